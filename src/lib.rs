@@ -1,0 +1,3 @@
+//! Keel trains visual backbones for multimodal language models by gradual feature refinement.
+#![deny(unsafe_code)]
+

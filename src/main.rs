@@ -1,0 +1,3 @@
+//! The `keel` program.
+
+fn main() {}
