@@ -1,0 +1,126 @@
+//! The one error type. Every variant names the thing, what was wanted and what was found; the text says what to do.
+
+use std::path::{Path, PathBuf};
+
+/// What went wrong, in one sentence a user can act on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An op was given a value of the wrong shape or type. Raised when the op is recorded.
+    #[error("{op}: {tensor} must be {want}, but is {got}")]
+    Shape {
+        /// The op's name.
+        op: &'static str,
+        /// Which of its inputs.
+        tensor: String,
+        /// The rule.
+        want: String,
+        /// What was passed.
+        got: String,
+    },
+    /// A setting is impossible or unknown.
+    #[error("{what}: wanted {want}, found {found}")]
+    Setting {
+        /// The setting, with file and line where it has them.
+        what: String,
+        /// What would be accepted, with the near miss where there is one.
+        want: String,
+        /// What stands there.
+        found: String,
+    },
+    /// A file or folder could not be used.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried, as a verb phrase ("read", "create the folder").
+        action: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file was read but its content is unusable.
+    #[error("{what}: {problem}; {remedy}")]
+    Content {
+        /// The file, entry or sample.
+        what: String,
+        /// What is wrong with it.
+        problem: String,
+        /// What the user can do.
+        remedy: String,
+    },
+    /// A run cannot go on: a non-finite loss, too many bad samples, not enough memory.
+    #[error("{what}: {problem}; {remedy}")]
+    Stopped {
+        /// Where it happened (stage, step).
+        what: String,
+        /// What happened.
+        problem: String,
+        /// What the user can do.
+        remedy: String,
+    },
+    /// A device or executor is not available.
+    #[error("device {device}: {problem}; {remedy}")]
+    Device {
+        /// The device asked for.
+        device: String,
+        /// Why it cannot be used.
+        problem: String,
+        /// What the user can do.
+        remedy: String,
+    },
+}
+
+/// The result of everything fallible in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// A shape error of `op` at `tensor`.
+    pub fn shape(
+        op: &'static str,
+        tensor: impl Into<String>,
+        want: impl ToString,
+        got: impl ToString,
+    ) -> Error {
+        Error::Shape {
+            op,
+            tensor: tensor.into(),
+            want: want.to_string(),
+            got: got.to_string(),
+        }
+    }
+
+    /// A setting error.
+    pub fn setting(what: impl ToString, want: impl ToString, found: impl ToString) -> Error {
+        Error::Setting {
+            what: what.to_string(),
+            want: want.to_string(),
+            found: found.to_string(),
+        }
+    }
+
+    /// An input/output error at `path` while trying to `action`.
+    pub fn io(path: impl AsRef<Path>, action: &'static str, source: std::io::Error) -> Error {
+        Error::Io {
+            path: path.as_ref().to_owned(),
+            action,
+            source,
+        }
+    }
+
+    /// A content error.
+    pub fn content(what: impl ToString, problem: impl ToString, remedy: impl ToString) -> Error {
+        Error::Content {
+            what: what.to_string(),
+            problem: problem.to_string(),
+            remedy: remedy.to_string(),
+        }
+    }
+
+    /// A run that cannot go on.
+    pub fn stopped(what: impl ToString, problem: impl ToString, remedy: impl ToString) -> Error {
+        Error::Stopped {
+            what: what.to_string(),
+            problem: problem.to_string(),
+            remedy: remedy.to_string(),
+        }
+    }
+}
