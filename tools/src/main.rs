@@ -1,6 +1,19 @@
 //! `cargo tool`: the chores of this repository, runnable when the engine itself does not build.
 
+mod emoji;
+mod palette;
+
 fn main() {
-    eprintln!("usage: cargo tool check");
-    std::process::exit(2);
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match arguments.first().map(String::as_str) {
+        Some("emoji") => emoji::run(&arguments[1..]),
+        _ => {
+            eprintln!("usage: cargo tool check | emoji");
+            std::process::exit(2);
+        }
+    };
+    if let Err(problem) = outcome {
+        eprintln!("cargo tool: {problem}");
+        std::process::exit(1);
+    }
 }
