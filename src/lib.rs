@@ -2,4 +2,10 @@
 #![deny(unsafe_code)]
 
 pub mod error;
+pub mod executor;
+pub mod launch;
+pub mod ops;
+pub mod plan;
+pub mod program;
+pub mod tape;
 pub mod tensor;

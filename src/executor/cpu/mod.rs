@@ -1,0 +1,5 @@
+//! The processor as an executor: f32 kernels in Rust, all cores, no allocation while a step runs.
+
+mod session;
+
+pub use session::CpuExecutor;

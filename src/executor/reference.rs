@@ -1,0 +1,225 @@
+//! The reference executor: every op by its definition, in f64, each value in an array of its own.
+//!
+//! It exists to be right and readable; nothing here is fast.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::{Executor, Session, expect_arena, expect_input};
+use crate::error::Result;
+use crate::program::{Place, Program};
+use crate::tape::{Arena, Array, ArrayData, ReferenceArgs, Value};
+use crate::tensor::DType;
+
+/// Runs programs in f64. See the module's documentation.
+#[derive(Clone, Debug)]
+pub struct ReferenceExecutor {
+    parameters: Arc<Mutex<Vec<f64>>>,
+}
+
+impl ReferenceExecutor {
+    /// An executor whose parameter arena has `elements` elements, all zero.
+    pub fn new(elements: usize) -> ReferenceExecutor {
+        ReferenceExecutor {
+            parameters: Arc::new(Mutex::new(vec![0.0; elements])),
+        }
+    }
+}
+
+impl Executor for ReferenceExecutor {
+    fn describe(&self) -> String {
+        "reference, f64".into()
+    }
+
+    fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
+        let elements = |arena| program.arena_elements(arena, 0);
+        Ok(Box::new(ReferenceSession {
+            parameters: self.parameters.clone(),
+            gradients: vec![0.0; elements(Arena::Gradients)],
+            first_moments: vec![0.0; elements(Arena::FirstMoments)],
+            second_moments: vec![0.0; elements(Arena::SecondMoments)],
+            arrays: vec![None; program.values().len()],
+            program,
+        }))
+    }
+
+    fn write_parameters(&self, offset: usize, values: &[f32]) {
+        let mut parameters = self
+            .parameters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (place, value) in parameters[offset..].iter_mut().zip(values) {
+            *place = f64::from(*value);
+        }
+    }
+
+    fn read_parameters(&self, offset: usize, values: &mut [f32]) {
+        let parameters = self
+            .parameters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (value, place) in values.iter_mut().zip(&parameters[offset..]) {
+            *value = *place as f32;
+        }
+    }
+}
+
+struct ReferenceSession {
+    program: Arc<Program>,
+    parameters: Arc<Mutex<Vec<f64>>>,
+    gradients: Vec<f64>,
+    first_moments: Vec<f64>,
+    second_moments: Vec<f64>,
+    arrays: Vec<Option<Array>>,
+}
+
+impl ReferenceSession {
+    /// Calls `with` on the elements of a fixed arena.
+    fn with_arena<T>(&mut self, arena: Arena, with: impl FnOnce(&mut [f64]) -> T) -> T {
+        match arena {
+            Arena::Parameters => with(
+                &mut self
+                    .parameters
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner),
+            ),
+            Arena::Gradients => with(&mut self.gradients),
+            Arena::FirstMoments => with(&mut self.first_moments),
+            Arena::SecondMoments => with(&mut self.second_moments),
+        }
+    }
+
+    /// The value as it stands now.
+    fn gather(&mut self, value: Value) -> Array {
+        let ty = self.program.ty(value);
+        match self.program.place(value) {
+            Place::Fixed(arena, offset) => {
+                let data = self.with_arena(arena, |all| all[offset..offset + ty.numel()].to_vec());
+                Array {
+                    shape: ty.shape,
+                    data: ArrayData::Float(data),
+                }
+            }
+            _ => {
+                let array = self.arrays[value.index()].clone();
+                array.unwrap_or_else(|| Array::zeros(&ty))
+            }
+        }
+    }
+
+    fn store(&mut self, value: Value, array: Array) {
+        if let Place::Fixed(arena, offset) = self.program.place(value) {
+            let values = array.float();
+            self.with_arena(arena, |all| {
+                all[offset..offset + values.len()].copy_from_slice(values);
+            });
+        }
+        self.arrays[value.index()] = Some(array);
+    }
+
+    fn run_step(&mut self, program: &Program, index: usize) {
+        let instruction = &program.steps()[index].instruction;
+        let inputs: Vec<Array> = instruction.inputs.iter().map(|v| self.gather(*v)).collect();
+        let inputs: Vec<&Array> = inputs.iter().collect();
+        let mut outputs: Vec<Array> = instruction
+            .outputs
+            .iter()
+            .map(|v| Array::zeros(&program.ty(*v)))
+            .collect();
+        instruction.op.reference(ReferenceArgs {
+            inputs: &inputs,
+            outputs: &mut outputs,
+        });
+        for (value, array) in instruction.outputs.iter().zip(outputs) {
+            self.store(*value, array);
+        }
+    }
+}
+
+impl Session for ReferenceSession {
+    fn program(&self) -> &Program {
+        &self.program
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let program = self.program.clone();
+        for index in 0..program.steps().len() {
+            self.run_step(&program, index);
+        }
+        Ok(())
+    }
+
+    fn run_timed(&mut self, seconds: &mut [f64]) -> Result<()> {
+        let program = self.program.clone();
+        for (index, seconds) in seconds.iter_mut().enumerate() {
+            let start = Instant::now();
+            self.run_step(&program, index);
+            *seconds += start.elapsed().as_secs_f64();
+        }
+        Ok(())
+    }
+
+    fn write_f32(&mut self, input: &str, values: &[f32]) -> Result<()> {
+        let values: Vec<f64> = values.iter().map(|x| f64::from(*x)).collect();
+        self.write_f64(input, &values)
+    }
+
+    fn write_f64(&mut self, input: &str, values: &[f64]) -> Result<()> {
+        let value = self.program.input(input)?;
+        let ty = self.program.ty(value);
+        expect_input(input, ty, DType::F32, values.len())?;
+        let data = ArrayData::Float(values.to_vec());
+        self.arrays[value.index()] = Some(Array {
+            shape: ty.shape,
+            data,
+        });
+        Ok(())
+    }
+
+    fn write_i32(&mut self, input: &str, values: &[i32]) -> Result<()> {
+        let value = self.program.input(input)?;
+        let ty = self.program.ty(value);
+        expect_input(input, ty, DType::I32, values.len())?;
+        let data = ArrayData::Int(values.to_vec());
+        self.arrays[value.index()] = Some(Array {
+            shape: ty.shape,
+            data,
+        });
+        Ok(())
+    }
+
+    fn read_f64(&self, output: &str) -> Result<Vec<f64>> {
+        let value = self.program.output(output)?;
+        let array = self.arrays[value.index()].clone();
+        let array = array.unwrap_or_else(|| Array::zeros(&self.program.ty(value)));
+        Ok(match array.data {
+            ArrayData::Float(values) => values,
+            ArrayData::Int(values) => values.into_iter().map(f64::from).collect(),
+        })
+    }
+
+    fn read_arena(&self, arena: Arena) -> Vec<f32> {
+        let convert = |values: &[f64]| values.iter().map(|x| *x as f32).collect();
+        match arena {
+            Arena::Parameters => convert(
+                &self
+                    .parameters
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner),
+            ),
+            Arena::Gradients => convert(&self.gradients),
+            Arena::FirstMoments => convert(&self.first_moments),
+            Arena::SecondMoments => convert(&self.second_moments),
+        }
+    }
+
+    fn write_arena(&mut self, arena: Arena, values: &[f32]) -> Result<()> {
+        self.with_arena(arena, |all| {
+            expect_arena(arena, all.len(), values.len())?;
+            for (place, value) in all.iter_mut().zip(values) {
+                *place = f64::from(*value);
+            }
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,542 @@
+//! Exact search for a placement of one part inside a given capacity.
+//!
+//! Branch and bound over *canonical* placements: every buffer lies at zero or on top of one it conflicts with, and
+//! buffers are placed in the order of their offsets, so that a state is a skyline (the *floor* of every section: nothing
+//! more starts below it) and the set of buffers still to place. At the lowest floor the search takes the section with
+//! the fewest ways on: some buffer that fits there starts at this height, or nothing does and the section is *closed* at
+//! this height, which costs it some of its slack. Four things keep the tree small:
+//!  - inference: a section's floor rises to the lowest offset that any of its buffers can still have; floor plus what is
+//!    still to be placed must stay within the capacity, and so must every single buffer;
+//!  - decomposition: where no buffer still to be placed crosses a boundary between sections, both sides are searched
+//!    apart, and a failure of one fails both;
+//!  - a table of states that have failed: the same skyline with the same buffers left is not searched again;
+//!  - of buffers that are alike only the first is tried.
+//!
+//! Canonical placements, section inference and decomposition follow Moffitt, "MiniMalloc", ASPLOS 2023; branching on the
+//! tightest section and the table of failures are ours. Effort is counted in sections visited, never in seconds, so that
+//! the same buffers give the same placement on every machine.
+
+use super::sections::Part;
+
+/// How a search ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// A placement within the capacity was found.
+    Found,
+    /// There is none.
+    Impossible,
+    /// The effort ran out first.
+    GaveUp,
+}
+
+/// Which buffer is tried first where several fit.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Preference {
+    /// The one with the longest lifetime.
+    Longest,
+    /// The largest.
+    Largest,
+    /// The one that covers the most bytes × sections.
+    Widest,
+    /// The one whose sections have the least slack, then the longest.
+    Tightest,
+    /// A fixed random order, replayable from its seed.
+    Shuffled(u64),
+}
+
+/// Deeper nests of choices than this end the search, so that the stack of the calling thread always suffices.
+const MAX_DEPTH: usize = 1500;
+/// States of the table of failures, a power of two (16 B each).
+const TABLE_SIZE: usize = 1 << 17;
+
+enum Change {
+    Floor { section: u32, old: u64 },
+    Closed { section: u32, old: u64 },
+    Placed { item: u32 },
+}
+
+/// A search over one part; keeps what it learned between attempts at the same capacity.
+pub(super) struct Search<'a> {
+    part: &'a Part,
+    capacity: u64,
+    /// Effort left, in sections visited.
+    effort: u64,
+    floor: Vec<u64>,
+    /// The floor at which the section was closed, plus one; it is closed while its floor is still that.
+    closed: Vec<u64>,
+    /// Bytes still to be placed in each section.
+    remaining: Vec<u64>,
+    /// Items still to be placed that cover both this section and the one before.
+    crossing: Vec<u32>,
+    /// For each section, the exclusive-or of the marks of the items still to be placed that start there.
+    starting: Vec<u128>,
+    is_placed: Vec<bool>,
+    offset: Vec<u64>,
+    rank: Vec<u32>,
+    mark: Vec<u128>,
+    /// `first_at[s]..first_at[s + 1]` are the items that start at section s.
+    first_at: Vec<u32>,
+    trail: Vec<Change>,
+    /// Choices of all open branches, a stack.
+    choices: Vec<u32>,
+    failed: Vec<u128>,
+    // Scratch, valid until the next inference.
+    least: Vec<u64>,
+    base: Vec<u64>,
+    raised: Vec<u64>,
+    cover: Vec<u32>,
+}
+
+impl<'a> Search<'a> {
+    pub fn new(part: &'a Part, capacity: u64) -> Search<'a> {
+        let (items, sections) = (&part.items, part.sections);
+        let mut random = Random::new(0x5ee4_15ed);
+        let mark: Vec<u128> = items
+            .iter()
+            .map(|_| u128::from(random.next()) << 64 | u128::from(random.next()))
+            .collect();
+        let mut first_at = vec![0u32; sections + 1];
+        for item in items {
+            first_at[item.start as usize + 1] += 1;
+        }
+        for section in 0..sections {
+            first_at[section + 1] += first_at[section];
+        }
+        Search {
+            part,
+            capacity,
+            effort: 0,
+            floor: vec![0; sections],
+            closed: vec![0; sections],
+            remaining: vec![0; sections],
+            crossing: vec![0; sections + 1],
+            starting: vec![0; sections],
+            is_placed: vec![false; items.len()],
+            offset: vec![0; items.len()],
+            rank: vec![0; items.len()],
+            mark,
+            first_at,
+            trail: Vec::new(),
+            choices: Vec::new(),
+            failed: vec![0; TABLE_SIZE],
+            least: vec![0; items.len()],
+            base: vec![0; sections],
+            raised: vec![0; sections],
+            cover: vec![0; sections],
+        }
+    }
+
+    /// Searches from the beginning with at most `effort`, and returns what is left of it.
+    pub fn attempt(&mut self, preference: Preference, effort: u64) -> (Verdict, u64) {
+        self.effort = effort;
+        self.reset();
+        self.order(preference);
+        let verdict = if self.part.bound > self.capacity {
+            Verdict::Impossible
+        } else {
+            self.solve(0, self.part.sections, 0)
+        };
+        (verdict, self.effort)
+    }
+
+    /// The offsets found, in the order of the part's items.
+    pub fn offsets(&self) -> &[u64] {
+        &self.offset
+    }
+
+    fn reset(&mut self) {
+        self.floor.fill(0);
+        self.closed.fill(0);
+        self.remaining.copy_from_slice(&self.part.totals());
+        self.crossing.fill(0);
+        self.starting.fill(0);
+        self.is_placed.fill(false);
+        self.trail.clear();
+        self.choices.clear();
+        for (index, item) in self.part.items.iter().enumerate() {
+            self.starting[item.start as usize] ^= self.mark[index];
+            for section in item.start + 1..item.end {
+                self.crossing[section as usize] += 1;
+            }
+        }
+    }
+
+    fn order(&mut self, preference: Preference) {
+        let items = &self.part.items;
+        let slack: Vec<u64> = self
+            .remaining
+            .iter()
+            .map(|&total| self.capacity.saturating_sub(total))
+            .collect();
+        let mut random = Random::new(match preference {
+            Preference::Shuffled(seed) => seed,
+            _ => 0,
+        });
+        let key: Vec<(u128, u128)> = items
+            .iter()
+            .map(|item| {
+                let length = u128::from(item.end - item.start);
+                let size = u128::from(item.size);
+                match preference {
+                    Preference::Longest => (length, size),
+                    Preference::Largest => (size, length),
+                    Preference::Widest => (size * length, length),
+                    Preference::Tightest => {
+                        let least = slack[item.sections()].iter().min().copied().unwrap_or(0);
+                        (u128::from(u64::MAX - least), length)
+                    }
+                    Preference::Shuffled(_) => (u128::from(random.next()), 0),
+                }
+            })
+            .collect();
+        let mut order: Vec<usize> = (0..items.len()).collect();
+        order.sort_by_key(|&item| (std::cmp::Reverse(key[item]), item));
+        for (rank, item) in order.into_iter().enumerate() {
+            self.rank[item] = rank as u32;
+        }
+    }
+
+    /// Places everything left in the sections `lo..hi`, or leaves the state as it was.
+    fn solve(&mut self, lo: usize, hi: usize, depth: usize) -> Verdict {
+        let undo = self.trail.len();
+        // Independent stretches, the tightest first: it is the likeliest to fail.
+        let mut stretches: Vec<(u64, usize, usize)> = Vec::new();
+        let mut begin = lo;
+        for section in lo..hi {
+            if section + 1 == hi || self.crossing[section + 1] == 0 {
+                let slack = (begin..=section)
+                    .filter(|&s| self.remaining[s] > 0)
+                    .map(|s| {
+                        self.capacity
+                            .saturating_sub(self.floor[s] + self.remaining[s])
+                    })
+                    .min();
+                if let Some(slack) = slack {
+                    stretches.push((slack, begin, section + 1));
+                }
+                begin = section + 1;
+            }
+        }
+        self.effort = self.effort.saturating_sub((hi - lo) as u64);
+        stretches.sort_unstable();
+        for (_, begin, end) in stretches {
+            let verdict = self.solve_stretch(begin, end, depth);
+            if verdict != Verdict::Found {
+                self.undo_to(undo);
+                return verdict;
+            }
+        }
+        Verdict::Found
+    }
+
+    fn solve_stretch(&mut self, lo: usize, hi: usize, depth: usize) -> Verdict {
+        let undo = self.trail.len();
+        let mut keys: Vec<u128> = Vec::new();
+        let verdict = loop {
+            if self.effort == 0 || depth > MAX_DEPTH {
+                break Verdict::GaveUp;
+            }
+            let Some((level, section)) = self.infer(lo, hi) else {
+                break Verdict::Impossible;
+            };
+            let key = self.key(lo, hi);
+            if self.failed[key as usize % TABLE_SIZE] == key {
+                break Verdict::Impossible;
+            }
+            let first_choice = self.choices.len();
+            self.gather(lo, section, level);
+            let may_close = self.floor[section] + self.remaining[section] < self.capacity;
+            let ways = self.choices.len() - first_choice + usize::from(may_close);
+            if ways == 1 {
+                // Forced: no branch, so no deeper nest. The failed state is remembered with the one it came from.
+                keys.push(key);
+                let forced = self.choices.pop();
+                match forced {
+                    Some(item) => self.place(item as usize, level),
+                    None => self.close(section),
+                }
+                if forced.is_some() && self.is_split(lo, hi) {
+                    break self.solve(lo, hi, depth + 1);
+                }
+                continue;
+            }
+            keys.push(key);
+            break self.branch(lo, hi, section, level, first_choice, may_close, depth);
+        };
+        if verdict != Verdict::Found {
+            self.undo_to(undo);
+            if verdict == Verdict::Impossible {
+                for key in keys {
+                    self.failed[key as usize % TABLE_SIZE] = key;
+                }
+            }
+        }
+        verdict
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn branch(
+        &mut self,
+        lo: usize,
+        hi: usize,
+        section: usize,
+        level: u64,
+        first_choice: usize,
+        may_close: bool,
+        depth: usize,
+    ) -> Verdict {
+        let undo = self.trail.len();
+        let mut verdict = Verdict::Impossible;
+        for choice in first_choice..self.choices.len() {
+            let item = self.choices[choice] as usize;
+            let alike = |&other: &u32| {
+                let (a, b) = (&self.part.items[item], &self.part.items[other as usize]);
+                (a.start, a.end, a.size) == (b.start, b.end, b.size)
+            };
+            if self.choices[first_choice..choice].iter().any(alike) {
+                continue;
+            }
+            self.place(item, level);
+            verdict = self.solve(lo, hi, depth + 1);
+            if verdict != Verdict::Impossible {
+                break;
+            }
+            self.undo_to(undo);
+        }
+        if verdict == Verdict::Impossible && may_close {
+            self.close(section);
+            verdict = self.solve(lo, hi, depth + 1);
+        }
+        if verdict != Verdict::Found {
+            self.undo_to(undo);
+        }
+        self.choices.truncate(first_choice);
+        verdict
+    }
+
+    /// Raises every floor of `lo..hi` to the lowest offset that an item there can still have.
+    ///
+    /// Returns the lowest floor and the open section at that floor with the fewest ways on, or nothing when the capacity
+    /// cannot be kept.
+    fn infer(&mut self, lo: usize, hi: usize) -> Option<(u64, usize)> {
+        let items = &self.part.items;
+        let level = (lo..hi).map(|s| self.floor[s]).min()?;
+        let is_closed = |s: usize| self.closed[s] == self.floor[s] + 1;
+        let first = self.first_at[lo] as usize..self.first_at[hi] as usize;
+        let mut visited = (hi - lo) as u64;
+
+        // What a closed section has to wait for: the next floor above, or the top of the smallest item that can still be
+        // put down at this level.
+        let mut waits = false;
+        let mut next = u64::MAX;
+        for section in lo..hi {
+            self.base[section] = self.floor[section];
+            if self.floor[section] > level {
+                next = next.min(self.floor[section]);
+            } else if is_closed(section) {
+                self.base[section] = u64::MAX;
+                waits = true;
+            }
+        }
+        if waits {
+            for index in first.clone().filter(|&index| !self.is_placed[index]) {
+                let sections = items[index].sections();
+                visited += sections.len() as u64;
+                if level + items[index].size < next
+                    && self.base[sections].iter().all(|&base| base == level)
+                {
+                    next = level + items[index].size;
+                }
+            }
+            if next == u64::MAX {
+                return None;
+            }
+            for section in lo..hi {
+                self.base[section] = self.base[section].min(next.max(self.floor[section]));
+            }
+        }
+
+        loop {
+            self.raised[lo..hi].fill(u64::MAX);
+            for index in first.clone().filter(|&index| !self.is_placed[index]) {
+                let sections = items[index].sections();
+                visited += sections.len() as u64;
+                let least = self.base[sections.clone()]
+                    .iter()
+                    .copied()
+                    .max()
+                    .unwrap_or(0);
+                if least + items[index].size > self.capacity {
+                    self.effort = self.effort.saturating_sub(visited);
+                    return None;
+                }
+                self.least[index] = least;
+                for raised in &mut self.raised[sections] {
+                    *raised = (*raised).min(least);
+                }
+            }
+            let mut changed = false;
+            for section in lo..hi {
+                if self.raised[section] > self.base[section] && self.remaining[section] > 0 {
+                    if self.raised[section] + self.remaining[section] > self.capacity {
+                        self.effort = self.effort.saturating_sub(visited);
+                        return None;
+                    }
+                    self.base[section] = self.raised[section];
+                    changed = true;
+                }
+            }
+            if !changed {
+                break;
+            }
+        }
+        self.effort = self.effort.saturating_sub(visited);
+
+        // Keep what was inferred, except for closed sections: their wait may still grow longer.
+        let mut level = u64::MAX;
+        for section in lo..hi {
+            if self.remaining[section] == 0 {
+                continue;
+            }
+            if self.base[section] + self.remaining[section] > self.capacity {
+                return None;
+            }
+            level = level.min(self.base[section]);
+            if self.base[section] > self.floor[section]
+                && self.closed[section] != self.floor[section] + 1
+            {
+                self.set_floor(section, self.base[section]);
+            }
+        }
+        // When nothing can be put down at the old level any more, the closed sections rise as well.
+        for section in lo..hi {
+            if self.floor[section] < level && self.remaining[section] > 0 {
+                self.set_floor(section, self.base[section]);
+            }
+        }
+
+        self.cover[lo..hi].fill(0);
+        for index in first.filter(|&index| !self.is_placed[index]) {
+            if self.least[index] == level {
+                for cover in &mut self.cover[items[index].sections()] {
+                    *cover += 1;
+                }
+            }
+        }
+        let best = (lo..hi)
+            .filter(|&section| self.remaining[section] > 0 && self.base[section] == level)
+            .min_by_key(|&section| {
+                let slack = self.capacity - level - self.remaining[section];
+                (self.cover[section] + u32::from(slack > 0), slack, section)
+            })?;
+        Some((level, best))
+    }
+
+    /// Pushes the items that cover `section` and can be put down at `level`, the preferred first.
+    fn gather(&mut self, lo: usize, section: usize, level: u64) {
+        let from = self.choices.len();
+        for index in self.first_at[lo] as usize..self.first_at[section + 1] as usize {
+            let fits = !self.is_placed[index] && self.least[index] == level;
+            if fits && self.part.items[index].end as usize > section {
+                self.choices.push(index as u32);
+            }
+        }
+        let rank = &self.rank;
+        self.choices[from..].sort_unstable_by_key(|&index| rank[index as usize]);
+    }
+
+    /// Whether nothing is left to place, or what is left falls apart.
+    fn is_split(&self, lo: usize, hi: usize) -> bool {
+        self.remaining[lo] == 0 || (lo + 1..hi).any(|section| self.crossing[section] == 0)
+    }
+
+    fn place(&mut self, index: usize, level: u64) {
+        let item = self.part.items[index];
+        self.is_placed[index] = true;
+        self.offset[index] = level;
+        self.starting[item.start as usize] ^= self.mark[index];
+        for section in item.sections() {
+            self.set_floor(section, level + item.size);
+            self.remaining[section] -= item.size;
+            self.crossing[section] -= u32::from(section > item.start as usize);
+        }
+        self.trail.push(Change::Placed { item: index as u32 });
+    }
+
+    fn close(&mut self, section: usize) {
+        self.trail.push(Change::Closed {
+            section: section as u32,
+            old: self.closed[section],
+        });
+        self.closed[section] = self.floor[section] + 1;
+    }
+
+    fn set_floor(&mut self, section: usize, floor: u64) {
+        self.trail.push(Change::Floor {
+            section: section as u32,
+            old: self.floor[section],
+        });
+        self.floor[section] = floor;
+    }
+
+    fn undo_to(&mut self, length: usize) {
+        while self.trail.len() > length {
+            match self.trail.pop().expect("the trail is longer than `length`") {
+                Change::Floor { section, old } => self.floor[section as usize] = old,
+                Change::Closed { section, old } => self.closed[section as usize] = old,
+                Change::Placed { item } => {
+                    let index = item as usize;
+                    let item = self.part.items[index];
+                    self.is_placed[index] = false;
+                    self.starting[item.start as usize] ^= self.mark[index];
+                    for section in item.sections() {
+                        self.remaining[section] += item.size;
+                        self.crossing[section] += u32::from(section > item.start as usize);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A fingerprint of the stretch: its sections, their floors, and what is still to be placed. Never zero.
+    fn key(&self, lo: usize, hi: usize) -> u128 {
+        const MULTIPLIER: u128 = 0x2360_ed05_1fc6_5da4_4385_df64_9fcc_f645;
+        let mut key = (lo as u128) << 64 | hi as u128;
+        let mut left = 0u128;
+        for section in lo..hi {
+            let is_closed = self.closed[section] == self.floor[section] + 1;
+            // The floor of a finished section constrains nothing any more.
+            let floor = match self.remaining[section] {
+                0 => u64::MAX,
+                _ => self.floor[section],
+            };
+            key = (key ^ u128::from(floor)).wrapping_mul(MULTIPLIER) ^ u128::from(is_closed);
+            key ^= key >> 67;
+            left ^= self.starting[section];
+        }
+        key = (key ^ left).wrapping_mul(MULTIPLIER);
+        (key ^ key >> 64) | 1 << 127
+    }
+}
+
+/// A small generator of random numbers (SplitMix64: Steele, Lea and Flood, 2014).
+pub(super) struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `limit`, which is above zero.
+    pub fn below(&mut self, limit: usize) -> usize {
+        ((u128::from(self.next()) * limit as u128) >> 64) as usize
+    }
+}

@@ -1,0 +1,127 @@
+//! How far an f32 kernel may be from the f64 reference. Derived for each tensor of each case, never chosen by hand.
+//!
+//! A backward-stable kernel returns the exact result of slightly different inputs. So the reference itself is run on
+//! inputs moved by a few units in the last place, several times; the budget is a small multiple of the largest change
+//! that makes, plus a few units in the last place of the largest result.
+
+use std::collections::BTreeMap;
+
+use keel::tensor::{Shape, TensorType};
+
+use super::Random;
+use super::case::Loaded;
+
+/// Unit in the last place of f32 around 1.
+const EPSILON: f64 = f32::EPSILON as f64;
+
+/// Draws of moved inputs.
+const DRAWS: usize = 4;
+
+/// The largest error allowed anywhere in one tensor.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    pub largest_error: f64,
+}
+
+/// The budget of every float tensor the case returns.
+pub fn derive_budget(
+    reference: &mut Loaded<'_>,
+    floats: &BTreeMap<String, Vec<f64>>,
+    truth: &BTreeMap<String, (TensorType, Vec<f64>)>,
+    random: &mut Random,
+) -> BTreeMap<String, Budget> {
+    let mut change: BTreeMap<String, f64> = BTreeMap::new();
+    for _ in 0..DRAWS {
+        let mut moved = floats.clone();
+        for value in moved.values_mut().flatten() {
+            *value *= 1.0 + EPSILON * (2.0 * random.uniform() - 1.0) * 2.0;
+        }
+        for (name, (_, values)) in reference.run(&moved) {
+            let differences = values
+                .iter()
+                .zip(&truth[&name].1)
+                .map(|(a, b)| (a - b).abs());
+            let largest = differences.fold(0.0, f64::max);
+            let entry = change.entry(name).or_default();
+            *entry = entry.max(largest);
+        }
+    }
+    truth
+        .iter()
+        .map(|(name, (_, values))| {
+            let scale = values.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+            let largest_error = 4.0 * change[name] + 4.0 * EPSILON * scale + 1e-37;
+            (name.clone(), Budget { largest_error })
+        })
+        .collect()
+}
+
+impl Budget {
+    /// Holds `got` against `want`.
+    ///
+    /// # Errors
+    /// A sentence that names the worst element, both values and the share of the budget used.
+    pub fn compare(&self, shape: Shape, want: &[f64], got: &[f64]) -> Result<(), String> {
+        assert_eq!(want.len(), got.len());
+        let mut worst = (0.0, 0);
+        for (index, (want, got)) in want.iter().zip(got).enumerate() {
+            let error = (want - got).abs();
+            if error.is_nan() {
+                return Err(format!("not a number at {}", coordinate(shape, index)));
+            }
+            if error > worst.0 {
+                worst = (error, index);
+            }
+        }
+        let (error, index) = worst;
+        if error <= self.largest_error {
+            return Ok(());
+        }
+        Err(format!(
+            "at {} of {shape} want {:.9e}, got {:.9e}: error {error:.2e} is {:.1} times the budget",
+            coordinate(shape, index),
+            want[index],
+            got[index],
+            error / self.largest_error
+        ))
+    }
+
+    /// Proves that the budget bites: zeros, a flipped sign, rows shifted by one and the largest element off by 5 % must
+    /// all be refused.
+    pub fn must_refuse_wrong_answers(&self, what: &str, shape: Shape, want: &[f64]) {
+        let refuse = |kind: &str, wrong: Vec<f64>| {
+            if wrong == want {
+                return;
+            }
+            assert!(
+                self.compare(shape, want, &wrong).is_err(),
+                "{what}: the budget {:.2e} accepts {kind}",
+                self.largest_error
+            );
+        };
+        refuse("zeros", vec![0.0; want.len()]);
+        refuse("a flipped sign", want.iter().map(|x| -x).collect());
+        let columns = shape.columns();
+        if want.len() > columns {
+            let mut shifted = want.to_vec();
+            shifted.rotate_right(columns);
+            refuse("rows shifted by one", shifted);
+        }
+        let largest = (0..want.len()).max_by(|a, b| want[*a].abs().total_cmp(&want[*b].abs()));
+        if let Some(largest) = largest {
+            let mut off = want.to_vec();
+            off[largest] *= 1.05;
+            refuse("the largest element off by 5 %", off);
+        }
+    }
+}
+
+fn coordinate(shape: Shape, mut index: usize) -> String {
+    let mut coordinate: Vec<usize> = Vec::new();
+    for dim in shape.dims().iter().rev() {
+        coordinate.push(index % dim);
+        index /= dim;
+    }
+    coordinate.reverse();
+    format!("{coordinate:?}")
+}

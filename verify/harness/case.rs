@@ -1,0 +1,290 @@
+//! A case: one op (or a few) with inputs, run on every executor present, values and gradients.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use keel::error::Result;
+use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, Session};
+use keel::program::{CompileOptions, Program};
+use keel::tape::{ParameterLayout, Tape, Target, Value};
+use keel::tensor::{DType, Shape, TensorType};
+
+use super::{Random, derive_budget, gradcheck};
+
+/// The elements of an input.
+#[derive(Clone, Debug)]
+pub enum Data {
+    /// Of type f32.
+    F32(Vec<f32>),
+    /// Of type i32.
+    I32(Vec<i32>),
+}
+
+/// What a case's record function returns of one output.
+#[derive(Clone, Debug)]
+pub struct Returned {
+    pub name: &'static str,
+    pub value: Value,
+    pub is_differentiable: bool,
+}
+
+/// An output whose gradient is checked.
+pub fn out(name: &'static str, value: Value) -> Returned {
+    Returned {
+        name,
+        value,
+        is_differentiable: true,
+    }
+}
+
+/// An output that is compared but not differentiated: statistics, integers.
+pub fn aux(name: &'static str, value: Value) -> Returned {
+    Returned {
+        name,
+        value,
+        is_differentiable: false,
+    }
+}
+
+struct CaseInput {
+    name: &'static str,
+    ty: TensorType,
+    data: Data,
+    is_differentiable: bool,
+}
+
+type Record = Box<dyn Fn(&mut Tape, &[Value]) -> Result<Vec<Returned>>>;
+
+/// One op with inputs. Build it with [`Case::new`], [`Case::input`] and its siblings, then [`check`] it.
+pub struct Case {
+    name: String,
+    inputs: Vec<CaseInput>,
+    record: Record,
+    checks_wrong_answers: bool,
+}
+
+impl Case {
+    /// A case that records its op with `record`, which is given the inputs in the order they were added.
+    pub fn new(
+        name: impl Into<String>,
+        record: impl Fn(&mut Tape, &[Value]) -> Result<Vec<Returned>> + 'static,
+    ) -> Case {
+        Case {
+            name: name.into(),
+            inputs: Vec::new(),
+            record: Box::new(record),
+            checks_wrong_answers: true,
+        }
+    }
+
+    /// Adds a float input whose gradient is checked.
+    pub fn input(self, name: &'static str, shape: impl Into<Shape>, data: Vec<f32>) -> Case {
+        self.add(name, TensorType::f32(shape), Data::F32(data), true)
+    }
+
+    /// Adds a float input that owes no gradient.
+    pub fn constant(self, name: &'static str, shape: impl Into<Shape>, data: Vec<f32>) -> Case {
+        self.add(name, TensorType::f32(shape), Data::F32(data), false)
+    }
+
+    /// Adds an integer input.
+    pub fn integers(self, name: &'static str, shape: impl Into<Shape>, data: Vec<i32>) -> Case {
+        self.add(name, TensorType::i32(shape), Data::I32(data), false)
+    }
+
+    /// For inputs on which a wrong answer is right, for example a gradient that is zero by construction.
+    pub fn without_wrong_answers(mut self) -> Case {
+        self.checks_wrong_answers = false;
+        self
+    }
+
+    fn add(mut self, name: &'static str, ty: TensorType, data: Data, diff: bool) -> Case {
+        let elements = match &data {
+            Data::F32(values) => values.len(),
+            Data::I32(values) => values.len(),
+        };
+        assert_eq!(elements, ty.numel(), "{}: input {name}", self.name);
+        self.inputs.push(CaseInput {
+            name,
+            ty,
+            data,
+            is_differentiable: diff,
+        });
+        self
+    }
+
+    /// The program of the case: outputs under their names, gradients as `gradient.<input>`.
+    fn compile(&self, target: Target) -> (Arc<Program>, Vec<(&'static str, TensorType)>) {
+        let mut tape = Tape::new(Arc::new(ParameterLayout::default()), |_| false);
+        let values: Vec<Value> = self
+            .inputs
+            .iter()
+            .map(|input| match input.is_differentiable {
+                true => tape.input_with_gradient(input.name, input.ty),
+                false => tape.input(input.name, input.ty),
+            })
+            .collect();
+        let returned = (self.record)(&mut tape, &values)
+            .unwrap_or_else(|problem| panic!("{}: recording failed: {problem}", self.name));
+        let mut seeds = Vec::new();
+        let mut cotangents = Vec::new();
+        for output in &returned {
+            tape.output(output.value, output.name);
+            if output.is_differentiable && tape.requires_gradient(output.value) {
+                let ty = tape.ty(output.value);
+                let cotangent = tape.input(format!("cotangent.{}", output.name), ty);
+                seeds.push((output.value, cotangent));
+                cotangents.push((output.name, ty));
+            }
+        }
+        if !seeds.is_empty() {
+            tape.backward_from(&seeds)
+                .unwrap_or_else(|problem| panic!("{}: backward failed: {problem}", self.name));
+        }
+        let program = Program::compile(tape, &CompileOptions::new(target))
+            .unwrap_or_else(|problem| panic!("{}: planning failed: {problem}", self.name));
+        (Arc::new(program), cotangents)
+    }
+}
+
+/// A case loaded on one executor.
+pub(super) struct Loaded<'a> {
+    case: &'a Case,
+    session: Box<dyn Session>,
+}
+
+impl<'a> Loaded<'a> {
+    fn new(case: &'a Case, executor: &dyn Executor, target: Target) -> Loaded<'a> {
+        let (program, _) = case.compile(target);
+        Loaded {
+            case,
+            session: executor.load(program).expect("a small case fits in memory"),
+        }
+    }
+
+    /// Runs with the given float inputs (in f64) and the case's integers; returns all readable values by name.
+    pub fn run(
+        &mut self,
+        floats: &BTreeMap<String, Vec<f64>>,
+    ) -> BTreeMap<String, (TensorType, Vec<f64>)> {
+        for (name, values) in floats {
+            self.session
+                .write_f64(name, values)
+                .expect("the case's inputs fit");
+        }
+        for input in &self.case.inputs {
+            if let Data::I32(values) = &input.data {
+                self.session
+                    .write_i32(input.name, values)
+                    .expect("the case's inputs fit");
+            }
+        }
+        self.session.run().expect("a case runs");
+        let program = self.session.program();
+        program
+            .output_names()
+            .map(|name| {
+                let ty = program.ty(program.output(name).expect("listed"));
+                (
+                    name.to_owned(),
+                    (ty, self.session.read_f64(name).expect("listed")),
+                )
+            })
+            .collect()
+    }
+}
+
+/// Checks a case on every executor present. Panics with the first thing that is wrong.
+///
+/// The f64 reference is held against central differences; the processor, with one thread and with three (same bits),
+/// is held against the reference under the derived budget, which must itself refuse four kinds of wrong answer.
+pub fn check(case: &Case, seed: u64) {
+    let mut random = Random::new(seed);
+    let (_, cotangents) = case.compile(Target::Reference);
+    let mut floats: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for input in &case.inputs {
+        if let Data::F32(values) = &input.data {
+            floats.insert(
+                input.name.into(),
+                values.iter().map(|x| f64::from(*x)).collect(),
+            );
+        }
+    }
+    for (name, ty) in &cotangents {
+        let values = random.normals(ty.numel(), 1.0);
+        let values = values.iter().map(|x| f64::from(*x)).collect();
+        floats.insert(format!("cotangent.{name}"), values);
+    }
+    let what = format!("{} (seed {seed})", case.name);
+    let mut reference = Loaded::new(case, &ReferenceExecutor::new(0), Target::Reference);
+    let truth = reference.run(&floats);
+    for (name, (_, values)) in &truth {
+        assert!(
+            values.iter().all(|x| x.is_finite()),
+            "{what}: reference {name} is not finite"
+        );
+    }
+
+    let differentiable: Vec<&str> = case
+        .inputs
+        .iter()
+        .filter(|i| i.is_differentiable)
+        .map(|i| i.name)
+        .collect();
+    if !cotangents.is_empty() {
+        gradcheck::check(
+            &what,
+            &mut reference,
+            &floats,
+            &truth,
+            &differentiable,
+            &mut random,
+        );
+    }
+
+    let budgets = derive_budget(&mut reference, &floats, &truth, &mut random);
+    let mut first: Option<BTreeMap<String, (TensorType, Vec<f64>)>> = None;
+    for threads in [1, 3] {
+        let executor = CpuExecutor::new(0, threads).expect("threads can be had");
+        let mut cpu = Loaded::new(case, &executor, Target::Cpu { threads });
+        let found = cpu.run(&floats);
+        let repeated = cpu.run(&floats);
+        assert_eq!(
+            bits(&found),
+            bits(&repeated),
+            "{what}: a second run gives other bits"
+        );
+        match &first {
+            None => first = Some(found),
+            Some(first) => {
+                assert_eq!(
+                    bits(first),
+                    bits(&found),
+                    "{what}: {threads} threads give other bits"
+                );
+            }
+        }
+    }
+    let found = first.expect("the processor ran");
+    for (name, (ty, want)) in &truth {
+        let (_, got) = &found[name];
+        if ty.dtype == DType::I32 {
+            assert_eq!(want, got, "{what}: cpu {name}");
+            continue;
+        }
+        let budget = budgets[name];
+        if let Err(problem) = budget.compare(ty.shape, want, got) {
+            panic!("{what}: cpu {name}: {problem}");
+        }
+        if case.checks_wrong_answers {
+            budget.must_refuse_wrong_answers(&format!("{what}: {name}"), ty.shape, want);
+        }
+    }
+}
+
+fn bits(values: &BTreeMap<String, (TensorType, Vec<f64>)>) -> BTreeMap<&str, Vec<u64>> {
+    values
+        .iter()
+        .map(|(name, (_, v))| (name.as_str(), v.iter().map(|x| x.to_bits()).collect()))
+        .collect()
+}

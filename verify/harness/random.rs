@@ -1,0 +1,40 @@
+//! Seeded random inputs. The same seed gives the same numbers on every machine.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+/// A stream of random numbers.
+pub struct Random(ChaCha8Rng);
+
+impl Random {
+    /// The stream of `seed`.
+    pub fn new(seed: u64) -> Random {
+        Random(ChaCha8Rng::seed_from_u64(seed))
+    }
+
+    /// Uniform in [0, 1).
+    pub fn uniform(&mut self) -> f64 {
+        (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Uniform in 0..limit.
+    pub fn below(&mut self, limit: usize) -> usize {
+        (self.uniform() * limit as f64) as usize
+    }
+
+    /// Normal with mean 0 and standard deviation 1 (Box and Muller 1958).
+    pub fn normal(&mut self) -> f64 {
+        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
+        radius * (2.0 * std::f64::consts::PI * self.uniform()).cos()
+    }
+
+    /// `count` normal numbers times `scale`, rounded to f32.
+    pub fn normals(&mut self, count: usize, scale: f64) -> Vec<f32> {
+        (0..count).map(|_| (self.normal() * scale) as f32).collect()
+    }
+
+    /// `count` integers in 0..limit.
+    pub fn integers(&mut self, count: usize, limit: usize) -> Vec<i32> {
+        (0..count).map(|_| self.below(limit) as i32).collect()
+    }
+}

@@ -1,0 +1,26 @@
+//! The tape's own ops: view, copy, add.
+
+use keel::tape::{Add, Copy};
+use proptest::prelude::*;
+
+use crate::harness::{Case, Random, check, out};
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    #[test]
+    fn add_copy_and_view_match_the_reference(rows in 1usize..40, columns in 1usize..70, seed: u64) {
+        let mut random = Random::new(seed);
+        let shape = [rows, columns];
+        let case = Case::new("(a + view(copy(b))) + a", move |tape, v| {
+            let flat = tape.reshape(v[1], [rows * columns])?;
+            let copied = tape.record_one(Copy, &[flat])?;
+            let b = tape.reshape(copied, shape)?;
+            let sum = tape.record_one(Add, &[v[0], b])?;
+            Ok(vec![out("y", tape.record_one(Add, &[sum, v[0]])?)])
+        })
+        .input("a", shape, random.normals(rows * columns, 1.0))
+        .input("b", shape, random.normals(rows * columns, 1.0));
+        check(&case, seed);
+    }
+}

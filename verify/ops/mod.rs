@@ -1,0 +1,3 @@
+//! The cases of every op, one file an op.
+
+mod basic;
