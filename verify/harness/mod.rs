@@ -2,6 +2,7 @@
 
 mod budget;
 mod case;
+pub mod golden;
 mod gradcheck;
 mod random;
 
