@@ -1,0 +1,183 @@
+//! The pairs that come with the program: 1,906 emoji concepts, each drawn by two groups of artists, with English words.
+//!
+//! Made by `cargo tool emoji`; notices in assets/NOTICE.md. Noto is for training, Twemoji is the test of another style
+//! and is never trained on. Read through the same shard reader as anyone's data.
+
+use std::io::Read;
+use std::sync::LazyLock;
+
+use rayon::prelude::*;
+use serde::Deserialize;
+
+use super::picture::{Picture, PictureLimits};
+use super::webdataset::{Shard, ShardLimits, Step};
+use crate::error::{Error, Result};
+
+/// The Noto drawings, 64 × 64, a gzipped shard.
+pub static NOTO: &[u8] = include_bytes!("../../assets/noto.tar.gz");
+/// The Twemoji drawings, 64 × 64, a gzipped shard.
+pub static TWEMOJI: &[u8] = include_bytes!("../../assets/twemoji.tar.gz");
+
+/// Width and height of every embedded picture, pixels.
+pub const SIZE: u32 = 64;
+
+/// Who drew a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Artist {
+    /// Google's Noto Emoji: trained on.
+    Noto,
+    /// Twemoji: another style, only for tests.
+    Twemoji,
+}
+
+impl Artist {
+    /// Both.
+    pub const ALL: [Artist; 2] = [Artist::Noto, Artist::Twemoji];
+
+    /// The name in lower case, as tables show it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Artist::Noto => "noto",
+            Artist::Twemoji => "twemoji",
+        }
+    }
+}
+
+/// One emoji: its words, and its picture by every artist.
+#[derive(Debug, Clone)]
+pub struct Concept {
+    /// Lower-case hexadecimal code points, joined by hyphens: the key in both shards.
+    pub codepoints: String,
+    /// The emoji itself.
+    pub emoji: String,
+    /// What a person would call it, lower-case ASCII: "flag of kenya". No two concepts share a name.
+    pub name: String,
+    /// Chat names without colons: "flag-ke".
+    pub short_names: Vec<String>,
+    /// English keywords, lower-case ASCII.
+    pub keywords: Vec<String>,
+    /// One of nine: "Flags".
+    pub category: String,
+    /// One of 98: "country-flag".
+    pub subcategory: String,
+    /// Whether it is kept out of training; the same for both artists.
+    pub held_out: bool,
+    pictures: [Picture; 2],
+}
+
+impl Concept {
+    /// The drawing by this artist, transparent around it.
+    pub fn picture(&self, artist: Artist) -> &Picture {
+        &self.pictures[artist as usize]
+    }
+}
+
+/// All embedded concepts, in Unicode's order.
+#[derive(Debug)]
+pub struct Concepts {
+    /// One per emoji.
+    pub entries: Vec<Concept>,
+}
+
+/// What stands in a sample's JSON member.
+#[derive(Deserialize)]
+struct Words {
+    emoji: String,
+    name: String,
+    short_names: Vec<String>,
+    keywords: Vec<String>,
+    category: String,
+    subcategory: String,
+    split: String,
+}
+
+impl Concepts {
+    /// Unpacks and decodes both shards, on all threads.
+    ///
+    /// # Errors
+    /// [`Error::Content`] when a shard is damaged or the two do not hold the same concepts.
+    pub fn load(noto: &[u8], twemoji: &[u8]) -> Result<Concepts> {
+        let (noto, twemoji) = rayon::join(
+            || read_shard("the embedded shard noto", noto),
+            || read_shard("the embedded shard twemoji", twemoji),
+        );
+        let (noto, twemoji) = (noto?, twemoji?);
+        let same = noto
+            .iter()
+            .map(|drawn| &drawn.0)
+            .eq(twemoji.iter().map(|drawn| &drawn.0));
+        if !same {
+            return Err(Error::content(
+                "the embedded shards",
+                "they do not hold the same concepts in the same order",
+                "rebuild them with cargo tool emoji",
+            ));
+        }
+        let entries = noto
+            .into_iter()
+            .zip(twemoji)
+            .map(|((codepoints, words, noto), (_, _, twemoji))| Concept {
+                codepoints,
+                emoji: words.emoji,
+                name: words.name,
+                short_names: words.short_names,
+                keywords: words.keywords,
+                category: words.category,
+                subcategory: words.subcategory,
+                held_out: words.split == "held-out",
+                pictures: [noto, twemoji],
+            })
+            .collect();
+        Ok(Concepts { entries })
+    }
+
+    /// The embedded concepts, decoded at the first call and shared from then on.
+    pub fn embedded() -> &'static Concepts {
+        static CONCEPTS: LazyLock<Concepts> = LazyLock::new(|| {
+            Concepts::load(NOTO, TWEMOJI)
+                .expect("the shards are part of the program and tested with it")
+        });
+        &CONCEPTS
+    }
+}
+
+/// The key, words and picture of every sample of a gzipped shard.
+fn read_shard(name: &str, gzip: &[u8]) -> Result<Vec<(String, Words, Picture)>> {
+    let damaged =
+        |problem: String| Error::content(name, problem, "rebuild it with cargo tool emoji");
+    let mut tar = Vec::new();
+    flate2::read::GzDecoder::new(gzip)
+        .read_to_end(&mut tar)
+        .map_err(|e| damaged(format!("it cannot be unpacked ({e})")))?;
+    let shard = Shard::from_bytes(name, tar);
+    let samples = shard
+        .samples(ShardLimits::default())
+        .map(|step| match step? {
+            Step::Sample(sample) => Ok(sample),
+            Step::Skipped(_, key, reason) => Err(damaged(format!("{key}: {reason}"))),
+        })
+        .collect::<Result<Vec<_>>>()?;
+    samples
+        .into_par_iter()
+        .map(|sample| {
+            let read = |ending: &str| {
+                let member = sample.member(&[ending]);
+                shard.read(member.ok_or_else(|| damaged(format!("{}: no {ending}", sample.key)))?)
+            };
+            let words: Words = serde_json::from_slice(&read("json")?)
+                .map_err(|e| damaged(format!("{}.json: {e}", sample.key)))?;
+            let picture = Picture::decode(
+                &format!("{name}: {}.png", sample.key),
+                &read("png")?,
+                &PictureLimits::default(),
+            )?;
+            if (picture.width, picture.height) != (SIZE, SIZE) {
+                return Err(damaged(format!(
+                    "{}.png is not {SIZE} x {SIZE}",
+                    sample.key
+                )));
+            }
+            Ok((sample.key, words, picture))
+        })
+        .collect()
+}
