@@ -1,1 +1,5 @@
 //! Ops.
+
+mod attention;
+
+pub use attention::{Heads, Mask, attention, cross_attention};

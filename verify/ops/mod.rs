@@ -1,3 +1,4 @@
 //! The cases of every op, one file an op.
 
+mod attention;
 mod basic;

@@ -1,0 +1,217 @@
+//! Attention over packed rows and over separate ones.
+
+use keel::ops::{Heads, Mask, attention, cross_attention};
+use keel::tape::{ParameterLayout, Tape};
+use keel::tensor::TensorType;
+use proptest::prelude::*;
+
+use crate::harness::{Case, Random, check, out};
+
+/// Query heads, key heads: alone, grouped, and all keys shared.
+const GROUPS: [(usize, usize); 4] = [(1, 1), (2, 1), (4, 2), (3, 3)];
+
+/// Head dims: whole vectors, less than one, and ragged tails.
+const DIMS: [usize; 5] = [32, 8, 24, 40, 72];
+
+/// Segment numbers [B, T]: a few runs, the last of some rows padding.
+fn random_segments(random: &mut Random, batch: usize, tokens: usize) -> Vec<i32> {
+    let mut segments = Vec::new();
+    for _ in 0..batch {
+        let mut segment = random.below(3) as i32;
+        for token in 0..tokens {
+            if token > 0 && random.below(4) == 0 {
+                segment += 1;
+            }
+            let is_padding = segment > 2 && random.below(2) == 0;
+            segments.push(if is_padding { -1 } else { segment });
+        }
+    }
+    segments
+}
+
+struct Sizes {
+    batch: usize,
+    tokens: usize,
+    heads: Heads,
+    mask: Mask,
+    has_segments: bool,
+}
+
+fn attention_case(sizes: Sizes, scale: f64, random: &mut Random) -> Case {
+    let Sizes {
+        batch,
+        tokens,
+        heads,
+        mask,
+        has_segments,
+    } = sizes;
+    let width = heads.packed_width();
+    let name = format!("attention {heads:?} {mask:?} B {batch} T {tokens} segments {has_segments}");
+    let case = Case::new(name, move |tape, v| {
+        let y = attention(tape, v[0], heads, mask, v.get(1).copied())?;
+        Ok(vec![out("y", y)])
+    })
+    .input(
+        "qkv",
+        [batch, tokens, width],
+        random.normals(batch * tokens * width, scale),
+    );
+    match has_segments {
+        true => case.integers(
+            "segments",
+            [batch, tokens],
+            random_segments(random, batch, tokens),
+        ),
+        false => case,
+    }
+}
+
+fn heads((query, key_value): (usize, usize), dim: usize) -> Heads {
+    Heads {
+        query,
+        key_value,
+        dim,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn attention_matches_the_reference_on_ragged_shapes_masks_and_segments(
+        batch in 1usize..4, tokens in 1usize..19, group in 0usize..4, dim in 0usize..5,
+        mask in 0usize..3, prefix in 0usize..20, has_segments: bool, seed: u64,
+    ) {
+        let mask = [Mask::Full, Mask::Causal, Mask::Prefix(prefix)][mask];
+        let heads = heads(GROUPS[group], DIMS[dim]);
+        let mut random = Random::new(seed);
+        let sizes = Sizes { batch, tokens, heads, mask, has_segments };
+        check(&attention_case(sizes, 1.0, &mut random), seed);
+    }
+
+    #[test]
+    fn cross_attention_matches_the_reference_with_own_and_shared_queries(
+        batch in 1usize..4, queries in 1usize..4, tokens in 1usize..23, count in 1usize..4,
+        dim in 0usize..5, is_shared: bool, seed: u64,
+    ) {
+        let heads = heads((count, count), DIMS[dim]);
+        let width = heads.query_width();
+        let mut random = Random::new(seed);
+        let name = format!("cross_attention {heads:?} B {batch} Tq {queries} T {tokens}");
+        let case = Case::new(name, move |tape, v| {
+            Ok(vec![out("y", cross_attention(tape, v[0], v[1], heads)?)])
+        });
+        let rows = if is_shared { queries } else { batch * queries };
+        let query = random.normals(rows * width, 1.0);
+        let case = match is_shared {
+            true => case.input("query", [queries, width], query),
+            false => case.input("query", [batch, queries, width], query),
+        };
+        let key_value = random.normals(batch * tokens * 2 * width, 1.0);
+        check(&case.input("key_value", [batch, tokens, 2 * width], key_value), seed);
+    }
+}
+
+#[test]
+fn attention_matches_the_reference_across_blocks_of_queries_and_keys() {
+    for (seed, tokens, mask, has_segments) in [
+        (1, 145, Mask::Full, false),
+        (2, 150, Mask::Causal, false),
+        (3, 139, Mask::Prefix(70), true),
+        (4, 270, Mask::Causal, true),
+    ] {
+        let sizes = Sizes {
+            batch: 1,
+            tokens,
+            heads: heads((2, 1), 8),
+            mask,
+            has_segments,
+        };
+        check(&attention_case(sizes, 1.0, &mut Random::new(seed)), seed);
+    }
+}
+
+#[test]
+fn attention_holds_scores_in_the_hundreds() {
+    let sizes = Sizes {
+        batch: 1,
+        tokens: 9,
+        heads: heads((1, 1), 32),
+        mask: Mask::Full,
+        has_segments: false,
+    };
+    check(&attention_case(sizes, 8.0, &mut Random::new(5)), 5);
+}
+
+#[test]
+fn attention_of_equal_rows_is_their_value() {
+    let heads = heads((1, 1), 8);
+    let row: Vec<f32> = (0..24).map(|i| 1e4 + i as f32).collect();
+    let case = Case::new("attention of equal rows", move |tape, v| {
+        Ok(vec![out(
+            "y",
+            attention(tape, v[0], heads, Mask::Full, None)?,
+        )])
+    })
+    .constant("qkv", [1, 5, 24], row.repeat(5))
+    .without_wrong_answers();
+    check(&case, 6);
+}
+
+#[test]
+fn attention_yields_zeros_for_padding() {
+    let heads = heads((2, 1), 8);
+    let mut random = Random::new(7);
+    let case = Case::new("attention of padding alone", move |tape, v| {
+        let y = attention(tape, v[0], heads, Mask::Causal, Some(v[1]))?;
+        Ok(vec![out("y", y)])
+    })
+    .input("qkv", [1, 6, 32], random.normals(6 * 32, 1.0))
+    .integers("segments", [1, 6], vec![-1; 6])
+    .without_wrong_answers();
+    check(&case, 7);
+}
+
+#[test]
+fn attention_refuses_wrong_shapes() {
+    let refuses = |heads: Heads, qkv: TensorType, segments: Option<TensorType>, names: &str| {
+        let mut tape = Tape::new(ParameterLayout::default().into(), |_| false);
+        let qkv = tape.input("qkv", qkv);
+        let segments = segments.map(|ty| tape.input("segments", ty));
+        let problem = attention(&mut tape, qkv, heads, Mask::Full, segments)
+            .expect_err("the shapes do not fit")
+            .to_string();
+        assert!(problem.contains(names), "{problem}");
+    };
+    let good = heads((4, 2), 16);
+    let qkv = TensorType::f32([2, 5, 128]);
+    refuses(heads((4, 3), 16), qkv, None, "heads");
+    refuses(heads((4, 0), 16), qkv, None, "heads");
+    refuses(heads((4, 2), 12), qkv, None, "heads");
+    refuses(good, TensorType::f32([2, 5, 127]), None, "qkv");
+    refuses(good, TensorType::f32([10, 128]), None, "qkv");
+    refuses(good, TensorType::f32([2, 0, 128]), None, "qkv");
+    refuses(good, TensorType::i32([2, 5, 128]), None, "qkv");
+    refuses(good, qkv, Some(TensorType::i32([2, 4])), "segments");
+    refuses(good, qkv, Some(TensorType::f32([2, 5])), "segments");
+}
+
+#[test]
+fn cross_attention_refuses_wrong_shapes() {
+    let refuses = |heads: Heads, query: TensorType, key_value: TensorType, names: &str| {
+        let mut tape = Tape::new(ParameterLayout::default().into(), |_| false);
+        let query = tape.input("query", query);
+        let key_value = tape.input("key_value", key_value);
+        let problem = cross_attention(&mut tape, query, key_value, heads)
+            .expect_err("the shapes do not fit")
+            .to_string();
+        assert!(problem.contains(names), "{problem}");
+    };
+    let good = heads((2, 2), 16);
+    let (query, key_value) = (TensorType::f32([3, 1, 32]), TensorType::f32([3, 5, 64]));
+    refuses(heads((2, 1), 16), query, key_value, "heads");
+    refuses(good, TensorType::f32([2, 1, 32]), key_value, "query");
+    refuses(good, TensorType::f32([3, 1, 31]), key_value, "query");
+    refuses(good, TensorType::f32([0, 32]), key_value, "query");
+    refuses(good, query, TensorType::f32([3, 5, 63]), "key_value");
+}
