@@ -9,6 +9,8 @@ use keel::program::{CompileOptions, Program};
 use keel::tape::{ParameterLayout, Tape, Target, Value};
 use keel::tensor::{DType, Shape, TensorType};
 
+use super::budget::Budget;
+use super::golden::Golden;
 use super::{Random, derive_budget, gradcheck};
 
 /// The elements of an input.
@@ -280,6 +282,89 @@ pub fn check(case: &Case, seed: u64) {
             budget.must_refuse_wrong_answers(&format!("{what}: {name}"), ty.shape, want);
         }
     }
+}
+
+/// Holds a case against what PyTorch made of it in f64: `value.<output>` and `gradient.<input>` under the cotangents
+/// `cotangent.<output>` of the golden. The names of the case are those of the golden.
+///
+/// The reference must agree to [`GOLDEN_AGREEMENT`] of each tensor's largest element, which allows for two orders of
+/// summation in f64 and for constants that were rounded to f32; the processor must stay within the derived budget.
+pub fn check_golden(case: &Case, golden: &Golden) {
+    let (_, cotangents) = case.compile(Target::Reference);
+    let mut floats: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for input in &case.inputs {
+        if let Data::F32(values) = &input.data {
+            floats.insert(
+                input.name.into(),
+                values.iter().map(|x| f64::from(*x)).collect(),
+            );
+        }
+    }
+    for (name, ty) in &cotangents {
+        let key = format!("cotangent.{name}");
+        let values = match golden.has(&key) {
+            true => golden.floats(&key).to_vec(),
+            false => vec![0.0; ty.numel()],
+        };
+        floats.insert(key, values);
+    }
+    let what = &case.name;
+    let mut reference = Loaded::new(case, &ReferenceExecutor::new(0), Target::Reference);
+    let found = reference.run(&floats);
+    let mut random = Random::new(0);
+    let budgets = derive_budget(&mut reference, &floats, &found, &mut random);
+    let executor = CpuExecutor::new(0, 2).expect("threads can be had");
+    let mut cpu = Loaded::new(case, &executor, Target::Cpu { threads: 2 });
+    let fast = cpu.run(&floats);
+    let mut compared = 0;
+    for (name, (ty, got)) in &found {
+        let key = match name.strip_prefix("gradient.") {
+            Some(_) => name.clone(),
+            None => format!("value.{name}"),
+        };
+        if !golden.has(&key) || ty.dtype == DType::I32 {
+            continue;
+        }
+        compared += 1;
+        let want = golden.floats(&key);
+        assert_eq!(want.len(), got.len(), "{what}: {key}");
+        let scale = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        let exact = Budget {
+            largest_error: GOLDEN_AGREEMENT * scale + 1e-30,
+        };
+        if let Err(problem) = exact.compare(ty.shape, want, got) {
+            panic!("{what}: reference {key}: {problem}");
+        }
+        let mut budget = budgets[name];
+        budget.largest_error += exact.largest_error;
+        if let Err(problem) = budget.compare(ty.shape, want, &fast[name].1) {
+            panic!("{what}: cpu {key}: {problem}");
+        }
+    }
+    assert!(
+        compared > 0,
+        "{what}: the golden has none of the case's outputs"
+    );
+}
+
+/// Share of a tensor's largest element by which the reference may differ from PyTorch's f64: one f32 rounding of an input
+/// that PyTorch kept in f64 (2⁻²⁴), and no more.
+const GOLDEN_AGREEMENT: f64 = 1.2e-7;
+
+/// The tape's program, loaded on every executor present.
+pub fn on_every_executor(record: impl Fn() -> Tape) -> Vec<Box<dyn Session>> {
+    let load = |executor: &dyn Executor, target| {
+        let program = Program::compile(record(), &CompileOptions::new(target))
+            .unwrap_or_else(|problem| panic!("planning failed: {problem}"));
+        executor
+            .load(Arc::new(program))
+            .expect("a small program fits in memory")
+    };
+    let cpu = CpuExecutor::new(0, 2).expect("threads can be had");
+    vec![
+        load(&ReferenceExecutor::new(0), Target::Reference),
+        load(&cpu, Target::Cpu { threads: 2 }),
+    ]
 }
 
 fn bits(values: &BTreeMap<String, (TensorType, Vec<f64>)>) -> BTreeMap<&str, Vec<u64>> {

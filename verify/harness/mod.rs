@@ -2,10 +2,11 @@
 
 mod budget;
 mod case;
-pub mod golden;
+mod golden;
 mod gradcheck;
 mod random;
 
 pub use budget::{Budget, derive_budget};
-pub use case::{Case, Data, Returned, aux, check, out};
+pub use case::{Case, Data, Returned, aux, check, check_golden, on_every_executor, out};
+pub use golden::Golden;
 pub use random::Random;
