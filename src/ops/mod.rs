@@ -1,5 +1,12 @@
-//! Ops.
+//! Ops: one file or folder each, with shape rule, meaning, kernels, derivative and cost.
+//!
+//! A model calls the record functions; the ops behind them stay private. What several ops share lies in `shapes` (the
+//! questions of the shape rules) and `special` (functions in double precision).
 
 mod attention;
+mod linear;
+mod shapes;
+mod special;
 
 pub use attention::{Heads, Mask, attention, cross_attention};
+pub use linear::{Activation, linear, linear_activation, linear_residual};

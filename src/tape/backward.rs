@@ -43,15 +43,15 @@ impl Tape {
         self.in_backward = true;
         let forward = self.instructions.iter().position(|i| i.is_backward);
         let forward = forward.unwrap_or(self.instructions.len());
-        let mut gradients: HashMap<Value, Value> = HashMap::new();
+        self.pending.clear();
         for (value, cotangent) in seeds {
-            self.accumulate(&mut gradients, *value, *cotangent)?;
+            self.accumulate(*value, *cotangent, true)?;
         }
         for index in (0..forward).rev() {
             let instruction = self.instructions[index].clone();
             let outputs = &instruction.outputs;
             let output_gradients: Vec<Option<Value>> =
-                outputs.iter().map(|v| gradients.get(v).copied()).collect();
+                outputs.iter().map(|v| self.pending.remove(v)).collect();
             let owes = outputs.iter().any(|v| self.requires_gradient(*v));
             if !owes || output_gradients.iter().all(Option::is_none) {
                 continue;
@@ -64,61 +64,76 @@ impl Tape {
                 gradients: &output_gradients,
             };
             let contributions = instruction.op.backward(&mut backward)?;
-            for (input, contribution) in instruction.inputs.iter().zip(contributions) {
+            for (input, contribution) in instruction.inputs.iter().zip(&contributions) {
                 if let Some(contribution) = contribution
                     && self.requires_gradient(*input)
                 {
-                    self.accumulate(&mut gradients, *input, contribution)?;
+                    let is_shared = contributions
+                        .iter()
+                        .filter(|c| c.as_ref() == Some(contribution))
+                        .count()
+                        > 1;
+                    self.accumulate(*input, *contribution, is_shared)?;
                 }
             }
         }
         self.scope = "".into();
+        let gradients = std::mem::take(&mut self.pending);
         self.bind(&gradients)
     }
 
-    /// Adds `contribution` to the gradient of `value`. Where the op that made the contribution can add to another
-    /// value itself, it does; otherwise a sum is recorded.
-    fn accumulate(
+    /// Records `op`, whose first input is a gradient, in the backward part. Where the op that made that gradient can do
+    /// the work itself ([`super::Op::fused_with`]) and nothing else refers to the gradient, it does and nothing is
+    /// recorded: the same value then holds the result.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the op refuses its inputs.
+    pub fn record_fused(
         &mut self,
-        gradients: &mut HashMap<Value, Value>,
-        value: Value,
-        contribution: Value,
-    ) -> Result<()> {
+        op: impl super::Op + 'static,
+        inputs: &[Value],
+    ) -> Result<Value> {
+        let (gradient, others) = (inputs[0], &inputs[1..]);
+        if let Some(producer) = self.sole_producer(gradient)
+            && others.iter().all(|v| self.is_made_before(*v, producer))
+            && let Some(fused) = self.instructions[producer].op.fused_with(&op)
+        {
+            let instruction = &mut self.instructions[producer];
+            instruction.op = fused.into();
+            instruction.inputs.extend(others);
+            return Ok(gradient);
+        }
+        self.record_one(op, inputs)
+    }
+
+    /// Adds `contribution` to the gradient of `value`. Where the op that made the contribution can add to another
+    /// value itself, it does; otherwise a sum is recorded. A contribution that `is_shared` stays as it is.
+    fn accumulate(&mut self, value: Value, contribution: Value, is_shared: bool) -> Result<()> {
         let (want, got) = (self.shape(value), self.shape(contribution));
         if want != got {
             return Err(Error::shape("backward", "a gradient", want, got));
         }
-        let Some(&sum) = gradients.get(&value) else {
-            gradients.insert(value, contribution);
+        let Some(&sum) = self.pending.get(&value) else {
+            self.pending.insert(value, contribution);
             return Ok(());
         };
-        let total = match self.fold_into_producer(contribution, sum) {
+        let folded = match is_shared {
+            true => None,
+            false => self.fold_into_producer(contribution, sum),
+        };
+        let total = match folded {
             Some(total) => total,
             None => self.record_one(Add, &[sum, contribution])?,
         };
-        gradients.insert(value, total);
+        self.pending.insert(value, total);
         Ok(())
     }
 
-    /// Turns the op that made `contribution` into its accumulating form on `sum`, when nothing else uses the
+    /// Turns the op that made `contribution` into its accumulating form on `sum`, when nothing else refers to the
     /// contribution and `sum` was there before it.
     fn fold_into_producer(&mut self, contribution: Value, sum: Value) -> Option<Value> {
-        let producer = self
-            .instructions
-            .iter()
-            .rposition(|i| i.outputs.first() == Some(&contribution))?;
-        let used = self.instructions[producer..]
-            .iter()
-            .any(|i| i.inputs.contains(&contribution));
-        let sum_is_there = match self
-            .instructions
-            .iter()
-            .rposition(|i| i.outputs.contains(&sum))
-        {
-            Some(sum_producer) => sum_producer < producer,
-            None => true,
-        };
-        if used || !sum_is_there || !self.instructions[producer].is_backward {
+        let producer = self.sole_producer(contribution)?;
+        if !self.is_made_before(sum, producer) {
             return None;
         }
         let op: Arc<dyn super::Op> = self.instructions[producer].op.accumulating()?.into();
@@ -126,6 +141,27 @@ impl Tape {
         instruction.op = op;
         instruction.inputs.push(sum);
         Some(contribution)
+    }
+
+    /// The backward op whose first output is `value`, when neither an op nor a gradient that still waits for its
+    /// turn refers to the value: only then may that op be made to compute something else.
+    fn sole_producer(&self, value: Value) -> Option<usize> {
+        let producer = self
+            .instructions
+            .iter()
+            .rposition(|i| i.outputs.first() == Some(&value))?;
+        let is_used = self.instructions[producer..]
+            .iter()
+            .any(|i| i.inputs.contains(&value));
+        let is_pending = self.pending.values().any(|v| *v == value);
+        (self.instructions[producer].is_backward && !is_used && !is_pending).then_some(producer)
+    }
+
+    /// Whether `value` is there when instruction `index` runs.
+    fn is_made_before(&self, value: Value, index: usize) -> bool {
+        self.instructions[index..]
+            .iter()
+            .all(|i| !i.outputs.contains(&value))
     }
 
     /// Gives every trained parameter's gradient its place in the gradient arena, in parameter order, and names the

@@ -10,6 +10,7 @@ mod basic;
 mod op;
 mod parameters;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 pub use arguments::{Array, ArrayData, CpuArgs, Input, Inputs, Output, Outputs, ReferenceArgs};
@@ -99,6 +100,8 @@ pub struct Tape {
     trains: Trains,
     scope: Arc<str>,
     in_backward: bool,
+    /// Gradients gathered so far of values whose op is still to be differentiated, and of what has no op.
+    pending: HashMap<Value, Value>,
     pub(crate) gradient_elements: usize,
     pub(crate) gradient_entries: Vec<GradientEntry>,
     pub(crate) has_moments: bool,
@@ -148,6 +151,7 @@ impl Tape {
             trains,
             scope: "".into(),
             in_backward: false,
+            pending: HashMap::new(),
             gradient_elements: 0,
             gradient_entries: Vec::new(),
             has_moments: false,

@@ -3,6 +3,7 @@
 //! An op is recorded once, with shapes but no data, and run many times by any executor. Its backward records further
 //! ops on the same tape, so a backward is an ordinary op with its own reference, kernels and cost.
 
+use std::any::Any;
 use std::fmt;
 
 use super::{CpuArgs, ReferenceArgs, Tape, Value};
@@ -61,7 +62,7 @@ pub enum Target {
 }
 
 /// One operation: shape rule, meaning, kernels, derivative and cost.
-pub trait Op: fmt::Debug + Send + Sync {
+pub trait Op: Any + fmt::Debug + Send + Sync {
     /// The stem of the op's files and kernels, for example `layer_norm`.
     fn name(&self) -> &'static str;
 
@@ -114,6 +115,12 @@ pub trait Op: fmt::Debug + Send + Sync {
     /// The variant of this op that adds its first output to one more input, given last, and may take its place.
     /// The tape uses it to accumulate gradients without a separate addition.
     fn accumulating(&self) -> Option<Box<dyn Op>> {
+        None
+    }
+
+    /// The op that computes this op's first output and at once `next` of it; the further inputs of `next` follow this
+    /// op's own. [`Tape::record_fused`] uses it when nothing else refers to this op's output.
+    fn fused_with(&self, _next: &dyn Op) -> Option<Box<dyn Op>> {
         None
     }
 

@@ -1,0 +1,199 @@
+//! y = f(x·Wᵀ + b) or residual + x·Wᵀ + b.
+
+use rayon::prelude::*;
+
+use super::Activation;
+use super::activation::ActivationGradient;
+use super::input_gradient::LinearInputGradient;
+use super::weight_gradient::{ColumnSum, LinearWeightGradient};
+use crate::error::Result;
+use crate::executor::cpu::product::{Operand, product};
+use crate::ops::shapes::{expect_float, expect_type, expect_vector, with_columns};
+use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Value};
+use crate::tensor::TensorType;
+
+/// Rows of x that one task works on.
+pub(super) const ROWS_PER_TASK: usize = 128;
+
+/// Inputs x, weight, then bias and residual where present; outputs y, then z where saved.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Linear {
+    pub has_bias: bool,
+    pub has_residual: bool,
+    pub activation: Option<Activation>,
+    pub saves_pre_activation: bool,
+}
+
+impl Linear {
+    fn bias(&self) -> Option<usize> {
+        self.has_bias.then_some(2)
+    }
+
+    fn residual(&self) -> Option<usize> {
+        self.has_residual.then_some(2 + usize::from(self.has_bias))
+    }
+}
+
+impl Op for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        let op = self.name();
+        let (x, weight) = (inputs[0], inputs[1]);
+        expect_float(op, "x", 1, x)?;
+        let columns = weight.shape.dims().first().copied().unwrap_or(1);
+        let want = TensorType::new(x.dtype, [columns, x.shape.columns()]);
+        expect_type(op, "weight", "[N, K] with x's K columns", want, weight)?;
+        if let Some(bias) = self.bias() {
+            let want = (x.dtype, columns);
+            expect_vector(op, "bias", "[N] with weight's N rows", want, inputs[bias])?;
+        }
+        let y = TensorType::new(x.dtype, with_columns(x.shape, columns));
+        if let Some(residual) = self.residual() {
+            expect_type(op, "residual", "like the result", y, inputs[residual])?;
+        }
+        Ok(vec![y; 1 + usize::from(self.saves_pre_activation)])
+    }
+
+    fn reference(&self, args: ReferenceArgs<'_>) {
+        let (x, weight) = (args.inputs[0], args.inputs[1]);
+        let bias = self.bias().map(|index| args.inputs[index].float());
+        let residual = self.residual().map(|index| args.inputs[index].float());
+        let (inner, columns) = (x.columns(), weight.shape.dims()[0]);
+        for row in 0..x.shape.rows() {
+            let x = &x.float()[row * inner..][..inner];
+            for column in 0..columns {
+                let weight = &weight.float()[column * inner..][..inner];
+                let mut z: f64 = x.iter().zip(weight).map(|(x, w)| x * w).sum();
+                z += bias.map_or(0.0, |bias| bias[column]);
+                let index = row * columns + column;
+                let y = self.activation.map_or(z, |f| f.value(z));
+                args.outputs[0].float_mut()[index] = y + residual.map_or(0.0, |r| r[index]);
+                if self.saves_pre_activation {
+                    args.outputs[1].float_mut()[index] = z;
+                }
+            }
+        }
+    }
+
+    fn cpu(&self, args: CpuArgs<'_>) {
+        let (x, weight) = (args.inputs.f32(0), args.inputs.f32(1));
+        let bias = self.bias().map(|index| args.inputs.f32(index));
+        let residual = self
+            .residual()
+            .map(|index| args.inputs.f32_or_in_place(index));
+        let inner = args.input_types[0].shape.columns();
+        let columns = args.output_types[0].shape.columns();
+        if x.is_empty() || columns == 0 {
+            return;
+        }
+        let weight = Operand::new(weight, columns, inner).transposed();
+        // z of some rows: what is added to the product is written first, then the product on top of it.
+        let pre_activation = |x: &[f32], z: &mut [f32], residual: Option<Option<&[f32]>>| {
+            if let Some(Some(residual)) = residual {
+                z.copy_from_slice(residual);
+            }
+            match (bias, residual) {
+                (Some(bias), Some(_)) => z.chunks_exact_mut(columns).for_each(|z| {
+                    for (z, bias) in z.iter_mut().zip(bias) {
+                        *z += bias;
+                    }
+                }),
+                (Some(bias), None) => z
+                    .chunks_exact_mut(columns)
+                    .for_each(|z| z.copy_from_slice(bias)),
+                (None, _) => {}
+            }
+            let x = Operand::new(x, x.len() / inner, inner);
+            product(x, weight, z, bias.is_some() || residual.is_some());
+        };
+        let x = x.par_chunks(ROWS_PER_TASK * inner);
+        if self.saves_pre_activation {
+            let [y, z] = args.outputs.f32();
+            let f = self.activation.expect("only an activation saves its input");
+            (
+                x,
+                y.par_chunks_mut(ROWS_PER_TASK * columns),
+                z.par_chunks_mut(ROWS_PER_TASK * columns),
+            )
+                .into_par_iter()
+                .for_each(|(x, y, z)| {
+                    pre_activation(x, z, None);
+                    f.apply(z, y);
+                });
+            return;
+        }
+        let [y] = args.outputs.f32();
+        (x, y.par_chunks_mut(ROWS_PER_TASK * columns))
+            .into_par_iter()
+            .enumerate()
+            .for_each(|(task, (x, y))| {
+                let first = task * ROWS_PER_TASK * columns;
+                let residual = residual.map(|given| given.map(|r| &r[first..][..y.len()]));
+                pre_activation(x, y, residual);
+                if let Some(f) = self.activation {
+                    f.apply_in_place(y);
+                }
+            });
+    }
+
+    fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
+        let (x, weight) = (backward.inputs[0], backward.inputs[1]);
+        let dy = backward.gradient(0);
+        let owes_product = (0..2 + usize::from(self.has_bias)).any(|i| backward.needs(i));
+        let dz = match self.activation {
+            Some(activation) if owes_product => {
+                let z = backward.outputs[1];
+                backward
+                    .tape
+                    .record_fused(ActivationGradient { activation }, &[dy, z])?
+            }
+            _ => dy,
+        };
+        let mut gradients = vec![None; backward.inputs.len()];
+        if backward.needs(0) {
+            let op = LinearInputGradient::default();
+            gradients[0] = Some(backward.tape.record_one(op, &[dz, weight])?);
+        }
+        let needs_bias = self.bias().is_some_and(|bias| backward.needs(bias));
+        if backward.needs(1) {
+            let op = LinearWeightGradient {
+                has_bias: needs_bias,
+                accumulates: false,
+            };
+            let outputs = backward.tape.record(op, &[dz, x])?;
+            gradients[1] = Some(outputs[0]);
+            if needs_bias {
+                gradients[2] = Some(outputs[1]);
+            }
+        } else if needs_bias {
+            gradients[2] = Some(backward.tape.record_one(ColumnSum, &[dz])?);
+        }
+        if let Some(residual) = self.residual() {
+            gradients[residual] = backward.needs(residual).then_some(dy);
+        }
+        Ok(gradients)
+    }
+
+    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+        let product = 2.0 * inputs[0].numel() as f64 * inputs[1].shape.dims()[0] as f64;
+        let added = usize::from(self.has_bias) + usize::from(self.has_residual);
+        let activation = self.activation.map_or(0.0, Activation::flops);
+        let elementwise = (added as f64 + activation) * outputs[0].numel() as f64;
+        Cost::streaming(product + elementwise, inputs, outputs)
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        match self.residual() {
+            Some(2) => &[(0, 2)],
+            Some(_) => &[(0, 3)],
+            None => &[],
+        }
+    }
+
+    fn is_matrix_product(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,131 @@
+//! dx = dy·W, and on request ⊙ f′(z) or + a gradient that is there already.
+
+use std::any::Any;
+
+use rayon::prelude::*;
+
+use super::Activation;
+use super::activation::ActivationGradient;
+use super::forward::ROWS_PER_TASK;
+use crate::error::Result;
+use crate::executor::cpu::product::{Operand, product};
+use crate::ops::shapes::{expect_float, expect_type, with_columns};
+use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Value};
+use crate::tensor::TensorType;
+
+/// Inputs dy [.., N], weight [N, K], then z [.., K] for the activation or the gradient [.., K] to add to; output dx [.., K].
+/// Never both of the last two: (dy·W + sum) ⊙ f′(z) is left to two ops.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct LinearInputGradient {
+    pub activation: Option<Activation>,
+    pub accumulates: bool,
+}
+
+impl Op for LinearInputGradient {
+    fn name(&self) -> &'static str {
+        "linear_input_gradient"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        let op = self.name();
+        let (dy, weight) = (inputs[0], inputs[1]);
+        expect_float(op, "dy", 1, dy)?;
+        let want = TensorType::new(dy.dtype, [dy.shape.columns(), weight.shape.columns()]);
+        expect_type(op, "weight", "[N, K] with dy's N columns", want, weight)?;
+        let dx = TensorType::new(dy.dtype, with_columns(dy.shape, weight.shape.columns()));
+        if let Some(other) = inputs.get(2) {
+            expect_type(op, "the third input", "like the result", dx, *other)?;
+        }
+        Ok(vec![dx])
+    }
+
+    fn reference(&self, args: ReferenceArgs<'_>) {
+        let (dy, weight) = (args.inputs[0], args.inputs[1]);
+        let (columns, inner) = (dy.columns(), weight.columns());
+        for row in 0..dy.shape.rows() {
+            for k in 0..inner {
+                let index = row * inner + k;
+                let mut sum = 0.0;
+                for n in 0..columns {
+                    sum += dy.float()[row * columns + n] * weight.float()[n * inner + k];
+                }
+                if let Some(f) = self.activation {
+                    sum *= f.derivative(args.inputs[2].float()[index]);
+                }
+                if self.accumulates {
+                    sum += args.inputs[2].float()[index];
+                }
+                args.outputs[0].float_mut()[index] = sum;
+            }
+        }
+    }
+
+    fn cpu(&self, args: CpuArgs<'_>) {
+        let (dy, weight) = (args.inputs.f32(0), args.inputs.f32(1));
+        let other = (args.inputs.len() > 2).then(|| args.inputs.f32_or_in_place(2));
+        let columns = args.input_types[0].shape.columns();
+        let inner = args.output_types[0].shape.columns();
+        let [dx] = args.outputs.f32();
+        if dx.is_empty() {
+            return;
+        }
+        let weight = Operand::new(weight, columns, inner);
+        dx.par_chunks_mut(ROWS_PER_TASK * inner)
+            .enumerate()
+            .for_each(|(task, dx)| {
+                let rows = dx.len() / inner;
+                let dy = &dy[task * ROWS_PER_TASK * columns..][..rows * columns];
+                let dy = Operand::new(dy, rows, columns);
+                let other =
+                    other.map(|o| o.map(|o| &o[task * ROWS_PER_TASK * inner..][..dx.len()]));
+                if self.accumulates
+                    && let Some(Some(sum)) = other
+                {
+                    dx.copy_from_slice(sum);
+                }
+                product(dy, weight, dx, self.accumulates);
+                if let (Some(f), Some(Some(z))) = (self.activation, other) {
+                    f.multiply_derivative(z, dx);
+                }
+            });
+    }
+
+    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
+        unreachable!("a backward op is not differentiated again")
+    }
+
+    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+        let product = 2.0 * inputs[0].numel() as f64 * inputs[1].shape.columns() as f64;
+        let activation = self.activation.map_or(0.0, Activation::derivative_flops);
+        let extra = activation + f64::from(u8::from(self.accumulates));
+        Cost::streaming(product + extra * outputs[0].numel() as f64, inputs, outputs)
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        if self.accumulates { &[(0, 2)] } else { &[] }
+    }
+
+    fn accumulating(&self) -> Option<Box<dyn Op>> {
+        (self.activation.is_none() && !self.accumulates).then(|| {
+            Box::new(LinearInputGradient {
+                accumulates: true,
+                ..*self
+            }) as Box<dyn Op>
+        })
+    }
+
+    fn fused_with(&self, next: &dyn Op) -> Option<Box<dyn Op>> {
+        let next: &dyn Any = next;
+        let ActivationGradient { activation } = next.downcast_ref()?;
+        (self.activation.is_none() && !self.accumulates).then(|| {
+            Box::new(LinearInputGradient {
+                activation: Some(*activation),
+                ..*self
+            }) as Box<dyn Op>
+        })
+    }
+
+    fn is_matrix_product(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,239 @@
+//! Products with a weight matrix: plain, with an activation, with a residual, and their gradients.
+
+use std::sync::Arc;
+
+use keel::ops::{Activation, linear, linear_activation, linear_residual};
+use keel::tape::{Add, ParameterLayout, Tape, Value};
+use keel::tensor::TensorType;
+use proptest::prelude::*;
+
+use crate::harness::{Case, Random, check, out};
+
+const ACTIVATIONS: [Activation; 3] = [
+    Activation::GeluErf,
+    Activation::GeluTanh,
+    Activation::GeluQuick,
+];
+
+/// An input that gives the product's rows a spread of about one whatever the inner length.
+fn weights(random: &mut Random, outer: usize, inner: usize) -> Vec<f32> {
+    random.normals(outer * inner, (inner as f64).powf(-0.5))
+}
+
+/// How often the tape recorded each op that matters here.
+fn count(tape: &Tape, name: &str) -> usize {
+    tape.instructions()
+        .iter()
+        .filter(|i| i.op.name() == name)
+        .count()
+}
+
+fn empty_tape() -> Tape {
+    Tape::new(Arc::new(ParameterLayout::default()), |_| false)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    #[test]
+    fn linear_matches_the_reference(
+        batch in 1usize..4, tokens in 1usize..60, k in 1usize..50, n in 1usize..70,
+        has_bias: bool, seed: u64,
+    ) {
+        let mut random = Random::new(seed);
+        let mut case = Case::new("linear", move |tape, v| {
+            Ok(vec![out("y", linear(tape, v[0], v[1], v.get(2).copied())?)])
+        })
+        .input("x", [batch, tokens, k], random.normals(batch * tokens * k, 1.0))
+        .input("weight", [n, k], weights(&mut random, n, k));
+        if has_bias {
+            case = case.input("bias", [n], random.normals(n, 1.0));
+        }
+        check(&case, seed);
+    }
+
+    #[test]
+    fn linear_activation_matches_the_reference(
+        rows in 1usize..150, k in 1usize..40, n in 1usize..50, form in 0usize..3,
+        has_bias: bool, seed: u64,
+    ) {
+        let mut random = Random::new(seed);
+        let mut case = Case::new(format!("{:?}", ACTIVATIONS[form]), move |tape, v| {
+            let bias = v.get(2).copied();
+            let y = linear_activation(tape, v[0], v[1], bias, ACTIVATIONS[form])?;
+            Ok(vec![out("y", y)])
+        })
+        .input("x", [rows, k], random.normals(rows * k, 2.0))
+        .input("weight", [n, k], weights(&mut random, n, k));
+        if has_bias {
+            case = case.input("bias", [n], random.normals(n, 1.0));
+        }
+        check(&case, seed);
+    }
+
+    #[test]
+    fn linear_residual_matches_the_reference(
+        rows in 1usize..150, k in 1usize..40, n in 1usize..50, has_bias: bool, seed: u64,
+    ) {
+        let mut random = Random::new(seed);
+        let mut case = Case::new("linear_residual", move |tape, v| {
+            // Added to itself first, so that the result may take the sum's place.
+            let residual = tape.record_one(Add, &[v[2], v[2]])?;
+            let y = linear_residual(tape, v[0], v[1], v.get(3).copied(), residual)?;
+            Ok(vec![out("y", y)])
+        })
+        .input("x", [rows, k], random.normals(rows * k, 1.0))
+        .input("weight", [n, k], weights(&mut random, n, k))
+        .input("residual", [rows, n], random.normals(rows * n, 1.0));
+        if has_bias {
+            case = case.input("bias", [n], random.normals(n, 1.0));
+        }
+        check(&case, seed);
+    }
+
+    #[test]
+    fn mlp_with_residual_and_shared_input_matches_the_reference(
+        rows in 1usize..70, width in 1usize..30, inner in 1usize..40, form in 0usize..3, seed: u64,
+    ) {
+        let mut random = Random::new(seed);
+        let case = Case::new("mlp", move |tape, v| {
+            let hidden = linear_activation(tape, v[0], v[1], Some(v[2]), ACTIVATIONS[form])?;
+            Ok(vec![out("y", linear_residual(tape, hidden, v[3], None, v[0])?)])
+        })
+        .input("x", [rows, width], random.normals(rows * width, 1.0))
+        .input("fc1", [inner, width], weights(&mut random, inner, width))
+        .input("bias", [inner], random.normals(inner, 0.5))
+        .input("fc2", [width, inner], weights(&mut random, width, inner));
+        check(&case, seed);
+    }
+}
+
+#[test]
+fn linear_of_zero_rows_and_of_constant_rows_matches_the_reference() {
+    let (rows, k, n) = (5, 17, 33);
+    let mut random = Random::new(7);
+    let mut x = random.normals(rows * k, 1.0);
+    x[..k].fill(0.0);
+    x[k..2 * k].fill(1e4);
+    let case = Case::new("zero and constant rows", |tape, v| {
+        let y = linear_activation(tape, v[0], v[1], Some(v[2]), Activation::GeluTanh)?;
+        Ok(vec![out("y", y)])
+    })
+    .input("x", [rows, k], x)
+    .input("weight", [n, k], weights(&mut random, n, k))
+    .input("bias", [n], random.normals(n, 1.0));
+    check(&case, 7);
+}
+
+#[test]
+fn activation_of_a_hidden_layer_is_differentiated_by_the_product_that_makes_its_gradient() {
+    let mut tape = empty_tape();
+    let x = tape.input_with_gradient("x", TensorType::f32([6, 8]));
+    let fc1 = tape.input_with_gradient("fc1", TensorType::f32([12, 8]));
+    let fc2 = tape.input_with_gradient("fc2", TensorType::f32([8, 12]));
+    let hidden = linear_activation(&mut tape, x, fc1, None, Activation::GeluErf).unwrap();
+    let y = linear_residual(&mut tape, hidden, fc2, None, x).unwrap();
+    let dy = tape.input("dy", TensorType::f32([6, 8]));
+    tape.backward_from(&[(y, dy)]).unwrap();
+    assert_eq!(count(&tape, "linear_activation_gradient"), 0);
+    assert_eq!(count(&tape, "linear_input_gradient"), 2);
+    assert_eq!(
+        count(&tape, "add"),
+        0,
+        "the product adds to the residual's gradient"
+    );
+}
+
+#[test]
+fn activation_whose_result_is_read_twice_is_differentiated_after_the_sum() {
+    let (rows, k, n) = (9, 7, 11);
+    let mut random = Random::new(3);
+    let record = |tape: &mut Tape, v: &[Value]| {
+        let hidden = linear_activation(tape, v[0], v[1], None, Activation::GeluErf)?;
+        let first = linear(tape, hidden, v[2], None)?;
+        linear_residual(tape, hidden, v[3], None, first)
+    };
+    let case = Case::new("read twice", move |tape, v| {
+        Ok(vec![out("y", record(tape, v)?)])
+    })
+    .input("x", [rows, k], random.normals(rows * k, 1.0))
+    .input("fc1", [n, k], weights(&mut random, n, k))
+    .input("fc2", [k, n], weights(&mut random, k, n))
+    .input("fc3", [k, n], weights(&mut random, k, n));
+    check(&case, 3);
+}
+
+#[test]
+fn gradient_that_two_addends_share_is_not_overwritten() {
+    let (rows, k) = (4, 5);
+    let mut random = Random::new(11);
+    let case = Case::new("shared gradient", |tape, v| {
+        // q has a gradient before the sum's arrives; p and q then get the same one, and p's must stay as it is.
+        let (p, q) = (v[0], v[1]);
+        let hidden = linear_activation(tape, p, v[2], None, Activation::GeluErf)?;
+        let sum = tape.record_one(Add, &[hidden, q])?;
+        let y = linear(tape, sum, v[3], None)?;
+        Ok(vec![out("y", linear_residual(tape, q, v[3], None, y)?)])
+    })
+    .input("p", [rows, k], random.normals(rows * k, 1.0))
+    .input("q", [rows, k], random.normals(rows * k, 1.0))
+    .input("fc1", [k, k], weights(&mut random, k, k))
+    .input("fc2", [k, k], weights(&mut random, k, k));
+    check(&case, 11);
+}
+
+#[test]
+fn frozen_weight_records_no_weight_gradient_and_saves_no_pre_activation() {
+    let mut tape = empty_tape();
+    let x = tape.input("x", TensorType::f32([6, 8]));
+    let weight = tape.input("weight", TensorType::f32([12, 8]));
+    let bias = tape.input_with_gradient("bias", TensorType::f32([12]));
+    let frozen = linear_activation(&mut tape, x, weight, None, Activation::GeluErf).unwrap();
+    assert_eq!(tape.instructions().last().unwrap().outputs.len(), 1);
+    assert!(!tape.requires_gradient(frozen));
+    let y = linear(&mut tape, x, weight, Some(bias)).unwrap();
+    let dy = tape.input("dy", TensorType::f32([6, 12]));
+    tape.backward_from(&[(y, dy)]).unwrap();
+    assert_eq!(count(&tape, "linear_weight_gradient"), 0);
+    assert_eq!(count(&tape, "linear_input_gradient"), 0);
+    assert_eq!(count(&tape, "linear_bias_gradient"), 1);
+}
+
+#[test]
+fn bias_alone_gets_its_gradient() {
+    let mut random = Random::new(5);
+    let case = Case::new("bias alone", |tape, v| {
+        let y = linear_activation(tape, v[0], v[1], Some(v[2]), Activation::GeluQuick)?;
+        Ok(vec![out("y", y)])
+    })
+    .constant("x", [70, 9], random.normals(630, 1.0))
+    .constant("weight", [13, 9], weights(&mut random, 13, 9))
+    .input("bias", [13], random.normals(13, 1.0));
+    check(&case, 5);
+}
+
+#[test]
+fn linear_refuses_shapes_that_do_not_fit() {
+    let mut tape = empty_tape();
+    let x = tape.input("x", TensorType::f32([2, 3, 8]));
+    let weight = tape.input("weight", TensorType::f32([5, 8]));
+    let narrow = tape.input("narrow", TensorType::f32([5, 7]));
+    let flat = tape.input("flat", TensorType::f32([40]));
+    let bias = tape.input("bias", TensorType::f32([6]));
+    let residual = tape.input("residual", TensorType::f32([6, 5]));
+    let ids = tape.input("ids", TensorType::i32([2, 8]));
+    let said = |result: keel::error::Result<Value>| result.unwrap_err().to_string();
+    let problem = said(linear(&mut tape, x, narrow, None));
+    assert!(
+        problem.contains("linear: weight must be f32 [5, 8]"),
+        "{problem}"
+    );
+    assert!(said(linear(&mut tape, x, flat, None)).contains("weight"));
+    assert!(said(linear(&mut tape, ids, weight, None)).contains("x must be a float"));
+    assert!(said(linear(&mut tape, x, weight, Some(bias))).contains("bias must be f32 [5]"));
+    let problem = said(linear_residual(&mut tape, x, weight, None, residual));
+    assert!(
+        problem.contains("residual must be f32 [2, 3, 5]"),
+        "{problem}"
+    );
+}
