@@ -67,6 +67,12 @@ pub enum Error {
         /// What the user can do.
         remedy: String,
     },
+    /// A kernel launch was refused, or a kernel did something it must not do.
+    #[error("{report}")]
+    Kernel {
+        /// Kernel, place, what was wanted and what was found, and how it was launched.
+        report: String,
+    },
 }
 
 /// The result of everything fallible in this crate.
@@ -103,6 +109,13 @@ impl Error {
             path: path.as_ref().to_owned(),
             action,
             source,
+        }
+    }
+
+    /// A refused or failed kernel launch.
+    pub fn kernel(report: impl Into<String>) -> Error {
+        Error::Kernel {
+            report: report.into(),
         }
     }
 

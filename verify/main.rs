@@ -4,3 +4,4 @@ mod data_embedded;
 mod data_picture;
 mod harness;
 mod ops;
+mod simt;

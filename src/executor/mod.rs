@@ -2,7 +2,9 @@
 
 mod arena;
 pub mod cpu;
+pub mod kernel_table;
 mod reference;
+pub mod simt;
 
 use std::sync::Arc;
 

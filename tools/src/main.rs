@@ -1,14 +1,16 @@
 //! `cargo tool`: the chores of this repository, runnable when the engine itself does not build.
 
 mod emoji;
+mod nvcc;
 mod palette;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.first().map(String::as_str) {
         Some("emoji") => emoji::run(&arguments[1..]),
+        Some("nvcc") => nvcc::run(&arguments[1..]),
         _ => {
-            eprintln!("usage: cargo tool check | emoji");
+            eprintln!("usage: cargo tool check | emoji | nvcc");
             std::process::exit(2);
         }
     };

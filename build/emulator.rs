@@ -1,0 +1,204 @@
+//! The emulator library: cuda/simt, every kernel of cuda/ and the zoo of faulty kernels, for the host. With the feature
+//! `simt-checked` the kernels carry the compiler's race-detection hooks, which cuda/simt/hooks.cpp answers.
+
+use super::cache::{Cache, key};
+use super::{Kernel, files, stem};
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// One file to compile, and where its object and its list of kernels lie.
+struct Unit {
+    source: PathBuf,
+    is_kernel: bool,
+    object: PathBuf,
+    names: PathBuf,
+}
+
+/// Builds the library, tells cargo to link it and returns the product's kernels (not the zoo's). Without a C++ compiler
+/// it says so and returns none.
+pub fn build(root: &Path, out: &Path, cache: &Cache, sources: &[PathBuf]) -> Vec<Kernel> {
+    let checked = std::env::var_os("CARGO_FEATURE_SIMT_CHECKED").is_some();
+    if !supported() {
+        return Vec::new();
+    }
+    let runtime = compiler(root, checked, false);
+    let kernels = compiler(root, checked, true);
+    let Some(version) = version(&runtime) else {
+        println!(
+            "cargo:warning=no C++ compiler was found, so the kernel emulator (--device simt) is left out; install g++ \
+             or clang++, or name one in CXX"
+        );
+        return Vec::new();
+    };
+    let zoo = files(&root.join("cuda/simt/zoo"), "cu");
+    let runtime_sources = files(&root.join("cuda/simt"), "cpp");
+    let unit = |source: &PathBuf, is_kernel: bool| {
+        let settings = [
+            version.clone(),
+            format!(
+                "{:?}",
+                if is_kernel { &kernels } else { &runtime }.to_command()
+            ),
+        ];
+        let key = key(source, &settings);
+        Unit {
+            source: source.clone(),
+            is_kernel,
+            object: cache.path(&key, "o"),
+            names: cache.path(&key, "kernels"),
+        }
+    };
+    let units: Vec<Unit> = runtime_sources
+        .iter()
+        .filter(|path| checked || !matches!(stem(path).as_str(), "checker" | "hooks"))
+        .map(|path| unit(path, false))
+        .chain(sources.iter().chain(&zoo).map(|path| unit(path, true)))
+        .collect();
+    compile_missing(root, out, cache, &units, checked);
+
+    let mut product = Vec::new();
+    let mut names = Vec::new();
+    for unit in units.iter().filter(|unit| unit.is_kernel) {
+        for name in read(&unit.names).lines() {
+            names.push(name.to_owned());
+            if !zoo.contains(&unit.source) {
+                product.push(Kernel {
+                    name: name.to_owned(),
+                    stem: stem(&unit.source),
+                });
+            }
+        }
+    }
+    let mut seen = HashSet::new();
+    if let Some(twice) = names.iter().find(|name| !seen.insert(name.as_str())) {
+        panic!("two kernels of cuda/ are called {twice}; give one another name");
+    }
+    let table = write_table(out, &names);
+    base(root)
+        .file(table)
+        .objects(units.iter().map(|unit| &unit.object))
+        .compile("keel_simt");
+    println!("cargo:rustc-cfg=keel_simt");
+    product
+}
+
+/// The fiber switch is written for two architectures, the fault handling for Linux.
+fn supported() -> bool {
+    let target = |name: &str| super::variable(&format!("CARGO_CFG_TARGET_{name}"));
+    target("OS") == "linux" && matches!(target("ARCH").as_str(), "x86_64" | "aarch64")
+}
+
+fn base(root: &Path) -> cc::Build {
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        .debug(true)
+        .include(root.join("cuda"))
+        // Reports and debug information name files from the repository's root; the last option that fits counts.
+        .flag(format!("-ffile-prefix-map={}=.", root.display()))
+        .flag(format!("-ffile-prefix-map={}/=", root.display()))
+        .flag("-fno-exceptions")
+        .flag("-fno-rtti");
+    build
+}
+
+fn builder(root: &Path, checked: bool, is_kernel: bool) -> cc::Build {
+    let mut build = base(root);
+    if checked {
+        build.define("SIMT_CHECKED", None);
+    }
+    if !is_kernel {
+        build.opt_level(2);
+        return build;
+    }
+    // No contraction: the same bits on every host. No strict aliasing: kernels reinterpret memory, as nvcc allows.
+    build
+        .opt_level(2)
+        .define("SIMT_EMULATOR", None)
+        .flag("-ffp-contract=off")
+        .flag("-fno-strict-aliasing")
+        .flag("-x")
+        .flag("c++");
+    if checked {
+        build.flag("-fsanitize=thread,alignment,bounds,shift,integer-divide-by-zero");
+    }
+    build
+}
+
+fn compiler(root: &Path, checked: bool, is_kernel: bool) -> cc::Tool {
+    builder(root, checked, is_kernel).get_compiler()
+}
+
+fn version(tool: &cc::Tool) -> Option<String> {
+    let output = Command::new(tool.path()).arg("--version").output().ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path)
+        .unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
+}
+
+/// Compiles what the cache lacks, in parallel, and lists the kernels of each file.
+fn compile_missing(root: &Path, out: &Path, cache: &Cache, units: &[Unit], checked: bool) {
+    for is_kernel in [false, true] {
+        let missing: Vec<&Unit> = units
+            .iter()
+            .filter(|unit| unit.is_kernel == is_kernel)
+            .filter(|unit| !unit.object.exists() || (is_kernel && !unit.names.exists()))
+            .collect();
+        if missing.is_empty() {
+            continue;
+        }
+        let objects = builder(root, checked, is_kernel)
+            .out_dir(out.join("objects"))
+            .files(missing.iter().map(|unit| &unit.source))
+            .compile_intermediates();
+        for (unit, object) in missing.iter().zip(&objects) {
+            if is_kernel {
+                let names = kernel_names(root, &unit.source);
+                cache.store_text(&names.join("\n"), &unit.names);
+            }
+            cache.store(object, &unit.object);
+        }
+    }
+}
+
+/// The names in a file's KERNEL lines, after the preprocessor has expanded the macros that may write them.
+fn kernel_names(root: &Path, source: &Path) -> Vec<String> {
+    let text = builder(root, false, true).file(source).expand();
+    let text = String::from_utf8_lossy(&text);
+    text.split("const KeelKernel keel_kernel_")
+        .skip(1)
+        .filter_map(|rest| {
+            let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_')?;
+            rest[end..].starts_with('{').then(|| rest[..end].to_owned())
+        })
+        .collect()
+}
+
+/// The list of kernels the runtime searches: plain references, so that the linker keeps every one.
+fn write_table(out: &Path, names: &[String]) -> PathBuf {
+    let mut text = String::from("#include \"simt/abi.h\"\nextern \"C\" {\n");
+    for name in names {
+        text += &format!("extern const KeelKernel keel_kernel_{name};\n");
+    }
+    text += "extern const KeelKernel* const keel_simt_kernels[];\nextern const uint32_t keel_simt_kernels_count;\n";
+    text += "const KeelKernel* const keel_simt_kernels[] = {\n";
+    for name in names {
+        text += &format!("    &keel_kernel_{name},\n");
+    }
+    text += &format!(
+        "    nullptr}};\nconst uint32_t keel_simt_kernels_count = {};\n}}\n",
+        names.len()
+    );
+    let path = out.join("kernel_table.cpp");
+    std::fs::write(&path, text)
+        .unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
+    path
+}

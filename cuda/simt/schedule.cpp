@@ -1,0 +1,137 @@
+// Who runs next. Two schedules find what a fair one hides: running one warp as far ahead as it can go, and random
+// priorities that starve one warp for a while. A uniformly random choice keeps the warps in rough step and found nothing.
+#include "runtime.h"
+
+namespace simt {
+
+// The member of `set` after `last`, going round upwards or downwards.
+static uint32_t follow(uint32_t set, uint32_t last, bool downwards) {
+    if (downwards) {
+        uint32_t below = last == 0 ? 0 : set & (~0u >> (32 - last));
+        return 31 - uint32_t(__builtin_clz(below ? below : set));
+    }
+    uint32_t above = last >= 31 ? 0 : set & ~0u << (last + 1);
+    return uint32_t(__builtin_ctz(above ? above : set));
+}
+
+static uint32_t random_member(uint32_t set, Random& random) {
+    uint32_t skip = random.below(uint32_t(__builtin_popcount(set)));
+    while (skip--) set &= set - 1;
+    return uint32_t(__builtin_ctz(set));
+}
+
+static Warp& highest_priority(Block& block, Warp* last) {
+    constexpr uint32_t kRedrawEvery = 256;
+    if (last && block.random.below(kRedrawEvery) == 0) last->priority = block.random.next();
+    Warp* best = nullptr;
+    for (uint32_t set = block.ready_warps; set; set &= set - 1) {
+        Warp& warp = block.warps[__builtin_ctz(set)];
+        if (!best || warp.priority > best->priority) best = &warp;
+    }
+    return *best;
+}
+
+Fiber* choose(Block& block, Warp* last) {
+    if (!block.ready_warps) return nullptr;
+    const KeelOptions& options = block.launch->options;
+    if (options.schedule == KEEL_SCHEDULE_PRIORITY) {
+        Warp& warp = highest_priority(block, last);
+        return warp.fibers[random_member(warp.ready, block.random)];
+    }
+    bool downwards = options.seed & 1;
+    Warp* warp = last;
+    if (!warp || !warp->ready) {
+        uint32_t from = last ? last->index : downwards ? 0 : 31;
+        warp = &block.warps[follow(block.ready_warps, from, downwards)];
+    }
+    warp->last_lane = follow(warp->ready, warp->last_lane, downwards);
+    return warp->fibers[warp->last_lane];
+}
+
+static std::string where(Location at) {
+    return at.file ? std::string(at.file) + ":" + std::to_string(at.line) : std::string("its first line");
+}
+
+// Says for every run of threads in the same place what they wait for.
+static std::string deadlock_report(const Block& block) {
+    std::string text = "deadlock: no thread of the block can run";
+    constexpr int kMaxLines = 12;
+    int lines = 0;
+    for (uint32_t i = 0; i < block.threads;) {
+        const Fiber& first = block.fibers[i];
+        uint32_t end = i + 1;
+        auto alike = [&](const Fiber& other) {
+            return other.finished == first.finished && (first.finished || (other.activity == first.activity &&
+                                                                           other.at.line == first.at.line));
+        };
+        while (end < block.threads && alike(block.fibers[end])) ++end;
+        if (++lines > kMaxLines) return text + "\n    ...";
+        text += "\n    threads " + std::to_string(i) + ".." + std::to_string(end - 1) + ": ";
+        text += first.finished ? std::string("finished") : "wait in " + std::string(first.activity) + " at " + where(first.at);
+        i = end;
+    }
+    for (uint32_t id = 0; id < kBarriers; ++id) {
+        const Barrier& barrier = block.barriers[id];
+        if (barrier.expected)
+            text += "\n    barrier " + std::to_string(id) + " has " + std::to_string(barrier.size()) + " of " +
+                    std::to_string(barrier.expected) + " threads";
+    }
+    return text;
+}
+
+static void run(Fiber& from, Fiber& to) {
+    if (&from == &to) return;
+    current = &to;
+    switch_stack(&from.stack_pointer, to.stack_pointer);
+}
+
+void park() {
+    Fiber& me = *running();
+    Block& block = *me.block;
+    if (block.launch->late.load(std::memory_order_relaxed)) {
+        fail(me.at, "the launch ran over its time limit of %u ms; this thread waits in %s",
+             block.launch->options.time_limit_ms, me.activity);
+    }
+    if (block.launch->stop.load(std::memory_order_relaxed)) abandon(block);
+    Fiber* next = choose(block, me.warp);
+    if (!next) fail(me.at, "%s", deadlock_report(block).c_str());
+    run(me, *next);
+}
+
+void sleep(Fiber& fiber, const char* activity, Location at) {
+    fiber.activity = activity;
+    fiber.at = at;
+    Warp& warp = *fiber.warp;
+    warp.ready &= ~(1u << fiber.lane);
+    if (!warp.ready) fiber.block->ready_warps &= ~(1u << warp.index);
+}
+
+void wake(Fiber& fiber) {
+    fiber.warp->ready |= 1u << fiber.lane;
+    fiber.block->ready_warps |= 1u << fiber.warp->index;
+}
+
+void finish() {
+    Fiber& me = *running();
+    Block& block = *me.block;
+    check_copies_on_exit(me);
+    check_barriers_on_exit(me);
+    me.finished = true;
+    --block.live;
+    sleep(me, "nothing", me.at);
+    me.warp->exited |= 1u << me.lane;
+    check_collectives_after_exit(*me.warp);
+    void* gone;
+    if (block.live == 0) {
+        current = nullptr;
+        switch_stack(&gone, block.host_stack);
+    }
+    if (block.launch->stop.load(std::memory_order_relaxed)) abandon(block);
+    Fiber* next = choose(block, me.warp);
+    if (!next) fail(me.at, "%s", deadlock_report(block).c_str());
+    current = next;
+    switch_stack(&gone, next->stack_pointer);
+    __builtin_unreachable();
+}
+
+}  // namespace simt

@@ -1,0 +1,34 @@
+//! The kernels of `cuda/` as the build script found them: their names, and the images nvcc made of their files. It knows
+//! nothing of how a kernel is launched; what its parameters are, the emulator knows ([`super::simt::Emulator::kernel`]).
+
+/// A kernel and the stem of the file it stands in (`layer_norm` for `cuda/layer_norm.cu`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelEntry {
+    /// The entry point's name, the same on the GPU and in the emulator.
+    pub name: &'static str,
+    /// The file's stem, and the image's.
+    pub stem: &'static str,
+}
+
+/// What nvcc built of one file.
+#[derive(Clone, Copy)]
+pub struct KernelImage {
+    /// The file's stem.
+    pub stem: &'static str,
+    /// Machine code for sm_80 and sm_90a and PTX for newer chips.
+    pub fatbin: &'static [u8],
+    /// What the assembler reported: registers, shared memory, spills, warnings.
+    pub ptxas: &'static str,
+}
+
+include!(concat!(env!("OUT_DIR"), "/kernel_table.rs"));
+
+/// The entry of `name`, if there is such a kernel.
+pub fn entry(name: &str) -> Option<&'static KernelEntry> {
+    KERNELS.iter().find(|kernel| kernel.name == name)
+}
+
+/// The image of the file `stem`, if nvcc was there when this program was built.
+pub fn image(stem: &str) -> Option<&'static KernelImage> {
+    IMAGES.iter().find(|image| image.stem == stem)
+}
