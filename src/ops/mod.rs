@@ -5,8 +5,10 @@
 
 mod attention;
 mod linear;
+mod norm;
 mod shapes;
 mod special;
 
 pub use attention::{Heads, Mask, attention, cross_attention};
 pub use linear::{Activation, linear, linear_activation, linear_residual};
+pub use norm::{layer_norm, layer_norm_residual, rms_norm, rms_norm_residual};

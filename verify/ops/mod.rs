@@ -3,3 +3,4 @@
 mod attention;
 mod basic;
 mod linear;
+mod norm;
