@@ -39,3 +39,76 @@ fn embedded_shards_hold_every_concept_by_both_artists() {
         );
     }
 }
+
+#[test]
+fn one_concept_in_ten_is_held_out_and_every_subcategory_can_be_learnt() {
+    let concepts = &Concepts::embedded().entries;
+    let mut subcategories: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for concept in concepts {
+        let (held_out, trained) = subcategories.entry(&concept.subcategory).or_default();
+        *(if concept.held_out { held_out } else { trained }) += 1;
+    }
+    assert_eq!(subcategories.len(), 98);
+    for (name, (held_out, trained)) in &subcategories {
+        assert!(
+            trained > held_out,
+            "{name}: {held_out} held out, {trained} trained"
+        );
+        let all = held_out + trained;
+        assert!(
+            held_out * 10 <= all + 5 && held_out * 10 + 5 > all,
+            "{name}: {held_out} of {all}"
+        );
+    }
+    assert_eq!(
+        concepts.iter().filter(|concept| concept.held_out).count(),
+        197
+    );
+    let categories: BTreeSet<&str> = concepts.iter().map(|c| c.category.as_str()).collect();
+    assert_eq!(categories.len(), 9);
+}
+
+#[test]
+fn well_known_concepts_have_the_words_and_colours_a_person_expects() {
+    let find = |name: &str| {
+        Concepts::embedded()
+            .entries
+            .iter()
+            .find(|concept| concept.name == name)
+            .unwrap()
+    };
+    let kenya = find("flag of kenya");
+    assert_eq!(
+        (kenya.emoji.as_str(), kenya.codepoints.as_str()),
+        ("🇰🇪", "1f1f0-1f1ea")
+    );
+    assert_eq!(kenya.short_names, ["flag-ke"]);
+    assert!(find("red apple").keywords.contains(&"fruit".to_owned()));
+    for (name, channel) in [("red circle", 0), ("green circle", 1), ("blue circle", 2)] {
+        for artist in Artist::ALL {
+            let picture = find(name).picture(artist).flatten([255; 3]);
+            let middle = &picture.rgba[(32 * 64 + 32) * 4..][..3];
+            let strongest = (0..3).max_by_key(|&c| middle[c]).unwrap();
+            assert_eq!(
+                strongest,
+                channel,
+                "{name} by {}: {middle:?}",
+                artist.name()
+            );
+        }
+    }
+}
+
+#[test]
+fn shards_that_are_damaged_or_do_not_belong_together_are_refused() {
+    let text = Concepts::load(&NOTO[..NOTO.len() / 2], TWEMOJI)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        text.starts_with("the embedded shard noto: it cannot be unpacked"),
+        "{text}"
+    );
+    let mut damaged = TWEMOJI.to_vec();
+    damaged[TWEMOJI.len() / 2] ^= 1;
+    assert!(Concepts::load(NOTO, &damaged).is_err());
+}

@@ -111,3 +111,71 @@ fn flattening_is_pillows_paste_bit_for_bit() {
     }
     assert_eq!(cases, 3);
 }
+
+/// A picture in which every pixel differs.
+fn numbered(width: u32, height: u32) -> Picture {
+    let pixels = (0..width * height).flat_map(|n| [n as u8, (n >> 8) as u8, 7, 255]);
+    Picture {
+        width,
+        height,
+        rgba: pixels.collect(),
+    }
+}
+
+#[test]
+fn cropping_copies_what_is_inside_and_leaves_the_rest_transparent() {
+    let whole = numbered(7, 5);
+    for (left, top, width, height) in [
+        (0, 0, 7, 5),
+        (2, 1, 3, 3),
+        (-2, -1, 4, 4),
+        (5, 3, 6, 6),
+        (-3, 0, 13, 1),
+        (9, 9, 2, 2),
+        (-9, 0, 3, 3),
+    ] {
+        let part = whole.crop(left, top, width, height);
+        assert_eq!((part.width, part.height), (width, height));
+        for (n, pixel) in part.rgba.chunks_exact(4).enumerate() {
+            let x = left + n as i64 % i64::from(width);
+            let y = top + n as i64 / i64::from(width);
+            let inside = (0..7).contains(&x) && (0..5).contains(&y);
+            let wanted = match inside {
+                true => &whole.rgba[(y * 7 + x) as usize * 4..][..4],
+                false => &[0; 4],
+            };
+            assert_eq!(pixel, wanted, "{left} {top} {width} {height}: {x}, {y}");
+        }
+    }
+    assert_eq!(whole.centre_crop(4, 3), whole.crop(1, 1, 4, 3));
+    assert_eq!(whole.centre_crop(9, 5), whole.crop(-1, 0, 9, 5));
+}
+
+#[test]
+fn the_shorter_edge_gets_the_size_and_the_longer_is_rounded_down() {
+    for ((width, height), (wanted_width, wanted_height)) in [
+        ((640, 480), (298, 224)),
+        ((480, 640), (224, 298)),
+        ((50, 50), (224, 224)),
+        ((1, 9), (224, 2016)),
+    ] {
+        let found =
+            Picture::filled(width, height, [9; 4]).resize_shortest_edge(224, Filter::Bicubic);
+        assert_eq!((found.width, found.height), (wanted_width, wanted_height));
+    }
+}
+
+#[test]
+fn normalised_values_are_planes_of_red_green_and_blue() {
+    let picture = Picture {
+        width: 2,
+        height: 1,
+        rgba: vec![0, 51, 255, 255, 102, 153, 204, 255],
+    };
+    let found = picture.to_chw([0.5, 0.25, 0.0], [0.5, 1.0, 2.0]);
+    let wanted = [-1.0, -0.2, -0.05, 0.35, 0.5, 0.4];
+    for (found, wanted) in found.iter().zip(wanted) {
+        assert!((found - wanted).abs() < 1e-6, "{found} {wanted}");
+    }
+    assert_eq!(found.len(), 6);
+}

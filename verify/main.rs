@@ -1,7 +1,12 @@
 //! The one test binary.
 
+mod allocations;
 mod data_embedded;
+mod data_mutation;
+mod data_pairs;
 mod data_picture;
+mod data_picture_bad;
+mod data_webdataset;
 mod harness;
 mod ops;
 mod simt;

@@ -39,8 +39,8 @@ impl Source {
     /// # Errors
     /// [`Error::Io`] when it cannot be opened, [`Error::Content`] when it is not a regular file.
     pub fn open(path: &Path) -> Result<Source> {
-        let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-        let metadata = file.metadata().map_err(|e| Error::io(path, "read", e))?;
+        // Looked at before opening: opening a pipe would wait for its writer.
+        let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, "open", e))?;
         if !metadata.is_file() {
             return Err(Error::content(
                 path.display(),
@@ -48,6 +48,7 @@ impl Source {
                 "name a file, or a folder of pictures without the ending .tar or .jsonl",
             ));
         }
+        let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
         Ok(Source {
             name: path.display().to_string(),
             len: metadata.len(),
@@ -273,7 +274,8 @@ impl<'a> Entries<'a> {
     }
 
     fn bad_header(&self, block: &[u8], problem: &str) -> Error {
-        if self.position > 0 {
+        let is_tar = self.position > 0 || &block[257..262] == b"ustar";
+        if is_tar {
             return self.damaged(
                 format!(
                     "the header at byte {} is damaged ({problem})",

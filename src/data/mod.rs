@@ -4,7 +4,11 @@
 
 pub mod archive;
 pub mod embedded;
+mod folder;
+mod lines;
+pub mod pairs;
 pub mod picture;
+pub mod records;
 pub mod resample;
 pub mod skips;
 pub mod webdataset;

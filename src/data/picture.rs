@@ -283,6 +283,9 @@ fn decode_jpeg(bytes: &[u8], limits: &PictureLimits) -> Result<Picture, Refusal>
             "save it again as an ordinary (YCbCr) JPEG or a PNG",
         ));
     }
+    if !jpeg_reaches_its_end(bytes) {
+        return Err(Refusal::damaged("it has no end marker"));
+    }
     let rgb = decoder.decode().map_err(Refusal::damaged)?;
     if rgb.len() != pixels * 3 {
         return Err(Refusal::damaged("its size contradicts itself"));
@@ -292,6 +295,31 @@ fn decode_jpeg(bytes: &[u8], limits: &PictureLimits) -> Result<Picture, Refusal>
         height: height as u32,
         rgba: to_rgba(&rgb, |p: &[u8; 3]| [p[0], p[1], p[2], 255]),
     })
+}
+
+/// Whether the end marker follows the last scan: the decoder is content with a file whose very last bytes are missing.
+fn jpeg_reaches_its_end(bytes: &[u8]) -> bool {
+    const END: u8 = 0xd9;
+    const START_OF_SCAN: u8 = 0xda;
+    let mut rest = &bytes[2..];
+    let mut in_scan = false;
+    // Markers are two bytes, the first of them 0xff, which may be repeated.
+    while let [first, tail @ ..] = rest {
+        match (*first, tail) {
+            (0xff, [END, ..]) => return true,
+            (0xff, [0xff, ..]) => rest = tail,
+            // Inside a scan, a zero marks a plain 0xff and 0xd0..=0xd7 are restart points.
+            (0xff, [0 | 0xd0..=0xd7, tail @ ..]) if in_scan => rest = tail,
+            (0xff, [marker, high, low, ..]) => {
+                in_scan = *marker == START_OF_SCAN;
+                let length = usize::from(*high) << 8 | usize::from(*low);
+                rest = tail.get(1 + length..).unwrap_or_default();
+            }
+            _ if in_scan => rest = tail,
+            _ => return false,
+        }
+    }
+    false
 }
 
 fn decode_webp(bytes: &[u8], limits: &PictureLimits) -> Result<Picture, Refusal> {
@@ -312,6 +340,10 @@ fn decode_webp(bytes: &[u8], limits: &PictureLimits) -> Result<Picture, Refusal>
     if decoder.is_animated() {
         return Err(Refusal::animated());
     }
+    // The frame has a header of its own, and the decoder makes room for what that one claims.
+    for (width, height) in webp_frames(bytes) {
+        checked_pixels(width, height, limits)?;
+    }
     let channels = if decoder.has_alpha() { 4 } else { 3 };
     if decoder.output_buffer_size() != Some(pixels * channels) {
         return Err(Refusal::damaged("its pixel format contradicts itself"));
@@ -327,6 +359,33 @@ fn decode_webp(bytes: &[u8], limits: &PictureLimits) -> Result<Picture, Refusal>
         height,
         rgba,
     })
+}
+
+/// Width and height of every still frame in a WebP file (RFC 9649, sections 2.5 and 2.6).
+fn webp_frames(bytes: &[u8]) -> Vec<(u64, u64)> {
+    let mut frames = Vec::new();
+    let mut rest = bytes.get(12..).unwrap_or_default();
+    while let [a, b, c, d, size @ ..] = rest
+        && let Some((&size, body)) = size.split_first_chunk::<4>()
+    {
+        let size = u32::from_le_bytes(size) as usize;
+        let sides = match (&[*a, *b, *c, *d], body) {
+            // Three bytes of flags, three of signature, two sides of 14 bits in 16.
+            (b"VP8 ", [_, _, _, _, _, _, sides @ ..]) => sides.first_chunk().map(|sides| {
+                let sides = u64::from(u32::from_le_bytes(*sides));
+                (sides & 0x3fff, sides >> 16 & 0x3fff)
+            }),
+            // One byte of signature, two sides less one of 14 bits.
+            (b"VP8L", [_, sides @ ..]) => sides.first_chunk().map(|sides| {
+                let sides = u64::from(u32::from_le_bytes(*sides));
+                ((sides & 0x3fff) + 1, (sides >> 14 & 0x3fff) + 1)
+            }),
+            _ => None,
+        };
+        frames.extend(sides);
+        rest = body.get(size.next_multiple_of(2)..).unwrap_or_default();
+    }
+    frames
 }
 
 /// Widens every group of N channels to RGBA.

@@ -106,16 +106,7 @@ impl SkipLog {
     }
 
     /// Counts one sample of `shard` (or folder, or list) left out; `text` is the sentence that says which and why.
-    ///
-    /// # Errors
-    /// [`Error::Stopped`] naming the worst shard once too many are bad.
-    pub fn count_bad(&self, shard: &str, reason: Reason, text: impl ToString) -> Result<()> {
-        self.note_bad(shard, reason, text);
-        self.check()
-    }
-
-    /// As [`SkipLog::count_bad`], judged later by [`SkipLog::check`].
-    pub fn note_bad(&self, shard: &str, reason: Reason, text: impl ToString) {
+    pub fn count_bad(&self, shard: &str, reason: Reason, text: impl ToString) {
         let mut bad = self.bad();
         bad.count += 1;
         *bad.by_shard.entry(shard.to_owned()).or_default() += 1;
@@ -126,14 +117,28 @@ impl SkipLog {
         }
     }
 
-    /// Judges what has been counted so far.
+    /// Judges a complete count: all samples have been seen.
     ///
     /// # Errors
-    /// [`Error::Stopped`] when enough was seen and too much of it was bad.
+    /// [`Error::Stopped`] naming the worst shard when at least `min_seen` were seen and too many of them were bad.
     pub fn check(&self) -> Result<()> {
+        self.judge(0.0)
+    }
+
+    /// Judges a count that is still going on, as [`SkipLog::check`] but allowing for chance: data at the limit give
+    /// three standard deviations more than it in one of seven hundred counts.
+    ///
+    /// # Errors
+    /// As [`SkipLog::check`].
+    pub fn check_so_far(&self) -> Result<()> {
+        self.judge(3.0)
+    }
+
+    fn judge(&self, deviations: f64) -> Result<()> {
         let (bad, seen) = (self.skipped(), self.seen());
-        let allowed = self.limits.max_bad_fraction;
-        if seen < self.limits.min_seen || bad as f64 <= allowed * seen as f64 {
+        let allowed = self.limits.max_bad_fraction * seen as f64;
+        // The count of rare bad samples has about its mean as variance.
+        if seen < self.limits.min_seen || bad as f64 <= allowed + deviations * allowed.sqrt() {
             return Ok(());
         }
         let worst = self.bad().worst();
@@ -141,7 +146,7 @@ impl SkipLog {
             worst,
             format!(
                 "{bad} of {seen} samples could not be used, more than {:.0} %: {}",
-                100.0 * allowed,
+                100.0 * self.limits.max_bad_fraction,
                 self.summary()
             ),
             "repair the data, or raise the limit on bad samples",

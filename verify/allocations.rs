@@ -1,0 +1,88 @@
+//! Counts what a thread allocates, so that tests can bound it.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+struct Counting;
+
+thread_local! {
+    /// Bytes this thread holds, less what it has given back; other threads may free for it.
+    static LIVE: Cell<i64> = const { Cell::new(0) };
+    static PEAK: Cell<i64> = const { Cell::new(0) };
+    static COUNT: Cell<u64> = const { Cell::new(0) };
+}
+
+fn note(bytes: i64) {
+    // A thread that is ending has no counters any more.
+    let _ = LIVE.try_with(|live| {
+        live.set(live.get() + bytes);
+        if bytes > 0 {
+            let _ = COUNT.try_with(|count| count.set(count.get() + 1));
+            let _ = PEAK.try_with(|peak| peak.set(peak.get().max(live.get())));
+        }
+    });
+}
+
+// SAFETY: every call goes to the system allocator with its arguments unchanged; the counters allocate nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note(layout.size() as i64);
+        // SAFETY: the caller's promises are those that `System` asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        note(layout.size() as i64);
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        note(size as i64);
+        note(-(layout.size() as i64));
+        // SAFETY: as above.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        note(-(layout.size() as i64));
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// What a piece of work on this thread allocated.
+#[derive(Debug, Clone, Copy)]
+pub struct Allocated {
+    /// Calls that allocated or grew.
+    pub count: u64,
+    /// Most bytes held at once, beyond those held at the start.
+    pub peak_bytes: i64,
+}
+
+/// Runs the work and says what this thread allocated meanwhile.
+pub fn measure<T>(work: impl FnOnce() -> T) -> (T, Allocated) {
+    let (live, count) = (LIVE.get(), COUNT.get());
+    PEAK.set(live);
+    let outcome = work();
+    let allocated = Allocated {
+        count: COUNT.get() - count,
+        peak_bytes: PEAK.get() - live,
+    };
+    (outcome, allocated)
+}
+
+#[test]
+fn allocations_of_this_thread_are_counted_and_others_are_not() {
+    let (_, allocated) = measure(|| {
+        drop(vec![1_u8; 1000]);
+        drop(vec![0_u8; 3000]);
+    });
+    assert_eq!((allocated.count, allocated.peak_bytes), (2, 3000));
+    let other = std::thread::spawn(|| drop(vec![1_u8; 1 << 20]));
+    let (_, allocated) = measure(|| other.join().unwrap());
+    assert!(allocated.peak_bytes < 1 << 20);
+}
