@@ -1,6 +1,7 @@
 //! The one test binary.
 
 mod allocations;
+mod cpu_math;
 mod data_embedded;
 mod data_mutation;
 mod data_pairs;

@@ -1,0 +1,200 @@
+//! Row-major views with a row stride: parts of packed tensors without copies.
+
+use std::marker::PhantomData;
+
+/// A read-only matrix [rows, width] whose rows lie `stride` elements apart.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    pub(super) start: *const f32,
+    pub(super) rows: usize,
+    pub(super) width: usize,
+    pub(super) stride: usize,
+    borrow: PhantomData<&'a [f32]>,
+}
+
+/// A writable matrix [rows, width] whose rows lie `stride` elements apart.
+pub struct RowsMut<'a> {
+    pub(super) start: *mut f32,
+    pub(super) rows: usize,
+    pub(super) width: usize,
+    pub(super) stride: usize,
+    borrow: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: a view is a shared borrow of f32.
+unsafe impl Send for Rows<'_> {}
+// SAFETY: a view is a shared borrow of f32.
+unsafe impl Sync for Rows<'_> {}
+// SAFETY: a view is an exclusive borrow of f32.
+unsafe impl Send for RowsMut<'_> {}
+// SAFETY: writing through a view needs `&mut` or an unsafe block.
+unsafe impl Sync for RowsMut<'_> {}
+
+/// Elements from the first of the first row to the last of the last one.
+fn span(rows: usize, width: usize, stride: usize) -> usize {
+    if rows == 0 || width == 0 {
+        0
+    } else {
+        (rows - 1) * stride + width
+    }
+}
+
+impl<'a> Rows<'a> {
+    /// A whole matrix [rows, width].
+    pub fn new(data: &'a [f32], rows: usize, width: usize) -> Self {
+        Self::strided(data, rows, width, width)
+    }
+
+    /// A matrix [rows, width] that starts at `data[0]` with rows `stride` apart. Panics where `data` is too short.
+    pub fn strided(data: &'a [f32], rows: usize, width: usize, stride: usize) -> Self {
+        let need = span(rows, width, stride);
+        assert!(
+            data.len() >= need,
+            "matrix [{rows}, {width}] needs {need}, has {}",
+            data.len()
+        );
+        Self {
+            start: data.as_ptr(),
+            rows,
+            width,
+            stride,
+            borrow: PhantomData,
+        }
+    }
+
+    /// Its rows.
+    pub fn count(self) -> usize {
+        self.rows
+    }
+
+    /// Elements of a row.
+    pub fn width(self) -> usize {
+        self.width
+    }
+
+    /// Rows `first..first + count`.
+    pub fn part(self, first: usize, count: usize) -> Self {
+        assert!(
+            first + count <= self.rows,
+            "rows {first}+{count} of {}",
+            self.rows
+        );
+        Self {
+            start: self.start.wrapping_add(first * self.stride),
+            rows: count,
+            ..self
+        }
+    }
+
+    /// Row `index` as a slice.
+    pub fn row(self, index: usize) -> &'a [f32] {
+        assert!(index < self.rows, "row {index} of {}", self.rows);
+        // SAFETY: the constructor checked that every row lies inside the borrowed data.
+        unsafe { std::slice::from_raw_parts(self.start.add(index * self.stride), self.width) }
+    }
+
+    /// Read as its transpose [width, rows].
+    pub fn transposed(self) -> Operand<'a> {
+        Operand {
+            rows: self,
+            transposed: true,
+        }
+    }
+}
+
+impl<'a> RowsMut<'a> {
+    /// A whole matrix [rows, width].
+    pub fn new(data: &'a mut [f32], rows: usize, width: usize) -> Self {
+        Self::strided(data, rows, width, width)
+    }
+
+    /// A matrix [rows, width] that starts at `data[0]` with rows `stride` apart. Panics where `data` is too short or
+    /// where rows would overlap.
+    pub fn strided(data: &'a mut [f32], rows: usize, width: usize, stride: usize) -> Self {
+        let need = span(rows, width, stride);
+        assert!(
+            data.len() >= need,
+            "matrix [{rows}, {width}] needs {need}, has {}",
+            data.len()
+        );
+        assert!(
+            stride >= width || rows <= 1,
+            "rows of {width} overlap at stride {stride}"
+        );
+        Self {
+            start: data.as_mut_ptr(),
+            rows,
+            width,
+            stride,
+            borrow: PhantomData,
+        }
+    }
+
+    /// A view of memory that other tasks hold other columns of.
+    ///
+    /// # Safety
+    /// 1. Rows of `width` at `start`, `stride` apart, are valid for `'a`; 2. nothing else reads or writes those
+    ///    elements meanwhile; 3. `stride >= width` unless there is at most one row.
+    pub unsafe fn from_raw(start: *mut f32, rows: usize, width: usize, stride: usize) -> Self {
+        Self {
+            start,
+            rows,
+            width,
+            stride,
+            borrow: PhantomData,
+        }
+    }
+
+    /// The same view for a shorter time.
+    pub fn reborrow(&mut self) -> RowsMut<'_> {
+        RowsMut {
+            borrow: PhantomData,
+            ..*self
+        }
+    }
+
+    /// The same view, read-only.
+    pub fn as_rows(&self) -> Rows<'_> {
+        Rows {
+            start: self.start,
+            rows: self.rows,
+            width: self.width,
+            stride: self.stride,
+            borrow: PhantomData,
+        }
+    }
+
+    /// Row `index` as a slice.
+    pub fn row(&mut self, index: usize) -> &mut [f32] {
+        assert!(index < self.rows, "row {index} of {}", self.rows);
+        // SAFETY: the constructor checked that every row lies inside the borrowed data; rows do not overlap.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(index * self.stride), self.width) }
+    }
+}
+
+/// A factor of a product: a matrix, or the transpose of one.
+#[derive(Clone, Copy)]
+pub struct Operand<'a> {
+    pub(super) rows: Rows<'a>,
+    pub(super) transposed: bool,
+}
+
+impl<'a> From<Rows<'a>> for Operand<'a> {
+    fn from(rows: Rows<'a>) -> Self {
+        Self {
+            rows,
+            transposed: false,
+        }
+    }
+}
+
+impl Operand<'_> {
+    /// (rows, columns) as the product sees them.
+    pub(super) fn shape(&self) -> (usize, usize) {
+        if self.transposed {
+            (self.rows.width, self.rows.rows)
+        } else {
+            (self.rows.rows, self.rows.width)
+        }
+    }
+}

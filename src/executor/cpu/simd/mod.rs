@@ -1,0 +1,199 @@
+//! Sixteen-lane vectors, chosen at run time.
+//!
+//! Every CPU primitive is written once over [`Simd`], whose vector is always sixteen `f32` lanes wide: one AVX-512
+//! register, two AVX2 registers, or an array that the compiler vectorises as it can. [`dispatch`] picks the widest
+//! path the machine has, once per call of a primitive and never per element. Because lane count, order of operations
+//! and reduction trees are the same on every path, results are the same bits on AVX-512 and AVX2; the portable path
+//! gives those bits too wherever the target fuses multiply-add, and otherwise rounds each multiply-add twice.
+//!
+//! A value of a [`Simd`] type is the proof that the machine has those instructions, so its methods are safe.
+
+#![allow(unsafe_code)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+pub use portable::Portable;
+
+/// Lanes of a vector on every path.
+pub const LANES: usize = 16;
+
+/// One instruction path: arithmetic on sixteen `f32` lanes.
+///
+/// Masks come from comparisons and are consumed by [`Simd::select`]. Pointer methods are the only unsafe ones.
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// Sixteen `f32` lanes.
+    type Vector: Copy;
+    /// Sixteen truth values.
+    type Mask: Copy;
+    /// Rows of the largest register tile of the matrix product.
+    const TILE_ROWS: usize;
+    /// Vectors per row of that tile.
+    const TILE_VECTORS: usize;
+
+    /// Runs `task` inside a function compiled for this path, kept out of line.
+    fn call<T: Task>(self, task: T) -> T::Output;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::Vector;
+    /// Reads sixteen lanes.
+    ///
+    /// # Safety
+    /// 1. `from..from + 16` is readable.
+    unsafe fn load(self, from: *const f32) -> Self::Vector;
+    /// Reads the first `count` lanes and sets the others to zero.
+    ///
+    /// # Safety
+    /// 1. `from..from + count` is readable; 2. `count <= 16`.
+    unsafe fn load_first(self, from: *const f32, count: usize) -> Self::Vector;
+    /// Writes sixteen lanes.
+    ///
+    /// # Safety
+    /// 1. `to..to + 16` is writable.
+    unsafe fn store(self, to: *mut f32, x: Self::Vector);
+    /// Writes the first `count` lanes.
+    ///
+    /// # Safety
+    /// 1. `to..to + count` is writable; 2. `count <= 16`.
+    unsafe fn store_first(self, to: *mut f32, count: usize, x: Self::Vector);
+    /// Writes the transpose of a 16 × 16 block.
+    ///
+    /// # Safety
+    /// 1. Sixteen rows of sixteen lanes, `from_stride` apart, are readable; 2. the same at `to` is writable.
+    unsafe fn transpose(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize);
+
+    /// a + b.
+    fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// a − b.
+    fn sub(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// a · b.
+    fn mul(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// a / b.
+    fn div(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// a · b + c, rounded once.
+    fn mul_add(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+    /// c − a · b, rounded once.
+    fn neg_mul_add(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+    /// a > b ? a : b, so `b` where either is NaN.
+    fn max(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// a < b ? a : b, so `b` where either is NaN.
+    fn min(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// Square root, correctly rounded.
+    fn sqrt(self, x: Self::Vector) -> Self::Vector;
+    /// |x|.
+    fn abs(self, x: Self::Vector) -> Self::Vector;
+    /// |magnitude| with the sign of `sign`.
+    fn copy_sign(self, magnitude: Self::Vector, sign: Self::Vector) -> Self::Vector;
+    /// The nearest integer, ties to even.
+    fn round(self, x: Self::Vector) -> Self::Vector;
+    /// x · 2ⁿ for integers |n| ≤ 252, rounded once, with subnormal results kept.
+    fn scale(self, x: Self::Vector, n: Self::Vector) -> Self::Vector;
+    /// (m, e) with x = m · 2ᵉ and 1 ≤ m < 2, for positive finite x, subnormal ones included.
+    fn split(self, x: Self::Vector) -> (Self::Vector, Self::Vector);
+    /// a < b.
+    fn less(self, a: Self::Vector, b: Self::Vector) -> Self::Mask;
+    /// a = b.
+    fn equal(self, a: Self::Vector, b: Self::Vector) -> Self::Mask;
+    /// mask ? yes : no.
+    fn select(self, mask: Self::Mask, yes: Self::Vector, no: Self::Vector) -> Self::Vector;
+    /// The sum over lanes as a tree: lanes 8 apart, then 4, 2, 1.
+    fn sum(self, x: Self::Vector) -> f32;
+    /// The largest lane by the same tree of [`Simd::max`].
+    fn largest(self, x: Self::Vector) -> f32;
+}
+
+/// Work that can run on any path; implementations are `#[inline(always)]`, so that they take on the path's features.
+pub trait Task {
+    /// What the work returns.
+    type Output;
+    /// Does the work on `simd`.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// An instruction path, narrowest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Level {
+    /// Plain Rust, vectorised by the compiler for the target's baseline.
+    Portable = 0,
+    /// AVX2 and FMA.
+    Avx2 = 1,
+    /// AVX-512 (F, BW, DQ, VL).
+    Avx512 = 2,
+}
+
+/// The widest path of the machine as its number, or [`UNKNOWN`] before the first look.
+static DETECTED: AtomicU8 = AtomicU8::new(UNKNOWN);
+
+/// No path has this number.
+const UNKNOWN: u8 = u8::MAX;
+
+thread_local! {
+    /// The widest path that this thread may use.
+    static LIMIT: Cell<Level> = const { Cell::new(Level::Avx512) };
+}
+
+/// The widest path this machine has.
+#[inline]
+pub fn detected() -> Level {
+    match DETECTED.load(Ordering::Relaxed) {
+        0 => Level::Portable,
+        1 => Level::Avx2,
+        2 => Level::Avx512,
+        _ => detect(),
+    }
+}
+
+#[cold]
+fn detect() -> Level {
+    #[cfg(target_arch = "x86_64")]
+    let level = {
+        let narrow = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let wide = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        match (narrow, wide) {
+            (true, true) => Level::Avx512,
+            (true, false) => Level::Avx2,
+            _ => Level::Portable,
+        }
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let level = Level::Portable;
+    DETECTED.store(level as u8, Ordering::Relaxed);
+    level
+}
+
+/// The path in use on this thread: the machine's widest, or a narrower one set by [`limit`].
+#[inline]
+pub fn level() -> Level {
+    detected().min(LIMIT.get())
+}
+
+/// From now on uses no path wider than `widest` in what this thread dispatches, and says which it will be.
+///
+/// For tests and measurements. Threads of a pool have a limit of their own each.
+pub fn limit(widest: Level) -> Level {
+    LIMIT.set(widest);
+    level()
+}
+
+/// Runs `task` on the path in use.
+pub fn dispatch<T: Task>(task: T) -> T::Output {
+    match level() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `level` is at most what `detect` found, so every feature the token stands for is there.
+        Level::Avx512 => unsafe { avx512::Avx512::assume() }.call(task),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above, for AVX2 and FMA.
+        Level::Avx2 => unsafe { avx2::Avx2::assume() }.call(task),
+        _ => Portable.call(task),
+    }
+}

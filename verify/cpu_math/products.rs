@@ -1,0 +1,429 @@
+//! Matrix products: values against f64, strides, epilogues, and the same bits for any threads and path.
+
+use keel::executor::cpu::matmul::{
+    Epilogue, Residual, Rows, RowsMut, Slope, linear, linear_input_gradient,
+    linear_input_gradient_workspace, linear_weight_gradient, linear_weight_gradient_workspace,
+    linear_workspace, product, product_workspace,
+};
+use keel::executor::cpu::reduce::{column_dots, column_sums, sum_over_rows_workspace};
+use keel::executor::cpu::simd::Level;
+use keel::executor::cpu::vector_math::Activation;
+
+use super::functions::{activation_truth, slope_truth};
+use super::{ROUNDOFF, bits, draw, on_every_path, same_bits_as_widest, with_threads};
+use crate::harness::Random;
+
+/// (M, N, K): ones, primes, one past every tile border, the sizes of a small model.
+const SHAPES: &[(usize, usize, usize)] = &[
+    (1, 1, 1),
+    (3, 17, 5),
+    (14, 32, 8),
+    (15, 33, 7),
+    (17, 16, 31),
+    (113, 48, 64),
+    (127, 31, 192),
+    (61, 64, 1024),
+    (1031, 67, 19),
+    (521, 205, 391),
+];
+
+/// A matrix inside a wider tensor, with what lies around it to see that nothing else is written.
+struct Packed {
+    data: Vec<f32>,
+    offset: usize,
+    stride: usize,
+}
+
+impl Packed {
+    fn new(random: &mut Random, rows: usize, width: usize, padding: usize) -> Packed {
+        let stride = width + padding;
+        Packed {
+            data: draw(random, rows * stride + padding),
+            offset: padding,
+            stride,
+        }
+    }
+
+    fn rows(&self, rows: usize, width: usize) -> Rows<'_> {
+        Rows::strided(&self.data[self.offset..], rows, width, self.stride)
+    }
+
+    fn rows_mut(&mut self, rows: usize, width: usize) -> RowsMut<'_> {
+        RowsMut::strided(&mut self.data[self.offset..], rows, width, self.stride)
+    }
+
+    fn at(&self, row: usize, column: usize) -> f64 {
+        f64::from(self.data[self.offset + row * self.stride + column])
+    }
+
+    /// Panics where an element outside the matrix differs from `before`.
+    fn assert_only_inside(&self, before: &Packed, width: usize) {
+        for (index, (now, was)) in self.data.iter().zip(&before.data).enumerate() {
+            let inside = index >= self.offset && (index - self.offset) % self.stride < width;
+            assert!(
+                inside || now.to_bits() == was.to_bits(),
+                "element {index} was written"
+            );
+        }
+    }
+
+    fn copy(&self) -> Packed {
+        Packed {
+            data: self.data.clone(),
+            ..*self
+        }
+    }
+}
+
+/// Every row of a small output; of a large one the last and a random tenth.
+fn sampled(random: &mut Random, rows: usize, columns: usize) -> Vec<usize> {
+    let keep = |row: &usize| rows * columns < 4096 || row + 1 == rows || random.below(10) == 0;
+    (0..rows).filter(keep).collect()
+}
+
+/// Σ aₖ bₖ in f64 and the bound on an f32 chain of `slack` further roundings: γ Σ |aₖ bₖ|.
+fn chain(depth: usize, slack: usize, term: impl Fn(usize) -> (f64, f64)) -> (f64, f64) {
+    let (mut sum, mut size) = (0.0, 0.0);
+    for k in 0..depth {
+        let (a, b) = term(k);
+        sum += a * b;
+        size += (a * b).abs();
+    }
+    (sum, (2 * depth + slack) as f64 * ROUNDOFF * size)
+}
+
+fn assert_close(got: f64, want: f64, bound: f64, what: &str) {
+    let error = (got - want).abs();
+    assert!(
+        error <= bound,
+        "{what}: {got} instead of {want}, {error} off, {bound} allowed"
+    );
+}
+
+#[test]
+fn linear_forward_matches_f64_with_every_epilogue() {
+    on_every_path(2, |level| {
+        for (case, &(m, n, k)) in SHAPES.iter().enumerate() {
+            let seed = 100 + case as u64;
+            let random = &mut Random::new(seed);
+            let activations = [
+                None,
+                Some(Activation::Gelu),
+                Some(Activation::GeluTanh),
+                Some(Activation::QuickGelu),
+                Some(Activation::Silu),
+            ];
+            for variant in 0..8 {
+                let has = |bit: usize| variant >> bit & 1 == 1;
+                let activation = activations[(variant + case) % 5];
+                let x = Packed::new(random, m, k, variant % 3);
+                let w = Packed::new(random, n, k, variant % 2);
+                let mut y = Packed::new(random, m, n, variant % 4);
+                let mut z = Packed::new(random, m, n, 1);
+                let residual = Packed::new(random, m, n, 2);
+                let (bias, scale) = (draw(random, n), draw(random, n));
+                let (y_before, z_before) = (y.copy(), z.copy());
+                let epilogue = Epilogue {
+                    bias: has(0).then_some(&bias[..]),
+                    pre_activation: has(1).then(|| z.rows_mut(m, n)),
+                    activation,
+                    scale: has(2).then_some(&scale[..]),
+                    residual: match variant % 3 {
+                        0 => Residual::None,
+                        1 => Residual::From(residual.rows(m, n)),
+                        _ => Residual::InPlace,
+                    },
+                };
+                let mut workspace = vec![f32::NAN; linear_workspace(k, n)];
+                linear(
+                    x.rows(m, k),
+                    w.rows(n, k),
+                    y.rows_mut(m, n),
+                    epilogue,
+                    &mut workspace,
+                );
+                y.assert_only_inside(&y_before, n);
+                z.assert_only_inside(&z_before, n);
+                for i in sampled(random, m, n) {
+                    for j in 0..n {
+                        let what = format!("{level:?} seed {seed} {variant} [{m},{n},{k}] {i},{j}");
+                        let (mut want, mut bound) = chain(k, 4, |p| (x.at(i, p), w.at(j, p)));
+                        if has(0) {
+                            want += f64::from(bias[j]);
+                            bound += 2.0 * ROUNDOFF * want.abs();
+                        }
+                        if has(1) {
+                            assert_close(z.at(i, j), want, bound + ROUNDOFF * want.abs(), &what);
+                        }
+                        if let Some(activation) = activation {
+                            // |f′| ≤ 1.13 for all of them; the functions themselves are within 4 ulp.
+                            want = activation_truth(activation, want);
+                            bound = 1.2 * bound + 8.0 * ROUNDOFF * want.abs();
+                        }
+                        if has(2) {
+                            want *= f64::from(scale[j]);
+                            bound = bound * f64::from(scale[j]).abs() + ROUNDOFF * want.abs();
+                        }
+                        let added = match variant % 3 {
+                            0 => 0.0,
+                            1 => residual.at(i, j),
+                            _ => y_before.at(i, j),
+                        };
+                        want += added;
+                        bound += ROUNDOFF * (want.abs() + added.abs()) + 1e-37;
+                        assert_close(y.at(i, j), want, bound, &what);
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn linear_input_gradient_matches_f64() {
+    on_every_path(2, |level| {
+        for (case, &(m, n, k)) in SHAPES.iter().enumerate() {
+            let seed = 200 + case as u64;
+            let random = &mut Random::new(seed);
+            for variant in 0..6 {
+                let accumulate = variant % 2 == 1;
+                let activation = match variant {
+                    0 | 1 => None,
+                    2 => Some(Activation::Gelu),
+                    3 => Some(Activation::GeluTanh),
+                    4 => Some(Activation::QuickGelu),
+                    _ => Some(Activation::Silu),
+                };
+                let dy = Packed::new(random, m, n, variant % 3);
+                let w = Packed::new(random, n, k, variant % 2);
+                let mut dx = Packed::new(random, m, k, variant % 4);
+                let z = Packed::new(random, m, k, 3);
+                let before = dx.copy();
+                let slope = activation.map(|activation| Slope {
+                    activation,
+                    pre_activation: z.rows(m, k),
+                });
+                let mut workspace = vec![f32::NAN; linear_input_gradient_workspace(k, n)];
+                linear_input_gradient(
+                    dy.rows(m, n),
+                    w.rows(n, k),
+                    dx.rows_mut(m, k),
+                    accumulate,
+                    slope,
+                    &mut workspace,
+                );
+                dx.assert_only_inside(&before, k);
+                for i in sampled(random, m, k) {
+                    for j in 0..k {
+                        let (mut want, mut bound) = chain(n, 2, |p| (dy.at(i, p), w.at(p, j)));
+                        if let Some(activation) = activation {
+                            let slope = slope_truth(activation, z.at(i, j));
+                            bound = bound * slope.abs() + 12.0 * ROUNDOFF * want.abs();
+                            want *= slope;
+                        }
+                        if accumulate {
+                            want += before.at(i, j);
+                            bound += ROUNDOFF * (want.abs() + before.at(i, j).abs());
+                        }
+                        let what = format!("{level:?} seed {seed} {variant} [{m},{n},{k}] {i},{j}");
+                        assert_close(dx.at(i, j), want, bound + ROUNDOFF * want.abs(), &what);
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn linear_weight_gradient_matches_f64() {
+    on_every_path(2, |level| {
+        for (case, &(m, n, k)) in SHAPES.iter().enumerate() {
+            let seed = 300 + case as u64;
+            let random = &mut Random::new(seed);
+            for variant in 0..4 {
+                let (accumulate, wants_bias) = (variant % 2 == 1, variant >= 2);
+                let dy = Packed::new(random, m, n, variant);
+                let x = Packed::new(random, m, k, variant % 3);
+                let mut dw = Packed::new(random, n, k, variant % 2);
+                let mut db = draw(random, n);
+                let (before, db_before) = (dw.copy(), db.clone());
+                let mut workspace = vec![f32::NAN; linear_weight_gradient_workspace(m, k, n)];
+                linear_weight_gradient(
+                    dy.rows(m, n),
+                    x.rows(m, k),
+                    dw.rows_mut(n, k),
+                    wants_bias.then_some(&mut db[..]),
+                    accumulate,
+                    &mut workspace,
+                );
+                dw.assert_only_inside(&before, k);
+                let what = format!("{level:?} seed {seed} {variant} [{m},{n},{k}]");
+                for i in sampled(random, n, k) {
+                    let start = if accumulate {
+                        f64::from(db_before[i])
+                    } else {
+                        0.0
+                    };
+                    let (want, bound) = chain(m, 20, |p| (dy.at(p, i), 1.0));
+                    let (want, bound) = match wants_bias {
+                        true => (want + start, bound + 2.0 * ROUNDOFF * (want + start).abs()),
+                        false => (f64::from(db_before[i]), 0.0),
+                    };
+                    assert_close(f64::from(db[i]), want, bound, &format!("db {what} {i}"));
+                    for j in 0..k {
+                        let start = if accumulate { before.at(i, j) } else { 0.0 };
+                        let (want, bound) = chain(m, 20, |p| (dy.at(p, i), x.at(p, j)));
+                        let bound = bound + 2.0 * ROUNDOFF * (want + start).abs();
+                        assert_close(dw.at(i, j), want + start, bound, &format!("{what} {i},{j}"));
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn product_matches_f64_in_every_orientation() {
+    on_every_path(1, |level| {
+        for (case, &(m, n, k)) in SHAPES.iter().take(9).enumerate() {
+            let seed = 400 + case as u64;
+            let random = &mut Random::new(seed);
+            for variant in 0..8 {
+                let (a_transposed, b_transposed) = (variant & 1 == 1, variant & 2 == 2);
+                let (alpha, beta) = if variant & 4 == 4 {
+                    (0.125, -0.5)
+                } else {
+                    (1.0, 0.0)
+                };
+                let a_shape = if a_transposed { (k, m) } else { (m, k) };
+                let b_shape = if b_transposed { (n, k) } else { (k, n) };
+                let a = Packed::new(random, a_shape.0, a_shape.1, variant);
+                let b = Packed::new(random, b_shape.0, b_shape.1, variant % 3);
+                let mut c = Packed::new(random, m, n, variant % 4);
+                let before = c.copy();
+                let mut workspace = vec![f32::NAN; product_workspace(k, n)];
+                let (a_rows, b_rows) = (a.rows(a_shape.0, a_shape.1), b.rows(b_shape.0, b_shape.1));
+                product(
+                    alpha,
+                    if a_transposed {
+                        a_rows.transposed()
+                    } else {
+                        a_rows.into()
+                    },
+                    if b_transposed {
+                        b_rows.transposed()
+                    } else {
+                        b_rows.into()
+                    },
+                    beta,
+                    c.rows_mut(m, n),
+                    &mut workspace,
+                );
+                c.assert_only_inside(&before, n);
+                for i in sampled(random, m, n) {
+                    for j in 0..n {
+                        let (sum, bound) = chain(k, 4, |p| {
+                            let a = if a_transposed { a.at(p, i) } else { a.at(i, p) };
+                            (a, if b_transposed { b.at(j, p) } else { b.at(p, j) })
+                        });
+                        let start = f64::from(beta) * before.at(i, j);
+                        let want = f64::from(alpha) * sum + start;
+                        let bound = bound + 2.0 * ROUNDOFF * (want.abs() + start.abs());
+                        let what = format!("{level:?} seed {seed} {variant} [{m},{n},{k}] {i},{j}");
+                        assert_close(c.at(i, j), want, bound, &what);
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Everything threaded, once: outputs of a layer's three products and of the column sums.
+fn all_products(m: usize, n: usize, k: usize, seed: u64) -> Vec<u32> {
+    let random = &mut Random::new(seed);
+    let (x, w, bias) = (draw(random, m * k), draw(random, n * k), draw(random, n));
+    let (mut y, mut z, mut dx) = (vec![0.0; m * n], vec![0.0; m * n], vec![0.0; m * k]);
+    let (mut dw, mut db) = (draw(random, n * k), draw(random, n));
+    let mut workspace = vec![0.0; linear_workspace(k, n)];
+    let epilogue = Epilogue {
+        bias: Some(&bias),
+        pre_activation: Some(RowsMut::new(&mut z, m, n)),
+        activation: Some(Activation::Gelu),
+        ..Epilogue::default()
+    };
+    let (xs, ws) = (Rows::new(&x, m, k), Rows::new(&w, n, k));
+    linear(xs, ws, RowsMut::new(&mut y, m, n), epilogue, &mut workspace);
+    let mut workspace = vec![0.0; linear_input_gradient_workspace(k, n)];
+    let dy = Rows::new(&y, m, n);
+    let slope = Slope {
+        activation: Activation::Gelu,
+        pre_activation: xs,
+    };
+    let to = RowsMut::new(&mut dx, m, k);
+    linear_input_gradient(dy, ws, to, false, Some(slope), &mut workspace);
+    let mut workspace = vec![0.0; linear_weight_gradient_workspace(m, k, n)];
+    let to = RowsMut::new(&mut dw, n, k);
+    linear_weight_gradient(dy, xs, to, Some(&mut db), true, &mut workspace);
+    let mut workspace = vec![0.0; sum_over_rows_workspace(m, n, n)];
+    let (mut sums, mut dots) = (vec![0.0; n], vec![0.0; n]);
+    column_sums(dy, &mut sums, false, &mut workspace);
+    column_dots(dy, Rows::new(&z, m, n), &mut dots, false, &mut workspace);
+    [y, z, dx, dw, db, sums, dots]
+        .iter()
+        .flat_map(|values| bits(values))
+        .collect()
+}
+
+#[test]
+fn products_are_the_same_bits_for_any_threads_and_path() {
+    for (case, &(m, n, k)) in SHAPES.iter().enumerate() {
+        let seed = 500 + case as u64;
+        let one = with_threads(1, Level::Avx512, || all_products(m, n, k, seed));
+        for threads in [2, 3, 8] {
+            let many = with_threads(threads, Level::Avx512, || all_products(m, n, k, seed));
+            assert!(many == one, "{threads} threads, [{m},{n},{k}], seed {seed}");
+        }
+        on_every_path(2, |level| {
+            if same_bits_as_widest(level) {
+                let same = all_products(m, n, k, seed);
+                assert!(same == one, "{level:?}, [{m},{n},{k}], seed {seed}");
+            }
+        });
+    }
+}
+
+#[test]
+fn column_sums_match_f64() {
+    on_every_path(2, |level| {
+        for (rows, width) in [(1, 1), (3, 17), (129, 33), (4099, 51)] {
+            let random = &mut Random::new(600 + rows as u64);
+            let (x, y) = (
+                Packed::new(random, rows, width, 1),
+                Packed::new(random, rows, width, 2),
+            );
+            let start = draw(random, width);
+            let mut workspace = vec![f32::NAN; sum_over_rows_workspace(rows, width, width)];
+            for accumulate in [false, true] {
+                let (mut sums, mut dots) = (start.clone(), start.clone());
+                let (xs, ys) = (x.rows(rows, width), y.rows(rows, width));
+                column_sums(xs, &mut sums, accumulate, &mut workspace);
+                column_dots(xs, ys, &mut dots, accumulate, &mut workspace);
+                for j in 0..width {
+                    let from = if accumulate { f64::from(start[j]) } else { 0.0 };
+                    for (got, term) in [(sums[j], None), (dots[j], Some(&y))] {
+                        let (want, bound) =
+                            chain(rows, 20, |i| (x.at(i, j), term.map_or(1.0, |y| y.at(i, j))));
+                        let want = want + from;
+                        let bound = bound + 2.0 * ROUNDOFF * (want.abs() + from.abs());
+                        assert_close(
+                            f64::from(got),
+                            want,
+                            bound,
+                            &format!("{level:?} {rows} {j}"),
+                        );
+                    }
+                }
+            }
+        }
+    });
+}
