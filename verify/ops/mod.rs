@@ -2,5 +2,8 @@
 
 mod attention;
 mod basic;
+mod layer_scale;
 mod linear;
 mod norm;
+mod position;
+mod weighted_sum;
