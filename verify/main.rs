@@ -12,3 +12,7 @@ mod data_webdataset;
 mod harness;
 mod ops;
 mod simt;
+mod tasks_batches;
+mod tasks_pictures;
+mod tasks_questions;
+mod tasks_tokenizer;

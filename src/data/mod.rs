@@ -3,12 +3,29 @@
 //! Nothing here starts a process, opens a connection or writes a file.
 
 pub mod archive;
+pub mod augment;
+pub mod batch;
+pub mod captions;
+pub mod colours;
+pub mod corpus;
 pub mod embedded;
+pub mod eval_sets;
+pub mod facts;
 mod folder;
+pub mod library;
 mod lines;
+pub mod mixture;
+pub mod names;
 pub mod pairs;
 pub mod picture;
+pub mod prefetch;
+pub mod questions;
+pub mod random;
 pub mod records;
 pub mod resample;
+pub mod scenes;
 pub mod skips;
+pub mod sprite;
+pub mod task;
+pub mod tokenizer;
 pub mod webdataset;

@@ -1,0 +1,286 @@
+//! From samples to numbers: the layout of a sequence, its targets and weights, the caption side of the contrastive loss,
+//! and the drawn pictures. A sample that does not fit is refused here, never cut.
+
+use serde::{Deserialize, Serialize};
+
+use super::library::Library;
+use super::task::{QuestionKind, Sample, TaskKind};
+use super::tokenizer::{ASSISTANT, BEGIN, END, IMAGE, PAD, Tokenizer, USER};
+use crate::error::{Error, Result};
+
+/// The target of a position that is not supervised.
+pub const IGNORED: i32 = -100;
+
+/// The sizes of a batch, fixed for a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchShape {
+    /// Samples, B.
+    pub batch: usize,
+    /// Side of the square pictures in pixels, S.
+    pub image_size: usize,
+    /// Visual tokens a picture takes in the sequence, Ti.
+    pub image_tokens: usize,
+    /// Length of the sequences, T, visual tokens included.
+    pub tokens: usize,
+    /// Length of the contrastive captions, Tc.
+    pub caption_tokens: usize,
+}
+
+/// How supervised tokens share a batch's loss. With n_s supervised tokens in sample s, each weighs:
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Weighting {
+    /// 1: long answers count more.
+    Token,
+    /// 1/n_s: every sample counts the same.
+    Sample,
+    /// 1/√n_s: between the two.
+    #[default]
+    Square,
+}
+
+impl Weighting {
+    /// The weight of each of `supervised` tokens; 0 when there are none.
+    pub fn weight(self, supervised: usize) -> f32 {
+        match (self, supervised) {
+            (_, 0) => 0.0,
+            (Weighting::Token, _) => 1.0,
+            (Weighting::Sample, n) => 1.0 / n as f32,
+            (Weighting::Square, n) => 1.0 / (n as f32).sqrt(),
+        }
+    }
+}
+
+/// Where a row of a batch came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SampleInfo {
+    /// The sample's key.
+    pub key: String,
+    /// Its task.
+    pub kind: TaskKind,
+    /// Its kind of question, where it has one.
+    pub question_kind: Option<QuestionKind>,
+    /// The question, possibly empty.
+    pub question: String,
+    /// The answer; for plain text the whole text.
+    pub answer: String,
+}
+
+/// Samples that could not be used and were replaced while a batch was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Skipped {
+    /// Longer than the sequence or the caption allows.
+    pub too_long: u32,
+    /// A user's picture that could not be read, or an empty caption.
+    pub unreadable: u32,
+    /// Already in this contrastive batch.
+    pub repeated: u32,
+}
+
+/// One batch, ready for the program. All arrays are row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// Pictures `[B, 3, S, S]`, normalised to −1..1; zeros for text-only samples.
+    pub images: Vec<f32>,
+    /// Input ids `[B, T]`.
+    pub tokens: Vec<i32>,
+    /// The id that follows each position, [`IGNORED`] where not supervised, `[B, T]`.
+    pub targets: Vec<i32>,
+    /// Loss weights `[B, T]`, 0 where not supervised.
+    pub weights: Vec<f32>,
+    /// `<begin> caption <end>`, padded, `[B, Tc]`.
+    pub caption_tokens: Vec<i32>,
+    /// Index of `<end>` in the caption, `[B]`.
+    pub caption_end: Vec<i32>,
+    /// 1/n on the caption's n tokens from `<begin>` to `<end>`, else 0, `[B, Tc]`; all 0 without a caption.
+    pub caption_weights: Vec<f32>,
+    /// Where each row came from, `[B]`.
+    pub samples: Vec<SampleInfo>,
+    /// What was skipped to make this batch.
+    pub skipped: Skipped,
+}
+
+/// The ids of one sample before padding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    /// All ids, `<begin>` to `<end>`.
+    pub ids: Vec<u16>,
+    /// Index of the first supervised id; everything from there on is supervised.
+    pub supervised_from: usize,
+}
+
+impl Sequence {
+    /// Lays out a sample.
+    ///
+    /// With a picture: `<begin> <image>×Ti <user> question <assistant> answer <end>`, the answer and `<end>` supervised.
+    /// Text only: `<begin> context <user> question <assistant> answer <end>`, or `<begin> context <end>` when there is
+    /// neither question nor answer, everything after `<begin>` supervised.
+    pub fn of(sample: &Sample, image_tokens: usize, tokenizer: &Tokenizer) -> Sequence {
+        let mut ids = vec![BEGIN];
+        let has_image = sample.view.is_some();
+        if has_image {
+            ids.extend(std::iter::repeat_n(IMAGE, image_tokens));
+        } else {
+            tokenizer.encode_into(&sample.context, &mut ids);
+        }
+        if has_image || !sample.question.is_empty() || !sample.answer.is_empty() {
+            ids.push(USER);
+            tokenizer.encode_into(&sample.question, &mut ids);
+            ids.push(ASSISTANT);
+        }
+        let supervised_from = if has_image { ids.len() } else { 1 };
+        tokenizer.encode_into(&sample.answer, &mut ids);
+        ids.push(END);
+        Sequence {
+            ids,
+            supervised_from,
+        }
+    }
+}
+
+/// The ids of a caption, `<begin> caption <end>`.
+pub fn caption_ids(caption: &str, tokenizer: &Tokenizer) -> Vec<u16> {
+    let mut ids = vec![BEGIN];
+    tokenizer.encode_into(caption, &mut ids);
+    ids.push(END);
+    ids
+}
+
+/// Whether a sample fits the shape, both as a sequence and as a caption.
+pub fn fits(sample: &Sample, shape: &BatchShape, tokenizer: &Tokenizer) -> bool {
+    Sequence::of(sample, shape.image_tokens, tokenizer)
+        .ids
+        .len()
+        <= shape.tokens
+        && caption_ids(&sample.caption, tokenizer).len() <= shape.caption_tokens
+}
+
+/// Turns exactly `shape.batch` samples into a batch and draws their pictures.
+///
+/// # Errors
+/// `Content` when the number of samples is not the batch's or a sample does not fit.
+pub fn assemble(
+    library: &Library,
+    samples: &[Sample],
+    shape: &BatchShape,
+    weighting: Weighting,
+    tokenizer: &Tokenizer,
+) -> Result<Batch> {
+    let (b, t, tc) = (shape.batch, shape.tokens, shape.caption_tokens);
+    if samples.len() != b {
+        return Err(Error::content(
+            "a batch",
+            format!("{} samples for {b} rows", samples.len()),
+            "give as many samples as the batch has rows",
+        ));
+    }
+    let picture = 3 * shape.image_size * shape.image_size;
+    let mut batch = Batch {
+        images: vec![0.0; b * picture],
+        tokens: vec![i32::from(PAD); b * t],
+        targets: vec![IGNORED; b * t],
+        weights: vec![0.0; b * t],
+        caption_tokens: vec![i32::from(PAD); b * tc],
+        caption_end: vec![0; b],
+        caption_weights: vec![0.0; b * tc],
+        samples: Vec::with_capacity(b),
+        skipped: Skipped::default(),
+    };
+    for (row, sample) in samples.iter().enumerate() {
+        let sequence = Sequence::of(sample, shape.image_tokens, tokenizer);
+        let ids = &sequence.ids;
+        let caption = caption_ids(&sample.caption, tokenizer);
+        for (what, length, limit) in [("sequence", ids.len(), t), ("caption", caption.len(), tc)] {
+            if length > limit {
+                return Err(Error::content(
+                    format!("sample {}", sample.key),
+                    format!("its {what} has {length} tokens, {limit} fit"),
+                    "raise the stage's token limits or shorten the text",
+                ));
+            }
+        }
+        let supervised = ids.len() - sequence.supervised_from;
+        let weight = weighting.weight(supervised);
+        for (position, &id) in ids.iter().enumerate() {
+            batch.tokens[row * t + position] = i32::from(id);
+            if position >= sequence.supervised_from {
+                // The id at `position` is what the position before it must predict.
+                batch.targets[row * t + position - 1] = i32::from(id);
+                batch.weights[row * t + position - 1] = weight;
+            }
+        }
+        write_caption(&caption, sample.caption.is_empty(), row, tc, &mut batch);
+        sample.view.render(
+            library,
+            shape.image_size,
+            &mut batch.images[row * picture..(row + 1) * picture],
+        );
+        batch.samples.push(SampleInfo {
+            key: sample.key.clone(),
+            kind: sample.kind,
+            question_kind: sample.question_kind,
+            question: sample.question.clone(),
+            answer: if sample.question.is_empty() && sample.answer.is_empty() {
+                sample.context.clone()
+            } else {
+                sample.answer.clone()
+            },
+        });
+    }
+    Ok(batch)
+}
+
+fn write_caption(caption: &[u16], empty: bool, row: usize, tc: usize, batch: &mut Batch) {
+    let weight = if empty {
+        0.0
+    } else {
+        1.0 / caption.len() as f32
+    };
+    for (position, &id) in caption.iter().enumerate() {
+        batch.caption_tokens[row * tc + position] = i32::from(id);
+        batch.caption_weights[row * tc + position] = weight;
+    }
+    batch.caption_end[row] = caption.len() as i32 - 1;
+}
+
+/// Texts as the contrastive side reads them: `(tokens [N, Tc], end [N], weights [N, Tc])` for N texts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextBatch {
+    /// `<begin> text <end>`, padded, `[N, Tc]`.
+    pub tokens: Vec<i32>,
+    /// Index of `<end>`, `[N]`.
+    pub end: Vec<i32>,
+    /// 1/n on the text's tokens, `[N, Tc]`.
+    pub weights: Vec<f32>,
+}
+
+impl TextBatch {
+    /// Encodes `texts`.
+    ///
+    /// # Errors
+    /// `Content` when a text has more than `caption_tokens` − 2 tokens.
+    pub fn of(texts: &[String], caption_tokens: usize, tokenizer: &Tokenizer) -> Result<TextBatch> {
+        let mut batch = TextBatch {
+            tokens: vec![i32::from(PAD); texts.len() * caption_tokens],
+            end: Vec::with_capacity(texts.len()),
+            weights: vec![0.0; texts.len() * caption_tokens],
+        };
+        for (row, text) in texts.iter().enumerate() {
+            let ids = caption_ids(text, tokenizer);
+            if ids.len() > caption_tokens {
+                return Err(Error::content(
+                    format!("text {text:?}"),
+                    format!("it has {} tokens, {caption_tokens} fit", ids.len()),
+                    "raise caption_tokens",
+                ));
+            }
+            for (position, &id) in ids.iter().enumerate() {
+                batch.tokens[row * caption_tokens + position] = i32::from(id);
+                batch.weights[row * caption_tokens + position] = 1.0 / ids.len() as f32;
+            }
+            batch.end.push(ids.len() as i32 - 1);
+        }
+        Ok(batch)
+    }
+}

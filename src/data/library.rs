@@ -1,0 +1,280 @@
+//! The embedded concepts as the tasks see them: words ready for captions and answers, and each artist's pictures as
+//! sprites. Which concepts may be trained on is decided here and nowhere else: [`Library::training`] is the only list
+//! that the training tasks draw from, and they draw with [`Artist::Noto`] only.
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+
+use rayon::prelude::*;
+
+use super::colours::{Colour, Palette};
+use super::embedded::{self, Artist, Concepts};
+use super::names::{self, Reading};
+use super::sprite::Sprite;
+use crate::error::{Error, Result};
+
+/// Whether a concept is trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Split {
+    /// Trained on, in Noto's style.
+    Train,
+    /// Never shown, named or described in training.
+    HeldOut,
+}
+
+impl Split {
+    /// The name for tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Split::Train => "train",
+            Split::HeldOut => "held-out",
+        }
+    }
+}
+
+/// A concept with everything that its tasks need.
+#[derive(Debug)]
+pub struct Entry {
+    /// The emoji, unique.
+    pub key: String,
+    /// Plain name, unique: "red apple".
+    pub name: String,
+    /// Name with article: "a red apple".
+    pub phrase: String,
+    /// Keywords that are not words of the name.
+    pub keywords: Vec<String>,
+    /// Index in [`Library::categories`].
+    pub category: usize,
+    /// Index in [`Library::subcategories`].
+    pub subcategory: usize,
+    /// Trained on or held out.
+    pub split: Split,
+    /// What the picture says, where it can be read.
+    pub reading: Option<Reading>,
+    /// Whose flag it is.
+    pub country: Option<String>,
+    /// Whether left and right may be swapped.
+    pub mirror_safe: bool,
+    /// The sprites of [`Artist::ALL`].
+    sprites: [Sprite; 2],
+}
+
+impl Entry {
+    fn new(raw: &embedded::Concept, categories: &[String], subcategories: &[String]) -> Entry {
+        let name = names::plain_name(&raw.name);
+        let words: Vec<&str> = name.split(' ').collect();
+        let index = |groups: &[String], word: &str| {
+            let found = groups.binary_search_by(|group| group.as_str().cmp(word));
+            found.expect("the groups were collected from these concepts")
+        };
+        let keywords = raw.keywords.iter().map(|keyword| keyword.to_lowercase());
+        let fresh = |keyword: &String| *keyword != name && !words.contains(&keyword.as_str());
+        let sprites = Artist::ALL.map(|artist| {
+            let picture = raw.picture(artist);
+            Sprite::new(
+                picture.width as usize,
+                picture.height as usize,
+                &picture.rgba,
+            )
+        });
+        Entry {
+            key: raw.emoji.clone(),
+            phrase: match Reading::of(&raw.emoji) {
+                Some(Reading::Time { .. }) => format!("a clock at {name}"),
+                _ => names::with_article(&name),
+            },
+            keywords: keywords.filter(fresh).collect(),
+            category: index(categories, &names::category_word(&raw.category)),
+            subcategory: index(subcategories, &names::subcategory_words(&raw.subcategory)),
+            split: if raw.held_out {
+                Split::HeldOut
+            } else {
+                Split::Train
+            },
+            reading: Reading::of(&raw.emoji),
+            country: names::country(&name, &raw.subcategory).map(str::to_owned),
+            mirror_safe: names::mirror_safe(&name, &raw.category, &raw.subcategory),
+            sprites,
+            name,
+        }
+    }
+
+    /// The picture of one artist.
+    pub fn sprite(&self, artist: Artist) -> &Sprite {
+        &self.sprites[artist as usize]
+    }
+
+    /// The colours of one artist's picture.
+    pub fn palette(&self, artist: Artist) -> &Palette {
+        self.sprite(artist).palette()
+    }
+}
+
+/// All concepts, their groups, and the lists that tasks draw from.
+#[derive(Debug)]
+pub struct Library {
+    concepts: Vec<Entry>,
+    categories: Vec<String>,
+    subcategories: Vec<String>,
+    training: Vec<usize>,
+    held_out: Vec<usize>,
+}
+
+impl Library {
+    /// The library of the embedded concepts, prepared on first use and shared from then on.
+    pub fn embedded() -> Arc<Library> {
+        static EMBEDDED: OnceLock<Arc<Library>> = OnceLock::new();
+        EMBEDDED
+            .get_or_init(|| {
+                let library = Library::new(&Concepts::embedded().entries);
+                Arc::new(library.expect("the embedded names are unique, which the tests check"))
+            })
+            .clone()
+    }
+
+    /// Prepares concepts, on all threads.
+    ///
+    /// # Errors
+    /// `Content` when two concepts share an emoji or a plain name.
+    pub fn new(raw: &[embedded::Concept]) -> Result<Library> {
+        let mut categories: Vec<String> = raw
+            .iter()
+            .map(|concept| names::category_word(&concept.category))
+            .collect();
+        let mut subcategories: Vec<String> = raw
+            .iter()
+            .map(|concept| names::subcategory_words(&concept.subcategory))
+            .collect();
+        for groups in [&mut categories, &mut subcategories] {
+            groups.sort();
+            groups.dedup();
+        }
+        let concepts: Vec<Entry> = raw
+            .par_iter()
+            .map(|concept| Entry::new(concept, &categories, &subcategories))
+            .collect();
+        let mut seen: HashMap<&str, &str> = HashMap::new();
+        for concept in &concepts {
+            for word in [&concept.key, &concept.name] {
+                if let Some(other) = seen.insert(word, &concept.key) {
+                    return Err(Error::content(
+                        format!("concept {}", concept.key),
+                        format!("{word:?} already belongs to {other}"),
+                        "give every concept its own name",
+                    ));
+                }
+            }
+        }
+        let of = |split| {
+            let chosen = |index: &usize| concepts[*index].split == split;
+            (0..concepts.len()).filter(chosen).collect()
+        };
+        Ok(Library {
+            training: of(Split::Train),
+            held_out: of(Split::HeldOut),
+            categories,
+            subcategories,
+            concepts,
+        })
+    }
+
+    /// Every concept, trained on or not.
+    pub fn concepts(&self) -> &[Entry] {
+        &self.concepts
+    }
+
+    /// The concept at `index`.
+    pub fn concept(&self, index: usize) -> &Entry {
+        &self.concepts[index]
+    }
+
+    /// The words of the categories, sorted.
+    pub fn categories(&self) -> &[String] {
+        &self.categories
+    }
+
+    /// The words of the subcategories, sorted.
+    pub fn subcategories(&self) -> &[String] {
+        &self.subcategories
+    }
+
+    /// The concepts that training may use.
+    pub fn training(&self) -> &[usize] {
+        &self.training
+    }
+
+    /// The concepts of one split.
+    pub fn of_split(&self, split: Split) -> &[usize] {
+        match split {
+            Split::Train => &self.training,
+            Split::HeldOut => &self.held_out,
+        }
+    }
+
+    /// The lists that the tasks of one artist and split draw from.
+    pub fn pool(&self, artist: Artist, split: Split) -> Pool {
+        let all = self.of_split(split).to_vec();
+        let mut by_category = vec![Vec::new(); self.categories.len()];
+        let mut by_colour = vec![Vec::new(); Colour::ALL.len()];
+        let mut flags = Vec::new();
+        let mut readable = Vec::new();
+        for &index in &all {
+            let concept = &self.concepts[index];
+            by_category[concept.category].push(index);
+            if let Some(colour) = concept.palette(artist).single() {
+                by_colour[colour as usize].push(index);
+            }
+            if concept.country.is_some() {
+                flags.push(index);
+            }
+            if concept.reading.is_some() {
+                readable.push(index);
+            }
+        }
+        let keys = readable
+            .iter()
+            .copied()
+            .filter(|&index| matches!(self.concepts[index].reading, Some(Reading::Key('0'..='9'))))
+            .collect();
+        Pool {
+            artist,
+            all,
+            categories: filled(&by_category),
+            by_category,
+            colours: filled(&by_colour),
+            by_colour,
+            flags,
+            readable,
+            keys,
+        }
+    }
+}
+
+fn filled(lists: &[Vec<usize>]) -> Vec<usize> {
+    (0..lists.len())
+        .filter(|&index| !lists[index].is_empty())
+        .collect()
+}
+
+/// The concepts of one artist and split, grouped as the tasks need them. All lists hold indices into the library.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// Whose pictures are shown and measured.
+    pub artist: Artist,
+    /// Every concept of the split.
+    pub all: Vec<usize>,
+    /// The categories that have a concept.
+    pub categories: Vec<usize>,
+    /// Concepts by category.
+    pub by_category: Vec<Vec<usize>>,
+    /// The colours (as positions in [`Colour::ALL`]) that have a concept of that single colour.
+    pub colours: Vec<usize>,
+    /// Concepts by their single colour.
+    pub by_colour: Vec<Vec<usize>>,
+    /// Flags of countries and regions.
+    pub flags: Vec<usize>,
+    /// Concepts that say something.
+    pub readable: Vec<usize>,
+    /// Keycaps with one digit.
+    pub keys: Vec<usize>,
+}

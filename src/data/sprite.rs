@@ -1,0 +1,345 @@
+//! Pictures made ready for composing: premultiplied alpha, a short pyramid of halved sizes, the box that is not empty,
+//! and the palette. Drawing is one inverse-mapped bilinear pass over the pixels that the sprite covers, so a scene costs
+//! about as much as its area, whatever the size of the sources.
+
+use super::colours::Palette;
+
+/// How a sprite is laid on the frame, in units of the frame's side.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Placement {
+    /// Centre of the sprite's tight box, (x, y) in 0..1, y downwards.
+    pub centre: [f32; 2],
+    /// The longer side of the upright box around the turned tight box.
+    pub side: f32,
+    /// Turn in radians, clockwise on the screen.
+    pub rotation: f32,
+    /// Left and right swapped.
+    pub mirrored: bool,
+}
+
+/// A frame under construction: `side`² pixels of (r, g, b, unused), 0..255.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    side: usize,
+    pixels: Vec<[f32; 4]>,
+}
+
+/// A colour change of the whole frame: `(x − 127.5)·contrast + 127.5 + brightness` after mixing with grey by saturation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tint {
+    /// Added, in 0..255 units.
+    pub brightness: f32,
+    /// Factor about mid grey.
+    pub contrast: f32,
+    /// 0 is grey, 1 leaves the colours, above 1 strengthens them.
+    pub saturation: f32,
+}
+
+impl Tint {
+    /// Changes nothing.
+    pub const NONE: Tint = Tint {
+        brightness: 0.0,
+        contrast: 1.0,
+        saturation: 1.0,
+    };
+}
+
+impl Frame {
+    /// A frame filled with one colour.
+    pub fn new(side: usize, background: [u8; 3]) -> Frame {
+        let [r, g, b] = background.map(f32::from);
+        Frame {
+            side,
+            pixels: vec![[r, g, b, 255.0]; side * side],
+        }
+    }
+
+    /// Writes the frame as planes `[3, side, side]`, normalised to mean 0.5 and deviation 0.5 (values −1..1).
+    pub fn write_normalised(&self, tint: Tint, out: &mut [f32]) {
+        let plane = self.side * self.side;
+        let (red, rest) = out.split_at_mut(plane);
+        let (green, blue) = rest.split_at_mut(plane);
+        let scale = 1.0 / 127.5;
+        for (index, pixel) in self.pixels.iter().enumerate() {
+            let [r, g, b, _] = *pixel;
+            let grey = 0.299 * r + 0.587 * g + 0.114 * b;
+            let change = |c: f32| {
+                let c = grey + (c - grey) * tint.saturation;
+                let c = (c - 127.5) * tint.contrast + 127.5 + tint.brightness;
+                c.clamp(0.0, 255.0) * scale - 1.0
+            };
+            red[index] = change(r);
+            green[index] = change(g);
+            blue[index] = change(b);
+        }
+    }
+}
+
+/// One level of the pyramid: `[height + 2, width + 2]` premultiplied pixels with a border, so that the four neighbours of
+/// any point inside exist.
+#[derive(Clone, Debug)]
+struct Level {
+    width: usize,
+    height: usize,
+    pixels: Vec<[u8; 4]>,
+}
+
+impl Level {
+    fn bordered(width: usize, height: usize, inner: &[[u8; 4]], opaque: bool) -> Level {
+        let mut pixels = Vec::with_capacity((width + 2) * (height + 2));
+        for y in 0..height + 2 {
+            for x in 0..width + 2 {
+                let inside = (1..=width).contains(&x) && (1..=height).contains(&y);
+                let (column, row) = (x.clamp(1, width) - 1, y.clamp(1, height) - 1);
+                pixels.push(if inside || opaque {
+                    inner[row * width + column]
+                } else {
+                    [0; 4]
+                });
+            }
+        }
+        Level {
+            width,
+            height,
+            pixels,
+        }
+    }
+}
+
+/// A picture ready to be drawn at any size.
+#[derive(Clone, Debug)]
+pub struct Sprite {
+    levels: Vec<Level>,
+    /// Left, top, right, bottom of what is not empty, in pixels of the first level.
+    extent: [f32; 4],
+    palette: Palette,
+}
+
+impl Sprite {
+    /// Prepares straight RGBA pixels, row-major `[height, width, 4]`. Missing pixels count as empty, and a picture without
+    /// any pixel as one empty pixel.
+    pub fn new(width: usize, height: usize, rgba: &[u8]) -> Sprite {
+        let (width, height) = (width.max(1), height.max(1));
+        let straight = |index: usize| -> [u8; 4] {
+            let pixel = rgba.get(index * 4..index * 4 + 4);
+            pixel.map_or([0; 4], |p| [p[0], p[1], p[2], p[3]])
+        };
+        let palette = Palette::measure((0..width * height).map(straight));
+        let mut inner: Vec<[u8; 4]> = (0..width * height)
+            .map(|index| {
+                let [r, g, b, alpha] = straight(index);
+                let weigh = |c: u8| ((u32::from(c) * u32::from(alpha) + 127) / 255) as u8;
+                [weigh(r), weigh(g), weigh(b), alpha]
+            })
+            .collect();
+        let extent = extent(width, height, &inner);
+        let opaque = inner.iter().all(|pixel| pixel[3] == 255);
+        let (mut w, mut h) = (width, height);
+        let mut levels = vec![Level::bordered(w, h, &inner, opaque)];
+        while w.min(h) >= 16 {
+            inner = halve(w, h, &inner);
+            (w, h) = (w / 2, h / 2);
+            levels.push(Level::bordered(w, h, &inner, opaque));
+        }
+        Sprite {
+            levels,
+            extent,
+            palette,
+        }
+    }
+
+    /// The colours of the picture.
+    pub fn palette(&self) -> &Palette {
+        &self.palette
+    }
+
+    /// Half the width and half the height of the upright box around the turned tight box, in pixels of the source.
+    fn half_box(&self, rotation: f32) -> [f32; 2] {
+        let [left, top, right, bottom] = self.extent;
+        let (half_width, half_height) = ((right - left) / 2.0, (bottom - top) / 2.0);
+        let (sin, cos) = (rotation.sin().abs(), rotation.cos().abs());
+        [
+            half_width * cos + half_height * sin,
+            half_width * sin + half_height * cos,
+        ]
+    }
+
+    /// The upright box that `placement` covers: left, top, right, bottom in units of the frame's side.
+    pub fn covered(&self, placement: &Placement) -> [f32; 4] {
+        let [half_x, half_y] = self.half_box(placement.rotation);
+        let scale = placement.side / (2.0 * half_x.max(half_y)).max(1.0);
+        let [x, y] = placement.centre;
+        [
+            x - half_x * scale,
+            y - half_y * scale,
+            x + half_x * scale,
+            y + half_y * scale,
+        ]
+    }
+
+    /// Draws the sprite over what `frame` holds.
+    pub fn draw(&self, placement: &Placement, frame: &mut Frame) {
+        let side = frame.side as f32;
+        let [half_x, half_y] = self.half_box(placement.rotation);
+        // Frame pixels per source pixel.
+        let scale = placement.side * side / (2.0 * half_x.max(half_y)).max(1.0);
+        let [left, top, right, bottom] = self.covered(placement);
+        let source_centre = [
+            (self.extent[0] + self.extent[2]) / 2.0,
+            (self.extent[1] + self.extent[3]) / 2.0,
+        ];
+        self.draw_mapped(
+            frame,
+            [
+                left * side - 1.0,
+                top * side - 1.0,
+                right * side + 1.0,
+                bottom * side + 1.0,
+            ],
+            [placement.centre[0] * side, placement.centre[1] * side],
+            source_centre,
+            scale,
+            placement.rotation,
+            placement.mirrored,
+            false,
+        );
+    }
+
+    /// Fills the whole frame with the square window of the source around `centre` (pixels of the source) that is `window`
+    /// source pixels wide.
+    pub fn fill(&self, centre: [f32; 2], window: f32, rotation: f32, frame: &mut Frame) {
+        let side = frame.side as f32;
+        self.draw_mapped(
+            frame,
+            [0.0, 0.0, side, side],
+            [side / 2.0, side / 2.0],
+            centre,
+            side / window,
+            rotation,
+            false,
+            true,
+        );
+    }
+
+    /// Width and height of the source.
+    pub fn size(&self) -> [usize; 2] {
+        [self.levels[0].width, self.levels[0].height]
+    }
+
+    /// For every frame pixel in `region` (pixels), takes the source colour at
+    /// `source_centre + M·R(−rotation)·(pixel − frame_centre)/scale` from the level nearest in size. Outside the source
+    /// the frame stays as it is, or takes the nearest edge when `to_the_edge`.
+    #[allow(clippy::too_many_arguments)]
+    fn draw_mapped(
+        &self,
+        frame: &mut Frame,
+        region: [f32; 4],
+        frame_centre: [f32; 2],
+        source_centre: [f32; 2],
+        scale: f32,
+        rotation: f32,
+        mirrored: bool,
+        to_the_edge: bool,
+    ) {
+        // The coarsest level that still has at least 0.7 source pixels a frame pixel avoids aliasing without blurring.
+        let mut depth = 0;
+        while depth + 1 < self.levels.len() && scale * ((1u32 << depth) as f32) < 0.7 {
+            depth += 1;
+        }
+        let level = &self.levels[depth];
+        let shrink = 1.0 / (1u32 << depth) as f32;
+        let step = shrink / scale;
+        let (sin, cos) = rotation.sin_cos();
+        let flip = if mirrored { -1.0 } else { 1.0 };
+        let (step_x, step_y) = (
+            [cos * step * flip, -sin * step],
+            [sin * step * flip, cos * step],
+        );
+        let clip = |value: f32| value.clamp(0.0, frame.side as f32) as usize;
+        let [x_from, y_from] = [clip(region[0].floor()), clip(region[1].floor())];
+        let [x_to, y_to] = [clip(region[2].ceil()), clip(region[3].ceil())];
+        let stride = level.width + 2;
+        let (limit_x, limit_y) = (level.width as f32 + 0.5, level.height as f32 + 0.5);
+        for y in y_from..y_to {
+            let dy = y as f32 + 0.5 - frame_centre[1];
+            let dx = x_from as f32 + 0.5 - frame_centre[0];
+            // Source position in bordered pixels: the centre of inner pixel 0 is 1.0.
+            let mut u = source_centre[0] * shrink + dx * step_x[0] + dy * step_y[0] + 0.5;
+            let mut v = source_centre[1] * shrink + dx * step_x[1] + dy * step_y[1] + 0.5;
+            let row = &mut frame.pixels[y * frame.side..(y + 1) * frame.side];
+            for pixel in &mut row[x_from.min(x_to)..x_to] {
+                let (x, y) = if to_the_edge {
+                    (u.clamp(0.5, limit_x - 0.01), v.clamp(0.5, limit_y - 0.01))
+                } else {
+                    (u, v)
+                };
+                if x >= 0.5 && y >= 0.5 && x < limit_x && y < limit_y {
+                    let (column, line) = (x as usize, y as usize);
+                    let (fx, fy) = (x - column as f32, y - line as f32);
+                    let at = line * stride + column;
+                    let upper = &level.pixels[at..at + 2];
+                    let lower = &level.pixels[at + stride..at + stride + 2];
+                    let weights = [
+                        (1.0 - fx) * (1.0 - fy),
+                        fx * (1.0 - fy),
+                        (1.0 - fx) * fy,
+                        fx * fy,
+                    ];
+                    let mut mixed = [0.0f32; 4];
+                    for (tap, weight) in
+                        [upper[0], upper[1], lower[0], lower[1]].iter().zip(weights)
+                    {
+                        for (sum, &channel) in mixed.iter_mut().zip(tap) {
+                            *sum += weight * f32::from(channel);
+                        }
+                    }
+                    let keep = 1.0 - mixed[3] * (1.0 / 255.0);
+                    for (channel, new) in pixel.iter_mut().zip(mixed) {
+                        *channel = new + keep * *channel;
+                    }
+                }
+                u += step_x[0];
+                v += step_x[1];
+            }
+        }
+    }
+}
+
+/// The box of pixels whose alpha is above 8; the whole picture when there is none.
+fn extent(width: usize, height: usize, pixels: &[[u8; 4]]) -> [f32; 4] {
+    let (mut left, mut top, mut right, mut bottom) = (width, height, 0, 0);
+    for (index, pixel) in pixels.iter().enumerate() {
+        if pixel[3] > 8 {
+            let (x, y) = (index % width, index / width);
+            left = left.min(x);
+            right = right.max(x + 1);
+            top = top.min(y);
+            bottom = bottom.max(y + 1);
+        }
+    }
+    if left >= right {
+        return [0.0, 0.0, width as f32, height as f32];
+    }
+    [left, top, right, bottom].map(|edge| edge as f32)
+}
+
+/// The picture at half the size, each pixel the mean of four; an odd last row or column is dropped.
+fn halve(width: usize, height: usize, pixels: &[[u8; 4]]) -> Vec<[u8; 4]> {
+    let mut out = Vec::with_capacity((width / 2) * (height / 2));
+    for y in 0..height / 2 {
+        for x in 0..width / 2 {
+            let at = 2 * y * width + 2 * x;
+            let four = [
+                pixels[at],
+                pixels[at + 1],
+                pixels[at + width],
+                pixels[at + width + 1],
+            ];
+            out.push([0, 1, 2, 3].map(|c| {
+                let sum: u32 = four.iter().map(|pixel| u32::from(pixel[c])).sum();
+                ((sum + 2) / 4) as u8
+            }));
+        }
+    }
+    out
+}

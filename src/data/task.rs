@@ -1,0 +1,249 @@
+//! What a sample is: the words, the picture to be drawn, and where both came from. Samples are made by the task files
+//! (captions, reading, questions, facts) and become rows of a batch in `batch`.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::library::Library;
+use super::random::Stream;
+use super::scenes::{PLAIN_BACKGROUND, Scene};
+use super::sprite::{Frame, Sprite, Tint};
+
+/// A kind of training data, as recipes name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskKind {
+    /// A concept and its name.
+    ShortCaptions,
+    /// A concept with group, colours and keywords.
+    DenseCaptions,
+    /// Keys, letters, clocks, flags and arrows, read.
+    Reading,
+    /// Composed scenes with a question.
+    Scenes,
+    /// Text without a picture.
+    Facts,
+    /// The user's own pairs.
+    Pairs,
+}
+
+impl TaskKind {
+    /// All kinds.
+    pub const ALL: [TaskKind; 6] = [
+        TaskKind::ShortCaptions,
+        TaskKind::DenseCaptions,
+        TaskKind::Reading,
+        TaskKind::Scenes,
+        TaskKind::Facts,
+        TaskKind::Pairs,
+    ];
+
+    /// The name in recipes and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            TaskKind::ShortCaptions => "short_captions",
+            TaskKind::DenseCaptions => "dense_captions",
+            TaskKind::Reading => "reading",
+            TaskKind::Scenes => "scenes",
+            TaskKind::Facts => "facts",
+            TaskKind::Pairs => "pairs",
+        }
+    }
+
+    /// Whether its samples have a picture; only such kinds may stand in a contrastive batch.
+    pub fn has_image(self) -> bool {
+        self != TaskKind::Facts
+    }
+}
+
+impl fmt::Display for TaskKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A kind of question; accuracies and baselines are reported for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QuestionKind {
+    /// The name of a thing, alone or at a place.
+    What,
+    /// How many things there are.
+    Count,
+    /// How many there are of one name or category.
+    CountOf,
+    /// The colour of a thing.
+    Colour,
+    /// The colour of the background.
+    Background,
+    /// The category of a thing.
+    Category,
+    /// On which side of one thing another is.
+    Side,
+    /// What is on a side of a thing.
+    Neighbour,
+    /// Whose flag it is.
+    Country,
+    /// Yes or no: is it there?
+    IsThere,
+    /// Yes or no: is one thing on that side of another?
+    IsSide,
+    /// Yes or no: has it that colour?
+    IsColour,
+    /// The digits on one to three keys.
+    Keys,
+    /// Letters and words.
+    Text,
+    /// The time on a clock face.
+    Time,
+    /// The two letters of a flag.
+    Code,
+    /// Where something points.
+    Direction,
+}
+
+impl QuestionKind {
+    /// The kinds asked about scenes.
+    pub const SCENES: [QuestionKind; 12] = [
+        QuestionKind::What,
+        QuestionKind::Count,
+        QuestionKind::CountOf,
+        QuestionKind::Colour,
+        QuestionKind::Background,
+        QuestionKind::Category,
+        QuestionKind::Side,
+        QuestionKind::Neighbour,
+        QuestionKind::Country,
+        QuestionKind::IsThere,
+        QuestionKind::IsSide,
+        QuestionKind::IsColour,
+    ];
+
+    /// The kinds of reading.
+    pub const READING: [QuestionKind; 5] = [
+        QuestionKind::Keys,
+        QuestionKind::Text,
+        QuestionKind::Time,
+        QuestionKind::Code,
+        QuestionKind::Direction,
+    ];
+
+    /// The name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            QuestionKind::What => "what",
+            QuestionKind::Count => "count",
+            QuestionKind::CountOf => "count_of",
+            QuestionKind::Colour => "colour",
+            QuestionKind::Background => "background",
+            QuestionKind::Category => "category",
+            QuestionKind::Side => "side",
+            QuestionKind::Neighbour => "neighbour",
+            QuestionKind::Country => "country",
+            QuestionKind::IsThere => "is_there",
+            QuestionKind::IsSide => "is_side",
+            QuestionKind::IsColour => "is_colour",
+            QuestionKind::Keys => "keys",
+            QuestionKind::Text => "text",
+            QuestionKind::Time => "time",
+            QuestionKind::Code => "code",
+            QuestionKind::Direction => "direction",
+        }
+    }
+}
+
+/// The picture of a sample, not yet drawn.
+#[derive(Clone, Debug)]
+pub enum View {
+    /// No picture: the sample is text only.
+    None,
+    /// Embedded concepts.
+    Scene(Scene),
+    /// A user's picture.
+    Photo(Photo),
+}
+
+/// A user's picture and the square of it that is shown.
+#[derive(Clone, Debug)]
+pub struct Photo {
+    /// The picture, prepared.
+    pub sprite: Arc<Sprite>,
+    /// Centre of the window in source pixels, (x, y).
+    pub centre: [f32; 2],
+    /// Side of the window in source pixels.
+    pub window: f32,
+    /// Colour change.
+    pub tint: Tint,
+}
+
+impl Photo {
+    /// The largest centred square.
+    pub fn centred(sprite: Arc<Sprite>) -> Photo {
+        let [width, height] = sprite.size().map(|side| side as f32);
+        Photo {
+            sprite,
+            centre: [width / 2.0, height / 2.0],
+            window: width.min(height),
+            tint: Tint::NONE,
+        }
+    }
+
+    /// A square of 80–100 % of the shorter side, anywhere inside, with the colours slightly changed.
+    pub fn varied(sprite: Arc<Sprite>, tint: Tint, look: &mut Stream) -> Photo {
+        let size = sprite.size().map(|side| side as f32);
+        let window = size[0].min(size[1]) * look.between(0.8, 1.0);
+        let centre =
+            size.map(|side| look.between(window / 2.0, side - window / 2.0 + f32::EPSILON));
+        Photo {
+            sprite,
+            centre,
+            window,
+            tint,
+        }
+    }
+}
+
+impl View {
+    /// Whether there is a picture.
+    pub fn is_some(&self) -> bool {
+        !matches!(self, View::None)
+    }
+
+    /// Draws normalised planes `[3, side, side]` into `out`; zeros where there is no picture.
+    pub fn render(&self, library: &Library, side: usize, out: &mut [f32]) {
+        match self {
+            View::None => out.fill(0.0),
+            View::Scene(scene) => scene.render(library, side, out),
+            View::Photo(photo) => {
+                let mut frame = Frame::new(side, PLAIN_BACKGROUND);
+                photo
+                    .sprite
+                    .fill(photo.centre, photo.window, 0.0, &mut frame);
+                frame.write_normalised(photo.tint, out);
+            }
+        }
+    }
+}
+
+/// One sample before it becomes numbers.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Names the sample in reports; in contrastive batches keys are distinct.
+    pub key: String,
+    /// The task it belongs to.
+    pub kind: TaskKind,
+    /// The kind of question, where one is asked.
+    pub question_kind: Option<QuestionKind>,
+    /// The picture.
+    pub view: View,
+    /// Text that stands where a picture would, in text-only samples.
+    pub context: String,
+    /// The question; may be empty.
+    pub question: String,
+    /// The answer; may be empty only where `context` is the whole text.
+    pub answer: String,
+    /// The text for the contrastive side; empty in text-only samples.
+    pub caption: String,
+}
