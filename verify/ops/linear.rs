@@ -7,7 +7,7 @@ use keel::tape::{Add, ParameterLayout, Tape, Value};
 use keel::tensor::TensorType;
 use proptest::prelude::*;
 
-use crate::harness::{Case, Random, check, out};
+use crate::harness::{Case, Golden, Random, check, check_golden, out};
 
 const ACTIVATIONS: [Activation; 3] = [
     Activation::GeluErf,
@@ -236,4 +236,59 @@ fn linear_refuses_shapes_that_do_not_fit() {
         problem.contains("residual must be f32 [2, 3, 5]"),
         "{problem}"
     );
+}
+
+#[test]
+fn linear_agrees_with_pytorch() {
+    for golden in Golden::open("op_linear").cases() {
+        if golden.has("input.layer_scale") {
+            // Held together with the op that scales.
+            continue;
+        }
+        let activation = match golden.config["activation"].as_str() {
+            Some("gelu") => Some(Activation::GeluErf),
+            Some("gelu_tanh") => Some(Activation::GeluTanh),
+            Some("quick_gelu") => Some(Activation::GeluQuick),
+            _ => None,
+        };
+        let (has_bias, has_residual) = (golden.has("input.bias"), golden.has("input.residual"));
+        let mut case = Case::new(golden.name.clone(), move |tape, v| {
+            let bias = has_bias.then(|| v[2]);
+            let y = match activation {
+                Some(activation) => linear_activation(tape, v[0], v[1], bias, activation)?,
+                None if has_residual => linear_residual(tape, v[0], v[1], bias, v[v.len() - 1])?,
+                None => linear(tape, v[0], v[1], bias)?,
+            };
+            Ok(vec![out("y", y)])
+        });
+        for name in ["x", "weight", "bias", "residual"] {
+            let key = format!("input.{name}");
+            if golden.has(&key) {
+                case = case.input(name, golden.shape(&key), golden.f32s(&key));
+            }
+        }
+        check_golden(&case, &golden);
+    }
+}
+
+#[test]
+fn activations_agree_with_pytorch_in_the_tails() {
+    for golden in Golden::open("op_gelu").cases() {
+        let activation = match golden.config["activation"].as_str() {
+            Some("gelu") => Activation::GeluErf,
+            Some("gelu_tanh") => Activation::GeluTanh,
+            _ => Activation::GeluQuick,
+        };
+        // The product with the identity leaves the activation alone.
+        let shape = golden.shape("input.x");
+        let columns = shape.columns();
+        let mut identity = vec![0.0; columns * columns];
+        identity.iter_mut().step_by(columns + 1).for_each(|x| *x = 1.0);
+        let case = Case::new(golden.name.clone(), move |tape, v| {
+            Ok(vec![out("y", linear_activation(tape, v[0], v[1], None, activation)?)])
+        })
+        .input("x", shape, golden.f32s("input.x"))
+        .constant("identity", [columns, columns], identity);
+        check_golden(&case, &golden);
+    }
 }

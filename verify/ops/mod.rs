@@ -5,5 +5,7 @@ mod basic;
 mod layer_scale;
 mod linear;
 mod norm;
+mod patch_embed;
 mod position;
+mod swiglu;
 mod weighted_sum;

@@ -1,0 +1,318 @@
+//! The gradients of weight, bias and position, and that of the images.
+
+use rayon::prelude::*;
+
+use super::patches::Grid;
+use crate::error::{Error, Result};
+use crate::executor::cpu::product::{Operand, product};
+use crate::ops::shapes::{expect_float, expect_type};
+use crate::tape::{Backward, Cost, CpuArgs, Op, Output, ReferenceArgs, Target, Value};
+use crate::tensor::{Shape, TensorType};
+
+/// Patches that one task lays out.
+const ROWS_PER_TASK: usize = 64;
+
+/// Elements of a band of the positions that one task sums over the batch.
+const ELEMENTS_PER_TASK: usize = 1024;
+
+/// Rows of dweight that one task computes.
+const OUTPUTS_PER_TASK: usize = 32;
+
+/// Inputs dy [B, T, C], images [B, Ci, h, w], then the gradient [C, Ci·P·P] to add to; outputs dweight [C, Ci·P·P], then
+/// dbias [C] and dposition [T, C] where there are such.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PatchEmbedGradient {
+    pub patch: usize,
+    pub has_bias: bool,
+    pub has_position: bool,
+    pub accumulates: bool,
+}
+
+impl PatchEmbedGradient {
+    fn grid(&self, images: Shape) -> Grid {
+        Grid::new(images, self.patch).expect("the forward op has made this grid")
+    }
+}
+
+impl Op for PatchEmbedGradient {
+    fn name(&self) -> &'static str {
+        "patch_embed_gradient"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        let op = self.name();
+        let (dy, images) = (inputs[0], inputs[1]);
+        expect_float(op, "dy", 3, dy)?;
+        let Some(grid) = Grid::new(images.shape, self.patch) else {
+            return Err(Error::shape(op, "images", "[B, 3, h, w]", images));
+        };
+        let width = dy.shape.columns();
+        let want = TensorType::new(images.dtype, [grid.batch, grid.tokens(), width]);
+        expect_type(op, "dy", "[B, T, C]", want, dy)?;
+        let dweight = TensorType::new(dy.dtype, [width, grid.pixels()]);
+        if let Some(sum) = inputs.get(2) {
+            expect_type(op, "the gradient to add to", "like the weight", dweight, *sum)?;
+        }
+        let mut outputs = vec![dweight];
+        if self.has_bias {
+            outputs.push(TensorType::new(dy.dtype, [width]));
+        }
+        if self.has_position {
+            outputs.push(TensorType::new(dy.dtype, [grid.tokens(), width]));
+        }
+        Ok(outputs)
+    }
+
+    fn reference(&self, args: ReferenceArgs<'_>) {
+        let (dy, images) = (args.inputs[0], args.inputs[1]);
+        let grid = self.grid(images.shape);
+        let (width, pixels) = (dy.columns(), grid.pixels());
+        if self.accumulates {
+            let sum = args.inputs[2].float();
+            args.outputs[0].float_mut().copy_from_slice(sum);
+        }
+        for row in 0..grid.rows() {
+            let dy = &dy.float()[row * width..][..width];
+            let patch: Vec<f64> = grid
+                .runs(row)
+                .flat_map(|start| &images.float()[start..][..grid.patch])
+                .copied()
+                .collect();
+            for (column, dy) in dy.iter().enumerate() {
+                let dweight = &mut args.outputs[0].float_mut()[column * pixels..][..pixels];
+                for (dweight, x) in dweight.iter_mut().zip(&patch) {
+                    *dweight += dy * x;
+                }
+                if self.has_bias {
+                    args.outputs[1].float_mut()[column] += dy;
+                }
+                if self.has_position {
+                    let position = &mut args.outputs[1 + usize::from(self.has_bias)];
+                    position.float_mut()[row % grid.tokens() * width + column] += dy;
+                }
+            }
+        }
+    }
+
+    fn cpu(&self, args: CpuArgs<'_>) {
+        let grid = self.grid(args.input_types[1].shape);
+        let (dy, images) = (args.inputs.f32(0), args.inputs.f32(1));
+        let sum = self.accumulates.then(|| args.inputs.f32_or_in_place(2));
+        let (width, pixels) = (args.input_types[0].shape.columns(), grid.pixels());
+        let mut outputs = args.outputs.0.iter_mut().map(|output| match output {
+            Output::F32(values) => &mut **values,
+            Output::I32(_) => unreachable!("infer makes every output f32"),
+        });
+        let dweight = outputs.next().expect("dweight is always there");
+        if width == 0 || grid.rows() == 0 {
+            return;
+        }
+        let (patches, sums) = args.workspace.split_at_mut(grid.rows() * pixels);
+        patches
+            .par_chunks_mut(ROWS_PER_TASK * pixels)
+            .enumerate()
+            .for_each(|(task, patches)| grid.gather(images, task * ROWS_PER_TASK, patches));
+        let patches = Operand::new(patches, grid.rows(), pixels);
+        let factor = Operand::new(dy, grid.rows(), width);
+        dweight
+            .par_chunks_mut(OUTPUTS_PER_TASK * pixels)
+            .enumerate()
+            .for_each(|(task, dweight)| {
+                let first = task * OUTPUTS_PER_TASK;
+                if let Some(Some(sum)) = sum {
+                    dweight.copy_from_slice(&sum[first * pixels..][..dweight.len()]);
+                }
+                let factor = factor.columns(first, dweight.len() / pixels);
+                product(factor.transposed(), patches, dweight, self.accumulates);
+            });
+        // The sum over the batch first: the bias's gradient is the sum of the position's over tokens.
+        let dbias = self.has_bias.then(|| outputs.next()).flatten();
+        let dposition = match self.has_position {
+            true => outputs.next(),
+            false => Some(&mut sums[..grid.tokens() * width]),
+        };
+        if let Some(dposition) = dposition
+            && (self.has_bias || self.has_position)
+        {
+            sum_batch(dy, dposition);
+            if let Some(dbias) = dbias {
+                dbias.fill(0.0);
+                for row in dposition.chunks_exact(width) {
+                    for (dbias, x) in dbias.iter_mut().zip(row) {
+                        *dbias += x;
+                    }
+                }
+            }
+        }
+    }
+
+    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
+        unreachable!("a backward op is not differentiated again")
+    }
+
+    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+        let product = 2.0 * inputs[0].numel() as f64 * outputs[0].shape.columns() as f64;
+        let sums = usize::from(self.has_bias || self.has_position) * inputs[0].numel();
+        Cost::streaming(product + sums as f64, inputs, outputs)
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        if self.accumulates { &[(0, 2)] } else { &[] }
+    }
+
+    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], _target: Target) -> usize {
+        let grid = self.grid(inputs[1].shape);
+        let sums = usize::from(!self.has_position) * grid.tokens() * inputs[0].shape.columns();
+        (grid.rows() * grid.pixels() + sums) * size_of::<f32>()
+    }
+
+    fn accumulating(&self) -> Option<Box<dyn Op>> {
+        (!self.accumulates).then(|| {
+            Box::new(PatchEmbedGradient {
+                accumulates: true,
+                ..*self
+            }) as Box<dyn Op>
+        })
+    }
+
+    fn is_matrix_product(&self) -> bool {
+        true
+    }
+}
+
+/// Inputs dy [B, T, C], weight [C, Ci·P·P], then the gradient [B, Ci, h, w] to add to; output the images' gradient.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ImageGradient {
+    pub images: Shape,
+    pub patch: usize,
+    pub accumulates: bool,
+}
+
+impl ImageGradient {
+    fn grid(&self) -> Grid {
+        Grid::new(self.images, self.patch).expect("the forward op has made this grid")
+    }
+}
+
+impl Op for ImageGradient {
+    fn name(&self) -> &'static str {
+        "patch_embed_image_gradient"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        let op = self.name();
+        let (grid, dy) = (self.grid(), inputs[0]);
+        expect_float(op, "dy", 3, dy)?;
+        let width = dy.shape.columns();
+        let want = TensorType::new(dy.dtype, [grid.batch, grid.tokens(), width]);
+        expect_type(op, "dy", "[B, T, C]", want, dy)?;
+        let want = TensorType::new(dy.dtype, [width, grid.pixels()]);
+        expect_type(op, "weight", "[C, 3·P·P]", want, inputs[1])?;
+        let images = TensorType::new(dy.dtype, self.images);
+        if let Some(sum) = inputs.get(2) {
+            expect_type(op, "the gradient to add to", "like the images", images, *sum)?;
+        }
+        Ok(vec![images])
+    }
+
+    fn reference(&self, args: ReferenceArgs<'_>) {
+        let grid = self.grid();
+        let (dy, weight) = (args.inputs[0], args.inputs[1].float());
+        let (width, pixels) = (dy.columns(), grid.pixels());
+        let images = args.outputs[0].float_mut();
+        if self.accumulates {
+            images.copy_from_slice(args.inputs[2].float());
+        }
+        for row in 0..grid.rows() {
+            let dy = &dy.float()[row * width..][..width];
+            for (run, start) in grid.runs(row).enumerate() {
+                for offset in 0..grid.patch {
+                    let pixel = run * grid.patch + offset;
+                    let column = weight.iter().skip(pixel).step_by(pixels);
+                    images[start + offset] += dy.iter().zip(column).map(|(a, b)| a * b).sum::<f64>();
+                }
+            }
+        }
+    }
+
+    fn cpu(&self, args: CpuArgs<'_>) {
+        let grid = self.grid();
+        let (dy, weight) = (args.inputs.f32(0), args.inputs.f32(1));
+        let sum = self.accumulates.then(|| args.inputs.f32_or_in_place(2));
+        let (width, pixels) = (args.input_types[0].shape.columns(), grid.pixels());
+        let [images] = args.outputs.f32();
+        let (rows, elements) = (grid.tokens(), grid.colours * grid.height * grid.width);
+        if images.is_empty() {
+            return;
+        }
+        let weight = Operand::new(weight, width, pixels);
+        (
+            images.par_chunks_mut(elements),
+            args.workspace[..grid.rows() * pixels].par_chunks_mut(rows * pixels),
+        )
+            .into_par_iter()
+            .enumerate()
+            .for_each(|(sample, (image, patches))| {
+                match sum {
+                    Some(Some(sum)) => image.copy_from_slice(&sum[sample * elements..][..elements]),
+                    Some(None) => {}
+                    None => image.fill(0.0),
+                }
+                let dy = Operand::new(&dy[sample * rows * width..][..rows * width], rows, width);
+                product(dy, weight, patches, false);
+                for (row, patch) in patches.chunks_exact(pixels).enumerate() {
+                    let runs = grid.runs(row).zip(patch.chunks_exact(grid.patch));
+                    for (start, from) in runs {
+                        for (image, from) in image[start..].iter_mut().zip(from) {
+                            *image += from;
+                        }
+                    }
+                }
+            });
+    }
+
+    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
+        unreachable!("a backward op is not differentiated again")
+    }
+
+    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+        let product = 2.0 * inputs[0].numel() as f64 * inputs[1].shape.columns() as f64;
+        Cost::streaming(product, inputs, outputs)
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        if self.accumulates { &[(0, 2)] } else { &[] }
+    }
+
+    fn workspace(&self, _inputs: &[TensorType], _outputs: &[TensorType], _target: Target) -> usize {
+        self.grid().rows() * self.grid().pixels() * size_of::<f32>()
+    }
+
+    fn accumulating(&self) -> Option<Box<dyn Op>> {
+        (!self.accumulates).then(|| {
+            Box::new(ImageGradient {
+                accumulates: true,
+                ..*self
+            }) as Box<dyn Op>
+        })
+    }
+
+    fn is_matrix_product(&self) -> bool {
+        true
+    }
+}
+
+/// Sums the blocks of `dy` [B, sum's elements]: each task takes a band of every block, in order.
+fn sum_batch(dy: &[f32], sum: &mut [f32]) {
+    let block = sum.len();
+    sum.par_chunks_mut(ELEMENTS_PER_TASK)
+        .enumerate()
+        .for_each(|(task, sum)| {
+            sum.fill(0.0);
+            for dy in dy.chunks_exact(block) {
+                for (sum, dy) in sum.iter_mut().zip(&dy[task * ELEMENTS_PER_TASK..]) {
+                    *sum += dy;
+                }
+            }
+        });
+}
