@@ -66,7 +66,9 @@ impl Op for Swiglu {
         y.par_chunks_mut(rows * width)
             .zip(gate_up.par_chunks(rows * 2 * width))
             .for_each(|(y, gate_up)| {
-                let rows = y.chunks_exact_mut(width).zip(gate_up.chunks_exact(2 * width));
+                let rows = y
+                    .chunks_exact_mut(width)
+                    .zip(gate_up.chunks_exact(2 * width));
                 for (y, gate_up) in rows {
                     let (gate, up) = gate_up.split_at(width);
                     for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {

@@ -283,9 +283,15 @@ fn activations_agree_with_pytorch_in_the_tails() {
         let shape = golden.shape("input.x");
         let columns = shape.columns();
         let mut identity = vec![0.0; columns * columns];
-        identity.iter_mut().step_by(columns + 1).for_each(|x| *x = 1.0);
+        identity
+            .iter_mut()
+            .step_by(columns + 1)
+            .for_each(|x| *x = 1.0);
         let case = Case::new(golden.name.clone(), move |tape, v| {
-            Ok(vec![out("y", linear_activation(tape, v[0], v[1], None, activation)?)])
+            Ok(vec![out(
+                "y",
+                linear_activation(tape, v[0], v[1], None, activation)?,
+            )])
         })
         .input("x", shape, golden.f32s("input.x"))
         .constant("identity", [columns, columns], identity);

@@ -23,7 +23,10 @@ fn case(
     let case = Case::new("patch_embed", move |tape, v| {
         let bias = has_bias.then(|| v[2]);
         let position = has_position.then(|| v[2 + usize::from(has_bias)]);
-        Ok(vec![out("y", patch_embed(tape, v[0], v[1], bias, position, patch)?)])
+        Ok(vec![out(
+            "y",
+            patch_embed(tape, v[0], v[1], bias, position, patch)?,
+        )])
     });
     let images = random.normals(count, 1.0);
     let shape = [batch, 3, height, width];
@@ -32,7 +35,11 @@ fn case(
         false => case.constant("images", shape, images),
     };
     let scale = (pixels as f64).powf(-0.5);
-    case = case.input("weight", [channels, pixels], random.normals(channels * pixels, scale));
+    case = case.input(
+        "weight",
+        [channels, pixels],
+        random.normals(channels * pixels, scale),
+    );
     if has_bias {
         case = case.input("bias", [channels], random.normals(channels, 1.0));
     }
@@ -74,7 +81,10 @@ fn patch_embed_agrees_with_pytorch() {
         let mut case = Case::new(golden.name.clone(), move |tape, v| {
             let bias = has_bias.then(|| v[2]);
             let position = has_position.then(|| v[2 + usize::from(has_bias)]);
-            Ok(vec![out("y", patch_embed(tape, v[0], v[1], bias, position, patch)?)])
+            Ok(vec![out(
+                "y",
+                patch_embed(tape, v[0], v[1], bias, position, patch)?,
+            )])
         });
         for name in ["image", "weight", "bias", "position"] {
             let key = format!("input.{name}");

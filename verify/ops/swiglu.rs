@@ -35,8 +35,10 @@ fn swiglu_of_zeros_and_of_far_tails_matches_the_reference() {
     gate_up[..38].fill(0.0);
     gate_up[38..57].fill(80.0);
     gate_up[76..95].fill(-80.0);
-    let case = Case::new("zeros and tails", |tape, v| Ok(vec![out("y", swiglu(tape, v[0])?)]))
-        .input("gate_up", [6, 38], gate_up);
+    let case = Case::new("zeros and tails", |tape, v| {
+        Ok(vec![out("y", swiglu(tape, v[0])?)])
+    })
+    .input("gate_up", [6, 38], gate_up);
     check(&case, 31);
 }
 
@@ -46,7 +48,11 @@ fn swiglu_agrees_with_pytorch() {
         let case = Case::new(golden.name.clone(), |tape, v| {
             Ok(vec![out("y", swiglu(tape, v[0])?)])
         })
-        .input("gate_up", golden.shape("input.gate_up"), golden.f32s("input.gate_up"));
+        .input(
+            "gate_up",
+            golden.shape("input.gate_up"),
+            golden.f32s("input.gate_up"),
+        );
         check_golden(&case, &golden);
     }
 }
@@ -56,7 +62,10 @@ fn swiglu_refuses_an_odd_width() {
     let mut tape = Tape::new(Arc::new(ParameterLayout::default()), |_| false);
     let odd = tape.input("odd", TensorType::f32([4, 7]));
     let problem = swiglu(&mut tape, odd).unwrap_err().to_string();
-    assert!(problem.contains("swiglu: gate_up must be [.., 2F]"), "{problem}");
+    assert!(
+        problem.contains("swiglu: gate_up must be [.., 2F]"),
+        "{problem}"
+    );
     let ids = tape.input("ids", TensorType::i32([4, 8]));
     assert!(swiglu(&mut tape, ids).is_err());
 }

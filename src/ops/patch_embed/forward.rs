@@ -45,7 +45,10 @@ impl Op for PatchEmbed {
         let (images, weight) = (inputs[0], inputs[1]);
         expect_float(op, "images", 4, images)?;
         let Some(grid) = Grid::new(images.shape, self.patch) else {
-            let want = format!("[B, 3, h, w] with sides of at least the patch, {}", self.patch);
+            let want = format!(
+                "[B, 3, h, w] with sides of at least the patch, {}",
+                self.patch
+            );
             return Err(Error::shape(op, "images", want, images));
         };
         let width = weight.shape.dims().first().copied().unwrap_or(1);

@@ -51,7 +51,13 @@ impl Op for PatchEmbedGradient {
         expect_type(op, "dy", "[B, T, C]", want, dy)?;
         let dweight = TensorType::new(dy.dtype, [width, grid.pixels()]);
         if let Some(sum) = inputs.get(2) {
-            expect_type(op, "the gradient to add to", "like the weight", dweight, *sum)?;
+            expect_type(
+                op,
+                "the gradient to add to",
+                "like the weight",
+                dweight,
+                *sum,
+            )?;
         }
         let mut outputs = vec![dweight];
         if self.has_bias {
@@ -210,7 +216,13 @@ impl Op for ImageGradient {
         expect_type(op, "weight", "[C, 3·P·P]", want, inputs[1])?;
         let images = TensorType::new(dy.dtype, self.images);
         if let Some(sum) = inputs.get(2) {
-            expect_type(op, "the gradient to add to", "like the images", images, *sum)?;
+            expect_type(
+                op,
+                "the gradient to add to",
+                "like the images",
+                images,
+                *sum,
+            )?;
         }
         Ok(vec![images])
     }
@@ -229,7 +241,8 @@ impl Op for ImageGradient {
                 for offset in 0..grid.patch {
                     let pixel = run * grid.patch + offset;
                     let column = weight.iter().skip(pixel).step_by(pixels);
-                    images[start + offset] += dy.iter().zip(column).map(|(a, b)| a * b).sum::<f64>();
+                    images[start + offset] +=
+                        dy.iter().zip(column).map(|(a, b)| a * b).sum::<f64>();
                 }
             }
         }
