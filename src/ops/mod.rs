@@ -1,24 +1,40 @@
 //! Ops: one file or folder each, with shape rule, meaning, kernels, derivative and cost.
 //!
 //! A model calls the record functions; the ops behind them stay private. What several ops share lies in `shapes` (the
-//! questions of the shape rules) and `special` (functions in double precision).
+//! questions of the shape rules), `special` (functions in double precision) and `rows` (work row by row on the
+//! processor).
 
 mod attention;
+mod embedding;
+mod l2_normalize;
 mod layer_scale;
 mod linear;
 mod norm;
 mod patch_embed;
+mod pixel_unshuffle;
+mod pooling;
 mod position;
+mod qk_norm;
+mod rope;
+mod rows;
 mod shapes;
 mod special;
+mod splice;
 mod swiglu;
 mod weighted_sum;
 
 pub use attention::{Heads, Mask, attention, cross_attention};
+pub use embedding::embedding;
+pub use l2_normalize::l2_normalize;
 pub use layer_scale::layer_scale;
 pub use linear::{Activation, linear, linear_activation, linear_residual};
 pub use norm::{layer_norm, layer_norm_residual, rms_norm, rms_norm_residual};
 pub use patch_embed::patch_embed;
+pub use pixel_unshuffle::pixel_unshuffle;
+pub use pooling::{mean_pool, select_token};
 pub use position::{add_position, drop_tokens};
+pub use qk_norm::qk_norm;
+pub use rope::{Positions, rope};
+pub use splice::splice;
 pub use swiglu::swiglu;
 pub use weighted_sum::weighted_sum;

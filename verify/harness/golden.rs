@@ -139,6 +139,16 @@ impl Golden {
             .collect()
     }
 
+    /// The same golden with one more float tensor, for ops that hold what PyTorch was given in another layout.
+    pub fn with(mut self, name: &str, shape: impl Into<Shape>, floats: Vec<f64>) -> Golden {
+        let shape = shape.into();
+        assert_eq!(shape.numel(), floats.len(), "{}: {name}", self.name);
+        let elements = Elements::Floats(floats);
+        self.tensors
+            .insert(name.to_owned(), Tensor { shape, elements });
+        self
+    }
+
     /// Whether there is a tensor `name`.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)

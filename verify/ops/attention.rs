@@ -5,7 +5,7 @@ use keel::tape::{ParameterLayout, Tape};
 use keel::tensor::TensorType;
 use proptest::prelude::*;
 
-use crate::harness::{Case, Random, check, out};
+use crate::harness::{Case, Golden, Random, check, check_golden, out};
 
 /// Query heads, key heads: alone, grouped, and all keys shared.
 const GROUPS: [(usize, usize); 4] = [(1, 1), (2, 1), (4, 2), (3, 3)];
@@ -214,4 +214,72 @@ fn cross_attention_refuses_wrong_shapes() {
     refuses(good, TensorType::f32([3, 1, 31]), key_value, "query");
     refuses(good, TensorType::f32([0, 32]), key_value, "query");
     refuses(good, query, TensorType::f32([3, 5, 63]), "key_value");
+}
+
+/// Rows [N, a + b + c] of the rows of three tensors [N, a], [N, b] and [N, c].
+pub fn pack(rows: usize, parts: [&[f64]; 3]) -> Vec<f64> {
+    let mut packed = Vec::new();
+    for row in 0..rows {
+        for part in parts {
+            let width = part.len() / rows;
+            packed.extend(&part[row * width..(row + 1) * width]);
+        }
+    }
+    packed
+}
+
+/// The case of one batch row of a golden: goldens have a prefix of its own for each.
+fn golden_case(golden: &Golden, batch: usize) -> (Case, Golden) {
+    let (&[_, tokens, query, dim], &[_, _, key_value, _]) = (
+        golden.shape("input.query").dims(),
+        golden.shape("input.key").dims(),
+    ) else {
+        panic!("{}: wanted [B, T, H, D]", golden.name);
+    };
+    let heads = heads((query, key_value), dim);
+    let part = |name: &str| {
+        let all = golden.floats(name);
+        let one = all.len() / golden.shape("input.query").dims()[0];
+        &all[batch * one..(batch + 1) * one]
+    };
+    let packed = |kind: &str| {
+        pack(
+            tokens,
+            ["query", "key", "value"].map(|name| part(&format!("{kind}.{name}"))),
+        )
+    };
+    let mask = match golden.config["mask"].as_str() {
+        Some("full") => Mask::Full,
+        Some("causal") => Mask::Causal,
+        _ => Mask::Prefix(golden.integers("input.prefix")[batch] as usize),
+    };
+    let (width, qkv) = (heads.packed_width(), packed("input"));
+    let inputs = qkv.iter().map(|x| *x as f32).collect();
+    let name = format!("{} row {batch}", golden.name);
+    let mut case = Case::new(name, move |tape, v| {
+        let y = attention(tape, v[0], heads, mask, v.get(1).copied())?;
+        Ok(vec![out("out", y)])
+    })
+    .input("qkv", [1, tokens, width], inputs);
+    if golden.has("input.segments") {
+        let segments = &golden.integers("input.segments")[batch * tokens..][..tokens];
+        case = case.integers("segments", [1, tokens], segments.to_vec());
+    }
+    let output = [1, tokens, heads.query_width()];
+    let golden = golden
+        .clone()
+        .with("gradient.qkv", [1, tokens, width], packed("gradient"))
+        .with("value.out", output, part("value.out").to_vec())
+        .with("cotangent.out", output, part("cotangent.out").to_vec());
+    (case, golden)
+}
+
+#[test]
+fn attention_matches_pytorch() {
+    for golden in Golden::open("op_attention").cases() {
+        for batch in 0..golden.shape("input.query").dims()[0] {
+            let (case, golden) = golden_case(&golden, batch);
+            check_golden(&case, &golden);
+        }
+    }
 }

@@ -2,10 +2,16 @@
 
 mod attention;
 mod basic;
+mod embedding;
+mod l2_normalize;
 mod layer_scale;
 mod linear;
 mod norm;
 mod patch_embed;
+mod pixel_unshuffle;
+mod pooling;
 mod position;
+mod qk_norm;
+mod rope;
 mod swiglu;
 mod weighted_sum;

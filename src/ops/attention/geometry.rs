@@ -13,6 +13,23 @@ pub(super) enum Form {
     Cross,
 }
 
+impl Form {
+    /// The number of inputs that hold query, key and value.
+    pub fn sources(self) -> usize {
+        match self {
+            Form::Packed => 1,
+            Form::Cross => 2,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Form::Packed => "attention",
+            Form::Cross => "cross_attention",
+        }
+    }
+}
+
 /// The place of one of query, key and value in its tensor.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
@@ -44,7 +61,7 @@ pub(super) struct Geometry {
 impl Geometry {
     /// Checks the inputs (query and key_value, or qkv, without segments).
     pub fn new(heads: Heads, mask: Mask, form: Form, inputs: &[TensorType]) -> Result<Geometry> {
-        check_heads(heads)?;
+        check_heads(form.name(), heads)?;
         let dim = heads.dim;
         let (batch, query_tokens, key_tokens, query, key, value) = match form {
             Form::Packed => {
@@ -171,11 +188,11 @@ pub(super) fn same_segment(segments: Option<&[i32]>, first: usize, second: usize
 }
 
 /// Checks that heads are grouped evenly and of a supported size.
-pub(crate) fn check_heads(heads: Heads) -> Result<()> {
+pub(crate) fn check_heads(op: &'static str, heads: Heads) -> Result<()> {
     let is_grouped = heads.key_value > 0 && heads.query.is_multiple_of(heads.key_value);
     if !is_grouped || heads.query == 0 || heads.dim == 0 || !heads.dim.is_multiple_of(8) {
         return Err(Error::shape(
-            "attention",
+            op,
             "heads",
             "query heads a multiple of the key heads, and a head dim that is a multiple of 8",
             format!("{heads:?}"),

@@ -16,6 +16,8 @@ mod geometry;
 mod op;
 mod reference;
 
+pub(super) use self::geometry::{check_heads, rows};
+
 use self::geometry::Form;
 use self::op::Attention;
 use crate::error::Result;

@@ -25,23 +25,6 @@ pub(super) struct AttentionBackward {
     pub form: Form,
 }
 
-impl Form {
-    /// The number of inputs that hold query, key and value.
-    pub(super) fn sources(self) -> usize {
-        match self {
-            Form::Packed => 1,
-            Form::Cross => 2,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Form::Packed => "attention",
-            Form::Cross => "cross_attention",
-        }
-    }
-}
-
 /// Checks the segments among `rest`, the inputs that follow the float ones.
 fn check_segments(geometry: &Geometry, rest: &[TensorType]) -> Result<()> {
     let want = TensorType::i32([geometry.batch, geometry.key_tokens]);
