@@ -5,6 +5,7 @@ mod cpu_math;
 mod data_embedded;
 mod data_mutation;
 mod data_pairs;
+mod data_pairs_bad;
 mod data_picture;
 mod data_picture_bad;
 mod data_webdataset;

@@ -118,7 +118,8 @@ impl Pairs {
             }
         } else if ending == Some("jsonl") || ending == Some("ndjson") {
             Kind::Lines(lines::open(path, &skips)?)
-        } else if ending == Some("tar") {
+        } else if matches!(ending, Some("tar" | "gz" | "tgz" | "zst" | "xz" | "zip")) {
+            // Compressed shards are refused there, with the way to unpack them.
             open_shards(&[data.to_owned()], limits, &skips)?
         } else {
             // A missing file is the likelier mistake than an unknown ending.

@@ -1,0 +1,424 @@
+//! The user's own pairs when they are bad: every defect is counted, named and limited, or refused in one sentence.
+
+use std::fs;
+use std::path::Path;
+
+use keel::data::pairs::{PairLimits, PairSource, Pairs};
+use keel::data::picture::PictureLimits;
+use keel::data::skips::{Reason, SkipLimits};
+use keel::error::Error;
+
+use crate::data_pairs::{folder, open, pictures};
+use crate::data_webdataset::{END, entry, file, tar};
+
+fn refused(path: impl AsRef<Path>) -> String {
+    open(path).expect_err("must be refused").to_string()
+}
+
+#[test]
+fn data_that_are_not_there_or_of_no_known_kind_are_refused_by_name() {
+    let png = &pictures()[0].1;
+    let root = folder(&[
+        ("a.png", png),
+        ("s-0.tar", &tar(&[("a.png", png), ("a.txt", b"x")])),
+        ("empty/x.md", b""),
+    ]);
+    let path = |name: &str| root.path().join(name);
+    for missing in ["none", "none.tar", "none.jsonl"] {
+        let text = refused(path(missing));
+        assert!(
+            text.contains(missing) && text.contains("cannot open: No such file"),
+            "{text}"
+        );
+    }
+    let text = refused(path("s-{0..1}.tar"));
+    assert!(text.contains("s-1.tar: cannot open"), "{text}");
+    let text = refused(path("a.png"));
+    assert!(
+        text.contains("no kind of pairs that is known here; give a folder"),
+        "{text}"
+    );
+    fs::write(path("s.tar.gz"), [0x1f, 0x8b].repeat(300)).unwrap();
+    let text = refused(path("s.tar.gz"));
+    assert!(
+        text.contains("it is gzip-compressed; unpack it with gunzip"),
+        "{text}"
+    );
+    let text = refused(path("empty"));
+    assert!(
+        text.contains("it holds no pairs; a pair is a picture"),
+        "{text}"
+    );
+    fs::create_dir(path("s-1.tar")).unwrap();
+    let text = refused(path("s-{0..1}.tar"));
+    assert!(text.contains("s-1.tar: it is not a regular file"), "{text}");
+    let shards = folder(&[("s-0.tar", b""), ("s-1.tar", b"")]);
+    let text = refused(shards.path());
+    assert!(
+        text.contains("holds 2 .tar files and no pictures; name the shards themselves"),
+        "{text}"
+    );
+    assert!(refused("pipe:touch x").contains("cannot open"));
+    assert!(!Path::new("x").exists());
+}
+
+/// Forty good samples, so that one bad one stays below one in twenty.
+fn forty() -> Vec<u8> {
+    let png = &pictures()[0].1;
+    (0..40)
+        .flat_map(|n| {
+            [
+                file(&format!("g{n:02}.png"), png),
+                file(&format!("g{n:02}.txt"), b"fine"),
+            ]
+            .concat()
+        })
+        .collect()
+}
+
+#[test]
+fn one_bad_sample_in_a_shard_is_counted_named_and_passed_over() {
+    let png = &pictures()[0].1;
+    let nul = *b"00000000000\0";
+    let cases: [(Vec<Vec<u8>>, Reason, &str); 9] = [
+        (
+            vec![file("z.png", png), file("z.txt", b" \n\t")],
+            Reason::EmptyCaption,
+            "z: its caption is empty",
+        ),
+        (
+            vec![file("z.png", png), file("z.txt", b"\xff\xfe")],
+            Reason::NoCaption,
+            "z: its caption is not UTF-8",
+        ),
+        (
+            vec![file("z.png", png)],
+            Reason::NoCaption,
+            "z: it has no caption",
+        ),
+        (
+            vec![file("z.txt", b"words")],
+            Reason::NoPicture,
+            "z: it has no picture",
+        ),
+        (
+            vec![file("z.png", png), file("z.json", b"{\"caption\":")],
+            Reason::BadRecord,
+            "z: it is not JSON",
+        ),
+        (
+            vec![file("z.png", png), file("z.json", b"[]")],
+            Reason::BadRecord,
+            "z: it is JSON, but no object",
+        ),
+        (
+            vec![file("../z.png", png)],
+            Reason::RefusedEntry,
+            "../z.png: its name climbs out",
+        ),
+        (
+            vec![entry("z.png", b'2', &nul, b"")],
+            Reason::RefusedEntry,
+            "z.png: it is a link",
+        ),
+        (
+            vec![file("g00.png", png), file("g00.txt", b"again")],
+            Reason::DuplicateKey,
+            "g00: its key came before",
+        ),
+    ];
+    for (entries, reason, wanted) in cases {
+        let bytes = [forty(), entries.concat(), END.to_vec()].concat();
+        let root = folder(&[("s.tar", &bytes)]);
+        let pairs = open(root.path().join("s.tar")).unwrap();
+        let skips = pairs.opening_skips();
+        assert_eq!(
+            (pairs.len(), skips.skipped(), skips.skipped_for(reason)),
+            (40, 1, 1),
+            "{wanted}"
+        );
+        assert!(
+            skips.summary().starts_with(&format!("1 {reason} (")),
+            "{}",
+            skips.summary()
+        );
+        assert!(
+            skips.summary().contains(&format!("s.tar: {wanted}")),
+            "{}",
+            skips.summary()
+        );
+    }
+}
+
+#[test]
+fn too_many_bad_samples_stop_the_opening_and_the_worst_shard_is_named() {
+    let bad = |count: usize| -> Vec<u8> {
+        (0..count)
+            .flat_map(|n| file(&format!("z{n}.txt"), b"no picture"))
+            .collect()
+    };
+    let shard = |count: usize| [forty(), bad(count), END.to_vec()].concat();
+    let root = folder(&[("s-0.tar", &shard(1)), ("s-1.tar", &shard(3))]);
+    // Four of eighty-four: below one in twenty.
+    let pattern = root.path().join("s-{0..1}.tar");
+    assert_eq!(open(&pattern).unwrap().len(), 80);
+    fs::write(root.path().join("s-1.tar"), shard(4)).unwrap();
+    let error = open(&pattern).unwrap_err();
+    assert!(matches!(error, Error::Stopped { .. }));
+    let text = error.to_string();
+    assert!(
+        text.contains("s-1.tar: 5 of 85 samples could not be used, more than 5 %: 5 no picture ("),
+        "{text}"
+    );
+    assert!(
+        text.ends_with("repair the data, or raise the limit on bad samples"),
+        "{text}"
+    );
+    let skips = SkipLimits {
+        max_bad_fraction: 0.06,
+        ..SkipLimits::default()
+    };
+    let limits = PairLimits {
+        skips,
+        ..PairLimits::default()
+    };
+    assert_eq!(
+        Pairs::open(pattern.to_str().unwrap(), limits)
+            .unwrap()
+            .len(),
+        80
+    );
+}
+
+#[test]
+fn a_damaged_shard_is_an_error_alone_and_counted_among_many() {
+    let whole = [forty(), END.to_vec()].concat();
+    let root = folder(&[("s-00.tar", &whole[..whole.len() - 2000])]);
+    let text = refused(root.path().join("s-00.tar"));
+    assert!(
+        text.contains("s-00.tar: ") && text.contains("fetch or pack it again"),
+        "{text}"
+    );
+    for n in 1..20 {
+        fs::write(root.path().join(format!("s-{n:02}.tar")), &whole).unwrap();
+    }
+    let pairs = open(root.path().join("s-{00..19}.tar")).unwrap();
+    assert_eq!(pairs.opening_skips().skipped_for(Reason::DamagedShard), 1);
+    assert_eq!(pairs.len(), 19 * 40 + 39);
+    let text = refused(root.path().join("s-{00..18}.tar"));
+    assert!(
+        text.contains("1 of 19 are damaged: ") && text.contains("s-00.tar"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_broken_line_is_counted_with_its_file_and_number() {
+    let png = &pictures()[0].1;
+    let good = "{\"image\": \"a.png\", \"caption\": \"fine\"}\n".repeat(40);
+    let cases = [
+        (
+            "{\"image\": \"a.png\"",
+            Reason::BadRecord,
+            "it is not JSON (column 17)",
+        ),
+        ("7", Reason::BadRecord, "it is JSON, but no object"),
+        (
+            "{\"caption\": \"x\"}",
+            Reason::NoPicture,
+            "it names no image",
+        ),
+        (
+            "{\"image\": [\"a.png\"], \"caption\": \"x\"}",
+            Reason::BadRecord,
+            "its image is not one path",
+        ),
+        (
+            "{\"image\": \"../a.png\", \"caption\": \"x\"}",
+            Reason::RefusedEntry,
+            "not a path below the list's folder",
+        ),
+        (
+            "{\"image\": \"/a.png\", \"caption\": \"x\"}",
+            Reason::RefusedEntry,
+            "not a path below the list's folder",
+        ),
+        (
+            "{\"image\": \"a.png\"}",
+            Reason::NoCaption,
+            "neither caption, text nor conversations",
+        ),
+        (
+            "{\"image\": \"a.png\", \"caption\": 7}",
+            Reason::BadRecord,
+            "its caption is not a string",
+        ),
+        (
+            "{\"image\": \"a.png\", \"text\": \" \"}",
+            Reason::EmptyCaption,
+            "its caption is empty",
+        ),
+        (
+            "{\"image\": \"a.png\", \"conversations\": []}",
+            Reason::BadRecord,
+            "not one turn by human and one by gpt",
+        ),
+    ];
+    for (line, reason, wanted) in cases {
+        let root = folder(&[
+            ("a.png", png),
+            ("l.jsonl", format!("{good}{line}\n").as_bytes()),
+        ]);
+        let pairs = open(root.path().join("l.jsonl")).unwrap();
+        let skips = pairs.opening_skips();
+        assert_eq!((pairs.len(), skips.skipped_for(reason)), (40, 1), "{line}");
+        let summary = skips.summary();
+        assert!(
+            summary.contains("l.jsonl, line 41: ") && summary.contains(wanted),
+            "{summary}"
+        );
+    }
+}
+
+#[test]
+fn a_list_without_a_usable_line_is_refused_with_the_first_reasons() {
+    let root = folder(&[
+        ("l.jsonl", b"{\n}\n"),
+        ("one.jsonl", &[b'['; 3 << 20]),
+        ("none.jsonl", b"\n\n"),
+    ]);
+    let text = refused(root.path().join("l.jsonl"));
+    assert!(
+        text.contains("it holds no usable pairs: 2 unusable record (") && text.contains("line 1"),
+        "{text}"
+    );
+    let text = refused(root.path().join("one.jsonl"));
+    assert!(
+        text.contains("line 1: the line has more than 1048576 bytes"),
+        "{text}"
+    );
+    assert!(refused(root.path().join("none.jsonl")).contains("it holds no pairs"));
+}
+
+#[test]
+fn bad_captions_in_a_folder_are_counted_and_named() {
+    let png = &pictures()[0].1;
+    let list = format!(
+        "{}b.png no tab\n../c.png\tout\nd.png\t \n",
+        "a.png\tfine\n".repeat(80)
+    );
+    let root = folder(&[("a.png", png), ("captions.txt", list.as_bytes())]);
+    let pairs = open(root.path()).unwrap();
+    let skips = pairs.opening_skips();
+    let counts = [
+        Reason::BadRecord,
+        Reason::RefusedEntry,
+        Reason::EmptyCaption,
+    ];
+    assert_eq!(
+        (pairs.len(), counts.map(|reason| skips.skipped_for(reason))),
+        (80, [1, 1, 1])
+    );
+    assert!(
+        skips.summary().contains("captions.txt, line 82: "),
+        "{}",
+        skips.summary()
+    );
+
+    let root = folder(&[("a.png", png), ("b.png", png), ("b.txt", b"  ")]);
+    let text = refused(root.path());
+    assert!(
+        text.contains("a.png: it has no caption; write one"),
+        "{text}"
+    );
+    assert!(text.contains("b.txt: its caption is empty"), "{text}");
+}
+
+#[test]
+fn drawing_passes_over_bad_pictures_counts_them_and_stops_when_they_are_many() {
+    let png = &pictures()[0].1;
+    let line = |name: &str| format!("{{\"image\": \"{name}\", \"caption\": \"fine\"}}\n");
+    let list = format!(
+        "{}{}{}",
+        line("cut.png"),
+        line("none.png"),
+        line("a.png").repeat(98)
+    );
+    let root = folder(&[
+        ("a.png", png),
+        ("cut.png", &png[..200]),
+        ("l.jsonl", list.as_bytes()),
+    ]);
+    let pairs = open(root.path().join("l.jsonl")).unwrap();
+    assert_eq!(pairs.len(), 100);
+    let text = pairs.get(0).unwrap_err().to_string();
+    assert!(
+        text.contains("l.jsonl, line 1: ") && text.contains("cut.png: the picture is damaged"),
+        "{text}"
+    );
+    assert!(
+        pairs
+            .get(1)
+            .unwrap_err()
+            .to_string()
+            .contains("none.png: cannot open")
+    );
+    for index in 0..100 {
+        assert_eq!(pairs.draw(index).unwrap().key, "a.png");
+    }
+    // The first draw meets both bad lines, the second meets the missing file again.
+    let skips = pairs.drawing_skips();
+    assert_eq!(
+        (
+            skips.seen(),
+            skips.skipped(),
+            pairs.opening_skips().skipped()
+        ),
+        (103, 3, 0)
+    );
+    for _ in 0..4 {
+        pairs.draw(0).unwrap();
+    }
+    // 11 of 107 are within three deviations of 5 %; about twice that is not.
+    let stop = (0..20)
+        .find_map(|_| pairs.draw(0).err())
+        .expect("twenty more must be too many");
+    assert!(matches!(stop, Error::Stopped { .. }));
+    assert!(stop.to_string().contains("l.jsonl: "), "{stop}");
+}
+
+#[test]
+fn data_whose_every_picture_is_bad_end_in_an_error() {
+    for (count, wanted) in [
+        (3, "no pair is usable: 3 "),
+        (50, "20 of 20 samples could not be used"),
+    ] {
+        let list = "{\"image\": \"none.png\", \"caption\": \"fine\"}\n".repeat(count);
+        let root = folder(&[("l.jsonl", list.as_bytes())]);
+        let text = open(root.path().join("l.jsonl"))
+            .unwrap()
+            .draw(1)
+            .unwrap_err()
+            .to_string();
+        assert!(text.contains(wanted), "{text}");
+    }
+}
+
+#[test]
+fn pictures_above_a_limit_of_bytes_or_pixels_are_refused_where_they_are_drawn() {
+    let png = &pictures()[0].1;
+    let root = folder(&[("x/a.png", png)]);
+    let text = |limits: PairLimits| {
+        let pairs = Pairs::open(root.path().to_str().unwrap(), limits).unwrap();
+        pairs.get(0).unwrap_err().to_string()
+    };
+    let mut limits = PairLimits::default();
+    limits.shard.member_bytes = 100;
+    assert!(text(limits).contains("the limit is 100; scale it down"));
+    let picture = PictureLimits { max_pixels: 100 };
+    let limits = PairLimits {
+        picture,
+        ..PairLimits::default()
+    };
+    assert!(text(limits).contains("37 x 26 pixels, the limit is 100; scale it down"));
+}
