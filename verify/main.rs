@@ -13,6 +13,8 @@ mod harness;
 mod ops;
 mod simt;
 mod tasks_batches;
+mod tasks_eval_sets;
+mod tasks_mixture;
 mod tasks_pictures;
 mod tasks_questions;
 mod tasks_tokenizer;

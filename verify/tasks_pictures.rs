@@ -317,3 +317,44 @@ fn backgrounds_differ_from_everything_large_in_the_scene() {
         );
     }
 }
+
+#[test]
+fn augmentation_of_no_strength_is_plain_and_of_full_strength_is_trainings() {
+    assert_eq!(Augmentation::of_strength(0.0), Augmentation::NONE);
+    assert_eq!(Augmentation::of_strength(1.0), Augmentation::TRAINING);
+    let library = Library::embedded();
+    let pool = library.pool(Artist::Noto, Split::Train);
+    let draw = |strength, sample| {
+        let augmentation = Augmentation::of_strength(strength);
+        let (index, mut look) = (pool.all[sample as usize], stream(sample));
+        compose(
+            &library,
+            &pool,
+            Arrangement::Single,
+            &[index],
+            &augmentation,
+            &mut look,
+        )
+    };
+    let plain: Vec<Scene> = (0..40).map(|sample| draw(0.0, sample)).collect();
+    assert!(
+        plain
+            .iter()
+            .all(|scene| scene.background == PLAIN_BACKGROUND)
+    );
+    assert!(
+        plain
+            .iter()
+            .all(|scene| scene.objects[0].placement == upright([0.5, 0.5], 0.95))
+    );
+    let half: Vec<Scene> = (0..40).map(|sample| draw(0.5, sample)).collect();
+    let coloured = half
+        .iter()
+        .filter(|scene| scene.background != PLAIN_BACKGROUND)
+        .count();
+    assert!((8..32).contains(&coloured), "{coloured} of 40");
+    assert!(
+        half.iter()
+            .all(|scene| scene.objects[0].placement.side >= 0.74)
+    );
+}

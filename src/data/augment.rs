@@ -12,36 +12,58 @@ use super::sprite::{Placement, Tint};
 /// How strongly the look of pictures varies.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Augmentation {
-    /// Shift and scale vary.
-    pub geometry: bool,
+    /// How much of the range of shifts and sizes is used, 0..1; at 0 pictures are centred and as large as can be.
+    pub geometry: f32,
     /// Largest turn in radians; a quarter of it for things that are read.
     pub turn: f32,
     /// Whether pictures may be mirrored.
     pub mirror: bool,
     /// Strength of the colour change: 0 none, 1 as trained.
     pub colour: f32,
-    /// Whether backgrounds vary.
-    pub background: bool,
+    /// Share of pictures that get a coloured background instead of the plain one.
+    pub background: f32,
 }
 
 impl Augmentation {
     /// What training uses.
     pub const TRAINING: Augmentation = Augmentation {
-        geometry: true,
+        geometry: 1.0,
         turn: 0.25,
         mirror: true,
         colour: 1.0,
-        background: true,
+        background: 1.0,
     };
 
     /// Centred, upright, full size, on the plain background.
     pub const NONE: Augmentation = Augmentation {
-        geometry: false,
+        geometry: 0.0,
         turn: 0.0,
         mirror: false,
         colour: 0.0,
-        background: false,
+        background: 0.0,
     };
+
+    /// Between [`Augmentation::NONE`] at 0 and [`Augmentation::TRAINING`] at 1; values outside are taken as the nearer
+    /// end.
+    pub fn of_strength(strength: f32) -> Augmentation {
+        let strength = strength.clamp(0.0, 1.0);
+        let full = Augmentation::TRAINING;
+        Augmentation {
+            geometry: strength,
+            turn: full.turn * strength,
+            mirror: strength > 0.0,
+            colour: strength,
+            background: strength,
+        }
+    }
+
+    /// The same with a coloured background on every picture, for tasks that ask for it.
+    pub fn coloured_background(self) -> Augmentation {
+        Augmentation {
+            background: 1.0,
+            ..self
+        }
+    }
 
     /// The same without any colour change, for tasks that speak about colours.
     pub fn true_colours(self) -> Augmentation {
@@ -66,15 +88,14 @@ impl Augmentation {
         self.mirror & concept.mirror_safe & look.chance(0.5)
     }
 
-    /// A size between `least` and `most`; without augmentation the largest.
+    /// A size between `least` and `most`, near the largest when augmentation is weak.
     pub fn side(&self, least: f32, most: f32, look: &mut Stream) -> f32 {
-        let drawn = look.between(least, most);
-        if self.geometry { drawn } else { most }
+        most - (most - look.between(least, most)) * self.geometry
     }
 
     /// How far a centre may stray.
     pub fn stray(&self, most: f32) -> f32 {
-        if self.geometry { most } else { 0.0 }
+        most * self.geometry
     }
 
     /// The placement moved as little as needed to lie inside the frame.
@@ -104,7 +125,7 @@ impl Augmentation {
         concepts: &[usize],
         look: &mut Stream,
     ) -> [u8; 3] {
-        if !self.background {
+        if !look.chance(self.background) {
             return PLAIN_BACKGROUND;
         }
         let mut colours: Vec<Colour> = Colour::ALL.to_vec();

@@ -114,7 +114,7 @@ fn name_of_oklab([lightness, a, b]: [f32; 3]) -> Colour {
     let grey_below = if lightness < 0.4 { 0.035 } else { 0.045 };
     if chroma < grey_below {
         return match lightness {
-            l if l < 0.40 => Colour::Black,
+            l if l < 0.46 => Colour::Black,
             l if l < 0.90 => Colour::Grey,
             _ => Colour::White,
         };
@@ -135,7 +135,9 @@ fn name_of_oklab([lightness, a, b]: [f32; 3]) -> Colour {
             }
         }
         h if h < 80.0 => {
-            if lightness < 0.66 || chroma < 0.075 {
+            if lightness > 0.75 && chroma < 0.075 {
+                Colour::Pink
+            } else if lightness < 0.66 || chroma < 0.075 {
                 Colour::Brown
             } else {
                 Colour::Orange

@@ -238,10 +238,11 @@ impl Library {
             .collect();
         Pool {
             artist,
-            all,
-            categories: filled(&by_category),
+            categories: filled(&by_category, 1),
             by_category,
-            colours: filled(&by_colour),
+            // A colour that hardly any concept has would be learned as those concepts.
+            colours: filled(&by_colour, all.len() / 250 + 1),
+            all,
             by_colour,
             flags,
             readable,
@@ -250,9 +251,10 @@ impl Library {
     }
 }
 
-fn filled(lists: &[Vec<usize>]) -> Vec<usize> {
+/// The lists that hold at least `least`.
+fn filled(lists: &[Vec<usize>], least: usize) -> Vec<usize> {
     (0..lists.len())
-        .filter(|&index| !lists[index].is_empty())
+        .filter(|&index| lists[index].len() >= least)
         .collect()
 }
 
@@ -267,7 +269,7 @@ pub struct Pool {
     pub categories: Vec<usize>,
     /// Concepts by category.
     pub by_category: Vec<Vec<usize>>,
-    /// The colours (as positions in [`Colour::ALL`]) that have a concept of that single colour.
+    /// The colours (as positions in [`Colour::ALL`]) that enough concepts have as their single colour.
     pub colours: Vec<usize>,
     /// Concepts by their single colour.
     pub by_colour: Vec<Vec<usize>>,

@@ -278,7 +278,7 @@ impl Mixture {
             &picture.rgba,
         ));
         let augmentation = &self.settings.augmentation;
-        let photo = if augmentation.geometry {
+        let photo = if augmentation.geometry > 0.0 {
             let tint = augmentation.tint(look);
             Photo::varied(sprite, tint, look)
         } else {

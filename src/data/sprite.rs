@@ -4,6 +4,9 @@
 
 use super::colours::Palette;
 
+/// Colours are measured on the first level no larger than this, so that photographs cost little.
+const PALETTE_SIDE: usize = 64;
+
 /// How a sprite is laid on the frame, in units of the frame's side.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Placement {
@@ -124,7 +127,6 @@ impl Sprite {
             let pixel = rgba.get(index * 4..index * 4 + 4);
             pixel.map_or([0; 4], |p| [p[0], p[1], p[2], p[3]])
         };
-        let palette = Palette::measure((0..width * height).map(straight));
         let mut inner: Vec<[u8; 4]> = (0..width * height)
             .map(|index| {
                 let [r, g, b, alpha] = straight(index);
@@ -136,7 +138,14 @@ impl Sprite {
         let opaque = inner.iter().all(|pixel| pixel[3] == 255);
         let (mut w, mut h) = (width, height);
         let mut levels = vec![Level::bordered(w, h, &inner, opaque)];
-        while w.min(h) >= 16 {
+        let mut palette = None;
+        loop {
+            if palette.is_none() && w.min(h) <= PALETTE_SIDE {
+                palette = Some(Palette::measure(inner.iter().copied().map(unpremultiplied)));
+            }
+            if w.min(h) < 16 {
+                break;
+            }
             inner = halve(w, h, &inner);
             (w, h) = (w / 2, h / 2);
             levels.push(Level::bordered(w, h, &inner, opaque));
@@ -144,7 +153,7 @@ impl Sprite {
         Sprite {
             levels,
             extent,
-            palette,
+            palette: palette.unwrap_or_default(),
         }
     }
 
@@ -303,6 +312,12 @@ impl Sprite {
             }
         }
     }
+}
+
+fn unpremultiplied([r, g, b, alpha]: [u8; 4]) -> [u8; 4] {
+    let alpha32 = u32::from(alpha).max(1);
+    let straight = |c: u8| ((u32::from(c) * 255 + alpha32 / 2) / alpha32).min(255) as u8;
+    [straight(r), straight(g), straight(b), alpha]
 }
 
 /// The box of pixels whose alpha is above 8; the whole picture when there is none.

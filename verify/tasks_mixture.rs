@@ -1,0 +1,348 @@
+//! The mixture: a pure function of the step, the split kept, weights obeyed, skips counted.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use keel::data::augment::Augmentation;
+use keel::data::batch::{Batch, BatchShape, Weighting};
+use keel::data::embedded::Artist;
+use keel::data::library::{Library, Split};
+use keel::data::mixture::{MOST_ATTEMPTS, Mixture, MixtureSettings};
+use keel::data::pairs::{Pair, PairSource};
+use keel::data::picture::Picture;
+use keel::data::task::{TaskKind, View};
+use keel::data::tokenizer::{END, IMAGE, PAD};
+use keel::error::{Error, Result};
+
+pub(crate) const SHAPE: BatchShape = BatchShape {
+    batch: 16,
+    image_size: 64,
+    image_tokens: 16,
+    tokens: 64,
+    caption_tokens: 32,
+};
+
+/// No pictures drawn, for tests of words alone.
+pub(crate) const TEXT_ONLY_SHAPE: BatchShape = BatchShape {
+    image_size: 0,
+    ..SHAPE
+};
+
+pub(crate) fn settings(weights: &[(TaskKind, f64)], shape: BatchShape) -> MixtureSettings {
+    MixtureSettings {
+        seed: 9,
+        stage: 2,
+        weights: weights.to_vec(),
+        shape,
+        weighting: Weighting::Square,
+        augmentation: Augmentation::TRAINING,
+        contrastive: false,
+    }
+}
+
+pub(crate) fn all_tasks() -> Vec<(TaskKind, f64)> {
+    vec![
+        (TaskKind::ShortCaptions, 2.0),
+        (TaskKind::DenseCaptions, 2.0),
+        (TaskKind::Reading, 1.0),
+        (TaskKind::Scenes, 3.0),
+        (TaskKind::Facts, 1.5),
+    ]
+}
+
+pub(crate) fn mixture(weights: &[(TaskKind, f64)], shape: BatchShape) -> Mixture {
+    Mixture::new(Library::embedded(), None, settings(weights, shape)).unwrap()
+}
+
+pub(crate) fn fingerprint(batch: &Batch) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for floats in [&batch.images, &batch.weights, &batch.caption_weights] {
+        bytes.extend(
+            floats
+                .iter()
+                .flat_map(|value| value.to_bits().to_le_bytes()),
+        );
+    }
+    for ids in [
+        &batch.tokens,
+        &batch.targets,
+        &batch.caption_tokens,
+        &batch.caption_end,
+    ] {
+        bytes.extend(ids.iter().flat_map(|value| value.to_le_bytes()));
+    }
+    bytes.extend(format!("{:?}", batch.samples).into_bytes());
+    bytes
+}
+
+#[test]
+fn a_batch_depends_on_its_step_alone() {
+    let first = mixture(&all_tasks(), SHAPE);
+    let forwards: Vec<Vec<u8>> = (0..6)
+        .map(|step| fingerprint(&first.batch(step).unwrap()))
+        .collect();
+    let second = mixture(&all_tasks(), SHAPE);
+    for step in (0..6).rev() {
+        assert_eq!(
+            fingerprint(&second.batch(step).unwrap()),
+            forwards[step as usize],
+            "step {step}"
+        );
+    }
+    assert_ne!(forwards[0], forwards[1]);
+    let mut other_seed = settings(&all_tasks(), SHAPE);
+    other_seed.seed += 1;
+    let mut other_stage = settings(&all_tasks(), SHAPE);
+    other_stage.stage += 1;
+    for changed in [other_seed, other_stage] {
+        let other = Mixture::new(Library::embedded(), None, changed).unwrap();
+        assert_ne!(fingerprint(&other.batch(0).unwrap()), forwards[0]);
+    }
+}
+
+#[test]
+fn training_never_shows_or_names_a_held_out_concept_or_twemoji() {
+    let library = Library::embedded();
+    let mixture = mixture(&all_tasks(), TEXT_ONLY_SHAPE);
+    let held_out: HashSet<&str> = library
+        .of_split(Split::HeldOut)
+        .iter()
+        .map(|&index| library.concept(index).name.as_str())
+        .collect();
+    assert!(held_out.len() > 100);
+    let mut shown = 0;
+    for step in 0..500 {
+        for sample in mixture.samples(step).unwrap().0 {
+            assert!(!held_out.contains(sample.answer.as_str()), "{sample:?}");
+            if let View::Scene(scene) = &sample.view {
+                assert_eq!(scene.artist, Artist::Noto);
+                for object in &scene.objects {
+                    assert_eq!(
+                        library.concept(object.concept).split,
+                        Split::Train,
+                        "{sample:?}"
+                    );
+                    shown += 1;
+                }
+            }
+        }
+    }
+    assert!(shown > 5000);
+}
+
+#[test]
+fn an_epoch_shows_every_training_concept_once() {
+    let library = Library::embedded();
+    let shape = BatchShape {
+        batch: 1,
+        ..TEXT_ONLY_SHAPE
+    };
+    let mixture = mixture(&[(TaskKind::ShortCaptions, 1.0)], shape);
+    let items = mixture.items(TaskKind::ShortCaptions);
+    assert_eq!(items as usize, library.training().len());
+    assert_eq!(mixture.steps_per_epoch(), items);
+    for epoch in 0..2 {
+        let keys: HashSet<String> = (epoch * items..(epoch + 1) * items)
+            .map(|step| mixture.samples(step).unwrap().0.remove(0).key)
+            .collect();
+        assert_eq!(keys.len() as u64, items);
+    }
+}
+
+#[test]
+fn weights_are_obeyed_to_within_one_slot_in_every_stretch() {
+    let weights = [
+        (TaskKind::ShortCaptions, 0.5),
+        (TaskKind::Facts, 0.3),
+        (TaskKind::Reading, 0.2),
+    ];
+    let mixture = mixture(&weights, TEXT_ONLY_SHAPE);
+    let mut counts: HashMap<TaskKind, f64> = HashMap::new();
+    let mut slots = 0.0;
+    for step in 0..200 {
+        for sample in mixture.samples(step).unwrap().0 {
+            *counts.entry(sample.kind).or_default() += 1.0;
+            slots += 1.0;
+        }
+        for (kind, weight) in weights {
+            let due = slots * weight;
+            // One slot of rounding, and the round's 1024ths.
+            let slack = 1.5 + slots / 1024.0;
+            assert!(
+                (counts[&kind] - due).abs() <= slack,
+                "{kind} at {slots}: {}",
+                counts[&kind]
+            );
+        }
+    }
+}
+
+#[test]
+fn every_sample_of_every_task_keeps_the_token_budget_and_skips_are_few() {
+    let mixture = mixture(&all_tasks(), TEXT_ONLY_SHAPE);
+    let mut too_long = 0;
+    for step in 0..200 {
+        let batch = mixture.batch(step).unwrap();
+        too_long += batch.skipped.too_long;
+        assert_eq!(batch.skipped.unreadable, 0);
+        for row in 0..16 {
+            let tokens = &batch.tokens[row * 64..(row + 1) * 64];
+            let used = tokens.iter().rposition(|&id| id != i32::from(PAD)).unwrap() + 1;
+            assert_eq!(tokens[used - 1], i32::from(END));
+            let images = tokens.iter().filter(|&&id| id == i32::from(IMAGE)).count();
+            assert_eq!(
+                images,
+                if batch.samples[row].kind.has_image() {
+                    16
+                } else {
+                    0
+                }
+            );
+            assert!(batch.weights[row * 64..(row + 1) * 64].iter().sum::<f32>() > 0.0);
+        }
+    }
+    assert!(too_long < 400, "{too_long} of 3200");
+}
+
+#[test]
+fn contrastive_batches_hold_distinct_concepts_and_captions() {
+    let shape = BatchShape {
+        batch: 128,
+        ..TEXT_ONLY_SHAPE
+    };
+    let mut contrastive = settings(
+        &[
+            (TaskKind::ShortCaptions, 0.5),
+            (TaskKind::DenseCaptions, 0.3),
+            (TaskKind::Reading, 0.2),
+        ],
+        shape,
+    );
+    contrastive.contrastive = true;
+    let mixture = Mixture::new(Library::embedded(), None, contrastive.clone()).unwrap();
+    let mut repeated = 0;
+    for step in 0..60 {
+        let (samples, skipped) = mixture.samples(step).unwrap();
+        repeated += skipped.repeated;
+        let keys: HashSet<&str> = samples.iter().map(|sample| sample.key.as_str()).collect();
+        let captions: HashSet<&str> = samples
+            .iter()
+            .map(|sample| sample.caption.as_str())
+            .collect();
+        assert_eq!((keys.len(), captions.len()), (128, 128), "step {step}");
+    }
+    assert!(
+        repeated > 0,
+        "overlaps between tasks do occur and are counted"
+    );
+    contrastive.weights.push((TaskKind::Facts, 0.1));
+    let error = Mixture::new(Library::embedded(), None, contrastive)
+        .err()
+        .unwrap();
+    assert!(error.to_string().contains("facts"), "{error}");
+}
+
+#[test]
+fn impossible_weights_are_refused_by_name() {
+    for (weights, needle) in [
+        (vec![], "data weights"),
+        (vec![(TaskKind::Scenes, 0.0)], "data weights"),
+        (vec![(TaskKind::Scenes, -1.0)], "scenes"),
+        (vec![(TaskKind::Facts, f64::NAN)], "facts"),
+        (vec![(TaskKind::Pairs, 1.0)], "--data"),
+        (
+            vec![(TaskKind::Facts, 1.0), (TaskKind::Facts, 1.0)],
+            "one weight",
+        ),
+    ] {
+        let made = Mixture::new(Library::embedded(), None, settings(&weights, SHAPE));
+        let error = made.err().expect("refused").to_string();
+        assert!(error.contains(needle), "{error}");
+    }
+}
+
+/// Pairs of which some cannot be used.
+struct Odd;
+
+impl PairSource for Odd {
+    fn len(&self) -> usize {
+        40
+    }
+
+    fn get(&self, index: usize) -> Result<Pair> {
+        if index.is_multiple_of(5) {
+            return Err(Error::content(
+                format!("pair {index}"),
+                "damaged",
+                "replace it",
+            ));
+        }
+        let caption = match index % 5 {
+            1 => "far too many words ".repeat(20),
+            2 => "  ".to_owned(),
+            _ => format!("Größe {index}: 絵"),
+        };
+        let level = index as u8 * 6;
+        Ok(Pair {
+            key: format!("pair {index}"),
+            picture: Picture::filled(300 + index as u32, 200, [level, level, level, 255]),
+            caption,
+            prompt: Some("was ist das?".to_owned()),
+        })
+    }
+}
+
+#[test]
+fn unusable_pairs_are_counted_and_replaced_and_the_rest_is_drawn_whole() {
+    let weights = [(TaskKind::Pairs, 1.0)];
+    let shape = BatchShape {
+        image_size: 16,
+        ..SHAPE
+    };
+    let made = Mixture::new(
+        Library::embedded(),
+        Some(Arc::new(Odd)),
+        settings(&weights, shape),
+    );
+    let mixture = made.unwrap();
+    let batch = mixture.batch(0).unwrap();
+    assert!(
+        batch.skipped.too_long > 0 && batch.skipped.unreadable > 0,
+        "{:?}",
+        batch.skipped
+    );
+    for (row, info) in batch.samples.iter().enumerate() {
+        let index: usize = info.key.strip_prefix("pair ").unwrap().parse().unwrap();
+        assert!(index % 5 >= 3);
+        assert_eq!(info.answer, format!("Größe {index}: 絵"));
+        assert_eq!(info.question, "was ist das?");
+        let picture = &batch.images[row * 768..(row + 1) * 768];
+        let spread = picture
+            .iter()
+            .fold(0.0f32, |most, value| most.max((value - picture[0]).abs()));
+        assert!(spread < 1e-3, "a plain picture fills its whole frame");
+    }
+    struct Bad;
+    impl PairSource for Bad {
+        fn len(&self) -> usize {
+            3
+        }
+        fn get(&self, index: usize) -> Result<Pair> {
+            Err(Error::content(
+                format!("pair {index}"),
+                "damaged",
+                "replace it",
+            ))
+        }
+    }
+    let hopeless = Mixture::new(
+        Library::embedded(),
+        Some(Arc::new(Bad)),
+        settings(&weights, shape),
+    );
+    let error = hopeless.unwrap().batch(0).unwrap_err().to_string();
+    assert!(
+        error.contains(&MOST_ATTEMPTS.to_string()) && error.contains("damaged"),
+        "{error}"
+    );
+}
