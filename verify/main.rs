@@ -11,6 +11,7 @@ mod data_picture_bad;
 mod data_webdataset;
 mod harness;
 mod ops;
+mod plan;
 mod simt;
 mod tasks_batches;
 mod tasks_eval_sets;

@@ -8,7 +8,7 @@ use super::sections::{Item, Part};
 
 /// Offsets of the items of a part, and the height they reach.
 #[derive(Clone, Debug)]
-pub(super) struct Packing {
+pub(super) struct Layout {
     pub offsets: Vec<u64>,
     pub height: u64,
 }
@@ -67,9 +67,9 @@ pub(super) fn order(part: &Part, order: Order) -> Vec<u32> {
 /// Puts every item, in the given order, on top of all items placed before that it conflicts with.
 ///
 /// O(n log n).
-pub(super) fn stack(part: &Part, order: &[u32]) -> Packing {
+pub(super) fn stack(part: &Part, order: &[u32]) -> Layout {
     let mut skyline = Maximum::over(&vec![0; part.sections]);
-    let mut packing = Packing {
+    let mut packing = Layout {
         offsets: vec![0; part.items.len()],
         height: 0,
     };
@@ -94,17 +94,23 @@ pub(super) enum Gap {
 
 /// Puts every item, in the given order, into a gap between the items placed before that it conflicts with.
 ///
-/// Stops as soon as the height reaches `limit`, returning nothing. Visits each pair of items at most once: O(n²) simple
-/// steps at worst.
-pub(super) fn fill(part: &Part, order: &[u32], gap: Gap, limit: u64) -> Option<Packing> {
+/// Returns nothing as soon as the height reaches `limit` or `steps` are used up: one for every pair of items at worst.
+pub(super) fn fill(
+    part: &Part,
+    order: &[u32],
+    gap: Gap,
+    limit: u64,
+    steps: &mut u64,
+) -> Option<Layout> {
     // Placed items in the order of their offsets: (offset, top, start, end).
     let mut placed: Vec<(u64, u64, u32, u32)> = Vec::with_capacity(order.len());
-    let mut packing = Packing {
+    let mut packing = Layout {
         offsets: vec![0; part.items.len()],
         height: 0,
     };
     for &position in order {
         let item = &part.items[position as usize];
+        *steps = steps.checked_sub(placed.len() as u64)?;
         let (mut top, mut best) = (0u64, None::<(u64, u64)>);
         for &(offset, end, from, to) in &placed {
             if from < item.end && item.start < to {

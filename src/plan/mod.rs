@@ -13,4 +13,4 @@ mod sections;
 pub use bound::{Bound, lower_bound};
 pub use buffer::{Buffer, Placement, read_table, validate, write_table};
 pub use check::check_placement;
-pub use place::{Effort, Plan, place};
+pub use place::{Effort, Packing, place};

@@ -36,12 +36,23 @@ pub(super) enum Preference {
     Longest,
     /// The largest.
     Largest,
-    /// The one that covers the most bytes × sections.
-    Widest,
     /// The one whose sections have the least slack, then the longest.
     Tightest,
     /// A fixed random order, replayable from its seed.
     Shuffled(u64),
+}
+
+/// On which section the search branches, among those with more than one way on; a forced one always goes first.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Rule {
+    /// The one with the least slack.
+    Slack,
+    /// The one where the capacity was exceeded most often so far.
+    Failing,
+    /// The one with the fewest ways on for every such failure.
+    FewestPerFailure,
+    /// The lowest in the valley that holds the section that failed most often.
+    FailingValley,
 }
 
 /// Deeper nests of choices than this end the search, so that the stack of the calling thread always suffices.
@@ -49,6 +60,22 @@ const MAX_DEPTH: usize = 1500;
 /// States of the table of failures, a power of two (16 B each).
 const TABLE_SIZE: usize = 1 << 17;
 
+/// How little a section recommends itself for branching, the weightiest reason first.
+type Score = (bool, u64, u64, u64, u64);
+
+/// Where a stretch has more than one way on.
+struct Branch {
+    lo: usize,
+    hi: usize,
+    section: usize,
+    level: u64,
+    /// The choices on the stack that belong to this branch start here.
+    first_choice: usize,
+    may_close: bool,
+    depth: usize,
+}
+
+/// What was done to the state, to be undone in reverse.
 enum Change {
     Floor { section: u32, old: u64 },
     Closed { section: u32, old: u64 },
@@ -80,11 +107,16 @@ pub(super) struct Search<'a> {
     /// Choices of all open branches, a stack.
     choices: Vec<u32>,
     failed: Vec<u128>,
+    /// How often each section exceeded the capacity, over all attempts, plus one.
+    failures: Vec<u64>,
     // Scratch, valid until the next inference.
     least: Vec<u64>,
     base: Vec<u64>,
     raised: Vec<u64>,
     cover: Vec<u32>,
+    smallest: Vec<u64>,
+    hull: Vec<(u32, u32)>,
+    rule: Rule,
 }
 
 impl<'a> Search<'a> {
@@ -119,15 +151,20 @@ impl<'a> Search<'a> {
             trail: Vec::new(),
             choices: Vec::new(),
             failed: vec![0; TABLE_SIZE],
+            failures: vec![1; sections],
             least: vec![0; items.len()],
             base: vec![0; sections],
             raised: vec![0; sections],
             cover: vec![0; sections],
+            smallest: vec![0; sections],
+            hull: vec![(0, 0); sections],
+            rule: Rule::Slack,
         }
     }
 
     /// Searches from the beginning with at most `effort`, and returns what is left of it.
-    pub fn attempt(&mut self, preference: Preference, effort: u64) -> (Verdict, u64) {
+    pub fn attempt(&mut self, rule: Rule, preference: Preference, effort: u64) -> (Verdict, u64) {
+        self.rule = rule;
         self.effort = effort;
         self.reset();
         self.order(preference);
@@ -180,7 +217,6 @@ impl<'a> Search<'a> {
                 match preference {
                     Preference::Longest => (length, size),
                     Preference::Largest => (size, length),
-                    Preference::Widest => (size * length, length),
                     Preference::Tightest => {
                         let least = slack[item.sections()].iter().min().copied().unwrap_or(0);
                         (u128::from(u64::MAX - least), length)
@@ -236,16 +272,17 @@ impl<'a> Search<'a> {
             if self.effort == 0 || depth > MAX_DEPTH {
                 break Verdict::GaveUp;
             }
-            let Some((level, section)) = self.infer(lo, hi) else {
+            let Some(section) = self.infer(lo, hi) else {
                 break Verdict::Impossible;
             };
+            let level = self.base[section];
             let key = self.key(lo, hi);
             if self.failed[key as usize % TABLE_SIZE] == key {
                 break Verdict::Impossible;
             }
             let first_choice = self.choices.len();
             self.gather(lo, section, level);
-            let may_close = self.floor[section] + self.remaining[section] < self.capacity;
+            let may_close = level + self.remaining[section] < self.capacity;
             let ways = self.choices.len() - first_choice + usize::from(may_close);
             if ways == 1 {
                 // Forced: no branch, so no deeper nest. The failed state is remembered with the one it came from.
@@ -253,7 +290,7 @@ impl<'a> Search<'a> {
                 let forced = self.choices.pop();
                 match forced {
                     Some(item) => self.place(item as usize, level),
-                    None => self.close(section),
+                    None => self.close(section, level),
                 }
                 if forced.is_some() && self.is_split(lo, hi) {
                     break self.solve(lo, hi, depth + 1);
@@ -261,7 +298,15 @@ impl<'a> Search<'a> {
                 continue;
             }
             keys.push(key);
-            break self.branch(lo, hi, section, level, first_choice, may_close, depth);
+            break self.branch(&Branch {
+                lo,
+                hi,
+                section,
+                level,
+                first_choice,
+                may_close,
+                depth,
+            });
         };
         if verdict != Verdict::Found {
             self.undo_to(undo);
@@ -274,17 +319,17 @@ impl<'a> Search<'a> {
         verdict
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn branch(
-        &mut self,
-        lo: usize,
-        hi: usize,
-        section: usize,
-        level: u64,
-        first_choice: usize,
-        may_close: bool,
-        depth: usize,
-    ) -> Verdict {
+    /// Tries the ways on one after the other; leaves the state as it was unless one succeeds.
+    fn branch(&mut self, branch: &Branch) -> Verdict {
+        let &Branch {
+            lo,
+            hi,
+            section,
+            level,
+            first_choice,
+            may_close,
+            depth,
+        } = branch;
         let undo = self.trail.len();
         let mut verdict = Verdict::Impossible;
         for choice in first_choice..self.choices.len() {
@@ -304,7 +349,7 @@ impl<'a> Search<'a> {
             self.undo_to(undo);
         }
         if verdict == Verdict::Impossible && may_close {
-            self.close(section);
+            self.close(section, level);
             verdict = self.solve(lo, hi, depth + 1);
         }
         if verdict != Verdict::Found {
@@ -316,48 +361,23 @@ impl<'a> Search<'a> {
 
     /// Raises every floor of `lo..hi` to the lowest offset that an item there can still have.
     ///
-    /// Returns the lowest floor and the open section at that floor with the fewest ways on, or nothing when the capacity
-    /// cannot be kept.
-    fn infer(&mut self, lo: usize, hi: usize) -> Option<(u64, usize)> {
+    /// Returns the section to branch on, or nothing when the capacity cannot be kept.
+    fn infer(&mut self, lo: usize, hi: usize) -> Option<usize> {
         let items = &self.part.items;
-        let level = (lo..hi).map(|s| self.floor[s]).min()?;
-        let is_closed = |s: usize| self.closed[s] == self.floor[s] + 1;
         let first = self.first_at[lo] as usize..self.first_at[hi] as usize;
-        let mut visited = (hi - lo) as u64;
-
-        // What a closed section has to wait for: the next floor above, or the top of the smallest item that can still be
-        // put down at this level.
+        let mut visited = (4 * (hi - lo) + 2 * first.len()) as u64;
         let mut waits = false;
-        let mut next = u64::MAX;
         for section in lo..hi {
             self.base[section] = self.floor[section];
-            if self.floor[section] > level {
-                next = next.min(self.floor[section]);
-            } else if is_closed(section) {
-                self.base[section] = u64::MAX;
-                waits = true;
-            }
+            waits |= self.closed[section] == self.floor[section] + 1;
         }
         if waits {
-            for index in first.clone().filter(|&index| !self.is_placed[index]) {
-                let sections = items[index].sections();
-                visited += sections.len() as u64;
-                if level + items[index].size < next
-                    && self.base[sections].iter().all(|&base| base == level)
-                {
-                    next = level + items[index].size;
-                }
-            }
-            if next == u64::MAX {
-                return None;
-            }
-            for section in lo..hi {
-                self.base[section] = self.base[section].min(next.max(self.floor[section]));
-            }
+            self.wait(lo, hi);
+            visited *= 4;
         }
-
         loop {
             self.raised[lo..hi].fill(u64::MAX);
+            visited += first.len() as u64;
             for index in first.clone().filter(|&index| !self.is_placed[index]) {
                 let sections = items[index].sections();
                 visited += sections.len() as u64;
@@ -367,6 +387,9 @@ impl<'a> Search<'a> {
                     .max()
                     .unwrap_or(0);
                 if least + items[index].size > self.capacity {
+                    for failures in &mut self.failures[sections] {
+                        *failures += 1;
+                    }
                     self.effort = self.effort.saturating_sub(visited);
                     return None;
                 }
@@ -377,59 +400,111 @@ impl<'a> Search<'a> {
             }
             let mut changed = false;
             for section in lo..hi {
-                if self.raised[section] > self.base[section] && self.remaining[section] > 0 {
-                    if self.raised[section] + self.remaining[section] > self.capacity {
-                        self.effort = self.effort.saturating_sub(visited);
-                        return None;
-                    }
+                if self.raised[section] > self.base[section] {
                     self.base[section] = self.raised[section];
                     changed = true;
+                }
+                if self.base[section] + self.remaining[section] > self.capacity {
+                    self.failures[section] += 1;
+                    self.effort = self.effort.saturating_sub(visited);
+                    return None;
                 }
             }
             if !changed {
                 break;
             }
         }
-        self.effort = self.effort.saturating_sub(visited);
-
         // Keep what was inferred, except for closed sections: their wait may still grow longer.
-        let mut level = u64::MAX;
         for section in lo..hi {
-            if self.remaining[section] == 0 {
-                continue;
-            }
-            if self.base[section] + self.remaining[section] > self.capacity {
-                return None;
-            }
-            level = level.min(self.base[section]);
             if self.base[section] > self.floor[section]
                 && self.closed[section] != self.floor[section] + 1
             {
                 self.set_floor(section, self.base[section]);
             }
         }
-        // When nothing can be put down at the old level any more, the closed sections rise as well.
-        for section in lo..hi {
-            if self.floor[section] < level && self.remaining[section] > 0 {
-                self.set_floor(section, self.base[section]);
-            }
-        }
 
         self.cover[lo..hi].fill(0);
         for index in first.filter(|&index| !self.is_placed[index]) {
-            if self.least[index] == level {
+            if self.least[index] == self.base[items[index].start as usize] {
+                visited += (items[index].end - items[index].start) as u64;
                 for cover in &mut self.cover[items[index].sections()] {
                     *cover += 1;
                 }
             }
         }
-        let best = (lo..hi)
-            .filter(|&section| self.remaining[section] > 0 && self.base[section] == level)
-            .min_by_key(|&section| {
-                let slack = self.capacity - level - self.remaining[section];
-                (self.cover[section] + u32::from(slack > 0), slack, section)
-            })?;
-        Some((level, best))
+        self.effort = self.effort.saturating_sub(visited);
+        self.tightest(lo, hi)
+    }
+
+    /// The section to branch on: one in a valley, where everything that is put down lies flat.
+    fn tightest(&self, lo: usize, hi: usize) -> Option<usize> {
+        let mut best: Option<(Score, usize)> = None;
+        let mut begin = lo;
+        for end in lo + 1..=hi {
+            let level = self.base[begin];
+            if end < hi && self.base[end] == level {
+                continue;
+            }
+            let is_valley = (begin == lo || self.base[begin - 1] > level)
+                && (end == hi || self.base[end] > level);
+            if is_valley {
+                let valley_failures = self.failures[begin..end].iter().max().copied().unwrap_or(0);
+                for section in begin..end {
+                    let slack = self.capacity - level - self.remaining[section];
+                    let ways = u64::from(self.cover[section]) + u64::from(slack > 0);
+                    let failures = self.failures[section];
+                    let (first, second, third) = match self.rule {
+                        Rule::Slack => (slack, ways, level),
+                        Rule::Failing => (u64::MAX - failures, ways, level),
+                        Rule::FewestPerFailure => ((ways << 32) / failures, slack, level),
+                        Rule::FailingValley => (u64::MAX - valley_failures, level, ways),
+                    };
+                    let score = ((ways > 1, first, second, third, slack), section);
+                    if best.is_none_or(|best| score < best) {
+                        best = Some(score);
+                    }
+                }
+            }
+            begin = end;
+        }
+        best.map(|(_, section)| section)
+    }
+
+    /// Raises the base of every closed section to the lowest offset that may come next there: the lowest floor above
+    /// among the sections its items reach, or the top of the smallest item to be put down there.
+    fn wait(&mut self, lo: usize, hi: usize) {
+        self.smallest[lo..hi].fill(u64::MAX);
+        for section in lo..hi {
+            self.hull[section] = (section as u32, section as u32 + 1);
+        }
+        for index in self.first_at[lo] as usize..self.first_at[hi] as usize {
+            if self.is_placed[index] {
+                continue;
+            }
+            let item = self.part.items[index];
+            for section in item.sections() {
+                self.smallest[section] = self.smallest[section].min(item.size);
+                let (start, end) = self.hull[section];
+                self.hull[section] = (start.min(item.start), end.max(item.end));
+            }
+        }
+        for section in lo..hi {
+            let level = self.floor[section];
+            if self.closed[section] != level + 1 {
+                continue;
+            }
+            let (start, end) = self.hull[section];
+            let mut next = u64::MAX;
+            for other in start as usize..end as usize {
+                let floor = self.floor[other];
+                next = next.min(match floor.cmp(&level) {
+                    std::cmp::Ordering::Less => level + 1,
+                    std::cmp::Ordering::Equal => level + self.smallest[other],
+                    std::cmp::Ordering::Greater => floor,
+                });
+            }
+            self.base[section] = next;
+        }
     }
 
     /// Pushes the items that cover `section` and can be put down at `level`, the preferred first.
@@ -463,7 +538,8 @@ impl<'a> Search<'a> {
         self.trail.push(Change::Placed { item: index as u32 });
     }
 
-    fn close(&mut self, section: usize) {
+    fn close(&mut self, section: usize, level: u64) {
+        self.set_floor(section, level);
         self.trail.push(Change::Closed {
             section: section as u32,
             old: self.closed[section],

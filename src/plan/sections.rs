@@ -43,7 +43,7 @@ impl Part {
     pub fn totals(&self) -> Vec<u64> {
         let mut totals = vec![0u64; self.sections + 1];
         for item in &self.items {
-            // Wraps below zero for a moment; the running sum comes out right because it is taken modulo 2^64 too.
+            // Differences may wrap below zero; their running sum is right because it is taken modulo 2^64 too.
             let start = &mut totals[item.start as usize];
             *start = start.wrapping_add(item.size);
             let end = &mut totals[item.end as usize];

@@ -1,0 +1,4 @@
+//! The memory planner: bounds, placements, their verifier, recompute, reports.
+
+mod instances;
+mod placement;
