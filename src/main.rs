@@ -1,3 +1,13 @@
-//! The `keel` program.
+//! The `keel` program: reads the command line, runs one subcommand, turns an error into one sentence.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match keel::cli::run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("error: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -11,6 +11,7 @@ pub mod corpus;
 pub mod embedded;
 pub mod eval_sets;
 pub mod facts;
+pub mod feed;
 mod folder;
 pub mod library;
 mod lines;

@@ -15,6 +15,7 @@ use crate::tensor::DType;
 #[derive(Clone, Debug)]
 pub struct ReferenceExecutor {
     parameters: Arc<Mutex<Vec<f64>>>,
+    rounding: Option<u64>,
 }
 
 impl ReferenceExecutor {
@@ -22,6 +23,17 @@ impl ReferenceExecutor {
     pub fn new(elements: usize) -> ReferenceExecutor {
         ReferenceExecutor {
             parameters: Arc::new(Mutex::new(vec![0.0; elements])),
+            rounding: None,
+        }
+    }
+
+    /// As [`ReferenceExecutor::new`], but every result of every op is moved by up to one rounding to f32, at random and
+    /// differently in every run: what a perfect executor that stores f32 between ops could not avoid. Error budgets are
+    /// derived from it.
+    pub fn rounding(elements: usize, seed: u64) -> ReferenceExecutor {
+        ReferenceExecutor {
+            rounding: Some(seed),
+            ..ReferenceExecutor::new(elements)
         }
     }
 }
@@ -39,6 +51,7 @@ impl Executor for ReferenceExecutor {
             first_moments: vec![0.0; elements(Arena::FirstMoments)],
             second_moments: vec![0.0; elements(Arena::SecondMoments)],
             arrays: vec![None; program.values().len()],
+            rounding: self.rounding,
             program,
         }))
     }
@@ -71,6 +84,21 @@ struct ReferenceSession {
     first_moments: Vec<f64>,
     second_moments: Vec<f64>,
     arrays: Vec<Option<Array>>,
+    /// The state of the random roundings, where results are rounded.
+    rounding: Option<u64>,
+}
+
+/// Moves every number by up to half a unit in the last place of f32, relative to its size.
+fn round_at_random(values: &mut [f64], state: &mut u64) {
+    for value in values {
+        // SplitMix64 (Steele et al. 2014).
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = *state;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let uniform = ((bits ^ (bits >> 31)) >> 11) as f64 / (1u64 << 53) as f64;
+        *value *= 1.0 + f64::from(f32::EPSILON) * (uniform - 0.5);
+    }
 }
 
 impl ReferenceSession {
@@ -130,7 +158,10 @@ impl ReferenceSession {
             inputs: &inputs,
             outputs: &mut outputs,
         });
-        for (value, array) in instruction.outputs.iter().zip(outputs) {
+        for (value, mut array) in instruction.outputs.iter().zip(outputs) {
+            if let (Some(state), ArrayData::Float(values)) = (&mut self.rounding, &mut array.data) {
+                round_at_random(values, state);
+            }
             self.store(*value, array);
         }
     }

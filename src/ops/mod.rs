@@ -4,11 +4,15 @@
 //! questions of the shape rules), `special` (functions in double precision) and `rows` (work row by row on the
 //! processor).
 
+mod adamw;
 mod attention;
+mod contrastive_loss;
 mod embedding;
+mod grad_norm;
 mod l2_normalize;
 mod layer_scale;
 mod linear;
+mod linear_cross_entropy;
 mod norm;
 mod patch_embed;
 mod pixel_unshuffle;
@@ -23,11 +27,14 @@ mod splice;
 mod swiglu;
 mod weighted_sum;
 
+pub use adamw::{UpdateOptions, record_update};
 pub use attention::{Heads, Mask, attention, cross_attention};
+pub use contrastive_loss::{Contrastive, contrastive_loss};
 pub use embedding::embedding;
 pub use l2_normalize::l2_normalize;
 pub use layer_scale::layer_scale;
 pub use linear::{Activation, linear, linear_activation, linear_residual};
+pub use linear_cross_entropy::{linear_argmax, linear_cross_entropy};
 pub use norm::{layer_norm, layer_norm_residual, rms_norm, rms_norm_residual};
 pub use patch_embed::patch_embed;
 pub use pixel_unshuffle::pixel_unshuffle;

@@ -4,6 +4,9 @@
 //! planner for its offset. Nothing is decided or allocated while a step runs.
 
 mod lifetimes;
+mod recompute;
+mod report;
+mod svg;
 
 use std::collections::HashMap;
 
@@ -15,6 +18,8 @@ use crate::tape::{
 use crate::tensor::TensorType;
 
 pub use lifetimes::{Class, PlannedBytes};
+pub use report::{MemoryReport, bytes};
+pub use svg::draw_memory;
 
 /// Every planned value starts at a multiple of this many bytes: a cache line, and a full vector register.
 pub const ALIGNMENT: usize = 64;
@@ -98,6 +103,9 @@ impl Program {
             }
         }
         let mut values = tape.values;
+        if let Some(budget) = options.memory_budget {
+            recompute::meet_budget(&mut values, &mut instructions, &kept, options, budget)?;
+        }
         let laid = lifetimes::lay_out(&mut values, &instructions, &kept, options)?;
         let (placement, lower_bound) = if options.share_memory {
             let planned = plan::place(&laid.buffers, plan::Effort::default())?;

@@ -1,8 +1,9 @@
 //! How far an f32 kernel may be from the f64 reference. Derived for each tensor of each case, never chosen by hand.
 //!
-//! A backward-stable kernel returns the exact result of slightly different inputs. So the reference itself is run on
-//! inputs moved by a few units in the last place, several times; the budget is a small multiple of the largest change
-//! that makes, plus a few units in the last place of the largest result.
+//! A backward-stable kernel returns the exact result of slightly different inputs, and what it stores between ops it
+//! rounds. So the reference itself is run on inputs moved by a few units in the last place, with the results of its ops
+//! rounded at random, several times; the budget is a small multiple of the largest change that makes, plus a few units
+//! in the last place of the largest result.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,7 @@ use super::case::Loaded;
 const EPSILON: f64 = f32::EPSILON as f64;
 
 /// Draws of moved inputs.
-const DRAWS: usize = 4;
+const DRAWS: usize = 8;
 
 /// The largest error allowed anywhere in one tensor.
 #[derive(Clone, Copy, Debug)]
@@ -23,9 +24,9 @@ pub struct Budget {
     pub largest_error: f64,
 }
 
-/// The budget of every float tensor the case returns.
+/// The budget of every float tensor the case returns. `rounding` runs the case on the reference that rounds.
 pub fn derive_budget(
-    reference: &mut Loaded<'_>,
+    rounding: &mut Loaded<'_>,
     floats: &BTreeMap<String, Vec<f64>>,
     truth: &BTreeMap<String, (TensorType, Vec<f64>)>,
     random: &mut Random,
@@ -36,7 +37,7 @@ pub fn derive_budget(
         for value in moved.values_mut().flatten() {
             *value *= 1.0 + EPSILON * (2.0 * random.uniform() - 1.0) * 2.0;
         }
-        for (name, (_, values)) in reference.run(&moved) {
+        for (name, (_, values)) in rounding.run(&moved) {
             let differences = values
                 .iter()
                 .zip(&truth[&name].1)

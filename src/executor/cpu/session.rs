@@ -1,7 +1,7 @@
 //! Runs programs on the processor: turns planned offsets into slices and calls each op's kernel.
 #![allow(unsafe_code)]
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::super::arena::ByteArena;
@@ -18,6 +18,7 @@ const MAX_ARGUMENTS: usize = 12;
 pub struct CpuExecutor {
     parameters: Arc<Mutex<ByteArena>>,
     pool: Arc<rayon::ThreadPool>,
+    peak: OnceLock<f64>,
 }
 
 impl CpuExecutor {
@@ -37,12 +38,20 @@ impl CpuExecutor {
         Ok(CpuExecutor {
             parameters: Arc::new(Mutex::new(parameters)),
             pool: Arc::new(pool),
+            peak: OnceLock::new(),
         })
     }
 
     /// The threads that compute.
     pub fn threads(&self) -> usize {
         self.pool.current_num_threads()
+    }
+
+    /// Floating-point operations a second that the multiply-add units reach, measured once.
+    pub fn peak_flops(&self) -> f64 {
+        *self
+            .peak
+            .get_or_init(|| self.pool.install(super::peak::measure))
     }
 
     fn lock(&self) -> MutexGuard<'_, ByteArena> {

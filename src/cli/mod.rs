@@ -1,0 +1,118 @@
+//! The command line. One file a subcommand; each turns arguments into calls of the floors below and prints.
+
+mod caption;
+mod eval;
+mod plan;
+mod train;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::error::{Error, Result};
+
+/// Trains visual backbones for multimodal language models by gradual feature refinement.
+#[derive(Debug, Parser)]
+#[command(name = "keel", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the stages of a recipe and prints what each was worth.
+    Train(train::TrainArgs),
+    /// Prints the memory of every stage before anything runs.
+    Plan(plan::PlanArgs),
+    /// Measures a run's newest checkpoint.
+    Eval(eval::EvalArgs),
+    /// Answers about an image.
+    Caption(caption::CaptionArgs),
+}
+
+/// Which executor runs programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Device {
+    /// The best there is.
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+/// Options of every command that computes.
+#[derive(Clone, Debug, Args)]
+struct ComputeArgs {
+    /// Where to compute.
+    #[arg(long, value_enum, default_value = "auto")]
+    device: Device,
+    /// Threads that compute; all cores by default.
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+impl ComputeArgs {
+    /// The number of threads.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for 0 threads.
+    fn threads(&self) -> Result<usize> {
+        match self.threads {
+            Some(0) => Err(Error::setting("--threads", "at least 1", 0)),
+            Some(threads) => Ok(threads),
+            None => Ok(std::thread::available_parallelism().map_or(1, |n| n.get())),
+        }
+    }
+
+    /// Says in one line what will compute, and why.
+    fn announce(&self, threads: usize) {
+        let why = match self.device {
+            Device::Auto => "this build has no kernels for another device",
+            Device::Cpu => "as asked",
+        };
+        let plural = if threads == 1 { "" } else { "s" };
+        println!("device: cpu, {threads} thread{plural}, f32 ({why})");
+    }
+}
+
+/// Which recipe, with which changes.
+#[derive(Clone, Debug, Args)]
+struct RecipeArgs {
+    /// A built-in recipe (emoji, tiny, sailvit-large, sailvit-huge) or the path of a TOML file.
+    #[arg(long, default_value = "emoji", value_name = "NAME|FILE")]
+    recipe: String,
+    /// Changes one setting, for example model.vision.depth=4 or stage.fine-grained.steps=100. Repeatable.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+/// Bytes from a text such as `512M` or `80G` (powers of 1024).
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" | "kb" => 1024.0,
+        "m" | "mib" | "mb" => 1024.0 * 1024.0,
+        "g" | "gib" | "gb" => 1024.0 * 1024.0 * 1024.0,
+        other => return Err(format!("unknown unit {other}: use K, M or G")),
+    };
+    let number: f64 = digits
+        .trim()
+        .parse()
+        .map_err(|_| "not a number of bytes".to_owned())?;
+    match number > 0.0 && number.is_finite() {
+        true => Ok((number * unit) as u64),
+        false => Err("must be above 0".to_owned()),
+    }
+}
+
+/// Reads the command line and runs it.
+///
+/// # Errors
+/// Whatever the subcommand reports.
+pub fn run() -> Result<()> {
+    match Cli::parse().command {
+        Command::Train(args) => train::run(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Caption(args) => caption::run(&args),
+    }
+}

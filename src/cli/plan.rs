@@ -1,0 +1,147 @@
+//! `keel plan`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::{RecipeArgs, parse_bytes};
+use crate::error::{Error, Result};
+use crate::model::declare;
+use crate::program::{MemoryReport, Program, bytes, draw_memory};
+use crate::tape::{ParameterLayout, Target};
+use crate::train::{Recipe, Stage, compile_step, step_shape, write_durably};
+
+/// Options of `keel plan`.
+#[derive(Debug, Args)]
+pub(super) struct PlanArgs {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// One stage; all of them by default.
+    #[arg(long, value_name = "NAME")]
+    stage: Option<String>,
+    /// Samples of a batch, in place of the recipe's.
+    #[arg(long, value_name = "B")]
+    batch: Option<usize>,
+    /// Threads that compute: scratch memory depends on them.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    threads: usize,
+    /// The most memory for a step's activations, for example 40G; met by computing some of them twice.
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    memory_budget: Option<u64>,
+    /// Draws each stage's arena, address by time, as PATH-<stage>.svg.
+    #[arg(long, value_name = "PATH")]
+    svg: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &PlanArgs) -> Result<()> {
+    if args.batch == Some(0) {
+        return Err(Error::setting("--batch", "at least 1", 0));
+    }
+    let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.sets)?;
+    let plans = Plans {
+        recipe: &recipe,
+        batch: args.batch,
+        threads: args.threads.max(1),
+        memory_budget: args.memory_budget,
+    };
+    plans.print(args.stage.as_deref(), args.svg.as_deref())
+}
+
+/// The plans of a recipe's stages.
+pub(super) struct Plans<'a> {
+    pub recipe: &'a Recipe,
+    pub batch: Option<usize>,
+    pub threads: usize,
+    pub memory_budget: Option<u64>,
+}
+
+impl Plans<'_> {
+    /// Prints the memory of one stage or all, and draws it where `svg` says.
+    ///
+    /// # Errors
+    /// Whatever planning reports; [`Error::Io`] when a drawing cannot be written.
+    pub fn print(&self, stage: Option<&str>, svg: Option<&Path>) -> Result<()> {
+        let layout = declare(&self.recipe.model, self.recipe.contrastive_form.into())?;
+        println!("model:");
+        for module in layout.modules() {
+            println!(
+                "  {module:<12} {:>13} parameters",
+                count(layout.count(|m| m == module))
+            );
+        }
+        let stages: Vec<&Stage> = match stage {
+            Some(name) => vec![self.recipe.stage(name)?],
+            None => self.recipe.stages.iter().collect(),
+        };
+        for stage in stages {
+            let program = self.compile(stage, &layout)?;
+            let report = MemoryReport::new(&program, &layout);
+            let batch = self.batch.unwrap_or(stage.batch);
+            println!(
+                "\nstage {}: trains {}; {batch} samples and {:.1} GFLOP a step",
+                stage.name,
+                stage.trains.join(" + "),
+                report.flops / 1e9,
+            );
+            print!("{report}");
+            self.print_saving(stage, &layout, &report)?;
+            if let Some(path) = svg {
+                let name = format!("{}-{}.svg", path.display(), stage.name);
+                let title = format!("{}, stage {}", self.recipe.name, stage.name);
+                let drawing = draw_memory(&program, &title);
+                write_durably(Path::new(&name), drawing.as_bytes())?;
+                println!("  drawn in {name}");
+            }
+        }
+        Ok(())
+    }
+
+    fn compile(&self, stage: &Stage, layout: &Arc<ParameterLayout>) -> Result<Program> {
+        let shape = step_shape(stage, self.batch);
+        let target = Target::Cpu {
+            threads: self.threads,
+        };
+        compile_step(
+            self.recipe,
+            stage,
+            layout,
+            &shape,
+            target,
+            self.memory_budget,
+        )
+    }
+
+    /// What freezing the other modules saves against training every module the stage uses.
+    fn print_saving(
+        &self,
+        stage: &Stage,
+        layout: &Arc<ParameterLayout>,
+        report: &MemoryReport,
+    ) -> Result<()> {
+        let mut unfrozen = stage.clone();
+        unfrozen.trains = layout.modules().into_iter().map(str::to_owned).collect();
+        let unfrozen = MemoryReport::new(&self.compile(&unfrozen, layout)?, layout);
+        if unfrozen.total() > report.total() {
+            println!(
+                "  freezing saves {} of the {} that training every module would take",
+                bytes(unfrozen.total() - report.total()),
+                bytes(unfrozen.total()),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A number with separators: 309,984,256.
+fn count(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

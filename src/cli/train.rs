@@ -1,0 +1,133 @@
+//! `keel train`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Args;
+
+use super::{ComputeArgs, RecipeArgs, parse_bytes};
+use crate::data::pairs::{PairLimits, PairSource, Pairs};
+use crate::error::{Error, Result};
+use crate::report::stage_table;
+use crate::train::{Recipe, TrainOptions, Trainer};
+
+/// Options of `keel train`.
+#[derive(Debug, Args)]
+pub(super) struct TrainArgs {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    /// The same flow with an eighth of the steps: about a minute for the default recipe.
+    #[arg(long)]
+    quick: bool,
+    /// Prints settings and memory, trains nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Ends each stage after this many steps at the latest.
+    #[arg(long, value_name = "N")]
+    max_steps: Option<u64>,
+    /// Trains each stage on its first batch over and over: the loss must fall.
+    #[arg(long)]
+    overfit_one_batch: bool,
+    /// The seed of everything random, in place of the recipe's.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// The run's folder; the next free one under runs/ by default.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Continues the run in this folder from its newest checkpoint.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["out", "seed", "quick"])]
+    resume: Option<PathBuf>,
+    /// Your own pairs: an image folder with captions, WebDataset shards such as pairs-{000..009}.tar, or a JSONL file. They are the task `pairs` of a recipe's stages.
+    #[arg(long, value_name = "SPEC")]
+    data: Option<String>,
+    /// The most memory for a step's activations, for example 512M; met by computing some of them twice.
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    memory_budget: Option<u64>,
+    /// Steps between checkpoints inside a stage; 0 for none. A checkpoint follows every stage.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    save_every: u64,
+    /// Leaves out the evaluation after each stage.
+    #[arg(long)]
+    no_evaluation: bool,
+}
+
+/// How much shorter a quick run is.
+const QUICK: u64 = 8;
+
+pub(super) fn run(args: &TrainArgs) -> Result<()> {
+    let start = Instant::now();
+    let mut recipe = match &args.resume {
+        Some(run) => {
+            let path = run.join("recipe.toml");
+            if !path.exists() {
+                return Err(Error::setting(
+                    format!("--resume {}", run.display()),
+                    "the folder of a run (with a recipe.toml)",
+                    "none there",
+                ));
+            }
+            Recipe::load(&path.to_string_lossy(), &args.recipe.sets)?
+        }
+        None => Recipe::load(&args.recipe.recipe, &args.recipe.sets)?,
+    };
+    if let Some(seed) = args.seed {
+        recipe.seed = seed;
+    }
+    let mut evaluation_size = 200;
+    if args.quick {
+        evaluation_size = 100;
+        for stage in &mut recipe.stages {
+            stage.steps = stage.steps.map(|steps| steps.div_ceil(QUICK));
+            stage.epochs = stage.epochs.map(|epochs| epochs / QUICK as f64);
+        }
+    }
+    let pairs: Option<Arc<dyn PairSource>> = match &args.data {
+        Some(spec) => Some(Arc::new(Pairs::open(spec, PairLimits::default())?)),
+        None => None,
+    };
+    let threads = args.compute.threads()?;
+    args.compute.announce(threads);
+    println!("recipe: {} (seed {})", recipe.name, recipe.seed);
+    if args.dry_run {
+        println!("\n{}", recipe.to_toml());
+        let plans = super::plan::Plans {
+            recipe: &recipe,
+            batch: None,
+            threads,
+            memory_budget: args.memory_budget,
+        };
+        return plans.print(None, None);
+    }
+    let options = TrainOptions {
+        threads,
+        out: args.out.clone(),
+        resume: args.resume.clone(),
+        max_steps: args.max_steps,
+        overfit_one_batch: args.overfit_one_batch,
+        memory_budget: args.memory_budget,
+        save_every: args.save_every,
+        evaluation_size,
+        evaluate: !args.no_evaluation,
+    };
+    let mut trainer = Trainer::new(recipe, options, pairs)?;
+    println!("run: {}", trainer.folder().display());
+    let evaluations = trainer.run()?;
+    if !evaluations.is_empty() {
+        let table = stage_table(&evaluations);
+        trainer.say(&format!("\n{table}"))?;
+    }
+    println!(
+        "{} min {} s; everything is in {}",
+        start.elapsed().as_secs() / 60,
+        start.elapsed().as_secs() % 60,
+        trainer.folder().display()
+    );
+    println!(
+        "ask about an image: keel caption {} IMAGE",
+        trainer.folder().display()
+    );
+    Ok(())
+}

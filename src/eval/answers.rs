@@ -1,0 +1,98 @@
+//! Answers of the language model: exact match over a set in one pass, and free generation for one picture.
+
+use std::sync::Arc;
+
+use crate::data::batch::{Batch, IGNORED};
+use crate::data::feed::write_batch;
+use crate::data::tokenizer::{END, PAD, Tokenizer};
+use crate::error::Result;
+use crate::executor::{Executor, Session};
+use crate::model::{ModelConfig, StepShape, record_vision_language};
+use crate::program::{CompileOptions, Program};
+use crate::tape::{ParameterLayout, Tape, Target};
+
+/// A loaded program that predicts the next token everywhere.
+pub struct Answerer {
+    session: Box<dyn Session>,
+    shape: StepShape,
+}
+
+/// For each row, whether every supervised token is the most likely one given those before it.
+///
+/// That is the case exactly when greedy generation would give the answer, its end included: as long as it has been
+/// right so far, it has seen the same prefix.
+pub fn exact_answers(next: &[f64], targets: &[i32], tokens: usize) -> Vec<bool> {
+    next.chunks(tokens)
+        .zip(targets.chunks(tokens))
+        .map(|(next, targets)| {
+            next.iter()
+                .zip(targets)
+                .all(|(next, target)| *target == IGNORED || *next == f64::from(*target))
+        })
+        .collect()
+}
+
+impl Answerer {
+    /// Loads the program for a shape.
+    ///
+    /// # Errors
+    /// Whatever recording or loading reports.
+    pub fn new(
+        config: &ModelConfig,
+        layout: &Arc<ParameterLayout>,
+        executor: &dyn Executor,
+        target: Target,
+        shape: StepShape,
+    ) -> Result<Answerer> {
+        let mut tape = Tape::new(layout.clone(), |_| false);
+        record_vision_language(&mut tape, config, &shape, true, true)?;
+        let program = Program::compile(tape, &CompileOptions::new(target))?;
+        Ok(Answerer {
+            session: executor.load(Arc::new(program))?,
+            shape,
+        })
+    }
+
+    /// Runs a batch; returns which rows are answered exactly and the mean loss of the batch.
+    ///
+    /// # Errors
+    /// Whatever the session reports.
+    pub fn check(&mut self, batch: &Batch) -> Result<(Vec<bool>, f64)> {
+        write_batch(self.session.as_mut(), batch)?;
+        self.session.run()?;
+        let next = self.session.read_f64("next")?;
+        let loss = self.session.read_f64("loss.next_token")?[0];
+        Ok((
+            exact_answers(&next, &batch.targets, self.shape.tokens),
+            loss,
+        ))
+    }
+
+    /// Continues a prompt greedily until the end token or the last position. The program's batch must be 1.
+    ///
+    /// # Errors
+    /// Whatever the session reports.
+    pub fn generate(&mut self, images: &[f32], prompt: &[u16]) -> Result<String> {
+        let mut tokens = vec![i32::from(PAD); self.shape.tokens];
+        for (place, id) in tokens.iter_mut().zip(prompt) {
+            *place = i32::from(*id);
+        }
+        self.session.write_f32("images", images)?;
+        self.session
+            .write_i32("targets", &vec![IGNORED; self.shape.tokens])?;
+        self.session
+            .write_f32("weights", &vec![0.0; self.shape.tokens])?;
+        let mut answer = Vec::new();
+        for position in prompt.len()..self.shape.tokens {
+            self.session.write_i32("tokens", &tokens)?;
+            self.session.run()?;
+            let next = self.session.read_f64("next")?[position - 1] as u16;
+            if next == END {
+                break;
+            }
+            answer.push(next);
+            tokens[position] = i32::from(next);
+        }
+        Ok(Tokenizer::embedded().decode(&answer))
+    }
+}

@@ -1,0 +1,110 @@
+//! Measures what a model can do: retrieval, zero-shot classes, captions, questions, and how close visual tokens are to
+//! text tokens. All sets are fixed, so numbers of different stages and runs compare.
+
+mod answers;
+mod distances;
+mod evaluator;
+mod linear_map;
+mod retrieval;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use answers::{Answerer, exact_answers};
+pub use distances::{nearest_neighbour_distance, sliced_wasserstein};
+pub use evaluator::{EvaluationSettings, Evaluator};
+pub use linear_map::LinearMap;
+pub use retrieval::{Recall, classify, recall};
+
+/// What one stage's model can do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// The stage after which it was measured.
+    pub stage: String,
+    /// How images and texts are compared: `trained heads` or `fitted map`.
+    pub matching: String,
+    /// Pictures by drawing style and split.
+    pub sets: Vec<SetEvaluation>,
+    /// Share of questions answered exactly, by drawing style and kind.
+    pub questions: Vec<QuestionEvaluation>,
+    /// Mean distance from a visual token to the nearest text token, in the language model's space.
+    pub nearest_neighbour: Option<f64>,
+    /// Sliced Wasserstein-2 distance between visual and text tokens.
+    pub sliced_wasserstein: Option<f64>,
+}
+
+/// Pictures of one drawing style and split.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SetEvaluation {
+    /// Drawing style.
+    pub vendor: String,
+    /// Whether the concepts were trained on.
+    pub split: String,
+    /// Pictures.
+    pub count: usize,
+    /// Retrieval of captions by pictures and of pictures by captions.
+    pub recall: Option<Recall>,
+    /// Share of pictures whose subcategory is the likeliest of all.
+    pub zero_shot: Option<f64>,
+    /// Number of subcategories.
+    pub classes: usize,
+    /// Next-token loss of the captions given the pictures, nats a token.
+    pub caption_loss: Option<f64>,
+}
+
+/// Questions about scenes of one drawing style.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct QuestionEvaluation {
+    /// Drawing style.
+    pub vendor: String,
+    /// Questions.
+    pub count: usize,
+    /// Share answered exactly.
+    pub accuracy: f64,
+    /// What the best guesser that sees no picture reaches.
+    pub text_only: f64,
+    /// Share answered exactly by kind, with that of the guesser.
+    pub by_kind: BTreeMap<String, (f64, f64)>,
+}
+
+impl Evaluation {
+    /// One readable line.
+    pub fn line(&self, stage: &str) -> String {
+        let mut parts = Vec::new();
+        for set in &self.sets {
+            let mut words = Vec::new();
+            if let Some(recall) = &set.recall {
+                words.push(format!("R@1 {:.1} %", 100.0 * recall.image_to_text[0]));
+            }
+            if let Some(share) = set.zero_shot {
+                words.push(format!("zero-shot {:.1} %", 100.0 * share));
+            }
+            if let Some(loss) = set.caption_loss {
+                words.push(format!("caption loss {loss:.3}"));
+            }
+            if !words.is_empty() {
+                parts.push(format!(
+                    "{} {}: {}",
+                    set.vendor,
+                    set.split,
+                    words.join(", ")
+                ));
+            }
+        }
+        for asked in &self.questions {
+            parts.push(format!(
+                "{} questions {:.1} % (text only {:.1} %)",
+                asked.vendor,
+                100.0 * asked.accuracy,
+                100.0 * asked.text_only
+            ));
+        }
+        if let (Some(near), Some(sliced)) = (self.nearest_neighbour, self.sliced_wasserstein) {
+            parts.push(format!(
+                "distance to text: nearest {near:.3}, sliced {sliced:.3}"
+            ));
+        }
+        format!("evaluation after {stage}: {}", parts.join("; "))
+    }
+}

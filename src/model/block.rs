@@ -1,0 +1,234 @@
+//! The pre-norm transformer block that every tower is made of:
+//! x + attention(norm1(x)), then x + mlp(norm2(x)), each addition optionally scaled per channel.
+
+use serde::{Deserialize, Serialize};
+
+use super::Scope;
+use crate::error::Result;
+use crate::ops::{self, Activation, Heads, Mask, Positions};
+use crate::tape::{Init, Tape, Value};
+
+/// The kind of every norm of a tower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    /// (x − mean) · rstd · weight + bias (Ba et al. 2016).
+    Layer,
+    /// x · rms⁻¹ · weight (Zhang and Sennrich 2019).
+    Rms,
+}
+
+/// The feed-forward half of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MlpKind {
+    /// down(silu(gate x) ⊙ up x), one packed matrix for gate and up (Shazeer 2020).
+    SwiGlu,
+    /// fc2(gelu(fc1 x)) with the exact error function.
+    Gelu,
+    /// fc2(gelu(fc1 x)) with the tanh approximation.
+    GeluTanh,
+    /// fc2(gelu(fc1 x)) with x·σ(1.702 x), as CLIP has it.
+    GeluQuick,
+}
+
+/// What one block is made of. F = `mlp_width`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BlockConfig {
+    /// Model width C.
+    pub width: usize,
+    /// Attention heads.
+    pub heads: Heads,
+    /// Feed-forward width F.
+    pub mlp_width: usize,
+    /// Kind of both norms.
+    pub norm: NormKind,
+    /// ε of both norms.
+    pub norm_epsilon: f32,
+    /// Kind of the feed-forward half.
+    pub mlp: MlpKind,
+    /// Whether the packed query, key and value projection has a bias.
+    pub qkv_bias: bool,
+    /// Whether the other projections have biases.
+    pub bias: bool,
+    /// First value of the per-channel scales of both residual branches (Touvron et al. 2021), where there are any.
+    pub layer_scale: Option<f32>,
+    /// Whether queries and keys are normalised per head.
+    pub qk_norm: bool,
+    /// Base of the rotary positions, where there are any.
+    pub rope_theta: Option<f32>,
+    /// Blocks of the tower: branches that end in the residual stream start smaller in deeper towers.
+    pub depth: usize,
+}
+
+/// A norm with its parameters `<name>.weight` and, where it has one, `<name>.bias`.
+///
+/// # Errors
+/// Whatever recording reports.
+pub(super) fn norm(
+    tape: &mut Tape,
+    scope: &Scope,
+    name: &str,
+    x: Value,
+    kind: NormKind,
+    epsilon: f32,
+) -> Result<Value> {
+    let width = tape.shape(x).columns();
+    let scope = scope.child(name);
+    let weight = scope.plain(tape, "weight", [width], Init::Constant(1.0))?;
+    match kind {
+        NormKind::Rms => ops::rms_norm(tape, x, weight, epsilon),
+        NormKind::Layer => {
+            let bias = scope.plain(tape, "bias", [width], Init::Constant(0.0))?;
+            ops::layer_norm(tape, x, weight, bias, epsilon)
+        }
+    }
+}
+
+/// The parameters of a projection [outputs, inputs]: `<name>.weight` and, if `bias`, `<name>.bias`.
+///
+/// # Errors
+/// When the layout holds another shape.
+pub(super) fn projection(
+    tape: &mut Tape,
+    scope: &Scope,
+    name: &str,
+    shape: [usize; 2],
+    init: Init,
+    bias: bool,
+) -> Result<(Value, Option<Value>)> {
+    let scope = scope.child(name);
+    let weight = scope.matrix(tape, "weight", shape, init)?;
+    let bias = match bias {
+        true => Some(scope.plain(tape, "bias", [shape[0]], Init::Constant(0.0))?),
+        false => None,
+    };
+    Ok((weight, bias))
+}
+
+/// Records one block. `x` [B, T, C]; `segments` i32 [B, T] keeps packed samples apart.
+///
+/// # Errors
+/// Whatever recording reports.
+pub(super) fn block(
+    tape: &mut Tape,
+    scope: &Scope,
+    x: Value,
+    config: &BlockConfig,
+    mask: Mask,
+    segments: Option<Value>,
+    positions: Positions,
+) -> Result<Value> {
+    tape.scoped(scope.path(), |tape| {
+        let attended = attention(tape, scope, x, config, mask, segments, positions)?;
+        feed_forward(tape, scope, attended, config)
+    })
+}
+
+/// Standard deviation of a projection that ends in the residual stream: Glorot's, divided by √(2·depth) so that the
+/// stream's variance does not grow with depth (Radford et al. 2019, §2.3).
+fn residual_init(rows: usize, columns: usize, depth: usize) -> Init {
+    let glorot = (2.0 / (rows + columns) as f32).sqrt();
+    Init::Normal(glorot / (2.0 * depth as f32).sqrt())
+}
+
+fn attention(
+    tape: &mut Tape,
+    scope: &Scope,
+    x: Value,
+    config: &BlockConfig,
+    mask: Mask,
+    segments: Option<Value>,
+    positions: Positions,
+) -> Result<Value> {
+    let BlockConfig { width, heads, .. } = *config;
+    let inner = scope.child("attention");
+    let y = norm(tape, scope, "norm1", x, config.norm, config.norm_epsilon)?;
+    let rows = (heads.query + 2 * heads.key_value) * heads.dim;
+    let (weight, bias) = projection(
+        tape,
+        &inner,
+        "qkv",
+        [rows, width],
+        Init::XavierUniform,
+        config.qkv_bias,
+    )?;
+    let mut qkv = ops::linear(tape, y, weight, bias)?;
+    if config.qk_norm {
+        let one = Init::Constant(1.0);
+        let query = inner
+            .child("q_norm")
+            .plain(tape, "weight", [heads.dim], one)?;
+        let key = inner
+            .child("k_norm")
+            .plain(tape, "weight", [heads.dim], one)?;
+        qkv = ops::qk_norm(tape, qkv, query, key, heads, config.norm_epsilon)?;
+    }
+    if let Some(theta) = config.rope_theta {
+        qkv = ops::rope(tape, qkv, heads, theta, positions)?;
+    }
+    let y = ops::attention(tape, qkv, heads, mask, segments)?;
+    let columns = heads.query * heads.dim;
+    let init = residual_init(width, columns, config.depth);
+    let (weight, bias) = projection(tape, &inner, "out", [width, columns], init, config.bias)?;
+    add_branch(tape, scope, "layer_scale1", config, (y, weight, bias), x)
+}
+
+fn feed_forward(tape: &mut Tape, scope: &Scope, x: Value, config: &BlockConfig) -> Result<Value> {
+    let BlockConfig {
+        width, mlp_width, ..
+    } = *config;
+    let inner = scope.child("mlp");
+    let y = norm(tape, scope, "norm2", x, config.norm, config.norm_epsilon)?;
+    let xavier = Init::XavierUniform;
+    let activation = match config.mlp {
+        MlpKind::SwiGlu => None,
+        MlpKind::Gelu => Some(Activation::GeluErf),
+        MlpKind::GeluTanh => Some(Activation::GeluTanh),
+        MlpKind::GeluQuick => Some(Activation::GeluQuick),
+    };
+    let (y, last) = match activation {
+        None => {
+            let (weight, bias) = projection(
+                tape,
+                &inner,
+                "gate_up",
+                [2 * mlp_width, width],
+                xavier,
+                config.bias,
+            )?;
+            let gate_up = ops::linear(tape, y, weight, bias)?;
+            (ops::swiglu(tape, gate_up)?, "down")
+        }
+        Some(activation) => {
+            let (weight, bias) =
+                projection(tape, &inner, "fc1", [mlp_width, width], xavier, config.bias)?;
+            (
+                ops::linear_activation(tape, y, weight, bias, activation)?,
+                "fc2",
+            )
+        }
+    };
+    let init = residual_init(width, mlp_width, config.depth);
+    let (weight, bias) = projection(tape, &inner, last, [width, mlp_width], init, config.bias)?;
+    add_branch(tape, scope, "layer_scale2", config, (y, weight, bias), x)
+}
+
+/// residual + [scale ⊙] (y·Wᵀ + b).
+fn add_branch(
+    tape: &mut Tape,
+    scope: &Scope,
+    scale: &str,
+    config: &BlockConfig,
+    (y, weight, bias): (Value, Value, Option<Value>),
+    residual: Value,
+) -> Result<Value> {
+    match config.layer_scale {
+        None => ops::linear_residual(tape, y, weight, bias, residual),
+        Some(first) => {
+            let y = ops::linear(tape, y, weight, bias)?;
+            let gamma = scope.plain(tape, scale, [config.width], Init::Constant(first))?;
+            ops::layer_scale(tape, y, gamma, residual)
+        }
+    }
+}

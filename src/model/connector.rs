@@ -1,0 +1,35 @@
+//! The connector: 2×2 neighbours concatenated, LayerNorm, Linear, exact GELU, Linear (Chen et al. 2024, InternVL).
+
+use super::block::{norm, projection};
+use super::{ModelConfig, NormKind, Scope};
+use crate::error::Result;
+use crate::ops::{self, Activation};
+use crate::tape::{Init, Tape, Value};
+
+/// Records the connector. `features` [B, T, C] of the vision tower → image tokens [B, Ti, D].
+///
+/// Named value: `connector.output`.
+///
+/// # Errors
+/// Whatever recording reports.
+pub fn connector(tape: &mut Tape, config: &ModelConfig, features: Value) -> Result<Value> {
+    let scope = Scope::module("connector");
+    let (vision, width) = (&config.vision, config.language.width);
+    tape.scoped("connector", |tape| {
+        let patches = match vision.class_token {
+            true => ops::drop_tokens(tape, features, 1)?,
+            false => features,
+        };
+        let side = vision.grid();
+        let x = ops::pixel_unshuffle(tape, patches, side, side, config.connector.factor)?;
+        let columns = tape.shape(x).columns();
+        let x = norm(tape, &scope, "norm", x, NormKind::Layer, 1e-5)?;
+        let xavier = Init::XavierUniform;
+        let (weight, bias) = projection(tape, &scope, "fc1", [width, columns], xavier, true)?;
+        let x = ops::linear_activation(tape, x, weight, bias, Activation::GeluErf)?;
+        let (weight, bias) = projection(tape, &scope, "fc2", [width, width], xavier, true)?;
+        let x = ops::linear(tape, x, weight, bias)?;
+        tape.name(x, "connector.output");
+        Ok(x)
+    })
+}

@@ -1,0 +1,27 @@
+//! The models: a vision tower, a text tower, a connector and a language model, written as functions that record ops.
+//!
+//! No model owns weights or gradients: it names parameters, the tape finds their places. The same code records training
+//! steps, evaluation programs and the declaration that parameters are counted from.
+
+mod block;
+mod config;
+mod connector;
+mod language;
+mod presets;
+mod scope;
+mod text;
+mod vision;
+mod whole;
+
+pub use block::{BlockConfig, MlpKind, NormKind};
+pub use config::{ConnectorConfig, LanguageConfig, ModelConfig, TextConfig, VisionConfig};
+pub use connector::connector;
+pub use language::{LanguageHead, embed_tokens, language_head, language_trunk};
+pub use presets::{LANGUAGE_PRESETS, VISION_PRESETS, language_preset, vision_preset};
+pub use scope::Scope;
+pub use text::text_tower;
+pub use vision::vision_tower;
+pub use whole::{
+    ContrastivePair, Objectives, StepShape, declare, initialise, initialise_one,
+    record_contrastive_features, record_objectives, record_vision_language,
+};

@@ -1,0 +1,87 @@
+//! The vision tower: patches, positions, blocks. SAILViT/AIMv2 and the classic form differ only in switches.
+//!
+//! Sources: AIMv2 (Fini et al. 2024), ViT (Dosovitskiy et al. 2021), CLIP (Radford et al. 2021).
+
+use super::block::{block, norm};
+use super::{Scope, VisionConfig};
+use crate::error::Result;
+use crate::ops::{self, Mask, Positions};
+use crate::tape::{Init, Tape, Value};
+
+/// Records the tower. `images` f32 [B, 3, S, S] → features [B, T, C], the class token first where there is one.
+///
+/// Named values: `vision.patches`, `vision.blocks.<l>`, `vision.features`.
+///
+/// # Errors
+/// Whatever recording reports.
+pub fn vision_tower(tape: &mut Tape, config: &VisionConfig, images: Value) -> Result<Value> {
+    let scope = Scope::module("vision");
+    let (width, patch) = (config.width, config.patch_size);
+    let mut x = tape.scoped("vision.patch_embed", |tape| {
+        let part = scope.child("patch_embed");
+        let kernel = [width, 3 * patch * patch];
+        let weight = part.matrix(tape, "weight", kernel, Init::XavierUniform)?;
+        let bias = match config.patch_bias {
+            true => Some(part.plain(tape, "bias", [width], Init::Constant(0.0))?),
+            false => None,
+        };
+        let tokens = config.patches() + usize::from(config.class_token);
+        let position = scope.plain(tape, "position", [tokens, width], Init::Normal(0.02))?;
+        if !config.patch_norm && !config.class_token {
+            return ops::patch_embed(tape, images, weight, bias, Some(position), patch);
+        }
+        let mut x = ops::patch_embed(tape, images, weight, bias, None, patch)?;
+        if config.patch_norm {
+            x = norm(
+                tape,
+                &scope,
+                "patch_norm",
+                x,
+                config.norm,
+                config.norm_epsilon,
+            )?;
+        }
+        let class_token = match config.class_token {
+            true => Some(scope.plain(tape, "class_token", [width], Init::Normal(0.02))?),
+            false => None,
+        };
+        ops::add_position(tape, x, position, class_token)
+    })?;
+    tape.name(x, "vision.patches");
+    if config.pre_norm {
+        x = norm(
+            tape,
+            &scope,
+            "pre_norm",
+            x,
+            config.norm,
+            config.norm_epsilon,
+        )?;
+    }
+    let settings = config.block();
+    for layer in 0..config.depth {
+        let part = scope.child("blocks").child(layer);
+        x = block(
+            tape,
+            &part,
+            x,
+            &settings,
+            Mask::Full,
+            None,
+            Positions::Sequential,
+        )?;
+        tape.name(x, part.path());
+    }
+    if config.final_norm {
+        x = norm(
+            tape,
+            &scope,
+            "final_norm",
+            x,
+            config.norm,
+            config.norm_epsilon,
+        )?;
+        tape.name(x, "vision.features");
+    }
+    Ok(x)
+}

@@ -1,0 +1,407 @@
+//! The whole model: what one training step and one evaluation pass record.
+
+use std::sync::Arc;
+
+use super::connector::connector;
+use super::language::{embed_tokens, language_head, language_trunk};
+use super::text::text_tower;
+use super::vision::vision_tower;
+use super::{ModelConfig, Scope};
+use crate::error::{Error, Result};
+use crate::ops::{self, Contrastive};
+use crate::tape::{Init, ParameterLayout, Tape, Value};
+use crate::tensor::TensorType;
+
+/// First value of the log of the contrastive scale: ln(1 / 0.07) for InfoNCE (Radford et al. 2021), ln 10 with a bias
+/// of −10 for the sigmoid form (Zhai et al. 2023).
+fn first_log_scale(kind: Contrastive) -> f32 {
+    match kind {
+        Contrastive::InfoNce => (1.0f32 / 0.07).ln(),
+        Contrastive::Sigmoid => 10.0f32.ln(),
+    }
+}
+
+/// The sizes of one batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepShape {
+    /// Samples B.
+    pub batch: usize,
+    /// Tokens of a conversation T, image tokens included.
+    pub tokens: usize,
+    /// Tokens of a caption Tc.
+    pub caption_tokens: usize,
+    /// The token id that stands for an image token.
+    pub image_id: i32,
+}
+
+/// Which text feature an image is contrasted with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContrastivePair {
+    /// The text tower, through `contrastive.*` projections: warm start.
+    TextTower,
+    /// The language model's pooled caption feature, through `align.*` projections: the stages of refinement.
+    LanguageModel,
+}
+
+/// What a stage minimises.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Objectives {
+    /// Weight of the next-token loss; 0 records none.
+    pub next_token: f32,
+    /// Whether the conversation holds image tokens.
+    pub splices_images: bool,
+    /// Weight of the contrastive loss, λ; 0 records none.
+    pub contrastive: f32,
+    /// Its form.
+    pub kind: Contrastive,
+    /// Its text side.
+    pub pair: ContrastivePair,
+}
+
+/// Pooled and projected features of both sides.
+struct Pooled {
+    image: Value,
+    text: Value,
+}
+
+/// Records the losses of one batch and returns their weighted sum [1].
+///
+/// Inputs by need: `images` f32 [B, 3, S, S]; `tokens`, `targets` i32 [B, T], `weights` f32 [B, T]; `caption_tokens`
+/// i32 [B, Tc], `caption_end` i32 [B], `caption_weights` f32 [B, Tc]. Outputs: `loss`, `loss.next_token`,
+/// `loss.contrastive`.
+///
+/// # Errors
+/// [`Error::Setting`] when both weights are zero or a tower that the objectives need is missing.
+pub fn record_objectives(
+    tape: &mut Tape,
+    config: &ModelConfig,
+    objectives: &Objectives,
+    shape: &StepShape,
+) -> Result<Value> {
+    let mut terms = Vec::new();
+    let needs_images = objectives.contrastive != 0.0 || objectives.splices_images;
+    let features = match needs_images {
+        true => Some(record_features(tape, config, shape)?),
+        false => None,
+    };
+    let through_connector = objectives.splices_images
+        || (objectives.contrastive != 0.0 && objectives.pair == ContrastivePair::LanguageModel);
+    let image_tokens = match (features, through_connector) {
+        (Some(features), true) => Some(connector(tape, config, features)?),
+        _ => None,
+    };
+    if objectives.next_token != 0.0 {
+        let spliced = image_tokens.filter(|_| objectives.splices_images);
+        let hidden = record_conversation(tape, config, shape, spliced)?;
+        let head = language_head(tape, &config.language)?;
+        let targets = tape.input("targets", TensorType::i32([shape.batch, shape.tokens]));
+        let weights = tape.input("weights", TensorType::f32([shape.batch, shape.tokens]));
+        let loss = tape.scoped("language.head", |tape| {
+            ops::linear_cross_entropy(tape, hidden, head.weight, targets, weights)
+        })?;
+        tape.output(loss, "loss.next_token");
+        terms.push((loss, objectives.next_token));
+    }
+    if objectives.contrastive != 0.0 {
+        let features = features.expect("the contrastive loss needs images");
+        let pooled = match objectives.pair {
+            ContrastivePair::TextTower => pool_towers(tape, config, shape, features)?,
+            ContrastivePair::LanguageModel => {
+                let tokens = image_tokens.expect("the language pair goes through the connector");
+                pool_language(tape, config, shape, tokens)?
+            }
+        };
+        let loss = record_contrastive(tape, config, objectives, pooled)?;
+        tape.output(loss, "loss.contrastive");
+        terms.push((loss, objectives.contrastive));
+    }
+    if terms.is_empty() {
+        return Err(Error::setting(
+            "objectives",
+            "a weight above zero",
+            "next_token = contrastive = 0",
+        ));
+    }
+    let loss = ops::weighted_sum(tape, &terms)?;
+    tape.output(loss, "loss");
+    Ok(loss)
+}
+
+fn record_features(tape: &mut Tape, config: &ModelConfig, shape: &StepShape) -> Result<Value> {
+    let side = config.vision.image_size;
+    let images = tape.input("images", TensorType::f32([shape.batch, 3, side, side]));
+    vision_tower(tape, &config.vision, images)
+}
+
+/// Hidden states [B, T, D] of the conversation, with image tokens spliced in where there are any.
+fn record_conversation(
+    tape: &mut Tape,
+    config: &ModelConfig,
+    shape: &StepShape,
+    image_tokens: Option<Value>,
+) -> Result<Value> {
+    let tokens = tape.input("tokens", TensorType::i32([shape.batch, shape.tokens]));
+    let mut x = embed_tokens(tape, &config.language, tokens)?;
+    if let Some(image_tokens) = image_tokens {
+        x = ops::splice(tape, x, tokens, image_tokens, shape.image_id)?;
+    }
+    tape.name(x, "language.inputs");
+    language_trunk(tape, &config.language, x, None, true)
+}
+
+fn pool_image(tape: &mut Tape, config: &ModelConfig, features: Value) -> Result<Value> {
+    match config.vision.class_token {
+        true => {
+            let patches = ops::drop_tokens(tape, features, 1)?;
+            ops::mean_pool(tape, patches, None)
+        }
+        false => ops::mean_pool(tape, features, None),
+    }
+}
+
+fn caption_inputs(tape: &mut Tape, shape: &StepShape) -> Value {
+    tape.input(
+        "caption_tokens",
+        TensorType::i32([shape.batch, shape.caption_tokens]),
+    )
+}
+
+fn pool_towers(
+    tape: &mut Tape,
+    config: &ModelConfig,
+    shape: &StepShape,
+    features: Value,
+) -> Result<Pooled> {
+    let image = pool_image(tape, config, features)?;
+    Ok(Pooled {
+        image,
+        text: pool_text_tower(tape, config, shape)?,
+    })
+}
+
+fn pool_text_tower(tape: &mut Tape, config: &ModelConfig, shape: &StepShape) -> Result<Value> {
+    let text = config.text.as_ref().ok_or_else(|| {
+        Error::setting(
+            "model.text",
+            "a text tower, which the warm start contrasts with",
+            "none",
+        )
+    })?;
+    let tokens = caption_inputs(tape, shape);
+    let ends = tape.input("caption_end", TensorType::i32([shape.batch]));
+    text_tower(tape, text, tokens, ends)
+}
+
+fn pool_language(
+    tape: &mut Tape,
+    config: &ModelConfig,
+    shape: &StepShape,
+    image_tokens: Value,
+) -> Result<Pooled> {
+    let image = ops::mean_pool(tape, image_tokens, None)?;
+    Ok(Pooled {
+        image,
+        text: pool_caption(tape, config, shape)?,
+    })
+}
+
+fn pool_caption(tape: &mut Tape, config: &ModelConfig, shape: &StepShape) -> Result<Value> {
+    let tokens = caption_inputs(tape, shape);
+    let sizes = [shape.batch, shape.caption_tokens];
+    let weights = tape.input("caption_weights", TensorType::f32(sizes));
+    let x = embed_tokens(tape, &config.language, tokens)?;
+    let hidden = language_trunk(tape, &config.language, x, None, false)?;
+    ops::mean_pool(tape, hidden, Some(weights))
+}
+
+/// Projects a pooled feature and brings it to unit length.
+fn project(
+    tape: &mut Tape,
+    config: &ModelConfig,
+    module: &str,
+    side: &str,
+    pooled: Value,
+) -> Result<Value> {
+    let columns = tape.shape(pooled).columns();
+    let name = format!("{side}_projection");
+    let shape = [config.embedding, columns];
+    let weight = Scope::module(module).matrix(tape, &name, shape, Init::XavierUniform)?;
+    let projected = ops::linear(tape, pooled, weight, None)?;
+    ops::l2_normalize(tape, projected, 1e-12)
+}
+
+fn module_of(pair: ContrastivePair) -> &'static str {
+    match pair {
+        ContrastivePair::TextTower => "contrastive",
+        ContrastivePair::LanguageModel => "align",
+    }
+}
+
+fn record_contrastive(
+    tape: &mut Tape,
+    config: &ModelConfig,
+    objectives: &Objectives,
+    pooled: Pooled,
+) -> Result<Value> {
+    let module = module_of(objectives.pair);
+    tape.scoped(module, |tape| {
+        let image = project(tape, config, module, "image", pooled.image)?;
+        let text = project(tape, config, module, "text", pooled.text)?;
+        let scope = Scope::module(module);
+        let first = Init::Constant(first_log_scale(objectives.kind));
+        let log_scale = scope.plain(tape, "log_scale", [1], first)?;
+        let bias = match objectives.kind {
+            Contrastive::InfoNce => None,
+            Contrastive::Sigmoid => Some(scope.plain(tape, "bias", [1], Init::Constant(-10.0))?),
+        };
+        ops::contrastive_loss(tape, image, text, log_scale, bias, objectives.kind)
+    })
+}
+
+/// Records the features that retrieval and zero-shot classification compare.
+///
+/// With `images`: outputs `image.pooled` and `image.feature` [B, E] of the input `images`. Without: `text.pooled` and
+/// `text.feature` of the caption inputs.
+///
+/// # Errors
+/// [`Error::Setting`] when a tower that the pair needs is missing.
+pub fn record_contrastive_features(
+    tape: &mut Tape,
+    config: &ModelConfig,
+    shape: &StepShape,
+    pair: ContrastivePair,
+    images: bool,
+) -> Result<()> {
+    let module = module_of(pair);
+    let (side, pooled) = if images {
+        let features = record_features(tape, config, shape)?;
+        let pooled = match pair {
+            ContrastivePair::TextTower => pool_image(tape, config, features)?,
+            ContrastivePair::LanguageModel => {
+                let tokens = connector(tape, config, features)?;
+                tape.output(tokens, "image.tokens");
+                ops::mean_pool(tape, tokens, None)?
+            }
+        };
+        ("image", pooled)
+    } else {
+        let pooled = match pair {
+            ContrastivePair::TextTower => pool_text_tower(tape, config, shape)?,
+            ContrastivePair::LanguageModel => pool_caption(tape, config, shape)?,
+        };
+        ("text", pooled)
+    };
+    tape.output(pooled, format!("{side}.pooled"));
+    let feature = project(tape, config, module, side, pooled)?;
+    tape.output(feature, format!("{side}.feature"));
+    Ok(())
+}
+
+/// Records the forward pass of a conversation: the most likely next token at every place, `next` i32 [B, T], and the
+/// loss `loss.next_token` if targets are given.
+///
+/// # Errors
+/// Whatever recording reports.
+pub fn record_vision_language(
+    tape: &mut Tape,
+    config: &ModelConfig,
+    shape: &StepShape,
+    with_images: bool,
+    with_targets: bool,
+) -> Result<()> {
+    let image_tokens = match with_images {
+        true => {
+            let features = record_features(tape, config, shape)?;
+            Some(connector(tape, config, features)?)
+        }
+        false => None,
+    };
+    let hidden = record_conversation(tape, config, shape, image_tokens)?;
+    let head = language_head(tape, &config.language)?;
+    let next = ops::linear_argmax(tape, hidden, head.weight)?;
+    tape.output(next, "next");
+    if with_targets {
+        let targets = tape.input("targets", TensorType::i32([shape.batch, shape.tokens]));
+        let weights = tape.input("weights", TensorType::f32([shape.batch, shape.tokens]));
+        let loss = ops::linear_cross_entropy(tape, hidden, head.weight, targets, weights)?;
+        tape.output(loss, "loss.next_token");
+    }
+    Ok(())
+}
+
+/// Declares every parameter of the model and lays them out. Nothing is allocated.
+///
+/// # Errors
+/// [`Error::Setting`] when the settings are impossible.
+pub fn declare(config: &ModelConfig, kind: Contrastive) -> Result<Arc<ParameterLayout>> {
+    config.validate()?;
+    let mut tape = Tape::declaring();
+    let caption_tokens = config.text.as_ref().map_or(8, |text| text.context);
+    let shape = StepShape {
+        batch: 1,
+        tokens: config.image_tokens(),
+        caption_tokens,
+        image_id: 0,
+    };
+    let mut objectives = Objectives {
+        next_token: 1.0,
+        splices_images: true,
+        contrastive: 1.0,
+        kind,
+        pair: ContrastivePair::LanguageModel,
+    };
+    record_objectives(&mut tape, config, &objectives, &shape)?;
+    if config.text.is_some() {
+        let mut towers = Tape::declaring();
+        objectives.next_token = 0.0;
+        objectives.splices_images = false;
+        objectives.pair = ContrastivePair::TextTower;
+        record_objectives(&mut towers, config, &objectives, &shape)?;
+        let known = tape.specs();
+        let mut specs = towers.specs();
+        specs.retain(|spec| known.iter().all(|k| k.name != spec.name));
+        return Ok(Arc::new(ParameterLayout::new(&[known, specs].concat())));
+    }
+    Ok(Arc::new(ParameterLayout::new(&tape.specs())))
+}
+
+/// First values of all parameters in arena order, from a seed. Each parameter has its own stream, named by its name, so
+/// that adding one leaves the others as they are.
+pub fn initialise(layout: &ParameterLayout, seed: u64) -> Vec<f32> {
+    let mut values = vec![0.0; layout.elements()];
+    for entry in layout.entries() {
+        let count = entry.spec.shape.numel();
+        let place = &mut values[entry.offset..entry.offset + count];
+        initialise_one(&entry.spec, seed, place);
+    }
+    values
+}
+
+/// First values of one parameter. See [`initialise`].
+pub fn initialise_one(spec: &crate::tape::ParameterSpec, seed: u64, place: &mut [f32]) {
+    use rand_chacha::ChaCha8Rng;
+    use rand_chacha::rand_core::{Rng, SeedableRng};
+
+    let mut key = [0u8; 32];
+    key.copy_from_slice(blake3::hash(format!("{seed}/{}", spec.name).as_bytes()).as_bytes());
+    let mut stream = ChaCha8Rng::from_seed(key);
+    let mut uniform = move || (stream.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+    match spec.init {
+        Init::Constant(value) => place.fill(value),
+        Init::Normal(deviation) => {
+            for value in place {
+                // Box and Muller 1958.
+                let radius = (-2.0 * (1.0 - uniform()).ln()).sqrt();
+                let normal = radius * (2.0 * std::f64::consts::PI * uniform()).cos();
+                *value = (normal * f64::from(deviation)) as f32;
+            }
+        }
+        Init::XavierUniform => {
+            let (rows, columns) = (spec.shape.rows() as f64, spec.shape.columns() as f64);
+            let limit = (6.0 / (rows + columns)).sqrt();
+            for value in place {
+                *value = ((2.0 * uniform() - 1.0) * limit) as f32;
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The memory of a program in words: fixed arenas, the step's arena, its lower bound and what is live there.
+
+use std::fmt;
+
+use super::{Class, PlannedBytes, Program};
+use crate::tape::{Arena, ParameterLayout};
+
+/// Bytes in a readable unit (powers of 1024).
+pub fn bytes(count: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{count} B"),
+        _ => format!("{value:.1} {}", units[unit]),
+    }
+}
+
+/// What a program takes, by class.
+#[derive(Clone, Debug)]
+pub struct MemoryReport {
+    /// All parameters of the model.
+    pub parameters: u64,
+    /// Gradients of what is trained.
+    pub gradients: u64,
+    /// Both moments of the optimiser.
+    pub moments: u64,
+    /// The step's arena.
+    pub arena: u64,
+    /// The largest sum of live bytes at any op: no arena can be smaller.
+    pub lower_bound: u64,
+    /// Live bytes at that op by class: inputs, saved for backward, transient, scratch.
+    pub at_peak: [(Class, u64); 4],
+    /// That op.
+    pub peak_op: String,
+    /// The largest live values there: name and bytes.
+    pub largest: Vec<(String, u64)>,
+    /// Floating-point operations of a step.
+    pub flops: f64,
+}
+
+/// Live values that a report lists.
+const LISTED: usize = 10;
+
+impl MemoryReport {
+    /// The memory of `program` with the parameters of `layout`.
+    pub fn new(program: &Program, layout: &ParameterLayout) -> MemoryReport {
+        let arena = |arena| program.arena_elements(arena, layout.elements()) as u64 * 4;
+        let planned = program.planned();
+        let peak = peak(planned);
+        let mut live: Vec<&PlannedBytes> = planned
+            .iter()
+            .filter(|p| (p.lower..p.upper).contains(&peak))
+            .collect();
+        live.sort_by_key(|p| std::cmp::Reverse(p.bytes));
+        let classes = [
+            Class::Input,
+            Class::Saved,
+            Class::Transient,
+            Class::Workspace,
+        ];
+        let at_peak = classes.map(|class| {
+            (
+                class,
+                live.iter()
+                    .filter(|p| p.class == class)
+                    .map(|p| p.bytes)
+                    .sum(),
+            )
+        });
+        let peak_op = program
+            .steps()
+            .get(peak as usize)
+            .map_or(String::new(), |step| {
+                let instruction = &step.instruction;
+                format!("{} {}", instruction.scope, instruction.op.name())
+                    .trim()
+                    .to_owned()
+            });
+        MemoryReport {
+            parameters: arena(Arena::Parameters),
+            gradients: arena(Arena::Gradients),
+            moments: arena(Arena::FirstMoments) + arena(Arena::SecondMoments),
+            arena: program.arena_bytes() as u64,
+            lower_bound: program.lower_bound(),
+            at_peak,
+            peak_op,
+            largest: live
+                .iter()
+                .take(LISTED)
+                .map(|p| (p.name.clone(), p.bytes))
+                .collect(),
+            flops: program.cost().flops,
+        }
+    }
+
+    /// Everything a run of the program allocates.
+    pub fn total(&self) -> u64 {
+        self.parameters + self.gradients + self.moments + self.arena
+    }
+
+    /// Arena ÷ lower bound.
+    pub fn ratio(&self) -> f64 {
+        match self.lower_bound {
+            0 => 1.0,
+            bound => self.arena as f64 / bound as f64,
+        }
+    }
+}
+
+/// The first op at which most bytes are live.
+fn peak(planned: &[PlannedBytes]) -> u32 {
+    let mut changes: Vec<(u32, i64)> = Vec::with_capacity(2 * planned.len());
+    for p in planned {
+        changes.push((p.lower, p.bytes as i64));
+        changes.push((p.upper, -(p.bytes as i64)));
+    }
+    changes.sort_unstable();
+    let (mut live, mut most, mut at) = (0, 0, 0);
+    for (index, (op, change)) in changes.iter().enumerate() {
+        live += change;
+        let is_last = changes.get(index + 1).is_none_or(|next| next.0 != *op);
+        if is_last && live > most {
+            (most, at) = (live, *op);
+        }
+    }
+    at
+}
+
+impl fmt::Display for MemoryReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "  parameters   {:>11}", bytes(self.parameters))?;
+        writeln!(f, "  gradients    {:>11}", bytes(self.gradients))?;
+        writeln!(f, "  moments      {:>11}", bytes(self.moments))?;
+        writeln!(
+            f,
+            "  activations  {:>11}   lower bound {}, ratio {:.3}",
+            bytes(self.arena),
+            bytes(self.lower_bound),
+            self.ratio()
+        )?;
+        writeln!(f, "  total        {:>11}", bytes(self.total()))?;
+        let classes: Vec<String> = self
+            .at_peak
+            .iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(class, count)| format!("{} {}", class.name(), bytes(*count)))
+            .collect();
+        writeln!(
+            f,
+            "  the bound is reached at {}: {}",
+            self.peak_op,
+            classes.join(", ")
+        )?;
+        writeln!(f, "  largest there:")?;
+        for (name, count) in &self.largest {
+            writeln!(f, "    {:>11}  {name}", bytes(*count))?;
+        }
+        Ok(())
+    }
+}
+
+impl Class {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Input => "inputs",
+            Class::Saved => "saved for backward",
+            Class::Transient => "transient",
+            Class::Workspace => "scratch",
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Checkpoints: one safetensors file with every parameter, the optimiser's moments in the middle of a stage, and the
+//! position. A file is written beside its final name, flushed to the disk and renamed: what carries the name is whole.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::executor::{Executor, Session};
+use crate::tape::{Arena, GradientEntry, ParameterLayout};
+
+/// Where a run stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Position {
+    /// Index of the stage that comes next or is under way.
+    pub stage: usize,
+    /// Its name; empty after the last stage.
+    pub stage_name: String,
+    /// Steps of that stage that are done.
+    pub step: u64,
+    /// The run's seed.
+    pub seed: u64,
+    /// Samples skipped so far.
+    pub skipped: u64,
+    /// The recipe, every default written out.
+    pub recipe: String,
+    /// The program that wrote the file.
+    pub version: String,
+}
+
+/// A checkpoint in memory.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Where the run stood.
+    pub position: Position,
+    /// All parameters in arena order.
+    pub parameters: Vec<f32>,
+    /// First and second moments in gradient-arena order; empty between stages.
+    pub moments: Option<(Vec<f32>, Vec<f32>)>,
+}
+
+/// The key of the position in the file's metadata.
+const KEY: &str = "keel.position";
+
+/// Writes a checkpoint. `session` adds the optimiser's moments.
+///
+/// # Errors
+/// [`Error::Io`] naming the file; what was there before is untouched.
+pub fn save(
+    path: &Path,
+    position: &Position,
+    layout: &ParameterLayout,
+    executor: &dyn Executor,
+    session: Option<&dyn Session>,
+) -> Result<()> {
+    let mut parameters = vec![0.0f32; layout.elements()];
+    executor.read_parameters(0, &mut parameters);
+    let moments = session.map(|session| {
+        (
+            session.read_arena(Arena::FirstMoments),
+            session.read_arena(Arena::SecondMoments),
+        )
+    });
+    let mut views: Vec<(String, TensorView<'_>)> = Vec::new();
+    for entry in layout.entries() {
+        let dims = entry.spec.shape.dims();
+        let end = entry.offset + entry.spec.shape.numel();
+        views.push((
+            entry.spec.name.clone(),
+            view(dims, &parameters[entry.offset..end]),
+        ));
+    }
+    if let (Some((first, second)), Some(session)) = (&moments, session) {
+        for entry in session.program().gradient_entries() {
+            let shape = layout
+                .get(&entry.parameter)
+                .expect("trained parameters are laid out");
+            let shape = shape.spec.shape;
+            let range = entry.offset..entry.offset + shape.numel();
+            for (kind, values) in [("first_moment", first), ("second_moment", second)] {
+                let name = format!("{kind}.{}", entry.parameter);
+                views.push((name, view(shape.dims(), &values[range.clone()])));
+            }
+        }
+    }
+    let text = serde_json::to_string(position).expect("a position is plain data");
+    let metadata = [(KEY.to_owned(), text)].into_iter().collect();
+    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|problem| {
+        Error::content(path.display(), problem, "report this as a defect of Keel")
+    })?;
+    write_durably(path, &bytes)
+}
+
+fn view<'a>(dims: &[usize], values: &'a [f32]) -> TensorView<'a> {
+    TensorView::new(Dtype::F32, dims.to_vec(), bytemuck::cast_slice(values))
+        .expect("the layout's shapes count their elements")
+}
+
+/// Writes `bytes` under a temporary name, flushes them to the disk and renames.
+///
+/// # Errors
+/// [`Error::Io`] naming the file; the temporary file is removed.
+pub fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".part");
+    let temporary = PathBuf::from(temporary);
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        drop(file);
+        std::fs::rename(&temporary, path)?;
+        File::open(folder)?.sync_all()
+    };
+    write().map_err(|problem| {
+        // The write has failed already; that the rest cannot be removed either changes nothing.
+        let _ = std::fs::remove_file(&temporary);
+        Error::io(path, "write", problem)
+    })
+}
+
+/// Reads the position alone.
+///
+/// # Errors
+/// [`Error::Io`] or [`Error::Content`] naming the file.
+pub fn read_position(path: &Path) -> Result<Position> {
+    let bytes = read_bytes(path)?;
+    position_of(path, &bytes)
+}
+
+fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|problem| Error::io(path, "read the checkpoint", problem))
+}
+
+fn damaged(path: &Path, problem: impl ToString) -> Error {
+    Error::content(
+        path.display(),
+        problem,
+        "use an older checkpoint of the run, or start it again",
+    )
+}
+
+fn position_of(path: &Path, bytes: &[u8]) -> Result<Position> {
+    if bytes.starts_with(b"version https://git-lfs") {
+        let problem = "this is a Git LFS pointer, not the file it stands for";
+        return Err(Error::content(path.display(), problem, "run git lfs pull"));
+    }
+    let (_, metadata) =
+        SafeTensors::read_metadata(bytes).map_err(|problem| damaged(path, problem))?;
+    let text = metadata
+        .metadata()
+        .as_ref()
+        .and_then(|entries| entries.get(KEY));
+    let text = text.ok_or_else(|| damaged(path, "it is no checkpoint of Keel: no position"))?;
+    serde_json::from_str(text).map_err(|problem| damaged(path, problem))
+}
+
+/// Reads a checkpoint for a model. `entries` say where moments go; moments are left out where the file has none.
+///
+/// # Errors
+/// [`Error::Io`] or [`Error::Content`] naming the file and the tensor.
+pub fn load(
+    path: &Path,
+    layout: &ParameterLayout,
+    entries: &[GradientEntry],
+) -> Result<Checkpoint> {
+    let bytes = read_bytes(path)?;
+    let position = position_of(path, &bytes)?;
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|problem| damaged(path, problem))?;
+    let copy = |name: &str, dims: &[usize], place: &mut [f32]| -> Result<()> {
+        let tensor = tensors.tensor(name).map_err(|_| {
+            damaged(
+                path,
+                format!("the tensor {name}, which the model has, is missing"),
+            )
+        })?;
+        if tensor.dtype() != Dtype::F32 || tensor.shape() != dims {
+            let found = format!("{:?} {:?}", tensor.dtype(), tensor.shape());
+            return Err(damaged(
+                path,
+                format!("the tensor {name} is {found}, not F32 {dims:?}"),
+            ));
+        }
+        for (value, bytes) in place.iter_mut().zip(tensor.data().chunks_exact(4)) {
+            *value = f32::from_le_bytes(bytes.try_into().expect("chunks of four"));
+        }
+        Ok(())
+    };
+    let mut parameters = vec![0.0f32; layout.elements()];
+    for entry in layout.entries() {
+        let end = entry.offset + entry.spec.shape.numel();
+        let place = &mut parameters[entry.offset..end];
+        copy(&entry.spec.name, entry.spec.shape.dims(), place)?;
+    }
+    let has_moments = entries.iter().any(|e| {
+        tensors
+            .tensor(&format!("first_moment.{}", e.parameter))
+            .is_ok()
+    });
+    let moments = match has_moments {
+        false => None,
+        true => {
+            let elements = entries
+                .last()
+                .map_or(0, |entry| entry.offset + entry.reserved);
+            let mut moments = (vec![0.0f32; elements], vec![0.0f32; elements]);
+            for entry in entries {
+                let known = layout
+                    .get(&entry.parameter)
+                    .expect("trained parameters are laid out");
+                let shape = known.spec.shape;
+                let range = entry.offset..entry.offset + shape.numel();
+                let name = format!("first_moment.{}", entry.parameter);
+                copy(&name, shape.dims(), &mut moments.0[range.clone()])?;
+                let name = format!("second_moment.{}", entry.parameter);
+                copy(&name, shape.dims(), &mut moments.1[range])?;
+            }
+            Some(moments)
+        }
+    };
+    Ok(Checkpoint {
+        position,
+        parameters,
+        moments,
+    })
+}

@@ -1,0 +1,149 @@
+//! A finished or stopped run, opened to be measured or asked.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::checkpoint::{self, Position};
+use super::evaluation::evaluation_settings;
+use super::recipe::Recipe;
+use super::run_folder::newest_checkpoint;
+use crate::data::library::Library;
+use crate::data::picture::{Picture, PictureLimits};
+use crate::data::resample::Filter;
+use crate::data::tokenizer::{ASSISTANT, BEGIN, IMAGE, Tokenizer, USER};
+use crate::error::{Error, Result};
+use crate::eval::{Answerer, Evaluation, Evaluator};
+use crate::executor::{CpuExecutor, Executor};
+use crate::model::{StepShape, declare};
+use crate::tape::{ParameterLayout, Target};
+
+/// See the module's documentation.
+pub struct LoadedRun {
+    path: PathBuf,
+    recipe: Recipe,
+    position: Position,
+    layout: Arc<ParameterLayout>,
+    executor: CpuExecutor,
+}
+
+impl LoadedRun {
+    /// Opens a run's newest checkpoint, or the checkpoint that `path` names.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Content`] or [`Error::Setting`] naming the file.
+    pub fn open(path: &Path, threads: usize) -> Result<LoadedRun> {
+        let path = match path.is_dir() {
+            true => newest_checkpoint(path)?,
+            false => path.to_owned(),
+        };
+        let position = checkpoint::read_position(&path)?;
+        let recipe = Recipe::parse(
+            &format!("recipe in {}", path.display()),
+            &position.recipe,
+            &[],
+        )?;
+        let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
+        let executor = CpuExecutor::new(layout.elements(), threads)?;
+        let loaded = checkpoint::load(&path, &layout, &[])?;
+        executor.write_parameters(0, &loaded.parameters);
+        Ok(LoadedRun {
+            path,
+            recipe,
+            position,
+            layout,
+            executor,
+        })
+    }
+
+    /// The checkpoint's file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The index of the stage the checkpoint was written in or after.
+    fn stage(&self) -> usize {
+        match self.position.step {
+            0 => self.position.stage.saturating_sub(1),
+            _ => self.position.stage,
+        }
+    }
+
+    fn target(&self) -> Target {
+        Target::Cpu {
+            threads: self.executor.threads(),
+        }
+    }
+
+    /// Measures the model on the embedded sets.
+    ///
+    /// # Errors
+    /// Whatever the evaluator reports.
+    pub fn evaluate(&self, pictures: usize) -> Result<Evaluation> {
+        let stage = &self.recipe.stages[self.stage()];
+        let Some(settings) = evaluation_settings(stage, pictures) else {
+            return Err(Error::setting(
+                format!("checkpoint {}", self.path.display()),
+                "one after a stage that has seen pictures",
+                format!("stage {}, which trained on text alone", stage.name),
+            ));
+        };
+        let evaluator = Evaluator::new(
+            &self.recipe.model,
+            &self.layout,
+            &self.executor,
+            self.target(),
+            Library::embedded(),
+        );
+        evaluator.evaluate(&stage.name, &settings)
+    }
+
+    /// The model's answer to a question about an image; an empty question asks for a description.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Content`] when the image cannot be used, [`Error::Setting`] when the question is too long.
+    pub fn ask(&self, image: &Path, question: &str) -> Result<String> {
+        let bytes =
+            std::fs::read(image).map_err(|problem| Error::io(image, "read the image", problem))?;
+        let name = image.display().to_string();
+        let picture = Picture::decode(&name, &bytes, &PictureLimits::default())?;
+        let side = self.recipe.model.vision.image_size as u32;
+        let picture = picture
+            .flatten([255, 255, 255])
+            .resize_shortest_edge(side, Filter::Bicubic)
+            .centre_crop(side, side);
+        let pixels = picture.to_chw([0.5; 3], [0.5; 3]);
+        let tokens = self
+            .recipe
+            .stages
+            .iter()
+            .map(|stage| stage.tokens)
+            .max()
+            .unwrap_or(0);
+        let mut prompt = vec![BEGIN];
+        prompt.extend(std::iter::repeat_n(IMAGE, self.recipe.model.image_tokens()));
+        prompt.push(USER);
+        Tokenizer::embedded().encode_into(question, &mut prompt);
+        prompt.push(ASSISTANT);
+        if prompt.len() >= tokens {
+            return Err(Error::setting(
+                "--question",
+                format!("one that leaves room in {tokens} tokens"),
+                format!("{} tokens with the image", prompt.len()),
+            ));
+        }
+        let shape = StepShape {
+            batch: 1,
+            tokens,
+            caption_tokens: 8,
+            image_id: i32::from(IMAGE),
+        };
+        let mut answerer = Answerer::new(
+            &self.recipe.model,
+            &self.layout,
+            &self.executor,
+            self.target(),
+            shape,
+        )?;
+        answerer.generate(&pixels, &prompt)
+    }
+}

@@ -1,0 +1,195 @@
+//! Throughput, smoothed losses and the display of a stage under way.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// What one optimiser step reported.
+#[derive(Clone, Debug, Default)]
+pub struct StepNumbers {
+    /// The weighted sum of the losses.
+    pub loss: f64,
+    /// The losses by name, for example `next_token`.
+    pub terms: Vec<(&'static str, f64)>,
+    /// Norm of the whole gradient before clipping.
+    pub gradient_norm: f64,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Seconds the step took, waiting for data included.
+    pub seconds: f64,
+}
+
+/// Sizes and cost of one step, for rates.
+#[derive(Clone, Copy, Debug)]
+pub struct StepSize {
+    /// Images of a batch.
+    pub images: usize,
+    /// Text tokens of a batch.
+    pub tokens: usize,
+    /// Floating-point operations, from the ops' own costs.
+    pub flops: f64,
+    /// Floating-point operations a second that the machine's multiply-add units reach; 0 when unknown.
+    pub peak: f64,
+}
+
+/// Averages over the steps since the last line, with rates.
+#[derive(Clone, Debug, Default)]
+pub struct Interval {
+    /// Steps averaged.
+    pub steps: u64,
+    /// Mean loss.
+    pub loss: f64,
+    /// Mean losses by name.
+    pub terms: Vec<(&'static str, f64)>,
+    /// Mean gradient norm.
+    pub gradient_norm: f64,
+    /// The last learning rate.
+    pub learning_rate: f64,
+    /// Images a second.
+    pub images_per_second: f64,
+    /// Text tokens a second.
+    pub tokens_per_second: f64,
+    /// Floating-point operations a second over the machine's peak, 0 to 1.
+    pub share_of_peak: f64,
+}
+
+/// Gathers steps into intervals and shows a progress bar where the output is a terminal.
+pub struct Meter {
+    size: StepSize,
+    gathered: Vec<StepNumbers>,
+    bar: ProgressBar,
+    last_line: Instant,
+}
+
+/// A line is due this often, and after the first and last step.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+impl Meter {
+    /// A meter for `steps` steps of which `done` are behind us.
+    pub fn new(stage: &str, size: StepSize, steps: u64, done: u64) -> Meter {
+        let target = match std::io::stderr().is_terminal() {
+            true => ProgressDrawTarget::stderr(),
+            false => ProgressDrawTarget::hidden(),
+        };
+        let bar = ProgressBar::with_draw_target(Some(steps), target);
+        let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {eta} {msg}")
+            .expect("the template's fields are indicatif's own");
+        bar.set_style(style);
+        bar.set_prefix(stage.to_owned());
+        bar.set_position(done);
+        Meter {
+            size,
+            gathered: Vec::new(),
+            bar,
+            last_line: Instant::now(),
+        }
+    }
+
+    /// Adds a step; returns an interval when a line is due.
+    pub fn add(&mut self, step: StepNumbers, is_last: bool) -> Option<Interval> {
+        self.gathered.push(step);
+        self.bar.inc(1);
+        let is_first = self.bar.position() == 1;
+        if !is_first && !is_last && self.last_line.elapsed() < INTERVAL {
+            return None;
+        }
+        self.last_line = Instant::now();
+        let interval = self.summarise();
+        self.gathered.clear();
+        self.bar.set_message(interval.rates());
+        if is_last {
+            self.bar.finish_and_clear();
+        }
+        Some(interval)
+    }
+
+    /// Prints a line above the bar.
+    pub fn say(&self, line: &str) {
+        self.bar.suspend(|| println!("{line}"));
+    }
+
+    fn summarise(&self) -> Interval {
+        let count = self.gathered.len() as f64;
+        let mean =
+            |of: &dyn Fn(&StepNumbers) -> f64| self.gathered.iter().map(of).sum::<f64>() / count;
+        let Some(last) = self.gathered.last() else {
+            return Interval::default();
+        };
+        let seconds = mean(&|step| step.seconds);
+        let terms = last
+            .terms
+            .iter()
+            .enumerate()
+            .map(|(index, (name, _))| (*name, mean(&|step| step.terms[index].1)))
+            .collect();
+        Interval {
+            steps: self.gathered.len() as u64,
+            loss: mean(&|step| step.loss),
+            terms,
+            gradient_norm: mean(&|step| step.gradient_norm),
+            learning_rate: last.learning_rate,
+            images_per_second: self.size.images as f64 / seconds,
+            tokens_per_second: self.size.tokens as f64 / seconds,
+            share_of_peak: match self.size.peak {
+                0.0 => 0.0,
+                peak => self.size.flops / seconds / peak,
+            },
+        }
+    }
+}
+
+impl Interval {
+    /// Rates in a few words.
+    pub fn rates(&self) -> String {
+        let mut rates = Vec::new();
+        if self.images_per_second > 0.0 {
+            rates.push(format!("{:.0} images/s", self.images_per_second));
+        }
+        if self.tokens_per_second > 0.0 {
+            rates.push(format!("{:.0} tokens/s", self.tokens_per_second));
+        }
+        if self.share_of_peak > 0.0 {
+            rates.push(format!("{:.0} % of peak", 100.0 * self.share_of_peak));
+        }
+        rates.join(", ")
+    }
+
+    /// One readable line.
+    pub fn line(&self, stage: &str, step: u64, steps: u64) -> String {
+        let mut line = format!("{stage} {step}/{steps}  loss {:.4}", self.loss);
+        if self.terms.len() > 1 {
+            let terms: Vec<String> = self
+                .terms
+                .iter()
+                .map(|(name, value)| format!("{name} {value:.4}"))
+                .collect();
+            line += &format!(" ({})", terms.join(", "));
+        }
+        line + &format!(
+            "  grad {:.3}  lr {:.2e}  {}",
+            self.gradient_norm,
+            self.learning_rate,
+            self.rates()
+        )
+    }
+
+    /// The row of metrics.jsonl.
+    pub fn row(&self, stage: &str, step: u64) -> serde_json::Value {
+        let mut row = serde_json::json!({
+            "kind": "step",
+            "stage": stage,
+            "step": step,
+            "loss": self.loss,
+            "gradient_norm": self.gradient_norm,
+            "learning_rate": self.learning_rate,
+            "images_per_second": self.images_per_second,
+            "tokens_per_second": self.tokens_per_second,
+            "share_of_peak": self.share_of_peak,
+        });
+        for (name, value) in &self.terms {
+            row[format!("loss.{name}")] = (*value).into();
+        }
+        row
+    }
+}

@@ -1,0 +1,21 @@
+//! Training: recipes, stages, steps, checkpoints.
+
+mod checkpoint;
+mod evaluation;
+mod loaded_run;
+mod locate;
+mod meter;
+mod recipe;
+mod run_folder;
+mod step_program;
+mod trainer;
+
+pub use checkpoint::{Checkpoint, Position, load, read_position, save, write_durably};
+pub use loaded_run::LoadedRun;
+pub use meter::{Interval, Meter, StepNumbers, StepSize};
+pub use recipe::{
+    BUILT_IN, ContrastiveForm, MODULES, Recipe, Schedule, Stage, StageKind, TokenWeighting,
+};
+pub use run_folder::{RunFolder, newest_checkpoint};
+pub use step_program::{compile_step, hyper, record_step, step_shape};
+pub use trainer::{TrainOptions, Trainer};

@@ -1,0 +1,505 @@
+//! Runs the stages of a recipe one after the other: batches in, steps, lines, evaluation, checkpoints.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::checkpoint::{self, Checkpoint, Position};
+use super::evaluation::evaluation_settings;
+use super::meter::{Meter, StepNumbers, StepSize};
+use super::recipe::{Recipe, Stage, StageKind, TokenWeighting};
+use super::run_folder::{RunFolder, newest_checkpoint};
+use super::step_program::{compile_step, hyper, step_shape};
+use crate::data::augment::Augmentation;
+use crate::data::batch::{Batch, BatchShape, Weighting};
+use crate::data::feed::write_batch;
+use crate::data::library::Library;
+use crate::data::mixture::{Mixture, MixtureSettings};
+use crate::data::pairs::PairSource;
+use crate::data::prefetch::Prefetcher;
+use crate::data::task::TaskKind;
+use crate::error::{Error, Result};
+use crate::eval::{Evaluation, Evaluator};
+use crate::executor::{CpuExecutor, Executor, Session};
+use crate::model::{declare, initialise, initialise_one};
+use crate::program::Program;
+use crate::tape::{Arena, ParameterLayout, Target};
+
+/// What the command line adds to a recipe.
+#[derive(Clone, Debug)]
+pub struct TrainOptions {
+    /// Threads that compute.
+    pub threads: usize,
+    /// Where the run goes; the next free folder under runs/ by default.
+    pub out: Option<PathBuf>,
+    /// A run to continue.
+    pub resume: Option<PathBuf>,
+    /// Steps after which each stage ends at the latest.
+    pub max_steps: Option<u64>,
+    /// Trains every step of a stage on its first batch, to see that the loss can fall.
+    pub overfit_one_batch: bool,
+    /// The most bytes of a step's arena.
+    pub memory_budget: Option<u64>,
+    /// Steps between checkpoints within a stage; 0 for none.
+    pub save_every: u64,
+    /// Samples of each evaluation set.
+    pub evaluation_size: usize,
+    /// Whether stages are evaluated.
+    pub evaluate: bool,
+}
+
+/// Steps in a row with a non-finite loss or gradient after which a run stops.
+const MOST_BAD_STEPS: u32 = 5;
+
+/// A run: model, folder, executor.
+pub struct Trainer {
+    recipe: Recipe,
+    options: TrainOptions,
+    layout: Arc<ParameterLayout>,
+    executor: CpuExecutor,
+    library: Arc<Library>,
+    pairs: Option<Arc<dyn PairSource>>,
+    folder: RunFolder,
+    skipped: u64,
+    start: Option<(Position, Option<PathBuf>)>,
+}
+
+impl Trainer {
+    /// Sets up a new run, or the continuation of one. A continued run goes by the recipe in its folder.
+    ///
+    /// # Errors
+    /// Everything that can be wrong before the first step.
+    pub fn new(
+        recipe: Recipe,
+        options: TrainOptions,
+        pairs: Option<Arc<dyn PairSource>>,
+    ) -> Result<Trainer> {
+        let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
+        let executor = CpuExecutor::new(layout.elements(), options.threads)?;
+        let (folder, start) = match &options.resume {
+            Some(path) => {
+                let folder = RunFolder::resume(path)?;
+                let newest = newest_checkpoint(path)?;
+                let position = checkpoint::read_position(&newest)?;
+                (folder, Some((position, Some(newest))))
+            }
+            None => (
+                RunFolder::create(options.out.as_deref(), &recipe.name)?,
+                None,
+            ),
+        };
+        let library = Library::embedded();
+        Ok(Trainer {
+            recipe,
+            options,
+            layout,
+            executor,
+            library,
+            pairs,
+            folder,
+            skipped: 0,
+            start,
+        })
+    }
+
+    /// The run's folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The model's parameters.
+    pub fn layout(&self) -> &ParameterLayout {
+        &self.layout
+    }
+
+    /// Runs every stage that is still to be run; returns the evaluations by stage.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when the loss stays non-finite; whatever data, disk and device report.
+    pub fn run(&mut self) -> Result<Vec<Evaluation>> {
+        let (mut first_stage, mut first_step) = (0, 0);
+        let mut moments = None;
+        match self.start.take() {
+            None => {
+                self.folder
+                    .write("recipe.toml", self.recipe.to_toml().as_bytes())?;
+                let values = initialise(&self.layout, self.recipe.seed);
+                self.executor.write_parameters(0, &values);
+            }
+            Some((position, path)) => {
+                let path = path.expect("a continued run has a checkpoint");
+                (first_stage, first_step) = (position.stage, position.step);
+                self.skipped = position.skipped;
+                moments = self.restore(&path, &position)?;
+                let place = match self.recipe.stages.get(first_stage) {
+                    Some(stage) => format!("stage {}, step {first_step}", stage.name),
+                    None => "the end: nothing is left to train".to_owned(),
+                };
+                self.say(&format!(
+                    "continuing {} from {place}",
+                    self.folder.path().display()
+                ))?;
+            }
+        }
+        let mut evaluations = Vec::new();
+        for index in first_stage..self.recipe.stages.len() {
+            let stage = self.recipe.stages[index].clone();
+            let evaluation = self.run_stage(index, &stage, first_step, moments.take())?;
+            evaluations.extend(evaluation);
+            first_step = 0;
+        }
+        Ok(evaluations)
+    }
+
+    fn restore(&self, path: &Path, position: &Position) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
+        let entries = match self.recipe.stages.get(position.stage) {
+            Some(stage) if position.step > 0 => self.compile(stage)?.gradient_entries().to_vec(),
+            _ => Vec::new(),
+        };
+        let Checkpoint {
+            parameters,
+            moments,
+            ..
+        } = checkpoint::load(path, &self.layout, &entries)?;
+        self.executor.write_parameters(0, &parameters);
+        Ok(moments)
+    }
+
+    fn compile(&self, stage: &Stage) -> Result<Program> {
+        compile_step(
+            &self.recipe,
+            stage,
+            &self.layout,
+            &step_shape(stage, None),
+            Target::Cpu {
+                threads: self.options.threads,
+            },
+            self.options.memory_budget,
+        )
+    }
+
+    /// Prints a line and keeps it in the run's log.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the log cannot be written.
+    pub fn say(&mut self, line: &str) -> Result<()> {
+        println!("{line}");
+        self.folder.log(line)
+    }
+
+    fn run_stage(
+        &mut self,
+        index: usize,
+        stage: &Stage,
+        first_step: u64,
+        moments: Option<(Vec<f32>, Vec<f32>)>,
+    ) -> Result<Option<Evaluation>> {
+        if first_step == 0 {
+            self.refresh(index, stage);
+        }
+        let program = Arc::new(self.compile(stage)?);
+        let frozen = self.frozen_checksums(stage);
+        let mixture = Arc::new(self.mixture(index, stage)?);
+        let steps = self.steps(stage, &mixture);
+        let trained = self
+            .layout
+            .count(|module| stage.trains.iter().any(|name| name == module));
+        let bytes = program.arena_bytes();
+        self.say(&format!(
+            "\nstage {}: trains {} ({trained} parameters), {steps} steps of {} samples, {:.1} GFLOP and {:.1} MiB of activations a step",
+            stage.name,
+            stage.trains.join(" + "),
+            stage.batch,
+            program.cost().flops / 1e9,
+            bytes as f64 / (1 << 20) as f64,
+        ))?;
+        let mut session = self.executor.load(program.clone())?;
+        if let Some((first, second)) = moments {
+            session.write_arena(Arena::FirstMoments, &first)?;
+            session.write_arena(Arena::SecondMoments, &second)?;
+        }
+        self.train(index, stage, first_step, steps, mixture, session.as_mut())?;
+        drop(session);
+        for (module, before) in &frozen {
+            let after = self.checksum(module);
+            assert_eq!(*before, after, "the frozen module {module} was changed");
+        }
+        self.save(index + 1, 0, &format!("{}-{}", index + 1, stage.name), None)?;
+        self.evaluate(stage)
+    }
+
+    /// Gives modules that the stage starts afresh new first values.
+    fn refresh(&self, index: usize, stage: &Stage) {
+        for entry in self.layout.entries() {
+            if stage
+                .fresh
+                .iter()
+                .any(|module| module == entry.spec.module())
+            {
+                let mut values = vec![0.0; entry.spec.shape.numel()];
+                let seed = self.recipe.seed.wrapping_add(1000 * (index as u64 + 1));
+                initialise_one(&entry.spec, seed, &mut values);
+                self.executor.write_parameters(entry.offset, &values);
+            }
+        }
+    }
+
+    /// A hash of each module that the stage freezes: those bytes must not change.
+    fn frozen_checksums(&self, stage: &Stage) -> Vec<(String, blake3::Hash)> {
+        self.layout
+            .modules()
+            .into_iter()
+            .filter(|module| !stage.trains.iter().any(|name| name == module))
+            .map(|module| (module.to_owned(), self.checksum(module)))
+            .collect()
+    }
+
+    fn checksum(&self, module: &str) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new();
+        for entry in self
+            .layout
+            .entries()
+            .iter()
+            .filter(|e| e.spec.module() == module)
+        {
+            let mut values = vec![0.0f32; entry.spec.shape.numel()];
+            self.executor.read_parameters(entry.offset, &mut values);
+            hasher.update(bytemuck::cast_slice(&values));
+        }
+        hasher.finalize()
+    }
+
+    fn mixture(&self, index: usize, stage: &Stage) -> Result<Mixture> {
+        let mut weights = Vec::new();
+        for (task, share) in &stage.data {
+            let kind = TaskKind::ALL.into_iter().find(|kind| kind.name() == task);
+            let kind = kind.ok_or_else(|| {
+                let names: Vec<&str> = TaskKind::ALL.iter().map(|kind| kind.name()).collect();
+                let near = super::locate::near_miss(task, &names);
+                let near = near.map_or(String::new(), |near| format!(" (did you mean {near}?)"));
+                Error::setting(
+                    format!("stage {}: data", stage.name),
+                    format!("tasks out of {}", names.join(", ")),
+                    format!("{task}{near}"),
+                )
+            })?;
+            weights.push((kind, *share));
+        }
+        let config = &self.recipe.model;
+        Mixture::new(
+            self.library.clone(),
+            self.pairs.clone(),
+            MixtureSettings {
+                seed: self.recipe.seed,
+                stage: index as u64,
+                weights,
+                shape: BatchShape {
+                    batch: stage.batch,
+                    image_size: config.vision.image_size,
+                    image_tokens: config.image_tokens(),
+                    tokens: stage.tokens,
+                    caption_tokens: stage.caption_tokens,
+                },
+                weighting: match stage.token_weighting {
+                    TokenWeighting::Token => Weighting::Token,
+                    TokenWeighting::Sample => Weighting::Sample,
+                    TokenWeighting::Square => Weighting::Square,
+                },
+                augmentation: Augmentation::TRAINING,
+                contrastive: stage.contrastive > 0.0,
+            },
+        )
+    }
+
+    /// The steps of a stage: as given, or its epochs over the task with the most items for its share.
+    fn steps(&self, stage: &Stage, mixture: &Mixture) -> u64 {
+        let steps = stage.steps.unwrap_or_else(|| {
+            let total: f64 = stage.data.values().sum();
+            let longest = TaskKind::ALL
+                .into_iter()
+                .filter_map(|kind| {
+                    let share = stage.data.get(kind.name())? / total;
+                    Some(mixture.items(kind) as f64 / share)
+                })
+                .fold(0.0, f64::max);
+            let samples = longest * stage.epochs.unwrap_or(1.0);
+            (samples / stage.batch as f64).ceil().max(1.0) as u64
+        });
+        self.options.max_steps.map_or(steps, |most| steps.min(most))
+    }
+
+    fn train(
+        &mut self,
+        index: usize,
+        stage: &Stage,
+        first_step: u64,
+        steps: u64,
+        mixture: Arc<Mixture>,
+        session: &mut dyn Session,
+    ) -> Result<()> {
+        let has_images = stage.kind != StageKind::WarmStart || stage.contrastive > 0.0;
+        let text = match stage.next_token > 0.0 {
+            true => {
+                stage.tokens
+                    - if has_images {
+                        self.recipe.model.image_tokens()
+                    } else {
+                        0
+                    }
+            }
+            false => stage.caption_tokens,
+        };
+        let size = StepSize {
+            images: if has_images { stage.batch } else { 0 },
+            tokens: text * stage.batch,
+            flops: session.program().cost().flops,
+            peak: self.executor.peak_flops(),
+        };
+        let one_batch = self.options.overfit_one_batch;
+        let source = mixture.clone();
+        let mut batches = Prefetcher::new(
+            Arc::new(move |step| source.batch(if one_batch { 0 } else { step })),
+            first_step,
+            1,
+            4,
+        );
+        let mut meter = Meter::new(&stage.name, size, steps, first_step);
+        let mut bad_steps = 0;
+        for step in first_step..steps {
+            let start = Instant::now();
+            let (_, batch) = batches.next_batch()?;
+            self.count_skips(&batch);
+            write_batch(session, &batch)?;
+            session.write_f32("hyper", &hyper(stage, step, steps))?;
+            session.run()?;
+            let numbers = read_numbers(session, stage, step, steps, start)?;
+            if !(numbers.loss.is_finite() && numbers.gradient_norm.is_finite()) {
+                bad_steps += 1;
+                self.report_bad_step(stage, step, &batch, &numbers)?;
+                if bad_steps >= MOST_BAD_STEPS {
+                    return Err(Error::stopped(
+                        format!("stage {}, step {step}", stage.name),
+                        format!("loss or gradient was not finite in {bad_steps} steps in a row"),
+                        "lower the learning rate; log.txt names the batches; the newest checkpoint is good",
+                    ));
+                }
+                continue;
+            }
+            bad_steps = 0;
+            if let Some(interval) = meter.add(numbers, step + 1 == steps) {
+                let line = interval.line(&stage.name, step + 1, steps);
+                meter.say(&line);
+                self.folder.log(&line)?;
+                self.folder.metric(&interval.row(&stage.name, step + 1))?;
+            }
+            let every = self.options.save_every;
+            if every > 0 && (step + 1) % every == 0 && step + 1 < steps {
+                let label = format!("{}-{}-step-{}", index + 1, stage.name, step + 1);
+                self.save(index, step + 1, &label, Some(&*session))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count_skips(&mut self, batch: &Batch) {
+        self.skipped += u64::from(batch.skipped.unreadable) + u64::from(batch.skipped.too_long);
+    }
+
+    /// The update was not applied (the optimiser saw the flag); says on what batch it happened.
+    fn report_bad_step(
+        &mut self,
+        stage: &Stage,
+        step: u64,
+        batch: &Batch,
+        numbers: &StepNumbers,
+    ) -> Result<()> {
+        let keys: Vec<&str> = batch.samples.iter().map(|s| s.key.as_str()).collect();
+        let line = format!(
+            "stage {}, step {step}: loss {} and gradient norm {} are not finite; the update was not applied; samples: {}",
+            stage.name,
+            numbers.loss,
+            numbers.gradient_norm,
+            keys.join(", ")
+        );
+        self.say(&line)
+    }
+
+    fn save(
+        &mut self,
+        stage: usize,
+        step: u64,
+        label: &str,
+        session: Option<&dyn Session>,
+    ) -> Result<()> {
+        let position = Position {
+            stage,
+            stage_name: self
+                .recipe
+                .stages
+                .get(stage)
+                .map_or(String::new(), |s| s.name.clone()),
+            step,
+            seed: self.recipe.seed,
+            skipped: self.skipped,
+            recipe: self.recipe.to_toml(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        };
+        let path = self.folder.checkpoint(label);
+        checkpoint::save(&path, &position, &self.layout, &self.executor, session)
+    }
+
+    fn evaluate(&mut self, stage: &Stage) -> Result<Option<Evaluation>> {
+        if !self.options.evaluate {
+            return Ok(None);
+        }
+        let Some(settings) = evaluation_settings(stage, self.options.evaluation_size) else {
+            return Ok(None);
+        };
+        let evaluator = Evaluator::new(
+            &self.recipe.model,
+            &self.layout,
+            &self.executor,
+            Target::Cpu {
+                threads: self.options.threads,
+            },
+            self.library.clone(),
+        );
+        let start = Instant::now();
+        let evaluation = evaluator.evaluate(&stage.name, &settings)?;
+        let mut row = serde_json::to_value(&evaluation).expect("an evaluation is plain data");
+        row["kind"] = "evaluation".into();
+        self.folder.metric(&row)?;
+        let seconds = start.elapsed().as_secs_f64();
+        self.say(&format!(
+            "{}  ({seconds:.1} s)",
+            evaluation.line(&stage.name)
+        ))?;
+        Ok(Some(evaluation))
+    }
+}
+
+fn read_numbers(
+    session: &dyn Session,
+    stage: &Stage,
+    step: u64,
+    steps: u64,
+    start: Instant,
+) -> Result<StepNumbers> {
+    let scalar = |name: &str| -> Result<f64> { Ok(session.read_f64(name)?[0]) };
+    let mut terms = Vec::new();
+    for (name, weight) in [
+        ("next_token", stage.next_token),
+        ("contrastive", stage.contrastive),
+    ] {
+        if weight > 0.0 {
+            terms.push((name, scalar(&format!("loss.{name}"))?));
+        }
+    }
+    Ok(StepNumbers {
+        loss: scalar("loss")?,
+        terms,
+        gradient_norm: scalar("gradient_norm")?,
+        learning_rate: stage.learning_rate_at(step, steps),
+        seconds: start.elapsed().as_secs_f64(),
+    })
+}

@@ -1,0 +1,100 @@
+//! Contrastive losses: both forms, ragged batches across tile borders, the largest scale, gradients of everything.
+
+use keel::ops::{Contrastive, contrastive_loss, l2_normalize};
+use keel::tape::Tape;
+use keel::tensor::TensorType;
+use proptest::prelude::*;
+
+use crate::harness::{Case, Golden, Random, check, check_golden, out};
+
+/// Raw features, so that the gradient also goes through normalisation.
+fn case(kind: Contrastive, n: usize, e: usize, log_scale: f32, random: &mut Random) -> Case {
+    let case = Case::new(
+        format!("{kind:?} of {n} pairs, width {e}"),
+        move |tape, v| {
+            let image = l2_normalize(tape, v[0], 1e-12)?;
+            let text = l2_normalize(tape, v[1], 1e-12)?;
+            let loss = contrastive_loss(tape, image, text, v[2], v.get(3).copied(), kind)?;
+            Ok(vec![out("loss", loss)])
+        },
+    )
+    .input("image", [n, e], random.normals(n * e, 1.0))
+    .input("text", [n, e], random.normals(n * e, 1.0))
+    .input("log_scale", [1], vec![log_scale]);
+    match kind {
+        Contrastive::InfoNce => case,
+        Contrastive::Sigmoid => case.input("bias", [1], vec![-1.5]),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    #[test]
+    fn info_nce_matches_the_reference_at_any_size(n in 2usize..80, e in 1usize..40, seed: u64) {
+        let mut random = Random::new(seed);
+        check(&case(Contrastive::InfoNce, n, e + 1, 1.0, &mut random), seed);
+    }
+
+    #[test]
+    fn sigmoid_matches_the_reference_at_any_size(n in 2usize..80, e in 1usize..40, seed: u64) {
+        let mut random = Random::new(seed);
+        check(&case(Contrastive::Sigmoid, n, e + 1, 1.0, &mut random), seed);
+    }
+}
+
+#[test]
+fn losses_match_across_tile_borders() {
+    let mut random = Random::new(5);
+    for kind in [Contrastive::InfoNce, Contrastive::Sigmoid] {
+        check(&case(kind, 300, 8, 1.0, &mut random), 5);
+    }
+}
+
+#[test]
+fn the_largest_scale_does_not_overflow() {
+    let mut random = Random::new(6);
+    check(
+        &case(Contrastive::InfoNce, 33, 12, 100.0f32.ln(), &mut random),
+        6,
+    );
+}
+
+#[test]
+fn losses_match_pytorch() {
+    for golden in Golden::open("op_contrastive").cases() {
+        let kind = match golden.config["kind"].as_str() {
+            Some("infonce") => Contrastive::InfoNce,
+            _ => Contrastive::Sigmoid,
+        };
+        let mut case = Case::new(golden.name.clone(), move |tape, v| {
+            let image = l2_normalize(tape, v[0], 1e-12)?;
+            let text = l2_normalize(tape, v[1], 1e-12)?;
+            let loss = contrastive_loss(tape, image, text, v[2], v.get(3).copied(), kind)?;
+            Ok(vec![out("loss", loss)])
+        });
+        for name in ["image", "text", "log_scale", "bias"] {
+            let key = format!("input.{name}");
+            if golden.has(&key) {
+                case = case.input(name, golden.shape(&key), golden.f32s(&key));
+            }
+        }
+        // At the largest scale these pairs match to 1e-14: nothing of that is left in f32.
+        if golden.name.ends_with("infonce_largest_scale") {
+            case = case.in_f64_only();
+        }
+        check_golden(&case, &golden);
+    }
+}
+
+#[test]
+fn wrong_shapes_are_refused_by_name() {
+    let mut tape = Tape::declaring();
+    let image = tape.input("image", TensorType::f32([4, 8]));
+    let text = tape.input("text", TensorType::f32([5, 8]));
+    let scale = tape.input("scale", TensorType::f32([1]));
+    let refused = contrastive_loss(&mut tape, image, text, scale, None, Contrastive::InfoNce);
+    assert!(refused.unwrap_err().to_string().contains("text must be"));
+    let refused = contrastive_loss(&mut tape, image, image, scale, None, Contrastive::Sigmoid);
+    assert!(refused.unwrap_err().to_string().contains("4 values"));
+}
