@@ -25,7 +25,7 @@ pub struct Budget {
 }
 
 /// The budget of every float tensor the case returns. `rounding` runs the case on the reference that rounds.
-pub fn derive_budget(
+pub(super) fn derive_budget(
     rounding: &mut Loaded<'_>,
     floats: &BTreeMap<String, Vec<f64>>,
     truth: &BTreeMap<String, (TensorType, Vec<f64>)>,
