@@ -9,6 +9,7 @@
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::executor::cpu::vector_math;
 use crate::ops::shapes::{expect_float, expect_inputs, expect_type, with_columns};
 use crate::ops::special::sigmoid;
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
@@ -71,9 +72,7 @@ impl Op for Swiglu {
                     .zip(gate_up.chunks_exact(2 * width));
                 for (y, gate_up) in rows {
                     let (gate, up) = gate_up.split_at(width);
-                    for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
-                        *y = gate / (1.0 + (-gate).exp()) * up;
-                    }
+                    vector_math::swiglu(gate, up, y);
                 }
             });
     }
@@ -135,20 +134,16 @@ impl Op for SwigluGradient {
             .zip(dy.par_chunks(rows * width))
             .enumerate()
             .for_each(|(task, (gradient, dy))| {
-                if let Some(gate_up) = gate_up {
-                    gradient.copy_from_slice(&gate_up[task * chunk..][..gradient.len()]);
-                }
                 let rows = gradient
                     .chunks_exact_mut(2 * width)
                     .zip(dy.chunks_exact(width));
-                for (gradient, dy) in rows {
-                    let (gate, up) = gradient.split_at_mut(width);
-                    for ((gate, up), dy) in gate.iter_mut().zip(up).zip(dy) {
-                        let s = 1.0 / (1.0 + (-*gate).exp());
-                        let (a, c) = (*gate, *up);
-                        *gate = dy * c * s * (1.0 + a * (1.0 - s));
-                        *up = dy * a * s;
+                for (row, (gradient, dy)) in rows.enumerate() {
+                    if let Some(gate_up) = gate_up {
+                        let at = task * chunk + row * 2 * width;
+                        gradient.copy_from_slice(&gate_up[at..][..2 * width]);
                     }
+                    let (gate, up) = gradient.split_at_mut(width);
+                    vector_math::swiglu_gradient(dy, gate, up);
                 }
             });
     }

@@ -247,9 +247,9 @@ fn swiglu_matches_f64() {
         for len in [1, 15, 16, 33, 257] {
             let random = &mut Random::new(700 + len as u64);
             let [gate, up, dy] = [(); 3].map(|()| random.normals(len, 3.0));
-            let [mut y, mut dgate, mut dup] = [(); 3].map(|()| vec![0.0; len]);
+            let (mut y, mut dgate, mut dup) = (vec![0.0; len], gate.clone(), up.clone());
             vector_math::swiglu(&gate, &up, &mut y);
-            vector_math::swiglu_gradient(&gate, &up, &dy, &mut dgate, &mut dup);
+            vector_math::swiglu_gradient(&dy, &mut dgate, &mut dup);
             for i in 0..len {
                 let [g, u, d] = [gate[i], up[i], dy[i]].map(f64::from);
                 let value = activation_truth(Activation::Silu, g);

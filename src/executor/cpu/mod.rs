@@ -7,7 +7,6 @@
 pub mod matmul;
 pub mod parallel;
 mod peak;
-pub mod product;
 pub mod reduce;
 mod session;
 pub mod simd;

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::error::Result;
+use crate::executor::cpu::vector_math;
 use crate::ops::shapes::{expect_float, expect_inputs, expect_type};
 use crate::ops::special::{erfc, sigmoid};
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Value};
@@ -60,24 +61,12 @@ impl Activation {
         }
     }
 
-    /// y = f(x).
-    pub(super) fn apply(self, x: &[f32], y: &mut [f32]) {
-        for (y, x) in y.iter_mut().zip(x) {
-            *y = self.value(f64::from(*x)) as f32;
-        }
-    }
-
-    /// y = f(y).
-    pub(super) fn apply_in_place(self, y: &mut [f32]) {
-        for y in y {
-            *y = self.value(f64::from(*y)) as f32;
-        }
-    }
-
-    /// dy = dy ⊙ f′(z).
-    pub(super) fn multiply_derivative(self, z: &[f32], dy: &mut [f32]) {
-        for (dy, z) in dy.iter_mut().zip(z) {
-            *dy *= self.derivative(f64::from(*z)) as f32;
+    /// The same activation among the processor's kernels.
+    pub(super) fn curve(self) -> vector_math::Activation {
+        match self {
+            Activation::GeluErf => vector_math::Activation::Gelu,
+            Activation::GeluTanh => vector_math::Activation::GeluTanh,
+            Activation::GeluQuick => vector_math::Activation::QuickGelu,
         }
     }
 
@@ -137,8 +126,8 @@ impl Op for ActivationGradient {
                 if let Some(dy) = dy {
                     dz.copy_from_slice(&dy[first..][..dz.len()]);
                 }
-                self.activation
-                    .multiply_derivative(&z[first..][..dz.len()], dz);
+                let z = &z[first..][..dz.len()];
+                vector_math::activate_gradient(self.activation.curve(), z, dz);
             });
     }
 

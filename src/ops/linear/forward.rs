@@ -1,19 +1,14 @@
 //! y = f(x·Wᵀ + b) or residual + x·Wᵀ + b.
 
-use rayon::prelude::*;
-
 use super::Activation;
 use super::activation::ActivationGradient;
 use super::input_gradient::LinearInputGradient;
 use super::weight_gradient::{ColumnSum, LinearWeightGradient};
 use crate::error::Result;
-use crate::executor::cpu::product::{Operand, product};
+use crate::executor::cpu::matmul::{self, Epilogue, Residual, Rows, RowsMut};
 use crate::ops::shapes::{expect_float, expect_type, expect_vector, with_columns};
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
-
-/// Rows of x that one task works on.
-pub(super) const ROWS_PER_TASK: usize = 128;
 
 /// Inputs x, weight, then bias and residual where present; outputs y, then z where saved.
 #[derive(Clone, Copy, Debug, Default)]
@@ -79,64 +74,39 @@ impl Op for Linear {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let (x, weight) = (args.inputs.f32(0), args.inputs.f32(1));
-        let bias = self.bias().map(|index| args.inputs.f32(index));
+        let (rows, inner) = (
+            args.input_types[0].shape.rows(),
+            args.input_types[0].shape.columns(),
+        );
+        let columns = args.output_types[0].shape.columns();
+        let x = Rows::new(args.inputs.f32(0), rows, inner);
+        let weight = Rows::new(args.inputs.f32(1), columns, inner);
         let residual = self
             .residual()
             .map(|index| args.inputs.f32_or_in_place(index));
-        let inner = args.input_types[0].shape.columns();
-        let columns = args.output_types[0].shape.columns();
-        if x.is_empty() || columns == 0 {
-            return;
-        }
-        let weight = Operand::new(weight, columns, inner).transposed();
-        // z of some rows: what is added to the product is written first, then the product on top of it.
-        let pre_activation = |x: &[f32], z: &mut [f32], residual: Option<Option<&[f32]>>| {
-            if let Some(Some(residual)) = residual {
-                z.copy_from_slice(residual);
-            }
-            match (bias, residual) {
-                (Some(bias), Some(_)) => z.chunks_exact_mut(columns).for_each(|z| {
-                    for (z, bias) in z.iter_mut().zip(bias) {
-                        *z += bias;
-                    }
-                }),
-                (Some(bias), None) => z
-                    .chunks_exact_mut(columns)
-                    .for_each(|z| z.copy_from_slice(bias)),
-                (None, _) => {}
-            }
-            let x = Operand::new(x, x.len() / inner, inner);
-            product(x, weight, z, bias.is_some() || residual.is_some());
+        let mut epilogue = Epilogue {
+            bias: self.bias().map(|index| args.inputs.f32(index)),
+            activation: self.activation.map(Activation::curve),
+            residual: match residual {
+                None => Residual::None,
+                Some(None) => Residual::InPlace,
+                Some(Some(residual)) => Residual::From(Rows::new(residual, rows, columns)),
+            },
+            ..Epilogue::default()
         };
-        let x = x.par_chunks(ROWS_PER_TASK * inner);
-        if self.saves_pre_activation {
-            let [y, z] = args.outputs.f32();
-            let f = self.activation.expect("only an activation saves its input");
-            (
-                x,
-                y.par_chunks_mut(ROWS_PER_TASK * columns),
-                z.par_chunks_mut(ROWS_PER_TASK * columns),
-            )
-                .into_par_iter()
-                .for_each(|(x, y, z)| {
-                    pre_activation(x, z, None);
-                    f.apply(z, y);
-                });
-            return;
-        }
-        let [y] = args.outputs.f32();
-        (x, y.par_chunks_mut(ROWS_PER_TASK * columns))
-            .into_par_iter()
-            .enumerate()
-            .for_each(|(task, (x, y))| {
-                let first = task * ROWS_PER_TASK * columns;
-                let residual = residual.map(|given| given.map(|r| &r[first..][..y.len()]));
-                pre_activation(x, y, residual);
-                if let Some(f) = self.activation {
-                    f.apply_in_place(y);
-                }
-            });
+        let y = match self.saves_pre_activation {
+            true => {
+                let [y, z] = args.outputs.f32();
+                epilogue.pre_activation = Some(RowsMut::new(z, rows, columns));
+                y
+            }
+            false => {
+                let [y] = args.outputs.f32();
+                y
+            }
+        };
+        let y = RowsMut::new(y, rows, columns);
+        matmul::linear(x, weight, y, epilogue, args.workspace);
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -190,6 +160,16 @@ impl Op for Linear {
             Some(2) => &[(0, 2)],
             Some(_) => &[(0, 3)],
             None => &[],
+        }
+    }
+
+    fn workspace(&self, inputs: &[TensorType], outputs: &[TensorType], target: Target) -> usize {
+        match target {
+            Target::Cpu { .. } => {
+                let (inner, columns) = (inputs[0].shape.columns(), outputs[0].shape.columns());
+                matmul::linear_workspace(inner, columns) * size_of::<f32>()
+            }
+            Target::Reference | Target::Cuda => 0,
         }
     }
 

@@ -6,12 +6,14 @@ use rayon::prelude::*;
 
 use super::Activation;
 use super::activation::ActivationGradient;
-use super::forward::ROWS_PER_TASK;
 use crate::error::Result;
-use crate::executor::cpu::product::{Operand, product};
+use crate::executor::cpu::matmul::{self, Rows, RowsMut, Slope};
 use crate::ops::shapes::{expect_float, expect_type, with_columns};
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
+
+/// Elements that one task copies.
+const ELEMENTS_PER_TASK: usize = 16 * 1024;
 
 /// Inputs dy [.., N], weight [N, K], then z [.., K] for the activation or the gradient [.., K] to add to; output dx [.., K].
 /// Never both of the last two: (dy·W + sum) ⊙ f′(z) is left to two ops.
@@ -61,33 +63,24 @@ impl Op for LinearInputGradient {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let (dy, weight) = (args.inputs.f32(0), args.inputs.f32(1));
-        let other = (args.inputs.len() > 2).then(|| args.inputs.f32_or_in_place(2));
-        let columns = args.input_types[0].shape.columns();
+        let (rows, columns) = (
+            args.input_types[0].shape.rows(),
+            args.input_types[0].shape.columns(),
+        );
         let inner = args.output_types[0].shape.columns();
+        let dy = Rows::new(args.inputs.f32(0), rows, columns);
+        let weight = Rows::new(args.inputs.f32(1), columns, inner);
+        let slope = self.activation.map(|activation| Slope {
+            activation: activation.curve(),
+            pre_activation: Rows::new(args.inputs.f32(2), rows, inner),
+        });
+        let sum = self.accumulates.then(|| args.inputs.f32_or_in_place(2));
         let [dx] = args.outputs.f32();
-        if dx.is_empty() {
-            return;
+        if let Some(Some(sum)) = sum {
+            copy(sum, dx);
         }
-        let weight = Operand::new(weight, columns, inner);
-        dx.par_chunks_mut(ROWS_PER_TASK * inner)
-            .enumerate()
-            .for_each(|(task, dx)| {
-                let rows = dx.len() / inner;
-                let dy = &dy[task * ROWS_PER_TASK * columns..][..rows * columns];
-                let dy = Operand::new(dy, rows, columns);
-                let other =
-                    other.map(|o| o.map(|o| &o[task * ROWS_PER_TASK * inner..][..dx.len()]));
-                if self.accumulates
-                    && let Some(Some(sum)) = other
-                {
-                    dx.copy_from_slice(sum);
-                }
-                product(dy, weight, dx, self.accumulates);
-                if let (Some(f), Some(Some(z))) = (self.activation, other) {
-                    f.multiply_derivative(z, dx);
-                }
-            });
+        let dx = RowsMut::new(dx, rows, inner);
+        matmul::linear_input_gradient(dy, weight, dx, self.accumulates, slope, args.workspace);
     }
 
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -103,6 +96,16 @@ impl Op for LinearInputGradient {
 
     fn in_place(&self) -> &'static [(usize, usize)] {
         if self.accumulates { &[(0, 2)] } else { &[] }
+    }
+
+    fn workspace(&self, inputs: &[TensorType], outputs: &[TensorType], target: Target) -> usize {
+        match target {
+            Target::Cpu { .. } => {
+                let (inner, columns) = (outputs[0].shape.columns(), inputs[0].shape.columns());
+                matmul::linear_input_gradient_workspace(inner, columns) * size_of::<f32>()
+            }
+            Target::Reference | Target::Cuda => 0,
+        }
     }
 
     fn accumulating(&self) -> Option<Box<dyn Op>> {
@@ -128,4 +131,11 @@ impl Op for LinearInputGradient {
     fn is_matrix_product(&self) -> bool {
         true
     }
+}
+
+/// to = from, on all threads.
+pub(super) fn copy(from: &[f32], to: &mut [f32]) {
+    to.par_chunks_mut(ELEMENTS_PER_TASK)
+        .zip(from.par_chunks(ELEMENTS_PER_TASK))
+        .for_each(|(to, from)| to.copy_from_slice(from));
 }

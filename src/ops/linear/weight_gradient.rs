@@ -1,18 +1,12 @@
 //! dW = dyᵀ·x with db = Σ over rows of dy, and that sum alone.
 
-use rayon::prelude::*;
-
+use super::input_gradient::copy;
 use crate::error::{Error, Result};
-use crate::executor::cpu::product::{Operand, product};
+use crate::executor::cpu::matmul::{self, Rows, RowsMut};
+use crate::executor::cpu::reduce;
 use crate::ops::shapes::expect_float;
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
-
-/// Rows of dW that one task computes, over all rows of x.
-const OUTPUTS_PER_TASK: usize = 48;
-
-/// Columns that one task sums.
-const COLUMNS_PER_TASK: usize = 64;
 
 /// Inputs dy [.., N], x [.., K], then the gradient [N, K] to add to; outputs dW [N, K], then db [N].
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,37 +65,36 @@ impl Op for LinearWeightGradient {
     fn cpu(&self, args: CpuArgs<'_>) {
         let (dy, x) = (args.inputs.f32(0), args.inputs.f32(1));
         let sum = self.accumulates.then(|| args.inputs.f32_or_in_place(2));
-        let (dy_type, x_type) = (args.input_types[0], args.input_types[1]);
-        let (rows, columns, inner) = (
-            dy_type.shape.rows(),
-            dy_type.shape.columns(),
-            x_type.shape.columns(),
+        let rows = args.input_types[0].shape.rows();
+        let (columns, inner) = (
+            args.input_types[0].shape.columns(),
+            args.input_types[1].shape.columns(),
         );
-        let dw = match self.has_bias {
+        let (dw, mut db) = match self.has_bias {
             true => {
                 let [dw, db] = args.outputs.f32();
-                sum_columns(dy, columns, db);
-                dw
+                (dw, Some(db))
             }
             false => {
                 let [dw] = args.outputs.f32();
-                dw
+                (dw, None)
             }
         };
-        if dw.is_empty() {
-            return;
+        if let Some(Some(sum)) = sum {
+            copy(sum, dw);
         }
-        let x = Operand::new(x, rows, inner);
-        let dy = Operand::new(dy, rows, columns);
-        dw.par_chunks_mut(OUTPUTS_PER_TASK * inner)
-            .enumerate()
-            .for_each(|(task, dw)| {
-                if let Some(Some(sum)) = sum {
-                    dw.copy_from_slice(&sum[task * OUTPUTS_PER_TASK * inner..][..dw.len()]);
-                }
-                let dy = dy.columns(task * OUTPUTS_PER_TASK, dw.len() / inner);
-                product(dy.transposed(), x, dw, self.accumulates);
-            });
+        if let (true, Some(db)) = (self.accumulates, &mut db) {
+            // The product adds to both; only dW has something to be added to.
+            db.fill(0.0);
+        }
+        matmul::linear_weight_gradient(
+            Rows::new(dy, rows, columns),
+            Rows::new(x, rows, inner),
+            RowsMut::new(dw, columns, inner),
+            db,
+            self.accumulates,
+            args.workspace,
+        );
     }
 
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -116,6 +109,17 @@ impl Op for LinearWeightGradient {
 
     fn in_place(&self) -> &'static [(usize, usize)] {
         if self.accumulates { &[(0, 2)] } else { &[] }
+    }
+
+    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], target: Target) -> usize {
+        let (dy, x) = (inputs[0].shape, inputs[1].shape);
+        match target {
+            Target::Cpu { .. } => {
+                let (rows, inner, columns) = (dy.rows(), x.columns(), dy.columns());
+                matmul::linear_weight_gradient_workspace(rows, inner, columns) * size_of::<f32>()
+            }
+            Target::Reference | Target::Cuda => 0,
+        }
     }
 
     fn accumulating(&self) -> Option<Box<dyn Op>> {
@@ -158,10 +162,10 @@ impl Op for ColumnSum {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let columns = args.input_types[0].shape.columns();
-        let dy = args.inputs.f32(0);
+        let shape = args.input_types[0].shape;
+        let dy = Rows::new(args.inputs.f32(0), shape.rows(), shape.columns());
         let [db] = args.outputs.f32();
-        sum_columns(dy, columns, db);
+        reduce::column_sums(dy, db, false, args.workspace);
     }
 
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -171,27 +175,14 @@ impl Op for ColumnSum {
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
         Cost::streaming(inputs[0].numel() as f64, inputs, outputs)
     }
-}
 
-/// Sums the rows of `matrix` [.., columns] into `sums` [columns], row by row: each task takes a band of columns.
-fn sum_columns(matrix: &[f32], columns: usize, sums: &mut [f32]) {
-    sums.par_chunks_mut(COLUMNS_PER_TASK)
-        .enumerate()
-        .for_each(|(task, sums)| {
-            let first = task * COLUMNS_PER_TASK;
-            sums.fill(0.0);
-            // Sums of 64 rows at a time are added up, which keeps the error of long columns small.
-            let mut partial = [0.0; COLUMNS_PER_TASK];
-            for rows in matrix.chunks(64 * columns) {
-                partial.fill(0.0);
-                for row in rows.chunks_exact(columns) {
-                    for (sum, x) in partial.iter_mut().zip(&row[first..first + sums.len()]) {
-                        *sum += x;
-                    }
-                }
-                for (sum, partial) in sums.iter_mut().zip(&partial) {
-                    *sum += partial;
-                }
+    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], target: Target) -> usize {
+        let (rows, columns) = (inputs[0].shape.rows(), inputs[0].shape.columns());
+        match target {
+            Target::Cpu { .. } => {
+                reduce::sum_over_rows_workspace(rows, columns, columns) * size_of::<f32>()
             }
-        });
+            Target::Reference | Target::Cuda => 0,
+        }
+    }
 }

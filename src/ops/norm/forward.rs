@@ -6,6 +6,7 @@ use super::Kind;
 use super::gradient::NormGradient;
 use super::kernel;
 use crate::error::Result;
+use crate::executor::cpu::simd::dispatch;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Value};
 use crate::tensor::TensorType;
@@ -110,7 +111,13 @@ impl Op for Norm {
                 .enumerate()
                 .for_each(|(task, (y, statistics))| {
                     let x = x.map(|x| &x[task * chunk..][..y.len()]);
-                    kernel::forward(self.kind, x, y, statistics, scale);
+                    dispatch(kernel::Forward {
+                        kind: self.kind,
+                        x,
+                        y,
+                        statistics,
+                        scale,
+                    });
                 });
             return;
         }
@@ -127,7 +134,13 @@ impl Op for Norm {
                 let x = x.map(|x| &x[task * chunk..][..sum.len()]);
                 let residual = residual.map(|r| &r[task * chunk..][..sum.len()]);
                 kernel::add(sum, x, residual);
-                kernel::forward(self.kind, Some(sum), y, statistics, scale);
+                dispatch(kernel::Forward {
+                    kind: self.kind,
+                    x: Some(sum),
+                    y,
+                    statistics,
+                    scale,
+                });
             });
     }
 

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::{Kind, kernel};
 use crate::error::Result;
+use crate::executor::cpu::simd::dispatch;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
 use crate::tape::{Backward, Cost, CpuArgs, Op, Output, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
@@ -118,9 +119,17 @@ impl Op for NormGradient {
                 Some(Some(sum)) => kernel::Sum::From(&sum[first..][..dx.len()]),
             };
             let statistics = &statistics[2 * task * rows..][..2 * dx.len() / columns];
-            let (dy, x) = (&dy[first..][..dx.len()], &x[first..][..dx.len()]);
             partial.fill(0.0);
-            kernel::backward(self.kind, (dy, x, weight, statistics), sum, dx, partial);
+            dispatch(kernel::Backward {
+                kind: self.kind,
+                dy: &dy[first..][..dx.len()],
+                x: &x[first..][..dx.len()],
+                weight,
+                statistics,
+                sum,
+                dx,
+                partial,
+            });
         };
         if chunk == 0 {
             return;

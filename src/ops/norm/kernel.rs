@@ -1,7 +1,9 @@
 //! The row kernels of the processor. Sums run in sixteen lanes in index order, then over the lanes, then the rest: the
-//! same bits on every machine and for any number of threads.
+//! same bits on every machine and for any number of threads. The loops are plain; run through
+//! [`dispatch`](crate::executor::cpu::simd::dispatch) they are compiled for the widest vectors the machine has.
 
 use super::Kind;
+use crate::executor::cpu::simd::{Simd, Task};
 
 /// Lanes of a sum.
 const LANES: usize = 16;
@@ -45,91 +47,135 @@ pub(super) fn add(sum: &mut [f32], a: Option<&[f32]>, b: Option<&[f32]>) {
     }
 }
 
-/// y and (mean, reciprocal deviation) of whole rows x, which lie in y's place where absent.
-pub(super) fn forward(
-    kind: Kind,
-    x: Option<&[f32]>,
-    y: &mut [f32],
-    statistics: &mut [f32],
-    scale: Scale<'_>,
-) {
-    let columns = scale.weight.len();
-    for (row, (y, statistics)) in y
-        .chunks_exact_mut(columns)
-        .zip(statistics.chunks_exact_mut(2))
-        .enumerate()
-    {
-        let x = x.map(|x| &x[row * columns..][..columns]);
-        let (mean, reciprocal) = moments(kind, x.unwrap_or(y), scale.epsilon);
-        statistics.copy_from_slice(&[mean, reciprocal]);
-        match x {
-            Some(x) => y.copy_from_slice(x),
-            None => {}
-        }
-        match scale.bias {
-            Some(bias) => {
-                for ((y, weight), bias) in y.iter_mut().zip(scale.weight).zip(bias) {
-                    *y = (*y - mean) * reciprocal * weight + bias;
-                }
+/// Whole rows to normalise.
+pub(super) struct Forward<'a> {
+    pub kind: Kind,
+    /// [rows, C]; in y's place where absent.
+    pub x: Option<&'a [f32]>,
+    /// [rows, C].
+    pub y: &'a mut [f32],
+    /// [rows, 2]: receives mean and reciprocal deviation.
+    pub statistics: &'a mut [f32],
+    pub scale: Scale<'a>,
+}
+
+impl Task for Forward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) {
+        let Forward {
+            kind,
+            x,
+            y,
+            statistics,
+            scale,
+        } = self;
+        let columns = scale.weight.len();
+        for (row, (y, statistics)) in y
+            .chunks_exact_mut(columns)
+            .zip(statistics.chunks_exact_mut(2))
+            .enumerate()
+        {
+            let x = x.map(|x| &x[row * columns..][..columns]);
+            let (mean, reciprocal) = moments(kind, x.unwrap_or(y), scale.epsilon);
+            statistics.copy_from_slice(&[mean, reciprocal]);
+            if let Some(x) = x {
+                y.copy_from_slice(x);
             }
-            None => {
-                for (y, weight) in y.iter_mut().zip(scale.weight) {
-                    *y = (*y - mean) * reciprocal * weight;
+            match scale.bias {
+                Some(bias) => {
+                    for ((y, weight), bias) in y.iter_mut().zip(scale.weight).zip(bias) {
+                        *y = (*y - mean) * reciprocal * weight + bias;
+                    }
+                }
+                None => {
+                    for (y, weight) in y.iter_mut().zip(scale.weight) {
+                        *y = (*y - mean) * reciprocal * weight;
+                    }
                 }
             }
         }
     }
 }
 
-/// dx, and dweight and dbias added to `partial` [2·C], [C] or nothing, of whole rows (dy, x, weight, statistics).
-pub(super) fn backward(
-    kind: Kind,
-    (dy, x, weight, statistics): (&[f32], &[f32], &[f32], &[f32]),
-    sum: Sum<'_>,
-    dx: &mut [f32],
-    partial: &mut [f32],
-) {
-    let columns = weight.len();
-    let (dweight, dbias) = partial.split_at_mut(columns.min(partial.len()));
-    for (row, (dx, statistics)) in dx
-        .chunks_exact_mut(columns)
-        .zip(statistics.chunks_exact(2))
-        .enumerate()
-    {
-        let dy = &dy[row * columns..][..columns];
-        let x = &x[row * columns..][..columns];
-        let (mean, reciprocal) = (statistics[0], statistics[1]);
-        let (sum_g, sum_gd) = gradient_sums(dy, x, weight, mean);
-        for ((dweight, dy), x) in dweight.iter_mut().zip(dy).zip(x) {
-            *dweight += dy * ((x - mean) * reciprocal);
-        }
-        for (dbias, dy) in dbias.iter_mut().zip(dy) {
-            *dbias += dy;
-        }
-        let mean_g = match kind {
-            Kind::Layer => sum_g / columns as f32,
-            Kind::Rms => 0.0,
-        };
-        // h·mean(g ⊙ h) = (x − μ)·r²·mean(g ⊙ (x − μ)).
-        let slope = reciprocal * reciprocal * (sum_gd / columns as f32);
-        let dx_of =
-            |dy: f32, x: f32, weight: f32| reciprocal * (dy * weight - mean_g - (x - mean) * slope);
-        let row_of = dy.iter().zip(x).zip(weight);
-        match sum {
-            Sum::None => {
-                for (dx, ((dy, x), weight)) in dx.iter_mut().zip(row_of) {
-                    *dx = dx_of(*dy, *x, *weight);
-                }
+/// Whole rows to differentiate.
+pub(super) struct Backward<'a> {
+    pub kind: Kind,
+    /// [rows, C].
+    pub dy: &'a [f32],
+    /// [rows, C].
+    pub x: &'a [f32],
+    /// [C].
+    pub weight: &'a [f32],
+    /// [rows, 2].
+    pub statistics: &'a [f32],
+    /// What dx is added to.
+    pub sum: Sum<'a>,
+    /// [rows, C].
+    pub dx: &'a mut [f32],
+    /// dweight [C] and dbias [C], dweight alone or nothing: added to.
+    pub partial: &'a mut [f32],
+}
+
+impl Task for Backward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) {
+        let Backward {
+            kind,
+            dy,
+            x,
+            weight,
+            statistics,
+            sum,
+            dx,
+            partial,
+        } = self;
+        let columns = weight.len();
+        let (dweight, dbias) = partial.split_at_mut(columns.min(partial.len()));
+        for (row, (dx, statistics)) in dx
+            .chunks_exact_mut(columns)
+            .zip(statistics.chunks_exact(2))
+            .enumerate()
+        {
+            let dy = &dy[row * columns..][..columns];
+            let x = &x[row * columns..][..columns];
+            let (mean, reciprocal) = (statistics[0], statistics[1]);
+            let (sum_g, sum_gd) = gradient_sums(dy, x, weight, mean);
+            for ((dweight, dy), x) in dweight.iter_mut().zip(dy).zip(x) {
+                *dweight += dy * ((x - mean) * reciprocal);
             }
-            Sum::InPlace => {
-                for (dx, ((dy, x), weight)) in dx.iter_mut().zip(row_of) {
-                    *dx += dx_of(*dy, *x, *weight);
-                }
+            for (dbias, dy) in dbias.iter_mut().zip(dy) {
+                *dbias += dy;
             }
-            Sum::From(sum) => {
-                let sum = &sum[row * columns..][..columns];
-                for ((dx, sum), ((dy, x), weight)) in dx.iter_mut().zip(sum).zip(row_of) {
-                    *dx = sum + dx_of(*dy, *x, *weight);
+            let mean_g = match kind {
+                Kind::Layer => sum_g / columns as f32,
+                Kind::Rms => 0.0,
+            };
+            // h·mean(g ⊙ h) = (x − μ)·r²·mean(g ⊙ (x − μ)).
+            let slope = reciprocal * reciprocal * (sum_gd / columns as f32);
+            let dx_of = |dy: f32, x: f32, weight: f32| {
+                reciprocal * (dy * weight - mean_g - (x - mean) * slope)
+            };
+            let row_of = dy.iter().zip(x).zip(weight);
+            match sum {
+                Sum::None => {
+                    for (dx, ((dy, x), weight)) in dx.iter_mut().zip(row_of) {
+                        *dx = dx_of(*dy, *x, *weight);
+                    }
+                }
+                Sum::InPlace => {
+                    for (dx, ((dy, x), weight)) in dx.iter_mut().zip(row_of) {
+                        *dx += dx_of(*dy, *x, *weight);
+                    }
+                }
+                Sum::From(sum) => {
+                    let sum = &sum[row * columns..][..columns];
+                    for ((dx, sum), ((dy, x), weight)) in dx.iter_mut().zip(sum).zip(row_of) {
+                        *dx = sum + dx_of(*dy, *x, *weight);
+                    }
                 }
             }
         }
@@ -137,6 +183,7 @@ pub(super) fn backward(
 }
 
 /// Mean (zero for RMSNorm) and reciprocal deviation of a row.
+#[inline(always)]
 fn moments(kind: Kind, x: &[f32], epsilon: f32) -> (f32, f32) {
     let count = x.len() as f32;
     let mean = match kind {
@@ -162,6 +209,7 @@ fn lane_sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 }
 
 /// Σ dy·weight and Σ dy·weight·(x − mean) in lanes.
+#[inline(always)]
 fn gradient_sums(dy: &[f32], x: &[f32], weight: &[f32], mean: f32) -> (f32, f32) {
     let (dy_chunks, dy_rest) = dy.as_chunks::<LANES>();
     let (x_chunks, x_rest) = x.as_chunks::<LANES>();
@@ -183,6 +231,7 @@ fn gradient_sums(dy: &[f32], x: &[f32], weight: &[f32], mean: f32) -> (f32, f32)
 }
 
 /// The sum of the lanes: eight apart, then four, two, one.
+#[inline(always)]
 fn tree(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {

@@ -5,13 +5,10 @@ use rayon::prelude::*;
 use super::gradient::{ImageGradient, PatchEmbedGradient};
 use super::patches::Grid;
 use crate::error::{Error, Result};
-use crate::executor::cpu::product::{Operand, product};
+use crate::executor::cpu::matmul::{self, Epilogue, Residual, Rows, RowsMut};
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
-
-/// Patches that one task lays out and multiplies.
-const ROWS_PER_TASK: usize = 64;
 
 /// Inputs images, weight, then bias and position where present.
 #[derive(Clone, Copy, Debug)]
@@ -92,42 +89,33 @@ impl Op for PatchEmbed {
 
     fn cpu(&self, args: CpuArgs<'_>) {
         let grid = self.grid(args.input_types[0]);
-        let images = args.inputs.f32(0);
-        let weight = args.inputs.f32(1);
-        let bias = self.bias().map(|index| args.inputs.f32(index));
-        let position = self.position().map(|index| args.inputs.f32(index));
+        let (rows, pixels) = (grid.rows(), grid.pixels());
         let width = args.output_types[0].shape.columns();
+        let weight = Rows::new(args.inputs.f32(1), width, pixels);
+        let position = self.position().map(|index| args.inputs.f32(index));
+        let bias = self.bias().map(|index| args.inputs.f32(index));
+        let images = args.inputs.f32(0);
         let [y] = args.outputs.f32();
         if y.is_empty() {
             return;
         }
-        let pixels = grid.pixels();
-        let weight = Operand::new(weight, width, pixels).transposed();
-        let patches = &mut args.workspace[..grid.rows() * pixels];
-        (
-            y.par_chunks_mut(ROWS_PER_TASK * width),
-            patches.par_chunks_mut(ROWS_PER_TASK * pixels),
-        )
-            .into_par_iter()
-            .enumerate()
-            .for_each(|(task, (y, patches))| {
-                let first = task * ROWS_PER_TASK;
-                grid.gather(images, first, patches);
-                for (row, y) in y.chunks_exact_mut(width).enumerate() {
-                    match position {
-                        Some(position) => {
-                            let token = (first + row) % grid.tokens();
-                            y.copy_from_slice(&position[token * width..][..width]);
-                        }
-                        None => y.fill(0.0),
-                    }
-                    for (y, bias) in y.iter_mut().zip(bias.unwrap_or_default()) {
-                        *y += bias;
-                    }
-                }
-                let patches = Operand::new(patches, patches.len() / pixels, pixels);
-                product(patches, weight, y, true);
-            });
+        let (patches, workspace) = args.workspace.split_at_mut(rows * pixels);
+        grid.gather(images, patches);
+        if let Some(position) = position {
+            y.par_chunks_mut(position.len())
+                .for_each(|y| y.copy_from_slice(position));
+        }
+        let epilogue = Epilogue {
+            bias,
+            residual: match position {
+                Some(_) => Residual::InPlace,
+                None => Residual::None,
+            },
+            ..Epilogue::default()
+        };
+        let patches = Rows::new(patches, rows, pixels);
+        let y = RowsMut::new(y, rows, width);
+        matmul::linear(patches, weight, y, epilogue, workspace);
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -167,9 +155,13 @@ impl Op for PatchEmbed {
         )
     }
 
-    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], _target: Target) -> usize {
+    fn workspace(&self, inputs: &[TensorType], outputs: &[TensorType], target: Target) -> usize {
         let grid = self.grid(inputs[0]);
-        grid.rows() * grid.pixels() * size_of::<f32>()
+        let product = matmul::linear_workspace(grid.pixels(), outputs[0].shape.columns());
+        match target {
+            Target::Cpu { .. } => (grid.rows() * grid.pixels() + product) * size_of::<f32>(),
+            Target::Reference | Target::Cuda => 0,
+        }
     }
 
     fn is_matrix_product(&self) -> bool {

@@ -4,19 +4,13 @@ use rayon::prelude::*;
 
 use super::patches::Grid;
 use crate::error::{Error, Result};
-use crate::executor::cpu::product::{Operand, product};
+use crate::executor::cpu::matmul::{self, Rows, RowsMut};
 use crate::ops::shapes::{expect_float, expect_type};
 use crate::tape::{Backward, Cost, CpuArgs, Op, Output, ReferenceArgs, Target, Value};
 use crate::tensor::{Shape, TensorType};
 
-/// Patches that one task lays out.
-const ROWS_PER_TASK: usize = 64;
-
 /// Elements of a band of the positions that one task sums over the batch.
 const ELEMENTS_PER_TASK: usize = 1024;
-
-/// Rows of dweight that one task computes.
-const OUTPUTS_PER_TASK: usize = 32;
 
 /// Inputs dy [B, T, C], images [B, Ci, h, w], then the gradient [C, Ci·P·P] to add to; outputs dweight [C, Ci·P·P], then
 /// dbias [C] and dposition [T, C] where there are such.
@@ -104,52 +98,34 @@ impl Op for PatchEmbedGradient {
         let grid = self.grid(args.input_types[1].shape);
         let (dy, images) = (args.inputs.f32(0), args.inputs.f32(1));
         let sum = self.accumulates.then(|| args.inputs.f32_or_in_place(2));
-        let (width, pixels) = (args.input_types[0].shape.columns(), grid.pixels());
+        let (rows, pixels) = (grid.rows(), grid.pixels());
+        let width = args.input_types[0].shape.columns();
         let mut outputs = args.outputs.0.iter_mut().map(|output| match output {
             Output::F32(values) => &mut **values,
             Output::I32(_) => unreachable!("infer makes every output f32"),
         });
         let dweight = outputs.next().expect("dweight is always there");
-        if width == 0 || grid.rows() == 0 {
-            return;
+        let mut dbias = self.has_bias.then(|| outputs.next()).flatten();
+        if let Some(dbias) = &mut dbias {
+            // The product adds to both where it accumulates; only dweight has something to be added to.
+            dbias.fill(0.0);
         }
-        let (patches, sums) = args.workspace.split_at_mut(grid.rows() * pixels);
-        patches
-            .par_chunks_mut(ROWS_PER_TASK * pixels)
-            .enumerate()
-            .for_each(|(task, patches)| grid.gather(images, task * ROWS_PER_TASK, patches));
-        let patches = Operand::new(patches, grid.rows(), pixels);
-        let factor = Operand::new(dy, grid.rows(), width);
-        dweight
-            .par_chunks_mut(OUTPUTS_PER_TASK * pixels)
-            .enumerate()
-            .for_each(|(task, dweight)| {
-                let first = task * OUTPUTS_PER_TASK;
-                if let Some(Some(sum)) = sum {
-                    dweight.copy_from_slice(&sum[first * pixels..][..dweight.len()]);
-                }
-                let factor = factor.columns(first, dweight.len() / pixels);
-                product(factor.transposed(), patches, dweight, self.accumulates);
-            });
-        // The sum over the batch first: the bias's gradient is the sum of the position's over tokens.
-        let dbias = self.has_bias.then(|| outputs.next()).flatten();
-        let dposition = match self.has_position {
-            true => outputs.next(),
-            false => Some(&mut sums[..grid.tokens() * width]),
-        };
-        if let Some(dposition) = dposition
-            && (self.has_bias || self.has_position)
-        {
+        if let Some(dposition) = outputs.next() {
             sum_batch(dy, dposition);
-            if let Some(dbias) = dbias {
-                dbias.fill(0.0);
-                for row in dposition.chunks_exact(width) {
-                    for (dbias, x) in dbias.iter_mut().zip(row) {
-                        *dbias += x;
-                    }
-                }
-            }
         }
+        if let Some(Some(sum)) = sum {
+            dweight.copy_from_slice(sum);
+        }
+        let (patches, workspace) = args.workspace.split_at_mut(rows * pixels);
+        grid.gather(images, patches);
+        matmul::linear_weight_gradient(
+            Rows::new(dy, rows, width),
+            Rows::new(patches, rows, pixels),
+            RowsMut::new(dweight, width, pixels),
+            dbias,
+            self.accumulates,
+            workspace,
+        );
     }
 
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -166,10 +142,14 @@ impl Op for PatchEmbedGradient {
         if self.accumulates { &[(0, 2)] } else { &[] }
     }
 
-    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], _target: Target) -> usize {
-        let grid = self.grid(inputs[1].shape);
-        let sums = usize::from(!self.has_position) * grid.tokens() * inputs[0].shape.columns();
-        (grid.rows() * grid.pixels() + sums) * size_of::<f32>()
+    fn workspace(&self, inputs: &[TensorType], outputs: &[TensorType], target: Target) -> usize {
+        let (grid, width) = (self.grid(inputs[1].shape), outputs[0].shape.rows());
+        let (rows, pixels) = (grid.rows(), grid.pixels());
+        let product = matmul::linear_weight_gradient_workspace(rows, pixels, width);
+        match target {
+            Target::Cpu { .. } => (rows * pixels + product) * size_of::<f32>(),
+            Target::Reference | Target::Cuda => 0,
+        }
     }
 
     fn accumulating(&self) -> Option<Box<dyn Op>> {
@@ -250,38 +230,24 @@ impl Op for ImageGradient {
 
     fn cpu(&self, args: CpuArgs<'_>) {
         let grid = self.grid();
-        let (dy, weight) = (args.inputs.f32(0), args.inputs.f32(1));
+        let (rows, pixels) = (grid.rows(), grid.pixels());
+        let width = args.input_types[0].shape.columns();
+        let dy = Rows::new(args.inputs.f32(0), rows, width);
+        let weight = Rows::new(args.inputs.f32(1), width, pixels);
         let sum = self.accumulates.then(|| args.inputs.f32_or_in_place(2));
-        let (width, pixels) = (args.input_types[0].shape.columns(), grid.pixels());
         let [images] = args.outputs.f32();
-        let (rows, elements) = (grid.tokens(), grid.colours * grid.height * grid.width);
         if images.is_empty() {
             return;
         }
-        let weight = Operand::new(weight, width, pixels);
-        (
-            images.par_chunks_mut(elements),
-            args.workspace[..grid.rows() * pixels].par_chunks_mut(rows * pixels),
-        )
-            .into_par_iter()
-            .enumerate()
-            .for_each(|(sample, (image, patches))| {
-                match sum {
-                    Some(Some(sum)) => image.copy_from_slice(&sum[sample * elements..][..elements]),
-                    Some(None) => {}
-                    None => image.fill(0.0),
-                }
-                let dy = Operand::new(&dy[sample * rows * width..][..rows * width], rows, width);
-                product(dy, weight, patches, false);
-                for (row, patch) in patches.chunks_exact(pixels).enumerate() {
-                    let runs = grid.runs(row).zip(patch.chunks_exact(grid.patch));
-                    for (start, from) in runs {
-                        for (image, from) in image[start..].iter_mut().zip(from) {
-                            *image += from;
-                        }
-                    }
-                }
-            });
+        match sum {
+            Some(Some(sum)) => images.copy_from_slice(sum),
+            Some(None) => {}
+            None => images.fill(0.0),
+        }
+        let (patches, workspace) = args.workspace.split_at_mut(rows * pixels);
+        let target = RowsMut::new(patches, rows, pixels);
+        matmul::linear_input_gradient(dy, weight, target, false, None, workspace);
+        grid.scatter(patches, images);
     }
 
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -297,8 +263,13 @@ impl Op for ImageGradient {
         if self.accumulates { &[(0, 2)] } else { &[] }
     }
 
-    fn workspace(&self, _inputs: &[TensorType], _outputs: &[TensorType], _target: Target) -> usize {
-        self.grid().rows() * self.grid().pixels() * size_of::<f32>()
+    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], target: Target) -> usize {
+        let (grid, width) = (self.grid(), inputs[0].shape.columns());
+        let product = matmul::linear_input_gradient_workspace(grid.pixels(), width);
+        match target {
+            Target::Cpu { .. } => (grid.rows() * grid.pixels() + product) * size_of::<f32>(),
+            Target::Reference | Target::Cuda => 0,
+        }
     }
 
     fn accumulating(&self) -> Option<Box<dyn Op>> {

@@ -1,6 +1,11 @@
 //! Where the pixels of a patch lie.
 
+use rayon::prelude::*;
+
 use crate::tensor::Shape;
+
+/// Patches that one task lays out.
+const ROWS_PER_TASK: usize = 64;
 
 /// The grid of patches over images [B, Ci, h, w].
 #[derive(Clone, Copy, Debug)]
@@ -55,12 +60,37 @@ impl Grid {
         })
     }
 
-    /// Lays patches `first..` of all images out as rows of `to`, as many as fit.
-    pub fn gather(self, images: &[f32], first: usize, to: &mut [f32]) {
-        for (row, to) in to.chunks_exact_mut(self.pixels()).enumerate() {
-            for (start, to) in self.runs(first + row).zip(to.chunks_exact_mut(self.patch)) {
-                to.copy_from_slice(&images[start..][..self.patch]);
+    /// Lays the patches of all images out as the rows of `to` [B·T, Ci·P·P].
+    pub fn gather(self, images: &[f32], to: &mut [f32]) {
+        let chunk = ROWS_PER_TASK * self.pixels();
+        to.par_chunks_mut(chunk).enumerate().for_each(|(task, to)| {
+            for (row, to) in to.chunks_exact_mut(self.pixels()).enumerate() {
+                let runs = self.runs(task * ROWS_PER_TASK + row);
+                for (start, to) in runs.zip(to.chunks_exact_mut(self.patch)) {
+                    to.copy_from_slice(&images[start..][..self.patch]);
+                }
             }
-        }
+        });
+    }
+
+    /// Adds the rows of `patches` [B·T, Ci·P·P] to the pixels they came from.
+    pub fn scatter(self, patches: &[f32], images: &mut [f32]) {
+        let elements = self.colours * self.height * self.width;
+        images
+            .par_chunks_mut(elements)
+            .enumerate()
+            .for_each(|(sample, image)| {
+                for token in 0..self.tokens() {
+                    let row = sample * self.tokens() + token;
+                    let patch = &patches[row * self.pixels()..][..self.pixels()];
+                    let runs = self.runs(row).zip(patch.chunks_exact(self.patch));
+                    for (start, from) in runs {
+                        let to = &mut image[start - sample * elements..];
+                        for (to, from) in to.iter_mut().zip(from) {
+                            *to += from;
+                        }
+                    }
+                }
+            });
     }
 }

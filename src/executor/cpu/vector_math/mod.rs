@@ -160,33 +160,22 @@ pub fn swiglu(gate: &[f32], up: &[f32], y: &mut [f32]) {
     dispatch(Forward(gate, up, y));
 }
 
-/// dgate = dy · up · silu′(gate) and dup = dy · silu(gate), from one exponential. Panics where lengths differ.
-pub fn swiglu_gradient(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
-    struct Backward<'a>(
-        &'a [f32],
-        &'a [f32],
-        &'a [f32],
-        &'a mut [f32],
-        &'a mut [f32],
-    );
+/// gate ← dgate = dy · up · silu′(gate) and up ← dup = dy · silu(gate), from one exponential. Panics where lengths differ.
+pub fn swiglu_gradient(dy: &[f32], gate: &mut [f32], up: &mut [f32]) {
+    struct Backward<'a>(&'a [f32], &'a mut [f32], &'a mut [f32]);
     impl Task for Backward<'_> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
             for at in (0..self.0.len()).step_by(LANES) {
-                let (gate, up) = (load(simd, self.0, at), load(simd, self.1, at));
-                let dy = load(simd, self.2, at);
+                let dy = load(simd, self.0, at);
+                let (gate, up) = (load(simd, self.1, at), load(simd, self.2, at));
                 let (value, slope) = activation::Silu.both(simd, gate);
-                store(simd, self.3, at, simd.mul(simd.mul(dy, up), slope));
-                store(simd, self.4, at, simd.mul(dy, value));
+                store(simd, self.1, at, simd.mul(simd.mul(dy, up), slope));
+                store(simd, self.2, at, simd.mul(dy, value));
             }
         }
     }
-    let len = gate.len();
-    assert_eq!(
-        [up.len(), dy.len(), dgate.len(), dup.len()],
-        [len; 4],
-        "lengths"
-    );
-    dispatch(Backward(gate, up, dy, dgate, dup));
+    assert_eq!((dy.len(), dy.len()), (gate.len(), up.len()), "lengths");
+    dispatch(Backward(dy, gate, up));
 }
