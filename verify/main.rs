@@ -12,6 +12,7 @@ mod data_webdataset;
 mod harness;
 mod ops;
 mod plan;
+mod repo;
 mod simt;
 mod tasks_batches;
 mod tasks_eval_sets;

@@ -1,5 +1,6 @@
 //! `cargo tool`: the chores of this repository, runnable when the engine itself does not build.
 
+mod check;
 mod emoji;
 mod nvcc;
 mod palette;
@@ -7,6 +8,7 @@ mod palette;
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.first().map(String::as_str) {
+        Some("check") => check::run(&arguments[1..]),
         Some("emoji") => emoji::run(&arguments[1..]),
         Some("nvcc") => nvcc::run(&arguments[1..]),
         _ => {

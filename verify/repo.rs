@@ -1,0 +1,144 @@
+//! The repository keeps its own rules: every op has its cases, files stay readable, the README's commands exist.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Files below `folder` whose names end in `ending`.
+fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("the folder is part of the checkout") {
+            let path = entry.expect("a readable entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.to_string_lossy().ends_with(ending) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// What the ops share: no op of its own.
+const SHARED: [&str; 4] = ["mod", "rows", "shapes", "special"];
+
+/// Ops that only make sense inside another op's case.
+const PROVEN_ELSEWHERE: [(&str, &str); 1] = [("grad_norm", "adamw")];
+
+#[test]
+fn every_op_has_a_file_of_cases() {
+    let cases = root().join("verify/ops");
+    for entry in fs::read_dir(root().join("src/ops")).unwrap() {
+        let path = entry.unwrap().path();
+        let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
+        if SHARED.contains(&stem.as_str()) {
+            continue;
+        }
+        let proven = PROVEN_ELSEWHERE
+            .iter()
+            .find(|(op, _)| *op == stem)
+            .map_or(&*stem, |(_, by)| by);
+        assert!(
+            cases.join(format!("{proven}.rs")).exists() || cases.join(proven).is_dir(),
+            "src/ops/{stem} has no verify/ops/{proven}.rs"
+        );
+    }
+}
+
+#[test]
+fn no_source_file_hides_a_concept_behind_its_length() {
+    let mut long = Vec::new();
+    for folder in ["src", "verify", "tools", "build", "bench"] {
+        for path in files(&root().join(folder), ".rs") {
+            let lines = fs::read_to_string(&path).unwrap().lines().count();
+            if lines > 600 {
+                long.push(format!("{} ({lines} lines)", path.display()));
+            }
+        }
+    }
+    assert!(
+        long.is_empty(),
+        "split these by concept: {}",
+        long.join(", ")
+    );
+}
+
+#[test]
+fn no_check_is_switched_off_and_no_work_is_left_open() {
+    // Assembled, so that this file does not hold what it looks for.
+    let marks = [["#[ig", "nore"], ["to", "do!("], ["unimpl", "emented!("]].map(|m| m.concat());
+    for folder in ["src", "verify", "tools", "build", "bench"] {
+        for path in files(&root().join(folder), ".rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            for mark in &marks {
+                assert!(!text.contains(mark), "{} holds {mark}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_recipe_opens_with_source_expected_time_and_name() {
+    for path in files(&root().join("recipes"), ".toml") {
+        let text = fs::read_to_string(&path).unwrap();
+        for mark in ["# Source: ", "# Expected time: ", "\nname = "] {
+            assert!(text.contains(mark), "{} lacks {mark:?}", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_readmes_commands_exist() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let help = |arguments: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_keel"))
+            .args(arguments)
+            .arg("--help")
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "keel {} --help",
+            arguments.join(" ")
+        );
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let mut seen = 0;
+    for line in readme.lines() {
+        let line = line.trim();
+        let Some(rest) = line
+            .strip_prefix("cargo run --release -- ")
+            .or_else(|| line.strip_prefix("keel "))
+        else {
+            continue;
+        };
+        let words: Vec<&str> = rest
+            .split('#')
+            .next()
+            .unwrap_or(rest)
+            .split_whitespace()
+            .collect();
+        let Some((command, options)) = words.split_first() else {
+            continue;
+        };
+        let help = help(&[command]);
+        for option in options.iter().filter(|word| word.starts_with("--")) {
+            let option = option.split('=').next().unwrap_or(option);
+            assert!(
+                help.contains(option),
+                "keel {command} has no {option}: {line}"
+            );
+        }
+        seen += 1;
+    }
+    assert!(
+        seen >= 4,
+        "the README shows how to train, plan, evaluate and ask"
+    );
+}
