@@ -60,7 +60,7 @@ impl Op for LinearArgmax {
                 let first = lane * lane_rows;
                 head.supervised(first..first + next.len(), scratch, |rows, h, scratch| {
                     let mut best = [(f32::NEG_INFINITY, 0i32); TILE_ROWS];
-                    head.words(h, rows.len(), scratch, |z, words, _| {
+                    head.words(h, rows.len(), 0..head.v, scratch, |z, words, _| {
                         for (best, z) in best.iter_mut().zip(z.chunks(words.len())) {
                             for (word, z) in words.clone().zip(z) {
                                 if *z > best.0 {

@@ -1,7 +1,5 @@
 //! The gradients of the hidden states and of the output product, each from logits made again.
 
-use std::cell::Cell;
-
 use rayon::prelude::*;
 
 use super::tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
@@ -132,7 +130,7 @@ impl Op for HiddenGradient {
                 head.supervised(first..first + dh.len() / d, scratch, |rows, h, scratch| {
                     let (gradient, scratch) = scratch.split_at_mut(TILE_ROWS * d);
                     let gradient = &mut gradient[..rows.len() * d];
-                    head.words(h, rows.len(), scratch, |z, words, scratch| {
+                    head.words(h, rows.len(), 0..head.v, scratch, |z, words, scratch| {
                         softmax.differentiate(z, &words, rows, head.targets);
                         product(
                             1.0,
@@ -220,27 +218,19 @@ impl Op for WeightGradient {
                     Before::InPlace => {}
                 }
                 let own = first..first + dw.len() / d;
-                let dw = Cell::new(dw);
                 head.supervised(0..head.n, scratch, |rows, h, scratch| {
-                    head.tile(
-                        h,
-                        rows.len(),
-                        own.clone(),
-                        scratch,
-                        &mut |z, words, scratch| {
-                            softmax.differentiate(z, &words, rows, head.targets);
-                            let into = dw.take();
-                            product(
-                                1.0,
-                                Rows::new(z, rows.len(), words.len()).transposed(),
-                                Rows::new(h, rows.len(), d),
-                                1.0,
-                                RowsMut::new(into, words.len(), d),
-                                scratch,
-                            );
-                            dw.set(into);
-                        },
-                    );
+                    head.words(h, rows.len(), own.clone(), scratch, |z, words, scratch| {
+                        softmax.differentiate(z, &words, rows, head.targets);
+                        let place = (words.start - first) * d..(words.end - first) * d;
+                        product(
+                            1.0,
+                            Rows::new(z, rows.len(), words.len()).transposed(),
+                            Rows::new(h, rows.len(), d),
+                            1.0,
+                            RowsMut::new(&mut dw[place], words.len(), d),
+                            scratch,
+                        );
+                    });
                 });
             });
     }

@@ -146,7 +146,7 @@ impl Op for LinearCrossEntropy {
                     let mut top = [f32::NEG_INFINITY; TILE_ROWS];
                     let mut sum = [0.0f32; TILE_ROWS];
                     let mut own = [f32::NAN; TILE_ROWS];
-                    head.words(h, rows.len(), scratch, |z, words, _| {
+                    head.words(h, rows.len(), 0..head.v, scratch, |z, words, _| {
                         for (slot, z) in z.chunks(words.len()).enumerate() {
                             let most = z.iter().fold(top[slot], |m, z| m.max(*z));
                             let here: f32 = z.iter().map(|z| (z - most).exp()).sum();

@@ -8,6 +8,8 @@ use crate::tensor::TensorType;
 pub(super) const TILE_ROWS: usize = 128;
 /// Words of one tile.
 pub(super) const TILE_WORDS: usize = 256;
+/// Words whose weight gradient one lane owns, at the least: shorter products do not pay.
+const LEAST_WORDS: usize = 64;
 /// Runs of rows that are worked on side by side, whatever the threads.
 pub(super) const LANES: usize = 16;
 
@@ -26,8 +28,7 @@ pub(super) fn workspace_bytes(inputs: &[TensorType], target: Target) -> usize {
                 d: inputs[0].shape.columns(),
                 v: inputs[1].shape.rows(),
             };
-            let lanes = LANES.max(head.v.div_ceil(head.lane_words()));
-            (head.n + lanes * head.scratch()) * size_of::<f32>()
+            (head.n + LANES * head.scratch()) * size_of::<f32>()
         }
         _ => 0,
     }
@@ -75,10 +76,7 @@ impl<'a> Head<'a> {
 
     /// Words whose weight gradient one lane owns.
     pub(super) fn lane_words(&self) -> usize {
-        self.v
-            .div_ceil(LANES)
-            .next_multiple_of(16)
-            .clamp(16, TILE_WORDS)
+        self.v.div_ceil(LANES).next_multiple_of(16).max(LEAST_WORDS)
     }
 
     /// Gathers the supervised rows of a range, up to [`TILE_ROWS`] at a time, and calls `visit(rows, h, scratch)`.
@@ -106,38 +104,28 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// Calls `visit(logits [rows, words], words, scratch)` for every run of words, in rising order.
+    /// Calls `visit(logits [rows, words], words, scratch)` for every run of the words in `range`, in rising order.
     pub(super) fn words(
         &self,
         h: &[f32],
         rows: usize,
+        range: std::ops::Range<usize>,
         scratch: &mut [f32],
         mut visit: impl FnMut(&mut [f32], std::ops::Range<usize>, &mut [f32]),
     ) {
-        for first in (0..self.v).step_by(TILE_WORDS) {
-            let words = first..self.v.min(first + TILE_WORDS);
-            self.tile(h, rows, words, scratch, &mut visit);
-        }
-    }
-
-    pub(super) fn tile(
-        &self,
-        h: &[f32],
-        rows: usize,
-        words: std::ops::Range<usize>,
-        scratch: &mut [f32],
-        visit: &mut impl FnMut(&mut [f32], std::ops::Range<usize>, &mut [f32]),
-    ) {
         let (tile, scratch) = scratch.split_at_mut(TILE_ROWS * TILE_WORDS);
-        let tile = &mut tile[..rows * words.len()];
-        product(
-            1.0,
-            Rows::new(h, rows, self.d),
-            Rows::new(&self.w[words.start * self.d..], words.len(), self.d).transposed(),
-            0.0,
-            RowsMut::new(tile, rows, words.len()),
-            scratch,
-        );
-        visit(tile, words, scratch);
+        for first in range.clone().step_by(TILE_WORDS) {
+            let words = first..range.end.min(first + TILE_WORDS);
+            let tile = &mut tile[..rows * words.len()];
+            product(
+                1.0,
+                Rows::new(h, rows, self.d),
+                Rows::new(&self.w[words.start * self.d..], words.len(), self.d).transposed(),
+                0.0,
+                RowsMut::new(tile, rows, words.len()),
+                scratch,
+            );
+            visit(tile, words, scratch);
+        }
     }
 }
