@@ -154,6 +154,9 @@ pub struct Stage {
     /// How supervised tokens are weighted.
     #[serde(default = "square")]
     pub token_weighting: TokenWeighting,
+    /// How strongly pictures are varied: 0 not at all, 1 fully.
+    #[serde(default = "one")]
+    pub augmentation: f32,
     /// Modules that start this stage from fresh values.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fresh: Vec<String>,
@@ -431,6 +434,12 @@ impl Recipe {
             stage.contrastive >= 0.0,
             "0 or above",
             stage.contrastive,
+        )?;
+        require(
+            "augmentation",
+            (0.0..=1.0).contains(&stage.augmentation),
+            "between 0 and 1",
+            stage.augmentation,
         )?;
         require(
             "next_token",

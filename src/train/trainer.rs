@@ -305,7 +305,7 @@ impl Trainer {
                     TokenWeighting::Sample => Weighting::Sample,
                     TokenWeighting::Square => Weighting::Square,
                 },
-                augmentation: Augmentation::TRAINING,
+                augmentation: Augmentation::of_strength(stage.augmentation),
                 contrastive: stage.contrastive > 0.0,
             },
         )
