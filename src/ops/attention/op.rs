@@ -99,6 +99,10 @@ impl Op for Attention {
         let flops = self.geometry(inputs).pairs() * (4 * self.heads.dim) as f64;
         Cost::streaming(flops, inputs, outputs)
     }
+
+    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], target: Target) -> usize {
+        cpu::forward_workspace(&self.geometry(inputs), target)
+    }
 }
 
 impl Op for AttentionBackward {

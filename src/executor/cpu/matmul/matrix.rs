@@ -153,6 +153,49 @@ impl<'a> RowsMut<'a> {
         }
     }
 
+    /// Rows `..at` and the rest.
+    pub fn split_at_row(self, at: usize) -> (RowsMut<'a>, RowsMut<'a>) {
+        assert!(at <= self.rows, "row {at} of {}", self.rows);
+        let rest = RowsMut {
+            start: self.start.wrapping_add(at * self.stride),
+            rows: self.rows - at,
+            ..self
+        };
+        (RowsMut { rows: at, ..self }, rest)
+    }
+
+    /// Columns `..at` and the rest.
+    pub fn split_at_column(self, at: usize) -> (RowsMut<'a>, RowsMut<'a>) {
+        assert!(at <= self.width, "column {at} of {}", self.width);
+        let rest = RowsMut {
+            start: self.start.wrapping_add(at),
+            width: self.width - at,
+            ..self
+        };
+        (RowsMut { width: at, ..self }, rest)
+    }
+
+    /// `rows` rows from `row` and `width` columns from `column`, for a shorter time.
+    pub fn part(
+        &mut self,
+        (row, rows): (usize, usize),
+        (column, width): (usize, usize),
+    ) -> RowsMut<'_> {
+        assert!(
+            row + rows <= self.rows && column + width <= self.width,
+            "rows {row}+{rows} of {} and columns {column}+{width} of {}",
+            self.rows,
+            self.width
+        );
+        RowsMut {
+            start: self.start.wrapping_add(row * self.stride + column),
+            rows,
+            width,
+            stride: self.stride,
+            borrow: PhantomData,
+        }
+    }
+
     /// The same view, read-only.
     pub fn as_rows(&self) -> Rows<'_> {
         Rows {
