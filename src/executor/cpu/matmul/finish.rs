@@ -105,10 +105,9 @@ impl Finish {
         }
     }
 
-    /// Whether the product may go to the output directly, adding to it where `Some(1.0)`.
+    /// Whether product and bias may go to the output directly, adding to it where `Some(1.0)`.
     pub fn beta(&self) -> Option<f32> {
-        let bare = self.bias.is_none()
-            && self.pre_activation.is_none()
+        let bare = self.pre_activation.is_none()
             && self.activation.is_none()
             && self.scale.is_none()
             && self.slope.is_none();
@@ -117,6 +116,31 @@ impl Finish {
             None => Some(0.0),
             Some(plane) if plane.start == self.output.start => Some(1.0),
             Some(_) => None,
+        }
+    }
+}
+
+impl Finish {
+    /// Asks for a tile of everything the epilogue reads and writes, before the product that takes long enough for it to
+    /// arrive: rows of a tile are too short and too far apart for the processor to see them coming.
+    #[inline(always)]
+    pub fn prefetch<S: Simd>(
+        &self,
+        simd: S,
+        (row, rows): (usize, usize),
+        (column, columns): (usize, usize),
+    ) {
+        let argument = self.slope.map(|(_, plane)| plane);
+        let residual = self
+            .residual
+            .filter(|plane| plane.start != self.output.start);
+        for plane in [Some(self.output), self.pre_activation, residual, argument] {
+            let Some(plane) = plane else { continue };
+            for r in row..row + rows {
+                for c in (column..column + columns).step_by(LANES) {
+                    simd.prefetch(plane.at(r, c));
+                }
+            }
         }
     }
 }
@@ -134,36 +158,40 @@ pub(super) struct FinishTile<'a> {
     pub columns: usize,
 }
 
-impl FinishTile<'_> {
-    /// Calls `each` on every vector: simd, row, column, lanes, product.
-    #[inline(always)]
-    fn walk<S: Simd>(&self, simd: S, each: impl Fn(usize, usize, usize, S::Vector)) {
-        for r in 0..self.rows {
-            for c in (0..self.columns).step_by(LANES) {
-                let count = (self.columns - c).min(LANES);
-                let from = self.products.wrapping_add(r * self.products_stride + c);
-                // SAFETY: the products hold whole vectors for every row and column of the tile.
-                let product = unsafe { simd.load(from) };
-                each(self.row + r, self.column + c, count, product);
-            }
-        }
-    }
+/// No activation.
+#[derive(Clone, Copy)]
+struct Identity;
 
+impl Curve for Identity {
     #[inline(always)]
-    fn forward<S: Simd>(&self, simd: S, curve: impl Fn(S::Vector) -> S::Vector) {
+    fn value<S: Simd>(self, _simd: S, x: S::Vector) -> S::Vector {
+        x
+    }
+    #[inline(always)]
+    fn slope<S: Simd>(self, simd: S, _x: S::Vector) -> S::Vector {
+        simd.splat(1.0)
+    }
+}
+
+impl FinishTile<'_> {
+    #[inline(always)]
+    fn forward<S: Simd, C: Curve>(&self, simd: S, curve: C) {
         let f = self.finish;
-        self.walk(simd, |row, column, count, product| {
-            // SAFETY: `rows_times_panels` checked that every matrix and vector of the epilogue covers the output's
-            // shape, and `count` lanes from `column` lie inside it; the tile belongs to this task alone.
+        for (r, c) in self.vectors() {
+            let (row, column) = (self.row + r, self.column + c);
+            let count = (self.columns - c).min(LANES);
+            // SAFETY: the products hold whole vectors for every row and column of the tile. `linear` checked that every
+            // matrix and vector of the epilogue covers the output's shape, and `count` lanes from `column` lie inside
+            // it; the tile belongs to this task alone.
             unsafe {
-                let mut x = product;
+                let mut x = simd.load(self.products.add(r * self.products_stride + c));
                 if let Some(bias) = f.bias {
                     x = simd.add(x, get(simd, bias.add(column), count));
                 }
                 if let Some(plane) = f.pre_activation {
                     put(simd, plane.at(row, column), count, x);
                 }
-                x = curve(x);
+                x = curve.value(simd, x);
                 match (f.scale, f.residual) {
                     (None, None) => {}
                     (Some(scale), None) => x = simd.mul(get(simd, scale.add(column), count), x),
@@ -175,24 +203,33 @@ impl FinishTile<'_> {
                 }
                 put(simd, f.output.at(row, column), count, x);
             }
-        });
+        }
     }
 
     #[inline(always)]
     fn backward<S: Simd, C: Curve>(&self, simd: S, curve: C, argument: Plane) {
         let f = self.finish;
-        self.walk(simd, |row, column, count, product| {
-            // SAFETY: as in `forward`.
+        for (r, c) in self.vectors() {
+            let (row, column) = (self.row + r, self.column + c);
+            let count = (self.columns - c).min(LANES);
+            // SAFETY: as in `forward`, checked by `linear_input_gradient`.
             unsafe {
-                let z = get(simd, argument.at(row, column), count);
-                let slope = curve.slope(simd, z);
+                let product = simd.load(self.products.add(r * self.products_stride + c));
+                let slope = curve.slope(simd, get(simd, argument.at(row, column), count));
                 let x = match f.residual {
                     None => simd.mul(product, slope),
                     Some(r) => simd.mul_add(product, slope, get(simd, r.at(row, column), count)),
                 };
                 put(simd, f.output.at(row, column), count, x);
             }
-        });
+        }
+    }
+
+    /// Row and first column of every vector of the tile, counted from its corner.
+    #[inline(always)]
+    fn vectors(&self) -> impl Iterator<Item = (usize, usize)> {
+        let columns = self.columns;
+        (0..self.rows).flat_map(move |r| (0..columns).step_by(LANES).map(move |c| (r, c)))
     }
 }
 
@@ -206,9 +243,9 @@ impl Task for FinishTile<'_> {
                 with_curve!(activation, curve => self.backward(simd, curve, argument));
             }
             (None, Some(activation)) => {
-                with_curve!(activation, curve => self.forward(simd, |x| curve.value(simd, x)));
+                with_curve!(activation, curve => self.forward(simd, curve));
             }
-            (None, None) => self.forward(simd, |x| x),
+            (None, None) => self.forward(simd, Identity),
         }
     }
 }

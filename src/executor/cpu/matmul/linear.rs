@@ -245,6 +245,7 @@ impl Task for Block<'_> {
             let packed = unsafe { panels.part(panel * depth * width, depth * width) };
             for row in (self.row..self.row + self.rows).step_by(self.tile_rows) {
                 let rows = self.tile_rows.min(self.row + self.rows - row);
+                finish.prefetch(simd, (row, rows), (column, count));
                 let tile = Tile {
                     depth,
                     a: a.start.wrapping_add(row * a.stride),
@@ -258,6 +259,7 @@ impl Task for Block<'_> {
                     columns: count,
                     alpha: 1.0,
                     beta: 0.0,
+                    bias: None,
                 };
                 // SAFETY: the rows lie inside A and the panel holds `depth` whole rows; C is the scratch, or the
                 // output's tile, which belongs to this task alone.
@@ -267,6 +269,7 @@ impl Task for Block<'_> {
                             c: finish.output.at(row, column),
                             c_row: finish.output.stride(),
                             beta,
+                            bias: finish.bias.map(|bias| bias.wrapping_add(column)),
                             ..tile
                         }
                         .compute(simd),

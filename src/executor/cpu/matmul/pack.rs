@@ -21,6 +21,18 @@ pub(super) unsafe fn panel<S: Simd>(
     let stride = b.rows.stride;
     if !b.transposed {
         let start = b.rows.start.wrapping_add(row * stride + column);
+        if count == width && width == S::TILE_VECTORS * LANES {
+            for k in 0..depth {
+                for v in 0..S::TILE_VECTORS {
+                    // SAFETY: `width` lanes lie inside row `row + k` of B and inside the panel's row.
+                    unsafe {
+                        let x = simd.load(start.add(k * stride + v * LANES));
+                        simd.store(panel.add(k * width + v * LANES), x);
+                    }
+                }
+            }
+            return;
+        }
         for k in 0..depth {
             for first in (0..width).step_by(LANES) {
                 let present = count.saturating_sub(first).min(LANES);

@@ -105,6 +105,7 @@ impl Task for Product<'_, '_> {
                     columns,
                     alpha,
                     beta,
+                    bias: None,
                 };
                 // SAFETY: the tile lies inside A and C; B's rows hold whole vectors here, or the panel does.
                 unsafe { tile.compute(simd) };

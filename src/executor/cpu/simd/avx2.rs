@@ -103,6 +103,57 @@ unsafe fn power(n: __m256i) -> __m256 {
     }
 }
 
+/// Eight lanes of [`Simd::scale`].
+///
+/// # Safety
+/// 1. The machine has AVX2.
+#[inline(always)]
+unsafe fn scale8(x: __m256, n: __m256) -> __m256 {
+    // SAFETY: the caller vouches for AVX2.
+    unsafe {
+        let n = _mm256_cvtps_epi32(n);
+        let half = _mm256_srai_epi32::<1>(n);
+        _mm256_mul_ps(
+            _mm256_mul_ps(x, power(half)),
+            power(_mm256_sub_epi32(n, half)),
+        )
+    }
+}
+
+/// Eight lanes of [`Simd::split`].
+///
+/// # Safety
+/// 1. The machine has AVX2.
+#[inline(always)]
+unsafe fn split8(x: __m256) -> (__m256, __m256) {
+    // SAFETY: the caller vouches for AVX2.
+    unsafe {
+        let small = _mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_set1_ps(f32::MIN_POSITIVE));
+        let lifted = _mm256_mul_ps(x, _mm256_set1_ps(16777216.0));
+        let bits = _mm256_castps_si256(_mm256_blendv_ps(x, lifted, small));
+        let biased = _mm256_cvtepi32_ps(_mm256_srli_epi32::<23>(bits));
+        let bias = _mm256_blendv_ps(_mm256_set1_ps(127.0), _mm256_set1_ps(151.0), small);
+        let mantissa = _mm256_or_si256(
+            _mm256_and_si256(bits, _mm256_set1_epi32(0x007f_ffff)),
+            _mm256_set1_epi32(0x3f80_0000),
+        );
+        (_mm256_castsi256_ps(mantissa), _mm256_sub_ps(biased, bias))
+    }
+}
+
+/// Eight lanes of [`Simd::copy_sign`].
+///
+/// # Safety
+/// 1. The machine has AVX2.
+#[inline(always)]
+unsafe fn copy_sign8(magnitude: __m256, sign: __m256) -> __m256 {
+    // SAFETY: the caller vouches for AVX2.
+    unsafe {
+        let bit = _mm256_set1_ps(-0.0);
+        _mm256_or_ps(_mm256_andnot_ps(bit, magnitude), _mm256_and_ps(bit, sign))
+    }
+}
+
 type Pair = [__m256; 2];
 
 impl Simd for Avx2 {
@@ -153,6 +204,11 @@ impl Simd for Avx2 {
             _mm256_maskstore_ps(to, mask[0], x[0]);
             _mm256_maskstore_ps(to.wrapping_add(8), mask[1], x[1]);
         }
+    }
+    #[inline(always)]
+    fn prefetch(self, address: *const f32) {
+        // SAFETY: a prefetch of any address is harmless; every x86-64 has the instruction.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
     #[inline(always)]
     unsafe fn transpose(
@@ -243,15 +299,10 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn copy_sign(self, magnitude: Pair, sign: Pair) -> Pair {
-        instructions!({
-            let bit = _mm256_set1_ps(-0.0);
-            [0, 1].map(|i| {
-                _mm256_or_ps(
-                    _mm256_andnot_ps(bit, magnitude[i]),
-                    _mm256_and_ps(bit, sign[i]),
-                )
-            })
-        })
+        instructions!([
+            copy_sign8(magnitude[0], sign[0]),
+            copy_sign8(magnitude[1], sign[1])
+        ])
     }
     #[inline(always)]
     fn round(self, x: Pair) -> Pair {
@@ -263,34 +314,12 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn scale(self, x: Pair, n: Pair) -> Pair {
         // Two factors, because 2ⁿ alone may be no normal number; the first product is exact for the callers' x.
-        instructions!({
-            let one = |x, n| {
-                let n = _mm256_cvtps_epi32(n);
-                let half = _mm256_srai_epi32::<1>(n);
-                _mm256_mul_ps(
-                    _mm256_mul_ps(x, power(half)),
-                    power(_mm256_sub_epi32(n, half)),
-                )
-            };
-            [one(x[0], n[0]), one(x[1], n[1])]
-        })
+        instructions!([scale8(x[0], n[0]), scale8(x[1], n[1])])
     }
     #[inline(always)]
     fn split(self, x: Pair) -> (Pair, Pair) {
         instructions!({
-            let one = |x: __m256| {
-                let small = _mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_set1_ps(f32::MIN_POSITIVE));
-                let lifted = _mm256_mul_ps(x, _mm256_set1_ps(16777216.0));
-                let bits = _mm256_castps_si256(_mm256_blendv_ps(x, lifted, small));
-                let biased = _mm256_cvtepi32_ps(_mm256_srli_epi32::<23>(bits));
-                let bias = _mm256_blendv_ps(_mm256_set1_ps(127.0), _mm256_set1_ps(151.0), small);
-                let mantissa = _mm256_or_si256(
-                    _mm256_and_si256(bits, _mm256_set1_epi32(0x007f_ffff)),
-                    _mm256_set1_epi32(0x3f80_0000),
-                );
-                (_mm256_castsi256_ps(mantissa), _mm256_sub_ps(biased, bias))
-            };
-            let (low, high) = (one(x[0]), one(x[1]));
+            let (low, high) = (split8(x[0]), split8(x[1]));
             ([low.0, high.0], [low.1, high.1])
         })
     }

@@ -74,6 +74,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_mask_storeu_ps(to, first(count), x) }
     }
     #[inline(always)]
+    fn prefetch(self, address: *const f32) {
+        // SAFETY: a prefetch of any address is harmless; every x86-64 has the instruction.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+    #[inline(always)]
     unsafe fn transpose(
         self,
         from: *const f32,

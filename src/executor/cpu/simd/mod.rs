@@ -62,6 +62,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// 1. `to..to + count` is writable; 2. `count <= 16`.
     unsafe fn store_first(self, to: *mut f32, count: usize, x: Self::Vector);
+    /// Asks for the cache line at `address`, for a use soon but not next. Any address will do.
+    fn prefetch(self, address: *const f32);
     /// Writes the transpose of a 16 × 16 block.
     ///
     /// # Safety
@@ -108,7 +110,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn largest(self, x: Self::Vector) -> f32;
 }
 
-/// Work that can run on any path; implementations are `#[inline(always)]`, so that they take on the path's features.
+/// Work that can run on any path.
+///
+/// `run` and everything it calls with `simd` must be `#[inline(always)]`: only what is inlined takes on the path's
+/// instructions. So no closures around vector code: where the compiler keeps one out of line, every instruction in it
+/// becomes a function call. [`Simd::call`] is the door to a further function of its own.
 pub trait Task {
     /// What the work returns.
     type Output;

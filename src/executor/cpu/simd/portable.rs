@@ -91,6 +91,8 @@ impl Simd for Portable {
         }
     }
     #[inline(always)]
+    fn prefetch(self, _address: *const f32) {}
+    #[inline(always)]
     unsafe fn transpose(
         self,
         from: *const f32,

@@ -168,18 +168,24 @@ pub fn sine_cosine<S: Simd>(simd: S, x: S::Vector) -> (S::Vector, S::Vector) {
     // The quadrant n mod 4 from halves: odd quadrants swap, quadrants 2 and 3 negate the sine, 1 and 2 the cosine.
     let half = simd.mul(n, simd.splat(0.5));
     let even = simd.equal(simd.round(half), half);
-    let quadrant = |shift: f32| {
-        // In [0, 4) for n + shift; negative where the quadrant of n + shift is 2 or 3.
-        let m = simd.add(n, simd.splat(shift));
-        let quarter = simd.mul(m, simd.splat(0.25));
-        let down = simd.round(simd.sub(quarter, simd.splat(0.375)));
-        simd.sub(simd.splat(1.5), simd.neg_mul_add(simd.splat(4.0), down, m))
-    };
-    let zero = simd.splat(0.0);
     let sine_of = simd.select(even, sine, cosine);
     let cosine_of = simd.select(even, cosine, sine);
-    let flip = |v, sign| simd.select(simd.less(sign, zero), simd.sub(zero, v), v);
-    (flip(sine_of, quadrant(0.0)), flip(cosine_of, quadrant(1.0)))
+    let next = simd.add(n, simd.splat(1.0));
+    (
+        flip_by_quadrant(simd, sine_of, n),
+        flip_by_quadrant(simd, cosine_of, next),
+    )
+}
+
+/// −v where n mod 4 is 2 or 3, v elsewhere.
+#[inline(always)]
+fn flip_by_quadrant<S: Simd>(simd: S, v: S::Vector, n: S::Vector) -> S::Vector {
+    // n − 4 ⌊n/4⌋, the floor of quarters being the nearest integer of n/4 − 3/8.
+    let quarter = simd.mul(n, simd.splat(0.25));
+    let floor = simd.round(simd.sub(quarter, simd.splat(0.375)));
+    let quadrant = simd.neg_mul_add(simd.splat(4.0), floor, n);
+    let behind = simd.less(simd.splat(1.5), quadrant);
+    simd.select(behind, simd.sub(simd.splat(0.0), v), v)
 }
 
 /// (Φ(x), φ(x)): the standard normal distribution function and its density, accurate in the tail.

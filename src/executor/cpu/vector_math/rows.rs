@@ -21,62 +21,62 @@ fn tail<S: Simd>(simd: S, x: S::Vector, count: usize, other: f32) -> S::Vector {
     }
 }
 
-/// Folds the vectors at 0, 16, … below `len` into one, in order.
-#[inline(always)]
-fn fold<V>(len: usize, start: V, mut each: impl FnMut(usize, V) -> V) -> V {
-    let mut sum = start;
-    for at in (0..len).step_by(LANES) {
-        sum = each(at, sum);
-    }
-    sum
-}
+// Plain loops below: a closure does not take on the path's instructions unless the compiler happens to inline it.
 
 /// Σ x.
 #[inline(always)]
 pub fn sum_of<S: Simd>(simd: S, x: &[f32]) -> f32 {
-    simd.sum(fold(x.len(), simd.splat(0.0), |at, sum| {
-        simd.add(sum, load(simd, x, at))
-    }))
+    let mut sum = simd.splat(0.0);
+    for at in (0..x.len()).step_by(LANES) {
+        sum = simd.add(sum, load(simd, x, at));
+    }
+    simd.sum(sum)
 }
 
 /// Σ (x − centre)².
 #[inline(always)]
 pub fn square_sum_of<S: Simd>(simd: S, x: &[f32], centre: f32) -> f32 {
-    let mean = simd.splat(centre);
-    simd.sum(fold(x.len(), simd.splat(0.0), |at, sum| {
-        let d = simd.sub(load(simd, x, at), mean);
+    let (mut sum, centre) = (simd.splat(0.0), simd.splat(centre));
+    for at in (0..x.len()).step_by(LANES) {
+        let d = simd.sub(load(simd, x, at), centre);
         let d = tail(simd, d, x.len() - at, 0.0);
-        simd.mul_add(d, d, sum)
-    }))
+        sum = simd.mul_add(d, d, sum);
+    }
+    simd.sum(sum)
 }
 
 /// Σ a · b.
 #[inline(always)]
 pub fn dot_of<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
-    simd.sum(fold(a.len(), simd.splat(0.0), |at, sum| {
-        simd.mul_add(load(simd, a, at), load(simd, b, at), sum)
-    }))
+    let mut sum = simd.splat(0.0);
+    for at in (0..a.len()).step_by(LANES) {
+        sum = simd.mul_add(load(simd, a, at), load(simd, b, at), sum);
+    }
+    simd.sum(sum)
 }
 
-/// The largest element, −∞ for an empty row; not NaN unless all are.
+/// The largest element, −∞ for an empty row; NaN elements are passed over.
 #[inline(always)]
 pub fn largest_of<S: Simd>(simd: S, x: &[f32]) -> f32 {
-    let least = simd.splat(f32::NEG_INFINITY);
-    simd.largest(fold(x.len(), least, |at, best| {
+    let mut best = simd.splat(f32::NEG_INFINITY);
+    for at in (0..x.len()).step_by(LANES) {
         let x = tail(simd, load(simd, x, at), x.len() - at, f32::NEG_INFINITY);
-        simd.max(x, best)
-    }))
+        best = simd.max(x, best);
+    }
+    simd.largest(best)
 }
 
 /// x ← e^(scale · x − shift); gives Σ of the result.
 #[inline(always)]
 pub fn exp_in_place<S: Simd>(simd: S, x: &mut [f32], scale: f32, shift: f32) -> f32 {
-    let (len, factor, shift) = (x.len(), simd.splat(scale), simd.splat(-shift));
-    simd.sum(fold(len, simd.splat(0.0), |at, sum| {
+    let (factor, shift) = (simd.splat(scale), simd.splat(-shift));
+    let mut sum = simd.splat(0.0);
+    for at in (0..x.len()).step_by(LANES) {
         let y = exp(simd, simd.mul_add(factor, load(simd, x, at), shift));
         store(simd, x, at, y);
-        simd.add(sum, tail(simd, y, len - at, 0.0))
-    }))
+        sum = simd.add(sum, tail(simd, y, x.len() - at, 0.0));
+    }
+    simd.sum(sum)
 }
 
 /// x ← factor · x.
@@ -112,10 +112,12 @@ pub fn log_sum_exp_of<S: Simd>(simd: S, x: &[f32], scale: f32) -> f32 {
         return largest;
     }
     let (factor, shift) = (simd.splat(scale), simd.splat(-largest));
-    let sum = simd.sum(fold(x.len(), simd.splat(0.0), |at, sum| {
+    let mut sum = simd.splat(0.0);
+    for at in (0..x.len()).step_by(LANES) {
         let y = exp(simd, simd.mul_add(factor, load(simd, x, at), shift));
-        simd.add(sum, tail(simd, y, x.len() - at, 0.0))
-    }));
+        sum = simd.add(sum, tail(simd, y, x.len() - at, 0.0));
+    }
+    let sum = simd.sum(sum);
     largest + simd.largest(log(simd, simd.splat(sum)))
 }
 
