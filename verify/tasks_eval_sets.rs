@@ -6,8 +6,10 @@ use keel::data::batch::{BatchShape, fits};
 use keel::data::embedded::Artist;
 use keel::data::eval_sets::{batch_of, batches, captioned, questions, subcategories};
 use keel::data::library::{Library, Split};
+use keel::data::picture::{Picture, PictureLimits};
 use keel::data::task::{QuestionKind, TaskKind, View};
 use keel::data::tokenizer::Tokenizer;
+use keel::report::contact_sheet;
 
 use crate::tasks_mixture::{SHAPE, TEXT_ONLY_SHAPE, mixture};
 
@@ -94,4 +96,30 @@ fn evaluation_scenes_are_not_training_scenes() {
     for sample in questions(&library, Artist::Noto, Split::Train, 20, &SHAPE) {
         assert!(!trained.contains(&format!("{:?}", sample.view)));
     }
+}
+
+#[test]
+fn a_contact_sheet_shows_each_picture_in_its_cell() {
+    let images: Vec<f32> = (0..3 * 12)
+        .map(|i| if i / 12 == 1 { 1.0 } else { -1.0 })
+        .collect();
+    let png = contact_sheet(&images, 2, 2, 3).unwrap();
+    let sheet = Picture::decode("the sheet", &png, &PictureLimits::default()).unwrap();
+    assert_eq!(
+        (sheet.width, sheet.height),
+        (20, 20),
+        "two columns and rows of 2 x 3 + 4"
+    );
+    let pixel = |x: usize, y: usize| &sheet.rgba[(y * 20 + x) * 4..][..4];
+    for (x, y, level) in [
+        (0, 0, 0),
+        (5, 5, 0),
+        (6, 6, 255),
+        (10, 0, 255),
+        (0, 10, 0),
+        (10, 10, 255),
+    ] {
+        assert_eq!(pixel(x, y), [level, level, level, 255], "{x}, {y}");
+    }
+    assert!(contact_sheet(&[], 2, 2, 3).is_err());
 }

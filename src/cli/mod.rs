@@ -1,6 +1,7 @@
 //! The command line. One file a subcommand; each turns arguments into calls of the floors below and prints.
 
 mod caption;
+mod data;
 mod eval;
 mod plan;
 mod train;
@@ -27,6 +28,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Answers about an image.
     Caption(caption::CaptionArgs),
+    /// Shows the training data.
+    Data(data::DataArgs),
 }
 
 /// Which executor runs programs.
@@ -114,5 +117,6 @@ pub fn run() -> Result<()> {
         Command::Plan(args) => plan::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Caption(args) => caption::run(&args),
+        Command::Data(args) => data::run(&args),
     }
 }

@@ -126,8 +126,10 @@ impl Library {
         static EMBEDDED: OnceLock<Arc<Library>> = OnceLock::new();
         EMBEDDED
             .get_or_init(|| {
-                let library = Library::new(&Concepts::embedded().entries);
-                Arc::new(library.expect("the embedded names are unique, which the tests check"))
+                // Not the shared concepts: their 62 MB of pictures are not needed once the sprites exist.
+                let library = Concepts::load(embedded::NOTO, embedded::TWEMOJI)
+                    .and_then(|concepts| Library::new(&concepts.entries));
+                Arc::new(library.expect("the shards are part of the program and tested with it"))
             })
             .clone()
     }

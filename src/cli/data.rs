@@ -1,0 +1,131 @@
+//! `keel data`: shows what a task looks like, and rebuilds the embedded tokeniser.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{Args, Subcommand};
+
+use crate::data::augment::Augmentation;
+use crate::data::batch::{BatchShape, Weighting};
+use crate::data::corpus::learn_tokenizer;
+use crate::data::library::Library;
+use crate::data::mixture::{Mixture, MixtureSettings};
+use crate::data::pairs::{PairLimits, PairSource, Pairs};
+use crate::data::task::TaskKind;
+use crate::error::{Error, Result};
+use crate::report::contact_sheet;
+
+/// Options of `keel data`.
+#[derive(Debug, Args)]
+pub(super) struct DataArgs {
+    #[command(subcommand)]
+    command: DataCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum DataCommand {
+    /// Prints samples of a task as training sees them, and draws their pictures as a PNG.
+    Show(ShowArgs),
+    /// Learns the embedded tokeniser anew from the tasks' texts and writes its merges.
+    Tokenizer(TokenizerArgs),
+}
+
+#[derive(Debug, Args)]
+struct ShowArgs {
+    /// The task: short_captions, dense_captions, reading, scenes, facts or pairs.
+    #[arg(long, default_value = "scenes", value_parser = parse_task)]
+    task: TaskKind,
+    /// How many samples.
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    count: usize,
+    /// Which batch of that many.
+    #[arg(long, default_value_t = 0)]
+    step: u64,
+    /// The seed of order and looks.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Side of the pictures in pixels.
+    #[arg(long, default_value_t = 64, value_name = "PIXELS")]
+    image_size: usize,
+    /// Your own pairs, for the task pairs.
+    #[arg(long, value_name = "FOLDER|TAR|JSONL")]
+    data: Option<String>,
+    /// Where to draw the pictures.
+    #[arg(long, value_name = "FILE.png")]
+    png: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct TokenizerArgs {
+    /// Where to write the merges.
+    #[arg(long, default_value = "assets/tokenizer.merges", value_name = "FILE")]
+    out: PathBuf,
+}
+
+fn parse_task(name: &str) -> Result<TaskKind, String> {
+    let names = TaskKind::ALL.map(TaskKind::name);
+    TaskKind::ALL
+        .into_iter()
+        .find(|kind| kind.name() == name)
+        .ok_or_else(|| format!("wanted one of {}", names.join(", ")))
+}
+
+pub(super) fn run(args: &DataArgs) -> Result<()> {
+    match &args.command {
+        DataCommand::Show(args) => show(args),
+        DataCommand::Tokenizer(args) => {
+            let tokenizer = learn_tokenizer(&Library::embedded())?;
+            std::fs::write(&args.out, tokenizer.to_file())
+                .map_err(|error| Error::io(&args.out, "write the merges", error))?;
+            println!("{}: {} ids", args.out.display(), tokenizer.len());
+            Ok(())
+        }
+    }
+}
+
+fn show(args: &ShowArgs) -> Result<()> {
+    if args.count == 0 || args.image_size == 0 {
+        return Err(Error::setting("--count and --image-size", "at least 1", 0));
+    }
+    let pairs: Option<Arc<dyn PairSource>> = match &args.data {
+        Some(data) => Some(Arc::new(Pairs::open(data, PairLimits::default())?)),
+        None => None,
+    };
+    let mixture = Mixture::new(
+        Library::embedded(),
+        pairs,
+        MixtureSettings {
+            seed: args.seed,
+            stage: 0,
+            weights: vec![(args.task, 1.0)],
+            shape: BatchShape {
+                batch: args.count,
+                image_size: args.image_size,
+                image_tokens: 16,
+                tokens: 512,
+                caption_tokens: 512,
+            },
+            weighting: Weighting::default(),
+            augmentation: Augmentation::TRAINING,
+            contrastive: false,
+        },
+    )?;
+    let batch = mixture.batch(args.step)?;
+    for (number, sample) in batch.samples.iter().enumerate() {
+        let kind = sample.question_kind.map_or("", |kind| kind.name());
+        println!(
+            "{number:>4}  {kind:<10} {:<40} {}",
+            sample.question, sample.answer
+        );
+    }
+    println!("{} items an epoch", mixture.items(args.task));
+    if let Some(path) = &args.png {
+        if !args.task.has_image() {
+            return Err(Error::setting("--png", "a task with pictures", args.task));
+        }
+        let sheet = contact_sheet(&batch.images, args.image_size, 8, 2)?;
+        std::fs::write(path, sheet).map_err(|error| Error::io(path, "write the sheet", error))?;
+        println!("pictures: {}", path.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! Contact sheets: the pictures of a batch side by side as one PNG, to look at what a model is trained on.
+
+use crate::error::{Error, Result};
+
+/// Pixels between pictures.
+const GAP: usize = 4;
+
+/// Lays out normalised pictures `[N, 3, side, side]` (values −1..1) in rows of `columns`, each pixel `zoom` times as wide
+/// and high, and encodes the sheet as PNG.
+///
+/// # Errors
+/// `Content` when there is nothing to lay out.
+pub fn contact_sheet(images: &[f32], side: usize, columns: usize, zoom: usize) -> Result<Vec<u8>> {
+    let picture = 3 * side * side;
+    let count = images.len().checked_div(picture).unwrap_or(0);
+    if count == 0 || columns == 0 || zoom == 0 {
+        return Err(Error::content(
+            "the contact sheet",
+            "it has no pictures",
+            "choose a task with pictures and a count above 0",
+        ));
+    }
+    let columns = columns.min(count);
+    let cell = side * zoom + GAP;
+    let (width, height) = (columns * cell, count.div_ceil(columns) * cell);
+    let mut rgb = vec![255u8; width * height * 3];
+    for (index, picture) in images.chunks_exact(picture).enumerate() {
+        let (left, top) = ((index % columns) * cell, (index / columns) * cell);
+        for y in 0..side * zoom {
+            for x in 0..side * zoom {
+                let from = (y / zoom) * side + x / zoom;
+                let to = ((top + y) * width + left + x) * 3;
+                for channel in 0..3 {
+                    let value = (picture[channel * side * side + from] + 1.0) * 127.5;
+                    rgb[to + channel] = value.round().clamp(0.0, 255.0) as u8;
+                }
+            }
+        }
+    }
+    let unencodable = |problem: png::EncodingError| {
+        Error::content(
+            "the contact sheet",
+            problem,
+            "choose fewer or smaller pictures",
+        )
+    };
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, width as u32, height as u32);
+    encoder.set_color(png::ColorType::Rgb);
+    let mut writer = encoder.write_header().map_err(unencodable)?;
+    writer.write_image_data(&rgb).map_err(unencodable)?;
+    writer.finish().map_err(unencodable)?;
+    Ok(file)
+}
