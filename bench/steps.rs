@@ -1,0 +1,231 @@
+//! Whole training steps: timed by criterion, profiled op by op, or side by side with PyTorch.
+//!
+//!     cargo bench --bench steps                                  criterion
+//!     cargo bench --bench steps -- --profile                     where the time of a step goes
+//!     cargo bench --bench steps -- --against-pytorch [PYTHON]    both, in turn, with ratios
+
+mod lead;
+
+use std::collections::BTreeMap;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, Throughput};
+
+use lead::{STEPS, load};
+
+/// Steps that are run before any is counted.
+const WARM_UP: usize = 2;
+/// Steps of one measurement.
+const REPEATS: usize = 8;
+/// Times that each program is started in the comparison.
+const ROUNDS: usize = 3;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let after = |flag: &str| {
+        arguments
+            .iter()
+            .position(|a| a == flag)
+            .map(|at| arguments.get(at + 1))
+    };
+    if let Some(step) = after("--one") {
+        let step = step.expect("--one is followed by a step's name");
+        println!("{}", measure(step));
+        return ExitCode::SUCCESS;
+    }
+    if arguments.iter().any(|a| a == "--profile") {
+        STEPS.iter().for_each(|(step, _)| profile(step));
+        return ExitCode::SUCCESS;
+    }
+    if let Some(python) = after("--against-pytorch") {
+        let python = python
+            .filter(|p| !p.starts_with("--"))
+            .map_or("python3", String::as_str);
+        return match compare(python) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(problem) => {
+                eprintln!("error: {problem}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let mut criterion = Criterion::default()
+        .sample_size(10)
+        .measurement_time(Duration::from_secs(8))
+        .configure_from_args();
+    for (step, _) in STEPS {
+        let mut lead = load(step, threads());
+        let mut group = criterion.benchmark_group("step");
+        // Elements are floating-point operations: criterion prints them a second.
+        group.throughput(Throughput::Elements(
+            lead.session.program().cost().flops as u64,
+        ));
+        group.bench_function(step, |bencher| {
+            bencher.iter(|| lead.session.run().expect("the processor cannot fail"));
+        });
+        group.finish();
+    }
+    criterion.final_summary();
+    ExitCode::SUCCESS
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+/// The most memory this process has had, in MiB.
+fn peak_memory() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok());
+    kib.unwrap_or(f64::NAN) / 1024.0
+}
+
+/// One process's measurement of a step, as a line of JSON.
+fn measure(step: &str) -> serde_json::Value {
+    let before = peak_memory();
+    let mut lead = load(step, threads());
+    let mut times: Vec<f64> = (0..WARM_UP + REPEATS)
+        .map(|_| {
+            let start = Instant::now();
+            lead.session.run().expect("the processor cannot fail");
+            start.elapsed().as_secs_f64() * 1e3
+        })
+        .skip(WARM_UP)
+        .collect();
+    times.sort_by(f64::total_cmp);
+    let flops = lead.session.program().cost().flops;
+    let peak = lead.executor.peak_flops();
+    let median = times[times.len() / 2];
+    serde_json::json!({
+        "step": step,
+        "threads": threads(),
+        "median_ms": median,
+        "min_ms": times[0],
+        "max_ms": times[times.len() - 1],
+        "gflop": flops / 1e9,
+        "gflop_per_s": flops / median / 1e6,
+        "share_of_peak": flops / (median / 1e3) / peak,
+        "rss_before_mib": before,
+        "rss_peak_mib": peak_memory(),
+        "planned_mib": lead.planned_bytes as f64 / (1 << 20) as f64,
+    })
+}
+
+/// Prints the kinds of op that take the most time.
+fn profile(step: &str) {
+    let mut lead = load(step, threads());
+    for _ in 0..WARM_UP {
+        lead.session.run().expect("the processor cannot fail");
+    }
+    let count = lead.session.program().steps().len();
+    let mut best = vec![f64::INFINITY; count];
+    for _ in 0..REPEATS {
+        let mut seconds = vec![0.0; count];
+        lead.session
+            .run_timed(&mut seconds)
+            .expect("the processor cannot fail");
+        for (best, seconds) in best.iter_mut().zip(seconds) {
+            *best = best.min(seconds);
+        }
+    }
+    let program = lead.session.program();
+    let mut kinds: BTreeMap<&str, (f64, f64, f64, usize)> = BTreeMap::new();
+    for (op, seconds) in program.steps().iter().zip(&best) {
+        let cost = program.step_cost(op);
+        let kind = kinds.entry(op.instruction.op.name()).or_default();
+        kind.0 += seconds;
+        kind.1 += cost.flops;
+        kind.2 += cost.bytes_read + cost.bytes_written;
+        kind.3 += 1;
+    }
+    let all: f64 = best.iter().sum();
+    println!(
+        "{step}: {:.1} ms, {:.0} GFLOP/s of {:.0} at most",
+        all * 1e3,
+        program.cost().flops / all / 1e9,
+        lead.executor.peak_flops() / 1e9
+    );
+    println!("      ms   share  GFLOP/s    GB/s  ops");
+    let mut kinds: Vec<_> = kinds.into_iter().collect();
+    kinds.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
+    for (name, (seconds, flops, bytes, ops)) in kinds.into_iter().take(12) {
+        println!(
+            "{:8.2}  {:4.1} %  {:7.1} {:7.1}  {ops:3} {name}",
+            seconds * 1e3,
+            100.0 * seconds / all,
+            flops / seconds / 1e9,
+            bytes / seconds / 1e9
+        );
+    }
+}
+
+/// Runs Keel and PyTorch in turn and prints both with the ratio.
+fn compare(python: &str) -> Result<(), String> {
+    let own = std::env::current_exe().map_err(|problem| problem.to_string())?;
+    let peer = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/peers/steps.py");
+    println!(
+        "| step | Keel f32 | PyTorch eager f32 | ratio | tuned allocator | ratio | eager bf16 | ratio | peak memory: Keel (plan) | PyTorch |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|");
+    for (step, _) in STEPS {
+        let mut keel = Vec::new();
+        let mut peers: [Vec<serde_json::Value>; 3] = Default::default();
+        for _ in 0..ROUNDS {
+            keel.push(run(Command::new(&own).args(["--one", step]))?);
+            for (form, flag) in peers
+                .iter_mut()
+                .zip([None, Some("--tuned"), Some("--bf16")])
+            {
+                let repeats = REPEATS.to_string();
+                let warm_up = WARM_UP.to_string();
+                let mut command = Command::new(python);
+                command.args([peer, step, "--warm-up", &warm_up, "--repeats", &repeats]);
+                form.push(run(command.args(flag))?);
+            }
+        }
+        let number = |rows: &[serde_json::Value], key: &str| {
+            let mut values: Vec<f64> = rows.iter().filter_map(|row| row[key].as_f64()).collect();
+            values.sort_by(f64::total_cmp);
+            values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+        };
+        let ours = number(&keel, "median_ms");
+        let [eager, tuned, half] = [0, 1, 2].map(|form| number(&peers[form], "median_ms"));
+        println!(
+            "| {step} | {ours:.0} ms, {:.0} % of peak | {eager:.0} ms | **{:.2}×** | {tuned:.0} ms | {:.2}× | {half:.0} ms | {:.2}× | {:.0} MiB ({:.0} MiB) | {:.0} MiB |",
+            100.0 * number(&keel, "share_of_peak"),
+            eager / ours,
+            tuned / ours,
+            half / ours,
+            number(&keel, "rss_peak_mib"),
+            number(&keel, "planned_mib"),
+            number(&peers[0], "rss_peak_mib"),
+        );
+    }
+    Ok(())
+}
+
+/// Runs a program and reads the last line of JSON it prints.
+fn run(command: &mut Command) -> Result<serde_json::Value, String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().map_err(|problem| {
+        format!(
+            "{name}: {problem}; give the python of an environment with bench/peers/requirements.txt"
+        )
+    })?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().rev().find(|line| line.starts_with('{'));
+    match (output.status.success(), line) {
+        (true, Some(line)) => {
+            serde_json::from_str(line).map_err(|problem| format!("{name}: {problem}"))
+        }
+        _ => Err(format!(
+            "{name} failed: {}; it needs what bench/peers/requirements.txt names",
+            String::from_utf8_lossy(&output.stderr)
+                .lines()
+                .last()
+                .unwrap_or("no output")
+        )),
+    }
+}
