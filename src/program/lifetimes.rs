@@ -157,7 +157,10 @@ pub(super) fn lay_out(
         workspaces: Vec::new(),
         labels: Vec::new(),
     };
-    for index in 0..values.len() {
+    // Leaders first: a value that is computed again has a later index than what takes its place.
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by_key(|&index| leader[index] != index);
+    for index in order {
         let life = lives[index];
         if roots[index] != index || !is_planned(values, index) || !life.is_live {
             continue;
@@ -177,9 +180,9 @@ pub(super) fn lay_out(
             Life { crosses: true, .. } => Class::Saved,
             _ => Class::Transient,
         };
-        if leader[index] != index
-            && let Some(buffer) = laid.buffer_of_value[leader[index]]
-        {
+        if leader[index] != index {
+            let buffer = laid.buffer_of_value[leader[index]]
+                .expect("a value whose place is taken has one, and was laid out before");
             let shared: &mut Buffer = &mut laid.buffers[buffer];
             shared.lower = shared.lower.min(lower);
             shared.upper = shared.upper.max(upper);

@@ -102,31 +102,22 @@ impl Program {
                 instructions.push(instruction.clone());
             }
         }
-        let mut values = tape.values;
-        if let Some(budget) = options.memory_budget {
-            recompute::meet_budget(&mut values, &mut instructions, &kept, options, budget)?;
-        }
-        let laid = lifetimes::lay_out(&mut values, &instructions, &kept, options)?;
-        let (placement, lower_bound) = if options.share_memory {
-            let planned = plan::place(&laid.buffers, plan::Effort::default())?;
-            (planned.placement, planned.lower_bound)
-        } else {
-            let mut end = 0;
-            let offsets = laid
-                .buffers
-                .iter()
-                .map(|buffer| {
-                    end += buffer.size;
-                    end - buffer.size
-                })
-                .collect();
-            (
-                plan::Placement {
-                    offsets,
-                    arena: end,
-                },
-                end,
-            )
+        let recorded = (tape.values, instructions);
+        let mut allowed = options.memory_budget;
+        let (values, instructions, laid, placement, lower_bound) = loop {
+            let (mut values, mut instructions) = recorded.clone();
+            if let Some(allowed) = allowed {
+                recompute::meet_budget(&mut values, &mut instructions, &kept, options, allowed)?;
+            }
+            let laid = lifetimes::lay_out(&mut values, &instructions, &kept, options)?;
+            let (placement, lower_bound) = place(&laid.buffers, options)?;
+            match (options.memory_budget, &mut allowed) {
+                // The bound fits but the placement does not: the next one has to make up for it.
+                (Some(budget), Some(allowed)) if placement.arena > budget => {
+                    *allowed = allowed.saturating_sub(placement.arena - budget);
+                }
+                _ => break (values, instructions, laid, placement, lower_bound),
+            }
         };
         plan::check_placement(&laid.buffers, &placement)?;
         let planned = laid.describe(&values, &placement);
@@ -278,6 +269,24 @@ impl Program {
             .op
             .cost(&types(&instruction.inputs), &types(&instruction.outputs))
     }
+}
+
+/// Places all buffers, apart or sharing memory, and returns the bound below which no placement gets.
+fn place(buffers: &[plan::Buffer], options: &CompileOptions) -> Result<(plan::Placement, u64)> {
+    if options.share_memory {
+        let planned = plan::place(buffers, plan::Effort::default())?;
+        return Ok((planned.placement, planned.lower_bound));
+    }
+    let mut end = 0;
+    let offsets = buffers
+        .iter()
+        .map(|buffer| {
+            end += buffer.size;
+            end - buffer.size
+        })
+        .collect();
+    let arena = end;
+    Ok((plan::Placement { offsets, arena }, end))
 }
 
 fn find(names: &HashMap<String, Value>, what: &str, name: &str) -> Result<Value> {

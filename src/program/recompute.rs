@@ -19,7 +19,8 @@ struct Candidate {
     bytes: u64,
 }
 
-/// Rewrites `instructions` so that the step's lower bound fits `budget`, at little extra work.
+/// Rewrites `instructions` so that the step's lower bound fits `budget`, at little extra work. `budget` is the one asked
+/// for, less what an earlier plan took above its bound.
 ///
 /// # Errors
 /// [`crate::error::Error::Setting`] naming the smallest reachable arena when the budget cannot be met.
@@ -41,7 +42,8 @@ pub(super) fn meet_budget(
         let laid = lifetimes::lay_out(&mut values, &instructions, kept, options)?;
         Ok(plan::lower_bound(&laid.buffers)?.bytes)
     };
-    let chosen = choose(&candidates, budget, evaluate)?;
+    let asked = options.memory_budget.unwrap_or(budget);
+    let chosen = choose(&candidates, budget, asked, evaluate)?;
     let selected: HashSet<usize> = chosen
         .iter()
         .flat_map(|index| candidates[*index].instructions.clone())
@@ -55,6 +57,7 @@ pub(super) fn meet_budget(
 fn choose(
     candidates: &[Candidate],
     budget: u64,
+    asked: u64,
     evaluate: impl Fn(&[usize]) -> Result<u64>,
 ) -> Result<Vec<usize>> {
     let whole = evaluate(&[])?;
@@ -75,7 +78,7 @@ fn choose(
             ),
             format!(
                 "{:.1} MiB, where keeping everything takes {:.1} MiB",
-                mib(budget),
+                mib(asked),
                 mib(whole)
             ),
         ));
