@@ -31,7 +31,8 @@ pub fn embed_tokens(tape: &mut Tape, config: &LanguageConfig, tokens: Value) -> 
 /// Records the blocks and the final norm. `x` [B, T, D] → hidden states [B, T, D].
 ///
 /// `packed` holds segment numbers and positions, both i32 [B, T], where several samples share a row. Values are named
-/// `language.blocks.<l>` and `language.hidden` when `names` says so (a tape may record the trunk twice).
+/// `<name>.inputs`, `<name>.blocks.<l>` and `<name>.hidden`: a tape may record the trunk twice, for the conversation and
+/// for the caption.
 ///
 /// # Errors
 /// Whatever recording reports.
@@ -40,9 +41,10 @@ pub fn language_trunk(
     config: &LanguageConfig,
     x: Value,
     packed: Option<(Value, Value)>,
-    names: bool,
+    name: &str,
 ) -> Result<Value> {
     let settings = config.block();
+    tape.name(x, format!("{name}.inputs"));
     let mut x = x;
     for layer in 0..config.depth {
         let part = scope().child("blocks").child(layer);
@@ -51,9 +53,7 @@ pub fn language_trunk(
             None => (None, Positions::Sequential),
         };
         x = block(tape, &part, x, &settings, Mask::Causal, segments, positions)?;
-        if names {
-            tape.name(x, part.path());
-        }
+        tape.name(x, format!("{name}.blocks.{layer}"));
     }
     let x = norm(
         tape,
@@ -63,9 +63,7 @@ pub fn language_trunk(
         settings.norm,
         settings.norm_epsilon,
     )?;
-    if names {
-        tape.name(x, "language.hidden");
-    }
+    tape.name(x, format!("{name}.hidden"));
     Ok(x)
 }
 

@@ -8,6 +8,8 @@ use crate::tape::{Init, Tape, Value};
 
 /// Records the tower. `tokens` i32 [B, T] with their ends i32 [B] → features [B, C].
 ///
+/// Named values: `text.blocks.<l>`, `text.hidden`.
+///
 /// # Errors
 /// Whatever recording reports.
 pub fn text_tower(
@@ -45,5 +47,6 @@ pub fn text_tower(
         settings.norm,
         settings.norm_epsilon,
     )?;
+    tape.name(x, "text.hidden");
     ops::select_token(tape, x, ends)
 }

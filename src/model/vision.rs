@@ -10,7 +10,7 @@ use crate::tape::{Init, Tape, Value};
 
 /// Records the tower. `images` f32 [B, 3, S, S] → features [B, T, C], the class token first where there is one.
 ///
-/// Named values: `vision.patches`, `vision.blocks.<l>`, `vision.features`.
+/// Named values: `vision.patches`, `vision.blocks.<l>` and, where there is a final norm, `vision.features`.
 ///
 /// # Errors
 /// Whatever recording reports.

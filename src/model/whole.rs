@@ -145,8 +145,7 @@ fn record_conversation(
     if let Some(image_tokens) = image_tokens {
         x = ops::splice(tape, x, tokens, image_tokens, shape.image_id)?;
     }
-    tape.name(x, "language.inputs");
-    language_trunk(tape, &config.language, x, None, true)
+    language_trunk(tape, &config.language, x, None, "language")
 }
 
 fn pool_image(tape: &mut Tape, config: &ModelConfig, features: Value) -> Result<Value> {
@@ -210,7 +209,7 @@ fn pool_caption(tape: &mut Tape, config: &ModelConfig, shape: &StepShape) -> Res
     let sizes = [shape.batch, shape.caption_tokens];
     let weights = tape.input("caption_weights", TensorType::f32(sizes));
     let x = embed_tokens(tape, &config.language, tokens)?;
-    let hidden = language_trunk(tape, &config.language, x, None, false)?;
+    let hidden = language_trunk(tape, &config.language, x, None, "caption")?;
     ops::mean_pool(tape, hidden, Some(weights))
 }
 
@@ -227,6 +226,7 @@ fn project(
     let shape = [config.embedding, columns];
     let weight = Scope::module(module).matrix(tape, &name, shape, Init::XavierUniform)?;
     let projected = ops::linear(tape, pooled, weight, None)?;
+    tape.name(projected, format!("{module}.{side}_feature"));
     ops::l2_normalize(tape, projected, 1e-12)
 }
 
