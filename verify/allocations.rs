@@ -1,9 +1,13 @@
-//! Counts what a thread allocates, so that tests can bound it.
+//! Counts what a thread allocates, or all of them, so that tests can bound it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 struct Counting;
+
+/// Calls of the whole process that allocated or grew.
+static IN_ALL_THREADS: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
     /// Bytes this thread holds, less what it has given back; other threads may free for it.
@@ -13,6 +17,9 @@ thread_local! {
 }
 
 fn note(bytes: i64) {
+    if bytes > 0 {
+        IN_ALL_THREADS.fetch_add(1, Ordering::Relaxed);
+    }
     // A thread that is ending has no counters any more.
     let _ = LIVE.try_with(|live| {
         live.set(live.get() + bytes);
@@ -73,6 +80,13 @@ pub fn measure<T>(work: impl FnOnce() -> T) -> (T, Allocated) {
         peak_bytes: PEAK.get() - live,
     };
     (outcome, allocated)
+}
+
+/// Runs the work and says how often the whole process allocated meanwhile, other tests' threads included.
+pub fn count_in_all_threads<T>(work: impl FnOnce() -> T) -> (T, u64) {
+    let before = IN_ALL_THREADS.load(Ordering::SeqCst);
+    let outcome = work();
+    (outcome, IN_ALL_THREADS.load(Ordering::SeqCst) - before)
 }
 
 #[test]

@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use keel::tensor::{Shape, TensorType};
 
 use super::Random;
-use super::case::Loaded;
 
 /// Unit in the last place of f32 around 1.
 const EPSILON: f64 = f32::EPSILON as f64;
@@ -24,20 +23,20 @@ pub struct Budget {
     pub largest_error: f64,
 }
 
-/// The budget of every float tensor the case returns. `rounding` runs the case on the reference that rounds.
-pub(super) fn derive_budget(
-    rounding: &mut Loaded<'_>,
-    floats: &BTreeMap<String, Vec<f64>>,
+/// An input moved by up to two units in the last place.
+pub fn moved(value: f64, random: &mut Random) -> f64 {
+    value * (1.0 + EPSILON * (2.0 * random.uniform() - 1.0) * 2.0)
+}
+
+/// The budget of every tensor of `truth`. Each call of `rounded` runs the reference that rounds on newly [`moved`] inputs
+/// and returns at least these tensors.
+pub fn derive_budget(
     truth: &BTreeMap<String, (TensorType, Vec<f64>)>,
-    random: &mut Random,
+    mut rounded: impl FnMut() -> BTreeMap<String, (TensorType, Vec<f64>)>,
 ) -> BTreeMap<String, Budget> {
     let mut change: BTreeMap<String, f64> = BTreeMap::new();
     for _ in 0..DRAWS {
-        let mut moved = floats.clone();
-        for value in moved.values_mut().flatten() {
-            *value *= 1.0 + EPSILON * (2.0 * random.uniform() - 1.0) * 2.0;
-        }
-        for (name, (_, values)) in rounding.run(&moved) {
+        for (name, (_, values)) in rounded() {
             let differences = values
                 .iter()
                 .zip(&truth[&name].1)

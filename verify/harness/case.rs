@@ -11,7 +11,7 @@ use keel::tensor::{DType, Shape, TensorType};
 
 use super::budget::Budget;
 use super::golden::Golden;
-use super::{Random, derive_budget, gradcheck};
+use super::{Random, derive_budget, gradcheck, moved};
 
 /// The elements of an input.
 #[derive(Clone, Debug)]
@@ -157,6 +157,17 @@ impl Case {
     }
 }
 
+fn all_moved(
+    floats: &BTreeMap<String, Vec<f64>>,
+    random: &mut Random,
+) -> BTreeMap<String, Vec<f64>> {
+    let mut all = floats.clone();
+    for value in all.values_mut().flatten() {
+        *value = moved(*value, random);
+    }
+    all
+}
+
 /// A case loaded on one executor.
 pub(super) struct Loaded<'a> {
     case: &'a Case,
@@ -255,7 +266,7 @@ pub fn check(case: &Case, seed: u64) {
 
     let executor = ReferenceExecutor::rounding(0, random.below(1 << 30) as u64);
     let mut rounding = Loaded::new(case, &executor, Target::Reference);
-    let budgets = derive_budget(&mut rounding, &floats, &truth, &mut random);
+    let budgets = derive_budget(&truth, || rounding.run(&all_moved(&floats, &mut random)));
     let mut first: Option<BTreeMap<String, (TensorType, Vec<f64>)>> = None;
     for threads in [1, 3] {
         let executor = CpuExecutor::new(0, threads).expect("threads can be had");
@@ -325,7 +336,7 @@ pub fn check_golden(case: &Case, golden: &Golden) {
     let mut random = Random::new(0);
     let executor = ReferenceExecutor::rounding(0, random.below(1 << 30) as u64);
     let mut rounding = Loaded::new(case, &executor, Target::Reference);
-    let budgets = derive_budget(&mut rounding, &floats, &found, &mut random);
+    let budgets = derive_budget(&found, || rounding.run(&all_moved(&floats, &mut random)));
     let executor = CpuExecutor::new(0, 2).expect("threads can be had");
     let mut cpu = Loaded::new(case, &executor, Target::Cpu { threads: 2 });
     let fast = cpu.run(&floats);

@@ -1,0 +1,156 @@
+//! Short trainings of the tiny recipe on drawn inputs, for what must not change a single bit of a step.
+
+use std::sync::Arc;
+
+use keel::error::Result;
+use keel::executor::{CpuExecutor, Executor, Session};
+use keel::model::{declare, initialise};
+use keel::ops::Contrastive;
+use keel::program::{CompileOptions, Program};
+use keel::tape::{Arena, ParameterLayout, Target};
+use keel::train::{Recipe, Stage, StageKind, hyper, record_step, step_shape};
+
+use crate::harness::Random;
+
+/// Samples of a step.
+const BATCH: usize = 3;
+
+/// Steps of a training.
+const STEPS: u64 = 2;
+
+/// The id that stands for an image token.
+const IMAGE: i32 = 3;
+
+/// A recipe with its parameters laid out.
+pub struct Tiny {
+    pub recipe: Recipe,
+    pub layout: Arc<ParameterLayout>,
+}
+
+/// Everything that training left behind, as bits.
+#[derive(Clone, PartialEq)]
+pub struct Outcome {
+    losses: Vec<u32>,
+    parameters: Vec<u32>,
+    moments: Vec<u32>,
+}
+
+impl Tiny {
+    pub fn new() -> Tiny {
+        let recipe = Recipe::load("tiny", &[]).expect("a built-in recipe");
+        let layout = declare(&recipe.model, Contrastive::InfoNce).expect("a built-in model");
+        Tiny { recipe, layout }
+    }
+
+    /// The program of one step of `stage`.
+    pub fn compile(&self, stage: &Stage, options: &CompileOptions) -> Result<Program> {
+        let shape = step_shape(stage, Some(BATCH));
+        let tape = record_step(&self.recipe, stage, &self.layout, &shape)?;
+        Program::compile(tape, options)
+    }
+
+    /// An executor with first values, and the program loaded on it.
+    pub fn load(&self, program: Program, threads: usize) -> (CpuExecutor, Box<dyn Session>) {
+        let executor =
+            CpuExecutor::new(self.layout.elements(), threads).expect("threads can be had");
+        executor.write_parameters(0, &initialise(&self.layout, 1));
+        let session = executor
+            .load(Arc::new(program))
+            .expect("a tiny step fits in memory");
+        (executor, session)
+    }
+
+    /// Writes what step `step` reads, drawn from its number.
+    pub fn write_inputs(&self, session: &mut dyn Session, stage: &Stage, step: u64) {
+        let mut random = Random::new(1000 + step);
+        let names: Vec<String> = session.program().input_names().map(str::to_owned).collect();
+        let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+        names.sort_unstable();
+        for name in names {
+            let value = session.program().input(name).expect("listed");
+            let count = session.program().ty(value).numel();
+            let written = match name {
+                "hyper" => session.write_f32(name, &hyper(stage, step, STEPS)),
+                "images" => session.write_f32(name, &random.normals(count, 0.5)),
+                "tokens" => session.write_i32(name, &self.conversation(stage, &mut random)),
+                "caption_tokens" => session.write_i32(name, &words(count, &mut random)),
+                "caption_end" => {
+                    session.write_i32(name, &random.integers(count, stage.caption_tokens))
+                }
+                "caption_weights" => {
+                    session.write_f32(name, &vec![1.0 / stage.caption_tokens as f32; count])
+                }
+                "targets" => {
+                    let mut targets = words(count, &mut random);
+                    for target in targets.iter_mut().step_by(3) {
+                        *target = -100;
+                    }
+                    session.write_i32(name, &targets)
+                }
+                "weights" => {
+                    let weights = random.integers(count, 4);
+                    let weights: Vec<f32> = weights.iter().map(|w| *w as f32 / 4.0).collect();
+                    session.write_f32(name, &weights)
+                }
+                other => panic!("a step has a new input, {other}"),
+            };
+            written.expect("the input fits");
+        }
+    }
+
+    /// Ids [B, T], with image tokens after the first where the stage splices images.
+    fn conversation(&self, stage: &Stage, random: &mut Random) -> Vec<i32> {
+        let mut ids = words(BATCH * stage.tokens, random);
+        if stage.kind != StageKind::WarmStart {
+            for row in ids.chunks_mut(stage.tokens) {
+                row[1..=self.recipe.model.image_tokens()].fill(IMAGE);
+            }
+        }
+        ids
+    }
+
+    /// Trains from first values and returns all that changed.
+    pub fn train(&self, stage: &Stage, options: &CompileOptions) -> Outcome {
+        let program = self
+            .compile(stage, options)
+            .unwrap_or_else(|problem| panic!("{}: {problem}", stage.name));
+        self.train_with(stage, program, options.target)
+    }
+
+    /// As [`Tiny::train`], with a program that is there already.
+    pub fn train_with(&self, stage: &Stage, program: Program, target: Target) -> Outcome {
+        let Target::Cpu { threads } = target else {
+            panic!("trainings run on the processor");
+        };
+        let (executor, mut session) = self.load(program, threads);
+        let mut losses = Vec::new();
+        for step in 0..STEPS {
+            self.write_inputs(&mut *session, stage, step);
+            session.run().expect("a step runs");
+            let loss = session.read_f32("loss").expect("a step has a loss")[0];
+            assert!(loss.is_finite(), "{}: the loss is {loss}", stage.name);
+            losses.push(loss.to_bits());
+        }
+        let mut parameters = vec![0.0; self.layout.elements()];
+        executor.read_parameters(0, &mut parameters);
+        assert!(
+            parameters != initialise(&self.layout, 1),
+            "{}: nothing was trained",
+            stage.name
+        );
+        let mut moments = session.read_arena(Arena::FirstMoments);
+        moments.extend(session.read_arena(Arena::SecondMoments));
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
+        Outcome {
+            losses,
+            parameters: bits(parameters),
+            moments: bits(moments),
+        }
+    }
+}
+
+/// Ids that stand for words, not for anything special.
+fn words(count: usize, random: &mut Random) -> Vec<i32> {
+    let ids = random.integers(count, 500);
+    ids.into_iter().map(|id| id + 8).collect()
+}
