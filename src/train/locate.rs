@@ -102,8 +102,8 @@ impl<'a> KeyFinder<'a> {
             line.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '-')
                 .any(|word| word == key)
         };
-        let found = lines[start..].iter().position(|line| is_key(&line));
-        let found = found.or_else(|| lines[start..].iter().position(|line| mentions(&line)));
+        let found = lines[start..].iter().position(is_key);
+        let found = found.or_else(|| lines[start..].iter().position(mentions));
         found.map(|line| start + line + 1)
     }
 }

@@ -2,12 +2,15 @@
 
 use std::process::Command;
 
+/// One check: its name, what cargo is given, and a variable it is run under.
+type Check<'a> = (&'a str, &'a [&'a str], Option<(&'a str, &'a str)>);
+
 /// Runs the checks in order and stops at the first that fails.
 pub fn run(arguments: &[String]) -> Result<(), String> {
     if let Some(unknown) = arguments.first() {
         return Err(format!("check takes no arguments, found {unknown}"));
     }
-    let checks: [(&str, &[&str], Option<(&str, &str)>); 4] = [
+    let checks: [Check<'_>; 4] = [
         ("formatting", &["fmt", "--all", "--", "--check"], None),
         (
             "lints",
