@@ -287,7 +287,8 @@ impl<'a> Evaluator<'a> {
         })
     }
 
-    /// Visual tokens of held-out pictures against the rows of the embedding table, special tokens left out.
+    /// Visual tokens of held-out pictures against the rows of the embedding table, special tokens left out. Both are
+    /// brought to unit length first: the decoder's first norm sees no other difference between a long and a short token.
     fn distances(
         &self,
         settings: &EvaluationSettings,
@@ -300,17 +301,19 @@ impl<'a> Evaluator<'a> {
         write_batch(images, &batch)?;
         images.run()?;
         let width = self.config.language.width;
-        let tokens = images.read_f32("image.tokens")?;
-        let tokens = &tokens[..(count * shape.image_tokens).min(DISTANCE_TOKENS) * width];
+        let mut tokens = images.read_f32("image.tokens")?;
+        tokens.truncate((count * shape.image_tokens).min(DISTANCE_TOKENS) * width);
+        normalise_rows(&mut tokens, width);
         let entry = self
             .layout
             .get("language.embedding")
             .expect("every language model has one");
         let mut table = vec![0.0; entry.spec.shape.numel()];
         self.executor.read_parameters(entry.offset, &mut table);
-        let table = &table[usize::from(FIRST_BYTE) * width..];
-        evaluation.nearest_neighbour = Some(nearest_neighbour_distance(tokens, table, width));
-        evaluation.sliced_wasserstein = Some(sliced_wasserstein(tokens, table, width, 0));
+        let table = &mut table[usize::from(FIRST_BYTE) * width..];
+        normalise_rows(table, width);
+        evaluation.nearest_neighbour = Some(nearest_neighbour_distance(&tokens, table, width));
+        evaluation.sliced_wasserstein = Some(sliced_wasserstein(&tokens, table, width, 0));
         Ok(())
     }
 

@@ -28,9 +28,9 @@ pub struct Evaluation {
     pub sets: Vec<SetEvaluation>,
     /// Share of questions answered exactly, by drawing style and kind.
     pub questions: Vec<QuestionEvaluation>,
-    /// Mean distance from a visual token to the nearest text token, in the language model's space.
+    /// Mean distance from a visual token to the nearest text token, in the language model's space, all of unit length.
     pub nearest_neighbour: Option<f64>,
-    /// Sliced Wasserstein-2 distance between visual and text tokens.
+    /// Sliced Wasserstein-2 distance between visual and text tokens of unit length.
     pub sliced_wasserstein: Option<f64>,
 }
 

@@ -27,7 +27,9 @@ pub fn connector(tape: &mut Tape, config: &ModelConfig, features: Value) -> Resu
         let xavier = Init::XavierUniform;
         let (weight, bias) = projection(tape, &scope, "fc1", [width, columns], xavier, true)?;
         let x = ops::linear_activation(tape, x, weight, bias, Activation::GeluErf)?;
-        let (weight, bias) = projection(tape, &scope, "fc2", [width, width], xavier, true)?;
+        // Image tokens start at the size of token embeddings, so that neither drowns the other.
+        let small = Init::Normal(0.02);
+        let (weight, bias) = projection(tape, &scope, "fc2", [width, width], small, true)?;
         let x = ops::linear(tape, x, weight, bias)?;
         tape.name(x, "connector.output");
         Ok(x)

@@ -67,7 +67,7 @@ pub fn stage_table(evaluations: &[Evaluation]) -> String {
     }
     let distances = distances(evaluations);
     if distances.rows.len() > 1 {
-        text += "\n\nDistance of visual tokens from text tokens in the language model's space\n\n";
+        text += "\n\nDistance of visual tokens from text tokens in the language model's space (both of unit length)\n\n";
         text += &distances.render();
     }
     text
