@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::answers::Answerer;
 use super::distances::{nearest_neighbour_distance, sliced_wasserstein};
-use super::linear_map::LinearMap;
+use super::matcher::Matcher;
 use super::retrieval::{classify, normalise_rows, recall};
 use super::{Evaluation, QuestionEvaluation, SetEvaluation};
-use crate::data::batch::{BatchShape, TextBatch};
+use crate::data::batch::BatchShape;
 use crate::data::embedded::Artist;
 use crate::data::eval_sets::{
     QuestionAnswer, batch_of, batches, captioned, questions, subcategories, text_only_baseline,
@@ -17,21 +17,17 @@ use crate::data::eval_sets::{
 use crate::data::feed::write_batch;
 use crate::data::library::{Library, Split};
 use crate::data::task::{QuestionKind, Sample};
-use crate::data::tokenizer::{FIRST_BYTE, IMAGE, Tokenizer};
+use crate::data::tokenizer::{FIRST_BYTE, IMAGE};
 use crate::error::Result;
 use crate::executor::{Executor, Session};
-use crate::model::{ContrastivePair, ModelConfig, StepShape, record_contrastive_features};
-use crate::program::{CompileOptions, Program};
-use crate::tape::{ParameterLayout, Tape, Target};
+use crate::model::{ContrastivePair, ModelConfig, StepShape};
+use crate::tape::{ParameterLayout, Target};
 
 /// Rows of one evaluation batch.
-const BATCH: usize = 64;
+pub(super) const BATCH: usize = 64;
 
 /// Visual tokens that the distances are taken over, at most.
 const DISTANCE_TOKENS: usize = 1024;
-
-/// Penalty of the fitted map, relative to the features' variance.
-const RIDGE: f64 = 0.1;
 
 /// What to measure.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,10 +36,6 @@ pub struct EvaluationSettings {
     pub pictures: usize,
     /// Questions of each kind.
     pub questions_per_kind: usize,
-    /// Which heads or towers the features come from.
-    pub pair: ContrastivePair,
-    /// Whether features go through a map fitted on training pairs, instead of the trained heads.
-    pub fits_map: bool,
     /// Whether captions, questions and distances are measured.
     pub answers: bool,
     /// Tokens T of a conversation.
@@ -59,14 +51,6 @@ pub struct Evaluator<'a> {
     executor: &'a dyn Executor,
     target: Target,
     library: Arc<Library>,
-}
-
-/// Features of a set: images and captions, both [N, width].
-struct Features {
-    images: Vec<f32>,
-    texts: Vec<f32>,
-    image_width: usize,
-    text_width: usize,
 }
 
 impl<'a> Evaluator<'a> {
@@ -94,53 +78,33 @@ impl<'a> Evaluator<'a> {
     pub fn evaluate(&self, stage: &str, settings: &EvaluationSettings) -> Result<Evaluation> {
         let mut evaluation = Evaluation {
             stage: stage.to_owned(),
-            matching: if settings.fits_map {
-                "fitted map"
-            } else {
-                "trained heads"
-            }
-            .into(),
             ..Evaluation::default()
         };
-        let mut images = self.feature_session(settings, true)?;
-        let mut texts = self.feature_session(settings, false)?;
-        let map = match settings.fits_map {
-            true => {
-                let most = self.library.training().len();
-                let samples = captioned(&self.library, Artist::Noto, Split::Train, most);
-                let features = self.features(settings, &samples, &mut *images, &mut *texts)?;
-                let Features {
-                    images,
-                    texts,
-                    image_width,
-                    text_width,
-                } = features;
-                Some(LinearMap::fit(
-                    &images,
-                    image_width,
-                    &texts,
-                    text_width,
-                    RIDGE,
-                ))
-            }
+        let shape = self.batch_shape(settings);
+        let matcher = |pair| {
+            let place = (self.config, self.layout, self.executor, self.target);
+            Matcher::new(place, &self.library, shape, pair)
+        };
+        // The text tower's space stays the same from stage to stage, the language model's knows the classes.
+        let has_towers = self.config.text.is_some();
+        let language = match settings.answers || !has_towers {
+            true => Some(matcher(ContrastivePair::LanguageModel)?),
             false => None,
         };
-        for artist in [Artist::Noto, Artist::Twemoji] {
-            for split in [Split::Train, Split::HeldOut] {
-                let set = self.pictures(
-                    settings,
-                    artist,
-                    split,
-                    map.as_ref(),
-                    &mut *images,
-                    &mut *texts,
-                )?;
-                evaluation.sets.push(set);
-            }
-        }
+        let towers = match has_towers {
+            true => Some(matcher(ContrastivePair::TextTower)?),
+            false => None,
+        };
+        let (mut retrieval, mut knowledge) = match (towers, language) {
+            (Some(towers), language) => (towers, language),
+            (None, Some(language)) => (language, None),
+            (None, None) => unreachable!("without towers there is a language model"),
+        };
+        evaluation.sets = self.pictures(settings, &mut retrieval, knowledge.as_mut())?;
         if settings.answers {
-            self.distances(settings, &mut *images, &mut evaluation)?;
-            drop((images, texts));
+            let language = knowledge.as_mut().unwrap_or(&mut retrieval);
+            self.distances(settings, language.image_session(), &mut evaluation)?;
+            drop((retrieval, knowledge));
             self.answers(settings, &mut evaluation)?;
         }
         Ok(evaluation)
@@ -165,126 +129,43 @@ impl<'a> Evaluator<'a> {
         }
     }
 
-    fn feature_session(
+    /// Retrieval and zero-shot classes of the four sets.
+    fn pictures<'m>(
         &self,
         settings: &EvaluationSettings,
-        images: bool,
-    ) -> Result<Box<dyn Session>> {
-        let mut tape = Tape::new(self.layout.clone(), |_| false);
-        let shape = self.step_shape(settings);
-        record_contrastive_features(&mut tape, self.config, &shape, settings.pair, images)?;
-        let program = Program::compile(tape, &CompileOptions::new(self.target))?;
-        self.executor.load(Arc::new(program))
-    }
-
-    /// Features of pictures and their captions.
-    fn features(
-        &self,
-        settings: &EvaluationSettings,
-        samples: &[Sample],
-        images: &mut dyn Session,
-        texts: &mut dyn Session,
-    ) -> Result<Features> {
-        let shape = self.batch_shape(settings);
-        let output = if settings.fits_map {
-            "pooled"
-        } else {
-            "feature"
-        };
-        let mut features = Features {
-            images: vec![],
-            texts: vec![],
-            image_width: 0,
-            text_width: 0,
-        };
-        for index in 0..batches(samples.len(), &shape) {
-            let (batch, count) = batch_of(&self.library, samples, index, &shape)?;
-            write_batch(images, &batch)?;
-            images.run()?;
-            let values = images.read_f32(&format!("image.{output}"))?;
-            features.image_width = values.len() / BATCH;
-            features
-                .images
-                .extend(&values[..count * features.image_width]);
+        retrieval: &mut Matcher<'m>,
+        mut knowledge: Option<&mut Matcher<'m>>,
+    ) -> Result<Vec<SetEvaluation>> {
+        let mut sets = Vec::new();
+        for artist in [Artist::Noto, Artist::Twemoji] {
+            for split in [Split::Train, Split::HeldOut] {
+                let set = subcategories(&self.library, artist, split, settings.pictures);
+                let captions: Vec<String> = set
+                    .samples
+                    .iter()
+                    .map(|sample| sample.caption.clone())
+                    .collect();
+                let images = retrieval.images(&set.samples)?;
+                let texts = retrieval.texts(&captions, 1)?;
+                let matcher = match &mut knowledge {
+                    Some(knowledge) => &mut **knowledge,
+                    None => &mut *retrieval,
+                };
+                let classes = matcher.texts(&set.prompts, set.templates)?;
+                let seen = matcher.images(&set.samples)?;
+                let width = classes.len() / set.classes.len();
+                sets.push(SetEvaluation {
+                    vendor: artist.name().to_owned(),
+                    split: split.name().to_owned(),
+                    count: set.samples.len(),
+                    recall: Some(recall(&images, &texts, texts.len() / captions.len())),
+                    zero_shot: Some(classify(&seen, &classes, width, &set.labels)),
+                    classes: set.classes.len(),
+                    caption_loss: None,
+                });
+            }
         }
-        let captions: Vec<String> = samples
-            .iter()
-            .map(|sample| sample.caption.clone())
-            .collect();
-        (features.texts, features.text_width) = self.text_features(settings, &captions, texts)?;
-        Ok(features)
-    }
-
-    /// Features of texts [N, width], and the width.
-    fn text_features(
-        &self,
-        settings: &EvaluationSettings,
-        texts: &[String],
-        session: &mut dyn Session,
-    ) -> Result<(Vec<f32>, usize)> {
-        let output = if settings.fits_map {
-            "text.pooled"
-        } else {
-            "text.feature"
-        };
-        let (mut features, mut width) = (Vec::new(), 0);
-        for part in texts.chunks(BATCH) {
-            let filled: Vec<String> = part.iter().cycle().take(BATCH).cloned().collect();
-            let batch = TextBatch::of(&filled, settings.caption_tokens, Tokenizer::embedded())?;
-            session.write_i32("caption_tokens", &batch.tokens)?;
-            if session.program().input("caption_end").is_ok() {
-                session.write_i32("caption_end", &batch.end)?;
-            }
-            if session.program().input("caption_weights").is_ok() {
-                session.write_f32("caption_weights", &batch.weights)?;
-            }
-            session.run()?;
-            let values = session.read_f32(output)?;
-            width = values.len() / BATCH;
-            features.extend(&values[..part.len() * width]);
-        }
-        Ok((features, width))
-    }
-
-    fn pictures(
-        &self,
-        settings: &EvaluationSettings,
-        artist: Artist,
-        split: Split,
-        map: Option<&LinearMap>,
-        images: &mut dyn Session,
-        texts: &mut dyn Session,
-    ) -> Result<SetEvaluation> {
-        let set = subcategories(&self.library, artist, split, settings.pictures);
-        let features = self.features(settings, &set.samples, images, texts)?;
-        let (prompts, width) = self.text_features(settings, &set.prompts, texts)?;
-        let mut classes: Vec<f32> = prompts
-            .chunks(set.templates * width)
-            .flat_map(|prompts| {
-                (0..width).map(|column| {
-                    prompts.iter().skip(column).step_by(width).sum::<f32>() / set.templates as f32
-                })
-            })
-            .collect();
-        let (images, texts) = match map {
-            Some(map) => {
-                classes = map.centre(&classes);
-                (map.map(&features.images), map.centre(&features.texts))
-            }
-            None => {
-                normalise_rows(&mut classes, width);
-                (features.images, features.texts)
-            }
-        };
-        Ok(SetEvaluation {
-            vendor: artist.name().to_owned(),
-            split: split.name().to_owned(),
-            count: set.samples.len(),
-            recall: Some(recall(&images, &texts, width)),
-            zero_shot: Some(classify(&images, &classes, width, &set.labels)),
-            classes: set.classes.len(),
-            caption_loss: None,
-        })
+        Ok(sets)
     }
 
     /// Visual tokens of held-out pictures against the rows of the embedding table, special tokens left out. Both are

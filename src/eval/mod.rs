@@ -5,6 +5,7 @@ mod answers;
 mod distances;
 mod evaluator;
 mod linear_map;
+mod matcher;
 mod retrieval;
 
 use std::collections::BTreeMap;
@@ -22,8 +23,6 @@ pub use retrieval::{Recall, classify, recall};
 pub struct Evaluation {
     /// The stage after which it was measured.
     pub stage: String,
-    /// How images and texts are compared: `trained heads` or `fitted map`.
-    pub matching: String,
     /// Pictures by drawing style and split.
     pub sets: Vec<SetEvaluation>,
     /// Share of questions answered exactly, by drawing style and kind.

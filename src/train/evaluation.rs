@@ -2,7 +2,6 @@
 
 use super::recipe::{Stage, StageKind};
 use crate::eval::EvaluationSettings;
-use crate::model::ContrastivePair;
 
 /// Questions of each kind and drawing style for 200 pictures; fewer pictures, fewer questions.
 const QUESTIONS_PER_KIND: usize = 40;
@@ -16,11 +15,6 @@ pub(super) fn evaluation_settings(stage: &Stage, pictures: usize) -> Option<Eval
     Some(EvaluationSettings {
         pictures,
         questions_per_kind: (QUESTIONS_PER_KIND * pictures).div_ceil(200).max(4),
-        pair: match warm {
-            true => ContrastivePair::TextTower,
-            false => ContrastivePair::LanguageModel,
-        },
-        fits_map: !warm,
         answers: !warm,
         tokens: stage.tokens.max(80),
         caption_tokens: stage.caption_tokens,

@@ -1,0 +1,164 @@
+//! Matches pictures and texts in one space, in the same way after every stage.
+//!
+//! Stages differ in which heads they train, and heads grow stale when what feeds them moves on. So pooled features of
+//! both sides are brought together by a linear map that is fitted on the training pairs each time.
+
+use std::sync::Arc;
+
+use super::evaluator::BATCH;
+use super::linear_map::LinearMap;
+use crate::data::batch::{BatchShape, TextBatch};
+use crate::data::embedded::Artist;
+use crate::data::eval_sets::{batch_of, batches, captioned};
+use crate::data::feed::write_batch;
+use crate::data::library::{Library, Split};
+use crate::data::task::Sample;
+use crate::data::tokenizer::{IMAGE, Tokenizer};
+use crate::error::Result;
+use crate::executor::{Executor, Session};
+use crate::model::{ContrastivePair, ModelConfig, StepShape, record_contrastive_features};
+use crate::program::{CompileOptions, Program};
+use crate::tape::{ParameterLayout, Tape, Target};
+
+/// Penalty of the fitted map, relative to the features' variance.
+const RIDGE: f64 = 0.03;
+
+/// A model, its parameters' layout, where they are, and what runs there.
+pub(super) type Place<'a> = (
+    &'a ModelConfig,
+    &'a Arc<ParameterLayout>,
+    &'a dyn Executor,
+    Target,
+);
+
+/// See the module's documentation.
+pub(super) struct Matcher<'a> {
+    library: &'a Library,
+    shape: BatchShape,
+    images: Box<dyn Session>,
+    texts: Box<dyn Session>,
+    map: LinearMap,
+}
+
+impl<'a> Matcher<'a> {
+    /// Loads the feature programs of `pair` and fits the map on all training pictures in Noto's style.
+    ///
+    /// # Errors
+    /// Whatever recording, loading or the data report.
+    pub fn new(
+        place: Place<'_>,
+        library: &'a Library,
+        shape: BatchShape,
+        pair: ContrastivePair,
+    ) -> Result<Matcher<'a>> {
+        let mut images = load(place, &shape, pair, true)?;
+        let mut texts = load(place, &shape, pair, false)?;
+        let most = library.training().len();
+        let samples = captioned(library, Artist::Noto, Split::Train, most);
+        let captions: Vec<String> = samples
+            .iter()
+            .map(|sample| sample.caption.clone())
+            .collect();
+        let x = image_features(images.as_mut(), library, &samples, &shape)?;
+        let y = text_features(texts.as_mut(), &captions, &shape)?;
+        let map = LinearMap::fit(&x, x.len() / most, &y, y.len() / most, RIDGE);
+        Ok(Matcher {
+            library,
+            shape,
+            images,
+            texts,
+            map,
+        })
+    }
+
+    /// Mapped features of pictures [N, width], of unit length.
+    ///
+    /// # Errors
+    /// Whatever the data or the session report.
+    pub fn images(&mut self, samples: &[Sample]) -> Result<Vec<f32>> {
+        let x = image_features(self.images.as_mut(), self.library, samples, &self.shape)?;
+        Ok(self.map.map(&x))
+    }
+
+    /// Features of texts, the mean over each run of `each` texts, of unit length: [N / each, width].
+    ///
+    /// # Errors
+    /// When a text is too long; whatever the session reports.
+    pub fn texts(&mut self, texts: &[String], each: usize) -> Result<Vec<f32>> {
+        let y = text_features(self.texts.as_mut(), texts, &self.shape)?;
+        let width = y.len() / texts.len().max(1);
+        let means: Vec<f32> = y
+            .chunks(each * width)
+            .flat_map(|run| {
+                (0..width)
+                    .map(|column| run.iter().skip(column).step_by(width).sum::<f32>() / each as f32)
+            })
+            .collect();
+        Ok(self.map.centre(&means))
+    }
+
+    /// The program that turns pictures into features.
+    pub fn image_session(&mut self) -> &mut dyn Session {
+        self.images.as_mut()
+    }
+}
+
+fn load(
+    (config, layout, executor, target): Place<'_>,
+    shape: &BatchShape,
+    pair: ContrastivePair,
+    images: bool,
+) -> Result<Box<dyn Session>> {
+    let mut tape = Tape::new(layout.clone(), |_| false);
+    let shape = StepShape {
+        batch: shape.batch,
+        tokens: shape.tokens,
+        caption_tokens: shape.caption_tokens,
+        image_id: i32::from(IMAGE),
+    };
+    record_contrastive_features(&mut tape, config, &shape, pair, images)?;
+    let program = Program::compile(tape, &CompileOptions::new(target))?;
+    executor.load(Arc::new(program))
+}
+
+/// Pooled features of pictures [N, width].
+fn image_features(
+    session: &mut dyn Session,
+    library: &Library,
+    samples: &[Sample],
+    shape: &BatchShape,
+) -> Result<Vec<f32>> {
+    let mut features = Vec::new();
+    for index in 0..batches(samples.len(), shape) {
+        let (batch, count) = batch_of(library, samples, index, shape)?;
+        write_batch(session, &batch)?;
+        session.run()?;
+        let values = session.read_f32("image.pooled")?;
+        features.extend(&values[..count * (values.len() / BATCH)]);
+    }
+    Ok(features)
+}
+
+/// Pooled features of texts [N, width].
+fn text_features(
+    session: &mut dyn Session,
+    texts: &[String],
+    shape: &BatchShape,
+) -> Result<Vec<f32>> {
+    let mut features = Vec::new();
+    for part in texts.chunks(BATCH) {
+        let filled: Vec<String> = part.iter().cycle().take(BATCH).cloned().collect();
+        let batch = TextBatch::of(&filled, shape.caption_tokens, Tokenizer::embedded())?;
+        session.write_i32("caption_tokens", &batch.tokens)?;
+        if session.program().input("caption_end").is_ok() {
+            session.write_i32("caption_end", &batch.end)?;
+        }
+        if session.program().input("caption_weights").is_ok() {
+            session.write_f32("caption_weights", &batch.weights)?;
+        }
+        session.run()?;
+        let values = session.read_f32("text.pooled")?;
+        features.extend(&values[..part.len() * (values.len() / BATCH)]);
+    }
+    Ok(features)
+}
