@@ -1,6 +1,8 @@
 //! The one test binary.
 
 mod allocations;
+mod bad_input;
+mod command;
 mod cpu_math;
 mod data_embedded;
 mod data_mutation;
@@ -12,6 +14,8 @@ mod data_webdataset;
 mod harness;
 mod ops;
 mod plan;
+mod recipes;
+mod runs;
 mod simt;
 mod tasks_batches;
 mod tasks_eval_sets;
