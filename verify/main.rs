@@ -1,6 +1,8 @@
 //! The one test binary.
 
 mod allocations;
+mod bad_input;
+mod command;
 mod cpu_math;
 mod data_embedded;
 mod data_mutation;
@@ -15,7 +17,9 @@ mod ops;
 mod plan;
 mod presets;
 mod program;
+mod recipes;
 mod repo;
+mod runs;
 mod simt;
 mod tape;
 mod tasks_batches;

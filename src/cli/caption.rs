@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::ComputeArgs;
+use super::{ComputeArgs, print_line};
 use crate::error::Result;
 use crate::train::LoadedRun;
 
@@ -24,6 +24,5 @@ pub(super) struct CaptionArgs {
 
 pub(super) fn run(args: &CaptionArgs) -> Result<()> {
     let run = LoadedRun::open(&args.run, args.compute.threads()?)?;
-    println!("{}", run.ask(&args.image, &args.question)?);
-    Ok(())
+    print_line(run.ask(&args.image, &args.question)?)
 }

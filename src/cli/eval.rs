@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::ComputeArgs;
+use super::{ComputeArgs, at_least_one, print_line};
 use crate::error::Result;
 use crate::report::stage_table;
 use crate::train::LoadedRun;
@@ -16,9 +16,9 @@ pub(super) struct EvalArgs {
     run: PathBuf,
     #[command(flatten)]
     compute: ComputeArgs,
-    /// Pictures of each set.
-    #[arg(long, value_name = "N", default_value_t = 200)]
-    pictures: usize,
+    /// Pictures of each set, at most.
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = at_least_one)]
+    pictures: u64,
     /// Prints the numbers as JSON.
     #[arg(long)]
     json: bool,
@@ -27,14 +27,12 @@ pub(super) struct EvalArgs {
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let threads = args.compute.threads()?;
     let run = LoadedRun::open(&args.run, threads)?;
-    let evaluation = run.evaluate(args.pictures)?;
+    let evaluation = run.evaluate(args.pictures as usize)?;
     if args.json {
         let text = serde_json::to_string_pretty(&evaluation);
-        println!("{}", text.expect("an evaluation is plain data"));
-        return Ok(());
+        return print_line(text.expect("an evaluation is plain data"));
     }
-    args.compute.announce(threads);
-    println!("checkpoint: {}\n", run.path().display());
-    println!("{}", stage_table(&[evaluation]));
-    Ok(())
+    args.compute.announce(threads)?;
+    print_line(format!("checkpoint: {}\n", run.path().display()))?;
+    print_line(stage_table(&[evaluation]))
 }

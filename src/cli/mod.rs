@@ -6,6 +6,9 @@ mod eval;
 mod plan;
 mod train;
 
+use std::fmt::Display;
+use std::io::Write;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::error::{Error, Result};
@@ -52,27 +55,39 @@ struct ComputeArgs {
     threads: Option<usize>,
 }
 
+/// The most threads that may be asked for.
+const MOST_THREADS: usize = 1024;
+
 impl ComputeArgs {
     /// The number of threads.
     ///
     /// # Errors
-    /// [`Error::Setting`] for 0 threads.
+    /// [`Error::Setting`] for 0 threads or absurdly many.
     fn threads(&self) -> Result<usize> {
         match self.threads {
-            Some(0) => Err(Error::setting("--threads", "at least 1", 0)),
+            Some(threads) if !(1..=MOST_THREADS).contains(&threads) => Err(Error::setting(
+                "--threads",
+                format!("1 to {MOST_THREADS}"),
+                threads,
+            )),
             Some(threads) => Ok(threads),
             None => Ok(std::thread::available_parallelism().map_or(1, |n| n.get())),
         }
     }
 
     /// Says in one line what will compute, and why.
-    fn announce(&self, threads: usize) {
+    ///
+    /// # Errors
+    /// As [`print_line`].
+    fn announce(&self, threads: usize) -> Result<()> {
         let why = match self.device {
             Device::Auto => "this build has no kernels for another device",
             Device::Cpu => "as asked",
         };
         let plural = if threads == 1 { "" } else { "s" };
-        println!("device: cpu, {threads} thread{plural}, f32 ({why})");
+        print_line(format!(
+            "device: cpu, {threads} thread{plural}, f32 ({why})"
+        ))
     }
 }
 
@@ -85,6 +100,24 @@ struct RecipeArgs {
     /// Changes one setting, for example model.vision.depth=4 or stage.fine-grained.steps=100. Repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
+}
+
+/// Prints a line.
+///
+/// # Errors
+/// [`Error::Io`] when nobody reads or the disk behind it is full.
+fn print_line(line: impl Display) -> Result<()> {
+    writeln!(std::io::stdout(), "{line}")
+        .map_err(|problem| Error::io("standard output", "write", problem))
+}
+
+/// A whole number from 1 up.
+fn at_least_one(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".into()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("not a whole number".into()),
+    }
 }
 
 /// Bytes from a text such as `512M` or `80G` (powers of 1024).

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::{RecipeArgs, parse_bytes};
-use crate::error::{Error, Result};
+use super::{RecipeArgs, at_least_one, parse_bytes, print_line};
+use crate::error::Result;
 use crate::model::declare;
 use crate::program::{MemoryReport, Program, bytes, draw_memory};
 use crate::tape::{ParameterLayout, Target};
@@ -21,11 +21,11 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "NAME")]
     stage: Option<String>,
     /// Samples of a batch, in place of the recipe's.
-    #[arg(long, value_name = "B")]
-    batch: Option<usize>,
+    #[arg(long, value_name = "B", value_parser = at_least_one)]
+    batch: Option<u64>,
     /// Threads that compute: scratch memory depends on them.
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    threads: usize,
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = at_least_one)]
+    threads: u64,
     /// The most memory for a step's activations, for example 40G; met by computing some of them twice.
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory_budget: Option<u64>,
@@ -35,14 +35,11 @@ pub(super) struct PlanArgs {
 }
 
 pub(super) fn run(args: &PlanArgs) -> Result<()> {
-    if args.batch == Some(0) {
-        return Err(Error::setting("--batch", "at least 1", 0));
-    }
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.sets)?;
     let plans = Plans {
         recipe: &recipe,
-        batch: args.batch,
-        threads: args.threads.max(1),
+        batch: args.batch.map(|batch| batch as usize),
+        threads: args.threads as usize,
         memory_budget: args.memory_budget,
     };
     plans.print(args.stage.as_deref(), args.svg.as_deref())
@@ -60,15 +57,15 @@ impl Plans<'_> {
     /// Prints the memory of one stage or all, and draws it where `svg` says.
     ///
     /// # Errors
-    /// Whatever planning reports; [`Error::Io`] when a drawing cannot be written.
+    /// Whatever planning reports; [`crate::error::Error::Io`] when a drawing cannot be written.
     pub fn print(&self, stage: Option<&str>, svg: Option<&Path>) -> Result<()> {
         let layout = declare(&self.recipe.model, self.recipe.contrastive_form.into())?;
-        println!("model:");
+        print_line("model:")?;
         for module in layout.modules() {
-            println!(
+            print_line(format!(
                 "  {module:<12} {:>13} parameters",
                 count(layout.count(|m| m == module))
-            );
+            ))?;
         }
         let stages: Vec<&Stage> = match stage {
             Some(name) => vec![self.recipe.stage(name)?],
@@ -78,20 +75,20 @@ impl Plans<'_> {
             let program = self.compile(stage, &layout)?;
             let report = MemoryReport::new(&program, &layout);
             let batch = self.batch.unwrap_or(stage.batch);
-            println!(
+            print_line(format!(
                 "\nstage {}: trains {}; {batch} samples and {:.1} GFLOP a step",
                 stage.name,
                 stage.trains.join(" + "),
                 report.flops / 1e9,
-            );
-            print!("{report}");
+            ))?;
+            print_line(report.to_string().trim_end())?;
             self.print_saving(stage, &layout, &report)?;
             if let Some(path) = svg {
                 let name = format!("{}-{}.svg", path.display(), stage.name);
                 let title = format!("{}, stage {}", self.recipe.name, stage.name);
                 let drawing = draw_memory(&program, &title);
                 write_durably(Path::new(&name), drawing.as_bytes())?;
-                println!("  drawn in {name}");
+                print_line(format!("  drawn in {name}"))?;
             }
         }
         Ok(())
@@ -123,11 +120,11 @@ impl Plans<'_> {
         unfrozen.trains = layout.modules().into_iter().map(str::to_owned).collect();
         let unfrozen = MemoryReport::new(&self.compile(&unfrozen, layout)?, layout);
         if unfrozen.total() > report.total() {
-            println!(
+            print_line(format!(
                 "  freezing saves {} of the {} that training every module would take",
                 bytes(unfrozen.total() - report.total()),
                 bytes(unfrozen.total()),
-            );
+            ))?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::{ComputeArgs, RecipeArgs, parse_bytes};
+use super::{ComputeArgs, RecipeArgs, at_least_one, parse_bytes, print_line};
 use crate::data::pairs::{PairLimits, PairSource, Pairs};
 use crate::error::{Error, Result};
 use crate::report::stage_table;
@@ -26,19 +26,19 @@ pub(super) struct TrainArgs {
     #[arg(long)]
     dry_run: bool,
     /// Ends each stage after this many steps at the latest.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     max_steps: Option<u64>,
     /// Trains each stage on its first batch over and over: the loss must fall.
     #[arg(long)]
     overfit_one_batch: bool,
     /// The seed of everything random, in place of the recipe's.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     seed: Option<u64>,
     /// The run's folder; the next free one under runs/ by default.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Continues the run in this folder from its newest checkpoint.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["out", "seed", "quick"])]
+    /// Continues the run in this folder from its newest checkpoint, by the recipe in the folder; repeat the other options.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["recipe", "out", "seed", "quick"])]
     resume: Option<PathBuf>,
     /// Your own pairs: an image folder with captions, WebDataset shards such as pairs-{000..009}.tar, or a JSONL file. They are the task `pairs` of a recipe's stages.
     #[arg(long, value_name = "SPEC")]
@@ -59,6 +59,7 @@ const QUICK: u64 = 8;
 
 pub(super) fn run(args: &TrainArgs) -> Result<()> {
     let start = Instant::now();
+    let threads = args.compute.threads()?;
     let mut recipe = match &args.resume {
         Some(run) => {
             let path = run.join("recipe.toml");
@@ -85,14 +86,21 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         }
     }
     let pairs: Option<Arc<dyn PairSource>> = match &args.data {
-        Some(spec) => Some(Arc::new(Pairs::open(spec, PairLimits::default())?)),
+        Some(spec) => {
+            let pairs = Pairs::open(spec, PairLimits::default())?;
+            let left_out = match pairs.left_out() {
+                Some(left_out) => format!("; left out {left_out}"),
+                None => String::new(),
+            };
+            print_line(format!("data: {} pairs of {spec}{left_out}", pairs.len()))?;
+            Some(Arc::new(pairs))
+        }
         None => None,
     };
-    let threads = args.compute.threads()?;
-    args.compute.announce(threads);
-    println!("recipe: {} (seed {})", recipe.name, recipe.seed);
+    args.compute.announce(threads)?;
+    print_line(format!("recipe: {} (seed {})", recipe.name, recipe.seed))?;
     if args.dry_run {
-        println!("\n{}", recipe.to_toml());
+        print_line(format!("\n{}", recipe.to_toml()))?;
         let plans = super::plan::Plans {
             recipe: &recipe,
             batch: None,
@@ -113,21 +121,17 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         evaluate: !args.no_evaluation,
     };
     let mut trainer = Trainer::new(recipe, options, pairs)?;
-    println!("run: {}", trainer.folder().display());
+    print_line(format!("run: {}", trainer.folder().display()))?;
     let evaluations = trainer.run()?;
     if !evaluations.is_empty() {
         let table = stage_table(&evaluations);
         trainer.say(&format!("\n{table}"))?;
     }
-    println!(
-        "{} min {} s; everything is in {}",
-        start.elapsed().as_secs() / 60,
-        start.elapsed().as_secs() % 60,
-        trainer.folder().display()
-    );
-    println!(
-        "ask about an image: keel caption {} IMAGE",
-        trainer.folder().display()
-    );
-    Ok(())
+    let seconds = start.elapsed().as_secs();
+    let folder = trainer.folder().display().to_string();
+    trainer.say(&format!(
+        "{} min {} s; everything is in {folder}\nask about an image: keel caption {folder} IMAGE",
+        seconds / 60,
+        seconds % 60,
+    ))
 }

@@ -19,6 +19,7 @@ use super::library::{Library, Pool, Split};
 use super::pairs::PairSource;
 use super::questions::ask;
 use super::random::{Permutation, Purpose, Stream, scramble};
+use super::skips::Reason;
 use super::sprite::Sprite;
 use super::task::{Photo, QuestionKind, Sample, TaskKind, View};
 use super::tokenizer::Tokenizer;
@@ -199,11 +200,13 @@ impl Mixture {
                 Err(error) => {
                     skipped.unreadable += 1;
                     last_problem = error.to_string();
+                    self.count(kind, item, Some((Reason::of(&error), &last_problem)))?;
                     form = FORMS;
                 }
                 Ok(sample) if !fits(&sample, &self.settings.shape, self.tokenizer) => {
                     skipped.too_long += 1;
                     last_problem = format!("{} is too long for the token limits", sample.key);
+                    self.count(kind, item, Some((Reason::TooLong, &last_problem)))?;
                     form = if kind == TaskKind::Pairs {
                         FORMS
                     } else {
@@ -215,7 +218,10 @@ impl Mixture {
                     last_problem = format!("{} is in the batch already", sample.key);
                     form = FORMS;
                 }
-                Ok(sample) => return Ok(sample),
+                Ok(sample) => {
+                    self.count(kind, item, None)?;
+                    return Ok(sample);
+                }
             }
             if form >= FORMS {
                 (item, form) = (replace.below(items as usize) as u64, 0);
@@ -226,6 +232,14 @@ impl Mixture {
             format!("no usable sample in {MOST_ATTEMPTS} attempts, the last: {last_problem}"),
             "raise the token limits, lower the batch, or give more or better pairs",
         ))
+    }
+
+    /// Tells the user's pairs what became of one of them.
+    fn count(&self, kind: TaskKind, item: u64, left_out: Option<(Reason, &str)>) -> Result<()> {
+        match (&self.pairs, kind) {
+            (Some(pairs), TaskKind::Pairs) => pairs.count(item as usize, left_out),
+            _ => Ok(()),
+        }
     }
 
     fn make(

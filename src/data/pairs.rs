@@ -58,6 +58,19 @@ pub trait PairSource: Send + Sync {
     /// [`Error::Io`] or [`Error::Content`] naming the sample when it cannot be used, [`Error::Setting`] when there is no
     /// such index.
     fn get(&self, index: usize) -> Result<Pair>;
+
+    /// Hears what became of a pair that training drew: used, or left out and why.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] once too many have been left out.
+    fn count(&self, _index: usize, _left_out: Option<(Reason, &str)>) -> Result<()> {
+        Ok(())
+    }
+
+    /// How many were left out and why; `None` when none was.
+    fn left_out(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Bounds for everything read from outside.
@@ -157,7 +170,7 @@ impl Pairs {
         &self.opening_skips
     }
 
-    /// What [`Pairs::draw`] has passed over so far.
+    /// What [`Pairs::draw`] and training have passed over so far.
     pub fn drawing_skips(&self) -> &SkipLog {
         &self.drawing_skips
     }
@@ -171,17 +184,11 @@ impl Pairs {
             let index = (index + attempt) % self.len();
             match self.get(index) {
                 Ok(pair) => {
-                    self.drawing_skips.count_good();
+                    self.count(index, None)?;
                     return Ok(pair);
                 }
                 Err(error) => {
-                    let reason = match error {
-                        Error::Io { .. } => Reason::Unreadable,
-                        _ => Reason::BadPicture,
-                    };
-                    self.drawing_skips
-                        .count_bad(self.origin(index), reason, error);
-                    self.drawing_skips.check_so_far()?;
+                    self.count(index, Some((Reason::of(&error), &error.to_string())))?;
                 }
             }
         }
@@ -209,6 +216,35 @@ impl PairSource for Pairs {
             Kind::Shards(_, pairs) => pairs.len(),
             Kind::Lines(lines) => lines.places.len(),
         }
+    }
+
+    fn count(&self, index: usize, left_out: Option<(Reason, &str)>) -> Result<()> {
+        match left_out {
+            None => {
+                self.drawing_skips.count_good();
+                Ok(())
+            }
+            Some((reason, problem)) => {
+                self.drawing_skips
+                    .count_bad(self.origin(index), reason, problem);
+                self.drawing_skips.check_so_far()
+            }
+        }
+    }
+
+    fn left_out(&self) -> Option<String> {
+        let parts: Vec<String> = [
+            ("samples when the data were opened", &self.opening_skips),
+            ("draws while training", &self.drawing_skips),
+        ]
+        .into_iter()
+        .filter(|(_, skips)| skips.skipped() > 0)
+        .map(|(of, skips)| {
+            let (bad, seen) = (skips.skipped(), skips.seen());
+            format!("{bad} of {seen} {of}: {}", skips.summary())
+        })
+        .collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
     }
 
     fn get(&self, index: usize) -> Result<Pair> {

@@ -29,10 +29,22 @@ pub enum Reason {
     DuplicateKey,
     /// A file is larger than the limit.
     TooLarge,
+    /// The text has more tokens than the recipe allows.
+    TooLong,
     /// The archive entry is a link, a device or climbs out.
     RefusedEntry,
     /// A shard is damaged from some place on: counted once, what it lost is unknown.
     DamagedShard,
+}
+
+impl Reason {
+    /// The reason that an error of reading a pair stands for.
+    pub fn of(error: &Error) -> Reason {
+        match error {
+            Error::Io { .. } => Reason::Unreadable,
+            _ => Reason::BadPicture,
+        }
+    }
 }
 
 impl fmt::Display for Reason {
@@ -46,6 +58,7 @@ impl fmt::Display for Reason {
             Reason::BadRecord => "unusable record",
             Reason::DuplicateKey => "duplicate key",
             Reason::TooLarge => "file too large",
+            Reason::TooLong => "text too long",
             Reason::RefusedEntry => "refused archive entry",
             Reason::DamagedShard => "damaged shard",
         })

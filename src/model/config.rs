@@ -247,7 +247,15 @@ impl LanguageConfig {
                 self.key_value_heads,
             ));
         }
-        head_dim("language", self.head_dim, 1)
+        positive("language.head_dim", self.head_dim)?;
+        match self.head_dim.is_multiple_of(8) {
+            true => Ok(()),
+            false => Err(Error::setting(
+                "language.head_dim",
+                "a multiple of 8",
+                self.head_dim,
+            )),
+        }
     }
 }
 
@@ -297,22 +305,26 @@ impl ModelConfig {
     }
 }
 
+/// Sizes beyond these are typing errors, and their products would not fit 64 bits.
+const MOST: usize = 1 << 20;
+
 fn positive(field: &str, value: usize) -> Result<()> {
     match value {
         0 => Err(Error::setting(field, "at least 1", 0)),
-        _ => Ok(()),
+        1..=MOST => Ok(()),
+        _ => Err(Error::setting(field, format!("at most {MOST}"), value)),
     }
 }
 
+/// Attention takes head dims that are multiples of 8.
 fn head_dim(module: &str, width: usize, heads: usize) -> Result<()> {
     positive(&format!("{module}.heads"), heads)?;
     positive(&format!("{module}.width"), width)?;
-    let dim = width / heads;
-    if !width.is_multiple_of(heads) || !dim.is_multiple_of(8) {
+    if !width.is_multiple_of(heads) || !(width / heads).is_multiple_of(8) {
         return Err(Error::setting(
-            format!("{module}: width ÷ heads (the head dim)"),
-            "a multiple of 8",
-            format!("{width} ÷ {heads}"),
+            format!("{module}.heads"),
+            format!("a divisor of the width, {width}, that leaves head dims of a multiple of 8"),
+            heads,
         ));
     }
     Ok(())

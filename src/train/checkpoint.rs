@@ -1,6 +1,8 @@
 //! Checkpoints: one safetensors file with every parameter, the optimiser's moments in the middle of a stage, and the
 //! position. A file is written beside its final name, flushed to the disk and renamed: what carries the name is whole.
 
+use std::collections::HashMap;
+use std::fmt::Display;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -46,6 +48,9 @@ pub struct Checkpoint {
 /// The key of the position in the file's metadata.
 const KEY: &str = "keel.position";
 
+/// The key of the checksum in the file's metadata: BLAKE3 of the position and of every tensor's name, shape and values.
+const CHECKSUM: &str = "keel.checksum";
+
 /// Writes a checkpoint. `session` adds the optimiser's moments.
 ///
 /// # Errors
@@ -88,11 +93,31 @@ pub fn save(
         }
     }
     let text = serde_json::to_string(position).expect("a position is plain data");
-    let metadata = [(KEY.to_owned(), text)].into_iter().collect();
+    let sum = checksum(
+        &text,
+        views.iter().map(|(name, view)| (name.as_str(), view)),
+    );
+    let metadata = [(KEY.to_owned(), text), (CHECKSUM.to_owned(), sum)];
+    let metadata = metadata.into_iter().collect();
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(|problem| {
         Error::content(path.display(), problem, "report this as a defect of Keel")
     })?;
     write_durably(path, &bytes)
+}
+
+fn checksum<'a>(
+    position: &str,
+    tensors: impl Iterator<Item = (&'a str, &'a TensorView<'a>)>,
+) -> String {
+    let mut tensors: Vec<_> = tensors.collect();
+    tensors.sort_by_key(|(name, _)| *name);
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(position.as_bytes());
+    for (name, tensor) in tensors {
+        hasher.update(format!("\n{name} {:?}\n", tensor.shape()).as_bytes());
+        hasher.update(tensor.data());
+    }
+    hasher.finalize().to_hex().to_string()
 }
 
 fn view<'a>(dims: &[usize], values: &'a [f32]) -> TensorView<'a> {
@@ -130,33 +155,46 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
 /// [`Error::Io`] or [`Error::Content`] naming the file.
 pub fn read_position(path: &Path) -> Result<Position> {
     let bytes = read_bytes(path)?;
-    position_of(path, &bytes)
+    position_of(path, &metadata_of(path, &bytes)?)
 }
 
 fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|problem| Error::io(path, "read the checkpoint", problem))
 }
 
-fn damaged(path: &Path, problem: impl ToString) -> Error {
+fn damaged(path: &Path, problem: impl Display) -> Error {
     Error::content(
         path.display(),
-        problem,
-        "use an older checkpoint of the run, or start it again",
+        format!("the checkpoint is damaged: {problem}"),
+        "remove it, and the run goes on from the one before",
     )
 }
 
-fn position_of(path: &Path, bytes: &[u8]) -> Result<Position> {
+/// A whole file that belongs to another model.
+fn misfit(path: &Path, problem: String) -> Error {
+    Error::content(
+        path.display(),
+        problem,
+        "go on with the recipe that the run was begun with",
+    )
+}
+
+/// The metadata of a checkpoint's header.
+fn metadata_of(path: &Path, bytes: &[u8]) -> Result<HashMap<String, String>> {
     if bytes.starts_with(b"version https://git-lfs") {
         let problem = "this is a Git LFS pointer, not the file it stands for";
         return Err(Error::content(path.display(), problem, "run git lfs pull"));
     }
     let (_, metadata) =
         SafeTensors::read_metadata(bytes).map_err(|problem| damaged(path, problem))?;
-    let text = metadata
-        .metadata()
-        .as_ref()
-        .and_then(|entries| entries.get(KEY));
-    let text = text.ok_or_else(|| damaged(path, "it is no checkpoint of Keel: no position"))?;
+    Ok(metadata.metadata().clone().unwrap_or_default())
+}
+
+fn position_of(path: &Path, metadata: &HashMap<String, String>) -> Result<Position> {
+    let text = metadata.get(KEY).ok_or_else(|| {
+        let problem = "it has no position of a run";
+        Error::content(path.display(), problem, "give a checkpoint written by Keel")
+    })?;
     serde_json::from_str(text).map_err(|problem| damaged(path, problem))
 }
 
@@ -170,18 +208,27 @@ pub fn load(
     entries: &[GradientEntry],
 ) -> Result<Checkpoint> {
     let bytes = read_bytes(path)?;
-    let position = position_of(path, &bytes)?;
+    let metadata = metadata_of(path, &bytes)?;
+    let position = position_of(path, &metadata)?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|problem| damaged(path, problem))?;
+    let all = tensors.tensors();
+    let sum = checksum(
+        &metadata[KEY],
+        all.iter().map(|(name, view)| (name.as_str(), view)),
+    );
+    if metadata.get(CHECKSUM) != Some(&sum) {
+        return Err(damaged(path, "its content does not match its checksum"));
+    }
     let copy = |name: &str, dims: &[usize], place: &mut [f32]| -> Result<()> {
         let tensor = tensors.tensor(name).map_err(|_| {
-            damaged(
+            misfit(
                 path,
                 format!("the tensor {name}, which the model has, is missing"),
             )
         })?;
         if tensor.dtype() != Dtype::F32 || tensor.shape() != dims {
             let found = format!("{:?} {:?}", tensor.dtype(), tensor.shape());
-            return Err(damaged(
+            return Err(misfit(
                 path,
                 format!("the tensor {name} is {found}, not F32 {dims:?}"),
             ));

@@ -33,7 +33,13 @@ impl LoadedRun {
     /// [`Error::Io`], [`Error::Content`] or [`Error::Setting`] naming the file.
     pub fn open(path: &Path, threads: usize) -> Result<LoadedRun> {
         let path = match path.is_dir() {
-            true => newest_checkpoint(path)?,
+            true => newest_checkpoint(path)?.ok_or_else(|| {
+                Error::setting(
+                    format!("run {}", path.display()),
+                    "a run with at least one checkpoint",
+                    "none (it stopped before the first was written)",
+                )
+            })?,
             false => path.to_owned(),
         };
         let position = checkpoint::read_position(&path)?;

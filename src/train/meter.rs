@@ -1,6 +1,6 @@
 //! Throughput, smoothed losses and the display of a stage under way.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -86,27 +86,34 @@ impl Meter {
         }
     }
 
-    /// Adds a step; returns an interval when a line is due.
-    pub fn add(&mut self, step: StepNumbers, is_last: bool) -> Option<Interval> {
+    /// Adds the numbers of a step that was applied.
+    pub fn add(&mut self, step: StepNumbers) {
         self.gathered.push(step);
-        self.bar.inc(1);
-        let is_first = self.bar.position() == 1;
-        if !is_first && !is_last && self.last_line.elapsed() < INTERVAL {
+    }
+
+    /// Moves on after step `done` (from 1); returns an interval when a line is due and there is something to say.
+    pub fn due(&mut self, done: u64, is_last: bool) -> Option<Interval> {
+        self.bar.set_position(done);
+        if is_last {
+            self.bar.finish_and_clear();
+        }
+        let is_due = done == 1 || is_last || self.last_line.elapsed() >= INTERVAL;
+        if !is_due || self.gathered.is_empty() {
             return None;
         }
         self.last_line = Instant::now();
         let interval = self.summarise();
         self.gathered.clear();
         self.bar.set_message(interval.rates());
-        if is_last {
-            self.bar.finish_and_clear();
-        }
         Some(interval)
     }
 
     /// Prints a line above the bar.
     pub fn say(&self, line: &str) {
-        self.bar.suspend(|| println!("{line}"));
+        // A reader that has gone away must not end a run: the log has every line.
+        self.bar.suspend(|| {
+            let _ = writeln!(std::io::stdout(), "{line}");
+        });
     }
 
     fn summarise(&self) -> Interval {

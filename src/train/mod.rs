@@ -9,6 +9,7 @@ mod recipe;
 mod run_folder;
 mod step_program;
 mod trainer;
+mod validate;
 
 pub use checkpoint::{Checkpoint, Position, load, read_position, save, write_durably};
 pub use loaded_run::LoadedRun;

@@ -4,11 +4,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_path_to_error::Segment;
 use toml::{Table, Value};
 
-use super::locate::{KeyFinder, near_miss};
+use super::locate::{KeyFinder, with_near_miss};
+use super::validate::validate;
 use crate::error::{Error, Result};
-use crate::model::{ContrastivePair, ModelConfig, Objectives, language_preset, vision_preset};
+use crate::model::{
+    ContrastivePair, LANGUAGE_PRESETS, ModelConfig, Objectives, VISION_PRESETS, language_preset,
+    vision_preset,
+};
 use crate::ops::Contrastive;
 
 /// The built-in recipes: name and text.
@@ -249,15 +254,8 @@ impl Recipe {
         if !path.exists() && path.extension().is_none() {
             let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
             let want = format!("the path of a TOML file or one of {}", names.join(", "));
-            let near = near_miss(name_or_path, &names);
-            return Err(Error::setting(
-                "--recipe",
-                want,
-                format!(
-                    "{name_or_path}{}",
-                    near.map_or(String::new(), |n| format!(" (did you mean {n}?)"))
-                ),
-            ));
+            let found = with_near_miss(name_or_path, &names);
+            return Err(Error::setting("--recipe", want, found));
         }
         let text = std::fs::read_to_string(path)
             .map_err(|problem| Error::io(path, "read the recipe", problem))?;
@@ -269,18 +267,24 @@ impl Recipe {
     /// # Errors
     /// [`Error::Setting`] with origin, line and key.
     pub fn parse(origin: &str, text: &str, sets: &[String]) -> Result<Recipe> {
-        let finder = KeyFinder::new(origin, text);
+        let finder = KeyFinder::new(origin, text, sets)?;
         let mut table: Table = text.parse().map_err(|problem: toml::de::Error| {
-            finder.syntax_error(problem.message(), problem.span())
+            Error::setting(origin, "valid TOML", problem.message())
         })?;
         for set in sets {
             apply_set(&mut table, set)?;
         }
         expand_presets(&mut table, &finder)?;
-        let recipe: Recipe = Value::Table(table)
-            .try_into()
-            .map_err(|problem: toml::de::Error| finder.type_error(problem.message()))?;
-        recipe.validate().map_err(|problem| finder.place(problem))?;
+        let recipe: Recipe =
+            serde_path_to_error::deserialize(Value::Table(table)).map_err(|problem| {
+                let path = problem.path().iter().filter_map(|part| match part {
+                    Segment::Map { key } => Some(key.clone()),
+                    Segment::Seq { index } => Some(index.to_string()),
+                    Segment::Enum { .. } | Segment::Unknown => None,
+                });
+                finder.type_error(path.collect(), problem.inner().message())
+            })?;
+        validate(&recipe).map_err(|problem| finder.place(problem))?;
         Ok(recipe)
     }
 
@@ -299,182 +303,9 @@ impl Recipe {
             .find(|stage| stage.name == name)
             .ok_or_else(|| {
                 let names: Vec<&str> = self.stages.iter().map(|s| s.name.as_str()).collect();
-                Error::setting("--stage", format!("one of {}", names.join(", ")), name)
+                let want = format!("one of {}", names.join(", "));
+                Error::setting("--stage", want, with_near_miss(name, &names))
             })
-    }
-
-    fn validate(&self) -> Result<()> {
-        self.model.validate()?;
-        if self.stages.is_empty() {
-            return Err(Error::setting("stage", "at least one [[stage]]", "none"));
-        }
-        for (index, stage) in self.stages.iter().enumerate() {
-            if self.stages[..index]
-                .iter()
-                .any(|other| other.name == stage.name)
-            {
-                return Err(Error::setting(
-                    "name",
-                    "another name for each stage",
-                    &stage.name,
-                ));
-            }
-            self.validate_stage(stage)
-                .map_err(|problem| in_stage(&stage.name, problem))?;
-        }
-        Ok(())
-    }
-
-    fn validate_stage(&self, stage: &Stage) -> Result<()> {
-        if stage.trains.is_empty() {
-            return Err(Error::setting("trains", "at least one module", "none"));
-        }
-        for (key, modules) in [("trains", &stage.trains), ("fresh", &stage.fresh)] {
-            for module in modules {
-                if !MODULES.contains(&module.as_str()) {
-                    let want = format!("modules out of {}", MODULES.join(", "));
-                    let near = near_miss(module, MODULES)
-                        .map_or(String::new(), |near| format!(" (did you mean {near}?)"));
-                    return Err(Error::setting(key, want, format!("{module}{near}")));
-                }
-            }
-        }
-        if stage.kind == StageKind::WarmStart
-            && stage.contrastive != 0.0
-            && self.model.text.is_none()
-        {
-            return Err(Error::setting(
-                "contrastive",
-                "a [model.text] tower to contrast with, or contrastive = 0",
-                stage.contrastive,
-            ));
-        }
-        if stage.steps.is_some() == stage.epochs.is_some() {
-            return Err(Error::setting(
-                "steps",
-                "either steps or epochs",
-                "both or neither",
-            ));
-        }
-        require("batch", stage.batch >= 1, "at least 1", stage.batch)?;
-        require(
-            "steps",
-            stage.steps != Some(0),
-            "at least 1",
-            stage.steps.unwrap_or_default(),
-        )?;
-        require(
-            "epochs",
-            stage.epochs.is_none_or(|e| e > 0.0),
-            "above 0",
-            stage.epochs.unwrap_or(0.0),
-        )?;
-        let image_tokens = self.model.image_tokens();
-        let least = image_tokens + 8;
-        require(
-            "tokens",
-            stage.kind == StageKind::WarmStart || stage.tokens >= least,
-            format!("at least {least}: {image_tokens} image tokens and room for text"),
-            stage.tokens,
-        )?;
-        require(
-            "caption_tokens",
-            stage.caption_tokens >= 4,
-            "at least 4",
-            stage.caption_tokens,
-        )?;
-        if let Some(text) = &self.model.text
-            && stage.kind == StageKind::WarmStart
-        {
-            require(
-                "caption_tokens",
-                stage.caption_tokens == text.context,
-                format!("the text tower's context, {}", text.context),
-                stage.caption_tokens,
-            )?;
-        }
-        let rate = stage.learning_rate;
-        require(
-            "learning_rate",
-            rate > 0.0 && rate < 1.0,
-            "between 0 and 1",
-            rate,
-        )?;
-        require(
-            "warm_up",
-            (0.0..=1.0).contains(&stage.warm_up),
-            "a share between 0 and 1",
-            stage.warm_up,
-        )?;
-        let decay = stage.weight_decay;
-        require(
-            "weight_decay",
-            (0.0..1.0).contains(&decay),
-            "from 0 to below 1",
-            decay,
-        )?;
-        for beta in stage.betas {
-            require(
-                "betas",
-                (0.0..1.0).contains(&beta),
-                "from 0 to below 1",
-                beta,
-            )?;
-        }
-        require("epsilon", stage.epsilon > 0.0, "above 0", stage.epsilon)?;
-        require("clip", stage.clip >= 0.0, "0 (off) or above", stage.clip)?;
-        require(
-            "next_token",
-            stage.next_token >= 0.0,
-            "0 or above",
-            stage.next_token,
-        )?;
-        require(
-            "contrastive",
-            stage.contrastive >= 0.0,
-            "0 or above",
-            stage.contrastive,
-        )?;
-        require(
-            "augmentation",
-            (0.0..=1.0).contains(&stage.augmentation),
-            "between 0 and 1",
-            stage.augmentation,
-        )?;
-        require(
-            "next_token",
-            stage.next_token > 0.0 || stage.contrastive > 0.0,
-            "above 0 where contrastive is 0",
-            stage.next_token,
-        )?;
-        require("data", !stage.data.is_empty(), "at least one task", "none")?;
-        for (task, share) in &stage.data {
-            require(
-                task,
-                *share > 0.0 && share.is_finite(),
-                "a share above 0",
-                share,
-            )?;
-        }
-        Ok(())
-    }
-}
-
-fn require(key: &str, holds: bool, want: impl ToString, found: impl ToString) -> Result<()> {
-    match holds {
-        true => Ok(()),
-        false => Err(Error::setting(key, want, found)),
-    }
-}
-
-fn in_stage(stage: &str, problem: Error) -> Error {
-    match problem {
-        Error::Setting { what, want, found } => Error::Setting {
-            what: format!("stage {stage}: {what}"),
-            want,
-            found,
-        },
-        other => other,
     }
 }
 
@@ -483,31 +314,42 @@ fn expand_presets(table: &mut Table, finder: &KeyFinder<'_>) -> Result<()> {
     let Some(Value::Table(model)) = table.get_mut("model") else {
         return Ok(());
     };
-    let expand = |model: &mut Table, tower: &str, preset: &dyn Fn(&str) -> Result<Table>| {
+    type Preset = fn(&str) -> Result<Value>;
+    let towers: [(&str, &[&str], Preset); 2] = [
+        ("vision", VISION_PRESETS, |name| {
+            Ok(as_value(vision_preset(name)?))
+        }),
+        ("language", LANGUAGE_PRESETS, |name| {
+            Ok(as_value(language_preset(name)?))
+        }),
+    ];
+    for (tower, known, preset) in towers {
         let Some(Value::Table(settings)) = model.get_mut(tower) else {
-            return Ok(());
+            continue;
         };
         let Some(name) = settings.remove("preset") else {
-            return Ok(());
+            continue;
+        };
+        let refuse = |found: String| {
+            let want = format!("one of {}", known.join(", "));
+            finder.place(Error::setting(format!("model.{tower}.preset"), want, found))
         };
         let Value::String(name) = name else {
-            return Err(finder.place(Error::setting("preset", "a name in quotes", name)));
+            return Err(refuse(name.to_string()));
         };
-        let mut full = preset(&name).map_err(|problem| finder.place(problem))?;
-        full.extend(std::mem::take(settings));
-        *settings = full;
-        Ok(())
-    };
-    let table_of = |config: Result<Value, toml::ser::Error>| match config {
-        Ok(Value::Table(table)) => table,
-        _ => unreachable!("a configuration is a table"),
-    };
-    expand(model, "vision", &|name| {
-        Ok(table_of(Value::try_from(vision_preset(name)?)))
-    })?;
-    expand(model, "language", &|name| {
-        Ok(table_of(Value::try_from(language_preset(name)?)))
-    })
+        if !known.contains(&name.as_str()) {
+            return Err(refuse(with_near_miss(&name, known)));
+        }
+        if let Value::Table(mut full) = preset(&name)? {
+            full.extend(std::mem::take(settings));
+            *settings = full;
+        }
+    }
+    Ok(())
+}
+
+fn as_value(config: impl Serialize) -> Value {
+    Value::try_from(config).expect("a configuration is made of numbers and names")
 }
 
 /// Applies one `--set key.path=value`. A stage is named by its name: `stage.warm-up.steps=10`.
@@ -517,11 +359,13 @@ fn apply_set(table: &mut Table, set: &str) -> Result<()> {
         .split_once('=')
         .ok_or_else(|| refuse("key=value", "no equals sign"))?;
     let value = parse_value(value.trim());
-    let mut keys: Vec<&str> = path.trim().split('.').collect();
-    let last = keys.pop().filter(|key| !key.is_empty());
-    let last = last.ok_or_else(|| refuse("key=value", "an empty key"))?;
+    let keys: Vec<&str> = path.trim().split('.').collect();
+    if keys.iter().any(|key| key.is_empty()) {
+        return Err(refuse("key=value", "an empty key"));
+    }
+    let (last, keys) = keys.split_last().expect("a split gives at least one part");
     let mut here = table;
-    let mut keys = keys.into_iter();
+    let mut keys = keys.iter().copied();
     while let Some(key) = keys.next() {
         let next = here
             .entry(key)
@@ -529,15 +373,17 @@ fn apply_set(table: &mut Table, set: &str) -> Result<()> {
         here = match next {
             Value::Table(inner) => inner,
             Value::Array(stages) => {
-                let name = keys.next().unwrap_or(last);
                 let names: Vec<String> = stages
                     .iter()
                     .filter_map(|stage| Some(stage.get("name")?.as_str()?.to_owned()))
                     .collect();
-                let index = names.iter().position(|known| known == name);
-                let index = index.ok_or_else(|| {
-                    refuse(&format!("{key}.<one of {}>.<key>", names.join(", ")), name)
-                })?;
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                let want = format!("{key}.<one of {}>.<key>=value", names.join(", "));
+                let Some(name) = keys.next() else {
+                    return Err(refuse(&want, &format!("{key}.{last}")));
+                };
+                let index = names.iter().position(|known| *known == name);
+                let index = index.ok_or_else(|| refuse(&want, &with_near_miss(name, &names)))?;
                 match &mut stages[index] {
                     Value::Table(stage) => stage,
                     other => return Err(refuse("a table", other.type_str())),
@@ -546,7 +392,7 @@ fn apply_set(table: &mut Table, set: &str) -> Result<()> {
             other => return Err(refuse(&format!("{key} to be a table"), other.type_str())),
         };
     }
-    here.insert(last.to_owned(), value);
+    here.insert((*last).to_owned(), value);
     Ok(())
 }
 

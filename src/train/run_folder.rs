@@ -1,7 +1,7 @@
 //! The folder of a run: who may write it, and where things lie in it.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -27,14 +27,16 @@ impl RunFolder {
             Some(path) => path.to_owned(),
             None => next_free(name)?,
         };
-        if path.join("recipe.toml").exists() {
+        let folder = RunFolder::open(path)?;
+        // Asked under the lock: another process may just have begun a run here.
+        if folder.path.join("recipe.toml").exists() {
             return Err(Error::setting(
-                format!("--out {}", path.display()),
-                "a folder without a run; continue that run with --resume, or choose another folder",
+                format!("--out {}", folder.path.display()),
+                "a folder without a run (continue that run with --resume, or choose another folder)",
                 "a run",
             ));
         }
-        RunFolder::open(path)
+        Ok(folder)
     }
 
     /// Opens the folder of an existing run to continue it.
@@ -59,20 +61,23 @@ impl RunFolder {
         let lock_path = path.join("lock");
         let lock = File::create(&lock_path)
             .map_err(|problem| Error::io(&lock_path, "create the file", problem))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-            Error::setting(
-                format!("run folder {}", path.display()),
-                "a folder that no other process trains in; wait for it or choose another --out",
-                "one that is in use",
-            )
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|problem| {
+            match problem == rustix::io::Errno::WOULDBLOCK {
+                true => Error::setting(
+                    format!("run folder {}", path.display()),
+                    "a folder that no other process trains in (wait for it, or choose another --out)",
+                    "one that is in use",
+                ),
+                false => Error::io(&lock_path, "lock the file", problem.into()),
+            }
         })?;
         let append = |name: &str| {
             let path = path.join(name);
-            File::options()
-                .create(true)
-                .append(true)
-                .open(&path)
-                .map_err(|problem| Error::io(&path, "open", problem))
+            let open = || -> std::io::Result<File> {
+                drop_partial_line(&path)?;
+                File::options().create(true).append(true).open(&path)
+            };
+            open().map_err(|problem| Error::io(&path, "open", problem))
         };
         Ok(RunFolder {
             metrics: append("metrics.jsonl")?,
@@ -99,7 +104,9 @@ impl RunFolder {
     /// # Errors
     /// [`Error::Io`] naming the file.
     pub fn metric(&mut self, row: &serde_json::Value) -> Result<()> {
-        writeln!(self.metrics, "{row}")
+        let line = format!("{row}\n");
+        self.metrics
+            .write_all(line.as_bytes())
             .map_err(|problem| Error::io(self.path.join("metrics.jsonl"), "write", problem))
     }
 
@@ -108,7 +115,9 @@ impl RunFolder {
     /// # Errors
     /// [`Error::Io`] naming the file.
     pub fn log(&mut self, line: &str) -> Result<()> {
-        writeln!(self.log, "{line}")
+        let line = format!("{line}\n");
+        self.log
+            .write_all(line.as_bytes())
             .map_err(|problem| Error::io(self.path.join("log.txt"), "write", problem))
     }
 
@@ -121,11 +130,34 @@ impl RunFolder {
     }
 }
 
+/// Cuts a file back to its last whole line: a full disk may have cut the one that was being written.
+fn drop_partial_line(path: &Path) -> std::io::Result<()> {
+    let text = match std::fs::read(path) {
+        Err(problem) if problem.kind() == ErrorKind::NotFound => return Ok(()),
+        text => text?,
+    };
+    let whole = text.iter().rposition(|byte| *byte == b'\n');
+    let whole = whole.map_or(0, |end| end + 1);
+    match whole == text.len() {
+        true => Ok(()),
+        false => File::options()
+            .write(true)
+            .open(path)?
+            .set_len(whole as u64),
+    }
+}
+
+/// Creates the next free `runs/<name>-<n>`; creating it settles who has it.
 fn next_free(name: &str) -> Result<PathBuf> {
+    let runs = Path::new("runs");
+    std::fs::create_dir_all(runs)
+        .map_err(|problem| Error::io(runs, "create the folder", problem))?;
     for number in 1..10_000 {
-        let path = PathBuf::from("runs").join(format!("{name}-{number}"));
-        if !path.exists() {
-            return Ok(path);
+        let path = runs.join(format!("{name}-{number}"));
+        match std::fs::create_dir(&path) {
+            Ok(()) => return Ok(path),
+            Err(problem) if problem.kind() == ErrorKind::AlreadyExists => {}
+            Err(problem) => return Err(Error::io(&path, "create the folder", problem)),
         }
     }
     Err(Error::setting(
@@ -135,26 +167,30 @@ fn next_free(name: &str) -> Result<PathBuf> {
     ))
 }
 
-/// The newest checkpoint of a run folder.
+/// The newest checkpoint of a run folder: the one furthest on, by the stage's number and the step in its name; `None`
+/// in a run that stopped before its first.
 ///
 /// # Errors
-/// [`Error::Setting`] when there is none.
-pub fn newest_checkpoint(run: &Path) -> Result<PathBuf> {
+/// [`Error::Io`] when the folder cannot be read.
+pub fn newest_checkpoint(run: &Path) -> Result<Option<PathBuf>> {
     let folder = run.join("checkpoints");
     let entries = std::fs::read_dir(&folder)
         .map_err(|problem| Error::io(&folder, "read the folder", problem))?;
-    let mut found: Vec<(std::time::SystemTime, PathBuf)> = entries
+    let newest = entries
         .flatten()
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
-        .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
-        .collect();
-    found.sort();
-    found.pop().map(|(_, path)| path).ok_or_else(|| {
-        Error::setting(
-            format!("run {}", run.display()),
-            "a run with at least one checkpoint",
-            "none: it stopped before the first was written",
-        )
-    })
+        .filter_map(|path| Some((place_of(path.file_stem()?.to_str()?)?, path)))
+        .max();
+    Ok(newest.map(|(_, path)| path))
+}
+
+/// Stage number and step of a checkpoint called `2-warm-up.step-40`, or `2-warm-up` after the stage's last step.
+fn place_of(stem: &str) -> Option<(u64, u64)> {
+    let (stage, _) = stem.split_once('-')?;
+    let step = match stem.rsplit_once(".step-") {
+        Some((_, step)) => step.parse().ok()?,
+        None => u64::MAX,
+    };
+    Some((stage.parse().ok()?, step))
 }

@@ -1,5 +1,6 @@
 //! Runs the stages of a recipe one after the other: batches in, steps, lines, evaluation, checkpoints.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -60,8 +61,10 @@ pub struct Trainer {
     library: Arc<Library>,
     pairs: Option<Arc<dyn PairSource>>,
     folder: RunFolder,
+    /// The program of each stage that is still to be run.
+    programs: Vec<Option<Arc<Program>>>,
     skipped: u64,
-    start: Option<(Position, Option<PathBuf>)>,
+    start: Option<(Position, PathBuf)>,
 }
 
 impl Trainer {
@@ -74,19 +77,36 @@ impl Trainer {
         options: TrainOptions,
         pairs: Option<Arc<dyn PairSource>>,
     ) -> Result<Trainer> {
+        check_pairs(&recipe, pairs.is_some())?;
         let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
         let executor = CpuExecutor::new(layout.elements(), options.threads)?;
-        let (folder, start) = match &options.resume {
-            Some(path) => {
-                let folder = RunFolder::resume(path)?;
-                let newest = newest_checkpoint(path)?;
-                let position = checkpoint::read_position(&newest)?;
-                (folder, Some((position, Some(newest))))
-            }
-            None => (
-                RunFolder::create(options.out.as_deref(), &recipe.name)?,
-                None,
-            ),
+        let folder = match &options.resume {
+            Some(path) => Some(RunFolder::resume(path)?),
+            None => None,
+        };
+        // A run that stopped before its first checkpoint is begun again.
+        let start = match &folder {
+            Some(folder) => match newest_checkpoint(folder.path())? {
+                Some(newest) => Some((checkpoint::read_position(&newest)?, newest)),
+                None => None,
+            },
+            None => None,
+        };
+        let first_stage = start.as_ref().map_or(0, |(position, _)| position.stage);
+        // Every stage is planned before the first runs, so that one that does not fit is known before hours are spent.
+        let compile = |(index, stage)| match index < first_stage {
+            true => Ok(None),
+            false => compile_stage(&recipe, stage, &layout, &options).map(|p| Some(Arc::new(p))),
+        };
+        let programs = recipe
+            .stages
+            .iter()
+            .enumerate()
+            .map(compile)
+            .collect::<Result<Vec<_>>>()?;
+        let folder = match folder {
+            Some(folder) => folder,
+            None => RunFolder::create(options.out.as_deref(), &recipe.name)?,
         };
         let library = Library::embedded();
         Ok(Trainer {
@@ -97,6 +117,7 @@ impl Trainer {
             library,
             pairs,
             folder,
+            programs,
             skipped: 0,
             start,
         })
@@ -127,7 +148,6 @@ impl Trainer {
                 self.executor.write_parameters(0, &values);
             }
             Some((position, path)) => {
-                let path = path.expect("a continued run has a checkpoint");
                 (first_stage, first_step) = (position.stage, position.step);
                 self.skipped = position.skipped;
                 moments = self.restore(&path, &position)?;
@@ -148,12 +168,13 @@ impl Trainer {
             evaluations.extend(evaluation);
             first_step = 0;
         }
+        self.report_skips()?;
         Ok(evaluations)
     }
 
     fn restore(&self, path: &Path, position: &Position) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
-        let entries = match self.recipe.stages.get(position.stage) {
-            Some(stage) if position.step > 0 => self.compile(stage)?.gradient_entries().to_vec(),
+        let entries = match self.programs.get(position.stage) {
+            Some(Some(program)) if position.step > 0 => program.gradient_entries().to_vec(),
             _ => Vec::new(),
         };
         let Checkpoint {
@@ -165,26 +186,23 @@ impl Trainer {
         Ok(moments)
     }
 
-    fn compile(&self, stage: &Stage) -> Result<Program> {
-        compile_step(
-            &self.recipe,
-            stage,
-            &self.layout,
-            &step_shape(stage, None),
-            Target::Cpu {
-                threads: self.options.threads,
-            },
-            self.options.memory_budget,
-        )
-    }
-
     /// Prints a line and keeps it in the run's log.
     ///
     /// # Errors
     /// [`Error::Io`] when the log cannot be written.
     pub fn say(&mut self, line: &str) -> Result<()> {
-        println!("{line}");
+        // A reader that has gone away must not end a run: the log has every line.
+        let _ = writeln!(std::io::stdout(), "{line}");
         self.folder.log(line)
+    }
+
+    /// Says what was left out of the user's pairs.
+    fn report_skips(&mut self) -> Result<()> {
+        let left_out = self.pairs.as_ref().and_then(|pairs| pairs.left_out());
+        match left_out {
+            Some(left_out) => self.say(&format!("\nleft out of the data: {left_out}")),
+            None => Ok(()),
+        }
     }
 
     fn run_stage(
@@ -197,7 +215,8 @@ impl Trainer {
         if first_step == 0 {
             self.refresh(index, stage);
         }
-        let program = Arc::new(self.compile(stage)?);
+        let program = self.programs[index].clone();
+        let program = program.expect("every stage to be run is planned");
         let frozen = self.frozen_checksums(stage);
         let mixture = Arc::new(self.mixture(index, stage)?);
         let steps = self.steps(stage, &mixture);
@@ -273,16 +292,7 @@ impl Trainer {
         let mut weights = Vec::new();
         for (task, share) in &stage.data {
             let kind = TaskKind::ALL.into_iter().find(|kind| kind.name() == task);
-            let kind = kind.ok_or_else(|| {
-                let names: Vec<&str> = TaskKind::ALL.iter().map(|kind| kind.name()).collect();
-                let near = super::locate::near_miss(task, &names);
-                let near = near.map_or(String::new(), |near| format!(" (did you mean {near}?)"));
-                Error::setting(
-                    format!("stage {}: data", stage.name),
-                    format!("tasks out of {}", names.join(", ")),
-                    format!("{task}{near}"),
-                )
-            })?;
+            let kind = kind.expect("tasks are checked when the recipe is read");
             weights.push((kind, *share));
         }
         let config = &self.recipe.model;
@@ -358,7 +368,11 @@ impl Trainer {
         let one_batch = self.options.overfit_one_batch;
         let source = mixture.clone();
         let mut batches = Prefetcher::new(
-            Arc::new(move |step| source.batch(if one_batch { 0 } else { step })),
+            Arc::new(move |step| match step < steps {
+                true => source.batch(if one_batch { 0 } else { step }),
+                // Made ahead and never asked for.
+                false => Err(Error::setting("step", format!("below {steps}"), step)),
+            }),
             first_step,
             1,
             4,
@@ -380,13 +394,14 @@ impl Trainer {
                     return Err(Error::stopped(
                         format!("stage {}, step {step}", stage.name),
                         format!("loss or gradient was not finite in {bad_steps} steps in a row"),
-                        "lower the learning rate; log.txt names the batches; the newest checkpoint is good",
+                        "lower the learning rate; log.txt names the samples; the newest checkpoint is from before",
                     ));
                 }
-                continue;
+            } else {
+                bad_steps = 0;
+                meter.add(numbers);
             }
-            bad_steps = 0;
-            if let Some(interval) = meter.add(numbers, step + 1 == steps) {
+            if let Some(interval) = meter.due(step + 1, step + 1 == steps) {
                 let line = interval.line(&stage.name, step + 1, steps);
                 meter.say(&line);
                 self.folder.log(&line)?;
@@ -394,7 +409,7 @@ impl Trainer {
             }
             let every = self.options.save_every;
             if every > 0 && (step + 1) % every == 0 && step + 1 < steps {
-                let label = format!("{}-{}-step-{}", index + 1, stage.name, step + 1);
+                let label = format!("{}-{}.step-{}", index + 1, stage.name, step + 1);
                 self.save(index, step + 1, &label, Some(&*session))?;
             }
         }
@@ -405,7 +420,7 @@ impl Trainer {
         self.skipped += u64::from(batch.skipped.unreadable) + u64::from(batch.skipped.too_long);
     }
 
-    /// The update was not applied (the optimiser saw the flag); says on what batch it happened.
+    /// The update was not applied (the optimiser saw the norm); says on what batch it happened.
     fn report_bad_step(
         &mut self,
         stage: &Stage,
@@ -476,6 +491,44 @@ impl Trainer {
         ))?;
         Ok(Some(evaluation))
     }
+}
+
+/// Refuses pairs that no stage uses, and stages that use pairs where there are none.
+fn check_pairs(recipe: &Recipe, given: bool) -> Result<()> {
+    let name = TaskKind::Pairs.name();
+    let using = recipe
+        .stages
+        .iter()
+        .find(|stage| stage.data.contains_key(name));
+    match (given, using) {
+        (true, None) => Err(Error::setting(
+            "--data",
+            format!(
+                "a recipe with a stage that draws from {name} (--set stage.{}.data.{name}=1 adds it)",
+                recipe.stages[recipe.stages.len() - 1].name
+            ),
+            format!("none in the recipe {}", recipe.name),
+        )),
+        (false, Some(stage)) => Err(Error::setting(
+            format!("stage {}: data.{name}", stage.name),
+            "your own pairs, given with --data",
+            "none given",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn compile_stage(
+    recipe: &Recipe,
+    stage: &Stage,
+    layout: &Arc<ParameterLayout>,
+    options: &TrainOptions,
+) -> Result<Program> {
+    let target = Target::Cpu {
+        threads: options.threads,
+    };
+    let shape = step_shape(stage, None);
+    compile_step(recipe, stage, layout, &shape, target, options.memory_budget)
 }
 
 fn read_numbers(

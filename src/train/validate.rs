@@ -1,0 +1,221 @@
+//! What a recipe's values must be, alone and together. Subjects of errors are paths of settings joined by dots, which
+//! the recipe's reader turns into file, line and name.
+
+use super::locate::with_near_miss;
+use super::recipe::{MODULES, Recipe, Stage, StageKind};
+use crate::data::task::TaskKind;
+use crate::data::tokenizer;
+use crate::error::{Error, Result};
+
+/// Rows of a batch, B·T, are counted in 32 bits by the kernels' index inputs.
+const MOST_ROWS: usize = i32::MAX as usize;
+
+/// Longest name of a recipe or stage: it becomes part of a file's name.
+const MOST_NAME: usize = 64;
+
+/// Refuses values that cannot be.
+///
+/// # Errors
+/// [`Error::Setting`] whose subject is the setting's path, for example `stage.2.batch`.
+pub(super) fn validate(recipe: &Recipe) -> Result<()> {
+    validate_name("name", &recipe.name)?;
+    let most_seed = i64::MAX as u64;
+    let want = format!("at most {most_seed}, the largest number TOML holds");
+    require("seed", recipe.seed <= most_seed, want, recipe.seed)?;
+    recipe
+        .model
+        .validate()
+        .map_err(|problem| below("model", problem))?;
+    let towers = [
+        (
+            "model.language.vocabulary",
+            Some(recipe.model.language.vocabulary),
+        ),
+        (
+            "model.text.vocabulary",
+            recipe.model.text.as_ref().map(|text| text.vocabulary),
+        ),
+    ];
+    for (key, vocabulary) in towers {
+        let least = tokenizer::VOCABULARY;
+        let vocabulary = vocabulary.unwrap_or(least);
+        let want = format!("at least {least}, which the tokeniser makes");
+        require(key, vocabulary >= least, want, vocabulary)?;
+    }
+    require("stage", !recipe.stages.is_empty(), "at least one", "none")?;
+    for (index, stage) in recipe.stages.iter().enumerate() {
+        let in_stage = |problem| below(&format!("stage.{index}"), problem);
+        let is_new = recipe.stages[..index]
+            .iter()
+            .all(|other| other.name != stage.name);
+        let want = "another name for each stage";
+        require("name", is_new, want, &stage.name).map_err(in_stage)?;
+        validate_stage(recipe, stage).map_err(in_stage)?;
+    }
+    Ok(())
+}
+
+fn validate_stage(recipe: &Recipe, stage: &Stage) -> Result<()> {
+    validate_name("name", &stage.name)?;
+    require("trains", !stage.trains.is_empty(), "modules", "none")?;
+    for (key, modules) in [("trains", &stage.trains), ("fresh", &stage.fresh)] {
+        for module in modules {
+            let want = format!("modules out of {}", MODULES.join(", "));
+            let is_known = MODULES.contains(&module.as_str());
+            require(key, is_known, want, with_near_miss(module, MODULES))?;
+        }
+    }
+    validate_data(stage)?;
+    validate_sizes(recipe, stage)?;
+    validate_optimiser(stage)
+}
+
+/// Names become names of files and folders.
+fn validate_name(key: &str, name: &str) -> Result<()> {
+    let is_plain = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
+    let holds = !name.is_empty() && name.chars().all(is_plain) && name.chars().count() <= MOST_NAME;
+    let want = format!("1 to {MOST_NAME} letters, digits, - and _");
+    require(key, holds, want, format!("{name:?}"))
+}
+
+fn validate_data(stage: &Stage) -> Result<()> {
+    require("data", !stage.data.is_empty(), "at least one task", "none")?;
+    let names: Vec<&str> = TaskKind::ALL.iter().map(|kind| kind.name()).collect();
+    for (task, share) in &stage.data {
+        let key = format!("data.{task}");
+        let kind = TaskKind::ALL.into_iter().find(|kind| kind.name() == task);
+        let Some(kind) = kind else {
+            let want = format!("tasks out of {}", names.join(", "));
+            return Err(Error::setting(key, want, with_near_miss(task, &names)));
+        };
+        let holds = *share > 0.0 && share.is_finite();
+        require(&key, holds, "a share above 0", share)?;
+        require(
+            &key,
+            stage.contrastive == 0.0 || kind.has_image(),
+            "only tasks with pictures in a stage with a contrastive objective",
+            "a task of text only",
+        )?;
+    }
+    Ok(())
+}
+
+fn validate_sizes(recipe: &Recipe, stage: &Stage) -> Result<()> {
+    let is_warm = stage.kind == StageKind::WarmStart;
+    require("batch", stage.batch >= 1, "at least 1", stage.batch)?;
+    let image_tokens = if is_warm {
+        0
+    } else {
+        recipe.model.image_tokens()
+    };
+    let least = image_tokens + 8;
+    require(
+        "tokens",
+        stage.tokens >= least,
+        format!("at least {least}: {image_tokens} image tokens and room for text"),
+        stage.tokens,
+    )?;
+    require(
+        "caption_tokens",
+        stage.caption_tokens >= 4,
+        "at least 4",
+        stage.caption_tokens,
+    )?;
+    for (key, tokens) in [
+        ("tokens", stage.tokens),
+        ("caption_tokens", stage.caption_tokens),
+    ] {
+        let holds = tokens <= MOST_ROWS / stage.batch;
+        let want = format!("at most {MOST_ROWS} ÷ batch");
+        require(key, holds, want, tokens)?;
+    }
+    if is_warm && stage.contrastive > 0.0 {
+        let Some(text) = &recipe.model.text else {
+            return Err(Error::setting(
+                "contrastive",
+                "a [model.text] tower to contrast with, or contrastive = 0",
+                stage.contrastive,
+            ));
+        };
+        require(
+            "caption_tokens",
+            stage.caption_tokens == text.context,
+            format!("the text tower's context, {}", text.context),
+            stage.caption_tokens,
+        )?;
+    }
+    if stage.steps.is_some() == stage.epochs.is_some() {
+        let found = match stage.steps {
+            Some(_) => "both",
+            None => "neither",
+        };
+        return Err(Error::setting("steps", "either steps or epochs", found));
+    }
+    let steps = stage.steps.unwrap_or(1);
+    require("steps", steps >= 1, "at least 1", steps)?;
+    let epochs = stage.epochs.unwrap_or(1.0);
+    let holds = epochs > 0.0 && epochs <= 1e6;
+    require("epochs", holds, "above 0 and at most a million", epochs)
+}
+
+fn validate_optimiser(stage: &Stage) -> Result<()> {
+    let share = 0.0..1.0;
+    let is_rate = stage.learning_rate > 0.0 && stage.learning_rate < 1.0;
+    require(
+        "learning_rate",
+        is_rate,
+        "between 0 and 1",
+        stage.learning_rate,
+    )?;
+    require(
+        "warm_up",
+        (0.0..=1.0).contains(&stage.warm_up),
+        "a share between 0 and 1",
+        stage.warm_up,
+    )?;
+    require(
+        "weight_decay",
+        share.contains(&stage.weight_decay),
+        "from 0 to below 1",
+        stage.weight_decay,
+    )?;
+    for beta in stage.betas {
+        require("betas", share.contains(&beta), "from 0 to below 1", beta)?;
+    }
+    // The smallest number that f32, in which the update is computed, still has in full.
+    let holds = stage.epsilon >= f64::from(f32::MIN_POSITIVE) && stage.epsilon < 1.0;
+    require("epsilon", holds, "between 1.2e-38 and 1", stage.epsilon)?;
+    let holds = (0.0..=1e30).contains(&stage.clip);
+    require("clip", holds, "0 (off) or above", stage.clip)?;
+    let holds = (0.0..=1.0).contains(&stage.augmentation);
+    require("augmentation", holds, "between 0 and 1", stage.augmentation)?;
+    for (key, weight) in [
+        ("next_token", stage.next_token),
+        ("contrastive", stage.contrastive),
+    ] {
+        require(key, (0.0..=1e6).contains(&weight), "0 or above", weight)?;
+    }
+    require(
+        "next_token",
+        stage.next_token > 0.0 || stage.contrastive > 0.0,
+        "above 0 where contrastive is 0",
+        stage.next_token,
+    )
+}
+
+fn require(key: &str, holds: bool, want: impl ToString, found: impl ToString) -> Result<()> {
+    match holds {
+        true => Ok(()),
+        false => Err(Error::setting(key, want, found)),
+    }
+}
+
+/// The problem with its subject's path one table further down.
+fn below(table: &str, problem: Error) -> Error {
+    match problem {
+        Error::Setting { what, want, found } => {
+            Error::setting(format!("{table}.{what}"), want, found)
+        }
+        other => other,
+    }
+}

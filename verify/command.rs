@@ -1,0 +1,85 @@
+//! Runs the program as a user does, and holds it to its manners: an exit code, one sentence, never a panic.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use keel::train::BUILT_IN;
+
+/// What a command said and how it ended.
+#[derive(Debug)]
+pub struct Answer {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Answer {
+    pub fn of(output: Output) -> Answer {
+        let answer = Answer {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).expect("output is UTF-8"),
+            stderr: String::from_utf8(output.stderr).expect("messages are UTF-8"),
+        };
+        for sign in ["panicked", "RUST_BACKTRACE", "stack overflow"] {
+            let clean = !answer.stdout.contains(sign) && !answer.stderr.contains(sign);
+            assert!(clean, "the program broke: {answer:#?}");
+        }
+        answer
+    }
+
+    /// Asserts an exit code.
+    #[track_caller]
+    pub fn code_is(self, code: i32) -> Answer {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        self
+    }
+
+    /// Asserts success.
+    #[track_caller]
+    pub fn fine(self) -> Answer {
+        self.code_is(0)
+    }
+
+    /// Asserts a refusal: exit code 1 and one line on the error stream with all of `parts`.
+    #[track_caller]
+    pub fn refused(self, parts: &[&str]) -> Answer {
+        let answer = self.code_is(1);
+        assert!(answer.stderr.starts_with("error: "), "{answer:#?}");
+        assert_eq!(answer.stderr.lines().count(), 1, "{answer:#?}");
+        for part in parts {
+            assert!(answer.stderr.contains(part), "wanted {part} in {answer:#?}");
+        }
+        answer
+    }
+}
+
+/// The program, to be run in `folder`.
+pub fn command(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keel"));
+    command
+        .current_dir(folder)
+        .args(args)
+        .stdin(Stdio::null())
+        .env_remove("RUST_BACKTRACE");
+    command
+}
+
+/// Runs the program in `folder`.
+pub fn keel(folder: &Path, args: &[&str]) -> Answer {
+    Answer::of(command(folder, args).output().expect("the program starts"))
+}
+
+/// The text of the tiny recipe with only these of its stages.
+pub fn tiny_recipe(stages: &[&str]) -> String {
+    let (_, text) = BUILT_IN.iter().find(|(name, _)| *name == "tiny").unwrap();
+    let mut parts = text.split("[[stage]]");
+    let mut kept = parts.next().unwrap().to_owned();
+    let parts: Vec<&str> = parts.collect();
+    for stage in stages {
+        let name = format!("name = \"{stage}\"\n");
+        let part = parts.iter().find(|part| part.contains(&name));
+        kept += "[[stage]]";
+        kept += part.expect("a stage of the tiny recipe");
+    }
+    kept
+}
