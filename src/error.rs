@@ -123,7 +123,7 @@ impl Error {
     pub fn content(what: impl ToString, problem: impl ToString, remedy: impl ToString) -> Error {
         Error::Content {
             what: what.to_string(),
-            problem: problem.to_string(),
+            problem: one_line(&problem.to_string()),
             remedy: remedy.to_string(),
         }
     }
@@ -136,4 +136,9 @@ impl Error {
             remedy: remedy.to_string(),
         }
     }
+}
+
+/// The text on one line: what decoders say of a file may have line breaks.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -1,9 +1,12 @@
 //! Runs the program as a user does, and holds it to its manners: an exit code, one sentence, never a panic.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use keel::train::BUILT_IN;
+use safetensors::SafeTensors;
 
 /// What a command said and how it ended.
 #[derive(Debug)]
@@ -82,4 +85,27 @@ pub fn tiny_recipe(stages: &[&str]) -> String {
         kept += part.expect("a stage of the tiny recipe");
     }
     kept
+}
+
+/// Every tensor of a checkpoint as bytes.
+pub fn tensors(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let bytes = fs::read(path).unwrap_or_else(|problem| panic!("{}: {problem}", path.display()));
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let owned =
+        |(name, view): (String, safetensors::tensor::TensorView<'_>)| (name, view.data().to_vec());
+    tensors.tensors().into_iter().map(owned).collect()
+}
+
+pub fn checkpoint(run: &Path, label: &str) -> PathBuf {
+    run.join("checkpoints").join(format!("{label}.safetensors"))
+}
+
+/// Names of a run's checkpoints, in order of the alphabet.
+pub fn checkpoints(run: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(run.join("checkpoints"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
 }

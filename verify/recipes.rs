@@ -546,10 +546,6 @@ fn bad_settings_from_the_command_line_are_refused_by_name() {
         &["data.scene", "did you mean scenes?"],
     );
     refused_set(
-        "stage.warm-up.name=target",
-        &["another name for each stage"],
-    );
-    refused_set(
         "stage.warm-up.name=../up",
         &["letters, digits, - and _", "../up"],
     );

@@ -29,7 +29,7 @@ fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
 const SHARED: [&str; 4] = ["mod", "rows", "shapes", "special"];
 
 /// Ops that only make sense inside another op's case.
-const PROVEN_ELSEWHERE: [(&str, &str); 1] = [("grad_norm", "adamw")];
+const PROVEN_ELSEWHERE: [(&str, &str); 2] = [("grad_norm", "adamw"), ("splice", "embedding")];
 
 #[test]
 fn every_op_has_a_file_of_cases() {

@@ -7,6 +7,7 @@ mod buffer;
 mod check;
 mod greedy;
 mod place;
+mod random;
 mod search;
 mod sections;
 

@@ -7,7 +7,8 @@
 use super::bound::lower_bound;
 use super::buffer::{Buffer, Placement, validate};
 use super::greedy::{Gap, Layout, Order, fill, order, stack};
-use super::search::{Preference, Random, Rule, Search, Verdict};
+use super::random::Random;
+use super::search::{Preference, Rule, Search, Verdict};
 use super::sections::{Part, split};
 use crate::error::Result;
 

@@ -16,6 +16,7 @@
 //! tightest section and the table of failures are ours. Effort is counted in sections visited, never in seconds, so that
 //! the same buffers give the same placement on every machine.
 
+use super::random::Random;
 use super::sections::Part;
 
 /// How a search ended.
@@ -592,27 +593,5 @@ impl<'a> Search<'a> {
         }
         key = (key ^ left).wrapping_mul(MULTIPLIER);
         (key ^ key >> 64) | 1 << 127
-    }
-}
-
-/// A small generator of random numbers (SplitMix64: Steele, Lea and Flood, 2014).
-pub(super) struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Random {
-        Random(seed)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `limit`, which is above zero.
-    pub fn below(&mut self, limit: usize) -> usize {
-        ((u128::from(self.next()) * limit as u128) >> 64) as usize
     }
 }

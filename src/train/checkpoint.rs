@@ -1,7 +1,6 @@
 //! Checkpoints: one safetensors file with every parameter, the optimiser's moments in the middle of a stage, and the
 //! position. A file is written beside its final name, flushed to the disk and renamed: what carries the name is whole.
 
-use std::collections::HashMap;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::Write;
@@ -45,11 +44,9 @@ pub struct Checkpoint {
     pub moments: Option<(Vec<f32>, Vec<f32>)>,
 }
 
-/// The key of the position in the file's metadata.
+/// The key of the file's one metadata entry: a checksum, a space, and the position as JSON. The checksum is the BLAKE3
+/// hash of the position and of every tensor's name, shape and values.
 const KEY: &str = "keel.position";
-
-/// The key of the checksum in the file's metadata: BLAKE3 of the position and of every tensor's name, shape and values.
-const CHECKSUM: &str = "keel.checksum";
 
 /// Writes a checkpoint. `session` adds the optimiser's moments.
 ///
@@ -97,8 +94,10 @@ pub fn save(
         &text,
         views.iter().map(|(name, view)| (name.as_str(), view)),
     );
-    let metadata = [(KEY.to_owned(), text), (CHECKSUM.to_owned(), sum)];
-    let metadata = metadata.into_iter().collect();
+    // One entry: several would be written in an order of the hash map's own, and one run would not give one file.
+    let metadata = [(KEY.to_owned(), format!("{sum} {text}"))]
+        .into_iter()
+        .collect();
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(|problem| {
         Error::content(path.display(), problem, "report this as a defect of Keel")
     })?;
@@ -155,7 +154,7 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
 /// [`Error::Io`] or [`Error::Content`] naming the file.
 pub fn read_position(path: &Path) -> Result<Position> {
     let bytes = read_bytes(path)?;
-    position_of(path, &metadata_of(path, &bytes)?)
+    position_of(path, &header_of(path, &bytes)?.1)
 }
 
 fn read_bytes(path: &Path) -> Result<Vec<u8>> {
@@ -179,22 +178,28 @@ fn misfit(path: &Path, problem: String) -> Error {
     )
 }
 
-/// The metadata of a checkpoint's header.
-fn metadata_of(path: &Path, bytes: &[u8]) -> Result<HashMap<String, String>> {
+/// The checksum and the position's text in a checkpoint's header.
+fn header_of(path: &Path, bytes: &[u8]) -> Result<(String, String)> {
     if bytes.starts_with(b"version https://git-lfs") {
         let problem = "this is a Git LFS pointer, not the file it stands for";
         return Err(Error::content(path.display(), problem, "run git lfs pull"));
     }
     let (_, metadata) =
         SafeTensors::read_metadata(bytes).map_err(|problem| damaged(path, problem))?;
-    Ok(metadata.metadata().clone().unwrap_or_default())
+    let entry = metadata
+        .metadata()
+        .as_ref()
+        .and_then(|entries| entries.get(KEY));
+    let parts = entry
+        .and_then(|entry| entry.split_once(' '))
+        .ok_or_else(|| {
+            let problem = "it has no position of a run";
+            Error::content(path.display(), problem, "give a checkpoint written by Keel")
+        })?;
+    Ok((parts.0.to_owned(), parts.1.to_owned()))
 }
 
-fn position_of(path: &Path, metadata: &HashMap<String, String>) -> Result<Position> {
-    let text = metadata.get(KEY).ok_or_else(|| {
-        let problem = "it has no position of a run";
-        Error::content(path.display(), problem, "give a checkpoint written by Keel")
-    })?;
+fn position_of(path: &Path, text: &str) -> Result<Position> {
     serde_json::from_str(text).map_err(|problem| damaged(path, problem))
 }
 
@@ -208,15 +213,12 @@ pub fn load(
     entries: &[GradientEntry],
 ) -> Result<Checkpoint> {
     let bytes = read_bytes(path)?;
-    let metadata = metadata_of(path, &bytes)?;
-    let position = position_of(path, &metadata)?;
+    let (wanted, text) = header_of(path, &bytes)?;
+    let position = position_of(path, &text)?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|problem| damaged(path, problem))?;
     let all = tensors.tensors();
-    let sum = checksum(
-        &metadata[KEY],
-        all.iter().map(|(name, view)| (name.as_str(), view)),
-    );
-    if metadata.get(CHECKSUM) != Some(&sum) {
+    let sum = checksum(&text, all.iter().map(|(name, view)| (name.as_str(), view)));
+    if wanted != sum {
         return Err(damaged(path, "its content does not match its checksum"));
     }
     let copy = |name: &str, dims: &[usize], place: &mut [f32]| -> Result<()> {

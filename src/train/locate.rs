@@ -94,6 +94,17 @@ impl<'a> KeyFinder<'a> {
                     key == at || (depth == 1 && self.stage_name(path).is_some_and(|n| n == *key))
                 })
         });
+        // A table that only a setting from the command line goes through is wrong there, not in the file.
+        let set = set.or_else(|| {
+            let joined = path.join(".");
+            let is_in_text = path
+                .last()
+                .is_none_or(|key| self.text.contains(key.as_str()));
+            self.sets
+                .iter()
+                .rev()
+                .find(|set| !is_in_text && set.starts_with(&joined))
+        });
         match (set, self.line_of(path)) {
             (Some(set), _) => format!("--set {set}: {shown}"),
             (None, Some(line)) => format!("{}, line {line}: {shown}", self.origin),
@@ -175,7 +186,15 @@ fn line_at(text: &str, span: Range<usize>) -> usize {
 pub fn near_miss<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     known
         .iter()
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), *candidate))
+        .map(|candidate| {
+            // One slip of the finger is a near miss however short the name.
+            let is_slip = strsim::damerau_levenshtein(name, candidate) == 1;
+            let likeness = strsim::jaro_winkler(name, candidate);
+            (
+                if is_slip { likeness.max(0.9) } else { likeness },
+                *candidate,
+            )
+        })
         .filter(|(likeness, _)| *likeness > 0.75)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
