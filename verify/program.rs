@@ -195,6 +195,29 @@ fn the_arena_of_every_built_in_stage_is_within_a_percent_of_its_lower_bound() {
 }
 
 #[test]
+fn a_published_size_meets_half_of_its_memory_by_computing_again() {
+    let recipe = Recipe::load("sailvit-large", &[]).expect("a built-in recipe");
+    let layout = declare(&recipe.model, recipe.contrastive_form.into()).expect("a model");
+    let stage = recipe.stage("world-knowledge").expect("a stage");
+    let shape = step_shape(stage, None);
+    let target = Target::Cpu { threads: 2 };
+    let compile = |budget| compile_step(&recipe, stage, &layout, &shape, target, budget);
+    let whole = compile(None).expect("a built-in stage compiles");
+    let budget = whole.arena_bytes() as u64 / 2;
+    let half = compile(Some(budget)).expect("half is enough");
+    let (kept, repeated) = (whole.cost().flops, half.cost().flops);
+    println!(
+        "arena {} bytes, {} under a budget of {budget}, {:.2} % more work",
+        whole.arena_bytes(),
+        half.arena_bytes(),
+        (repeated / kept - 1.0) * 100.0
+    );
+    assert!(half.arena_bytes() as u64 <= budget);
+    // A forward pass is a third of a step: computing all of it again is a third more work.
+    assert!(kept < repeated && repeated < kept * 4.0 / 3.0);
+}
+
+#[test]
 fn frozen_modules_get_no_gradients_and_record_no_work_for_them() {
     let tiny = Tiny::new();
     for stage in &tiny.recipe.stages {
