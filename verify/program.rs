@@ -95,7 +95,8 @@ fn threads_and_repetition_never_change_a_bit_of_a_step() {
 
 #[test]
 fn a_memory_budget_is_kept_and_never_changes_a_bit_of_a_step() {
-    let tiny = Tiny::new();
+    // Deep enough that whole blocks, matrix products included, are worth computing again.
+    let tiny = Tiny::with(&["model.vision.depth=6", "model.language.depth=6"]);
     for stage in &tiny.recipe.stages {
         let whole = tiny.compile(stage, &on_cpu(2)).expect("a step compiles");
         let most = whole.arena_bytes() as u64;
@@ -191,6 +192,29 @@ fn the_arena_of_every_built_in_stage_is_within_a_percent_of_its_lower_bound() {
             );
         }
     }
+}
+
+#[test]
+fn a_published_size_meets_half_of_its_memory_by_computing_again() {
+    let recipe = Recipe::load("sailvit-large", &[]).expect("a built-in recipe");
+    let layout = declare(&recipe.model, recipe.contrastive_form.into()).expect("a model");
+    let stage = recipe.stage("world-knowledge").expect("a stage");
+    let shape = step_shape(stage, None);
+    let target = Target::Cpu { threads: 2 };
+    let compile = |budget| compile_step(&recipe, stage, &layout, &shape, target, budget);
+    let whole = compile(None).expect("a built-in stage compiles");
+    let budget = whole.arena_bytes() as u64 / 2;
+    let half = compile(Some(budget)).expect("half is enough");
+    let (kept, repeated) = (whole.cost().flops, half.cost().flops);
+    println!(
+        "arena {} bytes, {} under a budget of {budget}, {:.2} % more work",
+        whole.arena_bytes(),
+        half.arena_bytes(),
+        (repeated / kept - 1.0) * 100.0
+    );
+    assert!(half.arena_bytes() as u64 <= budget);
+    // A forward pass is a third of a step: computing all of it again is a third more work.
+    assert!(kept < repeated && repeated < kept * 4.0 / 3.0);
 }
 
 #[test]

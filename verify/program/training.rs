@@ -37,7 +37,13 @@ pub struct Outcome {
 
 impl Tiny {
     pub fn new() -> Tiny {
-        let recipe = Recipe::load("tiny", &[]).expect("a built-in recipe");
+        Tiny::with(&[])
+    }
+
+    /// The recipe with some settings replaced.
+    pub fn with(sets: &[&str]) -> Tiny {
+        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+        let recipe = Recipe::load("tiny", &sets).expect("a built-in recipe");
         let layout = declare(&recipe.model, Contrastive::InfoNce).expect("a built-in model");
         Tiny { recipe, layout }
     }
