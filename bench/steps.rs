@@ -19,7 +19,7 @@ const WARM_UP: usize = 2;
 /// Steps of one measurement.
 const REPEATS: usize = 8;
 /// Times that each program is started in the comparison.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 2;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

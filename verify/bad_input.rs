@@ -136,8 +136,8 @@ fn every_command_says_what_its_options_do() {
             let beside = line
                 .trim_start()
                 .split("  ")
-                .nth(1)
-                .is_some_and(|text| !text.trim().is_empty());
+                .skip(1)
+                .any(|text| !text.trim().is_empty());
             let below = lines
                 .peek()
                 .is_some_and(|next| !next.trim().is_empty() && !next.trim().starts_with('-'));
