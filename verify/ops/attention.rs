@@ -74,12 +74,14 @@ fn heads((query, key_value): (usize, usize), dim: usize) -> Heads {
     }
 }
 
+// A single key gets all the weight, so that the true gradient of its query is zero and only rounding is left to compare:
+// at least two tokens here, one token in the golden of that name.
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
     fn attention_matches_the_reference_on_ragged_shapes_masks_and_segments(
-        batch in 1usize..4, tokens in 1usize..19, group in 0usize..4, dim in 0usize..5,
+        batch in 1usize..4, tokens in 2usize..19, group in 0usize..4, dim in 0usize..5,
         mask in 0usize..3, prefix in 0usize..20, has_segments: bool, seed: u64,
     ) {
         let mask = [Mask::Full, Mask::Causal, Mask::Prefix(prefix)][mask];
@@ -91,7 +93,7 @@ proptest! {
 
     #[test]
     fn cross_attention_matches_the_reference_with_own_and_shared_queries(
-        batch in 1usize..4, queries in 1usize..4, tokens in 1usize..23, count in 1usize..4,
+        batch in 1usize..4, queries in 1usize..4, tokens in 2usize..23, count in 1usize..4,
         dim in 0usize..5, is_shared: bool, seed: u64,
     ) {
         let heads = heads((count, count), DIMS[dim]);
