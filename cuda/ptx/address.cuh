@@ -5,7 +5,7 @@
 // The 32-bit address within the shared window that cp.async and ldmatrix take.
 DEVICE uint32_t shared_address(const void* pointer CALLER) {
 #ifdef SIMT_EMULATOR
-    return simt::shared_address(pointer, caller);
+    return simt::address_in_shared(pointer, caller);
 #else
     return uint32_t(__cvta_generic_to_shared(pointer));
 #endif

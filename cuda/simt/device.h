@@ -61,7 +61,7 @@ uint32_t vote(uint32_t mask, uint32_t value, Vote kind, Location at);
 
 // The block's shared storage; fails when the launch gave fewer than `bytes`.
 void* shared_storage(size_t bytes, Location at);
-uint32_t shared_address(const void* pointer, Location at);
+uint32_t address_in_shared(const void* pointer, Location at);
 
 void copy_async(uint32_t to, const void* from, uint32_t bytes, uint32_t source_bytes, Location at);
 void copy_async_commit(Location at);

@@ -40,7 +40,7 @@ void* shared_storage(size_t bytes, Location at) {
     return block.arena + block.shared_start;
 }
 
-uint32_t shared_address(const void* pointer, Location at) {
+uint32_t address_in_shared(const void* pointer, Location at) {
     const Block& block = *running()->block;
     ptrdiff_t offset = static_cast<const char*>(pointer) - block.arena;
     if (offset < 0 || offset > ptrdiff_t(kArenaBytes))

@@ -1,0 +1,248 @@
+// Matrix products by a warp: tiles in shared memory, operand fragments in registers, accumulators in f32. The storage type
+// decides how: bf16 goes to the tensor cores as it is; f32 is split into three bf16, and six products make one of f32
+// accuracy. A kernel written with these functions is the same text for both.
+//
+//     Tile<T, rows, columns>          a tile in shared memory
+//     load_tile_async                 global → shared, edges filled with zero; then cp_async_commit, cp_async_wait, a barrier
+//     load_a, load_b, ..._transposed  shared → fragments
+//     accumulators_to_a               a result becomes the left operand of the next product
+//     multiply_add                    acc [16,8] += a [16,16] · b [16,8]
+//
+// One product is C(m,n) += Σ over k of A(m,k)·B(k,n) with m 16, n 8, k 16. Each operand's tile may lie either way round:
+//     load_a             tile[m][k]        load_b             tile[n][k]         k runs along a row
+//     load_a_transposed  tile[k][m]        load_b_transposed  tile[k][n]         k runs down the rows
+// All 32 lanes of the warp take part in every call but the copies.
+#pragma once
+#include "elem.cuh"
+#include "ptx/cp_async.cuh"
+#include "ptx/ldmatrix.cuh"
+#include "ptx/mma.cuh"
+
+constexpr int kFragmentRows = 16;     // m of one product
+constexpr int kFragmentColumns = 8;   // n of one product
+constexpr int kFragmentDepth = 16;    // k of one product
+
+// ---- Tiles in shared memory ----
+
+// kRows × kColumns elements. The pad at the end of each row spreads the rows over the banks: with it no ldmatrix and no
+// 16-byte copy meets a bank twice. For f32, 8 suits fragments along k and 4 those of transposed loads; the other kind then
+// takes two turns.
+template <class T, int kRows_, int kColumns_, int kPad_ = 8>
+struct Tile {
+    static constexpr int kRows = kRows_, kColumns = kColumns_, kPitch = kColumns_ + kPad_;
+    static_assert(kColumns % 16 == 0 && kPad_ % kVector<T> == 0, "rows are aligned to 16 bytes");
+    alignas(16) T element[kRows][kPitch];
+};
+
+// A row-major matrix in global memory, as the tile loader wants it.
+template <class T>
+struct Matrix {
+    const T* data;
+    int64_t pitch;      // elements from row to row
+    int rows, columns;
+    int access;         // bytes one copy may take: 16, 4 or 2, by the alignment of data and pitch
+};
+
+// The matrix [rows, columns] whose row r starts at data + r·pitch.
+template <class T>
+DEVICE Matrix<T> matrix(const T* data, int rows, int columns, int64_t pitch) {
+    const uint64_t alignment = uint64_t(uintptr_t(data)) | uint64_t(pitch) * sizeof(T);
+    return {data, pitch, rows, columns, alignment % 16 == 0 ? 16 : alignment % 4 == 0 ? 4 : int(sizeof(T))};
+}
+template <class T>
+DEVICE Matrix<T> matrix(const T* data, int rows, int columns) {
+    return matrix(data, rows, columns, int64_t(columns));
+}
+
+// One copy of kBytes, the part of it that lies within the matrix; the rest becomes zero.
+template <int kBytes, int kThreads, class SharedTile, class T>
+DEVICE void copy_tile(SharedTile& tile, const Matrix<T>& from, int first_row, int first_column, int thread CALLER) {
+    constexpr int kElements = kBytes / int(sizeof(T)), kAcross = SharedTile::kColumns / kElements;
+    constexpr int kCopies = SharedTile::kRows * kAcross;
+    UNROLL
+    for (int i = thread; i < kCopies; i += kThreads) {
+        const int row = i / kAcross, column = i % kAcross * kElements;
+        const int left = from.columns - (first_column + column);
+        const bool inside = first_row + row < from.rows && left > 0;
+        const T* source = from.data + (inside ? int64_t(first_row + row) * from.pitch + first_column + column : 0);
+        T* to = &tile.element[row][column];
+        if constexpr (kBytes < 4) {
+            *to = inside ? *source : T{};
+        } else {
+            const uint32_t bytes = inside ? uint32_t(min(left, kElements)) * uint32_t(sizeof(T)) : 0;
+            if constexpr (kBytes == 16)
+                cp_async_16(shared_address(to FOR_CALLER), source, bytes FOR_CALLER);
+            else
+                cp_async_4(shared_address(to FOR_CALLER), source, bytes FOR_CALLER);
+        }
+    }
+}
+
+// Starts to copy the part of `from` that begins at (first_row, first_column) into `tile`, by threads 0..kThreads-1 of the
+// block (`thread` is the caller's number among them); what lies outside the matrix becomes zero. first_column is a
+// multiple of 8. The tile may be read behind cp_async_commit, cp_async_wait and a barrier. bf16 rows at odd places have
+// no asynchronous copy: they are read and written on the spot, and need the barrier only.
+template <int kThreads, class SharedTile, class T>
+DEVICE void load_tile_async(SharedTile& tile, const Matrix<T>& from, int first_row, int first_column, int thread CALLER) {
+    if (from.access == 16) {
+        copy_tile<16, kThreads>(tile, from, first_row, first_column, thread FOR_CALLER);
+    } else if (sizeof(T) == 4 || from.access == 4) {
+        copy_tile<4, kThreads>(tile, from, first_row, first_column, thread FOR_CALLER);
+    } else {
+        copy_tile<int(sizeof(T)), kThreads>(tile, from, first_row, first_column, thread FOR_CALLER);
+    }
+}
+
+// ---- Fragments ----
+
+// How many bf16 make up one element: an f32 is exactly the sum of three (8 + 8 + 8 bits).
+template <class T> constexpr int kParts = sizeof(T) == 2 ? 1 : 3;
+
+// A [16,16] and B [16,8] over the lanes of a warp, as ptx/mma.cuh describes; the largest part comes first.
+template <class T> struct FragmentA { uint32_t part[kParts<T>][4]; };
+template <class T> struct FragmentB { uint32_t part[kParts<T>][2]; };
+
+// This lane's place in an accumulator float[4], C [16,8]: element i lies at (accumulator_row(i), accumulator_column(i)).
+// Elements 0 and 1 are neighbours in a row, 2 and 3 lie eight rows below them. The four lanes 4g..4g+3 share rows g, g+8.
+DEVICE int accumulator_row(int i) { return int(threadIdx.x) % kWarpLanes / 4 + i / 2 * 8; }
+DEVICE int accumulator_column(int i) { return int(threadIdx.x) % 4 * 2 + i % 2; }
+
+// Splits two f32 into register `i` of the three parts. Exact unless the value is beyond the largest bf16 (3.39e38, infinity
+// too: the result is NaN) or so small that its last bits are below 2^-133.
+template <class Fragment>
+DEVICE void split(Fragment& fragment, int i, float low, float high) {
+    UNROLL
+    for (int part = 0; part < 3; ++part) {
+        const uint32_t pair = bf16_pair_bits(low, high);
+        fragment.part[part][i] = pair;
+        low -= low_to_float(pair);
+        high -= high_to_float(pair);
+    }
+}
+
+// ldmatrix: where this lane's row of 16 bytes starts. Matrix q of four is given by lanes 8q..8q+7; `q_down` says how many
+// matrices lie below each other before the next column of matrices begins (2: q = 0, 1 down, 2, 3 beside), else across.
+template <class SharedTile>
+DEVICE uint32_t matrix_row(const SharedTile& tile, int row, int column, bool down_first CALLER) {
+    const int lane = int(threadIdx.x) % kWarpLanes, q = lane / 8;
+    const int down = down_first ? q % 2 : q / 2, across = down_first ? q / 2 : q % 2;
+    return shared_address(&tile.element[row + down * 8 + lane % 8][column + across * 8] FOR_CALLER);
+}
+
+// A from tile[m][k] at row m = `row`, column k.
+template <int kRows, int kColumns, int kPad>
+DEVICE void load_a(FragmentA<bf16>& a, const Tile<bf16, kRows, kColumns, kPad>& tile, int row, int k CALLER) {
+    ldmatrix_x4(a.part[0], matrix_row(tile, row, k, true FOR_CALLER) FOR_CALLER);
+}
+template <int kRows, int kColumns, int kPad>
+DEVICE void load_a(FragmentA<float>& a, const Tile<float, kRows, kColumns, kPad>& tile, int row, int k) {
+    UNROLL
+    for (int i = 0; i < 4; ++i) {
+        const float2 pair = *reinterpret_cast<const float2*>(
+            &tile.element[row + accumulator_row(0) + i % 2 * 8][k + accumulator_column(0) + i / 2 * 8]);
+        split(a, i, pair.x, pair.y);
+    }
+}
+
+// A from tile[k][m] at row k, column m = `row`.
+template <int kRows, int kColumns, int kPad>
+DEVICE void load_a_transposed(FragmentA<bf16>& a, const Tile<bf16, kRows, kColumns, kPad>& tile, int row, int k CALLER) {
+    ldmatrix_x4_transposed(a.part[0], matrix_row(tile, k, row, false FOR_CALLER) FOR_CALLER);
+}
+template <int kRows, int kColumns, int kPad>
+DEVICE void load_a_transposed(FragmentA<float>& a, const Tile<float, kRows, kColumns, kPad>& tile, int row, int k) {
+    UNROLL
+    for (int i = 0; i < 4; ++i) {
+        const int depth = k + accumulator_column(0) + i / 2 * 8, m = row + accumulator_row(0) + i % 2 * 8;
+        split(a, i, tile.element[depth][m], tile.element[depth + 1][m]);
+    }
+}
+
+// B for columns n..n+7 and n+8..n+15 from tile[n][k] at row n, column k.
+template <int kRows, int kColumns, int kPad>
+DEVICE void load_b_pair(FragmentB<bf16> (&b)[2], const Tile<bf16, kRows, kColumns, kPad>& tile, int n, int k CALLER) {
+    uint32_t registers[4];
+    ldmatrix_x4(registers, matrix_row(tile, n, k, false FOR_CALLER) FOR_CALLER);
+    UNROLL
+    for (int i = 0; i < 4; ++i) b[i / 2].part[0][i % 2] = registers[i];
+}
+// B for columns n..n+7 alone.
+template <int kRows, int kColumns, int kPad>
+DEVICE void load_b(FragmentB<bf16>& b, const Tile<bf16, kRows, kColumns, kPad>& tile, int n, int k CALLER) {
+    const int lane = int(threadIdx.x) % 16;  // the other lanes' addresses are not used
+    ldmatrix_x2(b.part[0], shared_address(&tile.element[n + lane % 8][k + lane / 8 * 8] FOR_CALLER) FOR_CALLER);
+}
+template <int kRows, int kColumns, int kPad>
+DEVICE void load_b(FragmentB<float>& b, const Tile<float, kRows, kColumns, kPad>& tile, int n, int k) {
+    UNROLL
+    for (int i = 0; i < 2; ++i) {
+        const float2 pair = *reinterpret_cast<const float2*>(
+            &tile.element[n + accumulator_row(0)][k + accumulator_column(0) + i * 8]);
+        split(b, i, pair.x, pair.y);
+    }
+}
+template <int kRows, int kColumns, int kPad>
+DEVICE void load_b_pair(FragmentB<float> (&b)[2], const Tile<float, kRows, kColumns, kPad>& tile, int n, int k) {
+    load_b(b[0], tile, n, k);
+    load_b(b[1], tile, n + 8, k);
+}
+
+// B for columns n..n+7 and n+8..n+15 from tile[k][n] at row k, column n.
+template <int kRows, int kColumns, int kPad>
+DEVICE void load_b_pair_transposed(FragmentB<bf16> (&b)[2], const Tile<bf16, kRows, kColumns, kPad>& tile, int n, int k CALLER) {
+    uint32_t registers[4];
+    ldmatrix_x4_transposed(registers, matrix_row(tile, k, n, true FOR_CALLER) FOR_CALLER);
+    UNROLL
+    for (int i = 0; i < 4; ++i) b[i / 2].part[0][i % 2] = registers[i];
+}
+// B for columns n..n+7 alone.
+template <int kRows, int kColumns, int kPad>
+DEVICE void load_b_transposed(FragmentB<bf16>& b, const Tile<bf16, kRows, kColumns, kPad>& tile, int n, int k CALLER) {
+    const int lane = int(threadIdx.x) % 16;  // the other lanes' addresses are not used
+    ldmatrix_x2_transposed(b.part[0], shared_address(&tile.element[k + lane][n] FOR_CALLER) FOR_CALLER);
+}
+template <int kRows, int kColumns, int kPad>
+DEVICE void load_b_transposed(FragmentB<float>& b, const Tile<float, kRows, kColumns, kPad>& tile, int n, int k) {
+    UNROLL
+    for (int i = 0; i < 2; ++i) {
+        const int depth = k + accumulator_column(0) + i * 8, column = n + accumulator_row(0);
+        split(b, i, tile.element[depth][column], tile.element[depth + 1][column]);
+    }
+}
+template <int kRows, int kColumns, int kPad>
+DEVICE void load_b_pair_transposed(FragmentB<float> (&b)[2], const Tile<float, kRows, kColumns, kPad>& tile, int n, int k) {
+    load_b_transposed(b[0], tile, n, k);
+    load_b_transposed(b[1], tile, n + 8, k);
+}
+
+// The accumulators of columns 0..7 (`left`) and 8..15 (`right`) as the left operand of a next product, without a way
+// through memory: bf16 rounds them, f32 splits them.
+DEVICE void accumulators_to_a(FragmentA<bf16>& a, const float (&left)[4], const float (&right)[4]) {
+    UNROLL
+    for (int i = 0; i < 2; ++i) {
+        a.part[0][i] = bf16_pair_bits(left[2 * i], left[2 * i + 1]);
+        a.part[0][2 + i] = bf16_pair_bits(right[2 * i], right[2 * i + 1]);
+    }
+}
+DEVICE void accumulators_to_a(FragmentA<float>& a, const float (&left)[4], const float (&right)[4]) {
+    UNROLL
+    for (int i = 0; i < 2; ++i) {
+        split(a, i, left[2 * i], left[2 * i + 1]);
+        split(a, 2 + i, right[2 * i], right[2 * i + 1]);
+    }
+}
+
+// ---- The product ----
+
+// acc += a·b. f32: the six products of parts that matter, small ones first; what is left out is below 2^-25 of |a|·|b|.
+DEVICE void multiply_add(float (&acc)[4], const FragmentA<bf16>& a, const FragmentB<bf16>& b CALLER) {
+    mma_bf16_16x8x16(acc, a.part[0], b.part[0][0], b.part[0][1] FOR_CALLER);
+}
+DEVICE void multiply_add(float (&acc)[4], const FragmentA<float>& a, const FragmentB<float>& b CALLER) {
+    UNROLL
+    for (int order = 2; order >= 0; --order) {
+        UNROLL
+        for (int part = 0; part <= order; ++part)
+            mma_bf16_16x8x16(acc, a.part[part], b.part[order - part][0], b.part[order - part][1] FOR_CALLER);
+    }
+}
