@@ -4,6 +4,7 @@ mod arena;
 pub mod cpu;
 pub mod kernel_table;
 mod reference;
+pub mod resolved;
 pub mod simt;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use crate::tensor::{DType, TensorType};
 
 pub use cpu::CpuExecutor;
 pub use reference::ReferenceExecutor;
+pub use simt::SimtExecutor;
 
 /// Holds a model's parameters and loads programs that use them.
 pub trait Executor {

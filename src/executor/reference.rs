@@ -14,21 +14,35 @@ use crate::tensor::DType;
 /// Runs programs in f64. See the module's documentation.
 #[derive(Clone, Debug)]
 pub struct ReferenceExecutor {
-    parameters: Arc<Mutex<Vec<f64>>>,
+    parameters: Arc<Mutex<Parameters>>,
     rounding: Option<u64>,
+}
+
+/// Masters, and the same rounded to bf16.
+#[derive(Clone, Debug)]
+struct Parameters {
+    masters: Vec<f64>,
+    twins: Vec<f64>,
+}
+
+fn to_bf16(value: f64) -> f64 {
+    half::bf16::from_f64(value).to_f64()
 }
 
 impl ReferenceExecutor {
     /// An executor whose parameter arena has `elements` elements, all zero.
     pub fn new(elements: usize) -> ReferenceExecutor {
         ReferenceExecutor {
-            parameters: Arc::new(Mutex::new(vec![0.0; elements])),
+            parameters: Arc::new(Mutex::new(Parameters {
+                masters: vec![0.0; elements],
+                twins: vec![0.0; elements],
+            })),
             rounding: None,
         }
     }
 
-    /// As [`ReferenceExecutor::new`], but every result of every op is moved by up to one rounding to f32, at random and
-    /// differently in every run: what a perfect executor that stores f32 between ops could not avoid. Error budgets are
+    /// As [`ReferenceExecutor::new`], but every result of every op is moved by up to one rounding to its storage type, at
+    /// random and differently in every run: what a perfect executor that stores values so between ops could not avoid. Error budgets are
     /// derived from it.
     pub fn rounding(elements: usize, seed: u64) -> ReferenceExecutor {
         ReferenceExecutor {
@@ -61,8 +75,11 @@ impl Executor for ReferenceExecutor {
             .parameters
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        for (place, value) in parameters[offset..].iter_mut().zip(values) {
-            *place = f64::from(*value);
+        let Parameters { masters, twins } = &mut *parameters;
+        let places = masters[offset..].iter_mut().zip(&mut twins[offset..]);
+        for ((master, twin), value) in places.zip(values) {
+            *master = f64::from(*value);
+            *twin = to_bf16(*master);
         }
     }
 
@@ -71,7 +88,7 @@ impl Executor for ReferenceExecutor {
             .parameters
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        for (value, place) in values.iter_mut().zip(&parameters[offset..]) {
+        for (value, place) in values.iter_mut().zip(&parameters.masters[offset..]) {
             *value = *place as f32;
         }
     }
@@ -79,7 +96,7 @@ impl Executor for ReferenceExecutor {
 
 struct ReferenceSession {
     program: Arc<Program>,
-    parameters: Arc<Mutex<Vec<f64>>>,
+    parameters: Arc<Mutex<Parameters>>,
     gradients: Vec<f64>,
     first_moments: Vec<f64>,
     second_moments: Vec<f64>,
@@ -88,8 +105,9 @@ struct ReferenceSession {
     rounding: Option<u64>,
 }
 
-/// Moves every number by up to half a unit in the last place of f32, relative to its size.
-fn round_at_random(values: &mut [f64], state: &mut u64) {
+/// Moves every number by up to half a unit in the last place of `dtype`, relative to its size.
+fn round_at_random(values: &mut [f64], dtype: DType, state: &mut u64) {
+    let epsilon = dtype.epsilon();
     for value in values {
         // SplitMix64 (Steele et al. 2014).
         *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -97,7 +115,7 @@ fn round_at_random(values: &mut [f64], state: &mut u64) {
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         let uniform = ((bits ^ (bits >> 31)) >> 11) as f64 / (1u64 << 53) as f64;
-        *value *= 1.0 + f64::from(f32::EPSILON) * (uniform - 0.5);
+        *value *= 1.0 + epsilon * (uniform - 0.5);
     }
 }
 
@@ -105,12 +123,16 @@ impl ReferenceSession {
     /// Calls `with` on the elements of a fixed arena.
     fn with_arena<T>(&mut self, arena: Arena, with: impl FnOnce(&mut [f64]) -> T) -> T {
         match arena {
-            Arena::Parameters => with(
-                &mut self
+            Arena::Parameters | Arena::ParametersBf16 => {
+                let mut parameters = self
                     .parameters
                     .lock()
-                    .unwrap_or_else(PoisonError::into_inner),
-            ),
+                    .unwrap_or_else(PoisonError::into_inner);
+                with(match arena {
+                    Arena::Parameters => &mut parameters.masters,
+                    _ => &mut parameters.twins,
+                })
+            }
             Arena::Gradients => with(&mut self.gradients),
             Arena::FirstMoments => with(&mut self.first_moments),
             Arena::SecondMoments => with(&mut self.second_moments),
@@ -139,7 +161,11 @@ impl ReferenceSession {
         if let Place::Fixed(arena, offset) = self.program.place(value) {
             let values = array.float();
             self.with_arena(arena, |all| {
-                all[offset..offset + values.len()].copy_from_slice(values);
+                let places = &mut all[offset..offset + values.len()];
+                places.copy_from_slice(values);
+                if arena.element() == DType::Bf16 {
+                    places.iter_mut().for_each(|x| *x = to_bf16(*x));
+                }
             });
         }
         self.arrays[value.index()] = Some(array);
@@ -160,7 +186,7 @@ impl ReferenceSession {
         });
         for (value, mut array) in instruction.outputs.iter().zip(outputs) {
             if let (Some(state), ArrayData::Float(values)) = (&mut self.rounding, &mut array.data) {
-                round_at_random(values, state);
+                round_at_random(values, program.ty(*value).dtype, state);
             }
             self.store(*value, array);
         }
@@ -198,7 +224,11 @@ impl Session for ReferenceSession {
     fn write_f64(&mut self, input: &str, values: &[f64]) -> Result<()> {
         let value = self.program.input(input)?;
         let ty = self.program.ty(value);
-        expect_input(input, ty, DType::F32, values.len())?;
+        let dtype = match ty.dtype {
+            DType::Bf16 => DType::Bf16,
+            _ => DType::F32,
+        };
+        expect_input(input, ty, dtype, values.len())?;
         let data = ArrayData::Float(values.to_vec());
         self.arrays[value.index()] = Some(Array {
             shape: ty.shape,
@@ -232,12 +262,16 @@ impl Session for ReferenceSession {
     fn read_arena(&self, arena: Arena) -> Vec<f32> {
         let convert = |values: &[f64]| values.iter().map(|x| *x as f32).collect();
         match arena {
-            Arena::Parameters => convert(
-                &self
+            Arena::Parameters | Arena::ParametersBf16 => {
+                let parameters = self
                     .parameters
                     .lock()
-                    .unwrap_or_else(PoisonError::into_inner),
-            ),
+                    .unwrap_or_else(PoisonError::into_inner);
+                convert(match arena {
+                    Arena::Parameters => &parameters.masters,
+                    _ => &parameters.twins,
+                })
+            }
             Arena::Gradients => convert(&self.gradients),
             Arena::FirstMoments => convert(&self.first_moments),
             Arena::SecondMoments => convert(&self.second_moments),

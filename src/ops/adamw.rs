@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use super::grad_norm::GradNorm;
 use crate::error::{Error, Result};
 use crate::tape::{Arena, Backward, Cost, CpuArgs, Op, Output, ReferenceArgs, Tape, Value};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 
 /// Numbers of the input `hyper`.
 pub(super) const HYPER: usize = 10;
@@ -92,7 +92,14 @@ pub fn record_update(
                 hyper,
                 norm[1],
             ];
-            tape.record_update(AdamW { decays: run.decays }, &inputs)?;
+            let op = AdamW {
+                decays: run.decays,
+                writes_twin: tape.precision() == DType::Bf16,
+            };
+            let outputs = tape.record_update(op, &inputs)?;
+            if let Some(twin) = outputs.get(3) {
+                tape.bind(*twin, Arena::ParametersBf16, run.parameters);
+            }
         }
         for (name, least, most) in &options.clamps {
             if trained.iter().any(|trained| trained == name) {
@@ -122,9 +129,12 @@ struct Run {
     decays: bool,
 }
 
+/// Inputs parameters, gradients, first and second moments [n], hyper, clip factor; outputs the new parameters and
+/// moments, then the new parameters in bf16 where a program reads them so.
 #[derive(Clone, Copy, Debug)]
 struct AdamW {
     decays: bool,
+    writes_twin: bool,
 }
 
 impl Op for AdamW {
@@ -150,11 +160,20 @@ impl Op for AdamW {
                 return Err(Error::shape("adamw", name, TensorType::f32([want]), ty));
             }
         }
-        Ok(vec![*p, *m, *v])
+        let mut outputs = vec![*p, *m, *v];
+        if self.writes_twin {
+            outputs.push(TensorType::new(DType::Bf16, p.shape));
+        }
+        Ok(outputs)
     }
 
     fn reference(&self, args: ReferenceArgs<'_>) {
-        let ([p, g, m, v, hyper, scale], [p_new, m_new, v_new]) = args.split();
+        let [p, g, m, v, hyper, scale] = args.inputs else {
+            unreachable!("inferred");
+        };
+        let [p_new, m_new, v_new, twin @ ..] = args.outputs else {
+            unreachable!("inferred");
+        };
         let &[
             rate,
             beta1,
@@ -190,6 +209,9 @@ impl Op for AdamW {
             p_new.float_mut()[i] = p_out;
             m_new.float_mut()[i] = m_out;
             v_new.float_mut()[i] = v_out;
+            if let [twin] = twin {
+                twin.float_mut()[i] = p_out;
+            }
         }
     }
 

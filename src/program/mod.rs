@@ -232,10 +232,19 @@ impl Program {
     pub fn arena_elements(&self, arena: Arena, parameter_elements: usize) -> usize {
         match arena {
             Arena::Parameters => parameter_elements,
+            Arena::ParametersBf16 if self.has_bf16_parameters() => parameter_elements,
+            Arena::ParametersBf16 => 0,
             Arena::Gradients => self.gradient_elements,
             Arena::FirstMoments | Arena::SecondMoments if self.moments => self.gradient_elements,
             Arena::FirstMoments | Arena::SecondMoments => 0,
         }
+    }
+
+    /// Whether any parameter is read in bf16.
+    pub fn has_bf16_parameters(&self) -> bool {
+        self.places
+            .iter()
+            .any(|place| matches!(place, Place::Fixed(Arena::ParametersBf16, _)))
     }
 
     /// Bytes of the step's arena.

@@ -23,7 +23,7 @@ pub fn bytes(count: u64) -> String {
 /// What a program takes, by class.
 #[derive(Clone, Debug)]
 pub struct MemoryReport {
-    /// All parameters of the model.
+    /// All parameters of the model, with their bf16 twins where the program reads those.
     pub parameters: u64,
     /// Gradients of what is trained.
     pub gradients: u64,
@@ -49,7 +49,9 @@ const LISTED: usize = 10;
 impl MemoryReport {
     /// The memory of `program` with the parameters of `layout`.
     pub fn new(program: &Program, layout: &ParameterLayout) -> MemoryReport {
-        let arena = |arena| program.arena_elements(arena, layout.elements()) as u64 * 4;
+        let arena = |arena: Arena| {
+            (program.arena_elements(arena, layout.elements()) * arena.element().size()) as u64
+        };
         let planned = program.planned();
         let peak = peak(planned);
         let mut live: Vec<&PlannedBytes> = planned
@@ -82,7 +84,7 @@ impl MemoryReport {
                     .to_owned()
             });
         MemoryReport {
-            parameters: arena(Arena::Parameters),
+            parameters: arena(Arena::Parameters) + arena(Arena::ParametersBf16),
             gradients: arena(Arena::Gradients),
             moments: arena(Arena::FirstMoments) + arena(Arena::SecondMoments),
             arena: program.arena_bytes() as u64,

@@ -79,7 +79,7 @@ impl Tape {
         }
         self.scope = "".into();
         let gradients = std::mem::take(&mut self.pending);
-        self.bind(&gradients)
+        self.bind_gradients(&gradients)
     }
 
     /// Records `op`, whose first input is a gradient, in the backward part. Where the op that made that gradient can do
@@ -166,7 +166,7 @@ impl Tape {
 
     /// Gives every trained parameter's gradient its place in the gradient arena, in parameter order, and names the
     /// gradients that were asked for.
-    fn bind(&mut self, gradients: &HashMap<Value, Value>) -> Result<()> {
+    fn bind_gradients(&mut self, gradients: &HashMap<Value, Value>) -> Result<()> {
         let layout = self.layout.clone();
         let mut trained: Vec<(usize, String, Value, usize)> = Vec::new();
         for (spec, value) in &self.parameters {

@@ -4,10 +4,24 @@ use rayon::prelude::*;
 
 use super::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Value};
 use crate::error::{Error, Result};
+use crate::launch::{Argument, Launch, blocks, kernel_name, vector};
 use crate::tensor::{Shape, TensorType};
 
 /// Elements that one task of an elementwise op works on: long enough to hide the hand-over, short enough to share.
 pub(crate) const ELEMENTS_PER_TASK: usize = 16 * 1024;
+
+/// Threads of a block of `cuda/basic.cu`.
+const THREADS: usize = 256;
+
+/// The launch of an elementwise kernel of `cuda/basic.cu`: y, the operands, n.
+fn elementwise(kernel: &str, ty: TensorType, operands: &[Argument]) -> Result<Vec<Launch>> {
+    let kernel = kernel_name(kernel, ty.dtype);
+    let blocks = blocks(&kernel, ty.numel(), THREADS * vector(ty))?;
+    let mut arguments = vec![Argument::output(0)];
+    arguments.extend(operands);
+    arguments.push(Argument::I64(ty.numel() as i64));
+    Ok(vec![Launch::new(kernel, blocks, arguments)])
+}
 
 /// The same bytes under another shape. Nothing runs.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +53,10 @@ impl Op for View {
     }
 
     fn cpu(&self, _args: CpuArgs<'_>) {}
+
+    fn launches(&self, _inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        Ok(Vec::new())
+    }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         let shape = backward.tape.shape(backward.inputs[0]);
@@ -83,6 +101,20 @@ impl Op for Fill {
         y.fill(self.value);
     }
 
+    fn launches(&self, _inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let [y] = outputs else {
+            unreachable!("inferred")
+        };
+        let kernel = kernel_name("fill", y.dtype);
+        let blocks = blocks(&kernel, y.numel(), THREADS)?;
+        let arguments = vec![
+            Argument::output(0),
+            Argument::F32(self.value),
+            Argument::I64(y.numel() as i64),
+        ];
+        Ok(vec![Launch::new(kernel, blocks, arguments)])
+    }
+
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         Ok(vec![])
     }
@@ -116,6 +148,10 @@ impl Op for Copy {
         y.par_chunks_mut(ELEMENTS_PER_TASK)
             .zip(x.par_chunks(ELEMENTS_PER_TASK))
             .for_each(|(y, x)| y.copy_from_slice(x));
+    }
+
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        elementwise("copy", inputs[0], &[Argument::input(0)])
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -184,6 +220,11 @@ impl Op for Add {
                 }
             }),
         }
+    }
+
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let operands = [Argument::input(0), Argument::input(1)];
+        elementwise("add", inputs[0], &operands)
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

@@ -19,7 +19,7 @@ pub use op::{Backward, Cost, Op, Target};
 pub use parameters::{Init, ParameterEntry, ParameterLayout, ParameterSpec};
 
 use crate::error::{Error, Result};
-use crate::tensor::{Shape, TensorType};
+use crate::tensor::{DType, Shape, TensorType};
 
 /// A symbolic value of one tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,14 +35,27 @@ impl Value {
 /// One of the arenas whose contents outlive a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Arena {
-    /// Trained and frozen weights, laid out by [`ParameterLayout`].
+    /// Trained and frozen weights in f32, laid out by [`ParameterLayout`].
     Parameters,
+    /// The same weights rounded to bf16, laid out alike: what the products of a bf16 program read. The update writes
+    /// both; [`crate::executor::Executor::write_parameters`] too.
+    ParametersBf16,
     /// Gradients of what this program trains.
     Gradients,
     /// First moments of the optimiser, laid out like the gradients.
     FirstMoments,
     /// Second moments of the optimiser, laid out like the gradients.
     SecondMoments,
+}
+
+impl Arena {
+    /// The type of the arena's elements.
+    pub const fn element(self) -> DType {
+        match self {
+            Arena::ParametersBf16 => DType::Bf16,
+            _ => DType::F32,
+        }
+    }
 }
 
 /// Where a value's bytes lie.
@@ -97,6 +110,7 @@ pub struct Tape {
     /// Values the host reads after a run, by name.
     pub(crate) outputs: Vec<(String, Value)>,
     layout: Option<Arc<ParameterLayout>>,
+    precision: DType,
     trains: Trains,
     scope: Arc<str>,
     in_backward: bool,
@@ -148,6 +162,7 @@ impl Tape {
             parameters: Vec::new(),
             outputs: Vec::new(),
             layout,
+            precision: DType::F32,
             trains,
             scope: "".into(),
             in_backward: false,
@@ -156,6 +171,23 @@ impl Tape {
             gradient_entries: Vec::new(),
             has_moments: false,
         }
+    }
+
+    /// The tape with matrices among the parameters in `precision`, f32 by default. Values take over the type of the
+    /// parameters they are made with, so that bf16 parameters make a bf16 program. Vectors, statistics, losses and the
+    /// gradients of parameters are f32 in either.
+    ///
+    /// # Panics
+    /// When `precision` is no float type.
+    pub fn in_precision(mut self, precision: DType) -> Tape {
+        assert!(precision.is_float(), "parameters are floats");
+        self.precision = precision;
+        self
+    }
+
+    /// The type of matrices among the parameters.
+    pub fn precision(&self) -> DType {
+        self.precision
     }
 
     fn push(&mut self, info: ValueInfo) -> Value {
@@ -196,12 +228,17 @@ impl Tape {
             }
             return Ok(*value);
         }
+        let is_bf16 = self.precision == DType::Bf16 && spec.shape.rank() >= 2;
+        let (arena, dtype) = match is_bf16 {
+            true => (Arena::ParametersBf16, DType::Bf16),
+            false => (Arena::Parameters, DType::F32),
+        };
         let storage = match &self.layout {
-            Some(layout) => Storage::Fixed(Arena::Parameters, layout.expect(&spec)?.offset),
+            Some(layout) => Storage::Fixed(arena, layout.expect(&spec)?.offset),
             None => Storage::Planned,
         };
         let value = self.push(ValueInfo {
-            ty: TensorType::f32(spec.shape),
+            ty: TensorType::new(dtype, spec.shape),
             name: Some(spec.name.clone()),
             storage,
             requires_gradient: (self.trains)(&spec.name),
@@ -264,7 +301,7 @@ impl Tape {
     pub fn arena_range(&mut self, arena: Arena, offset: usize, elements: usize) -> Value {
         self.has_moments |= matches!(arena, Arena::FirstMoments | Arena::SecondMoments);
         self.push(ValueInfo {
-            ty: TensorType::f32([elements]),
+            ty: TensorType::new(arena.element(), [elements]),
             name: None,
             storage: Storage::Fixed(arena, offset),
             requires_gradient: false,
@@ -273,18 +310,23 @@ impl Tape {
     }
 
     /// Records an op that updates stretches of fixed arenas: each output that [`Op::in_place`] pairs with an input
-    /// takes that input's place.
+    /// takes that input's place. Returns the outputs.
     ///
     /// # Errors
     /// [`Error::Shape`] when the op refuses its inputs.
-    pub fn record_update(&mut self, op: impl Op + 'static, inputs: &[Value]) -> Result<()> {
+    pub fn record_update(&mut self, op: impl Op + 'static, inputs: &[Value]) -> Result<Vec<Value>> {
         let pairs = op.in_place();
         let outputs = self.record(op, inputs)?;
         for &(output, input) in pairs {
             self.values[outputs[output].index()].storage =
                 self.values[inputs[input].index()].storage;
         }
-        Ok(())
+        Ok(outputs)
+    }
+
+    /// Gives `value`, which an op has just made, a place in a fixed arena.
+    pub fn bind(&mut self, value: Value, arena: Arena, offset: usize) {
+        self.values[value.index()].storage = Storage::Fixed(arena, offset);
     }
 
     /// The places of the trained parameters' gradients, in arena order; filled by [`Tape::backward`].

@@ -22,6 +22,24 @@ impl DType {
         }
     }
 
+    /// The distance from 1 to the next larger number; 0 for integers.
+    pub const fn epsilon(self) -> f64 {
+        match self {
+            DType::F32 => f32::EPSILON as f64,
+            DType::Bf16 => 1.0 / 128.0,
+            DType::I32 => 0.0,
+        }
+    }
+
+    /// The type's name in the names of kernels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::Bf16 => "bf16",
+            DType::I32 => "i32",
+        }
+    }
+
     /// Whether gradients can flow through values of this type.
     pub const fn is_float(self) -> bool {
         !matches!(self, DType::I32)
@@ -30,10 +48,6 @@ impl DType {
 
 impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            DType::F32 => "f32",
-            DType::Bf16 => "bf16",
-            DType::I32 => "i32",
-        })
+        f.write_str(self.name())
     }
 }

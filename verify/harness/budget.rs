@@ -7,12 +7,9 @@
 
 use std::collections::BTreeMap;
 
-use keel::tensor::{Shape, TensorType};
+use keel::tensor::{DType, Shape, TensorType};
 
 use super::Random;
-
-/// Unit in the last place of f32 around 1.
-const EPSILON: f64 = f32::EPSILON as f64;
 
 /// Draws of moved inputs.
 const DRAWS: usize = 8;
@@ -23,9 +20,9 @@ pub struct Budget {
     pub largest_error: f64,
 }
 
-/// An input moved by up to two units in the last place.
-pub fn moved(value: f64, random: &mut Random) -> f64 {
-    value * (1.0 + EPSILON * (2.0 * random.uniform() - 1.0) * 2.0)
+/// An input moved by up to two units in the last place, of a type with this `epsilon`.
+pub fn moved(value: f64, epsilon: f64, random: &mut Random) -> f64 {
+    value * (1.0 + epsilon * (2.0 * random.uniform() - 1.0) * 2.0)
 }
 
 /// The budget of every tensor of `truth`. Each call of `rounded` runs the reference that rounds on newly [`moved`] inputs
@@ -48,9 +45,14 @@ pub fn derive_budget(
     }
     truth
         .iter()
-        .map(|(name, (_, values))| {
+        .map(|(name, (ty, values))| {
             let scale = values.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-            let largest_error = 4.0 * change[name] + 4.0 * EPSILON * scale + 1e-37;
+            // Four units of f32, for what is summed in it; one unit of bf16, for what is rounded to it at the end.
+            let units = match ty.dtype {
+                DType::Bf16 => DType::Bf16.epsilon(),
+                _ => 4.0 * DType::F32.epsilon(),
+            };
+            let largest_error = 4.0 * change[name] + units * scale + 1e-37;
             (name.clone(), Budget { largest_error })
         })
         .collect()

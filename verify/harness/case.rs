@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use keel::error::Result;
-use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, Session};
+use keel::error::{Error, Result};
+use keel::executor::simt::Options;
+use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, Session, SimtExecutor};
 use keel::program::{CompileOptions, Program};
 use keel::tape::{ParameterLayout, Tape, Target, Value};
 use keel::tensor::{DType, Shape, TensorType};
@@ -64,6 +65,9 @@ pub struct Case {
     record: Record,
     checks_wrong_answers: bool,
     in_f64_only: bool,
+    runs_in_bf16: bool,
+    rounds_operands: bool,
+    stays_f32: Vec<&'static str>,
 }
 
 impl Case {
@@ -78,6 +82,9 @@ impl Case {
             record: Box::new(record),
             checks_wrong_answers: true,
             in_f64_only: false,
+            runs_in_bf16: true,
+            rounds_operands: false,
+            stays_f32: Vec::new(),
         }
     }
 
@@ -108,6 +115,49 @@ impl Case {
         self
     }
 
+    /// For ops that have no bf16 form: what they work on is f32 in every precision.
+    pub fn in_f32_only(mut self) -> Case {
+        self.runs_in_bf16 = false;
+        self
+    }
+
+    /// Of a differentiable input that is f32 in bf16 programs too, although it is no vector.
+    pub fn stays_f32(mut self, name: &'static str) -> Case {
+        self.stays_f32.push(name);
+        self
+    }
+
+    /// For kernels that round what they multiply to bf16 inside, as attention does with its probabilities: the budget of a
+    /// bf16 case then allows for inputs that are rounded once more.
+    pub fn rounds_operands(mut self) -> Case {
+        self.rounds_operands = true;
+        self
+    }
+
+    /// The type of an input in `precision`: in bf16 programs vectors, constants and integers stay as they are.
+    fn type_of(&self, input: &CaseInput, precision: DType) -> TensorType {
+        let is_stored = input.is_differentiable
+            && input.ty.dtype == DType::F32
+            && input.ty.shape.rank() >= 2
+            && !self.stays_f32.contains(&input.name);
+        match is_stored {
+            true => TensorType::new(precision, input.ty.shape),
+            false => input.ty,
+        }
+    }
+
+    /// Whether the op accepts its inputs in `precision`.
+    fn is_accepted_in(&self, precision: DType) -> bool {
+        let mut tape =
+            Tape::new(Arc::new(ParameterLayout::default()), |_| false).in_precision(precision);
+        let values: Vec<Value> = self
+            .inputs
+            .iter()
+            .map(|input| tape.input(input.name, self.type_of(input, precision)))
+            .collect();
+        (self.record)(&mut tape, &values).is_ok()
+    }
+
     fn add(mut self, name: &'static str, ty: TensorType, data: Data, diff: bool) -> Case {
         let elements = match &data {
             Data::F32(values) => values.len(),
@@ -124,14 +174,22 @@ impl Case {
     }
 
     /// The program of the case: outputs under their names, gradients as `gradient.<input>`.
-    fn compile(&self, target: Target) -> (Arc<Program>, Vec<(&'static str, TensorType)>) {
-        let mut tape = Tape::new(Arc::new(ParameterLayout::default()), |_| false);
+    fn compile(
+        &self,
+        target: Target,
+        precision: DType,
+    ) -> (Arc<Program>, Vec<(&'static str, TensorType)>) {
+        let mut tape =
+            Tape::new(Arc::new(ParameterLayout::default()), |_| false).in_precision(precision);
         let values: Vec<Value> = self
             .inputs
             .iter()
-            .map(|input| match input.is_differentiable {
-                true => tape.input_with_gradient(input.name, input.ty),
-                false => tape.input(input.name, input.ty),
+            .map(|input| {
+                let ty = self.type_of(input, precision);
+                match input.is_differentiable {
+                    true => tape.input_with_gradient(input.name, ty),
+                    false => tape.input(input.name, ty),
+                }
             })
             .collect();
         let returned = (self.record)(&mut tape, &values)
@@ -151,19 +209,25 @@ impl Case {
             tape.backward_from(&seeds)
                 .unwrap_or_else(|problem| panic!("{}: backward failed: {problem}", self.name));
         }
-        let program = Program::compile(tape, &CompileOptions::new(target))
+        let options = CompileOptions {
+            // The emulator gives every value memory of its own.
+            share_memory: target != Target::Cuda,
+            ..CompileOptions::new(target)
+        };
+        let program = Program::compile(tape, &options)
             .unwrap_or_else(|problem| panic!("{}: planning failed: {problem}", self.name));
         (Arc::new(program), cotangents)
     }
 }
 
+/// Every input moved by a few units in the last place of f32.
 fn all_moved(
     floats: &BTreeMap<String, Vec<f64>>,
     random: &mut Random,
 ) -> BTreeMap<String, Vec<f64>> {
     let mut all = floats.clone();
     for value in all.values_mut().flatten() {
-        *value = moved(*value, random);
+        *value = moved(*value, DType::F32.epsilon(), random);
     }
     all
 }
@@ -175,12 +239,26 @@ pub(super) struct Loaded<'a> {
 }
 
 impl<'a> Loaded<'a> {
-    fn new(case: &'a Case, executor: &dyn Executor, target: Target) -> Loaded<'a> {
-        let (program, _) = case.compile(target);
-        Loaded {
+    fn new(
+        case: &'a Case,
+        executor: &dyn Executor,
+        target: Target,
+        precision: DType,
+    ) -> Loaded<'a> {
+        Loaded::try_new(case, executor, target, precision).expect("a small case fits in memory")
+    }
+
+    fn try_new(
+        case: &'a Case,
+        executor: &dyn Executor,
+        target: Target,
+        precision: DType,
+    ) -> Result<Loaded<'a>> {
+        let (program, _) = case.compile(target, precision);
+        Ok(Loaded {
             case,
-            session: executor.load(program).expect("a small case fits in memory"),
-        }
+            session: executor.load(program)?,
+        })
     }
 
     /// Runs with the given float inputs (in f64) and the case's integers; returns all readable values by name.
@@ -200,7 +278,9 @@ impl<'a> Loaded<'a> {
                     .expect("the case's inputs fit");
             }
         }
-        self.session.run().expect("a case runs");
+        if let Err(problem) = self.session.run() {
+            panic!("{}: {problem}", self.case.name);
+        }
         let program = self.session.program();
         program
             .output_names()
@@ -215,94 +295,199 @@ impl<'a> Loaded<'a> {
     }
 }
 
-/// Checks a case on every executor present. Panics with the first thing that is wrong.
-///
-/// The f64 reference is held against central differences; the processor, with one thread and with three (same bits),
-/// is held against the reference under the derived budget, which must itself refuse four kinds of wrong answer.
-pub fn check(case: &Case, seed: u64) {
-    // A stream of its own: cases draw their inputs from `seed`, and the cotangents must not repeat them.
-    let mut random = Random::new(!seed);
-    let (_, cotangents) = case.compile(Target::Reference);
-    let mut floats: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for input in &case.inputs {
-        if let Data::F32(values) = &input.data {
-            floats.insert(
-                input.name.into(),
-                values.iter().map(|x| f64::from(*x)).collect(),
+/// A case in one precision: its inputs, what the reference makes of them, and how far from that others may be.
+struct Prepared<'a> {
+    case: &'a Case,
+    precision: DType,
+    what: String,
+    floats: BTreeMap<String, Vec<f64>>,
+    truth: Readable,
+    budgets: BTreeMap<String, Budget>,
+}
+
+/// Everything a run leaves readable, by name.
+type Readable = BTreeMap<String, (TensorType, Vec<f64>)>;
+
+impl<'a> Prepared<'a> {
+    fn new(case: &'a Case, precision: DType, seed: u64) -> Prepared<'a> {
+        // A stream of its own: cases draw their inputs from `seed`, and the cotangents must not repeat them.
+        let mut random = Random::new(!seed);
+        let (_, cotangents) = case.compile(Target::Reference, precision);
+        let mut floats = BTreeMap::new();
+        for input in &case.inputs {
+            if let Data::F32(values) = &input.data {
+                let ty = case.type_of(input, precision);
+                floats.insert(input.name.to_owned(), stored(values, ty));
+            }
+        }
+        for (name, ty) in &cotangents {
+            let values = random.normals(ty.numel(), 1.0);
+            floats.insert(format!("cotangent.{name}"), stored(&values, *ty));
+        }
+        let what = format!("{} (seed {seed}, {precision})", case.name);
+        let reference = &ReferenceExecutor::new(0);
+        let truth = Loaded::new(case, reference, Target::Reference, precision).run(&floats);
+        for (name, (_, values)) in &truth {
+            assert!(
+                values.iter().all(|x| x.is_finite()),
+                "{what}: reference {name} is not finite"
             );
         }
-    }
-    for (name, ty) in &cotangents {
-        let values = random.normals(ty.numel(), 1.0);
-        let values = values.iter().map(|x| f64::from(*x)).collect();
-        floats.insert(format!("cotangent.{name}"), values);
-    }
-    let what = format!("{} (seed {seed})", case.name);
-    let mut reference = Loaded::new(case, &ReferenceExecutor::new(0), Target::Reference);
-    let truth = reference.run(&floats);
-    for (name, (_, values)) in &truth {
-        assert!(
-            values.iter().all(|x| x.is_finite()),
-            "{what}: reference {name} is not finite"
-        );
+        let executor = ReferenceExecutor::rounding(0, random.below(1 << 30) as u64);
+        let mut rounding = Loaded::new(case, &executor, Target::Reference, precision);
+        let budgets = derive_budget(&truth, || {
+            let mut moved_floats = floats.clone();
+            for values in moved_floats.values_mut() {
+                let is_rounded = precision == DType::Bf16 && case.rounds_operands;
+                for value in values {
+                    *value = match is_rounded {
+                        true => moved(*value, DType::Bf16.epsilon() / 4.0, &mut random),
+                        false => moved(*value, DType::F32.epsilon(), &mut random),
+                    };
+                }
+            }
+            rounding.run(&moved_floats)
+        });
+        Prepared {
+            case,
+            precision,
+            what,
+            floats,
+            truth,
+            budgets,
+        }
     }
 
+    /// Loads the case on `executor`.
+    fn load(&self, executor: &dyn Executor, target: Target) -> Loaded<'a> {
+        Loaded::new(self.case, executor, target, self.precision)
+    }
+
+    /// Holds what `executor` found against the reference.
+    fn compare(&self, executor: &str, found: &Readable) {
+        let what = &self.what;
+        for (name, (ty, want)) in &self.truth {
+            let (_, got) = &found[name];
+            if ty.dtype == DType::I32 {
+                assert_eq!(want, got, "{what}: {executor} {name}");
+                continue;
+            }
+            if let Err(problem) = self.budgets[name].compare(ty.shape, want, got) {
+                panic!("{what}: {executor} {name}: {problem}");
+            }
+        }
+    }
+
+    fn must_refuse_wrong_answers(&self) {
+        for (name, (ty, want)) in &self.truth {
+            if ty.dtype != DType::I32 {
+                let what = format!("{}: {name}", self.what);
+                self.budgets[name].must_refuse_wrong_answers(&what, ty.shape, want);
+            }
+        }
+    }
+
+    /// The kernels on the emulator, under every schedule and copy timing: the same bits each time, within the budget.
+    fn check_on_simt(&self, seed: u64) {
+        let mut first: Option<Readable> = None;
+        for options in Options::proof(seed) {
+            let Ok(executor) = SimtExecutor::isolating(0, options) else {
+                return;
+            };
+            let what = format!("{}: simt with {options:?}", self.what);
+            let mut simt = match self.try_load(&executor, Target::Cuda) {
+                Ok(simt) => simt,
+                Err(Error::Device { .. }) => return,
+                Err(problem) => panic!("{what}: {problem}"),
+            };
+            let found = simt.run(&self.floats);
+            match &first {
+                None => {
+                    self.compare("simt", &found);
+                    first = Some(found);
+                }
+                Some(first) => assert_eq!(bits(first), bits(&found), "{what} gives other bits"),
+            }
+        }
+    }
+
+    fn try_load(&self, executor: &dyn Executor, target: Target) -> Result<Loaded<'a>> {
+        Loaded::try_new(self.case, executor, target, self.precision)
+    }
+}
+
+/// The values as they are once stored in a tensor of type `ty`.
+fn stored(values: &[f32], ty: TensorType) -> Vec<f64> {
+    values
+        .iter()
+        .map(|x| match ty.dtype {
+            DType::Bf16 => half::bf16::from_f32(*x).to_f64(),
+            _ => f64::from(*x),
+        })
+        .collect()
+}
+
+/// Checks a case on every executor present. Panics with the first thing that is wrong.
+///
+/// The f64 reference is held against central differences; the processor, with one thread and with three (same bits), and
+/// the kernels on the emulator, in f32 and in bf16 and under six schedules (same bits), are held against the reference
+/// under the derived budget, which must itself refuse four kinds of wrong answer.
+pub fn check(case: &Case, seed: u64) {
+    let prepared = Prepared::new(case, DType::F32, seed);
     let differentiable: Vec<&str> = case
         .inputs
         .iter()
         .filter(|i| i.is_differentiable)
         .map(|i| i.name)
         .collect();
-    if !cotangents.is_empty() {
+    if prepared
+        .floats
+        .keys()
+        .any(|name| name.starts_with("cotangent."))
+    {
         gradcheck::check(
-            &what,
-            &mut reference,
-            &floats,
-            &truth,
+            &prepared.what,
+            &mut prepared.load(&ReferenceExecutor::new(0), Target::Reference),
+            &prepared.floats,
+            &prepared.truth,
             &differentiable,
-            &mut random,
+            &mut Random::new(!seed ^ 1),
         );
     }
-
-    let executor = ReferenceExecutor::rounding(0, random.below(1 << 30) as u64);
-    let mut rounding = Loaded::new(case, &executor, Target::Reference);
-    let budgets = derive_budget(&truth, || rounding.run(&all_moved(&floats, &mut random)));
-    let mut first: Option<BTreeMap<String, (TensorType, Vec<f64>)>> = None;
+    let mut first: Option<Readable> = None;
     for threads in [1, 3] {
         let executor = CpuExecutor::new(0, threads).expect("threads can be had");
-        let mut cpu = Loaded::new(case, &executor, Target::Cpu { threads });
-        let found = cpu.run(&floats);
-        let repeated = cpu.run(&floats);
+        let mut cpu = prepared.load(&executor, Target::Cpu { threads });
+        let found = cpu.run(&prepared.floats);
+        let repeated = cpu.run(&prepared.floats);
+        let what = &prepared.what;
         assert_eq!(
             bits(&found),
             bits(&repeated),
             "{what}: a second run gives other bits"
         );
         match &first {
-            None => first = Some(found),
-            Some(first) => {
-                assert_eq!(
-                    bits(first),
-                    bits(&found),
-                    "{what}: {threads} threads give other bits"
-                );
+            None => {
+                prepared.compare("cpu", &found);
+                first = Some(found);
             }
+            Some(first) => assert_eq!(
+                bits(first),
+                bits(&found),
+                "{what}: {threads} threads give other bits"
+            ),
         }
     }
-    let found = first.expect("the processor ran");
-    for (name, (ty, want)) in &truth {
-        let (_, got) = &found[name];
-        if ty.dtype == DType::I32 {
-            assert_eq!(want, got, "{what}: cpu {name}");
-            continue;
-        }
-        let budget = budgets[name];
-        if let Err(problem) = budget.compare(ty.shape, want, got) {
-            panic!("{what}: cpu {name}: {problem}");
-        }
+    if case.checks_wrong_answers {
+        prepared.must_refuse_wrong_answers();
+    }
+    prepared.check_on_simt(seed);
+    if case.runs_in_bf16 && case.is_accepted_in(DType::Bf16) {
+        let prepared = Prepared::new(case, DType::Bf16, seed);
         if case.checks_wrong_answers {
-            budget.must_refuse_wrong_answers(&format!("{what}: {name}"), ty.shape, want);
+            prepared.must_refuse_wrong_answers();
         }
+        prepared.check_on_simt(seed);
     }
 }
 
@@ -312,7 +497,7 @@ pub fn check(case: &Case, seed: u64) {
 /// The reference must agree to [`GOLDEN_AGREEMENT`] of each tensor's largest element, which allows for two orders of
 /// summation in f64 and for constants that were rounded to f32; the processor must stay within the derived budget.
 pub fn check_golden(case: &Case, golden: &Golden) {
-    let (_, cotangents) = case.compile(Target::Reference);
+    let (_, cotangents) = case.compile(Target::Reference, DType::F32);
     let mut floats: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for input in &case.inputs {
         if let Data::F32(values) = &input.data {
@@ -331,14 +516,19 @@ pub fn check_golden(case: &Case, golden: &Golden) {
         floats.insert(key, values);
     }
     let what = &case.name;
-    let mut reference = Loaded::new(case, &ReferenceExecutor::new(0), Target::Reference);
+    let mut reference = Loaded::new(
+        case,
+        &ReferenceExecutor::new(0),
+        Target::Reference,
+        DType::F32,
+    );
     let found = reference.run(&floats);
     let mut random = Random::new(0);
     let executor = ReferenceExecutor::rounding(0, random.below(1 << 30) as u64);
-    let mut rounding = Loaded::new(case, &executor, Target::Reference);
+    let mut rounding = Loaded::new(case, &executor, Target::Reference, DType::F32);
     let budgets = derive_budget(&found, || rounding.run(&all_moved(&floats, &mut random)));
     let executor = CpuExecutor::new(0, 2).expect("threads can be had");
-    let mut cpu = Loaded::new(case, &executor, Target::Cpu { threads: 2 });
+    let mut cpu = Loaded::new(case, &executor, Target::Cpu { threads: 2 }, DType::F32);
     let fast = cpu.run(&floats);
     let mut compared = 0;
     for (name, (ty, got)) in &found {

@@ -238,10 +238,12 @@ impl<'a> Model<'a> {
         let mut session = executor.load(program).expect("a tiny model fits");
         self.write_integers(&mut *session);
         let mut budgets = derive_budget(&truth, || {
-            self.write_parameters(&executor, &layout, |x| moved(x, &mut random));
+            self.write_parameters(&executor, &layout, |x| {
+                moved(x, DType::F32.epsilon(), &mut random)
+            });
             let mut inputs = floats.clone();
             for value in inputs.values_mut().flatten() {
-                *value = moved(*value, &mut random);
+                *value = moved(*value, DType::F32.epsilon(), &mut random);
             }
             self.run(&mut *session, &inputs, is_product)
         });

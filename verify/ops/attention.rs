@@ -142,7 +142,9 @@ fn attention_holds_scores_in_the_hundreds() {
         mask: Mask::Full,
         has_segments: false,
     };
-    check(&attention_case(sizes, 8.0, &mut Random::new(5)), 5);
+    // In bf16 a rounding of scores this large is as good as another distribution: no budget could tell right from wrong.
+    let case = attention_case(sizes, 8.0, &mut Random::new(5)).in_f32_only();
+    check(&case, 5);
 }
 
 #[test]

@@ -71,6 +71,16 @@ impl Executor for CpuExecutor {
     }
 
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
+        if let Some(value) = program.values().iter().find(|v| v.ty.dtype == DType::Bf16) {
+            return Err(Error::Device {
+                device: "cpu".into(),
+                problem: format!(
+                    "the program holds bf16 values ({}), and the processor computes in f32",
+                    value.name.as_deref().unwrap_or("without a name")
+                ),
+                remedy: "use --precision f32 or another --device".into(),
+            });
+        }
         let fixed =
             |what, arena| ByteArena::new(what, program.arena_elements(arena, 0) * size_of::<f32>());
         let steps = program
@@ -135,6 +145,7 @@ impl Memory {
     fn fixed<'a>(&'a self, arena: Arena, parameters: &'a ByteArena) -> &'a ByteArena {
         match arena {
             Arena::Parameters => parameters,
+            Arena::ParametersBf16 => unreachable!("programs for the processor hold f32"),
             Arena::Gradients => &self.gradients,
             Arena::FirstMoments => &self.first_moments,
             Arena::SecondMoments => &self.second_moments,

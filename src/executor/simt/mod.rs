@@ -7,9 +7,11 @@
 
 mod buffer;
 mod ffi;
+mod session;
 mod signature;
 
 pub use buffer::Buffer;
+pub use session::SimtExecutor;
 pub use signature::{Argument, Element, Kernel, Parameter};
 
 use crate::error::{Error, Result};
