@@ -11,6 +11,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
+use keel::executor::Executor;
 
 use lead::{STEPS, load};
 

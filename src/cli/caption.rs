@@ -23,6 +23,6 @@ pub(super) struct CaptionArgs {
 }
 
 pub(super) fn run(args: &CaptionArgs) -> Result<()> {
-    let run = LoadedRun::open(&args.run, args.compute.threads()?)?;
+    let run = LoadedRun::open(&args.run, &args.compute.choose()?)?;
     print_line(run.ask(&args.image, &args.question)?)
 }

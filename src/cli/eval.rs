@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ComputeArgs, at_least_one, print_line};
+use super::{ComputeArgs, announce, at_least_one, print_line};
 use crate::error::Result;
 use crate::report::stage_table;
 use crate::train::LoadedRun;
@@ -25,14 +25,14 @@ pub(super) struct EvalArgs {
 }
 
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
-    let threads = args.compute.threads()?;
-    let run = LoadedRun::open(&args.run, threads)?;
+    let compute = args.compute.choose()?;
+    let run = LoadedRun::open(&args.run, &compute)?;
     let evaluation = run.evaluate(args.pictures as usize)?;
     if args.json {
         let text = serde_json::to_string_pretty(&evaluation);
         return print_line(text.expect("an evaluation is plain data"));
     }
-    args.compute.announce(threads)?;
+    announce(&compute)?;
     print_line(format!("checkpoint: {}\n", run.path().display()))?;
     print_line(stage_table(&[evaluation]))
 }

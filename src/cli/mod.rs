@@ -12,6 +12,8 @@ use std::io::Write;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::error::{Error, Result};
+use crate::executor::{self, Choice};
+use crate::tensor::DType;
 
 /// Trains visual backbones for multimodal language models by gradual feature refinement.
 #[derive(Debug, Parser)]
@@ -38,10 +40,30 @@ enum Command {
 /// Which executor runs programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Device {
-    /// The best there is.
+    /// The fastest there is.
     Auto,
     /// The processor.
     Cpu,
+    /// The CUDA kernels on their emulator: slow, for proof.
+    Simt,
+}
+
+/// How matrices among the parameters, and what is computed from them, are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Precision {
+    /// Single precision.
+    F32,
+    /// bfloat16, with masters, moments, sums and losses in f32.
+    Bf16,
+}
+
+impl From<Precision> for DType {
+    fn from(precision: Precision) -> DType {
+        match precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::Bf16,
+        }
+    }
 }
 
 /// Options of every command that computes.
@@ -53,6 +75,9 @@ struct ComputeArgs {
     /// Threads that compute; all cores by default.
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// How numbers are stored: bf16 by default on a GPU and its emulator, f32 on the processor.
+    #[arg(long, value_enum)]
+    precision: Option<Precision>,
 }
 
 /// The most threads that may be asked for.
@@ -75,20 +100,26 @@ impl ComputeArgs {
         }
     }
 
-    /// Says in one line what will compute, and why.
+    /// What computes.
     ///
     /// # Errors
-    /// As [`print_line`].
-    fn announce(&self, threads: usize) -> Result<()> {
-        let why = match self.device {
-            Device::Auto => "this build has no kernels for another device",
-            Device::Cpu => "as asked",
+    /// As [`Choice::new`] and [`ComputeArgs::threads`].
+    fn choose(&self) -> Result<Choice> {
+        let device = match self.device {
+            Device::Auto => executor::Device::Auto,
+            Device::Cpu => executor::Device::Cpu,
+            Device::Simt => executor::Device::Simt,
         };
-        let plural = if threads == 1 { "" } else { "s" };
-        print_line(format!(
-            "device: cpu, {threads} thread{plural}, f32 ({why})"
-        ))
+        Choice::new(device, self.threads()?, self.precision.map(DType::from))
     }
+}
+
+/// Says in one line what will compute, and why.
+///
+/// # Errors
+/// As [`print_line`].
+fn announce(choice: &Choice) -> Result<()> {
+    print_line(format!("device: {}", choice.describe()))
 }
 
 /// Which recipe, with which changes.

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
-use super::{RecipeArgs, at_least_one, parse_bytes, print_line};
-use crate::error::Result;
+use super::{Precision, RecipeArgs, at_least_one, parse_bytes, print_line};
+use crate::error::{Error, Result};
 use crate::model::declare;
 use crate::program::{MemoryReport, Program, bytes, draw_memory};
-use crate::tape::{ParameterLayout, Target};
+use crate::tape::{Machine, ParameterLayout, Target};
+use crate::tensor::DType;
 use crate::train::{Recipe, Stage, compile_step, step_shape, write_durably};
 
 /// Options of `keel plan`.
@@ -26,6 +27,12 @@ pub(super) struct PlanArgs {
     /// Threads that compute: scratch memory depends on them.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = at_least_one)]
     threads: u64,
+    /// Plans for the processor or for a GPU, whether it is there or not.
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: PlannedDevice,
+    /// How numbers are stored: bf16 by default on a GPU, f32 on the processor.
+    #[arg(long, value_enum)]
+    precision: Option<Precision>,
     /// The most memory for a step's activations, for example 40G; met by computing some of them twice.
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory_budget: Option<u64>,
@@ -34,12 +41,46 @@ pub(super) struct PlanArgs {
     svg: Option<PathBuf>,
 }
 
+/// Where a planned step would run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum PlannedDevice {
+    /// The processor.
+    Cpu,
+    /// A CUDA device.
+    Gpu,
+}
+
+impl PlanArgs {
+    /// What the plan is for.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for bf16 on the processor.
+    fn machine(&self) -> Result<Machine> {
+        let (target, default) = match self.device {
+            PlannedDevice::Cpu => {
+                let threads = self.threads as usize;
+                (Target::Cpu { threads }, DType::F32)
+            }
+            PlannedDevice::Gpu => (Target::Cuda, DType::Bf16),
+        };
+        let precision = self.precision.map_or(default, DType::from);
+        if self.device == PlannedDevice::Cpu && precision != DType::F32 {
+            return Err(Error::setting(
+                "--precision",
+                "f32 on the processor (bf16 needs --device gpu)",
+                precision,
+            ));
+        }
+        Ok(Machine { target, precision })
+    }
+}
+
 pub(super) fn run(args: &PlanArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe.recipe, &args.recipe.sets)?;
     let plans = Plans {
         recipe: &recipe,
         batch: args.batch.map(|batch| batch as usize),
-        threads: args.threads as usize,
+        machine: args.machine()?,
         memory_budget: args.memory_budget,
     };
     plans.print(args.stage.as_deref(), args.svg.as_deref())
@@ -49,7 +90,7 @@ pub(super) fn run(args: &PlanArgs) -> Result<()> {
 pub(super) struct Plans<'a> {
     pub recipe: &'a Recipe,
     pub batch: Option<usize>,
-    pub threads: usize,
+    pub machine: Machine,
     pub memory_budget: Option<u64>,
 }
 
@@ -96,15 +137,12 @@ impl Plans<'_> {
 
     fn compile(&self, stage: &Stage, layout: &Arc<ParameterLayout>) -> Result<Program> {
         let shape = step_shape(stage, self.batch);
-        let target = Target::Cpu {
-            threads: self.threads,
-        };
         compile_step(
             self.recipe,
             stage,
             layout,
             &shape,
-            target,
+            self.machine,
             self.memory_budget,
         )
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::{ComputeArgs, RecipeArgs, at_least_one, parse_bytes, print_line};
+use super::{ComputeArgs, RecipeArgs, announce, at_least_one, parse_bytes, print_line};
 use crate::data::pairs::{PairLimits, PairSource, Pairs};
 use crate::error::{Error, Result};
 use crate::report::stage_table;
@@ -59,7 +59,7 @@ const QUICK: u64 = 8;
 
 pub(super) fn run(args: &TrainArgs) -> Result<()> {
     let start = Instant::now();
-    let threads = args.compute.threads()?;
+    let compute = args.compute.choose()?;
     let mut recipe = match &args.resume {
         Some(run) => {
             let path = run.join("recipe.toml");
@@ -97,20 +97,20 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         }
         None => None,
     };
-    args.compute.announce(threads)?;
+    announce(&compute)?;
     print_line(format!("recipe: {} (seed {})", recipe.name, recipe.seed))?;
     if args.dry_run {
         print_line(format!("\n{}", recipe.to_toml()))?;
         let plans = super::plan::Plans {
             recipe: &recipe,
             batch: None,
-            threads,
+            machine: compute.machine(),
             memory_budget: args.memory_budget,
         };
         return plans.print(None, None);
     }
     let options = TrainOptions {
-        threads,
+        compute,
         out: args.out.clone(),
         resume: args.resume.clone(),
         max_steps: args.max_steps,

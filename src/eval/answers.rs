@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::executor::{Executor, Session};
 use crate::model::{ModelConfig, StepShape, record_vision_language};
 use crate::program::{CompileOptions, Program};
-use crate::tape::{ParameterLayout, Tape, Target};
+use crate::tape::{ParameterLayout, Tape};
 
 /// A loaded program that predicts the next token everywhere.
 pub struct Answerer {
@@ -41,12 +41,12 @@ impl Answerer {
         config: &ModelConfig,
         layout: &Arc<ParameterLayout>,
         executor: &dyn Executor,
-        target: Target,
         shape: StepShape,
     ) -> Result<Answerer> {
-        let mut tape = Tape::new(layout.clone(), |_| false);
+        let machine = executor.machine();
+        let mut tape = Tape::new(layout.clone(), |_| false).in_precision(machine.precision);
         record_vision_language(&mut tape, config, &shape, true, true)?;
-        let program = Program::compile(tape, &CompileOptions::new(target))?;
+        let program = Program::compile(tape, &CompileOptions::new(machine.target))?;
         Ok(Answerer {
             session: executor.load(Arc::new(program))?,
             shape,

@@ -21,7 +21,7 @@ use crate::data::tokenizer::{FIRST_BYTE, IMAGE};
 use crate::error::Result;
 use crate::executor::{Executor, Session};
 use crate::model::{ContrastivePair, ModelConfig, StepShape};
-use crate::tape::{ParameterLayout, Target};
+use crate::tape::ParameterLayout;
 
 /// Rows of one evaluation batch.
 pub(super) const BATCH: usize = 64;
@@ -49,7 +49,6 @@ pub struct Evaluator<'a> {
     config: &'a ModelConfig,
     layout: &'a Arc<ParameterLayout>,
     executor: &'a dyn Executor,
-    target: Target,
     library: Arc<Library>,
 }
 
@@ -59,14 +58,12 @@ impl<'a> Evaluator<'a> {
         config: &'a ModelConfig,
         layout: &'a Arc<ParameterLayout>,
         executor: &'a dyn Executor,
-        target: Target,
         library: Arc<Library>,
     ) -> Evaluator<'a> {
         Evaluator {
             config,
             layout,
             executor,
-            target,
             library,
         }
     }
@@ -82,7 +79,7 @@ impl<'a> Evaluator<'a> {
         };
         let shape = self.batch_shape(settings);
         let matcher = |pair| {
-            let place = (self.config, self.layout, self.executor, self.target);
+            let place = (self.config, self.layout, self.executor);
             Matcher::new(place, &self.library, shape, pair)
         };
         // The text tower's space stays the same from stage to stage, the language model's knows the classes.
@@ -201,13 +198,7 @@ impl<'a> Evaluator<'a> {
     fn answers(&self, settings: &EvaluationSettings, evaluation: &mut Evaluation) -> Result<()> {
         let shape = self.batch_shape(settings);
         let step_shape = self.step_shape(settings);
-        let mut answerer = Answerer::new(
-            self.config,
-            self.layout,
-            self.executor,
-            self.target,
-            step_shape,
-        )?;
+        let mut answerer = Answerer::new(self.config, self.layout, self.executor, step_shape)?;
         let mut run = |samples: &[Sample]| -> Result<(Vec<bool>, f64)> {
             let (mut right, mut loss, mut rows) = (Vec::new(), 0.0, 0);
             for index in 0..batches(samples.len(), &shape) {

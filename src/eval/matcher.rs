@@ -18,18 +18,13 @@ use crate::error::Result;
 use crate::executor::{Executor, Session};
 use crate::model::{ContrastivePair, ModelConfig, StepShape, record_contrastive_features};
 use crate::program::{CompileOptions, Program};
-use crate::tape::{ParameterLayout, Tape, Target};
+use crate::tape::{ParameterLayout, Tape};
 
 /// Penalty of the fitted map, relative to the features' variance.
 const RIDGE: f64 = 0.03;
 
 /// A model, its parameters' layout, where they are, and what runs there.
-pub(super) type Place<'a> = (
-    &'a ModelConfig,
-    &'a Arc<ParameterLayout>,
-    &'a dyn Executor,
-    Target,
-);
+pub(super) type Place<'a> = (&'a ModelConfig, &'a Arc<ParameterLayout>, &'a dyn Executor);
 
 /// See the module's documentation.
 pub(super) struct Matcher<'a> {
@@ -104,12 +99,13 @@ impl<'a> Matcher<'a> {
 }
 
 fn load(
-    (config, layout, executor, target): Place<'_>,
+    (config, layout, executor): Place<'_>,
     shape: &BatchShape,
     pair: ContrastivePair,
     images: bool,
 ) -> Result<Box<dyn Session>> {
-    let mut tape = Tape::new(layout.clone(), |_| false);
+    let machine = executor.machine();
+    let mut tape = Tape::new(layout.clone(), |_| false).in_precision(machine.precision);
     let shape = StepShape {
         batch: shape.batch,
         tokens: shape.tokens,
@@ -117,7 +113,7 @@ fn load(
         image_id: i32::from(IMAGE),
     };
     record_contrastive_features(&mut tape, config, &shape, pair, images)?;
-    let program = Program::compile(tape, &CompileOptions::new(target))?;
+    let program = Program::compile(tape, &CompileOptions::new(machine.target))?;
     executor.load(Arc::new(program))
 }
 

@@ -1,6 +1,7 @@
 //! Executors run programs. All are of equal rank: the same program, the same inputs, the same readable outputs.
 
 mod arena;
+mod choice;
 pub mod cpu;
 pub mod kernel_table;
 mod reference;
@@ -11,9 +12,10 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::program::Program;
-use crate::tape::Arena;
+use crate::tape::{Arena, Machine};
 use crate::tensor::{DType, TensorType};
 
+pub use choice::{Choice, Device};
 pub use cpu::CpuExecutor;
 pub use reference::ReferenceExecutor;
 pub use simt::SimtExecutor;
@@ -22,6 +24,14 @@ pub use simt::SimtExecutor;
 pub trait Executor {
     /// A short name and what was found, for example `cpu, 2 threads, avx512`.
     fn describe(&self) -> String;
+
+    /// What programs for this executor are made for.
+    fn machine(&self) -> Machine;
+
+    /// Floating-point operations a second that its multiply-add units reach; 0 when unknown.
+    fn peak_flops(&self) -> f64 {
+        0.0
+    }
 
     /// Readies a program to run. Its gradient and moment arenas start as zeros.
     ///

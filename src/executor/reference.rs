@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::{Executor, Session, expect_arena, expect_input};
 use crate::error::Result;
 use crate::program::{Place, Program};
-use crate::tape::{Arena, Array, ArrayData, ReferenceArgs, Value};
+use crate::tape::{Arena, Array, ArrayData, Machine, ReferenceArgs, Target, Value};
 use crate::tensor::DType;
 
 /// Runs programs in f64. See the module's documentation.
@@ -55,6 +55,10 @@ impl ReferenceExecutor {
 impl Executor for ReferenceExecutor {
     fn describe(&self) -> String {
         "reference, f64".into()
+    }
+
+    fn machine(&self) -> Machine {
+        Target::Reference.into()
     }
 
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {

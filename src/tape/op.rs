@@ -10,7 +10,7 @@ use super::{CpuArgs, ReferenceArgs, Tape, Value};
 use crate::error::{Error, Result};
 
 use crate::launch::Launch;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 
 /// What one run of an op costs. Feeds the plan, the benches, the profile and the share of peak.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -59,6 +59,25 @@ pub enum Target {
     },
     /// A CUDA device or its emulator.
     Cuda,
+}
+
+/// What a program is made for: where it runs, and the type of matrices among its parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// Where.
+    pub target: Target,
+    /// See [`Tape::in_precision`].
+    pub precision: DType,
+}
+
+impl From<Target> for Machine {
+    /// In f32.
+    fn from(target: Target) -> Machine {
+        Machine {
+            target,
+            precision: DType::F32,
+        }
+    }
 }
 
 /// One operation: shape rule, meaning, kernels, derivative and cost.

@@ -13,9 +13,9 @@ use crate::data::resample::Filter;
 use crate::data::tokenizer::{ASSISTANT, BEGIN, IMAGE, Tokenizer, USER};
 use crate::error::{Error, Result};
 use crate::eval::{Answerer, Evaluation, Evaluator};
-use crate::executor::{CpuExecutor, Executor};
+use crate::executor::{Choice, Executor};
 use crate::model::{StepShape, declare};
-use crate::tape::{ParameterLayout, Target};
+use crate::tape::ParameterLayout;
 
 /// See the module's documentation.
 pub struct LoadedRun {
@@ -23,7 +23,7 @@ pub struct LoadedRun {
     recipe: Recipe,
     position: Position,
     layout: Arc<ParameterLayout>,
-    executor: CpuExecutor,
+    executor: Box<dyn Executor>,
 }
 
 impl LoadedRun {
@@ -31,7 +31,7 @@ impl LoadedRun {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Content`] or [`Error::Setting`] naming the file.
-    pub fn open(path: &Path, threads: usize) -> Result<LoadedRun> {
+    pub fn open(path: &Path, compute: &Choice) -> Result<LoadedRun> {
         let path = match path.is_dir() {
             true => newest_checkpoint(path)?.ok_or_else(|| {
                 Error::setting(
@@ -49,7 +49,7 @@ impl LoadedRun {
             &[],
         )?;
         let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
-        let executor = CpuExecutor::new(layout.elements(), threads)?;
+        let executor = compute.open(layout.elements())?;
         let loaded = checkpoint::load(&path, &layout, &[])?;
         executor.write_parameters(0, &loaded.parameters);
         Ok(LoadedRun {
@@ -74,12 +74,6 @@ impl LoadedRun {
         }
     }
 
-    fn target(&self) -> Target {
-        Target::Cpu {
-            threads: self.executor.threads(),
-        }
-    }
-
     /// Measures the model on the embedded sets.
     ///
     /// # Errors
@@ -96,8 +90,7 @@ impl LoadedRun {
         let evaluator = Evaluator::new(
             &self.recipe.model,
             &self.layout,
-            &self.executor,
-            self.target(),
+            self.executor.as_ref(),
             Library::embedded(),
         );
         evaluator.evaluate(&stage.name, &settings)
@@ -146,8 +139,7 @@ impl LoadedRun {
         let mut answerer = Answerer::new(
             &self.recipe.model,
             &self.layout,
-            &self.executor,
-            self.target(),
+            self.executor.as_ref(),
             shape,
         )?;
         answerer.generate(&pixels, &prompt)

@@ -8,7 +8,8 @@ use crate::error::Result;
 use crate::model::{StepShape, record_objectives};
 use crate::ops::{self, UpdateOptions};
 use crate::program::{CompileOptions, Program};
-use crate::tape::{ParameterLayout, Tape, Target};
+use crate::tape::{Machine, ParameterLayout, Tape};
+use crate::tensor::DType;
 
 /// Largest log of the contrastive scale: e^this is 100 (Radford et al. 2021, §2.5).
 const MOST_LOG_SCALE: f32 = 4.605_170_2;
@@ -32,9 +33,11 @@ pub fn record_step(
     stage: &Stage,
     layout: &Arc<ParameterLayout>,
     shape: &StepShape,
+    precision: DType,
 ) -> Result<Tape> {
     let trained = stage.clone();
-    let mut tape = Tape::new(layout.clone(), move |parameter| trained.trains(parameter));
+    let mut tape = Tape::new(layout.clone(), move |parameter| trained.trains(parameter))
+        .in_precision(precision);
     let objectives = stage.objectives(recipe.contrastive_form.into());
     let loss = record_objectives(&mut tape, &recipe.model, &objectives, shape)?;
     tape.backward(loss)?;
@@ -59,15 +62,16 @@ pub fn compile_step(
     stage: &Stage,
     layout: &Arc<ParameterLayout>,
     shape: &StepShape,
-    target: Target,
+    machine: impl Into<Machine>,
     memory_budget: Option<u64>,
 ) -> Result<Program> {
-    let tape = record_step(recipe, stage, layout, shape)?;
+    let machine = machine.into();
+    let tape = record_step(recipe, stage, layout, shape, machine.precision)?;
     Program::compile(
         tape,
         &CompileOptions {
             memory_budget,
-            ..CompileOptions::new(target)
+            ..CompileOptions::new(machine.target)
         },
     )
 }

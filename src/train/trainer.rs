@@ -21,16 +21,16 @@ use crate::data::prefetch::Prefetcher;
 use crate::data::task::TaskKind;
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, Evaluator};
-use crate::executor::{CpuExecutor, Executor, Session};
+use crate::executor::{Choice, Executor, Session};
 use crate::model::{declare, initialise, initialise_one};
 use crate::program::Program;
-use crate::tape::{Arena, ParameterLayout, Target};
+use crate::tape::{Arena, ParameterLayout};
 
 /// What the command line adds to a recipe.
 #[derive(Clone, Debug)]
 pub struct TrainOptions {
-    /// Threads that compute.
-    pub threads: usize,
+    /// What computes.
+    pub compute: Choice,
     /// Where the run goes; the next free folder under runs/ by default.
     pub out: Option<PathBuf>,
     /// A run to continue.
@@ -57,7 +57,7 @@ pub struct Trainer {
     recipe: Recipe,
     options: TrainOptions,
     layout: Arc<ParameterLayout>,
-    executor: CpuExecutor,
+    executor: Box<dyn Executor>,
     library: Arc<Library>,
     pairs: Option<Arc<dyn PairSource>>,
     folder: RunFolder,
@@ -79,7 +79,7 @@ impl Trainer {
     ) -> Result<Trainer> {
         check_pairs(&recipe, pairs.is_some())?;
         let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
-        let executor = CpuExecutor::new(layout.elements(), options.threads)?;
+        let executor = options.compute.open(layout.elements())?;
         let folder = match &options.resume {
             Some(path) => Some(RunFolder::resume(path)?),
             None => None,
@@ -460,7 +460,13 @@ impl Trainer {
             version: env!("CARGO_PKG_VERSION").into(),
         };
         let path = self.folder.checkpoint(label);
-        checkpoint::save(&path, &position, &self.layout, &self.executor, session)
+        checkpoint::save(
+            &path,
+            &position,
+            &self.layout,
+            self.executor.as_ref(),
+            session,
+        )
     }
 
     fn evaluate(&mut self, stage: &Stage) -> Result<Option<Evaluation>> {
@@ -473,10 +479,7 @@ impl Trainer {
         let evaluator = Evaluator::new(
             &self.recipe.model,
             &self.layout,
-            &self.executor,
-            Target::Cpu {
-                threads: self.options.threads,
-            },
+            self.executor.as_ref(),
             self.library.clone(),
         );
         let start = Instant::now();
@@ -524,11 +527,16 @@ fn compile_stage(
     layout: &Arc<ParameterLayout>,
     options: &TrainOptions,
 ) -> Result<Program> {
-    let target = Target::Cpu {
-        threads: options.threads,
-    };
     let shape = step_shape(stage, None);
-    compile_step(recipe, stage, layout, &shape, target, options.memory_budget)
+    let machine = options.compute.machine();
+    compile_step(
+        recipe,
+        stage,
+        layout,
+        &shape,
+        machine,
+        options.memory_budget,
+    )
 }
 
 fn read_numbers(

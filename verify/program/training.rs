@@ -8,6 +8,7 @@ use keel::model::{declare, initialise};
 use keel::ops::Contrastive;
 use keel::program::{CompileOptions, Program};
 use keel::tape::{Arena, ParameterLayout, Target};
+use keel::tensor::DType;
 use keel::train::{Recipe, Stage, StageKind, hyper, record_step, step_shape};
 
 use crate::harness::Random;
@@ -51,7 +52,7 @@ impl Tiny {
     /// The program of one step of `stage`.
     pub fn compile(&self, stage: &Stage, options: &CompileOptions) -> Result<Program> {
         let shape = step_shape(stage, Some(BATCH));
-        let tape = record_step(&self.recipe, stage, &self.layout, &shape)?;
+        let tape = record_step(&self.recipe, stage, &self.layout, &shape, DType::F32)?;
         Program::compile(tape, options)
     }
 

@@ -8,7 +8,7 @@ use super::super::arena::ByteArena;
 use super::super::{Executor, Session, expect_arena, expect_input};
 use crate::error::{Error, Result};
 use crate::program::{Place, Program};
-use crate::tape::{Arena, CpuArgs, Input, Inputs, Output, Outputs, Value};
+use crate::tape::{Arena, CpuArgs, Input, Inputs, Machine, Output, Outputs, Target, Value};
 use crate::tensor::{DType, TensorType};
 
 /// The most inputs or outputs an op may have; slices for them are built on the stack.
@@ -47,13 +47,6 @@ impl CpuExecutor {
         self.pool.current_num_threads()
     }
 
-    /// Floating-point operations a second that the multiply-add units reach, measured once.
-    pub fn peak_flops(&self) -> f64 {
-        *self
-            .peak
-            .get_or_init(|| self.pool.install(super::peak::measure))
-    }
-
     fn lock(&self) -> MutexGuard<'_, ByteArena> {
         self.parameters
             .lock()
@@ -68,6 +61,20 @@ impl Executor for CpuExecutor {
             "cpu, {threads} thread{}, f32",
             if threads == 1 { "" } else { "s" }
         )
+    }
+
+    fn machine(&self) -> Machine {
+        Target::Cpu {
+            threads: self.threads(),
+        }
+        .into()
+    }
+
+    /// Measured once.
+    fn peak_flops(&self) -> f64 {
+        *self
+            .peak
+            .get_or_init(|| self.pool.install(super::peak::measure))
     }
 
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {

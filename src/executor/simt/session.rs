@@ -11,7 +11,7 @@ use super::super::{Executor, Session, expect_arena, expect_input};
 use super::{Argument, Buffer, Element, Emulator, Kernel, Options};
 use crate::error::{Error, Result};
 use crate::program::Program;
-use crate::tape::Arena;
+use crate::tape::{Arena, Machine, Target};
 use crate::tensor::DType;
 
 /// Runs programs on the emulator. See [`super`].
@@ -20,6 +20,7 @@ pub struct SimtExecutor {
     parameters: Arc<Mutex<Parameters>>,
     options: Options<'static>,
     isolates: bool,
+    precision: DType,
 }
 
 /// Masters and their bf16 twins.
@@ -44,7 +45,13 @@ impl SimtExecutor {
             parameters: Arc::new(Mutex::new(Parameters { masters, twins })),
             options,
             isolates: false,
+            precision: DType::F32,
         })
+    }
+
+    /// The executor with `precision` for its programs, f32 by default.
+    pub fn in_precision(self, precision: DType) -> SimtExecutor {
+        SimtExecutor { precision, ..self }
     }
 
     /// As [`SimtExecutor::new`], but every stretch of a program's memory is an allocation of its own between unreadable
@@ -69,6 +76,13 @@ impl Executor for SimtExecutor {
         match self.emulator.is_checked() {
             true => "simt, the CUDA kernels on the emulator, checked".to_owned(),
             false => "simt, the CUDA kernels on the emulator".to_owned(),
+        }
+    }
+
+    fn machine(&self) -> Machine {
+        Machine {
+            target: Target::Cuda,
+            precision: self.precision,
         }
     }
 
