@@ -11,6 +11,7 @@
 // One product is C(m,n) += Σ over k of A(m,k)·B(k,n) with m 16, n 8, k 16. Each operand's tile may lie either way round:
 //     load_a             tile[m][k]        load_b             tile[n][k]         k runs along a row
 //     load_a_transposed  tile[k][m]        load_b_transposed  tile[k][n]         k runs down the rows
+// A bf16 fragment may also be read from an f32 tile: it is rounded on the way.
 // All 32 lanes of the warp take part in every call but the copies.
 #pragma once
 #include "elem.cuh"
@@ -29,6 +30,7 @@ constexpr int kFragmentDepth = 16;    // k of one product
 // takes two turns.
 template <class T, int kRows_, int kColumns_, int kPad_ = 8>
 struct Tile {
+    using Element = T;
     static constexpr int kRows = kRows_, kColumns = kColumns_, kPitch = kColumns_ + kPad_;
     static_assert(kColumns % 16 == 0 && kPad_ % kVector<T> == 0, "rows are aligned to 16 bytes");
     alignas(16) T element[kRows][kPitch];
@@ -40,41 +42,65 @@ struct Matrix {
     const T* data;
     int64_t pitch;      // elements from row to row
     int rows, columns;
-    int access;         // bytes one copy may take: 16, 4 or 2, by the alignment of data and pitch
+    int access;         // bytes one copy may take: 16, 8, 4 or 2, by the alignment of data and pitch
 };
 
 // The matrix [rows, columns] whose row r starts at data + r·pitch.
 template <class T>
 DEVICE Matrix<T> matrix(const T* data, int rows, int columns, int64_t pitch) {
     const uint64_t alignment = uint64_t(uintptr_t(data)) | uint64_t(pitch) * sizeof(T);
-    return {data, pitch, rows, columns, alignment % 16 == 0 ? 16 : alignment % 4 == 0 ? 4 : int(sizeof(T))};
+    const int access = alignment % 16 == 0 ? 16 : alignment % 8 == 0 ? 8 : alignment % 4 == 0 ? 4 : 2;
+    return {data, pitch, rows, columns, access};
 }
 template <class T>
 DEVICE Matrix<T> matrix(const T* data, int rows, int columns) {
     return matrix(data, rows, columns, int64_t(columns));
 }
 
-// One copy of kBytes, the part of it that lies within the matrix; the rest becomes zero.
+// One asynchronous copy of kBytes from global to shared memory: `inside` elements are read, the rest becomes zero. Two
+// bytes have no asynchronous copy and are moved on the spot.
+template <int kBytes, class T>
+DEVICE void copy_elements(T* to, const T* from, int inside CALLER) {
+    const uint32_t bytes = uint32_t(min(max(inside, 0), kBytes / int(sizeof(T)))) * uint32_t(sizeof(T));
+    if constexpr (kBytes == 16) {
+        cp_async_16(shared_address(to), from, bytes FOR_CALLER);
+    } else if constexpr (kBytes == 8) {
+        cp_async_8(shared_address(to), from, bytes FOR_CALLER);
+    } else if constexpr (kBytes == 4) {
+        cp_async_4(shared_address(to), from, bytes FOR_CALLER);
+    } else {
+        *to = bytes ? *from : T{};
+    }
+}
+
+// The pieces of kBytes of a tile, dealt out to kThreads threads: a thread has one column of pieces and takes every kDown-th
+// row of it, beginning with the row and column of its number.
+template <int kBytes, int kThreads, class SharedTile>
+struct Pieces {
+    static constexpr int kElements = kBytes / int(sizeof(typename SharedTile::Element));
+    static constexpr int kAcross = SharedTile::kColumns / kElements, kDown = kThreads / kAcross;
+    static_assert(kThreads % kAcross == 0, "a row of pieces has whole turns of threads");
+    static DEVICE_MEMBER int row(int thread) { return thread / kAcross; }
+    static DEVICE_MEMBER int column(int thread) { return thread % kAcross * kElements; }
+};
+
 template <int kBytes, int kThreads, class SharedTile, class T>
 DEVICE void copy_tile(SharedTile& tile, const Matrix<T>& from, int first_row, int first_column, int thread CALLER) {
-    constexpr int kElements = kBytes / int(sizeof(T)), kAcross = SharedTile::kColumns / kElements;
-    constexpr int kCopies = SharedTile::kRows * kAcross;
-    UNROLL
-    for (int i = thread; i < kCopies; i += kThreads) {
-        const int row = i / kAcross, column = i % kAcross * kElements;
-        const int left = from.columns - (first_column + column);
-        const bool inside = first_row + row < from.rows && left > 0;
-        const T* source = from.data + (inside ? int64_t(first_row + row) * from.pitch + first_column + column : 0);
-        T* to = &tile.element[row][column];
-        if constexpr (kBytes < 4) {
-            *to = inside ? *source : T{};
-        } else {
-            const uint32_t bytes = inside ? uint32_t(min(left, kElements)) * uint32_t(sizeof(T)) : 0;
-            if constexpr (kBytes == 16)
-                cp_async_16(shared_address(to FOR_CALLER), source, bytes FOR_CALLER);
-            else
-                cp_async_4(shared_address(to FOR_CALLER), source, bytes FOR_CALLER);
-        }
+    using Piece = Pieces<kBytes, kThreads, SharedTile>;
+    const int column = Piece::column(thread), inside = from.columns - (first_column + column);
+    int row = Piece::row(thread);
+    const T* source = from.data + int64_t(first_row + row) * from.pitch + first_column + column;
+    // Only the widest copies are unrolled: the others come in such numbers that their addresses would fill the registers.
+    if constexpr (kBytes == 16) {
+        UNROLL
+        for (int turn = 0; turn < SharedTile::kRows; turn += Piece::kDown, source += Piece::kDown * from.pitch)
+            if (SharedTile::kRows % Piece::kDown == 0 || row + turn < SharedTile::kRows)
+                copy_elements<kBytes>(&tile.element[row + turn][column], source,
+                                      first_row + row + turn < from.rows ? inside : 0 FOR_CALLER);
+    } else {
+        ROLLED
+        for (; row < SharedTile::kRows; row += Piece::kDown, source += Piece::kDown * from.pitch)
+            copy_elements<kBytes>(&tile.element[row][column], source, first_row + row < from.rows ? inside : 0 FOR_CALLER);
     }
 }
 
@@ -86,6 +112,8 @@ template <int kThreads, class SharedTile, class T>
 DEVICE void load_tile_async(SharedTile& tile, const Matrix<T>& from, int first_row, int first_column, int thread CALLER) {
     if (from.access == 16) {
         copy_tile<16, kThreads>(tile, from, first_row, first_column, thread FOR_CALLER);
+    } else if (from.access == 8) {
+        copy_tile<8, kThreads>(tile, from, first_row, first_column, thread FOR_CALLER);
     } else if (sizeof(T) == 4 || from.access == 4) {
         copy_tile<4, kThreads>(tile, from, first_row, first_column, thread FOR_CALLER);
     } else {
@@ -107,12 +135,14 @@ template <class T> struct FragmentB { uint32_t part[kParts<T>][2]; };
 DEVICE int accumulator_row(int i) { return int(threadIdx.x) % kWarpLanes / 4 + i / 2 * 8; }
 DEVICE int accumulator_column(int i) { return int(threadIdx.x) % 4 * 2 + i % 2; }
 
-// Splits two f32 into register `i` of the three parts. Exact unless the value is beyond the largest bf16 (3.39e38, infinity
-// too: the result is NaN) or so small that its last bits are below 2^-133.
+// Puts two f32 into register `i` of a fragment: bf16 rounds them, f32 splits them into three parts. The split is exact unless
+// the value is beyond the largest bf16 (3.39e38, infinity too: the result is NaN) or so small that its last bits are below
+// 2^-133.
 template <class Fragment>
-DEVICE void split(Fragment& fragment, int i, float low, float high) {
+DEVICE void put(Fragment& fragment, int i, float low, float high) {
+    constexpr int kCount = int(sizeof(fragment.part) / sizeof(fragment.part[0]));
     UNROLL
-    for (int part = 0; part < 3; ++part) {
+    for (int part = 0; part < kCount; ++part) {
         const uint32_t pair = bf16_pair_bits(low, high);
         fragment.part[part][i] = pair;
         low -= low_to_float(pair);
@@ -134,13 +164,13 @@ template <int kRows, int kColumns, int kPad>
 DEVICE void load_a(FragmentA<bf16>& a, const Tile<bf16, kRows, kColumns, kPad>& tile, int row, int k CALLER) {
     ldmatrix_x4(a.part[0], matrix_row(tile, row, k, true FOR_CALLER) FOR_CALLER);
 }
-template <int kRows, int kColumns, int kPad>
-DEVICE void load_a(FragmentA<float>& a, const Tile<float, kRows, kColumns, kPad>& tile, int row, int k) {
+template <class T, int kRows, int kColumns, int kPad>
+DEVICE void load_a(FragmentA<T>& a, const Tile<float, kRows, kColumns, kPad>& tile, int row, int k) {
     UNROLL
     for (int i = 0; i < 4; ++i) {
         const float2 pair = *reinterpret_cast<const float2*>(
             &tile.element[row + accumulator_row(0) + i % 2 * 8][k + accumulator_column(0) + i / 2 * 8]);
-        split(a, i, pair.x, pair.y);
+        put(a, i, pair.x, pair.y);
     }
 }
 
@@ -149,12 +179,12 @@ template <int kRows, int kColumns, int kPad>
 DEVICE void load_a_transposed(FragmentA<bf16>& a, const Tile<bf16, kRows, kColumns, kPad>& tile, int row, int k CALLER) {
     ldmatrix_x4_transposed(a.part[0], matrix_row(tile, k, row, false FOR_CALLER) FOR_CALLER);
 }
-template <int kRows, int kColumns, int kPad>
-DEVICE void load_a_transposed(FragmentA<float>& a, const Tile<float, kRows, kColumns, kPad>& tile, int row, int k) {
+template <class T, int kRows, int kColumns, int kPad>
+DEVICE void load_a_transposed(FragmentA<T>& a, const Tile<float, kRows, kColumns, kPad>& tile, int row, int k) {
     UNROLL
     for (int i = 0; i < 4; ++i) {
         const int depth = k + accumulator_column(0) + i / 2 * 8, m = row + accumulator_row(0) + i % 2 * 8;
-        split(a, i, tile.element[depth][m], tile.element[depth + 1][m]);
+        put(a, i, tile.element[depth][m], tile.element[depth + 1][m]);
     }
 }
 
@@ -172,17 +202,17 @@ DEVICE void load_b(FragmentB<bf16>& b, const Tile<bf16, kRows, kColumns, kPad>& 
     const int lane = int(threadIdx.x) % 16;  // the other lanes' addresses are not used
     ldmatrix_x2(b.part[0], shared_address(&tile.element[n + lane % 8][k + lane / 8 * 8] FOR_CALLER) FOR_CALLER);
 }
-template <int kRows, int kColumns, int kPad>
-DEVICE void load_b(FragmentB<float>& b, const Tile<float, kRows, kColumns, kPad>& tile, int n, int k) {
+template <class T, int kRows, int kColumns, int kPad>
+DEVICE void load_b(FragmentB<T>& b, const Tile<float, kRows, kColumns, kPad>& tile, int n, int k) {
     UNROLL
     for (int i = 0; i < 2; ++i) {
         const float2 pair = *reinterpret_cast<const float2*>(
             &tile.element[n + accumulator_row(0)][k + accumulator_column(0) + i * 8]);
-        split(b, i, pair.x, pair.y);
+        put(b, i, pair.x, pair.y);
     }
 }
-template <int kRows, int kColumns, int kPad>
-DEVICE void load_b_pair(FragmentB<float> (&b)[2], const Tile<float, kRows, kColumns, kPad>& tile, int n, int k) {
+template <class T, int kRows, int kColumns, int kPad>
+DEVICE void load_b_pair(FragmentB<T> (&b)[2], const Tile<float, kRows, kColumns, kPad>& tile, int n, int k) {
     load_b(b[0], tile, n, k);
     load_b(b[1], tile, n + 8, k);
 }
@@ -201,34 +231,28 @@ DEVICE void load_b_transposed(FragmentB<bf16>& b, const Tile<bf16, kRows, kColum
     const int lane = int(threadIdx.x) % 16;  // the other lanes' addresses are not used
     ldmatrix_x2_transposed(b.part[0], shared_address(&tile.element[k + lane][n] FOR_CALLER) FOR_CALLER);
 }
-template <int kRows, int kColumns, int kPad>
-DEVICE void load_b_transposed(FragmentB<float>& b, const Tile<float, kRows, kColumns, kPad>& tile, int n, int k) {
+template <class T, int kRows, int kColumns, int kPad>
+DEVICE void load_b_transposed(FragmentB<T>& b, const Tile<float, kRows, kColumns, kPad>& tile, int n, int k) {
     UNROLL
     for (int i = 0; i < 2; ++i) {
         const int depth = k + accumulator_column(0) + i * 8, column = n + accumulator_row(0);
-        split(b, i, tile.element[depth][column], tile.element[depth + 1][column]);
+        put(b, i, tile.element[depth][column], tile.element[depth + 1][column]);
     }
 }
-template <int kRows, int kColumns, int kPad>
-DEVICE void load_b_pair_transposed(FragmentB<float> (&b)[2], const Tile<float, kRows, kColumns, kPad>& tile, int n, int k) {
+template <class T, int kRows, int kColumns, int kPad>
+DEVICE void load_b_pair_transposed(FragmentB<T> (&b)[2], const Tile<float, kRows, kColumns, kPad>& tile, int n, int k) {
     load_b_transposed(b[0], tile, n, k);
     load_b_transposed(b[1], tile, n + 8, k);
 }
 
 // The accumulators of columns 0..7 (`left`) and 8..15 (`right`) as the left operand of a next product, without a way
 // through memory: bf16 rounds them, f32 splits them.
-DEVICE void accumulators_to_a(FragmentA<bf16>& a, const float (&left)[4], const float (&right)[4]) {
+template <class T>
+DEVICE void accumulators_to_a(FragmentA<T>& a, const float (&left)[4], const float (&right)[4]) {
     UNROLL
     for (int i = 0; i < 2; ++i) {
-        a.part[0][i] = bf16_pair_bits(left[2 * i], left[2 * i + 1]);
-        a.part[0][2 + i] = bf16_pair_bits(right[2 * i], right[2 * i + 1]);
-    }
-}
-DEVICE void accumulators_to_a(FragmentA<float>& a, const float (&left)[4], const float (&right)[4]) {
-    UNROLL
-    for (int i = 0; i < 2; ++i) {
-        split(a, i, left[2 * i], left[2 * i + 1]);
-        split(a, 2 + i, right[2 * i], right[2 * i + 1]);
+        put(a, i, left[2 * i], left[2 * i + 1]);
+        put(a, 2 + i, right[2 * i], right[2 * i + 1]);
     }
 }
 

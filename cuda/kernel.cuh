@@ -19,6 +19,7 @@
 #define DEVICE static inline
 #define DEVICE_MEMBER inline
 #define UNROLL
+#define ROLLED
 // The trailing parameter by which a wrapper learns its caller's line, and how it hands that on.
 #define CALLER , ::simt::Location caller = ::simt::Location::here()
 #define CALLER_ONLY ::simt::Location caller = ::simt::Location::here()
@@ -53,6 +54,7 @@
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_MEMBER __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 #define CALLER
 #define CALLER_ONLY
 #define FOR_CALLER
