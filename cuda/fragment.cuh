@@ -73,34 +73,28 @@ DEVICE void copy_elements(T* to, const T* from, int inside CALLER) {
     }
 }
 
-// The pieces of kBytes of a tile, dealt out to kThreads threads: a thread has one column of pieces and takes every kDown-th
-// row of it, beginning with the row and column of its number.
-template <int kBytes, int kThreads, class SharedTile>
-struct Pieces {
-    static constexpr int kElements = kBytes / int(sizeof(typename SharedTile::Element));
-    static constexpr int kAcross = SharedTile::kColumns / kElements, kDown = kThreads / kAcross;
-    static_assert(kThreads % kAcross == 0, "a row of pieces has whole turns of threads");
-    static DEVICE_MEMBER int row(int thread) { return thread / kAcross; }
-    static DEVICE_MEMBER int column(int thread) { return thread % kAcross * kElements; }
-};
-
 template <int kBytes, int kThreads, class SharedTile, class T>
 DEVICE void copy_tile(SharedTile& tile, const Matrix<T>& from, int first_row, int first_column, int thread CALLER) {
-    using Piece = Pieces<kBytes, kThreads, SharedTile>;
-    const int column = Piece::column(thread), inside = from.columns - (first_column + column);
-    int row = Piece::row(thread);
-    const T* source = from.data + int64_t(first_row + row) * from.pitch + first_column + column;
-    // Only the widest copies are unrolled: the others come in such numbers that their addresses would fill the registers.
-    if constexpr (kBytes == 16) {
+    constexpr int kElements = kBytes / int(sizeof(T)), kAcross = SharedTile::kColumns / kElements;
+    constexpr int kDown = kThreads / kAcross, kPieces = SharedTile::kRows * kAcross;
+    if constexpr (kBytes == 16 && kThreads % kAcross == 0 && SharedTile::kRows % kDown == 0) {
+        // Each thread stays in its column of pieces and takes every kDown-th row, by additions alone.
+        const int row = thread / kAcross, column = thread % kAcross * kElements;
+        const int inside = from.columns - (first_column + column);
+        const T* source = from.data + int64_t(first_row + row) * from.pitch + first_column + column;
         UNROLL
-        for (int turn = 0; turn < SharedTile::kRows; turn += Piece::kDown, source += Piece::kDown * from.pitch)
-            if (SharedTile::kRows % Piece::kDown == 0 || row + turn < SharedTile::kRows)
-                copy_elements<kBytes>(&tile.element[row + turn][column], source,
-                                      first_row + row + turn < from.rows ? inside : 0 FOR_CALLER);
+        for (int turn = 0; turn < SharedTile::kRows; turn += kDown, source += kDown * from.pitch)
+            copy_elements<kBytes>(&tile.element[row + turn][column], source,
+                                  first_row + row + turn < from.rows ? inside : 0 FOR_CALLER);
     } else {
+        // Not unrolled: so many addresses at once would fill the registers.
         ROLLED
-        for (; row < SharedTile::kRows; row += Piece::kDown, source += Piece::kDown * from.pitch)
-            copy_elements<kBytes>(&tile.element[row][column], source, first_row + row < from.rows ? inside : 0 FOR_CALLER);
+        for (int piece = thread; piece < kPieces; piece += kThreads) {
+            const int row = piece / kAcross, column = piece % kAcross * kElements;
+            const T* source = from.data + int64_t(first_row + row) * from.pitch + first_column + column;
+            const int inside = first_row + row < from.rows ? from.columns - (first_column + column) : 0;
+            copy_elements<kBytes>(&tile.element[row][column], source, inside FOR_CALLER);
+        }
     }
 }
 

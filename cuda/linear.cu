@@ -14,6 +14,7 @@
 // Accuracy : f32 accumulators; bf16: rounded once, at the end; f32: three-way split, errors as of f32 products
 // Ragged   : any M, N, K; rows that are not whole multiples of 16 bytes take narrower copies
 // Order    : deterministic, one accumulator an element, k ascending
+// Source   : -
 template <class Shape, class T = typename Shape::T>
 DEVICE void linear_forward(T* y, T* z, const T* x, const T* weight, const float* bias, const T* residual, int m, int n, int k,
                            int activation) {
@@ -54,6 +55,7 @@ DEVICE void linear_forward(T* y, T* z, const T* x, const T* weight, const float*
 // Accuracy : as linear_forward; f′ in f32 of the stored z
 // Ragged   : any M, N, K
 // Order    : deterministic
+// Source   : -
 template <class Shape, class T = typename Shape::T>
 DEVICE void linear_input_gradient(T* dx, const T* dy, const T* weight, const T* other, int m, int n, int k, int activation) {
     using Left = RowsOperand<T>;
@@ -90,6 +92,7 @@ DEVICE void linear_input_gradient(T* dx, const T* dy, const T* weight, const T* 
 // Accuracy : f32 accumulators over M / splits rows; split parts are summed in f32
 // Ragged   : any M, N, K
 // Order    : deterministic: rows ascending within a split, splits in order (linear_sum_f32)
+// Source   : -
 template <class Shape, class T = typename Shape::T>
 DEVICE void linear_weight_gradient(float* dw, float* sums, const float* addend, const T* dy, const T* x, int m, int n, int k,
                                    int steps) {
@@ -134,6 +137,7 @@ constexpr int kElementwiseThreads = 256;
 // Accuracy : f32 sums
 // Ragged   : any count
 // Order    : deterministic, parts ascending
+// Source   : -
 extern "C" __global__ void __launch_bounds__(kElementwiseThreads) linear_sum_f32(float* out, const float* part,
                                                                                 const float* addend, int64_t count, int parts) {
     const int64_t first = (int64_t(blockIdx.x) * kElementwiseThreads + threadIdx.x) * 4;
@@ -167,6 +171,7 @@ struct ColumnSumStorage {
 // Accuracy : f32 sums
 // Ragged   : any M, N
 // Order    : deterministic: a warp's rows ascending, then warps ascending; blocks by linear_sum_f32
+// Source   : -
 template <class T>
 DEVICE void linear_bias_gradient(float* part, const T* dy, int m, int n, int height) {
     SHARED_STORAGE(ColumnSumStorage<T>, storage);
@@ -211,6 +216,7 @@ KERNEL(linear_bias_gradient_bf16, kSumWarps* kWarpLanes, ColumnSumStorage<bf16>)
 // Accuracy : f′ in f32, rounded once
 // Ragged   : any count
 // Order    : deterministic
+// Source   : -
 template <class T>
 DEVICE void linear_activation_gradient(T* dz, const T* dy, const T* z, int64_t count, int activation) {
     constexpr int kWidth = kVector<T>;

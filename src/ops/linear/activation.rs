@@ -4,10 +4,14 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::executor::cpu::vector_math;
+use crate::launch::{Argument, Launch, blocks, kernel_name, vector};
 use crate::ops::shapes::{expect_float, expect_inputs, expect_type};
 use crate::ops::special::{erfc, sigmoid};
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Value};
 use crate::tensor::TensorType;
+
+/// Threads of a block of the elementwise kernels of `cuda/linear.cu`.
+pub(super) const THREADS: usize = 256;
 
 /// Elements one task works on.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
@@ -70,6 +74,16 @@ impl Activation {
         }
     }
 
+    /// The same activation among the kernels' numbers, `enum Activation` in `cuda/activation.cuh`; none is 0.
+    pub(super) fn argument(activation: Option<Activation>) -> Argument {
+        Argument::I32(match activation {
+            None => 0,
+            Some(Activation::GeluErf) => 1,
+            Some(Activation::GeluTanh) => 2,
+            Some(Activation::GeluQuick) => 3,
+        })
+    }
+
     /// Operations of one value, an exponential counted as ten.
     pub(super) fn flops(self) -> f64 {
         match self {
@@ -129,6 +143,20 @@ impl Op for ActivationGradient {
                 let z = &z[first..][..dz.len()];
                 vector_math::activate_gradient(self.activation.curve(), z, dz);
             });
+    }
+
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let ty = inputs[0];
+        let kernel = kernel_name(self.name(), ty.dtype);
+        let blocks = blocks(&kernel, ty.numel(), THREADS * vector(ty))?;
+        let arguments = vec![
+            Argument::output(0),
+            Argument::input(0),
+            Argument::input(1),
+            Argument::I64(ty.numel() as i64),
+            Activation::argument(Some(self.activation)),
+        ];
+        Ok(vec![Launch::new(kernel, blocks, arguments)])
     }
 
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

@@ -3,12 +3,14 @@
 use super::Activation;
 use super::activation::ActivationGradient;
 use super::input_gradient::LinearInputGradient;
+use super::tiles::{Tiling, size};
 use super::weight_gradient::{ColumnSum, LinearWeightGradient};
 use crate::error::Result;
 use crate::executor::cpu::matmul::{self, Epilogue, Residual, Rows, RowsMut};
+use crate::launch::{Argument, Launch};
 use crate::ops::shapes::{expect_float, expect_type, expect_vector, with_columns};
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 
 /// Inputs x, weight, then bias and residual where present; outputs y, then z where saved.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,7 +44,7 @@ impl Op for Linear {
         let want = TensorType::new(x.dtype, [columns, x.shape.columns()]);
         expect_type(op, "weight", "[N, K] with x's K columns", want, weight)?;
         if let Some(bias) = self.bias() {
-            let want = (x.dtype, columns);
+            let want = (DType::F32, columns);
             expect_vector(op, "bias", "[N] with weight's N rows", want, inputs[bias])?;
         }
         let y = TensorType::new(x.dtype, with_columns(x.shape, columns));
@@ -107,6 +109,37 @@ impl Op for Linear {
         };
         let y = RowsMut::new(y, rows, columns);
         matmul::linear(x, weight, y, epilogue, args.workspace);
+    }
+
+    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let (x, y) = (inputs[0], outputs[0]);
+        if y.numel() == 0 {
+            return Ok(Vec::new());
+        }
+        let (rows, columns, inner) = (y.shape.rows(), y.shape.columns(), x.shape.columns());
+        let tiling = Tiling::whole([rows, columns, inner], x.dtype);
+        let kernel = tiling.kernel("linear_forward", x.dtype);
+        let optional = |index: Option<usize>| index.map_or(Argument::Null, Argument::input);
+        let arguments = vec![
+            Argument::output(0),
+            match self.saves_pre_activation {
+                true => Argument::output(1),
+                false => Argument::Null,
+            },
+            Argument::input(0),
+            Argument::input(1),
+            optional(self.bias()),
+            optional(self.residual()),
+            size(&kernel, "the number of rows", rows)?,
+            size(&kernel, "the number of columns", columns)?,
+            size(&kernel, "the inner length", inner)?,
+            Activation::argument(self.activation),
+        ];
+        Ok(vec![Launch {
+            grid: tiling.grid(&kernel)?,
+            kernel,
+            arguments,
+        }])
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

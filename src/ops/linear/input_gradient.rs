@@ -6,8 +6,10 @@ use rayon::prelude::*;
 
 use super::Activation;
 use super::activation::ActivationGradient;
+use super::tiles::{Tiling, size};
 use crate::error::Result;
 use crate::executor::cpu::matmul::{self, Rows, RowsMut, Slope};
+use crate::launch::{Argument, Launch};
 use crate::ops::shapes::{expect_float, expect_type, with_columns};
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
@@ -81,6 +83,31 @@ impl Op for LinearInputGradient {
         }
         let dx = RowsMut::new(dx, rows, inner);
         matmul::linear_input_gradient(dy, weight, dx, self.accumulates, slope, args.workspace);
+    }
+
+    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let (dy, dx) = (inputs[0], outputs[0]);
+        if dx.numel() == 0 {
+            return Ok(Vec::new());
+        }
+        let (rows, columns, inner) = (dx.shape.rows(), dx.shape.columns(), dy.shape.columns());
+        let tiling = Tiling::whole([rows, columns, inner], dy.dtype);
+        let kernel = tiling.kernel("linear_input_gradient", dy.dtype);
+        let arguments = vec![
+            Argument::output(0),
+            Argument::input(0),
+            Argument::input(1),
+            inputs.get(2).map_or(Argument::Null, |_| Argument::input(2)),
+            size(&kernel, "the number of rows", rows)?,
+            size(&kernel, "the inner length", inner)?,
+            size(&kernel, "the number of columns", columns)?,
+            Activation::argument(self.activation),
+        ];
+        Ok(vec![Launch {
+            grid: tiling.grid(&kernel)?,
+            kernel,
+            arguments,
+        }])
     }
 
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

@@ -12,6 +12,7 @@
 mod activation;
 mod forward;
 mod input_gradient;
+pub(super) mod tiles;
 mod weight_gradient;
 
 use crate::error::Result;

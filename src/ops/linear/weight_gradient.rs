@@ -1,14 +1,18 @@
 //! dW = dyᵀ·x with db = Σ over rows of dy, and that sum alone.
 
+use super::activation::THREADS;
 use super::input_gradient::copy;
+use super::tiles::{Tiling, size};
 use crate::error::{Error, Result};
 use crate::executor::cpu::matmul::{self, Rows, RowsMut};
 use crate::executor::cpu::reduce;
+use crate::launch::{Argument, Launch, blocks, index, kernel_name, vector};
 use crate::ops::shapes::expect_float;
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 
-/// Inputs dy [.., N], x [.., K], then the gradient [N, K] to add to; outputs dW [N, K], then db [N].
+/// Inputs dy [.., N], x [.., K], then the gradient f32 [N, K] to add to; outputs dW f32 [N, K], then db f32 [N].
+/// Gradients of parameters are f32 whatever the activations are.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct LinearWeightGradient {
     pub has_bias: bool,
@@ -28,13 +32,13 @@ impl Op for LinearWeightGradient {
             let want = format!("{} with {} rows", dy.dtype, dy.shape.rows());
             return Err(Error::shape(op, "x", want, x));
         }
-        let dw = TensorType::new(dy.dtype, [dy.shape.columns(), x.shape.columns()]);
+        let dw = TensorType::f32([dy.shape.columns(), x.shape.columns()]);
         if let Some(sum) = inputs.get(2)
             && *sum != dw
         {
             return Err(Error::shape(op, "the gradient to add to", dw, sum));
         }
-        let db = TensorType::new(dy.dtype, [dy.shape.columns()]);
+        let db = TensorType::f32([dy.shape.columns()]);
         Ok(match self.has_bias {
             true => vec![dw, db],
             false => vec![dw],
@@ -97,6 +101,27 @@ impl Op for LinearWeightGradient {
         );
     }
 
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let (dy, x) = (inputs[0], inputs[1]);
+        let product = WeightGradient {
+            rows: dy.shape.rows(),
+            columns: dy.shape.columns(),
+            inner: x.shape.columns(),
+            dtype: dy.dtype,
+            accumulates: self.accumulates,
+            has_bias: self.has_bias,
+        };
+        let kernel = product.tiling().kernel(self.name(), dy.dtype);
+        let operands = vec![
+            Argument::input(0),
+            Argument::input(1),
+            size(&kernel, "the number of rows", product.rows)?,
+            size(&kernel, "the number of columns", product.columns)?,
+            size(&kernel, "the inner length", product.inner)?,
+        ];
+        product.launches(kernel, operands)
+    }
+
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         unreachable!("a backward op is not differentiated again")
     }
@@ -118,7 +143,16 @@ impl Op for LinearWeightGradient {
                 let (rows, inner, columns) = (dy.rows(), x.columns(), dy.columns());
                 matmul::linear_weight_gradient_workspace(rows, inner, columns) * size_of::<f32>()
             }
-            Target::Reference | Target::Cuda => 0,
+            Target::Cuda => WeightGradient {
+                rows: dy.rows(),
+                columns: dy.columns(),
+                inner: x.columns(),
+                dtype: inputs[0].dtype,
+                accumulates: self.accumulates,
+                has_bias: self.has_bias,
+            }
+            .workspace(),
+            Target::Reference => 0,
         }
     }
 
@@ -140,6 +174,132 @@ impl Op for LinearWeightGradient {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ColumnSum;
 
+impl ColumnSum {
+    /// How many rows of dy a block adds up, and into how many parts that makes of the sum: enough blocks for a chip, and
+    /// enough rows for each.
+    fn parts(dy: TensorType) -> (usize, usize) {
+        const BLOCKS: usize = 264;
+        const FEWEST_ROWS: usize = 64;
+        let (rows, columns) = (dy.shape.rows(), dy.shape.columns());
+        let across = columns.div_ceil(32 * vector(dy)).max(1);
+        let height = rows.div_ceil(BLOCKS.div_ceil(across)).max(FEWEST_ROWS);
+        (height, rows.div_ceil(height).max(1))
+    }
+}
+
+/// A weight's gradient as launches, for linear layers and the patch embedding: dW f32 [columns, inner] over `rows` rows,
+/// and db f32 [columns].
+pub(in crate::ops) struct WeightGradient {
+    pub rows: usize,
+    pub columns: usize,
+    pub inner: usize,
+    /// The type of dy.
+    pub dtype: DType,
+    /// Whether input 2 is added to dW.
+    pub accumulates: bool,
+    /// Whether output 1 is db.
+    pub has_bias: bool,
+}
+
+impl WeightGradient {
+    /// How the product is cut.
+    pub fn tiling(&self) -> Tiling {
+        Tiling::split([self.columns, self.inner, self.rows], self.dtype)
+    }
+
+    /// Elements of the parts of dW in the workspace; none when there is only one.
+    fn part_elements(&self) -> usize {
+        match self.tiling().splits {
+            1 => 0,
+            splits => splits * self.columns * self.inner,
+        }
+    }
+
+    /// Parts of db: one for each split and tile across.
+    fn sum_parts(&self) -> usize {
+        let tiling = self.tiling();
+        tiling.splits * tiling.across
+    }
+
+    /// Bytes of workspace: the parts of dW, then those of db.
+    pub fn workspace(&self) -> usize {
+        let sums = if self.has_bias {
+            self.sum_parts() * self.columns
+        } else {
+            0
+        };
+        (self.part_elements() + sums) * size_of::<f32>()
+    }
+
+    /// The launches; `operands` are the product kernel's arguments between the sums and the steps.
+    pub fn launches(&self, kernel: String, operands: Vec<Argument>) -> Result<Vec<Launch>> {
+        if self.columns * self.inner == 0 {
+            return Ok(Vec::new());
+        }
+        let tiling = self.tiling();
+        let is_split = tiling.splits > 1;
+        let addend = match self.accumulates {
+            true => Argument::input(2),
+            false => Argument::Null,
+        };
+        let parts = Argument::workspace(DType::F32);
+        let sums = Argument::Workspace {
+            offset: self.part_elements() * size_of::<f32>(),
+            element: DType::F32,
+        };
+        let mut arguments = vec![
+            if is_split { parts } else { Argument::output(0) },
+            if self.has_bias { sums } else { Argument::Null },
+            if is_split { Argument::Null } else { addend },
+        ];
+        arguments.extend(operands);
+        arguments.push(index(&kernel, "the number of steps", tiling.steps)?);
+        let mut launches = vec![Launch {
+            grid: tiling.grid(&kernel)?,
+            kernel,
+            arguments,
+        }];
+        if is_split {
+            let count = self.columns * self.inner;
+            launches.push(sum(
+                Argument::output(0),
+                parts,
+                addend,
+                count,
+                tiling.splits,
+            )?);
+        }
+        if self.has_bias {
+            let (db, count) = (Argument::output(1), self.columns);
+            launches.push(sum(db, sums, Argument::Null, count, self.sum_parts())?);
+        }
+        Ok(launches)
+    }
+}
+
+/// out [count] = addend + the sum of `parts` parts that lie one after the other.
+fn sum(
+    out: Argument,
+    part: Argument,
+    addend: Argument,
+    count: usize,
+    parts: usize,
+) -> Result<Launch> {
+    let kernel = "linear_sum_f32";
+    let arguments = vec![
+        out,
+        part,
+        addend,
+        Argument::I64(count as i64),
+        index(kernel, "the number of parts", parts)?,
+    ];
+    Ok(Launch::new(
+        kernel,
+        blocks(kernel, count, 4 * THREADS)?,
+        arguments,
+    ))
+}
+
 impl Op for ColumnSum {
     fn name(&self) -> &'static str {
         "linear_bias_gradient"
@@ -147,10 +307,7 @@ impl Op for ColumnSum {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
         expect_float(self.name(), "dy", 1, inputs[0])?;
-        Ok(vec![TensorType::new(
-            inputs[0].dtype,
-            [inputs[0].shape.columns()],
-        )])
+        Ok(vec![TensorType::f32([inputs[0].shape.columns()])])
     }
 
     fn reference(&self, args: ReferenceArgs<'_>) {
@@ -168,6 +325,43 @@ impl Op for ColumnSum {
         reduce::column_sums(dy, db, false, args.workspace);
     }
 
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let dy = inputs[0];
+        let (rows, columns) = (dy.shape.rows(), dy.shape.columns());
+        if columns == 0 {
+            return Ok(Vec::new());
+        }
+        let kernel = kernel_name(self.name(), dy.dtype);
+        let (height, parts) = ColumnSum::parts(dy);
+        let across = blocks(&kernel, columns, 32 * vector(dy))?;
+        let part = match parts {
+            1 => Argument::output(0),
+            _ => Argument::workspace(DType::F32),
+        };
+        let arguments = vec![
+            part,
+            Argument::input(0),
+            size(&kernel, "the number of rows", rows)?,
+            size(&kernel, "the number of columns", columns)?,
+            size(&kernel, "a block's share of the rows", height)?,
+        ];
+        let mut launches = vec![Launch {
+            kernel,
+            grid: [across, parts as u32, 1],
+            arguments,
+        }];
+        if parts > 1 {
+            launches.push(sum(
+                Argument::output(0),
+                part,
+                Argument::Null,
+                columns,
+                parts,
+            )?);
+        }
+        Ok(launches)
+    }
+
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         unreachable!("a backward op is not differentiated again")
     }
@@ -182,7 +376,11 @@ impl Op for ColumnSum {
             Target::Cpu { .. } => {
                 reduce::sum_over_rows_workspace(rows, columns, columns) * size_of::<f32>()
             }
-            Target::Reference | Target::Cuda => 0,
+            Target::Cuda => match ColumnSum::parts(inputs[0]) {
+                (_, 1) => 0,
+                (_, parts) => parts * columns * size_of::<f32>(),
+            },
+            Target::Reference => 0,
         }
     }
 }
