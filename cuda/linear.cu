@@ -9,7 +9,7 @@
 // Tensors  : x elem [M,K] | weight elem [N,K] | bias f32 [N] or null | residual, y elem [M,N] | z elem [M,N] or null
 //            residual may be null or y itself: each element is read by the thread that then writes it
 // Grid     : tiles of the result      Block: bf16 128 threads; f32 256, small 128
-// Smem     : the stages of product.cuh: bf16 80 KB, f32 72 KB; small bf16 40 KB, f32 48 KB
+// Smem     : the stages of product.cuh: bf16 80 KB, f32 72 KB; small bf16 40 KB, f32 48 KB; the gradients up to a fifth less
 // Work     : 2·M·N·K flop; reads (M·K + N·K)·e, writes M·N·e, twice with z     bound: tensor cores from M, N, K of about 500 on
 // Accuracy : f32 accumulators; bf16: rounded once, at the end; f32: three-way split, errors as of f32 products
 // Ragged   : any M, N, K; rows that are not whole multiples of 16 bytes take narrower copies

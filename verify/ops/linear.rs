@@ -213,6 +213,29 @@ fn bias_alone_gets_its_gradient() {
 }
 
 #[test]
+fn gradients_over_many_rows_are_summed_in_parts() {
+    // More rows than a block of the kernels takes at once, so that parts of the sums go through the workspace.
+    let (rows, k, n) = (601, 5, 12);
+    for frozen in [false, true] {
+        let mut random = Random::new(17);
+        let case = Case::new("many rows", |tape, v| {
+            Ok(vec![out("y", linear(tape, v[0], v[1], Some(v[2]))?)])
+        });
+        let x = random.normals(rows * k, 1.0);
+        let weight = weights(&mut random, n, k);
+        let case = match frozen {
+            true => case
+                .constant("x", [rows, k], x)
+                .constant("weight", [n, k], weight),
+            false => case
+                .input("x", [rows, k], x)
+                .input("weight", [n, k], weight),
+        };
+        check(&case.input("bias", [n], random.normals(n, 1.0)), 17);
+    }
+}
+
+#[test]
 fn linear_refuses_shapes_that_do_not_fit() {
     let mut tape = empty_tape();
     let x = tape.input("x", TensorType::f32([2, 3, 8]));

@@ -27,11 +27,13 @@ fn case(
             "y",
             patch_embed(tape, v[0], v[1], bias, position, patch)?,
         )])
-    });
+    })
+    // Pixels are f32 and rounded where they are multiplied.
+    .rounds_operands();
     let images = random.normals(count, 1.0);
     let shape = [batch, 3, height, width];
     let mut case = match images_owe {
-        true => case.input("images", shape, images),
+        true => case.input("images", shape, images).stays_f32("images"),
         false => case.constant("images", shape, images),
     };
     let scale = (pixels as f64).powf(-0.5);

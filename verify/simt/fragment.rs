@@ -1,10 +1,10 @@
 //! The building blocks of every product, cuda/fragment.cuh, by themselves: whole numbers small enough that every sum is
 //! exact, so that results are compared bit by bit.
 
-use super::emulator;
+use super::{buffer, emulator, product, transposed, whole};
 use crate::harness::Random;
 use keel::error::Result;
-use keel::executor::simt::{Argument, Buffer, Element, Emulator, Options};
+use keel::executor::simt::{Argument, Element, Emulator, Options};
 
 /// Sizes and the largest whole numbers of a problem.
 #[derive(Clone, Copy, Debug)]
@@ -14,46 +14,6 @@ struct Problem {
     k: usize,
     a: usize,
     b: usize,
-}
-
-/// Rows × columns whole numbers within ±limit; `band` leaves only those near the diagonal.
-fn whole(random: &mut Random, rows: usize, columns: usize, limit: usize, band: bool) -> Vec<f64> {
-    (0..rows * columns)
-        .map(|i| {
-            let value = random.below(2 * limit + 1) as f64 - limit as f64;
-            let far = (i / columns).abs_diff(i % columns) > 1;
-            if band && far { 0.0 } else { value }
-        })
-        .collect()
-}
-
-fn transposed(values: &[f64], rows: usize, columns: usize) -> Vec<f64> {
-    (0..rows * columns)
-        .map(|i| values[i % rows * columns + i / rows])
-        .collect()
-}
-
-/// left [m,k] · right [k,n].
-fn product(left: &[f64], right: &[f64], m: usize, n: usize, k: usize) -> Vec<f32> {
-    let element = |i: usize| {
-        (0..k)
-            .map(|j| left[i / n * k + j] * right[j * n + i % n])
-            .sum::<f64>()
-    };
-    (0..m * n).map(|i| element(i) as f32).collect()
-}
-
-fn buffer(emulator: &Emulator, element: Element, values: &[f64]) -> Result<Buffer> {
-    let mut buffer = emulator.allocate(element, values.len())?;
-    let floats = values.iter().map(|x| *x as f32);
-    match element {
-        Element::Bf16 => {
-            let bits: Vec<u16> = floats.map(|x| (x.to_bits() >> 16) as u16).collect();
-            buffer.write(&bits)?;
-        }
-        _ => buffer.write(&floats.collect::<Vec<f32>>())?,
-    }
-    Ok(buffer)
 }
 
 /// Runs one problem and returns D and E next to what they should be.

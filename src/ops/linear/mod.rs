@@ -13,7 +13,7 @@ mod activation;
 mod forward;
 mod input_gradient;
 pub(super) mod tiles;
-mod weight_gradient;
+pub(super) mod weight_gradient;
 
 use crate::error::Result;
 use crate::tape::{Tape, Value};

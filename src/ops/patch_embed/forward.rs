@@ -6,9 +6,11 @@ use super::gradient::{ImageGradient, PatchEmbedGradient};
 use super::patches::Grid;
 use crate::error::{Error, Result};
 use crate::executor::cpu::matmul::{self, Epilogue, Residual, Rows, RowsMut};
+use crate::launch::{Argument, Launch};
+use crate::ops::linear::tiles::{Tiling, size};
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 
 /// Inputs images, weight, then bias and position where present.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +43,9 @@ impl Op for PatchEmbed {
         let op = self.name();
         let (images, weight) = (inputs[0], inputs[1]);
         expect_float(op, "images", 4, images)?;
+        let want = TensorType::f32(images.shape);
+        expect_type(op, "images", "as pixels are in every program", want, images)?;
+        expect_float(op, "weight", 2, weight)?;
         let Some(grid) = Grid::new(images.shape, self.patch) else {
             let want = format!(
                 "[B, 3, h, w] with sides of at least the patch, {}",
@@ -49,19 +54,19 @@ impl Op for PatchEmbed {
             return Err(Error::shape(op, "images", want, images));
         };
         let width = weight.shape.dims().first().copied().unwrap_or(1);
-        let want = TensorType::new(images.dtype, [width, grid.pixels()]);
+        let want = TensorType::new(weight.dtype, [width, grid.pixels()]);
         expect_type(op, "weight", "[C, 3·P·P]", want, weight)?;
         if let Some(bias) = self.bias() {
-            let vector = (images.dtype, width);
+            let vector = (DType::F32, width);
             expect_vector(op, "bias", "[C] with weight's C rows", vector, inputs[bias])?;
         }
         if let Some(position) = self.position() {
-            let want = TensorType::new(images.dtype, [grid.tokens(), width]);
+            let want = TensorType::new(weight.dtype, [grid.tokens(), width]);
             let rule = "[T, C] with a row for each patch";
             expect_type(op, "position", rule, want, inputs[position])?;
         }
         let shape = [grid.batch, grid.tokens(), width];
-        Ok(vec![TensorType::new(images.dtype, shape)])
+        Ok(vec![TensorType::new(weight.dtype, shape)])
     }
 
     fn reference(&self, args: ReferenceArgs<'_>) {
@@ -116,6 +121,31 @@ impl Op for PatchEmbed {
         let patches = Rows::new(patches, rows, pixels);
         let y = RowsMut::new(y, rows, width);
         matmul::linear(patches, weight, y, epilogue, workspace);
+    }
+
+    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let (grid, y) = (self.grid(inputs[0]), outputs[0]);
+        if y.numel() == 0 {
+            return Ok(Vec::new());
+        }
+        let width = y.shape.columns();
+        let tiling = Tiling::whole([grid.rows(), width, grid.pixels()], y.dtype);
+        let kernel = tiling.kernel("patch_embed_forward", y.dtype);
+        let optional = |index: Option<usize>| index.map_or(Argument::Null, Argument::input);
+        let mut arguments = vec![
+            Argument::output(0),
+            Argument::input(0),
+            Argument::input(1),
+            optional(self.bias()),
+            optional(self.position()),
+        ];
+        arguments.extend(grid.arguments(&kernel)?);
+        arguments.push(size(&kernel, "the width", width)?);
+        Ok(vec![Launch {
+            grid: tiling.grid(&kernel)?,
+            kernel,
+            arguments,
+        }])
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

@@ -5,15 +5,21 @@ use rayon::prelude::*;
 use super::patches::Grid;
 use crate::error::{Error, Result};
 use crate::executor::cpu::matmul::{self, Rows, RowsMut};
+use crate::launch::{Argument, Launch, blocks, kernel_name, vector};
+use crate::ops::linear::tiles::{Tiling, size};
+use crate::ops::linear::weight_gradient::WeightGradient;
 use crate::ops::shapes::{expect_float, expect_type};
 use crate::tape::{Backward, Cost, CpuArgs, Op, Output, ReferenceArgs, Target, Value};
 use crate::tensor::{Shape, TensorType};
+
+/// Threads of a block of the kernels of `cuda/patch_embed.cu` that are no products.
+const THREADS: usize = 256;
 
 /// Elements of a band of the positions that one task sums over the batch.
 const ELEMENTS_PER_TASK: usize = 1024;
 
 /// Inputs dy [B, T, C], images [B, Ci, h, w], then the gradient [C, Ci·P·P] to add to; outputs dweight [C, Ci·P·P], then
-/// dbias [C] and dposition [T, C] where there are such.
+/// dbias [C] and dposition [T, C] where there are such: all f32, as gradients of parameters are.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PatchEmbedGradient {
     pub patch: usize,
@@ -23,6 +29,19 @@ pub(super) struct PatchEmbedGradient {
 }
 
 impl PatchEmbedGradient {
+    /// The weight's gradient as a product.
+    fn product(&self, dy: TensorType, images: TensorType) -> WeightGradient {
+        let grid = self.grid(images.shape);
+        WeightGradient {
+            rows: grid.rows(),
+            columns: dy.shape.columns(),
+            inner: grid.pixels(),
+            dtype: dy.dtype,
+            accumulates: self.accumulates,
+            has_bias: self.has_bias,
+        }
+    }
+
     fn grid(&self, images: Shape) -> Grid {
         Grid::new(images, self.patch).expect("the forward op has made this grid")
     }
@@ -41,9 +60,9 @@ impl Op for PatchEmbedGradient {
             return Err(Error::shape(op, "images", "[B, 3, h, w]", images));
         };
         let width = dy.shape.columns();
-        let want = TensorType::new(images.dtype, [grid.batch, grid.tokens(), width]);
+        let want = TensorType::new(dy.dtype, [grid.batch, grid.tokens(), width]);
         expect_type(op, "dy", "[B, T, C]", want, dy)?;
-        let dweight = TensorType::new(dy.dtype, [width, grid.pixels()]);
+        let dweight = TensorType::f32([width, grid.pixels()]);
         if let Some(sum) = inputs.get(2) {
             expect_type(
                 op,
@@ -55,10 +74,10 @@ impl Op for PatchEmbedGradient {
         }
         let mut outputs = vec![dweight];
         if self.has_bias {
-            outputs.push(TensorType::new(dy.dtype, [width]));
+            outputs.push(TensorType::f32([width]));
         }
         if self.has_position {
-            outputs.push(TensorType::new(dy.dtype, [grid.tokens(), width]));
+            outputs.push(TensorType::f32([grid.tokens(), width]));
         }
         Ok(outputs)
     }
@@ -128,6 +147,29 @@ impl Op for PatchEmbedGradient {
         );
     }
 
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let (dy, images) = (inputs[0], inputs[1]);
+        let (grid, product) = (self.grid(images.shape), self.product(dy, images));
+        let kernel = product.tiling().kernel(self.name(), dy.dtype);
+        let mut operands = vec![Argument::input(0), Argument::input(1)];
+        operands.extend(grid.arguments(&kernel)?);
+        operands.push(size(&kernel, "the width", product.columns)?);
+        let mut launches = product.launches(kernel, operands)?;
+        if self.has_position {
+            let kernel = kernel_name("patch_embed_position_gradient", dy.dtype);
+            let count = grid.tokens() * product.columns;
+            let blocks = blocks(&kernel, count, THREADS * vector(dy))?;
+            let arguments = vec![
+                Argument::output(1 + usize::from(self.has_bias)),
+                Argument::input(0),
+                size(&kernel, "the batch", grid.batch)?,
+                Argument::I64(count as i64),
+            ];
+            launches.push(Launch::new(kernel, blocks, arguments));
+        }
+        Ok(launches)
+    }
+
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         unreachable!("a backward op is not differentiated again")
     }
@@ -148,7 +190,8 @@ impl Op for PatchEmbedGradient {
         let product = matmul::linear_weight_gradient_workspace(rows, pixels, width);
         match target {
             Target::Cpu { .. } => (rows * pixels + product) * size_of::<f32>(),
-            Target::Reference | Target::Cuda => 0,
+            Target::Cuda => self.product(inputs[0], inputs[1]).workspace(),
+            Target::Reference => 0,
         }
     }
 
@@ -194,7 +237,7 @@ impl Op for ImageGradient {
         expect_type(op, "dy", "[B, T, C]", want, dy)?;
         let want = TensorType::new(dy.dtype, [width, grid.pixels()]);
         expect_type(op, "weight", "[C, 3·P·P]", want, inputs[1])?;
-        let images = TensorType::new(dy.dtype, self.images);
+        let images = TensorType::f32(self.images);
         if let Some(sum) = inputs.get(2) {
             expect_type(
                 op,
@@ -248,6 +291,53 @@ impl Op for ImageGradient {
         let target = RowsMut::new(patches, rows, pixels);
         matmul::linear_input_gradient(dy, weight, target, false, None, workspace);
         grid.scatter(patches, images);
+    }
+
+    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let (grid, dy) = (self.grid(), inputs[0]);
+        if outputs[0].numel() == 0 {
+            return Ok(Vec::new());
+        }
+        let width = dy.shape.columns();
+        let tiling = Tiling::whole([grid.rows(), grid.pixels(), width], dy.dtype);
+        let kernel = tiling.kernel(self.name(), dy.dtype);
+        let addend = match self.accumulates {
+            true => Argument::input(2),
+            false => Argument::Null,
+        };
+        let mut arguments = vec![
+            Argument::output(0),
+            Argument::input(0),
+            Argument::input(1),
+            addend,
+        ];
+        arguments.extend(grid.arguments(&kernel)?);
+        arguments.push(size(&kernel, "the width", width)?);
+        let mut launches = vec![Launch {
+            grid: tiling.grid(&kernel)?,
+            kernel,
+            arguments,
+        }];
+        let covered = |side: usize| side / grid.patch * grid.patch;
+        if covered(grid.height) < grid.height || covered(grid.width) < grid.width {
+            let kernel = "patch_embed_image_rest_f32";
+            let count = outputs[0].numel();
+            let arguments = vec![
+                Argument::output(0),
+                addend,
+                Argument::I64(count as i64),
+                size(kernel, "the images' height", grid.height)?,
+                size(kernel, "the images' width", grid.width)?,
+                size(kernel, "the covered height", covered(grid.height))?,
+                size(kernel, "the covered width", covered(grid.width))?,
+            ];
+            launches.push(Launch::new(
+                kernel,
+                blocks(kernel, count, THREADS)?,
+                arguments,
+            ));
+        }
+        Ok(launches)
     }
 
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

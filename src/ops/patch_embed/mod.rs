@@ -4,6 +4,8 @@
 //! bias [C], position [T, C], y [B, T, C] with T = ⌊h/P⌋·⌊w/P⌋ patches in row-major order. What is left over at the right
 //! and at the bottom is ignored, as a valid convolution does.
 //!
+//! Images are f32 in every program, as are the gradients of weight, bias and position; y is of the weight's type.
+//!
 //! Forward: y[b, t] = weight · patch(b, t) + bias + position[t] (Dosovitskiy et al. 2021, eq. 1). Backward:
 //! dweight = Σ over b, t of dy[b, t] ⊗ patch(b, t), dbias = Σ over b, t of dy, dposition = Σ over b of dy; the images'
 //! gradient weightᵀ · dy[b, t] only where it is asked for. Saved: nothing but the images and the weight.

@@ -2,6 +2,9 @@
 
 use rayon::prelude::*;
 
+use crate::error::Result;
+use crate::launch::Argument;
+use crate::ops::linear::tiles::size;
 use crate::tensor::Shape;
 
 /// Patches that one task lays out.
@@ -45,6 +48,23 @@ impl Grid {
     /// Pixels of a patch, all colours.
     pub fn pixels(&self) -> usize {
         self.colours * self.patch * self.patch
+    }
+
+    /// What the kernels of `cuda/patch_embed.cu` are told of the images: B, Ci, h, w, P.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Kernel`] when the kernels' 32-bit numbers cannot count the patches or their pixels.
+    pub fn arguments(&self, kernel: &str) -> Result<[Argument; 5]> {
+        size(kernel, "the number of patches", self.rows())?;
+        size(kernel, "the pixels of a patch", self.pixels())?;
+        let side = |what, pixels| size(kernel, what, pixels);
+        Ok([
+            side("the batch", self.batch)?,
+            side("the number of colours", self.colours)?,
+            side("the images' height", self.height)?,
+            side("the images' width", self.width)?,
+            side("the patch", self.patch)?,
+        ])
     }
 
     /// The first elements in the images of the runs of `patch` pixels that make up patch `row` of all images, in the
