@@ -4,6 +4,7 @@ mod allocations;
 mod bad_input;
 mod command;
 mod cpu_math;
+mod cuda;
 mod data_embedded;
 mod data_mutation;
 mod data_pairs;

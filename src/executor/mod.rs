@@ -3,6 +3,7 @@
 mod arena;
 mod choice;
 pub mod cpu;
+pub mod cuda;
 pub mod kernel_table;
 mod reference;
 pub mod resolved;

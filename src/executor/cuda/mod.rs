@@ -1,0 +1,10 @@
+//! The GPU: runs programs on an NVIDIA device through the driver that is installed, which is loaded at run time and never
+//! linked. Nothing here can panic because of what it finds there: [`probe`] says in one sentence why there is no GPU.
+//!
+//! The driver is spoken to through cudarc's thin layer. Launching is safe: arguments are checked against the entry point's
+//! own signature, and every pointer comes from an arena of known length.
+#![allow(unsafe_code)]
+
+mod probe;
+
+pub use probe::{Found, probe};
