@@ -12,6 +12,7 @@ mod data_pairs_bad;
 mod data_picture;
 mod data_picture_bad;
 mod data_webdataset;
+mod devices;
 mod harness;
 mod models;
 mod ops;

@@ -11,7 +11,7 @@ use keel::tensor::TensorType;
 use keel::train::{BUILT_IN, Recipe, compile_step, step_shape};
 
 use crate::allocations::{count_in_all_threads, measure};
-use training::Tiny;
+pub use training::Tiny;
 
 fn on_cpu(threads: usize) -> CompileOptions {
     CompileOptions::new(Target::Cpu { threads })

@@ -11,8 +11,8 @@ use keel::tensor::{DType, Shape, TensorType};
 
 use super::Random;
 
-/// Draws of moved inputs.
-const DRAWS: usize = 8;
+/// Draws of moved inputs that one op deserves.
+pub const DRAWS: usize = 8;
 
 /// The largest error allowed anywhere in one tensor.
 #[derive(Clone, Copy, Debug)]
@@ -25,14 +25,15 @@ pub fn moved(value: f64, epsilon: f64, random: &mut Random) -> f64 {
     value * (1.0 + epsilon * (2.0 * random.uniform() - 1.0) * 2.0)
 }
 
-/// The budget of every tensor of `truth`. Each call of `rounded` runs the reference that rounds on newly [`moved`] inputs
+/// The budget of every tensor of `truth` from this many `draws`. Each call of `rounded` runs the reference that rounds on newly [`moved`] inputs
 /// and returns at least these tensors.
 pub fn derive_budget(
     truth: &BTreeMap<String, (TensorType, Vec<f64>)>,
+    draws: usize,
     mut rounded: impl FnMut() -> BTreeMap<String, (TensorType, Vec<f64>)>,
 ) -> BTreeMap<String, Budget> {
     let mut change: BTreeMap<String, f64> = BTreeMap::new();
-    for _ in 0..DRAWS {
+    for _ in 0..draws {
         for (name, (_, values)) in rounded() {
             let differences = values
                 .iter()

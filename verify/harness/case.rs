@@ -12,7 +12,7 @@ use keel::tensor::{DType, Shape, TensorType};
 
 use super::budget::Budget;
 use super::golden::Golden;
-use super::{Random, derive_budget, gradcheck, moved};
+use super::{DRAWS, Random, derive_budget, gradcheck, moved};
 
 /// The elements of an input.
 #[derive(Clone, Debug)]
@@ -335,7 +335,7 @@ impl<'a> Prepared<'a> {
         }
         let executor = ReferenceExecutor::rounding(0, random.below(1 << 30) as u64);
         let mut rounding = Loaded::new(case, &executor, Target::Reference, precision);
-        let budgets = derive_budget(&truth, || {
+        let budgets = derive_budget(&truth, DRAWS, || {
             let mut moved_floats = floats.clone();
             for values in moved_floats.values_mut() {
                 let is_rounded = precision == DType::Bf16 && case.rounds_operands;
@@ -526,7 +526,9 @@ pub fn check_golden(case: &Case, golden: &Golden) {
     let mut random = Random::new(0);
     let executor = ReferenceExecutor::rounding(0, random.below(1 << 30) as u64);
     let mut rounding = Loaded::new(case, &executor, Target::Reference, DType::F32);
-    let budgets = derive_budget(&found, || rounding.run(&all_moved(&floats, &mut random)));
+    let budgets = derive_budget(&found, DRAWS, || {
+        rounding.run(&all_moved(&floats, &mut random))
+    });
     let executor = CpuExecutor::new(0, 2).expect("threads can be had");
     let mut cpu = Loaded::new(case, &executor, Target::Cpu { threads: 2 }, DType::F32);
     let fast = cpu.run(&floats);

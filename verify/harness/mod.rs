@@ -6,7 +6,7 @@ mod golden;
 mod gradcheck;
 mod random;
 
-pub use budget::{Budget, derive_budget, moved};
+pub use budget::{Budget, DRAWS, derive_budget, moved};
 pub use case::{Case, aux, check, check_golden, on_every_executor, out};
 pub use golden::Golden;
 pub use random::Random;

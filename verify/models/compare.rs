@@ -9,7 +9,7 @@ use keel::program::{CompileOptions, Program};
 use keel::tape::{ParameterLayout, Tape, Target, Value};
 use keel::tensor::{DType, TensorType};
 
-use crate::harness::{Budget, Golden, Random, derive_budget, moved};
+use crate::harness::{Budget, DRAWS, Golden, Random, derive_budget, moved};
 
 /// Share of a tensor's largest element that one rounding of a golden to f32, and one of a setting such as ε or a loss's
 /// weight, can move it by: twice 2⁻²⁴.
@@ -237,7 +237,7 @@ impl<'a> Model<'a> {
         let executor = ReferenceExecutor::rounding(elements, random.below(1 << 30) as u64);
         let mut session = executor.load(program).expect("a tiny model fits");
         self.write_integers(&mut *session);
-        let mut budgets = derive_budget(&truth, || {
+        let mut budgets = derive_budget(&truth, DRAWS, || {
             self.write_parameters(&executor, &layout, |x| {
                 moved(x, DType::F32.epsilon(), &mut random)
             });

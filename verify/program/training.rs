@@ -51,8 +51,18 @@ impl Tiny {
 
     /// The program of one step of `stage`.
     pub fn compile(&self, stage: &Stage, options: &CompileOptions) -> Result<Program> {
+        self.compile_in(DType::F32, stage, options)
+    }
+
+    /// As [`Tiny::compile`], in a precision.
+    pub fn compile_in(
+        &self,
+        precision: DType,
+        stage: &Stage,
+        options: &CompileOptions,
+    ) -> Result<Program> {
         let shape = step_shape(stage, Some(BATCH));
-        let tape = record_step(&self.recipe, stage, &self.layout, &shape, DType::F32)?;
+        let tape = record_step(&self.recipe, stage, &self.layout, &shape, precision)?;
         Program::compile(tape, options)
     }
 
@@ -77,7 +87,7 @@ impl Tiny {
             let value = session.program().input(name).expect("listed");
             let count = session.program().ty(value).numel();
             let written = match name {
-                "hyper" => session.write_f32(name, &hyper(stage, step, STEPS)),
+                "hyper" => session.write_f32(name, &hyper(stage, step, STEPS.max(10))),
                 "images" => session.write_f32(name, &random.normals(count, 0.5)),
                 "tokens" => session.write_i32(name, &self.conversation(stage, &mut random)),
                 "caption_tokens" => session.write_i32(name, &words(count, &mut random)),

@@ -1,0 +1,175 @@
+//! Whole training steps of the tiny recipe on every executor: ten in a row in each stage, loss by loss and gradient by
+//! gradient within a budget derived for that very step, frozen modules and repeated runs bit for bit.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use keel::error::Result;
+use keel::executor::simt::{CopyTiming, Options, Schedule};
+use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, SimtExecutor};
+use keel::model::initialise;
+use keel::program::CompileOptions;
+use keel::tape::{Machine, Target};
+use keel::tensor::{DType, TensorType};
+use keel::train::Stage;
+
+use crate::harness::{Budget, derive_budget};
+use crate::program::Tiny;
+
+/// Steps in a row.
+const STEPS: u64 = 10;
+
+/// The readable numbers of each step: `loss` and `gradient.<parameter>`.
+type Trace = Vec<BTreeMap<String, (TensorType, Vec<f64>)>>;
+
+/// Trains [`STEPS`] steps and returns what each left behind, and the parameters at the end.
+fn train(
+    tiny: &Tiny,
+    stage: &Stage,
+    machine: Machine,
+    executor: &dyn Executor,
+) -> Result<(Trace, Vec<f32>)> {
+    executor.write_parameters(0, &initialise(&tiny.layout, 1));
+    let options = CompileOptions::new(machine.target);
+    let program = tiny.compile_in(machine.precision, stage, &options)?;
+    let mut session = executor.load(Arc::new(program))?;
+    let mut trace = Vec::new();
+    for step in 0..STEPS {
+        tiny.write_inputs(&mut *session, stage, step);
+        session.run()?;
+        let program = session.program();
+        let mut numbers = BTreeMap::new();
+        for name in program.output_names() {
+            if name == "loss" || name.starts_with("gradient.") {
+                let ty = program.ty(program.output(name)?);
+                numbers.insert(name.to_owned(), (ty, session.read_f64(name)?));
+            }
+        }
+        trace.push(numbers);
+    }
+    let mut parameters = vec![0.0; tiny.layout.elements()];
+    executor.read_parameters(0, &mut parameters);
+    Ok((trace, parameters))
+}
+
+/// The reference's steps, and how far from each number another executor may be.
+fn reference(
+    tiny: &Tiny,
+    stage: &Stage,
+    precision: DType,
+) -> (Trace, Vec<BTreeMap<String, Budget>>) {
+    let machine = Machine {
+        target: Target::Reference,
+        precision,
+    };
+    let elements = tiny.layout.elements();
+    let run = |executor: ReferenceExecutor| {
+        train(tiny, stage, machine, &executor)
+            .unwrap_or_else(|problem| panic!("{}: {problem}", stage.name))
+            .0
+    };
+    let truth = run(ReferenceExecutor::new(elements));
+    let mut draws: Vec<Trace> = (0..DRAWS)
+        .map(|seed| run(ReferenceExecutor::rounding(elements, seed)))
+        .collect();
+    let budgets = truth
+        .iter()
+        .enumerate()
+        .map(|(step, truth)| {
+            let mut draw = 0;
+            derive_budget(truth, DRAWS as usize, || {
+                draw += 1;
+                std::mem::take(&mut draws[draw - 1][step])
+            })
+        })
+        .collect();
+    (truth, budgets)
+}
+
+/// Trainings with every result rounded at random, from which budgets are derived.
+const DRAWS: u64 = 4;
+
+fn compare(what: &str, truth: &Trace, budgets: &[BTreeMap<String, Budget>], found: &Trace) {
+    for (step, (truth, found)) in truth.iter().zip(found).enumerate() {
+        for (name, (ty, want)) in truth {
+            if let Err(problem) = budgets[step][name].compare(ty.shape, want, &found[name].1) {
+                panic!("{what}, step {step}, {name}: {problem}");
+            }
+        }
+    }
+}
+
+/// Every frozen parameter keeps its bits, and some trained one does not.
+fn check_frozen(tiny: &Tiny, stage: &Stage, what: &str, after: &[f32]) {
+    let before = initialise(&tiny.layout, 1);
+    let mut changed = 0;
+    for entry in tiny.layout.entries() {
+        let range = entry.offset..entry.offset + entry.spec.shape.numel();
+        let same = before[range.clone()]
+            .iter()
+            .zip(&after[range])
+            .all(|(a, b)| a.to_bits() == b.to_bits());
+        let name = &entry.spec.name;
+        assert!(
+            same || stage.trains(name),
+            "{what}: the frozen {name} was changed"
+        );
+        changed += usize::from(!same);
+    }
+    assert!(changed > 0, "{what}: nothing was trained");
+}
+
+fn follows(stage: &str, precision: DType) {
+    let tiny = Tiny::new();
+    let stage = tiny.recipe.stage(stage).expect("a stage of the recipe");
+    let elements = tiny.layout.elements();
+    let (truth, budgets) = reference(&tiny, stage, precision);
+    if precision == DType::F32 {
+        let executor = CpuExecutor::new(elements, 2).expect("threads can be had");
+        let (found, _) = train(&tiny, stage, executor.machine(), &executor).expect("cpu runs");
+        compare(&format!("{} on cpu", stage.name), &truth, &budgets, &found);
+    }
+    let schedules = [
+        (Schedule::RunAhead, CopyTiming::Late),
+        (Schedule::Priority, CopyTiming::Random),
+    ];
+    let mut first: Option<(Trace, Vec<f32>)> = None;
+    for (schedule, copies) in schedules {
+        let options = Options {
+            schedule,
+            copies,
+            ..Options::default()
+        };
+        let Ok(executor) = SimtExecutor::new(elements, options) else {
+            return;
+        };
+        let executor = executor.in_precision(precision);
+        let what = format!("{} on simt in {precision}", stage.name);
+        let found = train(&tiny, stage, executor.machine(), &executor)
+            .unwrap_or_else(|problem| panic!("{what}: {problem}"));
+        compare(&what, &truth, &budgets, &found.0);
+        check_frozen(&tiny, stage, &what, &found.1);
+        match &first {
+            None => first = Some(found),
+            Some(first) => assert!(*first == found, "{what}: a second run gave other bits"),
+        }
+    }
+}
+
+macro_rules! stages {
+    ($($test:ident: $stage:literal in $precision:ident;)*) => {$(
+        #[test]
+        fn $test() {
+            follows($stage, DType::$precision);
+        }
+    )*};
+}
+
+stages! {
+    ten_steps_of_stage_one_are_the_same_on_every_executor: "warm-up" in F32;
+    ten_steps_of_stage_two_are_the_same_on_every_executor: "fine-grained" in F32;
+    ten_steps_of_stage_three_are_the_same_on_every_executor: "world-knowledge" in F32;
+    ten_steps_of_stage_one_in_bf16_follow_the_reference: "warm-up" in Bf16;
+    ten_steps_of_stage_two_in_bf16_follow_the_reference: "fine-grained" in Bf16;
+    ten_steps_of_stage_three_in_bf16_follow_the_reference: "world-knowledge" in Bf16;
+}
