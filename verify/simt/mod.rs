@@ -3,6 +3,7 @@
 mod fragment;
 mod launches;
 mod product;
+mod refusals;
 mod zoo;
 
 use crate::harness::Random;
