@@ -50,6 +50,14 @@ DEVICE void store_16_bytes(void* to, uint4 value CALLER) {
     *static_cast<uint4*>(to) = value;
 }
 
+// One 64-bit write; `to` is aligned to 8 bytes.
+DEVICE void store_8_bytes(void* to, uint2 value CALLER) {
+#ifdef SIMT_EMULATOR
+    simt::require_aligned(to, 8, caller);
+#endif
+    *static_cast<uint2*>(to) = value;
+}
+
 DEVICE void unpack(float (&values)[4], uint4 raw, const float*) {
     values[0] = __uint_as_float(raw.x);
     values[1] = __uint_as_float(raw.y);
@@ -97,4 +105,38 @@ DEVICE void store_columns(T* row, const float (&values)[kVector<T>], int column,
     UNROLL
     for (int i = 0; i < kVector<T>; ++i)
         if (column + i < columns) row[column + i] = from_float<T>(values[i]);
+}
+
+// Columns [column, column + kCount) of a row of f32 beside rows of another type, kCount a multiple of 4 and `column` of
+// kCount; those past the end read as zero. `vectors` as above.
+template <int kCount>
+DEVICE void load_floats(float (&values)[kCount], const float* row, int column, int columns, bool vectors CALLER) {
+    if (vectors && column < columns) {
+        UNROLL
+        for (int i = 0; i < kCount; i += 4) {
+            float part[4];
+            unpack(part, load_16_bytes(row + column + i FOR_CALLER), row);
+            UNROLL
+            for (int k = 0; k < 4; ++k) values[i + k] = part[k];
+        }
+        return;
+    }
+    UNROLL
+    for (int i = 0; i < kCount; ++i) values[i] = column + i < columns ? row[column + i] : 0.0f;
+}
+
+// Writes the same columns, and nothing past the end.
+template <int kCount>
+DEVICE void store_floats(float* row, const float (&values)[kCount], int column, int columns, bool vectors CALLER) {
+    if (vectors && column < columns) {
+        UNROLL
+        for (int i = 0; i < kCount; i += 4) {
+            const float part[4] = {values[i], values[i + 1], values[i + 2], values[i + 3]};
+            store_16_bytes(row + column + i, pack(part, row) FOR_CALLER);
+        }
+        return;
+    }
+    UNROLL
+    for (int i = 0; i < kCount; ++i)
+        if (column + i < columns) row[column + i] = values[i];
 }

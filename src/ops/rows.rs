@@ -1,4 +1,8 @@
-//! What ops that work row by row on the processor share.
+//! What ops that work row by row share: how rows are divided among tasks and, in `cuda/rows.cuh`, among threads.
+
+use crate::error::{Error, Result};
+use crate::launch::{blocks, kernel_name};
+use crate::tensor::DType;
 
 /// Elements that one task works on: long enough to hide the hand-over, short enough to share among cores.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
@@ -27,4 +31,54 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     }
     let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
     sums.iter().sum::<f32>() + rest
+}
+
+/// A kernel of `cuda/rows.cuh`, in the width that holds a row in registers.
+#[derive(Clone, Debug)]
+pub(super) struct RowKernel {
+    /// `<stem>[_narrow|_wide]_<f32|bf16>`.
+    pub name: String,
+    /// Rows a block takes at a time.
+    pub rows: usize,
+    /// Whether a block has 512 threads instead of 128.
+    pub is_wide: bool,
+}
+
+impl RowKernel {
+    /// The kernel `stem` for rows of `columns` elements of `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when no width holds such a row.
+    pub fn new(stem: &str, columns: usize, dtype: DType) -> Result<RowKernel> {
+        let (width, rows) = match columns {
+            0..=512 => ("_narrow", 4),
+            513..=2048 => ("", 1),
+            2049..=8192 => ("_wide", 1),
+            _ => {
+                return Err(Error::kernel(format!(
+                    "kernel {stem}: a row has at most 8192 columns, but {columns} are wanted; use a narrower model"
+                )));
+            }
+        };
+        Ok(RowKernel {
+            name: kernel_name(&format!("{stem}{width}"), dtype),
+            rows,
+            is_wide: width == "_wide",
+        })
+    }
+
+    /// Blocks for `rows` rows, each row by a team of its own.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when they are more than a grid may have.
+    pub fn blocks(&self, rows: usize) -> Result<u32> {
+        blocks(&self.name, rows, self.rows)
+    }
+
+    /// Blocks that take `rows` rows in turn, each with sums of its own: as many as fill a large chip, and fewer where a
+    /// team would get less than eight rows. From the shape alone, so that every device gives the same sums.
+    pub fn persistent_blocks(&self, rows: usize) -> u32 {
+        let most = if self.is_wide { 132 } else { 528 };
+        rows.div_ceil(8 * self.rows).clamp(1, most) as u32
+    }
 }

@@ -2,6 +2,7 @@
 
 mod fragment;
 mod launches;
+mod planted;
 mod product;
 mod refusals;
 mod zoo;

@@ -7,9 +7,11 @@ use super::gradient::NormGradient;
 use super::kernel;
 use crate::error::Result;
 use crate::executor::cpu::simd::dispatch;
+use crate::launch::{Argument, Launch, index};
+use crate::ops::rows::RowKernel;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Value};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 
 /// Elements that one task works on, in whole rows.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
@@ -48,7 +50,7 @@ impl Op for Norm {
         if self.has_residual {
             expect_type(op, "residual", "like x", x, inputs[1])?;
         }
-        let vector = (x.dtype, x.shape.columns());
+        let vector = (DType::F32, x.shape.columns());
         let rule = "[C] with x's C columns";
         expect_vector(op, "weight", rule, vector, inputs[self.weight()])?;
         if let Some(bias) = self.bias() {
@@ -142,6 +144,31 @@ impl Op for Norm {
                     scale,
                 });
             });
+    }
+
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let (rows, columns) = (inputs[0].shape.rows(), inputs[0].shape.columns());
+        let stem = format!("{}_forward", self.name());
+        let kernel = RowKernel::new(&stem, columns, inputs[0].dtype)?;
+        let y = usize::from(self.has_residual);
+        let (sum, residual) = match self.has_residual {
+            true => (Argument::output(0), Argument::input(1)),
+            false => (Argument::Null, Argument::Null),
+        };
+        let arguments = vec![
+            sum,
+            Argument::output(y),
+            Argument::output(y + 1),
+            Argument::input(0),
+            residual,
+            Argument::input(self.weight()),
+            self.bias().map_or(Argument::Null, Argument::input),
+            Argument::F32(self.epsilon),
+            Argument::I64(rows as i64),
+            index(&kernel.name, "the number of columns", columns)?,
+        ];
+        let blocks = kernel.blocks(rows)?;
+        Ok(vec![Launch::new(kernel.name, blocks, arguments)])
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

@@ -5,9 +5,11 @@ use rayon::prelude::*;
 use super::{Kind, kernel};
 use crate::error::Result;
 use crate::executor::cpu::simd::dispatch;
+use crate::launch::{Argument, Launch, blocks, index};
+use crate::ops::rows::RowKernel;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
 use crate::tape::{Backward, Cost, CpuArgs, Op, Output, ReferenceArgs, Target, Value};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 
 /// The most tasks, each with partial sums of its own for dweight and dbias.
 const TASKS: usize = 64;
@@ -33,7 +35,18 @@ impl NormGradient {
             (true, Kind::Layer) => 2,
         }
     }
+
+    fn kernel(&self, dy: TensorType) -> Result<RowKernel> {
+        let stem = match self.kind {
+            Kind::Layer => "layer_norm_backward",
+            Kind::Rms => "rms_norm_backward",
+        };
+        RowKernel::new(stem, dy.shape.columns(), dy.dtype)
+    }
 }
+
+/// Columns that a block of `norm_backward_parameters_f32` sums.
+const SUMMED_COLUMNS: usize = 32;
 
 /// Rows of one task, from the shape alone.
 fn rows_per_task(rows: usize) -> usize {
@@ -53,7 +66,7 @@ impl Op for NormGradient {
         let dy = inputs[0];
         expect_float(op, "dy", 1, dy)?;
         expect_type(op, "x", "like dy", dy, inputs[1])?;
-        let vector = (dy.dtype, dy.shape.columns());
+        let vector = (DType::F32, dy.shape.columns());
         expect_vector(op, "weight", "[C]", vector, inputs[2])?;
         let statistics = TensorType::f32([dy.shape.rows(), 2]);
         expect_type(op, "statistics", "[M, 2]", statistics, inputs[3])?;
@@ -61,7 +74,7 @@ impl Op for NormGradient {
             expect_type(op, "the gradient to add to", "like dy", dy, *sum)?;
         }
         let mut outputs = vec![dy];
-        let vector = TensorType::new(dy.dtype, [dy.shape.columns()]);
+        let vector = TensorType::f32([dy.shape.columns()]);
         outputs.extend(std::iter::repeat_n(vector, self.parameters()));
         Ok(outputs)
     }
@@ -157,6 +170,51 @@ impl Op for NormGradient {
         }
     }
 
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let (rows, columns) = (inputs[0].shape.rows(), inputs[0].shape.columns());
+        let kernel = self.kernel(inputs[0])?;
+        let blocks_of_rows = kernel.persistent_blocks(rows);
+        let count = index(&kernel.name, "the number of columns", columns)?;
+        let partials = match self.parameters() {
+            0 => Argument::Null,
+            _ => Argument::workspace(DType::F32),
+        };
+        let addend = match self.accumulates {
+            true => Argument::input(4),
+            false => Argument::Null,
+        };
+        let arguments = vec![
+            Argument::output(0),
+            partials,
+            Argument::input(0),
+            Argument::input(1),
+            Argument::input(2),
+            Argument::input(3),
+            addend,
+            Argument::I64(rows as i64),
+            count,
+        ];
+        let mut launches = vec![Launch::new(kernel.name, blocks_of_rows, arguments)];
+        if self.parameters() > 0 {
+            let name = "norm_backward_parameters_f32";
+            let dbias = match self.kind {
+                Kind::Layer => Argument::output(2),
+                Kind::Rms => Argument::Null,
+            };
+            let arguments = vec![
+                Argument::output(1),
+                dbias,
+                partials,
+                Argument::I32(blocks_of_rows as i32),
+                count,
+            ];
+            let mut launch = Launch::new(name, blocks(name, columns, SUMMED_COLUMNS)?, arguments);
+            launch.grid[1] = self.parameters() as u32;
+            launches.push(launch);
+        }
+        Ok(launches)
+    }
+
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         unreachable!("a backward op is not differentiated again")
     }
@@ -174,9 +232,14 @@ impl Op for NormGradient {
         if self.accumulates { &[(0, 4)] } else { &[] }
     }
 
-    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], _target: Target) -> usize {
+    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], target: Target) -> usize {
         let shape = inputs[0].shape;
-        let tasks = shape.rows().div_ceil(rows_per_task(shape.rows()));
+        let tasks = match target {
+            Target::Cuda => self
+                .kernel(inputs[0])
+                .map_or(0, |kernel| kernel.persistent_blocks(shape.rows()) as usize),
+            _ => shape.rows().div_ceil(rows_per_task(shape.rows())),
+        };
         tasks * self.parameters() * shape.columns() * size_of::<f32>()
     }
 

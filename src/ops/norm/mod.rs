@@ -1,6 +1,7 @@
 //! Normalisation over the innermost dimension: LayerNorm and RMSNorm, with or without a residual added before.
 //!
-//! Shapes: x and residual [.., C], weight and bias [C], y [.., C]; M rows is the product of the leading dimensions.
+//! Shapes: x and residual [.., C], weight and bias f32 [C], y [.., C] like x; M rows is the product of the leading
+//! dimensions. The gradients of weight and bias are f32 whatever x is.
 //!
 //! Forward, with μ = mean x, r = (mean (x − μ)² + ε)^(−½) and h = (x − μ)·r: y = h ⊙ weight + bias (Ba et al. 2016, eq.
 //! 3–4). RMSNorm is the same with μ = 0 and no bias (Zhang and Sennrich 2019, eq. 4). The variance is the biased one, in

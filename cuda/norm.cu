@@ -1,0 +1,247 @@
+// LayerNorm and RMSNorm, with or without a residual added before, and their gradients. Every kernel comes in three widths:
+// `_narrow` gives a row to one warp (C <= 512), the plain one to four (C <= 2048), `_wide` to sixteen (C <= 8192).
+#include "partials.cuh"
+#include "rows.cuh"
+
+template <int kWarps>
+struct NormForwardStorage {
+    float mean[1][kWarps], variance[1][kWarps];
+};
+
+// <layer|rms>_norm_forward[_narrow|_wide]_<f32|bf16>: normalises every row and keeps its statistics.
+// Math     : s = x + residual; y = (s - mean(s)) * rstd * weight + bias        rstd = 1/sqrt(var + eps), var biased
+//            RMSNorm: mean = 0, no bias
+// Tensors  : x, residual, sum, y elem [N,C] | weight, bias f32 [C] | statistics f32 [N,2] = (mean, rstd)
+//            residual and sum null without a residual; sum may be x or residual, y may be x       alignment: 16 B
+// Grid     : N blocks, narrow ceil(N / 4)       Block: 128 threads = one row, narrow 4 rows; wide 512 threads
+// Smem     : 32 B, narrow 8 B, wide 128 B       Registers: the row, 16 a thread; <= 64, no spills
+// Work     : 8·N·C flop; reads (N·C + 2·C)·e B, writes N·C·e + 8·N B; with a residual N·C·e B more either way
+//            bound: memory
+// Accuracy : sums in f32, variance in two passes over the registers; y is made from the sum as it is stored, so that
+//            backward differentiates what was computed
+// Ragged   : any N; C that is no multiple of 16 bytes goes element by element
+// Order    : deterministic (fixed reduction tree, no float atomics)
+// Source   : Ba et al. 2016, eq. 3-4; Zhang and Sennrich 2019, eq. 4
+template <class T, bool kIsLayer, int kWarps>
+DEVICE void norm_forward(T* sum, T* y, float* statistics, const T* x, const T* residual, const float* __restrict__ weight,
+                         const float* __restrict__ bias, float epsilon, int64_t rows, int columns) {
+    using Team = RowTeam<kWarps>;
+    SHARED_STORAGE(NormForwardStorage<kWarps>, storage);
+    const int64_t row = int64_t(blockIdx.x) * Team::kTeams + int(threadIdx.x) / Team::kThreads;
+    if (row >= rows) return;  // a whole team, which owes no other a barrier
+    const int64_t start = row * columns;
+    Held<T> held;
+    load_held<kWarps>(held, x + start, columns);
+    if (residual != nullptr) {
+        Held<T> addend;
+        load_held<kWarps>(addend, residual + start, columns);
+        UNROLL
+        for (int j = 0; j < kHeldVectors<T>; ++j) {
+            UNROLL
+            for (int i = 0; i < kVector<T>; ++i) held[j][i] = to_float(from_float<T>(held[j][i] + addend[j][i]));
+        }
+        store_held<kWarps>(sum + start, held, columns);
+    }
+
+    float mean = 0.0f;
+    if constexpr (kIsLayer) {
+        float total[1] = {0.0f};
+        UNROLL
+        for (int j = 0; j < kHeldVectors<T>; ++j) {
+            UNROLL
+            for (int i = 0; i < kVector<T>; ++i) total[0] += held[j][i];
+        }
+        team_sum<kWarps>(total, storage.mean);
+        mean = total[0] / float(columns);
+    }
+    float squares[1] = {0.0f};
+    UNROLL
+    for (int j = 0; j < kHeldVectors<T>; ++j) {
+        UNROLL
+        for (int i = 0; i < kVector<T>; ++i) {
+            // Past the end a row holds zeros, which lie `mean` away from the mean.
+            const float deviation = held_column<T, kWarps>(j) + i < columns ? held[j][i] - mean : 0.0f;
+            squares[0] += deviation * deviation;
+        }
+    }
+    team_sum<kWarps>(squares, storage.variance);
+    const float reciprocal = 1.0f / sqrtf(squares[0] / float(columns) + epsilon);
+    if (int(threadIdx.x) % Team::kThreads == 0) {
+        statistics[2 * row] = mean;
+        statistics[2 * row + 1] = reciprocal;
+    }
+
+    const bool vectors = has_whole_vectors<T>(columns);
+    UNROLL
+    for (int j = 0; j < kHeldVectors<T>; ++j) {
+        const int column = held_column<T, kWarps>(j);
+        float scale[kVector<T>];
+        load_floats(scale, weight, column, columns, vectors);
+        UNROLL
+        for (int i = 0; i < kVector<T>; ++i) held[j][i] = (held[j][i] - mean) * reciprocal * scale[i];
+        if constexpr (kIsLayer) {
+            float shift[kVector<T>];
+            load_floats(shift, bias, column, columns, vectors);
+            UNROLL
+            for (int i = 0; i < kVector<T>; ++i) held[j][i] += shift[i];
+        }
+        store_columns(y + start, held[j], column, columns, vectors);
+    }
+}
+
+template <int kWarps, bool kIsLayer>
+struct NormBackwardStorage {
+    float partial[2][kIsLayer ? 2 : 1][kWarps];  // in turn for one row and the next
+};
+// The teams of a narrow block share one partial sum.
+template <bool kIsLayer>
+struct NormBackwardStorage<1, kIsLayer> {
+    float partial[2][kIsLayer ? 2 : 1][1];
+    alignas(16) float sums[RowTeam<1>::kTeams][RowTeam<1>::kColumns];
+};
+
+// Writes a thread's sums over its team's rows to the block's partial sums, `partial` [C].
+template <class T, int kWarps, bool kIsLayer>
+DEVICE void store_partial(NormBackwardStorage<kWarps, kIsLayer>& storage, float* partial, const Held<T>& sums, int columns) {
+    const bool vectors = has_whole_vectors<T>(columns);
+    if constexpr (kWarps > 1) {
+        UNROLL
+        for (int j = 0; j < kHeldVectors<T>; ++j)
+            store_floats(partial, sums[j], held_column<T, kWarps>(j), columns, vectors);
+    } else {
+        using Team = RowTeam<1>;
+        const int team = int(threadIdx.x) / Team::kThreads;
+        UNROLL
+        for (int j = 0; j < kHeldVectors<T>; ++j)
+            store_floats(storage.sums[team], sums[j], held_column<T, 1>(j), Team::kColumns, true);
+        if (!PLANTED_BUG("norm: no barrier before the teams' sums are added")) {
+            __syncthreads();  // every team has written its sums
+        }
+        for (int column = int(threadIdx.x); column < columns; column += Team::kBlockThreads) {
+            float total = 0.0f;
+            UNROLL
+            for (int t = 0; t < Team::kTeams; ++t) total += storage.sums[t][column];
+            partial[column] = total;
+        }
+        if (!PLANTED_BUG("norm: no barrier before the sums are written again")) {
+            __syncthreads();  // everyone has read them, and the next sums may take their place
+        }
+    }
+}
+
+// <layer|rms>_norm_backward[_narrow|_wide]_<f32|bf16>: dx, and each block's part of dweight and dbias.
+// Math     : h = (x - mean) * rstd, g = dy * weight; dx = rstd * (g - mean(g) - h * mean(g*h)) + addend
+//            dweight = sum over rows of dy * h, dbias = sum over rows of dy; RMSNorm: without mean(g) and dbias
+// Tensors  : dx, dy, x, addend elem [N,C], addend null or dx where nothing else is added to | weight f32 [C] |
+//            statistics f32 [N,2] | partials f32 [blocks, 2 or 1, C], null where no parameter is owed   alignment: 16 B
+// Grid     : persistent: at most 528 blocks (wide 132) that take rows in turn, by shape alone
+// Block    : 128 threads = one row at a time, narrow 4 rows; wide 512 threads
+// Smem     : 64 B, narrow 8 KiB, wide 256 B     Registers: x, dy, weight and two sums, 80 a thread; <= 128, no spills
+// Work     : 14·N·C flop; reads 2·N·C·e, writes N·C·e B, and 8·blocks·C B of partial sums              bound: memory
+// Accuracy : sums in f32, of at most ceil(N / blocks) rows at a time
+// Ragged   : any N; C that is no multiple of 16 bytes goes element by element
+// Order    : deterministic (rows by block number, fixed reduction tree, no float atomics)
+// Source   : Ba et al. 2016, eq. 3-4, differentiated; Zhang and Sennrich 2019, eq. 4, differentiated
+template <class T, bool kIsLayer, int kWarps>
+DEVICE void norm_backward(T* dx, float* partials, const T* __restrict__ dy, const T* __restrict__ x,
+                          const float* __restrict__ weight, const float* __restrict__ statistics, const T* addend,
+                          int64_t rows, int columns) {
+    using Team = RowTeam<kWarps>;
+    using Storage = NormBackwardStorage<kWarps, kIsLayer>;
+    SHARED_STORAGE(Storage, storage);
+    const bool vectors = has_whole_vectors<T>(columns);
+    Held<T> scale, dweight, dbias;
+    UNROLL
+    for (int j = 0; j < kHeldVectors<T>; ++j) {
+        load_floats(scale[j], weight, held_column<T, kWarps>(j), columns, vectors);
+        UNROLL
+        for (int i = 0; i < kVector<T>; ++i) dweight[j][i] = dbias[j][i] = 0.0f;
+    }
+    int turn = 0;
+    const int64_t step = int64_t(gridDim.x) * Team::kTeams;
+    for (int64_t row = int64_t(blockIdx.x) * Team::kTeams + int(threadIdx.x) / Team::kThreads; row < rows; row += step) {
+        const int64_t start = row * columns;
+        const float mean = statistics[2 * row], reciprocal = statistics[2 * row + 1];
+        Held<T> h, g;
+        load_held<kWarps>(h, x + start, columns);
+        load_held<kWarps>(g, dy + start, columns);
+        float sums[kIsLayer ? 2 : 1] = {};  // of g·h, and of g
+        UNROLL
+        for (int j = 0; j < kHeldVectors<T>; ++j) {
+            UNROLL
+            for (int i = 0; i < kVector<T>; ++i) {
+                h[j][i] = (h[j][i] - mean) * reciprocal;
+                dweight[j][i] += g[j][i] * h[j][i];
+                if constexpr (kIsLayer) dbias[j][i] += g[j][i];
+                g[j][i] *= scale[j][i];
+                sums[0] += g[j][i] * h[j][i];
+                if constexpr (kIsLayer) sums[1] += g[j][i];
+            }
+        }
+        // Two arrays in turn: who is ahead writes the next row's sums while others still read this row's.
+        team_sum<kWarps>(sums, storage.partial[PLANTED_BUG("norm: the same partial sums for every row") ? 0 : turn]);
+        turn ^= 1;
+        const float mean_gh = sums[0] / float(columns);
+        float mean_g = 0.0f;
+        if constexpr (kIsLayer) mean_g = sums[1] / float(columns);
+        UNROLL
+        for (int j = 0; j < kHeldVectors<T>; ++j) {
+            const int column = held_column<T, kWarps>(j);
+            UNROLL
+            for (int i = 0; i < kVector<T>; ++i) g[j][i] = reciprocal * (g[j][i] - mean_g - h[j][i] * mean_gh);
+            if (addend != nullptr) {
+                float before[kVector<T>];
+                load_columns(before, addend + start, column, columns, vectors);
+                UNROLL
+                for (int i = 0; i < kVector<T>; ++i) g[j][i] += before[i];
+            }
+            store_columns(dx + start, g[j], column, columns, vectors);
+        }
+    }
+    if (partials == nullptr) return;
+    float* own = partials + int64_t(blockIdx.x) * (kIsLayer ? 2 : 1) * columns;
+    store_partial<T, kWarps>(storage, own, dweight, columns);
+    if constexpr (kIsLayer) store_partial<T, kWarps>(storage, own + columns, dbias, columns);
+}
+
+#define NORM_KERNELS(norm, is_layer, width, warps, T, dtype)                                                              \
+    extern "C" __global__ void __launch_bounds__(RowTeam<warps>::kBlockThreads) norm##_forward##width##_##dtype(          \
+        T* sum, T* y, float* statistics, const T* x, const T* residual, const float* weight, const float* bias,           \
+        float epsilon, int64_t rows, int columns) {                                                                       \
+        norm_forward<T, is_layer, warps>(sum, y, statistics, x, residual, weight, bias, epsilon, rows, columns);          \
+    }                                                                                                                     \
+    KERNEL(norm##_forward##width##_##dtype, RowTeam<warps>::kBlockThreads, NormForwardStorage<warps>)                     \
+    extern "C" __global__ void __launch_bounds__(RowTeam<warps>::kBlockThreads) norm##_backward##width##_##dtype(         \
+        T* dx, float* partials, const T* dy, const T* x, const float* weight, const float* statistics, const T* addend,   \
+        int64_t rows, int columns) {                                                                                      \
+        norm_backward<T, is_layer, warps>(dx, partials, dy, x, weight, statistics, addend, rows, columns);                \
+    }                                                                                                                     \
+    KERNEL(norm##_backward##width##_##dtype, RowTeam<warps>::kBlockThreads, NormBackwardStorage<warps, is_layer>)
+#define NORM_WIDTHS(norm, is_layer, T, dtype)            \
+    NORM_KERNELS(norm, is_layer, _narrow, 1, T, dtype)   \
+    NORM_KERNELS(norm, is_layer, , 4, T, dtype)          \
+    NORM_KERNELS(norm, is_layer, _wide, 16, T, dtype)
+
+NORM_WIDTHS(layer_norm, true, float, f32)
+NORM_WIDTHS(layer_norm, true, bf16, bf16)
+NORM_WIDTHS(rms_norm, false, float, f32)
+NORM_WIDTHS(rms_norm, false, bf16, bf16)
+
+// norm_backward_parameters_f32: adds up what the blocks of norm_backward left.
+// Math     : dweight[c] = sum over blocks of partials[b,0,c], dbias likewise of partials[b,1,c]
+// Tensors  : dweight, dbias f32 [C], dbias null for RMSNorm | partials f32 [blocks, 2 or 1, C]       alignment: 4 B
+// Grid     : ceil(C / 32), 2 for dbias           Block: 256 threads = 8 groups of blocks for 32 columns
+// Smem     : 1 KiB                               Registers: <= 32, no spills
+// Work     : 2·blocks·C flop; reads 8·blocks·C B, writes 8·C B                                       bound: memory
+// Accuracy : f32
+// Ragged   : any C, any number of blocks
+// Order    : deterministic (by block number)
+// Source   : -
+extern "C" __global__ void __launch_bounds__(kPartialThreads)
+    norm_backward_parameters_f32(float* dweight, float* dbias, const float* partials, int blocks, int columns) {
+    SHARED_STORAGE(PartialSums, storage);
+    const int64_t pitch = int64_t(dbias != nullptr ? 2 : 1) * columns;
+    const bool is_bias = blockIdx.y == 1;
+    add_partials(storage, is_bias ? dbias : dweight, partials + (is_bias ? columns : 0), blocks, pitch, columns);
+}
+KERNEL(norm_backward_parameters_f32, kPartialThreads, PartialSums)

@@ -1,0 +1,62 @@
+// Rows held in registers: a team of kWarps warps takes one row, 16 elements a thread, so that a row is read once however
+// often its sums are needed. One warp holds 512 columns, 4 warps 2048, 16 warps 8192; the host chooses
+// (src/ops/rows.rs). Thread t of a team holds the 16-byte vectors t, t + threads, t + 2·threads, ... of its row.
+#pragma once
+#include "elem.cuh"
+#include "reduce.cuh"
+
+// How many elements of a row a thread holds.
+constexpr int kHeldElements = 16;
+
+// How a block of threads is divided among rows.
+template <int kWarps>
+struct RowTeam {
+    static constexpr int kThreads = kWarps * kWarpLanes;
+    // Never less than four warps a block: a chip has room for few blocks.
+    static constexpr int kBlockThreads = kThreads < 128 ? 128 : kThreads;
+    static constexpr int kTeams = kBlockThreads / kThreads;
+    static constexpr int kColumns = kThreads * kHeldElements;
+};
+
+// A thread's part of a row, as f32.
+template <class T> constexpr int kHeldVectors = kHeldElements / kVector<T>;
+template <class T> using Held = float[kHeldVectors<T>][kVector<T>];
+
+// The first column of a thread's vector `vector`.
+template <class T, int kWarps>
+DEVICE int held_column(int vector) {
+    constexpr int kThreads = RowTeam<kWarps>::kThreads;
+    return (vector * kThreads + int(threadIdx.x) % kThreads) * kVector<T>;
+}
+
+// Whether rows of `columns` elements can be accessed in whole vectors.
+template <class T>
+DEVICE bool has_whole_vectors(int columns) {
+    return columns % kVector<T> == 0;
+}
+
+// This thread's part of the row of `columns` elements at `row`; zeros past the end.
+template <int kWarps, class T>
+DEVICE void load_held(Held<T>& held, const T* row, int columns) {
+    const bool vectors = has_whole_vectors<T>(columns);
+    UNROLL
+    for (int j = 0; j < kHeldVectors<T>; ++j) load_columns(held[j], row, held_column<T, kWarps>(j), columns, vectors);
+}
+
+template <int kWarps, class T>
+DEVICE void store_held(T* row, const Held<T>& held, int columns) {
+    const bool vectors = has_whole_vectors<T>(columns);
+    UNROLL
+    for (int j = 0; j < kHeldVectors<T>; ++j) store_columns(row, held[j], held_column<T, kWarps>(j), columns, vectors);
+}
+
+// Each of `values` becomes its sum over the team, for every thread of it; `partial` as block_sum wants it.
+template <int kWarps, int kValues>
+DEVICE void team_sum(float (&values)[kValues], float (&partial)[kValues][kWarps]) {
+    if constexpr (kWarps == 1) {
+        UNROLL
+        for (int i = 0; i < kValues; ++i) values[i] = warp_sum(values[i]);
+    } else {
+        block_sum<kWarps>(values, partial);
+    }
+}
