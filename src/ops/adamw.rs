@@ -3,20 +3,26 @@
 //!
 //! With gradient g scaled by the clip factor: m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g²,
 //! p ← p − η λ p − η (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε). Everything that changes from step to step comes in as the
-//! input `hyper` f32 [10]: η, β₁, β₂, ε, λ, largest gradient norm, 1 − β₁ᵗ, 1 − β₂ᵗ, 1 − β₁, 1 − β₂. The last four are
-//! computed in f64: in f32, 1 − 0.999 would already be wrong in its fifth digit.
-//! A clip factor that is not finite leaves parameters and moments as they are: a bad step is never applied.
-//! 12 flops and 28 bytes a parameter: bound by memory.
+//! input `hyper` f32 [11]: η, β₁, β₂, ε, λ, largest gradient norm, 1 − β₁ᵗ, 1 − β₂ᵗ, 1 − β₁, 1 − β₂, t. The four
+//! differences are computed in f64: in f32, 1 − 0.999 would already be wrong in its fifth digit.
+//! A clip factor that is not finite leaves parameters, moments and twins as they are: a bad step is never applied.
+//! 12 flops and 28 bytes a parameter, 30 where it has a twin in bf16: bound by memory.
+//!
+//! The twin is rounded to nearest, or at random (Gupta et al. 2015, section 3): upwards in magnitude with the probability
+//! that keeps the mean, so that updates far below a bf16 step are not lost on what reads the twin. The random numbers are
+//! those of SplitMix64 (Steele et al. 2014) as a function of seed, t and the place in the arena, so that a step gives the
+//! same bits however its work is divided and whenever it is repeated.
 
 use rayon::prelude::*;
 
 use super::grad_norm::GradNorm;
 use crate::error::{Error, Result};
+use crate::launch::{Argument, Launch, blocks};
 use crate::tape::{Arena, Backward, Cost, CpuArgs, Op, Output, ReferenceArgs, Tape, Value};
 use crate::tensor::{DType, TensorType};
 
 /// Numbers of the input `hyper`.
-pub(super) const HYPER: usize = 10;
+pub(super) const HYPER: usize = 11;
 
 /// Elements of one task.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
@@ -26,12 +32,14 @@ const ELEMENTS_PER_TASK: usize = 16 * 1024;
 pub struct UpdateOptions {
     /// Scalars held between two numbers after the update: parameter, least, most.
     pub clamps: Vec<(&'static str, f32, f32)>,
+    /// Rounds the bf16 twins at random, with this seed, instead of to nearest.
+    pub random_rounding: Option<u64>,
 }
 
 /// Records the update of everything that [`Tape::backward`] made gradients for: one gradient norm, then one AdamW for
 /// each contiguous stretch of parameters that weight decay treats alike.
 ///
-/// Input: `hyper` f32 [10]. Outputs: `gradient_norm` [1], `clip_scale` [1].
+/// Input: `hyper` f32 [11]. Outputs: `gradient_norm` [1], `clip_scale` [1].
 ///
 /// # Errors
 /// [`Error::Setting`] when nothing is trained.
@@ -84,7 +92,7 @@ pub fn record_update(
         for run in runs {
             let range =
                 |tape: &mut Tape, arena, offset| tape.arena_range(arena, offset, run.elements);
-            let inputs = [
+            let mut inputs = vec![
                 range(tape, Arena::Parameters, run.parameters),
                 range(tape, Arena::Gradients, run.gradients),
                 range(tape, Arena::FirstMoments, run.gradients),
@@ -92,14 +100,17 @@ pub fn record_update(
                 hyper,
                 norm[1],
             ];
+            let writes_twin = tape.precision() == DType::Bf16;
+            if writes_twin {
+                inputs.push(range(tape, Arena::ParametersBf16, run.parameters));
+            }
             let op = AdamW {
                 decays: run.decays,
-                writes_twin: tape.precision() == DType::Bf16,
+                writes_twin,
+                random_rounding: options.random_rounding,
+                first: run.parameters,
             };
-            let outputs = tape.record_update(op, &inputs)?;
-            if let Some(twin) = outputs.get(3) {
-                tape.bind(*twin, Arena::ParametersBf16, run.parameters);
-            }
+            tape.record_update(op, &inputs)?;
         }
         for (name, least, most) in &options.clamps {
             if trained.iter().any(|trained| trained == name) {
@@ -129,12 +140,42 @@ struct Run {
     decays: bool,
 }
 
-/// Inputs parameters, gradients, first and second moments [n], hyper, clip factor; outputs the new parameters and
-/// moments, then the new parameters in bf16 where a program reads them so.
+/// Inputs parameters, gradients, first and second moments [n], hyper, clip factor, and the parameters' bf16 twin where a
+/// program reads it; outputs the new parameters and moments, then the new twin.
 #[derive(Clone, Copy, Debug)]
 struct AdamW {
     decays: bool,
     writes_twin: bool,
+    /// The seed.
+    random_rounding: Option<u64>,
+    /// The stretch's first element in the parameter arena.
+    first: usize,
+}
+
+/// Threads of a block of `adamw_f32`, each with four elements, and of `clamp_f32`.
+const THREADS: usize = 256;
+const ELEMENTS_PER_THREAD: usize = 4;
+
+/// What SplitMix64 adds for every number it draws.
+const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// SplitMix64's finaliser.
+fn mixed(mut bits: u64) -> u64 {
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}
+
+/// `value` rounded to bf16 at random: element `element` of the arena in step `step`.
+fn rounded_at_random(value: f32, seed: u64, step: u64, element: usize) -> f32 {
+    if !value.is_finite() {
+        return value;
+    }
+    let key = mixed(seed.wrapping_add(step.wrapping_mul(GAMMA)));
+    // One draw serves four neighbours with sixteen bits each.
+    let draw = mixed(key.wrapping_add((element as u64 / 4).wrapping_mul(GAMMA)));
+    let random = (draw >> (16 * (element % 4))) as u32 & 0xffff;
+    f32::from_bits(value.to_bits().wrapping_add(random) & 0xffff_0000)
 }
 
 impl Op for AdamW {
@@ -143,9 +184,17 @@ impl Op for AdamW {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [p, g, m, v, hyper, scale] = inputs else {
+        let [p, g, m, v, hyper, scale, twin @ ..] = inputs else {
             return Err(Error::shape("adamw", "inputs", "six values", inputs.len()));
         };
+        if *p != TensorType::f32(p.shape) || !self.first.is_multiple_of(ELEMENTS_PER_THREAD) {
+            return Err(Error::shape(
+                "adamw",
+                "parameters",
+                "f32 from a multiple of four on",
+                p,
+            ));
+        }
         for (name, ty) in [
             ("gradients", g),
             ("first moments", m),
@@ -162,13 +211,17 @@ impl Op for AdamW {
         }
         let mut outputs = vec![*p, *m, *v];
         if self.writes_twin {
-            outputs.push(TensorType::new(DType::Bf16, p.shape));
+            let want = TensorType::new(DType::Bf16, p.shape);
+            if *twin != [want] {
+                return Err(Error::shape("adamw", "twin", want, format!("{twin:?}")));
+            }
+            outputs.push(want);
         }
         Ok(outputs)
     }
 
     fn reference(&self, args: ReferenceArgs<'_>) {
-        let [p, g, m, v, hyper, scale] = args.inputs else {
+        let [p, g, m, v, hyper, scale, twin_before @ ..] = args.inputs else {
             unreachable!("inferred");
         };
         let [p_new, m_new, v_new, twin @ ..] = args.outputs else {
@@ -185,6 +238,7 @@ impl Op for AdamW {
             correction2,
             rest1,
             rest2,
+            count,
         ] = hyper.float()
         else {
             unreachable!("inferred");
@@ -209,8 +263,15 @@ impl Op for AdamW {
             p_new.float_mut()[i] = p_out;
             m_new.float_mut()[i] = m_out;
             v_new.float_mut()[i] = v_out;
-            if let [twin] = twin {
-                twin.float_mut()[i] = p_out;
+            if let ([twin], [before]) = (&mut *twin, twin_before) {
+                let element = self.first + i;
+                twin.float_mut()[i] = match self.random_rounding {
+                    _ if !scale.is_finite() => before.float()[i],
+                    None => p_out,
+                    Some(seed) => {
+                        f64::from(rounded_at_random(p_out as f32, seed, count as u64, element))
+                    }
+                };
             }
         }
     }
@@ -228,6 +289,7 @@ impl Op for AdamW {
             correction2,
             rest1,
             rest2,
+            _,
         ] = args.inputs.f32(4)
         else {
             unreachable!("inferred");
@@ -263,16 +325,48 @@ impl Op for AdamW {
             });
     }
 
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let (kernel, elements) = ("adamw_f32", inputs[0].numel());
+        let (twin, twin_before) = match self.writes_twin {
+            true => (Argument::output(3), Argument::input(6)),
+            false => (Argument::Null, Argument::Null),
+        };
+        let arguments = vec![
+            Argument::output(0),
+            Argument::output(1),
+            Argument::output(2),
+            twin,
+            Argument::input(0),
+            Argument::input(1),
+            Argument::input(2),
+            Argument::input(3),
+            twin_before,
+            Argument::input(4),
+            Argument::input(5),
+            Argument::I32(self.decays.into()),
+            Argument::I32(self.random_rounding.is_some().into()),
+            Argument::I64(self.random_rounding.unwrap_or(0).cast_signed()),
+            Argument::I64(self.first as i64),
+            Argument::I64(elements as i64),
+        ];
+        let blocks = blocks(kernel, elements, THREADS * ELEMENTS_PER_THREAD)?;
+        Ok(vec![Launch::new(kernel, blocks, arguments)])
+    }
+
     fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         unreachable!("an update is not differentiated")
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
-        Cost::streaming(12.0 * inputs[0].numel() as f64, inputs, outputs)
+        // The old twin is read where a step is not applied, and nowhere else.
+        Cost::streaming(12.0 * inputs[0].numel() as f64, &inputs[..6], outputs)
     }
 
     fn in_place(&self) -> &'static [(usize, usize)] {
-        &[(0, 0), (1, 2), (2, 3)]
+        match self.writes_twin {
+            true => &[(0, 0), (1, 2), (2, 3), (3, 6)],
+            false => &[(0, 0), (1, 2), (2, 3)],
+        }
     }
 }
 
@@ -289,7 +383,11 @@ impl Op for Clamp {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        Ok(vec![inputs[0]])
+        let want = TensorType::f32(inputs[0].shape);
+        if inputs[0] != want {
+            return Err(Error::shape("clamp", "x", want, inputs[0]));
+        }
+        Ok(vec![want])
     }
 
     fn reference(&self, args: ReferenceArgs<'_>) {
@@ -310,6 +408,19 @@ impl Op for Clamp {
                 *y = y.clamp(self.least, self.most);
             }
         }
+    }
+
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let (kernel, elements) = ("clamp_f32", inputs[0].numel());
+        let arguments = vec![
+            Argument::output(0),
+            Argument::input(0),
+            Argument::F32(self.least),
+            Argument::F32(self.most),
+            Argument::I64(elements as i64),
+        ];
+        let blocks = blocks(kernel, elements, THREADS)?;
+        Ok(vec![Launch::new(kernel, blocks, arguments)])
     }
 
     fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

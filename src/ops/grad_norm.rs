@@ -7,13 +7,23 @@
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::launch::{Argument, Launch};
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 
 /// Elements whose squares are summed by one task.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
 
-/// Inputs: gradients [n], hyper [10]. Outputs: norm [1], factor [1].
+/// Elements whose squares a block of `cuda/grad_norm.cu` sums before another block is worth its while, and the most
+/// blocks: what fills a large chip. From the size alone, so that every device gives the same sum.
+const ELEMENTS_PER_BLOCK: usize = 4096;
+const MOST_BLOCKS: usize = 1056;
+
+fn blocks(elements: usize) -> usize {
+    elements.div_ceil(ELEMENTS_PER_BLOCK).clamp(1, MOST_BLOCKS)
+}
+
+/// Inputs: gradients [n], hyper [11]. Outputs: norm [1], factor [1].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct GradNorm;
 
@@ -39,8 +49,9 @@ impl Op for GradNorm {
                 inputs.len(),
             ));
         };
-        if *hyper != TensorType::f32([super::adamw::HYPER]) {
-            return Err(Error::shape("grad_norm", "hyper", "f32 [10]", hyper));
+        let want = TensorType::f32([super::adamw::HYPER]);
+        if *hyper != want {
+            return Err(Error::shape("grad_norm", "hyper", want, hyper));
         }
         Ok(vec![TensorType::f32([1]), TensorType::f32([1])])
     }
@@ -78,6 +89,25 @@ impl Op for GradNorm {
         scale[0] = factor(f64::from(norm[0]), f64::from(hyper[5])) as f32;
     }
 
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let elements = inputs[0].numel();
+        let blocks = blocks(elements);
+        // Pairs of f32 that hold one f64 each.
+        let partials = Argument::workspace(DType::F32);
+        let squares = vec![partials, Argument::input(0), Argument::I64(elements as i64)];
+        let factor = vec![
+            Argument::output(0),
+            Argument::output(1),
+            partials,
+            Argument::I32(blocks as i32),
+            Argument::input(1),
+        ];
+        Ok(vec![
+            Launch::new("grad_norm_squares_f32", blocks as u32, squares),
+            Launch::new("grad_norm_factor_f32", 1, factor),
+        ])
+    }
+
     fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         unreachable!("an update is not differentiated")
     }
@@ -89,7 +119,8 @@ impl Op for GradNorm {
     fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
         match target {
             Target::Cpu { .. } => inputs[0].numel().div_ceil(ELEMENTS_PER_TASK) * size_of::<f64>(),
-            _ => 0,
+            Target::Cuda => blocks(inputs[0].numel()) * size_of::<f64>(),
+            Target::Reference => 0,
         }
     }
 }

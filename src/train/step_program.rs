@@ -48,6 +48,7 @@ pub fn record_step(
         layout,
         &UpdateOptions {
             clamps: clamps.to_vec(),
+            ..UpdateOptions::default()
         },
     )?;
     Ok(tape)
@@ -76,8 +77,8 @@ pub fn compile_step(
     )
 }
 
-/// The numbers of the input `hyper` f32 [10] for the optimiser step `step` (from 0).
-pub fn hyper(stage: &Stage, step: u64, steps: u64) -> [f32; 10] {
+/// The numbers of the input `hyper` f32 [11] for the optimiser step `step` (from 0).
+pub fn hyper(stage: &Stage, step: u64, steps: u64) -> [f32; 11] {
     let [beta1, beta2] = stage.betas;
     let count = step as f64 + 1.0;
     [
@@ -91,5 +92,6 @@ pub fn hyper(stage: &Stage, step: u64, steps: u64) -> [f32; 10] {
         (1.0 - beta2.powf(count)) as f32,
         (1.0 - beta1) as f32,
         (1.0 - beta2) as f32,
+        count as f32,
     ]
 }

@@ -1,12 +1,13 @@
-//! The update: three steps against PyTorch, a bad step that must change nothing, clamps, the norm.
+//! The update: three steps against PyTorch, a bad step that must change nothing, clamps, the norm, twins in bf16.
 
 use std::sync::Arc;
 
-use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, Session};
+use keel::executor::simt::Options;
+use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, Session, SimtExecutor};
 use keel::ops::{UpdateOptions, record_update};
 use keel::program::{CompileOptions, Program};
 use keel::tape::{Arena, Init, ParameterLayout, ParameterSpec, Tape, Target};
-use keel::tensor::TensorType;
+use keel::tensor::{DType, TensorType};
 
 use crate::harness::Golden;
 
@@ -15,11 +16,13 @@ struct Update {
     layout: Arc<ParameterLayout>,
     executor: Box<dyn Executor>,
     session: Box<dyn Session>,
+    precision: DType,
 }
 
 const NAMES: [&str; 2] = ["a.decayed", "a.plain"];
 
-fn updates(sizes: [usize; 2], clamps: &[(&'static str, f32, f32)]) -> Vec<Update> {
+/// The program on every executor present, in both precisions where it has two; the emulator under every schedule.
+fn updates(sizes: [usize; 2], options: &UpdateOptions) -> Vec<Update> {
     let specs = [0, 1].map(|index| ParameterSpec {
         name: NAMES[index].into(),
         shape: [sizes[index]].into(),
@@ -27,20 +30,28 @@ fn updates(sizes: [usize; 2], clamps: &[(&'static str, f32, f32)]) -> Vec<Update
         decays: index == 0,
     });
     let layout = Arc::new(ParameterLayout::new(&specs));
-    let executors: [(Box<dyn Executor>, Target); 2] = [
-        (
-            Box::new(ReferenceExecutor::new(layout.elements())),
+    let elements = layout.elements();
+    let mut executors: Vec<(Box<dyn Executor>, Target, DType)> = vec![(
+        Box::new(CpuExecutor::new(elements, 2).unwrap()),
+        Target::Cpu { threads: 2 },
+        DType::F32,
+    )];
+    for precision in [DType::F32, DType::Bf16] {
+        executors.push((
+            Box::new(ReferenceExecutor::new(elements)),
             Target::Reference,
-        ),
-        (
-            Box::new(CpuExecutor::new(layout.elements(), 2).unwrap()),
-            Target::Cpu { threads: 2 },
-        ),
-    ];
+            precision,
+        ));
+        for options in Options::proof(5) {
+            if let Ok(executor) = SimtExecutor::isolating(elements, options) {
+                executors.push((Box::new(executor), Target::Cuda, precision));
+            }
+        }
+    }
     executors
         .into_iter()
-        .map(|(executor, target)| {
-            let mut tape = Tape::new(layout.clone(), |_| true);
+        .map(|(executor, target, precision)| {
+            let mut tape = Tape::new(layout.clone(), |_| true).in_precision(precision);
             let mut seeds = Vec::new();
             for (index, spec) in specs.iter().enumerate() {
                 let parameter = tape.parameter(spec.clone()).unwrap();
@@ -49,16 +60,18 @@ fn updates(sizes: [usize; 2], clamps: &[(&'static str, f32, f32)]) -> Vec<Update
                 seeds.push((parameter, gradient));
             }
             tape.backward_from(&seeds).unwrap();
-            let options = UpdateOptions {
-                clamps: clamps.to_vec(),
+            record_update(&mut tape, &layout, options).unwrap();
+            let options = CompileOptions {
+                share_memory: target != Target::Cuda,
+                ..CompileOptions::new(target)
             };
-            record_update(&mut tape, &layout, &options).unwrap();
-            let program = Program::compile(tape, &CompileOptions::new(target)).unwrap();
+            let program = Program::compile(tape, &options).unwrap();
             let session = executor.load(Arc::new(program)).unwrap();
             Update {
                 layout: layout.clone(),
                 executor,
                 session,
+                precision,
             }
         })
         .collect()
@@ -75,6 +88,25 @@ impl Update {
     fn write(&self, index: usize, values: &[f32]) {
         self.executor
             .write_parameters(self.layout.get(NAMES[index]).unwrap().offset, values);
+    }
+
+    /// The twins of a parameter, where the program keeps them.
+    fn twin(&self, index: usize) -> Option<Vec<f32>> {
+        let entry = self.layout.get(NAMES[index]).unwrap();
+        let all = (self.precision == DType::Bf16)
+            .then(|| self.session.read_arena(Arena::ParametersBf16))?;
+        Some(all[entry.offset..][..entry.spec.shape.numel()].to_vec())
+    }
+
+    /// One step with these numbers and gradients.
+    fn step(&mut self, hyper: &[f32; 11], gradients: [&[f32]; 2]) {
+        self.session.write_f32("hyper", hyper).unwrap();
+        for (index, gradient) in gradients.iter().enumerate() {
+            self.session
+                .write_f32(&format!("g{index}"), gradient)
+                .unwrap();
+        }
+        self.session.run().unwrap();
     }
 
     fn moment(&self, index: usize, arena: Arena) -> Vec<f64> {
@@ -111,7 +143,7 @@ fn three_steps_match_pytorch_with_and_without_clipping() {
         let names = ["decayed", "plain"];
         let sizes = names.map(|name| golden.shape(&format!("input.{name}")).numel());
         let setting = |key: &str| golden.config[key].as_f64().unwrap();
-        for mut update in updates(sizes, &[]) {
+        for mut update in updates(sizes, &UpdateOptions::default()) {
             for (index, name) in names.iter().enumerate() {
                 update.write(index, &golden.f32s(&format!("input.{name}")));
             }
@@ -129,6 +161,7 @@ fn three_steps_match_pytorch_with_and_without_clipping() {
                     1.0 - beta2.powi(count),
                     1.0 - beta1,
                     1.0 - beta2,
+                    f64::from(count),
                 ];
                 update.session.write_f64("hyper", &hyper).unwrap();
                 for (index, name) in names.iter().enumerate() {
@@ -161,6 +194,10 @@ fn three_steps_match_pytorch_with_and_without_clipping() {
                         &want(""),
                         &update.parameter(index),
                     );
+                    if let Some(twin) = update.twin(index) {
+                        let rounded = update.parameter(index).into_iter().map(to_nearest);
+                        assert_eq!(twin, rounded.collect::<Vec<f32>>(), "{what}: {name}");
+                    }
                     let moment = update.moment(index, Arena::FirstMoments);
                     assert_near(
                         &format!("{what}: m of {name}"),
@@ -179,40 +216,133 @@ fn three_steps_match_pytorch_with_and_without_clipping() {
     }
 }
 
+/// A number as bf16 holds it.
+fn to_nearest(value: f64) -> f32 {
+    half::bf16::from_f32(value as f32).to_f32()
+}
+
+/// A step of AdamW with the default numbers, rate 0.1 and decay 0.1.
+const HYPER: [f32; 11] = [0.1, 0.9, 0.999, 1e-8, 0.1, 1.0, 0.1, 0.001, 0.1, 0.001, 1.0];
+
 #[test]
 fn a_gradient_that_is_not_finite_changes_nothing() {
-    for bad in [f32::NAN, f32::INFINITY] {
-        for mut update in updates([20, 3], &[]) {
-            update.write(0, &[0.25; 20]);
-            update.write(1, &[-0.5; 3]);
-            let hyper = [0.1, 0.9, 0.999, 1e-8, 0.1, 1.0, 0.1, 0.001, 0.1, 0.001];
-            update.session.write_f32("hyper", &hyper).unwrap();
-            update.session.write_f32("g0", &[1.0; 20]).unwrap();
-            update.session.write_f32("g1", &[1.0, bad, 1.0]).unwrap();
-            update.session.run().unwrap();
-            assert_eq!(update.parameter(0), [0.25; 20]);
-            assert_eq!(update.parameter(1), [-0.5; 3]);
+    for (bad, random_rounding) in [(f32::NAN, None), (f32::INFINITY, None), (f32::NAN, Some(3))] {
+        let options = UpdateOptions {
+            random_rounding,
+            ..UpdateOptions::default()
+        };
+        for mut update in updates([20, 3], &options) {
+            // Not representable in bf16, so that a twin rounded at random again would show.
+            update.write(0, &[0.3; 20]);
+            update.write(1, &[-0.7; 3]);
+            update.step(&HYPER, [&[1.0; 20], &[1.0, bad, 1.0]]);
+            assert_eq!(update.parameter(0), [f64::from(0.3f32); 20]);
+            assert_eq!(update.parameter(1), [f64::from(-0.7f32); 3]);
             assert_eq!(update.moment(0, Arena::FirstMoments), [0.0; 20]);
             assert_eq!(update.moment(1, Arena::SecondMoments), [0.0; 3]);
+            if let Some(twin) = update.twin(0) {
+                assert_eq!(twin, [to_nearest(0.3); 20]);
+            }
+            let factor = update.session.read_f64("clip_scale").unwrap()[0];
+            assert!(factor.is_nan(), "{factor}");
         }
     }
 }
 
 #[test]
 fn a_clamped_scalar_stays_between_its_bounds() {
-    for mut update in updates([20, 1], &[("a.plain", -0.25, 0.25)]) {
-        let hyper = [10.0, 0.9, 0.999, 1e-8, 0.0, 0.0, 0.1, 0.001, 0.1, 0.001];
+    let options = UpdateOptions {
+        clamps: vec![("a.plain", -0.25, 0.25)],
+        ..UpdateOptions::default()
+    };
+    for mut update in updates([20, 1], &options) {
+        let hyper = [
+            10.0, 0.9, 0.999, 1e-8, 0.0, 0.0, 0.1, 0.001, 0.1, 0.001, 1.0,
+        ];
         for (gradient, want) in [(-1.0, 0.25), (1.0, -0.25)] {
             update.write(1, &[0.0]);
             update
                 .session
                 .write_arena(Arena::FirstMoments, &[0.0; 48])
                 .unwrap();
-            update.session.write_f32("hyper", &hyper).unwrap();
-            update.session.write_f32("g0", &[0.0; 20]).unwrap();
-            update.session.write_f32("g1", &[gradient]).unwrap();
-            update.session.run().unwrap();
+            update.step(&hyper, [&[0.0; 20], &[gradient]]);
             assert_eq!(update.parameter(1), [want]);
         }
     }
+}
+
+/// Enough for several blocks of the norm's kernel, and no multiple of a vector.
+const MANY: usize = 9_001;
+
+#[test]
+fn the_norm_of_many_gradients_is_that_of_their_squares_summed_exactly() {
+    let gradients: Vec<f32> = (0..MANY).map(|i| ((i * 37) % 101) as f32 * 1e15).collect();
+    let squares: f64 = gradients.iter().map(|g| f64::from(*g).powi(2)).sum();
+    for mut update in updates([MANY, 3], &UpdateOptions::default()) {
+        update.step(&HYPER, [&gradients, &[0.0; 3]]);
+        let norm = update.session.read_f64("gradient_norm").unwrap();
+        assert_near("norm", &[squares.sqrt()], &norm);
+        let factor = update.session.read_f64("clip_scale").unwrap();
+        assert_near("factor", &[1.0 / squares.sqrt()], &factor);
+    }
+}
+
+#[test]
+fn twins_rounded_at_random_are_neighbours_that_keep_the_mean() {
+    let seed = 11;
+    let options = UpdateOptions {
+        random_rounding: Some(seed),
+        ..UpdateOptions::default()
+    };
+    // A rate of zero leaves the parameters alone; 0.3 lies 0.6 of a bf16 step above its lower neighbour 0.298828125.
+    let mut hyper = HYPER;
+    hyper[0] = 0.0;
+    for mut update in updates([MANY, 1], &options) {
+        let Some(before) = update.twin(0) else {
+            continue;
+        };
+        update.write(0, &vec![0.3; MANY]);
+        let mut seen = vec![before];
+        for step in [1, 2, 1] {
+            hyper[10] = step as f32;
+            update.step(&hyper, [&vec![1.0; MANY], &[1.0]]);
+            let twin = update.twin(0).unwrap();
+            let offset = update.layout.get(NAMES[0]).unwrap().offset;
+            let want = (0..MANY).map(|i| rounded_at_random(0.3, seed, step, offset + i));
+            assert_eq!(twin, want.collect::<Vec<f32>>());
+            let (below, above) = (0.298_828_13f32, 0.300_781_25f32);
+            let ups = twin.iter().filter(|x| **x == above).count();
+            let downs = twin.iter().filter(|x| **x == below).count();
+            assert_eq!(ups + downs, MANY);
+            let share = f64::from(0.3 - below) / f64::from(above - below);
+            let (mean, deviation) = (
+                share * MANY as f64,
+                (share * (1.0 - share) * MANY as f64).sqrt(),
+            );
+            // Six standard deviations of that many throws.
+            assert!(
+                (ups as f64 - mean).abs() < 6.0 * deviation,
+                "{ups} of {MANY}"
+            );
+            seen.push(twin);
+        }
+        assert_ne!(seen[1], seen[2], "another step rounds otherwise");
+        assert_eq!(seen[1], seen[3], "a repeated step rounds alike");
+    }
+}
+
+/// The definition, once more: bits of the number plus sixteen random ones, cut off behind bf16's.
+fn rounded_at_random(value: f32, seed: u64, step: u64, element: usize) -> f32 {
+    let mix = |bits: u64| {
+        let bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^ (bits >> 31)
+    };
+    let gamma = 0x9e37_79b9_7f4a_7c15u64;
+    let key = mix(seed.wrapping_add(gamma.wrapping_mul(step)));
+    let draw = mix(key.wrapping_add(gamma.wrapping_mul(element as u64 / 4)));
+    let random = draw.to_le_bytes();
+    let at = element % 4 * 2;
+    let random = u32::from(u16::from_le_bytes([random[at], random[at + 1]]));
+    f32::from_bits((value.to_bits() + random) >> 16 << 16)
 }
