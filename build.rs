@@ -8,12 +8,17 @@ mod cache;
 mod emulator;
 #[path = "build/nvcc.rs"]
 mod nvcc;
+#[path = "build/readers.rs"]
+mod readers;
+#[allow(dead_code)] // the program reads what the build script writes
+#[path = "src/kernels/sass.rs"]
+mod sass;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 fn main() {
-    for watched in ["build.rs", "build", "cuda"] {
+    for watched in ["build.rs", "build", "cuda", "src/kernels/sass.rs"] {
         println!("cargo:rerun-if-changed={watched}");
     }
     println!("cargo:rustc-check-cfg=cfg(keel_simt)");
@@ -23,7 +28,7 @@ fn main() {
     let sources = sources(&root.join("cuda"));
     let kernels = emulator::build(&root, &out, &cache, &sources);
     let images = nvcc::build(&root, &cache, &sources);
-    write_table(&out, &kernels, &images);
+    write_table(&out, &sources, &kernels, &images);
 }
 
 /// A kernel and the file it stands in.
@@ -32,11 +37,12 @@ struct Kernel {
     stem: String,
 }
 
-/// What nvcc made of one file: the image and what ptxas said about it.
+/// What nvcc made of one file: the image, what ptxas said about it, and the census of its instructions.
 struct Image {
     stem: String,
     fatbin: PathBuf,
     ptxas: PathBuf,
+    census: Option<PathBuf>,
 }
 
 fn variable(name: &str) -> String {
@@ -65,7 +71,7 @@ fn stem(path: &Path) -> String {
 }
 
 /// The table src/executor/kernel_table.rs includes.
-fn write_table(out: &Path, kernels: &[Kernel], images: &[Image]) {
+fn write_table(out: &Path, sources: &[PathBuf], kernels: &[Kernel], images: &[Image]) {
     let mut text =
         String::from("/// Every kernel of `cuda/`.\npub static KERNELS: &[KernelEntry] = &[\n");
     for kernel in kernels {
@@ -77,12 +83,23 @@ fn write_table(out: &Path, kernels: &[Kernel], images: &[Image]) {
         .expect("writing to a string cannot fail");
     }
     text.push_str(
+        "];\n\n/// The files of `cuda/`: stem and text.\npub static SOURCES: &[(&str, &str)] = &[\n",
+    );
+    for source in sources {
+        writeln!(text, "    ({:?}, include_str!({source:?})),", stem(source))
+            .expect("writing to a string cannot fail");
+    }
+    text.push_str(
         "];\n\n/// What nvcc built; empty without nvcc.\npub static IMAGES: &[KernelImage] = &[\n",
     );
     for image in images {
+        let census = match &image.census {
+            Some(path) => format!("include_str!({path:?})"),
+            None => "\"\"".to_owned(),
+        };
         writeln!(
             text,
-            "    KernelImage {{ stem: {:?}, fatbin: include_bytes!({:?}), ptxas: include_str!({:?}) }},",
+            "    KernelImage {{ stem: {:?}, fatbin: include_bytes!({:?}), ptxas: include_str!({:?}), census: {census} }},",
             image.stem, image.fatbin, image.ptxas
         )
         .expect("writing to a string cannot fail");

@@ -54,6 +54,15 @@ pub fn key(source: &Path, settings: &[String]) -> String {
     )
 }
 
+/// A name for what `settings` alone decide.
+pub fn key_of_settings(settings: &[String]) -> String {
+    format!(
+        "{:016x}{:016x}",
+        digest(0, &[], settings),
+        digest(1, &[], settings)
+    )
+}
+
 fn digest(salt: u64, contents: &[&String], settings: &[String]) -> u64 {
     #[allow(deprecated)]
     // the only hasher of the standard library that gives the same value every time

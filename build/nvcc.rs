@@ -52,17 +52,18 @@ pub fn build(root: &Path, cache: &Cache, sources: &[PathBuf]) -> Vec<Image> {
             });
         }
     });
-    sources
-        .iter()
-        .map(|source| {
-            let (fatbin, ptxas) = paths(&nvcc, cache, source);
-            Image {
-                stem: stem(source),
-                fatbin,
-                ptxas,
-            }
-        })
-        .collect()
+    let images = sources.iter().map(|source| {
+        let (fatbin, ptxas) = paths(&nvcc, cache, source);
+        Image {
+            stem: stem(source),
+            fatbin,
+            ptxas,
+            census: None,
+        }
+    });
+    let mut images: Vec<Image> = images.collect();
+    super::readers::count(root, &nvcc.path, cache, &mut images);
+    images
 }
 
 /// A compiler that has proven itself.

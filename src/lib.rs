@@ -6,6 +6,7 @@ pub mod data;
 pub mod error;
 pub mod eval;
 pub mod executor;
+pub mod kernels;
 pub mod launch;
 pub mod model;
 pub mod ops;

@@ -14,6 +14,7 @@ mod data_picture_bad;
 mod data_webdataset;
 mod devices;
 mod harness;
+mod kernels;
 mod models;
 mod ops;
 mod plan;

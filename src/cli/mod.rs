@@ -3,6 +3,7 @@
 mod caption;
 mod data;
 mod eval;
+mod kernels;
 mod plan;
 mod train;
 
@@ -35,6 +36,8 @@ enum Command {
     Caption(caption::CaptionArgs),
     /// Shows the training data.
     Data(data::DataArgs),
+    /// Prints what is known of the CUDA kernels without running them.
+    Kernels(kernels::KernelsArgs),
 }
 
 /// Which executor runs programs.
@@ -182,5 +185,6 @@ pub fn run() -> Result<()> {
         Command::Eval(args) => eval::run(&args),
         Command::Caption(args) => caption::run(&args),
         Command::Data(args) => data::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
     }
 }

@@ -1,4 +1,4 @@
-//! The kernels of `cuda/` as the build script found them: their names, and the images nvcc made of their files. It knows
+//! The kernels of `cuda/` as the build script found them: their names, their files, and the images nvcc made of them. It knows
 //! nothing of how a kernel is launched; what its parameters are, the emulator knows ([`super::simt::Emulator::kernel`]).
 
 /// A kernel and the stem of the file it stands in (`layer_norm` for `cuda/layer_norm.cu`).
@@ -19,6 +19,8 @@ pub struct KernelImage {
     pub fatbin: &'static [u8],
     /// What the assembler reported: registers, shared memory, spills, warnings.
     pub ptxas: &'static str,
+    /// How often each kernel holds each instruction ([`crate::kernels::sass`]); empty without a disassembler.
+    pub census: &'static str,
 }
 
 include!(concat!(env!("OUT_DIR"), "/kernel_table.rs"));

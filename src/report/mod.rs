@@ -1,7 +1,9 @@
-//! What a run leaves for people to read.
+//! What people read: a run's table, a sheet of pictures, what is known of the kernels.
 
+mod kernels;
 mod sheet;
 mod table;
 
+pub use kernels::{kernel_json, kernel_markdown, kernel_text};
 pub use sheet::contact_sheet;
 pub use table::stage_table;

@@ -3,12 +3,12 @@
 use crate::eval::{Evaluation, SetEvaluation};
 
 /// A plain-text table with aligned columns.
-struct Table {
-    rows: Vec<Vec<String>>,
+pub(super) struct Table {
+    pub(super) rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    fn render(&self) -> String {
+    pub(super) fn render(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
             self.rows

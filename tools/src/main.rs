@@ -2,6 +2,7 @@
 
 mod check;
 mod emoji;
+mod kernels;
 mod nvcc;
 mod palette;
 
@@ -10,9 +11,10 @@ fn main() {
     let outcome = match arguments.first().map(String::as_str) {
         Some("check") => check::run(&arguments[1..]),
         Some("emoji") => emoji::run(&arguments[1..]),
+        Some("kernels") => kernels::run(&arguments[1..]),
         Some("nvcc") => nvcc::run(&arguments[1..]),
         _ => {
-            eprintln!("usage: cargo tool check | emoji | nvcc");
+            eprintln!("usage: cargo tool check | emoji | kernels [--write] | nvcc");
             std::process::exit(2);
         }
     };

@@ -28,10 +28,15 @@ pub fn run(arguments: &[String]) -> Result<(), String> {
     }
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
     let compiler = target.join("nvcc");
-    install(&compiler, &COMPILER)?;
-    install(&target.join("nvcc-readers"), &READERS)?;
+    let is_new = [
+        install(&compiler, &COMPILER)?,
+        install(&target.join("nvcc-readers"), &READERS)?,
+    ];
     let nvcc = compiler.join("nvidia/cu13/bin/nvcc");
     prove(&nvcc, &target)?;
+    if is_new.contains(&true) {
+        look_again()?;
+    }
     println!(
         "{} works; the next cargo build compiles the kernels for GPUs",
         nvcc.display()
@@ -39,11 +44,22 @@ pub fn run(arguments: &[String]) -> Result<(), String> {
     Ok(())
 }
 
-fn install(folder: &Path, packages: &[&str]) -> Result<(), String> {
+/// Makes the next build look for the compiler again: cargo runs the build script when one of its files is newer.
+fn look_again() -> Result<(), String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../build/nvcc.rs");
+    std::fs::File::options()
+        .append(true)
+        .open(&script)
+        .and_then(|file| file.set_modified(std::time::SystemTime::now()))
+        .map_err(|error| format!("cannot touch {}: {error}", script.display()))
+}
+
+/// Installs what is not there yet; tells whether that was anything.
+fn install(folder: &Path, packages: &[&str]) -> Result<bool, String> {
     let stamp = folder.join("installed");
     let wanted = packages.join("\n");
     if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
-        return Ok(());
+        return Ok(false);
     }
     println!(
         "installing {} into {}",
@@ -75,7 +91,8 @@ fn install(folder: &Path, packages: &[&str]) -> Result<(), String> {
         ));
     }
     std::fs::write(&stamp, wanted)
-        .map_err(|error| format!("cannot write {}: {error}", stamp.display()))
+        .map_err(|error| format!("cannot write {}: {error}", stamp.display()))?;
+    Ok(true)
 }
 
 fn python() -> Result<&'static str, String> {
