@@ -50,7 +50,13 @@ DEVICE void store_16_bytes(void* to, uint4 value CALLER) {
     *static_cast<uint4*>(to) = value;
 }
 
-// One 64-bit write; `to` is aligned to 8 bytes.
+// One 64-bit access; `from` or `to` is aligned to 8 bytes.
+DEVICE uint2 load_8_bytes(const void* from CALLER) {
+#ifdef SIMT_EMULATOR
+    simt::require_aligned(from, 8, caller);
+#endif
+    return *static_cast<const uint2*>(from);
+}
 DEVICE void store_8_bytes(void* to, uint2 value CALLER) {
 #ifdef SIMT_EMULATOR
     simt::require_aligned(to, 8, caller);
@@ -139,4 +145,28 @@ DEVICE void store_floats(float* row, const float (&values)[kCount], int column, 
     UNROLL
     for (int i = 0; i < kCount; ++i)
         if (column + i < columns) row[column + i] = values[i];
+}
+
+// 4 or 8 elements in one access, 16 or 8 bytes, aligned to their size.
+DEVICE void load_elements(float (&values)[4], const float* from CALLER) {
+    unpack(values, load_16_bytes(from FOR_CALLER), from);
+}
+DEVICE void load_elements(float (&values)[8], const bf16* from CALLER) {
+    unpack(values, load_16_bytes(from FOR_CALLER), from);
+}
+DEVICE void load_elements(float (&values)[4], const bf16* from CALLER) {
+    const uint2 raw = load_8_bytes(from FOR_CALLER);
+    values[0] = low_to_float(raw.x);
+    values[1] = high_to_float(raw.x);
+    values[2] = low_to_float(raw.y);
+    values[3] = high_to_float(raw.y);
+}
+DEVICE void store_elements(float* to, const float (&values)[4] CALLER) {
+    store_16_bytes(to, pack(values, to) FOR_CALLER);
+}
+DEVICE void store_elements(bf16* to, const float (&values)[8] CALLER) {
+    store_16_bytes(to, pack(values, to) FOR_CALLER);
+}
+DEVICE void store_elements(bf16* to, const float (&values)[4] CALLER) {
+    store_8_bytes(to, make_uint2(bf16_pair_bits(values[0], values[1]), bf16_pair_bits(values[2], values[3])) FOR_CALLER);
 }

@@ -240,6 +240,13 @@ inline void __threadfence_block() { simt::fence(); }
 
 inline uint32_t __float_as_uint(float value) { return uint32_t(simt::to_bits(value)); }
 inline float __uint_as_float(uint32_t bits) { return simt::from_bits<float>(bits); }
+inline double __longlong_as_double(int64_t bits) { return simt::from_bits<double>(uint64_t(bits)); }
+// sin and cos of π·x.
+inline void sincospif(float x, float* sine, float* cosine) {
+    const double angle = 3.14159265358979323846 * double(x);
+    *sine = float(sin(angle));
+    *cosine = float(cos(angle));
+}
 inline int __popc(uint32_t value) { return __builtin_popcount(value); }
 inline int __clz(int value) { return value ? __builtin_clz(uint32_t(value)) : 32; }
 inline int __ffs(int value) { return __builtin_ffs(value); }

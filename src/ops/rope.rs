@@ -13,9 +13,14 @@ use rayon::prelude::*;
 
 use super::attention::{Heads, check_heads, rows};
 use crate::error::{Error, Result};
+use crate::launch::{Argument, Launch, blocks, index, kernel_name};
 use crate::ops::rows::rows_per_task;
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::{DType, TensorType};
+
+/// Rows of a block of `cuda/rope.cu`, and the largest head its table holds.
+const ROWS_PER_BLOCK: usize = 8;
+const LARGEST_DIM: usize = 256;
 
 /// The positions of the tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -252,6 +257,40 @@ impl Op for Rope {
                     }
                 }
             });
+    }
+
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let kernel = kernel_name("rope", inputs[0].dtype);
+        if self.heads.dim > LARGEST_DIM {
+            return Err(Error::kernel(format!(
+                "kernel {kernel}: a head has at most {LARGEST_DIM} columns, but {} are wanted; use more heads",
+                self.heads.dim
+            )));
+        }
+        let (positions, grid_width) = match self.form {
+            Form::Sequential => (Argument::Null, 0),
+            Form::Given => (Argument::input(1), 0),
+            Form::Grid { width, .. } => (Argument::Null, width),
+        };
+        let rows = inputs[0].shape.rows();
+        // In f64, as its bits: arguments are no wider than f32 otherwise.
+        let log2_theta = f64::from(self.theta).log2();
+        let arguments = vec![
+            Argument::output(0),
+            Argument::input(0),
+            positions,
+            Argument::I64(self.distinct_rows(inputs) as i64),
+            index(&kernel, "the width of the grid", grid_width)?,
+            Argument::I32(self.axes(inputs) as i32),
+            Argument::I64(log2_theta.to_bits().cast_signed()),
+            Argument::F32(if self.turns_back { -1.0 } else { 1.0 }),
+            index(&kernel, "the number of heads", self.turning())?,
+            index(&kernel, "the number of heads", self.heads.key_value)?,
+            Argument::I32(self.heads.dim as i32),
+            Argument::I64(rows as i64),
+        ];
+        let blocks = blocks(&kernel, rows, ROWS_PER_BLOCK)?;
+        Ok(vec![Launch::new(kernel, blocks, arguments)])
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

@@ -82,3 +82,13 @@ impl RowKernel {
         rows.div_ceil(8 * self.rows).clamp(1, most) as u32
     }
 }
+
+/// Rows that a block of an elementwise kernel takes where a row has `columns` elements of `dtype`: about 1024 vectors of 16
+/// bytes, four a thread.
+pub(super) fn rows_per_block(columns: usize, dtype: DType) -> usize {
+    let vectors = columns.div_ceil(16 / dtype.size()).max(1);
+    (1024 / vectors).max(1)
+}
+
+/// Columns that a block of `cuda/partials.cuh` sums.
+pub(super) const SUMMED_COLUMNS: usize = 32;

@@ -10,6 +10,8 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::executor::cpu::vector_math;
+use crate::launch::{Argument, Launch, blocks, index, kernel_name};
+use crate::ops::rows::rows_per_block;
 use crate::ops::shapes::{expect_float, expect_inputs, expect_type, with_columns};
 use crate::ops::special::sigmoid;
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
@@ -24,6 +26,21 @@ const ELEMENTS_PER_TASK: usize = 8 * 1024;
 /// [`Error::Shape`] when the number of columns is odd or the values are not floats.
 pub fn swiglu(tape: &mut Tape, gate_up: Value) -> Result<Value> {
     tape.record_one(Swiglu, &[gate_up])
+}
+
+/// The launch of a kernel of `cuda/swiglu.cu` for y [N, F]: its tensors, N, F, rows a block.
+fn launch(kernel: &str, y: TensorType, tensors: &[Argument]) -> Result<Vec<Launch>> {
+    let kernel = kernel_name(kernel, y.dtype);
+    let (rows, width) = (y.shape.rows(), y.shape.columns());
+    let each = rows_per_block(width, y.dtype);
+    let blocks = blocks(&kernel, rows, each)?;
+    let mut arguments = tensors.to_vec();
+    arguments.extend([
+        Argument::I64(rows as i64),
+        index(&kernel, "F", width)?,
+        index(&kernel, "the rows of a block", each)?,
+    ]);
+    Ok(vec![Launch::new(kernel, blocks, arguments)])
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +92,11 @@ impl Op for Swiglu {
                     vector_math::swiglu(gate, up, y);
                 }
             });
+    }
+
+    fn launches(&self, _inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let tensors = [Argument::output(0), Argument::input(0)];
+        launch("swiglu_forward", outputs[0], &tensors)
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -146,6 +168,11 @@ impl Op for SwigluGradient {
                     vector_math::swiglu_gradient(dy, gate, up);
                 }
             });
+    }
+
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let tensors = [Argument::output(0), Argument::input(0), Argument::input(1)];
+        launch("swiglu_backward", inputs[0], &tensors)
     }
 
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

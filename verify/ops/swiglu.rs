@@ -43,6 +43,17 @@ fn swiglu_of_zeros_and_of_far_tails_matches_the_reference() {
 }
 
 #[test]
+fn swiglu_of_rows_wider_than_a_block_matches_the_reference() {
+    let mut random = Random::new(32);
+    let case = Case::new("wide", |tape, v| Ok(vec![out("y", swiglu(tape, v[0])?)])).input(
+        "gate_up",
+        [2, 8_400],
+        random.normals(16_800, 1.0),
+    );
+    check(&case, 32);
+}
+
+#[test]
 fn swiglu_agrees_with_pytorch() {
     for golden in Golden::open("op_swiglu").cases() {
         let case = Case::new(golden.name.clone(), |tape, v| {

@@ -6,7 +6,7 @@ use super::{Kind, kernel};
 use crate::error::Result;
 use crate::executor::cpu::simd::dispatch;
 use crate::launch::{Argument, Launch, blocks, index};
-use crate::ops::rows::RowKernel;
+use crate::ops::rows::{RowKernel, SUMMED_COLUMNS};
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
 use crate::tape::{Backward, Cost, CpuArgs, Op, Output, ReferenceArgs, Target, Value};
 use crate::tensor::{DType, TensorType};
@@ -44,9 +44,6 @@ impl NormGradient {
         RowKernel::new(stem, dy.shape.columns(), dy.dtype)
     }
 }
-
-/// Columns that a block of `norm_backward_parameters_f32` sums.
-const SUMMED_COLUMNS: usize = 32;
 
 /// Rows of one task, from the shape alone.
 fn rows_per_task(rows: usize) -> usize {
