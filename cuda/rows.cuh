@@ -60,3 +60,18 @@ DEVICE void team_sum(float (&values)[kValues], float (&partial)[kValues][kWarps]
         block_sum<kWarps>(values, partial);
     }
 }
+
+// The largest of the team's values, for every thread of it; `partial` as block_sum wants it.
+template <int kWarps>
+DEVICE float team_max(float value, float (&partial)[kWarps]) {
+    value = warp_max(value);
+    if constexpr (kWarps > 1) {
+        if (threadIdx.x % kWarpLanes == 0) partial[threadIdx.x / kWarpLanes] = value;
+        if (!PLANTED_BUG("team_max: no barrier before the warps' maxima are compared")) {
+            __syncthreads();  // every warp has written its maximum
+        }
+        UNROLL
+        for (int w = 0; w < kWarps; ++w) value = fmaxf(value, partial[w]);
+    }
+    return value;
+}

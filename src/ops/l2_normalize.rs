@@ -7,7 +7,8 @@
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::ops::rows::{dot, rows_per_task};
+use crate::launch::{Argument, Launch, index};
+use crate::ops::rows::{RowKernel, dot, rows_per_task};
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
 
@@ -23,6 +24,20 @@ pub fn l2_normalize(tape: &mut Tape, x: Value, epsilon: f32) -> Result<Value> {
         saves: tape.requires_gradient(x),
     };
     tape.record_one(op, &[x])
+}
+
+/// The launch of a kernel of `cuda/l2_normalize.cu`: its tensors, ε, rows, columns.
+fn launch(stem: &str, x: TensorType, tensors: &[Argument], epsilon: f32) -> Result<Vec<Launch>> {
+    let (rows, columns) = (x.shape.rows(), x.shape.columns());
+    let kernel = RowKernel::new(stem, columns, x.dtype)?;
+    let mut arguments = tensors.to_vec();
+    arguments.extend([
+        Argument::F32(epsilon),
+        Argument::I64(rows as i64),
+        index(&kernel.name, "the number of columns", columns)?,
+    ]);
+    let blocks = kernel.blocks(rows)?;
+    Ok(vec![Launch::new(kernel.name, blocks, arguments)])
 }
 
 /// Input: x. Outputs: y, and n where it is saved.
@@ -113,6 +128,15 @@ impl Op for L2Normalize {
                     }
                 });
         }
+    }
+
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let norms = match self.saves {
+            true => Argument::output(1),
+            false => Argument::Null,
+        };
+        let tensors = [Argument::output(0), norms, Argument::input(0)];
+        launch("l2_normalize_forward", inputs[0], &tensors, self.epsilon)
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -211,6 +235,16 @@ impl Op for L2NormalizeBackward {
                     }
                 }
             });
+    }
+
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let tensors = [
+            Argument::output(0),
+            Argument::input(0),
+            Argument::input(1),
+            Argument::input(2),
+        ];
+        launch("l2_normalize_backward", inputs[0], &tensors, self.epsilon)
     }
 
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

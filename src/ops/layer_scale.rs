@@ -6,13 +6,15 @@
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::launch::{Argument, Launch, blocks, index, kernel_name, vector};
+use crate::ops::rows::{SUMMED_COLUMNS, rows_per_block};
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 
 /// Rows of one task; also the rows whose part of ∂γ is summed together.
 const ROWS_PER_TASK: usize = 64;
 
-/// Records residual + gamma ⊙ x. `x`, `residual` f32 [.., C], `gamma` f32 [C].
+/// Records residual + gamma ⊙ x. `x`, `residual` [.., C] of one float type, `gamma` f32 [C]; so is its gradient.
 ///
 /// # Errors
 /// [`Error::Shape`] when the shapes do not belong together.
@@ -29,7 +31,7 @@ fn infer(inputs: &[TensorType]) -> Result<()> {
         return Err(Error::shape(OP, "inputs", "three values", inputs.len()));
     };
     if !x.dtype.is_float() || x.shape.rank() == 0 {
-        return Err(Error::shape(OP, "x", "f32 [.., C]", x));
+        return Err(Error::shape(OP, "x", "floats [.., C]", x));
     }
     let channels = TensorType::f32([x.shape.columns()]);
     if *gamma != channels {
@@ -80,6 +82,24 @@ impl Op for LayerScale {
             });
     }
 
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let x = inputs[0];
+        let kernel = kernel_name("layer_scale_forward", x.dtype);
+        let (rows, columns) = (x.shape.rows(), x.shape.columns());
+        let each = rows_per_block(columns, x.dtype);
+        let arguments = vec![
+            Argument::output(0),
+            Argument::input(0),
+            Argument::input(1),
+            Argument::input(2),
+            Argument::I64(rows as i64),
+            index(&kernel, "the number of columns", columns)?,
+            index(&kernel, "the rows of a block", each)?,
+        ];
+        let blocks = blocks(&kernel, rows, each)?;
+        Ok(vec![Launch::new(kernel, blocks, arguments)])
+    }
+
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         let dy = backward.gradient(0);
         let residual = backward.needs(2).then_some(dy);
@@ -103,6 +123,14 @@ impl Op for LayerScale {
 /// Inputs x, γ, dy; outputs ∂x, ∂γ.
 #[derive(Clone, Copy, Debug)]
 struct LayerScaleBackward;
+
+/// Column tiles of `layer_scale_backward`, 32 vectors of 16 bytes each, and the chunks of rows that share a tile's column
+/// sums: as many as fill a large chip, and fewer where a chunk would get less than 64 rows. From the shape alone.
+fn tiles_and_chunks(x: TensorType) -> (usize, usize) {
+    let tiles = x.shape.columns().div_ceil(32 * vector(x)).max(1);
+    let chunks = x.shape.rows().div_ceil(ROWS_PER_TASK);
+    (tiles, chunks.clamp(1, (1056 / tiles).max(1)))
+}
 
 impl Op for LayerScaleBackward {
     fn name(&self) -> &'static str {
@@ -153,6 +181,37 @@ impl Op for LayerScaleBackward {
         }
     }
 
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let x = inputs[0];
+        let kernel = kernel_name("layer_scale_backward", x.dtype);
+        let (tiles, chunks) = tiles_and_chunks(x);
+        let columns = index(&kernel, "the number of columns", x.shape.columns())?;
+        let partials = Argument::workspace(DType::F32);
+        let arguments = vec![
+            Argument::output(0),
+            partials,
+            Argument::input(0),
+            Argument::input(1),
+            Argument::input(2),
+            Argument::I64(x.shape.rows() as i64),
+            columns,
+            Argument::I32(chunks as i32),
+        ];
+        let blocks_of_rows = blocks(&kernel, tiles * chunks, 1)?;
+        let name = "layer_scale_backward_gamma_f32";
+        let sums = vec![
+            Argument::output(1),
+            partials,
+            Argument::I32(chunks as i32),
+            columns,
+        ];
+        let blocks = blocks(name, x.shape.columns(), SUMMED_COLUMNS)?;
+        Ok(vec![
+            Launch::new(kernel, blocks_of_rows, arguments),
+            Launch::new(name, blocks, sums),
+        ])
+    }
+
     fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         unreachable!("the tape differentiates forward ops only")
     }
@@ -167,7 +226,10 @@ impl Op for LayerScaleBackward {
                 let tasks = inputs[0].shape.rows().div_ceil(ROWS_PER_TASK);
                 tasks * inputs[0].shape.columns() * size_of::<f32>()
             }
-            _ => 0,
+            Target::Cuda => {
+                tiles_and_chunks(inputs[0]).1 * inputs[0].shape.columns() * size_of::<f32>()
+            }
+            Target::Reference => 0,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Forward, for each query head with its weight w (and each key head with its own): r = (mean x² + ε)^−½, y = x·r·w.
 //! Backward, g = dy·w: dx = r (g − x r² mean(g·x)), dw = Σ dy·x·r over rows and heads. Values are copied.
 //!
-//! Shapes: qkv and y [B, T, (H+2Hk)·D], weights [D]. Saved: qkv; r is computed again, which costs less than reading it.
+//! Shapes: qkv and y [B, T, (H+2Hk)·D], weights f32 [D], and so are their gradients. Saved: qkv; r is computed again, which costs less than reading it.
 //! 4·D flops a head and row forward, 9·D backward; every byte once. Partial sums of dw are made for fixed blocks of
 //! rows and added in order.
 //! Source: Zhang and Sennrich 2019, eq. 4; on heads: Qwen3, and Dehghani et al. 2023, section 2.
@@ -12,9 +12,10 @@ use rayon::prelude::*;
 
 use super::attention::{Heads, check_heads, rows};
 use crate::error::{Error, Result};
-use crate::ops::rows::{add_scaled, dot, rows_per_task};
+use crate::launch::{Argument, Launch, blocks, index, kernel_name};
+use crate::ops::rows::{SUMMED_COLUMNS, add_scaled, dot, rows_per_task};
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 
 /// Normalises the query and key heads of packed rows.
 ///
@@ -32,6 +33,12 @@ pub fn qk_norm(
 ) -> Result<Value> {
     tape.record_one(QkNorm { heads, epsilon }, &[qkv, query_weight, key_weight])
 }
+
+/// Threads of a block of `cuda/qk_norm.cu`.
+const THREADS: usize = 256;
+
+/// The most blocks of its backward kernel, each with partial sums of its own.
+const MOST_BLOCKS: usize = 528;
 
 /// Inputs: qkv, query weight, key weight. Output: y.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +79,52 @@ impl QkNorm {
         rows.div_ceil(64).max(16)
     }
 
+    /// Lanes that hold a head with 16 bytes each in `cuda/qk_norm.cu`.
+    fn lanes(&self, kernel: &str, qkv: TensorType) -> Result<usize> {
+        let lanes = (self.heads.dim * qkv.dtype.size())
+            .div_ceil(16)
+            .next_power_of_two();
+        if lanes > 32 {
+            return Err(Error::kernel(format!(
+                "kernel {kernel}: a head has at most 512 bytes, but {} columns of {} are wanted; use more heads",
+                self.heads.dim, qkv.dtype
+            )));
+        }
+        Ok(lanes)
+    }
+
+    /// The launch of a kernel of `cuda/qk_norm.cu`: its tensors, ε, heads, lanes and the heads of all rows. `most_blocks`
+    /// take heads in turn.
+    fn launch(
+        &self,
+        kernel: String,
+        qkv: TensorType,
+        tensors: &[Argument],
+        most_blocks: usize,
+    ) -> Result<Launch> {
+        let total = self.heads.query + 2 * self.heads.key_value;
+        let lanes = self.lanes(&kernel, qkv)?;
+        let items = qkv.shape.rows() * total;
+        let blocks = blocks(&kernel, items, THREADS / lanes)?.min(most_blocks as u32);
+        let mut arguments = tensors.to_vec();
+        arguments.extend([
+            Argument::F32(self.epsilon),
+            Argument::I32(self.heads.query as i32),
+            Argument::I32(self.normed() as i32),
+            Argument::I32(total as i32),
+            Argument::I32(self.heads.dim as i32),
+            Argument::I32(lanes as i32),
+            // With room for the last step beyond the end.
+            index(
+                &kernel,
+                "the number of heads of all rows",
+                items + MOST_BLOCKS * THREADS,
+            )
+            .map(|_| Argument::I32(items as i32))?,
+        ]);
+        Ok(Launch::new(kernel, blocks, arguments))
+    }
+
     fn check(&self, name: &'static str, inputs: &[TensorType]) -> Result<()> {
         check_heads(name, self.heads)?;
         if !(self.epsilon > 0.0 && self.epsilon.is_finite()) {
@@ -79,13 +132,22 @@ impl QkNorm {
             return Err(Error::shape(name, "epsilon", want, self.epsilon));
         }
         rows(name, "qkv", inputs[0], self.heads.packed_width())?;
-        let want = TensorType::new(inputs[0].dtype, [self.heads.dim]);
+        let want = TensorType::f32([self.heads.dim]);
         for (tensor, got) in [("query_weight", inputs[1]), ("key_weight", inputs[2])] {
             if got != want {
                 return Err(Error::shape(name, tensor, want, got));
             }
         }
         Ok(())
+    }
+}
+
+impl QkNormBackward {
+    /// Blocks of the kernel: at least eight heads for each group of lanes, from the shape alone.
+    fn blocks(&self, qkv: TensorType) -> usize {
+        let heads = qkv.shape.rows() * (self.norm.heads.query + 2 * self.norm.heads.key_value);
+        let lanes = self.norm.lanes("qk_norm_backward", qkv).unwrap_or(32);
+        heads.div_ceil(8 * (THREADS / lanes)).clamp(1, MOST_BLOCKS)
     }
 }
 
@@ -135,6 +197,18 @@ impl Op for QkNorm {
                     }
                 }
             });
+    }
+
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let kernel = kernel_name("qk_norm_forward", inputs[0].dtype);
+        let tensors = [
+            Argument::output(0),
+            Argument::input(0),
+            Argument::input(1),
+            Argument::input(2),
+        ];
+        let launch = self.launch(kernel, inputs[0], &tensors, usize::MAX)?;
+        Ok(vec![launch])
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -266,6 +340,41 @@ impl Op for QkNormBackward {
         }
     }
 
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let partials = match self.owes_weights {
+            true => Argument::workspace(DType::F32),
+            false => Argument::Null,
+        };
+        let tensors = [
+            Argument::output(0),
+            partials,
+            Argument::input(0),
+            Argument::input(3),
+            Argument::input(1),
+            Argument::input(2),
+        ];
+        let kernel = kernel_name("qk_norm_backward", inputs[0].dtype);
+        let blocks_of_heads = self.blocks(inputs[0]);
+        let launch = self
+            .norm
+            .launch(kernel, inputs[0], &tensors, blocks_of_heads)?;
+        let mut launches = vec![launch];
+        if self.owes_weights {
+            let (name, dim) = ("qk_norm_backward_weights_f32", self.norm.heads.dim);
+            let arguments = vec![
+                Argument::output(1),
+                Argument::output(2),
+                partials,
+                Argument::I32(blocks_of_heads as i32),
+                Argument::I32(dim as i32),
+            ];
+            let mut launch = Launch::new(name, blocks(name, dim, SUMMED_COLUMNS)?, arguments);
+            launch.grid[1] = 2;
+            launches.push(launch);
+        }
+        Ok(launches)
+    }
+
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         unreachable!("the tape does not differentiate backward ops")
     }
@@ -280,11 +389,15 @@ impl Op for QkNormBackward {
     }
 
     fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], target: Target) -> usize {
-        if !self.owes_weights || !matches!(target, Target::Cpu { .. }) {
+        if !self.owes_weights {
             return 0;
         }
         let rows = inputs[0].shape.rows();
         let partial = 2 * self.norm.heads.dim * size_of::<f32>();
-        rows.div_ceil(self.norm.block(rows)) * partial
+        match target {
+            Target::Cpu { .. } => rows.div_ceil(self.norm.block(rows)) * partial,
+            Target::Cuda => self.blocks(inputs[0]) * partial,
+            Target::Reference => 0,
+        }
     }
 }

@@ -28,6 +28,18 @@ proptest! {
 }
 
 #[test]
+fn l2_normalize_in_every_width_of_its_kernels_matches_the_reference() {
+    for (rows, width) in [(9, 512), (3, 513), (3, 2048), (2, 2049), (2, 2056)] {
+        let mut random = Random::new(width as u64);
+        let case = Case::new("every width", |tape, v| {
+            Ok(vec![out("y", l2_normalize(tape, v[0], 1e-12)?)])
+        })
+        .input("x", [rows, width], random.normals(rows * width, 1.0));
+        check(&case, width as u64);
+    }
+}
+
+#[test]
 fn l2_normalize_divides_short_rows_by_epsilon() {
     let mut random = Random::new(1);
     let mut x = random.normals(4 * 9, 1.0);

@@ -20,3 +20,19 @@ proptest! {
         check(&case, seed);
     }
 }
+
+#[test]
+fn scaled_branches_of_many_rows_and_channels_match_the_reference() {
+    // Several chunks of rows and tiles of channels, in whole vectors and ragged.
+    for channels in [272, 301] {
+        let (rows, mut random) = (150, Random::new(5));
+        let count = rows * channels;
+        let case = Case::new("layer scale in tiles", |tape, v| {
+            Ok(vec![out("y", layer_scale(tape, v[0], v[1], v[2])?)])
+        })
+        .input("x", [rows, channels], random.normals(count, 1.0))
+        .input("gamma", [channels], random.normals(channels, 1.0))
+        .input("residual", [rows, channels], random.normals(count, 1.0));
+        check(&case, 5);
+    }
+}

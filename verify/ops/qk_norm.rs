@@ -65,6 +65,22 @@ fn qk_norm_adds_partial_sums_of_many_rows() {
 }
 
 #[test]
+fn qk_norm_of_heads_as_wide_as_a_warp_matches_the_reference() {
+    for dim in [64, 128] {
+        let heads = Heads {
+            query: 2,
+            key_value: 1,
+            dim,
+        };
+        let shape = [2, 9, heads.packed_width()];
+        let mut random = Random::new(dim as u64);
+        let qkv = random.normals(shape.iter().product(), 1.0);
+        let case = case(format!("D {dim}"), shape, heads, qkv, &mut random);
+        check(&case, dim as u64);
+    }
+}
+
+#[test]
 fn qk_norm_with_frozen_weights_owes_only_the_rows() {
     let heads = Heads {
         query: 1,

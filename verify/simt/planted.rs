@@ -1,17 +1,22 @@
 //! Mistakes planted in the kernels of the product, at the places where threads wait for each other: each must show, as a
 //! report or as other bits than the kernel gives without it. A test that could not see them would prove nothing.
 
+use std::collections::BTreeMap;
+
 use super::emulator;
 use crate::harness::Random;
 use keel::error::Result;
 use keel::executor::simt::{Argument, Buffer, Element, Emulator, Options};
 
 /// One argument of a kernel.
+#[derive(Clone)]
 enum Part {
     /// Floats drawn at random.
     In(usize),
     /// Floats that the kernel writes.
     Out(usize),
+    /// Written in the place of the input that is this argument.
+    Over(usize),
     Null,
     I32(i32),
     I64(i64),
@@ -19,32 +24,34 @@ enum Part {
 }
 
 /// A launch of one block or a few.
+#[derive(Clone)]
 struct Trial {
     kernel: &'static str,
     grid: [u32; 3],
     parts: Vec<Part>,
+    /// The spread of the inputs.
+    scale: f64,
 }
 
 impl Trial {
     /// The bits of everything the kernel writes.
     fn run(&self, emulator: &Emulator, options: &Options<'_>) -> Result<Vec<u32>> {
         let mut random = Random::new(7);
-        let mut buffers: Vec<Buffer> = Vec::new();
-        for part in &self.parts {
+        let mut buffers: BTreeMap<usize, Buffer> = BTreeMap::new();
+        for (at, part) in self.parts.iter().enumerate() {
             if let Part::In(count) | Part::Out(count) = part {
                 let mut buffer = emulator.allocate(Element::F32, *count)?;
                 if let Part::In(_) = part {
-                    buffer.write(&random.normals(*count, 1.0))?;
+                    buffer.write(&random.normals(*count, self.scale))?;
                 }
-                buffers.push(buffer);
+                buffers.insert(at, buffer);
             }
         }
-        let mut next = buffers.iter();
-        let arguments: Vec<Argument<'_>> = self
-            .parts
-            .iter()
-            .map(|part| match part {
-                Part::In(_) | Part::Out(_) => Argument::whole(next.next().expect("one for each")),
+        let parts = self.parts.iter().enumerate();
+        let arguments: Vec<Argument<'_>> = parts
+            .map(|(at, part)| match part {
+                Part::In(_) | Part::Out(_) => Argument::whole(&buffers[&at]),
+                Part::Over(input) => Argument::whole(&buffers[input]),
                 Part::Null => Argument::Null,
                 Part::I32(value) => Argument::I32(*value),
                 Part::I64(value) => Argument::I64(*value),
@@ -55,17 +62,30 @@ impl Trial {
         let block = [kernel.threads.expect("a fixed block"), 1, 1];
         let shared = kernel.shared_bytes;
         emulator.launch(&kernel, self.grid, block, shared, &arguments, options)?;
-        let pointers = self
-            .parts
-            .iter()
-            .filter(|part| matches!(part, Part::In(_) | Part::Out(_)));
         let mut found = Vec::new();
-        for (part, buffer) in pointers.zip(&buffers) {
-            if let Part::Out(_) = part {
-                found.extend(buffer.read::<f32>()?.iter().map(|x| x.to_bits()));
-            }
+        for (at, part) in self.parts.iter().enumerate() {
+            let written = match part {
+                Part::Out(_) => &buffers[&at],
+                Part::Over(input) => &buffers[input],
+                _ => continue,
+            };
+            found.extend(written.read::<f32>()?.iter().map(|x| x.to_bits()));
         }
         Ok(found)
+    }
+
+    /// Panics unless the kernel gives the same bits when output `output` lies in the place of input `input`.
+    fn must_work_in_place(&self, emulator: &Emulator, output: usize, input: usize) {
+        let mut in_place = self.clone();
+        in_place.parts[output] = Part::Over(input);
+        for options in Options::proof(3) {
+            let [apart, over] = [self, &in_place].map(|trial| {
+                trial
+                    .run(emulator, &options)
+                    .unwrap_or_else(|problem| panic!("{}: {problem}", self.kernel))
+            });
+            assert_eq!(apart, over, "{}: {output} over {input}", self.kernel);
+        }
     }
 
     /// Panics unless `bug` shows under one of the schedules that every kernel case runs under.
@@ -107,6 +127,7 @@ fn layer_norm_forward(kernel: &'static str, rows: usize, columns: usize) -> Tria
         kernel,
         grid: [rows as u32, 1, 1],
         parts,
+        scale: 1.0,
     }
 }
 
@@ -128,7 +149,172 @@ fn layer_norm_backward(kernel: &'static str, rows: usize, columns: usize) -> Tri
         kernel,
         grid: [1, 1, 1],
         parts,
+        scale: 1.0,
     }
+}
+
+/// dy, gate_up [rows, 2·width].
+fn swiglu_backward(rows: usize, width: usize) -> Trial {
+    let parts = vec![
+        Part::Out(2 * rows * width),
+        Part::In(rows * width),
+        Part::In(2 * rows * width),
+        Part::I64(rows as i64),
+        Part::I32(width as i32),
+        Part::I32(3),
+    ];
+    Trial {
+        kernel: "swiglu_backward_f32",
+        grid: [rows.div_ceil(3) as u32, 1, 1],
+        parts,
+        scale: 1.0,
+    }
+}
+
+/// Two query heads and one of keys and of values, D 24, turned by their places.
+fn rope(rows: usize) -> Trial {
+    let count = rows * 4 * 24;
+    let parts = vec![
+        Part::Out(count),
+        Part::In(count),
+        Part::Null,
+        Part::I64(rows as i64),
+        Part::I32(0),
+        Part::I32(1),
+        Part::I64(f64::log2(1e4).to_bits().cast_signed()),
+        Part::F32(1.0),
+        Part::I32(3),
+        Part::I32(1),
+        Part::I32(24),
+        Part::I64(rows as i64),
+    ];
+    Trial {
+        kernel: "rope_f32",
+        grid: [rows.div_ceil(8) as u32, 1, 1],
+        parts,
+        scale: 1.0,
+    }
+}
+
+/// The same heads, normalised; `tensors` come first.
+fn qk_norm(kernel: &'static str, rows: usize, tensors: &[Part]) -> Trial {
+    let mut parts = tensors.to_vec();
+    parts.extend([
+        Part::In(24),
+        Part::In(24),
+        Part::F32(1e-6),
+        Part::I32(2),
+        Part::I32(3),
+        Part::I32(4),
+        Part::I32(24),
+        Part::I32(8),
+        Part::I32(4 * rows as i32),
+    ]);
+    Trial {
+        kernel,
+        // Backward takes heads in turn, forward each once.
+        grid: [(4 * rows).div_ceil(32) as u32, 1, 1],
+        parts,
+        scale: 1.0,
+    }
+}
+
+/// Two chunks of rows and one tile of columns.
+fn layer_scale_backward(rows: usize, columns: usize) -> Trial {
+    let count = rows * columns;
+    let parts = vec![
+        Part::Out(count),
+        Part::Out(2 * columns),
+        Part::In(count),
+        Part::In(columns),
+        Part::In(count),
+        Part::I64(rows as i64),
+        Part::I32(columns as i32),
+        Part::I32(2),
+    ];
+    Trial {
+        kernel: "layer_scale_backward_f32",
+        grid: [2, 1, 1],
+        parts,
+        scale: 1.0,
+    }
+}
+
+/// y, norms, x, ε, rows, columns, with a block a row.
+fn l2_normalize_forward(rows: usize, columns: usize) -> Trial {
+    let parts = vec![
+        Part::Out(rows * columns),
+        Part::Out(rows),
+        Part::In(rows * columns),
+        Part::F32(1e-12),
+        Part::I64(rows as i64),
+        Part::I32(columns as i32),
+    ];
+    Trial {
+        kernel: "l2_normalize_forward_f32",
+        grid: [rows as u32, 1, 1],
+        parts,
+        scale: 1.0,
+    }
+}
+
+#[test]
+fn kernels_may_write_in_the_place_of_what_they_read() {
+    let Some(emulator) = emulator() else { return };
+    layer_norm_forward("layer_norm_forward_f32", 3, 600).must_work_in_place(&emulator, 1, 3);
+    let mut with_residual = layer_norm_forward("layer_norm_forward_f32", 3, 600);
+    with_residual.parts[0] = Part::Out(1800);
+    with_residual.parts[4] = Part::In(1800);
+    with_residual.must_work_in_place(&emulator, 0, 3);
+    with_residual.must_work_in_place(&emulator, 0, 4);
+    let mut accumulating = layer_norm_backward("layer_norm_backward_narrow_f32", 9, 130);
+    accumulating.parts[6] = Part::In(9 * 130);
+    accumulating.must_work_in_place(&emulator, 0, 6);
+    swiglu_backward(7, 37).must_work_in_place(&emulator, 0, 2);
+    rope(11).must_work_in_place(&emulator, 0, 1);
+    let count = 11 * 4 * 24;
+    let tensors = [Part::Out(count), Part::In(count)];
+    qk_norm("qk_norm_forward_f32", 11, &tensors).must_work_in_place(&emulator, 0, 1);
+    let tensors = [
+        Part::Out(count),
+        Part::Null,
+        Part::In(count),
+        Part::In(count),
+    ];
+    qk_norm("qk_norm_backward_f32", 11, &tensors).must_work_in_place(&emulator, 0, 3);
+    let parts = vec![
+        Part::Out(7 * 37),
+        Part::In(7 * 37),
+        Part::In(37),
+        Part::In(7 * 37),
+        Part::I64(7),
+        Part::I32(37),
+        Part::I32(4),
+    ];
+    let layer_scale = Trial {
+        kernel: "layer_scale_forward_f32",
+        grid: [2, 1, 1],
+        parts,
+        scale: 1.0,
+    };
+    layer_scale.must_work_in_place(&emulator, 0, 3);
+    l2_normalize_forward(3, 600).must_work_in_place(&emulator, 0, 2);
+    let parts = vec![
+        Part::Out(3 * 600),
+        Part::In(3 * 600),
+        Part::In(3),
+        Part::In(3 * 600),
+        Part::F32(1e-12),
+        Part::I64(3),
+        Part::I32(600),
+    ];
+    let l2_backward = Trial {
+        kernel: "l2_normalize_backward_f32",
+        grid: [3, 1, 1],
+        parts,
+        scale: 1.0,
+    };
+    l2_backward.must_work_in_place(&emulator, 0, 3);
 }
 
 #[test]
@@ -157,6 +343,7 @@ fn bugs_planted_in_the_norms_are_caught() {
         kernel: "norm_backward_parameters_f32",
         grid: [2, 2, 1],
         parts,
+        scale: 1.0,
     };
     sums.must_catch(
         &emulator,
@@ -171,9 +358,38 @@ fn bugs_planted_in_the_gradient_norm_are_caught() {
         kernel: "grad_norm_squares_f32",
         grid: [2, 1, 1],
         parts: vec![Part::Out(4), Part::In(3001), Part::I64(3001)],
+        scale: 1.0,
     };
     trial.must_catch(
         &emulator,
         "grad_norm: no barrier before the warps' sums are added",
+    );
+}
+
+#[test]
+fn bugs_planted_in_the_ops_on_rows_are_caught() {
+    let Some(emulator) = emulator() else { return };
+    rope(11).must_catch(&emulator, "rope: no barrier before the table is read");
+    let count = 11 * 4 * 24;
+    let tensors = [
+        Part::Out(count),
+        Part::Out(2 * 2 * 24),
+        Part::In(count),
+        Part::In(count),
+    ];
+    qk_norm("qk_norm_backward_f32", 11, &tensors).must_catch(
+        &emulator,
+        "qk_norm: no barrier before the groups' sums are added",
+    );
+    layer_scale_backward(40, 100).must_catch(
+        &emulator,
+        "layer_scale: no barrier before the warps' sums are added",
+    );
+    // So short that their squares vanish.
+    let mut tiny = l2_normalize_forward(3, 600);
+    tiny.scale = 1e-30;
+    tiny.must_catch(
+        &emulator,
+        "team_max: no barrier before the warps' maxima are compared",
     );
 }
