@@ -57,11 +57,16 @@ DEVICE Matrix<T> matrix(const T* data, int rows, int columns) {
     return matrix(data, rows, columns, int64_t(columns));
 }
 
-// One asynchronous copy of kBytes from global to shared memory: `inside` elements are read, the rest becomes zero. Two
-// bytes have no asynchronous copy and are moved on the spot.
+// The bytes of a piece of kBytes of which `inside` elements (any number, less than one is none) lie within the matrix.
 template <int kBytes, class T>
-DEVICE void copy_elements(T* to, const T* from, int inside CALLER) {
-    const uint32_t bytes = uint32_t(min(max(inside, 0), kBytes / int(sizeof(T)))) * uint32_t(sizeof(T));
+DEVICE uint32_t bytes_inside(int inside) {
+    return uint32_t(min(max(inside, 0), kBytes / int(sizeof(T)))) * uint32_t(sizeof(T));
+}
+
+// One asynchronous copy of a piece of kBytes from global to shared memory: `bytes` are read, the rest becomes zero. Two bytes
+// have no asynchronous copy and are moved on the spot.
+template <int kBytes, class T>
+DEVICE void copy_piece(T* to, const T* from, uint32_t bytes CALLER) {
     if constexpr (kBytes == 16) {
         cp_async_16(shared_address(to), from, bytes FOR_CALLER);
     } else if constexpr (kBytes == 8) {
@@ -79,13 +84,12 @@ DEVICE void copy_tile(SharedTile& tile, const Matrix<T>& from, int first_row, in
     constexpr int kDown = kThreads / kAcross, kPieces = SharedTile::kRows * kAcross;
     if constexpr (kBytes == 16 && kThreads % kAcross == 0 && SharedTile::kRows % kDown == 0) {
         // Each thread stays in its column of pieces and takes every kDown-th row, by additions alone.
-        const int row = thread / kAcross, column = thread % kAcross * kElements;
-        const int inside = from.columns - (first_column + column);
+        const int row = thread / kAcross, column = thread % kAcross * kElements, rows = from.rows - first_row - row;
+        const uint32_t bytes = bytes_inside<kBytes, T>(from.columns - (first_column + column));
         const T* source = from.data + int64_t(first_row + row) * from.pitch + first_column + column;
         UNROLL
         for (int turn = 0; turn < SharedTile::kRows; turn += kDown, source += kDown * from.pitch)
-            copy_elements<kBytes>(&tile.element[row + turn][column], source,
-                                  first_row + row + turn < from.rows ? inside : 0 FOR_CALLER);
+            copy_piece<kBytes>(&tile.element[row + turn][column], source, turn < rows ? bytes : 0 FOR_CALLER);
     } else {
         // Not unrolled: so many addresses at once would fill the registers.
         ROLLED
@@ -93,7 +97,7 @@ DEVICE void copy_tile(SharedTile& tile, const Matrix<T>& from, int first_row, in
             const int row = piece / kAcross, column = piece % kAcross * kElements;
             const T* source = from.data + int64_t(first_row + row) * from.pitch + first_column + column;
             const int inside = first_row + row < from.rows ? from.columns - (first_column + column) : 0;
-            copy_elements<kBytes>(&tile.element[row][column], source, inside FOR_CALLER);
+            copy_piece<kBytes>(&tile.element[row][column], source, bytes_inside<kBytes, T>(inside) FOR_CALLER);
         }
     }
 }

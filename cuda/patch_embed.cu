@@ -56,7 +56,7 @@ DEVICE void gather_pieces(SharedTile& tile, const Patches& from, int first_row, 
     for (int row = thread / kAcross; row < SharedTile::kRows; row += kDown) {
         const bool inside = pixel < from.pixels && first_row + row < from.rows;
         const int64_t offset = inside ? from.row_offset(first_row + row) : 0;
-        copy_elements<kBytes>(&tile.element[row][column], source + offset, inside ? kElements : 0);
+        copy_piece<kBytes>(&tile.element[row][column], source + offset, inside ? kBytes : 0);
     }
 }
 
@@ -163,7 +163,8 @@ DEVICE void patch_embed_gradient(float* dw, float* sums, const float* addend, co
 // Math     : dimages(pixel p of patch r) = addend(same) + Σ over c of dy(r,c)·W(c,p)
 // Tensors  : dy elem [B·T,C] | weight elem [C,Ci·P·P] | addend f32 [B,Ci,h,w] or null, dimages itself too |
 //            dimages f32 [B,Ci,h,w]
-// Grid     : tiles of [B·T,Ci·P·P]      Block: as patch_embed_forward      Smem: as linear_input_gradient, with fewer stages
+// Grid     : tiles of [B·T,Ci·P·P]      Block: as patch_embed_forward
+// Smem     : the stages of product.cuh: bf16 68 KB, f32 68 KB; small bf16 29 KB, f32 41 KB
 // Work     : 2·B·T·C·Ci·P·P flop; reads dy·e + W·e, writes images·4     bound: tensor cores
 // Accuracy : f32 accumulators
 // Ragged   : any sizes; pixels of no patch are patch_embed_image_rest's
@@ -224,6 +225,7 @@ constexpr int kPatchThreads = 256;
 // Math     : dimages = addend, or 0, where line >= covered_height or place >= covered_width
 // Tensors  : dimages, addend f32 [planes,height,width]; addend may be null or dimages itself
 // Grid     : ⌈planes·height·width / 256⌉ blocks      Block: 256 threads
+// Smem     : none
 // Work     : writes the rest·4 B, reads as much of the addend     bound: launch
 // Accuracy : exact
 // Ragged   : any sizes
@@ -238,9 +240,11 @@ extern "C" __global__ void __launch_bounds__(kPatchThreads) patch_embed_image_re
 }
 KERNEL(patch_embed_image_rest_f32, kPatchThreads)
 
-// patch_embed_position_gradient: dposition = Σ over the batch of dy.
+// patch_embed_position_gradient: the sum of dy over the batch.
+// Math     : dposition(t,c) = Σ over b of dy(b,t,c)
 // Tensors  : dy elem [B,count] | dposition f32 [count], count = T·C
 // Grid     : ⌈count / (256 · 16 bytes)⌉ blocks      Block: 256 threads
+// Smem     : none
 // Work     : B·count flop; reads B·count·e, writes count·4     bound: memory
 // Accuracy : f32 sums
 // Ragged   : any B, count

@@ -45,8 +45,8 @@ pub enum Direction {
 }
 
 impl Example {
-    /// Records the example. Float inputs of two or more dimensions are of type `precision`, vectors stay f32: the rule of
-    /// every program.
+    /// Records the example. Float matrices are of type `precision`, vectors and pictures stay f32: the rule of every
+    /// program.
     ///
     /// # Errors
     /// [`crate::error::Error::Shape`] when the op has no form in that precision.
@@ -56,7 +56,7 @@ impl Example {
         let mut inputs = Vec::new();
         for (index, ty) in self.inputs.iter().enumerate() {
             let name = format!("x{index}");
-            let ty = match ty.dtype.is_float() && ty.shape.rank() >= 2 {
+            let ty = match ty.dtype.is_float() && (2..4).contains(&ty.shape.rank()) {
                 true => TensorType::new(precision, ty.shape),
                 false => *ty,
             };

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use keel::error::Result;
+use keel::launch::{Argument, Launch};
 use keel::ops::{Activation, linear, linear_activation, linear_residual};
 use keel::tape::{Add, ParameterLayout, Tape, Value};
-use keel::tensor::TensorType;
+use keel::tensor::{DType, TensorType};
 use proptest::prelude::*;
 
 use crate::harness::{Case, Golden, Random, check, check_golden, out};
@@ -319,5 +321,72 @@ fn activations_agree_with_pytorch_in_the_tails() {
         .input("x", shape, golden.f32s("input.x"))
         .constant("identity", [columns, columns], identity);
         check_golden(&case, &golden);
+    }
+}
+
+/// The launches of the products that `linear` and its backward make for x [rows, k] and weight [n, k].
+fn product_launches(rows: usize, n: usize, k: usize, dtype: DType) -> Vec<Result<Vec<Launch>>> {
+    let mut tape = empty_tape();
+    let x = tape.input_with_gradient("x", TensorType::new(dtype, [rows, k]));
+    let weight = tape.input_with_gradient("weight", TensorType::new(dtype, [n, k]));
+    let y = linear(&mut tape, x, weight, None).unwrap();
+    let dy = tape.input("dy", TensorType::new(dtype, [rows, n]));
+    tape.backward_from(&[(y, dy)]).unwrap();
+    let types = |values: &[Value]| values.iter().map(|v| tape.ty(*v)).collect::<Vec<_>>();
+    tape.instructions()
+        .iter()
+        .filter(|i| i.op.is_matrix_product())
+        .map(|i| i.op.launches(&types(&i.inputs), &types(&i.outputs)))
+        .collect()
+}
+
+#[test]
+fn products_of_a_large_model_fill_the_multiprocessors_with_large_tiles() {
+    for (rows, n, k) in [
+        (65_792, 1024, 1024),
+        (65_792, 4096, 1024),
+        (50_432, 768, 768),
+    ] {
+        for dtype in [DType::Bf16, DType::F32] {
+            let products = product_launches(rows, n, k, dtype);
+            assert_eq!(products.len(), 3);
+            for launches in products {
+                let first = &launches.unwrap()[0];
+                let blocks = first.grid.iter().product::<u32>();
+                assert!(blocks >= 132, "{}: {blocks} blocks", first.kernel);
+                assert!(!first.kernel.contains("small"), "{}", first.kernel);
+            }
+        }
+    }
+}
+
+#[test]
+fn splits_of_a_weight_gradient_cover_every_row_and_none_is_empty() {
+    for rows in [1, 31, 32, 127, 128, 129, 300, 1000, 4097, 65_792] {
+        for (dtype, rows_a_step) in [(DType::Bf16, 32), (DType::F32, 16)] {
+            let products = product_launches(rows, 200, 70, dtype);
+            let launches = products.into_iter().map(Result::unwrap);
+            let split = launches
+                .map(|launches| launches[0].clone())
+                .find(|first| first.kernel.starts_with("linear_weight_gradient"))
+                .unwrap();
+            let Some(Argument::I32(steps)) = split.arguments.last() else {
+                panic!("the last argument is the number of steps")
+            };
+            let (steps, splits) = (*steps as usize, split.grid[2] as usize);
+            let all_steps = rows.div_ceil(rows_a_step);
+            assert!(splits * steps >= all_steps, "{rows} rows in {split:?}");
+            assert!((splits - 1) * steps < all_steps, "{rows} rows in {split:?}");
+        }
+    }
+}
+
+#[test]
+fn products_beyond_32_bits_are_refused_with_both_values() {
+    for launches in product_launches(1 << 31, 2, 2, DType::Bf16) {
+        let problem = launches.unwrap_err().to_string();
+        assert!(problem.contains("2147483648 is wanted"), "{problem}");
+        assert!(problem.contains("is at most 2147482623"), "{problem}");
+        assert!(problem.contains("kernel linear_"), "{problem}");
     }
 }
