@@ -10,7 +10,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use keel::error::Result;
 use keel::executor::{CpuExecutor, Executor, Session};
-use keel::kernels::{Direction, Example, Size, examples};
+use keel::kernels::{Direction, Example, Size, examples, fill};
 use keel::program::{CompileOptions, Program};
 use keel::tape::Target;
 use keel::tensor::DType;
@@ -26,25 +26,8 @@ fn load(
         threads: executor.threads(),
     };
     let program = Program::compile(tape, &CompileOptions::new(target))?;
-    let names: Vec<String> = program.input_names().map(str::to_owned).collect();
     let mut session = executor.load(Arc::new(program))?;
-    for name in names {
-        let ty = session.program().ty(session.program().input(&name)?);
-        let scattered = |index: usize| (index * 2_654_435_761 % 4_294_967_296) >> 8;
-        match ty.dtype {
-            DType::I32 => {
-                let values: Vec<i32> = (0..ty.numel())
-                    .map(|i| (scattered(i) % 512) as i32)
-                    .collect();
-                session.write_i32(&name, &values)?;
-            }
-            _ => {
-                let value = |i| scattered(i) as f32 / 8_388_608.0 - 1.0;
-                let values: Vec<f32> = (0..ty.numel()).map(value).collect();
-                session.write_f32(&name, &values)?;
-            }
-        }
-    }
+    fill(session.as_mut(), Size::Small.vocabulary())?;
     Ok(session)
 }
 

@@ -1,54 +1,61 @@
-//! The two lead steps, loaded on the processor with made-up inputs.
+//! The two lead steps, and a GPU's step, loaded with made-up inputs.
 
 use std::sync::Arc;
 
 use keel::data::batch::IGNORED;
 use keel::data::tokenizer::IMAGE;
-use keel::executor::{CpuExecutor, Executor, Session};
+use keel::executor::{Choice, Executor, Session};
 use keel::model::{declare, initialise};
-use keel::tape::Target;
 use keel::tensor::DType;
 use keel::train::{Recipe, compile_step, hyper, step_shape};
 
 /// The steps' names, as in bench/peers/steps.py, and the numbers they train.
 pub const STEPS: [(&str, usize); 2] = [("contrastive", 4_652_353), ("stage_three", 7_839_168)];
 
-/// One loaded step.
+/// The step that GPUs are timed with, and the numbers it trains: those of OpenAI's CLIP ViT-L/14.
+pub const GPU_STEP: (&str, usize) = ("vit_large", 427_616_513);
+
+/// One loaded step. The executor holds the parameters that the session works on.
 pub struct Lead {
-    pub executor: CpuExecutor,
+    pub executor: Box<dyn Executor>,
     pub session: Box<dyn Session>,
     /// Bytes that the plan says a run takes.
     pub planned_bytes: u64,
 }
 
-/// Loads a step on `threads` threads.
-pub fn load(name: &str, threads: usize) -> Lead {
-    let recipe = Recipe::parse("bench/lead.toml", include_str!("lead.toml"), &[])
-        .expect("the benchmark's recipe is valid");
-    let stage = recipe.stage(name).expect("one of STEPS");
+/// Loads a step on the chosen device.
+pub fn load(name: &str, choice: &Choice) -> Lead {
+    let (path, text) = match name == GPU_STEP.0 {
+        true => ("bench/vit_large.toml", include_str!("vit_large.toml")),
+        false => ("bench/lead.toml", include_str!("lead.toml")),
+    };
+    let recipe = Recipe::parse(path, text, &[]).expect("the benchmark's recipe is valid");
+    let stage = recipe.stage(name).expect("one of STEPS, or GPU_STEP");
     let layout = declare(&recipe.model, recipe.contrastive_form.into()).expect("valid sizes");
     let trained = layout.count(|module| stage.trains.iter().any(|name| name == module));
     let (_, expected) = STEPS
         .into_iter()
+        .chain([GPU_STEP])
         .find(|(step, _)| *step == name)
-        .expect("one of STEPS");
+        .expect("one of STEPS, or GPU_STEP");
     assert_eq!(trained, expected, "{name} trains what the peer trains");
-    let executor = CpuExecutor::new(layout.elements(), threads).expect("memory and threads");
+    let executor = choice
+        .open(layout.elements())
+        .unwrap_or_else(|problem| panic!("{problem}"));
     executor.write_parameters(0, &initialise(&layout, recipe.seed));
-    let target = Target::Cpu { threads };
     let program = compile_step(
         &recipe,
         stage,
         &layout,
         &step_shape(stage, None),
-        target,
+        choice.machine(),
         None,
     )
     .expect("the step can be planned");
     let report = keel::program::MemoryReport::new(&program, &layout);
     let mut session = executor
         .load(Arc::new(program))
-        .expect("the step fits in memory");
+        .unwrap_or_else(|problem| panic!("{problem}"));
     fill(session.as_mut(), stage.tokens);
     let hyper = hyper(stage, 0, 1);
     session

@@ -3,6 +3,8 @@
 //!     cargo bench --bench steps                                  criterion
 //!     cargo bench --bench steps -- --profile                     where the time of a step goes
 //!     cargo bench --bench steps -- --against-pytorch [PYTHON]    both, in turn, with ratios
+//!     steps --one STEP --device cpu|simt|cuda                    one line of JSON, on any device
+//!     steps --list-steps DEVICE                                  the steps that the device is timed with
 
 mod lead;
 
@@ -13,7 +15,8 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput};
 use keel::executor::Executor;
 
-use lead::{STEPS, load};
+use keel::executor::{Choice, CpuExecutor, Device};
+use lead::{GPU_STEP, STEPS, load};
 
 /// Steps that are run before any is counted.
 const WARM_UP: usize = 2;
@@ -32,7 +35,22 @@ fn main() -> ExitCode {
     };
     if let Some(step) = after("--one") {
         let step = step.expect("--one is followed by a step's name");
-        println!("{}", measure(step));
+        return match choose(after("--device").flatten().map(String::as_str)) {
+            Ok(choice) => {
+                println!("{}", measure(step, &choice));
+                ExitCode::SUCCESS
+            }
+            Err(problem) => {
+                eprintln!("error: {problem}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    if let Some(device) = after("--list-steps") {
+        STEPS.iter().for_each(|(step, _)| println!("{step}"));
+        if device.is_some_and(|device| device == "cuda") {
+            println!("{}", GPU_STEP.0);
+        }
         return ExitCode::SUCCESS;
     }
     if arguments.iter().any(|a| a == "--profile") {
@@ -56,7 +74,7 @@ fn main() -> ExitCode {
         .measurement_time(Duration::from_secs(8))
         .configure_from_args();
     for (step, _) in STEPS {
-        let mut lead = load(step, threads());
+        let mut lead = load(step, &Choice::processor(threads()));
         let mut group = criterion.benchmark_group("step");
         // Elements are floating-point operations: criterion prints them a second.
         group.throughput(Throughput::Elements(
@@ -75,6 +93,28 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
+/// The device of that name: `cuda` is what the command line takes for it.
+fn choose(device: Option<&str>) -> keel::error::Result<Choice> {
+    let device = match device {
+        None | Some("cpu") => Device::Cpu,
+        Some("simt") => Device::Simt,
+        Some(other) => {
+            return Err(keel::error::Error::setting(
+                "--device",
+                "cpu, simt or cuda",
+                other,
+            ));
+        }
+    };
+    Choice::new(device, threads(), None)
+}
+
+/// The fastest the processor can go, flop/s.
+fn peak_flops() -> f64 {
+    let executor = CpuExecutor::new(0, threads()).expect("threads can be had");
+    executor.peak_flops()
+}
+
 /// The most memory this process has had, in MiB.
 fn peak_memory() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -84,30 +124,36 @@ fn peak_memory() -> f64 {
 }
 
 /// One process's measurement of a step, as a line of JSON.
-fn measure(step: &str) -> serde_json::Value {
+fn measure(step: &str, choice: &Choice) -> serde_json::Value {
     let before = peak_memory();
-    let mut lead = load(step, threads());
+    let mut lead = load(step, choice);
     let mut times: Vec<f64> = (0..WARM_UP + REPEATS)
         .map(|_| {
             let start = Instant::now();
-            lead.session.run().expect("the processor cannot fail");
+            lead.session.run().expect("a step runs");
+            // On a GPU the step is done when something of it has been read.
+            lead.session
+                .read_f32("gradient_norm")
+                .expect("every step has it");
             start.elapsed().as_secs_f64() * 1e3
         })
         .skip(WARM_UP)
         .collect();
     times.sort_by(f64::total_cmp);
     let flops = lead.session.program().cost().flops;
-    let peak = lead.executor.peak_flops();
+    let peak = choice.describe().starts_with("cpu").then(peak_flops);
     let median = times[times.len() / 2];
     serde_json::json!({
+        "kind": "step",
         "step": step,
+        "device": lead.executor.describe(),
         "threads": threads(),
         "median_ms": median,
         "min_ms": times[0],
         "max_ms": times[times.len() - 1],
         "gflop": flops / 1e9,
         "gflop_per_s": flops / median / 1e6,
-        "share_of_peak": flops / (median / 1e3) / peak,
+        "share_of_peak": peak.map(|peak| flops / (median / 1e3) / peak),
         "rss_before_mib": before,
         "rss_peak_mib": peak_memory(),
         "planned_mib": lead.planned_bytes as f64 / (1 << 20) as f64,
@@ -116,7 +162,7 @@ fn measure(step: &str) -> serde_json::Value {
 
 /// Prints the kinds of op that take the most time.
 fn profile(step: &str) {
-    let mut lead = load(step, threads());
+    let mut lead = load(step, &Choice::processor(threads()));
     for _ in 0..WARM_UP {
         lead.session.run().expect("the processor cannot fail");
     }
@@ -146,7 +192,7 @@ fn profile(step: &str) {
         "{step}: {:.1} ms, {:.0} GFLOP/s of {:.0} at most",
         all * 1e3,
         program.cost().flops / all / 1e9,
-        lead.executor.peak_flops() / 1e9
+        peak_flops() / 1e9
     );
     println!("      ms   share  GFLOP/s    GB/s  ops");
     let mut kinds: Vec<_> = kinds.into_iter().collect();

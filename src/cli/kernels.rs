@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::print_line;
+use super::{ComputeArgs, announce, at_least_one, print_line};
 use crate::error::{Error, Result};
-use crate::kernels::{Budget, Catalogue, Size, catalogue, works};
-use crate::report::{kernel_json, kernel_markdown, kernel_text};
+use crate::kernels::{Budget, Catalogue, Size, catalogue, time, works};
+use crate::report::{kernel_json, kernel_markdown, kernel_text, outcome_json, outcome_text};
 use crate::tensor::DType;
 
 /// Options of `keel kernels`.
@@ -15,10 +15,15 @@ use crate::tensor::DType;
 pub(super) struct KernelsArgs {
     /// Only kernels with this in their names, and the examples that launch them; one kernel is told in full.
     name: Option<String>,
-    /// What the examples compute in.
-    #[arg(long, value_enum, default_value = "bf16")]
-    precision: Precision,
-    /// Shapes of the examples: of this repository's recipes, or of ViT-L/14 and a 1.5 B language model.
+    #[command(flatten)]
+    compute: ComputeArgs,
+    /// Runs the examples on the device and prints what each op takes, a line of JSON each with --json.
+    #[arg(long, conflicts_with_all = ["markdown", "budget"])]
+    time: bool,
+    /// How often an example is run.
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = at_least_one, requires = "time")]
+    repeats: u64,
+    /// Shapes of the examples: no size at all, of this repository's recipes, or of ViT-L/14 and a 1.5 B language model.
     #[arg(long, value_enum, default_value = "large")]
     shapes: Shapes,
     /// Prints JSON.
@@ -36,13 +41,8 @@ pub(super) struct KernelsArgs {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Precision {
-    F32,
-    Bf16,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
 enum Shapes {
+    Tiny,
     Small,
     Large,
 }
@@ -59,14 +59,15 @@ pub(super) fn run(args: &KernelsArgs) -> Result<()> {
     if let Some(path) = &args.budget {
         return hold_to_budget(&catalogue, path, args.write);
     }
-    let precision = match args.precision {
-        Precision::F32 => DType::F32,
-        Precision::Bf16 => DType::Bf16,
-    };
+    let precision = args.compute.precision.map_or(DType::Bf16, DType::from);
     let size = match args.shapes {
+        Shapes::Tiny => Size::Tiny,
         Shapes::Small => Size::Small,
         Shapes::Large => Size::Large,
     };
+    if args.time {
+        return time_examples(args, size);
+    }
     let mut works = works(size, precision)?;
     if let Some(name) = &args.name {
         let known: Vec<&str> = catalogue.kernels.iter().map(|facts| facts.name).collect();
@@ -97,6 +98,26 @@ pub(super) fn run(args: &KernelsArgs) -> Result<()> {
             say_what_is_missing(&catalogue)
         }
     }
+}
+
+/// Runs the examples and prints a line for each op.
+fn time_examples(args: &KernelsArgs, size: Size) -> Result<()> {
+    let choice = args.compute.choose()?;
+    let device = choice.describe();
+    if !args.json {
+        announce(&choice)?;
+    }
+    let name = args.name.as_deref().unwrap_or("");
+    time(
+        &choice,
+        size,
+        name,
+        args.repeats as usize,
+        &mut |outcome| match args.json {
+            true => print_line(outcome_json(&outcome, &device)),
+            false => print_line(outcome_text(&outcome, &device)),
+        },
+    )
 }
 
 /// A line for what the build left out, and how to get it.

@@ -1,7 +1,7 @@
 //! The ops that a training step spends its time in, at the shapes of real steps: what the benchmarks time and what the
 //! rooflines are computed for.
 //!
-//! Sizes: `Small` are the lead steps of this repository (B 128, T 64, C 192); `Large` are ViT-L/14 at 224 pixels with
+//! Sizes: `Tiny` take no time anywhere; `Small` are the lead steps of this repository (B 128, T 64, C 192); `Large` are ViT-L/14 at 224 pixels with
 //! B 256 (T 257, so N = 65,792 rows of C 1024), its contrastive loss over 32,768 pairs, and a 1.5 B language model (N 8192
 //! rows of C 1536, V 151,936).
 
@@ -17,6 +17,8 @@ type Record = Box<dyn Fn(&mut Tape, &[Value]) -> Result<Value>>;
 /// How large the examples are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
+    /// As small as shows that they run.
+    Tiny,
     /// As in the steps that train on a processor.
     Small,
     /// As in the steps that a GPU is bought for.
@@ -107,6 +109,7 @@ pub fn record_update(
 /// Numbers that the updated matrix of [`record_update`] has: those of a tower, or few.
 pub const fn update_shape(size: Size) -> (usize, usize) {
     match size {
+        Size::Tiny => (24, 40),
         Size::Small => (4608, 1024),
         // 304 million, as ViT-L/14.
         Size::Large => (297_984, 1024),
@@ -126,6 +129,18 @@ struct Sizes {
     /// Contrastive loss: pairs, width.
     pairs: [usize; 2],
 }
+
+const TINY: Sizes = Sizes {
+    tower: [2, 5, 64, 1, 96],
+    picture: [16, 8],
+    language: [2, 6, 48, 40, 40],
+    heads: Heads {
+        query: 2,
+        key_value: 1,
+        dim: 32,
+    },
+    pairs: [9, 32],
+};
 
 const SMALL: Sizes = Sizes {
     tower: [128, 64, 192, 3, 768],
@@ -151,12 +166,24 @@ const LARGE: Sizes = Sizes {
     pairs: [32_768, 768],
 };
 
+impl Size {
+    fn sizes(self) -> Sizes {
+        match self {
+            Size::Tiny => TINY,
+            Size::Small => SMALL,
+            Size::Large => LARGE,
+        }
+    }
+
+    /// Token ids and targets lie below this.
+    pub fn vocabulary(self) -> usize {
+        self.sizes().language[4]
+    }
+}
+
 /// Every example of a size.
 pub fn examples(size: Size) -> Vec<Example> {
-    let sizes = match size {
-        Size::Small => SMALL,
-        Size::Large => LARGE,
-    };
+    let sizes = size.sizes();
     let mut all = tower(&sizes);
     all.extend(language(&sizes));
     all

@@ -1,7 +1,7 @@
 //! What can be known of the kernels without a GPU: registers, shared memory, spills, occupancy and instructions from the
 //! images that were built into this program, and from the ops' own costs the least time that a chip needs for an example.
 //!
-//! Nothing here runs a kernel; the executors do.
+//! [`time`] holds the same examples against what an executor takes for them.
 
 mod budget;
 mod chips;
@@ -10,6 +10,7 @@ mod header;
 mod ptxas;
 mod roofline;
 pub mod sass;
+mod timing;
 
 pub use budget::{Agreed, Budget};
 pub use chips::{CHIPS, Chip, Occupancy};
@@ -17,6 +18,7 @@ pub use examples::{Direction, Example, Size, examples, record_update, update_sha
 pub use header::{Header, header, headers};
 pub use ptxas::{Assembled, Report, read as read_assembler};
 pub use roofline::{Bound, Work, works};
+pub use timing::{Outcome, Timed, fill, time};
 
 use crate::executor::kernel_table::{IMAGES, KERNELS};
 use crate::executor::simt::Emulator;

@@ -7,7 +7,7 @@
 use super::{CHIPS, Chip, Direction, Size, examples, record_update, update_shape};
 use crate::error::{Error, Result};
 use crate::program::{CompileOptions, Program, Step};
-use crate::tape::{Cost, Target, Value};
+use crate::tape::{Cost, Tape, Target, Value};
 use crate::tensor::DType;
 
 /// bf16 products that make up one f32 product: hi·hi, hi·mid, mid·hi, hi·lo, lo·hi, mid·mid.
@@ -81,6 +81,54 @@ impl Work {
     }
 }
 
+/// An example or the update, recorded.
+pub(super) struct Recorded {
+    /// Its op, `update` for the update.
+    pub example: &'static str,
+    /// Its shape.
+    pub shape: String,
+    is_product: bool,
+    precision: DType,
+    /// The tape.
+    pub tape: Tape,
+    /// Elements of the parameter arena.
+    pub elements: usize,
+}
+
+/// Every example of a size and the update in `precision`, forward and backward. An op that has no form in that precision is
+/// recorded in f32.
+pub(super) fn record_all(size: Size, precision: DType) -> Result<Vec<Recorded>> {
+    let mut all = Vec::new();
+    for example in examples(size) {
+        let (precision, tape) = match example.record(precision, Direction::Both) {
+            Ok(tape) => (precision, tape),
+            Err(Error::Shape { .. }) => (DType::F32, example.record(DType::F32, Direction::Both)?),
+            Err(problem) => return Err(problem),
+        };
+        all.push(Recorded {
+            example: example.op,
+            shape: example.shape,
+            is_product: example.is_product,
+            precision,
+            tape,
+            elements: 0,
+        });
+    }
+    let (rows, columns) = update_shape(size);
+    let (tape, layout) = record_update(precision, rows, columns)?;
+    all.push(Recorded {
+        example: UPDATE,
+        shape: format!("{} parameters", rows * columns),
+        is_product: false,
+        precision,
+        tape,
+        elements: layout.elements(),
+    });
+    Ok(all)
+}
+
+const UPDATE: &str = "update";
+
 /// The ops of every example of a size in `precision`, forward and backward, and of the update. An op that has no form in
 /// that precision is told in f32.
 ///
@@ -93,38 +141,31 @@ pub fn works(size: Size, precision: DType) -> Result<Vec<Work>> {
         ..CompileOptions::new(Target::Cuda)
     };
     let mut all: Vec<Work> = Vec::new();
-    for example in examples(size) {
-        let (precision, tape) = match example.record(precision, Direction::Both) {
-            Ok(tape) => (precision, tape),
-            Err(Error::Shape { .. }) => (DType::F32, example.record(DType::F32, Direction::Both)?),
-            Err(problem) => return Err(problem),
-        };
+    for mut recorded in record_all(size, precision)? {
+        let tape = std::mem::replace(&mut recorded.tape, Tape::declaring());
         let program = Program::compile(tape, &options)?;
-        for step in program.steps() {
-            let work = Work {
-                example: example.op,
-                shape: example.shape.clone(),
-                is_product: example.is_product,
-                ..work(&program, step, precision)
-            };
+        for work in works_of(&recorded, &program).into_iter().flatten() {
             // A layer of another form has the same backward.
             if !all.contains(&work) {
                 all.push(work);
             }
         }
     }
-    let (rows, columns) = update_shape(size);
-    let (tape, _) = record_update(precision, rows, columns)?;
-    let program = Program::compile(tape, &options)?;
-    let update = |step: &&Step| step.instruction.scope.as_ref() == "update";
-    for step in program.steps().iter().filter(update) {
-        all.push(Work {
-            example: "update",
-            shape: format!("{} parameters", rows * columns),
-            ..work(&program, step, precision)
-        });
-    }
     Ok(all)
+}
+
+/// The work of each op of an example's program; none for what only prepares the update.
+pub(super) fn works_of(recorded: &Recorded, program: &Program) -> Vec<Option<Work>> {
+    let works = program.steps().iter().map(|step| {
+        let is_told = recorded.example != UPDATE || step.instruction.scope.as_ref() == "update";
+        is_told.then(|| Work {
+            example: recorded.example,
+            shape: recorded.shape.clone(),
+            is_product: recorded.is_product,
+            ..work(program, step, recorded.precision)
+        })
+    });
+    works.collect()
 }
 
 /// The work of one op of a program; the caller names the example.

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::table::Table;
-use crate::kernels::{CHIPS, Catalogue, Code, Facts, Mix, Size, Work, header};
+use crate::kernels::{CHIPS, Catalogue, Code, Facts, Mix, Outcome, Size, Timed, Work, header};
 
 /// What stands where nothing is known.
 const UNKNOWN: &str = "–";
@@ -159,6 +159,7 @@ pub fn kernel_text(catalogue: &Catalogue, works: &[Work], size: Size) -> String 
     }
     if !works.is_empty() {
         let sizes = match size {
+            Size::Tiny => "tests",
             Size::Small => "the steps of this repository's recipes",
             Size::Large => "ViT-L/14 at batch 256 and a 1.5 B language model",
         };
@@ -271,27 +272,7 @@ pub fn kernel_json(catalogue: &Catalogue, works: &[Work]) -> Value {
             "occupancy": occupancy,
         })
     });
-    let works = works.iter().map(|work| {
-        let least: serde_json::Map<String, Value> = CHIPS
-            .iter()
-            .zip(work.on_every_chip())
-            .map(|(chip, (seconds, bound))| {
-                let value = json!({"microseconds": seconds * 1e6, "bound": bound.name()});
-                (chip.name.to_owned(), value)
-            })
-            .collect();
-        json!({
-            "example": work.example,
-            "shape": work.shape,
-            "op": work.op,
-            "precision": work.precision.name(),
-            "flops": work.cost.flops,
-            "bytes_read": work.cost.bytes_read,
-            "bytes_written": work.cost.bytes_written,
-            "kernels": work.kernels,
-            "roofline": least,
-        })
-    });
+    let works = works.iter().map(work_json);
     json!({
         "has_images": catalogue.has_images,
         "has_instructions": catalogue.has_mixes,
@@ -299,4 +280,90 @@ pub fn kernel_json(catalogue: &Catalogue, works: &[Work]) -> Value {
         "kernels": kernels.collect::<Vec<_>>(),
         "examples": works.collect::<Vec<_>>(),
     })
+}
+
+fn work_json(work: &Work) -> Value {
+    let least: serde_json::Map<String, Value> = CHIPS
+        .iter()
+        .zip(work.on_every_chip())
+        .map(|(chip, (seconds, bound))| {
+            let value = json!({"microseconds": seconds * 1e6, "bound": bound.name()});
+            (chip.name.to_owned(), value)
+        })
+        .collect();
+    json!({
+        "example": work.example,
+        "shape": work.shape,
+        "op": work.op,
+        "precision": work.precision.name(),
+        "flops": work.cost.flops,
+        "bytes_read": work.cost.bytes_read,
+        "bytes_written": work.cost.bytes_written,
+        "kernels": work.kernels,
+        "roofline": least,
+    })
+}
+
+/// What came of an example as a line of JSON. `device` is what computed; where it is one of the chips, the share of its
+/// roofline is told.
+pub fn outcome_json(outcome: &Outcome, device: &str) -> Value {
+    match outcome {
+        Outcome::Timed(timed) => timed_json(timed, device),
+        Outcome::Refused {
+            example,
+            shape,
+            reason,
+        } => json!({"kind": "refused", "example": example, "shape": shape, "reason": reason}),
+    }
+}
+
+fn timed_json(timed: &Timed, device: &str) -> Value {
+    let (work, median) = (&timed.work, timed.median_seconds());
+    let bytes = work.cost.bytes_read + work.cost.bytes_written;
+    let chip = CHIPS.iter().find(|chip| device.contains(chip.name));
+    let least = chip.map(|chip| work.least_seconds(chip));
+    json!({
+        "kind": "op",
+        "example": work.example,
+        "shape": work.shape,
+        "op": work.op,
+        "precision": work.precision.name(),
+        "kernels": work.kernels,
+        "runs": timed.seconds.len(),
+        "median_ms": median * 1e3,
+        "min_ms": timed.seconds[0] * 1e3,
+        "max_ms": timed.seconds[timed.seconds.len() - 1] * 1e3,
+        "gflop_per_s": work.cost.flops / median / 1e9,
+        "gb_per_s": bytes / median / 1e9,
+        "working_set_mb": bytes / 1e6,
+        "share_of_roofline": least.map(|(seconds, _)| seconds / median),
+        "bound": least.map(|(_, bound)| bound.name()),
+    })
+}
+
+/// As [`outcome_json`], as a line for a terminal.
+pub fn outcome_text(outcome: &Outcome, device: &str) -> String {
+    let timed = match outcome {
+        Outcome::Timed(timed) => timed,
+        Outcome::Refused {
+            example,
+            shape,
+            reason,
+        } => return format!("{example} {shape}: not run: {reason}"),
+    };
+    let row = timed_json(timed, device);
+    let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
+    let share = row["share_of_roofline"].as_f64();
+    format!(
+        "{:>10.4} ms {:>9.1} GFLOP/s {:>8.1} GB/s  {}{} {}",
+        number("median_ms"),
+        number("gflop_per_s"),
+        number("gb_per_s"),
+        share.map_or(String::new(), |share| format!(
+            "{:.0} % of the roofline  ",
+            100.0 * share
+        )),
+        timed.work.op,
+        timed.work.shape,
+    )
 }

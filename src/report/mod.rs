@@ -4,6 +4,6 @@ mod kernels;
 mod sheet;
 mod table;
 
-pub use kernels::{kernel_json, kernel_markdown, kernel_text};
+pub use kernels::{kernel_json, kernel_markdown, kernel_text, outcome_json, outcome_text};
 pub use sheet::contact_sheet;
 pub use table::stage_table;

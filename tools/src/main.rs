@@ -1,5 +1,6 @@
 //! `cargo tool`: the chores of this repository, runnable when the engine itself does not build.
 
+mod bundle;
 mod check;
 mod emoji;
 mod kernels;
@@ -9,12 +10,13 @@ mod palette;
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.first().map(String::as_str) {
+        Some("bundle") => bundle::run(&arguments[1..]),
         Some("check") => check::run(&arguments[1..]),
         Some("emoji") => emoji::run(&arguments[1..]),
         Some("kernels") => kernels::run(&arguments[1..]),
         Some("nvcc") => nvcc::run(&arguments[1..]),
         _ => {
-            eprintln!("usage: cargo tool check | emoji | kernels [--write] | nvcc");
+            eprintln!("usage: cargo tool bundle | check | emoji | kernels [--write] | nvcc");
             std::process::exit(2);
         }
     };

@@ -3,5 +3,6 @@
 
 mod budget;
 mod command;
+mod gpu_run;
 mod readers;
 mod roofline;
