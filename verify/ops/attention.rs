@@ -134,6 +134,22 @@ fn attention_matches_the_reference_across_blocks_of_queries_and_keys() {
 }
 
 #[test]
+fn attention_matches_the_reference_for_every_padded_head_dim_and_mask() {
+    let masks = [Mask::Full, Mask::Causal, Mask::Prefix(37)];
+    for (index, dim) in [32, 40, 64, 72, 96, 104, 128].into_iter().enumerate() {
+        let sizes = Sizes {
+            batch: 1,
+            tokens: 70 - index,
+            heads: heads([(1, 1), (2, 1)][index % 2], dim),
+            mask: masks[index % 3],
+            has_segments: index % 4 == 3,
+        };
+        let seed = 20 + index as u64;
+        check(&attention_case(sizes, 1.0, &mut Random::new(seed)), seed);
+    }
+}
+
+#[test]
 fn attention_holds_scores_in_the_hundreds() {
     let sizes = Sizes {
         batch: 1,

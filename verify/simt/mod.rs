@@ -1,5 +1,6 @@
 //! The emulator itself: it reports every planted mistake, leaves clean kernels alone, and refuses impossible launches.
 
+mod attention;
 mod fragment;
 mod launches;
 mod planted;

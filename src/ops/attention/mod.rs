@@ -13,6 +13,7 @@
 
 mod cpu;
 mod geometry;
+mod launches;
 mod op;
 mod reference;
 

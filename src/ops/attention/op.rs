@@ -1,8 +1,9 @@
 //! The ops: attention forward and backward, in both forms.
 
 use super::geometry::{Form, Geometry};
-use super::{Heads, Mask, cpu, reference};
+use super::{Heads, Mask, cpu, launches, reference};
 use crate::error::{Error, Result};
+use crate::launch::Launch;
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
 
@@ -68,6 +69,10 @@ impl Op for Attention {
 
     fn cpu(&self, args: CpuArgs<'_>) {
         cpu::forward(self, args);
+    }
+
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        launches::forward(self, inputs)
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -137,6 +142,10 @@ impl Op for AttentionBackward {
         cpu::backward(self, args);
     }
 
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        launches::backward(self, inputs)
+    }
+
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         unreachable!("the tape does not differentiate backward ops")
     }
@@ -147,6 +156,10 @@ impl Op for AttentionBackward {
     }
 
     fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], target: Target) -> usize {
-        cpu::backward_workspace(&self.geometry(inputs), target)
+        let geometry = self.geometry(inputs);
+        match target {
+            Target::Cuda => launches::backward_workspace(&geometry),
+            _ => cpu::backward_workspace(&geometry, target),
+        }
     }
 }
