@@ -13,6 +13,6 @@ struct Divisor {
 
 DEVICE Divisor divisor(int d) {
     const uint32_t shift = d > 1 ? 32 - uint32_t(__clz(d - 1)) : 0;
-    const uint64_t magic = ((uint64_t(1) << shift) - uint64_t(d) << 32) / uint64_t(d) + 1;
+    const uint64_t magic = (((uint64_t(1) << shift) - uint64_t(d)) << 32) / uint64_t(d) + 1;
     return {uint32_t(d), uint32_t(magic), shift};
 }

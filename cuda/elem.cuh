@@ -50,7 +50,7 @@ DEVICE void store_16_bytes(void* to, uint4 value CALLER) {
     *static_cast<uint4*>(to) = value;
 }
 
-// One 64-bit access; `from` or `to` is aligned to 8 bytes.
+// One 64-bit access; the address is aligned to 8 bytes.
 DEVICE uint2 load_8_bytes(const void* from CALLER) {
 #ifdef SIMT_EMULATOR
     simt::require_aligned(from, 8, caller);

@@ -118,3 +118,13 @@ pub fn index(kernel: &str, what: &str, size: usize) -> Result<Argument> {
 pub fn vector(ty: TensorType) -> usize {
     16 / ty.dtype.size()
 }
+
+/// Blocks of 256 threads for a thread to each 16-byte vector of a tensor of `ty`'s type, rows and columns
+/// (`cuda/moves.cuh`).
+///
+/// # Errors
+/// As [`blocks`].
+pub fn move_blocks(kernel: &str, ty: TensorType) -> Result<u32> {
+    let across = ty.shape.columns().div_ceil(vector(ty));
+    blocks(kernel, ty.shape.rows() * across, 256)
+}

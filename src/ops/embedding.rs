@@ -10,6 +10,7 @@
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::launch::{Argument, Launch, blocks, index, kernel_name, move_blocks};
 use crate::ops::rows::rows_per_task;
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::{DType, Shape, TensorType};
@@ -24,6 +25,9 @@ use crate::tensor::{DType, Shape, TensorType};
 pub fn embedding(tape: &mut Tape, table: Value, ids: Value) -> Result<Value> {
     tape.record_one(Embedding, &[table, ids])
 }
+
+/// Columns of the table's gradient that one block of `embedding_backward` adds up.
+const COLUMNS_PER_BLOCK: usize = 512;
 
 /// The row that an id names, if there is one.
 fn row(id: i32, rows: usize) -> Option<usize> {
@@ -92,6 +96,21 @@ impl Op for Embedding {
             });
     }
 
+    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let (table, y) = (inputs[0], outputs[0]);
+        let kernel = kernel_name("embedding_forward", table.dtype);
+        let arguments = vec![
+            Argument::output(0),
+            Argument::input(0),
+            Argument::input(1),
+            Argument::I64(inputs[1].numel() as i64),
+            index(&kernel, "the number of columns", y.shape.columns())?,
+            index(&kernel, "the vocabulary", table.shape.rows())?,
+        ];
+        let blocks = move_blocks(&kernel, y)?;
+        Ok(vec![Launch::new(kernel, blocks, arguments)])
+    }
+
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         let op = EmbeddingBackward {
             vocabulary: backward.tape.shape(backward.inputs[0]).rows(),
@@ -120,7 +139,7 @@ impl Op for EmbeddingBackward {
             return Err(Error::shape(self.name(), "dy", want, dy));
         }
         let shape = [self.vocabulary, dy.shape.columns()];
-        Ok(vec![TensorType::new(dy.dtype, shape)])
+        Ok(vec![TensorType::f32(shape)])
     }
 
     fn reference(&self, args: ReferenceArgs<'_>) {
@@ -171,6 +190,44 @@ impl Op for EmbeddingBackward {
                     }
                 }
             });
+    }
+
+    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let (dy, d_table) = (inputs[0], outputs[0]);
+        let kernel = kernel_name("embedding_backward", dy.dtype);
+        let addend = match self.accumulates {
+            true => Argument::input(2),
+            false => Argument::Null,
+        };
+        let start = vec![
+            Argument::output(0),
+            addend,
+            Argument::I64(d_table.numel() as i64),
+        ];
+        let name = "embedding_start_f32";
+        let start = Launch::new(name, blocks(name, d_table.numel(), 4 * 256)?, start);
+        let columns = dy.shape.columns();
+        let arguments = vec![
+            Argument::output(0),
+            Argument::input(0),
+            Argument::input(1),
+            index(&kernel, "the number of places", dy.shape.rows())?,
+            index(&kernel, "the number of columns", columns)?,
+            index(&kernel, "the vocabulary", self.vocabulary)?,
+        ];
+        let gather = Launch {
+            grid: [
+                blocks(&kernel, dy.shape.rows(), 1)?,
+                blocks(&kernel, columns, COLUMNS_PER_BLOCK)?,
+                1,
+            ],
+            kernel,
+            arguments,
+        };
+        match dy.shape.rows() {
+            0 => Ok(vec![start]),
+            _ => Ok(vec![start, gather]),
+        }
     }
 
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

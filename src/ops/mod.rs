@@ -6,6 +6,7 @@
 
 mod adamw;
 mod attention;
+mod cast;
 mod contrastive_loss;
 mod embedding;
 mod grad_norm;
@@ -29,6 +30,7 @@ mod weighted_sum;
 
 pub use adamw::{UpdateOptions, record_update};
 pub use attention::{Heads, Mask, attention, cross_attention};
+pub use cast::cast;
 pub use contrastive_loss::{Contrastive, contrastive_loss};
 pub use embedding::embedding;
 pub use l2_normalize::l2_normalize;

@@ -9,6 +9,7 @@
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::launch::{Argument, Launch, index, kernel_name, move_blocks};
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
 
@@ -156,6 +157,25 @@ impl Op for PixelUnshuffle {
                     Direction::Spread => y[fine..][..run].copy_from_slice(&x[merged..][..run]),
                 });
             });
+    }
+
+    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let (kernel, fine) = match self.direction {
+            Direction::Merge => ("pixel_unshuffle_merge", inputs[0]),
+            Direction::Spread => ("pixel_unshuffle_spread", outputs[0]),
+        };
+        let kernel = kernel_name(kernel, fine.dtype);
+        let arguments = vec![
+            Argument::output(0),
+            Argument::input(0),
+            Argument::I64(fine.shape.rows() as i64),
+            index(&kernel, "the number of columns", fine.shape.columns())?,
+            index(&kernel, "the grid's height", self.height)?,
+            index(&kernel, "the grid's width", self.width)?,
+            index(&kernel, "the factor", self.factor)?,
+        ];
+        let blocks = move_blocks(&kernel, fine)?;
+        Ok(vec![Launch::new(kernel, blocks, arguments)])
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

@@ -8,6 +8,7 @@
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::launch::{Argument, Launch, blocks, index, kernel_name, move_blocks, vector};
 use crate::ops::rows::add_scaled;
 use crate::tape::{Array, Backward, Cost, CpuArgs, Inputs, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
@@ -107,6 +108,16 @@ impl Pool {
         }
     }
 
+    /// The weights or null, the index or null, and the factor where it is the same for all, as the kernels take them.
+    fn arguments(self, tokens: usize) -> (Argument, Argument, Argument) {
+        let equal = Argument::F32(1.0 / tokens as f32);
+        match self {
+            Pool::Mean => (Argument::Null, Argument::Null, equal),
+            Pool::Weighted => (Argument::input(1), Argument::Null, equal),
+            Pool::Token => (Argument::Null, Argument::input(1), equal),
+        }
+    }
+
     /// Checks the weights or the index for `batch` rows of `tokens` tokens.
     fn check(self, inputs: &[TensorType], batch: usize, tokens: usize) -> Result<()> {
         let (tensor, want) = match self {
@@ -169,6 +180,32 @@ impl Op for Pool {
                     }
                 }
             });
+    }
+
+    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let (x, y) = (inputs[0], outputs[0]);
+        let (columns, tokens) = (x.shape.columns(), x.shape.dims()[1]);
+        let kernel = kernel_name("pooling_forward", x.dtype);
+        let (weights, one, equal) = self.arguments(tokens);
+        let arguments = vec![
+            Argument::output(0),
+            Argument::input(0),
+            weights,
+            one,
+            equal,
+            index(&kernel, "the number of tokens", tokens)?,
+            index(&kernel, "the number of columns", columns)?,
+        ];
+        let grid = [
+            blocks(&kernel, y.shape.rows(), 1)?,
+            blocks(&kernel, columns, 32 * vector(x))?,
+            1,
+        ];
+        Ok(vec![Launch {
+            kernel,
+            grid,
+            arguments,
+        }])
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -247,6 +284,28 @@ impl Op for PoolBackward {
                     }
                 }
             });
+    }
+
+    fn launches(&self, _inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let dx = outputs[0];
+        let kernel = kernel_name("pooling_backward", dx.dtype);
+        let (weights, one, equal) = self.pool.arguments(self.tokens);
+        let arguments = vec![
+            Argument::output(0),
+            Argument::input(0),
+            weights,
+            one,
+            match self.accumulates {
+                true => Argument::input(1 + self.pool.factor_inputs()),
+                false => Argument::Null,
+            },
+            equal,
+            Argument::I64(dx.shape.rows() as i64),
+            index(&kernel, "the number of tokens", self.tokens)?,
+            index(&kernel, "the number of columns", dx.shape.columns())?,
+        ];
+        let blocks = move_blocks(&kernel, dx)?;
+        Ok(vec![Launch::new(kernel, blocks, arguments)])
     }
 
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

@@ -8,10 +8,11 @@
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::launch::{Argument, Launch, index, kernel_name, move_blocks};
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
-use crate::tensor::{DType, TensorType};
+use crate::tensor::TensorType;
 
-/// Records x + position. `x` f32 [B, T, C]; `position` f32 [P, C] with P at least T (T + 1 with a class token);
+/// Records x + position. `x` [B, T, C]; `position` [P, C] of x's type, with P at least T (T + 1 with a class token);
 /// `class_token` f32 [C]. Result [B, T, C], or [B, T + 1, C] with the class token first.
 ///
 /// # Errors
@@ -42,9 +43,25 @@ pub fn drop_tokens(tape: &mut Tape, x: Value, first: usize) -> Result<Value> {
 
 fn three_dims(op: &'static str, name: &str, ty: &TensorType) -> Result<[usize; 3]> {
     match *ty.shape.dims() {
-        [b, t, c] if ty.dtype == DType::F32 => Ok([b, t, c]),
-        _ => Err(Error::shape(op, name, "f32 [B, T, C]", ty)),
+        [b, t, c] if ty.dtype.is_float() => Ok([b, t, c]),
+        _ => Err(Error::shape(op, name, "floats [B, T, C]", ty)),
     }
+}
+
+/// The launch of `position_shift`: y [B, T, C] takes the tokens of x moved by `shift` places.
+fn shift(x: TensorType, y: TensorType, shift: i32) -> Result<Vec<Launch>> {
+    let kernel = kernel_name("position_shift", x.dtype);
+    let arguments = vec![
+        Argument::output(0),
+        Argument::input(0),
+        Argument::I64(y.shape.rows() as i64),
+        index(&kernel, "the number of tokens", y.shape.dims()[1])?,
+        index(&kernel, "the number of tokens", x.shape.dims()[1])?,
+        Argument::I32(shift),
+        index(&kernel, "the number of columns", y.shape.columns())?,
+    ];
+    let blocks = move_blocks(&kernel, y)?;
+    Ok(vec![Launch::new(kernel, blocks, arguments)])
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -62,9 +79,10 @@ impl Op for AddPosition {
         let [b, t, c] = three_dims(OP, "x", &inputs[0])?;
         let tokens = t + usize::from(self.class_token);
         match *inputs[1].shape.dims() {
-            [rows, width] if rows >= tokens && width == c && inputs[1].dtype == DType::F32 => {}
+            [rows, width] if rows >= tokens && width == c && inputs[1].dtype == inputs[0].dtype => {
+            }
             _ => {
-                let want = format!("f32 [P, {c}] with P at least {tokens}");
+                let want = format!("{} [P, {c}] with P at least {tokens}", inputs[0].dtype);
                 return Err(Error::shape(OP, "position", want, inputs[1]));
             }
         }
@@ -76,7 +94,7 @@ impl Op for AddPosition {
                 inputs[2],
             ));
         }
-        Ok(vec![TensorType::f32([b, tokens, c])])
+        Ok(vec![TensorType::new(inputs[0].dtype, [b, tokens, c])])
     }
 
     fn reference(&self, args: ReferenceArgs<'_>) {
@@ -119,6 +137,25 @@ impl Op for AddPosition {
                 *y += position;
             }
         });
+    }
+
+    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let y = outputs[0];
+        let kernel = kernel_name("position_forward", inputs[0].dtype);
+        let arguments = vec![
+            Argument::output(0),
+            Argument::input(0),
+            Argument::input(1),
+            match self.class_token {
+                true => Argument::input(2),
+                false => Argument::Null,
+            },
+            Argument::I64(y.shape.rows() as i64),
+            index(&kernel, "the number of tokens", y.shape.dims()[1])?,
+            index(&kernel, "the number of columns", y.shape.columns())?,
+        ];
+        let blocks = move_blocks(&kernel, y)?;
+        Ok(vec![Launch::new(kernel, blocks, arguments)])
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -221,6 +258,30 @@ impl Op for PositionGradient {
         }
     }
 
+    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let (dy, position) = (inputs[0], outputs[0]);
+        let kernel = kernel_name("position_backward", dy.dtype);
+        let &[batch, tokens, columns] = dy.shape.dims() else {
+            unreachable!("inferred")
+        };
+        let arguments = vec![
+            Argument::output(0),
+            match self.class_token {
+                true => Argument::output(1),
+                false => Argument::Null,
+            },
+            Argument::input(0),
+            Argument::I64(position.shape.rows() as i64),
+            index(&kernel, "the batch", batch)?,
+            index(&kernel, "the number of tokens", tokens)?,
+            index(&kernel, "the number of columns", columns)?,
+        ];
+        // A thread takes as many columns as fit 16 bytes of dy.
+        let threads = TensorType::new(dy.dtype, position.shape);
+        let blocks = move_blocks(&kernel, threads)?;
+        Ok(vec![Launch::new(kernel, blocks, arguments)])
+    }
+
     fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         unreachable!("the tape differentiates forward ops only")
     }
@@ -246,7 +307,8 @@ impl Op for DropTokens {
             let want = format!("more than {} tokens", self.first);
             return Err(Error::shape("drop_tokens", "x", want, inputs[0]));
         }
-        Ok(vec![TensorType::f32([b, t - self.first, c])])
+        let shape = [b, t - self.first, c];
+        Ok(vec![TensorType::new(inputs[0].dtype, shape)])
     }
 
     fn reference(&self, args: ReferenceArgs<'_>) {
@@ -272,6 +334,10 @@ impl Op for DropTokens {
         y.par_chunks_mut((from - self.first) * c)
             .zip(x.par_chunks(from * c))
             .for_each(|(y, x)| y.copy_from_slice(&x[self.first * c..]));
+    }
+
+    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        shift(inputs[0], outputs[0], self.first as i32)
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -301,7 +367,8 @@ impl Op for PadTokens {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
         let [b, t, c] = three_dims(self.name(), "dy", &inputs[0])?;
-        Ok(vec![TensorType::f32([b, t + self.first, c])])
+        let shape = [b, t + self.first, c];
+        Ok(vec![TensorType::new(inputs[0].dtype, shape)])
     }
 
     fn reference(&self, args: ReferenceArgs<'_>) {
@@ -331,6 +398,10 @@ impl Op for PadTokens {
                 zeros.fill(0.0);
                 rest.copy_from_slice(dy);
             });
+    }
+
+    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        shift(inputs[0], outputs[0], -(self.first as i32))
     }
 
     fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

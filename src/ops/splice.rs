@@ -10,6 +10,7 @@
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::launch::{Argument, Launch, blocks, index, kernel_name};
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::{DType, TensorType};
 
@@ -29,6 +30,31 @@ pub fn splice(
     image_id: i32,
 ) -> Result<Value> {
     tape.record_one(Splice { image_id }, &[text, ids, image])
+}
+
+/// Rows that one block of `cuda/splice.cu` moves.
+const ROWS_PER_BLOCK: usize = 8;
+
+/// A launch of a kernel of `cuda/splice.cu` that writes `rows` rows: its pointers, then rows, T, D, Ti and the image id.
+fn launch(
+    kernel: &str,
+    (text, rows): (TensorType, usize),
+    mut arguments: Vec<Argument>,
+    (image_tokens, image_id): (usize, i32),
+) -> Result<Vec<Launch>> {
+    let kernel = kernel_name(kernel, text.dtype);
+    let &[_, tokens, columns] = text.shape.dims() else {
+        unreachable!("inferred")
+    };
+    arguments.extend([
+        Argument::I64(rows as i64),
+        index(&kernel, "the number of tokens", tokens)?,
+        index(&kernel, "the number of columns", columns)?,
+        index(&kernel, "the number of image tokens", image_tokens)?,
+        Argument::I32(image_id),
+    ]);
+    let blocks = blocks(&kernel, rows, ROWS_PER_BLOCK)?;
+    Ok(vec![Launch::new(kernel, blocks, arguments)])
 }
 
 /// Inputs: text, ids, image. Output: y.
@@ -148,6 +174,19 @@ impl Op for Splice {
             });
     }
 
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let arguments = vec![
+            Argument::output(0),
+            Argument::input(0),
+            Argument::input(1),
+            Argument::input(2),
+        ];
+        let written = (inputs[0], inputs[0].shape.rows());
+        let image_tokens = inputs[2].shape.dims()[1];
+        let image = (image_tokens, self.image_id);
+        launch("splice_forward", written, arguments, image)
+    }
+
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         let image_id = self.image_id;
         let image_tokens = backward.tape.shape(backward.inputs[2]).dims()[1];
@@ -230,6 +269,13 @@ impl Op for SpliceText {
             });
     }
 
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let arguments = vec![Argument::output(0), Argument::input(0), Argument::input(1)];
+        let written = (inputs[0], inputs[0].shape.rows());
+        let image = (self.image_tokens, self.image_id);
+        launch("splice_backward_text", written, arguments, image)
+    }
+
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         unreachable!("the tape does not differentiate backward ops")
     }
@@ -302,6 +348,21 @@ impl Op for SpliceImage {
                     }
                 }
             });
+    }
+
+    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let arguments = vec![
+            Argument::output(0),
+            Argument::input(0),
+            Argument::input(1),
+            match self.accumulates {
+                true => Argument::input(2),
+                false => Argument::Null,
+            },
+        ];
+        let written = (inputs[0], outputs[0].shape.rows());
+        let image = (self.image_tokens, self.image_id);
+        launch("splice_backward_image", written, arguments, image)
     }
 
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

@@ -3,6 +3,7 @@
 //! y = Σ_k c_k x_k over x_k [1]; ∂x_k = c_k dy. Saves nothing.
 
 use crate::error::{Error, Result};
+use crate::launch::{Argument, Launch};
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
 
@@ -59,6 +60,23 @@ impl Op for WeightedSum {
             .sum();
         let [y] = args.outputs.f32();
         y[0] = sum as f32;
+    }
+
+    fn launches(&self, _inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let term = |(index, weight): (usize, &f32)| {
+            let addend = match index {
+                0 => Argument::Null,
+                _ => Argument::output(0),
+            };
+            let arguments = vec![
+                Argument::output(0),
+                Argument::input(index),
+                addend,
+                Argument::F32(*weight),
+            ];
+            Launch::new("weighted_sum_f32", 1, arguments)
+        };
+        Ok(self.weights.iter().enumerate().map(term).collect())
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

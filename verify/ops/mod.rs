@@ -3,6 +3,7 @@
 mod adamw;
 mod attention;
 mod basic;
+mod cast;
 mod contrastive_loss;
 mod embedding;
 mod l2_normalize;
