@@ -148,8 +148,8 @@ DEVICE void put(Fragment& fragment, int i, float low, float high) {
     }
 }
 
-// ldmatrix: where this lane's row of 16 bytes starts. Matrix q of four is given by lanes 8q..8q+7; `q_down` says how many
-// matrices lie below each other before the next column of matrices begins (2: q = 0, 1 down, 2, 3 beside), else across.
+// ldmatrix: where this lane's row of 16 bytes starts, in the 16 × 16 elements at (row, column) of a tile. Matrix q of four is
+// given by lanes 8q..8q+7: 1 lies below 0 and 2 beside it where `down_first`, else 1 lies beside 0 and 2 below it.
 template <class SharedTile>
 DEVICE uint32_t matrix_row(const SharedTile& tile, int row, int column, bool down_first CALLER) {
     const int lane = int(threadIdx.x) % kWarpLanes, q = lane / 8;
@@ -257,14 +257,20 @@ DEVICE void accumulators_to_a(FragmentA<T>& a, const float (&left)[4], const flo
 // ---- The product ----
 
 // acc += a·b. f32: the six products of parts that matter, small ones first; what is left out is below 2^-25 of |a|·|b|.
+// Tensor cores cut off where they add to their accumulator instead of rounding, which over a long k adds up to more than
+// f32's own error; so the six are summed apart and added with rounding.
+// Source: Ootomo and Yokota 2022, "Recovering single precision accuracy from Tensor Cores", section 4.
 DEVICE void multiply_add(float (&acc)[4], const FragmentA<bf16>& a, const FragmentB<bf16>& b CALLER) {
     mma_bf16_16x8x16(acc, a.part[0], b.part[0][0], b.part[0][1] FOR_CALLER);
 }
 DEVICE void multiply_add(float (&acc)[4], const FragmentA<float>& a, const FragmentB<float>& b CALLER) {
+    float sum[4] = {};
     UNROLL
     for (int order = 2; order >= 0; --order) {
         UNROLL
         for (int part = 0; part <= order; ++part)
-            mma_bf16_16x8x16(acc, a.part[part], b.part[order - part][0], b.part[order - part][1] FOR_CALLER);
+            mma_bf16_16x8x16(sum, a.part[part], b.part[order - part][0], b.part[order - part][1] FOR_CALLER);
     }
+    UNROLL
+    for (int i = 0; i < 4; ++i) acc[i] += sum[i];
 }
