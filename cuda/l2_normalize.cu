@@ -6,7 +6,7 @@ struct L2Storage {
     float squares[1][kWarps], largest[kWarps], scaled[1][kWarps];
 };
 
-// l2_normalize_forward[_narrow|_wide]_<f32|bf16>: y = x / max(|x|, eps).
+// l2_normalize_forward<|_narrow|_wide>_<f32|bf16>: y = x / max(|x|, eps).
 // Math     : n = sqrt(sum x^2), y = x / max(n, eps)
 // Tensors  : y, x elem [N,C], y may be x | norms f32 [N] or null                                      alignment: 16 B
 // Grid     : N blocks, narrow ceil(N / 4)       Block: 128 threads = one row, narrow 4 rows; wide 512 threads
@@ -72,7 +72,7 @@ struct L2BackwardStorage {
     float along[1][kWarps];
 };
 
-// l2_normalize_backward[_narrow|_wide]_<f32|bf16>: dx of a row divided by its length.
+// l2_normalize_backward<|_narrow|_wide>_<f32|bf16>: dx of a row divided by its length.
 // Math     : dx = (dy - y <y, dy>) / n where n > eps, else dy / eps
 // Tensors  : dx, y, dy elem [N,C], dx may be dy | norms f32 [N]                                       alignment: 16 B
 // Grid     : as forward                         Block: as forward

@@ -8,7 +8,7 @@ struct NormForwardStorage {
     float mean[1][kWarps], variance[1][kWarps];
 };
 
-// <layer|rms>_norm_forward[_narrow|_wide]_<f32|bf16>: normalises every row and keeps its statistics.
+// <layer|rms>_norm_forward<|_narrow|_wide>_<f32|bf16>: normalises every row and keeps its statistics.
 // Math     : s = x + residual; y = (s - mean(s)) * rstd * weight + bias        rstd = 1/sqrt(var + eps), var biased
 //            RMSNorm: mean = 0, no bias
 // Tensors  : x, residual, sum, y elem [N,C] | weight, bias f32 [C] | statistics f32 [N,2] = (mean, rstd)
@@ -129,7 +129,7 @@ DEVICE void store_partial(NormBackwardStorage<kWarps, kIsLayer>& storage, float*
     }
 }
 
-// <layer|rms>_norm_backward[_narrow|_wide]_<f32|bf16>: dx, and each block's part of dweight and dbias.
+// <layer|rms>_norm_backward<|_narrow|_wide>_<f32|bf16>: dx, and each block's part of dweight and dbias.
 // Math     : h = (x - mean) * rstd, g = dy * weight; dx = rstd * (g - mean(g) - h * mean(g*h)) + addend
 //            dweight = sum over rows of dy * h, dbias = sum over rows of dy; RMSNorm: without mean(g) and dbias
 // Tensors  : dx, dy, x, addend elem [N,C], addend null or dx where nothing else is added to | weight f32 [C] |

@@ -6,7 +6,19 @@ mod golden;
 mod gradcheck;
 mod random;
 
+use keel::error::Result;
+use keel::launch::Launch;
+use keel::tape::{Tape, Value};
+
 pub use budget::{Budget, DRAWS, derive_budget, moved};
 pub use case::{Case, aux, check, check_golden, on_every_executor, out};
 pub use golden::Golden;
 pub use random::Random;
+
+/// The launches of the op that was recorded last.
+pub fn last_launches(tape: &Tape) -> Result<Vec<Launch>> {
+    let step = tape.instructions().last().expect("an op was recorded");
+    let types = |values: &[Value]| values.iter().map(|v| tape.ty(*v)).collect::<Vec<_>>();
+    step.op
+        .launches(&types(&step.inputs), &types(&step.outputs))
+}

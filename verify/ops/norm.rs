@@ -7,7 +7,7 @@ use keel::tape::{Add, ParameterLayout, Tape, Value};
 use keel::tensor::TensorType;
 use proptest::prelude::*;
 
-use crate::harness::{Case, Golden, Random, aux, check, check_golden, out};
+use crate::harness::{Case, Golden, Random, aux, check, check_golden, last_launches, out};
 
 const EPSILON: f32 = 1e-6;
 
@@ -148,13 +148,7 @@ fn norm_refuses_rows_that_no_kernel_holds() {
     let x = tape.input("x", TensorType::f32([2, 8193]));
     let weight = tape.input("weight", TensorType::f32([8193]));
     rms_norm(&mut tape, x, weight, EPSILON).expect("the processor holds any row");
-    let step = tape.instructions().last().expect("just recorded");
-    let types = |values: &[Value]| values.iter().map(|v| tape.ty(*v)).collect::<Vec<_>>();
-    let problem = step
-        .op
-        .launches(&types(&step.inputs), &types(&step.outputs))
-        .unwrap_err()
-        .to_string();
+    let problem = last_launches(&tape).unwrap_err().to_string();
     assert!(
         problem.contains("rms_norm_forward") && problem.contains("8192 columns, but 8193"),
         "{problem}"

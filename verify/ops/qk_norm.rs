@@ -6,7 +6,7 @@ use keel::tensor::TensorType;
 use proptest::prelude::*;
 
 use super::attention::pack;
-use crate::harness::{Case, Golden, Random, check, check_golden, out};
+use crate::harness::{Case, Golden, Random, check, check_golden, last_launches, out};
 
 const DIMS: [usize; 4] = [8, 24, 32, 40];
 
@@ -170,4 +170,22 @@ fn qk_norm_refuses_wrong_shapes() {
             .to_string();
         assert!(problem.contains(names), "{problem}");
     }
+}
+
+#[test]
+fn qk_norm_refuses_heads_that_no_kernel_holds() {
+    let heads = Heads {
+        query: 1,
+        key_value: 1,
+        dim: 264,
+    };
+    let mut tape = Tape::new(ParameterLayout::default().into(), |_| false);
+    let qkv = tape.input("qkv", TensorType::f32([2, 6, 3 * 264]));
+    let weight = tape.input("weight", TensorType::f32([264]));
+    qk_norm(&mut tape, qkv, weight, weight, heads, 1e-6).expect("the processor holds any head");
+    let problem = last_launches(&tape).unwrap_err().to_string();
+    assert!(
+        problem.contains("at most 512 bytes, but 264 columns of f32"),
+        "{problem}"
+    );
 }

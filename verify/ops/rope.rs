@@ -6,7 +6,7 @@ use keel::tensor::TensorType;
 use proptest::prelude::*;
 
 use super::attention::pack;
-use crate::harness::{Case, Golden, Random, check, check_golden, out};
+use crate::harness::{Case, Golden, Random, check, check_golden, last_launches, out};
 
 const DIMS: [usize; 4] = [8, 24, 32, 40];
 
@@ -148,4 +148,21 @@ fn rope_refuses_wrong_shapes() {
         assert!(problem.contains(names), "{problem}");
     }
     assert!(rope(&mut tape, qkv, heads, 1e4, Positions::Given(good)).is_ok());
+}
+
+#[test]
+fn rope_refuses_heads_that_no_kernel_holds() {
+    let heads = Heads {
+        query: 1,
+        key_value: 1,
+        dim: 264,
+    };
+    let mut tape = Tape::new(ParameterLayout::default().into(), |_| false);
+    let qkv = tape.input("qkv", TensorType::f32([2, 6, 3 * 264]));
+    rope(&mut tape, qkv, heads, 1e4, Positions::Sequential).expect("the processor turns any head");
+    let problem = last_launches(&tape).unwrap_err().to_string();
+    assert!(
+        problem.contains("at most 256 columns, but 264"),
+        "{problem}"
+    );
 }
