@@ -96,9 +96,7 @@ fn read(block: &[&str]) -> Option<Header> {
                     .all(|c| c.is_ascii_alphanumeric() || "_<>|, ".contains(c))
         })
     };
-    let start = block[..first_field]
-        .iter()
-        .rposition(|line| is_title(line))?;
+    let start = block[..first_field].iter().rposition(is_title)?;
     let (title, sentence) = block[start].trim().split_once(": ")?;
     let mut header = Header {
         title: title.to_owned(),

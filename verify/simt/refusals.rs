@@ -74,7 +74,8 @@ fn refusal(kernel: &str, grid: [u32; 3], arguments: Vec<Argument>) -> Option<Str
 fn launches_that_do_not_fit_their_kernel_are_refused_with_names_and_both_values() {
     let (y, x, n) = (Argument::output(0), Argument::input(0), Argument::I64(40));
     let far = |offset| Argument::Input { index: 0, offset };
-    let cases: [(&str, [u32; 3], Vec<Argument>, &[&str]); 9] = [
+    type Refusal<'a> = (&'a str, [u32; 3], Vec<Argument>, &'a [&'a str]);
+    let cases: [Refusal<'_>; 9] = [
         (
             "copy_f64",
             [1, 1, 1],
