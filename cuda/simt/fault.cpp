@@ -30,8 +30,9 @@ static void fault_landing() {
     if (fault.signal == SIGFPE) fail_at(fault.code, nullptr, me.at, "an integer was divided by zero");
     if (fault.signal == SIGILL)
         fail_at(fault.code, nullptr, me.at, "the thread came to a place the compiler took for unreachable");
+    // A checked thread is most likely stopped inside a hook; its own last instruction tells more.
     if (fault.signal == SIGURG)
-        fail_at(fault.code, nullptr, me.at,
+        fail_at(me.accessed ? me.accessed : fault.code, nullptr, me.at,
                 "the launch ran over its time limit of %u ms, and this thread calls nothing that could end it (an endless "
                 "loop, or a wait for another block)",
                 me.block->launch->options.time_limit_ms);

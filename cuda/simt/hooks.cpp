@@ -20,6 +20,7 @@ static inline void access(const void* pointer, size_t bytes, bool write, const v
     const Block& block = *fiber.block;
     const char* address = static_cast<const char*>(pointer);
     const void* code = static_cast<const char*>(return_address) - 1;
+    fiber.accessed = code;
     if (size_t(address - block.arena) < kArenaBytes) {
         uint32_t offset = uint32_t(address - block.arena);
         if (write) {

@@ -96,6 +96,7 @@ static void prepare_block(Block& block, Launch& launch, uint64_t linear) {
         fiber.lane = i % kLanes;
         fiber.finished = false;
         fiber.activity = "its start";
+        fiber.accessed = nullptr;
         fiber.at = {nullptr, 0};
         fiber.copies.clear();
         fiber.group_ends.clear();

@@ -60,6 +60,8 @@ struct Fiber : Self {
     // What it last asked the emulator for, and where.
     const char* activity;
     Location at;
+    // The instruction of its last access to memory; null outside the checked build, whose hooks note it.
+    const void* accessed;
     // Its part in a warp-wide operation.
     void* operand;
     uint32_t mask;
