@@ -21,7 +21,7 @@
 // Order    : deterministic: keys in order within a block, no exchange between blocks
 // Source   : Vaswani et al. 2017, eq. 1; Dao 2023 (FlashAttention-2), algorithm 1; Milakov and Gimelshein 2018
 #define ATTENTION_FORWARD(T, kDim) \
-    extern "C" __global__ void __launch_bounds__(128) attention_forward_d##kDim##_##T( \
+    extern "C" __global__ void __launch_bounds__(128, 1) attention_forward_d##kDim##_##T( \
         ELEMENT_##T* o, float* lse, const ELEMENT_##T* query, const ELEMENT_##T* key, const ELEMENT_##T* value, float scale, \
         GEOMETRY_PARAMETERS) { \
         attention_forward<ELEMENT_##T, kDim>(o, lse, query, key, value, scale, GEOMETRY); \
