@@ -118,13 +118,17 @@ DEVICE void load_stage(typename ProductStorage<Shape, A, B>::Stage& stage, const
     b.template load<Shape::kThreads>(stage.b, place.n, k, threadIdx.x);
 }
 
+// A warp's accumulators: fragment (i, j) lies i·16 rows and j·8 columns past warp_row and warp_column in the tile.
+template <class Shape> using Accumulators = float[Shape::kFragmentsM][Shape::kFragmentsN][4];
+template <class Shape> DEVICE int warp_row() { return int(threadIdx.x) / kWarpLanes / Shape::kWarpsN * Shape::kWarpM; }
+template <class Shape> DEVICE int warp_column() { return int(threadIdx.x) / kWarpLanes % Shape::kWarpsN * Shape::kWarpN; }
+
 // This warp's products of one stage.
 template <class Shape, class A, class B>
-DEVICE void multiply_stage(float (&acc)[Shape::kFragmentsM][Shape::kFragmentsN][4],
+DEVICE void multiply_stage(Accumulators<Shape>& acc,
                            const typename ProductStorage<Shape, A, B>::Stage& stage) {
     using T = typename Shape::T;
-    const int warp = int(threadIdx.x) / kWarpLanes;
-    const int m = warp / Shape::kWarpsN * Shape::kWarpM, n = warp % Shape::kWarpsN * Shape::kWarpN;
+    const int m = warp_row<Shape>(), n = warp_column<Shape>();
     UNROLL
     for (int k = 0; k < Shape::kTileK; k += kFragmentDepth) {
         FragmentB<T> b[Shape::kFragmentsN / 2][2];
@@ -153,14 +157,12 @@ struct NothingBesides {
     DEVICE_MEMBER void operator()(const Stage&, int) const {}
 };
 
-// The tile of C at `place`, over the steps [first_step, end_step) of kTileK along k. `besides(stage, step)` is called by every
-// thread while a stage is in shared memory. `finish(row, column, values)` is called for each group of kWidth neighbouring
-// columns of the tile that begins within C [rows, columns], once, by one thread; the last group of a row may reach past
-// the end. All threads of the block take part. The storage may be used again behind a barrier.
-template <int kWidth, class Shape, class A, class B, class Besides, class Finish>
-DEVICE void product(ProductStorage<Shape, A, B>& storage, const A& a, const B& b, ProductPlace place, int rows, int columns,
-                    int first_step, int end_step, Besides besides, Finish finish) {
-    float acc[Shape::kFragmentsM][Shape::kFragmentsN][4] = {};
+// Adds the tile of C at `place`, over the steps [first_step, end_step) of kTileK along k, to the accumulators.
+// `besides(stage, step)` is called by every thread while a stage is in shared memory. All threads of the block take part.
+// The storage may be used again behind a barrier.
+template <class Shape, class A, class B, class Besides>
+DEVICE void product_sums(Accumulators<Shape>& acc, ProductStorage<Shape, A, B>& storage, const A& a, const B& b,
+                         ProductPlace place, int first_step, int end_step, Besides besides) {
     UNROLL
     for (int ahead = 0; ahead < Shape::kStages - 1; ++ahead) {
         if (first_step + ahead < end_step)
@@ -182,11 +184,20 @@ DEVICE void product(ProductStorage<Shape, A, B>& storage, const A& a, const B& b
         reads = reads + 1 == Shape::kStages ? 0 : reads + 1;
         fills = fills + 1 == Shape::kStages ? 0 : fills + 1;
     }
+}
+
+// The tile of C at `place`, as product_sums makes it. `finish(row, column, values)` is called for each group of kWidth
+// neighbouring columns of the tile that begins within C [rows, columns], once, by one thread; the last group of a row may
+// reach past the end. All threads of the block take part. The storage may be used again behind a barrier.
+template <int kWidth, class Shape, class A, class B, class Besides, class Finish>
+DEVICE void product(ProductStorage<Shape, A, B>& storage, const A& a, const B& b, ProductPlace place, int rows, int columns,
+                    int first_step, int end_step, Besides besides, Finish finish) {
+    Accumulators<Shape> acc = {};
+    product_sums<Shape>(acc, storage, a, b, place, first_step, end_step, besides);
     if (!PLANTED_BUG("product: no barrier before the result takes the stages' place")) {
         __syncthreads();  // every warp has read its last stage
     }
-    const int warp = int(threadIdx.x) / kWarpLanes;
-    const int m = warp / Shape::kWarpsN * Shape::kWarpM, n = warp % Shape::kWarpsN * Shape::kWarpN;
+    const int m = warp_row<Shape>(), n = warp_column<Shape>();
     UNROLL
     for (int i = 0; i < Shape::kFragmentsM; ++i) {
         UNROLL

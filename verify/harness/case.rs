@@ -583,10 +583,14 @@ pub fn on_every_executor(record: impl Fn() -> Tape) -> Vec<Box<dyn Session>> {
             .expect("a small program fits in memory")
     };
     let cpu = CpuExecutor::new(0, 2).expect("threads can be had");
-    vec![
+    let mut sessions = vec![
         load(&ReferenceExecutor::new(0), Target::Reference),
         load(&cpu, Target::Cpu { threads: 2 }),
-    ]
+    ];
+    if let Ok(simt) = SimtExecutor::new(0, Options::default()) {
+        sessions.push(load(&simt, Target::Cuda));
+    }
+    sessions
 }
 
 fn bits(values: &BTreeMap<String, (TensorType, Vec<f64>)>) -> BTreeMap<&str, Vec<u64>> {

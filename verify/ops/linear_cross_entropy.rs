@@ -25,6 +25,7 @@ fn case(n: usize, d: usize, v: usize, ignored: f64, random: &mut Random) -> Case
     .input("weight", [v, d], random.normals(v * d, 0.5))
     .integers("targets", [n], targets)
     .constant("weights", [n], weights)
+    .rounds_operands()
 }
 
 proptest! {
@@ -48,8 +49,8 @@ proptest! {
         let case = Case::new("argmax", |tape, x| {
             Ok(vec![aux("next", linear_argmax(tape, x[0], x[1])?)])
         })
-        .constant("hidden", [n, d], random.normals(n * d, 1.0))
-        .constant("weight", [v, d], random.normals(v * d, 1.0));
+        .input("hidden", [n, d], random.normals(n * d, 1.0))
+        .input("weight", [v, d], random.normals(v * d, 1.0));
         check(&case, seed);
     }
 }

@@ -75,7 +75,7 @@ impl Activation {
     }
 
     /// The same activation among the kernels' numbers, `enum Activation` in `cuda/activation.cuh`; none is 0.
-    pub(super) fn argument(activation: Option<Activation>) -> Argument {
+    pub(in crate::ops) fn argument(activation: Option<Activation>) -> Argument {
         Argument::I32(match activation {
             None => 0,
             Some(Activation::GeluErf) => 1,

@@ -2,13 +2,15 @@
 
 use rayon::prelude::*;
 
+use super::launches::Sizes;
 use super::tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
 use super::{check_product, logits, outer};
 use crate::error::{Error, Result};
+use crate::launch::Launch;
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::TensorType;
 
-/// Records the word of the largest logit for each row: `hidden` f32 [.., D], `weight` f32 [V, D] → i32 [..]. Ties go to
+/// Records the word of the largest logit for each row: `hidden` [.., D], `weight` [V, D] of its type → i32 [..]. Ties go to
 /// the smaller word.
 ///
 /// # Errors
@@ -76,6 +78,10 @@ impl Op for LinearArgmax {
             });
     }
 
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        Sizes::of(inputs).argmax()
+    }
+
     fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         Ok(vec![None, None])
     }
@@ -85,6 +91,9 @@ impl Op for LinearArgmax {
     }
 
     fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
-        workspace_bytes(inputs, target)
+        match target {
+            Target::Cuda => Sizes::of(inputs).argmax_workspace(),
+            _ => workspace_bytes(inputs, target),
+        }
     }
 }

@@ -2,10 +2,12 @@
 
 use rayon::prelude::*;
 
+use super::launches::Sizes;
 use super::tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
 use super::{infer_loss, logits};
 use crate::error::{Error, Result};
 use crate::executor::cpu::matmul::{Rows, RowsMut, product};
+use crate::launch::Launch;
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
 
@@ -148,6 +150,10 @@ impl Op for HiddenGradient {
             });
     }
 
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        Sizes::of(inputs).hidden_gradient()
+    }
+
     fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         unreachable!("the tape differentiates forward ops only")
     }
@@ -157,7 +163,10 @@ impl Op for HiddenGradient {
     }
 
     fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
-        workspace_bytes(inputs, target)
+        match target {
+            Target::Cuda => Sizes::of(inputs).gradient_workspace(),
+            _ => workspace_bytes(inputs, target),
+        }
     }
 }
 
@@ -173,7 +182,7 @@ impl Op for WeightGradient {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
         infer_gradient(inputs)?;
-        Ok(vec![inputs[1]])
+        Ok(vec![TensorType::f32(inputs[1].shape)])
     }
 
     fn reference(&self, args: ReferenceArgs<'_>) {
@@ -235,6 +244,10 @@ impl Op for WeightGradient {
             });
     }
 
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        Sizes::of(inputs).weight_gradient(self.accumulates)
+    }
+
     fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         unreachable!("the tape differentiates forward ops only")
     }
@@ -244,7 +257,10 @@ impl Op for WeightGradient {
     }
 
     fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
-        workspace_bytes(inputs, target)
+        match target {
+            Target::Cuda => Sizes::of(inputs).gradient_workspace(),
+            _ => workspace_bytes(inputs, target),
+        }
     }
 
     fn in_place(&self) -> &'static [(usize, usize)] {

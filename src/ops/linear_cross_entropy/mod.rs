@@ -9,19 +9,22 @@
 
 mod argmax;
 mod gradient;
+mod launches;
 mod tiles;
 
 pub use argmax::linear_argmax;
 use rayon::prelude::*;
 
 use gradient::{HiddenGradient, WeightGradient};
+use launches::Sizes;
 use tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
 
 use crate::error::{Error, Result};
+use crate::launch::Launch;
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::TensorType;
 
-/// Records the loss [1] of `hidden` f32 [.., D] through `weight` f32 [V, D] against `targets` i32 [..] with `weights`
+/// Records the loss [1] of `hidden` [.., D] through `weight` [V, D] of its type against `targets` i32 [..] with `weights`
 /// f32 [..].
 ///
 /// # Errors
@@ -37,15 +40,16 @@ pub fn linear_cross_entropy(
 }
 
 fn check_product(op: &'static str, hidden: &TensorType, weight: &TensorType) -> Result<()> {
-    if hidden.dtype != crate::tensor::DType::F32 || hidden.shape.rank() < 2 {
-        return Err(Error::shape(op, "hidden", "f32 [.., D]", hidden));
+    if !hidden.dtype.is_float() || hidden.shape.rank() < 2 {
+        return Err(Error::shape(op, "hidden", "floats [.., D]", hidden));
     }
     let d = hidden.shape.columns();
+    let want = format!("{} [V, {d}]", hidden.dtype);
     let &[v, _] = weight.shape.dims() else {
-        return Err(Error::shape(op, "weight", format!("f32 [V, {d}]"), weight));
+        return Err(Error::shape(op, "weight", want, weight));
     };
-    if *weight != TensorType::f32([v, d]) || v == 0 {
-        return Err(Error::shape(op, "weight", format!("f32 [V, {d}]"), weight));
+    if *weight != TensorType::new(hidden.dtype, [v, d]) || v == 0 {
+        return Err(Error::shape(op, "weight", want, weight));
     }
     Ok(())
 }
@@ -178,6 +182,10 @@ impl Op for LinearCrossEntropy {
         total[0] = all as f32;
     }
 
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        Sizes::of(inputs).forward()
+    }
+
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         let dloss = backward.gradient(0);
         let [h, w, targets, weights] = backward.inputs else {
@@ -211,6 +219,9 @@ impl Op for LinearCrossEntropy {
     }
 
     fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
-        workspace_bytes(inputs, target)
+        match target {
+            Target::Cuda => Sizes::of(inputs).forward_workspace(),
+            _ => workspace_bytes(inputs, target),
+        }
     }
 }
