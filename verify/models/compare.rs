@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use keel::error::Result;
-use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, Session};
+use keel::executor::simt::Options;
+use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, Session, SimtExecutor};
 use keel::program::{CompileOptions, Program};
 use keel::tape::{ParameterLayout, Tape, Target, Value};
 use keel::tensor::{DType, TensorType};
@@ -99,8 +100,13 @@ impl<'a> Model<'a> {
     }
 
     /// The program that trains everything and keeps every value that the golden has, and the product recorded.
-    fn compile(&self, layout: &Arc<ParameterLayout>, target: Target) -> (Program, bool) {
-        let mut tape = Tape::new(layout.clone(), |_| true);
+    fn compile(
+        &self,
+        layout: &Arc<ParameterLayout>,
+        target: Target,
+        precision: DType,
+    ) -> (Program, bool) {
+        let mut tape = Tape::new(layout.clone(), |_| true).in_precision(precision);
         let is_product = match self.recorded(&mut tape) {
             Recorded::Loss(loss) => {
                 tape.output(loss, "loss");
@@ -129,7 +135,7 @@ impl<'a> Model<'a> {
         let mut floats = BTreeMap::new();
         for name in program.input_names() {
             let ty = program.ty(program.input(name).expect("listed"));
-            if ty.dtype == DType::F32 {
+            if ty.dtype.is_float() {
                 let values = match self.floats.get(name) {
                     Some(values) => values.clone(),
                     None => self.golden.floats(&format!("input.{name}")).to_vec(),
@@ -207,13 +213,19 @@ impl<'a> Model<'a> {
         values
     }
 
-    /// Compares on the reference and on the processor. Panics naming the first tensor that differs.
+    /// Compares on every executor present: the reference and, in f32, the processor and the kernels on the emulator with
+    /// the golden; the kernels in bf16 with the reference of the bf16 program. Panics naming the first tensor that differs.
     pub fn check(&self) {
+        self.check_in_f32();
+        self.check_in_bf16();
+    }
+
+    fn check_in_f32(&self) {
         let layout = self.lay_out();
         let elements = layout.elements();
         let what = &self.golden.name;
 
-        let (program, is_product) = self.compile(&layout, Target::Reference);
+        let (program, is_product) = self.compile(&layout, Target::Reference, DType::F32);
         let program = Arc::new(program);
         let order = self.order(&program, is_product);
         let floats = self.float_inputs(&program);
@@ -231,7 +243,15 @@ impl<'a> Model<'a> {
                 (name.clone(), Budget { largest_error })
             })
             .collect();
-        self.compare("reference", &order, &truth, &exact);
+        let golden: Values = order
+            .iter()
+            .map(|name| {
+                let (ty, _) = truth[name];
+                let want = self.golden.floats(&golden_key(name)).to_vec();
+                (name.clone(), (ty, want))
+            })
+            .collect();
+        self.compare("reference", &order, &golden, &truth, &exact);
 
         let mut random = Random::new(0x90_1d);
         let executor = ReferenceExecutor::rounding(elements, random.below(1 << 30) as u64);
@@ -253,19 +273,92 @@ impl<'a> Model<'a> {
             }
         }
         for threads in [1, 3] {
-            let (program, _) = self.compile(&layout, Target::Cpu { threads });
+            let (program, _) = self.compile(&layout, Target::Cpu { threads }, DType::F32);
             let executor = CpuExecutor::new(elements, threads).expect("threads can be had");
             self.write_parameters(&executor, &layout, |x| x);
             let mut session = executor.load(Arc::new(program)).expect("a tiny model fits");
             self.write_integers(&mut *session);
             let found = self.run(&mut *session, &floats, is_product);
-            self.compare("cpu", &order, &found, &budgets);
+            self.compare("cpu", &order, &golden, &found, &budgets);
+        }
+        if let Some(found) = self.run_on_simt(&layout, DType::F32, &floats) {
+            self.compare("simt", &order, &golden, &found, &budgets);
         }
         for name in &order {
             let shape = self.golden.shape(&golden_key(name));
             let want = self.golden.floats(&golden_key(name));
             budgets[name].must_refuse_wrong_answers(&format!("{what}: {name}"), shape, want);
         }
+    }
+
+    /// The kernels on the emulator; `None` where this program was built without it.
+    fn run_on_simt(
+        &self,
+        layout: &Arc<ParameterLayout>,
+        precision: DType,
+        floats: &BTreeMap<String, Vec<f64>>,
+    ) -> Option<Values> {
+        let executor = SimtExecutor::new(layout.elements(), Options::default()).ok()?;
+        let executor = executor.in_precision(precision);
+        self.write_parameters(&executor, layout, |x| x);
+        let (program, is_product) = self.compile(layout, Target::Cuda, precision);
+        let mut session = executor
+            .load(Arc::new(program))
+            .unwrap_or_else(|problem| panic!("{} on simt: {problem}", self.golden.name));
+        self.write_integers(&mut *session);
+        Some(self.run(&mut *session, floats, is_product))
+    }
+
+    /// The truth is the reference on the same bf16 parameters and inputs; the budgets come from rounding what it stores,
+    /// and pictures, which the kernels round to bf16 themselves.
+    fn check_in_bf16(&self) {
+        let layout = self.lay_out();
+        let (program, is_product) = self.compile(&layout, Target::Reference, DType::Bf16);
+        let program = Arc::new(program);
+        let order = self.order(&program, is_product);
+        let mut floats = self.float_inputs(&program);
+        for (name, values) in &mut floats {
+            let ty = program.ty(program.input(name).expect("listed"));
+            if ty.dtype == DType::Bf16 {
+                for value in values {
+                    *value = half::bf16::from_f64(*value).to_f64();
+                }
+            }
+        }
+        let load = |executor: ReferenceExecutor| {
+            self.write_parameters(&executor, &layout, |x| x);
+            let mut session = executor.load(program.clone()).expect("a tiny model fits");
+            self.write_integers(&mut *session);
+            session
+        };
+        let truth = self.run(
+            &mut *load(ReferenceExecutor::new(layout.elements())),
+            &floats,
+            is_product,
+        );
+        let mut random = Random::new(0x90_1e);
+        let seed = random.below(1 << 30) as u64;
+        let mut rounding = load(ReferenceExecutor::rounding(layout.elements(), seed));
+        let budgets = derive_budget(&truth, DRAWS, || {
+            let mut inputs = floats.clone();
+            for value in inputs.get_mut("images").into_iter().flatten() {
+                *value = moved(*value, DType::Bf16.epsilon() / 4.0, &mut random);
+            }
+            self.run(&mut *rounding, &inputs, is_product)
+        });
+        if let Some(found) = self.run_on_simt(&layout, DType::Bf16, &floats) {
+            self.compare("simt in bf16", &order, &truth, &found, &budgets);
+        }
+        // A gradient that is zero but for roundings, as that of a key's bias, cannot refuse anything. Most are not.
+        let says_something = order.iter().filter(|name| {
+            let largest = truth[*name].1.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+            budgets[*name].largest_error < largest
+        });
+        assert!(
+            2 * says_something.count() > order.len(),
+            "{}: most budgets in bf16 accept zeros",
+            self.golden.name
+        );
     }
 
     /// What is compared, in the order in which a step makes it: intermediates, losses, gradients from the last layer to
@@ -301,14 +394,15 @@ impl<'a> Model<'a> {
         &self,
         executor: &str,
         order: &[String],
+        truth: &Values,
         found: &Values,
         budgets: &BTreeMap<String, Budget>,
     ) {
         let mut problems = order.iter().filter_map(|name| {
-            let key = golden_key(name);
-            let (shape, want) = (self.golden.shape(&key), self.golden.floats(&key));
+            let shape = self.golden.shape(&golden_key(name));
+            let want = &truth[name].1;
             let problem = budgets[name].compare(shape, want, &found[name].1).err()?;
-            Some(format!("{key}: {problem}"))
+            Some(format!("{}: {problem}", golden_key(name)))
         });
         if let Some(first) = problems.next() {
             let others = problems.count();
