@@ -3,7 +3,7 @@
 
 constexpr int kCastThreads = 256;
 
-// cast_<from>_to_<to>: y = x in another type.
+// cast_<f32_to_bf16|bf16_to_f32>: y = x in another type.
 // Math     : y = round(x)
 // Tensors  : x, y elem [n]                                                     alignment: 16 B, any n
 // Grid     : ceil(n / (256 · 8)) blocks             Block: 256 threads, eight elements each

@@ -1,7 +1,11 @@
-//! The repository keeps its own rules: every op has its cases, files stay readable, the README's commands exist.
+//! The repository keeps its own rules: every op has its cases and its kernels, every kernel its header, files stay readable,
+//! the README's commands exist. That every kernel is launched is for verify/simt/coverage.rs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use keel::executor::kernel_table::KERNELS;
+use keel::kernels::{FIELDS, header};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -49,6 +53,46 @@ fn every_op_has_a_file_of_cases() {
             "src/ops/{stem} has no verify/ops/{proven}.rs"
         );
     }
+}
+
+#[test]
+fn every_op_has_a_file_of_kernels() {
+    for entry in fs::read_dir(root().join("src/ops")).unwrap() {
+        let path = entry.unwrap().path();
+        let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
+        if SHARED.contains(&stem.as_str()) {
+            continue;
+        }
+        let rust = match path.is_dir() {
+            true => files(&path, ".rs"),
+            false => vec![path.clone()],
+        };
+        let launches = |path: &PathBuf| fs::read_to_string(path).unwrap().contains("fn launches");
+        let source = root().join(format!("cuda/{stem}.cu"));
+        let text = fs::read_to_string(&source).unwrap_or_default();
+        assert!(
+            text.contains("KERNEL(") || !rust.iter().any(launches),
+            "src/ops/{stem} has no kernel in {}",
+            source.display()
+        );
+    }
+}
+
+#[test]
+fn every_kernel_has_a_header_with_every_field() {
+    let mut problems = Vec::new();
+    for kernel in KERNELS {
+        let Some(header) = header(kernel.stem, kernel.name) else {
+            problems.push(format!("{} has no header", kernel.name));
+            continue;
+        };
+        for field in FIELDS {
+            if header.field(field).is_none_or(str::is_empty) {
+                problems.push(format!("{} says nothing of {field}", kernel.name));
+            }
+        }
+    }
+    assert!(problems.is_empty(), "in cuda/: {}", problems.join("; "));
 }
 
 #[test]

@@ -47,9 +47,10 @@ impl Header {
     }
 }
 
-/// The names a title such as `add_<f32|bf16>` or `copy, fill` stands for.
+/// The names a title such as `add_<f32|bf16>`, `norm[_wide]_f32` or `copy, fill` stands for.
 fn alternatives(title: &str) -> Vec<String> {
     let mut names = Vec::new();
+    let title = title.replace('[', "<|").replace(']', ">");
     for name in title.split(',').map(str::trim) {
         let mut open = vec![name.to_owned()];
         while let Some(name) = open.pop() {
@@ -93,7 +94,7 @@ fn read(block: &[&str]) -> Option<Header> {
             !title.is_empty()
                 && title
                     .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || "_<>|, ".contains(c))
+                    .all(|c| c.is_ascii_alphanumeric() || "_<>[]|, ".contains(c))
         })
     };
     let start = block[..first_field].iter().rposition(is_title)?;

@@ -15,7 +15,7 @@ mod timing;
 pub use budget::{Agreed, Budget};
 pub use chips::{CHIPS, Chip, Occupancy};
 pub use examples::{Direction, Example, Size, examples, record_update, update_shape};
-pub use header::{Header, header, headers};
+pub use header::{FIELDS, Header, header, headers};
 pub use ptxas::{Assembled, Report, read as read_assembler};
 pub use roofline::{Bound, Work, works};
 pub use timing::{Outcome, Timed, fill, time};

@@ -393,3 +393,31 @@ fn bugs_planted_in_the_ops_on_rows_are_caught() {
         "team_max: no barrier before the warps' maxima are compared",
     );
 }
+
+/// y, x, weights, index, equal factor, tokens, columns, with a block for each batch row and 128 columns.
+fn pooling_forward(batch: usize, tokens: usize, columns: usize) -> Trial {
+    let parts = vec![
+        Part::Out(batch * columns),
+        Part::In(batch * tokens * columns),
+        Part::In(batch * tokens),
+        Part::Null,
+        Part::F32(0.0),
+        Part::I32(tokens as i32),
+        Part::I32(columns as i32),
+    ];
+    Trial {
+        kernel: "pooling_forward_f32",
+        grid: [batch as u32, columns.div_ceil(128) as u32, 1],
+        parts,
+        scale: 1.0,
+    }
+}
+
+#[test]
+fn bugs_planted_in_pooling_are_caught() {
+    let Some(emulator) = emulator() else { return };
+    pooling_forward(2, 19, 150).must_catch(
+        &emulator,
+        "pooling: no barrier before the warps' sums are read",
+    );
+}

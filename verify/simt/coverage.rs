@@ -1,0 +1,315 @@
+//! Every kernel of the product runs in some program: none is left over, and none is reached by a handwritten launch alone.
+//! The programs here are small and reach each variant of each kernel once; whether results are right is for the cases of
+//! verify/ops.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use keel::error::{Error, Result};
+use keel::executor::kernel_table::KERNELS;
+use keel::executor::resolved::resolve;
+use keel::executor::simt::Options;
+use keel::executor::{Executor, SimtExecutor};
+use keel::kernels::{self, Direction, Size};
+use keel::ops::{self, Activation, Contrastive, Heads, Mask, Positions, UpdateOptions};
+use keel::program::{CompileOptions, Program};
+use keel::tape::{Add, Copy, Fill, Init, ParameterLayout, ParameterSpec, Tape, Target, Value};
+use keel::tensor::{DType, Shape, TensorType};
+
+use super::emulator;
+use crate::harness::Random;
+
+/// Records a program of one op or a few and returns its result.
+type Record = fn(&mut Inputs<'_>) -> Result<Value>;
+
+/// A tape, and inputs by the rule of every program: matrices in its precision, vectors and pictures in f32.
+struct Inputs<'a>(&'a mut Tape);
+
+impl Inputs<'_> {
+    fn add(&mut self, ty: TensorType, has_gradient: bool) -> Value {
+        let name = format!("input.{}", self.0.values().len());
+        match has_gradient {
+            true => self.0.input_with_gradient(name, ty),
+            false => self.0.input(name, ty),
+        }
+    }
+
+    /// Floats that owe a gradient.
+    fn x<const R: usize>(&mut self, shape: [usize; R]) -> Value {
+        let dtype = match R {
+            2 | 3 => self.0.precision(),
+            _ => DType::F32,
+        };
+        self.add(TensorType::new(dtype, shape), true)
+    }
+
+    /// A matrix that owes none.
+    fn frozen<const R: usize>(&mut self, shape: [usize; R]) -> Value {
+        let dtype = self.0.precision();
+        self.add(TensorType::new(dtype, shape), false)
+    }
+
+    /// Numbers that are f32 in every precision and owe none.
+    fn constant<const R: usize>(&mut self, shape: [usize; R]) -> Value {
+        self.add(TensorType::f32(shape), false)
+    }
+
+    /// Zeros and ones.
+    fn integers<const R: usize>(&mut self, shape: [usize; R]) -> Value {
+        self.add(TensorType::i32(shape), false)
+    }
+}
+
+const HEADS: Heads = Heads {
+    query: 2,
+    key_value: 1,
+    dim: 8,
+};
+
+fn linear(t: &mut Inputs<'_>, rows: usize, inner: usize, columns: usize) -> Result<Value> {
+    let (x, w, b) = (t.x([rows, inner]), t.x([columns, inner]), t.x([columns]));
+    ops::linear(t.0, x, w, Some(b))
+}
+
+fn norms(t: &mut Inputs<'_>, columns: usize) -> Result<Value> {
+    let (x, w, b) = (t.x([2, columns]), t.x([columns]), t.x([columns]));
+    let y = ops::layer_norm(t.0, x, w, b, 1e-6)?;
+    let y = ops::rms_norm(t.0, y, w, 1e-6)?;
+    ops::l2_normalize(t.0, y, 1e-12)
+}
+
+fn attention(t: &mut Inputs<'_>, dim: usize) -> Result<Value> {
+    let heads = Heads { dim, ..HEADS };
+    let qkv = t.x([1, 3, heads.packed_width()]);
+    ops::attention(t.0, qkv, heads, Mask::Causal, None)
+}
+
+/// Images of 9 × 9 in patches of 4: a column and a row are left over.
+fn patch_embed(t: &mut Inputs<'_>, images: usize, width: usize) -> Result<Value> {
+    let (images, w) = (t.x([images, 3, 9, 9]), t.x([width, 48]));
+    let (b, position) = (t.x([width]), t.x([4, width]));
+    ops::patch_embed(t.0, images, w, Some(b), Some(position), 4)
+}
+
+fn contrastive(t: &mut Inputs<'_>, kind: Contrastive) -> Result<Value> {
+    let (image, text, scale) = (t.x([5, 12]), t.x([5, 12]), t.x([1]));
+    let bias = (kind == Contrastive::Sigmoid).then(|| t.x([1]));
+    ops::contrastive_loss(t.0, image, text, scale, bias, kind)
+}
+
+/// What to run, smallest shapes first.
+const PROGRAMS: &[(&str, Record)] = &[
+    ("linear", |t| linear(t, 5, 20, 7)),
+    ("linear with a split sum", |t| linear(t, 600, 8, 7)),
+    ("linear with only its bias trained", |t| {
+        let (x, w, b) = (t.x([5, 20]), t.frozen([7, 20]), t.x([7]));
+        ops::linear(t.0, x, w, Some(b))
+    }),
+    ("linear and an activation", |t| {
+        let (x, w) = (t.x([5, 20]), t.x([7, 20]));
+        ops::linear_activation(t.0, x, w, None, Activation::GeluErf)
+    }),
+    ("norms, narrow", |t| norms(t, 20)),
+    ("norms", |t| norms(t, 520)),
+    ("norms, wide", |t| norms(t, 2056)),
+    ("layer_scale", |t| {
+        let (x, gamma, residual) = (t.x([5, 20]), t.x([20]), t.x([5, 20]));
+        ops::layer_scale(t.0, x, gamma, residual)
+    }),
+    ("swiglu", |t| {
+        let x = t.x([5, 20]);
+        ops::swiglu(t.0, x)
+    }),
+    ("qk_norm and rope", |t| {
+        let (qkv, w) = (t.x([1, 3, HEADS.packed_width()]), t.x([8]));
+        let y = ops::qk_norm(t.0, qkv, w, w, HEADS, 1e-6)?;
+        ops::rope(t.0, y, HEADS, 1e4, Positions::Sequential)
+    }),
+    ("attention, 32", |t| attention(t, 32)),
+    ("attention, 64", |t| attention(t, 64)),
+    ("attention, 96", |t| attention(t, 96)),
+    ("attention, 128", |t| attention(t, 128)),
+    ("attention with queries of its own", |t| {
+        let heads = Heads {
+            key_value: HEADS.query,
+            ..HEADS
+        };
+        let width = heads.query * heads.dim;
+        let (query, key_value) = (t.x([1, width]), t.x([2, 3, 2 * width]));
+        ops::cross_attention(t.0, query, key_value, heads)
+    }),
+    ("patch_embed", |t| patch_embed(t, 2, 12)),
+    ("embedding and splice", |t| {
+        let (table, ids, image) = (t.x([6, 20]), t.integers([2, 5]), t.x([2, 2, 20]));
+        let text = ops::embedding(t.0, table, ids)?;
+        ops::splice(t.0, text, ids, image, 1)
+    }),
+    ("pooling", |t| {
+        let (x, weights) = (t.x([2, 5, 20]), t.constant([2, 5]));
+        ops::mean_pool(t.0, x, Some(weights))
+    }),
+    ("pixel_unshuffle", |t| {
+        let x = t.x([2, 4, 20]);
+        ops::pixel_unshuffle(t.0, x, 2, 2, 2)
+    }),
+    ("position", |t| {
+        let (x, position, class) = (t.x([2, 4, 20]), t.x([5, 20]), t.x([20]));
+        ops::add_position(t.0, x, position, Some(class))
+    }),
+    ("the tape's own", |t| {
+        let (x, ids) = (t.x([5, 20]), t.integers([4]));
+        let ty = t.0.ty(x);
+        let copied = t.0.record_one(Copy, &[x])?;
+        let filled = t.0.record_one(Fill { ty, value: 0.5 }, &[])?;
+        let ids = t.0.record_one(Copy, &[ids])?;
+        t.0.output(ids, "ids");
+        t.0.record_one(Add, &[copied, filled])
+    }),
+    ("cast", |t| {
+        let x = t.x([5, 20]);
+        let other = match t.0.precision() {
+            DType::Bf16 => DType::F32,
+            _ => DType::Bf16,
+        };
+        ops::cast(t.0, x, other)
+    }),
+    ("weighted_sum", |t| {
+        let (a, b) = (t.x([1]), t.x([1]));
+        ops::weighted_sum(t.0, &[(a, 1.0), (b, 0.5)])
+    }),
+    ("contrastive_loss, InfoNCE", |t| {
+        contrastive(t, Contrastive::InfoNce)
+    }),
+    ("contrastive_loss, sigmoid", |t| {
+        contrastive(t, Contrastive::Sigmoid)
+    }),
+    ("linear_cross_entropy", |t| {
+        let (hidden, w) = (t.x([5, 20]), t.x([30, 20]));
+        let (targets, weights) = (t.integers([5]), t.constant([5]));
+        ops::linear_cross_entropy(t.0, hidden, w, targets, weights)
+    }),
+    ("linear_argmax", |t| {
+        let (hidden, w) = (t.frozen([5, 20]), t.frozen([30, 20]));
+        ops::linear_argmax(t.0, hidden, w)
+    }),
+];
+
+/// The program, with the gradients of everything that owes one.
+fn program(record: Record, precision: DType) -> Result<Program> {
+    let mut tape =
+        Tape::new(Arc::new(ParameterLayout::default()), |_| false).in_precision(precision);
+    let y = record(&mut Inputs(&mut tape))?;
+    tape.output(y, "y");
+    if tape.requires_gradient(y) {
+        let ty = tape.ty(y);
+        let cotangent = tape.input("cotangent", ty);
+        tape.backward_from(&[(y, cotangent)])?;
+    }
+    Program::compile(tape, &CompileOptions::new(Target::Cuda))
+}
+
+/// An update of two parameters, one of them held between two numbers.
+fn update() -> (Program, usize) {
+    let specs = ["a.matrix", "a.scale"].map(|name| ParameterSpec {
+        name: name.into(),
+        shape: Shape::new(match name {
+            "a.scale" => &[1],
+            _ => &[5, 20],
+        }),
+        init: Init::Constant(0.0),
+        decays: true,
+    });
+    let layout = Arc::new(ParameterLayout::new(&specs));
+    let mut tape = Tape::new(layout.clone(), |_| true);
+    let mut seeds = Vec::new();
+    for (index, spec) in specs.iter().enumerate() {
+        let parameter = tape.parameter(spec.clone()).expect("it is laid out");
+        let ty = tape.ty(parameter);
+        seeds.push((parameter, tape.input(format!("g{index}"), ty)));
+    }
+    tape.backward_from(&seeds).expect("both are trained");
+    let options = UpdateOptions {
+        clamps: vec![("a.scale", -1.0, 1.0)],
+        random_rounding: None,
+    };
+    ops::record_update(&mut tape, &layout, &options).expect("something is trained");
+    let program = Program::compile(tape, &CompileOptions::new(Target::Cuda)).expect("it is small");
+    (program, layout.elements())
+}
+
+fn names(program: &Program) -> Result<Vec<String>> {
+    let steps = resolve(program)?;
+    let launches = steps.into_iter().flat_map(|step| step.launches);
+    Ok(launches.map(|launch| launch.kernel).collect())
+}
+
+/// Runs on numbers drawn at random, and returns the kernels that ran; none where an op has no kernels.
+fn run(what: &str, program: Program, elements: usize) -> Vec<String> {
+    let kernels = match names(&program) {
+        Ok(kernels) => kernels,
+        Err(Error::Device { .. }) => return Vec::new(),
+        Err(problem) => panic!("{what}: {problem}"),
+    };
+    let executor = SimtExecutor::new(elements, Options::default()).expect("the emulator is there");
+    let mut session = executor
+        .load(Arc::new(program))
+        .unwrap_or_else(|problem| panic!("{what}: {problem}"));
+    let mut random = Random::new(11);
+    let inputs: Vec<String> = session.program().input_names().map(str::to_owned).collect();
+    for input in inputs {
+        let value = session.program().input(&input).expect("listed");
+        let ty = session.program().ty(value);
+        match ty.dtype {
+            DType::I32 => session.write_i32(&input, &random.integers(ty.numel(), 2)),
+            _ => session.write_f32(&input, &random.normals(ty.numel(), 1.0)),
+        }
+        .expect("an input of its size");
+    }
+    session
+        .run()
+        .unwrap_or_else(|problem| panic!("{what}: {problem}"));
+    kernels
+}
+
+#[test]
+fn every_kernel_is_launched_by_some_program() {
+    if emulator().is_none() {
+        return;
+    }
+    let mut launched: BTreeSet<String> = BTreeSet::new();
+    for precision in [DType::F32, DType::Bf16] {
+        for (what, record) in PROGRAMS {
+            let what = format!("{what} in {precision}");
+            // What an op refuses stays unlaunched, and is reported at the end.
+            if let Ok(program) = program(*record, precision) {
+                launched.extend(run(&what, program, 0));
+            }
+        }
+        // Kernels for tiles that only large products have: launched at the shapes they are for, which the emulator would
+        // take hours over; verify/simt/product.rs runs the kernels themselves.
+        for example in kernels::examples(Size::Large) {
+            let names = example
+                .record(precision, Direction::Both)
+                .and_then(|tape| Program::compile(tape, &CompileOptions::new(Target::Cuda)))
+                .and_then(|program| names(&program));
+            launched.extend(names.into_iter().flatten());
+        }
+    }
+    let (program, elements) = update();
+    launched.extend(run("an update", program, elements));
+    let left_over: Vec<&str> = KERNELS
+        .iter()
+        .map(|kernel| kernel.name)
+        .filter(|name| !launched.contains(*name))
+        .collect();
+    assert!(
+        left_over.is_empty(),
+        "no program launches {}: remove them, or add the program that does",
+        left_over.join(", ")
+    );
+    let unknown: Vec<&String> = launched
+        .iter()
+        .filter(|name| !KERNELS.iter().any(|kernel| kernel.name == **name))
+        .collect();
+    assert!(unknown.is_empty(), "there are no kernels {unknown:?}");
+}
