@@ -10,9 +10,9 @@
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::launch::{Argument, Launch, blocks, index, kernel_name, move_blocks};
+use crate::launch::{Argument, Launch, blocks, index, kernel_name, move_blocks, vector};
 use crate::ops::rows::rows_per_task;
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::{DType, Shape, TensorType};
 
 /// Looks up rows of a table.
@@ -26,8 +26,42 @@ pub fn embedding(tape: &mut Tape, table: Value, ids: Value) -> Result<Value> {
     tape.record_one(Embedding, &[table, ids])
 }
 
-/// Columns of the table's gradient that one block of `embedding_backward` adds up.
-const COLUMNS_PER_BLOCK: usize = 512;
+/// Places of a block of the kernel that sorts, and warps of one that sums.
+const PLACES_PER_BLOCK: usize = 256;
+const WARPS: usize = 4;
+
+/// Sorted places that a warp sums.
+const CHUNK: usize = 32;
+
+/// What the gradient's kernels keep, in bytes: the sorted places and their ids, i32 [N], and what runs of equal ids leave
+/// that go on from an earlier chunk, f32 [ceil(N / 32), C].
+struct Scratch {
+    keys: usize,
+    heads: usize,
+    bytes: usize,
+}
+
+impl Scratch {
+    fn new(inputs: &[TensorType]) -> Scratch {
+        let (columns, count) = (inputs[0].shape.columns(), inputs[1].numel());
+        let list = (count * size_of::<i32>()).next_multiple_of(16);
+        Scratch {
+            keys: list,
+            heads: 2 * list,
+            bytes: 2 * list + count.div_ceil(CHUNK) * columns * size_of::<f32>(),
+        }
+    }
+
+    /// Order, keys and heads.
+    fn arguments(&self) -> [Argument; 3] {
+        let at = |offset, element| Argument::Workspace { offset, element };
+        [
+            at(0, DType::I32),
+            at(self.keys, DType::I32),
+            at(self.heads, DType::F32),
+        ]
+    }
+}
 
 /// The row that an id names, if there is one.
 fn row(id: i32, rows: usize) -> Option<usize> {
@@ -193,40 +227,74 @@ impl Op for EmbeddingBackward {
     }
 
     fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
-        let (dy, d_table) = (inputs[0], outputs[0]);
-        let kernel = kernel_name("embedding_backward", dy.dtype);
+        let (dy, d_table, count) = (inputs[0], outputs[0], inputs[1].numel());
+        let (columns, chunks) = (dy.shape.columns(), count.div_ceil(CHUNK));
+        let [order, keys, heads] = Scratch::new(inputs).arguments();
+        let [start, sort, add] = [
+            "embedding_start_f32",
+            "embedding_backward_order_i32",
+            "embedding_backward_heads_f32",
+        ];
+        let rows = kernel_name("embedding_backward_rows", dy.dtype);
         let addend = match self.accumulates {
             true => Argument::input(2),
             false => Argument::Null,
         };
-        let start = vec![
+        let places = index(sort, "the number of places", count)?;
+        index(sort, "the vocabulary and one", self.vocabulary + 1)?;
+        let vocabulary = index(sort, "the vocabulary", self.vocabulary)?;
+        let width = index(&rows, "the number of columns", columns)?;
+        let tiles = |ty| columns.div_ceil(32 * vector(ty));
+        let (wide, narrow) = (tiles(dy), tiles(d_table));
+        let start_arguments = vec![
             Argument::output(0),
             addend,
             Argument::I64(d_table.numel() as i64),
         ];
-        let name = "embedding_start_f32";
-        let start = Launch::new(name, blocks(name, d_table.numel(), 4 * 256)?, start);
-        let columns = dy.shape.columns();
+        let mut launches = vec![Launch::new(
+            start,
+            blocks(start, d_table.numel(), 4 * 256)?,
+            start_arguments,
+        )];
+        if count == 0 {
+            return Ok(launches);
+        }
+        launches.push(Launch::new(
+            sort,
+            blocks(sort, count, PLACES_PER_BLOCK)?,
+            vec![order, keys, Argument::input(1), places, vocabulary],
+        ));
         let arguments = vec![
             Argument::output(0),
+            heads,
+            order,
+            keys,
             Argument::input(0),
-            Argument::input(1),
-            index(&kernel, "the number of places", dy.shape.rows())?,
-            index(&kernel, "the number of columns", columns)?,
-            index(&kernel, "the vocabulary", self.vocabulary)?,
+            places,
+            vocabulary,
+            width,
+            index(&rows, "the number of tiles", wide)?,
         ];
-        let gather = Launch {
-            grid: [
-                blocks(&kernel, dy.shape.rows(), 1)?,
-                blocks(&kernel, columns, COLUMNS_PER_BLOCK)?,
-                1,
-            ],
-            kernel,
-            arguments,
-        };
-        match dy.shape.rows() {
-            0 => Ok(vec![start]),
-            _ => Ok(vec![start, gather]),
+        let grid = blocks(&rows, chunks * wide, WARPS)?;
+        launches.push(Launch::new(rows, grid, arguments));
+        let arguments = vec![
+            Argument::output(0),
+            heads,
+            keys,
+            places,
+            vocabulary,
+            width,
+            index(add, "the number of tiles", narrow)?,
+        ];
+        let grid = blocks(add, chunks * narrow, WARPS)?;
+        launches.push(Launch::new(add, grid, arguments));
+        Ok(launches)
+    }
+
+    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
+        match target {
+            Target::Cuda => Scratch::new(inputs).bytes,
+            _ => 0,
         }
     }
 

@@ -80,6 +80,23 @@ proptest! {
 }
 
 #[test]
+fn an_id_in_many_places_adds_up_over_all_of_them() {
+    // Runs of equal ids that begin, end and lie within the 32 sorted places that a warp sums.
+    let mut random = Random::new(6);
+    let mut ids = vec![3; 150];
+    ids.extend([1, 1, 0, -1, 9]);
+    ids.extend(vec![4; 64]);
+    ids.rotate_left(70);
+    let count = ids.len();
+    let case = Case::new("an id in many places", |tape, v| {
+        Ok(vec![out("y", embedding(tape, v[0], v[1])?)])
+    })
+    .input("table", [6, 136], random.normals(6 * 136, 1.0))
+    .integers("ids", [count], ids);
+    check(&case, 6);
+}
+
+#[test]
 fn splice_adds_to_the_gradient_that_its_image_already_has() {
     let mut random = Random::new(3);
     let ids = vec![9, 1, 9, 9, 2, 9, 1, 2, 3, 9];

@@ -421,3 +421,52 @@ fn bugs_planted_in_pooling_are_caught() {
         "pooling: no barrier before the warps' sums are read",
     );
 }
+
+#[test]
+fn bugs_planted_in_the_gradient_of_a_table_are_caught() {
+    let Some(emulator) = emulator() else { return };
+    let count = 600;
+    let run = |options: &Options<'_>| -> Result<Vec<i32>> {
+        let [mut order, mut keys, mut ids] = [(); 3].map(|()| {
+            emulator
+                .allocate(Element::I32, count)
+                .expect("a little memory")
+        });
+        ids.write(&Random::new(5).integers(count, 40))?;
+        for buffer in [&mut order, &mut keys] {
+            buffer.write(&vec![-1i32; count])?;
+        }
+        let arguments = [
+            Argument::whole(&order),
+            Argument::whole(&keys),
+            Argument::whole(&ids),
+            Argument::I32(count as i32),
+            Argument::I32(30),
+        ];
+        let kernel = emulator.kernel("embedding_backward_order_i32")?;
+        let shared = kernel.shared_bytes;
+        emulator.launch(&kernel, [3, 1, 1], [256, 1, 1], shared, &arguments, options)?;
+        order.read::<i32>()
+    };
+    let ids = Random::new(5).integers(count, 40);
+    let mut want: Vec<i32> = (0..count as i32).collect();
+    want.sort_by_key(|place| ids[*place as usize].min(30));
+    for bug in [
+        "embedding: no barrier before the keys are compared",
+        "embedding: no barrier before the next keys are written",
+    ] {
+        let mut caught = false;
+        for options in Options::proof(0) {
+            assert_eq!(run(&options).expect("the kernel is clean"), want);
+            let options = Options {
+                planted_bug: Some(bug),
+                ..options
+            };
+            caught |= match run(&options) {
+                Ok(found) => found != want,
+                Err(problem) => !problem.to_string().contains("PLANTED_BUG"),
+            };
+        }
+        assert!(caught, "{bug}");
+    }
+}
