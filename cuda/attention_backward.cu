@@ -46,8 +46,8 @@ DEVICE void attention_delta(float* delta, const T* o, const T* d_output, int64_t
 // Tensors  : d_query elem, in the layout of query; or partial f32 [B,Tq,H,D] where all batch rows share their queries (else
 //            null) | d_output elem [B,Tq,H,D] | log_sum_exp, delta f32 [B,H,Tq] | the rest as in attention.cu
 // Grid     : B·H·ceil(Tq / rows) blocks      Block: 128 threads = 4 warps of 16 queries; f32 of D > 96: 64 threads
-// Smem     : sizeof(QueryGradientStorage) = (2 rows + 4 tile)·(D + 8)·e: bf16 55 KB for D 64, 70 KB for D 128; f32 74 KB,
-//            70 KB: all below the 99 KB of the smallest sm_8x
+// Smem     : sizeof(QueryGradientStorage) = (2 rows + 4 tile)·(D + 8)·e: bf16 55 KB for D 64, 70 KB for D 128; f32 at most
+//            80 KB (D 96): all below the 99 KB of the smallest sm_8x
 // Work     : 6·D flop a visible pair (s and dp anew, dq); reads q, do, lse, δ once, k and v once a block; writes dq
 //            bound: shared memory: a fragment of keys serves 16 queries, 512 bytes for two products, which is as long as the
 //            products take. Expected on H100, bf16, T >= 1024: 0.3 of the dense peak (half of what mma.sync reaches);
