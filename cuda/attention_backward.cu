@@ -71,7 +71,8 @@ DEVICE void attention_delta(float* delta, const T* o, const T* d_output, int64_t
 // attention_backward_key_value_d<32|64|96|128>_<f32|bf16>: the gradients of the keys and values.
 // Math     : dv = pᵀ do    dk = D^-1/2 dSᵀ q      summed over the query heads that share a key head; p, dS as above
 // Tensors  : d_key, d_value elem, in the layout of key and value | the rest as above
-// Grid     : B·Hk·ceil(T / rows) blocks      Block: 128 threads = 4 warps of 16 keys; f32 of D > 96: 64 threads
+// Grid     : B·Hk·ceil(T / rows) blocks      Block: 128 threads = 4 warps of 16 keys; f32 of D > 96: two warps for 16 keys,
+//            each with all their scores and half the gradients' columns, which do not fit the registers of one
 // Smem     : sizeof(KeyValueGradientStorage): as above and 16 B for each row of a tile
 // Work     : 8·D flop a visible pair (s and dp anew, dk, dv); reads k, v once, q, do, lse, δ once a block; writes dk, dv
 //            bound: shared memory, as above; together the two kernels do 14·D flop a pair where 10·D are needed: the price of
@@ -81,7 +82,7 @@ DEVICE void attention_delta(float* delta, const T* o, const T* d_output, int64_t
 // Order    : deterministic: heads, then queries in order within a block
 // Source   : Dao 2023 (FlashAttention-2), algorithm 2; grouped heads: Ainslie et al. 2023
 #define ATTENTION_BACKWARD_KEY_VALUE(T, kDim) \
-    extern "C" __global__ void __launch_bounds__(BackwardShape<ELEMENT_##T, kDim>::kThreads, 1) \
+    extern "C" __global__ void __launch_bounds__(BackwardShape<ELEMENT_##T, kDim>::kKeyValueThreads, 1) \
         attention_backward_key_value_d##kDim##_##T(ELEMENT_##T* d_key, ELEMENT_##T* d_value, const ELEMENT_##T* query, \
                                                    const ELEMENT_##T* key, const ELEMENT_##T* value, \
                                                    const ELEMENT_##T* d_output, const float* log_sum_exp, \
@@ -89,7 +90,7 @@ DEVICE void attention_delta(float* delta, const T* o, const T* d_output, int64_t
         key_value_gradient<ELEMENT_##T, kDim>(d_key, d_value, query, key, value, {d_output, log_sum_exp, delta}, scale, \
                                               GEOMETRY); \
     } \
-    KERNEL(attention_backward_key_value_d##kDim##_##T, (BackwardShape<ELEMENT_##T, kDim>::kThreads), \
+    KERNEL(attention_backward_key_value_d##kDim##_##T, (BackwardShape<ELEMENT_##T, kDim>::kKeyValueThreads), \
            KeyValueGradientStorage<ELEMENT_##T, kDim>)
 
 // attention_backward_query_sum_<f32|bf16>: the gradient of queries that all batch rows share.
