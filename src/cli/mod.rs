@@ -49,6 +49,8 @@ enum Device {
     Cpu,
     /// The CUDA kernels on their emulator: slow, for proof.
     Simt,
+    /// A GPU.
+    Cuda,
 }
 
 /// How matrices among the parameters, and what is computed from them, are stored.
@@ -112,6 +114,7 @@ impl ComputeArgs {
             Device::Auto => executor::Device::Auto,
             Device::Cpu => executor::Device::Cpu,
             Device::Simt => executor::Device::Simt,
+            Device::Cuda => executor::Device::Cuda,
         };
         Choice::new(device, self.threads()?, self.precision.map(DType::from))
     }

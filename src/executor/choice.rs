@@ -1,7 +1,7 @@
 //! Which executor runs: what the user asked for, against what there is.
 
 use super::simt::{Emulator, Options};
-use super::{CpuExecutor, Executor, SimtExecutor};
+use super::{CpuExecutor, CudaExecutor, Executor, SimtExecutor, cuda};
 use crate::error::{Error, Result};
 use crate::tape::{Machine, Target};
 use crate::tensor::DType;
@@ -15,13 +15,23 @@ pub enum Device {
     Cpu,
     /// The CUDA kernels on their emulator: slow, for proof.
     Simt,
+    /// The first GPU that can run the CUDA kernels.
+    Cuda,
+}
+
+/// Who runs the programs.
+#[derive(Clone, Debug)]
+enum Runner {
+    Processor,
+    Emulator,
+    Gpu(cuda::Found),
 }
 
 /// A device that is there, with everything that must be known to make an executor.
 #[derive(Clone, Debug)]
 pub struct Choice {
     machine: Machine,
-    is_emulated: bool,
+    runner: Runner,
     threads: usize,
     why: String,
 }
@@ -33,11 +43,12 @@ impl Choice {
     /// [`Error::Device`] when the device is not there, [`Error::Setting`] when it does not know the precision.
     pub fn new(device: Device, threads: usize, precision: Option<DType>) -> Result<Choice> {
         match device {
-            Device::Auto => Choice::cpu(
-                threads,
-                precision,
-                "this build has no executor for a GPU yet",
-            ),
+            Device::Auto => match cuda::probe() {
+                Ok(found) => Ok(Choice::gpu(found, threads, precision, "found")),
+                Err(problem) => {
+                    Choice::cpu(threads, precision, &format!("no GPU: {}", reason(problem)))
+                }
+            },
             Device::Cpu => Choice::cpu(threads, precision, "as asked"),
             Device::Simt => {
                 Emulator::new()?;
@@ -46,11 +57,12 @@ impl Choice {
                         target: Target::Cuda,
                         precision: precision.unwrap_or(DType::Bf16),
                     },
-                    is_emulated: true,
+                    runner: Runner::Emulator,
                     threads,
                     why: "as asked; slow, for proof".to_owned(),
                 })
             }
+            Device::Cuda => Ok(Choice::gpu(cuda::probe()?, threads, precision, "as asked")),
         }
     }
 
@@ -58,9 +70,21 @@ impl Choice {
     pub fn processor(threads: usize) -> Choice {
         Choice {
             machine: Target::Cpu { threads }.into(),
-            is_emulated: false,
+            runner: Runner::Processor,
             threads,
             why: "as asked".to_owned(),
+        }
+    }
+
+    fn gpu(found: cuda::Found, threads: usize, precision: Option<DType>, why: &str) -> Choice {
+        Choice {
+            machine: Machine {
+                target: Target::Cuda,
+                precision: precision.unwrap_or(DType::Bf16),
+            },
+            runner: Runner::Gpu(found),
+            threads,
+            why: why.to_owned(),
         }
     }
 
@@ -86,9 +110,10 @@ impl Choice {
     /// One line: device, size, precision, and why it was chosen.
     pub fn describe(&self) -> String {
         let plural = if self.threads == 1 { "" } else { "s" };
-        let device = match self.is_emulated {
-            true => "simt (the CUDA kernels on the emulator)".to_owned(),
-            false => format!("cpu, {} thread{plural}", self.threads),
+        let device = match &self.runner {
+            Runner::Emulator => "simt (the CUDA kernels on the emulator)".to_owned(),
+            Runner::Processor => format!("cpu, {} thread{plural}", self.threads),
+            Runner::Gpu(found) => format!("cuda, {found}"),
         };
         format!("{device}, {} ({})", self.machine.precision, self.why)
     }
@@ -98,14 +123,28 @@ impl Choice {
     /// # Errors
     /// When memory or threads cannot be had.
     pub fn open(&self, elements: usize) -> Result<Box<dyn Executor>> {
-        if self.is_emulated {
-            let options = Options {
-                workers: self.threads as u32,
-                ..Options::default()
-            };
-            let executor = SimtExecutor::new(elements, options)?;
-            return Ok(Box::new(executor.in_precision(self.machine.precision)));
+        match &self.runner {
+            Runner::Processor => Ok(Box::new(CpuExecutor::new(elements, self.threads)?)),
+            Runner::Emulator => {
+                let options = Options {
+                    workers: self.threads as u32,
+                    ..Options::default()
+                };
+                let executor = SimtExecutor::new(elements, options)?;
+                Ok(Box::new(executor.in_precision(self.machine.precision)))
+            }
+            Runner::Gpu(found) => {
+                let executor = CudaExecutor::new(found.clone(), elements)?;
+                Ok(Box::new(executor.in_precision(self.machine.precision)))
+            }
         }
-        Ok(Box::new(CpuExecutor::new(elements, self.threads)?))
+    }
+}
+
+/// Why a device is not there, without what to do about it.
+fn reason(problem: Error) -> String {
+    match problem {
+        Error::Device { problem, .. } => problem,
+        other => other.to_string(),
     }
 }

@@ -18,6 +18,7 @@ use crate::tensor::{DType, TensorType};
 
 pub use choice::{Choice, Device};
 pub use cpu::CpuExecutor;
+pub use cuda::CudaExecutor;
 pub use reference::ReferenceExecutor;
 pub use simt::SimtExecutor;
 

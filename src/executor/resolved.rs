@@ -1,8 +1,11 @@
 //! What the emulator and the CUDA executor share: a program's launches with every argument resolved to a stretch of an
 //! arena, and host values in the storage type of a program's value.
 
+use std::fmt;
+
 use half::bf16;
 
+use super::simt::Parameter;
 use crate::error::{Error, Result};
 use crate::launch::{Argument, Launch};
 use crate::program::{Place, Program, Step};
@@ -44,6 +47,37 @@ pub enum ResolvedArgument {
     I64(i64),
     /// A single-precision number.
     F32(f32),
+}
+
+impl ResolvedArgument {
+    /// Whether a kernel's `parameter` takes it.
+    pub fn fits(&self, parameter: Parameter) -> bool {
+        match (self, parameter) {
+            (ResolvedArgument::Stretch(stretch), Parameter::Pointer { element, .. }) => {
+                element == Some(stretch.element.into())
+            }
+            (ResolvedArgument::Null, Parameter::Pointer { .. })
+            | (ResolvedArgument::I32(_), Parameter::Signed(4))
+            | (ResolvedArgument::I64(_), Parameter::Signed(8))
+            | (ResolvedArgument::F32(_), Parameter::Float(4)) => true,
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for ResolvedArgument {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ResolvedArgument::Stretch(stretch) => {
+                let elements = stretch.bytes / stretch.element.size();
+                write!(f, "{}[{elements}]", stretch.element)
+            }
+            ResolvedArgument::Null => f.write_str("a null pointer"),
+            ResolvedArgument::I32(value) => write!(f, "{value}i32"),
+            ResolvedArgument::I64(value) => write!(f, "{value}i64"),
+            ResolvedArgument::F32(value) => write!(f, "{value}f32"),
+        }
+    }
 }
 
 /// A launch, ready for any device.

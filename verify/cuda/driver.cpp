@@ -9,7 +9,8 @@
 //     late                   queued work runs as late as allowed
 //     fail=NAME:N:CODE       the N-th call of function NAME returns CODE
 //     fault=N:CODE           the N-th kernel that runs breaks the context with CODE, as an illegal address does
-//     skewed                 the images say one thread more for every kernel than the emulator's table
+//     idle=N                 the N-th kernel that runs does nothing
+//     skewed                 the images give every kernel one byte of shared memory more than the emulator's table
 //     without=KERNEL         the images lack this kernel
 //     log=PATH               one line for each module, launch and graph, and what is left when the context goes
 #include <stdint.h>
@@ -56,7 +57,7 @@ struct Stream {
 struct Function {
     const KeelKernel* kernel;
     int shared_opt_in = 48 * 1024;
-    uint32_t facts[2];
+    uint32_t shared_bytes;
 };
 struct Module {
     std::map<std::string, Function> functions;
@@ -178,6 +179,7 @@ void run_kernel(const KeelKernel* kernel, const uint32_t* grid, const uint32_t* 
         d.broken = d.fault_code;
         return;
     }
+    if (d.kernels_run == d.number("idle", "0")) return;
     std::vector<void*> arguments;
     for (uint32_t i = 0; i < kernel->parameter_count; ++i) arguments.push_back(&values[i]);
     KeelOptions options{};
@@ -252,7 +254,7 @@ EXPORT int cuGetErrorString(int code, const char** text) { return cuGetErrorName
 
 EXPORT int cuDevicePrimaryCtxRetain(void** context, int) {
     ENTER("cuDevicePrimaryCtxRetain");
-    ++driver().contexts;
+    if (driver().contexts++ == 0) driver().say("context\n");
     *context = &driver();
     return kOk;
 }
@@ -279,6 +281,9 @@ EXPORT int cuModuleLoadData(Module** module, const void* image) {
     driver().say("module\n");
     return kOk;
 }
+EXPORT int cuModuleLoadDataEx(Module** module, const void* image, unsigned options, void*, void*) {
+    return options ? kInvalidValue : cuModuleLoadData(module, image);
+}
 EXPORT int cuModuleUnload(Module* module) {
     ENTER("cuModuleUnload", true);
     --driver().modules;
@@ -293,7 +298,7 @@ static Function* find(Module* module, const std::string& name) {
         const KeelKernel* kernel = keel_simt_kernel(i);
         if (name != kernel->name) continue;
         uint32_t more = driver().settings.count("skewed") ? 1 : 0;
-        return &(module->functions[name] = {kernel, 48 * 1024, {kernel->threads + more, kernel->shared_bytes}});
+        return &(module->functions[name] = {kernel, 48 * 1024, kernel->shared_bytes + more});
     }
     return nullptr;
 }
@@ -304,11 +309,11 @@ EXPORT int cuModuleGetFunction(Function** function, Module* module, const char* 
 }
 EXPORT int cuModuleGetGlobal_v2(uint64_t* pointer, size_t* bytes, Module* module, const char* name) {
     ENTER("cuModuleGetGlobal_v2");
-    std::string prefix = "keel_launch_", text = name;
+    std::string prefix = "keel_shared_bytes_", text = name;
     Function* function = text.rfind(prefix, 0) == 0 ? find(module, text.substr(prefix.size())) : nullptr;
     if (!function) return kNotFound;
-    *pointer = uint64_t(function->facts);
-    *bytes = sizeof(function->facts);
+    *pointer = uint64_t(&function->shared_bytes);
+    *bytes = sizeof(function->shared_bytes);
     driver().constants[*pointer] = *bytes;
     return kOk;
 }
@@ -413,6 +418,7 @@ EXPORT int cuStreamCreate(Stream** stream, unsigned) {
     ++driver().streams;
     return kOk;
 }
+EXPORT int cuStreamCreateWithPriority(Stream** stream, unsigned flags, int) { return cuStreamCreate(stream, flags); }
 EXPORT int cuStreamDestroy_v2(Stream* stream) {
     ENTER("cuStreamDestroy_v2", true);
     drain(*stream);

@@ -2,11 +2,20 @@
 //! emulator. Which library is loaded is settled when a process starts, so every test runs itself again as a child whose
 //! LD_LIBRARY_PATH holds the driver it wants.
 
+#[cfg(feature = "cust")]
+mod cust;
+mod failures;
 mod probe;
+mod steps;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
+
+use keel::error::Result;
+use keel::executor::kernel_table::{IMAGES, KERNELS, KernelImage};
+use keel::executor::{CudaExecutor, cuda};
+use keel::tensor::DType;
 
 /// Set in children; they do the work, their parent starts them and looks at what they did.
 const CHILD: &str = "KEEL_VERIFY_CHILD";
@@ -96,4 +105,81 @@ fn child(name: &str, library: &Path, settings: &str, variables: &[(&str, &str)])
 /// Whether this process is such a child.
 fn is_child() -> bool {
     std::env::var_os(CHILD).is_some()
+}
+
+/// A fatbin's first four bytes, which are all that our driver looks at.
+const FATBIN: &[u8] = &0xba55_ed50u32.to_le_bytes();
+
+/// The images of this program, or stand-ins where it was built without nvcc.
+fn images() -> &'static [KernelImage] {
+    static STAND_INS: OnceLock<Vec<KernelImage>> = OnceLock::new();
+    if !IMAGES.is_empty() {
+        return IMAGES;
+    }
+    STAND_INS.get_or_init(|| {
+        let mut stems: Vec<&str> = KERNELS.iter().map(|kernel| kernel.stem).collect();
+        stems.dedup();
+        let image = |stem| KernelImage {
+            stem,
+            fatbin: FATBIN,
+            ptxas: "",
+            census: "",
+        };
+        stems.into_iter().map(image).collect()
+    })
+}
+
+/// In a child: the executor of the GPU that its driver has.
+fn executor(elements: usize, precision: DType) -> Result<CudaExecutor> {
+    let found = cuda::probe_driver()?;
+    Ok(CudaExecutor::with_images(found, elements, images())?.in_precision(precision))
+}
+
+/// The children of one test: the log that their driver writes, which the next one overwrites.
+struct Children {
+    name: &'static str,
+    driver: &'static Path,
+    log: tempfile::NamedTempFile,
+}
+
+/// What a child did.
+struct Outcome {
+    /// Standard output.
+    said: String,
+    /// Standard error.
+    noise: String,
+    /// What its driver was asked to do, line by line.
+    log: String,
+}
+
+impl Children {
+    /// `None` where there is no driver to run them with.
+    fn of(name: &'static str) -> Option<Children> {
+        Some(Children {
+            name,
+            driver: executing_driver()?,
+            log: tempfile::NamedTempFile::new().expect("a file of our own"),
+        })
+    }
+
+    /// Runs one, which must succeed and leave nothing behind on the device.
+    fn run(&self, settings: &str, variables: &[(&str, &str)]) -> Outcome {
+        std::fs::write(self.log.path(), "").expect("the file is there");
+        let settings = format!("{settings} log={}", self.log.path().display());
+        let output = child(self.name, self.driver, settings.trim(), variables);
+        let outcome = Outcome {
+            said: String::from_utf8_lossy(&output.stdout).into_owned(),
+            noise: String::from_utf8_lossy(&output.stderr).into_owned(),
+            log: std::fs::read_to_string(self.log.path()).expect("the child wrote it"),
+        };
+        let Outcome { said, noise, log } = &outcome;
+        assert!(output.status.success(), "{settings}:\n{said}{noise}");
+        assert!(said.contains("1 passed"), "{settings}:\n{said}{noise}");
+        let left = "left: 0 device, 0 host, 0 streams, 0 events, 0 graphs, 0 modules";
+        assert!(
+            log.contains(left) || !log.contains("context"),
+            "{settings}:\n{said}{noise}{log}"
+        );
+        outcome
+    }
 }

@@ -6,7 +6,7 @@ mod fragment;
 mod launches;
 mod planted;
 mod product;
-mod refusals;
+pub mod refusals;
 mod zoo;
 
 use crate::harness::Random;

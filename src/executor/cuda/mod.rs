@@ -5,6 +5,16 @@
 //! own signature, and every pointer comes from an arena of known length.
 #![allow(unsafe_code)]
 
+#[cfg(all(feature = "cust", target_os = "linux"))]
+pub mod cust;
+mod executor;
+mod gpu;
+mod kernels;
+mod launch;
+mod memory;
 mod probe;
+mod session;
+mod staging;
 
-pub use probe::{Found, probe};
+pub use executor::CudaExecutor;
+pub use probe::{Found, probe, probe_driver};

@@ -100,22 +100,13 @@ impl fmt::Display for Found {
     }
 }
 
-/// Looks for a driver and the first visible GPU that can run our kernels. It starts nothing that needs ending.
+/// Looks for a driver and the first visible GPU that can run our kernels, and for code for it in this program. It starts
+/// nothing that needs ending.
 ///
 /// # Errors
-/// [`Error::Device`]: no library, one without the functions, the toolkit's stub, a driver that fails to start or is too
-/// old, no device, no device of compute capability 8.0, no GPU code in this program.
+/// As [`probe_driver`], and [`Error::Device`] when this program was built without nvcc.
 pub fn probe() -> Result<Found> {
-    // SAFETY: opening a library runs its initialisers; this one is the driver the system's owner installed.
-    if !unsafe { sys::is_culib_present() } {
-        return Err(unusable(
-            "no CUDA driver library (libcuda.so.1) can be loaded",
-            "install the NVIDIA driver, 580 or newer, or choose --device cpu",
-        ));
-    }
-    let driver = Functions::new()?;
-    driver.start()?;
-    let found = driver.first_device()?;
+    let found = probe_driver()?;
     if kernel_table::IMAGES.is_empty() {
         return Err(unusable(
             format!(
@@ -125,6 +116,24 @@ pub fn probe() -> Result<Found> {
         ));
     }
     Ok(found)
+}
+
+/// As [`probe`], whether or not this program holds code for a GPU.
+///
+/// # Errors
+/// [`Error::Device`]: no library, one without the functions, the toolkit's stub, a driver that fails to start or is too
+/// old, no device, no device of compute capability 8.0.
+pub fn probe_driver() -> Result<Found> {
+    // SAFETY: opening a library runs its initialisers; this one is the driver the system's owner installed.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(unusable(
+            "no CUDA driver library (libcuda.so.1) can be loaded",
+            "install the NVIDIA driver, 580 or newer, or choose --device cpu",
+        ));
+    }
+    let driver = Functions::new()?;
+    driver.start()?;
+    driver.first_device()
 }
 
 pub(super) fn unusable(problem: impl ToString, remedy: impl ToString) -> Error {
