@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use super::table::Table;
-use crate::kernels::{CHIPS, Catalogue, Code, Facts, Mix, Outcome, Size, Timed, Work, header};
+use crate::kernels::{
+    CHIPS, Catalogue, Code, Facts, Header, Mix, Outcome, Size, Timed, Work, header,
+};
 
 /// What stands where nothing is known.
 const UNKNOWN: &str = "–";
@@ -180,17 +182,24 @@ pub fn kernel_markdown(catalogue: &Catalogue, works: &[Work]) -> String {
          equal bits. Where two\nnumbers stand, they are for sm_80/sm_90a. Nothing here was measured on a GPU: \
          `tools/gpu-run.sh` does that.\n",
     );
-    let mut stem = "";
-    for facts in &catalogue.kernels {
-        if facts.stem != stem {
-            stem = facts.stem;
-            text += &format!(
-                "\n## cuda/{stem}.cu\n\n| kernel | computes | bound | order | threads | shared B | registers | occupancy {} | \
-                 tensor | 16-byte loads, stores | local |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
-                CHIPS.map(|chip| chip.name).join(", ")
-            );
+    for file in catalogue.kernels.chunk_by(|a, b| a.stem == b.stem) {
+        let stem = file[0].stem;
+        text += &format!("\n## cuda/{stem}.cu\n\n");
+        let mut told: Vec<String> = Vec::new();
+        for header in file.iter().filter_map(|facts| header(stem, facts.name)) {
+            if !told.contains(&header.title) {
+                text += &markdown_header(&header);
+                told.push(header.title);
+            }
         }
-        text += &markdown_row(facts);
+        text += &format!(
+            "\n| kernel | threads | shared B | registers | occupancy {} | tensor | 16-byte loads, stores | local |\n\
+             |---|---|---|---|---|---|---|---|\n",
+            CHIPS.map(|chip| chip.name).join(", ")
+        );
+        for facts in file {
+            text += &markdown_row(facts);
+        }
     }
     text += "\n## Least times\n\nFrom the ops' own flops and bytes, bf16, shapes of ViT-L/14 at batch 256 and a 1.5 B language \
              model; microseconds by\nroofline, and what bounds the op.\n\n| example | op | GFLOP | MB |";
@@ -218,16 +227,22 @@ pub fn kernel_markdown(catalogue: &Catalogue, works: &[Work]) -> String {
     text
 }
 
+/// A header's facts as an item of a list.
+fn markdown_header(header: &Header) -> String {
+    let mut text = format!("- `{}`: {}\n", header.title, header.sentence);
+    for field in ["Math", "Work", "Accuracy", "Order", "Source"] {
+        if let Some(told) = header.field(field).filter(|told| *told != "-") {
+            text += &format!("  - {}: `{told}`\n", field.to_lowercase());
+        }
+    }
+    text
+}
+
 fn markdown_row(facts: &Facts) -> String {
-    let header = header(facts.stem, facts.name).unwrap_or_default();
-    let cell = |text: &str| text.replace('|', "\\|");
     let count = |count: fn(&Mix) -> u32| both(facts, |code| code.mix.as_ref().map(count));
     format!(
-        "| `{}` | {} | {} | {} | {} | {} | {} | {} | {} | {}, {} | {} |\n",
+        "| `{}` | {} | {} | {} | {} | {} | {}, {} | {} |\n",
         facts.name,
-        cell(header.field("Math").unwrap_or(UNKNOWN)),
-        cell(header.bound().unwrap_or(UNKNOWN)),
-        cell(header.field("Order").unwrap_or(UNKNOWN)),
         facts.threads.map_or("any".to_owned(), |n| n.to_string()),
         facts.shared_bytes,
         both(facts, |code| Some(code.assembled.registers)),
