@@ -1,9 +1,183 @@
-//! Launches that cannot be are refused by the GPU's executor as by the emulator's.
+//! What can go wrong on a GPU, injected: each is reported with names and values, and nothing is left behind.
 
-use keel::tensor::DType;
+use std::sync::Arc;
+
+use keel::error::Result;
+use keel::executor::Executor;
+use keel::program::{CompileOptions, Program};
+use keel::tape::{Add, Copy, ParameterLayout, Tape, Target};
+use keel::tensor::{DType, TensorType};
 
 use super::{Children, executor, is_child};
 use crate::simt::refusals::check_refusals;
+
+/// y = (a + b) + b by two launches, and what came of it.
+fn attempt() -> Result<Vec<f64>> {
+    let executor = executor(16, DType::F32)?;
+    let mut tape = Tape::new(Arc::new(ParameterLayout::default()), |_| false);
+    let (a, b) = (
+        tape.input("a", TensorType::f32([300])),
+        tape.input("b", TensorType::f32([300])),
+    );
+    let sum = tape.scoped("first", |tape| tape.record_one(Add, &[a, b]))?;
+    let sum = tape.scoped("second", |tape| tape.record_one(Add, &[sum, b]))?;
+    let y = tape.record_one(Copy, &[sum])?;
+    tape.output(y, "y");
+    let program = Program::compile(tape, &CompileOptions::new(Target::Cuda))?;
+    let mut session = executor.load(Arc::new(program))?;
+    session.write_f32("a", &[1.0; 300])?;
+    session.write_f32("b", &[2.0; 300])?;
+    session.run()?;
+    session.read_f64("y")
+}
+
+#[test]
+fn failures_of_the_device_are_reported_with_names_and_values() {
+    if is_child() {
+        match attempt() {
+            Ok(values) => assert!(values.iter().all(|y| *y == 5.0)),
+            Err(problem) => println!("refused: {problem}"),
+        }
+        return;
+    }
+    let name = "cuda::failures::failures_of_the_device_are_reported_with_names_and_values";
+    let Some(children) = Children::of(name) else {
+        return;
+    };
+    assert!(!children.run("", &[]).said.contains("refused"));
+    let launch = "grid (1,1,1), block (256,1,1), 0 bytes of shared memory, arguments (f32[300], f32[300], f32[300], 300i64)";
+    let cases: [(&str, &str, &[&str]); 16] = [
+        (
+            "fail=cuDevicePrimaryCtxRetain:1:46",
+            "0",
+            &["Emulated GPU 0 cannot be used (CUDA error 46", "nvidia-smi"],
+        ),
+        (
+            "fail=cuStreamCreate:2:2",
+            "0",
+            &["Emulated GPU 0 cannot be used (CUDA_ERROR_OUT_OF_MEMORY (2)"],
+        ),
+        (
+            "fail=cuMemAlloc_v2:1:2",
+            "0",
+            &[
+                "memory of the parameters: 64 bytes are refused by the Emulated GPU 0, of whose 1073741824 bytes",
+                "CUDA_ERROR_OUT_OF_MEMORY (2)",
+                "smaller batch",
+            ],
+        ),
+        (
+            "fail=cuMemAlloc_v2:2:2",
+            "0",
+            &["memory of the parameters in bf16: 32 bytes are refused"],
+        ),
+        (
+            "memory=1024",
+            "0",
+            &[
+                "memory of the step",
+                "bytes are refused by the Emulated GPU 0, of whose 1024 bytes 512 are free",
+            ],
+        ),
+        (
+            "fail=cuMemHostAlloc:2:2",
+            "0",
+            &[
+                "memory for the next batch",
+                "cannot be pinned (CUDA_ERROR_OUT_OF_MEMORY (2))",
+            ],
+        ),
+        (
+            "fail=cuModuleLoadData:1:209",
+            "0",
+            &[
+                "the image of cuda/basic.cu does not load on the Emulated GPU 0 (sm_90): CUDA error 209",
+            ],
+        ),
+        (
+            "without=add_f32",
+            "0",
+            &[
+                "kernel add_f32: the image of cuda/basic.cu lacks its entry point (CUDA_ERROR_NOT_FOUND (500))",
+            ],
+        ),
+        (
+            "skewed",
+            "0",
+            &[
+                "kernel add_f32: the image of cuda/basic.cu gives it 1 bytes of shared memory, the emulator's table 0",
+            ],
+        ),
+        (
+            "fail=cuLaunchKernel:2:1",
+            "0",
+            &[
+                "kernel add_f32 of op add of second",
+                launch,
+                "CUDA_ERROR_INVALID_VALUE (1)",
+            ],
+        ),
+        (
+            "fault=2:700",
+            "0",
+            &[
+                "CUDA_ERROR_ILLEGAL_ADDRESS (700) while the GPU worked; run again with KEEL_CUDA_SYNC=1",
+                "the last launches",
+                "op add of first",
+                launch,
+            ],
+        ),
+        (
+            "late fault=2:700",
+            "0",
+            &[
+                "CUDA_ERROR_ILLEGAL_ADDRESS (700) while the GPU worked; run again with KEEL_CUDA_SYNC=1",
+            ],
+        ),
+        (
+            "late fault=2:700",
+            "1",
+            &[
+                "kernel add_f32 of op add of second, grid",
+                launch,
+                "CUDA_ERROR_ILLEGAL_ADDRESS (700)",
+                "the last launches",
+                "op add of first",
+            ],
+        ),
+        (
+            "late fault=3:719",
+            "1",
+            &[
+                "kernel copy_f32 of op copy of the step",
+                "CUDA_ERROR_LAUNCH_FAILED (719)",
+            ],
+        ),
+        (
+            "fail=cuGraphLaunch:1:700",
+            "0",
+            &["CUDA_ERROR_ILLEGAL_ADDRESS (700)"],
+        ),
+        (
+            "fail=cuMemcpyDtoH_v2:3:719",
+            "0",
+            &["CUDA_ERROR_LAUNCH_FAILED (719) while the GPU worked"],
+        ),
+    ];
+    for (settings, synchronous, says) in cases {
+        let outcome = children.run(settings, &[("KEEL_CUDA_SYNC", synchronous)]);
+        let said = &outcome.said;
+        assert!(said.contains("refused: "), "{settings}: {said}");
+        for part in says {
+            assert!(said.contains(part), "{settings}: {part:?} in {said}");
+        }
+        assert!(
+            !outcome.noise.contains("panicked"),
+            "{settings}: {}",
+            outcome.noise
+        );
+    }
+}
 
 #[test]
 fn launches_that_do_not_fit_their_kernel_are_refused_before_the_driver_sees_them() {

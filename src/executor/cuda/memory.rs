@@ -152,13 +152,12 @@ impl PinnedMemory {
     /// [`Error::Stopped`] when the system has no more of it.
     pub fn new(gpu: &Arc<Gpu>, what: &str, bytes: usize) -> Result<PinnedMemory> {
         gpu.bind()?;
-        let mut memory = PinnedMemory {
-            gpu: gpu.clone(),
-            start: NonNull::dangling(),
-            bytes,
-        };
         if bytes == 0 {
-            return Ok(memory);
+            return Ok(PinnedMemory {
+                gpu: gpu.clone(),
+                start: NonNull::dangling(),
+                bytes,
+            });
         }
         // SAFETY: the size is above zero; the memory is freed once, when this value is dropped.
         let start = unsafe { result::malloc_host(bytes, 0) }.map_err(|problem| {
@@ -171,7 +170,11 @@ impl PinnedMemory {
                 "choose a smaller batch, or raise the limit that `ulimit -l` shows",
             )
         })?;
-        memory.start = NonNull::new(start.cast()).expect("the driver reported success");
+        let memory = PinnedMemory {
+            gpu: gpu.clone(),
+            start: NonNull::new(start.cast()).expect("the driver reported success"),
+            bytes,
+        };
         // SAFETY: the allocation has this length.
         unsafe { memory.start.as_ptr().write_bytes(0, bytes) };
         Ok(memory)
