@@ -98,6 +98,7 @@ fn choose(device: Option<&str>) -> keel::error::Result<Choice> {
     let device = match device {
         None | Some("cpu") => Device::Cpu,
         Some("simt") => Device::Simt,
+        Some("cuda") => Device::Cuda,
         Some(other) => {
             return Err(keel::error::Error::setting(
                 "--device",
