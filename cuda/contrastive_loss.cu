@@ -1,0 +1,338 @@
+// Contrastive losses between N pictures u and N texts v [N,E]: InfoNCE and sigmoid, in strips of rows of S = e^a·u·vᵀ + b.
+//
+// Forward makes S once and keeps log-sums of rows and columns (InfoNCE) or one sum (sigmoid). Backward makes each strip of S
+// once more, writes the strip's gradient e^a·G to the workspace, and multiplies it with v for ∂u and, transposed, with u for
+// ∂v, which grows from strip to strip in f32 (linear_weight_gradient of linear.cu). That is four products of 2·N²·E flop in
+// all, and memory for one strip of at most a few thousand rows, never for N².
+#include "activation.cuh"
+#include "scores.cuh"
+
+// The strip [first_row, first_row + rows) of S as operands.
+template <class T>
+DEVICE RowsOperand<T> strip_of(const T* x, int e, int first_row, int rows) {
+    return {matrix(x + int64_t(first_row) * e, rows, e)};
+}
+// A tile of u·vᵀ in the accumulators.
+template <class T>
+DEVICE void similarities(Accumulators<ScoreShape<T>>& acc, ScoreStorage<T>& storage, const T* u, const T* v, ProductPlace place,
+                         int n, int e, int first_row, int rows) {
+    using Shape = ScoreShape<T>;
+    product_sums<Shape>(acc, storage, strip_of(u, e, first_row, rows), strip_of(v, e, 0, n), place, 0,
+                        (e + Shape::kTileK - 1) / Shape::kTileK, NothingBesides{});
+}
+
+template <class T>
+struct InfoNceStorage {
+    ScoreStorage<T> product;
+    RowLogSums<ScoreShape<T>> rows;
+    ColumnLogSums<ScoreShape<T>> columns;
+};
+
+// contrastive_loss_info_nce_forward: log-sums of the rows and columns of each tile of a strip of S, and the diagonal of S.
+// Math     : S = e^a·u·vᵀ     row_part(i, tile) = log-sum of S(i, tile's columns)     column_part(tile, j) likewise
+// Tensors  : u, v elem [N,E] | log_scale f32 [1] | row_part f32 [rows, ⌈N/128⌉, 2] | column_part f32 [⌈rows/128⌉, N, 2]
+//            own f32 [N], of which those of the strip are written
+// Grid     : tiles of the strip, 128×128      Block: bf16 128 threads, f32 256
+// Smem     : bf16 84 KB, f32 78 KB
+// Work     : 2·rows·N·E flop and two exponentials an element; reads (rows + N)·E·e     bound: tensor cores from E of 128 on
+// Accuracy : products as linear_forward; log-sums in f32, relative to the largest score
+// Ragged   : any N, E
+// Order    : deterministic: columns of a lane ascending, lanes, warps; tiles by the kernels below
+// Source   : Radford et al. 2021; the merge of log-sums is Milakov and Gimelshein 2018
+template <class T>
+DEVICE void info_nce_forward(float* row_part, float* column_part, float* own, const T* u, const T* v, const float* log_scale,
+                             int n, int e, int first_row, int rows) {
+    using Shape = ScoreShape<T>;
+    SHARED_STORAGE(InfoNceStorage<T>, storage);
+    const ProductPlace place = product_place<Shape>(rows, n);
+    Accumulators<Shape> acc = {};
+    similarities(acc, storage.product, u, v, place, n, e, first_row, rows);
+    const float scale = expf(log_scale[0]);
+    UNROLL
+    for (int i = 0; i < Shape::kFragmentsM; ++i) {
+        UNROLL
+        for (int j = 0; j < Shape::kFragmentsN; ++j) {
+            UNROLL
+            for (int k = 0; k < 4; ++k) {
+                acc[i][j][k] *= scale;
+                const int row = first_row + place.m + warp_row<Shape>() + i * kFragmentRows + accumulator_row(k);
+                const int column = place.n + warp_column<Shape>() + j * kFragmentColumns + accumulator_column(k);
+                if (row == column && row < first_row + rows) own[row] = acc[i][j][k];
+            }
+        }
+    }
+    row_log_sums(storage.rows, acc, n - place.n);
+    column_log_sums(storage.columns, acc, rows - place.m);
+    if (!PLANTED_BUG("info_nce_forward: no barrier before the warps' log-sums are merged")) {
+        __syncthreads();  // every warp's log-sums are there
+    }
+    const int tiles = (n + Shape::kTileN - 1) / Shape::kTileN;
+    for (int i = threadIdx.x; i < Shape::kTileM; i += Shape::kThreads) {
+        if (place.m + i < rows)
+            store_log_sum(row_part, int64_t(place.m + i) * tiles + place.n / Shape::kTileN, storage.rows.merged(i));
+    }
+    for (int j = threadIdx.x; j < Shape::kTileN; j += Shape::kThreads) {
+        if (place.n + j < n)
+            store_log_sum(column_part, int64_t(place.m / Shape::kTileM) * n + place.n + j, storage.columns.merged(j));
+    }
+}
+
+// Where a block adds up kValues numbers of its threads, behind the product.
+template <class T, int kValues>
+struct SumStorage {
+    ScoreStorage<T> product;
+    float partial[kValues][ScoreShape<T>::kThreads / kWarpLanes];
+};
+
+// contrastive_loss_sigmoid_forward: the sum of the losses of each tile of a strip.
+// Math     : S = e^a·u·vᵀ + b     part(tile) += Σ softplus(S) − Σ over the diagonal of S
+// Tensors  : u, v elem [N,E] | log_scale, bias f32 [1] | part f32 [blocks], added to unless is_first
+// Grid     : tiles of the strip      Block: as contrastive_loss_info_nce_forward
+// Smem     : bf16 80 KB, f32 72 KB
+// Work     : 2·rows·N·E flop, one exponential and one logarithm an element; reads (rows + N)·E·e     bound: tensor cores
+// Accuracy : f32 sums of at most 128 terms a thread, then a tree
+// Ragged   : any N, E
+// Order    : deterministic: a thread's elements, lanes, warps; strips ascending
+// Source   : Zhai et al. 2023
+template <class T>
+DEVICE void sigmoid_forward(float* part, const T* u, const T* v, const float* log_scale, const float* bias, int n, int e,
+                            int first_row, int rows, int is_first) {
+    using Shape = ScoreShape<T>;
+    using Storage = SumStorage<T, 1>;
+    SHARED_STORAGE(Storage, storage);
+    const ProductPlace place = product_place<Shape>(rows, n);
+    Accumulators<Shape> acc = {};
+    similarities(acc, storage.product, u, v, place, n, e, first_row, rows);
+    const float scale = expf(log_scale[0]), shift = bias[0];
+    float sum[1] = {};
+    UNROLL
+    for (int i = 0; i < Shape::kFragmentsM; ++i) {
+        UNROLL
+        for (int j = 0; j < Shape::kFragmentsN; ++j) {
+            UNROLL
+            for (int k = 0; k < 4; ++k) {
+                const int row = place.m + warp_row<Shape>() + i * kFragmentRows + accumulator_row(k);
+                const int column = place.n + warp_column<Shape>() + j * kFragmentColumns + accumulator_column(k);
+                const float score = scale * acc[i][j][k] + shift;
+                const float loss = fmaxf(score, 0.0f) + log1pf(expf(-fabsf(score)));
+                if (row < rows && column < n) sum[0] += first_row + row == column ? loss - score : loss;
+            }
+        }
+    }
+    block_sum(sum, storage.partial);
+    if (threadIdx.x == 0) part[blockIdx.x] = is_first ? sum[0] : part[blockIdx.x] + sum[0];
+}
+
+// contrastive_loss_row_sums: r(i) from the log-sums of its tiles.
+// Math     : r(i) = log Σ over tiles of e^part(i, tile)
+// Tensors  : part f32 [rows, tiles, 2] | out f32 [rows]
+// Grid     : ⌈rows/8⌉ blocks      Block: 256 threads, one row a warp
+// Work     : two exponentials a tile; reads rows·tiles·8 B     bound: memory
+// Accuracy : f32
+// Ragged   : any
+// Order    : deterministic: a lane's tiles ascending, then lanes
+// Source   : -
+extern "C" __global__ void __launch_bounds__(kReduceThreads) contrastive_loss_row_sums_f32(float* out, const float* part, int rows,
+                                                                                          int tiles) {
+    const int row = int(blockIdx.x) * kReduceWarps + int(threadIdx.x) / kWarpLanes;
+    if (row >= rows) return;
+    const LogSum all = merge_row(part, row, tiles);
+    if (threadIdx.x % kWarpLanes == 0) out[row] = finish(all);
+}
+KERNEL(contrastive_loss_row_sums_f32, kReduceThreads)
+
+// contrastive_loss_column_sums: the log-sums of columns so far, and c(j) after the last strip.
+// Math     : state(j) = merge of state(j) (unless is_first) and part(tile, j) over tiles; out(j) = log of it if is_last
+// Tensors  : part f32 [tiles, N, 2] | state f32 [N, 2] | out f32 [N]
+// Grid     : ⌈N/256⌉ blocks      Block: 256 threads, one column each
+// Work     : two exponentials a tile; reads tiles·N·8 B     bound: memory
+// Accuracy : f32
+// Ragged   : any N
+// Order    : deterministic, tiles ascending
+// Source   : -
+extern "C" __global__ void __launch_bounds__(kReduceThreads) contrastive_loss_column_sums_f32(float* out, float* state,
+                                                                                             const float* part, int n, int tiles,
+                                                                                             int is_first, int is_last) {
+    const int column = int(blockIdx.x) * kReduceThreads + int(threadIdx.x);
+    if (column >= n) return;
+    LogSum all = is_first ? no_log_sum() : load_log_sum(state, column);
+    for (int tile = 0; tile < tiles; ++tile) all = merge(all, load_log_sum(part, int64_t(tile) * n + column));
+    store_log_sum(state, column, all);
+    if (is_last) out[column] = finish(all);
+}
+KERNEL(contrastive_loss_column_sums_f32, kReduceThreads)
+
+struct TotalStorage {
+    float partial[1][kTotalWarps];
+};
+
+// contrastive_loss_info_nce_total: the loss.
+// Math     : L = Σ ((r(i) − own(i)) + (c(i) − own(i))) / 2N
+// Tensors  : row, column, own f32 [N] | loss f32 [1]
+// Grid     : 1 block      Block: 1024 threads
+// Smem     : 128 B
+// Work     : 4·N flop; reads 12·N B     bound: launch
+// Accuracy : f32 sums
+// Ragged   : any N
+// Order    : deterministic: a thread's pairs ascending, lanes, warps
+// Source   : -
+extern "C" __global__ void __launch_bounds__(kTotalThreads) contrastive_loss_info_nce_total_f32(float* loss, const float* row,
+                                                                                               const float* column,
+                                                                                               const float* own, int n) {
+    SHARED_STORAGE(TotalStorage, storage);
+    float sum[1] = {};
+    for (int i = threadIdx.x; i < n; i += kTotalThreads) sum[0] += (row[i] - own[i]) + (column[i] - own[i]);
+    block_sum(sum, storage.partial);
+    if (threadIdx.x == 0) loss[0] = sum[0] / (2.0f * float(n));
+}
+KERNEL(contrastive_loss_info_nce_total_f32, kTotalThreads, TotalStorage)
+
+// contrastive_loss_total: a scalar from the blocks' parts.
+// Math     : out = Σ part / divisor
+// Tensors  : part f32 [count] | out f32 [1]
+// Grid     : 1 block      Block: 1024 threads
+// Smem     : 128 B
+// Work     : count flop; reads count·4 B     bound: launch
+// Accuracy : f32 sums
+// Ragged   : any count
+// Order    : deterministic: a thread's parts ascending, lanes, warps
+// Source   : -
+extern "C" __global__ void __launch_bounds__(kTotalThreads) contrastive_loss_total_f32(float* out, const float* part, int count,
+                                                                                      float divisor) {
+    SHARED_STORAGE(TotalStorage, storage);
+    float sum[1] = {};
+    for (int i = threadIdx.x; i < count; i += kTotalThreads) sum[0] += part[i];
+    block_sum(sum, storage.partial);
+    if (threadIdx.x == 0) out[0] = sum[0] / divisor;
+}
+KERNEL(contrastive_loss_total_f32, kTotalThreads, TotalStorage)
+
+// contrastive_loss_backward: the gradient of a strip of u·vᵀ, and the strip's share of those of the scale and the bias.
+// Math     : G = ∂L/∂S     InfoNCE (e^(S − r) + e^(S − c) − 2δ)·dL/2N     sigmoid (σ(S) − δ)·dL/N
+//            gradient = e^a·G     scale_part(tile) += Σ G·e^a·u·vᵀ     bias_part(tile) += Σ G
+// Tensors  : u, v elem [N,E] | log_scale, bias, dloss f32 [1] | row, column f32 [N]: InfoNCE, else null; bias: sigmoid, else null
+//            gradient elem [rows,N] | scale_part, bias_part f32 [blocks], added to unless is_first; bias_part may be null
+// Grid     : tiles of the strip      Block: as contrastive_loss_info_nce_forward
+// Smem     : bf16 80 KB, f32 72 KB
+// Work     : 2·rows·N·E flop, two exponentials an element; reads (rows + N)·E·e, writes rows·N·e     bound: tensor cores from E of
+//            about 256 on, the strip's traffic below
+// Accuracy : S has the bits of the forward pass; G in f32, rounded once to elem
+// Ragged   : any N, E
+// Order    : deterministic, as the forward pass
+// Source   : Radford et al. 2021; Zhai et al. 2023
+template <class T, bool kIsSigmoid>
+DEVICE void contrastive_backward(T* gradient, float* scale_part, float* bias_part, const T* u, const T* v, const float* log_scale,
+                                 const float* bias, const float* row_sums, const float* column_sums, const float* dloss, int n,
+                                 int e, int first_row, int rows, int is_first) {
+    using Shape = ScoreShape<T>;
+    using Storage = SumStorage<T, 2>;
+    SHARED_STORAGE(Storage, storage);
+    constexpr int kWidth = kVector<T>;
+    const float scale = expf(log_scale[0]), shift = kIsSigmoid ? bias[0] : 0.0f;
+    const float factor = dloss[0] / (kIsSigmoid ? float(n) : 2.0f * float(n));
+    const bool vectors = has_vectors(gradient, n);
+    float sums[2] = {};  // of the scale and of the bias
+    product<kWidth, Shape>(
+        storage.product, strip_of(u, e, first_row, rows), strip_of(v, e, 0, n), product_place<Shape>(rows, n), rows, n, 0,
+        (e + Shape::kTileK - 1) / Shape::kTileK, NothingBesides{}, [&](int row, int column, float (&values)[kWidth]) {
+            const float row_sum = kIsSigmoid ? 0.0f : row_sums[first_row + row];
+            UNROLL
+            for (int i = 0; i < kWidth; ++i) {
+                const float dot = scale * values[i];
+                const bool is_own = first_row + row == column + i;
+                values[i] = 0.0f;
+                if (column + i >= n) continue;
+                float change;
+                if constexpr (kIsSigmoid)
+                    change = factor * (sigmoid(dot + shift) - (is_own ? 1.0f : 0.0f));
+                else
+                    change = factor * ((expf(dot - row_sum) - (is_own ? 1.0f : 0.0f)) +
+                                       (expf(dot - column_sums[column + i]) - (is_own ? 1.0f : 0.0f)));
+                sums[0] += change * dot;
+                sums[1] += change;
+                values[i] = scale * change;
+            }
+            store_columns(gradient + int64_t(row) * n, values, column, n, vectors);
+        });
+    block_sum(sums, storage.partial);
+    if (threadIdx.x != 0) return;
+    scale_part[blockIdx.x] = is_first ? sums[0] : scale_part[blockIdx.x] + sums[0];
+    if (bias_part) bias_part[blockIdx.x] = is_first ? sums[1] : bias_part[blockIdx.x] + sums[1];
+}
+
+#define CONTRASTIVE_SCORES(T, suffix) \
+    extern "C" __global__ void PRODUCT_BOUNDS(ScoreShape<T>) contrastive_loss_info_nce_forward##suffix( \
+        float* row_part, float* column_part, float* own, const T* u, const T* v, const float* log_scale, int n, int e, \
+        int first_row, int rows) { \
+        info_nce_forward(row_part, column_part, own, u, v, log_scale, n, e, first_row, rows); \
+    } \
+    KERNEL(contrastive_loss_info_nce_forward##suffix, ScoreShape<T>::kThreads, InfoNceStorage<T>) \
+    extern "C" __global__ void PRODUCT_BOUNDS(ScoreShape<T>) contrastive_loss_sigmoid_forward##suffix( \
+        float* part, const T* u, const T* v, const float* log_scale, const float* bias, int n, int e, int first_row, int rows, \
+        int is_first) { \
+        sigmoid_forward(part, u, v, log_scale, bias, n, e, first_row, rows, is_first); \
+    } \
+    KERNEL(contrastive_loss_sigmoid_forward##suffix, ScoreShape<T>::kThreads, SumStorage<T, 1>) \
+    extern "C" __global__ void PRODUCT_BOUNDS(ScoreShape<T>) contrastive_loss_info_nce_backward##suffix( \
+        T* gradient, float* scale_part, const T* u, const T* v, const float* log_scale, const float* row, const float* column, \
+        const float* dloss, int n, int e, int first_row, int rows, int is_first) { \
+        contrastive_backward<T, false>(gradient, scale_part, nullptr, u, v, log_scale, nullptr, row, column, dloss, n, e, \
+                                       first_row, rows, is_first); \
+    } \
+    KERNEL(contrastive_loss_info_nce_backward##suffix, ScoreShape<T>::kThreads, SumStorage<T, 2>) \
+    extern "C" __global__ void PRODUCT_BOUNDS(ScoreShape<T>) contrastive_loss_sigmoid_backward##suffix( \
+        T* gradient, float* scale_part, float* bias_part, const T* u, const T* v, const float* log_scale, const float* bias, \
+        const float* dloss, int n, int e, int first_row, int rows, int is_first) { \
+        contrastive_backward<T, true>(gradient, scale_part, bias_part, u, v, log_scale, bias, nullptr, nullptr, dloss, n, e, \
+                                      first_row, rows, is_first); \
+    } \
+    KERNEL(contrastive_loss_sigmoid_backward##suffix, ScoreShape<T>::kThreads, SumStorage<T, 2>)
+
+CONTRASTIVE_SCORES(float, _f32)
+CONTRASTIVE_SCORES(bf16, _bf16)
+
+// contrastive_loss_product: parts of ∂u of a strip, whose long sum over N is split over blocks.
+// Math     : part(split) = gradient(·, split's columns)·v(split's rows, ·)
+// Tensors  : gradient elem [rows,N] | v elem [N,E] | part f32 [splits,rows,E]
+// Grid     : (tiles of [rows,E], 1, splits)      Block, Smem: as linear_input_gradient
+// Work     : 2·rows·N·E flop; reads rows·N·e and N·E·e     bound: tensor cores
+// Accuracy : as linear_forward; parts in f32
+// Ragged   : any N, E
+// Order    : deterministic, columns ascending; parts by contrastive_loss_finish
+// Source   : -
+#define CONTRASTIVE_PRODUCT(Size, suffix, T) \
+    extern "C" __global__ void PRODUCT_BOUNDS(ProductShapes<T>::Size) contrastive_loss_product##suffix( \
+        float* part, const T* gradient, const T* v, int rows, int n, int e, int steps) { \
+        using Shape = ProductShapes<T>::Size; \
+        using Storage = ProductStorage<Shape, RowsOperand<T>, ColumnsOperand<T>>; \
+        SHARED_STORAGE(Storage, storage); \
+        product_part(storage, part, RowsOperand<T>{matrix(gradient, rows, n)}, ColumnsOperand<T>{matrix(v, n, e)}, \
+                     product_place<Shape>(rows, e), int64_t(rows) * e, rows, e, n, steps); \
+    } \
+    KERNEL(contrastive_loss_product##suffix, ProductShapes<T>::Size::kThreads, \
+           ProductStorage<ProductShapes<T>::Size, RowsOperand<T>, ColumnsOperand<T>>)
+
+CONTRASTIVE_PRODUCT(Large, _f32, float)
+CONTRASTIVE_PRODUCT(Large, _bf16, bf16)
+CONTRASTIVE_PRODUCT(Small, _small_f32, float)
+CONTRASTIVE_PRODUCT(Small, _small_bf16, bf16)
+
+// contrastive_loss_finish: features' gradients from their parts.
+// Math     : out(i) = Σ over p of part(p·count + i)
+// Tensors  : part f32 [parts, count] | out elem [count]
+// Grid     : ⌈count / (256 · 16 bytes)⌉ blocks      Block: 256 threads, 16 bytes of out each
+// Work     : parts·count flop; reads parts·count·4 B, writes count·e     bound: memory
+// Accuracy : f32 sums, rounded once
+// Ragged   : any count
+// Order    : deterministic, parts ascending
+// Source   : -
+extern "C" __global__ void __launch_bounds__(kReduceThreads) contrastive_loss_finish_f32(float* out, const float* part,
+                                                                                        int64_t count, int parts) {
+    sum_parts(out, part, count, count, parts);
+}
+KERNEL(contrastive_loss_finish_f32, kReduceThreads)
+extern "C" __global__ void __launch_bounds__(kReduceThreads) contrastive_loss_finish_bf16(bf16* out, const float* part,
+                                                                                         int64_t count, int parts) {
+    sum_parts(out, part, count, count, parts);
+}
+KERNEL(contrastive_loss_finish_bf16, kReduceThreads)
