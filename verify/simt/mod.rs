@@ -1,6 +1,7 @@
 //! The emulator itself: it reports every planted mistake, leaves clean kernels alone, and refuses impossible launches.
 
 mod attention;
+mod contrastive_loss;
 mod coverage;
 mod fragment;
 mod launches;
