@@ -127,6 +127,7 @@ DEVICE void sigmoid_forward(float* part, const T* u, const T* v, const float* lo
 // Math     : r(i) = log Σ over tiles of e^part(i, tile)
 // Tensors  : part f32 [rows, tiles, 2] | out f32 [rows]
 // Grid     : ⌈rows/8⌉ blocks      Block: 256 threads, one row a warp
+// Smem     : none
 // Work     : two exponentials a tile; reads rows·tiles·8 B     bound: memory
 // Accuracy : f32
 // Ragged   : any
@@ -145,6 +146,7 @@ KERNEL(contrastive_loss_row_sums_f32, kReduceThreads)
 // Math     : state(j) = merge of state(j) (unless is_first) and part(tile, j) over tiles; out(j) = log of it if is_last
 // Tensors  : part f32 [tiles, N, 2] | state f32 [N, 2] | out f32 [N]
 // Grid     : ⌈N/256⌉ blocks      Block: 256 threads, one column each
+// Smem     : none
 // Work     : two exponentials a tile; reads tiles·N·8 B     bound: memory
 // Accuracy : f32
 // Ragged   : any N
@@ -207,7 +209,7 @@ extern "C" __global__ void __launch_bounds__(kTotalThreads) contrastive_loss_tot
 }
 KERNEL(contrastive_loss_total_f32, kTotalThreads, TotalStorage)
 
-// contrastive_loss_backward: the gradient of a strip of u·vᵀ, and the strip's share of those of the scale and the bias.
+// contrastive_loss_<info_nce|sigmoid>_backward: the gradient of a strip of u·vᵀ, and the strip's share of those of the scale and the bias.
 // Math     : G = ∂L/∂S     InfoNCE (e^(S − r) + e^(S − c) − 2δ)·dL/2N     sigmoid (σ(S) − δ)·dL/N
 //            gradient = e^a·G     scale_part(tile) += Σ G·e^a·u·vᵀ     bias_part(tile) += Σ G
 // Tensors  : u, v elem [N,E] | log_scale, bias, dloss f32 [1] | row, column f32 [N]: InfoNCE, else null; bias: sigmoid, else null
@@ -294,7 +296,8 @@ CONTRASTIVE_SCORES(bf16, _bf16)
 // contrastive_loss_product: parts of ∂u of a strip, whose long sum over N is split over blocks.
 // Math     : part(split) = gradient(·, split's columns)·v(split's rows, ·)
 // Tensors  : gradient elem [rows,N] | v elem [N,E] | part f32 [splits,rows,E]
-// Grid     : (tiles of [rows,E], 1, splits)      Block, Smem: as linear_input_gradient
+// Grid     : (tiles of [rows,E], 1, splits)      Block: as linear_input_gradient
+// Smem     : as linear_input_gradient
 // Work     : 2·rows·N·E flop; reads rows·N·e and N·E·e     bound: tensor cores
 // Accuracy : as linear_forward; parts in f32
 // Ragged   : any N, E
@@ -321,6 +324,7 @@ CONTRASTIVE_PRODUCT(Small, _small_bf16, bf16)
 // Math     : out(i) = Σ over p of part(p·count + i)
 // Tensors  : part f32 [parts, count] | out elem [count]
 // Grid     : ⌈count / (256 · 16 bytes)⌉ blocks      Block: 256 threads, 16 bytes of out each
+// Smem     : none
 // Work     : parts·count flop; reads parts·count·4 B, writes count·e     bound: memory
 // Accuracy : f32 sums, rounded once
 // Ragged   : any count
