@@ -5,10 +5,10 @@ mod training;
 
 use keel::model::{ContrastivePair, declare};
 use keel::ops::Contrastive;
-use keel::program::{CompileOptions, MemoryReport, Place, Program};
+use keel::program::{CompileOptions, MemoryReport, Place, Program, SPARE_WORK};
 use keel::tape::{Arena, Target};
-use keel::tensor::TensorType;
-use keel::train::{BUILT_IN, Recipe, compile_step, step_shape};
+use keel::tensor::{DType, TensorType};
+use keel::train::{BUILT_IN, Recipe, compile_step, record_step, step_shape};
 
 use crate::allocations::{count_in_all_threads, measure};
 pub use training::Tiny;
@@ -98,7 +98,11 @@ fn a_memory_budget_is_kept_and_never_changes_a_bit_of_a_step() {
     // Deep enough that whole blocks, matrix products included, are worth computing again.
     let tiny = Tiny::with(&["model.vision.depth=6", "model.language.depth=6"]);
     for stage in &tiny.recipe.stages {
-        let whole = tiny.compile(stage, &on_cpu(2)).expect("a step compiles");
+        let keeping = CompileOptions {
+            spare_work: 0.0,
+            ..on_cpu(2)
+        };
+        let whole = tiny.compile(stage, &keeping).expect("a step compiles");
         let most = whole.arena_bytes() as u64;
         let steps = whole.steps().len();
         let plain = tiny.train_with(stage, whole, Target::Cpu { threads: 2 });
@@ -140,6 +144,75 @@ fn a_memory_budget_is_kept_and_never_changes_a_bit_of_a_step() {
         assert!(
             !tried.is_empty() || !trains_a_tower,
             "{}: no budget is met",
+            stage.name
+        );
+    }
+}
+
+#[test]
+fn spare_work_buys_memory_and_never_changes_a_bit_of_a_step() {
+    let tiny = Tiny::new();
+    for stage in &tiny.recipe.stages {
+        let compile = |spare_work| {
+            let options = CompileOptions {
+                spare_work,
+                ..on_cpu(2)
+            };
+            tiny.compile(stage, &options).expect("a step compiles")
+        };
+        // In a tiny step a hundredth of the work buys little; a tenth shows every kind of op that is cheap.
+        let (keeping, spending) = (compile(0.0), compile(0.1));
+        let (work, more) = (keeping.cost().flops, spending.cost().flops);
+        assert!(
+            (work..=1.1 * work).contains(&more),
+            "{}: {work} became {more}",
+            stage.name
+        );
+        let trains_a_tower = stage.trains("vision.x") || stage.trains("language.x");
+        if trains_a_tower {
+            assert!(
+                spending.lower_bound() < keeping.lower_bound(),
+                "{}: nothing is saved",
+                stage.name
+            );
+            assert!(spending.steps().len() > keeping.steps().len());
+        }
+        assert!(spending.lower_bound() <= keeping.lower_bound());
+        let target = Target::Cpu { threads: 2 };
+        let keeping = tiny.train_with(stage, keeping, target);
+        let spending = tiny.train_with(stage, spending, target);
+        assert!(keeping == spending, "{}: spending changed bits", stage.name);
+    }
+}
+
+/// The benchmark's steps, planned for two threads: what is computed again without being asked costs next to nothing.
+#[test]
+fn a_hundredth_of_a_benchmark_step_buys_a_tenth_of_its_memory() {
+    let text = include_str!("../bench/lead.toml");
+    let recipe = Recipe::parse("bench/lead.toml", text, &[]).expect("the benchmark's recipe");
+    let layout = declare(&recipe.model, recipe.contrastive_form.into()).expect("a model");
+    for stage in &recipe.stages {
+        let compile = |spare_work| {
+            let shape = step_shape(stage, None);
+            let tape = record_step(&recipe, stage, &layout, &shape, DType::F32).expect("a step");
+            let options = CompileOptions {
+                spare_work,
+                ..on_cpu(2)
+            };
+            Program::compile(tape, &options).expect("a step compiles")
+        };
+        let (keeping, spending) = (compile(0.0), compile(SPARE_WORK));
+        let saved = 1.0 - spending.arena_bytes() as f64 / keeping.arena_bytes() as f64;
+        let added = spending.cost().flops / keeping.cost().flops - 1.0;
+        println!(
+            "{}: {:.1} % less memory, {:.2} % more work",
+            stage.name,
+            100.0 * saved,
+            100.0 * added
+        );
+        assert!(
+            saved > 0.1 && added < SPARE_WORK,
+            "{}: {saved}, {added}",
             stage.name
         );
     }

@@ -24,6 +24,9 @@ pub use svg::draw_memory;
 /// Every planned value starts at a multiple of this many bytes: a cache line, and a full vector register.
 pub const ALIGNMENT: usize = 64;
 
+/// The share of a step's work that goes into computing cheap values again: too little to be seen in a step's time.
+pub const SPARE_WORK: f64 = 0.01;
+
 /// How a tape becomes a program.
 #[derive(Clone, Debug)]
 pub struct CompileOptions {
@@ -33,17 +36,20 @@ pub struct CompileOptions {
     pub share_memory: bool,
     /// The most bytes the step's arena may take; met by computing values again in the backward pass.
     pub memory_budget: Option<u64>,
+    /// The share of the step's work that may go into computing cheap values again, to save memory without a budget.
+    pub spare_work: f64,
     /// Names of intermediate values to keep readable after a run.
     pub keep: Vec<String>,
 }
 
 impl CompileOptions {
-    /// Shared memory, no budget, nothing kept.
+    /// Shared memory, no budget, [`SPARE_WORK`], nothing kept.
     pub fn new(target: Target) -> CompileOptions {
         CompileOptions {
             target,
             share_memory: true,
             memory_budget: None,
+            spare_work: SPARE_WORK,
             keep: Vec::new(),
         }
     }
@@ -106,8 +112,11 @@ impl Program {
         let mut allowed = options.memory_budget;
         let (values, instructions, laid, placement, lower_bound) = loop {
             let (mut values, mut instructions) = recorded.clone();
-            if let Some(allowed) = allowed {
-                recompute::meet_budget(&mut values, &mut instructions, &kept, options, allowed)?;
+            match allowed {
+                Some(allowed) => {
+                    recompute::meet_budget(&mut values, &mut instructions, &kept, options, allowed)?
+                }
+                None => recompute::spend(&mut values, &mut instructions, &kept, options)?,
             }
             let laid = lifetimes::lay_out(&mut values, &instructions, &kept, options)?;
             let (placement, lower_bound) = place(&laid.buffers, options)?;

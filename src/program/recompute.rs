@@ -10,6 +10,11 @@ use super::{CompileOptions, lifetimes};
 use crate::error::{Error, Result};
 use crate::plan;
 use crate::tape::{Instruction, Storage, Value, ValueInfo};
+use crate::tensor::TensorType;
+
+/// What moving a byte is counted as, in floating-point operations: about what a processor's cores compute while they
+/// move one. A repeated op often finds its operands in cache, so this is an upper estimate.
+const FLOPS_PER_BYTE: f64 = 8.0;
 
 /// Ops that are computed again together.
 struct Candidate {
@@ -31,25 +36,124 @@ pub(super) fn meet_budget(
     options: &CompileOptions,
     budget: u64,
 ) -> Result<()> {
+    let (mut cheap_values, mut cheap_instructions) = (values.clone(), instructions.clone());
+    spend(&mut cheap_values, &mut cheap_instructions, kept, options)?;
+    if bound(&cheap_values, &cheap_instructions, kept, options)? <= budget {
+        (*values, *instructions) = (cheap_values, cheap_instructions);
+        return Ok(());
+    }
     let candidates = candidates(values, instructions);
     let evaluate = |chosen: &[usize]| -> Result<u64> {
-        let selected: HashSet<usize> = chosen
-            .iter()
-            .flat_map(|index| candidates[*index].instructions.clone())
-            .collect();
-        let (mut values, mut instructions) = (values.clone(), instructions.clone());
-        rewrite(&mut values, &mut instructions, &selected);
-        let laid = lifetimes::lay_out(&mut values, &instructions, kept, options)?;
-        Ok(plan::lower_bound(&laid.buffers)?.bytes)
+        let selected = together(&candidates, chosen);
+        bound_with(values, instructions, &selected, kept, options)
     };
     let asked = options.memory_budget.unwrap_or(budget);
     let chosen = choose(&candidates, budget, asked, evaluate)?;
-    let selected: HashSet<usize> = chosen
+    rewrite(values, instructions, &together(&candidates, &chosen));
+    Ok(())
+}
+
+/// Rewrites `instructions` so that single cheap ops are computed again, up to [`CompileOptions::spare_work`] of the
+/// step's work, where that lowers the step's bound.
+///
+/// # Errors
+/// Whatever laying out reports.
+pub(super) fn spend(
+    values: &mut Vec<ValueInfo>,
+    instructions: &mut Vec<Instruction>,
+    kept: &[(String, Value)],
+    options: &CompileOptions,
+) -> Result<()> {
+    let (saved, _) = saved_and_leaving(instructions);
+    let all: f64 = instructions.iter().map(|i| work(i, values)).sum();
+    let mut allowance = all * options.spare_work;
+    let mut single: Vec<(usize, f64, f64)> = instructions
         .iter()
-        .flat_map(|index| candidates[*index].instructions.clone())
+        .enumerate()
+        .filter(|(_, i)| !i.is_backward && !i.op.is_matrix_product() && !i.op.is_view())
+        .map(|(index, i)| {
+            let bytes = saved_bytes(i, values, &saved) as f64;
+            (index, work(i, values), bytes)
+        })
+        .filter(|(_, work, bytes)| *bytes > 0.0 && *work <= allowance)
         .collect();
+    if single.is_empty() {
+        return Ok(());
+    }
+    // The last op's memory lives shortest, so among equals the first are worth most.
+    let price = |(_, work, bytes): &(usize, f64, f64)| work / bytes;
+    single.sort_by(|a, b| price(a).total_cmp(&price(b)).then(a.0.cmp(&b.0)));
+    let mut best = bound(values, instructions, kept, options)?;
+    let mut selected = HashSet::new();
+    for (index, work, _) in single {
+        if work > allowance {
+            continue;
+        }
+        selected.insert(index);
+        let reached = bound_with(values, instructions, &selected, kept, options)?;
+        if reached < best {
+            best = reached;
+            allowance -= work;
+        } else {
+            selected.remove(&index);
+        }
+    }
     rewrite(values, instructions, &selected);
     Ok(())
+}
+
+/// The lower bound of a step.
+fn bound(
+    values: &[ValueInfo],
+    instructions: &[Instruction],
+    kept: &[(String, Value)],
+    options: &CompileOptions,
+) -> Result<u64> {
+    let laid = lifetimes::lay_out(&mut values.to_vec(), instructions, kept, options)?;
+    Ok(plan::lower_bound(&laid.buffers)?.bytes)
+}
+
+/// The lower bound of a step that computes `selected` again.
+fn bound_with(
+    values: &[ValueInfo],
+    instructions: &[Instruction],
+    selected: &HashSet<usize>,
+    kept: &[(String, Value)],
+    options: &CompileOptions,
+) -> Result<u64> {
+    let (mut values, mut instructions) = (values.to_vec(), instructions.to_vec());
+    rewrite(&mut values, &mut instructions, selected);
+    bound(&values, &instructions, kept, options)
+}
+
+/// The ops of the chosen candidates.
+fn together(candidates: &[Candidate], chosen: &[usize]) -> HashSet<usize> {
+    chosen
+        .iter()
+        .flat_map(|index| candidates[*index].instructions.clone())
+        .collect()
+}
+
+fn types(list: &[Value], values: &[ValueInfo]) -> Vec<TensorType> {
+    list.iter().map(|v| values[v.index()].ty).collect()
+}
+
+/// The work of an op with what it moves.
+fn work(instruction: &Instruction, values: &[ValueInfo]) -> f64 {
+    let inputs = types(&instruction.inputs, values);
+    let outputs = types(&instruction.outputs, values);
+    let cost = instruction.op.cost(&inputs, &outputs);
+    cost.flops
+        .max(FLOPS_PER_BYTE * (cost.bytes_read + cost.bytes_written))
+}
+
+/// Bytes of an op's outputs that the backward part reads.
+fn saved_bytes(instruction: &Instruction, values: &[ValueInfo], saved: &HashSet<Value>) -> u64 {
+    let outputs = instruction.outputs.iter();
+    outputs
+        .filter(|output| saved.contains(output))
+        .map(|output| values[output.index()].ty.bytes() as u64)
+        .sum()
 }
 
 /// Picks candidates that bring the lower bound down to `budget`: the cheapest by work per byte, as few as do it, and
@@ -110,9 +214,9 @@ fn producers(instructions: &[Instruction]) -> HashMap<Value, usize> {
         .collect()
 }
 
-fn candidates(values: &[ValueInfo], instructions: &[Instruction]) -> Vec<Candidate> {
+/// The forward values that the backward part reads, and the ops whose outputs leave their scope.
+fn saved_and_leaving(instructions: &[Instruction]) -> (HashSet<Value>, HashSet<usize>) {
     let producers = producers(instructions);
-    // What the backward part reads, and what one scope makes for another.
     let mut saved: HashSet<Value> = HashSet::new();
     let mut leaves: HashSet<usize> = HashSet::new();
     for instruction in instructions {
@@ -130,6 +234,11 @@ fn candidates(values: &[ValueInfo], instructions: &[Instruction]) -> Vec<Candida
             }
         }
     }
+    (saved, leaves)
+}
+
+fn candidates(values: &[ValueInfo], instructions: &[Instruction]) -> Vec<Candidate> {
+    let (saved, leaves) = saved_and_leaving(instructions);
     let mut scopes: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (index, instruction) in instructions.iter().enumerate() {
         if !instruction.is_backward && !leaves.contains(&index) {
@@ -137,31 +246,18 @@ fn candidates(values: &[ValueInfo], instructions: &[Instruction]) -> Vec<Candida
         }
     }
     let describe = |chosen: Vec<usize>| {
-        let types = |list: &[Value]| {
-            list.iter()
-                .map(|v| values[v.index()].ty)
-                .collect::<Vec<_>>()
+        let of = |index: &usize| &instructions[*index];
+        let flops = |i: &Instruction| {
+            let (inputs, outputs) = (types(&i.inputs, values), types(&i.outputs, values));
+            i.op.cost(&inputs, &outputs).flops
         };
-        let (mut flops, mut bytes) = (0.0, 0);
-        for index in &chosen {
-            let instruction = &instructions[*index];
-            let inputs = types(&instruction.inputs);
-            flops += instruction
-                .op
-                .cost(&inputs, &types(&instruction.outputs))
-                .flops;
-            for output in instruction
-                .outputs
-                .iter()
-                .filter(|output| saved.contains(output))
-            {
-                bytes += values[output.index()].ty.bytes() as u64;
-            }
-        }
         Candidate {
+            flops: chosen.iter().map(of).map(flops).sum(),
+            bytes: chosen
+                .iter()
+                .map(|index| saved_bytes(of(index), values, &saved))
+                .sum(),
             instructions: chosen,
-            flops,
-            bytes,
         }
     };
     let mut found = Vec::new();
