@@ -30,4 +30,5 @@ mod tasks_eval_sets;
 mod tasks_mixture;
 mod tasks_pictures;
 mod tasks_questions;
+mod tasks_reading;
 mod tasks_tokenizer;

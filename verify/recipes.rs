@@ -264,6 +264,11 @@ fn impossible_values_of_a_stage_are_refused_at_their_line() {
             "wanted at least 4, found 3",
         ),
         (
+            "warm_up = 0.03",
+            "turns = 0",
+            "turns: wanted 1 to 64, found 0",
+        ),
+        (
             "dense_captions = 0.6",
             "dense_captions = 0.0",
             "wanted a share above 0, found 0",

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use keel::data::batch::{Batch, BatchShape, IGNORED, Weighting, assemble, fits};
+use keel::data::batch::{Batch, BatchShape, IGNORED, Sequence, Weighting, assemble, fits};
 use keel::data::embedded::Artist;
 use keel::data::eval_sets::captioned;
 use keel::data::library::{Library, Split};
 use keel::data::prefetch::Prefetcher;
-use keel::data::task::{QuestionKind, Sample, TaskKind, View};
+use keel::data::task::{QuestionKind, Sample, TaskKind, Turn, View};
 use keel::data::tokenizer::{ASSISTANT, BEGIN, END, IMAGE, PAD, Tokenizer, USER};
 use keel::error::{Error, Result};
 
@@ -84,6 +84,7 @@ fn sample(view: View, context: &str, question: &str, answer: &str, caption: &str
         context: context.into(),
         question: question.into(),
         answer: answer.into(),
+        further: Vec::new(),
         caption: caption.into(),
     }
 }
@@ -193,6 +194,68 @@ fn labels_cover_exactly_the_answer_and_its_end() {
             "plain text is its own answer"
         );
     }
+}
+
+#[test]
+fn every_answer_of_several_turns_is_supervised_and_no_question_is() {
+    let library = Library::embedded();
+    let tokenizer = Tokenizer::embedded();
+    let tokens = 48;
+    let shape = BatchShape {
+        batch: 1,
+        image_size: 8,
+        image_tokens: 2,
+        tokens,
+        caption_tokens: 10,
+    };
+    let turn = |question: &str, answer: &str| Turn {
+        question: question.into(),
+        answer: answer.into(),
+    };
+    let mut several = sample(some_view(&library), "", "what?", "yes no", "red");
+    several.further = vec![turn("how many?", "2"), turn("red?", "no")];
+    let ids =
+        |text: &str| -> Vec<i32> { tokenizer.encode(text).into_iter().map(i32::from).collect() };
+    // Each id of the sequence with the number of its answer's ids, end included, where it belongs to one.
+    let mut wanted: Vec<(i32, Option<usize>)> = Vec::new();
+    let [begin, end, image, user, assistant, pad] =
+        [BEGIN, END, IMAGE, USER, ASSISTANT, PAD].map(i32::from);
+    wanted.extend([begin, image, image].map(|id| (id, None)));
+    for (question, answer) in [("what?", "yes no"), ("how many?", "2"), ("red?", "no")] {
+        wanted.push((user, None));
+        wanted.extend(ids(question).into_iter().map(|id| (id, None)));
+        wanted.push((assistant, None));
+        let mut answer = ids(answer);
+        answer.push(end);
+        let count = answer.len();
+        wanted.extend(answer.into_iter().map(|id| (id, Some(count))));
+    }
+    assert!(wanted.len() <= tokens, "the test's sequence fits");
+    wanted.resize(tokens + 1, (pad, None));
+    for weighting in [Weighting::Token, Weighting::Sample, Weighting::Square] {
+        let rows = [several.clone()];
+        let batch = assemble(&library, &rows, &shape, weighting, tokenizer).unwrap();
+        for position in 0..tokens {
+            assert_eq!(batch.tokens[position], wanted[position].0, "{position}");
+            let (next, answer) = wanted[position + 1];
+            let (target, weight) = match answer {
+                Some(count) => (next, weighting.weight(count)),
+                None => (IGNORED, 0.0),
+            };
+            assert_eq!(batch.targets[position], target, "{position}");
+            assert_eq!(batch.weights[position], weight, "{position}");
+        }
+        assert_eq!(batch.samples[0].further, several.further);
+    }
+    let one_turn = sample(some_view(&library), "", "what?", "yes no", "red");
+    let first = |sample| Sequence::of(&sample, 2, tokenizer);
+    let (one, several) = (first(one_turn), first(several));
+    assert_eq!(
+        one.ids,
+        several.ids[..one.ids.len()],
+        "the first turn is as it is alone"
+    );
+    assert_eq!(one.supervised[..], several.supervised[..1]);
 }
 
 #[test]

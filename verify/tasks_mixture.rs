@@ -4,14 +4,14 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use keel::data::augment::Augmentation;
-use keel::data::batch::{Batch, BatchShape, Weighting};
+use keel::data::batch::{Batch, BatchShape, Weighting, fits};
 use keel::data::embedded::Artist;
 use keel::data::library::{Library, Split};
 use keel::data::mixture::{MOST_ATTEMPTS, Mixture, MixtureSettings};
 use keel::data::pairs::{Pair, PairSource};
 use keel::data::picture::Picture;
 use keel::data::task::{TaskKind, View};
-use keel::data::tokenizer::{END, IMAGE, PAD};
+use keel::data::tokenizer::{END, IMAGE, PAD, Tokenizer};
 use keel::error::{Error, Result};
 
 pub(crate) const SHAPE: BatchShape = BatchShape {
@@ -34,6 +34,7 @@ pub(crate) fn settings(weights: &[(TaskKind, f64)], shape: BatchShape) -> Mixtur
         stage: 2,
         weights: weights.to_vec(),
         shape,
+        turns: 1,
         weighting: Weighting::Square,
         augmentation: Augmentation::TRAINING,
         contrastive: false,
@@ -345,4 +346,44 @@ fn unusable_pairs_are_counted_and_replaced_and_the_rest_is_drawn_whole() {
         error.contains(&MOST_ATTEMPTS.to_string()) && error.contains("damaged"),
         "{error}"
     );
+}
+
+#[test]
+fn several_turns_fill_the_sequence_and_change_nothing_else() {
+    let shape = BatchShape {
+        tokens: 96,
+        ..TEXT_ONLY_SHAPE
+    };
+    let mixture = |turns| {
+        let settings = MixtureSettings {
+            turns,
+            ..settings(&[(TaskKind::Scenes, 1.0)], shape)
+        };
+        Mixture::new(Library::embedded(), None, settings).expect("scenes are there")
+    };
+    let (one, several) = (mixture(1), mixture(6));
+    let tokenizer = Tokenizer::embedded();
+    let (mut first, mut all) = (0, 0);
+    for step in 0..4 {
+        let (single, _) = one.samples(step).expect("a batch");
+        let (samples, _) = several.samples(step).expect("a batch");
+        let (again, _) = several.samples(step).expect("a batch");
+        for ((single, sample), again) in single.iter().zip(&samples).zip(&again) {
+            assert!(single.further.is_empty());
+            assert_eq!(
+                sample.further, again.further,
+                "a function of the step alone"
+            );
+            assert_eq!(
+                (&single.question, &single.answer),
+                (&sample.question, &sample.answer)
+            );
+            assert_eq!(single.key, sample.key);
+            assert!(sample.further.len() <= 5);
+            assert!(fits(sample, &shape, tokenizer), "{sample:?}");
+            first += 1;
+            all += 1 + sample.further.len();
+        }
+    }
+    assert!(all > 2 * first, "{all} questions about {first} scenes");
 }

@@ -214,6 +214,7 @@ fn drawing_at_any_size_keeps_the_mean_colour() {
                     artist: Artist::Noto,
                     background: PLAIN_BACKGROUND,
                     tint: Tint::NONE,
+                    arrangement: Arrangement::Single,
                     objects: vec![Object {
                         concept: index,
                         placement: upright([0.5, 0.5], 0.8),

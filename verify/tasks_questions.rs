@@ -3,17 +3,16 @@
 use std::collections::{BTreeMap, HashMap};
 
 use keel::data::augment::Augmentation;
-use keel::data::captions::{reading, reading_items};
 use keel::data::colours::{Colour, Palette};
 use keel::data::embedded::Artist;
 use keel::data::eval_sets::{QuestionAnswer, text_only_baseline, training_questions};
 use keel::data::library::{Library, Pool, Split};
-use keel::data::questions::ask;
+use keel::data::questions::{ask, ask_further};
 use keel::data::random::{Purpose, Stream};
-use keel::data::scenes::{Arrangement, Scene, Side};
+use keel::data::scenes::{Scene, Side};
 use keel::data::task::{QuestionKind, Sample, View};
 
-fn scene(sample: &Sample) -> &Scene {
+pub(crate) fn scene(sample: &Sample) -> &Scene {
     match &sample.view {
         View::Scene(scene) => scene,
         _ => panic!("{} has no scene", sample.key),
@@ -95,10 +94,9 @@ fn side_of(library: &Library, scene: &Scene, what: &str, of: &str) -> Side {
 }
 
 /// Answers a question by reading its words and looking at the scene, independently of how it was made.
-fn answer(library: &Library, sample: &Sample) -> String {
-    let scene = scene(sample);
+fn answer(library: &Library, scene: &Scene, question: &str) -> String {
     let concept = |i: usize| library.concept(scene.objects[i].concept);
-    let question = sample.question.strip_suffix('?').unwrap();
+    let question = question.strip_suffix('?').unwrap();
     let category = |i: usize| library.categories()[concept(i).category].clone();
     let yes_no = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
     if question == "how many things are there" {
@@ -184,9 +182,58 @@ fn every_answer_is_true_of_its_scene() {
             for kind in QuestionKind::SCENES {
                 for number in 0..150 {
                     let sample = asked(&library, &pool, kind, number);
-                    assert_eq!(sample.answer, answer(&library, &sample), "{sample:?}");
+                    let truth = answer(&library, scene(&sample), &sample.question);
+                    assert_eq!(sample.answer, truth, "{sample:?}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn further_questions_are_new_and_true_and_the_same_every_time() {
+    let library = Library::embedded();
+    for artist in Artist::ALL {
+        let pool = library.pool(artist, Split::Train);
+        let mut beginnings: BTreeMap<String, usize> = BTreeMap::new();
+        let mut asked_in_all = 0;
+        for kind in QuestionKind::SCENES {
+            for number in 0..60 {
+                let sample = asked(&library, &pool, kind, number);
+                let further = || {
+                    let mut text = Stream::new(4, Purpose::Text, kind as u64, number);
+                    let mut look = Stream::new(4, Purpose::Augment, kind as u64, number);
+                    ask_further(&library, &pool, &sample, 6, &mut text, &mut look)
+                };
+                let turns = further();
+                assert_eq!(turns, further(), "the same streams give the same questions");
+                assert!(turns.len() <= 6);
+                let mut seen = vec![sample.question.clone()];
+                for turn in &turns {
+                    assert!(!seen.contains(&turn.question), "{turn:?} comes twice");
+                    let truth = answer(&library, scene(&sample), &turn.question);
+                    assert_eq!(turn.answer, truth, "{turn:?} of {sample:?}");
+                    seen.push(turn.question.clone());
+                    let words: Vec<&str> = turn.question.split(' ').take(2).collect();
+                    *beginnings.entry(words.join(" ")).or_default() += 1;
+                }
+                asked_in_all += turns.len();
+            }
+        }
+        let scenes = 60 * QuestionKind::SCENES.len();
+        assert!(
+            asked_in_all > 4 * scenes,
+            "{asked_in_all} in {scenes} scenes"
+        );
+        for words in [
+            "what is",
+            "what colour",
+            "what kind",
+            "how many",
+            "can you",
+            "where is",
+        ] {
+            assert!(beginnings.contains_key(words), "{words}: {beginnings:?}");
         }
     }
 }
@@ -390,85 +437,4 @@ fn the_text_only_baseline_takes_the_better_of_kind_and_question() {
     assert_eq!(scores.len(), 2);
     let unseen = text_only_baseline(&[], &test);
     assert_eq!(unseen[&colour], 0.0);
-}
-
-#[test]
-fn readings_say_what_the_code_points_say() {
-    let library = Library::embedded();
-    let reading_of = |name: &str| {
-        let concept = library
-            .concepts()
-            .iter()
-            .find(|concept| concept.name == name)
-            .unwrap();
-        concept.reading.as_ref().unwrap().answer()
-    };
-    for (name, answer) in [
-        ("keycap 7", "7"),
-        ("three o'clock", "3:00"),
-        ("twelve-thirty", "12:30"),
-        ("one-thirty", "1:30"),
-        ("cool button", "cool"),
-        ("flag of kenya", "ke"),
-        ("down-left arrow", "down left"),
-    ] {
-        assert_eq!(reading_of(name), answer);
-    }
-}
-
-#[test]
-fn reading_covers_every_readable_concept_and_every_kind() {
-    let library = Library::embedded();
-    let pool = library.pool(Artist::Noto, Split::Train);
-    let items = reading_items(&library, &pool);
-    let mut kinds: BTreeMap<QuestionKind, usize> = BTreeMap::new();
-    let mut keys = std::collections::HashSet::new();
-    for (number, &item) in items.iter().enumerate() {
-        let mut text = Stream::new(3, Purpose::Text, 0, number as u64);
-        let mut look = Stream::new(3, Purpose::Augment, 0, number as u64);
-        let sample = reading(
-            &library,
-            &pool,
-            item,
-            &Augmentation::TRAINING,
-            &mut text,
-            &mut look,
-        )
-        .unwrap();
-        *kinds.entry(sample.question_kind.unwrap()).or_default() += 1;
-        let scene = scene(&sample);
-        assert!(matches!(scene.objects.len(), 1..=3));
-        let read: String = scene
-            .objects
-            .iter()
-            .map(|object| {
-                library
-                    .concept(object.concept)
-                    .reading
-                    .as_ref()
-                    .unwrap()
-                    .answer()
-            })
-            .collect();
-        assert_eq!(read, sample.answer, "read from left to right");
-        keys.insert(sample.key);
-    }
-    for &index in &pool.readable {
-        assert!(
-            keys.contains(&library.concept(index).key),
-            "{}",
-            library.concept(index).name
-        );
-    }
-    let (least, most) = (kinds.values().min().unwrap(), kinds.values().max().unwrap());
-    assert_eq!(kinds.len(), QuestionKind::READING.len());
-    assert!(most < &(3 * least), "{kinds:?}");
-}
-
-#[test]
-fn the_largest_arrangement_still_shows_digits_apart() {
-    // Three keys in a row must not touch, or "459" could not be read.
-    let slots = Arrangement::Row3.slots();
-    let (_, most, stray) = Arrangement::Row3.sizes();
-    assert!(slots[1].0[0] - slots[0].0[0] >= most + 2.0 * stray);
 }

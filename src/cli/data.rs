@@ -44,6 +44,9 @@ struct ShowArgs {
     /// The seed of order and looks.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Questions about one scene, at most.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    turns: usize,
     /// Side of the pictures in pixels.
     #[arg(long, default_value_t = 64, value_name = "PIXELS")]
     image_size: usize,
@@ -105,6 +108,7 @@ fn show(args: &ShowArgs) -> Result<()> {
                 tokens: 512,
                 caption_tokens: 512,
             },
+            turns: args.turns,
             weighting: Weighting::default(),
             augmentation: Augmentation::TRAINING,
             contrastive: false,
@@ -117,6 +121,9 @@ fn show(args: &ShowArgs) -> Result<()> {
             "{number:>4}  {kind:<10} {:<40} {}",
             sample.question, sample.answer
         );
+        for turn in &sample.further {
+            println!("{:>17}{:<40} {}", "", turn.question, turn.answer);
+        }
     }
     println!("{} items an epoch", mixture.items(args.task));
     if let Some(path) = &args.png {

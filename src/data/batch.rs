@@ -1,10 +1,12 @@
 //! From samples to numbers: the layout of a sequence, its targets and weights, the caption side of the contrastive loss,
 //! and the drawn pictures. A sample that does not fit is refused here, never cut.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use super::library::Library;
-use super::task::{QuestionKind, Sample, TaskKind};
+use super::task::{QuestionKind, Sample, TaskKind, Turn};
 use super::tokenizer::{ASSISTANT, BEGIN, END, IMAGE, PAD, Tokenizer, USER};
 use crate::error::{Error, Result};
 
@@ -27,15 +29,15 @@ pub struct BatchShape {
     pub caption_tokens: usize,
 }
 
-/// How supervised tokens share a batch's loss. With n_s supervised tokens in sample s, each weighs:
+/// How supervised tokens share a batch's loss. With n supervised tokens in an answer, each weighs:
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Weighting {
     /// 1: long answers count more.
     Token,
-    /// 1/n_s: every sample counts the same.
+    /// 1/n: every answer counts the same, that is every sample where each has one.
     Sample,
-    /// 1/√n_s: between the two.
+    /// 1/√n: between the two.
     #[default]
     Square,
 }
@@ -65,6 +67,8 @@ pub struct SampleInfo {
     pub question: String,
     /// The answer; for plain text the whole text.
     pub answer: String,
+    /// What is asked after that.
+    pub further: Vec<Turn>,
 }
 
 /// Samples that could not be used and were replaced while a batch was made.
@@ -106,16 +110,17 @@ pub struct Batch {
 pub struct Sequence {
     /// All ids, `<begin>` to `<end>`.
     pub ids: Vec<u16>,
-    /// Index of the first supervised id; everything from there on is supervised.
-    pub supervised_from: usize,
+    /// The supervised ids, one range an answer, in order.
+    pub supervised: Vec<Range<usize>>,
 }
 
 impl Sequence {
     /// Lays out a sample.
     ///
-    /// With a picture: `<begin> <image>×Ti <user> question <assistant> answer <end>`, the answer and `<end>` supervised.
+    /// With a picture: `<begin> <image>×Ti <user> question <assistant> answer <end>`, the answer and `<end>` supervised;
+    /// further turns follow as `<user> question <assistant> answer <end>`, supervised in the same way.
     /// Text only: `<begin> context <user> question <assistant> answer <end>`, or `<begin> context <end>` when there is
-    /// neither question nor answer, everything after `<begin>` supervised.
+    /// neither question nor answer, everything after `<begin>` supervised, as one answer.
     pub fn of(sample: &Sample, image_tokens: usize, tokenizer: &Tokenizer) -> Sequence {
         let mut ids = vec![BEGIN];
         let has_image = sample.view.is_some();
@@ -129,13 +134,23 @@ impl Sequence {
             tokenizer.encode_into(&sample.question, &mut ids);
             ids.push(ASSISTANT);
         }
-        let supervised_from = if has_image { ids.len() } else { 1 };
+        let mut from = ids.len();
         tokenizer.encode_into(&sample.answer, &mut ids);
         ids.push(END);
-        Sequence {
-            ids,
-            supervised_from,
+        let mut supervised = vec![from..ids.len()];
+        for turn in &sample.further {
+            ids.push(USER);
+            tokenizer.encode_into(&turn.question, &mut ids);
+            ids.push(ASSISTANT);
+            from = ids.len();
+            tokenizer.encode_into(&turn.answer, &mut ids);
+            ids.push(END);
+            supervised.push(from..ids.len());
         }
+        if !has_image {
+            supervised = vec![1..ids.len()];
+        }
+        Sequence { ids, supervised }
     }
 }
 
@@ -200,13 +215,14 @@ pub fn assemble(
                 ));
             }
         }
-        let supervised = ids.len() - sequence.supervised_from;
-        let weight = weighting.weight(supervised);
         for (position, &id) in ids.iter().enumerate() {
             batch.tokens[row * t + position] = i32::from(id);
-            if position >= sequence.supervised_from {
+        }
+        for answer in &sequence.supervised {
+            let weight = weighting.weight(answer.len());
+            for position in answer.clone() {
                 // The id at `position` is what the position before it must predict.
-                batch.targets[row * t + position - 1] = i32::from(id);
+                batch.targets[row * t + position - 1] = i32::from(ids[position]);
                 batch.weights[row * t + position - 1] = weight;
             }
         }
@@ -226,6 +242,7 @@ pub fn assemble(
             } else {
                 sample.answer.clone()
             },
+            further: sample.further.clone(),
         });
     }
     Ok(batch)

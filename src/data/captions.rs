@@ -47,6 +47,7 @@ pub fn short(
         context: String::new(),
         question: String::new(),
         answer: caption.clone(),
+        further: Vec::new(),
         caption,
     }
 }
@@ -83,6 +84,7 @@ pub fn dense(
         context: String::new(),
         question: "describe this".to_owned(),
         answer: caption.clone(),
+        further: Vec::new(),
         caption,
     }
 }
@@ -242,6 +244,7 @@ pub fn reading(
         context: String::new(),
         question: question.to_owned(),
         answer,
+        further: Vec::new(),
         caption,
     })
 }

@@ -46,6 +46,7 @@ pub fn captioned(library: &Library, artist: Artist, split: Split, most: usize) -
                 context: String::new(),
                 question: String::new(),
                 answer: plain_caption(concept),
+                further: Vec::new(),
                 caption: plain_caption(concept),
             }
         })

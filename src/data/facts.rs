@@ -58,6 +58,7 @@ fn plain(context: String) -> Sample {
         context,
         question: String::new(),
         answer: String::new(),
+        further: Vec::new(),
         caption: String::new(),
     }
 }

@@ -17,7 +17,7 @@ use super::embedded::Artist;
 use super::facts::fact;
 use super::library::{Library, Pool, Split};
 use super::pairs::PairSource;
-use super::questions::ask;
+use super::questions::{ask, ask_further};
 use super::random::{Permutation, Purpose, Stream, scramble};
 use super::skips::Reason;
 use super::sprite::Sprite;
@@ -45,6 +45,8 @@ pub struct MixtureSettings {
     pub weights: Vec<(TaskKind, f64)>,
     /// Sizes of a batch.
     pub shape: BatchShape,
+    /// Questions about one scene, at most; as many are asked as fit the sequence.
+    pub turns: usize,
     /// How tokens share the loss.
     pub weighting: Weighting,
     /// How the look varies.
@@ -261,7 +263,15 @@ impl Mixture {
             TaskKind::Facts => fact(library, pool, primary, form, text, look),
             TaskKind::Scenes => {
                 let kind = *text.pick(&QuestionKind::SCENES);
-                ask(library, pool, primary, kind, augmentation, text, look)
+                let mut sample = ask(library, pool, primary, kind, augmentation, text, look);
+                let most = self.settings.turns.saturating_sub(1);
+                for turn in ask_further(library, pool, &sample, most, text, look) {
+                    sample.further.push(turn);
+                    if !fits(&sample, &self.settings.shape, self.tokenizer) {
+                        sample.further.pop();
+                    }
+                }
+                sample
             }
             TaskKind::Reading => {
                 let made = reading(library, pool, self.reading[item], augmentation, text, look);
@@ -306,6 +316,7 @@ impl Mixture {
             context: String::new(),
             question: pair.prompt.unwrap_or_default(),
             answer: caption.clone(),
+            further: Vec::new(),
             caption,
         })
     }

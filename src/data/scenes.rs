@@ -31,9 +31,16 @@ pub struct Scene {
     pub tint: Tint,
     /// The objects, in reading order of their slots.
     pub objects: Vec<Object>,
+    /// Where the slots are.
+    pub arrangement: Arrangement,
 }
 
 impl Scene {
+    /// The words for the place of the object `at`.
+    pub fn place(&self, at: usize) -> &'static str {
+        self.arrangement.slots()[at].1
+    }
+
     /// Draws the scene as normalised planes `[3, side, side]` into `out`.
     pub fn render(&self, library: &Library, side: usize, out: &mut [f32]) {
         let mut frame = Frame::new(side, self.background);
@@ -212,6 +219,7 @@ pub fn compose(
         background,
         tint: augmentation.tint(look),
         objects,
+        arrangement,
     }
 }
 

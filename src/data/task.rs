@@ -227,6 +227,15 @@ impl View {
     }
 }
 
+/// A further question about a sample's picture and its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// The question.
+    pub question: String,
+    /// The answer; never empty.
+    pub answer: String,
+}
+
 /// One sample before it becomes numbers.
 #[derive(Clone, Debug)]
 pub struct Sample {
@@ -244,6 +253,8 @@ pub struct Sample {
     pub question: String,
     /// The answer; may be empty only where `context` is the whole text.
     pub answer: String,
+    /// What is asked after that about the same picture, in order.
+    pub further: Vec<Turn>,
     /// The text for the contrastive side; empty in text-only samples.
     pub caption: String,
 }

@@ -93,15 +93,15 @@ pub enum Schedule {
     Cosine,
 }
 
-/// How supervised tokens are weighted within a batch (sample s has n_s of them).
+/// How supervised tokens are weighted within a batch (an answer has n of them).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TokenWeighting {
     /// Every token 1.
     Token,
-    /// Every token 1/n_s: every sample the same.
+    /// Every token 1/n: every answer the same.
     Sample,
-    /// Every token 1/√n_s (InternVL).
+    /// Every token 1/√n (InternVL).
     Square,
 }
 
@@ -156,6 +156,9 @@ pub struct Stage {
     /// Largest gradient norm; 0 leaves gradients as they are.
     #[serde(default = "one_f64")]
     pub clip: f64,
+    /// Questions about one scene, at most; as many are asked as fit the tokens.
+    #[serde(default = "one_turn")]
+    pub turns: usize,
     /// How supervised tokens are weighted.
     #[serde(default = "square")]
     pub token_weighting: TokenWeighting,
@@ -167,6 +170,9 @@ pub struct Stage {
     pub fresh: Vec<String>,
 }
 
+fn one_turn() -> usize {
+    1
+}
 fn one() -> f32 {
     1.0
 }

@@ -310,6 +310,7 @@ impl Trainer {
                     tokens: stage.tokens,
                     caption_tokens: stage.caption_tokens,
                 },
+                turns: stage.turns,
                 weighting: match stage.token_weighting {
                     TokenWeighting::Token => Weighting::Token,
                     TokenWeighting::Sample => Weighting::Sample,

@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 /// Rows of a batch, B·T, are counted in 32 bits by the kernels' index inputs.
 const MOST_ROWS: usize = i32::MAX as usize;
 
+/// Most questions about one scene: more than a scene of four things has different ones.
+const MOST_TURNS: usize = 64;
+
 /// Longest name of a recipe or stage: it becomes part of a file's name.
 const MOST_NAME: usize = 64;
 
@@ -121,6 +124,9 @@ fn validate_sizes(recipe: &Recipe, stage: &Stage) -> Result<()> {
         "at least 4",
         stage.caption_tokens,
     )?;
+    let holds = (1..=MOST_TURNS).contains(&stage.turns);
+    let want = format!("1 to {MOST_TURNS}");
+    require("turns", holds, want, stage.turns)?;
     for (key, tokens) in [
         ("tokens", stage.tokens),
         ("caption_tokens", stage.caption_tokens),

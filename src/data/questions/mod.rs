@@ -2,6 +2,7 @@
 //! sides, colours and categories are uniform, yes and no equally likely whatever the question's words, so that guessing
 //! from the text alone is weak. Every answer is computed from the scene's description and true of its pixels.
 
+mod further;
 mod sides;
 
 use super::augment::Augmentation;
@@ -9,12 +10,15 @@ use super::colours::Colour;
 use super::library::{Library, Pool};
 use super::random::Stream;
 use super::scenes::{Arrangement, Scene, compose};
-use super::task::{QuestionKind, Sample, TaskKind, View};
+use super::task::{QuestionKind, Sample, TaskKind, Turn, View};
+
+const HOW_MANY: &str = "how many things are there?";
+const BACKGROUND: &str = "what colour is the background?";
+const WHOSE_FLAG: &str = "which country's flag is there?";
 
 /// A question about a scene and its answer.
 struct Asked {
     scene: Scene,
-    arrangement: Arrangement,
     question: String,
     answer: String,
 }
@@ -68,11 +72,35 @@ pub fn ask(
         kind: TaskKind::Scenes,
         question_kind: Some(kind),
         caption: caption(library, &asked.scene),
-        context: describe(library, pool, kind, &asked.scene, asked.arrangement),
+        context: describe(library, pool, kind, &asked.scene),
         view: View::Scene(asked.scene),
         question: asked.question,
         answer: asked.answer,
+        further: Vec::new(),
     }
+}
+
+/// Up to `most` further questions about the scene of `sample`, no two alike, of all kinds that the scene allows. A sample
+/// without a scene gets none. Their answers are those that the scene happens to give, not balanced as the first's.
+pub fn ask_further(
+    library: &Library,
+    pool: &Pool,
+    sample: &Sample,
+    most: usize,
+    text: &mut Stream,
+    look: &mut Stream,
+) -> Vec<Turn> {
+    let View::Scene(scene) = &sample.view else {
+        return Vec::new();
+    };
+    let mut maker = Maker {
+        library,
+        pool,
+        augmentation: Augmentation::NONE,
+        text,
+        look,
+    };
+    maker.further(scene, &sample.question, most)
 }
 
 /// A short text for a scene: the names of one or two objects, the categories of more.
@@ -92,13 +120,7 @@ fn caption(library: &Library, scene: &Scene) -> String {
 }
 
 /// The scene in words, with what is needed to answer a question of `kind` without seeing it.
-fn describe(
-    library: &Library,
-    pool: &Pool,
-    kind: QuestionKind,
-    scene: &Scene,
-    arrangement: Arrangement,
-) -> String {
+fn describe(library: &Library, pool: &Pool, kind: QuestionKind, scene: &Scene) -> String {
     let speaks_of_colours = matches!(
         kind,
         QuestionKind::Colour
@@ -110,8 +132,9 @@ fn describe(
     let mut parts: Vec<String> = scene
         .objects
         .iter()
-        .zip(arrangement.slots())
-        .map(|(object, (_, place))| {
+        .enumerate()
+        .map(|(at, object)| {
+            let place = scene.place(at);
             let concept = library.concept(object.concept);
             match concept.palette(pool.artist).single() {
                 Some(colour) if speaks_of_colours => {
@@ -179,10 +202,10 @@ impl Maker<'_> {
     }
 
     /// `concepts` in a random order in a random arrangement of their number.
-    fn arrange(&mut self, concepts: &mut [usize]) -> (Arrangement, Scene) {
+    fn arrange(&mut self, concepts: &mut [usize]) -> Scene {
         self.text.shuffle(concepts);
         let arrangement = *self.text.pick(Arrangement::of_count(concepts.len()));
-        (arrangement, self.compose(arrangement, concepts))
+        self.compose(arrangement, concepts)
     }
 
     /// `first` and as many others as it takes to have `count`.
@@ -199,27 +222,22 @@ impl Maker<'_> {
         let mut shown = self
             .fill(&[primary], count)
             .unwrap_or_else(|| vec![primary]);
-        let (arrangement, scene) = self.arrange(&mut shown);
+        let scene = self.arrange(&mut shown);
         let at = position(&scene, primary);
         Asked {
-            question: match shown.len() {
-                1 => "what is this?".to_owned(),
-                _ => format!("what is {}?", arrangement.slots()[at].1),
-            },
+            question: question_what(&scene, at),
             answer: self.library.concept(primary).name.clone(),
             scene,
-            arrangement,
         }
     }
 
     fn count(&mut self, primary: usize) -> Option<Asked> {
         let count = 1 + self.text.below(4);
         let mut shown = self.fill(&[primary], count)?;
-        let (arrangement, scene) = self.arrange(&mut shown);
+        let scene = self.arrange(&mut shown);
         Some(Asked {
             scene,
-            arrangement,
-            question: "how many things are there?".to_owned(),
+            question: HOW_MANY.to_owned(),
             answer: count.to_string(),
         })
     }
@@ -248,12 +266,11 @@ impl Maker<'_> {
             };
             shown.push(next);
         }
-        let (arrangement, scene) = self.arrange(&mut shown);
+        let scene = self.arrange(&mut shown);
         Some(Asked {
             scene,
-            arrangement,
             question: if by_category {
-                format!("how many of kind {}?", self.library.categories()[category])
+                question_count_of_kind(&self.library.categories()[category])
             } else {
                 format!("how many pictures of {}?", concept.name)
             },
@@ -291,52 +308,54 @@ impl Maker<'_> {
         let single = |index: usize| library.concept(index).palette(pool.artist).single();
         let group = single(primary).map(|colour| colour as usize);
         let (target, mut shown) = self.balanced(primary, group, &pool.colours, &pool.by_colour)?;
-        let colour = single(target)?;
-        let (arrangement, scene) = self.arrange(&mut shown);
-        let place = arrangement.slots()[position(&scene, target)].1;
-        let thing = match shown.len() {
-            1 => "this".to_owned(),
-            _ => format!("the thing {place}"),
-        };
-        let (question, answer) = if yes_or_no {
-            let yes = self.text.chance(0.5);
-            let asked = if yes {
-                colour
-            } else {
-                let palette = library.concept(target).palette(pool.artist);
-                let absent: Vec<Colour> = pool
-                    .colours
-                    .iter()
-                    .map(|&index| Colour::ALL[index])
-                    .filter(|&other| other != colour && palette.share(other) < 0.1)
-                    .collect();
-                if absent.is_empty() {
-                    return None;
-                }
-                *self.text.pick(&absent)
-            };
-            (format!("is {thing} {}?", asked.word()), yes_no(yes))
-        } else {
-            (format!("what colour is {thing}?"), colour.word().to_owned())
-        };
+        let scene = self.arrange(&mut shown);
+        let at = position(&scene, target);
+        let (question, answer) = self.colour_of(&scene, at, yes_or_no)?;
         Some(Asked {
             scene,
-            arrangement,
             question,
             answer,
         })
+    }
+
+    /// Asks for the colour of the object `at`, which has a single one.
+    fn colour_of(&mut self, scene: &Scene, at: usize, yes_or_no: bool) -> Option<(String, String)> {
+        let concept = self.library.concept(scene.objects[at].concept);
+        let palette = concept.palette(scene.artist);
+        let colour = palette.single()?;
+        let thing = match scene.objects.len() {
+            1 => "this".to_owned(),
+            _ => format!("the thing {}", scene.place(at)),
+        };
+        if !yes_or_no {
+            let question = format!("what colour is {thing}?");
+            return Some((question, colour.word().to_owned()));
+        }
+        let yes = self.text.chance(0.5);
+        let asked = if yes {
+            colour
+        } else {
+            let colours = self.pool.colours.iter().map(|&index| Colour::ALL[index]);
+            let absent: Vec<Colour> = colours
+                .filter(|&other| other != colour && palette.share(other) < 0.1)
+                .collect();
+            if absent.is_empty() {
+                return None;
+            }
+            *self.text.pick(&absent)
+        };
+        Some((format!("is {thing} {}?", asked.word()), yes_no(yes)))
     }
 
     fn background(&mut self, primary: usize) -> Option<Asked> {
         let count = 1 + self.text.below(3);
         let mut shown = self.fill(&[primary], count)?;
         self.augmentation = self.augmentation.coloured_background();
-        let (arrangement, scene) = self.arrange(&mut shown);
+        let scene = self.arrange(&mut shown);
         Some(Asked {
             answer: Colour::of(scene.background).word().to_owned(),
             scene,
-            arrangement,
-            question: "what colour is the background?".to_owned(),
+            question: BACKGROUND.to_owned(),
         })
     }
 
@@ -345,16 +364,11 @@ impl Maker<'_> {
         let group = Some(library.concept(primary).category);
         let (target, mut shown) =
             self.balanced(primary, group, &pool.categories, &pool.by_category)?;
-        let (arrangement, scene) = self.arrange(&mut shown);
-        let place = arrangement.slots()[position(&scene, target)].1;
+        let scene = self.arrange(&mut shown);
         Some(Asked {
-            question: match shown.len() {
-                1 => "what kind of thing is this?".to_owned(),
-                _ => format!("what kind of thing is {place}?"),
-            },
+            question: question_kind(&scene, position(&scene, target)),
             answer: library.categories()[library.concept(target).category].clone(),
             scene,
-            arrangement,
         })
     }
 
@@ -371,11 +385,10 @@ impl Maker<'_> {
             }
             (flag, shown)
         };
-        let (arrangement, scene) = self.arrange(&mut shown);
+        let scene = self.arrange(&mut shown);
         Some(Asked {
             scene,
-            arrangement,
-            question: "which country's flag is there?".to_owned(),
+            question: WHOSE_FLAG.to_owned(),
             answer: library.concept(target).country.clone()?,
         })
     }
@@ -389,10 +402,9 @@ impl Maker<'_> {
         } else {
             self.other(&shown)?
         };
-        let (arrangement, scene) = self.arrange(&mut shown);
+        let scene = self.arrange(&mut shown);
         Some(Asked {
             scene,
-            arrangement,
             question: format!("can you see {}?", self.library.concept(asked).phrase),
             answer: yes_no(yes),
         })
@@ -415,6 +427,24 @@ fn position(scene: &Scene, concept: usize) -> usize {
         .iter()
         .position(|object| object.concept == concept);
     found.expect("a question's target is put into its scene")
+}
+
+fn question_what(scene: &Scene, at: usize) -> String {
+    match scene.objects.len() {
+        1 => "what is this?".to_owned(),
+        _ => format!("what is {}?", scene.place(at)),
+    }
+}
+
+fn question_kind(scene: &Scene, at: usize) -> String {
+    match scene.objects.len() {
+        1 => "what kind of thing is this?".to_owned(),
+        _ => format!("what kind of thing is {}?", scene.place(at)),
+    }
+}
+
+fn question_count_of_kind(category: &str) -> String {
+    format!("how many of kind {category}?")
 }
 
 fn yes_no(yes: bool) -> String {

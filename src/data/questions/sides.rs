@@ -6,7 +6,7 @@ use crate::data::scenes::{Arrangement, Scene, Side};
 impl Maker<'_> {
     /// A scene of two to four for questions on sides, symmetrical in all four directions; often of coloured things, so
     /// that they can be told by colour.
-    fn sided(&mut self, primary: usize) -> Option<(Arrangement, Scene)> {
+    fn sided(&mut self, primary: usize) -> Option<Scene> {
         let pool = self.pool;
         let mut shown = vec![primary];
         if self.text.chance(0.5) && !pool.colours.is_empty() {
@@ -23,8 +23,7 @@ impl Maker<'_> {
         ]);
         let mut shown = self.fill(&shown, arrangement.slots().len())?;
         self.text.shuffle(&mut shown);
-        let scene = self.compose(arrangement, &shown);
-        Some((arrangement, scene))
+        Some(self.compose(arrangement, &shown))
     }
 
     /// Names the object at `at`, by its colour when that tells it from all others.
@@ -47,8 +46,22 @@ impl Maker<'_> {
     }
 
     pub(super) fn side(&mut self, primary: usize, yes_or_no: bool) -> Option<Asked> {
-        let (arrangement, scene) = self.sided(primary)?;
-        let one = position(&scene, primary);
+        let scene = self.sided(primary)?;
+        let (question, answer) = self.side_of(&scene, position(&scene, primary), yes_or_no)?;
+        Some(Asked {
+            scene,
+            question,
+            answer,
+        })
+    }
+
+    /// Asks on which side of another the object `one` is. No two objects may share a name.
+    pub(super) fn side_of(
+        &mut self,
+        scene: &Scene,
+        one: usize,
+        yes_or_no: bool,
+    ) -> Option<(String, String)> {
         let clear: Vec<(usize, Side)> = (0..scene.objects.len())
             .filter(|&other| other != one)
             .filter_map(|other| {
@@ -60,8 +73,8 @@ impl Maker<'_> {
             return None;
         }
         let (other, side) = *self.text.pick(&clear);
-        let (what, of) = (self.refer(&scene, one), self.refer(&scene, other));
-        let (question, answer) = if yes_or_no {
+        let (what, of) = (self.refer(scene, one), self.refer(scene, other));
+        Some(if yes_or_no {
             let yes = self.text.chance(0.5);
             let asked = if yes {
                 side
@@ -75,18 +88,21 @@ impl Maker<'_> {
                 format!("where is {what} from {of}?"),
                 side.word().to_owned(),
             )
-        };
+        })
+    }
+
+    pub(super) fn neighbour(&mut self, primary: usize) -> Option<Asked> {
+        let scene = self.sided(primary)?;
+        let (question, answer) = self.neighbour_of(&scene, position(&scene, primary))?;
         Some(Asked {
             scene,
-            arrangement,
             question,
             answer,
         })
     }
 
-    pub(super) fn neighbour(&mut self, primary: usize) -> Option<Asked> {
-        let (arrangement, scene) = self.sided(primary)?;
-        let what = position(&scene, primary);
+    /// Asks for the object `what` by its side of another. No two objects may share a name.
+    pub(super) fn neighbour_of(&mut self, scene: &Scene, what: usize) -> Option<(String, String)> {
         let mut askable = Vec::new();
         for of in (0..scene.objects.len()).filter(|&of| of != what) {
             let side = |other: usize| Side::between(&scene.objects[other], &scene.objects[of]);
@@ -105,12 +121,8 @@ impl Maker<'_> {
             return None;
         }
         let (of, side) = *self.text.pick(&askable);
-        let of = self.refer(&scene, of);
-        Some(Asked {
-            question: format!("what is {} {of}?", side.relation()),
-            answer: self.library.concept(primary).name.clone(),
-            scene,
-            arrangement,
-        })
+        let of = self.refer(scene, of);
+        let answer = &self.library.concept(scene.objects[what].concept).name;
+        Some((format!("what is {} {of}?", side.relation()), answer.clone()))
     }
 }

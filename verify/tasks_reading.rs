@@ -1,0 +1,94 @@
+//! Reading tasks say what the code points say, and cover everything that can be read.
+
+use std::collections::BTreeMap;
+
+use keel::data::augment::Augmentation;
+use keel::data::captions::{reading, reading_items};
+use keel::data::embedded::Artist;
+use keel::data::library::{Library, Split};
+use keel::data::random::{Purpose, Stream};
+use keel::data::scenes::Arrangement;
+use keel::data::task::QuestionKind;
+
+use crate::tasks_questions::scene;
+
+#[test]
+fn readings_say_what_the_code_points_say() {
+    let library = Library::embedded();
+    let reading_of = |name: &str| {
+        let concept = library
+            .concepts()
+            .iter()
+            .find(|concept| concept.name == name)
+            .unwrap();
+        concept.reading.as_ref().unwrap().answer()
+    };
+    for (name, answer) in [
+        ("keycap 7", "7"),
+        ("three o'clock", "3:00"),
+        ("twelve-thirty", "12:30"),
+        ("one-thirty", "1:30"),
+        ("cool button", "cool"),
+        ("flag of kenya", "ke"),
+        ("down-left arrow", "down left"),
+    ] {
+        assert_eq!(reading_of(name), answer);
+    }
+}
+
+#[test]
+fn reading_covers_every_readable_concept_and_every_kind() {
+    let library = Library::embedded();
+    let pool = library.pool(Artist::Noto, Split::Train);
+    let items = reading_items(&library, &pool);
+    let mut kinds: BTreeMap<QuestionKind, usize> = BTreeMap::new();
+    let mut keys = std::collections::HashSet::new();
+    for (number, &item) in items.iter().enumerate() {
+        let mut text = Stream::new(3, Purpose::Text, 0, number as u64);
+        let mut look = Stream::new(3, Purpose::Augment, 0, number as u64);
+        let sample = reading(
+            &library,
+            &pool,
+            item,
+            &Augmentation::TRAINING,
+            &mut text,
+            &mut look,
+        )
+        .unwrap();
+        *kinds.entry(sample.question_kind.unwrap()).or_default() += 1;
+        let scene = scene(&sample);
+        assert!(matches!(scene.objects.len(), 1..=3));
+        let read: String = scene
+            .objects
+            .iter()
+            .map(|object| {
+                library
+                    .concept(object.concept)
+                    .reading
+                    .as_ref()
+                    .unwrap()
+                    .answer()
+            })
+            .collect();
+        assert_eq!(read, sample.answer, "read from left to right");
+        keys.insert(sample.key);
+    }
+    for &index in &pool.readable {
+        assert!(
+            keys.contains(&library.concept(index).key),
+            "{}",
+            library.concept(index).name
+        );
+    }
+    let (least, most) = (kinds.values().min().unwrap(), kinds.values().max().unwrap());
+    assert_eq!(kinds.len(), QuestionKind::READING.len());
+    assert!(most < &(3 * least), "{kinds:?}");
+}
+
+#[test]
+fn the_largest_arrangement_still_shows_digits_apart() {
+    // Three keys in a row must not touch, or "459" could not be read.
+    let slots = Arrangement::Row3.slots();
+    let (_, most, stray) = Arrangement::Row3.sizes();
+    assert!(slots[1].0[0] - slots[0].0[0] >= most + 2.0 * stray);
+}
