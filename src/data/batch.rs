@@ -137,7 +137,8 @@ impl Sequence {
         let mut from = ids.len();
         tokenizer.encode_into(&sample.answer, &mut ids);
         ids.push(END);
-        let mut supervised = vec![from..ids.len()];
+        let mut supervised = Vec::with_capacity(1 + sample.further.len());
+        supervised.push(from..ids.len());
         for turn in &sample.further {
             ids.push(USER);
             tokenizer.encode_into(&turn.question, &mut ids);
@@ -148,7 +149,8 @@ impl Sequence {
             supervised.push(from..ids.len());
         }
         if !has_image {
-            supervised = vec![1..ids.len()];
+            supervised.clear();
+            supervised.push(1..ids.len());
         }
         Sequence { ids, supervised }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use keel::error::{Error, Result};
+use keel::error::Result;
 use keel::executor::simt::Options;
 use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, Session, SimtExecutor};
 use keel::program::{CompileOptions, Program};

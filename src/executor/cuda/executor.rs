@@ -1,5 +1,6 @@
 //! The executor of a GPU: the parameters that all its programs share, and the kernels they are made of.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::super::kernel_table::{IMAGES, KernelImage};
@@ -23,9 +24,9 @@ pub(super) struct Parameters {
 
 /// Runs programs on a GPU. See [`super`].
 pub struct CudaExecutor {
-    gpu: Arc<Gpu>,
+    gpu: Rc<Gpu>,
     kernels: Kernels,
-    parameters: Arc<Parameters>,
+    parameters: Rc<Parameters>,
     precision: DType,
 }
 
@@ -52,7 +53,7 @@ impl CudaExecutor {
         let memory = |what, dtype: DType| DeviceMemory::new(&gpu, what, elements * dtype.size(), 0);
         Ok(CudaExecutor {
             kernels: Kernels::new(&gpu, images)?,
-            parameters: Arc::new(Parameters {
+            parameters: Rc::new(Parameters {
                 masters: memory("memory of the parameters", DType::F32)?,
                 twins: memory("memory of the parameters in bf16", DType::Bf16)?,
             }),

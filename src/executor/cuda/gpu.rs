@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::{DriverError, result, sys};
 
@@ -25,12 +26,12 @@ pub(super) struct Gpu {
     pub copies: sys::CUstream,
     /// Whether every launch is waited for, so that a fault names its kernel.
     pub is_synchronous: bool,
-    last: Mutex<VecDeque<Arc<PreparedLaunch>>>,
+    last: Mutex<VecDeque<Rc<PreparedLaunch>>>,
 }
 
 impl Gpu {
     /// Makes the device that [`super::probe`] found ready. `KEEL_CUDA_SYNC=1` makes its launches synchronous.
-    pub fn new(found: Found) -> Result<Arc<Gpu>> {
+    pub fn new(found: Found) -> Result<Rc<Gpu>> {
         let is_synchronous = std::env::var_os("KEEL_CUDA_SYNC").is_some_and(|value| value == "1");
         let start = |problem: DriverError| {
             unusable(
@@ -55,7 +56,7 @@ impl Gpu {
             result::stream::create(result::stream::StreamKind::NonBlocking).map_err(start)?;
         gpu.copies =
             result::stream::create(result::stream::StreamKind::NonBlocking).map_err(start)?;
-        Ok(Arc::new(gpu))
+        Ok(Rc::new(gpu))
     }
 
     /// Makes the context this thread's. Every entry from outside does that first: contexts belong to threads.
@@ -76,7 +77,7 @@ impl Gpu {
     }
 
     /// Remembers a launch for reports.
-    pub fn remember(&self, launch: &Arc<PreparedLaunch>) {
+    pub fn remember(&self, launch: &Rc<PreparedLaunch>) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.len() == REMEMBERED {
             last.pop_front();
@@ -168,13 +169,13 @@ pub(super) fn name(problem: DriverError) -> String {
 
 /// An event.
 pub(super) struct Event {
-    gpu: Arc<Gpu>,
+    gpu: Rc<Gpu>,
     raw: sys::CUevent,
 }
 
 impl Event {
     /// One that only orders, or one that also takes the time.
-    pub fn new(gpu: &Arc<Gpu>, takes_time: bool) -> Result<Event> {
+    pub fn new(gpu: &Rc<Gpu>, takes_time: bool) -> Result<Event> {
         let flags = match takes_time {
             true => sys::CUevent_flags::CU_EVENT_DEFAULT,
             false => sys::CUevent_flags::CU_EVENT_DISABLE_TIMING,
@@ -227,7 +228,7 @@ impl Drop for Event {
 
 /// A step's launches as one object that the driver starts at once.
 pub(super) struct Graph {
-    gpu: Arc<Gpu>,
+    gpu: Rc<Gpu>,
     raw: sys::CUgraphExec,
 }
 
@@ -236,10 +237,10 @@ impl Graph {
     ///
     /// # Errors
     /// When a launch is refused for a reason of its own.
-    pub fn capture(gpu: &Arc<Gpu>, launches: &[Arc<PreparedLaunch>]) -> Result<Option<Graph>> {
+    pub fn capture(gpu: &Rc<Gpu>, launches: &[Rc<PreparedLaunch>]) -> Result<Option<Graph>> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is no default stream, lives, and nobody else uses it: sessions are not shared among threads.
-        let captured = unsafe { result::stream::begin_capture(gpu.compute, mode) }.and_then(|()| {
+        let captured = unsafe { result::stream::begin_capture(gpu.compute, mode) }.map(|()| {
             let mut refused = None;
             for launch in launches {
                 if let Err(problem) = launch.enqueue(gpu) {
@@ -249,7 +250,7 @@ impl Graph {
             }
             // SAFETY: capturing began just above; it ends on every way.
             let graph = unsafe { result::stream::end_capture(gpu.compute) };
-            Ok((refused, graph))
+            (refused, graph)
         });
         let problem = match captured {
             Ok((Some((launch, problem)), graph)) => {

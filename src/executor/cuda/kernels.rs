@@ -3,7 +3,8 @@
 
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::{result, sys};
 
@@ -27,12 +28,12 @@ pub(super) struct LoadedKernel {
     pub threads: u32,
     pub shared_bytes: u32,
     /// Keeps the function's image loaded.
-    _module: Arc<Module>,
+    _module: Rc<Module>,
 }
 
 /// A loaded image.
 struct Module {
-    gpu: Arc<Gpu>,
+    gpu: Rc<Gpu>,
     raw: sys::CUmodule,
 }
 
@@ -46,7 +47,7 @@ impl Drop for Module {
 
 /// See the module's documentation.
 pub(super) struct Kernels {
-    gpu: Arc<Gpu>,
+    gpu: Rc<Gpu>,
     emulator: Emulator,
     images: &'static [KernelImage],
     known: Mutex<Known>,
@@ -54,8 +55,8 @@ pub(super) struct Kernels {
 
 #[derive(Default)]
 struct Known {
-    modules: HashMap<&'static str, Arc<Module>>,
-    kernels: HashMap<String, Arc<LoadedKernel>>,
+    modules: HashMap<&'static str, Rc<Module>>,
+    kernels: HashMap<String, Rc<LoadedKernel>>,
 }
 
 impl Kernels {
@@ -63,7 +64,7 @@ impl Kernels {
     ///
     /// # Errors
     /// When this program lacks the emulator, whose table has the signatures that launches are checked against.
-    pub fn new(gpu: &Arc<Gpu>, images: &'static [KernelImage]) -> Result<Kernels> {
+    pub fn new(gpu: &Rc<Gpu>, images: &'static [KernelImage]) -> Result<Kernels> {
         Ok(Kernels {
             gpu: gpu.clone(),
             emulator: Emulator::new()?,
@@ -77,7 +78,7 @@ impl Kernels {
     /// # Errors
     /// [`Error::Kernel`] when there is none, its image lacks it or was made of another source, or the chip's limits are
     /// below what it needs.
-    pub fn load(&self, wanted: &str) -> Result<Arc<LoadedKernel>> {
+    pub fn load(&self, wanted: &str) -> Result<Rc<LoadedKernel>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernel) = known.kernels.get(wanted) {
             return Ok(kernel.clone());
@@ -90,12 +91,12 @@ impl Kernels {
         let module = match known.modules.get(entry.stem) {
             Some(module) => module.clone(),
             None => {
-                let module = Arc::new(self.load_image(entry.stem)?);
+                let module = Rc::new(self.load_image(entry.stem)?);
                 known.modules.insert(entry.stem, module.clone());
                 module
             }
         };
-        let kernel = Arc::new(self.find(wanted, entry.stem, module)?);
+        let kernel = Rc::new(self.find(wanted, entry.stem, module)?);
         known.kernels.insert(wanted.to_owned(), kernel.clone());
         Ok(kernel)
     }
@@ -125,7 +126,7 @@ impl Kernels {
         })
     }
 
-    fn find(&self, wanted: &str, stem: &str, module: Arc<Module>) -> Result<LoadedKernel> {
+    fn find(&self, wanted: &str, stem: &str, module: Rc<Module>) -> Result<LoadedKernel> {
         let text = |name: &str| CString::new(name).expect("C++ identifiers hold no zero");
         let missing = |what: &str, problem| {
             Error::kernel(format!(

@@ -1,7 +1,7 @@
 //! A launch with every address in its place: checked once, started in every step.
 
 use std::fmt;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use cudarc::driver::DriverError;
 
@@ -15,7 +15,7 @@ const GRID_LIMITS: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
 
 /// See the module's documentation.
 pub(super) struct PreparedLaunch {
-    pub kernel: Arc<LoadedKernel>,
+    pub kernel: Rc<LoadedKernel>,
     pub grid: [u32; 3],
     pub arguments: Vec<ResolvedArgument>,
     /// The arguments as the driver takes them: little-endian in eight bytes.
@@ -32,7 +32,7 @@ impl PreparedLaunch {
     /// [`Error::Kernel`] on the wrong number, order or type of arguments, a stretch that does not lie in its arena, and a
     /// grid no chip takes; with the kernel's name and both values.
     pub fn new(
-        kernel: Arc<LoadedKernel>,
+        kernel: Rc<LoadedKernel>,
         launch: &ResolvedLaunch,
         origin: String,
         locate: impl Fn(Stretch) -> (u64, usize),
@@ -98,7 +98,7 @@ impl PreparedLaunch {
     }
 
     /// Asks the computing stream to run it.
-    pub fn enqueue(self: &Arc<Self>, gpu: &Gpu) -> Result<(), DriverError> {
+    pub fn enqueue(self: &Rc<Self>, gpu: &Gpu) -> Result<(), DriverError> {
         gpu.remember(self);
         // SAFETY: `new` checked number, types and sizes of the values against the entry point's own signature and every
         // pointer against its arena; the session owns the arenas and waits for the stream before they go.

@@ -1,7 +1,7 @@
 //! Memory of the GPU, and memory of the host that the GPU can read by itself.
 
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use cudarc::driver::{result, sys};
 
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 
 /// A stretch of the GPU's memory.
 pub(super) struct DeviceMemory {
-    gpu: Arc<Gpu>,
+    gpu: Rc<Gpu>,
     address: sys::CUdeviceptr,
     bytes: usize,
 }
@@ -20,7 +20,7 @@ impl DeviceMemory {
     ///
     /// # Errors
     /// [`Error::Stopped`] when the device has no more.
-    pub fn new(gpu: &Arc<Gpu>, what: &str, bytes: usize, fill: u8) -> Result<DeviceMemory> {
+    pub fn new(gpu: &Rc<Gpu>, what: &str, bytes: usize, fill: u8) -> Result<DeviceMemory> {
         gpu.bind()?;
         let mut memory = DeviceMemory {
             gpu: gpu.clone(),
@@ -140,7 +140,7 @@ impl Drop for DeviceMemory {
 
 /// Memory of the host at a fixed place.
 pub(super) struct PinnedMemory {
-    gpu: Arc<Gpu>,
+    gpu: Rc<Gpu>,
     start: NonNull<u8>,
     bytes: usize,
 }
@@ -150,7 +150,7 @@ impl PinnedMemory {
     ///
     /// # Errors
     /// [`Error::Stopped`] when the system has no more of it.
-    pub fn new(gpu: &Arc<Gpu>, what: &str, bytes: usize) -> Result<PinnedMemory> {
+    pub fn new(gpu: &Rc<Gpu>, what: &str, bytes: usize) -> Result<PinnedMemory> {
         gpu.bind()?;
         if bytes == 0 {
             return Ok(PinnedMemory {

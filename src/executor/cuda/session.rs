@@ -1,5 +1,6 @@
 //! A program on the GPU: its arenas, its launches, and the graph they are captured in.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::super::resolved::{Space, Stretch, resolve, stretch, to_bytes, to_doubles};
@@ -19,11 +20,11 @@ use crate::tensor::DType;
 pub(super) struct Memory {
     pub step: DeviceMemory,
     fixed: [(Arena, DeviceMemory); 3],
-    parameters: Arc<Parameters>,
+    parameters: Rc<Parameters>,
 }
 
 impl Memory {
-    fn new(gpu: &Arc<Gpu>, program: &Program, parameters: Arc<Parameters>) -> Result<Memory> {
+    fn new(gpu: &Rc<Gpu>, program: &Program, parameters: Rc<Parameters>) -> Result<Memory> {
         let fixed = |arena: Arena, what: &str| -> Result<(Arena, DeviceMemory)> {
             let bytes = program.arena_elements(arena, 0) * arena.element().size();
             Ok((arena, DeviceMemory::new(gpu, what, bytes, 0)?))
@@ -57,9 +58,9 @@ impl Memory {
 /// See the module's documentation.
 pub(super) struct CudaSession {
     program: Arc<Program>,
-    pub gpu: Arc<Gpu>,
+    pub gpu: Rc<Gpu>,
     /// Those of each op of the program.
-    pub launches: Vec<Vec<Arc<PreparedLaunch>>>,
+    pub launches: Vec<Vec<Rc<PreparedLaunch>>>,
     /// All launches at once; `None` when they are started one by one.
     graph: Option<Graph>,
     staging: Staging,
@@ -71,9 +72,9 @@ pub(super) struct CudaSession {
 impl CudaSession {
     /// Readies a program: memory, kernels, checked launches, graph.
     pub fn new(
-        gpu: &Arc<Gpu>,
+        gpu: &Rc<Gpu>,
         kernels: &Kernels,
-        parameters: &Arc<Parameters>,
+        parameters: &Rc<Parameters>,
         program: Arc<Program>,
     ) -> Result<CudaSession> {
         gpu.bind()?;
@@ -92,12 +93,12 @@ impl CudaSession {
             };
             let prepared = resolved.launches.iter().map(|launch| {
                 let kernel = kernels.load(&launch.kernel)?;
-                PreparedLaunch::new(kernel, launch, origin.clone(), locate).map(Arc::new)
+                PreparedLaunch::new(kernel, launch, origin.clone(), locate).map(Rc::new)
             });
             launches.push(prepared.collect::<Result<Vec<_>>>()?);
         }
         let staging = Staging::new(gpu, &program)?;
-        let all: Vec<Arc<PreparedLaunch>> = launches.iter().flatten().cloned().collect();
+        let all: Vec<Rc<PreparedLaunch>> = launches.iter().flatten().cloned().collect();
         let graph = match gpu.is_synchronous || all.is_empty() {
             true => None,
             false => Graph::capture(gpu, &all)?,
@@ -123,12 +124,12 @@ impl CudaSession {
 
     /// Starts one launch and waits for it.
     #[cfg(feature = "cust")]
-    pub fn run_launch(&self, launch: &Arc<PreparedLaunch>) -> Result<()> {
+    pub fn run_launch(&self, launch: &Rc<PreparedLaunch>) -> Result<()> {
         self.start(launch)?;
         self.gpu.wait_for(launch)
     }
 
-    fn start(&self, launch: &Arc<PreparedLaunch>) -> Result<()> {
+    fn start(&self, launch: &Rc<PreparedLaunch>) -> Result<()> {
         launch
             .enqueue(&self.gpu)
             .map_err(|problem| self.gpu.launch_error(launch, problem))?;

@@ -3,7 +3,7 @@
 //! cannot be written earlier: the step before may keep other values at the same place.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use super::gpu::{Event, Gpu};
 use super::memory::{DeviceMemory, PinnedMemory};
@@ -33,7 +33,7 @@ struct Half {
 
 /// See the module's documentation.
 pub(super) struct Staging {
-    gpu: Arc<Gpu>,
+    gpu: Rc<Gpu>,
     slots: HashMap<Value, Slot>,
     halves: [Half; 2],
     current: usize,
@@ -42,7 +42,7 @@ pub(super) struct Staging {
 
 impl Staging {
     /// Room for two batches of the program's inputs.
-    pub fn new(gpu: &Arc<Gpu>, program: &Program) -> Result<Staging> {
+    pub fn new(gpu: &Rc<Gpu>, program: &Program) -> Result<Staging> {
         let mut slots = HashMap::new();
         let mut end = 0;
         let mut names: Vec<&str> = program.input_names().collect();
