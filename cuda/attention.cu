@@ -8,9 +8,10 @@
 // Tensors  : o elem [B,Tq,H,D] | lse f32 [B,H,Tq] or null | query, key, value elem, heads side by side in rows of any pitch;
 //            key head h / group serves query head h | segments i32 [B,T] or null      alignment: 16 B, D % 8 == 0
 // Grid     : B·H·ceil(Tq / queries) blocks      Block: 128 threads = 4 warps; 32 queries a warp in bf16, 16 in f32
-// Smem     : sizeof(ForwardStorage) = (queries + 2 keys)·(D + pad)·e: bf16 37 KB for D 64, 70 KB for D 128; f32 70 KB for D 128
-// Work     : 4·D flop for each pair the mask lets see, in tiles of 64 keys (bf16) or 32 (f32), six times that in products of
-//            parts for f32; reads q once, k and v once a block (from L2 but the first time); writes o, lse
+// Smem     : sizeof(ForwardStorage) = (queries + 2 keys)·(D + pad)·e: bf16 37 KB for D 64, 52 KB for D 128; f32 at most 69 KB
+// Work     : 4·D flop for each pair the mask lets see, in tiles of 64 keys (bf16; 48 and 32 for D 96 and 128, whose outputs
+//            fill the registers) or 32 (f32), six times that in products of parts for f32; reads q once, k and v once a
+//            block (from L2 but the first time); writes o, lse
 //            bound: tensor cores above about 200 keys. Expected on H100, bf16, T >= 1024: 0.3 of the dense peak for D 64
 //            (mma.sync reaches about 0.6 of it, and the exponential, maximum and sum of a score take nearly as long as its
 //            products and overlap only with those of other warps), 0.35 for D 128; f32: a tenth of that (six products of

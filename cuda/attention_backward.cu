@@ -46,8 +46,8 @@ DEVICE void attention_delta(float* delta, const T* o, const T* d_output, int64_t
 // Tensors  : d_query elem, in the layout of query; or partial f32 [B,Tq,H,D] where all batch rows share their queries (else
 //            null) | d_output elem [B,Tq,H,D] | log_sum_exp, delta f32 [B,H,Tq] | the rest as in attention.cu
 // Grid     : B·H·ceil(Tq / rows) blocks      Block: 128 threads = 4 warps of 16 queries; f32 of D > 96: 64 threads
-// Smem     : sizeof(QueryGradientStorage) = (2 rows + 4 tile)·(D + 8)·e: bf16 55 KB for D 64, 70 KB for D 128; f32 74 KB,
-//            70 KB: all below the 99 KB of the smallest sm_8x
+// Smem     : sizeof(QueryGradientStorage) = (2 rows + 4 tile)·(D + 8)·e: bf16 55 KB for D 64, 70 KB for D 128; f32 at most
+//            80 KB (D 96): all below the 99 KB of the smallest sm_8x
 // Work     : 6·D flop a visible pair (s and dp anew, dq); reads q, do, lse, δ once, k and v once a block; writes dq
 //            bound: shared memory: a fragment of keys serves 16 queries, 512 bytes for two products, which is as long as the
 //            products take. Expected on H100, bf16, T >= 1024: 0.3 of the dense peak (half of what mma.sync reaches);
@@ -71,7 +71,8 @@ DEVICE void attention_delta(float* delta, const T* o, const T* d_output, int64_t
 // attention_backward_key_value_d<32|64|96|128>_<f32|bf16>: the gradients of the keys and values.
 // Math     : dv = pᵀ do    dk = D^-1/2 dSᵀ q      summed over the query heads that share a key head; p, dS as above
 // Tensors  : d_key, d_value elem, in the layout of key and value | the rest as above
-// Grid     : B·Hk·ceil(T / rows) blocks      Block: 128 threads = 4 warps of 16 keys; f32 of D > 96: 64 threads
+// Grid     : B·Hk·ceil(T / rows) blocks      Block: 128 threads = 4 warps of 16 keys; f32 of D > 96: two warps for 16 keys,
+//            each with all their scores and half the gradients' columns, which do not fit the registers of one
 // Smem     : sizeof(KeyValueGradientStorage): as above and 16 B for each row of a tile
 // Work     : 8·D flop a visible pair (s and dp anew, dk, dv); reads k, v once, q, do, lse, δ once a block; writes dk, dv
 //            bound: shared memory, as above; together the two kernels do 14·D flop a pair where 10·D are needed: the price of
@@ -81,7 +82,7 @@ DEVICE void attention_delta(float* delta, const T* o, const T* d_output, int64_t
 // Order    : deterministic: heads, then queries in order within a block
 // Source   : Dao 2023 (FlashAttention-2), algorithm 2; grouped heads: Ainslie et al. 2023
 #define ATTENTION_BACKWARD_KEY_VALUE(T, kDim) \
-    extern "C" __global__ void __launch_bounds__(BackwardShape<ELEMENT_##T, kDim>::kThreads, 1) \
+    extern "C" __global__ void __launch_bounds__(BackwardShape<ELEMENT_##T, kDim>::kKeyValueThreads, 1) \
         attention_backward_key_value_d##kDim##_##T(ELEMENT_##T* d_key, ELEMENT_##T* d_value, const ELEMENT_##T* query, \
                                                    const ELEMENT_##T* key, const ELEMENT_##T* value, \
                                                    const ELEMENT_##T* d_output, const float* log_sum_exp, \
@@ -89,7 +90,7 @@ DEVICE void attention_delta(float* delta, const T* o, const T* d_output, int64_t
         key_value_gradient<ELEMENT_##T, kDim>(d_key, d_value, query, key, value, {d_output, log_sum_exp, delta}, scale, \
                                               GEOMETRY); \
     } \
-    KERNEL(attention_backward_key_value_d##kDim##_##T, (BackwardShape<ELEMENT_##T, kDim>::kThreads), \
+    KERNEL(attention_backward_key_value_d##kDim##_##T, (BackwardShape<ELEMENT_##T, kDim>::kKeyValueThreads), \
            KeyValueGradientStorage<ELEMENT_##T, kDim>)
 
 // attention_backward_query_sum_<f32|bf16>: the gradient of queries that all batch rows share.

@@ -4,13 +4,19 @@
 #include "products.cuh"
 
 // How the work is cut: `kRows` rows belong to a block (queries in one kernel, keys in the other), 16 to a warp, and tiles of
-// `kTile` rows of the other side stream past them through two stages.
+// `kTile` rows of the other side stream past them through two stages. Where the gradients of keys and values are too many for
+// the registers of a warp, kSplit warps share 16 keys: each computes all their scores and a part of the gradients' columns.
 template <class T, int kDim>
 struct BackwardShape {
-    static constexpr int kWarps = sizeof(T) == 4 && kDim > 96 ? 2 : 4, kThreads = kWarps * kWarpLanes;
+    static constexpr int kSplit = sizeof(T) == 4 && kDim > 96 ? 2 : 1;
+    static constexpr int kWarps = 4 / kSplit, kThreads = kWarps * kWarpLanes;
+    static constexpr int kKeyValueThreads = kThreads * kSplit;
     static constexpr int kRows = kWarps * kFragmentRows;
     static constexpr int kTile = (kDim <= 64 ? 64 : 32) / (sizeof(T) == 4 ? 2 : 1);
     static constexpr bool kHolds = sizeof(T) == 2 && kDim <= 64;
+    // Whether tiles that everybody sees whole get code of their own, without branches and masks. In f32 there are one or two
+    // groups to branch over, and a mask is little next to six products.
+    static constexpr bool kSplitsWhole = sizeof(T) == 2;
 };
 
 // A stage: two tiles of the side that streams.
@@ -107,7 +113,7 @@ DEVICE void query_gradient(T* d_query, float* partial, const T* query, const T* 
         if (!refills_early && next < limit) load(stage ^ 1, next);
         cp_async_commit();
 
-        const bool whole = works && least_limit - tile >= kTile && segments == nullptr;
+        const bool whole = Shape::kSplitsWhole && works && least_limit - tile >= kTile && segments == nullptr;
         const int seen = min(warp_limit - tile, kTile);
         const uint32_t groups = seen > 0 ? (1u << (seen + 15) / 16) - 1 : 0;
         const auto& key_tile = shared.stage[stage].first;
@@ -159,9 +165,11 @@ DEVICE void key_value_gradient(T* d_key, T* d_value, const T* query, const T* ke
                                float scale, const Geometry& g) {
     using Shape = BackwardShape<T, kDim>;
     using Storage = KeyValueGradientStorage<T, kDim>;
-    constexpr int kThreads = Shape::kThreads, kTile = Shape::kTile;
+    constexpr int kThreads = Shape::kKeyValueThreads, kTile = Shape::kTile;
+    constexpr int kSplit = Shape::kSplit, kOwnDim = kDim / kSplit;
     SHARED_STORAGE(Storage, shared);
-    const int thread = threadIdx.x, row = thread / kWarpLanes * kFragmentRows;
+    const int thread = threadIdx.x, warp = thread / kWarpLanes;
+    const int row = warp / kSplit * kFragmentRows, own_dim = warp % kSplit * kOwnDim;  // the first of each in the tile
     const Place at = place(g.heads / g.group, (g.key_tokens + Shape::kRows - 1) / Shape::kRows);
     const int first = at.tile * Shape::kRows, last = min(first + Shape::kRows, g.key_tokens) - 1;
     const int warp_first = first + row, warp_last = min(warp_first + kFragmentRows, g.key_tokens) - 1;
@@ -207,7 +215,7 @@ DEVICE void key_value_gradient(T* d_key, T* d_value, const T* query, const T* ke
         }
     };
 
-    float key_gradient[1][kDim / kFragmentColumns][4] = {}, value_gradient[1][kDim / kFragmentColumns][4] = {};
+    float key_gradient[1][kOwnDim / kFragmentColumns][4] = {}, value_gradient[1][kOwnDim / kFragmentColumns][4] = {};
     LeftRows<T, kDim, 1, Shape::kHolds, decltype(shared.key)> left(shared.key, row), value_left(shared.value, row);
 
     Step step = visible({at.head * g.group, start});
@@ -231,7 +239,7 @@ DEVICE void key_value_gradient(T* d_key, T* d_value, const T* query, const T* ke
         cp_async_commit();
 
         // The groups of 16 queries whose last one sees the first key of this warp; later ones see no fewer.
-        const bool whole = works && warp_last < g.limit(step.tile) && segments == nullptr;
+        const bool whole = Shape::kSplitsWhole && works && warp_last < g.limit(step.tile) && segments == nullptr;
         uint32_t groups = 0;
         UNROLL
         for (int j = 0; j < kTile / 16; ++j) {
@@ -260,19 +268,20 @@ DEVICE void key_value_gradient(T* d_key, T* d_value, const T* query, const T* ke
             }
         }
         if (whole) {
-            multiply_along_columns<true, T>(value_gradient, p, d_output_tile, groups);
-            multiply_along_columns<true, T>(key_gradient, dp, query_tile, groups);
+            multiply_along_columns<true, T>(value_gradient, p, d_output_tile, groups, own_dim);
+            multiply_along_columns<true, T>(key_gradient, dp, query_tile, groups, own_dim);
         } else if (groups) {
-            multiply_along_columns<false, T>(value_gradient, p, d_output_tile, groups);
-            multiply_along_columns<false, T>(key_gradient, dp, query_tile, groups);
+            multiply_along_columns<false, T>(value_gradient, p, d_output_tile, groups, own_dim);
+            multiply_along_columns<false, T>(key_gradient, dp, query_tile, groups, own_dim);
         }
         step = next;
     }
+    if (kSplit > 1) __syncthreads();  // the warps that share rows of keys and values have read them
     if (!works) return;
 
     const float key_factor[1][2] = {{scale, scale}}, value_factor[1][2] = {{1.0f, 1.0f}};
     const int64_t to = key_head + warp_first * g.key_pitch;
     const int rows = warp_last - warp_first + 1;
-    store_rows(d_key + to, g.key_pitch, rows, g.dim, shared.key, row, key_gradient, key_factor);
-    store_rows(d_value + to, g.key_pitch, rows, g.dim, shared.value, row, value_gradient, value_factor);
+    store_rows(d_key + to, g.key_pitch, rows, g.dim, shared.key, row, key_gradient, key_factor, own_dim);
+    store_rows(d_value + to, g.key_pitch, rows, g.dim, shared.value, row, value_gradient, value_factor, own_dim);
 }

@@ -56,11 +56,12 @@ DEVICE void multiply_along_dim(float (&acc)[kRowFragments][kColumnFragments][4],
     }
 }
 
-// acc(m, d) += Σ over the columns of left(m, n)·right(n, d): outputs, and the gradients of queries, keys and values.
+// acc(m, d) += Σ over the columns of left(m, n)·right(n, d), d from `first_dim` on: outputs, and the gradients of queries, keys
+// and values.
 template <bool kWhole, class T, int kRowFragments, int kColumnFragments, int kDimFragments, class SharedTile>
 DEVICE void multiply_along_columns(float (&acc)[kRowFragments][kDimFragments][4],
                                    const float (&left)[kRowFragments][kColumnFragments][4], const SharedTile& right,
-                                   uint32_t groups) {
+                                   uint32_t groups, int first_dim = 0) {
     UNROLL
     for (int j = 0; j < kColumnFragments / 2; ++j) {
         if (!kWhole && !(groups >> j & 1)) continue;
@@ -70,7 +71,7 @@ DEVICE void multiply_along_columns(float (&acc)[kRowFragments][kDimFragments][4]
         UNROLL
         for (int n = 0; n < kDimFragments / 2; ++n) {
             FragmentB<T> b[2];
-            load_b_pair_transposed(b, right, 16 * n, 16 * j);
+            load_b_pair_transposed(b, right, first_dim + 16 * n, 16 * j);
             UNROLL
             for (int r = 0; r < kRowFragments; ++r) {
                 multiply_add(acc[r][2 * n], a[r], b[0]);
@@ -80,20 +81,23 @@ DEVICE void multiply_along_columns(float (&acc)[kRowFragments][kDimFragments][4]
     }
 }
 
-// Writes the first `rows` rows of acc·factor to `to`, a head's rows, by way of `tile`, whose rows `row`.. belong to this warp
-// alone: so every access to global memory has 16 bytes.
+// Writes the first `rows` rows of acc·factor to `to`, a head's rows, from column `first_dim` on, by way of `tile`, where this
+// warp alone uses those columns of the rows from `row` on: so every access to global memory has 16 bytes.
 template <class T, int kRowFragments, int kDimFragments, class SharedTile>
 DEVICE void store_rows(T* to, int64_t pitch, int rows, int dim, SharedTile& tile, int row,
-                       const float (&acc)[kRowFragments][kDimFragments][4], const float (&factor)[kRowFragments][2]) {
+                       const float (&acc)[kRowFragments][kDimFragments][4], const float (&factor)[kRowFragments][2],
+                       int first_dim = 0) {
     __syncwarp();  // every lane has read the rows that are overwritten now
     UNROLL
     for (int r = 0; r < kRowFragments; ++r) {
         UNROLL
         for (int n = 0; n < kDimFragments; ++n) {
             UNROLL
-            for (int i = 0; i < 4; ++i)
-                tile.element[row + r * kFragmentRows + accumulator_row(i)][n * kFragmentColumns + accumulator_column(i)] =
+            for (int i = 0; i < 4; ++i) {
+                const int column = first_dim + n * kFragmentColumns + accumulator_column(i);
+                tile.element[row + r * kFragmentRows + accumulator_row(i)][column] =
                     from_float<T>(acc[r][n][i] * factor[r][i / 2]);
+            }
         }
     }
     if (!PLANTED_BUG("attention: no warp barrier before the rows are stored")) {
@@ -101,7 +105,7 @@ DEVICE void store_rows(T* to, int64_t pitch, int rows, int dim, SharedTile& tile
     }
     constexpr int kAcross = kDimFragments * kFragmentColumns / kVector<T>;
     for (int i = int(threadIdx.x) % kWarpLanes; i < kRowFragments * kFragmentRows * kAcross; i += kWarpLanes) {
-        const int r = i / kAcross, column = i % kAcross * kVector<T>;
+        const int r = i / kAcross, column = first_dim + i % kAcross * kVector<T>;
         if (r < rows && column < dim)
             store_16_bytes(to + r * pitch + column, load_16_bytes(&tile.element[row + r][column]));
     }

@@ -74,6 +74,32 @@ fn heads((query, key_value): (usize, usize), dim: usize) -> Heads {
     }
 }
 
+fn cross_attention_case(
+    batch: usize,
+    [queries, tokens]: [usize; 2],
+    heads: Heads,
+    is_shared: bool,
+    seed: u64,
+) -> Case {
+    let width = heads.query_width();
+    let mut random = Random::new(seed);
+    let name = format!("cross_attention {heads:?} B {batch} Tq {queries} T {tokens}");
+    let case = Case::new(name, move |tape, v| {
+        Ok(vec![out("y", cross_attention(tape, v[0], v[1], heads)?)])
+    });
+    let rows = if is_shared { queries } else { batch * queries };
+    let query = random.normals(rows * width, 1.0);
+    let case = match is_shared {
+        // Shared queries add up terms of either sign: what is left can be as small as a rounding in bf16.
+        true => case
+            .input("query", [queries, width], query)
+            .without_wrong_answers_in_bf16(),
+        false => case.input("query", [batch, queries, width], query),
+    };
+    let key_value = random.normals(batch * tokens * 2 * width, 1.0);
+    case.input("key_value", [batch, tokens, 2 * width], key_value)
+}
+
 // A single key gets all the weight, so that the true gradient of its query is zero and only rounding is left to compare:
 // at least two tokens here, one token in the golden of that name.
 proptest! {
@@ -97,23 +123,8 @@ proptest! {
         dim in 0usize..5, is_shared: bool, seed: u64,
     ) {
         let heads = heads((count, count), DIMS[dim]);
-        let width = heads.query_width();
-        let mut random = Random::new(seed);
-        let name = format!("cross_attention {heads:?} B {batch} Tq {queries} T {tokens}");
-        let case = Case::new(name, move |tape, v| {
-            Ok(vec![out("y", cross_attention(tape, v[0], v[1], heads)?)])
-        });
-        let rows = if is_shared { queries } else { batch * queries };
-        let query = random.normals(rows * width, 1.0);
-        let case = match is_shared {
-            // Shared queries add up terms of either sign: what is left can be as small as a rounding in bf16.
-            true => case
-                .input("query", [queries, width], query)
-                .without_wrong_answers_in_bf16(),
-            false => case.input("query", [batch, queries, width], query),
-        };
-        let key_value = random.normals(batch * tokens * 2 * width, 1.0);
-        check(&case.input("key_value", [batch, tokens, 2 * width], key_value), seed);
+        let case = cross_attention_case(batch, [queries, tokens], heads, is_shared, seed);
+        check(&case, seed);
     }
 }
 
@@ -149,6 +160,18 @@ fn attention_matches_the_reference_for_every_padded_head_dim_and_mask() {
         };
         let seed = 20 + index as u64;
         check(&attention_case(sizes, 1.0, &mut Random::new(seed)), seed);
+    }
+}
+
+#[test]
+fn cross_attention_matches_the_reference_across_blocks_of_queries_and_keys() {
+    for (seed, counts, dim, is_shared) in [
+        (31, [3, 150], 40, true),
+        (32, [70, 33], 24, true),
+        (33, [131, 20], 16, false),
+    ] {
+        let case = cross_attention_case(2, counts, heads((2, 2), dim), is_shared, seed);
+        check(&case, seed);
     }
 }
 
