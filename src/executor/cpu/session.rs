@@ -34,6 +34,9 @@ impl CpuExecutor {
             .map_err(|problem| {
                 Error::stopped("compute threads", problem, "choose fewer with --threads")
             })?;
+        // A thread registers itself with the pool when it first looks for work, and that allocates: waiting here until
+        // every thread has answered keeps it out of the steps.
+        pool.broadcast(|_| ());
         let parameters = ByteArena::new("parameters", elements * size_of::<f32>())?;
         Ok(CpuExecutor {
             parameters: Arc::new(Mutex::new(parameters)),
