@@ -15,6 +15,7 @@ mod data_webdataset;
 mod devices;
 mod harness;
 mod kernels;
+mod metrics;
 mod models;
 mod ops;
 mod plan;

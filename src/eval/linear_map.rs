@@ -58,21 +58,41 @@ impl LinearMap {
         }
     }
 
-    /// Maps x [N, inputs] and brings the result, relative to the mean of y, to unit length.
-    pub fn map(&self, x: &[f32]) -> Vec<f32> {
+    /// x [N, inputs] mapped, relative to the mean of y: [N, outputs].
+    fn centred_prediction(&self, x: &[f32]) -> Vec<f64> {
         let mut mapped = Vec::with_capacity(x.len() / self.inputs * self.outputs);
         for row in x.chunks(self.inputs) {
-            for j in 0..self.outputs {
-                let sum: f64 = row
-                    .iter()
-                    .enumerate()
-                    .map(|(i, x)| {
-                        (f64::from(*x) - self.mean_x[i]) * self.weights[i * self.outputs + j]
-                    })
-                    .sum();
-                mapped.push(sum as f32);
+            let mut sums = vec![0.0; self.outputs];
+            for ((x, mean), weights) in row
+                .iter()
+                .zip(&self.mean_x)
+                .zip(self.weights.chunks(self.outputs))
+            {
+                let centred = f64::from(*x) - mean;
+                for (sum, weight) in sums.iter_mut().zip(weights) {
+                    *sum += centred * weight;
+                }
+            }
+            mapped.extend(sums);
+        }
+        mapped
+    }
+
+    /// What the map makes of x [N, inputs]: [N, outputs].
+    pub fn predict(&self, x: &[f32]) -> Vec<f64> {
+        let mut mapped = self.centred_prediction(x);
+        for row in mapped.chunks_mut(self.outputs) {
+            for (value, mean) in row.iter_mut().zip(&self.mean_y) {
+                *value += mean;
             }
         }
+        mapped
+    }
+
+    /// Maps x [N, inputs] and brings the result, relative to the mean of y, to unit length.
+    pub fn map(&self, x: &[f32]) -> Vec<f32> {
+        let mapped = self.centred_prediction(x);
+        let mut mapped: Vec<f32> = mapped.into_iter().map(|x| x as f32).collect();
         normalise_rows(&mut mapped, self.outputs);
         mapped
     }

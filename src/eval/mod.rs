@@ -1,22 +1,42 @@
 //! Measures what a model can do: retrieval, zero-shot classes, captions, questions, and how close visual tokens are to
 //! text tokens. All sets are fixed, so numbers of different stages and runs compare.
 
+mod answer_match;
 mod answers;
 mod distances;
+mod drift;
 mod evaluator;
 mod linear_map;
+mod linear_probe;
 mod matcher;
+mod neighbours;
+mod principal;
 mod retrieval;
+mod spaces;
+mod statistics;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use answer_match::{answers_match, normalise_answer};
 pub use answers::{Answerer, exact_answers};
-pub use distances::{nearest_neighbour_distance, sliced_wasserstein};
+pub use distances::{
+    Sinkhorn, exact_wasserstein, mean_distance, nearest_neighbour_distance, sinkhorn_divergence,
+    sliced_wasserstein, sliced_wasserstein_along,
+};
+pub use drift::{Drift, parameter_drift};
 pub use evaluator::{EvaluationSettings, Evaluator};
 pub use linear_map::LinearMap;
-pub use retrieval::{Recall, classify, recall};
+pub use linear_probe::LinearProbe;
+pub use neighbours::{Neighbours, accuracy};
+pub use principal::Principal;
+pub use retrieval::{
+    Ranking, Recall, class_features, classify, classify_among, normalise_rows, rank_positives,
+    recall,
+};
+pub use spaces::{alignment, linear_cka, modality_gap, uniformity};
+pub use statistics::{Interval, PairedTest, interval, paired_test, student_quantile};
 
 /// What one stage's model can do.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

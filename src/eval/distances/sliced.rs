@@ -1,4 +1,4 @@
-//! Distances between two clouds of tokens (SAIL-VL2 report, Table 7), here in the language model's own space.
+//! The sliced Wasserstein distance: sort along random directions.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -7,29 +7,11 @@ use rayon::prelude::*;
 /// Directions of the sliced distance: the default of the POT library.
 const DIRECTIONS: usize = 50;
 
-/// Mean over the rows of `from` [N, `width`] of the Euclidean distance to the nearest row of `to` [M, `width`].
-pub fn nearest_neighbour_distance(from: &[f32], to: &[f32], width: usize) -> f64 {
-    let nearest = |row: &[f32]| {
-        to.chunks(width)
-            .map(|other| {
-                row.iter()
-                    .zip(other)
-                    .map(|(a, b)| f64::from(a - b).powi(2))
-                    .sum::<f64>()
-            })
-            .fold(f64::INFINITY, f64::min)
-            .sqrt()
-    };
-    let distances: Vec<f64> = from.par_chunks(width).map(nearest).collect();
-    distances.iter().sum::<f64>() / distances.len().max(1) as f64
-}
-
-/// The sliced Wasserstein-2 distance between the rows of `a` [N, `width`] and `b` [M, `width`]: the root mean square,
-/// over random directions, of the one-dimensional distances (Bonneel et al. 2015). Unequal counts are matched by quantile.
-pub fn sliced_wasserstein(a: &[f32], b: &[f32], width: usize, seed: u64) -> f64 {
+/// `DIRECTIONS` unit vectors [`width`] from a seed.
+fn random_directions(width: usize, seed: u64) -> Vec<Vec<f64>> {
     let mut stream = ChaCha8Rng::seed_from_u64(seed);
     let mut uniform = move || (stream.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-    let directions: Vec<Vec<f64>> = (0..DIRECTIONS)
+    (0..DIRECTIONS)
         .map(|_| {
             let mut direction: Vec<f64> = (0..width)
                 .map(|_| {
@@ -41,7 +23,22 @@ pub fn sliced_wasserstein(a: &[f32], b: &[f32], width: usize, seed: u64) -> f64 
             direction.iter_mut().for_each(|x| *x /= length);
             direction
         })
-        .collect();
+        .collect()
+}
+
+/// The sliced Wasserstein-2 distance between the rows of `a` [N, `width`] and `b` [M, `width`]: the root mean square,
+/// over random directions, of the one-dimensional distances (Bonneel et al. 2015). Unequal counts are matched by quantile.
+pub fn sliced_wasserstein(a: &[f32], b: &[f32], width: usize, seed: u64) -> f64 {
+    sliced_wasserstein_along(a, b, width, &random_directions(width, seed))
+}
+
+/// As [`sliced_wasserstein`], along given unit vectors [`width`].
+pub fn sliced_wasserstein_along(
+    a: &[f32],
+    b: &[f32],
+    width: usize,
+    directions: &[Vec<f64>],
+) -> f64 {
     let squares: Vec<f64> = directions
         .par_iter()
         .map(|direction| {
@@ -61,7 +58,7 @@ pub fn sliced_wasserstein(a: &[f32], b: &[f32], width: usize, seed: u64) -> f64 
             squared_distance(&project(a), &project(b))
         })
         .collect();
-    (squares.iter().sum::<f64>() / DIRECTIONS as f64).sqrt()
+    (squares.iter().sum::<f64>() / directions.len().max(1) as f64).sqrt()
 }
 
 /// ∫ (F⁻¹ − G⁻¹)² over the merged quantiles of two sorted samples.

@@ -1,0 +1,144 @@
+//! What a handful of seeds can say: means with confidence intervals, and the paired test.
+
+use serde::{Deserialize, Serialize};
+
+/// A mean over seeds with its 95 % confidence interval.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    /// Number of values.
+    pub count: usize,
+    /// Their mean.
+    pub mean: f64,
+    /// Half the width of the interval by Student's distribution; nothing for fewer than two values.
+    pub half_width: Option<f64>,
+}
+
+/// The result of a paired t-test, two-sided.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PairedTest {
+    /// The differences' mean and interval.
+    pub difference: Interval,
+    /// The probability of a difference at least as large were there none; nothing where the differences are all equal or
+    /// fewer than two.
+    pub p: Option<f64>,
+}
+
+/// The mean of `values` and its interval.
+pub fn interval(values: &[f64]) -> Interval {
+    let count = values.len();
+    let mean = values.iter().sum::<f64>() / count.max(1) as f64;
+    let half_width = standard_error(values, mean)
+        .map(|error| student_quantile(0.975, count as f64 - 1.0) * error);
+    Interval {
+        count,
+        mean,
+        half_width,
+    }
+}
+
+/// The standard error of the mean; nothing for fewer than two values.
+fn standard_error(values: &[f64], mean: f64) -> Option<f64> {
+    let count = values.len() as f64;
+    let squares: f64 = values.iter().map(|x| (x - mean).powi(2)).sum();
+    (values.len() >= 2).then(|| (squares / (count - 1.0) / count).sqrt())
+}
+
+/// Whether `a` and `b`, measured on the same seeds in the same order, differ: Student's test on the differences a − b.
+///
+/// # Panics
+/// When there are not as many values of one as of the other.
+pub fn paired_test(a: &[f64], b: &[f64]) -> PairedTest {
+    assert_eq!(a.len(), b.len(), "pairs need both values");
+    let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
+    let difference = interval(&differences);
+    let p = standard_error(&differences, difference.mean)
+        .filter(|error| *error > 0.0)
+        .map(|error| {
+            let freedom = differences.len() as f64 - 1.0;
+            2.0 * (1.0 - student_probability((difference.mean / error).abs(), freedom))
+        });
+    PairedTest { difference, p }
+}
+
+/// P(T ≤ t) of Student's distribution with `freedom` degrees, t ≥ 0.
+fn student_probability(t: f64, freedom: f64) -> f64 {
+    let x = freedom / (freedom + t * t);
+    1.0 - 0.5 * incomplete_beta(x, 0.5 * freedom, 0.5)
+}
+
+/// The t at which P(T ≤ t) is `probability`, above one half, by bisection.
+pub fn student_quantile(probability: f64, freedom: f64) -> f64 {
+    let (mut low, mut high) = (0.0, 1.0);
+    while student_probability(high, freedom) < probability {
+        high *= 2.0;
+    }
+    for _ in 0..200 {
+        let middle = 0.5 * (low + high);
+        match student_probability(middle, freedom) < probability {
+            true => low = middle,
+            false => high = middle,
+        }
+    }
+    0.5 * (low + high)
+}
+
+/// ln Γ(x) for x > 0 (Lanczos 1964, with the coefficients of Godfrey for g = 7).
+fn log_gamma(x: f64) -> f64 {
+    const COEFFICIENTS: [f64; 8] = [
+        676.5203681218851,
+        -1259.1392167224028,
+        771.32342877765313,
+        -176.61502916214059,
+        12.507343278686905,
+        -0.13857109526572012,
+        9.9843695780195716e-6,
+        1.5056327351493116e-7,
+    ];
+    if x < 0.5 {
+        let sine = (std::f64::consts::PI * x).sin();
+        return (std::f64::consts::PI / sine).ln() - log_gamma(1.0 - x);
+    }
+    let x = x - 1.0;
+    let mut sum = 0.99999999999980993;
+    for (index, coefficient) in COEFFICIENTS.iter().enumerate() {
+        sum += coefficient / (x + index as f64 + 1.0);
+    }
+    let t = x + 7.5;
+    0.5 * (2.0 * std::f64::consts::PI).ln() + (x + 0.5) * t.ln() - t + sum.ln()
+}
+
+/// The regularised incomplete beta function I_x(a, b), by its continued fraction (Abramowitz and Stegun, 26.5.8) in the
+/// form of Lentz 1976.
+fn incomplete_beta(x: f64, a: f64, b: f64) -> f64 {
+    if x <= 0.0 {
+        return 0.0;
+    }
+    if x >= 1.0 {
+        return 1.0;
+    }
+    // The fraction converges fast below the mean; above it the mirrored one does.
+    if x > (a + 1.0) / (a + b + 2.0) {
+        return 1.0 - incomplete_beta(1.0 - x, b, a);
+    }
+    let front =
+        (log_gamma(a + b) - log_gamma(a) - log_gamma(b) + a * x.ln() + b * (-x).ln_1p()).exp() / a;
+    const TINY: f64 = 1e-300;
+    let away = |value: f64| if value.abs() < TINY { TINY } else { value };
+    let (mut c, mut d) = (1.0, 1.0 / away(1.0 - (a + b) * x / (a + 1.0)));
+    let mut fraction = d;
+    for m in 1..500 {
+        let m = f64::from(m);
+        let even = m * (b - m) * x / ((a + 2.0 * m - 1.0) * (a + 2.0 * m));
+        d = 1.0 / away(1.0 + even * d);
+        c = away(1.0 + even / c);
+        fraction *= d * c;
+        let odd = -(a + m) * (a + b + m) * x / ((a + 2.0 * m) * (a + 2.0 * m + 1.0));
+        d = 1.0 / away(1.0 + odd * d);
+        c = away(1.0 + odd / c);
+        fraction *= d * c;
+        if (d * c - 1.0).abs() < 1e-16 {
+            break;
+        }
+    }
+    front * fraction
+}

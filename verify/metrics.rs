@@ -1,0 +1,281 @@
+//! The metrics against scikit-learn, POT, SciPy and CLIP_benchmark's definitions (tools/metric_goldens.py), and by
+//! what must hold of them.
+
+use keel::eval::{
+    LinearProbe, Neighbours, Principal, Sinkhorn, accuracy, alignment, answers_match,
+    class_features, classify_among, exact_wasserstein, interval, linear_cka, mean_distance,
+    modality_gap, nearest_neighbour_distance, normalise_answer, paired_test, parameter_drift,
+    rank_positives, recall, sinkhorn_divergence, sliced_wasserstein, sliced_wasserstein_along,
+    student_quantile, uniformity,
+};
+use keel::tape::{Init, ParameterLayout, ParameterSpec};
+use serde_json::Value;
+
+use crate::harness::Golden;
+
+fn golden() -> Golden {
+    Golden::open("metrics")
+}
+
+fn labels(golden: &Golden, name: &str) -> Vec<usize> {
+    let integers = golden.integers(name).iter();
+    integers.map(|label| *label as usize).collect()
+}
+
+/// Features are f32 and sums are f64 in both: what differs is the order of sums.
+#[track_caller]
+fn same(got: f64, want: &Value) {
+    let want = want.as_f64().expect("a number");
+    let room = 1e-9 * want.abs().max(1.0);
+    assert!((got - want).abs() <= room, "{got} instead of {want}");
+}
+
+#[track_caller]
+fn all_same(got: &[f64], want: &[f64], room: f64) {
+    assert_eq!(got.len(), want.len());
+    for (index, (got, want)) in got.iter().zip(want).enumerate() {
+        assert!((got - want).abs() <= room, "{index}: {got}, not {want}");
+    }
+}
+
+#[test]
+fn retrieval_with_several_positives_is_that_of_clip_benchmark() {
+    let golden = golden();
+    let (images, texts) = (golden.f32s("input.images"), golden.f32s("input.texts"));
+    let to_text: Vec<Vec<usize>> = (0..24).map(|i| (3 * i..3 * i + 3).collect()).collect();
+    let to_image: Vec<Vec<usize>> = (0..72).map(|i| vec![i / 3]).collect();
+    for (name, ranking) in [
+        (
+            "image_to_text",
+            rank_positives(&images, &texts, 12, &to_text),
+        ),
+        (
+            "text_to_image",
+            rank_positives(&texts, &images, 12, &to_image),
+        ),
+    ] {
+        let want = &golden.config[name];
+        for (k, got) in ranking.recall.iter().enumerate() {
+            same(*got, &want["recall"][k]);
+        }
+        same(ranking.median_rank, &want["median_rank"]);
+        same(ranking.mean_rank, &want["mean_rank"]);
+    }
+}
+
+#[test]
+fn ties_go_to_the_smaller_index_and_queries_without_positives_do_not_count() {
+    let (queries, candidates) = ([1.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 0.0, 0.0, 1.0]);
+    let ranking = rank_positives(&queries, &candidates, 2, &[vec![1, 2], vec![]]);
+    assert_eq!(ranking.recall, [0.0, 1.0, 1.0]);
+    assert_eq!((ranking.median_rank, ranking.mean_rank), (2.0, 2.0));
+    // With one positive each it is the paired recall.
+    let rows = [0.6, 0.8, 1.0, 0.0, 0.0, 1.0];
+    let paired = recall(&rows, &rows, 2);
+    let own: Vec<Vec<usize>> = (0..3).map(|i| vec![i]).collect();
+    let ranking = rank_positives(&rows, &rows, 2, &own);
+    assert_eq!(paired.image_to_text, ranking.recall);
+    assert_eq!(paired.median_rank, ranking.median_rank);
+}
+
+#[test]
+fn zero_shot_classes_of_several_prompts_are_those_of_open_clip() {
+    let golden = golden();
+    let classes = class_features(&golden.f32s("input.prompts"), 16, 4);
+    let (test, tested) = (golden.f32s("input.test"), labels(&golden, "input.tested"));
+    for (index, most) in [1, 5].into_iter().enumerate() {
+        let got = classify_among(&test, &classes, 16, &tested, most);
+        same(got, &golden.config["zero_shot"][index]);
+    }
+}
+
+#[test]
+fn neighbours_vote_as_in_scikit_learn() {
+    let golden = golden();
+    let train = golden.f32s("input.train");
+    let train = (&train[..], &labels(&golden, "input.labels")[..]);
+    let ten = Neighbours {
+        count: 10,
+        ..Neighbours::default()
+    };
+    let predicted = ten.classify(train, &golden.f32s("input.test"), 16, 9);
+    assert_eq!(predicted, labels(&golden, "input.neighbours_predict"));
+    let one = Neighbours { count: 1, ..ten };
+    assert_eq!(one.classify(train, train.0, 16, 9), train.1);
+    assert_eq!(accuracy(&[1, 2, 3, 4], &[1, 2, 0, 0]), 0.5);
+}
+
+#[test]
+fn the_linear_probe_is_scikit_learns_ridge() {
+    let golden = golden();
+    let labels = labels(&golden, "input.labels");
+    let probe = LinearProbe::fit(&golden.f32s("input.train"), 16, &labels, 9, 0.05);
+    let test = golden.f32s("input.test");
+    all_same(&probe.scores(&test), golden.floats("value.ridge"), 1e-9);
+    let best = |row: &[f64]| (0..9).max_by(|i, j| row[*i].total_cmp(&row[*j])).unwrap();
+    let want: Vec<usize> = golden.floats("value.ridge").chunks(9).map(best).collect();
+    assert_eq!(probe.classify(&test), want);
+}
+
+#[test]
+fn distances_between_clouds_are_those_of_pot_and_scipy() {
+    let golden = golden();
+    let [a, b, c] = ["a", "b", "c"].map(|name| golden.f32s(&format!("input.{name}")));
+    let want = &golden.config;
+    same(nearest_neighbour_distance(&a, &c, 10), &want["nearest"]);
+    same(mean_distance(&a, &c, 10), &want["mean_distance"]);
+    same(exact_wasserstein(&a, &b, 10), &want["exact"]);
+    let directions = golden.floats("value.directions").chunks(10);
+    let directions: Vec<Vec<f64>> = directions.map(<[f64]>::to_vec).collect();
+    same(
+        sliced_wasserstein_along(&a, &b, 10, &directions),
+        &want["sliced"],
+    );
+    same(
+        sliced_wasserstein_along(&a, &c, 10, &directions),
+        &want["sliced_unequal"],
+    );
+    for epsilon in [8.0, 2.0] {
+        let settings = Sinkhorn {
+            epsilon,
+            most_rounds: 20_000,
+            tolerance: 1e-11,
+        };
+        let got = sinkhorn_divergence(&a, &c, 10, &settings);
+        let want = want[&format!("sinkhorn_{epsilon:.1}")].as_f64().unwrap();
+        // Both stop a little before the plan is exact.
+        assert!((got - want).abs() < 1e-7 * want, "{got} instead of {want}");
+    }
+}
+
+#[test]
+fn distances_of_a_cloud_from_itself_are_zero_and_grow_with_a_shift() {
+    let golden = golden();
+    let a = golden.f32s("input.a");
+    let settings = Sinkhorn {
+        epsilon: 0.5,
+        most_rounds: 1000,
+        tolerance: 1e-9,
+    };
+    assert_eq!(exact_wasserstein(&a, &a, 10), 0.0);
+    assert_eq!(sinkhorn_divergence(&a, &a, 10, &settings), 0.0);
+    assert_eq!(sliced_wasserstein(&a, &a, 10, 0), 0.0);
+    assert_eq!(nearest_neighbour_distance(&a, &a, 10), 0.0);
+    // Every point moves by (10, 0, …): that is the plan's cost, whatever the smoothing.
+    let moved: Vec<f32> = (0..a.len())
+        .map(|i| if i % 10 == 0 { a[i] + 10.0 } else { a[i] })
+        .collect();
+    let exact = exact_wasserstein(&a, &moved, 10);
+    assert!((exact - 10.0).abs() < 1e-6, "{exact}");
+    // The rounds end a little before the plan is exact.
+    let smooth = sinkhorn_divergence(&a, &moved, 10, &settings);
+    assert!((smooth - 100.0).abs() < 0.01, "{smooth}");
+}
+
+#[test]
+fn the_plane_of_largest_variance_is_scikit_learns() {
+    let golden = golden();
+    let plane = Principal::fit(&golden.f32s("input.b"), 10, 2);
+    let projected = plane.project(&golden.f32s("input.a"));
+    let projected: Vec<f64> = projected.into_iter().map(f64::from).collect();
+    // Coordinates are rounded to f32.
+    all_same(&projected, golden.floats("value.plane"), 1e-6);
+    for (got, want) in plane
+        .variances
+        .iter()
+        .zip(golden.config["variances"].as_array().unwrap())
+    {
+        same(*got, want);
+    }
+}
+
+#[test]
+fn gap_alignment_uniformity_and_cka_follow_their_papers() {
+    let golden = golden();
+    let (images, texts) = (
+        golden.f32s("input.unit_images"),
+        golden.f32s("input.unit_texts"),
+    );
+    same(modality_gap(&images, &texts, 8), &golden.config["gap"]);
+    same(alignment(&images, &texts, 8), &golden.config["alignment"]);
+    same(uniformity(&images, 8), &golden.config["uniformity"]);
+    let (x, y) = (golden.f32s("input.x"), golden.f32s("input.y"));
+    same(linear_cka(&x, 7, &y, 11), &golden.config["cka"]);
+    // A rotation by a quarter turn, a scale and a shift change nothing.
+    let turned: Vec<f32> = y
+        .chunks(11)
+        .flat_map(|row| {
+            let mut row: Vec<f32> = row.iter().map(|x| 3.0 * x).collect();
+            (row[0], row[1]) = (-row[1], row[0]);
+            row.into_iter().map(|x| x + 2.0).collect::<Vec<_>>()
+        })
+        .collect();
+    let got = linear_cka(&turned, 11, &y, 11);
+    assert!((got - 1.0).abs() < 1e-6, "{got}");
+    assert_eq!(linear_cka(&[1.0; 60], 2, &y, 11), 0.0);
+}
+
+#[test]
+fn answers_are_compared_as_the_independent_rules_say() {
+    let golden = golden();
+    for (answer, want) in golden.config["answers"].as_object().unwrap() {
+        assert_eq!(normalise_answer(answer), want.as_str().unwrap(), "{answer}");
+    }
+    assert!(answers_match("The Owl.", "owl") && !answers_match("owl", "eagle owl"));
+}
+
+#[test]
+fn intervals_and_the_paired_test_are_scipys() {
+    let golden = golden();
+    let (a, b) = (
+        golden.floats("input.seeds_a"),
+        golden.floats("input.seeds_b"),
+    );
+    let test = paired_test(a, b);
+    let want = &golden.config["paired"];
+    same(test.difference.mean, &want["mean"]);
+    same(test.difference.half_width.unwrap(), &want["half_width"]);
+    same(test.p.unwrap(), &want["p"]);
+    for (freedom, want) in golden.config["quantiles"].as_object().unwrap() {
+        same(student_quantile(0.975, freedom.parse().unwrap()), want);
+    }
+    assert_eq!(interval(&[0.5]).half_width, None);
+    assert_eq!(paired_test(&[1.0, 2.0], &[0.0, 1.0]).p, None);
+}
+
+#[test]
+fn drift_is_told_by_module_and_block() {
+    let spec = |name: &str| ParameterSpec {
+        name: name.to_owned(),
+        shape: [2].into(),
+        init: Init::Constant(0.0),
+        decays: false,
+    };
+    let names = [
+        "vision.blocks.0.norm1.weight",
+        "vision.blocks.1.norm1.weight",
+        "language.x",
+    ];
+    let layout = ParameterLayout::new(&names.map(spec));
+    let mut before = vec![0.0f32; layout.elements()];
+    let place = |name: &str| layout.get(name).unwrap().offset;
+    before[place(names[0])] = 3.0;
+    before[place(names[1])] = 4.0;
+    let mut after = before.clone();
+    after[place(names[0])] = 3.0 + 2.0;
+    after[place(names[1]) + 1] = 1.5;
+    let drift = parameter_drift(&layout, &before, &after);
+    let told: Vec<(&str, f64, f64)> = drift
+        .iter()
+        .map(|drift| (drift.group.as_str(), drift.distance, drift.relative))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("vision", 2.5, 0.5),
+            ("vision.blocks.0", 2.0, 2.0 / 3.0),
+            ("vision.blocks.1", 1.5, 1.5 / 4.0),
+            ("language", 0.0, 0.0),
+        ]
+    );
+}
