@@ -1,5 +1,6 @@
 //! The one test binary.
 
+mod ablation;
 mod allocations;
 mod bad_input;
 mod command;

@@ -1,5 +1,6 @@
 //! The command line. One file a subcommand; each turns arguments into calls of the floors below and prints.
 
+mod ablate;
 mod caption;
 mod data;
 mod eval;
@@ -32,6 +33,8 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Measures a run's newest checkpoint.
     Eval(eval::EvalArgs),
+    /// Compares ways of refining at equal compute, over several seeds.
+    Ablate(ablate::AblateArgs),
     /// Answers about an image.
     Caption(caption::CaptionArgs),
     /// Shows the training data.
@@ -186,6 +189,7 @@ pub fn run() -> Result<()> {
         Command::Train(args) => train::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Ablate(args) => ablate::run(&args),
         Command::Caption(args) => caption::run(&args),
         Command::Data(args) => data::run(&args),
         Command::Kernels(args) => kernels::run(&args),

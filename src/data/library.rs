@@ -215,7 +215,11 @@ impl Library {
 
     /// The lists that the tasks of one artist and split draw from.
     pub fn pool(&self, artist: Artist, split: Split) -> Pool {
-        let all = self.of_split(split).to_vec();
+        self.pool_of(artist, self.of_split(split).to_vec())
+    }
+
+    /// As [`Library::pool`], of these concepts alone.
+    pub fn pool_of(&self, artist: Artist, all: Vec<usize>) -> Pool {
         let mut by_category = vec![Vec::new(); self.categories.len()];
         let mut by_colour = vec![Vec::new(); Colour::ALL.len()];
         let mut flags = Vec::new();

@@ -31,6 +31,9 @@ const ROUND: usize = 1024;
 /// Forms of one item that are tried before another item takes its place.
 const FORMS: usize = 6;
 
+/// Names the draw of a share of the concepts.
+const SHARE: u64 = 0x7368_6172;
+
 /// Attempts to fill one place of a batch before giving up.
 pub const MOST_ATTEMPTS: usize = 64;
 
@@ -92,8 +95,14 @@ impl Mixture {
             schedule,
             settings,
         };
-        for &kind in &mixture.schedule.kinds {
-            if mixture.items(kind) == 0 {
+        mixture.check_items()?;
+        Ok(mixture)
+    }
+
+    /// Refuses tasks with nothing to draw from.
+    fn check_items(&self) -> Result<()> {
+        for &kind in &self.schedule.kinds {
+            if self.items(kind) == 0 {
                 let want = match kind {
                     TaskKind::Pairs => "a weight of 0, or pairs given with --data",
                     _ => "a weight of 0: the library has nothing for it",
@@ -104,7 +113,7 @@ impl Mixture {
                     "a positive weight",
                 ));
             }
-            if mixture.settings.contrastive && !kind.has_image() {
+            if self.settings.contrastive && !kind.has_image() {
                 return Err(Error::setting(
                     format!("data weight of {kind}"),
                     "only tasks with pictures in a stage with a contrastive objective",
@@ -112,7 +121,24 @@ impl Mixture {
                 ));
             }
         }
-        Ok(mixture)
+        Ok(())
+    }
+
+    /// The same mixture over a share of its concepts, above 0 and at most 1, chosen by the seed: every smaller share is
+    /// part of every larger one.
+    ///
+    /// # Errors
+    /// As [`Mixture::new`], for what is left.
+    pub fn with_share(mut self, share: f64) -> Result<Mixture> {
+        let all = &self.pool.all;
+        let count = (all.len() as f64 * share).ceil() as u64;
+        let order = Permutation::new(all.len() as u64, self.settings.seed, SHARE, 0);
+        let mut kept: Vec<usize> = (0..count).map(|at| all[order.at(at) as usize]).collect();
+        kept.sort_unstable();
+        self.pool = self.library.pool_of(Artist::Noto, kept);
+        self.reading = reading_items(&self.library, &self.pool);
+        self.check_items()?;
+        Ok(self)
     }
 
     /// Items in one epoch of a task.

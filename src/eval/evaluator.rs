@@ -227,13 +227,14 @@ impl<'a> Evaluator<'a> {
                 settings.questions_per_kind,
                 &shape,
             );
-            let (right, _) = run(&samples)?;
+            let (right, loss) = run(&samples)?;
             let asked: Vec<QuestionAnswer> =
                 samples.iter().filter_map(QuestionAnswer::of).collect();
             let baseline = text_only_baseline(&train, &asked);
-            evaluation
-                .questions
-                .push(summarise(artist, &samples, &right, &baseline));
+            evaluation.questions.push(QuestionEvaluation {
+                answer_loss: Some(loss),
+                ..summarise(artist, &samples, &right, &baseline)
+            });
         }
         Ok(())
     }
@@ -265,6 +266,7 @@ fn summarise(
         count: samples.len(),
         accuracy: hits as f64 / samples.len().max(1) as f64,
         text_only: text_only / samples.len().max(1) as f64,
+        answer_loss: None,
         by_kind,
     }
 }

@@ -3,6 +3,7 @@
 
 mod answer_match;
 mod answers;
+mod comparable;
 mod distances;
 mod drift;
 mod evaluator;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use answer_match::{answers_match, normalise_answer};
 pub use answers::{Answerer, exact_answers};
+pub use comparable::{COMPARED, Compared, comparable};
 pub use distances::{
     Sinkhorn, exact_wasserstein, mean_distance, nearest_neighbour_distance, sinkhorn_divergence,
     sliced_wasserstein, sliced_wasserstein_along,
@@ -83,6 +85,9 @@ pub struct QuestionEvaluation {
     pub accuracy: f64,
     /// What the best guesser that sees no picture reaches.
     pub text_only: f64,
+    /// Loss of the answers given pictures and questions, nats a token.
+    #[serde(default)]
+    pub answer_loss: Option<f64>,
     /// Share answered exactly by kind, with that of the guesser.
     pub by_kind: BTreeMap<String, (f64, f64)>,
 }

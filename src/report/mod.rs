@@ -1,9 +1,11 @@
 //! What people read: a run's table, a sheet of pictures, what is known of the kernels.
 
+mod ablation;
 mod kernels;
 mod sheet;
 mod table;
 
+pub use ablation::ablation_table;
 pub use kernels::{kernel_json, kernel_markdown, kernel_text, outcome_json, outcome_text};
 pub use sheet::contact_sheet;
 pub use table::stage_table;

@@ -1,5 +1,6 @@
 //! Training: recipes, stages, steps, checkpoints.
 
+mod ablation;
 mod checkpoint;
 mod evaluation;
 mod loaded_run;
@@ -11,6 +12,10 @@ mod step_program;
 mod trainer;
 mod validate;
 
+pub use ablation::{
+    Ablation, AblationOptions, AblationPlan, AblationResults, Arm, ArmSummary, BUILT_IN_PLANS,
+    MetricSummary, Quick, Spend, Unit, UnitResult, step_flops, units, write_results,
+};
 pub use checkpoint::{Checkpoint, Position, load, read_position, save, write_durably};
 pub use loaded_run::LoadedRun;
 pub use meter::{Interval, Meter, StepNumbers, StepSize};
@@ -19,4 +24,4 @@ pub use recipe::{
 };
 pub use run_folder::{RunFolder, newest_checkpoint};
 pub use step_program::{compile_step, hyper, record_step, step_shape};
-pub use trainer::{TrainOptions, Trainer};
+pub use trainer::{Beginning, TrainOptions, Trainer};

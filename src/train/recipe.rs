@@ -117,6 +117,9 @@ pub struct Stage {
     pub trains: Vec<String>,
     /// Task → share of the batch's samples; the shares are relative.
     pub data: BTreeMap<String, f64>,
+    /// The share of the training concepts that the stage sees, by the seed.
+    #[serde(default = "one_f64")]
+    pub data_share: f64,
     /// Weight of the next-token loss.
     #[serde(default = "one")]
     pub next_token: f32,

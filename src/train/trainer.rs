@@ -52,6 +52,15 @@ pub struct TrainOptions {
 /// Steps in a row with a non-finite loss or gradient after which a run stops.
 const MOST_BAD_STEPS: u32 = 5;
 
+/// Where a run begins that is not begun from first values.
+#[derive(Clone, Debug)]
+pub struct Beginning {
+    /// Index of the first stage that is run.
+    pub stage: usize,
+    /// All parameters in arena order.
+    pub parameters: Vec<f32>,
+}
+
 /// A run: model, folder, executor.
 pub struct Trainer {
     recipe: Recipe,
@@ -65,6 +74,7 @@ pub struct Trainer {
     programs: Vec<Option<Arc<Program>>>,
     skipped: u64,
     start: Option<(Position, PathBuf)>,
+    beginning: Option<Beginning>,
 }
 
 impl Trainer {
@@ -76,6 +86,22 @@ impl Trainer {
         recipe: Recipe,
         options: TrainOptions,
         pairs: Option<Arc<dyn PairSource>>,
+    ) -> Result<Trainer> {
+        Trainer::beginning_at(recipe, options, pairs, None)
+    }
+
+    /// As [`Trainer::new`]; a run without a checkpoint begins as `beginning` says.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`].
+    ///
+    /// # Panics
+    /// When the parameters are not those of the recipe's model.
+    pub fn beginning_at(
+        recipe: Recipe,
+        options: TrainOptions,
+        pairs: Option<Arc<dyn PairSource>>,
+        beginning: Option<Beginning>,
     ) -> Result<Trainer> {
         check_pairs(&recipe, pairs.is_some())?;
         let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
@@ -92,7 +118,10 @@ impl Trainer {
             },
             None => None,
         };
-        let first_stage = start.as_ref().map_or(0, |(position, _)| position.stage);
+        let begins_at = beginning.as_ref().map_or(0, |beginning| beginning.stage);
+        let first_stage = start
+            .as_ref()
+            .map_or(begins_at, |(position, _)| position.stage);
         // Every stage is planned before the first runs, so that one that does not fit is known before hours are spent.
         let compile = |(index, stage)| match index < first_stage {
             true => Ok(None),
@@ -120,7 +149,15 @@ impl Trainer {
             programs,
             skipped: 0,
             start,
+            beginning,
         })
+    }
+
+    /// All parameters as they stand, in arena order.
+    pub fn parameters(&self) -> Vec<f32> {
+        let mut parameters = vec![0.0; self.layout.elements()];
+        self.executor.read_parameters(0, &mut parameters);
+        parameters
     }
 
     /// The run's folder.
@@ -144,7 +181,18 @@ impl Trainer {
             None => {
                 self.folder
                     .write("recipe.toml", self.recipe.to_toml().as_bytes())?;
-                let values = initialise(&self.layout, self.recipe.seed);
+                let values = match self.beginning.take() {
+                    Some(beginning) => {
+                        first_stage = beginning.stage;
+                        beginning.parameters
+                    }
+                    None => initialise(&self.layout, self.recipe.seed),
+                };
+                assert_eq!(
+                    values.len(),
+                    self.layout.elements(),
+                    "another model's parameters"
+                );
                 self.executor.write_parameters(0, &values);
             }
             Some((position, path)) => {
@@ -296,7 +344,7 @@ impl Trainer {
             weights.push((kind, *share));
         }
         let config = &self.recipe.model;
-        Mixture::new(
+        let mixture = Mixture::new(
             self.library.clone(),
             self.pairs.clone(),
             MixtureSettings {
@@ -319,7 +367,11 @@ impl Trainer {
                 augmentation: Augmentation::of_strength(stage.augmentation),
                 contrastive: stage.contrastive > 0.0,
             },
-        )
+        )?;
+        match stage.data_share < 1.0 {
+            true => mixture.with_share(stage.data_share),
+            false => Ok(mixture),
+        }
     }
 
     /// The steps of a stage: as given, or its epochs over the task with the most items for its share.

@@ -82,6 +82,13 @@ fn validate_name(key: &str, name: &str) -> Result<()> {
 }
 
 fn validate_data(stage: &Stage) -> Result<()> {
+    let holds = stage.data_share > 0.0 && stage.data_share <= 1.0;
+    require(
+        "data_share",
+        holds,
+        "above 0 and at most 1",
+        stage.data_share,
+    )?;
     require("data", !stage.data.is_empty(), "at least one task", "none")?;
     let names: Vec<&str> = TaskKind::ALL.iter().map(|kind| kind.name()).collect();
     for (task, share) in &stage.data {

@@ -1,0 +1,94 @@
+//! The numbers of an evaluation by which models are compared, under names.
+
+use std::collections::BTreeMap;
+
+use super::Evaluation;
+
+/// A number that models are compared by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compared {
+    /// Its name in results.
+    pub name: &'static str,
+    /// Its heading in tables.
+    pub heading: &'static str,
+    /// Whether more of it is better.
+    pub more_is_better: bool,
+    /// Whether it is a share, shown in percent.
+    pub is_share: bool,
+}
+
+const fn share(name: &'static str, heading: &'static str) -> Compared {
+    Compared {
+        name,
+        heading,
+        more_is_better: true,
+        is_share: true,
+    }
+}
+
+const fn loss(name: &'static str, heading: &'static str) -> Compared {
+    Compared {
+        name,
+        heading,
+        more_is_better: false,
+        is_share: false,
+    }
+}
+
+/// Every number of [`comparable`], in the order of tables.
+pub const COMPARED: &[Compared] = &[
+    share("questions.seen_style", "questions, seen style"),
+    share("questions.new_style", "questions, new style"),
+    loss("answer_loss.seen_style", "answer loss, seen style"),
+    loss("answer_loss.new_style", "answer loss, new style"),
+    share("recall_1.seen_style", "R@1, seen style"),
+    share("recall_1.new_style", "R@1, new style"),
+    share("recall_1.new_concepts", "R@1, new concepts"),
+    share("recall_1.new_both", "R@1, new style and concepts"),
+    share("zero_shot.seen_style", "zero-shot, seen style"),
+    share("zero_shot.new_style", "zero-shot, new style"),
+    share("zero_shot.new_concepts", "zero-shot, new concepts"),
+    share("zero_shot.new_both", "zero-shot, new style and concepts"),
+    loss("nearest_neighbour", "nearest text token"),
+    loss("sliced_wasserstein", "sliced Wasserstein"),
+];
+
+/// The name of a set: what of it was never trained on.
+fn set_name(vendor: &str, split: &str) -> &'static str {
+    match (vendor, split) {
+        ("noto", "train") => "seen_style",
+        ("noto", _) => "new_concepts",
+        (_, "train") => "new_style",
+        _ => "new_both",
+    }
+}
+
+/// The numbers of `evaluation` by name; those it does not have are left out.
+pub fn comparable(evaluation: &Evaluation) -> BTreeMap<String, f64> {
+    let mut numbers = BTreeMap::new();
+    for set in &evaluation.sets {
+        let name = set_name(&set.vendor, &set.split);
+        if let Some(recall) = &set.recall {
+            numbers.insert(format!("recall_1.{name}"), recall.image_to_text[0]);
+        }
+        if let Some(zero_shot) = set.zero_shot {
+            numbers.insert(format!("zero_shot.{name}"), zero_shot);
+        }
+    }
+    for asked in &evaluation.questions {
+        let name = set_name(&asked.vendor, "train");
+        numbers.insert(format!("questions.{name}"), asked.accuracy);
+        if let Some(loss) = asked.answer_loss {
+            numbers.insert(format!("answer_loss.{name}"), loss);
+        }
+    }
+    for (name, value) in [
+        ("nearest_neighbour", evaluation.nearest_neighbour),
+        ("sliced_wasserstein", evaluation.sliced_wasserstein),
+    ] {
+        if let Some(value) = value {
+            numbers.insert(name.to_owned(), value);
+        }
+    }
+    numbers
+}

@@ -1,0 +1,295 @@
+//! What an ablation compares: arms that refine one recipe in different ways. Every key is checked before anything runs.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_path_to_error::Segment;
+use toml::{Table, Value};
+
+use super::super::locate::{KeyFinder, with_near_miss};
+use super::super::recipe::Recipe;
+use crate::error::{Error, Result};
+
+/// The built-in plans: name and text.
+pub const BUILT_IN_PLANS: &[(&str, &str)] = &[
+    (
+        "strategies",
+        include_str!("../../../recipes/ablations/strategies.toml"),
+    ),
+    (
+        "sizes",
+        include_str!("../../../recipes/ablations/sizes.toml"),
+    ),
+    (
+        "architectures",
+        include_str!("../../../recipes/ablations/architectures.toml"),
+    ),
+    (
+        "data-scales",
+        include_str!("../../../recipes/ablations/data-scales.toml"),
+    ),
+];
+
+/// An ablation: arms by seeds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AblationPlan {
+    /// A short name; the results' folder starts with it.
+    pub name: String,
+    /// What it asks, in a sentence.
+    pub question: String,
+    /// The recipe that every arm changes: a built-in one or the path of a file.
+    pub recipe: String,
+    /// Settings of every arm, as `keel train --set` takes them.
+    #[serde(default)]
+    pub set: Vec<String>,
+    /// Every arm runs with each of these.
+    pub seeds: Vec<u64>,
+    /// Pictures of each evaluation set, at most.
+    #[serde(default = "pictures")]
+    pub pictures: usize,
+    /// What `--quick` changes.
+    #[serde(default)]
+    pub quick: Quick,
+    /// What is compared.
+    #[serde(rename = "arm")]
+    pub arms: Vec<Arm>,
+}
+
+fn pictures() -> usize {
+    200
+}
+
+/// The short form of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Quick {
+    /// The share of the steps of warm start and refinement.
+    pub steps: f64,
+    /// The share of the steps of the target stage.
+    pub target_steps: f64,
+    /// Pictures of each evaluation set, at most.
+    pub pictures: usize,
+    /// The seeds.
+    pub seeds: Vec<u64>,
+}
+
+impl Default for Quick {
+    fn default() -> Quick {
+        Quick {
+            steps: 0.1,
+            target_steps: 0.3,
+            pictures: 100,
+            seeds: vec![1, 2, 3],
+        }
+    }
+}
+
+/// What the compute of an arm goes into, so that arms compare at equal compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Spend {
+    /// The arm's stages of refinement are made longer or shorter until they cost what the recipe's stages of refinement
+    /// cost together.
+    #[default]
+    Refinement,
+    /// The warm start of the vision tower goes on for as long as refinement would have cost.
+    WarmStart,
+    /// Steps stay as they are, and the arm costs what it costs.
+    AsIs,
+}
+
+/// One way to refine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Arm {
+    /// Its name in tables.
+    pub name: String,
+    /// The recipe's stages of refinement that it runs, in the recipe's order.
+    pub stages: Vec<String>,
+    /// Further settings, as `keel train --set` takes them.
+    #[serde(default)]
+    pub set: Vec<String>,
+    /// What its compute goes into.
+    #[serde(default)]
+    pub spend: Spend,
+    /// The arm it is tested against, seed by seed; none for a baseline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub against: Option<String>,
+}
+
+impl AblationPlan {
+    /// Reads a built-in plan by name or a file by path, and checks everything, the arms' recipes included.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] with file, line and key; [`Error::Io`] when the file cannot be read.
+    pub fn load(name_or_path: &str) -> Result<AblationPlan> {
+        let built_in = BUILT_IN_PLANS
+            .iter()
+            .find(|(name, _)| *name == name_or_path);
+        if let Some((name, text)) = built_in {
+            return AblationPlan::parse(&format!("built-in plan {name}"), text);
+        }
+        let path = Path::new(name_or_path);
+        if !path.exists() && path.extension().is_none() {
+            let names: Vec<&str> = BUILT_IN_PLANS.iter().map(|(name, _)| *name).collect();
+            let want = format!("the path of a TOML file or one of {}", names.join(", "));
+            let found = with_near_miss(name_or_path, &names);
+            return Err(Error::setting("PLAN", want, found));
+        }
+        let text = std::fs::read_to_string(path)
+            .map_err(|problem| Error::io(path, "read the plan", problem))?;
+        AblationPlan::parse(name_or_path, &text)
+    }
+
+    /// Reads a plan from text. `origin` names it in errors.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] with origin, line and key.
+    pub fn parse(origin: &str, text: &str) -> Result<AblationPlan> {
+        let finder = KeyFinder::new(origin, text, &[])?;
+        let table: Table = text.parse().map_err(|problem: toml::de::Error| {
+            Error::setting(origin, "valid TOML", problem.message())
+        })?;
+        let plan: AblationPlan =
+            serde_path_to_error::deserialize(Value::Table(table)).map_err(|problem| {
+                let path = problem.path().iter().filter_map(|part| match part {
+                    Segment::Map { key } => Some(key.clone()),
+                    Segment::Seq { index } => Some(index.to_string()),
+                    Segment::Enum { .. } | Segment::Unknown => None,
+                });
+                finder.type_error(path.collect(), problem.inner().message())
+            })?;
+        plan.validate().map_err(|problem| finder.place(problem))?;
+        Ok(plan)
+    }
+
+    fn validate(&self) -> Result<()> {
+        let is_plain = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
+        if self.name.is_empty() || !self.name.chars().all(is_plain) {
+            let want = "letters, digits, - and _";
+            return Err(Error::setting("name", want, format!("{:?}", self.name)));
+        }
+        for (key, seeds) in [("seeds", &self.seeds), ("quick.seeds", &self.quick.seeds)] {
+            let distinct: BTreeSet<u64> = seeds.iter().copied().collect();
+            if seeds.is_empty() || distinct.len() != seeds.len() {
+                let want = "at least one seed, each once";
+                return Err(Error::setting(key, want, format!("{seeds:?}")));
+            }
+        }
+        for (key, share) in [
+            ("quick.steps", self.quick.steps),
+            ("quick.target_steps", self.quick.target_steps),
+        ] {
+            if !(share > 0.0 && share <= 1.0) {
+                return Err(Error::setting(key, "above 0 and at most 1", share));
+            }
+        }
+        for (key, count) in [
+            ("pictures", self.pictures),
+            ("quick.pictures", self.quick.pictures),
+        ] {
+            if count == 0 {
+                return Err(Error::setting(key, "at least 1", count));
+            }
+        }
+        if self.arms.is_empty() {
+            return Err(Error::setting("arm", "at least one", "none"));
+        }
+        let names: Vec<&str> = self.arms.iter().map(|arm| arm.name.as_str()).collect();
+        for (index, arm) in self.arms.iter().enumerate() {
+            let key = |name: &str| format!("arm.{index}.{name}");
+            if names[..index].contains(&names[index]) || arm.name.trim().is_empty() {
+                let want = "another name for each arm";
+                return Err(Error::setting(key("name"), want, format!("{:?}", arm.name)));
+            }
+            if let Some(other) = &arm.against {
+                let others: Vec<&str> = names
+                    .iter()
+                    .copied()
+                    .filter(|name| *name != arm.name)
+                    .collect();
+                if !others.contains(&other.as_str()) {
+                    let want = format!("another arm, one of {}", others.join(", "));
+                    return Err(Error::setting(
+                        key("against"),
+                        want,
+                        with_near_miss(other, &others),
+                    ));
+                }
+            }
+            let recipe = self.recipe_of(arm)?;
+            check_stages(&recipe, arm, &key("stages"))?;
+        }
+        Ok(())
+    }
+
+    /// The recipe of an arm, with all its stages.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the arm.
+    pub fn recipe_of(&self, arm: &Arm) -> Result<Recipe> {
+        self.recipe_with(arm, |_| true)
+    }
+
+    /// As [`AblationPlan::recipe_of`], with those of the arm's own settings alone that concern the model.
+    ///
+    /// # Errors
+    /// As [`AblationPlan::recipe_of`].
+    pub(super) fn recipe_of_model(&self, arm: &Arm) -> Result<Recipe> {
+        self.recipe_with(arm, |set| set.trim_start().starts_with("model."))
+    }
+
+    fn recipe_with(&self, arm: &Arm, keep: impl Fn(&str) -> bool) -> Result<Recipe> {
+        let own = arm.set.iter().filter(|set| keep(set));
+        let sets: Vec<String> = self.set.iter().chain(own).cloned().collect();
+        Recipe::load(&self.recipe, &sets).map_err(|problem| match problem {
+            Error::Setting { what, want, found } if what == "--recipe" => {
+                Error::setting("recipe", want, found)
+            }
+            Error::Setting { what, want, found } => {
+                Error::setting(format!("arm {}, {what}", arm.name), want, found)
+            }
+            other => other,
+        })
+    }
+}
+
+/// Refuses stages that the recipe does not refine in, and recipes whose stages cannot be stretched.
+fn check_stages(recipe: &Recipe, arm: &Arm, key: &str) -> Result<()> {
+    use super::super::recipe::StageKind;
+    let of_kind = |kind| -> Vec<&str> {
+        let stages = recipe.stages.iter().filter(|stage| stage.kind == kind);
+        stages.map(|stage| stage.name.as_str()).collect()
+    };
+    let refining = of_kind(StageKind::Refine);
+    for name in &arm.stages {
+        if !refining.contains(&name.as_str()) {
+            let want = format!("stages of refinement out of {}", refining.join(", "));
+            return Err(Error::setting(key, want, with_near_miss(name, &refining)));
+        }
+    }
+    if arm.stages.is_empty() && arm.spend == Spend::Refinement {
+        let want = "at least one stage, or spend = \"as_is\" or \"warm_start\"";
+        return Err(Error::setting(key, want, "none"));
+    }
+    let want = "a recipe with a stage of kind target at its end";
+    if of_kind(StageKind::Target).len() != 1
+        || recipe
+            .stages
+            .last()
+            .is_none_or(|stage| stage.kind != StageKind::Target)
+    {
+        return Err(Error::setting("recipe", want, "none"));
+    }
+    if let Some(stage) = recipe.stages.iter().find(|stage| stage.steps.is_none()) {
+        let found = format!("epochs in stage {}", stage.name);
+        return Err(Error::setting(
+            "recipe",
+            "a recipe whose stages give steps",
+            found,
+        ));
+    }
+    Ok(())
+}

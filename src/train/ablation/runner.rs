@@ -1,0 +1,271 @@
+//! Runs what an ablation still lacks, unit by unit, and keeps each result as soon as it is there.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::super::checkpoint::write_durably;
+use super::super::recipe::{Recipe, StageKind};
+use super::super::trainer::{Beginning, TrainOptions, Trainer};
+use super::plan::AblationPlan;
+use super::results::{AblationResults, UnitResult};
+use super::schedule::{Unit, units};
+use crate::error::{Error, Result};
+use crate::eval::comparable;
+use crate::executor::Choice;
+use crate::model::declare;
+use crate::tape::ParameterLayout;
+
+/// How an ablation is run.
+#[derive(Clone, Debug)]
+pub struct AblationOptions {
+    /// What computes.
+    pub compute: Choice,
+    /// The folder of runs and results.
+    pub out: PathBuf,
+    /// Whether the plan's quick form is run.
+    pub quick: bool,
+}
+
+/// An ablation under way. See the module's documentation.
+pub struct Ablation {
+    plan: AblationPlan,
+    options: AblationOptions,
+    units: Vec<Unit>,
+}
+
+impl Ablation {
+    /// Sets everything up; nothing is run or written.
+    ///
+    /// # Errors
+    /// Whatever the arms' recipes report.
+    pub fn new(plan: AblationPlan, options: AblationOptions) -> Result<Ablation> {
+        let units = units(&plan, options.quick)?;
+        Ok(Ablation {
+            plan,
+            options,
+            units,
+        })
+    }
+
+    /// The units in the order they are run.
+    pub fn units(&self) -> &[Unit] {
+        &self.units
+    }
+
+    /// What is already there of this very ablation.
+    ///
+    /// # Errors
+    /// [`Error::Content`] naming a result's file that is damaged.
+    pub fn results(&self) -> Result<AblationResults> {
+        let mut done = Vec::new();
+        for unit in &self.units {
+            done.extend(self.result_of(unit)?);
+        }
+        Ok(AblationResults::new(&self.plan, self.options.quick, done))
+    }
+
+    /// Runs every unit that has no result yet. `say` gets a line for each, and after each unit what is known so far.
+    ///
+    /// # Errors
+    /// Whatever a unit's training reports; results that are there stay.
+    pub fn run(
+        &self,
+        mut say: impl FnMut(&str) -> Result<()>,
+        mut keep: impl FnMut(&AblationResults) -> Result<()>,
+    ) -> Result<AblationResults> {
+        let count = self.units.len();
+        for (index, unit) in self.units.iter().enumerate() {
+            let place = format!("{}/{count}: {}, seed {}", index + 1, unit.arm, unit.seed);
+            if self.result_of(unit)?.is_some() {
+                say(&format!("{place}: already there"))?;
+                continue;
+            }
+            say(&format!("\n{place}"))?;
+            let result = self.run_unit(unit)?;
+            let text = serde_json::to_string_pretty(&result).expect("a result is plain data");
+            write_durably(&self.result_path(unit), text.as_bytes())?;
+            keep(&self.results()?)?;
+        }
+        self.results()
+    }
+
+    /// A hash of everything that a unit's result depends on.
+    fn key(&self, unit: &Unit) -> String {
+        let text = format!(
+            "{}\n{}\n{}",
+            version(),
+            unit.pictures,
+            unit.recipe.to_toml()
+        );
+        blake3::hash(text.as_bytes()).to_hex()[..16].to_owned()
+    }
+
+    fn result_path(&self, unit: &Unit) -> PathBuf {
+        let file = format!("{}-seed-{}.json", slug(&unit.arm), unit.seed);
+        self.options.out.join("results").join(file)
+    }
+
+    fn result_of(&self, unit: &Unit) -> Result<Option<UnitResult>> {
+        let path = self.result_path(unit);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = std::fs::read_to_string(&path)
+            .map_err(|problem| Error::io(&path, "read the result", problem))?;
+        let result: UnitResult = serde_json::from_str(&text).map_err(|problem| {
+            let problem = format!("it is no result of an ablation: {problem}");
+            Error::content(
+                path.display(),
+                problem,
+                "remove it, and the unit is run again",
+            )
+        })?;
+        // The result of another plan under the same name, or of another version, is replaced.
+        Ok((result.key == self.key(unit)).then_some(result))
+    }
+
+    fn run_unit(&self, unit: &Unit) -> Result<UnitResult> {
+        for folder in ["results", "warm-starts", "units"] {
+            let folder = self.options.out.join(folder);
+            std::fs::create_dir_all(&folder)
+                .map_err(|problem| Error::io(&folder, "create the folder", problem))?;
+        }
+        let layout = declare(&unit.recipe.model, unit.recipe.contrastive_form.into())?;
+        let warm = self.warm_start(unit)?;
+        let start = Instant::now();
+        let folder = format!("{}-seed-{}-{}", slug(&unit.arm), unit.seed, self.key(unit));
+        let folder = self.options.out.join("units").join(folder);
+        let mut parameters = warm.clone();
+        let target = unit.recipe.stages.len() - 1;
+        if target > unit.warm {
+            let mut recipe = unit.recipe.clone();
+            recipe.stages.truncate(target);
+            let beginning = Beginning {
+                stage: unit.warm,
+                parameters,
+            };
+            let path = folder.join("refinement");
+            let mut trainer = self.trainer(recipe, path, Some(beginning), None)?;
+            trainer.run()?;
+            parameters = trainer.parameters();
+        }
+        // The target's language model is the one before refinement: only the tower tells arms apart.
+        copy_module(&layout, "language", &warm, &mut parameters);
+        let beginning = Beginning {
+            stage: target,
+            parameters,
+        };
+        let path = folder.join("target");
+        // Short, and without its evaluation of no use: one that was stopped is begun again.
+        remove(&path)?;
+        let recipe = unit.recipe.clone();
+        let mut trainer = self.trainer(recipe, path, Some(beginning), Some(unit.pictures))?;
+        let evaluation = trainer.run()?.pop();
+        let evaluation = evaluation.expect("a target stage is evaluated");
+        drop(trainer);
+        for part in ["refinement", "target"] {
+            remove(&folder.join(part).join("checkpoints"))?;
+        }
+        let stages = unit.recipe.stages.iter();
+        Ok(UnitResult {
+            arm: unit.arm.clone(),
+            seed: unit.seed,
+            key: self.key(unit),
+            warm_flops: unit.warm_flops,
+            refinement_flops: unit.refinement_flops,
+            seconds: start.elapsed().as_secs_f64(),
+            steps: stages
+                .map(|stage| (stage.name.clone(), stage.steps.unwrap_or(0)))
+                .collect(),
+            metrics: comparable(&evaluation),
+            evaluation,
+        })
+    }
+
+    /// All parameters after the warm start, which arms that agree on it share.
+    fn warm_start(&self, unit: &Unit) -> Result<Vec<f32>> {
+        let mut recipe = unit.recipe.clone();
+        recipe.stages.truncate(unit.warm);
+        debug_assert!(recipe.stages.iter().all(|s| s.kind == StageKind::WarmStart));
+        if recipe.stages.is_empty() {
+            let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
+            return Ok(crate::model::initialise(&layout, recipe.seed));
+        }
+        let text = format!("{}\n{}", version(), recipe.to_toml());
+        let key = &blake3::hash(text.as_bytes()).to_hex()[..16];
+        let folder = format!("seed-{}-{key}", unit.seed);
+        let path = self.options.out.join("warm-starts").join(folder);
+        // A run that is at its end restores its parameters and trains nothing.
+        let mut trainer = self.trainer(recipe, path, None, None)?;
+        trainer.run()?;
+        Ok(trainer.parameters())
+    }
+
+    /// A run in `path`, continued where there is one.
+    fn trainer(
+        &self,
+        recipe: Recipe,
+        path: PathBuf,
+        beginning: Option<Beginning>,
+        pictures: Option<usize>,
+    ) -> Result<Trainer> {
+        let is_there = path.join("recipe.toml").exists();
+        let options = TrainOptions {
+            compute: self.options.compute.clone(),
+            out: (!is_there).then(|| path.clone()),
+            resume: is_there.then_some(path),
+            max_steps: None,
+            overfit_one_batch: false,
+            memory_budget: None,
+            save_every: 0,
+            evaluation_size: pictures.unwrap_or(0),
+            evaluate: pictures.is_some(),
+        };
+        Trainer::beginning_at(recipe, options, None, beginning)
+    }
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match folder.exists() {
+        true => {
+            std::fs::remove_dir_all(folder).map_err(|problem| Error::io(folder, "remove", problem))
+        }
+        false => Ok(()),
+    }
+}
+
+fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
+/// A name as part of a file's name.
+fn slug(name: &str) -> String {
+    let mut slug = String::new();
+    for c in name.to_lowercase().chars() {
+        match c {
+            c if c.is_alphanumeric() => slug.push(c),
+            _ if slug.ends_with('-') => {}
+            _ => slug.push('-'),
+        }
+    }
+    slug.trim_matches('-').to_owned()
+}
+
+fn copy_module(layout: &ParameterLayout, module: &str, from: &[f32], to: &mut [f32]) {
+    for entry in layout.entries() {
+        if entry.spec.module() == module {
+            let range = entry.offset..entry.offset + entry.reserved;
+            to[range.clone()].copy_from_slice(&from[range]);
+        }
+    }
+}
+
+/// Writes the results of an ablation: `results.json` and `table.md` in its folder.
+///
+/// # Errors
+/// [`Error::Io`] naming the file.
+pub fn write_results(folder: &Path, results: &AblationResults, table: &str) -> Result<()> {
+    let text = serde_json::to_string_pretty(results).expect("results are plain data");
+    write_durably(&folder.join("results.json"), text.as_bytes())?;
+    write_durably(&folder.join("table.md"), table.as_bytes())
+}

@@ -1,0 +1,153 @@
+//! From an arm and a seed to the recipe that is run: stages chosen, steps stretched to equal compute.
+
+use std::sync::Arc;
+
+use super::super::recipe::{Recipe, Stage, StageKind};
+use super::super::step_program::{record_step, step_shape};
+use super::plan::{AblationPlan, Arm, Spend};
+use crate::error::Result;
+use crate::model::declare;
+use crate::tape::{ParameterLayout, Value};
+use crate::tensor::{DType, TensorType};
+
+/// One arm under one seed, ready to run.
+#[derive(Clone, Debug)]
+pub struct Unit {
+    /// The arm's name.
+    pub arm: String,
+    /// The seed.
+    pub seed: u64,
+    /// The stages of warm start, then of refinement, then the target.
+    pub recipe: Recipe,
+    /// How many stages of the recipe are warm start.
+    pub warm: usize,
+    /// Floating-point operations of the warm start.
+    pub warm_flops: f64,
+    /// Floating-point operations of the refinement.
+    pub refinement_flops: f64,
+    /// Floating-point operations that refinement costs at equal compute.
+    pub budget: f64,
+    /// Pictures of each evaluation set, at most.
+    pub pictures: usize,
+}
+
+/// Floating-point operations of one training step, from the costs of its ops.
+///
+/// # Errors
+/// Whatever recording reports.
+pub fn step_flops(recipe: &Recipe, stage: &Stage, layout: &Arc<ParameterLayout>) -> Result<f64> {
+    let tape = record_step(recipe, stage, layout, &step_shape(stage, None), DType::F32)?;
+    let types = |values: &[Value]| -> Vec<TensorType> {
+        values.iter().map(|value| tape.ty(*value)).collect()
+    };
+    let flops = tape.instructions().iter().map(|instruction| {
+        let cost = instruction
+            .op
+            .cost(&types(&instruction.inputs), &types(&instruction.outputs));
+        cost.flops
+    });
+    Ok(flops.sum())
+}
+
+fn flops(recipe: &Recipe, stages: &[Stage]) -> Result<f64> {
+    let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
+    let mut all = 0.0;
+    for stage in stages {
+        all += step_flops(recipe, stage, &layout)? * stage.steps.unwrap_or(0) as f64;
+    }
+    Ok(all)
+}
+
+fn stretch(stage: &mut Stage, factor: f64) {
+    stage.steps = stage
+        .steps
+        .map(|steps| ((steps as f64 * factor).round() as u64).max(1));
+}
+
+/// The units of a plan: seed by seed, so that every arm has some results before the first has all.
+///
+/// # Errors
+/// Whatever the arms' recipes report.
+pub fn units(plan: &AblationPlan, quick: bool) -> Result<Vec<Unit>> {
+    let (seeds, pictures) = match quick {
+        true => (&plan.quick.seeds, plan.quick.pictures),
+        false => (&plan.seeds, plan.pictures),
+    };
+    let arms = plan
+        .arms
+        .iter()
+        .map(|arm| unit_of(plan, arm, quick))
+        .collect::<Result<Vec<Unit>>>()?;
+    let mut units = Vec::new();
+    for seed in seeds {
+        for arm in &arms {
+            let mut unit = arm.clone();
+            (unit.seed, unit.recipe.seed, unit.pictures) = (*seed, *seed, pictures);
+            units.push(unit);
+        }
+    }
+    Ok(units)
+}
+
+fn unit_of(plan: &AblationPlan, arm: &Arm, quick: bool) -> Result<Unit> {
+    let shorten = |recipe: &mut Recipe| {
+        if quick {
+            for stage in &mut recipe.stages {
+                let factor = match stage.kind {
+                    StageKind::Target => plan.quick.target_steps,
+                    _ => plan.quick.steps,
+                };
+                stretch(stage, factor);
+            }
+        }
+    };
+    let mut whole = plan.recipe_of_model(arm)?;
+    shorten(&mut whole);
+    whole.stages.retain(|stage| stage.kind == StageKind::Refine);
+    let budget = flops(&whole, &whole.stages)?;
+
+    let mut recipe = plan.recipe_of(arm)?;
+    shorten(&mut recipe);
+    recipe.stages.retain(|stage| match stage.kind {
+        StageKind::Refine => arm.stages.contains(&stage.name),
+        _ => true,
+    });
+    // Warm start, refinement, target: whatever order the recipe has them in.
+    recipe.stages.sort_by_key(|stage| match stage.kind {
+        StageKind::WarmStart => 0,
+        StageKind::Refine => 1,
+        StageKind::Target => 2,
+    });
+    let is_warm = |stage: &&Stage| stage.kind == StageKind::WarmStart;
+    let warm = recipe.stages.iter().filter(is_warm).count();
+    let last = recipe.stages.len() - 1;
+    match arm.spend {
+        Spend::AsIs => {}
+        Spend::Refinement => {
+            let factor = budget / flops(&recipe, &recipe.stages[warm..last])?;
+            for stage in &mut recipe.stages[warm..last] {
+                stretch(stage, factor);
+            }
+        }
+        Spend::WarmStart => {
+            let trains_vision = |stage: &Stage| stage.trains.iter().any(|name| name == "vision");
+            let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
+            if let Some(at) = recipe.stages[..warm].iter().position(trains_vision) {
+                let of_step = step_flops(&recipe, &recipe.stages[at], &layout)?;
+                let further = (budget / of_step).round() as u64;
+                let stage = &mut recipe.stages[at];
+                stage.steps = stage.steps.map(|steps| steps + further);
+            }
+        }
+    }
+    Ok(Unit {
+        arm: arm.name.clone(),
+        seed: 0,
+        warm,
+        warm_flops: flops(&recipe, &recipe.stages[..warm])?,
+        refinement_flops: flops(&recipe, &recipe.stages[warm..last])?,
+        budget,
+        recipe,
+        pictures: 0,
+    })
+}

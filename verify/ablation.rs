@@ -1,0 +1,224 @@
+//! Ablations: equal compute, the same target training, going on after a stop, and plans that are refused.
+
+use std::fs;
+use std::path::Path;
+
+use keel::train::{AblationPlan, AblationResults, BUILT_IN_PLANS, Spend, UnitResult, units};
+
+use crate::command::keel;
+
+const PLAN: &str = r#"
+name = "trial"
+question = "Does it pay?"
+recipe = "tiny"
+seeds = [1, 2]
+pictures = 8
+
+[quick]
+steps = 0.34
+target_steps = 0.34
+pictures = 4
+seeds = [3, 4]
+
+[[arm]]
+name = "none"
+stages = []
+spend = "as_is"
+
+[[arm]]
+name = "all of it"
+stages = ["warm-up", "fine-grained", "world-knowledge"]
+against = "none"
+"#;
+
+#[test]
+fn arms_of_every_built_in_plan_cost_the_same_but_those_that_say_otherwise() {
+    for (name, _) in BUILT_IN_PLANS {
+        let plan = AblationPlan::load(name).unwrap();
+        for quick in [false, true] {
+            for unit in units(&plan, quick).unwrap() {
+                let arm = plan.arms.iter().find(|arm| arm.name == unit.arm).unwrap();
+                let spent = match arm.spend {
+                    Spend::AsIs => continue,
+                    Spend::Refinement => unit.refinement_flops,
+                    Spend::WarmStart => {
+                        let plain = |other: &&keel::train::Unit| {
+                            other.seed == unit.seed
+                                && other.recipe.model == unit.recipe.model
+                                && other.refinement_flops > 0.0
+                        };
+                        let all = units(&plan, quick).unwrap();
+                        unit.warm_flops - all.iter().find(plain).unwrap().warm_flops
+                    }
+                };
+                // Steps are whole: a stage of few steps misses its share by up to half a step each.
+                let off = (spent / unit.budget - 1.0).abs();
+                assert!(
+                    off < 0.01,
+                    "{name}, {}: {spent} of {}",
+                    unit.arm,
+                    unit.budget
+                );
+            }
+        }
+    }
+}
+
+fn results(folder: &Path) -> AblationResults {
+    let text = fs::read_to_string(folder.join("results.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn an_ablation_that_was_stopped_goes_on_and_ends_with_the_same_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("plan.toml"), PLAN).unwrap();
+    let args = [
+        "ablate",
+        "plan.toml",
+        "--quick",
+        "--out",
+        "whole",
+        "--threads",
+        "2",
+    ];
+    let answer = keel(folder.path(), &args).fine();
+    assert!(answer.stdout.contains("4 of 4 runs done"), "{answer:#?}");
+    let whole = results(&folder.path().join("whole"));
+    assert_eq!(whole.units.len(), 4);
+    let pair = &whole.arms[1];
+    assert_eq!(pair.seeds, [3, 4]);
+    let questions = &pair.metrics["answer_loss.seen_style"];
+    let mean = (questions.values[0] + questions.values[1]) / 2.0;
+    assert!((questions.interval.mean - mean).abs() < 1e-12);
+    let others = &whole.arms[0].metrics["answer_loss.seen_style"].values;
+    let difference = mean - (others[0] + others[1]) / 2.0;
+    let test = questions.test.unwrap();
+    assert!((test.difference.mean - difference).abs() < 1e-12);
+
+    // Cut off in the third unit: its result and the later one are missing, its target had begun.
+    let cut = folder.path().join("whole");
+    for result in ["none-seed-4", "all-of-it-seed-4"] {
+        fs::remove_file(cut.join(format!("results/{result}.json"))).unwrap();
+    }
+    let answer = keel(folder.path(), &args).fine();
+    assert_eq!(
+        answer.stdout.matches("already there").count(),
+        2,
+        "{answer:#?}"
+    );
+    let again = results(&cut);
+    let numbers = |results: &AblationResults| -> Vec<_> {
+        let of = |unit: &UnitResult| (unit.arm.clone(), unit.seed, unit.metrics.clone());
+        results.units.iter().map(of).collect()
+    };
+    assert_eq!(numbers(&again), numbers(&whole));
+
+    // Another length is another result, not the old one under the same name.
+    let longer = PLAN.replace("steps = 0.34", "steps = 0.5");
+    fs::write(folder.path().join("plan.toml"), longer).unwrap();
+    let answer = keel(folder.path(), &args).fine();
+    assert!(!answer.stdout.contains("already there"), "{answer:#?}");
+
+    fs::write(cut.join("results/none-seed-3.json"), "{").unwrap();
+    keel(folder.path(), &args).refused(&["none-seed-3.json", "remove it"]);
+}
+
+#[test]
+fn the_target_trains_the_language_model_of_the_warm_start() {
+    let folder = tempfile::tempdir().unwrap();
+    // With no refinement and a target of one step at a rate of almost nothing, what is evaluated is the warm start; with
+    // refinement in between, only the tower differs: the language model's distance statistics do not move.
+    let plan = PLAN.replace(
+        "seeds = [1, 2]",
+        "seeds = [1]\nset = [\"stage.target.learning_rate=1e-12\", \"stage.target.steps=1\", \
+         \"stage.world-knowledge.trains=['language', 'connector']\", \
+         \"stage.fine-grained.trains=['connector', 'align']\"]",
+    );
+    fs::write(folder.path().join("plan.toml"), plan).unwrap();
+    keel(folder.path(), &["ablate", "plan.toml", "--out", "out"]).fine();
+    let results = results(&folder.path().join("out"));
+    // Neither arm changed the tower, and connector and language model are those of before: the same numbers.
+    let [none, refined] = &results.units[..] else {
+        panic!("two units");
+    };
+    for name in [
+        "recall_1.seen_style",
+        "zero_shot.seen_style",
+        "questions.seen_style",
+    ] {
+        assert_eq!(none.metrics[name], refined.metrics[name], "{name}");
+    }
+    let losses = [none, refined].map(|unit| unit.metrics["answer_loss.seen_style"]);
+    // The connectors' fresh values come from another stage number: another draw of the same distribution.
+    assert!((losses[0] - losses[1]).abs() < 0.2, "{losses:?}");
+    assert!(refined.refinement_flops > 0.0 && none.refinement_flops == 0.0);
+}
+
+#[test]
+fn a_wrong_plan_is_refused_with_file_line_and_the_nearest_right_key() {
+    let folder = tempfile::tempdir().unwrap();
+    for (from, to, parts) in [
+        (
+            "against",
+            "agianst",
+            &["plan.toml, line 23", "agianst", "did you mean against?"][..],
+        ),
+        ("question", "qestion", &["line 3", "did you mean question?"]),
+        (
+            "\"as_is\"",
+            "\"as-is\"",
+            &["arm.0.spend", "as_is", "line 18"],
+        ),
+        (
+            "fine-grained",
+            "fine-graind",
+            &["arm.1.stages", "did you mean fine-grained?"],
+        ),
+        (
+            "against = \"none\"",
+            "against = \"nine\"",
+            &["arm.1.against", "did you mean none?"],
+        ),
+        (
+            "spend = \"as_is\"",
+            "",
+            &["arm.0.stages", "at least one stage"],
+        ),
+        ("\"all of it\"", "\"none\"", &["arm.1.name", "another name"]),
+        ("seeds = [1, 2]", "seeds = [1, 1]", &["seeds", "each once"]),
+        (
+            "recipe = \"tiny\"",
+            "recipe = \"tinny\"",
+            &["recipe", "did you mean tiny?"],
+        ),
+        (
+            "pictures = 8",
+            "set = [\"modle.x=1\"]",
+            &["modle", "did you mean model?"],
+        ),
+        ("steps = 0.34", "steps = 0", &["quick.steps", "above 0"]),
+    ] {
+        assert!(PLAN.contains(from), "{from}");
+        let text = PLAN.replacen(from, to, 1);
+        fs::write(folder.path().join("plan.toml"), text).unwrap();
+        let answer = keel(folder.path(), &["ablate", "plan.toml"]);
+        answer.refused(&["plan.toml"]).refused(parts);
+        assert!(!folder.path().join("runs").exists(), "something was run");
+    }
+    keel(folder.path(), &["ablate", "strategy"]).refused(&["did you mean strategies?"]);
+    keel(folder.path(), &["ablate", "no.toml"]).refused(&["no.toml", "read the plan"]);
+}
+
+#[test]
+fn a_dry_run_says_what_each_unit_costs_and_writes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let answer = keel(
+        folder.path(),
+        &["ablate", "strategies", "--quick", "--dry-run"],
+    )
+    .fine();
+    assert!(answer.stdout.contains("I+II+III, seed 3: "), "{answer:#?}");
+    assert!(answer.stdout.contains("TFLOP before the target stage"));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
