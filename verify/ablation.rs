@@ -162,13 +162,13 @@ fn a_wrong_plan_is_refused_with_file_line_and_the_nearest_right_key() {
         (
             "against",
             "agianst",
-            &["plan.toml, line 23", "agianst", "did you mean against?"][..],
+            &["plan.toml, line 22", "agianst", "did you mean against?"][..],
         ),
         ("question", "qestion", &["line 3", "did you mean question?"]),
         (
             "\"as_is\"",
             "\"as-is\"",
-            &["arm.0.spend", "as_is", "line 18"],
+            &["arm.0.spend", "as_is", "line 17"],
         ),
         (
             "fine-grained",

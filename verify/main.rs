@@ -14,6 +14,7 @@ mod data_picture;
 mod data_picture_bad;
 mod data_webdataset;
 mod devices;
+mod generation;
 mod harness;
 mod kernels;
 mod metrics;

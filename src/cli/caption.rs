@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::{ComputeArgs, print_line};
 use crate::error::Result;
+use crate::eval::Sampling;
 use crate::train::LoadedRun;
 
 /// Options of `keel caption`.
@@ -18,11 +19,42 @@ pub(super) struct CaptionArgs {
     /// What to ask about it; without a question the model describes it.
     #[arg(long, value_name = "TEXT", default_value = "")]
     question: String,
+    /// Draws each token at this temperature instead of taking the likeliest.
+    #[arg(long, value_name = "T", value_parser = temperature)]
+    temperature: Option<f64>,
+    /// With --temperature: draws among the likeliest tokens that together have this probability.
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability, requires = "temperature")]
+    top_p: f64,
+    /// With --temperature: the seed of the draws.
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "temperature")]
+    seed: u64,
     #[command(flatten)]
     compute: ComputeArgs,
 }
 
 pub(super) fn run(args: &CaptionArgs) -> Result<()> {
     let run = LoadedRun::open(&args.run, &args.compute.choose()?)?;
-    print_line(run.ask(&args.image, &args.question)?)
+    let sampling = match args.temperature {
+        None => Sampling::Greedy,
+        Some(temperature) => Sampling::Random {
+            temperature,
+            top_p: args.top_p,
+            seed: args.seed,
+        },
+    };
+    print_line(run.ask(&args.image, &args.question, sampling)?)
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(value) if value > 0.0 && value <= 100.0 => Ok(value),
+        _ => Err("must be a number above 0 and at most 100".into()),
+    }
+}
+
+fn probability(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
+        _ => Err("must be a number above 0 and at most 1".into()),
+    }
 }

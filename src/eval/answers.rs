@@ -1,10 +1,11 @@
-//! Answers of the language model: exact match over a set in one pass, and free generation for one picture.
+//! Answers of the language model: exact match over a set in one pass, and generation without a cache, which [`super::Generator`]
+//! is held to.
 
 use std::sync::Arc;
 
 use crate::data::batch::{Batch, IGNORED};
 use crate::data::feed::write_batch;
-use crate::data::tokenizer::{END, PAD, Tokenizer};
+use crate::data::tokenizer::{END, PAD};
 use crate::error::Result;
 use crate::executor::{Executor, Session};
 use crate::model::{ModelConfig, StepShape, record_vision_language};
@@ -68,11 +69,12 @@ impl Answerer {
         ))
     }
 
-    /// Continues a prompt greedily until the end token or the last position. The program's batch must be 1.
+    /// Continues a prompt greedily until the end token or the last position, running the whole row again for each token.
+    /// The program's batch must be 1.
     ///
     /// # Errors
     /// Whatever the session reports.
-    pub fn generate(&mut self, images: &[f32], prompt: &[u16]) -> Result<String> {
+    pub fn generate_uncached(&mut self, images: &[f32], prompt: &[u16]) -> Result<Vec<u16>> {
         let mut tokens = vec![i32::from(PAD); self.shape.tokens];
         for (place, id) in tokens.iter_mut().zip(prompt) {
             *place = i32::from(*id);
@@ -93,6 +95,6 @@ impl Answerer {
             answer.push(next);
             tokens[position] = i32::from(next);
         }
-        Ok(Tokenizer::embedded().decode(&answer))
+        Ok(answer)
     }
 }

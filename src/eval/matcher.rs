@@ -24,7 +24,7 @@ use crate::tape::{ParameterLayout, Tape};
 const RIDGE: f64 = 0.03;
 
 /// A model, its parameters' layout, where they are, and what runs there.
-pub(super) type Place<'a> = (&'a ModelConfig, &'a Arc<ParameterLayout>, &'a dyn Executor);
+pub type Place<'a> = (&'a ModelConfig, &'a Arc<ParameterLayout>, &'a dyn Executor);
 
 /// See the module's documentation.
 pub(super) struct Matcher<'a> {

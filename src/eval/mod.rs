@@ -7,6 +7,7 @@ mod comparable;
 mod distances;
 mod drift;
 mod evaluator;
+mod generation;
 mod linear_map;
 mod linear_probe;
 mod matcher;
@@ -29,8 +30,10 @@ pub use distances::{
 };
 pub use drift::{Drift, parameter_drift};
 pub use evaluator::{EvaluationSettings, Evaluator};
+pub use generation::{Generator, Sampling, draw_token};
 pub use linear_map::LinearMap;
 pub use linear_probe::LinearProbe;
+pub use matcher::Place;
 pub use neighbours::{Neighbours, accuracy};
 pub use principal::Principal;
 pub use retrieval::{

@@ -68,6 +68,7 @@ impl Executor for ReferenceExecutor {
             gradients: vec![0.0; elements(Arena::Gradients)],
             first_moments: vec![0.0; elements(Arena::FirstMoments)],
             second_moments: vec![0.0; elements(Arena::SecondMoments)],
+            cache: vec![0.0; elements(Arena::Cache)],
             arrays: vec![None; program.values().len()],
             rounding: self.rounding,
             program,
@@ -104,6 +105,7 @@ struct ReferenceSession {
     gradients: Vec<f64>,
     first_moments: Vec<f64>,
     second_moments: Vec<f64>,
+    cache: Vec<f64>,
     arrays: Vec<Option<Array>>,
     /// The state of the random roundings, where results are rounded.
     rounding: Option<u64>,
@@ -140,6 +142,7 @@ impl ReferenceSession {
             Arena::Gradients => with(&mut self.gradients),
             Arena::FirstMoments => with(&mut self.first_moments),
             Arena::SecondMoments => with(&mut self.second_moments),
+            Arena::Cache => with(&mut self.cache),
         }
     }
 
@@ -279,6 +282,7 @@ impl Session for ReferenceSession {
             Arena::Gradients => convert(&self.gradients),
             Arena::FirstMoments => convert(&self.first_moments),
             Arena::SecondMoments => convert(&self.second_moments),
+            Arena::Cache => convert(&self.cache),
         }
     }
 

@@ -7,6 +7,7 @@ use super::Scope;
 use crate::error::Result;
 use crate::ops::{self, Activation, Heads, Mask, Positions};
 use crate::tape::{Init, Tape, Value};
+use crate::tensor::DType;
 
 /// The kind of every norm of a tower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +133,48 @@ fn residual_init(rows: usize, columns: usize, depth: usize) -> Init {
     Init::Normal(glorot / (2.0 * depth as f32).sqrt())
 }
 
+/// Records one block for the next token of each row, which attends to the tokens before it through a cache of their
+/// queries, keys and values. `x` [B, 1, C].
+///
+/// # Errors
+/// Whatever recording reports.
+pub(super) fn cached_block(
+    tape: &mut Tape,
+    scope: &Scope,
+    x: Value,
+    config: &BlockConfig,
+    place: &NextPlace,
+) -> Result<Value> {
+    tape.scoped(scope.path(), |tape| {
+        let positions = Positions::Given(place.position);
+        let qkv = queries_keys_values(tape, scope, x, config, positions)?;
+        let dtype = tape.ty(qkv).dtype;
+        let (batch, tokens) = (tape.shape(qkv).dims()[0], place.tokens);
+        let cache = tape.cached([batch, tokens, config.heads.packed_width()]);
+        let own = ops::cast(tape, qkv, DType::F32)?;
+        let seen = ops::splice_into_cache(tape, cache, place.slots, own, 1)?;
+        let seen = ops::cast(tape, seen, dtype)?;
+        let y = ops::attention(tape, seen, config.heads, Mask::Causal, None)?;
+        let y = ops::select_token(tape, y, place.index)?;
+        let y = tape.reshape(y, [batch, 1, config.heads.query_width()])?;
+        let attended = attention_output(tape, scope, y, x, config)?;
+        feed_forward(tape, scope, attended, config)
+    })
+}
+
+/// Where the next token of each row stands among the T that a row can hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NextPlace {
+    /// T.
+    pub tokens: usize,
+    /// i32 [B, T]: 1 at the token's place, 0 elsewhere.
+    pub slots: Value,
+    /// The place, i32 [B, 1].
+    pub position: Value,
+    /// The place, i32 [B].
+    pub index: Value,
+}
+
 fn attention(
     tape: &mut Tape,
     scope: &Scope,
@@ -139,6 +182,19 @@ fn attention(
     config: &BlockConfig,
     mask: Mask,
     segments: Option<Value>,
+    positions: Positions,
+) -> Result<Value> {
+    let qkv = queries_keys_values(tape, scope, x, config, positions)?;
+    let y = ops::attention(tape, qkv, config.heads, mask, segments)?;
+    attention_output(tape, scope, y, x, config)
+}
+
+/// The packed rows that attention reads, `<scope>.attended`: normed, projected, turned.
+fn queries_keys_values(
+    tape: &mut Tape,
+    scope: &Scope,
+    x: Value,
+    config: &BlockConfig,
     positions: Positions,
 ) -> Result<Value> {
     let BlockConfig { width, heads, .. } = *config;
@@ -167,7 +223,20 @@ fn attention(
     if let Some(theta) = config.rope_theta {
         qkv = ops::rope(tape, qkv, heads, theta, positions)?;
     }
-    let y = ops::attention(tape, qkv, heads, mask, segments)?;
+    tape.name(qkv, scope.full("attended"));
+    Ok(qkv)
+}
+
+/// x + [scale ⊙] the projection of what attention gave, `y` [B, T, H·D].
+fn attention_output(
+    tape: &mut Tape,
+    scope: &Scope,
+    y: Value,
+    x: Value,
+    config: &BlockConfig,
+) -> Result<Value> {
+    let BlockConfig { width, heads, .. } = *config;
+    let inner = scope.child("attention");
     let columns = heads.query * heads.dim;
     let init = residual_init(width, columns, config.depth);
     let (weight, bias) = projection(tape, &inner, "out", [width, columns], init, config.bias)?;

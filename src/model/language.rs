@@ -2,11 +2,12 @@
 //!
 //! Split in three so that image tokens can be spliced in between: embed, trunk, head.
 
-use super::block::{block, norm};
+use super::block::{NextPlace, block, cached_block, norm};
 use super::{LanguageConfig, Scope};
 use crate::error::Result;
 use crate::ops::{self, Mask, Positions};
 use crate::tape::{Init, Tape, Value};
+use crate::tensor::TensorType;
 
 fn scope() -> Scope {
     Scope::module("language")
@@ -65,6 +66,52 @@ pub fn language_trunk(
     )?;
     tape.name(x, format!("{name}.hidden"));
     Ok(x)
+}
+
+/// Records the blocks and the final norm for the next token of each row. `x` [B, 1, D] → hidden states [B, 1, D].
+///
+/// Each layer keeps the queries, keys and values of the tokens before in a cache [B, T, (H+2Hk)·D] of the program
+/// ([`Tape::cached`], in the layers' order), writes its own token's row there and attends to the rows up to it. The cost
+/// beyond one token's products is one attention over the cache, T²/2 pairs a head: small beside what running all T tokens
+/// again would take as long as T is below the model's width.
+///
+/// Inputs: `slots` i32 [B, T], 1 at the token's place and 0 elsewhere; `position` i32 [B, 1] and `index` i32 [B], the
+/// place twice.
+///
+/// # Errors
+/// Whatever recording reports.
+pub fn language_step(
+    tape: &mut Tape,
+    config: &LanguageConfig,
+    x: Value,
+    tokens: usize,
+) -> Result<Value> {
+    let batch = tape.shape(x).dims()[0];
+    let place = NextPlace {
+        tokens,
+        slots: tape.input("slots", TensorType::i32([batch, tokens])),
+        position: tape.input("position", TensorType::i32([batch, 1])),
+        index: tape.input("index", TensorType::i32([batch])),
+    };
+    let settings = config.block();
+    let mut x = x;
+    for layer in 0..config.depth {
+        let part = scope().child("blocks").child(layer);
+        x = cached_block(tape, &part, x, &settings, &place)?;
+    }
+    norm(
+        tape,
+        &scope(),
+        "final_norm",
+        x,
+        settings.norm,
+        settings.norm_epsilon,
+    )
+}
+
+/// The name of what a layer's attention reads in a program that runs whole rows: the rows of its cache.
+pub fn cached_rows(layer: usize) -> String {
+    scope().child("blocks").child(layer).full("attended")
 }
 
 /// The output product of a decoder.

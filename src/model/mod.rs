@@ -16,12 +16,15 @@ mod whole;
 pub use block::{BlockConfig, MlpKind, NormKind};
 pub use config::{ConnectorConfig, LanguageConfig, ModelConfig, TextConfig, VisionConfig};
 pub use connector::connector;
-pub use language::{LanguageHead, embed_tokens, language_head, language_trunk};
+pub use language::{
+    LanguageHead, cached_rows, embed_tokens, language_head, language_step, language_trunk,
+};
 pub use presets::{LANGUAGE_PRESETS, VISION_PRESETS, language_preset, vision_preset};
 pub use scope::Scope;
 pub use text::text_tower;
 pub use vision::vision_tower;
 pub use whole::{
-    ContrastivePair, Objectives, StepShape, declare, initialise, initialise_one,
-    record_contrastive_features, record_objectives, record_vision_language,
+    ContrastivePair, NextToken, Objectives, StepShape, declare, initialise, initialise_one,
+    record_contrastive_features, record_next_token, record_objectives, record_prompt,
+    record_vision_language,
 };

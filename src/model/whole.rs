@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::connector::connector;
-use super::language::{embed_tokens, language_head, language_trunk};
+use super::language::{embed_tokens, language_head, language_step, language_trunk};
 use super::text::text_tower;
 use super::vision::vision_tower;
 use super::{ModelConfig, Scope};
@@ -327,6 +327,73 @@ pub fn record_vision_language(
         tape.output(loss, "loss.next_token");
     }
     Ok(())
+}
+
+/// What a program that generates hands out for the next token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NextToken {
+    /// `next` i32 [B]: the likeliest token.
+    Likeliest,
+    /// `logits` f32 [B, V]: the scores of all.
+    Logits,
+}
+
+fn record_next(
+    tape: &mut Tape,
+    config: &ModelConfig,
+    hidden: Value,
+    next: NextToken,
+) -> Result<()> {
+    let head = language_head(tape, &config.language)?;
+    match next {
+        NextToken::Likeliest => {
+            let next = ops::linear_argmax(tape, hidden, head.weight)?;
+            tape.output(next, "next");
+        }
+        NextToken::Logits => {
+            let logits = ops::linear(tape, hidden, head.weight, None)?;
+            tape.output(logits, "logits");
+        }
+    }
+    Ok(())
+}
+
+/// Records the pass over pictures and prompts that generation begins with: what comes after token `index` i32 [B] of each
+/// row, as `next` says. Inputs `images` and `tokens` i32 [B, T]. The rows for the caches of [`record_next_token`] are the
+/// named values [`cached_rows`].
+///
+/// # Errors
+/// Whatever recording reports.
+pub fn record_prompt(
+    tape: &mut Tape,
+    config: &ModelConfig,
+    shape: &StepShape,
+    next: NextToken,
+) -> Result<()> {
+    let features = record_features(tape, config, shape)?;
+    let image_tokens = connector(tape, config, features)?;
+    let hidden = record_conversation(tape, config, shape, Some(image_tokens))?;
+    let index = tape.input("index", TensorType::i32([shape.batch]));
+    let last = ops::select_token(tape, hidden, index)?;
+    record_next(tape, config, last, next)
+}
+
+/// Records the pass over one more token of each row: what comes after it, as `next` says. Inputs: `token` i32 [B, 1] and
+/// those of [`language_step`].
+///
+/// # Errors
+/// Whatever recording reports.
+pub fn record_next_token(
+    tape: &mut Tape,
+    config: &ModelConfig,
+    shape: &StepShape,
+    next: NextToken,
+) -> Result<()> {
+    let token = tape.input("token", TensorType::i32([shape.batch, 1]));
+    let x = embed_tokens(tape, &config.language, token)?;
+    let hidden = language_step(tape, &config.language, x, shape.tokens)?;
+    let hidden = tape.reshape(hidden, [shape.batch, config.language.width])?;
+    record_next(tape, config, hidden, next)
 }
 
 /// Declares every parameter of the model and lays them out. Nothing is allocated.

@@ -44,6 +44,6 @@ pub use pooling::{mean_pool, select_token};
 pub use position::{add_position, drop_tokens};
 pub use qk_norm::qk_norm;
 pub use rope::{Positions, rope};
-pub use splice::splice;
+pub use splice::{splice, splice_into_cache};
 pub use swiglu::swiglu;
 pub use weighted_sum::weighted_sum;

@@ -32,6 +32,23 @@ pub fn splice(
     tape.record_one(Splice { image_id }, &[text, ids, image])
 }
 
+/// As [`splice`] into a value that keeps its contents from run to run ([`Tape::cached`]): the rows of `cache` [B, T, D]
+/// at `place_id` of `places` i32 [B, T] become those of `rows` [B, Ti, D], the others stay. Returns the cache as it is
+/// then.
+///
+/// # Errors
+/// [`Error::Shape`] when a shape differs.
+pub fn splice_into_cache(
+    tape: &mut Tape,
+    cache: Value,
+    places: Value,
+    rows: Value,
+    place_id: i32,
+) -> Result<Value> {
+    let op = Splice { image_id: place_id };
+    Ok(tape.record_update(op, &[cache, places, rows])?[0])
+}
+
 /// Rows that one block of `cuda/splice.cu` moves.
 const ROWS_PER_BLOCK: usize = 8;
 

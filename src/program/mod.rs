@@ -88,6 +88,7 @@ pub struct Program {
     parameters: Vec<(ParameterSpec, Value)>,
     gradient_entries: Vec<GradientEntry>,
     gradient_elements: usize,
+    cache_elements: usize,
     moments: bool,
     arena_bytes: usize,
     planned: Vec<PlannedBytes>,
@@ -174,6 +175,7 @@ impl Program {
             parameters: tape.parameters,
             gradient_entries: tape.gradient_entries,
             gradient_elements: tape.gradient_elements,
+            cache_elements: tape.cache_elements,
             moments: tape.has_moments,
             arena_bytes: placement.arena as usize,
             planned,
@@ -244,6 +246,7 @@ impl Program {
             Arena::ParametersBf16 if self.has_bf16_parameters() => parameter_elements,
             Arena::ParametersBf16 => 0,
             Arena::Gradients => self.gradient_elements,
+            Arena::Cache => self.cache_elements,
             Arena::FirstMoments | Arena::SecondMoments if self.moments => self.gradient_elements,
             Arena::FirstMoments | Arena::SecondMoments => 0,
         }

@@ -46,6 +46,8 @@ pub enum Arena {
     FirstMoments,
     /// Second moments of the optimiser, laid out like the gradients.
     SecondMoments,
+    /// What a program keeps from run to run, such as keys and values of tokens it has seen.
+    Cache,
 }
 
 impl Arena {
@@ -119,6 +121,7 @@ pub struct Tape {
     pub(crate) gradient_elements: usize,
     pub(crate) gradient_entries: Vec<GradientEntry>,
     pub(crate) has_moments: bool,
+    pub(crate) cache_elements: usize,
 }
 
 /// The place of one parameter's gradient and moments.
@@ -170,6 +173,7 @@ impl Tape {
             gradient_elements: 0,
             gradient_entries: Vec::new(),
             has_moments: false,
+            cache_elements: 0,
         }
     }
 
@@ -304,6 +308,21 @@ impl Tape {
             ty: TensorType::new(arena.element(), [elements]),
             name: None,
             storage: Storage::Fixed(arena, offset),
+            requires_gradient: false,
+            is_input: false,
+        })
+    }
+
+    /// A value f32 that keeps its contents from run to run, zero before the first; an op recorded by
+    /// [`Tape::record_update`] changes it. Such values lie in [`Arena::Cache`] one after the other, without gaps.
+    pub fn cached(&mut self, shape: impl Into<Shape>) -> Value {
+        let shape = shape.into();
+        let offset = self.cache_elements;
+        self.cache_elements += shape.numel();
+        self.push(ValueInfo {
+            ty: TensorType::new(Arena::Cache.element(), shape),
+            name: None,
+            storage: Storage::Fixed(Arena::Cache, offset),
             requires_gradient: false,
             is_input: false,
         })

@@ -12,7 +12,7 @@ use crate::data::picture::{Picture, PictureLimits};
 use crate::data::resample::Filter;
 use crate::data::tokenizer::{ASSISTANT, BEGIN, IMAGE, Tokenizer, USER};
 use crate::error::{Error, Result};
-use crate::eval::{Answerer, Evaluation, Evaluator};
+use crate::eval::{Evaluation, Evaluator, Generator, Sampling};
 use crate::executor::{Choice, Executor};
 use crate::model::{StepShape, declare};
 use crate::tape::ParameterLayout;
@@ -100,7 +100,7 @@ impl LoadedRun {
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Content`] when the image cannot be used, [`Error::Setting`] when the question is too long.
-    pub fn ask(&self, image: &Path, question: &str) -> Result<String> {
+    pub fn ask(&self, image: &Path, question: &str, sampling: Sampling) -> Result<String> {
         let bytes =
             std::fs::read(image).map_err(|problem| Error::io(image, "read the image", problem))?;
         let name = image.display().to_string();
@@ -136,12 +136,14 @@ impl LoadedRun {
             caption_tokens: 8,
             image_id: i32::from(IMAGE),
         };
-        let mut answerer = Answerer::new(
+        let place = (
             &self.recipe.model,
             &self.layout,
-            self.executor.as_ref(),
-            shape,
-        )?;
-        answerer.generate(&pixels, &prompt)
+            self.executor.as_ref() as &dyn Executor,
+        );
+        let mut generator = Generator::new(place, shape, sampling)?;
+        let mut answers = generator.generate(&pixels, &[prompt])?;
+        let answer = answers.pop().expect("one answer a prompt");
+        Ok(Tokenizer::embedded().decode(&answer))
     }
 }

@@ -439,7 +439,7 @@ impl Trainer {
             write_batch(session, &batch)?;
             session.write_f32("hyper", &hyper(stage, step, steps))?;
             session.run()?;
-            let numbers = read_numbers(session, stage, step, steps, start)?;
+            let numbers = StepNumbers::read(session, stage, step, steps, start)?;
             if !(numbers.loss.is_finite() && numbers.gradient_norm.is_finite()) {
                 bad_steps += 1;
                 self.report_bad_step(stage, step, &batch, &numbers)?;
@@ -590,30 +590,4 @@ fn compile_stage(
         machine,
         options.memory_budget,
     )
-}
-
-fn read_numbers(
-    session: &dyn Session,
-    stage: &Stage,
-    step: u64,
-    steps: u64,
-    start: Instant,
-) -> Result<StepNumbers> {
-    let scalar = |name: &str| -> Result<f64> { Ok(session.read_f64(name)?[0]) };
-    let mut terms = Vec::new();
-    for (name, weight) in [
-        ("next_token", stage.next_token),
-        ("contrastive", stage.contrastive),
-    ] {
-        if weight > 0.0 {
-            terms.push((name, scalar(&format!("loss.{name}"))?));
-        }
-    }
-    Ok(StepNumbers {
-        loss: scalar("loss")?,
-        terms,
-        gradient_norm: scalar("gradient_norm")?,
-        learning_rate: stage.learning_rate_at(step, steps),
-        seconds: start.elapsed().as_secs_f64(),
-    })
 }

@@ -115,6 +115,7 @@ impl Executor for CpuExecutor {
                 gradients: fixed("gradients", Arena::Gradients)?,
                 first_moments: fixed("first moments", Arena::FirstMoments)?,
                 second_moments: fixed("second moments", Arena::SecondMoments)?,
+                cache: fixed("cache", Arena::Cache)?,
             },
             parameters: self.parameters.clone(),
             pool: self.pool.clone(),
@@ -149,6 +150,7 @@ struct Memory {
     gradients: ByteArena,
     first_moments: ByteArena,
     second_moments: ByteArena,
+    cache: ByteArena,
 }
 
 impl Memory {
@@ -159,6 +161,7 @@ impl Memory {
             Arena::Gradients => &self.gradients,
             Arena::FirstMoments => &self.first_moments,
             Arena::SecondMoments => &self.second_moments,
+            Arena::Cache => &self.cache,
         }
     }
 

@@ -19,7 +19,7 @@ use crate::tensor::DType;
 /// The arenas of one session, and the parameters' that all sessions share.
 pub(super) struct Memory {
     pub step: DeviceMemory,
-    fixed: [(Arena, DeviceMemory); 3],
+    fixed: [(Arena, DeviceMemory); 4],
     parameters: Rc<Parameters>,
 }
 
@@ -36,6 +36,7 @@ impl Memory {
                 fixed(Arena::Gradients, "memory of the gradients")?,
                 fixed(Arena::FirstMoments, "memory of the first moments")?,
                 fixed(Arena::SecondMoments, "memory of the second moments")?,
+                fixed(Arena::Cache, "memory of the cache")?,
             ],
             parameters,
         })

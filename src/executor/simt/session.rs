@@ -132,7 +132,7 @@ impl Executor for SimtExecutor {
 /// The arenas of one session. The step's arena is one allocation, or one for every place in it.
 struct Memory {
     step: BTreeMap<usize, Buffer>,
-    fixed: [(Arena, Buffer); 3],
+    fixed: [(Arena, Buffer); 4],
 }
 
 impl Memory {
@@ -164,6 +164,7 @@ impl Memory {
                 fixed(Arena::Gradients)?,
                 fixed(Arena::FirstMoments)?,
                 fixed(Arena::SecondMoments)?,
+                fixed(Arena::Cache)?,
             ],
         })
     }

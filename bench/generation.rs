@@ -1,0 +1,69 @@
+//! Tokens a second of greedy generation, with and without the cache of keys and values, on the model of the default
+//! recipe with untrained parameters: `cargo bench --bench generation`.
+
+use std::time::Instant;
+
+use keel::data::tokenizer::{ASSISTANT, BEGIN, IMAGE, USER};
+use keel::eval::{Answerer, Generator, Sampling};
+use keel::executor::{CpuExecutor, Executor};
+use keel::model::{StepShape, declare, initialise};
+use keel::train::Recipe;
+
+/// Rounds of which the fastest counts.
+const ROUNDS: usize = 5;
+
+fn main() {
+    let recipe = Recipe::load("emoji", &[]).expect("the built-in recipe");
+    let config = &recipe.model;
+    let layout = declare(config, recipe.contrastive_form.into()).expect("the built-in model");
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let cpu = CpuExecutor::new(layout.elements(), threads).expect("memory and threads");
+    cpu.write_parameters(0, &initialise(&layout, 1));
+    let mut prompt = vec![BEGIN];
+    prompt.extend(std::iter::repeat_n(IMAGE, config.image_tokens()));
+    prompt.extend([USER, 300, ASSISTANT]);
+    let images = vec![0.1; 3 * config.vision.image_size * config.vision.image_size];
+    println!("{}", cpu.describe());
+    for tokens in [80, 160, 320] {
+        let shape = StepShape {
+            batch: 1,
+            tokens,
+            caption_tokens: 8,
+            image_id: i32::from(IMAGE),
+        };
+        let place = (config, &layout, &cpu as &dyn Executor);
+        let mut cached = Generator::new(place, shape, Sampling::Greedy).expect("it loads");
+        let mut uncached = Answerer::new(config, &layout, &cpu, shape).expect("it loads");
+        let prompts = [prompt.clone()];
+        let (answer, with) = fastest(|| {
+            cached
+                .generate(&images, &prompts)
+                .expect("it runs")
+                .remove(0)
+        });
+        let (again, without) = fastest(|| {
+            uncached
+                .generate_uncached(&images, &prompt)
+                .expect("it runs")
+        });
+        assert_eq!(answer, again);
+        println!(
+            "{} tokens: {:.0} a second with the cache, {:.0} without: {:.1} times as fast",
+            answer.len(),
+            answer.len() as f64 / with,
+            answer.len() as f64 / without,
+            without / with
+        );
+    }
+}
+
+fn fastest<T>(mut run: impl FnMut() -> T) -> (T, f64) {
+    let mut best = f64::INFINITY;
+    let mut last = None;
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        last = Some(run());
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    (last.expect("there is a round"), best)
+}

@@ -1,0 +1,210 @@
+//! Generation with a cache of keys and values: one pass over pictures and prompts, then one small pass a token.
+
+use std::sync::Arc;
+
+use super::matcher::Place;
+use crate::data::random::{Purpose, Stream};
+use crate::data::tokenizer::{END, PAD};
+use crate::error::{Error, Result};
+use crate::executor::Session;
+use crate::model::{NextToken, StepShape, cached_rows, record_next_token, record_prompt};
+use crate::program::{CompileOptions, Program};
+use crate::tape::{Arena, Tape};
+
+/// How the next token is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sampling {
+    /// The likeliest.
+    Greedy,
+    /// At random.
+    Random {
+        /// What scores are divided by, above 0.
+        temperature: f64,
+        /// Only the likeliest tokens that together have at least this probability are drawn from, above 0 and at most 1
+        /// (Holtzman et al. 2020).
+        top_p: f64,
+        /// The seed. Each row draws from its own stream.
+        seed: u64,
+    },
+}
+
+/// See the module's documentation.
+pub struct Generator {
+    prompt: Box<dyn Session>,
+    step: Box<dyn Session>,
+    shape: StepShape,
+    layers: usize,
+    sampling: Sampling,
+}
+
+impl Generator {
+    /// Loads both programs for `shape.batch` rows of at most `shape.tokens` tokens.
+    ///
+    /// # Errors
+    /// Whatever recording or loading reports.
+    pub fn new(
+        (config, layout, executor): Place<'_>,
+        shape: StepShape,
+        sampling: Sampling,
+    ) -> Result<Generator> {
+        let next = match sampling {
+            Sampling::Greedy => NextToken::Likeliest,
+            Sampling::Random { .. } => NextToken::Logits,
+        };
+        let machine = executor.machine();
+        let tape = || Tape::new(layout.clone(), |_| false).in_precision(machine.precision);
+        let layers = config.language.depth;
+        let mut prompt = tape();
+        record_prompt(&mut prompt, config, &shape, next)?;
+        let options = CompileOptions {
+            keep: (0..layers).map(cached_rows).collect(),
+            ..CompileOptions::new(machine.target)
+        };
+        let prompt = Program::compile(prompt, &options)?;
+        let mut step = tape();
+        record_next_token(&mut step, config, &shape, next)?;
+        let step = Program::compile(step, &CompileOptions::new(machine.target))?;
+        Ok(Generator {
+            prompt: executor.load(Arc::new(prompt))?,
+            step: executor.load(Arc::new(step))?,
+            shape,
+            layers,
+            sampling,
+        })
+    }
+
+    /// Continues each of `prompts`, whose pictures are `images` [n, 3, S, S], until the end token, which is left off, or the
+    /// last position. At most as many prompts as the batch has rows.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when there are too many prompts, or one is empty or leaves no room; whatever the sessions report.
+    pub fn generate(&mut self, images: &[f32], prompts: &[Vec<u16>]) -> Result<Vec<Vec<u16>>> {
+        let StepShape { batch, tokens, .. } = self.shape;
+        let most = format!("1 to {batch} of them, each of 1 to {} tokens", tokens - 1);
+        let fits = |prompt: &Vec<u16>| !prompt.is_empty() && prompt.len() < tokens;
+        if prompts.is_empty() || prompts.len() > batch || !prompts.iter().all(fits) {
+            let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+            let found = format!("{}, the longest of {longest} tokens", prompts.len());
+            return Err(Error::setting("prompts", most, found));
+        }
+        // Rows beyond the prompts repeat the first.
+        let of_row = |row: usize| if row < prompts.len() { row } else { 0 };
+        let picture = images.len() / prompts.len();
+        let mut pictures = Vec::with_capacity(batch * picture);
+        let mut ids = vec![i32::from(PAD); batch * tokens];
+        for row in 0..batch {
+            let from = of_row(row);
+            pictures.extend_from_slice(&images[from * picture..(from + 1) * picture]);
+            for (place, id) in ids[row * tokens..].iter_mut().zip(&prompts[from]) {
+                *place = i32::from(*id);
+            }
+        }
+        // The place of the token that was read last.
+        let mut places: Vec<usize> = (0..batch)
+            .map(|row| prompts[of_row(row)].len() - 1)
+            .collect();
+        self.prompt.write_f32("images", &pictures)?;
+        self.prompt.write_i32("tokens", &ids)?;
+        self.prompt.write_i32("index", &as_i32(&places))?;
+        self.prompt.run()?;
+        let mut cache = Vec::new();
+        for layer in 0..self.layers {
+            cache.extend(self.prompt.read_f32(&cached_rows(layer))?);
+        }
+        self.step.write_arena(Arena::Cache, &cache)?;
+
+        let mut draws = self.streams(batch);
+        let mut next = choose(self.prompt.as_ref(), &self.sampling, &mut draws)?;
+        let mut answers = vec![Vec::new(); prompts.len()];
+        let mut is_done = vec![false; prompts.len()];
+        let mut slots = vec![0i32; batch * tokens];
+        loop {
+            for (row, answer) in answers.iter_mut().enumerate() {
+                is_done[row] |= next[row] == END || places[row] + 1 == tokens;
+                if !is_done[row] {
+                    answer.push(next[row]);
+                    is_done[row] = places[row] + 2 == tokens;
+                }
+            }
+            if is_done.iter().all(|done| *done) {
+                return Ok(answers);
+            }
+            slots.fill(0);
+            for (row, place) in places.iter_mut().enumerate() {
+                // Rows that are done write their last place again: nobody reads it.
+                *place = (*place + 1).min(tokens - 1);
+                slots[row * tokens + *place] = 1;
+            }
+            let read: Vec<i32> = next.iter().map(|id| i32::from(*id)).collect();
+            self.step.write_i32("token", &read)?;
+            self.step.write_i32("slots", &slots)?;
+            self.step.write_i32("position", &as_i32(&places))?;
+            self.step.write_i32("index", &as_i32(&places))?;
+            self.step.run()?;
+            next = choose(self.step.as_ref(), &self.sampling, &mut draws)?;
+        }
+    }
+
+    fn streams(&self, rows: usize) -> Vec<Stream> {
+        let seed = match self.sampling {
+            Sampling::Greedy => 0,
+            Sampling::Random { seed, .. } => seed,
+        };
+        (0..rows as u64)
+            .map(|row| Stream::new(seed, Purpose::Evaluation, 3, row))
+            .collect()
+    }
+}
+
+fn as_i32(places: &[usize]) -> Vec<i32> {
+    places.iter().map(|place| *place as i32).collect()
+}
+
+/// The next token of each row.
+fn choose(session: &dyn Session, sampling: &Sampling, draws: &mut [Stream]) -> Result<Vec<u16>> {
+    match *sampling {
+        Sampling::Greedy => {
+            let next = session.read_f64("next")?;
+            Ok(next.into_iter().map(|id| id as u16).collect())
+        }
+        Sampling::Random {
+            temperature, top_p, ..
+        } => {
+            let logits = session.read_f64("logits")?;
+            let vocabulary = logits.len() / draws.len();
+            let rows = logits.chunks(vocabulary).zip(draws);
+            Ok(rows
+                .map(|(logits, draw)| {
+                    draw_token(logits, temperature, top_p, f64::from(draw.unit())) as u16
+                })
+                .collect())
+        }
+    }
+}
+
+/// The token that `draw`, 0 to below 1, falls on among the likeliest whose probabilities under `temperature` add up to
+/// `top_p` or more. Ties go to the smaller token.
+pub fn draw_token(logits: &[f64], temperature: f64, top_p: f64, draw: f64) -> usize {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|i, j| logits[*j].total_cmp(&logits[*i]));
+    let largest = order.first().map_or(0.0, |first| logits[*first]);
+    let weight = |token: usize| ((logits[token] - largest) / temperature).exp();
+    let all: f64 = order.iter().map(|token| weight(*token)).sum();
+    let mut kept = 0.0;
+    let mut count = 0;
+    for token in &order {
+        kept += weight(*token);
+        count += 1;
+        if kept >= top_p * all {
+            break;
+        }
+    }
+    let mut left = draw * kept;
+    for token in &order[..count] {
+        left -= weight(*token);
+        if left < 0.0 {
+            return *token;
+        }
+    }
+    order[count - 1]
+}

@@ -1,0 +1,172 @@
+//! Generation with a cache of keys and values gives what generation without one gives; draws follow the probabilities.
+
+use std::sync::Arc;
+
+use keel::data::tokenizer::{ASSISTANT, BEGIN, IMAGE, USER};
+use keel::eval::{Answerer, Generator, Sampling, draw_token};
+use keel::executor::{CpuExecutor, Executor, ReferenceExecutor};
+use keel::model::{StepShape, declare, initialise};
+use keel::tape::ParameterLayout;
+use keel::train::Recipe;
+
+use crate::harness::Random;
+
+/// A small untrained model with parameters large enough that answers differ.
+fn model(sets: &[&str]) -> (Recipe, Arc<ParameterLayout>, Vec<f32>) {
+    let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+    let recipe = Recipe::load("tiny", &sets).unwrap();
+    let layout = declare(&recipe.model, recipe.contrastive_form.into()).unwrap();
+    let mut values = initialise(&layout, 5);
+    for value in &mut values {
+        *value *= 3.0;
+    }
+    (recipe, layout, values)
+}
+
+fn prompts(image_tokens: usize, questions: &[&[u16]]) -> Vec<Vec<u16>> {
+    let prompt = |question: &&[u16]| {
+        let mut ids = vec![BEGIN];
+        ids.extend(std::iter::repeat_n(IMAGE, image_tokens));
+        ids.push(USER);
+        ids.extend_from_slice(question);
+        ids.push(ASSISTANT);
+        ids
+    };
+    questions.iter().map(prompt).collect()
+}
+
+fn pictures(count: usize, side: usize) -> Vec<f32> {
+    let mut random = Random::new(7);
+    random.normals(count * 3 * side * side, 0.5)
+}
+
+#[test]
+fn cached_generation_equals_uncached_generation() {
+    // Grouped heads with biases, and as many heads as key heads with norms on queries and keys.
+    for sets in [
+        &[][..],
+        &[
+            "model.language.key_value_heads=2",
+            "model.language.qk_norm=true",
+            "model.language.qkv_bias=false",
+        ],
+    ] {
+        let (recipe, layout, values) = model(sets);
+        let config = &recipe.model;
+        let side = config.vision.image_size;
+        let tokens = 20;
+        let prompts = prompts(config.image_tokens(), &[&[300], &[70, 200, 411], &[99, 98]]);
+        let images = pictures(3, side);
+        let reference = ReferenceExecutor::new(layout.elements());
+        let cpu = CpuExecutor::new(layout.elements(), 2).unwrap();
+        let executors: [&dyn Executor; 2] = [&reference, &cpu];
+        for executor in executors {
+            executor.write_parameters(0, &values);
+            let shape = |batch| StepShape {
+                batch,
+                tokens,
+                caption_tokens: 8,
+                image_id: i32::from(IMAGE),
+            };
+            let place = (config, &layout, executor);
+            // One row is empty: it must not disturb the others.
+            let mut cached = Generator::new(place, shape(4), Sampling::Greedy).unwrap();
+            let mut uncached = Answerer::new(config, &layout, executor, shape(1)).unwrap();
+            let answers = cached.generate(&images, &prompts).unwrap();
+            for (row, prompt) in prompts.iter().enumerate() {
+                let picture = &images[row * 3 * side * side..][..3 * side * side];
+                let wanted = uncached.generate_uncached(picture, prompt).unwrap();
+                assert_eq!(answers[row], wanted, "{}, row {row}", executor.describe());
+                assert!(prompt.len() + wanted.len() <= tokens);
+            }
+            // They fill their rows, and are not all the same.
+            assert!(
+                answers.iter().any(|answer| answer.len() >= 8),
+                "{answers:?}"
+            );
+            assert_ne!(answers[0][..3], answers[1][..3], "{answers:?}");
+            // A session that has been used gives the same again, in another order of rows.
+            let turned: Vec<Vec<u16>> = prompts.iter().rev().cloned().collect();
+            let one = 3 * side * side;
+            let of_turned: Vec<f32> = images.chunks(one).rev().flatten().copied().collect();
+            let mut again = cached.generate(&of_turned, &turned).unwrap();
+            again.reverse();
+            assert_eq!(again, answers);
+        }
+    }
+}
+
+#[test]
+fn sampled_generation_is_drawn_by_its_seed_and_almost_greedy_when_cold() {
+    let (recipe, layout, values) = model(&[]);
+    let config = &recipe.model;
+    let cpu = CpuExecutor::new(layout.elements(), 2).unwrap();
+    cpu.write_parameters(0, &values);
+    let prompts = prompts(config.image_tokens(), &[&[300], &[300]]);
+    let images = pictures(1, config.vision.image_size).repeat(2);
+    let shape = StepShape {
+        batch: 2,
+        tokens: 20,
+        caption_tokens: 8,
+        image_id: i32::from(IMAGE),
+    };
+    let generate = |sampling| {
+        let mut generator = Generator::new((config, &layout, &cpu), shape, sampling).unwrap();
+        generator.generate(&images, &prompts).unwrap()
+    };
+    let random = |temperature, seed| Sampling::Random {
+        temperature,
+        top_p: 1.0,
+        seed,
+    };
+    assert_eq!(generate(random(1e-6, 1)), generate(Sampling::Greedy));
+    let warm = generate(random(1.0, 1));
+    assert_eq!(warm, generate(random(1.0, 1)));
+    assert_ne!(warm, generate(random(1.0, 2)));
+    assert_ne!(warm[0], warm[1], "rows draw from streams of their own");
+}
+
+#[test]
+fn draws_follow_the_probabilities_and_stay_among_the_likeliest() {
+    let logits: Vec<f64> = [0.1f64, 0.6, 0.3].iter().map(|p| p.ln()).collect();
+    let token = |draw: f64| draw_token(&logits, 1.0, 1.0, draw);
+    let drawn: Vec<usize> = (0..10)
+        .map(|i| token((f64::from(i) + 0.5) / 10.0))
+        .collect();
+    assert_eq!(drawn, [1, 1, 1, 1, 1, 1, 2, 2, 2, 0]);
+    // Half the temperature squares the odds: 36 to 9 to 1.
+    assert_eq!(draw_token(&logits, 0.5, 1.0, 35.9 / 46.0), 1);
+    assert_eq!(draw_token(&logits, 0.5, 1.0, 36.1 / 46.0), 2);
+    // 0.6 reaches 0.5; 0.6 and 0.3 reach 0.8 and share what is drawn.
+    assert_eq!(draw_token(&logits, 1.0, 0.5, 0.999), 1);
+    assert_eq!(draw_token(&logits, 1.0, 0.8, 0.66), 1);
+    assert_eq!(draw_token(&logits, 1.0, 0.8, 0.67), 2);
+    assert_eq!(draw_token(&logits, 1.0, 0.8, 0.999), 2);
+    assert_eq!(draw_token(&[1.0, 1.0], 1e-9, 0.1, 0.9), 0);
+}
+
+#[test]
+fn prompts_that_do_not_fit_are_refused() {
+    let (recipe, layout, _) = model(&[]);
+    let cpu = CpuExecutor::new(layout.elements(), 1).unwrap();
+    let shape = StepShape {
+        batch: 1,
+        tokens: 12,
+        caption_tokens: 8,
+        image_id: i32::from(IMAGE),
+    };
+    let place = (&recipe.model, &layout, &cpu as &dyn Executor);
+    let mut generator = Generator::new(place, shape, Sampling::Greedy).unwrap();
+    let side = recipe.model.vision.image_size;
+    for prompts in [
+        vec![],
+        vec![vec![1; 12]],
+        vec![vec![1], vec![1]],
+        vec![vec![]],
+    ] {
+        let problem = generator
+            .generate(&pictures(1, side), &prompts)
+            .unwrap_err();
+        assert!(problem.to_string().contains("prompts: wanted"), "{problem}");
+    }
+}
