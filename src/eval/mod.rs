@@ -13,6 +13,7 @@ mod linear_probe;
 mod matcher;
 mod neighbours;
 mod principal;
+mod probe;
 mod retrieval;
 mod spaces;
 mod statistics;
@@ -36,6 +37,7 @@ pub use linear_probe::LinearProbe;
 pub use matcher::Place;
 pub use neighbours::{Neighbours, accuracy};
 pub use principal::Principal;
+pub use probe::{Labelled, ProbeForm, ProbeSettings, TrainedProbe};
 pub use retrieval::{
     Ranking, Recall, class_features, classify, classify_among, normalise_rows, rank_positives,
     recall,

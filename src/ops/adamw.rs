@@ -22,10 +22,46 @@ use crate::tape::{Arena, Backward, Cost, CpuArgs, Op, Output, ReferenceArgs, Tap
 use crate::tensor::{DType, TensorType};
 
 /// Numbers of the input `hyper`.
-pub(super) const HYPER: usize = 11;
+pub const HYPER: usize = 11;
 
 /// Elements of one task.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
+
+/// What AdamW goes by in one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepSettings {
+    /// Learning rate η.
+    pub learning_rate: f64,
+    /// β₁ and β₂.
+    pub betas: [f64; 2],
+    /// ε.
+    pub epsilon: f64,
+    /// Decoupled weight decay λ.
+    pub weight_decay: f64,
+    /// Largest gradient norm; 0 leaves gradients as they are.
+    pub clip: f64,
+}
+
+impl StepSettings {
+    /// The numbers of the input `hyper` f32 [11] for the optimiser step `step` (from 0).
+    pub fn hyper(&self, step: u64) -> [f32; HYPER] {
+        let [beta1, beta2] = self.betas;
+        let count = step as f64 + 1.0;
+        [
+            self.learning_rate as f32,
+            beta1 as f32,
+            beta2 as f32,
+            self.epsilon as f32,
+            self.weight_decay as f32,
+            self.clip as f32,
+            (1.0 - beta1.powf(count)) as f32,
+            (1.0 - beta2.powf(count)) as f32,
+            (1.0 - beta1) as f32,
+            (1.0 - beta2) as f32,
+            count as f32,
+        ]
+    }
+}
 
 /// What an update does beyond AdamW.
 #[derive(Clone, Debug, Default)]

@@ -28,7 +28,7 @@ mod splice;
 mod swiglu;
 mod weighted_sum;
 
-pub use adamw::{UpdateOptions, record_update};
+pub use adamw::{HYPER, StepSettings, UpdateOptions, record_update};
 pub use attention::{Heads, Mask, attention, cross_attention};
 pub use cast::cast;
 pub use contrastive_loss::{Contrastive, contrastive_loss};

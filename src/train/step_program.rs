@@ -6,7 +6,7 @@ use super::recipe::{Recipe, Stage};
 use crate::data::tokenizer::IMAGE;
 use crate::error::Result;
 use crate::model::{StepShape, record_objectives};
-use crate::ops::{self, UpdateOptions};
+use crate::ops::{self, StepSettings, UpdateOptions};
 use crate::program::{CompileOptions, Program};
 use crate::tape::{Machine, ParameterLayout, Tape};
 use crate::tensor::DType;
@@ -79,19 +79,12 @@ pub fn compile_step(
 
 /// The numbers of the input `hyper` f32 [11] for the optimiser step `step` (from 0).
 pub fn hyper(stage: &Stage, step: u64, steps: u64) -> [f32; 11] {
-    let [beta1, beta2] = stage.betas;
-    let count = step as f64 + 1.0;
-    [
-        stage.learning_rate_at(step, steps) as f32,
-        beta1 as f32,
-        beta2 as f32,
-        stage.epsilon as f32,
-        stage.weight_decay as f32,
-        stage.clip as f32,
-        (1.0 - beta1.powf(count)) as f32,
-        (1.0 - beta2.powf(count)) as f32,
-        (1.0 - beta1) as f32,
-        (1.0 - beta2) as f32,
-        count as f32,
-    ]
+    let settings = StepSettings {
+        learning_rate: stage.learning_rate_at(step, steps),
+        betas: stage.betas,
+        epsilon: stage.epsilon,
+        weight_decay: stage.weight_decay,
+        clip: stage.clip,
+    };
+    settings.hyper(step)
 }
