@@ -115,13 +115,15 @@ fn an_ablation_that_was_stopped_goes_on_and_ends_with_the_same_numbers() {
     assert_eq!(numbers(&again), numbers(&whole));
 
     // Another length is another result, not the old one under the same name.
-    let longer = PLAN.replace("steps = 0.34", "steps = 0.5");
+    let longer = PLAN
+        .replace("steps = 0.34", "steps = 0.5")
+        .replace("[3, 4]", "[4]");
     fs::write(folder.path().join("plan.toml"), longer).unwrap();
     let answer = keel(folder.path(), &args).fine();
     assert!(!answer.stdout.contains("already there"), "{answer:#?}");
 
-    fs::write(cut.join("results/none-seed-3.json"), "{").unwrap();
-    keel(folder.path(), &args).refused(&["none-seed-3.json", "remove it"]);
+    fs::write(cut.join("results/none-seed-4.json"), "{").unwrap();
+    keel(folder.path(), &args).refused(&["none-seed-4.json", "remove it"]);
 }
 
 #[test]

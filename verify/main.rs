@@ -17,6 +17,7 @@ mod devices;
 mod generation;
 mod harness;
 mod kernels;
+mod measure;
 mod metrics;
 mod models;
 mod ops;

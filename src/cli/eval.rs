@@ -6,8 +6,9 @@ use clap::Args;
 
 use super::{ComputeArgs, announce, at_least_one, print_line};
 use crate::error::Result;
-use crate::report::stage_table;
-use crate::train::LoadedRun;
+use crate::eval::{Measurements, metrics_of};
+use crate::report::{measurement_tables, stage_table};
+use crate::train::{LoadedRun, write_measurements};
 
 /// Options of `keel eval`.
 #[derive(Debug, Args)]
@@ -16,6 +17,12 @@ pub(super) struct EvalArgs {
     run: PathBuf,
     #[command(flatten)]
     compute: ComputeArgs,
+    /// Metrics to measure instead of the stage table, separated by commas, or all that the checkpoint can give: all, retrieval, zero-shot, neighbours, linear-probe, two-layer-probe, attentive-probe, captions, questions, distances, space, cka, drift. They are kept in the run's folder evaluations/.
+    #[arg(long, value_name = "LIST")]
+    metrics: Option<String>,
+    /// Measures the checkpoint after this stage instead of the newest.
+    #[arg(long, value_name = "STAGE")]
+    stage: Option<String>,
     /// Pictures of each set, at most.
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = at_least_one)]
     pictures: u64,
@@ -25,14 +32,57 @@ pub(super) struct EvalArgs {
 }
 
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
+    let metrics = args.metrics.as_deref().map(metrics_of).transpose()?;
     let compute = args.compute.choose()?;
-    let run = LoadedRun::open(&args.run, &compute)?;
-    let evaluation = run.evaluate(args.pictures as usize)?;
-    if args.json {
-        let text = serde_json::to_string_pretty(&evaluation);
-        return print_line(text.expect("an evaluation is plain data"));
+    let run = match &args.stage {
+        Some(stage) => LoadedRun::open_stage(&args.run, stage, &compute)?,
+        None => LoadedRun::open(&args.run, &compute)?,
+    };
+    let say_where = || -> Result<()> {
+        announce(&compute)?;
+        print_line(format!("checkpoint: {}\n", run.path().display()))
+    };
+    let Some(metrics) = metrics else {
+        let evaluation = run.evaluate(args.pictures as usize)?;
+        if args.json {
+            let text = serde_json::to_string_pretty(&evaluation);
+            return print_line(text.expect("an evaluation is plain data"));
+        }
+        say_where()?;
+        return print_line(stage_table(&[evaluation]));
+    };
+    let is_all = args
+        .metrics
+        .as_deref()
+        .is_some_and(|list| list.trim() == "all");
+    if !args.json {
+        say_where()?;
     }
-    announce(&compute)?;
-    print_line(format!("checkpoint: {}\n", run.path().display()))?;
-    print_line(stage_table(&[evaluation]))
+    let mut all = Measurements::default();
+    let mut path = None;
+    // One after the other, so that what was measured is kept when a later one fails.
+    // Probes share a table.
+    for group in metrics.chunk_by(|a, b| a.is_probe() && b.is_probe()) {
+        let measured = run.measure(group, args.pictures as usize, is_all)?;
+        let kept = write_measurements(run.path(), &measured.measurements)?;
+        all.update(&measured.measurements);
+        if args.json {
+            continue;
+        }
+        for (metric, why) in &measured.left_out {
+            print_line(format!("left out {}: {why}\n", metric.name()))?;
+        }
+        if measured.left_out.len() < group.len() {
+            print_line(format!("{}\n", measurement_tables(&measured.measurements)))?;
+        }
+        path = Some(kept);
+    }
+    if args.json {
+        let text = serde_json::to_string_pretty(&all).expect("measurements are plain data");
+        return print_line(text);
+    }
+    match path {
+        Some(path) => print_line(format!("kept in {}", path.display())),
+        None => Ok(()),
+    }
 }

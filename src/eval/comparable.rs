@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Evaluation;
+use super::{Evaluation, Measurements};
 
 /// A number that models are compared by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +49,26 @@ pub const COMPARED: &[Compared] = &[
     share("zero_shot.new_style", "zero-shot, new style"),
     share("zero_shot.new_concepts", "zero-shot, new concepts"),
     share("zero_shot.new_both", "zero-shot, new style and concepts"),
+    share("neighbours.new_style", "neighbours, new style"),
+    share("neighbours.new_concepts", "neighbours, new concepts"),
+    share("linear-probe.new_style", "linear probe, new style"),
+    share("linear-probe.new_concepts", "linear probe, new concepts"),
+    share("two-layer-probe.new_style", "two-layer probe, new style"),
+    share(
+        "two-layer-probe.new_concepts",
+        "two-layer probe, new concepts",
+    ),
+    share("attentive-probe.new_style", "attentive probe, new style"),
+    share(
+        "attentive-probe.new_concepts",
+        "attentive probe, new concepts",
+    ),
+    loss("caption_loss.seen_style", "caption loss, seen style"),
+    loss("caption_loss.new_style", "caption loss, new style"),
     loss("nearest_neighbour", "nearest text token"),
     loss("sliced_wasserstein", "sliced Wasserstein"),
+    loss("plane.nearest", "nearest text token in the plane"),
+    loss("plane.exact", "Wasserstein-1 in the plane"),
 ];
 
 /// The name of a set: what of it was never trained on.
@@ -63,8 +81,8 @@ fn set_name(vendor: &str, split: &str) -> &'static str {
     }
 }
 
-/// The numbers of `evaluation` by name; those it does not have are left out.
-pub fn comparable(evaluation: &Evaluation) -> BTreeMap<String, f64> {
+/// The numbers of `evaluation` and `measurements` by name; those they do not have are left out.
+pub fn comparable(evaluation: &Evaluation, measurements: &Measurements) -> BTreeMap<String, f64> {
     let mut numbers = BTreeMap::new();
     for set in &evaluation.sets {
         let name = set_name(&set.vendor, &set.split);
@@ -81,6 +99,19 @@ pub fn comparable(evaluation: &Evaluation) -> BTreeMap<String, f64> {
         if let Some(loss) = asked.answer_loss {
             numbers.insert(format!("answer_loss.{name}"), loss);
         }
+    }
+    for probe in &measurements.probes {
+        let name = set_name(&probe.set.vendor, &probe.set.split);
+        numbers.insert(format!("{}.{name}", probe.probe), probe.accuracy);
+    }
+    for captions in &measurements.captions {
+        let name = set_name(&captions.set.vendor, &captions.set.split);
+        numbers.insert(format!("caption_loss.{name}"), captions.loss);
+    }
+    let plane = measurements.distances.iter().find(|d| d.space == "plane");
+    if let Some(plane) = plane {
+        numbers.insert("plane.nearest".to_owned(), plane.nearest);
+        numbers.insert("plane.exact".to_owned(), plane.exact);
     }
     for (name, value) in [
         ("nearest_neighbour", evaluation.nearest_neighbour),

@@ -54,8 +54,8 @@ impl<'a> Matcher<'a> {
             .iter()
             .map(|sample| sample.caption.clone())
             .collect();
-        let x = image_features(images.as_mut(), library, &samples, &shape)?;
-        let y = text_features(texts.as_mut(), &captions, &shape)?;
+        let x = image_features(images.as_mut(), library, &samples, &shape, POOLED, &|_| {})?;
+        let y = text_features(texts.as_mut(), &captions, &shape, POOLED)?;
         let map = LinearMap::fit(&x, x.len() / most, &y, y.len() / most, RIDGE);
         Ok(Matcher {
             library,
@@ -71,8 +71,22 @@ impl<'a> Matcher<'a> {
     /// # Errors
     /// Whatever the data or the session report.
     pub fn images(&mut self, samples: &[Sample]) -> Result<Vec<f32>> {
-        let x = image_features(self.images.as_mut(), self.library, samples, &self.shape)?;
+        let x = self.pooled(samples, &|_| {})?;
         Ok(self.map.map(&x))
+    }
+
+    /// Pooled features of pictures [N, width] before the map, each picture [3, S, S] changed by `change` first.
+    ///
+    /// # Errors
+    /// Whatever the data or the session report.
+    pub fn pooled(&mut self, samples: &[Sample], change: Change<'_>) -> Result<Vec<f32>> {
+        let images = self.images.as_mut();
+        image_features(images, self.library, samples, &self.shape, POOLED, change)
+    }
+
+    /// Pooled features [N, width] mapped, of unit length.
+    pub fn map(&self, pooled: &[f32]) -> Vec<f32> {
+        self.map.map(pooled)
     }
 
     /// Features of texts, the mean over each run of `each` texts, of unit length: [N / each, width].
@@ -80,7 +94,7 @@ impl<'a> Matcher<'a> {
     /// # Errors
     /// When a text is too long; whatever the session reports.
     pub fn texts(&mut self, texts: &[String], each: usize) -> Result<Vec<f32>> {
-        let y = text_features(self.texts.as_mut(), texts, &self.shape)?;
+        let y = text_features(self.texts.as_mut(), texts, &self.shape, POOLED)?;
         let width = y.len() / texts.len().max(1);
         let means: Vec<f32> = y
             .chunks(each * width)
@@ -117,29 +131,63 @@ fn load(
     executor.load(Arc::new(program))
 }
 
-/// Pooled features of pictures [N, width].
+/// Changes a normalised picture [3, S, S].
+pub type Change<'a> = &'a dyn Fn(&mut [f32]);
+
+/// The kind of feature before any projection.
+const POOLED: &str = "pooled";
+
+/// Features of pictures and of their captions by the model's own projections, of unit length, both [N, E].
+///
+/// # Errors
+/// Whatever recording, loading or the data report.
+pub(super) fn projected_features(
+    place: Place<'_>,
+    library: &Library,
+    samples: &[Sample],
+    shape: &BatchShape,
+    pair: ContrastivePair,
+) -> Result<(Vec<f32>, Vec<f32>)> {
+    let captions: Vec<String> = samples.iter().map(|s| s.caption.clone()).collect();
+    let mut images = load(place, shape, pair, true)?;
+    let images = image_features(images.as_mut(), library, samples, shape, "feature", &|_| {})?;
+    let mut texts = load(place, shape, pair, false)?;
+    let texts = text_features(texts.as_mut(), &captions, shape, "feature")?;
+    Ok((images, texts))
+}
+
+/// Features of pictures [N, width].
 fn image_features(
     session: &mut dyn Session,
     library: &Library,
     samples: &[Sample],
     shape: &BatchShape,
+    kind: &str,
+    change: Change<'_>,
 ) -> Result<Vec<f32>> {
     let mut features = Vec::new();
     for index in 0..batches(samples.len(), shape) {
-        let (batch, count) = batch_of(library, samples, index, shape)?;
+        let (mut batch, count) = batch_of(library, samples, index, shape)?;
+        for picture in batch
+            .images
+            .chunks_exact_mut(3 * shape.image_size * shape.image_size)
+        {
+            change(picture);
+        }
         write_batch(session, &batch)?;
         session.run()?;
-        let values = session.read_f32("image.pooled")?;
+        let values = session.read_f32(&format!("image.{kind}"))?;
         features.extend(&values[..count * (values.len() / BATCH)]);
     }
     Ok(features)
 }
 
-/// Pooled features of texts [N, width].
+/// Features of texts [N, width].
 fn text_features(
     session: &mut dyn Session,
     texts: &[String],
     shape: &BatchShape,
+    kind: &str,
 ) -> Result<Vec<f32>> {
     let mut features = Vec::new();
     for part in texts.chunks(BATCH) {
@@ -153,7 +201,7 @@ fn text_features(
             session.write_f32("caption_weights", &batch.weights)?;
         }
         session.run()?;
-        let values = session.read_f32("text.pooled")?;
+        let values = session.read_f32(&format!("text.{kind}"))?;
         features.extend(&values[..part.len() * (values.len() / BATCH)]);
     }
     Ok(features)

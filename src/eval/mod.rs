@@ -11,6 +11,7 @@ mod generation;
 mod linear_map;
 mod linear_probe;
 mod matcher;
+mod measure;
 mod neighbours;
 mod principal;
 mod probe;
@@ -35,6 +36,11 @@ pub use generation::{Generator, Sampling, draw_token};
 pub use linear_map::LinearMap;
 pub use linear_probe::LinearProbe;
 pub use matcher::Place;
+pub use measure::{
+    CaptionMeasure, CkaMeasure, DistanceMeasure, LayerFeatures, MeasureSettings, Measurements,
+    Measurer, Metric, ProbeMeasure, QuestionMeasure, RetrievalMeasure, SetName, SpaceMeasure,
+    StageDrift, ZeroShotMeasure, metrics_of,
+};
 pub use neighbours::{Neighbours, accuracy};
 pub use principal::Principal;
 pub use probe::{Labelled, ProbeForm, ProbeSettings, TrainedProbe};

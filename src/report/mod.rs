@@ -2,10 +2,12 @@
 
 mod ablation;
 mod kernels;
+mod measurements;
 mod sheet;
 mod table;
 
 pub use ablation::ablation_table;
 pub use kernels::{kernel_json, kernel_markdown, kernel_text, outcome_json, outcome_text};
+pub use measurements::measurement_tables;
 pub use sheet::contact_sheet;
 pub use table::stage_table;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::checkpoint::{self, Position};
 use super::evaluation::evaluation_settings;
+use super::locate::with_near_miss;
 use super::recipe::Recipe;
-use super::run_folder::newest_checkpoint;
+use super::run_folder::{newest_checkpoint, stage_checkpoints};
 use crate::data::library::Library;
 use crate::data::picture::{Picture, PictureLimits};
 use crate::data::resample::Filter;
@@ -19,11 +20,12 @@ use crate::tape::ParameterLayout;
 
 /// See the module's documentation.
 pub struct LoadedRun {
-    path: PathBuf,
-    recipe: Recipe,
+    pub(super) path: PathBuf,
+    pub(super) recipe: Recipe,
     position: Position,
-    layout: Arc<ParameterLayout>,
-    executor: Box<dyn Executor>,
+    pub(super) layout: Arc<ParameterLayout>,
+    pub(super) executor: Box<dyn Executor>,
+    pub(super) compute: Choice,
 }
 
 impl LoadedRun {
@@ -58,7 +60,39 @@ impl LoadedRun {
             position,
             layout,
             executor,
+            compute: compute.clone(),
         })
+    }
+
+    /// Opens the checkpoint that a run wrote after the stage `stage`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the stages that there are; as [`LoadedRun::open`].
+    pub fn open_stage(run: &Path, stage: &str, compute: &Choice) -> Result<LoadedRun> {
+        if !run.is_dir() {
+            let found = format!("the file {}", run.display());
+            return Err(Error::setting(
+                "--stage",
+                "the folder of a run with it",
+                found,
+            ));
+        }
+        let checkpoints = stage_checkpoints(run)?;
+        let names: Vec<&str> = checkpoints.iter().map(|(name, _)| name.as_str()).collect();
+        match checkpoints.iter().find(|(name, _)| name == stage) {
+            Some((_, path)) => LoadedRun::open(path, compute),
+            None => {
+                let want = match names.is_empty() {
+                    true => "a run that has finished a stage".to_owned(),
+                    false => format!("one of {}", names.join(", ")),
+                };
+                Err(Error::setting(
+                    "--stage",
+                    want,
+                    with_near_miss(stage, &names),
+                ))
+            }
+        }
     }
 
     /// The checkpoint's file.
@@ -67,7 +101,7 @@ impl LoadedRun {
     }
 
     /// The index of the stage the checkpoint was written in or after.
-    fn stage(&self) -> usize {
+    pub(super) fn stage(&self) -> usize {
         match self.position.step {
             0 => self.position.stage.saturating_sub(1),
             _ => self.position.stage,

@@ -5,6 +5,7 @@ mod checkpoint;
 mod evaluation;
 mod loaded_run;
 mod locate;
+mod measuring;
 mod meter;
 mod recipe;
 mod run_folder;
@@ -18,10 +19,11 @@ pub use ablation::{
 };
 pub use checkpoint::{Checkpoint, Position, load, read_position, save, write_durably};
 pub use loaded_run::LoadedRun;
+pub use measuring::{Measured, write_measurements};
 pub use meter::{Interval, Meter, StepNumbers, StepSize};
 pub use recipe::{
     BUILT_IN, ContrastiveForm, MODULES, Recipe, Schedule, Stage, StageKind, TokenWeighting,
 };
-pub use run_folder::{RunFolder, newest_checkpoint};
+pub use run_folder::{RunFolder, newest_checkpoint, stage_checkpoints};
 pub use step_program::{compile_step, hyper, record_step, step_shape};
 pub use trainer::{Beginning, TrainOptions, Trainer};

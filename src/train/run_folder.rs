@@ -185,6 +185,34 @@ pub fn newest_checkpoint(run: &Path) -> Result<Option<PathBuf>> {
     Ok(newest.map(|(_, path)| path))
 }
 
+/// The checkpoints after each stage, in the stages' order, with the names of the stages.
+///
+/// # Errors
+/// [`Error::Io`] when the folder cannot be read.
+pub fn stage_checkpoints(run: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let folder = run.join("checkpoints");
+    let entries = std::fs::read_dir(&folder)
+        .map_err(|problem| Error::io(&folder, "read the folder", problem))?;
+    let mut found: Vec<(u64, String, PathBuf)> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
+        .filter_map(|path| {
+            let stem = path.file_stem()?.to_str()?;
+            let (number, stage) = stem.split_once('-')?;
+            match place_of(stem)?.1 {
+                u64::MAX => Some((number.parse().ok()?, stage.to_owned(), path)),
+                _ => None,
+            }
+        })
+        .collect();
+    found.sort();
+    Ok(found
+        .into_iter()
+        .map(|(_, stage, path)| (stage, path))
+        .collect())
+}
+
 /// Stage number and step of a checkpoint called `2-warm-up.step-40`, or `2-warm-up` after the stage's last step.
 fn place_of(stem: &str) -> Option<(u64, u64)> {
     let (stage, _) = stem.split_once('-')?;

@@ -63,10 +63,10 @@ pub struct Beginning {
 
 /// A run: model, folder, executor.
 pub struct Trainer {
-    recipe: Recipe,
-    options: TrainOptions,
-    layout: Arc<ParameterLayout>,
-    executor: Box<dyn Executor>,
+    pub(super) recipe: Recipe,
+    pub(super) options: TrainOptions,
+    pub(super) layout: Arc<ParameterLayout>,
+    pub(super) executor: Box<dyn Executor>,
     library: Arc<Library>,
     pairs: Option<Arc<dyn PairSource>>,
     folder: RunFolder,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::plan::AblationPlan;
-use crate::eval::{Evaluation, Interval, PairedTest, interval, paired_test};
+use crate::eval::{Evaluation, Interval, Measurements, PairedTest, interval, paired_test};
 
 /// One arm under one seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +28,8 @@ pub struct UnitResult {
     pub metrics: BTreeMap<String, f64>,
     /// The whole evaluation after the target stage.
     pub evaluation: Evaluation,
+    /// What else was measured then.
+    pub measurements: Measurements,
 }
 
 /// One metric of one arm.

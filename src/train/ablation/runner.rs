@@ -10,10 +10,22 @@ use super::plan::AblationPlan;
 use super::results::{AblationResults, UnitResult};
 use super::schedule::{Unit, units};
 use crate::error::{Error, Result};
-use crate::eval::comparable;
+use crate::eval::{Metric, comparable};
 use crate::executor::Choice;
 use crate::model::declare;
 use crate::tape::ParameterLayout;
+
+/// What is measured of each unit beside the evaluation that follows every stage.
+const MEASURED: [Metric; 8] = [
+    Metric::Retrieval,
+    Metric::Neighbours,
+    Metric::LinearProbe,
+    Metric::TwoLayerProbe,
+    Metric::AttentiveProbe,
+    Metric::Captions,
+    Metric::Distances,
+    Metric::Space,
+];
 
 /// How an ablation is run.
 #[derive(Clone, Debug)]
@@ -162,6 +174,7 @@ impl Ablation {
         let mut trainer = self.trainer(recipe, path, Some(beginning), Some(unit.pictures))?;
         let evaluation = trainer.run()?.pop();
         let evaluation = evaluation.expect("a target stage is evaluated");
+        let measurements = trainer.measure(&MEASURED, unit.pictures)?;
         drop(trainer);
         for part in ["refinement", "target"] {
             remove(&folder.join(part).join("checkpoints"))?;
@@ -177,8 +190,9 @@ impl Ablation {
             steps: stages
                 .map(|stage| (stage.name.clone(), stage.steps.unwrap_or(0)))
                 .collect(),
-            metrics: comparable(&evaluation),
+            metrics: comparable(&evaluation, &measurements),
             evaluation,
+            measurements,
         })
     }
 

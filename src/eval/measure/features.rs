@@ -1,0 +1,183 @@
+//! Features of the vision tower: tokens and their means, after every block.
+
+use super::{BATCH, Measurer};
+use crate::data::embedded::Artist;
+use crate::data::eval_sets::{batch_of, batches, captioned};
+use crate::data::library::Split;
+use crate::data::task::Sample;
+use crate::error::Result;
+use crate::eval::{linear_cka, normalise_rows};
+use crate::executor::Session;
+use crate::model::{connector, vision_tower};
+use crate::program::{CompileOptions, Program};
+use crate::tape::Tape;
+use crate::tensor::TensorType;
+
+use std::sync::Arc;
+
+/// What a pass over pictures is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// The patch tokens of the tower's output.
+    pub tokens: bool,
+    /// The mean token after every block.
+    pub layers: bool,
+    /// The tokens after the connector.
+    pub connected: bool,
+}
+
+/// Features of N pictures.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Features {
+    /// Mean patch token of the tower's output [N, C].
+    pub pooled: Vec<f32>,
+    /// Patch tokens of the tower's output [N, T, C].
+    pub tokens: Vec<f32>,
+    /// Mean patch token after each block, [L][N, C].
+    pub layers: Vec<Vec<f32>>,
+    /// Tokens after the connector [N, Ti, D].
+    pub connected: Vec<f32>,
+}
+
+/// Mean tokens after every block, of the same pictures for any checkpoint.
+#[derive(Clone, Debug)]
+pub struct LayerFeatures {
+    /// Pictures N.
+    pub pictures: usize,
+    width: usize,
+    /// [L][N, C]
+    layers: Vec<Vec<f32>>,
+}
+
+impl LayerFeatures {
+    /// Linear CKA of every layer with every layer of `other`.
+    pub fn against(&self, other: &LayerFeatures) -> Vec<Vec<f64>> {
+        let of = |x: &Vec<f32>, y: &Vec<f32>| linear_cka(x, self.width, y, other.width);
+        self.layers
+            .iter()
+            .map(|x| other.layers.iter().map(|y| of(x, y)).collect())
+            .collect()
+    }
+
+    /// Linear CKA of every layer with the same layer of `other`.
+    pub fn layer_by_layer(&self, other: &LayerFeatures) -> Vec<f64> {
+        self.layers
+            .iter()
+            .zip(&other.layers)
+            .map(|(x, y)| linear_cka(x, self.width, y, other.width))
+            .collect()
+    }
+}
+
+/// The mean of the patch tokens of each picture of `tokens` [N, T, C], less `skip` tokens at the front of each.
+fn means(tokens: &[f32], count: usize, width: usize, skip: usize) -> Vec<f32> {
+    let one = tokens.len() / count;
+    let patches = (one / width - skip) as f64;
+    tokens
+        .chunks_exact(one)
+        .flat_map(|picture| {
+            (0..width).map(move |channel| {
+                let values = picture[skip * width..].iter().skip(channel).step_by(width);
+                (values.map(|x| f64::from(*x)).sum::<f64>() / patches) as f32
+            })
+        })
+        .collect()
+}
+
+impl Measurer<'_> {
+    /// Loads the program that makes features.
+    fn feature_session(&self, wanted: Wanted) -> Result<Box<dyn Session>> {
+        let (config, layout, executor) = self.place;
+        let machine = executor.machine();
+        let mut tape = Tape::new(layout.clone(), |_| false).in_precision(machine.precision);
+        let side = config.vision.image_size;
+        let images = tape.input("images", TensorType::f32([BATCH, 3, side, side]));
+        let features = vision_tower(&mut tape, &config.vision, images)?;
+        tape.output(features, "tower");
+        if wanted.connected {
+            let tokens = connector(&mut tape, config, features)?;
+            tape.output(tokens, "connected");
+        }
+        let mut options = CompileOptions::new(machine.target);
+        if wanted.layers {
+            let blocks = 0..config.vision.depth;
+            options.keep = blocks
+                .map(|layer| format!("vision.blocks.{layer}"))
+                .collect();
+        }
+        executor.load(Arc::new(Program::compile(tape, &options)?))
+    }
+
+    /// Features of `samples`' pictures.
+    pub(super) fn features(&self, samples: &[Sample], wanted: Wanted) -> Result<Features> {
+        let config = self.place.0;
+        let shape = self.batch_shape();
+        let mut session = self.feature_session(wanted)?;
+        let width = config.vision.width;
+        let skip = usize::from(config.vision.class_token);
+        let mut all = Features {
+            layers: vec![
+                Vec::new();
+                if wanted.layers {
+                    config.vision.depth
+                } else {
+                    0
+                }
+            ],
+            ..Features::default()
+        };
+        for index in 0..batches(samples.len(), &shape) {
+            let (batch, count) = batch_of(&self.library, samples, index, &shape)?;
+            session.write_f32("images", &batch.images)?;
+            session.run()?;
+            let first = |values: Vec<f32>| -> Vec<f32> {
+                let one = values.len() / BATCH;
+                values[..count * one].to_vec()
+            };
+            let tower = first(session.read_f32("tower")?);
+            all.pooled.extend(means(&tower, count, width, skip));
+            if wanted.tokens {
+                let one = tower.len() / count;
+                for picture in tower.chunks_exact(one) {
+                    all.tokens.extend_from_slice(&picture[skip * width..]);
+                }
+            }
+            for (layer, means_of) in all.layers.iter_mut().enumerate() {
+                let tokens = first(session.read_f32(&format!("vision.blocks.{layer}"))?);
+                means_of.extend(means(&tokens, count, width, skip));
+            }
+            if wanted.connected {
+                all.connected.extend(first(session.read_f32("connected")?));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Mean tokens of every layer for the pictures that layers are compared on.
+    ///
+    /// # Errors
+    /// Whatever recording, loading or the data report.
+    pub fn layer_features(&self) -> Result<LayerFeatures> {
+        let samples = captioned(
+            &self.library,
+            Artist::Noto,
+            Split::HeldOut,
+            self.settings.pictures,
+        );
+        let wanted = Wanted {
+            layers: true,
+            ..Wanted::default()
+        };
+        Ok(LayerFeatures {
+            pictures: samples.len(),
+            width: self.place.0.vision.width,
+            layers: self.features(&samples, wanted)?.layers,
+        })
+    }
+}
+
+/// `rows` of unit length.
+pub(super) fn unit(mut rows: Vec<f32>, width: usize) -> Vec<f32> {
+    normalise_rows(&mut rows, width);
+    rows
+}

@@ -1,0 +1,433 @@
+//! Everything that can be measured of a checkpoint, metric by metric, as plain data for tables, files and reports.
+
+mod answers;
+mod features;
+mod spaces;
+mod towers;
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::matcher::Place;
+use super::{Drift, Ranking};
+use crate::data::batch::BatchShape;
+use crate::data::library::Library;
+use crate::data::tokenizer::IMAGE;
+use crate::error::{Error, Result};
+use crate::executor::Choice;
+use crate::model::StepShape;
+
+pub use features::LayerFeatures;
+
+/// Rows of a batch.
+const BATCH: usize = 64;
+
+/// A metric that can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Metric {
+    /// Recall of captions and pictures, several captions a picture.
+    Retrieval,
+    /// Classes by prompts.
+    ZeroShot,
+    /// Classes by the nearest training features.
+    Neighbours,
+    /// Classes by a linear map of features, in closed form.
+    LinearProbe,
+    /// Classes by SAIL-VL2's two-layer probe on mean tokens.
+    TwoLayerProbe,
+    /// Classes by AIM's attentive probe on all tokens.
+    AttentiveProbe,
+    /// Loss and perplexity of captions.
+    Captions,
+    /// Questions answered by kind.
+    Questions,
+    /// Distances of visual from text tokens.
+    Distances,
+    /// Modality gap, alignment, uniformity.
+    Space,
+    /// Likeness of layers to each other and to those of the stages before.
+    Cka,
+    /// How far parameters moved from stage to stage.
+    Drift,
+}
+
+impl Metric {
+    /// All, in the order of reports.
+    pub const ALL: [Metric; 12] = [
+        Metric::Retrieval,
+        Metric::ZeroShot,
+        Metric::Neighbours,
+        Metric::LinearProbe,
+        Metric::TwoLayerProbe,
+        Metric::AttentiveProbe,
+        Metric::Captions,
+        Metric::Questions,
+        Metric::Distances,
+        Metric::Space,
+        Metric::Cka,
+        Metric::Drift,
+    ];
+
+    /// The name on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Metric::Retrieval => "retrieval",
+            Metric::ZeroShot => "zero-shot",
+            Metric::Neighbours => "neighbours",
+            Metric::LinearProbe => "linear-probe",
+            Metric::TwoLayerProbe => "two-layer-probe",
+            Metric::AttentiveProbe => "attentive-probe",
+            Metric::Captions => "captions",
+            Metric::Questions => "questions",
+            Metric::Distances => "distances",
+            Metric::Space => "space",
+            Metric::Cka => "cka",
+            Metric::Drift => "drift",
+        }
+    }
+
+    /// Whether it looks through the connector and the language model, which must have seen pictures then.
+    pub fn needs_language(self) -> bool {
+        matches!(
+            self,
+            Metric::Captions | Metric::Questions | Metric::Distances
+        )
+    }
+
+    /// Whether it fits a classifier on frozen features.
+    pub fn is_probe(self) -> bool {
+        matches!(
+            self,
+            Metric::Neighbours
+                | Metric::LinearProbe
+                | Metric::TwoLayerProbe
+                | Metric::AttentiveProbe
+        )
+    }
+}
+
+/// Everything that was measured of one checkpoint; what was not asked for is empty.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Measurements {
+    /// The stage after which the checkpoint was written.
+    pub stage: String,
+    /// Retrieval by set.
+    pub retrieval: Vec<RetrievalMeasure>,
+    /// Zero-shot classes by set.
+    pub zero_shot: Vec<ZeroShotMeasure>,
+    /// Probes by kind and set.
+    pub probes: Vec<ProbeMeasure>,
+    /// Captions by set.
+    pub captions: Vec<CaptionMeasure>,
+    /// Questions by set and kind.
+    pub questions: Vec<QuestionMeasure>,
+    /// Distances by space.
+    pub distances: Vec<DistanceMeasure>,
+    /// Contrastive spaces.
+    pub spaces: Vec<SpaceMeasure>,
+    /// Likeness of layers.
+    pub cka: Option<CkaMeasure>,
+    /// Drift of parameters, stage by stage.
+    pub drift: Vec<StageDrift>,
+}
+
+impl Measurements {
+    /// Takes over everything that `new` has measured.
+    pub fn update(&mut self, new: &Measurements) {
+        fn take<T: Clone>(old: &mut Vec<T>, new: &[T]) {
+            if !new.is_empty() {
+                *old = new.to_vec();
+            }
+        }
+        self.stage.clone_from(&new.stage);
+        take(&mut self.retrieval, &new.retrieval);
+        take(&mut self.zero_shot, &new.zero_shot);
+        for probe in &new.probes {
+            let is_same = |old: &ProbeMeasure| old.probe == probe.probe && old.set == probe.set;
+            self.probes.retain(|old| !is_same(old));
+            self.probes.push(probe.clone());
+        }
+        take(&mut self.captions, &new.captions);
+        take(&mut self.questions, &new.questions);
+        take(&mut self.distances, &new.distances);
+        take(&mut self.spaces, &new.spaces);
+        if new.cka.is_some() {
+            self.cka.clone_from(&new.cka);
+        }
+        take(&mut self.drift, &new.drift);
+    }
+}
+
+/// A set of pictures.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SetName {
+    /// Drawing style.
+    pub vendor: String,
+    /// Whether the concepts were trained on.
+    pub split: String,
+}
+
+/// Retrieval on one set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RetrievalMeasure {
+    /// The set.
+    pub set: SetName,
+    /// Pictures.
+    pub pictures: usize,
+    /// Captions, several of most pictures.
+    pub captions: usize,
+    /// Captions found by pictures.
+    pub image_to_text: Ranking,
+    /// Pictures found by captions.
+    pub text_to_image: Ranking,
+}
+
+/// Zero-shot classes on one set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ZeroShotMeasure {
+    /// The set.
+    pub set: SetName,
+    /// What read the prompts: `text tower` or `language model`.
+    pub text: String,
+    /// Pictures.
+    pub pictures: usize,
+    /// Classes.
+    pub classes: usize,
+    /// Share whose class is the likeliest.
+    pub top_1: f64,
+    /// Share whose class is among the likeliest five.
+    pub top_5: f64,
+}
+
+/// A classifier on frozen features, fitted on the trained concepts in the trained style.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProbeMeasure {
+    /// Its metric's name.
+    pub probe: String,
+    /// The set it was tested on.
+    pub set: SetName,
+    /// Pictures.
+    pub pictures: usize,
+    /// Classes.
+    pub classes: usize,
+    /// Share classified rightly.
+    pub accuracy: f64,
+}
+
+/// Captions of one set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CaptionMeasure {
+    /// The set.
+    pub set: SetName,
+    /// Supervised tokens.
+    pub tokens: usize,
+    /// Nats a token.
+    pub loss: f64,
+    /// e to the loss.
+    pub perplexity: f64,
+}
+
+/// Questions of one kind about one set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QuestionMeasure {
+    /// The set.
+    pub set: SetName,
+    /// Kind of question; `all` over all kinds.
+    pub kind: String,
+    /// Questions.
+    pub count: usize,
+    /// Share answered letter for letter.
+    pub exact: f64,
+    /// Share answered rightly after normalisation.
+    pub normalised: f64,
+    /// What the best guesser that sees no picture reaches, letter for letter.
+    pub text_only: f64,
+}
+
+/// Distances of visual from text tokens in one space.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DistanceMeasure {
+    /// `plane` (each cloud on its own two principal components, as in the SAIL-VL2 report), `language` (after the connector,
+    /// in the language model's space) or `language, unit length`.
+    pub space: String,
+    /// Visual tokens.
+    pub visual: usize,
+    /// Text tokens.
+    pub text: usize,
+    /// Mean distance of a visual token from its nearest text token.
+    pub nearest: f64,
+    /// Mean distance over all pairs.
+    pub mean: f64,
+    /// Exact Wasserstein-1 on samples of equal size.
+    pub exact: f64,
+    /// Sliced Wasserstein-2.
+    pub sliced: f64,
+    /// The square root of the Sinkhorn divergence of squared distances, ε a twentieth of their mean.
+    pub sinkhorn: f64,
+}
+
+/// Where pictures and their captions lie in one contrastive space.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SpaceMeasure {
+    /// `contrastive` (with the text tower) or `align` (with the language model).
+    pub space: String,
+    /// Pairs.
+    pub pairs: usize,
+    /// Distance between the centres.
+    pub gap: f64,
+    /// Mean distance of a picture from its caption.
+    pub alignment: f64,
+    /// Uniformity of pictures.
+    pub image_uniformity: f64,
+    /// Uniformity of captions.
+    pub text_uniformity: f64,
+}
+
+/// Linear CKA of mean tokens.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CkaMeasure {
+    /// Pictures.
+    pub pictures: usize,
+    /// [L][L]: layers against layers.
+    pub layers: Vec<Vec<f64>>,
+    /// For each other stage of the run, every layer against the same layer then.
+    pub stages: Vec<(String, Vec<f64>)>,
+}
+
+/// How far parameters moved in one stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageDrift {
+    /// The stage.
+    pub stage: String,
+    /// By module and block, from the stage before.
+    pub from_before: Vec<Drift>,
+    /// By module and block, from the first stage's end.
+    pub from_first: Vec<Drift>,
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MeasureSettings {
+    /// Pictures of each set.
+    pub pictures: usize,
+    /// Questions of each kind.
+    pub questions_per_kind: usize,
+    /// Tokens T of a conversation.
+    pub tokens: usize,
+    /// Tokens Tc of a caption.
+    pub caption_tokens: usize,
+    /// Whether the connector has been trained, so that prompts can be read by the language model too.
+    pub is_connected: bool,
+}
+
+/// Measures the parameters that an executor holds.
+pub struct Measurer<'a> {
+    place: Place<'a>,
+    compute: &'a Choice,
+    library: Arc<Library>,
+    settings: MeasureSettings,
+}
+
+impl<'a> Measurer<'a> {
+    /// A measurer of the model at `place`; probes are trained on executors of their own, opened by `compute`.
+    pub fn new(
+        place: Place<'a>,
+        compute: &'a Choice,
+        library: Arc<Library>,
+        settings: MeasureSettings,
+    ) -> Measurer<'a> {
+        Measurer {
+            place,
+            compute,
+            library,
+            settings,
+        }
+    }
+
+    /// Measures `metric` into `all`. [`Metric::Drift`], which is about several checkpoints, is left to who holds them.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when the model cannot give the metric; whatever recording, loading or the data report.
+    pub fn measure(&self, metric: Metric, all: &mut Measurements) -> Result<()> {
+        match metric {
+            Metric::Retrieval => all.retrieval = self.retrieval()?,
+            Metric::ZeroShot => all.zero_shot = self.zero_shot()?,
+            Metric::Neighbours
+            | Metric::LinearProbe
+            | Metric::TwoLayerProbe
+            | Metric::AttentiveProbe => {
+                all.probes.retain(|probe| probe.probe != metric.name());
+                all.probes.extend(self.probe(metric)?);
+            }
+            Metric::Captions => all.captions = self.captions()?,
+            Metric::Questions => all.questions = self.questions()?,
+            Metric::Distances => all.distances = self.distances()?,
+            Metric::Space => all.spaces = self.contrastive_spaces()?,
+            Metric::Cka => {
+                let features = self.layer_features()?;
+                let before = all.cka.take().map(|cka| cka.stages).unwrap_or_default();
+                all.cka = Some(CkaMeasure {
+                    pictures: features.pictures,
+                    layers: features.against(&features),
+                    stages: before,
+                });
+            }
+            Metric::Drift => {}
+        }
+        Ok(())
+    }
+
+    fn batch_shape(&self) -> BatchShape {
+        BatchShape {
+            batch: BATCH,
+            image_size: self.place.0.vision.image_size,
+            image_tokens: self.place.0.image_tokens(),
+            tokens: self.settings.tokens,
+            caption_tokens: self.settings.caption_tokens,
+        }
+    }
+
+    fn step_shape(&self) -> StepShape {
+        StepShape {
+            batch: BATCH,
+            tokens: self.settings.tokens,
+            caption_tokens: self.settings.caption_tokens,
+            image_id: i32::from(IMAGE),
+        }
+    }
+}
+
+/// The metrics of a list such as `retrieval,questions`, or all for `all`.
+///
+/// # Errors
+/// [`Error::Setting`] naming the nearest right one.
+pub fn metrics_of(list: &str) -> Result<Vec<Metric>> {
+    if list.trim() == "all" {
+        return Ok(Metric::ALL.to_vec());
+    }
+    let mut metrics = Vec::new();
+    for name in list.split(',').map(str::trim) {
+        let found = Metric::ALL.into_iter().find(|metric| metric.name() == name);
+        let Some(metric) = found else {
+            let names = Metric::ALL.map(Metric::name);
+            let near = names
+                .iter()
+                .map(|known| (strsim::jaro_winkler(name, known), known))
+                .filter(|(likeness, _)| *likeness > 0.75)
+                .max_by(|a, b| a.0.total_cmp(&b.0));
+            let found = match near {
+                Some((_, near)) => format!("{name} (did you mean {near}?)"),
+                None => format!("{name:?}"),
+            };
+            let want = format!("all, or metrics out of {}", names.join(", "));
+            return Err(Error::setting("--metrics", want, found));
+        };
+        if !metrics.contains(&metric) {
+            metrics.push(metric);
+        }
+    }
+    Ok(metrics)
+}

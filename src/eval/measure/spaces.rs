@@ -1,0 +1,147 @@
+//! How visual and text tokens, and pictures and captions, lie to each other.
+
+use super::features::{Wanted, unit};
+use super::{DistanceMeasure, Measurer, SpaceMeasure};
+use crate::data::embedded::Artist;
+use crate::data::eval_sets::captioned;
+use crate::data::library::Split;
+use crate::data::tokenizer::FIRST_BYTE;
+use crate::error::{Error, Result};
+use crate::eval::matcher::projected_features;
+use crate::eval::{
+    Principal, Sinkhorn, alignment, exact_wasserstein, mean_distance, modality_gap,
+    nearest_neighbour_distance, sinkhorn_divergence, sliced_wasserstein, uniformity,
+};
+use crate::model::ContrastivePair;
+
+/// Pictures whose tokens make the clouds: as many as in the SAIL-VL2 report.
+const PICTURES: usize = 5;
+
+/// Most points of a cloud for the exact distance, which takes time with their third power.
+const EXACT_POINTS: usize = 400;
+
+/// Most points of a cloud for the Sinkhorn divergence.
+const SINKHORN_POINTS: usize = 200;
+
+/// Every k-th row, so that at most `most` are left.
+fn thinned(rows: &[f32], width: usize, most: usize) -> Vec<f32> {
+    let count = rows.len() / width;
+    let kept = count.min(most);
+    (0..kept)
+        .flat_map(|i| {
+            let row = i * count / kept.max(1);
+            rows[row * width..(row + 1) * width].iter().copied()
+        })
+        .collect()
+}
+
+fn distances_in(space: &str, visual: &[f32], text: &[f32], width: usize) -> DistanceMeasure {
+    let equal = EXACT_POINTS
+        .min(visual.len() / width)
+        .min(text.len() / width);
+    let exact = [visual, text].map(|rows| thinned(rows, width, equal));
+    let few = [visual, text].map(|rows| thinned(rows, width, SINKHORN_POINTS));
+    let squares: f64 = few[0]
+        .chunks_exact(width)
+        .flat_map(|a| few[1].chunks_exact(width).map(move |b| (a, b)))
+        .map(|(a, b)| {
+            let differences = a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b));
+            differences.map(|d| d * d).sum::<f64>()
+        })
+        .sum();
+    let pairs = (few[0].len() / width * (few[1].len() / width)).max(1) as f64;
+    let settings = Sinkhorn {
+        epsilon: (0.05 * squares / pairs).max(1e-12),
+        most_rounds: 500,
+        tolerance: 1e-6,
+    };
+    DistanceMeasure {
+        space: space.to_owned(),
+        visual: visual.len() / width,
+        text: text.len() / width,
+        nearest: nearest_neighbour_distance(visual, text, width),
+        mean: mean_distance(visual, text, width),
+        exact: exact_wasserstein(&exact[0], &exact[1], width),
+        sliced: sliced_wasserstein(visual, text, width, 0),
+        sinkhorn: sinkhorn_divergence(&few[0], &few[1], width, &settings).sqrt(),
+    }
+}
+
+impl Measurer<'_> {
+    pub(super) fn distances(&self) -> Result<Vec<DistanceMeasure>> {
+        let (config, layout, executor) = self.place;
+        let samples = captioned(&self.library, Artist::Noto, Split::HeldOut, PICTURES);
+        let wanted = Wanted {
+            tokens: true,
+            connected: true,
+            ..Wanted::default()
+        };
+        let features = self.features(&samples, wanted)?;
+        let (width, deep) = (config.vision.width, config.language.width);
+        let entry = layout.get("language.embedding");
+        let entry = entry.expect("every language model has an embedding table");
+        let mut table = vec![0.0; entry.spec.shape.numel()];
+        executor.read_parameters(entry.offset, &mut table);
+        // Special tokens are no text.
+        let table = &table[usize::from(FIRST_BYTE) * deep..];
+        let plane = |rows: &[f32], width| Principal::fit(rows, width, 2).project(rows);
+        Ok(vec![
+            distances_in(
+                "plane",
+                &plane(&features.tokens, width),
+                &plane(table, deep),
+                2,
+            ),
+            distances_in("language", &features.connected, table, deep),
+            distances_in(
+                "language, unit length",
+                &unit(features.connected.clone(), deep),
+                &unit(table.to_vec(), deep),
+                deep,
+            ),
+        ])
+    }
+
+    pub(super) fn contrastive_spaces(&self) -> Result<Vec<SpaceMeasure>> {
+        let samples = captioned(
+            &self.library,
+            Artist::Noto,
+            Split::HeldOut,
+            self.settings.pictures,
+        );
+        let mut measures = Vec::new();
+        for (name, pair) in [
+            ("contrastive", ContrastivePair::TextTower),
+            ("align", ContrastivePair::LanguageModel),
+        ] {
+            if self
+                .place
+                .1
+                .get(&format!("{name}.image_projection"))
+                .is_none()
+            {
+                continue;
+            }
+            let shape = self.batch_shape();
+            let (images, texts) =
+                projected_features(self.place, &self.library, &samples, &shape, pair)?;
+            let width = images.len() / samples.len().max(1);
+            measures.push(SpaceMeasure {
+                space: name.to_owned(),
+                pairs: samples.len(),
+                gap: modality_gap(&images, &texts, width),
+                alignment: alignment(&images, &texts, width),
+                image_uniformity: uniformity(&images, width),
+                text_uniformity: uniformity(&texts, width),
+            });
+        }
+        match measures.is_empty() {
+            true => Err(Error::setting(
+                "metric space",
+                "a model with contrastive projections",
+                "none",
+            )),
+            false => Ok(measures),
+        }
+    }
+}

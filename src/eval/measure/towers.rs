@@ -1,0 +1,194 @@
+//! What pictures' features are worth: retrieval, zero-shot classes, neighbours and probes.
+
+use super::features::{Wanted, unit};
+use super::{Measurer, Metric, ProbeMeasure, RetrievalMeasure, SetName, ZeroShotMeasure};
+use crate::data::batch::caption_ids;
+use crate::data::captions::SHORT_TEMPLATES;
+use crate::data::embedded::Artist;
+use crate::data::eval_sets::{ZeroShot, captioned, subcategories};
+use crate::data::library::Split;
+use crate::data::task::Sample;
+use crate::data::tokenizer::Tokenizer;
+use crate::error::{Error, Result};
+use crate::eval::matcher::Matcher;
+use crate::eval::{
+    Labelled, LinearProbe, Neighbours, ProbeForm, ProbeSettings, TrainedProbe, accuracy,
+    classify_among, rank_positives,
+};
+use crate::model::ContrastivePair;
+
+/// Penalty of the linear probe, relative to the features' mean sum of squares.
+pub(super) const RIDGE: f64 = 0.03;
+
+/// The four sets: each style with trained and with held-out concepts.
+pub(super) const SETS: [(Artist, Split); 4] = [
+    (Artist::Noto, Split::Train),
+    (Artist::Noto, Split::HeldOut),
+    (Artist::Twemoji, Split::Train),
+    (Artist::Twemoji, Split::HeldOut),
+];
+
+pub(super) fn set_name((artist, split): (Artist, Split)) -> SetName {
+    SetName {
+        vendor: artist.name().to_owned(),
+        split: split.name().to_owned(),
+    }
+}
+
+impl Measurer<'_> {
+    /// The pair of towers that retrieval goes by: the text tower where there is one.
+    pub(super) fn retrieval_pair(&self) -> ContrastivePair {
+        match self.place.0.text {
+            Some(_) => ContrastivePair::TextTower,
+            None => ContrastivePair::LanguageModel,
+        }
+    }
+
+    pub(super) fn matcher(&self, pair: ContrastivePair) -> Result<Matcher<'_>> {
+        Matcher::new(self.place, &self.library, self.batch_shape(), pair)
+    }
+
+    pub(super) fn retrieval(&self) -> Result<Vec<RetrievalMeasure>> {
+        let mut matcher = self.matcher(self.retrieval_pair())?;
+        let mut measures = Vec::new();
+        for set in SETS {
+            let samples = captioned(&self.library, set.0, set.1, self.settings.pictures);
+            let (captions, to_image) = self.several_captions(&samples);
+            let images = matcher.images(&samples)?;
+            let texts = matcher.texts(&captions, 1)?;
+            let width = images.len() / samples.len().max(1);
+            let mut to_text = vec![Vec::new(); samples.len()];
+            for (caption, picture) in to_image.iter().enumerate() {
+                to_text[*picture].push(caption);
+            }
+            let to_image: Vec<Vec<usize>> = to_image.into_iter().map(|i| vec![i]).collect();
+            measures.push(RetrievalMeasure {
+                set: set_name(set),
+                pictures: samples.len(),
+                captions: captions.len(),
+                image_to_text: rank_positives(&images, &texts, width, &to_text),
+                text_to_image: rank_positives(&texts, &images, width, &to_image),
+            });
+        }
+        Ok(measures)
+    }
+
+    pub(super) fn zero_shot(&self) -> Result<Vec<ZeroShotMeasure>> {
+        let mut measures = Vec::new();
+        if self.place.0.text.is_some() {
+            measures.extend(self.zero_shot_by(ContrastivePair::TextTower, "text tower")?);
+        }
+        if self.settings.is_connected {
+            measures.extend(self.zero_shot_by(ContrastivePair::LanguageModel, "language model")?);
+        }
+        match measures.is_empty() {
+            true => Err(Error::setting(
+                "metric zero-shot",
+                "a model with a text tower, or a connector that has been trained",
+                "neither",
+            )),
+            false => Ok(measures),
+        }
+    }
+
+    fn zero_shot_by(&self, pair: ContrastivePair, text: &str) -> Result<Vec<ZeroShotMeasure>> {
+        let mut matcher = self.matcher(pair)?;
+        let mut measures = Vec::new();
+        for set in SETS {
+            let asked = subcategories(&self.library, set.0, set.1, self.settings.pictures);
+            let images = matcher.images(&asked.samples)?;
+            let classes = matcher.texts(&asked.prompts, asked.templates)?;
+            let width = classes.len() / asked.classes.len();
+            let top = |most| classify_among(&images, &classes, width, &asked.labels, most);
+            measures.push(ZeroShotMeasure {
+                set: set_name(set),
+                text: text.to_owned(),
+                pictures: asked.samples.len(),
+                classes: asked.classes.len(),
+                top_1: top(1),
+                top_5: top(5),
+            });
+        }
+        Ok(measures)
+    }
+
+    /// Fits a probe on every trained concept in the trained style, tests it on the three other sets.
+    pub(super) fn probe(&self, metric: Metric) -> Result<Vec<ProbeMeasure>> {
+        let wanted = Wanted {
+            tokens: metric == Metric::AttentiveProbe,
+            ..Wanted::default()
+        };
+        let train = self.training_set();
+        let config = &self.place.0.vision;
+        let (width, classes) = (config.width, train.classes.len());
+        let fitted = self.features(&train.samples, wanted)?;
+        let heads = config.heads;
+        let trained = |form, features: &[f32], tokens| {
+            let labelled = Labelled {
+                features,
+                labels: &train.labels,
+            };
+            let settings = ProbeSettings::new(form);
+            TrainedProbe::fit(settings, self.compute, labelled, (tokens, width, classes))
+        };
+        let probe = match metric {
+            Metric::TwoLayerProbe => {
+                let form = ProbeForm::TwoLayer { hidden: 2 * width };
+                Some(trained(form, &fitted.pooled, 1)?)
+            }
+            Metric::AttentiveProbe => {
+                let form = ProbeForm::Attentive { heads };
+                Some(trained(form, &fitted.tokens, config.patches())?)
+            }
+            _ => None,
+        };
+        let linear = (metric == Metric::LinearProbe)
+            .then(|| LinearProbe::fit(&fitted.pooled, width, &train.labels, classes, RIDGE));
+        let neighbours = unit(fitted.pooled, width);
+        let mut measures = Vec::new();
+        for set in &SETS[1..] {
+            let test = subcategories(&self.library, set.0, set.1, usize::MAX);
+            let features = self.features(&test.samples, wanted)?;
+            let found = match (&probe, &linear) {
+                (Some(probe), _) if wanted.tokens => probe.classify(&features.tokens)?,
+                (Some(probe), _) => probe.classify(&features.pooled)?,
+                (None, Some(linear)) => linear.classify(&features.pooled),
+                (None, None) => {
+                    let known = (&neighbours[..], &train.labels[..]);
+                    let features = unit(features.pooled, width);
+                    Neighbours::default().classify(known, &features, width, classes)
+                }
+            };
+            measures.push(ProbeMeasure {
+                probe: metric.name().to_owned(),
+                set: set_name(*set),
+                pictures: test.samples.len(),
+                classes,
+                accuracy: accuracy(&found, &test.labels),
+            });
+        }
+        Ok(measures)
+    }
+
+    /// Every trained concept in the trained style with its subcategory.
+    pub(super) fn training_set(&self) -> ZeroShot {
+        subcategories(&self.library, Artist::Noto, Split::Train, usize::MAX)
+    }
+
+    /// The plain caption of each picture in every short template that leaves it short enough, and whose each is.
+    fn several_captions(&self, samples: &[Sample]) -> (Vec<String>, Vec<usize>) {
+        let tokenizer = Tokenizer::embedded();
+        let mut captions = Vec::new();
+        let mut pictures = Vec::new();
+        for (picture, sample) in samples.iter().enumerate() {
+            for [before, after] in SHORT_TEMPLATES {
+                let caption = format!("{before}{}{after}", sample.caption);
+                if caption_ids(&caption, tokenizer).len() <= self.settings.caption_tokens {
+                    captions.push(caption);
+                    pictures.push(picture);
+                }
+            }
+        }
+        (captions, pictures)
+    }
+}

@@ -1,0 +1,211 @@
+//! Measures a checkpoint metric by metric, against the other stages of its run where a metric asks for them.
+
+use std::path::{Path, PathBuf};
+
+use super::checkpoint::{self, write_durably};
+use super::evaluation::evaluation_settings;
+use super::loaded_run::LoadedRun;
+use super::recipe::{Stage, StageKind};
+use super::run_folder::stage_checkpoints;
+use super::trainer::Trainer;
+use crate::data::library::Library;
+use crate::error::{Error, Result};
+use crate::eval::{
+    MeasureSettings, Measurements, Measurer, Metric, Place, StageDrift, parameter_drift,
+};
+
+/// The sizes to measure with after a stage; nothing after one that sees no pictures.
+fn settings_after(stage: &Stage, pictures: usize, is_connected: bool) -> Option<MeasureSettings> {
+    let settings = evaluation_settings(stage, pictures)?;
+    Some(MeasureSettings {
+        pictures,
+        questions_per_kind: settings.questions_per_kind,
+        tokens: settings.tokens,
+        caption_tokens: settings.caption_tokens,
+        is_connected,
+    })
+}
+
+impl Trainer {
+    /// Measures the parameters as they stand after the last stage.
+    ///
+    /// # Errors
+    /// Whatever recording, loading or the data report.
+    pub fn measure(&self, metrics: &[Metric], pictures: usize) -> Result<Measurements> {
+        let Some(stage) = self.recipe.stages.last() else {
+            return Ok(Measurements::default());
+        };
+        let mut all = Measurements {
+            stage: stage.name.clone(),
+            ..Measurements::default()
+        };
+        let is_connected = stage.kind != StageKind::WarmStart;
+        if let Some(settings) = settings_after(stage, pictures, is_connected) {
+            let place: Place<'_> = (&self.recipe.model, &self.layout, self.executor.as_ref());
+            let library = Library::embedded();
+            let measurer = Measurer::new(place, &self.options.compute, library, settings);
+            for metric in metrics {
+                measurer.measure(*metric, &mut all)?;
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// What a checkpoint gave, and why it did not give the rest.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// The numbers.
+    pub measurements: Measurements,
+    /// Metrics that this checkpoint cannot give, each with a sentence.
+    pub left_out: Vec<(Metric, String)>,
+}
+
+impl LoadedRun {
+    /// Measures `metrics` on sets of at most `pictures` pictures. A metric that this checkpoint cannot give is an error, or
+    /// left out where `lenient`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the metric; whatever recording, loading or the data report.
+    pub fn measure(&self, metrics: &[Metric], pictures: usize, lenient: bool) -> Result<Measured> {
+        let stage = &self.recipe.stages[self.stage()];
+        let settings = settings_after(stage, pictures, self.is_connected()).ok_or_else(|| {
+            Error::setting(
+                format!("checkpoint {}", self.path.display()),
+                "one after a stage that has seen pictures",
+                format!("stage {}, which trained on text alone", stage.name),
+            )
+        })?;
+        let place: Place<'_> = (&self.recipe.model, &self.layout, self.executor.as_ref());
+        let measurer = Measurer::new(place, &self.compute, Library::embedded(), settings);
+        let mut measured = Measured {
+            measurements: Measurements {
+                stage: stage.name.clone(),
+                ..Measurements::default()
+            },
+            left_out: Vec::new(),
+        };
+        for metric in metrics {
+            let all = &mut measured.measurements;
+            let outcome = self.refuse(*metric).and_then(|()| match metric {
+                Metric::Drift => self.drift(all),
+                Metric::Cka => self.cka(&measurer, all),
+                metric => measurer.measure(*metric, all),
+            });
+            match outcome {
+                Err(problem @ Error::Setting { .. }) if lenient => {
+                    measured.left_out.push((*metric, problem.to_string()));
+                }
+                outcome => outcome?,
+            }
+        }
+        Ok(measured)
+    }
+
+    /// Whether a stage has brought pictures to the language model.
+    fn is_connected(&self) -> bool {
+        let stages = &self.recipe.stages[..=self.stage()];
+        stages
+            .iter()
+            .any(|stage| stage.kind != StageKind::WarmStart)
+    }
+
+    /// Refuses a metric that looks through a language model that has not seen pictures.
+    fn refuse(&self, metric: Metric) -> Result<()> {
+        match metric.needs_language() && !self.is_connected() {
+            false => Ok(()),
+            true => Err(Error::setting(
+                format!("metric {}", metric.name()),
+                "a checkpoint whose connector has been trained",
+                format!("one after {}", self.recipe.stages[self.stage()].name),
+            )),
+        }
+    }
+
+    /// The run's checkpoints after each stage; this one's alone where it lies outside a run.
+    fn checkpoints(&self) -> Result<Vec<(String, PathBuf)>> {
+        let folder = self.path.parent();
+        match folder.filter(|folder| folder.ends_with("checkpoints")) {
+            Some(folder) => stage_checkpoints(folder.parent().unwrap_or(Path::new("."))),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn parameters_of(&self, path: &Path) -> Result<Vec<f32>> {
+        Ok(checkpoint::load(path, &self.layout, &[])?.parameters)
+    }
+
+    fn drift(&self, all: &mut Measurements) -> Result<()> {
+        let checkpoints = self.checkpoints()?;
+        if checkpoints.len() < 2 {
+            return Err(Error::setting(
+                "metric drift",
+                "a run with checkpoints after at least two stages",
+                checkpoints.len(),
+            ));
+        }
+        let first = self.parameters_of(&checkpoints[0].1)?;
+        let mut before = first.clone();
+        all.drift.clear();
+        for (stage, path) in &checkpoints[1..] {
+            let after = self.parameters_of(path)?;
+            all.drift.push(StageDrift {
+                stage: stage.clone(),
+                from_before: parameter_drift(&self.layout, &before, &after),
+                from_first: parameter_drift(&self.layout, &first, &after),
+            });
+            before = after;
+        }
+        Ok(())
+    }
+
+    /// Layers against each other, and against the same layers after each other stage of the run.
+    fn cka(&self, measurer: &Measurer<'_>, all: &mut Measurements) -> Result<()> {
+        measurer.measure(Metric::Cka, all)?;
+        let own = measurer.layer_features()?;
+        let mut parameters = vec![0.0; self.layout.elements()];
+        self.executor.read_parameters(0, &mut parameters);
+        let mut stages = Vec::new();
+        for (stage, path) in self.checkpoints()? {
+            if path == self.path {
+                continue;
+            }
+            self.executor
+                .write_parameters(0, &self.parameters_of(&path)?);
+            let then = measurer.layer_features();
+            self.executor.write_parameters(0, &parameters);
+            stages.push((stage, own.layer_by_layer(&then?)));
+        }
+        if let Some(cka) = &mut all.cka {
+            cka.stages = stages;
+        }
+        Ok(())
+    }
+}
+
+/// Writes what was measured of `checkpoint` into its run, as `evaluations/<checkpoint>.json`; beside the checkpoint where
+/// that lies outside a run. What a file there has of other metrics stays. Returns the path.
+///
+/// # Errors
+/// [`Error::Io`] naming the file.
+pub fn write_measurements(checkpoint: &Path, new: &Measurements) -> Result<PathBuf> {
+    let folder = checkpoint.parent().unwrap_or(Path::new("."));
+    let run = match folder.ends_with("checkpoints") {
+        true => folder.parent().unwrap_or(Path::new(".")),
+        false => folder,
+    };
+    let folder = run.join("evaluations");
+    std::fs::create_dir_all(&folder)
+        .map_err(|problem| Error::io(&folder, "create the folder", problem))?;
+    let stem = checkpoint.file_stem().unwrap_or_default();
+    let path = folder.join(format!("{}.json", stem.to_string_lossy()));
+    // A file of another version is replaced.
+    let old: Option<Measurements> = std::fs::read(&path)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let mut all = old.unwrap_or_default();
+    all.update(new);
+    let text = serde_json::to_string_pretty(&all).expect("measurements are plain data");
+    write_durably(&path, text.as_bytes())?;
+    Ok(path)
+}
