@@ -146,9 +146,11 @@ impl Measurements {
         take(&mut self.retrieval, &new.retrieval);
         take(&mut self.zero_shot, &new.zero_shot);
         for probe in &new.probes {
-            let is_same = |old: &ProbeMeasure| old.probe == probe.probe && old.set == probe.set;
-            self.probes.retain(|old| !is_same(old));
-            self.probes.push(probe.clone());
+            let mut old = self.probes.iter_mut();
+            match old.find(|old| old.probe == probe.probe && old.set == probe.set) {
+                Some(old) => *old = probe.clone(),
+                None => self.probes.push(probe.clone()),
+            }
         }
         take(&mut self.captions, &new.captions);
         take(&mut self.questions, &new.questions);

@@ -147,7 +147,9 @@ impl Measurer<'_> {
         let neighbours = unit(fitted.pooled, width);
         let mut measures = Vec::new();
         for set in &SETS[1..] {
-            let test = subcategories(&self.library, set.0, set.1, usize::MAX);
+            // A picture costs a probe little: more of them make the share surer.
+            let pictures = self.settings.pictures.saturating_mul(5);
+            let test = subcategories(&self.library, set.0, set.1, pictures);
             let features = self.features(&test.samples, wanted)?;
             let found = match (&probe, &linear) {
                 (Some(probe), _) if wanted.tokens => probe.classify(&features.tokens)?,
