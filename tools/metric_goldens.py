@@ -1,10 +1,12 @@
-"""Makes verify/goldens/metrics.safetensors: metrics by scikit-learn, POT, SciPy and CLIP_benchmark-style code.
+"""Makes verify/goldens/metrics.safetensors: metrics by scikit-learn, POT, SciPy and CLIP_benchmark-style code, and
+corrupted pictures by SciPy and Pillow.
 
-Needs numpy, torch, scikit-learn, POT and SciPy. Run from the repository root: python tools/metric_goldens.py [--check]
+Needs numpy, torch, scikit-learn, POT, SciPy and Pillow. Run from the repository root: python tools/metric_goldens.py [--check]
 """
 
 from __future__ import annotations
 
+import io
 import re
 import string
 import sys
@@ -13,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import ot
 import torch
+from PIL import Image
 from scipy import stats
+from scipy.ndimage import gaussian_filter
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
@@ -143,6 +147,27 @@ def spaces(golden: Golden, expected: dict) -> None:
     expected["cka"] = hsic(k, l) / np.sqrt(hsic(k, k) * hsic(l, l))
 
 
+def pictures(golden: Golden, expected: dict) -> None:
+    """A picture of broad waves and a sharp square, blurred and saved as JPEG."""
+    side = 40
+    y, x = np.mgrid[0:side, 0:side]
+    planes = [np.sin(x / 5 + k) * np.cos(y / 7 - k) * 0.7 for k in range(3)]
+    levels = np.stack([np.round((p + 1) * 127.5) for p in planes])
+    levels[:, 10:20, 12:30] = np.array([250, 30, 90])[:, None, None]
+    normal = (levels / 127.5 - 1).astype(np.float32)
+    golden.store_exact("input.picture", torch.from_numpy(normal.astype(np.float64)))
+    blurs = [gaussian_filter(normal.astype(np.float64), (0, s, s), mode="nearest", truncate=4)
+             for s in (2.0 * side / 224, 6.0 * side / 224)]
+    golden.store_result("value.blurred", torch.from_numpy(np.stack(blurs)), np.float32)
+    files = []
+    for quality in (25, 7):
+        file = io.BytesIO()
+        image = Image.fromarray(levels.transpose(1, 2, 0).astype(np.uint8))
+        image.save(file, "JPEG", quality=quality, subsampling="4:2:0")
+        files.append(np.asarray(Image.open(file)).transpose(2, 0, 1).astype(np.float64))
+    golden.store_result("value.jpeg_levels", torch.from_numpy(np.stack(files)), np.float32)
+
+
 def normalised(answer: str) -> str:
     """VQA-style by regular expressions, as the evaluator defines it."""
     text = re.sub(r"['’]", "", answer.lower())
@@ -169,7 +194,7 @@ def seeds(golden: Golden, expected: dict) -> None:
 def main() -> int:
     expected: dict = {"answers": {answer: normalised(answer) for answer in ANSWERS}}
     golden = Golden("metrics", expected)
-    for part in (retrieval, classes, clouds, spaces, seeds):
+    for part in (retrieval, classes, clouds, spaces, seeds, pictures):
         part(golden, expected)
     if "--check" in sys.argv:
         problems = golden.differences(TARGET)

@@ -15,6 +15,7 @@ seeds = [1, 2]
 pictures = 8
 
 [quick]
+warm_steps = 0.34
 steps = 0.34
 target_steps = 0.34
 pictures = 4
@@ -116,7 +117,7 @@ fn an_ablation_that_was_stopped_goes_on_and_ends_with_the_same_numbers() {
 
     // Another length is another result, not the old one under the same name.
     let longer = PLAN
-        .replace("steps = 0.34", "steps = 0.5")
+        .replace("\nsteps = 0.34", "\nsteps = 0.5")
         .replace("[3, 4]", "[4]");
     fs::write(folder.path().join("plan.toml"), longer).unwrap();
     let answer = keel(folder.path(), &args).fine();
@@ -164,13 +165,13 @@ fn a_wrong_plan_is_refused_with_file_line_and_the_nearest_right_key() {
         (
             "against",
             "agianst",
-            &["plan.toml, line 22", "agianst", "did you mean against?"][..],
+            &["plan.toml, line 23", "agianst", "did you mean against?"][..],
         ),
         ("question", "qestion", &["line 3", "did you mean question?"]),
         (
             "\"as_is\"",
             "\"as-is\"",
-            &["arm.0.spend", "as_is", "line 17"],
+            &["arm.0.spend", "as_is", "line 18"],
         ),
         (
             "fine-grained",
@@ -199,7 +200,7 @@ fn a_wrong_plan_is_refused_with_file_line_and_the_nearest_right_key() {
             "set = [\"modle.x=1\"]",
             &["modle", "did you mean model?"],
         ),
-        ("steps = 0.34", "steps = 0", &["quick.steps", "above 0"]),
+        ("\nsteps = 0.34", "\nsteps = 0", &["quick.steps", "above 0"]),
     ] {
         assert!(PLAN.contains(from), "{from}");
         let text = PLAN.replacen(from, to, 1);

@@ -4,6 +4,7 @@ mod ablation;
 mod allocations;
 mod bad_input;
 mod command;
+mod corruption;
 mod cpu_math;
 mod cuda;
 mod data_embedded;

@@ -97,6 +97,12 @@ fn every_metric_is_measured_kept_and_the_same_on_any_number_of_threads() {
     );
     assert!(likeness("warm-start-vision").iter().all(|x| *x < 1.0));
 
+    assert_eq!(all.robustness.len(), 7);
+    for measure in &all.robustness {
+        assert_eq!(measure.recall_1.len(), 6, "none and five severities");
+        assert_eq!(measure.linear_probe[0], all.robustness[0].linear_probe[0]);
+    }
+
     let drift = |stage: &str, module: &str| {
         let stage = all.drift.iter().find(|drift| drift.stage == stage).unwrap();
         let of = |drifts: &[keel::eval::Drift]| {

@@ -17,7 +17,7 @@ pub(super) struct EvalArgs {
     run: PathBuf,
     #[command(flatten)]
     compute: ComputeArgs,
-    /// Metrics to measure instead of the stage table, separated by commas, or all that the checkpoint can give: all, retrieval, zero-shot, neighbours, linear-probe, two-layer-probe, attentive-probe, captions, questions, distances, space, cka, drift. They are kept in the run's folder evaluations/.
+    /// Metrics to measure instead of the stage table, separated by commas, or all that the checkpoint can give: all, retrieval, zero-shot, neighbours, linear-probe, two-layer-probe, attentive-probe, captions, questions, distances, space, cka, drift, robustness. They are kept in the run's folder evaluations/.
     #[arg(long, value_name = "LIST")]
     metrics: Option<String>,
     /// Measures the checkpoint after this stage instead of the newest.

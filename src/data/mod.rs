@@ -8,6 +8,7 @@ pub mod batch;
 pub mod captions;
 pub mod colours;
 pub mod corpus;
+pub mod corruption;
 pub mod embedded;
 pub mod eval_sets;
 pub mod facts;

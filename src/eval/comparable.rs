@@ -89,6 +89,9 @@ pub fn comparable(evaluation: &Evaluation, measurements: &Measurements) -> BTree
         if let Some(recall) = &set.recall {
             numbers.insert(format!("recall_1.{name}"), recall.image_to_text[0]);
         }
+        if let Some(loss) = set.caption_loss {
+            numbers.insert(format!("caption_loss.{name}"), loss);
+        }
         if let Some(zero_shot) = set.zero_shot {
             numbers.insert(format!("zero_shot.{name}"), zero_shot);
         }
@@ -103,10 +106,6 @@ pub fn comparable(evaluation: &Evaluation, measurements: &Measurements) -> BTree
     for probe in &measurements.probes {
         let name = set_name(&probe.set.vendor, &probe.set.split);
         numbers.insert(format!("{}.{name}", probe.probe), probe.accuracy);
-    }
-    for captions in &measurements.captions {
-        let name = set_name(&captions.set.vendor, &captions.set.split);
-        numbers.insert(format!("caption_loss.{name}"), captions.loss);
     }
     let plane = measurements.distances.iter().find(|d| d.space == "plane");
     if let Some(plane) = plane {

@@ -134,6 +134,8 @@ impl<'a> Evaluator<'a> {
         mut knowledge: Option<&mut Matcher<'m>>,
     ) -> Result<Vec<SetEvaluation>> {
         let mut sets = Vec::new();
+        // The same for every set.
+        let mut classes: Option<Vec<f32>> = None;
         for artist in [Artist::Noto, Artist::Twemoji] {
             for split in [Split::Train, Split::HeldOut] {
                 let set = subcategories(&self.library, artist, split, settings.pictures);
@@ -148,7 +150,10 @@ impl<'a> Evaluator<'a> {
                     Some(knowledge) => &mut **knowledge,
                     None => &mut *retrieval,
                 };
-                let classes = matcher.texts(&set.prompts, set.templates)?;
+                if classes.is_none() {
+                    classes = Some(matcher.texts(&set.prompts, set.templates)?);
+                }
+                let classes = classes.as_deref().unwrap_or_default();
                 let seen = matcher.images(&set.samples)?;
                 let width = classes.len() / set.classes.len();
                 sets.push(SetEvaluation {
@@ -156,7 +161,7 @@ impl<'a> Evaluator<'a> {
                     split: split.name().to_owned(),
                     count: set.samples.len(),
                     recall: Some(recall(&images, &texts, texts.len() / captions.len())),
-                    zero_shot: Some(classify(&seen, &classes, width, &set.labels)),
+                    zero_shot: Some(classify(&seen, classes, width, &set.labels)),
                     classes: set.classes.len(),
                     caption_loss: None,
                 });

@@ -38,8 +38,8 @@ pub use linear_probe::LinearProbe;
 pub use matcher::Place;
 pub use measure::{
     CaptionMeasure, CkaMeasure, DistanceMeasure, LayerFeatures, MeasureSettings, Measurements,
-    Measurer, Metric, ProbeMeasure, QuestionMeasure, RetrievalMeasure, SetName, SpaceMeasure,
-    StageDrift, ZeroShotMeasure, metrics_of,
+    Measurer, Metric, ProbeMeasure, QuestionMeasure, RetrievalMeasure, RobustnessMeasure, SetName,
+    SpaceMeasure, StageDrift, ZeroShotMeasure, metrics_of,
 };
 pub use neighbours::{Neighbours, accuracy};
 pub use principal::Principal;

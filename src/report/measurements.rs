@@ -31,6 +31,7 @@ pub fn measurement_tables(measurements: &Measurements) -> String {
         spaces(measurements),
         cka(measurements),
         drift(measurements),
+        robustness(measurements),
     ];
     let shown = parts
         .into_iter()
@@ -234,6 +235,33 @@ fn cka(measurements: &Measurements) -> (String, Table) {
     }
     (
         "Likeness of mean tokens (linear CKA)".to_owned(),
+        Table { rows },
+    )
+}
+
+fn robustness(measurements: &Measurements) -> (String, Table) {
+    let mut rows = Vec::new();
+    if let Some(first) = measurements.robustness.first() {
+        let mut heads = header(&["corruption", "number"]);
+        heads.extend((0..first.recall_1.len()).map(|severity| match severity {
+            0 => "none".to_owned(),
+            severity => format!("severity {severity}"),
+        }));
+        rows.push(heads);
+    }
+    for measure in &measurements.robustness {
+        for (name, curve) in [
+            ("R@1", &measure.recall_1),
+            ("zero-shot", &measure.zero_shot),
+            ("linear probe", &measure.linear_probe),
+        ] {
+            let mut cells = vec![measure.corruption.clone(), name.to_owned()];
+            cells.extend(curve.iter().map(|share| percent(*share)));
+            rows.push(cells);
+        }
+    }
+    (
+        "Corrupted pictures (noto, train concepts)".to_owned(),
         Table { rows },
     )
 }

@@ -2,9 +2,13 @@
 
 mod answers;
 mod features;
+mod robustness;
 mod spaces;
 mod towers;
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -51,11 +55,13 @@ pub enum Metric {
     Cka,
     /// How far parameters moved from stage to stage.
     Drift,
+    /// What corrupted pictures cost.
+    Robustness,
 }
 
 impl Metric {
     /// All, in the order of reports.
-    pub const ALL: [Metric; 12] = [
+    pub const ALL: [Metric; 13] = [
         Metric::Retrieval,
         Metric::ZeroShot,
         Metric::Neighbours,
@@ -68,6 +74,7 @@ impl Metric {
         Metric::Space,
         Metric::Cka,
         Metric::Drift,
+        Metric::Robustness,
     ];
 
     /// The name on the command line and in files.
@@ -85,6 +92,7 @@ impl Metric {
             Metric::Space => "space",
             Metric::Cka => "cka",
             Metric::Drift => "drift",
+            Metric::Robustness => "robustness",
         }
     }
 
@@ -132,6 +140,8 @@ pub struct Measurements {
     pub cka: Option<CkaMeasure>,
     /// Drift of parameters, stage by stage.
     pub drift: Vec<StageDrift>,
+    /// What corruptions cost.
+    pub robustness: Vec<RobustnessMeasure>,
 }
 
 impl Measurements {
@@ -160,6 +170,7 @@ impl Measurements {
             self.cka.clone_from(&new.cka);
         }
         take(&mut self.drift, &new.drift);
+        take(&mut self.robustness, &new.robustness);
     }
 }
 
@@ -310,6 +321,19 @@ pub struct StageDrift {
     pub from_first: Vec<Drift>,
 }
 
+/// What one corruption costs, by severity.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RobustnessMeasure {
+    /// The corruption.
+    pub corruption: String,
+    /// R@1 of captions by pictures at severities 0 (none) to 5.
+    pub recall_1: Vec<f64>,
+    /// Zero-shot classes, alike.
+    pub zero_shot: Vec<f64>,
+    /// The linear probe, alike.
+    pub linear_probe: Vec<f64>,
+}
+
 /// How much is measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MeasureSettings {
@@ -331,10 +355,12 @@ pub struct Measurer<'a> {
     compute: &'a Choice,
     library: Arc<Library>,
     settings: MeasureSettings,
+    /// Features that several probes share, by set and by whether they hold tokens.
+    kept: RefCell<BTreeMap<(usize, bool), Rc<features::Features>>>,
 }
 
 impl<'a> Measurer<'a> {
-    /// A measurer of the model at `place`; probes are trained on executors of their own, opened by `compute`.
+    /// A measurer of the model at `place`, whose parameters must not change while probes are measured; probes are trained on executors of their own, opened by `compute`.
     pub fn new(
         place: Place<'a>,
         compute: &'a Choice,
@@ -346,6 +372,7 @@ impl<'a> Measurer<'a> {
             compute,
             library,
             settings,
+            kept: RefCell::default(),
         }
     }
 
@@ -378,6 +405,7 @@ impl<'a> Measurer<'a> {
                 });
             }
             Metric::Drift => {}
+            Metric::Robustness => all.robustness = self.robustness()?,
         }
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! What pictures' features are worth: retrieval, zero-shot classes, neighbours and probes.
 
-use super::features::{Wanted, unit};
+use std::rc::Rc;
+
+use super::features::{Features, Wanted, unit};
 use super::{Measurer, Metric, ProbeMeasure, RetrievalMeasure, SetName, ZeroShotMeasure};
 use crate::data::batch::caption_ids;
 use crate::data::captions::SHORT_TEMPLATES;
@@ -94,10 +96,12 @@ impl Measurer<'_> {
     fn zero_shot_by(&self, pair: ContrastivePair, text: &str) -> Result<Vec<ZeroShotMeasure>> {
         let mut matcher = self.matcher(pair)?;
         let mut measures = Vec::new();
+        // The same for every set.
+        let prompts = subcategories(&self.library, Artist::Noto, Split::Train, 0);
+        let classes = matcher.texts(&prompts.prompts, prompts.templates)?;
         for set in SETS {
             let asked = subcategories(&self.library, set.0, set.1, self.settings.pictures);
             let images = matcher.images(&asked.samples)?;
-            let classes = matcher.texts(&asked.prompts, asked.templates)?;
             let width = classes.len() / asked.classes.len();
             let top = |most| classify_among(&images, &classes, width, &asked.labels, most);
             measures.push(ZeroShotMeasure {
@@ -121,7 +125,7 @@ impl Measurer<'_> {
         let train = self.training_set();
         let config = &self.place.0.vision;
         let (width, classes) = (config.width, train.classes.len());
-        let fitted = self.features(&train.samples, wanted)?;
+        let fitted = self.probe_features(usize::MAX, &train.samples, wanted)?;
         let heads = config.heads;
         let trained = |form, features: &[f32], tokens| {
             let labelled = Labelled {
@@ -144,20 +148,20 @@ impl Measurer<'_> {
         };
         let linear = (metric == Metric::LinearProbe)
             .then(|| LinearProbe::fit(&fitted.pooled, width, &train.labels, classes, RIDGE));
-        let neighbours = unit(fitted.pooled, width);
+        let neighbours = unit(fitted.pooled.clone(), width);
         let mut measures = Vec::new();
-        for set in &SETS[1..] {
+        for (index, set) in SETS.iter().enumerate().skip(1) {
             // A picture costs a probe little: more of them make the share surer.
             let pictures = self.settings.pictures.saturating_mul(5);
             let test = subcategories(&self.library, set.0, set.1, pictures);
-            let features = self.features(&test.samples, wanted)?;
+            let features = self.probe_features(index, &test.samples, wanted)?;
             let found = match (&probe, &linear) {
                 (Some(probe), _) if wanted.tokens => probe.classify(&features.tokens)?,
                 (Some(probe), _) => probe.classify(&features.pooled)?,
                 (None, Some(linear)) => linear.classify(&features.pooled),
                 (None, None) => {
                     let known = (&neighbours[..], &train.labels[..]);
-                    let features = unit(features.pooled, width);
+                    let features = unit(features.pooled.clone(), width);
                     Neighbours::default().classify(known, &features, width, classes)
                 }
             };
@@ -170,6 +174,24 @@ impl Measurer<'_> {
             });
         }
         Ok(measures)
+    }
+
+    /// The features of the set `key`, whose pictures are `samples`; made once, and kept for the probe that comes next.
+    fn probe_features(
+        &self,
+        key: usize,
+        samples: &[Sample],
+        wanted: Wanted,
+    ) -> Result<Rc<Features>> {
+        let known = self.kept.borrow().get(&(key, wanted.tokens)).cloned();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let made = Rc::new(self.features(samples, wanted)?);
+        self.kept
+            .borrow_mut()
+            .insert((key, wanted.tokens), made.clone());
+        Ok(made)
     }
 
     /// Every trained concept in the trained style with its subcategory.

@@ -65,7 +65,9 @@ fn pictures() -> usize {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Quick {
-    /// The share of the steps of warm start and refinement.
+    /// The share of the steps of the warm start.
+    pub warm_steps: f64,
+    /// The share of the steps of refinement.
     pub steps: f64,
     /// The share of the steps of the target stage.
     pub target_steps: f64,
@@ -78,8 +80,9 @@ pub struct Quick {
 impl Default for Quick {
     fn default() -> Quick {
         Quick {
-            steps: 0.1,
-            target_steps: 0.3,
+            warm_steps: 0.2,
+            steps: 0.06,
+            target_steps: 0.2,
             pictures: 100,
             seeds: vec![1, 2, 3],
         }
@@ -179,6 +182,7 @@ impl AblationPlan {
             }
         }
         for (key, share) in [
+            ("quick.warm_steps", self.quick.warm_steps),
             ("quick.steps", self.quick.steps),
             ("quick.target_steps", self.quick.target_steps),
         ] {

@@ -16,15 +16,22 @@ use crate::model::declare;
 use crate::tape::ParameterLayout;
 
 /// What is measured of each unit beside the evaluation that follows every stage.
-const MEASURED: [Metric; 8] = [
+const MEASURED: [Metric; 7] = [
     Metric::Retrieval,
     Metric::Neighbours,
     Metric::LinearProbe,
     Metric::TwoLayerProbe,
     Metric::AttentiveProbe,
-    Metric::Captions,
     Metric::Distances,
     Metric::Space,
+];
+
+/// The short list of a quick ablation.
+const MEASURED_QUICKLY: [Metric; 4] = [
+    Metric::Neighbours,
+    Metric::LinearProbe,
+    Metric::TwoLayerProbe,
+    Metric::Distances,
 ];
 
 /// How an ablation is run.
@@ -174,7 +181,10 @@ impl Ablation {
         let mut trainer = self.trainer(recipe, path, Some(beginning), Some(unit.pictures))?;
         let evaluation = trainer.run()?.pop();
         let evaluation = evaluation.expect("a target stage is evaluated");
-        let measurements = trainer.measure(&MEASURED, unit.pictures)?;
+        let measurements = match self.options.quick {
+            true => trainer.measure(&MEASURED_QUICKLY, unit.pictures)?,
+            false => trainer.measure(&MEASURED, unit.pictures)?,
+        };
         drop(trainer);
         for part in ["refinement", "target"] {
             remove(&folder.join(part).join("checkpoints"))?;

@@ -94,8 +94,9 @@ fn unit_of(plan: &AblationPlan, arm: &Arm, quick: bool) -> Result<Unit> {
         if quick {
             for stage in &mut recipe.stages {
                 let factor = match stage.kind {
+                    StageKind::WarmStart => plan.quick.warm_steps,
+                    StageKind::Refine => plan.quick.steps,
                     StageKind::Target => plan.quick.target_steps,
-                    _ => plan.quick.steps,
                 };
                 stretch(stage, factor);
             }
