@@ -117,7 +117,7 @@ fn an_ablation_that_was_stopped_goes_on_and_ends_with_the_same_numbers() {
 
     // Another length is another result, not the old one under the same name.
     let longer = PLAN
-        .replace("\nsteps = 0.34", "\nsteps = 0.5")
+        .replace("target_steps = 0.34", "target_steps = 0.5")
         .replace("[3, 4]", "[4]");
     fs::write(folder.path().join("plan.toml"), longer).unwrap();
     let answer = keel(folder.path(), &args).fine();

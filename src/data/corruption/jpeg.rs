@@ -17,25 +17,31 @@ const CHROMA: [u16; 64] = [
 
 /// Does to a normalised picture [3, `side`, `side`] what saving it at `quality`, 1 to 100, with halved chroma does.
 pub(super) fn lose(picture: &mut [f32], side: usize, quality: u32) {
-    let plane = side * side;
+    // Files hold whole squares of 16 pixels; the edge goes on outside the picture.
+    let full = side.next_multiple_of(16);
     let level = |value: f32| ((value + 1.0) * 127.5).round().clamp(0.0, 255.0);
-    let mut converted = [vec![0.0; plane], vec![0.0; plane], vec![0.0; plane]];
-    for index in 0..plane {
-        let [r, g, b] = [0, 1, 2].map(|channel| level(picture[channel * plane + index]));
+    let mut converted = [
+        vec![0.0; full * full],
+        vec![0.0; full * full],
+        vec![0.0; full * full],
+    ];
+    for index in 0..full * full {
+        let (x, y) = ((index % full).min(side - 1), (index / full).min(side - 1));
+        let [r, g, b] = [0, 1, 2].map(|channel| level(picture[(channel * side + y) * side + x]));
         converted[0][index] = 0.299 * r + 0.587 * g + 0.114 * b;
         converted[1][index] = -0.168_735_9 * r - 0.331_264_1 * g + 0.5 * b + 128.0;
         converted[2][index] = 0.5 * r - 0.418_687_6 * g - 0.081_312_4 * b + 128.0;
     }
     let [luma, blue, red] = converted;
-    let luma = coded(&luma, side, &scaled(&LUMA, quality));
-    let half = side.div_ceil(2);
+    let luma = coded(&luma, full, &scaled(&LUMA, quality));
     let chroma = |plane: &[f32]| {
-        let small = coded(&halved(plane, side), half, &scaled(&CHROMA, quality));
-        doubled(&small, half, side)
+        let small = coded(&halved(plane, full), full / 2, &scaled(&CHROMA, quality));
+        doubled(&small, full / 2, side)
     };
     let (blue, red) = (chroma(&blue), chroma(&red));
-    for index in 0..plane {
-        let (y, cb, cr) = (luma[index], blue[index] - 128.0, red[index] - 128.0);
+    for index in 0..side * side {
+        let y = luma[index / side * full + index % side];
+        let (cb, cr) = (blue[index] - 128.0, red[index] - 128.0);
         let colours = [
             y + 1.402 * cr,
             y - 0.344_136_3 * cb - 0.714_136_3 * cr,
@@ -43,7 +49,7 @@ pub(super) fn lose(picture: &mut [f32], side: usize, quality: u32) {
         ];
         for (channel, colour) in colours.into_iter().enumerate() {
             let colour = colour.round().clamp(0.0, 255.0);
-            picture[channel * plane + index] = colour / 127.5 - 1.0;
+            picture[channel * side * side + index] = colour / 127.5 - 1.0;
         }
     }
 }
@@ -56,47 +62,47 @@ fn scaled(table: &[u16; 64], quality: u32) -> [f32; 64] {
     table.map(|step| ((u32::from(step) * scale + 50) / 100).clamp(1, 255) as f32)
 }
 
-/// Means of 2 × 2 neighbours; the edge is repeated.
+/// Means of 2 × 2 neighbours of a plane [`side`, `side`] of even side.
 fn halved(plane: &[f32], side: usize) -> Vec<f32> {
-    let half = side.div_ceil(2);
-    let at = |x: usize, y: usize| plane[y.min(side - 1) * side + x.min(side - 1)];
+    let half = side / 2;
     (0..half * half)
         .map(|index| {
-            let (x, y) = (2 * (index % half), 2 * (index / half));
-            (at(x, y) + at(x + 1, y) + at(x, y + 1) + at(x + 1, y + 1)) / 4.0
+            let at = 2 * (index / half) * side + 2 * (index % half);
+            (plane[at] + plane[at + 1] + plane[at + side] + plane[at + side + 1]) / 4.0
         })
         .collect()
 }
 
-/// Twice as wide and high: three parts of the nearest sample and one of the next along each axis, as libjpeg does.
-fn doubled(plane: &[f32], half: usize, side: usize) -> Vec<f32> {
+/// A plane with rows of `stride`, twice as wide and high, of which [`side`, `side`] are kept: three parts of the nearest
+/// sample and one of the next along each axis, as libjpeg does.
+fn doubled(plane: &[f32], stride: usize, side: usize) -> Vec<f32> {
+    let last = side.div_ceil(2) - 1;
     let neighbours = |at: usize| {
         let near = at / 2;
         let next = match at % 2 {
             0 => near.saturating_sub(1),
-            _ => (near + 1).min(half - 1),
+            _ => (near + 1).min(last),
         };
         (near, next)
     };
     (0..side * side)
         .map(|index| {
             let ((x, next_x), (y, next_y)) = (neighbours(index % side), neighbours(index / side));
-            let row = |y: usize| 0.75 * plane[y * half + x] + 0.25 * plane[y * half + next_x];
+            let row = |y: usize| 0.75 * plane[y * stride + x] + 0.25 * plane[y * stride + next_x];
             0.75 * row(y) + 0.25 * row(next_y)
         })
         .collect()
 }
 
-/// The plane after its 8 × 8 blocks were transformed, rounded to multiples of `steps`, and transformed back.
+/// A plane whose side is a multiple of 8 after its 8 × 8 blocks were transformed, rounded to multiples of `steps`, and transformed back.
 fn coded(plane: &[f32], side: usize, steps: &[f32; 64]) -> Vec<f32> {
     let mut out = vec![0.0; side * side];
     for top in (0..side).step_by(8) {
         for left in (0..side).step_by(8) {
             let mut block = [0.0f32; 64];
             for (index, value) in block.iter_mut().enumerate() {
-                let x = (left + index % 8).min(side - 1);
-                let y = (top + index / 8).min(side - 1);
-                *value = plane[y * side + x].round() - 128.0;
+                let at = (top + index / 8) * side + left + index % 8;
+                *value = plane[at].round() - 128.0;
             }
             let mut found = cosine(&block, false);
             for (value, step) in found.iter_mut().zip(steps) {
@@ -104,10 +110,8 @@ fn coded(plane: &[f32], side: usize, steps: &[f32; 64]) -> Vec<f32> {
             }
             let back = cosine(&found, true);
             for (index, value) in back.iter().enumerate() {
-                let (x, y) = (left + index % 8, top + index / 8);
-                if x < side && y < side {
-                    out[y * side + x] = (value + 128.0).round().clamp(0.0, 255.0);
-                }
+                let at = (top + index / 8) * side + left + index % 8;
+                out[at] = (value + 128.0).round().clamp(0.0, 255.0);
             }
         }
     }
