@@ -34,7 +34,12 @@ against = "none"
 
 #[test]
 fn arms_of_every_built_in_plan_cost_the_same_but_those_that_say_otherwise() {
-    for (name, _) in BUILT_IN_PLANS {
+    let further = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/ablations/longer.toml");
+    for name in BUILT_IN_PLANS
+        .iter()
+        .map(|(name, _)| *name)
+        .chain([further])
+    {
         let plan = AblationPlan::load(name).unwrap();
         for quick in [false, true] {
             for unit in units(&plan, quick).unwrap() {

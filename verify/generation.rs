@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use keel::data::tokenizer::{ASSISTANT, BEGIN, IMAGE, USER};
 use keel::eval::{Answerer, Generator, Sampling, draw_token};
-use keel::executor::{CpuExecutor, Executor, ReferenceExecutor};
+use keel::executor::simt::Options;
+use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, SimtExecutor};
 use keel::model::{StepShape, declare, initialise};
 use keel::tape::ParameterLayout;
+use keel::tensor::DType;
 use keel::train::Recipe;
 
 use crate::harness::Random;
@@ -93,6 +95,42 @@ fn cached_generation_equals_uncached_generation() {
             again.reverse();
             assert_eq!(again, answers);
         }
+    }
+}
+
+#[test]
+fn cached_generation_equals_uncached_generation_on_the_emulated_kernels() {
+    let sets = [
+        "model.language.depth=1",
+        "model.vision.depth=1",
+        "model.vision.image_size=16",
+    ];
+    let (recipe, layout, values) = model(&sets);
+    let config = &recipe.model;
+    for precision in [DType::F32, DType::Bf16] {
+        // Without a C++ compiler there is no emulator.
+        let Ok(simt) = SimtExecutor::new(layout.elements(), Options::default()) else {
+            return;
+        };
+        let simt = simt.in_precision(precision);
+        simt.write_parameters(0, &values);
+        let shape = StepShape {
+            batch: 1,
+            tokens: 9,
+            caption_tokens: 8,
+            image_id: i32::from(IMAGE),
+        };
+        let prompts = prompts(config.image_tokens(), &[&[300, 77]]);
+        let images = pictures(1, config.vision.image_size);
+        let place = (config, &layout, &simt as &dyn Executor);
+        let mut cached = Generator::new(place, shape, Sampling::Greedy).unwrap();
+        let mut uncached = Answerer::new(config, &layout, &simt, shape).unwrap();
+        let answers = cached.generate(&images, &prompts).unwrap();
+        assert_eq!(
+            answers[0],
+            uncached.generate_uncached(&images, &prompts[0]).unwrap()
+        );
+        assert!(answers[0].len() >= 2, "{answers:?}");
     }
 }
 
