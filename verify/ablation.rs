@@ -57,7 +57,7 @@ fn arms_of_every_built_in_plan_cost_the_same_but_those_that_say_otherwise() {
                         unit.warm_flops - all.iter().find(plain).unwrap().warm_flops
                     }
                 };
-                // Steps are whole: a stage of few steps misses its share by up to half a step each.
+                // Steps are whole: the shortest of these stages have under 30, and miss by up to half of one.
                 let off = (spent / unit.budget - 1.0).abs();
                 assert!(
                     off < 0.01,
