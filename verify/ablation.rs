@@ -60,7 +60,7 @@ fn arms_of_every_built_in_plan_cost_the_same_but_those_that_say_otherwise() {
                 // Steps are whole: the shortest of these stages have under 30, and miss by up to half of one.
                 let off = (spent / unit.budget - 1.0).abs();
                 assert!(
-                    off < 0.01,
+                    off < 0.02,
                     "{name}, {}: {spent} of {}",
                     unit.arm,
                     unit.budget
