@@ -65,7 +65,7 @@ impl ProbeSettings {
 pub struct Labelled<'a> {
     /// [N, T, C]; T is 1 for mean tokens.
     pub features: &'a [f32],
-    /// [N]
+    /// One for each of the N samples.
     pub labels: &'a [usize],
 }
 

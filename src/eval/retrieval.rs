@@ -144,7 +144,7 @@ pub fn class_features(prompts: &[f32], width: usize, each: usize) -> Vec<f32> {
     features
 }
 
-/// Scales each row [`width`] to unit length; zero rows stay.
+/// Scales each row of `width` numbers to unit length; zero rows stay.
 pub fn normalise_rows(rows: &mut [f32], width: usize) {
     for row in rows.chunks_mut(width) {
         let length = dot(row, row).sqrt();

@@ -360,7 +360,7 @@ fn record_next(
 
 /// Records the pass over pictures and prompts that generation begins with: what comes after token `index` i32 [B] of each
 /// row, as `next` says. Inputs `images` and `tokens` i32 [B, T]. The rows for the caches of [`record_next_token`] are the
-/// named values [`cached_rows`].
+/// named values [`super::cached_rows`].
 ///
 /// # Errors
 /// Whatever recording reports.

@@ -32,7 +32,7 @@ pub fn sliced_wasserstein(a: &[f32], b: &[f32], width: usize, seed: u64) -> f64 
     sliced_wasserstein_along(a, b, width, &random_directions(width, seed))
 }
 
-/// As [`sliced_wasserstein`], along given unit vectors [`width`].
+/// As [`sliced_wasserstein`], along given unit vectors of `width` numbers.
 pub fn sliced_wasserstein_along(
     a: &[f32],
     b: &[f32],

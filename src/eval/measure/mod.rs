@@ -304,7 +304,7 @@ pub struct SpaceMeasure {
 pub struct CkaMeasure {
     /// Pictures.
     pub pictures: usize,
-    /// [L][L]: layers against layers.
+    /// Layers against layers, L rows of L.
     pub layers: Vec<Vec<f64>>,
     /// For each other stage of the run, every layer against the same layer then.
     pub stages: Vec<(String, Vec<f64>)>,
