@@ -57,6 +57,18 @@ pub enum Error {
         /// What the user can do.
         remedy: String,
     },
+    /// A signal ended a run after it saved.
+    #[error("ended by {signal} at {place}, which is saved; keel train --resume {run} goes on")]
+    Interrupted {
+        /// TERM or INT.
+        signal: &'static str,
+        /// The exit code of the program.
+        code: u8,
+        /// Stage and step.
+        place: String,
+        /// The run's folder.
+        run: String,
+    },
     /// A device or executor is not available.
     #[error("device {device}: {problem}; {remedy}")]
     Device {

@@ -24,6 +24,11 @@ fn main() -> ExitCode {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => {
             ExitCode::from(READER_GONE)
         }
+        // Not an error: it was asked for.
+        Err(ref problem @ Error::Interrupted { code, .. }) => {
+            eprintln!("{problem}");
+            ExitCode::from(code)
+        }
         Err(problem) => {
             eprintln!("error: {problem}");
             ExitCode::FAILURE

@@ -26,6 +26,7 @@ mod plan;
 mod presets;
 mod program;
 mod recipes;
+mod reliability;
 mod repo;
 mod runs;
 mod simt;

@@ -10,7 +10,7 @@ use super::{ComputeArgs, RecipeArgs, announce, at_least_one, parse_bytes, print_
 use crate::data::pairs::{PairLimits, PairSource, Pairs};
 use crate::error::{Error, Result};
 use crate::report::stage_table;
-use crate::train::{Recipe, TrainOptions, Trainer};
+use crate::train::{Recipe, Signals, TrainOptions, Trainer};
 
 /// Options of `keel train`.
 #[derive(Debug, Args)]
@@ -119,6 +119,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         save_every: args.save_every,
         evaluation_size,
         evaluate: !args.no_evaluation,
+        signals: Signals::heed()?,
     };
     let mut trainer = Trainer::new(recipe, options, pairs)?;
     print_line(format!("run: {}", trainer.folder().display()))?;

@@ -9,6 +9,8 @@ mod measuring;
 mod meter;
 mod recipe;
 mod run_folder;
+mod signals;
+mod stage_loop;
 mod step_program;
 mod trainer;
 mod validate;
@@ -25,5 +27,6 @@ pub use recipe::{
     BUILT_IN, ContrastiveForm, MODULES, Recipe, Schedule, Stage, StageKind, TokenWeighting,
 };
 pub use run_folder::{RunFolder, newest_checkpoint, stage_checkpoints};
+pub use signals::{Signals, Stop};
 pub use step_program::{compile_step, hyper, record_step, step_shape};
 pub use trainer::{Beginning, TrainOptions, Trainer};

@@ -1,4 +1,5 @@
-//! Runs the stages of a recipe one after the other: batches in, steps, lines, evaluation, checkpoints.
+//! Runs the stages of a recipe one after the other: plans, programs, evaluation, checkpoints. The steps of one stage
+//! are in stage_loop.rs.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -7,17 +8,12 @@ use std::time::Instant;
 
 use super::checkpoint::{self, Checkpoint, Position};
 use super::evaluation::evaluation_settings;
-use super::meter::{Meter, StepNumbers, StepSize};
-use super::recipe::{Recipe, Stage, StageKind, TokenWeighting};
+use super::recipe::{Recipe, Stage};
 use super::run_folder::{RunFolder, newest_checkpoint};
-use super::step_program::{compile_step, hyper, step_shape};
-use crate::data::augment::Augmentation;
-use crate::data::batch::{Batch, BatchShape, Weighting};
-use crate::data::feed::write_batch;
+use super::signals::Signals;
+use super::step_program::{compile_step, step_shape};
 use crate::data::library::Library;
-use crate::data::mixture::{Mixture, MixtureSettings};
 use crate::data::pairs::PairSource;
-use crate::data::prefetch::Prefetcher;
 use crate::data::task::TaskKind;
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, Evaluator};
@@ -47,10 +43,9 @@ pub struct TrainOptions {
     pub evaluation_size: usize,
     /// Whether stages are evaluated.
     pub evaluate: bool,
+    /// What the user may signal meanwhile.
+    pub signals: Signals,
 }
-
-/// Steps in a row with a non-finite loss or gradient after which a run stops.
-const MOST_BAD_STEPS: u32 = 5;
 
 /// Where a run begins that is not begun from first values.
 #[derive(Clone, Debug)]
@@ -67,12 +62,12 @@ pub struct Trainer {
     pub(super) options: TrainOptions,
     pub(super) layout: Arc<ParameterLayout>,
     pub(super) executor: Box<dyn Executor>,
-    library: Arc<Library>,
-    pairs: Option<Arc<dyn PairSource>>,
-    folder: RunFolder,
+    pub(super) library: Arc<Library>,
+    pub(super) pairs: Option<Arc<dyn PairSource>>,
+    pub(super) folder: RunFolder,
     /// The program of each stage that is still to be run.
     programs: Vec<Option<Arc<Program>>>,
-    skipped: u64,
+    pub(super) skipped: u64,
     start: Option<(Position, PathBuf)>,
     beginning: Option<Beginning>,
 }
@@ -214,6 +209,9 @@ impl Trainer {
             let stage = self.recipe.stages[index].clone();
             let evaluation = self.run_stage(index, &stage, first_step, moments.take())?;
             evaluations.extend(evaluation);
+            if index + 1 < self.recipe.stages.len() {
+                self.stop_if_asked(&format!("the end of stage {}", stage.name))?;
+            }
             first_step = 0;
         }
         self.report_skips()?;
@@ -291,8 +289,29 @@ impl Trainer {
             let after = self.checksum(module);
             assert_eq!(*before, after, "the frozen module {module} was changed");
         }
-        self.save(index + 1, 0, &format!("{}-{}", index + 1, stage.name), None)?;
+        let label = format!("{}-{}", index + 1, stage.name);
+        self.save(index + 1, 0, &label, None)?;
+        self.stop_if_asked(&format!(
+            "the end of stage {} (not evaluated: keel eval {} does)",
+            stage.name,
+            self.folder.checkpoint(&label).display()
+        ))?;
         self.evaluate(stage)
+    }
+
+    /// Ends the run where the user asked for it; everything up to `place` is saved.
+    pub(super) fn stop_if_asked(&mut self, place: &str) -> Result<()> {
+        let Some(signal) = self.options.signals.stop() else {
+            return Ok(());
+        };
+        let problem = Error::Interrupted {
+            signal: signal.name(),
+            code: signal.exit_code(),
+            place: place.to_owned(),
+            run: self.folder.path().display().to_string(),
+        };
+        self.folder.log(&problem.to_string())?;
+        Err(problem)
     }
 
     /// Gives modules that the stage starts afresh new first values.
@@ -336,163 +355,7 @@ impl Trainer {
         hasher.finalize()
     }
 
-    fn mixture(&self, index: usize, stage: &Stage) -> Result<Mixture> {
-        let mut weights = Vec::new();
-        for (task, share) in &stage.data {
-            let kind = TaskKind::ALL.into_iter().find(|kind| kind.name() == task);
-            let kind = kind.expect("tasks are checked when the recipe is read");
-            weights.push((kind, *share));
-        }
-        let config = &self.recipe.model;
-        let mixture = Mixture::new(
-            self.library.clone(),
-            self.pairs.clone(),
-            MixtureSettings {
-                seed: self.recipe.seed,
-                stage: index as u64,
-                weights,
-                shape: BatchShape {
-                    batch: stage.batch,
-                    image_size: config.vision.image_size,
-                    image_tokens: config.image_tokens(),
-                    tokens: stage.tokens,
-                    caption_tokens: stage.caption_tokens,
-                },
-                turns: stage.turns,
-                weighting: match stage.token_weighting {
-                    TokenWeighting::Token => Weighting::Token,
-                    TokenWeighting::Sample => Weighting::Sample,
-                    TokenWeighting::Square => Weighting::Square,
-                },
-                augmentation: Augmentation::of_strength(stage.augmentation),
-                contrastive: stage.contrastive > 0.0,
-            },
-        )?;
-        match stage.data_share < 1.0 {
-            true => mixture.with_share(stage.data_share),
-            false => Ok(mixture),
-        }
-    }
-
-    /// The steps of a stage: as given, or its epochs over the task with the most items for its share.
-    fn steps(&self, stage: &Stage, mixture: &Mixture) -> u64 {
-        let steps = stage.steps.unwrap_or_else(|| {
-            let total: f64 = stage.data.values().sum();
-            let longest = TaskKind::ALL
-                .into_iter()
-                .filter_map(|kind| {
-                    let share = stage.data.get(kind.name())? / total;
-                    Some(mixture.items(kind) as f64 / share)
-                })
-                .fold(0.0, f64::max);
-            let samples = longest * stage.epochs.unwrap_or(1.0);
-            (samples / stage.batch as f64).ceil().max(1.0) as u64
-        });
-        self.options.max_steps.map_or(steps, |most| steps.min(most))
-    }
-
-    fn train(
-        &mut self,
-        index: usize,
-        stage: &Stage,
-        first_step: u64,
-        steps: u64,
-        mixture: Arc<Mixture>,
-        session: &mut dyn Session,
-    ) -> Result<()> {
-        let has_images = stage.kind != StageKind::WarmStart || stage.contrastive > 0.0;
-        let text = match stage.next_token > 0.0 {
-            true => {
-                stage.tokens
-                    - if has_images {
-                        self.recipe.model.image_tokens()
-                    } else {
-                        0
-                    }
-            }
-            false => stage.caption_tokens,
-        };
-        let size = StepSize {
-            images: if has_images { stage.batch } else { 0 },
-            tokens: text * stage.batch,
-            flops: session.program().cost().flops,
-            peak: self.executor.peak_flops(),
-        };
-        let one_batch = self.options.overfit_one_batch;
-        let source = mixture.clone();
-        let mut batches = Prefetcher::new(
-            Arc::new(move |step| match step < steps {
-                true => source.batch(if one_batch { 0 } else { step }),
-                // Made ahead and never asked for.
-                false => Err(Error::setting("step", format!("below {steps}"), step)),
-            }),
-            first_step,
-            1,
-            4,
-        );
-        let mut meter = Meter::new(&stage.name, size, steps, first_step);
-        let mut bad_steps = 0;
-        for step in first_step..steps {
-            let start = Instant::now();
-            let (_, batch) = batches.next_batch()?;
-            self.count_skips(&batch);
-            write_batch(session, &batch)?;
-            session.write_f32("hyper", &hyper(stage, step, steps))?;
-            session.run()?;
-            let numbers = StepNumbers::read(session, stage, step, steps, start)?;
-            if !(numbers.loss.is_finite() && numbers.gradient_norm.is_finite()) {
-                bad_steps += 1;
-                self.report_bad_step(stage, step, &batch, &numbers)?;
-                if bad_steps >= MOST_BAD_STEPS {
-                    return Err(Error::stopped(
-                        format!("stage {}, step {step}", stage.name),
-                        format!("loss or gradient was not finite in {bad_steps} steps in a row"),
-                        "lower the learning rate; log.txt names the samples; the newest checkpoint is from before",
-                    ));
-                }
-            } else {
-                bad_steps = 0;
-                meter.add(numbers);
-            }
-            if let Some(interval) = meter.due(step + 1, step + 1 == steps) {
-                let line = interval.line(&stage.name, step + 1, steps);
-                meter.say(&line);
-                self.folder.log(&line)?;
-                self.folder.metric(&interval.row(&stage.name, step + 1))?;
-            }
-            let every = self.options.save_every;
-            if every > 0 && (step + 1) % every == 0 && step + 1 < steps {
-                let label = format!("{}-{}.step-{}", index + 1, stage.name, step + 1);
-                self.save(index, step + 1, &label, Some(&*session))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn count_skips(&mut self, batch: &Batch) {
-        self.skipped += u64::from(batch.skipped.unreadable) + u64::from(batch.skipped.too_long);
-    }
-
-    /// The update was not applied (the optimiser saw the norm); says on what batch it happened.
-    fn report_bad_step(
-        &mut self,
-        stage: &Stage,
-        step: u64,
-        batch: &Batch,
-        numbers: &StepNumbers,
-    ) -> Result<()> {
-        let keys: Vec<&str> = batch.samples.iter().map(|s| s.key.as_str()).collect();
-        let line = format!(
-            "stage {}, step {step}: loss {} and gradient norm {} are not finite; the update was not applied; samples: {}",
-            stage.name,
-            numbers.loss,
-            numbers.gradient_norm,
-            keys.join(", ")
-        );
-        self.say(&line)
-    }
-
-    fn save(
+    pub(super) fn save(
         &mut self,
         stage: usize,
         step: u64,

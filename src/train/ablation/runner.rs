@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::super::checkpoint::write_durably;
 use super::super::recipe::{Recipe, StageKind};
+use super::super::signals::Signals;
 use super::super::trainer::{Beginning, TrainOptions, Trainer};
 use super::plan::AblationPlan;
 use super::results::{AblationResults, UnitResult};
@@ -244,6 +245,7 @@ impl Ablation {
             save_every: 0,
             evaluation_size: pictures.unwrap_or(0),
             evaluate: pictures.is_some(),
+            signals: Signals::default(),
         };
         Trainer::beginning_at(recipe, options, None, beginning)
     }

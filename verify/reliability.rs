@@ -1,0 +1,130 @@
+//! What a long run survives: signals, rotation of checkpoints, losses that break away.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::command::{Answer, checkpoint, checkpoints, command, keel, tiny_recipe};
+
+/// A run of the tiny recipe's warm-up that is under way; killed when a test gives up on it.
+struct Running {
+    child: Option<Child>,
+    folder: TempDir,
+}
+
+impl Running {
+    /// Starts `keel train` with `settings` added, and waits until its log has `sign`.
+    fn until(sign: &str, settings: &[&str]) -> Running {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("one.toml"), tiny_recipe(&["warm-up"])).unwrap();
+        let mut args = vec!["train", "--recipe", "one.toml", "--out", "run"];
+        args.extend(["--no-evaluation", "--threads", "1"]);
+        args.extend(settings);
+        let child = command(folder.path(), &args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut running = Running {
+            child: Some(child),
+            folder,
+        };
+        running.wait_for(sign);
+        running
+    }
+
+    fn run(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+
+    fn wait_for(&mut self, sign: &str) {
+        let log = self.run().join("log.txt");
+        let start = Instant::now();
+        while !fs::read_to_string(&log).is_ok_and(|text| text.contains(sign)) {
+            let child = self.child.as_mut().expect("it runs until it is ended");
+            if child.try_wait().unwrap().is_some() {
+                panic!("it ended before {sign:?}: {:#?}", self.ended());
+            }
+            assert!(start.elapsed() < Duration::from_secs(60), "never {sign:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("it runs until it is ended");
+        kill_process(Pid::from_child(child), signal).unwrap();
+    }
+
+    fn ended(&mut self) -> Answer {
+        let child = self.child.take().expect("it is ended once");
+        Answer::of(child.wait_with_output().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+const STEPS: [&str; 2] = ["--set", "stage.warm-up.steps=200"];
+
+fn last(run: &Path) -> Vec<u8> {
+    fs::read(checkpoint(run, "1-warm-up")).unwrap()
+}
+
+#[test]
+fn term_and_int_save_at_the_next_step_and_the_run_goes_on_to_the_same_bits() {
+    let mut whole = Running::until("1/200", &STEPS);
+    whole.ended().fine();
+    for (signal, code, name) in [(Signal::TERM, 143, "TERM"), (Signal::INT, 130, "INT")] {
+        let mut running = Running::until("1/200", &STEPS);
+        running.signal(signal);
+        let answer = running.ended().code_is(code);
+        let wanted = format!("ended by {name} at stage warm-up, step ");
+        assert!(answer.stderr.starts_with(&wanted), "{answer:#?}");
+        assert_eq!(answer.stderr.lines().count(), 1, "{answer:#?}");
+        let saved = checkpoints(&running.run());
+        assert_eq!(saved.len(), 1, "{saved:?}");
+        let step = answer.stderr[wanted.len()..].split(',').next().unwrap();
+        assert_eq!(saved[0], format!("1-warm-up.step-{step}.safetensors"));
+        let resume = ["train", "--resume", "run", "--no-evaluation"];
+        keel(running.folder.path(), &resume).fine();
+        assert!(last(&running.run()) == last(&whole.run()), "after {name}");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_a_run_at_once_without_a_checkpoint() {
+    // Steps long enough that the second signal comes within one.
+    let long = ["--set", "stage.warm-up.batch=1024"];
+    let mut running = Running::until("stage warm-up: trains", &long);
+    running.signal(Signal::TERM);
+    std::thread::sleep(Duration::from_millis(50));
+    running.signal(Signal::INT);
+    let answer = running.ended().code_is(130);
+    assert_eq!(answer.stderr, "");
+    assert_eq!(checkpoints(&running.run()), [""; 0]);
+}
+
+#[test]
+fn usr1_saves_and_the_run_goes_on() {
+    let mut running = Running::until("1/200", &STEPS);
+    running.signal(Signal::USR1);
+    running.wait_for("saved as asked: run/checkpoints/1-warm-up.step-");
+    running.ended().fine();
+    let saved = checkpoints(&running.run());
+    assert_eq!(saved.len(), 2, "{saved:?}");
+    assert!(
+        saved.contains(&"1-warm-up.safetensors".to_owned()),
+        "{saved:?}"
+    );
+}
