@@ -16,3 +16,4 @@ pub mod report;
 pub mod tape;
 pub mod tensor;
 pub mod train;
+pub mod weights;

@@ -38,3 +38,4 @@ mod tasks_pictures;
 mod tasks_questions;
 mod tasks_reading;
 mod tasks_tokenizer;
+mod weights;

@@ -4,6 +4,7 @@ mod ablate;
 mod caption;
 mod data;
 mod eval;
+mod inspect;
 mod kernels;
 mod plan;
 mod train;
@@ -39,6 +40,8 @@ enum Command {
     Caption(caption::CaptionArgs),
     /// Shows the training data.
     Data(data::DataArgs),
+    /// Says what a Hugging Face folder holds, and whether Keel can train it.
+    Inspect(inspect::InspectArgs),
     /// Prints what is known of the CUDA kernels without running them.
     Kernels(kernels::KernelsArgs),
 }
@@ -192,6 +195,7 @@ pub fn run() -> Result<()> {
         Command::Ablate(args) => ablate::run(&args),
         Command::Caption(args) => caption::run(&args),
         Command::Data(args) => data::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Kernels(args) => kernels::run(&args),
     }
 }

@@ -5,6 +5,7 @@ mod choice;
 pub mod cpu;
 pub mod cuda;
 pub mod kernel_table;
+mod mapped_file;
 mod reference;
 pub mod resolved;
 pub mod simt;
@@ -19,6 +20,7 @@ use crate::tensor::{DType, TensorType};
 pub use choice::{Choice, Device};
 pub use cpu::CpuExecutor;
 pub use cuda::CudaExecutor;
+pub use mapped_file::MappedFile;
 pub use reference::ReferenceExecutor;
 pub use simt::SimtExecutor;
 

@@ -1,0 +1,107 @@
+//! `keel inspect`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::print_line;
+use crate::error::Result;
+use crate::weights::{Folder, Part, Tower};
+
+/// Options of `keel inspect`.
+#[derive(Debug, Args)]
+pub(super) struct InspectArgs {
+    /// A folder with config.json and model.safetensors, or shards and their index.
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+}
+
+pub(super) fn run(args: &InspectArgs) -> Result<()> {
+    let folder = Folder::open(&args.folder)?;
+    let parts = Part::all(&folder)?;
+    let mut types: Vec<String> = folder
+        .tensors()
+        .values()
+        .map(|place| format!("{:?}", place.dtype))
+        .collect();
+    types.sort();
+    types.dedup();
+    print_line(format!(
+        "{}: {} tensors of {} in {} file{}",
+        folder.path().display(),
+        folder.tensors().len(),
+        types.join(", "),
+        folder.files(),
+        if folder.files() == 1 { "" } else { "s" },
+    ))?;
+    for part in &parts {
+        print_part(part)?;
+    }
+    Ok(())
+}
+
+fn print_part(part: &Part) -> Result<()> {
+    print_line(format!("\n{}", part.title()))?;
+    match part.tower() {
+        Tower::Vision(config) => print_line(format!(
+            "  {} × {} pixels in patches of {}: {} tokens; width {}, {} blocks, {} heads, feed-forward {}",
+            config.image_size,
+            config.image_size,
+            config.patch_size,
+            config.patches() + usize::from(config.class_token),
+            config.width,
+            config.depth,
+            config.heads,
+            config.mlp_width,
+        ))?,
+        Tower::Language(config) => print_line(format!(
+            "  vocabulary {}{}; width {}, {} blocks, {} heads of {} on {} keys and values, feed-forward {}",
+            config.vocabulary,
+            if config.tied { ", tied" } else { "" },
+            config.width,
+            config.depth,
+            config.heads,
+            config.head_dim,
+            config.key_value_heads,
+            config.mlp_width,
+        ))?,
+    }
+    // The blocks of a tower are one line.
+    let mut modules: Vec<(String, usize)> = Vec::new();
+    for entry in part.layout().entries() {
+        let name: Vec<&str> = entry.spec.name.splitn(3, '.').take(2).collect();
+        let (name, count) = (name.join("."), entry.spec.shape.numel());
+        match modules.iter_mut().find(|(module, _)| *module == name) {
+            Some((_, total)) => *total += count,
+            None => modules.push((name, count)),
+        }
+    }
+    modules.push(("parameters".into(), part.layout().count(|_| true)));
+    for (module, count) in modules {
+        print_line(format!("  {module:<24}{:>16}", grouped(count)))?;
+    }
+    for aside in part.aside() {
+        print_line(format!(
+            "  left aside: {}, {}",
+            aside.what,
+            grouped(aside.elements)
+        ))?;
+    }
+    for regulariser in part.regularisers() {
+        print_line(format!("  trains here without {regulariser}"))?;
+    }
+    print_line("  Keel can train it: every setting has its code and every tensor its place")
+}
+
+/// A number with a comma before every three digits.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

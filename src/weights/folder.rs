@@ -1,0 +1,189 @@
+//! A folder's settings and the places of its tensors.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensors};
+use serde_json::{Map, Value as Json};
+
+use crate::error::{Error, Result};
+use crate::executor::MappedFile;
+
+/// Where a tensor lies.
+#[derive(Clone, Debug)]
+pub struct TensorPlace {
+    /// Type of its elements.
+    pub dtype: Dtype,
+    /// Dimensions, row-major.
+    pub shape: Vec<usize>,
+    /// Which of the folder's files.
+    file: usize,
+    /// Bytes within it.
+    range: Range<usize>,
+}
+
+/// A folder with `config.json` and safetensors, its files mapped and their headers read.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    config: Map<String, Json>,
+    files: Vec<(String, MappedFile)>,
+    tensors: BTreeMap<String, TensorPlace>,
+}
+
+/// Every git-LFS pointer begins so.
+const LFS: &[u8] = b"version https://git-lfs";
+
+const WHOLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+impl Folder {
+    /// Opens a folder: reads the settings and the headers, no values.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a file cannot be read; [`Error::Content`] naming the file that is no such file, is a git-LFS
+    /// pointer, is missing though the index names it, or has a header that lies.
+    pub fn open(path: &Path) -> Result<Folder> {
+        if !path.is_dir() {
+            return Err(Error::content(
+                path.display(),
+                "is not a folder",
+                "give a folder with config.json and model.safetensors",
+            ));
+        }
+        let config = read_json(&path.join("config.json"))?;
+        let mut folder = Folder {
+            path: path.to_owned(),
+            config,
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+        };
+        if path.join(WHOLE).exists() {
+            folder.add_file(WHOLE)?;
+        } else if path.join(INDEX).exists() {
+            folder.add_shards()?;
+        } else {
+            return Err(Error::content(
+                path.display(),
+                format!("holds neither {WHOLE} nor {INDEX}"),
+                "save the model as safetensors",
+            ));
+        }
+        Ok(folder)
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What `config.json` says.
+    pub fn config(&self) -> &Map<String, Json> {
+        &self.config
+    }
+
+    /// All tensors by name.
+    pub fn tensors(&self) -> &BTreeMap<String, TensorPlace> {
+        &self.tensors
+    }
+
+    /// Number of files that hold tensors.
+    pub fn files(&self) -> usize {
+        self.files.len()
+    }
+
+    /// The bytes of a tensor, little-endian.
+    pub(super) fn bytes(&self, place: &TensorPlace) -> &[u8] {
+        &self.files[place.file].1[place.range.clone()]
+    }
+
+    fn add_shards(&mut self) -> Result<()> {
+        let path = self.path.join(INDEX);
+        let index = read_json(&path)?;
+        let bad = |problem: String| Error::content(path.display(), problem, "copy the folder anew");
+        let Some(places) = index.get("weight_map").and_then(Json::as_object) else {
+            return Err(bad("has no weight_map".into()));
+        };
+        let mut shards: Vec<&str> = Vec::new();
+        for (tensor, shard) in places {
+            match shard.as_str() {
+                Some(shard) if !shards.contains(&shard) => shards.push(shard),
+                Some(_) => {}
+                None => return Err(bad(format!("names no file for tensor {tensor}"))),
+            }
+        }
+        for shard in shards {
+            if Path::new(shard).file_name() != Some(shard.as_ref()) {
+                return Err(bad(format!("names the shard {shard}, outside the folder")));
+            }
+            if !self.path.join(shard).exists() {
+                return Err(bad(format!(
+                    "names the shard {shard}, which is not in the folder"
+                )));
+            }
+            self.add_file(shard)?;
+        }
+        for (tensor, shard) in places {
+            let shard = shard.as_str().unwrap_or_default();
+            let place = self.tensors.get(tensor);
+            if place.is_none_or(|place| self.files[place.file].0 != shard) {
+                return Err(bad(format!(
+                    "places tensor {tensor} in {shard}, which does not hold it"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn add_file(&mut self, name: &str) -> Result<()> {
+        let path = self.path.join(name);
+        let map = MappedFile::open(&path)?;
+        refuse_pointer(&path, &map)?;
+        let bad = |problem: String| Error::content(path.display(), problem, "copy the file anew");
+        let lies = |e| bad(format!("its header does not describe its content ({e})"));
+        SafeTensors::deserialize(&map).map_err(lies)?;
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(lies)?;
+        let data = 8 + header;
+        let file = self.files.len();
+        for (tensor, info) in metadata.tensors() {
+            let (start, end) = info.data_offsets;
+            let place = TensorPlace {
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                file,
+                range: data + start..data + end,
+            };
+            if self.tensors.insert(tensor.clone(), place).is_some() {
+                return Err(bad(format!(
+                    "holds {tensor}, which another shard holds too"
+                )));
+            }
+        }
+        self.files.push((name.to_owned(), map));
+        Ok(())
+    }
+}
+
+fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
+    match bytes.starts_with(LFS) {
+        false => Ok(()),
+        true => Err(Error::content(
+            path.display(),
+            "is a git-LFS pointer, not the file itself",
+            "run git lfs pull in its folder",
+        )),
+    }
+}
+
+fn read_json(path: &Path) -> Result<Map<String, Json>> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, "read", e))?;
+    refuse_pointer(path, &bytes)?;
+    serde_json::from_slice(&bytes).map_err(|e| {
+        Error::content(
+            path.display(),
+            format!("is not a JSON object ({e})"),
+            "copy the file anew",
+        )
+    })
+}

@@ -1,0 +1,196 @@
+"""Makes verify/goldens/hub: a small random model of every family that Keel reads, saved as its own library saves it.
+
+Each folder holds config.json and model.safetensors, and expected.safetensors with an input and the hidden states that
+transformers computes from it in f64 (its norms and softmax round to f32 even so). Families whose authors publish other names have a folder with those names too, made
+from the same model by renaming. Run: python tools/golden_transformers.py (versions are recorded in the files).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import (
+    Aimv2VisionConfig, Aimv2VisionModel, CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model,
+    InternVLVisionConfig, InternVLVisionModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
+    Siglip2VisionConfig, Siglip2VisionModel, SiglipVisionConfig, SiglipVisionModel,
+)
+
+HUB = Path(__file__).resolve().parent.parent / "verify/goldens/hub"
+SIZES = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
+PICTURE = {"image_size": 32, "patch_size": 8}
+
+
+def randomise(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Values that tell every parameter from another, representable in `dtype`."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, dtype=torch.float64)
+            if parameter.dim() >= 2 and "pos" not in name and "token" not in name:
+                value = noise * (parameter.numel() / parameter.shape[0]) ** -0.5
+            elif name.endswith("bias"):
+                value = 0.2 * noise
+            elif "embed" in name or "token" in name or "pos" in name:
+                value = 0.5 * noise
+            else:
+                value = 1.0 + 0.2 * noise
+            parameter.copy_(value.to(dtype).to(parameter.dtype))
+
+
+def save(family: str, model, dtype: torch.dtype, expected: dict[str, torch.Tensor]) -> Path:
+    """One folder. `model` is in f64 and holds values of `dtype`."""
+    folder = HUB / family
+    shutil.rmtree(folder, ignore_errors=True)
+    model.to(dtype).save_pretrained(folder)
+    for extra in folder.glob("generation_config.json"):
+        extra.unlink()
+    tensors = {name: tensor.detach().contiguous() for name, tensor in expected.items()}
+    tensors = {n: t.to(torch.float32 if t.is_floating_point() else torch.int32) for n, t in tensors.items()}
+    made_by = {"torch": torch.__version__, "transformers": transformers.__version__, "config": "{}"}
+    save_file(tensors, folder / "expected.safetensors", metadata=made_by)
+    return folder
+
+
+def picture(seed: int) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return torch.randn(1, 3, 32, 32).to(torch.float64)
+
+
+def vision(family: str, model, dtype: torch.dtype, final=None, kept: int = 3) -> Path:
+    """`final` turns what transformers calls the last hidden state into what Keel calls features."""
+    pixels = picture(len(family))
+    model = model.to(torch.float64).eval()
+    randomise(model, dtype)
+    blocks: list[torch.Tensor] = []
+    encoder = model.encoder
+    layers = encoder.layers if hasattr(encoder, "layers") else encoder.layer
+    for layer in layers:
+        layer.register_forward_hook(lambda _, __, y: blocks.append(y[0] if isinstance(y, tuple) else y))
+    with torch.no_grad():
+        arguments = {"pixel_values": pixels}
+        if "naflex" in family:
+            # (row, column, colour) within a patch, as the library's image processor lays pictures out.
+            rows = pixels.reshape(1, 3, 4, 8, 4, 8).permute(0, 2, 4, 3, 5, 1).reshape(1, 16, 192)
+            arguments = {
+                "pixel_values": rows,
+                "pixel_attention_mask": torch.ones(1, 16, dtype=torch.int64),
+                "spatial_shapes": torch.tensor([[4, 4]]),
+            }
+        last = model(**arguments).last_hidden_state
+        features = last if final is None else final(model)(last)
+    values = {f"value.vision.blocks.{i}": block for i, block in enumerate(blocks)}
+    if kept == 3:
+        values["value.vision.features"] = features
+    return save(family, model, dtype, {"input.images": pixels} | values)
+
+
+def language(family: str, model, dtype: torch.dtype) -> Path:
+    torch.manual_seed(len(family))
+    tokens = torch.randint(0, 64, (2, 7))
+    model = model.to(torch.float64).eval()
+    randomise(model, dtype)
+    blocks: list[torch.Tensor] = []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda _, __, y: blocks.append(y[0] if isinstance(y, tuple) else y))
+    with torch.no_grad():
+        hidden = model.model(input_ids=tokens).last_hidden_state
+        logits = model.lm_head(hidden)
+    values = {f"value.language.blocks.{i}": block for i, block in enumerate(blocks)}
+    values |= {"value.language.hidden": hidden, "value.logits": logits}
+    return save(family, model, dtype, {"input.tokens": tokens} | values)
+
+
+def renamed(source: Path, family: str, config: dict, rename) -> None:
+    """The same model under its authors' names. `rename` gives the new name and the tensors stacked there."""
+    folder = HUB / family
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    tensors = load_file(source / "model.safetensors")
+    stacked: dict[str, list] = {}
+    for name in sorted(tensors):
+        new, order = rename(name)
+        if new is not None:
+            stacked.setdefault(new, []).append((order, tensors[name]))
+    result = {}
+    for name, pieces in stacked.items():
+        pieces.sort(key=lambda piece: piece[0])
+        result[name] = torch.cat([tensor for _, tensor in pieces]).contiguous()
+    save_file(result, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def replace(name: str, table: dict[str, str]) -> str:
+    for old, new in table.items():
+        name = name.replace(old, new)
+    return name
+
+
+def aimv2_name(name: str):
+    if name.startswith("head."):
+        return None, 0
+    order = {"q_proj": 0, "k_proj": 1, "v_proj": 2}
+    place = next((order[key] for key in order if key in name), 0)
+    name = replace(name, {
+        "embeddings.patch_embed.": "preprocessor.patchifier.proj.",
+        "embeddings.rms_norm.": "preprocessor.patchifier.norm.",
+        "embeddings.position_embedding.weight": "preprocessor.pos_embed",
+        "encoder.layers.": "trunk.blocks.", "rms_norm1": "norm_1", "rms_norm2": "norm_2",
+        "attention.q_proj": "attn.qkv", "attention.k_proj": "attn.qkv", "attention.v_proj": "attn.qkv",
+        "attention.out_proj": "attn.proj", "ffn.gate_proj": "mlp.fc1", "ffn.up_proj": "mlp.fc3",
+        "ffn.down_proj": "mlp.fc2",
+    })
+    return ("trunk.post_trunk_norm.weight" if name == "rms_norm.weight" else name), place
+
+
+def internvit_name(name: str):
+    order = {"q_proj": 0, "k_proj": 1, "v_proj": 2}
+    place = next((order[key] for key in order if key in name), 0)
+    return replace(name, {
+        "embeddings.patch_embeddings.projection": "embeddings.patch_embedding",
+        "embeddings.position_embeddings": "embeddings.position_embedding",
+        "embeddings.cls_token": "embeddings.class_embedding",
+        "encoder.layer.": "encoder.layers.", "layernorm_before": "norm1", "layernorm_after": "norm2",
+        "attention.q_proj": "attn.qkv", "attention.k_proj": "attn.qkv", "attention.v_proj": "attn.qkv",
+        "attention.projection_layer": "attn.proj", "lambda_1": "ls1", "lambda_2": "ls2",
+    }), place
+
+
+def main() -> None:
+    HUB.mkdir(parents=True, exist_ok=True)
+    half, brain = torch.float16, torch.bfloat16
+    aimv2 = vision("aimv2", Aimv2VisionModel(Aimv2VisionConfig(**SIZES, **PICTURE, use_head=True)), brain)
+    own = SIZES | PICTURE | {
+        "model_type": "aimv2", "architectures": ["AIMv2Model"], "num_channels": 3, "rms_norm_eps": 1e-5,
+        "attention_dropout": 0.0, "projection_dropout": 0.0, "qkv_bias": False, "use_bias": False,
+        "torch_dtype": "bfloat16",
+    }
+    renamed(aimv2, "sailvit", own, aimv2_name)
+    norm = lambda model: model.post_layernorm
+    vision("clip", CLIPVisionModel(CLIPVisionConfig(**SIZES, **PICTURE)), half, norm)
+    vision("siglip", SiglipVisionModel(SiglipVisionConfig(**SIZES, **PICTURE)), half)
+    naflex = Siglip2VisionConfig(**SIZES, patch_size=8, num_patches=16)
+    vision("siglip2-naflex", Siglip2VisionModel(naflex), brain)
+    internvl = InternVLVisionConfig(**SIZES, image_size=[32, 32], patch_size=[8, 8], attention_bias=True)
+    internvit = vision("internvl", InternVLVisionModel(internvl), brain, kept=2)
+    own = SIZES | PICTURE | {
+        "model_type": "intern_vit_6b", "architectures": ["InternVisionModel"], "num_channels": 3, "qkv_bias": True,
+        "qk_normalization": False, "norm_type": "layer_norm", "layer_norm_eps": 1e-6, "hidden_act": "gelu",
+        "drop_path_rate": 0.1, "initializer_factor": 0.1, "torch_dtype": "bfloat16", "use_flash_attn": True,
+    }
+    renamed(internvit, "internvit", own, internvit_name)
+    sizes = {k: v for k, v in SIZES.items() if k != "intermediate_size"}
+    vision("dinov2", Dinov2Model(Dinov2Config(**sizes, **PICTURE, mlp_ratio=2)), half)
+    vision("dinov2-giant", Dinov2Model(Dinov2Config(**sizes, **PICTURE, mlp_ratio=2, use_swiglu_ffn=True)), half)
+    decoder = SIZES | {"vocab_size": 64, "num_key_value_heads": 1, "max_position_embeddings": 128}
+    rope = {"rope_theta": 1e6, "rope_type": "default"}
+    language("qwen2", Qwen2ForCausalLM(Qwen2Config(**decoder, rope_parameters=rope, tie_word_embeddings=True)), brain)
+    explicit = {"head_dim": 24, "tie_word_embeddings": False, "rope_parameters": rope}
+    language("qwen3", Qwen3ForCausalLM(Qwen3Config(**decoder, **explicit)), torch.float32)
+
+
+if __name__ == "__main__":
+    main()
