@@ -1,39 +1,9 @@
-// A residual branch scaled per channel, and its gradients.
+// The gradients of a residual branch scaled per channel; the scale itself is in the epilogue of linear_forward.
 #include "partials.cuh"
 #include "elem.cuh"
 
 constexpr int kScaleThreads = 256;
 constexpr int kScaleWarps = kScaleThreads / kWarpLanes;
-
-// layer_scale_forward_<f32|bf16>: y = residual + gamma * x.
-// Math     : y = r + gamma * x
-// Tensors  : y, x, residual elem [N,C], y may be residual | gamma f32 [C]                             alignment: 16 B
-// Grid     : ceil(N / rows a block), about 1024 vectors of 16 B a block           Block: 256 threads
-// Smem     : none                                         Registers: <= 40, no spills
-// Work     : 2·N·C flop; reads 2·N·C·e, writes N·C·e B    bound: memory
-// Accuracy : f32, one rounding
-// Ragged   : C that is no multiple of 16 bytes goes element by element
-// Order    : every element by one thread, read before it is written
-// Source   : Touvron et al. 2021, eq. 4
-template <class T>
-DEVICE void layer_scale_forward(T* y, const T* x, const float* __restrict__ gamma, const T* residual, int64_t rows,
-                                int columns, int rows_per_block) {
-    const bool vectors = columns % kVector<T> == 0;
-    const int64_t first = int64_t(blockIdx.x) * rows_per_block;
-    const int here = int(min(rows - first, int64_t(rows_per_block)));
-    const int across = (columns + kVector<T> - 1) / kVector<T>;
-    for (int i = int(threadIdx.x); i < here * across; i += kScaleThreads) {
-        const int64_t start = (first + i / across) * columns;
-        const int column = i % across * kVector<T>;
-        float branch[kVector<T>], scale[kVector<T>], sum[kVector<T>];
-        load_columns(branch, x + start, column, columns, vectors);
-        load_columns(sum, residual + start, column, columns, vectors);
-        load_floats(scale, gamma, column, columns, vectors);
-        UNROLL
-        for (int k = 0; k < kVector<T>; ++k) sum[k] += scale[k] * branch[k];
-        store_columns(y + start, sum, column, columns, vectors);
-    }
-}
 
 struct ScaleSums {
     alignas(16) float sum[kScaleWarps][kWarpLanes * 8];  // 32 lanes with 4 or 8 columns each
@@ -86,12 +56,6 @@ DEVICE void layer_scale_backward(T* dx, float* partials, const T* x, const float
 }
 
 #define LAYER_SCALE_KERNELS(T, dtype)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(kScaleThreads)                                                           \
-        layer_scale_forward_##dtype(T* y, const T* x, const float* gamma, const T* residual, int64_t rows, int columns,   \
-                                    int rows_per_block) {                                                                 \
-        layer_scale_forward(y, x, gamma, residual, rows, columns, rows_per_block);                                        \
-    }                                                                                                                     \
-    KERNEL(layer_scale_forward_##dtype, kScaleThreads)                                                                    \
     extern "C" __global__ void __launch_bounds__(kScaleThreads)                                                           \
         layer_scale_backward_##dtype(T* dx, float* partials, const T* x, const float* gamma, const T* dy, int64_t rows,   \
                                      int columns, int chunks) {                                                           \

@@ -4,9 +4,9 @@
 #include "activation.cuh"
 #include "weight_gradient.cuh"
 
-// linear_forward: y = f(x·Wᵀ + bias) + residual, and z = x·Wᵀ + bias where backward wants it.
-// Math     : z(r,n) = Σ over k of x(r,k)·W(n,k) + bias(n)     y = f(z) + residual
-// Tensors  : x elem [M,K] | weight elem [N,K] | bias f32 [N] or null | residual, y elem [M,N] | z elem [M,N] or null
+// linear_forward: y = scale · f(x·Wᵀ + bias) + residual, and z = x·Wᵀ + bias where backward wants it.
+// Math     : z(r,n) = Σ over k of x(r,k)·W(n,k) + bias(n)     y = scale(n) · f(z) + residual
+// Tensors  : x elem [M,K] | weight elem [N,K] | bias, scale f32 [N] or null | residual, y elem [M,N] | z elem [M,N] or null
 //            residual may be null or y itself: each element is read by the thread that then writes it
 // Grid     : tiles of the result      Block: bf16 128 threads; f32 256, small 128
 // Smem     : the stages of product.cuh: bf16 80 KB, f32 72 KB; small bf16 40 KB, f32 48 KB
@@ -14,10 +14,10 @@
 // Accuracy : f32 accumulators; bf16: rounded once, at the end; f32: three-way split, errors as of f32 products
 // Ragged   : any M, N, K; rows that are not whole multiples of 16 bytes take narrower copies
 // Order    : deterministic, one accumulator an element, k ascending
-// Source   : Hendrycks and Gimpel 2016, section 2
+// Source   : Hendrycks and Gimpel 2016, section 2; the scale: Touvron et al. 2021, eq. 4
 template <class Shape, class T = typename Shape::T>
-DEVICE void linear_forward(T* y, T* z, const T* x, const T* weight, const float* bias, const T* residual, int m, int n, int k,
-                           int activation) {
+DEVICE void linear_forward(T* y, T* z, const T* x, const T* weight, const float* bias, const T* residual,
+                           const float* scale, int m, int n, int k, int activation) {
     using Operand = RowsOperand<T>;
     using Storage = ProductStorage<Shape, Operand, Operand>;
     SHARED_STORAGE(Storage, storage);
@@ -36,6 +36,11 @@ DEVICE void linear_forward(T* y, T* z, const T* x, const T* weight, const float*
             if (activation != kNoActivation) {
                 UNROLL
                 for (int i = 0; i < kWidth; ++i) values[i] = activate(activation, values[i]);
+            }
+            if (scale) {
+                UNROLL
+                for (int i = 0; i < kWidth; ++i)
+                    if (column + i < n) values[i] *= scale[column + i];
             }
             if (residual) {
                 float before[kWidth];
@@ -106,8 +111,9 @@ DEVICE void linear_weight_gradient(float* dw, float* sums, const float* addend, 
 // The kernels of one size and type.
 #define LINEAR_PRODUCTS(Size, suffix, T) \
     extern "C" __global__ void PRODUCT_BOUNDS(ProductShapes<T>::Size) linear_forward##suffix( \
-        T* y, T* z, const T* x, const T* weight, const float* bias, const T* residual, int m, int n, int k, int activation) { \
-        linear_forward<ProductShapes<T>::Size>(y, z, x, weight, bias, residual, m, n, k, activation); \
+        T* y, T* z, const T* x, const T* weight, const float* bias, const T* residual, const float* scale, int m, int n, int k, \
+        int activation) { \
+        linear_forward<ProductShapes<T>::Size>(y, z, x, weight, bias, residual, scale, m, n, k, activation); \
     } \
     KERNEL(linear_forward##suffix, ProductShapes<T>::Size::kThreads, \
            ProductStorage<ProductShapes<T>::Size, RowsOperand<T>, RowsOperand<T>>) \

@@ -9,8 +9,8 @@ mod build;
 mod compare;
 
 use keel::model::{
-    ContrastivePair, ModelConfig, Objectives, Scope, StepShape, embed_tokens, language_head,
-    language_trunk, record_objectives, text_tower, vision_tower,
+    Alignment, ContrastivePair, ModelConfig, Objectives, Scope, StepShape, embed_tokens,
+    language_head, language_trunk, record_objectives, text_tower, vision_tower,
 };
 use keel::ops::{self, Contrastive};
 use keel::tape::{Init, Tape, Value};
@@ -123,6 +123,7 @@ fn check_three_parts(stage: &str) {
         connector: keel::model::ConnectorConfig { factor: 2 },
         language: language_config(&settings["language"]),
         embedding: 24,
+        align: Alignment::Hidden,
     };
     config.validate().expect("the golden's model is possible");
     let objectives = Objectives {
@@ -174,6 +175,7 @@ fn the_sigmoid_pair_of_towers_agrees_with_pytorch() {
         connector: keel::model::ConnectorConfig { factor: 3 },
         language: absent_language(),
         embedding: 24,
+        align: Alignment::Hidden,
     };
     config.validate().expect("the golden's model is possible");
     let objectives = Objectives {

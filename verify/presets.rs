@@ -1,8 +1,8 @@
 //! The published sizes: parameter counts of the presets and of connectors between them, without allocating any.
 
 use keel::model::{
-    ConnectorConfig, ModelConfig, connector, embed_tokens, language_head, language_preset,
-    language_trunk, vision_preset, vision_tower,
+    Alignment, ConnectorConfig, ModelConfig, connector, embed_tokens, language_head,
+    language_preset, language_trunk, vision_preset, vision_tower,
 };
 use keel::tape::{ParameterLayout, Tape};
 use keel::tensor::TensorType;
@@ -56,6 +56,7 @@ fn connector_between(vision: &str, language: &str) -> usize {
         connector: ConnectorConfig { factor: 2 },
         language: language_preset(language).expect("a preset"),
         embedding: 1024,
+        align: Alignment::default(),
     };
     config.validate().expect("the presets go together");
     count(|tape| {

@@ -295,9 +295,8 @@ fn add_branch(
     match config.layer_scale {
         None => ops::linear_residual(tape, y, weight, bias, residual),
         Some(first) => {
-            let y = ops::linear(tape, y, weight, bias)?;
             let gamma = scope.plain(tape, scale, [config.width], Init::Constant(first))?;
-            ops::layer_scale(tape, y, gamma, residual)
+            ops::linear_layer_scale(tape, y, weight, bias, gamma, residual)
         }
     }
 }

@@ -274,6 +274,21 @@ pub struct ModelConfig {
     pub language: LanguageConfig,
     /// Width E of the contrastive features.
     pub embedding: usize,
+    /// What the `align` module contrasts.
+    #[serde(default)]
+    pub align: Alignment,
+}
+
+/// Where pictures and captions are contrasted in the stages of refinement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Alignment {
+    /// Mean image token against the language model's mean hidden state, each through a learned projection into E columns.
+    #[default]
+    Hidden,
+    /// Mean direction of the image tokens against that of the caption's token embeddings, in the language model's input
+    /// space. Nothing is learned in between, so image tokens themselves must come near the embeddings.
+    Embeddings,
 }
 
 impl ModelConfig {

@@ -14,7 +14,9 @@ mod vision;
 mod whole;
 
 pub use block::{BlockConfig, MlpKind, NormKind};
-pub use config::{ConnectorConfig, LanguageConfig, ModelConfig, TextConfig, VisionConfig};
+pub use config::{
+    Alignment, ConnectorConfig, LanguageConfig, ModelConfig, TextConfig, VisionConfig,
+};
 pub use connector::connector;
 pub use language::{
     LanguageHead, cached_rows, embed_tokens, language_head, language_step, language_trunk,

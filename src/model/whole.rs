@@ -6,7 +6,7 @@ use super::connector::connector;
 use super::language::{embed_tokens, language_head, language_step, language_trunk};
 use super::text::text_tower;
 use super::vision::vision_tower;
-use super::{ModelConfig, Scope};
+use super::{Alignment, ModelConfig, Scope};
 use crate::error::{Error, Result};
 use crate::ops::{self, Contrastive};
 use crate::tape::{Init, ParameterLayout, Tape, Value};
@@ -39,7 +39,7 @@ pub struct StepShape {
 pub enum ContrastivePair {
     /// The text tower, through `contrastive.*` projections: warm start.
     TextTower,
-    /// The language model's pooled caption feature, through `align.*` projections: the stages of refinement.
+    /// The language model, as [`Alignment`] says: the stages of refinement.
     LanguageModel,
 }
 
@@ -108,7 +108,10 @@ pub fn record_objectives(
             ContrastivePair::TextTower => pool_towers(tape, config, shape, features)?,
             ContrastivePair::LanguageModel => {
                 let tokens = image_tokens.expect("the language pair goes through the connector");
-                pool_language(tape, config, shape, tokens)?
+                match config.align {
+                    Alignment::Hidden => pool_language(tape, config, shape, tokens)?,
+                    Alignment::Embeddings => pool_directions(tape, config, shape, tokens)?,
+                }
             }
         };
         let loss = record_contrastive(tape, config, objectives, pooled)?;
@@ -204,6 +207,24 @@ fn pool_language(
     })
 }
 
+/// Mean directions [B, D] of the image tokens and of the caption's token embeddings.
+fn pool_directions(
+    tape: &mut Tape,
+    config: &ModelConfig,
+    shape: &StepShape,
+    image_tokens: Value,
+) -> Result<Pooled> {
+    let directions = ops::l2_normalize(tape, image_tokens, 1e-12)?;
+    let image = ops::mean_pool(tape, directions, None)?;
+    let tokens = caption_inputs(tape, shape);
+    let sizes = [shape.batch, shape.caption_tokens];
+    let weights = tape.input("caption_weights", TensorType::f32(sizes));
+    let embedded = embed_tokens(tape, &config.language, tokens)?;
+    let directions = ops::l2_normalize(tape, embedded, 1e-12)?;
+    let text = ops::mean_pool(tape, directions, Some(weights))?;
+    Ok(Pooled { image, text })
+}
+
 fn pool_caption(tape: &mut Tape, config: &ModelConfig, shape: &StepShape) -> Result<Value> {
     let tokens = caption_inputs(tape, shape);
     let sizes = [shape.batch, shape.caption_tokens];
@@ -213,14 +234,19 @@ fn pool_caption(tape: &mut Tape, config: &ModelConfig, shape: &StepShape) -> Res
     ops::mean_pool(tape, hidden, Some(weights))
 }
 
-/// Projects a pooled feature and brings it to unit length.
+/// Projects a pooled feature, where the pair has projections, and brings it to unit length.
 fn project(
     tape: &mut Tape,
     config: &ModelConfig,
-    module: &str,
+    pair: ContrastivePair,
     side: &str,
     pooled: Value,
 ) -> Result<Value> {
+    let module = module_of(pair);
+    if pair == ContrastivePair::LanguageModel && config.align == Alignment::Embeddings {
+        tape.name(pooled, format!("{module}.{side}_feature"));
+        return ops::l2_normalize(tape, pooled, 1e-12);
+    }
     let columns = tape.shape(pooled).columns();
     let name = format!("{side}_projection");
     let shape = [config.embedding, columns];
@@ -245,8 +271,8 @@ fn record_contrastive(
 ) -> Result<Value> {
     let module = module_of(objectives.pair);
     tape.scoped(module, |tape| {
-        let image = project(tape, config, module, "image", pooled.image)?;
-        let text = project(tape, config, module, "text", pooled.text)?;
+        let image = project(tape, config, objectives.pair, "image", pooled.image)?;
+        let text = project(tape, config, objectives.pair, "text", pooled.text)?;
         let scope = Scope::module(module);
         let first = Init::Constant(first_log_scale(objectives.kind));
         let log_scale = scope.plain(tape, "log_scale", [1], first)?;
@@ -260,8 +286,8 @@ fn record_contrastive(
 
 /// Records the features that retrieval and zero-shot classification compare.
 ///
-/// With `images`: outputs `image.pooled` and `image.feature` [B, E] of the input `images`. Without: `text.pooled` and
-/// `text.feature` of the caption inputs.
+/// With `images`: output `image.pooled` of the input `images`, and `image.tokens` of the language pair. Without:
+/// `text.pooled` of the caption inputs.
 ///
 /// # Errors
 /// [`Error::Setting`] when a tower that the pair needs is missing.
@@ -272,7 +298,6 @@ pub fn record_contrastive_features(
     pair: ContrastivePair,
     images: bool,
 ) -> Result<()> {
-    let module = module_of(pair);
     let (side, pooled) = if images {
         let features = record_features(tape, config, shape)?;
         let pooled = match pair {
@@ -292,8 +317,6 @@ pub fn record_contrastive_features(
         ("text", pooled)
     };
     tape.output(pooled, format!("{side}.pooled"));
-    let feature = project(tape, config, module, side, pooled)?;
-    tape.output(feature, format!("{side}.feature"));
     Ok(())
 }
 

@@ -1,29 +1,30 @@
-//! A residual branch scaled per channel (Touvron et al. 2021, eq. 4).
+//! The gradients of a residual branch scaled per channel (Touvron et al. 2021, eq. 4).
 //!
-//! y = r + γ ⊙ x over rows [.., C]; ∂r = dy, ∂x = γ ⊙ dy, ∂γ = Σ_rows dy ⊙ x. Saves x. Bound by memory: forward reads
-//! 8 and writes 4 bytes an element, backward the same; ∂x and ∂γ come from one pass.
+//! y = r + γ ⊙ x over rows [.., C], which the product that makes x computes on its way out (`linear_layer_scale`);
+//! ∂r = dy, ∂x = γ ⊙ dy, ∂γ = Σ_rows dy ⊙ x. Needs x. Bound by memory: reads 8 and writes 4 bytes an element; ∂x and ∂γ
+//! come from one pass.
 
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::launch::{Argument, Launch, blocks, index, kernel_name, vector};
-use crate::ops::rows::{SUMMED_COLUMNS, rows_per_block};
+use crate::ops::rows::SUMMED_COLUMNS;
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::{DType, TensorType};
 
 /// Rows of one task; also the rows whose part of ∂γ is summed together.
 const ROWS_PER_TASK: usize = 64;
 
-/// Records residual + gamma ⊙ x. `x`, `residual` [.., C] of one float type, `gamma` f32 [C]; so is its gradient.
+/// Records the gradients of y = residual + γ ⊙ z: returns ∂z and ∂γ of `inputs` z, γ, dy.
+///
+/// Shapes: z, dy [.., C] of one float type, γ and ∂γ f32 [C].
 ///
 /// # Errors
 /// [`Error::Shape`] when the shapes do not belong together.
-pub fn layer_scale(tape: &mut Tape, x: Value, gamma: Value, residual: Value) -> Result<Value> {
-    tape.record_one(LayerScale, &[x, gamma, residual])
+pub(super) fn layer_scale_gradients(tape: &mut Tape, inputs: [Value; 3]) -> Result<[Value; 2]> {
+    let gradients = tape.record(LayerScaleBackward, &inputs)?;
+    Ok([gradients[0], gradients[1]])
 }
-
-#[derive(Clone, Copy, Debug)]
-struct LayerScale;
 
 fn infer(inputs: &[TensorType]) -> Result<()> {
     const OP: &str = "layer_scale";
@@ -41,83 +42,6 @@ fn infer(inputs: &[TensorType]) -> Result<()> {
         return Err(Error::shape(OP, "residual", x, other));
     }
     Ok(())
-}
-
-impl Op for LayerScale {
-    fn name(&self) -> &'static str {
-        "layer_scale"
-    }
-
-    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        infer(inputs)?;
-        Ok(vec![inputs[0]])
-    }
-
-    fn reference(&self, args: ReferenceArgs<'_>) {
-        let ([x, gamma, residual], [y]) = args.split();
-        let channels = gamma.float().len();
-        for (i, y) in y.float_mut().iter_mut().enumerate() {
-            *y = residual.float()[i] + gamma.float()[i % channels] * x.float()[i];
-        }
-    }
-
-    fn cpu(&self, args: CpuArgs<'_>) {
-        let (x, gamma) = (args.inputs.f32(0), args.inputs.f32(1));
-        let residual = args.inputs.f32_or_in_place(2);
-        let [y] = args.outputs.f32();
-        let channels = gamma.len();
-        let task = ROWS_PER_TASK * channels;
-        y.par_chunks_mut(task)
-            .zip(x.par_chunks(task))
-            .enumerate()
-            .for_each(|(index, (y, x))| {
-                if let Some(residual) = residual {
-                    y.copy_from_slice(&residual[index * task..][..y.len()]);
-                }
-                for (y, x) in y.chunks_mut(channels).zip(x.chunks(channels)) {
-                    for ((y, x), gamma) in y.iter_mut().zip(x).zip(gamma) {
-                        *y += gamma * x;
-                    }
-                }
-            });
-    }
-
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
-        let x = inputs[0];
-        let kernel = kernel_name("layer_scale_forward", x.dtype);
-        let (rows, columns) = (x.shape.rows(), x.shape.columns());
-        let each = rows_per_block(columns, x.dtype);
-        let arguments = vec![
-            Argument::output(0),
-            Argument::input(0),
-            Argument::input(1),
-            Argument::input(2),
-            Argument::I64(rows as i64),
-            index(&kernel, "the number of columns", columns)?,
-            index(&kernel, "the rows of a block", each)?,
-        ];
-        let blocks = blocks(&kernel, rows, each)?;
-        Ok(vec![Launch::new(kernel, blocks, arguments)])
-    }
-
-    fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        let dy = backward.gradient(0);
-        let residual = backward.needs(2).then_some(dy);
-        if !backward.needs(0) && !backward.needs(1) {
-            return Ok(vec![None, None, residual]);
-        }
-        let inputs = [backward.inputs[0], backward.inputs[1], dy];
-        let gradients = backward.tape.record(LayerScaleBackward, &inputs)?;
-        Ok(vec![Some(gradients[0]), Some(gradients[1]), residual])
-    }
-
-    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
-        Cost::streaming(2.0 * inputs[0].numel() as f64, inputs, outputs)
-    }
-
-    fn in_place(&self) -> &'static [(usize, usize)] {
-        &[(0, 2)]
-    }
 }
 
 /// Inputs x, γ, dy; outputs ∂x, ∂γ.

@@ -267,7 +267,7 @@ fn linear_refuses_shapes_that_do_not_fit() {
 fn linear_agrees_with_pytorch() {
     for golden in Golden::open("op_linear").cases() {
         if golden.has("input.layer_scale") {
-            // Held together with the op that scales.
+            // See the cases of layer_scale.
             continue;
         }
         let activation = match golden.config["activation"].as_str() {

@@ -113,8 +113,8 @@ const PROGRAMS: &[(&str, Record)] = &[
     ("norms", |t| norms(t, 520)),
     ("norms, wide", |t| norms(t, 2056)),
     ("layer_scale", |t| {
-        let (x, gamma, residual) = (t.x([5, 20]), t.x([20]), t.x([5, 20]));
-        ops::layer_scale(t.0, x, gamma, residual)
+        let (x, w, gamma, residual) = (t.x([5, 20]), t.x([7, 20]), t.x([7]), t.x([5, 7]));
+        ops::linear_layer_scale(t.0, x, w, None, gamma, residual)
     }),
     ("swiglu", |t| {
         let x = t.x([5, 20]);

@@ -282,22 +282,6 @@ fn kernels_may_write_in_the_place_of_what_they_read() {
         Part::In(count),
     ];
     qk_norm("qk_norm_backward_f32", 11, &tensors).must_work_in_place(&emulator, 0, 3);
-    let parts = vec![
-        Part::Out(7 * 37),
-        Part::In(7 * 37),
-        Part::In(37),
-        Part::In(7 * 37),
-        Part::I64(7),
-        Part::I32(37),
-        Part::I32(4),
-    ];
-    let layer_scale = Trial {
-        kernel: "layer_scale_forward_f32",
-        grid: [2, 1, 1],
-        parts,
-        scale: 1.0,
-    };
-    layer_scale.must_work_in_place(&emulator, 0, 3);
     l2_normalize_forward(3, 600).must_work_in_place(&emulator, 0, 2);
     let parts = vec![
         Part::Out(3 * 600),

@@ -126,6 +126,7 @@ fn forward(
         Argument::whole(&w),
         Argument::whole(&bias),
         Argument::whole(&y),
+        Argument::Null,
         size(m),
         size(n),
         size(k),

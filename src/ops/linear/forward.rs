@@ -1,4 +1,4 @@
-//! y = f(x·Wᵀ + b) or residual + x·Wᵀ + b.
+//! y = f(x·Wᵀ + b) or residual + γ ⊙ (x·Wᵀ + b), with or without its parts.
 
 use super::Activation;
 use super::activation::ActivationGradient;
@@ -8,15 +8,17 @@ use super::weight_gradient::{ColumnSum, LinearWeightGradient};
 use crate::error::Result;
 use crate::executor::cpu::matmul::{self, Epilogue, Residual, Rows, RowsMut};
 use crate::launch::{Argument, Launch};
+use crate::ops::layer_scale::layer_scale_gradients;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector, with_columns};
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
 use crate::tensor::{DType, TensorType};
 
-/// Inputs x, weight, then bias and residual where present; outputs y, then z where saved.
+/// Inputs x, weight, then bias, residual and scale γ where present; outputs y, then z where saved.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Linear {
     pub has_bias: bool,
     pub has_residual: bool,
+    pub has_scale: bool,
     pub activation: Option<Activation>,
     pub saves_pre_activation: bool,
 }
@@ -28,6 +30,11 @@ impl Linear {
 
     fn residual(&self) -> Option<usize> {
         self.has_residual.then_some(2 + usize::from(self.has_bias))
+    }
+
+    fn scale(&self) -> Option<usize> {
+        let before = usize::from(self.has_bias) + usize::from(self.has_residual);
+        self.has_scale.then_some(2 + before)
     }
 }
 
@@ -47,6 +54,10 @@ impl Op for Linear {
             let want = (DType::F32, columns);
             expect_vector(op, "bias", "[N] with weight's N rows", want, inputs[bias])?;
         }
+        if let Some(scale) = self.scale() {
+            let want = (DType::F32, columns);
+            expect_vector(op, "gamma", "[N] with weight's N rows", want, inputs[scale])?;
+        }
         let y = TensorType::new(x.dtype, with_columns(x.shape, columns));
         if let Some(residual) = self.residual() {
             expect_type(op, "residual", "like the result", y, inputs[residual])?;
@@ -58,6 +69,7 @@ impl Op for Linear {
         let (x, weight) = (args.inputs[0], args.inputs[1]);
         let bias = self.bias().map(|index| args.inputs[index].float());
         let residual = self.residual().map(|index| args.inputs[index].float());
+        let scale = self.scale().map(|index| args.inputs[index].float());
         let (inner, columns) = (x.columns(), weight.shape.dims()[0]);
         for row in 0..x.shape.rows() {
             let x = &x.float()[row * inner..][..inner];
@@ -66,7 +78,8 @@ impl Op for Linear {
                 let mut z: f64 = x.iter().zip(weight).map(|(x, w)| x * w).sum();
                 z += bias.map_or(0.0, |bias| bias[column]);
                 let index = row * columns + column;
-                let y = self.activation.map_or(z, |f| f.value(z));
+                let y =
+                    self.activation.map_or(z, |f| f.value(z)) * scale.map_or(1.0, |s| s[column]);
                 args.outputs[0].float_mut()[index] = y + residual.map_or(0.0, |r| r[index]);
                 if self.saves_pre_activation {
                     args.outputs[1].float_mut()[index] = z;
@@ -89,6 +102,7 @@ impl Op for Linear {
         let mut epilogue = Epilogue {
             bias: self.bias().map(|index| args.inputs.f32(index)),
             activation: self.activation.map(Activation::curve),
+            scale: self.scale().map(|index| args.inputs.f32(index)),
             residual: match residual {
                 None => Residual::None,
                 Some(None) => Residual::InPlace,
@@ -130,6 +144,7 @@ impl Op for Linear {
             Argument::input(1),
             optional(self.bias()),
             optional(self.residual()),
+            optional(self.scale()),
             size(&kernel, "the number of rows", rows)?,
             size(&kernel, "the number of columns", columns)?,
             size(&kernel, "the inner length", inner)?,
@@ -145,17 +160,25 @@ impl Op for Linear {
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         let (x, weight) = (backward.inputs[0], backward.inputs[1]);
         let dy = backward.gradient(0);
+        let mut gradients = vec![None; backward.inputs.len()];
+        let needs_scale = self.scale().is_some_and(|scale| backward.needs(scale));
         let owes_product = (0..2 + usize::from(self.has_bias)).any(|i| backward.needs(i));
-        let dz = match self.activation {
-            Some(activation) if owes_product => {
+        let dz = match (self.activation, self.scale()) {
+            (Some(activation), _) if owes_product => {
                 let z = backward.outputs[1];
                 backward
                     .tape
                     .record_fused(ActivationGradient { activation }, &[dy, z])?
             }
+            (None, Some(scale)) if owes_product || needs_scale => {
+                let z = backward.outputs[1];
+                let inputs = [z, backward.inputs[scale], dy];
+                let [dz, dgamma] = layer_scale_gradients(backward.tape, inputs)?;
+                gradients[scale] = needs_scale.then_some(dgamma);
+                dz
+            }
             _ => dy,
         };
-        let mut gradients = vec![None; backward.inputs.len()];
         if backward.needs(0) {
             let op = LinearInputGradient::default();
             gradients[0] = Some(backward.tape.record_one(op, &[dz, weight])?);
@@ -182,7 +205,9 @@ impl Op for Linear {
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
         let product = 2.0 * inputs[0].numel() as f64 * inputs[1].shape.dims()[0] as f64;
-        let added = usize::from(self.has_bias) + usize::from(self.has_residual);
+        let added = usize::from(self.has_bias)
+            + usize::from(self.has_residual)
+            + usize::from(self.has_scale);
         let activation = self.activation.map_or(0.0, Activation::flops);
         let elementwise = (added as f64 + activation) * outputs[0].numel() as f64;
         Cost::streaming(product + elementwise, inputs, outputs)

@@ -1,11 +1,13 @@
-//! Products with a weight matrix: y = f(x·Wᵀ + b) and y = residual + x·Wᵀ + b, with their gradients.
+//! Products with a weight matrix: y = f(x·Wᵀ + b) and y = residual + γ ⊙ (x·Wᵀ + b), with their gradients.
 //!
-//! Shapes: x [.., K], weight [N, K], bias [N], residual and y [.., N]; M rows is the product of the leading dimensions.
+//! Shapes: x [.., K], weight [N, K], bias and γ [N], residual and y [.., N]; M rows is the product of the leading dimensions.
 //!
-//! Forward, with z = x·Wᵀ + b: y = z, y = f(z) or y = residual + z. Backward, with dz = dy ⊙ f′(z):
-//! dx = dz·W, dW = dzᵀ·x, db = Σ over rows of dz, dresidual = dy.
+//! Forward, with z = x·Wᵀ + b: y = z, y = f(z) or y = residual + γ ⊙ z. Backward, with
+//! dz = dy ⊙ f′(z) or γ ⊙ dy:
+//! dx = dz·W, dW = dzᵀ·x, db = Σ over rows of dz, dresidual = dy,
+//! dγ = Σ over rows of dy ⊙ z.
 //!
-//! Saved for backward: x and W; z where an activation follows and a gradient is required. f′(z) is applied by the
+//! Saved for backward: x and W; z where an activation or a scale follows and a gradient is required. f′(z) is applied by the
 //! product that makes dy, where nothing else reads dy, and by an elementwise op otherwise. Each of the three products
 //! takes 2·M·N·K flops. The products accumulate into an existing gradient for free.
 
@@ -82,5 +84,36 @@ pub fn linear_residual(
         .into_iter()
         .flatten()
         .collect();
+    tape.record_one(op, &inputs)
+}
+
+/// y [.., N] = residual + γ ⊙ (x·Wᵀ + b), a residual branch scaled per channel (LayerScale, Touvron et al. 2021, eq. 4),
+/// for x [.., K], weight [N, K], bias [N], `gamma` f32 [N], residual [.., N]; y may take the residual's place.
+///
+/// # Errors
+/// [`crate::error::Error::Shape`] when the shapes do not fit.
+pub fn linear_layer_scale(
+    tape: &mut Tape,
+    x: Value,
+    weight: Value,
+    bias: Option<Value>,
+    gamma: Value,
+    residual: Value,
+) -> Result<Value> {
+    let inputs: Vec<Value> = [Some(x), Some(weight), bias, Some(residual), Some(gamma)]
+        .into_iter()
+        .flatten()
+        .collect();
+    let branch = [Some(x), Some(weight), bias, Some(gamma)];
+    let op = Linear {
+        has_bias: bias.is_some(),
+        has_residual: true,
+        has_scale: true,
+        saves_pre_activation: branch
+            .into_iter()
+            .flatten()
+            .any(|v| tape.requires_gradient(v)),
+        ..Linear::default()
+    };
     tape.record_one(op, &inputs)
 }
