@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::Principal;
 use super::answers::Answerer;
 use super::distances::{nearest_neighbour_distance, sliced_wasserstein};
 use super::matcher::Matcher;
@@ -170,7 +171,8 @@ impl<'a> Evaluator<'a> {
         Ok(sets)
     }
 
-    /// Visual tokens of held-out pictures against the rows of the embedding table, special tokens left out. Both are
+    /// Visual tokens of held-out pictures against the rows of the embedding table, special tokens left out. In the plane
+    /// they are the tower's patches, as they are; in the language model's space the image tokens, where both are
     /// brought to unit length first: the decoder's first norm sees no other difference between a long and a short token.
     fn distances(
         &self,
@@ -194,6 +196,12 @@ impl<'a> Evaluator<'a> {
         let mut table = vec![0.0; entry.spec.shape.numel()];
         self.executor.read_parameters(entry.offset, &mut table);
         let table = &mut table[usize::from(FIRST_BYTE) * width..];
+        let channels = self.config.vision.width;
+        let mut patches = images.read_f32("image.patches")?;
+        patches.truncate((count * self.config.vision.patches()).min(DISTANCE_TOKENS) * channels);
+        let plane = |rows: &[f32], width| Principal::fit(rows, width, 2).project(rows);
+        let (patches, texts) = (plane(&patches, channels), plane(table, width));
+        evaluation.plane_nearest = Some(nearest_neighbour_distance(&patches, &texts, 2));
         normalise_rows(table, width);
         evaluation.nearest_neighbour = Some(nearest_neighbour_distance(&tokens, table, width));
         evaluation.sliced_wasserstein = Some(sliced_wasserstein(&tokens, table, width, 0));

@@ -64,6 +64,10 @@ pub struct Evaluation {
     pub nearest_neighbour: Option<f64>,
     /// Sliced Wasserstein-2 distance between visual and text tokens of unit length.
     pub sliced_wasserstein: Option<f64>,
+    /// Mean distance from a patch of the tower to the nearest text token, each cloud on its own two principal components
+    /// (SAIL-VL2 report, Table 7).
+    #[serde(default)]
+    pub plane_nearest: Option<f64>,
 }
 
 /// Pictures of one drawing style and split.
@@ -136,8 +140,9 @@ impl Evaluation {
             ));
         }
         if let (Some(near), Some(sliced)) = (self.nearest_neighbour, self.sliced_wasserstein) {
+            let plane = self.plane_nearest.unwrap_or(f64::NAN);
             parts.push(format!(
-                "distance to text: nearest {near:.3}, sliced {sliced:.3}"
+                "distance to text: nearest {near:.3}, sliced {sliced:.3}, nearest in the plane {plane:.3}"
             ));
         }
         format!("evaluation after {stage}: {}", parts.join("; "))

@@ -286,7 +286,8 @@ fn record_contrastive(
 
 /// Records the features that retrieval and zero-shot classification compare.
 ///
-/// With `images`: output `image.pooled` of the input `images`, and `image.tokens` of the language pair. Without:
+/// With `images`: output `image.pooled` of the input `images`, and, for the language
+/// pair, `image.patches` [B, T, C] before and `image.tokens` [B, Ti, D] after the connector. Without:
 /// `text.pooled` of the caption inputs.
 ///
 /// # Errors
@@ -303,6 +304,11 @@ pub fn record_contrastive_features(
         let pooled = match pair {
             ContrastivePair::TextTower => pool_image(tape, config, features)?,
             ContrastivePair::LanguageModel => {
+                let patches = match config.vision.class_token {
+                    true => ops::drop_tokens(tape, features, 1)?,
+                    false => features,
+                };
+                tape.output(patches, "image.patches");
                 let tokens = connector(tape, config, features)?;
                 tape.output(tokens, "image.tokens");
                 ops::mean_pool(tape, tokens, None)?

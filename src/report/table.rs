@@ -67,7 +67,7 @@ pub fn stage_table(evaluations: &[Evaluation]) -> String {
     }
     let distances = distances(evaluations);
     if distances.rows.len() > 1 {
-        text += "\n\nDistance of visual tokens from text tokens in the language model's space (both of unit length)\n\n";
+        text += "\n\nDistance of visual from text tokens: in the language model's space, both of unit length; in the plane (SAIL-VL2, Table 7)\n\n";
         text += &distances.render();
     }
     text
@@ -160,6 +160,7 @@ fn distances(evaluations: &[Evaluation]) -> Table {
         "stage".into(),
         "nearest neighbour".into(),
         "sliced Wasserstein".into(),
+        "nearest in the plane".into(),
     ]];
     for evaluation in evaluations {
         if evaluation.nearest_neighbour.is_some() {
@@ -167,6 +168,7 @@ fn distances(evaluations: &[Evaluation]) -> Table {
                 evaluation.stage.clone(),
                 number(evaluation.nearest_neighbour),
                 number(evaluation.sliced_wasserstein),
+                number(evaluation.plane_nearest),
             ]);
         }
     }
