@@ -128,3 +128,128 @@ fn usr1_saves_and_the_run_goes_on() {
         "{saved:?}"
     );
 }
+
+#[test]
+fn the_newest_checkpoints_of_a_stage_are_kept_and_the_one_after_each_stage() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = tiny_recipe(&["warm-up", "fine-grained"]);
+    fs::write(folder.path().join("two.toml"), recipe).unwrap();
+    let args = "train --recipe two.toml --out run --no-evaluation --threads 1 --set stage.warm-up.steps=12 --set stage.fine-grained.steps=12 --save-every 1 --keep 2";
+    let args: Vec<&str> = args.split(' ').collect();
+    keel(folder.path(), &args).fine();
+    // In order of the alphabet; steps are compared as numbers, or step 9 would outlive step 11.
+    let wanted = [
+        "1-warm-up.safetensors",
+        "1-warm-up.step-10.safetensors",
+        "1-warm-up.step-11.safetensors",
+        "2-fine-grained.safetensors",
+        "2-fine-grained.step-10.safetensors",
+        "2-fine-grained.step-11.safetensors",
+    ];
+    assert_eq!(checkpoints(&folder.path().join("run")), wanted);
+}
+
+/// A run of two steps of the warm-up, with a checkpoint between them.
+fn short_run() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("one.toml"), tiny_recipe(&["warm-up"])).unwrap();
+    let args = "train --recipe one.toml --out run --no-evaluation --threads 1 --max-steps 2 --save-every 1";
+    let args: Vec<&str> = args.split(' ').collect();
+    keel(folder.path(), &args).fine();
+    folder
+}
+
+#[test]
+fn what_a_killed_save_left_half_written_is_removed() {
+    let folder = short_run();
+    let run = folder.path().join("run");
+    let part = run.join("checkpoints/1-warm-up.safetensors.part");
+    fs::rename(checkpoint(&run, "1-warm-up"), &part).unwrap();
+    let args = ["train", "--resume", "run", "--no-evaluation", "--max-steps"];
+    keel(folder.path(), &[&args[..], &["2"]].concat()).fine();
+    assert!(!part.exists());
+    assert!(checkpoint(&run, "1-warm-up").exists());
+}
+
+#[test]
+fn a_checkpoint_of_another_model_is_refused_by_the_name_of_the_tensor() {
+    let folder = short_run();
+    let resume = |setting: &str, parts: &[&str]| {
+        let args = ["train", "--resume", "run", "--set", setting];
+        let problem = [
+            parts,
+            &[
+                "1-warm-up.safetensors",
+                "the recipe that the run was begun with",
+            ],
+        ];
+        keel(folder.path(), &args).refused(&problem.concat());
+    };
+    resume(
+        "model.vision.depth=1",
+        &[
+            "it holds the tensor vision.",
+            "which the model does not have",
+        ],
+    );
+    resume(
+        "model.vision.depth=3",
+        &["the tensor vision.", "which the model has, is missing"],
+    );
+    resume(
+        "model.vision.mlp_width=80",
+        &["the tensor vision.", "not F32 ["],
+    );
+    // What is no part of the model may change.
+    let other = [
+        "train",
+        "--resume",
+        "run",
+        "--set",
+        "stage.warm-up.learning_rate=1e-5",
+    ];
+    keel(folder.path(), &other).fine();
+}
+
+#[test]
+fn doctor_says_what_there_is_and_what_missing_things_would_give() {
+    let folder = tempfile::tempdir().unwrap();
+    let answer = keel(folder.path(), &["doctor"]).fine();
+    let line = |what: &str| {
+        let mut lines = answer.stdout.lines();
+        let found = lines.find(|line| line.starts_with(what));
+        let found = found.unwrap_or_else(|| panic!("no {what} in {answer:#?}"));
+        let advice = lines
+            .next()
+            .filter(|line| line.trim_start().starts_with("-> "));
+        (found.to_owned(), advice.map(str::to_owned))
+    };
+    let cores = std::thread::available_parallelism().unwrap().get();
+    assert!(
+        line("cores").0.contains(&format!(" {cores} usable")),
+        "{answer:#?}"
+    );
+    for (what, part) in [("memory", " GiB available"), ("disk", " GiB free in ")] {
+        assert!(line(what).0.contains(part), "{answer:#?}");
+    }
+    let has_wide = answer.stdout.contains("AVX-512: the widest path is used");
+    assert_eq!(line("processor").1.is_none(), has_wide, "{answer:#?}");
+    for (what, cure) in [
+        ("GPU ", "--device cuda"),
+        ("GPU kernels", "cargo tool nvcc"),
+        ("emulator", "without a GPU"),
+    ] {
+        let (found, advice) = line(what);
+        let missing = found.contains(" none");
+        assert_eq!(
+            advice.is_some_and(|text| text.contains(cure)),
+            missing,
+            "{answer:#?}"
+        );
+    }
+    let auto = line("device auto").0;
+    assert!(
+        auto.contains(" cpu, ") || auto.contains(" cuda, "),
+        "{answer:#?}"
+    );
+}

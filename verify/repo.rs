@@ -181,3 +181,27 @@ fn the_readmes_commands_exist() {
         "the README shows how to train, plan, evaluate and ask"
     );
 }
+
+#[test]
+fn every_test_that_the_reliability_page_names_exists() {
+    let page = fs::read_to_string(root().join("docs/reliability.md")).unwrap();
+    let mut rows = 0;
+    let mut missing = Vec::new();
+    for line in page.lines() {
+        let names = line.split('`').skip(1).step_by(2);
+        let names: Vec<&str> = names.filter(|name| name.contains("::")).collect();
+        let is_row = line.starts_with("| ") && !line.starts_with("| fault |");
+        assert!(!is_row || !names.is_empty(), "no test is named in {line}");
+        rows += usize::from(is_row);
+        for name in names {
+            let (module, test) = name.rsplit_once("::").unwrap();
+            let file = root().join(format!("verify/{}.rs", module.replace("::", "/")));
+            let text = fs::read_to_string(&file).unwrap_or_default();
+            if !text.contains(&format!("#[test]\nfn {test}() {{")) {
+                missing.push(name.to_owned());
+            }
+        }
+    }
+    assert!(rows >= 20, "{rows} rows");
+    assert!(missing.is_empty(), "no such tests: {}", missing.join(", "));
+}

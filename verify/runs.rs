@@ -237,6 +237,8 @@ fn a_run_that_is_killed_goes_on_from_its_newest_checkpoint() {
         "run",
         "--save-every",
         "1",
+        "--keep",
+        "1000",
     ];
     args.extend(settings);
     let mut child = command(folder.path(), &args)
@@ -571,7 +573,7 @@ fn a_loss_that_is_not_finite_costs_no_parameter_and_ends_the_run_after_five_step
 
     // With a checkpoint after every step: each holds the parameters from before, and moments of zero.
     let mut saving = args.to_vec();
-    saving.extend(["--save-every", "1"]);
+    saving.extend(["--save-every", "1", "--keep", "9"]);
     keel(folder.path(), &saving).refused(&["5 steps in a row"]);
     let old = tensors(&path);
     for step in 1..=4 {

@@ -3,6 +3,7 @@
 mod ablate;
 mod caption;
 mod data;
+mod doctor;
 mod eval;
 mod inspect;
 mod kernels;
@@ -44,6 +45,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Prints what is known of the CUDA kernels without running them.
     Kernels(kernels::KernelsArgs),
+    /// Says what this machine and this build have, and what each missing thing would give.
+    Doctor(doctor::DoctorArgs),
 }
 
 /// Which executor runs programs.
@@ -197,5 +200,6 @@ pub fn run() -> Result<()> {
         Command::Data(args) => data::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Kernels(args) => kernels::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
     }
 }

@@ -49,6 +49,9 @@ pub(super) struct TrainArgs {
     /// Steps between checkpoints inside a stage; 0 for none. A checkpoint follows every stage.
     #[arg(long, value_name = "N", default_value_t = 0)]
     save_every: u64,
+    /// Checkpoints that are kept inside a stage, the newest ones; those that follow a stage are all kept.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_one)]
+    keep: u64,
     /// Leaves out the evaluation after each stage.
     #[arg(long)]
     no_evaluation: bool,
@@ -119,6 +122,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         save_every: args.save_every,
         evaluation_size,
         evaluate: !args.no_evaluation,
+        keep: args.keep,
         signals: Signals::heed()?,
     };
     let mut trainer = Trainer::new(recipe, options, pairs)?;

@@ -240,6 +240,15 @@ pub fn load(
         }
         Ok(())
     };
+    let foreign = all.iter().find(|(name, _)| {
+        let of = name.strip_prefix("first_moment.");
+        let of = of.or_else(|| name.strip_prefix("second_moment."));
+        layout.get(of.unwrap_or(name)).is_none()
+    });
+    if let Some((name, _)) = foreign {
+        let problem = format!("it holds the tensor {name}, which the model does not have");
+        return Err(misfit(path, problem));
+    }
     let mut parameters = vec![0.0f32; layout.elements()];
     for entry in layout.entries() {
         let end = entry.offset + entry.spec.shape.numel();

@@ -71,6 +71,7 @@ impl RunFolder {
                 false => Error::io(&lock_path, "lock the file", problem.into()),
             }
         })?;
+        remove_unfinished(&checkpoints)?;
         let append = |name: &str| {
             let path = path.join(name);
             let open = || -> std::io::Result<File> {
@@ -97,6 +98,32 @@ impl RunFolder {
         self.path
             .join("checkpoints")
             .join(format!("{label}.safetensors"))
+    }
+
+    /// Removes the checkpoints inside stage `number` (from 1) but the `keep` furthest on. The one after a stage stays.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file or folder.
+    pub fn keep_newest(&self, number: u64, keep: u64) -> Result<()> {
+        let folder = self.path.join("checkpoints");
+        let entries = std::fs::read_dir(&folder)
+            .map_err(|problem| Error::io(&folder, "read the folder", problem))?;
+        let mut found: Vec<(u64, PathBuf)> = entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
+            .filter_map(|path| match place_of(path.file_stem()?.to_str()?)? {
+                (stage, step) if stage == number && step != u64::MAX => Some((step, path)),
+                _ => None,
+            })
+            .collect();
+        found.sort();
+        let surplus = found.len().saturating_sub(keep as usize);
+        for (_, path) in &found[..surplus] {
+            std::fs::remove_file(path)
+                .map_err(|problem| Error::io(path, "remove the file", problem))?;
+        }
+        Ok(())
     }
 
     /// Appends one line to metrics.jsonl.
@@ -128,6 +155,19 @@ impl RunFolder {
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         super::checkpoint::write_durably(&self.path.join(name), bytes)
     }
+}
+
+/// Removes what a process that was killed while it saved left half written.
+fn remove_unfinished(checkpoints: &Path) -> Result<()> {
+    let entries = std::fs::read_dir(checkpoints)
+        .map_err(|problem| Error::io(checkpoints, "read the folder", problem))?;
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if path.extension().is_some_and(|e| e == "part") {
+            std::fs::remove_file(&path)
+                .map_err(|problem| Error::io(&path, "remove the file", problem))?;
+        }
+    }
+    Ok(())
 }
 
 /// Cuts a file back to its last whole line: a full disk may have cut the one that was being written.

@@ -39,6 +39,8 @@ pub struct TrainOptions {
     pub memory_budget: Option<u64>,
     /// Steps between checkpoints within a stage; 0 for none.
     pub save_every: u64,
+    /// Checkpoints kept within a stage, the newest; at least 1.
+    pub keep: u64,
     /// Samples of each evaluation set.
     pub evaluation_size: usize,
     /// Whether stages are evaluated.
@@ -382,7 +384,12 @@ impl Trainer {
             &self.layout,
             self.executor.as_ref(),
             session,
-        )
+        )?;
+        // Only once the new one is safe; and only those of the stage under way.
+        match session {
+            Some(_) => self.folder.keep_newest(stage as u64 + 1, self.options.keep),
+            None => Ok(()),
+        }
     }
 
     fn evaluate(&mut self, stage: &Stage) -> Result<Option<Evaluation>> {

@@ -245,6 +245,7 @@ impl Ablation {
             save_every: 0,
             evaluation_size: pictures.unwrap_or(0),
             evaluate: pictures.is_some(),
+            keep: 1,
             signals: Signals::default(),
         };
         Trainer::beginning_at(recipe, options, None, beginning)

@@ -1,0 +1,194 @@
+//! `keel doctor`.
+
+use clap::Args;
+
+use super::print_line;
+use crate::error::{Error, Result};
+use crate::executor::cpu::simd::{Level, detected};
+use crate::executor::kernel_table::IMAGES;
+use crate::executor::simt::Emulator;
+use crate::executor::{Choice, Device, cuda};
+
+/// Options of `keel doctor`.
+#[derive(Debug, Args)]
+pub(super) struct DoctorArgs {}
+
+/// One thing looked for.
+struct Finding {
+    what: &'static str,
+    found: String,
+    /// What it would give, and how to have it, where it is missing.
+    advice: Option<String>,
+}
+
+pub(super) fn run(_: &DoctorArgs) -> Result<()> {
+    let findings = [
+        processor(),
+        cores(),
+        memory(),
+        driver(),
+        images(),
+        emulator(),
+        disk()?,
+        chosen()?,
+    ];
+    for finding in &findings {
+        print_line(format!("{:<12} {}", finding.what, finding.found))?;
+        if let Some(advice) = &finding.advice {
+            print_line(format!("{:<12} -> {advice}", ""))?;
+        }
+    }
+    Ok(())
+}
+
+fn processor() -> Finding {
+    let (found, advice) = match detected() {
+        Level::Avx512 => ("AVX-512: the widest path is used", None),
+        Level::Avx2 => (
+            "AVX2 and FMA: the middle path is used",
+            Some(
+                "a processor with AVX-512 F, BW, DQ and VL computes twice as many numbers an instruction",
+            ),
+        ),
+        Level::Portable => (
+            "neither AVX2 nor AVX-512: the portable path is used",
+            Some("an x86-64 processor with AVX2 and FMA computes several times as fast"),
+        ),
+    };
+    Finding {
+        what: "processor",
+        found: found.to_owned(),
+        advice: advice.map(str::to_owned),
+    }
+}
+
+fn cores() -> Finding {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    Finding {
+        what: "cores",
+        found: format!("{cores} usable by this process"),
+        advice: (cores == 1)
+            .then(|| "more would share the products of matrices and ready the data".to_owned()),
+    }
+}
+
+/// Total and available memory in bytes, as Linux reports them.
+fn meminfo(text: &str) -> Option<(u64, u64)> {
+    let field = |name: &str| -> Option<u64> {
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+        Some(kib * 1024)
+    };
+    Some((field("MemTotal:")?, field("MemAvailable:")?))
+}
+
+fn memory() -> Finding {
+    let known = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| meminfo(&text));
+    let (found, advice) = match known {
+        Some((total, available)) => (
+            format!("{} available of {}", gib(available), gib(total)),
+            None,
+        ),
+        None => (
+            "unknown: /proc/meminfo cannot be read".to_owned(),
+            Some("compare what keel plan prints with the machine's memory yourself".to_owned()),
+        ),
+    };
+    Finding {
+        what: "memory",
+        found,
+        advice,
+    }
+}
+
+fn driver() -> Finding {
+    let (found, advice) = match cuda::probe_driver() {
+        Ok(gpu) => (gpu.to_string(), None),
+        Err(Error::Device {
+            problem, remedy, ..
+        }) => (
+            format!("none: {problem}"),
+            Some(format!(
+                "a GPU runs --device cuda, in bf16 on tensor cores: {remedy}"
+            )),
+        ),
+        Err(other) => (format!("none: {other}"), None),
+    };
+    Finding {
+        what: "GPU",
+        found,
+        advice,
+    }
+}
+
+fn images() -> Finding {
+    let (found, advice) = match IMAGES.len() {
+        0 => (
+            "none in this program: it was built without nvcc".to_owned(),
+            Some(
+                "they let this program run on a GPU: cargo tool nvcc, then build again".to_owned(),
+            ),
+        ),
+        count => (
+            format!("{count} files of kernels compiled by nvcc are in this program"),
+            None,
+        ),
+    };
+    Finding {
+        what: "GPU kernels",
+        found,
+        advice,
+    }
+}
+
+fn emulator() -> Finding {
+    let (found, advice) = match Emulator::new() {
+        Ok(_) => (
+            "the CUDA kernels for the emulator are in this program".to_owned(),
+            None,
+        ),
+        Err(problem) => (
+            "none in this program".to_owned(),
+            Some(format!(
+                "it proves the CUDA kernels without a GPU: {problem}"
+            )),
+        ),
+    };
+    Finding {
+        what: "emulator",
+        found,
+        advice,
+    }
+}
+
+fn disk() -> Result<Finding> {
+    let place = std::env::current_dir()
+        .map_err(|problem| Error::io(".", "find the current folder", problem))?;
+    let state = rustix::fs::statvfs(&place)
+        .map_err(|problem| Error::io(&place, "ask for the free space", problem.into()))?;
+    Ok(Finding {
+        what: "disk",
+        found: format!(
+            "{} free in {}",
+            gib(state.f_bavail.saturating_mul(state.f_frsize)),
+            place.display()
+        ),
+        advice: None,
+    })
+}
+
+/// What --device auto comes to.
+fn chosen() -> Result<Finding> {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    Ok(Finding {
+        what: "device auto",
+        found: Choice::new(Device::Auto, threads, None)?.describe(),
+        advice: None,
+    })
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
+}
