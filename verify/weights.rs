@@ -5,6 +5,7 @@
 
 mod published;
 mod refusals;
+mod starting;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

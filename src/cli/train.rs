@@ -43,6 +43,12 @@ pub(super) struct TrainArgs {
     /// Your own pairs: an image folder with captions, WebDataset shards such as pairs-{000..009}.tar, or a JSONL file. They are the task `pairs` of a recipe's stages.
     #[arg(long, value_name = "SPEC")]
     data: Option<String>,
+    /// A Hugging Face folder whose vision tower the run begins from: settings and weights. See keel inspect.
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    vision: Option<PathBuf>,
+    /// A Hugging Face folder whose language model the run begins from; it must speak the embedded tokeniser.
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    language: Option<PathBuf>,
     /// The most memory for a step's activations, for example 512M; met by computing some of them twice.
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory_budget: Option<u64>,
@@ -86,6 +92,15 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         for stage in &mut recipe.stages {
             stage.steps = stage.steps.map(|steps| steps.div_ceil(QUICK));
             stage.epochs = stage.epochs.map(|epochs| epochs / QUICK as f64);
+        }
+    }
+    if args.vision.is_some() || args.language.is_some() {
+        let left_out = recipe.begin_from(args.vision.as_deref(), args.language.as_deref())?;
+        if !left_out.is_empty() {
+            let stages = left_out.join(", ");
+            print_line(format!(
+                "left out: {stages}, which stand in for the weights given"
+            ))?;
         }
     }
     let pairs: Option<Arc<dyn PairSource>> = match &args.data {

@@ -3,6 +3,7 @@
 mod ablation;
 mod checkpoint;
 mod evaluation;
+mod from_weights;
 mod loaded_run;
 mod locate;
 mod measuring;

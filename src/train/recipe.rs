@@ -41,6 +41,12 @@ pub struct Recipe {
     /// The form of every contrastive loss.
     #[serde(default = "info_nce")]
     pub contrastive_form: ContrastiveForm,
+    /// A Hugging Face folder that the vision tower's first values come from; `model.vision` has its settings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vision_weights: Option<String>,
+    /// A Hugging Face folder that the language model's first values come from; `model.language` has its settings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language_weights: Option<String>,
     /// The model.
     pub model: ModelConfig,
     /// The stages in order.

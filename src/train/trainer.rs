@@ -18,7 +18,7 @@ use crate::data::task::TaskKind;
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, Evaluator};
 use crate::executor::{Choice, Executor, Session};
-use crate::model::{declare, initialise, initialise_one};
+use crate::model::{declare, initialise_one};
 use crate::program::Program;
 use crate::tape::{Arena, ParameterLayout};
 
@@ -183,7 +183,7 @@ impl Trainer {
                         first_stage = beginning.stage;
                         beginning.parameters
                     }
-                    None => initialise(&self.layout, self.recipe.seed),
+                    None => self.recipe.first_values(&self.layout)?,
                 };
                 assert_eq!(
                     values.len(),

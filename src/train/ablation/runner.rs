@@ -214,7 +214,7 @@ impl Ablation {
         debug_assert!(recipe.stages.iter().all(|s| s.kind == StageKind::WarmStart));
         if recipe.stages.is_empty() {
             let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
-            return Ok(crate::model::initialise(&layout, recipe.seed));
+            return recipe.first_values(&layout);
         }
         let text = format!("{}\n{}", version(), recipe.to_toml());
         let key = &blake3::hash(text.as_bytes()).to_hex()[..16];

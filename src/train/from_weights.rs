@@ -1,0 +1,109 @@
+//! Runs that begin from published weights: the model's settings and first values come from Hugging Face folders.
+
+use std::path::Path;
+
+use super::recipe::{Recipe, StageKind};
+use super::validate::validate;
+use crate::data::tokenizer::VOCABULARY;
+use crate::error::{Error, Result};
+use crate::model::initialise;
+use crate::tape::ParameterLayout;
+use crate::weights::{Folder, Part};
+
+impl Recipe {
+    /// Begins from the folders' weights: takes the settings of the tower and of the language model from them, and leaves out
+    /// the warm starts that stand in for weights that are now there. Returns the names of those stages.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when the recipe does not go with the model, [`Error::Content`] when a folder is unusable.
+    pub fn begin_from(
+        &mut self,
+        vision: Option<&Path>,
+        language: Option<&Path>,
+    ) -> Result<Vec<String>> {
+        // Absolute, so that the run can be continued from another folder.
+        let absolute = |path: &Path| {
+            let path = path.canonicalize();
+            path.map(|path| path.to_string_lossy().into_owned())
+        };
+        let mut there = Vec::new();
+        if let Some(path) = vision {
+            self.model.vision = Part::vision(&Folder::open(path)?)?.1;
+            self.vision_weights = Some(absolute(path).map_err(|e| Error::io(path, "find", e))?);
+            there.push("vision");
+        }
+        if let Some(path) = language {
+            self.model.language = Part::language(&Folder::open(path)?)?.1;
+            self.language_weights = Some(absolute(path).map_err(|e| Error::io(path, "find", e))?);
+            there.push("language");
+        }
+        let stands_in = |trains: &[String]| trains.iter().any(|m| there.contains(&m.as_str()));
+        let mut left_out = Vec::new();
+        self.stages.retain(|stage| {
+            let goes = stage.kind == StageKind::WarmStart && stands_in(&stage.trains);
+            if goes {
+                left_out.push(stage.name.clone());
+            }
+            !goes
+        });
+        validate(self)?;
+        // What can be refused before anything runs.
+        self.starting_parts()?;
+        Ok(left_out)
+    }
+
+    /// The parts that first values come from.
+    fn starting_parts(&self) -> Result<Vec<(Folder, Part)>> {
+        let mut parts = Vec::new();
+        let differs = |key: &str, path: &str| {
+            Error::setting(
+                format!("model.{key}"),
+                format!("the settings in {path}; --{key} {path} takes them from there"),
+                "others",
+            )
+        };
+        if let Some(path) = &self.vision_weights {
+            let folder = Folder::open(Path::new(path))?;
+            let (part, config) = Part::vision(&folder)?;
+            if config != self.model.vision {
+                return Err(differs("vision", path));
+            }
+            parts.push((folder, part));
+        }
+        if let Some(path) = &self.language_weights {
+            let folder = Folder::open(Path::new(path))?;
+            let (part, config) = Part::language(&folder)?;
+            if config.vocabulary != VOCABULARY {
+                return Err(Error::setting(
+                    format!("{path}: vocab_size"),
+                    format!(
+                        "{VOCABULARY}: runs speak the embedded tokeniser, and tokens of another mean other things"
+                    ),
+                    config.vocabulary,
+                ));
+            }
+            if config != self.model.language {
+                return Err(differs("language", path));
+            }
+            parts.push((folder, part));
+        }
+        Ok(parts)
+    }
+
+    /// First values of all parameters in arena order: by the seed, and from the folders where there are any.
+    ///
+    /// # Errors
+    /// As [`Part::read`], and when a folder is no longer what it was.
+    pub(super) fn first_values(&self, layout: &ParameterLayout) -> Result<Vec<f32>> {
+        let mut values = initialise(layout, self.seed);
+        for (folder, part) in self.starting_parts()? {
+            part.read(&folder, &mut |parameter, first, piece| {
+                let entry = layout.get(&parameter.spec.name);
+                let entry = entry.expect("the part has the model's settings, so its parameters");
+                let place = entry.offset + first;
+                values[place..place + piece.len()].copy_from_slice(piece);
+            })?;
+        }
+        Ok(values)
+    }
+}
