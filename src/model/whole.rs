@@ -203,7 +203,10 @@ fn pool_language(
     let image = ops::mean_pool(tape, image_tokens, None)?;
     Ok(Pooled {
         image,
-        text: pool_caption(tape, config, shape)?,
+        text: {
+            let caption = weighted_caption(tape, shape);
+            pool_caption(tape, config, caption)?
+        },
     })
 }
 
@@ -214,21 +217,31 @@ fn pool_directions(
     shape: &StepShape,
     image_tokens: Value,
 ) -> Result<Pooled> {
-    let directions = ops::l2_normalize(tape, image_tokens, 1e-12)?;
-    let image = ops::mean_pool(tape, directions, None)?;
-    let tokens = caption_inputs(tape, shape);
-    let sizes = [shape.batch, shape.caption_tokens];
-    let weights = tape.input("caption_weights", TensorType::f32(sizes));
+    let image = pool_direction(tape, image_tokens, None)?;
+    let (tokens, weights) = weighted_caption(tape, shape);
     let embedded = embed_tokens(tape, &config.language, tokens)?;
-    let directions = ops::l2_normalize(tape, embedded, 1e-12)?;
-    let text = ops::mean_pool(tape, directions, Some(weights))?;
+    let text = pool_direction(tape, embedded, Some(weights))?;
     Ok(Pooled { image, text })
 }
 
-fn pool_caption(tape: &mut Tape, config: &ModelConfig, shape: &StepShape) -> Result<Value> {
+/// The mean of the tokens' directions, weighted where there are weights.
+fn pool_direction(tape: &mut Tape, tokens: Value, weights: Option<Value>) -> Result<Value> {
+    let directions = ops::l2_normalize(tape, tokens, 1e-12)?;
+    ops::mean_pool(tape, directions, weights)
+}
+
+fn weighted_caption(tape: &mut Tape, shape: &StepShape) -> (Value, Value) {
     let tokens = caption_inputs(tape, shape);
     let sizes = [shape.batch, shape.caption_tokens];
     let weights = tape.input("caption_weights", TensorType::f32(sizes));
+    (tokens, weights)
+}
+
+fn pool_caption(
+    tape: &mut Tape,
+    config: &ModelConfig,
+    (tokens, weights): (Value, Value),
+) -> Result<Value> {
     let x = embed_tokens(tape, &config.language, tokens)?;
     let hidden = language_trunk(tape, &config.language, x, None, "caption")?;
     ops::mean_pool(tape, hidden, Some(weights))
@@ -286,7 +299,7 @@ fn record_contrastive(
 
 /// Records the features that retrieval and zero-shot classification compare.
 ///
-/// With `images`: output `image.pooled` of the input `images`, and, for the language
+/// With `images`: outputs `image.pooled` and `image.feature` [B, E or D] of the input `images`, and, for the language
 /// pair, `image.patches` [B, T, C] before and `image.tokens` [B, Ti, D] after the connector. Without:
 /// `text.pooled` of the caption inputs.
 ///
@@ -299,6 +312,9 @@ pub fn record_contrastive_features(
     pair: ContrastivePair,
     images: bool,
 ) -> Result<()> {
+    let in_embeddings = config.align == Alignment::Embeddings;
+    // Where directions are contrasted, the feature is made of them and not of what is pooled.
+    let mut contrasted = None;
     let (side, pooled) = if images {
         let features = record_features(tape, config, shape)?;
         let pooled = match pair {
@@ -311,6 +327,9 @@ pub fn record_contrastive_features(
                 tape.output(patches, "image.patches");
                 let tokens = connector(tape, config, features)?;
                 tape.output(tokens, "image.tokens");
+                if in_embeddings {
+                    contrasted = Some(pool_direction(tape, tokens, None)?);
+                }
                 ops::mean_pool(tape, tokens, None)?
             }
         };
@@ -318,11 +337,20 @@ pub fn record_contrastive_features(
     } else {
         let pooled = match pair {
             ContrastivePair::TextTower => pool_text_tower(tape, config, shape)?,
-            ContrastivePair::LanguageModel => pool_caption(tape, config, shape)?,
+            ContrastivePair::LanguageModel => {
+                let (tokens, weights) = weighted_caption(tape, shape);
+                if in_embeddings {
+                    let embedded = embed_tokens(tape, &config.language, tokens)?;
+                    contrasted = Some(pool_direction(tape, embedded, Some(weights))?);
+                }
+                pool_caption(tape, config, (tokens, weights))?
+            }
         };
         ("text", pooled)
     };
     tape.output(pooled, format!("{side}.pooled"));
+    let feature = project(tape, config, pair, side, contrasted.unwrap_or(pooled))?;
+    tape.output(feature, format!("{side}.feature"));
     Ok(())
 }
 

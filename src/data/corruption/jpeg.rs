@@ -35,7 +35,11 @@ pub(super) fn lose(picture: &mut [f32], side: usize, quality: u32) {
     let [luma, blue, red] = converted;
     let luma = coded(&luma, full, &scaled(&LUMA, quality));
     let chroma = |plane: &[f32]| {
-        let small = coded(&halved(plane, full), full / 2, &scaled(&CHROMA, quality));
+        let small = coded(
+            &halved(plane, full, side),
+            full / 2,
+            &scaled(&CHROMA, quality),
+        );
         doubled(&small, full / 2, side)
     };
     let (blue, red) = (chroma(&blue), chroma(&red));
@@ -62,13 +66,14 @@ fn scaled(table: &[u16; 64], quality: u32) -> [f32; 64] {
     table.map(|step| ((u32::from(step) * scale + 50) / 100).clamp(1, 255) as f32)
 }
 
-/// Means of 2 × 2 neighbours of a plane [`side`, `side`] of even side.
-fn halved(plane: &[f32], side: usize) -> Vec<f32> {
-    let half = side / 2;
+/// Means of 2 × 2 neighbours of a plane [`full`, `full`] of even side. Below the picture's own `side` rows libjpeg goes on
+/// with the last row of means, not of pixels.
+fn halved(plane: &[f32], full: usize, side: usize) -> Vec<f32> {
+    let (half, last) = (full / 2, side.div_ceil(2) - 1);
     (0..half * half)
         .map(|index| {
-            let at = 2 * (index / half) * side + 2 * (index % half);
-            (plane[at] + plane[at + 1] + plane[at + side] + plane[at + side + 1]) / 4.0
+            let at = 2 * (index / half).min(last) * full + 2 * (index % half);
+            (plane[at] + plane[at + 1] + plane[at + full] + plane[at + full + 1]) / 4.0
         })
         .collect()
 }
