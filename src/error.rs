@@ -154,3 +154,34 @@ impl Error {
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
+
+/// The known name closest to `name`, if it is close.
+pub fn near_miss<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    known
+        .iter()
+        .map(|candidate| {
+            // One slip of the finger is a near miss however short the name.
+            let is_slip = strsim::damerau_levenshtein(name, candidate) == 1;
+            let likeness = strsim::jaro_winkler(name, candidate);
+            (
+                if is_slip { likeness.max(0.9) } else { likeness },
+                *candidate,
+            )
+        })
+        .filter(|(likeness, _)| *likeness > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+/// `name`, and what may have been meant.
+pub fn with_near_miss(name: &str, known: &[&str]) -> String {
+    match near_miss(name, known) {
+        Some(near) => format!("{name} (did you mean {near}?)"),
+        None => name.to_owned(),
+    }
+}
+
+/// The known name most like `name`, however far; `None` among none.
+pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known.max_by(|a, b| strsim::jaro(name, a).total_cmp(&strsim::jaro(name, b)))
+}

@@ -129,11 +129,15 @@ def replace(name: str, table: dict[str, str]) -> str:
     return name
 
 
+def row_order(name: str) -> int:
+    """Where a projection of queries, keys or values stands in the stacked one; 0 for anything else."""
+    return next((place for place, key in enumerate(("q_proj", "k_proj", "v_proj")) if key in name), 0)
+
+
 def aimv2_name(name: str):
     if name.startswith("head."):
         return None, 0
-    order = {"q_proj": 0, "k_proj": 1, "v_proj": 2}
-    place = next((order[key] for key in order if key in name), 0)
+    place = row_order(name)
     name = replace(name, {
         "embeddings.patch_embed.": "preprocessor.patchifier.proj.",
         "embeddings.rms_norm.": "preprocessor.patchifier.norm.",
@@ -147,8 +151,7 @@ def aimv2_name(name: str):
 
 
 def internvit_name(name: str):
-    order = {"q_proj": 0, "k_proj": 1, "v_proj": 2}
-    place = next((order[key] for key in order if key in name), 0)
+    place = row_order(name)
     return replace(name, {
         "embeddings.patch_embeddings.projection": "embeddings.patch_embedding",
         "embeddings.position_embeddings": "embeddings.position_embedding",

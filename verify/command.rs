@@ -72,6 +72,22 @@ pub fn keel(folder: &Path, args: &[&str]) -> Answer {
     Answer::of(command(folder, args).output().expect("the program starts"))
 }
 
+/// The folder of a run of the tiny recipe, two steps a stage, that stays as long as the process; and what it said.
+pub fn tiny_run(more: &[&str]) -> (PathBuf, Answer) {
+    let folder = tempfile::tempdir().unwrap().keep();
+    let args = [
+        "train",
+        "--recipe",
+        "tiny",
+        "--max-steps",
+        "2",
+        "--out",
+        "run",
+    ];
+    let answer = keel(&folder, &[&args[..], more].concat()).fine();
+    (folder.join("run"), answer)
+}
+
 /// The text of the tiny recipe with only these of its stages.
 pub fn tiny_recipe(stages: &[&str]) -> String {
     let (_, text) = BUILT_IN.iter().find(|(name, _)| *name == "tiny").unwrap();

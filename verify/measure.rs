@@ -1,35 +1,21 @@
 //! `keel eval --metrics` on a small run, and the probes that are trained.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use keel::eval::{
     Labelled, Measurements, Metric, ProbeForm, ProbeSettings, TrainedProbe, accuracy,
 };
 use keel::executor::Choice;
-use tempfile::TempDir;
 
-use crate::command::{Answer, keel};
+use crate::command::{Answer, keel, tiny_run};
 use crate::harness::Random;
 
 /// A run of every stage of the tiny recipe, made once.
 fn run() -> &'static Path {
-    static RUN: OnceLock<TempDir> = OnceLock::new();
-    let folder = RUN.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let args = [
-            "train",
-            "--recipe",
-            "tiny",
-            "--max-steps",
-            "2",
-            "--no-evaluation",
-        ];
-        keel(folder.path(), &[&args[..], &["--out", "run"]].concat()).fine();
-        folder
-    });
-    Box::leak(folder.path().join("run").into_boxed_path())
+    static RUN: OnceLock<PathBuf> = OnceLock::new();
+    RUN.get_or_init(|| tiny_run(&["--no-evaluation"]).0)
 }
 
 fn eval(more: &[&str]) -> Answer {

@@ -5,7 +5,7 @@ mod kernels;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use keel::executor::{CpuExecutor, Executor};
@@ -14,7 +14,7 @@ use keel::train::{Recipe, load, newest_checkpoint, read_position, save};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::command::{checkpoint, checkpoints, command, keel, tensors, tiny_recipe};
+use crate::command::{checkpoint, checkpoints, command, keel, tensors, tiny_recipe, tiny_run};
 use crate::data_pairs::pictures;
 
 fn metrics(run: &Path) -> Vec<Value> {
@@ -26,27 +26,15 @@ fn metrics(run: &Path) -> Vec<Value> {
 
 /// A run of every stage of the tiny recipe, evaluated; made once.
 fn whole_run() -> &'static Path {
-    static RUN: OnceLock<TempDir> = OnceLock::new();
-    let folder = RUN.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let args = [
-            "train",
-            "--recipe",
-            "tiny",
-            "--quick",
-            "--max-steps",
-            "2",
-            "--out",
-            "run",
-        ];
-        let answer = keel(folder.path(), &args).fine();
+    static RUN: OnceLock<PathBuf> = OnceLock::new();
+    RUN.get_or_init(|| {
+        let (run, answer) = tiny_run(&["--quick"]);
         assert!(
             answer.stdout.contains("Questions answered exactly"),
             "{answer:#?}"
         );
-        folder
-    });
-    Box::leak(folder.path().join("run").into_boxed_path())
+        run
+    })
 }
 
 /// A copy of a run with only these of its checkpoints, as if it had been cut off after the last.

@@ -2,12 +2,13 @@
 
 use clap::Args;
 
-use super::print_line;
+use super::{print_line, usable_cores};
 use crate::error::{Error, Result};
 use crate::executor::cpu::simd::{Level, detected};
 use crate::executor::kernel_table::IMAGES;
 use crate::executor::simt::Emulator;
 use crate::executor::{Choice, Device, cuda};
+use crate::program::bytes;
 
 /// Options of `keel doctor`.
 #[derive(Debug, Args)]
@@ -63,7 +64,7 @@ fn processor() -> Finding {
 }
 
 fn cores() -> Finding {
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let cores = usable_cores();
     Finding {
         what: "cores",
         found: format!("{cores} usable by this process"),
@@ -88,7 +89,7 @@ fn memory() -> Finding {
         .and_then(|text| meminfo(&text));
     let (found, advice) = match known {
         Some((total, available)) => (
-            format!("{} available of {}", gib(available), gib(total)),
+            format!("{} available of {}", bytes(available), bytes(total)),
             None,
         ),
         None => (
@@ -172,7 +173,7 @@ fn disk() -> Result<Finding> {
         what: "disk",
         found: format!(
             "{} free in {}",
-            gib(state.f_bavail.saturating_mul(state.f_frsize)),
+            bytes(state.f_bavail.saturating_mul(state.f_frsize)),
             place.display()
         ),
         advice: None,
@@ -181,14 +182,9 @@ fn disk() -> Result<Finding> {
 
 /// What --device auto comes to.
 fn chosen() -> Result<Finding> {
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     Ok(Finding {
         what: "device auto",
-        found: Choice::new(Device::Auto, threads, None)?.describe(),
+        found: Choice::new(Device::Auto, usable_cores(), None)?.describe(),
         advice: None,
     })
-}
-
-fn gib(bytes: u64) -> String {
-    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }

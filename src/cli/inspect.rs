@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::print_line;
+use super::{grouped, print_line};
 use crate::error::Result;
 use crate::weights::{Folder, Part, Tower};
 
@@ -91,17 +91,4 @@ fn print_part(part: &Part) -> Result<()> {
         print_line(format!("  trains here without {regulariser}"))?;
     }
     print_line("  Keel can train it: every setting has its code and every tensor its place")
-}
-
-/// A number with a comma before every three digits.
-fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

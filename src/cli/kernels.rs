@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::{ComputeArgs, announce, at_least_one, print_line};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 use crate::kernels::{Budget, Catalogue, Size, catalogue, time, works};
 use crate::report::{kernel_json, kernel_markdown, kernel_text, outcome_json, outcome_text};
 use crate::tensor::DType;
@@ -72,12 +72,13 @@ pub(super) fn run(args: &KernelsArgs) -> Result<()> {
     if let Some(name) = &args.name {
         let known: Vec<&str> = catalogue.kernels.iter().map(|facts| facts.name).collect();
         if !known.iter().any(|kernel| kernel.contains(name.as_str())) {
-            let near = known
-                .iter()
-                .max_by(|a, b| strsim::jaro(name, a).total_cmp(&strsim::jaro(name, b)));
+            let near = nearest(name, known.iter().copied());
             return Err(Error::setting(
                 "kernel",
-                format!("part of a kernel's name, such as {}", near.unwrap_or(&"")),
+                format!(
+                    "part of a kernel's name, such as {}",
+                    near.unwrap_or_default()
+                ),
                 name,
             ));
         }

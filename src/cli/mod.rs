@@ -110,7 +110,7 @@ impl ComputeArgs {
                 threads,
             )),
             Some(threads) => Ok(threads),
-            None => Ok(std::thread::available_parallelism().map_or(1, |n| n.get())),
+            None => Ok(usable_cores()),
         }
     }
 
@@ -127,6 +127,24 @@ impl ComputeArgs {
         };
         Choice::new(device, self.threads()?, self.precision.map(DType::from))
     }
+}
+
+/// The cores that this process may use.
+fn usable_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+/// A number with separators: 309,984,256.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 /// Says in one line what will compute, and why.

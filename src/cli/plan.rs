@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 
-use super::{Precision, RecipeArgs, at_least_one, parse_bytes, print_line};
+use super::{Precision, RecipeArgs, at_least_one, grouped, parse_bytes, print_line};
 use crate::error::{Error, Result};
 use crate::model::declare;
 use crate::program::{MemoryReport, Program, bytes, draw_memory};
@@ -105,7 +105,7 @@ impl Plans<'_> {
         for module in layout.modules() {
             print_line(format!(
                 "  {module:<12} {:>13} parameters",
-                count(layout.count(|m| m == module))
+                grouped(layout.count(|m| m == module))
             ))?;
         }
         let stages: Vec<&Stage> = match stage {
@@ -166,17 +166,4 @@ impl Plans<'_> {
         }
         Ok(())
     }
-}
-
-/// A number with separators: 309,984,256.
-fn count(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

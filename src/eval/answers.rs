@@ -3,14 +3,14 @@
 
 use std::sync::Arc;
 
+use super::place::load_forward;
 use crate::data::batch::{Batch, IGNORED};
 use crate::data::feed::write_batch;
 use crate::data::tokenizer::{END, PAD};
 use crate::error::Result;
 use crate::executor::{Executor, Session};
 use crate::model::{ModelConfig, StepShape, record_vision_language};
-use crate::program::{CompileOptions, Program};
-use crate::tape::{ParameterLayout, Tape};
+use crate::tape::ParameterLayout;
 
 /// A loaded program that predicts the next token everywhere.
 pub struct Answerer {
@@ -44,14 +44,10 @@ impl Answerer {
         executor: &dyn Executor,
         shape: StepShape,
     ) -> Result<Answerer> {
-        let machine = executor.machine();
-        let mut tape = Tape::new(layout.clone(), |_| false).in_precision(machine.precision);
-        record_vision_language(&mut tape, config, &shape, true, true)?;
-        let program = Program::compile(tape, &CompileOptions::new(machine.target))?;
-        Ok(Answerer {
-            session: executor.load(Arc::new(program))?,
-            shape,
-        })
+        let session = load_forward(layout, executor, Vec::new(), |tape| {
+            record_vision_language(tape, config, &shape, true, true)
+        })?;
+        Ok(Answerer { session, shape })
     }
 
     /// Runs a batch; returns which rows are answered exactly and the mean loss of the batch.

@@ -7,6 +7,7 @@ use super::Principal;
 use super::answers::Answerer;
 use super::distances::{nearest_neighbour_distance, sliced_wasserstein};
 use super::matcher::Matcher;
+use super::place::{self, BATCH, step_shape, text_embeddings};
 use super::retrieval::{classify, normalise_rows, recall};
 use super::{Evaluation, QuestionEvaluation, SetEvaluation};
 use crate::data::batch::BatchShape;
@@ -18,14 +19,10 @@ use crate::data::eval_sets::{
 use crate::data::feed::write_batch;
 use crate::data::library::{Library, Split};
 use crate::data::task::{QuestionKind, Sample};
-use crate::data::tokenizer::{FIRST_BYTE, IMAGE};
 use crate::error::Result;
 use crate::executor::{Executor, Session};
-use crate::model::{ContrastivePair, ModelConfig, StepShape};
+use crate::model::{ContrastivePair, ModelConfig};
 use crate::tape::ParameterLayout;
-
-/// Rows of one evaluation batch.
-pub(super) const BATCH: usize = 64;
 
 /// Visual tokens that the distances are taken over, at most.
 const DISTANCE_TOKENS: usize = 1024;
@@ -109,22 +106,7 @@ impl<'a> Evaluator<'a> {
     }
 
     fn batch_shape(&self, settings: &EvaluationSettings) -> BatchShape {
-        BatchShape {
-            batch: BATCH,
-            image_size: self.config.vision.image_size,
-            image_tokens: self.config.image_tokens(),
-            tokens: settings.tokens,
-            caption_tokens: settings.caption_tokens,
-        }
-    }
-
-    fn step_shape(&self, settings: &EvaluationSettings) -> StepShape {
-        StepShape {
-            batch: BATCH,
-            tokens: settings.tokens,
-            caption_tokens: settings.caption_tokens,
-            image_id: i32::from(IMAGE),
-        }
+        place::batch_shape(self.config, settings.tokens, settings.caption_tokens)
     }
 
     /// Retrieval and zero-shot classes of the four sets.
@@ -189,28 +171,22 @@ impl<'a> Evaluator<'a> {
         let mut tokens = images.read_f32("image.tokens")?;
         tokens.truncate((count * shape.image_tokens).min(DISTANCE_TOKENS) * width);
         normalise_rows(&mut tokens, width);
-        let entry = self
-            .layout
-            .get("language.embedding")
-            .expect("every language model has one");
-        let mut table = vec![0.0; entry.spec.shape.numel()];
-        self.executor.read_parameters(entry.offset, &mut table);
-        let table = &mut table[usize::from(FIRST_BYTE) * width..];
+        let mut table = text_embeddings((self.config, self.layout, self.executor));
         let channels = self.config.vision.width;
         let mut patches = images.read_f32("image.patches")?;
         patches.truncate((count * self.config.vision.patches()).min(DISTANCE_TOKENS) * channels);
-        let plane = |rows: &[f32], width| Principal::fit(rows, width, 2).project(rows);
-        let (patches, texts) = (plane(&patches, channels), plane(table, width));
+        let patches = Principal::plane(&patches, channels);
+        let texts = Principal::plane(&table, width);
         evaluation.plane_nearest = Some(nearest_neighbour_distance(&patches, &texts, 2));
-        normalise_rows(table, width);
-        evaluation.nearest_neighbour = Some(nearest_neighbour_distance(&tokens, table, width));
-        evaluation.sliced_wasserstein = Some(sliced_wasserstein(&tokens, table, width, 0));
+        normalise_rows(&mut table, width);
+        evaluation.nearest_neighbour = Some(nearest_neighbour_distance(&tokens, &table, width));
+        evaluation.sliced_wasserstein = Some(sliced_wasserstein(&tokens, &table, width, 0));
         Ok(())
     }
 
     fn answers(&self, settings: &EvaluationSettings, evaluation: &mut Evaluation) -> Result<()> {
         let shape = self.batch_shape(settings);
-        let step_shape = self.step_shape(settings);
+        let step_shape = step_shape(&shape);
         let mut answerer = Answerer::new(self.config, self.layout, self.executor, step_shape)?;
         let mut run = |samples: &[Sample]| -> Result<(Vec<bool>, f64)> {
             let (mut right, mut loss, mut rows) = (Vec::new(), 0.0, 0);

@@ -1,15 +1,12 @@
 //! Generation with a cache of keys and values: one pass over pictures and prompts, then one small pass a token.
 
-use std::sync::Arc;
-
-use super::matcher::Place;
+use super::place::{Place, load_forward};
 use crate::data::random::{Purpose, Stream};
 use crate::data::tokenizer::{END, PAD};
 use crate::error::{Error, Result};
 use crate::executor::Session;
 use crate::model::{NextToken, StepShape, cached_rows, record_next_token, record_prompt};
-use crate::program::{CompileOptions, Program};
-use crate::tape::{Arena, Tape};
+use crate::tape::Arena;
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,22 +48,15 @@ impl Generator {
             Sampling::Greedy => NextToken::Likeliest,
             Sampling::Random { .. } => NextToken::Logits,
         };
-        let machine = executor.machine();
-        let tape = || Tape::new(layout.clone(), |_| false).in_precision(machine.precision);
         let layers = config.language.depth;
-        let mut prompt = tape();
-        record_prompt(&mut prompt, config, &shape, next)?;
-        let options = CompileOptions {
-            keep: (0..layers).map(cached_rows).collect(),
-            ..CompileOptions::new(machine.target)
-        };
-        let prompt = Program::compile(prompt, &options)?;
-        let mut step = tape();
-        record_next_token(&mut step, config, &shape, next)?;
-        let step = Program::compile(step, &CompileOptions::new(machine.target))?;
+        let keep = (0..layers).map(cached_rows).collect();
         Ok(Generator {
-            prompt: executor.load(Arc::new(prompt))?,
-            step: executor.load(Arc::new(step))?,
+            prompt: load_forward(layout, executor, keep, |tape| {
+                record_prompt(tape, config, &shape, next)
+            })?,
+            step: load_forward(layout, executor, Vec::new(), |tape| {
+                record_next_token(tape, config, &shape, next)
+            })?,
             shape,
             layers,
             sampling,

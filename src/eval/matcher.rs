@@ -3,28 +3,21 @@
 //! Stages differ in which heads they train, and heads grow stale when what feeds them moves on. So pooled features of
 //! both sides are brought together by a linear map that is fitted on the training pairs each time.
 
-use std::sync::Arc;
-
-use super::evaluator::BATCH;
 use super::linear_map::LinearMap;
+use super::place::{BATCH, Place, load_forward, step_shape};
 use crate::data::batch::{BatchShape, TextBatch};
 use crate::data::embedded::Artist;
 use crate::data::eval_sets::{batch_of, batches, captioned};
 use crate::data::feed::write_batch;
 use crate::data::library::{Library, Split};
 use crate::data::task::Sample;
-use crate::data::tokenizer::{IMAGE, Tokenizer};
+use crate::data::tokenizer::Tokenizer;
 use crate::error::Result;
-use crate::executor::{Executor, Session};
-use crate::model::{ContrastivePair, ModelConfig, StepShape, record_contrastive_features};
-use crate::program::{CompileOptions, Program};
-use crate::tape::{ParameterLayout, Tape};
+use crate::executor::Session;
+use crate::model::{ContrastivePair, record_contrastive_features};
 
 /// Penalty of the fitted map, relative to the features' variance.
 const RIDGE: f64 = 0.03;
-
-/// A model, its parameters' layout, where they are, and what runs there.
-pub type Place<'a> = (&'a ModelConfig, &'a Arc<ParameterLayout>, &'a dyn Executor);
 
 /// See the module's documentation.
 pub(super) struct Matcher<'a> {
@@ -118,17 +111,9 @@ fn load(
     pair: ContrastivePair,
     images: bool,
 ) -> Result<Box<dyn Session>> {
-    let machine = executor.machine();
-    let mut tape = Tape::new(layout.clone(), |_| false).in_precision(machine.precision);
-    let shape = StepShape {
-        batch: shape.batch,
-        tokens: shape.tokens,
-        caption_tokens: shape.caption_tokens,
-        image_id: i32::from(IMAGE),
-    };
-    record_contrastive_features(&mut tape, config, &shape, pair, images)?;
-    let program = Program::compile(tape, &CompileOptions::new(machine.target))?;
-    executor.load(Arc::new(program))
+    load_forward(layout, executor, Vec::new(), |tape| {
+        record_contrastive_features(tape, config, &step_shape(shape), pair, images)
+    })
 }
 
 /// Changes a normalised picture [3, S, S].

@@ -13,6 +13,7 @@ mod linear_probe;
 mod matcher;
 mod measure;
 mod neighbours;
+mod place;
 mod principal;
 mod probe;
 mod retrieval;
@@ -35,13 +36,13 @@ pub use evaluator::{EvaluationSettings, Evaluator};
 pub use generation::{Generator, Sampling, draw_token};
 pub use linear_map::LinearMap;
 pub use linear_probe::LinearProbe;
-pub use matcher::Place;
 pub use measure::{
     CaptionMeasure, CkaMeasure, DistanceMeasure, LayerFeatures, MeasureSettings, Measurements,
     Measurer, Metric, ProbeMeasure, QuestionMeasure, RetrievalMeasure, RobustnessMeasure, SetName,
     SpaceMeasure, StageDrift, ZeroShotMeasure, metrics_of,
 };
 pub use neighbours::{Neighbours, accuracy};
+pub use place::Place;
 pub use principal::Principal;
 pub use probe::{Labelled, ProbeForm, ProbeSettings, TrainedProbe};
 pub use retrieval::{

@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use super::retrieval::dot;
+
 /// How neighbours vote.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Neighbours {
@@ -32,13 +34,9 @@ impl Neighbours {
         classes: usize,
     ) -> Vec<usize> {
         let class_of = |row: &[f32]| {
-            let similarity = |other: &[f32]| -> f64 {
-                let products = row.iter().zip(other);
-                products.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-            };
             let mut ranked: Vec<(f64, usize)> = train
                 .chunks_exact(width)
-                .map(similarity)
+                .map(|other| dot(row, other))
                 .zip(labels.iter().copied())
                 .collect();
             // Stable: equal similarities stay in order of their index.

@@ -91,6 +91,11 @@ impl Principal {
         }
     }
 
+    /// The rows [N, `width`] in the plane of their own first two components, [N, 2].
+    pub fn plane(rows: &[f32], width: usize) -> Vec<f32> {
+        Principal::fit(rows, width, 2).project(rows)
+    }
+
     /// The rows [N, `width`] in the components' coordinates, [N, k].
     pub fn project(&self, rows: &[f32]) -> Vec<f32> {
         rows.par_chunks_exact(self.width)

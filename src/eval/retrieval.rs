@@ -14,7 +14,7 @@ pub struct Recall {
     pub median_rank: f64,
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f64 {
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter()
         .zip(b)
         .map(|(a, b)| f64::from(*a) * f64::from(*b))
@@ -36,26 +36,12 @@ fn rank(query: &[f32], candidates: &[f32], width: usize, right: usize) -> usize 
 
 /// Recall where image i [N, `width`] belongs to text i [N, `width`]; both of unit length.
 pub fn recall(images: &[f32], texts: &[f32], width: usize) -> Recall {
-    let count = images.len() / width;
-    let ranks = |queries: &[f32], candidates: &[f32]| -> Vec<usize> {
-        queries
-            .chunks(width)
-            .enumerate()
-            .map(|(index, query)| rank(query, candidates, width, index))
-            .collect()
-    };
-    let shares = |ranks: &[usize]| {
-        [1, 5, 10]
-            .map(|k| ranks.iter().filter(|rank| **rank < k).count() as f64 / count.max(1) as f64)
-    };
-    let mut forward = ranks(images, texts);
-    let backward = ranks(texts, images);
-    let image_to_text = shares(&forward);
-    forward.sort_unstable();
+    let own: Vec<Vec<usize>> = (0..images.len() / width).map(|i| vec![i]).collect();
+    let forward = rank_positives(images, texts, width, &own);
     Recall {
-        image_to_text,
-        text_to_image: shares(&backward),
-        median_rank: median_rank(&forward),
+        image_to_text: forward.recall,
+        text_to_image: rank_positives(texts, images, width, &own).recall,
+        median_rank: forward.median_rank,
     }
 }
 

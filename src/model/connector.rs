@@ -1,6 +1,7 @@
 //! The connector: 2×2 neighbours concatenated, LayerNorm, Linear, exact GELU, Linear (Chen et al. 2024, InternVL).
 
 use super::block::{norm, projection};
+use super::vision::patch_tokens;
 use super::{ModelConfig, NormKind, Scope};
 use crate::error::Result;
 use crate::ops::{self, Activation};
@@ -16,10 +17,7 @@ pub fn connector(tape: &mut Tape, config: &ModelConfig, features: Value) -> Resu
     let scope = Scope::module("connector");
     let (vision, width) = (&config.vision, config.language.width);
     tape.scoped("connector", |tape| {
-        let patches = match vision.class_token {
-            true => ops::drop_tokens(tape, features, 1)?,
-            false => features,
-        };
+        let patches = patch_tokens(tape, vision, features)?;
         let side = vision.grid();
         let x = ops::pixel_unshuffle(tape, patches, side, side, config.connector.factor)?;
         let columns = tape.shape(x).columns();

@@ -85,3 +85,18 @@ pub fn vision_tower(tape: &mut Tape, config: &VisionConfig, images: Value) -> Re
     }
     Ok(x)
 }
+
+/// The patch tokens [B, Tp, C] of a tower's output [B, T, C]: all but the class token.
+///
+/// # Errors
+/// Whatever recording reports.
+pub(super) fn patch_tokens(
+    tape: &mut Tape,
+    config: &VisionConfig,
+    features: Value,
+) -> Result<Value> {
+    match config.class_token {
+        true => ops::drop_tokens(tape, features, 1),
+        false => Ok(features),
+    }
+}

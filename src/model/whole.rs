@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::connector::connector;
 use super::language::{embed_tokens, language_head, language_step, language_trunk};
 use super::text::text_tower;
-use super::vision::vision_tower;
+use super::vision::{patch_tokens, vision_tower};
 use super::{Alignment, ModelConfig, Scope};
 use crate::error::{Error, Result};
 use crate::ops::{self, Contrastive};
@@ -152,13 +152,8 @@ fn record_conversation(
 }
 
 fn pool_image(tape: &mut Tape, config: &ModelConfig, features: Value) -> Result<Value> {
-    match config.vision.class_token {
-        true => {
-            let patches = ops::drop_tokens(tape, features, 1)?;
-            ops::mean_pool(tape, patches, None)
-        }
-        false => ops::mean_pool(tape, features, None),
-    }
+    let patches = patch_tokens(tape, &config.vision, features)?;
+    ops::mean_pool(tape, patches, None)
 }
 
 fn caption_inputs(tape: &mut Tape, shape: &StepShape) -> Value {
@@ -201,13 +196,9 @@ fn pool_language(
     image_tokens: Value,
 ) -> Result<Pooled> {
     let image = ops::mean_pool(tape, image_tokens, None)?;
-    Ok(Pooled {
-        image,
-        text: {
-            let caption = weighted_caption(tape, shape);
-            pool_caption(tape, config, caption)?
-        },
-    })
+    let caption = weighted_caption(tape, shape);
+    let text = pool_caption(tape, config, caption)?;
+    Ok(Pooled { image, text })
 }
 
 /// Mean directions [B, D] of the image tokens and of the caption's token embeddings.
@@ -301,7 +292,7 @@ fn record_contrastive(
 ///
 /// With `images`: outputs `image.pooled` and `image.feature` [B, E or D] of the input `images`, and, for the language
 /// pair, `image.patches` [B, T, C] before and `image.tokens` [B, Ti, D] after the connector. Without:
-/// `text.pooled` of the caption inputs.
+/// `text.pooled` and `text.feature` of the caption inputs.
 ///
 /// # Errors
 /// [`Error::Setting`] when a tower that the pair needs is missing.
@@ -320,10 +311,7 @@ pub fn record_contrastive_features(
         let pooled = match pair {
             ContrastivePair::TextTower => pool_image(tape, config, features)?,
             ContrastivePair::LanguageModel => {
-                let patches = match config.vision.class_token {
-                    true => ops::drop_tokens(tape, features, 1)?,
-                    false => features,
-                };
+                let patches = patch_tokens(tape, &config.vision, features)?;
                 tape.output(patches, "image.patches");
                 let tokens = connector(tape, config, features)?;
                 tape.output(tokens, "image.tokens");

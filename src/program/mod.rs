@@ -10,7 +10,7 @@ mod svg;
 
 use std::collections::HashMap;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 use crate::plan;
 use crate::tape::{
     Arena, Cost, GradientEntry, Instruction, ParameterSpec, Storage, Tape, Target, Value, ValueInfo,
@@ -331,16 +331,8 @@ fn kept_values(tape: &Tape, options: &CompileOptions) -> Result<Vec<(String, Val
             .iter()
             .position(|info| info.name.as_ref() == Some(name));
         let index = found.ok_or_else(|| {
-            let known: Vec<&str> = tape
-                .values
-                .iter()
-                .filter_map(|v| v.name.as_deref())
-                .collect();
-            let near = known
-                .iter()
-                .max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)))
-                .copied()
-                .unwrap_or("none");
+            let known = tape.values.iter().filter_map(|v| v.name.as_deref());
+            let near = nearest(name, known).unwrap_or("none");
             Error::setting(
                 "a value to keep",
                 format!("a named value such as {near}"),

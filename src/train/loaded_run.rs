@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use super::checkpoint::{self, Position};
 use super::evaluation::evaluation_settings;
-use super::locate::with_near_miss;
 use super::recipe::Recipe;
 use super::run_folder::{newest_checkpoint, stage_checkpoints};
 use crate::data::library::Library;
 use crate::data::picture::{Picture, PictureLimits};
 use crate::data::resample::Filter;
 use crate::data::tokenizer::{ASSISTANT, BEGIN, IMAGE, Tokenizer, USER};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, with_near_miss};
 use crate::eval::{Evaluation, Evaluator, Generator, Sampling};
 use crate::executor::{Choice, Executor};
 use crate::model::{StepShape, declare};

@@ -2,9 +2,12 @@
 
 use std::ops::Range;
 
+use serde::de::DeserializeOwned;
+use serde_path_to_error::Segment;
 use toml::de::{DeTable, DeValue};
+use toml::{Table, Value};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, with_near_miss};
 
 /// Knows a recipe's text, where each setting stands in it, and what the command line changed.
 pub struct KeyFinder<'a> {
@@ -36,6 +39,31 @@ impl<'a> KeyFinder<'a> {
             text,
             root: root.into_inner(),
             sets,
+        })
+    }
+
+    /// What a table says, every key checked. The table is the text's, with the command line's settings in it.
+    ///
+    /// # Errors
+    /// As [`KeyFinder::type_error`].
+    pub fn typed<T: DeserializeOwned>(&self, table: Table) -> Result<T> {
+        serde_path_to_error::deserialize(Value::Table(table)).map_err(|problem| {
+            let path = problem.path().iter().filter_map(|part| match part {
+                Segment::Map { key } => Some(key.clone()),
+                Segment::Seq { index } => Some(index.to_string()),
+                Segment::Enum { .. } | Segment::Unknown => None,
+            });
+            self.type_error(path.collect(), problem.inner().message())
+        })
+    }
+
+    /// The text as a table.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when the text is not TOML.
+    pub fn table(&self) -> Result<Table> {
+        self.text.parse().map_err(|problem: toml::de::Error| {
+            Error::setting(self.origin, "valid TOML", problem.message())
         })
     }
 
@@ -182,28 +210,26 @@ fn line_at(text: &str, span: Range<usize>) -> usize {
     1 + before.iter().filter(|byte| **byte == b'\n').count()
 }
 
-/// The known name closest to `name`, if it is close.
-pub fn near_miss<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
-    known
-        .iter()
-        .map(|candidate| {
-            // One slip of the finger is a near miss however short the name.
-            let is_slip = strsim::damerau_levenshtein(name, candidate) == 1;
-            let likeness = strsim::jaro_winkler(name, candidate);
-            (
-                if is_slip { likeness.max(0.9) } else { likeness },
-                *candidate,
-            )
-        })
-        .filter(|(likeness, _)| *likeness > 0.75)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, candidate)| candidate)
-}
-
-/// `name`, and what may have been meant.
-pub fn with_near_miss(name: &str, known: &[&str]) -> String {
-    match near_miss(name, known) {
-        Some(near) => format!("{name} (did you mean {near}?)"),
-        None => name.to_owned(),
+/// The text of the built-in `kind` of that name, or of the file at that path, and what errors call it. `setting` is where
+/// the name was given, `action` what cannot be done when the file is unreadable.
+///
+/// # Errors
+/// [`Error::Setting`] when it is neither; [`Error::Io`] when the file cannot be read.
+pub fn named_text(
+    built_in: &[(&str, &str)],
+    name_or_path: &str,
+    (kind, setting, action): (&str, &str, &'static str),
+) -> Result<(String, String)> {
+    if let Some((name, text)) = built_in.iter().find(|(name, _)| *name == name_or_path) {
+        return Ok((format!("built-in {kind} {name}"), (*text).to_owned()));
     }
+    let path = std::path::Path::new(name_or_path);
+    if !path.exists() && path.extension().is_none() {
+        let names: Vec<&str> = built_in.iter().map(|(name, _)| *name).collect();
+        let want = format!("the path of a TOML file or one of {}", names.join(", "));
+        let found = with_near_miss(name_or_path, &names);
+        return Err(Error::setting(setting, want, found));
+    }
+    let text = std::fs::read_to_string(path).map_err(|problem| Error::io(path, action, problem))?;
+    Ok((name_or_path.to_owned(), text))
 }

@@ -1,15 +1,13 @@
 //! Recipes: the TOML files that say what a run trains, on what, and how. Every key is checked before anything runs.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use serde_path_to_error::Segment;
 use toml::{Table, Value};
 
-use super::locate::{KeyFinder, with_near_miss};
+use super::locate::{KeyFinder, named_text};
 use super::validate::validate;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, with_near_miss};
 use crate::model::{
     ContrastivePair, LANGUAGE_PRESETS, ModelConfig, Objectives, VISION_PRESETS, language_preset,
     vision_preset,
@@ -262,19 +260,9 @@ impl Recipe {
     /// # Errors
     /// [`Error::Setting`] with file, line and key; [`Error::Io`] when the file cannot be read.
     pub fn load(name_or_path: &str, sets: &[String]) -> Result<Recipe> {
-        if let Some((name, text)) = BUILT_IN.iter().find(|(name, _)| *name == name_or_path) {
-            return Recipe::parse(&format!("built-in recipe {name}"), text, sets);
-        }
-        let path = Path::new(name_or_path);
-        if !path.exists() && path.extension().is_none() {
-            let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
-            let want = format!("the path of a TOML file or one of {}", names.join(", "));
-            let found = with_near_miss(name_or_path, &names);
-            return Err(Error::setting("--recipe", want, found));
-        }
-        let text = std::fs::read_to_string(path)
-            .map_err(|problem| Error::io(path, "read the recipe", problem))?;
-        Recipe::parse(name_or_path, &text, sets)
+        let words = ("recipe", "--recipe", "read the recipe");
+        let (origin, text) = named_text(BUILT_IN, name_or_path, words)?;
+        Recipe::parse(&origin, &text, sets)
     }
 
     /// Reads a recipe from text. `origin` names it in errors.
@@ -283,22 +271,12 @@ impl Recipe {
     /// [`Error::Setting`] with origin, line and key.
     pub fn parse(origin: &str, text: &str, sets: &[String]) -> Result<Recipe> {
         let finder = KeyFinder::new(origin, text, sets)?;
-        let mut table: Table = text.parse().map_err(|problem: toml::de::Error| {
-            Error::setting(origin, "valid TOML", problem.message())
-        })?;
+        let mut table = finder.table()?;
         for set in sets {
             apply_set(&mut table, set)?;
         }
         expand_presets(&mut table, &finder)?;
-        let recipe: Recipe =
-            serde_path_to_error::deserialize(Value::Table(table)).map_err(|problem| {
-                let path = problem.path().iter().filter_map(|part| match part {
-                    Segment::Map { key } => Some(key.clone()),
-                    Segment::Seq { index } => Some(index.to_string()),
-                    Segment::Enum { .. } | Segment::Unknown => None,
-                });
-                finder.type_error(path.collect(), problem.inner().message())
-            })?;
+        let recipe: Recipe = finder.typed(table)?;
         validate(&recipe).map_err(|problem| finder.place(problem))?;
         Ok(recipe)
     }

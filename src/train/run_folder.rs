@@ -105,19 +105,8 @@ impl RunFolder {
     /// # Errors
     /// [`Error::Io`] naming the file or folder.
     pub fn keep_newest(&self, number: u64, keep: u64) -> Result<()> {
-        let folder = self.path.join("checkpoints");
-        let entries = std::fs::read_dir(&folder)
-            .map_err(|problem| Error::io(&folder, "read the folder", problem))?;
-        let mut found: Vec<(u64, PathBuf)> = entries
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
-            .filter_map(|path| match place_of(path.file_stem()?.to_str()?)? {
-                (stage, step) if stage == number && step != u64::MAX => Some((step, path)),
-                _ => None,
-            })
-            .collect();
-        found.sort();
+        let mut found = checkpoints_by_place(&self.path)?;
+        found.retain(|((stage, step), _)| *stage == number && *step != STAGE_END);
         let surplus = found.len().saturating_sub(keep as usize);
         for (_, path) in &found[..surplus] {
             std::fs::remove_file(path)
@@ -213,16 +202,7 @@ fn next_free(name: &str) -> Result<PathBuf> {
 /// # Errors
 /// [`Error::Io`] when the folder cannot be read.
 pub fn newest_checkpoint(run: &Path) -> Result<Option<PathBuf>> {
-    let folder = run.join("checkpoints");
-    let entries = std::fs::read_dir(&folder)
-        .map_err(|problem| Error::io(&folder, "read the folder", problem))?;
-    let newest = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
-        .filter_map(|path| Some((place_of(path.file_stem()?.to_str()?)?, path)))
-        .max();
-    Ok(newest.map(|(_, path)| path))
+    Ok(checkpoints_by_place(run)?.pop().map(|(_, path)| path))
 }
 
 /// The checkpoints after each stage, in the stages' order, with the names of the stages.
@@ -230,35 +210,40 @@ pub fn newest_checkpoint(run: &Path) -> Result<Option<PathBuf>> {
 /// # Errors
 /// [`Error::Io`] when the folder cannot be read.
 pub fn stage_checkpoints(run: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let after_stages = checkpoints_by_place(run)?.into_iter();
+    Ok(after_stages
+        .filter(|((_, step), _)| *step == STAGE_END)
+        .filter_map(|(_, path)| {
+            let (_, stage) = path.file_stem()?.to_str()?.split_once('-')?;
+            Some((stage.to_owned(), path))
+        })
+        .collect())
+}
+
+/// A run's checkpoints with the stage's number and the step of each, in the order in which they were reached.
+fn checkpoints_by_place(run: &Path) -> Result<Vec<((u64, u64), PathBuf)>> {
     let folder = run.join("checkpoints");
     let entries = std::fs::read_dir(&folder)
         .map_err(|problem| Error::io(&folder, "read the folder", problem))?;
-    let mut found: Vec<(u64, String, PathBuf)> = entries
+    let mut found: Vec<((u64, u64), PathBuf)> = entries
         .flatten()
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
-        .filter_map(|path| {
-            let stem = path.file_stem()?.to_str()?;
-            let (number, stage) = stem.split_once('-')?;
-            match place_of(stem)?.1 {
-                u64::MAX => Some((number.parse().ok()?, stage.to_owned(), path)),
-                _ => None,
-            }
-        })
+        .filter_map(|path| Some((place_of(path.file_stem()?.to_str()?)?, path)))
         .collect();
     found.sort();
-    Ok(found
-        .into_iter()
-        .map(|(_, stage, path)| (stage, path))
-        .collect())
+    Ok(found)
 }
+
+/// The step of the checkpoint after a stage's last.
+const STAGE_END: u64 = u64::MAX;
 
 /// Stage number and step of a checkpoint called `2-warm-up.step-40`, or `2-warm-up` after the stage's last step.
 fn place_of(stem: &str) -> Option<(u64, u64)> {
     let (stage, _) = stem.split_once('-')?;
     let step = match stem.rsplit_once(".step-") {
         Some((_, step)) => step.parse().ok()?,
-        None => u64::MAX,
+        None => STAGE_END,
     };
     Some((stage.parse().ok()?, step))
 }

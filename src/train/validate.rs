@@ -1,11 +1,10 @@
 //! What a recipe's values must be, alone and together. Subjects of errors are paths of settings joined by dots, which
 //! the recipe's reader turns into file, line and name.
 
-use super::locate::with_near_miss;
 use super::recipe::{MODULES, Recipe, Stage, StageKind};
 use crate::data::task::TaskKind;
 use crate::data::tokenizer;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, with_near_miss};
 
 /// Rows of a batch, B·T, are counted in 32 bits by the kernels' index inputs.
 const MOST_ROWS: usize = i32::MAX as usize;

@@ -10,7 +10,7 @@ use super::language::{self, LANGUAGE_TYPES};
 use super::settings::Settings;
 use super::vision::{self, VISION_TYPES};
 use super::{Folder, TensorPlace};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 use crate::model::{
     LanguageConfig, VisionConfig, embed_tokens, language_head, language_trunk, vision_tower,
 };
@@ -155,17 +155,10 @@ impl Part {
     /// # Errors
     /// As [`Part::all`], and when the folder has none.
     pub fn vision(folder: &Folder) -> Result<(Part, VisionConfig)> {
-        for part in Part::all(folder)? {
-            if let Tower::Vision(config) = &part.tower {
-                let config = config.clone();
-                return Ok((part, config));
-            }
-        }
-        Err(Error::content(
-            folder.path().display(),
-            "has no vision tower",
-            "give the folder of one",
-        ))
+        Part::only(folder, "vision tower", |tower| match tower {
+            Tower::Vision(config) => Some(config.clone()),
+            Tower::Language(_) => None,
+        })
     }
 
     /// The folder's language model.
@@ -173,15 +166,26 @@ impl Part {
     /// # Errors
     /// As [`Part::all`], and when the folder has none.
     pub fn language(folder: &Folder) -> Result<(Part, LanguageConfig)> {
+        Part::only(folder, "language model", |tower| match tower {
+            Tower::Vision(_) => None,
+            Tower::Language(config) => Some(config.clone()),
+        })
+    }
+
+    /// The first part that `settings` recognises, with what it makes of it.
+    fn only<C>(
+        folder: &Folder,
+        what: &str,
+        settings: impl Fn(&Tower) -> Option<C>,
+    ) -> Result<(Part, C)> {
         for part in Part::all(folder)? {
-            if let Tower::Language(config) = &part.tower {
-                let config = config.clone();
+            if let Some(config) = settings(&part.tower) {
                 return Ok((part, config));
             }
         }
         Err(Error::content(
             folder.path().display(),
-            "has no language model",
+            format!("has no {what}"),
             "give the folder of one",
         ))
     }
@@ -314,7 +318,7 @@ impl Part {
             } else if let Some((_, what)) = known {
                 self.leave(what, elements);
             } else if own.is_some() || is_alone {
-                let near = nearest(name, used.iter().map(String::as_str));
+                let near = nearest_of(name, used.iter().map(String::as_str));
                 return Err(Error::content(
                     finder.folder.path().display(),
                     format!(
@@ -447,7 +451,7 @@ impl Finder<'_> {
 
     fn tensor(&self, name: &str) -> Result<TensorPlace> {
         self.folder.tensors().get(name).cloned().ok_or_else(|| {
-            let near = nearest(name, self.folder.tensors().keys().map(String::as_str));
+            let near = nearest_of(name, self.folder.tensors().keys().map(String::as_str));
             Error::content(
                 self.folder.path().display(),
                 format!("tensor {name} is missing, and the nearest name is {near}"),
@@ -485,9 +489,8 @@ fn model_type(config: &Map<String, Json>) -> &str {
         .unwrap_or_default()
 }
 
-fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> &'a str {
-    let near = names.max_by(|a, b| strsim::jaro(name, a).total_cmp(&strsim::jaro(name, b)));
-    near.unwrap_or("nothing")
+fn nearest_of<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> &'a str {
+    nearest(name, names).unwrap_or("nothing")
 }
 
 /// What stands before the names of the part whose first tensor ends in one of `probes`.
@@ -505,7 +508,7 @@ fn prefix(folder: &Folder, probes: &[&str]) -> Result<String> {
     match found[..] {
         [prefix] => Ok(prefix.to_owned()),
         [] => {
-            let near = nearest(probes[0], folder.tensors().keys().map(String::as_str));
+            let near = nearest_of(probes[0], folder.tensors().keys().map(String::as_str));
             Err(Error::content(
                 folder.path().display(),
                 format!(

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value as Json};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 
 /// Keys that say nothing of what a model computes: where it came from, how it was or will be run, special tokens, and the
 /// generation settings that old files repeat in every part.
@@ -229,9 +229,7 @@ impl<'a> Settings<'a> {
                 }
             } else if !read.contains(key.as_str()) && !HARMLESS.contains(&key.as_str()) {
                 let names = read.iter().copied().chain(HARMLESS.iter().copied());
-                let near = names
-                    .max_by(|a, b| strsim::jaro(key, a).total_cmp(&strsim::jaro(key, b)))
-                    .unwrap_or_default();
+                let near = nearest(key, names).unwrap_or_default();
                 return Err(Error::setting(
                     self.name(key),
                     format!(

@@ -40,7 +40,7 @@ pub fn mean_distance(a: &[f32], b: &[f32], width: usize) -> f64 {
 }
 
 /// Squared Euclidean distances [N, M] of all pairs.
-fn squared_costs(a: &[f32], b: &[f32], width: usize) -> Vec<f64> {
+pub(super) fn squared_costs(a: &[f32], b: &[f32], width: usize) -> Vec<f64> {
     a.par_chunks_exact(width)
         .flat_map_iter(|row| b.chunks_exact(width).map(move |other| squared(row, other)))
         .collect()

@@ -6,14 +6,11 @@ use crate::data::eval_sets::{batch_of, batches, captioned};
 use crate::data::library::Split;
 use crate::data::task::Sample;
 use crate::error::Result;
+use crate::eval::place::load_forward;
 use crate::eval::{linear_cka, normalise_rows};
 use crate::executor::Session;
 use crate::model::{connector, vision_tower};
-use crate::program::{CompileOptions, Program};
-use crate::tape::Tape;
 use crate::tensor::TensorType;
-
-use std::sync::Arc;
 
 /// What a pass over pictures is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,24 +85,23 @@ impl Measurer<'_> {
     /// Loads the program that makes features.
     fn feature_session(&self, wanted: Wanted) -> Result<Box<dyn Session>> {
         let (config, layout, executor) = self.place;
-        let machine = executor.machine();
-        let mut tape = Tape::new(layout.clone(), |_| false).in_precision(machine.precision);
         let side = config.vision.image_size;
-        let images = tape.input("images", TensorType::f32([BATCH, 3, side, side]));
-        let features = vision_tower(&mut tape, &config.vision, images)?;
-        tape.output(features, "tower");
-        if wanted.connected {
-            let tokens = connector(&mut tape, config, features)?;
-            tape.output(tokens, "connected");
-        }
-        let mut options = CompileOptions::new(machine.target);
-        if wanted.layers {
-            let blocks = 0..config.vision.depth;
-            options.keep = blocks
-                .map(|layer| format!("vision.blocks.{layer}"))
-                .collect();
-        }
-        executor.load(Arc::new(Program::compile(tape, &options)?))
+        let blocks = 0..if wanted.layers {
+            config.vision.depth
+        } else {
+            0
+        };
+        let keep = blocks.map(|layer| format!("vision.blocks.{layer}"));
+        load_forward(layout, executor, keep.collect(), |tape| {
+            let images = tape.input("images", TensorType::f32([BATCH, 3, side, side]));
+            let features = vision_tower(tape, &config.vision, images)?;
+            tape.output(features, "tower");
+            if wanted.connected {
+                let tokens = connector(tape, config, features)?;
+                tape.output(tokens, "connected");
+            }
+            Ok(())
+        })
     }
 
     /// Features of `samples`' pictures.

@@ -13,19 +13,15 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::matcher::Place;
+use super::place::{self, BATCH, Place};
 use super::{Drift, Ranking};
 use crate::data::batch::BatchShape;
 use crate::data::library::Library;
-use crate::data::tokenizer::IMAGE;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, near_miss};
 use crate::executor::Choice;
 use crate::model::StepShape;
 
 pub use features::LayerFeatures;
-
-/// Rows of a batch.
-const BATCH: usize = 64;
 
 /// A metric that can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -411,22 +407,16 @@ impl<'a> Measurer<'a> {
     }
 
     fn batch_shape(&self) -> BatchShape {
-        BatchShape {
-            batch: BATCH,
-            image_size: self.place.0.vision.image_size,
-            image_tokens: self.place.0.image_tokens(),
-            tokens: self.settings.tokens,
-            caption_tokens: self.settings.caption_tokens,
-        }
+        let MeasureSettings {
+            tokens,
+            caption_tokens,
+            ..
+        } = self.settings;
+        place::batch_shape(self.place.0, tokens, caption_tokens)
     }
 
     fn step_shape(&self) -> StepShape {
-        StepShape {
-            batch: BATCH,
-            tokens: self.settings.tokens,
-            caption_tokens: self.settings.caption_tokens,
-            image_id: i32::from(IMAGE),
-        }
+        place::step_shape(&self.batch_shape())
     }
 }
 
@@ -443,13 +433,8 @@ pub fn metrics_of(list: &str) -> Result<Vec<Metric>> {
         let found = Metric::ALL.into_iter().find(|metric| metric.name() == name);
         let Some(metric) = found else {
             let names = Metric::ALL.map(Metric::name);
-            let near = names
-                .iter()
-                .map(|known| (strsim::jaro_winkler(name, known), known))
-                .filter(|(likeness, _)| *likeness > 0.75)
-                .max_by(|a, b| a.0.total_cmp(&b.0));
-            let found = match near {
-                Some((_, near)) => format!("{name} (did you mean {near}?)"),
+            let found = match near_miss(name, &names) {
+                Some(near) => format!("{name} (did you mean {near}?)"),
                 None => format!("{name:?}"),
             };
             let want = format!("all, or metrics out of {}", names.join(", "));

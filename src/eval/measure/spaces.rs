@@ -5,9 +5,10 @@ use super::{DistanceMeasure, Measurer, SpaceMeasure};
 use crate::data::embedded::Artist;
 use crate::data::eval_sets::captioned;
 use crate::data::library::Split;
-use crate::data::tokenizer::FIRST_BYTE;
 use crate::error::{Error, Result};
+use crate::eval::distances::squared_costs;
 use crate::eval::matcher::projected_features;
+use crate::eval::place::text_embeddings;
 use crate::eval::{
     Principal, Sinkhorn, alignment, exact_wasserstein, mean_distance, modality_gap,
     nearest_neighbour_distance, sinkhorn_divergence, sliced_wasserstein, uniformity,
@@ -41,17 +42,9 @@ fn distances_in(space: &str, visual: &[f32], text: &[f32], width: usize) -> Dist
         .min(text.len() / width);
     let exact = [visual, text].map(|rows| thinned(rows, width, equal));
     let few = [visual, text].map(|rows| thinned(rows, width, SINKHORN_POINTS));
-    let squares: f64 = few[0]
-        .chunks_exact(width)
-        .flat_map(|a| few[1].chunks_exact(width).map(move |b| (a, b)))
-        .map(|(a, b)| {
-            let differences = a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b));
-            differences.map(|d| d * d).sum::<f64>()
-        })
-        .sum();
-    let pairs = (few[0].len() / width * (few[1].len() / width)).max(1) as f64;
+    let squares = squared_costs(&few[0], &few[1], width);
     let settings = Sinkhorn {
-        epsilon: (0.05 * squares / pairs).max(1e-12),
+        epsilon: (0.05 * squares.iter().sum::<f64>() / squares.len().max(1) as f64).max(1e-12),
         most_rounds: 500,
         tolerance: 1e-6,
     };
@@ -69,7 +62,7 @@ fn distances_in(space: &str, visual: &[f32], text: &[f32], width: usize) -> Dist
 
 impl Measurer<'_> {
     pub(super) fn distances(&self) -> Result<Vec<DistanceMeasure>> {
-        let (config, layout, executor) = self.place;
+        let config = self.place.0;
         let samples = captioned(&self.library, Artist::Noto, Split::HeldOut, PICTURES);
         let wanted = Wanted {
             tokens: true,
@@ -78,25 +71,19 @@ impl Measurer<'_> {
         };
         let features = self.features(&samples, wanted)?;
         let (width, deep) = (config.vision.width, config.language.width);
-        let entry = layout.get("language.embedding");
-        let entry = entry.expect("every language model has an embedding table");
-        let mut table = vec![0.0; entry.spec.shape.numel()];
-        executor.read_parameters(entry.offset, &mut table);
-        // Special tokens are no text.
-        let table = &table[usize::from(FIRST_BYTE) * deep..];
-        let plane = |rows: &[f32], width| Principal::fit(rows, width, 2).project(rows);
+        let table = text_embeddings(self.place);
         Ok(vec![
             distances_in(
                 "plane",
-                &plane(&features.tokens, width),
-                &plane(table, deep),
+                &Principal::plane(&features.tokens, width),
+                &Principal::plane(&table, deep),
                 2,
             ),
-            distances_in("language", &features.connected, table, deep),
+            distances_in("language", &features.connected, &table, deep),
             distances_in(
                 "language, unit length",
                 &unit(features.connected.clone(), deep),
-                &unit(table.to_vec(), deep),
+                &unit(table.clone(), deep),
                 deep,
             ),
         ])

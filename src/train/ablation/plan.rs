@@ -1,15 +1,12 @@
 //! What an ablation compares: arms that refine one recipe in different ways. Every key is checked before anything runs.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use serde_path_to_error::Segment;
-use toml::{Table, Value};
 
-use super::super::locate::{KeyFinder, with_near_miss};
+use super::super::locate::{KeyFinder, named_text};
 use super::super::recipe::Recipe;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, with_near_miss};
 
 /// The built-in plans: name and text.
 pub const BUILT_IN_PLANS: &[(&str, &str)] = &[
@@ -128,22 +125,9 @@ impl AblationPlan {
     /// # Errors
     /// [`Error::Setting`] with file, line and key; [`Error::Io`] when the file cannot be read.
     pub fn load(name_or_path: &str) -> Result<AblationPlan> {
-        let built_in = BUILT_IN_PLANS
-            .iter()
-            .find(|(name, _)| *name == name_or_path);
-        if let Some((name, text)) = built_in {
-            return AblationPlan::parse(&format!("built-in plan {name}"), text);
-        }
-        let path = Path::new(name_or_path);
-        if !path.exists() && path.extension().is_none() {
-            let names: Vec<&str> = BUILT_IN_PLANS.iter().map(|(name, _)| *name).collect();
-            let want = format!("the path of a TOML file or one of {}", names.join(", "));
-            let found = with_near_miss(name_or_path, &names);
-            return Err(Error::setting("PLAN", want, found));
-        }
-        let text = std::fs::read_to_string(path)
-            .map_err(|problem| Error::io(path, "read the plan", problem))?;
-        AblationPlan::parse(name_or_path, &text)
+        let words = ("plan", "PLAN", "read the plan");
+        let (origin, text) = named_text(BUILT_IN_PLANS, name_or_path, words)?;
+        AblationPlan::parse(&origin, &text)
     }
 
     /// Reads a plan from text. `origin` names it in errors.
@@ -152,18 +136,7 @@ impl AblationPlan {
     /// [`Error::Setting`] with origin, line and key.
     pub fn parse(origin: &str, text: &str) -> Result<AblationPlan> {
         let finder = KeyFinder::new(origin, text, &[])?;
-        let table: Table = text.parse().map_err(|problem: toml::de::Error| {
-            Error::setting(origin, "valid TOML", problem.message())
-        })?;
-        let plan: AblationPlan =
-            serde_path_to_error::deserialize(Value::Table(table)).map_err(|problem| {
-                let path = problem.path().iter().filter_map(|part| match part {
-                    Segment::Map { key } => Some(key.clone()),
-                    Segment::Seq { index } => Some(index.to_string()),
-                    Segment::Enum { .. } | Segment::Unknown => None,
-                });
-                finder.type_error(path.collect(), problem.inner().message())
-            })?;
+        let plan: AblationPlan = finder.typed(finder.table()?)?;
         plan.validate().map_err(|problem| finder.place(problem))?;
         Ok(plan)
     }
