@@ -142,6 +142,30 @@ fn a_stage_is_chosen_by_name_and_gives_what_it_can() {
 }
 
 #[test]
+fn both_contrastive_spaces_are_measured_where_nothing_is_projected() {
+    let (run, _) = tiny_run(&["--no-evaluation", "--set", "model.align=embeddings"]);
+    let args = [
+        "eval",
+        ".",
+        "--metrics",
+        "space",
+        "--pictures",
+        "10",
+        "--json",
+    ];
+    let answer = keel(&run, &args).fine();
+    let measured: Measurements = serde_json::from_str(&answer.stdout).unwrap();
+    let spaces = measured.spaces.iter();
+    let names: Vec<&str> = spaces.map(|space| space.space.as_str()).collect();
+    assert_eq!(names, ["contrastive", "align"]);
+    for space in &measured.spaces {
+        let is_distance =
+            (0.0..=2.0).contains(&space.gap) && (0.0..=2.0).contains(&space.alignment);
+        assert!(is_distance, "features of unit length: {space:?}");
+    }
+}
+
+#[test]
 fn a_metric_that_cannot_be_given_is_refused_in_a_sentence() {
     let of = |stage, metrics| eval(&["--metrics", metrics, "--stage", stage]);
     of("warm-start-vision", "questions")

@@ -101,12 +101,7 @@ impl Measurer<'_> {
             ("contrastive", ContrastivePair::TextTower),
             ("align", ContrastivePair::LanguageModel),
         ] {
-            if self
-                .place
-                .1
-                .get(&format!("{name}.image_projection"))
-                .is_none()
-            {
+            if self.place.1.get(&format!("{name}.log_scale")).is_none() {
                 continue;
             }
             let shape = self.batch_shape();
@@ -125,7 +120,7 @@ impl Measurer<'_> {
         match measures.is_empty() {
             true => Err(Error::setting(
                 "metric space",
-                "a model with contrastive projections",
+                "a model that contrasts pictures with texts",
                 "none",
             )),
             false => Ok(measures),
