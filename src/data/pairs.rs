@@ -336,7 +336,7 @@ struct Scan {
 
 fn open_shards(paths: &[String], limits: PairLimits, skips: &SkipLog) -> Result<Kind> {
     let many = paths.len() > MAX_OPEN_SHARDS;
-    let scans = paths
+    let scans: Vec<Result<Scan>> = paths
         .par_iter()
         .enumerate()
         .map(|(number, path)| {
@@ -346,7 +346,9 @@ fn open_shards(paths: &[String], limits: PairLimits, skips: &SkipLog) -> Result<
             }
             Ok(scan)
         })
-        .collect::<Result<Vec<_>>>()?;
+        .collect();
+    // Gathered in order, so that the shard a refusal names is the first, whichever thread met one sooner.
+    let scans = scans.into_iter().collect::<Result<Vec<_>>>()?;
 
     let (mut shards, mut pairs, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
     for scan in scans {
