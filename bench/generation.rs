@@ -3,8 +3,8 @@
 
 use std::time::Instant;
 
-use keel::data::tokenizer::{ASSISTANT, BEGIN, IMAGE, USER};
-use keel::eval::{Answerer, Generator, Sampling};
+use keel::data::chat::{ChatTokenizer, Conversation};
+use keel::eval::{Answerer, Generator, Place, Sampling};
 use keel::executor::{CpuExecutor, Executor};
 use keel::model::{StepShape, declare, initialise};
 use keel::train::Recipe;
@@ -19,9 +19,12 @@ fn main() {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let cpu = CpuExecutor::new(layout.elements(), threads).expect("memory and threads");
     cpu.write_parameters(0, &initialise(&layout, 1));
-    let mut prompt = vec![BEGIN];
-    prompt.extend(std::iter::repeat_n(IMAGE, config.image_tokens()));
-    prompt.extend([USER, 300, ASSISTANT]);
+    let words = ChatTokenizer::embedded();
+    let prompt = words.prompt(&Conversation {
+        image_tokens: config.image_tokens(),
+        context: "",
+        turns: vec![["what is this?", ""]],
+    });
     let images = vec![0.1; 3 * config.vision.image_size * config.vision.image_size];
     println!("{}", cpu.describe());
     for tokens in [80, 160, 320] {
@@ -29,11 +32,16 @@ fn main() {
             batch: 1,
             tokens,
             caption_tokens: 8,
-            image_id: i32::from(IMAGE),
+            image_id: words.image(),
         };
-        let place = (config, &layout, &cpu as &dyn Executor);
+        let place = Place {
+            config,
+            layout: &layout,
+            executor: &cpu,
+            words,
+        };
         let mut cached = Generator::new(place, shape, Sampling::Greedy).expect("it loads");
-        let mut uncached = Answerer::new(config, &layout, &cpu, shape).expect("it loads");
+        let mut uncached = Answerer::new(place, shape).expect("it loads");
         let prompts = [prompt.clone()];
         let (answer, with) = fastest(|| {
             cached

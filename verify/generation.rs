@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use keel::data::chat::ChatTokenizer;
 use keel::data::tokenizer::{ASSISTANT, BEGIN, IMAGE, USER};
-use keel::eval::{Answerer, Generator, Sampling, draw_token};
+use keel::eval::{Answerer, Generator, Place, Sampling, draw_token};
 use keel::executor::simt::Options;
 use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, SimtExecutor};
-use keel::model::{StepShape, declare, initialise};
+use keel::model::{ModelConfig, StepShape, declare, initialise};
 use keel::tape::ParameterLayout;
 use keel::tensor::DType;
 use keel::train::Recipe;
@@ -25,13 +26,26 @@ fn model(sets: &[&str]) -> (Recipe, Arc<ParameterLayout>, Vec<f32>) {
     (recipe, layout, values)
 }
 
-fn prompts(image_tokens: usize, questions: &[&[u16]]) -> Vec<Vec<u16>> {
-    let prompt = |question: &&[u16]| {
-        let mut ids = vec![BEGIN];
-        ids.extend(std::iter::repeat_n(IMAGE, image_tokens));
-        ids.push(USER);
+fn place_of<'a>(
+    config: &'a ModelConfig,
+    layout: &'a Arc<ParameterLayout>,
+    executor: &'a dyn Executor,
+) -> Place<'a> {
+    Place {
+        config,
+        layout,
+        executor,
+        words: ChatTokenizer::embedded(),
+    }
+}
+
+fn prompts(image_tokens: usize, questions: &[&[i32]]) -> Vec<Vec<i32>> {
+    let prompt = |question: &&[i32]| {
+        let mut ids = vec![i32::from(BEGIN)];
+        ids.extend(std::iter::repeat_n(i32::from(IMAGE), image_tokens));
+        ids.push(i32::from(USER));
         ids.extend_from_slice(question);
-        ids.push(ASSISTANT);
+        ids.push(i32::from(ASSISTANT));
         ids
     };
     questions.iter().map(prompt).collect()
@@ -70,10 +84,10 @@ fn cached_generation_equals_uncached_generation() {
                 caption_tokens: 8,
                 image_id: i32::from(IMAGE),
             };
-            let place = (config, &layout, executor);
+            let place = place_of(config, &layout, executor);
             // One row is empty: it must not disturb the others.
             let mut cached = Generator::new(place, shape(4), Sampling::Greedy).unwrap();
-            let mut uncached = Answerer::new(config, &layout, executor, shape(1)).unwrap();
+            let mut uncached = Answerer::new(place, shape(1)).unwrap();
             let answers = cached.generate(&images, &prompts).unwrap();
             for (row, prompt) in prompts.iter().enumerate() {
                 let picture = &images[row * 3 * side * side..][..3 * side * side];
@@ -88,7 +102,7 @@ fn cached_generation_equals_uncached_generation() {
             );
             assert_ne!(answers[0][..3], answers[1][..3], "{answers:?}");
             // A session that has been used gives the same again, in another order of rows.
-            let turned: Vec<Vec<u16>> = prompts.iter().rev().cloned().collect();
+            let turned: Vec<Vec<i32>> = prompts.iter().rev().cloned().collect();
             let one = 3 * side * side;
             let of_turned: Vec<f32> = images.chunks(one).rev().flatten().copied().collect();
             let mut again = cached.generate(&of_turned, &turned).unwrap();
@@ -122,9 +136,9 @@ fn cached_generation_equals_uncached_generation_on_the_emulated_kernels() {
         };
         let prompts = prompts(config.image_tokens(), &[&[300, 77]]);
         let images = pictures(1, config.vision.image_size);
-        let place = (config, &layout, &simt as &dyn Executor);
+        let place = place_of(config, &layout, &simt);
         let mut cached = Generator::new(place, shape, Sampling::Greedy).unwrap();
-        let mut uncached = Answerer::new(config, &layout, &simt, shape).unwrap();
+        let mut uncached = Answerer::new(place, shape).unwrap();
         let answers = cached.generate(&images, &prompts).unwrap();
         assert_eq!(
             answers[0],
@@ -149,7 +163,8 @@ fn sampled_generation_is_drawn_by_its_seed_and_almost_greedy_when_cold() {
         image_id: i32::from(IMAGE),
     };
     let generate = |sampling| {
-        let mut generator = Generator::new((config, &layout, &cpu), shape, sampling).unwrap();
+        let mut generator =
+            Generator::new(place_of(config, &layout, &cpu), shape, sampling).unwrap();
         generator.generate(&images, &prompts).unwrap()
     };
     let random = |temperature, seed| Sampling::Random {
@@ -193,7 +208,7 @@ fn prompts_that_do_not_fit_are_refused() {
         caption_tokens: 8,
         image_id: i32::from(IMAGE),
     };
-    let place = (&recipe.model, &layout, &cpu as &dyn Executor);
+    let place = place_of(&recipe.model, &layout, &cpu);
     let mut generator = Generator::new(place, shape, Sampling::Greedy).unwrap();
     let side = recipe.model.vision.image_size;
     for prompts in [

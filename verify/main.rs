@@ -3,6 +3,7 @@
 mod ablation;
 mod allocations;
 mod bad_input;
+mod chat;
 mod command;
 mod corruption;
 mod cpu_math;

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use keel::data::batch::{Batch, BatchShape, IGNORED, Sequence, Weighting, assemble, fits};
+use keel::data::batch::{Batch, BatchShape, IGNORED, Weighting, assemble, fits};
+use keel::data::chat::ChatTokenizer;
 use keel::data::embedded::Artist;
 use keel::data::eval_sets::captioned;
 use keel::data::library::{Library, Split};
 use keel::data::prefetch::Prefetcher;
 use keel::data::task::{QuestionKind, Sample, TaskKind, Turn, View};
-use keel::data::tokenizer::{ASSISTANT, BEGIN, END, IMAGE, PAD, Tokenizer, USER};
+use keel::data::tokenizer::{ASSISTANT, BEGIN, END, IMAGE, PAD, USER};
 use keel::error::{Error, Result};
 
 use crate::tasks_mixture::{SHAPE, TEXT_ONLY_SHAPE, all_tasks, fingerprint, mixture};
@@ -98,7 +99,7 @@ fn some_view(library: &Library) -> View {
 #[test]
 fn labels_cover_exactly_the_answer_and_its_end() {
     let library = Library::embedded();
-    let tokenizer = Tokenizer::embedded();
+    let words = ChatTokenizer::embedded();
     let shape = BatchShape {
         batch: 3,
         image_size: 8,
@@ -111,8 +112,7 @@ fn labels_cover_exactly_the_answer_and_its_end() {
         sample(View::None, "red", "what?", "yes", ""),
         sample(View::None, "red yes", "", "", ""),
     ];
-    let ids =
-        |text: &str| -> Vec<i32> { tokenizer.encode(text).into_iter().map(i32::from).collect() };
+    let ids = |text: &str| words.encode(text);
     let [begin, end, image, user, assistant, pad] =
         [BEGIN, END, IMAGE, USER, ASSISTANT, PAD].map(i32::from);
     let join = |parts: &[&[i32]]| parts.concat();
@@ -142,7 +142,7 @@ fn labels_cover_exactly_the_answer_and_its_end() {
         (join(&[&[begin], &ids("red yes"), &[end]]), 1),
     ];
     for weighting in [Weighting::Token, Weighting::Sample, Weighting::Square] {
-        let batch = assemble(&library, &rows, &shape, weighting, tokenizer).unwrap();
+        let batch = assemble(&library, &rows, &shape, weighting, words).unwrap();
         for (row, (sequence, from)) in wanted.iter().enumerate() {
             let part = row * 24..(row + 1) * 24;
             let mut tokens = sequence.clone();
@@ -199,7 +199,7 @@ fn labels_cover_exactly_the_answer_and_its_end() {
 #[test]
 fn every_answer_of_several_turns_is_supervised_and_no_question_is() {
     let library = Library::embedded();
-    let tokenizer = Tokenizer::embedded();
+    let words = ChatTokenizer::embedded();
     let tokens = 48;
     let shape = BatchShape {
         batch: 1,
@@ -214,8 +214,7 @@ fn every_answer_of_several_turns_is_supervised_and_no_question_is() {
     };
     let mut several = sample(some_view(&library), "", "what?", "yes no", "red");
     several.further = vec![turn("how many?", "2"), turn("red?", "no")];
-    let ids =
-        |text: &str| -> Vec<i32> { tokenizer.encode(text).into_iter().map(i32::from).collect() };
+    let ids = |text: &str| words.encode(text);
     // Each id of the sequence with the number of its answer's ids, end included, where it belongs to one.
     let mut wanted: Vec<(i32, Option<usize>)> = Vec::new();
     let [begin, end, image, user, assistant, pad] =
@@ -234,7 +233,7 @@ fn every_answer_of_several_turns_is_supervised_and_no_question_is() {
     wanted.resize(tokens + 1, (pad, None));
     for weighting in [Weighting::Token, Weighting::Sample, Weighting::Square] {
         let rows = [several.clone()];
-        let batch = assemble(&library, &rows, &shape, weighting, tokenizer).unwrap();
+        let batch = assemble(&library, &rows, &shape, weighting, words).unwrap();
         for position in 0..tokens {
             assert_eq!(batch.tokens[position], wanted[position].0, "{position}");
             let (next, answer) = wanted[position + 1];
@@ -248,7 +247,7 @@ fn every_answer_of_several_turns_is_supervised_and_no_question_is() {
         assert_eq!(batch.samples[0].further, several.further);
     }
     let one_turn = sample(some_view(&library), "", "what?", "yes no", "red");
-    let first = |sample| Sequence::of(&sample, 2, tokenizer);
+    let first = |sample: Sample| words.sequence(&sample.conversation(2));
     let (one, several) = (first(one_turn), first(several));
     assert_eq!(
         one.ids,
@@ -268,19 +267,12 @@ fn a_sample_that_does_not_fit_is_refused_and_never_cut() {
         tokens: 12,
         caption_tokens: 4,
     };
-    let tokenizer = Tokenizer::embedded();
+    let words = ChatTokenizer::embedded();
     let long = sample(some_view(&library), "", "what?", &"zq".repeat(20), "");
-    assert!(!fits(&long, &shape, tokenizer));
-    let error = assemble(&library, &[long], &shape, Weighting::Token, tokenizer).unwrap_err();
+    assert!(!fits(&long, &shape, words));
+    let error = assemble(&library, &[long], &shape, Weighting::Token, words).unwrap_err();
     assert!(error.to_string().contains("tokens, 12 fit"), "{error}");
     let long_caption = sample(some_view(&library), "", "", "a", &"zq".repeat(20));
-    let error = assemble(
-        &library,
-        &[long_caption],
-        &shape,
-        Weighting::Token,
-        tokenizer,
-    )
-    .unwrap_err();
+    let error = assemble(&library, &[long_caption], &shape, Weighting::Token, words).unwrap_err();
     assert!(error.to_string().contains("caption"), "{error}");
 }

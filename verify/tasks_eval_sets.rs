@@ -3,12 +3,12 @@
 use std::collections::{HashMap, HashSet};
 
 use keel::data::batch::{BatchShape, fits};
+use keel::data::chat::ChatTokenizer;
 use keel::data::embedded::Artist;
 use keel::data::eval_sets::{batch_of, batches, captioned, questions, subcategories};
 use keel::data::library::{Library, Split};
 use keel::data::picture::{Picture, PictureLimits};
 use keel::data::task::{QuestionKind, TaskKind, View};
-use keel::data::tokenizer::Tokenizer;
 use keel::report::contact_sheet;
 
 use crate::tasks_mixture::{SHAPE, TEXT_ONLY_SHAPE, mixture};
@@ -30,7 +30,7 @@ fn evaluation_sets_are_fixed_fit_and_belong_together() {
                 assert_eq!((scene.artist, concept.split), (artist, split));
                 assert_eq!(sample.caption, concept.phrase);
                 assert!(
-                    fits(sample, &SHAPE, Tokenizer::embedded()),
+                    fits(sample, &SHAPE, ChatTokenizer::embedded()),
                     "{}",
                     sample.caption
                 );
@@ -60,11 +60,18 @@ fn evaluation_sets_are_fixed_fit_and_belong_together() {
 fn question_sets_hold_every_kind_for_both_artists_and_batch_up() {
     let library = Library::embedded();
     for artist in Artist::ALL {
-        let set = questions(&library, artist, Split::Train, 5, &SHAPE);
+        let set = questions(
+            &library,
+            artist,
+            Split::Train,
+            5,
+            &SHAPE,
+            ChatTokenizer::embedded(),
+        );
         let mut counts: HashMap<QuestionKind, usize> = HashMap::new();
         for sample in &set {
             *counts.entry(sample.question_kind.unwrap()).or_default() += 1;
-            assert!(fits(sample, &SHAPE, Tokenizer::embedded()));
+            assert!(fits(sample, &SHAPE, ChatTokenizer::embedded()));
         }
         for kind in QuestionKind::SCENES
             .into_iter()
@@ -77,7 +84,11 @@ fn question_sets_hold_every_kind_for_both_artists_and_batch_up() {
             ..SHAPE
         };
         let total: usize = (0..batches(set.len(), &shape))
-            .map(|index| batch_of(&library, &set, index, &shape).unwrap().1)
+            .map(|index| {
+                batch_of(&library, &set, index, &shape, ChatTokenizer::embedded())
+                    .unwrap()
+                    .1
+            })
             .sum();
         assert_eq!(total, set.len());
     }
@@ -93,7 +104,14 @@ fn evaluation_scenes_are_not_training_scenes() {
             trained.insert(format!("{:?}", sample.view));
         }
     }
-    for sample in questions(&library, Artist::Noto, Split::Train, 20, &SHAPE) {
+    for sample in questions(
+        &library,
+        Artist::Noto,
+        Split::Train,
+        20,
+        &SHAPE,
+        ChatTokenizer::embedded(),
+    ) {
         assert!(!trained.contains(&format!("{:?}", sample.view)));
     }
 }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use keel::data::augment::Augmentation;
 use keel::data::batch::{Batch, BatchShape, Weighting, fits};
+use keel::data::chat::ChatTokenizer;
 use keel::data::embedded::Artist;
 use keel::data::library::{Library, Split};
 use keel::data::mixture::{MOST_ATTEMPTS, Mixture, MixtureSettings};
 use keel::data::pairs::{Pair, PairSource};
 use keel::data::picture::Picture;
 use keel::data::task::{TaskKind, View};
-use keel::data::tokenizer::{END, IMAGE, PAD, Tokenizer};
+use keel::data::tokenizer::{END, IMAGE, PAD};
 use keel::error::{Error, Result};
 
 pub(crate) const SHAPE: BatchShape = BatchShape {
@@ -362,7 +363,7 @@ fn several_turns_fill_the_sequence_and_change_nothing_else() {
         Mixture::new(Library::embedded(), None, settings).expect("scenes are there")
     };
     let (one, several) = (mixture(1), mixture(6));
-    let tokenizer = Tokenizer::embedded();
+    let words = ChatTokenizer::embedded();
     let (mut first, mut all) = (0, 0);
     for step in 0..4 {
         let (single, _) = one.samples(step).expect("a batch");
@@ -380,7 +381,7 @@ fn several_turns_fill_the_sequence_and_change_nothing_else() {
             );
             assert_eq!(single.key, sample.key);
             assert!(sample.further.len() <= 5);
-            assert!(fits(sample, &shape, tokenizer), "{sample:?}");
+            assert!(fits(sample, &shape, words), "{sample:?}");
             first += 1;
             all += 1 + sample.further.len();
         }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use clap::Args;
 
 use super::{ComputeArgs, RecipeArgs, announce, at_least_one, parse_bytes, print_line};
+use crate::data::chat::Layout;
 use crate::data::pairs::{PairLimits, PairSource, Pairs};
 use crate::error::{Error, Result};
 use crate::report::stage_table;
@@ -46,9 +47,12 @@ pub(super) struct TrainArgs {
     /// A Hugging Face folder whose vision tower the run begins from: settings and weights. See keel inspect.
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     vision: Option<PathBuf>,
-    /// A Hugging Face folder whose language model the run begins from; it must speak the embedded tokeniser.
+    /// A Hugging Face folder whose language model the run begins from, with its tokenizer.json.
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     language: Option<PathBuf>,
+    /// The layout of the language model's chats, where its folder does not say: qwen2.5, qwen3, internvl2.5 or sailvl.
+    #[arg(long, value_name = "LAYOUT", value_parser = parse_layout, requires = "language")]
+    chat: Option<Layout>,
     /// The most memory for a step's activations, for example 512M; met by computing some of them twice.
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory_budget: Option<u64>,
@@ -61,6 +65,14 @@ pub(super) struct TrainArgs {
     /// Leaves out the evaluation after each stage.
     #[arg(long)]
     no_evaluation: bool,
+}
+
+fn parse_layout(text: &str) -> std::result::Result<Layout, String> {
+    let names: Vec<&str> = Layout::ALL.iter().map(|(name, _)| *name).collect();
+    let named = Layout::ALL.iter().find(|(name, _)| *name == text);
+    named
+        .map(|(_, layout)| *layout)
+        .ok_or_else(|| format!("wanted one of {}", names.join(", ")))
 }
 
 /// How much shorter a quick run is.
@@ -95,7 +107,8 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         }
     }
     if args.vision.is_some() || args.language.is_some() {
-        let left_out = recipe.begin_from(args.vision.as_deref(), args.language.as_deref())?;
+        let (vision, language) = (args.vision.as_deref(), args.language.as_deref());
+        let left_out = recipe.begin_from(vision, language, args.chat)?;
         if !left_out.is_empty() {
             let stages = left_out.join(", ");
             print_line(format!(

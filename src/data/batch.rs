@@ -1,13 +1,11 @@
 //! From samples to numbers: the layout of a sequence, its targets and weights, the caption side of the contrastive loss,
 //! and the drawn pictures. A sample that does not fit is refused here, never cut.
 
-use std::ops::Range;
-
 use serde::{Deserialize, Serialize};
 
+use super::chat::ChatTokenizer;
 use super::library::Library;
 use super::task::{QuestionKind, Sample, TaskKind, Turn};
-use super::tokenizer::{ASSISTANT, BEGIN, END, IMAGE, PAD, Tokenizer, USER};
 use crate::error::{Error, Result};
 
 /// The target of a position that is not supervised.
@@ -93,11 +91,11 @@ pub struct Batch {
     pub targets: Vec<i32>,
     /// Loss weights `[B, T]`, 0 where not supervised.
     pub weights: Vec<f32>,
-    /// `<begin> caption <end>`, padded, `[B, Tc]`.
+    /// The caption and its end, padded, `[B, Tc]`.
     pub caption_tokens: Vec<i32>,
-    /// Index of `<end>` in the caption, `[B]`.
+    /// Index of the caption's end, `[B]`.
     pub caption_end: Vec<i32>,
-    /// 1/n on the caption's n tokens from `<begin>` to `<end>`, else 0, `[B, Tc]`; all 0 without a caption.
+    /// 1/n on the caption's n tokens, its end among them, else 0, `[B, Tc]`; all 0 without a caption.
     pub caption_weights: Vec<f32>,
     /// Where each row came from, `[B]`.
     pub samples: Vec<SampleInfo>,
@@ -105,72 +103,14 @@ pub struct Batch {
     pub skipped: Skipped,
 }
 
-/// The ids of one sample before padding.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sequence {
-    /// All ids, `<begin>` to `<end>`.
-    pub ids: Vec<u16>,
-    /// The supervised ids, one range an answer, in order.
-    pub supervised: Vec<Range<usize>>,
-}
-
-impl Sequence {
-    /// Lays out a sample.
-    ///
-    /// With a picture: `<begin> <image>×Ti <user> question <assistant> answer <end>`, the answer and `<end>` supervised;
-    /// further turns follow as `<user> question <assistant> answer <end>`, supervised in the same way.
-    /// Text only: `<begin> context <user> question <assistant> answer <end>`, or `<begin> context <end>` when there is
-    /// neither question nor answer, everything after `<begin>` supervised, as one answer.
-    pub fn of(sample: &Sample, image_tokens: usize, tokenizer: &Tokenizer) -> Sequence {
-        let mut ids = vec![BEGIN];
-        let has_image = sample.view.is_some();
-        if has_image {
-            ids.extend(std::iter::repeat_n(IMAGE, image_tokens));
-        } else {
-            tokenizer.encode_into(&sample.context, &mut ids);
-        }
-        if has_image || !sample.question.is_empty() || !sample.answer.is_empty() {
-            ids.push(USER);
-            tokenizer.encode_into(&sample.question, &mut ids);
-            ids.push(ASSISTANT);
-        }
-        let mut from = ids.len();
-        tokenizer.encode_into(&sample.answer, &mut ids);
-        ids.push(END);
-        let mut supervised = Vec::with_capacity(1 + sample.further.len());
-        supervised.push(from..ids.len());
-        for turn in &sample.further {
-            ids.push(USER);
-            tokenizer.encode_into(&turn.question, &mut ids);
-            ids.push(ASSISTANT);
-            from = ids.len();
-            tokenizer.encode_into(&turn.answer, &mut ids);
-            ids.push(END);
-            supervised.push(from..ids.len());
-        }
-        if !has_image {
-            supervised.clear();
-            supervised.push(1..ids.len());
-        }
-        Sequence { ids, supervised }
-    }
-}
-
-/// The ids of a caption, `<begin> caption <end>`.
-pub fn caption_ids(caption: &str, tokenizer: &Tokenizer) -> Vec<u16> {
-    let mut ids = vec![BEGIN];
-    tokenizer.encode_into(caption, &mut ids);
-    ids.push(END);
-    ids
-}
-
 /// Whether a sample fits the shape, both as a sequence and as a caption.
-pub fn fits(sample: &Sample, shape: &BatchShape, tokenizer: &Tokenizer) -> bool {
-    Sequence::of(sample, shape.image_tokens, tokenizer)
+pub fn fits(sample: &Sample, shape: &BatchShape, words: &ChatTokenizer) -> bool {
+    words
+        .sequence(&sample.conversation(shape.image_tokens))
         .ids
         .len()
         <= shape.tokens
-        && caption_ids(&sample.caption, tokenizer).len() <= shape.caption_tokens
+        && words.caption(&sample.caption).len() <= shape.caption_tokens
 }
 
 /// Turns exactly `shape.batch` samples into a batch and draws their pictures.
@@ -182,7 +122,7 @@ pub fn assemble(
     samples: &[Sample],
     shape: &BatchShape,
     weighting: Weighting,
-    tokenizer: &Tokenizer,
+    words: &ChatTokenizer,
 ) -> Result<Batch> {
     let (b, t, tc) = (shape.batch, shape.tokens, shape.caption_tokens);
     if samples.len() != b {
@@ -195,19 +135,19 @@ pub fn assemble(
     let picture = 3 * shape.image_size * shape.image_size;
     let mut batch = Batch {
         images: vec![0.0; b * picture],
-        tokens: vec![i32::from(PAD); b * t],
+        tokens: vec![words.pad(); b * t],
         targets: vec![IGNORED; b * t],
         weights: vec![0.0; b * t],
-        caption_tokens: vec![i32::from(PAD); b * tc],
+        caption_tokens: vec![words.pad(); b * tc],
         caption_end: vec![0; b],
         caption_weights: vec![0.0; b * tc],
         samples: Vec::with_capacity(b),
         skipped: Skipped::default(),
     };
     for (row, sample) in samples.iter().enumerate() {
-        let sequence = Sequence::of(sample, shape.image_tokens, tokenizer);
+        let sequence = words.sequence(&sample.conversation(shape.image_tokens));
         let ids = &sequence.ids;
-        let caption = caption_ids(&sample.caption, tokenizer);
+        let caption = words.caption(&sample.caption);
         for (what, length, limit) in [("sequence", ids.len(), t), ("caption", caption.len(), tc)] {
             if length > limit {
                 return Err(Error::content(
@@ -218,13 +158,13 @@ pub fn assemble(
             }
         }
         for (position, &id) in ids.iter().enumerate() {
-            batch.tokens[row * t + position] = i32::from(id);
+            batch.tokens[row * t + position] = id;
         }
         for answer in &sequence.supervised {
             let weight = weighting.weight(answer.len());
             for position in answer.clone() {
                 // The id at `position` is what the position before it must predict.
-                batch.targets[row * t + position - 1] = i32::from(ids[position]);
+                batch.targets[row * t + position - 1] = ids[position];
                 batch.weights[row * t + position - 1] = weight;
             }
         }
@@ -250,14 +190,14 @@ pub fn assemble(
     Ok(batch)
 }
 
-fn write_caption(caption: &[u16], empty: bool, row: usize, tc: usize, batch: &mut Batch) {
+fn write_caption(caption: &[i32], empty: bool, row: usize, tc: usize, batch: &mut Batch) {
     let weight = if empty {
         0.0
     } else {
         1.0 / caption.len() as f32
     };
     for (position, &id) in caption.iter().enumerate() {
-        batch.caption_tokens[row * tc + position] = i32::from(id);
+        batch.caption_tokens[row * tc + position] = id;
         batch.caption_weights[row * tc + position] = weight;
     }
     batch.caption_end[row] = caption.len() as i32 - 1;
@@ -266,9 +206,9 @@ fn write_caption(caption: &[u16], empty: bool, row: usize, tc: usize, batch: &mu
 /// Texts as the contrastive side reads them: `(tokens [N, Tc], end [N], weights [N, Tc])` for N texts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextBatch {
-    /// `<begin> text <end>`, padded, `[N, Tc]`.
+    /// The text and its end, padded, `[N, Tc]`.
     pub tokens: Vec<i32>,
-    /// Index of `<end>`, `[N]`.
+    /// Index of the end, `[N]`.
     pub end: Vec<i32>,
     /// 1/n on the text's tokens, `[N, Tc]`.
     pub weights: Vec<f32>,
@@ -278,15 +218,15 @@ impl TextBatch {
     /// Encodes `texts`.
     ///
     /// # Errors
-    /// `Content` when a text has more than `caption_tokens` − 2 tokens.
-    pub fn of(texts: &[String], caption_tokens: usize, tokenizer: &Tokenizer) -> Result<TextBatch> {
+    /// `Content` when a text has more tokens than `caption_tokens`, its end among them.
+    pub fn of(texts: &[String], caption_tokens: usize, words: &ChatTokenizer) -> Result<TextBatch> {
         let mut batch = TextBatch {
-            tokens: vec![i32::from(PAD); texts.len() * caption_tokens],
+            tokens: vec![words.pad(); texts.len() * caption_tokens],
             end: Vec::with_capacity(texts.len()),
             weights: vec![0.0; texts.len() * caption_tokens],
         };
         for (row, text) in texts.iter().enumerate() {
-            let ids = caption_ids(text, tokenizer);
+            let ids = words.caption(text);
             if ids.len() > caption_tokens {
                 return Err(Error::content(
                     format!("text {text:?}"),
@@ -295,7 +235,7 @@ impl TextBatch {
                 ));
             }
             for (position, &id) in ids.iter().enumerate() {
-                batch.tokens[row * caption_tokens + position] = i32::from(id);
+                batch.tokens[row * caption_tokens + position] = id;
                 batch.weights[row * caption_tokens + position] = 1.0 / ids.len() as f32;
             }
             batch.end.push(ids.len() as i32 - 1);

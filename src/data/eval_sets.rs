@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::augment::Augmentation;
 use super::batch::{Batch, BatchShape, Weighting, assemble, fits};
 use super::captions::{SHORT_TEMPLATES, plain_caption, reading, reading_items};
+use super::chat::ChatTokenizer;
 use super::embedded::Artist;
 use super::library::{Library, Pool, Split};
 use super::names::with_article;
@@ -14,7 +15,6 @@ use super::questions::ask;
 use super::random::{Permutation, Purpose, Stream};
 use super::scenes::{Arrangement, compose};
 use super::task::{QuestionKind, Sample, TaskKind, View};
-use super::tokenizer::Tokenizer;
 use crate::error::Result;
 
 /// Seed of all evaluation sets; with [`Purpose::Evaluation`] it reaches no stream of training.
@@ -104,9 +104,9 @@ pub fn questions(
     split: Split,
     per_kind: usize,
     shape: &BatchShape,
+    words: &ChatTokenizer,
 ) -> Vec<Sample> {
     let pool = library.pool(artist, split);
-    let tokenizer = Tokenizer::embedded();
     let mut samples = Vec::new();
     for kind in QuestionKind::SCENES
         .into_iter()
@@ -116,7 +116,7 @@ pub fn questions(
         // A kind without material yields nothing in ten times as many tries, and is left out.
         let found = (0..per_kind as u64 * 10)
             .filter_map(|number| tries.question(kind, number))
-            .filter(|sample| sample.question_kind == Some(kind) && fits(sample, shape, tokenizer))
+            .filter(|sample| sample.question_kind == Some(kind) && fits(sample, shape, words))
             .take(per_kind);
         samples.extend(found);
     }
@@ -216,17 +216,12 @@ pub fn batch_of(
     samples: &[Sample],
     index: usize,
     shape: &BatchShape,
+    words: &ChatTokenizer,
 ) -> Result<(Batch, usize)> {
     let from = (index * shape.batch).min(samples.len());
     let rows = &samples[from..(from + shape.batch).min(samples.len())];
     let filled: Vec<Sample> = rows.iter().cycle().take(shape.batch).cloned().collect();
-    let batch = assemble(
-        library,
-        &filled,
-        shape,
-        Weighting::Token,
-        Tokenizer::embedded(),
-    )?;
+    let batch = assemble(library, &filled, shape, Weighting::Token, words)?;
     Ok((batch, rows.len()))
 }
 

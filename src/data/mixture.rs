@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::augment::Augmentation;
 use super::batch::{Batch, BatchShape, Skipped, Weighting, assemble, fits};
 use super::captions::{ReadingItem, dense, reading, reading_items, short};
+use super::chat::ChatTokenizer;
 use super::embedded::Artist;
 use super::facts::fact;
 use super::library::{Library, Pool, Split};
@@ -22,7 +23,6 @@ use super::random::{Permutation, Purpose, Stream, scramble};
 use super::skips::Reason;
 use super::sprite::Sprite;
 use super::task::{Photo, QuestionKind, Sample, TaskKind, View};
-use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
 /// Slots in one round of the schedule.
@@ -61,7 +61,7 @@ pub struct MixtureSettings {
 /// A stage's endless, randomly addressable stream of batches.
 pub struct Mixture {
     library: Arc<Library>,
-    tokenizer: &'static Tokenizer,
+    words: Arc<ChatTokenizer>,
     settings: MixtureSettings,
     pool: Pool,
     reading: Vec<ReadingItem>,
@@ -87,7 +87,7 @@ impl Mixture {
         let schedule = Schedule::new(&settings.weights)?;
         let mixture = Mixture {
             seed: scramble(settings.seed ^ scramble(settings.stage)),
-            tokenizer: Tokenizer::embedded(),
+            words: ChatTokenizer::embedded().clone(),
             library,
             pool,
             reading,
@@ -122,6 +122,12 @@ impl Mixture {
             }
         }
         Ok(())
+    }
+
+    /// The same mixture, laid out by another tokeniser than the embedded one.
+    pub fn in_words(mut self, words: Arc<ChatTokenizer>) -> Mixture {
+        self.words = words;
+        self
     }
 
     /// The same mixture over a share of its concepts, above 0 and at most 1, chosen by the seed: every smaller share is
@@ -181,7 +187,7 @@ impl Mixture {
             &samples,
             &self.settings.shape,
             self.settings.weighting,
-            self.tokenizer,
+            &self.words,
         )?;
         batch.skipped = skipped;
         Ok(batch)
@@ -231,7 +237,7 @@ impl Mixture {
                     self.count(kind, item, Some((Reason::of(&error), &last_problem)))?;
                     form = FORMS;
                 }
-                Ok(sample) if !fits(&sample, &self.settings.shape, self.tokenizer) => {
+                Ok(sample) if !fits(&sample, &self.settings.shape, &self.words) => {
                     skipped.too_long += 1;
                     last_problem = format!("{} is too long for the token limits", sample.key);
                     self.count(kind, item, Some((Reason::TooLong, &last_problem)))?;
@@ -293,7 +299,7 @@ impl Mixture {
                 let most = self.settings.turns.saturating_sub(1);
                 for turn in ask_further(library, pool, &sample, most, text, look) {
                     sample.further.push(turn);
-                    if !fits(&sample, &self.settings.shape, self.tokenizer) {
+                    if !fits(&sample, &self.settings.shape, &self.words) {
                         sample.further.pop();
                     }
                 }

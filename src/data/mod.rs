@@ -6,6 +6,7 @@ pub mod archive;
 pub mod augment;
 pub mod batch;
 pub mod captions;
+pub mod chat;
 pub mod colours;
 pub mod corpus;
 pub mod corruption;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::chat::Conversation;
 use super::library::Library;
 use super::random::Stream;
 use super::scenes::{PLAIN_BACKGROUND, Scene};
@@ -257,4 +258,28 @@ pub struct Sample {
     pub further: Vec<Turn>,
     /// The text for the contrastive side; empty in text-only samples.
     pub caption: String,
+}
+
+impl Sample {
+    /// What is said, for a model that takes `image_tokens` tokens of a picture.
+    pub fn conversation(&self, image_tokens: usize) -> Conversation<'_> {
+        let mut turns = Vec::with_capacity(1 + self.further.len());
+        if self.view.is_some() || !self.question.is_empty() || !self.answer.is_empty() {
+            turns.push([self.question.as_str(), self.answer.as_str()]);
+        }
+        let further = self.further.iter();
+        turns.extend(further.map(|turn| [turn.question.as_str(), turn.answer.as_str()]));
+        Conversation {
+            image_tokens: match self.view.is_some() {
+                true => image_tokens,
+                false => 0,
+            },
+            // A picture stands in its place.
+            context: match self.view.is_some() {
+                true => "",
+                false => &self.context,
+            },
+            turns,
+        }
+    }
 }

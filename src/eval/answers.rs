@@ -1,21 +1,19 @@
 //! Answers of the language model: exact match over a set in one pass, and generation without a cache, which [`super::Generator`]
 //! is held to.
 
-use std::sync::Arc;
-
-use super::place::load_forward;
+use super::place::{Place, load_forward};
 use crate::data::batch::{Batch, IGNORED};
 use crate::data::feed::write_batch;
-use crate::data::tokenizer::{END, PAD};
 use crate::error::Result;
-use crate::executor::{Executor, Session};
-use crate::model::{ModelConfig, StepShape, record_vision_language};
-use crate::tape::ParameterLayout;
+use crate::executor::Session;
+use crate::model::{StepShape, record_vision_language};
 
 /// A loaded program that predicts the next token everywhere.
 pub struct Answerer {
     session: Box<dyn Session>,
     shape: StepShape,
+    pad: i32,
+    end: i32,
 }
 
 /// For each row, whether every supervised token is the most likely one given those before it.
@@ -38,16 +36,16 @@ impl Answerer {
     ///
     /// # Errors
     /// Whatever recording or loading reports.
-    pub fn new(
-        config: &ModelConfig,
-        layout: &Arc<ParameterLayout>,
-        executor: &dyn Executor,
-        shape: StepShape,
-    ) -> Result<Answerer> {
-        let session = load_forward(layout, executor, Vec::new(), |tape| {
-            record_vision_language(tape, config, &shape, true, true)
+    pub fn new(place: Place<'_>, shape: StepShape) -> Result<Answerer> {
+        let session = load_forward(place, Vec::new(), |tape| {
+            record_vision_language(tape, place.config, &shape, true, true)
         })?;
-        Ok(Answerer { session, shape })
+        Ok(Answerer {
+            session,
+            shape,
+            pad: place.words.pad(),
+            end: place.words.end(),
+        })
     }
 
     /// Runs a batch; returns which rows are answered exactly and the mean loss of the batch.
@@ -70,11 +68,9 @@ impl Answerer {
     ///
     /// # Errors
     /// Whatever the session reports.
-    pub fn generate_uncached(&mut self, images: &[f32], prompt: &[u16]) -> Result<Vec<u16>> {
-        let mut tokens = vec![i32::from(PAD); self.shape.tokens];
-        for (place, id) in tokens.iter_mut().zip(prompt) {
-            *place = i32::from(*id);
-        }
+    pub fn generate_uncached(&mut self, images: &[f32], prompt: &[i32]) -> Result<Vec<i32>> {
+        let mut tokens = vec![self.pad; self.shape.tokens];
+        tokens[..prompt.len()].copy_from_slice(prompt);
         self.session.write_f32("images", images)?;
         self.session
             .write_i32("targets", &vec![IGNORED; self.shape.tokens])?;
@@ -84,12 +80,12 @@ impl Answerer {
         for position in prompt.len()..self.shape.tokens {
             self.session.write_i32("tokens", &tokens)?;
             self.session.run()?;
-            let next = self.session.read_f64("next")?[position - 1] as u16;
-            if next == END {
+            let next = self.session.read_f64("next")?[position - 1] as i32;
+            if next == self.end {
                 break;
             }
             answer.push(next);
-            tokens[position] = i32::from(next);
+            tokens[position] = next;
         }
         Ok(answer)
     }

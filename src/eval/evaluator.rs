@@ -7,7 +7,7 @@ use super::Principal;
 use super::answers::Answerer;
 use super::distances::{nearest_neighbour_distance, sliced_wasserstein};
 use super::matcher::Matcher;
-use super::place::{self, BATCH, step_shape, text_embeddings};
+use super::place::{self, BATCH, Place, step_shape, text_embeddings};
 use super::retrieval::{classify, normalise_rows, recall};
 use super::{Evaluation, QuestionEvaluation, SetEvaluation};
 use crate::data::batch::BatchShape;
@@ -20,9 +20,8 @@ use crate::data::feed::write_batch;
 use crate::data::library::{Library, Split};
 use crate::data::task::{QuestionKind, Sample};
 use crate::error::Result;
-use crate::executor::{Executor, Session};
-use crate::model::{ContrastivePair, ModelConfig};
-use crate::tape::ParameterLayout;
+use crate::executor::Session;
+use crate::model::ContrastivePair;
 
 /// Visual tokens that the distances are taken over, at most.
 const DISTANCE_TOKENS: usize = 1024;
@@ -44,26 +43,14 @@ pub struct EvaluationSettings {
 
 /// See the module's documentation.
 pub struct Evaluator<'a> {
-    config: &'a ModelConfig,
-    layout: &'a Arc<ParameterLayout>,
-    executor: &'a dyn Executor,
+    place: Place<'a>,
     library: Arc<Library>,
 }
 
 impl<'a> Evaluator<'a> {
-    /// An evaluator of the parameters that `executor` holds.
-    pub fn new(
-        config: &'a ModelConfig,
-        layout: &'a Arc<ParameterLayout>,
-        executor: &'a dyn Executor,
-        library: Arc<Library>,
-    ) -> Evaluator<'a> {
-        Evaluator {
-            config,
-            layout,
-            executor,
-            library,
-        }
+    /// An evaluator of the parameters that the place's executor holds.
+    pub fn new(place: Place<'a>, library: Arc<Library>) -> Evaluator<'a> {
+        Evaluator { place, library }
     }
 
     /// Measures everything that `settings` ask for.
@@ -76,12 +63,9 @@ impl<'a> Evaluator<'a> {
             ..Evaluation::default()
         };
         let shape = self.batch_shape(settings);
-        let matcher = |pair| {
-            let place = (self.config, self.layout, self.executor);
-            Matcher::new(place, &self.library, shape, pair)
-        };
+        let matcher = |pair| Matcher::new(self.place, &self.library, shape, pair);
         // The text tower's space stays the same from stage to stage, the language model's knows the classes.
-        let has_towers = self.config.text.is_some();
+        let has_towers = self.place.config.text.is_some();
         let language = match settings.answers || !has_towers {
             true => Some(matcher(ContrastivePair::LanguageModel)?),
             false => None,
@@ -106,7 +90,7 @@ impl<'a> Evaluator<'a> {
     }
 
     fn batch_shape(&self, settings: &EvaluationSettings) -> BatchShape {
-        place::batch_shape(self.config, settings.tokens, settings.caption_tokens)
+        place::batch_shape(self.place.config, settings.tokens, settings.caption_tokens)
     }
 
     /// Retrieval and zero-shot classes of the four sets.
@@ -164,17 +148,18 @@ impl<'a> Evaluator<'a> {
     ) -> Result<()> {
         let shape = self.batch_shape(settings);
         let samples = captioned(&self.library, Artist::Noto, Split::HeldOut, BATCH);
-        let (batch, count) = batch_of(&self.library, &samples, 0, &shape)?;
+        let (batch, count) = batch_of(&self.library, &samples, 0, &shape, self.place.words)?;
         write_batch(images, &batch)?;
         images.run()?;
-        let width = self.config.language.width;
+        let width = self.place.config.language.width;
         let mut tokens = images.read_f32("image.tokens")?;
         tokens.truncate((count * shape.image_tokens).min(DISTANCE_TOKENS) * width);
         normalise_rows(&mut tokens, width);
-        let mut table = text_embeddings((self.config, self.layout, self.executor));
-        let channels = self.config.vision.width;
+        let mut table = text_embeddings(self.place);
+        let channels = self.place.config.vision.width;
         let mut patches = images.read_f32("image.patches")?;
-        patches.truncate((count * self.config.vision.patches()).min(DISTANCE_TOKENS) * channels);
+        patches
+            .truncate((count * self.place.config.vision.patches()).min(DISTANCE_TOKENS) * channels);
         let patches = Principal::plane(&patches, channels);
         let texts = Principal::plane(&table, width);
         evaluation.plane_nearest = Some(nearest_neighbour_distance(&patches, &texts, 2));
@@ -186,12 +171,13 @@ impl<'a> Evaluator<'a> {
 
     fn answers(&self, settings: &EvaluationSettings, evaluation: &mut Evaluation) -> Result<()> {
         let shape = self.batch_shape(settings);
-        let step_shape = step_shape(&shape);
-        let mut answerer = Answerer::new(self.config, self.layout, self.executor, step_shape)?;
+        let step_shape = step_shape(&shape, self.place.words);
+        let mut answerer = Answerer::new(self.place, step_shape)?;
         let mut run = |samples: &[Sample]| -> Result<(Vec<bool>, f64)> {
             let (mut right, mut loss, mut rows) = (Vec::new(), 0.0, 0);
             for index in 0..batches(samples.len(), &shape) {
-                let (batch, count) = batch_of(&self.library, samples, index, &shape)?;
+                let (batch, count) =
+                    batch_of(&self.library, samples, index, &shape, self.place.words)?;
                 let (exact, batch_loss) = answerer.check(&batch)?;
                 right.extend(&exact[..count]);
                 loss += batch_loss * count as f64;
@@ -215,6 +201,7 @@ impl<'a> Evaluator<'a> {
                 Split::Train,
                 settings.questions_per_kind,
                 &shape,
+                self.place.words,
             );
             let (right, loss) = run(&samples)?;
             let asked: Vec<QuestionAnswer> =

@@ -2,7 +2,6 @@
 
 use super::place::{Place, load_forward};
 use crate::data::random::{Purpose, Stream};
-use crate::data::tokenizer::{END, PAD};
 use crate::error::{Error, Result};
 use crate::executor::Session;
 use crate::model::{NextToken, StepShape, cached_rows, record_next_token, record_prompt};
@@ -32,6 +31,8 @@ pub struct Generator {
     shape: StepShape,
     layers: usize,
     sampling: Sampling,
+    pad: i32,
+    end: i32,
 }
 
 impl Generator {
@@ -39,27 +40,26 @@ impl Generator {
     ///
     /// # Errors
     /// Whatever recording or loading reports.
-    pub fn new(
-        (config, layout, executor): Place<'_>,
-        shape: StepShape,
-        sampling: Sampling,
-    ) -> Result<Generator> {
+    pub fn new(place: Place<'_>, shape: StepShape, sampling: Sampling) -> Result<Generator> {
         let next = match sampling {
             Sampling::Greedy => NextToken::Likeliest,
             Sampling::Random { .. } => NextToken::Logits,
         };
+        let config = place.config;
         let layers = config.language.depth;
         let keep = (0..layers).map(cached_rows).collect();
         Ok(Generator {
-            prompt: load_forward(layout, executor, keep, |tape| {
+            prompt: load_forward(place, keep, |tape| {
                 record_prompt(tape, config, &shape, next)
             })?,
-            step: load_forward(layout, executor, Vec::new(), |tape| {
+            step: load_forward(place, Vec::new(), |tape| {
                 record_next_token(tape, config, &shape, next)
             })?,
             shape,
             layers,
             sampling,
+            pad: place.words.pad(),
+            end: place.words.end(),
         })
     }
 
@@ -68,10 +68,10 @@ impl Generator {
     ///
     /// # Errors
     /// [`Error::Setting`] when there are too many prompts, or one is empty or leaves no room; whatever the sessions report.
-    pub fn generate(&mut self, images: &[f32], prompts: &[Vec<u16>]) -> Result<Vec<Vec<u16>>> {
+    pub fn generate(&mut self, images: &[f32], prompts: &[Vec<i32>]) -> Result<Vec<Vec<i32>>> {
         let StepShape { batch, tokens, .. } = self.shape;
         let most = format!("1 to {batch} of them, each of 1 to {} tokens", tokens - 1);
-        let fits = |prompt: &Vec<u16>| !prompt.is_empty() && prompt.len() < tokens;
+        let fits = |prompt: &Vec<i32>| !prompt.is_empty() && prompt.len() < tokens;
         if prompts.is_empty() || prompts.len() > batch || !prompts.iter().all(fits) {
             let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
             let found = format!("{}, the longest of {longest} tokens", prompts.len());
@@ -81,13 +81,12 @@ impl Generator {
         let of_row = |row: usize| if row < prompts.len() { row } else { 0 };
         let picture = images.len() / prompts.len();
         let mut pictures = Vec::with_capacity(batch * picture);
-        let mut ids = vec![i32::from(PAD); batch * tokens];
+        let mut ids = vec![self.pad; batch * tokens];
         for row in 0..batch {
             let from = of_row(row);
             pictures.extend_from_slice(&images[from * picture..(from + 1) * picture]);
-            for (place, id) in ids[row * tokens..].iter_mut().zip(&prompts[from]) {
-                *place = i32::from(*id);
-            }
+            let prompt = &prompts[from];
+            ids[row * tokens..][..prompt.len()].copy_from_slice(prompt);
         }
         // The place of the token that was read last.
         let mut places: Vec<usize> = (0..batch)
@@ -110,7 +109,7 @@ impl Generator {
         let mut slots = vec![0i32; batch * tokens];
         loop {
             for (row, answer) in answers.iter_mut().enumerate() {
-                is_done[row] |= next[row] == END || places[row] + 1 == tokens;
+                is_done[row] |= next[row] == self.end || places[row] + 1 == tokens;
                 if !is_done[row] {
                     answer.push(next[row]);
                     is_done[row] = places[row] + 2 == tokens;
@@ -125,8 +124,7 @@ impl Generator {
                 *place = (*place + 1).min(tokens - 1);
                 slots[row * tokens + *place] = 1;
             }
-            let read: Vec<i32> = next.iter().map(|id| i32::from(*id)).collect();
-            self.step.write_i32("token", &read)?;
+            self.step.write_i32("token", &next)?;
             self.step.write_i32("slots", &slots)?;
             self.step.write_i32("position", &as_i32(&places))?;
             self.step.write_i32("index", &as_i32(&places))?;
@@ -151,11 +149,11 @@ fn as_i32(places: &[usize]) -> Vec<i32> {
 }
 
 /// The next token of each row.
-fn choose(session: &dyn Session, sampling: &Sampling, draws: &mut [Stream]) -> Result<Vec<u16>> {
+fn choose(session: &dyn Session, sampling: &Sampling, draws: &mut [Stream]) -> Result<Vec<i32>> {
     match *sampling {
         Sampling::Greedy => {
             let next = session.read_f64("next")?;
-            Ok(next.into_iter().map(|id| id as u16).collect())
+            Ok(next.into_iter().map(|id| id as i32).collect())
         }
         Sampling::Random {
             temperature, top_p, ..
@@ -165,7 +163,7 @@ fn choose(session: &dyn Session, sampling: &Sampling, draws: &mut [Stream]) -> R
             let rows = logits.chunks(vocabulary).zip(draws);
             Ok(rows
                 .map(|(logits, draw)| {
-                    draw_token(logits, temperature, top_p, f64::from(draw.unit())) as u16
+                    draw_token(logits, temperature, top_p, f64::from(draw.unit())) as i32
                 })
                 .collect())
         }

@@ -6,12 +6,12 @@
 use super::linear_map::LinearMap;
 use super::place::{BATCH, Place, load_forward, step_shape};
 use crate::data::batch::{BatchShape, TextBatch};
+use crate::data::chat::ChatTokenizer;
 use crate::data::embedded::Artist;
 use crate::data::eval_sets::{batch_of, batches, captioned};
 use crate::data::feed::write_batch;
 use crate::data::library::{Library, Split};
 use crate::data::task::Sample;
-use crate::data::tokenizer::Tokenizer;
 use crate::error::Result;
 use crate::executor::Session;
 use crate::model::{ContrastivePair, record_contrastive_features};
@@ -22,6 +22,7 @@ const RIDGE: f64 = 0.03;
 /// See the module's documentation.
 pub(super) struct Matcher<'a> {
     library: &'a Library,
+    words: &'a ChatTokenizer,
     shape: BatchShape,
     images: Box<dyn Session>,
     texts: Box<dyn Session>,
@@ -34,7 +35,7 @@ impl<'a> Matcher<'a> {
     /// # Errors
     /// Whatever recording, loading or the data report.
     pub fn new(
-        place: Place<'_>,
+        place: Place<'a>,
         library: &'a Library,
         shape: BatchShape,
         pair: ContrastivePair,
@@ -47,11 +48,18 @@ impl<'a> Matcher<'a> {
             .iter()
             .map(|sample| sample.caption.clone())
             .collect();
-        let x = image_features(images.as_mut(), library, &samples, &shape, POOLED, &|_| {})?;
-        let y = text_features(texts.as_mut(), &captions, &shape, POOLED)?;
+        let words = place.words;
+        let pictures = Pictures {
+            library,
+            samples: &samples,
+            change: &|_| {},
+        };
+        let x = image_features(images.as_mut(), &pictures, words, &shape, POOLED)?;
+        let y = text_features(texts.as_mut(), &captions, words, &shape, POOLED)?;
         let map = LinearMap::fit(&x, x.len() / most, &y, y.len() / most, RIDGE);
         Ok(Matcher {
             library,
+            words,
             shape,
             images,
             texts,
@@ -73,8 +81,13 @@ impl<'a> Matcher<'a> {
     /// # Errors
     /// Whatever the data or the session report.
     pub fn pooled(&mut self, samples: &[Sample], change: Change<'_>) -> Result<Vec<f32>> {
+        let pictures = Pictures {
+            library: self.library,
+            samples,
+            change,
+        };
         let images = self.images.as_mut();
-        image_features(images, self.library, samples, &self.shape, POOLED, change)
+        image_features(images, &pictures, self.words, &self.shape, POOLED)
     }
 
     /// Pooled features [N, width] mapped, of unit length.
@@ -87,7 +100,7 @@ impl<'a> Matcher<'a> {
     /// # Errors
     /// When a text is too long; whatever the session reports.
     pub fn texts(&mut self, texts: &[String], each: usize) -> Result<Vec<f32>> {
-        let y = text_features(self.texts.as_mut(), texts, &self.shape, POOLED)?;
+        let y = text_features(self.texts.as_mut(), texts, self.words, &self.shape, POOLED)?;
         let width = y.len() / texts.len().max(1);
         let means: Vec<f32> = y
             .chunks(each * width)
@@ -106,13 +119,14 @@ impl<'a> Matcher<'a> {
 }
 
 fn load(
-    (config, layout, executor): Place<'_>,
+    place: Place<'_>,
     shape: &BatchShape,
     pair: ContrastivePair,
     images: bool,
 ) -> Result<Box<dyn Session>> {
-    load_forward(layout, executor, Vec::new(), |tape| {
-        record_contrastive_features(tape, config, &step_shape(shape), pair, images)
+    let step_shape = step_shape(shape, place.words);
+    load_forward(place, Vec::new(), |tape| {
+        record_contrastive_features(tape, place.config, &step_shape, pair, images)
     })
 }
 
@@ -135,29 +149,40 @@ pub(super) fn projected_features(
 ) -> Result<(Vec<f32>, Vec<f32>)> {
     let captions: Vec<String> = samples.iter().map(|s| s.caption.clone()).collect();
     let mut images = load(place, shape, pair, true)?;
-    let images = image_features(images.as_mut(), library, samples, shape, "feature", &|_| {})?;
+    let pictures = Pictures {
+        library,
+        samples,
+        change: &|_| {},
+    };
+    let images = image_features(images.as_mut(), &pictures, place.words, shape, "feature")?;
     let mut texts = load(place, shape, pair, false)?;
-    let texts = text_features(texts.as_mut(), &captions, shape, "feature")?;
+    let texts = text_features(texts.as_mut(), &captions, place.words, shape, "feature")?;
     Ok((images, texts))
+}
+
+/// Samples whose pictures are drawn from the library and then changed.
+struct Pictures<'a> {
+    library: &'a Library,
+    samples: &'a [Sample],
+    change: Change<'a>,
 }
 
 /// Features of pictures [N, width].
 fn image_features(
     session: &mut dyn Session,
-    library: &Library,
-    samples: &[Sample],
+    pictures: &Pictures<'_>,
+    words: &ChatTokenizer,
     shape: &BatchShape,
     kind: &str,
-    change: Change<'_>,
 ) -> Result<Vec<f32>> {
     let mut features = Vec::new();
-    for index in 0..batches(samples.len(), shape) {
-        let (mut batch, count) = batch_of(library, samples, index, shape)?;
+    for index in 0..batches(pictures.samples.len(), shape) {
+        let (mut batch, count) = batch_of(pictures.library, pictures.samples, index, shape, words)?;
         for picture in batch
             .images
             .chunks_exact_mut(3 * shape.image_size * shape.image_size)
         {
-            change(picture);
+            (pictures.change)(picture);
         }
         write_batch(session, &batch)?;
         session.run()?;
@@ -171,13 +196,14 @@ fn image_features(
 fn text_features(
     session: &mut dyn Session,
     texts: &[String],
+    words: &ChatTokenizer,
     shape: &BatchShape,
     kind: &str,
 ) -> Result<Vec<f32>> {
     let mut features = Vec::new();
     for part in texts.chunks(BATCH) {
         let filled: Vec<String> = part.iter().cycle().take(BATCH).cloned().collect();
-        let batch = TextBatch::of(&filled, shape.caption_tokens, Tokenizer::embedded())?;
+        let batch = TextBatch::of(&filled, shape.caption_tokens, words)?;
         session.write_i32("caption_tokens", &batch.tokens)?;
         if session.program().input("caption_end").is_ok() {
             session.write_i32("caption_end", &batch.end)?;

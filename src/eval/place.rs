@@ -3,15 +3,25 @@
 use std::sync::Arc;
 
 use crate::data::batch::BatchShape;
-use crate::data::tokenizer::{FIRST_BYTE, IMAGE};
+use crate::data::chat::ChatTokenizer;
 use crate::error::Result;
 use crate::executor::{Executor, Session};
 use crate::model::{ModelConfig, StepShape};
 use crate::program::{CompileOptions, Program};
 use crate::tape::{ParameterLayout, Tape};
 
-/// A model, its parameters' layout, where they are, and what runs there.
-pub type Place<'a> = (&'a ModelConfig, &'a Arc<ParameterLayout>, &'a dyn Executor);
+/// What is measured.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// The model's settings.
+    pub config: &'a ModelConfig,
+    /// Where its parameters are in their arena.
+    pub layout: &'a Arc<ParameterLayout>,
+    /// What holds the arena and runs programs on it.
+    pub executor: &'a dyn Executor,
+    /// How the model speaks.
+    pub words: &'a ChatTokenizer,
+}
 
 /// Rows of one evaluation batch.
 pub(super) const BATCH: usize = 64;
@@ -32,12 +42,12 @@ pub(super) fn batch_shape(
 }
 
 /// The shape that a model records for such a batch.
-pub(super) fn step_shape(shape: &BatchShape) -> StepShape {
+pub(super) fn step_shape(shape: &BatchShape, words: &ChatTokenizer) -> StepShape {
     StepShape {
         batch: shape.batch,
         tokens: shape.tokens,
         caption_tokens: shape.caption_tokens,
-        image_id: i32::from(IMAGE),
+        image_id: words.image(),
     }
 }
 
@@ -46,27 +56,42 @@ pub(super) fn step_shape(shape: &BatchShape) -> StepShape {
 /// # Errors
 /// Whatever recording or loading reports.
 pub(super) fn load_forward(
-    layout: &Arc<ParameterLayout>,
-    executor: &dyn Executor,
+    place: Place<'_>,
     keep: Vec<String>,
     record: impl FnOnce(&mut Tape) -> Result<()>,
 ) -> Result<Box<dyn Session>> {
-    let machine = executor.machine();
-    let mut tape = Tape::new(layout.clone(), |_| false).in_precision(machine.precision);
+    let machine = place.executor.machine();
+    let mut tape = Tape::new(place.layout.clone(), |_| false).in_precision(machine.precision);
     record(&mut tape)?;
     let options = CompileOptions {
         keep,
         ..CompileOptions::new(machine.target)
     };
-    executor.load(Arc::new(Program::compile(tape, &options)?))
+    place
+        .executor
+        .load(Arc::new(Program::compile(tape, &options)?))
 }
 
-/// The embeddings of text tokens [V − specials, D]: special tokens are no text.
-pub(super) fn text_embeddings((config, layout, executor): Place<'_>) -> Vec<f32> {
-    let entry = layout.get("language.embedding");
+/// The embeddings of text tokens [n, D]: control tokens are no text, and rows behind the tokeniser's are nothing.
+pub(super) fn text_embeddings(place: Place<'_>) -> Vec<f32> {
+    let entry = place.layout.get("language.embedding");
     let entry = entry.expect("every language model has an embedding table");
-    let specials = usize::from(FIRST_BYTE) * config.language.width;
-    let mut table = vec![0.0; entry.spec.shape.numel() - specials];
-    executor.read_parameters(entry.offset + specials, &mut table);
+    let width = place.config.language.width;
+    let ids = place.words.text_ids();
+    let mut table = vec![0.0; ids.len() * width];
+    // Ids that follow each other are read together.
+    let mut first = 0;
+    while first < ids.len() {
+        let run = ids[first..]
+            .windows(2)
+            .take_while(|pair| pair[0] + 1 == pair[1])
+            .count()
+            + 1;
+        let rows = &mut table[first * width..(first + run) * width];
+        place
+            .executor
+            .read_parameters(entry.offset + ids[first] * width, rows);
+        first += run;
+    }
     table
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::recipe::{Recipe, StageKind};
 use super::validate::validate;
-use crate::data::tokenizer::VOCABULARY;
+use crate::data::chat::Layout;
 use crate::error::{Error, Result};
 use crate::model::initialise;
 use crate::tape::ParameterLayout;
@@ -12,7 +12,8 @@ use crate::weights::{Folder, Part};
 
 impl Recipe {
     /// Begins from the folders' weights: takes the settings of the tower and of the language model from them, and leaves out
-    /// the warm starts that stand in for weights that are now there. Returns the names of those stages.
+    /// the warm starts that stand in for weights that are now there. Returns the names of those stages. With the language
+    /// model comes its tokeniser; `layout` is that of its chats where the folder does not say.
     ///
     /// # Errors
     /// [`Error::Setting`] when the recipe does not go with the model, [`Error::Content`] when a folder is unusable.
@@ -20,6 +21,7 @@ impl Recipe {
         &mut self,
         vision: Option<&Path>,
         language: Option<&Path>,
+        layout: Option<Layout>,
     ) -> Result<Vec<String>> {
         // Absolute, so that the run can be continued from another folder.
         let absolute = |path: &Path| {
@@ -33,7 +35,9 @@ impl Recipe {
             there.push("vision");
         }
         if let Some(path) = language {
-            self.model.language = Part::language(&Folder::open(path)?)?.1;
+            let folder = Folder::open(path)?;
+            self.model.language = Part::language(&folder)?.1;
+            self.speak_as(&folder, layout)?;
             self.language_weights = Some(absolute(path).map_err(|e| Error::io(path, "find", e))?);
             there.push("language");
         }
@@ -73,14 +77,10 @@ impl Recipe {
         if let Some(path) = &self.language_weights {
             let folder = Folder::open(Path::new(path))?;
             let (part, config) = Part::language(&folder)?;
-            if config.vocabulary != VOCABULARY {
-                return Err(Error::setting(
-                    format!("{path}: vocab_size"),
-                    format!(
-                        "{VOCABULARY}: runs speak the embedded tokeniser, and tokens of another mean other things"
-                    ),
-                    config.vocabulary,
-                ));
+            let mut config = config;
+            if self.chat.is_some() && config.vocabulary < self.model.language.vocabulary {
+                // Rows of tokens that pictures need.
+                config.vocabulary = self.model.language.vocabulary;
             }
             if config != self.model.language {
                 return Err(differs("language", path));
@@ -104,6 +104,7 @@ impl Recipe {
                 values[place..place + piece.len()].copy_from_slice(piece);
             })?;
         }
+        self.average_new_rows(layout, &mut values)?;
         Ok(values)
     }
 }

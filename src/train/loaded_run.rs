@@ -7,12 +7,12 @@ use super::checkpoint::{self, Position};
 use super::evaluation::evaluation_settings;
 use super::recipe::Recipe;
 use super::run_folder::{newest_checkpoint, stage_checkpoints};
+use crate::data::chat::{ChatTokenizer, Conversation};
 use crate::data::library::Library;
 use crate::data::picture::{Picture, PictureLimits};
 use crate::data::resample::Filter;
-use crate::data::tokenizer::{ASSISTANT, BEGIN, IMAGE, Tokenizer, USER};
 use crate::error::{Error, Result, with_near_miss};
-use crate::eval::{Evaluation, Evaluator, Generator, Sampling};
+use crate::eval::{Evaluation, Evaluator, Generator, Place, Sampling};
 use crate::executor::{Choice, Executor};
 use crate::model::{StepShape, declare};
 use crate::tape::ParameterLayout;
@@ -24,6 +24,7 @@ pub struct LoadedRun {
     position: Position,
     pub(super) layout: Arc<ParameterLayout>,
     pub(super) executor: Box<dyn Executor>,
+    words: Arc<ChatTokenizer>,
     pub(super) compute: Choice,
 }
 
@@ -49,6 +50,9 @@ impl LoadedRun {
             &position.recipe,
             &[],
         )?;
+        // Checkpoints lie one folder below their run.
+        let run = path.parent().and_then(Path::parent);
+        let words = recipe.words(run)?;
         let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
         let executor = compute.open(layout.elements())?;
         let loaded = checkpoint::load(&path, &layout, &[])?;
@@ -59,6 +63,7 @@ impl LoadedRun {
             position,
             layout,
             executor,
+            words,
             compute: compute.clone(),
         })
     }
@@ -94,6 +99,16 @@ impl LoadedRun {
         }
     }
 
+    /// The model as it stands.
+    pub(super) fn place(&self) -> Place<'_> {
+        Place {
+            config: &self.recipe.model,
+            layout: &self.layout,
+            executor: self.executor.as_ref(),
+            words: &self.words,
+        }
+    }
+
     /// The checkpoint's file.
     pub fn path(&self) -> &Path {
         &self.path
@@ -120,12 +135,7 @@ impl LoadedRun {
                 format!("stage {}, which trained on text alone", stage.name),
             ));
         };
-        let evaluator = Evaluator::new(
-            &self.recipe.model,
-            &self.layout,
-            self.executor.as_ref(),
-            Library::embedded(),
-        );
+        let evaluator = Evaluator::new(self.place(), Library::embedded());
         evaluator.evaluate(&stage.name, &settings)
     }
 
@@ -151,11 +161,12 @@ impl LoadedRun {
             .map(|stage| stage.tokens)
             .max()
             .unwrap_or(0);
-        let mut prompt = vec![BEGIN];
-        prompt.extend(std::iter::repeat_n(IMAGE, self.recipe.model.image_tokens()));
-        prompt.push(USER);
-        Tokenizer::embedded().encode_into(question, &mut prompt);
-        prompt.push(ASSISTANT);
+        let asked = Conversation {
+            image_tokens: self.recipe.model.image_tokens(),
+            context: "",
+            turns: vec![[question, ""]],
+        };
+        let prompt = self.words.prompt(&asked);
         if prompt.len() >= tokens {
             return Err(Error::setting(
                 "--question",
@@ -167,16 +178,11 @@ impl LoadedRun {
             batch: 1,
             tokens,
             caption_tokens: 8,
-            image_id: i32::from(IMAGE),
+            image_id: self.words.image(),
         };
-        let place = (
-            &self.recipe.model,
-            &self.layout,
-            self.executor.as_ref() as &dyn Executor,
-        );
-        let mut generator = Generator::new(place, shape, sampling)?;
+        let mut generator = Generator::new(self.place(), shape, sampling)?;
         let mut answers = generator.generate(&pixels, &[prompt])?;
         let answer = answers.pop().expect("one answer a prompt");
-        Ok(Tokenizer::embedded().decode(&answer))
+        Ok(self.words.decode(&answer))
     }
 }

@@ -10,9 +10,7 @@ use super::run_folder::stage_checkpoints;
 use super::trainer::Trainer;
 use crate::data::library::Library;
 use crate::error::{Error, Result};
-use crate::eval::{
-    MeasureSettings, Measurements, Measurer, Metric, Place, StageDrift, parameter_drift,
-};
+use crate::eval::{MeasureSettings, Measurements, Measurer, Metric, StageDrift, parameter_drift};
 
 /// The sizes to measure with after a stage; nothing after one that sees no pictures.
 fn settings_after(stage: &Stage, pictures: usize, is_connected: bool) -> Option<MeasureSettings> {
@@ -41,7 +39,7 @@ impl Trainer {
         };
         let is_connected = stage.kind != StageKind::WarmStart;
         if let Some(settings) = settings_after(stage, pictures, is_connected) {
-            let place: Place<'_> = (&self.recipe.model, &self.layout, self.executor.as_ref());
+            let place = self.place();
             let library = Library::embedded();
             let measurer = Measurer::new(place, &self.options.compute, library, settings);
             for metric in metrics {
@@ -76,7 +74,7 @@ impl LoadedRun {
                 format!("stage {}, which trained on text alone", stage.name),
             )
         })?;
-        let place: Place<'_> = (&self.recipe.model, &self.layout, self.executor.as_ref());
+        let place = self.place();
         let measurer = Measurer::new(place, &self.compute, Library::embedded(), settings);
         let mut measured = Measured {
             measurements: Measurements {

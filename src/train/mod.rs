@@ -15,6 +15,7 @@ mod stage_loop;
 mod step_program;
 mod trainer;
 mod validate;
+mod words;
 
 pub use ablation::{
     Ablation, AblationOptions, AblationPlan, AblationResults, Arm, ArmSummary, BUILT_IN_PLANS,

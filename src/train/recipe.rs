@@ -7,6 +7,7 @@ use toml::{Table, Value};
 
 use super::locate::{KeyFinder, named_text};
 use super::validate::validate;
+use crate::data::chat::Layout;
 use crate::error::{Error, Result, with_near_miss};
 use crate::model::{
     ContrastivePair, LANGUAGE_PRESETS, ModelConfig, Objectives, VISION_PRESETS, language_preset,
@@ -45,11 +46,24 @@ pub struct Recipe {
     /// A Hugging Face folder that the language model's first values come from; `model.language` has its settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub language_weights: Option<String>,
+    /// How a published language model speaks; runs without it speak the embedded tokeniser.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<ChatSettings>,
     /// The model.
     pub model: ModelConfig,
     /// The stages in order.
     #[serde(rename = "stage")]
     pub stages: Vec<Stage>,
+}
+
+/// How a published language model speaks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChatSettings {
+    /// Its `tokenizer.json`; a run keeps a copy in its folder.
+    pub tokenizer: String,
+    /// The layout of its chats.
+    pub layout: Layout,
 }
 
 fn info_nce() -> ContrastiveForm {

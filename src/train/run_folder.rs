@@ -8,6 +8,9 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::error::{Error, Result};
 
+/// A published tokeniser in a run's folder.
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+
 /// An exclusively held run folder. The lock goes when the value is dropped or the process ends, however it ends.
 #[derive(Debug)]
 pub struct RunFolder {

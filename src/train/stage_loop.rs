@@ -52,7 +52,8 @@ impl Trainer {
                 augmentation: Augmentation::of_strength(stage.augmentation),
                 contrastive: stage.contrastive > 0.0,
             },
-        )?;
+        )?
+        .in_words(self.words.clone());
         match stage.data_share < 1.0 {
             true => mixture.with_share(stage.data_share),
             false => Ok(mixture),

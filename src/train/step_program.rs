@@ -14,7 +14,7 @@ use crate::tensor::DType;
 /// Largest log of the contrastive scale: e^this is 100 (Radford et al. 2021, §2.5).
 const MOST_LOG_SCALE: f32 = 4.605_170_2;
 
-/// The sizes of a stage's batch; `batch` overrides the recipe's.
+/// The sizes of a stage's batch, spoken in the embedded tokeniser; `batch` overrides the recipe's.
 pub fn step_shape(stage: &Stage, batch: Option<usize>) -> StepShape {
     StepShape {
         batch: batch.unwrap_or(stage.batch),

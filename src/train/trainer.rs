@@ -9,16 +9,17 @@ use std::time::Instant;
 use super::checkpoint::{self, Checkpoint, Position};
 use super::evaluation::evaluation_settings;
 use super::recipe::{Recipe, Stage};
-use super::run_folder::{RunFolder, newest_checkpoint};
+use super::run_folder::{RunFolder, TOKENIZER, newest_checkpoint};
 use super::signals::Signals;
 use super::step_program::{compile_step, step_shape};
+use crate::data::chat::ChatTokenizer;
 use crate::data::library::Library;
 use crate::data::pairs::PairSource;
 use crate::data::task::TaskKind;
 use crate::error::{Error, Result};
-use crate::eval::{Evaluation, Evaluator};
+use crate::eval::{Evaluation, Evaluator, Place};
 use crate::executor::{Choice, Executor, Session};
-use crate::model::{declare, initialise_one};
+use crate::model::{StepShape, declare, initialise_one};
 use crate::program::Program;
 use crate::tape::{Arena, ParameterLayout};
 
@@ -65,6 +66,7 @@ pub struct Trainer {
     pub(super) layout: Arc<ParameterLayout>,
     pub(super) executor: Box<dyn Executor>,
     pub(super) library: Arc<Library>,
+    pub(super) words: Arc<ChatTokenizer>,
     pub(super) pairs: Option<Arc<dyn PairSource>>,
     pub(super) folder: RunFolder,
     /// The program of each stage that is still to be run.
@@ -101,6 +103,7 @@ impl Trainer {
         beginning: Option<Beginning>,
     ) -> Result<Trainer> {
         check_pairs(&recipe, pairs.is_some())?;
+        let words = recipe.words(options.resume.as_deref())?;
         let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
         let executor = options.compute.open(layout.elements())?;
         let folder = match &options.resume {
@@ -122,7 +125,9 @@ impl Trainer {
         // Every stage is planned before the first runs, so that one that does not fit is known before hours are spent.
         let compile = |(index, stage)| match index < first_stage {
             true => Ok(None),
-            false => compile_stage(&recipe, stage, &layout, &options).map(|p| Some(Arc::new(p))),
+            false => {
+                compile_stage(&recipe, stage, &layout, &words, &options).map(|p| Some(Arc::new(p)))
+            }
         };
         let programs = recipe
             .stages
@@ -141,6 +146,7 @@ impl Trainer {
             layout,
             executor,
             library,
+            words,
             pairs,
             folder,
             programs,
@@ -155,6 +161,16 @@ impl Trainer {
         let mut parameters = vec![0.0; self.layout.elements()];
         self.executor.read_parameters(0, &mut parameters);
         parameters
+    }
+
+    /// The model as it stands.
+    pub(super) fn place(&self) -> Place<'_> {
+        Place {
+            config: &self.recipe.model,
+            layout: &self.layout,
+            executor: self.executor.as_ref(),
+            words: &self.words,
+        }
     }
 
     /// The run's folder.
@@ -178,6 +194,9 @@ impl Trainer {
             None => {
                 self.folder
                     .write("recipe.toml", self.recipe.to_toml().as_bytes())?;
+                if let Some(tokenizer) = self.words.to_json() {
+                    self.folder.write(TOKENIZER, tokenizer.as_bytes())?;
+                }
                 let values = match self.beginning.take() {
                     Some(beginning) => {
                         first_stage = beginning.stage;
@@ -399,12 +418,7 @@ impl Trainer {
         let Some(settings) = evaluation_settings(stage, self.options.evaluation_size) else {
             return Ok(None);
         };
-        let evaluator = Evaluator::new(
-            &self.recipe.model,
-            &self.layout,
-            self.executor.as_ref(),
-            self.library.clone(),
-        );
+        let evaluator = Evaluator::new(self.place(), self.library.clone());
         let start = Instant::now();
         let evaluation = evaluator.evaluate(&stage.name, &settings)?;
         let mut row = serde_json::to_value(&evaluation).expect("an evaluation is plain data");
@@ -448,9 +462,13 @@ fn compile_stage(
     recipe: &Recipe,
     stage: &Stage,
     layout: &Arc<ParameterLayout>,
+    words: &ChatTokenizer,
     options: &TrainOptions,
 ) -> Result<Program> {
-    let shape = step_shape(stage, None);
+    let shape = StepShape {
+        image_id: words.image(),
+        ..step_shape(stage, None)
+    };
     let machine = options.compute.machine();
     compile_step(
         recipe,

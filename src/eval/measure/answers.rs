@@ -4,28 +4,27 @@ use std::collections::BTreeMap;
 
 use super::towers::{SETS, set_name};
 use super::{BATCH, CaptionMeasure, Measurer, QuestionMeasure};
-use crate::data::batch::{Batch, IGNORED, Sequence};
+use crate::data::batch::{Batch, IGNORED};
 use crate::data::embedded::Artist;
 use crate::data::eval_sets::{
     QuestionAnswer, batch_of, batches, captioned, questions, text_only_baseline, training_questions,
 };
 use crate::data::library::Split;
 use crate::data::task::{QuestionKind, Sample};
-use crate::data::tokenizer::Tokenizer;
 use crate::error::Result;
 use crate::eval::{Answerer, Generator, Sampling, answers_match};
 
 impl Measurer<'_> {
     pub(super) fn captions(&self) -> Result<Vec<CaptionMeasure>> {
-        let (config, layout, executor) = self.place;
         let shape = self.batch_shape();
-        let mut answerer = Answerer::new(config, layout, executor, self.step_shape())?;
+        let mut answerer = Answerer::new(self.place, self.step_shape())?;
         let mut measures = Vec::new();
         for set in SETS {
             let samples = captioned(&self.library, set.0, set.1, self.settings.pictures);
             let (mut sum, mut tokens) = (0.0, 0);
             for index in 0..batches(samples.len(), &shape) {
-                let (mut batch, count) = batch_of(&self.library, &samples, index, &shape)?;
+                let (mut batch, count) =
+                    batch_of(&self.library, &samples, index, &shape, self.place.words)?;
                 let supervised = keep_rows(&mut batch, count, shape.tokens);
                 sum += answerer.check(&batch)?.1 * supervised as f64;
                 tokens += supervised;
@@ -45,26 +44,24 @@ impl Measurer<'_> {
         let shape = self.batch_shape();
         let mut generator = Generator::new(self.place, self.step_shape(), Sampling::Greedy)?;
         let train = training_questions(&self.library, 2000, 0);
-        let tokenizer = Tokenizer::embedded();
+        let words = self.place.words;
         let mut measures = Vec::new();
         for artist in [Artist::Noto, Artist::Twemoji] {
             let per_kind = self.settings.questions_per_kind;
-            let samples = questions(&self.library, artist, Split::Train, per_kind, &shape);
+            let samples = questions(&self.library, artist, Split::Train, per_kind, &shape, words);
             let mut answers = Vec::with_capacity(samples.len());
             for index in 0..batches(samples.len(), &shape) {
-                let (batch, count) = batch_of(&self.library, &samples, index, &shape)?;
+                let (batch, count) =
+                    batch_of(&self.library, &samples, index, &shape, self.place.words)?;
                 let rows = &samples[index * BATCH..index * BATCH + count];
-                let prompts: Vec<Vec<u16>> = rows
+                let prompts: Vec<Vec<i32>> = rows
                     .iter()
-                    .map(|sample| {
-                        let sequence = Sequence::of(sample, shape.image_tokens, tokenizer);
-                        sequence.ids[..sequence.supervised[0].start].to_vec()
-                    })
+                    .map(|sample| words.prompt(&sample.conversation(shape.image_tokens)))
                     .collect();
                 let picture = batch.images.len() / BATCH;
                 let images = &batch.images[..count * picture];
                 for answer in generator.generate(images, &prompts)? {
-                    answers.push(tokenizer.decode(&answer));
+                    answers.push(words.decode(&answer));
                 }
             }
             let asked: Vec<QuestionAnswer> =

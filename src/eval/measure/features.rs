@@ -84,7 +84,7 @@ fn means(tokens: &[f32], count: usize, width: usize, skip: usize) -> Vec<f32> {
 impl Measurer<'_> {
     /// Loads the program that makes features.
     fn feature_session(&self, wanted: Wanted) -> Result<Box<dyn Session>> {
-        let (config, layout, executor) = self.place;
+        let config = self.place.config;
         let side = config.vision.image_size;
         let blocks = 0..if wanted.layers {
             config.vision.depth
@@ -92,7 +92,7 @@ impl Measurer<'_> {
             0
         };
         let keep = blocks.map(|layer| format!("vision.blocks.{layer}"));
-        load_forward(layout, executor, keep.collect(), |tape| {
+        load_forward(self.place, keep.collect(), |tape| {
             let images = tape.input("images", TensorType::f32([BATCH, 3, side, side]));
             let features = vision_tower(tape, &config.vision, images)?;
             tape.output(features, "tower");
@@ -106,7 +106,7 @@ impl Measurer<'_> {
 
     /// Features of `samples`' pictures.
     pub(super) fn features(&self, samples: &[Sample], wanted: Wanted) -> Result<Features> {
-        let config = self.place.0;
+        let config = self.place.config;
         let shape = self.batch_shape();
         let mut session = self.feature_session(wanted)?;
         let width = config.vision.width;
@@ -123,7 +123,7 @@ impl Measurer<'_> {
             ..Features::default()
         };
         for index in 0..batches(samples.len(), &shape) {
-            let (batch, count) = batch_of(&self.library, samples, index, &shape)?;
+            let (batch, count) = batch_of(&self.library, samples, index, &shape, self.place.words)?;
             session.write_f32("images", &batch.images)?;
             session.run()?;
             let first = |values: Vec<f32>| -> Vec<f32> {
@@ -166,7 +166,7 @@ impl Measurer<'_> {
         };
         Ok(LayerFeatures {
             pictures: samples.len(),
-            width: self.place.0.vision.width,
+            width: self.place.config.vision.width,
             layers: self.features(&samples, wanted)?.layers,
         })
     }

@@ -412,11 +412,11 @@ impl<'a> Measurer<'a> {
             caption_tokens,
             ..
         } = self.settings;
-        place::batch_shape(self.place.0, tokens, caption_tokens)
+        place::batch_shape(self.place.config, tokens, caption_tokens)
     }
 
     fn step_shape(&self) -> StepShape {
-        place::step_shape(&self.batch_shape())
+        place::step_shape(&self.batch_shape(), self.place.words)
     }
 }
 

@@ -25,7 +25,7 @@ impl Measurer<'_> {
         let captions: Vec<String> = asked.samples.iter().map(|s| s.caption.clone()).collect();
         let texts = matcher.texts(&captions, 1)?;
         let prompts = matcher.texts(&asked.prompts, asked.templates)?;
-        let side = self.place.0.vision.image_size;
+        let side = self.place.config.vision.image_size;
         let mut measures = Vec::new();
         for corruption in Corruption::ALL {
             let mut measure = RobustnessMeasure {

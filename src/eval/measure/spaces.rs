@@ -62,7 +62,7 @@ fn distances_in(space: &str, visual: &[f32], text: &[f32], width: usize) -> Dist
 
 impl Measurer<'_> {
     pub(super) fn distances(&self) -> Result<Vec<DistanceMeasure>> {
-        let config = self.place.0;
+        let config = self.place.config;
         let samples = captioned(&self.library, Artist::Noto, Split::HeldOut, PICTURES);
         let wanted = Wanted {
             tokens: true,
@@ -101,7 +101,12 @@ impl Measurer<'_> {
             ("contrastive", ContrastivePair::TextTower),
             ("align", ContrastivePair::LanguageModel),
         ] {
-            if self.place.1.get(&format!("{name}.log_scale")).is_none() {
+            if self
+                .place
+                .layout
+                .get(&format!("{name}.log_scale"))
+                .is_none()
+            {
                 continue;
             }
             let shape = self.batch_shape();

@@ -4,13 +4,11 @@ use std::rc::Rc;
 
 use super::features::{Features, Wanted, unit};
 use super::{Measurer, Metric, ProbeMeasure, RetrievalMeasure, SetName, ZeroShotMeasure};
-use crate::data::batch::caption_ids;
 use crate::data::captions::SHORT_TEMPLATES;
 use crate::data::embedded::Artist;
 use crate::data::eval_sets::{ZeroShot, captioned, subcategories};
 use crate::data::library::Split;
 use crate::data::task::Sample;
-use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::eval::matcher::Matcher;
 use crate::eval::{
@@ -40,7 +38,7 @@ pub(super) fn set_name((artist, split): (Artist, Split)) -> SetName {
 impl Measurer<'_> {
     /// The pair of towers that retrieval goes by: the text tower where there is one.
     pub(super) fn retrieval_pair(&self) -> ContrastivePair {
-        match self.place.0.text {
+        match self.place.config.text {
             Some(_) => ContrastivePair::TextTower,
             None => ContrastivePair::LanguageModel,
         }
@@ -77,7 +75,7 @@ impl Measurer<'_> {
 
     pub(super) fn zero_shot(&self) -> Result<Vec<ZeroShotMeasure>> {
         let mut measures = Vec::new();
-        if self.place.0.text.is_some() {
+        if self.place.config.text.is_some() {
             measures.extend(self.zero_shot_by(ContrastivePair::TextTower, "text tower")?);
         }
         if self.settings.is_connected {
@@ -123,7 +121,7 @@ impl Measurer<'_> {
             ..Wanted::default()
         };
         let train = self.training_set();
-        let config = &self.place.0.vision;
+        let config = &self.place.config.vision;
         let (width, classes) = (config.width, train.classes.len());
         let fitted = self.probe_features(usize::MAX, &train.samples, wanted)?;
         let heads = config.heads;
@@ -201,13 +199,12 @@ impl Measurer<'_> {
 
     /// The plain caption of each picture in every short template that leaves it short enough, and whose each is.
     fn several_captions(&self, samples: &[Sample]) -> (Vec<String>, Vec<usize>) {
-        let tokenizer = Tokenizer::embedded();
         let mut captions = Vec::new();
         let mut pictures = Vec::new();
         for (picture, sample) in samples.iter().enumerate() {
             for [before, after] in SHORT_TEMPLATES {
                 let caption = format!("{before}{}{after}", sample.caption);
-                if caption_ids(&caption, tokenizer).len() <= self.settings.caption_tokens {
+                if self.place.words.caption(&caption).len() <= self.settings.caption_tokens {
                     captions.push(caption);
                     pictures.push(picture);
                 }

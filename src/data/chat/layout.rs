@@ -1,0 +1,68 @@
+//! The layouts of chats that published language models were trained on. All are turns of
+//! `<|im_start|>role\ntext<|im_end|>`; they differ in the system's words and in what stands between turns.
+
+use serde::{Deserialize, Serialize};
+
+/// A layout of chats. A picture stands in the first turn of the user as `<img>`, its tokens, `</img>` and a new line, before
+/// the question. Supervised are each answer and the `<|im_end|>` that ends it (InternVL's training code does the same).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Layout {
+    /// Qwen2 and Qwen2.5, as their `chat_template` lays out.
+    #[serde(rename = "qwen2.5")]
+    Qwen25,
+    /// Qwen3, as its `chat_template` lays out without reasoning: no system turn, and an empty `<think>` before the last
+    /// answer.
+    #[serde(rename = "qwen3")]
+    Qwen3,
+    /// InternVL 2.5 and 3, and SAIL-VL before its second version: `internvl2_5`.
+    #[serde(rename = "internvl2.5")]
+    InternVl25,
+    /// SAIL-VL's `sailvl-chat`: turns without a new line between them.
+    #[serde(rename = "sailvl")]
+    SailVl,
+}
+
+impl Layout {
+    /// All, by name.
+    pub const ALL: [(&str, Layout); 4] = [
+        ("qwen2.5", Layout::Qwen25),
+        ("qwen3", Layout::Qwen3),
+        ("internvl2.5", Layout::InternVl25),
+        ("sailvl", Layout::SailVl),
+    ];
+
+    /// The name in recipes.
+    pub fn name(self) -> &'static str {
+        let named = Layout::ALL.iter().find(|(_, layout)| *layout == self);
+        named.map_or("", |(name, _)| name)
+    }
+
+    /// What the system says first; nothing where there is no such turn.
+    pub(super) fn system(self) -> Option<&'static str> {
+        match self {
+            Layout::Qwen25 => {
+                Some("You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")
+            }
+            Layout::Qwen3 | Layout::SailVl => None,
+            Layout::InternVl25 => Some(
+                "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。",
+            ),
+        }
+    }
+
+    /// What follows `<|im_end|>`.
+    pub(super) fn between(self) -> &'static str {
+        match self {
+            Layout::SailVl => "",
+            _ => "\n",
+        }
+    }
+
+    /// What opens the last answer of a conversation, before what is supervised.
+    pub(super) fn before_last_answer(self) -> &'static str {
+        match self {
+            Layout::Qwen3 => "<think>\n\n</think>\n\n",
+            _ => "",
+        }
+    }
+}

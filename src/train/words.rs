@@ -1,0 +1,189 @@
+//! How runs speak: the embedded tokeniser, or the one that a published language model brings along.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value as Json;
+
+use super::recipe::{ChatSettings, Recipe};
+use super::run_folder::TOKENIZER;
+use crate::data::captions::{SHORT_TEMPLATES, plain_caption};
+use crate::data::chat::{ChatTokenizer, Conversation, Layout};
+use crate::data::library::Library;
+use crate::data::names::with_article;
+use crate::data::tokenizer::VOCABULARY;
+use crate::error::{Error, Result};
+use crate::tape::ParameterLayout;
+use crate::weights::Folder;
+
+/// Tables with a row a token.
+const TABLES: [&str; 2] = ["language.embedding", "language.head.weight"];
+
+impl Recipe {
+    /// The tokeniser of the run; `run` is its folder, whose copy goes before the file that the recipe names.
+    ///
+    /// # Errors
+    /// As [`ChatTokenizer::open`]; [`Error::Setting`] when the model has fewer rows than the tokeniser has ids.
+    pub fn words(&self, run: Option<&Path>) -> Result<Arc<ChatTokenizer>> {
+        let Some(chat) = &self.chat else {
+            return Ok(ChatTokenizer::embedded().clone());
+        };
+        let copy = run.map(|run| run.join(TOKENIZER));
+        let path = match &copy {
+            Some(copy) if copy.exists() => copy.as_path(),
+            _ => Path::new(&chat.tokenizer),
+        };
+        let words = ChatTokenizer::open(path, chat.layout)?;
+        let text = self.model.text.as_ref();
+        for (key, rows) in [
+            ("language", Some(self.model.language.vocabulary)),
+            ("text", text.map(|text| text.vocabulary)),
+        ] {
+            let least = words.vocabulary();
+            if rows.is_some_and(|rows| rows < least) {
+                return Err(Error::setting(
+                    format!("model.{key}.vocabulary"),
+                    format!("at least {least}, which {} makes", path.display()),
+                    rows.unwrap_or_default(),
+                ));
+            }
+        }
+        Ok(Arc::new(words))
+    }
+
+    /// Takes over the tokeniser of a language model's folder, where there is one: sets the recipe's chat, makes room for
+    /// the tokens of pictures in the vocabulary, and lengthens conversations by what the layout takes more.
+    ///
+    /// # Errors
+    /// [`Error::Content`] when the folder has none and its vocabulary is not the embedded one, or has one of another model;
+    /// as [`ChatTokenizer::open`].
+    pub(super) fn speak_as(&mut self, folder: &Folder, layout: Option<Layout>) -> Result<()> {
+        let path = folder.path().join(TOKENIZER);
+        let rows = self.model.language.vocabulary;
+        if !path.exists() && layout.is_none() && rows == VOCABULARY {
+            return Ok(());
+        }
+        if !path.exists() {
+            return Err(Error::content(
+                folder.path().display(),
+                format!(
+                    "holds no {TOKENIZER}, and its vocab_size of {rows} is not the embedded tokeniser's {VOCABULARY}"
+                ),
+                "copy the file that was published with the model there",
+            ));
+        }
+        let layout = layout.unwrap_or_else(|| layout_of(folder));
+        let words = ChatTokenizer::open(&path, layout)?;
+        if words.added().start > rows {
+            return Err(Error::content(
+                path.display(),
+                format!(
+                    "makes {} ids, and the model has {rows} embeddings",
+                    words.added().start
+                ),
+                "give the tokenizer.json that was published with the model",
+            ));
+        }
+        self.model.language.vocabulary = rows.max(words.vocabulary());
+        if let Some(text) = &mut self.model.text {
+            text.vocabulary = self.model.language.vocabulary;
+        }
+        let bare = Conversation {
+            image_tokens: self.model.image_tokens(),
+            context: "",
+            turns: vec![["", ""]],
+        };
+        let length = |words: &ChatTokenizer| words.sequence(&bare).ids.len();
+        let longer = length(&words).saturating_sub(length(ChatTokenizer::embedded()));
+        let caption = longest_caption(&words);
+        for stage in &mut self.stages {
+            stage.tokens = (stage.tokens + longer).max(length(&words) + caption);
+            stage.caption_tokens = stage.caption_tokens.max(caption);
+        }
+        if let Some(text) = &mut self.model.text {
+            text.context = text.context.max(caption);
+        }
+        let path = path
+            .canonicalize()
+            .map_err(|e| Error::io(&path, "find", e))?;
+        self.chat = Some(ChatSettings {
+            tokenizer: path.to_string_lossy().into_owned(),
+            layout,
+        });
+        Ok(())
+    }
+
+    /// Rows of tokens that the weights know nothing of become the mean of those that they know, as InternVL's training
+    /// begins: a random row would stand out from all others.
+    pub(super) fn average_new_rows(
+        &self,
+        layout: &ParameterLayout,
+        values: &mut [f32],
+    ) -> Result<()> {
+        let Some(chat) = &self.chat else {
+            return Ok(());
+        };
+        let added = ChatTokenizer::open(Path::new(&chat.tokenizer), chat.layout)?.added();
+        let width = self.model.language.width;
+        for table in TABLES {
+            let Some(entry) = layout.get(table).filter(|_| !added.is_empty()) else {
+                continue;
+            };
+            let rows = &mut values[entry.offset..entry.offset + entry.spec.shape.numel()];
+            let (known, rest) = rows.split_at_mut(added.start * width);
+            let mut sums = vec![0.0f64; width];
+            for row in known.chunks_exact(width) {
+                for (sum, value) in sums.iter_mut().zip(row) {
+                    *sum += f64::from(*value);
+                }
+            }
+            for row in rest.chunks_exact_mut(width).take(added.len()) {
+                for (value, sum) in row.iter_mut().zip(&sums) {
+                    *value = (sum / added.start as f64) as f32;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Tokens of the longest caption that evaluation reads, its end among them: stages are measured on captions of concepts,
+/// and none may be cut.
+fn longest_caption(words: &ChatTokenizer) -> usize {
+    let library = Library::embedded();
+    let classes = library
+        .subcategories()
+        .iter()
+        .map(|class| with_article(class));
+    let captions = library.concepts().iter().map(plain_caption).chain(classes);
+    let lengths = captions.flat_map(|caption| {
+        SHORT_TEMPLATES.map(|[before, after]| {
+            let caption = format!("{before}{caption}{after}");
+            words.caption(&caption).len()
+        })
+    });
+    lengths.max().unwrap_or(0)
+}
+
+/// The layout that a folder's model was trained on: InternVL's and SAIL-VL's say, others follow from the language model.
+fn layout_of(folder: &Folder) -> Layout {
+    let text = |config: &serde_json::Map<String, Json>, key: &str| {
+        let value = config.get(key).and_then(Json::as_str);
+        value.unwrap_or_default().to_owned()
+    };
+    let config = folder.config();
+    let template = text(config, "template");
+    if template.starts_with("sailvl") {
+        return Layout::SailVl;
+    }
+    if template.starts_with("internvl2_5") || template.starts_with("internvl3") {
+        return Layout::InternVl25;
+    }
+    let inner = ["llm_config", "text_config"]
+        .iter()
+        .find_map(|key| config.get(*key)?.as_object());
+    match text(inner.unwrap_or(config), "model_type").as_str() {
+        "qwen3" => Layout::Qwen3,
+        _ => Layout::Qwen25,
+    }
+}
