@@ -3,6 +3,7 @@
 //!
 //! The golden is held like one more executor: transformers normalises in f32 even where everything else is f64.
 
+mod export;
 mod published;
 mod refusals;
 mod starting;
@@ -67,6 +68,7 @@ fn compile(part: &Part, golden: &Golden, target: Target) -> Program {
             tape.name(logits, "logits");
             tape.output(logits, "last");
         }
+        Tower::Connector(_) => unreachable!("no golden is a connector alone"),
     }
     let mut options = CompileOptions::new(target);
     options.keep = golden

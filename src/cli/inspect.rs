@@ -37,7 +37,14 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     for part in &parts {
         print_part(part)?;
     }
-    Ok(())
+    // What is in the way of a connector is in the way of nothing else.
+    match Part::connector(&folder) {
+        Ok(Some((part, _))) => print_part(&part),
+        Ok(None) => Ok(()),
+        Err(problem) => print_line(format!(
+            "\nConnector: Keel begins with one of its own ({problem})"
+        )),
+    }
 }
 
 fn print_part(part: &Part) -> Result<()> {
@@ -64,6 +71,14 @@ fn print_part(part: &Part) -> Result<()> {
             config.head_dim,
             config.key_value_heads,
             config.mlp_width,
+        ))?,
+        Tower::Connector(config) => print_line(format!(
+            "  {} × {} patches become one of {} image tokens; width {} to {}",
+            config.connector.factor,
+            config.connector.factor,
+            config.image_tokens(),
+            config.vision.width,
+            config.language.width,
         ))?,
     }
     // The blocks of a tower are one line.

@@ -5,6 +5,7 @@ mod caption;
 mod data;
 mod doctor;
 mod eval;
+mod export;
 mod inspect;
 mod kernels;
 mod plan;
@@ -41,6 +42,8 @@ enum Command {
     Caption(caption::CaptionArgs),
     /// Shows the training data.
     Data(data::DataArgs),
+    /// Writes a run's tower, language model or both as a Hugging Face folder.
+    Export(export::ExportArgs),
     /// Says what a Hugging Face folder holds, and whether Keel can train it.
     Inspect(inspect::InspectArgs),
     /// Prints what is known of the CUDA kernels without running them.
@@ -216,6 +219,7 @@ pub fn run() -> Result<()> {
         Command::Ablate(args) => ablate::run(&args),
         Command::Caption(args) => caption::run(&args),
         Command::Data(args) => data::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Kernels(args) => kernels::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -13,7 +13,7 @@ use crate::weights::{Folder, Part};
 impl Recipe {
     /// Begins from the folders' weights: takes the settings of the tower and of the language model from them, and leaves out
     /// the warm starts that stand in for weights that are now there. Returns the names of those stages. With the language
-    /// model comes its tokeniser; `layout` is that of its chats where the folder does not say.
+    /// model comes its tokeniser, and from one folder of both the connector between them; `layout` is that of its chats where the folder does not say.
     ///
     /// # Errors
     /// [`Error::Setting`] when the recipe does not go with the model, [`Error::Content`] when a folder is unusable.
@@ -40,6 +40,13 @@ impl Recipe {
             self.speak_as(&folder, layout)?;
             self.language_weights = Some(absolute(path).map_err(|e| Error::io(path, "find", e))?);
             there.push("language");
+        }
+        if let (Some(vision), Some(language)) = (&self.vision_weights, &self.language_weights)
+            && vision == language
+            && let Some((_, config)) = Part::connector(&Folder::open(Path::new(vision))?)?
+        {
+            self.model.connector = config.connector;
+            self.connector_weights = Some(vision.clone());
         }
         let stands_in = |trains: &[String]| trains.iter().any(|m| there.contains(&m.as_str()));
         let mut left_out = Vec::new();
@@ -84,6 +91,24 @@ impl Recipe {
             }
             if config != self.model.language {
                 return Err(differs("language", path));
+            }
+            parts.push((folder, part));
+        }
+        if let Some(path) = &self.connector_weights {
+            let folder = Folder::open(Path::new(path))?;
+            let Some((part, config)) = Part::connector(&folder)? else {
+                return Err(Error::content(
+                    folder.path().display(),
+                    "holds no connector",
+                    "give the folder that the run was begun from",
+                ));
+            };
+            if config.connector != self.model.connector {
+                return Err(Error::setting(
+                    "model.connector",
+                    format!("the settings in {path}"),
+                    "others",
+                ));
             }
             parts.push((folder, part));
         }

@@ -3,6 +3,7 @@
 mod ablation;
 mod checkpoint;
 mod evaluation;
+mod export;
 mod from_weights;
 mod loaded_run;
 mod locate;
@@ -22,11 +23,13 @@ pub use ablation::{
     MetricSummary, Quick, Spend, Unit, UnitResult, step_flops, units, write_results,
 };
 pub use checkpoint::{Checkpoint, Position, load, read_position, save, write_durably};
+pub use export::{ExportOptions, ExportPart, Exported, export};
 pub use loaded_run::LoadedRun;
 pub use measuring::{Measured, write_measurements};
 pub use meter::{Interval, Meter, StepNumbers, StepSize};
 pub use recipe::{
-    BUILT_IN, ContrastiveForm, MODULES, Recipe, Schedule, Stage, StageKind, TokenWeighting,
+    BUILT_IN, ChatSettings, ContrastiveForm, MODULES, Recipe, Schedule, Stage, StageKind,
+    TokenWeighting,
 };
 pub use run_folder::{RunFolder, newest_checkpoint, stage_checkpoints};
 pub use signals::{Signals, Stop};

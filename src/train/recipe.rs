@@ -46,6 +46,9 @@ pub struct Recipe {
     /// A Hugging Face folder that the language model's first values come from; `model.language` has its settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub language_weights: Option<String>,
+    /// A Hugging Face folder of a whole model that the connector's first values come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connector_weights: Option<String>,
     /// How a published language model speaks; runs without it speak the embedded tokeniser.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat: Option<ChatSettings>,

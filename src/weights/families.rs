@@ -3,6 +3,8 @@
 //! A row: Keel's name without module and `.weight`/`.bias`, then the ways that files name it. Several names of one way are
 //! stacked by rows. `{l}` is the layer.
 
+use crate::ops::Heads;
+
 /// Keel's name and the ways that files name it.
 pub(super) type Names = (&'static str, &'static [&'static [&'static str]]);
 
@@ -277,3 +279,36 @@ pub(super) const QWEN: &[Names] = &[
     ("blocks.{l}.mlp.down", &[&["layers.{l}.mlp.down_proj"]]),
     ("final_norm", &[&["norm"]]),
 ];
+
+/// The connector of InternVL and SAIL-VL.
+pub(super) const MLP1: &[Names] = &[("norm", &[&["0"]]), ("fc1", &[&["1"]]), ("fc2", &[&["3"]])];
+
+/// Rows of each of `count` tensors that are stacked to one of `dims`.
+pub(super) fn rows_of(count: usize, dims: &[usize], heads: Heads) -> Vec<usize> {
+    match count {
+        1 => vec![dims[0]],
+        3 => [heads.query, heads.key_value, heads.key_value]
+            .iter()
+            .map(|heads_of| heads_of * heads.dim)
+            .collect(),
+        count => vec![dims[0] / count; count],
+    }
+}
+
+/// `vision.blocks.3.norm1.weight` → (`blocks.{l}.norm1`, `3`, `.weight`). The ending is empty where a row names the
+/// tensor in full.
+pub(super) fn row(parameter: &str) -> (String, String, &'static str) {
+    let path = parameter
+        .split_once('.')
+        .map_or(parameter, |(_, path)| path);
+    let (path, layer) = match path.strip_prefix("blocks.").and_then(|p| p.split_once('.')) {
+        Some((layer, rest)) => (format!("blocks.{{l}}.{rest}"), layer.to_owned()),
+        None => (path.to_owned(), String::new()),
+    };
+    for ending in [".weight", ".bias"] {
+        if let Some(stem) = path.strip_suffix(ending) {
+            return (stem.to_owned(), layer, ending);
+        }
+    }
+    (path, layer, "")
+}

@@ -35,8 +35,8 @@ pub struct Folder {
 /// Every git-LFS pointer begins so.
 const LFS: &[u8] = b"version https://git-lfs";
 
-const WHOLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const WHOLE: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 impl Folder {
     /// Opens a folder: reads the settings and the headers, no values.

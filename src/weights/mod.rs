@@ -4,12 +4,20 @@
 //! values are read through a memory map, a piece at a time, when they are asked for.
 
 mod families;
+mod finder;
 mod folder;
 mod language;
+mod natural;
 mod part;
 mod settings;
 mod values;
 mod vision;
+mod written;
 
 pub use folder::{Folder, TensorPlace};
+pub use natural::{
+    VisionLayout, connector_tensors, language_config, language_tensors, processor_config,
+    whole_config,
+};
 pub use part::{Aside, Part, Tower};
+pub use written::{Content, Written, write_tensors};

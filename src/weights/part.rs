@@ -1,20 +1,23 @@
 //! A vision tower or a language model inside a folder: its settings, and which tensors its parameters come from.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use safetensors::Dtype;
 use serde_json::{Map, Value as Json};
 
-use super::families::{Names, QWEN};
+use super::families::{MLP1, QWEN};
+use super::finder::{Finder, Wanted, nearest_of, prefix};
 use super::language::{self, LANGUAGE_TYPES};
 use super::settings::Settings;
 use super::vision::{self, VISION_TYPES};
+use super::written::{Content, Written};
 use super::{Folder, TensorPlace};
-use crate::error::{Error, Result, nearest};
+use crate::error::{Error, Result};
 use crate::model::{
-    LanguageConfig, VisionConfig, embed_tokens, language_head, language_trunk, vision_tower,
+    Alignment, ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig, connector, embed_tokens,
+    language_head, language_trunk, vision_tower,
 };
-use crate::ops::Heads;
 use crate::tape::{ParameterEntry, ParameterLayout, Tape};
 use crate::tensor::TensorType;
 
@@ -25,6 +28,8 @@ pub enum Tower {
     Vision(VisionConfig),
     /// A language model.
     Language(LanguageConfig),
+    /// The connector between the two, with its settings and theirs.
+    Connector(Box<ModelConfig>),
 }
 
 /// Tensors that a part does without.
@@ -44,7 +49,7 @@ pub struct Part {
     layout: Arc<ParameterLayout>,
     pub(super) sources: Vec<Source>,
     /// The tensor that must equal the embedding, where the output product has a copy of it.
-    pub(super) copy: Option<TensorPlace>,
+    pub(super) copy: Option<(String, TensorPlace)>,
     aside: Vec<Aside>,
     regularisers: Vec<String>,
 }
@@ -58,27 +63,8 @@ pub(super) struct Source {
     pub patch: Option<usize>,
 }
 
-/// What a tensor's dimensions may be.
-enum Wanted {
-    /// These, apart from ones in front.
-    Dims(Vec<usize>),
-    /// Exactly these.
-    Exactly(Vec<usize>),
-}
-
-/// How a family's tensors are found.
-struct Finder<'a> {
-    folder: &'a Folder,
-    names: &'static [Names],
-    prefix: String,
-    heads: Heads,
-    /// Side of a patch.
-    patch: usize,
-    patches_by_pixel: bool,
-}
-
 impl Part {
-    /// Every part of the folder that Keel can express: the vision tower first, then the language model.
+    /// Every tower of the folder that Keel can express: the vision tower first, then the language model.
     ///
     /// # Errors
     /// [`Error::Setting`] naming the setting that Keel has no code for; [`Error::Content`] naming the tensor that is
@@ -157,7 +143,7 @@ impl Part {
     pub fn vision(folder: &Folder) -> Result<(Part, VisionConfig)> {
         Part::only(folder, "vision tower", |tower| match tower {
             Tower::Vision(config) => Some(config.clone()),
-            Tower::Language(_) => None,
+            Tower::Language(_) | Tower::Connector(_) => None,
         })
     }
 
@@ -167,9 +153,28 @@ impl Part {
     /// As [`Part::all`], and when the folder has none.
     pub fn language(folder: &Folder) -> Result<(Part, LanguageConfig)> {
         Part::only(folder, "language model", |tower| match tower {
-            Tower::Vision(_) => None,
+            Tower::Vision(_) | Tower::Connector(_) => None,
             Tower::Language(config) => Some(config.clone()),
         })
+    }
+
+    /// The folder's connector, where it holds one.
+    ///
+    /// # Errors
+    /// As [`Part::all`].
+    pub fn connector(folder: &Folder) -> Result<Option<(Part, ModelConfig)>> {
+        let towers = Part::all(folder)?;
+        let [vision, language] = &towers[..] else {
+            return Ok(None);
+        };
+        let (Tower::Vision(vision), Tower::Language(language)) = (&vision.tower, &language.tower)
+        else {
+            return Ok(None);
+        };
+        match folder.tensors().contains_key("mlp1.0.weight") {
+            true => Part::connector_of(folder, vision, language).map(Some),
+            false => Ok(None),
+        }
     }
 
     /// The first part that `settings` recognises, with what it makes of it.
@@ -278,6 +283,116 @@ impl Part {
         part.find(&finder, aside, is_alone)
     }
 
+    /// `mlp1.` of InternVL and SAIL-VL.
+    fn connector_of(
+        folder: &Folder,
+        vision: &VisionConfig,
+        language: &LanguageConfig,
+    ) -> Result<(Part, ModelConfig)> {
+        let what = folder.path().join("config.json").display().to_string();
+        let settings = Settings::new(what, folder.config());
+        let ratio = settings.float("downsample_ratio", 0.5)?;
+        let factor = (1.0 / ratio).round();
+        if !(1.0..=64.0).contains(&factor) || (factor * ratio - 1.0).abs() > 1e-6 {
+            return Err(settings.refuse("downsample_ratio", "1, 1/2, 1/3 or another part", ratio));
+        }
+        // The first version leaves the grid turned.
+        match settings.text("ps_version", "v1")? {
+            "v2" => {}
+            other => return Err(settings.refuse("ps_version", "v2", other)),
+        }
+        let config = ModelConfig {
+            vision: vision.clone(),
+            text: None,
+            connector: ConnectorConfig {
+                factor: factor as usize,
+            },
+            language: language.clone(),
+            embedding: 1,
+            align: Alignment::default(),
+        };
+        config.validate()?;
+        let mut tape = Tape::declaring();
+        let tokens = vision.patches() + usize::from(vision.class_token);
+        let features = tape.input("features", TensorType::f32([1, tokens, vision.width]));
+        connector(&mut tape, &config, features)?;
+        let finder = Finder {
+            folder,
+            names: MLP1,
+            prefix: "mlp1.".to_owned(),
+            heads: vision.block().heads,
+            patch: 0,
+            patches_by_pixel: false,
+        };
+        let part = Part {
+            title: "Connector (pixel unshuffle and mlp1)",
+            tower: Tower::Connector(Box::new(config.clone())),
+            layout: Arc::new(ParameterLayout::new(&tape.specs())),
+            sources: Vec::new(),
+            copy: None,
+            aside: Vec::new(),
+            regularisers: Vec::new(),
+        };
+        Ok((part.find(&finder, &[], false)?, config))
+    }
+
+    /// Every tensor of `folder` in its order, those of `parts` with new values, in the type they are stored in or in `dtype`.
+    /// `value_of` gives the values of a parameter; a table that has grown has more rows than the folder's.
+    pub fn rewrite<'a>(
+        folder: &'a Folder,
+        parts: &[Part],
+        dtype: Option<Dtype>,
+        value_of: &dyn Fn(&ParameterEntry) -> &'a [f32],
+    ) -> Vec<Written<'a>> {
+        let mut new: BTreeMap<String, Written<'a>> = BTreeMap::new();
+        let mut put = |name: &str, place: &TensorPlace, values: &'a [f32], patch| {
+            let mut shape = place.shape.clone();
+            let row: usize = shape[1..].iter().product();
+            shape[0] = match place.shape.iter().product::<usize>() == values.len() {
+                true => shape[0],
+                false => values.len() / row,
+            };
+            let written = Written {
+                name: name.to_owned(),
+                shape,
+                dtype: dtype.unwrap_or(place.dtype),
+                content: Content::Values { values, patch },
+            };
+            new.insert(name.to_owned(), written);
+        };
+        for part in parts {
+            for (entry, source) in part.layout.entries().iter().zip(&part.sources) {
+                let values = value_of(entry);
+                let mut first = 0;
+                for (index, (name, place)) in source.tensors.iter().enumerate() {
+                    let count: usize = place.shape.iter().product();
+                    let end = match index + 1 == source.tensors.len() {
+                        true => values.len(),
+                        false => first + count,
+                    };
+                    put(name, place, &values[first..end], source.patch);
+                    first = end;
+                }
+                if let Some((name, place)) = &part.copy
+                    && entry.spec.name == "language.embedding"
+                {
+                    put(name, place, values, None);
+                }
+            }
+        }
+        let all = folder.tensors().iter();
+        all.map(|(name, place)| match new.remove(name) {
+            Some(written) => written,
+            None => Written {
+                name: name.clone(),
+                shape: place.shape.clone(),
+                dtype: place.dtype,
+                content: Content::Bytes(folder.bytes(place)),
+            },
+        })
+        .collect()
+    }
+
     /// Finds the tensors of every parameter, and accounts for every tensor of the folder.
     fn find(
         mut self,
@@ -313,7 +428,7 @@ impl Part {
                     place,
                     &Wanted::Exactly(table.spec.shape.dims().to_vec()),
                 )?;
-                self.copy = Some(place.clone());
+                self.copy = Some((name.clone(), place.clone()));
                 self.leave("copy of the embedding for the output product", elements);
             } else if let Some((_, what)) = known {
                 self.leave(what, elements);
@@ -341,187 +456,9 @@ impl Part {
     }
 }
 
-impl Finder<'_> {
-    /// The tensors of one parameter.
-    fn source(&self, entry: &ParameterEntry) -> Result<Source> {
-        let dims = entry.spec.shape.dims();
-        let (stem, layer, ending) = self.row(&entry.spec.name);
-        if stem == "head" {
-            return self.head(entry);
-        }
-        let ways = self
-            .names
-            .iter()
-            .find(|(row, _)| *row == stem)
-            .map_or(&[][..], |(_, ways)| ways);
-        let full = |name: &str| format!("{}{}{ending}", self.prefix, name.replace("{l}", &layer));
-        let is_there = |name: &str| self.folder.tensors().contains_key(&full(name));
-        let way = ways
-            .iter()
-            .find(|way| way.iter().any(|name| is_there(name)))
-            .or_else(|| {
-                ways.iter()
-                    .find(|way| way.iter().any(|name| self.is_spoken(name)))
-            })
-            .or(ways.first());
-        let Some(way) = way else {
-            return Err(Error::setting(
-                format!(
-                    "{}: parameter {}",
-                    self.folder.path().display(),
-                    entry.spec.name
-                ),
-                "a part that this family has",
-                "one that its files have no name for",
-            ));
-        };
-        let rows: Vec<usize> = match way.len() {
-            1 => vec![dims[0]],
-            3 => [self.heads.query, self.heads.key_value, self.heads.key_value]
-                .iter()
-                .map(|heads| heads * self.heads.dim)
-                .collect(),
-            count => vec![dims[0] / count; count],
-        };
-        let is_patches = stem == "patch_embed" && ending == ".weight";
-        let mut tensors = Vec::new();
-        for (name, rows) in way.iter().zip(rows) {
-            let want = match is_patches && !self.patches_by_pixel {
-                true => Wanted::Exactly(vec![rows, 3, self.patch, self.patch]),
-                false => Wanted::Dims([&[rows], &dims[1..]].concat()),
-            };
-            let name = full(name);
-            let place = self.tensor(&name)?;
-            self.hold_shape(&name, &place, &want)?;
-            tensors.push((name, place));
-        }
-        Ok(Source {
-            tensors,
-            patch: (is_patches && self.patches_by_pixel).then_some(self.patch),
-        })
-    }
-
-    /// The output product of an untied decoder, beside the decoder or inside it.
-    fn head(&self, entry: &ParameterEntry) -> Result<Source> {
-        let beside = self.prefix.strip_suffix("model.").unwrap_or(&self.prefix);
-        let name = format!("{beside}lm_head.weight");
-        let name = match self.folder.tensors().contains_key(&name) {
-            true => name,
-            false => "lm_head.weight".to_owned(),
-        };
-        let place = self.tensor(&name)?;
-        self.hold_shape(
-            &name,
-            &place,
-            &Wanted::Exactly(entry.spec.shape.dims().to_vec()),
-        )?;
-        Ok(Source {
-            tensors: vec![(name, place)],
-            patch: None,
-        })
-    }
-
-    /// `vision.blocks.3.norm1.weight` → (`blocks.{l}.norm1`, `3`, `.weight`). The ending is empty where a row names the
-    /// tensor in full.
-    fn row(&self, parameter: &str) -> (String, String, &'static str) {
-        let path = parameter
-            .split_once('.')
-            .map_or(parameter, |(_, path)| path);
-        let (path, layer) = match path.strip_prefix("blocks.").and_then(|p| p.split_once('.')) {
-            Some((layer, rest)) => (format!("blocks.{{l}}.{rest}"), layer.to_owned()),
-            None => (path.to_owned(), String::new()),
-        };
-        for ending in [".weight", ".bias"] {
-            if let Some(stem) = path.strip_suffix(ending) {
-                return (stem.to_owned(), layer, ending);
-            }
-        }
-        (path, layer, "")
-    }
-
-    /// Whether any layer of the folder names a tensor this way: a missing tensor is then missed under the right name.
-    fn is_spoken(&self, name: &str) -> bool {
-        let first = name.split("{l}").next().unwrap_or(name);
-        let first = format!("{}{first}", self.prefix);
-        self.folder
-            .tensors()
-            .keys()
-            .any(|tensor| tensor.starts_with(&first))
-    }
-
-    fn tensor(&self, name: &str) -> Result<TensorPlace> {
-        self.folder.tensors().get(name).cloned().ok_or_else(|| {
-            let near = nearest_of(name, self.folder.tensors().keys().map(String::as_str));
-            Error::content(
-                self.folder.path().display(),
-                format!("tensor {name} is missing, and the nearest name is {near}"),
-                "check that config.json and the weights belong together",
-            )
-        })
-    }
-
-    fn hold_shape(&self, name: &str, place: &TensorPlace, want: &Wanted) -> Result<()> {
-        let trim = |dims: &[usize]| -> Vec<usize> {
-            dims.iter().copied().skip_while(|d| *d == 1).collect()
-        };
-        let (want, fits) = match want {
-            Wanted::Exactly(dims) => (dims, *dims == place.shape),
-            Wanted::Dims(dims) => (dims, trim(dims) == trim(&place.shape)),
-        };
-        match fits {
-            true => Ok(()),
-            false => Err(Error::content(
-                self.folder.path().display(),
-                format!(
-                    "tensor {name} is {:?}, where config.json asks for {want:?}",
-                    place.shape
-                ),
-                "check that config.json and the weights belong together",
-            )),
-        }
-    }
-}
-
 fn model_type(config: &Map<String, Json>) -> &str {
     config
         .get("model_type")
         .and_then(Json::as_str)
         .unwrap_or_default()
-}
-
-fn nearest_of<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> &'a str {
-    nearest(name, names).unwrap_or("nothing")
-}
-
-/// What stands before the names of the part whose first tensor ends in one of `probes`.
-fn prefix(folder: &Folder, probes: &[&str]) -> Result<String> {
-    let mut found: Vec<&str> = Vec::new();
-    for name in folder.tensors().keys() {
-        for probe in probes {
-            if let Some(prefix) = name.strip_suffix(probe)
-                && (prefix.is_empty() || prefix.ends_with('.'))
-            {
-                found.push(prefix);
-            }
-        }
-    }
-    match found[..] {
-        [prefix] => Ok(prefix.to_owned()),
-        [] => {
-            let near = nearest_of(probes[0], folder.tensors().keys().map(String::as_str));
-            Err(Error::content(
-                folder.path().display(),
-                format!(
-                    "tensor {} is missing, and the nearest name is {near}",
-                    probes.join(" or ")
-                ),
-                "check that config.json and the weights belong together",
-            ))
-        }
-        [first, second, ..] => Err(Error::content(
-            folder.path().display(),
-            format!("holds the first tensor of this model twice, under {first:?} and {second:?}"),
-            "give a folder with one model of a kind",
-        )),
-    }
 }

@@ -59,7 +59,7 @@ impl Part {
         };
         let table = self.layout().index("language.embedding");
         let table = table.map(|index| &self.sources[index].tensors[0].1);
-        match table.is_some_and(|table| folder.bytes(table) == folder.bytes(copy)) {
+        match table.is_some_and(|table| folder.bytes(table) == folder.bytes(&copy.1)) {
             true => Ok(()),
             false => Err(Error::content(
                 folder.path().display(),

@@ -12,7 +12,7 @@ use super::{hub, values};
 use crate::command::{keel, tiny_recipe};
 
 /// The small model of `family` with `rows` rows of embeddings and of the output product, its 64 over and over.
-fn language_with_rows(family: &str, folder: &Path, rows: usize) {
+pub(super) fn language_with_rows(family: &str, folder: &Path, rows: usize) {
     fs::create_dir(folder).unwrap();
     let text = fs::read_to_string(hub(family).join("config.json")).unwrap();
     let mut config: Json = serde_json::from_str(&text).unwrap();

@@ -1,0 +1,382 @@
+//! A run's model as a Hugging Face folder: in the layout it came in, or in that of its family.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use safetensors::Dtype;
+use serde_json::{Map, Value as Json, json};
+
+use super::checkpoint;
+use super::recipe::Recipe;
+use super::run_folder::{TOKENIZER, newest_checkpoint};
+use crate::data::chat::{ChatTokenizer, Layout};
+use crate::error::{Error, Result};
+use crate::model::declare;
+use crate::tape::{ParameterEntry, ParameterLayout};
+use crate::weights::{
+    Folder, Part, VisionLayout, Written, connector_tensors, language_config, language_tensors,
+    processor_config, whole_config, write_tensors,
+};
+
+/// What of a model is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExportPart {
+    /// The refined tower.
+    Vision,
+    /// The language model, with its tokeniser.
+    Language,
+    /// What stands between them.
+    Connector,
+    /// All three, as `vision_model.`, `mlp1.` and `language_model.` of one folder.
+    Whole,
+}
+
+/// How a model is written.
+#[derive(Clone, Copy, Debug)]
+pub struct ExportOptions {
+    /// What of it.
+    pub part: ExportPart,
+    /// The layout of the tower; that of the folder it came from, or the first that can say its settings, where there is none.
+    pub layout: Option<VisionLayout>,
+    /// Type of the numbers: F32, F16 or BF16. Where there is none, tensors keep the type they came in, and others are F32.
+    pub dtype: Option<Dtype>,
+    /// Bytes of tensors in one file, at most, unless one tensor is larger.
+    pub shard_bytes: u64,
+}
+
+/// What was written.
+#[derive(Clone, Debug)]
+pub struct Exported {
+    /// The checkpoint it comes from.
+    pub checkpoint: PathBuf,
+    /// `model_type` of its `config.json`.
+    pub model_type: String,
+    /// Tensors.
+    pub tensors: usize,
+    /// Numbers in them.
+    pub elements: usize,
+    /// Files that hold them.
+    pub files: usize,
+    /// Whether a language model was written that speaks the embedded tokeniser, for which there is no tokenizer.json.
+    pub lacks_tokenizer: bool,
+}
+
+/// Everything about a checkpoint that a folder is made of.
+struct Model {
+    recipe: Recipe,
+    layout: Arc<ParameterLayout>,
+    values: Vec<f32>,
+    words: Arc<ChatTokenizer>,
+}
+
+/// A folder's content but for the tensors.
+struct Page {
+    config: Map<String, Json>,
+    /// Where files beside weights and settings are copied from.
+    source: Option<PathBuf>,
+    has_pictures: bool,
+    has_words: bool,
+}
+
+/// Writes the model of a run's newest checkpoint, or of the checkpoint that `run` names, to the folder `out`, which must not
+/// exist yet: it appears when it is whole.
+///
+/// # Errors
+/// [`Error::Setting`] when the layout cannot say the model's settings or `out` is there; [`Error::Io`] and
+/// [`Error::Content`] naming the file that cannot be read or written.
+pub fn export(run: &Path, out: &Path, options: &ExportOptions) -> Result<Exported> {
+    if out.exists() {
+        return Err(Error::setting(
+            format!("--out {}", out.display()),
+            "a folder that does not exist yet",
+            "one that does",
+        ));
+    }
+    let path = match run.is_dir() {
+        true => newest_checkpoint(run)?.ok_or_else(|| {
+            Error::setting(
+                format!("run {}", run.display()),
+                "a run with at least one checkpoint",
+                "none",
+            )
+        })?,
+        false => run.to_owned(),
+    };
+    let position = checkpoint::read_position(&path)?;
+    let what = format!("recipe in {}", path.display());
+    let recipe = Recipe::parse(&what, &position.recipe, &[])?;
+    let words = recipe.words(path.parent().and_then(Path::parent))?;
+    let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
+    let model = Model {
+        values: checkpoint::load(&path, &layout, &[])?.parameters,
+        recipe,
+        layout,
+        words,
+    };
+    let came_from = model.came_from(options)?;
+    let (page, tensors) = match &came_from {
+        Some((folder, parts)) => model.again(folder, parts, options),
+        None => model.natural(options)?,
+    };
+    let written = Exported {
+        checkpoint: path,
+        model_type: page
+            .config
+            .get("model_type")
+            .and_then(Json::as_str)
+            .unwrap_or("")
+            .to_owned(),
+        tensors: tensors.len(),
+        elements: tensors
+            .iter()
+            .map(|tensor| tensor.shape.iter().product::<usize>())
+            .sum(),
+        files: 0,
+        lacks_tokenizer: page.has_words && model.words.to_json().is_none(),
+    };
+    let mut temporary = out.as_os_str().to_owned();
+    temporary.push(".part");
+    let temporary = PathBuf::from(temporary);
+    let files = model
+        .write(&temporary, &page, &tensors, options)
+        .and_then(|files| {
+            fs::rename(&temporary, out).map_err(|e| Error::io(out, "create the folder", e))?;
+            let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty());
+            sync(parent.unwrap_or(Path::new(".")))?;
+            Ok(files)
+        });
+    if files.is_err() {
+        // The write has failed already; that the rest cannot be removed either changes nothing.
+        let _ = fs::remove_dir_all(&temporary);
+    }
+    Ok(Exported {
+        files: files?,
+        ..written
+    })
+}
+
+impl Model {
+    fn value_of<'a>(&'a self, entry: &ParameterEntry) -> &'a [f32] {
+        let own = self.layout.get(&entry.spec.name);
+        let own = own.expect("parts have the model's settings, so its parameters");
+        &self.values[own.offset..own.offset + own.spec.shape.numel()]
+    }
+
+    /// The folder that what is asked for came from, where it holds that and nothing else and no other layout is asked for.
+    fn came_from(&self, options: &ExportOptions) -> Result<Option<(Folder, Vec<Part>)>> {
+        let (vision, language) = (&self.recipe.vision_weights, &self.recipe.language_weights);
+        let path = match options.part {
+            ExportPart::Vision => vision.as_ref(),
+            ExportPart::Language => language.as_ref(),
+            ExportPart::Whole if vision == language => vision.as_ref(),
+            _ => None,
+        };
+        let Some(path) = path.filter(|_| options.layout.is_none()) else {
+            return Ok(None);
+        };
+        let folder = Folder::open(Path::new(path)).map_err(|problem| {
+            Error::content(
+                "the folder that the run began from",
+                problem,
+                "bring it back, or say with --layout in what layout to write",
+            )
+        })?;
+        let mut parts = Part::all(&folder)?;
+        // One part of a folder of several stands under names and settings that are not its own.
+        let is_alone = parts.len() == 1;
+        if options.part == ExportPart::Whole {
+            parts.extend(Part::connector(&folder)?.map(|(part, _)| part));
+        }
+        Ok((is_alone || options.part == ExportPart::Whole).then_some((folder, parts)))
+    }
+
+    fn again<'a>(
+        &'a self,
+        folder: &'a Folder,
+        parts: &[Part],
+        options: &ExportOptions,
+    ) -> (Page, Vec<Written<'a>>) {
+        let value_of = |entry: &ParameterEntry| self.value_of(entry);
+        let mut config = folder.config().clone();
+        let rows = json!(self.recipe.model.language.vocabulary);
+        if options.part == ExportPart::Language {
+            config.insert("vocab_size".into(), rows);
+        } else {
+            for key in ["llm_config", "text_config"] {
+                if let Some(inner) = config.get_mut(key).and_then(Json::as_object_mut) {
+                    inner.insert("vocab_size".into(), rows.clone());
+                }
+            }
+        }
+        if let Some(dtype) = options.dtype {
+            for key in ["dtype", "torch_dtype"] {
+                if config.contains_key(key) {
+                    config.insert(key.into(), json!(type_name(dtype)));
+                }
+            }
+        }
+        let page = Page {
+            config,
+            source: Some(folder.path().to_owned()),
+            has_pictures: options.part != ExportPart::Language,
+            has_words: options.part != ExportPart::Vision,
+        };
+        (page, Part::rewrite(folder, parts, options.dtype, &value_of))
+    }
+
+    fn natural<'a>(&'a self, options: &ExportOptions) -> Result<(Page, Vec<Written<'a>>)> {
+        let config = &self.recipe.model;
+        let dtype = options.dtype.unwrap_or(Dtype::F32);
+        let value_of = |entry: &ParameterEntry| self.value_of(entry);
+        let layout = || match options.layout {
+            Some(layout) => Ok(layout),
+            None => VisionLayout::of(&config.vision),
+        };
+        let mut page = Page {
+            config: Map::new(),
+            source: None,
+            has_pictures: options.part != ExportPart::Language,
+            has_words: !matches!(options.part, ExportPart::Vision | ExportPart::Connector),
+        };
+        let tensors = match options.part {
+            ExportPart::Vision => {
+                let layout = layout()?;
+                page.config = layout.config(&config.vision)?;
+                layout.tensors(&config.vision, &self.layout, "", dtype, &value_of)
+            }
+            ExportPart::Language => {
+                page.config = language_config(&config.language)?;
+                page.source = self.recipe.language_weights.as_ref().map(PathBuf::from);
+                language_tensors(&config.language, &self.layout, "", dtype, &value_of)
+            }
+            ExportPart::Connector => {
+                page.config.insert(
+                    "downsample_ratio".into(),
+                    json!(1.0 / config.connector.factor as f64),
+                );
+                page.config.insert("ps_version".into(), json!("v2"));
+                page.has_pictures = false;
+                connector_tensors(&self.layout, dtype, &value_of)
+            }
+            ExportPart::Whole => {
+                let layout = layout()?;
+                page.config = whole_config(
+                    layout.config(&config.vision)?,
+                    language_config(&config.language)?,
+                    (config.vision.image_size, config.connector.factor),
+                    self.template(),
+                );
+                page.source = self.recipe.language_weights.as_ref().map(PathBuf::from);
+                let vision = "vision_model.";
+                let mut all =
+                    layout.tensors(&config.vision, &self.layout, vision, dtype, &value_of);
+                all.extend(connector_tensors(&self.layout, dtype, &value_of));
+                let language = "language_model.";
+                all.extend(language_tensors(
+                    &config.language,
+                    &self.layout,
+                    language,
+                    dtype,
+                    &value_of,
+                ));
+                all
+            }
+        };
+        page.config
+            .insert("torch_dtype".into(), json!(type_name(dtype)));
+        Ok((page, tensors))
+    }
+
+    /// The name of the chats' layout in a whole model's settings.
+    fn template(&self) -> &'static str {
+        match self.words.layout() {
+            Some(Layout::SailVl) => "sailvl-chat",
+            Some(Layout::InternVl25) => "internvl2_5",
+            Some(layout) => layout.name(),
+            None => "keel",
+        }
+    }
+
+    fn write(
+        &self,
+        folder: &Path,
+        page: &Page,
+        tensors: &[Written<'_>],
+        options: &ExportOptions,
+    ) -> Result<usize> {
+        // What an export left that was killed.
+        if folder.exists() {
+            fs::remove_dir_all(folder).map_err(|e| Error::io(folder, "remove", e))?;
+        }
+        fs::create_dir_all(folder).map_err(|e| Error::io(folder, "create the folder", e))?;
+        if let Some(source) = &page.source {
+            copy_beside(source, folder)?;
+        }
+        write_json(&folder.join("config.json"), &page.config)?;
+        if page.has_pictures {
+            let config = processor_config(self.recipe.model.vision.image_size);
+            write_json(&folder.join("preprocessor_config.json"), &config)?;
+        }
+        if let Some(text) = self.words.to_json().filter(|_| page.has_words) {
+            let path = folder.join(TOKENIZER);
+            fs::write(&path, text).map_err(|e| Error::io(&path, "write", e))?;
+        }
+        let files = write_tensors(folder, tensors, options.shard_bytes)?;
+        let entries = fs::read_dir(folder).map_err(|e| Error::io(folder, "read the folder", e))?;
+        for entry in entries {
+            sync(
+                &entry
+                    .map_err(|e| Error::io(folder, "read the folder", e))?
+                    .path(),
+            )?;
+        }
+        sync(folder)?;
+        Ok(files)
+    }
+}
+
+/// Copies the small files of a folder that are neither weights nor what is written anew: tokeniser files, generation
+/// settings, the code of models that bring their own.
+fn copy_beside(source: &Path, folder: &Path) -> Result<()> {
+    const ENDINGS: [&str; 5] = ["json", "txt", "jinja", "model", "py"];
+    const WRITTEN: [&str; 4] = [
+        "config.json",
+        "preprocessor_config.json",
+        "model.safetensors.index.json",
+        TOKENIZER,
+    ];
+    let io = |error| Error::io(source, "read the folder", error);
+    for entry in fs::read_dir(source).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        let ending = path.extension().and_then(|ending| ending.to_str());
+        let name = path.file_name().and_then(|name| name.to_str());
+        let is_wanted = ending.is_some_and(|ending| ENDINGS.contains(&ending))
+            && name.is_some_and(|name| !WRITTEN.contains(&name));
+        if is_wanted && path.is_file() {
+            let target = folder.join(name.unwrap_or_default());
+            fs::copy(&path, &target).map_err(|e| Error::io(&path, "copy", e))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_json(path: &Path, config: &Map<String, Json>) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(config).expect("settings are plain data");
+    text.push('\n');
+    fs::write(path, text).map_err(|e| Error::io(path, "write", e))
+}
+
+/// Flushes a file or a folder to the disk.
+fn sync(path: &Path) -> Result<()> {
+    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+    file.sync_all().map_err(|e| Error::io(path, "flush", e))
+}
+
+fn type_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F16 => "float16",
+        Dtype::BF16 => "bfloat16",
+        _ => "float32",
+    }
+}

@@ -1,0 +1,180 @@
+//! Finds a family's tensors in a folder.
+
+use super::families::{Names, row, rows_of};
+use super::part::Source;
+use super::{Folder, TensorPlace};
+use crate::error::{Error, Result, nearest};
+use crate::ops::Heads;
+use crate::tape::ParameterEntry;
+
+/// What a tensor's dimensions may be.
+pub(super) enum Wanted {
+    /// These, apart from ones in front.
+    Dims(Vec<usize>),
+    /// Exactly these.
+    Exactly(Vec<usize>),
+}
+
+/// How a family's tensors are found.
+pub(super) struct Finder<'a> {
+    pub folder: &'a Folder,
+    pub names: &'static [Names],
+    pub prefix: String,
+    pub heads: Heads,
+    /// Side of a patch.
+    pub patch: usize,
+    pub patches_by_pixel: bool,
+}
+
+impl Finder<'_> {
+    /// The tensors of one parameter.
+    pub fn source(&self, entry: &ParameterEntry) -> Result<Source> {
+        let dims = entry.spec.shape.dims();
+        let (stem, layer, ending) = row(&entry.spec.name);
+        if stem == "head" {
+            return self.head(entry);
+        }
+        let ways = self
+            .names
+            .iter()
+            .find(|(row, _)| *row == stem)
+            .map_or(&[][..], |(_, ways)| ways);
+        let full = |name: &str| format!("{}{}{ending}", self.prefix, name.replace("{l}", &layer));
+        let is_there = |name: &str| self.folder.tensors().contains_key(&full(name));
+        let way = ways
+            .iter()
+            .find(|way| way.iter().any(|name| is_there(name)))
+            .or_else(|| {
+                ways.iter()
+                    .find(|way| way.iter().any(|name| self.is_spoken(name)))
+            })
+            .or(ways.first());
+        let Some(way) = way else {
+            return Err(Error::setting(
+                format!(
+                    "{}: parameter {}",
+                    self.folder.path().display(),
+                    entry.spec.name
+                ),
+                "a part that this family has",
+                "one that its files have no name for",
+            ));
+        };
+        let rows = rows_of(way.len(), dims, self.heads);
+        let is_patches = stem == "patch_embed" && ending == ".weight";
+        let mut tensors = Vec::new();
+        for (name, rows) in way.iter().zip(rows) {
+            let want = match is_patches && !self.patches_by_pixel {
+                true => Wanted::Exactly(vec![rows, 3, self.patch, self.patch]),
+                false => Wanted::Dims([&[rows], &dims[1..]].concat()),
+            };
+            let name = full(name);
+            let place = self.tensor(&name)?;
+            self.hold_shape(&name, &place, &want)?;
+            tensors.push((name, place));
+        }
+        Ok(Source {
+            tensors,
+            patch: (is_patches && self.patches_by_pixel).then_some(self.patch),
+        })
+    }
+
+    /// The output product of an untied decoder, beside the decoder or inside it.
+    fn head(&self, entry: &ParameterEntry) -> Result<Source> {
+        let beside = self.prefix.strip_suffix("model.").unwrap_or(&self.prefix);
+        let name = format!("{beside}lm_head.weight");
+        let name = match self.folder.tensors().contains_key(&name) {
+            true => name,
+            false => "lm_head.weight".to_owned(),
+        };
+        let place = self.tensor(&name)?;
+        self.hold_shape(
+            &name,
+            &place,
+            &Wanted::Exactly(entry.spec.shape.dims().to_vec()),
+        )?;
+        Ok(Source {
+            tensors: vec![(name, place)],
+            patch: None,
+        })
+    }
+
+    /// Whether any layer of the folder names a tensor this way: a missing tensor is then missed under the right name.
+    fn is_spoken(&self, name: &str) -> bool {
+        let first = name.split("{l}").next().unwrap_or(name);
+        let first = format!("{}{first}", self.prefix);
+        self.folder
+            .tensors()
+            .keys()
+            .any(|tensor| tensor.starts_with(&first))
+    }
+
+    fn tensor(&self, name: &str) -> Result<TensorPlace> {
+        self.folder.tensors().get(name).cloned().ok_or_else(|| {
+            let near = nearest_of(name, self.folder.tensors().keys().map(String::as_str));
+            Error::content(
+                self.folder.path().display(),
+                format!("tensor {name} is missing, and the nearest name is {near}"),
+                "check that config.json and the weights belong together",
+            )
+        })
+    }
+
+    pub fn hold_shape(&self, name: &str, place: &TensorPlace, want: &Wanted) -> Result<()> {
+        let trim = |dims: &[usize]| -> Vec<usize> {
+            dims.iter().copied().skip_while(|d| *d == 1).collect()
+        };
+        let (want, fits) = match want {
+            Wanted::Exactly(dims) => (dims, *dims == place.shape),
+            Wanted::Dims(dims) => (dims, trim(dims) == trim(&place.shape)),
+        };
+        match fits {
+            true => Ok(()),
+            false => Err(Error::content(
+                self.folder.path().display(),
+                format!(
+                    "tensor {name} is {:?}, where config.json asks for {want:?}",
+                    place.shape
+                ),
+                "check that config.json and the weights belong together",
+            )),
+        }
+    }
+}
+
+pub(super) fn nearest_of<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> &'a str {
+    nearest(name, names).unwrap_or("nothing")
+}
+
+/// What stands before the names of the part whose first tensor ends in one of `probes`.
+pub(super) fn prefix(folder: &Folder, probes: &[&str]) -> Result<String> {
+    let mut found: Vec<&str> = Vec::new();
+    for name in folder.tensors().keys() {
+        for probe in probes {
+            if let Some(prefix) = name.strip_suffix(probe)
+                && (prefix.is_empty() || prefix.ends_with('.'))
+            {
+                found.push(prefix);
+            }
+        }
+    }
+    match found[..] {
+        [prefix] => Ok(prefix.to_owned()),
+        [] => {
+            let near = nearest_of(probes[0], folder.tensors().keys().map(String::as_str));
+            Err(Error::content(
+                folder.path().display(),
+                format!(
+                    "tensor {} is missing, and the nearest name is {near}",
+                    probes.join(" or ")
+                ),
+                "check that config.json and the weights belong together",
+            ))
+        }
+        [first, second, ..] => Err(Error::content(
+            folder.path().display(),
+            format!("holds the first tensor of this model twice, under {first:?} and {second:?}"),
+            "give a folder with one model of a kind",
+        )),
+    }
+}

@@ -1,0 +1,340 @@
+//! Weights leave as they came: names, types, shapes and bits; and a tower of any family reads back from every layout that can
+//! say its settings.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use keel::tape::ParameterEntry;
+use keel::train::{ExportOptions, ExportPart, export};
+use keel::weights::{Folder, Part, VisionLayout, language_config, language_tensors, write_tensors};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value as Json;
+
+use super::starting::language_with_rows;
+use super::{hub, values};
+use crate::command::{keel, tiny_recipe};
+
+const AS_IT_CAME: ExportOptions = ExportOptions {
+    part: ExportPart::Vision,
+    layout: None,
+    dtype: None,
+    shard_bytes: u64::MAX,
+};
+
+/// All tensors of a folder: type, shape, bytes.
+fn tensors(folder: &Path) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let is_weights = path.extension().is_some_and(|e| e == "safetensors");
+        if !is_weights
+            || path
+                .file_name()
+                .is_some_and(|n| n == "expected.safetensors")
+        {
+            continue;
+        }
+        let bytes = fs::read(path).unwrap();
+        for (name, view) in SafeTensors::deserialize(&bytes).unwrap().iter() {
+            let tensor = (view.dtype(), view.shape().to_vec(), view.data().to_vec());
+            assert!(
+                all.insert(name.to_owned(), tensor).is_none(),
+                "{name} twice"
+            );
+        }
+    }
+    all
+}
+
+fn config(folder: &Path) -> Json {
+    serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap()
+}
+
+/// Tensors of one folder are those of the other, bit for bit.
+fn hold_same(one: &Path, other: &Path) {
+    let (one, other) = (tensors(one), tensors(other));
+    assert!(one.keys().eq(other.keys()), "{:?}", other.keys());
+    for (name, tensor) in &one {
+        assert!(tensor == &other[name], "{name} is another");
+    }
+}
+
+/// Parameters are the same numbers; what lies between them is nobody's.
+fn hold_values(part: &Part, one: &[f32], other: &[f32]) {
+    for entry in part.layout().entries() {
+        let range = entry.offset..entry.offset + entry.spec.shape.numel();
+        assert!(one[range.clone()] == other[range], "{}", entry.spec.name);
+    }
+}
+
+/// A run whose one step trains the connector alone.
+fn run_from(folder: &Path, name: &str, further: &[&str]) -> PathBuf {
+    fs::write(folder.join("my.toml"), tiny_recipe(&["warm-up"])).unwrap();
+    let mut args = "train --device cpu --recipe my.toml --no-evaluation --max-steps 1"
+        .split(' ')
+        .collect::<Vec<_>>();
+    args.extend(["--out", name]);
+    args.extend(further);
+    keel(folder, &args).fine();
+    folder.join(name)
+}
+
+#[test]
+fn towers_of_every_family_leave_with_the_bits_they_came_with() {
+    let folder = tempfile::tempdir().unwrap();
+    for family in [
+        "aimv2",
+        "sailvit",
+        "clip",
+        "siglip",
+        "siglip2-naflex",
+        "internvit",
+        "internvl",
+        "dinov2",
+        "dinov2-giant",
+    ] {
+        let source = hub(family);
+        let run = run_from(
+            folder.path(),
+            family,
+            &["--vision", &source.to_string_lossy()],
+        );
+        let out = folder.path().join(format!("{family}-out"));
+        export(&run, &out, &AS_IT_CAME).unwrap_or_else(|e| panic!("{family}: {e}"));
+        hold_same(&source, &out);
+        assert_eq!(config(&source), config(&out), "{family}");
+        let processor: Json =
+            serde_json::from_slice(&fs::read(out.join("preprocessor_config.json")).unwrap())
+                .unwrap();
+        assert_eq!(processor["crop_size"]["height"], 32);
+    }
+}
+
+#[test]
+fn language_models_leave_with_the_bits_they_came_with_and_their_tokeniser() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let options = ExportOptions {
+        part: ExportPart::Language,
+        ..AS_IT_CAME
+    };
+    // Tied, with the embedded tokeniser; untied, with one of its own and room for the tokens of pictures.
+    for (family, rows) in [("qwen2", 512), ("qwen3", 429)] {
+        let source = path.join(family);
+        language_with_rows(family, &source, rows);
+        let tokenizer =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("verify/goldens/chat/tokenizer.json");
+        if family == "qwen3" {
+            fs::copy(tokenizer, source.join("tokenizer.json")).unwrap();
+            fs::write(source.join("generation_config.json"), "{}").unwrap();
+        }
+        let run = run_from(path, &format!("{family}-run"), &["--language", family]);
+        let out = path.join(format!("{family}-out"));
+        let written = export(&run, &out, &options).unwrap_or_else(|e| panic!("{family}: {e}"));
+        assert_eq!(config(&source), config(&out), "{family}");
+        assert_eq!(written.lacks_tokenizer, family == "qwen2");
+        if family == "qwen2" {
+            hold_same(&source, &out);
+            continue;
+        }
+        // Rows of tokens that the file lacks were made anew; all others are as they came.
+        let (ours, theirs) = (tensors(&out), tensors(&source));
+        for (name, (dtype, shape, bytes)) in &theirs {
+            let known = match name.as_str() {
+                "model.embed_tokens.weight" | "lm_head.weight" => bytes.len() / 429 * 426,
+                _ => bytes.len(),
+            };
+            assert_eq!((dtype, shape), (&ours[name].0, &ours[name].1));
+            assert!(bytes[..known] == ours[name].2[..known], "{name}");
+        }
+        let text = fs::read_to_string(out.join("tokenizer.json")).unwrap();
+        assert!(text.contains("<IMG_CONTEXT>") && out.join("generation_config.json").exists());
+        // Room for pictures was there; where it is not, the tables grow and the settings say so.
+        let short = path.join("short");
+        language_with_rows(family, &short, 426);
+        fs::copy(source.join("tokenizer.json"), short.join("tokenizer.json")).unwrap();
+        let run = run_from(path, "short-run", &["--language", "short"]);
+        export(&run, &path.join("short-out"), &options).unwrap();
+        assert_eq!(config(&path.join("short-out"))["vocab_size"], 429);
+        let again = run_from(path, "again-run", &["--language", "short-out"]);
+        export(&again, &path.join("again-out"), &options).unwrap();
+        hold_same(&path.join("short-out"), &path.join("again-out"));
+    }
+}
+
+#[test]
+fn every_layout_that_can_say_a_towers_settings_reads_back_as_the_tower() {
+    let mut held = BTreeMap::new();
+    for family in [
+        "aimv2",
+        "clip",
+        "siglip",
+        "internvl",
+        "internvit",
+        "dinov2",
+        "dinov2-giant",
+    ] {
+        let source = Folder::open(&hub(family)).unwrap();
+        let (part, config) = Part::vision(&source).unwrap();
+        let numbers = values(&source, &part);
+        let value_of = |entry: &ParameterEntry| {
+            &numbers[entry.offset..entry.offset + entry.spec.shape.numel()]
+        };
+        for (name, layout) in VisionLayout::ALL {
+            let Ok(json) = layout.config(&config) else {
+                continue;
+            };
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(
+                folder.path().join("config.json"),
+                Json::Object(json).to_string(),
+            )
+            .unwrap();
+            let written = layout.tensors(&config, part.layout(), "", Dtype::F32, &value_of);
+            // Small files, so that there are several.
+            let files = write_tensors(folder.path(), &written, 20_000).unwrap();
+            assert!(files > 1);
+            let again = Folder::open(folder.path()).unwrap();
+            let (found, settings) = Part::vision(&again).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert_eq!(settings, config, "{family} as {name}");
+            hold_values(&found, &values(&again, &found), &numbers);
+            held.entry(family).or_insert_with(Vec::new).push(name);
+        }
+    }
+    let layouts = |family: &str| held[family].join(" ");
+    assert_eq!(layouts("aimv2"), "aimv2 sailvit");
+    assert_eq!(layouts("clip"), "clip");
+    assert_eq!(layouts("siglip"), "siglip");
+    assert_eq!(layouts("internvl"), "internvit");
+    assert_eq!(layouts("internvit"), "internvit");
+    assert_eq!(layouts("dinov2"), "dinov2 internvit");
+    assert_eq!(layouts("dinov2-giant"), "dinov2");
+}
+
+#[test]
+fn decoders_read_back_from_their_own_layout() {
+    for family in ["qwen2", "qwen3"] {
+        let source = Folder::open(&hub(family)).unwrap();
+        let (part, config) = Part::language(&source).unwrap();
+        let numbers = values(&source, &part);
+        let value_of = |entry: &ParameterEntry| {
+            &numbers[entry.offset..entry.offset + entry.spec.shape.numel()]
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let json = language_config(&config).unwrap();
+        fs::write(
+            folder.path().join("config.json"),
+            Json::Object(json).to_string(),
+        )
+        .unwrap();
+        let written = language_tensors(&config, part.layout(), "", Dtype::F32, &value_of);
+        write_tensors(folder.path(), &written, u64::MAX).unwrap();
+        let again = Folder::open(folder.path()).unwrap();
+        let (found, settings) = Part::language(&again).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(settings, config);
+        hold_values(&found, &values(&again, &found), &numbers);
+    }
+}
+
+#[test]
+fn a_whole_model_leaves_as_one_folder_and_comes_back_with_its_connector() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    language_with_rows("qwen2", &path.join("decoder"), 512);
+    let vision = hub("aimv2").to_string_lossy().into_owned();
+    let run = run_from(path, "run", &["--vision", &vision, "--language", "decoder"]);
+    let export_whole = ["export", "run", "--out", "whole", "--part", "whole"];
+    let said = keel(path, &export_whole).fine().stdout;
+    assert!(said.contains("whole: internvl_chat, "), "{said}");
+    assert!(said.contains("embedded tokeniser"), "{said}");
+    let source = Folder::open(&path.join("whole")).unwrap();
+    assert_eq!(Part::all(&source).unwrap().len(), 2);
+    let (part, settings) = Part::connector(&source).unwrap().expect("mlp1 is there");
+    assert_eq!(settings.connector.factor, 2);
+    assert!(
+        keel(path, &["inspect", "whole"])
+            .fine()
+            .stdout
+            .contains("Connector")
+    );
+
+    // The connector of the checkpoint is the one that the folder gives to the next run.
+    let checkpoint = keel::train::newest_checkpoint(&run).unwrap().unwrap();
+    let bytes = fs::read(checkpoint).unwrap();
+    let saved = SafeTensors::deserialize(&bytes).unwrap();
+    let connector = values(&source, &part);
+    for entry in part.layout().entries() {
+        let ours = &connector[entry.offset..entry.offset + entry.spec.shape.numel()];
+        let ours: Vec<u8> = ours.iter().flat_map(|x| x.to_le_bytes()).collect();
+        assert!(
+            saved.tensor(&entry.spec.name).unwrap().data() == ours,
+            "{}",
+            entry.spec.name
+        );
+    }
+    let next = run_from(
+        path,
+        "next",
+        &[
+            "--vision",
+            "whole",
+            "--language",
+            "whole",
+            "--set",
+            "stage.warm-up.learning_rate=1e-30",
+            "--set",
+            "stage.warm-up.weight_decay=0",
+        ],
+    );
+    let options = ExportOptions {
+        part: ExportPart::Whole,
+        ..AS_IT_CAME
+    };
+    export(&next, &path.join("whole-again"), &options).unwrap();
+    hold_same(&path.join("whole"), &path.join("whole-again"));
+    assert_eq!(
+        config(&path.join("whole")),
+        config(&path.join("whole-again"))
+    );
+}
+
+#[test]
+fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    run_from(path, "run", &[]);
+    let refused = |further: &[&str], texts: &[&str]| {
+        let args = [&["export", "run", "--out", "out"], further].concat();
+        keel(path, &args).refused(texts);
+        assert!(!path.join("out").exists() && !path.join("out.part").exists());
+    };
+    refused(
+        &["--layout", "clip"],
+        &["the layout clip", "hidden_act", "found silu"],
+    );
+    refused(
+        &["--layout", "dinov2"],
+        &["model.vision.", "the layout dinov2 can say"],
+    );
+    fs::create_dir(path.join("there")).unwrap();
+    keel(path, &["export", "run", "--out", "there"])
+        .refused(&["--out there", "does not exist yet"]);
+    keel(path, &["export", "none", "--out", "out"]).refused(&["none", "No such file"]);
+    let answer = keel(path, &["export", "run", "--out", "out", "--layout", "vit"]).code_is(2);
+    assert!(answer.stderr.contains("wanted one of aimv2"), "{answer:#?}");
+    // A folder that an export left which was killed is no obstacle.
+    fs::create_dir(path.join("out.part")).unwrap();
+    fs::write(path.join("out.part/model.safetensors"), "half").unwrap();
+    let said = keel(path, &["export", "run", "--out", "out", "--dtype", "bf16"])
+        .fine()
+        .stdout;
+    assert!(said.starts_with("out: aimv2_vision_model, "), "{said}");
+    assert!(
+        tensors(&path.join("out"))
+            .values()
+            .all(|(dtype, ..)| *dtype == Dtype::BF16)
+    );
+    assert_eq!(config(&path.join("out"))["torch_dtype"], "bfloat16");
+    keel(path, &["inspect", "out"]).fine();
+}
