@@ -309,9 +309,10 @@ def decoder_model(form: str, c: dict, weighting: str, lengths: list[list[int]]) 
     return finish(golden, parameters, head_loss(parameters, c, hidden, targets, samples, weighting), values)
 
 
-def three_part_model(name: str, contrastive_weight: float) -> Golden:
+def three_part_model(name: str, contrastive_weight: float, align: str = "hidden") -> Golden:
     """Vision tower, connector and decoder with the next-token loss on `targets` [B,T], and in stage II plus
-    contrastive_weight times InfoNCE of the mean visual token against the weighted mean of the caption's hidden rows.
+    contrastive_weight times InfoNCE of the mean visual token against the weighted mean of the caption's hidden rows, or,
+    where align is "embeddings", of the mean direction of visual tokens against that of the caption's embeddings.
 
     `tokens` [B,T] hold the image token where a visual token goes; `slots` [B,T] say which row of the flattened
     connector output [B·Ti,D] goes there, or -1. Everything gets its gradient here; a stage that freezes a part owes
@@ -325,10 +326,14 @@ def three_part_model(name: str, contrastive_weight: float) -> Golden:
         {
             "model": "three_part", "vision": vision, "language": language, "connector": {"norm_eps": 1e-5},
             "weighting": weighting, "image_token": image_token, "contrastive_weight": contrastive_weight,
+            "align": align,
         },
     )  # fmt: skip
     shapes = vision_shapes(vision) | connector_shapes(vision["width"], language["width"]) | language_shapes(language)
-    shapes |= pair_shapes("align", 24, language["width"], language["width"], False) if contrastive_weight else {}
+    if contrastive_weight:
+        pair = pair_shapes("align", 24, language["width"], language["width"], False)
+        kept = pair if align == "hidden" else {"align.log_scale": pair["align.log_scale"]}
+        shapes |= kept
     parameters, values = draw_parameters(golden, shapes), {}
 
     images = keep(golden, "images", golden.normal(batch, 3, 16, 16))
@@ -357,6 +362,13 @@ def three_part_model(name: str, contrastive_weight: float) -> Golden:
     captions = keep(golden, "caption_tokens", golden.integers(batch, 7, low=4, high=language["vocabulary"]))
     weights = keep(golden, "caption_weights", (torch.arange(7)[None] < torch.tensor([[7], [3], [5]])).double())
     rows = F.embedding(captions, parameters["language.embedding"])
+    if align == "embeddings":
+        image = F.normalize(bridged, dim=-1).mean(1)
+        text = (weights[..., None] * F.normalize(rows, dim=-1)).sum(1) / weights.sum(1, keepdim=True)
+        values |= {"align.image_feature": image, "align.text_feature": text}
+        pair = contrastive_loss(image, text, parameters["align.log_scale"], None)
+        golden.store_result("value.contrastive_loss", pair)
+        return finish(golden, parameters, loss + contrastive_weight * pair, values)
     caption = decoder(parameters, language, rows, *causal(batch, 7), values, "caption")
     text = (weights[..., None] * caption).sum(1) / weights.sum(1, keepdim=True)
     image = F.linear(bridged.mean(1), parameters["align.image_projection"])
@@ -397,6 +409,7 @@ MODELS = [
     lambda: decoder_model("packed", QWEN3 | {"layers": 1}, "sample", [[7, 4, 6], [5, 12]]),
     lambda: three_part_model("stage_three", 0.0),
     lambda: three_part_model("stage_two", 0.3),
+    lambda: three_part_model("stage_two_directions", 0.3, "embeddings"),
     lambda: contrastive_model("infonce", CLIP),
     lambda: contrastive_model("sigmoid", SIGLIP),
 ]

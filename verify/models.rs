@@ -123,7 +123,10 @@ fn check_three_parts(stage: &str) {
         connector: keel::model::ConnectorConfig { factor: 2 },
         language: language_config(&settings["language"]),
         embedding: 24,
-        align: Alignment::Hidden,
+        align: match settings["align"].as_str() {
+            Some("embeddings") => Alignment::Embeddings,
+            _ => Alignment::Hidden,
+        },
     };
     config.validate().expect("the golden's model is possible");
     let objectives = Objectives {
@@ -161,6 +164,11 @@ fn the_whole_model_of_stage_three_agrees_with_pytorch() {
 #[test]
 fn the_whole_model_of_stage_two_with_its_contrastive_term_agrees_with_pytorch() {
     check_three_parts("stage_two");
+}
+
+#[test]
+fn the_whole_model_of_stage_two_contrasted_among_embeddings_agrees_with_pytorch() {
+    check_three_parts("stage_two_directions");
 }
 
 #[test]
