@@ -18,7 +18,7 @@ fn main() {
     let layout = declare(config, recipe.contrastive_form.into()).expect("the built-in model");
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let cpu = CpuExecutor::new(layout.elements(), threads).expect("memory and threads");
-    cpu.write_parameters(0, &initialise(&layout, 1));
+    cpu.write_parameters(0, &initialise(&layout, 1)).unwrap();
     let words = ChatTokenizer::embedded();
     let prompt = words.prompt(&Conversation {
         image_tokens: config.image_tokens(),

@@ -42,7 +42,9 @@ pub fn load(name: &str, choice: &Choice) -> Lead {
     let executor = choice
         .open(layout.elements())
         .unwrap_or_else(|problem| panic!("{problem}"));
-    executor.write_parameters(0, &initialise(&layout, recipe.seed));
+    executor
+        .write_parameters(0, &initialise(&layout, recipe.seed))
+        .unwrap();
     let program = compile_step(
         &recipe,
         stage,

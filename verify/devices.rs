@@ -29,7 +29,9 @@ fn train(
     machine: Machine,
     executor: &dyn Executor,
 ) -> Result<(Trace, Vec<f32>)> {
-    executor.write_parameters(0, &initialise(&tiny.layout, 1));
+    executor
+        .write_parameters(0, &initialise(&tiny.layout, 1))
+        .unwrap();
     let options = CompileOptions::new(machine.target);
     let program = tiny.compile_in(machine.precision, stage, &options)?;
     let mut session = executor.load(Arc::new(program))?;
@@ -48,7 +50,7 @@ fn train(
         trace.push(numbers);
     }
     let mut parameters = vec![0.0; tiny.layout.elements()];
-    executor.read_parameters(0, &mut parameters);
+    executor.read_parameters(0, &mut parameters).unwrap();
     Ok((trace, parameters))
 }
 
@@ -172,4 +174,37 @@ stages! {
     ten_steps_of_stage_one_in_bf16_follow_the_reference: "warm-up" in Bf16;
     ten_steps_of_stage_two_in_bf16_follow_the_reference: "fine-grained" in Bf16;
     ten_steps_of_stage_three_in_bf16_follow_the_reference: "world-knowledge" in Bf16;
+}
+
+#[test]
+fn random_rounding_is_drawn_by_the_seed_and_moves_what_follows() {
+    let folder = tempfile::tempdir().unwrap();
+    if SimtExecutor::new(1, Options::default()).is_err() {
+        return;
+    }
+    let train = |out: &str, further: &[&str]| {
+        let mut args = "train --device simt --recipe tiny --max-steps 3 --no-evaluation"
+            .split(' ')
+            .collect::<Vec<_>>();
+        // One stage is enough.
+        args.extend(["--set", "stage.target.steps=1", "--out", out]);
+        args.extend(further);
+        crate::command::keel(folder.path(), &args).fine();
+        let stages = keel::train::stage_checkpoints(&folder.path().join(out)).unwrap();
+        let bytes = std::fs::read(&stages[0].1).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let mut all: Vec<(String, Vec<u8>)> = tensors
+            .iter()
+            .map(|(name, view)| (name.to_owned(), view.data().to_vec()))
+            .collect();
+        all.sort();
+        all
+    };
+    let random = ["--set", "random_rounding=true"];
+    let (nearest, once) = (train("nearest", &[]), train("once", &random));
+    assert!(
+        once == train("again", &random),
+        "the same seed rounds the same"
+    );
+    assert!(nearest != once, "rounding at random changes nothing");
 }

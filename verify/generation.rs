@@ -77,7 +77,7 @@ fn cached_generation_equals_uncached_generation() {
         let cpu = CpuExecutor::new(layout.elements(), 2).unwrap();
         let executors: [&dyn Executor; 2] = [&reference, &cpu];
         for executor in executors {
-            executor.write_parameters(0, &values);
+            executor.write_parameters(0, &values).unwrap();
             let shape = |batch| StepShape {
                 batch,
                 tokens,
@@ -127,7 +127,7 @@ fn cached_generation_equals_uncached_generation_on_the_emulated_kernels() {
             return;
         };
         let simt = simt.in_precision(precision);
-        simt.write_parameters(0, &values);
+        simt.write_parameters(0, &values).unwrap();
         let shape = StepShape {
             batch: 1,
             tokens: 9,
@@ -153,7 +153,7 @@ fn sampled_generation_is_drawn_by_its_seed_and_almost_greedy_when_cold() {
     let (recipe, layout, values) = model(&[]);
     let config = &recipe.model;
     let cpu = CpuExecutor::new(layout.elements(), 2).unwrap();
-    cpu.write_parameters(0, &values);
+    cpu.write_parameters(0, &values).unwrap();
     let prompts = prompts(config.image_tokens(), &[&[300], &[300]]);
     let images = pictures(1, config.vision.image_size).repeat(2);
     let shape = StepShape {

@@ -453,7 +453,7 @@ fn loading_a_step_allocates_what_the_plan_says() {
             stage.name,
             allocated.peak_bytes
         );
-        let bytes = |arena| size_of_val(session.read_arena(arena).as_slice());
+        let bytes = |arena| size_of_val(session.read_arena(arena).unwrap().as_slice());
         assert_eq!(bytes(Arena::Gradients), gradients);
         assert_eq!(
             bytes(Arena::FirstMoments) + bytes(Arena::SecondMoments),

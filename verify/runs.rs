@@ -513,7 +513,7 @@ fn a_loss_that_is_not_finite_costs_no_parameter_and_ends_the_run_after_five_step
         .expect("a language model has norms");
     loaded.parameters[norm.offset] = f32::NAN;
     let executor = CpuExecutor::new(layout.elements(), 1).unwrap();
-    executor.write_parameters(0, &loaded.parameters);
+    executor.write_parameters(0, &loaded.parameters).unwrap();
     save(&path, &loaded.position, &layout, &executor, None).unwrap();
     let before = fs::read(&path).unwrap();
 

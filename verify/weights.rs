@@ -128,7 +128,7 @@ fn check(family: &str, expected: &str) {
 
     let program = Arc::new(compile(part, &golden, Target::Reference));
     let reference = ReferenceExecutor::new(elements);
-    reference.write_parameters(0, &parameters);
+    reference.write_parameters(0, &parameters).unwrap();
     let truth = run(&reference, program.clone(), &golden, None);
 
     let mut random = Random::new(0x4ab);
@@ -136,12 +136,12 @@ fn check(family: &str, expected: &str) {
     let budgets = derive_budget(&truth, DRAWS, || {
         let change = |x: &f32| moved(f64::from(*x), DType::F32.epsilon(), &mut random) as f32;
         let near: Vec<f32> = parameters.iter().map(change).collect();
-        rounding.write_parameters(0, &near);
+        rounding.write_parameters(0, &near).unwrap();
         run(&rounding, program.clone(), &golden, Some(&mut random))
     });
 
     let cpu = CpuExecutor::new(elements, 2).expect("threads can be had");
-    cpu.write_parameters(0, &parameters);
+    cpu.write_parameters(0, &parameters).unwrap();
     let on_cpu = run(
         &cpu,
         Arc::new(compile(part, &golden, Target::Cpu { threads: 2 })),

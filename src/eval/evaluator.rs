@@ -155,7 +155,7 @@ impl<'a> Evaluator<'a> {
         let mut tokens = images.read_f32("image.tokens")?;
         tokens.truncate((count * shape.image_tokens).min(DISTANCE_TOKENS) * width);
         normalise_rows(&mut tokens, width);
-        let mut table = text_embeddings(self.place);
+        let mut table = text_embeddings(self.place)?;
         let channels = self.place.config.vision.width;
         let mut patches = images.read_f32("image.patches")?;
         patches

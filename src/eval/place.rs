@@ -73,7 +73,10 @@ pub(super) fn load_forward(
 }
 
 /// The embeddings of text tokens [n, D]: control tokens are no text, and rows behind the tokeniser's are nothing.
-pub(super) fn text_embeddings(place: Place<'_>) -> Vec<f32> {
+///
+/// # Errors
+/// Whatever the executor reports.
+pub(super) fn text_embeddings(place: Place<'_>) -> Result<Vec<f32>> {
     let entry = place.layout.get("language.embedding");
     let entry = entry.expect("every language model has an embedding table");
     let width = place.config.language.width;
@@ -90,8 +93,8 @@ pub(super) fn text_embeddings(place: Place<'_>) -> Vec<f32> {
         let rows = &mut table[first * width..(first + run) * width];
         place
             .executor
-            .read_parameters(entry.offset + ids[first] * width, rows);
+            .read_parameters(entry.offset + ids[first] * width, rows)?;
         first += run;
     }
-    table
+    Ok(table)
 }

@@ -112,7 +112,7 @@ impl TrainedProbe {
         record_scores(&mut declaring, &settings, sizes)?;
         let layout = Arc::new(ParameterLayout::new(&declaring.specs()));
         let executor = compute.open(layout.elements())?;
-        executor.write_parameters(0, &initialise(&layout, settings.seed));
+        executor.write_parameters(0, &initialise(&layout, settings.seed))?;
         let mut probe = TrainedProbe {
             settings,
             sizes,

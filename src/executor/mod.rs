@@ -44,16 +44,28 @@ pub trait Executor {
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>>;
 
     /// Overwrites parameters from element `offset` on.
-    fn write_parameters(&self, offset: usize, values: &[f32]);
+    ///
+    /// # Errors
+    /// [`Error::Device`] when a device fails. The processor cannot fail here.
+    fn write_parameters(&self, offset: usize, values: &[f32]) -> Result<()>;
 
     /// Reads parameters from element `offset` on.
-    fn read_parameters(&self, offset: usize, values: &mut [f32]);
+    ///
+    /// # Errors
+    /// As [`Executor::write_parameters`].
+    fn read_parameters(&self, offset: usize, values: &mut [f32]) -> Result<()>;
 }
 
 /// A loaded program with memory of its own.
 pub trait Session {
     /// The program.
     fn program(&self) -> &Program;
+
+    /// Whether inputs may be written for the next run before the outputs of the last are read: they wait in memory of their
+    /// own, and reach the device while it computes.
+    fn takes_inputs_early(&self) -> bool {
+        false
+    }
 
     /// Runs the program once.
     ///
@@ -107,7 +119,10 @@ pub trait Session {
     }
 
     /// Reads a whole fixed arena of this session.
-    fn read_arena(&self, arena: Arena) -> Vec<f32>;
+    ///
+    /// # Errors
+    /// [`Error::Device`] when a device fails.
+    fn read_arena(&self, arena: Arena) -> Result<Vec<f32>>;
 
     /// Overwrites a whole fixed arena of this session.
     ///

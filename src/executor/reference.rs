@@ -75,7 +75,7 @@ impl Executor for ReferenceExecutor {
         }))
     }
 
-    fn write_parameters(&self, offset: usize, values: &[f32]) {
+    fn write_parameters(&self, offset: usize, values: &[f32]) -> Result<()> {
         let mut parameters = self
             .parameters
             .lock()
@@ -86,9 +86,10 @@ impl Executor for ReferenceExecutor {
             *master = f64::from(*value);
             *twin = to_bf16(*master);
         }
+        Ok(())
     }
 
-    fn read_parameters(&self, offset: usize, values: &mut [f32]) {
+    fn read_parameters(&self, offset: usize, values: &mut [f32]) -> Result<()> {
         let parameters = self
             .parameters
             .lock()
@@ -96,6 +97,7 @@ impl Executor for ReferenceExecutor {
         for (value, place) in values.iter_mut().zip(&parameters.masters[offset..]) {
             *value = *place as f32;
         }
+        Ok(())
     }
 }
 
@@ -266,9 +268,9 @@ impl Session for ReferenceSession {
         })
     }
 
-    fn read_arena(&self, arena: Arena) -> Vec<f32> {
+    fn read_arena(&self, arena: Arena) -> Result<Vec<f32>> {
         let convert = |values: &[f64]| values.iter().map(|x| *x as f32).collect();
-        match arena {
+        Ok(match arena {
             Arena::Parameters | Arena::ParametersBf16 => {
                 let parameters = self
                     .parameters
@@ -283,7 +285,7 @@ impl Session for ReferenceSession {
             Arena::FirstMoments => convert(&self.first_moments),
             Arena::SecondMoments => convert(&self.second_moments),
             Arena::Cache => convert(&self.cache),
-        }
+        })
     }
 
     fn write_arena(&mut self, arena: Arena, values: &[f32]) -> Result<()> {

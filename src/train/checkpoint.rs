@@ -60,13 +60,14 @@ pub fn save(
     session: Option<&dyn Session>,
 ) -> Result<()> {
     let mut parameters = vec![0.0f32; layout.elements()];
-    executor.read_parameters(0, &mut parameters);
-    let moments = session.map(|session| {
-        (
-            session.read_arena(Arena::FirstMoments),
-            session.read_arena(Arena::SecondMoments),
-        )
-    });
+    executor.read_parameters(0, &mut parameters)?;
+    let moments = match session {
+        Some(session) => Some((
+            session.read_arena(Arena::FirstMoments)?,
+            session.read_arena(Arena::SecondMoments)?,
+        )),
+        None => None,
+    };
     let mut views: Vec<(String, TensorView<'_>)> = Vec::new();
     for entry in layout.entries() {
         let dims = entry.spec.shape.dims();

@@ -56,7 +56,7 @@ impl LoadedRun {
         let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
         let executor = compute.open(layout.elements())?;
         let loaded = checkpoint::load(&path, &layout, &[])?;
-        executor.write_parameters(0, &loaded.parameters);
+        executor.write_parameters(0, &loaded.parameters)?;
         Ok(LoadedRun {
             path,
             recipe,

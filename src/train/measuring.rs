@@ -162,16 +162,16 @@ impl LoadedRun {
         measurer.measure(Metric::Cka, all)?;
         let own = measurer.layer_features()?;
         let mut parameters = vec![0.0; self.layout.elements()];
-        self.executor.read_parameters(0, &mut parameters);
+        self.executor.read_parameters(0, &mut parameters)?;
         let mut stages = Vec::new();
         for (stage, path) in self.checkpoints()? {
             if path == self.path {
                 continue;
             }
             self.executor
-                .write_parameters(0, &self.parameters_of(&path)?);
+                .write_parameters(0, &self.parameters_of(&path)?)?;
             let then = measurer.layer_features();
-            self.executor.write_parameters(0, &parameters);
+            self.executor.write_parameters(0, &parameters)?;
             stages.push((stage, own.layer_by_layer(&then?)));
         }
         if let Some(cka) = &mut all.cka {

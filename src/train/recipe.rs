@@ -40,6 +40,10 @@ pub struct Recipe {
     /// The form of every contrastive loss.
     #[serde(default = "info_nce")]
     pub contrastive_form: ContrastiveForm,
+    /// Whether the bf16 twins of parameters are rounded at random, unbiased, instead of to nearest: small updates of masters then
+    /// reach them on average. Without effect in f32.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub random_rounding: bool,
     /// A Hugging Face folder that the vision tower's first values come from; `model.vision` has its settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vision_weights: Option<String>,
@@ -67,6 +71,10 @@ pub struct ChatSettings {
     pub tokenizer: String,
     /// The layout of its chats.
     pub layout: Layout,
+}
+
+fn is_false(switch: &bool) -> bool {
+    !switch
 }
 
 fn info_nce() -> ContrastiveForm {

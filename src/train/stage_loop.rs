@@ -119,13 +119,25 @@ impl Trainer {
         );
         let mut meter = Meter::new(&stage.name, size, steps, first_step);
         let mut bad_steps = 0;
-        for step in first_step..steps {
-            let start = Instant::now();
+        let mut feed = |session: &mut dyn Session, step: u64| -> Result<Batch> {
             let (_, batch) = batches.next_batch()?;
-            self.count_skips(&batch);
             write_batch(session, &batch)?;
             session.write_f32("hyper", &hyper(stage, step, steps))?;
+            Ok(batch)
+        };
+        let mut fed = None;
+        for step in first_step..steps {
+            let start = Instant::now();
+            let batch = match fed.take() {
+                Some(batch) => batch,
+                None => feed(session, step),
+            }?;
+            self.count_skips(&batch);
             session.run()?;
+            // The next batch is on its way while this step computes; what is wrong with it is its own step's business.
+            if session.takes_inputs_early() && step + 1 < steps {
+                fed = Some(feed(session, step + 1));
+            }
             let numbers = StepNumbers::read(session, stage, step, steps, start)?;
             if !(numbers.loss.is_finite() && numbers.gradient_norm.is_finite()) {
                 bad_steps += 1;

@@ -48,7 +48,7 @@ pub fn record_step(
         layout,
         &UpdateOptions {
             clamps: clamps.to_vec(),
-            ..UpdateOptions::default()
+            random_rounding: recipe.random_rounding.then_some(recipe.seed),
         },
     )?;
     Ok(tape)

@@ -157,10 +157,13 @@ impl Trainer {
     }
 
     /// All parameters as they stand, in arena order.
-    pub fn parameters(&self) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// Whatever the executor reports.
+    pub fn parameters(&self) -> Result<Vec<f32>> {
         let mut parameters = vec![0.0; self.layout.elements()];
-        self.executor.read_parameters(0, &mut parameters);
-        parameters
+        self.executor.read_parameters(0, &mut parameters)?;
+        Ok(parameters)
     }
 
     /// The model as it stands.
@@ -209,7 +212,7 @@ impl Trainer {
                     self.layout.elements(),
                     "another model's parameters"
                 );
-                self.executor.write_parameters(0, &values);
+                self.executor.write_parameters(0, &values)?;
             }
             Some((position, path)) => {
                 (first_stage, first_step) = (position.stage, position.step);
@@ -249,7 +252,7 @@ impl Trainer {
             moments,
             ..
         } = checkpoint::load(path, &self.layout, &entries)?;
-        self.executor.write_parameters(0, &parameters);
+        self.executor.write_parameters(0, &parameters)?;
         Ok(moments)
     }
 
@@ -280,11 +283,11 @@ impl Trainer {
         moments: Option<(Vec<f32>, Vec<f32>)>,
     ) -> Result<Option<Evaluation>> {
         if first_step == 0 {
-            self.refresh(index, stage);
+            self.refresh(index, stage)?;
         }
         let program = self.programs[index].clone();
         let program = program.expect("every stage to be run is planned");
-        let frozen = self.frozen_checksums(stage);
+        let frozen = self.frozen_checksums(stage)?;
         let mixture = Arc::new(self.mixture(index, stage)?);
         let steps = self.steps(stage, &mixture);
         let trained = self
@@ -307,7 +310,7 @@ impl Trainer {
         self.train(index, stage, first_step, steps, mixture, session.as_mut())?;
         drop(session);
         for (module, before) in &frozen {
-            let after = self.checksum(module);
+            let after = self.checksum(module)?;
             assert_eq!(*before, after, "the frozen module {module} was changed");
         }
         let label = format!("{}-{}", index + 1, stage.name);
@@ -336,7 +339,7 @@ impl Trainer {
     }
 
     /// Gives modules that the stage starts afresh new first values.
-    fn refresh(&self, index: usize, stage: &Stage) {
+    fn refresh(&self, index: usize, stage: &Stage) -> Result<()> {
         for entry in self.layout.entries() {
             if stage
                 .fresh
@@ -346,22 +349,23 @@ impl Trainer {
                 let mut values = vec![0.0; entry.spec.shape.numel()];
                 let seed = self.recipe.seed.wrapping_add(1000 * (index as u64 + 1));
                 initialise_one(&entry.spec, seed, &mut values);
-                self.executor.write_parameters(entry.offset, &values);
+                self.executor.write_parameters(entry.offset, &values)?;
             }
         }
+        Ok(())
     }
 
     /// A hash of each module that the stage freezes: those bytes must not change.
-    fn frozen_checksums(&self, stage: &Stage) -> Vec<(String, blake3::Hash)> {
+    fn frozen_checksums(&self, stage: &Stage) -> Result<Vec<(String, blake3::Hash)>> {
         self.layout
             .modules()
             .into_iter()
             .filter(|module| !stage.trains.iter().any(|name| name == module))
-            .map(|module| (module.to_owned(), self.checksum(module)))
+            .map(|module| Ok((module.to_owned(), self.checksum(module)?)))
             .collect()
     }
 
-    fn checksum(&self, module: &str) -> blake3::Hash {
+    fn checksum(&self, module: &str) -> Result<blake3::Hash> {
         let mut hasher = blake3::Hasher::new();
         for entry in self
             .layout
@@ -370,10 +374,10 @@ impl Trainer {
             .filter(|e| e.spec.module() == module)
         {
             let mut values = vec![0.0f32; entry.spec.shape.numel()];
-            self.executor.read_parameters(entry.offset, &mut values);
+            self.executor.read_parameters(entry.offset, &mut values)?;
             hasher.update(bytemuck::cast_slice(&values));
         }
-        hasher.finalize()
+        Ok(hasher.finalize())
     }
 
     pub(super) fn save(

@@ -18,7 +18,9 @@ fn the_second_launcher_leaves_the_same_bits() {
             let executor = CudaExecutor::with_images(found.clone(), layout.elements(), images())
                 .expect("the driver has a GPU")
                 .in_precision(precision);
-            executor.write_parameters(0, &parameters(&layout, 0));
+            executor
+                .write_parameters(0, &parameters(&layout, 0))
+                .unwrap();
             let mut launcher =
                 CustLauncher::with_images(&found, images()).expect("the driver has a GPU");
             let compared = compare(

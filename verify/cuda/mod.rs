@@ -7,6 +7,7 @@ mod cust;
 mod failures;
 mod probe;
 mod steps;
+mod train;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -74,6 +74,7 @@ fn read(session: &dyn Session) -> Vec<u64> {
     values.extend(
         session
             .read_arena(Arena::Gradients)
+            .unwrap()
             .iter()
             .map(|x| f64::from(*x)),
     );
@@ -89,7 +90,9 @@ fn train(
     let mut session = executor.load(program).expect("a small program");
     (0..RUNS)
         .map(|run| {
-            executor.write_parameters(0, &parameters(layout, run));
+            executor
+                .write_parameters(0, &parameters(layout, run))
+                .unwrap();
             write(&mut *session, run);
             session.run().expect("the kernels are clean");
             read(&*session)
@@ -107,7 +110,9 @@ fn train_ahead(
     write(&mut *session, 0);
     (0..RUNS)
         .map(|run| {
-            executor.write_parameters(0, &parameters(layout, run));
+            executor
+                .write_parameters(0, &parameters(layout, run))
+                .unwrap();
             session.run().expect("the kernels are clean");
             write(&mut *session, run + 50);
             write(&mut *session, run + 1);

@@ -55,8 +55,11 @@ fn the_gpu_script_runs_every_part_on_the_emulator() {
     ] {
         let row = rows.iter().find(|row| row["kind"] == kind);
         let row = row.unwrap_or_else(|| panic!("no row of {kind} in {text}"));
-        let may_fail = ["machine", "probe", "steps"].contains(&kind);
-        assert!(may_fail || row["status"] == 0, "{row}: {output:#?}");
+        // What the machine is cannot fail.
+        assert!(
+            kind == "machine" || row["status"] == 0,
+            "{row}: {output:#?}"
+        );
     }
     let cases = rows.iter().find(|row| row["kind"] == "cases").unwrap();
     let says = cases["says"].as_str().unwrap();

@@ -178,7 +178,7 @@ impl<'a> Model<'a> {
                 .golden
                 .floats(&format!("parameter.{}", entry.spec.name));
             let values: Vec<f32> = exact.iter().map(|x| change(*x) as f32).collect();
-            executor.write_parameters(entry.offset, &values);
+            executor.write_parameters(entry.offset, &values).unwrap();
         }
     }
 

@@ -81,20 +81,23 @@ impl Update {
     fn parameter(&self, index: usize) -> Vec<f64> {
         let entry = self.layout.get(NAMES[index]).unwrap();
         let mut values = vec![0.0f32; entry.spec.shape.numel()];
-        self.executor.read_parameters(entry.offset, &mut values);
+        self.executor
+            .read_parameters(entry.offset, &mut values)
+            .unwrap();
         values.into_iter().map(f64::from).collect()
     }
 
     fn write(&self, index: usize, values: &[f32]) {
         self.executor
-            .write_parameters(self.layout.get(NAMES[index]).unwrap().offset, values);
+            .write_parameters(self.layout.get(NAMES[index]).unwrap().offset, values)
+            .unwrap();
     }
 
     /// The twins of a parameter, where the program keeps them.
     fn twin(&self, index: usize) -> Option<Vec<f32>> {
         let entry = self.layout.get(NAMES[index]).unwrap();
         let all = (self.precision == DType::Bf16)
-            .then(|| self.session.read_arena(Arena::ParametersBf16))?;
+            .then(|| self.session.read_arena(Arena::ParametersBf16).unwrap())?;
         Some(all[entry.offset..][..entry.spec.shape.numel()].to_vec())
     }
 
@@ -116,7 +119,7 @@ impl Update {
             .find(|entry| entry.parameter == NAMES[index])
             .unwrap();
         let count = self.layout.get(NAMES[index]).unwrap().spec.shape.numel();
-        let all = self.session.read_arena(arena);
+        let all = self.session.read_arena(arena).unwrap();
         all[entry.offset..entry.offset + count]
             .iter()
             .map(|x| f64::from(*x))

@@ -70,7 +70,9 @@ impl Tiny {
     pub fn load(&self, program: Program, threads: usize) -> (CpuExecutor, Box<dyn Session>) {
         let executor =
             CpuExecutor::new(self.layout.elements(), threads).expect("threads can be had");
-        executor.write_parameters(0, &initialise(&self.layout, 1));
+        executor
+            .write_parameters(0, &initialise(&self.layout, 1))
+            .unwrap();
         let session = executor
             .load(Arc::new(program))
             .expect("a tiny step fits in memory");
@@ -149,14 +151,14 @@ impl Tiny {
             losses.push(loss.to_bits());
         }
         let mut parameters = vec![0.0; self.layout.elements()];
-        executor.read_parameters(0, &mut parameters);
+        executor.read_parameters(0, &mut parameters).unwrap();
         assert!(
             parameters != initialise(&self.layout, 1),
             "{}: nothing was trained",
             stage.name
         );
-        let mut moments = session.read_arena(Arena::FirstMoments);
-        moments.extend(session.read_arena(Arena::SecondMoments));
+        let mut moments = session.read_arena(Arena::FirstMoments).unwrap();
+        moments.extend(session.read_arena(Arena::SecondMoments).unwrap());
         let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
         Outcome {
             losses,

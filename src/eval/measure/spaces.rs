@@ -71,7 +71,7 @@ impl Measurer<'_> {
         };
         let features = self.features(&samples, wanted)?;
         let (width, deep) = (config.vision.width, config.language.width);
-        let table = text_embeddings(self.place);
+        let table = text_embeddings(self.place)?;
         Ok(vec![
             distances_in(
                 "plane",

@@ -124,18 +124,20 @@ impl Executor for CpuExecutor {
         }))
     }
 
-    fn write_parameters(&self, offset: usize, values: &[f32]) {
+    fn write_parameters(&self, offset: usize, values: &[f32]) -> Result<()> {
         let parameters = self.lock();
         // SAFETY: the lock is held, so nobody else looks at the parameter arena.
         let place = unsafe { parameters.slice_mut(offset * size_of::<f32>(), values.len()) };
         place.copy_from_slice(values);
+        Ok(())
     }
 
-    fn read_parameters(&self, offset: usize, values: &mut [f32]) {
+    fn read_parameters(&self, offset: usize, values: &mut [f32]) -> Result<()> {
         let parameters = self.lock();
         // SAFETY: the lock is held, so nobody else writes to the parameter arena.
         let place = unsafe { parameters.slice(offset * size_of::<f32>(), values.len()) };
         values.copy_from_slice(place);
+        Ok(())
     }
 }
 
@@ -335,12 +337,12 @@ impl Session for CpuSession {
         })
     }
 
-    fn read_arena(&self, arena: Arena) -> Vec<f32> {
-        self.locked(|parameters| {
+    fn read_arena(&self, arena: Arena) -> Result<Vec<f32>> {
+        Ok(self.locked(|parameters| {
             let arena = self.memory.fixed(arena, parameters);
             // SAFETY: writing needs `&mut self` or the parameter lock, which is held.
             unsafe { arena.slice::<f32>(0, arena.bytes() / size_of::<f32>()) }.to_vec()
-        })
+        }))
     }
 
     fn write_arena(&mut self, arena: Arena, values: &[f32]) -> Result<()> {

@@ -109,23 +109,21 @@ impl Executor for CudaExecutor {
         Ok(Box::new(self.load_session(program)?))
     }
 
-    fn write_parameters(&self, offset: usize, values: &[f32]) {
+    fn write_parameters(&self, offset: usize, values: &[f32]) -> Result<()> {
         let parameters = &self.parameters;
         for (memory, dtype) in [
             (&parameters.masters, DType::F32),
             (&parameters.twins, DType::Bf16),
         ] {
-            memory
-                .upload(offset * dtype.size(), &to_bytes(values, dtype))
-                .unwrap_or_else(|problem| panic!("{problem}"));
+            memory.upload(offset * dtype.size(), &to_bytes(values, dtype))?;
         }
+        Ok(())
     }
 
-    fn read_parameters(&self, offset: usize, values: &mut [f32]) {
+    fn read_parameters(&self, offset: usize, values: &mut [f32]) -> Result<()> {
         self.parameters
             .masters
             .download(offset * DType::F32.size(), bytemuck::cast_slice_mut(values))
-            .unwrap_or_else(|problem| panic!("{problem}"));
     }
 }
 

@@ -230,9 +230,12 @@ impl Session for CudaSession {
         Ok(to_doubles(&bytes, ty.dtype))
     }
 
-    fn read_arena(&self, arena: Arena) -> Vec<f32> {
+    fn read_arena(&self, arena: Arena) -> Result<Vec<f32>> {
         self.read_whole(arena)
-            .unwrap_or_else(|problem| panic!("{problem}"))
+    }
+
+    fn takes_inputs_early(&self) -> bool {
+        true
     }
 
     fn write_arena(&mut self, arena: Arena, values: &[f32]) -> Result<()> {

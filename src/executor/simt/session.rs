@@ -107,25 +107,23 @@ impl Executor for SimtExecutor {
         }))
     }
 
-    fn write_parameters(&self, offset: usize, values: &[f32]) {
+    fn write_parameters(&self, offset: usize, values: &[f32]) -> Result<()> {
         let mut parameters = lock(&self.parameters);
         for (element, arena) in [(DType::F32, 0), (DType::Bf16, 1)] {
             let buffer = match arena {
                 0 => &mut parameters.masters,
                 _ => &mut parameters.twins,
             };
-            buffer
-                .write_bytes(offset * element.size(), &to_bytes(values, element))
-                .expect("the layout that made the arena places the parameters inside it");
+            buffer.write_bytes(offset * element.size(), &to_bytes(values, element))?;
         }
+        Ok(())
     }
 
-    fn read_parameters(&self, offset: usize, values: &mut [f32]) {
+    fn read_parameters(&self, offset: usize, values: &mut [f32]) -> Result<()> {
         let parameters = lock(&self.parameters);
         parameters
             .masters
             .read_bytes(offset * DType::F32.size(), bytemuck::cast_slice_mut(values))
-            .expect("the layout that made the arena places the parameters inside it");
     }
 }
 
@@ -345,7 +343,7 @@ impl Session for SimtSession {
         Ok(to_doubles(&bytes, ty.dtype))
     }
 
-    fn read_arena(&self, arena: Arena) -> Vec<f32> {
+    fn read_arena(&self, arena: Arena) -> Result<Vec<f32>> {
         let parameters = lock(&self.parameters);
         let whole = Stretch {
             space: Space::Fixed(arena),
@@ -355,13 +353,9 @@ impl Session for SimtSession {
         };
         let (buffer, _) = self.memory.locate(&parameters, whole);
         let mut bytes = vec![0; buffer.bytes()];
-        buffer
-            .read_bytes(0, &mut bytes)
-            .expect("as many bytes as there are");
-        to_doubles(&bytes, arena.element())
-            .into_iter()
-            .map(|x| x as f32)
-            .collect()
+        buffer.read_bytes(0, &mut bytes)?;
+        let values = to_doubles(&bytes, arena.element());
+        Ok(values.into_iter().map(|x| x as f32).collect())
     }
 
     fn write_arena(&mut self, arena: Arena, values: &[f32]) -> Result<()> {

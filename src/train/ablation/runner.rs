@@ -167,7 +167,7 @@ impl Ablation {
             let path = folder.join("refinement");
             let mut trainer = self.trainer(recipe, path, Some(beginning), None)?;
             trainer.run()?;
-            parameters = trainer.parameters();
+            parameters = trainer.parameters()?;
         }
         // The target's language model is the one before refinement: only the tower tells arms apart.
         copy_module(&layout, "language", &warm, &mut parameters);
@@ -223,7 +223,7 @@ impl Ablation {
         // A run that is at its end restores its parameters and trains nothing.
         let mut trainer = self.trainer(recipe, path, None, None)?;
         trainer.run()?;
-        Ok(trainer.parameters())
+        trainer.parameters()
     }
 
     /// A run in `path`, continued where there is one.
