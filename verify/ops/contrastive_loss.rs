@@ -1,6 +1,6 @@
 //! Contrastive losses: both forms, ragged batches across tile borders, the largest scale, gradients of everything.
 
-use keel::ops::{Contrastive, contrastive_loss, l2_normalize};
+use keel::ops::{Contrastive, contrastive_loss, contrastive_loss_in_strips, l2_normalize};
 use keel::tape::Tape;
 use keel::tensor::TensorType;
 use proptest::prelude::*;
@@ -30,11 +30,17 @@ fn case(kind: Contrastive, n: usize, e: usize, log_scale: f32, random: &mut Rand
 
 /// Features as they are given, so that nothing but this op runs: every element of both gradients is seen.
 fn bare(kind: Contrastive, n: usize, e: usize, random: &mut Random) -> Case {
+    in_strips(kind, [n, e], usize::MAX, random)
+}
+
+/// As [`bare`], in strips of at most `rows` rows.
+fn in_strips(kind: Contrastive, [n, e]: [usize; 2], rows: usize, random: &mut Random) -> Case {
     let length = (e as f64).sqrt().recip();
     let case = Case::new(
         format!("{kind:?} of {n} bare pairs, width {e}"),
         move |tape, v| {
-            let loss = contrastive_loss(tape, v[0], v[1], v[2], v.get(3).copied(), kind)?;
+            let bias = v.get(3).copied();
+            let loss = contrastive_loss_in_strips(tape, [v[0], v[1], v[2]], bias, kind, rows)?;
             Ok(vec![out("loss", loss)])
         },
     )
@@ -56,6 +62,15 @@ fn gradients_of_bare_features_match_for_whole_and_ragged_tiles() {
         for (n, e) in [(2, 8), (70, 40), (131, 33)] {
             check(&bare(kind, n, e, &mut random), 8);
         }
+    }
+}
+
+#[test]
+fn many_strips_of_scores_add_up_to_the_whole() {
+    let mut random = Random::new(9);
+    for kind in [Contrastive::InfoNce, Contrastive::Sigmoid] {
+        // Three strips, the last ragged.
+        check(&in_strips(kind, [260, 8], 128, &mut random), 9);
     }
 }
 

@@ -10,9 +10,10 @@ use crate::harness::{Case, Random, check, out};
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10))]
 
+    // Rows of at least four numbers: in bf16 shorter ones may be as good as equal by chance.
     #[test]
     fn positions_and_class_token_match_the_reference(
-        b in 1usize..4, t in 1usize..9, c in 1usize..20, spare in 0usize..3, seed: u64,
+        b in 1usize..4, t in 1usize..9, c in 4usize..20, spare in 0usize..3, seed: u64,
     ) {
         let mut random = Random::new(seed);
         let rows = t + 1 + spare;
@@ -33,7 +34,7 @@ proptest! {
 
     #[test]
     fn dropped_tokens_match_the_reference(
-        b in 1usize..4, t in 2usize..9, c in 1usize..20, seed: u64,
+        b in 1usize..4, t in 2usize..9, c in 4usize..20, seed: u64,
     ) {
         let mut random = Random::new(seed);
         let first = 1 + random.below(t - 1);

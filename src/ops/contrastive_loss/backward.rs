@@ -12,6 +12,7 @@ use crate::tensor::TensorType;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ContrastiveLossBackward {
     pub kind: Contrastive,
+    pub strip_rows: usize,
 }
 
 impl Op for ContrastiveLossBackward {
@@ -188,12 +189,12 @@ impl Op for ContrastiveLossBackward {
     }
 
     fn launches(&self, inputs: &[TensorType], _: &[TensorType]) -> Result<Vec<Launch>> {
-        Problem::of(inputs, self.kind).backward_launches()
+        Problem::of(inputs, self.kind, self.strip_rows).backward_launches()
     }
 
     fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
         match target {
-            Target::Cuda => Problem::of(inputs, self.kind).backward_bytes(),
+            Target::Cuda => Problem::of(inputs, self.kind, self.strip_rows).backward_bytes(),
             _ => workspace_bytes(inputs, target),
         }
     }

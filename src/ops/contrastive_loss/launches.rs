@@ -14,7 +14,9 @@ const TILE: usize = 128;
 /// Scores of a strip, where N leaves room: 128 MiB of bf16.
 const STRIP_SCORES: usize = 1 << 26;
 /// The fewest rows of a strip where N leaves no room: each strip reads and writes all of ∂v once.
-const STRIP_ROWS: usize = 1024;
+const FEWEST_ROWS: usize = 1024;
+/// Rows of a strip, at most: as many as there is room for.
+pub(super) const STRIP_ROWS: usize = usize::MAX;
 /// Threads of a block that adds up parts, and of the one block that makes a scalar of them.
 const REDUCE_THREADS: usize = 256;
 
@@ -28,13 +30,13 @@ struct Strip {
 }
 
 /// Strips of at most `height` rows: at least two for more than a tile of pairs, so that no N×N matrix is ever stored.
-fn strip_height(n: usize) -> usize {
-    let room = (STRIP_SCORES / n).max(STRIP_ROWS) / TILE * TILE;
+fn strip_height(n: usize, most: usize) -> usize {
+    let room = (STRIP_SCORES / n).max(FEWEST_ROWS).min(most.max(TILE)) / TILE * TILE;
     room.min(n.div_ceil(2).next_multiple_of(TILE))
 }
 
-fn strips(n: usize) -> impl Iterator<Item = Strip> {
-    let height = strip_height(n);
+fn strips(n: usize, most: usize) -> impl Iterator<Item = Strip> {
+    let height = strip_height(n, most);
     (0..n).step_by(height).map(move |first| {
         let rows = height.min(n - first);
         Strip {
@@ -53,6 +55,7 @@ pub(super) struct Problem {
     e: usize,
     dtype: DType,
     kind: Contrastive,
+    strip_rows: usize,
 }
 
 /// Hands out stretches of the workspace.
@@ -92,12 +95,13 @@ struct Gradients {
 }
 
 impl Problem {
-    pub fn of(inputs: &[TensorType], kind: Contrastive) -> Problem {
+    pub fn of(inputs: &[TensorType], kind: Contrastive, strip_rows: usize) -> Problem {
         Problem {
             n: inputs[0].shape.rows(),
             e: inputs[0].shape.columns(),
             dtype: inputs[0].dtype,
             kind,
+            strip_rows,
         }
     }
 
@@ -116,7 +120,7 @@ impl Problem {
     }
 
     fn forward(&self) -> Forward {
-        let height = strip_height(self.n);
+        let height = strip_height(self.n, self.strip_rows);
         let mut layout = Layout::default();
         let mut floats = |elements| layout.take(elements, DType::F32);
         let (row_part, column_part, state, own) = match self.kind {
@@ -138,8 +142,10 @@ impl Problem {
     }
 
     fn gradients(&self) -> Gradients {
-        let height = strip_height(self.n);
-        let most = |part: &dyn Fn(usize) -> usize| strips(self.n).map(|s| part(s.rows)).max();
+        let height = strip_height(self.n, self.strip_rows);
+        let most = |part: &dyn Fn(usize) -> usize| {
+            strips(self.n, self.strip_rows).map(|s| part(s.rows)).max()
+        };
         let image = most(&|rows| self.image_tiling(rows).splits * rows).unwrap_or(0);
         let text = most(&|rows| match self.text_tiling(rows).splits {
             1 => 0,
@@ -189,7 +195,7 @@ impl Problem {
         let input = Argument::input;
         let work = self.forward();
         let mut launches = Vec::new();
-        for strip in strips(self.n) {
+        for strip in strips(self.n, self.strip_rows) {
             let tiles = self.tiles(strip.rows);
             if self.kind == Contrastive::Sigmoid {
                 let kernel = kernel_name("contrastive_loss_sigmoid_forward", self.dtype);
@@ -218,7 +224,7 @@ impl Problem {
             Contrastive::Sigmoid => total(
                 Argument::output(0),
                 work.row_part,
-                self.tiles(strip_height(self.n)),
+                self.tiles(strip_height(self.n, self.strip_rows)),
                 self.n as f32,
             )?,
         });
@@ -267,7 +273,7 @@ impl Problem {
             _ => work.text_sum,
         };
         let mut launches = Vec::new();
-        for strip in strips(self.n) {
+        for strip in strips(self.n, self.strip_rows) {
             launches.push(self.strip_gradient(&work, strip)?);
             if self.e > 0 {
                 launches.extend(self.image_gradient(&work, strip)?);
@@ -277,7 +283,7 @@ impl Problem {
         if self.dtype != DType::F32 && self.e > 0 {
             launches.push(self.finish(Argument::output(1), text, self.n, 1)?);
         }
-        let tiles = self.tiles(strip_height(self.n));
+        let tiles = self.tiles(strip_height(self.n, self.strip_rows));
         launches.push(total(Argument::output(2), work.scale_part, tiles, 1.0)?);
         if self.kind == Contrastive::Sigmoid {
             launches.push(total(Argument::output(3), work.bias_part, tiles, 1.0)?);
@@ -405,15 +411,15 @@ mod tests {
     fn strips_cover_every_row_once_and_never_hold_all_pairs() {
         for n in [1, 2, 128, 129, 300, 1024, 5000, 32_768, 100_001] {
             let mut next = 0;
-            for strip in strips(n) {
+            for strip in strips(n, STRIP_ROWS) {
                 assert_eq!(strip.first, next);
-                assert!(strip.rows <= strip_height(n) && strip.first % TILE == 0);
+                assert!(strip.rows <= strip_height(n, STRIP_ROWS) && strip.first % TILE == 0);
                 assert_eq!(strip.is_first, next == 0);
                 next += strip.rows;
                 assert_eq!(strip.is_last, next == n);
             }
             assert_eq!(next, n);
-            assert!(n <= TILE || strip_height(n) < n, "{n}");
+            assert!(n <= TILE || strip_height(n, STRIP_ROWS) < n, "{n}");
         }
     }
 
@@ -425,6 +431,7 @@ mod tests {
                 e: 512,
                 dtype: DType::Bf16,
                 kind: Contrastive::InfoNce,
+                strip_rows: STRIP_ROWS,
             };
             problem.forward_bytes() + problem.backward_bytes()
         };

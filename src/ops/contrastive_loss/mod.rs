@@ -17,7 +17,7 @@ mod launches;
 mod sweep;
 
 use backward::ContrastiveLossBackward;
-use launches::Problem;
+use launches::{Problem, STRIP_ROWS};
 use sweep::{Sweep, workspace_bytes};
 
 use crate::error::{Error, Result};
@@ -47,9 +47,24 @@ pub fn contrastive_loss(
     bias: Option<Value>,
     kind: Contrastive,
 ) -> Result<Value> {
-    let mut inputs = vec![image, text, log_scale];
+    contrastive_loss_in_strips(tape, [image, text, log_scale], bias, kind, STRIP_ROWS)
+}
+
+/// As [`contrastive_loss`] of image, text and log_scale, with at most `strip_rows` rows of scores held at a time on a GPU, in
+/// whole tiles of 128: for proof that strips add up, at sizes that need few.
+///
+/// # Errors
+/// As [`contrastive_loss`].
+pub fn contrastive_loss_in_strips(
+    tape: &mut Tape,
+    features: [Value; 3],
+    bias: Option<Value>,
+    kind: Contrastive,
+    strip_rows: usize,
+) -> Result<Value> {
+    let mut inputs = features.to_vec();
     inputs.extend(bias);
-    tape.record_one(ContrastiveLoss { kind }, &inputs)
+    tape.record_one(ContrastiveLoss { kind, strip_rows }, &inputs)
 }
 
 fn infer_features(inputs: &[TensorType], kind: Contrastive) -> Result<[usize; 2]> {
@@ -99,6 +114,8 @@ fn infer_features(inputs: &[TensorType], kind: Contrastive) -> Result<[usize; 2]
 #[derive(Clone, Copy, Debug)]
 struct ContrastiveLoss {
     kind: Contrastive,
+    /// Rows of a strip of scores, at most.
+    strip_rows: usize,
 }
 
 /// softplus(x) = log(1 + eˣ) without overflow.
@@ -207,9 +224,13 @@ impl Op for ContrastiveLoss {
         let mut inputs = backward.inputs.to_vec();
         inputs.extend(&backward.outputs[1..]);
         inputs.push(backward.gradient(0));
-        let gradients = backward
-            .tape
-            .record(ContrastiveLossBackward { kind: self.kind }, &inputs)?;
+        let gradients = backward.tape.record(
+            ContrastiveLossBackward {
+                kind: self.kind,
+                strip_rows: self.strip_rows,
+            },
+            &inputs,
+        )?;
         Ok(gradients.into_iter().map(Some).collect())
     }
 
@@ -227,12 +248,12 @@ impl Op for ContrastiveLoss {
     }
 
     fn launches(&self, inputs: &[TensorType], _: &[TensorType]) -> Result<Vec<Launch>> {
-        Problem::of(inputs, self.kind).forward_launches()
+        Problem::of(inputs, self.kind, self.strip_rows).forward_launches()
     }
 
     fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
         match target {
-            Target::Cuda => Problem::of(inputs, self.kind).forward_bytes(),
+            Target::Cuda => Problem::of(inputs, self.kind, self.strip_rows).forward_bytes(),
             _ => workspace_bytes(inputs, target),
         }
     }
