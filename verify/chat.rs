@@ -53,6 +53,7 @@ impl Case {
         let turns = self.turns.iter();
         Conversation {
             image_tokens: if self.image { image_tokens } else { 0 },
+            system: None,
             context: "",
             turns: turns.map(|[q, a]| [q.as_str(), a.as_str()]).collect(),
         }
@@ -111,6 +112,7 @@ fn control_tokens_in_the_text_of_a_sample_are_only_characters() {
         let with = |turns| {
             words.sequence(&Conversation {
                 image_tokens: 2,
+                system: None,
                 context: "",
                 turns,
             })

@@ -41,7 +41,7 @@ fn data_that_are_not_there_or_of_no_known_kind_are_refused_by_name() {
     fs::write(path("s.tar.gz"), [0x1f, 0x8b].repeat(300)).unwrap();
     let text = refused(path("s.tar.gz"));
     assert!(
-        text.contains("it is gzip-compressed; unpack it with gunzip"),
+        text.contains("s.tar.gz: invalid gzip header; fetch the file again"),
         "{text}"
     );
     let text = refused(path("empty"));
@@ -229,7 +229,7 @@ fn a_broken_line_is_counted_with_its_file_and_number() {
             "it names no image",
         ),
         (
-            "{\"image\": [\"a.png\"], \"caption\": \"x\"}",
+            "{\"image\": [\"a.png\", \"a.png\"], \"caption\": \"x\"}",
             Reason::BadRecord,
             "its image is not one path",
         ),
@@ -246,7 +246,7 @@ fn a_broken_line_is_counted_with_its_file_and_number() {
         (
             "{\"image\": \"a.png\"}",
             Reason::NoCaption,
-            "neither caption, text nor conversations",
+            "neither caption, text, conversations, messages nor answer",
         ),
         (
             "{\"image\": \"a.png\", \"caption\": 7}",
@@ -261,7 +261,7 @@ fn a_broken_line_is_counted_with_its_file_and_number() {
         (
             "{\"image\": \"a.png\", \"conversations\": []}",
             Reason::BadRecord,
-            "not one turn by human and one by gpt",
+            "no question with an answer",
         ),
     ];
     for (line, reason, wanted) in cases {

@@ -9,6 +9,7 @@ mod corruption;
 mod cpu_math;
 mod cuda;
 mod data_embedded;
+mod data_formats;
 mod data_mutation;
 mod data_pairs;
 mod data_pairs_bad;

@@ -86,6 +86,7 @@ fn sample(view: View, context: &str, question: &str, answer: &str, caption: &str
         question: question.into(),
         answer: answer.into(),
         further: Vec::new(),
+        system: None,
         caption: caption.into(),
     }
 }

@@ -287,7 +287,13 @@ impl PairSource for Odd {
         let level = index as u8 * 6;
         Ok(Pair {
             key: format!("pair {index}"),
-            picture: Picture::filled(300 + index as u32, 200, [level, level, level, 255]),
+            picture: Some(Picture::filled(
+                300 + index as u32,
+                200,
+                [level, level, level, 255],
+            )),
+            further: Vec::new(),
+            system: None,
             caption,
             prompt: Some("was ist das?".to_owned()),
         })

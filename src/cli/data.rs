@@ -1,18 +1,21 @@
-//! `keel data`: shows what a task looks like, and rebuilds the embedded tokeniser.
+//! `keel data`: shows what a task looks like, checks the user's own data, and rebuilds the embedded tokeniser.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 
+use super::print_line;
 use crate::data::augment::Augmentation;
 use crate::data::batch::{BatchShape, Weighting};
+use crate::data::census::{TOKEN_BOUNDS, census};
 use crate::data::corpus::learn_tokenizer;
 use crate::data::library::Library;
 use crate::data::mixture::{Mixture, MixtureSettings};
 use crate::data::pairs::{PairLimits, PairSource, Pairs};
 use crate::data::task::TaskKind;
 use crate::error::{Error, Result};
+use crate::program::bytes;
 use crate::report::contact_sheet;
 
 /// Options of `keel data`.
@@ -26,6 +29,8 @@ pub(super) struct DataArgs {
 enum DataCommand {
     /// Prints samples of a task as training sees them, and draws their pictures as a PNG.
     Show(ShowArgs),
+    /// Reads your own data once and counts: samples, sizes, tokens, broken ones, duplicates.
+    Check(CheckArgs),
     /// Learns the embedded tokeniser anew from the tasks' texts and writes its merges.
     Tokenizer(TokenizerArgs),
 }
@@ -50,12 +55,22 @@ struct ShowArgs {
     /// Side of the pictures in pixels.
     #[arg(long, default_value_t = 64, value_name = "PIXELS")]
     image_size: usize,
-    /// Your own pairs, for the task pairs.
-    #[arg(long, value_name = "FOLDER|TAR|JSONL")]
-    data: Option<String>,
+    /// Your own pairs, for the task pairs; may be given several times.
+    #[arg(long, value_name = "SPEC")]
+    data: Vec<String>,
     /// Where to draw the pictures.
     #[arg(long, value_name = "FILE.png")]
     png: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// The data, as `keel train --data` takes them.
+    #[arg(value_name = "SPEC", required = true)]
+    data: Vec<String>,
+    /// Prints one JSON object in place of sentences.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -76,6 +91,7 @@ fn parse_task(name: &str) -> Result<TaskKind, String> {
 pub(super) fn run(args: &DataArgs) -> Result<()> {
     match &args.command {
         DataCommand::Show(args) => show(args),
+        DataCommand::Check(args) => check(args),
         DataCommand::Tokenizer(args) => {
             let tokenizer = learn_tokenizer(&Library::embedded())?;
             std::fs::write(&args.out, tokenizer.to_file())
@@ -86,13 +102,61 @@ pub(super) fn run(args: &DataArgs) -> Result<()> {
     }
 }
 
+fn check(args: &CheckArgs) -> Result<()> {
+    let pairs = Pairs::open_all(&args.data, PairLimits::default())?;
+    let census = census(&pairs)?;
+    if args.json {
+        print_line(serde_json::to_string_pretty(&census).expect("counts are plain data"))?;
+        return pairs.drawing_skips().check();
+    }
+    let broken = census.samples - census.usable;
+    print_line(format!(
+        "{} samples: {} usable, {broken} not",
+        census.samples, census.usable
+    ))?;
+    if let Some(left_out) = &census.left_out_at_opening {
+        print_line(format!("left out when opened: {left_out}"))?;
+    }
+    if broken > 0 {
+        print_line(format!("not usable: {}", pairs.drawing_skips().summary()))?;
+    }
+    let pictures = &census.pictures;
+    let [least, median, most] = pictures
+        .sizes
+        .map(|[width, height]| format!("{width} × {height}"));
+    print_line(format!(
+        "{} pictures of {} in files: {least} to {most}, half of them at most {median}; {} came before",
+        pictures.count,
+        bytes(pictures.bytes),
+        pictures.duplicates,
+    ))?;
+    for (key, first) in &pictures.examples {
+        print_line(format!("  {key}: the picture of {first}"))?;
+    }
+    let words = &census.words;
+    print_line(format!(
+        "{} answers; {} samples say what came before",
+        words.answers, words.duplicates
+    ))?;
+    print_line("tokens of the embedded tokeniser in a conversation, the picture's left out:")?;
+    let bounds = TOKEN_BOUNDS.iter().map(|bound| format!("up to {bound}"));
+    let bounds = bounds.chain([format!("more, up to {}", words.most_tokens)]);
+    for (bound, count) in bounds.zip(words.tokens).filter(|(_, count)| *count > 0) {
+        print_line(format!("  {bound:<18}{count:>12}"))?;
+    }
+    pairs.drawing_skips().check()
+}
+
 fn show(args: &ShowArgs) -> Result<()> {
     if args.count == 0 || args.image_size == 0 {
         return Err(Error::setting("--count and --image-size", "at least 1", 0));
     }
-    let pairs: Option<Arc<dyn PairSource>> = match &args.data {
-        Some(data) => Some(Arc::new(Pairs::open(data, PairLimits::default())?)),
-        None => None,
+    let pairs: Option<Arc<dyn PairSource>> = match args.data.is_empty() {
+        false => Some(Arc::new(Pairs::open_all(
+            &args.data,
+            PairLimits::default(),
+        )?)),
+        true => None,
     };
     let mixture = Mixture::new(
         Library::embedded(),

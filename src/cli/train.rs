@@ -41,9 +41,11 @@ pub(super) struct TrainArgs {
     /// Continues the run in this folder from its newest checkpoint, by the recipe in the folder; repeat the other options.
     #[arg(long, value_name = "RUN", conflicts_with_all = ["recipe", "out", "seed", "quick"])]
     resume: Option<PathBuf>,
-    /// Your own pairs: an image folder with captions, WebDataset shards such as pairs-{000..009}.tar, or a JSONL file. They are the task `pairs` of a recipe's stages.
+    /// Your own pairs: an image folder with captions, WebDataset shards such as pairs-{000..009}.tar, a .json or .jsonl list of
+    /// captions or conversations, an InternVL mixture, a .tsv or .csv table. SPEC=2 gives its pairs twice an epoch; may be
+    /// given several times. They are the task `pairs` of a recipe's stages.
     #[arg(long, value_name = "SPEC")]
-    data: Option<String>,
+    data: Vec<String>,
     /// A Hugging Face folder whose vision tower the run begins from: settings and weights. See keel inspect.
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     vision: Option<PathBuf>,
@@ -116,17 +118,18 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
             ))?;
         }
     }
-    let pairs: Option<Arc<dyn PairSource>> = match &args.data {
-        Some(spec) => {
-            let pairs = Pairs::open(spec, PairLimits::default())?;
+    let pairs: Option<Arc<dyn PairSource>> = match args.data.is_empty() {
+        false => {
+            let pairs = Pairs::open_all(&args.data, PairLimits::default())?;
             let left_out = match pairs.left_out() {
                 Some(left_out) => format!("; left out {left_out}"),
                 None => String::new(),
             };
-            print_line(format!("data: {} pairs of {spec}{left_out}", pairs.len()))?;
+            let specs = args.data.join(", ");
+            print_line(format!("data: {} pairs of {specs}{left_out}", pairs.len()))?;
             Some(Arc::new(pairs))
         }
-        None => None,
+        true => None,
     };
     announce(&compute)?;
     print_line(format!("recipe: {} (seed {})", recipe.name, recipe.seed))?;

@@ -48,6 +48,7 @@ pub fn short(
         question: String::new(),
         answer: caption.clone(),
         further: Vec::new(),
+        system: None,
         caption,
     }
 }
@@ -85,6 +86,7 @@ pub fn dense(
         question: "describe this".to_owned(),
         answer: caption.clone(),
         further: Vec::new(),
+        system: None,
         caption,
     }
 }
@@ -245,6 +247,7 @@ pub fn reading(
         question: question.to_owned(),
         answer,
         further: Vec::new(),
+        system: None,
         caption,
     })
 }

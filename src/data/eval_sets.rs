@@ -47,6 +47,7 @@ pub fn captioned(library: &Library, artist: Artist, split: Split, most: usize) -
                 question: String::new(),
                 answer: plain_caption(concept),
                 further: Vec::new(),
+                system: None,
                 caption: plain_caption(concept),
             }
         })

@@ -59,6 +59,7 @@ fn plain(context: String) -> Sample {
         question: String::new(),
         answer: String::new(),
         further: Vec::new(),
+        system: None,
         caption: String::new(),
     }
 }

@@ -1,4 +1,5 @@
-//! Pairs listed in a JSON-lines file: one object a line, with the path of a picture below the list's own folder.
+//! Pairs listed in a file of JSON: one object a line, or one list of objects as LLaVA's. Only the places of records are kept;
+//! pictures are paths below a folder.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -14,13 +15,15 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub(crate) struct Lines {
     source: Source,
+    /// What a record is called in messages.
+    unit: &'static str,
     /// What the pictures' paths are relative to.
     pub folder: PathBuf,
-    /// The usable lines.
+    /// The usable records.
     pub places: Vec<LinePlace>,
 }
 
-/// Where a line lies.
+/// Where a record lies.
 #[derive(Debug)]
 pub(crate) struct LinePlace {
     offset: u64,
@@ -29,11 +32,11 @@ pub(crate) struct LinePlace {
     number: u64,
 }
 
-/// A line understood.
+/// A record understood.
 #[derive(Debug)]
 pub(crate) struct Record {
-    /// The picture's path, relative to the list's folder.
-    pub picture: String,
+    /// The picture's path, relative to the list's folder; none where the record is text alone.
+    pub picture: Option<String>,
     pub words: Words,
 }
 
@@ -42,21 +45,38 @@ impl Lines {
         &self.source.name
     }
 
-    /// Reads a line again, with the name that messages call it by.
+    /// Reads a record again, with the name that messages call it by.
     pub fn record(&self, place: &LinePlace) -> Result<(String, Record)> {
-        let name = line_name(self.name(), place.number);
+        let name = format!("{}, {} {}", self.name(), self.unit, place.number);
         let bytes = self.source.read(place.offset, place.size)?;
         let record = parse(&name, &bytes).map_err(|(_, error)| error)?;
         Ok((name, record))
     }
+
+    /// Keeps a record's place if it is usable.
+    fn consider(&mut self, place: LinePlace, bytes: &[u8], skips: &SkipLog) {
+        let name = format!("{}, {} {}", self.name(), self.unit, place.number);
+        match parse(&name, bytes) {
+            Ok(_) => {
+                skips.count_good();
+                self.places.push(place);
+            }
+            Err((reason, error)) => skips.count_bad(&self.source.name, reason, error),
+        }
+    }
 }
 
-/// Reads the list once, checking every line; pictures are looked for when they are drawn.
-pub(crate) fn open(path: &Path, skips: &SkipLog) -> Result<Lines> {
-    let source = Source::open(path)?;
+/// Reads a file of lines once, checking every line; pictures are looked for, below `folder`, when they are drawn.
+pub(crate) fn open(path: &Path, folder: PathBuf, skips: &SkipLog) -> Result<Lines> {
+    let mut lines = Lines {
+        source: Source::open(path)?,
+        unit: "line",
+        folder,
+        places: Vec::new(),
+    };
     let io = |error| Error::io(path, "read", error);
     let mut reader = BufReader::new(File::open(path).map_err(io)?);
-    let (mut places, mut offset, mut line) = (Vec::new(), 0, Vec::new());
+    let (mut offset, mut line) = (0, Vec::new());
     for number in 1.. {
         line.clear();
         let size = reader
@@ -67,68 +87,251 @@ pub(crate) fn open(path: &Path, skips: &SkipLog) -> Result<Lines> {
         if size == 0 {
             break;
         }
-        let name = line_name(&source.name, number);
         if size > MAX_TEXT_BYTES {
             return Err(Error::content(
-                name,
+                format!("{}, line {number}", lines.name()),
                 format!("the line has more than {MAX_TEXT_BYTES} bytes"),
-                "a .jsonl file has one JSON object a line; a JSON list must be split into lines",
+                "a .jsonl file has one JSON object a line; call a JSON list .json",
             ));
         }
-        let blank = line.iter().all(u8::is_ascii_whitespace);
-        if !blank {
-            match parse(&name, &line) {
-                Ok(_) => {
-                    skips.count_good();
-                    places.push(LinePlace {
-                        offset,
-                        size,
-                        number,
-                    });
-                }
-                Err((reason, error)) => skips.count_bad(&source.name, reason, error),
-            }
+        if !line.iter().all(u8::is_ascii_whitespace) {
+            let place = LinePlace {
+                offset,
+                size,
+                number,
+            };
+            lines.consider(place, &line, skips);
         }
         offset += size;
     }
-    let folder = path.parent().map(Path::to_owned).unwrap_or_default();
-    Ok(Lines {
-        source,
-        folder,
-        places,
-    })
+    Ok(lines)
 }
 
-fn line_name(file: &str, number: u64) -> String {
-    format!("{file}, line {number}")
+/// Reads a file of one JSON list once, record by record; never more than one record is held.
+pub(crate) fn open_list(path: &Path, folder: PathBuf, skips: &SkipLog) -> Result<Lines> {
+    let mut lines = Lines {
+        source: Source::open(path)?,
+        unit: "record",
+        folder,
+        places: Vec::new(),
+    };
+    let what = path.display().to_string();
+    let cut = |problem: &str| Error::content(&what, problem, "copy the file anew");
+    let io = |error| Error::io(path, "read", error);
+    let mut reader = BufReader::with_capacity(1 << 16, File::open(path).map_err(io)?);
+    let mut walk = ListWalk::default();
+    let mut offset = 0;
+    let mut record = Vec::new();
+    loop {
+        let buffer = reader.fill_buf().map_err(io)?;
+        if buffer.is_empty() {
+            break;
+        }
+        for byte in buffer {
+            match walk.step(*byte) {
+                Walk::Between => {}
+                Walk::Inside => {
+                    record.push(*byte);
+                    if record.len() as u64 > MAX_TEXT_BYTES {
+                        return Err(Error::content(
+                            format!("{what}, record {}", walk.number),
+                            format!("the record has more than {MAX_TEXT_BYTES} bytes"),
+                            "a .json file has one list of objects",
+                        ));
+                    }
+                }
+                Walk::Ended {
+                    is_last_byte_inside,
+                } => {
+                    if is_last_byte_inside {
+                        record.push(*byte);
+                    }
+                    let end = offset + u64::from(is_last_byte_inside);
+                    let size = record.len() as u64;
+                    let place = LinePlace {
+                        offset: end - size,
+                        size,
+                        number: walk.number,
+                    };
+                    lines.consider(place, &record, skips);
+                    record.clear();
+                }
+                Walk::Stray => return Err(cut("it is no JSON list of objects")),
+            }
+            offset += 1;
+        }
+        let read = buffer.len();
+        reader.consume(read);
+    }
+    match walk.state {
+        ListState::After => Ok(lines),
+        ListState::Before => Err(cut("it is empty")),
+        _ => Err(cut("its list is cut short")),
+    }
+}
+
+/// Where in a list the walk stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum ListState {
+    #[default]
+    Before,
+    /// A record or the end comes next.
+    Open,
+    Inside,
+    /// A comma or the end comes next.
+    Closed,
+    After,
+}
+
+/// Finds the records of a list byte by byte: only brackets, strings and escapes matter.
+#[derive(Debug, Default)]
+struct ListWalk {
+    state: ListState,
+    depth: u32,
+    in_string: bool,
+    escaped: bool,
+    number: u64,
+}
+
+enum Walk {
+    Between,
+    Inside,
+    /// A record has ended, with this byte or before it.
+    Ended {
+        is_last_byte_inside: bool,
+    },
+    /// This byte cannot stand here.
+    Stray,
+}
+
+impl ListWalk {
+    fn step(&mut self, byte: u8) -> Walk {
+        match self.state {
+            _ if self.state != ListState::Inside && byte.is_ascii_whitespace() => Walk::Between,
+            ListState::Before => match byte {
+                // A byte-order mark.
+                0xef | 0xbb | 0xbf => Walk::Between,
+                b'[' => {
+                    self.state = ListState::Open;
+                    Walk::Between
+                }
+                _ => Walk::Stray,
+            },
+            ListState::Open => match byte {
+                b']' => {
+                    self.state = ListState::After;
+                    Walk::Between
+                }
+                b',' | b'}' => Walk::Stray,
+                _ => {
+                    self.state = ListState::Inside;
+                    self.number += 1;
+                    self.inside(byte)
+                }
+            },
+            ListState::Inside => self.inside(byte),
+            ListState::Closed => match byte {
+                b',' => {
+                    self.state = ListState::Open;
+                    Walk::Between
+                }
+                b']' => {
+                    self.state = ListState::After;
+                    Walk::Between
+                }
+                _ => Walk::Stray,
+            },
+            ListState::After => Walk::Stray,
+        }
+    }
+
+    fn inside(&mut self, byte: u8) -> Walk {
+        if self.in_string {
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' => self.escaped = true,
+                b'"' => self.in_string = false,
+                _ => {}
+            }
+            return Walk::Inside;
+        }
+        match byte {
+            b'"' => self.in_string = true,
+            b'{' | b'[' => self.depth += 1,
+            b'}' | b']' if self.depth > 0 => {
+                self.depth -= 1;
+                if self.depth == 0 {
+                    self.state = ListState::Closed;
+                    return Walk::Ended {
+                        is_last_byte_inside: true,
+                    };
+                }
+            }
+            // A record that is a bare word or number ends where the list goes on.
+            b',' | b']' if self.depth == 0 => {
+                self.state = if byte == b',' {
+                    ListState::Open
+                } else {
+                    ListState::After
+                };
+                return Walk::Ended {
+                    is_last_byte_inside: false,
+                };
+            }
+            _ => {}
+        }
+        Walk::Inside
+    }
+}
+
+/// A path below a folder, not above it and not from the root.
+pub(crate) fn lies_below(path: &str) -> bool {
+    let inside = |part: Component| matches!(part, Component::Normal(_) | Component::CurDir);
+    !path.is_empty() && Path::new(path).components().all(inside)
 }
 
 fn parse(name: &str, bytes: &[u8]) -> Result<Record, (Reason, Error)> {
     let object = records::object(name, bytes)?;
-    let value = ["image", "file_name"]
-        .iter()
-        .find_map(|key| object.get(*key));
     let problem = |reason: Reason, problem: &str, remedy: &str| {
         (reason, Error::content(name, problem, remedy))
     };
-    let picture = match value {
-        None => {
-            return Err(problem(
-                Reason::NoPicture,
-                "it names no image",
-                "add its path as image",
-            ));
-        }
-        Some(value) => value.as_str().ok_or_else(|| {
-            problem(
-                Reason::BadRecord,
-                "its image is not one path",
-                "give one path as a string",
-            )
-        })?,
+    let named = ["image", "file_name", "images", "image_path"]
+        .iter()
+        .find_map(|key| object.get(*key).filter(|value| !value.is_null()));
+    let one_path = |value: &serde_json::Value| {
+        let one = match value.as_array().map(Vec::as_slice) {
+            Some([one]) => one,
+            _ => value,
+        };
+        one.as_str().map(str::to_owned)
     };
-    let inside = |part: Component| matches!(part, Component::Normal(_) | Component::CurDir);
-    if picture.is_empty() || !Path::new(picture).components().all(inside) {
+    let not_one = || {
+        problem(
+            Reason::BadRecord,
+            "its image is not one path",
+            "give one path as a string",
+        )
+    };
+    let in_messages = records::pictures_in_messages(&object);
+    let picture = match (named, &in_messages[..]) {
+        (Some(value), _) if value.as_array().is_some_and(Vec::is_empty) => None,
+        (Some(value), _) => Some(one_path(value).ok_or_else(not_one)?),
+        (None, []) => None,
+        (None, [one]) => Some(one.clone()),
+        (None, _) => return Err(not_one()),
+    };
+    let is_conversation = object.contains_key("conversations") || object.contains_key("messages");
+    if picture.is_none() && (!is_conversation || records::has_placeholder(&object)) {
+        return Err(problem(
+            Reason::NoPicture,
+            "it names no image",
+            "add its path as image",
+        ));
+    }
+    if picture
+        .as_ref()
+        .is_some_and(|path| !lies_below(path) || path.contains("://"))
+    {
         return Err(problem(
             Reason::RefusedEntry,
             "its image is not a path below the list's folder",
@@ -136,7 +339,7 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Record, (Reason, Error)> {
         ));
     }
     Ok(Record {
-        picture: picture.to_owned(),
+        picture,
         words: records::words_of_object(name, &object)?,
     })
 }

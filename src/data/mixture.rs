@@ -18,6 +18,7 @@ use super::embedded::Artist;
 use super::facts::fact;
 use super::library::{Library, Pool, Split};
 use super::pairs::PairSource;
+use super::picture::Picture;
 use super::questions::{ask, ask_further};
 use super::random::{Permutation, Purpose, Stream, scramble};
 use super::skips::Reason;
@@ -327,29 +328,43 @@ impl Mixture {
                 "write a caption or leave it out",
             ));
         }
-        let picture = &pair.picture;
+        let view = match &pair.picture {
+            Some(picture) => self.photo(picture, look),
+            None if self.settings.contrastive => {
+                return Err(Error::content(
+                    pair.key,
+                    "it is text alone, which a contrast has no use for",
+                    "draw pairs with pictures in this stage",
+                ));
+            }
+            None => View::None,
+        };
+        Ok(Sample {
+            key: pair.key,
+            kind: TaskKind::Pairs,
+            question_kind: None,
+            view,
+            context: String::new(),
+            question: pair.prompt.unwrap_or_default(),
+            answer: caption.clone(),
+            further: pair.further,
+            system: pair.system,
+            caption,
+        })
+    }
+
+    fn photo(&self, picture: &Picture, look: &mut Stream) -> View {
         let sprite = Arc::new(Sprite::new(
             picture.width as usize,
             picture.height as usize,
             &picture.rgba,
         ));
         let augmentation = &self.settings.augmentation;
-        let photo = if augmentation.geometry > 0.0 {
+        View::Photo(if augmentation.geometry > 0.0 {
             let tint = augmentation.tint(look);
             Photo::varied(sprite, tint, look)
         } else {
             Photo::centred(sprite)
-        };
-        Ok(Sample {
-            key: pair.key,
-            kind: TaskKind::Pairs,
-            question_kind: None,
-            view: View::Photo(photo),
-            context: String::new(),
-            question: pair.prompt.unwrap_or_default(),
-            answer: caption.clone(),
-            further: Vec::new(),
-            caption,
         })
     }
 }

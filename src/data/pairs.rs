@@ -1,4 +1,5 @@
-//! The user's own image–text pairs: shards, a list of lines, or a folder, all read at random by any thread.
+//! The user's own image–text pairs: shards, lists of JSON, tables, folders, or several of these, all read at random by any
+//! thread.
 //!
 //! Opening looks at every sample once and keeps only where it lies, except that a folder's captions are held in memory.
 //! What cannot be used is counted in a [`SkipLog`], never dropped in silence. Nothing is written and nothing is fetched:
@@ -6,40 +7,53 @@
 
 use std::path::Path;
 
-use rayon::prelude::*;
-
 use super::archive::Source;
 use super::folder::{self, FolderPair};
+use super::joined::{self, Joined};
 use super::lines;
 use super::picture::{Picture, PictureLimits};
 use super::records;
+use super::shards::{self, Shards};
 use super::skips::{Reason, SkipLimits, SkipLog};
-use super::webdataset::{Defect, Sample, Shard, ShardLimits, Step, expand_braces};
+use super::table::{self, PictureOfRow};
+use super::task::Turn;
+use super::webdataset::{ShardLimits, expand_braces};
 use crate::error::{Error, Result};
 
 /// Endings of files taken for pictures, lower case.
 pub(crate) const PICTURE_ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
-/// Endings of a sample's members taken for its caption, the first present wins.
-const CAPTION_ENDINGS: [&str; 4] = ["txt", "text", "caption", "caption.txt"];
-
 /// Largest caption or record, bytes.
 pub(crate) const MAX_TEXT_BYTES: u64 = 1 << 20;
-
-/// Shards kept open; with more, each is opened for every read, since a process may hold about a thousand files.
-const MAX_OPEN_SHARDS: usize = 256;
 
 /// One picture and the words that belong to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair {
     /// What the sample is called in its source.
     pub key: String,
-    /// The picture, with its transparency.
-    pub picture: Picture,
+    /// The picture, with its transparency; none where the sample is text alone.
+    pub picture: Option<Picture>,
     /// What is to be learnt about it; never empty.
     pub caption: String,
     /// The question that the caption answers, where the source holds conversations.
     pub prompt: Option<String>,
+    /// Questions and answers after that.
+    pub further: Vec<Turn>,
+    /// What the system says first, in place of the chat's own words.
+    pub system: Option<String>,
+}
+
+impl Pair {
+    fn of(key: String, picture: Option<Picture>, words: records::Words) -> Pair {
+        Pair {
+            key,
+            picture,
+            caption: words.caption,
+            prompt: words.prompt,
+            further: words.further,
+            system: words.system,
+        }
+    }
 }
 
 /// Anything pairs can be drawn from; the same index gives the same pair on any thread.
@@ -96,51 +110,106 @@ pub struct Pairs {
 #[derive(Debug)]
 enum Kind {
     Folder(folder::Folder),
-    Shards(Vec<Shard>, Vec<ShardPair>),
+    Shards(Shards),
     Lines(lines::Lines),
-}
-
-/// Where a pair lies in a shard.
-#[derive(Debug)]
-struct ShardPair {
-    shard: usize,
-    key: Box<str>,
-    picture: (u64, u64),
-    text: (u64, u64),
-    is_json: bool,
+    Table(table::Table),
+    Joined(Joined),
 }
 
 impl Pairs {
-    /// Opens a folder of pictures, a tar shard or a pattern such as `shards-{000..009}.tar`, or a `.jsonl` list.
+    /// Opens a folder of pictures; a tar shard or a pattern such as `shards-{000..009}.tar`, also gzipped; a `.jsonl` list or a
+    /// pattern of them; a `.json` list as LLaVA's, or a mixture of lists as InternVL's; a `.csv` or `.tsv` table. `SPEC=2.5`
+    /// repeats its pairs two and a half times an epoch.
     ///
     /// # Errors
     /// [`Error::Io`] when something named cannot be read, [`Error::Content`] when it is of no known kind, a single shard
     /// is damaged or no pair is usable, [`Error::Stopped`] when too many samples or shards are bad.
     pub fn open(data: &str, limits: PairLimits) -> Result<Pairs> {
+        match joined::repeat_of(data)? {
+            Some((data, repeat)) => {
+                let part = (Pairs::open(data, limits)?, repeat);
+                Pairs::joined(data, vec![part], limits)
+            }
+            None => Pairs::open_one(data, limits),
+        }
+    }
+
+    /// All pairs of several such sources, one after the other.
+    ///
+    /// # Errors
+    /// As [`Pairs::open`].
+    pub fn open_all(data: &[String], limits: PairLimits) -> Result<Pairs> {
+        match data {
+            [one] => Pairs::open(one, limits),
+            _ => {
+                let parts = data.iter().map(|one| Ok((Pairs::open(one, limits)?, 1.0)));
+                let parts = parts.collect::<Result<Vec<_>>>()?;
+                Pairs::joined("the data", parts, limits)
+            }
+        }
+    }
+
+    /// Pairs of several sources, each with how often it comes in an epoch.
+    pub(super) fn joined(
+        name: &str,
+        parts: Vec<(Pairs, f64)>,
+        limits: PairLimits,
+    ) -> Result<Pairs> {
+        let pairs = Pairs {
+            kind: Kind::Joined(Joined::new(name, parts)?),
+            limits,
+            opening_skips: SkipLog::new(limits.skips),
+            drawing_skips: SkipLog::new(limits.skips),
+        };
+        match pairs.is_empty() {
+            false => Ok(pairs),
+            true => Err(Error::content(
+                name,
+                "it holds no pairs",
+                "repeat some part of it",
+            )),
+        }
+    }
+
+    fn open_one(data: &str, limits: PairLimits) -> Result<Pairs> {
         let path = Path::new(data);
         let skips = SkipLog::new(limits.skips);
         let ending = path.extension().map(|ending| ending.to_ascii_lowercase());
         let ending = ending.as_deref().and_then(|ending| ending.to_str());
-        let kind = if data.contains('{') {
-            open_shards(&expand_braces(data)?, limits, &skips)?
+        let folder = || path.parent().map(Path::to_owned).unwrap_or_default();
+        let is_lines = matches!(ending, Some("jsonl" | "ndjson"));
+        let kind = if data.contains('{') && is_lines {
+            let files = expand_braces(data)?.into_iter();
+            let parts = files.map(|file| Ok((Pairs::open_one(&file, limits)?, 1.0)));
+            return Pairs::joined(data, parts.collect::<Result<Vec<_>>>()?, limits);
+        } else if data.contains('{') {
+            Kind::Shards(shards::open(&expand_braces(data)?, limits, &skips)?)
         } else if path.is_dir() {
             let metadata = path.join("metadata.jsonl");
             match metadata.exists() {
-                true => Kind::Lines(lines::open(&metadata, &skips)?),
+                true => Kind::Lines(lines::open(&metadata, path.to_owned(), &skips)?),
                 false => Kind::Folder(folder::open(path, &skips)?),
             }
-        } else if ending == Some("jsonl") || ending == Some("ndjson") {
-            Kind::Lines(lines::open(path, &skips)?)
+        } else if is_lines {
+            Kind::Lines(lines::open(path, folder(), &skips)?)
+        } else if ending == Some("json") {
+            match joined::is_mixture(path)? {
+                true => return joined::open_mixture(path, limits),
+                false => Kind::Lines(lines::open_list(path, folder(), &skips)?),
+            }
+        } else if ending == Some("csv") || ending == Some("tsv") {
+            let separator = if ending == Some("csv") { b',' } else { b'\t' };
+            Kind::Table(table::open(path, separator, &skips)?)
         } else if matches!(ending, Some("tar" | "gz" | "tgz" | "zst" | "xz" | "zip")) {
-            // Compressed shards are refused there, with the way to unpack them.
-            open_shards(&[data.to_owned()], limits, &skips)?
+            // Shards packed otherwise are refused there, with the way to unpack them.
+            Kind::Shards(shards::open(&[data.to_owned()], limits, &skips)?)
         } else {
             // A missing file is the likelier mistake than an unknown ending.
             Source::open(path)?;
             return Err(Error::content(
                 data,
                 "it is no kind of pairs that is known here",
-                "give a folder of pictures, a .tar shard (or shards-{000..009}.tar), or a .jsonl list",
+                "give a folder of pictures, a .tar shard (or shards-{000..009}.tar), a .jsonl or .json list, or a .tsv table",
             ));
         };
         skips.check()?;
@@ -199,12 +268,66 @@ impl Pairs {
         ))
     }
 
+    /// Counts a sample that cannot be used, without judging yet whether there are too many.
+    pub(super) fn count_broken(&self, index: usize, reason: Reason, problem: &str) {
+        self.drawing_skips
+            .count_bad(self.origin(index), reason, problem);
+    }
+
+    /// A list of lines below a folder of its own.
+    pub(super) fn lines_below(path: &Path, root: &Path, limits: PairLimits) -> Result<Pairs> {
+        let skips = SkipLog::new(limits.skips);
+        let kind = Kind::Lines(lines::open(path, root.to_owned(), &skips)?);
+        skips.check()?;
+        Ok(Pairs {
+            kind,
+            limits,
+            opening_skips: skips,
+            drawing_skips: SkipLog::new(limits.skips),
+        })
+    }
+
+    /// The bytes of a sample's picture file; none where the sample is text alone.
+    ///
+    /// # Errors
+    /// As [`PairSource::get`].
+    pub fn picture_bytes(&self, index: usize) -> Result<Option<Vec<u8>>> {
+        let read = |path: &Path| -> Result<Option<Vec<u8>>> {
+            let source = Source::open(path)?;
+            source.read(0, source.len()).map(Some)
+        };
+        match &self.kind {
+            Kind::Folder(folder) => read(&folder.root.join(&folder.pairs[index].path)),
+            Kind::Shards(shards) => shards.picture_bytes(index).map(Some),
+            Kind::Lines(lines) => {
+                let (_, record) = lines.record(&lines.places[index])?;
+                match record.picture {
+                    Some(picture) => read(&lines.folder.join(picture)),
+                    None => Ok(None),
+                }
+            }
+            Kind::Table(table) => match table.row(&table.rows[index])?.1 {
+                PictureOfRow::Path(path) => read(&table.folder.join(path)),
+                PictureOfRow::Bytes(bytes) => Ok(Some(bytes)),
+            },
+            Kind::Joined(joined) => {
+                let (part, index) = joined.at(index);
+                part.picture_bytes(index)
+            }
+        }
+    }
+
     /// The shard, list or folder that a pair comes from.
     fn origin(&self, index: usize) -> &str {
         match &self.kind {
             Kind::Folder(folder) => folder.name(),
-            Kind::Shards(shards, index_of_pairs) => shards[index_of_pairs[index].shard].name(),
+            Kind::Shards(shards) => shards.origin(index),
             Kind::Lines(lines) => lines.name(),
+            Kind::Table(table) => table.name(),
+            Kind::Joined(joined) => {
+                let (part, index) = joined.at(index);
+                part.origin(index)
+            }
         }
     }
 }
@@ -213,8 +336,10 @@ impl PairSource for Pairs {
     fn len(&self) -> usize {
         match &self.kind {
             Kind::Folder(folder) => folder.pairs.len(),
-            Kind::Shards(_, pairs) => pairs.len(),
+            Kind::Shards(shards) => shards.pairs.len(),
             Kind::Lines(lines) => lines.places.len(),
+            Kind::Table(table) => table.rows.len(),
+            Kind::Joined(joined) => joined.len(),
         }
     }
 
@@ -233,7 +358,11 @@ impl PairSource for Pairs {
     }
 
     fn left_out(&self) -> Option<String> {
-        let parts: Vec<String> = [
+        let mut parts: Vec<String> = match &self.kind {
+            Kind::Joined(joined) => joined.parts().filter_map(PairSource::left_out).collect(),
+            _ => Vec::new(),
+        };
+        let own = [
             ("samples when the data were opened", &self.opening_skips),
             ("draws while training", &self.drawing_skips),
         ]
@@ -242,8 +371,8 @@ impl PairSource for Pairs {
         .map(|(of, skips)| {
             let (bad, seen) = (skips.skipped(), skips.seen());
             format!("{bad} of {seen} {of}: {}", skips.summary())
-        })
-        .collect();
+        });
+        parts.extend(own);
         (!parts.is_empty()).then(|| parts.join("; "))
     }
 
@@ -259,38 +388,42 @@ impl PairSource for Pairs {
             Kind::Folder(folder) => {
                 let FolderPair { path, caption } = &folder.pairs[index];
                 let file = folder.root.join(path);
-                Ok(Pair {
-                    key: path.display().to_string(),
-                    picture: read_picture(&file, &self.limits)?,
-                    caption: caption.clone(),
-                    prompt: None,
-                })
+                let picture = read_picture(&file, &self.limits)?;
+                let words = records::Words::caption(caption.clone());
+                Ok(Pair::of(path.display().to_string(), Some(picture), words))
             }
-            Kind::Shards(shards, pairs) => {
-                let pair = &pairs[index];
-                let shard = &shards[pair.shard];
-                let name = format!("{}: {}", shard.name(), pair.key);
-                let text = shard.read_at(pair.text.0, pair.text.1)?;
-                let words = words_of(&name, &text, pair.is_json).map_err(|(_, error)| error)?;
-                let bytes = shard.read_at(pair.picture.0, pair.picture.1)?;
-                Ok(Pair {
-                    key: pair.key.to_string(),
-                    picture: Picture::decode(&name, &bytes, &self.limits.picture)?,
-                    caption: words.caption,
-                    prompt: words.prompt,
-                })
+            Kind::Shards(shards) => {
+                let (name, words) = shards.words(index)?;
+                let bytes = shards.picture_bytes(index)?;
+                let picture = Picture::decode(&name, &bytes, &self.limits.picture)?;
+                Ok(Pair::of(shards.key(index), Some(picture), words))
             }
             Kind::Lines(lines) => {
                 let (name, record) = lines.record(&lines.places[index])?;
-                Ok(Pair {
-                    picture: read_picture(&lines.folder.join(&record.picture), &self.limits)
-                        .map_err(|error| {
-                            Error::content(name, error, "repair or remove the line")
-                        })?,
-                    key: record.picture,
-                    caption: record.words.caption,
-                    prompt: record.words.prompt,
-                })
+                let Some(path) = record.picture else {
+                    return Ok(Pair::of(name, None, record.words));
+                };
+                let picture = read_picture(&lines.folder.join(&path), &self.limits)
+                    .map_err(|error| Error::content(name, error, "repair or remove the record"))?;
+                Ok(Pair::of(path, Some(picture), record.words))
+            }
+            Kind::Table(table) => {
+                let (name, picture, words) = table.row(&table.rows[index])?;
+                let picture = match picture {
+                    PictureOfRow::Path(path) => {
+                        read_picture(&table.folder.join(path), &self.limits).map_err(|error| {
+                            Error::content(&name, error, "repair or remove the row")
+                        })?
+                    }
+                    PictureOfRow::Bytes(bytes) => {
+                        Picture::decode(&name, &bytes, &self.limits.picture)?
+                    }
+                };
+                Ok(Pair::of(name, Some(picture), words))
+            }
+            Kind::Joined(joined) => {
+                let (part, index) = joined.at(index);
+                part.get(index)
             }
         }
     }
@@ -312,140 +445,4 @@ fn read_picture(path: &Path, limits: &PairLimits) -> Result<Picture> {
     }
     let bytes = source.read(0, source.len())?;
     Picture::decode(&source.name, &bytes, &limits.picture)
-}
-
-/// The caption in a text or JSON member, or the reason there is none.
-fn words_of(name: &str, bytes: &[u8], is_json: bool) -> Result<records::Words, (Reason, Error)> {
-    if is_json {
-        records::words_of_json(name, bytes)
-    } else {
-        records::caption_of_text(name, bytes).map(|caption| records::Words {
-            caption,
-            prompt: None,
-        })
-    }
-}
-
-/// What one shard gave: its pairs, what was left out, and the error that ended it early.
-struct Scan {
-    shard: Shard,
-    pairs: Vec<ShardPair>,
-    skipped: Vec<(Reason, Error)>,
-    damage: Option<Error>,
-}
-
-fn open_shards(paths: &[String], limits: PairLimits, skips: &SkipLog) -> Result<Kind> {
-    let many = paths.len() > MAX_OPEN_SHARDS;
-    let scans: Vec<Result<Scan>> = paths
-        .par_iter()
-        .enumerate()
-        .map(|(number, path)| {
-            let mut scan = scan_shard(Shard::open(Path::new(path))?, number, limits.shard);
-            if many {
-                scan.shard.release_handle();
-            }
-            Ok(scan)
-        })
-        .collect();
-    // Gathered in order, so that the shard a refusal names is the first, whichever thread met one sooner.
-    let scans = scans.into_iter().collect::<Result<Vec<_>>>()?;
-
-    let (mut shards, mut pairs, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
-    for scan in scans {
-        for (reason, error) in scan.skipped {
-            skips.count_bad(scan.shard.name(), reason, error);
-        }
-        if let Some(error) = scan.damage {
-            skips.count_bad(scan.shard.name(), Reason::DamagedShard, &error);
-            damaged.push(error);
-        }
-        scan.pairs.iter().for_each(|_| skips.count_good());
-        pairs.extend(scan.pairs);
-        shards.push(scan.shard);
-    }
-    // How many samples a damaged shard lost is unknown, so shards are judged by themselves.
-    let count = damaged.len();
-    if count as f64 > limits.skips.max_bad_fraction * paths.len() as f64 {
-        let first = damaged.swap_remove(0);
-        return Err(match paths.len() {
-            1 => first,
-            _ => Error::stopped(
-                "the shards",
-                format!("{count} of {} are damaged: {first}", paths.len()),
-                "or raise the limit on bad samples",
-            ),
-        });
-    }
-    Ok(Kind::Shards(shards, pairs))
-}
-
-/// Walks a shard once.
-fn scan_shard(shard: Shard, number: usize, limits: ShardLimits) -> Scan {
-    let (mut pairs, mut skipped, mut damage) = (Vec::new(), Vec::new(), None);
-    for step in shard.samples(limits) {
-        match step {
-            Ok(Step::Sample(sample)) => match shard_pair(&shard, number, sample) {
-                Ok(pair) => pairs.push(pair),
-                Err(problem) => skipped.push(problem),
-            },
-            Ok(Step::Skipped(defect, name, problem)) => {
-                let (reason, remedy) = match defect {
-                    Defect::DuplicateKey => {
-                        (Reason::DuplicateKey, "pack the shard again, sorted by name")
-                    }
-                    Defect::TooLarge => (Reason::TooLarge, "scale it down"),
-                    Defect::RefusedEntry => (
-                        Reason::RefusedEntry,
-                        "pack regular files under relative names",
-                    ),
-                };
-                let what = format!("{}: {name}", shard.name());
-                skipped.push((reason, Error::content(what, problem, remedy)));
-            }
-            Err(error) => damage = Some(error),
-        }
-    }
-    Scan {
-        shard,
-        pairs,
-        skipped,
-        damage,
-    }
-}
-
-/// Finds picture and caption among a sample's members; the caption is read to know that it says something.
-fn shard_pair(shard: &Shard, number: usize, sample: Sample) -> Result<ShardPair, (Reason, Error)> {
-    let name = format!("{}: {}", shard.name(), sample.key);
-    let Some(picture) = sample.member(&PICTURE_ENDINGS) else {
-        let problem = Error::content(name, "it has no picture", "add a png, jpg or webp member");
-        return Err((Reason::NoPicture, problem));
-    };
-    let text = CAPTION_ENDINGS
-        .iter()
-        .find_map(|ending| sample.member(&[ending]));
-    let Some(member) = text.or_else(|| sample.member(&["json"])) else {
-        let problem = Error::content(name, "it has no caption", "add a txt or json member");
-        return Err((Reason::NoCaption, problem));
-    };
-    if member.size > MAX_TEXT_BYTES {
-        let problem = format!(
-            "its caption has {} bytes, the limit is {MAX_TEXT_BYTES}",
-            member.size
-        );
-        return Err((
-            Reason::TooLarge,
-            Error::content(name, problem, "shorten it"),
-        ));
-    }
-    let bytes = shard
-        .read(member)
-        .map_err(|error| (Reason::Unreadable, error))?;
-    words_of(&name, &bytes, text.is_none())?;
-    Ok(ShardPair {
-        shard: number,
-        picture: (picture.offset, picture.size),
-        text: (member.offset, member.size),
-        is_json: text.is_none(),
-        key: sample.key.into(),
-    })
 }

@@ -1,17 +1,35 @@
-//! The words of a pair: plain captions, JSON captions, and conversations of one question and one answer.
+//! The words of a pair: plain captions, JSON captions, questions with answers, and conversations in the spellings of LLaVA
+//! and ShareGPT (`conversations`: `from`, `value`) and of OpenAI (`messages`: `role`, `content`).
 
 use serde_json::{Map, Value};
 
 use super::skips::Reason;
+use super::task::Turn;
 use crate::error::{Error, Result};
 
-/// What is said about a picture.
+/// What is said about a picture, or without one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Words {
-    /// The caption or answer, trimmed, never empty.
+    /// The caption or first answer, trimmed, never empty.
     pub caption: String,
-    /// The question, without the picture's placeholder.
+    /// The first question, without the picture's placeholder.
     pub prompt: Option<String>,
+    /// Questions and answers after that.
+    pub further: Vec<Turn>,
+    /// What the system says first, in place of the chat's own words.
+    pub system: Option<String>,
+}
+
+impl Words {
+    /// A caption and nothing else.
+    pub fn caption(caption: String) -> Words {
+        Words {
+            caption,
+            prompt: None,
+            further: Vec::new(),
+            system: None,
+        }
+    }
 }
 
 /// A problem and the reason it is counted under.
@@ -19,6 +37,13 @@ type Problem = (Reason, Error);
 
 /// The stand-in for a picture inside a conversation.
 const PLACEHOLDER: &str = "<image>";
+
+/// Stand-ins for what is no picture.
+const REFUSED: [&str; 2] = ["<video>", "<audio>"];
+
+fn bad(name: &str, problem: impl ToString, remedy: &str) -> Problem {
+    (Reason::BadRecord, Error::content(name, problem, remedy))
+}
 
 /// A caption held as plain text.
 ///
@@ -33,7 +58,7 @@ pub fn caption_of_text(name: &str, bytes: &[u8]) -> Result<String, Problem> {
 }
 
 /// Without blanks and byte-order mark around it.
-fn trimmed(name: &str, text: &str) -> Result<String, Problem> {
+pub(crate) fn trimmed(name: &str, text: &str) -> Result<String, Problem> {
     let text = text.trim_start_matches('\u{feff}').trim();
     if text.is_empty() {
         let problem = Error::content(
@@ -46,7 +71,7 @@ fn trimmed(name: &str, text: &str) -> Result<String, Problem> {
     Ok(text.to_owned())
 }
 
-/// The words in a JSON object: `caption`, `text`, or `conversations` of one exchange.
+/// The words in a JSON object: `caption`, `text`, `question` and `answer`, `conversations` or `messages`.
 ///
 /// # Errors
 /// The reason to count it under, and [`Error::Content`].
@@ -56,66 +81,218 @@ pub fn words_of_json(name: &str, bytes: &[u8]) -> Result<Words, Problem> {
 
 /// A JSON object, or the place where it goes wrong.
 pub(crate) fn object(name: &str, bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
-    let bad = |problem: String| {
-        let error = Error::content(name, problem, "write one JSON object, or remove it");
-        (Reason::BadRecord, error)
-    };
+    let remedy = "write one JSON object, or remove it";
     match serde_json::from_slice(bytes.trim_ascii_end()) {
         Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => Err(bad("it is JSON, but no object".to_owned())),
+        Ok(_) => Err(bad(name, "it is JSON, but no object", remedy)),
         // The line is named by the caller; the parser's own count would always be 1.
-        Err(error) => Err(bad(format!("it is not JSON (column {})", error.column()))),
+        Err(error) => {
+            let problem = format!("it is not JSON (column {})", error.column());
+            Err(bad(name, problem, remedy))
+        }
     }
 }
 
 /// As [`words_of_json`], of an object already read.
 pub(crate) fn words_of_object(name: &str, object: &Map<String, Value>) -> Result<Words, Problem> {
+    let text = |key: &str| -> Result<Option<&str>, Problem> {
+        match object.get(key) {
+            None => Ok(None),
+            Some(value) => value
+                .as_str()
+                .map(Some)
+                .ok_or_else(|| bad(name, format!("its {key} is not a string"), "make it one")),
+        }
+    };
     for key in ["caption", "text"] {
-        if let Some(value) = object.get(key) {
-            let text = value.as_str().ok_or_else(|| {
-                let problem = format!("its {key} is not a string");
-                (
-                    Reason::BadRecord,
-                    Error::content(name, problem, "make it one"),
-                )
-            })?;
-            return trimmed(name, text).map(|caption| Words {
-                caption,
-                prompt: None,
-            });
+        if let Some(text) = text(key)? {
+            return trimmed(name, text).map(Words::caption);
         }
     }
-    match object.get("conversations") {
-        Some(turns) => exchange(name, turns),
-        None => {
-            let problem = Error::content(
-                name,
-                "it has neither caption, text nor conversations",
-                "add a caption",
-            );
-            Err((Reason::NoCaption, problem))
+    for key in ["conversations", "messages"] {
+        if let Some(turns) = object.get(key) {
+            let turns = turns
+                .as_array()
+                .ok_or_else(|| bad(name, format!("its {key} are no list"), "make them one"))?;
+            return conversation(name, turns);
         }
+    }
+    if let Some(answer) = text("answer")? {
+        let question = text("question")?.unwrap_or_default();
+        return question_and_answer(name, question, answer);
+    }
+    let problem = Error::content(
+        name,
+        "it has neither caption, text, conversations, messages nor answer",
+        "add a caption",
+    );
+    Err((Reason::NoCaption, problem))
+}
+
+/// One question, possibly empty, and its answer.
+pub(crate) fn question_and_answer(
+    name: &str,
+    question: &str,
+    answer: &str,
+) -> Result<Words, Problem> {
+    let question = question.replace(PLACEHOLDER, "").trim().to_owned();
+    Ok(Words {
+        prompt: (!question.is_empty()).then_some(question),
+        ..Words::caption(trimmed(name, answer)?)
+    })
+}
+
+/// Whether a conversation's words stand for a picture somewhere.
+pub(crate) fn has_placeholder(object: &Map<String, Value>) -> bool {
+    ["conversations", "messages", "question"]
+        .iter()
+        .any(|key| object.get(*key).is_some_and(holds))
+}
+
+fn holds(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains(PLACEHOLDER),
+        Value::Array(values) => values.iter().any(holds),
+        Value::Object(object) => {
+            let kind = object.get("type").and_then(Value::as_str);
+            matches!(kind, Some("image" | "image_url")) || object.values().any(holds)
+        }
+        _ => false,
     }
 }
 
-/// A question by "human" and an answer by "gpt"; longer conversations are refused rather than cut.
-fn exchange(name: &str, turns: &Value) -> Result<Words, Problem> {
-    let said = |turn: &Value, speaker: &str| -> Option<String> {
-        (turn["from"] == speaker).then(|| turn["value"].as_str().map(str::to_owned))?
+/// Who speaks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Speaker {
+    System,
+    User,
+    Assistant,
+}
+
+/// The paths of pictures that the parts of a message name.
+pub(crate) fn pictures_in_messages(object: &Map<String, Value>) -> Vec<String> {
+    let turns = object.get("messages").and_then(Value::as_array);
+    let parts = turns
+        .into_iter()
+        .flatten()
+        .filter_map(|turn| turn["content"].as_array());
+    let named = |part: &Value| {
+        let place = match part["type"].as_str()? {
+            "image" => &part["image"],
+            "image_url" => &part["image_url"]["url"],
+            _ => return None,
+        };
+        place.as_str().map(str::to_owned)
     };
-    let turns = turns.as_array().map_or(&[][..], Vec::as_slice);
-    let pair = match turns {
-        [question, answer] => said(question, "human").zip(said(answer, "gpt")),
-        _ => None,
+    parts.flatten().filter_map(named).collect()
+}
+
+/// Who says what in one turn; parts that stand for pictures become placeholders.
+fn said(name: &str, turn: &Value) -> Result<(Speaker, String), Problem> {
+    let role = turn["from"].as_str().or(turn["role"].as_str());
+    let speaker = match role {
+        Some("human" | "user") => Speaker::User,
+        Some("gpt" | "assistant" | "model") => Speaker::Assistant,
+        Some("system") => Speaker::System,
+        Some(other) => {
+            let problem = format!("{other} speaks in it, beside system, user and assistant");
+            return Err(bad(name, problem, "leave such turns out"));
+        }
+        None => {
+            return Err(bad(
+                name,
+                "a turn has no from and no role",
+                "say who speaks",
+            ));
+        }
     };
-    let (question, answer) = pair.ok_or_else(|| {
-        let problem = "its conversations are not one turn by human and one by gpt";
-        let error = Error::content(name, problem, "split it into single exchanges");
-        (Reason::BadRecord, error)
-    })?;
-    let question = question.replace(PLACEHOLDER, "").trim().to_owned();
+    let content = if turn["value"].is_null() {
+        &turn["content"]
+    } else {
+        &turn["value"]
+    };
+    let text = match content {
+        Value::String(text) => text.clone(),
+        Value::Array(parts) => {
+            let mut text = String::new();
+            for part in parts {
+                match part["type"].as_str() {
+                    Some("text") => text.push_str(part["text"].as_str().unwrap_or_default()),
+                    Some("image" | "image_url") => text.push_str(PLACEHOLDER),
+                    _ => {
+                        let problem = "a part of a message is neither text nor an image";
+                        return Err(bad(name, problem, "leave it out"));
+                    }
+                }
+            }
+            text
+        }
+        _ => {
+            return Err(bad(
+                name,
+                "a turn says nothing",
+                "give it a value or a content",
+            ));
+        }
+    };
+    if let Some(other) = REFUSED.iter().find(|mark| text.contains(**mark)) {
+        return Err(bad(name, format!("it is about a {other}"), "leave it out"));
+    }
+    Ok((speaker, text))
+}
+
+/// Questions and answers in turn, the system's words before them where there are any.
+fn conversation(name: &str, turns: &[Value]) -> Result<Words, Problem> {
+    let mut system = None;
+    let mut pairs: Vec<Turn> = Vec::new();
+    let mut open: Option<String> = None;
+    for (index, turn) in turns.iter().enumerate() {
+        let (speaker, text) = said(name, turn)?;
+        let pictures = text.matches(PLACEHOLDER).count();
+        match (speaker, open.take()) {
+            (Speaker::System, None) if index == 0 => {
+                system = Some(text.trim().to_owned()).filter(|text| !text.is_empty());
+            }
+            (Speaker::User, None) => {
+                if pictures > 1 || (pictures == 1 && !pairs.is_empty()) {
+                    let problem = "it shows a picture after its first question, or several";
+                    return Err(bad(
+                        name,
+                        problem,
+                        "split it into conversations about one picture",
+                    ));
+                }
+                open = Some(text.replace(PLACEHOLDER, "").trim().to_owned());
+            }
+            (Speaker::Assistant, Some(question)) => pairs.push(Turn {
+                question,
+                answer: trimmed(name, &text)?,
+            }),
+            _ => {
+                let problem = format!("its turn {} does not answer the one before", index + 1);
+                return Err(bad(name, problem, "let user and assistant speak in turn"));
+            }
+        }
+    }
+    if open.is_some() {
+        return Err(bad(
+            name,
+            "its last question has no answer",
+            "answer it or leave it out",
+        ));
+    }
+    let mut pairs = pairs.into_iter();
+    let Some(first) = pairs.next() else {
+        return Err(bad(
+            name,
+            "its conversation has no question with an answer",
+            "add one",
+        ));
+    };
     Ok(Words {
-        caption: trimmed(name, &answer)?,
-        prompt: (!question.is_empty()).then_some(question),
+        caption: first.answer,
+        prompt: (!first.question.is_empty()).then_some(first.question),
+        further: pairs.collect(),
+        system,
     })
 }

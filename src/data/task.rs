@@ -256,6 +256,8 @@ pub struct Sample {
     pub answer: String,
     /// What is asked after that about the same picture, in order.
     pub further: Vec<Turn>,
+    /// What the system says first, in place of the chat's own words.
+    pub system: Option<String>,
     /// The text for the contrastive side; empty in text-only samples.
     pub caption: String,
 }
@@ -280,6 +282,7 @@ impl Sample {
                 false => &self.context,
             },
             turns,
+            system: self.system.as_deref(),
         }
     }
 }

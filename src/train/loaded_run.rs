@@ -163,6 +163,7 @@ impl LoadedRun {
             .unwrap_or(0);
         let asked = Conversation {
             image_tokens: self.recipe.model.image_tokens(),
+            system: None,
             context: "",
             turns: vec![[question, ""]],
         };

@@ -90,6 +90,7 @@ impl Recipe {
         }
         let bare = Conversation {
             image_tokens: self.model.image_tokens(),
+            system: None,
             context: "",
             turns: vec![["", ""]],
         };

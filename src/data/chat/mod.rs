@@ -33,6 +33,8 @@ enum Kind {
 pub struct Conversation<'a> {
     /// Tokens that the picture takes, Ti; 0 where there is none.
     pub image_tokens: usize,
+    /// What the system says first, in place of the chat's own words.
+    pub system: Option<&'a str>,
     /// Text that stands where a picture would.
     pub context: &'a str,
     /// Questions, possibly empty, and answers; none where the context is the whole text.
@@ -199,8 +201,12 @@ fn embedded_sequence(tokenizer: &Tokenizer, conversation: &Conversation<'_>) -> 
     let mut supervised = Vec::with_capacity(conversation.turns.len());
     ids.extend(std::iter::repeat_n(IMAGE, conversation.image_tokens));
     tokenizer.encode_into(conversation.context, &mut ids);
-    for [question, answer] in &conversation.turns {
+    for (index, [question, answer]) in conversation.turns.iter().enumerate() {
         ids.push(USER);
+        // There is no turn of the system here: the user says its words first.
+        if let (0, Some(system)) = (index, conversation.system) {
+            tokenizer.encode_into(&format!("{system}\n"), &mut ids);
+        }
         tokenizer.encode_into(question, &mut ids);
         ids.push(ASSISTANT);
         let from = ids.len();

@@ -191,7 +191,7 @@ impl Published {
             sequence.supervised.push(1..ids.len());
             return sequence;
         }
-        if let Some(system) = self.layout.system() {
+        if let Some(system) = conversation.system.or(self.layout.system()) {
             self.push_turn(&["system\n", system], ids);
         }
         let last = conversation.turns.len() - 1;

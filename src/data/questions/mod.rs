@@ -77,6 +77,7 @@ pub fn ask(
         question: asked.question,
         answer: asked.answer,
         further: Vec::new(),
+        system: None,
     }
 }
 

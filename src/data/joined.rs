@@ -1,0 +1,160 @@
+//! Several sources of pairs as one: InternVL's mixtures, patterns of lists, and what the command line names together.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::pairs::{PairLimits, PairSource, Pairs};
+use crate::error::{Error, Result};
+
+/// The most pairs of an epoch.
+const MOST: usize = u32::MAX as usize;
+
+/// Largest mixture file, bytes.
+const MAX_MIXTURE_BYTES: u64 = 16 << 20;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Joined {
+    parts: Vec<Pairs>,
+    /// Of each pair of an epoch: its part, and its place there.
+    index: Vec<(u32, u32)>,
+}
+
+impl Joined {
+    /// Each part's pairs as often as is said: 2.5 gives all of them twice, and every other one once more.
+    pub fn new(name: &str, parts: Vec<(Pairs, f64)>) -> Result<Joined> {
+        let mut index = Vec::new();
+        for (number, (part, repeat)) in parts.iter().enumerate() {
+            let count = part.len();
+            if index.len() as f64 + count as f64 * repeat > MOST as f64 {
+                return Err(Error::content(
+                    name,
+                    format!("it repeats its pairs to more than {MOST}"),
+                    "repeat them less",
+                ));
+            }
+            let whole = repeat.floor() as usize;
+            let rest = repeat.fract();
+            for _ in 0..whole {
+                index.extend((0..count).map(|at| (number as u32, at as u32)));
+            }
+            let steps = |at: usize| (at as f64 * rest).floor();
+            let more = (0..count).filter(|at| steps(at + 1) > steps(*at));
+            index.extend(more.map(|at| (number as u32, at as u32)));
+        }
+        Ok(Joined {
+            parts: parts.into_iter().map(|(part, _)| part).collect(),
+            index,
+        })
+    }
+
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// The part that holds a pair, and its place there.
+    pub fn at(&self, index: usize) -> (&Pairs, usize) {
+        let (part, at) = self.index[index];
+        (&self.parts[part as usize], at as usize)
+    }
+
+    pub fn parts(&self) -> impl Iterator<Item = &Pairs> {
+        self.parts.iter()
+    }
+}
+
+/// `data=2.5` as its source and how often it comes; nothing where the whole text names a source.
+pub(super) fn repeat_of(data: &str) -> Result<Option<(&str, f64)>> {
+    let Some((source, repeat)) = data.rsplit_once('=') else {
+        return Ok(None);
+    };
+    if Path::new(data).exists() {
+        return Ok(None);
+    }
+    match repeat.parse::<f64>() {
+        Ok(repeat) if repeat > 0.0 && repeat <= 1e6 => Ok(Some((source, repeat))),
+        Ok(_) => Err(Error::setting(
+            format!("--data {data}"),
+            "a number of repeats above 0 and at most a million",
+            repeat,
+        )),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Whether a JSON file holds one object, as a mixture does, and not a list.
+pub(super) fn is_mixture(path: &Path) -> Result<bool> {
+    let mut first = [0; 4096];
+    let io = |error| Error::io(path, "read", error);
+    let size = File::open(path)
+        .and_then(|mut file| file.read(&mut first))
+        .map_err(io)?;
+    let mut letters = first[..size]
+        .iter()
+        .filter(|b| !b.is_ascii_whitespace() && b.is_ascii());
+    Ok(letters.next() == Some(&b'{'))
+}
+
+/// Opens a mixture: an object of `name: {"root": …, "annotation": …, "repeat_time": …}`. Paths are relative to the mixture's
+/// folder; every annotation is a list of lines whose pictures lie below root.
+pub(super) fn open_mixture(path: &Path, limits: PairLimits) -> Result<Pairs> {
+    let what = path.display().to_string();
+    let size = std::fs::metadata(path)
+        .map_err(|e| Error::io(path, "open", e))?
+        .len();
+    if size > MAX_MIXTURE_BYTES {
+        let problem = format!("it is one object of {size} bytes");
+        return Err(Error::content(
+            &what,
+            problem,
+            "a list of records begins with [",
+        ));
+    }
+    let text = std::fs::read(path).map_err(|e| Error::io(path, "read", e))?;
+    let mixture: Map<String, Value> = serde_json::from_slice(&text).map_err(|problem| {
+        Error::content(&what, format!("it is not JSON ({problem})"), "mend it")
+    })?;
+    let folder = path.parent().map(Path::to_owned).unwrap_or_default();
+    let mut parts = Vec::new();
+    for (name, part) in &mixture {
+        let what = format!("{what}: {name}");
+        let field = |key: &str| -> Result<PathBuf> {
+            let text = part[key].as_str().ok_or_else(|| {
+                let problem = format!("it has no {key}");
+                Error::content(
+                    &what,
+                    problem,
+                    "give each set root, annotation and repeat_time",
+                )
+            })?;
+            Ok(folder.join(text))
+        };
+        let repeat = match &part["repeat_time"] {
+            Value::Null => 1.0,
+            value => value
+                .as_f64()
+                .filter(|times| (0.0..=1e6).contains(times))
+                .ok_or_else(|| {
+                    Error::setting(format!("{what}: repeat_time"), "a number from 0 up", value)
+                })?,
+        };
+        let pairs = Pairs::lines_below(&field("annotation")?, &field("root")?, limits)?;
+        let said = part["length"].as_u64();
+        let there = pairs.len() as u64 + pairs.opening_skips().skipped();
+        if said.is_some_and(|said| said != there) {
+            return Err(Error::content(
+                format!("{what}: length"),
+                format!(
+                    "it says {}, and there are {there}",
+                    said.unwrap_or_default()
+                ),
+                "fetch the annotation again, or mend the length",
+            ));
+        }
+        parts.push((pairs, repeat));
+    }
+    Pairs::joined(&what, parts, limits)
+}

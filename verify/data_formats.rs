@@ -1,0 +1,448 @@
+//! The formats that others keep pairs in: LLaVA's lists, ShareGPT's and OpenAI's conversations, InternVL's mixtures, tables,
+//! gzipped shards; and what in them is counted, refused or read.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use base64::Engine as _;
+use keel::data::pairs::{Pair, PairLimits, PairSource, Pairs};
+use keel::data::task::Turn;
+use proptest::prelude::*;
+use serde_json::{Value as Json, json};
+
+use crate::command::{keel, tiny_recipe};
+use crate::data_pairs::{folder, open, pictures};
+use crate::data_webdataset::{END, file};
+
+fn turn(question: &str, answer: &str) -> Turn {
+    Turn {
+        question: question.to_owned(),
+        answer: answer.to_owned(),
+    }
+}
+
+/// A folder with one picture and this file.
+fn with(name: &str, content: &[u8]) -> tempfile::TempDir {
+    folder(&[("p/a.png", &pictures()[0].1), (name, content)])
+}
+
+fn all(pairs: &Pairs) -> Vec<Pair> {
+    (0..pairs.len()).map(|i| pairs.get(i).unwrap()).collect()
+}
+
+fn refused(name: &str, content: &[u8], texts: &[&str]) {
+    let root = with(name, content);
+    let error = open(root.path().join(name)).unwrap_err().to_string();
+    for text in texts {
+        assert!(error.contains(text), "no {text:?} in {error}");
+    }
+}
+
+/// One conversation in three spellings.
+fn conversations() -> [Json; 3] {
+    [
+        json!({"id": 1, "image": "p/a.png", "conversations": [
+            {"from": "system", "value": "Be brief."},
+            {"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "waves"},
+            {"from": "human", "value": "Which colour?"}, {"from": "gpt", "value": " blue "},
+        ]}),
+        json!({"images": ["p/a.png"], "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "waves"},
+            {"role": "user", "content": "Which colour?"}, {"role": "assistant", "content": "blue"},
+        ]}),
+        json!({"messages": [
+            {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+            {"role": "user", "content": [
+                {"type": "image_url", "image_url": {"url": "p/a.png"}}, {"type": "text", "text": "What is it?"},
+            ]},
+            {"role": "assistant", "content": "waves"},
+            {"role": "user", "content": "Which colour?"}, {"role": "assistant", "content": "blue"},
+        ]}),
+    ]
+}
+
+#[test]
+fn conversations_of_llava_sharegpt_and_openai_say_the_same() {
+    let list = json!(conversations()).to_string();
+    let lines = conversations().map(|one| one.to_string()).join("\n");
+    for (name, content) in [("llava.json", list), ("chat.jsonl", lines)] {
+        let root = with(name, content.as_bytes());
+        let pairs = open(root.path().join(name)).unwrap();
+        assert_eq!(
+            pairs.opening_skips().skipped(),
+            0,
+            "{}",
+            pairs.opening_skips().summary()
+        );
+        assert_eq!(pairs.len(), 3);
+        for pair in all(&pairs) {
+            assert_eq!(pair.key, "p/a.png");
+            assert!(pair.picture.is_some());
+            assert_eq!(pair.system.as_deref(), Some("Be brief."));
+            assert_eq!(pair.prompt.as_deref(), Some("What is it?"));
+            assert_eq!(pair.caption, "waves");
+            assert_eq!(pair.further, [turn("Which colour?", "blue")]);
+        }
+    }
+}
+
+#[test]
+fn text_alone_is_read_where_it_is_a_conversation_and_counted_where_a_picture_is_missing() {
+    let text = json!({"conversations": [
+        {"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]});
+    let missing = json!({"conversations": [
+        {"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "4"}]});
+    let root = with(
+        "a.json",
+        json!([text, missing, {"caption": "alone"}])
+            .to_string()
+            .as_bytes(),
+    );
+    let pairs = open(root.path().join("a.json")).unwrap();
+    assert_eq!(pairs.len(), 1);
+    let pair = pairs.get(0).unwrap();
+    assert!(pair.picture.is_none() && pair.caption == "4");
+    let summary = pairs.opening_skips().summary();
+    assert!(summary.contains("2 no picture"), "{summary}");
+}
+
+#[test]
+fn conversations_that_cannot_be_trained_on_are_counted_by_name() {
+    let says = |from: &str, value: &str| json!({"from": from, "value": value});
+    let (ask, answer) = (says("human", "<image>a?"), says("gpt", "b"));
+    for (turns, text) in [
+        (json!([answer]), "turn 1 does not answer the one before"),
+        (json!([ask]), "last question has no answer"),
+        (json!([ask, ask]), "turn 2 does not answer"),
+        (json!([]), "no question with an answer"),
+        (
+            json!([ask, answer, says("human", "<image>c?"), answer]),
+            "a picture after its first question",
+        ),
+        (
+            json!([says("human", "<image><image>a?"), answer]),
+            "or several",
+        ),
+        (
+            json!([says("human", "<video>a?"), answer]),
+            "about a <video>",
+        ),
+        (json!([says("tool", "a"), answer]), "tool speaks in it"),
+        (json!([{"value": "a"}, answer]), "no from and no role"),
+        (json!([{"from": "human"}, answer]), "says nothing"),
+        (json!("a"), "its conversations are no list"),
+        (json!([ask, says("gpt", "  ")]), "its caption is empty"),
+    ] {
+        let record = json!({"image": "p/a.png", "conversations": turns});
+        refused(
+            "a.json",
+            json!([record]).to_string().as_bytes(),
+            &["a.json, record 1", text],
+        );
+    }
+    for (image, text) in [
+        (json!("../a.png"), "not a path below"),
+        (json!("/etc/passwd"), "not a path below"),
+        (json!("http://a/b.png"), "not a path below"),
+        (json!(["p/a.png", "p/a.png"]), "not one path"),
+        (json!(7), "not one path"),
+    ] {
+        let record = json!({"image": image, "caption": "a"});
+        refused("a.json", json!([record]).to_string().as_bytes(), &[text]);
+    }
+}
+
+#[test]
+fn one_broken_record_among_many_is_counted_and_a_broken_list_is_refused() {
+    let good = json!({"image": "p/a.png", "caption": "one, \"two\" ]}"}).to_string();
+    let mut records: Vec<&str> = vec![&good; 40];
+    records.insert(7, "{\"image\": 3, }");
+    records.insert(9, "17");
+    let list = format!("\u{feff} [{}]\n", records.join(" ,\n"));
+    let root = with("a.json", list.as_bytes());
+    let pairs = open(root.path().join("a.json")).unwrap();
+    assert_eq!((pairs.len(), pairs.opening_skips().skipped()), (40, 2));
+    let summary = pairs.opening_skips().summary();
+    assert!(summary.contains("record 8: it is not JSON"), "{summary}");
+    assert!(
+        summary.contains("record 10: it is JSON, but no object"),
+        "{summary}"
+    );
+    assert!(
+        all(&pairs)
+            .iter()
+            .all(|pair| pair.caption == "one, \"two\" ]}")
+    );
+    for (content, text) in [
+        (format!("[{good}, {good}"), "its list is cut short"),
+        (format!("[{good} {good}]"), "no JSON list of objects"),
+        (format!("[{good}] x"), "no JSON list of objects"),
+        (format!("[,{good}]"), "no JSON list of objects"),
+        (String::new(), "it is empty"),
+        ("[]".to_owned(), "it holds no pairs"),
+        (
+            format!("[\"{}\"]", "a".repeat(2 << 20)),
+            "has more than 1048576 bytes",
+        ),
+    ] {
+        refused("a.json", content.as_bytes(), &["a.json", text]);
+    }
+}
+
+#[test]
+fn mixtures_of_internvl_repeat_their_parts_and_keep_their_roots() {
+    let pictures = pictures();
+    let lines = |count: usize, word: &str| {
+        let line = |i| json!({"image": "a.png", "caption": format!("{word} {i}")}).to_string();
+        (0..count).map(line).collect::<Vec<_>>().join("\n")
+    };
+    let mixture = |more: Json| {
+        let mut mixture = json!({
+            "first": {"root": "p", "annotation": "notes/one.jsonl", "repeat_time": 2, "data_augment": false, "length": 3},
+            "second": {"root": "q", "annotation": "notes/two.jsonl", "repeat_time": 0.5, "length": 4},
+        });
+        mixture
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        mixture.to_string()
+    };
+    let root = folder(&[
+        ("p/a.png", &pictures[0].1),
+        ("q/a.png", &pictures[0].1),
+        ("notes/one.jsonl", lines(3, "one").as_bytes()),
+        ("notes/two.jsonl", lines(4, "two").as_bytes()),
+        ("meta.json", mixture(json!({})).as_bytes()),
+    ]);
+    let pairs = open(root.path().join("meta.json")).unwrap();
+    let captions: Vec<String> = all(&pairs).into_iter().map(|pair| pair.caption).collect();
+    let wanted = [
+        "one 0", "one 1", "one 2", "one 0", "one 1", "one 2", "two 1", "two 3",
+    ];
+    assert_eq!(captions, wanted);
+    for (part, text) in [
+        (
+            json!({"first": {"root": "p"}}),
+            "first: it has no annotation",
+        ),
+        (
+            json!({"first": {"root": "p", "annotation": "notes/one.jsonl", "length": 9}}),
+            "it says 9, and there are 3",
+        ),
+        (
+            json!({"first": {"root": "p", "annotation": "notes/one.jsonl", "repeat_time": -1}}),
+            "repeat_time",
+        ),
+        (
+            json!({"first": {"root": "p", "annotation": "none.jsonl"}}),
+            "cannot open",
+        ),
+    ] {
+        fs::write(root.path().join("meta.json"), mixture(part)).unwrap();
+        let error = open(root.path().join("meta.json")).unwrap_err().to_string();
+        assert!(error.contains(text), "no {text:?} in {error}");
+    }
+    // Patterns of lists, and several sources with repeats, are joined in the same way.
+    fs::write(
+        root.path().join("list-0.jsonl"),
+        lines(2, "x").replace("a.png", "p/a.png"),
+    )
+    .unwrap();
+    fs::write(
+        root.path().join("list-1.jsonl"),
+        lines(2, "y").replace("a.png", "p/a.png"),
+    )
+    .unwrap();
+    assert_eq!(
+        open(root.path().join("list-{0..1}.jsonl")).unwrap().len(),
+        4
+    );
+    let one = root.path().join("list-0.jsonl").display().to_string();
+    let several = [format!("{one}=1.5"), one];
+    let joined = Pairs::open_all(&several, PairLimits::default()).unwrap();
+    let captions: Vec<String> = all(&joined).into_iter().map(|pair| pair.caption).collect();
+    assert_eq!(captions, ["x 0", "x 1", "x 1", "x 0", "x 1"]);
+}
+
+#[test]
+fn tables_give_paths_or_pictures_in_base64() {
+    let picture = pictures()[0].1.clone();
+    let packed = base64::engine::general_purpose::STANDARD.encode(&picture);
+    let tsv = format!(
+        "index\timage\tquestion\tanswer\n1\t{packed}\tWhat is it?\t\"wa\nves\"\n2\tp/a.png\t\tblue\n"
+    );
+    let root = with("a.tsv", tsv.as_bytes());
+    let pairs = all(&open(root.path().join("a.tsv")).unwrap());
+    assert_eq!(pairs.len(), 2);
+    assert_eq!(pairs[0].picture, pairs[1].picture);
+    assert_eq!(pairs[0].prompt.as_deref(), Some("What is it?"));
+    assert_eq!(
+        (&pairs[0].caption[..], &pairs[1].caption[..]),
+        ("wa\nves", "blue")
+    );
+    assert_eq!(pairs[1].prompt, None);
+
+    let rows = "p/a.png,\"one, two\"\n".repeat(40);
+    let csv = format!("\u{feff}File_Name,Caption\n{rows}p/a.png,three,four\n../a.png,five\n");
+    let root = with("a.csv", csv.as_bytes());
+    let pairs = open(root.path().join("a.csv")).unwrap();
+    assert_eq!((pairs.len(), pairs.opening_skips().skipped()), (40, 2));
+    assert_eq!(pairs.get(39).unwrap().caption, "one, two");
+    let summary = pairs.opening_skips().summary();
+    assert!(
+        summary.contains("row 41: it has 3 fields, the heading 2"),
+        "{summary}"
+    );
+    assert!(
+        summary.contains("row 42: its image is not a path below"),
+        "{summary}"
+    );
+    refused("a.csv", b"a,b\n1,2\n", &["heading has the columns a, b"]);
+    refused("a.tsv", b"", &["a.tsv: it is empty"]);
+    let long = "!".repeat(2000);
+    refused(
+        "a.csv",
+        format!("image,caption\n{long},x\n").as_bytes(),
+        &["no base64"],
+    );
+}
+
+#[test]
+fn gzipped_shards_are_read_and_damaged_ones_refused() {
+    let mut bytes = file("a.png", &pictures()[0].1);
+    bytes.extend(file("a.txt", b"waves"));
+    bytes.extend(END);
+    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packer.write_all(&bytes).unwrap();
+    let packed = packer.finish().unwrap();
+    for name in ["s.tar.gz", "s.tgz"] {
+        let root = folder(&[(name, &packed)]);
+        let pairs = open(root.path().join(name)).unwrap();
+        assert_eq!(pairs.get(0).unwrap().caption, "waves");
+    }
+    let half = &packed[..packed.len() / 2];
+    refused("s.tar.gz", half, &["s.tar.gz", "fetch the file again"]);
+}
+
+#[test]
+fn stages_train_on_conversations_and_contrasts_pass_text_over() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path();
+    fs::write(path.join("my.toml"), tiny_recipe(&["warm-up"])).unwrap();
+    fs::create_dir(path.join("p")).unwrap();
+    fs::write(path.join("p/a.png"), &pictures()[0].1).unwrap();
+    let text = json!({"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]});
+    let [one, two, three] = conversations();
+    fs::write(
+        path.join("a.json"),
+        json!([one, text, two, three]).to_string(),
+    )
+    .unwrap();
+    let train = |further: &[&str]| {
+        let mut args = "train --device cpu --recipe my.toml --data a.json --max-steps 2 --no-evaluation --set stage.warm-up.data={pairs=1} --set stage.warm-up.tokens=96"
+            .split(' ')
+            .collect::<Vec<_>>();
+        args.extend(further);
+        keel(path, &args)
+    };
+    train(&["--set", "stage.warm-up.contrastive=0", "--out", "mixed"]).fine();
+    // Three pairs with one picture are no batch of eight for a contrast.
+    let answer = train(&["--out", "contrast"]);
+    assert!(
+        answer.stderr.contains("no usable sample in 64 attempts"),
+        "{answer:#?}"
+    );
+}
+
+#[test]
+fn a_check_of_data_counts_everything_and_names_what_is_broken() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path();
+    fs::create_dir(path.join("p")).unwrap();
+    fs::write(path.join("p/a.png"), &pictures()[0].1).unwrap();
+    fs::write(path.join("p/b.png"), &pictures()[0].1).unwrap();
+    fs::write(path.join("p/c.png"), "no picture").unwrap();
+    let mut records: Vec<Json> = conversations().to_vec();
+    records.push(json!({"image": "p/b.png", "caption": "waves"}));
+    records.push(json!({"image": "p/c.png", "caption": "broken"}));
+    records.push(json!({"image": "p/d.png", "caption": "missing"}));
+    fs::write(path.join("a.json"), json!(records).to_string()).unwrap();
+    let answer = keel(path, &["data", "check", "a.json"]).fine();
+    for text in [
+        "6 samples: 4 usable, 2 not",
+        "2 unusable picture",
+        "p/d.png: cannot open",
+        "37 × 26",
+        "7 answers",
+        "p/b.png: the picture of p/a.png",
+    ] {
+        assert!(answer.stdout.contains(text), "no {text:?} in {answer:#?}");
+    }
+    let answer = keel(path, &["data", "check", "a.json", "--json"]).fine();
+    let report: Json = serde_json::from_str(&answer.stdout).unwrap();
+    assert_eq!(report["samples"], 6);
+    assert_eq!(report["usable"], 4);
+    assert_eq!(report["pictures"]["duplicates"], 3);
+    // Past the limit the command fails, having said all it knows.
+    let many: Vec<Json> = (0..40)
+        .map(|i| json!({"image": format!("p/{i}.png"), "caption": "x"}))
+        .collect();
+    fs::write(path.join("b.json"), json!(many).to_string()).unwrap();
+    let answer = keel(path, &["data", "check", "b.json"]);
+    assert_eq!(answer.code, Some(1), "{answer:#?}");
+    assert!(
+        answer.stdout.contains("40 samples: 0 usable, 40 not"),
+        "{answer:#?}"
+    );
+    assert!(
+        answer.stderr.contains("could not be used, more than 5 %"),
+        "{answer:#?}"
+    );
+}
+
+/// Damages `bytes` at a few places.
+fn damaged(bytes: &[u8], places: &[(usize, u8)], cut: usize) -> Vec<u8> {
+    let mut bytes = bytes[..bytes.len() - cut % bytes.len()].to_vec();
+    for (place, value) in places {
+        let place = place % bytes.len().max(1);
+        if let Some(byte) = bytes.get_mut(place) {
+            *byte = *value;
+        }
+    }
+    bytes
+}
+
+fn read_all(path: &Path) {
+    if let Ok(pairs) = open(path) {
+        for index in 0..pairs.len() {
+            // A value or an error; whatever it is, it comes back.
+            let _ = pairs.get(index);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn damaged_lists_and_tables_end_in_pairs_or_an_error(
+        places in prop::collection::vec((any::<usize>(), any::<u8>()), 0..6), cut in 0usize..400, packed: bool,
+    ) {
+        let list = json!(conversations()).to_string();
+        let csv = "image,caption\np/a.png,\"one, two\"\np/a.png,three\n";
+        let mixture = json!({"a": {"root": "p", "annotation": "x.jsonl", "repeat_time": 1.5}}).to_string();
+        for (name, content) in [("a.json", &list[..]), ("a.csv", csv), ("m.json", &mixture[..])] {
+            let root = with(name, &damaged(content.as_bytes(), &places, cut));
+            read_all(&root.path().join(name));
+        }
+        if packed {
+            let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            packer.write_all(&[file("a.txt", b"waves"), END.to_vec()].concat()).unwrap();
+            let bytes = packer.finish().unwrap();
+            let root = with("s.tar.gz", &damaged(&bytes, &places, cut));
+            read_all(&root.path().join("s.tar.gz"));
+        }
+    }
+}
