@@ -40,6 +40,7 @@ fn main() {
             layout: &layout,
             executor: &cpu,
             words,
+            pixels: keel::data::batch::Pixels::default(),
         };
         let mut cached = Generator::new(place, shape, Sampling::Greedy).expect("it loads");
         let mut uncached = Answerer::new(place, shape).expect("it loads");

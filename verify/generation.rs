@@ -36,6 +36,7 @@ fn place_of<'a>(
         layout,
         executor,
         words: ChatTokenizer::embedded(),
+        pixels: keel::data::batch::Pixels::default(),
     }
 }
 

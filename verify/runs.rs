@@ -466,7 +466,7 @@ fn a_damaged_checkpoint_is_refused_wherever_the_damage_is() {
 }
 
 #[test]
-fn with_a_damaged_newest_checkpoint_the_one_before_is_still_good() {
+fn with_a_damaged_newest_checkpoint_a_run_goes_on_from_the_one_before_and_says_so() {
     let folder = cut(whole_run(), &["2-warm-start-language", "3-warm-up"]);
     let newest = checkpoint(&folder.path().join("run"), "3-warm-up");
     let bytes = fs::read(&newest).unwrap();
@@ -479,12 +479,21 @@ fn with_a_damaged_newest_checkpoint_the_one_before_is_still_good() {
         "1",
         "--no-evaluation",
     ];
-    for args in [&resume[..], &["eval", "run"], &["caption", "run", "x.png"]] {
+    // Who measures or asks a run must know which checkpoint answers.
+    for args in [&["eval", "run"][..], &["caption", "run", "x.png"]] {
         keel(folder.path(), args).refused(&["3-warm-up.safetensors", "damaged", "remove it"]);
     }
     assert_eq!(fs::metadata(&newest).unwrap().len(), bytes.len() as u64 / 3);
-    fs::remove_file(&newest).unwrap();
     let answer = keel(folder.path(), &resume).fine();
+    let passed_over = answer
+        .stdout
+        .lines()
+        .find(|line| line.starts_with("passed over: "));
+    let passed_over = passed_over.unwrap_or_else(|| panic!("no word of it in {answer:#?}"));
+    assert!(
+        passed_over.contains("3-warm-up.safetensors: the checkpoint is damaged"),
+        "{passed_over}"
+    );
     assert!(
         answer
             .stdout
@@ -492,6 +501,13 @@ fn with_a_damaged_newest_checkpoint_the_one_before_is_still_good() {
         "{answer:#?}"
     );
     assert!(checkpoint(&folder.path().join("run"), "6-target").exists());
+    // The stage was trained again, and its checkpoint is whole again.
+    assert_eq!(fs::read(&newest).unwrap().len(), bytes.len());
+
+    // Where none is whole, the newest is named.
+    let folder = cut(whole_run(), &["3-warm-up"]);
+    fs::write(checkpoint(&folder.path().join("run"), "3-warm-up"), "x").unwrap();
+    keel(folder.path(), &resume).refused(&["3-warm-up.safetensors", "damaged", "remove it"]);
 }
 
 #[test]

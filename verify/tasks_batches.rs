@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use keel::data::batch::{Batch, BatchShape, IGNORED, Weighting, assemble, fits};
+use keel::data::batch::{Batch, BatchShape, IGNORED, Pixels, Weighting, assemble, fits};
 use keel::data::chat::ChatTokenizer;
 use keel::data::embedded::Artist;
 use keel::data::eval_sets::captioned;
@@ -107,6 +107,7 @@ fn labels_cover_exactly_the_answer_and_its_end() {
         image_tokens: 2,
         tokens: 24,
         caption_tokens: 10,
+        pixels: Pixels::default(),
     };
     let rows = [
         sample(some_view(&library), "unused", "what?", "yes no", "red"),
@@ -208,6 +209,7 @@ fn every_answer_of_several_turns_is_supervised_and_no_question_is() {
         image_tokens: 2,
         tokens,
         caption_tokens: 10,
+        pixels: Pixels::default(),
     };
     let turn = |question: &str, answer: &str| Turn {
         question: question.into(),
@@ -267,6 +269,7 @@ fn a_sample_that_does_not_fit_is_refused_and_never_cut() {
         image_tokens: 2,
         tokens: 12,
         caption_tokens: 4,
+        pixels: Pixels::default(),
     };
     let words = ChatTokenizer::embedded();
     let long = sample(some_view(&library), "", "what?", &"zq".repeat(20), "");

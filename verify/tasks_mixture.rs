@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use keel::data::augment::Augmentation;
-use keel::data::batch::{Batch, BatchShape, Weighting, fits};
+use keel::data::batch::{Batch, BatchShape, Pixels, Weighting, fits};
 use keel::data::chat::ChatTokenizer;
 use keel::data::embedded::Artist;
 use keel::data::library::{Library, Split};
@@ -15,12 +15,19 @@ use keel::data::task::{TaskKind, View};
 use keel::data::tokenizer::{END, IMAGE, PAD};
 use keel::error::{Error, Result};
 
+/// As [`Pixels::default`], which is no constant.
+const HALF: Pixels = Pixels {
+    mean: [0.5; 3],
+    deviation: [0.5; 3],
+};
+
 pub(crate) const SHAPE: BatchShape = BatchShape {
     batch: 16,
     image_size: 64,
     image_tokens: 16,
     tokens: 64,
     caption_tokens: 32,
+    pixels: HALF,
 };
 
 /// No pictures drawn, for tests of words alone.

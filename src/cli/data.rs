@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::print_line;
 use crate::data::augment::Augmentation;
-use crate::data::batch::{BatchShape, Weighting};
+use crate::data::batch::{BatchShape, Pixels, Weighting};
 use crate::data::census::{TOKEN_BOUNDS, census};
 use crate::data::corpus::learn_tokenizer;
 use crate::data::library::Library;
@@ -171,6 +171,7 @@ fn show(args: &ShowArgs) -> Result<()> {
                 image_tokens: 16,
                 tokens: 512,
                 caption_tokens: 512,
+                pixels: Pixels::default(),
             },
             turns: args.turns,
             weighting: Weighting::default(),

@@ -11,8 +11,58 @@ use crate::error::{Error, Result};
 /// The target of a position that is not supervised.
 pub const IGNORED: i32 = -100;
 
+/// How pictures become numbers: (value − mean) / deviation of each colour, values from 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pixels {
+    /// Of red, green and blue.
+    pub mean: [f32; 3],
+    /// Of red, green and blue.
+    pub deviation: [f32; 3],
+}
+
+impl Default for Pixels {
+    /// Mean and deviation 0.5: numbers from −1 to 1.
+    fn default() -> Pixels {
+        Pixels {
+            mean: [0.5; 3],
+            deviation: [0.5; 3],
+        }
+    }
+}
+
+impl Pixels {
+    /// Turns a picture [3, S, S] of numbers from −1 to 1 into this form.
+    pub fn apply(&self, picture: &mut [f32]) {
+        self.each(picture, |value, mean, deviation| {
+            (value * 0.5 + 0.5 - mean) / deviation
+        });
+    }
+
+    /// Turns a picture of this form back into numbers from −1 to 1.
+    pub fn undo(&self, picture: &mut [f32]) {
+        self.each(picture, |value, mean, deviation| {
+            (value * deviation + mean - 0.5) / 0.5
+        });
+    }
+
+    fn each(&self, picture: &mut [f32], change: impl Fn(f32, f32, f32) -> f32) {
+        // Exactly the numbers that are there.
+        if *self == Pixels::default() {
+            return;
+        }
+        let plane = picture.len() / 3;
+        for (colour, plane) in picture.chunks_exact_mut(plane).enumerate() {
+            let (mean, deviation) = (self.mean[colour], self.deviation[colour]);
+            plane
+                .iter_mut()
+                .for_each(|value| *value = change(*value, mean, deviation));
+        }
+    }
+}
+
 /// The sizes of a batch, fixed for a stage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchShape {
     /// Samples, B.
@@ -25,6 +75,9 @@ pub struct BatchShape {
     pub tokens: usize,
     /// Length of the contrastive captions, Tc.
     pub caption_tokens: usize,
+    /// How pictures become numbers.
+    #[serde(default)]
+    pub pixels: Pixels,
 }
 
 /// How supervised tokens share a batch's loss. With n supervised tokens in an answer, each weighs:
@@ -83,7 +136,7 @@ pub struct Skipped {
 /// One batch, ready for the program. All arrays are row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// Pictures `[B, 3, S, S]`, normalised to −1..1; zeros for text-only samples.
+    /// Pictures `[B, 3, S, S]` in the form of [`BatchShape::pixels`]; zeros for text-only samples.
     pub images: Vec<f32>,
     /// Input ids `[B, T]`.
     pub tokens: Vec<i32>,
@@ -174,6 +227,10 @@ pub fn assemble(
             shape.image_size,
             &mut batch.images[row * picture..(row + 1) * picture],
         );
+        if sample.view.is_some() {
+            let drawn = &mut batch.images[row * picture..(row + 1) * picture];
+            shape.pixels.apply(drawn);
+        }
         batch.samples.push(SampleInfo {
             key: sample.key.clone(),
             kind: sample.kind,

@@ -90,7 +90,7 @@ impl<'a> Evaluator<'a> {
     }
 
     fn batch_shape(&self, settings: &EvaluationSettings) -> BatchShape {
-        place::batch_shape(self.place.config, settings.tokens, settings.caption_tokens)
+        place::batch_shape(self.place, settings.tokens, settings.caption_tokens)
     }
 
     /// Retrieval and zero-shot classes of the four sets.

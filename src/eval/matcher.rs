@@ -182,7 +182,10 @@ fn image_features(
             .images
             .chunks_exact_mut(3 * shape.image_size * shape.image_size)
         {
+            // Changes are of pictures from −1 to 1.
+            shape.pixels.undo(picture);
             (pictures.change)(picture);
+            shape.pixels.apply(picture);
         }
         write_batch(session, &batch)?;
         session.run()?;

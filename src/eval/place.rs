@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::data::batch::BatchShape;
+use crate::data::batch::{BatchShape, Pixels};
 use crate::data::chat::ChatTokenizer;
 use crate::error::Result;
 use crate::executor::{Executor, Session};
@@ -21,23 +21,22 @@ pub struct Place<'a> {
     pub executor: &'a dyn Executor,
     /// How the model speaks.
     pub words: &'a ChatTokenizer,
+    /// How it sees.
+    pub pixels: Pixels,
 }
 
 /// Rows of one evaluation batch.
 pub(super) const BATCH: usize = 64;
 
 /// The shape of an evaluation batch with conversations of `tokens` and captions of `caption_tokens`.
-pub(super) fn batch_shape(
-    config: &ModelConfig,
-    tokens: usize,
-    caption_tokens: usize,
-) -> BatchShape {
+pub(super) fn batch_shape(place: Place<'_>, tokens: usize, caption_tokens: usize) -> BatchShape {
     BatchShape {
         batch: BATCH,
-        image_size: config.vision.image_size,
-        image_tokens: config.image_tokens(),
+        image_size: place.config.vision.image_size,
+        image_tokens: place.config.image_tokens(),
         tokens,
         caption_tokens,
+        pixels: place.pixels,
     }
 }
 

@@ -204,6 +204,32 @@ fn position_of(path: &Path, text: &str) -> Result<Position> {
     serde_json::from_str(text).map_err(|problem| damaged(path, problem))
 }
 
+/// Reads a checkpoint whole and holds its content to its checksum; returns the position.
+///
+/// # Errors
+/// [`Error::Io`] or [`Error::Content`] naming the file.
+pub fn check(path: &Path) -> Result<Position> {
+    let bytes = read_bytes(path)?;
+    let (wanted, text) = header_of(path, &bytes)?;
+    hold_checksum(path, &bytes, &wanted, &text)?;
+    position_of(path, &text)
+}
+
+fn hold_checksum<'a>(
+    path: &Path,
+    bytes: &'a [u8],
+    wanted: &str,
+    position: &str,
+) -> Result<SafeTensors<'a>> {
+    let tensors = SafeTensors::deserialize(bytes).map_err(|problem| damaged(path, problem))?;
+    let all = tensors.tensors();
+    let views = all.iter().map(|(name, view)| (name.as_str(), view));
+    match checksum(position, views) == wanted {
+        true => Ok(tensors),
+        false => Err(damaged(path, "its content does not match its checksum")),
+    }
+}
+
 /// Reads a checkpoint for a model. `entries` say where moments go; moments are left out where the file has none.
 ///
 /// # Errors
@@ -216,12 +242,8 @@ pub fn load(
     let bytes = read_bytes(path)?;
     let (wanted, text) = header_of(path, &bytes)?;
     let position = position_of(path, &text)?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|problem| damaged(path, problem))?;
+    let tensors = hold_checksum(path, &bytes, &wanted, &text)?;
     let all = tensors.tensors();
-    let sum = checksum(&text, all.iter().map(|(name, view)| (name.as_str(), view)));
-    if wanted != sum {
-        return Err(damaged(path, "its content does not match its checksum"));
-    }
     let copy = |name: &str, dims: &[usize], place: &mut [f32]| -> Result<()> {
         let tensor = tensors.tensor(name).map_err(|_| {
             misfit(

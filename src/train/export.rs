@@ -315,7 +315,9 @@ impl Model {
         }
         write_json(&folder.join("config.json"), &page.config)?;
         if page.has_pictures {
-            let config = processor_config(self.recipe.model.vision.image_size);
+            let pixels = self.recipe.pixels();
+            let size = self.recipe.model.vision.image_size;
+            let config = processor_config(size, (pixels.mean, pixels.deviation));
             write_json(&folder.join("preprocessor_config.json"), &config)?;
         }
         if let Some(text) = self.words.to_json().filter(|_| page.has_words) {

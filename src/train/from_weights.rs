@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::recipe::{Recipe, StageKind};
 use super::validate::validate;
+use crate::data::batch::Pixels;
 use crate::data::chat::Layout;
 use crate::error::{Error, Result};
 use crate::model::initialise;
@@ -30,7 +31,11 @@ impl Recipe {
         };
         let mut there = Vec::new();
         if let Some(path) = vision {
-            self.model.vision = Part::vision(&Folder::open(path)?)?.1;
+            let folder = Folder::open(path)?;
+            self.model.vision = Part::vision(&folder)?.1;
+            self.pixels = folder
+                .pixels()?
+                .map(|(mean, deviation)| Pixels { mean, deviation });
             self.vision_weights = Some(absolute(path).map_err(|e| Error::io(path, "find", e))?);
             there.push("vision");
         }

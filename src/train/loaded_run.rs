@@ -7,6 +7,7 @@ use super::checkpoint::{self, Position};
 use super::evaluation::evaluation_settings;
 use super::recipe::Recipe;
 use super::run_folder::{newest_checkpoint, stage_checkpoints};
+use crate::data::batch::Pixels;
 use crate::data::chat::{ChatTokenizer, Conversation};
 use crate::data::library::Library;
 use crate::data::picture::{Picture, PictureLimits};
@@ -106,6 +107,7 @@ impl LoadedRun {
             layout: &self.layout,
             executor: self.executor.as_ref(),
             words: &self.words,
+            pixels: self.recipe.pixels(),
         }
     }
 
@@ -153,7 +155,10 @@ impl LoadedRun {
             .flatten([255, 255, 255])
             .resize_shortest_edge(side, Filter::Bicubic)
             .centre_crop(side, side);
-        let pixels = picture.to_chw([0.5; 3], [0.5; 3]);
+        let pixels = {
+            let Pixels { mean, deviation } = self.recipe.pixels();
+            picture.to_chw(mean, deviation)
+        };
         let tokens = self
             .recipe
             .stages

@@ -7,6 +7,7 @@ use toml::{Table, Value};
 
 use super::locate::{KeyFinder, named_text};
 use super::validate::validate;
+use crate::data::batch::Pixels;
 use crate::data::chat::Layout;
 use crate::error::{Error, Result, with_near_miss};
 use crate::model::{
@@ -53,6 +54,9 @@ pub struct Recipe {
     /// A Hugging Face folder of a whole model that the connector's first values come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connector_weights: Option<String>,
+    /// How pictures become numbers; mean and deviation 0.5 where it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pixels: Option<Pixels>,
     /// How a published language model speaks; runs without it speak the embedded tokeniser.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat: Option<ChatSettings>,
@@ -280,6 +284,11 @@ pub const MODULES: &[&str] = &[
 ];
 
 impl Recipe {
+    /// How pictures become numbers.
+    pub fn pixels(&self) -> Pixels {
+        self.pixels.unwrap_or_default()
+    }
+
     /// Reads a built-in recipe by name or a file by path, applies `--set` settings and checks everything.
     ///
     /// # Errors

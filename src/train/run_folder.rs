@@ -208,6 +208,15 @@ pub fn newest_checkpoint(run: &Path) -> Result<Option<PathBuf>> {
     Ok(checkpoints_by_place(run)?.pop().map(|(_, path)| path))
 }
 
+/// All checkpoints of a run, the newest first.
+///
+/// # Errors
+/// [`Error::Io`] when the folder cannot be read.
+pub(super) fn newest_first(run: &Path) -> Result<Vec<PathBuf>> {
+    let found = checkpoints_by_place(run)?.into_iter().rev();
+    Ok(found.map(|(_, path)| path).collect())
+}
+
 /// The checkpoints after each stage, in the stages' order, with the names of the stages.
 ///
 /// # Errors

@@ -42,6 +42,7 @@ impl Trainer {
                     image_tokens: config.image_tokens(),
                     tokens: stage.tokens,
                     caption_tokens: stage.caption_tokens,
+                    pixels: self.recipe.pixels(),
                 },
                 turns: stage.turns,
                 weighting: match stage.token_weighting {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::checkpoint::{self, Checkpoint, Position};
 use super::evaluation::evaluation_settings;
 use super::recipe::{Recipe, Stage};
-use super::run_folder::{RunFolder, TOKENIZER, newest_checkpoint};
+use super::run_folder::{RunFolder, TOKENIZER, newest_first};
 use super::signals::Signals;
 use super::step_program::{compile_step, step_shape};
 use crate::data::chat::ChatTokenizer;
@@ -73,6 +73,8 @@ pub struct Trainer {
     programs: Vec<Option<Arc<Program>>>,
     pub(super) skipped: u64,
     start: Option<(Position, PathBuf)>,
+    /// What was wrong with checkpoints that are newer than the one the run goes on from.
+    passed_over: Vec<String>,
     beginning: Option<Beginning>,
 }
 
@@ -111,11 +113,9 @@ impl Trainer {
             None => None,
         };
         // A run that stopped before its first checkpoint is begun again.
+        let mut passed_over = Vec::new();
         let start = match &folder {
-            Some(folder) => match newest_checkpoint(folder.path())? {
-                Some(newest) => Some((checkpoint::read_position(&newest)?, newest)),
-                None => None,
-            },
+            Some(folder) => newest_whole(folder.path(), &mut passed_over)?,
             None => None,
         };
         let begins_at = beginning.as_ref().map_or(0, |beginning| beginning.stage);
@@ -152,6 +152,7 @@ impl Trainer {
             programs,
             skipped: 0,
             start,
+            passed_over,
             beginning,
         })
     }
@@ -173,6 +174,7 @@ impl Trainer {
             layout: &self.layout,
             executor: self.executor.as_ref(),
             words: &self.words,
+            pixels: self.recipe.pixels(),
         }
     }
 
@@ -191,6 +193,9 @@ impl Trainer {
     /// # Errors
     /// [`Error::Stopped`] when the loss stays non-finite; whatever data, disk and device report.
     pub fn run(&mut self) -> Result<Vec<Evaluation>> {
+        for line in std::mem::take(&mut self.passed_over) {
+            self.say(&line)?;
+        }
         let (mut first_stage, mut first_step) = (0, 0);
         let mut moments = None;
         match self.start.take() {
@@ -435,6 +440,24 @@ impl Trainer {
         ))?;
         Ok(Some(evaluation))
     }
+}
+
+/// The newest checkpoint of a run that is whole; what is wrong with newer ones becomes a line each.
+///
+/// # Errors
+/// What is wrong with the newest where no other is whole; [`Error::Io`] when the folder cannot be read.
+fn newest_whole(run: &Path, passed_over: &mut Vec<String>) -> Result<Option<(Position, PathBuf)>> {
+    let mut first = None;
+    for path in newest_first(run)? {
+        match checkpoint::check(&path) {
+            Ok(position) => return Ok(Some((position, path))),
+            Err(problem) => {
+                passed_over.push(format!("passed over: {problem}"));
+                first.get_or_insert(problem);
+            }
+        }
+    }
+    first.map_or(Ok(None), Err)
 }
 
 /// Refuses pairs that no stage uses, and stages that use pairs where there are none.

@@ -317,7 +317,10 @@ pub fn whole_config(
 }
 
 /// How the pictures were prepared in training: `preprocessor_config.json`.
-pub fn processor_config(image_size: usize) -> Map<String, Json> {
+pub fn processor_config(
+    image_size: usize,
+    (mean, deviation): ([f32; 3], [f32; 3]),
+) -> Map<String, Json> {
     let mut json = json!({
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": true,
@@ -329,8 +332,8 @@ pub fn processor_config(image_size: usize) -> Map<String, Json> {
         "do_rescale": true,
         "rescale_factor": 1.0 / 255.0,
         "do_normalize": true,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
+        "image_mean": mean.map(plain),
+        "image_std": deviation.map(plain),
     });
     std::mem::take(object(&mut json))
 }

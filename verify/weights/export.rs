@@ -112,6 +112,81 @@ fn towers_of_every_family_leave_with_the_bits_they_came_with() {
 }
 
 #[test]
+fn pictures_are_prepared_as_the_towers_folder_says_and_the_export_says_so_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let tower = path.join("tower");
+    fs::create_dir(&tower).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(hub("clip").join(name), tower.join(name)).unwrap();
+    }
+    let processor = |text: &str| fs::write(tower.join("preprocessor_config.json"), text).unwrap();
+    let mean = "0.48145466, 0.4578275, 0.40821073";
+    let deviation = "0.26862954, 0.26130258, 0.27577711";
+    processor(&format!(
+        "{{\"image_mean\": [{mean}], \"image_std\": [{deviation}]}}"
+    ));
+    let run = run_from(path, "run", &["--vision", "tower"]);
+    let recipe = fs::read_to_string(run.join("recipe.toml")).unwrap();
+    assert!(
+        recipe.contains("0.4814546") && recipe.contains("0.2757771"),
+        "{recipe}"
+    );
+    export(&run, &path.join("out"), &AS_IT_CAME).unwrap();
+    let out = fs::read_to_string(path.join("out/preprocessor_config.json")).unwrap();
+    let out: Json = serde_json::from_str(&out).unwrap();
+    assert_eq!(out["image_mean"][1].as_f64().unwrap() as f32, 0.4578275f32);
+    assert_eq!(out["image_std"][2].as_f64().unwrap() as f32, 0.27577711f32);
+    // The same run on other numbers: the first loss is another.
+    fs::remove_file(tower.join("preprocessor_config.json")).unwrap();
+    let other = run_from(path, "other", &["--vision", "tower"]);
+    let loss = |run: &Path| {
+        let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        let row: Json = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        row["loss"].as_f64().unwrap()
+    };
+    assert_ne!(loss(&run), loss(&other));
+    for (text, wanted) in [
+        (
+            "{\"image_mean\": [0.5, 0.5], \"image_std\": [1, 1, 1]}",
+            "image_mean: wanted three numbers",
+        ),
+        (
+            "{\"image_mean\": [0, 0, 0], \"image_std\": [1, 0, 1]}",
+            "image_std: wanted three numbers above 0",
+        ),
+        ("{\"rescale_factor\": 1}", "rescale_factor: wanted 1/255"),
+        ("[", "is not a JSON object"),
+    ] {
+        processor(text);
+        let train = [
+            "train", "--recipe", "tiny", "--device", "cpu", "--vision", "tower",
+        ];
+        keel(path, &train).refused(&["preprocessor_config.json", wanted]);
+    }
+}
+
+#[test]
+fn pixels_that_are_applied_and_undone_are_the_same() {
+    let pixels = keel::data::batch::Pixels {
+        mean: [0.48, 0.45, 0.4],
+        deviation: [0.27, 0.26, 0.28],
+    };
+    let first: Vec<f32> = (0..12).map(|i| i as f32 / 5.5 - 1.0).collect();
+    let mut picture = first.clone();
+    pixels.apply(&mut picture);
+    // Green, the first value: (v / 2 + 0.5 − 0.45) / 0.26.
+    assert!((picture[4] - (first[4] * 0.5 + 0.05) / 0.26).abs() < 1e-6);
+    pixels.undo(&mut picture);
+    assert!(
+        picture
+            .iter()
+            .zip(&first)
+            .all(|(a, b)| (a - b).abs() < 1e-6)
+    );
+}
+
+#[test]
 fn language_models_leave_with_the_bits_they_came_with_and_their_tokeniser() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();

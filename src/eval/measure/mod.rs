@@ -412,7 +412,7 @@ impl<'a> Measurer<'a> {
             caption_tokens,
             ..
         } = self.settings;
-        place::batch_shape(self.place.config, tokens, caption_tokens)
+        place::batch_shape(self.place, tokens, caption_tokens)
     }
 
     fn step_shape(&self) -> StepShape {
