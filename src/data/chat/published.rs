@@ -85,7 +85,7 @@ impl Published {
                 .filter(|id| control.contains(id));
             id.map(|id| id as i32).ok_or_else(|| {
                 bad(format!(
-                    "has no control token {token}, which opens or ends turns in the layout {}",
+                    "has no control token {token}, which the layout {} needs",
                     layout.name()
                 ))
             })
