@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 
-use super::print_line;
+use super::{parse_named, print_line};
 use crate::data::augment::Augmentation;
 use crate::data::batch::{BatchShape, Pixels, Weighting};
 use crate::data::census::{TOKEN_BOUNDS, census};
@@ -81,11 +81,7 @@ struct TokenizerArgs {
 }
 
 fn parse_task(name: &str) -> Result<TaskKind, String> {
-    let names = TaskKind::ALL.map(TaskKind::name);
-    TaskKind::ALL
-        .into_iter()
-        .find(|kind| kind.name() == name)
-        .ok_or_else(|| format!("wanted one of {}", names.join(", ")))
+    parse_named(&TaskKind::ALL, TaskKind::name, name)
 }
 
 pub(super) fn run(args: &DataArgs) -> Result<()> {

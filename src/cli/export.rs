@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use safetensors::Dtype;
 
-use super::{grouped, parse_bytes, print_line};
+use super::{grouped, parse_bytes, parse_named, print_line};
 use crate::error::Result;
 use crate::train::{ExportOptions, ExportPart, export};
 use crate::weights::VisionLayout;
@@ -57,11 +57,7 @@ enum TypeArg {
 }
 
 fn parse_layout(text: &str) -> std::result::Result<VisionLayout, String> {
-    let names: Vec<&str> = VisionLayout::ALL.iter().map(|(name, _)| *name).collect();
-    let named = VisionLayout::ALL.iter().find(|(name, _)| *name == text);
-    named
-        .map(|(_, layout)| *layout)
-        .ok_or_else(|| format!("wanted one of {}", names.join(", ")))
+    parse_named(&VisionLayout::ALL, VisionLayout::name, text)
 }
 
 pub(super) fn run(args: &ExportArgs) -> Result<()> {

@@ -187,6 +187,15 @@ fn at_least_one(text: &str) -> Result<u64, String> {
     }
 }
 
+/// The one of `all` whose name is `text`, or a list of the names.
+fn parse_named<T: Copy>(all: &[T], name: fn(T) -> &'static str, text: &str) -> Result<T, String> {
+    let found = all.iter().find(|one| name(**one) == text);
+    found.copied().ok_or_else(|| {
+        let names: Vec<&str> = all.iter().map(|one| name(*one)).collect();
+        format!("wanted one of {}", names.join(", "))
+    })
+}
+
 /// Bytes from a text such as `512M` or `80G` (powers of 1024).
 fn parse_bytes(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());

@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::{ComputeArgs, RecipeArgs, announce, at_least_one, parse_bytes, print_line};
+use super::{
+    ComputeArgs, RecipeArgs, announce, at_least_one, parse_bytes, parse_named, print_line,
+};
 use crate::data::chat::Layout;
 use crate::data::pairs::{PairLimits, PairSource, Pairs};
 use crate::error::{Error, Result};
@@ -70,11 +72,7 @@ pub(super) struct TrainArgs {
 }
 
 fn parse_layout(text: &str) -> std::result::Result<Layout, String> {
-    let names: Vec<&str> = Layout::ALL.iter().map(|(name, _)| *name).collect();
-    let named = Layout::ALL.iter().find(|(name, _)| *name == text);
-    named
-        .map(|(_, layout)| *layout)
-        .ok_or_else(|| format!("wanted one of {}", names.join(", ")))
+    parse_named(&Layout::ALL, Layout::name, text)
 }
 
 /// How much shorter a quick run is.

@@ -30,14 +30,14 @@ pub enum VisionLayout {
 }
 
 impl VisionLayout {
-    /// All, by name; a model is written in the first that can say it.
-    pub const ALL: [(&str, VisionLayout); 6] = [
-        ("aimv2", VisionLayout::Aimv2),
-        ("sailvit", VisionLayout::Sailvit),
-        ("clip", VisionLayout::Clip),
-        ("siglip", VisionLayout::Siglip),
-        ("dinov2", VisionLayout::Dinov2),
-        ("internvit", VisionLayout::Internvit),
+    /// All layouts; a model is written in the first that can say it.
+    pub const ALL: [VisionLayout; 6] = [
+        VisionLayout::Aimv2,
+        VisionLayout::Sailvit,
+        VisionLayout::Clip,
+        VisionLayout::Siglip,
+        VisionLayout::Dinov2,
+        VisionLayout::Internvit,
     ];
 
     /// The first layout that can say these settings.
@@ -46,10 +46,10 @@ impl VisionLayout {
     /// [`Error::Setting`] where none can.
     pub fn of(config: &VisionConfig) -> Result<VisionLayout> {
         let fitting = VisionLayout::ALL
-            .iter()
-            .find(|(_, layout)| layout.config(config).is_ok());
-        fitting.map(|(_, layout)| *layout).ok_or_else(|| {
-            let names: Vec<&str> = VisionLayout::ALL.iter().map(|(name, _)| *name).collect();
+            .into_iter()
+            .find(|layout| layout.config(config).is_ok());
+        fitting.ok_or_else(|| {
+            let names = VisionLayout::ALL.map(VisionLayout::name);
             Error::setting(
                 "model.vision",
                 format!("the settings of one of {}", names.join(", ")),
@@ -58,9 +58,16 @@ impl VisionLayout {
         })
     }
 
-    fn name(self) -> &'static str {
-        let named = VisionLayout::ALL.iter().find(|(_, layout)| *layout == self);
-        named.map_or("", |(name, _)| name)
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            VisionLayout::Aimv2 => "aimv2",
+            VisionLayout::Sailvit => "sailvit",
+            VisionLayout::Clip => "clip",
+            VisionLayout::Siglip => "siglip",
+            VisionLayout::Dinov2 => "dinov2",
+            VisionLayout::Internvit => "internvit",
+        }
     }
 
     /// `config.json`.
@@ -149,7 +156,7 @@ impl VisionLayout {
                 })
             }
         };
-        let (json, own) = (object(&mut json), own);
+        let json = object(&mut json);
         json.extend(own.as_object().cloned().unwrap_or_default());
         if self == VisionLayout::Dinov2 {
             json.remove("intermediate_size");
@@ -186,9 +193,7 @@ impl VisionLayout {
             heads: config.block().heads,
             patch: config.patch_size,
         };
-        let entries = layout.entries().iter();
-        let of_it = entries.filter(|entry| entry.spec.name.starts_with("vision."));
-        of_it
+        entries_of(layout, "vision")
             .flat_map(|entry| namer.tensors(entry, value_of(entry), dtype))
             .collect()
     }
@@ -248,9 +253,7 @@ pub fn language_tensors<'a>(
         heads: config.block().heads,
         patch: 0,
     };
-    let entries = layout.entries().iter();
-    let of_it = entries.filter(|entry| entry.spec.name.starts_with("language."));
-    of_it
+    entries_of(layout, "language")
         .flat_map(|entry| match entry.spec.name.as_str() {
             "language.head.weight" => vec![Written {
                 name: format!("{prefix}lm_head.weight"),
@@ -283,9 +286,7 @@ pub fn connector_tensors<'a>(
         },
         patch: 0,
     };
-    let entries = layout.entries().iter();
-    let of_it = entries.filter(|entry| entry.spec.name.starts_with("connector."));
-    of_it
+    entries_of(layout, "connector")
         .flat_map(|entry| namer.tensors(entry, value_of(entry), dtype))
         .collect()
 }
@@ -379,6 +380,15 @@ fn hold_equal<C: serde::Serialize>(what: &str, key: &str, wanted: &C, again: &C)
         }
     }
     Ok(())
+}
+
+/// The parameters of a module.
+fn entries_of<'a>(
+    layout: &'a ParameterLayout,
+    module: &'a str,
+) -> impl Iterator<Item = &'a ParameterEntry> {
+    let entries = layout.entries().iter();
+    entries.filter(move |entry| entry.spec.module() == module)
 }
 
 /// Names tensors in one of a family's ways.

@@ -41,12 +41,6 @@ pub enum Content<'a> {
     Bytes(&'a [u8]),
 }
 
-impl Written<'_> {
-    fn bytes(&self) -> usize {
-        self.data_len()
-    }
-}
-
 impl View for &Written<'_> {
     fn dtype(&self) -> Dtype {
         self.dtype
@@ -74,9 +68,7 @@ impl View for &Written<'_> {
     fn data_len(&self) -> usize {
         match self.content {
             Content::Bytes(bytes) => bytes.len(),
-            Content::Values { values, .. } => {
-                values.len() * if self.dtype == Dtype::F32 { 4 } else { 2 }
-            }
+            Content::Values { values, .. } => values.len() * self.dtype.bitsize() / 8,
         }
     }
 }
@@ -108,7 +100,7 @@ fn colours_last(row: &[f32], pixels: usize) -> impl Iterator<Item = f32> {
 pub fn write_tensors(folder: &Path, tensors: &[Written<'_>], shard_bytes: u64) -> Result<usize> {
     let mut shards: Vec<(u64, Vec<&Written<'_>>)> = vec![(0, Vec::new())];
     for tensor in tensors {
-        let bytes = tensor.bytes() as u64;
+        let bytes = tensor.data_len() as u64;
         let (held, shard) = shards.last_mut().expect("there is one");
         match *held + bytes > shard_bytes && !shard.is_empty() {
             true => shards.push((bytes, vec![tensor])),

@@ -256,7 +256,8 @@ fn every_layout_that_can_say_a_towers_settings_reads_back_as_the_tower() {
         let value_of = |entry: &ParameterEntry| {
             &numbers[entry.offset..entry.offset + entry.spec.shape.numel()]
         };
-        for (name, layout) in VisionLayout::ALL {
+        for layout in VisionLayout::ALL {
+            let name = layout.name();
             let Ok(json) = layout.config(&config) else {
                 continue;
             };

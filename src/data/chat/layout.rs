@@ -23,18 +23,22 @@ pub enum Layout {
 }
 
 impl Layout {
-    /// All, by name.
-    pub const ALL: [(&str, Layout); 4] = [
-        ("qwen2.5", Layout::Qwen25),
-        ("qwen3", Layout::Qwen3),
-        ("internvl2.5", Layout::InternVl25),
-        ("sailvl", Layout::SailVl),
+    /// All layouts.
+    pub const ALL: [Layout; 4] = [
+        Layout::Qwen25,
+        Layout::Qwen3,
+        Layout::InternVl25,
+        Layout::SailVl,
     ];
 
     /// The name in recipes.
     pub fn name(self) -> &'static str {
-        let named = Layout::ALL.iter().find(|(_, layout)| *layout == self);
-        named.map_or("", |(name, _)| name)
+        match self {
+            Layout::Qwen25 => "qwen2.5",
+            Layout::Qwen3 => "qwen3",
+            Layout::InternVl25 => "internvl2.5",
+            Layout::SailVl => "sailvl",
+        }
     }
 
     /// What the system says first; nothing where there is no such turn.
