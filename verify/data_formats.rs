@@ -385,6 +385,22 @@ fn a_check_of_data_counts_everything_and_names_what_is_broken() {
     assert_eq!(report["samples"], 6);
     assert_eq!(report["usable"], 4);
     assert_eq!(report["pictures"]["duplicates"], 3);
+    // Several sources are checked as one, and what opening left out of each is told.
+    let lines = json!({"image": "p/a.png", "caption": "waves"}).to_string();
+    fs::write(
+        path.join("c.jsonl"),
+        format!("{lines}\n{{\"image\": \"p/a.png\"}}\n"),
+    )
+    .unwrap();
+    let answer = keel(path, &["data", "check", "a.json", "c.jsonl"]).fine();
+    assert!(
+        answer.stdout.contains("7 samples: 5 usable, 2 not"),
+        "{answer:#?}"
+    );
+    assert!(
+        answer.stdout.contains("left out when opened: 1 no caption"),
+        "{answer:#?}"
+    );
     // Past the limit the command fails, having said all it knows.
     let many: Vec<Json> = (0..40)
         .map(|i| json!({"image": format!("p/{i}.png"), "caption": "x"}))

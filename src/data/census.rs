@@ -8,7 +8,6 @@ use serde::Serialize;
 use super::chat::{ChatTokenizer, Conversation};
 use super::pairs::{Pair, PairSource, Pairs};
 use super::skips::Reason;
-use crate::error::Result;
 
 /// Pairs of duplicates that are named.
 const EXAMPLES: usize = 3;
@@ -72,35 +71,28 @@ struct Seen {
 }
 
 /// Reads every sample once on all cores. What cannot be used is counted in the pairs' own record of draws.
-///
-/// # Errors
-/// Never for a sample; only what counting itself reports.
-pub fn census(pairs: &Pairs) -> Result<Census> {
+pub fn census(pairs: &Pairs) -> Census {
     let seen: Vec<Option<Seen>> = (0..pairs.len())
         .into_par_iter()
-        .map(|index| {
-            let read = pairs.get(index).and_then(|pair| {
-                let file = pairs.picture_bytes(index)?;
-                Ok(look(pair, file.as_deref()))
-            });
-            match read {
-                Ok(seen) => {
-                    pairs.drawing_skips().count_good();
-                    Some(seen)
-                }
-                Err(error) => {
-                    pairs.count_broken(index, Reason::of(&error), &error.to_string());
-                    None
-                }
+        .map(|index| match pairs.read(index) {
+            Ok((pair, file)) => {
+                pairs.drawing_skips().count_good();
+                Some(look(pair, file.as_deref()))
+            }
+            Err(error) => {
+                pairs.count_broken(index, Reason::of(&error), &error.to_string());
+                None
             }
         })
         .collect();
+    let opening = pairs.opening_logs().into_iter();
+    let left_out: Vec<String> = opening
+        .filter(|skips| skips.skipped() > 0)
+        .map(|skips| skips.summary())
+        .collect();
     let mut all = Census {
         samples: seen.len(),
-        left_out_at_opening: match pairs.opening_skips().skipped() {
-            0 => None,
-            _ => Some(pairs.opening_skips().summary()),
-        },
+        left_out_at_opening: (!left_out.is_empty()).then(|| left_out.join(", ")),
         ..Census::default()
     };
     let mut sizes: Vec<[u32; 2]> = Vec::new();
@@ -136,7 +128,7 @@ pub fn census(pairs: &Pairs) -> Result<Census> {
     if let (Some(first), Some(last)) = (sizes.first(), sizes.last()) {
         all.pictures.sizes = [*first, sizes[sizes.len() / 2], *last];
     }
-    Ok(all)
+    all
 }
 
 fn look(pair: Pair, file: Option<&[u8]>) -> Seen {

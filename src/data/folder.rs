@@ -3,11 +3,12 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
 use super::archive::Source;
+use super::lines::lies_below;
 use super::pairs::{MAX_TEXT_BYTES, PICTURE_ENDINGS};
 use super::records;
 use super::skips::{Reason, SkipLog};
@@ -175,15 +176,14 @@ fn listed_pair(list: &str, number: usize, line: &str) -> Outcome {
         let problem = "it has no tab and no comma between picture and caption";
         return Err((Reason::BadRecord, Error::content(name, problem, "add one")));
     };
-    let path = Path::new(path.trim());
-    let inside = |part: Component| matches!(part, Component::Normal(_) | Component::CurDir);
-    if path.as_os_str().is_empty() || !path.components().all(inside) {
+    let path = path.trim();
+    if !lies_below(path) {
         let problem = "its picture is not a path below the folder";
         let error = Error::content(name, problem, "write a relative path");
         return Err((Reason::RefusedEntry, error));
     }
     Ok(FolderPair {
-        path: path.to_owned(),
+        path: PathBuf::from(path),
         caption: records::caption_of_text(&name, caption.as_bytes())?,
     })
 }

@@ -41,13 +41,27 @@ pub(crate) struct Record {
 }
 
 impl Lines {
+    fn new(path: &Path, unit: &'static str, folder: PathBuf) -> Result<Lines> {
+        Ok(Lines {
+            source: Source::open(path)?,
+            unit,
+            folder,
+            places: Vec::new(),
+        })
+    }
+
+    /// What messages call a record.
+    fn name_of(&self, place: &LinePlace) -> String {
+        format!("{}, {} {}", self.name(), self.unit, place.number)
+    }
+
     pub fn name(&self) -> &str {
         &self.source.name
     }
 
     /// Reads a record again, with the name that messages call it by.
     pub fn record(&self, place: &LinePlace) -> Result<(String, Record)> {
-        let name = format!("{}, {} {}", self.name(), self.unit, place.number);
+        let name = self.name_of(place);
         let bytes = self.source.read(place.offset, place.size)?;
         let record = parse(&name, &bytes).map_err(|(_, error)| error)?;
         Ok((name, record))
@@ -55,7 +69,7 @@ impl Lines {
 
     /// Keeps a record's place if it is usable.
     fn consider(&mut self, place: LinePlace, bytes: &[u8], skips: &SkipLog) {
-        let name = format!("{}, {} {}", self.name(), self.unit, place.number);
+        let name = self.name_of(&place);
         match parse(&name, bytes) {
             Ok(_) => {
                 skips.count_good();
@@ -68,12 +82,7 @@ impl Lines {
 
 /// Reads a file of lines once, checking every line; pictures are looked for, below `folder`, when they are drawn.
 pub(crate) fn open(path: &Path, folder: PathBuf, skips: &SkipLog) -> Result<Lines> {
-    let mut lines = Lines {
-        source: Source::open(path)?,
-        unit: "line",
-        folder,
-        places: Vec::new(),
-    };
+    let mut lines = Lines::new(path, "line", folder)?;
     let io = |error| Error::io(path, "read", error);
     let mut reader = BufReader::new(File::open(path).map_err(io)?);
     let (mut offset, mut line) = (0, Vec::new());
@@ -109,12 +118,7 @@ pub(crate) fn open(path: &Path, folder: PathBuf, skips: &SkipLog) -> Result<Line
 
 /// Reads a file of one JSON list once, record by record; never more than one record is held.
 pub(crate) fn open_list(path: &Path, folder: PathBuf, skips: &SkipLog) -> Result<Lines> {
-    let mut lines = Lines {
-        source: Source::open(path)?,
-        unit: "record",
-        folder,
-        places: Vec::new(),
-    };
+    let mut lines = Lines::new(path, "record", folder)?;
     let what = path.display().to_string();
     let cut = |problem: &str| Error::content(&what, problem, "copy the file anew");
     let io = |error| Error::io(path, "read", error);
@@ -290,6 +294,11 @@ pub(crate) fn lies_below(path: &str) -> bool {
     !path.is_empty() && Path::new(path).components().all(inside)
 }
 
+/// As [`lies_below`], and no address.
+pub(crate) fn is_own_file(path: &str) -> bool {
+    lies_below(path) && !path.contains("://")
+}
+
 fn parse(name: &str, bytes: &[u8]) -> Result<Record, (Reason, Error)> {
     let object = records::object(name, bytes)?;
     let problem = |reason: Reason, problem: &str, remedy: &str| {
@@ -328,10 +337,7 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Record, (Reason, Error)> {
             "add its path as image",
         ));
     }
-    if picture
-        .as_ref()
-        .is_some_and(|path| !lies_below(path) || path.contains("://"))
-    {
+    if picture.as_ref().is_some_and(|path| !is_own_file(path)) {
         return Err(problem(
             Reason::RefusedEntry,
             "its image is not a path below the list's folder",

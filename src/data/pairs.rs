@@ -117,6 +117,15 @@ enum Kind {
 }
 
 impl Pairs {
+    fn of(kind: Kind, limits: PairLimits, opening_skips: SkipLog) -> Pairs {
+        Pairs {
+            kind,
+            limits,
+            opening_skips,
+            drawing_skips: SkipLog::new(limits.skips),
+        }
+    }
+
     /// Opens a folder of pictures; a tar shard or a pattern such as `shards-{000..009}.tar`, also gzipped; a `.jsonl` list or a
     /// pattern of them; a `.json` list as LLaVA's, or a mixture of lists as InternVL's; a `.csv` or `.tsv` table. `SPEC=2.5`
     /// repeats its pairs two and a half times an epoch.
@@ -155,12 +164,8 @@ impl Pairs {
         parts: Vec<(Pairs, f64)>,
         limits: PairLimits,
     ) -> Result<Pairs> {
-        let pairs = Pairs {
-            kind: Kind::Joined(Joined::new(name, parts)?),
-            limits,
-            opening_skips: SkipLog::new(limits.skips),
-            drawing_skips: SkipLog::new(limits.skips),
-        };
+        let kind = Kind::Joined(Joined::new(name, parts)?);
+        let pairs = Pairs::of(kind, limits, SkipLog::new(limits.skips));
         match pairs.is_empty() {
             false => Ok(pairs),
             true => Err(Error::content(
@@ -213,12 +218,7 @@ impl Pairs {
             ));
         };
         skips.check()?;
-        let pairs = Pairs {
-            kind,
-            limits,
-            opening_skips: skips,
-            drawing_skips: SkipLog::new(limits.skips),
-        };
+        let pairs = Pairs::of(kind, limits, skips);
         if pairs.is_empty() {
             let skips = &pairs.opening_skips;
             let problem = match skips.skipped() {
@@ -237,6 +237,14 @@ impl Pairs {
     /// What was left out when the data were opened.
     pub fn opening_skips(&self) -> &SkipLog {
         &self.opening_skips
+    }
+
+    /// As [`Pairs::opening_skips`], of every source that these pairs are joined from.
+    pub(super) fn opening_logs(&self) -> Vec<&SkipLog> {
+        match &self.kind {
+            Kind::Joined(joined) => joined.parts().flat_map(Pairs::opening_logs).collect(),
+            _ => vec![&self.opening_skips],
+        }
     }
 
     /// What [`Pairs::draw`] and training have passed over so far.
@@ -279,42 +287,61 @@ impl Pairs {
         let skips = SkipLog::new(limits.skips);
         let kind = Kind::Lines(lines::open(path, root.to_owned(), &skips)?);
         skips.check()?;
-        Ok(Pairs {
-            kind,
-            limits,
-            opening_skips: skips,
-            drawing_skips: SkipLog::new(limits.skips),
-        })
+        Ok(Pairs::of(kind, limits, skips))
     }
 
-    /// The bytes of a sample's picture file; none where the sample is text alone.
+    /// Reads and decodes one pair; with it the bytes of its picture file, where it has one.
     ///
     /// # Errors
     /// As [`PairSource::get`].
-    pub fn picture_bytes(&self, index: usize) -> Result<Option<Vec<u8>>> {
-        let read = |path: &Path| -> Result<Option<Vec<u8>>> {
-            let source = Source::open(path)?;
-            source.read(0, source.len()).map(Some)
-        };
-        match &self.kind {
-            Kind::Folder(folder) => read(&folder.root.join(&folder.pairs[index].path)),
-            Kind::Shards(shards) => shards.picture_bytes(index).map(Some),
-            Kind::Lines(lines) => {
-                let (_, record) = lines.record(&lines.places[index])?;
-                match record.picture {
-                    Some(picture) => read(&lines.folder.join(picture)),
-                    None => Ok(None),
-                }
+    pub(super) fn read(&self, index: usize) -> Result<(Pair, Option<Vec<u8>>)> {
+        if index >= self.len() {
+            return Err(Error::setting(
+                "pair index",
+                format!("less than {}", self.len()),
+                index,
+            ));
+        }
+        let decode = |name: &str, bytes: &[u8]| Picture::decode(name, bytes, &self.limits.picture);
+        let (key, words, picture, bytes) = match &self.kind {
+            Kind::Folder(folder) => {
+                let FolderPair { path, caption } = &folder.pairs[index];
+                let (picture, bytes) = read_picture(&folder.root.join(path), &self.limits)?;
+                let words = records::Words::caption(caption.clone());
+                (path.display().to_string(), words, picture, bytes)
             }
-            Kind::Table(table) => match table.row(&table.rows[index])?.1 {
-                PictureOfRow::Path(path) => read(&table.folder.join(path)),
-                PictureOfRow::Bytes(bytes) => Ok(Some(bytes)),
-            },
+            Kind::Shards(shards) => {
+                let (name, words) = shards.words(index)?;
+                let bytes = shards.picture_bytes(index)?;
+                (shards.key(index), words, decode(&name, &bytes)?, bytes)
+            }
+            Kind::Lines(lines) => {
+                let (name, record) = lines.record(&lines.places[index])?;
+                let Some(path) = record.picture else {
+                    return Ok((Pair::of(name, None, record.words), None));
+                };
+                let (picture, bytes) = read_picture(&lines.folder.join(&path), &self.limits)
+                    .map_err(|error| Error::content(name, error, "repair or remove the record"))?;
+                (path, record.words, picture, bytes)
+            }
+            Kind::Table(table) => {
+                let (name, picture, words) = table.row(&table.rows[index])?;
+                let (picture, bytes) = match picture {
+                    PictureOfRow::Path(path) => {
+                        read_picture(&table.folder.join(path), &self.limits).map_err(|error| {
+                            Error::content(&name, error, "repair or remove the row")
+                        })?
+                    }
+                    PictureOfRow::Bytes(bytes) => (decode(&name, &bytes)?, bytes),
+                };
+                (name, words, picture, bytes)
+            }
             Kind::Joined(joined) => {
                 let (part, index) = joined.at(index);
-                part.picture_bytes(index)
+                return part.read(index);
             }
-        }
+        };
+        Ok((Pair::of(key, Some(picture), words), Some(bytes)))
     }
 
     /// The shard, list or folder that a pair comes from.
@@ -350,87 +377,33 @@ impl PairSource for Pairs {
                 Ok(())
             }
             Some((reason, problem)) => {
-                self.drawing_skips
-                    .count_bad(self.origin(index), reason, problem);
+                self.count_broken(index, reason, problem);
                 self.drawing_skips.check_so_far()
             }
         }
     }
 
     fn left_out(&self) -> Option<String> {
-        let mut parts: Vec<String> = match &self.kind {
-            Kind::Joined(joined) => joined.parts().filter_map(PairSource::left_out).collect(),
-            _ => Vec::new(),
-        };
-        let own = [
-            ("samples when the data were opened", &self.opening_skips),
-            ("draws while training", &self.drawing_skips),
-        ]
-        .into_iter()
-        .filter(|(_, skips)| skips.skipped() > 0)
-        .map(|(of, skips)| {
-            let (bad, seen) = (skips.skipped(), skips.seen());
-            format!("{bad} of {seen} {of}: {}", skips.summary())
-        });
-        parts.extend(own);
+        let opening = self.opening_logs().into_iter();
+        let logs = opening.map(|skips| ("samples when the data were opened", skips));
+        let parts: Vec<String> = logs
+            .chain([("draws while training", &self.drawing_skips)])
+            .filter(|(_, skips)| skips.skipped() > 0)
+            .map(|(of, skips)| {
+                let (bad, seen) = (skips.skipped(), skips.seen());
+                format!("{bad} of {seen} {of}: {}", skips.summary())
+            })
+            .collect();
         (!parts.is_empty()).then(|| parts.join("; "))
     }
 
     fn get(&self, index: usize) -> Result<Pair> {
-        if index >= self.len() {
-            return Err(Error::setting(
-                "pair index",
-                format!("less than {}", self.len()),
-                index,
-            ));
-        }
-        match &self.kind {
-            Kind::Folder(folder) => {
-                let FolderPair { path, caption } = &folder.pairs[index];
-                let file = folder.root.join(path);
-                let picture = read_picture(&file, &self.limits)?;
-                let words = records::Words::caption(caption.clone());
-                Ok(Pair::of(path.display().to_string(), Some(picture), words))
-            }
-            Kind::Shards(shards) => {
-                let (name, words) = shards.words(index)?;
-                let bytes = shards.picture_bytes(index)?;
-                let picture = Picture::decode(&name, &bytes, &self.limits.picture)?;
-                Ok(Pair::of(shards.key(index), Some(picture), words))
-            }
-            Kind::Lines(lines) => {
-                let (name, record) = lines.record(&lines.places[index])?;
-                let Some(path) = record.picture else {
-                    return Ok(Pair::of(name, None, record.words));
-                };
-                let picture = read_picture(&lines.folder.join(&path), &self.limits)
-                    .map_err(|error| Error::content(name, error, "repair or remove the record"))?;
-                Ok(Pair::of(path, Some(picture), record.words))
-            }
-            Kind::Table(table) => {
-                let (name, picture, words) = table.row(&table.rows[index])?;
-                let picture = match picture {
-                    PictureOfRow::Path(path) => {
-                        read_picture(&table.folder.join(path), &self.limits).map_err(|error| {
-                            Error::content(&name, error, "repair or remove the row")
-                        })?
-                    }
-                    PictureOfRow::Bytes(bytes) => {
-                        Picture::decode(&name, &bytes, &self.limits.picture)?
-                    }
-                };
-                Ok(Pair::of(name, Some(picture), words))
-            }
-            Kind::Joined(joined) => {
-                let (part, index) = joined.at(index);
-                part.get(index)
-            }
-        }
+        self.read(index).map(|(pair, _)| pair)
     }
 }
 
-/// Reads and decodes a picture file no larger than a shard's member may be.
-fn read_picture(path: &Path, limits: &PairLimits) -> Result<Picture> {
+/// Reads and decodes a picture file no larger than a shard's member may be; gives its bytes too.
+fn read_picture(path: &Path, limits: &PairLimits) -> Result<(Picture, Vec<u8>)> {
     let source = Source::open(path)?;
     if source.len() > limits.shard.member_bytes {
         return Err(Error::content(
@@ -444,5 +417,6 @@ fn read_picture(path: &Path, limits: &PairLimits) -> Result<Picture> {
         ));
     }
     let bytes = source.read(0, source.len())?;
-    Picture::decode(&source.name, &bytes, &limits.picture)
+    let picture = Picture::decode(&source.name, &bytes, &limits.picture)?;
+    Ok((picture, bytes))
 }

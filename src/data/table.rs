@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use csv::{ByteRecord, ReaderBuilder};
 
 use super::archive::Source;
-use super::lines::lies_below;
+use super::lines::is_own_file;
 use super::records::{self, Words};
 use super::skips::{Reason, SkipLog};
 use crate::error::{Error, Result};
@@ -144,9 +144,7 @@ impl Columns {
                     "write the file anew",
                 )
             })?),
-            false if lies_below(field) && !field.contains("://") => {
-                PictureOfRow::Path(field.to_owned())
-            }
+            false if is_own_file(field) => PictureOfRow::Path(field.to_owned()),
             false => {
                 return Err(bad(
                     Reason::RefusedEntry,
