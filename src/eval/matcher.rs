@@ -52,7 +52,7 @@ impl<'a> Matcher<'a> {
         let pictures = Pictures {
             library,
             samples: &samples,
-            change: &|_| {},
+            change: None,
         };
         let x = image_features(images.as_mut(), &pictures, words, &shape, POOLED)?;
         let y = text_features(texts.as_mut(), &captions, words, &shape, POOLED)?;
@@ -72,15 +72,16 @@ impl<'a> Matcher<'a> {
     /// # Errors
     /// Whatever the data or the session report.
     pub fn images(&mut self, samples: &[Sample]) -> Result<Vec<f32>> {
-        let x = self.pooled(samples, &|_| {})?;
+        let x = self.pooled(samples, None)?;
         Ok(self.map.map(&x))
     }
 
-    /// Pooled features of pictures [N, width] before the map, each picture [3, S, S] changed by `change` first.
+    /// Pooled features of pictures [N, width] before the map, each picture [3, S, S] changed by `change` first,
+    /// where there is one.
     ///
     /// # Errors
     /// Whatever the data or the session report.
-    pub fn pooled(&mut self, samples: &[Sample], change: Change<'_>) -> Result<Vec<f32>> {
+    pub fn pooled(&mut self, samples: &[Sample], change: Option<Change<'_>>) -> Result<Vec<f32>> {
         let pictures = Pictures {
             library: self.library,
             samples,
@@ -130,7 +131,7 @@ fn load(
     })
 }
 
-/// Changes a normalised picture [3, S, S].
+/// Changes a picture [3, S, S] of numbers from −1 to 1.
 pub type Change<'a> = &'a dyn Fn(&mut [f32]);
 
 /// The kind of feature before any projection.
@@ -152,7 +153,7 @@ pub(super) fn projected_features(
     let pictures = Pictures {
         library,
         samples,
-        change: &|_| {},
+        change: None,
     };
     let images = image_features(images.as_mut(), &pictures, place.words, shape, "feature")?;
     let mut texts = load(place, shape, pair, false)?;
@@ -160,11 +161,11 @@ pub(super) fn projected_features(
     Ok((images, texts))
 }
 
-/// Samples whose pictures are drawn from the library and then changed.
+/// Samples whose pictures are drawn from the library, and perhaps changed then.
 struct Pictures<'a> {
     library: &'a Library,
     samples: &'a [Sample],
-    change: Change<'a>,
+    change: Option<Change<'a>>,
 }
 
 /// Features of pictures [N, width].
@@ -178,14 +179,13 @@ fn image_features(
     let mut features = Vec::new();
     for index in 0..batches(pictures.samples.len(), shape) {
         let (mut batch, count) = batch_of(pictures.library, pictures.samples, index, shape, words)?;
-        for picture in batch
-            .images
-            .chunks_exact_mut(3 * shape.image_size * shape.image_size)
-        {
-            // Changes are of pictures from −1 to 1.
-            shape.pixels.undo(picture);
-            (pictures.change)(picture);
-            shape.pixels.apply(picture);
+        if let Some(change) = pictures.change {
+            let picture = 3 * shape.image_size * shape.image_size;
+            for picture in batch.images.chunks_exact_mut(picture) {
+                shape.pixels.undo(picture);
+                change(picture);
+                shape.pixels.apply(picture);
+            }
         }
         write_batch(session, &batch)?;
         session.run()?;

@@ -15,7 +15,7 @@ impl Measurer<'_> {
     pub(super) fn robustness(&self) -> Result<Vec<RobustnessMeasure>> {
         let mut matcher = self.matcher(self.retrieval_pair())?;
         let train = self.training_set();
-        let fitted = matcher.pooled(&train.samples, &|_| {})?;
+        let fitted = matcher.pooled(&train.samples, None)?;
         let width = fitted.len() / train.samples.len().max(1);
         let classes = train.classes.len();
         let probe = LinearProbe::fit(&fitted, width, &train.labels, classes, RIDGE);
@@ -35,9 +35,8 @@ impl Measurer<'_> {
                 linear_probe: Vec::new(),
             };
             for severity in 0..=SEVERITIES {
-                let pooled = matcher.pooled(&asked.samples, &|picture| {
-                    corruption.apply(picture, side, severity);
-                })?;
+                let corrupt = |picture: &mut [f32]| corruption.apply(picture, side, severity);
+                let pooled = matcher.pooled(&asked.samples, Some(&corrupt))?;
                 let images = matcher.map(&pooled);
                 let deep = images.len() / asked.samples.len().max(1);
                 measure
