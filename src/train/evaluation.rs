@@ -1,7 +1,12 @@
 //! What is worth measuring after a stage.
 
-use super::recipe::{Stage, StageKind};
-use crate::eval::EvaluationSettings;
+use std::sync::Arc;
+
+use super::recipe::{Recipe, Stage, StageKind};
+use crate::data::chat::ChatTokenizer;
+use crate::eval::{EvaluationSettings, Place};
+use crate::executor::Executor;
+use crate::tape::ParameterLayout;
 
 /// Questions of each kind and drawing style for 200 pictures; fewer pictures, fewer questions.
 const QUESTIONS_PER_KIND: usize = 40;
@@ -19,4 +24,22 @@ pub(super) fn evaluation_settings(stage: &Stage, pictures: usize) -> Option<Eval
         tokens: stage.tokens.max(80),
         caption_tokens: stage.caption_tokens,
     })
+}
+
+impl Recipe {
+    /// The recipe's model with parameters where `layout` says in `executor`, for measuring.
+    pub(super) fn place<'a>(
+        &'a self,
+        layout: &'a Arc<ParameterLayout>,
+        executor: &'a dyn Executor,
+        words: &'a ChatTokenizer,
+    ) -> Place<'a> {
+        Place {
+            config: &self.model,
+            layout,
+            executor,
+            words,
+            pixels: self.pixels(),
+        }
+    }
 }

@@ -2,18 +2,15 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use safetensors::Dtype;
 use serde_json::{Map, Value as Json, json};
 
-use super::checkpoint;
-use super::recipe::Recipe;
-use super::run_folder::{TOKENIZER, newest_checkpoint};
-use crate::data::chat::{ChatTokenizer, Layout};
+use super::run_folder::TOKENIZER;
+use super::stored::Stored;
+use crate::data::chat::Layout;
 use crate::error::{Error, Result};
-use crate::model::declare;
-use crate::tape::{ParameterEntry, ParameterLayout};
+use crate::tape::ParameterEntry;
 use crate::weights::{
     Folder, Part, VisionLayout, Written, connector_tensors, language_config, language_tensors,
     processor_config, whole_config, write_tensors,
@@ -64,10 +61,8 @@ pub struct Exported {
 
 /// Everything about a checkpoint that a folder is made of.
 struct Model {
-    recipe: Recipe,
-    layout: Arc<ParameterLayout>,
+    stored: Stored,
     values: Vec<f32>,
-    words: Arc<ChatTokenizer>,
 }
 
 /// A folder's content but for the tensors.
@@ -93,26 +88,10 @@ pub fn export(run: &Path, out: &Path, options: &ExportOptions) -> Result<Exporte
             "one that does",
         ));
     }
-    let path = match run.is_dir() {
-        true => newest_checkpoint(run)?.ok_or_else(|| {
-            Error::setting(
-                format!("run {}", run.display()),
-                "a run with at least one checkpoint",
-                "none",
-            )
-        })?,
-        false => run.to_owned(),
-    };
-    let position = checkpoint::read_position(&path)?;
-    let what = format!("recipe in {}", path.display());
-    let recipe = Recipe::parse(&what, &position.recipe, &[])?;
-    let words = recipe.words(path.parent().and_then(Path::parent))?;
-    let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
+    let stored = Stored::open(run)?;
     let model = Model {
-        values: checkpoint::load(&path, &layout, &[])?.parameters,
-        recipe,
-        layout,
-        words,
+        values: stored.parameters()?,
+        stored,
     };
     let came_from = model.came_from(options)?;
     let (page, tensors) = match &came_from {
@@ -120,7 +99,7 @@ pub fn export(run: &Path, out: &Path, options: &ExportOptions) -> Result<Exporte
         None => model.natural(options)?,
     };
     let written = Exported {
-        checkpoint: path,
+        checkpoint: model.stored.path.clone(),
         model_type: page
             .config
             .get("model_type")
@@ -133,7 +112,7 @@ pub fn export(run: &Path, out: &Path, options: &ExportOptions) -> Result<Exporte
             .map(|tensor| tensor.shape.iter().product::<usize>())
             .sum(),
         files: 0,
-        lacks_tokenizer: page.has_words && model.words.to_json().is_none(),
+        lacks_tokenizer: page.has_words && model.stored.words.to_json().is_none(),
     };
     let mut temporary = out.as_os_str().to_owned();
     temporary.push(".part");
@@ -158,14 +137,17 @@ pub fn export(run: &Path, out: &Path, options: &ExportOptions) -> Result<Exporte
 
 impl Model {
     fn value_of<'a>(&'a self, entry: &ParameterEntry) -> &'a [f32] {
-        let own = self.layout.get(&entry.spec.name);
+        let own = self.stored.layout.get(&entry.spec.name);
         let own = own.expect("parts have the model's settings, so its parameters");
         &self.values[own.offset..own.offset + own.spec.shape.numel()]
     }
 
     /// The folder that what is asked for came from, where it holds that and nothing else and no other layout is asked for.
     fn came_from(&self, options: &ExportOptions) -> Result<Option<(Folder, Vec<Part>)>> {
-        let (vision, language) = (&self.recipe.vision_weights, &self.recipe.language_weights);
+        let (vision, language) = (
+            &self.stored.recipe.vision_weights,
+            &self.stored.recipe.language_weights,
+        );
         let path = match options.part {
             ExportPart::Vision => vision.as_ref(),
             ExportPart::Language => language.as_ref(),
@@ -199,7 +181,7 @@ impl Model {
     ) -> (Page, Vec<Written<'a>>) {
         let value_of = |entry: &ParameterEntry| self.value_of(entry);
         let mut config = folder.config().clone();
-        let rows = json!(self.recipe.model.language.vocabulary);
+        let rows = json!(self.stored.recipe.model.language.vocabulary);
         if options.part == ExportPart::Language {
             config.insert("vocab_size".into(), rows);
         } else {
@@ -226,7 +208,7 @@ impl Model {
     }
 
     fn natural<'a>(&'a self, options: &ExportOptions) -> Result<(Page, Vec<Written<'a>>)> {
-        let config = &self.recipe.model;
+        let config = &self.stored.recipe.model;
         let dtype = options.dtype.unwrap_or(Dtype::F32);
         let value_of = |entry: &ParameterEntry| self.value_of(entry);
         let layout = || match options.layout {
@@ -243,12 +225,17 @@ impl Model {
             ExportPart::Vision => {
                 let layout = layout()?;
                 page.config = layout.config(&config.vision)?;
-                layout.tensors(&config.vision, &self.layout, "", dtype, &value_of)
+                layout.tensors(&config.vision, &self.stored.layout, "", dtype, &value_of)
             }
             ExportPart::Language => {
                 page.config = language_config(&config.language)?;
-                page.source = self.recipe.language_weights.as_ref().map(PathBuf::from);
-                language_tensors(&config.language, &self.layout, "", dtype, &value_of)
+                page.source = self
+                    .stored
+                    .recipe
+                    .language_weights
+                    .as_ref()
+                    .map(PathBuf::from);
+                language_tensors(&config.language, &self.stored.layout, "", dtype, &value_of)
             }
             ExportPart::Connector => {
                 page.config.insert(
@@ -257,7 +244,7 @@ impl Model {
                 );
                 page.config.insert("ps_version".into(), json!("v2"));
                 page.has_pictures = false;
-                connector_tensors(&self.layout, dtype, &value_of)
+                connector_tensors(&self.stored.layout, dtype, &value_of)
             }
             ExportPart::Whole => {
                 let layout = layout()?;
@@ -267,15 +254,25 @@ impl Model {
                     (config.vision.image_size, config.connector.factor),
                     self.template(),
                 );
-                page.source = self.recipe.language_weights.as_ref().map(PathBuf::from);
+                page.source = self
+                    .stored
+                    .recipe
+                    .language_weights
+                    .as_ref()
+                    .map(PathBuf::from);
                 let vision = "vision_model.";
-                let mut all =
-                    layout.tensors(&config.vision, &self.layout, vision, dtype, &value_of);
-                all.extend(connector_tensors(&self.layout, dtype, &value_of));
+                let mut all = layout.tensors(
+                    &config.vision,
+                    &self.stored.layout,
+                    vision,
+                    dtype,
+                    &value_of,
+                );
+                all.extend(connector_tensors(&self.stored.layout, dtype, &value_of));
                 let language = "language_model.";
                 all.extend(language_tensors(
                     &config.language,
-                    &self.layout,
+                    &self.stored.layout,
                     language,
                     dtype,
                     &value_of,
@@ -290,7 +287,7 @@ impl Model {
 
     /// The name of the chats' layout in a whole model's settings.
     fn template(&self) -> &'static str {
-        match self.words.layout() {
+        match self.stored.words.layout() {
             Some(Layout::SailVl) => "sailvl-chat",
             Some(Layout::InternVl25) => "internvl2_5",
             Some(layout) => layout.name(),
@@ -315,12 +312,12 @@ impl Model {
         }
         write_json(&folder.join("config.json"), &page.config)?;
         if page.has_pictures {
-            let pixels = self.recipe.pixels();
-            let size = self.recipe.model.vision.image_size;
+            let pixels = self.stored.recipe.pixels();
+            let size = self.stored.recipe.model.vision.image_size;
             let config = processor_config(size, (pixels.mean, pixels.deviation));
             write_json(&folder.join("preprocessor_config.json"), &config)?;
         }
-        if let Some(text) = self.words.to_json().filter(|_| page.has_words) {
+        if let Some(text) = self.stored.words.to_json().filter(|_| page.has_words) {
             let path = folder.join(TOKENIZER);
             fs::write(&path, text).map_err(|e| Error::io(&path, "write", e))?;
         }

@@ -1,31 +1,24 @@
 //! A finished or stopped run, opened to be measured or asked.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
-use super::checkpoint::{self, Position};
 use super::evaluation::evaluation_settings;
-use super::recipe::Recipe;
-use super::run_folder::{newest_checkpoint, stage_checkpoints};
+use super::run_folder::stage_checkpoints;
+use super::stored::Stored;
 use crate::data::batch::Pixels;
-use crate::data::chat::{ChatTokenizer, Conversation};
+use crate::data::chat::Conversation;
 use crate::data::library::Library;
 use crate::data::picture::{Picture, PictureLimits};
 use crate::data::resample::Filter;
 use crate::error::{Error, Result, with_near_miss};
 use crate::eval::{Evaluation, Evaluator, Generator, Place, Sampling};
 use crate::executor::{Choice, Executor};
-use crate::model::{StepShape, declare};
-use crate::tape::ParameterLayout;
+use crate::model::StepShape;
 
 /// See the module's documentation.
 pub struct LoadedRun {
-    pub(super) path: PathBuf,
-    pub(super) recipe: Recipe,
-    position: Position,
-    pub(super) layout: Arc<ParameterLayout>,
+    pub(super) stored: Stored,
     pub(super) executor: Box<dyn Executor>,
-    words: Arc<ChatTokenizer>,
     pub(super) compute: Choice,
 }
 
@@ -35,36 +28,12 @@ impl LoadedRun {
     /// # Errors
     /// [`Error::Io`], [`Error::Content`] or [`Error::Setting`] naming the file.
     pub fn open(path: &Path, compute: &Choice) -> Result<LoadedRun> {
-        let path = match path.is_dir() {
-            true => newest_checkpoint(path)?.ok_or_else(|| {
-                Error::setting(
-                    format!("run {}", path.display()),
-                    "a run with at least one checkpoint",
-                    "none (it stopped before the first was written)",
-                )
-            })?,
-            false => path.to_owned(),
-        };
-        let position = checkpoint::read_position(&path)?;
-        let recipe = Recipe::parse(
-            &format!("recipe in {}", path.display()),
-            &position.recipe,
-            &[],
-        )?;
-        // Checkpoints lie one folder below their run.
-        let run = path.parent().and_then(Path::parent);
-        let words = recipe.words(run)?;
-        let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
-        let executor = compute.open(layout.elements())?;
-        let loaded = checkpoint::load(&path, &layout, &[])?;
-        executor.write_parameters(0, &loaded.parameters)?;
+        let stored = Stored::open(path)?;
+        let executor = compute.open(stored.layout.elements())?;
+        executor.write_parameters(0, &stored.parameters()?)?;
         Ok(LoadedRun {
-            path,
-            recipe,
-            position,
-            layout,
+            stored,
             executor,
-            words,
             compute: compute.clone(),
         })
     }
@@ -102,25 +71,25 @@ impl LoadedRun {
 
     /// The model as it stands.
     pub(super) fn place(&self) -> Place<'_> {
-        Place {
-            config: &self.recipe.model,
-            layout: &self.layout,
-            executor: self.executor.as_ref(),
-            words: &self.words,
-            pixels: self.recipe.pixels(),
-        }
+        let Stored {
+            recipe,
+            layout,
+            words,
+            ..
+        } = &self.stored;
+        recipe.place(layout, self.executor.as_ref(), words)
     }
 
     /// The checkpoint's file.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.stored.path
     }
 
     /// The index of the stage the checkpoint was written in or after.
     pub(super) fn stage(&self) -> usize {
-        match self.position.step {
-            0 => self.position.stage.saturating_sub(1),
-            _ => self.position.stage,
+        match self.stored.position.step {
+            0 => self.stored.position.stage.saturating_sub(1),
+            _ => self.stored.position.stage,
         }
     }
 
@@ -129,10 +98,10 @@ impl LoadedRun {
     /// # Errors
     /// Whatever the evaluator reports.
     pub fn evaluate(&self, pictures: usize) -> Result<Evaluation> {
-        let stage = &self.recipe.stages[self.stage()];
+        let stage = &self.stored.recipe.stages[self.stage()];
         let Some(settings) = evaluation_settings(stage, pictures) else {
             return Err(Error::setting(
-                format!("checkpoint {}", self.path.display()),
+                format!("checkpoint {}", self.stored.path.display()),
                 "one after a stage that has seen pictures",
                 format!("stage {}, which trained on text alone", stage.name),
             ));
@@ -150,16 +119,15 @@ impl LoadedRun {
             std::fs::read(image).map_err(|problem| Error::io(image, "read the image", problem))?;
         let name = image.display().to_string();
         let picture = Picture::decode(&name, &bytes, &PictureLimits::default())?;
-        let side = self.recipe.model.vision.image_size as u32;
+        let side = self.stored.recipe.model.vision.image_size as u32;
         let picture = picture
             .flatten([255, 255, 255])
             .resize_shortest_edge(side, Filter::Bicubic)
             .centre_crop(side, side);
-        let pixels = {
-            let Pixels { mean, deviation } = self.recipe.pixels();
-            picture.to_chw(mean, deviation)
-        };
+        let Pixels { mean, deviation } = self.stored.recipe.pixels();
+        let pixels = picture.to_chw(mean, deviation);
         let tokens = self
+            .stored
             .recipe
             .stages
             .iter()
@@ -167,12 +135,12 @@ impl LoadedRun {
             .max()
             .unwrap_or(0);
         let asked = Conversation {
-            image_tokens: self.recipe.model.image_tokens(),
+            image_tokens: self.stored.recipe.model.image_tokens(),
             system: None,
             context: "",
             turns: vec![[question, ""]],
         };
-        let prompt = self.words.prompt(&asked);
+        let prompt = self.stored.words.prompt(&asked);
         if prompt.len() >= tokens {
             return Err(Error::setting(
                 "--question",
@@ -184,11 +152,11 @@ impl LoadedRun {
             batch: 1,
             tokens,
             caption_tokens: 8,
-            image_id: self.words.image(),
+            image_id: self.stored.words.image(),
         };
         let mut generator = Generator::new(self.place(), shape, sampling)?;
         let mut answers = generator.generate(&pixels, &[prompt])?;
         let answer = answers.pop().expect("one answer a prompt");
-        Ok(self.words.decode(&answer))
+        Ok(self.stored.words.decode(&answer))
     }
 }

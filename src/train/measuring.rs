@@ -66,10 +66,10 @@ impl LoadedRun {
     /// # Errors
     /// [`Error::Setting`] naming the metric; whatever recording, loading or the data report.
     pub fn measure(&self, metrics: &[Metric], pictures: usize, lenient: bool) -> Result<Measured> {
-        let stage = &self.recipe.stages[self.stage()];
+        let stage = &self.stored.recipe.stages[self.stage()];
         let settings = settings_after(stage, pictures, self.is_connected()).ok_or_else(|| {
             Error::setting(
-                format!("checkpoint {}", self.path.display()),
+                format!("checkpoint {}", self.stored.path.display()),
                 "one after a stage that has seen pictures",
                 format!("stage {}, which trained on text alone", stage.name),
             )
@@ -102,7 +102,7 @@ impl LoadedRun {
 
     /// Whether a stage has brought pictures to the language model.
     fn is_connected(&self) -> bool {
-        let stages = &self.recipe.stages[..=self.stage()];
+        let stages = &self.stored.recipe.stages[..=self.stage()];
         stages
             .iter()
             .any(|stage| stage.kind != StageKind::WarmStart)
@@ -115,14 +115,14 @@ impl LoadedRun {
             true => Err(Error::setting(
                 format!("metric {}", metric.name()),
                 "a checkpoint whose connector has been trained",
-                format!("one after {}", self.recipe.stages[self.stage()].name),
+                format!("one after {}", self.stored.recipe.stages[self.stage()].name),
             )),
         }
     }
 
     /// The run's checkpoints after each stage; this one's alone where it lies outside a run.
     fn checkpoints(&self) -> Result<Vec<(String, PathBuf)>> {
-        let folder = self.path.parent();
+        let folder = self.stored.path.parent();
         match folder.filter(|folder| folder.ends_with("checkpoints")) {
             Some(folder) => stage_checkpoints(folder.parent().unwrap_or(Path::new("."))),
             None => Ok(Vec::new()),
@@ -130,7 +130,7 @@ impl LoadedRun {
     }
 
     fn parameters_of(&self, path: &Path) -> Result<Vec<f32>> {
-        Ok(checkpoint::load(path, &self.layout, &[])?.parameters)
+        Ok(checkpoint::load(path, &self.stored.layout, &[])?.parameters)
     }
 
     fn drift(&self, all: &mut Measurements) -> Result<()> {
@@ -149,8 +149,8 @@ impl LoadedRun {
             let after = self.parameters_of(path)?;
             all.drift.push(StageDrift {
                 stage: stage.clone(),
-                from_before: parameter_drift(&self.layout, &before, &after),
-                from_first: parameter_drift(&self.layout, &first, &after),
+                from_before: parameter_drift(&self.stored.layout, &before, &after),
+                from_first: parameter_drift(&self.stored.layout, &first, &after),
             });
             before = after;
         }
@@ -161,11 +161,11 @@ impl LoadedRun {
     fn cka(&self, measurer: &Measurer<'_>, all: &mut Measurements) -> Result<()> {
         measurer.measure(Metric::Cka, all)?;
         let own = measurer.layer_features()?;
-        let mut parameters = vec![0.0; self.layout.elements()];
+        let mut parameters = vec![0.0; self.stored.layout.elements()];
         self.executor.read_parameters(0, &mut parameters)?;
         let mut stages = Vec::new();
         for (stage, path) in self.checkpoints()? {
-            if path == self.path {
+            if path == self.stored.path {
                 continue;
             }
             self.executor

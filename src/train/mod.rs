@@ -14,6 +14,7 @@ mod run_folder;
 mod signals;
 mod stage_loop;
 mod step_program;
+mod stored;
 mod trainer;
 mod validate;
 mod words;

@@ -169,13 +169,8 @@ impl Trainer {
 
     /// The model as it stands.
     pub(super) fn place(&self) -> Place<'_> {
-        Place {
-            config: &self.recipe.model,
-            layout: &self.layout,
-            executor: self.executor.as_ref(),
-            words: &self.words,
-            pixels: self.recipe.pixels(),
-        }
+        self.recipe
+            .place(&self.layout, self.executor.as_ref(), &self.words)
     }
 
     /// The run's folder.

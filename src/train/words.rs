@@ -115,7 +115,8 @@ impl Recipe {
     }
 
     /// Rows of tokens that the weights know nothing of become the mean of those that they know, as InternVL's training
-    /// begins: a random row would stand out from all others.
+    /// begins: a random row would stand out from all others. The file that the recipe names is asked which they are: the run's
+    /// own copy holds them already.
     pub(super) fn average_new_rows(
         &self,
         layout: &ParameterLayout,

@@ -1,0 +1,66 @@
+//! A checkpoint's model before anything computes: what measuring, asking and exporting open.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::checkpoint::{self, Position};
+use super::recipe::Recipe;
+use super::run_folder::newest_checkpoint;
+use crate::data::chat::ChatTokenizer;
+use crate::error::{Error, Result};
+use crate::model::declare;
+use crate::tape::ParameterLayout;
+
+/// See the module's documentation.
+pub(super) struct Stored {
+    /// The checkpoint's file.
+    pub path: PathBuf,
+    /// Where the run stood.
+    pub position: Position,
+    /// The recipe in it.
+    pub recipe: Recipe,
+    /// How the model speaks.
+    pub words: Arc<ChatTokenizer>,
+    /// Where its parameters lie.
+    pub layout: Arc<ParameterLayout>,
+}
+
+impl Stored {
+    /// Opens a run's newest checkpoint, or the checkpoint that `path` names.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Content`] or [`Error::Setting`] naming the file.
+    pub fn open(path: &Path) -> Result<Stored> {
+        let path = match path.is_dir() {
+            true => newest_checkpoint(path)?.ok_or_else(|| {
+                Error::setting(
+                    format!("run {}", path.display()),
+                    "a run with at least one checkpoint",
+                    "none (it stopped before the first was written)",
+                )
+            })?,
+            false => path.to_owned(),
+        };
+        let position = checkpoint::read_position(&path)?;
+        let what = format!("recipe in {}", path.display());
+        let recipe = Recipe::parse(&what, &position.recipe, &[])?;
+        // Checkpoints lie one folder below their run.
+        let words = recipe.words(path.parent().and_then(Path::parent))?;
+        let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
+        Ok(Stored {
+            path,
+            position,
+            recipe,
+            words,
+            layout,
+        })
+    }
+
+    /// All parameters in arena order.
+    ///
+    /// # Errors
+    /// As [`checkpoint::load`].
+    pub fn parameters(&self) -> Result<Vec<f32>> {
+        Ok(checkpoint::load(&self.path, &self.layout, &[])?.parameters)
+    }
+}
