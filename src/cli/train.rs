@@ -22,7 +22,7 @@ pub(super) struct TrainArgs {
     recipe: RecipeArgs,
     #[command(flatten)]
     compute: ComputeArgs,
-    /// The same flow with an eighth of the steps: a minute and a half for the default recipe.
+    /// The same flow with an eighth of the steps: under two minutes for the default recipe.
     #[arg(long)]
     quick: bool,
     /// Prints settings and memory, trains nothing.
