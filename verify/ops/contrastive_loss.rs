@@ -1,8 +1,9 @@
 //! Contrastive losses: both forms, ragged batches across tile borders, the largest scale, gradients of everything.
 
+use keel::launch::Argument;
 use keel::ops::{Contrastive, contrastive_loss, contrastive_loss_in_strips, l2_normalize};
-use keel::tape::Tape;
-use keel::tensor::TensorType;
+use keel::tape::{Instruction, ParameterLayout, Tape, Target};
+use keel::tensor::{DType, TensorType};
 use proptest::prelude::*;
 
 use crate::harness::{Case, Golden, Random, check, check_golden, out};
@@ -72,6 +73,76 @@ fn many_strips_of_scores_add_up_to_the_whole() {
         // Three strips, the last ragged.
         check(&in_strips(kind, [260, 8], 128, &mut random), 9);
     }
+}
+
+/// The loss of `n` pairs of `e` features in bf16 and its gradients, recorded and never run.
+fn recorded(n: usize, e: usize) -> Tape {
+    let mut tape = Tape::new(ParameterLayout::default().into(), |_| false);
+    let features = TensorType {
+        shape: [n, e].into(),
+        dtype: DType::Bf16,
+    };
+    let [image, text] = ["image", "text"].map(|side| tape.input_with_gradient(side, features));
+    let scale = tape.input_with_gradient("log_scale", TensorType::f32([1]));
+    let loss = contrastive_loss(&mut tape, image, text, scale, None, Contrastive::InfoNce);
+    tape.backward(loss.unwrap()).unwrap();
+    tape
+}
+
+fn types(tape: &Tape, step: &Instruction) -> [Vec<TensorType>; 2] {
+    [&step.inputs, &step.outputs].map(|values| values.iter().map(|v| tape.ty(*v)).collect())
+}
+
+#[test]
+fn strips_of_scores_cover_every_row_once_and_never_hold_all_pairs() {
+    for n in [1, 2, 128, 129, 300, 1024, 5000, 32_768, 100_001] {
+        let tape = recorded(n, 8);
+        let forward = &tape.instructions()[0];
+        let [inputs, outputs] = types(&tape, forward);
+        let launches = forward.op.launches(&inputs, &outputs).unwrap();
+        let mut next = 0;
+        for launch in &launches {
+            if !launch
+                .kernel
+                .starts_with("contrastive_loss_info_nce_forward")
+            {
+                continue;
+            }
+            // The last four arguments: pairs, width, first row, rows.
+            let numbers: Vec<i32> = launch.arguments.iter().filter_map(number).collect();
+            let [pairs, 8, first, rows] = numbers[..] else {
+                panic!("{numbers:?}");
+            };
+            assert_eq!([pairs as usize, first as usize], [n, next]);
+            assert!(rows > 0 && first % 128 == 0 && (n <= 128 || (rows as usize) < n));
+            next += rows as usize;
+        }
+        assert_eq!(next, n);
+    }
+}
+
+fn number(argument: &Argument) -> Option<i32> {
+    match argument {
+        Argument::I32(number) => Some(*number),
+        _ => None,
+    }
+}
+
+#[test]
+fn memory_of_the_loss_grows_with_the_batch_and_not_with_its_square() {
+    let bytes = |n| -> usize {
+        let tape = recorded(n, 512);
+        let of = |step: &Instruction| {
+            let [inputs, outputs] = types(&tape, step);
+            step.op.workspace(&inputs, &outputs, Target::Cuda)
+        };
+        tape.instructions().iter().map(of).sum()
+    };
+    let (once, eightfold) = (bytes(1 << 17), bytes(1 << 20));
+    assert!(
+        once > 0 && eightfold <= 8 * once,
+        "{once} bytes become {eightfold}"
+    );
 }
 
 proptest! {

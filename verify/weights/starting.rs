@@ -144,7 +144,7 @@ fn a_run_speaks_the_tokeniser_of_its_language_model_and_keeps_it() {
     fs::write(path.join("my.toml"), tiny_recipe(&stages)).unwrap();
     // As many rows as the file has ids: three more are made for pictures.
     language_with_a_tokeniser(&path.join("decoder"), 426);
-    let mut args = "train --device cpu --recipe my.toml --language decoder --max-steps 1 --out run"
+    let mut args = "train --device cpu --recipe my.toml --language decoder --max-steps 1 --no-evaluation --out run"
         .split(' ')
         .collect::<Vec<_>>();
     args.extend(["--set", "stage.warm-up.steps=1"]);
@@ -191,7 +191,15 @@ fn a_run_speaks_the_tokeniser_of_its_language_model_and_keeps_it() {
     );
     let measured = measured.fine();
     assert!(measured.stdout.contains("Questions"), "{measured:#?}");
-    keel(path, &["train", "--resume", "run", "--max-steps", "1"]).fine();
+    let resume = [
+        "train",
+        "--resume",
+        "run",
+        "--max-steps",
+        "1",
+        "--no-evaluation",
+    ];
+    keel(path, &resume).fine();
 }
 
 #[test]
