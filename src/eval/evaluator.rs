@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::Principal;
 use super::answers::Answerer;
 use super::distances::{nearest_neighbour_distance, sliced_wasserstein};
+use super::exhibits::{self, Exhibits, Seen, TokenClouds};
 use super::matcher::Matcher;
+use super::measure::SetName;
 use super::place::{self, BATCH, Place, step_shape, text_embeddings};
 use super::retrieval::{classify, normalise_rows, recall};
 use super::{Evaluation, QuestionEvaluation, SetEvaluation};
@@ -58,6 +60,23 @@ impl<'a> Evaluator<'a> {
     /// # Errors
     /// Whatever recording, loading or the data report.
     pub fn evaluate(&self, stage: &str, settings: &EvaluationSettings) -> Result<Evaluation> {
+        Ok(self.show(stage, settings)?.0)
+    }
+
+    /// As [`Evaluator::evaluate`], with what there is to look at.
+    ///
+    /// # Errors
+    /// As [`Evaluator::evaluate`].
+    pub fn show(
+        &self,
+        stage: &str,
+        settings: &EvaluationSettings,
+    ) -> Result<(Evaluation, Exhibits)> {
+        let mut exhibits = Exhibits {
+            stage: stage.to_owned(),
+            side: self.place.config.vision.image_size,
+            ..Exhibits::default()
+        };
         let mut evaluation = Evaluation {
             stage: stage.to_owned(),
             ..Evaluation::default()
@@ -79,14 +98,17 @@ impl<'a> Evaluator<'a> {
             (None, Some(language)) => (language, None),
             (None, None) => unreachable!("without towers there is a language model"),
         };
-        evaluation.sets = self.pictures(settings, &mut retrieval, knowledge.as_mut())?;
+        evaluation.sets =
+            self.pictures(settings, &mut retrieval, knowledge.as_mut(), &mut exhibits)?;
+        exhibits.attention = exhibits::attention(self.place, &self.library, &shape)?;
         if settings.answers {
             let language = knowledge.as_mut().unwrap_or(&mut retrieval);
-            self.distances(settings, language.image_session(), &mut evaluation)?;
+            let images = language.image_session();
+            exhibits.tokens = Some(self.distances(settings, images, &mut evaluation)?);
             drop((retrieval, knowledge));
             self.answers(settings, &mut evaluation)?;
         }
-        Ok(evaluation)
+        Ok((evaluation, exhibits))
     }
 
     fn batch_shape(&self, settings: &EvaluationSettings) -> BatchShape {
@@ -99,6 +121,7 @@ impl<'a> Evaluator<'a> {
         settings: &EvaluationSettings,
         retrieval: &mut Matcher<'m>,
         mut knowledge: Option<&mut Matcher<'m>>,
+        exhibits: &mut Exhibits,
     ) -> Result<Vec<SetEvaluation>> {
         let mut sets = Vec::new();
         // The same for every set.
@@ -123,6 +146,23 @@ impl<'a> Evaluator<'a> {
                 let classes = classes.as_deref().unwrap_or_default();
                 let seen = matcher.images(&set.samples)?;
                 let width = classes.len() / set.classes.len();
+                // Concepts never trained on, in the style that was.
+                if (artist, split) == (Artist::Noto, Split::HeldOut) {
+                    let features = Seen {
+                        images: &images,
+                        texts: &texts,
+                        seen: &seen,
+                        classes,
+                    };
+                    let name = SetName {
+                        vendor: artist.name().to_owned(),
+                        split: split.name().to_owned(),
+                    };
+                    let shape = self.batch_shape(settings);
+                    let (place, library) = (self.place, &self.library);
+                    let found = exhibits::retrieval(place, library, &shape, &set, &features, name)?;
+                    exhibits.retrieval = Some(found);
+                }
                 sets.push(SetEvaluation {
                     vendor: artist.name().to_owned(),
                     split: split.name().to_owned(),
@@ -145,7 +185,7 @@ impl<'a> Evaluator<'a> {
         settings: &EvaluationSettings,
         images: &mut dyn Session,
         evaluation: &mut Evaluation,
-    ) -> Result<()> {
+    ) -> Result<TokenClouds> {
         let shape = self.batch_shape(settings);
         let samples = captioned(&self.library, Artist::Noto, Split::HeldOut, BATCH);
         let (batch, count) = batch_of(&self.library, &samples, 0, &shape, self.place.words)?;
@@ -166,7 +206,7 @@ impl<'a> Evaluator<'a> {
         normalise_rows(&mut table, width);
         evaluation.nearest_neighbour = Some(nearest_neighbour_distance(&tokens, &table, width));
         evaluation.sliced_wasserstein = Some(sliced_wasserstein(&tokens, &table, width, 0));
-        Ok(())
+        Ok(TokenClouds::of(&tokens, &table, width))
     }
 
     fn answers(&self, settings: &EvaluationSettings, evaluation: &mut Evaluation) -> Result<()> {

@@ -7,6 +7,7 @@ mod comparable;
 mod distances;
 mod drift;
 mod evaluator;
+mod exhibits;
 mod generation;
 mod linear_map;
 mod linear_probe;
@@ -33,6 +34,10 @@ pub use distances::{
 };
 pub use drift::{Drift, parameter_drift};
 pub use evaluator::{EvaluationSettings, Evaluator};
+pub use exhibits::{
+    AttentionExhibit, Confusion, Exhibits, Found, RetrievalExhibit, TokenClouds, floats_of,
+    floats_text, rgb_of,
+};
 pub use generation::{Generator, Sampling, draw_token};
 pub use linear_map::LinearMap;
 pub use linear_probe::LinearProbe;
@@ -109,6 +114,31 @@ pub struct QuestionEvaluation {
 }
 
 impl Evaluation {
+    /// All numbers by name, for event files.
+    pub fn scalars(&self) -> Vec<(String, f64)> {
+        let mut scalars = Vec::new();
+        let mut add = |name: String, value: Option<f64>| {
+            scalars.extend(value.map(|value| (format!("evaluation/{name}"), value)));
+        };
+        for set in &self.sets {
+            let of = format!("{}.{}", set.vendor, set.split);
+            let recall = set.recall.as_ref();
+            add(format!("recall_1.{of}"), recall.map(|r| r.image_to_text[0]));
+            add(format!("zero_shot.{of}"), set.zero_shot);
+            add(format!("caption_loss.{of}"), set.caption_loss);
+        }
+        for question in &self.questions {
+            add(
+                format!("questions.{}", question.vendor),
+                Some(question.accuracy),
+            );
+        }
+        add("nearest_neighbour".into(), self.nearest_neighbour);
+        add("sliced_wasserstein".into(), self.sliced_wasserstein);
+        add("plane_nearest".into(), self.plane_nearest);
+        scalars
+    }
+
     /// One readable line.
     pub fn line(&self, stage: &str) -> String {
         let mut parts = Vec::new();

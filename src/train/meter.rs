@@ -217,21 +217,28 @@ impl Interval {
         )
     }
 
+    /// All numbers by name.
+    pub fn scalars(&self) -> Vec<(String, f64)> {
+        let mut scalars: Vec<(String, f64)> = [
+            ("loss", self.loss),
+            ("gradient_norm", self.gradient_norm),
+            ("learning_rate", self.learning_rate),
+            ("images_per_second", self.images_per_second),
+            ("tokens_per_second", self.tokens_per_second),
+            ("share_of_peak", self.share_of_peak),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        let terms = self.terms.iter();
+        scalars.extend(terms.map(|(name, value)| (format!("loss.{name}"), *value)));
+        scalars
+    }
+
     /// The row of metrics.jsonl.
     pub fn row(&self, stage: &str, step: u64) -> serde_json::Value {
-        let mut row = serde_json::json!({
-            "kind": "step",
-            "stage": stage,
-            "step": step,
-            "loss": self.loss,
-            "gradient_norm": self.gradient_norm,
-            "learning_rate": self.learning_rate,
-            "images_per_second": self.images_per_second,
-            "tokens_per_second": self.tokens_per_second,
-            "share_of_peak": self.share_of_peak,
-        });
-        for (name, value) in &self.terms {
-            row[format!("loss.{name}")] = (*value).into();
+        let mut row = serde_json::json!({"kind": "step", "stage": stage, "step": step});
+        for (name, value) in self.scalars() {
+            row[name] = value.into();
         }
         row
     }

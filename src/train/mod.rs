@@ -3,6 +3,7 @@
 mod ablation;
 mod checkpoint;
 mod evaluation;
+mod events;
 mod export;
 mod from_weights;
 mod loaded_run;
@@ -10,6 +11,7 @@ mod locate;
 mod measuring;
 mod meter;
 mod recipe;
+mod record;
 mod run_folder;
 mod signals;
 mod stage_loop;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::events::Events;
 use crate::error::{Error, Result};
 
 /// A published tokeniser in a run's folder.
@@ -18,6 +19,7 @@ pub struct RunFolder {
     _lock: File,
     metrics: File,
     log: File,
+    events: Events,
 }
 
 impl RunFolder {
@@ -86,6 +88,7 @@ impl RunFolder {
         Ok(RunFolder {
             metrics: append("metrics.jsonl")?,
             log: append("log.txt")?,
+            events: Events::create(&path)?,
             _lock: lock,
             path,
         })
@@ -138,6 +141,25 @@ impl RunFolder {
         self.log
             .write_all(line.as_bytes())
             .map_err(|problem| Error::io(self.path.join("log.txt"), "write", problem))
+    }
+
+    /// Appends numbers to the run's event file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file.
+    pub fn scalars(&mut self, step: u64, scalars: &[(String, f64)]) -> Result<()> {
+        self.events.scalars(step, scalars)
+    }
+
+    /// Writes a file into a folder of the run durably.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file.
+    pub fn write_in(&self, folder: &str, name: &str, bytes: &[u8]) -> Result<()> {
+        let folder = self.path.join(folder);
+        std::fs::create_dir_all(&folder)
+            .map_err(|problem| Error::io(&folder, "create the folder", problem))?;
+        super::checkpoint::write_durably(&folder.join(name), bytes)
     }
 
     /// Writes a file of the run durably.

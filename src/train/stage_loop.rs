@@ -158,7 +158,7 @@ impl Trainer {
                 let line = interval.line(&stage.name, step + 1, steps);
                 meter.say(&line);
                 self.folder.log(&line)?;
-                self.folder.metric(&interval.row(&stage.name, step + 1))?;
+                self.record_steps(stage, step + 1, &interval)?;
             }
             if step + 1 == steps {
                 break;
@@ -201,6 +201,6 @@ impl Trainer {
             numbers.gradient_norm,
             keys.join(", ")
         );
-        self.say(&line)
+        self.warn(&line)
     }
 }

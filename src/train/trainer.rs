@@ -189,7 +189,7 @@ impl Trainer {
     /// [`Error::Stopped`] when the loss stays non-finite; whatever data, disk and device report.
     pub fn run(&mut self) -> Result<Vec<Evaluation>> {
         for line in std::mem::take(&mut self.passed_over) {
-            self.say(&line)?;
+            self.warn(&line)?;
         }
         let (mut first_stage, mut first_step) = (0, 0);
         let mut moments = None;
@@ -213,6 +213,7 @@ impl Trainer {
                     "another model's parameters"
                 );
                 self.executor.write_parameters(0, &values)?;
+                self.record_start(None)?;
             }
             Some((position, path)) => {
                 (first_stage, first_step) = (position.stage, position.step);
@@ -226,6 +227,7 @@ impl Trainer {
                     "continuing {} from {place}",
                     self.folder.path().display()
                 ))?;
+                self.record_start(Some(&place))?;
             }
         }
         let mut evaluations = Vec::new();
@@ -270,7 +272,7 @@ impl Trainer {
     fn report_skips(&mut self) -> Result<()> {
         let left_out = self.pairs.as_ref().and_then(|pairs| pairs.left_out());
         match left_out {
-            Some(left_out) => self.say(&format!("\nleft out of the data: {left_out}")),
+            Some(left_out) => self.warn(&format!("\nleft out of the data: {left_out}")),
             None => Ok(()),
         }
     }
@@ -290,9 +292,9 @@ impl Trainer {
         let frozen = self.frozen_checksums(stage)?;
         let mixture = Arc::new(self.mixture(index, stage)?);
         let steps = self.steps(stage, &mixture);
-        let trained = self
-            .layout
-            .count(|module| stage.trains.iter().any(|name| name == module));
+        let trained = self.trained(stage);
+        let label = format!("{}-{}", index + 1, stage.name);
+        self.record_stage(&label, stage, steps, &program)?;
         let bytes = program.arena_bytes();
         self.say(&format!(
             "\nstage {}: trains {} ({trained} parameters), {steps} steps of {} samples, {:.1} GFLOP and {:.1} MiB of activations a step",
@@ -313,14 +315,19 @@ impl Trainer {
             let after = self.checksum(module)?;
             assert_eq!(*before, after, "the frozen module {module} was changed");
         }
-        let label = format!("{}-{}", index + 1, stage.name);
         self.save(index + 1, 0, &label, None)?;
         self.stop_if_asked(&format!(
             "the end of stage {} (not evaluated: keel eval {} does)",
             stage.name,
             self.folder.checkpoint(&label).display()
         ))?;
-        self.evaluate(stage)
+        self.evaluate(index + 1, stage)
+    }
+
+    /// Parameters that a stage trains.
+    pub(super) fn trained(&self, stage: &Stage) -> usize {
+        self.layout
+            .count(|module| stage.trains.iter().any(|name| name == module))
     }
 
     /// Ends the run where the user asked for it; everything up to `place` is saved.
@@ -415,7 +422,7 @@ impl Trainer {
         }
     }
 
-    fn evaluate(&mut self, stage: &Stage) -> Result<Option<Evaluation>> {
+    fn evaluate(&mut self, number: usize, stage: &Stage) -> Result<Option<Evaluation>> {
         if !self.options.evaluate {
             return Ok(None);
         }
@@ -424,10 +431,8 @@ impl Trainer {
         };
         let evaluator = Evaluator::new(self.place(), self.library.clone());
         let start = Instant::now();
-        let evaluation = evaluator.evaluate(&stage.name, &settings)?;
-        let mut row = serde_json::to_value(&evaluation).expect("an evaluation is plain data");
-        row["kind"] = "evaluation".into();
-        self.folder.metric(&row)?;
+        let (evaluation, exhibits) = evaluator.show(&stage.name, &settings)?;
+        self.record_evaluation(number, &evaluation, &exhibits)?;
         let seconds = start.elapsed().as_secs_f64();
         self.say(&format!(
             "{}  ({seconds:.1} s)",

@@ -1,0 +1,379 @@
+//! What a model does, to look at: pictures with the captions it finds for them, classes it takes for one another, where its
+//! last block looks, and where visual and text tokens lie. A run keeps one file of them a stage; reports draw them.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+
+use super::measure::SetName;
+use super::place::{Place, load_forward};
+use super::retrieval::normalise_rows;
+use crate::data::batch::{BatchShape, Pixels};
+use crate::data::embedded::Artist;
+use crate::data::eval_sets::{ZeroShot, batch_of, captioned};
+use crate::data::library::{Library, Split};
+use crate::data::task::Sample;
+use crate::error::Result;
+use crate::model::vision_tower;
+use crate::tensor::TensorType;
+
+/// Pictures of each kind of example.
+const EXAMPLES: usize = 4;
+/// Captions shown with a picture.
+const SHOWN_CAPTIONS: usize = 3;
+/// Confusions shown.
+const SHOWN_CONFUSIONS: usize = 6;
+/// Tokens of each side that are kept for maps.
+const KEPT_TOKENS: usize = 192;
+
+/// The exhibits after one stage.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Exhibits {
+    /// The stage.
+    pub stage: String,
+    /// Side S of every picture, pixels.
+    pub side: usize,
+    /// Captions found by pictures, and classes.
+    pub retrieval: Option<RetrievalExhibit>,
+    /// Where the tower looks.
+    pub attention: Vec<AttentionExhibit>,
+    /// Tokens on both sides of the connector.
+    pub tokens: Option<TokenClouds>,
+}
+
+/// Captions that pictures of one set find.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RetrievalExhibit {
+    /// The set.
+    pub set: SetName,
+    /// Its pictures, and as many captions.
+    pub pictures: usize,
+    /// Pictures whose own caption is first by the widest margin.
+    pub best: Vec<Found>,
+    /// Pictures whose own caption ranks lowest.
+    pub worst: Vec<Found>,
+    /// Classes that are taken for others, the most frequent first.
+    pub confusions: Vec<Confusion>,
+}
+
+/// A picture and what it found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Found {
+    /// The picture, as [`rgb_text`].
+    pub picture: String,
+    /// Its own caption.
+    pub caption: String,
+    /// The rank of that caption, from 1.
+    pub rank: usize,
+    /// The captions that rank first.
+    pub found: Vec<String>,
+}
+
+/// Pictures of one class that were taken for another.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Confusion {
+    /// One of the pictures, as [`rgb_text`].
+    pub picture: String,
+    /// Its class.
+    pub class: String,
+    /// What it was taken for.
+    pub taken_for: String,
+    /// Pictures of the class that were taken for the other.
+    pub count: usize,
+    /// Pictures of the class.
+    pub of: usize,
+}
+
+/// What the last block of the tower looks at in one picture.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AttentionExhibit {
+    /// The picture, as [`rgb_text`].
+    pub picture: String,
+    /// Its caption.
+    pub caption: String,
+    /// Patches along a side.
+    pub grid: usize,
+    /// Attention that each patch receives, head by head: the class token's where there is one, else the mean over all
+    /// patches. Each head sums to 1 or, with a class token, to what that token leaves to patches.
+    pub heads: Vec<Vec<f32>>,
+    /// The patch that receives most, over all heads.
+    pub patch: usize,
+    /// Cosine of that patch's feature with every patch's.
+    pub similarity: Vec<f32>,
+}
+
+/// Visual and text tokens in the language model's space, of unit length.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TokenClouds {
+    /// Width D.
+    pub width: usize,
+    /// Visual tokens [n, D], as [`floats_text`].
+    pub visual: String,
+    /// Rows of the embedding table [m, D], as [`floats_text`].
+    pub text: String,
+}
+
+impl TokenClouds {
+    /// Keeps evenly spaced rows of `visual` [N, `width`] and `text` [M, `width`], both of unit length.
+    pub(super) fn of(visual: &[f32], text: &[f32], width: usize) -> TokenClouds {
+        let some = |rows: &[f32]| {
+            let count = rows.len() / width;
+            let kept = count.min(KEPT_TOKENS);
+            let rows = (0..kept).flat_map(|k| {
+                let row = k * count / kept;
+                &rows[row * width..(row + 1) * width]
+            });
+            floats_text(&rows.copied().collect::<Vec<_>>())
+        };
+        TokenClouds {
+            width,
+            visual: some(visual),
+            text: some(text),
+        }
+    }
+}
+
+/// Numbers as base64 of little-endian f32.
+pub fn floats_text(values: &[f32]) -> String {
+    let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    STANDARD.encode(bytes)
+}
+
+/// The numbers of [`floats_text`]; nothing where the text is something else.
+pub fn floats_of(text: &str) -> Option<Vec<f32>> {
+    let bytes = STANDARD.decode(text).ok()?;
+    let (numbers, rest) = bytes.as_chunks::<4>();
+    let numbers = numbers.iter().map(|bytes| f32::from_le_bytes(*bytes));
+    rest.is_empty().then(|| numbers.collect())
+}
+
+/// A picture [3, S, S] as base64 of bytes [S, S, 3].
+fn rgb_text(picture: &[f32], pixels: Pixels) -> String {
+    let mut picture = picture.to_vec();
+    pixels.undo(&mut picture);
+    let plane = picture.len() / 3;
+    let byte = |value: f32| ((value + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8;
+    let bytes: Vec<u8> = (0..plane)
+        .flat_map(|at| [0, 1, 2].map(|colour| byte(picture[colour * plane + at])))
+        .collect();
+    STANDARD.encode(bytes)
+}
+
+/// The bytes [S, S, 3] of a picture in an exhibit; nothing where the text is something else.
+pub fn rgb_of(text: &str, side: usize) -> Option<Vec<u8>> {
+    let bytes = STANDARD.decode(text).ok()?;
+    (bytes.len() == 3 * side * side).then_some(bytes)
+}
+
+/// What [`retrieval`] looks at: features of unit length, all of one width.
+pub(super) struct Seen<'a> {
+    /// Of pictures [N, E], where captions are found.
+    pub images: &'a [f32],
+    /// Of their captions [N, E].
+    pub texts: &'a [f32],
+    /// Of pictures [N, E'], where classes are found.
+    pub seen: &'a [f32],
+    /// Of classes [K, E'].
+    pub classes: &'a [f32],
+}
+
+/// Similarities of `query` to rows of `width` candidates, the highest first; ties go to the smaller index.
+fn ranked(query: &[f32], candidates: &[f32], width: usize) -> Vec<(usize, f32)> {
+    let dot = |row: &[f32]| row.iter().zip(query).map(|(a, b)| a * b).sum::<f32>();
+    let mut all: Vec<(usize, f32)> = candidates
+        .chunks_exact(width)
+        .map(dot)
+        .enumerate()
+        .collect();
+    all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    all
+}
+
+/// The best and worst finds of a set and its commonest confusions.
+///
+/// # Errors
+/// Whatever drawing the pictures reports.
+pub(super) fn retrieval(
+    place: Place<'_>,
+    library: &Library,
+    shape: &BatchShape,
+    set: &ZeroShot,
+    seen: &Seen<'_>,
+    name: SetName,
+) -> Result<RetrievalExhibit> {
+    let count = set.samples.len();
+    let width = seen.texts.len() / count.max(1);
+    // For each picture: the rank of its caption from 0, its margin over the best other, and what ranks first.
+    let mut finds = Vec::with_capacity(count);
+    for (own, query) in seen.images.chunks_exact(width).enumerate() {
+        let order = ranked(query, seen.texts, width);
+        let rank = order.iter().position(|(index, _)| *index == own);
+        let rank = rank.unwrap_or(count);
+        let other = order.iter().find(|(index, _)| *index != own);
+        let own_score = order.get(rank).map_or(0.0, |(_, score)| *score);
+        let margin = own_score - other.map_or(0.0, |(_, score)| *score);
+        let first: Vec<usize> = order.iter().map(|(i, _)| *i).take(SHOWN_CAPTIONS).collect();
+        finds.push((rank, margin, own, first));
+    }
+    finds.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.total_cmp(&a.1)));
+    let width = seen.classes.len() / set.classes.len().max(1);
+    let mut taken: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
+    for (index, query) in seen.seen.chunks_exact(width).enumerate() {
+        let order = ranked(query, seen.classes, width);
+        let guess = order.first().map_or(0, |(class, _)| *class);
+        if guess != set.labels[index] {
+            let pair = (set.labels[index], guess);
+            taken.entry(pair).or_default().push(index);
+        }
+    }
+    let mut taken: Vec<_> = taken.into_iter().collect();
+    taken.sort_by_key(|(pair, pictures)| (std::cmp::Reverse(pictures.len()), *pair));
+    taken.truncate(SHOWN_CONFUSIONS);
+
+    let shown = EXAMPLES.min(count);
+    let (best, worst) = (&finds[..shown], &finds[count - shown..]);
+    let mut wanted: Vec<usize> = best.iter().chain(worst.iter().rev()).map(|f| f.2).collect();
+    wanted.extend(taken.iter().map(|(_, pictures)| pictures[0]));
+    let samples: Vec<_> = wanted.iter().map(|i| set.samples[*i].clone()).collect();
+    let mut pictures = pictures_of(place, library, shape, &samples)?.into_iter();
+    let mut found = |(rank, _, own, first): &(usize, f32, usize, Vec<usize>)| Found {
+        picture: pictures.next().unwrap_or_default(),
+        caption: set.samples[*own].caption.clone(),
+        rank: rank + 1,
+        found: first
+            .iter()
+            .map(|index| set.samples[*index].caption.clone())
+            .collect(),
+    };
+    let best = best.iter().map(&mut found).collect();
+    let worst = worst.iter().rev().map(&mut found).collect();
+    let confusions = taken
+        .iter()
+        .map(|((class, guess), of_pair)| Confusion {
+            picture: pictures.next().unwrap_or_default(),
+            class: set.classes[*class].clone(),
+            taken_for: set.classes[*guess].clone(),
+            count: of_pair.len(),
+            of: set.labels.iter().filter(|label| *label == class).count(),
+        })
+        .collect();
+    Ok(RetrievalExhibit {
+        set: name,
+        pictures: count,
+        best,
+        worst,
+        confusions,
+    })
+}
+
+/// The pictures of samples, as [`rgb_text`].
+fn pictures_of(
+    place: Place<'_>,
+    library: &Library,
+    shape: &BatchShape,
+    samples: &[Sample],
+) -> Result<Vec<String>> {
+    if samples.is_empty() {
+        return Ok(Vec::new());
+    }
+    let shape = BatchShape {
+        batch: samples.len(),
+        ..*shape
+    };
+    let (batch, _) = batch_of(library, samples, 0, &shape, place.words)?;
+    let picture = 3 * shape.image_size * shape.image_size;
+    let pictures = batch.images.chunks_exact(picture);
+    Ok(pictures.map(|p| rgb_text(p, shape.pixels)).collect())
+}
+
+/// Where the last block looks in a few held-out pictures, and which patches are alike.
+///
+/// # Errors
+/// Whatever recording, loading or the data report.
+pub(super) fn attention(
+    place: Place<'_>,
+    library: &Library,
+    shape: &BatchShape,
+) -> Result<Vec<AttentionExhibit>> {
+    let samples = captioned(library, Artist::Noto, Split::HeldOut, EXAMPLES);
+    let config = &place.config.vision;
+    if samples.is_empty() || config.depth == 0 {
+        return Ok(Vec::new());
+    }
+    let shape = BatchShape {
+        batch: samples.len(),
+        ..*shape
+    };
+    let attended = format!("vision.blocks.{}.attended", config.depth - 1);
+    let side = config.image_size;
+    let mut session = load_forward(place, vec![attended.clone()], |tape| {
+        let images = tape.input("images", TensorType::f32([samples.len(), 3, side, side]));
+        let features = vision_tower(tape, config, images)?;
+        tape.output(features, "tower");
+        Ok(())
+    })?;
+    let (batch, _) = batch_of(library, &samples, 0, &shape, place.words)?;
+    session.write_f32("images", &batch.images)?;
+    session.run()?;
+    let (qkv, mut tower) = (session.read_f32(&attended)?, session.read_f32("tower")?);
+    normalise_rows(&mut tower, config.width);
+    let tokens = tower.len() / samples.len() / config.width;
+    let skip = usize::from(config.class_token);
+    let picture = 3 * side * side;
+    let exhibits = samples.iter().enumerate().map(|(row, sample)| {
+        let packed = &qkv[row * tokens * 3 * config.width..][..tokens * 3 * config.width];
+        let heads: Vec<Vec<f32>> = (0..config.heads)
+            .map(|head| received(packed, tokens, head, config.heads, skip))
+            .collect();
+        let total = |patch: usize| heads.iter().map(|head| head[patch]).sum::<f32>();
+        let patches = tokens - skip;
+        let patch = (0..patches).max_by(|a, b| total(*a).total_cmp(&total(*b)));
+        let patch = patch.unwrap_or(0);
+        let feature = |patch: usize| {
+            let at = row * tokens + skip + patch;
+            &tower[at * config.width..(at + 1) * config.width]
+        };
+        let alike = |other: usize| {
+            let pairs = feature(patch).iter().zip(feature(other));
+            pairs.map(|(a, b)| a * b).sum::<f32>()
+        };
+        AttentionExhibit {
+            picture: rgb_text(&batch.images[row * picture..][..picture], place.pixels),
+            caption: sample.caption.clone(),
+            grid: patches.isqrt(),
+            patch,
+            similarity: (0..patches).map(alike).collect(),
+            heads,
+        }
+    });
+    Ok(exhibits.collect())
+}
+
+/// The attention that each patch receives in one head of `packed` queries, keys and values [T, 3·H·D]: softmax of
+/// q·k/√D, of the class token or the mean over all queries.
+fn received(packed: &[f32], tokens: usize, head: usize, heads: usize, skip: usize) -> Vec<f32> {
+    let row = packed.len() / tokens;
+    let dim = row / 3 / heads;
+    let part =
+        |token: usize, which: usize| &packed[token * row + (which * heads + head) * dim..][..dim];
+    let queries = if skip > 0 { 0..1 } else { 0..tokens };
+    let count = queries.len() as f32;
+    let mut sums = vec![0.0f32; tokens];
+    for query in queries {
+        let query = part(query, 0);
+        let score = |token: usize| {
+            let pairs = query.iter().zip(part(token, 1));
+            pairs.map(|(q, k)| q * k).sum::<f32>() / (dim as f32).sqrt()
+        };
+        let scores: Vec<f32> = (0..tokens).map(score).collect();
+        let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weights: Vec<f32> = scores.iter().map(|s| (s - most).exp()).collect();
+        let total: f32 = weights.iter().sum();
+        for (sum, weight) in sums.iter_mut().zip(weights) {
+            *sum += weight / total / count;
+        }
+    }
+    sums.split_off(skip)
+}
