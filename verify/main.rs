@@ -30,6 +30,7 @@ mod program;
 mod recipes;
 mod reliability;
 mod repo;
+mod report;
 mod runs;
 mod simt;
 mod tape;

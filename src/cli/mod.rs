@@ -9,6 +9,7 @@ mod export;
 mod inspect;
 mod kernels;
 mod plan;
+mod report;
 mod train;
 
 use std::fmt::Display;
@@ -36,6 +37,8 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Measures a run's newest checkpoint.
     Eval(eval::EvalArgs),
+    /// Writes a run's report, or one of several runs side by side, as one HTML page.
+    Report(report::ReportArgs),
     /// Compares ways of refining at equal compute, over several seeds.
     Ablate(ablate::AblateArgs),
     /// Answers about an image.
@@ -225,6 +228,7 @@ pub fn run() -> Result<()> {
         Command::Train(args) => train::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Ablate(args) => ablate::run(&args),
         Command::Caption(args) => caption::run(&args),
         Command::Data(args) => data::run(&args),

@@ -156,16 +156,21 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
     };
     let mut trainer = Trainer::new(recipe, options, pairs)?;
     print_line(format!("run: {}", trainer.folder().display()))?;
-    let evaluations = trainer.run()?;
+    let outcome = trainer.run();
+    // A run that ends early leaves its report too; what ended it is said first.
+    let report = super::report::write_report(trainer.folder());
+    let evaluations = outcome?;
     if !evaluations.is_empty() {
         let table = stage_table(&evaluations);
         trainer.say(&format!("\n{table}"))?;
     }
+    let report = report?;
     let seconds = start.elapsed().as_secs();
     let folder = trainer.folder().display().to_string();
     trainer.say(&format!(
-        "{} min {} s; everything is in {folder}\nask about an image: keel caption {folder} IMAGE",
+        "{} min {} s; everything is in {folder}; look at {}\nask about an image: keel caption {folder} IMAGE",
         seconds / 60,
         seconds % 60,
+        report.display(),
     ))
 }

@@ -1,13 +1,15 @@
-//! What people read: a run's table, a sheet of pictures, what is known of the kernels.
+//! What people read: a run's tables and pages, a sheet of pictures, what is known of the kernels.
 
 mod ablation;
 mod kernels;
 mod measurements;
+mod page;
 mod sheet;
 mod table;
 
 pub use ablation::ablation_table;
 pub use kernels::{kernel_json, kernel_markdown, kernel_text, outcome_json, outcome_text};
 pub use measurements::measurement_tables;
+pub use page::{RunRecord, comparison_page, run_page};
 pub use sheet::contact_sheet;
 pub use table::stage_table;

@@ -37,18 +37,22 @@ pub fn contact_sheet(images: &[f32], side: usize, columns: usize, zoom: usize) -
             }
         }
     }
+    encode_rgb(width, height, &rgb)
+}
+
+/// A picture of bytes `[height, width, 3]` as PNG.
+///
+/// # Errors
+/// `Content` when it cannot be encoded.
+pub(super) fn encode_rgb(width: usize, height: usize, rgb: &[u8]) -> Result<Vec<u8>> {
     let unencodable = |problem: png::EncodingError| {
-        Error::content(
-            "the contact sheet",
-            problem,
-            "choose fewer or smaller pictures",
-        )
+        Error::content("a picture", problem, "choose fewer or smaller pictures")
     };
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, width as u32, height as u32);
     encoder.set_color(png::ColorType::Rgb);
     let mut writer = encoder.write_header().map_err(unencodable)?;
-    writer.write_image_data(&rgb).map_err(unencodable)?;
+    writer.write_image_data(rgb).map_err(unencodable)?;
     writer.finish().map_err(unencodable)?;
     Ok(file)
 }

@@ -73,7 +73,7 @@ pub fn stage_table(evaluations: &[Evaluation]) -> String {
     text
 }
 
-fn pictures(evaluations: &[Evaluation]) -> Table {
+pub(super) fn pictures(evaluations: &[Evaluation]) -> Table {
     let mut header: Vec<String> = vec!["stage".into(), "set".into()];
     let first = evaluations.iter().flat_map(|e| &e.sets).next();
     let (count, classes) = first.map_or((0, 0), |set| (set.count, set.classes));
@@ -113,7 +113,7 @@ fn picture_row(stage: &str, set: &SetEvaluation) -> Vec<String> {
     ]
 }
 
-fn questions(evaluations: &[Evaluation]) -> Table {
+pub(super) fn questions(evaluations: &[Evaluation]) -> Table {
     let mut header: Vec<String> = vec!["question".into()];
     let mut kinds: Vec<String> = Vec::new();
     let asked: Vec<_> = evaluations
@@ -155,7 +155,7 @@ fn questions(evaluations: &[Evaluation]) -> Table {
     Table { rows }
 }
 
-fn distances(evaluations: &[Evaluation]) -> Table {
+pub(super) fn distances(evaluations: &[Evaluation]) -> Table {
     let mut rows = vec![vec![
         "stage".into(),
         "nearest neighbour".into(),

@@ -130,7 +130,8 @@ fn view<'a>(dims: &[usize], values: &'a [f32]) -> TensorView<'a> {
 /// # Errors
 /// [`Error::Io`] naming the file; the temporary file is removed.
 pub fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = path.parent().filter(|folder| *folder != Path::new(""));
+    let folder = folder.unwrap_or(Path::new("."));
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".part");
     let temporary = PathBuf::from(temporary);

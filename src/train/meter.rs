@@ -93,13 +93,28 @@ pub struct Interval {
 /// Gathers steps into intervals and shows a progress bar where the output is a terminal.
 pub struct Meter {
     size: StepSize,
-    gathered: Vec<StepNumbers>,
+    /// Since the last row.
+    for_row: Vec<StepNumbers>,
+    /// Since the last line.
+    for_line: Vec<StepNumbers>,
     bar: ProgressBar,
+    last_row: Instant,
     last_line: Instant,
 }
 
+/// What is due after a step.
+#[derive(Clone, Debug, Default)]
+pub struct Due {
+    /// For metrics.jsonl and event files.
+    pub row: Option<Interval>,
+    /// For people.
+    pub line: Option<Interval>,
+}
+
 /// A line is due this often, and after the first and last step.
-const INTERVAL: Duration = Duration::from_secs(5);
+const LINES: Duration = Duration::from_secs(5);
+/// A row of metrics.jsonl is due this often, and wherever a line is.
+const ROWS: Duration = Duration::from_secs(1);
 
 impl Meter {
     /// A meter for `steps` steps of which `done` are behind us.
@@ -116,32 +131,43 @@ impl Meter {
         bar.set_position(done);
         Meter {
             size,
-            gathered: Vec::new(),
+            for_row: Vec::new(),
+            for_line: Vec::new(),
             bar,
+            last_row: Instant::now(),
             last_line: Instant::now(),
         }
     }
 
     /// Adds the numbers of a step that was applied.
     pub fn add(&mut self, step: StepNumbers) {
-        self.gathered.push(step);
+        self.for_row.push(step.clone());
+        self.for_line.push(step);
     }
 
-    /// Moves on after step `done` (from 1); returns an interval when a line is due and there is something to say.
-    pub fn due(&mut self, done: u64, is_last: bool) -> Option<Interval> {
+    /// Moves on after step `done` (from 1); returns what is due where there is something to say.
+    pub fn due(&mut self, done: u64, is_last: bool) -> Due {
         self.bar.set_position(done);
         if is_last {
             self.bar.finish_and_clear();
         }
-        let is_due = done == 1 || is_last || self.last_line.elapsed() >= INTERVAL;
-        if !is_due || self.gathered.is_empty() {
-            return None;
+        let mut due = Due::default();
+        let is_edge = done == 1 || is_last;
+        let line = (is_edge || self.last_line.elapsed() >= LINES) && !self.for_line.is_empty();
+        let row = line || self.last_row.elapsed() >= ROWS;
+        if row && !self.for_row.is_empty() {
+            self.last_row = Instant::now();
+            due.row = Some(self.summarise(&self.for_row));
+            self.for_row.clear();
         }
-        self.last_line = Instant::now();
-        let interval = self.summarise();
-        self.gathered.clear();
-        self.bar.set_message(interval.rates());
-        Some(interval)
+        if line {
+            self.last_line = Instant::now();
+            let interval = self.summarise(&self.for_line);
+            self.for_line.clear();
+            self.bar.set_message(interval.rates());
+            due.line = Some(interval);
+        }
+        due
     }
 
     /// Prints a line above the bar.
@@ -152,11 +178,10 @@ impl Meter {
         });
     }
 
-    fn summarise(&self) -> Interval {
-        let count = self.gathered.len() as f64;
-        let mean =
-            |of: &dyn Fn(&StepNumbers) -> f64| self.gathered.iter().map(of).sum::<f64>() / count;
-        let Some(last) = self.gathered.last() else {
+    fn summarise(&self, gathered: &[StepNumbers]) -> Interval {
+        let count = gathered.len() as f64;
+        let mean = |of: &dyn Fn(&StepNumbers) -> f64| gathered.iter().map(of).sum::<f64>() / count;
+        let Some(last) = gathered.last() else {
             return Interval::default();
         };
         let seconds = mean(&|step| step.seconds);
@@ -167,7 +192,7 @@ impl Meter {
             .map(|(index, (name, _))| (*name, mean(&|step| step.terms[index].1)))
             .collect();
         Interval {
-            steps: self.gathered.len() as u64,
+            steps: gathered.len() as u64,
             loss: mean(&|step| step.loss),
             terms,
             gradient_norm: mean(&|step| step.gradient_norm),

@@ -154,10 +154,13 @@ impl Trainer {
                 bad_steps = 0;
                 meter.add(numbers);
             }
-            if let Some(interval) = meter.due(step + 1, step + 1 == steps) {
+            let due = meter.due(step + 1, step + 1 == steps);
+            if let Some(interval) = due.line {
                 let line = interval.line(&stage.name, step + 1, steps);
                 meter.say(&line);
                 self.folder.log(&line)?;
+            }
+            if let Some(interval) = due.row {
                 self.record_steps(stage, step + 1, &interval)?;
             }
             if step + 1 == steps {

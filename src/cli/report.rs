@@ -1,0 +1,59 @@
+//! `keel report`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::print_line;
+use crate::error::{Error, Result};
+use crate::report::{RunRecord, comparison_page, run_page};
+use crate::train::write_durably;
+
+/// Options of `keel report`.
+#[derive(Debug, Args)]
+pub(super) struct ReportArgs {
+    /// The run's folder; several are put side by side.
+    #[arg(required = true, value_name = "RUN")]
+    runs: Vec<PathBuf>,
+    /// The page's file: report.html in the run's folder by default, comparison.html here for several runs.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Writes the page of the run in `run` to its folder; returns the path.
+///
+/// # Errors
+/// As [`RunRecord::open`]; [`Error::Io`] when the file cannot be written.
+pub(super) fn write_report(run: &Path) -> Result<PathBuf> {
+    let page = run_page(&RunRecord::open(run)?);
+    let path = run.join("report.html");
+    write_durably(&path, page.as_bytes())?;
+    Ok(path)
+}
+
+pub(super) fn run(args: &ReportArgs) -> Result<()> {
+    if let Some(out) = &args.out
+        && out.is_dir()
+    {
+        return Err(Error::setting(
+            format!("--out {}", out.display()),
+            "a file to write",
+            "a folder",
+        ));
+    }
+    let path = match (&args.runs[..], &args.out) {
+        ([run], None) => write_report(run)?,
+        ([run], Some(out)) => {
+            write_durably(out, run_page(&RunRecord::open(run)?).as_bytes())?;
+            out.clone()
+        }
+        (runs, out) => {
+            let records = runs.iter().map(|run| RunRecord::open(run));
+            let records = records.collect::<Result<Vec<_>>>()?;
+            let path = out.clone().unwrap_or_else(|| "comparison.html".into());
+            write_durably(&path, comparison_page(&records).as_bytes())?;
+            path
+        }
+    };
+    print_line(format!("{}: open it in a browser", path.display()))
+}

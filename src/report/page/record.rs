@@ -1,0 +1,177 @@
+//! What a run's folder tells: settings, rows of metrics.jsonl, what there is to look at. A run that was cut off anywhere
+//! tells what it has.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::eval::{Evaluation, Exhibits, Measurements};
+use crate::train::Recipe;
+
+/// The record of a run.
+#[derive(Debug)]
+pub struct RunRecord {
+    /// The folder.
+    pub path: PathBuf,
+    /// The run's settings.
+    pub recipe: Recipe,
+    /// Every process that worked on it: versions, devices, where it went on.
+    pub starts: Vec<Value>,
+    /// Rows of stages, the last of each name.
+    pub stages: BTreeMap<String, Value>,
+    /// Numbers of steps by stage and step.
+    pub steps: BTreeMap<String, BTreeMap<u64, Value>>,
+    /// Evaluations in the order of stages.
+    pub evaluations: Vec<Evaluation>,
+    /// Exhibits in the order of stages.
+    pub exhibits: Vec<Exhibits>,
+    /// Drawn memory, by stage in order: name and SVG.
+    pub memory: Vec<(String, Vec<u8>)>,
+    /// Everything that was measured later, by checkpoint.
+    pub measurements: Vec<(String, Measurements)>,
+    /// What was said to be wrong.
+    pub warnings: Vec<String>,
+    /// Rows that could not be read.
+    pub unreadable: usize,
+}
+
+impl RunRecord {
+    /// Reads the folder of a run.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when the folder holds no run; [`Error::Io`] and what is wrong with the recipe.
+    pub fn open(path: &Path) -> Result<RunRecord> {
+        let recipe = path.join("recipe.toml");
+        if !recipe.exists() {
+            return Err(Error::setting(
+                format!("report of {}", path.display()),
+                "the folder of a run (with a recipe.toml)",
+                "none there",
+            ));
+        }
+        let recipe = Recipe::load(&recipe.to_string_lossy(), &[])?;
+        let mut record = RunRecord {
+            path: path.to_owned(),
+            recipe,
+            starts: Vec::new(),
+            stages: BTreeMap::new(),
+            steps: BTreeMap::new(),
+            evaluations: Vec::new(),
+            exhibits: Vec::new(),
+            memory: Vec::new(),
+            measurements: Vec::new(),
+            warnings: Vec::new(),
+            unreadable: 0,
+        };
+        let metrics = path.join("metrics.jsonl");
+        match std::fs::read(&metrics) {
+            Ok(bytes) => record.read_rows(&String::from_utf8_lossy(&bytes)),
+            Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => {}
+            Err(problem) => return Err(Error::io(&metrics, "read", problem)),
+        }
+        let order: Vec<String> = record
+            .recipe
+            .stages
+            .iter()
+            .map(|s| s.name.clone())
+            .collect();
+        let place = |name: &String| order.iter().position(|stage| stage == name);
+        record.evaluations.sort_by_key(|e| place(&e.stage));
+        for (index, stage) in order.iter().enumerate() {
+            let label = format!("{}-{stage}", index + 1);
+            // Files of another version, or cut off, are as good as none.
+            if let Ok(bytes) = std::fs::read(path.join(format!("exhibits/{label}.json"))) {
+                record.exhibits.extend(serde_json::from_slice(&bytes).ok());
+            }
+            if let Ok(bytes) = std::fs::read(path.join(format!("memory/{label}.svg"))) {
+                record.memory.push((stage.clone(), bytes));
+            }
+            if let Ok(bytes) = std::fs::read(path.join(format!("evaluations/{label}.json"))) {
+                let measured = serde_json::from_slice(&bytes).ok();
+                record
+                    .measurements
+                    .extend(measured.map(|measured| (label, measured)));
+            }
+        }
+        Ok(record)
+    }
+
+    /// Steps that were done twice, because a run went on from an older checkpoint, count as the later time left them.
+    fn read_rows(&mut self, text: &str) {
+        for line in text.lines() {
+            let Ok(row) = serde_json::from_str::<Value>(line) else {
+                self.unreadable += 1;
+                continue;
+            };
+            let stage = row["stage"].as_str().unwrap_or_default().to_owned();
+            match row["kind"].as_str() {
+                Some("run") => self.starts.push(row),
+                Some("stage") => {
+                    self.stages.insert(stage, row);
+                }
+                Some("step") => {
+                    let step = row["step"].as_u64().unwrap_or(0);
+                    let steps = self.steps.entry(stage).or_default();
+                    steps.split_off(&step);
+                    steps.insert(step, row);
+                }
+                Some("evaluation") => {
+                    if let Ok(evaluation) = serde_json::from_value::<Evaluation>(row) {
+                        self.evaluations.retain(|old| old.stage != evaluation.stage);
+                        self.evaluations.push(evaluation);
+                    }
+                }
+                Some("warning") => {
+                    let text = row["text"].as_str().unwrap_or_default();
+                    self.warnings.push(text.to_owned());
+                }
+                _ => self.unreadable += 1,
+            }
+        }
+    }
+
+    /// The run's name: that of its folder.
+    pub fn name(&self) -> String {
+        let path = std::fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        name.to_string_lossy().into_owned()
+    }
+
+    /// Each stage with its first and last place along all steps of the run.
+    pub(super) fn bands(&self) -> Vec<(String, [f64; 2])> {
+        let mut from = 0.0;
+        let mut bands = Vec::new();
+        for stage in &self.recipe.stages {
+            let planned = self
+                .stages
+                .get(&stage.name)
+                .and_then(|r| r["steps"].as_f64());
+            let done = self.steps.get(&stage.name).and_then(|s| s.keys().last());
+            let done = done.map_or(0.0, |step| *step as f64);
+            let steps = planned.unwrap_or(done).max(done);
+            if steps > 0.0 {
+                bands.push((stage.name.clone(), [from, from + steps]));
+                from += steps;
+            }
+        }
+        bands
+    }
+
+    /// A number of every step that has it, a piece a stage, along all steps.
+    pub(super) fn pieces(&self, key: &str, factor: f64) -> Vec<Vec<[f64; 2]>> {
+        let bands = self.bands();
+        let pieces = bands.iter().filter_map(|(stage, [from, _])| {
+            let steps = self.steps.get(stage)?.iter();
+            let points = steps.filter_map(|(step, row)| {
+                let value = row.get(key)?;
+                // A number that is not finite is written as null.
+                let value = value.as_f64().unwrap_or(f64::NAN);
+                Some([from + *step as f64, factor * value])
+            });
+            Some(points.collect::<Vec<_>>())
+        });
+        pieces.filter(|piece| !piece.is_empty()).collect()
+    }
+}
