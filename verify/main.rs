@@ -26,6 +26,7 @@ mod models;
 mod ops;
 mod plan;
 mod presets;
+mod profile;
 mod program;
 mod recipes;
 mod reliability;

@@ -9,6 +9,7 @@ mod export;
 mod inspect;
 mod kernels;
 mod plan;
+mod profile;
 mod report;
 mod train;
 
@@ -35,6 +36,8 @@ enum Command {
     Train(train::TrainArgs),
     /// Prints the memory of every stage before anything runs.
     Plan(plan::PlanArgs),
+    /// Times one step op by op.
+    Profile(profile::ProfileArgs),
     /// Measures a run's newest checkpoint.
     Eval(eval::EvalArgs),
     /// Writes a run's report, or one of several runs side by side, as one HTML page.
@@ -227,6 +230,7 @@ pub fn run() -> Result<()> {
     match Cli::parse().command {
         Command::Train(args) => train::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Profile(args) => profile::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Ablate(args) => ablate::run(&args),

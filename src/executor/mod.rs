@@ -37,6 +37,11 @@ pub trait Executor {
         0.0
     }
 
+    /// Bytes a second that its memory gives; 0 when unknown.
+    fn peak_bandwidth(&self) -> f64 {
+        0.0
+    }
+
     /// Readies a program to run. Its gradient and moment arenas start as zeros.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ mod ablation;
 mod kernels;
 mod measurements;
 mod page;
+mod profile;
 mod sheet;
 mod table;
 
@@ -11,5 +12,6 @@ pub use ablation::ablation_table;
 pub use kernels::{kernel_json, kernel_markdown, kernel_text, outcome_json, outcome_text};
 pub use measurements::measurement_tables;
 pub use page::{RunRecord, comparison_page, run_page};
+pub use profile::{profile_drawing, profile_table, profile_trace};
 pub use sheet::contact_sheet;
 pub use table::stage_table;

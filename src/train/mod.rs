@@ -10,10 +10,12 @@ mod loaded_run;
 mod locate;
 mod measuring;
 mod meter;
+mod profile;
 mod recipe;
 mod record;
 mod run_folder;
 mod signals;
+mod stage_data;
 mod stage_loop;
 mod step_program;
 mod stored;
@@ -30,6 +32,7 @@ pub use export::{ExportOptions, ExportPart, Exported, export};
 pub use loaded_run::LoadedRun;
 pub use measuring::{Measured, write_measurements};
 pub use meter::{Interval, Meter, StepNumbers, StepSize};
+pub use profile::{Profile, ProfiledOp};
 pub use recipe::{
     BUILT_IN, ChatSettings, ContrastiveForm, MODULES, Recipe, Schedule, Stage, StageKind,
     TokenWeighting,

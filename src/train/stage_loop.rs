@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::meter::{Meter, StepNumbers, StepSize};
-use super::recipe::{Stage, StageKind, TokenWeighting};
+use super::recipe::{Stage, StageKind};
+use super::stage_data::stage_mixture;
 use super::step_program::hyper;
 use super::trainer::Trainer;
-use crate::data::augment::Augmentation;
-use crate::data::batch::{Batch, BatchShape, Weighting};
+use crate::data::batch::Batch;
 use crate::data::feed::write_batch;
-use crate::data::mixture::{Mixture, MixtureSettings};
+use crate::data::mixture::Mixture;
 use crate::data::prefetch::Prefetcher;
 use crate::data::task::TaskKind;
 use crate::error::{Error, Result};
@@ -21,44 +21,9 @@ use crate::executor::Session;
 const MOST_BAD_STEPS: u32 = 5;
 
 impl Trainer {
-    pub(super) fn mixture(&self, index: usize, stage: &Stage) -> Result<Mixture> {
-        let mut weights = Vec::new();
-        for (task, share) in &stage.data {
-            let kind = TaskKind::ALL.into_iter().find(|kind| kind.name() == task);
-            let kind = kind.expect("tasks are checked when the recipe is read");
-            weights.push((kind, *share));
-        }
-        let config = &self.recipe.model;
-        let mixture = Mixture::new(
-            self.library.clone(),
-            self.pairs.clone(),
-            MixtureSettings {
-                seed: self.recipe.seed,
-                stage: index as u64,
-                weights,
-                shape: BatchShape {
-                    batch: stage.batch,
-                    image_size: config.vision.image_size,
-                    image_tokens: config.image_tokens(),
-                    tokens: stage.tokens,
-                    caption_tokens: stage.caption_tokens,
-                    pixels: self.recipe.pixels(),
-                },
-                turns: stage.turns,
-                weighting: match stage.token_weighting {
-                    TokenWeighting::Token => Weighting::Token,
-                    TokenWeighting::Sample => Weighting::Sample,
-                    TokenWeighting::Square => Weighting::Square,
-                },
-                augmentation: Augmentation::of_strength(stage.augmentation),
-                contrastive: stage.contrastive > 0.0,
-            },
-        )?
-        .in_words(self.words.clone());
-        match stage.data_share < 1.0 {
-            true => mixture.with_share(stage.data_share),
-            false => Ok(mixture),
-        }
+    pub(super) fn mixture(&self, index: usize) -> Result<Mixture> {
+        let pairs = self.pairs.as_ref();
+        stage_mixture(&self.recipe, &self.library, pairs, &self.words, index)
     }
 
     /// The steps of a stage: as given, or its epochs over the task with the most items for its share.

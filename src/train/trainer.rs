@@ -290,7 +290,7 @@ impl Trainer {
         let program = self.programs[index].clone();
         let program = program.expect("every stage to be run is planned");
         let frozen = self.frozen_checksums(stage)?;
-        let mixture = Arc::new(self.mixture(index, stage)?);
+        let mixture = Arc::new(self.mixture(index)?);
         let steps = self.steps(stage, &mixture);
         let trained = self.trained(stage);
         let label = format!("{}-{}", index + 1, stage.name);

@@ -40,6 +40,34 @@ fn one() -> f64 {
     best
 }
 
+/// Elements of each array that is streamed: far more than caches hold.
+const STREAMED: usize = 32 << 20;
+/// Passes, of which the fastest counts.
+const PASSES: usize = 4;
+
+/// Bytes a second that memory gives to the threads of the current pool: y = 0.5·x over arrays that no cache holds, each
+/// read or written once (the `scale` of McCalpin's STREAM, by its own count).
+pub(super) fn measure_bandwidth() -> f64 {
+    let (x, mut y) = (vec![1.0f32; STREAMED], vec![0.0f32; STREAMED]);
+    let part = STREAMED.div_ceil(rayon::current_num_threads());
+    let mut best: f64 = 0.0;
+    for _ in 0..PASSES {
+        let start = Instant::now();
+        y.par_chunks_mut(part)
+            .zip(x.par_chunks(part))
+            .for_each(|(y, x)| {
+                for (y, x) in y.iter_mut().zip(x) {
+                    *y = 0.5 * x;
+                }
+            });
+        let bytes = (2 * STREAMED * size_of::<f32>()) as f64;
+        best = best.max(bytes / start.elapsed().as_secs_f64());
+    }
+    // What was written is used, so that it must be.
+    std::hint::black_box(&y);
+    best
+}
+
 struct MultiplyAdd;
 
 impl Task for MultiplyAdd {

@@ -80,6 +80,11 @@ impl Executor for CpuExecutor {
             .get_or_init(|| self.pool.install(super::peak::measure))
     }
 
+    /// Measured anew each time.
+    fn peak_bandwidth(&self) -> f64 {
+        self.pool.install(super::peak::measure_bandwidth)
+    }
+
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
         if let Some(value) = program.values().iter().find(|v| v.ty.dtype == DType::Bf16) {
             return Err(Error::Device {

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use crate::report::table::Table;
 
 /// `text` as it may stand between tags and inside quoted attributes.
-pub(super) fn escape(text: &str) -> String {
+pub(in crate::report) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

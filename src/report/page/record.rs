@@ -29,6 +29,8 @@ pub struct RunRecord {
     pub exhibits: Vec<Exhibits>,
     /// Drawn memory, by stage in order: name and SVG.
     pub memory: Vec<(String, Vec<u8>)>,
+    /// Profiled steps, by stage in order: name, SVG and tables.
+    pub profiles: Vec<(String, Vec<u8>, String)>,
     /// Everything that was measured later, by checkpoint.
     pub measurements: Vec<(String, Measurements)>,
     /// What was said to be wrong.
@@ -61,6 +63,7 @@ impl RunRecord {
             evaluations: Vec::new(),
             exhibits: Vec::new(),
             memory: Vec::new(),
+            profiles: Vec::new(),
             measurements: Vec::new(),
             warnings: Vec::new(),
             unreadable: 0,
@@ -87,6 +90,13 @@ impl RunRecord {
             }
             if let Ok(bytes) = std::fs::read(path.join(format!("memory/{label}.svg"))) {
                 record.memory.push((stage.clone(), bytes));
+            }
+            let profile = path.join(format!("profile/{label}"));
+            if let (Ok(svg), Ok(tables)) = (
+                std::fs::read(profile.with_extension("svg")),
+                std::fs::read_to_string(profile.with_extension("txt")),
+            ) {
+                record.profiles.push((stage.clone(), svg, tables));
             }
             if let Ok(bytes) = std::fs::read(path.join(format!("evaluations/{label}.json"))) {
                 let measured = serde_json::from_slice(&bytes).ok();

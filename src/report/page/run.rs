@@ -44,6 +44,7 @@ pub fn run_page(record: &RunRecord) -> String {
         clouds(&record.exhibits),
     );
     add("memory", "Memory", memory(record));
+    add("profile", "Where a step's time goes", profiles(record));
     add("measured", "Measured later", measured(record));
     add("warnings", "Warnings and skipped data", warnings(record));
     add("again", "How to do it again", again(record));
@@ -196,6 +197,18 @@ fn memory(record: &RunRecord) -> String {
         };
     }
     html
+}
+
+fn profiles(record: &RunRecord) -> String {
+    let parts = record.profiles.iter().map(|(stage, svg, tables)| {
+        format!(
+            "<h3>{0}</h3>\n<div class=\"scroll\"><img class=\"memory\" alt=\"One step of {0}, part by part and op by op\" src=\"{1}\"></div>\n{2}",
+            escape(stage),
+            data_address("image/svg+xml", svg),
+            details("Tables", &format!("<pre tabindex=\"0\">{}</pre>\n", escape(tables.trim())))
+        )
+    });
+    parts.collect()
 }
 
 fn measured(record: &RunRecord) -> String {

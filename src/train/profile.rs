@@ -1,0 +1,133 @@
+//! One training step of a stage, op by op: where its time goes, on a batch of its own data.
+
+use std::sync::Arc;
+
+use super::recipe::{Recipe, Stage};
+use super::stage_data::stage_mixture;
+use super::step_program::{compile_step, hyper, step_shape};
+use crate::data::feed::write_batch;
+use crate::data::library::Library;
+use crate::error::Result;
+use crate::executor::Choice;
+use crate::model::{StepShape, declare};
+use crate::tape::Cost;
+
+/// Runs before the first one that counts.
+const WARM_UP: usize = 2;
+
+/// A step taken apart.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// The stage.
+    pub stage: String,
+    /// What computed.
+    pub device: String,
+    /// Samples of the batch.
+    pub batch: usize,
+    /// Runs that were timed.
+    pub runs: usize,
+    /// Floating-point operations a second that the device reaches at most; 0 when unknown.
+    pub peak_flops: f64,
+    /// Bytes a second that its memory gives at most; 0 when unknown.
+    pub peak_bandwidth: f64,
+    /// The ops in the order in which they run.
+    pub ops: Vec<ProfiledOp>,
+}
+
+/// One op of a step.
+#[derive(Clone, Debug, Default)]
+pub struct ProfiledOp {
+    /// Its name, such as `linear`.
+    pub name: String,
+    /// The part of the model that recorded it, such as `vision.blocks.3`.
+    pub scope: String,
+    /// Whether it belongs to the backward or update part.
+    pub is_backward: bool,
+    /// Median over the runs.
+    pub seconds: f64,
+    /// Work and traffic by the op's own account.
+    pub cost: Cost,
+}
+
+impl ProfiledOp {
+    /// The least seconds that work and traffic take on a device with these peaks; a peak of 0 bounds nothing.
+    pub fn bound(&self, peak_flops: f64, peak_bandwidth: f64) -> f64 {
+        let over = |amount: f64, rate: f64| if rate > 0.0 { amount / rate } else { 0.0 };
+        let bytes = self.cost.bytes_read + self.cost.bytes_written;
+        over(self.cost.flops, peak_flops).max(over(bytes, peak_bandwidth))
+    }
+}
+
+impl Profile {
+    /// Times `runs` steps of stage `index` of `recipe` on a batch of its data, from first values.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Setting`] for a stage that draws from the user's pairs; whatever data, planning and device
+    /// report.
+    pub fn measure(
+        recipe: &Recipe,
+        index: usize,
+        compute: &Choice,
+        runs: usize,
+        memory_budget: Option<u64>,
+    ) -> Result<Profile> {
+        let stage: &Stage = &recipe.stages[index];
+        let words = recipe.words(None)?;
+        let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
+        let library = Library::embedded();
+        let mixture = stage_mixture(recipe, &library, None, &words, index)?;
+        let shape = StepShape {
+            image_id: words.image(),
+            ..step_shape(stage, None)
+        };
+        let machine = compute.machine();
+        let program = compile_step(recipe, stage, &layout, &shape, machine, memory_budget)?;
+        let executor = compute.open(layout.elements())?;
+        executor.write_parameters(0, &recipe.first_values(&layout)?)?;
+        let mut session = executor.load(Arc::new(program))?;
+        write_batch(session.as_mut(), &mixture.batch(0)?)?;
+        session.write_f32("hyper", &hyper(stage, 0, (WARM_UP + runs) as u64))?;
+        for _ in 0..WARM_UP {
+            session.run()?;
+        }
+        let count = session.program().steps().len();
+        let mut seconds = vec![Vec::with_capacity(runs); count];
+        for _ in 0..runs {
+            let mut of_run = vec![0.0; count];
+            session.run_timed(&mut of_run)?;
+            for (all, one) in seconds.iter_mut().zip(of_run) {
+                all.push(one);
+            }
+        }
+        let program = session.program();
+        let ops = program
+            .steps()
+            .iter()
+            .zip(&mut seconds)
+            .map(|(step, seconds)| {
+                seconds.sort_by(f64::total_cmp);
+                let instruction = &step.instruction;
+                ProfiledOp {
+                    name: instruction.op.name().to_owned(),
+                    scope: instruction.scope.to_string(),
+                    is_backward: instruction.is_backward,
+                    seconds: seconds.get(seconds.len() / 2).copied().unwrap_or(0.0),
+                    cost: program.step_cost(step),
+                }
+            });
+        Ok(Profile {
+            stage: stage.name.clone(),
+            batch: stage.batch,
+            runs,
+            ops: ops.collect(),
+            device: executor.describe(),
+            peak_flops: executor.peak_flops(),
+            peak_bandwidth: executor.peak_bandwidth(),
+        })
+    }
+
+    /// Seconds of all ops.
+    pub fn seconds(&self) -> f64 {
+        self.ops.iter().map(|op| op.seconds).sum()
+    }
+}

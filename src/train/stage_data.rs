@@ -1,0 +1,64 @@
+//! The data of a stage: its tasks, mixed by their shares.
+
+use std::sync::Arc;
+
+use super::recipe::{Recipe, TokenWeighting};
+use crate::data::augment::Augmentation;
+use crate::data::batch::{BatchShape, Weighting};
+use crate::data::chat::ChatTokenizer;
+use crate::data::library::Library;
+use crate::data::mixture::{Mixture, MixtureSettings};
+use crate::data::pairs::PairSource;
+use crate::data::task::TaskKind;
+use crate::error::Result;
+
+/// The mixture of stage `index` of `recipe`, in the words of its model.
+///
+/// # Errors
+/// Whatever the mixture reports, for example that a stage draws from pairs and there are none.
+pub(super) fn stage_mixture(
+    recipe: &Recipe,
+    library: &Arc<Library>,
+    pairs: Option<&Arc<dyn PairSource>>,
+    words: &Arc<ChatTokenizer>,
+    index: usize,
+) -> Result<Mixture> {
+    let stage = &recipe.stages[index];
+    let mut weights = Vec::new();
+    for (task, share) in &stage.data {
+        let kind = TaskKind::ALL.into_iter().find(|kind| kind.name() == task);
+        let kind = kind.expect("tasks are checked when the recipe is read");
+        weights.push((kind, *share));
+    }
+    let config = &recipe.model;
+    let mixture = Mixture::new(
+        library.clone(),
+        pairs.cloned(),
+        MixtureSettings {
+            seed: recipe.seed,
+            stage: index as u64,
+            weights,
+            shape: BatchShape {
+                batch: stage.batch,
+                image_size: config.vision.image_size,
+                image_tokens: config.image_tokens(),
+                tokens: stage.tokens,
+                caption_tokens: stage.caption_tokens,
+                pixels: recipe.pixels(),
+            },
+            turns: stage.turns,
+            weighting: match stage.token_weighting {
+                TokenWeighting::Token => Weighting::Token,
+                TokenWeighting::Sample => Weighting::Sample,
+                TokenWeighting::Square => Weighting::Square,
+            },
+            augmentation: Augmentation::of_strength(stage.augmentation),
+            contrastive: stage.contrastive > 0.0,
+        },
+    )?
+    .in_words(words.clone());
+    match stage.data_share < 1.0 {
+        true => mixture.with_share(stage.data_share),
+        false => Ok(mixture),
+    }
+}
