@@ -18,6 +18,7 @@ mod data_picture_bad;
 mod data_webdataset;
 mod devices;
 mod generation;
+mod guard;
 mod harness;
 mod kernels;
 mod measure;

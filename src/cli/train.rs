@@ -60,15 +60,29 @@ pub(super) struct TrainArgs {
     /// The most memory for a step's activations, for example 512M; met by computing some of them twice.
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory_budget: Option<u64>,
-    /// Steps between checkpoints inside a stage; 0 for none. A checkpoint follows every stage.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    /// Steps between checkpoints inside a stage, written while training goes on; 0 for none. One follows every stage.
+    #[arg(long, value_name = "N", default_value_t = 500)]
     save_every: u64,
     /// Checkpoints that are kept inside a stage, the newest ones; those that follow a stage are all kept.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_one)]
     keep: u64,
+    /// Standard deviations above the median of late losses from which a loss is a spike; after five bad steps in a row the run
+    /// goes back and leaves their data out. 0 calls no spikes.
+    #[arg(long, value_name = "X", default_value_t = 10.0, value_parser = parse_threshold)]
+    spike_threshold: f64,
+    /// Does every Nth step twice and compares the bits: finds a machine that computes wrongly now and then. 0 for none.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    recheck_every: u64,
     /// Leaves out the evaluation after each stage.
     #[arg(long)]
     no_evaluation: bool,
+}
+
+fn parse_threshold(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number >= 0.0 && number.is_finite() => Ok(number),
+        _ => Err("wanted a number from 0 up".into()),
+    }
 }
 
 fn parse_layout(text: &str) -> std::result::Result<Layout, String> {
@@ -149,6 +163,8 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         overfit_one_batch: args.overfit_one_batch,
         memory_budget: args.memory_budget,
         save_every: args.save_every,
+        spike_threshold: args.spike_threshold,
+        recheck_every: args.recheck_every,
         evaluation_size,
         evaluate: !args.no_evaluation,
         keep: args.keep,

@@ -5,11 +5,13 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
+use super::guard::Guard;
 use crate::error::{Error, Result};
 use crate::executor::{Executor, Session};
 use crate::tape::{Arena, GradientEntry, ParameterLayout};
@@ -27,6 +29,9 @@ pub struct Position {
     pub seed: u64,
     /// Samples skipped so far.
     pub skipped: u64,
+    /// What is known of the losses of the stage under way.
+    #[serde(default)]
+    pub guard: Guard,
     /// The recipe, every default written out.
     pub recipe: String,
     /// The program that wrote the file.
@@ -48,61 +53,117 @@ pub struct Checkpoint {
 /// hash of the position and of every tensor's name, shape and values.
 const KEY: &str = "keel.position";
 
+/// A checkpoint's content, copied out of a run at one step.
+#[derive(Debug)]
+pub struct Snapshot {
+    position: Position,
+    /// Names, shapes and places of parameters.
+    layout: Arc<ParameterLayout>,
+    /// All parameters in arena order.
+    parameters: Vec<f32>,
+    /// Both moments, with what says where they lie.
+    moments: Option<([Vec<f32>; 2], Vec<GradientEntry>)>,
+}
+
+impl Snapshot {
+    /// Copies the parameters that `executor` holds and, where there is a `session`, its moments.
+    ///
+    /// # Errors
+    /// Whatever the executor reports.
+    pub fn take(
+        position: Position,
+        layout: &Arc<ParameterLayout>,
+        executor: &dyn Executor,
+        session: Option<&dyn Session>,
+    ) -> Result<Snapshot> {
+        let mut parameters = vec![0.0f32; layout.elements()];
+        executor.read_parameters(0, &mut parameters)?;
+        let moments = match session {
+            Some(session) => {
+                let [first, second] = [Arena::FirstMoments, Arena::SecondMoments];
+                let moments = [session.read_arena(first)?, session.read_arena(second)?];
+                Some((moments, session.program().gradient_entries().to_vec()))
+            }
+            None => None,
+        };
+        Ok(Snapshot {
+            position,
+            layout: layout.clone(),
+            parameters,
+            moments,
+        })
+    }
+
+    /// Writes the checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file, also where the disk has no room for it; what was there before is untouched.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let mut views: Vec<(String, TensorView<'_>)> = Vec::new();
+        for entry in self.layout.entries() {
+            let dims = entry.spec.shape.dims();
+            let end = entry.offset + entry.spec.shape.numel();
+            views.push((
+                entry.spec.name.clone(),
+                view(dims, &self.parameters[entry.offset..end]),
+            ));
+        }
+        if let Some(([first, second], entries)) = &self.moments {
+            for entry in entries {
+                let known = self.layout.get(&entry.parameter);
+                let shape = known.expect("trained parameters are laid out").spec.shape;
+                let range = entry.offset..entry.offset + shape.numel();
+                for (kind, values) in [("first_moment", first), ("second_moment", second)] {
+                    let name = format!("{kind}.{}", entry.parameter);
+                    views.push((name, view(shape.dims(), &values[range.clone()])));
+                }
+            }
+        }
+        let text = serde_json::to_string(&self.position).expect("a position is plain data");
+        let sum = checksum(
+            &text,
+            views.iter().map(|(name, view)| (name.as_str(), view)),
+        );
+        // One entry: several would be written in an order of the hash map's own, and one run would not give one file.
+        let metadata = [(KEY.to_owned(), format!("{sum} {text}"))]
+            .into_iter()
+            .collect();
+        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|problem| {
+            Error::content(path.display(), problem, "report this as a defect of Keel")
+        })?;
+        has_room(path, bytes.len() as u64)?;
+        write_durably(path, &bytes)
+    }
+}
+
 /// Writes a checkpoint. `session` adds the optimiser's moments.
 ///
 /// # Errors
-/// [`Error::Io`] naming the file; what was there before is untouched.
+/// As [`Snapshot::take`] and [`Snapshot::write`].
 pub fn save(
     path: &Path,
     position: &Position,
-    layout: &ParameterLayout,
+    layout: &Arc<ParameterLayout>,
     executor: &dyn Executor,
     session: Option<&dyn Session>,
 ) -> Result<()> {
-    let mut parameters = vec![0.0f32; layout.elements()];
-    executor.read_parameters(0, &mut parameters)?;
-    let moments = match session {
-        Some(session) => Some((
-            session.read_arena(Arena::FirstMoments)?,
-            session.read_arena(Arena::SecondMoments)?,
-        )),
-        None => None,
-    };
-    let mut views: Vec<(String, TensorView<'_>)> = Vec::new();
-    for entry in layout.entries() {
-        let dims = entry.spec.shape.dims();
-        let end = entry.offset + entry.spec.shape.numel();
-        views.push((
-            entry.spec.name.clone(),
-            view(dims, &parameters[entry.offset..end]),
-        ));
-    }
-    if let (Some((first, second)), Some(session)) = (&moments, session) {
-        for entry in session.program().gradient_entries() {
-            let shape = layout
-                .get(&entry.parameter)
-                .expect("trained parameters are laid out");
-            let shape = shape.spec.shape;
-            let range = entry.offset..entry.offset + shape.numel();
-            for (kind, values) in [("first_moment", first), ("second_moment", second)] {
-                let name = format!("{kind}.{}", entry.parameter);
-                views.push((name, view(shape.dims(), &values[range.clone()])));
-            }
+    Snapshot::take(position.clone(), layout, executor, session)?.write(path)
+}
+
+/// Refuses to begin a file of `bytes` bytes where the disk has no room for it. A file system that does not tell is tried.
+fn has_room(path: &Path, bytes: u64) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let free = rustix::fs::statvfs(folder).map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+    match free {
+        Ok(free) if free < bytes => {
+            let problem = format!(
+                "No space left on device: it takes {bytes} bytes, and {free} are free; free some, or keep fewer with --keep"
+            );
+            let kind = std::io::ErrorKind::StorageFull;
+            Err(Error::io(path, "write", std::io::Error::new(kind, problem)))
         }
+        _ => Ok(()),
     }
-    let text = serde_json::to_string(position).expect("a position is plain data");
-    let sum = checksum(
-        &text,
-        views.iter().map(|(name, view)| (name.as_str(), view)),
-    );
-    // One entry: several would be written in an order of the hash map's own, and one run would not give one file.
-    let metadata = [(KEY.to_owned(), format!("{sum} {text}"))]
-        .into_iter()
-        .collect();
-    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|problem| {
-        Error::content(path.display(), problem, "report this as a defect of Keel")
-    })?;
-    write_durably(path, &bytes)
 }
 
 fn checksum<'a>(

@@ -6,6 +6,7 @@ mod evaluation;
 mod events;
 mod export;
 mod from_weights;
+mod guard;
 mod loaded_run;
 mod locate;
 mod measuring;
@@ -14,6 +15,8 @@ mod profile;
 mod recipe;
 mod record;
 mod run_folder;
+mod saver;
+mod saving;
 mod signals;
 mod stage_data;
 mod stage_loop;
@@ -27,8 +30,9 @@ pub use ablation::{
     Ablation, AblationOptions, AblationPlan, AblationResults, Arm, ArmSummary, BUILT_IN_PLANS,
     MetricSummary, Quick, Spend, Unit, UnitResult, step_flops, units, write_results,
 };
-pub use checkpoint::{Checkpoint, Position, load, read_position, save, write_durably};
+pub use checkpoint::{Checkpoint, Position, Snapshot, load, read_position, save, write_durably};
 pub use export::{ExportOptions, ExportPart, Exported, export};
+pub use guard::{Guard, MOST_RETURNS, MOST_STRIKES, Verdict};
 pub use loaded_run::LoadedRun;
 pub use measuring::{Measured, write_measurements};
 pub use meter::{Interval, Meter, StepNumbers, StepSize};

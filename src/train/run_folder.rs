@@ -111,10 +111,7 @@ impl RunFolder {
     /// # Errors
     /// [`Error::Io`] naming the file or folder.
     pub fn keep_newest(&self, number: u64, keep: u64) -> Result<()> {
-        let mut found = checkpoints_by_place(&self.path)?;
-        found.retain(|((stage, step), _)| *stage == number && *step != STAGE_END);
-        let surplus = found.len().saturating_sub(keep as usize);
-        for (_, path) in &found[..surplus] {
+        for path in inside_stage(&self.path, number)?.iter().skip(keep as usize) {
             std::fs::remove_file(path)
                 .map_err(|problem| Error::io(path, "remove the file", problem))?;
         }
@@ -237,6 +234,16 @@ pub fn newest_checkpoint(run: &Path) -> Result<Option<PathBuf>> {
 pub(super) fn newest_first(run: &Path) -> Result<Vec<PathBuf>> {
     let found = checkpoints_by_place(run)?.into_iter().rev();
     Ok(found.map(|(_, path)| path).collect())
+}
+
+/// The checkpoints inside stage `number` (from 1), the furthest on first.
+///
+/// # Errors
+/// [`Error::Io`] when the folder cannot be read.
+pub(super) fn inside_stage(run: &Path, number: u64) -> Result<Vec<PathBuf>> {
+    let mut found = checkpoints_by_place(run)?;
+    found.retain(|((stage, step), _)| *stage == number && *step != STAGE_END);
+    Ok(found.into_iter().rev().map(|(_, path)| path).collect())
 }
 
 /// The checkpoints after each stage, in the stages' order, with the names of the stages.

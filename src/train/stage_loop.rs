@@ -1,9 +1,10 @@
-//! The steps of one stage: batches in, steps, lines, checkpoints between; and what happens on numbers that are not finite
-//! and on signals.
+//! The steps of one stage: batches in, steps, lines, checkpoints between; and what happens on bad numbers and on
+//! signals.
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::guard::{MOST_STRIKES, Verdict};
 use super::meter::{Meter, StepNumbers, StepSize};
 use super::recipe::{Stage, StageKind};
 use super::stage_data::stage_mixture;
@@ -16,9 +17,7 @@ use crate::data::prefetch::Prefetcher;
 use crate::data::task::TaskKind;
 use crate::error::{Error, Result};
 use crate::executor::Session;
-
-/// Steps in a row with a non-finite loss or gradient after which a run stops.
-const MOST_BAD_STEPS: u32 = 5;
+use crate::tape::Arena;
 
 impl Trainer {
     pub(super) fn mixture(&self, index: usize) -> Result<Mixture> {
@@ -43,39 +42,23 @@ impl Trainer {
         self.options.max_steps.map_or(steps, |most| steps.min(most))
     }
 
-    /// Runs the steps of a stage from `first_step` on.
+    /// Runs the steps of a stage, `[from, to]`; returns the last of several bad steps after which the run has to go back.
     pub(super) fn train(
         &mut self,
         index: usize,
         stage: &Stage,
-        first_step: u64,
-        steps: u64,
+        [first_step, steps]: [u64; 2],
         mixture: Arc<Mixture>,
         session: &mut dyn Session,
-    ) -> Result<()> {
-        let has_images = stage.kind != StageKind::WarmStart || stage.contrastive > 0.0;
-        let text = match stage.next_token > 0.0 {
-            true => {
-                stage.tokens
-                    - if has_images {
-                        self.recipe.model.image_tokens()
-                    } else {
-                        0
-                    }
-            }
-            false => stage.caption_tokens,
-        };
-        let size = StepSize {
-            images: if has_images { stage.batch } else { 0 },
-            tokens: text * stage.batch,
-            flops: session.program().cost().flops,
-            peak: self.executor.peak_flops(),
-        };
+    ) -> Result<Option<u64>> {
+        let began = Instant::now();
+        let size = self.step_size(stage, session);
         let one_batch = self.options.overfit_one_batch;
-        let source = mixture.clone();
+        let guard = self.guard.clone();
         let mut batches = Prefetcher::new(
             Arc::new(move |step| match step < steps {
-                true => source.batch(if one_batch { 0 } else { step }),
+                true if one_batch => mixture.batch(0),
+                true => mixture.batch(guard.batch_of(step)),
                 // Made ahead and never asked for.
                 false => Err(Error::setting("step", format!("below {steps}"), step)),
             }),
@@ -84,7 +67,6 @@ impl Trainer {
             4,
         );
         let mut meter = Meter::new(&stage.name, size, steps, first_step);
-        let mut bad_steps = 0;
         let mut feed = |session: &mut dyn Session, step: u64| -> Result<Batch> {
             let (_, batch) = batches.next_batch()?;
             write_batch(session, &batch)?;
@@ -99,25 +81,41 @@ impl Trainer {
                 None => feed(session, step),
             }?;
             self.count_skips(&batch);
-            session.run()?;
+            let every = self.options.recheck_every;
+            let is_rechecked = every > 0 && step % every == 0;
+            if is_rechecked {
+                let again = hyper(stage, step, steps);
+                self.run_twice(stage, step, (&batch, &again), session)?;
+            } else {
+                session.run()?;
+            }
             // The next batch is on its way while this step computes; what is wrong with it is its own step's business.
             if session.takes_inputs_early() && step + 1 < steps {
                 fed = Some(feed(session, step + 1));
             }
             let numbers = StepNumbers::read(session, stage, step, steps, start)?;
-            if !(numbers.loss.is_finite() && numbers.gradient_norm.is_finite()) {
-                bad_steps += 1;
-                self.report_bad_step(stage, step, &batch, &numbers)?;
-                if bad_steps >= MOST_BAD_STEPS {
+            let threshold = self.options.spike_threshold;
+            match self
+                .guard
+                .judge(numbers.loss, numbers.gradient_norm, threshold)
+            {
+                Verdict::Well => meter.add(numbers),
+                Verdict::Bad(why) => self.report_bad_step(stage, step, &batch, &why)?,
+                Verdict::GoBack(why) => {
+                    self.report_bad_step(stage, step, &batch, &why)?;
+                    return Ok(Some(step));
+                }
+                Verdict::Stop(why) => {
+                    self.report_bad_step(stage, step, &batch, &why)?;
+                    self.finish_saving(index)?;
                     return Err(Error::stopped(
                         format!("stage {}, step {step}", stage.name),
-                        format!("loss or gradient was not finite in {bad_steps} steps in a row"),
+                        format!(
+                            "{MOST_STRIKES} bad steps in a row, and going back and leaving their data out has not helped"
+                        ),
                         "lower the learning rate; log.txt names the samples; the newest checkpoint is from before",
                     ));
                 }
-            } else {
-                bad_steps = 0;
-                meter.add(numbers);
             }
             let due = meter.due(step + 1, step + 1 == steps);
             if let Some(interval) = due.line {
@@ -132,10 +130,10 @@ impl Trainer {
                 break;
             }
             let every = self.options.save_every;
-            let due = every > 0 && (step + 1) % every == 0;
+            let due = every > 0 && (step + 1) % every == 0 && self.guard.is_well();
             let asked = self.options.signals.take_save();
-            if due || asked || self.options.signals.stop().is_some() {
-                let label = format!("{}-{}.step-{}", index + 1, stage.name, step + 1);
+            let label = format!("{}-{}.step-{}", index + 1, stage.name, step + 1);
+            if asked || self.options.signals.stop().is_some() {
                 self.save(index, step + 1, &label, Some(&*session))?;
                 if asked {
                     let path = self.folder.checkpoint(&label);
@@ -144,29 +142,102 @@ impl Trainer {
                     self.folder.log(&line)?;
                 }
                 self.stop_if_asked(&format!("stage {}, step {}", stage.name, step + 1))?;
+            } else if due {
+                self.begin_saving(index, step + 1, &label, &*session)?;
             }
         }
-        Ok(())
+        self.finish_saving(index)?;
+        let (count, waited) = self.saver.tell();
+        if count > 0 {
+            let seconds = began.elapsed().as_secs_f64();
+            let share = 100.0 * waited / seconds;
+            self.say(&format!(
+                "{count} checkpoints inside stage {}; training waited {waited:.2} s for them, {share:.2} % of its time",
+                stage.name
+            ))?;
+        }
+        Ok(None)
+    }
+
+    fn step_size(&self, stage: &Stage, session: &dyn Session) -> StepSize {
+        let has_images = stage.kind != StageKind::WarmStart || stage.contrastive > 0.0;
+        let image_tokens = match has_images {
+            true => self.recipe.model.image_tokens(),
+            false => 0,
+        };
+        let text = match stage.next_token > 0.0 {
+            true => stage.tokens - image_tokens,
+            false => stage.caption_tokens,
+        };
+        StepSize {
+            images: if has_images { stage.batch } else { 0 },
+            tokens: text * stage.batch,
+            flops: session.program().cost().flops,
+            peak: self.executor.peak_flops(),
+        }
+    }
+
+    /// Runs a step, puts everything back, runs it again and compares what both left, bit by bit: a processor or memory that
+    /// computes wrongly now and then is found out.
+    fn run_twice(
+        &self,
+        stage: &Stage,
+        step: u64,
+        (batch, hyper): (&Batch, &[f32]),
+        session: &mut dyn Session,
+    ) -> Result<()> {
+        let moments = [Arena::FirstMoments, Arena::SecondMoments];
+        let read = |session: &dyn Session| -> Result<[Vec<f32>; 3]> {
+            let [first, second] = moments;
+            Ok([
+                self.parameters()?,
+                session.read_arena(first)?,
+                session.read_arena(second)?,
+            ])
+        };
+        let before = read(session)?;
+        session.run()?;
+        let once = read(session)?;
+        self.executor.write_parameters(0, &before[0])?;
+        for (arena, values) in moments.into_iter().zip(&before[1..]) {
+            session.write_arena(arena, values)?;
+        }
+        write_batch(session, batch)?;
+        session.write_f32("hyper", hyper)?;
+        session.run()?;
+        let again = read(session)?;
+        let bits = |all: &[Vec<f32>; 3]| {
+            all.concat()
+                .into_iter()
+                .map(f32::to_bits)
+                .collect::<Vec<u32>>()
+        };
+        match bits(&once) == bits(&again) {
+            true => Ok(()),
+            false => Err(Error::stopped(
+                format!("stage {}, step {step}", stage.name),
+                "the same step done twice left different bits: this machine does not compute reliably",
+                "test its memory, take overclocking back, or go on from the newest checkpoint on another machine",
+            )),
+        }
     }
 
     fn count_skips(&mut self, batch: &Batch) {
         self.skipped += u64::from(batch.skipped.unreadable) + u64::from(batch.skipped.too_long);
     }
 
-    /// The update was not applied (the optimiser saw the norm); says on what batch it happened.
+    /// Says what was wrong with a step and on what batch it happened.
     fn report_bad_step(
         &mut self,
         stage: &Stage,
         step: u64,
         batch: &Batch,
-        numbers: &StepNumbers,
+        why: &str,
     ) -> Result<()> {
         let keys: Vec<&str> = batch.samples.iter().map(|s| s.key.as_str()).collect();
         let line = format!(
-            "stage {}, step {step}: loss {} and gradient norm {} are not finite; the update was not applied; samples: {}",
+            "stage {}, step {step}: {why}; samples: {}",
             stage.name,
-            numbers.loss,
-            numbers.gradient_norm,
             keys.join(", ")
         );
         self.warn(&line)

@@ -8,8 +8,10 @@ use std::time::Instant;
 
 use super::checkpoint::{self, Checkpoint, Position};
 use super::evaluation::evaluation_settings;
+use super::guard::Guard;
 use super::recipe::{Recipe, Stage};
 use super::run_folder::{RunFolder, TOKENIZER, newest_first};
+use super::saver::Saver;
 use super::signals::Signals;
 use super::step_program::{compile_step, step_shape};
 use crate::data::chat::ChatTokenizer;
@@ -18,7 +20,7 @@ use crate::data::pairs::PairSource;
 use crate::data::task::TaskKind;
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, Evaluator, Place};
-use crate::executor::{Choice, Executor, Session};
+use crate::executor::{Choice, Executor};
 use crate::model::{StepShape, declare, initialise_one};
 use crate::program::Program;
 use crate::tape::{Arena, ParameterLayout};
@@ -40,6 +42,10 @@ pub struct TrainOptions {
     pub memory_budget: Option<u64>,
     /// Steps between checkpoints within a stage; 0 for none.
     pub save_every: u64,
+    /// Standard deviations above the median of late losses from which a loss is a spike; 0 calls none.
+    pub spike_threshold: f64,
+    /// Steps between two that are done twice to compare their bits; 0 for none.
+    pub recheck_every: u64,
     /// Checkpoints kept within a stage, the newest; at least 1.
     pub keep: u64,
     /// Samples of each evaluation set.
@@ -70,12 +76,14 @@ pub struct Trainer {
     pub(super) pairs: Option<Arc<dyn PairSource>>,
     pub(super) folder: RunFolder,
     /// The program of each stage that is still to be run.
-    programs: Vec<Option<Arc<Program>>>,
+    pub(super) programs: Vec<Option<Arc<Program>>>,
     pub(super) skipped: u64,
+    pub(super) guard: Guard,
+    pub(super) saver: Saver,
     start: Option<(Position, PathBuf)>,
     /// What was wrong with checkpoints that are newer than the one the run goes on from.
     passed_over: Vec<String>,
-    beginning: Option<Beginning>,
+    pub(super) beginning: Option<Beginning>,
 }
 
 impl Trainer {
@@ -151,10 +159,19 @@ impl Trainer {
             folder,
             programs,
             skipped: 0,
+            guard: Guard::default(),
+            saver: Saver::default(),
             start,
             passed_over,
             beginning,
         })
+    }
+
+    /// Computes on `executor`, which must be as the one that the options would have opened and hold no parameters yet.
+    #[must_use]
+    pub fn computing_on(mut self, executor: Box<dyn Executor>) -> Trainer {
+        self.executor = executor;
+        self
     }
 
     /// All parameters as they stand, in arena order.
@@ -200,10 +217,10 @@ impl Trainer {
                 if let Some(tokenizer) = self.words.to_json() {
                     self.folder.write(TOKENIZER, tokenizer.as_bytes())?;
                 }
-                let values = match self.beginning.take() {
+                let values = match &self.beginning {
                     Some(beginning) => {
                         first_stage = beginning.stage;
-                        beginning.parameters
+                        beginning.parameters.clone()
                     }
                     None => self.recipe.first_values(&self.layout)?,
                 };
@@ -218,6 +235,7 @@ impl Trainer {
             Some((position, path)) => {
                 (first_stage, first_step) = (position.stage, position.step);
                 self.skipped = position.skipped;
+                self.guard = position.guard.clone();
                 moments = self.restore(&path, &position)?;
                 let place = match self.recipe.stages.get(first_stage) {
                     Some(stage) => format!("stage {}, step {first_step}", stage.name),
@@ -239,12 +257,17 @@ impl Trainer {
                 self.stop_if_asked(&format!("the end of stage {}", stage.name))?;
             }
             first_step = 0;
+            self.guard = Guard::default();
         }
         self.report_skips()?;
         Ok(evaluations)
     }
 
-    fn restore(&self, path: &Path, position: &Position) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
+    pub(super) fn restore(
+        &self,
+        path: &Path,
+        position: &Position,
+    ) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
         let entries = match self.programs.get(position.stage) {
             Some(Some(program)) if position.step > 0 => program.gradient_entries().to_vec(),
             _ => Vec::new(),
@@ -309,12 +332,23 @@ impl Trainer {
             session.write_arena(Arena::FirstMoments, &first)?;
             session.write_arena(Arena::SecondMoments, &second)?;
         }
-        self.train(index, stage, first_step, steps, mixture, session.as_mut())?;
+        let mut step = first_step;
+        while let Some(last) = self.train(
+            index,
+            stage,
+            [step, steps],
+            mixture.clone(),
+            session.as_mut(),
+        )? {
+            step = self.go_back(index, stage, last, session.as_mut())?;
+        }
+        self.finish_saving(index)?;
         drop(session);
         for (module, before) in &frozen {
             let after = self.checksum(module)?;
             assert_eq!(*before, after, "the frozen module {module} was changed");
         }
+        self.guard = Guard::default();
         self.save(index + 1, 0, &label, None)?;
         self.stop_if_asked(&format!(
             "the end of stage {} (not evaluated: keel eval {} does)",
@@ -346,7 +380,7 @@ impl Trainer {
     }
 
     /// Gives modules that the stage starts afresh new first values.
-    fn refresh(&self, index: usize, stage: &Stage) -> Result<()> {
+    pub(super) fn refresh(&self, index: usize, stage: &Stage) -> Result<()> {
         for entry in self.layout.entries() {
             if stage
                 .fresh
@@ -385,41 +419,6 @@ impl Trainer {
             hasher.update(bytemuck::cast_slice(&values));
         }
         Ok(hasher.finalize())
-    }
-
-    pub(super) fn save(
-        &mut self,
-        stage: usize,
-        step: u64,
-        label: &str,
-        session: Option<&dyn Session>,
-    ) -> Result<()> {
-        let position = Position {
-            stage,
-            stage_name: self
-                .recipe
-                .stages
-                .get(stage)
-                .map_or(String::new(), |s| s.name.clone()),
-            step,
-            seed: self.recipe.seed,
-            skipped: self.skipped,
-            recipe: self.recipe.to_toml(),
-            version: env!("CARGO_PKG_VERSION").into(),
-        };
-        let path = self.folder.checkpoint(label);
-        checkpoint::save(
-            &path,
-            &position,
-            &self.layout,
-            self.executor.as_ref(),
-            session,
-        )?;
-        // Only once the new one is safe; and only those of the stage under way.
-        match session {
-            Some(_) => self.folder.keep_newest(stage as u64 + 1, self.options.keep),
-            None => Ok(()),
-        }
     }
 
     fn evaluate(&mut self, number: usize, stage: &Stage) -> Result<Option<Evaluation>> {

@@ -243,6 +243,8 @@ impl Ablation {
             overfit_one_batch: false,
             memory_budget: None,
             save_every: 0,
+            spike_threshold: 10.0,
+            recheck_every: 0,
             evaluation_size: pictures.unwrap_or(0),
             evaluate: pictures.is_some(),
             keep: 1,

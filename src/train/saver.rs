@@ -1,0 +1,74 @@
+//! Saves checkpoints while training goes on: what is to be saved is copied at the step, and written by a thread of its own.
+
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use super::checkpoint::Snapshot;
+use crate::error::{Error, Result};
+
+/// At most one checkpoint on its way to the disk.
+#[derive(Debug, Default)]
+pub(super) struct Saver {
+    under_way: Option<(PathBuf, JoinHandle<Result<()>>)>,
+    /// Checkpoints begun since the last [`Saver::tell`].
+    count: u64,
+    /// Seconds that training waited for copies and for an earlier checkpoint.
+    waited: f64,
+}
+
+/// How a checkpoint fared that was on its way.
+#[derive(Debug)]
+pub(super) struct Saved {
+    /// Its file.
+    pub path: PathBuf,
+    /// Whether it is there.
+    pub outcome: Result<()>,
+}
+
+impl Saver {
+    /// Begins to write what `copy` makes to `path`. There must be none under way.
+    ///
+    /// # Errors
+    /// Whatever `copy` reports; [`Error::Stopped`] where no thread can be had.
+    pub fn begin(&mut self, path: &Path, copy: impl FnOnce() -> Result<Snapshot>) -> Result<()> {
+        assert!(self.under_way.is_none(), "one checkpoint at a time");
+        let start = Instant::now();
+        let snapshot = copy()?;
+        let to = path.to_owned();
+        let thread = std::thread::Builder::new()
+            .name("keel-save".into())
+            .spawn(move || snapshot.write(&to))
+            .map_err(|problem| {
+                Error::stopped("saving a checkpoint", problem, "end other programs")
+            })?;
+        self.under_way = Some((path.to_owned(), thread));
+        self.count += 1;
+        self.waited += start.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// Waits for the checkpoint that is under way, if there is one.
+    pub fn wait(&mut self) -> Option<Saved> {
+        let start = Instant::now();
+        let (path, thread) = self.under_way.take()?;
+        let outcome = thread.join().unwrap_or_else(|_| {
+            let advice = "report this as a defect of Keel";
+            Err(Error::content(
+                path.display(),
+                "saving it broke off",
+                advice,
+            ))
+        });
+        self.waited += start.elapsed().as_secs_f64();
+        Some(Saved { path, outcome })
+    }
+
+    /// Checkpoints and seconds waited for them since this was last asked.
+    pub fn tell(&mut self) -> (u64, f64) {
+        (
+            std::mem::take(&mut self.count),
+            std::mem::take(&mut self.waited),
+        )
+    }
+}
