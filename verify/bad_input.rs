@@ -476,3 +476,37 @@ fn a_batch_that_no_memory_holds_is_refused() {
     let answer = train(folder.path(), &further);
     answer.refused(&["bytes", "choose a smaller batch"]);
 }
+
+#[test]
+fn a_memory_limit_is_refused_with_settings_that_fit() {
+    let folder = place();
+    let train_with = |further: &[&str]| train(folder.path(), further);
+    let answer = train_with(&["--memory-limit", "4M", "--max-steps", "1"]).refused(&[
+        "--memory-limit 4.0 MiB: wanted ",
+        "for stage ",
+        "any of these fits: ",
+    ]);
+    assert!(!folder.path().join("runs").exists());
+    let (_, offers) = answer.stderr.split_once("any of these fits: ").unwrap();
+    let (offers, _) = offers.split_once(", found").unwrap();
+    let offers: Vec<&str> = offers.split("; ").collect();
+    assert_eq!(offers.len(), 3, "{offers:?}");
+    // Every offer is true.
+    for (index, offer) in offers.into_iter().enumerate() {
+        let out = format!("fits-{index}");
+        let mut args = vec!["--memory-limit", "4M", "--max-steps", "1", "--out", &out];
+        args.extend(offer.split(' '));
+        train_with(&args).fine();
+    }
+    let hopeless = ["--memory-limit", "100K", "--max-steps", "1"];
+    train_with(&hopeless).refused(&["what is fixed alone takes more"]);
+    train_with(&[
+        "--memory-limit",
+        "64M",
+        "--max-steps",
+        "1",
+        "--out",
+        "enough",
+    ])
+    .fine();
+}

@@ -268,6 +268,7 @@ fn options(run: &Path, save_every: u64, recheck_every: u64) -> TrainOptions {
         max_steps: None,
         overfit_one_batch: false,
         memory_budget: None,
+        memory_limit: None,
         save_every,
         spike_threshold: 10.0,
         recheck_every,

@@ -3,6 +3,7 @@
 mod ablation;
 mod allocations;
 mod bad_input;
+mod benchmark;
 mod chat;
 mod command;
 mod corruption;
@@ -21,6 +22,7 @@ mod generation;
 mod guard;
 mod harness;
 mod kernels;
+mod kills;
 mod measure;
 mod metrics;
 mod models;

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ComputeArgs, announce, at_least_one, print_line};
+use super::{ComputeArgs, announce, at_least_one, parse_named, print_line};
 use crate::error::Result;
-use crate::eval::{Measurements, metrics_of};
-use crate::report::{measurement_tables, stage_table};
+use crate::eval::{Measurements, Wording, metrics_of};
+use crate::report::{benchmark_table, measurement_tables, stage_table};
 use crate::train::{LoadedRun, write_measurements};
 
 /// Options of `keel eval`.
@@ -20,6 +20,13 @@ pub(super) struct EvalArgs {
     /// Metrics to measure instead of the stage table, separated by commas, or all that the checkpoint can give: all, retrieval, zero-shot, neighbours, linear-probe, two-layer-probe, attentive-probe, captions, questions, distances, space, cka, drift, robustness. They are kept in the run's folder evaluations/.
     #[arg(long, value_name = "LIST")]
     metrics: Option<String>,
+    /// Answers a benchmark in VLMEvalKit's layout (.tsv) and scores it by its rules; the answers are kept in evaluations/.
+    #[arg(long, value_name = "FILE", conflicts_with = "metrics")]
+    bench: Option<PathBuf>,
+    /// How a benchmark's questions are put: plain, or vlmevalkit with options and instruction. Plain by default to a model
+    /// that speaks the embedded tokeniser.
+    #[arg(long, value_name = "WORDING", value_parser = parse_wording, requires = "bench")]
+    wording: Option<Wording>,
     /// Measures the checkpoint after this stage instead of the newest.
     #[arg(long, value_name = "STAGE")]
     stage: Option<String>,
@@ -29,6 +36,10 @@ pub(super) struct EvalArgs {
     /// Prints the numbers as JSON.
     #[arg(long)]
     json: bool,
+}
+
+fn parse_wording(text: &str) -> std::result::Result<Wording, String> {
+    parse_named(&Wording::ALL, Wording::name, text)
 }
 
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
@@ -42,6 +53,17 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
         announce(&compute)?;
         print_line(format!("checkpoint: {}\n", run.path().display()))
     };
+    if let Some(bench) = &args.bench {
+        let wording = args.wording.unwrap_or(run.default_wording());
+        let (score, kept) = run.answer_benchmark(bench, wording)?;
+        if args.json {
+            let text = serde_json::to_string_pretty(&score);
+            return print_line(text.expect("a score is plain data"));
+        }
+        say_where()?;
+        print_line(benchmark_table(&score))?;
+        return print_line(format!("\nanswers in {}", kept.display()));
+    }
     let Some(metrics) = metrics else {
         let evaluation = run.evaluate(args.pictures as usize)?;
         if args.json {

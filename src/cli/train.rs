@@ -60,6 +60,10 @@ pub(super) struct TrainArgs {
     /// The most memory for a step's activations, for example 512M; met by computing some of them twice.
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory_budget: Option<u64>,
+    /// The most memory that a stage may take in all, parameters, gradients, moments and activations, for example 2G. More is
+    /// refused before the first step, with settings that fit.
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    memory_limit: Option<u64>,
     /// Steps between checkpoints inside a stage, written while training goes on; 0 for none. One follows every stage.
     #[arg(long, value_name = "N", default_value_t = 500)]
     save_every: u64,
@@ -162,6 +166,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         max_steps: args.max_steps,
         overfit_one_batch: args.overfit_one_batch,
         memory_budget: args.memory_budget,
+        memory_limit: args.memory_limit,
         save_every: args.save_every,
         spike_threshold: args.spike_threshold,
         recheck_every: args.recheck_every,

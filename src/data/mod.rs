@@ -5,6 +5,7 @@
 pub mod archive;
 pub mod augment;
 pub mod batch;
+pub mod benchmark;
 pub mod captions;
 pub mod census;
 pub mod chat;

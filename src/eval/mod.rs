@@ -3,6 +3,7 @@
 
 mod answer_match;
 mod answers;
+mod benchmark;
 mod comparable;
 mod distances;
 mod drift;
@@ -27,6 +28,9 @@ use serde::{Deserialize, Serialize};
 
 pub use answer_match::{answers_match, normalise_answer};
 pub use answers::{Answerer, exact_answers};
+pub use benchmark::{
+    AnswerKind, AnsweredItem, BenchmarkScore, Score, Wording, chosen_option, is_right, yes_or_no,
+};
 pub use comparable::{COMPARED, Compared, comparable};
 pub use distances::{
     Sinkhorn, exact_wasserstein, mean_distance, nearest_neighbour_distance, sinkhorn_divergence,

@@ -1,6 +1,7 @@
 //! What people read: a run's tables and pages, a sheet of pictures, what is known of the kernels.
 
 mod ablation;
+mod benchmark;
 mod kernels;
 mod measurements;
 mod page;
@@ -9,6 +10,7 @@ mod sheet;
 mod table;
 
 pub use ablation::ablation_table;
+pub use benchmark::benchmark_table;
 pub use kernels::{kernel_json, kernel_markdown, kernel_text, outcome_json, outcome_text};
 pub use measurements::measurement_tables;
 pub use page::{RunRecord, comparison_page, run_page};

@@ -119,28 +119,9 @@ impl LoadedRun {
             std::fs::read(image).map_err(|problem| Error::io(image, "read the image", problem))?;
         let name = image.display().to_string();
         let picture = Picture::decode(&name, &bytes, &PictureLimits::default())?;
-        let side = self.stored.recipe.model.vision.image_size as u32;
-        let picture = picture
-            .flatten([255, 255, 255])
-            .resize_shortest_edge(side, Filter::Bicubic)
-            .centre_crop(side, side);
-        let Pixels { mean, deviation } = self.stored.recipe.pixels();
-        let pixels = picture.to_chw(mean, deviation);
-        let tokens = self
-            .stored
-            .recipe
-            .stages
-            .iter()
-            .map(|stage| stage.tokens)
-            .max()
-            .unwrap_or(0);
-        let asked = Conversation {
-            image_tokens: self.stored.recipe.model.image_tokens(),
-            system: None,
-            context: "",
-            turns: vec![[question, ""]],
-        };
-        let prompt = self.stored.words.prompt(&asked);
+        let pixels = self.pixels_of(&picture);
+        let prompt = self.prompt(question);
+        let tokens = self.tokens();
         if prompt.len() >= tokens {
             return Err(Error::setting(
                 "--question",
@@ -148,15 +129,48 @@ impl LoadedRun {
                 format!("{} tokens with the image", prompt.len()),
             ));
         }
-        let shape = StepShape {
-            batch: 1,
-            tokens,
-            caption_tokens: 8,
-            image_id: self.stored.words.image(),
-        };
-        let mut generator = Generator::new(self.place(), shape, sampling)?;
+        let mut generator = self.generator(1, sampling)?;
         let mut answers = generator.generate(&pixels, &[prompt])?;
         let answer = answers.pop().expect("one answer a prompt");
         Ok(self.stored.words.decode(&answer))
+    }
+
+    /// A picture [3, S, S] as the tower takes it: the shortest edge to S, the middle of it.
+    pub(super) fn pixels_of(&self, picture: &Picture) -> Vec<f32> {
+        let side = self.stored.recipe.model.vision.image_size as u32;
+        let picture = picture
+            .flatten([255, 255, 255])
+            .resize_shortest_edge(side, Filter::Bicubic)
+            .centre_crop(side, side);
+        let Pixels { mean, deviation } = self.stored.recipe.pixels();
+        picture.to_chw(mean, deviation)
+    }
+
+    /// The most tokens of a conversation that the model was trained on.
+    pub(super) fn tokens(&self) -> usize {
+        let stages = self.stored.recipe.stages.iter();
+        stages.map(|stage| stage.tokens).max().unwrap_or(0)
+    }
+
+    /// The ids up to the answer of a question about a picture.
+    pub(super) fn prompt(&self, question: &str) -> Vec<i32> {
+        let asked = Conversation {
+            image_tokens: self.stored.recipe.model.image_tokens(),
+            system: None,
+            context: "",
+            turns: vec![[question, ""]],
+        };
+        self.stored.words.prompt(&asked)
+    }
+
+    /// What answers `batch` questions at a time.
+    pub(super) fn generator(&self, batch: usize, sampling: Sampling) -> Result<Generator> {
+        let shape = StepShape {
+            batch,
+            tokens: self.tokens(),
+            caption_tokens: 8,
+            image_id: self.stored.words.image(),
+        };
+        Generator::new(self.place(), shape, sampling)
     }
 }

@@ -1,5 +1,6 @@
 //! Throughput, smoothed losses and the display of a stage under way.
 
+use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::recipe::Stage;
 use crate::error::Result;
 use crate::executor::Session;
+use crate::program::bytes;
 
 /// What one optimiser step reported.
 #[derive(Clone, Debug, Default)]
@@ -67,6 +69,8 @@ pub struct StepSize {
     pub flops: f64,
     /// Floating-point operations a second that the machine's multiply-add units reach; 0 when unknown.
     pub peak: f64,
+    /// Bytes that the stage takes by its plan.
+    pub memory: u64,
 }
 
 /// Averages over the steps since the last line, with rates.
@@ -97,9 +101,30 @@ pub struct Meter {
     for_row: Vec<StepNumbers>,
     /// Since the last line.
     for_line: Vec<StepNumbers>,
+    /// Mean losses of the latest rows, for the display.
+    history: VecDeque<f64>,
     bar: ProgressBar,
     last_row: Instant,
     last_line: Instant,
+}
+
+/// Rows that the display's curve shows.
+const HISTORY: usize = 60;
+
+/// Numbers as a curve of one line of text, from the least at the bottom to the greatest at the top; nothing for numbers that
+/// are not finite.
+pub fn curve(values: &[f64]) -> String {
+    const HEIGHTS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let finite = values.iter().filter(|value| value.is_finite());
+    let (low, high) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+        (low.min(*value), high.max(*value))
+    });
+    let height = |value: &f64| match (value.is_finite(), high > low) {
+        (false, _) => ' ',
+        (true, false) => HEIGHTS[0],
+        (true, true) => HEIGHTS[((value - low) / (high - low) * 7.0).round() as usize],
+    };
+    values.iter().map(height).collect()
 }
 
 /// What is due after a step.
@@ -124,7 +149,8 @@ impl Meter {
             false => ProgressDrawTarget::hidden(),
         };
         let bar = ProgressBar::with_draw_target(Some(steps), target);
-        let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {eta} {msg}")
+        let template = "{prefix} {wide_bar} {pos}/{len}, {eta} left\n{msg}";
+        let style = ProgressStyle::with_template(template)
             .expect("the template's fields are indicatif's own");
         bar.set_style(style);
         bar.set_prefix(stage.to_owned());
@@ -133,6 +159,7 @@ impl Meter {
             size,
             for_row: Vec::new(),
             for_line: Vec::new(),
+            history: VecDeque::new(),
             bar,
             last_row: Instant::now(),
             last_line: Instant::now(),
@@ -145,8 +172,9 @@ impl Meter {
         self.for_line.push(step);
     }
 
-    /// Moves on after step `done` (from 1); returns what is due where there is something to say.
-    pub fn due(&mut self, done: u64, is_last: bool) -> Due {
+    /// Moves on after step `done` (from 1); returns what is due where there is something to say. `skipped` samples have been
+    /// left out so far.
+    pub fn due(&mut self, done: u64, is_last: bool, skipped: u64) -> Due {
         self.bar.set_position(done);
         if is_last {
             self.bar.finish_and_clear();
@@ -157,17 +185,40 @@ impl Meter {
         let row = line || self.last_row.elapsed() >= ROWS;
         if row && !self.for_row.is_empty() {
             self.last_row = Instant::now();
-            due.row = Some(self.summarise(&self.for_row));
+            let interval = self.summarise(&self.for_row);
             self.for_row.clear();
+            if self.history.len() == HISTORY {
+                self.history.pop_front();
+            }
+            self.history.push_back(interval.loss);
+            self.bar.set_message(self.display(&interval, skipped));
+            due.row = Some(interval);
         }
         if line {
             self.last_line = Instant::now();
             let interval = self.summarise(&self.for_line);
             self.for_line.clear();
-            self.bar.set_message(interval.rates());
             due.line = Some(interval);
         }
         due
+    }
+
+    /// What stands under the bar on a terminal: the loss of late as a curve, and how things stand.
+    fn display(&self, interval: &Interval, skipped: u64) -> String {
+        let history: Vec<f64> = self.history.iter().copied().collect();
+        let skipped = match skipped {
+            0 => String::new(),
+            some => format!(", {some} samples skipped"),
+        };
+        format!(
+            "loss {} {:.4}  grad {:.3}  lr {:.2e}\n{}, {} planned{skipped}",
+            curve(&history),
+            interval.loss,
+            interval.gradient_norm,
+            interval.learning_rate,
+            interval.rates(),
+            bytes(self.size.memory),
+        )
     }
 
     /// Prints a line above the bar.

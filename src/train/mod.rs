@@ -1,6 +1,7 @@
 //! Training: recipes, stages, steps, checkpoints.
 
 mod ablation;
+mod benchmark;
 mod checkpoint;
 mod evaluation;
 mod events;
@@ -10,6 +11,7 @@ mod guard;
 mod loaded_run;
 mod locate;
 mod measuring;
+mod memory_limit;
 mod meter;
 mod profile;
 mod recipe;
@@ -35,7 +37,7 @@ pub use export::{ExportOptions, ExportPart, Exported, export};
 pub use guard::{Guard, MOST_RETURNS, MOST_STRIKES, Verdict};
 pub use loaded_run::LoadedRun;
 pub use measuring::{Measured, write_measurements};
-pub use meter::{Interval, Meter, StepNumbers, StepSize};
+pub use meter::{Due, Interval, Meter, StepNumbers, StepSize, curve};
 pub use profile::{Profile, ProfiledOp};
 pub use recipe::{
     BUILT_IN, ChatSettings, ContrastiveForm, MODULES, Recipe, Schedule, Stage, StageKind,

@@ -17,6 +17,7 @@ use crate::data::prefetch::Prefetcher;
 use crate::data::task::TaskKind;
 use crate::error::{Error, Result};
 use crate::executor::Session;
+use crate::program::MemoryReport;
 use crate::tape::Arena;
 
 impl Trainer {
@@ -117,7 +118,7 @@ impl Trainer {
                     ));
                 }
             }
-            let due = meter.due(step + 1, step + 1 == steps);
+            let due = meter.due(step + 1, step + 1 == steps, self.skipped);
             if let Some(interval) = due.line {
                 let line = interval.line(&stage.name, step + 1, steps);
                 meter.say(&line);
@@ -174,6 +175,7 @@ impl Trainer {
             tokens: text * stage.batch,
             flops: session.program().cost().flops,
             peak: self.executor.peak_flops(),
+            memory: MemoryReport::new(session.program(), &self.layout).total(),
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::checkpoint::{self, Checkpoint, Position};
 use super::evaluation::evaluation_settings;
 use super::guard::Guard;
+use super::memory_limit::hold_to_limit;
 use super::recipe::{Recipe, Stage};
 use super::run_folder::{RunFolder, TOKENIZER, newest_first};
 use super::saver::Saver;
@@ -22,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::eval::{Evaluation, Evaluator, Place};
 use crate::executor::{Choice, Executor};
 use crate::model::{StepShape, declare, initialise_one};
-use crate::program::Program;
+use crate::program::{MemoryReport, Program};
 use crate::tape::{Arena, ParameterLayout};
 
 /// What the command line adds to a recipe.
@@ -40,6 +41,8 @@ pub struct TrainOptions {
     pub overfit_one_batch: bool,
     /// The most bytes of a step's arena.
     pub memory_budget: Option<u64>,
+    /// The most bytes that a stage may take in all, by its plan; more is refused.
+    pub memory_limit: Option<u64>,
     /// Steps between checkpoints within a stage; 0 for none.
     pub save_every: u64,
     /// Standard deviations above the median of late losses from which a loss is a spike; 0 calls none.
@@ -143,6 +146,15 @@ impl Trainer {
             .enumerate()
             .map(compile)
             .collect::<Result<Vec<_>>>()?;
+        if let Some(limit) = options.memory_limit {
+            let machine = options.compute.machine();
+            for (stage, program) in recipe.stages.iter().zip(&programs) {
+                if let Some(program) = program {
+                    let memory = MemoryReport::new(program, &layout);
+                    hold_to_limit(&recipe, stage, &layout, machine, &memory, limit)?;
+                }
+            }
+        }
         let folder = match folder {
             Some(folder) => folder,
             None => RunFolder::create(options.out.as_deref(), &recipe.name)?,

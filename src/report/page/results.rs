@@ -57,7 +57,15 @@ pub(super) fn curves(record: &RunRecord) -> String {
             "Images a second",
             "images a second",
             false,
-            vec![line("images", "images_per_second", 1.0)],
+            vec![Line {
+                // Stages without pictures have no such speed.
+                pieces: record
+                    .pieces("images_per_second", 1.0)
+                    .into_iter()
+                    .filter(|piece| piece.iter().any(|point| point[1] > 0.0))
+                    .collect(),
+                name: "images".to_owned(),
+            }],
         ),
         chart(
             "Text tokens a second",

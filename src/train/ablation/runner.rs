@@ -242,6 +242,7 @@ impl Ablation {
             max_steps: None,
             overfit_one_batch: false,
             memory_budget: None,
+            memory_limit: None,
             save_every: 0,
             spike_threshold: 10.0,
             recheck_every: 0,

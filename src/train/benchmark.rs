@@ -1,0 +1,148 @@
+//! Asks a run the questions of a benchmark and keeps every answer as soon as it is there.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::loaded_run::LoadedRun;
+use crate::data::benchmark::{Benchmark, BenchmarkItem};
+use crate::error::{Error, Result};
+use crate::eval::{
+    AnswerKind, AnsweredItem, BenchmarkScore, Generator, Sampling, Wording, is_right,
+};
+
+/// Questions that are answered together.
+const BATCH: usize = 16;
+
+impl LoadedRun {
+    /// How questions are put by default: bare to a model that speaks the embedded tokeniser, which has learnt nothing else.
+    pub fn default_wording(&self) -> Wording {
+        match self.stored.words.layout() {
+            Some(_) => Wording::VlmEvalKit,
+            None => Wording::Plain,
+        }
+    }
+
+    /// Where the answers to `benchmark` are kept: in the run, or beside a checkpoint that lies outside one.
+    fn answers_path(&self, benchmark: &Path) -> Result<PathBuf> {
+        let folder = self.path().parent().unwrap_or(Path::new("."));
+        let run = match folder.ends_with("checkpoints") {
+            true => folder.parent().unwrap_or(Path::new(".")),
+            false => folder,
+        };
+        let folder = run.join("evaluations");
+        std::fs::create_dir_all(&folder)
+            .map_err(|problem| Error::io(&folder, "create the folder", problem))?;
+        let stem = |path: &Path| {
+            path.file_stem()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned()
+        };
+        let name = format!("{}.{}.jsonl", stem(self.path()), stem(benchmark));
+        Ok(folder.join(name))
+    }
+
+    /// Answers every question of a benchmark greedily; returns the score and the file with the answers, which holds all
+    /// up to the row where an error stopped it.
+    ///
+    /// # Errors
+    /// What is wrong with a row, by its number and index; whatever the executor reports.
+    pub fn answer_benchmark(
+        &self,
+        path: &Path,
+        wording: Wording,
+    ) -> Result<(BenchmarkScore, PathBuf)> {
+        let benchmark = Benchmark::open(path)?;
+        let name = benchmark.name().to_owned();
+        let kept = self.answers_path(path)?;
+        let io = |problem| Error::io(&kept, "write", problem);
+        let mut file = File::create(&kept).map_err(io)?;
+        let mut generator = self.generator(BATCH, Sampling::Greedy)?;
+        let mut score = BenchmarkScore::default();
+        let mut waiting: Vec<BenchmarkItem> = Vec::with_capacity(BATCH);
+        let mut problem = None;
+        for item in benchmark {
+            match item {
+                Ok(item) => waiting.push(item),
+                Err(found) => {
+                    problem = Some(found);
+                    break;
+                }
+            }
+            if waiting.len() == BATCH {
+                self.answer(
+                    &name,
+                    &waiting,
+                    wording,
+                    &mut generator,
+                    &mut score,
+                    &mut |line| file.write_all(line.as_bytes()).map_err(io),
+                )?;
+                waiting.clear();
+            }
+        }
+        self.answer(
+            &name,
+            &waiting,
+            wording,
+            &mut generator,
+            &mut score,
+            &mut |line| file.write_all(line.as_bytes()).map_err(io),
+        )?;
+        match problem {
+            Some(problem) => Err(problem),
+            None => Ok((score, kept)),
+        }
+    }
+
+    /// Answers at most [`BATCH`] questions.
+    fn answer(
+        &self,
+        name: &str,
+        items: &[BenchmarkItem],
+        wording: Wording,
+        generator: &mut Generator,
+        score: &mut BenchmarkScore,
+        keep: &mut dyn FnMut(&str) -> Result<()>,
+    ) -> Result<()> {
+        let mut pictures = Vec::new();
+        let (mut prompts, mut asked) = (Vec::new(), Vec::new());
+        for (index, item) in items.iter().enumerate() {
+            let prompt = self.prompt(&wording.question(item));
+            // At least a word of an answer must fit too.
+            if prompt.len() + 1 < self.tokens() {
+                pictures.extend(self.pixels_of(&item.picture(name)?));
+                prompts.push(prompt);
+                asked.push(index);
+            }
+        }
+        let mut predictions: Vec<Option<String>> = vec![None; items.len()];
+        if !prompts.is_empty() {
+            let answers = generator.generate(&pictures, &prompts)?;
+            for (index, ids) in asked.into_iter().zip(answers) {
+                predictions[index] = Some(self.stored.words.decode(&ids));
+            }
+        }
+        for (item, prediction) in items.iter().zip(predictions) {
+            let kind = AnswerKind::of(item);
+            let answered = AnsweredItem {
+                index: item.index.clone(),
+                category: item.category.clone(),
+                kind,
+                is_right: prediction.as_ref().is_some_and(|p| is_right(item, p)),
+                prediction,
+                answer: item.answer.clone(),
+                chance: match kind {
+                    AnswerKind::Choice => 1.0 / item.options.len() as f64,
+                    AnswerKind::YesNo => 0.5,
+                    AnswerKind::Short => 0.0,
+                },
+            };
+            score.add(&answered);
+            let line = serde_json::to_string(&answered).expect("an answer is plain data");
+            keep(&format!("{line}\n"))?;
+        }
+        Ok(())
+    }
+}
