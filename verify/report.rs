@@ -69,7 +69,11 @@ fn tiny_run(folder: &Path, out: &str, further: &[&str]) -> PathBuf {
 #[test]
 fn a_run_leaves_a_whole_page_that_a_browser_draws() {
     let folder = tempfile::tempdir().unwrap();
-    let run = tiny_run(folder.path(), "run", &["--max-steps", "3"]);
+    let run = tiny_run(
+        folder.path(),
+        "run",
+        &["--max-steps", "3", "--evaluation-pictures", "12"],
+    );
     let measured = ["eval", "run", "--metrics", "drift"];
     keel(folder.path(), &measured).fine();
     let html = fs::read_to_string(run.join("report.html")).unwrap();
@@ -152,7 +156,11 @@ fn a_run_leaves_a_whole_page_that_a_browser_draws() {
 #[test]
 fn a_run_that_was_cut_off_anywhere_still_has_a_page() {
     let folder = tempfile::tempdir().unwrap();
-    let run = tiny_run(folder.path(), "run", &["--max-steps", "2"]);
+    let run = tiny_run(
+        folder.path(),
+        "run",
+        &["--max-steps", "2", "--evaluation-pictures", "4"],
+    );
     let rows = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     for share in [0, 1, 3, 5] {
         fs::write(run.join("metrics.jsonl"), &rows[..rows.len() * share / 10]).unwrap();

@@ -77,8 +77,11 @@ pub(super) struct TrainArgs {
     /// Does every Nth step twice and compares the bits: finds a machine that computes wrongly now and then. 0 for none.
     #[arg(long, value_name = "N", default_value_t = 0)]
     recheck_every: u64,
+    /// Pictures of each set that stages are evaluated on, at most: 200, or 100 with --quick.
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    evaluation_pictures: Option<u64>,
     /// Leaves out the evaluation after each stage.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "evaluation_pictures")]
     no_evaluation: bool,
 }
 
@@ -123,6 +126,9 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
             stage.steps = stage.steps.map(|steps| steps.div_ceil(QUICK));
             stage.epochs = stage.epochs.map(|epochs| epochs / QUICK as f64);
         }
+    }
+    if let Some(pictures) = args.evaluation_pictures {
+        evaluation_size = pictures as usize;
     }
     if args.vision.is_some() || args.language.is_some() {
         let (vision, language) = (args.vision.as_deref(), args.language.as_deref());

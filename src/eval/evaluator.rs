@@ -82,7 +82,8 @@ impl<'a> Evaluator<'a> {
             ..Evaluation::default()
         };
         let shape = self.batch_shape(settings);
-        let matcher = |pair| Matcher::new(self.place, &self.library, shape, pair);
+        let matcher =
+            |pair| Matcher::new(self.place, &self.library, shape, pair, settings.pictures);
         // The text tower's space stays the same from stage to stage, the language model's knows the classes.
         let has_towers = self.place.config.text.is_some();
         let language = match settings.answers || !has_towers {

@@ -16,6 +16,9 @@ use crate::error::Result;
 use crate::executor::Session;
 use crate::model::{ContrastivePair, record_contrastive_features};
 
+/// Training pictures that the map is fitted on for each picture of a set.
+const FITTED: usize = 32;
+
 /// Penalty of the fitted map, relative to the features' variance.
 const RIDGE: f64 = 0.03;
 
@@ -30,7 +33,8 @@ pub(super) struct Matcher<'a> {
 }
 
 impl<'a> Matcher<'a> {
-    /// Loads the feature programs of `pair` and fits the map on all training pictures in Noto's style.
+    /// Loads the feature programs of `pair` and fits the map on training pictures in Noto's style: all of them, but for
+    /// sets of few `pictures` at most [`FITTED`] for each.
     ///
     /// # Errors
     /// Whatever recording, loading or the data report.
@@ -39,11 +43,13 @@ impl<'a> Matcher<'a> {
         library: &'a Library,
         shape: BatchShape,
         pair: ContrastivePair,
+        pictures: usize,
     ) -> Result<Matcher<'a>> {
         let mut images = load(place, &shape, pair, true)?;
         let mut texts = load(place, &shape, pair, false)?;
-        let most = library.training().len();
+        let most = library.training().len().min(FITTED * pictures);
         let samples = captioned(library, Artist::Noto, Split::Train, most);
+        let most = samples.len();
         let captions: Vec<String> = samples
             .iter()
             .map(|sample| sample.caption.clone())

@@ -45,7 +45,14 @@ impl Measurer<'_> {
     }
 
     pub(super) fn matcher(&self, pair: ContrastivePair) -> Result<Matcher<'_>> {
-        Matcher::new(self.place, &self.library, self.batch_shape(), pair)
+        let pictures = self.settings.pictures;
+        Matcher::new(
+            self.place,
+            &self.library,
+            self.batch_shape(),
+            pair,
+            pictures,
+        )
     }
 
     pub(super) fn retrieval(&self) -> Result<Vec<RetrievalMeasure>> {

@@ -1,0 +1,22 @@
+//! Lists of pairs and conversations, and tables: usable records, counted ones, or a sentence. The first byte chooses the kind.
+#![no_main]
+
+use keel::data::pairs::{PairLimits, PairSource, Pairs};
+use keel::data::records::words_of_json;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((kind, content)) = bytes.split_first() else {
+        return;
+    };
+    let _ = words_of_json("input", content);
+    let folder = tempfile::tempdir_in("/dev/shm").expect("memory can be written");
+    let ending = ["json", "jsonl", "tsv", "csv"][usize::from(*kind) % 4];
+    let path = folder.path().join(format!("input.{ending}"));
+    std::fs::write(&path, content).expect("memory can be written");
+    if let Ok(pairs) = Pairs::open(&path.to_string_lossy(), PairLimits::default()) {
+        for index in 0..pairs.len().min(16) {
+            let _ = pairs.get(index);
+        }
+    }
+});

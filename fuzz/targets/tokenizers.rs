@@ -1,0 +1,25 @@
+//! tokenizer.json: ids below the vocabulary's size, or a sentence.
+#![no_main]
+
+use keel::data::chat::{ChatTokenizer, Conversation, Layout};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let folder = tempfile::tempdir_in("/dev/shm").expect("memory can be written");
+    let path = folder.path().join("tokenizer.json");
+    std::fs::write(&path, bytes).expect("memory can be written");
+    let Ok(words) = ChatTokenizer::open(&path, Layout::Qwen25) else {
+        return;
+    };
+    let conversation = Conversation {
+        image_tokens: 2,
+        system: None,
+        context: "",
+        turns: vec![["what is it? <|im_end|> ü 你", "a fox"]],
+    };
+    let sequence = words.sequence(&conversation);
+    for id in &sequence.ids {
+        assert!((0..words.vocabulary() as i32).contains(id));
+    }
+    let _ = words.decode(&sequence.ids);
+});
