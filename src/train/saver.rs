@@ -17,6 +17,14 @@ pub(super) struct Saver {
     waited: f64,
 }
 
+/// A run that ends early does not take the checkpoint with it that is on its way.
+impl Drop for Saver {
+    fn drop(&mut self) {
+        // Nobody is left to hear of a failure: the run ends with a message of its own.
+        let _ = self.wait();
+    }
+}
+
 /// How a checkpoint fared that was on its way.
 #[derive(Debug)]
 pub(super) struct Saved {
