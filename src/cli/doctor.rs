@@ -9,6 +9,7 @@ use crate::executor::kernel_table::IMAGES;
 use crate::executor::simt::Emulator;
 use crate::executor::{Choice, Device, cuda};
 use crate::program::bytes;
+use crate::train::free_bytes;
 
 /// Options of `keel doctor`.
 #[derive(Debug, Args)]
@@ -167,15 +168,9 @@ fn emulator() -> Finding {
 fn disk() -> Result<Finding> {
     let place = std::env::current_dir()
         .map_err(|problem| Error::io(".", "find the current folder", problem))?;
-    let state = rustix::fs::statvfs(&place)
-        .map_err(|problem| Error::io(&place, "ask for the free space", problem.into()))?;
     Ok(Finding {
         what: "disk",
-        found: format!(
-            "{} free in {}",
-            bytes(state.f_bavail.saturating_mul(state.f_frsize)),
-            place.display()
-        ),
+        found: format!("{} free in {}", bytes(free_bytes(&place)?), place.display()),
         advice: None,
     })
 }

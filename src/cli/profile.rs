@@ -7,7 +7,7 @@ use clap::Args;
 use super::{ComputeArgs, RecipeArgs, announce, at_least_one, parse_bytes, print_line};
 use crate::error::{Error, Result, with_near_miss};
 use crate::report::{profile_drawing, profile_table, profile_trace};
-use crate::train::{Profile, Recipe, write_durably};
+use crate::train::{Profile, Recipe, recipe_of, write_durably};
 
 /// Options of `keel profile`.
 #[derive(Debug, Args)]
@@ -40,14 +40,7 @@ pub(super) fn run(args: &ProfileArgs) -> Result<()> {
     let compute = args.compute.choose()?;
     let recipe = match &args.run {
         Some(run) => {
-            let path = run.join("recipe.toml");
-            if !path.exists() {
-                return Err(Error::setting(
-                    format!("--run {}", run.display()),
-                    "the folder of a run (with a recipe.toml)",
-                    "none there",
-                ));
-            }
+            let path = recipe_of(run, "--run")?;
             Recipe::load(&path.to_string_lossy(), &args.recipe.sets)?
         }
         None => Recipe::load(&args.recipe.recipe, &args.recipe.sets)?,

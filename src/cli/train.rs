@@ -11,9 +11,9 @@ use super::{
 };
 use crate::data::chat::Layout;
 use crate::data::pairs::{PairLimits, PairSource, Pairs};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::report::stage_table;
-use crate::train::{Recipe, Signals, TrainOptions, Trainer};
+use crate::train::{Recipe, Signals, TrainOptions, Trainer, recipe_of};
 
 /// Options of `keel train`.
 #[derive(Debug, Args)]
@@ -104,14 +104,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
     let compute = args.compute.choose()?;
     let mut recipe = match &args.resume {
         Some(run) => {
-            let path = run.join("recipe.toml");
-            if !path.exists() {
-                return Err(Error::setting(
-                    format!("--resume {}", run.display()),
-                    "the folder of a run (with a recipe.toml)",
-                    "none there",
-                ));
-            }
+            let path = recipe_of(run, "--resume")?;
             Recipe::load(&path.to_string_lossy(), &args.recipe.sets)?
         }
         None => Recipe::load(&args.recipe.recipe, &args.recipe.sets)?,

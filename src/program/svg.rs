@@ -21,11 +21,13 @@ fn colour(class: Class) -> &'static str {
     }
 }
 
-fn escape(text: &str) -> String {
+/// `text` as it may stand between tags and inside quoted attributes.
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
         .replace('"', "&quot;")
+        .replace('\'', "&#39;")
 }
 
 /// The arena of `program` as a self-contained SVG titled `title`.

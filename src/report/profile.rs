@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::table::Table;
+use crate::program::escape;
 use crate::train::{Profile, ProfiledOp};
 
 /// Kinds of op in the table, at most; the rest are summed.
@@ -239,14 +240,10 @@ pub fn profile_drawing(profile: &Profile) -> String {
 <rect class="ground" width="{WIDTH}" height="{height}"/>
 <text class="ink" x="8" y="26" font-size="16" font-weight="600">{0}</text>
 "##,
-        safe(&title)
+        escape(&title)
     );
     draw(&mut svg, &root, "step", [8.0, WIDTH - 16.0], 0, 5);
     svg + "</svg>\n"
-}
-
-fn safe(text: &str) -> String {
-    super::page::escape(text)
 }
 
 /// Draws one box and what is inside it, the widest first.
@@ -266,7 +263,7 @@ fn draw(
     let _ = write!(
         svg,
         r#"<g><title>{0}</title><rect class="b" x="{left:.1}" y="{y:.1}" width="{width:.1}" height="{ROW}" fill="{1}" fill-opacity="{2}"/>"#,
-        safe(&label),
+        escape(&label),
         COLOURS[colour % COLOURS.len()],
         if row.is_multiple_of(2) { 0.95 } else { 0.8 }
     );
@@ -278,7 +275,7 @@ fn draw(
             r##"<text x="{:.1}" y="{:.1}" fill="#fff">{}</text>"##,
             left + 4.0,
             y + 17.0,
-            safe(&shown)
+            escape(&shown)
         );
     }
     svg.push_str("</g>\n");

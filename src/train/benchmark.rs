@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::loaded_run::LoadedRun;
+use super::run_folder::evaluations_folder;
 use crate::data::benchmark::{Benchmark, BenchmarkItem};
 use crate::error::{Error, Result};
 use crate::eval::{
@@ -25,14 +26,7 @@ impl LoadedRun {
 
     /// Where the answers to `benchmark` are kept: in the run, or beside a checkpoint that lies outside one.
     fn answers_path(&self, benchmark: &Path) -> Result<PathBuf> {
-        let folder = self.path().parent().unwrap_or(Path::new("."));
-        let run = match folder.ends_with("checkpoints") {
-            true => folder.parent().unwrap_or(Path::new(".")),
-            false => folder,
-        };
-        let folder = run.join("evaluations");
-        std::fs::create_dir_all(&folder)
-            .map_err(|problem| Error::io(&folder, "create the folder", problem))?;
+        let folder = evaluations_folder(self.path())?;
         let stem = |path: &Path| {
             path.file_stem()
                 .unwrap_or_default()
@@ -60,36 +54,28 @@ impl LoadedRun {
         let mut file = File::create(&kept).map_err(io)?;
         let mut generator = self.generator(BATCH, Sampling::Greedy)?;
         let mut score = BenchmarkScore::default();
-        let mut waiting: Vec<BenchmarkItem> = Vec::with_capacity(BATCH);
+        let mut rows = benchmark.fuse();
         let mut problem = None;
-        for item in benchmark {
-            match item {
-                Ok(item) => waiting.push(item),
-                Err(found) => {
-                    problem = Some(found);
-                    break;
+        while problem.is_none() {
+            let mut items: Vec<BenchmarkItem> = Vec::with_capacity(BATCH);
+            for row in rows.by_ref().take(BATCH) {
+                match row {
+                    Ok(item) => items.push(item),
+                    Err(found) => {
+                        problem = Some(found);
+                        break;
+                    }
                 }
             }
-            if waiting.len() == BATCH {
-                self.answer(
-                    &name,
-                    &waiting,
-                    wording,
-                    &mut generator,
-                    &mut score,
-                    &mut |line| file.write_all(line.as_bytes()).map_err(io),
-                )?;
-                waiting.clear();
+            if items.is_empty() {
+                break;
+            }
+            for answered in self.answer(&name, &items, wording, &mut generator)? {
+                score.add(&answered);
+                let line = serde_json::to_string(&answered).expect("an answer is plain data");
+                writeln!(file, "{line}").map_err(io)?;
             }
         }
-        self.answer(
-            &name,
-            &waiting,
-            wording,
-            &mut generator,
-            &mut score,
-            &mut |line| file.write_all(line.as_bytes()).map_err(io),
-        )?;
         match problem {
             Some(problem) => Err(problem),
             None => Ok((score, kept)),
@@ -103,9 +89,7 @@ impl LoadedRun {
         items: &[BenchmarkItem],
         wording: Wording,
         generator: &mut Generator,
-        score: &mut BenchmarkScore,
-        keep: &mut dyn FnMut(&str) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<Vec<AnsweredItem>> {
         let mut pictures = Vec::new();
         let (mut prompts, mut asked) = (Vec::new(), Vec::new());
         for (index, item) in items.iter().enumerate() {
@@ -124,9 +108,9 @@ impl LoadedRun {
                 predictions[index] = Some(self.stored.words.decode(&ids));
             }
         }
-        for (item, prediction) in items.iter().zip(predictions) {
+        let answered = items.iter().zip(predictions).map(|(item, prediction)| {
             let kind = AnswerKind::of(item);
-            let answered = AnsweredItem {
+            AnsweredItem {
                 index: item.index.clone(),
                 category: item.category.clone(),
                 kind,
@@ -138,11 +122,8 @@ impl LoadedRun {
                     AnswerKind::YesNo => 0.5,
                     AnswerKind::Short => 0.0,
                 },
-            };
-            score.add(&answered);
-            let line = serde_json::to_string(&answered).expect("an answer is plain data");
-            keep(&format!("{line}\n"))?;
-        }
-        Ok(())
+            }
+        });
+        Ok(answered.collect())
     }
 }

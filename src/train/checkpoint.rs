@@ -150,11 +150,20 @@ pub fn save(
     Snapshot::take(position.clone(), layout, executor, session)?.write(path)
 }
 
+/// Bytes that the file system of `folder` has free.
+///
+/// # Errors
+/// [`Error::Io`] naming the folder.
+pub fn free_bytes(folder: &Path) -> Result<u64> {
+    let disk = rustix::fs::statvfs(folder)
+        .map_err(|problem| Error::io(folder, "ask for the free space", problem.into()))?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
 /// Refuses to begin a file of `bytes` bytes where the disk has no room for it. A file system that does not tell is tried.
 fn has_room(path: &Path, bytes: u64) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    let free = rustix::fs::statvfs(folder).map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize));
-    match free {
+    match free_bytes(folder) {
         Ok(free) if free < bytes => {
             let problem = format!(
                 "No space left on device: it takes {bytes} bytes, and {free} are free; free some, or keep fewer with --keep"

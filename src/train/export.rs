@@ -215,11 +215,13 @@ impl Model {
             Some(layout) => Ok(layout),
             None => VisionLayout::of(&config.vision),
         };
+        let has_words = !matches!(options.part, ExportPart::Vision | ExportPart::Connector);
+        let language = self.stored.recipe.language_weights.as_ref();
         let mut page = Page {
             config: Map::new(),
-            source: None,
+            source: language.filter(|_| has_words).map(PathBuf::from),
             has_pictures: options.part != ExportPart::Language,
-            has_words: !matches!(options.part, ExportPart::Vision | ExportPart::Connector),
+            has_words,
         };
         let tensors = match options.part {
             ExportPart::Vision => {
@@ -229,12 +231,6 @@ impl Model {
             }
             ExportPart::Language => {
                 page.config = language_config(&config.language)?;
-                page.source = self
-                    .stored
-                    .recipe
-                    .language_weights
-                    .as_ref()
-                    .map(PathBuf::from);
                 language_tensors(&config.language, &self.stored.layout, "", dtype, &value_of)
             }
             ExportPart::Connector => {
@@ -254,12 +250,6 @@ impl Model {
                     (config.vision.image_size, config.connector.factor),
                     self.template(),
                 );
-                page.source = self
-                    .stored
-                    .recipe
-                    .language_weights
-                    .as_ref()
-                    .map(PathBuf::from);
                 let vision = "vision_model.";
                 let mut all = layout.tensors(
                     &config.vision,

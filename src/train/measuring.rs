@@ -6,7 +6,7 @@ use super::checkpoint::{self, write_durably};
 use super::evaluation::evaluation_settings;
 use super::loaded_run::LoadedRun;
 use super::recipe::{Stage, StageKind};
-use super::run_folder::stage_checkpoints;
+use super::run_folder::{evaluations_folder, run_of, stage_checkpoints};
 use super::trainer::Trainer;
 use crate::data::library::Library;
 use crate::error::{Error, Result};
@@ -122,11 +122,7 @@ impl LoadedRun {
 
     /// The run's checkpoints after each stage; this one's alone where it lies outside a run.
     fn checkpoints(&self) -> Result<Vec<(String, PathBuf)>> {
-        let folder = self.stored.path.parent();
-        match folder.filter(|folder| folder.ends_with("checkpoints")) {
-            Some(folder) => stage_checkpoints(folder.parent().unwrap_or(Path::new("."))),
-            None => Ok(Vec::new()),
-        }
+        run_of(&self.stored.path).map_or(Ok(Vec::new()), stage_checkpoints)
     }
 
     fn parameters_of(&self, path: &Path) -> Result<Vec<f32>> {
@@ -187,14 +183,7 @@ impl LoadedRun {
 /// # Errors
 /// [`Error::Io`] naming the file.
 pub fn write_measurements(checkpoint: &Path, new: &Measurements) -> Result<PathBuf> {
-    let folder = checkpoint.parent().unwrap_or(Path::new("."));
-    let run = match folder.ends_with("checkpoints") {
-        true => folder.parent().unwrap_or(Path::new(".")),
-        false => folder,
-    };
-    let folder = run.join("evaluations");
-    std::fs::create_dir_all(&folder)
-        .map_err(|problem| Error::io(&folder, "create the folder", problem))?;
+    let folder = evaluations_folder(checkpoint)?;
     let stem = checkpoint.file_stem().unwrap_or_default();
     let path = folder.join(format!("{}.json", stem.to_string_lossy()));
     // A file of another version is replaced.

@@ -32,7 +32,9 @@ pub use ablation::{
     Ablation, AblationOptions, AblationPlan, AblationResults, Arm, ArmSummary, BUILT_IN_PLANS,
     MetricSummary, Quick, Spend, Unit, UnitResult, step_flops, units, write_results,
 };
-pub use checkpoint::{Checkpoint, Position, Snapshot, load, read_position, save, write_durably};
+pub use checkpoint::{
+    Checkpoint, Position, Snapshot, free_bytes, load, read_position, save, write_durably,
+};
 pub use export::{ExportOptions, ExportPart, Exported, export};
 pub use guard::{Guard, MOST_RETURNS, MOST_STRIKES, Verdict};
 pub use loaded_run::LoadedRun;
@@ -43,7 +45,7 @@ pub use recipe::{
     BUILT_IN, ChatSettings, ContrastiveForm, MODULES, Recipe, Schedule, Stage, StageKind,
     TokenWeighting,
 };
-pub use run_folder::{RunFolder, newest_checkpoint, stage_checkpoints};
+pub use run_folder::{RunFolder, newest_checkpoint, recipe_of, stage_checkpoints};
 pub use signals::{Signals, Stop};
 pub use step_program::{compile_step, hyper, record_step, step_shape};
 pub use trainer::{Beginning, TrainOptions, Trainer};

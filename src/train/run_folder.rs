@@ -9,6 +9,8 @@ use rustix::fs::{FlockOperation, flock};
 use super::events::Events;
 use crate::error::{Error, Result};
 
+/// The settings in a run's folder; a folder without them is none.
+const RECIPE: &str = "recipe.toml";
 /// A published tokeniser in a run's folder.
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 
@@ -34,7 +36,7 @@ impl RunFolder {
         };
         let folder = RunFolder::open(path)?;
         // Asked under the lock: another process may just have begun a run here.
-        if folder.path.join("recipe.toml").exists() {
+        if folder.path.join(RECIPE).exists() {
             return Err(Error::setting(
                 format!("--out {}", folder.path.display()),
                 "a folder without a run (continue that run with --resume, or choose another folder)",
@@ -49,13 +51,7 @@ impl RunFolder {
     /// # Errors
     /// [`Error::Setting`] when there is no run or another process writes to it.
     pub fn resume(path: &Path) -> Result<RunFolder> {
-        if !path.join("recipe.toml").exists() {
-            return Err(Error::setting(
-                format!("--resume {}", path.display()),
-                "the folder of a run (with a recipe.toml)",
-                "none there",
-            ));
-        }
+        recipe_of(path, "--resume")?;
         RunFolder::open(path.to_owned())
     }
 
@@ -166,6 +162,44 @@ impl RunFolder {
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         super::checkpoint::write_durably(&self.path.join(name), bytes)
     }
+}
+
+/// The recipe of the run in the folder `run`, which `asked` named.
+///
+/// # Errors
+/// [`Error::Setting`] when the folder holds no run.
+pub fn recipe_of(run: &Path, asked: &str) -> Result<PathBuf> {
+    let recipe = run.join(RECIPE);
+    match recipe.exists() {
+        true => Ok(recipe),
+        false => Err(Error::setting(
+            format!("{asked} {}", run.display()),
+            "the folder of a run (with a recipe.toml)",
+            "none there",
+        )),
+    }
+}
+
+/// The run that a checkpoint lies in; nothing for one that lies elsewhere.
+pub(super) fn run_of(checkpoint: &Path) -> Option<&Path> {
+    let folder = checkpoint.parent()?;
+    let run = folder.parent().unwrap_or(Path::new("."));
+    folder.ends_with("checkpoints").then_some(run)
+}
+
+/// The folder for what is measured of a checkpoint, made where there is none: in its run, or beside a checkpoint that lies
+/// outside one.
+///
+/// # Errors
+/// [`Error::Io`] naming the folder.
+pub(super) fn evaluations_folder(checkpoint: &Path) -> Result<PathBuf> {
+    let beside = || checkpoint.parent().unwrap_or(Path::new("."));
+    let folder = run_of(checkpoint)
+        .unwrap_or_else(beside)
+        .join("evaluations");
+    std::fs::create_dir_all(&folder)
+        .map_err(|problem| Error::io(&folder, "create the folder", problem))?;
+    Ok(folder)
 }
 
 /// Removes what a process that was killed while it saved left half written.

@@ -96,18 +96,17 @@ impl Trainer {
             }
             let numbers = StepNumbers::read(session, stage, step, steps, start)?;
             let threshold = self.options.spike_threshold;
-            match self
+            let verdict = self
                 .guard
-                .judge(numbers.loss, numbers.gradient_norm, threshold)
-            {
+                .judge(numbers.loss, numbers.gradient_norm, threshold);
+            if let Verdict::Bad(why) | Verdict::GoBack(why) | Verdict::Stop(why) = &verdict {
+                self.report_bad_step(stage, step, &batch, why)?;
+            }
+            match verdict {
                 Verdict::Well => meter.add(numbers),
-                Verdict::Bad(why) => self.report_bad_step(stage, step, &batch, &why)?,
-                Verdict::GoBack(why) => {
-                    self.report_bad_step(stage, step, &batch, &why)?;
-                    return Ok(Some(step));
-                }
-                Verdict::Stop(why) => {
-                    self.report_bad_step(stage, step, &batch, &why)?;
+                Verdict::Bad(_) => {}
+                Verdict::GoBack(_) => return Ok(Some(step)),
+                Verdict::Stop(_) => {
                     self.finish_saving(index)?;
                     return Err(Error::stopped(
                         format!("stage {}, step {step}", stage.name),
@@ -208,13 +207,11 @@ impl Trainer {
         session.write_f32("hyper", hyper)?;
         session.run()?;
         let again = read(session)?;
-        let bits = |all: &[Vec<f32>; 3]| {
-            all.concat()
-                .into_iter()
-                .map(f32::to_bits)
-                .collect::<Vec<u32>>()
+        // As bits: a NaN is not equal to itself as a number.
+        let is_same = |(a, b): (&Vec<f32>, &Vec<f32>)| {
+            bytemuck::cast_slice::<f32, u32>(a) == bytemuck::cast_slice::<f32, u32>(b)
         };
-        match bits(&once) == bits(&again) {
+        match once.iter().zip(&again).all(is_same) {
             true => Ok(()),
             false => Err(Error::stopped(
                 format!("stage {}, step {step}", stage.name),

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::html::{details, escape, table};
+use super::html::{details, table};
+use crate::program::escape;
 use crate::report::table::Table;
 
 const WIDTH: f64 = 640.0;

@@ -6,23 +6,8 @@ use std::fmt::Write as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::program::escape;
 use crate::report::table::Table;
-
-/// `text` as it may stand between tags and inside quoted attributes.
-pub(in crate::report) fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            '\'' => safe.push_str("&#39;"),
-            other => safe.push(other),
-        }
-    }
-    safe
-}
 
 /// A file's bytes as an address that needs no file.
 pub(super) fn data_address(kind: &str, bytes: &[u8]) -> String {

@@ -8,8 +8,6 @@ mod record;
 mod results;
 mod run;
 
-pub(super) use html::escape;
-
 pub use comparison::comparison_page;
 pub use record::RunRecord;
 pub use run::run_page;

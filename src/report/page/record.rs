@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, Exhibits, Measurements};
-use crate::train::Recipe;
+use crate::train::{Recipe, recipe_of};
 
 /// The record of a run.
 #[derive(Debug)]
@@ -45,14 +45,7 @@ impl RunRecord {
     /// # Errors
     /// [`Error::Setting`] when the folder holds no run; [`Error::Io`] and what is wrong with the recipe.
     pub fn open(path: &Path) -> Result<RunRecord> {
-        let recipe = path.join("recipe.toml");
-        if !recipe.exists() {
-            return Err(Error::setting(
-                format!("report of {}", path.display()),
-                "the folder of a run (with a recipe.toml)",
-                "none there",
-            ));
-        }
+        let recipe = recipe_of(path, "report of")?;
         let recipe = Recipe::load(&recipe.to_string_lossy(), &[])?;
         let mut record = RunRecord {
             path: path.to_owned(),
