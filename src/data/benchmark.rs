@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -23,7 +24,7 @@ pub struct BenchmarkItem {
     /// Its index in the file.
     pub index: String,
     /// The picture's file.
-    pub image: Vec<u8>,
+    pub image: Arc<[u8]>,
     /// What helps.
     pub hint: Option<String>,
     /// What is asked.
@@ -53,7 +54,7 @@ pub struct Benchmark {
     records: csv::StringRecordsIntoIter<std::fs::File>,
     columns: HashMap<String, usize>,
     /// Files of pictures by index.
-    seen: HashMap<String, Vec<u8>>,
+    seen: HashMap<String, Arc<[u8]>>,
     row: u64,
 }
 
@@ -127,7 +128,8 @@ impl Benchmark {
             })?,
             _ => STANDARD
                 .decode(image)
-                .map_err(|problem| bad(format!("its picture is not base64: {problem}")))?,
+                .map_err(|problem| bad(format!("its picture is not base64: {problem}")))?
+                .into(),
         };
         let option = |letter: char| {
             let text = self.cell(record, &letter.to_string());

@@ -8,7 +8,7 @@ use super::step_program::{compile_step, hyper, step_shape};
 use crate::data::feed::write_batch;
 use crate::data::library::Library;
 use crate::error::Result;
-use crate::executor::Choice;
+use crate::executor::{Choice, Executor, Session};
 use crate::model::{StepShape, declare};
 use crate::tape::Cost;
 
@@ -87,6 +87,19 @@ impl Profile {
         let mut session = executor.load(Arc::new(program))?;
         write_batch(session.as_mut(), &mixture.batch(0)?)?;
         session.write_f32("hyper", &hyper(stage, 0, (WARM_UP + runs) as u64))?;
+        Profile::of_session(session.as_mut(), executor.as_ref(), stage, runs)
+    }
+
+    /// Times `runs` runs of a training step of `stage` whose inputs have been written.
+    ///
+    /// # Errors
+    /// Whatever the session reports.
+    pub fn of_session(
+        session: &mut dyn Session,
+        executor: &dyn Executor,
+        stage: &Stage,
+        runs: usize,
+    ) -> Result<Profile> {
         for _ in 0..WARM_UP {
             session.run()?;
         }
@@ -100,21 +113,18 @@ impl Profile {
             }
         }
         let program = session.program();
-        let ops = program
-            .steps()
-            .iter()
-            .zip(&mut seconds)
-            .map(|(step, seconds)| {
-                seconds.sort_by(f64::total_cmp);
-                let instruction = &step.instruction;
-                ProfiledOp {
-                    name: instruction.op.name().to_owned(),
-                    scope: instruction.scope.to_string(),
-                    is_backward: instruction.is_backward,
-                    seconds: seconds.get(seconds.len() / 2).copied().unwrap_or(0.0),
-                    cost: program.step_cost(step),
-                }
-            });
+        let ops = program.steps().iter().zip(&mut seconds);
+        let ops = ops.map(|(step, seconds)| {
+            seconds.sort_by(f64::total_cmp);
+            let instruction = &step.instruction;
+            ProfiledOp {
+                name: instruction.op.name().to_owned(),
+                scope: instruction.scope.to_string(),
+                is_backward: instruction.is_backward,
+                seconds: seconds.get(seconds.len() / 2).copied().unwrap_or(0.0),
+                cost: program.step_cost(step),
+            }
+        });
         Ok(Profile {
             stage: stage.name.clone(),
             batch: stage.batch,

@@ -84,6 +84,12 @@ fn flat(record: &RunRecord) -> BTreeMap<String, String> {
     all
 }
 
+/// Each name once, in the order in which they come first.
+fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut seen = BTreeSet::new();
+    names.filter(|name| seen.insert(*name)).collect()
+}
+
 fn header(first: &str, names: &[String]) -> Vec<String> {
     let mut header = vec![first.to_owned()];
     header.extend(names.iter().cloned());
@@ -116,12 +122,8 @@ fn settings(records: &[RunRecord], names: &[String]) -> String {
 }
 
 fn losses(records: &[RunRecord], names: &[String]) -> String {
-    let mut stages: Vec<&str> = Vec::new();
-    for stage in records.iter().flat_map(|record| &record.recipe.stages) {
-        if !stages.contains(&stage.name.as_str()) {
-            stages.push(&stage.name);
-        }
-    }
+    let stages = records.iter().flat_map(|record| &record.recipe.stages);
+    let stages = distinct(stages.map(|stage| stage.name.as_str()));
     let mut html = String::new();
     for stage in stages {
         for (key, what) in [
@@ -158,12 +160,8 @@ fn losses(records: &[RunRecord], names: &[String]) -> String {
 }
 
 fn worth(records: &[RunRecord], names: &[String]) -> String {
-    let mut stages: Vec<&str> = Vec::new();
-    for evaluation in records.iter().flat_map(|record| &record.evaluations) {
-        if !stages.contains(&evaluation.stage.as_str()) {
-            stages.push(&evaluation.stage);
-        }
-    }
+    let evaluations = records.iter().flat_map(|record| &record.evaluations);
+    let stages = distinct(evaluations.map(|evaluation| evaluation.stage.as_str()));
     let mut html = String::new();
     for stage in stages {
         let of = |record: &RunRecord| -> BTreeMap<String, f64> {

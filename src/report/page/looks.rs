@@ -113,6 +113,24 @@ fn over_heads(exhibit: &AttentionExhibit) -> Vec<f32> {
     (0..patches).map(mean).collect()
 }
 
+/// One map a stage of the picture `index`: the numbers that `of` gives, and the patch to outline.
+fn by_stage(
+    all: &[Exhibits],
+    index: usize,
+    picture: &str,
+    what: &str,
+    of: impl Fn(&AttentionExhibit) -> (Vec<f32>, Option<usize>),
+) -> String {
+    let maps = all.iter().filter_map(|exhibits| {
+        let exhibit = exhibits.attention.get(index)?;
+        let label = format!("{}: {what} after {}", exhibit.caption, exhibits.stage);
+        let (values, mark) = of(exhibit);
+        let svg = heat(picture, exhibit.grid, &values, mark, &label);
+        Some(map(&svg, &format!("{what}, {}", exhibits.stage)))
+    });
+    maps.collect()
+}
+
 /// Where the last block looks, stage by stage, and what is alike.
 pub(super) fn attention(all: &[Exhibits]) -> String {
     let Some(last) = all.last().filter(|last| !last.attention.is_empty()) else {
@@ -128,24 +146,13 @@ pub(super) fn attention(all: &[Exhibits]) -> String {
             escape(&shown.caption)
         );
         let picture = address(&shown.picture, last.side);
-        for exhibits in all {
-            let Some(exhibit) = exhibits.attention.get(index) else {
-                continue;
-            };
-            let label = format!("{}: attention after {}", shown.caption, exhibits.stage);
-            let svg = heat(&picture, exhibit.grid, &over_heads(exhibit), None, &label);
-            html += &map(&svg, &format!("attention, {}", exhibits.stage));
-        }
+        html += &by_stage(all, index, &picture, "attention", |exhibit| {
+            (over_heads(exhibit), None)
+        });
         html += "</div>\n<div class=\"maps\">";
-        for exhibits in all {
-            let Some(exhibit) = exhibits.attention.get(index) else {
-                continue;
-            };
-            let label = format!("{}: likeness after {}", shown.caption, exhibits.stage);
-            let mark = Some(exhibit.patch);
-            let svg = heat(&picture, exhibit.grid, &exhibit.similarity, mark, &label);
-            html += &map(&svg, &format!("likeness, {}", exhibits.stage));
-        }
+        html += &by_stage(all, index, &picture, "likeness", |exhibit| {
+            (exhibit.similarity.clone(), Some(exhibit.patch))
+        });
         html += "</div>\n";
         let heads: String = shown
             .heads

@@ -142,18 +142,24 @@ impl RunRecord {
         name.to_string_lossy().into_owned()
     }
 
+    /// Steps of a stage by the plan of the run; nothing before it has begun.
+    pub(super) fn planned(&self, stage: &str) -> Option<u64> {
+        self.stages.get(stage)?["steps"].as_u64()
+    }
+
+    /// The last step of a stage that was reported, and its numbers.
+    pub(super) fn last_step(&self, stage: &str) -> Option<(u64, &Value)> {
+        let (step, row) = self.steps.get(stage)?.last_key_value()?;
+        Some((*step, row))
+    }
+
     /// Each stage with its first and last place along all steps of the run.
     pub(super) fn bands(&self) -> Vec<(String, [f64; 2])> {
         let mut from = 0.0;
         let mut bands = Vec::new();
         for stage in &self.recipe.stages {
-            let planned = self
-                .stages
-                .get(&stage.name)
-                .and_then(|r| r["steps"].as_f64());
-            let done = self.steps.get(&stage.name).and_then(|s| s.keys().last());
-            let done = done.map_or(0.0, |step| *step as f64);
-            let steps = planned.unwrap_or(done).max(done);
+            let done = self.last_step(&stage.name).map_or(0, |(step, _)| step);
+            let steps = self.planned(&stage.name).unwrap_or(done).max(done) as f64;
             if steps > 0.0 {
                 bands.push((stage.name.clone(), [from, from + steps]));
                 from += steps;

@@ -71,13 +71,8 @@ fn lead(record: &RunRecord) -> String {
 /// Whether every stage was trained to its end.
 fn is_whole(record: &RunRecord) -> bool {
     record.recipe.stages.iter().all(|stage| {
-        let planned = record
-            .stages
-            .get(&stage.name)
-            .and_then(|r| r["steps"].as_u64());
-        let steps = record.steps.get(&stage.name);
-        let done = steps.and_then(|steps| steps.keys().last().copied());
-        planned.is_some() && planned == done
+        let done = record.last_step(&stage.name).map(|(step, _)| step);
+        done.is_some() && record.planned(&stage.name) == done
     })
 }
 
@@ -118,17 +113,16 @@ fn summary(record: &RunRecord) -> String {
     for stage in &record.recipe.stages {
         let row = record.stages.get(&stage.name);
         let number = |key: &str| row.and_then(|row| row[key].as_f64());
-        let steps = record.steps.get(&stage.name);
-        let last = steps.and_then(|steps| steps.last_key_value());
-        let done = last.map_or(0, |(step, _)| *step);
+        let last = record.last_step(&stage.name);
+        let done = last.map_or(0, |(step, _)| step);
         let loss = last.and_then(|(_, row)| row["loss"].as_f64());
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
         rows.push(vec![
             stage.name.clone(),
             stage.trains.join(" + "),
             or_dash(number("parameters_trained").map(|n| format!("{:.2} M", n / 1e6))),
-            match number("steps") {
-                Some(steps) => format!("{done} of {steps:.0}"),
+            match record.planned(&stage.name) {
+                Some(steps) => format!("{done} of {steps}"),
                 None => "not begun".to_owned(),
             },
             stage.batch.to_string(),
