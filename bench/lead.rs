@@ -7,7 +7,7 @@ use keel::data::tokenizer::IMAGE;
 use keel::executor::{Choice, Executor, Session};
 use keel::model::{declare, initialise};
 use keel::tensor::DType;
-use keel::train::{Recipe, compile_step, hyper, step_shape};
+use keel::train::{Recipe, Stage, compile_step, hyper, step_shape};
 
 /// The steps' names, as in bench/peers/steps.py, and the numbers they train.
 pub const STEPS: [(&str, usize); 2] = [("contrastive", 4_652_353), ("stage_three", 7_839_168)];
@@ -19,6 +19,7 @@ pub const GPU_STEP: (&str, usize) = ("vit_large", 427_616_513);
 pub struct Lead {
     pub executor: Box<dyn Executor>,
     pub session: Box<dyn Session>,
+    pub stage: Stage,
     /// Bytes that the plan says a run takes.
     pub planned_bytes: u64,
 }
@@ -66,6 +67,7 @@ pub fn load(name: &str, choice: &Choice) -> Lead {
     Lead {
         executor,
         session,
+        stage: stage.clone(),
         planned_bytes: report.total(),
     }
 }

@@ -8,7 +8,6 @@
 
 mod lead;
 
-use std::collections::BTreeMap;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,8 @@ use criterion::{Criterion, Throughput};
 use keel::executor::Executor;
 
 use keel::executor::{Choice, CpuExecutor, Device};
+use keel::report::profile_table;
+use keel::train::Profile;
 use lead::{GPU_STEP, STEPS, load};
 
 /// Steps that are run before any is counted.
@@ -161,52 +162,15 @@ fn measure(step: &str, choice: &Choice) -> serde_json::Value {
     })
 }
 
-/// Prints the kinds of op that take the most time.
+/// Prints where the time of a step goes.
 fn profile(step: &str) {
     let mut lead = load(step, &Choice::processor(threads()));
-    for _ in 0..WARM_UP {
-        lead.session.run().expect("the processor cannot fail");
-    }
-    let count = lead.session.program().steps().len();
-    let mut best = vec![f64::INFINITY; count];
-    for _ in 0..REPEATS {
-        let mut seconds = vec![0.0; count];
-        lead.session
-            .run_timed(&mut seconds)
-            .expect("the processor cannot fail");
-        for (best, seconds) in best.iter_mut().zip(seconds) {
-            *best = best.min(seconds);
-        }
-    }
-    let program = lead.session.program();
-    let mut kinds: BTreeMap<&str, (f64, f64, f64, usize)> = BTreeMap::new();
-    for (op, seconds) in program.steps().iter().zip(&best) {
-        let cost = program.step_cost(op);
-        let kind = kinds.entry(op.instruction.op.name()).or_default();
-        kind.0 += seconds;
-        kind.1 += cost.flops;
-        kind.2 += cost.bytes_read + cost.bytes_written;
-        kind.3 += 1;
-    }
-    let all: f64 = best.iter().sum();
-    println!(
-        "{step}: {:.1} ms, {:.0} GFLOP/s of {:.0} at most",
-        all * 1e3,
-        program.cost().flops / all / 1e9,
-        peak_flops() / 1e9
+    let (session, executor) = (lead.session.as_mut(), lead.executor.as_ref());
+    let profile = Profile::of_session(session, executor, &lead.stage, REPEATS);
+    print!(
+        "{}",
+        profile_table(&profile.expect("the processor cannot fail"))
     );
-    println!("      ms   share  GFLOP/s    GB/s  ops");
-    let mut kinds: Vec<_> = kinds.into_iter().collect();
-    kinds.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
-    for (name, (seconds, flops, bytes, ops)) in kinds.into_iter().take(12) {
-        println!(
-            "{:8.2}  {:4.1} %  {:7.1} {:7.1}  {ops:3} {name}",
-            seconds * 1e3,
-            100.0 * seconds / all,
-            flops / seconds / 1e9,
-            bytes / seconds / 1e9
-        );
-    }
 }
 
 /// Runs Keel and PyTorch in turn and prints both with the ratio.
