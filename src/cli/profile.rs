@@ -1,6 +1,6 @@
 //! `keel profile`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -56,8 +56,9 @@ pub(super) fn run(args: &ProfileArgs) -> Result<()> {
     announce(&compute)?;
     let runs = args.steps as usize;
     let profile = Profile::measure(&recipe, index, &compute, runs, args.memory_budget)?;
-    print_line(profile_table(&profile))?;
-    let write = |path: &PathBuf, text: String| -> Result<()> {
+    let (table, drawing) = (profile_table(&profile), profile_drawing(&profile));
+    print_line(&table)?;
+    let write = |path: &Path, text: &str| -> Result<()> {
         write_durably(path, text.as_bytes())?;
         print_line(format!("written: {}", path.display()))
     };
@@ -66,21 +67,15 @@ pub(super) fn run(args: &ProfileArgs) -> Result<()> {
         std::fs::create_dir_all(&folder)
             .map_err(|problem| Error::io(&folder, "create the folder", problem))?;
         let label = format!("{}-{}", index + 1, profile.stage);
-        write(
-            &folder.join(format!("{label}.svg")),
-            profile_drawing(&profile),
-        )?;
-        write(
-            &folder.join(format!("{label}.txt")),
-            profile_table(&profile),
-        )?;
+        write(&folder.join(format!("{label}.svg")), &drawing)?;
+        write(&folder.join(format!("{label}.txt")), &table)?;
         super::report::write_report(run)?;
     }
     if let Some(path) = &args.svg {
-        write(path, profile_drawing(&profile))?;
+        write(path, &drawing)?;
     }
     if let Some(path) = &args.trace {
-        write(path, profile_trace(&profile))?;
+        write(path, &profile_trace(&profile))?;
     }
     Ok(())
 }

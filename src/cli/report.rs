@@ -20,13 +20,16 @@ pub(super) struct ReportArgs {
     out: Option<PathBuf>,
 }
 
+/// A run's page in its folder.
+const REPORT: &str = "report.html";
+
 /// Writes the page of the run in `run` to its folder; returns the path.
 ///
 /// # Errors
 /// As [`RunRecord::open`]; [`Error::Io`] when the file cannot be written.
 pub(super) fn write_report(run: &Path) -> Result<PathBuf> {
     let page = run_page(&RunRecord::open(run)?);
-    let path = run.join("report.html");
+    let path = run.join(REPORT);
     write_durably(&path, page.as_bytes())?;
     Ok(path)
 }
@@ -41,19 +44,15 @@ pub(super) fn run(args: &ReportArgs) -> Result<()> {
             "a folder",
         ));
     }
-    let path = match (&args.runs[..], &args.out) {
-        ([run], None) => write_report(run)?,
-        ([run], Some(out)) => {
-            write_durably(out, run_page(&RunRecord::open(run)?).as_bytes())?;
-            out.clone()
-        }
-        (runs, out) => {
+    let (page, path) = match &args.runs[..] {
+        [run] => (run_page(&RunRecord::open(run)?), run.join(REPORT)),
+        runs => {
             let records = runs.iter().map(|run| RunRecord::open(run));
             let records = records.collect::<Result<Vec<_>>>()?;
-            let path = out.clone().unwrap_or_else(|| "comparison.html".into());
-            write_durably(&path, comparison_page(&records).as_bytes())?;
-            path
+            (comparison_page(&records), "comparison.html".into())
         }
     };
+    let path = args.out.clone().unwrap_or(path);
+    write_durably(&path, page.as_bytes())?;
     print_line(format!("{}: open it in a browser", path.display()))
 }

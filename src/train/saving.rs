@@ -1,13 +1,11 @@
 //! When a run saves, and how it goes back to what it saved.
 
-use std::path::Path;
-
 use super::checkpoint::{self, Position, Snapshot};
 use super::guard::{Guard, MOST_STRIKES};
 use super::recipe::Stage;
 use super::run_folder::inside_stage;
 use super::trainer::Trainer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::executor::Session;
 use crate::tape::Arena;
 
@@ -109,9 +107,8 @@ impl Trainer {
                 }
                 // From among the bad steps, or damaged: neither is gone on from again.
                 _ => {
-                    std::fs::remove_file(&path).map_err(|problem| {
-                        crate::error::Error::io(&path, "remove the file", problem)
-                    })?;
+                    std::fs::remove_file(&path)
+                        .map_err(|problem| Error::io(&path, "remove the file", problem))?;
                 }
             }
         }
@@ -121,38 +118,40 @@ impl Trainer {
                 let (first, second) = moments.unwrap_or_default();
                 session.write_arena(Arena::FirstMoments, &first)?;
                 session.write_arena(Arena::SecondMoments, &second)?;
+                self.skipped = position.skipped;
                 let from = path.display().to_string();
                 (position.step, position.guard, from)
             }
             None => {
-                self.restart_stage(index, stage, session)?;
+                self.skipped = self.restart_stage(index, stage, session)?;
                 (0, Guard::default(), "the beginning of the stage".to_owned())
             }
         };
+        let end = self.guard.batch_of(last);
         let (guard, first) = self.guard.go_back(healthy, last);
         self.guard = guard;
         self.warn(&format!(
-            "stage {}: {MOST_STRIKES} bad steps in a row; going back to step {step} ({from}) and leaving out the batches {first} to {}",
+            "stage {}: {MOST_STRIKES} bad steps in a row; going back to step {step} ({from}) and leaving out the batches {first} to {end}",
             stage.name,
-            first + u64::from(MOST_STRIKES) - 1
         ))?;
         Ok(step)
     }
 
-    /// The parameters and moments that the stage began with.
+    /// Puts back the parameters and moments that the stage began with; returns the samples skipped before it.
     fn restart_stage(
         &mut self,
         index: usize,
         stage: &Stage,
         session: &mut dyn Session,
-    ) -> Result<()> {
-        let before = match &self.beginning {
-            Some(beginning) if beginning.stage == index => beginning.parameters.clone(),
-            _ if index == 0 => self.recipe.first_values(&self.layout)?,
+    ) -> Result<u64> {
+        let (before, skipped) = match &self.beginning {
+            Some(beginning) if beginning.stage == index => (beginning.parameters.clone(), 0),
+            _ if index == 0 => (self.recipe.first_values(&self.layout)?, 0),
             _ => {
                 let name = &self.recipe.stages[index - 1].name;
                 let path = self.folder.checkpoint(&format!("{index}-{name}"));
-                checkpoint::load(Path::new(&path), &self.layout, &[])?.parameters
+                let before = checkpoint::load(&path, &self.layout, &[])?;
+                (before.parameters, before.position.skipped)
             }
         };
         self.executor.write_parameters(0, &before)?;
@@ -161,6 +160,6 @@ impl Trainer {
             let zeros = vec![0.0; session.read_arena(arena)?.len()];
             session.write_arena(arena, &zeros)?;
         }
-        Ok(())
+        Ok(skipped)
     }
 }
