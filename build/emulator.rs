@@ -113,14 +113,16 @@ fn builder(root: &Path, checked: bool, is_kernel: bool) -> cc::Build {
         build.opt_level(2);
         return build;
     }
-    // Without checks most of the emulator's time is not spent in the kernels themselves: more optimisation would cost a clean build more
-    // than it saves the tests. No contraction: the same bits on every host. No strict aliasing: kernels reinterpret
-    // memory, as nvcc allows.
+    // Without checks most of the emulator's time is not spent in the kernels themselves: more optimisation would cost a
+    // clean build more than it saves the tests. No contraction: the same bits on every host. No strict aliasing: kernels
+    // reinterpret memory, as nvcc allows. A frame is probed page by page, so one that does not fit its stack meets the
+    // page below it, and never skips over that page into another thread's stack.
     build
         .opt_level(if checked { 2 } else { 1 })
         .define("SIMT_EMULATOR", None)
         .flag("-ffp-contract=off")
         .flag("-fno-strict-aliasing")
+        .flag_if_supported("-fstack-clash-protection")
         .flag("-x")
         .flag("c++");
     if checked {
