@@ -94,7 +94,9 @@ fn base(root: &Path) -> cc::Build {
     build
         .cpp(true)
         .std("c++17")
+        // Lines are all that reports need; the rest of the debug information would cost a third of the compile.
         .debug(true)
+        .flag("-g1")
         .include(root.join("cuda"))
         // Reports and debug information name files from the repository's root; the last option that fits counts.
         .flag(format!("-ffile-prefix-map={}=.", root.display()))

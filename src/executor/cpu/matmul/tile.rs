@@ -60,7 +60,7 @@ impl Tile {
         macro_rules! rows {
             ($($rows:literal)*) => {
                 match self.rows {
-                    $($rows if $rows <= S::TILE_ROWS && VECTORS <= S::TILE_VECTORS => {
+                    $($rows if const { $rows <= S::TILE_ROWS && VECTORS <= S::TILE_VECTORS } => {
                         if self.a_row == 1 && self.a_depth != 1 {
                             simd.call(Instance::<$rows, VECTORS, true>(self))
                         } else {
