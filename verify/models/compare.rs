@@ -240,7 +240,13 @@ impl<'a> Model<'a> {
                 let want = self.golden.floats(&golden_key(name));
                 let largest = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
                 let largest_error = GOLDEN_ROUNDING * largest;
-                (name.clone(), Budget { largest_error })
+                (
+                    name.clone(),
+                    Budget {
+                        largest_error,
+                        rounding: 0.0,
+                    },
+                )
             })
             .collect();
         let golden: Values = order
