@@ -11,8 +11,8 @@ use keel::model::declare;
 use keel::program::Program;
 use keel::tape::{Arena, Machine};
 use keel::train::{
-    Guard, MOST_RETURNS, MOST_STRIKES, Recipe, Signals, TrainOptions, Trainer, Verdict, load,
-    read_position, save,
+    Guard, LocalDisk, MOST_RETURNS, MOST_STRIKES, Recipe, Signals, TrainOptions, Trainer, Verdict,
+    load, read_position, save,
 };
 use proptest::prelude::*;
 
@@ -275,6 +275,7 @@ fn options(run: &Path, save_every: u64, recheck_every: u64) -> TrainOptions {
         evaluation_size: 0,
         evaluate: false,
         keep: 2,
+        disk: Arc::new(LocalDisk),
         signals: Signals::default(),
     }
 }

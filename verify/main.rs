@@ -28,6 +28,7 @@ mod metrics;
 mod models;
 mod ops;
 mod plan;
+mod power_cuts;
 mod presets;
 mod profile;
 mod program;

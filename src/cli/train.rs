@@ -13,7 +13,7 @@ use crate::data::chat::Layout;
 use crate::data::pairs::{PairLimits, PairSource, Pairs};
 use crate::error::Result;
 use crate::report::stage_table;
-use crate::train::{Recipe, Signals, TrainOptions, Trainer, recipe_of};
+use crate::train::{LocalDisk, Recipe, Signals, TrainOptions, Trainer, recipe_of};
 
 /// Options of `keel train`.
 #[derive(Debug, Args)]
@@ -172,6 +172,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         evaluation_size,
         evaluate: !args.no_evaluation,
         keep: args.keep,
+        disk: Arc::new(LocalDisk),
         signals: Signals::heed()?,
     };
     let mut trainer = Trainer::new(recipe, options, pairs)?;

@@ -2,15 +2,14 @@
 //! position. A file is written beside its final name, flushed to the disk and renamed: what carries the name is whole.
 
 use std::fmt::Display;
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
+use super::disk::{Disk, LocalDisk, has_room, write_durably_on};
 use super::guard::Guard;
 use crate::error::{Error, Result};
 use crate::executor::{Executor, Session};
@@ -98,7 +97,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// [`Error::Io`] naming the file, also where the disk has no room for it; what was there before is untouched.
-    pub fn write(&self, path: &Path) -> Result<()> {
+    pub fn write(&self, disk: &dyn Disk, path: &Path) -> Result<()> {
         let mut views: Vec<(String, TensorView<'_>)> = Vec::new();
         for entry in self.layout.entries() {
             let dims = entry.spec.shape.dims();
@@ -132,7 +131,7 @@ impl Snapshot {
             Error::content(path.display(), problem, "report this as a defect of Keel")
         })?;
         has_room(path, bytes.len() as u64)?;
-        write_durably(path, &bytes)
+        write_durably_on(disk, path, &bytes)
     }
 }
 
@@ -147,32 +146,7 @@ pub fn save(
     executor: &dyn Executor,
     session: Option<&dyn Session>,
 ) -> Result<()> {
-    Snapshot::take(position.clone(), layout, executor, session)?.write(path)
-}
-
-/// Bytes that the file system of `folder` has free.
-///
-/// # Errors
-/// [`Error::Io`] naming the folder.
-pub fn free_bytes(folder: &Path) -> Result<u64> {
-    let disk = rustix::fs::statvfs(folder)
-        .map_err(|problem| Error::io(folder, "ask for the free space", problem.into()))?;
-    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
-}
-
-/// Refuses to begin a file of `bytes` bytes where the disk has no room for it. A file system that does not tell is tried.
-fn has_room(path: &Path, bytes: u64) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    match free_bytes(folder) {
-        Ok(free) if free < bytes => {
-            let problem = format!(
-                "No space left on device: it takes {bytes} bytes, and {free} are free; free some, or keep fewer with --keep"
-            );
-            let kind = std::io::ErrorKind::StorageFull;
-            Err(Error::io(path, "write", std::io::Error::new(kind, problem)))
-        }
-        _ => Ok(()),
-    }
+    Snapshot::take(position.clone(), layout, executor, session)?.write(&LocalDisk, path)
 }
 
 fn checksum<'a>(
@@ -193,31 +167,6 @@ fn checksum<'a>(
 fn view<'a>(dims: &[usize], values: &'a [f32]) -> TensorView<'a> {
     TensorView::new(Dtype::F32, dims.to_vec(), bytemuck::cast_slice(values))
         .expect("the layout's shapes count their elements")
-}
-
-/// Writes `bytes` under a temporary name, flushes them to the disk and renames.
-///
-/// # Errors
-/// [`Error::Io`] naming the file; the temporary file is removed.
-pub fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().filter(|folder| *folder != Path::new(""));
-    let folder = folder.unwrap_or(Path::new("."));
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".part");
-    let temporary = PathBuf::from(temporary);
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        drop(file);
-        std::fs::rename(&temporary, path)?;
-        File::open(folder)?.sync_all()
-    };
-    write().map_err(|problem| {
-        // The write has failed already; that the rest cannot be removed either changes nothing.
-        let _ = std::fs::remove_file(&temporary);
-        Error::io(path, "write", problem)
-    })
 }
 
 /// Reads the position alone.

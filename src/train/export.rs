@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::{Map, Value as Json, json};
 
+use super::disk::parent_of;
 use super::run_folder::TOKENIZER;
 use super::stored::Stored;
 use crate::data::chat::Layout;
@@ -121,8 +122,7 @@ pub fn export(run: &Path, out: &Path, options: &ExportOptions) -> Result<Exporte
         .write(&temporary, &page, &tensors, options)
         .and_then(|files| {
             fs::rename(&temporary, out).map_err(|e| Error::io(out, "create the folder", e))?;
-            let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty());
-            sync(parent.unwrap_or(Path::new(".")))?;
+            sync(parent_of(out))?;
             Ok(files)
         });
     if files.is_err() {

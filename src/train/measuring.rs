@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::checkpoint::{self, write_durably};
+use super::checkpoint;
+use super::disk::write_durably;
 use super::evaluation::evaluation_settings;
 use super::loaded_run::LoadedRun;
 use super::recipe::{Stage, StageKind};

@@ -3,6 +3,7 @@
 mod ablation;
 mod benchmark;
 mod checkpoint;
+mod disk;
 mod evaluation;
 mod events;
 mod export;
@@ -32,9 +33,8 @@ pub use ablation::{
     Ablation, AblationOptions, AblationPlan, AblationResults, Arm, ArmSummary, BUILT_IN_PLANS,
     MetricSummary, Quick, Spend, Unit, UnitResult, step_flops, units, write_results,
 };
-pub use checkpoint::{
-    Checkpoint, Position, Snapshot, free_bytes, load, read_position, save, write_durably,
-};
+pub use checkpoint::{Checkpoint, Position, Snapshot, load, read_position, save};
+pub use disk::{Disk, LocalDisk, OpenFile, free_bytes, write_durably};
 pub use export::{ExportOptions, ExportPart, Exported, export};
 pub use guard::{Guard, MOST_RETURNS, MOST_STRIKES, Verdict};
 pub use loaded_run::LoadedRun;

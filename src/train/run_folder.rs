@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::disk::{Disk, LocalDisk, create_folders, remove_unfinished, write_durably_on};
 use super::events::Events;
 use crate::error::{Error, Result};
 
@@ -18,6 +20,7 @@ pub(super) const TOKENIZER: &str = "tokenizer.json";
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
+    disk: Arc<dyn Disk>,
     _lock: File,
     metrics: File,
     log: File,
@@ -29,12 +32,12 @@ impl RunFolder {
     ///
     /// # Errors
     /// [`Error::Setting`] when the folder already holds a run or another process writes to it.
-    pub fn create(path: Option<&Path>, name: &str) -> Result<RunFolder> {
+    pub fn create(disk: Arc<dyn Disk>, path: Option<&Path>, name: &str) -> Result<RunFolder> {
         let path = match path {
             Some(path) => path.to_owned(),
-            None => next_free(name)?,
+            None => next_free(disk.as_ref(), name)?,
         };
-        let folder = RunFolder::open(path)?;
+        let folder = RunFolder::open(disk, path)?;
         // Asked under the lock: another process may just have begun a run here.
         if folder.path.join(RECIPE).exists() {
             return Err(Error::setting(
@@ -50,15 +53,14 @@ impl RunFolder {
     ///
     /// # Errors
     /// [`Error::Setting`] when there is no run or another process writes to it.
-    pub fn resume(path: &Path) -> Result<RunFolder> {
+    pub fn resume(disk: Arc<dyn Disk>, path: &Path) -> Result<RunFolder> {
         recipe_of(path, "--resume")?;
-        RunFolder::open(path.to_owned())
+        RunFolder::open(disk, path.to_owned())
     }
 
-    fn open(path: PathBuf) -> Result<RunFolder> {
+    fn open(disk: Arc<dyn Disk>, path: PathBuf) -> Result<RunFolder> {
         let checkpoints = path.join("checkpoints");
-        std::fs::create_dir_all(&checkpoints)
-            .map_err(|problem| Error::io(&checkpoints, "create the folder", problem))?;
+        create_folders(disk.as_ref(), &checkpoints)?;
         let lock_path = path.join("lock");
         let lock = File::create(&lock_path)
             .map_err(|problem| Error::io(&lock_path, "create the file", problem))?;
@@ -72,7 +74,7 @@ impl RunFolder {
                 false => Error::io(&lock_path, "lock the file", problem.into()),
             }
         })?;
-        remove_unfinished(&checkpoints)?;
+        remove_unfinished(disk.as_ref(), &checkpoints)?;
         let append = |name: &str| {
             let path = path.join(name);
             let open = || -> std::io::Result<File> {
@@ -86,6 +88,7 @@ impl RunFolder {
             log: append("log.txt")?,
             events: Events::create(&path)?,
             _lock: lock,
+            disk,
             path,
         })
     }
@@ -93,6 +96,11 @@ impl RunFolder {
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What writes the folder.
+    pub(super) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
     }
 
     /// The checkpoint's file for `label`, for example `2-stage-ii`.
@@ -108,8 +116,8 @@ impl RunFolder {
     /// [`Error::Io`] naming the file or folder.
     pub fn keep_newest(&self, number: u64, keep: u64) -> Result<()> {
         for path in inside_stage(&self.path, number)?.iter().skip(keep as usize) {
-            std::fs::remove_file(path)
-                .map_err(|problem| Error::io(path, "remove the file", problem))?;
+            let removed = self.disk.remove(path);
+            removed.map_err(|problem| Error::io(path, "remove the file", problem))?;
         }
         Ok(())
     }
@@ -150,9 +158,8 @@ impl RunFolder {
     /// [`Error::Io`] naming the file.
     pub fn write_in(&self, folder: &str, name: &str, bytes: &[u8]) -> Result<()> {
         let folder = self.path.join(folder);
-        std::fs::create_dir_all(&folder)
-            .map_err(|problem| Error::io(&folder, "create the folder", problem))?;
-        super::checkpoint::write_durably(&folder.join(name), bytes)
+        create_folders(self.disk.as_ref(), &folder)?;
+        write_durably_on(self.disk.as_ref(), &folder.join(name), bytes)
     }
 
     /// Writes a file of the run durably.
@@ -160,7 +167,7 @@ impl RunFolder {
     /// # Errors
     /// [`Error::Io`] naming the file.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        super::checkpoint::write_durably(&self.path.join(name), bytes)
+        write_durably_on(self.disk.as_ref(), &self.path.join(name), bytes)
     }
 }
 
@@ -197,22 +204,8 @@ pub(super) fn evaluations_folder(checkpoint: &Path) -> Result<PathBuf> {
     let folder = run_of(checkpoint)
         .unwrap_or_else(beside)
         .join("evaluations");
-    std::fs::create_dir_all(&folder)
-        .map_err(|problem| Error::io(&folder, "create the folder", problem))?;
+    create_folders(&LocalDisk, &folder)?;
     Ok(folder)
-}
-
-/// Removes what a process that was killed while it saved left half written.
-fn remove_unfinished(checkpoints: &Path) -> Result<()> {
-    let entries = std::fs::read_dir(checkpoints)
-        .map_err(|problem| Error::io(checkpoints, "read the folder", problem))?;
-    for path in entries.flatten().map(|entry| entry.path()) {
-        if path.extension().is_some_and(|e| e == "part") {
-            std::fs::remove_file(&path)
-                .map_err(|problem| Error::io(&path, "remove the file", problem))?;
-        }
-    }
-    Ok(())
 }
 
 /// Cuts a file back to its last whole line: a full disk may have cut the one that was being written.
@@ -233,13 +226,13 @@ fn drop_partial_line(path: &Path) -> std::io::Result<()> {
 }
 
 /// Creates the next free `runs/<name>-<n>`; creating it settles who has it.
-fn next_free(name: &str) -> Result<PathBuf> {
+fn next_free(disk: &dyn Disk, name: &str) -> Result<PathBuf> {
     let runs = Path::new("runs");
-    std::fs::create_dir_all(runs)
-        .map_err(|problem| Error::io(runs, "create the folder", problem))?;
+    create_folders(disk, runs)?;
     for number in 1..10_000 {
         let path = runs.join(format!("{name}-{number}"));
-        match std::fs::create_dir(&path) {
+        let created = disk.create_folder(&path);
+        match created.and_then(|()| disk.flush_folder(runs)) {
             Ok(()) => return Ok(path),
             Err(problem) if problem.kind() == ErrorKind::AlreadyExists => {}
             Err(problem) => return Err(Error::io(&path, "create the folder", problem)),

@@ -1,10 +1,12 @@
 //! Saves checkpoints while training goes on: what is to be saved is copied at the step, and written by a thread of its own.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::checkpoint::Snapshot;
+use super::disk::Disk;
 use crate::error::{Error, Result};
 
 /// At most one checkpoint on its way to the disk.
@@ -35,18 +37,23 @@ pub(super) struct Saved {
 }
 
 impl Saver {
-    /// Begins to write what `copy` makes to `path`. There must be none under way.
+    /// Begins to write what `copy` makes to `path` on `disk`. There must be none under way.
     ///
     /// # Errors
     /// Whatever `copy` reports; [`Error::Stopped`] where no thread can be had.
-    pub fn begin(&mut self, path: &Path, copy: impl FnOnce() -> Result<Snapshot>) -> Result<()> {
+    pub fn begin(
+        &mut self,
+        disk: &Arc<dyn Disk>,
+        path: &Path,
+        copy: impl FnOnce() -> Result<Snapshot>,
+    ) -> Result<()> {
         assert!(self.under_way.is_none(), "one checkpoint at a time");
         let start = Instant::now();
         let snapshot = copy()?;
-        let to = path.to_owned();
+        let (disk, to) = (disk.clone(), path.to_owned());
         let thread = std::thread::Builder::new()
             .name("keel-save".into())
-            .spawn(move || snapshot.write(&to))
+            .spawn(move || snapshot.write(disk.as_ref(), &to))
             .map_err(|problem| {
                 Error::stopped("saving a checkpoint", problem, "end other programs")
             })?;

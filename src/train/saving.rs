@@ -40,7 +40,8 @@ impl Trainer {
         }
         let path = self.folder.checkpoint(label);
         let position = self.position(stage, step);
-        Snapshot::take(position, &self.layout, self.executor.as_ref(), session)?.write(&path)?;
+        let snapshot = Snapshot::take(position, &self.layout, self.executor.as_ref(), session)?;
+        snapshot.write(self.folder.disk().as_ref(), &path)?;
         // Only once the new one is safe; and only those of the stage under way.
         match session {
             Some(_) => self.rotate(stage),
@@ -60,7 +61,7 @@ impl Trainer {
         let path = self.folder.checkpoint(label);
         let position = self.position(stage, step);
         let (layout, executor) = (&self.layout, self.executor.as_ref());
-        self.saver.begin(&path, || {
+        self.saver.begin(self.folder.disk(), &path, || {
             Snapshot::take(position, layout, executor, Some(session))
         })
     }
@@ -107,8 +108,8 @@ impl Trainer {
                 }
                 // From among the bad steps, or damaged: neither is gone on from again.
                 _ => {
-                    std::fs::remove_file(&path)
-                        .map_err(|problem| Error::io(&path, "remove the file", problem))?;
+                    let removed = self.folder.disk().remove(&path);
+                    removed.map_err(|problem| Error::io(&path, "remove the file", problem))?;
                 }
             }
         }

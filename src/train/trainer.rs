@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::checkpoint::{self, Checkpoint, Position};
+use super::disk::Disk;
 use super::evaluation::evaluation_settings;
 use super::guard::Guard;
 use super::memory_limit::hold_to_limit;
@@ -55,6 +56,8 @@ pub struct TrainOptions {
     pub evaluation_size: usize,
     /// Whether stages are evaluated.
     pub evaluate: bool,
+    /// What writes the run's folder.
+    pub disk: Arc<dyn Disk>,
     /// What the user may signal meanwhile.
     pub signals: Signals,
 }
@@ -120,7 +123,7 @@ impl Trainer {
         let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
         let executor = options.compute.open(layout.elements())?;
         let folder = match &options.resume {
-            Some(path) => Some(RunFolder::resume(path)?),
+            Some(path) => Some(RunFolder::resume(options.disk.clone(), path)?),
             None => None,
         };
         // A run that stopped before its first checkpoint is begun again.
@@ -157,7 +160,7 @@ impl Trainer {
         }
         let folder = match folder {
             Some(folder) => folder,
-            None => RunFolder::create(options.out.as_deref(), &recipe.name)?,
+            None => RunFolder::create(options.disk.clone(), options.out.as_deref(), &recipe.name)?,
         };
         let library = Library::embedded();
         Ok(Trainer {

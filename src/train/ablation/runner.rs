@@ -1,9 +1,10 @@
 //! Runs what an ablation still lacks, unit by unit, and keeps each result as soon as it is there.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::checkpoint::write_durably;
+use super::super::disk::{LocalDisk, write_durably};
 use super::super::recipe::{Recipe, StageKind};
 use super::super::signals::Signals;
 use super::super::trainer::{Beginning, TrainOptions, Trainer};
@@ -249,6 +250,7 @@ impl Ablation {
             evaluation_size: pictures.unwrap_or(0),
             evaluate: pictures.is_some(),
             keep: 1,
+            disk: Arc::new(LocalDisk),
             signals: Signals::default(),
         };
         Trainer::beginning_at(recipe, options, None, beginning)

@@ -1,0 +1,201 @@
+//! What a run asks of the disk, one operation at a time: a test can break a run off after any of them, and put together
+//! every folder that a power cut may leave.
+//!
+//! The rules that the operations are used by are POSIX's and no more: a file's content is on the disk once the file has
+//! been flushed, its name once its folder has been; until then either may or may not be, in any order.
+
+use std::fmt::Debug;
+use std::fs::File;
+use std::io;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Operations that change folders and files.
+pub trait Disk: Debug + Send + Sync {
+    /// Creates one folder in a folder that is there.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`] where there is one of that name; whatever else the disk reports.
+    fn create_folder(&self, path: &Path) -> io::Result<()>;
+
+    /// Creates a file, or empties the one of that name.
+    ///
+    /// # Errors
+    /// Whatever the disk reports.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn OpenFile>>;
+
+    /// Gives a file another name in the same folder; one that had that name is gone.
+    ///
+    /// # Errors
+    /// Whatever the disk reports.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// Whatever the disk reports.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Waits until the names in a folder are on the disk.
+    ///
+    /// # Errors
+    /// Whatever the disk reports.
+    fn flush_folder(&self, path: &Path) -> io::Result<()>;
+}
+
+/// A file that is being written.
+pub trait OpenFile {
+    /// Writes all of `bytes` after what is there.
+    ///
+    /// # Errors
+    /// Whatever the disk reports.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()>;
+
+    /// Waits until the content is on the disk.
+    ///
+    /// # Errors
+    /// Whatever the disk reports.
+    fn flush(&mut self) -> io::Result<()>;
+}
+
+/// The file systems of this machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LocalDisk;
+
+impl Disk for LocalDisk {
+    fn create_folder(&self, path: &Path) -> io::Result<()> {
+        std::fs::create_dir(path)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn OpenFile>> {
+        Ok(Box::new(File::create(path)?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn flush_folder(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+}
+
+impl OpenFile for File {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.sync_all()
+    }
+}
+
+/// The folder that holds `path`.
+pub(super) fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Creates a folder and those above it that lack, and has their names on the disk. One that is there already is fine.
+///
+/// # Errors
+/// [`Error::Io`] naming the folder.
+pub(super) fn create_folders(disk: &dyn Disk, path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = parent_of(path);
+    create_folders(disk, parent)?;
+    match disk.create_folder(path) {
+        // Another process was first.
+        Err(problem) if problem.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        outcome => outcome.and_then(|()| disk.flush_folder(parent)),
+    }
+    .map_err(|problem| Error::io(path, "create the folder", problem))
+}
+
+/// Writes `bytes` under a temporary name, flushes them to the disk and renames: what carries the name is whole, and once
+/// this has returned, it stays.
+///
+/// # Errors
+/// [`Error::Io`] naming the file; the temporary file is removed, and what had the name before is untouched.
+pub(super) fn write_durably_on(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(UNFINISHED);
+    let temporary = PathBuf::from(temporary);
+    let write = || -> io::Result<()> {
+        let mut file = disk.create(&temporary)?;
+        file.write(bytes)?;
+        file.flush()?;
+        drop(file);
+        disk.rename(&temporary, path)?;
+        disk.flush_folder(parent_of(path))
+    };
+    write().map_err(|problem| {
+        // The write has failed already; that the rest cannot be removed either changes nothing.
+        let _ = disk.remove(&temporary);
+        Error::io(path, "write", problem)
+    })
+}
+
+/// What is added to the name of a file while it is written.
+const UNFINISHED: &str = ".part";
+
+/// As the files of a run are written, on this machine's disk.
+///
+/// # Errors
+/// [`Error::Io`] naming the file; the temporary file is removed.
+pub fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_durably_on(&LocalDisk, path, bytes)
+}
+
+/// Removes what a process that was killed while it wrote left half written in a folder.
+///
+/// # Errors
+/// [`Error::Io`] naming the folder or file.
+pub(super) fn remove_unfinished(disk: &dyn Disk, folder: &Path) -> Result<()> {
+    let entries = std::fs::read_dir(folder)
+        .map_err(|problem| Error::io(folder, "read the folder", problem))?;
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if path.to_string_lossy().ends_with(UNFINISHED) {
+            disk.remove(&path)
+                .map_err(|problem| Error::io(&path, "remove the file", problem))?;
+        }
+    }
+    Ok(())
+}
+
+/// Bytes that the file system of `folder` has free.
+///
+/// # Errors
+/// [`Error::Io`] naming the folder.
+pub fn free_bytes(folder: &Path) -> Result<u64> {
+    let disk = rustix::fs::statvfs(folder)
+        .map_err(|problem| Error::io(folder, "ask for the free space", problem.into()))?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+/// Refuses to begin a file of `bytes` bytes where the disk has no room for it. A file system that does not tell is tried.
+///
+/// # Errors
+/// [`Error::Io`] naming the file, what it takes and what is free.
+pub(super) fn has_room(path: &Path, bytes: u64) -> Result<()> {
+    match free_bytes(parent_of(path)) {
+        Ok(free) if free < bytes => {
+            let problem = format!(
+                "No space left on device: it takes {bytes} bytes, and {free} are free; free some, or keep fewer with --keep"
+            );
+            let kind = io::ErrorKind::StorageFull;
+            Err(Error::io(path, "write", io::Error::new(kind, problem)))
+        }
+        _ => Ok(()),
+    }
+}
