@@ -60,7 +60,7 @@ pub fn load(name: &str, choice: &Choice) -> Lead {
         .load(Arc::new(program))
         .unwrap_or_else(|problem| panic!("{problem}"));
     fill(session.as_mut(), stage.tokens);
-    let hyper = hyper(stage, 0, 1);
+    let hyper = hyper(stage, [0, 1], 1.0);
     session
         .write_f32("hyper", &hyper)
         .expect("every step has the input");

@@ -43,7 +43,7 @@ DEVICE bool is_finite(float value) { return (__float_as_uint(value) & 0x7f800000
 //            mixed(mixed(seed + step*gamma) + (first+i)/4*gamma), gamma = 0x9e3779b97f4a7c15
 //            where scale is not finite nothing changes, the twin neither
 // Tensors  : parameters, moments (new and before, which may be the same), gradients f32 [n] | twin bf16 [n] or null |
-//            hyper f32 [11], scale f32 [1]               alignment: 16 B, twin 8 B, any n; first % 4 == 0
+//            hyper f32 [12], scale f32 [1]               alignment: 16 B, twin 8 B, any n; first % 4 == 0
 // Grid     : ceil(n / 1024) blocks                       Block: 256 threads, four elements a thread
 // Smem     : none                                        Registers: <= 64, no spills
 // Work     : 12·n flop; reads 16·n, writes 12·n B and 2·n for the twin                                 bound: memory

@@ -51,9 +51,9 @@ extern "C" __global__ void __launch_bounds__(kNormThreads) grad_norm_squares_f32
 KERNEL(grad_norm_squares_f32, kNormThreads, NormSums)
 
 // grad_norm_factor_f32: the norm, and the factor that clips it.
-// Math     : norm = sqrt(sum of partials); factor = min(1, largest / (norm + 1e-6)) where largest = hyper[5] > 0, else 1;
-//            NaN where the norm is not finite, by which the update knows a bad step
-// Tensors  : norm, factor f32 [1] | partials f64 [count] in memory of twice as many f32 | hyper f32 [11]
+// Math     : norm = s·sqrt(sum of partials), s = hyper[11]; factor = s·min(1, largest / (norm + 1e-6)) where
+//            largest = hyper[5] > 0, else s; NaN where the norm is not finite, by which the update knows a bad step
+// Tensors  : norm, factor f32 [1] | partials f64 [count] in memory of twice as many f32 | hyper f32 [12]
 // Grid     : 1 block                             Block: 256 threads
 // Smem     : 64 B                                Registers: <= 40, no spills
 // Work     : count flop in f64; reads 8·count B  bound: launch
@@ -69,12 +69,13 @@ extern "C" __global__ void __launch_bounds__(kNormThreads)
     const double total = block_sum_f64(sum, storage);
     if (threadIdx.x != 0) return;
     constexpr double kLargestFinite = 1.7976931348623157e308;
-    const double length = sqrt(total), largest = double(hyper[5]);
-    double scale = 1.0;
+    const double gradient_scale = double(hyper[11]), largest = double(hyper[5]);
+    const double length = gradient_scale * sqrt(total);
+    double scale = gradient_scale;
     if (!(length <= kLargestFinite))
         scale = length - length;  // infinity and NaN alike give NaN
     else if (largest > 0.0)
-        scale = min(largest / (length + 1e-6), 1.0);
+        scale = gradient_scale * min(largest / (length + 1e-6), 1.0);
     norm[0] = float(length);
     factor[0] = float(scale);
 }

@@ -22,12 +22,13 @@ const STEPS: u64 = 10;
 /// The readable numbers of each step: `loss` and `gradient.<parameter>`.
 type Trace = Vec<BTreeMap<String, (TensorType, Vec<f64>)>>;
 
-/// Trains [`STEPS`] steps and returns what each left behind, and the parameters at the end.
+/// Trains some steps and returns what each left behind, and the parameters at the end.
 fn train(
     tiny: &Tiny,
     stage: &Stage,
     machine: Machine,
     executor: &dyn Executor,
+    steps: u64,
 ) -> Result<(Trace, Vec<f32>)> {
     executor
         .write_parameters(0, &initialise(&tiny.layout, 1))
@@ -36,9 +37,15 @@ fn train(
     let program = tiny.compile_in(machine.precision, stage, &options)?;
     let mut session = executor.load(Arc::new(program))?;
     let mut trace = Vec::new();
-    for step in 0..STEPS {
-        tiny.write_inputs(&mut *session, stage, step);
-        session.run()?;
+    let parts = stage.micro_batches() as u64;
+    for step in 0..steps {
+        for part in 0..parts {
+            tiny.write_inputs(&mut *session, stage, step * parts + part);
+            match parts {
+                1 => session.run()?,
+                _ => session.run_gradients()?,
+            }
+        }
         let program = session.program();
         let mut numbers = BTreeMap::new();
         for name in program.output_names() {
@@ -48,6 +55,11 @@ fn train(
             }
         }
         trace.push(numbers);
+        if parts > 1 {
+            // The update clears what was gathered: it comes with one more part, which weighs nothing.
+            session.write_f32("share", &[0.0])?;
+            session.run()?;
+        }
     }
     let mut parameters = vec![0.0; tiny.layout.elements()];
     executor.read_parameters(0, &mut parameters).unwrap();
@@ -59,6 +71,7 @@ fn reference(
     tiny: &Tiny,
     stage: &Stage,
     precision: DType,
+    steps: u64,
 ) -> (Trace, Vec<BTreeMap<String, Budget>>) {
     let machine = Machine {
         target: Target::Reference,
@@ -66,7 +79,7 @@ fn reference(
     };
     let elements = tiny.layout.elements();
     let run = |executor: ReferenceExecutor| {
-        train(tiny, stage, machine, &executor)
+        train(tiny, stage, machine, &executor, steps)
             .unwrap_or_else(|problem| panic!("{}: {problem}", stage.name))
             .0
     };
@@ -122,13 +135,17 @@ fn check_frozen(tiny: &Tiny, stage: &Stage, what: &str, after: &[f32]) {
 }
 
 fn follows(stage: &str, precision: DType) {
-    let tiny = Tiny::new();
+    follows_in(&Tiny::new(), stage, precision, STEPS);
+}
+
+fn follows_in(tiny: &Tiny, stage: &str, precision: DType, steps: u64) {
     let stage = tiny.recipe.stage(stage).expect("a stage of the recipe");
     let elements = tiny.layout.elements();
-    let (truth, budgets) = reference(&tiny, stage, precision);
+    let (truth, budgets) = reference(tiny, stage, precision, steps);
     if precision == DType::F32 {
         let executor = CpuExecutor::new(elements, 2).expect("threads can be had");
-        let (found, _) = train(&tiny, stage, executor.machine(), &executor).expect("cpu runs");
+        let (found, _) =
+            train(tiny, stage, executor.machine(), &executor, steps).expect("cpu runs");
         compare(&format!("{} on cpu", stage.name), &truth, &budgets, &found);
     }
     let schedules = [
@@ -147,10 +164,10 @@ fn follows(stage: &str, precision: DType) {
         };
         let executor = executor.in_precision(precision);
         let what = format!("{} on simt in {precision}", stage.name);
-        let found = train(&tiny, stage, executor.machine(), &executor)
+        let found = train(tiny, stage, executor.machine(), &executor, steps)
             .unwrap_or_else(|problem| panic!("{what}: {problem}"));
         compare(&what, &truth, &budgets, &found.0);
-        check_frozen(&tiny, stage, &what, &found.1);
+        check_frozen(tiny, stage, &what, &found.1);
         match &first {
             None => first = Some(found),
             Some(first) => assert!(*first == found, "{what}: a second run gave other bits"),
@@ -174,6 +191,16 @@ stages! {
     ten_steps_of_stage_one_in_bf16_follow_the_reference: "warm-up" in Bf16;
     ten_steps_of_stage_two_in_bf16_follow_the_reference: "fine-grained" in Bf16;
     ten_steps_of_stage_three_in_bf16_follow_the_reference: "world-knowledge" in Bf16;
+}
+
+#[test]
+fn steps_in_micro_batches_are_the_same_on_every_executor() {
+    let tiny = Tiny::with(&[
+        "stage.fine-grained.batch=6",
+        "stage.fine-grained.micro_batch=3",
+    ]);
+    follows_in(&tiny, "fine-grained", DType::F32, 3);
+    follows_in(&tiny, "fine-grained", DType::Bf16, 2);
 }
 
 /// All stages of the recipe but the first.

@@ -195,6 +195,10 @@ impl Session for FaultySession {
         Ok(())
     }
 
+    fn run_gradients(&mut self) -> Result<()> {
+        self.inner.run_gradients()
+    }
+
     fn run_timed(&mut self, seconds: &mut [f64]) -> Result<()> {
         self.inner.run_timed(seconds)
     }

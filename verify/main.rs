@@ -25,6 +25,7 @@ mod kernels;
 mod kills;
 mod measure;
 mod metrics;
+mod micro_batches;
 mod models;
 mod ops;
 mod plan;

@@ -86,7 +86,8 @@ fn a_stage_changes_the_modules_it_trains_and_no_bit_of_the_others() {
     }
 }
 
-/// The two stages that the tests of going on use, four steps each, a checkpoint after each step.
+/// The two stages that the tests of going on use, four steps each, a checkpoint after each step. The second gathers the
+/// gradients of two micro-batches.
 fn stepwise_run(threads: &str, seed: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let recipe = tiny_recipe(&["warm-up", "fine-grained"]);
@@ -97,6 +98,8 @@ fn stepwise_run(threads: &str, seed: &str) -> TempDir {
         "two.toml",
         "--out",
         "run",
+        "--set",
+        "stage.fine-grained.micro_batch=4",
         "--max-steps",
         "4",
         "--save-every",

@@ -11,7 +11,7 @@ use crate::model::declare;
 use crate::program::{MemoryReport, Program, bytes, draw_memory};
 use crate::tape::{Machine, ParameterLayout, Target};
 use crate::tensor::DType;
-use crate::train::{Recipe, Stage, compile_step, step_shape, write_durably};
+use crate::train::{Recipe, Stage, compile_step, step_shape, whole_step_flops, write_durably};
 
 /// Options of `keel plan`.
 #[derive(Debug, Args)]
@@ -113,14 +113,25 @@ impl Plans<'_> {
             None => self.recipe.stages.iter().collect(),
         };
         for stage in stages {
+            let stage = &match self.batch {
+                Some(batch) => Stage {
+                    batch,
+                    micro_batch: None,
+                    ..stage.clone()
+                },
+                None => stage.clone(),
+            };
             let program = self.compile(stage, &layout)?;
             let report = MemoryReport::new(&program, &layout);
-            let batch = self.batch.unwrap_or(stage.batch);
+            let samples = match stage.micro_batches() {
+                1 => format!("{} samples", stage.batch),
+                _ => format!("{} samples, {} at once,", stage.batch, stage.micro_batch()),
+            };
             print_line(format!(
-                "\nstage {}: trains {}; {batch} samples and {:.1} GFLOP a step",
+                "\nstage {}: trains {}; {samples} and {:.1} GFLOP a step",
                 stage.name,
                 stage.trains.join(" + "),
-                report.flops / 1e9,
+                whole_step_flops(&program, stage) / 1e9,
             ))?;
             print_line(report.to_string().trim_end())?;
             self.print_saving(stage, &layout, &report)?;
@@ -136,7 +147,7 @@ impl Plans<'_> {
     }
 
     fn compile(&self, stage: &Stage, layout: &Arc<ParameterLayout>) -> Result<Program> {
-        let shape = step_shape(stage, self.batch);
+        let shape = step_shape(stage, None);
         compile_step(
             self.recipe,
             stage,

@@ -181,6 +181,7 @@ impl TrainedProbe {
             epsilon: 1e-8,
             weight_decay: self.settings.weight_decay,
             clip: 1.0,
+            gradient_scale: 1.0,
         };
         settings.hyper(step)
     }

@@ -78,6 +78,13 @@ pub trait Session {
     /// [`Error::Device`] when a device fails. The processor cannot fail here.
     fn run(&mut self) -> Result<()>;
 
+    /// Runs the program up to its update, so that the gradients of several batches gather before it. The program must be of a
+    /// tape that adds gradients ([`crate::tape::Tape::adding_gradients`]); the last batch is run with [`Session::run`].
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    fn run_gradients(&mut self) -> Result<()>;
+
     /// Runs the program once and adds each op's seconds to `seconds`, one entry per step of the program.
     ///
     /// # Errors

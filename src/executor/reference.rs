@@ -215,6 +215,14 @@ impl Session for ReferenceSession {
         Ok(())
     }
 
+    fn run_gradients(&mut self) -> Result<()> {
+        let program = self.program.clone();
+        for index in 0..program.gradient_steps() {
+            self.run_step(&program, index);
+        }
+        Ok(())
+    }
+
     fn run_timed(&mut self, seconds: &mut [f64]) -> Result<()> {
         let program = self.program.clone();
         for (index, seconds) in seconds.iter_mut().enumerate() {

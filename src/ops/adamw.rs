@@ -3,7 +3,7 @@
 //!
 //! With gradient g scaled by the clip factor: m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g²,
 //! p ← p − η λ p − η (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε). Everything that changes from step to step comes in as the
-//! input `hyper` f32 [11]: η, β₁, β₂, ε, λ, largest gradient norm, 1 − β₁ᵗ, 1 − β₂ᵗ, 1 − β₁, 1 − β₂, t. The four
+//! input `hyper` f32 [12]: η, β₁, β₂, ε, λ, largest gradient norm, 1 − β₁ᵗ, 1 − β₂ᵗ, 1 − β₁, 1 − β₂, t, gradient scale. The four
 //! differences are computed in f64: in f32, 1 − 0.999 would already be wrong in its fifth digit.
 //! A clip factor that is not finite leaves parameters, moments and twins as they are: a bad step is never applied.
 //! 12 flops and 28 bytes a parameter, 30 where it has a twin in bf16: bound by memory.
@@ -18,11 +18,13 @@ use rayon::prelude::*;
 use super::grad_norm::GradNorm;
 use crate::error::{Error, Result};
 use crate::launch::{Argument, Launch, blocks};
-use crate::tape::{Arena, Backward, Cost, CpuArgs, Op, Output, ReferenceArgs, Tape, Value};
+use crate::tape::{
+    Arena, Backward, Cost, CpuArgs, Fill, Op, Output, ReferenceArgs, Tape, UPDATE, Value,
+};
 use crate::tensor::{DType, TensorType};
 
 /// Numbers of the input `hyper`.
-pub const HYPER: usize = 11;
+pub const HYPER: usize = 12;
 
 /// Elements of one task.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
@@ -40,10 +42,12 @@ pub struct StepSettings {
     pub weight_decay: f64,
     /// Largest gradient norm; 0 leaves gradients as they are.
     pub clip: f64,
+    /// Factor of the gradients that were gathered, before anything else: 1 where they are of one run.
+    pub gradient_scale: f64,
 }
 
 impl StepSettings {
-    /// The numbers of the input `hyper` f32 [11] for the optimiser step `step` (from 0).
+    /// The numbers of the input `hyper` f32 [12] for the optimiser step `step` (from 0).
     pub fn hyper(&self, step: u64) -> [f32; HYPER] {
         let [beta1, beta2] = self.betas;
         let count = step as f64 + 1.0;
@@ -59,6 +63,7 @@ impl StepSettings {
             (1.0 - beta1) as f32,
             (1.0 - beta2) as f32,
             count as f32,
+            self.gradient_scale as f32,
         ]
     }
 }
@@ -75,7 +80,9 @@ pub struct UpdateOptions {
 /// Records the update of everything that [`Tape::backward`] made gradients for: one gradient norm, then one AdamW for
 /// each contiguous stretch of parameters that weight decay treats alike.
 ///
-/// Input: `hyper` f32 [11]. Outputs: `gradient_norm` [1], `clip_scale` [1].
+/// On a tape that adds gradients ([`Tape::adding_gradients`]) it leaves the gradient arena at zero.
+///
+/// Input: `hyper` f32 [12]. Outputs: `gradient_norm` [1], `clip_scale` [1], of the gradients times their scale.
 ///
 /// # Errors
 /// [`Error::Setting`] when nothing is trained.
@@ -119,7 +126,7 @@ pub fn record_update(
         .iter()
         .map(|entry| entry.parameter.clone())
         .collect();
-    tape.scoped("update", |tape| {
+    tape.scoped(UPDATE, |tape| {
         let hyper = tape.input("hyper", TensorType::f32([HYPER]));
         let gradients = tape.arena_range(Arena::Gradients, 0, elements);
         let norm = tape.record(GradNorm, &[gradients, hyper])?;
@@ -163,6 +170,11 @@ pub fn record_update(
                     &[value],
                 )?;
             }
+        }
+        if tape.adds_gradients() {
+            let ty = TensorType::f32([elements]);
+            let cleared = tape.record_one(Fill { ty, value: 0.0 }, &[])?;
+            tape.bind(cleared, Arena::Gradients, 0);
         }
         Ok(())
     })
@@ -275,6 +287,7 @@ impl Op for AdamW {
             rest1,
             rest2,
             count,
+            _,
         ] = hyper.float()
         else {
             unreachable!("inferred");
@@ -325,6 +338,7 @@ impl Op for AdamW {
             correction2,
             rest1,
             rest2,
+            _,
             _,
         ] = args.inputs.f32(4)
         else {

@@ -1,6 +1,7 @@
 //! Norm of the whole gradient and the factor that clips it (Pascanu et al. 2013), in two deterministic passes.
 //!
-//! n = ‖g‖₂; factor = min(1, largest / (n + 10⁻⁶)), as PyTorch has it, where `hyper[5]`, the largest norm, is above 0. Sums of squares are kept in
+//! n = s ‖g‖₂ with the gradient scale s = `hyper[11]`; factor = s min(1, largest / (n + 10⁻⁶)), as PyTorch has it, where
+//! `hyper[5]`, the largest norm, is above 0, else s. Sums of squares are kept in
 //! f64, so that no gradient that is finite overflows. A gradient that is not finite makes the factor NaN, which the
 //! update takes as its sign not to happen. 2 flops and 4 bytes an element: bound by memory.
 
@@ -23,15 +24,15 @@ fn blocks(elements: usize) -> usize {
     elements.div_ceil(ELEMENTS_PER_BLOCK).clamp(1, MOST_BLOCKS)
 }
 
-/// Inputs: gradients [n], hyper [11]. Outputs: norm [1], factor [1].
+/// Inputs: gradients [n], hyper [12]. Outputs: norm [1], factor [1].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct GradNorm;
 
-fn factor(norm: f64, largest: f64) -> f64 {
+fn factor(norm: f64, largest: f64, scale: f64) -> f64 {
     match norm.is_finite() {
         false => f64::NAN,
-        true if largest > 0.0 => (largest / (norm + 1e-6)).min(1.0),
-        true => 1.0,
+        true if largest > 0.0 => scale * (largest / (norm + 1e-6)).min(1.0),
+        true => scale,
     }
 }
 
@@ -59,8 +60,10 @@ impl Op for GradNorm {
     fn reference(&self, args: ReferenceArgs<'_>) {
         let ([g, hyper], [norm, scale]) = args.split();
         let sum: f64 = g.float().iter().map(|g| g * g).sum();
-        norm.float_mut()[0] = sum.sqrt();
-        scale.float_mut()[0] = factor(sum.sqrt(), hyper.float()[5]);
+        let (largest, gradient_scale) = (hyper.float()[5], hyper.float()[11]);
+        let length = gradient_scale * sum.sqrt();
+        norm.float_mut()[0] = length;
+        scale.float_mut()[0] = factor(length, largest, gradient_scale);
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
@@ -85,8 +88,9 @@ impl Op for GradNorm {
             .chunks(2)
             .map(|partial| bytemuck::pod_read_unaligned::<f64>(bytemuck::cast_slice(partial)))
             .sum();
-        norm[0] = sum.sqrt() as f32;
-        scale[0] = factor(f64::from(norm[0]), f64::from(hyper[5])) as f32;
+        let [largest, gradient_scale] = [hyper[5], hyper[11]].map(f64::from);
+        norm[0] = (gradient_scale * sum.sqrt()) as f32;
+        scale[0] = factor(f64::from(norm[0]), largest, gradient_scale) as f32;
     }
 
     fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {

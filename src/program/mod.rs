@@ -13,7 +13,8 @@ use std::collections::HashMap;
 use crate::error::{Error, Result, nearest};
 use crate::plan;
 use crate::tape::{
-    Arena, Cost, GradientEntry, Instruction, ParameterSpec, Storage, Tape, Target, Value, ValueInfo,
+    Arena, Cost, GradientEntry, Instruction, ParameterSpec, Storage, Tape, Target, UPDATE, Value,
+    ValueInfo,
 };
 use crate::tensor::TensorType;
 
@@ -91,6 +92,7 @@ pub struct Program {
     gradient_elements: usize,
     cache_elements: usize,
     moments: bool,
+    adds_gradients: bool,
     arena_bytes: usize,
     planned: Vec<PlannedBytes>,
     lower_bound: u64,
@@ -178,6 +180,7 @@ impl Program {
             gradient_elements: tape.gradient_elements,
             cache_elements: tape.cache_elements,
             moments: tape.has_moments,
+            adds_gradients: tape.adds_gradients,
             arena_bytes: placement.arena as usize,
             planned,
             lower_bound,
@@ -187,6 +190,18 @@ impl Program {
     /// The ops in order.
     pub fn steps(&self) -> &[Step] {
         &self.steps
+    }
+
+    /// See [`Tape::adding_gradients`].
+    pub fn adds_gradients(&self) -> bool {
+        self.adds_gradients
+    }
+
+    /// The ops before the update: those that [`crate::executor::Session::run_gradients`] runs.
+    pub fn gradient_steps(&self) -> usize {
+        let is_update = |step: &Step| &*step.instruction.scope == UPDATE;
+        let update = self.steps.iter().position(is_update);
+        update.unwrap_or(self.steps.len())
     }
 
     /// A value's type.

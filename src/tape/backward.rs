@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Add, Arena, Backward, Copy, Fill, GradientEntry, Storage, Tape, Value};
+use super::{Add, Arena, Backward, Copy, Fill, GradientEntry, Storage, Tape, Value, ValueInfo};
 use crate::error::{Error, Result};
 
 impl Tape {
@@ -129,6 +129,25 @@ impl Tape {
         Ok(())
     }
 
+    /// Adds a parameter's gradient to what the gradient arena holds from `offset` on; returns the sum, which is to lie there.
+    fn add_to_arena(&mut self, gradient: Value, offset: usize, is_shared: bool) -> Result<Value> {
+        let so_far = self.push(ValueInfo {
+            ty: self.ty(gradient),
+            name: None,
+            storage: Storage::Fixed(Arena::Gradients, offset),
+            requires_gradient: false,
+            is_input: false,
+        });
+        let folded = match is_shared {
+            true => None,
+            false => self.fold_into_producer(gradient, so_far),
+        };
+        match folded {
+            Some(sum) => Ok(sum),
+            None => self.record_one(Add, &[so_far, gradient]),
+        }
+    }
+
     /// Turns the op that made `contribution` into its accumulating form on `sum`, when nothing else refers to the
     /// contribution and `sum` was there before it.
     fn fold_into_producer(&mut self, contribution: Value, sum: Value) -> Option<Value> {
@@ -186,15 +205,19 @@ impl Tape {
         for (_, name, value, reserved) in trained {
             let mut gradient = gradients[&value];
             let root = self.root(gradient);
-            let shared = bound.contains(&root)
+            let offset = self.gradient_elements;
+            if self.adds_gradients {
+                let users = gradients.values().filter(|g| self.root(**g) == root);
+                let is_shared = users.count() > 1;
+                gradient = self.add_to_arena(gradient, offset, is_shared)?;
+            } else if bound.contains(&root)
                 || self.values[root.index()].is_input
-                || self.values[root.index()].requires_gradient;
-            if shared {
+                || self.values[root.index()].requires_gradient
+            {
                 gradient = self.record_one(Copy, &[gradient])?;
             }
             let root = self.root(gradient);
             bound.push(root);
-            let offset = self.gradient_elements;
             self.values[root.index()].storage = Storage::Fixed(Arena::Gradients, offset);
             self.output(gradient, format!("gradient.{name}"));
             self.gradient_entries.push(GradientEntry {

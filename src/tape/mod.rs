@@ -101,6 +101,9 @@ pub struct Instruction {
     pub is_backward: bool,
 }
 
+/// The scope of the ops that update parameters, which come last.
+pub const UPDATE: &str = "update";
+
 /// Decides from a parameter's name whether this tape trains it.
 pub type Trains = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
@@ -116,6 +119,7 @@ pub struct Tape {
     trains: Trains,
     scope: Arc<str>,
     in_backward: bool,
+    pub(crate) adds_gradients: bool,
     /// Gradients gathered so far of values whose op is still to be differentiated, and of what has no op.
     pending: HashMap<Value, Value>,
     pub(crate) gradient_elements: usize,
@@ -169,6 +173,7 @@ impl Tape {
             trains,
             scope: "".into(),
             in_backward: false,
+            adds_gradients: false,
             pending: HashMap::new(),
             gradient_elements: 0,
             gradient_entries: Vec::new(),
@@ -189,12 +194,24 @@ impl Tape {
         self
     }
 
+    /// The tape with the gradients of parameters added to what the gradient arena holds: runs up to the update
+    /// ([`crate::executor::Session::run_gradients`]) gather one gradient of several batches. The update clears the arena.
+    pub fn adding_gradients(mut self) -> Tape {
+        self.adds_gradients = true;
+        self
+    }
+
+    /// See [`Tape::adding_gradients`].
+    pub fn adds_gradients(&self) -> bool {
+        self.adds_gradients
+    }
+
     /// The type of matrices among the parameters.
     pub fn precision(&self) -> DType {
         self.precision
     }
 
-    fn push(&mut self, info: ValueInfo) -> Value {
+    pub(super) fn push(&mut self, info: ValueInfo) -> Value {
         self.values.push(info);
         Value((self.values.len() - 1) as u32)
     }

@@ -6,9 +6,6 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::recipe::Stage;
-use crate::error::Result;
-use crate::executor::Session;
 use crate::program::bytes;
 
 /// What one optimiser step reported.
@@ -24,38 +21,6 @@ pub struct StepNumbers {
     pub learning_rate: f64,
     /// Seconds the step took, waiting for data included.
     pub seconds: f64,
-}
-
-impl StepNumbers {
-    /// What a step of `stage` left in the session's outputs; it began at `start`.
-    ///
-    /// # Errors
-    /// Whatever the session reports.
-    pub(super) fn read(
-        session: &dyn Session,
-        stage: &Stage,
-        step: u64,
-        steps: u64,
-        start: Instant,
-    ) -> Result<StepNumbers> {
-        let scalar = |name: &str| -> Result<f64> { Ok(session.read_f64(name)?[0]) };
-        let mut terms = Vec::new();
-        for (name, weight) in [
-            ("next_token", stage.next_token),
-            ("contrastive", stage.contrastive),
-        ] {
-            if weight > 0.0 {
-                terms.push((name, scalar(&format!("loss.{name}"))?));
-            }
-        }
-        Ok(StepNumbers {
-            loss: scalar("loss")?,
-            terms,
-            gradient_norm: scalar("gradient_norm")?,
-            learning_rate: stage.learning_rate_at(step, steps),
-            seconds: start.elapsed().as_secs_f64(),
-        })
-    }
 }
 
 /// Sizes and cost of one step, for rates.

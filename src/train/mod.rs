@@ -8,6 +8,7 @@ mod evaluation;
 mod events;
 mod export;
 mod from_weights;
+mod gathered;
 mod guard;
 mod loaded_run;
 mod locate;
@@ -47,5 +48,5 @@ pub use recipe::{
 };
 pub use run_folder::{RunFolder, newest_checkpoint, recipe_of, stage_checkpoints};
 pub use signals::{Signals, Stop};
-pub use step_program::{compile_step, hyper, record_step, step_shape};
+pub use step_program::{compile_step, hyper, record_step, step_shape, whole_step_flops};
 pub use trainer::{Beginning, TrainOptions, Trainer};

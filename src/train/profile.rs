@@ -86,7 +86,11 @@ impl Profile {
         executor.write_parameters(0, &recipe.first_values(&layout)?)?;
         let mut session = executor.load(Arc::new(program))?;
         write_batch(session.as_mut(), &mixture.batch(0)?)?;
-        session.write_f32("hyper", &hyper(stage, 0, (WARM_UP + runs) as u64))?;
+        let steps = (WARM_UP + runs) as u64;
+        session.write_f32("hyper", &hyper(stage, [0, steps], 1.0))?;
+        if stage.micro_batches() > 1 {
+            session.write_f32("share", &[1.0])?;
+        }
         Profile::of_session(session.as_mut(), executor.as_ref(), stage, runs)
     }
 
@@ -127,7 +131,7 @@ impl Profile {
         });
         Ok(Profile {
             stage: stage.name.clone(),
-            batch: stage.batch,
+            batch: stage.micro_batch(),
             runs,
             ops: ops.collect(),
             device: executor.describe(),

@@ -167,6 +167,10 @@ pub struct Stage {
     pub epochs: Option<f64>,
     /// Samples B of a step.
     pub batch: usize,
+    /// Samples that are computed at once: a part of `batch`, whose gradients are gathered until the batch is whole. All of
+    /// it by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<usize>,
     /// Tokens T of a conversation, image tokens included.
     pub tokens: usize,
     /// Tokens Tc of a caption on the contrastive side.
@@ -254,6 +258,16 @@ impl Stage {
                 false => ContrastivePair::LanguageModel,
             },
         }
+    }
+
+    /// Samples that are computed at once.
+    pub fn micro_batch(&self) -> usize {
+        self.micro_batch.unwrap_or(self.batch)
+    }
+
+    /// Runs of a step, each with [`Stage::micro_batch`] samples.
+    pub fn micro_batches(&self) -> usize {
+        self.batch / self.micro_batch()
     }
 
     /// The learning rate of step `step` (from 0) of `steps`.

@@ -3,6 +3,7 @@
 
 use super::meter::Interval;
 use super::recipe::Stage;
+use super::step_program::whole_step_flops;
 use super::trainer::Trainer;
 use crate::error::Result;
 use crate::eval::{Evaluation, Exhibits};
@@ -43,7 +44,8 @@ impl Trainer {
             "batch": stage.batch,
             "trains": stage.trains,
             "parameters_trained": self.trained(stage),
-            "flops": memory.flops,
+            "micro_batch": stage.micro_batch(),
+            "flops": whole_step_flops(program, stage),
             "parameter_bytes": memory.parameters,
             "gradient_bytes": memory.gradients,
             "moment_bytes": memory.moments,

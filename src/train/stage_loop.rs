@@ -4,11 +4,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::gathered::{Gathered, weight};
 use super::guard::{MOST_STRIKES, Verdict};
-use super::meter::{Meter, StepNumbers, StepSize};
+use super::meter::{Meter, StepSize};
 use super::recipe::{Stage, StageKind};
 use super::stage_data::stage_mixture;
-use super::step_program::hyper;
+use super::step_program::{hyper, whole_step_flops};
 use super::trainer::Trainer;
 use crate::data::batch::Batch;
 use crate::data::feed::write_batch;
@@ -17,6 +18,7 @@ use crate::data::prefetch::Prefetcher;
 use crate::data::task::TaskKind;
 use crate::error::{Error, Result};
 use crate::executor::Session;
+use crate::ops::HYPER;
 use crate::program::MemoryReport;
 use crate::tape::Arena;
 
@@ -56,51 +58,66 @@ impl Trainer {
         let size = self.step_size(stage, session);
         let one_batch = self.options.overfit_one_batch;
         let guard = self.guard.clone();
+        let count = stage.micro_batches() as u64;
         let mut batches = Prefetcher::new(
-            Arc::new(move |step| match step < steps {
-                true if one_batch => mixture.batch(0),
-                true => mixture.batch(guard.batch_of(step)),
+            Arc::new(move |index| match (index / count, index % count) {
+                (step, micro) if step < steps && one_batch => mixture.batch(micro),
+                (step, micro) if step < steps => {
+                    mixture.batch(guard.batch_of(step) * count + micro)
+                }
                 // Made ahead and never asked for.
-                false => Err(Error::setting("step", format!("below {steps}"), step)),
+                (step, _) => Err(Error::setting("step", format!("below {steps}"), step)),
             }),
-            first_step,
+            first_step * count,
             1,
             4,
         );
         let mut meter = Meter::new(&stage.name, size, steps, first_step);
-        let mut feed = |session: &mut dyn Session, step: u64| -> Result<Batch> {
+        let mut feed = |session: &mut dyn Session| -> Result<Batch> {
             let (_, batch) = batches.next_batch()?;
-            write_batch(session, &batch)?;
-            session.write_f32("hyper", &hyper(stage, step, steps))?;
+            write_micro_batch(session, stage, &batch)?;
             Ok(batch)
         };
         let mut fed = None;
         for step in first_step..steps {
             let start = Instant::now();
-            let batch = match fed.take() {
-                Some(batch) => batch,
-                None => feed(session, step),
-            }?;
-            self.count_skips(&batch);
             let every = self.options.recheck_every;
             let is_rechecked = every > 0 && step % every == 0;
-            if is_rechecked {
-                let again = hyper(stage, step, steps);
-                self.run_twice(stage, step, (&batch, &again), session)?;
-            } else {
-                session.run()?;
+            let before = match is_rechecked {
+                true => Some(self.state(session)?),
+                false => None,
+            };
+            let (mut gathered, mut kept) = (Gathered::default(), Vec::new());
+            for micro in 0..count {
+                let batch = match fed.take() {
+                    Some(batch) => batch,
+                    None => feed(session),
+                }?;
+                self.count_skips(&batch);
+                gathered.take(stage, &batch);
+                let is_last = micro + 1 == count;
+                let hyper = hyper(stage, [step, steps], gathered.gradient_scale());
+                run_micro_batch(session, is_last, &hyper)?;
+                // The next is on its way while this one computes; what is wrong with it is its own step's business.
+                let goes_on = !is_last || (step + 1 < steps && !is_rechecked);
+                if session.takes_inputs_early() && goes_on {
+                    fed = Some(feed(session));
+                }
+                gathered.read(session, stage, &batch)?;
+                if is_rechecked {
+                    kept.push((batch, hyper));
+                }
             }
-            // The next batch is on its way while this step computes; what is wrong with it is its own step's business.
-            if session.takes_inputs_early() && step + 1 < steps {
-                fed = Some(feed(session, step + 1));
+            let numbers = gathered.numbers(session, stage, [step, steps], start)?;
+            if let Some(before) = before {
+                self.recheck(stage, step, &before, &kept, session)?;
             }
-            let numbers = StepNumbers::read(session, stage, step, steps, start)?;
             let threshold = self.options.spike_threshold;
             let verdict = self
                 .guard
                 .judge(numbers.loss, numbers.gradient_norm, threshold);
             if let Verdict::Bad(why) | Verdict::GoBack(why) | Verdict::Stop(why) = &verdict {
-                self.report_bad_step(stage, step, &batch, why)?;
+                self.report_bad_step(stage, step, &gathered.keys, why)?;
             }
             match verdict {
                 Verdict::Well => meter.add(numbers),
@@ -172,41 +189,42 @@ impl Trainer {
         StepSize {
             images: if has_images { stage.batch } else { 0 },
             tokens: text * stage.batch,
-            flops: session.program().cost().flops,
+            flops: whole_step_flops(session.program(), stage),
             peak: self.executor.peak_flops(),
             memory: MemoryReport::new(session.program(), &self.layout).total(),
         }
     }
 
-    /// Runs a step, puts everything back, runs it again and compares what both left, bit by bit: a processor or memory that
+    /// What a step changes: parameters and moments.
+    fn state(&self, session: &dyn Session) -> Result<[Vec<f32>; 3]> {
+        let [first, second] = MOMENTS;
+        Ok([
+            self.parameters()?,
+            session.read_arena(first)?,
+            session.read_arena(second)?,
+        ])
+    }
+
+    /// Puts back what was `before` a step, does it again and compares what both left, bit by bit: a processor or memory that
     /// computes wrongly now and then is found out.
-    fn run_twice(
+    fn recheck(
         &self,
         stage: &Stage,
         step: u64,
-        (batch, hyper): (&Batch, &[f32]),
+        before: &[Vec<f32>; 3],
+        batches: &[(Batch, [f32; HYPER])],
         session: &mut dyn Session,
     ) -> Result<()> {
-        let moments = [Arena::FirstMoments, Arena::SecondMoments];
-        let read = |session: &dyn Session| -> Result<[Vec<f32>; 3]> {
-            let [first, second] = moments;
-            Ok([
-                self.parameters()?,
-                session.read_arena(first)?,
-                session.read_arena(second)?,
-            ])
-        };
-        let before = read(session)?;
-        session.run()?;
-        let once = read(session)?;
+        let once = self.state(session)?;
         self.executor.write_parameters(0, &before[0])?;
-        for (arena, values) in moments.into_iter().zip(&before[1..]) {
+        for (arena, values) in MOMENTS.into_iter().zip(&before[1..]) {
             session.write_arena(arena, values)?;
         }
-        write_batch(session, batch)?;
-        session.write_f32("hyper", hyper)?;
-        session.run()?;
-        let again = read(session)?;
+        for (index, (batch, hyper)) in batches.iter().enumerate() {
+            write_micro_batch(session, stage, batch)?;
+            run_micro_batch(session, index + 1 == batches.len(), hyper)?;
+        }
+        let again = self.state(session)?;
         // As bits: a NaN is not equal to itself as a number.
         let is_same = |(a, b): (&Vec<f32>, &Vec<f32>)| {
             bytemuck::cast_slice::<f32, u32>(a) == bytemuck::cast_slice::<f32, u32>(b)
@@ -225,20 +243,41 @@ impl Trainer {
         self.skipped += u64::from(batch.skipped.unreadable) + u64::from(batch.skipped.too_long);
     }
 
-    /// Says what was wrong with a step and on what batch it happened.
+    /// Says what was wrong with a step and on what samples it happened.
     fn report_bad_step(
         &mut self,
         stage: &Stage,
         step: u64,
-        batch: &Batch,
+        keys: &[String],
         why: &str,
     ) -> Result<()> {
-        let keys: Vec<&str> = batch.samples.iter().map(|s| s.key.as_str()).collect();
         let line = format!(
             "stage {}, step {step}: {why}; samples: {}",
             stage.name,
             keys.join(", ")
         );
         self.warn(&line)
+    }
+}
+
+const MOMENTS: [Arena; 2] = [Arena::FirstMoments, Arena::SecondMoments];
+
+/// Hands a micro-batch to the session, and its weight where the step has several.
+fn write_micro_batch(session: &mut dyn Session, stage: &Stage, batch: &Batch) -> Result<()> {
+    write_batch(session, batch)?;
+    match stage.micro_batches() > 1 {
+        true => session.write_f32("share", &[weight(stage, batch)]),
+        false => Ok(()),
+    }
+}
+
+/// Runs what was handed over; after the last micro-batch of a step, the update too.
+fn run_micro_batch(session: &mut dyn Session, is_last: bool, hyper: &[f32; HYPER]) -> Result<()> {
+    match is_last {
+        true => {
+            session.write_f32("hyper", hyper)?;
+            session.run()
+        }
+        false => session.run_gradients(),
     }
 }

@@ -7,24 +7,25 @@ use crate::data::tokenizer::IMAGE;
 use crate::error::Result;
 use crate::model::{StepShape, record_objectives};
 use crate::ops::{self, StepSettings, UpdateOptions};
-use crate::program::{CompileOptions, Program};
+use crate::program::{CompileOptions, Program, Step};
 use crate::tape::{Machine, ParameterLayout, Tape};
-use crate::tensor::DType;
+use crate::tensor::{DType, TensorType};
 
 /// Largest log of the contrastive scale: e^this is 100 (Radford et al. 2021, §2.5).
 const MOST_LOG_SCALE: f32 = 4.605_170_2;
 
-/// The sizes of a stage's batch, spoken in the embedded tokeniser; `batch` overrides the recipe's.
+/// The sizes of what a stage computes at once, spoken in the embedded tokeniser; `batch` overrides its micro-batch.
 pub fn step_shape(stage: &Stage, batch: Option<usize>) -> StepShape {
     StepShape {
-        batch: batch.unwrap_or(stage.batch),
+        batch: batch.unwrap_or(stage.micro_batch()),
         tokens: stage.tokens,
         caption_tokens: stage.caption_tokens,
         image_id: i32::from(IMAGE),
     }
 }
 
-/// Records a whole training step of a stage.
+/// Records a whole training step of a stage. Where the stage gathers the gradients of several micro-batches, the loss is
+/// weighted by the input `share` f32 [1].
 ///
 /// # Errors
 /// Whatever recording reports.
@@ -38,9 +39,19 @@ pub fn record_step(
     let trained = stage.clone();
     let mut tape = Tape::new(layout.clone(), move |parameter| trained.trains(parameter))
         .in_precision(precision);
+    let is_divided = stage.micro_batches() > 1;
+    if is_divided {
+        tape = tape.adding_gradients();
+    }
     let objectives = stage.objectives(recipe.contrastive_form.into());
     let loss = record_objectives(&mut tape, &recipe.model, &objectives, shape)?;
-    tape.backward(loss)?;
+    match is_divided {
+        true => {
+            let share = tape.input("share", TensorType::f32([1]));
+            tape.backward_from(&[(loss, share)])?;
+        }
+        false => tape.backward(loss)?,
+    }
     let clamps =
         ["contrastive.log_scale", "align.log_scale"].map(|name| (name, 0.0, MOST_LOG_SCALE));
     ops::record_update(
@@ -77,14 +88,27 @@ pub fn compile_step(
     )
 }
 
-/// The numbers of the input `hyper` f32 [11] for the optimiser step `step` (from 0).
-pub fn hyper(stage: &Stage, step: u64, steps: u64) -> [f32; 11] {
+/// Floating-point operations of a whole step: every micro-batch, and one update.
+pub fn whole_step_flops(program: &Program, stage: &Stage) -> f64 {
+    let (gradients, update) = program.steps().split_at(program.gradient_steps());
+    let flops = |steps: &[Step]| {
+        steps
+            .iter()
+            .map(|s| program.step_cost(s).flops)
+            .sum::<f64>()
+    };
+    stage.micro_batches() as f64 * flops(gradients) + flops(update)
+}
+
+/// The numbers of the input `hyper` for the optimiser step `step` (from 0), with the scale of what was gathered.
+pub fn hyper(stage: &Stage, [step, steps]: [u64; 2], gradient_scale: f64) -> [f32; ops::HYPER] {
     let settings = StepSettings {
         learning_rate: stage.learning_rate_at(step, steps),
         betas: stage.betas,
         epsilon: stage.epsilon,
         weight_decay: stage.weight_decay,
         clip: stage.clip,
+        gradient_scale,
     };
     settings.hyper(step)
 }

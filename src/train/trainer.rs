@@ -15,7 +15,7 @@ use super::recipe::{Recipe, Stage};
 use super::run_folder::{RunFolder, TOKENIZER, newest_first};
 use super::saver::Saver;
 use super::signals::Signals;
-use super::step_program::{compile_step, step_shape};
+use super::step_program::{compile_step, step_shape, whole_step_flops};
 use crate::data::chat::ChatTokenizer;
 use crate::data::library::Library;
 use crate::data::pairs::PairSource;
@@ -339,7 +339,7 @@ impl Trainer {
             stage.name,
             stage.trains.join(" + "),
             stage.batch,
-            program.cost().flops / 1e9,
+            whole_step_flops(&program, stage) / 1e9,
             bytes as f64 / (1 << 20) as f64,
         ))?;
         let mut session = self.executor.load(program.clone())?;

@@ -116,6 +116,11 @@ fn validate_data(stage: &Stage) -> Result<()> {
 fn validate_sizes(recipe: &Recipe, stage: &Stage) -> Result<()> {
     let is_warm = stage.kind == StageKind::WarmStart;
     require("batch", stage.batch >= 1, "at least 1", stage.batch)?;
+    if let Some(micro_batch) = stage.micro_batch {
+        let holds = micro_batch >= 1 && stage.batch.is_multiple_of(micro_batch);
+        let want = format!("a number that divides batch = {}", stage.batch);
+        require("micro_batch", holds, want, micro_batch)?;
+    }
     let image_tokens = if is_warm {
         0
     } else {
@@ -141,8 +146,8 @@ fn validate_sizes(recipe: &Recipe, stage: &Stage) -> Result<()> {
         ("tokens", stage.tokens),
         ("caption_tokens", stage.caption_tokens),
     ] {
-        let holds = tokens <= MOST_ROWS / stage.batch;
-        let want = format!("at most {MOST_ROWS} ÷ batch");
+        let holds = tokens <= MOST_ROWS / stage.micro_batch();
+        let want = format!("at most {MOST_ROWS} ÷ the samples computed at once");
         require(key, holds, want, tokens)?;
     }
     if is_warm && stage.contrastive > 0.0 {

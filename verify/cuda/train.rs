@@ -7,7 +7,7 @@ use keel::executor::kernel_table::IMAGES;
 
 use super::executing_driver;
 
-/// Two steps of each stage of the tiny recipe on `device`, with the driver under `settings`.
+/// Two steps of each stage of the tiny recipe on `device`, one of them in micro-batches, with the driver under `settings`.
 fn train(folder: &Path, device: &str, driver: &Path, settings: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_keel"))
         .args([
@@ -17,6 +17,8 @@ fn train(folder: &Path, device: &str, driver: &Path, settings: &str) -> Output {
             "--max-steps",
             "2",
             "--no-evaluation",
+            "--set",
+            "stage.world-knowledge.micro_batch=4",
         ])
         .args(["--device", device, "--out", device])
         .current_dir(folder)

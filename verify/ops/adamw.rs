@@ -23,6 +23,15 @@ const NAMES: [&str; 2] = ["a.decayed", "a.plain"];
 
 /// The program on every executor present, in both precisions where it has two; the emulator under every schedule.
 fn updates(sizes: [usize; 2], options: &UpdateOptions) -> Vec<Update> {
+    updates_of(sizes, options, |tape| tape)
+}
+
+/// As [`updates`], on tapes that `of` has changed.
+fn updates_of(
+    sizes: [usize; 2],
+    options: &UpdateOptions,
+    of: impl Fn(Tape) -> Tape,
+) -> Vec<Update> {
     let specs = [0, 1].map(|index| ParameterSpec {
         name: NAMES[index].into(),
         shape: [sizes[index]].into(),
@@ -51,7 +60,8 @@ fn updates(sizes: [usize; 2], options: &UpdateOptions) -> Vec<Update> {
     executors
         .into_iter()
         .map(|(executor, target, precision)| {
-            let mut tape = Tape::new(layout.clone(), |_| true).in_precision(precision);
+            let tape = Tape::new(layout.clone(), |_| true).in_precision(precision);
+            let mut tape = of(tape);
             let mut seeds = Vec::new();
             for (index, spec) in specs.iter().enumerate() {
                 let parameter = tape.parameter(spec.clone()).unwrap();
@@ -102,14 +112,23 @@ impl Update {
     }
 
     /// One step with these numbers and gradients.
-    fn step(&mut self, hyper: &[f32; 11], gradients: [&[f32]; 2]) {
+    fn step(&mut self, hyper: &[f32; HYPER.len()], gradients: [&[f32]; 2]) {
         self.session.write_f32("hyper", hyper).unwrap();
-        for (index, gradient) in gradients.iter().enumerate() {
-            self.session
-                .write_f32(&format!("g{index}"), gradient)
-                .unwrap();
-        }
+        self.write_gradients(gradients);
         self.session.run().unwrap();
+    }
+
+    /// Adds these gradients to what the next step goes by.
+    fn gather(&mut self, gradients: [&[f32]; 2]) {
+        self.write_gradients(gradients);
+        self.session.run_gradients().unwrap();
+    }
+
+    fn write_gradients(&mut self, gradients: [&[f32]; 2]) {
+        for (index, gradient) in gradients.iter().enumerate() {
+            let name = format!("g{index}");
+            self.session.write_f32(&name, gradient).unwrap();
+        }
     }
 
     fn moment(&self, index: usize, arena: Arena) -> Vec<f64> {
@@ -165,6 +184,7 @@ fn three_steps_match_pytorch_with_and_without_clipping() {
                     1.0 - beta1,
                     1.0 - beta2,
                     f64::from(count),
+                    1.0,
                 ];
                 update.session.write_f64("hyper", &hyper).unwrap();
                 for (index, name) in names.iter().enumerate() {
@@ -225,7 +245,9 @@ fn to_nearest(value: f64) -> f32 {
 }
 
 /// A step of AdamW with the default numbers, rate 0.1 and decay 0.1.
-const HYPER: [f32; 11] = [0.1, 0.9, 0.999, 1e-8, 0.1, 1.0, 0.1, 0.001, 0.1, 0.001, 1.0];
+const HYPER: [f32; 12] = [
+    0.1, 0.9, 0.999, 1e-8, 0.1, 1.0, 0.1, 0.001, 0.1, 0.001, 1.0, 1.0,
+];
 
 #[test]
 fn a_gradient_that_is_not_finite_changes_nothing() {
@@ -253,6 +275,57 @@ fn a_gradient_that_is_not_finite_changes_nothing() {
 }
 
 #[test]
+fn gathered_gradients_update_as_their_mean_does_and_leave_nothing_behind() {
+    // Quarters of small whole numbers: sums and means of three are exact, times a power of two.
+    let draws = |seed: usize| -> Vec<f32> {
+        (0..MANY)
+            .map(|i| ((i * 31 + seed * 7) % 23) as f32 / 4.0 - 2.75)
+            .collect()
+    };
+    let [first, second, third] = [0, 1, 2].map(draws);
+    let sums = |count: usize| -> Vec<f32> {
+        let sum = first.iter().zip(&second).zip(&third);
+        sum.take(count).map(|((a, b), c)| a + b + c).collect()
+    };
+    for clip in [0.0, 1.0, 1e6] {
+        let mut hyper = HYPER;
+        hyper[5] = clip;
+        let plain = updates([MANY, 3], &UpdateOptions::default());
+        let gathering = updates_of([MANY, 3], &UpdateOptions::default(), Tape::adding_gradients);
+        for (mut plain, mut gathering) in plain.into_iter().zip(gathering) {
+            // Twice: the second step begins from a cleared arena.
+            for _ in 0..2 {
+                let means: Vec<f32> = sums(MANY).iter().map(|sum| sum / 4.0).collect();
+                plain.step(&hyper, [&means, &means[..3]]);
+                gathering.gather([&first, &first[..3]]);
+                gathering.gather([&second, &second[..3]]);
+                let gathered = gathering.session.read_arena(Arena::Gradients).unwrap();
+                assert_eq!(gathered[1], first[1] + second[1]);
+                let mut hyper = hyper;
+                hyper[11] = 0.25;
+                gathering.step(&hyper, [&third, &third[..3]]);
+                for name in ["gradient_norm", "clip_scale"] {
+                    let [mut want, found] = [&plain, &gathering]
+                        .map(|update| update.session.read_f64(name).unwrap()[0]);
+                    if name == "clip_scale" {
+                        want /= 4.0;
+                    }
+                    assert_near(name, &[want], &[found]);
+                }
+                for index in 0..2 {
+                    assert_near("p", &plain.parameter(index), &gathering.parameter(index));
+                    let [want, found] = [&plain, &gathering]
+                        .map(|update| update.moment(index, Arena::SecondMoments));
+                    assert_near("v", &want, &found);
+                }
+                let left = gathering.session.read_arena(Arena::Gradients).unwrap();
+                assert!(left.iter().all(|g| g.to_bits() == 0));
+            }
+        }
+    }
+}
+
+#[test]
 fn a_clamped_scalar_stays_between_its_bounds() {
     let options = UpdateOptions {
         clamps: vec![("a.plain", -0.25, 0.25)],
@@ -260,7 +333,7 @@ fn a_clamped_scalar_stays_between_its_bounds() {
     };
     for mut update in updates([20, 1], &options) {
         let hyper = [
-            10.0, 0.9, 0.999, 1e-8, 0.0, 0.0, 0.1, 0.001, 0.1, 0.001, 1.0,
+            10.0, 0.9, 0.999, 1e-8, 0.0, 0.0, 0.1, 0.001, 0.1, 0.001, 1.0, 1.0,
         ];
         for (gradient, want) in [(-1.0, 0.25), (1.0, -0.25)] {
             update.write(1, &[0.0]);

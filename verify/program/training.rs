@@ -89,7 +89,8 @@ impl Tiny {
             let value = session.program().input(name).expect("listed");
             let count = session.program().ty(value).numel();
             let written = match name {
-                "hyper" => session.write_f32(name, &hyper(stage, step, STEPS.max(10))),
+                "hyper" => session.write_f32(name, &hyper(stage, [step, STEPS.max(10)], 1.0)),
+                "share" => session.write_f32(name, &[0.25 + 0.5 * random.uniform() as f32]),
                 "images" => session.write_f32(name, &random.normals(count, 0.5)),
                 "tokens" => session.write_i32(name, &self.conversation(stage, &mut random)),
                 "caption_tokens" => session.write_i32(name, &words(count, &mut random)),

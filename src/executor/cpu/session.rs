@@ -244,6 +244,21 @@ impl CpuSession {
         });
     }
 
+    /// Runs the first `count` ops.
+    fn run_first(&mut self, count: usize) {
+        let this = &*self;
+        let parameters = this
+            .parameters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let parameters: &ByteArena = &parameters;
+        this.pool.install(|| {
+            for index in 0..count {
+                this.run_step(index, parameters);
+            }
+        });
+    }
+
     fn locked<T>(&self, with: impl FnOnce(&ByteArena) -> T) -> T {
         with(
             &self
@@ -283,17 +298,12 @@ impl Session for CpuSession {
     }
 
     fn run(&mut self) -> Result<()> {
-        let this = &*self;
-        let parameters = this
-            .parameters
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let parameters: &ByteArena = &parameters;
-        this.pool.install(|| {
-            for index in 0..this.steps.len() {
-                this.run_step(index, parameters);
-            }
-        });
+        self.run_first(self.steps.len());
+        Ok(())
+    }
+
+    fn run_gradients(&mut self) -> Result<()> {
+        self.run_first(self.program.gradient_steps());
         Ok(())
     }
 

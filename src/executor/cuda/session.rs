@@ -64,6 +64,8 @@ pub(super) struct CudaSession {
     pub launches: Vec<Vec<Rc<PreparedLaunch>>>,
     /// All launches at once; `None` when they are started one by one.
     graph: Option<Graph>,
+    /// Those before the update, in a program that gathers gradients.
+    gradient_graph: Option<Graph>,
     staging: Staging,
     /// One before each op and one after the last, made when first wanted.
     marks: Vec<Event>,
@@ -99,16 +101,24 @@ impl CudaSession {
             launches.push(prepared.collect::<Result<Vec<_>>>()?);
         }
         let staging = Staging::new(gpu, &program)?;
-        let all: Vec<Rc<PreparedLaunch>> = launches.iter().flatten().cloned().collect();
-        let graph = match gpu.is_synchronous || all.is_empty() {
-            true => None,
-            false => Graph::capture(gpu, &all)?,
+        let captured = |ops: &[Vec<Rc<PreparedLaunch>>]| -> Result<Option<Graph>> {
+            let all: Vec<Rc<PreparedLaunch>> = ops.iter().flatten().cloned().collect();
+            match gpu.is_synchronous || all.is_empty() {
+                true => Ok(None),
+                false => Graph::capture(gpu, &all),
+            }
+        };
+        let graph = captured(&launches)?;
+        let gradient_graph = match program.adds_gradients() {
+            true => captured(&launches[..program.gradient_steps()])?,
+            false => None,
         };
         Ok(CudaSession {
             program,
             gpu: gpu.clone(),
             launches,
             graph,
+            gradient_graph,
             staging,
             marks: Vec::new(),
             memory,
@@ -180,6 +190,14 @@ impl Session for CudaSession {
         match &self.graph {
             Some(graph) => graph.launch(),
             None => (0..self.launches.len()).try_for_each(|index| self.run_op(index)),
+        }
+    }
+
+    fn run_gradients(&mut self) -> Result<()> {
+        self.submit_inputs()?;
+        match &self.gradient_graph {
+            Some(graph) => graph.launch(),
+            None => (0..self.program.gradient_steps()).try_for_each(|index| self.run_op(index)),
         }
     }
 

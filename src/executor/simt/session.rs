@@ -270,10 +270,11 @@ impl SimtSession {
         Ok(())
     }
 
-    fn run_all(&mut self, mut after: impl FnMut(usize, f64)) -> Result<()> {
+    /// Runs the first `count` ops.
+    fn run_first(&mut self, count: usize, mut after: impl FnMut(usize, f64)) -> Result<()> {
         let parameters = self.parameters.clone();
         let parameters = lock(&parameters);
-        for index in 0..self.resolved.len() {
+        for index in 0..count {
             let start = Instant::now();
             self.run_step(index, &parameters)?;
             after(index, start.elapsed().as_secs_f64());
@@ -305,11 +306,17 @@ impl Session for SimtSession {
     }
 
     fn run(&mut self) -> Result<()> {
-        self.run_all(|_, _| {})
+        self.run_first(self.resolved.len(), |_, _| {})
+    }
+
+    fn run_gradients(&mut self) -> Result<()> {
+        self.run_first(self.program.gradient_steps(), |_, _| {})
     }
 
     fn run_timed(&mut self, seconds: &mut [f64]) -> Result<()> {
-        self.run_all(|index, elapsed| seconds[index] += elapsed)
+        self.run_first(self.resolved.len(), |index, elapsed| {
+            seconds[index] += elapsed
+        })
     }
 
     fn write_f32(&mut self, input: &str, values: &[f32]) -> Result<()> {

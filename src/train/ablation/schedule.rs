@@ -46,7 +46,7 @@ pub fn step_flops(recipe: &Recipe, stage: &Stage, layout: &Arc<ParameterLayout>)
             .cost(&types(&instruction.inputs), &types(&instruction.outputs));
         cost.flops
     });
-    Ok(flops.sum())
+    Ok(stage.micro_batches() as f64 * flops.sum::<f64>())
 }
 
 fn flops(recipe: &Recipe, stages: &[Stage]) -> Result<f64> {

@@ -1,0 +1,97 @@
+//! What the micro-batches of one optimiser step come to.
+//!
+//! A step minimises Σₘ Wₘ Lₘ / Σₘ Wₘ over its micro-batches m, with Wₘ the sum of the token weights in m. The next-token
+//! loss of a micro-batch is already a mean by those weights, so its part is that of the whole batch at once, however the
+//! batch is divided. A contrast sees the pairs of its micro-batch alone. Each run adds Wₘ ∇Lₘ to the gradient arena; the
+//! division by Σ Wₘ is the gradient scale of the update.
+
+use std::time::Instant;
+
+use super::meter::StepNumbers;
+use super::recipe::Stage;
+use crate::data::batch::Batch;
+use crate::error::Result;
+use crate::executor::Session;
+
+/// The weight Wₘ of a micro-batch; 1 where the batch is not divided, or predicts no tokens.
+pub(super) fn weight(stage: &Stage, batch: &Batch) -> f32 {
+    match stage.micro_batches() > 1 && stage.next_token > 0.0 {
+        true => batch.weights.iter().map(|w| f64::from(*w)).sum::<f64>() as f32,
+        false => 1.0,
+    }
+}
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    /// Σ Wₘ.
+    weight: f64,
+    /// Σ Wₘ Lₘ.
+    loss: f64,
+    /// The same of each term of the loss.
+    terms: Vec<(&'static str, f64)>,
+    /// Names of the samples.
+    pub keys: Vec<String>,
+}
+
+impl Gathered {
+    /// Takes in a micro-batch that is about to run.
+    pub fn take(&mut self, stage: &Stage, batch: &Batch) {
+        self.weight += f64::from(weight(stage, batch));
+        let keys = batch.samples.iter().map(|sample| sample.key.clone());
+        self.keys.extend(keys);
+    }
+
+    /// 1 / Σ Wₘ; 1 where nothing has weight, and with it no gradient.
+    pub fn gradient_scale(&self) -> f64 {
+        match self.weight > 0.0 {
+            true => 1.0 / self.weight,
+            false => 1.0,
+        }
+    }
+
+    /// Reads what the run of a micro-batch left.
+    ///
+    /// # Errors
+    /// Whatever the session reports.
+    pub fn read(&mut self, session: &dyn Session, stage: &Stage, batch: &Batch) -> Result<()> {
+        let weight = f64::from(weight(stage, batch));
+        let scalar = |name: &str| -> Result<f64> { Ok(session.read_f64(name)?[0]) };
+        self.loss += weight * scalar("loss")?;
+        for (name, factor) in [
+            ("next_token", stage.next_token),
+            ("contrastive", stage.contrastive),
+        ] {
+            if factor > 0.0 {
+                let term = weight * scalar(&format!("loss.{name}"))?;
+                match self.terms.iter_mut().find(|(known, _)| *known == name) {
+                    Some((_, sum)) => *sum += term,
+                    None => self.terms.push((name, term)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The numbers of the step, which began at `start`, after its last run.
+    ///
+    /// # Errors
+    /// Whatever the session reports.
+    pub fn numbers(
+        &self,
+        session: &dyn Session,
+        stage: &Stage,
+        [step, steps]: [u64; 2],
+        start: Instant,
+    ) -> Result<StepNumbers> {
+        let scale = self.gradient_scale();
+        let terms = self.terms.iter();
+        Ok(StepNumbers {
+            loss: scale * self.loss,
+            terms: terms.map(|(name, sum)| (*name, scale * sum)).collect(),
+            gradient_norm: session.read_f64("gradient_norm")?[0],
+            learning_rate: stage.learning_rate_at(step, steps),
+            seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+}
