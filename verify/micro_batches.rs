@@ -94,3 +94,31 @@ fn a_part_that_does_not_divide_the_batch_is_refused() {
         keel(folder.path(), &args).refused(&["micro_batch", "divides batch = 8", wrong]);
     }
 }
+
+#[test]
+fn batches_are_divided_to_fit_a_limit_and_the_plan_names_the_same_parts() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["plan", "--recipe", "tiny", "--memory-limit", "5M"];
+    let planned = keel(folder.path(), &args).fine().stdout;
+    let mut args = vec!["train", "--recipe", "tiny", "--max-steps", "1"];
+    args.extend(["--no-evaluation", "--out", "run"]);
+    args.extend(["--memory-limit", "5M", "--fit"]);
+    let said = keel(folder.path(), &args).fine().stdout;
+    let recipe = fs::read_to_string(folder.path().join("run/recipe.toml")).unwrap();
+    let mut divided = 0;
+    for part in planned.split("\nstage ").skip(1) {
+        let stage = part.split(':').next().unwrap();
+        let (_, size) = part
+            .split_once("largest micro-batch within 5.0 MiB: ")
+            .unwrap();
+        let size: usize = size.split(' ').next().unwrap().parse().unwrap();
+        let set = format!("set to fit 5.0 MiB: stage.{stage}.micro_batch={size}\n");
+        // Only stages that take more are divided.
+        assert_eq!(said.contains(&set), size < 8, "{stage}: {size}");
+        divided += usize::from(size < 8);
+    }
+    assert!(divided >= 4, "{planned}");
+    assert_eq!(recipe.matches("micro_batch").count(), divided);
+    let alone = ["train", "--recipe", "tiny", "--fit"];
+    keel(folder.path(), &alone).code_is(2);
+}

@@ -11,7 +11,9 @@ use crate::model::declare;
 use crate::program::{MemoryReport, Program, bytes, draw_memory};
 use crate::tape::{Machine, ParameterLayout, Target};
 use crate::tensor::DType;
-use crate::train::{Recipe, Stage, compile_step, step_shape, whole_step_flops, write_durably};
+use crate::train::{
+    Recipe, Stage, compile_step, largest_micro_batch, step_shape, whole_step_flops, write_durably,
+};
 
 /// Options of `keel plan`.
 #[derive(Debug, Args)]
@@ -36,6 +38,9 @@ pub(super) struct PlanArgs {
     /// The most memory for a step's activations, for example 40G; met by computing some of them twice.
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory_budget: Option<u64>,
+    /// Says the largest micro-batch with which each stage takes at most this much in all, for example 80G.
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    memory_limit: Option<u64>,
     /// Draws each stage's arena, address by time, as PATH-<stage>.svg.
     #[arg(long, value_name = "PATH")]
     svg: Option<PathBuf>,
@@ -82,6 +87,7 @@ pub(super) fn run(args: &PlanArgs) -> Result<()> {
         batch: args.batch.map(|batch| batch as usize),
         machine: args.machine()?,
         memory_budget: args.memory_budget,
+        memory_limit: args.memory_limit,
     };
     plans.print(args.stage.as_deref(), args.svg.as_deref())
 }
@@ -92,6 +98,7 @@ pub(super) struct Plans<'a> {
     pub batch: Option<usize>,
     pub machine: Machine,
     pub memory_budget: Option<u64>,
+    pub memory_limit: Option<u64>,
 }
 
 impl Plans<'_> {
@@ -135,6 +142,7 @@ impl Plans<'_> {
             ))?;
             print_line(report.to_string().trim_end())?;
             self.print_saving(stage, &layout, &report)?;
+            self.print_largest(stage, &layout)?;
             if let Some(path) = svg {
                 let name = format!("{}-{}.svg", path.display(), stage.name);
                 let title = format!("{}, stage {}", self.recipe.name, stage.name);
@@ -156,6 +164,20 @@ impl Plans<'_> {
             self.machine,
             self.memory_budget,
         )
+    }
+
+    /// The largest micro-batch within the limit, where one was given.
+    fn print_largest(&self, stage: &Stage, layout: &Arc<ParameterLayout>) -> Result<()> {
+        let Some(limit) = self.memory_limit else {
+            return Ok(());
+        };
+        let limits = [Some(limit), self.memory_budget];
+        let found = largest_micro_batch(self.recipe, stage, layout, self.machine, limits);
+        let within = format!("within {}", bytes(limit));
+        print_line(match found {
+            Some(size) => format!("  largest micro-batch {within}: {size} of {}", stage.batch),
+            None => format!("  not one sample fits {within}"),
+        })
     }
 
     /// What freezing the other modules saves against training every module the stage uses.

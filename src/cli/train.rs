@@ -12,6 +12,7 @@ use super::{
 use crate::data::chat::Layout;
 use crate::data::pairs::{PairLimits, PairSource, Pairs};
 use crate::error::Result;
+use crate::program::bytes;
 use crate::report::stage_table;
 use crate::train::{LocalDisk, Recipe, Signals, TrainOptions, Trainer, recipe_of};
 
@@ -64,6 +65,10 @@ pub(super) struct TrainArgs {
     /// refused before the first step, with settings that fit.
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory_limit: Option<u64>,
+    /// Divides the batches of stages that take more than --memory-limit into the largest micro-batches that fit; their
+    /// gradients are gathered until the batch is whole.
+    #[arg(long, requires = "memory_limit", conflicts_with = "resume")]
+    fit: bool,
     /// Steps between checkpoints inside a stage, written while training goes on; 0 for none. One follows every stage.
     #[arg(long, value_name = "N", default_value_t = 500)]
     save_every: u64,
@@ -146,6 +151,11 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         }
         true => None,
     };
+    if let (true, Some(limit)) = (args.fit, args.memory_limit) {
+        for set in recipe.fit(compute.machine(), limit, args.memory_budget)? {
+            print_line(format!("set to fit {}: {set}", bytes(limit)))?;
+        }
+    }
     announce(&compute)?;
     print_line(format!("recipe: {} (seed {})", recipe.name, recipe.seed))?;
     if args.dry_run {
@@ -155,6 +165,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
             batch: None,
             machine: compute.machine(),
             memory_budget: args.memory_budget,
+            memory_limit: args.memory_limit,
         };
         return plans.print(None, None);
     }

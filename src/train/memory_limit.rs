@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::recipe::{Recipe, Stage};
 use super::step_program::{compile_step, step_shape};
 use crate::error::{Error, Result};
+use crate::model::declare;
 use crate::program::{MemoryReport, bytes};
 use crate::tape::{Machine, ParameterLayout};
 
@@ -41,27 +42,34 @@ impl Tries<'_> {
     }
 
     /// The largest of `values`, which rise, that fits.
-    fn largest(&self, values: &[usize], of: impl Fn(usize) -> Stage) -> Option<usize> {
-        let fitting = values.partition_point(|value| self.fits(&of(*value), None));
+    fn largest(
+        &self,
+        values: &[usize],
+        budget: Option<u64>,
+        of: impl Fn(usize) -> Stage,
+    ) -> Option<usize> {
+        let fitting = values.partition_point(|value| self.fits(&of(*value), budget));
         Some(values[fitting.checked_sub(1)?])
+    }
+
+    /// The largest micro-batch of the stage that fits; nothing where not even one sample does.
+    fn largest_micro_batch(&self, stage: &Stage, budget: Option<u64>) -> Option<usize> {
+        self.largest(&divisors(stage.batch), budget, |micro_batch| {
+            with_micro_batch(stage, micro_batch)
+        })
     }
 
     /// Settings with which the stage fits, each planned and found to.
     fn offers(&self, stage: &Stage) -> Vec<String> {
         let name = &stage.name;
-        let with_batch = |batch| Stage {
-            batch,
-            ..stage.clone()
-        };
         let mut offers = Vec::new();
         if let Some(budget) = self.budget(stage)
             && self.fits(stage, Some(budget))
         {
             offers.push(format!("--memory-budget {budget}"));
         }
-        let batches: Vec<usize> = (1..stage.batch).collect();
-        if let Some(batch) = self.largest(&batches, with_batch) {
-            offers.push(format!("--set stage.{name}.batch={batch}"));
+        if let Some(micro_batch) = self.largest_micro_batch(stage, None) {
+            offers.push(format!("--set stage.{name}.micro_batch={micro_batch}"));
         }
         // Room for a picture and a few words must stay.
         let fewest = self.recipe.model.image_tokens() + 16;
@@ -70,25 +78,89 @@ impl Tries<'_> {
             tokens,
             ..stage.clone()
         };
-        if let Some(tokens) = self.largest(&lengths, with_tokens) {
+        if let Some(tokens) = self.largest(&lengths, None, with_tokens) {
             offers.push(format!("--set stage.{name}.tokens={tokens}"));
         }
-        for batch in [stage.batch / 2, stage.batch / 4, 1] {
-            let smaller = with_batch(batch.max(1));
+        let smaller = divisors(stage.batch).into_iter().rev();
+        for micro_batch in smaller.filter(|m| *m < stage.micro_batch()) {
+            let smaller = with_micro_batch(stage, micro_batch);
             if offers.len() >= OFFERED {
                 break;
             }
             if let Some(budget) = self.budget(&smaller)
                 && self.fits(&smaller, Some(budget))
             {
-                let batch = smaller.batch;
                 offers.push(format!(
-                    "--memory-budget {budget} --set stage.{name}.batch={batch}"
+                    "--memory-budget {budget} --set stage.{name}.micro_batch={micro_batch}"
                 ));
             }
         }
         offers.truncate(OFFERED);
         offers
+    }
+}
+
+fn with_micro_batch(stage: &Stage, micro_batch: usize) -> Stage {
+    Stage {
+        micro_batch: Some(micro_batch),
+        ..stage.clone()
+    }
+}
+
+/// What divides a batch, rising.
+fn divisors(batch: usize) -> Vec<usize> {
+    (1..=batch).filter(|n| batch.is_multiple_of(*n)).collect()
+}
+
+/// The largest micro-batch with which a stage takes at most `limit` bytes, its activations at most `budget`; nothing where
+/// not even one sample fits.
+pub fn largest_micro_batch(
+    recipe: &Recipe,
+    stage: &Stage,
+    layout: &Arc<ParameterLayout>,
+    machine: Machine,
+    [limit, budget]: [Option<u64>; 2],
+) -> Option<usize> {
+    let tries = Tries {
+        recipe,
+        layout,
+        machine,
+        limit: limit.unwrap_or(u64::MAX),
+    };
+    tries.largest_micro_batch(stage, budget)
+}
+
+impl Recipe {
+    /// Divides the batches of stages that take more than `limit` bytes into the largest micro-batches that fit. Returns
+    /// what was set, as `--set` takes it. A stage of which not one sample fits stays as it is.
+    ///
+    /// # Errors
+    /// Whatever laying out the parameters reports.
+    pub fn fit(
+        &mut self,
+        machine: Machine,
+        limit: u64,
+        budget: Option<u64>,
+    ) -> Result<Vec<String>> {
+        let layout = declare(&self.model, self.contrastive_form.into())?;
+        let recipe = self.clone();
+        let tries = Tries {
+            recipe: &recipe,
+            layout: &layout,
+            machine,
+            limit,
+        };
+        let mut sets = Vec::new();
+        for stage in &mut self.stages {
+            if tries.fits(stage, budget) {
+                continue;
+            }
+            if let Some(micro_batch) = tries.largest_micro_batch(stage, budget) {
+                stage.micro_batch = Some(micro_batch);
+                sets.push(format!("stage.{}.micro_batch={micro_batch}", stage.name));
+            }
+        }
+        Ok(sets)
     }
 }
 
@@ -115,7 +187,7 @@ pub(super) fn hold_to_limit(
     };
     let offers = tries.offers(stage);
     let offers = match offers.is_empty() {
-        true => "no smaller batch, text or budget fits: what is fixed alone takes more, so train less of the model or a smaller one".to_owned(),
+        true => "no smaller micro-batch, text or budget fits: what is fixed alone takes more, so train less of the model or a smaller one".to_owned(),
         false => format!("any of these fits: {}", offers.join("; ")),
     };
     Err(Error::setting(

@@ -40,6 +40,7 @@ pub use export::{ExportOptions, ExportPart, Exported, export};
 pub use guard::{Guard, MOST_RETURNS, MOST_STRIKES, Verdict};
 pub use loaded_run::LoadedRun;
 pub use measuring::{Measured, write_measurements};
+pub use memory_limit::largest_micro_batch;
 pub use meter::{Due, Interval, Meter, StepNumbers, StepSize, curve};
 pub use profile::{Profile, ProfiledOp};
 pub use recipe::{
