@@ -203,6 +203,17 @@ fn steps_in_micro_batches_are_the_same_on_every_executor() {
     follows_in(&tiny, "fine-grained", DType::Bf16, 2);
 }
 
+#[test]
+fn steps_of_packed_sequences_are_the_same_on_every_executor() {
+    let tiny = Tiny::with(&[
+        "stage.fine-grained.batch=3",
+        "stage.fine-grained.pack=3",
+        "stage.fine-grained.tokens=96",
+    ]);
+    follows_in(&tiny, "fine-grained", DType::F32, 3);
+    follows_in(&tiny, "fine-grained", DType::Bf16, 2);
+}
+
 /// All stages of the recipe but the first.
 const LATER_STAGES: [&str; 5] = [
     "warm-start-language",

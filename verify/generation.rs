@@ -80,6 +80,7 @@ fn cached_generation_equals_uncached_generation() {
         for executor in executors {
             executor.write_parameters(0, &values).unwrap();
             let shape = |batch| StepShape {
+                pack: 1,
                 batch,
                 tokens,
                 caption_tokens: 8,
@@ -130,6 +131,7 @@ fn cached_generation_equals_uncached_generation_on_the_emulated_kernels() {
         let simt = simt.in_precision(precision);
         simt.write_parameters(0, &values).unwrap();
         let shape = StepShape {
+            pack: 1,
             batch: 1,
             tokens: 9,
             caption_tokens: 8,
@@ -158,6 +160,7 @@ fn sampled_generation_is_drawn_by_its_seed_and_almost_greedy_when_cold() {
     let prompts = prompts(config.image_tokens(), &[&[300], &[300]]);
     let images = pictures(1, config.vision.image_size).repeat(2);
     let shape = StepShape {
+        pack: 1,
         batch: 2,
         tokens: 20,
         caption_tokens: 8,
@@ -204,6 +207,7 @@ fn prompts_that_do_not_fit_are_refused() {
     let (recipe, layout, _) = model(&[]);
     let cpu = CpuExecutor::new(layout.elements(), 1).unwrap();
     let shape = StepShape {
+        pack: 1,
         batch: 1,
         tokens: 12,
         caption_tokens: 8,

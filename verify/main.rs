@@ -28,6 +28,7 @@ mod metrics;
 mod micro_batches;
 mod models;
 mod ops;
+mod packing;
 mod plan;
 mod power_cuts;
 mod presets;

@@ -96,6 +96,28 @@ fn a_part_that_does_not_divide_the_batch_is_refused() {
 }
 
 #[test]
+fn sequences_that_do_not_divide_what_is_computed_at_once_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for (wrong, found) in [
+        (&["fine-grained.pack=3"][..], "3"),
+        (&["fine-grained.pack=0"][..], "0"),
+        (
+            &["fine-grained.micro_batch=2", "fine-grained.pack=4"][..],
+            "4",
+        ),
+        (
+            &["warm-start-vision.pack=2"][..],
+            "1 in a stage that predicts no tokens",
+        ),
+    ] {
+        let sets: Vec<String> = wrong.iter().map(|set| format!("stage.{set}")).collect();
+        let mut args = vec!["train", "--recipe", "tiny", "--dry-run"];
+        args.extend(sets.iter().flat_map(|set| ["--set", set]));
+        keel(folder.path(), &args).refused(&["pack", found]);
+    }
+}
+
+#[test]
 fn batches_are_divided_to_fit_a_limit_and_the_plan_names_the_same_parts() {
     let folder = tempfile::tempdir().unwrap();
     let args = ["plan", "--recipe", "tiny", "--memory-limit", "5M"];

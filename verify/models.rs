@@ -109,6 +109,7 @@ fn check_three_parts(stage: &str) {
         panic!("tokens are [B, T]");
     };
     let shape = StepShape {
+        pack: 1,
         batch,
         tokens,
         caption_tokens: match weight > 0.0 {
@@ -194,6 +195,7 @@ fn the_sigmoid_pair_of_towers_agrees_with_pytorch() {
         pair: ContrastivePair::TextTower,
     };
     let shape = StepShape {
+        pack: 1,
         batch,
         tokens: 1,
         caption_tokens,

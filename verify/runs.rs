@@ -86,8 +86,8 @@ fn a_stage_changes_the_modules_it_trains_and_no_bit_of_the_others() {
     }
 }
 
-/// The two stages that the tests of going on use, four steps each, a checkpoint after each step. The second gathers the
-/// gradients of two micro-batches.
+/// The two stages that the tests of going on use, four steps each, a checkpoint after each step. The first packs two
+/// samples into a sequence, the second gathers the gradients of two micro-batches.
 fn stepwise_run(threads: &str, seed: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let recipe = tiny_recipe(&["warm-up", "fine-grained"]);
@@ -100,6 +100,8 @@ fn stepwise_run(threads: &str, seed: &str) -> TempDir {
         "run",
         "--set",
         "stage.fine-grained.micro_batch=4",
+        "--set",
+        "stage.warm-up.pack=2",
         "--max-steps",
         "4",
         "--save-every",

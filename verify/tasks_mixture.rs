@@ -22,6 +22,7 @@ const HALF: Pixels = Pixels {
 };
 
 pub(crate) const SHAPE: BatchShape = BatchShape {
+    pack: 1,
     batch: 16,
     image_size: 64,
     image_tokens: 16,

@@ -162,6 +162,7 @@ fn show(args: &ShowArgs) -> Result<()> {
             stage: 0,
             weights: vec![(args.task, 1.0)],
             shape: BatchShape {
+                pack: 1,
                 batch: args.count,
                 image_size: args.image_size,
                 image_tokens: 16,

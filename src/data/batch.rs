@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::chat::ChatTokenizer;
 use super::library::Library;
+use super::packing::Packing;
 use super::task::{QuestionKind, Sample, TaskKind, Turn};
 use crate::error::{Error, Result};
 
@@ -73,11 +74,18 @@ pub struct BatchShape {
     pub image_tokens: usize,
     /// Length of the sequences, T, visual tokens included.
     pub tokens: usize,
+    /// Samples that share a sequence, on average; B is a multiple of it.
+    #[serde(default = "one")]
+    pub pack: usize,
     /// Length of the contrastive captions, Tc.
     pub caption_tokens: usize,
     /// How pictures become numbers.
     #[serde(default)]
     pub pixels: Pixels,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// How supervised tokens share a batch's loss. With n supervised tokens in an answer, each weighs:
@@ -131,6 +139,8 @@ pub struct Skipped {
     pub unreadable: u32,
     /// Already in this contrastive batch.
     pub repeated: u32,
+    /// Without room in the sequences that the batch is packed into; still part of a contrast.
+    pub without_room: u32,
 }
 
 /// One batch, ready for the program. All arrays are row-major.
@@ -138,19 +148,23 @@ pub struct Skipped {
 pub struct Batch {
     /// Pictures `[B, 3, S, S]` in the form of [`BatchShape::pixels`]; zeros for text-only samples.
     pub images: Vec<f32>,
-    /// Input ids `[B, T]`.
+    /// Input ids `[R, T]`, in R = B / pack sequences.
     pub tokens: Vec<i32>,
-    /// The id that follows each position, [`IGNORED`] where not supervised, `[B, T]`.
+    /// The id that follows each position, [`IGNORED`] where not supervised, `[R, T]`.
     pub targets: Vec<i32>,
-    /// Loss weights `[B, T]`, 0 where not supervised.
+    /// Loss weights `[R, T]`, 0 where not supervised.
     pub weights: Vec<f32>,
+    /// Which of a sequence's samples each token is of, -1 for padding, `[R, T]`; empty where each has its own sequence.
+    pub segments: Vec<i32>,
+    /// Positions, from 0 in each sample, `[R, T]`; empty where each has its own sequence.
+    pub positions: Vec<i32>,
     /// The caption and its end, padded, `[B, Tc]`.
     pub caption_tokens: Vec<i32>,
     /// Index of the caption's end, `[B]`.
     pub caption_end: Vec<i32>,
     /// 1/n on the caption's n tokens, its end among them, else 0, `[B, Tc]`; all 0 without a caption.
     pub caption_weights: Vec<f32>,
-    /// Where each row came from, `[B]`.
+    /// Where each sample came from, `[B]`, in the order of the pictures.
     pub samples: Vec<SampleInfo>,
     /// What was skipped to make this batch.
     pub skipped: Skipped,
@@ -166,7 +180,8 @@ pub fn fits(sample: &Sample, shape: &BatchShape, words: &ChatTokenizer) -> bool 
         && words.caption(&sample.caption).len() <= shape.caption_tokens
 }
 
-/// Turns exactly `shape.batch` samples into a batch and draws their pictures.
+/// Turns exactly `shape.batch` samples into a batch and draws their pictures. Where they share sequences, they are put in
+/// the order of [`Packing`].
 ///
 /// # Errors
 /// `Content` when the number of samples is not the batch's or a sample does not fit.
@@ -186,19 +201,35 @@ pub fn assemble(
         ));
     }
     let picture = 3 * shape.image_size * shape.image_size;
+    let sequences: Vec<_> = samples
+        .iter()
+        .map(|sample| words.sequence(&sample.conversation(shape.image_tokens)))
+        .collect();
+    let packing = match shape.pack {
+        1 => Packing::apart(b),
+        pack => {
+            let lengths: Vec<usize> = sequences.iter().map(|s| s.ids.len()).collect();
+            let seen: Vec<bool> = samples.iter().map(|s| s.view.is_some()).collect();
+            Packing::new(&lengths, &seen, b / pack, t)
+        }
+    };
+    let rows = b / shape.pack;
+    let is_packed = shape.pack > 1;
     let mut batch = Batch {
         images: vec![0.0; b * picture],
-        tokens: vec![words.pad(); b * t],
-        targets: vec![IGNORED; b * t],
-        weights: vec![0.0; b * t],
+        tokens: vec![words.pad(); rows * t],
+        targets: vec![IGNORED; rows * t],
+        weights: vec![0.0; rows * t],
+        segments: vec![-1; if is_packed { rows * t } else { 0 }],
+        positions: vec![0; if is_packed { rows * t } else { 0 }],
         caption_tokens: vec![words.pad(); b * tc],
         caption_end: vec![0; b],
         caption_weights: vec![0.0; b * tc],
         samples: Vec::with_capacity(b),
         skipped: Skipped::default(),
     };
-    for (row, sample) in samples.iter().enumerate() {
-        let sequence = words.sequence(&sample.conversation(shape.image_tokens));
+    for (row, packed) in packing.samples.iter().enumerate() {
+        let (sample, sequence) = (&samples[packed.sample], &sequences[packed.sample]);
         let ids = &sequence.ids;
         let caption = words.caption(&sample.caption);
         for (what, length, limit) in [("sequence", ids.len(), t), ("caption", caption.len(), tc)] {
@@ -210,16 +241,25 @@ pub fn assemble(
                 ));
             }
         }
-        for (position, &id) in ids.iter().enumerate() {
-            batch.tokens[row * t + position] = id;
-        }
-        for answer in &sequence.supervised {
-            let weight = weighting.weight(answer.len());
-            for position in answer.clone() {
-                // The id at `position` is what the position before it must predict.
-                batch.targets[row * t + position - 1] = ids[position];
-                batch.weights[row * t + position - 1] = weight;
+        if let Some(place) = packed.place {
+            let start = place.row * t + place.start;
+            for (position, &id) in ids.iter().enumerate() {
+                batch.tokens[start + position] = id;
+                if is_packed {
+                    batch.segments[start + position] = place.segment as i32;
+                    batch.positions[start + position] = position as i32;
+                }
             }
+            for answer in &sequence.supervised {
+                let weight = weighting.weight(answer.len());
+                for position in answer.clone() {
+                    // The id at `position` is what the position before it must predict.
+                    batch.targets[start + position - 1] = ids[position];
+                    batch.weights[start + position - 1] = weight;
+                }
+            }
+        } else {
+            batch.skipped.without_room += 1;
         }
         write_caption(&caption, sample.caption.is_empty(), row, tc, &mut batch);
         sample.view.render(

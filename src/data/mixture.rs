@@ -190,7 +190,10 @@ impl Mixture {
             self.settings.weighting,
             &self.words,
         )?;
-        batch.skipped = skipped;
+        batch.skipped = Skipped {
+            without_room: batch.skipped.without_room,
+            ..skipped
+        };
         Ok(batch)
     }
 

@@ -22,6 +22,7 @@ pub mod library;
 mod lines;
 pub mod mixture;
 pub mod names;
+pub mod packing;
 pub mod pairs;
 pub mod picture;
 pub mod prefetch;

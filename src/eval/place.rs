@@ -31,6 +31,7 @@ pub(super) const BATCH: usize = 64;
 /// The shape of an evaluation batch with conversations of `tokens` and captions of `caption_tokens`.
 pub(super) fn batch_shape(place: Place<'_>, tokens: usize, caption_tokens: usize) -> BatchShape {
     BatchShape {
+        pack: 1,
         batch: BATCH,
         image_size: place.config.vision.image_size,
         image_tokens: place.config.image_tokens(),
@@ -43,6 +44,7 @@ pub(super) fn batch_shape(place: Place<'_>, tokens: usize, caption_tokens: usize
 /// The shape that a model records for such a batch.
 pub(super) fn step_shape(shape: &BatchShape, words: &ChatTokenizer) -> StepShape {
     StepShape {
+        pack: 1,
         batch: shape.batch,
         tokens: shape.tokens,
         caption_tokens: shape.caption_tokens,

@@ -26,12 +26,21 @@ fn first_log_scale(kind: Contrastive) -> f32 {
 pub struct StepShape {
     /// Samples B.
     pub batch: usize,
-    /// Tokens of a conversation T, image tokens included.
+    /// Tokens T of a sequence, image tokens included.
     pub tokens: usize,
+    /// Samples that share a sequence, on average; 1 gives each its own. B is a multiple of it.
+    pub pack: usize,
     /// Tokens of a caption Tc.
     pub caption_tokens: usize,
     /// The token id that stands for an image token.
     pub image_id: i32,
+}
+
+impl StepShape {
+    /// Sequences R.
+    pub fn rows(&self) -> usize {
+        self.batch / self.pack
+    }
 }
 
 /// Which text feature an image is contrasted with.
@@ -66,8 +75,8 @@ struct Pooled {
 
 /// Records the losses of one batch and returns their weighted sum [1].
 ///
-/// Inputs by need: `images` f32 [B, 3, S, S]; `tokens`, `targets` i32 [B, T], `weights` f32 [B, T]; `caption_tokens`
-/// i32 [B, Tc], `caption_end` i32 [B], `caption_weights` f32 [B, Tc]. Outputs: `loss`, `loss.next_token`,
+/// Inputs by need: `images` f32 [B, 3, S, S]; `tokens`, `targets` i32 [R, T], `weights` f32 [R, T] in R = B / pack
+/// sequences; where samples share them, `segments` and `positions` i32 [R, T] too; `caption_tokens` i32 [B, Tc], `caption_end` i32 [B], `caption_weights` f32 [B, Tc]. Outputs: `loss`, `loss.next_token`,
 /// `loss.contrastive`.
 ///
 /// # Errors
@@ -94,8 +103,8 @@ pub fn record_objectives(
         let spliced = image_tokens.filter(|_| objectives.splices_images);
         let hidden = record_conversation(tape, config, shape, spliced)?;
         let head = language_head(tape, &config.language)?;
-        let targets = tape.input("targets", TensorType::i32([shape.batch, shape.tokens]));
-        let weights = tape.input("weights", TensorType::f32([shape.batch, shape.tokens]));
+        let targets = tape.input("targets", TensorType::i32([shape.rows(), shape.tokens]));
+        let weights = tape.input("weights", TensorType::f32([shape.rows(), shape.tokens]));
         let loss = tape.scoped("language.head", |tape| {
             ops::linear_cross_entropy(tape, hidden, head.weight, targets, weights)
         })?;
@@ -136,19 +145,38 @@ fn record_features(tape: &mut Tape, config: &ModelConfig, shape: &StepShape) -> 
     vision_tower(tape, &config.vision, images)
 }
 
-/// Hidden states [B, T, D] of the conversation, with image tokens spliced in where there are any.
+/// Hidden states [R, T, D] of the conversations, with image tokens spliced in where there are any.
+///
+/// Where samples share a sequence, the k-th placeholder of all sequences, one after the other, takes the k-th image token:
+/// pictures come in the order of their samples, and those of samples without a place last.
 fn record_conversation(
     tape: &mut Tape,
     config: &ModelConfig,
     shape: &StepShape,
     image_tokens: Option<Value>,
 ) -> Result<Value> {
-    let tokens = tape.input("tokens", TensorType::i32([shape.batch, shape.tokens]));
+    let sizes = [shape.rows(), shape.tokens];
+    let tokens = tape.input("tokens", TensorType::i32(sizes));
     let mut x = embed_tokens(tape, &config.language, tokens)?;
-    if let Some(image_tokens) = image_tokens {
-        x = ops::splice(tape, x, tokens, image_tokens, shape.image_id)?;
+    if shape.pack == 1 {
+        if let Some(image_tokens) = image_tokens {
+            x = ops::splice(tape, x, tokens, image_tokens, shape.image_id)?;
+        }
+        return language_trunk(tape, &config.language, x, None, "language");
     }
-    language_trunk(tape, &config.language, x, None, "language")
+    if let Some(image_tokens) = image_tokens {
+        let (apart, width) = (tape.shape(x), tape.shape(x).columns());
+        let count = tape.shape(image_tokens).rows();
+        let x1 = tape.reshape(x, [1, apart.rows(), width])?;
+        let tokens1 = tape.reshape(tokens, [1, apart.rows()])?;
+        let image1 = tape.reshape(image_tokens, [1, count, width])?;
+        let spliced = ops::splice(tape, x1, tokens1, image1, shape.image_id)?;
+        x = tape.reshape(spliced, apart)?;
+    }
+    let segments = tape.input("segments", TensorType::i32(sizes));
+    let positions = tape.input("positions", TensorType::i32(sizes));
+    let packed = Some((segments, positions));
+    language_trunk(tape, &config.language, x, packed, "language")
 }
 
 fn pool_image(tape: &mut Tape, config: &ModelConfig, features: Value) -> Result<Value> {
@@ -450,6 +478,7 @@ pub fn declare(config: &ModelConfig, kind: Contrastive) -> Result<Arc<ParameterL
     let mut tape = Tape::declaring();
     let caption_tokens = config.text.as_ref().map_or(8, |text| text.context);
     let shape = StepShape {
+        pack: 1,
         batch: 1,
         tokens: config.image_tokens(),
         caption_tokens,

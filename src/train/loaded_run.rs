@@ -166,6 +166,7 @@ impl LoadedRun {
     /// What answers `batch` questions at a time.
     pub(super) fn generator(&self, batch: usize, sampling: Sampling) -> Result<Generator> {
         let shape = StepShape {
+            pack: 1,
             batch,
             tokens: self.tokens(),
             caption_tokens: 8,

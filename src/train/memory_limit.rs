@@ -54,7 +54,7 @@ impl Tries<'_> {
 
     /// The largest micro-batch of the stage that fits; nothing where not even one sample does.
     fn largest_micro_batch(&self, stage: &Stage, budget: Option<u64>) -> Option<usize> {
-        self.largest(&divisors(stage.batch), budget, |micro_batch| {
+        self.largest(&micro_batches(stage), budget, |micro_batch| {
             with_micro_batch(stage, micro_batch)
         })
     }
@@ -81,7 +81,7 @@ impl Tries<'_> {
         if let Some(tokens) = self.largest(&lengths, None, with_tokens) {
             offers.push(format!("--set stage.{name}.tokens={tokens}"));
         }
-        let smaller = divisors(stage.batch).into_iter().rev();
+        let smaller = micro_batches(stage).into_iter().rev();
         for micro_batch in smaller.filter(|m| *m < stage.micro_batch()) {
             let smaller = with_micro_batch(stage, micro_batch);
             if offers.len() >= OFFERED {
@@ -107,9 +107,10 @@ fn with_micro_batch(stage: &Stage, micro_batch: usize) -> Stage {
     }
 }
 
-/// What divides a batch, rising.
-fn divisors(batch: usize) -> Vec<usize> {
-    (1..=batch).filter(|n| batch.is_multiple_of(*n)).collect()
+/// The micro-batches that a stage's batch can be divided into, rising.
+fn micro_batches(stage: &Stage) -> Vec<usize> {
+    let fits = |n: &usize| stage.batch.is_multiple_of(*n) && n.is_multiple_of(stage.pack);
+    (1..=stage.batch).filter(fits).collect()
 }
 
 /// The largest micro-batch with which a stage takes at most `limit` bytes, its activations at most `budget`; nothing where

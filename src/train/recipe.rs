@@ -171,8 +171,12 @@ pub struct Stage {
     /// it by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<usize>,
-    /// Tokens T of a conversation, image tokens included.
+    /// Tokens T of a sequence, image tokens included.
     pub tokens: usize,
+    /// Samples that share a sequence, on average: a step packs its samples into as many sequences as that gives, each seen
+    /// only by its own tokens. 1 gives each sample a sequence of its own.
+    #[serde(default = "one_sample", skip_serializing_if = "is_one")]
+    pub pack: usize,
     /// Tokens Tc of a caption on the contrastive side.
     #[serde(default = "caption_tokens")]
     pub caption_tokens: usize,
@@ -210,6 +214,12 @@ pub struct Stage {
     pub fresh: Vec<String>,
 }
 
+fn one_sample() -> usize {
+    1
+}
+fn is_one(pack: &usize) -> bool {
+    *pack == 1
+}
 fn one_turn() -> usize {
     1
 }

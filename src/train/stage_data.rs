@@ -39,6 +39,7 @@ pub(super) fn stage_mixture(
             stage: index as u64,
             weights,
             shape: BatchShape {
+                pack: stage.pack,
                 batch: stage.micro_batch(),
                 image_size: config.vision.image_size,
                 image_tokens: config.image_tokens(),

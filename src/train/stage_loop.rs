@@ -14,6 +14,7 @@ use super::trainer::Trainer;
 use crate::data::batch::Batch;
 use crate::data::feed::write_batch;
 use crate::data::mixture::Mixture;
+use crate::data::packing::Filling;
 use crate::data::prefetch::Prefetcher;
 use crate::data::task::TaskKind;
 use crate::error::{Error, Result};
@@ -78,6 +79,7 @@ impl Trainer {
             write_micro_batch(session, stage, &batch)?;
             Ok(batch)
         };
+        let mut filling = Filling::default();
         let mut fed = None;
         for step in first_step..steps {
             let start = Instant::now();
@@ -94,6 +96,8 @@ impl Trainer {
                     None => feed(session),
                 }?;
                 self.count_skips(&batch);
+                let without_room = batch.skipped.without_room;
+                filling.add(&batch.segments, batch.samples.len(), without_room);
                 gathered.take(stage, &batch);
                 let is_last = micro + 1 == count;
                 let hyper = hyper(stage, [step, steps], gathered.gradient_scale());
@@ -164,6 +168,9 @@ impl Trainer {
             }
         }
         self.finish_saving(index)?;
+        if stage.pack > 1 {
+            self.say(&format!("stage {}: {filling}", stage.name))?;
+        }
         let (count, waited) = self.saver.tell();
         if count > 0 {
             let seconds = began.elapsed().as_secs_f64();
@@ -183,12 +190,12 @@ impl Trainer {
             false => 0,
         };
         let text = match stage.next_token > 0.0 {
-            true => stage.tokens - image_tokens,
-            false => stage.caption_tokens,
+            true => stage.batch / stage.pack * stage.tokens - stage.batch * image_tokens,
+            false => stage.batch * stage.caption_tokens,
         };
         StepSize {
             images: if has_images { stage.batch } else { 0 },
-            tokens: text * stage.batch,
+            tokens: text,
             flops: whole_step_flops(session.program(), stage),
             peak: self.executor.peak_flops(),
             memory: MemoryReport::new(session.program(), &self.layout).total(),
@@ -240,7 +247,8 @@ impl Trainer {
     }
 
     fn count_skips(&mut self, batch: &Batch) {
-        self.skipped += u64::from(batch.skipped.unreadable) + u64::from(batch.skipped.too_long);
+        let skipped = &batch.skipped;
+        self.skipped += u64::from(skipped.unreadable + skipped.too_long + skipped.without_room);
     }
 
     /// Says what was wrong with a step and on what samples it happened.

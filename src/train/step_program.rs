@@ -17,6 +17,7 @@ const MOST_LOG_SCALE: f32 = 4.605_170_2;
 /// The sizes of what a stage computes at once, spoken in the embedded tokeniser; `batch` overrides its micro-batch.
 pub fn step_shape(stage: &Stage, batch: Option<usize>) -> StepShape {
     StepShape {
+        pack: stage.pack,
         batch: batch.unwrap_or(stage.micro_batch()),
         tokens: stage.tokens,
         caption_tokens: stage.caption_tokens,

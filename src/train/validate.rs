@@ -121,6 +121,15 @@ fn validate_sizes(recipe: &Recipe, stage: &Stage) -> Result<()> {
         let want = format!("a number that divides batch = {}", stage.batch);
         require("micro_batch", holds, want, micro_batch)?;
     }
+    let holds = stage.pack >= 1 && stage.micro_batch().is_multiple_of(stage.pack);
+    let want = format!(
+        "a number that divides the {} samples computed at once",
+        stage.micro_batch()
+    );
+    require("pack", holds, want, stage.pack)?;
+    let holds = stage.pack == 1 || stage.next_token > 0.0;
+    let want = "1 in a stage that predicts no tokens";
+    require("pack", holds, want, stage.pack)?;
     let image_tokens = if is_warm {
         0
     } else {

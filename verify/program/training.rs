@@ -100,6 +100,8 @@ impl Tiny {
                 "caption_weights" => {
                     session.write_f32(name, &vec![1.0 / stage.caption_tokens as f32; count])
                 }
+                "segments" => session.write_i32(name, &packed(stage).0),
+                "positions" => session.write_i32(name, &packed(stage).1),
                 "targets" => {
                     let mut targets = words(count, &mut random);
                     for target in targets.iter_mut().step_by(3) {
@@ -120,10 +122,10 @@ impl Tiny {
 
     /// Ids [B, T], with image tokens after the first where the stage splices images.
     fn conversation(&self, stage: &Stage, random: &mut Random) -> Vec<i32> {
-        let mut ids = words(BATCH * stage.tokens, random);
+        let mut ids = words(BATCH / stage.pack * stage.tokens, random);
         if stage.kind != StageKind::WarmStart {
-            for row in ids.chunks_mut(stage.tokens) {
-                row[1..=self.recipe.model.image_tokens()].fill(IMAGE);
+            for sample in ids.chunks_mut(stage.tokens / stage.pack) {
+                sample[1..=self.recipe.model.image_tokens()].fill(IMAGE);
             }
         }
         ids
@@ -167,6 +169,18 @@ impl Tiny {
             moments: bits(moments),
         }
     }
+}
+
+/// Segments and positions of samples that share the sequences evenly, the last token of each sequence padding.
+fn packed(stage: &Stage) -> (Vec<i32>, Vec<i32>) {
+    let each = stage.tokens / stage.pack;
+    let places = (0..BATCH / stage.pack).flat_map(|_| 0..stage.tokens);
+    places
+        .map(|place| match place + 1 == stage.tokens {
+            true => (-1, 0),
+            false => ((place / each) as i32, (place % each) as i32),
+        })
+        .unzip()
 }
 
 /// Ids that stand for words, not for anything special.
