@@ -8,6 +8,7 @@ use keel::data::picture::PictureLimits;
 use keel::data::skips::{Reason, SkipLimits};
 use keel::error::Error;
 
+use crate::command::keel;
 use crate::data_pairs::{folder, open, pictures};
 use crate::data_webdataset::{END, entry, file, tar};
 
@@ -421,4 +422,50 @@ fn pictures_above_a_limit_of_bytes_or_pixels_are_refused_where_they_are_drawn() 
         ..PairLimits::default()
     };
     assert!(text(limits).contains("37 x 26 pixels, the limit is 100; scale it down"));
+}
+
+#[test]
+fn shards_are_held_to_the_checksums_beside_them() {
+    let whole = [forty(), END.to_vec()].concat();
+    let root = folder(&[]);
+    let shard = |n: usize| root.path().join(format!("s-{n:02}.tar"));
+    for n in 0..20 {
+        fs::write(shard(n), &whole).unwrap();
+    }
+    keel(root.path(), &["data", "sums", "s-{00..18}.tar"]).fine();
+    let sums = fs::read_to_string(root.path().join("B3SUMS")).unwrap();
+    let line = format!("{}  s-00.tar\n", blake3::hash(&whole).to_hex());
+    assert!(
+        sums.starts_with(&line) && sums.lines().count() == 19,
+        "{sums}"
+    );
+    let all = || open(root.path().join("s-{00..19}.tar"));
+    assert_eq!(all().unwrap().len(), 20 * 40);
+    // A bit in the middle of a picture, which no header shows; the last shard, which is not listed, is not held to anything.
+    for n in [7, 19] {
+        let mut bytes = whole.clone();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(shard(n), bytes).unwrap();
+    }
+    let pairs = all().unwrap();
+    assert_eq!(pairs.opening_skips().skipped_for(Reason::DamagedShard), 1);
+    assert_eq!(pairs.len(), 19 * 40);
+    let text = refused(shard(7));
+    assert!(
+        text.contains("s-07.tar: its content is not what ") && text.contains("B3SUMS says"),
+        "{text}"
+    );
+    // One that is packed again is listed anew, and the others stay.
+    keel(root.path(), &["data", "sums", "s-07.tar", "./s-19.tar"]).fine();
+    assert_eq!(all().unwrap().len(), 20 * 40);
+    let sums = fs::read_to_string(root.path().join("B3SUMS")).unwrap();
+    assert!(
+        sums.starts_with(&line) && sums.lines().count() == 20,
+        "{sums}"
+    );
+    keel(root.path(), &["data", "sums", "none.tar"]).refused(&["none.tar"]);
+    fs::write(root.path().join("B3SUMS"), format!("{line}s-01.tar\n")).unwrap();
+    let text = refused(shard(1));
+    assert!(text.contains("B3SUMS, line 2: it is no checksum"), "{text}");
 }

@@ -46,6 +46,30 @@ fn zeros_compressed(bytes: u64) -> Vec<u8> {
 }
 
 #[test]
+fn a_palette_that_ends_within_a_colour_is_refused() {
+    let header = [
+        &2u32.to_be_bytes()[..],
+        &2u32.to_be_bytes(),
+        &[8, 3, 0, 0, 0],
+    ]
+    .concat();
+    for entries in [0, 1, 2, 16] {
+        let bytes = [
+            b"\x89PNG\r\n\x1a\n".as_slice(),
+            &chunk(b"IHDR", &header),
+            &chunk(b"PLTE", &vec![7; 3 * entries + 1]),
+            &chunk(b"tRNS", &vec![9; entries + 1]),
+            &chunk(b"IDAT", &zeros_compressed(6)),
+            &chunk(b"IEND", &[]),
+        ]
+        .concat();
+        let text = message(&bytes);
+        assert!(!text.contains("gave up"), "{text}");
+        assert!(text.starts_with("it.img: "), "{text}");
+    }
+}
+
+#[test]
 fn pictures_cut_short_anywhere_are_refused() {
     for (name, bytes) in files() {
         for length in 0..bytes.len() {

@@ -13,10 +13,13 @@ use crate::data::corpus::learn_tokenizer;
 use crate::data::library::Library;
 use crate::data::mixture::{Mixture, MixtureSettings};
 use crate::data::pairs::{PairLimits, PairSource, Pairs};
+use crate::data::sums::summed;
 use crate::data::task::TaskKind;
+use crate::data::webdataset::expand_braces;
 use crate::error::{Error, Result};
 use crate::program::bytes;
 use crate::report::contact_sheet;
+use crate::train::write_durably;
 
 /// Options of `keel data`.
 #[derive(Debug, Args)]
@@ -31,6 +34,8 @@ enum DataCommand {
     Show(ShowArgs),
     /// Reads your own data once and counts: samples, sizes, tokens, broken ones, duplicates.
     Check(CheckArgs),
+    /// Writes the checksums of shards beside them, as b3sum does: whoever opens the shards then holds them to it.
+    Sums(SumsArgs),
     /// Learns the embedded tokeniser anew from the tasks' texts and writes its merges.
     Tokenizer(TokenizerArgs),
 }
@@ -74,6 +79,13 @@ struct CheckArgs {
 }
 
 #[derive(Debug, Args)]
+struct SumsArgs {
+    /// The shards, for example shards-{000..009}.tar.
+    #[arg(value_name = "SHARDS", required = true)]
+    shards: Vec<String>,
+}
+
+#[derive(Debug, Args)]
 struct TokenizerArgs {
     /// Where to write the merges.
     #[arg(long, default_value = "assets/tokenizer.merges", value_name = "FILE")]
@@ -88,6 +100,7 @@ pub(super) fn run(args: &DataArgs) -> Result<()> {
     match &args.command {
         DataCommand::Show(args) => show(args),
         DataCommand::Check(args) => check(args),
+        DataCommand::Sums(args) => sums(args),
         DataCommand::Tokenizer(args) => {
             let tokenizer = learn_tokenizer(&Library::embedded())?;
             std::fs::write(&args.out, tokenizer.to_file())
@@ -96,6 +109,22 @@ pub(super) fn run(args: &DataArgs) -> Result<()> {
             Ok(())
         }
     }
+}
+
+fn sums(args: &SumsArgs) -> Result<()> {
+    let mut shards = Vec::new();
+    for spec in &args.shards {
+        shards.extend(expand_braces(spec)?);
+    }
+    for (path, text) in summed(&shards)? {
+        write_durably(&path, text.as_bytes())?;
+        print_line(format!(
+            "{}: {} files",
+            path.display(),
+            text.lines().count()
+        ))?;
+    }
+    Ok(())
 }
 
 fn check(args: &CheckArgs) -> Result<()> {

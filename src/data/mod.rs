@@ -34,6 +34,7 @@ pub mod scenes;
 mod shards;
 pub mod skips;
 pub mod sprite;
+pub mod sums;
 mod table;
 pub mod task;
 pub mod tokenizer;

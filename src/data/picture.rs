@@ -232,6 +232,11 @@ fn decode_png(bytes: &[u8], limits: &PictureLimits) -> Result<Picture, Refusal> 
     if reader.info().animation_control.is_some() {
         return Err(Refusal::animated());
     }
+    let palette = reader.info().palette.as_deref().unwrap_or_default();
+    if !palette.len().is_multiple_of(3) {
+        // The decoder takes colours of three bytes for granted.
+        return Err(Refusal::damaged("its palette ends within a colour"));
+    }
     let (colour, depth) = reader.output_color_type();
     let channels = colour.samples();
     if depth != png::BitDepth::Eight || reader.output_buffer_size() != Some(pixels * channels) {

@@ -9,6 +9,7 @@ use super::archive::Source;
 use super::pairs::{MAX_TEXT_BYTES, PICTURE_ENDINGS, PairLimits};
 use super::records;
 use super::skips::{Reason, SkipLog};
+use super::sums::Checks;
 use super::webdataset::{Defect, Sample, Shard, ShardLimits, Step};
 use crate::error::{Error, Result};
 
@@ -87,11 +88,22 @@ struct Scan {
 /// As [`super::pairs::Pairs::open`].
 pub(super) fn open(paths: &[String], limits: PairLimits, skips: &SkipLog) -> Result<Shards> {
     let many = paths.len() > MAX_OPEN_SHARDS;
+    let checks = Checks::beside(paths)?;
     let scans: Vec<Result<Scan>> = paths
         .par_iter()
         .enumerate()
         .map(|(number, path)| {
-            let mut scan = scan_shard(open_shard(path)?, number, limits.shard);
+            let shard = open_shard(path)?;
+            let mut scan = match checks.check(path) {
+                Ok(()) => scan_shard(shard, number, limits.shard),
+                // Not one of its samples can be told from a damaged one.
+                Err(error) => Scan {
+                    shard,
+                    pairs: Vec::new(),
+                    skipped: Vec::new(),
+                    damage: Some(error),
+                },
+            };
             if many {
                 scan.shard.release_handle();
             }
