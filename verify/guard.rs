@@ -279,6 +279,7 @@ fn options(run: &Path, save_every: u64, recheck_every: u64) -> TrainOptions {
         evaluation_size: 0,
         evaluate: false,
         keep: 2,
+        keep_every: 0,
         disk: Arc::new(LocalDisk),
         signals: Signals::default(),
     }

@@ -347,6 +347,7 @@ fn train(recipe: &Recipe, run: &Path, disk: Arc<dyn Disk>) -> keel::error::Resul
         evaluation_size: 0,
         evaluate: false,
         keep: 1,
+        keep_every: 0,
         disk,
         signals: Signals::default(),
     };

@@ -3,8 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use keel::executor::CpuExecutor;
+use keel::model::declare;
+use keel::train::{Guard, LocalDisk, Position, Recipe, RunFolder, read_position, save};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -147,6 +151,45 @@ fn the_newest_checkpoints_of_a_stage_are_kept_and_the_one_after_each_stage() {
         "2-fine-grained.step-11.safetensors",
     ];
     assert_eq!(checkpoints(&folder.path().join("run")), wanted);
+}
+
+#[test]
+fn the_best_checkpoint_of_a_stage_and_its_milestones_outlive_newer_ones() {
+    let folder = short_run();
+    let run = folder.path().join("run");
+    let recipe = Recipe::load(run.join("recipe.toml").to_str().unwrap(), &[]).unwrap();
+    let layout = Arc::new(declare(&recipe.model, recipe.contrastive_form.into()).unwrap());
+    let executor = CpuExecutor::new(layout.elements(), 1).unwrap();
+    let first = read_position(&checkpoint(&run, "1-warm-up.step-1")).unwrap();
+    let runs = RunFolder::resume(Arc::new(LocalDisk), &run).unwrap();
+    // Losses fall to the 30th step and rise after it; before the 24th too few are known.
+    let mut guard = Guard::default();
+    for step in 1..=60u64 {
+        guard.judge(3.0 + (step as f64 - 30.0).abs(), 1.0, 0.0);
+        if step % 5 == 0 {
+            let position = Position {
+                step,
+                guard: guard.clone(),
+                ..first.clone()
+            };
+            let path = runs.checkpoint(&format!("1-warm-up.step-{step}"));
+            save(&path, &position, &layout, &executor, None).unwrap();
+            runs.rotate(1, 2, 25).unwrap();
+        }
+    }
+    let left = checkpoints(&run).into_iter();
+    let left: Vec<String> = left.filter(|name| name.contains(".step-")).collect();
+    let mut steps: Vec<u64> = left
+        .iter()
+        .map(|name| {
+            read_position(&run.join("checkpoints").join(name))
+                .unwrap()
+                .step
+        })
+        .collect();
+    steps.sort_unstable();
+    // Of all medians the 40th step's is the lowest: it looks back on the fall and a third of the rise.
+    assert_eq!(steps, [25, 40, 50, 55, 60]);
 }
 
 /// A run of two steps of the warm-up, with a checkpoint between them.

@@ -72,9 +72,13 @@ pub(super) struct TrainArgs {
     /// Steps between checkpoints inside a stage, written while training goes on; 0 for none. One follows every stage.
     #[arg(long, value_name = "N", default_value_t = 500)]
     save_every: u64,
-    /// Checkpoints that are kept inside a stage, the newest ones; those that follow a stage are all kept.
+    /// Checkpoints that are kept inside a stage, the newest ones, and beside them the one at which the losses of late were
+    /// lowest; those that follow a stage are all kept.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_one)]
     keep: u64,
+    /// Keeps a checkpoint at every multiple of so many steps inside a stage for good; 0 for none.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    keep_every: u64,
     /// Standard deviations above the median of late losses from which a loss is a spike; after five bad steps in a row the run
     /// goes back and leaves their data out. 0 calls no spikes.
     #[arg(long, value_name = "X", default_value_t = 10.0, value_parser = parse_threshold)]
@@ -183,6 +187,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         evaluation_size,
         evaluate: !args.no_evaluation,
         keep: args.keep,
+        keep_every: args.keep_every,
         disk: Arc::new(LocalDisk),
         signals: Signals::heed()?,
     };

@@ -1,7 +1,10 @@
 //! Checkpoints: one safetensors file with every parameter, the optimiser's moments in the middle of a stage, and the
 //! position. A file is written beside its final name, flushed to the disk and renamed: what carries the name is whole.
 
+use std::collections::HashMap;
 use std::fmt::Display;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -169,13 +172,36 @@ fn view<'a>(dims: &[usize], values: &'a [f32]) -> TensorView<'a> {
         .expect("the layout's shapes count their elements")
 }
 
-/// Reads the position alone.
+/// Reads the position alone, from the file's header.
 ///
 /// # Errors
 /// [`Error::Io`] or [`Error::Content`] naming the file.
 pub fn read_position(path: &Path) -> Result<Position> {
-    let bytes = read_bytes(path)?;
-    position_of(path, &header_of(path, &bytes)?.1)
+    let io = |problem| Error::io(path, "read the checkpoint", problem);
+    let mut file = File::open(path).map_err(io)?;
+    let size = file.metadata().map_err(io)?.len();
+    let mut start = Vec::new();
+    file.by_ref().take(8).read_to_end(&mut start).map_err(io)?;
+    refuse_pointer(path, &start)?;
+    let length: [u8; 8] = start
+        .try_into()
+        .map_err(|_| damaged(path, "it has no header"))?;
+    let length = u64::from_le_bytes(length);
+    if length > size {
+        return Err(damaged(path, "its header is longer than the file"));
+    }
+    let mut header = Vec::new();
+    file.take(length).read_to_end(&mut header).map_err(io)?;
+    let header: Header =
+        serde_json::from_slice(&header).map_err(|problem| damaged(path, problem))?;
+    position_of(path, &entry_of(path, header.metadata.get(KEY))?.1)
+}
+
+/// What a safetensors header says beside its tensors.
+#[derive(Deserialize)]
+struct Header {
+    #[serde(rename = "__metadata__", default)]
+    metadata: HashMap<String, String>,
 }
 
 fn read_bytes(path: &Path) -> Result<Vec<u8>> {
@@ -201,16 +227,28 @@ fn misfit(path: &Path, problem: String) -> Error {
 
 /// The checksum and the position's text in a checkpoint's header.
 fn header_of(path: &Path, bytes: &[u8]) -> Result<(String, String)> {
-    if bytes.starts_with(b"version https://git-lfs") {
-        let problem = "this is a Git LFS pointer, not the file it stands for";
-        return Err(Error::content(path.display(), problem, "run git lfs pull"));
-    }
+    refuse_pointer(path, bytes)?;
     let (_, metadata) =
         SafeTensors::read_metadata(bytes).map_err(|problem| damaged(path, problem))?;
     let entry = metadata
         .metadata()
         .as_ref()
         .and_then(|entries| entries.get(KEY));
+    entry_of(path, entry)
+}
+
+fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
+    match bytes.starts_with(b"version ") {
+        true => {
+            let problem = "this is a Git LFS pointer, not the file it stands for";
+            Err(Error::content(path.display(), problem, "run git lfs pull"))
+        }
+        false => Ok(()),
+    }
+}
+
+/// The checksum and the position's text in the metadata's one entry.
+fn entry_of(path: &Path, entry: Option<&String>) -> Result<(String, String)> {
     let parts = entry
         .and_then(|entry| entry.split_once(' '))
         .ok_or_else(|| {

@@ -40,6 +40,11 @@ pub struct Guard {
     skipped: Vec<[u64; 2]>,
 }
 
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 /// What to do about a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
@@ -90,15 +95,17 @@ impl Guard {
         if threshold <= 0.0 || self.losses.len() < FEWEST {
             return None;
         }
-        let median = |values: &mut Vec<f64>| {
-            values.sort_by(f64::total_cmp);
-            values[values.len() / 2]
-        };
         let mut losses: Vec<f64> = self.losses.iter().copied().collect();
         let middle = median(&mut losses);
         let mut off: Vec<f64> = losses.iter().map(|loss| (loss - middle).abs()).collect();
         let deviation = (TO_DEVIATION * median(&mut off)).max(LEAST_DEVIATION * middle.abs());
         Some(middle + threshold * deviation)
+    }
+
+    /// The median of the losses of late; nothing as long as too little is known.
+    pub fn typical_loss(&self) -> Option<f64> {
+        let mut losses: Vec<f64> = self.losses.iter().copied().collect();
+        (losses.len() >= FEWEST).then(|| median(&mut losses))
     }
 
     /// Whether the last step was well, so that what it left is worth keeping.

@@ -1,5 +1,6 @@
 //! The folder of a run: who may write it, and where things lie in it.
 
+use std::cmp::Ordering;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::checkpoint::{Position, read_position};
 use super::disk::{Disk, LocalDisk, create_folders, remove_unfinished, write_durably_on};
 use super::events::Events;
 use crate::error::{Error, Result};
@@ -110,12 +112,34 @@ impl RunFolder {
             .join(format!("{label}.safetensors"))
     }
 
-    /// Removes the checkpoints inside stage `number` (from 1) but the `keep` furthest on. The one after a stage stays.
+    /// Removes the checkpoints inside stage `number` (from 1) but the `newest` furthest on, those at multiples of `every`
+    /// steps (0 for none), and the one at which the losses of late were lowest. The one after a stage stays.
     ///
     /// # Errors
     /// [`Error::Io`] naming the file or folder.
-    pub fn keep_newest(&self, number: u64, keep: u64) -> Result<()> {
-        for path in inside_stage(&self.path, number)?.iter().skip(keep as usize) {
+    pub fn rotate(&self, number: u64, newest: u64, every: u64) -> Result<()> {
+        let all = inside_stage(&self.path, number)?;
+        if all.len() as u64 <= newest {
+            return Ok(());
+        }
+        // One that cannot be read is nothing to keep.
+        let positions = all.iter().map(|path| read_position(path).ok());
+        let positions: Vec<Option<Position>> = positions.collect();
+        let typical = |index: usize| positions[index].as_ref()?.guard.typical_loss();
+        let best = (0..all.len())
+            .filter(|index| typical(*index).is_some())
+            .min_by(|a, b| {
+                typical(*a)
+                    .partial_cmp(&typical(*b))
+                    .unwrap_or(Ordering::Equal)
+            });
+        let stays = |index: usize| {
+            let step = positions[index].as_ref().map(|position| position.step);
+            let is_milestone = every > 0 && step.is_some_and(|step| step.is_multiple_of(every));
+            is_milestone || best == Some(index)
+        };
+        let old = all.iter().enumerate().skip(newest as usize);
+        for (_, path) in old.filter(|(index, _)| !stays(*index)) {
             let removed = self.disk.remove(path);
             removed.map_err(|problem| Error::io(path, "remove the file", problem))?;
         }

@@ -84,7 +84,10 @@ impl Trainer {
     /// back to.
     fn rotate(&self, stage: usize) -> Result<()> {
         match self.guard.is_well() {
-            true => self.folder.keep_newest(stage as u64 + 1, self.options.keep),
+            true => {
+                let (newest, every) = (self.options.keep, self.options.keep_every);
+                self.folder.rotate(stage as u64 + 1, newest, every)
+            }
             false => Ok(()),
         }
     }

@@ -52,6 +52,8 @@ pub struct TrainOptions {
     pub recheck_every: u64,
     /// Checkpoints kept within a stage, the newest; at least 1.
     pub keep: u64,
+    /// Steps between checkpoints within a stage that are kept for good; 0 for none.
+    pub keep_every: u64,
     /// Samples of each evaluation set.
     pub evaluation_size: usize,
     /// Whether stages are evaluated.

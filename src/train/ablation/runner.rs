@@ -250,6 +250,7 @@ impl Ablation {
             evaluation_size: pictures.unwrap_or(0),
             evaluate: pictures.is_some(),
             keep: 1,
+            keep_every: 0,
             disk: Arc::new(LocalDisk),
             signals: Signals::default(),
         };
