@@ -192,6 +192,30 @@ fn the_best_checkpoint_of_a_stage_and_its_milestones_outlive_newer_ones() {
     assert_eq!(steps, [25, 40, 50, 55, 60]);
 }
 
+#[test]
+fn settings_that_changed_since_the_checkpoint_are_listed() {
+    let folder = short_run();
+    fs::remove_file(checkpoint(&folder.path().join("run"), "1-warm-up")).unwrap();
+    let mut args = vec!["train", "--resume", "run", "--no-evaluation", "--max-steps"];
+    args.push("2");
+    let unchanged = keel(folder.path(), &args).fine().stdout;
+    assert!(!unchanged.contains("changed since"), "{unchanged}");
+    fs::remove_file(checkpoint(&folder.path().join("run"), "1-warm-up")).unwrap();
+    args.extend(["--set", "stage.warm-up.learning_rate=0.5"]);
+    args.extend(["--set", "stage.warm-up.micro_batch=4"]);
+    let changed = keel(folder.path(), &args).fine().stdout;
+    let lines = changed
+        .lines()
+        .filter(|line| line.contains("changed since"));
+    assert_eq!(
+        lines.collect::<Vec<_>>(),
+        [
+            "changed since that checkpoint: stage.warm-up.learning_rate was 0.002, is 0.5",
+            "changed since that checkpoint: stage.warm-up.micro_batch was left out, is 4",
+        ]
+    );
+}
+
 /// A run of two steps of the warm-up, with a checkpoint between them.
 fn short_run() -> TempDir {
     let folder = tempfile::tempdir().unwrap();

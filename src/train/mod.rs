@@ -2,6 +2,7 @@
 
 mod ablation;
 mod benchmark;
+mod changes;
 mod checkpoint;
 mod disk;
 mod evaluation;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::changes::changes;
 use super::checkpoint::{self, Checkpoint, Position};
 use super::disk::Disk;
 use super::evaluation::evaluation_settings;
@@ -262,6 +263,9 @@ impl Trainer {
                     "continuing {} from {place}",
                     self.folder.path().display()
                 ))?;
+                for change in changes(&position.recipe, &self.recipe.to_toml()) {
+                    self.say(&format!("changed since that checkpoint: {change}"))?;
+                }
                 self.record_start(Some(&place))?;
             }
         }
