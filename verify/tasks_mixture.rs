@@ -11,6 +11,8 @@ use keel::data::library::{Library, Split};
 use keel::data::mixture::{MOST_ATTEMPTS, Mixture, MixtureSettings};
 use keel::data::pairs::{Pair, PairSource};
 use keel::data::picture::Picture;
+use keel::data::prepare::Fit;
+use keel::data::resample::Filter;
 use keel::data::task::{TaskKind, View};
 use keel::data::tokenizer::{END, IMAGE, PAD};
 use keel::error::{Error, Result};
@@ -19,6 +21,8 @@ use keel::error::{Error, Result};
 const HALF: Pixels = Pixels {
     mean: [0.5; 3],
     deviation: [0.5; 3],
+    fit: Fit::Crop,
+    filter: Filter::Bicubic,
 };
 
 pub(crate) const SHAPE: BatchShape = BatchShape {

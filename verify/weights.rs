@@ -4,6 +4,7 @@
 //! The golden is held like one more executor: transformers normalises in f32 even where everything else is f64.
 
 mod export;
+mod processors;
 mod published;
 mod refusals;
 mod starting;

@@ -6,13 +6,16 @@ use serde::{Deserialize, Serialize};
 use super::chat::ChatTokenizer;
 use super::library::Library;
 use super::packing::Packing;
+use super::prepare::Fit;
+use super::resample::Filter;
 use super::task::{QuestionKind, Sample, TaskKind, Turn};
 use crate::error::{Error, Result};
 
 /// The target of a position that is not supervised.
 pub const IGNORED: i32 = -100;
 
-/// How pictures become numbers: (value − mean) / deviation of each colour, values from 0 to 1.
+/// How pictures become numbers: scaled to the tower's square, then (value − mean) / deviation of each colour, values from 0
+/// to 1.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pixels {
@@ -20,6 +23,12 @@ pub struct Pixels {
     pub mean: [f32; 3],
     /// Of red, green and blue.
     pub deviation: [f32; 3],
+    /// How a picture that is not square becomes it.
+    #[serde(default)]
+    pub fit: Fit,
+    /// How it is scaled.
+    #[serde(default)]
+    pub filter: Filter,
 }
 
 impl Default for Pixels {
@@ -28,6 +37,8 @@ impl Default for Pixels {
         Pixels {
             mean: [0.5; 3],
             deviation: [0.5; 3],
+            fit: Fit::default(),
+            filter: Filter::default(),
         }
     }
 }
@@ -49,7 +60,8 @@ impl Pixels {
 
     fn each(&self, picture: &mut [f32], change: impl Fn(f32, f32, f32) -> f32) {
         // Exactly the numbers that are there.
-        if *self == Pixels::default() {
+        let plain = Pixels::default();
+        if (self.mean, self.deviation) == (plain.mean, plain.deviation) {
             return;
         }
         let plane = picture.len() / 3;
@@ -264,7 +276,7 @@ pub fn assemble(
         write_caption(&caption, sample.caption.is_empty(), row, tc, &mut batch);
         sample.view.render(
             library,
-            shape.image_size,
+            (shape.image_size, &shape.pixels),
             &mut batch.images[row * picture..(row + 1) * picture],
         );
         if sample.view.is_some() {

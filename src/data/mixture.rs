@@ -22,7 +22,6 @@ use super::picture::Picture;
 use super::questions::{ask, ask_further};
 use super::random::{Permutation, Purpose, Stream, scramble};
 use super::skips::Reason;
-use super::sprite::Sprite;
 use super::task::{Photo, QuestionKind, Sample, TaskKind, View};
 use crate::error::{Error, Result};
 
@@ -331,7 +330,7 @@ impl Mixture {
                 "write a caption or leave it out",
             ));
         }
-        let view = match &pair.picture {
+        let view = match pair.picture {
             Some(picture) => self.photo(picture, look),
             None if self.settings.contrastive => {
                 return Err(Error::content(
@@ -356,18 +355,14 @@ impl Mixture {
         })
     }
 
-    fn photo(&self, picture: &Picture, look: &mut Stream) -> View {
-        let sprite = Arc::new(Sprite::new(
-            picture.width as usize,
-            picture.height as usize,
-            &picture.rgba,
-        ));
+    fn photo(&self, picture: Picture, look: &mut Stream) -> View {
+        let picture = Arc::new(picture);
         let augmentation = &self.settings.augmentation;
         View::Photo(if augmentation.geometry > 0.0 {
             let tint = augmentation.tint(look);
-            Photo::varied(sprite, tint, look)
+            Photo::varied(picture, tint, look)
         } else {
-            Photo::centred(sprite)
+            Photo::whole(picture)
         })
     }
 }

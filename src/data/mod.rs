@@ -26,6 +26,7 @@ pub mod packing;
 pub mod pairs;
 pub mod picture;
 pub mod prefetch;
+pub mod prepare;
 pub mod questions;
 pub mod random;
 pub mod records;

@@ -4,17 +4,21 @@
 //! fixed point, columns first with an 8-bit picture between the passes. Opacity: colours are premultiplied on the way in
 //! and divided out on the way out. (Pillow 13 chooses the order of the passes by shape, which changes single pixels.)
 
+use serde::{Deserialize, Serialize};
+
 use super::picture::Picture;
 
 /// Fractional bits of a weight; 32 less 8 of a pixel less 2 for sums that overshoot.
 const WEIGHT_BITS: u32 = 22;
 
 /// The interpolation kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Filter {
     /// The triangle, support 1.
     Bilinear,
     /// Keys' cubic with a = −0.5, support 2 (Keys 1981, eq. 15).
+    #[default]
     Bicubic,
 }
 

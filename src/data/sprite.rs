@@ -3,6 +3,7 @@
 //! about as much as its area, whatever the size of the sources.
 
 use super::colours::Palette;
+use super::picture::Picture;
 
 /// Colours are measured on the first level no larger than this, so that photographs cost little.
 const PALETTE_SIDE: usize = 64;
@@ -54,6 +55,17 @@ impl Frame {
         Frame {
             side,
             pixels: vec![[r, g, b, 255.0]; side * side],
+        }
+    }
+
+    /// A square picture without transparency.
+    pub fn of(picture: &Picture) -> Frame {
+        let pixels = picture.rgba.chunks_exact(4);
+        Frame {
+            side: picture.width as usize,
+            pixels: pixels
+                .map(|p| [p[0], p[1], p[2], 255].map(f32::from))
+                .collect(),
         }
     }
 
@@ -210,34 +222,12 @@ impl Sprite {
             scale,
             placement.rotation,
             placement.mirrored,
-            false,
         );
-    }
-
-    /// Fills the whole frame with the square window of the source around `centre` (pixels of the source) that is `window`
-    /// source pixels wide.
-    pub fn fill(&self, centre: [f32; 2], window: f32, rotation: f32, frame: &mut Frame) {
-        let side = frame.side as f32;
-        self.draw_mapped(
-            frame,
-            [0.0, 0.0, side, side],
-            [side / 2.0, side / 2.0],
-            centre,
-            side / window,
-            rotation,
-            false,
-            true,
-        );
-    }
-
-    /// Width and height of the source.
-    pub fn size(&self) -> [usize; 2] {
-        [self.levels[0].width, self.levels[0].height]
     }
 
     /// For every frame pixel in `region` (pixels), takes the source colour at
     /// `source_centre + M·R(−rotation)·(pixel − frame_centre)/scale` from the level nearest in size. Outside the source
-    /// the frame stays as it is, or takes the nearest edge when `to_the_edge`.
+    /// the frame stays as it is.
     #[allow(clippy::too_many_arguments)]
     fn draw_mapped(
         &self,
@@ -248,7 +238,6 @@ impl Sprite {
         scale: f32,
         rotation: f32,
         mirrored: bool,
-        to_the_edge: bool,
     ) {
         // The coarsest level that still has at least 0.7 source pixels a frame pixel avoids aliasing without blurring.
         let mut depth = 0;
@@ -277,11 +266,7 @@ impl Sprite {
             let mut v = source_centre[1] * shrink + dx * step_x[1] + dy * step_y[1] + 0.5;
             let row = &mut frame.pixels[y * frame.side..(y + 1) * frame.side];
             for pixel in &mut row[x_from.min(x_to)..x_to] {
-                let (x, y) = if to_the_edge {
-                    (u.clamp(0.5, limit_x - 0.01), v.clamp(0.5, limit_y - 0.01))
-                } else {
-                    (u, v)
-                };
+                let (x, y) = (u, v);
                 if x >= 0.5 && y >= 0.5 && x < limit_x && y < limit_y {
                     let (column, line) = (x as usize, y as usize);
                     let (fx, fy) = (x - column as f32, y - line as f32);

@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::batch::Pixels;
 use super::chat::Conversation;
 use super::library::Library;
+use super::picture::Picture;
 use super::random::Stream;
-use super::scenes::{PLAIN_BACKGROUND, Scene};
-use super::sprite::{Frame, Sprite, Tint};
+use super::scenes::Scene;
+use super::sprite::{Frame, Tint};
 
 /// A kind of training data, as recipes name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -166,41 +168,36 @@ pub enum View {
     Photo(Photo),
 }
 
-/// A user's picture and the square of it that is shown.
+/// A user's picture and the part of it that is shown.
 #[derive(Clone, Debug)]
 pub struct Photo {
-    /// The picture, prepared.
-    pub sprite: Arc<Sprite>,
-    /// Centre of the window in source pixels, (x, y).
-    pub centre: [f32; 2],
-    /// Side of the window in source pixels.
-    pub window: f32,
+    /// The picture.
+    pub picture: Arc<Picture>,
+    /// Left, top and side of a square of it, in its pixels; all that the tower's processor shows where there is none.
+    pub window: Option<[u32; 3]>,
     /// Colour change.
     pub tint: Tint,
 }
 
 impl Photo {
-    /// The largest centred square.
-    pub fn centred(sprite: Arc<Sprite>) -> Photo {
-        let [width, height] = sprite.size().map(|side| side as f32);
+    /// As the tower's processor shows it.
+    pub fn whole(picture: Arc<Picture>) -> Photo {
         Photo {
-            sprite,
-            centre: [width / 2.0, height / 2.0],
-            window: width.min(height),
+            picture,
+            window: None,
             tint: Tint::NONE,
         }
     }
 
     /// A square of 80–100 % of the shorter side, anywhere inside, with the colours slightly changed.
-    pub fn varied(sprite: Arc<Sprite>, tint: Tint, look: &mut Stream) -> Photo {
-        let size = sprite.size().map(|side| side as f32);
-        let window = size[0].min(size[1]) * look.between(0.8, 1.0);
-        let centre =
-            size.map(|side| look.between(window / 2.0, side - window / 2.0 + f32::EPSILON));
+    pub fn varied(picture: Arc<Picture>, tint: Tint, look: &mut Stream) -> Photo {
+        let size = [picture.width, picture.height];
+        let shorter = size[0].min(size[1]);
+        let side = (shorter as f32 * look.between(0.8, 1.0)).round().max(1.0) as u32;
+        let corner = size.map(|edge| look.below((edge - side) as usize + 1) as u32);
         Photo {
-            sprite,
-            centre,
-            window,
+            picture,
+            window: Some([corner[0], corner[1], side]),
             tint,
         }
     }
@@ -212,17 +209,18 @@ impl View {
         !matches!(self, View::None)
     }
 
-    /// Draws normalised planes `[3, side, side]` into `out`; zeros where there is no picture.
-    pub fn render(&self, library: &Library, side: usize, out: &mut [f32]) {
+    /// Draws planes `[3, side, side]` of numbers from −1 to 1 into `out`, a user's picture scaled as `pixels` says; zeros
+    /// where there is no picture.
+    pub fn render(&self, library: &Library, (side, pixels): (usize, &Pixels), out: &mut [f32]) {
         match self {
             View::None => out.fill(0.0),
             View::Scene(scene) => scene.render(library, side, out),
             View::Photo(photo) => {
-                let mut frame = Frame::new(side, PLAIN_BACKGROUND);
-                photo
-                    .sprite
-                    .fill(photo.centre, photo.window, 0.0, &mut frame);
-                frame.write_normalised(photo.tint, out);
+                let square = match photo.window {
+                    None => pixels.prepared(&photo.picture, side as u32),
+                    Some(part) => pixels.prepared_part(&photo.picture, part, side as u32),
+                };
+                Frame::of(&square).write_normalised(photo.tint, out);
             }
         }
     }

@@ -10,11 +10,13 @@ use super::disk::parent_of;
 use super::run_folder::TOKENIZER;
 use super::stored::Stored;
 use crate::data::chat::Layout;
+use crate::data::prepare::Fit;
+use crate::data::resample::Filter;
 use crate::error::{Error, Result};
 use crate::tape::ParameterEntry;
 use crate::weights::{
-    Folder, Part, VisionLayout, Written, connector_tensors, language_config, language_tensors,
-    processor_config, whole_config, write_tensors,
+    Folder, Part, Processor, VisionLayout, Written, connector_tensors, language_config,
+    language_tensors, processor_config, whole_config, write_tensors,
 };
 
 /// What of a model is written.
@@ -304,7 +306,17 @@ impl Model {
         if page.has_pictures {
             let pixels = self.stored.recipe.pixels();
             let size = self.stored.recipe.model.vision.image_size;
-            let config = processor_config(size, (pixels.mean, pixels.deviation));
+            let processor = Processor {
+                mean: pixels.mean,
+                deviation: pixels.deviation,
+                shortest_edge: match pixels.fit {
+                    Fit::Stretch => None,
+                    Fit::Crop => Some(size),
+                    Fit::CropFrom(edge) => Some(edge as usize),
+                },
+                is_bicubic: pixels.filter == Filter::Bicubic,
+            };
+            let config = processor_config(size, &processor);
             write_json(&folder.join("preprocessor_config.json"), &config)?;
         }
         if let Some(text) = self.stored.words.to_json().filter(|_| page.has_words) {

@@ -6,10 +6,12 @@ use super::recipe::{Recipe, StageKind};
 use super::validate::validate;
 use crate::data::batch::Pixels;
 use crate::data::chat::Layout;
+use crate::data::prepare::Fit;
+use crate::data::resample::Filter;
 use crate::error::{Error, Result};
 use crate::model::initialise;
 use crate::tape::ParameterLayout;
-use crate::weights::{Folder, Part};
+use crate::weights::{Folder, Part, Processor};
 
 impl Recipe {
     /// Begins from the folders' weights: takes the settings of the tower and of the language model from them, and leaves out
@@ -33,9 +35,10 @@ impl Recipe {
         if let Some(path) = vision {
             let folder = Folder::open(path)?;
             self.model.vision = Part::vision(&folder)?.1;
+            let side = self.model.vision.image_size;
             self.pixels = folder
-                .pixels()?
-                .map(|(mean, deviation)| Pixels { mean, deviation });
+                .processor(side)?
+                .map(|processor| pixels_of(&processor, side));
             self.vision_weights = Some(absolute(path).map_err(|e| Error::io(path, "find", e))?);
             there.push("vision");
         }
@@ -136,5 +139,22 @@ impl Recipe {
         }
         self.average_new_rows(layout, &mut values)?;
         Ok(values)
+    }
+}
+
+/// A processor's settings as a recipe has them, for a tower of `side` pixels.
+fn pixels_of(processor: &Processor, side: usize) -> Pixels {
+    Pixels {
+        mean: processor.mean,
+        deviation: processor.deviation,
+        fit: match processor.shortest_edge {
+            None => Fit::Stretch,
+            Some(edge) if edge == side => Fit::Crop,
+            Some(edge) => Fit::CropFrom(edge as u32),
+        },
+        filter: match processor.is_bicubic {
+            true => Filter::Bicubic,
+            false => Filter::Bilinear,
+        },
     }
 }

@@ -5,11 +5,9 @@ use std::path::Path;
 use super::evaluation::evaluation_settings;
 use super::run_folder::stage_checkpoints;
 use super::stored::Stored;
-use crate::data::batch::Pixels;
 use crate::data::chat::Conversation;
 use crate::data::library::Library;
 use crate::data::picture::{Picture, PictureLimits};
-use crate::data::resample::Filter;
 use crate::error::{Error, Result, with_near_miss};
 use crate::eval::{Evaluation, Evaluator, Generator, Place, Sampling};
 use crate::executor::{Choice, Executor};
@@ -138,12 +136,9 @@ impl LoadedRun {
     /// A picture [3, S, S] as the tower takes it: the shortest edge to S, the middle of it.
     pub(super) fn pixels_of(&self, picture: &Picture) -> Vec<f32> {
         let side = self.stored.recipe.model.vision.image_size as u32;
-        let picture = picture
-            .flatten([255, 255, 255])
-            .resize_shortest_edge(side, Filter::Bicubic)
-            .centre_crop(side, side);
-        let Pixels { mean, deviation } = self.stored.recipe.pixels();
-        picture.to_chw(mean, deviation)
+        let pixels = self.stored.recipe.pixels();
+        let picture = pixels.prepared(picture, side);
+        picture.to_chw(pixels.mean, pixels.deviation)
     }
 
     /// The most tokens of a conversation that the model was trained on.

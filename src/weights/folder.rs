@@ -83,60 +83,6 @@ impl Folder {
         &self.config
     }
 
-    /// Mean and deviation of each colour that the folder's `preprocessor_config.json` takes from pictures and divides them by,
-    /// values from 0 to 1; nothing where there is no such file.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] naming the key that is no list of three numbers, or that scales otherwise than by 1/255;
-    /// [`Error::Io`] or [`Error::Content`] when the file cannot be read.
-    pub fn pixels(&self) -> Result<Option<([f32; 3], [f32; 3])>> {
-        let path = self.path.join("preprocessor_config.json");
-        if !path.exists() {
-            return Ok(None);
-        }
-        let config = read_json(&path)?;
-        let name = |key: &str| format!("{}: {key}", path.display());
-        let is_off = |key: &str| config.get(key).and_then(Json::as_bool) == Some(false);
-        if let Some(factor) = config
-            .get("rescale_factor")
-            .filter(|_| !is_off("do_rescale"))
-        {
-            let is_usual = factor
-                .as_f64()
-                .is_some_and(|factor| (factor * 255.0 - 1.0).abs() < 1e-6);
-            if !is_usual {
-                return Err(Error::setting(name("rescale_factor"), "1/255", factor));
-            }
-        }
-        if is_off("do_rescale") {
-            return Err(Error::setting(name("do_rescale"), "true", false));
-        }
-        if is_off("do_normalize") {
-            return Ok(Some(([0.0; 3], [1.0; 3])));
-        }
-        let three = |key: &str| -> Result<[f32; 3]> {
-            let numbers = config.get(key).and_then(Json::as_array);
-            let numbers: Option<Vec<f32>> =
-                numbers.and_then(|list| list.iter().map(|x| Some(x.as_f64()? as f32)).collect());
-            let numbers = numbers.and_then(|list| <[f32; 3]>::try_from(list).ok());
-            numbers
-                .filter(|list| list.iter().all(|x| x.is_finite()))
-                .ok_or_else(|| {
-                    let found = config.get(key).unwrap_or(&Json::Null);
-                    Error::setting(name(key), "three numbers", found)
-                })
-        };
-        let (mean, deviation) = (three("image_mean")?, three("image_std")?);
-        match deviation.iter().all(|x| *x > 0.0) {
-            true => Ok(Some((mean, deviation))),
-            false => Err(Error::setting(
-                name("image_std"),
-                "three numbers above 0",
-                "others",
-            )),
-        }
-    }
-
     /// All tensors by name.
     pub fn tensors(&self) -> &BTreeMap<String, TensorPlace> {
         &self.tensors
@@ -230,7 +176,7 @@ fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
     }
 }
 
-fn read_json(path: &Path) -> Result<Map<String, Json>> {
+pub(super) fn read_json(path: &Path) -> Result<Map<String, Json>> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, "read", e))?;
     refuse_pointer(path, &bytes)?;
     serde_json::from_slice(&bytes).map_err(|e| {

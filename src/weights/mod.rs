@@ -9,6 +9,7 @@ mod folder;
 mod language;
 mod natural;
 mod part;
+mod processor;
 mod settings;
 mod values;
 mod vision;
@@ -20,4 +21,5 @@ pub use natural::{
     whole_config,
 };
 pub use part::{Aside, Part, Tower};
+pub use processor::Processor;
 pub use written::{Content, Written, write_tensors};

@@ -4,6 +4,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::families::{AIMV2, CLIP, DINOV2, INTERNVIT, MLP1, Names, QWEN, row, rows_of};
+use super::processor::Processor;
 use super::settings::Settings;
 use super::written::{Content, Written};
 use super::{language, vision};
@@ -318,24 +319,33 @@ pub fn whole_config(
 }
 
 /// How the pictures were prepared in training: `preprocessor_config.json`.
-pub fn processor_config(
-    image_size: usize,
-    (mean, deviation): ([f32; 3], [f32; 3]),
-) -> Map<String, Json> {
+pub fn processor_config(image_size: usize, processor: &Processor) -> Map<String, Json> {
+    let Processor {
+        mean, deviation, ..
+    } = processor;
+    let resample = if processor.is_bicubic { 3 } else { 2 };
     let mut json = json!({
-        "image_processor_type": "CLIPImageProcessor",
+        "image_processor_type": match processor.shortest_edge {
+            Some(_) => "CLIPImageProcessor",
+            None => "SiglipImageProcessor",
+        },
         "do_convert_rgb": true,
         "do_resize": true,
-        "size": { "shortest_edge": image_size },
-        "resample": 3,
-        "do_center_crop": true,
-        "crop_size": { "height": image_size, "width": image_size },
+        "size": match processor.shortest_edge {
+            Some(edge) => json!({ "shortest_edge": edge }),
+            None => json!({ "height": image_size, "width": image_size }),
+        },
+        "resample": resample,
         "do_rescale": true,
         "rescale_factor": 1.0 / 255.0,
         "do_normalize": true,
         "image_mean": mean.map(plain),
         "image_std": deviation.map(plain),
     });
+    if processor.shortest_edge.is_some() {
+        json["do_center_crop"] = true.into();
+        json["crop_size"] = json!({ "height": image_size, "width": image_size });
+    }
     std::mem::take(object(&mut json))
 }
 

@@ -173,6 +173,7 @@ fn pixels_that_are_applied_and_undone_are_the_same() {
     let pixels = keel::data::batch::Pixels {
         mean: [0.48, 0.45, 0.4],
         deviation: [0.27, 0.26, 0.28],
+        ..Default::default()
     };
     let first: Vec<f32> = (0..12).map(|i| i as f32 / 5.5 - 1.0).collect();
     let mut picture = first.clone();

@@ -1,0 +1,50 @@
+//! How a picture of any size becomes the square that a tower sees: the resize and crop of its published processor.
+
+use serde::{Deserialize, Serialize};
+
+use super::batch::Pixels;
+use super::picture::Picture;
+use super::scenes::PLAIN_BACKGROUND;
+
+/// How a picture that is not square becomes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fit {
+    /// Scaled to the square along its shorter edge, and the middle of the longer: CLIP, AIMv2.
+    #[default]
+    Crop,
+    /// Scaled so that its shorter edge has this many pixels, more than the square's, and the middle of both: DINOv2.
+    CropFrom(u32),
+    /// Both edges scaled to the square, whatever that does to its proportions: SigLIP, InternViT.
+    Stretch,
+}
+
+impl Pixels {
+    /// The picture as a tower of `side` pixels sees it, with what is transparent laid over the plain background.
+    pub fn prepared(&self, picture: &Picture, side: u32) -> Picture {
+        let picture = picture.flatten(PLAIN_BACKGROUND);
+        match self.fit {
+            Fit::Stretch => picture.resize(side, side, self.filter),
+            Fit::Crop | Fit::CropFrom(_) => {
+                let edge = match self.fit {
+                    Fit::CropFrom(edge) => edge,
+                    _ => side,
+                };
+                let scaled = picture.resize_shortest_edge(edge, self.filter);
+                scaled.centre_crop(side, side)
+            }
+        }
+    }
+
+    /// The square of `from` pixels whose corner is at `left` and `top`, as a tower of `side` pixels sees it.
+    pub fn prepared_part(
+        &self,
+        picture: &Picture,
+        [left, top, from]: [u32; 3],
+        side: u32,
+    ) -> Picture {
+        let part = picture.crop(left.into(), top.into(), from, from);
+        part.flatten(PLAIN_BACKGROUND)
+            .resize(side, side, self.filter)
+    }
+}

@@ -1,0 +1,147 @@
+//! What a folder says of how its tower's pictures are prepared: `preprocessor_config.json`.
+
+use std::path::Path;
+
+use serde_json::{Map, Value as Json};
+
+use super::folder::{Folder, read_json};
+use crate::error::{Error, Result};
+
+impl Folder {
+    /// What the folder's `preprocessor_config.json` does with pictures for a tower of `side` pixels; nothing where there is no
+    /// such file.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the key that is not understood or does not go with the tower; [`Error::Io`] or
+    /// [`Error::Content`] when the file cannot be read.
+    pub fn processor(&self, side: usize) -> Result<Option<Processor>> {
+        let path = self.path().join("preprocessor_config.json");
+        if !path.exists() {
+            return Ok(None);
+        }
+        let config = read_json(&path)?;
+        let (shortest_edge, is_bicubic) = scaling(&config, &path, side)?;
+        let processor = |mean, deviation| Processor {
+            mean,
+            deviation,
+            shortest_edge,
+            is_bicubic,
+        };
+        let name = |key: &str| format!("{}: {key}", path.display());
+        let is_off = |key: &str| config.get(key).and_then(Json::as_bool) == Some(false);
+        if let Some(factor) = config
+            .get("rescale_factor")
+            .filter(|_| !is_off("do_rescale"))
+        {
+            let is_usual = factor
+                .as_f64()
+                .is_some_and(|factor| (factor * 255.0 - 1.0).abs() < 1e-6);
+            if !is_usual {
+                return Err(Error::setting(name("rescale_factor"), "1/255", factor));
+            }
+        }
+        if is_off("do_rescale") {
+            return Err(Error::setting(name("do_rescale"), "true", false));
+        }
+        if is_off("do_normalize") {
+            return Ok(Some(processor([0.0; 3], [1.0; 3])));
+        }
+        let three = |key: &str| -> Result<[f32; 3]> {
+            let numbers = config.get(key).and_then(Json::as_array);
+            let numbers: Option<Vec<f32>> =
+                numbers.and_then(|list| list.iter().map(|x| Some(x.as_f64()? as f32)).collect());
+            let numbers = numbers.and_then(|list| <[f32; 3]>::try_from(list).ok());
+            numbers
+                .filter(|list| list.iter().all(|x| x.is_finite()))
+                .ok_or_else(|| {
+                    let found = config.get(key).unwrap_or(&Json::Null);
+                    Error::setting(name(key), "three numbers", found)
+                })
+        };
+        let (mean, deviation) = (three("image_mean")?, three("image_std")?);
+        match deviation.iter().all(|x| *x > 0.0) {
+            true => Ok(Some(processor(mean, deviation))),
+            false => Err(Error::setting(
+                name("image_std"),
+                "three numbers above 0",
+                "others",
+            )),
+        }
+    }
+}
+
+/// How a tower's pictures are prepared.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Processor {
+    /// Taken from each colour, values from 0 to 1.
+    pub mean: [f32; 3],
+    /// What each colour is divided by after that.
+    pub deviation: [f32; 3],
+    /// The length that the shorter edge is scaled to before the middle is cut out; nothing where both edges are scaled to the
+    /// square.
+    pub shortest_edge: Option<usize>,
+    /// Whether scaling is bicubic, else bilinear.
+    pub is_bicubic: bool,
+}
+
+/// How a processor scales pictures for a tower of `side` pixels: [`Processor::shortest_edge`] and [`Processor::is_bicubic`].
+fn scaling(config: &Map<String, Json>, path: &Path, side: usize) -> Result<(Option<usize>, bool)> {
+    let name = |key: &str| format!("{}: {key}", path.display());
+    let refuse = |key: &str, want: String| {
+        let found = config.get(key).unwrap_or(&Json::Null);
+        Err(Error::setting(name(key), want, found))
+    };
+    let number = |value: &Json| value.as_u64().map(|number| number as usize);
+    // A size is a number, or edges by name.
+    let edges = |key: &str| -> Option<[usize; 2]> {
+        let size = config.get(key)?;
+        let edge = |edge: &str| size.get(edge).and_then(number);
+        let square = number(size).map(|edge| [edge; 2]);
+        square.or_else(|| Some([edge("height")?, edge("width")?]))
+    };
+    let flag = |key: &str| config.get(key).and_then(Json::as_bool);
+    if flag("do_resize") == Some(false) {
+        return refuse("do_resize", "true".to_owned());
+    }
+    let is_bicubic = match config.get("resample").map(Json::as_u64) {
+        None | Some(Some(3)) => true,
+        Some(Some(2)) => false,
+        Some(_) => return refuse("resample", "2 (bilinear) or 3 (bicubic)".to_owned()),
+    };
+    let kind = ["image_processor_type", "feature_extractor_type"];
+    let kind = kind.iter().find_map(|key| config.get(*key)?.as_str());
+    // These read a bare number as the shorter edge, the others as both.
+    let by_shorter = kind.is_some_and(|kind| kind.contains("CLIP") || kind.contains("Bit"));
+    let shorter = config.get("size").and_then(|size| match size {
+        Json::Number(_) if by_shorter => number(size),
+        size => size.get("shortest_edge").and_then(number),
+    });
+    let crops = flag("do_center_crop").unwrap_or(config.contains_key("crop_size"));
+    match (shorter, edges("size")) {
+        (Some(edge), _) => {
+            let crop = match crops {
+                true => edges("crop_size"),
+                false => None,
+            };
+            match crop {
+                Some(crop) if crop == [side; 2] && edge >= side => Ok((Some(edge), is_bicubic)),
+                Some(_) => refuse(
+                    "crop_size",
+                    format!("the tower's {side}, and no more than size"),
+                ),
+                None => refuse(
+                    "do_center_crop",
+                    "true where size is a shortest_edge".to_owned(),
+                ),
+            }
+        }
+        (None, Some(edges)) if edges == [side; 2] => Ok((None, is_bicubic)),
+        (None, Some(_)) => refuse("size", format!("the tower's {side}")),
+        // No size at all: the tower's own, cut out of the middle.
+        (None, None) if !config.contains_key("size") => Ok((Some(side), is_bicubic)),
+        (None, None) => refuse(
+            "size",
+            "a number, height and width, or a shortest_edge".to_owned(),
+        ),
+    }
+}

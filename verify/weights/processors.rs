@@ -1,0 +1,116 @@
+//! Pictures become numbers as the tower's published processor makes them, to the rounding of f32.
+
+use std::fs;
+use std::path::PathBuf;
+
+use keel::data::picture::Picture;
+use keel::train::Recipe;
+use safetensors::SafeTensors;
+
+use super::hub;
+
+/// Made by tools/golden_processors.py with transformers and Pillow.
+const GOLDENS: &[u8] = include_bytes!("../goldens/processors/pictures.safetensors");
+
+fn settings(kind: &str) -> PathBuf {
+    let goldens = hub("").join("../processors");
+    goldens.join(kind).join("preprocessor_config.json")
+}
+
+/// A recipe on a tower for pictures of 32 pixels, with this processor.
+fn recipe(processor: &str) -> keel::error::Result<Recipe> {
+    let tower = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(hub("clip").join(name), tower.path().join(name)).unwrap();
+    }
+    fs::write(tower.path().join("preprocessor_config.json"), processor).unwrap();
+    let mut recipe = Recipe::load("tiny", &[]).unwrap();
+    recipe.begin_from(Some(tower.path()), None, None)?;
+    Ok(recipe)
+}
+
+#[test]
+fn pictures_become_the_numbers_that_published_processors_make_of_them() {
+    let goldens = SafeTensors::deserialize(GOLDENS).unwrap();
+    let inputs: Vec<&str> = goldens
+        .names()
+        .into_iter()
+        .filter_map(|name| name.strip_prefix("input."))
+        .collect();
+    assert_eq!(inputs.len(), 5);
+    for kind in ["clip", "siglip", "dinov2", "bilinear"] {
+        let pixels = recipe(&fs::read_to_string(settings(kind)).unwrap())
+            .unwrap()
+            .pixels();
+        for size in &inputs {
+            let view = goldens.tensor(&format!("input.{size}")).unwrap();
+            let picture = Picture {
+                width: view.shape()[1] as u32,
+                height: view.shape()[0] as u32,
+                rgba: view.data().to_vec(),
+            };
+            let found = pixels.prepared(&picture, 32);
+            let found = found.to_chw(pixels.mean, pixels.deviation);
+            let view = goldens.tensor(&format!("{kind}.{size}")).unwrap();
+            assert_eq!(view.shape(), [3, 32, 32]);
+            let numbers = view.data().chunks_exact(4);
+            let wanted = numbers.map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+            for (index, (found, wanted)) in found.iter().zip(wanted).enumerate() {
+                // A step of one in 255 is 0.0145 or more; the order of scaling and division is worth a few roundings.
+                assert!(
+                    (found - wanted).abs() <= 8.0 * f32::EPSILON * wanted.abs().max(1.0),
+                    "{kind} {size} [{index}]: {found} and {wanted}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_processor_that_does_not_go_with_the_tower_is_refused_by_its_key() {
+    let numbers = "\"image_mean\": [0.5, 0.5, 0.5], \"image_std\": [0.5, 0.5, 0.5]";
+    let clip = "\"image_processor_type\": \"CLIPImageProcessor\"";
+    for (further, wanted) in [
+        (
+            "\"resample\": 1",
+            "resample: wanted 2 (bilinear) or 3 (bicubic), found 1",
+        ),
+        (
+            "\"do_resize\": false",
+            "do_resize: wanted true, found false",
+        ),
+        (
+            "\"size\": {\"height\": 48, \"width\": 48}",
+            "size: wanted the tower's 32",
+        ),
+        ("\"size\": 24", "size: wanted the tower's 32, found 24"),
+        (
+            "\"size\": {\"longest_edge\": 32}",
+            "size: wanted a number, height and width",
+        ),
+        (
+            "\"size\": {\"shortest_edge\": 32}",
+            "do_center_crop: wanted true",
+        ),
+        (
+            "\"size\": {\"shortest_edge\": 32}, \"crop_size\": 30",
+            "crop_size: wanted the tower's 32",
+        ),
+        (
+            "\"size\": {\"shortest_edge\": 30}, \"crop_size\": 32",
+            "crop_size: wanted the tower's 32, and no more than size",
+        ),
+    ] {
+        let problem = recipe(&format!("{{{numbers}, {further}}}")).unwrap_err();
+        let problem = problem.to_string();
+        assert!(problem.contains(wanted), "{further}: {problem}");
+    }
+    // A bare number is the shorter edge to some processors, both to the others.
+    for (kind, fit) in [(clip, "crop"), ("\"x\": 1", "stretch")] {
+        let text = format!("{{{numbers}, {kind}, \"size\": 32, \"crop_size\": 32}}");
+        let recipe = recipe(&text).unwrap();
+        let written = recipe.to_toml();
+        assert!(written.contains(&format!("fit = \"{fit}\"")), "{written}");
+        assert_eq!(Recipe::parse("again", &written, &[]).unwrap(), recipe);
+    }
+}
