@@ -1,5 +1,7 @@
 //! How a picture of any size becomes the square that a tower sees: the resize and crop of its published processor.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use super::batch::Pixels;
@@ -22,18 +24,19 @@ pub enum Fit {
 impl Pixels {
     /// The picture as a tower of `side` pixels sees it, with what is transparent laid over the plain background.
     pub fn prepared(&self, picture: &Picture, side: u32) -> Picture {
-        let picture = picture.flatten(PLAIN_BACKGROUND);
-        match self.fit {
-            Fit::Stretch => picture.resize(side, side, self.filter),
-            Fit::Crop | Fit::CropFrom(_) => {
-                let edge = match self.fit {
-                    Fit::CropFrom(edge) => edge,
-                    _ => side,
-                };
-                let scaled = picture.resize_shortest_edge(edge, self.filter);
-                scaled.centre_crop(side, side)
-            }
+        let picture = on_plain_background(picture);
+        let edge = match self.fit {
+            Fit::Stretch => return picture.resize(side, side, self.filter),
+            Fit::Crop => side,
+            Fit::CropFrom(edge) => edge,
+        };
+        let [width, height] = picture.scaled_to_shortest_edge(edge);
+        if width < side || height < side {
+            let scaled = picture.resize(width, height, self.filter);
+            return scaled.centre_crop(side, side);
         }
+        let part = [(width - side) / 2, (height - side) / 2, side, side];
+        picture.resize_part(width, height, part, self.filter)
     }
 
     /// The square of `from` pixels whose corner is at `left` and `top`, as a tower of `side` pixels sees it.
@@ -44,7 +47,14 @@ impl Pixels {
         side: u32,
     ) -> Picture {
         let part = picture.crop(left.into(), top.into(), from, from);
-        part.flatten(PLAIN_BACKGROUND)
-            .resize(side, side, self.filter)
+        on_plain_background(&part).resize(side, side, self.filter)
+    }
+}
+
+/// The picture, with the plain background where it is transparent.
+fn on_plain_background(picture: &Picture) -> Cow<'_, Picture> {
+    match picture.is_opaque() {
+        true => Cow::Borrowed(picture),
+        false => Cow::Owned(picture.flatten(PLAIN_BACKGROUND)),
     }
 }

@@ -4,9 +4,12 @@
 //! fixed point, columns first with an 8-bit picture between the passes. Opacity: colours are premultiplied on the way in
 //! and divided out on the way out. (Pillow 13 chooses the order of the passes by shape, which changes single pixels.)
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use super::picture::Picture;
+use crate::executor::cpu::simd::{self, Simd, Task};
 
 /// Fractional bits of a weight; 32 less 8 of a pixel less 2 for sums that overshoot.
 const WEIGHT_BITS: u32 = 22;
@@ -47,42 +50,77 @@ impl Picture {
     ///
     /// A side of zero, before or after, leaves nothing to scale: the outcome is then transparent.
     pub fn resize(&self, width: u32, height: u32, filter: Filter) -> Picture {
+        self.resize_part(width, height, [0, 0, width, height], filter)
+    }
+
+    /// The part of the scaled picture whose left column, top row, width and height are given: the pixels are those of
+    /// [`Picture::resize`] and a crop, and no others are made.
+    ///
+    /// # Panics
+    /// When the part does not lie within the scaled picture.
+    pub fn resize_part(
+        &self,
+        width: u32,
+        height: u32,
+        [left, top, part_width, part_height]: [u32; 4],
+        filter: Filter,
+    ) -> Picture {
+        assert!(left + part_width <= width && top + part_height <= height);
         if (width, height) == (self.width, self.height) {
-            return self.clone();
+            return self.crop(left.into(), top.into(), part_width, part_height);
         }
         if [width, height, self.width, self.height].contains(&0) {
-            return Picture::filled(width, height, [0; 4]);
+            return Picture::filled(part_width, part_height, [0; 4]);
         }
         let opaque = self.is_opaque();
-        let mut pixels = self.rgba.clone();
+        let mut pixels = Cow::Borrowed(&self.rgba[..]);
         if !opaque {
-            pixels.chunks_exact_mut(4).for_each(premultiply);
+            pixels.to_mut().chunks_exact_mut(4).for_each(premultiply);
         }
-        if width != self.width {
-            pixels = scale_columns(&pixels, self.width as usize, width as usize, filter);
-        }
+        let part = |from: u32, count: u32| (from as usize, (from + count) as usize);
+        let rows = taps(self.height, height, part(top, part_height), filter);
+        // The rows that any row of the part takes from.
+        let first = rows.iter().map(|tap| tap.first).min().unwrap_or(0);
+        let last = rows.iter().map(|tap| tap.first + tap.weights.len()).max();
+        let seen = first..last.unwrap_or(first);
+        let stride = self.width as usize * 4;
+        let mut pixels = simd::dispatch(Columns {
+            pixels: &pixels[seen.start * stride..seen.end * stride],
+            stride,
+            taps: &taps(self.width, width, part(left, part_width), filter),
+        });
         if height != self.height {
-            pixels = scale_rows(&pixels, width as usize, height as usize, filter);
+            pixels = simd::dispatch(Rows {
+                pixels: &pixels,
+                stride: part_width as usize * 4,
+                first,
+                taps: &rows,
+            });
         }
         if !opaque {
             pixels.chunks_exact_mut(4).for_each(divide_out);
         }
         Picture {
-            width,
-            height,
+            width: part_width,
+            height: part_height,
             rgba: pixels,
         }
     }
 
     /// The picture scaled so that its shorter edge is `edge`, the longer one in proportion, rounded down.
     pub fn resize_shortest_edge(&self, edge: u32, filter: Filter) -> Picture {
+        let [width, height] = self.scaled_to_shortest_edge(edge);
+        self.resize(width, height, filter)
+    }
+
+    /// Width and height of [`Picture::resize_shortest_edge`].
+    pub fn scaled_to_shortest_edge(&self, edge: u32) -> [u32; 2] {
         let scaled = |long: u32, short: u32| {
             (u64::from(edge) * u64::from(long) / u64::from(short.max(1))) as u32
         };
-        if self.width <= self.height {
-            self.resize(edge, scaled(self.height, self.width), filter)
-        } else {
-            self.resize(scaled(self.width, self.height), edge, filter)
+        match self.width <= self.height {
+            true => [edge, scaled(self.height, self.width)],
+            false => [scaled(self.width, self.height), edge],
         }
     }
 }
@@ -93,11 +131,20 @@ struct Taps {
     weights: Vec<i32>,
 }
 
-fn taps(input: usize, output: usize, filter: Filter) -> Vec<Taps> {
+/// Those of the output positions from `part.0` to before `part.1`. Where nothing is scaled each takes its own.
+fn taps(input: u32, output: u32, part: (usize, usize), filter: Filter) -> Vec<Taps> {
+    let (input, output) = (input as usize, output as usize);
+    if input == output {
+        let own = |first| Taps {
+            first,
+            weights: vec![1 << WEIGHT_BITS],
+        };
+        return (part.0..part.1).map(own).collect();
+    }
     let scale = input as f64 / output as f64;
     let stretch = scale.max(1.0);
     let support = filter.support() * stretch;
-    (0..output)
+    (part.0..part.1)
         .map(|position| {
             let centre = (position as f64 + 0.5) * scale;
             let first = (centre - support + 0.5).max(0.0) as usize;
@@ -120,49 +167,97 @@ fn taps(input: usize, output: usize, filter: Filter) -> Vec<Taps> {
 }
 
 /// A sum in fixed point, started at one half, as a channel value.
+#[inline(always)]
 fn channel(sum: i32) -> u8 {
     (sum >> WEIGHT_BITS).clamp(0, 255) as u8
 }
 
 const HALF: i32 = 1 << (WEIGHT_BITS - 1);
 
-/// [rows, from, 4] to [rows, to, 4].
-fn scale_columns(pixels: &[u8], from: usize, to: usize, filter: Filter) -> Vec<u8> {
-    let taps = taps(from, to, filter);
-    let mut scaled = Vec::with_capacity(pixels.len() / from * to);
-    for row in pixels.chunks_exact(from * 4) {
-        for tap in &taps {
-            let mut sums = [HALF; 4];
-            for (pixel, &weight) in row[tap.first * 4..].chunks_exact(4).zip(&tap.weights) {
-                for (sum, &value) in sums.iter_mut().zip(pixel) {
-                    *sum += i32::from(value) * weight;
-                }
-            }
-            scaled.extend(sums.map(channel));
-        }
-    }
-    scaled
+/// [rows, from, 4] to [rows, taps, 4].
+struct Columns<'a> {
+    pixels: &'a [u8],
+    /// Bytes of a row.
+    stride: usize,
+    taps: &'a [Taps],
 }
 
-/// [from, columns, 4] to [to, columns, 4].
-fn scale_rows(pixels: &[u8], columns: usize, to: usize, filter: Filter) -> Vec<u8> {
-    let stride = columns * 4;
-    let taps = taps(pixels.len() / stride, to, filter);
-    let mut scaled = Vec::with_capacity(stride * to);
-    let mut sums = vec![HALF; stride];
-    for tap in &taps {
-        sums.fill(HALF);
-        for (row, &weight) in pixels[tap.first * stride..]
-            .chunks_exact(stride)
-            .zip(&tap.weights)
+impl Task for Columns<'_> {
+    type Output = Vec<u8>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> Vec<u8> {
+        let rows = self.pixels.len() / self.stride;
+        let mut scaled = vec![0; rows * self.taps.len() * 4];
+        let width = (self.taps.len() * 4).max(1);
+        for (row, to) in self
+            .pixels
+            .chunks_exact(self.stride)
+            .zip(scaled.chunks_exact_mut(width))
         {
-            for (sum, &value) in sums.iter_mut().zip(row) {
-                *sum += i32::from(value) * weight;
+            for (tap, to) in self.taps.iter().zip(to.chunks_exact_mut(4)) {
+                let from = &row[tap.first * 4..(tap.first + tap.weights.len()) * 4];
+                let mut sums = [HALF; 4];
+                for (pixel, &weight) in from.chunks_exact(4).zip(&tap.weights) {
+                    for (sum, &value) in sums.iter_mut().zip(pixel) {
+                        *sum += i32::from(value) * weight;
+                    }
+                }
+                for (to, sum) in to.iter_mut().zip(sums) {
+                    *to = channel(sum);
+                }
             }
         }
-        scaled.extend(sums.iter().map(|&sum| channel(sum)));
+        scaled
     }
-    scaled
+}
+
+/// Bytes of a row that are summed at once, in registers.
+const BLOCK: usize = 64;
+
+/// [from, columns, 4], its rows counted from `first`, to [taps, columns, 4].
+struct Rows<'a> {
+    pixels: &'a [u8],
+    /// Bytes of a row.
+    stride: usize,
+    first: usize,
+    taps: &'a [Taps],
+}
+
+impl Task for Rows<'_> {
+    type Output = Vec<u8>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> Vec<u8> {
+        let stride = self.stride;
+        let mut scaled = vec![0; stride * self.taps.len()];
+        for (tap, to) in self.taps.iter().zip(scaled.chunks_exact_mut(stride.max(1))) {
+            let from = &self.pixels[(tap.first - self.first) * stride..];
+            for (block, to) in to.chunks_mut(BLOCK).enumerate() {
+                let mut sums = [HALF; BLOCK];
+                for (row, &weight) in from.chunks_exact(stride).zip(&tap.weights) {
+                    let row = &row[block * BLOCK..block * BLOCK + to.len()];
+                    match <&[u8; BLOCK]>::try_from(row) {
+                        // A whole block: the compiler knows its length.
+                        Ok(row) => {
+                            for i in 0..BLOCK {
+                                sums[i] += i32::from(row[i]) * weight;
+                            }
+                        }
+                        Err(_) => {
+                            for (sum, &value) in sums.iter_mut().zip(row) {
+                                *sum += i32::from(value) * weight;
+                            }
+                        }
+                    }
+                }
+                for (to, sum) in to.iter_mut().zip(sums) {
+                    *to = channel(sum);
+                }
+            }
+        }
+        scaled
+    }
 }
 
 fn premultiply(pixel: &mut [u8]) {

@@ -70,8 +70,12 @@ impl Trainer {
                 (step, _) => Err(Error::setting("step", format!("below {steps}"), step)),
             }),
             first_step * count,
-            1,
-            4,
+            // A device leaves the processor's cores to the data; otherwise they compute.
+            match session.takes_inputs_early() {
+                true => std::thread::available_parallelism().map_or(1, usize::from),
+                false => 1,
+            },
+            BATCHES_AHEAD,
         );
         let mut meter = Meter::new(&stage.name, size, steps, first_step);
         let mut feed = |session: &mut dyn Session| -> Result<Batch> {
@@ -267,6 +271,9 @@ impl Trainer {
         self.warn(&line)
     }
 }
+
+/// Batches that are made before they are wanted.
+const BATCHES_AHEAD: usize = 4;
 
 const MOMENTS: [Arena; 2] = [Arena::FirstMoments, Arena::SecondMoments];
 

@@ -228,7 +228,14 @@ fn a_tokeniser_of_another_model_is_refused() {
     fs::write(&file, text.replace("<|im_start|>", "<|start|>")).unwrap();
     keel(path, &train).refused(&["tokenizer.json", "has no control token <|im_start|>"]);
     fs::write(&file, "{\"version\":\"1.0\"").unwrap();
+    keel(path, &train).refused(&["tokenizer.json: is no JSON"]);
+    fs::write(&file, "{\"version\":\"1.0\"}").unwrap();
     keel(path, &train).refused(&["tokenizer.json: is no tokeniser"]);
+    // In a decoder the library takes what is no JSON for a promise that was broken, and gives up.
+    let broken = text.replacen("\"trim_offsets\": true,", "\"trim_offsets\": true?", 1);
+    assert_ne!(broken, text);
+    fs::write(&file, broken).unwrap();
+    keel(path, &train).refused(&["tokenizer.json: is no JSON"]);
     assert!(!path.join("runs").exists());
 }
 

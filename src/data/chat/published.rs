@@ -57,7 +57,10 @@ impl Published {
         layout: Layout,
         bad: &dyn Fn(String) -> Error,
     ) -> Result<Published> {
-        let mut tokenizer = Tokenizer::from_bytes(bytes)
+        // The library gives up, not back, on what is no JSON: that is found out before.
+        let json: serde_json::Value = serde_json::from_slice(bytes)
+            .map_err(|problem| bad(format!("is no JSON ({problem})")))?;
+        let mut tokenizer: Tokenizer = serde_json::from_value(json)
             .map_err(|problem| bad(format!("is no tokeniser ({problem})")))?;
         // Cutting and filling is the batch's business.
         tokenizer
