@@ -10,6 +10,7 @@ use super::roofline::{Recorded, record_all, works_of};
 use super::{Size, Work};
 use crate::error::Result;
 use crate::executor::{Choice, Session};
+use crate::ops::StepSettings;
 use crate::program::{CompileOptions, Program};
 use crate::tape::Tape;
 use crate::tensor::DType;
@@ -133,9 +134,15 @@ pub fn fill(session: &mut dyn Session, vocabulary: usize) -> Result<()> {
             let values: Vec<i32> = (0..ty.numel()).map(id).collect();
             session.write_i32(&name, &values)?;
         } else if name == "hyper" {
-            // Rate, β₁, β₂, ε, decay, largest norm, what bias correction makes of the first step, its number.
-            let first = [1e-3, 0.9, 0.95, 1e-8, 0.1, 1.0, 0.1, 0.05, 0.1, 0.05, 1.0];
-            session.write_f32(&name, &first[..ty.numel()])?;
+            let settings = StepSettings {
+                learning_rate: 1e-3,
+                betas: [0.9, 0.95],
+                epsilon: 1e-8,
+                weight_decay: 0.1,
+                clip: 1.0,
+                gradient_scale: 1.0,
+            };
+            session.write_f32(&name, &settings.hyper(0))?;
         } else {
             let value = |index| scattered(index) as f32 / 8_388_608.0 - 1.0;
             let values: Vec<f32> = (0..ty.numel()).map(value).collect();
