@@ -18,6 +18,9 @@ use crate::program::Tiny;
 
 /// Steps in a row.
 const STEPS: u64 = 10;
+const STEPS_IN_BF16: u64 = 6;
+/// Of those, the first ones that are repeated under another schedule.
+const STEPS_AGAIN: u64 = 3;
 
 /// The readable numbers of each step: `loss` and `gradient.<parameter>`.
 type Trace = Vec<BTreeMap<String, (TensorType, Vec<f64>)>>;
@@ -135,7 +138,11 @@ fn check_frozen(tiny: &Tiny, stage: &Stage, what: &str, after: &[f32]) {
 }
 
 fn follows(stage: &str, precision: DType) {
-    follows_in(&Tiny::new(), stage, precision, STEPS);
+    let steps = match precision {
+        DType::Bf16 => STEPS_IN_BF16,
+        _ => STEPS,
+    };
+    follows_in(&Tiny::new(), stage, precision, steps);
 }
 
 fn follows_in(tiny: &Tiny, stage: &str, precision: DType, steps: u64) {
@@ -152,7 +159,7 @@ fn follows_in(tiny: &Tiny, stage: &str, precision: DType, steps: u64) {
         (Schedule::RunAhead, CopyTiming::Late),
         (Schedule::Priority, CopyTiming::Random),
     ];
-    let mut first: Option<(Trace, Vec<f32>)> = None;
+    let mut first: Option<Trace> = None;
     for (schedule, copies) in schedules {
         let options = Options {
             schedule,
@@ -164,13 +171,22 @@ fn follows_in(tiny: &Tiny, stage: &str, precision: DType, steps: u64) {
         };
         let executor = executor.in_precision(precision);
         let what = format!("{} on simt in {precision}", stage.name);
+        let steps = match &first {
+            None => steps,
+            Some(_) => steps.min(STEPS_AGAIN),
+        };
         let found = train(tiny, stage, executor.machine(), &executor, steps)
             .unwrap_or_else(|problem| panic!("{what}: {problem}"));
-        compare(&what, &truth, &budgets, &found.0);
-        check_frozen(tiny, stage, &what, &found.1);
         match &first {
-            None => first = Some(found),
-            Some(first) => assert!(*first == found, "{what}: a second run gave other bits"),
+            None => {
+                compare(&what, &truth, &budgets, &found.0);
+                check_frozen(tiny, stage, &what, &found.1);
+                first = Some(found.0);
+            }
+            Some(first) => {
+                let same = first[..steps as usize] == found.0[..];
+                assert!(same, "{what}: a second run gave other bits");
+            }
         }
     }
 }
@@ -188,9 +204,9 @@ stages! {
     ten_steps_of_stage_one_are_the_same_on_every_executor: "warm-up" in F32;
     ten_steps_of_stage_two_are_the_same_on_every_executor: "fine-grained" in F32;
     ten_steps_of_stage_three_are_the_same_on_every_executor: "world-knowledge" in F32;
-    ten_steps_of_stage_one_in_bf16_follow_the_reference: "warm-up" in Bf16;
-    ten_steps_of_stage_two_in_bf16_follow_the_reference: "fine-grained" in Bf16;
-    ten_steps_of_stage_three_in_bf16_follow_the_reference: "world-knowledge" in Bf16;
+    steps_of_stage_one_in_bf16_follow_the_reference: "warm-up" in Bf16;
+    steps_of_stage_two_in_bf16_follow_the_reference: "fine-grained" in Bf16;
+    steps_of_stage_three_in_bf16_follow_the_reference: "world-knowledge" in Bf16;
 }
 
 #[test]
@@ -199,8 +215,8 @@ fn steps_in_micro_batches_are_the_same_on_every_executor() {
         "stage.fine-grained.batch=6",
         "stage.fine-grained.micro_batch=3",
     ]);
-    follows_in(&tiny, "fine-grained", DType::F32, 3);
-    follows_in(&tiny, "fine-grained", DType::Bf16, 2);
+    follows_in(&tiny, "fine-grained", DType::F32, 2);
+    follows_in(&tiny, "fine-grained", DType::Bf16, 1);
 }
 
 #[test]
@@ -210,8 +226,8 @@ fn steps_of_packed_sequences_are_the_same_on_every_executor() {
         "stage.fine-grained.pack=3",
         "stage.fine-grained.tokens=96",
     ]);
-    follows_in(&tiny, "fine-grained", DType::F32, 3);
-    follows_in(&tiny, "fine-grained", DType::Bf16, 2);
+    follows_in(&tiny, "fine-grained", DType::F32, 2);
+    follows_in(&tiny, "fine-grained", DType::Bf16, 1);
 }
 
 /// All stages of the recipe but the first.
