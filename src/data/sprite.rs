@@ -266,10 +266,9 @@ impl Sprite {
             let mut v = source_centre[1] * shrink + dx * step_x[1] + dy * step_y[1] + 0.5;
             let row = &mut frame.pixels[y * frame.side..(y + 1) * frame.side];
             for pixel in &mut row[x_from.min(x_to)..x_to] {
-                let (x, y) = (u, v);
-                if x >= 0.5 && y >= 0.5 && x < limit_x && y < limit_y {
-                    let (column, line) = (x as usize, y as usize);
-                    let (fx, fy) = (x - column as f32, y - line as f32);
+                if u >= 0.5 && v >= 0.5 && u < limit_x && v < limit_y {
+                    let (column, line) = (u as usize, v as usize);
+                    let (fx, fy) = (u - column as f32, v - line as f32);
                     let at = line * stride + column;
                     let upper = &level.pixels[at..at + 2];
                     let lower = &level.pixels[at + stride..at + stride + 2];
