@@ -11,8 +11,8 @@ use keel::model::declare;
 use keel::program::Program;
 use keel::tape::{Arena, Machine};
 use keel::train::{
-    Guard, LocalDisk, MOST_RETURNS, MOST_STRIKES, Recipe, Signals, TrainOptions, Trainer, Verdict,
-    load, read_position, save,
+    Guard, MOST_RETURNS, MOST_STRIKES, Recipe, TrainOptions, Trainer, Verdict, load, read_position,
+    save,
 };
 use proptest::prelude::*;
 
@@ -266,22 +266,11 @@ fn begun(folder: &Path) -> Recipe {
 
 fn options(run: &Path, save_every: u64, recheck_every: u64) -> TrainOptions {
     TrainOptions {
-        compute: Choice::new(Device::Cpu, 1, None).unwrap(),
-        out: None,
         resume: Some(run.to_owned()),
-        max_steps: None,
-        overfit_one_batch: false,
-        memory_budget: None,
-        memory_limit: None,
         save_every,
-        spike_threshold: 10.0,
         recheck_every,
-        evaluation_size: 0,
-        evaluate: false,
         keep: 2,
-        keep_every: 0,
-        disk: Arc::new(LocalDisk),
-        signals: Signals::default(),
+        ..TrainOptions::new(Choice::new(Device::Cpu, 1, None).unwrap())
     }
 }
 

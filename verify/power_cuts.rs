@@ -15,8 +15,7 @@ use std::sync::{Arc, Mutex};
 use keel::executor::{Choice, Device};
 use keel::model::declare;
 use keel::train::{
-    Disk, LocalDisk, OpenFile, Recipe, RunFolder, Signals, TrainOptions, Trainer, load,
-    newest_checkpoint,
+    Disk, LocalDisk, OpenFile, Recipe, RunFolder, TrainOptions, Trainer, load, newest_checkpoint,
 };
 
 use crate::command::{checkpoint, tensors, tiny_recipe};
@@ -334,22 +333,11 @@ fn recipe(folder: &Path) -> Recipe {
 fn train(recipe: &Recipe, run: &Path, disk: Arc<dyn Disk>) -> keel::error::Result<()> {
     let goes_on = run.join("recipe.toml").exists();
     let options = TrainOptions {
-        compute: Choice::new(Device::Cpu, 1, None).unwrap(),
         out: (!goes_on).then(|| run.to_owned()),
         resume: goes_on.then(|| run.to_owned()),
-        max_steps: None,
-        overfit_one_batch: false,
-        memory_budget: None,
-        memory_limit: None,
         save_every: 1,
-        spike_threshold: 10.0,
-        recheck_every: 0,
-        evaluation_size: 0,
-        evaluate: false,
-        keep: 1,
-        keep_every: 0,
         disk,
-        signals: Signals::default(),
+        ..TrainOptions::new(Choice::new(Device::Cpu, 1, None).unwrap())
     };
     Trainer::new(recipe.clone(), options, None)?.run().map(drop)
 }

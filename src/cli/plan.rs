@@ -171,8 +171,8 @@ impl Plans<'_> {
         let Some(limit) = self.memory_limit else {
             return Ok(());
         };
-        let limits = [Some(limit), self.memory_budget];
-        let found = largest_micro_batch(self.recipe, stage, layout, self.machine, limits);
+        let (recipe, machine, budget) = (self.recipe, self.machine, self.memory_budget);
+        let found = largest_micro_batch(recipe, stage, layout, machine, limit, budget);
         let within = format!("within {}", bytes(limit));
         print_line(match found {
             Some(size) => format!("  largest micro-batch {within}: {size} of {}", stage.batch),

@@ -174,6 +174,22 @@ fn channel(sum: i32) -> u8 {
 
 const HALF: i32 = 1 << (WEIGHT_BITS - 1);
 
+/// Adds `values` times `weight` to the sums, one each.
+#[inline(always)]
+fn add_weighted(sums: &mut [i32], values: &[u8], weight: i32) {
+    for (sum, &value) in sums.iter_mut().zip(values) {
+        *sum += i32::from(value) * weight;
+    }
+}
+
+/// Writes the sums that there is room for.
+#[inline(always)]
+fn write_channels(sums: &[i32], to: &mut [u8]) {
+    for (to, &sum) in to.iter_mut().zip(sums) {
+        *to = channel(sum);
+    }
+}
+
 /// [rows, from, 4] to [rows, taps, 4].
 struct Columns<'a> {
     pixels: &'a [u8],
@@ -199,13 +215,9 @@ impl Task for Columns<'_> {
                 let from = &row[tap.first * 4..(tap.first + tap.weights.len()) * 4];
                 let mut sums = [HALF; 4];
                 for (pixel, &weight) in from.chunks_exact(4).zip(&tap.weights) {
-                    for (sum, &value) in sums.iter_mut().zip(pixel) {
-                        *sum += i32::from(value) * weight;
-                    }
+                    add_weighted(&mut sums, pixel, weight);
                 }
-                for (to, sum) in to.iter_mut().zip(sums) {
-                    *to = channel(sum);
-                }
+                write_channels(&sums, to);
             }
         }
         scaled
@@ -239,21 +251,11 @@ impl Task for Rows<'_> {
                     let row = &row[block * BLOCK..block * BLOCK + to.len()];
                     match <&[u8; BLOCK]>::try_from(row) {
                         // A whole block: the compiler knows its length.
-                        Ok(row) => {
-                            for i in 0..BLOCK {
-                                sums[i] += i32::from(row[i]) * weight;
-                            }
-                        }
-                        Err(_) => {
-                            for (sum, &value) in sums.iter_mut().zip(row) {
-                                *sum += i32::from(value) * weight;
-                            }
-                        }
+                        Ok(row) => add_weighted(&mut sums, row, weight),
+                        Err(_) => add_weighted(&mut sums, row, weight),
                     }
                 }
-                for (to, sum) in to.iter_mut().zip(sums) {
-                    *to = channel(sum);
-                }
+                write_channels(&sums, to);
             }
         }
         scaled

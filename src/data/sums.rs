@@ -14,7 +14,7 @@ const NAME: &str = "B3SUMS";
 
 /// The checksums of the files in one folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sums {
+struct Sums {
     path: PathBuf,
     /// By file name.
     sums: BTreeMap<String, blake3::Hash>,
@@ -35,7 +35,7 @@ impl Sums {
     ///
     /// # Errors
     /// [`Error::Io`] when the file cannot be read, [`Error::Content`] naming the line that is no checksum.
-    pub fn of_folder(folder: &Path) -> Result<Option<Sums>> {
+    fn of_folder(folder: &Path) -> Result<Option<Sums>> {
         let path = folder.join(NAME);
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
@@ -63,7 +63,7 @@ impl Sums {
     ///
     /// # Errors
     /// [`Error::Io`] when the file cannot be read, [`Error::Content`] when its content is another.
-    pub fn check(&self, file: &Path) -> Result<()> {
+    fn check(&self, file: &Path) -> Result<()> {
         let listed = split(file).and_then(|(_, name)| self.sums.get(name));
         match listed {
             Some(sum) if sum_of(file)? != *sum => Err(Error::content(
@@ -80,7 +80,7 @@ impl Sums {
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be read.
-pub fn sum_of(file: &Path) -> Result<blake3::Hash> {
+fn sum_of(file: &Path) -> Result<blake3::Hash> {
     let read = || -> std::io::Result<blake3::Hash> {
         let mut hasher = blake3::Hasher::new();
         hasher.update_reader(File::open(file)?)?;
@@ -121,7 +121,7 @@ pub fn summed(paths: &[String]) -> Result<Vec<(PathBuf, String)>> {
     Ok(files.map(|sums| (sums.path.clone(), text(&sums))).collect())
 }
 
-/// Holds shards to the checksums beside them; one entry a shard.
+/// Holds shards to the checksums beside them.
 pub(super) struct Checks {
     folders: BTreeMap<PathBuf, Option<Sums>>,
 }

@@ -44,7 +44,7 @@ pub(super) fn batch_shape(place: Place<'_>, tokens: usize, caption_tokens: usize
 /// The shape that a model records for such a batch.
 pub(super) fn step_shape(shape: &BatchShape, words: &ChatTokenizer) -> StepShape {
     StepShape {
-        pack: 1,
+        pack: shape.pack,
         batch: shape.batch,
         tokens: shape.tokens,
         caption_tokens: shape.caption_tokens,

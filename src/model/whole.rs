@@ -76,8 +76,8 @@ struct Pooled {
 /// Records the losses of one batch and returns their weighted sum [1].
 ///
 /// Inputs by need: `images` f32 [B, 3, S, S]; `tokens`, `targets` i32 [R, T], `weights` f32 [R, T] in R = B / pack
-/// sequences; where samples share them, `segments` and `positions` i32 [R, T] too; `caption_tokens` i32 [B, Tc], `caption_end` i32 [B], `caption_weights` f32 [B, Tc]. Outputs: `loss`, `loss.next_token`,
-/// `loss.contrastive`.
+/// sequences; where samples share them, `segments` and `positions` i32 [R, T] too; `caption_tokens` i32 [B, Tc],
+/// `caption_end` i32 [B], `caption_weights` f32 [B, Tc]. Outputs: `loss`, `loss.next_token`, `loss.contrastive`.
 ///
 /// # Errors
 /// [`Error::Setting`] when both weights are zero or a tower that the objectives need is missing.

@@ -3,8 +3,8 @@
 //!
 //! With gradient g scaled by the clip factor: m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g²,
 //! p ← p − η λ p − η (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε). Everything that changes from step to step comes in as the
-//! input `hyper` f32 [12]: η, β₁, β₂, ε, λ, largest gradient norm, 1 − β₁ᵗ, 1 − β₂ᵗ, 1 − β₁, 1 − β₂, t, gradient scale. The four
-//! differences are computed in f64: in f32, 1 − 0.999 would already be wrong in its fifth digit.
+//! input `hyper` f32 [12]: η, β₁, β₂, ε, λ, largest gradient norm, 1 − β₁ᵗ, 1 − β₂ᵗ, 1 − β₁, 1 − β₂, t, gradient scale.
+//! The four differences are computed in f64: in f32, 1 − 0.999 would already be wrong in its fifth digit.
 //! A clip factor that is not finite leaves parameters, moments and twins as they are: a bad step is never applied.
 //! 12 flops and 28 bytes a parameter, 30 where it has a twin in bf16: bound by memory.
 //!

@@ -180,20 +180,24 @@ pub fn read_position(path: &Path) -> Result<Position> {
     let io = |problem| Error::io(path, "read the checkpoint", problem);
     let mut file = File::open(path).map_err(io)?;
     let size = file.metadata().map_err(io)?.len();
-    let mut start = Vec::new();
-    file.by_ref().take(8).read_to_end(&mut start).map_err(io)?;
-    refuse_pointer(path, &start)?;
-    let length: [u8; 8] = start
-        .try_into()
-        .map_err(|_| damaged(path, "it has no header"))?;
-    let length = u64::from_le_bytes(length);
+    let mut read = |count: u64, bytes: &mut Vec<u8>| -> Result<()> {
+        let part = file.by_ref().take(count).read_to_end(bytes);
+        part.map(drop).map_err(io)
+    };
+    let mut bytes = Vec::new();
+    read(POINTER.len() as u64, &mut bytes)?;
+    refuse_pointer(path, &bytes)?;
+    let length = bytes.first_chunk::<8>();
+    let length = length.ok_or_else(|| damaged(path, "it has no header"))?;
+    let length = u64::from_le_bytes(*length);
     if length > size {
         return Err(damaged(path, "its header is longer than the file"));
     }
-    let mut header = Vec::new();
-    file.take(length).read_to_end(&mut header).map_err(io)?;
+    let end = 8 + length as usize;
+    read(end.saturating_sub(bytes.len()) as u64, &mut bytes)?;
+    let header = &bytes[8..end.min(bytes.len())];
     let header: Header =
-        serde_json::from_slice(&header).map_err(|problem| damaged(path, problem))?;
+        serde_json::from_slice(header).map_err(|problem| damaged(path, problem))?;
     position_of(path, &entry_of(path, header.metadata.get(KEY))?.1)
 }
 
@@ -237,8 +241,11 @@ fn header_of(path: &Path, bytes: &[u8]) -> Result<(String, String)> {
     entry_of(path, entry)
 }
 
+/// How a Git LFS pointer begins.
+const POINTER: &[u8] = b"version https://git-lfs";
+
 fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
-    match bytes.starts_with(b"version ") {
+    match bytes.starts_with(POINTER) {
         true => {
             let problem = "this is a Git LFS pointer, not the file it stands for";
             Err(Error::content(path.display(), problem, "run git lfs pull"))

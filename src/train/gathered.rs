@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::meter::StepNumbers;
 use super::recipe::Stage;
-use crate::data::batch::Batch;
+use crate::data::batch::{Batch, SampleInfo};
 use crate::error::Result;
 use crate::executor::Session;
 
@@ -35,11 +35,11 @@ pub(super) struct Gathered {
 }
 
 impl Gathered {
-    /// Takes in a micro-batch that is about to run.
-    pub fn take(&mut self, stage: &Stage, batch: &Batch) {
-        self.weight += f64::from(weight(stage, batch));
-        let keys = batch.samples.iter().map(|sample| sample.key.clone());
-        self.keys.extend(keys);
+    /// Takes in the weight and the samples of a micro-batch that is about to run.
+    pub fn take(&mut self, weight: f32, samples: Vec<SampleInfo>) {
+        self.weight += f64::from(weight);
+        self.keys
+            .extend(samples.into_iter().map(|sample| sample.key));
     }
 
     /// 1 / Σ Wₘ; 1 where nothing has weight, and with it no gradient.
@@ -50,12 +50,12 @@ impl Gathered {
         }
     }
 
-    /// Reads what the run of a micro-batch left.
+    /// Reads what the run of a micro-batch of this weight left.
     ///
     /// # Errors
     /// Whatever the session reports.
-    pub fn read(&mut self, session: &dyn Session, stage: &Stage, batch: &Batch) -> Result<()> {
-        let weight = f64::from(weight(stage, batch));
+    pub fn read(&mut self, session: &dyn Session, stage: &Stage, weight: f32) -> Result<()> {
+        let weight = f64::from(weight);
         let scalar = |name: &str| -> Result<f64> { Ok(session.read_f64(name)?[0]) };
         self.loss += weight * scalar("loss")?;
         for (name, factor) in [

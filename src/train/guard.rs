@@ -92,12 +92,15 @@ impl Guard {
 
     /// The largest loss that is no spike; nothing as long as too little is known.
     fn limit(&self, threshold: f64) -> Option<f64> {
-        if threshold <= 0.0 || self.losses.len() < FEWEST {
+        if threshold <= 0.0 {
             return None;
         }
-        let mut losses: Vec<f64> = self.losses.iter().copied().collect();
-        let middle = median(&mut losses);
-        let mut off: Vec<f64> = losses.iter().map(|loss| (loss - middle).abs()).collect();
+        let middle = self.typical_loss()?;
+        let mut off: Vec<f64> = self
+            .losses
+            .iter()
+            .map(|loss| (loss - middle).abs())
+            .collect();
         let deviation = (TO_DEVIATION * median(&mut off)).max(LEAST_DEVIATION * middle.abs());
         Some(middle + threshold * deviation)
     }

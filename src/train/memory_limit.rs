@@ -120,13 +120,14 @@ pub fn largest_micro_batch(
     stage: &Stage,
     layout: &Arc<ParameterLayout>,
     machine: Machine,
-    [limit, budget]: [Option<u64>; 2],
+    limit: u64,
+    budget: Option<u64>,
 ) -> Option<usize> {
     let tries = Tries {
         recipe,
         layout,
         machine,
-        limit: limit.unwrap_or(u64::MAX),
+        limit,
     };
     tries.largest_micro_batch(stage, budget)
 }

@@ -175,7 +175,7 @@ pub struct Stage {
     pub tokens: usize,
     /// Samples that share a sequence, on average: a step packs its samples into as many sequences as that gives, each seen
     /// only by its own tokens. 1 gives each sample a sequence of its own.
-    #[serde(default = "one_sample", skip_serializing_if = "is_one")]
+    #[serde(default = "one_usize", skip_serializing_if = "is_one")]
     pub pack: usize,
     /// Tokens Tc of a caption on the contrastive side.
     #[serde(default = "caption_tokens")]
@@ -201,7 +201,7 @@ pub struct Stage {
     #[serde(default = "one_f64")]
     pub clip: f64,
     /// Questions about one scene, at most; as many are asked as fit the tokens.
-    #[serde(default = "one_turn")]
+    #[serde(default = "one_usize")]
     pub turns: usize,
     /// How supervised tokens are weighted.
     #[serde(default = "square")]
@@ -214,13 +214,10 @@ pub struct Stage {
     pub fresh: Vec<String>,
 }
 
-fn one_sample() -> usize {
-    1
-}
 fn is_one(pack: &usize) -> bool {
     *pack == 1
 }
-fn one_turn() -> usize {
+fn one_usize() -> usize {
     1
 }
 fn one() -> f32 {

@@ -60,6 +60,11 @@ impl Trainer {
         let one_batch = self.options.overfit_one_batch;
         let guard = self.guard.clone();
         let count = stage.micro_batches() as u64;
+        // A device leaves the processor's cores to the data; otherwise they compute.
+        let workers = match session.takes_inputs_early() {
+            true => std::thread::available_parallelism().map_or(1, usize::from),
+            false => 1,
+        };
         let mut batches = Prefetcher::new(
             Arc::new(move |index| match (index / count, index % count) {
                 (step, micro) if step < steps && one_batch => mixture.batch(micro),
@@ -70,18 +75,15 @@ impl Trainer {
                 (step, _) => Err(Error::setting("step", format!("below {steps}"), step)),
             }),
             first_step * count,
-            // A device leaves the processor's cores to the data; otherwise they compute.
-            match session.takes_inputs_early() {
-                true => std::thread::available_parallelism().map_or(1, usize::from),
-                false => 1,
-            },
-            BATCHES_AHEAD,
+            workers,
+            BATCHES_AHEAD.max(workers),
         );
         let mut meter = Meter::new(&stage.name, size, steps, first_step);
-        let mut feed = |session: &mut dyn Session| -> Result<Batch> {
+        let mut feed = |session: &mut dyn Session| -> Result<(Batch, f32)> {
             let (_, batch) = batches.next_batch()?;
-            write_micro_batch(session, stage, &batch)?;
-            Ok(batch)
+            let weight = weight(stage, &batch);
+            write_micro_batch(session, stage, &batch, weight)?;
+            Ok((batch, weight))
         };
         let mut filling = Filling::default();
         let mut fed = None;
@@ -95,14 +97,14 @@ impl Trainer {
             };
             let (mut gathered, mut kept) = (Gathered::default(), Vec::new());
             for micro in 0..count {
-                let batch = match fed.take() {
-                    Some(batch) => batch,
+                let (mut batch, weight) = match fed.take() {
+                    Some(fed) => fed,
                     None => feed(session),
                 }?;
                 self.count_skips(&batch);
                 let without_room = batch.skipped.without_room;
                 filling.add(&batch.segments, batch.samples.len(), without_room);
-                gathered.take(stage, &batch);
+                gathered.take(weight, std::mem::take(&mut batch.samples));
                 let is_last = micro + 1 == count;
                 let hyper = hyper(stage, [step, steps], gathered.gradient_scale());
                 run_micro_batch(session, is_last, &hyper)?;
@@ -111,9 +113,9 @@ impl Trainer {
                 if session.takes_inputs_early() && goes_on {
                     fed = Some(feed(session));
                 }
-                gathered.read(session, stage, &batch)?;
+                gathered.read(session, stage, weight)?;
                 if is_rechecked {
-                    kept.push((batch, hyper));
+                    kept.push((batch, weight, hyper));
                 }
             }
             let numbers = gathered.numbers(session, stage, [step, steps], start)?;
@@ -223,7 +225,7 @@ impl Trainer {
         stage: &Stage,
         step: u64,
         before: &[Vec<f32>; 3],
-        batches: &[(Batch, [f32; HYPER])],
+        batches: &[(Batch, f32, [f32; HYPER])],
         session: &mut dyn Session,
     ) -> Result<()> {
         let once = self.state(session)?;
@@ -231,8 +233,8 @@ impl Trainer {
         for (arena, values) in MOMENTS.into_iter().zip(&before[1..]) {
             session.write_arena(arena, values)?;
         }
-        for (index, (batch, hyper)) in batches.iter().enumerate() {
-            write_micro_batch(session, stage, batch)?;
+        for (index, (batch, weight, hyper)) in batches.iter().enumerate() {
+            write_micro_batch(session, stage, batch, *weight)?;
             run_micro_batch(session, index + 1 == batches.len(), hyper)?;
         }
         let again = self.state(session)?;
@@ -272,16 +274,21 @@ impl Trainer {
     }
 }
 
-/// Batches that are made before they are wanted.
+/// Batches that are made before they are wanted, at least.
 const BATCHES_AHEAD: usize = 4;
 
 const MOMENTS: [Arena; 2] = [Arena::FirstMoments, Arena::SecondMoments];
 
 /// Hands a micro-batch to the session, and its weight where the step has several.
-fn write_micro_batch(session: &mut dyn Session, stage: &Stage, batch: &Batch) -> Result<()> {
+fn write_micro_batch(
+    session: &mut dyn Session,
+    stage: &Stage,
+    batch: &Batch,
+    weight: f32,
+) -> Result<()> {
     write_batch(session, batch)?;
     match stage.micro_batches() > 1 {
-        true => session.write_f32("share", &[weight(stage, batch)]),
+        true => session.write_f32("share", &[weight]),
         false => Ok(()),
     }
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::changes::changes;
 use super::checkpoint::{self, Checkpoint, Position};
-use super::disk::Disk;
+use super::disk::{Disk, LocalDisk};
 use super::evaluation::evaluation_settings;
 use super::guard::Guard;
 use super::memory_limit::hold_to_limit;
@@ -63,6 +63,30 @@ pub struct TrainOptions {
     pub disk: Arc<dyn Disk>,
     /// What the user may signal meanwhile.
     pub signals: Signals,
+}
+
+impl TrainOptions {
+    /// A new run in the next free folder, without limits, evaluation or checkpoints inside stages.
+    pub fn new(compute: Choice) -> TrainOptions {
+        TrainOptions {
+            compute,
+            out: None,
+            resume: None,
+            max_steps: None,
+            overfit_one_batch: false,
+            memory_budget: None,
+            memory_limit: None,
+            save_every: 0,
+            spike_threshold: 10.0,
+            recheck_every: 0,
+            keep: 1,
+            keep_every: 0,
+            evaluation_size: 0,
+            evaluate: false,
+            disk: Arc::new(LocalDisk),
+            signals: Signals::default(),
+        }
+    }
 }
 
 /// Where a run begins that is not begun from first values.

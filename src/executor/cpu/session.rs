@@ -244,8 +244,8 @@ impl CpuSession {
         });
     }
 
-    /// Runs the first `count` ops.
-    fn run_first(&mut self, count: usize) {
+    /// Runs the first `count` ops, and `after` each with its number and the time at which it began.
+    fn run_first(&mut self, count: usize, mut after: impl FnMut(usize, Instant) + Send) {
         let this = &*self;
         let parameters = this
             .parameters
@@ -254,7 +254,9 @@ impl CpuSession {
         let parameters: &ByteArena = &parameters;
         this.pool.install(|| {
             for index in 0..count {
+                let start = Instant::now();
                 this.run_step(index, parameters);
+                after(index, start);
             }
         });
     }
@@ -298,28 +300,18 @@ impl Session for CpuSession {
     }
 
     fn run(&mut self) -> Result<()> {
-        self.run_first(self.steps.len());
+        self.run_first(self.steps.len(), |_, _| {});
         Ok(())
     }
 
     fn run_gradients(&mut self) -> Result<()> {
-        self.run_first(self.program.gradient_steps());
+        self.run_first(self.program.gradient_steps(), |_, _| {});
         Ok(())
     }
 
     fn run_timed(&mut self, seconds: &mut [f64]) -> Result<()> {
-        let this = &*self;
-        let parameters = this
-            .parameters
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let parameters: &ByteArena = &parameters;
-        this.pool.install(|| {
-            for (index, seconds) in seconds.iter_mut().enumerate() {
-                let start = Instant::now();
-                this.run_step(index, parameters);
-                *seconds += start.elapsed().as_secs_f64();
-            }
+        self.run_first(seconds.len(), |index, start| {
+            seconds[index] += start.elapsed().as_secs_f64();
         });
         Ok(())
     }

@@ -6,8 +6,7 @@ use super::html::{Section, data_address, details, page, table};
 use super::looks::{attention, clouds, finds};
 use super::record::RunRecord;
 use super::results::{curves, evaluations, tiles};
-use crate::program::bytes;
-use crate::program::escape;
+use crate::program::{bytes, escape};
 use crate::report::measurement_tables;
 use crate::report::table::Table;
 

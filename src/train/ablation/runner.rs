@@ -1,12 +1,10 @@
 //! Runs what an ablation still lacks, unit by unit, and keeps each result as soon as it is there.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::disk::{LocalDisk, write_durably};
+use super::super::disk::write_durably;
 use super::super::recipe::{Recipe, StageKind};
-use super::super::signals::Signals;
 use super::super::trainer::{Beginning, TrainOptions, Trainer};
 use super::plan::AblationPlan;
 use super::results::{AblationResults, UnitResult};
@@ -237,22 +235,11 @@ impl Ablation {
     ) -> Result<Trainer> {
         let is_there = path.join("recipe.toml").exists();
         let options = TrainOptions {
-            compute: self.options.compute.clone(),
             out: (!is_there).then(|| path.clone()),
             resume: is_there.then_some(path),
-            max_steps: None,
-            overfit_one_batch: false,
-            memory_budget: None,
-            memory_limit: None,
-            save_every: 0,
-            spike_threshold: 10.0,
-            recheck_every: 0,
             evaluation_size: pictures.unwrap_or(0),
             evaluate: pictures.is_some(),
-            keep: 1,
-            keep_every: 0,
-            disk: Arc::new(LocalDisk),
-            signals: Signals::default(),
+            ..TrainOptions::new(self.options.compute.clone())
         };
         Trainer::beginning_at(recipe, options, None, beginning)
     }
