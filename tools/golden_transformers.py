@@ -1,12 +1,15 @@
 """Makes verify/goldens/hub: a small random model of every family that Keel reads, saved as its own library saves it.
 
-Each folder holds config.json and model.safetensors, and expected.safetensors with an input and the hidden states that
-transformers computes from it in f64 (its norms and softmax round to f32 even so). Families whose authors publish other names have a folder with those names too, made
-from the same model by renaming. Run: python tools/golden_transformers.py (versions are recorded in the files).
+Each folder holds config.json and model.safetensors, and expected.safetensors with an input, a cotangent of the last value
+and the hidden states that transformers computes from the input in f64 (its norms and softmax round to f32 even so). In
+gradients/ lies the same folder once more with the gradient of every parameter in its place, so that what reads weights
+reads gradients. Families whose authors publish other names have a folder with those names too, made from the same model by
+renaming. Run: python tools/golden_transformers.py (versions are recorded in the files).
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -42,17 +45,31 @@ def randomise(model: torch.nn.Module, dtype: torch.dtype) -> None:
 
 
 def save(family: str, model, dtype: torch.dtype, expected: dict[str, torch.Tensor]) -> Path:
-    """One folder. `model` is in f64 and holds values of `dtype`."""
+    """One folder. `model` is in f64, holds values of `dtype` and has its gradients."""
     folder = HUB / family
     shutil.rmtree(folder, ignore_errors=True)
-    model.to(dtype).save_pretrained(folder)
+    copy.deepcopy(model).to(dtype).save_pretrained(folder)
     for extra in folder.glob("generation_config.json"):
         extra.unlink()
     tensors = {name: tensor.detach().contiguous() for name, tensor in expected.items()}
     tensors = {n: t.to(torch.float32 if t.is_floating_point() else torch.int32) for n, t in tensors.items()}
     made_by = {"torch": torch.__version__, "transformers": transformers.__version__, "config": "{}"}
     save_file(tensors, folder / "expected.safetensors", metadata=made_by)
+    gradients = {
+        name: torch.zeros(parameter.shape) if parameter.grad is None else parameter.grad.to(torch.float32)
+        for name, parameter in model.named_parameters()
+    }
+    (folder / "gradients").mkdir()
+    save_file(gradients, folder / "gradients/model.safetensors", metadata={"format": "pt"})
+    shutil.copy(folder / "config.json", folder / "gradients/config.json")
     return folder
+
+
+def pull_back(value: torch.Tensor) -> torch.Tensor:
+    """Leaves the gradients of ⟨value, cotangent⟩ in the parameters; gives the cotangent."""
+    cotangent = torch.randn(value.shape).to(torch.float64)
+    value.backward(cotangent)
+    return cotangent
 
 
 def picture(seed: int) -> torch.Tensor:
@@ -70,22 +87,22 @@ def vision(family: str, model, dtype: torch.dtype, final=None, kept: int = 3) ->
     layers = encoder.layers if hasattr(encoder, "layers") else encoder.layer
     for layer in layers:
         layer.register_forward_hook(lambda _, __, y: blocks.append(y[0] if isinstance(y, tuple) else y))
-    with torch.no_grad():
-        arguments = {"pixel_values": pixels}
-        if "naflex" in family:
-            # (row, column, colour) within a patch, as the library's image processor lays pictures out.
-            rows = pixels.reshape(1, 3, 4, 8, 4, 8).permute(0, 2, 4, 3, 5, 1).reshape(1, 16, 192)
-            arguments = {
-                "pixel_values": rows,
-                "pixel_attention_mask": torch.ones(1, 16, dtype=torch.int64),
-                "spatial_shapes": torch.tensor([[4, 4]]),
-            }
-        last = model(**arguments).last_hidden_state
-        features = last if final is None else final(model)(last)
+    arguments = {"pixel_values": pixels}
+    if "naflex" in family:
+        # (row, column, colour) within a patch, as the library's image processor lays pictures out.
+        rows = pixels.reshape(1, 3, 4, 8, 4, 8).permute(0, 2, 4, 3, 5, 1).reshape(1, 16, 192)
+        arguments = {
+            "pixel_values": rows,
+            "pixel_attention_mask": torch.ones(1, 16, dtype=torch.int64),
+            "spatial_shapes": torch.tensor([[4, 4]]),
+        }
+    last = model(**arguments).last_hidden_state
+    features = last if final is None else final(model)(last)
     values = {f"value.vision.blocks.{i}": block for i, block in enumerate(blocks)}
     if kept == 3:
         values["value.vision.features"] = features
-    return save(family, model, dtype, {"input.images": pixels} | values)
+    cotangent = pull_back(features if kept == 3 else blocks[-1])
+    return save(family, model, dtype, {"input.images": pixels, "input.cotangent": cotangent} | values)
 
 
 def language(family: str, model, dtype: torch.dtype) -> Path:
@@ -96,12 +113,11 @@ def language(family: str, model, dtype: torch.dtype) -> Path:
     blocks: list[torch.Tensor] = []
     for layer in model.model.layers:
         layer.register_forward_hook(lambda _, __, y: blocks.append(y[0] if isinstance(y, tuple) else y))
-    with torch.no_grad():
-        hidden = model.model(input_ids=tokens).last_hidden_state
-        logits = model.lm_head(hidden)
+    hidden = model.model(input_ids=tokens).last_hidden_state
+    logits = model.lm_head(hidden)
     values = {f"value.language.blocks.{i}": block for i, block in enumerate(blocks)}
     values |= {"value.language.hidden": hidden, "value.logits": logits}
-    return save(family, model, dtype, {"input.tokens": tokens} | values)
+    return save(family, model, dtype, {"input.tokens": tokens, "input.cotangent": pull_back(logits)} | values)
 
 
 def renamed(source: Path, family: str, config: dict, rename) -> None:
