@@ -31,6 +31,8 @@ def main() -> None:
     for path in (REPO / "recipes").glob("*.toml"):
         seed("recipes", path.name, path.read_bytes())
     seed("tokenizers", "tokenizer.json", (REPO / "verify/goldens/chat/tokenizer.json").read_bytes())
+    for path in (REPO / "verify/goldens/parquet").glob("*.parquet"):
+        seed("parquet", path.name, path.read_bytes())
     pair = {"image": "a.png", "caption": "a fox"}
     talk = {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a fox"}]}
     seed("records", "list.json", b"\0" + json.dumps([pair, talk]).encode())

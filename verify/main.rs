@@ -14,6 +14,7 @@ mod data_formats;
 mod data_mutation;
 mod data_pairs;
 mod data_pairs_bad;
+mod data_parquet;
 mod data_picture;
 mod data_picture_bad;
 mod data_webdataset;

@@ -24,6 +24,7 @@ pub mod mixture;
 pub mod names;
 pub mod packing;
 pub mod pairs;
+mod parquet;
 pub mod picture;
 pub mod prefetch;
 pub mod prepare;

@@ -11,6 +11,7 @@ use super::archive::Source;
 use super::folder::{self, FolderPair};
 use super::joined::{self, Joined};
 use super::lines;
+use super::parquet::{self, Parquet};
 use super::picture::{Picture, PictureLimits};
 use super::records;
 use super::shards::{self, Shards};
@@ -113,6 +114,7 @@ enum Kind {
     Shards(Shards),
     Lines(lines::Lines),
     Table(table::Table),
+    Parquet(Parquet),
     Joined(Joined),
 }
 
@@ -127,8 +129,8 @@ impl Pairs {
     }
 
     /// Opens a folder of pictures; a tar shard or a pattern such as `shards-{000..009}.tar`, also gzipped; a `.jsonl` list or a
-    /// pattern of them; a `.json` list as LLaVA's, or a mixture of lists as InternVL's; a `.csv` or `.tsv` table. `SPEC=2.5`
-    /// repeats its pairs two and a half times an epoch.
+    /// pattern of them; a `.json` list as LLaVA's, or a mixture of lists as InternVL's; a `.csv` or `.tsv` table; a `.parquet`
+    /// file or a pattern of them. `SPEC=2.5` repeats its pairs two and a half times an epoch.
     ///
     /// # Errors
     /// [`Error::Io`] when something named cannot be read, [`Error::Content`] when it is of no known kind, a single shard
@@ -183,7 +185,7 @@ impl Pairs {
         let ending = ending.as_deref().and_then(|ending| ending.to_str());
         let folder = || path.parent().map(Path::to_owned).unwrap_or_default();
         let is_lines = matches!(ending, Some("jsonl" | "ndjson"));
-        let kind = if data.contains('{') && is_lines {
+        let kind = if data.contains('{') && (is_lines || ending == Some("parquet")) {
             let files = expand_braces(data)?.into_iter();
             let parts = files.map(|file| Ok((Pairs::open_one(&file, limits)?, 1.0)));
             return Pairs::joined(data, parts.collect::<Result<Vec<_>>>()?, limits);
@@ -205,6 +207,8 @@ impl Pairs {
         } else if ending == Some("csv") || ending == Some("tsv") {
             let separator = if ending == Some("csv") { b',' } else { b'\t' };
             Kind::Table(table::open(path, separator, &skips)?)
+        } else if ending == Some("parquet") {
+            Kind::Parquet(parquet::open(path, &skips)?)
         } else if matches!(ending, Some("tar" | "gz" | "tgz" | "zst" | "xz" | "zip")) {
             // Shards packed otherwise are refused there, with the way to unpack them.
             Kind::Shards(shards::open(&[data.to_owned()], limits, &skips)?)
@@ -214,7 +218,7 @@ impl Pairs {
             return Err(Error::content(
                 data,
                 "it is no kind of pairs that is known here",
-                "give a folder of pictures, a .tar shard (or shards-{000..009}.tar), a .jsonl or .json list, or a .tsv table",
+                "give a folder of pictures, a .tar shard (or shards-{000..009}.tar), a .jsonl or .json list, a .tsv table, or a .parquet file",
             ));
         };
         skips.check()?;
@@ -326,14 +330,15 @@ impl Pairs {
             }
             Kind::Table(table) => {
                 let (name, picture, words) = table.row(&table.rows[index])?;
-                let (picture, bytes) = match picture {
-                    PictureOfRow::Path(path) => {
-                        read_picture(&table.folder.join(path), &self.limits).map_err(|error| {
-                            Error::content(&name, error, "repair or remove the row")
-                        })?
-                    }
-                    PictureOfRow::Bytes(bytes) => (decode(&name, &bytes)?, bytes),
+                let (picture, bytes) = self.picture_of_row(&name, picture, &table.folder)?;
+                (name, words, picture, bytes)
+            }
+            Kind::Parquet(parquet) => {
+                let (name, picture, words) = parquet.row(parquet.rows[index])?;
+                let Some(picture) = picture else {
+                    return Ok((Pair::of(name, None, words), None));
                 };
+                let (picture, bytes) = self.picture_of_row(&name, picture, &parquet.folder)?;
                 (name, words, picture, bytes)
             }
             Kind::Joined(joined) => {
@@ -344,6 +349,22 @@ impl Pairs {
         Ok((Pair::of(key, Some(picture), words), Some(bytes)))
     }
 
+    /// A row's picture, with the bytes of its file.
+    fn picture_of_row(
+        &self,
+        name: &str,
+        picture: PictureOfRow,
+        folder: &Path,
+    ) -> Result<(Picture, Vec<u8>)> {
+        match picture {
+            PictureOfRow::Path(path) => read_picture(&folder.join(path), &self.limits)
+                .map_err(|error| Error::content(name, error, "repair or remove the row")),
+            PictureOfRow::Bytes(bytes) => {
+                Ok((Picture::decode(name, &bytes, &self.limits.picture)?, bytes))
+            }
+        }
+    }
+
     /// The shard, list or folder that a pair comes from.
     fn origin(&self, index: usize) -> &str {
         match &self.kind {
@@ -351,6 +372,7 @@ impl Pairs {
             Kind::Shards(shards) => shards.origin(index),
             Kind::Lines(lines) => lines.name(),
             Kind::Table(table) => table.name(),
+            Kind::Parquet(parquet) => parquet.name(),
             Kind::Joined(joined) => {
                 let (part, index) = joined.at(index);
                 part.origin(index)
@@ -366,6 +388,7 @@ impl PairSource for Pairs {
             Kind::Shards(shards) => shards.pairs.len(),
             Kind::Lines(lines) => lines.places.len(),
             Kind::Table(table) => table.rows.len(),
+            Kind::Parquet(parquet) => parquet.rows.len(),
             Kind::Joined(joined) => joined.len(),
         }
     }

@@ -1,0 +1,441 @@
+//! Rows of a Parquet file as Hugging Face's `datasets` writes them: pictures as structs of `bytes` and `path`, words as
+//! strings, lists and structs, which become the JSON object that the other formats hold and are read as that.
+//!
+//! Only where the rows lie is kept. A row is read at random: pages before it are passed over by their headers, so that it
+//! costs about one page of each column. Columns of lists have no such headers in most files, and what lies before the row in
+//! its group is unpacked there: groups of some hundred rows, as `datasets` writes them, are read fast.
+
+mod leaf;
+mod pages;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use parquet::column::reader::ColumnReaderImpl;
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
+use serde_json::{Map, Value, json};
+
+use self::leaf::{Leaf, leaves};
+use self::pages::{Guarded, Pieces};
+use super::archive::Source;
+use super::lines::is_own_file;
+use super::pairs::MAX_TEXT_BYTES;
+use super::records::{self, Words};
+use super::skips::{Reason, SkipLog};
+use super::table::PictureOfRow;
+use crate::error::{Error, Result};
+
+/// Columns that pictures are looked for in, best first.
+const PICTURES: [&str; 7] = [
+    "image",
+    "images",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "image_path",
+];
+
+/// Columns that words are looked for in.
+const WORDS: [&str; 7] = [
+    "caption",
+    "text",
+    "question",
+    "answer",
+    "conversations",
+    "messages",
+    "texts",
+];
+
+/// Rows of a file; more than any data set keeps in one.
+const MAX_ROWS: i64 = 1 << 28;
+
+/// An opened file.
+pub(crate) struct Parquet {
+    name: String,
+    file: SerializedFileReader<Pieces>,
+    columns: Columns,
+    /// What pictures' paths are relative to.
+    pub folder: PathBuf,
+    /// The usable rows.
+    pub rows: Vec<RowPlace>,
+}
+
+impl std::fmt::Debug for Parquet {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            formatter,
+            "Parquet({}, {} rows)",
+            self.name,
+            self.rows.len()
+        )
+    }
+}
+
+/// Where a row lies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowPlace {
+    group: u32,
+    row: u32,
+}
+
+/// Which columns say what.
+#[derive(Debug)]
+struct Columns {
+    words: Vec<Leaf>,
+    picture_bytes: Option<Leaf>,
+    picture_path: Option<Leaf>,
+}
+
+/// What the columns say in one row.
+struct Row<'a> {
+    words: Vec<(&'a Leaf, Field)>,
+    /// Of pictures.
+    paths: Vec<ByteArray>,
+    /// Of pictures' files.
+    bytes: Vec<ByteArray>,
+}
+
+type Problem = (Reason, Error);
+
+/// The words of a row with a picture or without one.
+type Read = std::result::Result<(Option<PictureOfRow>, Words), Problem>;
+
+impl Parquet {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Reads a row again, with the name that messages call it by.
+    pub fn row(&self, place: RowPlace) -> Result<(String, Option<PictureOfRow>, Words)> {
+        let name = self.name_of(place);
+        let read = guarded(&name, || {
+            let mut cursor = Cursor::open(self, place.group as usize, &name, true)?;
+            cursor.skip(&name, place.row as usize)?;
+            cursor.next(&name)
+        });
+        let (picture, words) = read
+            .and_then(|row| understand(&name, row, true))
+            .map_err(|(_, error)| error)?;
+        Ok((name, picture, words))
+    }
+
+    /// Rows are counted from 1 through the file's groups.
+    fn name_of(&self, place: RowPlace) -> String {
+        let groups = self.file.metadata().row_groups();
+        let before: i64 = groups[..place.group as usize]
+            .iter()
+            .map(|group| group.num_rows())
+            .sum();
+        format!("{}, row {}", self.name, before + i64::from(place.row) + 1)
+    }
+
+    /// Checks the words of every row of a group; pictures are looked at when they are drawn.
+    fn consider(&mut self, group: usize, skips: &SkipLog) -> Result<()> {
+        let rows = self.file.metadata().row_group(group).num_rows();
+        let what = self.name.clone();
+        let paths_alone = self.columns.picture_bytes.is_none();
+        let mut found = Vec::new();
+        let walked = guarded(&what, || {
+            let mut cursor = Cursor::open(self, group, &what, false)?;
+            for row in 0..rows as u32 {
+                let place = RowPlace {
+                    group: group as u32,
+                    row,
+                };
+                let name = self.name_of(place);
+                match understand(&name, cursor.next(&name)?, paths_alone) {
+                    Ok(_) => {
+                        skips.count_good();
+                        found.push(place);
+                    }
+                    Err((reason, error)) => skips.count_bad(&what, reason, error),
+                }
+            }
+            Ok(())
+        });
+        self.rows.extend(found);
+        walked.map_err(|(_, error)| error)
+    }
+}
+
+/// What a damaged file makes the library say, even where it says it by a panic.
+fn guarded<T>(
+    name: &str,
+    read: impl FnOnce() -> std::result::Result<T, Problem>,
+) -> std::result::Result<T, Problem> {
+    // The readers hold no state of ours, so a panic inside one leaves nothing half changed.
+    catch_unwind(AssertUnwindSafe(read))
+        .unwrap_or_else(|_| Err(broken(name, "the Parquet reader gave up on it")))
+}
+
+fn broken(name: &str, problem: impl ToString) -> Problem {
+    let remedy = "write the file anew, as datasets or pyarrow do (snappy, gzip or no compression)";
+    (Reason::BadRecord, Error::content(name, problem, remedy))
+}
+
+impl Columns {
+    fn of(what: &str, leaves: Vec<Leaf>) -> Result<Columns> {
+        let roots: Vec<&str> = leaves.iter().map(Leaf::root).collect();
+        let has = |wanted: &str| roots.contains(&wanted);
+        let picture = PICTURES.into_iter().find(|name| has(name));
+        let speaks = [
+            "caption",
+            "text",
+            "answer",
+            "conversations",
+            "messages",
+            "texts",
+        ];
+        let talks = ["conversations", "messages", "texts"];
+        let says_enough = match picture {
+            Some(_) => speaks.into_iter().any(has),
+            None => talks.into_iter().any(has),
+        };
+        if !says_enough {
+            let mut names = roots;
+            names.dedup();
+            return Err(Error::content(
+                what,
+                format!("it has the columns {}", names.join(", ")),
+                "name a column image, and one caption, conversations or messages, or two question and answer",
+            ));
+        }
+        let mut columns = Columns {
+            words: Vec::new(),
+            picture_bytes: None,
+            picture_path: None,
+        };
+        for leaf in leaves {
+            if Some(leaf.root()) == picture {
+                if !leaf.is_bytes {
+                    continue;
+                }
+                let place = match leaf.last_key() {
+                    "path" => &mut columns.picture_path,
+                    _ if leaf.is_text => &mut columns.picture_path,
+                    _ => &mut columns.picture_bytes,
+                };
+                *place = Some(leaf);
+            } else if WORDS.contains(&leaf.root()) {
+                if leaf.is_bytes {
+                    columns.words.push(leaf);
+                } else if leaf.depth() == 1 {
+                    return Err(Error::content(
+                        what,
+                        format!("its column {} is not text", leaf.root()),
+                        "write it as strings",
+                    ));
+                }
+            }
+        }
+        if picture.is_some() && columns.picture_bytes.is_none() && columns.picture_path.is_none() {
+            return Err(Error::content(
+                what,
+                format!(
+                    "its column {} holds neither files nor paths",
+                    picture.unwrap_or_default()
+                ),
+                "write pictures as structs of bytes and path, as datasets does",
+            ));
+        }
+        Ok(columns)
+    }
+}
+
+/// Reads rows of one group one after the other.
+struct Cursor<'a> {
+    words: Vec<(&'a Leaf, ColumnReaderImpl<ByteArrayType>)>,
+    picture_bytes: Option<ColumnReaderImpl<ByteArrayType>>,
+    picture_path: Option<ColumnReaderImpl<ByteArrayType>>,
+}
+
+impl<'a> Cursor<'a> {
+    /// Without the pictures' bytes where only words are wanted.
+    fn open(
+        file: &'a Parquet,
+        group: usize,
+        name: &str,
+        with_bytes: bool,
+    ) -> std::result::Result<Cursor<'a>, Problem> {
+        let reader = file
+            .file
+            .get_row_group(group)
+            .map_err(|e| broken(name, e))?;
+        let column = |leaf: &Leaf| column(&*reader, leaf).map_err(|e| broken(name, e));
+        let columns = &file.columns;
+        let bytes = columns.picture_bytes.as_ref().filter(|_| with_bytes);
+        Ok(Cursor {
+            words: columns
+                .words
+                .iter()
+                .map(|leaf| Ok((leaf, column(leaf)?)))
+                .collect::<std::result::Result<_, Problem>>()?,
+            picture_bytes: bytes.map(column).transpose()?,
+            picture_path: columns.picture_path.as_ref().map(column).transpose()?,
+        })
+    }
+
+    fn skip(&mut self, name: &str, rows: usize) -> std::result::Result<(), Problem> {
+        let words = self.words.iter_mut().map(|(_, reader)| reader);
+        let pictures = self.picture_bytes.iter_mut().chain(&mut self.picture_path);
+        for reader in words.chain(pictures) {
+            match reader.skip_records(rows).map_err(|e| broken(name, e))? {
+                skipped if skipped == rows => {}
+                _ => return Err(broken(name, "a column ends before it")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Every column goes on by a row, whatever the row is worth.
+    fn next(&mut self, name: &str) -> std::result::Result<Row<'a>, Problem> {
+        let words = self.words.iter_mut();
+        let words = words.map(|(leaf, reader)| Ok((*leaf, next(name, reader)?)));
+        let words = words.collect::<std::result::Result<_, Problem>>()?;
+        let picture = |reader: &mut Option<ColumnReaderImpl<ByteArrayType>>| match reader {
+            Some(reader) => Ok(next(name, reader)?.values),
+            None => Ok(Vec::new()),
+        };
+        Ok(Row {
+            words,
+            paths: picture(&mut self.picture_path)?,
+            bytes: picture(&mut self.picture_bytes)?,
+        })
+    }
+}
+
+impl Row<'_> {
+    /// The words as the JSON formats spell them.
+    fn object(&self, name: &str) -> std::result::Result<Map<String, Value>, Problem> {
+        let values = self.words.iter().flat_map(|(_, field)| &field.values);
+        let text_bytes: u64 = values.map(|value| value.len() as u64).sum();
+        if text_bytes > MAX_TEXT_BYTES {
+            let problem =
+                format!("its words have {text_bytes} bytes, the limit is {MAX_TEXT_BYTES}");
+            let error = Error::content(name, problem, "shorten them");
+            return Err((Reason::TooLarge, error));
+        }
+        let mut object = Map::new();
+        for (leaf, field) in &self.words {
+            leaf.write(field, &mut object).map_err(|problem| {
+                let error = Error::content(name, problem, "save it as UTF-8");
+                (Reason::BadRecord, error)
+            })?;
+        }
+        object.retain(|_, value| !value.is_null());
+        // The Cauldron's spelling: turns of user and assistant.
+        if let Some(Value::Array(texts)) = object.remove("texts") {
+            let turns = texts.iter().flat_map(|turn| {
+                [("human", &turn["user"]), ("gpt", &turn["assistant"])]
+                    .map(|(from, value)| json!({"from": from, "value": value}))
+            });
+            object.insert("conversations".into(), turns.collect());
+        }
+        Ok(object)
+    }
+
+    fn picture(&self, name: &str) -> std::result::Result<Option<PictureOfRow>, Problem> {
+        let several = self.bytes.len().max(self.paths.len());
+        if several > 1 {
+            let problem = format!("it shows {several} pictures");
+            let remedy = "split it into conversations about one picture";
+            return Err((Reason::BadRecord, Error::content(name, problem, remedy)));
+        }
+        // Bytes win: beside them stands the name that the file once had.
+        if let Some(bytes) = self.bytes.first() {
+            return Ok(Some(PictureOfRow::Bytes(bytes.data().to_vec())));
+        }
+        let path = self.paths.first().map(|path| path.data());
+        let path = path.map(String::from_utf8_lossy).unwrap_or_default();
+        Ok((!path.is_empty()).then(|| PictureOfRow::Path(path.into_owned())))
+    }
+}
+
+/// One row of one column: its values that are not null, and the levels that say where they belong.
+struct Field {
+    values: Vec<ByteArray>,
+    definition: Vec<i16>,
+    repetition: Vec<i16>,
+}
+
+fn next(
+    name: &str,
+    reader: &mut ColumnReaderImpl<ByteArrayType>,
+) -> std::result::Result<Field, Problem> {
+    let mut field = Field {
+        values: Vec::new(),
+        definition: Vec::new(),
+        repetition: Vec::new(),
+    };
+    let (definition, repetition) = (&mut field.definition, &mut field.repetition);
+    let read = reader.read_records(1, Some(definition), Some(repetition), &mut field.values);
+    match read.map_err(|e| broken(name, e))? {
+        (1, ..) => Ok(field),
+        _ => Err(broken(name, "a column ends before it")),
+    }
+}
+
+fn column(
+    group: &dyn RowGroupReader,
+    leaf: &Leaf,
+) -> parquet::errors::Result<ColumnReaderImpl<ByteArrayType>> {
+    let descriptor = group.metadata().schema_descr().column(leaf.column);
+    let pages = Guarded(group.get_column_page_reader(leaf.column)?);
+    Ok(ColumnReaderImpl::new(descriptor, Box::new(pages)))
+}
+
+/// A row's words and picture; one that was looked for must be there, or not be asked about.
+fn understand(name: &str, row: Row<'_>, looked_for: bool) -> Read {
+    let words = row.object(name)?;
+    let picture = row.picture(name)?;
+    if let Some(PictureOfRow::Path(path)) = &picture
+        && looked_for
+        && !is_own_file(path)
+    {
+        let problem = "its image is not a path below the file's folder";
+        let remedy = "put file and pictures under one folder and write relative paths";
+        return Err((Reason::RefusedEntry, Error::content(name, problem, remedy)));
+    }
+    let is_conversation = words.contains_key("conversations") || words.contains_key("messages");
+    let may_be_text = is_conversation && !records::has_placeholder(&words);
+    if looked_for && picture.is_none() && !may_be_text {
+        let error = Error::content(name, "it has no picture", "add one, or leave the row out");
+        return Err((Reason::NoPicture, error));
+    }
+    Ok((picture, records::words_of_object(name, &words)?))
+}
+
+/// Opens a file and checks the words of every row.
+pub(crate) fn open(path: &Path, skips: &SkipLog) -> Result<Parquet> {
+    let name = path.display().to_string();
+    let pieces = Pieces::new(Source::open(path)?);
+    let opened = guarded(&name, || {
+        SerializedFileReader::new(pieces).map_err(|e| broken(&name, e))
+    });
+    let file = opened.map_err(|(_, error)| error)?;
+    let metadata = file.metadata();
+    let groups = metadata.row_groups().iter().map(|group| group.num_rows());
+    let total = groups.clone().try_fold(0i64, |sum, rows| {
+        (rows >= 0).then(|| sum.checked_add(rows)).flatten()
+    });
+    if total.is_none_or(|total| total > MAX_ROWS) {
+        let (_, error) = broken(&name, format!("it claims more than {MAX_ROWS} rows"));
+        return Err(error);
+    }
+    let groups = groups.count();
+    let schema = metadata.file_metadata().schema_descr();
+    let columns = Columns::of(&name, leaves(schema.root_schema()))?;
+    let mut parquet = Parquet {
+        name,
+        file,
+        columns,
+        folder: path.parent().map(Path::to_owned).unwrap_or_default(),
+        rows: Vec::new(),
+    };
+    for group in 0..groups {
+        parquet.consider(group, skips)?;
+    }
+    Ok(parquet)
+}
