@@ -2,6 +2,7 @@
 
 Each folder holds config.json and model.safetensors, and expected.safetensors with an input, a cotangent of the last value
 and the hidden states that transformers computes from the input in f64 (its norms and softmax round to f32 even so). In
+resized.safetensors are pictures of other sizes with what the tower makes of them, its positions scaled; in
 gradients/ lies the same folder once more with the gradient of every parameter in its place, so that what reads weights
 reads gradients. Families whose authors publish other names have a folder with those names too, made from the same model by
 renaming. Run: python tools/golden_transformers.py (versions are recorded in the files).
@@ -72,9 +73,35 @@ def pull_back(value: torch.Tensor) -> torch.Tensor:
     return cotangent
 
 
-def picture(seed: int) -> torch.Tensor:
+def picture(seed: int, side: int = 32) -> torch.Tensor:
     torch.manual_seed(seed)
-    return torch.randn(1, 3, 32, 32).to(torch.float64)
+    return torch.randn(1, 3, side, side).to(torch.float64)
+
+
+def seen(family: str, pixels: torch.Tensor) -> dict:
+    """The arguments that show a model a picture of any size."""
+    if "naflex" in family:
+        # (row, column, colour) within a patch, as the library's image processor lays pictures out.
+        grid = pixels.shape[-1] // 8
+        rows = pixels.reshape(1, 3, grid, 8, grid, 8).permute(0, 2, 4, 3, 5, 1).reshape(1, grid * grid, 192)
+        return {
+            "pixel_values": rows,
+            "pixel_attention_mask": torch.ones(1, grid * grid, dtype=torch.int64),
+            "spatial_shapes": torch.tensor([[grid, grid]]),
+        }
+    return {"pixel_values": pixels} | ({"interpolate_pos_encoding": True} if family in ("clip", "siglip") else {})
+
+
+def at_other_sizes(family: str, model, final) -> dict[str, torch.Tensor]:
+    """More patches, an odd number of them, and fewer."""
+    tensors = {}
+    for side in (48, 40, 24):
+        pixels = picture(side, side)
+        with torch.no_grad():
+            last = model(**seen(family, pixels)).last_hidden_state
+            last = last if final is None else final(model)(last)
+        tensors |= {f"{side}/input.images": pixels, f"{side}/value.last": last}
+    return tensors
 
 
 def vision(family: str, model, dtype: torch.dtype, final=None, kept: int = 3) -> Path:
@@ -87,22 +114,19 @@ def vision(family: str, model, dtype: torch.dtype, final=None, kept: int = 3) ->
     layers = encoder.layers if hasattr(encoder, "layers") else encoder.layer
     for layer in layers:
         layer.register_forward_hook(lambda _, __, y: blocks.append(y[0] if isinstance(y, tuple) else y))
-    arguments = {"pixel_values": pixels}
-    if "naflex" in family:
-        # (row, column, colour) within a patch, as the library's image processor lays pictures out.
-        rows = pixels.reshape(1, 3, 4, 8, 4, 8).permute(0, 2, 4, 3, 5, 1).reshape(1, 16, 192)
-        arguments = {
-            "pixel_values": rows,
-            "pixel_attention_mask": torch.ones(1, 16, dtype=torch.int64),
-            "spatial_shapes": torch.tensor([[4, 4]]),
-        }
-    last = model(**arguments).last_hidden_state
+    last = model(**seen(family, pixels)).last_hidden_state
     features = last if final is None else final(model)(last)
     values = {f"value.vision.blocks.{i}": block for i, block in enumerate(blocks)}
     if kept == 3:
         values["value.vision.features"] = features
     cotangent = pull_back(features if kept == 3 else blocks[-1])
-    return save(family, model, dtype, {"input.images": pixels, "input.cotangent": cotangent} | values)
+    folder = save(family, model, dtype, {"input.images": pixels, "input.cotangent": cotangent} | values)
+    if family != "aimv2":  # transformers does not scale its positions
+        tensors = {name: tensor.to(torch.float32).contiguous() for name, tensor in at_other_sizes(family, model, final).items()}
+        cases = json.dumps({"cases": {name.split("/")[0]: {} for name in tensors}})
+        made_by = {"torch": torch.__version__, "transformers": transformers.__version__, "config": cases}
+        save_file(tensors, folder / "resized.safetensors", metadata=made_by)
+    return folder
 
 
 def language(family: str, model, dtype: torch.dtype) -> Path:

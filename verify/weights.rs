@@ -8,6 +8,7 @@ mod export;
 mod processors;
 mod published;
 mod refusals;
+mod resized;
 mod starting;
 
 use std::collections::BTreeMap;

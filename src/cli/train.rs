@@ -52,6 +52,9 @@ pub(super) struct TrainArgs {
     /// A Hugging Face folder whose vision tower the run begins from: settings and weights. See keel inspect.
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     vision: Option<PathBuf>,
+    /// Side of the pictures in pixels, where it is not the tower's own: its learned positions are scaled to the new grid.
+    #[arg(long, value_name = "PIXELS", requires = "vision")]
+    image_size: Option<usize>,
     /// A Hugging Face folder whose language model the run begins from, with its tokenizer.json.
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     language: Option<PathBuf>,
@@ -134,7 +137,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
     }
     if args.vision.is_some() || args.language.is_some() {
         let (vision, language) = (args.vision.as_deref(), args.language.as_deref());
-        let left_out = recipe.begin_from(vision, language, args.chat)?;
+        let left_out = recipe.begin_from(vision, language, args.chat, args.image_size)?;
         if !left_out.is_empty() {
             let stages = left_out.join(", ");
             print_line(format!(

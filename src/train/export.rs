@@ -166,7 +166,10 @@ impl Model {
                 "bring it back, or say with --layout in what layout to write",
             )
         })?;
-        let mut parts = Part::all(&folder)?;
+        let size = self.stored.recipe.model.vision.image_size;
+        let parts = Part::all(&folder)?.into_iter();
+        let parts = parts.map(|part| part.at_size(size));
+        let mut parts = parts.collect::<Result<Vec<_>>>()?;
         // One part of a folder of several stands under names and settings that are not its own.
         let is_alone = parts.len() == 1;
         if options.part == ExportPart::Whole {
@@ -192,6 +195,9 @@ impl Model {
                     inner.insert("vocab_size".into(), rows.clone());
                 }
             }
+        }
+        for part in parts {
+            part.tell_size(&mut config);
         }
         if let Some(dtype) = options.dtype {
             for key in ["dtype", "torch_dtype"] {

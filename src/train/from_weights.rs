@@ -9,14 +9,15 @@ use crate::data::chat::Layout;
 use crate::data::prepare::Fit;
 use crate::data::resample::Filter;
 use crate::error::{Error, Result};
-use crate::model::initialise;
+use crate::model::{VisionConfig, initialise};
 use crate::tape::ParameterLayout;
-use crate::weights::{Folder, Part, Processor};
+use crate::weights::{Folder, Part, Processor, Tower};
 
 impl Recipe {
     /// Begins from the folders' weights: takes the settings of the tower and of the language model from them, and leaves out
     /// the warm starts that stand in for weights that are now there. Returns the names of those stages. With the language
-    /// model comes its tokeniser, and from one folder of both the connector between them; `layout` is that of its chats where the folder does not say.
+    /// model comes its tokeniser, and from one folder of both the connector between them; `layout` is that of its chats where
+    /// the folder does not say. With an `image_size` the tower sees pictures of that many pixels, its positions scaled.
     ///
     /// # Errors
     /// [`Error::Setting`] when the recipe does not go with the model, [`Error::Content`] when a folder is unusable.
@@ -25,6 +26,7 @@ impl Recipe {
         vision: Option<&Path>,
         language: Option<&Path>,
         layout: Option<Layout>,
+        image_size: Option<usize>,
     ) -> Result<Vec<String>> {
         // Absolute, so that the run can be continued from another folder.
         let absolute = |path: &Path| {
@@ -34,11 +36,15 @@ impl Recipe {
         let mut there = Vec::new();
         if let Some(path) = vision {
             let folder = Folder::open(path)?;
-            self.model.vision = Part::vision(&folder)?.1;
-            let side = self.model.vision.image_size;
-            self.pixels = folder
-                .processor(side)?
-                .map(|processor| pixels_of(&processor, side));
+            let (part, own) = Part::vision(&folder)?;
+            let own = own.image_size;
+            let side = image_size.unwrap_or(own);
+            self.model.vision = vision_of(&part.at_size(side)?);
+            self.pixels = folder.processor(own)?.map(|mut processor| {
+                let scaled = |edge: usize| (edge * side + own / 2) / own;
+                processor.shortest_edge = processor.shortest_edge.map(scaled);
+                pixels_of(&processor, side)
+            });
             self.vision_weights = Some(absolute(path).map_err(|e| Error::io(path, "find", e))?);
             there.push("vision");
         }
@@ -83,8 +89,9 @@ impl Recipe {
         };
         if let Some(path) = &self.vision_weights {
             let folder = Folder::open(Path::new(path))?;
-            let (part, config) = Part::vision(&folder)?;
-            if config != self.model.vision {
+            let part = Part::vision(&folder)?.0;
+            let part = part.at_size(self.model.vision.image_size)?;
+            if vision_of(&part) != self.model.vision {
                 return Err(differs("vision", path));
             }
             parts.push((folder, part));
@@ -139,6 +146,13 @@ impl Recipe {
         }
         self.average_new_rows(layout, &mut values)?;
         Ok(values)
+    }
+}
+
+fn vision_of(part: &Part) -> VisionConfig {
+    match part.tower() {
+        Tower::Vision(config) => config.clone(),
+        _ => unreachable!("only asked of what Part::vision found"),
     }
 }
 

@@ -9,6 +9,7 @@ mod folder;
 mod language;
 mod natural;
 mod part;
+mod positions;
 mod processor;
 mod settings;
 mod values;

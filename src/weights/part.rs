@@ -9,6 +9,7 @@ use serde_json::{Map, Value as Json};
 use super::families::{MLP1, QWEN};
 use super::finder::{Finder, Wanted, nearest_of, prefix};
 use super::language::{self, LANGUAGE_TYPES};
+use super::positions::Scaling;
 use super::settings::Settings;
 use super::vision::{self, VISION_TYPES};
 use super::written::{Content, Written};
@@ -52,6 +53,8 @@ pub struct Part {
     pub(super) copy: Option<(String, TensorPlace)>,
     aside: Vec<Aside>,
     regularisers: Vec<String>,
+    /// The folder's own grid of positions, where the part is of another picture size.
+    pub(super) own_grid: Option<usize>,
 }
 
 /// Where one parameter comes from, in the order of the layout's entries.
@@ -205,6 +208,65 @@ impl Part {
         &self.tower
     }
 
+    /// The same tower for square pictures of `side` pixels: its learned positions are scaled to the new grid as they are read.
+    /// Any other part stays what it is.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when `side` is no multiple of the patch.
+    pub fn at_size(mut self, side: usize) -> Result<Part> {
+        let Tower::Vision(config) = &mut self.tower else {
+            return Ok(self);
+        };
+        if config.image_size == side {
+            return Ok(self);
+        }
+        if side == 0 || !side.is_multiple_of(config.patch_size) {
+            return Err(Error::setting(
+                "--image-size",
+                format!("a multiple of the tower's patch, {}", config.patch_size),
+                side,
+            ));
+        }
+        let own = config.grid();
+        config.image_size = side;
+        self.layout = vision_layout(config)?;
+        self.own_grid = Some(self.own_grid.unwrap_or(own));
+        Ok(self)
+    }
+
+    /// How learned positions are scaled.
+    pub(super) fn scaling(&self) -> Scaling {
+        match self.sources.iter().any(|source| source.patch.is_some()) {
+            true => Scaling::FilteredBilinear,
+            false => Scaling::Bicubic,
+        }
+    }
+
+    /// Writes the picture size into the settings that the part came from, `config.json` of its folder, where it is another.
+    pub fn tell_size(&self, config: &mut Map<String, Json>) {
+        let (Tower::Vision(tower), Some(_)) = (&self.tower, self.own_grid) else {
+            return;
+        };
+        let side = tower.image_size;
+        if config.contains_key("force_image_size") {
+            config.insert("force_image_size".into(), side.into());
+        }
+        let settings = match config.contains_key("vision_config") {
+            true => config["vision_config"].as_object_mut(),
+            false => Some(config),
+        };
+        let Some(settings) = settings else { return };
+        if self.scaling() == Scaling::FilteredBilinear {
+            settings.insert("num_patches".into(), tower.patches().into());
+            return;
+        }
+        let edges = match settings.get("image_size").is_some_and(Json::is_array) {
+            true => vec![side; 2].into(),
+            false => side.into(),
+        };
+        settings.insert("image_size".into(), edges);
+    }
+
     /// Its parameters alone, laid out.
     pub fn layout(&self) -> &Arc<ParameterLayout> {
         &self.layout
@@ -224,10 +286,7 @@ impl Part {
         let (family, config) = vision::read(kind, &settings)?;
         let regularisers = settings.finish()?;
         config.validate()?;
-        let mut tape = Tape::declaring();
-        let side = config.image_size;
-        let images = tape.input("images", TensorType::f32([1, 3, side, side]));
-        vision_tower(&mut tape, &config, images)?;
+        let layout = vision_layout(&config)?;
         let finder = Finder {
             folder,
             names: family.names,
@@ -239,11 +298,12 @@ impl Part {
         let part = Part {
             title: family.title,
             tower: Tower::Vision(config),
-            layout: Arc::new(ParameterLayout::new(&tape.specs())),
+            layout,
             sources: Vec::new(),
             copy: None,
             aside: Vec::new(),
             regularisers,
+            own_grid: None,
         };
         part.find(&finder, family.aside, is_alone)
     }
@@ -278,6 +338,7 @@ impl Part {
             copy: None,
             aside: Vec::new(),
             regularisers,
+            own_grid: None,
         };
         let aside = &[("rotary_emb.inv_freq", "rotary frequencies counted out")];
         part.find(&finder, aside, is_alone)
@@ -332,12 +393,13 @@ impl Part {
             copy: None,
             aside: Vec::new(),
             regularisers: Vec::new(),
+            own_grid: None,
         };
         Ok((part.find(&finder, &[], false)?, config))
     }
 
     /// Every tensor of `folder` in its order, those of `parts` with new values, in the type they are stored in or in `dtype`.
-    /// `value_of` gives the values of a parameter; a table that has grown has more rows than the folder's.
+    /// `value_of` gives the values of a parameter; a table of tokens or positions may have other rows than the folder's.
     pub fn rewrite<'a>(
         folder: &'a Folder,
         parts: &[Part],
@@ -347,11 +409,12 @@ impl Part {
         let mut new: BTreeMap<String, Written<'a>> = BTreeMap::new();
         let mut put = |name: &str, place: &TensorPlace, values: &'a [f32], patch| {
             let mut shape = place.shape.clone();
-            let row: usize = shape[1..].iter().product();
-            shape[0] = match place.shape.iter().product::<usize>() == values.len() {
-                true => shape[0],
-                false => values.len() / row,
-            };
+            let old: usize = place.shape.iter().product();
+            if old != values.len() {
+                // Rows stand before the width; a table of positions may have a batch of one before them.
+                let axis = shape.len() - 2;
+                shape[axis] = values.len() * shape[axis] / old;
+            }
             let written = Written {
                 name: name.to_owned(),
                 shape,
@@ -454,6 +517,14 @@ impl Part {
             None => self.aside.push(Aside { what, elements }),
         }
     }
+}
+
+fn vision_layout(config: &VisionConfig) -> Result<Arc<ParameterLayout>> {
+    let mut tape = Tape::declaring();
+    let side = config.image_size;
+    let images = tape.input("images", TensorType::f32([1, 3, side, side]));
+    vision_tower(&mut tape, config, images)?;
+    Ok(Arc::new(ParameterLayout::new(&tape.specs())))
 }
 
 fn model_type(config: &Map<String, Json>) -> &str {

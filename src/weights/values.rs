@@ -3,7 +3,8 @@
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-use super::{Folder, Part, TensorPlace};
+use super::positions::resized;
+use super::{Folder, Part, TensorPlace, Tower};
 use crate::error::{Error, Result};
 use crate::tape::ParameterEntry;
 
@@ -24,6 +25,11 @@ impl Part {
     ) -> Result<()> {
         for (entry, source) in self.layout().entries().iter().zip(&self.sources) {
             let mut offset = 0;
+            let mut table = None;
+            let grids = self.grids(entry);
+            if grids.is_some() {
+                table = Some(Vec::new());
+            }
             for (name, place) in &source.tensors {
                 let bytes = folder.bytes(place);
                 let size = element_size(folder, name, place)?;
@@ -44,12 +50,27 @@ impl Part {
                     if let Some(patch) = source.patch {
                         values = colours_first(&values, patch * patch);
                     }
-                    write(entry, offset, &values);
+                    match &mut table {
+                        Some(table) => table.extend_from_slice(&values),
+                        None => write(entry, offset, &values),
+                    }
                     offset += values.len();
                 }
             }
+            if let (Some(table), Some(grids)) = (table, grids) {
+                let width = entry.spec.shape.dims()[1];
+                write(entry, 0, &resized(self.scaling(), &table, width, grids));
+            }
         }
         self.hold_copy(folder)
+    }
+
+    /// The folder's grid and the part's own, of a table of positions that must be scaled.
+    fn grids(&self, entry: &ParameterEntry) -> Option<(usize, usize)> {
+        let (Tower::Vision(config), Some(old)) = (self.tower(), self.own_grid) else {
+            return None;
+        };
+        (entry.spec.name == "vision.position").then(|| (old, config.grid()))
     }
 
     /// A tied output product that is stored all the same must be the embedding.

@@ -31,7 +31,7 @@ fn tensors(folder: &Path) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
         if !is_weights
             || path
                 .file_name()
-                .is_some_and(|n| n == "expected.safetensors")
+                .is_some_and(|n| n == "expected.safetensors" || n == "resized.safetensors")
         {
             continue;
         }

@@ -25,7 +25,7 @@ fn recipe(processor: &str) -> keel::error::Result<Recipe> {
     }
     fs::write(tower.path().join("preprocessor_config.json"), processor).unwrap();
     let mut recipe = Recipe::load("tiny", &[]).unwrap();
-    recipe.begin_from(Some(tower.path()), None, None)?;
+    recipe.begin_from(Some(tower.path()), None, None, None)?;
     Ok(recipe)
 }
 
