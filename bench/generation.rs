@@ -30,6 +30,7 @@ fn main() {
     println!("{}", cpu.describe());
     for tokens in [80, 160, 320] {
         let shape = StepShape {
+            tiles: 0,
             pack: 1,
             batch: 1,
             tokens,

@@ -80,6 +80,7 @@ fn cached_generation_equals_uncached_generation() {
         for executor in executors {
             executor.write_parameters(0, &values).unwrap();
             let shape = |batch| StepShape {
+                tiles: 0,
                 pack: 1,
                 batch,
                 tokens,
@@ -131,6 +132,7 @@ fn cached_generation_equals_uncached_generation_on_the_emulated_kernels() {
         let simt = simt.in_precision(precision);
         simt.write_parameters(0, &values).unwrap();
         let shape = StepShape {
+            tiles: 0,
             pack: 1,
             batch: 1,
             tokens: 9,
@@ -160,6 +162,7 @@ fn sampled_generation_is_drawn_by_its_seed_and_almost_greedy_when_cold() {
     let prompts = prompts(config.image_tokens(), &[&[300], &[300]]);
     let images = pictures(1, config.vision.image_size).repeat(2);
     let shape = StepShape {
+        tiles: 0,
         pack: 1,
         batch: 2,
         tokens: 20,
@@ -207,6 +210,7 @@ fn prompts_that_do_not_fit_are_refused() {
     let (recipe, layout, _) = model(&[]);
     let cpu = CpuExecutor::new(layout.elements(), 1).unwrap();
     let shape = StepShape {
+        tiles: 0,
         pack: 1,
         batch: 1,
         tokens: 12,

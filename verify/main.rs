@@ -49,4 +49,5 @@ mod tasks_pictures;
 mod tasks_questions;
 mod tasks_reading;
 mod tasks_tokenizer;
+mod tiles;
 mod weights;

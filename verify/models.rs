@@ -109,6 +109,7 @@ fn check_three_parts(stage: &str) {
         panic!("tokens are [B, T]");
     };
     let shape = StepShape {
+        tiles: 0,
         pack: 1,
         batch,
         tokens,
@@ -195,6 +196,7 @@ fn the_sigmoid_pair_of_towers_agrees_with_pytorch() {
         pair: ContrastivePair::TextTower,
     };
     let shape = StepShape {
+        tiles: 0,
         pack: 1,
         batch,
         tokens: 1,

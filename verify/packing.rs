@@ -69,6 +69,7 @@ const IMAGE_TOKENS: usize = 4;
 
 fn shape(pack: usize, tokens: usize) -> BatchShape {
     BatchShape {
+        tiling: keel::data::tiles::Tiling::NONE,
         batch: SAMPLES,
         pack,
         image_size: 32,

@@ -102,6 +102,7 @@ fn labels_cover_exactly_the_answer_and_its_end() {
     let library = Library::embedded();
     let words = ChatTokenizer::embedded();
     let shape = BatchShape {
+        tiling: keel::data::tiles::Tiling::NONE,
         pack: 1,
         batch: 3,
         image_size: 8,
@@ -205,6 +206,7 @@ fn every_answer_of_several_turns_is_supervised_and_no_question_is() {
     let words = ChatTokenizer::embedded();
     let tokens = 48;
     let shape = BatchShape {
+        tiling: keel::data::tiles::Tiling::NONE,
         pack: 1,
         batch: 1,
         image_size: 8,
@@ -266,6 +268,7 @@ fn every_answer_of_several_turns_is_supervised_and_no_question_is() {
 fn a_sample_that_does_not_fit_is_refused_and_never_cut() {
     let library = Library::embedded();
     let shape = BatchShape {
+        tiling: keel::data::tiles::Tiling::NONE,
         pack: 1,
         batch: 1,
         image_size: 8,

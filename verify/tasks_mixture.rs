@@ -26,6 +26,7 @@ const HALF: Pixels = Pixels {
 };
 
 pub(crate) const SHAPE: BatchShape = BatchShape {
+    tiling: keel::data::tiles::Tiling::NONE,
     pack: 1,
     batch: 16,
     image_size: 64,

@@ -15,7 +15,7 @@ fuzz_target!(|bytes: &[u8]| {
     write("preprocessor_config.json", config);
     write("model.safetensors", rest.get(1..).unwrap_or_default());
     if let Ok(opened) = Folder::open(folder.path()) {
-        let _ = opened.pixels();
+        let _ = opened.processor(224);
         let _ = Part::all(&opened);
         let _ = Part::connector(&opened);
     }

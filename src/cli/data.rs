@@ -191,6 +191,7 @@ fn show(args: &ShowArgs) -> Result<()> {
             stage: 0,
             weights: vec![(args.task, 1.0)],
             shape: BatchShape {
+                tiling: crate::data::tiles::Tiling::NONE,
                 pack: 1,
                 batch: args.count,
                 image_size: args.image_size,

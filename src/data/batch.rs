@@ -9,7 +9,9 @@ use super::packing::Packing;
 use super::prepare::Fit;
 use super::resample::Filter;
 use super::task::{QuestionKind, Sample, TaskKind, Turn};
+use super::tiles::{self, Tiling};
 use crate::error::{Error, Result};
+use crate::model::place;
 
 /// The target of a position that is not supervised.
 pub const IGNORED: i32 = -100;
@@ -89,6 +91,9 @@ pub struct BatchShape {
     /// Samples that share a sequence, on average; B is a multiple of it.
     #[serde(default = "one")]
     pub pack: usize,
+    /// Into how many tiles pictures are cut beside the whole one.
+    #[serde(default)]
+    pub tiling: Tiling,
     /// Length of the contrastive captions, Tc.
     pub caption_tokens: usize,
     /// How pictures become numbers.
@@ -158,7 +163,8 @@ pub struct Skipped {
 /// One batch, ready for the program. All arrays are row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// Pictures `[B, 3, S, S]` in the form of [`BatchShape::pixels`]; zeros for text-only samples.
+    /// Pictures `[N + B, 3, S, S]` in the form of [`BatchShape::pixels`]: first the tiles of all samples in the order of their
+    /// places, then the samples' whole pictures; zeros for text-only samples and tiles that there are not.
     pub images: Vec<f32>,
     /// Input ids `[R, T]`, in R = B / pack sequences.
     pub tokens: Vec<i32>,
@@ -170,6 +176,8 @@ pub struct Batch {
     pub segments: Vec<i32>,
     /// Positions, from 0 in each sample, `[R, T]`; empty where each has its own sequence.
     pub positions: Vec<i32>,
+    /// What each token shows, as [`place`] says, `[R, T]`; empty where pictures are not cut.
+    pub places: Vec<i32>,
     /// The caption and its end, padded, `[B, Tc]`.
     pub caption_tokens: Vec<i32>,
     /// Index of the caption's end, `[B]`.
@@ -213,10 +221,18 @@ pub fn assemble(
         ));
     }
     let picture = 3 * shape.image_size * shape.image_size;
-    let sequences: Vec<_> = samples
+    let mut sequences: Vec<_> = samples
         .iter()
         .map(|sample| words.sequence(&sample.conversation(shape.image_tokens)))
         .collect();
+    let lengths: Vec<usize> = sequences.iter().map(|s| s.ids.len()).collect();
+    let grids = grids(samples, &lengths, shape);
+    for ((sample, grid), sequence) in samples.iter().zip(&grids).zip(&mut sequences) {
+        let tiles = tiles::tiles_of(*grid);
+        if tiles > 0 {
+            *sequence = words.sequence(&sample.conversation((1 + tiles) * shape.image_tokens));
+        }
+    }
     let packing = match shape.pack {
         1 => Packing::apart(b),
         pack => {
@@ -227,18 +243,27 @@ pub fn assemble(
     };
     let rows = b / shape.pack;
     let is_packed = shape.pack > 1;
+    let is_cut = shape.tiling.is_on();
+    let mut images = vec![0.0; (shape.tiling.slots + b) * picture];
     let mut batch = Batch {
-        images: vec![0.0; b * picture],
+        images: Vec::new(),
         tokens: vec![words.pad(); rows * t],
         targets: vec![IGNORED; rows * t],
         weights: vec![0.0; rows * t],
         segments: vec![-1; if is_packed { rows * t } else { 0 }],
         positions: vec![0; if is_packed { rows * t } else { 0 }],
+        places: vec![place::NONE; if is_cut { rows * t } else { 0 }],
         caption_tokens: vec![words.pad(); b * tc],
         caption_end: vec![0; b],
         caption_weights: vec![0.0; b * tc],
         samples: Vec::with_capacity(b),
         skipped: Skipped::default(),
+    };
+    let (tiles, wholes) = images.split_at_mut(shape.tiling.slots * picture);
+    let mut tiles = tiles.chunks_exact_mut(picture);
+    let pixels = match is_cut {
+        true => shape.pixels.beside_tiles(),
+        false => shape.pixels,
     };
     for (row, packed) in packing.samples.iter().enumerate() {
         let (sample, sequence) = (&samples[packed.sample], &sequences[packed.sample]);
@@ -255,6 +280,18 @@ pub fn assemble(
         }
         if let Some(place) = packed.place {
             let start = place.row * t + place.start;
+            if is_cut {
+                let grid = grids[packed.sample];
+                let counts = (tiles::tiles_of(grid), shape.image_tokens);
+                let places = &mut batch.places[start..start + ids.len()];
+                tiles::mark_places(ids, words.image(), counts, places);
+                for tile in sample.view.tiles(grid, (shape.image_size, &pixels)) {
+                    let slot = tiles.next();
+                    let slot = slot.expect("grids take no more tiles than there are slots");
+                    slot.copy_from_slice(&tile);
+                    pixels.apply(slot);
+                }
+            }
             for (position, &id) in ids.iter().enumerate() {
                 batch.tokens[start + position] = id;
                 if is_packed {
@@ -274,14 +311,14 @@ pub fn assemble(
             batch.skipped.without_room += 1;
         }
         write_caption(&caption, sample.caption.is_empty(), row, tc, &mut batch);
-        sample.view.render(
-            library,
-            (shape.image_size, &shape.pixels),
-            &mut batch.images[row * picture..(row + 1) * picture],
-        );
+        let drawn = &mut wholes[row * picture..(row + 1) * picture];
+        let sizes = (shape.image_size, &pixels);
+        match is_cut {
+            true => sample.view.whole().render(library, sizes, drawn),
+            false => sample.view.render(library, sizes, drawn),
+        }
         if sample.view.is_some() {
-            let drawn = &mut batch.images[row * picture..(row + 1) * picture];
-            shape.pixels.apply(drawn);
+            pixels.apply(drawn);
         }
         batch.samples.push(SampleInfo {
             key: sample.key.clone(),
@@ -296,7 +333,22 @@ pub fn assemble(
             further: sample.further.clone(),
         });
     }
-    Ok(batch)
+    Ok(Batch { images, ..batch })
+}
+
+/// The grid of every sample's picture: as fine as its proportions ask, with tokens that fit the sequence and tiles that are
+/// left by the samples before it. `lengths` are those of the sequences with whole pictures.
+fn grids(samples: &[Sample], lengths: &[usize], shape: &BatchShape) -> Vec<[u32; 2]> {
+    let mut left = shape.tiling.slots;
+    let pairs = samples.iter().zip(lengths);
+    let fit = pairs.map(|(sample, length)| {
+        let room = shape.tokens.saturating_sub(*length) / shape.image_tokens.max(1);
+        let most = shape.tiling.most.min(left).min(room);
+        let grid = sample.view.grid(most, shape.image_size as u32);
+        left -= tiles::tiles_of(grid);
+        grid
+    });
+    fit.collect()
 }
 
 fn write_caption(caption: &[i32], empty: bool, row: usize, tc: usize, batch: &mut Batch) {

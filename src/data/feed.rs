@@ -19,11 +19,12 @@ pub fn write_batch(session: &mut dyn Session, batch: &Batch) -> Result<()> {
             session.write_f32(name, values)?;
         }
     }
-    let integers: [(&str, &[i32]); 6] = [
+    let integers: [(&str, &[i32]); 7] = [
         ("tokens", &batch.tokens),
         ("targets", &batch.targets),
         ("segments", &batch.segments),
         ("positions", &batch.positions),
+        ("places", &batch.places),
         ("caption_tokens", &batch.caption_tokens),
         ("caption_end", &batch.caption_end),
     ];

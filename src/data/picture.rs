@@ -6,13 +6,13 @@
 //! Python commonly does; files of several frames are refused. Scaling is in [`super::resample`].
 
 use std::io::Cursor;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
+use super::contained::contained;
 use crate::error::{Error, Result};
 
 /// Bounds on what one file may ask for.
@@ -59,8 +59,8 @@ impl Picture {
     /// [`Error::Content`] calling the file `name` when it is of no known kind, is damaged or ends early, has several
     /// frames, or holds more pixels than `limits` allow.
     pub fn decode(name: &str, bytes: &[u8], limits: &PictureLimits) -> Result<Picture> {
-        // The decoders hold no state of ours, so a panic inside one leaves nothing half changed.
-        let outcome = catch_unwind(AssertUnwindSafe(|| match Kind::of(bytes) {
+        // The decoders hold no state of ours.
+        let outcome = contained(|| match Kind::of(bytes) {
             Some(Kind::Png) => decode_png(bytes, limits),
             Some(Kind::Jpeg) => decode_jpeg(bytes, limits),
             Some(Kind::Webp) => decode_webp(bytes, limits),
@@ -68,11 +68,11 @@ impl Picture {
                 unknown_kind(bytes),
                 "give a PNG, JPEG or WebP file",
             )),
-        }));
+        });
         let refusal = match outcome {
-            Ok(Ok(picture)) => return Ok(picture),
-            Ok(Err(refusal)) => refusal,
-            Err(_) => Refusal::damaged("the decoder gave up on it"),
+            Some(Ok(picture)) => return Ok(picture),
+            Some(Err(refusal)) => refusal,
+            None => Refusal::damaged("the decoder gave up on it"),
         };
         Err(Error::content(name, refusal.problem, refusal.remedy))
     }

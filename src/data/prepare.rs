@@ -52,7 +52,7 @@ impl Pixels {
 }
 
 /// The picture, with the plain background where it is transparent.
-fn on_plain_background(picture: &Picture) -> Cow<'_, Picture> {
+pub(super) fn on_plain_background(picture: &Picture) -> Cow<'_, Picture> {
     match picture.is_opaque() {
         true => Cow::Borrowed(picture),
         false => Cow::Owned(picture.flatten(PLAIN_BACKGROUND)),

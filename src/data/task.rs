@@ -13,6 +13,7 @@ use super::picture::Picture;
 use super::random::Stream;
 use super::scenes::Scene;
 use super::sprite::{Frame, Tint};
+use super::tiles;
 
 /// A kind of training data, as recipes name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -207,6 +208,45 @@ impl View {
     /// Whether there is a picture.
     pub fn is_some(&self) -> bool {
         !matches!(self, View::None)
+    }
+
+    /// The grid of tiles that a user's picture is cut into, at most `most`; embedded concepts are drawn at any size and stay
+    /// whole.
+    pub fn grid(&self, most: usize, side: u32) -> [u32; 2] {
+        match self {
+            View::Photo(photo) if most > 1 => {
+                tiles::grid([photo.picture.width, photo.picture.height], most, side)
+            }
+            _ => [1, 1],
+        }
+    }
+
+    /// The tiles of a grid, planes `[3, side, side]` of numbers from −1 to 1; none where it leaves the picture whole.
+    pub fn tiles(&self, grid: [u32; 2], (side, pixels): (usize, &Pixels)) -> Vec<Vec<f32>> {
+        let View::Photo(photo) = self else {
+            return Vec::new();
+        };
+        if tiles::tiles_of(grid) == 0 {
+            return Vec::new();
+        }
+        let tiles = pixels.tiles(&photo.picture, grid, side as u32);
+        let drawn = tiles.iter().map(|tile| {
+            let mut planes = vec![0.0; 3 * side * side];
+            Frame::of(tile).write_normalised(photo.tint, &mut planes);
+            planes
+        });
+        drawn.collect()
+    }
+
+    /// The same with all of the user's picture, as it stands beside its tiles.
+    pub fn whole(&self) -> View {
+        match self {
+            View::Photo(photo) => View::Photo(Photo {
+                window: None,
+                ..photo.clone()
+            }),
+            other => other.clone(),
+        }
     }
 
     /// Draws planes `[3, side, side]` of numbers from −1 to 1 into `out`, a user's picture scaled as `pixels` says; zeros

@@ -279,6 +279,7 @@ fn pictures_of(
         return Ok(Vec::new());
     }
     let shape = BatchShape {
+        tiling: crate::data::tiles::Tiling::NONE,
         batch: samples.len(),
         ..*shape
     };
@@ -303,6 +304,7 @@ pub(super) fn attention(
         return Ok(Vec::new());
     }
     let shape = BatchShape {
+        tiling: crate::data::tiles::Tiling::NONE,
         batch: samples.len(),
         ..*shape
     };

@@ -2,9 +2,10 @@
 
 use super::place::{Place, load_forward};
 use crate::data::random::{Purpose, Stream};
+use crate::data::tiles::mark_places;
 use crate::error::{Error, Result};
 use crate::executor::Session;
-use crate::model::{NextToken, StepShape, cached_rows, record_next_token, record_prompt};
+use crate::model::{NextToken, StepShape, cached_rows, place, record_next_token, record_prompt};
 use crate::tape::Arena;
 
 /// How the next token is chosen.
@@ -24,12 +25,30 @@ pub enum Sampling {
     },
 }
 
+/// A picture as a model is shown it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shown {
+    /// All of it [3, S, S].
+    pub whole: Vec<f32>,
+    /// Its tiles [n, 3, S, S], row by row; none where it is not cut.
+    pub tiles: Vec<f32>,
+}
+
+impl Shown {
+    /// How many tiles there are.
+    pub fn count(&self) -> usize {
+        self.tiles.len() / self.whole.len()
+    }
+}
+
 /// See the module's documentation.
 pub struct Generator {
     prompt: Box<dyn Session>,
     step: Box<dyn Session>,
     shape: StepShape,
     layers: usize,
+    /// Tokens of a picture or tile, Ti.
+    image_tokens: usize,
     sampling: Sampling,
     pad: i32,
     end: i32,
@@ -57,6 +76,7 @@ impl Generator {
             })?,
             shape,
             layers,
+            image_tokens: config.image_tokens(),
             sampling,
             pad: place.words.pad(),
             end: place.words.end(),
@@ -69,6 +89,25 @@ impl Generator {
     /// # Errors
     /// [`Error::Setting`] when there are too many prompts, or one is empty or leaves no room; whatever the sessions report.
     pub fn generate(&mut self, images: &[f32], prompts: &[Vec<i32>]) -> Result<Vec<Vec<i32>>> {
+        let picture = images.len() / prompts.len().max(1);
+        let whole = |whole: &[f32]| Shown {
+            whole: whole.to_vec(),
+            tiles: Vec::new(),
+        };
+        let shown: Vec<Shown> = images.chunks(picture.max(1)).map(whole).collect();
+        self.generate_shown(&shown, prompts)
+    }
+
+    /// As [`Generator::generate`], of pictures that may be cut into tiles. A prompt holds the image tokens of its tiles and
+    /// of the whole picture. Together they have at most `shape.tiles` tiles.
+    ///
+    /// # Errors
+    /// As [`Generator::generate`], and when there are too many tiles.
+    pub fn generate_shown(
+        &mut self,
+        shown: &[Shown],
+        prompts: &[Vec<i32>],
+    ) -> Result<Vec<Vec<i32>>> {
         let StepShape { batch, tokens, .. } = self.shape;
         let most = format!("1 to {batch} of them, each of 1 to {} tokens", tokens - 1);
         let fits = |prompt: &Vec<i32>| !prompt.is_empty() && prompt.len() < tokens;
@@ -77,16 +116,42 @@ impl Generator {
             let found = format!("{}, the longest of {longest} tokens", prompts.len());
             return Err(Error::setting("prompts", most, found));
         }
+        let tiles: usize = shown.iter().map(Shown::count).sum();
+        if shown.len() != prompts.len() || tiles > self.shape.tiles {
+            return Err(Error::setting(
+                "pictures",
+                format!(
+                    "one a prompt, with at most {} tiles together",
+                    self.shape.tiles
+                ),
+                format!(
+                    "{} for {} prompts, with {tiles} tiles",
+                    shown.len(),
+                    prompts.len()
+                ),
+            ));
+        }
         // Rows beyond the prompts repeat the first.
         let of_row = |row: usize| if row < prompts.len() { row } else { 0 };
-        let picture = images.len() / prompts.len();
-        let mut pictures = Vec::with_capacity(batch * picture);
+        let picture = shown[0].whole.len();
+        let mut pictures = Vec::with_capacity((self.shape.tiles + batch) * picture);
+        for shown in shown {
+            pictures.extend_from_slice(&shown.tiles);
+        }
+        pictures.resize(self.shape.tiles * picture, 0.0);
         let mut ids = vec![self.pad; batch * tokens];
+        let mut marks = vec![place::NONE; batch * tokens];
         for row in 0..batch {
             let from = of_row(row);
-            pictures.extend_from_slice(&images[from * picture..(from + 1) * picture]);
+            pictures.extend_from_slice(&shown[from].whole);
             let prompt = &prompts[from];
             ids[row * tokens..][..prompt.len()].copy_from_slice(prompt);
+            // Nobody reads what rows beyond the prompts say, and there are no tiles for them.
+            if row < prompts.len() {
+                let counts = (shown[row].count(), self.image_tokens);
+                let marks = &mut marks[row * tokens..][..prompt.len()];
+                mark_places(prompt, self.shape.image_id, counts, marks);
+            }
         }
         // The place of the token that was read last.
         let mut places: Vec<usize> = (0..batch)
@@ -94,6 +159,9 @@ impl Generator {
             .collect();
         self.prompt.write_f32("images", &pictures)?;
         self.prompt.write_i32("tokens", &ids)?;
+        if self.shape.tiles > 0 {
+            self.prompt.write_i32("places", &marks)?;
+        }
         self.prompt.write_i32("index", &as_i32(&places))?;
         self.prompt.run()?;
         let mut cache = Vec::new();

@@ -42,7 +42,7 @@ pub use exhibits::{
     AttentionExhibit, Confusion, Exhibits, Found, RetrievalExhibit, TokenClouds, floats_of,
     floats_text, rgb_of,
 };
-pub use generation::{Generator, Sampling, draw_token};
+pub use generation::{Generator, Sampling, Shown, draw_token};
 pub use linear_map::LinearMap;
 pub use linear_probe::LinearProbe;
 pub use measure::{

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::data::batch::{BatchShape, Pixels};
 use crate::data::chat::ChatTokenizer;
+use crate::data::tiles::Tiling;
 use crate::error::Result;
 use crate::executor::{Executor, Session};
 use crate::model::{ModelConfig, StepShape};
@@ -32,6 +33,7 @@ pub(super) const BATCH: usize = 64;
 pub(super) fn batch_shape(place: Place<'_>, tokens: usize, caption_tokens: usize) -> BatchShape {
     BatchShape {
         pack: 1,
+        tiling: Tiling::NONE,
         batch: BATCH,
         image_size: place.config.vision.image_size,
         image_tokens: place.config.image_tokens(),
@@ -45,6 +47,7 @@ pub(super) fn batch_shape(place: Place<'_>, tokens: usize, caption_tokens: usize
 pub(super) fn step_shape(shape: &BatchShape, words: &ChatTokenizer) -> StepShape {
     StepShape {
         pack: shape.pack,
+        tiles: shape.tiling.slots,
         batch: shape.batch,
         tokens: shape.tokens,
         caption_tokens: shape.caption_tokens,

@@ -6,6 +6,7 @@
 mod block;
 mod config;
 mod connector;
+mod conversation;
 mod language;
 mod presets;
 mod scope;
@@ -18,6 +19,7 @@ pub use config::{
     Alignment, ConnectorConfig, LanguageConfig, ModelConfig, TextConfig, VisionConfig,
 };
 pub use connector::connector;
+pub use conversation::place;
 pub use language::{
     LanguageHead, cached_rows, embed_tokens, language_head, language_step, language_trunk,
 };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::connector::connector;
+use super::conversation::{record_conversation, whole_pictures};
 use super::language::{embed_tokens, language_head, language_step, language_trunk};
 use super::text::text_tower;
 use super::vision::{patch_tokens, vision_tower};
@@ -30,6 +31,8 @@ pub struct StepShape {
     pub tokens: usize,
     /// Samples that share a sequence, on average; 1 gives each its own. B is a multiple of it.
     pub pack: usize,
+    /// Tiles N that pictures are cut into beside the whole ones, in all; 0 leaves them whole.
+    pub tiles: usize,
     /// Tokens of a caption Tc.
     pub caption_tokens: usize,
     /// The token id that stands for an image token.
@@ -75,7 +78,7 @@ struct Pooled {
 
 /// Records the losses of one batch and returns their weighted sum [1].
 ///
-/// Inputs by need: `images` f32 [B, 3, S, S]; `tokens`, `targets` i32 [R, T], `weights` f32 [R, T] in R = B / pack
+/// Inputs by need: `images` f32 [N + B, 3, S, S], tiles first; where there are any, `places` i32 [R, T]; `tokens`, `targets` i32 [R, T], `weights` f32 [R, T] in R = B / pack
 /// sequences; where samples share them, `segments` and `positions` i32 [R, T] too; `caption_tokens` i32 [B, Tc],
 /// `caption_end` i32 [B], `caption_weights` f32 [B, Tc]. Outputs: `loss`, `loss.next_token`, `loss.contrastive`.
 ///
@@ -113,6 +116,10 @@ pub fn record_objectives(
     }
     if objectives.contrastive != 0.0 {
         let features = features.expect("the contrastive loss needs images");
+        let image_tokens = match image_tokens {
+            Some(tokens) => Some(whole_pictures(tape, shape, tokens)?),
+            None => None,
+        };
         let pooled = match objectives.pair {
             ContrastivePair::TextTower => pool_towers(tape, config, shape, features)?,
             ContrastivePair::LanguageModel => {
@@ -141,42 +148,9 @@ pub fn record_objectives(
 
 fn record_features(tape: &mut Tape, config: &ModelConfig, shape: &StepShape) -> Result<Value> {
     let side = config.vision.image_size;
-    let images = tape.input("images", TensorType::f32([shape.batch, 3, side, side]));
+    let pictures = shape.tiles + shape.batch;
+    let images = tape.input("images", TensorType::f32([pictures, 3, side, side]));
     vision_tower(tape, &config.vision, images)
-}
-
-/// Hidden states [R, T, D] of the conversations, with image tokens spliced in where there are any.
-///
-/// Where samples share a sequence, the k-th placeholder of all sequences, one after the other, takes the k-th image token:
-/// pictures come in the order of their samples, and those of samples without a place last.
-fn record_conversation(
-    tape: &mut Tape,
-    config: &ModelConfig,
-    shape: &StepShape,
-    image_tokens: Option<Value>,
-) -> Result<Value> {
-    let sizes = [shape.rows(), shape.tokens];
-    let tokens = tape.input("tokens", TensorType::i32(sizes));
-    let mut x = embed_tokens(tape, &config.language, tokens)?;
-    if shape.pack == 1 {
-        if let Some(image_tokens) = image_tokens {
-            x = ops::splice(tape, x, tokens, image_tokens, shape.image_id)?;
-        }
-        return language_trunk(tape, &config.language, x, None, "language");
-    }
-    if let Some(image_tokens) = image_tokens {
-        let (apart, width) = (tape.shape(x), tape.shape(x).columns());
-        let count = tape.shape(image_tokens).rows();
-        let x1 = tape.reshape(x, [1, apart.rows(), width])?;
-        let tokens1 = tape.reshape(tokens, [1, apart.rows()])?;
-        let image1 = tape.reshape(image_tokens, [1, count, width])?;
-        let spliced = ops::splice(tape, x1, tokens1, image1, shape.image_id)?;
-        x = tape.reshape(spliced, apart)?;
-    }
-    let segments = tape.input("segments", TensorType::i32(sizes));
-    let positions = tape.input("positions", TensorType::i32(sizes));
-    let packed = Some((segments, positions));
-    language_trunk(tape, &config.language, x, packed, "language")
 }
 
 fn pool_image(tape: &mut Tape, config: &ModelConfig, features: Value) -> Result<Value> {
@@ -479,6 +453,7 @@ pub fn declare(config: &ModelConfig, kind: Contrastive) -> Result<Arc<ParameterL
     let caption_tokens = config.text.as_ref().map_or(8, |text| text.context);
     let shape = StepShape {
         pack: 1,
+        tiles: 0,
         batch: 1,
         tokens: config.image_tokens(),
         caption_tokens,

@@ -93,17 +93,18 @@ impl LoadedRun {
         let mut pictures = Vec::new();
         let (mut prompts, mut asked) = (Vec::new(), Vec::new());
         for (index, item) in items.iter().enumerate() {
-            let prompt = self.prompt(&wording.question(item));
+            let question = wording.question(item);
             // At least a word of an answer must fit too.
-            if prompt.len() + 1 < self.tokens() {
-                pictures.extend(self.pixels_of(&item.picture(name)?));
-                prompts.push(prompt);
+            if self.prompt(&question, 0).len() + 1 < self.tokens() {
+                let shown = self.shown(&item.picture(name)?, &question);
+                prompts.push(self.prompt(&question, shown.count()));
+                pictures.push(shown);
                 asked.push(index);
             }
         }
         let mut predictions: Vec<Option<String>> = vec![None; items.len()];
         if !prompts.is_empty() {
-            let answers = generator.generate(&pictures, &prompts)?;
+            let answers = generator.generate_shown(&pictures, &prompts)?;
             for (index, ids) in asked.into_iter().zip(answers) {
                 predictions[index] = Some(self.stored.words.decode(&ids));
             }

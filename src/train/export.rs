@@ -256,6 +256,7 @@ impl Model {
                     layout.config(&config.vision)?,
                     language_config(&config.language)?,
                     (config.vision.image_size, config.connector.factor),
+                    self.stored.recipe.most_tiles(),
                     self.template(),
                 );
                 let vision = "vision_model.";

@@ -8,10 +8,14 @@ use super::stored::Stored;
 use crate::data::chat::Conversation;
 use crate::data::library::Library;
 use crate::data::picture::{Picture, PictureLimits};
+use crate::data::tiles;
 use crate::error::{Error, Result, with_near_miss};
-use crate::eval::{Evaluation, Evaluator, Generator, Place, Sampling};
+use crate::eval::{Evaluation, Evaluator, Generator, Place, Sampling, Shown};
 use crate::executor::{Choice, Executor};
 use crate::model::StepShape;
+
+/// Tokens kept for an answer where a picture could take them all in tiles.
+const ANSWER_TOKENS: usize = 16;
 
 /// See the module's documentation.
 pub struct LoadedRun {
@@ -117,8 +121,8 @@ impl LoadedRun {
             std::fs::read(image).map_err(|problem| Error::io(image, "read the image", problem))?;
         let name = image.display().to_string();
         let picture = Picture::decode(&name, &bytes, &PictureLimits::default())?;
-        let pixels = self.pixels_of(&picture);
-        let prompt = self.prompt(question);
+        let shown = self.shown(&picture, question);
+        let prompt = self.prompt(question, shown.count());
         let tokens = self.tokens();
         if prompt.len() >= tokens {
             return Err(Error::setting(
@@ -128,17 +132,44 @@ impl LoadedRun {
             ));
         }
         let mut generator = self.generator(1, sampling)?;
-        let mut answers = generator.generate(&pixels, &[prompt])?;
+        let mut answers = generator.generate_shown(&[shown], &[prompt])?;
         let answer = answers.pop().expect("one answer a prompt");
         Ok(self.stored.words.decode(&answer))
     }
 
-    /// A picture [3, S, S] as the tower takes it: the shortest edge to S, the middle of it.
-    pub(super) fn pixels_of(&self, picture: &Picture) -> Vec<f32> {
-        let side = self.stored.recipe.model.vision.image_size as u32;
-        let pixels = self.stored.recipe.pixels();
-        let picture = pixels.prepared(picture, side);
-        picture.to_chw(pixels.mean, pixels.deviation)
+    /// A picture as the model was shown pictures in training, in as many tiles as leave room for the question and the
+    /// beginning of an answer.
+    pub(super) fn shown(&self, picture: &Picture, question: &str) -> Shown {
+        let recipe = &self.stored.recipe;
+        let side = recipe.model.vision.image_size as u32;
+        let pixels = recipe.pixels();
+        let numbers = |picture: &Picture| picture.to_chw(pixels.mean, pixels.deviation);
+        let most = self.tiles();
+        if most == 0 {
+            return Shown {
+                whole: numbers(&pixels.prepared(picture, side)),
+                tiles: Vec::new(),
+            };
+        }
+        let pixels = pixels.beside_tiles();
+        let room = self
+            .tokens()
+            .saturating_sub(self.prompt(question, 0).len() + ANSWER_TOKENS);
+        let most = most.min(room / recipe.model.image_tokens());
+        let grid = tiles::grid([picture.width, picture.height], most, side);
+        let tiles = match tiles::tiles_of(grid) {
+            0 => Vec::new(),
+            _ => pixels.tiles(picture, grid, side),
+        };
+        Shown {
+            whole: numbers(&pixels.prepared(picture, side)),
+            tiles: tiles.iter().flat_map(numbers).collect(),
+        }
+    }
+
+    /// The most tiles that the model has seen of a picture.
+    fn tiles(&self) -> usize {
+        self.stored.recipe.most_tiles()
     }
 
     /// The most tokens of a conversation that the model was trained on.
@@ -147,10 +178,10 @@ impl LoadedRun {
         stages.map(|stage| stage.tokens).max().unwrap_or(0)
     }
 
-    /// The ids up to the answer of a question about a picture.
-    pub(super) fn prompt(&self, question: &str) -> Vec<i32> {
+    /// The ids up to the answer of a question about a picture of so many tiles.
+    pub(super) fn prompt(&self, question: &str, tiles: usize) -> Vec<i32> {
         let asked = Conversation {
-            image_tokens: self.stored.recipe.model.image_tokens(),
+            image_tokens: (1 + tiles) * self.stored.recipe.model.image_tokens(),
             system: None,
             context: "",
             turns: vec![[question, ""]],
@@ -162,6 +193,7 @@ impl LoadedRun {
     pub(super) fn generator(&self, batch: usize, sampling: Sampling) -> Result<Generator> {
         let shape = StepShape {
             pack: 1,
+            tiles: batch * self.tiles(),
             batch,
             tokens: self.tokens(),
             caption_tokens: 8,

@@ -9,6 +9,7 @@ use super::locate::{KeyFinder, named_text};
 use super::validate::validate;
 use crate::data::batch::Pixels;
 use crate::data::chat::Layout;
+use crate::data::tiles::Tiling;
 use crate::error::{Error, Result, with_near_miss};
 use crate::model::{
     ContrastivePair, LANGUAGE_PRESETS, ModelConfig, Objectives, VISION_PRESETS, language_preset,
@@ -177,6 +178,13 @@ pub struct Stage {
     /// only by its own tokens. 1 gives each sample a sequence of its own.
     #[serde(default = "one_usize", skip_serializing_if = "is_one")]
     pub pack: usize,
+    /// Tiles that a user's picture is cut into beside the whole one, at most; 0 leaves pictures whole.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub tiles: usize,
+    /// Tiles that a step has room for, for each of its samples on average: pictures that come when most of it is taken are
+    /// cut into fewer. As many as `tiles` by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tile_room: Option<usize>,
     /// Tokens Tc of a caption on the contrastive side.
     #[serde(default = "caption_tokens")]
     pub caption_tokens: usize,
@@ -216,6 +224,9 @@ pub struct Stage {
 
 fn is_one(pack: &usize) -> bool {
     *pack == 1
+}
+fn is_zero(tiles: &usize) -> bool {
+    *tiles == 0
 }
 fn one_usize() -> usize {
     1
@@ -272,6 +283,14 @@ impl Stage {
         self.micro_batch.unwrap_or(self.batch)
     }
 
+    /// Into how many tiles the pictures of `batch` samples are cut.
+    pub fn tiling(&self, batch: usize) -> Tiling {
+        Tiling {
+            most: self.tiles,
+            slots: batch * self.tile_room.unwrap_or(self.tiles),
+        }
+    }
+
     /// Runs of a step, each with [`Stage::micro_batch`] samples.
     pub fn micro_batches(&self) -> usize {
         self.batch / self.micro_batch()
@@ -308,6 +327,15 @@ impl Recipe {
     /// How pictures become numbers.
     pub fn pixels(&self) -> Pixels {
         self.pixels.unwrap_or_default()
+    }
+
+    /// The most tiles that a stage cuts a picture into; 0 where all leave them whole.
+    pub fn most_tiles(&self) -> usize {
+        self.stages
+            .iter()
+            .map(|stage| stage.tiles)
+            .max()
+            .unwrap_or(0)
     }
 
     /// Reads a built-in recipe by name or a file by path, applies `--set` settings and checks everything.

@@ -40,6 +40,7 @@ pub(super) fn stage_mixture(
             weights,
             shape: BatchShape {
                 pack: stage.pack,
+                tiling: stage.tiling(stage.micro_batch()),
                 batch: stage.micro_batch(),
                 image_size: config.vision.image_size,
                 image_tokens: config.image_tokens(),

@@ -196,7 +196,9 @@ impl Trainer {
             false => 0,
         };
         let text = match stage.next_token > 0.0 {
-            true => stage.batch / stage.pack * stage.tokens - stage.batch * image_tokens,
+            true => {
+                (stage.batch / stage.pack * stage.tokens).saturating_sub(stage.batch * image_tokens)
+            }
             false => stage.batch * stage.caption_tokens,
         };
         StepSize {

@@ -16,9 +16,11 @@ const MOST_LOG_SCALE: f32 = 4.605_170_2;
 
 /// The sizes of what a stage computes at once, spoken in the embedded tokeniser; `batch` overrides its micro-batch.
 pub fn step_shape(stage: &Stage, batch: Option<usize>) -> StepShape {
+    let batch = batch.unwrap_or(stage.micro_batch());
     StepShape {
         pack: stage.pack,
-        batch: batch.unwrap_or(stage.micro_batch()),
+        tiles: stage.tiling(batch).slots,
+        batch,
         tokens: stage.tokens,
         caption_tokens: stage.caption_tokens,
         image_id: i32::from(IMAGE),

@@ -113,6 +113,23 @@ fn validate_data(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
+/// Most tiles of a picture; published models are trained with 12 and asked with up to 40.
+const MOST_TILES: usize = 64;
+
+fn validate_tiles(stage: &Stage) -> Result<()> {
+    let splices = stage.kind != StageKind::WarmStart && stage.next_token > 0.0;
+    let want = "0 in a stage that puts no pictures into conversations";
+    require("tiles", stage.tiles == 0 || splices, want, stage.tiles)?;
+    let want = format!("0, or 2 to {MOST_TILES}");
+    let holds = stage.tiles <= MOST_TILES && stage.tiles != 1;
+    require("tiles", holds, want, stage.tiles)?;
+    if let Some(room) = stage.tile_room {
+        let want = format!("1 to tiles = {}", stage.tiles);
+        require("tile_room", (1..=stage.tiles).contains(&room), want, room)?;
+    }
+    Ok(())
+}
+
 fn validate_sizes(recipe: &Recipe, stage: &Stage) -> Result<()> {
     let is_warm = stage.kind == StageKind::WarmStart;
     require("batch", stage.batch >= 1, "at least 1", stage.batch)?;
@@ -130,6 +147,7 @@ fn validate_sizes(recipe: &Recipe, stage: &Stage) -> Result<()> {
     let holds = stage.pack == 1 || stage.next_token > 0.0;
     let want = "1 in a stage that predicts no tokens";
     require("pack", holds, want, stage.pack)?;
+    validate_tiles(stage)?;
     let image_tokens = if is_warm {
         0
     } else {

@@ -292,11 +292,12 @@ pub fn connector_tensors<'a>(
         .collect()
 }
 
-/// `config.json` of a whole model in the form of InternVL and SAIL-VL.
+/// `config.json` of a whole model in the form of InternVL and SAIL-VL, which is shown pictures in up to `tiles` tiles.
 pub fn whole_config(
     vision: Map<String, Json>,
     language: Map<String, Json>,
     (image_size, factor): (usize, usize),
+    tiles: usize,
     template: &str,
 ) -> Map<String, Json> {
     let mut json = json!({
@@ -306,10 +307,10 @@ pub fn whole_config(
         "ps_version": "v2",
         "select_layer": -1,
         "force_image_size": image_size,
-        "dynamic_image_size": false,
-        "use_thumbnail": false,
+        "dynamic_image_size": tiles > 0,
+        "use_thumbnail": tiles > 0,
         "min_dynamic_patch": 1,
-        "max_dynamic_patch": 1,
+        "max_dynamic_patch": tiles.max(1),
         "template": template,
         "tie_word_embeddings": language.get("tie_word_embeddings"),
         "vision_config": vision,

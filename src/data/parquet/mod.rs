@@ -8,7 +8,6 @@
 mod leaf;
 mod pages;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use parquet::column::reader::ColumnReaderImpl;
@@ -19,6 +18,7 @@ use serde_json::{Map, Value, json};
 use self::leaf::{Leaf, leaves};
 use self::pages::{Guarded, Pieces};
 use super::archive::Source;
+use super::contained::contained;
 use super::lines::is_own_file;
 use super::pairs::MAX_TEXT_BYTES;
 use super::records::{self, Words};
@@ -165,9 +165,8 @@ fn guarded<T>(
     name: &str,
     read: impl FnOnce() -> std::result::Result<T, Problem>,
 ) -> std::result::Result<T, Problem> {
-    // The readers hold no state of ours, so a panic inside one leaves nothing half changed.
-    catch_unwind(AssertUnwindSafe(read))
-        .unwrap_or_else(|_| Err(broken(name, "the Parquet reader gave up on it")))
+    // The readers hold no state of ours.
+    contained(read).unwrap_or_else(|| Err(broken(name, "the Parquet reader gave up on it")))
 }
 
 fn broken(name: &str, problem: impl ToString) -> Problem {

@@ -1,0 +1,85 @@
+//! A conversation with pictures: image tokens in the places that the text keeps for them, then the language model.
+
+use super::ModelConfig;
+use super::language::{embed_tokens, language_trunk};
+use super::whole::StepShape;
+use crate::error::Result;
+use crate::ops;
+use crate::tape::{Tape, Value};
+use crate::tensor::TensorType;
+
+/// What a token of a sequence shows where pictures are cut into tiles: the input `places`.
+pub mod place {
+    /// Nothing.
+    pub const NONE: i32 = 0;
+    /// A part of a tile.
+    pub const TILE: i32 = 1;
+    /// A part of a whole picture.
+    pub const WHOLE: i32 = 2;
+}
+
+/// What the whole pictures [B, T, C] are among tiles and pictures [N + B, T, C].
+pub(super) fn whole_pictures(tape: &mut Tape, shape: &StepShape, all: Value) -> Result<Value> {
+    if shape.tiles == 0 {
+        return Ok(all);
+    }
+    let &[pictures, tokens, width] = tape.shape(all).dims() else {
+        unreachable!("features and image tokens have three dimensions")
+    };
+    let flat = tape.reshape(all, [1, pictures * tokens, width])?;
+    let wholes = ops::drop_tokens(tape, flat, shape.tiles * tokens)?;
+    tape.reshape(wholes, [shape.batch, tokens, width])
+}
+
+/// Rows of `image_tokens` in the place of those tokens of all sequences, one after the other, whose `places` are `place`.
+fn splice_in_order(
+    tape: &mut Tape,
+    x: Value,
+    places: Value,
+    image_tokens: Value,
+    place: i32,
+) -> Result<Value> {
+    let (apart, width) = (tape.shape(x), tape.shape(x).columns());
+    let count = tape.shape(image_tokens).rows();
+    let flat = tape.reshape(x, [1, apart.rows(), width])?;
+    let places = tape.reshape(places, [1, apart.rows()])?;
+    let image = tape.reshape(image_tokens, [1, count, width])?;
+    let spliced = ops::splice(tape, flat, places, image, place)?;
+    tape.reshape(spliced, apart)
+}
+
+/// Hidden states [R, T, D] of the conversations, with image tokens spliced in where there are any.
+///
+/// Where samples share a sequence, the k-th placeholder of all sequences, one after the other, takes the k-th image token:
+/// pictures come in the order of their samples, and those of samples without a place last. The same is true of tiles, which
+/// have places of their own.
+pub(super) fn record_conversation(
+    tape: &mut Tape,
+    config: &ModelConfig,
+    shape: &StepShape,
+    image_tokens: Option<Value>,
+) -> Result<Value> {
+    let sizes = [shape.rows(), shape.tokens];
+    let tokens = tape.input("tokens", TensorType::i32(sizes));
+    let mut x = embed_tokens(tape, &config.language, tokens)?;
+    if let Some(mut wholes) = image_tokens {
+        let (mut places, mut whole) = (tokens, shape.image_id);
+        if shape.tiles > 0 {
+            (places, whole) = (tape.input("places", TensorType::i32(sizes)), place::WHOLE);
+            // The pictures behind the tiles find no place there.
+            x = splice_in_order(tape, x, places, wholes, place::TILE)?;
+            wholes = whole_pictures(tape, shape, wholes)?;
+        }
+        x = match shape.pack {
+            1 => ops::splice(tape, x, places, wholes, whole)?,
+            _ => splice_in_order(tape, x, places, wholes, whole)?,
+        };
+    }
+    if shape.pack == 1 {
+        return language_trunk(tape, &config.language, x, None, "language");
+    }
+    let segments = tape.input("segments", TensorType::i32(sizes));
+    let positions = tape.input("positions", TensorType::i32(sizes));
+    let packed = Some((segments, positions));
+    language_trunk(tape, &config.language, x, packed, "language")
+}
