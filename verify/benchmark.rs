@@ -5,7 +5,7 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use keel::data::benchmark::BenchmarkItem;
+use keel::data::benchmark::{Benchmark, BenchmarkItem};
 use keel::eval::{AnsweredItem, BenchmarkScore, Wording, chosen_option, is_right, yes_or_no};
 
 use crate::command::{keel, tiny_recipe};
@@ -110,6 +110,26 @@ fn benchmark() -> String {
         image(0),
         image(1)
     )
+}
+
+#[test]
+fn rows_that_share_a_picture_find_it_again_whatever_stands_between() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shared.tsv");
+    // Quoted fields with line breaks before the places that are looked for again; a row that shares with one that shares.
+    let quoted =
+        "5\t2\t\"two\nlines\"\t\t\tYes\t\n6\t3\twhat?\t\t\tcat\t\n7\t5\twhat?\t\t\tcat\t\n";
+    fs::write(&path, benchmark() + quoted).unwrap();
+    let items = Benchmark::open(&path).unwrap().map(Result::unwrap);
+    let found: Vec<usize> = items
+        .map(|item| {
+            let mut files = pictures().into_iter();
+            files
+                .position(|(_, file)| file[..] == item.image[..])
+                .expect("a picture of the file")
+        })
+        .collect();
+    assert_eq!(found, [0, 1, 0, 0, 1, 0, 1]);
 }
 
 #[test]

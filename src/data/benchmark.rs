@@ -1,6 +1,6 @@
 //! Benchmark files in VLMEvalKit's layout: a table separated by tabs with `index`, `image` (base64, or the index of the row
 //! whose picture it shares), `question`, options `A`, `B`, …, `answer`, and, where there are, `hint` and `category`. Read
-//! row by row; pictures that other rows share are kept as files.
+//! row by row; of what has been read only the places are kept, where pictures that other rows share are found again.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use csv::{ReaderBuilder, StringRecord};
+use csv::{Position, ReaderBuilder, StringRecord};
 
 use super::picture::{Picture, PictureLimits};
 use crate::error::{Error, Result};
@@ -53,8 +53,12 @@ pub struct Benchmark {
     name: String,
     records: csv::StringRecordsIntoIter<std::fs::File>,
     columns: HashMap<String, usize>,
-    /// Files of pictures by index.
-    seen: HashMap<String, Arc<[u8]>>,
+    /// The file once more, for pictures that rows share with rows before them.
+    again: csv::Reader<std::fs::File>,
+    /// Where the row with the picture lies, by index.
+    seen: HashMap<String, Position>,
+    /// The picture that was shown last: rows that share one mostly follow each other.
+    last: Option<(Position, Arc<[u8]>)>,
     row: u64,
 }
 
@@ -65,11 +69,14 @@ impl Benchmark {
     /// [`Error::Io`] naming the file; [`Error::Content`] naming the columns that it lacks.
     pub fn open(path: &Path) -> Result<Benchmark> {
         let name = path.display().to_string();
-        let file = std::fs::File::open(path).map_err(|e| Error::io(path, "open", e))?;
-        let mut reader = ReaderBuilder::new()
-            .delimiter(b'\t')
-            .flexible(true)
-            .from_reader(file);
+        let open = || -> Result<csv::Reader<std::fs::File>> {
+            let file = std::fs::File::open(path).map_err(|e| Error::io(path, "open", e))?;
+            Ok(ReaderBuilder::new()
+                .delimiter(b'\t')
+                .flexible(true)
+                .from_reader(file))
+        };
+        let mut reader = open()?;
         let heading = reader
             .headers()
             .map_err(|problem| Error::content(&name, problem, WANTED))?;
@@ -90,7 +97,9 @@ impl Benchmark {
             name,
             records: reader.into_records(),
             columns,
+            again: open()?,
             seen: HashMap::new(),
+            last: None,
             row: 0,
         })
     }
@@ -118,18 +127,33 @@ impl Benchmark {
                 return Err(bad(format!("the column {column} is empty")));
             }
         }
+        let decode = |image: &str| -> Result<Arc<[u8]>> {
+            let bytes = STANDARD.decode(image);
+            let bytes =
+                bytes.map_err(|problem| bad(format!("its picture is not base64: {problem}")))?;
+            Ok(bytes.into())
+        };
         let image = self.cell(record, "image");
-        let image = match image.len() {
+        let own = record.position().cloned().unwrap_or_else(Position::new);
+        let (place, image) = match image.len() {
             0 => return Err(bad("the column image is empty".to_owned())),
-            1..=LONGEST_INDEX => self.seen.get(image).cloned().ok_or_else(|| {
-                bad(format!(
-                    "no row before it has the index {image:?}, whose picture it shares"
-                ))
-            })?,
-            _ => STANDARD
-                .decode(image)
-                .map_err(|problem| bad(format!("its picture is not base64: {problem}")))?
-                .into(),
+            1..=LONGEST_INDEX => {
+                let place = self.seen.get(image).cloned().ok_or_else(|| {
+                    bad(format!(
+                        "no row before it has the index {image:?}, whose picture it shares"
+                    ))
+                })?;
+                match &self.last {
+                    Some((last, image)) if *last == place => (place, image.clone()),
+                    _ => {
+                        let shared = found_again(&mut self.again, place.clone());
+                        let shared = shared.map_err(|problem| bad(problem.to_string()))?;
+                        let image = decode(self.cell(&shared, "image"))?;
+                        (place, image)
+                    }
+                }
+            }
+            _ => (own, decode(image)?),
         };
         let option = |letter: char| {
             let text = self.cell(record, &letter.to_string());
@@ -153,9 +177,21 @@ impl Benchmark {
             image: image.clone(),
             index: index.clone(),
         };
-        self.seen.insert(index, image);
+        self.seen.insert(index, place.clone());
+        self.last = Some((place, image));
         Ok(item)
     }
+}
+
+/// The row at a place.
+fn found_again(
+    file: &mut csv::Reader<std::fs::File>,
+    place: Position,
+) -> Result<StringRecord, csv::Error> {
+    let mut record = StringRecord::new();
+    file.seek(place)?;
+    file.read_record(&mut record)?;
+    Ok(record)
 }
 
 const WANTED: &str = "give a table separated by tabs with the columns index, image, question, answer, and A, B, … for options";
