@@ -314,3 +314,48 @@ fn the_two_layer_probe_separates_what_no_line_does() {
     let again = TrainedProbe::fit(settings, &Choice::processor(1), train, sizes).unwrap();
     assert_eq!(again.losses, probe.losses);
 }
+
+#[test]
+fn a_tower_alone_is_worth_what_it_is_worth_in_its_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = run().display().to_string();
+    keel(folder.path(), &["export", &run, "--out", "refined"]).fine();
+    let metrics = ["--metrics", "neighbours,linear-probe,attentive-probe,cka"];
+    let measured = |path: &str| -> Measurements {
+        let args = [
+            "eval",
+            path,
+            "--pictures",
+            "10",
+            "--device",
+            "cpu",
+            "--json",
+        ];
+        let answer = keel(folder.path(), &[&args[..], &metrics].concat()).fine();
+        serde_json::from_str(&answer.stdout).unwrap_or_else(|e| panic!("{e}: {answer:#?}"))
+    };
+    let (alone, within) = (measured("refined"), measured(&run));
+    assert!(alone.probes.len() > 3, "{:?}", alone.probes);
+    assert_eq!(alone.probes, within.probes);
+    let layers = |all: &Measurements| all.cka.as_ref().map(|cka| cka.layers.clone());
+    assert_eq!(layers(&alone), layers(&within));
+
+    // Without a list, all that a tower alone can give; what it cannot is refused by name.
+    let args = [
+        "eval",
+        "refined",
+        "--pictures",
+        "4",
+        "--image-size",
+        "48",
+        "--metrics",
+    ];
+    let eval = |more: &[&str]| keel(folder.path(), &[&args[..], more].concat());
+    let answer = eval(&["all"]).fine();
+    assert!(answer.stdout.contains("tower: refined"), "{answer:#?}");
+    eval(&["questions"]).refused(&["metric questions", "neighbours, linear-probe"]);
+    let bench = ["eval", "refined", "--bench", "small.tsv"];
+    keel(folder.path(), &bench).refused(&["--bench: wanted a run of Keel"]);
+    let sized = ["eval", &run, "--image-size", "48"];
+    keel(folder.path(), &sized).refused(&["--image-size: wanted a Hugging Face folder"]);
+}

@@ -5,16 +5,21 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{ComputeArgs, announce, at_least_one, parse_named, print_line};
-use crate::error::Result;
-use crate::eval::{Measurements, Wording, metrics_of};
+use crate::error::{Error, Result};
+use crate::eval::{Measurements, Metric, Wording, metrics_of};
+use crate::executor::Choice;
 use crate::report::{benchmark_table, measurement_tables, stage_table};
-use crate::train::{LoadedRun, write_measurements};
+use crate::train::{LoadedRun, LoadedTower, write_measurements};
 
 /// Options of `keel eval`.
 #[derive(Debug, Args)]
 pub(super) struct EvalArgs {
-    /// The run's folder, or one checkpoint of it.
+    /// The run's folder, or one checkpoint of it; or a Hugging Face folder, whose tower is measured alone: neighbours,
+    /// linear-probe, two-layer-probe, attentive-probe and cka.
     run: PathBuf,
+    /// Side of the pictures in pixels, where a folder's tower is not to see its own size.
+    #[arg(long, value_name = "PIXELS", conflicts_with_all = ["bench", "stage"])]
+    image_size: Option<usize>,
     #[command(flatten)]
     compute: ComputeArgs,
     /// Metrics to measure instead of the stage table, separated by commas, or all that the checkpoint can give: all, retrieval, zero-shot, neighbours, linear-probe, two-layer-probe, attentive-probe, captions, questions, distances, space, cka, drift, robustness. They are kept in the run's folder evaluations/.
@@ -42,9 +47,48 @@ fn parse_wording(text: &str) -> std::result::Result<Wording, String> {
     parse_named(&Wording::ALL, Wording::name, text)
 }
 
+/// Measures a folder's tower; nothing is written there.
+fn run_tower(args: &EvalArgs, metrics: Option<Vec<Metric>>, compute: &Choice) -> Result<()> {
+    if args.bench.is_some() || args.stage.is_some() {
+        return Err(Error::setting(
+            if args.bench.is_some() {
+                "--bench"
+            } else {
+                "--stage"
+            },
+            "a run of Keel; a tower alone answers nothing and has no stages",
+            args.run.display(),
+        ));
+    }
+    let is_all = args
+        .metrics
+        .as_deref()
+        .is_none_or(|list| list.trim() == "all");
+    let metrics = metrics.unwrap_or(Metric::ALL.to_vec());
+    let tower = LoadedTower::open(&args.run, args.image_size, compute)?;
+    let measured = tower.measure(&metrics, args.pictures as usize, is_all)?;
+    if args.json {
+        let text = serde_json::to_string_pretty(&measured.measurements);
+        return print_line(text.expect("measurements are plain data"));
+    }
+    announce(compute)?;
+    print_line(format!("tower: {}\n", args.run.display()))?;
+    print_line(measurement_tables(&measured.measurements))
+}
+
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let metrics = args.metrics.as_deref().map(metrics_of).transpose()?;
     let compute = args.compute.choose()?;
+    if LoadedTower::is_one(&args.run) {
+        return run_tower(args, metrics, &compute);
+    }
+    if args.image_size.is_some() {
+        return Err(Error::setting(
+            "--image-size",
+            "a Hugging Face folder to measure",
+            args.run.display(),
+        ));
+    }
     let run = match &args.stage {
         Some(stage) => LoadedRun::open_stage(&args.run, stage, &compute)?,
         None => LoadedRun::open(&args.run, &compute)?,

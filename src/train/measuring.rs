@@ -60,6 +60,28 @@ pub struct Measured {
     pub left_out: Vec<(Metric, String)>,
 }
 
+/// Measures one metric after the other into `all`. One that is refused ends that, or is left out where `lenient`.
+pub(super) fn measure_each(
+    metrics: &[Metric],
+    all: Measurements,
+    lenient: bool,
+    mut measure: impl FnMut(Metric, &mut Measurements) -> Result<()>,
+) -> Result<Measured> {
+    let mut measured = Measured {
+        measurements: all,
+        left_out: Vec::new(),
+    };
+    for metric in metrics {
+        match measure(*metric, &mut measured.measurements) {
+            Err(problem @ Error::Setting { .. }) if lenient => {
+                measured.left_out.push((*metric, problem.to_string()));
+            }
+            outcome => outcome?,
+        }
+    }
+    Ok(measured)
+}
+
 impl LoadedRun {
     /// Measures `metrics` on sets of at most `pictures` pictures. A metric that this checkpoint cannot give is an error, or
     /// left out where `lenient`.
@@ -77,28 +99,17 @@ impl LoadedRun {
         })?;
         let place = self.place();
         let measurer = Measurer::new(place, &self.compute, Library::embedded(), settings);
-        let mut measured = Measured {
-            measurements: Measurements {
-                stage: stage.name.clone(),
-                ..Measurements::default()
-            },
-            left_out: Vec::new(),
+        let all = Measurements {
+            stage: stage.name.clone(),
+            ..Measurements::default()
         };
-        for metric in metrics {
-            let all = &mut measured.measurements;
-            let outcome = self.refuse(*metric).and_then(|()| match metric {
+        measure_each(metrics, all, lenient, |metric, all| {
+            self.refuse(metric).and_then(|()| match metric {
                 Metric::Drift => self.drift(all),
                 Metric::Cka => self.cka(&measurer, all),
-                metric => measurer.measure(*metric, all),
-            });
-            match outcome {
-                Err(problem @ Error::Setting { .. }) if lenient => {
-                    measured.left_out.push((*metric, problem.to_string()));
-                }
-                outcome => outcome?,
-            }
-        }
-        Ok(measured)
+                metric => measurer.measure(metric, all),
+            })
+        })
     }
 
     /// Whether a stage has brought pictures to the language model.
@@ -127,7 +138,7 @@ impl LoadedRun {
     }
 
     fn parameters_of(&self, path: &Path) -> Result<Vec<f32>> {
-        Ok(checkpoint::load(path, &self.stored.layout, &[])?.parameters)
+        checkpoint::parameters(path, &self.stored.layout)
     }
 
     fn drift(&self, all: &mut Measurements) -> Result<()> {

@@ -100,6 +100,11 @@ impl Metric {
         )
     }
 
+    /// Whether it asks nothing of a model but its tower.
+    pub fn needs_tower_alone(self) -> bool {
+        self.is_probe() || self == Metric::Cka
+    }
+
     /// Whether it fits a classifier on frozen features.
     pub fn is_probe(self) -> bool {
         matches!(

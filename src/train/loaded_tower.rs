@@ -1,0 +1,99 @@
+//! A published tower on its own, opened to be measured: what a refined backbone is worth beside the one it was.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::measuring::{Measured, measure_each};
+use super::recipe::{Recipe, StageKind};
+use crate::data::chat::ChatTokenizer;
+use crate::data::library::Library;
+use crate::error::{Error, Result};
+use crate::eval::{MeasureSettings, Measurements, Measurer, Metric};
+use crate::executor::{Choice, Executor};
+use crate::model::declare;
+use crate::tape::ParameterLayout;
+
+/// Tokens of the captions that samples come with, though nothing reads them.
+const WORDS: usize = 256;
+
+/// Image tokens that a recipe with such a tower may have; nothing is computed of them.
+const MOST_TOKENS: usize = 1 << 16;
+
+/// See the module's documentation.
+pub struct LoadedTower {
+    /// The tower's settings, in a recipe whose other parts nothing is asked of.
+    recipe: Recipe,
+    words: Arc<ChatTokenizer>,
+    layout: Arc<ParameterLayout>,
+    executor: Box<dyn Executor>,
+    compute: Choice,
+}
+
+impl LoadedTower {
+    /// Whether `path` is a Hugging Face folder, and no run.
+    pub fn is_one(path: &Path) -> bool {
+        path.join("config.json").is_file() && !path.join("recipe.toml").exists()
+    }
+
+    /// Opens a folder's vision tower, for pictures of its own size or of `image_size` pixels.
+    ///
+    /// # Errors
+    /// As [`Recipe::begin_from`]; whatever the device reports.
+    pub fn open(path: &Path, image_size: Option<usize>, compute: &Choice) -> Result<LoadedTower> {
+        let mut recipe = Recipe::load("tiny", &[])?;
+        // Any grid of patches goes through it.
+        recipe.model.connector.factor = 1;
+        recipe.stages.truncate(1);
+        recipe.stages[0].kind = StageKind::Target;
+        (recipe.stages[0].batch, recipe.stages[0].tokens) = (1, MOST_TOKENS);
+        recipe.begin_from(Some(path), None, None, image_size)?;
+        let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
+        let executor = compute.open(layout.elements())?;
+        recipe.write_first_values(&layout, executor.as_ref())?;
+        Ok(LoadedTower {
+            words: recipe.words(None)?,
+            recipe,
+            layout,
+            executor,
+            compute: compute.clone(),
+        })
+    }
+
+    /// Measures `metrics` on sets of at most `pictures` pictures. One that a tower alone cannot give is an error, or left out
+    /// where `lenient`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the metric; whatever recording, loading or the data report.
+    pub fn measure(&self, metrics: &[Metric], pictures: usize, lenient: bool) -> Result<Measured> {
+        let place = self
+            .recipe
+            .place(&self.layout, self.executor.as_ref(), &self.words);
+        let settings = MeasureSettings {
+            pictures,
+            questions_per_kind: 0,
+            tokens: self.recipe.model.image_tokens() + WORDS,
+            caption_tokens: WORDS,
+            is_connected: false,
+        };
+        let measurer = Measurer::new(place, &self.compute, Library::embedded(), settings);
+        let stage = "tower alone".to_owned();
+        let all = Measurements {
+            stage,
+            ..Measurements::default()
+        };
+        measure_each(metrics, all, lenient, |metric, all| {
+            match metric.needs_tower_alone() {
+                true => measurer.measure(metric, all),
+                false => {
+                    let alone = Metric::ALL.into_iter().filter(|m| m.needs_tower_alone());
+                    let names: Vec<&str> = alone.map(Metric::name).collect();
+                    Err(Error::setting(
+                        format!("metric {}", metric.name()),
+                        format!("one of {}, which a tower alone can give", names.join(", ")),
+                        "one that texts are read for",
+                    ))
+                }
+            }
+        })
+    }
+}
