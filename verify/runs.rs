@@ -429,13 +429,15 @@ fn a_damaged_checkpoint_is_refused_wherever_the_damage_is() {
     let path = checkpoint(whole_run(), "3-warm-up");
     let recipe = Recipe::load("tiny", &[]).unwrap();
     let layout = declare(&recipe.model, recipe.contrastive_form.into()).unwrap();
-    load(&path, &layout, &[]).unwrap();
+    load(&path, &layout, &[], &mut |_, _| Ok(())).unwrap();
     let bytes = fs::read(&path).unwrap();
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let folder = tempfile::tempdir().unwrap();
     let bad = folder.path().join("bad.safetensors");
     let refused = |what: String| {
-        let problem = load(&bad, &layout, &[]).expect_err(&what).to_string();
+        let problem = load(&bad, &layout, &[], &mut |_, _| Ok(()))
+            .expect_err(&what)
+            .to_string();
         assert!(problem.contains("bad.safetensors: "), "{what}: {problem}");
         assert_eq!(problem.lines().count(), 1, "{what}: {problem}");
     };
@@ -527,15 +529,15 @@ fn a_loss_that_is_not_finite_costs_no_parameter_and_ends_the_run_after_five_step
     let recipe = Recipe::load(run.join("recipe.toml").to_str().unwrap(), &[]).unwrap();
     let layout = declare(&recipe.model, recipe.contrastive_form.into()).unwrap();
     let path = checkpoint(&run, "1-warm-up");
-    let mut loaded = load(&path, &layout, &[]).unwrap();
+    let executor = CpuExecutor::new(layout.elements(), 1).unwrap();
+    let sink = &mut |offset, values: &[f32]| executor.write_parameters(offset, values);
+    let loaded = load(&path, &layout, &[], sink).unwrap();
     let norm = layout
         .entries()
         .iter()
         .find(|entry| entry.spec.name.starts_with("language.") && entry.spec.name.contains("norm"))
         .expect("a language model has norms");
-    loaded.parameters[norm.offset] = f32::NAN;
-    let executor = CpuExecutor::new(layout.elements(), 1).unwrap();
-    executor.write_parameters(0, &loaded.parameters).unwrap();
+    executor.write_parameters(norm.offset, &[f32::NAN]).unwrap();
     save(&path, &loaded.position, &layout, &executor, None).unwrap();
     let before = fs::read(&path).unwrap();
 

@@ -260,7 +260,7 @@ pub fn assemble(
         skipped: Skipped::default(),
     };
     let (tiles, wholes) = images.split_at_mut(shape.tiling.slots * picture);
-    let mut tiles = tiles.chunks_exact_mut(picture);
+    let mut tiles = tiles.chunks_exact_mut(picture.max(1));
     let pixels = match is_cut {
         true => shape.pixels.beside_tiles(),
         false => shape.pixels,

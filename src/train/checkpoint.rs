@@ -11,11 +11,12 @@ use std::sync::Arc;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::disk::{Disk, LocalDisk, has_room, write_durably_on};
+use super::disk::{Disk, LocalDisk, has_room, write_durably_with};
 use super::guard::Guard;
 use crate::error::{Error, Result};
-use crate::executor::{Executor, Session};
+use crate::executor::{Executor, MappedFile, Session};
 use crate::tape::{Arena, GradientEntry, ParameterLayout};
 
 /// Where a run stands.
@@ -40,13 +41,11 @@ pub struct Position {
     pub version: String,
 }
 
-/// A checkpoint in memory.
+/// What a checkpoint holds beside parameters.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// Where the run stood.
     pub position: Position,
-    /// All parameters in arena order.
-    pub parameters: Vec<f32>,
     /// First and second moments in gradient-arena order; empty between stages.
     pub moments: Option<(Vec<f32>, Vec<f32>)>,
 }
@@ -126,16 +125,37 @@ impl Snapshot {
             &text,
             views.iter().map(|(name, view)| (name.as_str(), view)),
         );
-        // One entry: several would be written in an order of the hash map's own, and one run would not give one file.
-        let metadata = [(KEY.to_owned(), format!("{sum} {text}"))]
-            .into_iter()
-            .collect();
-        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|problem| {
-            Error::content(path.display(), problem, "report this as a defect of Keel")
-        })?;
-        has_room(path, bytes.len() as u64)?;
-        write_durably_on(disk, path, &bytes)
+        views.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let header = header(&views, format!("{sum} {text}"));
+        let bytes: usize = views.iter().map(|(_, view)| view.data().len()).sum();
+        has_room(path, (header.len() + bytes) as u64)?;
+        // Tensor by tensor: the file is never in memory beside the values.
+        write_durably_with(disk, path, &mut |file| {
+            file.write_all(&header)?;
+            views
+                .iter()
+                .try_for_each(|(_, view)| file.write_all(view.data()))
+        })
     }
+}
+
+/// What stands before the tensors in a safetensors file that holds `views` one after the other: the length of the rest, then
+/// JSON, padded so that the tensors begin at a multiple of eight.
+fn header(views: &[(String, TensorView<'_>)], position: String) -> Vec<u8> {
+    let mut json = serde_json::Map::new();
+    json.insert("__metadata__".into(), json!({ KEY: position }));
+    let mut offset = 0;
+    for (name, view) in views {
+        let end = offset + view.data().len();
+        let entry = json!({"dtype": "F32", "shape": view.shape(), "data_offsets": [offset, end]});
+        json.insert(name.clone(), entry);
+        offset = end;
+    }
+    let mut text = serde_json::to_string(&json)
+        .expect("names and numbers")
+        .into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    [&(text.len() as u64).to_le_bytes(), &text[..]].concat()
 }
 
 /// Writes a checkpoint. `session` adds the optimiser's moments.
@@ -208,9 +228,16 @@ struct Header {
     metadata: HashMap<String, String>,
 }
 
-fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|problem| Error::io(path, "read the checkpoint", problem))
+/// Mapped, not read: of a large model no second copy is held while its values go where they belong.
+fn read_bytes(path: &Path) -> Result<MappedFile> {
+    MappedFile::open(path)
 }
+
+/// What takes a parameter's values, from an element of the arena on, a piece at a time.
+pub type Sink<'a> = &'a mut dyn FnMut(usize, &[f32]) -> Result<()>;
+
+/// Elements that are handed on at once.
+const PIECE: usize = 1 << 20;
 
 fn damaged(path: &Path, problem: impl Display) -> Error {
     Error::content(
@@ -295,21 +322,23 @@ fn hold_checksum<'a>(
     }
 }
 
-/// Reads a checkpoint for a model. `entries` say where moments go; moments are left out where the file has none.
+/// Reads a checkpoint for a model and gives its parameters to `sink`. `entries` say where moments go; moments are left out
+/// where the file has none. Nothing is given before the whole file has been held to its checksum.
 ///
 /// # Errors
-/// [`Error::Io`] or [`Error::Content`] naming the file and the tensor.
+/// [`Error::Io`] or [`Error::Content`] naming the file and the tensor; whatever the sink reports.
 pub fn load(
     path: &Path,
     layout: &ParameterLayout,
     entries: &[GradientEntry],
+    sink: Sink<'_>,
 ) -> Result<Checkpoint> {
     let bytes = read_bytes(path)?;
     let (wanted, text) = header_of(path, &bytes)?;
     let position = position_of(path, &text)?;
     let tensors = hold_checksum(path, &bytes, &wanted, &text)?;
     let all = tensors.tensors();
-    let copy = |name: &str, dims: &[usize], place: &mut [f32]| -> Result<()> {
+    let find = |name: &str, dims: &[usize]| -> Result<TensorView<'_>> {
         let tensor = tensors.tensor(name).map_err(|_| {
             misfit(
                 path,
@@ -323,8 +352,16 @@ pub fn load(
                 format!("the tensor {name} is {found}, not F32 {dims:?}"),
             ));
         }
-        for (value, bytes) in place.iter_mut().zip(tensor.data().chunks_exact(4)) {
-            *value = f32::from_le_bytes(bytes.try_into().expect("chunks of four"));
+        Ok(tensor)
+    };
+    let values = |bytes: &[u8]| -> Vec<f32> {
+        let fours = bytes.as_chunks::<4>().0.iter();
+        fours.map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    };
+    let copy = |name: &str, dims: &[usize], place: &mut [f32]| -> Result<()> {
+        let tensor = find(name, dims)?;
+        for (place, bytes) in place.chunks_mut(PIECE).zip(tensor.data().chunks(4 * PIECE)) {
+            place.copy_from_slice(&values(bytes));
         }
         Ok(())
     };
@@ -337,11 +374,14 @@ pub fn load(
         let problem = format!("it holds the tensor {name}, which the model does not have");
         return Err(misfit(path, problem));
     }
-    let mut parameters = vec![0.0f32; layout.elements()];
-    for entry in layout.entries() {
-        let end = entry.offset + entry.spec.shape.numel();
-        let place = &mut parameters[entry.offset..end];
-        copy(&entry.spec.name, entry.spec.shape.dims(), place)?;
+    // All of them before the first is given away: a file of another model changes nothing.
+    let found = layout.entries().iter();
+    let found = found.map(|entry| find(&entry.spec.name, entry.spec.shape.dims()));
+    let found = found.collect::<Result<Vec<_>>>()?;
+    for (entry, tensor) in layout.entries().iter().zip(found) {
+        for (index, bytes) in tensor.data().chunks(4 * PIECE).enumerate() {
+            sink(entry.offset + index * PIECE, &values(bytes))?;
+        }
     }
     let has_moments = entries.iter().any(|e| {
         tensors
@@ -369,9 +409,18 @@ pub fn load(
             Some(moments)
         }
     };
-    Ok(Checkpoint {
-        position,
-        parameters,
-        moments,
-    })
+    Ok(Checkpoint { position, moments })
+}
+
+/// A checkpoint's parameters in arena order.
+///
+/// # Errors
+/// As [`load`].
+pub fn parameters(path: &Path, layout: &ParameterLayout) -> Result<Vec<f32>> {
+    let mut parameters = vec![0.0f32; layout.elements()];
+    load(path, layout, &[], &mut |offset, values| {
+        parameters[offset..offset + values.len()].copy_from_slice(values);
+        Ok(())
+    })?;
+    Ok(parameters)
 }

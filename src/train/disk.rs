@@ -7,7 +7,7 @@
 use std::fmt::Debug;
 use std::fs::File;
 use std::io;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -122,19 +122,49 @@ pub(super) fn create_folders(disk: &dyn Disk, path: &Path) -> Result<()> {
     .map_err(|problem| Error::io(path, "create the folder", problem))
 }
 
-/// Writes `bytes` under a temporary name, flushes them to the disk and renames: what carries the name is whole, and once
-/// this has returned, it stays.
+/// Bytes that are gathered before they are written: a file of up to so many is one operation.
+const GATHERED: usize = 8 << 20;
+
+/// Lets [`std::io`] write to an open file.
+struct Through(Box<dyn OpenFile>);
+
+impl Write for Through {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// As [`write_durably_with`], of bytes that are there.
+///
+/// # Errors
+/// As [`write_durably_with`].
+pub(super) fn write_durably_on(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
+    write_durably_with(disk, path, &mut |file| file.write_all(bytes))
+}
+
+/// Has `content` write a file under a temporary name, flushes it to the disk and renames: what carries the name is whole, and
+/// once this has returned, it stays.
 ///
 /// # Errors
 /// [`Error::Io`] naming the file; the temporary file is removed, and what had the name before is untouched.
-pub(super) fn write_durably_on(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
+pub(super) fn write_durably_with(
+    disk: &dyn Disk,
+    path: &Path,
+    content: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
+) -> Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(UNFINISHED);
     let temporary = PathBuf::from(temporary);
-    let write = || -> io::Result<()> {
-        let mut file = disk.create(&temporary)?;
-        file.write(bytes)?;
-        file.flush()?;
+    let mut write = || -> io::Result<()> {
+        let file = Through(disk.create(&temporary)?);
+        let mut file = BufWriter::with_capacity(GATHERED, file);
+        content(&mut file)?;
+        let mut file = file.into_inner().map_err(|problem| problem.into_error())?;
+        file.0.flush()?;
         drop(file);
         disk.rename(&temporary, path)?;
         disk.flush_folder(parent_of(path))

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::checkpoint::Sink;
 use super::recipe::{Recipe, StageKind};
 use super::validate::validate;
 use crate::data::batch::Pixels;
@@ -9,8 +10,9 @@ use crate::data::chat::Layout;
 use crate::data::prepare::Fit;
 use crate::data::resample::Filter;
 use crate::error::{Error, Result};
-use crate::model::{VisionConfig, initialise};
-use crate::tape::ParameterLayout;
+use crate::executor::Executor;
+use crate::model::{VisionConfig, initialise_one};
+use crate::tape::{ParameterEntry, ParameterLayout};
 use crate::weights::{Folder, Part, Processor, Tower};
 
 impl Recipe {
@@ -130,22 +132,62 @@ impl Recipe {
         Ok(parts)
     }
 
-    /// First values of all parameters in arena order: by the seed, and from the folders where there are any.
+    /// Writes first values of all parameters into an executor's arena: by the seed, and from the folders where there are any.
+    /// Beside the arena no more than one parameter is held, and of those from folders a piece.
+    ///
+    /// # Errors
+    /// As [`Part::read`], and when a folder is no longer what it was; whatever the executor reports.
+    pub(super) fn write_first_values(
+        &self,
+        layout: &ParameterLayout,
+        executor: &dyn Executor,
+    ) -> Result<()> {
+        self.give_first_values(layout, &mut |offset, values| {
+            executor.write_parameters(offset, values)
+        })
+    }
+
+    /// As [`Recipe::write_first_values`], all in one place.
     ///
     /// # Errors
     /// As [`Part::read`], and when a folder is no longer what it was.
     pub(super) fn first_values(&self, layout: &ParameterLayout) -> Result<Vec<f32>> {
-        let mut values = initialise(layout, self.seed);
-        for (folder, part) in self.starting_parts()? {
-            part.read(&folder, &mut |parameter, first, piece| {
+        let mut values = vec![0.0; layout.elements()];
+        self.give_first_values(layout, &mut |offset, piece| {
+            values[offset..offset + piece.len()].copy_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(values)
+    }
+
+    fn give_first_values(&self, layout: &ParameterLayout, sink: Sink<'_>) -> Result<()> {
+        let parts = self.starting_parts()?;
+        let is_read = |entry: &ParameterEntry| {
+            let mut layouts = parts.iter().map(|(_, part)| part.layout());
+            layouts.any(|part| {
+                let own = part.get(&entry.spec.name);
+                own.is_some_and(|own| own.spec.shape == entry.spec.shape)
+            })
+        };
+        for entry in layout.entries().iter().filter(|entry| !is_read(entry)) {
+            let mut values = vec![0.0; entry.spec.shape.numel()];
+            initialise_one(&entry.spec, self.seed, &mut values);
+            sink(entry.offset, &values)?;
+        }
+        let mut new_rows = self.new_rows()?;
+        let mut failed = Ok(());
+        for (folder, part) in &parts {
+            part.read(folder, &mut |parameter, first, piece| {
                 let entry = layout.get(&parameter.spec.name);
                 let entry = entry.expect("the part has the model's settings, so its parameters");
-                let place = entry.offset + first;
-                values[place..place + piece.len()].copy_from_slice(piece);
+                new_rows.hear(&entry.spec.name, first, piece);
+                if failed.is_ok() {
+                    failed = sink(entry.offset + first, piece);
+                }
             })?;
         }
-        self.average_new_rows(layout, &mut values)?;
-        Ok(values)
+        failed?;
+        new_rows.write(layout, sink)
     }
 }
 

@@ -32,7 +32,7 @@ impl LoadedRun {
     pub fn open(path: &Path, compute: &Choice) -> Result<LoadedRun> {
         let stored = Stored::open(path)?;
         let executor = compute.open(stored.layout.elements())?;
-        executor.write_parameters(0, &stored.parameters()?)?;
+        stored.write_parameters(executor.as_ref())?;
         Ok(LoadedRun {
             stored,
             executor,

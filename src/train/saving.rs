@@ -4,6 +4,7 @@ use super::checkpoint::{self, Position, Snapshot};
 use super::guard::{Guard, MOST_STRIKES};
 use super::recipe::Stage;
 use super::run_folder::inside_stage;
+use super::trainer::Beginning;
 use super::trainer::Trainer;
 use crate::error::{Error, Result};
 use crate::executor::Session;
@@ -148,17 +149,21 @@ impl Trainer {
         stage: &Stage,
         session: &mut dyn Session,
     ) -> Result<u64> {
-        let (before, skipped) = match &self.beginning {
-            Some(beginning) if beginning.stage == index => (beginning.parameters.clone(), 0),
-            _ if index == 0 => (self.recipe.first_values(&self.layout)?, 0),
-            _ => {
+        let begins_here = |beginning: &Beginning| beginning.stage == index;
+        let skipped = match self.beginning.as_ref().is_some_and(begins_here) || index == 0 {
+            true => {
+                self.begin_with(index)?;
+                0
+            }
+            false => {
                 let name = &self.recipe.stages[index - 1].name;
                 let path = self.folder.checkpoint(&format!("{index}-{name}"));
-                let before = checkpoint::load(&path, &self.layout, &[])?;
-                (before.parameters, before.position.skipped)
+                let sink =
+                    &mut |offset, values: &[f32]| self.executor.write_parameters(offset, values);
+                let before = checkpoint::load(&path, &self.layout, &[], sink)?;
+                before.position.skipped
             }
         };
-        self.executor.write_parameters(0, &before)?;
         self.refresh(index, stage)?;
         for arena in [Arena::FirstMoments, Arena::SecondMoments] {
             let zeros = vec![0.0; session.read_arena(arena)?.len()];

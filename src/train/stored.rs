@@ -8,6 +8,7 @@ use super::recipe::Recipe;
 use super::run_folder::newest_checkpoint;
 use crate::data::chat::ChatTokenizer;
 use crate::error::{Error, Result};
+use crate::executor::Executor;
 use crate::model::declare;
 use crate::tape::ParameterLayout;
 
@@ -56,11 +57,20 @@ impl Stored {
         })
     }
 
+    /// Writes all parameters into an executor's arena.
+    ///
+    /// # Errors
+    /// As [`checkpoint::load`].
+    pub fn write_parameters(&self, executor: &dyn Executor) -> Result<()> {
+        let sink = &mut |offset, values: &[f32]| executor.write_parameters(offset, values);
+        checkpoint::load(&self.path, &self.layout, &[], sink).map(|_| ())
+    }
+
     /// All parameters in arena order.
     ///
     /// # Errors
     /// As [`checkpoint::load`].
     pub fn parameters(&self) -> Result<Vec<f32>> {
-        Ok(checkpoint::load(&self.path, &self.layout, &[])?.parameters)
+        checkpoint::parameters(&self.path, &self.layout)
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::changes::changes;
-use super::checkpoint::{self, Checkpoint, Position};
+use super::checkpoint::{self, Position};
 use super::disk::{Disk, LocalDisk};
 use super::evaluation::evaluation_settings;
 use super::guard::Guard;
@@ -259,19 +259,12 @@ impl Trainer {
                 if let Some(tokenizer) = self.words.to_json() {
                     self.folder.write(TOKENIZER, tokenizer.as_bytes())?;
                 }
-                let values = match &self.beginning {
-                    Some(beginning) => {
-                        first_stage = beginning.stage;
-                        beginning.parameters.clone()
-                    }
-                    None => self.recipe.first_values(&self.layout)?,
-                };
-                assert_eq!(
-                    values.len(),
-                    self.layout.elements(),
-                    "another model's parameters"
-                );
-                self.executor.write_parameters(0, &values)?;
+                if let Some(beginning) = &self.beginning {
+                    first_stage = beginning.stage;
+                    let elements = beginning.parameters.len();
+                    assert_eq!(elements, self.layout.elements(), "another model's");
+                }
+                self.begin_with(first_stage)?;
                 self.record_start(None)?;
             }
             Some((position, path)) => {
@@ -308,6 +301,18 @@ impl Trainer {
         Ok(evaluations)
     }
 
+    /// Writes the parameters that the run begins with, at stage `index`: those it was given, or first values.
+    pub(super) fn begin_with(&self, index: usize) -> Result<()> {
+        match &self.beginning {
+            Some(beginning) if beginning.stage == index => {
+                self.executor.write_parameters(0, &beginning.parameters)
+            }
+            _ => self
+                .recipe
+                .write_first_values(&self.layout, self.executor.as_ref()),
+        }
+    }
+
     pub(super) fn restore(
         &self,
         path: &Path,
@@ -317,13 +322,8 @@ impl Trainer {
             Some(Some(program)) if position.step > 0 => program.gradient_entries().to_vec(),
             _ => Vec::new(),
         };
-        let Checkpoint {
-            parameters,
-            moments,
-            ..
-        } = checkpoint::load(path, &self.layout, &entries)?;
-        self.executor.write_parameters(0, &parameters)?;
-        Ok(moments)
+        let sink = &mut |offset, values: &[f32]| self.executor.write_parameters(offset, values);
+        Ok(checkpoint::load(path, &self.layout, &entries, sink)?.moments)
     }
 
     /// Prints a line and keeps it in the run's log.

@@ -1,10 +1,12 @@
 //! How runs speak: the embedded tokeniser, or the one that a published language model brings along.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value as Json;
 
+use super::checkpoint::Sink;
 use super::recipe::{ChatSettings, Recipe};
 use super::run_folder::TOKENIZER;
 use crate::data::captions::{SHORT_TEMPLATES, plain_caption};
@@ -114,35 +116,55 @@ impl Recipe {
         Ok(())
     }
 
-    /// Rows of tokens that the weights know nothing of become the mean of those that they know, as InternVL's training
-    /// begins: a random row would stand out from all others. The file that the recipe names is asked which they are: the run's
-    /// own copy holds them already.
-    pub(super) fn average_new_rows(
-        &self,
-        layout: &ParameterLayout,
-        values: &mut [f32],
-    ) -> Result<()> {
-        let Some(chat) = &self.chat else {
-            return Ok(());
+    /// Rows of tokens that the weights know nothing of. The file that the recipe names is asked which they are: the run's own
+    /// copy holds them already.
+    pub(super) fn new_rows(&self) -> Result<NewRows> {
+        let added = match &self.chat {
+            Some(chat) => ChatTokenizer::open(Path::new(&chat.tokenizer), chat.layout)?.added(),
+            None => 0..0,
         };
-        let added = ChatTokenizer::open(Path::new(&chat.tokenizer), chat.layout)?.added();
         let width = self.model.language.width;
-        for table in TABLES {
-            let Some(entry) = layout.get(table).filter(|_| !added.is_empty()) else {
+        Ok(NewRows {
+            sums: TABLES.map(|_| vec![0.0; width]),
+            added,
+        })
+    }
+}
+
+/// Rows that become the mean of those that the weights know, as InternVL's training begins: a random row would stand out from
+/// all others. Tables are heard as they are read, so that none is held.
+pub(super) struct NewRows {
+    added: Range<usize>,
+    /// Of each table's known rows, [D].
+    sums: [Vec<f64>; TABLES.len()],
+}
+
+impl NewRows {
+    /// Takes in values of a parameter from element `first` on.
+    pub(super) fn hear(&mut self, name: &str, first: usize, values: &[f32]) {
+        let Some(table) = TABLES.iter().position(|table| *table == name) else {
+            return;
+        };
+        let sums = &mut self.sums[table];
+        let width = sums.len();
+        let known = (self.added.start * width).saturating_sub(first);
+        for (index, value) in values.iter().take(known).enumerate() {
+            sums[(first + index) % width] += f64::from(*value);
+        }
+    }
+
+    /// Writes the new rows of every table that the model has.
+    pub(super) fn write(self, layout: &ParameterLayout, sink: Sink<'_>) -> Result<()> {
+        for (table, sums) in TABLES.iter().zip(&self.sums) {
+            let Some(entry) = layout.get(table).filter(|_| !self.added.is_empty()) else {
                 continue;
             };
-            let rows = &mut values[entry.offset..entry.offset + entry.spec.shape.numel()];
-            let (known, rest) = rows.split_at_mut(added.start * width);
-            let mut sums = vec![0.0f64; width];
-            for row in known.chunks_exact(width) {
-                for (sum, value) in sums.iter_mut().zip(row) {
-                    *sum += f64::from(*value);
-                }
-            }
-            for row in rest.chunks_exact_mut(width).take(added.len()) {
-                for (value, sum) in row.iter_mut().zip(&sums) {
-                    *value = (sum / added.start as f64) as f32;
-                }
+            let mean = sums
+                .iter()
+                .map(|sum| (sum / self.added.start as f64) as f32);
+            let mean: Vec<f32> = mean.collect();
+            for row in self.added.clone() {
+                sink(entry.offset + row * mean.len(), &mean)?;
             }
         }
         Ok(())
