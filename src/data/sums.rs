@@ -93,7 +93,7 @@ fn sum_of(file: &Path) -> Result<blake3::Hash> {
 /// checksums of these shards as they are now.
 ///
 /// # Errors
-/// As [`Sums::of_folder`] and [`sum_of`].
+/// As reading the files and the list beside them.
 pub fn summed(paths: &[String]) -> Result<Vec<(PathBuf, String)>> {
     let mut folders: BTreeMap<PathBuf, Sums> = BTreeMap::new();
     for path in paths {

@@ -61,7 +61,7 @@ pub struct RetrievalExhibit {
 /// A picture and what it found.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Found {
-    /// The picture, as [`rgb_text`].
+    /// The picture, as `rgb_text` writes it.
     pub picture: String,
     /// Its own caption.
     pub caption: String,
@@ -74,7 +74,7 @@ pub struct Found {
 /// Pictures of one class that were taken for another.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Confusion {
-    /// One of the pictures, as [`rgb_text`].
+    /// One of the pictures, as `rgb_text` writes it.
     pub picture: String,
     /// Its class.
     pub class: String,
@@ -89,7 +89,7 @@ pub struct Confusion {
 /// What the last block of the tower looks at in one picture.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AttentionExhibit {
-    /// The picture, as [`rgb_text`].
+    /// The picture, as `rgb_text` writes it.
     pub picture: String,
     /// Its caption.
     pub caption: String,
@@ -268,7 +268,7 @@ pub(super) fn retrieval(
     })
 }
 
-/// The pictures of samples, as [`rgb_text`].
+/// The pictures of samples, as `rgb_text` writes it.
 fn pictures_of(
     place: Place<'_>,
     library: &Library,

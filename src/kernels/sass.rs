@@ -80,7 +80,7 @@ pub fn write(census: &Census) -> String {
     text
 }
 
-/// Reads what [`write`] wrote.
+/// Reads what [`write()`] wrote.
 pub fn read(text: &str) -> Census {
     let mut census = Census::new();
     for line in text.lines() {

@@ -75,7 +75,7 @@ pub fn language_trunk(
 /// beyond one token's products is one attention over the cache, T²/2 pairs a head: small beside what running all T tokens
 /// again would take as long as T is below the model's width.
 ///
-/// Inputs: `slots` i32 [B, T], 1 at the token's place and 0 elsewhere; `position` i32 [B, 1] and `index` i32 [B], the
+/// Inputs: `slots` i32 [B, T], 1 at the token's place and 0 elsewhere; `position` i32 [B, 1] and `index` i32 `[B]`, the
 /// place twice.
 ///
 /// # Errors

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::ops::{self, Mask, Positions};
 use crate::tape::{Init, Tape, Value};
 
-/// Records the tower. `tokens` i32 [B, T] with their ends i32 [B] → features [B, C].
+/// Records the tower. `tokens` i32 [B, T] with their ends i32 `[B]` → features [B, C].
 ///
 /// Named values: `text.blocks.<l>`, `text.hidden`.
 ///

@@ -76,11 +76,11 @@ struct Pooled {
     text: Value,
 }
 
-/// Records the losses of one batch and returns their weighted sum [1].
+/// Records the losses of one batch and returns their weighted sum `[1]`.
 ///
 /// Inputs by need: `images` f32 [N + B, 3, S, S], tiles first; where there are any, `places` i32 [R, T]; `tokens`, `targets` i32 [R, T], `weights` f32 [R, T] in R = B / pack
 /// sequences; where samples share them, `segments` and `positions` i32 [R, T] too; `caption_tokens` i32 [B, Tc],
-/// `caption_end` i32 [B], `caption_weights` f32 [B, Tc]. Outputs: `loss`, `loss.next_token`, `loss.contrastive`.
+/// `caption_end` i32 `[B]`, `caption_weights` f32 [B, Tc]. Outputs: `loss`, `loss.next_token`, `loss.contrastive`.
 ///
 /// # Errors
 /// [`Error::Setting`] when both weights are zero or a tower that the objectives need is missing.
@@ -379,7 +379,7 @@ pub fn record_vision_language(
 /// What a program that generates hands out for the next token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NextToken {
-    /// `next` i32 [B]: the likeliest token.
+    /// `next` i32 `[B]`: the likeliest token.
     Likeliest,
     /// `logits` f32 [B, V]: the scores of all.
     Logits,
@@ -405,7 +405,7 @@ fn record_next(
     Ok(())
 }
 
-/// Records the pass over pictures and prompts that generation begins with: what comes after token `index` i32 [B] of each
+/// Records the pass over pictures and prompts that generation begins with: what comes after token `index` i32 `[B]` of each
 /// row, as `next` says. Inputs `images` and `tokens` i32 [B, T]. The rows for the caches of [`record_next_token`] are the
 /// named values [`super::cached_rows`].
 ///

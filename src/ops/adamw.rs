@@ -47,7 +47,7 @@ pub struct StepSettings {
 }
 
 impl StepSettings {
-    /// The numbers of the input `hyper` f32 [12] for the optimiser step `step` (from 0).
+    /// The numbers of the input `hyper` f32 `[12]` for the optimiser step `step` (from 0).
     pub fn hyper(&self, step: u64) -> [f32; HYPER] {
         let [beta1, beta2] = self.betas;
         let count = step as f64 + 1.0;
@@ -82,7 +82,7 @@ pub struct UpdateOptions {
 ///
 /// On a tape that adds gradients ([`Tape::adding_gradients`]) it leaves the gradient arena at zero.
 ///
-/// Input: `hyper` f32 [12]. Outputs: `gradient_norm` [1], `clip_scale` [1], of the gradients times their scale.
+/// Input: `hyper` f32 `[12]`. Outputs: `gradient_norm` `[1]`, `clip_scale` `[1]`, of the gradients times their scale.
 ///
 /// # Errors
 /// [`Error::Setting`] when nothing is trained.

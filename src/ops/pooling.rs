@@ -33,7 +33,7 @@ pub fn mean_pool(tape: &mut Tape, x: Value, weights: Option<Value>) -> Result<Va
 
 /// One token of each batch row: a class token, or the last token of a text.
 ///
-/// Shapes: `x` [B, T, C], `index` i32 [B]; the result is [B, C]. An index outside 0..T gives a row of zeros and no
+/// Shapes: `x` [B, T, C], `index` i32 `[B]`; the result is [B, C]. An index outside 0..T gives a row of zeros and no
 /// gradient.
 ///
 /// # Errors

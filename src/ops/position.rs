@@ -13,7 +13,7 @@ use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
 
 /// Records x + position. `x` [B, T, C]; `position` [P, C] of x's type, with P at least T (T + 1 with a class token);
-/// `class_token` f32 [C]. Result [B, T, C], or [B, T + 1, C] with the class token first.
+/// `class_token` f32 `[C]`. Result [B, T, C], or [B, T + 1, C] with the class token first.
 ///
 /// # Errors
 /// [`Error::Shape`] when the shapes do not belong together.

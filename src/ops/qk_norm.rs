@@ -19,7 +19,7 @@ use crate::tensor::{DType, TensorType};
 
 /// Normalises the query and key heads of packed rows.
 ///
-/// Shapes: `qkv` and the result [B, T, (H+2Hk)·D]; `query_weight` and `key_weight` [D], one for all heads.
+/// Shapes: `qkv` and the result [B, T, (H+2Hk)·D]; `query_weight` and `key_weight` `[D]`, one for all heads.
 ///
 /// # Errors
 /// [`Error::Shape`] when a shape differs or `epsilon` is not a positive number.

@@ -7,10 +7,10 @@ use crate::launch::{Argument, Launch};
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
 
-/// Records Σ weight · value over scalars f32 [1].
+/// Records Σ weight · value over scalars f32 `[1]`.
 ///
 /// # Errors
-/// [`Error::Shape`] when there are none or one is not [1].
+/// [`Error::Shape`] when there are none or one is not `[1]`.
 pub fn weighted_sum(tape: &mut Tape, terms: &[(Value, f32)]) -> Result<Value> {
     let values: Vec<Value> = terms.iter().map(|(value, _)| *value).collect();
     let weights = terms.iter().map(|(_, weight)| *weight).collect();

@@ -28,7 +28,7 @@ pub fn step_shape(stage: &Stage, batch: Option<usize>) -> StepShape {
 }
 
 /// Records a whole training step of a stage. Where the stage gathers the gradients of several micro-batches, the loss is
-/// weighted by the input `share` f32 [1].
+/// weighted by the input `share` f32 `[1]`.
 ///
 /// # Errors
 /// Whatever recording reports.

@@ -90,9 +90,9 @@ impl Task for AddPartials<'_> {
     }
 }
 
-/// sums[c] = Σ over rows of x[r, c]; added to what `sums` holds where `accumulate`.
+/// `sums[c]` = Σ over rows of x[r, c]; added to what `sums` holds where `accumulate`.
 ///
-/// Shapes: x [rows, width], sums [width]. Panics where shapes do not fit or the workspace is smaller than
+/// Shapes: x [rows, width], sums `[width]`. Panics where shapes do not fit or the workspace is smaller than
 /// [`sum_over_rows_workspace`] of (rows, width, width).
 pub fn column_sums(x: Rows<'_>, sums: &mut [f32], accumulate: bool, workspace: &mut [f32]) {
     assert_eq!(x.width(), sums.len(), "columns and sums");
@@ -112,9 +112,9 @@ pub fn column_sums(x: Rows<'_>, sums: &mut [f32], accumulate: bool, workspace: &
     );
 }
 
-/// sums[c] = Σ over rows of x[r, c] · y[r, c]; added to what `sums` holds where `accumulate`.
+/// `sums[c]` = Σ over rows of x[r, c] · y[r, c]; added to what `sums` holds where `accumulate`.
 ///
-/// Shapes: x and y [rows, width], sums [width]. Panics where shapes do not fit or the workspace is smaller than
+/// Shapes: x and y [rows, width], sums `[width]`. Panics where shapes do not fit or the workspace is smaller than
 /// [`sum_over_rows_workspace`] of (rows, width, width).
 pub fn column_dots(
     x: Rows<'_>,

@@ -34,7 +34,7 @@ pub enum Contrastive {
     Sigmoid,
 }
 
-/// Records the loss f32 [1]. `image` and `text` f32 or bf16 [N, E] of unit length, `log_scale` f32 [1]; `bias` f32 [1] in the
+/// Records the loss f32 `[1]`. `image` and `text` f32 or bf16 [N, E] of unit length, `log_scale` f32 `[1]`; `bias` f32 `[1]` in the
 /// sigmoid form and only there.
 ///
 /// # Errors

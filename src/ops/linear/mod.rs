@@ -23,7 +23,7 @@ use crate::tape::{Tape, Value};
 pub use activation::Activation;
 use forward::Linear;
 
-/// y [.., N] = x·Wᵀ + b for x [.., K], weight [N, K], bias [N].
+/// y [.., N] = x·Wᵀ + b for x [.., K], weight [N, K], bias `[N]`.
 ///
 /// # Errors
 /// [`crate::error::Error::Shape`] when the shapes do not fit.
@@ -39,7 +39,7 @@ pub fn linear(tape: &mut Tape, x: Value, weight: Value, bias: Option<Value>) -> 
     tape.record_one(op, &inputs)
 }
 
-/// y [.., N] = activation(x·Wᵀ + b) for x [.., K], weight [N, K], bias [N].
+/// y [.., N] = activation(x·Wᵀ + b) for x [.., K], weight [N, K], bias `[N]`.
 ///
 /// # Errors
 /// [`crate::error::Error::Shape`] when the shapes do not fit.
@@ -63,7 +63,7 @@ pub fn linear_activation(
     tape.record_one(op, &inputs)
 }
 
-/// y [.., N] = residual + x·Wᵀ + b for x [.., K], weight [N, K], bias [N], residual [.., N]; y may take the residual's
+/// y [.., N] = residual + x·Wᵀ + b for x [.., K], weight [N, K], bias `[N]`, residual [.., N]; y may take the residual's
 /// place.
 ///
 /// # Errors
@@ -88,7 +88,7 @@ pub fn linear_residual(
 }
 
 /// y [.., N] = residual + γ ⊙ (x·Wᵀ + b), a residual branch scaled per channel (LayerScale, Touvron et al. 2021, eq. 4),
-/// for x [.., K], weight [N, K], bias [N], `gamma` f32 [N], residual [.., N]; y may take the residual's place.
+/// for x [.., K], weight [N, K], bias `[N]`, `gamma` f32 `[N]`, residual [.., N]; y may take the residual's place.
 ///
 /// # Errors
 /// [`crate::error::Error::Shape`] when the shapes do not fit.

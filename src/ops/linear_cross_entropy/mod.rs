@@ -24,7 +24,7 @@ use crate::launch::Launch;
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::TensorType;
 
-/// Records the loss [1] of `hidden` [.., D] through `weight` [V, D] of its type against `targets` i32 [..] with `weights`
+/// Records the loss `[1]` of `hidden` [.., D] through `weight` [V, D] of its type against `targets` i32 [..] with `weights`
 /// f32 [..].
 ///
 /// # Errors

@@ -31,7 +31,7 @@ enum Kind {
     Rms,
 }
 
-/// y [.., C] = LayerNorm of x [.., C] with weight [C] and bias [C].
+/// y [.., C] = LayerNorm of x [.., C] with weight `[C]` and bias `[C]`.
 ///
 /// # Errors
 /// [`crate::error::Error::Shape`] when the shapes do not fit.
@@ -46,7 +46,7 @@ pub fn layer_norm(
     Ok(outputs[0])
 }
 
-/// y [.., C] = RMSNorm of x [.., C] with weight [C].
+/// y [.., C] = RMSNorm of x [.., C] with weight `[C]`.
 ///
 /// # Errors
 /// [`crate::error::Error::Shape`] when the shapes do not fit.

@@ -22,7 +22,7 @@ use crate::tape::{Tape, Value};
 
 use forward::PatchEmbed;
 
-/// y [B, T, C] = patches of images [B, 3, h, w] times weight [C, 3·P·P], plus bias [C] and position [T, C].
+/// y [B, T, C] = patches of images [B, 3, h, w] times weight [C, 3·P·P], plus bias `[C]` and position [T, C].
 ///
 /// # Errors
 /// [`crate::error::Error::Shape`] when the shapes do not fit or the images are smaller than a patch.

@@ -21,13 +21,13 @@ pub enum Residual<'a> {
 /// What follows the product of a linear layer: y = residual + scale · activation(x Wᵀ + bias).
 #[derive(Default)]
 pub struct Epilogue<'a> {
-    /// Added to each row, [N].
+    /// Added to each row, `[N]`.
     pub bias: Option<&'a [f32]>,
     /// Receives x Wᵀ + bias, [M, N], for the backward pass.
     pub pre_activation: Option<RowsMut<'a>>,
     /// Applied to each element.
     pub activation: Option<Activation>,
-    /// LayerScale: multiplied into each row, [N].
+    /// LayerScale: multiplied into each row, `[N]`.
     pub scale: Option<&'a [f32]>,
     /// Added last.
     pub residual: Residual<'a>,

@@ -29,7 +29,7 @@ pub fn linear_input_gradient_workspace(inputs: usize, outputs: usize) -> usize {
 
 /// y = residual + scale · activation(x Wᵀ + bias), each part optional.
 ///
-/// Shapes: x [M, K], w [N, K], y [M, N]; bias and scale [N]; pre-activation and residual [M, N]. Runs on the current
+/// Shapes: x [M, K], w [N, K], y [M, N]; bias and scale `[N]`; pre-activation and residual [M, N]. Runs on the current
 /// rayon pool. Panics where shapes do not fit or the workspace is smaller than [`linear_workspace`].
 pub fn linear(
     x: Rows<'_>,

@@ -96,7 +96,7 @@ pub fn linear_weight_gradient_workspace(rows: usize, inputs: usize, outputs: usi
 
 /// dW = dyᵀ x and db = Σ dy over rows; added to what dw and db hold where `accumulate`.
 ///
-/// Shapes: dy [M, N], x [M, K], dw [N, K], db [N]. Runs on the current rayon pool. Panics where shapes do not fit or
+/// Shapes: dy [M, N], x [M, K], dw [N, K], db `[N]`. Runs on the current rayon pool. Panics where shapes do not fit or
 /// the workspace is smaller than [`linear_weight_gradient_workspace`].
 pub fn linear_weight_gradient(
     dy: Rows<'_>,
