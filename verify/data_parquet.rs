@@ -165,6 +165,23 @@ fn files_of_another_schema_or_packing_are_refused_with_what_they_have() {
     }
 }
 
+/// What fuzzing found: the library panicked over a page's header, and never came back from passing over a list.
+#[test]
+fn files_that_the_library_breaks_off_over_are_counted_and_refused() {
+    for name in ["page-without-header.parquet", "levels-cut-short.parquet"] {
+        let refusals = match open(name) {
+            Err(error) => vec![error],
+            Ok(pairs) => (0..pairs.len())
+                .filter_map(|i| pairs.get(i).err())
+                .collect(),
+        };
+        assert!(!refusals.is_empty(), "{name}");
+        for error in refusals {
+            assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 

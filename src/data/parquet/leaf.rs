@@ -7,7 +7,7 @@ use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as Physical};
 use parquet::schema::types::Type;
 use serde_json::{Map, Value};
 
-use super::Field;
+use super::column::Field;
 
 /// One column: a path of the schema that ends in a value.
 #[derive(Clone, Debug)]
@@ -41,6 +41,12 @@ impl Leaf {
         keys.filter_map(|step| step.key.as_deref())
             .next()
             .unwrap_or_default()
+    }
+
+    /// Whether a row can hold several of its values.
+    pub fn is_list(&self) -> bool {
+        let mut steps = self.steps.iter();
+        steps.any(|step| step.repetition == Repetition::REPEATED)
     }
 
     /// Nodes on the path.

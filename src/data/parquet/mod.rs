@@ -5,18 +5,19 @@
 //! costs about one page of each column. Columns of lists have no such headers in most files, and what lies before the row in
 //! its group is unpacked there: groups of some hundred rows, as `datasets` writes them, are read fast.
 
+mod column;
 mod leaf;
 mod pages;
 
 use std::path::{Path, PathBuf};
 
-use parquet::column::reader::ColumnReaderImpl;
-use parquet::data_type::{ByteArray, ByteArrayType};
-use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
+use parquet::data_type::ByteArray;
+use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::{Map, Value, json};
 
+use self::column::{Column, Field};
 use self::leaf::{Leaf, leaves};
-use self::pages::{Guarded, Pieces};
+use self::pages::Pieces;
 use super::archive::Source;
 use super::contained::contained;
 use super::lines::is_own_file;
@@ -50,6 +51,9 @@ const WORDS: [&str; 7] = [
 
 /// Rows of a file; more than any data set keeps in one.
 const MAX_ROWS: i64 = 1 << 28;
+
+/// Rows after which it is asked whether too many are bad: a file can claim more than anybody would wait for.
+const CHECKED: u32 = 4096;
 
 /// An opened file.
 pub(crate) struct Parquet {
@@ -152,6 +156,10 @@ impl Parquet {
                     }
                     Err((reason, error)) => skips.count_bad(&what, reason, error),
                 }
+                if row % CHECKED == CHECKED - 1 {
+                    let checked = skips.check_so_far();
+                    checked.map_err(|error| (Reason::BadRecord, error))?;
+                }
             }
             Ok(())
         });
@@ -239,15 +247,19 @@ impl Columns {
                 "write pictures as structs of bytes and path, as datasets does",
             ));
         }
+        if columns.words.is_empty() {
+            let problem = "its words are not text";
+            return Err(Error::content(what, problem, "write them as strings"));
+        }
         Ok(columns)
     }
 }
 
 /// Reads rows of one group one after the other.
 struct Cursor<'a> {
-    words: Vec<(&'a Leaf, ColumnReaderImpl<ByteArrayType>)>,
-    picture_bytes: Option<ColumnReaderImpl<ByteArrayType>>,
-    picture_path: Option<ColumnReaderImpl<ByteArrayType>>,
+    words: Vec<Column<'a>>,
+    picture_bytes: Option<Column<'a>>,
+    picture_path: Option<Column<'a>>,
 }
 
 impl<'a> Cursor<'a> {
@@ -258,43 +270,32 @@ impl<'a> Cursor<'a> {
         name: &str,
         with_bytes: bool,
     ) -> std::result::Result<Cursor<'a>, Problem> {
-        let reader = file
-            .file
-            .get_row_group(group)
-            .map_err(|e| broken(name, e))?;
-        let column = |leaf: &Leaf| column(&*reader, leaf).map_err(|e| broken(name, e));
+        let reader = file.file.get_row_group(group);
+        let reader = reader.map_err(|e| broken(name, e))?;
+        let column = |leaf: &'a Leaf| Column::open(&*reader, leaf, name);
         let columns = &file.columns;
         let bytes = columns.picture_bytes.as_ref().filter(|_| with_bytes);
+        let words = columns.words.iter().map(column);
         Ok(Cursor {
-            words: columns
-                .words
-                .iter()
-                .map(|leaf| Ok((leaf, column(leaf)?)))
-                .collect::<std::result::Result<_, Problem>>()?,
+            words: words.collect::<std::result::Result<_, Problem>>()?,
             picture_bytes: bytes.map(column).transpose()?,
             picture_path: columns.picture_path.as_ref().map(column).transpose()?,
         })
     }
 
     fn skip(&mut self, name: &str, rows: usize) -> std::result::Result<(), Problem> {
-        let words = self.words.iter_mut().map(|(_, reader)| reader);
         let pictures = self.picture_bytes.iter_mut().chain(&mut self.picture_path);
-        for reader in words.chain(pictures) {
-            match reader.skip_records(rows).map_err(|e| broken(name, e))? {
-                skipped if skipped == rows => {}
-                _ => return Err(broken(name, "a column ends before it")),
-            }
-        }
-        Ok(())
+        let mut columns = self.words.iter_mut().chain(pictures);
+        columns.try_for_each(|column| column.skip(name, rows))
     }
 
     /// Every column goes on by a row, whatever the row is worth.
     fn next(&mut self, name: &str) -> std::result::Result<Row<'a>, Problem> {
         let words = self.words.iter_mut();
-        let words = words.map(|(leaf, reader)| Ok((*leaf, next(name, reader)?)));
+        let words = words.map(|column| Ok((column.leaf, column.next(name)?)));
         let words = words.collect::<std::result::Result<_, Problem>>()?;
-        let picture = |reader: &mut Option<ColumnReaderImpl<ByteArrayType>>| match reader {
-            Some(reader) => Ok(next(name, reader)?.values),
+        let picture = |column: &mut Option<Column<'_>>| match column {
+            Some(column) => Ok(column.next(name)?.values),
             None => Ok(Vec::new()),
         };
         Ok(Row {
@@ -350,39 +351,6 @@ impl Row<'_> {
         let path = path.map(String::from_utf8_lossy).unwrap_or_default();
         Ok((!path.is_empty()).then(|| PictureOfRow::Path(path.into_owned())))
     }
-}
-
-/// One row of one column: its values that are not null, and the levels that say where they belong.
-struct Field {
-    values: Vec<ByteArray>,
-    definition: Vec<i16>,
-    repetition: Vec<i16>,
-}
-
-fn next(
-    name: &str,
-    reader: &mut ColumnReaderImpl<ByteArrayType>,
-) -> std::result::Result<Field, Problem> {
-    let mut field = Field {
-        values: Vec::new(),
-        definition: Vec::new(),
-        repetition: Vec::new(),
-    };
-    let (definition, repetition) = (&mut field.definition, &mut field.repetition);
-    let read = reader.read_records(1, Some(definition), Some(repetition), &mut field.values);
-    match read.map_err(|e| broken(name, e))? {
-        (1, ..) => Ok(field),
-        _ => Err(broken(name, "a column ends before it")),
-    }
-}
-
-fn column(
-    group: &dyn RowGroupReader,
-    leaf: &Leaf,
-) -> parquet::errors::Result<ColumnReaderImpl<ByteArrayType>> {
-    let descriptor = group.metadata().schema_descr().column(leaf.column);
-    let pages = Guarded(group.get_column_page_reader(leaf.column)?);
-    Ok(ColumnReaderImpl::new(descriptor, Box::new(pages)))
 }
 
 /// A row's words and picture; one that was looked for must be there, or not be asked about.
