@@ -2,8 +2,8 @@
 //! strings, lists and structs, which become the JSON object that the other formats hold and are read as that.
 //!
 //! Only where the rows lie is kept. A row is read at random: pages before it are passed over by their headers, so that it
-//! costs about one page of each column. Columns of lists have no such headers in most files, and what lies before the row in
-//! its group is unpacked there: groups of some hundred rows, as `datasets` writes them, are read fast.
+//! costs one page of each column. pyarrow ends a page of pictures with its group, and in columns of lists what lies before the
+//! row in its group is unpacked too: groups of a hundred rows, as `datasets` writes them, are read fast.
 
 mod column;
 mod leaf;
@@ -11,13 +11,13 @@ mod pages;
 
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use parquet::data_type::ByteArray;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::{Map, Value, json};
 
 use self::column::{Column, Field};
 use self::leaf::{Leaf, leaves};
-use self::pages::Pieces;
 use super::archive::Source;
 use super::contained::contained;
 use super::lines::is_own_file;
@@ -26,6 +26,7 @@ use super::records::{self, Words};
 use super::skips::{Reason, SkipLog};
 use super::table::PictureOfRow;
 use crate::error::{Error, Result};
+use crate::executor::MappedFile;
 
 /// Columns that pictures are looked for in, best first.
 const PICTURES: [&str; 7] = [
@@ -58,7 +59,8 @@ const CHECKED: u32 = 4096;
 /// An opened file.
 pub(crate) struct Parquet {
     name: String,
-    file: SerializedFileReader<Pieces>,
+    /// Mapped: a page is unpacked from where the system keeps it.
+    file: SerializedFileReader<Bytes>,
     columns: Columns,
     /// What pictures' paths are relative to.
     pub folder: PathBuf,
@@ -377,9 +379,11 @@ fn understand(name: &str, row: Row<'_>, looked_for: bool) -> Read {
 /// Opens a file and checks the words of every row.
 pub(crate) fn open(path: &Path, skips: &SkipLog) -> Result<Parquet> {
     let name = path.display().to_string();
-    let pieces = Pieces::new(Source::open(path)?);
+    // What is no regular file is refused before it is mapped.
+    Source::open(path)?;
+    let bytes = Bytes::from_owner(MappedFile::open(path)?);
     let opened = guarded(&name, || {
-        SerializedFileReader::new(pieces).map_err(|e| broken(&name, e))
+        SerializedFileReader::new(bytes).map_err(|e| broken(&name, e))
     });
     let file = opened.map_err(|(_, error)| error)?;
     let metadata = file.metadata();
