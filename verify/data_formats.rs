@@ -372,7 +372,8 @@ fn a_check_of_data_counts_everything_and_names_what_is_broken() {
     let answer = keel(path, &["data", "check", "a.json"]).fine();
     for text in [
         "6 samples: 4 usable, 2 not",
-        "2 unusable picture",
+        "1 unusable picture",
+        "1 missing or unreadable file",
         "p/d.png: cannot open",
         "37 × 26",
         "7 answers",

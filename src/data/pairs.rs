@@ -325,7 +325,7 @@ impl Pairs {
                     return Ok((Pair::of(name, None, record.words), None));
                 };
                 let (picture, bytes) = read_picture(&lines.folder.join(&path), &self.limits)
-                    .map_err(|error| Error::content(name, error, "repair or remove the record"))?;
+                    .map_err(|error| within(&name, error, "repair or remove the record"))?;
                 (path, record.words, picture, bytes)
             }
             Kind::Table(table) => {
@@ -358,7 +358,7 @@ impl Pairs {
     ) -> Result<(Picture, Vec<u8>)> {
         match picture {
             PictureOfRow::Path(path) => read_picture(&folder.join(path), &self.limits)
-                .map_err(|error| Error::content(name, error, "repair or remove the row")),
+                .map_err(|error| within(name, error, "repair or remove the row")),
             PictureOfRow::Bytes(bytes) => {
                 Ok((Picture::decode(name, &bytes, &self.limits.picture)?, bytes))
             }
@@ -422,6 +422,18 @@ impl PairSource for Pairs {
 
     fn get(&self, index: usize) -> Result<Pair> {
         self.read(index).map(|(pair, _)| pair)
+    }
+}
+
+/// What is wrong with a picture that the record or row `name` names; a file that is not there stays one.
+fn within(name: &str, error: Error, remedy: &str) -> Error {
+    match error {
+        Error::Io {
+            path,
+            action,
+            source,
+        } => Error::io(format!("{name}: {}", path.display()), action, source),
+        other => Error::content(name, other, remedy),
     }
 }
 
