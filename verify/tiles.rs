@@ -458,6 +458,27 @@ fn a_run_on_tiles_is_trained_continued_to_the_same_bits_and_asked() {
     )
     .fine();
 
+    // A whole model says so, and who begins from it is told.
+    let export = ["export", "run", "--part", "whole", "--out", "whole"];
+    keel(folder.path(), &export).fine();
+    let text = fs::read(folder.path().join("whole/config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let said = ["dynamic_image_size", "use_thumbnail", "max_dynamic_patch"].map(|key| &config[key]);
+    assert!(
+        said[0] == true && said[1] == true && said[2] == 4,
+        "{said:?}"
+    );
+    let again = [
+        "train",
+        "--recipe",
+        "my.toml",
+        "--vision",
+        "whole",
+        "--dry-run",
+    ];
+    let answer = keel(folder.path(), &again).fine();
+    assert!(answer.stdout.contains("in up to 4 tiles"), "{answer:#?}");
+
     let refuse = |set: &str, texts: &[&str]| {
         let args = ["train", "--recipe", "my.toml", "--set", set];
         keel(folder.path(), &args).refused(texts);

@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::program::bytes;
 use crate::report::stage_table;
 use crate::train::{LocalDisk, Recipe, Signals, TrainOptions, Trainer, recipe_of};
+use crate::weights::Folder;
 
 /// Options of `keel train`.
 #[derive(Debug, Args)]
@@ -142,6 +143,15 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
             let stages = left_out.join(", ");
             print_line(format!(
                 "left out: {stages}, which stand in for the weights given"
+            ))?;
+        }
+        let tiles = match vision {
+            Some(folder) => Folder::open(folder)?.most_tiles(),
+            None => 0,
+        };
+        if tiles > 0 && recipe.most_tiles() == 0 {
+            print_line(format!(
+                "the folder's model is shown pictures in up to {tiles} tiles; here they stay whole, unless a stage is given tiles: --set stage.NAME.tiles={tiles}"
             ))?;
         }
     }
