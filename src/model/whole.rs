@@ -78,9 +78,10 @@ struct Pooled {
 
 /// Records the losses of one batch and returns their weighted sum `[1]`.
 ///
-/// Inputs by need: `images` f32 [N + B, 3, S, S], tiles first; where there are any, `places` i32 [R, T]; `tokens`, `targets` i32 [R, T], `weights` f32 [R, T] in R = B / pack
-/// sequences; where samples share them, `segments` and `positions` i32 [R, T] too; `caption_tokens` i32 [B, Tc],
-/// `caption_end` i32 `[B]`, `caption_weights` f32 [B, Tc]. Outputs: `loss`, `loss.next_token`, `loss.contrastive`.
+/// Inputs by need: `images` f32 [N + B, 3, S, S], tiles first; where there are any, `places` i32 [R, T]; `tokens`, `targets`
+/// i32 [R, T], `weights` f32 [R, T] in R = B / pack sequences; where samples share them, `segments` and `positions` i32 [R, T]
+/// too; `caption_tokens` i32 [B, Tc], `caption_end` i32 `[B]`, `caption_weights` f32 [B, Tc]. Outputs: `loss`,
+/// `loss.next_token`, `loss.contrastive`.
 ///
 /// # Errors
 /// [`Error::Setting`] when both weights are zero or a tower that the objectives need is missing.
