@@ -9,12 +9,10 @@ use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
 use crate::allocations::measure;
+use crate::harness::goldens;
 
-/// Beside the sources; `KEEL_ROOT` names them where the tests were not built.
 fn golden(name: &str) -> PathBuf {
-    let built = || PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let root = std::env::var_os("KEEL_ROOT").map_or_else(built, PathBuf::from);
-    root.join("verify/goldens/parquet").join(name)
+    goldens().join("parquet").join(name)
 }
 
 /// Every bad sample may be bad.

@@ -99,7 +99,7 @@ fn batch(library: &Library, samples: &[Sample], pack: usize, tokens: usize) -> B
 }
 
 /// Loss and gradients of one step of `stage` on `batch`.
-fn losses_and_gradients(
+pub fn losses_and_gradients(
     tiny: &Tiny,
     stage: &Stage,
     batch: &Batch,

@@ -1,28 +1,26 @@
 //! Large pictures in tiles: grids and pixels as transformers makes them; a step on tiles is the step on as many pictures of
 //! their own in one sequence; runs with them are trained, asked and continued.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
 
 use keel::data::batch::{Batch, BatchShape, Pixels, Weighting, assemble};
 use keel::data::chat::ChatTokenizer;
-use keel::data::feed::write_batch;
 use keel::data::library::Library;
 use keel::data::picture::Picture;
 use keel::data::task::{Photo, Sample, TaskKind, View};
-use keel::data::tiles::{Tiling, grid, tiles_of};
+use keel::data::tiles::{Tiling, grid};
 use keel::executor::simt::Options;
 use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, SimtExecutor};
-use keel::model::{StepShape, initialise, place};
-use keel::program::{CompileOptions, Program};
+use keel::model::place;
 use keel::tape::Target;
 use keel::tensor::DType;
-use keel::train::{Stage, hyper, record_step, step_shape};
+use keel::train::Stage;
 
 use crate::command::{keel, tiny_recipe};
 use crate::data_picture::files;
 use crate::harness::{Golden, Random};
+use crate::packing::losses_and_gradients;
 use crate::program::Tiny;
 
 /// Of the published tiles in the golden.
@@ -74,10 +72,7 @@ fn tiles_and_the_whole_picture_beside_them_are_those_of_transformers_to_the_bit(
         let most = case.config["most"].as_u64().unwrap() as usize;
         let grid = grid([width, height], most, SIDE);
         let pixels = Pixels::default().beside_tiles();
-        let mut tiles = match tiles_of(grid) {
-            0 => Vec::new(),
-            _ => pixels.tiles(&picture, grid, SIDE),
-        };
+        let mut tiles = pixels.tiles(&picture, grid, SIDE);
         cut += usize::from(!tiles.is_empty());
         tiles.push(pixels.prepared(&picture, SIDE));
         let want = case.integers("value.tiles");
@@ -222,40 +217,6 @@ fn pictures_are_cut_as_far_as_slots_and_tokens_allow() {
     assert_eq!(marks(&tight, short), [[0, 4], [0, 4], [0, 0], [8, 4]]);
 }
 
-/// Losses and gradients of one step of `stage` on `batch`.
-fn step(
-    tiny: &Tiny,
-    stage: &Stage,
-    shape: &StepShape,
-    batch: &Batch,
-    (executor, target): (&dyn Executor, Target),
-) -> BTreeMap<String, Vec<f64>> {
-    executor
-        .write_parameters(0, &initialise(&tiny.layout, 1))
-        .unwrap();
-    let tape = record_step(&tiny.recipe, stage, &tiny.layout, shape, DType::F32).unwrap();
-    let program = Program::compile(tape, &CompileOptions::new(target)).unwrap();
-    let mut session = executor.load(Arc::new(program)).unwrap();
-    write_batch(&mut *session, batch).unwrap();
-    session
-        .write_f32("hyper", &hyper(stage, [0, 10], 1.0))
-        .unwrap();
-    session.run().unwrap();
-    let names: Vec<String> = session
-        .program()
-        .output_names()
-        .map(str::to_owned)
-        .collect();
-    let kept = names
-        .into_iter()
-        .filter(|n| n.starts_with("loss") || n.starts_with("gradient."));
-    kept.map(|name| {
-        let values = session.read_f64(&name).unwrap();
-        (name, values)
-    })
-    .collect()
-}
-
 /// The same pictures with nothing left to do but to splice them: every tile and every picture a sample of its own, in the
 /// order of their places, in sequences that hold several.
 fn as_pictures_of_their_own(cut: &Batch, slots: usize, tiles: &[usize]) -> Batch {
@@ -335,23 +296,11 @@ fn a_step_on_tiles_has_the_loss_and_gradients_of_a_step_on_pictures_of_their_own
     if let Some(simt) = &simt {
         executors.push((simt, Target::Cuda, 1e-4));
     }
-    let truth = step(
-        &tiny,
-        &apart,
-        &step_shape(&apart, None),
-        &batch_apart,
-        (&reference, Target::Reference),
-    );
+    let truth = losses_and_gradients(&tiny, &apart, &batch_apart, (&reference, Target::Reference));
     assert!(truth.len() > 20 && truth["loss"][0] > 0.0);
     for (executor, target, allowed) in executors {
         for (stage, batch) in [(&cut, &batch_cut), (&packed, &batch_packed)] {
-            let found = step(
-                &tiny,
-                stage,
-                &step_shape(stage, None),
-                batch,
-                (executor, target),
-            );
+            let found = losses_and_gradients(&tiny, stage, batch, (executor, target));
             assert!(found.keys().eq(truth.keys()));
             for (name, want) in &truth {
                 let scale = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
@@ -389,14 +338,8 @@ fn a_contrast_beside_tiles_is_that_of_the_whole_pictures() {
     let reference = ReferenceExecutor::new(tiny.layout.elements());
     let on: (&dyn Executor, Target) = (&reference, Target::Reference);
     let batch_cut = batch(&samples, &shape(cut.tiling(4), 1, TOKENS));
-    let with_tiles = step(&tiny, &cut, &step_shape(&cut, None), &batch_cut, on);
-    let without = step(
-        &tiny,
-        &whole,
-        &step_shape(&whole, None),
-        &batch(&samples, &stretched),
-        on,
-    );
+    let with_tiles = losses_and_gradients(&tiny, &cut, &batch_cut, on);
+    let without = losses_and_gradients(&tiny, &whole, &batch(&samples, &stretched), on);
     let [one, other] = [&with_tiles, &without].map(|values| values["loss.contrastive"][0]);
     assert!((one - other).abs() < 1e-11 * other, "{one} and {other}");
     assert!(

@@ -24,13 +24,10 @@ use keel::tape::{Tape, Target};
 use keel::tensor::{DType, Shape, TensorType};
 use keel::weights::{Folder, Part, Tower};
 
-use crate::harness::{DRAWS, Golden, Random, derive_budget, moved};
+use crate::harness::{DRAWS, Golden, Random, derive_budget, goldens, moved};
 
-/// Beside the sources; `KEEL_ROOT` names them where the tests were not built.
 fn hub(family: &str) -> PathBuf {
-    let built = || PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let root = std::env::var_os("KEEL_ROOT").map_or_else(built, PathBuf::from);
-    root.join("verify/goldens/hub").join(family)
+    goldens().join("hub").join(family)
 }
 
 /// The parameters of a part, laid out.

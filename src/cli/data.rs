@@ -15,6 +15,7 @@ use crate::data::mixture::{Mixture, MixtureSettings};
 use crate::data::pairs::{PairLimits, PairSource, Pairs};
 use crate::data::sums::summed;
 use crate::data::task::TaskKind;
+use crate::data::tiles::Tiling;
 use crate::data::webdataset::expand_braces;
 use crate::error::{Error, Result};
 use crate::program::bytes;
@@ -191,7 +192,7 @@ fn show(args: &ShowArgs) -> Result<()> {
             stage: 0,
             weights: vec![(args.task, 1.0)],
             shape: BatchShape {
-                tiling: crate::data::tiles::Tiling::NONE,
+                tiling: Tiling::NONE,
                 pack: 1,
                 batch: args.count,
                 image_size: args.image_size,

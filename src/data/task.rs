@@ -226,9 +226,6 @@ impl View {
         let View::Photo(photo) = self else {
             return Vec::new();
         };
-        if tiles::tiles_of(grid) == 0 {
-            return Vec::new();
-        }
         let tiles = pixels.tiles(&photo.picture, grid, side as u32);
         let drawn = tiles.iter().map(|tile| {
             let mut planes = vec![0.0; 3 * side * side];

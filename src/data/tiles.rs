@@ -65,8 +65,11 @@ pub fn tiles_of([columns, rows]: [u32; 2]) -> usize {
 
 impl Pixels {
     /// A picture's tiles, row by row, each `side` pixels square: it is scaled to the grid whatever that does to its
-    /// proportions.
+    /// proportions. None where the grid leaves it whole.
     pub fn tiles(&self, picture: &Picture, [columns, rows]: [u32; 2], side: u32) -> Vec<Picture> {
+        if tiles_of([columns, rows]) == 0 {
+            return Vec::new();
+        }
         let picture = on_plain_background(picture);
         let scaled = picture.resize(columns * side, rows * side, self.filter);
         let corners = (0..rows).flat_map(|row| (0..columns).map(move |column| [column, row]));

@@ -279,7 +279,6 @@ fn pictures_of(
         return Ok(Vec::new());
     }
     let shape = BatchShape {
-        tiling: crate::data::tiles::Tiling::NONE,
         batch: samples.len(),
         ..*shape
     };
@@ -304,7 +303,6 @@ pub(super) fn attention(
         return Ok(Vec::new());
     }
     let shape = BatchShape {
-        tiling: crate::data::tiles::Tiling::NONE,
         batch: samples.len(),
         ..*shape
     };

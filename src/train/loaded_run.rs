@@ -157,10 +157,7 @@ impl LoadedRun {
             .saturating_sub(self.prompt(question, 0).len() + ANSWER_TOKENS);
         let most = most.min(room / recipe.model.image_tokens());
         let grid = tiles::grid([picture.width, picture.height], most, side);
-        let tiles = match tiles::tiles_of(grid) {
-            0 => Vec::new(),
-            _ => pixels.tiles(picture, grid, side),
-        };
+        let tiles = pixels.tiles(picture, grid, side);
         Shown {
             whole: numbers(&pixels.prepared(picture, side)),
             tiles: tiles.iter().flat_map(numbers).collect(),

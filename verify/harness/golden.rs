@@ -37,7 +37,7 @@ pub struct Golden {
 }
 
 /// Beside the sources; `KEEL_ROOT` names them where the tests were not built.
-fn folder() -> PathBuf {
+pub fn goldens() -> PathBuf {
     let built = || PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let root = std::env::var_os("KEEL_ROOT").map_or_else(built, PathBuf::from);
     root.join("verify/goldens")
@@ -49,7 +49,7 @@ impl Golden {
     /// # Panics
     /// When it is missing or not a golden, naming the file and the command that makes it.
     pub fn open(stem: &str) -> Golden {
-        let path = folder().join(format!("{stem}.safetensors"));
+        let path = goldens().join(format!("{stem}.safetensors"));
         let bytes = std::fs::read(&path)
             .unwrap_or_else(|e| panic!("{}: {e}; run python tools/goldens.py", path.display()));
         let (_, header) = SafeTensors::read_metadata(&bytes)
@@ -106,7 +106,7 @@ impl Golden {
 
     /// The stem of every file made by tools/goldens.py, in order; pictures have a tool and a test of their own.
     pub fn stems() -> Vec<String> {
-        let mut stems: Vec<String> = std::fs::read_dir(folder())
+        let mut stems: Vec<String> = std::fs::read_dir(goldens())
             .expect("verify/goldens is part of the checkout")
             .filter_map(|entry| {
                 let name = entry.ok()?.file_name().into_string().ok()?;

@@ -12,7 +12,7 @@ use keel::tape::{Tape, Value};
 
 pub use budget::{Budget, DRAWS, derive_budget, moved};
 pub use case::{Case, aux, check, check_golden, on_every_executor, out};
-pub use golden::Golden;
+pub use golden::{Golden, goldens};
 pub use random::Random;
 
 /// The launches of the op that was recorded last.

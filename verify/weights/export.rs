@@ -61,7 +61,7 @@ fn hold_same(one: &Path, other: &Path) {
 }
 
 /// Parameters are the same numbers; what lies between them is nobody's.
-fn hold_values(part: &Part, one: &[f32], other: &[f32]) {
+pub(super) fn hold_values(part: &Part, one: &[f32], other: &[f32]) {
     for entry in part.layout().entries() {
         let range = entry.offset..entry.offset + entry.spec.shape.numel();
         assert!(one[range.clone()] == other[range], "{}", entry.spec.name);

@@ -12,6 +12,7 @@ use keel::train::{ExportOptions, ExportPart, export};
 use keel::weights::{Folder, Part, Tower};
 use serde_json::Value as Json;
 
+use super::export::hold_values;
 use super::{hub, values};
 use crate::command::{keel, tiny_recipe};
 use crate::harness::Golden;
@@ -44,14 +45,6 @@ fn last(part: &Part, parameters: &[f32], pictures: &Golden) -> Vec<f64> {
     session.write_f64("images", images).expect("it fits");
     session.run().expect("the model runs");
     session.read_f64("last").expect("an output")
-}
-
-/// Parameters are the same numbers; what lies between them is nobody's.
-fn hold_same(part: &Part, one: &[f32], other: &[f32]) {
-    for entry in part.layout().entries() {
-        let range = entry.offset..entry.offset + entry.spec.shape.numel();
-        assert!(one[range.clone()] == other[range], "{}", entry.spec.name);
-    }
 }
 
 #[test]
@@ -101,7 +94,7 @@ fn a_tower_at_its_own_size_or_back_at_it_is_the_folders() {
     let (folder, part) = tower("clip", 32);
     let own = values(&folder, &part);
     let part = part.at_size(48).unwrap().at_size(32).unwrap();
-    hold_same(&part, &own, &values(&folder, &part));
+    hold_values(&part, &own, &values(&folder, &part));
     let (_, part) = tower("clip", 32);
     let error = part.at_size(33).unwrap_err().to_string();
     assert!(
@@ -136,7 +129,7 @@ fn a_run_at_another_size_leaves_as_a_tower_of_that_size() {
             .unwrap_or_else(|e| panic!("{family}: {e}"))
             .0;
         assert_eq!(again.tower(), part.tower(), "{family}");
-        hold_same(&part, &values(&own, &part), &values(&exported, &again));
+        hold_values(&part, &values(&own, &part), &values(&exported, &again));
         let text = fs::read(out.join("preprocessor_config.json")).unwrap();
         let processor: Json = serde_json::from_slice(&text).unwrap();
         assert_eq!(processor["crop_size"]["height"], 48, "{family}");

@@ -62,6 +62,8 @@ pub(crate) struct Parquet {
     /// Mapped: a page is unpacked from where the system keeps it.
     file: SerializedFileReader<Bytes>,
     columns: Columns,
+    /// Rows before each group.
+    before: Vec<i64>,
     /// What pictures' paths are relative to.
     pub folder: PathBuf,
     /// The usable rows.
@@ -129,12 +131,8 @@ impl Parquet {
 
     /// Rows are counted from 1 through the file's groups.
     fn name_of(&self, place: RowPlace) -> String {
-        let groups = self.file.metadata().row_groups();
-        let before: i64 = groups[..place.group as usize]
-            .iter()
-            .map(|group| group.num_rows())
-            .sum();
-        format!("{}, row {}", self.name, before + i64::from(place.row) + 1)
+        let number = self.before[place.group as usize] + i64::from(place.row) + 1;
+        format!("{}, row {number}", self.name)
     }
 
     /// Checks the words of every row of a group; pictures are looked at when they are drawn.
@@ -387,21 +385,25 @@ pub(crate) fn open(path: &Path, skips: &SkipLog) -> Result<Parquet> {
     });
     let file = opened.map_err(|(_, error)| error)?;
     let metadata = file.metadata();
-    let groups = metadata.row_groups().iter().map(|group| group.num_rows());
-    let total = groups.clone().try_fold(0i64, |sum, rows| {
-        (rows >= 0).then(|| sum.checked_add(rows)).flatten()
-    });
-    if total.is_none_or(|total| total > MAX_ROWS) {
-        let (_, error) = broken(&name, format!("it claims more than {MAX_ROWS} rows"));
-        return Err(error);
+    let mut total = 0i64;
+    let mut before = Vec::new();
+    for group in metadata.row_groups() {
+        before.push(total);
+        let rows = group.num_rows();
+        total = total.saturating_add(rows);
+        if rows < 0 || total > MAX_ROWS {
+            let (_, error) = broken(&name, format!("it claims more than {MAX_ROWS} rows"));
+            return Err(error);
+        }
     }
-    let groups = groups.count();
+    let groups = before.len();
     let schema = metadata.file_metadata().schema_descr();
     let columns = Columns::of(&name, leaves(schema.root_schema()))?;
     let mut parquet = Parquet {
         name,
         file,
         columns,
+        before,
         folder: path.parent().map(Path::to_owned).unwrap_or_default(),
         rows: Vec::new(),
     };
