@@ -76,18 +76,27 @@ impl Colour {
 
     /// The name of an sRGB value, through a table of 32 levels a channel.
     pub fn of(rgb: [u8; 3]) -> Colour {
-        static TABLE: OnceLock<Vec<Colour>> = OnceLock::new();
-        let table = TABLE.get_or_init(|| {
-            (0..1usize << 15)
-                .map(|cell| {
-                    let level = |shift: usize| (((cell >> shift) & 31) as f32 + 0.5) / 32.0;
-                    name_of_oklab(oklab([level(10), level(5), level(0)]))
-                })
-                .collect()
-        });
-        let [r, g, b] = rgb.map(|channel| usize::from(channel >> 3));
-        table[(r << 10) | (g << 5) | b]
+        table()[cell(rgb)]
     }
+}
+
+/// The names of all cells of the colour cube.
+fn table() -> &'static [Colour] {
+    static TABLE: OnceLock<Vec<Colour>> = OnceLock::new();
+    TABLE.get_or_init(|| {
+        (0..1usize << 15)
+            .map(|cell| {
+                let level = |shift: usize| (((cell >> shift) & 31) as f32 + 0.5) / 32.0;
+                name_of_oklab(oklab([level(10), level(5), level(0)]))
+            })
+            .collect()
+    })
+}
+
+/// Where a colour stands in [`table`]: 32 levels a channel.
+fn cell([r, g, b]: [u8; 3]) -> usize {
+    let level = |channel: u8| usize::from(channel >> 3);
+    (level(r) << 10) | (level(g) << 5) | level(b)
 }
 
 /// OKLab (lightness 0..1, green–red, blue–yellow) of sRGB in 0..1.
@@ -176,8 +185,11 @@ impl Palette {
     /// A picture without any opaque pixel has all shares zero.
     pub fn measure(rgba: impl IntoIterator<Item = [u8; 4]>) -> Palette {
         let mut sums = [0u64; 11];
+        let table = table();
         for [r, g, b, alpha] in rgba {
-            sums[Colour::of([r, g, b]) as usize] += u64::from(alpha);
+            if alpha > 0 {
+                sums[table[cell([r, g, b])] as usize] += u64::from(alpha);
+            }
         }
         let total: u64 = sums.iter().sum();
         Palette {

@@ -100,18 +100,25 @@ struct Level {
 }
 
 impl Level {
+    /// The border is empty, or repeats the edge of a picture without transparency.
     fn bordered(width: usize, height: usize, inner: &[[u8; 4]], opaque: bool) -> Level {
-        let mut pixels = Vec::with_capacity((width + 2) * (height + 2));
-        for y in 0..height + 2 {
-            for x in 0..width + 2 {
-                let inside = (1..=width).contains(&x) && (1..=height).contains(&y);
-                let (column, row) = (x.clamp(1, width) - 1, y.clamp(1, height) - 1);
-                pixels.push(if inside || opaque {
-                    inner[row * width + column]
-                } else {
-                    [0; 4]
-                });
+        let stride = width + 2;
+        let mut pixels = vec![[0; 4]; stride * (height + 2)];
+        for (line, row) in inner
+            .chunks_exact(width)
+            .zip(pixels.chunks_exact_mut(stride).skip(1))
+        {
+            row[1..=width].copy_from_slice(line);
+            if opaque {
+                (row[0], row[width + 1]) = (line[0], line[width - 1]);
             }
+        }
+        if opaque {
+            pixels.copy_within(stride..2 * stride, 0);
+            pixels.copy_within(
+                height * stride..(height + 1) * stride,
+                (height + 1) * stride,
+            );
         }
         Level {
             width,
@@ -135,17 +142,10 @@ impl Sprite {
     /// any pixel as one empty pixel.
     pub fn new(width: usize, height: usize, rgba: &[u8]) -> Sprite {
         let (width, height) = (width.max(1), height.max(1));
-        let straight = |index: usize| -> [u8; 4] {
-            let pixel = rgba.get(index * 4..index * 4 + 4);
-            pixel.map_or([0; 4], |p| [p[0], p[1], p[2], p[3]])
-        };
-        let mut inner: Vec<[u8; 4]> = (0..width * height)
-            .map(|index| {
-                let [r, g, b, alpha] = straight(index);
-                let weigh = |c: u8| ((u32::from(c) * u32::from(alpha) + 127) / 255) as u8;
-                [weigh(r), weigh(g), weigh(b), alpha]
-            })
-            .collect();
+        let mut inner = vec![[0; 4]; width * height];
+        for (pixel, p) in inner.iter_mut().zip(rgba.chunks_exact(4)) {
+            *pixel = premultiplied([p[0], p[1], p[2], p[3]]);
+        }
         let extent = extent(width, height, &inner);
         let opaque = inner.iter().all(|pixel| pixel[3] == 255);
         let (mut w, mut h) = (width, height);
@@ -279,16 +279,16 @@ impl Sprite {
                         fx * fy,
                     ];
                     let mut mixed = [0.0f32; 4];
-                    for (tap, weight) in
-                        [upper[0], upper[1], lower[0], lower[1]].iter().zip(weights)
-                    {
-                        for (sum, &channel) in mixed.iter_mut().zip(tap) {
-                            *sum += weight * f32::from(channel);
-                        }
+                    for c in 0..4 {
+                        let of = |tap: [u8; 4], weight: f32| weight * f32::from(tap[c]);
+                        mixed[c] = of(upper[0], weights[0])
+                            + of(upper[1], weights[1])
+                            + of(lower[0], weights[2])
+                            + of(lower[1], weights[3]);
                     }
                     let keep = 1.0 - mixed[3] * (1.0 / 255.0);
-                    for (channel, new) in pixel.iter_mut().zip(mixed) {
-                        *channel = new + keep * *channel;
+                    for c in 0..4 {
+                        pixel[c] = mixed[c] + keep * pixel[c];
                     }
                 }
                 u += step_x[0];
@@ -298,8 +298,22 @@ impl Sprite {
     }
 }
 
+// Most pixels are opaque or empty, and neither needs a division.
+
+fn premultiplied([r, g, b, alpha]: [u8; 4]) -> [u8; 4] {
+    let weigh = |c: u8| ((u32::from(c) * u32::from(alpha) + 127) / 255) as u8;
+    match alpha {
+        0 => [0; 4],
+        255 => [r, g, b, 255],
+        _ => [weigh(r), weigh(g), weigh(b), alpha],
+    }
+}
+
 fn unpremultiplied([r, g, b, alpha]: [u8; 4]) -> [u8; 4] {
-    let alpha32 = u32::from(alpha).max(1);
+    if alpha == 0 || alpha == 255 {
+        return [r, g, b, alpha];
+    }
+    let alpha32 = u32::from(alpha);
     let straight = |c: u8| ((u32::from(c) * 255 + alpha32 / 2) / alpha32).min(255) as u8;
     [straight(r), straight(g), straight(b), alpha]
 }
@@ -307,13 +321,15 @@ fn unpremultiplied([r, g, b, alpha]: [u8; 4]) -> [u8; 4] {
 /// The box of pixels whose alpha is above 8; the whole picture when there is none.
 fn extent(width: usize, height: usize, pixels: &[[u8; 4]]) -> [f32; 4] {
     let (mut left, mut top, mut right, mut bottom) = (width, height, 0, 0);
-    for (index, pixel) in pixels.iter().enumerate() {
-        if pixel[3] > 8 {
-            let (x, y) = (index % width, index / width);
-            left = left.min(x);
-            right = right.max(x + 1);
+    for (y, row) in pixels.chunks_exact(width).enumerate() {
+        let is_seen = |pixel: &[u8; 4]| pixel[3] > 8;
+        if let (Some(first), Some(last)) =
+            (row.iter().position(is_seen), row.iter().rposition(is_seen))
+        {
+            left = left.min(first);
+            right = right.max(last + 1);
             top = top.min(y);
-            bottom = bottom.max(y + 1);
+            bottom = y + 1;
         }
     }
     if left >= right {
@@ -328,16 +344,14 @@ fn halve(width: usize, height: usize, pixels: &[[u8; 4]]) -> Vec<[u8; 4]> {
     for y in 0..height / 2 {
         for x in 0..width / 2 {
             let at = 2 * y * width + 2 * x;
-            let four = [
-                pixels[at],
-                pixels[at + 1],
-                pixels[at + width],
-                pixels[at + width + 1],
-            ];
-            out.push([0, 1, 2, 3].map(|c| {
-                let sum: u32 = four.iter().map(|pixel| u32::from(pixel[c])).sum();
-                ((sum + 2) / 4) as u8
-            }));
+            let (upper, lower) = (&pixels[at..at + 2], &pixels[at + width..at + width + 2]);
+            let mut mean = [0; 4];
+            for c in 0..4 {
+                let of = |pixel: [u8; 4]| u32::from(pixel[c]);
+                let sum = of(upper[0]) + of(upper[1]) + of(lower[0]) + of(lower[1]);
+                mean[c] = ((sum + 2) / 4) as u8;
+            }
+            out.push(mean);
         }
     }
     out
