@@ -4,8 +4,15 @@
 // once more, writes the strip's gradient e^a·G to the workspace, and multiplies it with v for ∂u and, transposed, with u for
 // ∂v, which grows from strip to strip in f32 (linear_weight_gradient of linear.cu). That is four products of 2·N²·E flop in
 // all, and memory for one strip of at most a few thousand rows, never for N².
+//
+// Where some rows are text without a picture, `pairs` i32 [1] says how many rows M, the first ones, are pairs: the loss is that
+// of the first M of both sides, and the gradients of all other rows are 0. Without it (null) all N are. Tiles beyond M are
+// computed like the others and left out of every sum: what a grid covers is fixed when a program is made, M is not.
 #include "activation.cuh"
 #include "scores.cuh"
+
+// How many of N rows are pairs.
+DEVICE int pairs_of(const int* pairs, int n) { return pairs ? min(max(pairs[0], 0), n) : n; }
 
 // The strip [first_row, first_row + rows) of S as operands.
 template <class T>
@@ -30,7 +37,8 @@ struct InfoNceStorage {
 
 // contrastive_loss_info_nce_forward: log-sums of the rows and columns of each tile of a strip of S, and the diagonal of S.
 // Math     : S = e^a·u·vᵀ     row_part(i, tile) = log-sum of S(i, tile's columns)     column_part(tile, j) likewise
-// Tensors  : u, v elem [N,E] | log_scale f32 [1] | row_part f32 [rows, ⌈N/128⌉, 2] | column_part f32 [⌈rows/128⌉, N, 2]
+// Tensors  : u, v elem [N,E] | log_scale f32 [1] | pairs i32 [1] or null
+//            row_part f32 [rows, ⌈N/128⌉, 2] | column_part f32 [⌈rows/128⌉, N, 2]
 //            own f32 [N], of which those of the strip are written
 // Grid     : tiles of the strip, 128×128      Block: bf16 128 threads, f32 256
 // Smem     : bf16 84 KB, f32 78 KB
@@ -41,7 +49,7 @@ struct InfoNceStorage {
 // Source   : Radford et al. 2021; the merge of log-sums is Milakov and Gimelshein 2018
 template <class T>
 DEVICE void info_nce_forward(float* row_part, float* column_part, float* own, const T* u, const T* v, const float* log_scale,
-                             int n, int e, int first_row, int rows) {
+                             const int* pairs, int n, int e, int first_row, int rows) {
     using Shape = ScoreShape<T>;
     SHARED_STORAGE(InfoNceStorage<T>, storage);
     const ProductPlace place = product_place<Shape>(rows, n);
@@ -61,8 +69,9 @@ DEVICE void info_nce_forward(float* row_part, float* column_part, float* own, co
             }
         }
     }
-    row_log_sums(storage.rows, acc, n - place.n);
-    column_log_sums(storage.columns, acc, rows - place.m);
+    const int m = pairs_of(pairs, n);
+    row_log_sums(storage.rows, acc, m - place.n);
+    column_log_sums(storage.columns, acc, min(rows, m - first_row) - place.m);
     if (!PLANTED_BUG("info_nce_forward: no barrier before the warps' log-sums are merged")) {
         __syncthreads();  // every warp's log-sums are there
     }
@@ -86,7 +95,7 @@ struct SumStorage {
 
 // contrastive_loss_sigmoid_forward: the sum of the losses of each tile of a strip.
 // Math     : S = e^a·u·vᵀ + b     part(tile) += Σ softplus(S) − Σ over the diagonal of S
-// Tensors  : u, v elem [N,E] | log_scale, bias f32 [1] | part f32 [blocks], added to unless is_first
+// Tensors  : u, v elem [N,E] | log_scale, bias f32 [1] | pairs i32 [1] or null | part f32 [blocks], added to unless is_first
 // Grid     : tiles of the strip      Block: as contrastive_loss_info_nce_forward
 // Smem     : bf16 80 KB, f32 72 KB
 // Work     : 2·rows·N·E flop, one exponential and one logarithm an element; reads (rows + N)·E·e     bound: tensor cores
@@ -95,8 +104,8 @@ struct SumStorage {
 // Order    : deterministic: a thread's elements, lanes, warps; strips ascending
 // Source   : Zhai et al. 2023
 template <class T>
-DEVICE void sigmoid_forward(float* part, const T* u, const T* v, const float* log_scale, const float* bias, int n, int e,
-                            int first_row, int rows, int is_first) {
+DEVICE void sigmoid_forward(float* part, const T* u, const T* v, const float* log_scale, const float* bias, const int* pairs,
+                            int n, int e, int first_row, int rows, int is_first) {
     using Shape = ScoreShape<T>;
     using Storage = SumStorage<T, 1>;
     SHARED_STORAGE(Storage, storage);
@@ -104,6 +113,7 @@ DEVICE void sigmoid_forward(float* part, const T* u, const T* v, const float* lo
     Accumulators<Shape> acc = {};
     similarities(acc, storage.product, u, v, place, n, e, first_row, rows);
     const float scale = expf(log_scale[0]), shift = bias[0];
+    const int m = pairs_of(pairs, n), last_row = min(rows, m - first_row);
     float sum[1] = {};
     UNROLL
     for (int i = 0; i < Shape::kFragmentsM; ++i) {
@@ -115,7 +125,7 @@ DEVICE void sigmoid_forward(float* part, const T* u, const T* v, const float* lo
                 const int column = place.n + warp_column<Shape>() + j * kFragmentColumns + accumulator_column(k);
                 const float score = scale * acc[i][j][k] + shift;
                 const float loss = fmaxf(score, 0.0f) + log1pf(expf(-fabsf(score)));
-                if (row < rows && column < n) sum[0] += first_row + row == column ? loss - score : loss;
+                if (row < last_row && column < m) sum[0] += first_row + row == column ? loss - score : loss;
             }
         }
     }
@@ -124,8 +134,8 @@ DEVICE void sigmoid_forward(float* part, const T* u, const T* v, const float* lo
 }
 
 // contrastive_loss_row_sums: r(i) from the log-sums of its tiles.
-// Math     : r(i) = log Σ over tiles of e^part(i, tile)
-// Tensors  : part f32 [rows, tiles, 2] | out f32 [rows]
+// Math     : r(i) = log Σ over tiles of e^part(i, tile); 0 for rows that are no pairs
+// Tensors  : part f32 [rows, tiles, 2] | pairs i32 [1] or null | out f32 [rows]
 // Grid     : ⌈rows/8⌉ blocks      Block: 256 threads, one row a warp
 // Smem     : none
 // Work     : two exponentials a tile; reads rows·tiles·8 B     bound: memory
@@ -133,18 +143,20 @@ DEVICE void sigmoid_forward(float* part, const T* u, const T* v, const float* lo
 // Ragged   : any
 // Order    : deterministic: a lane's tiles ascending, then lanes
 // Source   : -
-extern "C" __global__ void __launch_bounds__(kReduceThreads) contrastive_loss_row_sums_f32(float* out, const float* part, int rows,
-                                                                                          int tiles) {
+extern "C" __global__ void __launch_bounds__(kReduceThreads) contrastive_loss_row_sums_f32(float* out, const float* part,
+                                                                                          const int* pairs, int n, int first_row,
+                                                                                          int rows, int tiles) {
     const int row = int(blockIdx.x) * kReduceWarps + int(threadIdx.x) / kWarpLanes;
     if (row >= rows) return;
     const LogSum all = merge_row(part, row, tiles);
-    if (threadIdx.x % kWarpLanes == 0) out[row] = finish(all);
+    if (threadIdx.x % kWarpLanes == 0) out[row] = first_row + row < pairs_of(pairs, n) ? finish(all) : 0.0f;
 }
 KERNEL(contrastive_loss_row_sums_f32, kReduceThreads)
 
 // contrastive_loss_column_sums: the log-sums of columns so far, and c(j) after the last strip.
-// Math     : state(j) = merge of state(j) (unless is_first) and part(tile, j) over tiles; out(j) = log of it if is_last
-// Tensors  : part f32 [tiles, N, 2] | state f32 [N, 2] | out f32 [N]
+// Math     : state(j) = merge of state(j) (unless is_first) and part(tile, j) over tiles; out(j) = log of it if is_last,
+//            0 for columns that are no pairs
+// Tensors  : part f32 [tiles, N, 2] | state f32 [N, 2] | pairs i32 [1] or null | out f32 [N]
 // Grid     : ⌈N/256⌉ blocks      Block: 256 threads, one column each
 // Smem     : none
 // Work     : two exponentials a tile; reads tiles·N·8 B     bound: memory
@@ -153,14 +165,15 @@ KERNEL(contrastive_loss_row_sums_f32, kReduceThreads)
 // Order    : deterministic, tiles ascending
 // Source   : -
 extern "C" __global__ void __launch_bounds__(kReduceThreads) contrastive_loss_column_sums_f32(float* out, float* state,
-                                                                                             const float* part, int n, int tiles,
-                                                                                             int is_first, int is_last) {
+                                                                                             const float* part, const int* pairs,
+                                                                                             int n, int tiles, int is_first,
+                                                                                             int is_last) {
     const int column = int(blockIdx.x) * kReduceThreads + int(threadIdx.x);
     if (column >= n) return;
     LogSum all = is_first ? no_log_sum() : load_log_sum(state, column);
     for (int tile = 0; tile < tiles; ++tile) all = merge(all, load_log_sum(part, int64_t(tile) * n + column));
     store_log_sum(state, column, all);
-    if (is_last) out[column] = finish(all);
+    if (is_last) out[column] = column < pairs_of(pairs, n) ? finish(all) : 0.0f;
 }
 KERNEL(contrastive_loss_column_sums_f32, kReduceThreads)
 
@@ -169,8 +182,8 @@ struct TotalStorage {
 };
 
 // contrastive_loss_info_nce_total: the loss.
-// Math     : L = Σ ((r(i) − own(i)) + (c(i) − own(i))) / 2N
-// Tensors  : row, column, own f32 [N] | loss f32 [1]
+// Math     : L = Σ over i < M of ((r(i) − own(i)) + (c(i) − own(i))) / 2M; 0 without pairs
+// Tensors  : row, column, own f32 [N] | pairs i32 [1] or null | loss f32 [1]
 // Grid     : 1 block      Block: 1024 threads
 // Smem     : 128 B
 // Work     : 4·N flop; reads 12·N B     bound: launch
@@ -180,18 +193,20 @@ struct TotalStorage {
 // Source   : -
 extern "C" __global__ void __launch_bounds__(kTotalThreads) contrastive_loss_info_nce_total_f32(float* loss, const float* row,
                                                                                                const float* column,
-                                                                                               const float* own, int n) {
+                                                                                               const float* own,
+                                                                                               const int* pairs, int n) {
     SHARED_STORAGE(TotalStorage, storage);
+    const int m = pairs_of(pairs, n);
     float sum[1] = {};
-    for (int i = threadIdx.x; i < n; i += kTotalThreads) sum[0] += (row[i] - own[i]) + (column[i] - own[i]);
+    for (int i = threadIdx.x; i < m; i += kTotalThreads) sum[0] += (row[i] - own[i]) + (column[i] - own[i]);
     block_sum(sum, storage.partial);
-    if (threadIdx.x == 0) loss[0] = sum[0] / (2.0f * float(n));
+    if (threadIdx.x == 0) loss[0] = sum[0] / (2.0f * float(max(m, 1)));
 }
 KERNEL(contrastive_loss_info_nce_total_f32, kTotalThreads, TotalStorage)
 
 // contrastive_loss_total: a scalar from the blocks' parts.
-// Math     : out = Σ part / divisor
-// Tensors  : part f32 [count] | out f32 [1]
+// Math     : out = Σ part / divisor, or / max(M, 1) where there is a number of pairs
+// Tensors  : part f32 [count] | pairs i32 [1] or null | out f32 [1]
 // Grid     : 1 block      Block: 1024 threads
 // Smem     : 128 B
 // Work     : count flop; reads count·4 B     bound: launch
@@ -199,20 +214,21 @@ KERNEL(contrastive_loss_info_nce_total_f32, kTotalThreads, TotalStorage)
 // Ragged   : any count
 // Order    : deterministic: a thread's parts ascending, lanes, warps
 // Source   : -
-extern "C" __global__ void __launch_bounds__(kTotalThreads) contrastive_loss_total_f32(float* out, const float* part, int count,
-                                                                                      float divisor) {
+extern "C" __global__ void __launch_bounds__(kTotalThreads) contrastive_loss_total_f32(float* out, const float* part,
+                                                                                      const int* pairs, int count, float divisor) {
     SHARED_STORAGE(TotalStorage, storage);
     float sum[1] = {};
     for (int i = threadIdx.x; i < count; i += kTotalThreads) sum[0] += part[i];
     block_sum(sum, storage.partial);
-    if (threadIdx.x == 0) out[0] = sum[0] / divisor;
+    if (threadIdx.x == 0) out[0] = sum[0] / (pairs ? float(max(pairs[0], 1)) : divisor);
 }
 KERNEL(contrastive_loss_total_f32, kTotalThreads, TotalStorage)
 
 // contrastive_loss_<info_nce|sigmoid>_backward: the gradient of a strip of u·vᵀ, and the strip's share of those of the scale and the bias.
-// Math     : G = ∂L/∂S     InfoNCE (e^(S − r) + e^(S − c) − 2δ)·dL/2N     sigmoid (σ(S) − δ)·dL/N
+// Math     : G = ∂L/∂S     InfoNCE (e^(S − r) + e^(S − c) − 2δ)·dL/2M     sigmoid (σ(S) − δ)·dL/M, 0 outside the pairs
 //            gradient = e^a·G     scale_part(tile) += Σ G·e^a·u·vᵀ     bias_part(tile) += Σ G
 // Tensors  : u, v elem [N,E] | log_scale, bias, dloss f32 [1] | row, column f32 [N]: InfoNCE, else null; bias: sigmoid, else null
+//            pairs i32 [1] or null
 //            gradient elem [rows,N] | scale_part, bias_part f32 [blocks], added to unless is_first; bias_part may be null
 // Grid     : tiles of the strip      Block: as contrastive_loss_info_nce_forward
 // Smem     : bf16 80 KB, f32 72 KB
@@ -224,14 +240,15 @@ KERNEL(contrastive_loss_total_f32, kTotalThreads, TotalStorage)
 // Source   : Radford et al. 2021; Zhai et al. 2023
 template <class T, bool kIsSigmoid>
 DEVICE void contrastive_backward(T* gradient, float* scale_part, float* bias_part, const T* u, const T* v, const float* log_scale,
-                                 const float* bias, const float* row_sums, const float* column_sums, const float* dloss, int n,
-                                 int e, int first_row, int rows, int is_first) {
+                                 const float* bias, const float* row_sums, const float* column_sums, const float* dloss,
+                                 const int* pairs, int n, int e, int first_row, int rows, int is_first) {
     using Shape = ScoreShape<T>;
     using Storage = SumStorage<T, 2>;
     SHARED_STORAGE(Storage, storage);
     constexpr int kWidth = kVector<T>;
     const float scale = expf(log_scale[0]), shift = kIsSigmoid ? bias[0] : 0.0f;
-    const float factor = dloss[0] / (kIsSigmoid ? float(n) : 2.0f * float(n));
+    const int m = pairs_of(pairs, n);
+    const float factor = dloss[0] / (kIsSigmoid ? float(max(m, 1)) : 2.0f * float(max(m, 1)));
     const bool vectors = has_vectors(gradient, n);
     float sums[2] = {};  // of the scale and of the bias
     product<kWidth, Shape>(
@@ -243,7 +260,7 @@ DEVICE void contrastive_backward(T* gradient, float* scale_part, float* bias_par
                 const float dot = scale * values[i];
                 const bool is_own = first_row + row == column + i;
                 values[i] = 0.0f;
-                if (column + i >= n) continue;
+                if (column + i >= m || first_row + row >= m) continue;
                 float change;
                 if constexpr (kIsSigmoid)
                     change = factor * (sigmoid(dot + shift) - (is_own ? 1.0f : 0.0f));
@@ -264,29 +281,29 @@ DEVICE void contrastive_backward(T* gradient, float* scale_part, float* bias_par
 
 #define CONTRASTIVE_SCORES(T, suffix) \
     extern "C" __global__ void PRODUCT_BOUNDS(ScoreShape<T>) contrastive_loss_info_nce_forward##suffix( \
-        float* row_part, float* column_part, float* own, const T* u, const T* v, const float* log_scale, int n, int e, \
-        int first_row, int rows) { \
-        info_nce_forward(row_part, column_part, own, u, v, log_scale, n, e, first_row, rows); \
+        float* row_part, float* column_part, float* own, const T* u, const T* v, const float* log_scale, const int* pairs, \
+        int n, int e, int first_row, int rows) { \
+        info_nce_forward(row_part, column_part, own, u, v, log_scale, pairs, n, e, first_row, rows); \
     } \
     KERNEL(contrastive_loss_info_nce_forward##suffix, ScoreShape<T>::kThreads, InfoNceStorage<T>) \
     extern "C" __global__ void PRODUCT_BOUNDS(ScoreShape<T>) contrastive_loss_sigmoid_forward##suffix( \
-        float* part, const T* u, const T* v, const float* log_scale, const float* bias, int n, int e, int first_row, int rows, \
-        int is_first) { \
-        sigmoid_forward(part, u, v, log_scale, bias, n, e, first_row, rows, is_first); \
+        float* part, const T* u, const T* v, const float* log_scale, const float* bias, const int* pairs, int n, int e, \
+        int first_row, int rows, int is_first) { \
+        sigmoid_forward(part, u, v, log_scale, bias, pairs, n, e, first_row, rows, is_first); \
     } \
     KERNEL(contrastive_loss_sigmoid_forward##suffix, ScoreShape<T>::kThreads, SumStorage<T, 1>) \
     extern "C" __global__ void PRODUCT_BOUNDS(ScoreShape<T>) contrastive_loss_info_nce_backward##suffix( \
         T* gradient, float* scale_part, const T* u, const T* v, const float* log_scale, const float* row, const float* column, \
-        const float* dloss, int n, int e, int first_row, int rows, int is_first) { \
-        contrastive_backward<T, false>(gradient, scale_part, nullptr, u, v, log_scale, nullptr, row, column, dloss, n, e, \
+        const float* dloss, const int* pairs, int n, int e, int first_row, int rows, int is_first) { \
+        contrastive_backward<T, false>(gradient, scale_part, nullptr, u, v, log_scale, nullptr, row, column, dloss, pairs, n, e, \
                                        first_row, rows, is_first); \
     } \
     KERNEL(contrastive_loss_info_nce_backward##suffix, ScoreShape<T>::kThreads, SumStorage<T, 2>) \
     extern "C" __global__ void PRODUCT_BOUNDS(ScoreShape<T>) contrastive_loss_sigmoid_backward##suffix( \
         T* gradient, float* scale_part, float* bias_part, const T* u, const T* v, const float* log_scale, const float* bias, \
-        const float* dloss, int n, int e, int first_row, int rows, int is_first) { \
-        contrastive_backward<T, true>(gradient, scale_part, bias_part, u, v, log_scale, bias, nullptr, nullptr, dloss, n, e, \
-                                      first_row, rows, is_first); \
+        const float* dloss, const int* pairs, int n, int e, int first_row, int rows, int is_first) { \
+        contrastive_backward<T, true>(gradient, scale_part, bias_part, u, v, log_scale, bias, nullptr, nullptr, dloss, pairs, n, \
+                                      e, first_row, rows, is_first); \
     } \
     KERNEL(contrastive_loss_sigmoid_backward##suffix, ScoreShape<T>::kThreads, SumStorage<T, 2>)
 

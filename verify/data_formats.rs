@@ -327,7 +327,7 @@ fn gzipped_shards_are_read_and_damaged_ones_refused() {
 }
 
 #[test]
-fn stages_train_on_conversations_and_contrasts_pass_text_over() {
+fn stages_train_on_conversations_and_contrasts_leave_text_out() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path();
     fs::write(path.join("my.toml"), tiny_recipe(&["warm-up"])).unwrap();
@@ -348,7 +348,21 @@ fn stages_train_on_conversations_and_contrasts_pass_text_over() {
         keel(path, &args)
     };
     train(&["--set", "stage.warm-up.contrastive=0", "--out", "mixed"]).fine();
+    fs::write(path.join("b.json"), json!([one, text]).to_string()).unwrap();
+    let of_one = "--data b.json --set stage.warm-up.batch=2 --out one";
+    train(&of_one.split(' ').collect::<Vec<_>>()).fine();
+    let written = fs::read_to_string(path.join("one/metrics.jsonl")).unwrap();
+    // The one pair of a batch is as near to itself as to all there is, up to a rounding of scores of about 7.
+    let lines = written
+        .lines()
+        .map(|line| serde_json::from_str::<Json>(line).unwrap());
+    let losses: Vec<f64> = lines
+        .filter_map(|line| line["loss.contrastive"].as_f64())
+        .collect();
+    assert_eq!(losses.len(), 2);
+    assert!(losses.iter().all(|loss| loss.abs() < 1e-6), "{losses:?}");
     // Three pairs with one picture are no batch of eight for a contrast.
+    fs::write(path.join("a.json"), json!([one, two, three]).to_string()).unwrap();
     let answer = train(&["--out", "contrast"]);
     assert!(
         answer.stderr.contains("no usable sample in 64 attempts"),

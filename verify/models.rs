@@ -137,6 +137,7 @@ fn check_three_parts(stage: &str) {
         contrastive: weight as f32,
         kind: Contrastive::InfoNce,
         pair: ContrastivePair::LanguageModel,
+        holds_text_alone: false,
     };
     let record = move |tape: &mut Tape| {
         let loss = record_objectives(tape, &config, &objectives, &shape)?;
@@ -194,6 +195,7 @@ fn the_sigmoid_pair_of_towers_agrees_with_pytorch() {
         contrastive: 1.0,
         kind: Contrastive::Sigmoid,
         pair: ContrastivePair::TextTower,
+        holds_text_alone: false,
     };
     let shape = StepShape {
         tiles: 0,

@@ -51,10 +51,14 @@ proptest! {
         let room = taken.iter().map(|row| row.iter().filter(|used| !**used).count()).max().unwrap();
         let order: Vec<(u8, usize, usize)> = packing.samples.iter().map(|packed| match packed.place {
             Some(at) if seen[packed.sample] => (0, at.row, at.segment),
-            Some(at) => (1, at.row, at.segment),
-            None => (2, 0, 0),
+            None if seen[packed.sample] => (1, 0, 0),
+            Some(at) => (2, at.row, at.segment),
+            None => (3, 0, 0),
         }).collect();
-        prop_assert!(order.is_sorted(), "pictures are spliced in the order of their places: {:?}", order);
+        prop_assert!(
+            order.is_sorted(),
+            "pictures are spliced in the order of their places, and come before text: {:?}", order
+        );
         for packed in packing.samples.iter().filter(|packed| packed.place.is_none()) {
             prop_assert!(lengths[packed.sample] > room);
         }

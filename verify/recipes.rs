@@ -274,9 +274,9 @@ fn impossible_values_of_a_stage_are_refused_at_their_line() {
             "wanted a share above 0, found 0",
         ),
         (
-            "dense_captions = 0.6",
+            "dense_captions = 0.6, reading = 0.4",
             "facts = 0.6",
-            "only tasks with pictures",
+            "a task with pictures",
         ),
         (
             "trains = [\"vision\", \"connector\", \"align\"]",

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use keel::data::augment::Augmentation;
-use keel::data::batch::{Batch, BatchShape, Pixels, Weighting, fits};
+use keel::data::batch::{Batch, BatchShape, Pixels, SampleInfo, Weighting, fits};
 use keel::data::chat::ChatTokenizer;
 use keel::data::embedded::Artist;
 use keel::data::library::{Library, Split};
@@ -250,11 +250,31 @@ fn contrastive_batches_hold_distinct_concepts_and_captions() {
         repeated > 0,
         "overlaps between tasks do occur and are counted"
     );
-    contrastive.weights.push((TaskKind::Facts, 0.1));
-    let error = Mixture::new(Library::embedded(), None, contrastive)
-        .err()
-        .unwrap();
-    assert!(error.to_string().contains("facts"), "{error}");
+}
+
+#[test]
+fn text_alone_stands_behind_the_pictures_of_a_contrastive_batch() {
+    let shape = BatchShape {
+        batch: 16,
+        ..TEXT_ONLY_SHAPE
+    };
+    let weights = [(TaskKind::ShortCaptions, 0.6), (TaskKind::Facts, 0.4)];
+    let mut mixed = settings(&weights, shape);
+    mixed.contrastive = true;
+    let mixture = Mixture::new(Library::embedded(), None, mixed.clone()).unwrap();
+    let mut alone = 0;
+    for step in 0..20 {
+        let batch = mixture.batch(step).unwrap();
+        let is_pair = |sample: &SampleInfo| sample.kind != TaskKind::Facts;
+        let (pairs, others) = batch.samples.split_at(batch.pairs);
+        assert!(pairs.iter().all(is_pair) && !others.iter().any(is_pair));
+        alone += others.len();
+    }
+    assert!((100..160).contains(&alone), "{alone} of 320 are text");
+    mixed.weights = vec![(TaskKind::Facts, 1.0)];
+    let refused = Mixture::new(Library::embedded(), None, mixed);
+    let problem = refused.err().unwrap().to_string();
+    assert!(problem.contains("a task with pictures"), "{problem}");
 }
 
 #[test]

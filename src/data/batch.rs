@@ -184,6 +184,8 @@ pub struct Batch {
     pub caption_end: Vec<i32>,
     /// 1/n on the caption's n tokens, its end among them, else 0, `[B, Tc]`; all 0 without a caption.
     pub caption_weights: Vec<f32>,
+    /// How many samples have a picture: the first, M. The others have no part in a contrast.
+    pub pairs: usize,
     /// Where each sample came from, `[B]`, in the order of the pictures.
     pub samples: Vec<SampleInfo>,
     /// What was skipped to make this batch.
@@ -200,8 +202,8 @@ pub fn fits(sample: &Sample, shape: &BatchShape, words: &ChatTokenizer) -> bool 
         && words.caption(&sample.caption).len() <= shape.caption_tokens
 }
 
-/// Turns exactly `shape.batch` samples into a batch and draws their pictures. Where they share sequences, they are put in
-/// the order of [`Packing`].
+/// Turns exactly `shape.batch` samples into a batch and draws their pictures. They are put in the order of [`Packing`]:
+/// those with pictures first.
 ///
 /// # Errors
 /// `Content` when the number of samples is not the batch's or a sample does not fit.
@@ -233,11 +235,11 @@ pub fn assemble(
             *sequence = words.sequence(&sample.conversation((1 + tiles) * shape.image_tokens));
         }
     }
+    let seen: Vec<bool> = samples.iter().map(|s| s.view.is_some()).collect();
     let packing = match shape.pack {
-        1 => Packing::apart(b),
+        1 => Packing::apart(&seen),
         pack => {
             let lengths: Vec<usize> = sequences.iter().map(|s| s.ids.len()).collect();
-            let seen: Vec<bool> = samples.iter().map(|s| s.view.is_some()).collect();
             Packing::new(&lengths, &seen, b / pack, t)
         }
     };
@@ -256,6 +258,7 @@ pub fn assemble(
         caption_tokens: vec![words.pad(); b * tc],
         caption_end: vec![0; b],
         caption_weights: vec![0.0; b * tc],
+        pairs: seen.iter().filter(|seen| **seen).count(),
         samples: Vec::with_capacity(b),
         skipped: Skipped::default(),
     };

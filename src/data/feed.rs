@@ -19,7 +19,7 @@ pub fn write_batch(session: &mut dyn Session, batch: &Batch) -> Result<()> {
             session.write_f32(name, values)?;
         }
     }
-    let integers: [(&str, &[i32]); 7] = [
+    let integers: [(&str, &[i32]); 8] = [
         ("tokens", &batch.tokens),
         ("targets", &batch.targets),
         ("segments", &batch.segments),
@@ -27,6 +27,7 @@ pub fn write_batch(session: &mut dyn Session, batch: &Batch) -> Result<()> {
         ("places", &batch.places),
         ("caption_tokens", &batch.caption_tokens),
         ("caption_end", &batch.caption_end),
+        ("pairs", &[batch.pairs as i32]),
     ];
     for (name, values) in integers {
         if session.program().input(name).is_ok() {

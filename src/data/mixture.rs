@@ -54,7 +54,7 @@ pub struct MixtureSettings {
     pub weighting: Weighting,
     /// How the look varies.
     pub augmentation: Augmentation,
-    /// Whether a batch must hold distinct concepts and captions, as a contrastive loss needs.
+    /// Whether a batch's pictures must be of distinct concepts and captions, as a contrastive loss needs.
     pub contrastive: bool,
 }
 
@@ -75,8 +75,8 @@ impl Mixture {
     /// A mixture over the library's training concepts in Noto's style, and over `pairs` where the weights ask for them.
     ///
     /// # Errors
-    /// `Setting` when no weight is positive, a weight is negative or not a number, a task has no items, or a contrastive
-    /// mixture asks for a task without pictures.
+    /// `Setting` when no weight is positive, a weight is negative or not a number, a task has no items, or no task of a
+    /// contrastive mixture has pictures.
     pub fn new(
         library: Arc<Library>,
         pairs: Option<Arc<dyn PairSource>>,
@@ -113,13 +113,14 @@ impl Mixture {
                     "a positive weight",
                 ));
             }
-            if self.settings.contrastive && !kind.has_image() {
-                return Err(Error::setting(
-                    format!("data weight of {kind}"),
-                    "only tasks with pictures in a stage with a contrastive objective",
-                    "a task of text only",
-                ));
-            }
+        }
+        let has_images = self.schedule.kinds.iter().any(|kind| kind.has_image());
+        if self.settings.contrastive && !has_images {
+            return Err(Error::setting(
+                "data weights",
+                "a task with pictures in a stage with a contrastive objective",
+                "text only",
+            ));
         }
         Ok(())
     }
@@ -205,7 +206,7 @@ impl Mixture {
         for row in 0..rows as u64 {
             let (kind, turn) = self.schedule.at(step * rows as u64 + row);
             let sample = self.sample(step, kind, turn, &taken, &mut skipped)?;
-            if self.settings.contrastive {
+            if self.settings.contrastive && sample.view.is_some() {
                 taken.insert(sample.key.clone());
                 taken.insert(sample.caption.clone());
             }
@@ -250,7 +251,10 @@ impl Mixture {
                         form + 1
                     };
                 }
-                Ok(sample) if taken.contains(&sample.key) || taken.contains(&sample.caption) => {
+                Ok(sample)
+                    if sample.view.is_some()
+                        && (taken.contains(&sample.key) || taken.contains(&sample.caption)) =>
+                {
                     skipped.repeated += 1;
                     last_problem = format!("{} is in the batch already", sample.key);
                     form = FORMS;
@@ -332,26 +336,23 @@ impl Mixture {
         }
         let view = match pair.picture {
             Some(picture) => self.photo(picture, look),
-            None if self.settings.contrastive => {
-                return Err(Error::content(
-                    pair.key,
-                    "it is text alone, which a contrast has no use for",
-                    "draw pairs with pictures in this stage",
-                ));
-            }
             None => View::None,
         };
         Ok(Sample {
             key: pair.key,
             kind: TaskKind::Pairs,
             question_kind: None,
-            view,
             context: String::new(),
             question: pair.prompt.unwrap_or_default(),
-            answer: caption.clone(),
             further: pair.further,
             system: pair.system,
-            caption,
+            // Text alone has nothing to be contrasted with.
+            caption: match view.is_some() {
+                true => caption.clone(),
+                false => String::new(),
+            },
+            view,
+            answer: caption,
         })
     }
 

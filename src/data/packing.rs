@@ -56,7 +56,7 @@ impl std::fmt::Display for Filling {
 }
 
 /// The samples of a batch in the order in which their pictures are spliced: those with pictures in the order of their
-/// places, then those without a picture, then those without a place.
+/// places, then those with pictures and no place, then those without a picture. A contrast is of the first two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packing {
     /// All samples, each once.
@@ -64,18 +64,20 @@ pub struct Packing {
 }
 
 impl Packing {
-    /// A sequence for each sample, in their own order.
-    pub fn apart(count: usize) -> Packing {
-        let own = |sample| Packed {
+    /// A sequence for each sample, with a picture or not, in their own order but that of pictures before text.
+    pub fn apart(with_picture: &[bool]) -> Packing {
+        let mut order: Vec<usize> = (0..with_picture.len()).collect();
+        order.sort_by_key(|sample| !with_picture[*sample]);
+        let own = |(row, sample)| Packed {
             sample,
             place: Some(Room {
-                row: sample,
+                row,
                 start: 0,
                 segment: 0,
             }),
         };
         Packing {
-            samples: (0..count).map(own).collect(),
+            samples: order.into_iter().enumerate().map(own).collect(),
         }
     }
 
@@ -104,8 +106,9 @@ impl Packing {
             .collect();
         samples.sort_by_key(|packed| match packed.place {
             Some(room) if with_picture[packed.sample] => (0, room.row, room.segment),
-            Some(room) => (1, room.row, room.segment),
-            None => (2, packed.sample, 0),
+            None if with_picture[packed.sample] => (1, packed.sample, 0),
+            Some(room) => (2, room.row, room.segment),
+            None => (3, packed.sample, 0),
         });
         Packing { samples }
     }

@@ -56,7 +56,7 @@ impl TaskKind {
         }
     }
 
-    /// Whether its samples have a picture; only such kinds may stand in a contrastive batch.
+    /// Whether its samples have a picture, as all but some of a user's pairs do; others have no part in a contrast.
     pub fn has_image(self) -> bool {
         self != TaskKind::Facts
     }

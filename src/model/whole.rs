@@ -68,6 +68,8 @@ pub struct Objectives {
     pub kind: Contrastive,
     /// Its text side.
     pub pair: ContrastivePair,
+    /// Whether a batch may hold samples without a picture, which have no part in the contrast.
+    pub holds_text_alone: bool,
 }
 
 /// Pooled and projected features of both sides.
@@ -80,8 +82,8 @@ struct Pooled {
 ///
 /// Inputs by need: `images` f32 [N + B, 3, S, S], tiles first; where there are any, `places` i32 [R, T]; `tokens`, `targets`
 /// i32 [R, T], `weights` f32 [R, T] in R = B / pack sequences; where samples share them, `segments` and `positions` i32 [R, T]
-/// too; `caption_tokens` i32 [B, Tc], `caption_end` i32 `[B]`, `caption_weights` f32 [B, Tc]. Outputs: `loss`,
-/// `loss.next_token`, `loss.contrastive`.
+/// too; `caption_tokens` i32 [B, Tc], `caption_end` i32 `[B]`, `caption_weights` f32 [B, Tc]; where samples may lack a picture,
+/// `pairs` i32 `[1]`: how many have one, the first of the batch. Outputs: `loss`, `loss.next_token`, `loss.contrastive`.
 ///
 /// # Errors
 /// [`Error::Setting`] when both weights are zero or a tower that the objectives need is missing.
@@ -287,7 +289,12 @@ fn record_contrastive(
             Contrastive::InfoNce => None,
             Contrastive::Sigmoid => Some(scope.plain(tape, "bias", [1], Init::Constant(-10.0))?),
         };
-        ops::contrastive_loss(tape, image, text, log_scale, bias, objectives.kind)
+        if !objectives.holds_text_alone {
+            return ops::contrastive_loss(tape, image, text, log_scale, bias, objectives.kind);
+        }
+        let pairs = tape.input("pairs", TensorType::i32([1]));
+        let features = [image, text, log_scale];
+        ops::contrastive_loss_of_first(tape, features, bias, pairs, objectives.kind)
     })
 }
 
@@ -466,6 +473,7 @@ pub fn declare(config: &ModelConfig, kind: Contrastive) -> Result<Arc<ParameterL
         contrastive: 1.0,
         kind,
         pair: ContrastivePair::LanguageModel,
+        holds_text_alone: false,
     };
     record_objectives(&mut tape, config, &objectives, &shape)?;
     if config.text.is_some() {

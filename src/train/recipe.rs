@@ -9,6 +9,7 @@ use super::locate::{KeyFinder, named_text};
 use super::validate::validate;
 use crate::data::batch::Pixels;
 use crate::data::chat::Layout;
+use crate::data::task::TaskKind;
 use crate::data::tiles::Tiling;
 use crate::error::{Error, Result, with_near_miss};
 use crate::model::{
@@ -275,7 +276,19 @@ impl Stage {
                 true => ContrastivePair::TextTower,
                 false => ContrastivePair::LanguageModel,
             },
+            holds_text_alone: self.holds_text_alone(),
         }
+    }
+
+    /// Whether some of its samples may have no picture: those of a task of text, and a user's pairs.
+    pub fn holds_text_alone(&self) -> bool {
+        let is_seen = |kind: &TaskKind| kind.has_image() && *kind != TaskKind::Pairs;
+        let seen: Vec<&str> = TaskKind::ALL
+            .iter()
+            .filter(|kind| is_seen(kind))
+            .map(|kind| kind.name())
+            .collect();
+        self.data.keys().any(|task| !seen.contains(&task.as_str()))
     }
 
     /// Samples that are computed at once.

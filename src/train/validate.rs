@@ -94,6 +94,7 @@ fn validate_data(stage: &Stage) -> Result<()> {
     )?;
     require("data", !stage.data.is_empty(), "at least one task", "none")?;
     let names: Vec<&str> = TaskKind::ALL.iter().map(|kind| kind.name()).collect();
+    let mut has_images = false;
     for (task, share) in &stage.data {
         let key = format!("data.{task}");
         let kind = TaskKind::ALL.into_iter().find(|kind| kind.name() == task);
@@ -103,14 +104,14 @@ fn validate_data(stage: &Stage) -> Result<()> {
         };
         let holds = *share > 0.0 && share.is_finite();
         require(&key, holds, "a share above 0", share)?;
-        require(
-            &key,
-            stage.contrastive == 0.0 || kind.has_image(),
-            "only tasks with pictures in a stage with a contrastive objective",
-            "a task of text only",
-        )?;
+        has_images |= kind.has_image();
     }
-    Ok(())
+    require(
+        "data",
+        stage.contrastive == 0.0 || has_images,
+        "a task with pictures in a stage with a contrastive objective",
+        "text only",
+    )
 }
 
 /// Most tiles of a picture; published models are trained with 12 and asked with up to 40.

@@ -1,7 +1,14 @@
 //! Contrastive losses: both forms, ragged batches across tile borders, the largest scale, gradients of everything.
 
+use std::sync::Arc;
+
+use keel::executor::{Executor, ReferenceExecutor};
 use keel::launch::Argument;
-use keel::ops::{Contrastive, contrastive_loss, contrastive_loss_in_strips, l2_normalize};
+use keel::ops::{
+    Contrastive, contrastive_loss, contrastive_loss_in_strips, contrastive_loss_of_first,
+    l2_normalize, weighted_sum,
+};
+use keel::program::{CompileOptions, Program};
 use keel::tape::{Instruction, ParameterLayout, Tape, Target};
 use keel::tensor::{DType, TensorType};
 use proptest::prelude::*;
@@ -30,17 +37,29 @@ fn case(kind: Contrastive, n: usize, e: usize, log_scale: f32, random: &mut Rand
 
 /// Features as they are given, so that nothing but this op runs: every element of both gradients is seen.
 fn bare(kind: Contrastive, n: usize, e: usize, random: &mut Random) -> Case {
-    in_strips(kind, [n, e], usize::MAX, random)
+    in_strips(kind, [n, e], None, usize::MAX, random)
 }
 
-/// As [`bare`], in strips of at most `rows` rows.
-fn in_strips(kind: Contrastive, [n, e]: [usize; 2], rows: usize, random: &mut Random) -> Case {
+/// As [`bare`], of which the first `pairs` are pairs, in strips of at most `rows` rows.
+fn in_strips(
+    kind: Contrastive,
+    [n, e]: [usize; 2],
+    pairs: Option<i32>,
+    rows: usize,
+    random: &mut Random,
+) -> Case {
     let length = (e as f64).sqrt().recip();
+    let of = pairs.map_or(String::new(), |pairs| format!("the first {pairs} of "));
     let case = Case::new(
-        format!("{kind:?} of {n} bare pairs, width {e}"),
+        format!("{kind:?} of {of}{n} bare pairs, width {e}"),
         move |tape, v| {
-            let bias = v.get(3).copied();
-            let loss = contrastive_loss_in_strips(tape, [v[0], v[1], v[2]], bias, kind, rows)?;
+            let (features, rest) = ([v[0], v[1], v[2]], &v[3..]);
+            let (bias, rest) = match kind {
+                Contrastive::InfoNce => (None, rest),
+                Contrastive::Sigmoid => (Some(rest[0]), &rest[1..]),
+            };
+            let count = rest.first().copied();
+            let loss = contrastive_loss_in_strips(tape, features, bias, count, kind, rows)?;
             Ok(vec![out("loss", loss)])
         },
     )
@@ -48,9 +67,13 @@ fn in_strips(kind: Contrastive, [n, e]: [usize; 2], rows: usize, random: &mut Ra
     .input("text", [n, e], random.normals(n * e, length))
     .input("log_scale", [1], vec![1.5])
     .rounds_operands();
-    match kind {
+    let case = match kind {
         Contrastive::InfoNce => case,
         Contrastive::Sigmoid => case.input("bias", [1], vec![-1.0]),
+    };
+    match pairs {
+        None => case,
+        Some(pairs) => case.integers("pairs", [1], vec![pairs]),
     }
 }
 
@@ -69,7 +92,88 @@ fn many_strips_of_scores_add_up_to_the_whole() {
     let mut random = Random::new(9);
     for kind in [Contrastive::InfoNce, Contrastive::Sigmoid] {
         // Three strips, the last ragged.
-        check(&in_strips(kind, [260, 8], 128, &mut random), 9);
+        check(&in_strips(kind, [260, 8], None, 128, &mut random), 9);
+    }
+}
+
+#[test]
+fn only_the_first_rows_are_contrasted_where_the_others_are_no_pairs() {
+    let mut random = Random::new(10);
+    for kind in [Contrastive::InfoNce, Contrastive::Sigmoid] {
+        // All, a part of a tile, a whole tile of two, one strip of two and none of the other.
+        for ([n, e], pairs) in [([9, 8], 9), ([21, 12], 5), ([200, 8], 128), ([150, 8], 3)] {
+            check(&in_strips(kind, [n, e], Some(pairs), 128, &mut random), 10);
+        }
+    }
+}
+
+/// Loss and gradients of the features `rows`, whose first `pairs` are pairs, in f64.
+fn in_f64(kind: Contrastive, rows: [&[f64]; 2], e: usize, pairs: Option<i32>) -> [Vec<f64>; 5] {
+    let n = rows[0].len() / e;
+    let mut tape = Tape::new(ParameterLayout::default().into(), |_| false);
+    let sides = ["image", "text"];
+    let [image, text] = sides.map(|side| tape.input_with_gradient(side, TensorType::f32([n, e])));
+    let [scale, bias] =
+        ["scale", "bias"].map(|name| tape.input_with_gradient(name, TensorType::f32([1])));
+    let count = pairs.map(|_| tape.input("pairs", TensorType::i32([1])));
+    let own_bias = (kind == Contrastive::Sigmoid).then_some(bias);
+    let features = [image, text, scale];
+    let loss = contrastive_loss_in_strips(&mut tape, features, own_bias, count, kind, usize::MAX);
+    // The bias has a part in the sum, so that it has a gradient in both forms.
+    let loss = weighted_sum(&mut tape, &[(loss.unwrap(), 1.0), (bias, 1.0)]).unwrap();
+    tape.output(loss, "loss");
+    tape.backward(loss).unwrap();
+    let program = Program::compile(tape, &CompileOptions::new(Target::Reference)).unwrap();
+    let mut session = ReferenceExecutor::new(0).load(Arc::new(program)).unwrap();
+    for (side, rows) in sides.iter().zip(rows) {
+        session.write_f64(side, rows).unwrap();
+    }
+    session.write_f64("scale", &[1.5]).unwrap();
+    session.write_f64("bias", &[-1.0]).unwrap();
+    if let Some(pairs) = pairs {
+        session.write_i32("pairs", &[pairs]).unwrap();
+    }
+    session.run().unwrap();
+    [
+        "loss",
+        "gradient.image",
+        "gradient.text",
+        "gradient.scale",
+        "gradient.bias",
+    ]
+    .map(|name| session.read_f64(name).unwrap())
+}
+
+#[test]
+fn rows_that_are_no_pairs_change_nothing_and_get_no_gradient() {
+    let (n, e) = (7, 6);
+    let mut random = Random::new(11);
+    let mut rows = || -> Vec<f64> {
+        let values = random.normals(n * e, 0.4);
+        values.into_iter().map(f64::from).collect()
+    };
+    let (image, text) = (rows(), rows());
+    for kind in [Contrastive::InfoNce, Contrastive::Sigmoid] {
+        for pairs in [0, 1, 4, 7] {
+            let end = pairs * e;
+            let found = in_f64(kind, [&image, &text], e, Some(pairs as i32));
+            if pairs == 0 {
+                assert_eq!(found[0], [-1.0], "{kind:?}: the loss of no pairs is 0");
+                assert!(
+                    found[1..4]
+                        .iter()
+                        .flatten()
+                        .all(|gradient| *gradient == 0.0)
+                );
+                continue;
+            }
+            let alone = in_f64(kind, [&image[..end], &text[..end]], e, None);
+            for (found, alone) in found.iter().zip(&alone) {
+                let (found, others) = found.split_at(alone.len());
+                assert_eq!(found, alone, "{kind:?} of {pairs} pairs");
+                assert!(others.iter().all(|gradient| *gradient == 0.0));
+            }
+        }
     }
 }
 
@@ -213,4 +317,12 @@ fn wrong_shapes_are_refused_by_name() {
     assert!(refused.unwrap_err().to_string().contains("text must be"));
     let refused = contrastive_loss(&mut tape, image, image, scale, None, Contrastive::Sigmoid);
     assert!(refused.unwrap_err().to_string().contains("4 values"));
+    let features = [image, image, scale];
+    let refused = contrastive_loss_of_first(&mut tape, features, None, scale, Contrastive::InfoNce);
+    assert!(
+        refused
+            .unwrap_err()
+            .to_string()
+            .contains("pairs must be i32 [1]")
+    );
 }

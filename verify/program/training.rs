@@ -100,6 +100,7 @@ impl Tiny {
                 "caption_weights" => {
                     session.write_f32(name, &vec![1.0 / stage.caption_tokens as f32; count])
                 }
+                "pairs" => session.write_i32(name, &[BATCH as i32 - 1]),
                 "segments" => session.write_i32(name, &packed(stage).0),
                 "positions" => session.write_i32(name, &packed(stage).1),
                 "targets" => {

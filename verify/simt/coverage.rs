@@ -97,6 +97,13 @@ fn contrastive(t: &mut Inputs<'_>, kind: Contrastive) -> Result<Value> {
     ops::contrastive_loss(t.0, image, text, scale, bias, kind)
 }
 
+fn contrastive_of_first(t: &mut Inputs<'_>, kind: Contrastive) -> Result<Value> {
+    let features = [t.x([5, 12]), t.x([5, 12]), t.x([1])];
+    let bias = (kind == Contrastive::Sigmoid).then(|| t.x([1]));
+    let pairs = t.integers([1]);
+    ops::contrastive_loss_of_first(t.0, features, bias, pairs, kind)
+}
+
 /// What to run, smallest shapes first.
 const PROGRAMS: &[(&str, Record)] = &[
     ("linear", |t| linear(t, 5, 20, 7)),
@@ -182,6 +189,12 @@ const PROGRAMS: &[(&str, Record)] = &[
     }),
     ("contrastive_loss, sigmoid", |t| {
         contrastive(t, Contrastive::Sigmoid)
+    }),
+    ("contrastive_loss of the first, InfoNCE", |t| {
+        contrastive_of_first(t, Contrastive::InfoNce)
+    }),
+    ("contrastive_loss of the first, sigmoid", |t| {
+        contrastive_of_first(t, Contrastive::Sigmoid)
     }),
     ("linear_cross_entropy", |t| {
         let (hidden, w) = (t.x([5, 20]), t.x([30, 20]));

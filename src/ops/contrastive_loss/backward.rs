@@ -2,17 +2,28 @@
 
 use super::launches::Problem;
 use super::sweep::{Sweep, workspace_bytes};
-use super::{Contrastive, infer_features, similarities};
+use super::{Contrastive, Form, infer_features, similarities};
 use crate::error::Result;
 use crate::executor::cpu::matmul::{Rows, RowsMut, product};
 use crate::launch::Launch;
 use crate::tape::{Backward, Cost, CpuArgs, Op, Output, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
 
+/// Inputs: u, v, log_scale; r and c (InfoNCE) or the bias; dL; the number of pairs, where it is one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ContrastiveLossBackward {
-    pub kind: Contrastive,
-    pub strip_rows: usize,
+    pub form: Form,
+}
+
+impl ContrastiveLossBackward {
+    fn is_sigmoid(self) -> bool {
+        self.form.kind == Contrastive::Sigmoid
+    }
+
+    /// The input dL; behind it comes the number of pairs.
+    fn gradient_input(self) -> usize {
+        if self.is_sigmoid() { 4 } else { 5 }
+    }
 }
 
 impl Op for ContrastiveLossBackward {
@@ -21,12 +32,8 @@ impl Op for ContrastiveLossBackward {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        infer_features(inputs, self.kind)?;
-        let scalars = if self.kind == Contrastive::Sigmoid {
-            2
-        } else {
-            1
-        };
+        infer_features(inputs, self.form)?;
+        let scalars = if self.is_sigmoid() { 2 } else { 1 };
         let mut outputs = vec![inputs[0], inputs[1]];
         outputs.extend(vec![TensorType::f32([1]); scalars]);
         Ok(outputs)
@@ -34,23 +41,25 @@ impl Op for ContrastiveLossBackward {
 
     fn reference(&self, args: ReferenceArgs<'_>) {
         let (u, v) = (args.inputs[0].float(), args.inputs[1].float());
-        let (n, e) = (args.inputs[0].shape.rows(), args.inputs[0].columns());
+        let (rows, e) = (args.inputs[0].shape.rows(), args.inputs[0].columns());
+        let last = self.gradient_input();
+        let n = self.form.pairs(rows, || args.inputs[last + 1].int()[0]);
         let scale = args.inputs[2].float()[0].exp();
-        let dloss = args.inputs[args.inputs.len() - 1].float()[0];
-        let sigmoid = self.kind == Contrastive::Sigmoid;
+        let dloss = args.inputs[last].float()[0];
+        let sigmoid = self.is_sigmoid();
         let bias = if sigmoid {
             args.inputs[3].float()[0]
         } else {
             0.0
         };
-        let s = similarities(u, v, n, scale, bias);
+        let s = similarities(u, v, [n, e], scale, bias);
         let mut g = vec![0.0; n * n];
         for i in 0..n {
             for j in 0..n {
                 let own = if i == j { 1.0 } else { 0.0 };
                 let s = s[i * n + j];
                 g[i * n + j] = dloss
-                    * match self.kind {
+                    * match self.form.kind {
                         Contrastive::InfoNce => {
                             let (row, column) = (args.inputs[3].float(), args.inputs[4].float());
                             ((s - row[i]).exp() + (s - column[j]).exp() - 2.0 * own)
@@ -61,6 +70,9 @@ impl Op for ContrastiveLossBackward {
             }
         }
         let mut dscale = 0.0;
+        for features in &mut args.outputs[..2] {
+            features.float_mut()[n * e..].fill(0.0);
+        }
         for i in 0..n {
             for k in 0..e {
                 let du: f64 = (0..n).map(|j| scale * g[i * n + j] * v[j * e + k]).sum();
@@ -79,9 +91,11 @@ impl Op for ContrastiveLossBackward {
     fn cpu(&self, args: CpuArgs<'_>) {
         let (u, v) = (args.inputs.f32(0), args.inputs.f32(1));
         let shape = args.input_types[0].shape;
-        let (n, e) = (shape.rows(), shape.columns());
-        let dloss = args.inputs.f32(args.inputs.len() - 1)[0];
-        let sigmoid = self.kind == Contrastive::Sigmoid;
+        let last = self.gradient_input();
+        let count = || args.inputs.i32(last + 1)[0];
+        let (n, e) = (self.form.pairs(shape.rows(), count), shape.columns());
+        let dloss = args.inputs.f32(last)[0];
+        let sigmoid = self.is_sigmoid();
         let sweep = Sweep {
             n,
             e,
@@ -136,6 +150,10 @@ impl Op for ContrastiveLossBackward {
         let [Output::F32(du), Output::F32(dv), scalars @ ..] = outputs else {
             unreachable!("infer makes f32 outputs")
         };
+        let (du, others) = du.split_at_mut(n * e);
+        others.fill(0.0);
+        let (dv, others) = dv.split_at_mut(n * e);
+        others.fill(0.0);
         let sums = (!sigmoid).then(|| (args.inputs.f32(3), args.inputs.f32(4)));
         gradient(u, v, sums, du, args.workspace);
         gradient(
@@ -172,7 +190,7 @@ impl Op for ContrastiveLossBackward {
                 sum[0] += (sigmoids - own) as f32;
             });
             let sum: f64 = sums.iter().map(|x| f64::from(*x)).sum();
-            set(sum * f64::from(dloss) / n as f64);
+            set(sum * f64::from(dloss) / n.max(1) as f64);
         }
     }
 
@@ -189,12 +207,12 @@ impl Op for ContrastiveLossBackward {
     }
 
     fn launches(&self, inputs: &[TensorType], _: &[TensorType]) -> Result<Vec<Launch>> {
-        Problem::of(inputs, self.kind, self.strip_rows).backward_launches()
+        Problem::of(inputs, self.form).backward_launches()
     }
 
     fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
         match target {
-            Target::Cuda => Problem::of(inputs, self.kind, self.strip_rows).backward_bytes(),
+            Target::Cuda => Problem::of(inputs, self.form).backward_bytes(),
             _ => workspace_bytes(inputs, target),
         }
     }

@@ -3,7 +3,7 @@
 //! Forward makes S once, backward once more; ∂u and ∂v are a product each: 8·N²·E flops in all. The workspace holds one
 //! strip, so memory grows with N and not with N².
 
-use super::Contrastive;
+use super::{Contrastive, Form};
 use crate::error::Result;
 use crate::launch::{Argument, Launch, blocks, kernel_name, vector};
 use crate::ops::linear::tiles::{Tiling, size};
@@ -54,8 +54,7 @@ pub(super) struct Problem {
     n: usize,
     e: usize,
     dtype: DType,
-    kind: Contrastive,
-    strip_rows: usize,
+    form: Form,
 }
 
 /// Hands out stretches of the workspace.
@@ -95,13 +94,20 @@ struct Gradients {
 }
 
 impl Problem {
-    pub fn of(inputs: &[TensorType], kind: Contrastive, strip_rows: usize) -> Problem {
+    pub fn of(inputs: &[TensorType], form: Form) -> Problem {
         Problem {
             n: inputs[0].shape.rows(),
             e: inputs[0].shape.columns(),
             dtype: inputs[0].dtype,
-            kind,
-            strip_rows,
+            form,
+        }
+    }
+
+    /// The number of pairs: the input at `index`, where it is one.
+    fn pairs(&self, index: usize) -> Argument {
+        match self.form.counts_pairs {
+            true => Argument::input(index),
+            false => Argument::Null,
         }
     }
 
@@ -120,10 +126,10 @@ impl Problem {
     }
 
     fn forward(&self) -> Forward {
-        let height = strip_height(self.n, self.strip_rows);
+        let height = strip_height(self.n, self.form.strip_rows);
         let mut layout = Layout::default();
         let mut floats = |elements| layout.take(elements, DType::F32);
-        let (row_part, column_part, state, own) = match self.kind {
+        let (row_part, column_part, state, own) = match self.form.kind {
             Contrastive::InfoNce => (
                 floats(2 * height * self.n.div_ceil(TILE)),
                 floats(2 * self.n * height.div_ceil(TILE)),
@@ -142,9 +148,11 @@ impl Problem {
     }
 
     fn gradients(&self) -> Gradients {
-        let height = strip_height(self.n, self.strip_rows);
+        let height = strip_height(self.n, self.form.strip_rows);
         let most = |part: &dyn Fn(usize) -> usize| {
-            strips(self.n, self.strip_rows).map(|s| part(s.rows)).max()
+            strips(self.n, self.form.strip_rows)
+                .map(|s| part(s.rows))
+                .max()
         };
         let image = most(&|rows| self.image_tiling(rows).splits * rows).unwrap_or(0);
         let text = most(&|rows| match self.text_tiling(rows).splits {
@@ -193,14 +201,16 @@ impl Problem {
     /// The launches of the loss: inputs u, v, log_scale, then the bias of the sigmoid form.
     pub fn forward_launches(&self) -> Result<Vec<Launch>> {
         let input = Argument::input;
+        let pairs = self.pairs(self.form.features());
         let work = self.forward();
         let mut launches = Vec::new();
-        for strip in strips(self.n, self.strip_rows) {
+        for strip in strips(self.n, self.form.strip_rows) {
             let tiles = self.tiles(strip.rows);
-            if self.kind == Contrastive::Sigmoid {
+            if self.form.kind == Contrastive::Sigmoid {
                 let kernel = kernel_name("contrastive_loss_sigmoid_forward", self.dtype);
                 let grid = blocks(&kernel, tiles, 1)?;
                 let mut arguments = vec![work.row_part, input(0), input(1), input(2), input(3)];
+                arguments.push(pairs);
                 arguments.extend(self.sizes(&kernel, strip)?);
                 arguments.push(Argument::I32(strip.is_first.into()));
                 launches.push(Launch::new(kernel, grid, arguments));
@@ -209,22 +219,22 @@ impl Problem {
             let kernel = kernel_name("contrastive_loss_info_nce_forward", self.dtype);
             let grid = blocks(&kernel, tiles, 1)?;
             let mut arguments = vec![work.row_part, work.column_part, work.own];
-            arguments.extend([input(0), input(1), input(2)]);
+            arguments.extend([input(0), input(1), input(2), pairs]);
             arguments.extend(self.sizes(&kernel, strip)?);
             launches.push(Launch::new(kernel, grid, arguments));
             launches.extend(self.log_sum_launches(&work, strip)?);
         }
         let n = size("contrastive_loss_total", "the number of pairs", self.n)?;
-        launches.push(match self.kind {
+        launches.push(match self.form.kind {
             Contrastive::InfoNce => {
                 let [loss, row, column] = [0, 1, 2].map(Argument::output);
-                let arguments = vec![loss, row, column, work.own, n];
+                let arguments = vec![loss, row, column, work.own, pairs, n];
                 Launch::new("contrastive_loss_info_nce_total_f32", 1, arguments)
             }
             Contrastive::Sigmoid => total(
                 Argument::output(0),
-                work.row_part,
-                self.tiles(strip_height(self.n, self.strip_rows)),
+                [work.row_part, pairs],
+                self.tiles(strip_height(self.n, self.form.strip_rows)),
                 self.n as f32,
             )?,
         });
@@ -244,6 +254,9 @@ impl Problem {
             vec![
                 row_sums,
                 work.row_part,
+                self.pairs(self.form.features()),
+                size(kernel, "the number of pairs", self.n)?,
+                size(kernel, "the first row", strip.first)?,
                 size(kernel, "the number of rows", strip.rows)?,
                 size(kernel, "the number of tiles", self.n.div_ceil(TILE))?,
             ],
@@ -256,6 +269,7 @@ impl Problem {
                 Argument::output(2),
                 work.state,
                 work.column_part,
+                self.pairs(self.form.features()),
                 size(kernel, "the number of pairs", self.n)?,
                 size(kernel, "the number of tiles", strip.rows.div_ceil(TILE))?,
                 Argument::I32(strip.is_first.into()),
@@ -265,7 +279,8 @@ impl Problem {
         Ok([rows, columns])
     }
 
-    /// The launches of the gradients: inputs u, v, log_scale, then r and c (InfoNCE) or the bias, then dL.
+    /// The launches of the gradients: inputs u, v, log_scale, then r and c (InfoNCE) or the bias, then dL, then the number of
+    /// pairs.
     pub fn backward_launches(&self) -> Result<Vec<Launch>> {
         let work = self.gradients();
         let text = match self.dtype {
@@ -273,7 +288,7 @@ impl Problem {
             _ => work.text_sum,
         };
         let mut launches = Vec::new();
-        for strip in strips(self.n, self.strip_rows) {
+        for strip in strips(self.n, self.form.strip_rows) {
             launches.push(self.strip_gradient(&work, strip)?);
             if self.e > 0 {
                 launches.extend(self.image_gradient(&work, strip)?);
@@ -283,17 +298,21 @@ impl Problem {
         if self.dtype != DType::F32 && self.e > 0 {
             launches.push(self.finish(Argument::output(1), text, self.n, 1)?);
         }
-        let tiles = self.tiles(strip_height(self.n, self.strip_rows));
-        launches.push(total(Argument::output(2), work.scale_part, tiles, 1.0)?);
-        if self.kind == Contrastive::Sigmoid {
-            launches.push(total(Argument::output(3), work.bias_part, tiles, 1.0)?);
+        let tiles = self.tiles(strip_height(self.n, self.form.strip_rows));
+        let mut sum = |out, part| -> Result<()> {
+            launches.push(total(out, [part, Argument::Null], tiles, 1.0)?);
+            Ok(())
+        };
+        sum(Argument::output(2), work.scale_part)?;
+        if self.form.kind == Contrastive::Sigmoid {
+            sum(Argument::output(3), work.bias_part)?;
         }
         Ok(launches)
     }
 
     /// e^a·G of a strip.
     fn strip_gradient(&self, work: &Gradients, strip: Strip) -> Result<Launch> {
-        let is_sigmoid = self.kind == Contrastive::Sigmoid;
+        let is_sigmoid = self.form.kind == Contrastive::Sigmoid;
         let name = match is_sigmoid {
             true => "contrastive_loss_sigmoid_backward",
             false => "contrastive_loss_info_nce_backward",
@@ -305,6 +324,7 @@ impl Problem {
         }
         let inputs = if is_sigmoid { 5 } else { 6 };
         arguments.extend((0..inputs).map(Argument::input));
+        arguments.push(self.pairs(inputs));
         arguments.extend(self.sizes(&kernel, strip)?);
         arguments.push(Argument::I32(strip.is_first.into()));
         let grid = blocks(&kernel, self.tiles(strip.rows), 1)?;
@@ -395,10 +415,15 @@ impl Problem {
     }
 }
 
-/// A scalar from the sums of blocks.
-fn total(out: Argument, part: Argument, count: usize, divisor: f32) -> Result<Launch> {
+/// A scalar from the sums of blocks, divided by the number of pairs, where there is one, and else by `divisor`.
+fn total(
+    out: Argument,
+    [part, pairs]: [Argument; 2],
+    count: usize,
+    divisor: f32,
+) -> Result<Launch> {
     let kernel = "contrastive_loss_total_f32";
     let count = size(kernel, "the number of blocks", count)?;
-    let arguments = vec![out, part, count, Argument::F32(divisor)];
+    let arguments = vec![out, part, pairs, count, Argument::F32(divisor)];
     Ok(Launch::new(kernel, 1, arguments))
 }

@@ -9,6 +9,9 @@
 //! is the identity; ∂b = Σ G.
 //!
 //! Both: ∂u = eᵃ G v, ∂v = eᵃ Gᵀ u, ∂a = Σ_i ⟨u_i, ∂u_i⟩. Saved: r and c [N] (InfoNCE), nothing (sigmoid).
+//!
+//! A batch may hold text without pictures: with a number of pairs M, all of the above is of the first M rows of both sides,
+//! and the gradients of the others are 0. A loss of no pairs is 0.
 //! Work: forward 4·N²·E flops (rows and columns are swept apart so that each log-sum has one owner), backward 8·N²·E; on a
 //! GPU 2·N²·E and 6·N²·E.
 
@@ -47,32 +50,101 @@ pub fn contrastive_loss(
     bias: Option<Value>,
     kind: Contrastive,
 ) -> Result<Value> {
-    contrastive_loss_in_strips(tape, [image, text, log_scale], bias, kind, STRIP_ROWS)
+    let form = Form::whole(kind);
+    contrastive_loss_in_form(tape, [image, text, log_scale], bias, None, form)
 }
 
-/// As [`contrastive_loss`] of image, text and log_scale, with at most `strip_rows` rows of scores held at a time on a GPU, in
-/// whole tiles of 128: for proof that strips add up, at sizes that need few.
+/// As [`contrastive_loss`] of image, text and log_scale, where only the first rows are pairs: as many as `pairs` i32 `[1]` says,
+/// from 0 to N. The others take no part.
 ///
 /// # Errors
-/// As [`contrastive_loss`].
+/// As [`contrastive_loss`]; [`Error::Shape`] when `pairs` is no single integer.
+pub fn contrastive_loss_of_first(
+    tape: &mut Tape,
+    features: [Value; 3],
+    bias: Option<Value>,
+    pairs: Value,
+    kind: Contrastive,
+) -> Result<Value> {
+    contrastive_loss_in_form(tape, features, bias, Some(pairs), Form::whole(kind))
+}
+
+/// As [`contrastive_loss_of_first`] or, without `pairs`, [`contrastive_loss`], with at most `strip_rows` rows of scores held at
+/// a time on a GPU, in whole tiles of 128: for proof that strips add up, at sizes that need few.
+///
+/// # Errors
+/// As [`contrastive_loss_of_first`].
 pub fn contrastive_loss_in_strips(
     tape: &mut Tape,
     features: [Value; 3],
     bias: Option<Value>,
+    pairs: Option<Value>,
     kind: Contrastive,
     strip_rows: usize,
 ) -> Result<Value> {
-    let mut inputs = features.to_vec();
-    inputs.extend(bias);
-    tape.record_one(ContrastiveLoss { kind, strip_rows }, &inputs)
+    let form = Form {
+        strip_rows,
+        ..Form::whole(kind)
+    };
+    contrastive_loss_in_form(tape, features, bias, pairs, form)
 }
 
-fn infer_features(inputs: &[TensorType], kind: Contrastive) -> Result<[usize; 2]> {
-    const OP: &str = "contrastive_loss";
-    let want = match kind {
-        Contrastive::InfoNce => 3,
-        Contrastive::Sigmoid => 4,
+fn contrastive_loss_in_form(
+    tape: &mut Tape,
+    features: [Value; 3],
+    bias: Option<Value>,
+    pairs: Option<Value>,
+    form: Form,
+) -> Result<Value> {
+    let mut inputs = features.to_vec();
+    inputs.extend(bias);
+    inputs.extend(pairs);
+    let form = Form {
+        counts_pairs: pairs.is_some(),
+        ..form
     };
+    tape.record_one(ContrastiveLoss { form }, &inputs)
+}
+
+/// What forward and backward have in common.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    kind: Contrastive,
+    /// Whether the number of pairs is an input.
+    counts_pairs: bool,
+    /// Rows of a strip of scores, at most.
+    strip_rows: usize,
+}
+
+impl Form {
+    fn whole(kind: Contrastive) -> Form {
+        Form {
+            kind,
+            counts_pairs: false,
+            strip_rows: STRIP_ROWS,
+        }
+    }
+
+    /// Inputs of the loss before the number of pairs.
+    fn features(self) -> usize {
+        match self.kind {
+            Contrastive::InfoNce => 3,
+            Contrastive::Sigmoid => 4,
+        }
+    }
+
+    /// Rows of `n` that are pairs, where `count` gives the input of their number.
+    fn pairs(self, n: usize, count: impl FnOnce() -> i32) -> usize {
+        match self.counts_pairs {
+            true => count().clamp(0, n as i32) as usize,
+            false => n,
+        }
+    }
+}
+
+fn infer_features(inputs: &[TensorType], form: Form) -> Result<[usize; 2]> {
+    const OP: &str = "contrastive_loss";
+    let want = form.features();
     if inputs.len() < want {
         return Err(Error::shape(
             OP,
@@ -113,9 +185,7 @@ fn infer_features(inputs: &[TensorType], kind: Contrastive) -> Result<[usize; 2]
 
 #[derive(Clone, Copy, Debug)]
 struct ContrastiveLoss {
-    kind: Contrastive,
-    /// Rows of a strip of scores, at most.
-    strip_rows: usize,
+    form: Form,
 }
 
 /// softplus(x) = log(1 + eˣ) without overflow.
@@ -128,9 +198,8 @@ fn log_sum_exp(values: impl Iterator<Item = f64> + Clone) -> f64 {
     most + values.map(|x| (x - most).exp()).sum::<f64>().ln()
 }
 
-/// All similarities in f64, for the reference.
-fn similarities(u: &[f64], v: &[f64], n: usize, scale: f64, bias: f64) -> Vec<f64> {
-    let e = u.len() / n;
+/// The similarities of the first `n` rows of `e` features in f64, for the reference.
+fn similarities(u: &[f64], v: &[f64], [n, e]: [usize; 2], scale: f64, bias: f64) -> Vec<f64> {
     let mut s = vec![0.0; n * n];
     for i in 0..n {
         for j in 0..n {
@@ -147,9 +216,14 @@ impl Op for ContrastiveLoss {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [n, _] = infer_features(inputs, self.kind)?;
+        let [n, _] = infer_features(inputs, self.form)?;
+        if let Some(count) = inputs.get(self.form.features())
+            && *count != TensorType::i32([1])
+        {
+            return Err(Error::shape("contrastive_loss", "pairs", "i32 [1]", count));
+        }
         let mut outputs = vec![TensorType::f32([1])];
-        if self.kind == Contrastive::InfoNce {
+        if self.form.kind == Contrastive::InfoNce {
             outputs.extend([TensorType::f32([n]), TensorType::f32([n])]);
         }
         Ok(outputs)
@@ -157,12 +231,17 @@ impl Op for ContrastiveLoss {
 
     fn reference(&self, args: ReferenceArgs<'_>) {
         let (u, v) = (args.inputs[0].float(), args.inputs[1].float());
-        let n = args.inputs[0].shape.rows();
+        let (rows, e) = (args.inputs[0].shape.rows(), args.inputs[0].columns());
+        let count = || args.inputs[self.form.features()].int()[0];
+        let n = self.form.pairs(rows, count);
         let scale = args.inputs[2].float()[0].exp();
-        match self.kind {
+        match self.form.kind {
             Contrastive::InfoNce => {
-                let s = similarities(u, v, n, scale, 0.0);
+                let s = similarities(u, v, [n, e], scale, 0.0);
                 let mut loss = 0.0;
+                for sums in &mut args.outputs[1..] {
+                    sums.float_mut()[n..].fill(0.0);
+                }
                 for i in 0..n {
                     let row = log_sum_exp((0..n).map(|j| s[i * n + j]));
                     let column = log_sum_exp((0..n).map(|j| s[j * n + i]));
@@ -170,13 +249,13 @@ impl Op for ContrastiveLoss {
                     args.outputs[1].float_mut()[i] = row;
                     args.outputs[2].float_mut()[i] = column;
                 }
-                args.outputs[0].float_mut()[0] = loss / (2 * n) as f64;
+                args.outputs[0].float_mut()[0] = loss / (2 * n.max(1)) as f64;
             }
             Contrastive::Sigmoid => {
-                let s = similarities(u, v, n, scale, args.inputs[3].float()[0]);
+                let s = similarities(u, v, [n, e], scale, args.inputs[3].float()[0]);
                 let all: f64 = s.iter().map(|x| softplus(*x)).sum();
                 let own: f64 = (0..n).map(|i| s[i * n + i]).sum();
-                args.outputs[0].float_mut()[0] = (all - own) / n as f64;
+                args.outputs[0].float_mut()[0] = (all - own) / n.max(1) as f64;
             }
         }
     }
@@ -184,20 +263,25 @@ impl Op for ContrastiveLoss {
     fn cpu(&self, args: CpuArgs<'_>) {
         let (u, v) = (args.inputs.f32(0), args.inputs.f32(1));
         let shape = args.input_types[0].shape;
+        let count = || args.inputs.i32(self.form.features())[0];
         let sweep = Sweep {
-            n: shape.rows(),
+            n: self.form.pairs(shape.rows(), count),
             e: shape.columns(),
             scale: args.inputs.f32(2)[0].exp(),
-            bias: if self.kind == Contrastive::Sigmoid {
+            bias: if self.form.kind == Contrastive::Sigmoid {
                 args.inputs.f32(3)[0]
             } else {
                 0.0
             },
         };
         let n = sweep.n;
-        match self.kind {
+        match self.form.kind {
             Contrastive::InfoNce => {
                 let [loss, row, column] = args.outputs.f32();
+                let (row, others) = row.split_at_mut(n);
+                others.fill(0.0);
+                let (column, others) = column.split_at_mut(n);
+                others.fill(0.0);
                 sweep.log_sums(u, v, row, args.workspace);
                 sweep.log_sums(v, u, column, args.workspace);
                 let mut sum = 0.0;
@@ -205,7 +289,7 @@ impl Op for ContrastiveLoss {
                     let own = f64::from(sweep.own(u, v, i));
                     sum += (f64::from(row[i]) - own) + (f64::from(column[i]) - own);
                 }
-                loss[0] = (sum / (2 * n) as f64) as f32;
+                loss[0] = (sum / (2 * n.max(1)) as f64) as f32;
             }
             Contrastive::Sigmoid => {
                 let [loss] = args.outputs.f32();
@@ -215,23 +299,21 @@ impl Op for ContrastiveLoss {
                 });
                 let all: f64 = sums.iter().map(|x| f64::from(*x)).sum();
                 let own: f64 = (0..n).map(|i| f64::from(sweep.own(u, v, i))).sum();
-                loss[0] = ((all - own) / n as f64) as f32;
+                loss[0] = ((all - own) / n.max(1) as f64) as f32;
             }
         }
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        let mut inputs = backward.inputs.to_vec();
+        let (features, pairs) = backward.inputs.split_at(self.form.features());
+        let mut inputs = features.to_vec();
         inputs.extend(&backward.outputs[1..]);
         inputs.push(backward.gradient(0));
-        let gradients = backward.tape.record(
-            ContrastiveLossBackward {
-                kind: self.kind,
-                strip_rows: self.strip_rows,
-            },
-            &inputs,
-        )?;
-        Ok(gradients.into_iter().map(Some).collect())
+        inputs.extend(pairs);
+        let op = ContrastiveLossBackward { form: self.form };
+        let gradients = backward.tape.record(op, &inputs)?;
+        let none = pairs.iter().map(|_| None);
+        Ok(gradients.into_iter().map(Some).chain(none).collect())
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
@@ -239,7 +321,7 @@ impl Op for ContrastiveLoss {
             inputs[0].shape.rows() as f64,
             inputs[0].shape.columns() as f64,
         );
-        let sweeps = if self.kind == Contrastive::InfoNce {
+        let sweeps = if self.form.kind == Contrastive::InfoNce {
             2.0
         } else {
             1.0
@@ -248,12 +330,12 @@ impl Op for ContrastiveLoss {
     }
 
     fn launches(&self, inputs: &[TensorType], _: &[TensorType]) -> Result<Vec<Launch>> {
-        Problem::of(inputs, self.kind, self.strip_rows).forward_launches()
+        Problem::of(inputs, self.form).forward_launches()
     }
 
     fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
         match target {
-            Target::Cuda => Problem::of(inputs, self.kind, self.strip_rows).forward_bytes(),
+            Target::Cuda => Problem::of(inputs, self.form).forward_bytes(),
             _ => workspace_bytes(inputs, target),
         }
     }
