@@ -8,7 +8,7 @@ use keel::data::random::{Permutation, Purpose, Stream};
 use keel::data::scenes::{
     Arrangement, Object, PLAIN_BACKGROUND, Scene, Side, background_of, compose,
 };
-use keel::data::sprite::{Placement, Sprite, Tint};
+use keel::data::sprite::{Frame, Placement, Sprite, Tint};
 use proptest::prelude::*;
 
 fn stream(sample: u64) -> Stream {
@@ -237,8 +237,23 @@ fn drawing_at_any_size_keeps_the_mean_colour() {
 
 #[test]
 fn an_empty_picture_is_one_empty_pixel() {
-    let sprite = Sprite::new(0, 0, &[]);
-    assert_eq!(sprite.palette().dominant(0.01, 3), []);
+    assert_eq!(Palette::measure([]).dominant(0.01, 3), []);
+    let drawn = |sprite: Option<Sprite>| {
+        let mut frame = Frame::new(8, [200, 100, 0]);
+        let placement = Placement {
+            centre: [0.5; 2],
+            side: 0.5,
+            rotation: 0.3,
+            mirrored: false,
+        };
+        if let Some(sprite) = sprite {
+            sprite.draw(&placement, &mut frame);
+        }
+        let mut pixels = vec![0.0; 3 * 8 * 8];
+        frame.write_normalised(Tint::NONE, &mut pixels);
+        pixels
+    };
+    assert_eq!(drawn(Some(Sprite::new(0, 0, &[]))), drawn(None));
 }
 
 #[test]

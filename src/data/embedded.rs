@@ -62,13 +62,32 @@ pub struct Concept {
     pub subcategory: String,
     /// Whether it is kept out of training; the same for both artists.
     pub held_out: bool,
-    pictures: [Picture; 2],
+    /// The drawings of [`Artist::ALL`], as files.
+    pngs: [Vec<u8>; 2],
 }
 
 impl Concept {
-    /// The drawing by this artist, transparent around it.
-    pub fn picture(&self, artist: Artist) -> &Picture {
-        &self.pictures[artist as usize]
+    /// Decodes the drawing by this artist, transparent around it.
+    ///
+    /// # Errors
+    /// [`Error::Content`] when the drawing is damaged or not of the embedded size.
+    pub fn picture(&self, artist: Artist) -> Result<Picture> {
+        let name = format!(
+            "the embedded shard {}: {}.png",
+            artist.name(),
+            self.codepoints
+        );
+        let png = &self.pngs[artist as usize];
+        let picture = Picture::decode(&name, png, &PictureLimits::default())?;
+        if (picture.width, picture.height) != (SIZE, SIZE) {
+            let found = format!("it is not {SIZE} x {SIZE}");
+            return Err(Error::content(
+                name,
+                found,
+                "rebuild it with cargo tool emoji",
+            ));
+        }
+        Ok(picture)
     }
 }
 
@@ -92,7 +111,7 @@ struct Words {
 }
 
 impl Concepts {
-    /// Unpacks and decodes both shards, on all threads.
+    /// Unpacks both shards, on all threads. Drawings are decoded when they are asked for: a run sees but some of them.
     ///
     /// # Errors
     /// [`Error::Content`] when a shard is damaged or the two do not hold the same concepts.
@@ -125,13 +144,13 @@ impl Concepts {
                 category: words.category,
                 subcategory: words.subcategory,
                 held_out: words.split == "held-out",
-                pictures: [noto, twemoji],
+                pngs: [noto, twemoji],
             })
             .collect();
         Ok(Concepts { entries })
     }
 
-    /// The embedded concepts, decoded at the first call and shared from then on.
+    /// The embedded concepts, unpacked at the first call and shared from then on.
     pub fn embedded() -> &'static Concepts {
         static CONCEPTS: LazyLock<Concepts> = LazyLock::new(|| {
             Concepts::load(NOTO, TWEMOJI)
@@ -141,8 +160,8 @@ impl Concepts {
     }
 }
 
-/// The key, words and picture of every sample of a gzipped shard.
-fn read_shard(name: &str, gzip: &[u8]) -> Result<Vec<(String, Words, Picture)>> {
+/// The key, words and drawing of every sample of a gzipped shard.
+fn read_shard(name: &str, gzip: &[u8]) -> Result<Vec<(String, Words, Vec<u8>)>> {
     let damaged =
         |problem: String| Error::content(name, problem, "rebuild it with cargo tool emoji");
     let mut tar = Vec::new();
@@ -166,18 +185,8 @@ fn read_shard(name: &str, gzip: &[u8]) -> Result<Vec<(String, Words, Picture)>> 
             };
             let words: Words = serde_json::from_slice(&read("json")?)
                 .map_err(|e| damaged(format!("{}.json: {e}", sample.key)))?;
-            let picture = Picture::decode(
-                &format!("{name}: {}.png", sample.key),
-                &read("png")?,
-                &PictureLimits::default(),
-            )?;
-            if (picture.width, picture.height) != (SIZE, SIZE) {
-                return Err(damaged(format!(
-                    "{}.png is not {SIZE} x {SIZE}",
-                    sample.key
-                )));
-            }
-            Ok((sample.key, words, picture))
+            let png = read("png")?;
+            Ok((sample.key, words, png))
         })
         .collect()
 }

@@ -10,7 +10,8 @@ use rayon::prelude::*;
 use super::colours::{Colour, Palette};
 use super::embedded::{self, Artist, Concepts};
 use super::names::{self, Reading};
-use super::sprite::Sprite;
+use super::picture::Picture;
+use super::sprite::{self, Sprite};
 use crate::error::{Error, Result};
 
 /// Whether a concept is trained on.
@@ -55,12 +56,21 @@ pub struct Entry {
     pub country: Option<String>,
     /// Whether left and right may be swapped.
     pub mirror_safe: bool,
-    /// The sprites of [`Artist::ALL`].
-    sprites: [Sprite; 2],
+    raw: embedded::Concept,
+    /// What [`Artist::ALL`] drew.
+    drawings: [Drawing; 2],
+}
+
+/// One artist's drawing of a concept. It is decoded when something asks for it, and its colours are measured apart from its
+/// sprite: a task groups all concepts by colour and shows some of them.
+#[derive(Debug, Default)]
+struct Drawing {
+    palette: OnceLock<Palette>,
+    sprite: OnceLock<Sprite>,
 }
 
 impl Entry {
-    fn new(raw: &embedded::Concept, categories: &[String], subcategories: &[String]) -> Entry {
+    fn new(raw: embedded::Concept, categories: &[String], subcategories: &[String]) -> Entry {
         let name = names::plain_name(&raw.name);
         let words: Vec<&str> = name.split(' ').collect();
         let index = |groups: &[String], word: &str| {
@@ -69,14 +79,6 @@ impl Entry {
         };
         let keywords = raw.keywords.iter().map(|keyword| keyword.to_lowercase());
         let fresh = |keyword: &String| *keyword != name && !words.contains(&keyword.as_str());
-        let sprites = Artist::ALL.map(|artist| {
-            let picture = raw.picture(artist);
-            Sprite::new(
-                picture.width as usize,
-                picture.height as usize,
-                &picture.rgba,
-            )
-        });
         Entry {
             key: raw.emoji.clone(),
             phrase: match Reading::of(&raw.emoji) {
@@ -94,19 +96,32 @@ impl Entry {
             reading: Reading::of(&raw.emoji),
             country: names::country(&name, &raw.subcategory).map(str::to_owned),
             mirror_safe: names::mirror_safe(&name, &raw.category, &raw.subcategory),
-            sprites,
+            drawings: Default::default(),
             name,
+            raw,
         }
+    }
+
+    fn picture(&self, artist: Artist) -> Picture {
+        let picture = self.raw.picture(artist);
+        picture.expect("the shards are part of the program and tested with it")
     }
 
     /// The picture of one artist.
     pub fn sprite(&self, artist: Artist) -> &Sprite {
-        &self.sprites[artist as usize]
+        self.drawings[artist as usize].sprite.get_or_init(|| {
+            let picture = self.picture(artist);
+            let sides = [picture.width, picture.height].map(|side| side as usize);
+            Sprite::new(sides[0], sides[1], &picture.rgba)
+        })
     }
 
     /// The colours of one artist's picture.
     pub fn palette(&self, artist: Artist) -> &Palette {
-        self.sprite(artist).palette()
+        let drawing = &self.drawings[artist as usize];
+        drawing
+            .palette
+            .get_or_init(|| sprite::palette(&self.picture(artist)))
     }
 }
 
@@ -121,24 +136,23 @@ pub struct Library {
 }
 
 impl Library {
-    /// The library of the embedded concepts, prepared on first use and shared from then on.
+    /// The library of the embedded concepts, made on first use and shared from then on.
     pub fn embedded() -> Arc<Library> {
         static EMBEDDED: OnceLock<Arc<Library>> = OnceLock::new();
         EMBEDDED
             .get_or_init(|| {
-                // Not the shared concepts: their 62 MB of pictures are not needed once the sprites exist.
                 let library = Concepts::load(embedded::NOTO, embedded::TWEMOJI)
-                    .and_then(|concepts| Library::new(&concepts.entries));
+                    .and_then(|concepts| Library::new(concepts.entries));
                 Arc::new(library.expect("the shards are part of the program and tested with it"))
             })
             .clone()
     }
 
-    /// Prepares concepts, on all threads.
+    /// Names and groups concepts; their drawings wait until they are asked for.
     ///
     /// # Errors
     /// `Content` when two concepts share an emoji or a plain name.
-    pub fn new(raw: &[embedded::Concept]) -> Result<Library> {
+    pub fn new(raw: Vec<embedded::Concept>) -> Result<Library> {
         let mut categories: Vec<String> = raw
             .iter()
             .map(|concept| names::category_word(&concept.category))
@@ -152,7 +166,7 @@ impl Library {
             groups.dedup();
         }
         let concepts: Vec<Entry> = raw
-            .par_iter()
+            .into_par_iter()
             .map(|concept| Entry::new(concept, &categories, &subcategories))
             .collect();
         let mut seen: HashMap<&str, &str> = HashMap::new();
@@ -220,6 +234,9 @@ impl Library {
 
     /// As [`Library::pool`], of these concepts alone.
     pub fn pool_of(&self, artist: Artist, all: Vec<usize>) -> Pool {
+        all.par_iter().for_each(|index| {
+            self.concepts[*index].palette(artist);
+        });
         let mut by_category = vec![Vec::new(); self.categories.len()];
         let mut by_colour = vec![Vec::new(); Colour::ALL.len()];
         let mut flags = Vec::new();

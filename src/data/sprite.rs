@@ -1,12 +1,9 @@
-//! Pictures made ready for composing: premultiplied alpha, a short pyramid of halved sizes, the box that is not empty,
-//! and the palette. Drawing is one inverse-mapped bilinear pass over the pixels that the sprite covers, so a scene costs
+//! Pictures made ready for composing: premultiplied alpha, a short pyramid of halved sizes and the box that is not empty.
+//! Drawing is one inverse-mapped bilinear pass over the pixels that the sprite covers, so a scene costs
 //! about as much as its area, whatever the size of the sources.
 
 use super::colours::Palette;
 use super::picture::Picture;
-
-/// Colours are measured on the first level no larger than this, so that photographs cost little.
-const PALETTE_SIDE: usize = 64;
 
 /// How a sprite is laid on the frame, in units of the frame's side.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -134,7 +131,6 @@ pub struct Sprite {
     levels: Vec<Level>,
     /// Left, top, right, bottom of what is not empty, in pixels of the first level.
     extent: [f32; 4],
-    palette: Palette,
 }
 
 impl Sprite {
@@ -150,28 +146,12 @@ impl Sprite {
         let opaque = inner.iter().all(|pixel| pixel[3] == 255);
         let (mut w, mut h) = (width, height);
         let mut levels = vec![Level::bordered(w, h, &inner, opaque)];
-        let mut palette = None;
-        loop {
-            if palette.is_none() && w.min(h) <= PALETTE_SIDE {
-                palette = Some(Palette::measure(inner.iter().copied().map(unpremultiplied)));
-            }
-            if w.min(h) < 16 {
-                break;
-            }
+        while w.min(h) >= 16 {
             inner = halve(w, h, &inner);
             (w, h) = (w / 2, h / 2);
             levels.push(Level::bordered(w, h, &inner, opaque));
         }
-        Sprite {
-            levels,
-            extent,
-            palette: palette.unwrap_or_default(),
-        }
-    }
-
-    /// The colours of the picture.
-    pub fn palette(&self) -> &Palette {
-        &self.palette
+        Sprite { levels, extent }
     }
 
     /// Half the width and half the height of the upright box around the turned tight box, in pixels of the source.
@@ -296,6 +276,12 @@ impl Sprite {
             }
         }
     }
+}
+
+/// The colours of a picture as its sprite holds them: premultiplied, in 8 bits.
+pub fn palette(picture: &Picture) -> Palette {
+    let pixels = picture.rgba.chunks_exact(4);
+    Palette::measure(pixels.map(|p| unpremultiplied(premultiplied([p[0], p[1], p[2], p[3]]))))
 }
 
 // Most pixels are opaque or empty, and neither needs a division.
