@@ -14,10 +14,17 @@ static uint32_t follow(uint32_t set, uint32_t last, bool downwards) {
     return uint32_t(__builtin_ctz(above ? above : set));
 }
 
+// By counts of bits in pairs, fours and bytes, which give the number of members and then lead to the one that was drawn: this
+// is asked at every wait of every thread, and host compilers may not take the host's own instruction for it.
 static uint32_t random_member(uint32_t set, Random& random) {
-    uint32_t skip = random.below(uint32_t(__builtin_popcount(set)));
-    while (skip--) set &= set - 1;
-    return uint32_t(__builtin_ctz(set));
+    const uint32_t pairs = set - (set >> 1 & 0x55555555);
+    const uint32_t fours = (pairs & 0x33333333) + (pairs >> 2 & 0x33333333);
+    const uint32_t bytes = (fours + (fours >> 4)) & 0x0f0f0f0f;
+    uint32_t skip = random.below(bytes * 0x01010101 >> 24), at = 0;
+    for (uint32_t here; skip >= (here = bytes >> at & 15); at += 8) skip -= here;
+    uint32_t left = set >> at;
+    while (skip--) left &= left - 1;
+    return at + uint32_t(__builtin_ctz(left));
 }
 
 static Warp& highest_priority(Block& block, Warp* last) {

@@ -44,22 +44,26 @@ impl Op for LinearInputGradient {
     }
 
     fn reference(&self, args: ReferenceArgs<'_>) {
-        let (dy, weight) = (args.inputs[0], args.inputs[1]);
-        let (columns, inner) = (dy.columns(), weight.columns());
-        for row in 0..dy.shape.rows() {
-            for k in 0..inner {
-                let index = row * inner + k;
-                let mut sum = 0.0;
-                for n in 0..columns {
-                    sum += dy.float()[row * columns + n] * weight.float()[n * inner + k];
+        let (dy, weight) = (args.inputs[0].float(), args.inputs[1].float());
+        let (columns, inner) = (args.inputs[0].columns(), args.inputs[1].columns());
+        let beside = args.inputs.get(2).map(|input| input.float());
+        let dx = args.outputs[0].float_mut();
+        dx.fill(0.0);
+        // Down the weight's rows, so that its elements are read in their order.
+        for (row, dx) in dx.chunks_exact_mut(inner.max(1)).enumerate() {
+            for n in 0..columns {
+                let dy = dy[row * columns + n];
+                for (dx, weight) in dx.iter_mut().zip(&weight[n * inner..]) {
+                    *dx += dy * weight;
                 }
-                if let Some(f) = self.activation {
-                    sum *= f.derivative(args.inputs[2].float()[index]);
+            }
+            let beside = beside.map(|beside| &beside[row * inner..]);
+            for (k, dx) in dx.iter_mut().enumerate() {
+                match (self.activation, beside) {
+                    (Some(f), Some(before)) => *dx *= f.derivative(before[k]),
+                    (None, Some(sum)) if self.accumulates => *dx += sum[k],
+                    _ => {}
                 }
-                if self.accumulates {
-                    sum += args.inputs[2].float()[index];
-                }
-                args.outputs[0].float_mut()[index] = sum;
             }
         }
     }

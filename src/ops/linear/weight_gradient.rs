@@ -46,22 +46,29 @@ impl Op for LinearWeightGradient {
     }
 
     fn reference(&self, args: ReferenceArgs<'_>) {
-        let (dy, x) = (args.inputs[0], args.inputs[1]);
-        let (columns, inner) = (dy.columns(), x.columns());
-        for n in 0..columns {
-            for k in 0..inner {
-                let mut sum = 0.0;
-                for row in 0..dy.shape.rows() {
-                    sum += dy.float()[row * columns + n] * x.float()[row * inner + k];
+        let (dy, x) = (args.inputs[0].float(), args.inputs[1].float());
+        let (columns, inner) = (args.inputs[0].columns(), args.inputs[1].columns());
+        let rows = args.inputs[0].shape.rows();
+        let dw = args.outputs[0].float_mut();
+        dw.fill(0.0);
+        // Row by row, so that elements are read and added to in their order.
+        for row in 0..rows {
+            for n in 0..columns {
+                let dy = dy[row * columns + n];
+                let dw = &mut dw[n * inner..][..inner];
+                for (dw, x) in dw.iter_mut().zip(&x[row * inner..]) {
+                    *dw += dy * x;
                 }
-                if self.accumulates {
-                    sum += args.inputs[2].float()[n * inner + k];
-                }
-                args.outputs[0].float_mut()[n * inner + k] = sum;
             }
-            if self.has_bias {
-                args.outputs[1].float_mut()[n] =
-                    dy.float().iter().skip(n).step_by(columns).sum::<f64>();
+        }
+        if self.accumulates {
+            for (dw, sum) in dw.iter_mut().zip(args.inputs[2].float()) {
+                *dw += sum;
+            }
+        }
+        if self.has_bias {
+            for (n, db) in args.outputs[1].float_mut().iter_mut().enumerate() {
+                *db = dy.iter().skip(n).step_by(columns).sum();
             }
         }
     }
