@@ -6,7 +6,10 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use keel::data::benchmark::{Benchmark, BenchmarkItem};
-use keel::eval::{AnsweredItem, BenchmarkScore, Wording, chosen_option, is_right, yes_or_no};
+use keel::eval::{
+    AnsweredItem, BenchmarkScore, Wording, chosen_option, is_right, short_answers_match, yes_or_no,
+};
+use serde::Deserialize;
 
 use crate::command::{keel, tiny_recipe};
 use crate::data_pairs::pictures;
@@ -68,8 +71,51 @@ fn yes_and_no_are_words_and_exclude_each_other() {
         ..BenchmarkItem::default()
     };
     assert!(is_right(&item("No"), "no, it is not") && !is_right(&item("No"), "maybe"));
-    assert!(is_right(&item("three"), "3.") && !is_right(&item("three"), "four"));
+    assert!(is_right(&item("three"), "the 3") && !is_right(&item("three"), "four"));
     assert!(is_right(&item("['red', \"crimson\"]"), "Crimson!"));
+}
+
+/// What VLMEvalKit's own functions make of answers: `tools/golden_benchmark.py`.
+#[derive(Deserialize)]
+struct Rules {
+    choices: Vec<(Vec<(char, String)>, String, Option<char>)>,
+    yes_no: Vec<(String, Option<bool>)>,
+    short: ShortAnswers,
+}
+
+#[derive(Deserialize)]
+struct ShortAnswers {
+    answers: Vec<String>,
+    /// Those that are equal, the lesser first.
+    equal: Vec<(String, String)>,
+}
+
+#[test]
+fn answers_mean_what_vlmevalkit_takes_them_for() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("verify/goldens/benchmark.json");
+    let rules: Rules = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    assert!(rules.choices.len() > 150 && rules.short.equal.len() > 40);
+    for (options, answer, wanted) in &rules.choices {
+        assert_eq!(
+            chosen_option(answer, options),
+            *wanted,
+            "{answer:?} of {options:?}"
+        );
+    }
+    for (answer, wanted) in &rules.yes_no {
+        assert_eq!(yes_or_no(answer), *wanted, "{answer:?}");
+    }
+    for given in &rules.short.answers {
+        for wanted in &rules.short.answers {
+            let pair = (given.min(wanted).clone(), given.max(wanted).clone());
+            let are_equal = given == wanted || rules.short.equal.contains(&pair);
+            assert_eq!(
+                short_answers_match(given, wanted),
+                are_equal,
+                "{given:?} and {wanted:?}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::answer_match::answers_match;
+use super::benchmark_rules::{chosen_option, short_answers_match, yes_or_no};
 use crate::data::benchmark::BenchmarkItem;
 
 /// How questions are put.
@@ -88,60 +88,6 @@ impl AnswerKind {
     }
 }
 
-/// Words from the end of an answer in which a letter counts as the chosen option.
-const LAST_WORDS: usize = 4;
-
-/// The option that an answer means: the only option's letter among its words, which must be one of the last four, so that an
-/// article `A` at the beginning of a sentence is none; else the only option whose text is in it, unless the answer is
-/// more than twice as long as all options together.
-pub fn chosen_option(answer: &str, options: &[(char, String)]) -> Option<char> {
-    let spaced: String = answer
-        .chars()
-        .map(|c| if ".()[],:;!*#{}".contains(c) { ' ' } else { c })
-        .collect();
-    let words: Vec<&str> = spaced.split_whitespace().collect();
-    let place = |letter: char| {
-        let mut words = words.iter();
-        words.position(|word| *word == letter.to_string())
-    };
-    let named: Vec<(char, usize)> = options
-        .iter()
-        .filter_map(|(letter, _)| Some((*letter, place(*letter)?)))
-        .collect();
-    if let [(letter, at)] = named[..]
-        && at + LAST_WORDS >= words.len()
-    {
-        return Some(letter);
-    }
-    let answer = answer.to_lowercase();
-    let length: usize = options.iter().map(|(_, text)| text.chars().count()).sum();
-    if answer.chars().count() > 2 * length {
-        return None;
-    }
-    let held = |(_, text): &&(char, String)| answer.contains(&text.to_lowercase());
-    let found: Vec<&(char, String)> = options.iter().filter(held).collect();
-    match found[..] {
-        [(letter, _)] => Some(*letter),
-        _ => None,
-    }
-}
-
-/// Yes or no, where one of the words is in an answer and the other is not.
-pub fn yes_or_no(answer: &str) -> Option<bool> {
-    let answer = answer.to_lowercase();
-    let mut words = answer.split(|c: char| !c.is_alphanumeric() && c != '\'');
-    let (mut yes, mut no) = (false, false);
-    for word in &mut words {
-        yes |= word == "yes";
-        no |= word == "no";
-    }
-    match (yes, no) {
-        (true, false) => Some(true),
-        (false, true) => Some(false),
-        _ => None,
-    }
-}
-
 /// The right answers of a short question: one, or a list such as `['red', 'crimson']`.
 fn right_answers(answer: &str) -> Vec<String> {
     let list = answer
@@ -162,7 +108,7 @@ pub fn is_right(item: &BenchmarkItem, answer: &str) -> bool {
         AnswerKind::YesNo => yes_or_no(answer) == Some(item.answer.eq_ignore_ascii_case("yes")),
         AnswerKind::Short => {
             let right = right_answers(&item.answer);
-            right.iter().any(|right| answers_match(answer, right))
+            right.iter().any(|right| short_answers_match(answer, right))
         }
     }
 }

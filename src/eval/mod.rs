@@ -4,6 +4,7 @@
 mod answer_match;
 mod answers;
 mod benchmark;
+mod benchmark_rules;
 mod comparable;
 mod distances;
 mod drift;
@@ -28,9 +29,8 @@ use serde::{Deserialize, Serialize};
 
 pub use answer_match::{answers_match, normalise_answer};
 pub use answers::{Answerer, exact_answers};
-pub use benchmark::{
-    AnswerKind, AnsweredItem, BenchmarkScore, Score, Wording, chosen_option, is_right, yes_or_no,
-};
+pub use benchmark::{AnswerKind, AnsweredItem, BenchmarkScore, Score, Wording, is_right};
+pub use benchmark_rules::{chosen_option, short_answers_match, yes_or_no};
 pub use comparable::{COMPARED, Compared, comparable};
 pub use distances::{
     Sinkhorn, exact_wasserstein, mean_distance, nearest_neighbour_distance, sinkhorn_divergence,
