@@ -4,9 +4,11 @@
     python tools/rehearsal.py [FOLDER]
 
 A random tower in AIMv2's form and a random decoder in Qwen2's form with a tokeniser of its own are written as their library
-writes them; pictures with conversations stand beside them. `keel train` refines them in three stages, `keel export` writes
-them back, and transformers loads what was written. Both then answer questions about pictures, greedily: every answer must be
-the same, token by token, as far as it goes or for 24 tokens. Exits with an error where one is not.
+writes them; pictures with conversations stand beside them, some of them wide, and some conversations about none. `keel train`
+refines them in three stages, the last on pictures cut into tiles, two samples to a sequence, with a contrast beside text;
+`keel export` writes them back, and transformers loads what was written. Both then answer questions about pictures, greedily,
+transformers on the tiles of its own processor: every answer must be the same, token by token, as far as it goes or for 24
+tokens. Exits with an error where one is not.
 """
 
 import json
@@ -20,6 +22,8 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from transformers import Aimv2VisionConfig, Aimv2VisionModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers.image_utils import SizeDict
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from golden_chat import tokeniser
 
@@ -29,10 +33,12 @@ COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220), 
 # Tokens of an answer that are compared.
 MOST = 24
 SHAPES = ["square", "circle", "triangle"]
+# Tiles of a picture, at most.
+TILES = 4
 
 
-def draw(shape: str, colour: str, at: tuple[int, int]) -> Image.Image:
-    picture = Image.new("RGB", (SIDE, SIDE), (255, 255, 255))
+def draw(shape: str, colour: str, at: tuple[int, int], width: int) -> Image.Image:
+    picture = Image.new("RGB", (width, SIDE), (255, 255, 255))
     pen, (x, y), fill = ImageDraw.Draw(picture), at, COLOURS[colour]
     match shape:
         case "square":
@@ -51,9 +57,10 @@ def pairs(folder: Path) -> list[tuple[Path, str]]:
     lines, asked = [], []
     for number in range(240):
         shape, colour = SHAPES[number % 3], list(COLOURS)[number // 3 % 4]
-        at = tuple(int(x) for x in generator.integers(20, 44, 2))
+        width = 2 * SIDE if number % 4 == 1 else SIDE
+        at = tuple(int(x) for x in generator.integers(20, [width - 20, 44]))
         name = f"{number:03}.png"
-        draw(shape, colour, at).save(folder / name)
+        draw(shape, colour, at, width).save(folder / name)
         # A contrast needs answers that tell one picture from another.
         question, answer = [
             ("<image>\nWhat is this?", f"a {colour} {shape} at {at[0]} {at[1]}"),
@@ -62,6 +69,9 @@ def pairs(folder: Path) -> list[tuple[Path, str]]:
         ][generator.integers(3)]
         turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
         lines.append(json.dumps({"id": number, "image": name, "conversations": turns}))
+        if number % 10 == 0:
+            turns = [{"from": "human", "value": f"What comes after {number}?"}, {"from": "gpt", "value": f"{number + 1}"}]
+            lines.append(json.dumps({"id": f"text {number}", "conversations": turns}))
         if number < 12:
             asked.append((folder / name, question.removeprefix("<image>\n")))
     (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
@@ -97,6 +107,8 @@ def train(folder: Path) -> None:
     steps = {"warm-up": 40, "fine-grained": 60, "world-knowledge": 200}
     sets = [f"stage.{stage}.steps={count}" for stage, count in steps.items()]
     sets += [f"stage.{stage}.data.pairs=2" for stage in steps]
+    last = {"tiles": TILES, "pack": 2, "tokens": 320}
+    sets += [f"stage.world-knowledge.{key}={value}" for key, value in last.items()]
     # The last stage is the one that users train themselves.
     sets.append("stage.target.steps=1")
     more = [part for text in sets for part in ("--set", text)]
@@ -121,19 +133,23 @@ def answers_of_transformers(folder: Path, checkpoint: str, asked: list[tuple[Pat
     mean, deviation = (torch.tensor(settings[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
     image_id, end = (words.convert_tokens_to_ids(name) for name in ("<IMG_CONTEXT>", "<|im_end|>"))
     count = (SIDE // PATCH // 2) ** 2
+    processor = GotOcr2ImageProcessorPil()
     answers = []
     with torch.no_grad():
         for path, question in asked:
-            pixels = torch.from_numpy(numpy.array(Image.open(path).convert("RGB"))).permute(2, 0, 1) / 255.0
-            features = tower(((pixels - mean) / deviation)[None]).last_hidden_state[0]
-            side = SIDE // PATCH
-            grid = features.view(side // 2, 2, side // 2, 2, WIDTH).permute(0, 2, 1, 3, 4).reshape(count, 4 * WIDTH)
+            picture = numpy.array(Image.open(path).convert("RGB"))
+            size = SizeDict(height=SIDE, width=SIDE)
+            cut = processor.crop_image_to_patches(picture, 1, TILES, use_thumbnail=True, patch_size=size, resample=3)
+            pixels = torch.from_numpy(numpy.stack(cut)).permute(0, 3, 1, 2) / 255.0
+            features = tower((pixels - mean) / deviation).last_hidden_state
+            side, most = SIDE // PATCH // 2, len(cut)
+            grid = features.view(most, side, 2, side, 2, WIDTH).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4 * WIDTH)
             x = torch.nn.functional.layer_norm(grid, [4 * WIDTH], whole["mlp1.0.weight"], whole["mlp1.0.bias"], 1e-5)
             x = torch.nn.functional.gelu(x @ whole["mlp1.1.weight"].T + whole["mlp1.1.bias"])
             x = x @ whole["mlp1.3.weight"].T + whole["mlp1.3.bias"]
             text = (
                 "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
-                f"<|im_start|>user\n<img>{'<IMG_CONTEXT>' * count}</img>\n{question}<|im_end|>\n<|im_start|>assistant\n"
+                f"<|im_start|>user\n<img>{'<IMG_CONTEXT>' * (most * count)}</img>\n{question}<|im_end|>\n<|im_start|>assistant\n"
             )
             ids = words.encode(text, add_special_tokens=False)
             answer = []
@@ -163,7 +179,7 @@ def main() -> None:
             ours = keel(folder, "caption", str(checkpoint), str(path), "--question", question).strip()
             is_same = ours == answer if is_whole else ours.startswith(answer)
             wrong += not is_same
-            print(f"{path.name}  {question:<24}{ours!r}" + ("" if is_same else f", transformers {answer!r}"))
+            print(f"{path.name}  {question:<24}{ours[:40]!r}" + ("" if is_same else f", transformers {answer!r}"))
         if wrong:
             sys.exit(f"{wrong} of {len(asked)} answers differ")
         print(f"{len(asked)} of {len(asked)} answers are the same in transformers")
