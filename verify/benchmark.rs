@@ -75,10 +75,13 @@ fn yes_and_no_are_words_and_exclude_each_other() {
     assert!(is_right(&item("['red', \"crimson\"]"), "Crimson!"));
 }
 
+/// Options, an answer, and the option that it means.
+type Choice = (Vec<(char, String)>, String, Option<char>);
+
 /// What VLMEvalKit's own functions make of answers: `tools/golden_benchmark.py`.
 #[derive(Deserialize)]
 struct Rules {
-    choices: Vec<(Vec<(char, String)>, String, Option<char>)>,
+    choices: Vec<Choice>,
     yes_no: Vec<(String, Option<bool>)>,
     short: ShortAnswers,
 }

@@ -23,21 +23,26 @@ pub fn normalise_answer(answer: &str) -> String {
     let words = text
         .split_whitespace()
         .filter(|word| is_bare || !is_article(word))
-        .map(|word| match word {
-            "none" | "zero" => "0",
-            "one" => "1",
-            "two" => "2",
-            "three" => "3",
-            "four" => "4",
-            "five" => "5",
-            "six" => "6",
-            "seven" => "7",
-            "eight" => "8",
-            "nine" => "9",
-            "ten" => "10",
-            word => word,
-        });
+        .map(number_as_digits);
     words.collect::<Vec<_>>().join(" ")
+}
+
+/// A lower-case word, in digits where it is a number up to ten.
+pub(super) fn number_as_digits(word: &str) -> &str {
+    match word {
+        "none" | "zero" => "0",
+        "one" => "1",
+        "two" => "2",
+        "three" => "3",
+        "four" => "4",
+        "five" => "5",
+        "six" => "6",
+        "seven" => "7",
+        "eight" => "8",
+        "nine" => "9",
+        "ten" => "10",
+        word => word,
+    }
 }
 
 /// Whether two answers are the same once normalised.

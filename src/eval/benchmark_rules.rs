@@ -2,6 +2,8 @@
 //! `can_infer`, `YOrN_Extraction` and `process_answer`, held to what those functions give (`tools/golden_benchmark.py`). Their
 //! oddities are kept: a score is worth nothing beside others unless it is made in the same way.
 
+use super::answer_match::number_as_digits;
+
 /// Words from the end of an answer in which a letter counts as the chosen option.
 const LAST_WORDS: usize = 4;
 
@@ -59,10 +61,10 @@ pub fn chosen_option(answer: &str, options: &[(char, String)]) -> Option<char> {
 /// first letter of a word.
 fn letter_after_answer_is(answer: &str) -> Option<char> {
     let answer = answer.to_ascii_lowercase();
-    let gap = |text: &str| -> Option<String> {
+    fn gap(text: &str) -> Option<&str> {
         let rest = text.trim_start();
-        (rest.len() < text.len()).then(|| rest.to_owned())
-    };
+        (rest.len() < text.len()).then_some(rest)
+    }
     let behind = |(at, word): (usize, &str)| -> Option<char> {
         let rest = gap(&answer[at + word.len()..])?;
         let rest = gap(rest.strip_prefix("is")?)?;
@@ -102,20 +104,6 @@ const CONTRACTIONS: &str = "aint arent cant couldve couldnt couldntve didnt does
 fn words_of(answer: &str) -> Vec<String> {
     let text = without_punctuation(answer.replace(['\n', '\t'], " ").trim());
     let words = text.split_whitespace().map(str::to_lowercase);
-    let digit = |word: String| match word.as_str() {
-        "none" | "zero" => "0".to_owned(),
-        "one" => "1".to_owned(),
-        "two" => "2".to_owned(),
-        "three" => "3".to_owned(),
-        "four" => "4".to_owned(),
-        "five" => "5".to_owned(),
-        "six" => "6".to_owned(),
-        "seven" => "7".to_owned(),
-        "eight" => "8".to_owned(),
-        "nine" => "9".to_owned(),
-        "ten" => "10".to_owned(),
-        _ => word,
-    };
     let whole = |word: String| {
         let bare = word.replace('\'', "");
         match CONTRACTIONS.split_whitespace().any(|known| known == bare) {
@@ -124,7 +112,7 @@ fn words_of(answer: &str) -> Vec<String> {
         }
     };
     words
-        .map(digit)
+        .map(|word| number_as_digits(&word).to_owned())
         .filter(|word| !["a", "an", "the"].contains(&word.as_str()))
         .map(whole)
         .collect()
