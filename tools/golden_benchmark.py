@@ -8,19 +8,18 @@ VLMEvalKit's own functions decide: `can_infer` (which option an answer means), `
 parts, which need a GPU's worth of libraries. Answers are drawn from a seed out of the ways in which models answer.
 """
 
+import copy
 import json
+import logging
+import os
 import random
 import re
+import string
 import subprocess
 import sys
 from pathlib import Path
 
 OUT = Path(__file__).resolve().parent.parent / "verify" / "goldens" / "benchmark.json"
-
-
-class Silent:
-    def info(self, *_):
-        pass
 
 
 def functions(path, names, beside):
@@ -34,13 +33,9 @@ def functions(path, names, beside):
 
 
 def rules(root):
-    import copy
-    import os
-    import string
-
     misc = functions(root / "vlmeval/smp/misc.py", ["process_punctuation"], {})
     beside = {"process_punctuation": misc["process_punctuation"]}
-    matching = {"re": re, "os": os, "string": string, "cp": copy, "logger": Silent()}
+    matching = {"re": re, "os": os, "string": string, "cp": copy, "logger": logging}
     names = ["_VERBOSE_ANSWER_RE", "can_infer_option", "can_infer_text", "can_infer"]
     matching = functions(root / "vlmeval/utils/matching_util.py", names, matching)
     yes_no = functions(root / "vlmeval/dataset/utils/yorn.py", ["YOrN_Extraction"], beside)

@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use crate::command::{keel, tiny_recipe};
 use crate::data_pairs::pictures;
+use crate::harness::goldens;
 
 fn options(texts: &[&str]) -> Vec<(char, String)> {
     let letters = "ABCDEFG".chars();
@@ -95,8 +96,8 @@ struct ShortAnswers {
 
 #[test]
 fn answers_mean_what_vlmevalkit_takes_them_for() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("verify/goldens/benchmark.json");
-    let rules: Rules = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    let text = fs::read(goldens().join("benchmark.json")).unwrap();
+    let rules: Rules = serde_json::from_slice(&text).unwrap();
     assert!(rules.choices.len() > 150 && rules.short.equal.len() > 40);
     for (options, answer, wanted) in &rules.choices {
         assert_eq!(

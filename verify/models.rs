@@ -242,7 +242,7 @@ fn the_infonce_pair_of_towers_agrees_with_pytorch() {
         let text = project(tape, "text", text)?;
         let log_scale = scope.plain(tape, "log_scale", [1], Init::Constant(0.0))?;
         let kind = Contrastive::InfoNce;
-        let loss = ops::contrastive_loss(tape, image, text, log_scale, None, kind)?;
+        let loss = ops::contrastive_loss(tape, [image, text, log_scale], None, None, kind)?;
         Ok(Recorded::Loss(loss))
     };
     Model::new(&golden, record)

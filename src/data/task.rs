@@ -56,6 +56,11 @@ impl TaskKind {
         }
     }
 
+    /// The kind of this name.
+    pub fn of_name(name: &str) -> Option<TaskKind> {
+        TaskKind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
     /// Whether its samples have a picture, as all but some of a user's pairs do; others have no part in a contrast.
     pub fn has_image(self) -> bool {
         self != TaskKind::Facts

@@ -307,7 +307,7 @@ fn tower(sizes: &Sizes) -> Vec<Example> {
             format!("N{pairs} E{shared}"),
             true,
             vec![f32s([pairs, shared]), f32s([pairs, shared]), f32s([1])],
-            |t, v| ops::contrastive_loss(t, v[0], v[1], v[2], None, Contrastive::InfoNce),
+            |t, v| ops::contrastive_loss(t, [v[0], v[1], v[2]], None, None, Contrastive::InfoNce),
         ),
     ]
 }

@@ -289,12 +289,12 @@ fn record_contrastive(
             Contrastive::InfoNce => None,
             Contrastive::Sigmoid => Some(scope.plain(tape, "bias", [1], Init::Constant(-10.0))?),
         };
-        if !objectives.holds_text_alone {
-            return ops::contrastive_loss(tape, image, text, log_scale, bias, objectives.kind);
-        }
-        let pairs = tape.input("pairs", TensorType::i32([1]));
+        let count = TensorType::i32([1]);
+        let pairs = objectives
+            .holds_text_alone
+            .then(|| tape.input("pairs", count));
         let features = [image, text, log_scale];
-        ops::contrastive_loss_of_first(tape, features, bias, pairs, objectives.kind)
+        ops::contrastive_loss(tape, features, bias, pairs, objectives.kind)
     })
 }
 

@@ -31,9 +31,7 @@ mod weighted_sum;
 pub use adamw::{HYPER, StepSettings, UpdateOptions, record_update};
 pub use attention::{Heads, Mask, attention, cross_attention};
 pub use cast::cast;
-pub use contrastive_loss::{
-    Contrastive, contrastive_loss, contrastive_loss_in_strips, contrastive_loss_of_first,
-};
+pub use contrastive_loss::{Contrastive, contrastive_loss, contrastive_loss_in_strips};
 pub use embedding::embedding;
 pub use l2_normalize::l2_normalize;
 pub use linear::{Activation, linear, linear_activation, linear_layer_scale, linear_residual};

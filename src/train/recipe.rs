@@ -282,13 +282,8 @@ impl Stage {
 
     /// Whether some of its samples may have no picture: those of a task of text, and a user's pairs.
     pub fn holds_text_alone(&self) -> bool {
-        let is_seen = |kind: &TaskKind| kind.has_image() && *kind != TaskKind::Pairs;
-        let seen: Vec<&str> = TaskKind::ALL
-            .iter()
-            .filter(|kind| is_seen(kind))
-            .map(|kind| kind.name())
-            .collect();
-        self.data.keys().any(|task| !seen.contains(&task.as_str()))
+        let mut kinds = self.data.keys().filter_map(|task| TaskKind::of_name(task));
+        kinds.any(|kind| !kind.has_image() || kind == TaskKind::Pairs)
     }
 
     /// Samples that are computed at once.

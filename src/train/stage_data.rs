@@ -26,7 +26,7 @@ pub(super) fn stage_mixture(
     let stage = &recipe.stages[index];
     let mut weights = Vec::new();
     for (task, share) in &stage.data {
-        let kind = TaskKind::ALL.into_iter().find(|kind| kind.name() == task);
+        let kind = TaskKind::of_name(task);
         let kind = kind.expect("tasks are checked when the recipe is read");
         weights.push((kind, *share));
     }

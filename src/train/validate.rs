@@ -97,8 +97,7 @@ fn validate_data(stage: &Stage) -> Result<()> {
     let mut has_images = false;
     for (task, share) in &stage.data {
         let key = format!("data.{task}");
-        let kind = TaskKind::ALL.into_iter().find(|kind| kind.name() == task);
-        let Some(kind) = kind else {
+        let Some(kind) = TaskKind::of_name(task) else {
             let want = format!("tasks out of {}", names.join(", "));
             return Err(Error::setting(key, want, with_near_miss(task, &names)));
         };

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use keel::executor::{Executor, ReferenceExecutor};
 use keel::launch::Argument;
 use keel::ops::{
-    Contrastive, contrastive_loss, contrastive_loss_in_strips, contrastive_loss_of_first,
-    l2_normalize, weighted_sum,
+    Contrastive, contrastive_loss, contrastive_loss_in_strips, l2_normalize, weighted_sum,
 };
 use keel::program::{CompileOptions, Program};
 use keel::tape::{Instruction, ParameterLayout, Tape, Target};
@@ -22,7 +21,7 @@ fn case(kind: Contrastive, n: usize, e: usize, log_scale: f32, random: &mut Rand
         move |tape, v| {
             let image = l2_normalize(tape, v[0], 1e-12)?;
             let text = l2_normalize(tape, v[1], 1e-12)?;
-            let loss = contrastive_loss(tape, image, text, v[2], v.get(3).copied(), kind)?;
+            let loss = contrastive_loss(tape, [image, text, v[2]], v.get(3).copied(), None, kind)?;
             Ok(vec![out("loss", loss)])
         },
     )
@@ -118,7 +117,7 @@ fn in_f64(kind: Contrastive, rows: [&[f64]; 2], e: usize, pairs: Option<i32>) ->
     let count = pairs.map(|_| tape.input("pairs", TensorType::i32([1])));
     let own_bias = (kind == Contrastive::Sigmoid).then_some(bias);
     let features = [image, text, scale];
-    let loss = contrastive_loss_in_strips(&mut tape, features, own_bias, count, kind, usize::MAX);
+    let loss = contrastive_loss(&mut tape, features, own_bias, count, kind);
     // The bias has a part in the sum, so that it has a gradient in both forms.
     let loss = weighted_sum(&mut tape, &[(loss.unwrap(), 1.0), (bias, 1.0)]).unwrap();
     tape.output(loss, "loss");
@@ -186,7 +185,13 @@ fn recorded(n: usize, e: usize) -> Tape {
     };
     let [image, text] = ["image", "text"].map(|side| tape.input_with_gradient(side, features));
     let scale = tape.input_with_gradient("log_scale", TensorType::f32([1]));
-    let loss = contrastive_loss(&mut tape, image, text, scale, None, Contrastive::InfoNce);
+    let loss = contrastive_loss(
+        &mut tape,
+        [image, text, scale],
+        None,
+        None,
+        Contrastive::InfoNce,
+    );
     tape.backward(loss.unwrap()).unwrap();
     tape
 }
@@ -290,7 +295,7 @@ fn losses_match_pytorch() {
         let mut case = Case::new(golden.name.clone(), move |tape, v| {
             let image = l2_normalize(tape, v[0], 1e-12)?;
             let text = l2_normalize(tape, v[1], 1e-12)?;
-            let loss = contrastive_loss(tape, image, text, v[2], v.get(3).copied(), kind)?;
+            let loss = contrastive_loss(tape, [image, text, v[2]], v.get(3).copied(), None, kind)?;
             Ok(vec![out("loss", loss)])
         });
         for name in ["image", "text", "log_scale", "bias"] {
@@ -313,12 +318,24 @@ fn wrong_shapes_are_refused_by_name() {
     let image = tape.input("image", TensorType::f32([4, 8]));
     let text = tape.input("text", TensorType::f32([5, 8]));
     let scale = tape.input("scale", TensorType::f32([1]));
-    let refused = contrastive_loss(&mut tape, image, text, scale, None, Contrastive::InfoNce);
+    let refused = contrastive_loss(
+        &mut tape,
+        [image, text, scale],
+        None,
+        None,
+        Contrastive::InfoNce,
+    );
     assert!(refused.unwrap_err().to_string().contains("text must be"));
-    let refused = contrastive_loss(&mut tape, image, image, scale, None, Contrastive::Sigmoid);
+    let refused = contrastive_loss(
+        &mut tape,
+        [image, image, scale],
+        None,
+        None,
+        Contrastive::Sigmoid,
+    );
     assert!(refused.unwrap_err().to_string().contains("4 values"));
     let features = [image, image, scale];
-    let refused = contrastive_loss_of_first(&mut tape, features, None, scale, Contrastive::InfoNce);
+    let refused = contrastive_loss(&mut tape, features, None, Some(scale), Contrastive::InfoNce);
     assert!(
         refused
             .unwrap_err()

@@ -91,17 +91,11 @@ fn patch_embed(t: &mut Inputs<'_>, images: usize, width: usize) -> Result<Value>
     ops::patch_embed(t.0, images, w, Some(b), Some(position), 4)
 }
 
-fn contrastive(t: &mut Inputs<'_>, kind: Contrastive) -> Result<Value> {
-    let (image, text, scale) = (t.x([5, 12]), t.x([5, 12]), t.x([1]));
-    let bias = (kind == Contrastive::Sigmoid).then(|| t.x([1]));
-    ops::contrastive_loss(t.0, image, text, scale, bias, kind)
-}
-
-fn contrastive_of_first(t: &mut Inputs<'_>, kind: Contrastive) -> Result<Value> {
+fn contrastive(t: &mut Inputs<'_>, kind: Contrastive, counts_pairs: bool) -> Result<Value> {
     let features = [t.x([5, 12]), t.x([5, 12]), t.x([1])];
     let bias = (kind == Contrastive::Sigmoid).then(|| t.x([1]));
-    let pairs = t.integers([1]);
-    ops::contrastive_loss_of_first(t.0, features, bias, pairs, kind)
+    let pairs = counts_pairs.then(|| t.integers([1]));
+    ops::contrastive_loss(t.0, features, bias, pairs, kind)
 }
 
 /// What to run, smallest shapes first.
@@ -185,16 +179,16 @@ const PROGRAMS: &[(&str, Record)] = &[
         ops::weighted_sum(t.0, &[(a, 1.0), (b, 0.5)])
     }),
     ("contrastive_loss, InfoNCE", |t| {
-        contrastive(t, Contrastive::InfoNce)
+        contrastive(t, Contrastive::InfoNce, false)
     }),
     ("contrastive_loss, sigmoid", |t| {
-        contrastive(t, Contrastive::Sigmoid)
+        contrastive(t, Contrastive::Sigmoid, false)
     }),
     ("contrastive_loss of the first, InfoNCE", |t| {
-        contrastive_of_first(t, Contrastive::InfoNce)
+        contrastive(t, Contrastive::InfoNce, true)
     }),
     ("contrastive_loss of the first, sigmoid", |t| {
-        contrastive_of_first(t, Contrastive::Sigmoid)
+        contrastive(t, Contrastive::Sigmoid, true)
     }),
     ("linear_cross_entropy", |t| {
         let (hidden, w) = (t.x([5, 20]), t.x([30, 20]));

@@ -2,7 +2,7 @@
 
 use super::launches::Problem;
 use super::sweep::{Sweep, workspace_bytes};
-use super::{Contrastive, Form, infer_features, similarities};
+use super::{Contrastive, infer_features, pairs_of, similarities};
 use crate::error::Result;
 use crate::executor::cpu::matmul::{Rows, RowsMut, product};
 use crate::launch::Launch;
@@ -12,12 +12,13 @@ use crate::tensor::TensorType;
 /// Inputs: u, v, log_scale; r and c (InfoNCE) or the bias; dL; the number of pairs, where it is one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ContrastiveLossBackward {
-    pub form: Form,
+    pub kind: Contrastive,
+    pub strip_rows: usize,
 }
 
 impl ContrastiveLossBackward {
     fn is_sigmoid(self) -> bool {
-        self.form.kind == Contrastive::Sigmoid
+        self.kind == Contrastive::Sigmoid
     }
 
     /// The input dL; behind it comes the number of pairs.
@@ -32,7 +33,7 @@ impl Op for ContrastiveLossBackward {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        infer_features(inputs, self.form)?;
+        infer_features(inputs, self.kind)?;
         let scalars = if self.is_sigmoid() { 2 } else { 1 };
         let mut outputs = vec![inputs[0], inputs[1]];
         outputs.extend(vec![TensorType::f32([1]); scalars]);
@@ -43,7 +44,8 @@ impl Op for ContrastiveLossBackward {
         let (u, v) = (args.inputs[0].float(), args.inputs[1].float());
         let (rows, e) = (args.inputs[0].shape.rows(), args.inputs[0].columns());
         let last = self.gradient_input();
-        let n = self.form.pairs(rows, || args.inputs[last + 1].int()[0]);
+        let count = args.inputs.get(last + 1);
+        let n = pairs_of(rows, count.map(|count| count.int()[0]));
         let scale = args.inputs[2].float()[0].exp();
         let dloss = args.inputs[last].float()[0];
         let sigmoid = self.is_sigmoid();
@@ -59,7 +61,7 @@ impl Op for ContrastiveLossBackward {
                 let own = if i == j { 1.0 } else { 0.0 };
                 let s = s[i * n + j];
                 g[i * n + j] = dloss
-                    * match self.form.kind {
+                    * match self.kind {
                         Contrastive::InfoNce => {
                             let (row, column) = (args.inputs[3].float(), args.inputs[4].float());
                             ((s - row[i]).exp() + (s - column[j]).exp() - 2.0 * own)
@@ -92,8 +94,8 @@ impl Op for ContrastiveLossBackward {
         let (u, v) = (args.inputs.f32(0), args.inputs.f32(1));
         let shape = args.input_types[0].shape;
         let last = self.gradient_input();
-        let count = || args.inputs.i32(last + 1)[0];
-        let (n, e) = (self.form.pairs(shape.rows(), count), shape.columns());
+        let count = (last + 1 < args.inputs.len()).then(|| args.inputs.i32(last + 1)[0]);
+        let (n, e) = (pairs_of(shape.rows(), count), shape.columns());
         let dloss = args.inputs.f32(last)[0];
         let sigmoid = self.is_sigmoid();
         let sweep = Sweep {
@@ -207,12 +209,12 @@ impl Op for ContrastiveLossBackward {
     }
 
     fn launches(&self, inputs: &[TensorType], _: &[TensorType]) -> Result<Vec<Launch>> {
-        Problem::of(inputs, self.form).backward_launches()
+        Problem::of(inputs, self.kind, self.strip_rows).backward_launches()
     }
 
     fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
         match target {
-            Target::Cuda => Problem::of(inputs, self.form).backward_bytes(),
+            Target::Cuda => Problem::of(inputs, self.kind, self.strip_rows).backward_bytes(),
             _ => workspace_bytes(inputs, target),
         }
     }

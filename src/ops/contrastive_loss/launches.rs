@@ -3,7 +3,7 @@
 //! Forward makes S once, backward once more; ∂u and ∂v are a product each: 8·N²·E flops in all. The workspace holds one
 //! strip, so memory grows with N and not with N².
 
-use super::{Contrastive, Form};
+use super::Contrastive;
 use crate::error::Result;
 use crate::launch::{Argument, Launch, blocks, kernel_name, vector};
 use crate::ops::linear::tiles::{Tiling, size};
@@ -54,7 +54,10 @@ pub(super) struct Problem {
     n: usize,
     e: usize,
     dtype: DType,
-    form: Form,
+    kind: Contrastive,
+    strip_rows: usize,
+    /// How many inputs there are; the last may be the number of pairs.
+    inputs: usize,
 }
 
 /// Hands out stretches of the workspace.
@@ -94,18 +97,20 @@ struct Gradients {
 }
 
 impl Problem {
-    pub fn of(inputs: &[TensorType], form: Form) -> Problem {
+    pub fn of(inputs: &[TensorType], kind: Contrastive, strip_rows: usize) -> Problem {
         Problem {
             n: inputs[0].shape.rows(),
             e: inputs[0].shape.columns(),
             dtype: inputs[0].dtype,
-            form,
+            kind,
+            strip_rows,
+            inputs: inputs.len(),
         }
     }
 
     /// The number of pairs: the input at `index`, where it is one.
     fn pairs(&self, index: usize) -> Argument {
-        match self.form.counts_pairs {
+        match index < self.inputs {
             true => Argument::input(index),
             false => Argument::Null,
         }
@@ -126,10 +131,10 @@ impl Problem {
     }
 
     fn forward(&self) -> Forward {
-        let height = strip_height(self.n, self.form.strip_rows);
+        let height = strip_height(self.n, self.strip_rows);
         let mut layout = Layout::default();
         let mut floats = |elements| layout.take(elements, DType::F32);
-        let (row_part, column_part, state, own) = match self.form.kind {
+        let (row_part, column_part, state, own) = match self.kind {
             Contrastive::InfoNce => (
                 floats(2 * height * self.n.div_ceil(TILE)),
                 floats(2 * self.n * height.div_ceil(TILE)),
@@ -148,11 +153,9 @@ impl Problem {
     }
 
     fn gradients(&self) -> Gradients {
-        let height = strip_height(self.n, self.form.strip_rows);
+        let height = strip_height(self.n, self.strip_rows);
         let most = |part: &dyn Fn(usize) -> usize| {
-            strips(self.n, self.form.strip_rows)
-                .map(|s| part(s.rows))
-                .max()
+            strips(self.n, self.strip_rows).map(|s| part(s.rows)).max()
         };
         let image = most(&|rows| self.image_tiling(rows).splits * rows).unwrap_or(0);
         let text = most(&|rows| match self.text_tiling(rows).splits {
@@ -198,15 +201,15 @@ impl Problem {
         ])
     }
 
-    /// The launches of the loss: inputs u, v, log_scale, then the bias of the sigmoid form.
+    /// The launches of the loss: inputs u, v, log_scale, then the bias of the sigmoid form, then the number of pairs.
     pub fn forward_launches(&self) -> Result<Vec<Launch>> {
         let input = Argument::input;
-        let pairs = self.pairs(self.form.features());
+        let pairs = self.pairs(self.kind.inputs());
         let work = self.forward();
         let mut launches = Vec::new();
-        for strip in strips(self.n, self.form.strip_rows) {
+        for strip in strips(self.n, self.strip_rows) {
             let tiles = self.tiles(strip.rows);
-            if self.form.kind == Contrastive::Sigmoid {
+            if self.kind == Contrastive::Sigmoid {
                 let kernel = kernel_name("contrastive_loss_sigmoid_forward", self.dtype);
                 let grid = blocks(&kernel, tiles, 1)?;
                 let mut arguments = vec![work.row_part, input(0), input(1), input(2), input(3)];
@@ -225,7 +228,7 @@ impl Problem {
             launches.extend(self.log_sum_launches(&work, strip)?);
         }
         let n = size("contrastive_loss_total", "the number of pairs", self.n)?;
-        launches.push(match self.form.kind {
+        launches.push(match self.kind {
             Contrastive::InfoNce => {
                 let [loss, row, column] = [0, 1, 2].map(Argument::output);
                 let arguments = vec![loss, row, column, work.own, pairs, n];
@@ -234,7 +237,7 @@ impl Problem {
             Contrastive::Sigmoid => total(
                 Argument::output(0),
                 [work.row_part, pairs],
-                self.tiles(strip_height(self.n, self.form.strip_rows)),
+                self.tiles(strip_height(self.n, self.strip_rows)),
                 self.n as f32,
             )?,
         });
@@ -254,7 +257,7 @@ impl Problem {
             vec![
                 row_sums,
                 work.row_part,
-                self.pairs(self.form.features()),
+                self.pairs(self.kind.inputs()),
                 size(kernel, "the number of pairs", self.n)?,
                 size(kernel, "the first row", strip.first)?,
                 size(kernel, "the number of rows", strip.rows)?,
@@ -269,7 +272,7 @@ impl Problem {
                 Argument::output(2),
                 work.state,
                 work.column_part,
-                self.pairs(self.form.features()),
+                self.pairs(self.kind.inputs()),
                 size(kernel, "the number of pairs", self.n)?,
                 size(kernel, "the number of tiles", strip.rows.div_ceil(TILE))?,
                 Argument::I32(strip.is_first.into()),
@@ -288,7 +291,7 @@ impl Problem {
             _ => work.text_sum,
         };
         let mut launches = Vec::new();
-        for strip in strips(self.n, self.form.strip_rows) {
+        for strip in strips(self.n, self.strip_rows) {
             launches.push(self.strip_gradient(&work, strip)?);
             if self.e > 0 {
                 launches.extend(self.image_gradient(&work, strip)?);
@@ -298,13 +301,13 @@ impl Problem {
         if self.dtype != DType::F32 && self.e > 0 {
             launches.push(self.finish(Argument::output(1), text, self.n, 1)?);
         }
-        let tiles = self.tiles(strip_height(self.n, self.form.strip_rows));
+        let tiles = self.tiles(strip_height(self.n, self.strip_rows));
         let mut sum = |out, part| -> Result<()> {
             launches.push(total(out, [part, Argument::Null], tiles, 1.0)?);
             Ok(())
         };
         sum(Argument::output(2), work.scale_part)?;
-        if self.form.kind == Contrastive::Sigmoid {
+        if self.kind == Contrastive::Sigmoid {
             sum(Argument::output(3), work.bias_part)?;
         }
         Ok(launches)
@@ -312,7 +315,7 @@ impl Problem {
 
     /// e^a·G of a strip.
     fn strip_gradient(&self, work: &Gradients, strip: Strip) -> Result<Launch> {
-        let is_sigmoid = self.form.kind == Contrastive::Sigmoid;
+        let is_sigmoid = self.kind == Contrastive::Sigmoid;
         let name = match is_sigmoid {
             true => "contrastive_loss_sigmoid_backward",
             false => "contrastive_loss_info_nce_backward",

@@ -37,43 +37,37 @@ pub enum Contrastive {
     Sigmoid,
 }
 
-/// Records the loss f32 `[1]`. `image` and `text` f32 or bf16 [N, E] of unit length, `log_scale` f32 `[1]`; `bias` f32 `[1]` in the
-/// sigmoid form and only there.
-///
-/// # Errors
-/// [`Error::Shape`] when the features differ in shape or the bias does not fit the form.
-pub fn contrastive_loss(
-    tape: &mut Tape,
-    image: Value,
-    text: Value,
-    log_scale: Value,
-    bias: Option<Value>,
-    kind: Contrastive,
-) -> Result<Value> {
-    let form = Form::whole(kind);
-    contrastive_loss_in_form(tape, [image, text, log_scale], bias, None, form)
+impl Contrastive {
+    /// Inputs of the loss before the number of pairs.
+    fn inputs(self) -> usize {
+        match self {
+            Contrastive::InfoNce => 3,
+            Contrastive::Sigmoid => 4,
+        }
+    }
 }
 
-/// As [`contrastive_loss`] of image, text and log_scale, where only the first rows are pairs: as many as `pairs` i32 `[1]` says,
-/// from 0 to N. The others take no part.
+/// Records the loss f32 `[1]` of image, text and log_scale: image and text f32 or bf16 [N, E] of unit length, log_scale f32
+/// `[1]`; `bias` f32 `[1]` in the sigmoid form and only there. With `pairs` i32 `[1]`, from 0 to N, only so many rows, the first,
+/// are pairs, and the others take no part.
 ///
 /// # Errors
-/// As [`contrastive_loss`]; [`Error::Shape`] when `pairs` is no single integer.
-pub fn contrastive_loss_of_first(
+/// [`Error::Shape`] when the features differ in shape, the bias does not fit the form or `pairs` is no single integer.
+pub fn contrastive_loss(
     tape: &mut Tape,
     features: [Value; 3],
     bias: Option<Value>,
-    pairs: Value,
+    pairs: Option<Value>,
     kind: Contrastive,
 ) -> Result<Value> {
-    contrastive_loss_in_form(tape, features, bias, Some(pairs), Form::whole(kind))
+    contrastive_loss_in_strips(tape, features, bias, pairs, kind, STRIP_ROWS)
 }
 
-/// As [`contrastive_loss_of_first`] or, without `pairs`, [`contrastive_loss`], with at most `strip_rows` rows of scores held at
-/// a time on a GPU, in whole tiles of 128: for proof that strips add up, at sizes that need few.
+/// As [`contrastive_loss`], with at most `strip_rows` rows of scores held at a time on a GPU, in whole tiles of 128: for proof
+/// that strips add up, at sizes that need few.
 ///
 /// # Errors
-/// As [`contrastive_loss_of_first`].
+/// As [`contrastive_loss`].
 pub fn contrastive_loss_in_strips(
     tape: &mut Tape,
     features: [Value; 3],
@@ -82,69 +76,20 @@ pub fn contrastive_loss_in_strips(
     kind: Contrastive,
     strip_rows: usize,
 ) -> Result<Value> {
-    let form = Form {
-        strip_rows,
-        ..Form::whole(kind)
-    };
-    contrastive_loss_in_form(tape, features, bias, pairs, form)
-}
-
-fn contrastive_loss_in_form(
-    tape: &mut Tape,
-    features: [Value; 3],
-    bias: Option<Value>,
-    pairs: Option<Value>,
-    form: Form,
-) -> Result<Value> {
     let mut inputs = features.to_vec();
     inputs.extend(bias);
     inputs.extend(pairs);
-    let form = Form {
-        counts_pairs: pairs.is_some(),
-        ..form
-    };
-    tape.record_one(ContrastiveLoss { form }, &inputs)
+    tape.record_one(ContrastiveLoss { kind, strip_rows }, &inputs)
 }
 
-/// What forward and backward have in common.
-#[derive(Clone, Copy, Debug)]
-struct Form {
-    kind: Contrastive,
-    /// Whether the number of pairs is an input.
-    counts_pairs: bool,
-    /// Rows of a strip of scores, at most.
-    strip_rows: usize,
+/// Rows of `n` that are pairs: all, or as many as the input of their number says.
+fn pairs_of(n: usize, count: Option<i32>) -> usize {
+    count.map_or(n, |count| count.clamp(0, n as i32) as usize)
 }
 
-impl Form {
-    fn whole(kind: Contrastive) -> Form {
-        Form {
-            kind,
-            counts_pairs: false,
-            strip_rows: STRIP_ROWS,
-        }
-    }
-
-    /// Inputs of the loss before the number of pairs.
-    fn features(self) -> usize {
-        match self.kind {
-            Contrastive::InfoNce => 3,
-            Contrastive::Sigmoid => 4,
-        }
-    }
-
-    /// Rows of `n` that are pairs, where `count` gives the input of their number.
-    fn pairs(self, n: usize, count: impl FnOnce() -> i32) -> usize {
-        match self.counts_pairs {
-            true => count().clamp(0, n as i32) as usize,
-            false => n,
-        }
-    }
-}
-
-fn infer_features(inputs: &[TensorType], form: Form) -> Result<[usize; 2]> {
+fn infer_features(inputs: &[TensorType], kind: Contrastive) -> Result<[usize; 2]> {
     const OP: &str = "contrastive_loss";
-    let want = form.features();
+    let want = kind.inputs();
     if inputs.len() < want {
         return Err(Error::shape(
             OP,
@@ -185,7 +130,9 @@ fn infer_features(inputs: &[TensorType], form: Form) -> Result<[usize; 2]> {
 
 #[derive(Clone, Copy, Debug)]
 struct ContrastiveLoss {
-    form: Form,
+    kind: Contrastive,
+    /// Rows of a strip of scores, at most.
+    strip_rows: usize,
 }
 
 /// softplus(x) = log(1 + eˣ) without overflow.
@@ -216,14 +163,14 @@ impl Op for ContrastiveLoss {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [n, _] = infer_features(inputs, self.form)?;
-        if let Some(count) = inputs.get(self.form.features())
+        let [n, _] = infer_features(inputs, self.kind)?;
+        if let Some(count) = inputs.get(self.kind.inputs())
             && *count != TensorType::i32([1])
         {
             return Err(Error::shape("contrastive_loss", "pairs", "i32 [1]", count));
         }
         let mut outputs = vec![TensorType::f32([1])];
-        if self.form.kind == Contrastive::InfoNce {
+        if self.kind == Contrastive::InfoNce {
             outputs.extend([TensorType::f32([n]), TensorType::f32([n])]);
         }
         Ok(outputs)
@@ -232,10 +179,10 @@ impl Op for ContrastiveLoss {
     fn reference(&self, args: ReferenceArgs<'_>) {
         let (u, v) = (args.inputs[0].float(), args.inputs[1].float());
         let (rows, e) = (args.inputs[0].shape.rows(), args.inputs[0].columns());
-        let count = || args.inputs[self.form.features()].int()[0];
-        let n = self.form.pairs(rows, count);
+        let count = args.inputs.get(self.kind.inputs());
+        let n = pairs_of(rows, count.map(|count| count.int()[0]));
         let scale = args.inputs[2].float()[0].exp();
-        match self.form.kind {
+        match self.kind {
             Contrastive::InfoNce => {
                 let s = similarities(u, v, [n, e], scale, 0.0);
                 let mut loss = 0.0;
@@ -263,19 +210,20 @@ impl Op for ContrastiveLoss {
     fn cpu(&self, args: CpuArgs<'_>) {
         let (u, v) = (args.inputs.f32(0), args.inputs.f32(1));
         let shape = args.input_types[0].shape;
-        let count = || args.inputs.i32(self.form.features())[0];
+        let count = self.kind.inputs();
+        let count = (count < args.inputs.len()).then(|| args.inputs.i32(count)[0]);
         let sweep = Sweep {
-            n: self.form.pairs(shape.rows(), count),
+            n: pairs_of(shape.rows(), count),
             e: shape.columns(),
             scale: args.inputs.f32(2)[0].exp(),
-            bias: if self.form.kind == Contrastive::Sigmoid {
+            bias: if self.kind == Contrastive::Sigmoid {
                 args.inputs.f32(3)[0]
             } else {
                 0.0
             },
         };
         let n = sweep.n;
-        match self.form.kind {
+        match self.kind {
             Contrastive::InfoNce => {
                 let [loss, row, column] = args.outputs.f32();
                 let (row, others) = row.split_at_mut(n);
@@ -305,12 +253,15 @@ impl Op for ContrastiveLoss {
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        let (features, pairs) = backward.inputs.split_at(self.form.features());
+        let (features, pairs) = backward.inputs.split_at(self.kind.inputs());
         let mut inputs = features.to_vec();
         inputs.extend(&backward.outputs[1..]);
         inputs.push(backward.gradient(0));
         inputs.extend(pairs);
-        let op = ContrastiveLossBackward { form: self.form };
+        let op = ContrastiveLossBackward {
+            kind: self.kind,
+            strip_rows: self.strip_rows,
+        };
         let gradients = backward.tape.record(op, &inputs)?;
         let none = pairs.iter().map(|_| None);
         Ok(gradients.into_iter().map(Some).chain(none).collect())
@@ -321,7 +272,7 @@ impl Op for ContrastiveLoss {
             inputs[0].shape.rows() as f64,
             inputs[0].shape.columns() as f64,
         );
-        let sweeps = if self.form.kind == Contrastive::InfoNce {
+        let sweeps = if self.kind == Contrastive::InfoNce {
             2.0
         } else {
             1.0
@@ -330,12 +281,12 @@ impl Op for ContrastiveLoss {
     }
 
     fn launches(&self, inputs: &[TensorType], _: &[TensorType]) -> Result<Vec<Launch>> {
-        Problem::of(inputs, self.form).forward_launches()
+        Problem::of(inputs, self.kind, self.strip_rows).forward_launches()
     }
 
     fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
         match target {
-            Target::Cuda => Problem::of(inputs, self.form).forward_bytes(),
+            Target::Cuda => Problem::of(inputs, self.kind, self.strip_rows).forward_bytes(),
             _ => workspace_bytes(inputs, target),
         }
     }
