@@ -43,6 +43,7 @@ fn main() {
             executor: &cpu,
             words,
             pixels: keel::data::batch::Pixels::default(),
+            head: None,
         };
         let mut cached = Generator::new(place, shape, Sampling::Greedy).expect("it loads");
         let mut uncached = Answerer::new(place, shape).expect("it loads");

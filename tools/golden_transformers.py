@@ -2,7 +2,8 @@
 
 Each folder holds config.json and model.safetensors, and expected.safetensors with an input, a cotangent of the last value
 and the hidden states that transformers computes from the input in f64 (its norms and softmax round to f32 even so). In
-resized.safetensors are pictures of other sizes with what the tower makes of them, its positions scaled; in
+resized.safetensors are pictures of other sizes with what the tower makes of them, its positions scaled. Families that pool
+their tokens have pooled.safetensors with a picture and its pooled output, and pooled/ with the gradients of that. In
 gradients/ lies the same folder once more with the gradient of every parameter in its place, so that what reads weights
 reads gradients. Families whose authors publish other names have a folder with those names too, made from the same model by
 renaming. Run: python tools/golden_transformers.py (versions are recorded in the files).
@@ -56,14 +57,30 @@ def save(family: str, model, dtype: torch.dtype, expected: dict[str, torch.Tenso
     tensors = {n: t.to(torch.float32 if t.is_floating_point() else torch.int32) for n, t in tensors.items()}
     made_by = {"torch": torch.__version__, "transformers": transformers.__version__, "config": "{}"}
     save_file(tensors, folder / "expected.safetensors", metadata=made_by)
+    save_gradients(model, folder, "gradients")
+    return folder
+
+
+def save_gradients(model: torch.nn.Module, folder: Path, name: str) -> None:
     gradients = {
         name: torch.zeros(parameter.shape) if parameter.grad is None else parameter.grad.to(torch.float32)
         for name, parameter in model.named_parameters()
     }
-    (folder / "gradients").mkdir()
-    save_file(gradients, folder / "gradients/model.safetensors", metadata={"format": "pt"})
-    shutil.copy(folder / "config.json", folder / "gradients/config.json")
-    return folder
+    (folder / name).mkdir()
+    save_file(gradients, folder / name / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(folder / "config.json", folder / name / "config.json")
+
+
+def save_pooled(family: str, model, folder: Path) -> None:
+    """What the tower makes of a picture as one row, and the gradients of that."""
+    model.zero_grad()
+    pixels = picture(100 + len(family))
+    pooled = model(**seen(family, pixels)).pooler_output
+    tensors = {"input.images": pixels, "input.cotangent": pull_back(pooled), "value.pooled": pooled}
+    tensors = {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in tensors.items()}
+    made_by = {"torch": torch.__version__, "transformers": transformers.__version__, "config": "{}"}
+    save_file(tensors, folder / "pooled.safetensors", metadata=made_by)
+    save_gradients(model, folder, "pooled")
 
 
 def pull_back(value: torch.Tensor) -> torch.Tensor:
@@ -121,6 +138,8 @@ def vision(family: str, model, dtype: torch.dtype, final=None, kept: int = 3) ->
         values["value.vision.features"] = features
     cotangent = pull_back(features if kept == 3 else blocks[-1])
     folder = save(family, model, dtype, {"input.images": pixels, "input.cotangent": cotangent} | values)
+    if not family.startswith("internvl") and family != "dinov2-giant":  # which pool nothing, or as their siblings
+        save_pooled(family, model, folder)
     if family != "aimv2":  # transformers does not scale its positions
         tensors = {name: tensor.to(torch.float32).contiguous() for name, tensor in at_other_sizes(family, model, final).items()}
         cases = json.dumps({"cases": {name.split("/")[0]: {} for name in tensors}})

@@ -37,6 +37,7 @@ fn place_of<'a>(
         executor,
         words: ChatTokenizer::embedded(),
         pixels: keel::data::batch::Pixels::default(),
+        head: None,
     }
 }
 

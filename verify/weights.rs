@@ -5,6 +5,7 @@
 //! The golden is held like one more executor: transformers normalises in f32 even where everything else is f64.
 
 mod export;
+mod pooled;
 mod processors;
 mod published;
 mod refusals;
@@ -12,15 +13,15 @@ mod resized;
 mod starting;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use keel::executor::simt::Options;
 use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, SimtExecutor};
-use keel::model::{embed_tokens, language_head, language_trunk, vision_tower};
+use keel::model::{CLASS_TOKEN, embed_tokens, language_head, language_trunk, vision_tower};
 use keel::ops;
 use keel::program::{CompileOptions, Program};
-use keel::tape::{Tape, Target};
+use keel::tape::{ParameterLayout, Tape, Target, Value};
 use keel::tensor::{DType, Shape, TensorType};
 use keel::weights::{Folder, Part, Tower};
 
@@ -50,26 +51,42 @@ fn values(folder: &Folder, part: &Part) -> Vec<f32> {
     values
 }
 
-/// Records the part with `images` or `tokens` as its input, and what goes backward from the cotangent of its last value.
-fn compile(part: &Part, golden: &Golden, target: Target) -> Program {
-    let mut tape = Tape::new(part.layout().clone(), |_| true).in_precision(DType::F32);
-    let last = match part.tower() {
+/// A model with what transformers makes of it.
+struct Case<'a> {
+    /// What failures call it.
+    name: &'a str,
+    layout: Arc<ParameterLayout>,
+    parameters: Vec<f32>,
+    golden: Golden,
+    /// Values and gradients by the names that the program gives them.
+    wanted: BTreeMap<String, (Shape, Vec<f64>)>,
+    /// Records the model on the golden's input. Gives the value that goes backward from the golden's cotangent.
+    record: &'a dyn Fn(&mut Tape, &Golden) -> Value,
+}
+
+fn record_part(tape: &mut Tape, part: &Part, golden: &Golden) -> Value {
+    match part.tower() {
         Tower::Vision(config) => {
             let images = tape.input("images", TensorType::f32(golden.shape("input.images")));
-            vision_tower(&mut tape, config, images).expect("a tower records")
+            vision_tower(tape, config, images).expect("a tower records")
         }
         Tower::Language(config) => {
             let tokens = tape.input("tokens", TensorType::i32(golden.shape("input.tokens")));
-            let x = embed_tokens(&mut tape, config, tokens).expect("a decoder records");
-            let y =
-                language_trunk(&mut tape, config, x, None, "language").expect("a decoder records");
-            let head = language_head(&mut tape, config).expect("a decoder records");
-            let logits = ops::linear(&mut tape, y, head.weight, None).expect("a product records");
+            let x = embed_tokens(tape, config, tokens).expect("a decoder records");
+            let y = language_trunk(tape, config, x, None, "language").expect("a decoder records");
+            let head = language_head(tape, config).expect("a decoder records");
+            let logits = ops::linear(tape, y, head.weight, None).expect("a product records");
             tape.name(logits, "logits");
             logits
         }
-        Tower::Connector(_) => unreachable!("no golden is a connector alone"),
-    };
+        Tower::Connector(_) | Tower::Head(..) => unreachable!("no golden is of one alone"),
+    }
+}
+
+fn compile(case: &Case<'_>, target: Target) -> Program {
+    let golden = &case.golden;
+    let mut tape = Tape::new(case.layout.clone(), |_| true).in_precision(DType::F32);
+    let last = (case.record)(&mut tape, golden);
     let cotangent = TensorType::f32(golden.shape("input.cotangent"));
     let cotangent = tape.input("cotangent", cotangent);
     tape.backward_from(&[(last, cotangent)])
@@ -111,6 +128,9 @@ fn run(
             .write_i32("tokens", golden.integers("input.tokens"))
             .expect("the golden's input fits");
     }
+    if session.program().input(CLASS_TOKEN).is_ok() {
+        session.write_i32(CLASS_TOKEN, &[0]).expect("one picture");
+    }
     session.run().expect("the model runs");
     let program = session.program();
     program
@@ -123,23 +143,36 @@ fn run(
 }
 
 /// What transformers computed, by the names of the program's values: hidden states, logits, and the gradients, which lie in
-/// a folder as parameters do and are read as these are.
-fn expected_values(golden: &Golden, family: &str) -> BTreeMap<String, (Shape, Vec<f64>)> {
-    let folder = Folder::open(&hub(family).join("gradients")).unwrap_or_else(|e| panic!("{e}"));
-    let parts = Part::all(&folder).unwrap_or_else(|e| panic!("{e}"));
-    let gradients = values(&folder, &parts[0]);
-    let gradients = parts[0].layout().entries().iter().map(|entry| {
-        let range = entry.offset..entry.offset + entry.spec.shape.numel();
-        let values = gradients[range].iter().map(|x| f64::from(*x)).collect();
-        let name = format!("gradient.{}", entry.spec.name);
-        (name, (entry.spec.shape, values))
-    });
+/// a folder as parameters do and are read as these are by `parts_of`.
+fn expected_values(
+    golden: &Golden,
+    gradients: &Path,
+    parts_of: &dyn Fn(&Folder) -> Vec<Part>,
+) -> BTreeMap<String, (Shape, Vec<f64>)> {
+    let folder = Folder::open(gradients).unwrap_or_else(|e| panic!("{e}"));
     let states = golden.names("value.").into_iter().map(|name| {
         let key = format!("value.{name}");
         let values = golden.floats(&key).to_vec();
         (name.to_owned(), (golden.shape(&key), values))
     });
-    states.chain(gradients).collect()
+    let mut wanted: BTreeMap<_, _> = states.collect();
+    for part in parts_of(&folder) {
+        let gradients = values(&folder, &part);
+        for entry in part.layout().entries() {
+            let range = entry.offset..entry.offset + entry.spec.shape.numel();
+            let values = gradients[range].iter().map(|x| f64::from(*x)).collect();
+            let name = format!("gradient.{}", entry.spec.name);
+            wanted.insert(name, (entry.spec.shape, values));
+        }
+    }
+    wanted
+}
+
+/// The one part of a folder.
+fn only_part(folder: &Folder) -> Part {
+    let mut parts = Part::all(folder).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(parts.len(), 1, "{} is one part", folder.path().display());
+    parts.remove(0)
 }
 
 /// `expected` names the folder that the same model's hidden states and gradients are in.
@@ -150,19 +183,34 @@ fn check(family: &str, expected: &str) {
 /// As [`check`], on the emulated kernels too.
 fn check_on(family: &str, expected: &str, emulated: bool) {
     let folder = Folder::open(&hub(family)).unwrap_or_else(|e| panic!("{e}"));
-    let parts = Part::all(&folder).unwrap_or_else(|e| panic!("{e}"));
-    let [part] = &parts[..] else {
-        panic!("{family} is one part, found {}", parts.len());
-    };
+    let part = only_part(&folder);
     let golden = Golden::open(&format!("hub/{expected}/expected"));
-    let wanted = expected_values(&golden, expected);
-    let parameters = values(&folder, part);
-    let elements = part.layout().elements();
+    let gradients = hub(expected).join("gradients");
+    let case = Case {
+        name: family,
+        layout: part.layout().clone(),
+        parameters: values(&folder, &part),
+        wanted: expected_values(&golden, &gradients, &|folder| vec![only_part(folder)]),
+        golden,
+        record: &|tape, golden| record_part(tape, &part, golden),
+    };
+    hold(&case, emulated);
+}
 
-    let program = Arc::new(compile(part, &golden, Target::Reference));
+/// Holds the case on the reference and the processor, and on the emulated kernels where `emulated`.
+fn hold(case: &Case<'_>, emulated: bool) {
+    let Case {
+        name: family,
+        parameters,
+        golden,
+        wanted,
+        ..
+    } = case;
+    let elements = case.layout.elements();
+    let program = Arc::new(compile(case, Target::Reference));
     let reference = ReferenceExecutor::new(elements);
-    reference.write_parameters(0, &parameters).unwrap();
-    let truth = run(&reference, program.clone(), &golden, None);
+    reference.write_parameters(0, parameters).unwrap();
+    let truth = run(&reference, program.clone(), golden, None);
 
     let mut random = Random::new(0x4ab);
     let rounding = ReferenceExecutor::rounding(elements, random.below(1 << 30) as u64);
@@ -170,27 +218,22 @@ fn check_on(family: &str, expected: &str, emulated: bool) {
         let change = |x: &f32| moved(f64::from(*x), DType::F32.epsilon(), &mut random) as f32;
         let near: Vec<f32> = parameters.iter().map(change).collect();
         rounding.write_parameters(0, &near).unwrap();
-        run(&rounding, program.clone(), &golden, Some(&mut random))
+        run(&rounding, program.clone(), golden, Some(&mut random))
     });
 
     let cpu = CpuExecutor::new(elements, 2).expect("threads can be had");
-    cpu.write_parameters(0, &parameters).unwrap();
-    let on_cpu = run(
-        &cpu,
-        Arc::new(compile(part, &golden, Target::Cpu { threads: 2 })),
-        &golden,
-        None,
-    );
+    cpu.write_parameters(0, parameters).unwrap();
+    let on_cpu = Arc::new(compile(case, Target::Cpu { threads: 2 }));
+    let on_cpu = run(&cpu, on_cpu, golden, None);
     let mut found = vec![("reference", &truth), ("cpu", &on_cpu)];
     let simt = SimtExecutor::new(elements, Options::default()).ok();
     let on_simt = simt.filter(|_| emulated).map(|simt| {
-        simt.write_parameters(0, &parameters).unwrap();
-        let program = compile(part, &golden, Target::Cuda);
-        run(&simt, Arc::new(program), &golden, None)
+        simt.write_parameters(0, parameters).unwrap();
+        run(&simt, Arc::new(compile(case, Target::Cuda)), golden, None)
     });
     found.extend(on_simt.as_ref().map(|values| ("simt", values)));
     for (executor, found) in found {
-        for (name, (shape, want)) in &wanted {
+        for (name, (shape, want)) in wanted {
             let (_, got) = found
                 .get(name)
                 .unwrap_or_else(|| panic!("{family} on {executor}: there is no {name}"));
@@ -198,7 +241,7 @@ fn check_on(family: &str, expected: &str, emulated: bool) {
             problem.unwrap_or_else(|e| panic!("{family} on {executor}: {name}: {e}"));
         }
     }
-    for (name, (shape, want)) in &wanted {
+    for (name, (shape, want)) in wanted {
         budgets[name].must_refuse_wrong_answers(&format!("{family}: {name}"), *shape, want);
     }
 }

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::{grouped, print_line};
 use crate::error::Result;
+use crate::model::VisionHead;
 use crate::weights::{Folder, Part, Tower};
 
 /// Options of `keel inspect`.
@@ -36,6 +37,11 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     ))?;
     for part in &parts {
         print_part(part)?;
+        // A class token is a row of the tower's own.
+        match part.head(&folder)? {
+            None | Some((_, VisionHead::ClassToken)) => {}
+            Some((head, _)) => print_part(&head)?,
+        }
     }
     // What is in the way of a connector is in the way of nothing else.
     match Part::connector(&folder) {
@@ -80,6 +86,11 @@ fn print_part(part: &Part) -> Result<()> {
             config.vision.width,
             config.language.width,
         ))?,
+        Tower::Head(config, _) => print_line(format!(
+            "  {} tokens become one row of {}, which keel eval measures",
+            config.patches() + usize::from(config.class_token),
+            config.width,
+        ))?,
     }
     // The blocks of a tower are one line.
     let mut modules: Vec<(String, usize)> = Vec::new();
@@ -104,6 +115,9 @@ fn print_part(part: &Part) -> Result<()> {
     }
     for regulariser in part.regularisers() {
         print_line(format!("  trains here without {regulariser}"))?;
+    }
+    if let Tower::Head(..) = part.tower() {
+        return print_line("  refinement leaves it out, as SAILViT does");
     }
     print_line("  Keel can train it: every setting has its code and every tensor its place")
 }

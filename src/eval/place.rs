@@ -7,7 +7,7 @@ use crate::data::chat::ChatTokenizer;
 use crate::data::tiles::Tiling;
 use crate::error::Result;
 use crate::executor::{Executor, Session};
-use crate::model::{ModelConfig, StepShape};
+use crate::model::{ModelConfig, StepShape, VisionHead};
 use crate::program::{CompileOptions, Program};
 use crate::tape::{ParameterLayout, Tape};
 
@@ -24,6 +24,8 @@ pub struct Place<'a> {
     pub words: &'a ChatTokenizer,
     /// How it sees.
     pub pixels: Pixels,
+    /// How its tower pools, where the parameters are among the layout's.
+    pub head: Option<VisionHead>,
 }
 
 /// Rows of one evaluation batch.

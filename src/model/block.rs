@@ -243,7 +243,16 @@ fn attention_output(
     add_branch(tape, scope, "layer_scale1", config, (y, weight, bias), x)
 }
 
-fn feed_forward(tape: &mut Tape, scope: &Scope, x: Value, config: &BlockConfig) -> Result<Value> {
+/// x + mlp(norm2(x)), the second half of a block. `x` [.., C].
+///
+/// # Errors
+/// Whatever recording reports.
+pub(super) fn feed_forward(
+    tape: &mut Tape,
+    scope: &Scope,
+    x: Value,
+    config: &BlockConfig,
+) -> Result<Value> {
     let BlockConfig {
         width, mlp_width, ..
     } = *config;

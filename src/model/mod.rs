@@ -12,6 +12,7 @@ mod presets;
 mod scope;
 mod text;
 mod vision;
+mod vision_head;
 mod whole;
 
 pub use block::{BlockConfig, MlpKind, NormKind};
@@ -27,6 +28,7 @@ pub use presets::{LANGUAGE_PRESETS, VISION_PRESETS, language_preset, vision_pres
 pub use scope::Scope;
 pub use text::text_tower;
 pub use vision::vision_tower;
+pub use vision_head::{CLASS_TOKEN, VisionHead, vision_head};
 pub use whole::{
     ContrastivePair, NextToken, Objectives, StepShape, declare, initialise, initialise_one,
     record_contrastive_features, record_next_token, record_objectives, record_prompt,

@@ -40,6 +40,7 @@ impl Recipe {
             executor,
             words,
             pixels: self.pixels(),
+            head: None,
         }
     }
 }

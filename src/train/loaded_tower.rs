@@ -8,10 +8,11 @@ use super::recipe::{Recipe, StageKind};
 use crate::data::chat::ChatTokenizer;
 use crate::data::library::Library;
 use crate::error::{Error, Result};
-use crate::eval::{MeasureSettings, Measurements, Measurer, Metric};
+use crate::eval::{MeasureSettings, Measurements, Measurer, Metric, Place};
 use crate::executor::{Choice, Executor};
-use crate::model::declare;
-use crate::tape::ParameterLayout;
+use crate::model::{VisionHead, declare};
+use crate::tape::{ParameterLayout, ParameterSpec};
+use crate::weights::{Folder, Part};
 
 /// Tokens of the captions that samples come with, though nothing reads them.
 const WORDS: usize = 256;
@@ -27,6 +28,8 @@ pub struct LoadedTower {
     layout: Arc<ParameterLayout>,
     executor: Box<dyn Executor>,
     compute: Choice,
+    /// How it pools by itself.
+    head: Option<VisionHead>,
 }
 
 impl LoadedTower {
@@ -47,10 +50,29 @@ impl LoadedTower {
         recipe.stages[0].kind = StageKind::Target;
         (recipe.stages[0].batch, recipe.stages[0].tokens) = (1, MOST_TOKENS);
         recipe.begin_from(Some(path), None, None, image_size)?;
-        let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
+        let mut layout = declare(&recipe.model, recipe.contrastive_form.into())?;
+        let folder = Folder::open(path)?;
+        let head = Part::vision(&folder)?.0.head(&folder)?;
+        if let Some((part, _)) = &head {
+            let entries = layout.entries().iter().chain(part.layout().entries());
+            let specs: Vec<ParameterSpec> = entries.map(|entry| entry.spec.clone()).collect();
+            layout = Arc::new(ParameterLayout::new(&specs));
+        }
         let executor = compute.open(layout.elements())?;
         recipe.write_first_values(&layout, executor.as_ref())?;
+        if let Some((part, _)) = &head {
+            let mut written = Ok(());
+            part.read(&folder, &mut |parameter, first, piece| {
+                let entry = layout.get(&parameter.spec.name);
+                let entry = entry.expect("the layout holds the head's parameters");
+                if written.is_ok() {
+                    written = executor.write_parameters(entry.offset + first, piece);
+                }
+            })?;
+            written?;
+        }
         Ok(LoadedTower {
+            head: head.map(|(_, head)| head),
             words: recipe.words(None)?,
             recipe,
             layout,
@@ -65,9 +87,11 @@ impl LoadedTower {
     /// # Errors
     /// [`Error::Setting`] naming the metric; whatever recording, loading or the data report.
     pub fn measure(&self, metrics: &[Metric], pictures: usize, lenient: bool) -> Result<Measured> {
-        let place = self
-            .recipe
-            .place(&self.layout, self.executor.as_ref(), &self.words);
+        let executor = self.executor.as_ref();
+        let place = Place {
+            head: self.head,
+            ..self.recipe.place(&self.layout, executor, &self.words)
+        };
         let settings = MeasureSettings {
             pictures,
             questions_per_kind: 0,

@@ -105,6 +105,24 @@ pub(super) const CLIP: &[Names] = &[
     ("final_norm", &[&["post_layernorm"]]),
 ];
 
+/// The learned query that pools AIMv2's tokens.
+pub(super) const AIMV2_HEAD: &[Names] = &[
+    ("probe", &[&["head.cls_token"]]),
+    ("key_value", &[&["head.k_proj", "head.v_proj"]]),
+    ("out", &[&["head.output_proj"]]),
+];
+
+/// The attention that pools SigLIP's tokens. Query, keys and values are stacked in one tensor.
+pub(super) const SIGLIP_HEAD: &[Names] = &[
+    ("probe", &[&["head.probe"]]),
+    ("query", &[&["head.attention.in_proj"]]),
+    ("key_value", &[&["head.attention.in_proj"]]),
+    ("out", &[&["head.attention.out_proj"]]),
+    ("norm2", &[&["head.layernorm"]]),
+    ("mlp.fc1", &[&["head.mlp.fc1"]]),
+    ("mlp.fc2", &[&["head.mlp.fc2"]]),
+];
+
 /// InternViT: its own names, then those of transformers.
 pub(super) const INTERNVIT: &[Names] = &[
     (

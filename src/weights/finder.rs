@@ -7,6 +7,10 @@ use crate::error::{Error, Result, nearest};
 use crate::ops::Heads;
 use crate::tape::ParameterEntry;
 
+/// How rows of a family end that name PyTorch's multi-head attention: its query, key and value rows are one tensor, named
+/// `in_proj_weight` or `in_proj_bias`.
+const STACKED: &str = ".in_proj";
+
 /// What a tensor's dimensions may be.
 pub(super) enum Wanted {
     /// These, apart from ones in front.
@@ -68,15 +72,35 @@ impl Finder<'_> {
                 true => Wanted::Exactly(vec![rows, 3, self.patch, self.patch]),
                 false => Wanted::Dims([&[rows], &dims[1..]].concat()),
             };
-            let name = full(name);
-            let place = self.tensor(&name)?;
-            self.hold_shape(&name, &place, &want)?;
-            tensors.push((name, place));
+            tensors.push(match name.ends_with(STACKED) {
+                true => self.stacked(&full(name), &stem, &want)?,
+                false => {
+                    let name = full(name);
+                    let place = self.tensor(&name)?;
+                    self.hold_shape(&name, &place, &want)?;
+                    (name, place)
+                }
+            });
         }
         Ok(Source {
             tensors,
             patch: (is_patches && self.patches_by_pixel).then_some(self.patch),
         })
+    }
+
+    /// The rows of the queries, or of keys and values, out of the tensor that stacks all three.
+    fn stacked(&self, name: &str, stem: &str, want: &Wanted) -> Result<(String, TensorPlace)> {
+        let name = name.replace(&format!("{STACKED}."), &format!("{STACKED}_"));
+        let (Wanted::Dims(dims) | Wanted::Exactly(dims)) = want;
+        let place = self.tensor(&name)?;
+        let all = Wanted::Exactly([&[self.heads.packed_width()], &dims[1..]].concat());
+        self.hold_shape(&name, &place, &all)?;
+        let first = match stem {
+            "query" => 0,
+            _ => self.heads.query_width(),
+        };
+        let rows = place.rows(first, dims[0]);
+        Ok((name, rows.expect("the tensor has the rows of all three")))
     }
 
     /// The output product of an untied decoder, beside the decoder or inside it.

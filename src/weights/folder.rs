@@ -23,6 +23,22 @@ pub struct TensorPlace {
     range: Range<usize>,
 }
 
+impl TensorPlace {
+    /// `count` rows from `first` on, where there are so many.
+    pub(super) fn rows(&self, first: usize, count: usize) -> Option<TensorPlace> {
+        let all = *self.shape.first()?;
+        if all == 0 || first + count > all {
+            return None;
+        }
+        let row = self.range.len() / all;
+        let start = self.range.start + first * row;
+        let mut place = self.clone();
+        place.shape[0] = count;
+        place.range = start..start + count * row;
+        Some(place)
+    }
+}
+
 /// A folder with `config.json` and safetensors, its files mapped and their headers read.
 #[derive(Debug)]
 pub struct Folder {

@@ -6,6 +6,7 @@
 mod families;
 mod finder;
 mod folder;
+mod head;
 mod language;
 mod natural;
 mod part;

@@ -8,6 +8,7 @@ use serde_json::{Map, Value as Json};
 
 use super::families::{MLP1, QWEN};
 use super::finder::{Finder, Wanted, nearest_of, prefix};
+use super::head::Pooling;
 use super::language::{self, LANGUAGE_TYPES};
 use super::positions::Scaling;
 use super::settings::Settings;
@@ -16,8 +17,8 @@ use super::written::{Content, Written};
 use super::{Folder, TensorPlace};
 use crate::error::{Error, Result};
 use crate::model::{
-    Alignment, ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig, connector, embed_tokens,
-    language_head, language_trunk, vision_tower,
+    Alignment, ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig, VisionHead, connector,
+    embed_tokens, language_head, language_trunk, vision_tower,
 };
 use crate::tape::{ParameterEntry, ParameterLayout, Tape};
 use crate::tensor::TensorType;
@@ -31,6 +32,8 @@ pub enum Tower {
     Language(LanguageConfig),
     /// The connector between the two, with its settings and theirs.
     Connector(Box<ModelConfig>),
+    /// What makes one row of a vision tower's features, with the tower's settings.
+    Head(VisionConfig, VisionHead),
 }
 
 /// Tensors that a part does without.
@@ -55,6 +58,8 @@ pub struct Part {
     regularisers: Vec<String>,
     /// The folder's own grid of positions, where the part is of another picture size.
     pub(super) own_grid: Option<usize>,
+    /// A vision tower's own pooling, and what stands before its tensors' names.
+    pub(super) pooling: Option<(Pooling, String)>,
 }
 
 /// Where one parameter comes from, in the order of the layout's entries.
@@ -146,7 +151,7 @@ impl Part {
     pub fn vision(folder: &Folder) -> Result<(Part, VisionConfig)> {
         Part::only(folder, "vision tower", |tower| match tower {
             Tower::Vision(config) => Some(config.clone()),
-            Tower::Language(_) | Tower::Connector(_) => None,
+            _ => None,
         })
     }
 
@@ -156,8 +161,8 @@ impl Part {
     /// As [`Part::all`], and when the folder has none.
     pub fn language(folder: &Folder) -> Result<(Part, LanguageConfig)> {
         Part::only(folder, "language model", |tower| match tower {
-            Tower::Vision(_) | Tower::Connector(_) => None,
             Tower::Language(config) => Some(config.clone()),
+            _ => None,
         })
     }
 
@@ -282,6 +287,21 @@ impl Part {
         &self.regularisers
     }
 
+    /// A part whose tensors have yet to be found.
+    pub(super) fn bare(title: &'static str, tower: Tower, layout: Arc<ParameterLayout>) -> Part {
+        Part {
+            title,
+            tower,
+            layout,
+            sources: Vec::new(),
+            copy: None,
+            aside: Vec::new(),
+            regularisers: Vec::new(),
+            own_grid: None,
+            pooling: None,
+        }
+    }
+
     fn vision_of(folder: &Folder, kind: &str, settings: Settings, is_alone: bool) -> Result<Part> {
         let (family, config) = vision::read(kind, &settings)?;
         let regularisers = settings.finish()?;
@@ -296,14 +316,11 @@ impl Part {
             patches_by_pixel: family.patches_by_pixel,
         };
         let part = Part {
-            title: family.title,
-            tower: Tower::Vision(config),
-            layout,
-            sources: Vec::new(),
-            copy: None,
-            aside: Vec::new(),
             regularisers,
-            own_grid: None,
+            pooling: family
+                .pooling
+                .map(|pooling| (pooling, finder.prefix.clone())),
+            ..Part::bare(family.title, Tower::Vision(config), layout)
         };
         part.find(&finder, family.aside, is_alone)
     }
@@ -330,15 +347,10 @@ impl Part {
             patch: 0,
             patches_by_pixel: false,
         };
+        let layout = Arc::new(ParameterLayout::new(&tape.specs()));
         let part = Part {
-            title,
-            tower: Tower::Language(config),
-            layout: Arc::new(ParameterLayout::new(&tape.specs())),
-            sources: Vec::new(),
-            copy: None,
-            aside: Vec::new(),
             regularisers,
-            own_grid: None,
+            ..Part::bare(title, Tower::Language(config), layout)
         };
         let aside = &[("rotary_emb.inv_freq", "rotary frequencies counted out")];
         part.find(&finder, aside, is_alone)
@@ -385,16 +397,11 @@ impl Part {
             patch: 0,
             patches_by_pixel: false,
         };
-        let part = Part {
-            title: "Connector (pixel unshuffle and mlp1)",
-            tower: Tower::Connector(Box::new(config.clone())),
-            layout: Arc::new(ParameterLayout::new(&tape.specs())),
-            sources: Vec::new(),
-            copy: None,
-            aside: Vec::new(),
-            regularisers: Vec::new(),
-            own_grid: None,
-        };
+        let part = Part::bare(
+            "Connector (pixel unshuffle and mlp1)",
+            Tower::Connector(Box::new(config.clone())),
+            Arc::new(ParameterLayout::new(&tape.specs())),
+        );
         Ok((part.find(&finder, &[], false)?, config))
     }
 

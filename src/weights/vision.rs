@@ -2,10 +2,11 @@
 //!
 //! Where a key is absent the family's own default stands, as in the code that published it.
 
-use super::families::{AIMV2, CLIP, DINOV2, INTERNVIT, Names};
+use super::families::{AIMV2, AIMV2_HEAD, CLIP, DINOV2, INTERNVIT, Names, SIGLIP_HEAD};
+use super::head::Pooling;
 use super::settings::Settings;
 use crate::error::{Error, Result};
-use crate::model::{MlpKind, NormKind, VisionConfig};
+use crate::model::{MlpKind, NormKind, VisionConfig, VisionHead};
 
 /// A family of towers, as its folder says it.
 #[derive(Debug)]
@@ -18,7 +19,12 @@ pub(super) struct VisionFamily {
     pub aside: &'static [(&'static str, &'static str)],
     /// Whether the patch projection is a matrix over (row, column, colour), not a convolution.
     pub patches_by_pixel: bool,
+    /// How the tower pools its tokens, where it does.
+    pub pooling: Option<Pooling>,
 }
+
+/// What a tower is trained without; [`super::Part::head`] reads it.
+const HEAD: (&str, &str) = ("head.", "attention pooling head");
 
 /// Model types of towers.
 pub(super) const VISION_TYPES: &[&str] = &[
@@ -99,12 +105,14 @@ fn aimv2(settings: &Settings) -> Result<(VisionFamily, VisionConfig)> {
             "preprocessor.patchifier.proj.weight",
             "embeddings.patch_embed.weight",
         ],
-        aside: &[("head.", "attention pooling head")],
+        aside: &[HEAD],
         patches_by_pixel: false,
+        pooling: settings.switch("use_head", true)?.then_some(Pooling {
+            head: VisionHead::Query,
+            names: AIMV2_HEAD,
+        }),
     };
     settings.only_switch("is_native", false, false)?;
-    // The folder's own code pools only where it is asked to, and the head's tensors are left aside.
-    settings.switch("use_head", false)?;
     match settings.text("hidden_act", "silu")? {
         "silu" => {}
         other => return Err(settings.refuse("hidden_act", "silu", other)),
@@ -143,6 +151,7 @@ fn clip(settings: &Settings) -> Result<(VisionFamily, VisionConfig)> {
             ("visual_projection.", "projection to the contrastive space"),
         ],
         patches_by_pixel: false,
+        pooling: Some(Pooling::CLASS_TOKEN),
     };
     let config = VisionConfig {
         norm_epsilon: settings.float("layer_norm_eps", 1e-5)?,
@@ -163,13 +172,15 @@ fn siglip(settings: &Settings, is_naflex: bool) -> Result<(VisionFamily, VisionC
         },
         names: CLIP,
         probes: &["embeddings.patch_embedding.weight"],
-        aside: &[
-            ("embeddings.position_ids", "positions counted out"),
-            ("head.", "attention pooling head"),
-        ],
+        aside: &[("embeddings.position_ids", "positions counted out"), HEAD],
         patches_by_pixel: is_naflex,
+        pooling: settings
+            .switch("vision_use_head", true)?
+            .then_some(Pooling {
+                head: VisionHead::Probe,
+                names: SIGLIP_HEAD,
+            }),
     };
-    settings.switch("vision_use_head", true)?;
     let mut config = VisionConfig {
         norm_epsilon: settings.float("layer_norm_eps", 1e-6)?,
         mlp: activation(settings, "gelu_pytorch_tanh")?,
@@ -196,6 +207,7 @@ fn internvit(settings: &Settings, is_own: bool) -> Result<(VisionFamily, VisionC
         ],
         aside: &[("embeddings.mask_token", "mask token of pre-training")],
         patches_by_pixel: false,
+        pooling: Some(Pooling::CLASS_TOKEN),
     };
     let norm = match settings.text("norm_type", if is_own { "rms_norm" } else { "layer_norm" })? {
         "layer_norm" => NormKind::Layer,
@@ -253,6 +265,7 @@ fn dinov2(settings: &Settings) -> Result<(VisionFamily, VisionConfig)> {
             ("classifier.", "classifier"),
         ],
         patches_by_pixel: false,
+        pooling: Some(Pooling::CLASS_TOKEN),
     };
     settings.switch("use_mask_token", true)?;
     let mut config = sizes(settings, [768, 12, 12, 0], [224, 14])?;

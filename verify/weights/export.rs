@@ -27,12 +27,8 @@ fn tensors(folder: &Path) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
     let mut all = BTreeMap::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        let is_weights = path.extension().is_some_and(|e| e == "safetensors");
-        if !is_weights
-            || path
-                .file_name()
-                .is_some_and(|n| n == "expected.safetensors" || n == "resized.safetensors")
-        {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if !name.starts_with("model") || !name.ends_with(".safetensors") {
             continue;
         }
         let bytes = fs::read(path).unwrap();

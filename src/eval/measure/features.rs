@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::eval::place::load_forward;
 use crate::eval::{linear_cka, normalise_rows};
 use crate::executor::Session;
-use crate::model::{connector, vision_tower};
+use crate::model::{CLASS_TOKEN, VisionHead, connector, vision_head, vision_tower};
 use crate::tensor::TensorType;
 
 /// What a pass over pictures is asked for.
@@ -27,6 +27,8 @@ pub(super) struct Wanted {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Features {
     /// Mean patch token of the tower's output [N, C].
+    pub means: Vec<f32>,
+    /// The tower's own pooled output [N, C], where it has one.
     pub pooled: Vec<f32>,
     /// Patch tokens of the tower's output [N, T, C].
     pub tokens: Vec<f32>,
@@ -96,6 +98,10 @@ impl Measurer<'_> {
             let images = tape.input("images", TensorType::f32([BATCH, 3, side, side]));
             let features = vision_tower(tape, &config.vision, images)?;
             tape.output(features, "tower");
+            if let Some(head) = self.place.head {
+                let pooled = vision_head(tape, &config.vision, head, features)?;
+                tape.output(pooled, "pooled");
+            }
             if wanted.connected {
                 let tokens = connector(tape, config, features)?;
                 tape.output(tokens, "connected");
@@ -109,6 +115,9 @@ impl Measurer<'_> {
         let config = self.place.config;
         let shape = self.batch_shape();
         let mut session = self.feature_session(wanted)?;
+        if self.place.head == Some(VisionHead::ClassToken) {
+            session.write_i32(CLASS_TOKEN, &[0; BATCH])?;
+        }
         let width = config.vision.width;
         let skip = usize::from(config.vision.class_token);
         let mut all = Features {
@@ -131,7 +140,10 @@ impl Measurer<'_> {
                 values[..count * one].to_vec()
             };
             let tower = first(session.read_f32("tower")?);
-            all.pooled.extend(means(&tower, count, width, skip));
+            all.means.extend(means(&tower, count, width, skip));
+            if self.place.head.is_some() {
+                all.pooled.extend(first(session.read_f32("pooled")?));
+            }
             if wanted.tokens {
                 let one = tower.len() / count;
                 for picture in tower.chunks_exact(one) {

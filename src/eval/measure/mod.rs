@@ -105,6 +105,11 @@ impl Metric {
         self.is_probe() || self == Metric::Cka
     }
 
+    /// Whether it classifies one row a picture, without training steps.
+    fn is_of_rows(self) -> bool {
+        matches!(self, Metric::Neighbours | Metric::LinearProbe)
+    }
+
     /// Whether it fits a classifier on frozen features.
     pub fn is_probe(self) -> bool {
         matches!(
@@ -389,7 +394,10 @@ impl<'a> Measurer<'a> {
             | Metric::LinearProbe
             | Metric::TwoLayerProbe
             | Metric::AttentiveProbe => {
-                all.probes.retain(|probe| probe.probe != metric.name());
+                let own = |probe: &str| {
+                    probe.strip_suffix(towers::OF_HEAD).unwrap_or(probe) == metric.name()
+                };
+                all.probes.retain(|probe| !own(&probe.probe));
                 all.probes.extend(self.probe(metric)?);
             }
             Metric::Captions => all.captions = self.captions()?,

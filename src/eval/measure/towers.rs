@@ -20,6 +20,63 @@ use crate::model::ContrastivePair;
 /// Penalty of the linear probe, relative to the features' mean sum of squares.
 pub(super) const RIDGE: f64 = 0.03;
 
+/// What follows a probe's name where it was fitted on the tower's own pooled output and not on the mean of its tokens.
+pub(super) const OF_HEAD: &str = ", own pooling";
+
+/// A classifier that has been fitted.
+enum Probe<'a> {
+    Trained(TrainedProbe),
+    Linear(LinearProbe),
+    Neighbours {
+        /// Training rows of unit length [N, C].
+        known: Vec<f32>,
+        /// Their classes.
+        labels: &'a [usize],
+        /// C.
+        width: usize,
+        classes: usize,
+    },
+}
+
+impl Probe<'_> {
+    /// A probe on one row a picture, `rows` [N, C].
+    fn of_rows<'a>(
+        metric: Metric,
+        rows: &[f32],
+        labels: &'a [usize],
+        (width, classes): (usize, usize),
+    ) -> Probe<'a> {
+        match metric {
+            Metric::LinearProbe => {
+                Probe::Linear(LinearProbe::fit(rows, width, labels, classes, RIDGE))
+            }
+            _ => Probe::Neighbours {
+                known: unit(rows.to_vec(), width),
+                labels,
+                width,
+                classes,
+            },
+        }
+    }
+
+    /// The likeliest class of each of `rows`.
+    fn classify(&self, rows: &[f32]) -> Result<Vec<usize>> {
+        match self {
+            Probe::Trained(probe) => probe.classify(rows),
+            Probe::Linear(probe) => Ok(probe.classify(rows)),
+            Probe::Neighbours {
+                known,
+                labels,
+                width,
+                classes,
+            } => {
+                let rows = unit(rows.to_vec(), *width);
+                Ok(Neighbours::default().classify((known, labels), &rows, *width, *classes))
+            }
+        }
+    }
+}
+
 /// The four sets: each style with trained and with held-out concepts.
 pub(super) const SETS: [(Artist, Split); 4] = [
     (Artist::Noto, Split::Train),
@@ -140,43 +197,43 @@ impl Measurer<'_> {
             let settings = ProbeSettings::new(form);
             TrainedProbe::fit(settings, self.compute, labelled, (tokens, width, classes))
         };
+        let of_rows = |rows: &[f32]| Probe::of_rows(metric, rows, &train.labels, (width, classes));
         let probe = match metric {
             Metric::TwoLayerProbe => {
                 let form = ProbeForm::TwoLayer { hidden: 2 * width };
-                Some(trained(form, &fitted.pooled, 1)?)
+                Probe::Trained(trained(form, &fitted.means, 1)?)
             }
             Metric::AttentiveProbe => {
                 let form = ProbeForm::Attentive { heads };
-                Some(trained(form, &fitted.tokens, config.patches())?)
+                Probe::Trained(trained(form, &fitted.tokens, config.patches())?)
             }
-            _ => None,
+            _ => of_rows(&fitted.means),
         };
-        let linear = (metric == Metric::LinearProbe)
-            .then(|| LinearProbe::fit(&fitted.pooled, width, &train.labels, classes, RIDGE));
-        let neighbours = unit(fitted.pooled.clone(), width);
+        let has_head = self.place.head.is_some() && metric.is_of_rows();
+        let of_head = has_head.then(|| of_rows(&fitted.pooled));
         let mut measures = Vec::new();
         for (index, set) in SETS.iter().enumerate().skip(1) {
             // A picture costs a probe little: more of them make the share surer.
             let pictures = self.settings.pictures.saturating_mul(5);
             let test = subcategories(&self.library, set.0, set.1, pictures);
             let features = self.probe_features(index, &test.samples, wanted)?;
-            let found = match (&probe, &linear) {
-                (Some(probe), _) if wanted.tokens => probe.classify(&features.tokens)?,
-                (Some(probe), _) => probe.classify(&features.pooled)?,
-                (None, Some(linear)) => linear.classify(&features.pooled),
-                (None, None) => {
-                    let known = (&neighbours[..], &train.labels[..]);
-                    let features = unit(features.pooled.clone(), width);
-                    Neighbours::default().classify(known, &features, width, classes)
-                }
-            };
-            measures.push(ProbeMeasure {
-                probe: metric.name().to_owned(),
+            let measure = |name: String, found: &[usize]| ProbeMeasure {
+                probe: name,
                 set: set_name(*set),
                 pictures: test.samples.len(),
                 classes,
-                accuracy: accuracy(&found, &test.labels),
-            });
+                accuracy: accuracy(found, &test.labels),
+            };
+            let rows = match wanted.tokens {
+                true => &features.tokens,
+                false => &features.means,
+            };
+            let found = probe.classify(rows)?;
+            measures.push(measure(metric.name().to_owned(), &found));
+            if let Some(probe) = &of_head {
+                let found = probe.classify(&features.pooled)?;
+                measures.push(measure(format!("{}{OF_HEAD}", metric.name()), &found));
+            }
         }
         Ok(measures)
     }
