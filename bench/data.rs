@@ -8,10 +8,18 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Instant;
 
-use keel::data::batch::Pixels;
+use keel::data::augment::Augmentation;
+use keel::data::batch::{BatchShape, Pixels, Weighting};
+use keel::data::library::Library;
+use keel::data::mixture::{Mixture, MixtureSettings};
+use keel::data::pairs::{PairLimits, Pairs};
+use keel::data::photo::KeptPictures;
 use keel::data::picture::{Picture, PictureLimits};
+use keel::data::task::TaskKind;
+use keel::data::tiles::Tiling;
 use rayon::prelude::*;
 
 /// The tower's square.
@@ -61,6 +69,13 @@ fn main() {
             println!(
                 "{kind}: {name} {rate:.0}, Keel {:.2} times as fast",
                 keel / rate
+            );
+        }
+        for (what, tiles) in [("whole", 0), ("in up to 6 tiles and whole", 6)] {
+            let [first, second] = epochs(folder.path(), kind, tiles);
+            println!(
+                "{kind}: batches of pairs, pictures {what}: {first:.0} in the first epoch, {second:.0} in the next, {:.1} times as many",
+                second / first
             );
         }
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -113,6 +128,51 @@ fn per_second(files: &[Vec<u8>], threads: usize) -> f64 {
     });
     assert!(sums.is_finite());
     files.len() as f64 / start.elapsed().as_secs_f64()
+}
+
+/// Pictures a second that become rows of batches, on one thread, in an epoch that decodes and in the next, which finds them
+/// kept.
+fn epochs(folder: &Path, kind: &str, tiles: usize) -> [f64; 2] {
+    let lines = (0..PICTURES).map(|index| {
+        format!("{{\"image\": \"{index:02}.{kind}\", \"caption\": \"picture {index}\"}}\n")
+    });
+    let list = folder.join(format!("{kind}.jsonl"));
+    std::fs::write(&list, lines.collect::<String>()).expect("room for a list");
+    let pairs = Pairs::open(&text(&list), PairLimits::default()).expect("the list is whole");
+    let settings = MixtureSettings {
+        seed: 1,
+        stage: 0,
+        weights: vec![(TaskKind::Pairs, 1.0)],
+        shape: BatchShape {
+            batch: PICTURES / 4,
+            image_size: SIDE as usize,
+            image_tokens: 16,
+            tokens: 256,
+            pack: 1,
+            tiling: Tiling {
+                most: tiles,
+                slots: tiles * PICTURES / 4,
+            },
+            caption_tokens: 32,
+            pixels: Pixels::default(),
+        },
+        turns: 1,
+        weighting: Weighting::default(),
+        augmentation: Augmentation::NONE,
+        contrastive: false,
+    };
+    let mixture = Mixture::new(Library::embedded(), Some(Arc::new(pairs)), settings);
+    let kept = Arc::new(KeptPictures::new(1 << 30));
+    let mixture = mixture.expect("there are pairs").keeping(kept);
+    let mut epoch = 0;
+    [0; 2].map(|_| {
+        let start = Instant::now();
+        for step in 0..4 {
+            mixture.batch(4 * epoch + step).expect("pictures are whole");
+        }
+        epoch += 1;
+        PICTURES as f64 / start.elapsed().as_secs_f64()
+    })
 }
 
 /// Broad waves of colour with a little noise, as PNG.

@@ -28,7 +28,18 @@ fn with(name: &str, content: &[u8]) -> tempfile::TempDir {
 }
 
 fn all(pairs: &Pairs) -> Vec<Pair> {
-    (0..pairs.len()).map(|i| pairs.get(i).unwrap()).collect()
+    let read = |index| {
+        let pair = pairs.get(index).unwrap();
+        let picture = pair.picture.clone();
+        let words = pairs.words(index).unwrap();
+        assert_eq!(
+            Pair { picture, ..words },
+            pair,
+            "the same but for its picture"
+        );
+        pair
+    };
+    (0..pairs.len()).map(read).collect()
 }
 
 fn refused(name: &str, content: &[u8], texts: &[&str]) {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use keel::data::pairs::{PairLimits, PairSource, Pairs};
+use keel::data::pairs::{Pair, PairLimits, PairSource, Pairs};
 use rayon::prelude::*;
 use tempfile::TempDir;
 
@@ -40,7 +40,17 @@ pub fn folder(files: &[(&str, &[u8])]) -> TempDir {
 fn captions(pairs: &Pairs) -> Vec<(String, String)> {
     let get = |index| {
         let pair = pairs.get(index).unwrap();
-        let picture = pair.picture.expect("every pair here has one");
+        let words = pairs.words(index).unwrap();
+        assert_eq!(words.picture, None);
+        let picture = pair.picture.clone().expect("every pair here has one");
+        assert_eq!(
+            Pair {
+                picture: pair.picture.clone(),
+                ..words
+            },
+            pair,
+            "the same but for its picture"
+        );
         assert_eq!((picture.width, picture.height), (37, 26));
         (pair.key, pair.caption)
     };

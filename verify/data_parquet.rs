@@ -65,6 +65,9 @@ fn check(name: &str) {
                     let index = (step * 17 + thread * 5) % count;
                     let pair = pairs.get(index).unwrap_or_else(|e| panic!("{e}"));
                     assert_eq!(told(&pair), expected[index], "{name}, row {index}");
+                    let words = pairs.words(index).unwrap_or_else(|e| panic!("{e}"));
+                    let picture = pair.picture.clone();
+                    assert_eq!(Pair { picture, ..words }, pair, "{name}, row {index}");
                 }
             });
         }

@@ -15,6 +15,7 @@ mod data_mutation;
 mod data_pairs;
 mod data_pairs_bad;
 mod data_parquet;
+mod data_photo;
 mod data_picture;
 mod data_picture_bad;
 mod data_webdataset;

@@ -222,6 +222,14 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
     }
 }
 
+/// As [`parse_bytes`], or 0.
+fn parse_room(text: &str) -> Result<u64, String> {
+    match text.trim() {
+        "0" => Ok(0),
+        text => parse_bytes(text),
+    }
+}
+
 /// Reads the command line and runs it.
 ///
 /// # Errors

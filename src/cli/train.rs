@@ -7,7 +7,8 @@ use std::time::Instant;
 use clap::Args;
 
 use super::{
-    ComputeArgs, RecipeArgs, announce, at_least_one, parse_bytes, parse_named, print_line,
+    ComputeArgs, RecipeArgs, announce, at_least_one, parse_bytes, parse_named, parse_room,
+    print_line,
 };
 use crate::data::chat::Layout;
 use crate::data::pairs::{PairLimits, PairSource, Pairs};
@@ -62,6 +63,10 @@ pub(super) struct TrainArgs {
     /// The layout of the language model's chats, where its folder does not say: qwen2.5, qwen3, internvl2.5 or sailvl.
     #[arg(long, value_name = "LAYOUT", value_parser = parse_layout, requires = "language")]
     chat: Option<Layout>,
+    /// Memory for your pairs' pictures, decoded and scaled to the tower, so that they need not be again when they come next; 0
+    /// for none. Beside what --memory-limit counts.
+    #[arg(long, value_name = "BYTES", value_parser = parse_room, default_value = "256M")]
+    keep_pictures: u64,
     /// The most memory for a step's activations, for example 512M; met by computing some of them twice.
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory_budget: Option<u64>,
@@ -201,6 +206,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         evaluate: !args.no_evaluation,
         keep: args.keep,
         keep_every: args.keep_every,
+        keep_pictures: args.keep_pictures,
         disk: Arc::new(LocalDisk),
         signals: Signals::heed()?,
     };

@@ -206,7 +206,7 @@ pub fn fits(sample: &Sample, shape: &BatchShape, words: &ChatTokenizer) -> bool 
 /// those with pictures first.
 ///
 /// # Errors
-/// `Content` when the number of samples is not the batch's or a sample does not fit.
+/// `Content` when the number of samples is not the batch's or a sample does not fit; as [`View::render`](super::task::View).
 pub fn assemble(
     library: &Library,
     samples: &[Sample],
@@ -288,7 +288,7 @@ pub fn assemble(
                 let counts = (tiles::tiles_of(grid), shape.image_tokens);
                 let places = &mut batch.places[start..start + ids.len()];
                 tiles::mark_places(ids, words.image(), counts, places);
-                for tile in sample.view.tiles(grid, (shape.image_size, &pixels)) {
+                for tile in sample.view.tiles(grid, (shape.image_size, &pixels))? {
                     let slot = tiles.next();
                     let slot = slot.expect("grids take no more tiles than there are slots");
                     slot.copy_from_slice(&tile);
@@ -317,8 +317,8 @@ pub fn assemble(
         let drawn = &mut wholes[row * picture..(row + 1) * picture];
         let sizes = (shape.image_size, &pixels);
         match is_cut {
-            true => sample.view.whole().render(library, sizes, drawn),
-            false => sample.view.render(library, sizes, drawn),
+            true => sample.view.whole().render(library, sizes, drawn)?,
+            false => sample.view.render(library, sizes, drawn)?,
         }
         if sample.view.is_some() {
             pixels.apply(drawn);

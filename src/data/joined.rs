@@ -21,12 +21,15 @@ pub(super) struct Joined {
     parts: Vec<Pairs>,
     /// Of each pair of an epoch: its part, and its place there.
     index: Vec<(u32, u32)>,
+    /// Where each part's pairs begin that come whole.
+    starts: Vec<Option<usize>>,
 }
 
 impl Joined {
     /// Each part's pairs as often as is said: 2.5 gives all of them twice, and every other one once more.
     pub fn new(name: &str, parts: Vec<(Pairs, f64)>) -> Result<Joined> {
         let mut index = Vec::new();
+        let mut starts = Vec::new();
         for (number, (part, repeat)) in parts.iter().enumerate() {
             let count = part.len();
             if index.len() as f64 + count as f64 * repeat > MOST as f64 {
@@ -38,6 +41,7 @@ impl Joined {
             }
             let whole = repeat.floor() as usize;
             let rest = repeat.fract();
+            starts.push((whole > 0).then_some(index.len()));
             for _ in 0..whole {
                 index.extend((0..count).map(|at| (number as u32, at as u32)));
             }
@@ -48,6 +52,7 @@ impl Joined {
         Ok(Joined {
             parts: parts.into_iter().map(|(part, _)| part).collect(),
             index,
+            starts,
         })
     }
 
@@ -59,6 +64,13 @@ impl Joined {
     pub fn at(&self, index: usize) -> (&Pairs, usize) {
         let (part, at) = self.index[index];
         (&self.parts[part as usize], at as usize)
+    }
+
+    /// The first place of an epoch that has the same pair.
+    pub fn first_of(&self, index: usize) -> usize {
+        let (part, at) = self.index[index];
+        let first = self.parts[part as usize].first_of(at as usize);
+        self.starts[part as usize].map_or(index, |start| start + first)
     }
 
     pub fn parts(&self) -> impl Iterator<Item = &Pairs> {

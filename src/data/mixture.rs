@@ -18,11 +18,11 @@ use super::embedded::Artist;
 use super::facts::fact;
 use super::library::{Library, Pool, Split};
 use super::pairs::PairSource;
-use super::picture::Picture;
+use super::photo::{KeptPictures, Photo};
 use super::questions::{ask, ask_further};
 use super::random::{Permutation, Purpose, Stream, scramble};
 use super::skips::Reason;
-use super::task::{Photo, QuestionKind, Sample, TaskKind, View};
+use super::task::{QuestionKind, Sample, TaskKind, View};
 use crate::error::{Error, Result};
 
 /// Slots in one round of the schedule.
@@ -66,6 +66,7 @@ pub struct Mixture {
     pool: Pool,
     reading: Vec<ReadingItem>,
     pairs: Option<Arc<dyn PairSource>>,
+    kept: Option<Arc<KeptPictures>>,
     schedule: Schedule,
     /// Seed and stage in one.
     seed: u64,
@@ -92,6 +93,7 @@ impl Mixture {
             pool,
             reading,
             pairs,
+            kept: None,
             schedule,
             settings,
         };
@@ -128,6 +130,12 @@ impl Mixture {
     /// The same mixture, laid out by another tokeniser than the embedded one.
     pub fn in_words(mut self, words: Arc<ChatTokenizer>) -> Mixture {
         self.words = words;
+        self
+    }
+
+    /// The same mixture, with what is made of the pairs' pictures kept for their next draw. Batches are the same bits.
+    pub fn keeping(mut self, kept: Arc<KeptPictures>) -> Mixture {
+        self.kept = Some(kept);
         self
     }
 
@@ -325,7 +333,13 @@ impl Mixture {
             .pairs
             .as_ref()
             .expect("a task without items is refused at the start");
-        let pair = pairs.get(item)?;
+        let first = pairs.first_of(item);
+        let kept = self.kept.as_ref();
+        let known = kept.and_then(|kept| Photo::kept(kept, pairs, first));
+        let pair = match known {
+            Some(_) => pairs.words(item)?,
+            None => pairs.get(item)?,
+        };
         let caption = pair.caption.trim().to_owned();
         if caption.is_empty() {
             return Err(Error::content(
@@ -334,10 +348,18 @@ impl Mixture {
                 "write a caption or leave it out",
             ));
         }
-        let view = match pair.picture {
-            Some(picture) => self.photo(picture, look),
-            None => View::None,
+        let photo = match (known, pair.picture) {
+            (Some(photo), _) => Some(photo),
+            (None, Some(picture)) => {
+                let photo = Photo::whole(Arc::new(picture));
+                Some(match kept {
+                    Some(kept) => photo.keeping(kept, pairs, first),
+                    None => photo,
+                })
+            }
+            (None, None) => None,
         };
+        let view = photo.map_or(View::None, |photo| self.shown(photo, look));
         Ok(Sample {
             key: pair.key,
             kind: TaskKind::Pairs,
@@ -356,14 +378,13 @@ impl Mixture {
         })
     }
 
-    fn photo(&self, picture: Picture, look: &mut Stream) -> View {
-        let picture = Arc::new(picture);
+    fn shown(&self, photo: Photo, look: &mut Stream) -> View {
         let augmentation = &self.settings.augmentation;
         View::Photo(if augmentation.geometry > 0.0 {
             let tint = augmentation.tint(look);
-            Photo::varied(picture, tint, look)
+            photo.varied(tint, look)
         } else {
-            Photo::whole(picture)
+            photo
         })
     }
 }

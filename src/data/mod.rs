@@ -26,6 +26,7 @@ pub mod names;
 pub mod packing;
 pub mod pairs;
 mod parquet;
+pub mod photo;
 pub mod picture;
 pub mod prefetch;
 pub mod prepare;

@@ -5,7 +5,7 @@
 //! What cannot be used is counted in a [`SkipLog`], never dropped in silence. Nothing is written and nothing is fetched:
 //! a name in the data is a key or a path below the data's own folder, never a command or an address.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::archive::Source;
 use super::folder::{self, FolderPair};
@@ -45,10 +45,11 @@ pub struct Pair {
 }
 
 impl Pair {
-    fn of(key: String, picture: Option<Picture>, words: records::Words) -> Pair {
+    /// A pair whose picture has yet to be decoded.
+    fn of(key: String, words: records::Words) -> Pair {
         Pair {
             key,
-            picture,
+            picture: None,
             caption: words.caption,
             prompt: words.prompt,
             further: words.further,
@@ -73,6 +74,22 @@ pub trait PairSource: Send + Sync {
     /// [`Error::Io`] or [`Error::Content`] naming the sample when it cannot be used, [`Error::Setting`] when there is no
     /// such index.
     fn get(&self, index: usize) -> Result<Pair>;
+
+    /// Reads one pair without its picture, which is not decoded.
+    ///
+    /// # Errors
+    /// As [`PairSource::get`], for all but the picture.
+    fn words(&self, index: usize) -> Result<Pair> {
+        self.get(index).map(|pair| Pair {
+            picture: None,
+            ..pair
+        })
+    }
+
+    /// The first index of the same pair, where an epoch has it several times.
+    fn first_of(&self, index: usize) -> usize {
+        index
+    }
 
     /// Hears what became of a pair that training drew: used, or left out and why.
     ///
@@ -299,6 +316,40 @@ impl Pairs {
     /// # Errors
     /// As [`PairSource::get`].
     pub(super) fn read(&self, index: usize) -> Result<(Pair, Option<Vec<u8>>)> {
+        let (pair, encoded) = self.encoded(index)?;
+        let Some(encoded) = encoded else {
+            return Ok((pair, None));
+        };
+        let (name, bytes) = match encoded {
+            Encoded::Bytes(name, bytes) => (name, bytes),
+            Encoded::Member(name, shards, index) => (name, shards.picture_bytes(index)?),
+            Encoded::File(path, named_by) => {
+                let read = read_picture(&path, &self.limits);
+                let (picture, bytes) = read.map_err(|error| match named_by {
+                    Some((name, remedy)) => within(&name, error, remedy),
+                    None => error,
+                })?;
+                return Ok((
+                    Pair {
+                        picture: Some(picture),
+                        ..pair
+                    },
+                    Some(bytes),
+                ));
+            }
+        };
+        let picture = Picture::decode(&name, &bytes, &self.limits.picture)?;
+        Ok((
+            Pair {
+                picture: Some(picture),
+                ..pair
+            },
+            Some(bytes),
+        ))
+    }
+
+    /// A pair's words, and where its picture is, where it has one.
+    fn encoded(&self, index: usize) -> Result<(Pair, Option<Encoded<'_>>)> {
         if index >= self.len() {
             return Err(Error::setting(
                 "pair index",
@@ -306,63 +357,46 @@ impl Pairs {
                 index,
             ));
         }
-        let decode = |name: &str, bytes: &[u8]| Picture::decode(name, bytes, &self.limits.picture);
-        let (key, words, picture, bytes) = match &self.kind {
+        let (key, words, encoded) = match &self.kind {
             Kind::Folder(folder) => {
                 let FolderPair { path, caption } = &folder.pairs[index];
-                let (picture, bytes) = read_picture(&folder.root.join(path), &self.limits)?;
                 let words = records::Words::caption(caption.clone());
-                (path.display().to_string(), words, picture, bytes)
+                let file = Encoded::File(folder.root.join(path), None);
+                (path.display().to_string(), words, Some(file))
             }
             Kind::Shards(shards) => {
                 let (name, words) = shards.words(index)?;
-                let bytes = shards.picture_bytes(index)?;
-                (shards.key(index), words, decode(&name, &bytes)?, bytes)
+                let member = Encoded::Member(name, shards, index);
+                (shards.key(index), words, Some(member))
             }
             Kind::Lines(lines) => {
                 let (name, record) = lines.record(&lines.places[index])?;
-                let Some(path) = record.picture else {
-                    return Ok((Pair::of(name, None, record.words), None));
-                };
-                let (picture, bytes) = read_picture(&lines.folder.join(&path), &self.limits)
-                    .map_err(|error| within(&name, error, "repair or remove the record"))?;
-                (path, record.words, picture, bytes)
+                match record.picture {
+                    None => (name, record.words, None),
+                    Some(path) => {
+                        let named_by = Some((name, "repair or remove the record"));
+                        let file = Encoded::File(lines.folder.join(&path), named_by);
+                        (path, record.words, Some(file))
+                    }
+                }
             }
             Kind::Table(table) => {
                 let (name, picture, words) = table.row(&table.rows[index])?;
-                let (picture, bytes) = self.picture_of_row(&name, picture, &table.folder)?;
-                (name, words, picture, bytes)
+                let picture = Encoded::of_row(&name, picture, &table.folder);
+                (name, words, Some(picture))
             }
             Kind::Parquet(parquet) => {
                 let (name, picture, words) = parquet.row(parquet.rows[index])?;
-                let Some(picture) = picture else {
-                    return Ok((Pair::of(name, None, words), None));
-                };
-                let (picture, bytes) = self.picture_of_row(&name, picture, &parquet.folder)?;
-                (name, words, picture, bytes)
+                let folder = &parquet.folder;
+                let picture = picture.map(|picture| Encoded::of_row(&name, picture, folder));
+                (name, words, picture)
             }
             Kind::Joined(joined) => {
                 let (part, index) = joined.at(index);
-                return part.read(index);
+                return part.encoded(index);
             }
         };
-        Ok((Pair::of(key, Some(picture), words), Some(bytes)))
-    }
-
-    /// A row's picture, with the bytes of its file.
-    fn picture_of_row(
-        &self,
-        name: &str,
-        picture: PictureOfRow,
-        folder: &Path,
-    ) -> Result<(Picture, Vec<u8>)> {
-        match picture {
-            PictureOfRow::Path(path) => read_picture(&folder.join(path), &self.limits)
-                .map_err(|error| within(name, error, "repair or remove the row")),
-            PictureOfRow::Bytes(bytes) => {
-                Ok((Picture::decode(name, &bytes, &self.limits.picture)?, bytes))
-            }
-        }
+        Ok((Pair::of(key, words), encoded))
     }
 
     /// The shard, list or folder that a pair comes from.
@@ -422,6 +456,39 @@ impl PairSource for Pairs {
 
     fn get(&self, index: usize) -> Result<Pair> {
         self.read(index).map(|(pair, _)| pair)
+    }
+
+    fn words(&self, index: usize) -> Result<Pair> {
+        self.encoded(index).map(|(pair, _)| pair)
+    }
+
+    fn first_of(&self, index: usize) -> usize {
+        match &self.kind {
+            Kind::Joined(joined) => joined.first_of(index),
+            _ => index,
+        }
+    }
+}
+
+/// Where a pair's picture is.
+enum Encoded<'a> {
+    /// A file, and the record or row that names it with what to do about a bad one.
+    File(PathBuf, Option<(String, &'static str)>),
+    /// The pair of this index of shards, called so.
+    Member(String, &'a Shards, usize),
+    /// The bytes of a file, called so.
+    Bytes(String, Vec<u8>),
+}
+
+impl Encoded<'_> {
+    fn of_row(name: &str, picture: PictureOfRow, folder: &Path) -> Encoded<'static> {
+        match picture {
+            PictureOfRow::Path(path) => {
+                let named_by = (name.to_owned(), "repair or remove the row");
+                Encoded::File(folder.join(path), Some(named_by))
+            }
+            PictureOfRow::Bytes(bytes) => Encoded::Bytes(name.to_owned(), bytes),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use super::picture::Picture;
 use super::scenes::PLAIN_BACKGROUND;
 
 /// How a picture that is not square becomes it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fit {
     /// Scaled to the square along its shorter edge, and the middle of the longer: CLIP, AIMv2.

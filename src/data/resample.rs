@@ -15,7 +15,7 @@ use crate::executor::cpu::simd::{self, Simd, Task};
 const WEIGHT_BITS: u32 = 22;
 
 /// The interpolation kernel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Filter {
     /// The triangle, support 1.

@@ -2,18 +2,17 @@
 //! (captions, reading, questions, facts) and become rows of a batch in `batch`.
 
 use std::fmt;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::batch::Pixels;
 use super::chat::Conversation;
 use super::library::Library;
-use super::picture::Picture;
-use super::random::Stream;
+use super::photo::Photo;
 use super::scenes::Scene;
-use super::sprite::{Frame, Tint};
+use super::sprite::Frame;
 use super::tiles;
+use crate::error::Result;
 
 /// A kind of training data, as recipes name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -174,41 +173,6 @@ pub enum View {
     Photo(Photo),
 }
 
-/// A user's picture and the part of it that is shown.
-#[derive(Clone, Debug)]
-pub struct Photo {
-    /// The picture.
-    pub picture: Arc<Picture>,
-    /// Left, top and side of a square of it, in its pixels; all that the tower's processor shows where there is none.
-    pub window: Option<[u32; 3]>,
-    /// Colour change.
-    pub tint: Tint,
-}
-
-impl Photo {
-    /// As the tower's processor shows it.
-    pub fn whole(picture: Arc<Picture>) -> Photo {
-        Photo {
-            picture,
-            window: None,
-            tint: Tint::NONE,
-        }
-    }
-
-    /// A square of 80–100 % of the shorter side, anywhere inside, with the colours slightly changed.
-    pub fn varied(picture: Arc<Picture>, tint: Tint, look: &mut Stream) -> Photo {
-        let size = [picture.width, picture.height];
-        let shorter = size[0].min(size[1]);
-        let side = (shorter as f32 * look.between(0.8, 1.0)).round().max(1.0) as u32;
-        let corner = size.map(|edge| look.below((edge - side) as usize + 1) as u32);
-        Photo {
-            picture,
-            window: Some([corner[0], corner[1], side]),
-            tint,
-        }
-    }
-}
-
 impl View {
     /// Whether there is a picture.
     pub fn is_some(&self) -> bool {
@@ -219,52 +183,56 @@ impl View {
     /// whole.
     pub fn grid(&self, most: usize, side: u32) -> [u32; 2] {
         match self {
-            View::Photo(photo) if most > 1 => {
-                tiles::grid([photo.picture.width, photo.picture.height], most, side)
-            }
+            View::Photo(photo) if most > 1 => tiles::grid(photo.size, most, side),
             _ => [1, 1],
         }
     }
 
     /// The tiles of a grid, planes `[3, side, side]` of numbers from −1 to 1; none where it leaves the picture whole.
-    pub fn tiles(&self, grid: [u32; 2], (side, pixels): (usize, &Pixels)) -> Vec<Vec<f32>> {
+    ///
+    /// # Errors
+    /// As [`Photo::square`].
+    pub fn tiles(&self, grid: [u32; 2], (side, pixels): (usize, &Pixels)) -> Result<Vec<Vec<f32>>> {
         let View::Photo(photo) = self else {
-            return Vec::new();
+            return Ok(Vec::new());
         };
-        let tiles = pixels.tiles(&photo.picture, grid, side as u32);
+        let tiles = photo.tiles(pixels, grid, side as u32)?;
         let drawn = tiles.iter().map(|tile| {
             let mut planes = vec![0.0; 3 * side * side];
             Frame::of(tile).write_normalised(photo.tint, &mut planes);
             planes
         });
-        drawn.collect()
+        Ok(drawn.collect())
     }
 
     /// The same with all of the user's picture, as it stands beside its tiles.
     pub fn whole(&self) -> View {
         match self {
-            View::Photo(photo) => View::Photo(Photo {
-                window: None,
-                ..photo.clone()
-            }),
+            View::Photo(photo) => View::Photo(photo.unwindowed()),
             other => other.clone(),
         }
     }
 
     /// Draws planes `[3, side, side]` of numbers from −1 to 1 into `out`, a user's picture scaled as `pixels` says; zeros
     /// where there is no picture.
-    pub fn render(&self, library: &Library, (side, pixels): (usize, &Pixels), out: &mut [f32]) {
+    ///
+    /// # Errors
+    /// As [`Photo::square`].
+    pub fn render(
+        &self,
+        library: &Library,
+        (side, pixels): (usize, &Pixels),
+        out: &mut [f32],
+    ) -> Result<()> {
         match self {
             View::None => out.fill(0.0),
             View::Scene(scene) => scene.render(library, side, out),
             View::Photo(photo) => {
-                let square = match photo.window {
-                    None => pixels.prepared(&photo.picture, side as u32),
-                    Some(part) => pixels.prepared_part(&photo.picture, part, side as u32),
-                };
+                let square = photo.square(pixels, side as u32)?;
                 Frame::of(&square).write_normalised(photo.tint, out);
             }
         }
+        Ok(())
     }
 }
 

@@ -26,7 +26,8 @@ use crate::tape::Arena;
 impl Trainer {
     pub(super) fn mixture(&self, index: usize) -> Result<Mixture> {
         let pairs = self.pairs.as_ref();
-        stage_mixture(&self.recipe, &self.library, pairs, &self.words, index)
+        let mixture = stage_mixture(&self.recipe, &self.library, pairs, &self.words, index)?;
+        Ok(mixture.keeping(self.kept.clone()))
     }
 
     /// The steps of a stage: as given, or its epochs over the task with the most items for its share.

@@ -20,6 +20,7 @@ use super::step_program::{compile_step, step_shape, whole_step_flops};
 use crate::data::chat::ChatTokenizer;
 use crate::data::library::Library;
 use crate::data::pairs::PairSource;
+use crate::data::photo::KeptPictures;
 use crate::data::task::TaskKind;
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, Evaluator, Place};
@@ -59,6 +60,8 @@ pub struct TrainOptions {
     pub evaluation_size: usize,
     /// Whether stages are evaluated.
     pub evaluate: bool,
+    /// Bytes of the pairs' pictures, decoded and scaled, that are kept for their next draw; 0 keeps none.
+    pub keep_pictures: u64,
     /// What writes the run's folder.
     pub disk: Arc<dyn Disk>,
     /// What the user may signal meanwhile.
@@ -83,6 +86,7 @@ impl TrainOptions {
             keep_every: 0,
             evaluation_size: 0,
             evaluate: false,
+            keep_pictures: 0,
             disk: Arc::new(LocalDisk),
             signals: Signals::default(),
         }
@@ -107,6 +111,7 @@ pub struct Trainer {
     pub(super) library: Arc<Library>,
     pub(super) words: Arc<ChatTokenizer>,
     pub(super) pairs: Option<Arc<dyn PairSource>>,
+    pub(super) kept: Arc<KeptPictures>,
     pub(super) folder: RunFolder,
     /// The program of each stage that is still to be run.
     pub(super) programs: Vec<Option<Arc<Program>>>,
@@ -191,6 +196,7 @@ impl Trainer {
         };
         let library = Library::embedded();
         Ok(Trainer {
+            kept: Arc::new(KeptPictures::new(options.keep_pictures)),
             recipe,
             options,
             layout,
