@@ -288,12 +288,8 @@ pub fn assemble(
                 let counts = (tiles::tiles_of(grid), shape.image_tokens);
                 let places = &mut batch.places[start..start + ids.len()];
                 tiles::mark_places(ids, words.image(), counts, places);
-                for tile in sample.view.tiles(grid, (shape.image_size, &pixels))? {
-                    let slot = tiles.next();
-                    let slot = slot.expect("grids take no more tiles than there are slots");
-                    slot.copy_from_slice(&tile);
-                    pixels.apply(slot);
-                }
+                let sizes = (shape.image_size, &pixels);
+                sample.view.render_tiles(grid, sizes, &mut tiles)?;
             }
             for (position, &id) in ids.iter().enumerate() {
                 batch.tokens[start + position] = id;

@@ -188,21 +188,29 @@ impl View {
         }
     }
 
-    /// The tiles of a grid, planes `[3, side, side]` of numbers from −1 to 1; none where it leaves the picture whole.
+    /// Draws the tiles of a grid, planes `[3, side, side]` in the form of `pixels`, each into the next of `out`; none where the
+    /// grid leaves the picture whole.
     ///
     /// # Errors
     /// As [`Photo::square`].
-    pub fn tiles(&self, grid: [u32; 2], (side, pixels): (usize, &Pixels)) -> Result<Vec<Vec<f32>>> {
+    ///
+    /// # Panics
+    /// When `out` ends before the tiles.
+    pub fn render_tiles<'a>(
+        &self,
+        grid: [u32; 2],
+        (side, pixels): (usize, &Pixels),
+        out: &mut impl Iterator<Item = &'a mut [f32]>,
+    ) -> Result<()> {
         let View::Photo(photo) = self else {
-            return Ok(Vec::new());
+            return Ok(());
         };
-        let tiles = photo.tiles(pixels, grid, side as u32)?;
-        let drawn = tiles.iter().map(|tile| {
-            let mut planes = vec![0.0; 3 * side * side];
-            Frame::of(tile).write_normalised(photo.tint, &mut planes);
-            planes
-        });
-        Ok(drawn.collect())
+        for tile in photo.tiles(pixels, grid, side as u32)? {
+            let planes = out.next().expect("there is a slot for every tile");
+            Frame::of(&tile).write_normalised(photo.tint, planes);
+            pixels.apply(planes);
+        }
+        Ok(())
     }
 
     /// The same with all of the user's picture, as it stands beside its tiles.
