@@ -81,6 +81,12 @@ fn captions_are_found_across_groups_pages_and_dictionaries() {
 }
 
 #[test]
+fn groups_packed_by_zstd_and_by_lz4_are_read() {
+    check("captions-zstd");
+    check("captions-lz4");
+}
+
+#[test]
 fn conversations_of_lists_of_structs_are_put_together_again() {
     check("conversations");
     check("conversations-v2");
@@ -147,8 +153,8 @@ fn files_of_another_schema_or_packing_are_refused_with_what_they_have() {
             &["its column answer is not text", "strings"],
         ),
         (
-            "zstandard.parquet",
-            &["zstandard.parquet", "snappy, gzip or no compression"],
+            "brotli.parquet",
+            &["brotli.parquet", "snappy, zstd, lz4, gzip or no compression"],
         ),
     ] {
         let error = open(name).unwrap_err().to_string();

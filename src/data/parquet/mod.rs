@@ -178,7 +178,7 @@ fn guarded<T>(
 }
 
 fn broken(name: &str, problem: impl ToString) -> Problem {
-    let remedy = "write the file anew, as datasets or pyarrow do (snappy, gzip or no compression)";
+    let remedy = "write the file anew, as datasets or pyarrow do (snappy, zstd, lz4, gzip or no compression)";
     (Reason::BadRecord, Error::content(name, problem, remedy))
 }
 
