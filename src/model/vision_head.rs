@@ -24,7 +24,7 @@ pub enum VisionHead {
     Probe,
 }
 
-/// The input of programs that pool by the class token: its place, i32 [B] of zeros.
+/// The input of programs that pool by the class token: its place, i32 `[B]` of zeros.
 pub const CLASS_TOKEN: &str = "class_token";
 
 /// Records the pooled output [B, C] of `features` [B, T, C], the tower's output with its class token.
