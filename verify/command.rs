@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use keel::train::BUILT_IN;
+use rustix::process::{Pid, test_kill_process};
 use safetensors::SafeTensors;
 
 /// What a command said and how it ended.
@@ -72,9 +73,31 @@ pub fn keel(folder: &Path, args: &[&str]) -> Answer {
     Answer::of(command(folder, args).output().expect("the program starts"))
 }
 
+/// How folders begin that stay as long as the process; its number follows.
+const SHARED: &str = "keel-verify-";
+
+/// A folder that stays as long as the process. Those of processes that are gone are removed.
+fn shared_folder() -> PathBuf {
+    let root = std::env::temp_dir();
+    for entry in fs::read_dir(&root).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| {
+            let (process, _) = name.strip_prefix(SHARED)?.split_once('-')?;
+            Pid::from_raw(process.parse().ok()?)
+        });
+        if process.is_some_and(|process| test_kill_process(process).is_err()) {
+            // Another process may be removing it too.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    let prefix = format!("{SHARED}{}-", std::process::id());
+    let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(root);
+    folder.expect("a temporary folder").keep()
+}
+
 /// The folder of a run of the tiny recipe, two steps a stage, that stays as long as the process; and what it said.
 pub fn tiny_run(more: &[&str]) -> (PathBuf, Answer) {
-    let folder = tempfile::tempdir().unwrap().keep();
+    let folder = shared_folder();
     let args = [
         "train",
         "--recipe",

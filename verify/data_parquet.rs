@@ -154,7 +154,10 @@ fn files_of_another_schema_or_packing_are_refused_with_what_they_have() {
         ),
         (
             "brotli.parquet",
-            &["brotli.parquet", "snappy, zstd, lz4, gzip or no compression"],
+            &[
+                "brotli.parquet",
+                "snappy, zstd, lz4, gzip or no compression",
+            ],
         ),
     ] {
         let error = open(name).unwrap_err().to_string();
