@@ -157,6 +157,7 @@ fn epochs(folder: &Path, kind: &str, tiles: usize) -> [f64; 2] {
             pixels: Pixels::default(),
         },
         turns: 1,
+        pictures: 1,
         weighting: Weighting::default(),
         augmentation: Augmentation::NONE,
         contrastive: false,

@@ -22,6 +22,7 @@ fn main() {
     let words = ChatTokenizer::embedded();
     let prompt = words.prompt(&Conversation {
         image_tokens: config.image_tokens(),
+        is_marked: false,
         system: None,
         context: "",
         turns: vec![["what is this?", ""]],

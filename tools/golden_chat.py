@@ -65,6 +65,10 @@ CONVERSATIONS = [
         "image": True,
         "turns": [["How many apples?", "3"], ["  And pears?\n", "1\n\nno more"], ["颜色？", "红色的。"]],
     },
+    {
+        "image": True, "marked": True,
+        "turns": [["Image-1: <image>\nImage-2: <image>\nWhich is red?", "The first."], ["And in <image>?", "Neither."]],
+    },
     {"image": False, "turns": [["def f(x):\n    return", " x + 1"]]},
     {"image": False, "turns": [["It's late; we'll go?", "They've gone, I'm sure."], ["12345", "e\u0301 é 🦊"]]},
 ]
@@ -103,9 +107,12 @@ def supervised_by_prefix(prefixes: list[list[int]], wholes: list[list[int]], clo
     return ranges
 
 
-def picture(question: str, has_image: bool) -> str:
-    marks = "<img>" + "<IMG_CONTEXT>" * IMAGE_TOKENS + "</img>\n"
-    return (marks if has_image else "") + question
+def picture(question: str, conversation: dict, index: int) -> str:
+    """A question with the tokens of its pictures: at its marks, or before the first question."""
+    tokens = "<img>" + "<IMG_CONTEXT>" * IMAGE_TOKENS + "</img>"
+    if conversation.get("marked"):
+        return question.replace("<image>", tokens)
+    return (tokens + "\n" if conversation["image"] and index == 0 else "") + question
 
 
 def by_template(fast, template: str, conversation: dict) -> dict:
@@ -115,8 +122,7 @@ def by_template(fast, template: str, conversation: dict) -> dict:
         messages, chat_template=template, tokenize=True, return_dict=False, **more
     )
     for index, (question, answer) in enumerate(conversation["turns"]):
-        has_image = conversation["image"] and index == 0
-        messages.append({"role": "user", "content": picture(question, has_image)})
+        messages.append({"role": "user", "content": picture(question, conversation, index)})
         messages.append({"role": "assistant", "content": answer})
     whole = ids(messages)
     spans, at = [], 0
@@ -143,7 +149,7 @@ def internvl(fast, conversation: dict, system: str | None, between: str) -> dict
         whole += encode(f"<|im_start|>system\n{system}<|im_end|>{between}")
     prompt = []
     for index, (question, answer) in enumerate(conversation["turns"]):
-        asked = picture(question, conversation["image"] and index == 0)
+        asked = picture(question, conversation, index)
         whole += encode(f"<|im_start|>user\n{asked}<|im_end|>{between}")
         opening = encode("<|im_start|>assistant\n")
         if index == 0:

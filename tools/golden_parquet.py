@@ -119,7 +119,7 @@ def main() -> None:
     })
     write("texts", table, [pair(i) for i in range(6)])
 
-    # What is counted: no picture, two pictures, an empty answer, no words at all. And what is refused whole.
+    # What is counted: no picture, an empty answer, no words at all; and two pictures, which are read. And what is refused whole.
     table = pa.table({
         "images": pa.array([[picture(0)], [], [picture(1), picture(2)], None, [picture(3)], [picture(4)]], pa.list_(IMAGE)),
         "question": ["q", "q", "q", "q", "q", "q"],

@@ -13,6 +13,7 @@ use serde_json::{Value as Json, json};
 
 use crate::command::{keel, tiny_recipe};
 use crate::data_pairs::{folder, open, pictures};
+use crate::data_picture::decode;
 use crate::data_webdataset::{END, file};
 
 fn turn(question: &str, answer: &str) -> Turn {
@@ -30,10 +31,14 @@ fn with(name: &str, content: &[u8]) -> tempfile::TempDir {
 fn all(pairs: &Pairs) -> Vec<Pair> {
     let read = |index| {
         let pair = pairs.get(index).unwrap();
-        let picture = pair.picture.clone();
+        let (picture, before) = (pair.picture.clone(), pair.before.clone());
         let words = pairs.words(index).unwrap();
         assert_eq!(
-            Pair { picture, ..words },
+            Pair {
+                picture,
+                before,
+                ..words
+            },
             pair,
             "the same but for its picture"
         );
@@ -119,6 +124,66 @@ fn text_alone_is_read_where_it_is_a_conversation_and_counted_where_a_picture_is_
     assert!(summary.contains("2 no picture"), "{summary}");
 }
 
+/// In every spelling: marked where they stand, or unmarked and then before the first question.
+#[test]
+fn several_pictures_stand_where_the_conversation_marks_them() {
+    let files = pictures();
+    let root = folder(&[
+        ("p/a.png", &files[0].1),
+        ("p/b.png", &files[1].1),
+        ("a.json", b"[]"),
+    ]);
+    let (a, b) = ("p/a.png", "p/b.png");
+    let turns = json!([
+        {"from": "human", "value": "Between <image> and <image>\n?"}, {"from": "gpt", "value": "a"},
+        {"from": "human", "value": " as in <image>? "}, {"from": "gpt", "value": "no"}]);
+    let part = |path: &str| json!({"type": "image", "image": path});
+    let messages = json!([
+        {"role": "user", "content": [{"type": "text", "text": "First "}, part(a), {"type": "text", "text": ", then "}, part(b)]},
+        {"role": "assistant", "content": "yes"}]);
+    let later = json!([
+        {"from": "human", "value": "Hello"}, {"from": "gpt", "value": "hello"},
+        {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a"}]);
+    let records = json!([
+        {"image": [a, b, a], "conversations": turns},
+        {"messages": messages},
+        {"images": [b, a], "question": "Which?", "answer": "the first"},
+        {"image": [a, b], "caption": "two"},
+        {"image": b, "conversations": later},
+    ]);
+    std::fs::write(root.path().join("a.json"), records.to_string()).unwrap();
+    let pairs = all(&open(root.path().join("a.json")).unwrap());
+    let asked: Vec<Vec<&str>> = pairs
+        .iter()
+        .map(|pair| {
+            let first = pair.prompt.as_deref().unwrap_or_default();
+            let further = pair.further.iter().map(|turn| turn.question.as_str());
+            std::iter::once(first).chain(further).collect()
+        })
+        .collect();
+    assert_eq!(
+        asked,
+        [
+            vec!["Between <image> and <image>\n?", "as in <image>?"],
+            vec!["First <image>, then <image>"],
+            vec!["<image>\n<image>\nWhich?"],
+            vec!["<image>\n<image>\n"],
+            vec!["Hello", "<image>\nWhat?"],
+        ]
+    );
+    let decoded = [0, 1].map(|index| decode(&files[index].1).unwrap());
+    let [a, b] = &decoded;
+    let shown: Vec<Vec<_>> = pairs
+        .iter()
+        .map(|pair| pair.before.iter().chain(&pair.picture).collect())
+        .collect();
+    assert_eq!(
+        shown,
+        [vec![a, b, a], vec![a, b], vec![b, a], vec![a, b], vec![b]]
+    );
+    assert!(pairs.iter().all(|pair| pair.is_marked));
+}
+
 #[test]
 fn conversations_that_cannot_be_trained_on_are_counted_by_name() {
     let says = |from: &str, value: &str| json!({"from": from, "value": value});
@@ -130,11 +195,11 @@ fn conversations_that_cannot_be_trained_on_are_counted_by_name() {
         (json!([]), "no question with an answer"),
         (
             json!([ask, answer, says("human", "<image>c?"), answer]),
-            "a picture after its first question",
+            "it marks the places of 2 pictures and has 1",
         ),
         (
             json!([says("human", "<image><image>a?"), answer]),
-            "or several",
+            "it marks the places of 2 pictures and has 1",
         ),
         (
             json!([says("human", "<video>a?"), answer]),
@@ -157,8 +222,10 @@ fn conversations_that_cannot_be_trained_on_are_counted_by_name() {
         (json!("../a.png"), "not a path below"),
         (json!("/etc/passwd"), "not a path below"),
         (json!("http://a/b.png"), "not a path below"),
-        (json!(["p/a.png", "p/a.png"]), "not one path"),
-        (json!(7), "not one path"),
+        (json!(["p/a.png", "../b.png"]), "not a path below"),
+        (json!(["p/a.png", 7]), "neither a path nor a list of paths"),
+        (json!(7), "neither a path nor a list of paths"),
+        (json!(vec!["p/a.png"; 65]), "it shows 65 pictures"),
     ] {
         let record = json!({"image": image, "caption": "a"});
         refused("a.json", json!([record]).to_string().as_bytes(), &[text]);

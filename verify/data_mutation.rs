@@ -87,6 +87,12 @@ proptest! {
         let whole = br#"{"id": 1, "conversations": [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "a \u00e9"}]}"#;
         if let Ok(words) = words_of_json("it", &damaged(whole, &damage)) {
             prop_assert!(!words.caption.trim().is_empty());
+            // Marks and pictures agree, or it is an error.
+            for pictures in 0..3 {
+                if let Ok(words) = words.clone().for_pictures("it", pictures) {
+                    prop_assert!(words.marks == pictures || words.marks == 0 && pictures <= 1);
+                }
+            }
         }
     }
 }

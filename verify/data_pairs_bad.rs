@@ -230,9 +230,9 @@ fn a_broken_line_is_counted_with_its_file_and_number() {
             "it names no image",
         ),
         (
-            "{\"image\": [\"a.png\", \"a.png\"], \"caption\": \"x\"}",
+            "{\"image\": [\"a.png\", 7], \"caption\": \"x\"}",
             Reason::BadRecord,
-            "its image is not one path",
+            "its image is neither a path nor a list of paths",
         ),
         (
             "{\"image\": \"../a.png\", \"caption\": \"x\"}",

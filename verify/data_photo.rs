@@ -56,6 +56,8 @@ impl PairSource for Counted {
         Ok(Pair {
             key: format!("pair {index}"),
             picture: None,
+            before: Vec::new(),
+            is_marked: false,
             caption: format!("number {index}"),
             prompt: Some("which?".to_owned()),
             further: Vec::new(),

@@ -9,7 +9,7 @@ use keel::data::chat::ChatTokenizer;
 use keel::data::library::Library;
 use keel::data::photo::Photo;
 use keel::data::picture::Picture;
-use keel::data::task::{Sample, TaskKind, View};
+use keel::data::task::{Sample, TaskKind, Turn, View};
 use keel::data::tiles::{Tiling, grid};
 use keel::executor::simt::Options;
 use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, SimtExecutor};
@@ -97,7 +97,7 @@ fn tiles_and_the_whole_picture_beside_them_are_those_of_transformers_to_the_bit(
 const IMAGE_TOKENS: usize = 4;
 const TOKENS: usize = 80;
 
-fn photo(random: &mut Random, [width, height]: [u32; 2]) -> View {
+fn photo(random: &mut Random, [width, height]: [u32; 2]) -> Photo {
     let bytes = (0..width * height).flat_map(|_| {
         [
             random.below(256) as u8,
@@ -107,11 +107,11 @@ fn photo(random: &mut Random, [width, height]: [u32; 2]) -> View {
         ]
     });
     let rgba = bytes.collect();
-    View::Photo(Photo::whole(Arc::new(Picture {
+    Photo::whole(Arc::new(Picture {
         width,
         height,
         rgba,
-    })))
+    }))
 }
 
 fn sample(index: usize, view: View) -> Sample {
@@ -133,9 +133,9 @@ fn sample(index: usize, view: View) -> Sample {
 fn samples() -> Vec<Sample> {
     let mut random = Random::new(20_261_128);
     let views = [
-        photo(&mut random, [70, 66]),
-        photo(&mut random, [20, 20]),
-        photo(&mut random, [90, 40]),
+        View::Photo(photo(&mut random, [70, 66])),
+        View::Photo(photo(&mut random, [20, 20])),
+        View::Photo(photo(&mut random, [90, 40])),
         View::None,
     ];
     views
@@ -265,14 +265,6 @@ fn a_step_on_tiles_has_the_loss_and_gradients_of_a_step_on_pictures_of_their_own
     };
     let batch_cut = batch(&samples, &shape(cut.tiling(4), 1, TOKENS));
     assert_eq!(marks(&batch_cut, TOKENS), [[16, 4], [0, 4], [8, 4], [0, 0]]);
-    // Twelve pictures in four sequences.
-    let apart = Stage {
-        batch: 12,
-        pack: 3,
-        tiles: 0,
-        tile_room: None,
-        ..cut.clone()
-    };
     let batch_apart = as_pictures_of_their_own(&batch_cut, 8, &[4, 0, 2, 0]);
 
     // And packed: two sequences of two samples each.
@@ -284,6 +276,120 @@ fn a_step_on_tiles_has_the_loss_and_gradients_of_a_step_on_pictures_of_their_own
     let batch_packed = batch(&samples, &shape(cut.tiling(4), 2, 2 * TOKENS));
     assert_eq!(batch_packed.skipped.without_room, 0);
 
+    hold_to_pictures_of_their_own(
+        &tiny,
+        [(&cut, &batch_cut), (&packed, &batch_packed)],
+        &batch_apart,
+    );
+}
+
+/// Samples of three pictures, of one, of one in a later question, and of none: each picture stands where it is marked, and a step
+/// is that on pictures which are spliced one after the other.
+#[test]
+fn a_step_on_samples_of_several_pictures_is_one_on_pictures_of_their_own() {
+    let tiny = Tiny::new();
+    let mut random = Random::new(20_261_129);
+    let photos: Vec<Photo> = (0..5).map(|_| photo(&mut random, [40, 50])).collect();
+    let marked = |index: usize, photos: &[Photo], questions: [&str; 2]| {
+        let mut sample = sample(index, View::Photos(photos.to_vec()));
+        sample.question = questions[0].into();
+        sample.further = vec![Turn {
+            question: questions[1].into(),
+            answer: "yes".into(),
+        }];
+        sample
+    };
+    let samples = [
+        marked(0, &photos[..3], ["a <image> b <image>", "<image>\nc"]),
+        sample(1, View::Photo(photos[3].clone())),
+        marked(2, &photos[4..], ["d", "e <image>"]),
+        sample(3, View::None),
+    ];
+    let stage = tiny.recipe.stage("world-knowledge").unwrap();
+    let several = Stage {
+        batch: 4,
+        pictures: 3,
+        tokens: TOKENS,
+        contrastive: 0.0,
+        ..stage.clone()
+    };
+    let batch_several = batch(&samples, &shape(several.tiling(4), 1, TOKENS));
+    assert_eq!(
+        marks(&batch_several, TOKENS),
+        [[8, 4], [0, 4], [0, 4], [0, 0]]
+    );
+    // Where the marks are: text and pictures of the first row in turn.
+    let words = ChatTokenizer::embedded();
+    let row = &batch_several.tokens[..TOKENS];
+    let runs = row.chunk_by(|a, b| (*a == words.image()) == (*b == words.image()));
+    let told: Vec<String> = runs
+        .map(|run| match run[0] == words.image() {
+            true => format!("{} tokens", run.len()),
+            false => words.decode(run),
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "a ",
+            "4 tokens",
+            " b ",
+            "4 tokens",
+            "it is number 0",
+            "4 tokens",
+            "\ncyes"
+        ]
+    );
+    // Each whole and prepared as a picture alone is.
+    let alone: Vec<Sample> = photos[..4]
+        .iter()
+        .map(|photo| sample(0, View::Photo(photo.clone())))
+        .collect();
+    let alone = batch(&alone, &shape(Tiling::NONE, 1, TOKENS));
+    let picture = 3 * 32 * 32;
+    let at = |images: &[f32], slot: usize| images[slot * picture..][..picture].to_vec();
+    for (slot, photo) in [(0, 0), (1, 1), (8, 2), (9, 3)] {
+        assert!(
+            at(&batch_several.images, slot) == at(&alone.images, photo),
+            "slot {slot}"
+        );
+    }
+
+    let packed = Stage {
+        pack: 2,
+        tokens: 2 * TOKENS,
+        ..several.clone()
+    };
+    let batch_packed = batch(&samples, &shape(several.tiling(4), 2, 2 * TOKENS));
+    assert_eq!(batch_packed.skipped.without_room, 0);
+    let batch_apart = as_pictures_of_their_own(&batch_several, 8, &[2, 0, 0, 0]);
+    hold_to_pictures_of_their_own(
+        &tiny,
+        [(&several, &batch_several), (&packed, &batch_packed)],
+        &batch_apart,
+    );
+    let error = assemble(
+        &Library::embedded(),
+        &samples,
+        &shape(Tiling { most: 0, slots: 1 }, 1, TOKENS),
+        Weighting::Square,
+        words,
+    );
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("2 further pictures for 1 slots"), "{error}");
+}
+
+/// Holds steps with eight slots to the one on `apart`, twelve pictures in four sequences, on every executor.
+fn hold_to_pictures_of_their_own(tiny: &Tiny, steps: [(&Stage, &Batch); 2], apart: &Batch) {
+    let (stage, _) = steps[0];
+    let stage = Stage {
+        batch: 12,
+        pack: 3,
+        tiles: 0,
+        tile_room: None,
+        pictures: 1,
+        ..stage.clone()
+    };
     let elements = tiny.layout.elements();
     let reference = ReferenceExecutor::new(elements);
     let cpu = CpuExecutor::new(elements, 2).unwrap();
@@ -297,11 +403,11 @@ fn a_step_on_tiles_has_the_loss_and_gradients_of_a_step_on_pictures_of_their_own
     if let Some(simt) = &simt {
         executors.push((simt, Target::Cuda, 1e-4));
     }
-    let truth = losses_and_gradients(&tiny, &apart, &batch_apart, (&reference, Target::Reference));
+    let truth = losses_and_gradients(tiny, &stage, apart, (&reference, Target::Reference));
     assert!(truth.len() > 20 && truth["loss"][0] > 0.0);
     for (executor, target, allowed) in executors {
-        for (stage, batch) in [(&cut, &batch_cut), (&packed, &batch_packed)] {
-            let found = losses_and_gradients(&tiny, stage, batch, (executor, target));
+        for (stage, batch) in steps {
+            let found = losses_and_gradients(tiny, stage, batch, (executor, target));
             assert!(found.keys().eq(truth.keys()));
             for (name, want) in &truth {
                 let scale = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
@@ -432,4 +538,48 @@ fn a_run_on_tiles_is_trained_continued_to_the_same_bits_and_asked() {
         "stage.world-knowledge.tile_room=3",
         &["tile_room", "1 to tiles = 0"],
     );
+}
+
+#[test]
+fn a_run_on_samples_of_several_pictures_trains_and_stages_without_room_pass_them_over() {
+    let folder = tempfile::tempdir().unwrap();
+    for index in 0..2 {
+        fs::write(folder.path().join(format!("{index}.png")), png(index)).unwrap();
+    }
+    let lines: String = (0..6)
+        .map(|i| format!("{{\"image\": [\"0.png\", \"1.png\"], \"question\": \"<image> or <image>, {i}?\", \"answer\": \"number {i}\"}}\n"))
+        .collect();
+    fs::write(folder.path().join("list.jsonl"), lines).unwrap();
+    let recipe = tiny_recipe(&["world-knowledge"]);
+    fs::write(folder.path().join("my.toml"), recipe).unwrap();
+    let check = keel(folder.path(), &["data", "check", "list.jsonl"]).fine();
+    assert!(
+        check.stdout.contains("6 samples show several, up to 2"),
+        "{check:#?}"
+    );
+    let args = "train --device cpu --recipe my.toml --data list.jsonl --no-evaluation --max-steps 2 --out run \
+                --set stage.world-knowledge.data.pairs=3";
+    let train = |more: &str| {
+        let args = [args, more].join(" ");
+        keel(folder.path(), &args.split_whitespace().collect::<Vec<_>>())
+    };
+    train("").refused(&["it shows 2 pictures, where this stage takes 1"]);
+    fs::remove_dir_all(folder.path().join("run")).unwrap();
+    train("--set stage.world-knowledge.pictures=2")
+        .refused(&["pictures", "1 in a stage with a contrast"]);
+    train("--set stage.world-knowledge.pictures=2 --set stage.world-knowledge.contrastive=0")
+        .fine();
+}
+
+/// A picture of 20 × 30 pixels.
+fn png(seed: u64) -> Vec<u8> {
+    let mut random = Random::new(seed);
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, 20, 30);
+    encoder.set_color(png::ColorType::Rgb);
+    let mut writer = encoder.write_header().unwrap();
+    let values: Vec<u8> = (0..20 * 30 * 3).map(|_| random.below(256) as u8).collect();
+    writer.write_image_data(&values).unwrap();
+    drop(writer);
+    file
 }

@@ -9,7 +9,9 @@ fuzz_target!(|bytes: &[u8]| {
     let Some((kind, content)) = bytes.split_first() else {
         return;
     };
-    let _ = words_of_json("input", content);
+    if let Ok(words) = words_of_json("input", content) {
+        let _ = words.for_pictures("input", usize::from(*kind) % 4);
+    }
     let folder = tempfile::tempdir_in("/dev/shm").expect("memory can be written");
     let ending = ["json", "jsonl", "tsv", "csv"][usize::from(*kind) % 4];
     let path = folder.path().join(format!("input.{ending}"));

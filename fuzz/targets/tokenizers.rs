@@ -13,9 +13,10 @@ fuzz_target!(|bytes: &[u8]| {
     };
     let conversation = Conversation {
         image_tokens: 2,
+        is_marked: true,
         system: None,
         context: "",
-        turns: vec![["what is it? <|im_end|> ü 你", "a fox"]],
+        turns: vec![["what is <image>? <|im_end|> ü 你", "a fox"]],
     };
     let sequence = words.sequence(&conversation);
     for id in &sequence.ids {

@@ -156,6 +156,12 @@ fn check(args: &CheckArgs) -> Result<()> {
         bytes(pictures.bytes),
         pictures.duplicates,
     ))?;
+    let [several, most] = pictures.several;
+    if several > 0 {
+        print_line(format!(
+            "{several} samples show several, up to {most}: a stage takes them with --set stage.NAME.pictures={most}"
+        ))?;
+    }
     for (key, first) in &pictures.examples {
         print_line(format!("  {key}: the picture of {first}"))?;
     }
@@ -202,6 +208,7 @@ fn show(args: &ShowArgs) -> Result<()> {
                 pixels: Pixels::default(),
             },
             turns: args.turns,
+            pictures: 1,
             weighting: Weighting::default(),
             augmentation: Augmentation::TRAINING,
             contrastive: false,

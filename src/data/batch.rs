@@ -163,8 +163,9 @@ pub struct Skipped {
 /// One batch, ready for the program. All arrays are row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// Pictures `[N + B, 3, S, S]` in the form of [`BatchShape::pixels`]: first the tiles of all samples in the order of their
-    /// places, then the samples' whole pictures; zeros for text-only samples and tiles that there are not.
+    /// Pictures `[N + B, 3, S, S]` in the form of [`BatchShape::pixels`]: first the tiles of all samples, or their pictures but
+    /// the last, in the order of their places, then the samples' whole or last pictures; zeros for text-only samples and tiles
+    /// that there are not.
     pub images: Vec<f32>,
     /// Input ids `[R, T]`, in R = B / pack sequences.
     pub tokens: Vec<i32>,
@@ -228,7 +229,7 @@ pub fn assemble(
         .map(|sample| words.sequence(&sample.conversation(shape.image_tokens)))
         .collect();
     let lengths: Vec<usize> = sequences.iter().map(|s| s.ids.len()).collect();
-    let grids = grids(samples, &lengths, shape);
+    let grids = grids(samples, &lengths, shape)?;
     for ((sample, grid), sequence) in samples.iter().zip(&grids).zip(&mut sequences) {
         let tiles = tiles::tiles_of(*grid);
         if tiles > 0 {
@@ -264,7 +265,9 @@ pub fn assemble(
     };
     let (tiles, wholes) = images.split_at_mut(shape.tiling.slots * picture);
     let mut tiles = tiles.chunks_exact_mut(picture.max(1));
-    let pixels = match is_cut {
+    // What may be cut is not also shifted, and stretched as its tiles are.
+    let may_be_cut = shape.tiling.most > 1;
+    let pixels = match may_be_cut {
         true => shape.pixels.beside_tiles(),
         false => shape.pixels,
     };
@@ -285,11 +288,12 @@ pub fn assemble(
             let start = place.row * t + place.start;
             if is_cut {
                 let grid = grids[packed.sample];
-                let counts = (tiles::tiles_of(grid), shape.image_tokens);
+                let before = tiles::tiles_of(grid) + sample.view.before().len();
+                let counts = (before, shape.image_tokens);
                 let places = &mut batch.places[start..start + ids.len()];
                 tiles::mark_places(ids, words.image(), counts, places);
                 let sizes = (shape.image_size, &pixels);
-                sample.view.render_tiles(grid, sizes, &mut tiles)?;
+                sample.view.render_before(grid, sizes, &mut tiles)?;
             }
             for (position, &id) in ids.iter().enumerate() {
                 batch.tokens[start + position] = id;
@@ -312,7 +316,7 @@ pub fn assemble(
         write_caption(&caption, sample.caption.is_empty(), row, tc, &mut batch);
         let drawn = &mut wholes[row * picture..(row + 1) * picture];
         let sizes = (shape.image_size, &pixels);
-        match is_cut {
+        match may_be_cut {
             true => sample.view.whole().render(library, sizes, drawn)?,
             false => sample.view.render(library, sizes, drawn)?,
         }
@@ -336,9 +340,24 @@ pub fn assemble(
 }
 
 /// The grid of every sample's picture: as fine as its proportions ask, with tokens that fit the sequence and tiles that are
-/// left by the samples before it. `lengths` are those of the sequences with whole pictures.
-fn grids(samples: &[Sample], lengths: &[usize], shape: &BatchShape) -> Vec<[u32; 2]> {
-    let mut left = shape.tiling.slots;
+/// left by the samples before it, and by samples of several pictures, which stay whole. `lengths` are those of the sequences
+/// with whole pictures.
+fn grids(samples: &[Sample], lengths: &[usize], shape: &BatchShape) -> Result<Vec<[u32; 2]>> {
+    let several: usize = samples
+        .iter()
+        .map(|sample| sample.view.before().len())
+        .sum();
+    let left = shape.tiling.slots.checked_sub(several);
+    let mut left = left.ok_or_else(|| {
+        Error::content(
+            "a batch",
+            format!(
+                "{several} further pictures for {} slots",
+                shape.tiling.slots
+            ),
+            "raise the stage's pictures",
+        )
+    })?;
     let pairs = samples.iter().zip(lengths);
     let fit = pairs.map(|(sample, length)| {
         let room = shape.tokens.saturating_sub(*length) / shape.image_tokens.max(1);
@@ -347,7 +366,7 @@ fn grids(samples: &[Sample], lengths: &[usize], shape: &BatchShape) -> Vec<[u32;
         left -= tiles::tiles_of(grid);
         grid
     });
-    fit.collect()
+    Ok(fit.collect())
 }
 
 fn write_caption(caption: &[i32], empty: bool, row: usize, tc: usize, batch: &mut Batch) {

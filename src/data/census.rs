@@ -34,6 +34,8 @@ pub struct PictureCensus {
     pub count: usize,
     /// The smallest, the median and the largest, by area: width and height in pixels.
     pub sizes: [[u32; 2]; 3],
+    /// Samples with several pictures, and the most that one has. Sizes are those of the last of each sample.
+    pub several: [usize; 2],
     /// Bytes of all picture files.
     pub bytes: u64,
     /// Files whose content came before.
@@ -68,6 +70,8 @@ struct Seen {
     words: [u8; 32],
     answers: usize,
     tokens: usize,
+    /// Pictures, at least 1.
+    several: usize,
 }
 
 /// Reads every sample once on all cores. What cannot be used is counted in the pairs' own record of draws.
@@ -108,6 +112,10 @@ pub fn census(pairs: &Pairs) -> Census {
         all.words.duplicates += usize::from(*times > 0);
         *times += 1;
         sizes.extend(seen.size);
+        if seen.several > 1 {
+            let [count, most] = &mut all.pictures.several;
+            (*count, *most) = (*count + 1, seen.several.max(*most));
+        }
         all.pictures.bytes += seen.bytes;
         if let Some(hash) = seen.picture {
             match pictures.get(&hash) {
@@ -140,6 +148,7 @@ fn look(pair: Pair, file: Option<&[u8]>) -> Seen {
     turns.extend(further.map(|turn| [turn.question.as_str(), turn.answer.as_str()]));
     let conversation = Conversation {
         image_tokens: usize::from(pair.picture.is_some()),
+        is_marked: pair.is_marked,
         system: pair.system.as_deref(),
         context: "",
         turns,
@@ -150,7 +159,8 @@ fn look(pair: Pair, file: Option<&[u8]>) -> Seen {
     words.update(b"\0");
     words.update(pair.caption.as_bytes());
     Seen {
-        tokens: length - conversation.image_tokens,
+        tokens: length - conversation.image_tokens * (1 + pair.before.len()),
+        several: 1 + pair.before.len(),
         answers: conversation.turns.len(),
         words: *words.finalize().as_bytes(),
         size: pair

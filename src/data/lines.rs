@@ -35,8 +35,8 @@ pub(crate) struct LinePlace {
 /// A record understood.
 #[derive(Debug)]
 pub(crate) struct Record {
-    /// The picture's path, relative to the list's folder; none where the record is text alone.
-    pub picture: Option<String>,
+    /// The pictures' paths, relative to the list's folder; none where the record is text alone.
+    pub pictures: Vec<String>,
     pub words: Words,
 }
 
@@ -307,45 +307,42 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Record, (Reason, Error)> {
     let named = ["image", "file_name", "images", "image_path"]
         .iter()
         .find_map(|key| object.get(*key).filter(|value| !value.is_null()));
-    let one_path = |value: &serde_json::Value| {
-        let one = match value.as_array().map(Vec::as_slice) {
-            Some([one]) => one,
-            _ => value,
-        };
-        one.as_str().map(str::to_owned)
-    };
-    let not_one = || {
+    let not_paths = || {
         problem(
             Reason::BadRecord,
-            "its image is not one path",
-            "give one path as a string",
+            "its image is neither a path nor a list of paths",
+            "give paths as strings",
         )
     };
-    let in_messages = records::pictures_in_messages(&object);
-    let picture = match (named, &in_messages[..]) {
-        (Some(value), _) if value.as_array().is_some_and(Vec::is_empty) => None,
-        (Some(value), _) => Some(one_path(value).ok_or_else(not_one)?),
-        (None, []) => None,
-        (None, [one]) => Some(one.clone()),
-        (None, _) => return Err(not_one()),
+    let path = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+    let pictures: Vec<String> = match named {
+        None => records::pictures_in_messages(&object),
+        Some(value) => {
+            let values = value
+                .as_array()
+                .map_or(std::slice::from_ref(value), |list| list);
+            let paths = values.iter().map(path).collect::<Option<_>>();
+            paths.ok_or_else(not_paths)?
+        }
     };
     let is_conversation = object.contains_key("conversations") || object.contains_key("messages");
-    if picture.is_none() && (!is_conversation || records::has_placeholder(&object)) {
+    if pictures.is_empty() && (!is_conversation || records::has_placeholder(&object)) {
         return Err(problem(
             Reason::NoPicture,
             "it names no image",
             "add its path as image",
         ));
     }
-    if picture.as_ref().is_some_and(|path| !is_own_file(path)) {
+    if pictures.iter().any(|path| !is_own_file(path)) {
         return Err(problem(
             Reason::RefusedEntry,
             "its image is not a path below the list's folder",
             "put list and pictures under one folder and write relative paths",
         ));
     }
+    let words = records::words_of_object(name, &object)?;
     Ok(Record {
-        picture,
-        words: records::words_of_object(name, &object)?,
+        words: words.for_pictures(name, pictures.len())?,
+        pictures,
     })
 }

@@ -54,6 +54,8 @@ pub struct MixtureSettings {
     pub weighting: Weighting,
     /// How the look varies.
     pub augmentation: Augmentation,
+    /// Pictures of one of the user's pairs, at most.
+    pub pictures: usize,
     /// Whether a batch's pictures must be of distinct concepts and captions, as a contrastive loss needs.
     pub contrastive: bool,
 }
@@ -348,18 +350,33 @@ impl Mixture {
                 "write a caption or leave it out",
             ));
         }
-        let photo = match (known, pair.picture) {
-            (Some(photo), _) => Some(photo),
+        let pictures = pair.before.len() + 1;
+        if pictures > self.settings.pictures {
+            return Err(Error::content(
+                pair.key,
+                format!(
+                    "it shows {pictures} pictures, where this stage takes {}",
+                    self.settings.pictures
+                ),
+                "set the stage's pictures, or split the sample",
+            ));
+        }
+        let view = match (known, pair.picture) {
+            (Some(photo), _) => self.shown(photo, look),
+            (None, None) => View::None,
+            (None, Some(picture)) if pair.is_marked => {
+                let photos = pair.before.into_iter().chain([picture]);
+                View::Photos(photos.map(|one| Photo::whole(Arc::new(one))).collect())
+            }
             (None, Some(picture)) => {
                 let photo = Photo::whole(Arc::new(picture));
-                Some(match kept {
+                let photo = match kept {
                     Some(kept) => photo.keeping(kept, pairs, first),
                     None => photo,
-                })
+                };
+                self.shown(photo, look)
             }
-            (None, None) => None,
         };
-        let view = photo.map_or(View::None, |photo| self.shown(photo, look));
         Ok(Sample {
             key: pair.key,
             kind: TaskKind::Pairs,

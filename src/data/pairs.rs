@@ -32,8 +32,13 @@ pub(crate) const MAX_TEXT_BYTES: u64 = 1 << 20;
 pub struct Pair {
     /// What the sample is called in its source.
     pub key: String,
-    /// The picture, with its transparency; none where the sample is text alone.
+    /// The picture, with its transparency; none where the sample is text alone. The last one where there are several.
     pub picture: Option<Picture>,
+    /// Pictures before that one, in order.
+    pub before: Vec<Picture>,
+    /// Whether the questions mark where each picture stands, by [`MARK`](super::chat::MARK); else there is one at most, before
+    /// the first.
+    pub is_marked: bool,
     /// What is to be learnt about it; never empty.
     pub caption: String,
     /// The question that the caption answers, where the source holds conversations.
@@ -50,6 +55,8 @@ impl Pair {
         Pair {
             key,
             picture: None,
+            before: Vec::new(),
+            is_marked: words.marks > 0,
             caption: words.caption,
             prompt: words.prompt,
             further: words.further,
@@ -75,13 +82,14 @@ pub trait PairSource: Send + Sync {
     /// such index.
     fn get(&self, index: usize) -> Result<Pair>;
 
-    /// Reads one pair without its picture, which is not decoded.
+    /// Reads one pair without its pictures, which are not decoded.
     ///
     /// # Errors
-    /// As [`PairSource::get`], for all but the picture.
+    /// As [`PairSource::get`], for all but the pictures.
     fn words(&self, index: usize) -> Result<Pair> {
         self.get(index).map(|pair| Pair {
             picture: None,
+            before: Vec::new(),
             ..pair
         })
     }
@@ -311,45 +319,40 @@ impl Pairs {
         Ok(Pairs::of(kind, limits, skips))
     }
 
-    /// Reads and decodes one pair; with it the bytes of its picture file, where it has one.
+    /// Reads and decodes one pair; with it the bytes of its picture files, one after the other, where it has any.
     ///
     /// # Errors
     /// As [`PairSource::get`].
     pub(super) fn read(&self, index: usize) -> Result<(Pair, Option<Vec<u8>>)> {
-        let (pair, encoded) = self.encoded(index)?;
-        let Some(encoded) = encoded else {
-            return Ok((pair, None));
-        };
+        let (mut pair, encoded) = self.encoded(index)?;
+        let mut files = None;
+        for one in encoded {
+            let (picture, bytes) = self.decoded(one)?;
+            files.get_or_insert_with(Vec::new).extend(bytes);
+            pair.before.extend(pair.picture.replace(picture));
+        }
+        Ok((pair, files))
+    }
+
+    /// A picture and the bytes of its file.
+    fn decoded(&self, encoded: Encoded<'_>) -> Result<(Picture, Vec<u8>)> {
         let (name, bytes) = match encoded {
             Encoded::Bytes(name, bytes) => (name, bytes),
             Encoded::Member(name, shards, index) => (name, shards.picture_bytes(index)?),
             Encoded::File(path, named_by) => {
                 let read = read_picture(&path, &self.limits);
-                let (picture, bytes) = read.map_err(|error| match named_by {
+                return read.map_err(|error| match named_by {
                     Some((name, remedy)) => within(&name, error, remedy),
                     None => error,
-                })?;
-                return Ok((
-                    Pair {
-                        picture: Some(picture),
-                        ..pair
-                    },
-                    Some(bytes),
-                ));
+                });
             }
         };
         let picture = Picture::decode(&name, &bytes, &self.limits.picture)?;
-        Ok((
-            Pair {
-                picture: Some(picture),
-                ..pair
-            },
-            Some(bytes),
-        ))
+        Ok((picture, bytes))
     }
 
-    /// A pair's words, and where its picture is, where it has one.
-    fn encoded(&self, index: usize) -> Result<(Pair, Option<Encoded<'_>>)> {
+    /// A pair's words, and where its pictures are, in order.
+    fn encoded(&self, index: usize) -> Result<(Pair, Vec<Encoded<'_>>)> {
         if index >= self.len() {
             return Err(Error::setting(
                 "pair index",
@@ -362,34 +365,36 @@ impl Pairs {
                 let FolderPair { path, caption } = &folder.pairs[index];
                 let words = records::Words::caption(caption.clone());
                 let file = Encoded::File(folder.root.join(path), None);
-                (path.display().to_string(), words, Some(file))
+                (path.display().to_string(), words, vec![file])
             }
             Kind::Shards(shards) => {
                 let (name, words) = shards.words(index)?;
                 let member = Encoded::Member(name, shards, index);
-                (shards.key(index), words, Some(member))
+                (shards.key(index), words, vec![member])
             }
             Kind::Lines(lines) => {
                 let (name, record) = lines.record(&lines.places[index])?;
-                match record.picture {
-                    None => (name, record.words, None),
-                    Some(path) => {
-                        let named_by = Some((name, "repair or remove the record"));
-                        let file = Encoded::File(lines.folder.join(&path), named_by);
-                        (path, record.words, Some(file))
-                    }
+                let files = record.pictures.iter().map(|path| {
+                    let named_by = (name.clone(), "repair or remove the record");
+                    Encoded::File(lines.folder.join(path), Some(named_by))
+                });
+                let files = files.collect();
+                // Of several the record is the name.
+                match <[String; 1]>::try_from(record.pictures) {
+                    Ok([path]) => (path, record.words, files),
+                    Err(_) => (name, record.words, files),
                 }
             }
             Kind::Table(table) => {
                 let (name, picture, words) = table.row(&table.rows[index])?;
                 let picture = Encoded::of_row(&name, picture, &table.folder);
-                (name, words, Some(picture))
+                (name, words, vec![picture])
             }
             Kind::Parquet(parquet) => {
-                let (name, picture, words) = parquet.row(parquet.rows[index])?;
-                let folder = &parquet.folder;
-                let picture = picture.map(|picture| Encoded::of_row(&name, picture, folder));
-                (name, words, picture)
+                let (name, pictures, words) = parquet.row(parquet.rows[index])?;
+                let of_row = |picture| Encoded::of_row(&name, picture, &parquet.folder);
+                let pictures = pictures.into_iter().map(of_row).collect();
+                (name, words, pictures)
             }
             Kind::Joined(joined) => {
                 let (part, index) = joined.at(index);

@@ -14,7 +14,7 @@ use super::picture::Picture;
 use super::prepare::Fit;
 use super::random::Stream;
 use super::resample::Filter;
-use super::sprite::Tint;
+use super::sprite::{Frame, Tint};
 use super::tiles::tiles_of;
 use crate::error::{Error, Result};
 
@@ -262,6 +262,16 @@ impl Photo {
             None => made[0].clone(),
             Some(window) => Arc::new(pixels.prepared_part(&made[0], window, side)),
         })
+    }
+
+    /// Draws [`Photo::square`] as planes `[3, side, side]` of numbers from −1 to 1.
+    ///
+    /// # Errors
+    /// As [`Photo::square`].
+    pub fn draw(&self, (side, pixels): (usize, &Pixels), out: &mut [f32]) -> Result<()> {
+        let square = self.square(pixels, side as u32)?;
+        Frame::of(&square).write_normalised(self.tint, out);
+        Ok(())
     }
 
     /// The tiles of a grid of the whole picture, each of `side` pixels; none where it leaves the picture whole.

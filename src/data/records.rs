@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value};
 
+use super::chat::MARK;
 use super::skips::Reason;
 use super::task::Turn;
 use crate::error::{Error, Result};
@@ -18,6 +19,9 @@ pub struct Words {
     pub further: Vec<Turn>,
     /// What the system says first, in place of the chat's own words.
     pub system: Option<String>,
+    /// How many pictures the questions mark the places of, each by [`MARK`]; 0 where all that is shown is one picture before
+    /// the first question.
+    pub marks: usize,
 }
 
 impl Words {
@@ -28,15 +32,59 @@ impl Words {
             prompt: None,
             further: Vec::new(),
             system: None,
+            marks: 0,
         }
+    }
+
+    /// Turns marks into those that are kept: none where they stand for one picture in the first question, which comes before
+    /// it wherever it was marked.
+    fn settle(mut self) -> Words {
+        let count = |text: &str| text.matches(MARK).count();
+        let first = self.prompt.as_deref().map_or(0, count);
+        let later: usize = self.further.iter().map(|turn| count(&turn.question)).sum();
+        if later == 0 && first <= 1 {
+            let prompt = self
+                .prompt
+                .map(|text| text.replace(MARK, "").trim().to_owned());
+            self.prompt = prompt.filter(|text| !text.is_empty());
+        } else {
+            self.marks = first + later;
+        }
+        self
+    }
+
+    /// Holds the words to the number of pictures that come with them. Several that nothing marks come before the first
+    /// question.
+    ///
+    /// # Errors
+    /// The reason to count it under, and [`Error::Content`], where marks and pictures differ or are too many.
+    pub fn for_pictures(mut self, name: &str, pictures: usize) -> Result<Words, Problem> {
+        if pictures > MOST_PICTURES {
+            let problem = format!("it shows {pictures} pictures, at most {MOST_PICTURES} can be");
+            return Err(bad(name, problem, "split it"));
+        }
+        match (self.marks, pictures) {
+            (0, 0 | 1) => {}
+            (0, _) => {
+                let question = self.prompt.unwrap_or_default();
+                self.prompt = Some(format!("{MARK}\n").repeat(pictures) + &question);
+                self.marks = pictures;
+            }
+            (marks, _) if marks == pictures => {}
+            (marks, _) => {
+                let problem = format!("it marks the places of {marks} pictures and has {pictures}");
+                return Err(bad(name, problem, "give as many pictures as marks"));
+            }
+        }
+        Ok(self)
     }
 }
 
+/// Most pictures of a sample.
+const MOST_PICTURES: usize = 64;
+
 /// A problem and the reason it is counted under.
 type Problem = (Reason, Error);
-
-/// The stand-in for a picture inside a conversation.
-const PLACEHOLDER: &str = "<image>";
 
 /// Stand-ins for what is no picture.
 const REFUSED: [&str; 2] = ["<video>", "<audio>"];
@@ -135,11 +183,12 @@ pub(crate) fn question_and_answer(
     question: &str,
     answer: &str,
 ) -> Result<Words, Problem> {
-    let question = question.replace(PLACEHOLDER, "").trim().to_owned();
-    Ok(Words {
+    let question = question.trim().to_owned();
+    let words = Words {
         prompt: (!question.is_empty()).then_some(question),
         ..Words::caption(trimmed(name, answer)?)
-    })
+    };
+    Ok(words.settle())
 }
 
 /// Whether a conversation's words stand for a picture somewhere.
@@ -151,7 +200,7 @@ pub(crate) fn has_placeholder(object: &Map<String, Value>) -> bool {
 
 fn holds(value: &Value) -> bool {
     match value {
-        Value::String(text) => text.contains(PLACEHOLDER),
+        Value::String(text) => text.contains(MARK),
         Value::Array(values) => values.iter().any(holds),
         Value::Object(object) => {
             let kind = object.get("type").and_then(Value::as_str);
@@ -218,7 +267,7 @@ fn said(name: &str, turn: &Value) -> Result<(Speaker, String), Problem> {
             for part in parts {
                 match part["type"].as_str() {
                     Some("text") => text.push_str(part["text"].as_str().unwrap_or_default()),
-                    Some("image" | "image_url") => text.push_str(PLACEHOLDER),
+                    Some("image" | "image_url") => text.push_str(MARK),
                     _ => {
                         let problem = "a part of a message is neither text nor an image";
                         return Err(bad(name, problem, "leave it out"));
@@ -248,22 +297,11 @@ fn conversation(name: &str, turns: &[Value]) -> Result<Words, Problem> {
     let mut open: Option<String> = None;
     for (index, turn) in turns.iter().enumerate() {
         let (speaker, text) = said(name, turn)?;
-        let pictures = text.matches(PLACEHOLDER).count();
         match (speaker, open.take()) {
             (Speaker::System, None) if index == 0 => {
                 system = Some(text.trim().to_owned()).filter(|text| !text.is_empty());
             }
-            (Speaker::User, None) => {
-                if pictures > 1 || (pictures == 1 && !pairs.is_empty()) {
-                    let problem = "it shows a picture after its first question, or several";
-                    return Err(bad(
-                        name,
-                        problem,
-                        "split it into conversations about one picture",
-                    ));
-                }
-                open = Some(text.replace(PLACEHOLDER, "").trim().to_owned());
-            }
+            (Speaker::User, None) => open = Some(text.trim().to_owned()),
             (Speaker::Assistant, Some(question)) => pairs.push(Turn {
                 question,
                 answer: trimmed(name, &text)?,
@@ -289,10 +327,12 @@ fn conversation(name: &str, turns: &[Value]) -> Result<Words, Problem> {
             "add one",
         ));
     };
-    Ok(Words {
+    let words = Words {
         caption: first.answer,
         prompt: (!first.question.is_empty()).then_some(first.question),
         further: pairs.collect(),
         system,
-    })
+        marks: 0,
+    };
+    Ok(words.settle())
 }

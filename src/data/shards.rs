@@ -68,7 +68,7 @@ impl Shards {
 /// The caption in a text or JSON member, or the reason there is none.
 fn words_of(name: &str, bytes: &[u8], is_json: bool) -> Result<records::Words, (Reason, Error)> {
     if is_json {
-        records::words_of_json(name, bytes)
+        records::words_of_json(name, bytes)?.for_pictures(name, 1)
     } else {
         records::caption_of_text(name, bytes).map(records::Words::caption)
     }

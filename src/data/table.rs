@@ -156,6 +156,7 @@ impl Columns {
         let words = match self.question {
             Some(question) => {
                 records::question_and_answer(name, text(question)?, text(self.caption)?)?
+                    .for_pictures(name, 1)?
             }
             None => Words::caption(records::trimmed(name, text(self.caption)?)?),
         };

@@ -171,6 +171,8 @@ pub enum View {
     Scene(Scene),
     /// A user's picture.
     Photo(Photo),
+    /// A user's pictures, each whole, in the places that the questions mark by [`MARK`](super::chat::MARK).
+    Photos(Vec<Photo>),
 }
 
 impl View {
@@ -188,29 +190,43 @@ impl View {
         }
     }
 
-    /// Draws the tiles of a grid, planes `[3, side, side]` in the form of `pixels`, each into the next of `out`; none where the
-    /// grid leaves the picture whole.
+    /// Draws what stands before the last whole picture, the tiles of a grid or other pictures, as planes `[3, side, side]` in the
+    /// form of `pixels`, each into the next of `out`.
     ///
     /// # Errors
     /// As [`Photo::square`].
     ///
     /// # Panics
-    /// When `out` ends before the tiles.
-    pub fn render_tiles<'a>(
+    /// When `out` ends before that.
+    pub fn render_before<'a>(
         &self,
         grid: [u32; 2],
         (side, pixels): (usize, &Pixels),
         out: &mut impl Iterator<Item = &'a mut [f32]>,
     ) -> Result<()> {
+        let mut next = || out.next().expect("there is a slot for every square");
+        for photo in self.before() {
+            let planes = next();
+            photo.draw((side, pixels), planes)?;
+            pixels.apply(planes);
+        }
         let View::Photo(photo) = self else {
             return Ok(());
         };
         for tile in photo.tiles(pixels, grid, side as u32)? {
-            let planes = out.next().expect("there is a slot for every tile");
+            let planes = next();
             Frame::of(&tile).write_normalised(photo.tint, planes);
             pixels.apply(planes);
         }
         Ok(())
+    }
+
+    /// Pictures before the last.
+    pub fn before(&self) -> &[Photo] {
+        match self {
+            View::Photos(photos) => &photos[..photos.len().saturating_sub(1)],
+            _ => &[],
+        }
     }
 
     /// The same with all of the user's picture, as it stands beside its tiles.
@@ -221,8 +237,8 @@ impl View {
         }
     }
 
-    /// Draws planes `[3, side, side]` of numbers from −1 to 1 into `out`, a user's picture scaled as `pixels` says; zeros
-    /// where there is no picture.
+    /// Draws planes `[3, side, side]` of numbers from −1 to 1 into `out`, a user's picture scaled as `pixels` says, the last of
+    /// several; zeros where there is no picture.
     ///
     /// # Errors
     /// As [`Photo::square`].
@@ -235,10 +251,11 @@ impl View {
         match self {
             View::None => out.fill(0.0),
             View::Scene(scene) => scene.render(library, side, out),
-            View::Photo(photo) => {
-                let square = photo.square(pixels, side as u32)?;
-                Frame::of(&square).write_normalised(photo.tint, out);
-            }
+            View::Photo(photo) => photo.draw((side, pixels), out)?,
+            View::Photos(photos) => match photos.last() {
+                Some(photo) => photo.draw((side, pixels), out)?,
+                None => out.fill(0.0),
+            },
         }
         Ok(())
     }
@@ -292,6 +309,7 @@ impl Sample {
                 true => image_tokens,
                 false => 0,
             },
+            is_marked: matches!(self.view, View::Photos(_)),
             // A picture stands in its place.
             context: match self.view.is_some() {
                 true => "",

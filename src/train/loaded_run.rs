@@ -179,6 +179,7 @@ impl LoadedRun {
     pub(super) fn prompt(&self, question: &str, tiles: usize) -> Vec<i32> {
         let asked = Conversation {
             image_tokens: (1 + tiles) * self.stored.recipe.model.image_tokens(),
+            is_marked: false,
             system: None,
             context: "",
             turns: vec![[question, ""]],

@@ -186,6 +186,9 @@ pub struct Stage {
     /// cut into fewer. As many as `tiles` by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tile_room: Option<usize>,
+    /// Pictures that one of a user's samples may show, at most; those of more are passed over. Several stay whole.
+    #[serde(default = "one_usize", skip_serializing_if = "is_one")]
+    pub pictures: usize,
     /// Tokens Tc of a caption on the contrastive side.
     #[serde(default = "caption_tokens")]
     pub caption_tokens: usize,
@@ -291,11 +294,12 @@ impl Stage {
         self.micro_batch.unwrap_or(self.batch)
     }
 
-    /// Into how many tiles the pictures of `batch` samples are cut.
+    /// Into how many tiles the pictures of `batch` samples are cut, with room for the further pictures of those that show several.
     pub fn tiling(&self, batch: usize) -> Tiling {
+        let tiles = self.tile_room.unwrap_or(self.tiles);
         Tiling {
             most: self.tiles,
-            slots: batch * self.tile_room.unwrap_or(self.tiles),
+            slots: batch * tiles.max(self.pictures.saturating_sub(1)),
         }
     }
 

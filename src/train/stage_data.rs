@@ -49,6 +49,7 @@ pub(super) fn stage_mixture(
                 pixels: recipe.pixels(),
             },
             turns: stage.turns,
+            pictures: stage.pictures,
             weighting: match stage.token_weighting {
                 TokenWeighting::Token => Weighting::Token,
                 TokenWeighting::Sample => Weighting::Sample,

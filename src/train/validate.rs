@@ -113,6 +113,22 @@ fn validate_data(stage: &Stage) -> Result<()> {
     )
 }
 
+/// Most pictures of a sample.
+const MOST_PICTURES: usize = 16;
+
+fn validate_pictures(stage: &Stage) -> Result<()> {
+    let holds = (1..=MOST_PICTURES).contains(&stage.pictures);
+    let want = format!("1 to {MOST_PICTURES}");
+    require("pictures", holds, want, stage.pictures)?;
+    let splices = stage.kind != StageKind::WarmStart && stage.next_token > 0.0;
+    let want = "1 in a stage that puts no pictures into conversations";
+    let holds = stage.pictures == 1 || splices;
+    require("pictures", holds, want, stage.pictures)?;
+    let want = "1 in a stage with a contrast, which is of one picture with one caption (or contrastive = 0)";
+    let holds = stage.pictures == 1 || stage.contrastive == 0.0;
+    require("pictures", holds, want, stage.pictures)
+}
+
 /// Most tiles of a picture; published models are trained with 12 and asked with up to 40.
 const MOST_TILES: usize = 64;
 
@@ -148,6 +164,7 @@ fn validate_sizes(recipe: &Recipe, stage: &Stage) -> Result<()> {
     let want = "1 in a stage that predicts no tokens";
     require("pack", holds, want, stage.pack)?;
     validate_tiles(stage)?;
+    validate_pictures(stage)?;
     let image_tokens = if is_warm {
         0
     } else {

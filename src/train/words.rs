@@ -92,6 +92,7 @@ impl Recipe {
         }
         let bare = Conversation {
             image_tokens: self.model.image_tokens(),
+            is_marked: false,
             system: None,
             context: "",
             turns: vec![["", ""]],

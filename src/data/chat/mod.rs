@@ -28,11 +28,16 @@ enum Kind {
     Published(Box<Published>),
 }
 
-/// What is said about a picture, or without one.
+/// Where a picture stands in a question, in conversations that say so.
+pub const MARK: &str = "<image>";
+
+/// What is said about pictures, or without one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conversation<'a> {
-    /// Tokens that the picture takes, Ti; 0 where there is none.
+    /// Tokens that a picture takes, Ti; 0 where there is none.
     pub image_tokens: usize,
+    /// Whether questions mark by [`MARK`] where pictures stand; else one stands before the first question, if any does.
+    pub is_marked: bool,
     /// What the system says first, in place of the chat's own words.
     pub system: Option<&'a str>,
     /// Text that stands where a picture would.
@@ -173,7 +178,8 @@ impl ChatTokenizer {
     /// Lays out a conversation.
     ///
     /// Embedded, with a picture: `<begin> <image>×Ti <user> question <assistant> answer <end>`, the answer and `<end>`
-    /// supervised; further turns follow as `<user> question <assistant> answer <end>`, supervised in the same way. Text only:
+    /// supervised; further turns follow as `<user> question <assistant> answer <end>`, supervised in the same way. Where
+    /// questions mark where pictures stand, `<image>×Ti` stands at each mark. Text only:
     /// `<begin> context <user> question <assistant> answer <end>`, or `<begin> context <end>` when there are no turns,
     /// everything after `<begin>` supervised, as one answer. Published: as [`Layout`] says.
     pub fn sequence(&self, conversation: &Conversation<'_>) -> Sequence {
@@ -199,7 +205,10 @@ fn widen(ids: &[u16]) -> Vec<i32> {
 fn embedded_sequence(tokenizer: &Tokenizer, conversation: &Conversation<'_>) -> Sequence {
     let mut ids = vec![BEGIN];
     let mut supervised = Vec::with_capacity(conversation.turns.len());
-    ids.extend(std::iter::repeat_n(IMAGE, conversation.image_tokens));
+    let picture = || std::iter::repeat_n(IMAGE, conversation.image_tokens);
+    if !conversation.is_marked {
+        ids.extend(picture());
+    }
     tokenizer.encode_into(conversation.context, &mut ids);
     for (index, [question, answer]) in conversation.turns.iter().enumerate() {
         ids.push(USER);
@@ -207,7 +216,17 @@ fn embedded_sequence(tokenizer: &Tokenizer, conversation: &Conversation<'_>) -> 
         if let (0, Some(system)) = (index, conversation.system) {
             tokenizer.encode_into(&format!("{system}\n"), &mut ids);
         }
-        tokenizer.encode_into(question, &mut ids);
+        match conversation.is_marked {
+            false => tokenizer.encode_into(question, &mut ids),
+            true => {
+                for (number, text) in question.split(MARK).enumerate() {
+                    if number > 0 {
+                        ids.extend(picture());
+                    }
+                    tokenizer.encode_into(text, &mut ids);
+                }
+            }
+        }
         ids.push(ASSISTANT);
         let from = ids.len();
         tokenizer.encode_into(answer, &mut ids);

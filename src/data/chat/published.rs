@@ -6,7 +6,7 @@ use std::path::Path;
 
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::{Conversation, Layout, Sequence};
+use super::{Conversation, Layout, MARK, Sequence};
 use crate::error::{Error, Result};
 
 /// Opens a turn.
@@ -183,6 +183,27 @@ impl Published {
         self.push(self.layout.between(), ids);
     }
 
+    /// A turn with a picture between each two pieces of text. The control tokens around it part them for the tokeniser.
+    fn push_pictures<'a>(
+        &self,
+        pieces: impl Iterator<Item = &'a str>,
+        image_tokens: usize,
+        ids: &mut Vec<i32>,
+    ) {
+        let [before, token, after] = self.picture;
+        ids.push(self.open);
+        for (number, text) in pieces.enumerate() {
+            if number > 0 {
+                ids.push(before);
+                ids.extend(std::iter::repeat_n(token, image_tokens));
+                ids.push(after);
+            }
+            self.push(text, ids);
+        }
+        ids.push(self.close);
+        self.push(self.layout.between(), ids);
+    }
+
     /// `text<|endoftext|>` for a text that is no conversation, all of it supervised but the first token, which nothing
     /// precedes; else turns.
     pub fn sequence(&self, conversation: &Conversation<'_>) -> Sequence {
@@ -201,6 +222,10 @@ impl Published {
         for (index, [question, answer]) in conversation.turns.iter().enumerate() {
             let ids = &mut sequence.ids;
             match (index, conversation.image_tokens) {
+                (_, image_tokens) if conversation.is_marked => {
+                    let text = format!("user\n{question}");
+                    self.push_pictures(text.split(MARK), image_tokens, ids);
+                }
                 (0, 0) if conversation.context.is_empty() => {
                     self.push_turn(&["user\n", question], ids);
                 }
@@ -208,14 +233,8 @@ impl Published {
                     self.push_turn(&["user\n", conversation.context, "\n", question], ids);
                 }
                 (0, image_tokens) => {
-                    ids.push(self.open);
-                    self.push("user\n", ids);
-                    ids.push(self.picture[0]);
-                    ids.extend(std::iter::repeat_n(self.picture[1], image_tokens));
-                    ids.push(self.picture[2]);
-                    self.push(&format!("\n{question}"), ids);
-                    ids.push(self.close);
-                    self.push(self.layout.between(), ids);
+                    let text = ["user\n", &format!("\n{question}")];
+                    self.push_pictures(text.into_iter(), image_tokens, ids);
                 }
                 _ => self.push_turn(&["user\n", question], ids),
             }

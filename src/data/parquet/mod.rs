@@ -107,8 +107,8 @@ struct Row<'a> {
 
 type Problem = (Reason, Error);
 
-/// The words of a row with a picture or without one.
-type Read = std::result::Result<(Option<PictureOfRow>, Words), Problem>;
+/// The words of a row with its pictures, if any.
+type Read = std::result::Result<(Vec<PictureOfRow>, Words), Problem>;
 
 impl Parquet {
     pub fn name(&self) -> &str {
@@ -116,17 +116,17 @@ impl Parquet {
     }
 
     /// Reads a row again, with the name that messages call it by.
-    pub fn row(&self, place: RowPlace) -> Result<(String, Option<PictureOfRow>, Words)> {
+    pub fn row(&self, place: RowPlace) -> Result<(String, Vec<PictureOfRow>, Words)> {
         let name = self.name_of(place);
         let read = guarded(&name, || {
             let mut cursor = Cursor::open(self, place.group as usize, &name, true)?;
             cursor.skip(&name, place.row as usize)?;
             cursor.next(&name)
         });
-        let (picture, words) = read
+        let (pictures, words) = read
             .and_then(|row| understand(&name, row, true))
             .map_err(|(_, error)| error)?;
-        Ok((name, picture, words))
+        Ok((name, pictures, words))
     }
 
     /// Rows are counted from 1 through the file's groups.
@@ -336,42 +336,50 @@ impl Row<'_> {
         Ok(object)
     }
 
-    fn picture(&self, name: &str) -> std::result::Result<Option<PictureOfRow>, Problem> {
-        let several = self.bytes.len().max(self.paths.len());
-        if several > 1 {
-            let problem = format!("it shows {several} pictures");
-            let remedy = "split it into conversations about one picture";
-            return Err((Reason::BadRecord, Error::content(name, problem, remedy)));
-        }
+    fn pictures(&self) -> Vec<PictureOfRow> {
         // Bytes win: beside them stands the name that the file once had.
-        if let Some(bytes) = self.bytes.first() {
-            return Ok(Some(PictureOfRow::Bytes(bytes.data().to_vec())));
+        if !self.bytes.is_empty() {
+            let files = self.bytes.iter();
+            return files
+                .map(|file| PictureOfRow::Bytes(file.data().to_vec()))
+                .collect();
         }
-        let path = self.paths.first().map(|path| path.data());
-        let path = path.map(String::from_utf8_lossy).unwrap_or_default();
-        Ok((!path.is_empty()).then(|| PictureOfRow::Path(path.into_owned())))
+        let paths = self
+            .paths
+            .iter()
+            .map(|path| String::from_utf8_lossy(path.data()));
+        let paths = paths.filter(|path| !path.is_empty());
+        paths
+            .map(|path| PictureOfRow::Path(path.into_owned()))
+            .collect()
     }
 }
 
-/// A row's words and picture; one that was looked for must be there, or not be asked about.
+/// A row's words and pictures; those that were looked for must be there, or not be asked about.
 fn understand(name: &str, row: Row<'_>, looked_for: bool) -> Read {
-    let words = row.object(name)?;
-    let picture = row.picture(name)?;
-    if let Some(PictureOfRow::Path(path)) = &picture
-        && looked_for
-        && !is_own_file(path)
-    {
+    let object = row.object(name)?;
+    let pictures = row.pictures();
+    let leads_out = |picture: &PictureOfRow| match picture {
+        PictureOfRow::Path(path) => !is_own_file(path),
+        PictureOfRow::Bytes(_) => false,
+    };
+    if looked_for && pictures.iter().any(leads_out) {
         let problem = "its image is not a path below the file's folder";
         let remedy = "put file and pictures under one folder and write relative paths";
         return Err((Reason::RefusedEntry, Error::content(name, problem, remedy)));
     }
-    let is_conversation = words.contains_key("conversations") || words.contains_key("messages");
-    let may_be_text = is_conversation && !records::has_placeholder(&words);
-    if looked_for && picture.is_none() && !may_be_text {
+    let is_conversation = object.contains_key("conversations") || object.contains_key("messages");
+    let may_be_text = is_conversation && !records::has_placeholder(&object);
+    if looked_for && pictures.is_empty() && !may_be_text {
         let error = Error::content(name, "it has no picture", "add one, or leave the row out");
         return Err((Reason::NoPicture, error));
     }
-    Ok((picture, records::words_of_object(name, &words)?))
+    let words = records::words_of_object(name, &object)?;
+    let words = match looked_for {
+        true => words.for_pictures(name, pictures.len())?,
+        false => words,
+    };
+    Ok((pictures, words))
 }
 
 /// Opens a file and checks the words of every row.
