@@ -6,8 +6,8 @@
 A random tower in AIMv2's form and a random decoder in Qwen2's form with a tokeniser of its own are written as their library
 writes them; pictures with conversations stand beside them, some of them wide, and some conversations about none. `keel train`
 refines them in three stages, the last on pictures cut into tiles, two samples to a sequence, with a contrast beside text;
-`keel export` writes them back, and transformers loads what was written. Both then answer questions about pictures, greedily,
-transformers on the tiles of its own processor: every answer must be the same, token by token, as far as it goes or for 24
+`keel export` writes them back, and transformers loads what was written. Both then answer questions about pictures and about two
+at once, greedily, transformers on the tiles of its own processor: every answer must be the same, token by token, as far as it goes or for 24
 tokens. Exits with an error where one is not.
 """
 
@@ -50,8 +50,8 @@ def draw(shape: str, colour: str, at: tuple[int, int], width: int) -> Image.Imag
     return picture
 
 
-def pairs(folder: Path) -> list[tuple[Path, str]]:
-    """Pictures and their conversations in LLaVA's form, one a line; returns what is asked in the end."""
+def pairs(folder: Path) -> list[tuple[list[Path], str]]:
+    """Pictures and their conversations in LLaVA's form, one a line; returns what is asked in the end, and of which pictures."""
     folder.mkdir()
     generator = numpy.random.default_rng(7)
     lines, asked = [], []
@@ -73,7 +73,10 @@ def pairs(folder: Path) -> list[tuple[Path, str]]:
             turns = [{"from": "human", "value": f"What comes after {number}?"}, {"from": "gpt", "value": f"{number + 1}"}]
             lines.append(json.dumps({"id": f"text {number}", "conversations": turns}))
         if number < 12:
-            asked.append((folder / name, question.removeprefix("<image>\n")))
+            asked.append(([folder / name], question.removeprefix("<image>\n")))
+    names = [folder / f"{number:03}.png" for number in range(4)]
+    asked.append((names[:2], "First <image>, then <image>\nWhich is a square?"))
+    asked.append((names[2:], "What are these?"))
     (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
     return asked
 
@@ -118,7 +121,7 @@ def train(folder: Path) -> None:
     )
 
 
-def answers_of_transformers(folder: Path, checkpoint: str, asked: list[tuple[Path, str]]) -> list[tuple[str, bool]]:
+def answers_of_transformers(folder: Path, checkpoint: str, asked: list[tuple[list[Path], str]]) -> list[tuple[str, bool]]:
     """Each answer, and whether it came to its end within MOST tokens."""
     for part in ("vision", "language", "whole"):
         print(keel(folder, "export", checkpoint, "--part", part, "--out", part, "--dtype", "f32").strip())
@@ -136,10 +139,19 @@ def answers_of_transformers(folder: Path, checkpoint: str, asked: list[tuple[Pat
     processor = GotOcr2ImageProcessorPil()
     answers = []
     with torch.no_grad():
-        for path, question in asked:
-            picture = numpy.array(Image.open(path).convert("RGB"))
-            size = SizeDict(height=SIDE, width=SIDE)
-            cut = processor.crop_image_to_patches(picture, 1, TILES, use_thumbnail=True, patch_size=size, resample=3)
+        for paths, question in asked:
+            opened = [Image.open(path).convert("RGB") for path in paths]
+            if len(opened) == 1:
+                size = SizeDict(height=SIDE, width=SIDE)
+                picture = numpy.array(opened[0])
+                cut = processor.crop_image_to_patches(picture, 1, TILES, use_thumbnail=True, patch_size=size, resample=3)
+                question = f"<img>{'<IMG_CONTEXT>' * (len(cut) * count)}</img>\n{question}"
+            else:
+                # Of several each is whole, stretched as the whole picture beside tiles is.
+                cut = [numpy.array(one.resize((SIDE, SIDE), resample=3)) for one in opened]
+                if "<image>" not in question:
+                    question = "<image>\n" * len(cut) + question
+                question = question.replace("<image>", f"<img>{'<IMG_CONTEXT>' * count}</img>")
             pixels = torch.from_numpy(numpy.stack(cut)).permute(0, 3, 1, 2) / 255.0
             features = tower((pixels - mean) / deviation).last_hidden_state
             side, most = SIDE // PATCH // 2, len(cut)
@@ -149,7 +161,7 @@ def answers_of_transformers(folder: Path, checkpoint: str, asked: list[tuple[Pat
             x = x @ whole["mlp1.3.weight"].T + whole["mlp1.3.bias"]
             text = (
                 "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
-                f"<|im_start|>user\n<img>{'<IMG_CONTEXT>' * (most * count)}</img>\n{question}<|im_end|>\n<|im_start|>assistant\n"
+                f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
             )
             ids = words.encode(text, add_special_tokens=False)
             answer = []
@@ -175,11 +187,12 @@ def main() -> None:
         checkpoint = next((folder / "run" / "checkpoints").glob("*-world-knowledge.safetensors"))
         theirs = answers_of_transformers(folder, str(checkpoint), asked)
         wrong = 0
-        for (path, question), (answer, is_whole) in zip(asked, theirs):
-            ours = keel(folder, "caption", str(checkpoint), str(path), "--question", question).strip()
+        for (paths, question), (answer, is_whole) in zip(asked, theirs):
+            ours = keel(folder, "caption", str(checkpoint), *map(str, paths), "--question", question).strip()
             is_same = ours == answer if is_whole else ours.startswith(answer)
             wrong += not is_same
-            print(f"{path.name}  {question:<24}{ours[:40]!r}" + ("" if is_same else f", transformers {answer!r}"))
+            shown = " ".join(path.name for path in paths)
+            print(f"{shown:<16}{question!r:<24} {ours[:40]!r}" + ("" if is_same else f", transformers {answer!r}"))
         if wrong:
             sys.exit(f"{wrong} of {len(asked)} answers differ")
         print(f"{len(asked)} of {len(asked)} answers are the same in transformers")

@@ -569,6 +569,17 @@ fn a_run_on_samples_of_several_pictures_trains_and_stages_without_room_pass_them
         .refused(&["pictures", "1 in a stage with a contrast"]);
     train("--set stage.world-knowledge.pictures=2 --set stage.world-knowledge.contrastive=0")
         .fine();
+    let ask = |question: &str| {
+        let args = ["caption", "run", "0.png", "1.png", "--question", question];
+        keel(folder.path(), &[&args[..], &["--device", "cpu"]].concat())
+    };
+    // Unmarked, they come before the question.
+    let unmarked = ask("which?").fine();
+    assert_eq!(
+        ask("<image>\n<image>\nwhich?").fine().stdout,
+        unmarked.stdout
+    );
+    ask("is it <image>?").refused(&["one for each of the 2 images"]);
 }
 
 /// A picture of 20 × 30 pixels.

@@ -14,9 +14,11 @@ use crate::train::LoadedRun;
 pub(super) struct CaptionArgs {
     /// The run's folder, or one checkpoint of it.
     run: PathBuf,
-    /// A PNG, JPEG or WebP image.
-    image: PathBuf,
-    /// What to ask about it; without a question the model describes it.
+    /// PNG, JPEG or WebP images; several where the model was trained on samples of several.
+    #[arg(required = true, num_args = 1..=16)]
+    images: Vec<PathBuf>,
+    /// What to ask about them; without a question the model describes them. Of several each stands where the question has
+    /// <image>, or all before it.
     #[arg(long, value_name = "TEXT", default_value = "")]
     question: String,
     /// Draws each token at this temperature instead of taking the likeliest.
@@ -42,7 +44,7 @@ pub(super) fn run(args: &CaptionArgs) -> Result<()> {
             seed: args.seed,
         },
     };
-    print_line(run.ask(&args.image, &args.question, sampling)?)
+    print_line(run.ask(&args.images, &args.question, sampling)?)
 }
 
 fn temperature(text: &str) -> Result<f64, String> {

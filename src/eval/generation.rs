@@ -30,12 +30,12 @@ pub enum Sampling {
 pub struct Shown {
     /// All of it [3, S, S].
     pub whole: Vec<f32>,
-    /// Its tiles [n, 3, S, S], row by row; none where it is not cut.
+    /// Its tiles [n, 3, S, S], row by row, or the pictures before it; none where it is neither cut nor one of several.
     pub tiles: Vec<f32>,
 }
 
 impl Shown {
-    /// How many tiles there are.
+    /// How many of these there are.
     pub fn count(&self) -> usize {
         self.tiles.len() / self.whole.len()
     }

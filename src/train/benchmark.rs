@@ -52,7 +52,7 @@ impl LoadedRun {
         let kept = self.answers_path(path)?;
         let io = |problem| Error::io(&kept, "write", problem);
         let mut file = File::create(&kept).map_err(io)?;
-        let mut generator = self.generator(BATCH, Sampling::Greedy)?;
+        let mut generator = self.generator(BATCH, self.tiles(), Sampling::Greedy)?;
         let mut score = BenchmarkScore::default();
         let mut rows = benchmark.fuse();
         let mut problem = None;

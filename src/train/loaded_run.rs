@@ -1,11 +1,11 @@
 //! A finished or stopped run, opened to be measured or asked.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::evaluation::evaluation_settings;
 use super::run_folder::stage_checkpoints;
 use super::stored::Stored;
-use crate::data::chat::Conversation;
+use crate::data::chat::{Conversation, MARK};
 use crate::data::library::Library;
 use crate::data::picture::{Picture, PictureLimits};
 use crate::data::tiles;
@@ -112,17 +112,33 @@ impl LoadedRun {
         evaluator.evaluate(&stage.name, &settings)
     }
 
-    /// The model's answer to a question about an image; an empty question asks for a description.
+    /// The model's answer to a question about an image; an empty question asks for a description. Of several images each stands
+    /// where the question marks it by [`MARK`], or all before a question that marks none.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Content`] when the image cannot be used, [`Error::Setting`] when the question is too long.
-    pub fn ask(&self, image: &Path, question: &str, sampling: Sampling) -> Result<String> {
-        let bytes =
-            std::fs::read(image).map_err(|problem| Error::io(image, "read the image", problem))?;
-        let name = image.display().to_string();
-        let picture = Picture::decode(&name, &bytes, &PictureLimits::default())?;
-        let shown = self.shown(&picture, question);
-        let prompt = self.prompt(question, shown.count());
+    /// [`Error::Io`] or [`Error::Content`] when an image cannot be used, [`Error::Setting`] when the question is too long or
+    /// marks another number of images.
+    pub fn ask(&self, images: &[PathBuf], question: &str, sampling: Sampling) -> Result<String> {
+        let open = |image: &PathBuf| -> Result<Picture> {
+            let bytes = std::fs::read(image).map_err(|e| Error::io(image, "read the image", e))?;
+            Picture::decode(
+                &image.display().to_string(),
+                &bytes,
+                &PictureLimits::default(),
+            )
+        };
+        let pictures = images.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let (shown, prompt) = match &pictures[..] {
+            [picture] => {
+                let shown = self.shown(picture, question);
+                let prompt = self.prompt(question, shown.count());
+                (shown, prompt)
+            }
+            several => {
+                let question = marked(question, several.len())?;
+                (self.shown_together(several), self.marked_prompt(&question))
+            }
+        };
         let tokens = self.tokens();
         if prompt.len() >= tokens {
             return Err(Error::setting(
@@ -131,10 +147,31 @@ impl LoadedRun {
                 format!("{} tokens with the image", prompt.len()),
             ));
         }
-        let mut generator = self.generator(1, sampling)?;
+        let slots = self.tiles().max(shown.count());
+        let mut generator = self.generator(1, slots, sampling)?;
         let mut answers = generator.generate_shown(&[shown], &[prompt])?;
         let answer = answers.pop().expect("one answer a prompt");
         Ok(self.stored.words.decode(&answer))
+    }
+
+    /// Several pictures as the model was shown them in training: whole, the last as the picture of the sample, the others before
+    /// it.
+    fn shown_together(&self, pictures: &[Picture]) -> Shown {
+        let recipe = &self.stored.recipe;
+        let pixels = match self.tiles() {
+            0 => recipe.pixels(),
+            _ => recipe.pixels().beside_tiles(),
+        };
+        let side = recipe.model.vision.image_size as u32;
+        let numbers = |picture: &Picture| {
+            let square = pixels.prepared(picture, side);
+            square.to_chw(pixels.mean, pixels.deviation)
+        };
+        let mut squares: Vec<Vec<f32>> = pictures.iter().map(numbers).collect();
+        Shown {
+            whole: squares.pop().unwrap_or_default(),
+            tiles: squares.concat(),
+        }
     }
 
     /// A picture as the model was shown pictures in training, in as many tiles as leave room for the question and the
@@ -165,7 +202,7 @@ impl LoadedRun {
     }
 
     /// The most tiles that the model has seen of a picture.
-    fn tiles(&self) -> usize {
+    pub(super) fn tiles(&self) -> usize {
         self.stored.recipe.most_tiles()
     }
 
@@ -177,26 +214,53 @@ impl LoadedRun {
 
     /// The ids up to the answer of a question about a picture of so many tiles.
     pub(super) fn prompt(&self, question: &str, tiles: usize) -> Vec<i32> {
-        let asked = Conversation {
-            image_tokens: (1 + tiles) * self.stored.recipe.model.image_tokens(),
-            is_marked: false,
+        let image_tokens = (1 + tiles) * self.stored.recipe.model.image_tokens();
+        self.prompt_of(question, image_tokens, false)
+    }
+
+    /// The ids up to the answer of a question with pictures at its marks.
+    fn marked_prompt(&self, question: &str) -> Vec<i32> {
+        self.prompt_of(question, self.stored.recipe.model.image_tokens(), true)
+    }
+
+    fn prompt_of(&self, question: &str, image_tokens: usize, is_marked: bool) -> Vec<i32> {
+        self.stored.words.prompt(&Conversation {
+            image_tokens,
+            is_marked,
             system: None,
             context: "",
             turns: vec![[question, ""]],
-        };
-        self.stored.words.prompt(&asked)
+        })
     }
 
-    /// What answers `batch` questions at a time.
-    pub(super) fn generator(&self, batch: usize, sampling: Sampling) -> Result<Generator> {
+    /// What answers `batch` questions at a time, with room for `slots` tiles or further pictures of each.
+    pub(super) fn generator(
+        &self,
+        batch: usize,
+        slots: usize,
+        sampling: Sampling,
+    ) -> Result<Generator> {
         let shape = StepShape {
             pack: 1,
-            tiles: batch * self.tiles(),
+            tiles: batch * slots,
             batch,
             tokens: self.tokens(),
             caption_tokens: 8,
             image_id: self.stored.words.image(),
         };
         Generator::new(self.place(), shape, sampling)
+    }
+}
+
+/// A question with as many marks as there are images: those it has, or all before it.
+fn marked(question: &str, images: usize) -> Result<String> {
+    match question.matches(MARK).count() {
+        0 => Ok(format!("{MARK}\n").repeat(images) + question),
+        marks if marks == images => Ok(question.to_owned()),
+        marks => Err(Error::setting(
+            "--question",
+            format!("no {MARK}, or one for each of the {images} images"),
+            marks,
+        )),
     }
 }
