@@ -313,14 +313,17 @@ fn a_step_on_samples_of_several_pictures_is_one_on_pictures_of_their_own() {
         contrastive: 0.0,
         ..stage.clone()
     };
+    let slots = several.tiling(4).slots;
     let batch_several = batch(&samples, &shape(several.tiling(4), 1, TOKENS));
+    // Samples of one picture stand first.
     assert_eq!(
         marks(&batch_several, TOKENS),
-        [[8, 4], [0, 4], [0, 4], [0, 0]]
+        [[0, 4], [0, 4], [12, 0], [0, 0]]
     );
-    // Where the marks are: text and pictures of the first row in turn.
+    assert_eq!(batch_several.pairs, 2);
+    // Where the marks are: text and pictures of the third row in turn.
     let words = ChatTokenizer::embedded();
-    let row = &batch_several.tokens[..TOKENS];
+    let row = &batch_several.tokens[2 * TOKENS..3 * TOKENS];
     let runs = row.chunk_by(|a, b| (*a == words.image()) == (*b == words.image()));
     let told: Vec<String> = runs
         .map(|run| match run[0] == words.image() {
@@ -341,14 +344,15 @@ fn a_step_on_samples_of_several_pictures_is_one_on_pictures_of_their_own() {
         ]
     );
     // Each whole and prepared as a picture alone is.
-    let alone: Vec<Sample> = photos[..4]
+    let alone: Vec<Sample> = [&photos[..3], &photos[4..]]
+        .concat()
         .iter()
         .map(|photo| sample(0, View::Photo(photo.clone())))
         .collect();
     let alone = batch(&alone, &shape(Tiling::NONE, 1, TOKENS));
     let picture = 3 * 32 * 32;
     let at = |images: &[f32], slot: usize| images[slot * picture..][..picture].to_vec();
-    for (slot, photo) in [(0, 0), (1, 1), (8, 2), (9, 3)] {
+    for (slot, photo) in [(0, 0), (1, 1), (2, 2), (slots + 1, 3)] {
         assert!(
             at(&batch_several.images, slot) == at(&alone.images, photo),
             "slot {slot}"
@@ -362,7 +366,7 @@ fn a_step_on_samples_of_several_pictures_is_one_on_pictures_of_their_own() {
     };
     let batch_packed = batch(&samples, &shape(several.tiling(4), 2, 2 * TOKENS));
     assert_eq!(batch_packed.skipped.without_room, 0);
-    let batch_apart = as_pictures_of_their_own(&batch_several, 8, &[2, 0, 0, 0]);
+    let batch_apart = as_pictures_of_their_own(&batch_several, slots, &[0, 0, 3, 0]);
     hold_to_pictures_of_their_own(
         &tiny,
         [(&several, &batch_several), (&packed, &batch_packed)],
@@ -376,15 +380,19 @@ fn a_step_on_samples_of_several_pictures_is_one_on_pictures_of_their_own() {
         words,
     );
     let error = error.unwrap_err().to_string();
-    assert!(error.contains("2 further pictures for 1 slots"), "{error}");
+    assert!(
+        error.contains("3 pictures of samples of several for 1 slots"),
+        "{error}"
+    );
 }
 
-/// Holds steps with eight slots to the one on `apart`, twelve pictures in four sequences, on every executor.
+/// Holds steps to the one on `apart`, whose slots and pictures are pictures of samples in four sequences, on every executor.
 fn hold_to_pictures_of_their_own(tiny: &Tiny, steps: [(&Stage, &Batch); 2], apart: &Batch) {
     let (stage, _) = steps[0];
+    let pictures = stage.tiling(4).slots + 4;
     let stage = Stage {
-        batch: 12,
-        pack: 3,
+        batch: pictures,
+        pack: pictures / 4,
         tiles: 0,
         tile_room: None,
         pictures: 1,
@@ -453,6 +461,37 @@ fn a_contrast_beside_tiles_is_that_of_the_whole_pictures() {
         with_tiles["loss.next_token"] != without["loss.next_token"],
         "tiles are read"
     );
+}
+
+#[test]
+fn a_contrast_leaves_samples_of_several_pictures_out() {
+    let tiny = Tiny::new();
+    let mut samples = samples();
+    let mut random = Random::new(20_261_130);
+    let two = [0; 2].map(|_| photo(&mut random, [30, 30]));
+    samples[0].view = View::Photos(two.to_vec());
+    samples[0].question = "<image> or <image>?".into();
+    let mut without = samples.clone();
+    without[0].view = View::None;
+    without[0].question.clear();
+    let stage = tiny.recipe.stage("world-knowledge").unwrap();
+    let stage = Stage {
+        batch: 4,
+        pictures: 2,
+        tokens: TOKENS,
+        contrastive: 0.5,
+        ..stage.clone()
+    };
+    let reference = ReferenceExecutor::new(tiny.layout.elements());
+    let contrast = |samples: &[Sample]| {
+        let batch = batch(samples, &shape(stage.tiling(4), 1, TOKENS));
+        assert_eq!(batch.pairs, 2);
+        let on: (&dyn Executor, Target) = (&reference, Target::Reference);
+        losses_and_gradients(&tiny, &stage, &batch, on)
+    };
+    let (with, without) = (contrast(&samples), contrast(&without));
+    assert_eq!(with["loss.contrastive"], without["loss.contrastive"]);
+    assert!(with["loss.next_token"] != without["loss.next_token"]);
 }
 
 #[test]
@@ -565,10 +604,9 @@ fn a_run_on_samples_of_several_pictures_trains_and_stages_without_room_pass_them
     };
     train("").refused(&["it shows 2 pictures, where this stage takes 1"]);
     fs::remove_dir_all(folder.path().join("run")).unwrap();
-    train("--set stage.world-knowledge.pictures=2")
-        .refused(&["pictures", "1 in a stage with a contrast"]);
-    train("--set stage.world-knowledge.pictures=2 --set stage.world-knowledge.contrastive=0")
-        .fine();
+    train("--set stage.world-knowledge.pictures=17").refused(&["pictures", "1 to 16"]);
+    // Beside a contrast, which is of the other samples.
+    train("--set stage.world-knowledge.pictures=2").fine();
     let ask = |question: &str| {
         let args = ["caption", "run", "0.png", "1.png", "--question", question];
         keel(folder.path(), &[&args[..], &["--device", "cpu"]].concat())

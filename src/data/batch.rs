@@ -163,9 +163,9 @@ pub struct Skipped {
 /// One batch, ready for the program. All arrays are row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// Pictures `[N + B, 3, S, S]` in the form of [`BatchShape::pixels`]: first the tiles of all samples, or their pictures but
-    /// the last, in the order of their places, then the samples' whole or last pictures; zeros for text-only samples and tiles
-    /// that there are not.
+    /// Pictures `[N + B, 3, S, S]` in the form of [`BatchShape::pixels`]: first the tiles of all samples, or all
+    /// pictures of those that show several, in the order of their places, then the samples' whole pictures; zeros for text-only
+    /// samples, for those that show several, and for tiles that there are not.
     pub images: Vec<f32>,
     /// Input ids `[R, T]`, in R = B / pack sequences.
     pub tokens: Vec<i32>,
@@ -185,7 +185,7 @@ pub struct Batch {
     pub caption_end: Vec<i32>,
     /// 1/n on the caption's n tokens, its end among them, else 0, `[B, Tc]`; all 0 without a caption.
     pub caption_weights: Vec<f32>,
-    /// How many samples have a picture: the first, M. The others have no part in a contrast.
+    /// How many samples have one picture: the first, M. The others have no part in a contrast.
     pub pairs: usize,
     /// Where each sample came from, `[B]`, in the order of the pictures.
     pub samples: Vec<SampleInfo>,
@@ -236,7 +236,7 @@ pub fn assemble(
             *sequence = words.sequence(&sample.conversation((1 + tiles) * shape.image_tokens));
         }
     }
-    let seen: Vec<bool> = samples.iter().map(|s| s.view.is_some()).collect();
+    let seen: Vec<bool> = samples.iter().map(|s| s.view.is_one()).collect();
     let packing = match shape.pack {
         1 => Packing::apart(&seen),
         pack => {
@@ -271,6 +271,18 @@ pub fn assemble(
         true => shape.pixels.beside_tiles(),
         false => shape.pixels,
     };
+    // Slots are taken in the order of the places.
+    let mut placed: Vec<_> = packing
+        .samples
+        .iter()
+        .filter(|p| p.place.is_some())
+        .collect();
+    placed.sort_by_key(|packed| packed.place.map(|room| (room.row, room.segment)));
+    for packed in placed.iter().filter(|_| is_cut) {
+        let sizes = (shape.image_size, &pixels);
+        let view = &samples[packed.sample].view;
+        view.render_slots(grids[packed.sample], sizes, &mut tiles)?;
+    }
     for (row, packed) in packing.samples.iter().enumerate() {
         let (sample, sequence) = (&samples[packed.sample], &sequences[packed.sample]);
         let ids = &sequence.ids;
@@ -288,12 +300,10 @@ pub fn assemble(
             let start = place.row * t + place.start;
             if is_cut {
                 let grid = grids[packed.sample];
-                let before = tiles::tiles_of(grid) + sample.view.before().len();
-                let counts = (before, shape.image_tokens);
+                let slots = tiles::tiles_of(grid) + sample.view.several().len();
+                let counts = (slots, shape.image_tokens);
                 let places = &mut batch.places[start..start + ids.len()];
                 tiles::mark_places(ids, words.image(), counts, places);
-                let sizes = (shape.image_size, &pixels);
-                sample.view.render_before(grid, sizes, &mut tiles)?;
             }
             for (position, &id) in ids.iter().enumerate() {
                 batch.tokens[start + position] = id;
@@ -320,7 +330,7 @@ pub fn assemble(
             true => sample.view.whole().render(library, sizes, drawn)?,
             false => sample.view.render(library, sizes, drawn)?,
         }
-        if sample.view.is_some() {
+        if sample.view.is_one() {
             pixels.apply(drawn);
         }
         batch.samples.push(SampleInfo {
@@ -343,16 +353,13 @@ pub fn assemble(
 /// left by the samples before it, and by samples of several pictures, which stay whole. `lengths` are those of the sequences
 /// with whole pictures.
 fn grids(samples: &[Sample], lengths: &[usize], shape: &BatchShape) -> Result<Vec<[u32; 2]>> {
-    let several: usize = samples
-        .iter()
-        .map(|sample| sample.view.before().len())
-        .sum();
+    let several: usize = samples.iter().map(|s| s.view.several().len()).sum();
     let left = shape.tiling.slots.checked_sub(several);
     let mut left = left.ok_or_else(|| {
         Error::content(
             "a batch",
             format!(
-                "{several} further pictures for {} slots",
+                "{several} pictures of samples of several for {} slots",
                 shape.tiling.slots
             ),
             "raise the stage's pictures",

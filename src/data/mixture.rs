@@ -216,7 +216,7 @@ impl Mixture {
         for row in 0..rows as u64 {
             let (kind, turn) = self.schedule.at(step * rows as u64 + row);
             let sample = self.sample(step, kind, turn, &taken, &mut skipped)?;
-            if self.settings.contrastive && sample.view.is_some() {
+            if self.settings.contrastive && sample.view.is_one() {
                 taken.insert(sample.key.clone());
                 taken.insert(sample.caption.clone());
             }
@@ -262,7 +262,7 @@ impl Mixture {
                     };
                 }
                 Ok(sample)
-                    if sample.view.is_some()
+                    if sample.view.is_one()
                         && (taken.contains(&sample.key) || taken.contains(&sample.caption)) =>
                 {
                     skipped.repeated += 1;
@@ -385,8 +385,8 @@ impl Mixture {
             question: pair.prompt.unwrap_or_default(),
             further: pair.further,
             system: pair.system,
-            // Text alone has nothing to be contrasted with.
-            caption: match view.is_some() {
+            // One picture can be contrasted with a caption.
+            caption: match view.is_one() {
                 true => caption.clone(),
                 false => String::new(),
             },

@@ -171,7 +171,7 @@ pub enum View {
     Scene(Scene),
     /// A user's picture.
     Photo(Photo),
-    /// A user's pictures, each whole, in the places that the questions mark by [`MARK`](super::chat::MARK).
+    /// A user's pictures, at least one, each whole, in the places that the questions mark by [`MARK`](super::chat::MARK).
     Photos(Vec<Photo>),
 }
 
@@ -190,22 +190,22 @@ impl View {
         }
     }
 
-    /// Draws what stands before the last whole picture, the tiles of a grid or other pictures, as planes `[3, side, side]` in the
-    /// form of `pixels`, each into the next of `out`.
+    /// Draws what takes slots, the tiles of a grid or several pictures, as planes `[3, side, side]` in the form of `pixels`, each
+    /// into the next of `out`.
     ///
     /// # Errors
     /// As [`Photo::square`].
     ///
     /// # Panics
     /// When `out` ends before that.
-    pub fn render_before<'a>(
+    pub fn render_slots<'a>(
         &self,
         grid: [u32; 2],
         (side, pixels): (usize, &Pixels),
         out: &mut impl Iterator<Item = &'a mut [f32]>,
     ) -> Result<()> {
         let mut next = || out.next().expect("there is a slot for every square");
-        for photo in self.before() {
+        for photo in self.several() {
             let planes = next();
             photo.draw((side, pixels), planes)?;
             pixels.apply(planes);
@@ -221,10 +221,15 @@ impl View {
         Ok(())
     }
 
-    /// Pictures before the last.
-    pub fn before(&self) -> &[Photo] {
+    /// Whether there is one picture, so that the sample can be contrasted: it has the batch's row of that picture.
+    pub fn is_one(&self) -> bool {
+        self.is_some() && self.several().is_empty()
+    }
+
+    /// The pictures, where there are several: they take slots, as tiles do.
+    pub fn several(&self) -> &[Photo] {
         match self {
-            View::Photos(photos) => &photos[..photos.len().saturating_sub(1)],
+            View::Photos(photos) if photos.len() > 1 => photos,
             _ => &[],
         }
     }
@@ -237,8 +242,8 @@ impl View {
         }
     }
 
-    /// Draws planes `[3, side, side]` of numbers from −1 to 1 into `out`, a user's picture scaled as `pixels` says, the last of
-    /// several; zeros where there is no picture.
+    /// Draws planes `[3, side, side]` of numbers from −1 to 1 into `out`, a user's picture scaled as `pixels` says; zeros
+    /// where there is no picture, or several.
     ///
     /// # Errors
     /// As [`Photo::square`].
@@ -252,9 +257,9 @@ impl View {
             View::None => out.fill(0.0),
             View::Scene(scene) => scene.render(library, side, out),
             View::Photo(photo) => photo.draw((side, pixels), out)?,
-            View::Photos(photos) => match photos.last() {
-                Some(photo) => photo.draw((side, pixels), out)?,
-                None => out.fill(0.0),
+            View::Photos(photos) => match &photos[..] {
+                [photo] => photo.draw((side, pixels), out)?,
+                _ => out.fill(0.0),
             },
         }
         Ok(())

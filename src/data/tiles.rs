@@ -18,7 +18,7 @@ use crate::model::place;
 pub struct Tiling {
     /// Tiles of one picture, at most.
     pub most: usize,
-    /// Tiles of a batch and pictures of samples that show several, but the last of each, N; 0 leaves no room for any.
+    /// Tiles of a batch and pictures of samples that show several, N; 0 leaves no room for any.
     pub slots: usize,
 }
 

@@ -294,12 +294,16 @@ impl Stage {
         self.micro_batch.unwrap_or(self.batch)
     }
 
-    /// Into how many tiles the pictures of `batch` samples are cut, with room for the further pictures of those that show several.
+    /// Into how many tiles the pictures of `batch` samples are cut, with room for the pictures of those that show several.
     pub fn tiling(&self, batch: usize) -> Tiling {
         let tiles = self.tile_room.unwrap_or(self.tiles);
+        let several = match self.pictures {
+            0 | 1 => 0,
+            pictures => pictures,
+        };
         Tiling {
             most: self.tiles,
-            slots: batch * tiles.max(self.pictures.saturating_sub(1)),
+            slots: batch * tiles.max(several),
         }
     }
 
