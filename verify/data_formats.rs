@@ -230,6 +230,10 @@ fn conversations_that_cannot_be_trained_on_are_counted_by_name() {
         let record = json!({"image": image, "caption": "a"});
         refused("a.json", json!([record]).to_string().as_bytes(), &[text]);
     }
+    // One mark for two pictures does not say where the other stands.
+    let record = json!({"image": ["p/a.png", "p/a.png"], "conversations": [ask, answer]});
+    let text = "it marks the places of 1 pictures and has 2";
+    refused("a.json", json!([record]).to_string().as_bytes(), &[text]);
 }
 
 #[test]

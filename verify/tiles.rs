@@ -1,6 +1,8 @@
 //! Large pictures in tiles: grids and pixels as transformers makes them; a step on tiles is the step on as many pictures of
 //! their own in one sequence; runs with them are trained, asked and continued.
 
+mod several;
+
 use std::fs;
 use std::sync::Arc;
 
@@ -9,7 +11,7 @@ use keel::data::chat::ChatTokenizer;
 use keel::data::library::Library;
 use keel::data::photo::Photo;
 use keel::data::picture::Picture;
-use keel::data::task::{Sample, TaskKind, Turn, View};
+use keel::data::task::{Sample, TaskKind, View};
 use keel::data::tiles::{Tiling, grid};
 use keel::executor::simt::Options;
 use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, SimtExecutor};
@@ -283,109 +285,6 @@ fn a_step_on_tiles_has_the_loss_and_gradients_of_a_step_on_pictures_of_their_own
     );
 }
 
-/// Samples of three pictures, of one, of one in a later question, and of none: each picture stands where it is marked, and a step
-/// is that on pictures which are spliced one after the other.
-#[test]
-fn a_step_on_samples_of_several_pictures_is_one_on_pictures_of_their_own() {
-    let tiny = Tiny::new();
-    let mut random = Random::new(20_261_129);
-    let photos: Vec<Photo> = (0..5).map(|_| photo(&mut random, [40, 50])).collect();
-    let marked = |index: usize, photos: &[Photo], questions: [&str; 2]| {
-        let mut sample = sample(index, View::Photos(photos.to_vec()));
-        sample.question = questions[0].into();
-        sample.further = vec![Turn {
-            question: questions[1].into(),
-            answer: "yes".into(),
-        }];
-        sample
-    };
-    let samples = [
-        marked(0, &photos[..3], ["a <image> b <image>", "<image>\nc"]),
-        sample(1, View::Photo(photos[3].clone())),
-        marked(2, &photos[4..], ["d", "e <image>"]),
-        sample(3, View::None),
-    ];
-    let stage = tiny.recipe.stage("world-knowledge").unwrap();
-    let several = Stage {
-        batch: 4,
-        pictures: 3,
-        tokens: TOKENS,
-        contrastive: 0.0,
-        ..stage.clone()
-    };
-    let slots = several.tiling(4).slots;
-    let batch_several = batch(&samples, &shape(several.tiling(4), 1, TOKENS));
-    // Samples of one picture stand first.
-    assert_eq!(
-        marks(&batch_several, TOKENS),
-        [[0, 4], [0, 4], [12, 0], [0, 0]]
-    );
-    assert_eq!(batch_several.pairs, 2);
-    // Where the marks are: text and pictures of the third row in turn.
-    let words = ChatTokenizer::embedded();
-    let row = &batch_several.tokens[2 * TOKENS..3 * TOKENS];
-    let runs = row.chunk_by(|a, b| (*a == words.image()) == (*b == words.image()));
-    let told: Vec<String> = runs
-        .map(|run| match run[0] == words.image() {
-            true => format!("{} tokens", run.len()),
-            false => words.decode(run),
-        })
-        .collect();
-    assert_eq!(
-        told,
-        [
-            "a ",
-            "4 tokens",
-            " b ",
-            "4 tokens",
-            "it is number 0",
-            "4 tokens",
-            "\ncyes"
-        ]
-    );
-    // Each whole and prepared as a picture alone is.
-    let alone: Vec<Sample> = [&photos[..3], &photos[4..]]
-        .concat()
-        .iter()
-        .map(|photo| sample(0, View::Photo(photo.clone())))
-        .collect();
-    let alone = batch(&alone, &shape(Tiling::NONE, 1, TOKENS));
-    let picture = 3 * 32 * 32;
-    let at = |images: &[f32], slot: usize| images[slot * picture..][..picture].to_vec();
-    for (slot, photo) in [(0, 0), (1, 1), (2, 2), (slots + 1, 3)] {
-        assert!(
-            at(&batch_several.images, slot) == at(&alone.images, photo),
-            "slot {slot}"
-        );
-    }
-
-    let packed = Stage {
-        pack: 2,
-        tokens: 2 * TOKENS,
-        ..several.clone()
-    };
-    let batch_packed = batch(&samples, &shape(several.tiling(4), 2, 2 * TOKENS));
-    assert_eq!(batch_packed.skipped.without_room, 0);
-    let batch_apart = as_pictures_of_their_own(&batch_several, slots, &[0, 0, 3, 0]);
-    hold_to_pictures_of_their_own(
-        &tiny,
-        [(&several, &batch_several), (&packed, &batch_packed)],
-        &batch_apart,
-    );
-    let error = assemble(
-        &Library::embedded(),
-        &samples,
-        &shape(Tiling { most: 0, slots: 1 }, 1, TOKENS),
-        Weighting::Square,
-        words,
-    );
-    let error = error.unwrap_err().to_string();
-    assert!(
-        error.contains("3 pictures of samples of several for 1 slots"),
-        "{error}"
-    );
-}
-
 /// Holds steps to the one on `apart`, whose slots and pictures are pictures of samples in four sequences, on every executor.
 fn hold_to_pictures_of_their_own(tiny: &Tiny, steps: [(&Stage, &Batch); 2], apart: &Batch) {
     let (stage, _) = steps[0];
@@ -461,37 +360,6 @@ fn a_contrast_beside_tiles_is_that_of_the_whole_pictures() {
         with_tiles["loss.next_token"] != without["loss.next_token"],
         "tiles are read"
     );
-}
-
-#[test]
-fn a_contrast_leaves_samples_of_several_pictures_out() {
-    let tiny = Tiny::new();
-    let mut samples = samples();
-    let mut random = Random::new(20_261_130);
-    let two = [0; 2].map(|_| photo(&mut random, [30, 30]));
-    samples[0].view = View::Photos(two.to_vec());
-    samples[0].question = "<image> or <image>?".into();
-    let mut without = samples.clone();
-    without[0].view = View::None;
-    without[0].question.clear();
-    let stage = tiny.recipe.stage("world-knowledge").unwrap();
-    let stage = Stage {
-        batch: 4,
-        pictures: 2,
-        tokens: TOKENS,
-        contrastive: 0.5,
-        ..stage.clone()
-    };
-    let reference = ReferenceExecutor::new(tiny.layout.elements());
-    let contrast = |samples: &[Sample]| {
-        let batch = batch(samples, &shape(stage.tiling(4), 1, TOKENS));
-        assert_eq!(batch.pairs, 2);
-        let on: (&dyn Executor, Target) = (&reference, Target::Reference);
-        losses_and_gradients(&tiny, &stage, &batch, on)
-    };
-    let (with, without) = (contrast(&samples), contrast(&without));
-    assert_eq!(with["loss.contrastive"], without["loss.contrastive"]);
-    assert!(with["loss.next_token"] != without["loss.next_token"]);
 }
 
 #[test]
@@ -577,58 +445,4 @@ fn a_run_on_tiles_is_trained_continued_to_the_same_bits_and_asked() {
         "stage.world-knowledge.tile_room=3",
         &["tile_room", "1 to tiles = 0"],
     );
-}
-
-#[test]
-fn a_run_on_samples_of_several_pictures_trains_and_stages_without_room_pass_them_over() {
-    let folder = tempfile::tempdir().unwrap();
-    for index in 0..2 {
-        fs::write(folder.path().join(format!("{index}.png")), png(index)).unwrap();
-    }
-    let lines: String = (0..6)
-        .map(|i| format!("{{\"image\": [\"0.png\", \"1.png\"], \"question\": \"<image> or <image>, {i}?\", \"answer\": \"number {i}\"}}\n"))
-        .collect();
-    fs::write(folder.path().join("list.jsonl"), lines).unwrap();
-    let recipe = tiny_recipe(&["world-knowledge"]);
-    fs::write(folder.path().join("my.toml"), recipe).unwrap();
-    let check = keel(folder.path(), &["data", "check", "list.jsonl"]).fine();
-    assert!(
-        check.stdout.contains("6 samples show several, up to 2"),
-        "{check:#?}"
-    );
-    let args = "train --device cpu --recipe my.toml --data list.jsonl --no-evaluation --max-steps 2 --out run \
-                --set stage.world-knowledge.data.pairs=3";
-    let train = |more: &str| {
-        let args = [args, more].join(" ");
-        keel(folder.path(), &args.split_whitespace().collect::<Vec<_>>())
-    };
-    train("").refused(&["it shows 2 pictures, where this stage takes 1"]);
-    fs::remove_dir_all(folder.path().join("run")).unwrap();
-    train("--set stage.world-knowledge.pictures=17").refused(&["pictures", "1 to 16"]);
-    // Beside a contrast, which is of the other samples.
-    train("--set stage.world-knowledge.pictures=2").fine();
-    let ask = |question: &str| {
-        let args = ["caption", "run", "0.png", "1.png", "--question", question];
-        keel(folder.path(), &[&args[..], &["--device", "cpu"]].concat())
-    };
-    // Unmarked, they come before the question.
-    let unmarked = ask("which?").fine();
-    assert_eq!(
-        ask("<image>\n<image>\nwhich?").fine().stdout,
-        unmarked.stdout
-    );
-    ask("is it <image>?").refused(&["one for each of the 2 images"]);
-}
-
-/// A picture of 20 × 30 pixels.
-fn png(seed: u64) -> Vec<u8> {
-    let mut random = Random::new(seed);
-    let mut file = Vec::new();
-    let mut encoder = png::Encoder::new(&mut file, 20, 30);
-    encoder.set_color(png::ColorType::Rgb);
-    let mut writer = encoder.write_header().unwrap();
-    let values: Vec<u8> = (0..20 * 30 * 3).map(|_| random.below(256) as u8).collect();
-    writer.write_image_data(&values).unwrap();
-    drop(writer);
-    file
 }

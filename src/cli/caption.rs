@@ -15,7 +15,7 @@ pub(super) struct CaptionArgs {
     /// The run's folder, or one checkpoint of it.
     run: PathBuf,
     /// PNG, JPEG or WebP images; several where the model was trained on samples of several.
-    #[arg(required = true, num_args = 1..=16)]
+    #[arg(required = true, num_args = 1..=64)]
     images: Vec<PathBuf>,
     /// What to ask about them; without a question the model describes them. Of several each stands where the question has
     /// <image>, or all before it.

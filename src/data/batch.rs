@@ -204,7 +204,7 @@ pub fn fits(sample: &Sample, shape: &BatchShape, words: &ChatTokenizer) -> bool 
 }
 
 /// Turns exactly `shape.batch` samples into a batch and draws their pictures. They are put in the order of [`Packing`]:
-/// those with pictures first.
+/// those of one picture first.
 ///
 /// # Errors
 /// `Content` when the number of samples is not the batch's or a sample does not fit; as [`View::render`](super::task::View).

@@ -13,14 +13,13 @@ use crate::error::{Error, Result};
 pub struct Words {
     /// The caption or first answer, trimmed, never empty.
     pub caption: String,
-    /// The first question, without the picture's placeholder.
+    /// The first question.
     pub prompt: Option<String>,
     /// Questions and answers after that.
     pub further: Vec<Turn>,
     /// What the system says first, in place of the chat's own words.
     pub system: Option<String>,
-    /// How many pictures the questions mark the places of, each by [`MARK`]; 0 where all that is shown is one picture before
-    /// the first question.
+    /// How many pictures the questions mark the places of, each by [`MARK`].
     pub marks: usize,
 }
 
@@ -36,25 +35,16 @@ impl Words {
         }
     }
 
-    /// Turns marks into those that are kept: none where they stand for one picture in the first question, which comes before
-    /// it wherever it was marked.
-    fn settle(mut self) -> Words {
+    /// The same, with its marks counted.
+    fn counted(mut self) -> Words {
         let count = |text: &str| text.matches(MARK).count();
-        let first = self.prompt.as_deref().map_or(0, count);
-        let later: usize = self.further.iter().map(|turn| count(&turn.question)).sum();
-        if later == 0 && first <= 1 {
-            let prompt = self
-                .prompt
-                .map(|text| text.replace(MARK, "").trim().to_owned());
-            self.prompt = prompt.filter(|text| !text.is_empty());
-        } else {
-            self.marks = first + later;
-        }
+        let later = self.further.iter().map(|turn| count(&turn.question));
+        self.marks = self.prompt.as_deref().map_or(0, count) + later.sum::<usize>();
         self
     }
 
-    /// Holds the words to the number of pictures that come with them. Several that nothing marks come before the first
-    /// question.
+    /// Holds the words to the number of pictures that come with them. One that the first question marks comes before it,
+    /// wherever the mark is, and needs none; so do several that nothing marks, and get some.
     ///
     /// # Errors
     /// The reason to count it under, and [`Error::Content`], where marks and pictures differ or are too many.
@@ -63,11 +53,16 @@ impl Words {
             let problem = format!("it shows {pictures} pictures, at most {MOST_PICTURES} can be");
             return Err(bad(name, problem, "split it"));
         }
+        let question = self.prompt.as_deref().unwrap_or_default();
         match (self.marks, pictures) {
             (0, 0 | 1) => {}
+            (1, 1) if question.contains(MARK) => {
+                let question = question.replace(MARK, "").trim().to_owned();
+                self.prompt = (!question.is_empty()).then_some(question);
+                self.marks = 0;
+            }
             (0, _) => {
-                let question = self.prompt.unwrap_or_default();
-                self.prompt = Some(format!("{MARK}\n").repeat(pictures) + &question);
+                self.prompt = Some(format!("{MARK}\n").repeat(pictures) + question);
                 self.marks = pictures;
             }
             (marks, _) if marks == pictures => {}
@@ -81,7 +76,7 @@ impl Words {
 }
 
 /// Most pictures of a sample.
-const MOST_PICTURES: usize = 64;
+pub(crate) const MOST_PICTURES: usize = 64;
 
 /// A problem and the reason it is counted under.
 type Problem = (Reason, Error);
@@ -188,7 +183,7 @@ pub(crate) fn question_and_answer(
         prompt: (!question.is_empty()).then_some(question),
         ..Words::caption(trimmed(name, answer)?)
     };
-    Ok(words.settle())
+    Ok(words.counted())
 }
 
 /// Whether a conversation's words stand for a picture somewhere.
@@ -334,5 +329,5 @@ fn conversation(name: &str, turns: &[Value]) -> Result<Words, Problem> {
         system,
         marks: 0,
     };
-    Ok(words.settle())
+    Ok(words.counted())
 }

@@ -2,6 +2,7 @@
 //! the recipe's reader turns into file, line and name.
 
 use super::recipe::{MODULES, Recipe, Stage, StageKind};
+use crate::data::records::MOST_PICTURES;
 use crate::data::task::TaskKind;
 use crate::data::tokenizer;
 use crate::error::{Error, Result, with_near_miss};
@@ -112,9 +113,6 @@ fn validate_data(stage: &Stage) -> Result<()> {
         "text only",
     )
 }
-
-/// Most pictures of a sample.
-const MOST_PICTURES: usize = 16;
 
 fn validate_pictures(stage: &Stage) -> Result<()> {
     let holds = (1..=MOST_PICTURES).contains(&stage.pictures);
