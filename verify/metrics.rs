@@ -241,6 +241,8 @@ fn intervals_and_the_paired_test_are_scipys() {
     }
     assert_eq!(interval(&[0.5]).half_width, None);
     assert_eq!(paired_test(&[1.0, 2.0], &[0.0, 1.0]).p, None);
+    // Equal but for rounding.
+    assert_eq!(paired_test(&[0.287, 0.272], &[0.302, 0.287]).p, None);
 }
 
 #[test]

@@ -18,8 +18,8 @@ pub struct Interval {
 pub struct PairedTest {
     /// The differences' mean and interval.
     pub difference: Interval,
-    /// The probability of a difference at least as large were there none; nothing where the differences are all equal or
-    /// fewer than two.
+    /// The probability of a difference at least as large were there none; nothing where the differences are all equal, but for
+    /// rounding, or fewer than two.
     pub p: Option<f64>,
 }
 
@@ -51,8 +51,10 @@ pub fn paired_test(a: &[f64], b: &[f64]) -> PairedTest {
     assert_eq!(a.len(), b.len(), "pairs need both values");
     let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
     let difference = interval(&differences);
+    // Equal differences of shares differ in their last bits.
+    let largest = a.iter().chain(b).fold(0.0f64, |most, x| most.max(x.abs()));
     let p = standard_error(&differences, difference.mean)
-        .filter(|error| *error > 0.0)
+        .filter(|error| *error > 4.0 * f64::EPSILON * largest)
         .map(|error| {
             let freedom = differences.len() as f64 - 1.0;
             2.0 * (1.0 - student_probability((difference.mean / error).abs(), freedom))
