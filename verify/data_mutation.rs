@@ -90,7 +90,7 @@ proptest! {
             // Marks and pictures agree, or it is an error.
             for pictures in 0..3 {
                 if let Ok(words) = words.clone().for_pictures("it", pictures) {
-                    prop_assert!(words.marks == pictures || words.marks == 0 && pictures <= 1);
+                    prop_assert!(words.marks() == pictures || words.marks() == 0 && pictures <= 1);
                 }
             }
         }

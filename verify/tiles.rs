@@ -269,33 +269,34 @@ fn a_step_on_tiles_has_the_loss_and_gradients_of_a_step_on_pictures_of_their_own
     assert_eq!(marks(&batch_cut, TOKENS), [[16, 4], [0, 4], [8, 4], [0, 0]]);
     let batch_apart = as_pictures_of_their_own(&batch_cut, 8, &[4, 0, 2, 0]);
 
-    // And packed: two sequences of two samples each.
+    hold_to_pictures_of_their_own(&tiny, &samples, (&cut, &batch_cut), &batch_apart);
+}
+
+/// Holds a step, and the one on its samples packed, to that on `apart`, whose slots and pictures are pictures of samples in four
+/// sequences, on every executor.
+fn hold_to_pictures_of_their_own(
+    tiny: &Tiny,
+    samples: &[Sample],
+    (own, batch_own): (&Stage, &Batch),
+    apart: &Batch,
+) {
+    // Two sequences of two samples each.
     let packed = Stage {
         pack: 2,
         tokens: 2 * TOKENS,
-        ..cut.clone()
+        ..own.clone()
     };
-    let batch_packed = batch(&samples, &shape(cut.tiling(4), 2, 2 * TOKENS));
+    let batch_packed = batch(samples, &shape(own.tiling(4), 2, 2 * TOKENS));
     assert_eq!(batch_packed.skipped.without_room, 0);
-
-    hold_to_pictures_of_their_own(
-        &tiny,
-        [(&cut, &batch_cut), (&packed, &batch_packed)],
-        &batch_apart,
-    );
-}
-
-/// Holds steps to the one on `apart`, whose slots and pictures are pictures of samples in four sequences, on every executor.
-fn hold_to_pictures_of_their_own(tiny: &Tiny, steps: [(&Stage, &Batch); 2], apart: &Batch) {
-    let (stage, _) = steps[0];
-    let pictures = stage.tiling(4).slots + 4;
+    let steps = [(own, batch_own), (&packed, &batch_packed)];
+    let pictures = own.tiling(4).slots + 4;
     let stage = Stage {
         batch: pictures,
         pack: pictures / 4,
         tiles: 0,
         tile_room: None,
         pictures: 1,
-        ..stage.clone()
+        ..own.clone()
     };
     let elements = tiny.layout.elements();
     let reference = ReferenceExecutor::new(elements);

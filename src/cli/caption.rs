@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{ComputeArgs, print_line};
+use crate::data::records::MOST_PICTURES;
 use crate::error::Result;
 use crate::eval::Sampling;
 use crate::train::LoadedRun;
@@ -15,7 +16,7 @@ pub(super) struct CaptionArgs {
     /// The run's folder, or one checkpoint of it.
     run: PathBuf,
     /// PNG, JPEG or WebP images; several where the model was trained on samples of several.
-    #[arg(required = true, num_args = 1..=64)]
+    #[arg(required = true, num_args = 1..=MOST_PICTURES)]
     images: Vec<PathBuf>,
     /// What to ask about them; without a question the model describes them. Of several each stands where the question has
     /// <image>, or all before it.

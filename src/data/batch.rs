@@ -271,17 +271,19 @@ pub fn assemble(
         true => shape.pixels.beside_tiles(),
         false => shape.pixels,
     };
-    // Slots are taken in the order of the places.
-    let mut placed: Vec<_> = packing
-        .samples
-        .iter()
-        .filter(|p| p.place.is_some())
-        .collect();
-    placed.sort_by_key(|packed| packed.place.map(|room| (room.row, room.segment)));
-    for packed in placed.iter().filter(|_| is_cut) {
-        let sizes = (shape.image_size, &pixels);
-        let view = &samples[packed.sample].view;
-        view.render_slots(grids[packed.sample], sizes, &mut tiles)?;
+    if is_cut {
+        // Slots are taken in the order of the places.
+        let with_place = packing
+            .samples
+            .iter()
+            .filter(|packed| packed.place.is_some());
+        let mut placed: Vec<_> = with_place.collect();
+        placed.sort_by_key(|packed| packed.place.map(|room| (room.row, room.segment)));
+        for packed in placed {
+            let sizes = (shape.image_size, &pixels);
+            let view = &samples[packed.sample].view;
+            view.render_slots(grids[packed.sample], sizes, &mut tiles)?;
+        }
     }
     for (row, packed) in packing.samples.iter().enumerate() {
         let (sample, sequence) = (&samples[packed.sample], &sequences[packed.sample]);

@@ -18,7 +18,7 @@ use super::embedded::Artist;
 use super::facts::fact;
 use super::library::{Library, Pool, Split};
 use super::pairs::PairSource;
-use super::photo::{KeptPictures, Photo};
+use super::photo::{KeptPictures, KeptPlace, Photo};
 use super::questions::{ask, ask_further};
 use super::random::{Permutation, Purpose, Stream, scramble};
 use super::skips::Reason;
@@ -68,7 +68,7 @@ pub struct Mixture {
     pool: Pool,
     reading: Vec<ReadingItem>,
     pairs: Option<Arc<dyn PairSource>>,
-    kept: Option<Arc<KeptPictures>>,
+    kept: Arc<KeptPictures>,
     schedule: Schedule,
     /// Seed and stage in one.
     seed: u64,
@@ -95,7 +95,7 @@ impl Mixture {
             pool,
             reading,
             pairs,
-            kept: None,
+            kept: Arc::new(KeptPictures::new(0)),
             schedule,
             settings,
         };
@@ -137,7 +137,7 @@ impl Mixture {
 
     /// The same mixture, with what is made of the pairs' pictures kept for their next draw. Batches are the same bits.
     pub fn keeping(mut self, kept: Arc<KeptPictures>) -> Mixture {
-        self.kept = Some(kept);
+        self.kept = kept;
         self
     }
 
@@ -335,9 +335,12 @@ impl Mixture {
             .pairs
             .as_ref()
             .expect("a task without items is refused at the start");
-        let first = pairs.first_of(item);
-        let kept = self.kept.as_ref();
-        let known = kept.and_then(|kept| Photo::kept(kept, pairs, first));
+        let place = KeptPlace {
+            kept: self.kept.clone(),
+            pairs: pairs.clone(),
+            item: pairs.first_of(item),
+        };
+        let known = Photo::kept(&place);
         let pair = match known {
             Some(_) => pairs.words(item)?,
             None => pairs.get(item)?,
@@ -369,11 +372,7 @@ impl Mixture {
                 View::Photos(photos.map(|one| Photo::whole(Arc::new(one))).collect())
             }
             (None, Some(picture)) => {
-                let photo = Photo::whole(Arc::new(picture));
-                let photo = match kept {
-                    Some(kept) => photo.keeping(kept, pairs, first),
-                    None => photo,
-                };
+                let photo = Photo::whole(Arc::new(picture)).keeping(place);
                 self.shown(photo, look)
             }
         };

@@ -56,7 +56,7 @@ impl Pair {
             key,
             picture: None,
             before: Vec::new(),
-            is_marked: words.marks > 0,
+            is_marked: words.marks() > 0,
             caption: words.caption,
             prompt: words.prompt,
             further: words.further,

@@ -82,63 +82,15 @@ impl KeptPictures {
     }
 }
 
-/// A picture, or the place of one of which something is kept.
-#[derive(Clone)]
-struct Shown {
-    decoded: Option<Arc<Picture>>,
-    place: Option<Place>,
-}
-
 /// Where a pair's picture can be had again, and what is kept of it.
 #[derive(Clone)]
-struct Place {
-    kept: Arc<KeptPictures>,
-    pairs: Arc<dyn PairSource>,
-    item: usize,
-}
-
-impl Shown {
-    /// What `make` makes of the picture, or what it made before.
-    fn form(
-        &self,
-        size: [u32; 2],
-        form: Form,
-        make: impl FnOnce(&Arc<Picture>) -> Vec<Arc<Picture>>,
-    ) -> Result<Vec<Arc<Picture>>> {
-        if let Some(kept) = self.find(form) {
-            return Ok(kept);
-        }
-        let made = make(&self.decoded()?);
-        if let Some(place) = &self.place {
-            place.kept.put(place.item, size, form, &made);
-        }
-        Ok(made)
-    }
-
-    fn find(&self, form: Form) -> Option<Vec<Arc<Picture>>> {
-        let place = self.place.as_ref()?;
-        place.kept.find(place.item, form)
-    }
-
-    /// The picture itself, decoded once more where only other forms of it are kept.
-    fn decoded(&self) -> Result<Arc<Picture>> {
-        if let Some(picture) = &self.decoded {
-            return Ok(picture.clone());
-        }
-        if let Some(kept) = self.find(Form::Decoded) {
-            return Ok(kept[0].clone());
-        }
-        let place = self.place.as_ref();
-        let Place { pairs, item, .. } = place.expect("a picture is decoded or has a place");
-        let pair = pairs.get(*item)?;
-        pair.picture.map(Arc::new).ok_or_else(|| {
-            Error::content(
-                pair.key,
-                "its picture is gone since it was first read",
-                "leave the data as they are while a run reads them",
-            )
-        })
-    }
+pub struct KeptPlace {
+    /// What is kept of all.
+    pub kept: Arc<KeptPictures>,
+    /// Where the picture is.
+    pub pairs: Arc<dyn PairSource>,
+    /// The pair.
+    pub item: usize,
 }
 
 /// A user's picture and the part of it that is shown.
@@ -150,7 +102,9 @@ pub struct Photo {
     pub window: Option<[u32; 3]>,
     /// Colour change.
     pub tint: Tint,
-    shown: Shown,
+    /// One of these two is there.
+    decoded: Option<Arc<Picture>>,
+    place: Option<KeptPlace>,
 }
 
 impl fmt::Debug for Photo {
@@ -170,50 +124,69 @@ impl Photo {
             size: [picture.width, picture.height],
             window: None,
             tint: Tint::NONE,
-            shown: Shown {
-                decoded: Some(picture),
-                place: None,
-            },
+            decoded: Some(picture),
+            place: None,
         }
     }
 
-    /// The picture of the pair `item` where something of it is kept, as the tower's processor shows it.
-    pub fn kept(
-        kept: &Arc<KeptPictures>,
-        pairs: &Arc<dyn PairSource>,
-        item: usize,
-    ) -> Option<Photo> {
-        let size = kept.lock().sizes.get(&item).copied()?;
-        let place = Place {
-            kept: kept.clone(),
-            pairs: pairs.clone(),
-            item,
-        };
+    /// The picture at `place`, where something of it is kept, as the tower's processor shows it.
+    pub fn kept(place: &KeptPlace) -> Option<Photo> {
+        let size = place.kept.lock().sizes.get(&place.item).copied()?;
         Some(Photo {
             size,
             window: None,
             tint: Tint::NONE,
-            shown: Shown {
-                decoded: None,
-                place: Some(place),
-            },
+            decoded: None,
+            place: Some(place.clone()),
         })
     }
 
-    /// The same, with what is made of it kept for the next draw of the pair `item`.
+    /// The same, with what is made of it kept for the next draw.
     #[must_use]
-    pub fn keeping(
-        mut self,
-        kept: &Arc<KeptPictures>,
-        pairs: &Arc<dyn PairSource>,
-        item: usize,
-    ) -> Photo {
-        self.shown.place = Some(Place {
-            kept: kept.clone(),
-            pairs: pairs.clone(),
-            item,
-        });
+    pub fn keeping(mut self, place: KeptPlace) -> Photo {
+        self.place = Some(place);
         self
+    }
+
+    /// What `make` makes of the picture, or what it made before.
+    fn form(
+        &self,
+        form: Form,
+        make: impl FnOnce(&Arc<Picture>) -> Vec<Arc<Picture>>,
+    ) -> Result<Vec<Arc<Picture>>> {
+        if let Some(kept) = self.find(form) {
+            return Ok(kept);
+        }
+        let made = make(&self.decoded()?);
+        if let Some(place) = &self.place {
+            place.kept.put(place.item, self.size, form, &made);
+        }
+        Ok(made)
+    }
+
+    fn find(&self, form: Form) -> Option<Vec<Arc<Picture>>> {
+        let place = self.place.as_ref()?;
+        place.kept.find(place.item, form)
+    }
+
+    /// The picture itself, decoded once more where only other forms of it are kept.
+    fn decoded(&self) -> Result<Arc<Picture>> {
+        if let Some(picture) = &self.decoded {
+            return Ok(picture.clone());
+        }
+        if let Some(kept) = self.find(Form::Decoded) {
+            return Ok(kept[0].clone());
+        }
+        let place = self.place.as_ref();
+        let KeptPlace { pairs, item, .. } = place.expect("a picture is decoded or has a place");
+        let pair = pairs.get(*item)?;
+        pair.picture.map(Arc::new).ok_or_else(|| {
+            Error::content(
+                pair.key,
+                "its picture is gone since it was first read",
+                "leave the data as they are while a run reads them",
+            )
+        })
     }
 
     /// All of the picture, in the same colours.
@@ -252,12 +225,10 @@ impl Photo {
             // Windows are drawn anew each time; the picture that they are cut from is the same.
             Some(_) => Form::Decoded,
         };
-        let made = self
-            .shown
-            .form(self.size, form, |picture| match self.window {
-                None => vec![Arc::new(pixels.prepared(picture, side))],
-                Some(_) => vec![picture.clone()],
-            })?;
+        let made = self.form(form, |picture| match self.window {
+            None => vec![Arc::new(pixels.prepared(picture, side))],
+            Some(_) => vec![picture.clone()],
+        })?;
         Ok(match self.window {
             None => made[0].clone(),
             Some(window) => Arc::new(pixels.prepared_part(&made[0], window, side)),
@@ -287,7 +258,7 @@ impl Photo {
             filter: pixels.filter,
             grid,
         };
-        self.shown.form(self.size, form, |picture| {
+        self.form(form, |picture| {
             let tiles = pixels.tiles(picture, grid, side).into_iter();
             tiles.map(Arc::new).collect()
         })

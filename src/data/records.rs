@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::chat::MARK;
+use super::chat::{MARK, marked_before};
 use super::skips::Reason;
 use super::task::Turn;
 use crate::error::{Error, Result};
@@ -19,8 +19,6 @@ pub struct Words {
     pub further: Vec<Turn>,
     /// What the system says first, in place of the chat's own words.
     pub system: Option<String>,
-    /// How many pictures the questions mark the places of, each by [`MARK`].
-    pub marks: usize,
 }
 
 impl Words {
@@ -31,16 +29,14 @@ impl Words {
             prompt: None,
             further: Vec::new(),
             system: None,
-            marks: 0,
         }
     }
 
-    /// The same, with its marks counted.
-    fn counted(mut self) -> Words {
-        let count = |text: &str| text.matches(MARK).count();
-        let later = self.further.iter().map(|turn| count(&turn.question));
-        self.marks = self.prompt.as_deref().map_or(0, count) + later.sum::<usize>();
-        self
+    /// How many pictures the questions mark the places of, each by [`MARK`].
+    pub fn marks(&self) -> usize {
+        let further = self.further.iter().map(|turn| turn.question.as_str());
+        let questions = self.prompt.as_deref().into_iter().chain(further);
+        questions.map(|text| text.matches(MARK).count()).sum()
     }
 
     /// Holds the words to the number of pictures that come with them. One that the first question marks comes before it,
@@ -54,17 +50,13 @@ impl Words {
             return Err(bad(name, problem, "split it"));
         }
         let question = self.prompt.as_deref().unwrap_or_default();
-        match (self.marks, pictures) {
+        match (self.marks(), pictures) {
             (0, 0 | 1) => {}
             (1, 1) if question.contains(MARK) => {
                 let question = question.replace(MARK, "").trim().to_owned();
                 self.prompt = (!question.is_empty()).then_some(question);
-                self.marks = 0;
             }
-            (0, _) => {
-                self.prompt = Some(format!("{MARK}\n").repeat(pictures) + question);
-                self.marks = pictures;
-            }
+            (0, _) => self.prompt = Some(marked_before(question, pictures)),
             (marks, _) if marks == pictures => {}
             (marks, _) => {
                 let problem = format!("it marks the places of {marks} pictures and has {pictures}");
@@ -179,11 +171,10 @@ pub(crate) fn question_and_answer(
     answer: &str,
 ) -> Result<Words, Problem> {
     let question = question.trim().to_owned();
-    let words = Words {
+    Ok(Words {
         prompt: (!question.is_empty()).then_some(question),
         ..Words::caption(trimmed(name, answer)?)
-    };
-    Ok(words.counted())
+    })
 }
 
 /// Whether a conversation's words stand for a picture somewhere.
@@ -322,12 +313,10 @@ fn conversation(name: &str, turns: &[Value]) -> Result<Words, Problem> {
             "add one",
         ));
     };
-    let words = Words {
+    Ok(Words {
         caption: first.answer,
         prompt: (!first.question.is_empty()).then_some(first.question),
         further: pairs.collect(),
         system,
-        marks: 0,
-    };
-    Ok(words.counted())
+    })
 }

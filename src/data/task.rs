@@ -204,18 +204,17 @@ impl View {
         (side, pixels): (usize, &Pixels),
         out: &mut impl Iterator<Item = &'a mut [f32]>,
     ) -> Result<()> {
-        let mut next = || out.next().expect("there is a slot for every square");
-        for photo in self.several() {
-            let planes = next();
-            photo.draw((side, pixels), planes)?;
-            pixels.apply(planes);
+        let mut squares = Vec::new();
+        if let View::Photo(photo) = self {
+            let tiles = photo.tiles(pixels, grid, side as u32)?.into_iter();
+            squares.extend(tiles.map(|tile| (tile, photo.tint)));
         }
-        let View::Photo(photo) = self else {
-            return Ok(());
-        };
-        for tile in photo.tiles(pixels, grid, side as u32)? {
-            let planes = next();
-            Frame::of(&tile).write_normalised(photo.tint, planes);
+        for photo in self.several() {
+            squares.push((photo.square(pixels, side as u32)?, photo.tint));
+        }
+        for (square, tint) in squares {
+            let planes = out.next().expect("there is a slot for every square");
+            Frame::of(&square).write_normalised(tint, planes);
             pixels.apply(planes);
         }
         Ok(())

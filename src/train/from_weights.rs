@@ -132,8 +132,8 @@ impl Recipe {
         Ok(parts)
     }
 
-    /// Writes first values of all parameters into an executor's arena: by the seed, and from the folders where there are any.
-    /// Beside the arena no more than one parameter is held, and of those from folders a piece.
+    /// Writes first values of all parameters into an executor's arena: by the seed, and from the folders where there are any
+    /// and those of `further` parts. Beside the arena no more than one parameter is held, and of those from folders a piece.
     ///
     /// # Errors
     /// As [`Part::read`], and when a folder is no longer what it was; whatever the executor reports.
@@ -141,8 +141,9 @@ impl Recipe {
         &self,
         layout: &ParameterLayout,
         executor: &dyn Executor,
+        further: Vec<(Folder, Part)>,
     ) -> Result<()> {
-        self.give_first_values(layout, &mut |offset, values| {
+        self.give_first_values(layout, further, &mut |offset, values| {
             executor.write_parameters(offset, values)
         })
     }
@@ -153,15 +154,21 @@ impl Recipe {
     /// As [`Part::read`], and when a folder is no longer what it was.
     pub(super) fn first_values(&self, layout: &ParameterLayout) -> Result<Vec<f32>> {
         let mut values = vec![0.0; layout.elements()];
-        self.give_first_values(layout, &mut |offset, piece| {
+        self.give_first_values(layout, Vec::new(), &mut |offset, piece| {
             values[offset..offset + piece.len()].copy_from_slice(piece);
             Ok(())
         })?;
         Ok(values)
     }
 
-    fn give_first_values(&self, layout: &ParameterLayout, sink: Sink<'_>) -> Result<()> {
-        let parts = self.starting_parts()?;
+    fn give_first_values(
+        &self,
+        layout: &ParameterLayout,
+        further: Vec<(Folder, Part)>,
+        sink: Sink<'_>,
+    ) -> Result<()> {
+        let mut parts = self.starting_parts()?;
+        parts.extend(further);
         let is_read = |entry: &ParameterEntry| {
             let mut layouts = parts.iter().map(|(_, part)| part.layout());
             layouts.any(|part| {

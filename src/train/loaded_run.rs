@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use super::evaluation::evaluation_settings;
 use super::run_folder::stage_checkpoints;
 use super::stored::Stored;
-use crate::data::chat::{Conversation, MARK};
+use crate::data::batch::Pixels;
+use crate::data::chat::{Conversation, MARK, marked_before};
 use crate::data::library::Library;
 use crate::data::picture::{Picture, PictureLimits};
 use crate::data::tiles;
@@ -136,7 +137,9 @@ impl LoadedRun {
             }
             several => {
                 let question = marked(question, several.len())?;
-                (self.shown_together(several), self.marked_prompt(&question))
+                let image_tokens = self.stored.recipe.model.image_tokens();
+                let prompt = self.prompt_of(&question, image_tokens, true);
+                (self.shown_together(several), prompt)
             }
         };
         let tokens = self.tokens();
@@ -154,20 +157,30 @@ impl LoadedRun {
         Ok(self.stored.words.decode(&answer))
     }
 
-    /// Several pictures as the model was shown them in training: whole, the last as the picture of the sample, the others before
-    /// it.
+    /// How pictures become numbers: stretched where they may be cut, as their tiles are.
+    fn pixels(&self) -> Pixels {
+        let pixels = self.stored.recipe.pixels();
+        match self.tiles() {
+            0 => pixels,
+            _ => pixels.beside_tiles(),
+        }
+    }
+
+    /// A whole picture [3, S, S].
+    fn whole(&self, picture: &Picture) -> Vec<f32> {
+        let pixels = self.pixels();
+        let square = pixels.prepared(picture, self.side());
+        square.to_chw(pixels.mean, pixels.deviation)
+    }
+
+    fn side(&self) -> u32 {
+        self.stored.recipe.model.vision.image_size as u32
+    }
+
+    /// Several pictures as the model was shown them in training, whole: the last in the place of the whole picture, the others
+    /// before it.
     fn shown_together(&self, pictures: &[Picture]) -> Shown {
-        let recipe = &self.stored.recipe;
-        let pixels = match self.tiles() {
-            0 => recipe.pixels(),
-            _ => recipe.pixels().beside_tiles(),
-        };
-        let side = recipe.model.vision.image_size as u32;
-        let numbers = |picture: &Picture| {
-            let square = pixels.prepared(picture, side);
-            square.to_chw(pixels.mean, pixels.deviation)
-        };
-        let mut squares: Vec<Vec<f32>> = pictures.iter().map(numbers).collect();
+        let mut squares: Vec<Vec<f32>> = pictures.iter().map(|one| self.whole(one)).collect();
         Shown {
             whole: squares.pop().unwrap_or_default(),
             tiles: squares.concat(),
@@ -177,28 +190,26 @@ impl LoadedRun {
     /// A picture as the model was shown pictures in training, in as many tiles as leave room for the question and the
     /// beginning of an answer.
     pub(super) fn shown(&self, picture: &Picture, question: &str) -> Shown {
-        let recipe = &self.stored.recipe;
-        let side = recipe.model.vision.image_size as u32;
-        let pixels = recipe.pixels();
-        let numbers = |picture: &Picture| picture.to_chw(pixels.mean, pixels.deviation);
-        let most = self.tiles();
-        if most == 0 {
-            return Shown {
-                whole: numbers(&pixels.prepared(picture, side)),
-                tiles: Vec::new(),
-            };
-        }
-        let pixels = pixels.beside_tiles();
-        let room = self
-            .tokens()
-            .saturating_sub(self.prompt(question, 0).len() + ANSWER_TOKENS);
-        let most = most.min(room / recipe.model.image_tokens());
-        let grid = tiles::grid([picture.width, picture.height], most, side);
-        let tiles = pixels.tiles(picture, grid, side);
+        let tiles = match self.tiles() {
+            0 => Vec::new(),
+            most => self.cut(picture, question, most),
+        };
         Shown {
-            whole: numbers(&pixels.prepared(picture, side)),
-            tiles: tiles.iter().flat_map(numbers).collect(),
+            whole: self.whole(picture),
+            tiles,
         }
+    }
+
+    /// A picture's tiles [n, 3, S, S], at most `most` of them.
+    fn cut(&self, picture: &Picture, question: &str, most: usize) -> Vec<f32> {
+        let taken = self.prompt(question, 0).len() + ANSWER_TOKENS;
+        let room = self.tokens().saturating_sub(taken);
+        let most = most.min(room / self.stored.recipe.model.image_tokens());
+        let grid = tiles::grid([picture.width, picture.height], most, self.side());
+        let pixels = self.pixels();
+        let tiles = pixels.tiles(picture, grid, self.side());
+        let numbers = |tile: &Picture| tile.to_chw(pixels.mean, pixels.deviation);
+        tiles.iter().flat_map(numbers).collect()
     }
 
     /// The most tiles that the model has seen of a picture.
@@ -216,11 +227,6 @@ impl LoadedRun {
     pub(super) fn prompt(&self, question: &str, tiles: usize) -> Vec<i32> {
         let image_tokens = (1 + tiles) * self.stored.recipe.model.image_tokens();
         self.prompt_of(question, image_tokens, false)
-    }
-
-    /// The ids up to the answer of a question with pictures at its marks.
-    fn marked_prompt(&self, question: &str) -> Vec<i32> {
-        self.prompt_of(question, self.stored.recipe.model.image_tokens(), true)
     }
 
     fn prompt_of(&self, question: &str, image_tokens: usize, is_marked: bool) -> Vec<i32> {
@@ -255,7 +261,7 @@ impl LoadedRun {
 /// A question with as many marks as there are images: those it has, or all before it.
 fn marked(question: &str, images: usize) -> Result<String> {
     match question.matches(MARK).count() {
-        0 => Ok(format!("{MARK}\n").repeat(images) + question),
+        0 => Ok(marked_before(question, images)),
         marks if marks == images => Ok(question.to_owned()),
         marks => Err(Error::setting(
             "--question",

@@ -52,27 +52,19 @@ impl LoadedTower {
         recipe.begin_from(Some(path), None, None, image_size)?;
         let mut layout = declare(&recipe.model, recipe.contrastive_form.into())?;
         let folder = Folder::open(path)?;
-        let head = Part::vision(&folder)?.0.head(&folder)?;
-        if let Some((part, _)) = &head {
+        let mut further = Vec::new();
+        let mut head = None;
+        if let Some((part, form)) = Part::vision(&folder)?.0.head(&folder)? {
             let entries = layout.entries().iter().chain(part.layout().entries());
             let specs: Vec<ParameterSpec> = entries.map(|entry| entry.spec.clone()).collect();
             layout = Arc::new(ParameterLayout::new(&specs));
+            head = Some(form);
+            further.push((folder, part));
         }
         let executor = compute.open(layout.elements())?;
-        recipe.write_first_values(&layout, executor.as_ref())?;
-        if let Some((part, _)) = &head {
-            let mut written = Ok(());
-            part.read(&folder, &mut |parameter, first, piece| {
-                let entry = layout.get(&parameter.spec.name);
-                let entry = entry.expect("the layout holds the head's parameters");
-                if written.is_ok() {
-                    written = executor.write_parameters(entry.offset + first, piece);
-                }
-            })?;
-            written?;
-        }
+        recipe.write_first_values(&layout, executor.as_ref(), further)?;
         Ok(LoadedTower {
-            head: head.map(|(_, head)| head),
+            head,
             words: recipe.words(None)?,
             recipe,
             layout,

@@ -83,7 +83,7 @@ impl Profile {
         let machine = compute.machine();
         let program = compile_step(recipe, stage, &layout, &shape, machine, memory_budget)?;
         let executor = compute.open(layout.elements())?;
-        recipe.write_first_values(&layout, executor.as_ref())?;
+        recipe.write_first_values(&layout, executor.as_ref(), Vec::new())?;
         let mut session = executor.load(Arc::new(program))?;
         write_batch(session.as_mut(), &mixture.batch(0)?)?;
         let steps = (WARM_UP + runs) as u64;

@@ -315,7 +315,7 @@ impl Trainer {
             }
             _ => self
                 .recipe
-                .write_first_values(&self.layout, self.executor.as_ref()),
+                .write_first_values(&self.layout, self.executor.as_ref(), Vec::new()),
         }
     }
 

@@ -73,7 +73,7 @@ impl Finder<'_> {
                 false => Wanted::Dims([&[rows], &dims[1..]].concat()),
             };
             tensors.push(match name.ends_with(STACKED) {
-                true => self.stacked(&full(name), &stem, &want)?,
+                true => self.stacked(&full(name), &stem, dims)?,
                 false => {
                     let name = full(name);
                     let place = self.tensor(&name)?;
@@ -88,10 +88,9 @@ impl Finder<'_> {
         })
     }
 
-    /// The rows of the queries, or of keys and values, out of the tensor that stacks all three.
-    fn stacked(&self, name: &str, stem: &str, want: &Wanted) -> Result<(String, TensorPlace)> {
+    /// The rows of the queries, or of keys and values, of dimensions `dims`, out of the tensor that stacks all three.
+    fn stacked(&self, name: &str, stem: &str, dims: &[usize]) -> Result<(String, TensorPlace)> {
         let name = name.replace(&format!("{STACKED}."), &format!("{STACKED}_"));
-        let (Wanted::Dims(dims) | Wanted::Exactly(dims)) = want;
         let place = self.tensor(&name)?;
         let all = Wanted::Exactly([&[self.heads.packed_width()], &dims[1..]].concat());
         self.hold_shape(&name, &place, &all)?;

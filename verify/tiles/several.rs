@@ -95,19 +95,9 @@ fn a_step_on_samples_of_several_pictures_is_one_on_pictures_of_their_own() {
         );
     }
 
-    let packed = Stage {
-        pack: 2,
-        tokens: 2 * TOKENS,
-        ..several.clone()
-    };
-    let batch_packed = batch(&samples, &shape(several.tiling(4), 2, 2 * TOKENS));
-    assert_eq!(batch_packed.skipped.without_room, 0);
     let batch_apart = as_pictures_of_their_own(&batch_several, slots, &[0, 0, 3, 0]);
-    hold_to_pictures_of_their_own(
-        &tiny,
-        [(&several, &batch_several), (&packed, &batch_packed)],
-        &batch_apart,
-    );
+    let own = (&several, &batch_several);
+    hold_to_pictures_of_their_own(&tiny, &samples, own, &batch_apart);
     let error = assemble(
         &Library::embedded(),
         &samples,

@@ -31,6 +31,11 @@ enum Kind {
 /// Where a picture stands in a question, in conversations that say so.
 pub const MARK: &str = "<image>";
 
+/// The question with marks of so many pictures before it.
+pub fn marked_before(question: &str, pictures: usize) -> String {
+    format!("{MARK}\n").repeat(pictures) + question
+}
+
 /// What is said about pictures, or without one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conversation<'a> {

@@ -17,6 +17,8 @@ use crate::tensor::TensorType;
 pub(super) struct Wanted {
     /// The patch tokens of the tower's output.
     pub tokens: bool,
+    /// The tower's own pooled output, where it has one.
+    pub pooled: bool,
     /// The mean token after every block.
     pub layers: bool,
     /// The tokens after the connector.
@@ -28,7 +30,7 @@ pub(super) struct Wanted {
 pub(super) struct Features {
     /// Mean patch token of the tower's output [N, C].
     pub means: Vec<f32>,
-    /// The tower's own pooled output [N, C], where it has one.
+    /// The tower's own pooled output [N, C], where it was asked for and there is one.
     pub pooled: Vec<f32>,
     /// Patch tokens of the tower's output [N, T, C].
     pub tokens: Vec<f32>,
@@ -98,7 +100,7 @@ impl Measurer<'_> {
             let images = tape.input("images", TensorType::f32([BATCH, 3, side, side]));
             let features = vision_tower(tape, &config.vision, images)?;
             tape.output(features, "tower");
-            if let Some(head) = self.place.head {
+            if let Some(head) = self.place.head.filter(|_| wanted.pooled) {
                 let pooled = vision_head(tape, &config.vision, head, features)?;
                 tape.output(pooled, "pooled");
             }
@@ -115,7 +117,8 @@ impl Measurer<'_> {
         let config = self.place.config;
         let shape = self.batch_shape();
         let mut session = self.feature_session(wanted)?;
-        if self.place.head == Some(VisionHead::ClassToken) {
+        let head = self.place.head.filter(|_| wanted.pooled);
+        if head == Some(VisionHead::ClassToken) {
             session.write_i32(CLASS_TOKEN, &[0; BATCH])?;
         }
         let width = config.vision.width;
@@ -141,7 +144,7 @@ impl Measurer<'_> {
             };
             let tower = first(session.read_f32("tower")?);
             all.means.extend(means(&tower, count, width, skip));
-            if self.place.head.is_some() {
+            if head.is_some() {
                 all.pooled.extend(first(session.read_f32("pooled")?));
             }
             if wanted.tokens {

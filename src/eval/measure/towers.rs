@@ -180,8 +180,10 @@ impl Measurer<'_> {
 
     /// Fits a probe on every trained concept in the trained style, tests it on the three other sets.
     pub(super) fn probe(&self, metric: Metric) -> Result<Vec<ProbeMeasure>> {
+        let tokens = metric == Metric::AttentiveProbe;
         let wanted = Wanted {
-            tokens: metric == Metric::AttentiveProbe,
+            tokens,
+            pooled: !tokens,
             ..Wanted::default()
         };
         let train = self.training_set();
