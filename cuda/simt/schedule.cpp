@@ -14,22 +14,17 @@ static uint32_t follow(uint32_t set, uint32_t last, bool downwards) {
     return uint32_t(__builtin_ctz(above ? above : set));
 }
 
-// By counts of bits in pairs, fours and bytes, which give the number of members and then lead to the one that was drawn: this
-// is asked at every wait of every thread, and host compilers may not take the host's own instruction for it.
-static uint32_t random_member(uint32_t set, Random& random) {
-    const uint32_t pairs = set - (set >> 1 & 0x55555555);
-    const uint32_t fours = (pairs & 0x33333333) + (pairs >> 2 & 0x33333333);
-    const uint32_t bytes = (fours + (fours >> 4)) & 0x0f0f0f0f;
-    uint32_t skip = random.below(bytes * 0x01010101 >> 24), at = 0;
-    for (uint32_t here; skip >= (here = bytes >> at & 15); at += 8) skip -= here;
-    uint32_t left = set >> at;
-    while (skip--) left &= left - 1;
-    return at + uint32_t(__builtin_ctz(left));
+// The first member from a drawn place upwards. Members after a gap are likelier than others; an even draw would count the
+// members at every wait of every thread.
+static uint32_t random_member(uint32_t set, uint32_t draw) {
+    const uint32_t from = draw % 32;
+    const uint32_t turned = set >> from | set << (-from % 32);
+    return (from + uint32_t(__builtin_ctz(turned))) % 32;
 }
 
-static Warp& highest_priority(Block& block, Warp* last) {
-    constexpr uint32_t kRedrawEvery = 256;
-    if (last && block.random.below(kRedrawEvery) == 0) last->priority = block.random.next();
+static Warp& highest_priority(Block& block, Warp* last, uint32_t draw) {
+    // One wait in 256.
+    if (last && draw >> 24 == 0) last->priority = block.random.next();
     Warp* best = nullptr;
     for (uint32_t set = block.ready_warps; set; set &= set - 1) {
         Warp& warp = block.warps[__builtin_ctz(set)];
@@ -42,8 +37,10 @@ Fiber* choose(Block& block, Warp* last) {
     if (!block.ready_warps) return nullptr;
     const KeelOptions& options = block.launch->options;
     if (options.schedule == KEEL_SCHEDULE_PRIORITY) {
-        Warp& warp = highest_priority(block, last);
-        return warp.fibers[random_member(warp.ready, block.random)];
+        // One draw for both: this is asked at every wait of every thread.
+        const uint32_t draw = block.random.next();
+        Warp& warp = highest_priority(block, last, draw);
+        return warp.fibers[random_member(warp.ready, draw)];
     }
     bool downwards = options.seed & 1;
     Warp* warp = last;
