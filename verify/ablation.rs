@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use keel::eval::Measurements;
 use keel::train::{AblationPlan, AblationResults, BUILT_IN_PLANS, Spend, UnitResult, units};
 
-use crate::command::keel;
+use crate::command::{keel, tiny_recipe};
+use crate::harness::goldens;
 
 const PLAN: &str = r#"
 name = "trial"
@@ -34,11 +36,15 @@ against = "none"
 
 #[test]
 fn arms_of_every_built_in_plan_cost_the_same_but_those_that_say_otherwise() {
-    let further = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/ablations/longer.toml");
+    let longer = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/ablations/longer.toml");
+    let trained = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/recipes/ablations/trained.toml"
+    );
     for name in BUILT_IN_PLANS
         .iter()
         .map(|(name, _)| *name)
-        .chain([further])
+        .chain([longer, trained])
     {
         let plan = AblationPlan::load(name).unwrap();
         for quick in [false, true] {
@@ -230,4 +236,128 @@ fn a_dry_run_says_what_each_unit_costs_and_writes_nothing() {
     assert!(answer.stdout.contains("I+II+III, seed 3: "), "{answer:#?}");
     assert!(answer.stdout.contains("TFLOP before the target stage"));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// The plan whose second arm trains on, and what the text `more` adds before its arms.
+fn plan_from_weights(more: &str) -> String {
+    let (head, arms) = PLAN.split_once("[[arm]]").unwrap();
+    let head = head.replace("seeds = [3, 4]", "seeds = [1]");
+    format!(
+        "{head}[[arm]]\nname = \"longer\"\nstages = []\nspend = \"warm_start\"\n\n[[arm]]{arms}"
+    )
+    .replacen("pictures = 8", &format!("pictures = 8\n{more}"), 1)
+}
+
+#[test]
+fn arms_begin_from_a_published_tower_and_train_on_the_users_pairs() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let stages = ["warm-start-vision"];
+    fs::write(path.join("tower.toml"), tiny_recipe(&stages)).unwrap();
+    let args = ["train", "--recipe", "tower.toml", "--out", "run"];
+    keel(path, &[&args[..], &["--no-evaluation"]].concat()).fine();
+    keel(path, &["export", "run", "--out", "tower"]).fine();
+    fs::create_dir(path.join("pairs")).unwrap();
+    for name in 0..8u8 {
+        let file = fs::File::create(path.join(format!("pairs/{name}.png"))).unwrap();
+        let mut writer = png::Encoder::new(file, 2, 2).write_header().unwrap();
+        writer.write_image_data(&[0, 20 * name, 160, 240]).unwrap();
+        fs::write(
+            path.join(format!("pairs/{name}.txt")),
+            format!("square {name}"),
+        )
+        .unwrap();
+    }
+    let more = "set = [\"stage.warm-up.data={ pairs = 1.0 }\"]\ndata = [\"elsewhere\"]";
+    fs::write(path.join("plan.toml"), plan_from_weights(more)).unwrap();
+    let args = ["ablate", "plan.toml", "--quick", "--out", "out"];
+    let given = ["--vision", "tower", "--data", "pairs"];
+    let answer = keel(path, &[&args[..], &given].concat()).fine();
+    assert!(
+        answer.stdout.contains("data: 8 pairs of pairs"),
+        "{answer:#?}"
+    );
+    let found = results(&path.join("out"));
+    let steps = |unit: &UnitResult| -> Vec<String> {
+        unit.steps.iter().map(|(name, _)| name.clone()).collect()
+    };
+    let [longer, none, all] = &found.units[..] else {
+        panic!("{} units", found.units.len());
+    };
+    assert_eq!(
+        steps(longer),
+        ["warm-start-language", "warm-start-vision", "target"]
+    );
+    assert_eq!(steps(none), ["warm-start-language", "target"]);
+    assert_eq!(steps(all)[..2], ["warm-start-language", "warm-up"]);
+    // To half a step of each stage.
+    let further = longer.warm_flops - none.warm_flops;
+    assert!(
+        (further / all.refinement_flops - 1.0).abs() < 0.3,
+        "{further}"
+    );
+
+    // A tower that nothing trained is worth what it is worth alone.
+    let metrics = "neighbours,linear-probe,two-layer-probe";
+    let args = [
+        "eval",
+        "tower",
+        "--pictures",
+        "4",
+        "--json",
+        "--metrics",
+        metrics,
+    ];
+    let alone = keel(path, &args).fine();
+    let alone: Measurements = serde_json::from_str(&alone.stdout).unwrap();
+    assert_eq!(none.measurements.probes, alone.probes);
+    assert_ne!(longer.measurements.probes, alone.probes);
+    let table = fs::read_to_string(path.join("out/table.md")).unwrap();
+    let said = "Recipe tiny, towers from tower, pairs of pairs, seeds 1; 3 of 3 runs done";
+    assert!(table.contains(said), "{table}");
+}
+
+#[test]
+fn plans_that_do_not_go_with_their_weights_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let tower = goldens().join("hub/aimv2").display().to_string();
+    let refused = |text: String, more: &[&str], parts: &[&str]| {
+        fs::write(path.join("plan.toml"), text).unwrap();
+        let args = [&["ablate", "plan.toml"], more].concat();
+        keel(path, &args).refused(parts);
+        assert!(!path.join("runs").exists(), "something was run");
+    };
+    let own = "set = [\"model.vision.depth=1\"]";
+    let sized = "weights = { image_size = 32 }";
+    let spelt = "weights = { visoin = \"x\" }";
+    for (more, args, parts) in [
+        (
+            own,
+            &["--vision", &tower][..],
+            &["arm longer", "model.vision.depth", "come with the weights"][..],
+        ),
+        (sized, &[], &["plan.toml, line", "weights.vision beside it"]),
+        (spelt, &[], &["plan.toml, line", "did you mean vision?"]),
+        ("", &["--vision", "nowhere"], &["nowhere"]),
+        ("", &["--data", "nowhere"], &["nowhere"]),
+    ] {
+        refused(plan_from_weights(more), args, parts);
+    }
+    fs::write(
+        path.join("short.toml"),
+        tiny_recipe(&[
+            "warm-start-language",
+            "warm-up",
+            "fine-grained",
+            "world-knowledge",
+            "target",
+        ]),
+    )
+    .unwrap();
+    let short = plan_from_weights("").replace("recipe = \"tiny\"", "recipe = \"short.toml\"");
+    refused(short, &[], &["arm.0.spend", "a warm start that trains"]);
+    let set = ["--set", "model.vision.depth=1", "--dry-run"];
+    let args = [&["train", "--recipe", "tiny", "--vision", &tower], &set[..]].concat();
+    keel(path, &args).refused(&["model.vision.depth", "come with the weights"]);
 }

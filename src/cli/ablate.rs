@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::{ComputeArgs, announce, print_line};
+use super::{ComputeArgs, DataArgs, WeightsArgs, announce, open_pairs, print_line};
 use crate::error::{Error, Result};
 use crate::report::ablation_table;
 use crate::train::{Ablation, AblationOptions, AblationPlan, AblationResults, write_results};
@@ -16,6 +16,10 @@ pub(super) struct AblateArgs {
     /// A built-in plan (strategies, sizes, architectures, data-scales) or the path of a TOML file.
     #[arg(value_name = "PLAN")]
     plan: String,
+    #[command(flatten)]
+    weights: WeightsArgs,
+    #[command(flatten)]
+    data: DataArgs,
     #[command(flatten)]
     compute: ComputeArgs,
     /// The plan's short form: under a quarter of an hour on 2 cores for the built-in ones.
@@ -33,7 +37,13 @@ pub(super) struct AblateArgs {
 pub(super) fn run(args: &AblateArgs) -> Result<()> {
     let start = Instant::now();
     let compute = args.compute.choose()?;
-    let plan = AblationPlan::load(&args.plan)?;
+    let mut plan = AblationPlan::load(&args.plan)?;
+    plan.weights = args.weights.over(plan.weights);
+    if !args.data.specs.is_empty() {
+        plan.data.clone_from(&args.data.specs);
+    }
+    // Again, with what the command line adds.
+    plan.check()?;
     let out = args.out.clone().unwrap_or_else(|| {
         let quick = if args.quick { "-quick" } else { "" };
         PathBuf::from("runs").join(format!("ablate-{}{quick}", plan.name))
@@ -45,7 +55,8 @@ pub(super) fn run(args: &AblateArgs) -> Result<()> {
         out: out.clone(),
         quick: args.quick,
     };
-    let ablation = Ablation::new(plan, options)?;
+    let pairs = open_pairs(&plan.data)?;
+    let ablation = Ablation::new(plan, options, pairs)?;
     if args.dry_run {
         return print_units(&ablation);
     }

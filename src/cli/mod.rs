@@ -15,12 +15,17 @@ mod train;
 
 use std::fmt::Display;
 use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::data::chat::Layout;
+use crate::data::pairs::{PairLimits, PairSource, Pairs};
 use crate::error::{Error, Result};
 use crate::executor::{self, Choice};
 use crate::tensor::DType;
+use crate::train::PublishedWeights;
 
 /// Trains visual backbones for multimodal language models by gradual feature refinement.
 #[derive(Debug, Parser)]
@@ -173,6 +178,76 @@ struct RecipeArgs {
     /// Changes one setting, for example model.vision.depth=4 or stage.fine-grained.steps=100. Repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
+}
+
+/// Which published weights a model begins from.
+#[derive(Clone, Debug, Args)]
+struct WeightsArgs {
+    /// A Hugging Face folder whose vision tower the run begins from: settings and weights. See keel inspect.
+    #[arg(long, value_name = "DIR")]
+    vision: Option<PathBuf>,
+    /// Side of the pictures in pixels, where it is not the tower's own: its learned positions are scaled to the new grid.
+    #[arg(long, value_name = "PIXELS", requires = "vision")]
+    image_size: Option<usize>,
+    /// A Hugging Face folder whose language model the run begins from, with its tokenizer.json.
+    #[arg(long, value_name = "DIR")]
+    language: Option<PathBuf>,
+    /// The layout of the language model's chats, where its folder does not say: qwen2.5, qwen3, internvl2.5 or sailvl.
+    #[arg(long, value_name = "LAYOUT", value_parser = parse_layout, requires = "language")]
+    chat: Option<Layout>,
+}
+
+impl WeightsArgs {
+    /// The weights, those of `plan` where the command line does not say.
+    fn over(&self, plan: PublishedWeights) -> PublishedWeights {
+        // A size belongs to its tower, a layout to its language model.
+        let (vision, image_size) = match &self.vision {
+            Some(vision) => (Some(vision.clone()), self.image_size),
+            None => (plan.vision, plan.image_size),
+        };
+        let (language, chat) = match &self.language {
+            Some(language) => (Some(language.clone()), self.chat),
+            None => (plan.language, plan.chat),
+        };
+        PublishedWeights {
+            vision,
+            image_size,
+            language,
+            chat,
+        }
+    }
+}
+
+/// Which of the user's own pairs are trained on.
+#[derive(Clone, Debug, Args)]
+struct DataArgs {
+    /// Your own pairs: an image folder with captions, WebDataset shards such as pairs-{000..009}.tar, a .json or .jsonl list of
+    /// captions or conversations, an InternVL mixture, a .tsv or .csv table. SPEC=2 gives its pairs twice an epoch; may be
+    /// given several times. They are the task `pairs` of a recipe's stages.
+    #[arg(long = "data", value_name = "SPEC")]
+    specs: Vec<String>,
+}
+
+/// Opens pairs and says how many there are; none where nothing is named.
+///
+/// # Errors
+/// As [`Pairs::open_all`].
+fn open_pairs(specs: &[String]) -> Result<Option<Arc<dyn PairSource>>> {
+    if specs.is_empty() {
+        return Ok(None);
+    }
+    let pairs = Pairs::open_all(specs, PairLimits::default())?;
+    let left_out = match pairs.left_out() {
+        Some(left_out) => format!("; left out {left_out}"),
+        None => String::new(),
+    };
+    let named = specs.join(", ");
+    print_line(format!("data: {} pairs of {named}{left_out}", pairs.len()))?;
+    Ok(Some(Arc::new(pairs)))
+}
+
+fn parse_layout(text: &str) -> Result<Layout, String> {
+    parse_named(&Layout::ALL, Layout::name, text)
 }
 
 /// Prints a line.

@@ -7,15 +7,15 @@ use std::time::Instant;
 use clap::Args;
 
 use super::{
-    ComputeArgs, RecipeArgs, announce, at_least_one, parse_bytes, parse_named, parse_room,
-    print_line,
+    ComputeArgs, DataArgs, RecipeArgs, WeightsArgs, announce, at_least_one, open_pairs,
+    parse_bytes, parse_room, print_line,
 };
-use crate::data::chat::Layout;
-use crate::data::pairs::{PairLimits, PairSource, Pairs};
 use crate::error::Result;
 use crate::program::bytes;
 use crate::report::stage_table;
-use crate::train::{LocalDisk, Recipe, Signals, TrainOptions, Trainer, recipe_of};
+use crate::train::{
+    LocalDisk, PublishedWeights, Recipe, Signals, TrainOptions, Trainer, recipe_of,
+};
 use crate::weights::Folder;
 
 /// Options of `keel train`.
@@ -44,25 +44,12 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Continues the run in this folder from its newest checkpoint, by the recipe in the folder; repeat the other options.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["recipe", "out", "seed", "quick"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["recipe", "out", "seed", "quick", "vision", "language"])]
     resume: Option<PathBuf>,
-    /// Your own pairs: an image folder with captions, WebDataset shards such as pairs-{000..009}.tar, a .json or .jsonl list of
-    /// captions or conversations, an InternVL mixture, a .tsv or .csv table. SPEC=2 gives its pairs twice an epoch; may be
-    /// given several times. They are the task `pairs` of a recipe's stages.
-    #[arg(long, value_name = "SPEC")]
-    data: Vec<String>,
-    /// A Hugging Face folder whose vision tower the run begins from: settings and weights. See keel inspect.
-    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
-    vision: Option<PathBuf>,
-    /// Side of the pictures in pixels, where it is not the tower's own: its learned positions are scaled to the new grid.
-    #[arg(long, value_name = "PIXELS", requires = "vision")]
-    image_size: Option<usize>,
-    /// A Hugging Face folder whose language model the run begins from, with its tokenizer.json.
-    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
-    language: Option<PathBuf>,
-    /// The layout of the language model's chats, where its folder does not say: qwen2.5, qwen3, internvl2.5 or sailvl.
-    #[arg(long, value_name = "LAYOUT", value_parser = parse_layout, requires = "language")]
-    chat: Option<Layout>,
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    weights: WeightsArgs,
     /// Memory for your pairs' pictures, decoded and scaled to the tower, so that they need not be again when they come next; 0
     /// for none. Beside what --memory-limit counts.
     #[arg(long, value_name = "BYTES", value_parser = parse_room, default_value = "256M")]
@@ -110,10 +97,6 @@ fn parse_threshold(text: &str) -> std::result::Result<f64, String> {
     }
 }
 
-fn parse_layout(text: &str) -> std::result::Result<Layout, String> {
-    parse_named(&Layout::ALL, Layout::name, text)
-}
-
 /// How much shorter a quick run is.
 const QUICK: u64 = 8;
 
@@ -141,16 +124,17 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
     if let Some(pictures) = args.evaluation_pictures {
         evaluation_size = pictures as usize;
     }
-    if args.vision.is_some() || args.language.is_some() {
-        let (vision, language) = (args.vision.as_deref(), args.language.as_deref());
-        let left_out = recipe.begin_from(vision, language, args.chat, args.image_size)?;
+    let weights = args.weights.over(PublishedWeights::default());
+    if !weights.is_empty() {
+        weights.check_sets(&args.recipe.sets)?;
+        let left_out = recipe.begin_from(&weights)?;
         if !left_out.is_empty() {
             let stages = left_out.join(", ");
             print_line(format!(
                 "left out: {stages}, which stand in for the weights given"
             ))?;
         }
-        let tiles = match vision {
+        let tiles = match &weights.vision {
             Some(folder) => Folder::open(folder)?.most_tiles(),
             None => 0,
         };
@@ -160,19 +144,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
             ))?;
         }
     }
-    let pairs: Option<Arc<dyn PairSource>> = match args.data.is_empty() {
-        false => {
-            let pairs = Pairs::open_all(&args.data, PairLimits::default())?;
-            let left_out = match pairs.left_out() {
-                Some(left_out) => format!("; left out {left_out}"),
-                None => String::new(),
-            };
-            let specs = args.data.join(", ");
-            print_line(format!("data: {} pairs of {specs}{left_out}", pairs.len()))?;
-            Some(Arc::new(pairs))
-        }
-        true => None,
-    };
+    let pairs = open_pairs(&args.data.specs)?;
     if let (true, Some(limit)) = (args.fit, args.memory_limit) {
         for set in recipe.fit(compute.machine(), limit, args.memory_budget)? {
             print_line(format!("set to fit {}: {set}", bytes(limit)))?;

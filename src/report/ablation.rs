@@ -17,8 +17,20 @@ pub fn ablation_table(results: &AblationResults) -> String {
         if results.quick { ", quick form" } else { "" },
         plan.question
     );
+    let mut begun = String::new();
+    for (part, folder) in [
+        ("towers", &plan.weights.vision),
+        ("language models", &plan.weights.language),
+    ] {
+        if let Some(folder) = folder {
+            begun += &format!(", {part} from {}", folder.display());
+        }
+    }
+    if !plan.data.is_empty() {
+        begun += &format!(", pairs of {}", plan.data.join(" and "));
+    }
     text += &format!(
-        "Recipe {}, seeds {}; {} of {} runs done. Means over seeds with 95 % intervals (Student); the arrow says which way \
+        "Recipe {}{begun}, seeds {}; {} of {} runs done. Means over seeds with 95 % intervals (Student); the arrow says which way \
          is better.\n\n",
         plan.recipe,
         seeds

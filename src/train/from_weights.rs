@@ -1,6 +1,8 @@
 //! Runs that begin from published weights: the model's settings and first values come from Hugging Face folders.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Sink;
 use super::recipe::{Recipe, StageKind};
@@ -15,32 +17,71 @@ use crate::model::{VisionConfig, initialise_one};
 use crate::tape::{ParameterEntry, ParameterLayout};
 use crate::weights::{Folder, Part, Processor, Tower};
 
+/// Published weights that runs begin from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishedWeights {
+    /// A Hugging Face folder whose vision tower runs begin from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vision: Option<PathBuf>,
+    /// Pixels a side, where they are not the tower's own: its positions are scaled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_size: Option<usize>,
+    /// A Hugging Face folder whose language model runs begin from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language: Option<PathBuf>,
+    /// The layout of its chats, where the folder does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<Layout>,
+}
+
+impl PublishedWeights {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.vision.is_none() && self.language.is_none()
+    }
+
+    /// Refuses settings, as `--set` takes them, of a model whose settings come with its weights.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the setting.
+    pub fn check_sets<'a>(&self, sets: impl IntoIterator<Item = &'a String>) -> Result<()> {
+        let given = [("vision", &self.vision), ("language", &self.language)];
+        for set in sets {
+            let key = set.split('=').next().unwrap_or(set).trim();
+            let module = key
+                .strip_prefix("model.")
+                .and_then(|rest| rest.split('.').next());
+            let of_module = given.iter().find(|(name, _)| Some(*name) == module);
+            if let Some((_, Some(folder))) = of_module {
+                let folder = folder.display();
+                let want = format!("the settings that come with the weights in {folder}");
+                return Err(Error::setting(key, want, format!("{set:?}")));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Recipe {
-    /// Begins from the folders' weights: takes the settings of the tower and of the language model from them, and leaves out
-    /// the warm starts that stand in for weights that are now there. Returns the names of those stages. With the language
-    /// model comes its tokeniser, and from one folder of both the connector between them; `layout` is that of its chats where
-    /// the folder does not say. With an `image_size` the tower sees pictures of that many pixels, its positions scaled.
+    /// Begins from published weights: takes the settings of the tower and of the language model from their folders, and leaves
+    /// out the warm starts that stand in for weights that are now there. Returns the names of those stages. With the language
+    /// model comes its tokeniser, and from one folder of both the connector between them.
     ///
     /// # Errors
     /// [`Error::Setting`] when the recipe does not go with the model, [`Error::Content`] when a folder is unusable.
-    pub fn begin_from(
-        &mut self,
-        vision: Option<&Path>,
-        language: Option<&Path>,
-        layout: Option<Layout>,
-        image_size: Option<usize>,
-    ) -> Result<Vec<String>> {
+    pub fn begin_from(&mut self, weights: &PublishedWeights) -> Result<Vec<String>> {
         // Absolute, so that the run can be continued from another folder.
         let absolute = |path: &Path| {
             let path = path.canonicalize();
             path.map(|path| path.to_string_lossy().into_owned())
         };
         let mut there = Vec::new();
-        if let Some(path) = vision {
+        if let Some(path) = &weights.vision {
             let folder = Folder::open(path)?;
             let (part, own) = Part::vision(&folder)?;
             let own = own.image_size;
-            let side = image_size.unwrap_or(own);
+            let side = weights.image_size.unwrap_or(own);
             self.model.vision = vision_of(&part.at_size(side)?);
             self.pixels = folder.processor(own)?.map(|mut processor| {
                 let scaled = |edge: usize| (edge * side + own / 2) / own;
@@ -50,10 +91,10 @@ impl Recipe {
             self.vision_weights = Some(absolute(path).map_err(|e| Error::io(path, "find", e))?);
             there.push("vision");
         }
-        if let Some(path) = language {
+        if let Some(path) = &weights.language {
             let folder = Folder::open(path)?;
             self.model.language = Part::language(&folder)?.1;
-            self.speak_as(&folder, layout)?;
+            self.speak_as(&folder, weights.chat)?;
             self.language_weights = Some(absolute(path).map_err(|e| Error::io(path, "find", e))?);
             there.push("language");
         }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::from_weights::PublishedWeights;
 use super::measuring::{Measured, measure_each};
 use super::recipe::{Recipe, StageKind};
 use crate::data::chat::ChatTokenizer;
@@ -49,7 +50,11 @@ impl LoadedTower {
         recipe.stages.truncate(1);
         recipe.stages[0].kind = StageKind::Target;
         (recipe.stages[0].batch, recipe.stages[0].tokens) = (1, MOST_TOKENS);
-        recipe.begin_from(Some(path), None, None, image_size)?;
+        recipe.begin_from(&PublishedWeights {
+            vision: Some(path.to_owned()),
+            image_size,
+            ..PublishedWeights::default()
+        })?;
         let mut layout = declare(&recipe.model, recipe.contrastive_form.into())?;
         let folder = Folder::open(path)?;
         let mut further = Vec::new();

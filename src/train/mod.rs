@@ -39,6 +39,7 @@ pub use ablation::{
 pub use checkpoint::{Checkpoint, Position, Snapshot, load, read_position, save};
 pub use disk::{Disk, LocalDisk, OpenFile, free_bytes, write_durably};
 pub use export::{ExportOptions, ExportPart, Exported, export};
+pub use from_weights::PublishedWeights;
 pub use guard::{Guard, MOST_RETURNS, MOST_STRIKES, Verdict};
 pub use loaded_run::LoadedRun;
 pub use loaded_tower::LoadedTower;

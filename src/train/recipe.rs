@@ -380,6 +380,13 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// The first stage that draws from the user's own pairs.
+    pub fn stage_of_pairs(&self) -> Option<&Stage> {
+        let name = TaskKind::Pairs.name();
+        let mut stages = self.stages.iter();
+        stages.find(|stage| stage.data.contains_key(name))
+    }
+
     /// The recipe as TOML, every default written out.
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(self).expect("a recipe is made of tables, numbers and strings")

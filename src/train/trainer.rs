@@ -511,13 +511,9 @@ fn newest_whole(run: &Path, passed_over: &mut Vec<String>) -> Result<Option<(Pos
 }
 
 /// Refuses pairs that no stage uses, and stages that use pairs where there are none.
-fn check_pairs(recipe: &Recipe, given: bool) -> Result<()> {
+pub(super) fn check_pairs(recipe: &Recipe, given: bool) -> Result<()> {
     let name = TaskKind::Pairs.name();
-    let using = recipe
-        .stages
-        .iter()
-        .find(|stage| stage.data.contains_key(name));
-    match (given, using) {
+    match (given, recipe.stage_of_pairs()) {
         (true, None) => Err(Error::setting(
             "--data",
             format!(

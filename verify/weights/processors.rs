@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use keel::data::picture::Picture;
-use keel::train::Recipe;
+use keel::train::{PublishedWeights, Recipe};
 use safetensors::SafeTensors;
 
 use super::hub;
@@ -25,7 +25,10 @@ fn recipe(processor: &str) -> keel::error::Result<Recipe> {
     }
     fs::write(tower.path().join("preprocessor_config.json"), processor).unwrap();
     let mut recipe = Recipe::load("tiny", &[]).unwrap();
-    recipe.begin_from(Some(tower.path()), None, None, None)?;
+    recipe.begin_from(&PublishedWeights {
+        vision: Some(tower.path().to_owned()),
+        ..PublishedWeights::default()
+    })?;
     Ok(recipe)
 }
 

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::super::from_weights::PublishedWeights;
 use super::super::locate::{KeyFinder, named_text};
-use super::super::recipe::Recipe;
+use super::super::recipe::{Recipe, Stage, StageKind};
 use crate::error::{Error, Result, with_near_miss};
 
 /// The built-in plans: name and text.
@@ -41,6 +42,12 @@ pub struct AblationPlan {
     /// Settings of every arm, as `keel train --set` takes them.
     #[serde(default)]
     pub set: Vec<String>,
+    /// Published weights that every arm begins from, in place of the warm starts that stand in for them.
+    #[serde(default, skip_serializing_if = "PublishedWeights::is_empty")]
+    pub weights: PublishedWeights,
+    /// The user's own pairs, the task `pairs` of the recipe's stages, as `keel train --data` takes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<String>,
     /// Every arm runs with each of these.
     pub seeds: Vec<u64>,
     /// Pictures of each evaluation set, at most.
@@ -94,7 +101,8 @@ pub enum Spend {
     /// cost together.
     #[default]
     Refinement,
-    /// The warm start of the vision tower goes on for as long as refinement would have cost.
+    /// The warm start of the vision tower goes on for as long as refinement would have cost: from published weights, where
+    /// they stand in its place.
     WarmStart,
     /// Steps stay as they are, and the arm costs what it costs.
     AsIs,
@@ -137,11 +145,15 @@ impl AblationPlan {
     pub fn parse(origin: &str, text: &str) -> Result<AblationPlan> {
         let finder = KeyFinder::new(origin, text, &[])?;
         let plan: AblationPlan = finder.typed(finder.table()?)?;
-        plan.validate().map_err(|problem| finder.place(problem))?;
+        plan.check().map_err(|problem| finder.place(problem))?;
         Ok(plan)
     }
 
-    fn validate(&self) -> Result<()> {
+    /// Checks everything, the arms' recipes included.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the key; [`Error::Content`] or [`Error::Io`] naming a folder of weights.
+    pub fn check(&self) -> Result<()> {
         let is_plain = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
         if self.name.is_empty() || !self.name.chars().all(is_plain) {
             let want = "letters, digits, - and _";
@@ -171,6 +183,26 @@ impl AblationPlan {
                 return Err(Error::setting(key, "at least 1", count));
             }
         }
+        for (key, is_alone, of) in [
+            (
+                "weights.image_size",
+                self.weights.image_size.is_some() && self.weights.vision.is_none(),
+                "vision",
+            ),
+            (
+                "weights.chat",
+                self.weights.chat.is_some() && self.weights.language.is_none(),
+                "language",
+            ),
+        ] {
+            if is_alone {
+                return Err(Error::setting(
+                    key,
+                    format!("weights.{of} beside it"),
+                    "none",
+                ));
+            }
+        }
         if self.arms.is_empty() {
             return Err(Error::setting("arm", "at least one", "none"));
         }
@@ -198,8 +230,24 @@ impl AblationPlan {
             }
             let recipe = self.recipe_of(arm)?;
             check_stages(&recipe, arm, &key("stages"))?;
+            if arm.spend == Spend::WarmStart {
+                self.warm_start_of_vision(arm)?.ok_or_else(|| {
+                    let want =
+                        "another, or a recipe with a warm start that trains the vision tower";
+                    Error::setting(key("spend"), want, "warm_start")
+                })?;
+            }
         }
         Ok(())
+    }
+
+    /// The warm start of the vision tower, also where published weights stand in its place.
+    ///
+    /// # Errors
+    /// As [`AblationPlan::recipe_of`].
+    pub(super) fn warm_start_of_vision(&self, arm: &Arm) -> Result<Option<Stage>> {
+        let recipe = self.recipe_without_weights(arm, &self.sets(arm, |_| true))?;
+        Ok(recipe.stages.into_iter().find(is_warm_start_of_vision))
     }
 
     /// The recipe of an arm, with all its stages.
@@ -219,23 +267,47 @@ impl AblationPlan {
     }
 
     fn recipe_with(&self, arm: &Arm, keep: impl Fn(&str) -> bool) -> Result<Recipe> {
-        let own = arm.set.iter().filter(|set| keep(set));
-        let sets: Vec<String> = self.set.iter().chain(own).cloned().collect();
-        Recipe::load(&self.recipe, &sets).map_err(|problem| match problem {
+        let sets = self.sets(arm, keep);
+        let mut recipe = self.recipe_without_weights(arm, &sets)?;
+        if !self.weights.is_empty() {
+            let begun = self.weights.check_sets(&sets);
+            let begun = begun.and_then(|()| recipe.begin_from(&self.weights));
+            begun.map_err(|problem| of_arm(arm, problem))?;
+        }
+        Ok(recipe)
+    }
+
+    fn recipe_without_weights(&self, arm: &Arm, sets: &[String]) -> Result<Recipe> {
+        Recipe::load(&self.recipe, sets).map_err(|problem| match problem {
             Error::Setting { what, want, found } if what == "--recipe" => {
                 Error::setting("recipe", want, found)
             }
-            Error::Setting { what, want, found } => {
-                Error::setting(format!("arm {}, {what}", arm.name), want, found)
-            }
-            other => other,
+            problem => of_arm(arm, problem),
         })
     }
+
+    fn sets(&self, arm: &Arm, keep: impl Fn(&str) -> bool) -> Vec<String> {
+        let own = arm.set.iter().filter(|set| keep(set));
+        self.set.iter().chain(own).cloned().collect()
+    }
+}
+
+fn of_arm(arm: &Arm, problem: Error) -> Error {
+    match problem {
+        Error::Setting { what, want, found } => {
+            Error::setting(format!("arm {}, {what}", arm.name), want, found)
+        }
+        other => other,
+    }
+}
+
+/// Whether a stage is a warm start of the vision tower.
+pub(super) fn is_warm_start_of_vision(stage: &Stage) -> bool {
+    stage.kind == StageKind::WarmStart && stage.trains.iter().any(|name| name == "vision")
 }
 
 /// Refuses stages that the recipe does not refine in, and recipes whose stages cannot be stretched.
 fn check_stages(recipe: &Recipe, arm: &Arm, key: &str) -> Result<()> {
-    use super::super::recipe::StageKind;
     let of_kind = |kind| -> Vec<&str> {
         let stages = recipe.stages.iter().filter(|stage| stage.kind == kind);
         stages.map(|stage| stage.name.as_str()).collect()

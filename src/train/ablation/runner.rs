@@ -1,14 +1,16 @@
 //! Runs what an ablation still lacks, unit by unit, and keeps each result as soon as it is there.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::super::disk::write_durably;
 use super::super::recipe::{Recipe, StageKind};
-use super::super::trainer::{Beginning, TrainOptions, Trainer};
+use super::super::trainer::{Beginning, TrainOptions, Trainer, check_pairs};
 use super::plan::AblationPlan;
 use super::results::{AblationResults, UnitResult};
 use super::schedule::{Unit, units};
+use crate::data::pairs::PairSource;
 use crate::error::{Error, Result};
 use crate::eval::{Metric, comparable};
 use crate::executor::Choice;
@@ -49,19 +51,29 @@ pub struct AblationOptions {
 pub struct Ablation {
     plan: AblationPlan,
     options: AblationOptions,
+    pairs: Option<Arc<dyn PairSource>>,
     units: Vec<Unit>,
 }
 
 impl Ablation {
-    /// Sets everything up; nothing is run or written.
+    /// Sets everything up; nothing is run or written. `pairs` are those of the plan's `data`, where it has any.
     ///
     /// # Errors
     /// Whatever the arms' recipes report.
-    pub fn new(plan: AblationPlan, options: AblationOptions) -> Result<Ablation> {
+    pub fn new(
+        plan: AblationPlan,
+        options: AblationOptions,
+        pairs: Option<Arc<dyn PairSource>>,
+    ) -> Result<Ablation> {
         let units = units(&plan, options.quick)?;
+        let using = units
+            .iter()
+            .find(|unit| unit.recipe.stage_of_pairs().is_some());
+        check_pairs(&using.unwrap_or(&units[0]).recipe, pairs.is_some())?;
         Ok(Ablation {
             plan,
             options,
+            pairs,
             units,
         })
     }
@@ -110,13 +122,16 @@ impl Ablation {
 
     /// A hash of everything that a unit's result depends on.
     fn key(&self, unit: &Unit) -> String {
-        let text = format!(
-            "{}\n{}\n{}",
-            version(),
-            unit.pictures,
-            unit.recipe.to_toml()
-        );
-        blake3::hash(text.as_bytes()).to_hex()[..16].to_owned()
+        self.hash(&format!("{}\n{}", unit.pictures, unit.recipe.to_toml()))
+    }
+
+    /// A hash of a text, of this version and of the data.
+    fn hash(&self, text: &str) -> String {
+        let mut all = format!("{}\n{text}", env!("CARGO_PKG_VERSION"));
+        if let Some(pairs) = &self.pairs {
+            all += &format!("\n{}\n{}", self.plan.data.join("\n"), pairs.len());
+        }
+        blake3::hash(all.as_bytes()).to_hex()[..16].to_owned()
     }
 
     fn result_path(&self, unit: &Unit) -> PathBuf {
@@ -215,9 +230,7 @@ impl Ablation {
             let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
             return recipe.first_values(&layout);
         }
-        let text = format!("{}\n{}", version(), recipe.to_toml());
-        let key = &blake3::hash(text.as_bytes()).to_hex()[..16];
-        let folder = format!("seed-{}-{key}", unit.seed);
+        let folder = format!("seed-{}-{}", unit.seed, self.hash(&recipe.to_toml()));
         let path = self.options.out.join("warm-starts").join(folder);
         // A run that is at its end restores its parameters and trains nothing.
         let mut trainer = self.trainer(recipe, path, None, None)?;
@@ -241,7 +254,8 @@ impl Ablation {
             evaluate: pictures.is_some(),
             ..TrainOptions::new(self.options.compute.clone())
         };
-        Trainer::beginning_at(recipe, options, None, beginning)
+        let pairs = recipe.stage_of_pairs().and(self.pairs.clone());
+        Trainer::beginning_at(recipe, options, pairs, beginning)
     }
 }
 
@@ -252,10 +266,6 @@ fn remove(folder: &Path) -> Result<()> {
         }
         false => Ok(()),
     }
-}
-
-fn version() -> &'static str {
-    env!("CARGO_PKG_VERSION")
 }
 
 /// A name as part of a file's name.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::super::recipe::{Recipe, Stage, StageKind};
 use super::super::step_program::{record_step, step_shape};
-use super::plan::{AblationPlan, Arm, Spend};
+use super::plan::{AblationPlan, Arm, Spend, is_warm_start_of_vision};
 use crate::error::Result;
 use crate::model::declare;
 use crate::tape::{ParameterLayout, Value};
@@ -120,27 +120,37 @@ fn unit_of(plan: &AblationPlan, arm: &Arm, quick: bool) -> Result<Unit> {
         StageKind::Target => 2,
     });
     let is_warm = |stage: &&Stage| stage.kind == StageKind::WarmStart;
-    let warm = recipe.stages.iter().filter(is_warm).count();
-    let last = recipe.stages.len() - 1;
+    let mut warm = recipe.stages.iter().filter(is_warm).count();
     match arm.spend {
         Spend::AsIs => {}
         Spend::Refinement => {
+            let last = recipe.stages.len() - 1;
             let factor = budget / flops(&recipe, &recipe.stages[warm..last])?;
             for stage in &mut recipe.stages[warm..last] {
                 stretch(stage, factor);
             }
         }
         Spend::WarmStart => {
-            let trains_vision = |stage: &Stage| stage.trains.iter().any(|name| name == "vision");
+            let at = match recipe.stages.iter().position(is_warm_start_of_vision) {
+                Some(at) => at,
+                None => {
+                    // Published weights stand in its place: it goes on from them, when the language model is warm.
+                    let stage = plan.warm_start_of_vision(arm)?;
+                    let mut stage = stage.expect("the plan was checked");
+                    stage.steps = Some(0);
+                    recipe.stages.insert(warm, stage);
+                    warm += 1;
+                    warm - 1
+                }
+            };
             let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
-            if let Some(at) = recipe.stages[..warm].iter().position(trains_vision) {
-                let of_step = step_flops(&recipe, &recipe.stages[at], &layout)?;
-                let further = (budget / of_step).round() as u64;
-                let stage = &mut recipe.stages[at];
-                stage.steps = stage.steps.map(|steps| steps + further);
-            }
+            let of_step = step_flops(&recipe, &recipe.stages[at], &layout)?;
+            let further = (budget / of_step).round() as u64;
+            let stage = &mut recipe.stages[at];
+            stage.steps = stage.steps.map(|steps| steps + further);
         }
     }
+    let last = recipe.stages.len() - 1;
     Ok(Unit {
         arm: arm.name.clone(),
         seed: 0,
