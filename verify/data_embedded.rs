@@ -1,9 +1,14 @@
 //! The embedded pairs are whole, and read in time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::LazyLock;
 use std::time::Instant;
 
-use keel::data::embedded::{Artist, Concepts, NOTO, TWEMOJI};
+use keel::data::embedded::{Artist, Concept, Concepts, NOTO, TWEMOJI};
+
+/// What the library makes its concepts of.
+pub static CONCEPTS: LazyLock<Vec<Concept>> =
+    LazyLock::new(|| Concepts::load(NOTO, TWEMOJI).unwrap().entries);
 
 #[test]
 fn embedded_shards_hold_every_concept_by_both_artists() {
@@ -21,6 +26,15 @@ fn embedded_shards_hold_every_concept_by_both_artists() {
         );
         for artist in Artist::ALL {
             let picture = concept.picture(artist).unwrap();
+            let mut counted: HashMap<[u8; 4], u64> = HashMap::new();
+            for pixel in picture.rgba.as_chunks::<4>().0 {
+                *counted.entry(*pixel).or_default() += 1;
+            }
+            let mut told: HashMap<[u8; 4], u64> = HashMap::new();
+            for (colour, pixels) in concept.colours(artist).unwrap() {
+                *told.entry(colour).or_default() += pixels;
+            }
+            assert_eq!(told, counted, "{} by {}", concept.name, artist.name());
             let opacity = picture.rgba.chunks_exact(4).map(|pixel| pixel[3]);
             let seen = opacity.filter(|&opacity| opacity > 128).count();
             assert!(
@@ -39,7 +53,7 @@ fn embedded_shards_hold_every_concept_by_both_artists() {
 
 #[test]
 fn one_concept_in_ten_is_held_out_and_every_subcategory_can_be_learnt() {
-    let concepts = &Concepts::embedded().entries;
+    let concepts = &*CONCEPTS;
     let mut subcategories: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for concept in concepts {
         let (held_out, trained) = subcategories.entry(&concept.subcategory).or_default();
@@ -68,8 +82,7 @@ fn one_concept_in_ten_is_held_out_and_every_subcategory_can_be_learnt() {
 #[test]
 fn well_known_concepts_have_the_words_and_colours_a_person_expects() {
     let find = |name: &str| {
-        Concepts::embedded()
-            .entries
+        CONCEPTS
             .iter()
             .find(|concept| concept.name == name)
             .unwrap()

@@ -63,7 +63,7 @@ fn well_known_things_have_their_colours_in_both_styles() {
 fn a_palette_counts_by_alpha_and_ignores_what_is_not_there() {
     let red = Colour::Red.sample();
     let blue = Colour::Blue.sample();
-    let pixel = |[r, g, b]: [u8; 3], alpha| [r, g, b, alpha];
+    let pixel = |[r, g, b]: [u8; 3], alpha| ([r, g, b, alpha], 1);
     let palette = Palette::measure([pixel(red, 255), pixel(blue, 85), pixel([0, 255, 0], 0)]);
     assert!((palette.share(Colour::Red) - 0.75).abs() < 1e-6);
     assert!((palette.share(Colour::Blue) - 0.25).abs() < 1e-6);
@@ -287,7 +287,7 @@ fn nothing_that_is_read_or_named_by_a_side_is_mirrored() {
 #[test]
 fn groups_and_names_are_unique_and_short() {
     let library = Library::embedded();
-    let raw = &keel::data::embedded::Concepts::embedded().entries;
+    let raw = &crate::data_embedded::CONCEPTS;
     let mut subcategories: Vec<&str> = raw.iter().map(|c| c.subcategory.as_str()).collect();
     subcategories.sort_unstable();
     subcategories.dedup();

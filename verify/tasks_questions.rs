@@ -281,7 +281,7 @@ fn colours_in_answers_are_those_of_the_drawn_pixels() {
             continue;
         }
         checked += 1;
-        let drawn = Palette::measure(pixels);
+        let drawn = Palette::measure(pixels.into_iter().map(|pixel| (pixel, 1)));
         let most = drawn.dominant(0.0, 1)[0];
         assert_eq!(most.word(), sample.answer, "{sample:?}");
     }

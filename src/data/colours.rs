@@ -181,15 +181,13 @@ pub struct Palette {
 }
 
 impl Palette {
-    /// Measures straight (not premultiplied) sRGB pixels with alpha; every pixel counts by its alpha.
-    /// A picture without any opaque pixel has all shares zero.
-    pub fn measure(rgba: impl IntoIterator<Item = [u8; 4]>) -> Palette {
+    /// Measures straight (not premultiplied) sRGB colours with alpha, each with the number of pixels that have it; every
+    /// pixel counts by its alpha. A picture without any opaque pixel has all shares zero.
+    pub fn measure(colours: impl IntoIterator<Item = ([u8; 4], u64)>) -> Palette {
         let mut sums = [0u64; 11];
         let table = table();
-        for [r, g, b, alpha] in rgba {
-            if alpha > 0 {
-                sums[table[cell([r, g, b])] as usize] += u64::from(alpha);
-            }
+        for ([r, g, b, alpha], pixels) in colours {
+            sums[table[cell([r, g, b])] as usize] += u64::from(alpha) * pixels;
         }
         let total: u64 = sums.iter().sum();
         Palette {

@@ -119,9 +119,12 @@ impl Entry {
     /// The colours of one artist's picture.
     pub fn palette(&self, artist: Artist) -> &Palette {
         let drawing = &self.drawings[artist as usize];
-        drawing
-            .palette
-            .get_or_init(|| sprite::palette(&self.picture(artist)))
+        drawing.palette.get_or_init(|| {
+            let colours = self.raw.colours(artist);
+            let colours = colours.expect("the shards are part of the program and tested with it");
+            let held = |(colour, pixels)| (sprite::held(colour), pixels);
+            Palette::measure(colours.into_iter().map(held))
+        })
     }
 }
 

@@ -2,7 +2,6 @@
 //! Drawing is one inverse-mapped bilinear pass over the pixels that the sprite covers, so a scene costs
 //! about as much as its area, whatever the size of the sources.
 
-use super::colours::Palette;
 use super::picture::Picture;
 
 /// How a sprite is laid on the frame, in units of the frame's side.
@@ -278,10 +277,9 @@ impl Sprite {
     }
 }
 
-/// The colours of a picture as its sprite holds them: premultiplied, in 8 bits.
-pub fn palette(picture: &Picture) -> Palette {
-    let pixels = picture.rgba.chunks_exact(4);
-    Palette::measure(pixels.map(|p| unpremultiplied(premultiplied([p[0], p[1], p[2], p[3]]))))
+/// A straight colour as a sprite holds it: premultiplied, in 8 bits.
+pub fn held(colour: [u8; 4]) -> [u8; 4] {
+    unpremultiplied(premultiplied(colour))
 }
 
 // Most pixels are opaque or empty, and neither needs a division.
