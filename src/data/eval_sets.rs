@@ -3,6 +3,7 @@
 //! never sees a picture could score: the best text-only answers.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::OnceLock;
 
 use super::augment::Augmentation;
 use super::batch::{Batch, BatchShape, Weighting, assemble, fits};
@@ -135,6 +136,12 @@ pub fn training_questions(library: &Library, per_kind: usize, seed: u64) -> Vec<
         .filter_map(|(kind, number)| asker.question(kind, number))
         .filter_map(|sample| QuestionAnswer::of(&sample))
         .collect()
+}
+
+/// What the guessers of evaluations are fitted on, made once a process: 2,000 questions of each kind.
+pub fn guessers_questions() -> &'static [QuestionAnswer] {
+    static QUESTIONS: OnceLock<Vec<QuestionAnswer>> = OnceLock::new();
+    QUESTIONS.get_or_init(|| training_questions(&Library::embedded(), 2000, 0))
 }
 
 /// Makes questions of a chosen kind.

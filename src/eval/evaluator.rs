@@ -15,8 +15,8 @@ use super::{Evaluation, QuestionEvaluation, SetEvaluation};
 use crate::data::batch::BatchShape;
 use crate::data::embedded::Artist;
 use crate::data::eval_sets::{
-    QuestionAnswer, batch_of, batches, captioned, questions, subcategories, text_only_baseline,
-    training_questions,
+    QuestionAnswer, batch_of, batches, captioned, guessers_questions, questions, subcategories,
+    text_only_baseline,
 };
 use crate::data::feed::write_batch;
 use crate::data::library::{Library, Split};
@@ -234,7 +234,6 @@ impl<'a> Evaluator<'a> {
                 set.caption_loss = Some(run(&samples)?.1);
             }
         }
-        let train = training_questions(&self.library, 2000, 0);
         for artist in [Artist::Noto, Artist::Twemoji] {
             let samples = questions(
                 &self.library,
@@ -247,7 +246,7 @@ impl<'a> Evaluator<'a> {
             let (right, loss) = run(&samples)?;
             let asked: Vec<QuestionAnswer> =
                 samples.iter().filter_map(QuestionAnswer::of).collect();
-            let baseline = text_only_baseline(&train, &asked);
+            let baseline = text_only_baseline(guessers_questions(), &asked);
             evaluation.questions.push(QuestionEvaluation {
                 answer_loss: Some(loss),
                 ..summarise(artist, &samples, &right, &baseline)

@@ -7,7 +7,7 @@ use super::{BATCH, CaptionMeasure, Measurer, QuestionMeasure};
 use crate::data::batch::{Batch, IGNORED};
 use crate::data::embedded::Artist;
 use crate::data::eval_sets::{
-    QuestionAnswer, batch_of, batches, captioned, questions, text_only_baseline, training_questions,
+    QuestionAnswer, batch_of, batches, captioned, guessers_questions, questions, text_only_baseline,
 };
 use crate::data::library::Split;
 use crate::data::task::{QuestionKind, Sample};
@@ -43,7 +43,6 @@ impl Measurer<'_> {
     pub(super) fn questions(&self) -> Result<Vec<QuestionMeasure>> {
         let shape = self.batch_shape();
         let mut generator = Generator::new(self.place, self.step_shape(), Sampling::Greedy)?;
-        let train = training_questions(&self.library, 2000, 0);
         let words = self.place.words;
         let mut measures = Vec::new();
         for artist in [Artist::Noto, Artist::Twemoji] {
@@ -66,7 +65,7 @@ impl Measurer<'_> {
             }
             let asked: Vec<QuestionAnswer> =
                 samples.iter().filter_map(QuestionAnswer::of).collect();
-            let guesser = text_only_baseline(&train, &asked);
+            let guesser = text_only_baseline(guessers_questions(), &asked);
             let set = set_name((artist, Split::Train));
             measures.extend(by_kind(&samples, &answers, &guesser).into_iter().map(
                 |(kind, score)| QuestionMeasure {
