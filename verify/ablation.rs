@@ -2,9 +2,15 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
+use keel::data::pairs::{PairLimits, Pairs};
 use keel::eval::Measurements;
-use keel::train::{AblationPlan, AblationResults, BUILT_IN_PLANS, Spend, UnitResult, units};
+use keel::executor::{Choice, Device};
+use keel::train::{
+    Ablation, AblationOptions, AblationPlan, AblationResults, BUILT_IN_PLANS, Spend, UnitResult,
+    units,
+};
 
 use crate::command::{keel, tiny_recipe};
 use crate::harness::goldens;
@@ -270,9 +276,9 @@ fn arms_begin_from_a_published_tower_and_train_on_the_users_pairs() {
     }
     let more = "set = [\"stage.warm-up.data={ pairs = 1.0 }\"]\ndata = [\"elsewhere\"]";
     fs::write(path.join("plan.toml"), plan_from_weights(more)).unwrap();
-    let args = ["ablate", "plan.toml", "--quick", "--out", "out"];
+    let args_of_plan = ["ablate", "plan.toml", "--quick", "--out", "out"];
     let given = ["--vision", "tower", "--data", "pairs"];
-    let answer = keel(path, &[&args[..], &given].concat()).fine();
+    let answer = keel(path, &[&args_of_plan[..], &given].concat()).fine();
     assert!(
         answer.stdout.contains("data: 8 pairs of pairs"),
         "{answer:#?}"
@@ -315,6 +321,32 @@ fn arms_begin_from_a_published_tower_and_train_on_the_users_pairs() {
     let table = fs::read_to_string(path.join("out/table.md")).unwrap();
     let said = "Recipe tiny, towers from tower, pairs of pairs, seeds 1; 3 of 3 runs done";
     assert!(table.contains(said), "{table}");
+
+    // Other numbers in a folder of the same name are another tower.
+    let results_there = || {
+        let mut plan = AblationPlan::load(path.join("plan.toml").to_str().unwrap()).unwrap();
+        plan.weights.vision = Some(path.join("tower"));
+        plan.data = vec!["pairs".into()];
+        let pairs = Pairs::open(path.join("pairs").to_str().unwrap(), PairLimits::default());
+        let options = AblationOptions {
+            compute: Choice::new(Device::Cpu, 1, None).unwrap(),
+            out: path.join("out"),
+            quick: true,
+        };
+        let ablation = Ablation::new(plan, options, Some(Arc::new(pairs.unwrap()))).unwrap();
+        ablation.results().unwrap().units.len()
+    };
+    assert_eq!(results_there(), 3);
+    let file = path.join("tower/model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    assert_eq!(results_there(), 0);
+
+    // Pairs that no stage draws from.
+    fs::write(path.join("plan.toml"), plan_from_weights("")).unwrap();
+    let answer = keel(path, &[&args_of_plan[..], &given].concat());
+    answer.refused(&["a stage that draws from pairs"]);
 }
 
 #[test]

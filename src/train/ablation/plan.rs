@@ -183,25 +183,14 @@ impl AblationPlan {
                 return Err(Error::setting(key, "at least 1", count));
             }
         }
-        for (key, is_alone, of) in [
-            (
-                "weights.image_size",
-                self.weights.image_size.is_some() && self.weights.vision.is_none(),
-                "vision",
-            ),
-            (
-                "weights.chat",
-                self.weights.chat.is_some() && self.weights.language.is_none(),
-                "language",
-            ),
-        ] {
-            if is_alone {
-                return Err(Error::setting(
-                    key,
-                    format!("weights.{of} beside it"),
-                    "none",
-                ));
-            }
+        let weights = &self.weights;
+        if weights.image_size.is_some() && weights.vision.is_none() {
+            let want = "weights.vision beside it";
+            return Err(Error::setting("weights.image_size", want, "none"));
+        }
+        if weights.chat.is_some() && weights.language.is_none() {
+            let want = "weights.language beside it";
+            return Err(Error::setting("weights.chat", want, "none"));
         }
         if self.arms.is_empty() {
             return Err(Error::setting("arm", "at least one", "none"));

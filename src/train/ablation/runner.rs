@@ -16,6 +16,7 @@ use crate::eval::{Metric, comparable};
 use crate::executor::Choice;
 use crate::model::declare;
 use crate::tape::ParameterLayout;
+use crate::weights::Folder;
 
 /// What is measured of each unit beside the evaluation that follows every stage.
 const MEASURED: [Metric; 7] = [
@@ -52,6 +53,8 @@ pub struct Ablation {
     plan: AblationPlan,
     options: AblationOptions,
     pairs: Option<Arc<dyn PairSource>>,
+    /// What results depend on beside their recipes: this version, the weights, the data.
+    inputs: String,
     units: Vec<Unit>,
 }
 
@@ -59,7 +62,8 @@ impl Ablation {
     /// Sets everything up; nothing is run or written. `pairs` are those of the plan's `data`, where it has any.
     ///
     /// # Errors
-    /// Whatever the arms' recipes report.
+    /// Whatever the arms' recipes report; [`Error::Setting`] when there are pairs that no stage draws from, or none for one
+    /// that does.
     pub fn new(
         plan: AblationPlan,
         options: AblationOptions,
@@ -70,10 +74,19 @@ impl Ablation {
             .iter()
             .find(|unit| unit.recipe.stage_of_pairs().is_some());
         check_pairs(&using.unwrap_or(&units[0]).recipe, pairs.is_some())?;
+        let mut inputs = env!("CARGO_PKG_VERSION").to_owned();
+        let folders = [&plan.weights.vision, &plan.weights.language];
+        for folder in folders.into_iter().flatten() {
+            inputs += &format!("\n{}", Folder::open(folder)?.checksum());
+        }
+        if let Some(pairs) = &pairs {
+            inputs += &format!("\n{}\n{}", plan.data.join("\n"), pairs.len());
+        }
         Ok(Ablation {
             plan,
             options,
             pairs,
+            inputs,
             units,
         })
     }
@@ -125,12 +138,8 @@ impl Ablation {
         self.hash(&format!("{}\n{}", unit.pictures, unit.recipe.to_toml()))
     }
 
-    /// A hash of a text, of this version and of the data.
     fn hash(&self, text: &str) -> String {
-        let mut all = format!("{}\n{text}", env!("CARGO_PKG_VERSION"));
-        if let Some(pairs) = &self.pairs {
-            all += &format!("\n{}\n{}", self.plan.data.join("\n"), pairs.len());
-        }
+        let all = format!("{}\n{text}", self.inputs);
         blake3::hash(all.as_bytes()).to_hex()[..16].to_owned()
     }
 
