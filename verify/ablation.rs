@@ -12,6 +12,8 @@ use keel::train::{
     units,
 };
 
+use rustix::fs::{FlockOperation, flock};
+
 use crate::command::{keel, tiny_recipe};
 use crate::harness::goldens;
 
@@ -140,6 +142,11 @@ fn an_ablation_that_was_stopped_goes_on_and_ends_with_the_same_numbers() {
     fs::write(folder.path().join("plan.toml"), longer).unwrap();
     let answer = keel(folder.path(), &args).fine();
     assert!(!answer.stdout.contains("already there"), "{answer:#?}");
+
+    let lock = fs::File::create(cut.join("lock")).unwrap();
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    keel(folder.path(), &args).refused(&["ablation folder whole", "one that is in use"]);
+    drop(lock);
 
     fs::write(cut.join("results/none-seed-4.json"), "{").unwrap();
     keel(folder.path(), &args).refused(&["none-seed-4.json", "remove it"]);

@@ -18,6 +18,26 @@ const RECIPE: &str = "recipe.toml";
 /// A published tokeniser in a run's folder.
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 
+/// Holds a folder, `what` in an error, for as long as the file is open: to the end of the process at the latest, however it
+/// ends.
+///
+/// # Errors
+/// [`Error::Setting`] when another process holds it.
+pub(super) fn held(folder: &Path, what: &str) -> Result<File> {
+    let path = folder.join("lock");
+    let lock =
+        File::create(&path).map_err(|problem| Error::io(&path, "create the file", problem))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::setting(
+            format!("{what} {}", folder.display()),
+            "a folder that no other process trains in (wait for it, or choose another --out)",
+            "one that is in use",
+        )),
+        Err(problem) => Err(Error::io(&path, "lock the file", problem.into())),
+    }
+}
+
 /// An exclusively held run folder. The lock goes when the value is dropped or the process ends, however it ends.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -63,19 +83,7 @@ impl RunFolder {
     fn open(disk: Arc<dyn Disk>, path: PathBuf) -> Result<RunFolder> {
         let checkpoints = path.join("checkpoints");
         create_folders(disk.as_ref(), &checkpoints)?;
-        let lock_path = path.join("lock");
-        let lock = File::create(&lock_path)
-            .map_err(|problem| Error::io(&lock_path, "create the file", problem))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|problem| {
-            match problem == rustix::io::Errno::WOULDBLOCK {
-                true => Error::setting(
-                    format!("run folder {}", path.display()),
-                    "a folder that no other process trains in (wait for it, or choose another --out)",
-                    "one that is in use",
-                ),
-                false => Error::io(&lock_path, "lock the file", problem.into()),
-            }
-        })?;
+        let lock = held(&path, "run folder")?;
         remove_unfinished(disk.as_ref(), &checkpoints)?;
         let append = |name: &str| {
             let path = path.join(name);

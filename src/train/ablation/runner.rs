@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::super::disk::write_durably;
 use super::super::recipe::{Recipe, StageKind};
+use super::super::run_folder::held;
 use super::super::trainer::{Beginning, TrainOptions, Trainer, check_pairs};
 use super::plan::AblationPlan;
 use super::results::{AblationResults, UnitResult};
@@ -111,12 +112,17 @@ impl Ablation {
     /// Runs every unit that has no result yet. `say` gets a line for each, and after each unit what is known so far.
     ///
     /// # Errors
-    /// Whatever a unit's training reports; results that are there stay.
+    /// [`Error::Setting`] when another process runs an ablation in the folder; whatever a unit's training reports. Results that
+    /// are there stay.
     pub fn run(
         &self,
         mut say: impl FnMut(&str) -> Result<()>,
         mut keep: impl FnMut(&AblationResults) -> Result<()>,
     ) -> Result<AblationResults> {
+        let out = &self.options.out;
+        std::fs::create_dir_all(out)
+            .map_err(|problem| Error::io(out, "create the folder", problem))?;
+        let _lock = held(out, "ablation folder")?;
         let count = self.units.len();
         for (index, unit) in self.units.iter().enumerate() {
             let place = format!("{}/{count}: {}, seed {}", index + 1, unit.arm, unit.seed);
