@@ -62,6 +62,20 @@ fn every_built_in_recipe_is_read_and_comes_back_the_same_from_its_own_text() {
 }
 
 #[test]
+fn the_recipe_of_a_tower_alone_is_the_default_recipes_first_stage_at_length() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/tower.toml");
+    let [alone, whole] = [path, "emoji"].map(|recipe| Recipe::load(recipe, &[]).unwrap());
+    assert_eq!(alone.model, whole.model);
+    assert!(alone.stages[0].steps > whole.stages[0].steps);
+    let steps = alone.stages[0].steps;
+    let first = Stage {
+        steps,
+        ..whole.stages[0].clone()
+    };
+    assert_eq!(alone.stages, [first]);
+}
+
+#[test]
 fn a_misspelt_key_is_refused_with_the_key_that_was_meant() {
     refused_at_its_line("[model.vision]", "depth", "depht", &["did you mean depth?"]);
     refused_at_its_line("[model.vision]", "depth", "depht", &["model.vision.depht"]);
