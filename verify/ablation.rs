@@ -15,6 +15,7 @@ use keel::train::{
 use rustix::fs::{FlockOperation, flock};
 
 use crate::command::{keel, tiny_recipe};
+use crate::data_picture::png_file;
 use crate::harness::goldens;
 
 const PLAN: &str = r#"
@@ -54,7 +55,7 @@ fn arms_of_every_built_in_plan_cost_the_same_but_those_that_say_otherwise() {
         .map(|(name, _)| *name)
         .chain([longer, trained])
     {
-        let plan = AblationPlan::load(name).unwrap();
+        let plan = AblationPlan::load(name, |_| {}).unwrap();
         for quick in [false, true] {
             for unit in units(&plan, quick).unwrap() {
                 let arm = plan.arms.iter().find(|arm| arm.name == unit.arm).unwrap();
@@ -272,9 +273,9 @@ fn arms_begin_from_a_published_tower_and_train_on_the_users_pairs() {
     keel(path, &["export", "run", "--out", "tower"]).fine();
     fs::create_dir(path.join("pairs")).unwrap();
     for name in 0..8u8 {
-        let file = fs::File::create(path.join(format!("pairs/{name}.png"))).unwrap();
-        let mut writer = png::Encoder::new(file, 2, 2).write_header().unwrap();
-        writer.write_image_data(&[0, 20 * name, 160, 240]).unwrap();
+        let picture = [0, 20 * name, 160, 240];
+        let file = png_file(2, 2, png::ColorType::Grayscale, &picture);
+        fs::write(path.join(format!("pairs/{name}.png")), file).unwrap();
         fs::write(
             path.join(format!("pairs/{name}.txt")),
             format!("square {name}"),
@@ -331,16 +332,18 @@ fn arms_begin_from_a_published_tower_and_train_on_the_users_pairs() {
 
     // Other numbers in a folder of the same name are another tower.
     let results_there = || {
-        let mut plan = AblationPlan::load(path.join("plan.toml").to_str().unwrap()).unwrap();
-        plan.weights.vision = Some(path.join("tower"));
-        plan.data = vec!["pairs".into()];
+        let plan = AblationPlan::load(path.join("plan.toml").to_str().unwrap(), |plan| {
+            plan.weights.vision = Some(path.join("tower"));
+            plan.data = vec!["pairs".into()];
+        });
         let pairs = Pairs::open(path.join("pairs").to_str().unwrap(), PairLimits::default());
         let options = AblationOptions {
             compute: Choice::new(Device::Cpu, 1, None).unwrap(),
             out: path.join("out"),
             quick: true,
         };
-        let ablation = Ablation::new(plan, options, Some(Arc::new(pairs.unwrap()))).unwrap();
+        let ablation =
+            Ablation::new(plan.unwrap(), options, Some(Arc::new(pairs.unwrap()))).unwrap();
         ablation.results().unwrap().units.len()
     };
     assert_eq!(results_there(), 3);

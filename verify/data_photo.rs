@@ -15,6 +15,7 @@ use keel::data::task::TaskKind;
 use keel::data::tiles::Tiling;
 use keel::error::{Error, Result};
 
+use crate::data_picture::png_file;
 use crate::harness::Random;
 use crate::tasks_mixture::{SHAPE, fingerprint, settings};
 
@@ -157,11 +158,8 @@ fn pairs_that_come_several_times_an_epoch_are_kept_once() {
     for index in 0..4u8 {
         let picture = Picture::filled(20, 20, [index, 90, 200, 255]);
         let path = folder.path().join(format!("{index}.png"));
-        let file = std::fs::File::create(path).unwrap();
-        let mut encoder = png::Encoder::new(file, 20, 20);
-        encoder.set_color(png::ColorType::Rgba);
-        let mut writer = encoder.write_header().unwrap();
-        writer.write_image_data(&picture.rgba).unwrap();
+        let file = png_file(20, 20, png::ColorType::Rgba, &picture.rgba);
+        std::fs::write(path, file).unwrap();
         let caption = folder.path().join(format!("{index}.txt"));
         std::fs::write(caption, format!("number {index}")).unwrap();
     }

@@ -25,6 +25,17 @@ pub fn files() -> Vec<(String, Vec<u8>)> {
     files
 }
 
+/// A PNG file of these pixels, 8 bits a sample.
+pub fn png_file(width: u32, height: u32, colour: png::ColorType, pixels: &[u8]) -> Vec<u8> {
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, width, height);
+    encoder.set_color(colour);
+    let mut writer = encoder.write_header().unwrap();
+    writer.write_image_data(pixels).unwrap();
+    writer.finish().unwrap();
+    file
+}
+
 fn picture(name: &str) -> Picture {
     let goldens = goldens();
     let view = goldens

@@ -14,14 +14,6 @@ static uint32_t follow(uint32_t set, uint32_t last, bool downwards) {
     return uint32_t(__builtin_ctz(above ? above : set));
 }
 
-// The first member from a drawn place upwards. Members after a gap are likelier than others; an even draw would count the
-// members at every wait of every thread.
-static uint32_t random_member(uint32_t set, uint32_t draw) {
-    const uint32_t from = draw % 32;
-    const uint32_t turned = set >> from | set << (-from % 32);
-    return (from + uint32_t(__builtin_ctz(turned))) % 32;
-}
-
 static Warp& highest_priority(Block& block, Warp* last, uint32_t draw) {
     // One wait in 256.
     if (last && draw >> 24 == 0) last->priority = block.random.next();
@@ -37,10 +29,11 @@ Fiber* choose(Block& block, Warp* last) {
     if (!block.ready_warps) return nullptr;
     const KeelOptions& options = block.launch->options;
     if (options.schedule == KEEL_SCHEDULE_PRIORITY) {
-        // One draw for both: this is asked at every wait of every thread.
+        // One draw for both, and the lane that follows a drawn place, likelier after a gap than an even draw would have it: this
+        // is asked at every wait of every thread.
         const uint32_t draw = block.random.next();
         Warp& warp = highest_priority(block, last, draw);
-        return warp.fibers[random_member(warp.ready, draw)];
+        return warp.fibers[follow(warp.ready, draw % kLanes, false)];
     }
     bool downwards = options.seed & 1;
     Warp* warp = last;

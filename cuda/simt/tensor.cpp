@@ -102,8 +102,7 @@ static void put_pair(float* to, uint32_t pair) {
     memcpy(to, both, sizeof(both));
 }
 
-// Every element by its own line: compilers leave loops over four registers, with the places worked out anew, as they are,
-// and half of the time of a product goes there.
+// Every element by its own line: compilers leave a loop over four registers as it is, and work the places out anew.
 static void run_product(Warp& warp, uint32_t lanes) {
     require_whole_warp(warp, lanes, "mma.sync");
     ProductTiles tiles;

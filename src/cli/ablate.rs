@@ -37,13 +37,12 @@ pub(super) struct AblateArgs {
 pub(super) fn run(args: &AblateArgs) -> Result<()> {
     let start = Instant::now();
     let compute = args.compute.choose()?;
-    let mut plan = AblationPlan::load(&args.plan)?;
-    plan.weights = args.weights.over(plan.weights);
-    if !args.data.specs.is_empty() {
-        plan.data.clone_from(&args.data.specs);
-    }
-    // Again, with what the command line adds.
-    plan.check()?;
+    let plan = AblationPlan::load(&args.plan, |plan| {
+        plan.weights = args.weights.over(std::mem::take(&mut plan.weights));
+        if !args.data.specs.is_empty() {
+            plan.data.clone_from(&args.data.specs);
+        }
+    })?;
     let out = args.out.clone().unwrap_or_else(|| {
         let quick = if args.quick { "-quick" } else { "" };
         PathBuf::from("runs").join(format!("ablate-{}{quick}", plan.name))

@@ -79,8 +79,8 @@ impl Concept {
         }
     }
 
-    /// The colours of the drawing by this artist, straight sRGB with alpha, each with how many pixels have it. Read off its
-    /// file, whose pixels are places in a palette: a third of the time of decoding it, and a run asks it of all concepts.
+    /// The colours of the drawing by this artist, straight sRGB with alpha, each with how many pixels have it. Counted on its
+    /// file, whose pixels are places in a palette: a run asks it of all concepts, and decodes but some.
     ///
     /// # Errors
     /// [`Error::Content`] when the drawing is damaged or has no palette.

@@ -10,7 +10,6 @@ use rayon::prelude::*;
 use super::colours::{Colour, Palette};
 use super::embedded::{self, Artist, Concepts};
 use super::names::{self, Reading};
-use super::picture::Picture;
 use super::sprite::{self, Sprite};
 use crate::error::{Error, Result};
 
@@ -61,6 +60,9 @@ pub struct Entry {
     drawings: [Drawing; 2],
 }
 
+/// Why nothing is wrong with the embedded concepts.
+const TESTED: &str = "the shards are part of the program and tested with it";
+
 /// One artist's drawing of a concept. It is decoded when something asks for it, and its colours are measured apart from its
 /// sprite: a task groups all concepts by colour and shows some of them.
 #[derive(Debug, Default)]
@@ -102,15 +104,10 @@ impl Entry {
         }
     }
 
-    fn picture(&self, artist: Artist) -> Picture {
-        let picture = self.raw.picture(artist);
-        picture.expect("the shards are part of the program and tested with it")
-    }
-
     /// The picture of one artist.
     pub fn sprite(&self, artist: Artist) -> &Sprite {
         self.drawings[artist as usize].sprite.get_or_init(|| {
-            let picture = self.picture(artist);
+            let picture = self.raw.picture(artist).expect(TESTED);
             let sides = [picture.width, picture.height].map(|side| side as usize);
             Sprite::new(sides[0], sides[1], &picture.rgba)
         })
@@ -120,8 +117,7 @@ impl Entry {
     pub fn palette(&self, artist: Artist) -> &Palette {
         let drawing = &self.drawings[artist as usize];
         drawing.palette.get_or_init(|| {
-            let colours = self.raw.colours(artist);
-            let colours = colours.expect("the shards are part of the program and tested with it");
+            let colours = self.raw.colours(artist).expect(TESTED);
             let held = |(colour, pixels)| (sprite::held(colour), pixels);
             Palette::measure(colours.into_iter().map(held))
         })
@@ -146,7 +142,7 @@ impl Library {
             .get_or_init(|| {
                 let library = Concepts::load(embedded::NOTO, embedded::TWEMOJI)
                     .and_then(|concepts| Library::new(concepts.entries));
-                Arc::new(library.expect("the shards are part of the program and tested with it"))
+                Arc::new(library.expect(TESTED))
             })
             .clone()
     }

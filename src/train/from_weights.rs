@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Sink;
+use super::locate::key_of;
 use super::recipe::{Recipe, StageKind};
 use super::validate::validate;
 use crate::data::batch::Pixels;
@@ -45,10 +46,10 @@ impl PublishedWeights {
     ///
     /// # Errors
     /// [`Error::Setting`] naming the setting.
-    pub fn check_sets<'a>(&self, sets: impl IntoIterator<Item = &'a String>) -> Result<()> {
+    pub fn check_sets(&self, sets: &[String]) -> Result<()> {
         let given = [("vision", &self.vision), ("language", &self.language)];
         for set in sets {
-            let key = set.split('=').next().unwrap_or(set).trim();
+            let key = key_of(set);
             let module = key
                 .strip_prefix("model.")
                 .and_then(|rest| rest.split('.').next());

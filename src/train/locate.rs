@@ -17,6 +17,11 @@ pub struct KeyFinder<'a> {
     sets: &'a [String],
 }
 
+/// The key of a setting as `--set` takes it.
+pub fn key_of(set: &str) -> &str {
+    set.split('=').next().unwrap_or(set).trim()
+}
+
 /// The way to a setting from the top: keys of tables and places in lists.
 pub type Path = Vec<String>;
 
@@ -115,8 +120,7 @@ impl<'a> KeyFinder<'a> {
     fn at(&self, path: &[String]) -> String {
         let shown = self.shown(path);
         let set = self.sets.iter().rev().find(|set| {
-            let keys = set.split('=').next().unwrap_or(set).trim();
-            let keys: Vec<&str> = keys.split('.').collect();
+            let keys: Vec<&str> = key_of(set).split('.').collect();
             keys.len() <= path.len()
                 && keys.iter().zip(path).enumerate().all(|(depth, (key, at))| {
                     key == at || (depth == 1 && self.stage_name(path).is_some_and(|n| n == *key))

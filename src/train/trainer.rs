@@ -411,8 +411,7 @@ impl Trainer {
 
     /// Parameters that a stage trains.
     pub(super) fn trained(&self, stage: &Stage) -> usize {
-        self.layout
-            .count(|module| stage.trains.iter().any(|name| name == module))
+        self.layout.count(|module| stage.trains(module))
     }
 
     /// Ends the run where the user asked for it; everything up to `place` is saved.
@@ -452,7 +451,7 @@ impl Trainer {
         self.layout
             .modules()
             .into_iter()
-            .filter(|module| !stage.trains.iter().any(|name| name == module))
+            .filter(|module| !stage.trains(module))
             .map(|module| Ok((module.to_owned(), self.checksum(module)?)))
             .collect()
     }

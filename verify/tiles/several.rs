@@ -17,6 +17,7 @@ use super::{
     losses_and_gradients, marks, photo, sample, samples, shape,
 };
 use crate::command::{keel, tiny_recipe};
+use crate::data_picture::png_file;
 use crate::harness::Random;
 
 /// Samples of three pictures, of one, of one in a later question, and of none: each picture stands where it is marked, and a step
@@ -187,12 +188,6 @@ fn a_run_on_samples_of_several_pictures_trains_and_stages_without_room_pass_them
 /// A picture of 20 × 30 pixels.
 fn png(seed: u64) -> Vec<u8> {
     let mut random = Random::new(seed);
-    let mut file = Vec::new();
-    let mut encoder = png::Encoder::new(&mut file, 20, 30);
-    encoder.set_color(png::ColorType::Rgb);
-    let mut writer = encoder.write_header().unwrap();
     let values: Vec<u8> = (0..20 * 30 * 3).map(|_| random.below(256) as u8).collect();
-    writer.write_image_data(&values).unwrap();
-    drop(writer);
-    file
+    png_file(20, 30, png::ColorType::Rgb, &values)
 }

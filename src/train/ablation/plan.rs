@@ -128,32 +128,26 @@ pub struct Arm {
 }
 
 impl AblationPlan {
-    /// Reads a built-in plan by name or a file by path, and checks everything, the arms' recipes included.
+    /// Reads a built-in plan by name or a file by path, lets `change` have its say, and checks everything, the arms' recipes
+    /// included.
     ///
     /// # Errors
-    /// [`Error::Setting`] with file, line and key; [`Error::Io`] when the file cannot be read.
-    pub fn load(name_or_path: &str) -> Result<AblationPlan> {
+    /// [`Error::Setting`] with file, line and key; [`Error::Io`] when the file cannot be read; [`Error::Content`] or
+    /// [`Error::Io`] naming a folder of weights.
+    pub fn load(
+        name_or_path: &str,
+        change: impl FnOnce(&mut AblationPlan),
+    ) -> Result<AblationPlan> {
         let words = ("plan", "PLAN", "read the plan");
         let (origin, text) = named_text(BUILT_IN_PLANS, name_or_path, words)?;
-        AblationPlan::parse(&origin, &text)
-    }
-
-    /// Reads a plan from text. `origin` names it in errors.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] with origin, line and key.
-    pub fn parse(origin: &str, text: &str) -> Result<AblationPlan> {
-        let finder = KeyFinder::new(origin, text, &[])?;
-        let plan: AblationPlan = finder.typed(finder.table()?)?;
+        let finder = KeyFinder::new(&origin, &text, &[])?;
+        let mut plan: AblationPlan = finder.typed(finder.table()?)?;
+        change(&mut plan);
         plan.check().map_err(|problem| finder.place(problem))?;
         Ok(plan)
     }
 
-    /// Checks everything, the arms' recipes included.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] naming the key; [`Error::Content`] or [`Error::Io`] naming a folder of weights.
-    pub fn check(&self) -> Result<()> {
+    fn check(&self) -> Result<()> {
         let is_plain = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
         if self.name.is_empty() || !self.name.chars().all(is_plain) {
             let want = "letters, digits, - and _";
@@ -292,7 +286,7 @@ fn of_arm(arm: &Arm, problem: Error) -> Error {
 
 /// Whether a stage is a warm start of the vision tower.
 pub(super) fn is_warm_start_of_vision(stage: &Stage) -> bool {
-    stage.kind == StageKind::WarmStart && stage.trains.iter().any(|name| name == "vision")
+    stage.kind == StageKind::WarmStart && stage.trains("vision")
 }
 
 /// Refuses stages that the recipe does not refine in, and recipes whose stages cannot be stretched.

@@ -1,7 +1,7 @@
 //! Runs what an ablation still lacks, unit by unit, and keeps each result as soon as it is there.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use super::super::disk::write_durably;
@@ -54,8 +54,7 @@ pub struct Ablation {
     plan: AblationPlan,
     options: AblationOptions,
     pairs: Option<Arc<dyn PairSource>>,
-    /// What results depend on beside their recipes: this version, the weights, the data.
-    inputs: String,
+    inputs: OnceLock<String>,
     units: Vec<Unit>,
 }
 
@@ -75,19 +74,11 @@ impl Ablation {
             .iter()
             .find(|unit| unit.recipe.stage_of_pairs().is_some());
         check_pairs(&using.unwrap_or(&units[0]).recipe, pairs.is_some())?;
-        let mut inputs = env!("CARGO_PKG_VERSION").to_owned();
-        let folders = [&plan.weights.vision, &plan.weights.language];
-        for folder in folders.into_iter().flatten() {
-            inputs += &format!("\n{}", Folder::open(folder)?.checksum());
-        }
-        if let Some(pairs) = &pairs {
-            inputs += &format!("\n{}\n{}", plan.data.join("\n"), pairs.len());
-        }
         Ok(Ablation {
             plan,
             options,
             pairs,
-            inputs,
+            inputs: OnceLock::new(),
             units,
         })
     }
@@ -119,10 +110,12 @@ impl Ablation {
         mut say: impl FnMut(&str) -> Result<()>,
         mut keep: impl FnMut(&AblationResults) -> Result<()>,
     ) -> Result<AblationResults> {
-        let out = &self.options.out;
-        std::fs::create_dir_all(out)
-            .map_err(|problem| Error::io(out, "create the folder", problem))?;
-        let _lock = held(out, "ablation folder")?;
+        for folder in ["results", "warm-starts", "units"] {
+            let folder = self.options.out.join(folder);
+            std::fs::create_dir_all(&folder)
+                .map_err(|problem| Error::io(&folder, "create the folder", problem))?;
+        }
+        let _lock = held(&self.options.out, "ablation folder")?;
         let count = self.units.len();
         for (index, unit) in self.units.iter().enumerate() {
             let place = format!("{}/{count}: {}, seed {}", index + 1, unit.arm, unit.seed);
@@ -140,13 +133,30 @@ impl Ablation {
     }
 
     /// A hash of everything that a unit's result depends on.
-    fn key(&self, unit: &Unit) -> String {
+    fn key(&self, unit: &Unit) -> Result<String> {
         self.hash(&format!("{}\n{}", unit.pictures, unit.recipe.to_toml()))
     }
 
-    fn hash(&self, text: &str) -> String {
-        let all = format!("{}\n{text}", self.inputs);
-        blake3::hash(all.as_bytes()).to_hex()[..16].to_owned()
+    fn hash(&self, text: &str) -> Result<String> {
+        let all = format!("{}\n{text}", self.inputs()?);
+        Ok(blake3::hash(all.as_bytes()).to_hex()[..16].to_owned())
+    }
+
+    /// What results depend on beside their recipes: this version, the weights, the data. The weights are read once, when a
+    /// result is first asked for.
+    fn inputs(&self) -> Result<&str> {
+        if let Some(inputs) = self.inputs.get() {
+            return Ok(inputs);
+        }
+        let mut inputs = env!("CARGO_PKG_VERSION").to_owned();
+        let weights = &self.plan.weights;
+        for folder in [&weights.vision, &weights.language].into_iter().flatten() {
+            inputs += &format!("\n{}", Folder::open(folder)?.checksum());
+        }
+        if let Some(pairs) = &self.pairs {
+            inputs += &format!("\n{}\n{}", self.plan.data.join("\n"), pairs.len());
+        }
+        Ok(self.inputs.get_or_init(|| inputs))
     }
 
     fn result_path(&self, unit: &Unit) -> PathBuf {
@@ -170,19 +180,15 @@ impl Ablation {
             )
         })?;
         // The result of another plan under the same name, or of another version, is replaced.
-        Ok((result.key == self.key(unit)).then_some(result))
+        Ok((result.key == self.key(unit)?).then_some(result))
     }
 
     fn run_unit(&self, unit: &Unit) -> Result<UnitResult> {
-        for folder in ["results", "warm-starts", "units"] {
-            let folder = self.options.out.join(folder);
-            std::fs::create_dir_all(&folder)
-                .map_err(|problem| Error::io(&folder, "create the folder", problem))?;
-        }
         let layout = declare(&unit.recipe.model, unit.recipe.contrastive_form.into())?;
         let warm = self.warm_start(unit)?;
         let start = Instant::now();
-        let folder = format!("{}-seed-{}-{}", slug(&unit.arm), unit.seed, self.key(unit));
+        let key = self.key(unit)?;
+        let folder = format!("{}-seed-{}-{key}", slug(&unit.arm), unit.seed);
         let folder = self.options.out.join("units").join(folder);
         let mut parameters = warm.clone();
         let target = unit.recipe.stages.len() - 1;
@@ -223,7 +229,7 @@ impl Ablation {
         Ok(UnitResult {
             arm: unit.arm.clone(),
             seed: unit.seed,
-            key: self.key(unit),
+            key,
             warm_flops: unit.warm_flops,
             refinement_flops: unit.refinement_flops,
             seconds: start.elapsed().as_secs_f64(),
@@ -245,7 +251,7 @@ impl Ablation {
             let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
             return recipe.first_values(&layout);
         }
-        let folder = format!("seed-{}-{}", unit.seed, self.hash(&recipe.to_toml()));
+        let folder = format!("seed-{}-{}", unit.seed, self.hash(&recipe.to_toml())?);
         let path = self.options.out.join("warm-starts").join(folder);
         // A run that is at its end restores its parameters and trains nothing.
         let mut trainer = self.trainer(recipe, path, None, None)?;

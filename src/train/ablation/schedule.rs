@@ -113,6 +113,15 @@ fn unit_of(plan: &AblationPlan, arm: &Arm, quick: bool) -> Result<Unit> {
         StageKind::Refine => arm.stages.contains(&stage.name),
         _ => true,
     });
+    if arm.spend == Spend::WarmStart && !recipe.stages.iter().any(is_warm_start_of_vision) {
+        // Published weights stand in its place: it goes on from them, when the language model is warm.
+        let stage = plan.warm_start_of_vision(arm)?;
+        let stage = stage.expect("the plan was checked");
+        recipe.stages.push(Stage {
+            steps: Some(0),
+            ..stage
+        });
+    }
     // Warm start, refinement, target: whatever order the recipe has them in.
     recipe.stages.sort_by_key(|stage| match stage.kind {
         StageKind::WarmStart => 0,
@@ -120,37 +129,26 @@ fn unit_of(plan: &AblationPlan, arm: &Arm, quick: bool) -> Result<Unit> {
         StageKind::Target => 2,
     });
     let is_warm = |stage: &&Stage| stage.kind == StageKind::WarmStart;
-    let mut warm = recipe.stages.iter().filter(is_warm).count();
+    let warm = recipe.stages.iter().filter(is_warm).count();
+    let last = recipe.stages.len() - 1;
     match arm.spend {
         Spend::AsIs => {}
         Spend::Refinement => {
-            let last = recipe.stages.len() - 1;
             let factor = budget / flops(&recipe, &recipe.stages[warm..last])?;
             for stage in &mut recipe.stages[warm..last] {
                 stretch(stage, factor);
             }
         }
         Spend::WarmStart => {
-            let at = match recipe.stages.iter().position(is_warm_start_of_vision) {
-                Some(at) => at,
-                None => {
-                    // Published weights stand in its place: it goes on from them, when the language model is warm.
-                    let stage = plan.warm_start_of_vision(arm)?;
-                    let mut stage = stage.expect("the plan was checked");
-                    stage.steps = Some(0);
-                    recipe.stages.insert(warm, stage);
-                    warm += 1;
-                    warm - 1
-                }
-            };
             let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
-            let of_step = step_flops(&recipe, &recipe.stages[at], &layout)?;
-            let further = (budget / of_step).round() as u64;
-            let stage = &mut recipe.stages[at];
-            stage.steps = stage.steps.map(|steps| steps + further);
+            if let Some(at) = recipe.stages.iter().position(is_warm_start_of_vision) {
+                let of_step = step_flops(&recipe, &recipe.stages[at], &layout)?;
+                let further = (budget / of_step).round() as u64;
+                let stage = &mut recipe.stages[at];
+                stage.steps = stage.steps.map(|steps| steps + further);
+            }
         }
     }
-    let last = recipe.stages.len() - 1;
     Ok(Unit {
         arm: arm.name.clone(),
         seed: 0,
