@@ -1,17 +1,23 @@
 """The whole way at small scale: backbones in, three stages, backbones out, the same answers in transformers.
 
     python -m pip install torch transformers safetensors pillow
-    python tools/rehearsal.py [FOLDER]
+    python tools/rehearsal.py [--folder FOLDER] [--vlmevalkit CHECKOUT]
 
 A random tower in AIMv2's form and a random decoder in Qwen2's form with a tokeniser of its own are written as their library
 writes them; pictures with conversations stand beside them, some of them wide, and some conversations about none. `keel train`
 refines them in three stages, the last on pictures cut into tiles, two samples to a sequence, with a contrast beside text;
 `keel export` writes them back, and transformers loads what was written. Both then answer questions about pictures and about two
 at once, greedily, transformers on the tiles of its own processor: every answer must be the same, token by token, as far as it goes or for 24
-tokens. Exits with an error where one is not.
+tokens. With a checkout of VLMEvalKit (`tools/vlmevalkit.py` says what it needs), its `run.py` evaluates the exported model on
+a benchmark of multiple choice, and `keel eval --bench` answers the same file: the answers and the score must be the same.
+Exits with an error where one is not.
 """
 
+import argparse
+import base64
+import csv
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,11 +26,9 @@ from pathlib import Path
 import numpy
 import torch
 from PIL import Image, ImageDraw
-from safetensors.torch import load_file
-from transformers import Aimv2VisionConfig, Aimv2VisionModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-from transformers.image_utils import SizeDict
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers import Aimv2VisionConfig, Aimv2VisionModel, Qwen2Config, Qwen2ForCausalLM
 
+from assembled import Assembled
 from golden_chat import tokeniser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +39,8 @@ MOST = 24
 SHAPES = ["square", "circle", "triangle"]
 # Tiles of a picture, at most.
 TILES = 4
+# The benchmark's name and its questions.
+BENCHMARK, CHOICES = "rehearsal", 24
 
 
 def draw(shape: str, colour: str, at: tuple[int, int], width: int) -> Image.Image:
@@ -48,6 +54,13 @@ def draw(shape: str, colour: str, at: tuple[int, int], width: int) -> Image.Imag
         case _:
             pen.polygon([(x, y - 18), (x - 16, y + 14), (x + 16, y + 14)], fill=fill)
     return picture
+
+
+def choice(colour: str) -> tuple[str, str]:
+    """A question of multiple choice in VLMEvalKit's words, and the text of the right option."""
+    options = "".join(f"{letter}. {text}\n" for letter, text in zip("ABCD", COLOURS))
+    words = f"Question: Which is it?\nOptions:\n{options}Please select the correct answer from the options above. \n"
+    return f"<image>\n{words}", colour
 
 
 def pairs(folder: Path) -> list[tuple[list[Path], str]]:
@@ -66,7 +79,8 @@ def pairs(folder: Path) -> list[tuple[list[Path], str]]:
             ("<image>\nWhat is this?", f"a {colour} {shape} at {at[0]} {at[1]}"),
             ("<image>\nWhich colour is it?", f"{colour} like the {shape} at {at[0]} {at[1]}"),
             ("<image>\nWhich shape is it?", f"{shape} in {colour} at {at[0]} {at[1]}"),
-        ][generator.integers(3)]
+            choice(colour),
+        ][generator.integers(4)]
         turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
         lines.append(json.dumps({"id": number, "image": name, "conversations": turns}))
         if number % 10 == 0:
@@ -107,10 +121,10 @@ def keel(folder: Path, *arguments: str) -> str:
 
 
 def train(folder: Path) -> None:
-    steps = {"warm-up": 40, "fine-grained": 60, "world-knowledge": 200}
+    steps = {"warm-up": 40, "fine-grained": 60, "world-knowledge": 300}
     sets = [f"stage.{stage}.steps={count}" for stage, count in steps.items()]
-    sets += [f"stage.{stage}.data.pairs=2" for stage in steps]
-    last = {"tiles": TILES, "pack": 2, "tokens": 320}
+    sets += [f"stage.{stage}.{key}" for stage in steps for key in ("data.pairs=2", "tokens=192")]
+    last = {"tiles": TILES, "pack": 2, "tokens": 320, "learning_rate": 0.003}
     sets += [f"stage.world-knowledge.{key}={value}" for key, value in last.items()]
     # The last stage is the one that users train themselves.
     sets.append("stage.target.steps=1")
@@ -125,60 +139,67 @@ def answers_of_transformers(folder: Path, checkpoint: str, asked: list[tuple[lis
     """Each answer, and whether it came to its end within MOST tokens."""
     for part in ("vision", "language", "whole"):
         print(keel(folder, "export", checkpoint, "--part", part, "--out", part, "--dtype", "f32").strip())
-    tower, seen = Aimv2VisionModel.from_pretrained(folder / "vision", output_loading_info=True)
-    decoder, read = Qwen2ForCausalLM.from_pretrained(folder / "language", output_loading_info=True)
-    for info in (seen, read):
-        odd = {kind: names for kind, names in info.items() if names}
+    model = Assembled(folder / "whole")
+    # The parts alone load as they are, and are those of the whole.
+    for kind, part, beside in ((Aimv2VisionModel, "vision", model.tower), (Qwen2ForCausalLM, "language", model.decoder)):
+        alone, loading = kind.from_pretrained(folder / part, output_loading_info=True)
+        odd = {what: names for what, names in loading.items() if names}
         assert not odd, f"transformers loads the export with {odd}"
-    words = PreTrainedTokenizerFast(tokenizer_file=str(folder / "language" / "tokenizer.json"))
-    whole = load_file(folder / "whole" / "model.safetensors")
-    settings = json.loads((folder / "vision" / "preprocessor_config.json").read_text())
-    mean, deviation = (torch.tensor(settings[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
-    image_id, end = (words.convert_tokens_to_ids(name) for name in ("<IMG_CONTEXT>", "<|im_end|>"))
-    count = (SIDE // PATCH // 2) ** 2
-    processor = GotOcr2ImageProcessorPil()
-    answers = []
-    with torch.no_grad():
-        for paths, question in asked:
-            opened = [Image.open(path).convert("RGB") for path in paths]
-            if len(opened) == 1:
-                size = SizeDict(height=SIDE, width=SIDE)
-                picture = numpy.array(opened[0])
-                cut = processor.crop_image_to_patches(picture, 1, TILES, use_thumbnail=True, patch_size=size, resample=3)
-                question = f"<img>{'<IMG_CONTEXT>' * (len(cut) * count)}</img>\n{question}"
-            else:
-                # Of several each is whole, stretched as the whole picture beside tiles is.
-                cut = [numpy.array(one.resize((SIDE, SIDE), resample=3)) for one in opened]
-                if "<image>" not in question:
-                    question = "<image>\n" * len(cut) + question
-                question = question.replace("<image>", f"<img>{'<IMG_CONTEXT>' * count}</img>")
-            pixels = torch.from_numpy(numpy.stack(cut)).permute(0, 3, 1, 2) / 255.0
-            features = tower((pixels - mean) / deviation).last_hidden_state
-            side, most = SIDE // PATCH // 2, len(cut)
-            grid = features.view(most, side, 2, side, 2, WIDTH).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4 * WIDTH)
-            x = torch.nn.functional.layer_norm(grid, [4 * WIDTH], whole["mlp1.0.weight"], whole["mlp1.0.bias"], 1e-5)
-            x = torch.nn.functional.gelu(x @ whole["mlp1.1.weight"].T + whole["mlp1.1.bias"])
-            x = x @ whole["mlp1.3.weight"].T + whole["mlp1.3.bias"]
-            text = (
-                "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
-                f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-            )
-            ids = words.encode(text, add_special_tokens=False)
-            answer = []
-            while len(answer) < MOST:
-                embedded = decoder.get_input_embeddings()(torch.tensor(ids + answer))
-                embedded[torch.tensor(ids + answer) == image_id] = x
-                answer.append(int(decoder(inputs_embeds=embedded[None]).logits[0, -1].argmax()))
-                if answer[-1] == end:
-                    break
-            answers.append((words.decode(answer, skip_special_tokens=True), answer[-1] == end))
-    return answers
+        numbers = beside.state_dict()
+        assert all(torch.equal(value, numbers[name]) for name, value in alone.state_dict().items()), part
+    return [model.answer([Image.open(path) for path in paths], question, MOST) for paths, question in asked]
+
+
+def evaluate(folder: Path, checkpoint: str, checkout: Path) -> None:
+    """VLMEvalKit's evaluation of the exported model against `keel eval --bench`, answer by answer."""
+    data = folder / "LMUData"
+    data.mkdir()
+    rows = []
+    for number in range(CHOICES):
+        shape, colour = SHAPES[number % 3], list(COLOURS)[number // 3 % 4]
+        width = 2 * SIDE if number % 4 == 1 else SIDE
+        path = folder / "choice.png"
+        draw(shape, colour, (24 + number, 32), width).save(path)
+        row = {"index": number, "image": base64.b64encode(path.read_bytes()).decode(), "question": "Which is it?"}
+        letter = "ABCD"[list(COLOURS).index(colour)]
+        rows.append(row | dict(zip("ABCD", COLOURS)) | {"answer": letter, "category": shape})
+    table = data / f"{BENCHMARK}.tsv"
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], delimiter="\t")
+        writer.writeheader()
+        writer.writerows(rows)
+    command = [sys.executable, Path(__file__).parent / "vlmevalkit.py", checkout.resolve(), "whole", "--data", BENCHMARK]
+    command += ["--work-dir", "outputs", "--judge", "exact_matching"]
+    environment = os.environ | {"LMUData": str(data.resolve()), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"VLMEvalKit\n{done.stdout}{done.stderr}")
+    import pandas
+
+    sheet = next((folder / "outputs" / "whole").glob(f"T*/whole_{BENCHMARK}.xlsx"))
+    predictions = pandas.read_excel(sheet, dtype=str, keep_default_na=False)
+    theirs = dict(zip(predictions["index"], predictions["prediction"]))
+    score = pandas.read_csv(next((folder / "outputs" / "whole").glob(f"T*/whole_{BENCHMARK}_acc.csv")))["Overall"][0]
+    printed = keel(folder, "eval", checkpoint, "--bench", str(table.resolve()), "--wording", "vlmevalkit", "--json")
+    kept = next((folder / "run" / "evaluations").glob(f"*{BENCHMARK}.jsonl")).read_text().splitlines()
+    wrong = [row for row in map(json.loads, kept) if row["prediction"] != theirs[row["index"]]]
+    for row in wrong:
+        print(f"question {row['index']}: {row['prediction']!r}, VLMEvalKit {theirs[row['index']]!r}")
+    counted = json.loads(printed)["all"]
+    ours = counted["right"] / counted["count"]
+    if wrong or abs(ours - score) > 1e-9:
+        sys.exit(f"{len(wrong)} of {CHOICES} answers differ from VLMEvalKit's; score {ours:.4f}, there {score:.4f}")
+    print(f"{CHOICES} of {CHOICES} answers are VLMEvalKit's, and so is the score: {score:.1%} where guessing has 25.0%")
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", type=Path, help="where everything is kept")
+    parser.add_argument("--vlmevalkit", type=Path, metavar="CHECKOUT", help="evaluates with VLMEvalKit, too")
+    arguments = parser.parse_args()
     subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=ROOT, check=True)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(sys.argv[1] if len(sys.argv) > 1 else temporary)
+        folder = arguments.folder or Path(temporary)
         folder.mkdir(exist_ok=True)
         asked = pairs(folder / "pairs")
         backbones(folder)
@@ -189,13 +210,15 @@ def main() -> None:
         wrong = 0
         for (paths, question), (answer, is_whole) in zip(asked, theirs):
             ours = keel(folder, "caption", str(checkpoint), *map(str, paths), "--question", question).strip()
-            is_same = ours == answer if is_whole else ours.startswith(answer)
+            is_same = ours == answer.strip() if is_whole else ours.startswith(answer.strip())
             wrong += not is_same
             shown = " ".join(path.name for path in paths)
             print(f"{shown:<16}{question!r:<24} {ours[:40]!r}" + ("" if is_same else f", transformers {answer!r}"))
         if wrong:
             sys.exit(f"{wrong} of {len(asked)} answers differ")
         print(f"{len(asked)} of {len(asked)} answers are the same in transformers")
+        if arguments.vlmevalkit:
+            evaluate(folder, str(checkpoint), arguments.vlmevalkit)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ fn questions_are_put_as_vlmevalkit_puts_them() {
     };
     assert_eq!(
         Wording::VlmEvalKit.question(&item),
-        "Hint: It barks.\nQuestion: What is it?\nOptions:\nA. cat\nB. dog\nPlease select the correct answer from the options above."
+        "Hint: It barks.\nQuestion: What is it?\nOptions:\nA. cat\nB. dog\nPlease select the correct answer from the options above. \n"
     );
     assert_eq!(Wording::Plain.question(&item), "What is it?");
     let open = BenchmarkItem {
@@ -145,6 +145,11 @@ fn questions_are_put_as_vlmevalkit_puts_them() {
         Wording::VlmEvalKit.question(&open),
         "What is it? Please answer yes or no."
     );
+    let said = BenchmarkItem {
+        question: "Is it a dog? Please answer yes or no.".into(),
+        ..open
+    };
+    assert_eq!(Wording::VlmEvalKit.question(&said), said.question);
 }
 
 const HEADING: &str = "index\timage\tquestion\tA\tB\tanswer\tcategory\n";

@@ -43,9 +43,13 @@ impl Wording {
                     .map(|(letter, text)| format!("{letter}. {text}\n"))
                     .collect();
                 format!(
-                    "{hint}Question: {}\nOptions:\n{options}Please select the correct answer from the options above.",
+                    "{hint}Question: {}\nOptions:\n{options}Please select the correct answer from the options above. \n",
                     item.question
                 )
+            }
+            // MME's questions say it themselves.
+            AnswerKind::YesNo if item.question.to_lowercase().contains("yes or no") => {
+                item.question.clone()
             }
             AnswerKind::YesNo => format!("{} Please answer yes or no.", item.question),
             AnswerKind::Short => format!(
