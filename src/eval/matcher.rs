@@ -17,7 +17,7 @@ use crate::executor::Session;
 use crate::model::{ContrastivePair, record_contrastive_features};
 
 /// Training pictures that the map is fitted on for each picture of a set.
-const FITTED: usize = 32;
+const FITTED: usize = 16;
 
 /// Penalty of the fitted map, relative to the features' variance.
 const RIDGE: f64 = 0.03;

@@ -12,8 +12,13 @@ pub fn for_each(count: usize, body: impl Fn(usize) + Sync + Send) {
     match count {
         0 => {}
         1 => body(0),
-        _ => (0..count).into_par_iter().with_max_len(1).for_each(body),
+        _ => spread(count, &body),
     }
+}
+
+/// Compiled once for all bodies: what rayon spins around one would be again for each.
+fn spread(count: usize, body: &(dyn Fn(usize) + Sync)) {
+    (0..count).into_par_iter().with_max_len(1).for_each(body);
 }
 
 /// A shared pointer to a slice of which each task writes its own part.
