@@ -15,9 +15,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.image_utils import SizeDict
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-INTERNVL_SYSTEM = (
-    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
-)
+from golden_chat import INTERNVL_SYSTEM
+
 # By the name in config.json: what the system says, what follows a turn, and what opens the answer.
 CHATS = {
     "qwen2.5": ("You are Qwen, created by Alibaba Cloud. You are a helpful assistant.", "\n", ""),
