@@ -26,8 +26,16 @@ CHATS = {
 }
 
 
+def loaded(kind, *where, **more):
+    """What `from_pretrained` loads; refused unless all of its numbers are there and used."""
+    model, loading = kind.from_pretrained(*where, output_loading_info=True, **more)
+    if odd := {what: names for what, names in loading.items() if names}:
+        raise SystemExit(f"transformers loads {kind.__name__} with {odd}")
+    return model.eval()
+
+
 def part(kind, settings: dict, tensors: dict, prefix: str):
-    """The part of a model whose tensors begin with `prefix`; refused unless all of its numbers are there and used."""
+    """The part of a model whose tensors begin with `prefix`."""
     inner = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     try:
         config = AutoConfig.for_model(**settings)
@@ -39,10 +47,7 @@ def part(kind, settings: dict, tensors: dict, prefix: str):
     # The class that transformers has for these settings.
     with torch.device("meta"):
         kind = type(kind.from_config(config))
-    model, loading = kind.from_pretrained(None, config=config, state_dict=inner, dtype=dtype, output_loading_info=True)
-    if odd := {what: names for what, names in loading.items() if names}:
-        raise SystemExit(f"transformers loads {prefix}* as {settings['model_type']} with {odd}")
-    return model.eval()
+    return loaded(kind, None, config=config, state_dict=inner, dtype=dtype)
 
 
 class Assembled:

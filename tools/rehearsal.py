@@ -28,7 +28,7 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import Aimv2VisionConfig, Aimv2VisionModel, Qwen2Config, Qwen2ForCausalLM
 
-from assembled import Assembled
+from assembled import Assembled, loaded
 from golden_chat import tokeniser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,8 +39,14 @@ MOST = 24
 SHAPES = ["square", "circle", "triangle"]
 # Tiles of a picture, at most.
 TILES = 4
-# The benchmark's name and its questions.
+# The benchmark's name, its questions and their options.
 BENCHMARK, CHOICES = "rehearsal", 24
+OPTIONS = dict(zip("ABCD", COLOURS))
+
+
+def drawn(number: int) -> tuple[str, str, int]:
+    """Shape, colour and width of a picture."""
+    return SHAPES[number % 3], list(COLOURS)[number // 3 % 4], 2 * SIDE if number % 4 == 1 else SIDE
 
 
 def draw(shape: str, colour: str, at: tuple[int, int], width: int) -> Image.Image:
@@ -58,7 +64,7 @@ def draw(shape: str, colour: str, at: tuple[int, int], width: int) -> Image.Imag
 
 def choice(colour: str) -> tuple[str, str]:
     """A question of multiple choice in VLMEvalKit's words, and the text of the right option."""
-    options = "".join(f"{letter}. {text}\n" for letter, text in zip("ABCD", COLOURS))
+    options = "".join(f"{letter}. {text}\n" for letter, text in OPTIONS.items())
     words = f"Question: Which is it?\nOptions:\n{options}Please select the correct answer from the options above. \n"
     return f"<image>\n{words}", colour
 
@@ -69,8 +75,7 @@ def pairs(folder: Path) -> list[tuple[list[Path], str]]:
     generator = numpy.random.default_rng(7)
     lines, asked = [], []
     for number in range(240):
-        shape, colour = SHAPES[number % 3], list(COLOURS)[number // 3 % 4]
-        width = 2 * SIDE if number % 4 == 1 else SIDE
+        shape, colour, width = drawn(number)
         at = tuple(int(x) for x in generator.integers(20, [width - 20, 44]))
         name = f"{number:03}.png"
         draw(shape, colour, at, width).save(folder / name)
@@ -142,11 +147,9 @@ def answers_of_transformers(folder: Path, checkpoint: str, asked: list[tuple[lis
     model = Assembled(folder / "whole")
     # The parts alone load as they are, and are those of the whole.
     for kind, part, beside in ((Aimv2VisionModel, "vision", model.tower), (Qwen2ForCausalLM, "language", model.decoder)):
-        alone, loading = kind.from_pretrained(folder / part, output_loading_info=True)
-        odd = {what: names for what, names in loading.items() if names}
-        assert not odd, f"transformers loads the export with {odd}"
         numbers = beside.state_dict()
-        assert all(torch.equal(value, numbers[name]) for name, value in alone.state_dict().items()), part
+        alone = loaded(kind, folder / part).state_dict()
+        assert all(torch.equal(value, numbers[name]) for name, value in alone.items()), part
     return [model.answer([Image.open(path) for path in paths], question, MOST) for paths, question in asked]
 
 
@@ -156,13 +159,12 @@ def evaluate(folder: Path, checkpoint: str, checkout: Path) -> None:
     data.mkdir()
     rows = []
     for number in range(CHOICES):
-        shape, colour = SHAPES[number % 3], list(COLOURS)[number // 3 % 4]
-        width = 2 * SIDE if number % 4 == 1 else SIDE
+        shape, colour, width = drawn(number)
         path = folder / "choice.png"
         draw(shape, colour, (24 + number, 32), width).save(path)
         row = {"index": number, "image": base64.b64encode(path.read_bytes()).decode(), "question": "Which is it?"}
-        letter = "ABCD"[list(COLOURS).index(colour)]
-        rows.append(row | dict(zip("ABCD", COLOURS)) | {"answer": letter, "category": shape})
+        letter = next(letter for letter, text in OPTIONS.items() if text == colour)
+        rows.append(row | OPTIONS | {"answer": letter, "category": shape})
     table = data / f"{BENCHMARK}.tsv"
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], delimiter="\t")
@@ -176,10 +178,10 @@ def evaluate(folder: Path, checkpoint: str, checkout: Path) -> None:
         sys.exit(f"VLMEvalKit\n{done.stdout}{done.stderr}")
     import pandas
 
-    sheet = next((folder / "outputs" / "whole").glob(f"T*/whole_{BENCHMARK}.xlsx"))
-    predictions = pandas.read_excel(sheet, dtype=str, keep_default_na=False)
+    left = next((folder / "outputs" / "whole").glob("T*"))
+    predictions = pandas.read_excel(left / f"whole_{BENCHMARK}.xlsx", dtype=str, keep_default_na=False)
     theirs = dict(zip(predictions["index"], predictions["prediction"]))
-    score = pandas.read_csv(next((folder / "outputs" / "whole").glob(f"T*/whole_{BENCHMARK}_acc.csv")))["Overall"][0]
+    score = pandas.read_csv(left / f"whole_{BENCHMARK}_acc.csv")["Overall"][0]
     printed = keel(folder, "eval", checkpoint, "--bench", str(table.resolve()), "--wording", "vlmevalkit", "--json")
     kept = next((folder / "run" / "evaluations").glob(f"*{BENCHMARK}.jsonl")).read_text().splitlines()
     wrong = [row for row in map(json.loads, kept) if row["prediction"] != theirs[row["index"]]]

@@ -34,9 +34,9 @@ def model_class():
 
         def generate_inner(self, message, dataset=None):
             pictures = [Image.open(item["value"]) for item in message if item["type"] == "image"]
-            texts = [item["value"] if item["type"] == "text" else "<image>\n" for item in message]
-            if len(pictures) < 2:
-                texts = [text for text, item in zip(texts, message) if item["type"] == "text"]
+            # One picture stands before the text, wherever it came.
+            mark = "<image>\n" if len(pictures) > 1 else ""
+            texts = [item["value"] if item["type"] == "text" else mark for item in message]
             return self.model.answer(pictures, "".join(texts), MOST)[0]
 
     return Keel
