@@ -18,16 +18,17 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 fn main() {
+    let library = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
+    let root = library.parent().expect("src/ stands in the repository");
     for watched in ["build.rs", "build", "cuda", "src/kernels/sass.rs"] {
-        println!("cargo:rerun-if-changed={watched}");
+        println!("cargo:rerun-if-changed={}", root.join(watched).display());
     }
     println!("cargo:rustc-check-cfg=cfg(keel_simt)");
-    let root = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let out = PathBuf::from(variable("OUT_DIR"));
     let cache = cache::Cache::beside(&out);
     let sources = sources(&root.join("cuda"));
-    let kernels = emulator::build(&root, &out, &cache, &sources);
-    let images = nvcc::build(&root, &cache, &sources);
+    let kernels = emulator::build(root, &out, &cache, &sources);
+    let images = nvcc::build(root, &cache, &sources);
     write_table(&out, &sources, &kernels, &images);
 }
 

@@ -38,6 +38,11 @@ impl Stream {
         Stream(ChaCha8Rng::from_seed(key))
     }
 
+    /// The stream of one number, for draws that have no other address.
+    pub fn of_seed(seed: u64) -> Stream {
+        Stream(ChaCha8Rng::seed_from_u64(seed))
+    }
+
     /// 64 random bits.
     pub fn bits(&mut self) -> u64 {
         self.0.next_u64()

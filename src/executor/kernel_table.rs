@@ -25,6 +25,9 @@ pub struct KernelImage {
 
 include!(concat!(env!("OUT_DIR"), "/kernel_table.rs"));
 
+/// Where the build script left the emulator's library, `libkeel_simt.a`; the tests link a driver of their own with it.
+pub const BUILD_FOLDER: &str = env!("OUT_DIR");
+
 /// The entry of `name`, if there is such a kernel.
 pub fn entry(name: &str) -> Option<&'static KernelEntry> {
     KERNELS.iter().find(|kernel| kernel.name == name)

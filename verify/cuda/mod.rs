@@ -14,7 +14,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use keel::error::Result;
-use keel::executor::kernel_table::{IMAGES, KERNELS, KernelImage};
+use keel::executor::kernel_table::{BUILD_FOLDER, IMAGES, KERNELS, KernelImage};
 use keel::executor::{CudaExecutor, cuda};
 use keel::tensor::DType;
 
@@ -60,7 +60,7 @@ fn compile(arguments: &[&str], to: &Path) {
 fn executing_driver() -> Option<&'static Path> {
     static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
     let made = FOLDER.get_or_init(|| {
-        let emulator = Path::new(env!("OUT_DIR")).join("libkeel_simt.a");
+        let emulator = Path::new(BUILD_FOLDER).join("libkeel_simt.a");
         let code = std::fs::read(&emulator).ok()?;
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let source = root.join("verify/cuda/driver.cpp");

@@ -1,20 +1,19 @@
 //! Seeded random inputs. The same seed gives the same numbers on every machine.
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
+use keel::data::random::Stream;
 
 /// A stream of random numbers.
-pub struct Random(ChaCha8Rng);
+pub struct Random(Stream);
 
 impl Random {
     /// The stream of `seed`.
     pub fn new(seed: u64) -> Random {
-        Random(ChaCha8Rng::seed_from_u64(seed))
+        Random(Stream::of_seed(seed))
     }
 
     /// Uniform in [0, 1).
     pub fn uniform(&mut self) -> f64 {
-        (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+        (self.0.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// Uniform in 0..limit.
