@@ -6,26 +6,42 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 struct Counting;
 
-/// Calls of the whole process that allocated or grew.
+/// Calls of the whole process that allocated or grew, while some test wants to know.
 static IN_ALL_THREADS: AtomicU64 = AtomicU64::new(0);
+/// How many tests do; two cores that count on for nobody would pass the line of the counter to and fro.
+static WANTED: AtomicU64 = AtomicU64::new(0);
+
+/// What a thread counts.
+struct Counters {
+    /// Bytes this thread holds, less what it has given back; other threads may free for it.
+    live: Cell<i64>,
+    peak: Cell<i64>,
+    count: Cell<u64>,
+}
 
 thread_local! {
-    /// Bytes this thread holds, less what it has given back; other threads may free for it.
-    static LIVE: Cell<i64> = const { Cell::new(0) };
-    static PEAK: Cell<i64> = const { Cell::new(0) };
-    static COUNT: Cell<u64> = const { Cell::new(0) };
+    static COUNTERS: Counters = const {
+        Counters {
+            live: Cell::new(0),
+            peak: Cell::new(0),
+            count: Cell::new(0),
+        }
+    };
 }
 
 fn note(bytes: i64) {
-    if bytes > 0 {
+    if bytes > 0 && WANTED.load(Ordering::Relaxed) > 0 {
         IN_ALL_THREADS.fetch_add(1, Ordering::Relaxed);
     }
     // A thread that is ending has no counters any more.
-    let _ = LIVE.try_with(|live| {
-        live.set(live.get() + bytes);
+    let _ = COUNTERS.try_with(|counters| {
+        let live = counters.live.get() + bytes;
+        counters.live.set(live);
         if bytes > 0 {
-            let _ = COUNT.try_with(|count| count.set(count.get() + 1));
-            let _ = PEAK.try_with(|peak| peak.set(peak.get().max(live.get())));
+            counters.count.set(counters.count.get() + 1);
+            if live > counters.peak.get() {
+                counters.peak.set(live);
+            }
         }
     });
 }
@@ -72,21 +88,26 @@ pub struct Allocated {
 
 /// Runs the work and says what this thread allocated meanwhile.
 pub fn measure<T>(work: impl FnOnce() -> T) -> (T, Allocated) {
-    let (live, count) = (LIVE.get(), COUNT.get());
-    PEAK.set(live);
+    let (live, count) = COUNTERS.with(|counters| {
+        counters.peak.set(counters.live.get());
+        (counters.live.get(), counters.count.get())
+    });
     let outcome = work();
-    let allocated = Allocated {
-        count: COUNT.get() - count,
-        peak_bytes: PEAK.get() - live,
-    };
+    let allocated = COUNTERS.with(|counters| Allocated {
+        count: counters.count.get() - count,
+        peak_bytes: counters.peak.get() - live,
+    });
     (outcome, allocated)
 }
 
 /// Runs the work and says how often the whole process allocated meanwhile, other tests' threads included.
 pub fn count_in_all_threads<T>(work: impl FnOnce() -> T) -> (T, u64) {
+    WANTED.fetch_add(1, Ordering::SeqCst);
     let before = IN_ALL_THREADS.load(Ordering::SeqCst);
     let outcome = work();
-    (outcome, IN_ALL_THREADS.load(Ordering::SeqCst) - before)
+    let counted = IN_ALL_THREADS.load(Ordering::SeqCst) - before;
+    WANTED.fetch_sub(1, Ordering::SeqCst);
+    (outcome, counted)
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Matrix products: values against f64, strides, epilogues, and the same bits for any threads and path.
 
+use std::fmt::Arguments;
+
 use keel::executor::cpu::matmul::{
     Epilogue, Residual, Rows, RowsMut, Slope, linear, linear_input_gradient,
     linear_input_gradient_workspace, linear_weight_gradient, linear_weight_gradient_workspace,
@@ -56,6 +58,18 @@ impl Packed {
         f64::from(self.data[self.offset + row * self.stride + column])
     }
 
+    /// Every row of the matrix, `width` long, in f64.
+    fn in_rows(&self, rows: usize, width: usize) -> Vec<Vec<f64>> {
+        let row = |row| (0..width).map(|column| self.at(row, column)).collect();
+        (0..rows).map(row).collect()
+    }
+
+    /// Every one of its `width` columns, `rows` long, in f64.
+    fn in_columns(&self, rows: usize, width: usize) -> Vec<Vec<f64>> {
+        let column = |column| (0..rows).map(|row| self.at(row, column)).collect();
+        (0..width).map(column).collect()
+    }
+
     /// Panics where an element outside the matrix differs from `before`.
     fn assert_only_inside(&self, before: &Packed, width: usize) {
         for (index, (now, was)) in self.data.iter().zip(&before.data).enumerate() {
@@ -81,18 +95,22 @@ fn sampled(random: &mut Random, rows: usize, columns: usize) -> Vec<usize> {
     (0..rows).filter(keep).collect()
 }
 
-/// Σ aₖ bₖ in f64 and the bound on an f32 chain of `slack` further roundings: γ Σ |aₖ bₖ|.
-fn chain(depth: usize, slack: usize, term: impl Fn(usize) -> (f64, f64)) -> (f64, f64) {
-    let (mut sum, mut size) = (0.0, 0.0);
-    for k in 0..depth {
-        let (a, b) = term(k);
-        sum += a * b;
-        size += (a * b).abs();
+/// Σ aₖ bₖ in f64 and the bound on an f32 chain of `slack` further roundings: γ Σ |aₖ bₖ|. It runs some hundred million
+/// times without optimisation, so it takes its operands as they lie.
+fn chain(left: &[f64], right: &[f64], slack: usize) -> (f64, f64) {
+    let depth = left.len();
+    assert_eq!(depth, right.len());
+    let (mut sum, mut size, mut k) = (0.0, 0.0, 0);
+    while k < depth {
+        let term = left[k] * right[k];
+        sum += term;
+        size += term.abs();
+        k += 1;
     }
     (sum, (2 * depth + slack) as f64 * ROUNDOFF * size)
 }
 
-fn assert_close(got: f64, want: f64, bound: f64, what: &str) {
+fn assert_close(got: f64, want: f64, bound: f64, what: Arguments<'_>) {
     let error = (got - want).abs();
     assert!(
         error <= bound,
@@ -144,16 +162,18 @@ fn linear_forward_matches_f64_with_every_epilogue() {
                 );
                 y.assert_only_inside(&y_before, n);
                 z.assert_only_inside(&z_before, n);
+                let (x, w) = (x.in_rows(m, k), w.in_rows(n, k));
                 for i in sampled(random, m, n) {
                     for j in 0..n {
-                        let what = format!("{level:?} seed {seed} {variant} [{m},{n},{k}] {i},{j}");
-                        let (mut want, mut bound) = chain(k, 4, |p| (x.at(i, p), w.at(j, p)));
+                        let what =
+                            format_args!("{level:?} seed {seed} {variant} [{m},{n},{k}] {i},{j}");
+                        let (mut want, mut bound) = chain(&x[i], &w[j], 4);
                         if has(0) {
                             want += f64::from(bias[j]);
                             bound += 2.0 * ROUNDOFF * want.abs();
                         }
                         if has(1) {
-                            assert_close(z.at(i, j), want, bound + ROUNDOFF * want.abs(), &what);
+                            assert_close(z.at(i, j), want, bound + ROUNDOFF * want.abs(), what);
                         }
                         if let Some(activation) = activation {
                             // |f′| ≤ 1.13 for all of them; the functions themselves are within 4 ulp.
@@ -171,7 +191,7 @@ fn linear_forward_matches_f64_with_every_epilogue() {
                         };
                         want += added;
                         bound += ROUNDOFF * (want.abs() + added.abs()) + 1e-37;
-                        assert_close(y.at(i, j), want, bound, &what);
+                        assert_close(y.at(i, j), want, bound, what);
                     }
                 }
             }
@@ -213,9 +233,10 @@ fn linear_input_gradient_matches_f64() {
                     &mut workspace,
                 );
                 dx.assert_only_inside(&before, k);
+                let (dy, w) = (dy.in_rows(m, n), w.in_columns(n, k));
                 for i in sampled(random, m, k) {
                     for j in 0..k {
-                        let (mut want, mut bound) = chain(n, 2, |p| (dy.at(i, p), w.at(p, j)));
+                        let (mut want, mut bound) = chain(&dy[i], &w[j], 2);
                         if let Some(activation) = activation {
                             let slope = slope_truth(activation, z.at(i, j));
                             bound = bound * slope.abs() + 12.0 * ROUNDOFF * want.abs();
@@ -225,8 +246,9 @@ fn linear_input_gradient_matches_f64() {
                             want += before.at(i, j);
                             bound += ROUNDOFF * (want.abs() + before.at(i, j).abs());
                         }
-                        let what = format!("{level:?} seed {seed} {variant} [{m},{n},{k}] {i},{j}");
-                        assert_close(dx.at(i, j), want, bound + ROUNDOFF * want.abs(), &what);
+                        let what =
+                            format_args!("{level:?} seed {seed} {variant} [{m},{n},{k}] {i},{j}");
+                        assert_close(dx.at(i, j), want, bound + ROUNDOFF * want.abs(), what);
                     }
                 }
             }
@@ -258,23 +280,29 @@ fn linear_weight_gradient_matches_f64() {
                 );
                 dw.assert_only_inside(&before, k);
                 let what = format!("{level:?} seed {seed} {variant} [{m},{n},{k}]");
+                let (dy, x, ones) = (dy.in_columns(m, n), x.in_columns(m, k), vec![1.0; m]);
                 for i in sampled(random, n, k) {
                     let start = if accumulate {
                         f64::from(db_before[i])
                     } else {
                         0.0
                     };
-                    let (want, bound) = chain(m, 20, |p| (dy.at(p, i), 1.0));
+                    let (want, bound) = chain(&dy[i], &ones, 20);
                     let (want, bound) = match wants_bias {
                         true => (want + start, bound + 2.0 * ROUNDOFF * (want + start).abs()),
                         false => (f64::from(db_before[i]), 0.0),
                     };
-                    assert_close(f64::from(db[i]), want, bound, &format!("db {what} {i}"));
+                    assert_close(f64::from(db[i]), want, bound, format_args!("db {what} {i}"));
                     for j in 0..k {
                         let start = if accumulate { before.at(i, j) } else { 0.0 };
-                        let (want, bound) = chain(m, 20, |p| (dy.at(p, i), x.at(p, j)));
+                        let (want, bound) = chain(&dy[i], &x[j], 20);
                         let bound = bound + 2.0 * ROUNDOFF * (want + start).abs();
-                        assert_close(dw.at(i, j), want + start, bound, &format!("{what} {i},{j}"));
+                        assert_close(
+                            dw.at(i, j),
+                            want + start,
+                            bound,
+                            format_args!("{what} {i},{j}"),
+                        );
                     }
                 }
             }
@@ -320,17 +348,23 @@ fn product_matches_f64_in_every_orientation() {
                     &mut workspace,
                 );
                 c.assert_only_inside(&before, n);
+                let a = match a_transposed {
+                    true => a.in_columns(k, m),
+                    false => a.in_rows(m, k),
+                };
+                let b = match b_transposed {
+                    true => b.in_rows(n, k),
+                    false => b.in_columns(k, n),
+                };
                 for i in sampled(random, m, n) {
                     for j in 0..n {
-                        let (sum, bound) = chain(k, 4, |p| {
-                            let a = if a_transposed { a.at(p, i) } else { a.at(i, p) };
-                            (a, if b_transposed { b.at(j, p) } else { b.at(p, j) })
-                        });
+                        let (sum, bound) = chain(&a[i], &b[j], 4);
                         let start = f64::from(beta) * before.at(i, j);
                         let want = f64::from(alpha) * sum + start;
                         let bound = bound + 2.0 * ROUNDOFF * (want.abs() + start.abs());
-                        let what = format!("{level:?} seed {seed} {variant} [{m},{n},{k}] {i},{j}");
-                        assert_close(c.at(i, j), want, bound, &what);
+                        let what =
+                            format_args!("{level:?} seed {seed} {variant} [{m},{n},{k}] {i},{j}");
+                        assert_close(c.at(i, j), want, bound, what);
                     }
                 }
             }
@@ -408,18 +442,19 @@ fn column_sums_match_f64() {
                 let (xs, ys) = (x.rows(rows, width), y.rows(rows, width));
                 column_sums(xs, &mut sums, accumulate, &mut workspace);
                 column_dots(xs, ys, &mut dots, accumulate, &mut workspace);
+                let [x, y] = [&x, &y].map(|packed| packed.in_columns(rows, width));
+                let ones = vec![1.0; rows];
                 for j in 0..width {
                     let from = if accumulate { f64::from(start[j]) } else { 0.0 };
-                    for (got, term) in [(sums[j], None), (dots[j], Some(&y))] {
-                        let (want, bound) =
-                            chain(rows, 20, |i| (x.at(i, j), term.map_or(1.0, |y| y.at(i, j))));
+                    for (got, factors) in [(sums[j], &ones), (dots[j], &y[j])] {
+                        let (want, bound) = chain(&x[j], factors, 20);
                         let want = want + from;
                         let bound = bound + 2.0 * ROUNDOFF * (want.abs() + from.abs());
                         assert_close(
                             f64::from(got),
                             want,
                             bound,
-                            &format!("{level:?} {rows} {j}"),
+                            format_args!("{level:?} {rows} {j}"),
                         );
                     }
                 }
