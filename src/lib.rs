@@ -12,6 +12,7 @@ pub mod model;
 pub mod ops;
 pub mod plan;
 pub mod program;
+pub mod random;
 pub mod report;
 pub mod tape;
 pub mod tensor;

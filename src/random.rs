@@ -1,4 +1,4 @@
-//! Random numbers that depend on what they are for, never on who asks first. Every draw in the data floor comes from a
+//! Random numbers that depend on what they are for, never on who asks first. Every draw of data comes from a
 //! [`Stream`] keyed by (seed, purpose, epoch, sample), so a batch has the same bytes on any number of threads and after
 //! any restart. [`Permutation`] walks the items of an epoch in a shuffled order without holding that order in memory.
 
@@ -35,6 +35,11 @@ impl Stream {
         for (bytes, word) in key.chunks_exact_mut(8).zip(words) {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
+        Stream::of_key(key)
+    }
+
+    /// The stream of a whole key, for draws whose address is something else.
+    pub fn of_key(key: [u8; 32]) -> Stream {
         Stream(ChaCha8Rng::from_seed(key))
     }
 
@@ -60,6 +65,17 @@ impl Stream {
             }
         }
         (product >> 64) as usize
+    }
+
+    /// A number in `[0, 1)` with 53 random bits.
+    pub fn uniform(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Normal with mean 0 and standard deviation 1 (Box and Muller 1958).
+    pub fn normal(&mut self) -> f64 {
+        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
+        radius * (2.0 * std::f64::consts::PI * self.uniform()).cos()
     }
 
     /// A number in `[0, 1)` with 24 random bits.

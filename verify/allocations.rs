@@ -6,43 +6,37 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 struct Counting;
 
-/// Calls of the whole process that allocated or grew, while some test wants to know.
+/// Calls of the whole process that allocated or grew.
 static IN_ALL_THREADS: AtomicU64 = AtomicU64::new(0);
-/// How many tests do; two cores that count on for nobody would pass the line of the counter to and fro.
-static WANTED: AtomicU64 = AtomicU64::new(0);
 
 /// What a thread counts.
+#[derive(Clone, Copy)]
 struct Counters {
     /// Bytes this thread holds, less what it has given back; other threads may free for it.
-    live: Cell<i64>,
-    peak: Cell<i64>,
-    count: Cell<u64>,
+    live: i64,
+    peak: i64,
+    count: u64,
 }
 
 thread_local! {
-    static COUNTERS: Counters = const {
-        Counters {
-            live: Cell::new(0),
-            peak: Cell::new(0),
-            count: Cell::new(0),
-        }
+    static COUNTERS: Cell<Counters> = const {
+        Cell::new(Counters { live: 0, peak: 0, count: 0 })
     };
 }
 
 fn note(bytes: i64) {
-    if bytes > 0 && WANTED.load(Ordering::Relaxed) > 0 {
+    if bytes > 0 {
         IN_ALL_THREADS.fetch_add(1, Ordering::Relaxed);
     }
     // A thread that is ending has no counters any more.
     let _ = COUNTERS.try_with(|counters| {
-        let live = counters.live.get() + bytes;
-        counters.live.set(live);
+        let mut now = counters.get();
+        now.live += bytes;
         if bytes > 0 {
-            counters.count.set(counters.count.get() + 1);
-            if live > counters.peak.get() {
-                counters.peak.set(live);
-            }
+            now.count += 1;
+            now.peak = now.peak.max(now.live);
         }
+        counters.set(now);
     });
 }
 
@@ -88,26 +82,25 @@ pub struct Allocated {
 
 /// Runs the work and says what this thread allocated meanwhile.
 pub fn measure<T>(work: impl FnOnce() -> T) -> (T, Allocated) {
-    let (live, count) = COUNTERS.with(|counters| {
-        counters.peak.set(counters.live.get());
-        (counters.live.get(), counters.count.get())
+    let before = COUNTERS.get();
+    COUNTERS.set(Counters {
+        peak: before.live,
+        ..before
     });
     let outcome = work();
-    let allocated = COUNTERS.with(|counters| Allocated {
-        count: counters.count.get() - count,
-        peak_bytes: counters.peak.get() - live,
-    });
+    let after = COUNTERS.get();
+    let allocated = Allocated {
+        count: after.count - before.count,
+        peak_bytes: after.peak - before.live,
+    };
     (outcome, allocated)
 }
 
 /// Runs the work and says how often the whole process allocated meanwhile, other tests' threads included.
 pub fn count_in_all_threads<T>(work: impl FnOnce() -> T) -> (T, u64) {
-    WANTED.fetch_add(1, Ordering::SeqCst);
     let before = IN_ALL_THREADS.load(Ordering::SeqCst);
     let outcome = work();
-    let counted = IN_ALL_THREADS.load(Ordering::SeqCst) - before;
-    WANTED.fetch_sub(1, Ordering::SeqCst);
-    (outcome, counted)
+    (outcome, IN_ALL_THREADS.load(Ordering::SeqCst) - before)
 }
 
 #[test]

@@ -4,11 +4,11 @@ use keel::data::augment::Augmentation;
 use keel::data::colours::{Colour, Palette};
 use keel::data::embedded::Artist;
 use keel::data::library::{Library, Split};
-use keel::data::random::{Permutation, Purpose, Stream};
 use keel::data::scenes::{
     Arrangement, Object, PLAIN_BACKGROUND, Scene, Side, background_of, compose,
 };
 use keel::data::sprite::{Frame, Placement, Sprite, Tint};
+use keel::random::{Permutation, Purpose, Stream};
 use proptest::prelude::*;
 
 fn stream(sample: u64) -> Stream {

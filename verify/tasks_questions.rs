@@ -8,9 +8,9 @@ use keel::data::embedded::Artist;
 use keel::data::eval_sets::{QuestionAnswer, text_only_baseline, training_questions};
 use keel::data::library::{Library, Pool, Split};
 use keel::data::questions::{ask, ask_further};
-use keel::data::random::{Purpose, Stream};
 use keel::data::scenes::{Scene, Side};
 use keel::data::task::{QuestionKind, Sample, View};
+use keel::random::{Purpose, Stream};
 
 pub(crate) fn scene(sample: &Sample) -> &Scene {
     match &sample.view {

@@ -6,9 +6,9 @@ use keel::data::augment::Augmentation;
 use keel::data::captions::{reading, reading_items};
 use keel::data::embedded::Artist;
 use keel::data::library::{Library, Split};
-use keel::data::random::{Purpose, Stream};
 use keel::data::scenes::Arrangement;
 use keel::data::task::QuestionKind;
+use keel::random::{Purpose, Stream};
 
 use crate::tasks_questions::scene;
 

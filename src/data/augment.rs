@@ -5,9 +5,9 @@
 use super::colours::Colour;
 use super::embedded::Artist;
 use super::library::{Entry, Library};
-use super::random::Stream;
 use super::scenes::{PLAIN_BACKGROUND, background_of};
 use super::sprite::{Placement, Tint};
+use crate::random::Stream;
 
 /// How strongly the look of pictures varies.
 #[derive(Clone, Copy, Debug, PartialEq)]

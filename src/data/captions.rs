@@ -5,9 +5,9 @@ use super::augment::Augmentation;
 use super::embedded::Artist;
 use super::library::{Entry, Library, Pool};
 use super::names::{Reading, with_article};
-use super::random::Stream;
 use super::scenes::{Arrangement, compose};
 use super::task::{QuestionKind, Sample, TaskKind, View};
+use crate::random::Stream;
 
 /// What stands around a phrase in a short caption; the first is what evaluation uses.
 pub const SHORT_TEMPLATES: [[&str; 2]; 5] = [

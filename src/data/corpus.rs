@@ -9,10 +9,10 @@ use super::embedded::Artist;
 use super::facts::fact;
 use super::library::{Library, Split};
 use super::questions::ask;
-use super::random::{Purpose, Stream};
 use super::task::{QuestionKind, Sample};
 use super::tokenizer::Tokenizer;
 use crate::error::Result;
+use crate::random::{Purpose, Stream};
 
 const CORPUS_SEED: u64 = 1;
 

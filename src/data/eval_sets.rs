@@ -13,10 +13,10 @@ use super::embedded::Artist;
 use super::library::{Library, Pool, Split};
 use super::names::with_article;
 use super::questions::ask;
-use super::random::{Permutation, Purpose, Stream};
 use super::scenes::{Arrangement, compose};
 use super::task::{QuestionKind, Sample, TaskKind, View};
 use crate::error::Result;
+use crate::random::{Permutation, Purpose, Stream};
 
 /// Seed of all evaluation sets; with [`Purpose::Evaluation`] it reaches no stream of training.
 const EVALUATION_SEED: u64 = 0x6b65_656c;

@@ -6,9 +6,9 @@ use super::augment::Augmentation;
 use super::captions::details_of;
 use super::library::{Library, Pool};
 use super::questions::ask;
-use super::random::Stream;
 use super::scenes::Side;
 use super::task::{QuestionKind, Sample, TaskKind, View};
+use crate::random::Stream;
 
 const NUMBERS: [&str; 9] = [
     "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",

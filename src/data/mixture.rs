@@ -20,10 +20,10 @@ use super::library::{Library, Pool, Split};
 use super::pairs::PairSource;
 use super::photo::{KeptPictures, KeptPlace, Photo};
 use super::questions::{ask, ask_further};
-use super::random::{Permutation, Purpose, Stream, scramble};
 use super::skips::Reason;
 use super::task::{QuestionKind, Sample, TaskKind, View};
 use crate::error::{Error, Result};
+use crate::random::{Permutation, Purpose, Stream, scramble};
 
 /// Slots in one round of the schedule.
 const ROUND: usize = 1024;

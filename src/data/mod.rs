@@ -31,7 +31,6 @@ pub mod picture;
 pub mod prefetch;
 pub mod prepare;
 pub mod questions;
-pub mod random;
 pub mod records;
 pub mod resample;
 pub mod scenes;

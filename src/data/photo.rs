@@ -12,11 +12,11 @@ use super::batch::Pixels;
 use super::pairs::PairSource;
 use super::picture::Picture;
 use super::prepare::Fit;
-use super::random::Stream;
 use super::resample::Filter;
 use super::sprite::{Frame, Tint};
 use super::tiles::tiles_of;
 use crate::error::{Error, Result};
+use crate::random::Stream;
 
 /// What was made of a picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

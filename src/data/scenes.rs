@@ -5,8 +5,8 @@ use super::augment::Augmentation;
 use super::colours::Colour;
 use super::embedded::Artist;
 use super::library::{Library, Pool};
-use super::random::Stream;
 use super::sprite::{Frame, Placement, Tint};
+use crate::random::Stream;
 
 /// The background of evaluation pictures and of pictures without an own one.
 pub const PLAIN_BACKGROUND: [u8; 3] = [236, 236, 236];

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::data::random::Permutation;
 use crate::error::Result;
 use crate::executor::{Choice, Executor};
 use crate::model::{Scope, initialise};
 use crate::ops::{self, Activation, Heads, StepSettings, UpdateOptions};
 use crate::program::{CompileOptions, Program};
+use crate::random::Permutation;
 use crate::tape::{Init, ParameterLayout, Tape, Value};
 use crate::tensor::TensorType;
 

@@ -10,6 +10,7 @@ use super::vision::{patch_tokens, vision_tower};
 use super::{Alignment, ModelConfig, Scope};
 use crate::error::{Error, Result};
 use crate::ops::{self, Contrastive};
+use crate::random::Stream;
 use crate::tape::{Init, ParameterLayout, Tape, Value};
 use crate::tensor::TensorType;
 
@@ -504,28 +505,21 @@ pub fn initialise(layout: &ParameterLayout, seed: u64) -> Vec<f32> {
 
 /// First values of one parameter. See [`initialise`].
 pub fn initialise_one(spec: &crate::tape::ParameterSpec, seed: u64, place: &mut [f32]) {
-    use rand_chacha::ChaCha8Rng;
-    use rand_chacha::rand_core::{Rng, SeedableRng};
-
     let mut key = [0u8; 32];
     key.copy_from_slice(blake3::hash(format!("{seed}/{}", spec.name).as_bytes()).as_bytes());
-    let mut stream = ChaCha8Rng::from_seed(key);
-    let mut uniform = move || (stream.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+    let mut stream = Stream::of_key(key);
     match spec.init {
         Init::Constant(value) => place.fill(value),
         Init::Normal(deviation) => {
             for value in place {
-                // Box and Muller 1958.
-                let radius = (-2.0 * (1.0 - uniform()).ln()).sqrt();
-                let normal = radius * (2.0 * std::f64::consts::PI * uniform()).cos();
-                *value = (normal * f64::from(deviation)) as f32;
+                *value = (stream.normal() * f64::from(deviation)) as f32;
             }
         }
         Init::XavierUniform => {
             let (rows, columns) = (spec.shape.rows() as f64, spec.shape.columns() as f64);
             let limit = (6.0 / (rows + columns)).sqrt();
             for value in place {
-                *value = ((2.0 * uniform() - 1.0) * limit) as f32;
+                *value = ((2.0 * stream.uniform() - 1.0) * limit) as f32;
             }
         }
     }

@@ -95,8 +95,8 @@ fn sampled(random: &mut Random, rows: usize, columns: usize) -> Vec<usize> {
     (0..rows).filter(keep).collect()
 }
 
-/// Σ aₖ bₖ in f64 and the bound on an f32 chain of `slack` further roundings: γ Σ |aₖ bₖ|. It runs some hundred million
-/// times without optimisation, so it takes its operands as they lie.
+/// Σ aₖ bₖ in f64 and the bound on an f32 chain of `slack` further roundings: γ Σ |aₖ bₖ|. The tests are
+/// not optimised, so it takes its operands as they lie.
 fn chain(left: &[f64], right: &[f64], slack: usize) -> (f64, f64) {
     let depth = left.len();
     assert_eq!(depth, right.len());

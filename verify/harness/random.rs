@@ -1,6 +1,6 @@
 //! Seeded random inputs. The same seed gives the same numbers on every machine.
 
-use keel::data::random::Stream;
+use keel::random::Stream;
 
 /// A stream of random numbers.
 pub struct Random(Stream);
@@ -13,7 +13,7 @@ impl Random {
 
     /// Uniform in [0, 1).
     pub fn uniform(&mut self) -> f64 {
-        (self.0.bits() >> 11) as f64 / (1u64 << 53) as f64
+        self.0.uniform()
     }
 
     /// Uniform in 0..limit.
@@ -21,10 +21,9 @@ impl Random {
         (self.uniform() * limit as f64) as usize
     }
 
-    /// Normal with mean 0 and standard deviation 1 (Box and Muller 1958).
+    /// Normal with mean 0 and standard deviation 1.
     pub fn normal(&mut self) -> f64 {
-        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
-        radius * (2.0 * std::f64::consts::PI * self.uniform()).cos()
+        self.0.normal()
     }
 
     /// `count` normal numbers times `scale`, rounded to f32.

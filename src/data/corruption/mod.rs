@@ -3,7 +3,7 @@
 
 mod jpeg;
 
-use super::random::{Purpose, Stream};
+use crate::random::{Purpose, Stream};
 
 /// The strongest severity; 0 leaves a picture as it is.
 pub const SEVERITIES: usize = 5;

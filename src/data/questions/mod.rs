@@ -8,9 +8,9 @@ mod sides;
 use super::augment::Augmentation;
 use super::colours::Colour;
 use super::library::{Library, Pool};
-use super::random::Stream;
 use super::scenes::{Arrangement, Scene, compose};
 use super::task::{QuestionKind, Sample, TaskKind, Turn, View};
+use crate::random::Stream;
 
 const HOW_MANY: &str = "how many things are there?";
 const BACKGROUND: &str = "what colour is the background?";

@@ -1,24 +1,18 @@
 //! The sliced Wasserstein distance: sort along random directions.
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
+
+use crate::random::Stream;
 
 /// Directions of the sliced distance: the default of the POT library.
 const DIRECTIONS: usize = 50;
 
 /// `DIRECTIONS` unit vectors [`width`] from a seed.
 fn random_directions(width: usize, seed: u64) -> Vec<Vec<f64>> {
-    let mut stream = ChaCha8Rng::seed_from_u64(seed);
-    let mut uniform = move || (stream.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+    let mut stream = Stream::of_seed(seed);
     (0..DIRECTIONS)
         .map(|_| {
-            let mut direction: Vec<f64> = (0..width)
-                .map(|_| {
-                    let radius = (-2.0 * (1.0 - uniform()).ln()).sqrt();
-                    radius * (2.0 * std::f64::consts::PI * uniform()).cos()
-                })
-                .collect();
+            let mut direction: Vec<f64> = (0..width).map(|_| stream.normal()).collect();
             let length = direction.iter().map(|x| x * x).sum::<f64>().sqrt();
             direction.iter_mut().for_each(|x| *x /= length);
             direction
