@@ -2,19 +2,11 @@
 #![deny(unsafe_code)]
 
 pub mod cli;
-pub mod data;
-pub mod error;
-pub mod eval;
-pub mod executor;
 pub mod kernels;
-pub mod launch;
-pub mod model;
-pub mod ops;
-pub mod plan;
-pub mod program;
-pub mod random;
 pub mod report;
-pub mod tape;
-pub mod tensor;
 pub mod train;
 pub mod weights;
+
+pub use keel_engine::{
+    data, error, eval, executor, launch, model, ops, plan, program, random, tape, tensor,
+};

@@ -68,7 +68,7 @@ impl Words {
 }
 
 /// Most pictures of a sample.
-pub(crate) const MOST_PICTURES: usize = 64;
+pub const MOST_PICTURES: usize = 64;
 
 /// A problem and the reason it is counted under.
 type Problem = (Reason, Error);

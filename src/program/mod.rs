@@ -20,8 +20,7 @@ use crate::tensor::TensorType;
 
 pub use lifetimes::{Class, PlannedBytes};
 pub use report::{MemoryReport, bytes};
-pub use svg::draw_memory;
-pub(crate) use svg::escape;
+pub use svg::{draw_memory, escape};
 
 /// Every planned value starts at a multiple of this many bytes: a cache line, and a full vector register.
 pub const ALIGNMENT: usize = 64;

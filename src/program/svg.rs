@@ -22,7 +22,7 @@ fn colour(class: Class) -> &'static str {
 }
 
 /// `text` as it may stand between tags and inside quoted attributes.
-pub(crate) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
