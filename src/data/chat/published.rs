@@ -1,9 +1,11 @@
 //! A published tokeniser: `tokenizer.json` read by the tokenizers crate, and conversations laid out in its ids.
 
 use std::collections::HashSet;
+use std::fmt::Display;
 use std::ops::Range;
 use std::path::Path;
 
+use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::{Conversation, Layout, MARK, Sequence};
@@ -57,10 +59,13 @@ impl Published {
         layout: Layout,
         bad: &dyn Fn(String) -> Error,
     ) -> Result<Published> {
+        let no_json = |problem: &dyn Display| bad(format!("is no JSON ({problem})"));
+        let text = std::str::from_utf8(bytes).map_err(|problem| no_json(&problem))?;
         // The library gives up, not back, on what is no JSON: that is found out before.
-        let json: serde_json::Value = serde_json::from_slice(bytes)
-            .map_err(|problem| bad(format!("is no JSON ({problem})")))?;
-        let mut tokenizer: Tokenizer = serde_json::from_value(json)
+        serde_json::from_str::<Value>(text).map_err(|problem| no_json(&problem))?;
+        // Read by the library's own instance of its reader: another would be a tenth of what a build of this crate compiles.
+        let mut tokenizer: Tokenizer = text
+            .parse()
             .map_err(|problem| bad(format!("is no tokeniser ({problem})")))?;
         // Cutting and filling is the batch's business.
         tokenizer
@@ -132,7 +137,7 @@ impl Published {
     }
 
     pub fn to_json(&self) -> String {
-        let json = self.tokenizer.to_string(true);
+        let json = serde_json::to_string_pretty(&self.tokenizer);
         json.expect("a tokeniser that was read can be written")
     }
 
