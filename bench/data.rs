@@ -32,6 +32,11 @@ const ROUNDS: usize = 5;
 fn main() {
     let mut args = std::env::args().skip_while(|arg| arg != "--against-python");
     let python = args.nth(1);
+    // Cargo starts benchmarks in bench/; a Python is named from the root, as whoever calls cargo sees it.
+    if python.is_some() {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+        std::env::set_current_dir(root).expect("the repository can be entered");
+    }
     let folder = tempfile::tempdir().expect("a folder for the pictures");
     let kinds: &[&str] = match &python {
         Some(python) => {
@@ -93,7 +98,7 @@ fn text(path: &Path) -> String {
 
 /// What the Python side prints.
 fn peer(python: &str, args: &[&str]) -> String {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/peers/data.py");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/data.py");
     let output = Command::new(python).arg(script).args(args).output();
     let output = output.expect("the Python given starts");
     let said = String::from_utf8_lossy(&output.stderr);

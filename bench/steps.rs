@@ -176,7 +176,10 @@ fn profile(step: &str) {
 /// Runs Keel and PyTorch in turn and prints both with the ratio.
 fn compare(python: &str) -> Result<(), String> {
     let own = std::env::current_exe().map_err(|problem| problem.to_string())?;
-    let peer = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/peers/steps.py");
+    let peer = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/steps.py");
+    // Cargo starts benchmarks in bench/; a Python is named from the root, as whoever calls cargo sees it.
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    std::env::set_current_dir(root).map_err(|problem| format!("{root}: {problem}"))?;
     println!(
         "| step | Keel f32 | PyTorch eager f32 | ratio | tuned allocator | ratio | eager bf16 | ratio | peak memory: Keel (plan) | PyTorch |"
     );

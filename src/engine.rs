@@ -1,4 +1,5 @@
-//! The engine: everything below training, from tensors and kernels to models, data and measures.
+//! The engine: the floors from evaluation down to tensors. What trains, reads weights and shows is in `lib.rs`, which has
+//! these rooms, too.
 #![deny(unsafe_code)]
 
 pub mod data;
