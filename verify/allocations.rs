@@ -2,9 +2,12 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 struct Counting;
+
+/// How many pieces of work are being watched: where none is, allocating costs what it costs.
+static WATCHED: AtomicUsize = AtomicUsize::new(0);
 
 /// Calls of the whole process that allocated or grew.
 static IN_ALL_THREADS: AtomicU64 = AtomicU64::new(0);
@@ -12,7 +15,7 @@ static IN_ALL_THREADS: AtomicU64 = AtomicU64::new(0);
 /// What a thread counts.
 #[derive(Clone, Copy)]
 struct Counters {
-    /// Bytes this thread holds, less what it has given back; other threads may free for it.
+    /// Bytes this thread has taken while anything was watched, less what it has given back.
     live: i64,
     peak: i64,
     count: u64,
@@ -25,6 +28,9 @@ thread_local! {
 }
 
 fn note(bytes: i64) {
+    if WATCHED.load(Ordering::Relaxed) == 0 {
+        return;
+    }
     if bytes > 0 {
         IN_ALL_THREADS.fetch_add(1, Ordering::Relaxed);
     }
@@ -80,6 +86,19 @@ pub struct Allocated {
     pub peak_bytes: i64,
 }
 
+/// Runs the work while it is watched, also where it panics.
+fn watch<T>(work: impl FnOnce() -> T) -> T {
+    struct Watch;
+    impl Drop for Watch {
+        fn drop(&mut self) {
+            WATCHED.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    WATCHED.fetch_add(1, Ordering::SeqCst);
+    let _watch = Watch;
+    work()
+}
+
 /// Runs the work and says what this thread allocated meanwhile.
 pub fn measure<T>(work: impl FnOnce() -> T) -> (T, Allocated) {
     let before = COUNTERS.get();
@@ -87,7 +106,7 @@ pub fn measure<T>(work: impl FnOnce() -> T) -> (T, Allocated) {
         peak: before.live,
         ..before
     });
-    let outcome = work();
+    let outcome = watch(work);
     let after = COUNTERS.get();
     let allocated = Allocated {
         count: after.count - before.count,
@@ -99,7 +118,7 @@ pub fn measure<T>(work: impl FnOnce() -> T) -> (T, Allocated) {
 /// Runs the work and says how often the whole process allocated meanwhile, other tests' threads included.
 pub fn count_in_all_threads<T>(work: impl FnOnce() -> T) -> (T, u64) {
     let before = IN_ALL_THREADS.load(Ordering::SeqCst);
-    let outcome = work();
+    let outcome = watch(work);
     (outcome, IN_ALL_THREADS.load(Ordering::SeqCst) - before)
 }
 

@@ -27,8 +27,9 @@ fn embedded_shards_hold_every_concept_by_both_artists() {
         for artist in Artist::ALL {
             let picture = concept.picture(artist).unwrap();
             let mut counted: HashMap<[u8; 4], u64> = HashMap::new();
-            for pixel in picture.rgba.as_chunks::<4>().0 {
-                *counted.entry(*pixel).or_default() += 1;
+            let pixels = picture.rgba.as_chunks::<4>().0;
+            for run in pixels.chunk_by(|one, next| one == next) {
+                *counted.entry(run[0]).or_default() += run.len() as u64;
             }
             let mut told: HashMap<[u8; 4], u64> = HashMap::new();
             for (colour, pixels) in concept.colours(artist).unwrap() {

@@ -5,9 +5,7 @@
 //! a beginning, zeros, or all of it. Until a folder is flushed, each change of a name in it may have happened or not,
 //! whatever happened to the others.
 
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashSet};
-use std::hash::{Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -369,9 +367,14 @@ fn whatever_a_power_cut_leaves_the_newest_saved_checkpoint_is_there_and_whole() 
     for (count, operation) in operations.iter().enumerate() {
         volume.apply(operation);
         for files in volume.cuts(&mut random) {
-            let mut hasher = DefaultHasher::new();
-            (&files, &promises[count + 1]).hash(&mut hasher);
-            if !seen.insert(hasher.finish()) {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(format!("{:?}", promises[count + 1]).as_bytes());
+            for (path, content) in &files {
+                let length = content.as_ref().map(Vec::len);
+                hasher.update(format!("{path:?} {length:?}").as_bytes());
+                hasher.update(content.as_deref().unwrap_or_default());
+            }
+            if !seen.insert(hasher.finalize()) {
                 continue;
             }
             let left = tempfile::tempdir().unwrap();

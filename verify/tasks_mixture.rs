@@ -73,11 +73,7 @@ pub(crate) fn mixture(weights: &[(TaskKind, f64)], shape: BatchShape) -> Mixture
 pub(crate) fn fingerprint(batch: &Batch) -> Vec<u8> {
     let mut bytes = Vec::new();
     for floats in [&batch.images, &batch.weights, &batch.caption_weights] {
-        bytes.extend(
-            floats
-                .iter()
-                .flat_map(|value| value.to_bits().to_le_bytes()),
-        );
+        bytes.extend_from_slice(bytemuck::cast_slice(floats));
     }
     for ids in [
         &batch.tokens,
@@ -85,7 +81,7 @@ pub(crate) fn fingerprint(batch: &Batch) -> Vec<u8> {
         &batch.caption_tokens,
         &batch.caption_end,
     ] {
-        bytes.extend(ids.iter().flat_map(|value| value.to_le_bytes()));
+        bytes.extend_from_slice(bytemuck::cast_slice(ids));
     }
     bytes.extend(format!("{:?}", batch.samples).into_bytes());
     bytes
