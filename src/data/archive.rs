@@ -333,13 +333,14 @@ impl Header {
     fn parse(block: &[u8]) -> Result<Header, &'static str> {
         let stored = number(&block[148..156]).ok_or("its checksum is not a number")?;
         // The checksum counts its own field as spaces.
-        let bytes = || {
-            let spaces = std::iter::repeat_n(&b' ', 8);
-            block[..148].iter().chain(spaces).chain(&block[156..])
-        };
-        let unsigned: u64 = bytes().map(|&byte| u64::from(byte)).sum();
-        // Some old archivers summed signed bytes.
-        let signed: i64 = bytes().map(|&byte| i64::from(byte as i8)).sum();
+        let (mut unsigned, mut signed) = (8 * u64::from(b' '), 8 * i64::from(b' '));
+        for part in [&block[..148], &block[156..]] {
+            for &byte in part {
+                unsigned += u64::from(byte);
+                // Some old archivers summed signed bytes.
+                signed += i64::from(byte as i8);
+            }
+        }
         if stored != unsigned && i64::try_from(stored) != Ok(signed) {
             return Err("its checksum does not match");
         }

@@ -96,12 +96,16 @@ impl Concept {
             return Err(self.damaged(artist, "it has no palette".into()));
         };
         let alphas = info.trns.as_deref().unwrap_or_default();
+        let mut of_bytes = [0; 256];
+        for byte in packed {
+            of_bytes[usize::from(byte)] += 1;
+        }
         // Several pixels to a byte where the palette is small; a row of 64 ends with its byte.
         let bits = info.bit_depth as usize;
         let mut counts = [0; 256];
-        for byte in packed {
+        for (byte, count) in of_bytes.into_iter().enumerate() {
             for shift in (0..8).step_by(bits) {
-                counts[usize::from(byte >> shift) % (1 << bits)] += 1;
+                counts[(byte >> shift) % (1 << bits)] += count;
             }
         }
         let colours = palette.as_chunks::<3>().0.iter().zip(counts).enumerate();

@@ -1,5 +1,15 @@
 //! Functions that the standard library lacks, in double precision for the reference executor.
 
+/// Σ aᵢ·bᵢ in order. Called for every element of every product, so a loop and not a chain of adapters, each of which is a
+/// call where the units of a crate are optimised apart.
+pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let mut sum = 0.0;
+    for (a, b) in a.iter().zip(b) {
+        sum += a * b;
+    }
+    sum
+}
+
 /// The error function, to within a few units in the last place.
 ///
 /// Below 3 the series erf x = 2/√π · e^(−x²) · Σ 2ⁿ x^(2n+1) / (2n+1)!! (Abramowitz and Stegun 1964, 7.1.6), whose terms

@@ -382,11 +382,11 @@ impl<'a> Search<'a> {
             for index in first.clone().filter(|&index| !self.is_placed[index]) {
                 let sections = items[index].sections();
                 visited += sections.len() as u64;
-                let least = self.base[sections.clone()]
-                    .iter()
-                    .copied()
-                    .max()
-                    .unwrap_or(0);
+                // A loop, not an adapter: where units of one crate are optimised apart, it would be a call an element.
+                let mut least = 0;
+                for &base in &self.base[sections.clone()] {
+                    least = least.max(base);
+                }
                 if least + items[index].size > self.capacity {
                     for failures in &mut self.failures[sections] {
                         *failures += 1;

@@ -67,9 +67,10 @@ fn validate_stage(recipe: &Recipe, stage: &Stage) -> Result<()> {
     require("trains", !stage.trains.is_empty(), "modules", "none")?;
     for (key, modules) in [("trains", &stage.trains), ("fresh", &stage.fresh)] {
         for module in modules {
-            let want = format!("modules out of {}", MODULES.join(", "));
-            let is_known = MODULES.contains(&module.as_str());
-            require(key, is_known, want, with_near_miss(module, MODULES))?;
+            if !MODULES.contains(&module.as_str()) {
+                let want = format!("modules out of {}", MODULES.join(", "));
+                return Err(Error::setting(key, want, with_near_miss(module, MODULES)));
+            }
         }
     }
     validate_data(stage)?;

@@ -2,6 +2,7 @@
 
 use super::geometry::{Form, Geometry, same_segment};
 use super::op::{Attention, AttentionBackward};
+use crate::ops::special::dot;
 use crate::tape::{Array, ReferenceArgs};
 use crate::tensor::TensorType;
 
@@ -55,8 +56,7 @@ impl<'a> Elements<'a> {
     fn score(&self, batch: usize, head: usize, token: usize, key: usize) -> f64 {
         let [q, k, _] = self.places(batch, head, token, key);
         let dim = self.geometry.heads.dim;
-        let product = self.query[q..q + dim].iter().zip(&self.key[k..k + dim]);
-        product.map(|(q, k)| q * k).sum::<f64>() * self.geometry.scale()
+        dot(&self.query[q..q + dim], &self.key[k..k + dim]) * self.geometry.scale()
     }
 }
 
@@ -117,14 +117,14 @@ pub(super) fn backward(op: &AttentionBackward, args: ReferenceArgs<'_>) {
             for token in 0..tokens {
                 let at = ((batch * tokens + token) * geometry.heads.query + head) * dim;
                 let (o, d_output) = (&o[at..at + dim], &d_output[at..at + dim]);
-                let delta: f64 = o.iter().zip(d_output).map(|(o, d)| o * d).sum();
+                let delta = dot(o, d_output);
                 let row = (batch * geometry.heads.query + head) * tokens + token;
                 for key in elements.visible(batch, token) {
                     let [q, k, v] = elements.places(batch, head, token, key);
                     let score = elements.score(batch, head, token, key);
                     let probability = (score - log_sum_exp[row]).exp();
                     let value = &elements.value[v..v + dim];
-                    let d_probability: f64 = d_output.iter().zip(value).map(|(d, v)| d * v).sum();
+                    let d_probability = dot(d_output, value);
                     let d_score = probability * (d_probability - delta) * scale;
                     for d in 0..dim {
                         d_query[q + d] += d_score * elements.key[k + d];

@@ -6,6 +6,7 @@ use super::{Contrastive, infer_features, pairs_of, similarities};
 use crate::error::Result;
 use crate::executor::cpu::matmul::{Rows, RowsMut, product};
 use crate::launch::Launch;
+use crate::ops::special::dot;
 use crate::tape::{Backward, Cost, CpuArgs, Op, Output, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
 
@@ -76,13 +77,17 @@ impl Op for ContrastiveLossBackward {
             features.float_mut()[n * e..].fill(0.0);
         }
         for i in 0..n {
-            for k in 0..e {
-                let du: f64 = (0..n).map(|j| scale * g[i * n + j] * v[j * e + k]).sum();
-                let dv: f64 = (0..n).map(|j| scale * g[j * n + i] * u[j * e + k]).sum();
-                dscale += du * u[i * e + k];
-                args.outputs[0].float_mut()[i * e + k] = du;
-                args.outputs[1].float_mut()[i * e + k] = dv;
+            let (mut du, mut dv) = (vec![0.0; e], vec![0.0; e]);
+            for j in 0..n {
+                let (of_u, of_v) = (scale * g[i * n + j], scale * g[j * n + i]);
+                for k in 0..e {
+                    du[k] += of_u * v[j * e + k];
+                    dv[k] += of_v * u[j * e + k];
+                }
             }
+            dscale += dot(&du, &u[i * e..][..e]);
+            args.outputs[0].float_mut()[i * e..][..e].copy_from_slice(&du);
+            args.outputs[1].float_mut()[i * e..][..e].copy_from_slice(&dv);
         }
         args.outputs[2].float_mut()[0] = dscale;
         if sigmoid {

@@ -25,6 +25,7 @@ use sweep::{Sweep, workspace_bytes};
 
 use crate::error::{Error, Result};
 use crate::launch::Launch;
+use crate::ops::special::dot;
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::TensorType;
 
@@ -150,8 +151,7 @@ fn similarities(u: &[f64], v: &[f64], [n, e]: [usize; 2], scale: f64, bias: f64)
     let mut s = vec![0.0; n * n];
     for i in 0..n {
         for j in 0..n {
-            let dot: f64 = (0..e).map(|k| u[i * e + k] * v[j * e + k]).sum();
-            s[i * n + j] = scale * dot + bias;
+            s[i * n + j] = scale * dot(&u[i * e..][..e], &v[j * e..][..e]) + bias;
         }
     }
     s

@@ -10,6 +10,7 @@ use crate::executor::cpu::matmul::{self, Epilogue, Residual, Rows, RowsMut};
 use crate::launch::{Argument, Launch};
 use crate::ops::layer_scale::layer_scale_gradients;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector, with_columns};
+use crate::ops::special::dot;
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
 use crate::tensor::{DType, TensorType};
 
@@ -75,7 +76,7 @@ impl Op for Linear {
             let x = &x.float()[row * inner..][..inner];
             for column in 0..columns {
                 let weight = &weight.float()[column * inner..][..inner];
-                let mut z: f64 = x.iter().zip(weight).map(|(x, w)| x * w).sum();
+                let mut z = dot(x, weight);
                 z += bias.map_or(0.0, |bias| bias[column]);
                 let index = row * columns + column;
                 let y =

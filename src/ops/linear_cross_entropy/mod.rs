@@ -21,6 +21,7 @@ use tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
 
 use crate::error::{Error, Result};
 use crate::launch::Launch;
+use crate::ops::special::dot;
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::TensorType;
 
@@ -87,9 +88,7 @@ fn infer_loss(inputs: &[TensorType]) -> Result<usize> {
 /// Logits of one row in f64, for the reference.
 fn logits(h: &[f64], w: &[f64], row: usize, d: usize) -> Vec<f64> {
     let h = &h[row * d..(row + 1) * d];
-    w.chunks(d)
-        .map(|w| w.iter().zip(h).map(|(w, h)| w * h).sum())
-        .collect()
+    w.chunks(d).map(|w| dot(w, h)).collect()
 }
 
 fn log_sum_exp(z: &[f64]) -> f64 {
