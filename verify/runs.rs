@@ -29,7 +29,7 @@ fn metrics(run: &Path) -> Vec<Value> {
 fn whole_run() -> &'static Path {
     static RUN: OnceLock<PathBuf> = OnceLock::new();
     RUN.get_or_init(|| {
-        let (run, answer) = tiny_run(&["--quick"]);
+        let (run, answer) = tiny_run(&["--quick", "--evaluation-pictures", "24"]);
         assert!(
             answer.stdout.contains("Questions answered exactly"),
             "{answer:#?}"
@@ -341,7 +341,7 @@ fn what_a_run_measured_is_measured_again_from_its_checkpoints() {
             path,
             "--json",
             "--pictures",
-            "100",
+            "24",
             "--threads",
             "1",
         ];
