@@ -336,15 +336,7 @@ fn what_a_run_measured_is_measured_again_from_its_checkpoints() {
     assert_eq!(stages, wanted);
     let early = "run/checkpoints/1-warm-start-vision.safetensors";
     for (path, row) in [("run", &rows[4]), (early, &rows[0])] {
-        let args = [
-            "eval",
-            path,
-            "--json",
-            "--pictures",
-            "24",
-            "--threads",
-            "1",
-        ];
+        let args = ["eval", path, "--json", "--pictures", "24", "--threads", "1"];
         let mut measured: Value = serde_json::from_str(&keel(folder, &args).fine().stdout).unwrap();
         measured["kind"] = "evaluation".into();
         assert_eq!(measured, *row, "{path}");
