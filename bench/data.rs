@@ -6,8 +6,9 @@
 //! Work of one picture of 640 × 480 after decoding: its middle is scaled from 480 to 224 pixels a side, 9 taps of the cubic an
 //! output value, four channels: 3.9 M multiply-adds along the rows, 1.8 M along the columns.
 
+mod peer;
+
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -32,15 +33,10 @@ const ROUNDS: usize = 5;
 fn main() {
     let mut args = std::env::args().skip_while(|arg| arg != "--against-python");
     let python = args.nth(1);
-    // Cargo starts benchmarks in bench/; a Python is named from the root, as whoever calls cargo sees it.
-    if python.is_some() {
-        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-        std::env::set_current_dir(root).expect("the repository can be entered");
-    }
     let folder = tempfile::tempdir().expect("a folder for the pictures");
     let kinds: &[&str] = match &python {
         Some(python) => {
-            peer(
+            ask_peer(
                 python,
                 &["make", &text(folder.path()), &PICTURES.to_string()],
             );
@@ -59,7 +55,7 @@ fn main() {
         for _ in 0..ROUNDS {
             keel = keel.max(per_second(&files, 1));
             if let Some(python) = &python {
-                for line in peer(python, &["time", &text(folder.path()), kind]).lines() {
+                for line in ask_peer(python, &["time", &text(folder.path()), kind]).lines() {
                     let (name, rate) = line.split_once('\t').expect("a name and a rate");
                     let rate: f64 = rate.parse().expect("a number");
                     match peers.iter_mut().find(|(known, _)| known == name) {
@@ -97,9 +93,8 @@ fn text(path: &Path) -> String {
 }
 
 /// What the Python side prints.
-fn peer(python: &str, args: &[&str]) -> String {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/data.py");
-    let output = Command::new(python).arg(script).args(args).output();
+fn ask_peer(python: &str, args: &[&str]) -> String {
+    let output = peer::peer(python, "data.py").args(args).output();
     let output = output.expect("the Python given starts");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");

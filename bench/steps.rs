@@ -7,6 +7,7 @@
 //!     steps --list-steps DEVICE                                  the steps that the device is timed with
 
 mod lead;
+mod peer;
 
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -176,10 +177,6 @@ fn profile(step: &str) {
 /// Runs Keel and PyTorch in turn and prints both with the ratio.
 fn compare(python: &str) -> Result<(), String> {
     let own = std::env::current_exe().map_err(|problem| problem.to_string())?;
-    let peer = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/steps.py");
-    // Cargo starts benchmarks in bench/; a Python is named from the root, as whoever calls cargo sees it.
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-    std::env::set_current_dir(root).map_err(|problem| format!("{root}: {problem}"))?;
     println!(
         "| step | Keel f32 | PyTorch eager f32 | ratio | tuned allocator | ratio | eager bf16 | ratio | peak memory: Keel (plan) | PyTorch |"
     );
@@ -195,8 +192,8 @@ fn compare(python: &str) -> Result<(), String> {
             {
                 let repeats = REPEATS.to_string();
                 let warm_up = WARM_UP.to_string();
-                let mut command = Command::new(python);
-                command.args([peer, step, "--warm-up", &warm_up, "--repeats", &repeats]);
+                let mut command = peer::peer(python, "steps.py");
+                command.args([step, "--warm-up", &warm_up, "--repeats", &repeats]);
                 form.push(run(command.args(flag))?);
             }
         }

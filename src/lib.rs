@@ -7,6 +7,4 @@ pub mod report;
 pub mod train;
 pub mod weights;
 
-pub use keel_engine::{
-    data, error, eval, executor, launch, model, ops, plan, program, random, tape, tensor,
-};
+pub use keel_engine::*;

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use bytemuck::cast_slice;
 use keel::executor::{CpuExecutor, Executor};
 use keel::model::{declare, initialise};
 use keel::train::{Recipe, load, newest_checkpoint, read_position, save};
@@ -25,11 +26,14 @@ fn metrics(run: &Path) -> Vec<Value> {
         .collect()
 }
 
+/// Pictures of each set that the run below is evaluated on.
+const EVALUATED: &str = "24";
+
 /// A run of every stage of the tiny recipe, evaluated; made once.
 fn whole_run() -> &'static Path {
     static RUN: OnceLock<PathBuf> = OnceLock::new();
     RUN.get_or_init(|| {
-        let (run, answer) = tiny_run(&["--quick", "--evaluation-pictures", "24"]);
+        let (run, answer) = tiny_run(&["--quick", "--evaluation-pictures", EVALUATED]);
         assert!(
             answer.stdout.contains("Questions answered exactly"),
             "{answer:#?}"
@@ -62,8 +66,7 @@ fn a_stage_changes_the_modules_it_trains_and_no_bit_of_the_others() {
         .map(|entry| {
             let end = entry.offset + entry.spec.shape.numel();
             let values = &first[entry.offset..end];
-            let bytes = values.iter().flat_map(|value| value.to_le_bytes());
-            (entry.spec.name.clone(), bytes.collect())
+            (entry.spec.name.clone(), cast_slice(values).to_vec())
         })
         .collect();
     for (index, stage) in recipe.stages.iter().enumerate() {
@@ -336,7 +339,8 @@ fn what_a_run_measured_is_measured_again_from_its_checkpoints() {
     assert_eq!(stages, wanted);
     let early = "run/checkpoints/1-warm-start-vision.safetensors";
     for (path, row) in [("run", &rows[4]), (early, &rows[0])] {
-        let args = ["eval", path, "--json", "--pictures", "24", "--threads", "1"];
+        let pictures = ["--pictures", EVALUATED, "--threads", "1"];
+        let args = [&["eval", path, "--json"][..], &pictures].concat();
         let mut measured: Value = serde_json::from_str(&keel(folder, &args).fine().stdout).unwrap();
         measured["kind"] = "evaluation".into();
         assert_eq!(measured, *row, "{path}");

@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use crate::ops::special::dot;
+
 /// Directions that are iterated beside those asked for: they make the iteration converge by a later, smaller eigenvalue.
 const SPARE: usize = 8;
 
@@ -107,10 +109,6 @@ impl Principal {
             })
             .collect()
     }
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
 /// [width, width], over N − 1.

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 use crate::launch::{Argument, Launch, index};
 use crate::ops::rows::{RowKernel, dot, rows_per_task};
+use crate::ops::special;
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
 
@@ -197,7 +198,7 @@ impl Op for L2NormalizeBackward {
         for (row, norm) in norms.float().iter().enumerate() {
             let range = row * width..(row + 1) * width;
             let (y, dy) = (&y.float()[range.clone()], &dy.float()[range.clone()]);
-            let along: f64 = y.iter().zip(dy).map(|(y, dy)| y * dy).sum();
+            let along = special::dot(y, dy);
             for ((dx, y), dy) in dx.float_mut()[range].iter_mut().zip(y).zip(dy) {
                 *dx = if *norm > epsilon {
                     (dy - y * along) / norm

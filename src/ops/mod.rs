@@ -23,7 +23,7 @@ mod qk_norm;
 mod rope;
 mod rows;
 mod shapes;
-mod special;
+pub(crate) mod special;
 mod splice;
 mod swiglu;
 mod weighted_sum;

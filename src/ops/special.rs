@@ -1,9 +1,9 @@
-//! Functions that the standard library lacks, in double precision for the reference executor.
+//! Functions that the standard library lacks, in double precision.
 
-/// Σ aᵢ·bᵢ in order. Called for every element of every product, so a loop and not a chain of adapters, each of which is a
-/// call where the units of a crate are optimised apart.
-pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let mut sum = 0.0;
+/// Σ aᵢ·bᵢ in order, from −0 as the standard library's sums. Called for every element of every product, so a loop and not a
+/// chain of adapters, each of which is a call where the units of a crate are optimised apart.
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let mut sum = -0.0;
     for (a, b) in a.iter().zip(b) {
         sum += a * b;
     }

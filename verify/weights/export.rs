@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use bytemuck::cast_slice;
 use keel::tape::ParameterEntry;
 use keel::train::{ExportOptions, ExportPart, export};
 use keel::weights::{Folder, Part, VisionLayout, language_config, language_tensors, write_tensors};
@@ -341,9 +342,8 @@ fn a_whole_model_leaves_as_one_folder_and_comes_back_with_its_connector() {
     let connector = values(&source, &part);
     for entry in part.layout().entries() {
         let ours = &connector[entry.offset..entry.offset + entry.spec.shape.numel()];
-        let ours: Vec<u8> = ours.iter().flat_map(|x| x.to_le_bytes()).collect();
         assert!(
-            saved.tensor(&entry.spec.name).unwrap().data() == ours,
+            saved.tensor(&entry.spec.name).unwrap().data() == cast_slice::<f32, u8>(ours),
             "{}",
             entry.spec.name
         );

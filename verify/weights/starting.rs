@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use bytemuck::cast_slice;
 use keel::weights::{Folder, Part};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -58,7 +59,7 @@ fn holds(run: &Path, folder: &Path) -> usize {
         let tensor = saved.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_eq!(tensor.dtype(), Dtype::F32);
         let want = &want[entry.offset..entry.offset + entry.spec.shape.numel()];
-        let want: Vec<u8> = want.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let want: &[u8] = cast_slice(want);
         assert!(tensor.data() == want, "{name} is not the folder's");
     }
     part.layout().entries().len()

@@ -8,6 +8,7 @@ use crate::executor::cpu::simd::dispatch;
 use crate::launch::{Argument, Launch, blocks, index};
 use crate::ops::rows::{RowKernel, SUMMED_COLUMNS};
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
+use crate::ops::special::dot;
 use crate::tape::{Backward, Cost, CpuArgs, Op, Output, ReferenceArgs, Target, Value};
 use crate::tensor::{DType, TensorType};
 
@@ -91,7 +92,7 @@ impl Op for NormGradient {
                 Kind::Layer => g.iter().sum::<f64>() / columns as f64,
                 Kind::Rms => 0.0,
             };
-            let mean_gh = g.iter().zip(&h).map(|(g, h)| g * h).sum::<f64>() / columns as f64;
+            let mean_gh = dot(&g, &h) / columns as f64;
             for column in 0..columns {
                 let mut dx = reciprocal * (g[column] - mean_g - h[column] * mean_gh);
                 if self.accumulates {

@@ -9,6 +9,7 @@ use crate::executor::cpu::matmul::{self, Epilogue, Residual, Rows, RowsMut};
 use crate::launch::{Argument, Launch};
 use crate::ops::linear::tiles::{Tiling, size};
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
+use crate::ops::special::dot;
 use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
 use crate::tensor::{DType, TensorType};
 
@@ -84,7 +85,7 @@ impl Op for PatchEmbed {
                 .collect();
             for column in 0..width {
                 let weight = &weight[column * pixels..][..pixels];
-                let mut y: f64 = patch.iter().zip(weight).map(|(x, w)| x * w).sum();
+                let mut y = dot(&patch, weight);
                 y += bias.map_or(0.0, |bias| bias[column]);
                 y += position.map_or(0.0, |p| p[row % grid.tokens() * width + column]);
                 args.outputs[0].float_mut()[row * width + column] = y;
