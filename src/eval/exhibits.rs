@@ -179,12 +179,16 @@ pub(super) struct Seen<'a> {
     pub classes: &'a [f32],
 }
 
+/// Σ aᵢ·bᵢ in order.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
 /// Similarities of `query` to rows of `width` candidates, the highest first; ties go to the smaller index.
 fn ranked(query: &[f32], candidates: &[f32], width: usize) -> Vec<(usize, f32)> {
-    let dot = |row: &[f32]| row.iter().zip(query).map(|(a, b)| a * b).sum::<f32>();
     let mut all: Vec<(usize, f32)> = candidates
         .chunks_exact(width)
-        .map(dot)
+        .map(|row| dot(row, query))
         .enumerate()
         .collect();
     all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
@@ -335,10 +339,7 @@ pub(super) fn attention(
             let at = row * tokens + skip + patch;
             &tower[at * config.width..(at + 1) * config.width]
         };
-        let alike = |other: usize| {
-            let pairs = feature(patch).iter().zip(feature(other));
-            pairs.map(|(a, b)| a * b).sum::<f32>()
-        };
+        let alike = |other: usize| dot(feature(patch), feature(other));
         AttentionExhibit {
             picture: rgb_text(&batch.images[row * picture..][..picture], place.pixels),
             caption: sample.caption.clone(),
@@ -363,10 +364,7 @@ fn received(packed: &[f32], tokens: usize, head: usize, heads: usize, skip: usiz
     let mut sums = vec![0.0f32; tokens];
     for query in queries {
         let query = part(query, 0);
-        let score = |token: usize| {
-            let pairs = query.iter().zip(part(token, 1));
-            pairs.map(|(q, k)| q * k).sum::<f32>() / (dim as f32).sqrt()
-        };
+        let score = |token: usize| dot(query, part(token, 1)) / (dim as f32).sqrt();
         let scores: Vec<f32> = (0..tokens).map(score).collect();
         let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let weights: Vec<f32> = scores.iter().map(|s| (s - most).exp()).collect();
