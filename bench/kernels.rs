@@ -10,7 +10,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use keel::error::Result;
 use keel::executor::{CpuExecutor, Executor, Session};
-use keel::kernels::{Direction, Example, Size, examples, fill};
+use keel_kernel_report::{Direction, Example, Size, examples, fill};
 use keel::program::{CompileOptions, Program};
 use keel::tape::Target;
 use keel::tensor::DType;

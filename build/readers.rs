@@ -22,7 +22,7 @@ pub fn count(root: &Path, nvcc: &Path, cache: &Cache, images: &mut [Image]) {
             let settings = [
                 name.to_string_lossy().into_owned(),
                 version.clone(),
-                include_str!("../src/kernels/sass.rs").to_owned(),
+                include_str!("sass.rs").to_owned(),
             ];
             cache.path(&cache::key_of_settings(&settings), "census")
         })

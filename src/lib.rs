@@ -1,10 +1,15 @@
 //! Keel trains visual backbones for multimodal language models by gradual feature refinement.
+//!
+//! Every folder beside this file is a package; this one is all of them under one name, for programs, tests and benchmarks.
 #![deny(unsafe_code)]
 
-pub mod cli;
-pub mod kernels;
-pub mod report;
-pub mod train;
-pub mod weights;
-
-pub use keel_engine::*;
+pub use keel_base::{error, mapped_file, random};
+pub use keel_cli as cli;
+pub use keel_cpu as cpu;
+pub use keel_data as data;
+pub use keel_engine::{executor, launch, ops, plan, program, tape, tensor};
+pub use keel_eval as eval;
+pub use keel_model as model;
+pub use keel_report as report;
+pub use keel_train as train;
+pub use keel_weights as weights;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use keel::data::batch::{Batch, BatchShape, Pixels, Weighting, assemble};
 use keel::data::chat::ChatTokenizer;
-use keel::data::feed::write_batch;
+use keel::eval::feed::write_batch;
 use keel::data::library::Library;
 use keel::data::mixture::Mixture;
 use keel::data::packing::Packing;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use keel::executor::kernel_table::KERNELS;
-use keel::kernels::{FIELDS, header};
+use keel_kernel_report::{FIELDS, header};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -6,9 +6,9 @@ use std::time::Instant;
 use clap::Args;
 
 use super::{ComputeArgs, DataArgs, WeightsArgs, announce, open_pairs, print_line};
-use crate::error::{Error, Result};
-use crate::report::ablation_table;
-use crate::train::{Ablation, AblationOptions, AblationPlan, AblationResults, write_results};
+use keel_base::error::{Error, Result};
+use keel_report::ablation_table;
+use keel_train::{Ablation, AblationOptions, AblationPlan, AblationResults, write_results};
 
 /// Options of `keel ablate`.
 #[derive(Debug, Args)]

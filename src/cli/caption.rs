@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{ComputeArgs, print_line};
-use crate::data::records::MOST_PICTURES;
-use crate::error::Result;
-use crate::eval::Sampling;
-use crate::train::LoadedRun;
+use keel_data::records::MOST_PICTURES;
+use keel_base::error::Result;
+use keel_eval::Sampling;
+use keel_train::LoadedRun;
 
 /// Options of `keel caption`.
 #[derive(Debug, Args)]

@@ -6,21 +6,21 @@ use std::sync::Arc;
 use clap::{Args, Subcommand};
 
 use super::{parse_named, print_line};
-use crate::data::augment::Augmentation;
-use crate::data::batch::{BatchShape, Pixels, Weighting};
-use crate::data::census::{TOKEN_BOUNDS, census};
-use crate::data::corpus::learn_tokenizer;
-use crate::data::library::Library;
-use crate::data::mixture::{Mixture, MixtureSettings};
-use crate::data::pairs::{PairLimits, PairSource, Pairs};
-use crate::data::sums::summed;
-use crate::data::task::TaskKind;
-use crate::data::tiles::Tiling;
-use crate::data::webdataset::expand_braces;
-use crate::error::{Error, Result};
-use crate::program::bytes;
-use crate::report::contact_sheet;
-use crate::train::write_durably;
+use keel_data::augment::Augmentation;
+use keel_data::batch::{BatchShape, Pixels, Weighting};
+use keel_data::census::{TOKEN_BOUNDS, census};
+use keel_data::corpus::learn_tokenizer;
+use keel_data::library::Library;
+use keel_data::mixture::{Mixture, MixtureSettings};
+use keel_data::pairs::{PairLimits, PairSource, Pairs};
+use keel_data::sums::summed;
+use keel_data::task::TaskKind;
+use keel_data::tiles::Tiling;
+use keel_data::webdataset::expand_braces;
+use keel_base::error::{Error, Result};
+use keel_engine::program::bytes;
+use keel_report::contact_sheet;
+use keel_train::write_durably;
 
 /// Options of `keel data`.
 #[derive(Debug, Args)]

@@ -3,13 +3,13 @@
 use clap::Args;
 
 use super::{print_line, usable_cores};
-use crate::error::{Error, Result};
-use crate::executor::cpu::simd::{Level, detected};
-use crate::executor::kernel_table::IMAGES;
-use crate::executor::simt::Emulator;
-use crate::executor::{Choice, Device, cuda};
-use crate::program::bytes;
-use crate::train::free_bytes;
+use keel_base::error::{Error, Result};
+use keel_cpu::simd::{Level, detected};
+use keel_engine::executor::kernel_table::IMAGES;
+use keel_engine::executor::simt::Emulator;
+use keel_engine::executor::{Choice, Device, cuda};
+use keel_engine::program::bytes;
+use keel_train::free_bytes;
 
 /// Options of `keel doctor`.
 #[derive(Debug, Args)]

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{ComputeArgs, announce, at_least_one, parse_named, print_line};
-use crate::error::{Error, Result};
-use crate::eval::{Measurements, Metric, Wording, metrics_of};
-use crate::executor::Choice;
-use crate::report::{benchmark_table, measurement_tables, stage_table};
-use crate::train::{LoadedRun, LoadedTower, write_measurements};
+use keel_base::error::{Error, Result};
+use keel_eval::{Measurements, Metric, Wording, metrics_of};
+use keel_engine::executor::Choice;
+use keel_report::{benchmark_table, measurement_tables, stage_table};
+use keel_train::{LoadedRun, LoadedTower, write_measurements};
 
 /// Options of `keel eval`.
 #[derive(Debug, Args)]

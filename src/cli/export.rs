@@ -6,9 +6,9 @@ use clap::{Args, ValueEnum};
 use safetensors::Dtype;
 
 use super::{grouped, parse_bytes, parse_named, print_line};
-use crate::error::Result;
-use crate::train::{ExportOptions, ExportPart, export};
-use crate::weights::VisionLayout;
+use keel_base::error::Result;
+use keel_train::{ExportOptions, ExportPart, export};
+use keel_weights::VisionLayout;
 
 /// Options of `keel export`.
 #[derive(Debug, Args)]

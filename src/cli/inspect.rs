@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{grouped, print_line};
-use crate::error::Result;
-use crate::model::VisionHead;
-use crate::weights::{Folder, Part, Tower};
+use keel_base::error::Result;
+use keel_model::VisionHead;
+use keel_weights::{Folder, Part, Tower};
 
 /// Options of `keel inspect`.
 #[derive(Debug, Args)]

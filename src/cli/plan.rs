@@ -6,12 +6,12 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 
 use super::{Precision, RecipeArgs, at_least_one, grouped, parse_bytes, print_line};
-use crate::error::{Error, Result};
-use crate::model::declare;
-use crate::program::{MemoryReport, Program, bytes, draw_memory};
-use crate::tape::{Machine, ParameterLayout, Target};
-use crate::tensor::DType;
-use crate::train::{
+use keel_base::error::{Error, Result};
+use keel_model::declare;
+use keel_engine::program::{MemoryReport, Program, bytes, draw_memory};
+use keel_engine::tape::{Machine, ParameterLayout, Target};
+use keel_engine::tensor::DType;
+use keel_train::{
     Recipe, Stage, compile_step, largest_micro_batch, step_shape, whole_step_flops, write_durably,
 };
 
@@ -105,7 +105,7 @@ impl Plans<'_> {
     /// Prints the memory of one stage or all, and draws it where `svg` says.
     ///
     /// # Errors
-    /// Whatever planning reports; [`crate::error::Error::Io`] when a drawing cannot be written.
+    /// Whatever planning reports; [`keel_base::error::Error::Io`] when a drawing cannot be written.
     pub fn print(&self, stage: Option<&str>, svg: Option<&Path>) -> Result<()> {
         let layout = declare(&self.recipe.model, self.recipe.contrastive_form.into())?;
         print_line("model:")?;

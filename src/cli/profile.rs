@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::{ComputeArgs, RecipeArgs, announce, at_least_one, parse_bytes, print_line};
-use crate::error::{Error, Result, with_near_miss};
-use crate::report::{profile_drawing, profile_table, profile_trace};
-use crate::train::{Profile, Recipe, recipe_of, write_durably};
+use keel_base::error::{Error, Result, with_near_miss};
+use keel_report::{profile_drawing, profile_table, profile_trace};
+use keel_train::{Profile, Recipe, recipe_of, write_durably};
 
 /// Options of `keel profile`.
 #[derive(Debug, Args)]

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::print_line;
-use crate::error::{Error, Result};
-use crate::report::{RunRecord, comparison_page, run_page};
-use crate::train::write_durably;
+use keel_base::error::{Error, Result};
+use keel_report::{RunRecord, comparison_page, run_page};
+use keel_train::write_durably;
 
 /// Options of `keel report`.
 #[derive(Debug, Args)]

@@ -10,13 +10,13 @@ use super::{
     ComputeArgs, DataArgs, RecipeArgs, WeightsArgs, announce, at_least_one, open_pairs,
     parse_bytes, parse_room, print_line,
 };
-use crate::error::Result;
-use crate::program::bytes;
-use crate::report::stage_table;
-use crate::train::{
+use keel_base::error::Result;
+use keel_engine::program::bytes;
+use keel_report::stage_table;
+use keel_train::{
     LocalDisk, PublishedWeights, Recipe, Signals, TrainOptions, Trainer, recipe_of,
 };
-use crate::weights::Folder;
+use keel_weights::Folder;
 
 /// Options of `keel train`.
 #[derive(Debug, Args)]

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// The unit of the format: headers are one block, contents are padded to whole blocks.
 const BLOCK: u64 = 512;

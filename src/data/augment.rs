@@ -7,7 +7,7 @@ use super::embedded::Artist;
 use super::library::{Entry, Library};
 use super::scenes::{PLAIN_BACKGROUND, background_of};
 use super::sprite::{Placement, Tint};
-use crate::random::Stream;
+use keel_base::random::Stream;
 
 /// How strongly the look of pictures varies.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use csv::{Position, ReaderBuilder, StringRecord};
 
 use super::picture::{Picture, PictureLimits};
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// Text up to this long in the column of pictures is the index of another row (VLMEvalKit takes the same length).
 const LONGEST_INDEX: usize = 64;

@@ -7,7 +7,7 @@ use super::library::{Entry, Library, Pool};
 use super::names::{Reading, with_article};
 use super::scenes::{Arrangement, compose};
 use super::task::{QuestionKind, Sample, TaskKind, View};
-use crate::random::Stream;
+use keel_base::random::Stream;
 
 /// What stands around a phrase in a short caption; the first is what evaluation uses.
 pub const SHORT_TEMPLATES: [[&str; 2]; 5] = [

@@ -11,8 +11,8 @@ use super::library::{Library, Split};
 use super::questions::ask;
 use super::task::{QuestionKind, Sample};
 use super::tokenizer::Tokenizer;
-use crate::error::Result;
-use crate::random::{Purpose, Stream};
+use keel_base::error::Result;
+use keel_base::random::{Purpose, Stream};
 
 const CORPUS_SEED: u64 = 1;
 

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::picture::{Picture, PictureLimits};
 use super::webdataset::{Shard, ShardLimits, Step};
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// The Noto drawings, 64 × 64, a gzipped shard.
 pub static NOTO: &[u8] = include_bytes!("../../assets/noto.tar.gz");

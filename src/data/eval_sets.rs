@@ -15,8 +15,8 @@ use super::names::with_article;
 use super::questions::ask;
 use super::scenes::{Arrangement, compose};
 use super::task::{QuestionKind, Sample, TaskKind, View};
-use crate::error::Result;
-use crate::random::{Permutation, Purpose, Stream};
+use keel_base::error::Result;
+use keel_base::random::{Permutation, Purpose, Stream};
 
 /// Seed of all evaluation sets; with [`Purpose::Evaluation`] it reaches no stream of training.
 const EVALUATION_SEED: u64 = 0x6b65_656c;

@@ -8,7 +8,7 @@ use super::library::{Library, Pool};
 use super::questions::ask;
 use super::scenes::Side;
 use super::task::{QuestionKind, Sample, TaskKind, View};
-use crate::random::Stream;
+use keel_base::random::Stream;
 
 const NUMBERS: [&str; 9] = [
     "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",

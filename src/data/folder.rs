@@ -12,7 +12,7 @@ use super::lines::lies_below;
 use super::pairs::{MAX_TEXT_BYTES, PICTURE_ENDINGS};
 use super::records;
 use super::skips::{Reason, SkipLog};
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// An opened folder.
 #[derive(Debug)]

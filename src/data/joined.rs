@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::pairs::{PairLimits, PairSource, Pairs};
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// The most pairs of an epoch.
 const MOST: usize = u32::MAX as usize;

@@ -11,7 +11,7 @@ use super::colours::{Colour, Palette};
 use super::embedded::{self, Artist, Concepts};
 use super::names::{self, Reading};
 use super::sprite::{self, Sprite};
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// Whether a concept is trained on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -9,7 +9,7 @@ use super::archive::Source;
 use super::pairs::MAX_TEXT_BYTES;
 use super::records::{self, Words};
 use super::skips::{Reason, SkipLog};
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// An opened list.
 #[derive(Debug)]

@@ -22,8 +22,8 @@ use super::photo::{KeptPictures, KeptPlace, Photo};
 use super::questions::{ask, ask_further};
 use super::skips::Reason;
 use super::task::{QuestionKind, Sample, TaskKind, View};
-use crate::error::{Error, Result};
-use crate::random::{Permutation, Purpose, Stream, scramble};
+use keel_base::error::{Error, Result};
+use keel_base::random::{Permutation, Purpose, Stream, scramble};
 
 /// Slots in one round of the schedule.
 const ROUND: usize = 1024;

@@ -19,7 +19,7 @@ use super::skips::{Reason, SkipLimits, SkipLog};
 use super::table::{self, PictureOfRow};
 use super::task::Turn;
 use super::webdataset::{ShardLimits, expand_braces};
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// Endings of files taken for pictures, lower case.
 pub(crate) const PICTURE_ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];

@@ -15,8 +15,8 @@ use super::prepare::Fit;
 use super::resample::Filter;
 use super::sprite::{Frame, Tint};
 use super::tiles::tiles_of;
-use crate::error::{Error, Result};
-use crate::random::Stream;
+use keel_base::error::{Error, Result};
+use keel_base::random::Stream;
 
 /// What was made of a picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

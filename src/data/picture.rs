@@ -13,7 +13,7 @@ use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::contained::contained;
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// Bounds on what one file may ask for.
 #[derive(Debug, Clone, Copy)]

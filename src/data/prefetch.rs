@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use super::batch::Batch;
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// Makes the batch of a step.
 pub type Source = Arc<dyn Fn(u64) -> Result<Batch> + Send + Sync>;

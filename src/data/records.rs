@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::chat::{MARK, marked_before};
 use super::skips::Reason;
 use super::task::Turn;
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// What is said about a picture, or without one.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::picture::Picture;
-use crate::executor::cpu::simd::{self, Simd, Task};
+use keel_cpu::simd::{self, Simd, Task};
 
 /// Fractional bits of a weight; 32 less 8 of a pixel less 2 for sums that overshoot.
 const WEIGHT_BITS: u32 = 22;

@@ -6,7 +6,7 @@ use super::colours::Colour;
 use super::embedded::Artist;
 use super::library::{Library, Pool};
 use super::sprite::{Frame, Placement, Tint};
-use crate::random::Stream;
+use keel_base::random::Stream;
 
 /// The background of evaluation pictures and of pictures without an own one.
 pub const PLAIN_BACKGROUND: [u8; 3] = [236, 236, 236];

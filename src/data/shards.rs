@@ -11,7 +11,7 @@ use super::records;
 use super::skips::{Reason, SkipLog};
 use super::sums::Checks;
 use super::webdataset::{Defect, Sample, Shard, ShardLimits, Step};
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// Endings of a sample's members taken for its caption, the first present wins.
 const CAPTION_ENDINGS: [&str; 4] = ["txt", "text", "caption", "caption.txt"];

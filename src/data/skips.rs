@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// Names kept for every reason.
 const EXAMPLES: usize = 3;

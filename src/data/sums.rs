@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// The file's name.
 const NAME: &str = "B3SUMS";

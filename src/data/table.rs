@@ -12,7 +12,7 @@ use super::archive::Source;
 use super::lines::is_own_file;
 use super::records::{self, Words};
 use super::skips::{Reason, SkipLog};
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// Largest row, bytes: a picture in base64 and its words.
 const MAX_ROW_BYTES: u64 = 96 << 20;

@@ -12,7 +12,7 @@ use super::photo::Photo;
 use super::scenes::Scene;
 use super::sprite::Frame;
 use super::tiles;
-use crate::error::Result;
+use keel_base::error::Result;
 
 /// A kind of training data, as recipes name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use super::batch::Pixels;
 use super::picture::Picture;
 use super::prepare::{Fit, on_plain_background};
-use crate::model::place;
 
 /// Into how many tiles pictures are cut.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,4 +104,14 @@ pub fn mark_places(
             false => place::WHOLE,
         };
     }
+}
+
+/// What a token of a sequence shows where pictures are cut into tiles: the input `places`.
+pub mod place {
+    /// Nothing.
+    pub const NONE: i32 = 0;
+    /// A part of a tile.
+    pub const TILE: i32 = 1;
+    /// A part of a whole picture.
+    pub const WHOLE: i32 = 2;
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::{OnceLock, RwLock};
 
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// Fills the places of a row that no sample uses; never supervised.
 pub const PAD: u16 = 0;

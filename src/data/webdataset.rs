@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use super::archive::{Entries, Entry, Item, Source};
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// Bounds on what one shard may ask for.
 #[derive(Debug, Clone, Copy)]

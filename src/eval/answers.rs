@@ -2,11 +2,11 @@
 //! is held to.
 
 use super::place::{Place, load_forward};
-use crate::data::batch::{Batch, IGNORED};
-use crate::data::feed::write_batch;
-use crate::error::Result;
-use crate::executor::Session;
-use crate::model::{StepShape, record_vision_language};
+use keel_data::batch::{Batch, IGNORED};
+use crate::feed::write_batch;
+use keel_base::error::Result;
+use keel_engine::executor::Session;
+use keel_model::{StepShape, record_vision_language};
 
 /// A loaded program that predicts the next token everywhere.
 pub struct Answerer {

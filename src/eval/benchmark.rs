@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::benchmark_rules::{chosen_option, short_answers_match, yes_or_no};
-use crate::data::benchmark::BenchmarkItem;
+use keel_data::benchmark::BenchmarkItem;
 
 /// How questions are put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::tape::ParameterLayout;
+use keel_engine::tape::ParameterLayout;
 
 /// How far a group of parameters moved.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -12,18 +12,18 @@ use super::measure::SetName;
 use super::place::{self, BATCH, Place, step_shape, text_embeddings};
 use super::retrieval::{classify, normalise_rows, recall};
 use super::{Evaluation, QuestionEvaluation, SetEvaluation};
-use crate::data::batch::BatchShape;
-use crate::data::embedded::Artist;
-use crate::data::eval_sets::{
+use keel_data::batch::BatchShape;
+use keel_data::embedded::Artist;
+use keel_data::eval_sets::{
     QuestionAnswer, batch_of, batches, captioned, guessers_questions, questions, subcategories,
     text_only_baseline,
 };
-use crate::data::feed::write_batch;
-use crate::data::library::{Library, Split};
-use crate::data::task::{QuestionKind, Sample};
-use crate::error::Result;
-use crate::executor::Session;
-use crate::model::ContrastivePair;
+use crate::feed::write_batch;
+use keel_data::library::{Library, Split};
+use keel_data::task::{QuestionKind, Sample};
+use keel_base::error::Result;
+use keel_engine::executor::Session;
+use keel_model::ContrastivePair;
 
 /// Visual tokens that the distances are taken over, at most.
 const DISTANCE_TOKENS: usize = 1024;

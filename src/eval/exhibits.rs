@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 use super::measure::SetName;
 use super::place::{Place, load_forward};
 use super::retrieval::normalise_rows;
-use crate::data::batch::{BatchShape, Pixels};
-use crate::data::embedded::Artist;
-use crate::data::eval_sets::{ZeroShot, batch_of, captioned};
-use crate::data::library::{Library, Split};
-use crate::data::task::Sample;
-use crate::error::Result;
-use crate::model::vision_tower;
-use crate::tensor::TensorType;
+use keel_data::batch::{BatchShape, Pixels};
+use keel_data::embedded::Artist;
+use keel_data::eval_sets::{ZeroShot, batch_of, captioned};
+use keel_data::library::{Library, Split};
+use keel_data::task::Sample;
+use keel_base::error::Result;
+use keel_model::vision_tower;
+use keel_engine::tensor::TensorType;
 
 /// Pictures of each kind of example.
 const EXAMPLES: usize = 4;

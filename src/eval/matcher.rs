@@ -5,16 +5,16 @@
 
 use super::linear_map::LinearMap;
 use super::place::{BATCH, Place, load_forward, step_shape};
-use crate::data::batch::{BatchShape, TextBatch};
-use crate::data::chat::ChatTokenizer;
-use crate::data::embedded::Artist;
-use crate::data::eval_sets::{batch_of, batches, captioned};
-use crate::data::feed::write_batch;
-use crate::data::library::{Library, Split};
-use crate::data::task::Sample;
-use crate::error::Result;
-use crate::executor::Session;
-use crate::model::{ContrastivePair, record_contrastive_features};
+use keel_data::batch::{BatchShape, TextBatch};
+use keel_data::chat::ChatTokenizer;
+use keel_data::embedded::Artist;
+use keel_data::eval_sets::{batch_of, batches, captioned};
+use crate::feed::write_batch;
+use keel_data::library::{Library, Split};
+use keel_data::task::Sample;
+use keel_base::error::Result;
+use keel_engine::executor::Session;
+use keel_model::{ContrastivePair, record_contrastive_features};
 
 /// Training pictures that the map is fitted on for each picture of a set.
 const FITTED: usize = 16;

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::ops::special::dot;
+use keel_engine::ops::dot;
 
 /// Directions that are iterated beside those asked for: they make the iteration converge by a later, smaller eigenvalue.
 const SPARE: usize = 8;

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::error::Result;
-use crate::executor::{Choice, Executor};
-use crate::model::{Scope, initialise};
-use crate::ops::{self, Activation, Heads, StepSettings, UpdateOptions};
-use crate::program::{CompileOptions, Program};
-use crate::random::Permutation;
-use crate::tape::{Init, ParameterLayout, Tape, Value};
-use crate::tensor::TensorType;
+use keel_base::error::Result;
+use keel_engine::executor::{Choice, Executor};
+use keel_model::{Scope, initialise};
+use keel_engine::ops::{self, Activation, Heads, StepSettings, UpdateOptions};
+use keel_engine::program::{CompileOptions, Program};
+use keel_base::random::Permutation;
+use keel_engine::tape::{Init, ParameterLayout, Tape, Value};
+use keel_engine::tensor::TensorType;
 
 /// The form of a trained probe.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -95,7 +95,7 @@ impl TrainedProbe {
     /// Trains a probe on `train`, features of `tokens` tokens of `width`, with labels below `classes`.
     ///
     /// # Errors
-    /// [`crate::error::Error::Shape`] when the heads do not divide the width into multiples of 8; whatever the executor
+    /// [`keel_base::error::Error::Shape`] when the heads do not divide the width into multiples of 8; whatever the executor
     /// reports.
     pub fn fit(
         settings: ProbeSettings,

@@ -4,10 +4,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::Scope;
-use crate::error::Result;
-use crate::ops::{self, Activation, Heads, Mask, Positions};
-use crate::tape::{Init, Tape, Value};
-use crate::tensor::DType;
+use keel_base::error::Result;
+use keel_engine::ops::{self, Activation, Heads, Mask, Positions};
+use keel_engine::tape::{Init, Tape, Value};
+use keel_engine::tensor::DType;
 
 /// The kind of every norm of a tower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

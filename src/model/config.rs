@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::block::{BlockConfig, MlpKind, NormKind};
-use crate::error::{Error, Result};
-use crate::ops::Heads;
+use keel_base::error::{Error, Result};
+use keel_engine::ops::Heads;
 
 /// A vision tower in the SAILViT/AIMv2 form or the classic one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -3,9 +3,9 @@
 use super::block::{norm, projection};
 use super::vision::patch_tokens;
 use super::{ModelConfig, NormKind, Scope};
-use crate::error::Result;
-use crate::ops::{self, Activation};
-use crate::tape::{Init, Tape, Value};
+use keel_base::error::Result;
+use keel_engine::ops::{self, Activation};
+use keel_engine::tape::{Init, Tape, Value};
 
 /// Records the connector. `features` [B, T, C] of the vision tower → image tokens [B, Ti, D].
 ///

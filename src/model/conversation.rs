@@ -3,20 +3,10 @@
 use super::ModelConfig;
 use super::language::{embed_tokens, language_trunk};
 use super::whole::StepShape;
-use crate::error::Result;
-use crate::ops;
-use crate::tape::{Tape, Value};
-use crate::tensor::TensorType;
-
-/// What a token of a sequence shows where pictures are cut into tiles: the input `places`.
-pub mod place {
-    /// Nothing.
-    pub const NONE: i32 = 0;
-    /// A part of a tile.
-    pub const TILE: i32 = 1;
-    /// A part of a whole picture.
-    pub const WHOLE: i32 = 2;
-}
+use keel_base::error::Result;
+use keel_engine::ops;
+use keel_engine::tape::{Tape, Value};
+use keel_engine::tensor::TensorType;
 
 /// What the whole pictures [B, T, C] are among tiles and pictures [N + B, T, C].
 pub(super) fn whole_pictures(tape: &mut Tape, shape: &StepShape, all: Value) -> Result<Value> {
@@ -65,9 +55,9 @@ pub(super) fn record_conversation(
     if let Some(mut wholes) = image_tokens {
         let (mut places, mut whole) = (tokens, shape.image_id);
         if shape.tiles > 0 {
-            (places, whole) = (tape.input("places", TensorType::i32(sizes)), place::WHOLE);
+            (places, whole) = (tape.input("places", TensorType::i32(sizes)), keel_data::tiles::place::WHOLE);
             // The pictures behind the tiles find no place there.
-            x = splice_in_order(tape, x, places, wholes, place::TILE)?;
+            x = splice_in_order(tape, x, places, wholes, keel_data::tiles::place::TILE)?;
             wholes = whole_pictures(tape, shape, wholes)?;
         }
         x = match shape.pack {

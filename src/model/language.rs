@@ -4,10 +4,10 @@
 
 use super::block::{NextPlace, block, cached_block, norm};
 use super::{LanguageConfig, Scope};
-use crate::error::Result;
-use crate::ops::{self, Mask, Positions};
-use crate::tape::{Init, Tape, Value};
-use crate::tensor::TensorType;
+use keel_base::error::Result;
+use keel_engine::ops::{self, Mask, Positions};
+use keel_engine::tape::{Init, Tape, Value};
+use keel_engine::tensor::TensorType;
 
 fn scope() -> Scope {
     Scope::module("language")

@@ -1,7 +1,7 @@
 //! Published model sizes, and the small ones that the built-in recipes train from nothing.
 
 use super::{LanguageConfig, MlpKind, NormKind, VisionConfig};
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// Names of the vision presets.
 pub const VISION_PRESETS: &[&str] = &[

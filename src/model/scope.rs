@@ -1,8 +1,8 @@
 //! Names: where in the model a parameter stands.
 
-use crate::error::Result;
-use crate::tape::{Init, ParameterSpec, Tape, Value};
-use crate::tensor::Shape;
+use keel_base::error::Result;
+use keel_engine::tape::{Init, ParameterSpec, Tape, Value};
+use keel_engine::tensor::Shape;
 
 /// A prefix of parameter names, for example `vision.blocks.3`.
 #[derive(Clone, Debug)]

@@ -2,9 +2,9 @@
 
 use super::block::{block, norm};
 use super::{Scope, TextConfig};
-use crate::error::Result;
-use crate::ops::{self, Mask, Positions};
-use crate::tape::{Init, Tape, Value};
+use keel_base::error::Result;
+use keel_engine::ops::{self, Mask, Positions};
+use keel_engine::tape::{Init, Tape, Value};
 
 /// Records the tower. `tokens` i32 [B, T] with their ends i32 `[B]` → features [B, C].
 ///

@@ -4,9 +4,9 @@
 
 use super::block::{block, norm};
 use super::{Scope, VisionConfig};
-use crate::error::Result;
-use crate::ops::{self, Mask, Positions};
-use crate::tape::{Init, Tape, Value};
+use keel_base::error::Result;
+use keel_engine::ops::{self, Mask, Positions};
+use keel_engine::tape::{Init, Tape, Value};
 
 /// Records the tower. `images` f32 [B, 3, S, S] → features [B, T, C], the class token first where there is one.
 ///

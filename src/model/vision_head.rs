@@ -8,10 +8,10 @@
 
 use super::block::{BlockConfig, feed_forward, projection};
 use super::{NormKind, Scope, VisionConfig};
-use crate::error::Result;
-use crate::ops;
-use crate::tape::{Init, Tape, Value};
-use crate::tensor::TensorType;
+use keel_base::error::Result;
+use keel_engine::ops;
+use keel_engine::tape::{Init, Tape, Value};
+use keel_engine::tensor::TensorType;
 
 /// How a tower pools its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

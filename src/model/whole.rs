@@ -8,11 +8,11 @@ use super::language::{embed_tokens, language_head, language_step, language_trunk
 use super::text::text_tower;
 use super::vision::{patch_tokens, vision_tower};
 use super::{Alignment, ModelConfig, Scope};
-use crate::error::{Error, Result};
-use crate::ops::{self, Contrastive};
-use crate::random::Stream;
-use crate::tape::{Init, ParameterLayout, Tape, Value};
-use crate::tensor::TensorType;
+use keel_base::error::{Error, Result};
+use keel_engine::ops::{self, Contrastive};
+use keel_base::random::Stream;
+use keel_engine::tape::{Init, ParameterLayout, Tape, Value};
+use keel_engine::tensor::TensorType;
 
 /// First value of the log of the contrastive scale: ln(1 / 0.07) for InfoNCE (Radford et al. 2021), ln 10 with a bias
 /// of −10 for the sigmoid form (Zhai et al. 2023).
@@ -504,7 +504,7 @@ pub fn initialise(layout: &ParameterLayout, seed: u64) -> Vec<f32> {
 }
 
 /// First values of one parameter. See [`initialise`].
-pub fn initialise_one(spec: &crate::tape::ParameterSpec, seed: u64, place: &mut [f32]) {
+pub fn initialise_one(spec: &keel_engine::tape::ParameterSpec, seed: u64, place: &mut [f32]) {
     let mut key = [0u8; 32];
     key.copy_from_slice(blake3::hash(format!("{seed}/{}", spec.name).as_bytes()).as_bytes());
     let mut stream = Stream::of_key(key);

@@ -1,7 +1,7 @@
 //! The tables of an ablation, as markdown.
 
-use crate::eval::{COMPARED, Compared, Interval};
-use crate::train::{AblationResults, ArmSummary, MetricSummary};
+use keel_eval::{COMPARED, Compared, Interval};
+use keel_train::{AblationResults, ArmSummary, MetricSummary};
 
 /// The tables of an ablation: every number by arm with its 95 % interval, then each arm's difference from the one it is
 /// tested against.

@@ -1,7 +1,7 @@
 //! The table of a benchmark's score.
 
 use super::table::Table;
-use crate::eval::{BenchmarkScore, Score};
+use keel_eval::{BenchmarkScore, Score};
 
 /// Accuracy over all, by kind of answer and by category.
 pub fn benchmark_table(score: &BenchmarkScore) -> String {

@@ -1,7 +1,7 @@
 //! The tables of everything that was measured of a checkpoint.
 
 use super::table::Table;
-use crate::eval::{Drift, Measurements, Ranking, SetName};
+use keel_eval::{Drift, Measurements, Ranking, SetName};
 
 fn set(name: &SetName) -> String {
     format!("{}, {} concepts", name.vendor, name.split)

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::table::Table;
-use crate::program::escape;
-use crate::train::{Profile, ProfiledOp};
+use keel_engine::program::escape;
+use keel_train::{Profile, ProfiledOp};
 
 /// Kinds of op in the table, at most; the rest are summed.
 const KINDS: usize = 24;

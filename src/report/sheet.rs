@@ -1,6 +1,6 @@
 //! Contact sheets: the pictures of a batch side by side as one PNG, to look at what a model is trained on.
 
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// Pixels between pictures.
 const GAP: usize = 4;

@@ -1,14 +1,25 @@
 //! The table at the end of a run: one row a stage.
 
-use crate::eval::{Evaluation, SetEvaluation};
+use keel_eval::{Evaluation, SetEvaluation};
 
 /// A plain-text table with aligned columns.
-pub(super) struct Table {
-    pub(super) rows: Vec<Vec<String>>,
+pub struct Table {
+    /// Rows of cells, the headings first.
+    pub rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    pub(super) fn render(&self) -> String {
+    /// The first column to the left, numbers to the right.
+    pub fn render(&self) -> String {
+        self.aligned(|column| column > 0)
+    }
+
+    /// Every column to the left: words, not numbers.
+    pub fn render_left(&self) -> String {
+        self.aligned(|_| false)
+    }
+
+    fn aligned(&self, to_the_right: impl Fn(usize) -> bool) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
             self.rows
@@ -26,9 +37,12 @@ impl Table {
                 .iter()
                 .zip(&widths)
                 .enumerate()
-                .map(|(column, (cell, width))| match column {
-                    0 => format!("{cell:<width$}"),
-                    _ => format!("{cell:>width$}"),
+                .map(|(column, (cell, width))| {
+                    if to_the_right(column) {
+                        format!("{cell:>width$}")
+                    } else {
+                        format!("{cell:<width$}")
+                    }
                 })
                 .collect();
             lines.push(cells.join("  ").trim_end().to_owned());

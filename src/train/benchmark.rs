@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::loaded_run::LoadedRun;
 use super::run_folder::evaluations_folder;
-use crate::data::benchmark::{Benchmark, BenchmarkItem};
-use crate::error::{Error, Result};
-use crate::eval::{
+use keel_data::benchmark::{Benchmark, BenchmarkItem};
+use keel_base::error::{Error, Result};
+use keel_eval::{
     AnswerKind, AnsweredItem, BenchmarkScore, Generator, Sampling, Wording, is_right,
 };
 

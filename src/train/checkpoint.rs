@@ -15,9 +15,10 @@ use serde_json::json;
 
 use super::disk::{Disk, LocalDisk, has_room, write_durably_with};
 use super::guard::Guard;
-use crate::error::{Error, Result};
-use crate::executor::{Executor, MappedFile, Session};
-use crate::tape::{Arena, GradientEntry, ParameterLayout};
+use keel_base::error::{Error, Result};
+use keel_base::mapped_file::MappedFile;
+use keel_engine::executor::{Executor, Session};
+use keel_engine::tape::{Arena, GradientEntry, ParameterLayout};
 
 /// Where a run stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use std::io;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// Operations that change folders and files.
 pub trait Disk: Debug + Send + Sync {

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::recipe::{Recipe, Stage, StageKind};
-use crate::data::chat::ChatTokenizer;
-use crate::eval::{EvaluationSettings, Place};
-use crate::executor::Executor;
-use crate::tape::ParameterLayout;
+use keel_data::chat::ChatTokenizer;
+use keel_eval::{EvaluationSettings, Place};
+use keel_engine::executor::Executor;
+use keel_engine::tape::ParameterLayout;
 
 /// Questions of each kind and drawing style for 200 pictures; fewer pictures, fewer questions.
 const QUESTIONS_PER_KIND: usize = 40;

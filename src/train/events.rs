@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// One event file of a run; every process that continues the run adds a file of its own.
 #[derive(Debug)]

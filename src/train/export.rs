@@ -9,12 +9,12 @@ use serde_json::{Map, Value as Json, json};
 use super::disk::parent_of;
 use super::run_folder::TOKENIZER;
 use super::stored::Stored;
-use crate::data::chat::Layout;
-use crate::data::prepare::Fit;
-use crate::data::resample::Filter;
-use crate::error::{Error, Result};
-use crate::tape::ParameterEntry;
-use crate::weights::{
+use keel_data::chat::Layout;
+use keel_data::prepare::Fit;
+use keel_data::resample::Filter;
+use keel_base::error::{Error, Result};
+use keel_engine::tape::ParameterEntry;
+use keel_weights::{
     Folder, Part, Processor, VisionLayout, Written, connector_tensors, language_config,
     language_tensors, processor_config, whole_config, write_tensors,
 };

@@ -8,15 +8,15 @@ use super::checkpoint::Sink;
 use super::locate::key_of;
 use super::recipe::{Recipe, StageKind};
 use super::validate::validate;
-use crate::data::batch::Pixels;
-use crate::data::chat::Layout;
-use crate::data::prepare::Fit;
-use crate::data::resample::Filter;
-use crate::error::{Error, Result};
-use crate::executor::Executor;
-use crate::model::{VisionConfig, initialise_one};
-use crate::tape::{ParameterEntry, ParameterLayout};
-use crate::weights::{Folder, Part, Processor, Tower};
+use keel_data::batch::Pixels;
+use keel_data::chat::Layout;
+use keel_data::prepare::Fit;
+use keel_data::resample::Filter;
+use keel_base::error::{Error, Result};
+use keel_engine::executor::Executor;
+use keel_model::{VisionConfig, initialise_one};
+use keel_engine::tape::{ParameterEntry, ParameterLayout};
+use keel_weights::{Folder, Part, Processor, Tower};
 
 /// Published weights that runs begin from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

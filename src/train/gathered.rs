@@ -9,9 +9,9 @@ use std::time::Instant;
 
 use super::meter::StepNumbers;
 use super::recipe::Stage;
-use crate::data::batch::{Batch, SampleInfo};
-use crate::error::Result;
-use crate::executor::Session;
+use keel_data::batch::{Batch, SampleInfo};
+use keel_base::error::Result;
+use keel_engine::executor::Session;
 
 /// The weight Wₘ of a micro-batch; 1 where the batch is not divided, or predicts no tokens.
 pub(super) fn weight(stage: &Stage, batch: &Batch) -> f32 {

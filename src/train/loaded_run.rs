@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use super::evaluation::evaluation_settings;
 use super::run_folder::stage_checkpoints;
 use super::stored::Stored;
-use crate::data::batch::Pixels;
-use crate::data::chat::{Conversation, MARK, marked_before};
-use crate::data::library::Library;
-use crate::data::picture::{Picture, PictureLimits};
-use crate::data::tiles;
-use crate::error::{Error, Result, with_near_miss};
-use crate::eval::{Evaluation, Evaluator, Generator, Place, Sampling, Shown};
-use crate::executor::{Choice, Executor};
-use crate::model::StepShape;
+use keel_data::batch::Pixels;
+use keel_data::chat::{Conversation, MARK, marked_before};
+use keel_data::library::Library;
+use keel_data::picture::{Picture, PictureLimits};
+use keel_data::tiles;
+use keel_base::error::{Error, Result, with_near_miss};
+use keel_eval::{Evaluation, Evaluator, Generator, Place, Sampling, Shown};
+use keel_engine::executor::{Choice, Executor};
+use keel_model::StepShape;
 
 /// Tokens kept for an answer where a picture could take them all in tiles.
 const ANSWER_TOKENS: usize = 16;

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use super::from_weights::PublishedWeights;
 use super::measuring::{Measured, measure_each};
 use super::recipe::{Recipe, StageKind};
-use crate::data::chat::ChatTokenizer;
-use crate::data::library::Library;
-use crate::error::{Error, Result};
-use crate::eval::{MeasureSettings, Measurements, Measurer, Metric, Place};
-use crate::executor::{Choice, Executor};
-use crate::model::{VisionHead, declare};
-use crate::tape::{ParameterLayout, ParameterSpec};
-use crate::weights::{Folder, Part};
+use keel_data::chat::ChatTokenizer;
+use keel_data::library::Library;
+use keel_base::error::{Error, Result};
+use keel_eval::{MeasureSettings, Measurements, Measurer, Metric, Place};
+use keel_engine::executor::{Choice, Executor};
+use keel_model::{VisionHead, declare};
+use keel_engine::tape::{ParameterLayout, ParameterSpec};
+use keel_weights::{Folder, Part};
 
 /// Tokens of the captions that samples come with, though nothing reads them.
 const WORDS: usize = 256;

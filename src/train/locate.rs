@@ -7,7 +7,7 @@ use serde_path_to_error::Segment;
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
-use crate::error::{Error, Result, with_near_miss};
+use keel_base::error::{Error, Result, with_near_miss};
 
 /// Knows a recipe's text, where each setting stands in it, and what the command line changed.
 pub struct KeyFinder<'a> {

@@ -9,9 +9,9 @@ use super::loaded_run::LoadedRun;
 use super::recipe::{Stage, StageKind};
 use super::run_folder::{evaluations_folder, run_of, stage_checkpoints};
 use super::trainer::Trainer;
-use crate::data::library::Library;
-use crate::error::{Error, Result};
-use crate::eval::{MeasureSettings, Measurements, Measurer, Metric, StageDrift, parameter_drift};
+use keel_data::library::Library;
+use keel_base::error::{Error, Result};
+use keel_eval::{MeasureSettings, Measurements, Measurer, Metric, StageDrift, parameter_drift};
 
 /// The sizes to measure with after a stage; nothing after one that sees no pictures.
 fn settings_after(stage: &Stage, pictures: usize, is_connected: bool) -> Option<MeasureSettings> {

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::recipe::{Recipe, Stage};
 use super::step_program::{compile_step, step_shape};
-use crate::error::{Error, Result};
-use crate::model::declare;
-use crate::program::{MemoryReport, bytes};
-use crate::tape::{Machine, ParameterLayout};
+use keel_base::error::{Error, Result};
+use keel_model::declare;
+use keel_engine::program::{MemoryReport, bytes};
+use keel_engine::tape::{Machine, ParameterLayout};
 
 /// Settings that are offered.
 const OFFERED: usize = 3;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::program::bytes;
+use keel_engine::program::bytes;
 
 /// What one optimiser step reported.
 #[derive(Clone, Debug, Default)]

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use super::recipe::{Recipe, Stage};
 use super::stage_data::stage_mixture;
 use super::step_program::{compile_step, hyper, step_shape};
-use crate::data::feed::write_batch;
-use crate::data::library::Library;
-use crate::error::Result;
-use crate::executor::{Choice, Executor, Session};
-use crate::model::{StepShape, declare};
-use crate::tape::Cost;
+use keel_eval::feed::write_batch;
+use keel_data::library::Library;
+use keel_base::error::Result;
+use keel_engine::executor::{Choice, Executor, Session};
+use keel_model::{StepShape, declare};
+use keel_engine::tape::Cost;
 
 /// Runs before the first one that counts.
 const WARM_UP: usize = 2;
@@ -62,7 +62,7 @@ impl Profile {
     /// Times `runs` steps of stage `index` of `recipe` on a batch of its data, from first values.
     ///
     /// # Errors
-    /// [`crate::error::Error::Setting`] for a stage that draws from the user's pairs; whatever data, planning and device
+    /// [`keel_base::error::Error::Setting`] for a stage that draws from the user's pairs; whatever data, planning and device
     /// report.
     pub fn measure(
         recipe: &Recipe,

@@ -5,9 +5,9 @@ use super::meter::Interval;
 use super::recipe::Stage;
 use super::step_program::whole_step_flops;
 use super::trainer::Trainer;
-use crate::error::Result;
-use crate::eval::{Evaluation, Exhibits};
-use crate::program::{MemoryReport, Program, draw_memory};
+use keel_base::error::Result;
+use keel_eval::{Evaluation, Exhibits};
+use keel_engine::program::{MemoryReport, Program, draw_memory};
 
 /// The folder of a run with what there is to look at, a file a stage.
 pub(super) const EXHIBITS: &str = "exhibits";
@@ -93,7 +93,7 @@ impl Trainer {
     /// Prints a line that a report repeats.
     ///
     /// # Errors
-    /// [`crate::error::Error::Io`] when the log cannot be written.
+    /// [`keel_base::error::Error::Io`] when the log cannot be written.
     pub(super) fn warn(&mut self, line: &str) -> Result<()> {
         self.say(line)?;
         let row = serde_json::json!({"kind": "warning", "text": line.trim()});

@@ -11,7 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::checkpoint::{Position, read_position};
 use super::disk::{Disk, LocalDisk, create_folders, remove_unfinished, write_durably_on};
 use super::events::Events;
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// The settings in a run's folder; a folder without them is none.
 const RECIPE: &str = "recipe.toml";

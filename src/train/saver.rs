@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::checkpoint::Snapshot;
 use super::disk::Disk;
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// At most one checkpoint on its way to the disk.
 #[derive(Debug, Default)]

@@ -6,9 +6,9 @@ use super::recipe::Stage;
 use super::run_folder::inside_stage;
 use super::trainer::Beginning;
 use super::trainer::Trainer;
-use crate::error::{Error, Result};
-use crate::executor::Session;
-use crate::tape::Arena;
+use keel_base::error::{Error, Result};
+use keel_engine::executor::Session;
+use keel_engine::tape::Arena;
 
 impl Trainer {
     fn position(&self, stage: usize, step: u64) -> Position {

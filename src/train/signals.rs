@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
 
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// What was signalled so far. Without [`Signals::heed`] nothing ever is.
 #[derive(Clone, Debug, Default)]

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use super::recipe::{Recipe, TokenWeighting};
-use crate::data::augment::Augmentation;
-use crate::data::batch::{BatchShape, Weighting};
-use crate::data::chat::ChatTokenizer;
-use crate::data::library::Library;
-use crate::data::mixture::{Mixture, MixtureSettings};
-use crate::data::pairs::PairSource;
-use crate::data::task::TaskKind;
-use crate::error::Result;
+use keel_data::augment::Augmentation;
+use keel_data::batch::{BatchShape, Weighting};
+use keel_data::chat::ChatTokenizer;
+use keel_data::library::Library;
+use keel_data::mixture::{Mixture, MixtureSettings};
+use keel_data::pairs::PairSource;
+use keel_data::task::TaskKind;
+use keel_base::error::Result;
 
 /// The mixture of stage `index` of `recipe`, in the words of its model.
 ///

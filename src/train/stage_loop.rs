@@ -11,17 +11,17 @@ use super::recipe::{Stage, StageKind};
 use super::stage_data::stage_mixture;
 use super::step_program::{hyper, whole_step_flops};
 use super::trainer::Trainer;
-use crate::data::batch::Batch;
-use crate::data::feed::write_batch;
-use crate::data::mixture::Mixture;
-use crate::data::packing::Filling;
-use crate::data::prefetch::Prefetcher;
-use crate::data::task::TaskKind;
-use crate::error::{Error, Result};
-use crate::executor::Session;
-use crate::ops::HYPER;
-use crate::program::MemoryReport;
-use crate::tape::Arena;
+use keel_data::batch::Batch;
+use keel_eval::feed::write_batch;
+use keel_data::mixture::Mixture;
+use keel_data::packing::Filling;
+use keel_data::prefetch::Prefetcher;
+use keel_data::task::TaskKind;
+use keel_base::error::{Error, Result};
+use keel_engine::executor::Session;
+use keel_engine::ops::HYPER;
+use keel_engine::program::MemoryReport;
+use keel_engine::tape::Arena;
 
 impl Trainer {
     pub(super) fn mixture(&self, index: usize) -> Result<Mixture> {

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use super::checkpoint::{self, Position};
 use super::recipe::Recipe;
 use super::run_folder::newest_checkpoint;
-use crate::data::chat::ChatTokenizer;
-use crate::error::{Error, Result};
-use crate::executor::Executor;
-use crate::model::declare;
-use crate::tape::ParameterLayout;
+use keel_data::chat::ChatTokenizer;
+use keel_base::error::{Error, Result};
+use keel_engine::executor::Executor;
+use keel_model::declare;
+use keel_engine::tape::ParameterLayout;
 
 /// See the module's documentation.
 pub(super) struct Stored {

@@ -17,17 +17,17 @@ use super::run_folder::{RunFolder, TOKENIZER, newest_first};
 use super::saver::Saver;
 use super::signals::Signals;
 use super::step_program::{compile_step, step_shape, whole_step_flops};
-use crate::data::chat::ChatTokenizer;
-use crate::data::library::Library;
-use crate::data::pairs::PairSource;
-use crate::data::photo::KeptPictures;
-use crate::data::task::TaskKind;
-use crate::error::{Error, Result};
-use crate::eval::{Evaluation, Evaluator, Place};
-use crate::executor::{Choice, Executor};
-use crate::model::{StepShape, declare, initialise_one};
-use crate::program::{MemoryReport, Program};
-use crate::tape::{Arena, ParameterLayout};
+use keel_data::chat::ChatTokenizer;
+use keel_data::library::Library;
+use keel_data::pairs::PairSource;
+use keel_data::photo::KeptPictures;
+use keel_data::task::TaskKind;
+use keel_base::error::{Error, Result};
+use keel_eval::{Evaluation, Evaluator, Place};
+use keel_engine::executor::{Choice, Executor};
+use keel_model::{StepShape, declare, initialise_one};
+use keel_engine::program::{MemoryReport, Program};
+use keel_engine::tape::{Arena, ParameterLayout};
 
 /// What the command line adds to a recipe.
 #[derive(Clone, Debug)]

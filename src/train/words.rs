@@ -9,14 +9,14 @@ use serde_json::Value as Json;
 use super::checkpoint::Sink;
 use super::recipe::{ChatSettings, Recipe};
 use super::run_folder::TOKENIZER;
-use crate::data::captions::{SHORT_TEMPLATES, plain_caption};
-use crate::data::chat::{ChatTokenizer, Conversation, Layout};
-use crate::data::library::Library;
-use crate::data::names::with_article;
-use crate::data::tokenizer::VOCABULARY;
-use crate::error::{Error, Result};
-use crate::tape::ParameterLayout;
-use crate::weights::Folder;
+use keel_data::captions::{SHORT_TEMPLATES, plain_caption};
+use keel_data::chat::{ChatTokenizer, Conversation, Layout};
+use keel_data::library::Library;
+use keel_data::names::with_article;
+use keel_data::tokenizer::VOCABULARY;
+use keel_base::error::{Error, Result};
+use keel_engine::tape::ParameterLayout;
+use keel_weights::Folder;
 
 /// Tables with a row a token.
 const TABLES: [&str; 2] = ["language.embedding", "language.head.weight"];

@@ -3,7 +3,7 @@
 //! A row: Keel's name without module and `.weight`/`.bias`, then the ways that files name it. Several names of one way are
 //! stacked by rows. `{l}` is the layer.
 
-use crate::ops::Heads;
+use keel_engine::ops::Heads;
 
 /// Keel's name and the ways that files name it.
 pub(super) type Names = (&'static str, &'static [&'static [&'static str]]);

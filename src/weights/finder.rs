@@ -3,9 +3,9 @@
 use super::families::{Names, row, rows_of};
 use super::part::Source;
 use super::{Folder, TensorPlace};
-use crate::error::{Error, Result, nearest};
-use crate::ops::Heads;
-use crate::tape::ParameterEntry;
+use keel_base::error::{Error, Result, nearest};
+use keel_engine::ops::Heads;
+use keel_engine::tape::ParameterEntry;
 
 /// How rows of a family end that name PyTorch's multi-head attention: its query, key and value rows are one tensor, named
 /// `in_proj_weight` or `in_proj_bias`.

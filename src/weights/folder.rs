@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value as Json};
 
-use crate::error::{Error, Result};
-use crate::executor::MappedFile;
+use keel_base::error::{Error, Result};
+use keel_base::mapped_file::MappedFile;
 
 /// Where a tensor lies.
 #[derive(Clone, Debug)]

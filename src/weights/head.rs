@@ -5,10 +5,10 @@ use std::sync::Arc;
 use super::families::Names;
 use super::finder::Finder;
 use super::{Folder, Part, Tower};
-use crate::error::Result;
-use crate::model::{VisionHead, vision_head};
-use crate::tape::{ParameterLayout, Tape};
-use crate::tensor::TensorType;
+use keel_base::error::Result;
+use keel_model::{VisionHead, vision_head};
+use keel_engine::tape::{ParameterLayout, Tape};
+use keel_engine::tensor::TensorType;
 
 /// How a family pools, and the names of what it takes.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +30,7 @@ impl Part {
     /// pools none.
     ///
     /// # Errors
-    /// [`crate::error::Error::Content`] naming the tensor that is missing or of the wrong shape.
+    /// [`keel_base::error::Error::Content`] naming the tensor that is missing or of the wrong shape.
     pub fn head(&self, folder: &Folder) -> Result<Option<(Part, VisionHead)>> {
         let (Tower::Vision(config), Some((pooling, prefix))) = (self.tower(), &self.pooling) else {
             return Ok(None);

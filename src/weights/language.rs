@@ -3,8 +3,8 @@
 use serde_json::Value as Json;
 
 use super::settings::Settings;
-use crate::error::{Error, Result};
-use crate::model::LanguageConfig;
+use keel_base::error::{Error, Result};
+use keel_model::LanguageConfig;
 
 /// Model types of language models.
 pub(super) const LANGUAGE_TYPES: &[&str] = &["qwen2", "qwen3"];

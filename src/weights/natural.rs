@@ -8,10 +8,10 @@ use super::processor::Processor;
 use super::settings::Settings;
 use super::written::{Content, Written};
 use super::{language, vision};
-use crate::error::{Error, Result};
-use crate::model::{LanguageConfig, MlpKind, NormKind, VisionConfig};
-use crate::ops::Heads;
-use crate::tape::{ParameterEntry, ParameterLayout};
+use keel_base::error::{Error, Result};
+use keel_model::{LanguageConfig, MlpKind, NormKind, VisionConfig};
+use keel_engine::ops::Heads;
+use keel_engine::tape::{ParameterEntry, ParameterLayout};
 
 /// A layout of vision towers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

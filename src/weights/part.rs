@@ -15,13 +15,13 @@ use super::settings::Settings;
 use super::vision::{self, VISION_TYPES};
 use super::written::{Content, Written};
 use super::{Folder, TensorPlace};
-use crate::error::{Error, Result};
-use crate::model::{
+use keel_base::error::{Error, Result};
+use keel_model::{
     Alignment, ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig, VisionHead, connector,
     embed_tokens, language_head, language_trunk, vision_tower,
 };
-use crate::tape::{ParameterEntry, ParameterLayout, Tape};
-use crate::tensor::TensorType;
+use keel_engine::tape::{ParameterEntry, ParameterLayout, Tape};
+use keel_engine::tensor::TensorType;
 
 /// The settings of a part.
 #[derive(Clone, Debug, PartialEq)]

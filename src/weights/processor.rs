@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value as Json};
 
 use super::folder::{Folder, read_json};
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 impl Folder {
     /// What the folder's `preprocessor_config.json` does with pictures for a tower of `side` pixels; nothing where there is no

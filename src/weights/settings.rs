@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value as Json};
 
-use crate::error::{Error, Result, nearest};
+use keel_base::error::{Error, Result, nearest};
 
 /// Keys that say nothing of what a model computes: where it came from, how it was or will be run, special tokens, and the
 /// generation settings that old files repeat in every part.

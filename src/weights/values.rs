@@ -5,8 +5,8 @@ use safetensors::Dtype;
 
 use super::positions::resized;
 use super::{Folder, Part, TensorPlace, Tower};
-use crate::error::{Error, Result};
-use crate::tape::ParameterEntry;
+use keel_base::error::{Error, Result};
+use keel_engine::tape::ParameterEntry;
 
 /// Elements that are widened at once.
 const PIECE: usize = 1 << 20;

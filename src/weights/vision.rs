@@ -5,8 +5,8 @@
 use super::families::{AIMV2, AIMV2_HEAD, CLIP, DINOV2, INTERNVIT, Names, SIGLIP_HEAD};
 use super::head::Pooling;
 use super::settings::Settings;
-use crate::error::{Error, Result};
-use crate::model::{MlpKind, NormKind, VisionConfig, VisionHead};
+use keel_base::error::{Error, Result};
+use keel_model::{MlpKind, NormKind, VisionConfig, VisionHead};
 
 /// A family of towers, as its folder says it.
 #[derive(Debug)]

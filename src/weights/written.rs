@@ -12,7 +12,7 @@ use safetensors::{Dtype, serialize_to_file};
 use serde_json::{Map, json};
 
 use super::folder::{INDEX, WHOLE};
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// A tensor to be written.
 #[derive(Clone, Debug)]

@@ -1,10 +1,10 @@
 //! Elementary functions and row reductions against f64: errors in units in the last place over dense sweeps.
 
-use keel::executor::cpu::vector_math::{self, Activation, rows};
+use keel::cpu::vector_math::{self, Activation, rows};
 
 use super::{ROUNDOFF, bits, draw, on_every_path, same_bits_as_widest, with_threads};
 use crate::harness::Random;
-use keel::executor::cpu::simd::Level;
+use keel::cpu::simd::Level;
 
 /// Φ(x) in f64: a series near zero, a continued fraction in the tail (Abramowitz and Stegun 26.2.11, 26.2.14).
 fn normal_distribution(x: f64) -> f64 {

@@ -3,7 +3,7 @@
 mod functions;
 mod products;
 
-use keel::executor::cpu::simd::{Level, detected, limit};
+use keel::cpu::simd::{Level, detected, limit};
 
 use crate::harness::Random;
 

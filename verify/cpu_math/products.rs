@@ -2,14 +2,14 @@
 
 use std::fmt::Arguments;
 
-use keel::executor::cpu::matmul::{
+use keel::cpu::matmul::{
     Epilogue, Residual, Rows, RowsMut, Slope, linear, linear_input_gradient,
     linear_input_gradient_workspace, linear_weight_gradient, linear_weight_gradient_workspace,
     linear_workspace, product, product_workspace,
 };
-use keel::executor::cpu::reduce::{column_dots, column_sums, sum_over_rows_workspace};
-use keel::executor::cpu::simd::Level;
-use keel::executor::cpu::vector_math::Activation;
+use keel::cpu::reduce::{column_dots, column_sums, sum_over_rows_workspace};
+use keel::cpu::simd::Level;
+use keel::cpu::vector_math::Activation;
 
 use super::functions::{activation_truth, slope_truth};
 use super::{ROUNDOFF, bits, draw, on_every_path, same_bits_as_widest, with_threads};

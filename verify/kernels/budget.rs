@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use keel::kernels::{Assembled, Budget, Catalogue, Code, Facts, Mix};
+use keel_kernel_report::{Assembled, Budget, Catalogue, Code, Facts, Mix};
 
 /// A kernel that does nothing wrong, on two architectures.
 fn clean() -> Catalogue {

@@ -3,7 +3,7 @@
 use std::fs;
 
 use keel::executor::kernel_table::{IMAGES, KERNELS};
-use keel::kernels::{Budget, catalogue};
+use keel_kernel_report::{Budget, catalogue};
 
 use crate::command::keel;
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use keel::executor::kernel_table::{IMAGES, KERNELS};
-use keel::kernels::{CHIPS, Chip, Mix, catalogue, headers, read_assembler, sass};
+use keel_kernel_report::{CHIPS, Chip, Mix, catalogue, headers, read_assembler, sass};
 
 const ASSEMBLER: &str = "\
 ptxas info    : 0 bytes gmem
@@ -32,7 +32,7 @@ fn the_assemblers_numbers_and_remarks_are_read_for_each_architecture() {
         (new.kernel.as_str(), new.arch.as_str()),
         ("tile_bf16", "sm_90a")
     );
-    let numbers = |a: &keel::kernels::Assembled| {
+    let numbers = |a: &keel_kernel_report::Assembled| {
         [
             a.registers,
             a.barriers,

@@ -1,6 +1,6 @@
 //! The least times follow from the ops' costs and the chips' speeds.
 
-use keel::kernels::{Bound, CHIPS, Size, Work, catalogue, works};
+use keel_kernel_report::{Bound, CHIPS, Size, Work, catalogue, works};
 use keel::tape::Cost;
 use keel::tensor::DType;
 

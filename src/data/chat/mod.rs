@@ -14,7 +14,7 @@ pub use layout::Layout;
 use published::Published;
 
 use super::tokenizer::{ASSISTANT, BEGIN, END, FIRST_BYTE, IMAGE, PAD, Tokenizer, USER};
-use crate::error::Result;
+use keel_base::error::Result;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl ChatTokenizer {
     /// and that the file lacks are added behind its own.
     ///
     /// # Errors
-    /// [`crate::error::Error::Io`] or [`crate::error::Error::Content`] naming the file that cannot be read, is no tokeniser,
+    /// [`keel_base::error::Error::Io`] or [`keel_base::error::Error::Content`] naming the file that cannot be read, is no tokeniser,
     /// or lacks the control tokens of the layout.
     pub fn open(path: &Path, layout: Layout) -> Result<ChatTokenizer> {
         Ok(ChatTokenizer {

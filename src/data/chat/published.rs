@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::{Conversation, Layout, MARK, Sequence};
-use crate::error::{Error, Result};
+use keel_base::error::{Error, Result};
 
 /// Opens a turn.
 const OPEN: &str = "<|im_start|>";

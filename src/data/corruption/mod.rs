@@ -3,7 +3,7 @@
 
 mod jpeg;
 
-use crate::random::{Purpose, Stream};
+use keel_base::random::{Purpose, Stream};
 
 /// The strongest severity; 0 leaves a picture as it is.
 pub const SEVERITIES: usize = 5;

@@ -25,8 +25,8 @@ use super::pairs::MAX_TEXT_BYTES;
 use super::records::{self, Words};
 use super::skips::{Reason, SkipLog};
 use super::table::PictureOfRow;
-use crate::error::{Error, Result};
-use crate::executor::MappedFile;
+use keel_base::error::{Error, Result};
+use keel_base::mapped_file::MappedFile;
 
 /// Columns that pictures are looked for in, best first.
 const PICTURES: [&str; 7] = [

@@ -6,9 +6,9 @@ use super::{
     BACKGROUND, HOW_MANY, Maker, WHOSE_FLAG, question_count_of_kind, question_kind, question_what,
     yes_no,
 };
-use crate::data::colours::Colour;
-use crate::data::scenes::{PLAIN_BACKGROUND, Scene};
-use crate::data::task::{QuestionKind, Turn};
+use crate::colours::Colour;
+use crate::scenes::{PLAIN_BACKGROUND, Scene};
+use crate::task::{QuestionKind, Turn};
 
 /// Share of the counts of one that are asked: most things are there once, and the answer should not be known before.
 const COUNTS_OF_ONE: f32 = 0.3;

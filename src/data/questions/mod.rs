@@ -10,7 +10,7 @@ use super::colours::Colour;
 use super::library::{Library, Pool};
 use super::scenes::{Arrangement, Scene, compose};
 use super::task::{QuestionKind, Sample, TaskKind, Turn, View};
-use crate::random::Stream;
+use keel_base::random::Stream;
 
 const HOW_MANY: &str = "how many things are there?";
 const BACKGROUND: &str = "what colour is the background?";

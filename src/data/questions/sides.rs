@@ -1,7 +1,7 @@
 //! Questions about where things are: on which side of another, what is beside it, and whether that is so.
 
 use super::{Asked, Maker, position, yes_no};
-use crate::data::scenes::{Arrangement, Scene, Side};
+use crate::scenes::{Arrangement, Scene, Side};
 
 impl Maker<'_> {
     /// A scene of two to four for questions on sides, symmetrical in all four directions; often of coloured things, so

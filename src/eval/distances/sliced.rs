@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::random::Stream;
+use keel_base::random::Stream;
 
 /// Directions of the sliced distance: the default of the POT library.
 const DIRECTIONS: usize = 50;

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 
 use super::towers::{SETS, set_name};
 use super::{BATCH, CaptionMeasure, Measurer, QuestionMeasure};
-use crate::data::batch::{Batch, IGNORED};
-use crate::data::embedded::Artist;
-use crate::data::eval_sets::{
+use keel_data::batch::{Batch, IGNORED};
+use keel_data::embedded::Artist;
+use keel_data::eval_sets::{
     QuestionAnswer, batch_of, batches, captioned, guessers_questions, questions, text_only_baseline,
 };
-use crate::data::library::Split;
-use crate::data::task::{QuestionKind, Sample};
-use crate::error::Result;
-use crate::eval::{Answerer, Generator, Sampling, answers_match};
+use keel_data::library::Split;
+use keel_data::task::{QuestionKind, Sample};
+use keel_base::error::Result;
+use crate::{Answerer, Generator, Sampling, answers_match};
 
 impl Measurer<'_> {
     pub(super) fn captions(&self) -> Result<Vec<CaptionMeasure>> {

@@ -15,11 +15,11 @@ use serde::{Deserialize, Serialize};
 
 use super::place::{self, BATCH, Place};
 use super::{Drift, Ranking};
-use crate::data::batch::BatchShape;
-use crate::data::library::Library;
-use crate::error::{Error, Result, near_miss};
-use crate::executor::Choice;
-use crate::model::StepShape;
+use keel_data::batch::BatchShape;
+use keel_data::library::Library;
+use keel_base::error::{Error, Result, near_miss};
+use keel_engine::executor::Choice;
+use keel_model::StepShape;
 
 pub use features::LayerFeatures;
 

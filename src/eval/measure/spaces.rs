@@ -2,18 +2,18 @@
 
 use super::features::{Wanted, unit};
 use super::{DistanceMeasure, Measurer, SpaceMeasure};
-use crate::data::embedded::Artist;
-use crate::data::eval_sets::captioned;
-use crate::data::library::Split;
-use crate::error::{Error, Result};
-use crate::eval::distances::squared_costs;
-use crate::eval::matcher::projected_features;
-use crate::eval::place::text_embeddings;
-use crate::eval::{
+use keel_data::embedded::Artist;
+use keel_data::eval_sets::captioned;
+use keel_data::library::Split;
+use keel_base::error::{Error, Result};
+use crate::distances::squared_costs;
+use crate::matcher::projected_features;
+use crate::place::text_embeddings;
+use crate::{
     Principal, Sinkhorn, alignment, exact_wasserstein, mean_distance, modality_gap,
     nearest_neighbour_distance, sinkhorn_divergence, sliced_wasserstein, uniformity,
 };
-use crate::model::ContrastivePair;
+use keel_model::ContrastivePair;
 
 /// Pictures whose tokens make the clouds: as many as in the SAIL-VL2 report.
 const PICTURES: usize = 5;

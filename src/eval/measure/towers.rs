@@ -4,18 +4,18 @@ use std::rc::Rc;
 
 use super::features::{Features, Wanted, unit};
 use super::{Measurer, Metric, ProbeMeasure, RetrievalMeasure, SetName, ZeroShotMeasure};
-use crate::data::captions::SHORT_TEMPLATES;
-use crate::data::embedded::Artist;
-use crate::data::eval_sets::{ZeroShot, captioned, subcategories};
-use crate::data::library::Split;
-use crate::data::task::Sample;
-use crate::error::{Error, Result};
-use crate::eval::matcher::Matcher;
-use crate::eval::{
+use keel_data::captions::SHORT_TEMPLATES;
+use keel_data::embedded::Artist;
+use keel_data::eval_sets::{ZeroShot, captioned, subcategories};
+use keel_data::library::Split;
+use keel_data::task::Sample;
+use keel_base::error::{Error, Result};
+use crate::matcher::Matcher;
+use crate::{
     Labelled, LinearProbe, Neighbours, ProbeForm, ProbeSettings, TrainedProbe, accuracy,
     classify_among, rank_positives,
 };
-use crate::model::ContrastivePair;
+use keel_model::ContrastivePair;
 
 /// Penalty of the linear probe, relative to the features' mean sum of squares.
 pub(super) const RIDGE: f64 = 0.03;

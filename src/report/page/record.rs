@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::error::{Error, Result};
-use crate::eval::{Evaluation, Exhibits, Measurements};
-use crate::train::{Recipe, recipe_of};
+use keel_base::error::{Error, Result};
+use keel_eval::{Evaluation, Exhibits, Measurements};
+use keel_train::{Recipe, recipe_of};
 
 /// The record of a run.
 #[derive(Debug)]

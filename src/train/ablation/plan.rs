@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::super::from_weights::PublishedWeights;
 use super::super::locate::{KeyFinder, named_text};
 use super::super::recipe::{Recipe, Stage, StageKind};
-use crate::error::{Error, Result, with_near_miss};
+use keel_base::error::{Error, Result, with_near_miss};
 
 /// The built-in plans: name and text.
 pub const BUILT_IN_PLANS: &[(&str, &str)] = &[

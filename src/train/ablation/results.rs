@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::plan::AblationPlan;
-use crate::eval::{Evaluation, Interval, Measurements, PairedTest, interval, paired_test};
+use keel_eval::{Evaluation, Interval, Measurements, PairedTest, interval, paired_test};
 
 /// One arm under one seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

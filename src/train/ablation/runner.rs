@@ -11,13 +11,13 @@ use super::super::trainer::{Beginning, TrainOptions, Trainer, check_pairs};
 use super::plan::AblationPlan;
 use super::results::{AblationResults, UnitResult};
 use super::schedule::{Unit, units};
-use crate::data::pairs::PairSource;
-use crate::error::{Error, Result};
-use crate::eval::{Metric, comparable};
-use crate::executor::Choice;
-use crate::model::declare;
-use crate::tape::ParameterLayout;
-use crate::weights::Folder;
+use keel_data::pairs::PairSource;
+use keel_base::error::{Error, Result};
+use keel_eval::{Metric, comparable};
+use keel_engine::executor::Choice;
+use keel_model::declare;
+use keel_engine::tape::ParameterLayout;
+use keel_weights::Folder;
 
 /// What is measured of each unit beside the evaluation that follows every stage.
 const MEASURED: [Metric; 7] = [

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use super::super::recipe::{Recipe, Stage, StageKind};
 use super::super::step_program::{record_step, step_shape};
 use super::plan::{AblationPlan, Arm, Spend, is_warm_start_of_vision};
-use crate::error::Result;
-use crate::model::declare;
-use crate::tape::{ParameterLayout, Value};
-use crate::tensor::{DType, TensorType};
+use keel_base::error::Result;
+use keel_model::declare;
+use keel_engine::tape::{ParameterLayout, Value};
+use keel_engine::tensor::{DType, TensorType};
 
 /// One arm under one seed, ready to run.
 #[derive(Clone, Debug)]

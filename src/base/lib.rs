@@ -1,0 +1,6 @@
+//! What every package uses: the error type, seeded random numbers, files mapped into memory.
+#![deny(unsafe_code)]
+
+pub mod error;
+pub mod mapped_file;
+pub mod random;

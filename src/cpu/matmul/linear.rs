@@ -1,0 +1,293 @@
+//! The two products of a linear layer with rows on the left: forward and input gradient.
+
+use super::WIDEST;
+use super::finish::{Epilogue, Finish, FinishTile, Plane, Residual, Slope};
+use super::matrix::{Operand, Rows, RowsMut};
+use super::pack;
+use super::tile::Tile;
+use crate::parallel::{Shared, for_each};
+use crate::simd::{LANES, Simd, Task, dispatch};
+
+/// Elements of the left factor that a block of rows may hold: leaves half of a 1 MiB second-level cache to the weight.
+const BLOCK_ELEMENTS: usize = 96 * 1024;
+
+/// Most rows of a block.
+const BLOCK_ROWS: usize = 112;
+
+/// Tasks below which a product with few rows is cut along its columns as well.
+const FEW_TASKS: usize = 16;
+
+/// Floats of workspace for [`linear`] with `inputs` K and `outputs` N: the packed weight.
+pub fn linear_workspace(inputs: usize, outputs: usize) -> usize {
+    inputs * outputs.next_multiple_of(WIDEST)
+}
+
+/// Floats of workspace for [`linear_input_gradient`] with `inputs` K and `outputs` N: the packed weight.
+pub fn linear_input_gradient_workspace(inputs: usize, outputs: usize) -> usize {
+    outputs * inputs.next_multiple_of(WIDEST)
+}
+
+/// y = residual + scale · activation(x Wᵀ + bias), each part optional.
+///
+/// Shapes: x [M, K], w [N, K], y [M, N]; bias and scale `[N]`; pre-activation and residual [M, N]. Runs on the current
+/// rayon pool. Panics where shapes do not fit or the workspace is smaller than [`linear_workspace`].
+pub fn linear(
+    x: Rows<'_>,
+    w: Rows<'_>,
+    y: RowsMut<'_>,
+    epilogue: Epilogue<'_>,
+    workspace: &mut [f32],
+) {
+    let (m, n) = (x.rows, w.rows);
+    assert_eq!(
+        (w.width, y.rows, y.width),
+        (x.width, m, n),
+        "w's width and the shape of y"
+    );
+    let mut finish = Finish::plain(&y);
+    finish.bias = epilogue.bias.map(|bias| {
+        assert_eq!(bias.len(), n, "elements of the bias");
+        bias.as_ptr()
+    });
+    finish.scale = epilogue.scale.map(|scale| {
+        assert_eq!(scale.len(), n, "elements of the scale");
+        scale.as_ptr()
+    });
+    finish.pre_activation = epilogue.pre_activation.map(|z| {
+        assert_eq!((z.rows, z.width), (m, n), "shape of the pre-activation");
+        Plane::write(&z)
+    });
+    finish.activation = epilogue.activation;
+    finish.residual = match epilogue.residual {
+        Residual::None => None,
+        Residual::InPlace => Some(finish.output),
+        Residual::From(rows) => {
+            assert_eq!((rows.rows, rows.width), (m, n), "shape of the residual");
+            Some(Plane::read(rows))
+        }
+    };
+    rows_times_panels(x, w.transposed(), finish, workspace);
+}
+
+/// dx = dy W, multiplied by the slope of the activation in front where one is given; added to dx where `accumulate`.
+///
+/// Shapes: dy [M, N], w [N, K], dx [M, K], the slope's pre-activation [M, K]. Runs on the current rayon pool. Panics
+/// where shapes do not fit or the workspace is smaller than [`linear_input_gradient_workspace`].
+pub fn linear_input_gradient(
+    dy: Rows<'_>,
+    w: Rows<'_>,
+    dx: RowsMut<'_>,
+    accumulate: bool,
+    slope: Option<Slope<'_>>,
+    workspace: &mut [f32],
+) {
+    let shape = (dy.rows, w.width);
+    assert_eq!(w.rows, dy.width, "rows of w and width of dy");
+    assert_eq!((dx.rows, dx.width), shape, "shape of dx");
+    let mut finish = Finish::plain(&dx);
+    finish.residual = accumulate.then_some(finish.output);
+    finish.slope = slope.map(|slope| {
+        let z = slope.pre_activation;
+        assert_eq!((z.rows, z.width), shape, "shape of the pre-activation");
+        (slope.activation, Plane::read(z))
+    });
+    rows_times_panels(dy, w.into(), finish, workspace);
+}
+
+/// output = finish(a · b): packs b once, then blocks of rows as tasks.
+fn rows_times_panels(a: Rows<'_>, b: Operand<'_>, finish: Finish, workspace: &mut [f32]) {
+    let (depth, columns) = b.shape();
+    let (rows, packed) = (a.rows, depth * columns.next_multiple_of(WIDEST));
+    assert!(
+        workspace.len() >= packed,
+        "workspace of {}, needs {packed}",
+        workspace.len()
+    );
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    let panels = Shared::new(&mut workspace[..packed]);
+    dispatch(Products {
+        a,
+        b,
+        finish,
+        panels,
+    });
+}
+
+/// A product about to be cut into tasks on some path.
+struct Products<'a> {
+    a: Rows<'a>,
+    b: Operand<'a>,
+    finish: Finish,
+    panels: Shared<f32>,
+}
+
+impl Task for Products<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let (depth, columns) = self.b.shape();
+        let width = S::TILE_VECTORS * LANES;
+        let panel_count = columns.div_ceil(width);
+        for_each(panel_count, |panel| {
+            let (b, panels) = (self.b, self.panels);
+            simd.call(PackPanel {
+                b,
+                panels,
+                panel,
+                depth,
+                columns,
+            });
+        });
+        let tile_rows = tile_rows::<S>(self.a.stride);
+        let wanted = (BLOCK_ELEMENTS / depth.max(1)).min(self.a.rows.div_ceil(FEW_TASKS));
+        let tiles = (wanted / tile_rows).clamp(1, BLOCK_ROWS / tile_rows);
+        let block_rows = tiles * tile_rows;
+        let blocks = self.a.rows.div_ceil(block_rows);
+        let groups = (FEW_TASKS / blocks).clamp(1, panel_count);
+        for_each(blocks * groups, |task| {
+            let first = task / groups * block_rows;
+            let panels = (task % groups * panel_count / groups)
+                ..((task % groups + 1) * panel_count / groups);
+            simd.call(Block {
+                products: &self,
+                row: first,
+                rows: block_rows.min(self.a.rows - first),
+                panels,
+                tile_rows,
+            });
+        });
+    }
+}
+
+/// Rows of a tile that reads its left factor with rows `stride` apart.
+///
+/// At a multiple of the 4 KiB that a way of the first-level cache holds, all rows compete for one set of 12 lines (8 on
+/// other machines); a shorter tile stays below that.
+#[inline(always)]
+fn tile_rows<S: Simd>(stride: usize) -> usize {
+    if stride.is_multiple_of(1024) {
+        S::TILE_ROWS.min(8)
+    } else {
+        S::TILE_ROWS
+    }
+}
+
+struct PackPanel<'a> {
+    b: Operand<'a>,
+    panels: Shared<f32>,
+    panel: usize,
+    depth: usize,
+    columns: usize,
+}
+
+impl Task for PackPanel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let width = S::TILE_VECTORS * LANES;
+        let column = self.panel * width;
+        let count = width.min(self.columns - column);
+        // SAFETY: each panel is its own part of the workspace, which the caller of the tasks borrows.
+        let panel = unsafe {
+            self.panels
+                .part(self.panel * self.depth * width, self.depth * width)
+        };
+        // SAFETY: the columns lie inside B, and the panel holds `depth` rows of `width`.
+        unsafe {
+            pack::panel(
+                simd,
+                self.b,
+                (0, self.depth),
+                (column, count),
+                panel.as_mut_ptr(),
+                width,
+            );
+        }
+    }
+}
+
+/// A block of rows times a range of panels.
+struct Block<'a> {
+    products: &'a Products<'a>,
+    row: usize,
+    rows: usize,
+    panels: std::ops::Range<usize>,
+    tile_rows: usize,
+}
+
+/// The products of one tile on their way to the epilogue.
+#[repr(align(64))]
+struct Scratch([f32; 14 * WIDEST]);
+
+impl Task for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Products {
+            a,
+            b,
+            finish,
+            panels,
+        } = self.products;
+        let (depth, columns) = b.shape();
+        let width = S::TILE_VECTORS * LANES;
+        let beta = finish.beta();
+        let mut scratch = Scratch([0.0; 14 * WIDEST]);
+        for panel in self.panels {
+            let column = panel * width;
+            let count = width.min(columns - column);
+            // SAFETY: the panels were packed before and are only read now.
+            let packed = unsafe { panels.part(panel * depth * width, depth * width) };
+            for row in (self.row..self.row + self.rows).step_by(self.tile_rows) {
+                let rows = self.tile_rows.min(self.row + self.rows - row);
+                finish.prefetch(simd, (row, rows), (column, count));
+                let tile = Tile {
+                    depth,
+                    a: a.start.wrapping_add(row * a.stride),
+                    a_row: a.stride,
+                    a_depth: 1,
+                    b: packed.as_ptr(),
+                    b_depth: width,
+                    c: scratch.0.as_mut_ptr(),
+                    c_row: width,
+                    rows,
+                    columns: count,
+                    alpha: 1.0,
+                    beta: 0.0,
+                    bias: None,
+                };
+                // SAFETY: the rows lie inside A and the panel holds `depth` whole rows; C is the scratch, or the
+                // output's tile, which belongs to this task alone.
+                unsafe {
+                    match beta {
+                        Some(beta) => Tile {
+                            c: finish.output.at(row, column),
+                            c_row: finish.output.stride(),
+                            beta,
+                            bias: finish.bias.map(|bias| bias.wrapping_add(column)),
+                            ..tile
+                        }
+                        .compute(simd),
+                        None => {
+                            tile.compute(simd);
+                            simd.call(FinishTile {
+                                finish,
+                                products: scratch.0.as_ptr(),
+                                products_stride: width,
+                                row,
+                                rows,
+                                column,
+                                columns: count,
+                            });
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,467 @@
+//! The product of a linear layer that reduces over rows: weight and bias gradients.
+//!
+//! dW = dyᵀ x has a small output and a long reduction. The output is cut into blocks and, where those are few, the rows
+//! into slices with a partial output each; the partials are added in order. All borders follow from the shape.
+
+use std::ops::Range;
+
+use super::matrix::{Rows, RowsMut};
+use super::tile::Tile;
+use super::{WIDEST, pack};
+use crate::parallel::{Shared, for_each, share};
+use crate::simd::{LANES, Simd, Task, dispatch};
+use crate::vector_math::{load, store};
+
+/// Rows packed at a time: a panel of x and a strip of dy stay in the first-level cache.
+const DEPTH: usize = 128;
+/// Most outputs (rows of dW) of a block.
+const BLOCK_OUTPUTS: usize = 196;
+/// Most inputs (columns of dW) of a block.
+const BLOCK_INPUTS: usize = 384;
+/// Tasks aimed at.
+const TASKS: usize = 16;
+/// Fewest rows worth a slice of their own.
+const SLICE_ROWS: usize = 512;
+
+/// How a weight gradient is cut.
+#[derive(Clone, Copy)]
+struct Cut {
+    rows: usize,
+    inputs: usize,
+    outputs: usize,
+    output_blocks: usize,
+    input_blocks: usize,
+    slices: usize,
+}
+
+impl Cut {
+    fn new(rows: usize, inputs: usize, outputs: usize) -> Self {
+        let output_blocks = outputs.div_ceil(BLOCK_OUTPUTS).max(1);
+        let input_blocks = inputs.div_ceil(BLOCK_INPUTS).max(1);
+        let wanted = (TASKS / (output_blocks * input_blocks)).max(1);
+        let slices = wanted.min(rows / SLICE_ROWS).max(1);
+        Self {
+            rows,
+            inputs,
+            outputs,
+            output_blocks,
+            input_blocks,
+            slices,
+        }
+    }
+
+    fn tasks(&self) -> usize {
+        self.slices * self.output_blocks * self.input_blocks
+    }
+
+    /// Distance of rows in a partial: no multiple of 2 KiB, at which the rows of a tile would compete for cache sets.
+    fn stride(&self) -> usize {
+        let stride = self.inputs.next_multiple_of(LANES);
+        if stride.is_multiple_of(512) {
+            stride + LANES
+        } else {
+            stride
+        }
+    }
+
+    /// Where the bias sums follow the weight's in a partial.
+    fn bias_offset(&self) -> usize {
+        self.outputs * self.stride()
+    }
+
+    /// Floats of the partial weight and bias gradients.
+    fn partials(&self) -> usize {
+        self.slices * (self.bias_offset() + self.outputs).next_multiple_of(LANES)
+    }
+
+    /// Floats a task packs into: strips of dy, one panel of x, and the lanes that whole-vector stores spill over.
+    fn packing(&self) -> usize {
+        let outputs = self.outputs.div_ceil(self.output_blocks);
+        let strips = [14, 6, 4].map(|tall| outputs.div_ceil(tall) * strip_width(tall));
+        let widest = strips.into_iter().max().unwrap_or(0);
+        (DEPTH * (widest + WIDEST) + LANES).next_multiple_of(LANES)
+    }
+}
+
+/// Elements from one row of a strip to the next, for tiles of `tall` rows.
+fn strip_width(tall: usize) -> usize {
+    tall.next_multiple_of(8)
+}
+
+/// Floats of workspace for [`linear_weight_gradient`] over `rows` M with `inputs` K and `outputs` N.
+pub fn linear_weight_gradient_workspace(rows: usize, inputs: usize, outputs: usize) -> usize {
+    let cut = Cut::new(rows, inputs, outputs);
+    cut.partials() + cut.tasks() * cut.packing()
+}
+
+/// dW = dyᵀ x and db = Σ dy over rows; added to what dw and db hold where `accumulate`.
+///
+/// Shapes: dy [M, N], x [M, K], dw [N, K], db `[N]`. Runs on the current rayon pool. Panics where shapes do not fit or
+/// the workspace is smaller than [`linear_weight_gradient_workspace`].
+pub fn linear_weight_gradient(
+    dy: Rows<'_>,
+    x: Rows<'_>,
+    mut dw: RowsMut<'_>,
+    db: Option<&mut [f32]>,
+    accumulate: bool,
+    workspace: &mut [f32],
+) {
+    let cut = Cut::new(dy.rows, x.width, dy.width);
+    assert_eq!(x.rows, dy.rows, "rows of x and dy");
+    assert_eq!(
+        (dw.rows, dw.width),
+        (cut.outputs, cut.inputs),
+        "shape of dw"
+    );
+    assert!(
+        db.as_ref().is_none_or(|db| db.len() == cut.outputs),
+        "elements of db"
+    );
+    let need = linear_weight_gradient_workspace(cut.rows, cut.inputs, cut.outputs);
+    assert!(
+        workspace.len() >= need,
+        "workspace of {}, needs {need}",
+        workspace.len()
+    );
+    let (partials, packing) = workspace.split_at_mut(cut.partials());
+    let wants_bias = db.is_some();
+    dispatch(Products {
+        dy,
+        x,
+        cut,
+        partials: Shared::new(partials),
+        packing: Shared::new(packing),
+        wants_bias,
+    });
+    add_partials(&cut, partials, &mut dw, db, accumulate);
+}
+
+/// Adds the slices' partials in order.
+fn add_partials(
+    cut: &Cut,
+    partials: &[f32],
+    dw: &mut RowsMut<'_>,
+    db: Option<&mut [f32]>,
+    accumulate: bool,
+) {
+    let size = cut.partials() / cut.slices;
+    let sum = |to: &mut [f32], offset: usize| {
+        dispatch(AddPartials {
+            to,
+            partials,
+            offset,
+            size,
+            slices: cut.slices,
+            accumulate,
+        });
+    };
+    if let Some(db) = db {
+        sum(db, cut.bias_offset());
+    }
+    let target = RowsTarget {
+        start: dw.start,
+        stride: dw.stride,
+    };
+    let tasks = cut.outputs.div_ceil(32);
+    for_each(tasks, |task| {
+        for row in share(cut.outputs, tasks, 1, task) {
+            // SAFETY: row `row` lies inside dw, and each row belongs to one task.
+            let to = unsafe { target.row(row, cut.inputs) };
+            sum(to, row * cut.stride());
+        }
+    });
+}
+
+/// The rows of dw, shared among tasks that own different ones.
+#[derive(Clone, Copy)]
+struct RowsTarget {
+    start: *mut f32,
+    stride: usize,
+}
+
+// SAFETY: each row is used by one task.
+unsafe impl Send for RowsTarget {}
+// SAFETY: as above.
+unsafe impl Sync for RowsTarget {}
+
+impl RowsTarget {
+    /// # Safety
+    /// 1. The row lies inside the borrowed matrix; 2. no other task uses it.
+    unsafe fn row<'a>(self, row: usize, width: usize) -> &'a mut [f32] {
+        // SAFETY: the caller's contract.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride), width) }
+    }
+}
+
+struct AddPartials<'a> {
+    to: &'a mut [f32],
+    partials: &'a [f32],
+    offset: usize,
+    size: usize,
+    slices: usize,
+    accumulate: bool,
+}
+
+impl Task for AddPartials<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let len = self.to.len();
+        let slice = |index: usize| {
+            let start = index * self.size + self.offset;
+            &self.partials[start..start + len]
+        };
+        for at in (0..len).step_by(LANES) {
+            let mut sum = load(simd, slice(0), at);
+            for index in 1..self.slices {
+                sum = simd.add(sum, load(simd, slice(index), at));
+            }
+            if self.accumulate {
+                sum = simd.add(load(simd, self.to, at), sum);
+            }
+            store(simd, self.to, at, sum);
+        }
+    }
+}
+
+struct Products<'a> {
+    dy: Rows<'a>,
+    x: Rows<'a>,
+    cut: Cut,
+    partials: Shared<f32>,
+    packing: Shared<f32>,
+    wants_bias: bool,
+}
+
+impl Task for Products<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for_each(self.cut.tasks(), |task| {
+            simd.call(Block {
+                products: &self,
+                task,
+            })
+        });
+    }
+}
+
+/// One slice of rows for one block of dW.
+struct Block<'a> {
+    products: &'a Products<'a>,
+    task: usize,
+}
+
+impl Task for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Products {
+            dy,
+            x,
+            cut,
+            partials,
+            packing,
+            wants_bias,
+        } = self.products;
+        let blocks = cut.output_blocks * cut.input_blocks;
+        let (slice, block) = (self.task / blocks, self.task % blocks);
+        let (output_block, input_block) = (block / cut.input_blocks, block % cut.input_blocks);
+        let rows = share(cut.rows, cut.slices, 1, slice);
+        let outputs = share(cut.outputs, cut.output_blocks, 1, output_block);
+        let inputs = share(cut.inputs, cut.input_blocks, LANES, input_block);
+        let wants_bias = *wants_bias && input_block == 0;
+
+        let size = cut.partials() / cut.slices;
+        let partial = partials.start_at(slice * size);
+        let pack_size = cut.packing();
+        // SAFETY: every task has its own packing memory, inside the borrowed workspace.
+        let packing = unsafe { packing.part(self.task * pack_size, pack_size) };
+        let (panel, strips) = packing.split_at_mut(DEPTH * WIDEST);
+
+        if wants_bias {
+            // SAFETY: the bias sums of this slice and block belong to this task alone.
+            unsafe {
+                partials.part(
+                    slice * size + cut.bias_offset() + outputs.start,
+                    outputs.len(),
+                )
+            }
+            .fill(0.0);
+        }
+        if outputs.is_empty() || inputs.is_empty() {
+            return;
+        }
+        if rows.is_empty() {
+            for output in outputs {
+                // SAFETY: this block of the partial belongs to this task alone.
+                let row = unsafe {
+                    let start = slice * size + output * cut.stride() + inputs.start;
+                    partials.part(start, inputs.len())
+                };
+                row.fill(0.0);
+            }
+            return;
+        }
+        let width = S::TILE_VECTORS * LANES;
+        // Equal tiles rather than full ones and a small rest.
+        let tall = outputs.len().div_ceil(outputs.len().div_ceil(S::TILE_ROWS));
+        for first in rows.clone().step_by(DEPTH) {
+            let depth = DEPTH.min(rows.end - first);
+            // SAFETY: the bias sums of this slice and block belong to this task alone.
+            let sums = wants_bias.then(|| unsafe {
+                partials.part(
+                    slice * size + cut.bias_offset() + outputs.start,
+                    outputs.len(),
+                )
+            });
+            // SAFETY: the rows and outputs lie inside dy, and a tile has at most sixteen rows.
+            unsafe { pack_strips(simd, *dy, (first, depth), &outputs, strips, tall, sums) };
+            let mut next = NextRows::new(dy, x, (first + depth, rows.end), &outputs, &inputs, tall);
+            for column in inputs.clone().step_by(width) {
+                let columns = width.min(inputs.end - column);
+                // SAFETY: the rows and columns lie inside x; the panel holds `depth` rows of `width`.
+                unsafe {
+                    pack::panel(
+                        simd,
+                        (*x).into(),
+                        (first, depth),
+                        (column, columns),
+                        panel.as_mut_ptr(),
+                        width,
+                    );
+                }
+                for (strip, output) in outputs.clone().step_by(tall).enumerate() {
+                    let tile = Tile {
+                        depth,
+                        a: strips[strip * depth * strip_width(tall)..].as_ptr(),
+                        a_row: 1,
+                        a_depth: strip_width(tall),
+                        b: panel.as_ptr(),
+                        b_depth: width,
+                        c: partial.wrapping_add(output * cut.stride() + column),
+                        c_row: cut.stride(),
+                        rows: tall.min(outputs.end - output),
+                        columns,
+                        alpha: 1.0,
+                        beta: if first == rows.start { 0.0 } else { 1.0 },
+                        bias: None,
+                    };
+                    next.prefetch(simd);
+                    // SAFETY: the strip and the panel were just packed; the tile of the partial is this task's.
+                    unsafe { tile.compute(simd) };
+                }
+            }
+        }
+    }
+}
+
+/// The rows that the next turn packs, asked for bit by bit while this turn computes: packing would wait for memory.
+struct NextRows<'a> {
+    dy: &'a Rows<'a>,
+    x: &'a Rows<'a>,
+    row: usize,
+    end: usize,
+    outputs: Range<usize>,
+    inputs: Range<usize>,
+    /// Rows to ask for at each tile, in sixteenths.
+    step: usize,
+    /// Sixteenths of a row carried over.
+    carried: usize,
+}
+
+impl<'a> NextRows<'a> {
+    fn new(
+        dy: &'a Rows<'a>,
+        x: &'a Rows<'a>,
+        (row, end): (usize, usize),
+        outputs: &Range<usize>,
+        inputs: &Range<usize>,
+        tall: usize,
+    ) -> Self {
+        let end = end.min(row + DEPTH);
+        let tiles = outputs.len().div_ceil(tall) * inputs.len().div_ceil(WIDEST);
+        let step = (16 * end.saturating_sub(row)).div_ceil(tiles.max(1));
+        let (outputs, inputs) = (outputs.clone(), inputs.clone());
+        Self {
+            dy,
+            x,
+            row,
+            end,
+            outputs,
+            inputs,
+            step,
+            carried: 0,
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch<S: Simd>(&mut self, simd: S) {
+        self.carried += self.step;
+        while self.carried >= 16 && self.row < self.end {
+            self.carried -= 16;
+            for (matrix, columns) in [(self.dy, &self.outputs), (self.x, &self.inputs)] {
+                let start = matrix.start.wrapping_add(self.row * matrix.stride);
+                for column in columns.clone().step_by(LANES) {
+                    simd.prefetch(start.wrapping_add(column));
+                }
+            }
+            self.row += 1;
+        }
+    }
+}
+
+/// Copies rows of dy into strips, one per tile row of dW: `depth` rows of `tall` elements, [`strip_width`] apart. Adds
+/// the rows to `sums` on the way, one after the other.
+///
+/// # Safety
+/// 1. The rows and columns lie inside `dy`; 2. `tall` is at most sixteen.
+#[inline(always)]
+unsafe fn pack_strips<S: Simd>(
+    simd: S,
+    dy: Rows<'_>,
+    (first, depth): (usize, usize),
+    outputs: &Range<usize>,
+    strips: &mut [f32],
+    tall: usize,
+    mut sums: Option<&mut [f32]>,
+) {
+    let (count, width) = (outputs.len().div_ceil(tall), strip_width(tall));
+    assert!(strips.len() >= count * depth * width + LANES);
+    for strip in 0..count {
+        let at = strip * tall;
+        let present = LANES.min(outputs.len() - at);
+        let from = dy
+            .start
+            .wrapping_add(first * dy.stride + outputs.start + at);
+        let to = strips[strip * depth * width..].as_mut_ptr();
+        let mut sum = match &sums {
+            Some(sums) => load(simd, sums, at),
+            None => simd.splat(0.0),
+        };
+        // SAFETY: `present` lanes lie inside each row of dy. A whole vector is stored: what goes beyond `width` is
+        // overwritten by the next row or strip, and the assertion leaves room for it after the last one.
+        unsafe {
+            if present == LANES {
+                for row in 0..depth {
+                    let x = simd.load(from.add(row * dy.stride));
+                    simd.store(to.add(row * width), x);
+                    sum = simd.add(sum, x);
+                }
+            } else {
+                for row in 0..depth {
+                    let x = simd.load_first(from.add(row * dy.stride), present);
+                    simd.store(to.add(row * width), x);
+                    sum = simd.add(sum, x);
+                }
+            }
+        }
+        if let Some(sums) = &mut sums {
+            let end = (at + tall).min(sums.len());
+            store(simd, &mut sums[..end], at, sum);
+        }
+    }
+}

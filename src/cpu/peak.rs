@@ -1,0 +1,91 @@
+//! What the machine's multiply-add units can do at most, measured: the roof that throughput is compared with.
+
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+
+use super::simd::{LANES, Simd, Task, dispatch};
+
+/// Independent sums in flight: enough to hide the latency of two multiply-add units.
+const SUMS: usize = 16;
+/// Multiply-adds of each sum between looks at the clock.
+const ROUNDS: usize = 4096;
+/// How long every thread computes.
+const TIME: Duration = Duration::from_millis(25);
+
+/// Floating-point operations a second that the threads of the current pool reach together, in registers alone.
+pub fn measure() -> f64 {
+    let threads = rayon::current_num_threads();
+    let rates: Vec<f64> = (0..threads)
+        .into_par_iter()
+        .with_max_len(1)
+        .map(|_| one())
+        .collect();
+    rates.iter().sum()
+}
+
+/// The best of several short runs on this thread: a run that was interrupted says nothing of the unit.
+fn one() -> f64 {
+    let start = Instant::now();
+    let mut best: f64 = 0.0;
+    while start.elapsed() < TIME {
+        let before = Instant::now();
+        let sum = dispatch(MultiplyAdd);
+        let seconds = before.elapsed().as_secs_f64();
+        // The sum is used, so that it must be computed.
+        if sum.is_finite() {
+            best = best.max((2 * LANES * SUMS * ROUNDS) as f64 / seconds);
+        }
+    }
+    best
+}
+
+/// Elements of each array that is streamed: far more than caches hold.
+const STREAMED: usize = 32 << 20;
+/// Passes, of which the fastest counts.
+const PASSES: usize = 4;
+
+/// Bytes a second that memory gives to the threads of the current pool: y = 0.5·x over arrays that no cache holds, each
+/// read or written once (the `scale` of McCalpin's STREAM, by its own count).
+pub fn measure_bandwidth() -> f64 {
+    let (x, mut y) = (vec![1.0f32; STREAMED], vec![0.0f32; STREAMED]);
+    let part = STREAMED.div_ceil(rayon::current_num_threads());
+    let mut best: f64 = 0.0;
+    for _ in 0..PASSES {
+        let start = Instant::now();
+        y.par_chunks_mut(part)
+            .zip(x.par_chunks(part))
+            .for_each(|(y, x)| {
+                for (y, x) in y.iter_mut().zip(x) {
+                    *y = 0.5 * x;
+                }
+            });
+        let bytes = (2 * STREAMED * size_of::<f32>()) as f64;
+        best = best.max(bytes / start.elapsed().as_secs_f64());
+    }
+    // What was written is used, so that it must be.
+    std::hint::black_box(&y);
+    best
+}
+
+struct MultiplyAdd;
+
+impl Task for MultiplyAdd {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        let factor = simd.splat(std::hint::black_box(0.999));
+        let mut sums = [simd.splat(1.0); SUMS];
+        for _ in 0..ROUNDS {
+            for sum in &mut sums {
+                *sum = simd.mul_add(*sum, factor, factor);
+            }
+        }
+        let total = sums
+            .into_iter()
+            .reduce(|a, b| simd.add(a, b))
+            .expect("there are sums");
+        simd.sum(total)
+    }
+}

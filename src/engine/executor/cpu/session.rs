@@ -1,0 +1,364 @@
+//! Runs programs on the processor: turns planned offsets into slices and calls each op's kernel.
+#![allow(unsafe_code)]
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use super::super::arena::ByteArena;
+use super::super::{Executor, Session, expect_arena, expect_input};
+use keel_base::error::{Error, Result};
+use crate::program::{Place, Program};
+use crate::tape::{Arena, CpuArgs, Input, Inputs, Machine, Output, Outputs, Target, Value};
+use crate::tensor::{DType, TensorType};
+
+/// The most inputs or outputs an op may have; slices for them are built on the stack.
+const MAX_ARGUMENTS: usize = 12;
+
+/// Runs programs in f32 on all cores. See [`super`].
+pub struct CpuExecutor {
+    parameters: Arc<Mutex<ByteArena>>,
+    pool: Arc<rayon::ThreadPool>,
+    peak: OnceLock<f64>,
+}
+
+impl CpuExecutor {
+    /// An executor with a parameter arena of `elements` elements, all zero, that computes on `threads` threads.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when memory or threads cannot be had.
+    pub fn new(elements: usize, threads: usize) -> Result<CpuExecutor> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("keel-cpu-{index}"))
+            .build()
+            .map_err(|problem| {
+                Error::stopped("compute threads", problem, "choose fewer with --threads")
+            })?;
+        // A thread registers itself with the pool when it first looks for work, and that allocates: waiting here until
+        // every thread has answered keeps it out of the steps.
+        pool.broadcast(|_| ());
+        let parameters = ByteArena::new("parameters", elements * size_of::<f32>())?;
+        Ok(CpuExecutor {
+            parameters: Arc::new(Mutex::new(parameters)),
+            pool: Arc::new(pool),
+            peak: OnceLock::new(),
+        })
+    }
+
+    /// The threads that compute.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ByteArena> {
+        self.parameters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Executor for CpuExecutor {
+    fn describe(&self) -> String {
+        let threads = self.threads();
+        format!(
+            "cpu, {threads} thread{}, f32",
+            if threads == 1 { "" } else { "s" }
+        )
+    }
+
+    fn machine(&self) -> Machine {
+        Target::Cpu {
+            threads: self.threads(),
+        }
+        .into()
+    }
+
+    /// Measured once.
+    fn peak_flops(&self) -> f64 {
+        *self
+            .peak
+            .get_or_init(|| self.pool.install(keel_cpu::measure_peak))
+    }
+
+    /// Measured anew each time.
+    fn peak_bandwidth(&self) -> f64 {
+        self.pool.install(keel_cpu::measure_bandwidth)
+    }
+
+    fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
+        if let Some(value) = program.values().iter().find(|v| v.ty.dtype == DType::Bf16) {
+            return Err(Error::Device {
+                device: "cpu".into(),
+                problem: format!(
+                    "the program holds bf16 values ({}), and the processor computes in f32",
+                    value.name.as_deref().unwrap_or("without a name")
+                ),
+                remedy: "use --precision f32 or another --device".into(),
+            });
+        }
+        let fixed =
+            |what, arena| ByteArena::new(what, program.arena_elements(arena, 0) * size_of::<f32>());
+        let steps = program
+            .steps()
+            .iter()
+            .map(|step| {
+                let instruction = &step.instruction;
+                let (inputs, outputs) = (&instruction.inputs, &instruction.outputs);
+                assert!(
+                    inputs.len() <= MAX_ARGUMENTS && outputs.len() <= MAX_ARGUMENTS,
+                    "an op has at most {MAX_ARGUMENTS} inputs and outputs"
+                );
+                StepTypes {
+                    inputs: inputs.iter().map(|v| program.ty(*v)).collect(),
+                    outputs: outputs.iter().map(|v| program.ty(*v)).collect(),
+                }
+            })
+            .collect();
+        Ok(Box::new(CpuSession {
+            memory: Memory {
+                step: ByteArena::new("activations", program.arena_bytes())?,
+                gradients: fixed("gradients", Arena::Gradients)?,
+                first_moments: fixed("first moments", Arena::FirstMoments)?,
+                second_moments: fixed("second moments", Arena::SecondMoments)?,
+                cache: fixed("cache", Arena::Cache)?,
+            },
+            parameters: self.parameters.clone(),
+            pool: self.pool.clone(),
+            steps,
+            program,
+        }))
+    }
+
+    fn write_parameters(&self, offset: usize, values: &[f32]) -> Result<()> {
+        let parameters = self.lock();
+        // SAFETY: the lock is held, so nobody else looks at the parameter arena.
+        let place = unsafe { parameters.slice_mut(offset * size_of::<f32>(), values.len()) };
+        place.copy_from_slice(values);
+        Ok(())
+    }
+
+    fn read_parameters(&self, offset: usize, values: &mut [f32]) -> Result<()> {
+        let parameters = self.lock();
+        // SAFETY: the lock is held, so nobody else writes to the parameter arena.
+        let place = unsafe { parameters.slice(offset * size_of::<f32>(), values.len()) };
+        values.copy_from_slice(place);
+        Ok(())
+    }
+}
+
+struct StepTypes {
+    inputs: Vec<TensorType>,
+    outputs: Vec<TensorType>,
+}
+
+/// The arenas only this session touches.
+struct Memory {
+    step: ByteArena,
+    gradients: ByteArena,
+    first_moments: ByteArena,
+    second_moments: ByteArena,
+    cache: ByteArena,
+}
+
+impl Memory {
+    fn fixed<'a>(&'a self, arena: Arena, parameters: &'a ByteArena) -> &'a ByteArena {
+        match arena {
+            Arena::Parameters => parameters,
+            Arena::ParametersBf16 => unreachable!("programs for the processor hold f32"),
+            Arena::Gradients => &self.gradients,
+            Arena::FirstMoments => &self.first_moments,
+            Arena::SecondMoments => &self.second_moments,
+            Arena::Cache => &self.cache,
+        }
+    }
+
+    /// The arena and first byte of a value.
+    fn locate<'a>(&'a self, place: Place, parameters: &'a ByteArena) -> (&'a ByteArena, usize) {
+        match place {
+            Place::Step(offset) => (&self.step, offset),
+            Place::Fixed(arena, element) => {
+                (self.fixed(arena, parameters), element * size_of::<f32>())
+            }
+            Place::Dropped => unreachable!("an op that runs has all its values placed"),
+        }
+    }
+}
+
+struct CpuSession {
+    program: Arc<Program>,
+    memory: Memory,
+    parameters: Arc<Mutex<ByteArena>>,
+    pool: Arc<rayon::ThreadPool>,
+    steps: Vec<StepTypes>,
+}
+
+impl CpuSession {
+    fn run_step(&self, index: usize, parameters: &ByteArena) {
+        let step = &self.program.steps()[index];
+        let types = &self.steps[index];
+        let instruction = &step.instruction;
+        if instruction.op.is_view() {
+            return;
+        }
+        let mut inputs = [const { Input::F32(&[]) }; MAX_ARGUMENTS];
+        for (index, value) in instruction.inputs.iter().enumerate() {
+            if let Some(output) = step.in_place[index] {
+                inputs[index] = Input::InPlace(output);
+                continue;
+            }
+            let ty = self.program.ty(*value);
+            let (arena, offset) = self.memory.locate(self.program.place(*value), parameters);
+            inputs[index] = match ty.dtype {
+                // SAFETY: the plan keeps live values apart (checked when the program was compiled) and this input
+                // does not lie in an output's place, so no output of this op overlaps it; `&self` methods that run
+                // ops hold the parameter lock and are reached only through `&mut self`.
+                DType::F32 => Input::F32(unsafe { arena.slice(offset, ty.numel()) }),
+                // SAFETY: as above.
+                DType::I32 => Input::I32(unsafe { arena.slice(offset, ty.numel()) }),
+                DType::Bf16 => unreachable!("programs for the processor hold f32"),
+            };
+        }
+        let mut outputs: [Output<'_>; MAX_ARGUMENTS] =
+            std::array::from_fn(|_| Output::F32(Default::default()));
+        for (slot, value) in outputs.iter_mut().zip(&instruction.outputs) {
+            let ty = self.program.ty(*value);
+            let (arena, offset) = self.memory.locate(self.program.place(*value), parameters);
+            *slot = match ty.dtype {
+                // SAFETY: outputs of one op are live together, so the plan gives each its own bytes, apart from every
+                // input but the one named in `in_place`, which is not handed out.
+                DType::F32 => Output::F32(unsafe { arena.slice_mut(offset, ty.numel()) }),
+                // SAFETY: as above.
+                DType::I32 => Output::I32(unsafe { arena.slice_mut(offset, ty.numel()) }),
+                DType::Bf16 => unreachable!("programs for the processor hold f32"),
+            };
+        }
+        let (offset, bytes) = step.workspace;
+        // SAFETY: the workspace is a planned stretch that lives during this op alone.
+        let workspace = unsafe { self.memory.step.slice_mut(offset, bytes / size_of::<f32>()) };
+        instruction.op.cpu(CpuArgs {
+            inputs: Inputs(&inputs[..instruction.inputs.len()]),
+            outputs: Outputs(&mut outputs[..instruction.outputs.len()]),
+            workspace,
+            input_types: &types.inputs,
+            output_types: &types.outputs,
+        });
+    }
+
+    /// Runs the first `count` ops, and `after` each with its number and the time at which it began.
+    fn run_first(&mut self, count: usize, mut after: impl FnMut(usize, Instant) + Send) {
+        let this = &*self;
+        let parameters = this
+            .parameters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let parameters: &ByteArena = &parameters;
+        this.pool.install(|| {
+            for index in 0..count {
+                let start = Instant::now();
+                this.run_step(index, parameters);
+                after(index, start);
+            }
+        });
+    }
+
+    fn locked<T>(&self, with: impl FnOnce(&ByteArena) -> T) -> T {
+        with(
+            &self
+                .parameters
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+
+    fn write<T: bytemuck::Pod>(&mut self, input: &str, dtype: DType, values: &[T]) -> Result<()> {
+        let value = self.program.input(input)?;
+        expect_input(input, self.program.ty(value), dtype, values.len())?;
+        if let Place::Step(offset) = self.program.place(value) {
+            // SAFETY: `&mut self` excludes a running step.
+            let place = unsafe { self.memory.step.slice_mut::<T>(offset, values.len()) };
+            place.copy_from_slice(values);
+        }
+        Ok(())
+    }
+
+    fn read<T: bytemuck::Pod>(&self, value: Value) -> Vec<T> {
+        let elements = self.program.ty(value).numel();
+        if self.program.place(value) == Place::Dropped {
+            return vec![T::zeroed(); elements];
+        }
+        self.locked(|parameters| {
+            let (arena, offset) = self.memory.locate(self.program.place(value), parameters);
+            // SAFETY: writing needs `&mut self` or the parameter lock, which is held.
+            unsafe { arena.slice::<T>(offset, elements) }.to_vec()
+        })
+    }
+}
+
+impl Session for CpuSession {
+    fn program(&self) -> &Program {
+        &self.program
+    }
+
+    fn run(&mut self) -> Result<()> {
+        self.run_first(self.steps.len(), |_, _| {});
+        Ok(())
+    }
+
+    fn run_gradients(&mut self) -> Result<()> {
+        self.run_first(self.program.gradient_steps(), |_, _| {});
+        Ok(())
+    }
+
+    fn run_timed(&mut self, seconds: &mut [f64]) -> Result<()> {
+        self.run_first(seconds.len(), |index, start| {
+            seconds[index] += start.elapsed().as_secs_f64();
+        });
+        Ok(())
+    }
+
+    fn write_f32(&mut self, input: &str, values: &[f32]) -> Result<()> {
+        self.write(input, DType::F32, values)
+    }
+
+    fn write_i32(&mut self, input: &str, values: &[i32]) -> Result<()> {
+        self.write(input, DType::I32, values)
+    }
+
+    fn read_f32(&self, output: &str) -> Result<Vec<f32>> {
+        let value = self.program.output(output)?;
+        Ok(match self.program.ty(value).dtype {
+            DType::I32 => self
+                .read::<i32>(value)
+                .into_iter()
+                .map(|x| x as f32)
+                .collect(),
+            _ => self.read::<f32>(value),
+        })
+    }
+
+    fn read_f64(&self, output: &str) -> Result<Vec<f64>> {
+        let value = self.program.output(output)?;
+        Ok(match self.program.ty(value).dtype {
+            DType::I32 => self.read::<i32>(value).into_iter().map(f64::from).collect(),
+            _ => self.read::<f32>(value).into_iter().map(f64::from).collect(),
+        })
+    }
+
+    fn read_arena(&self, arena: Arena) -> Result<Vec<f32>> {
+        Ok(self.locked(|parameters| {
+            let arena = self.memory.fixed(arena, parameters);
+            // SAFETY: writing needs `&mut self` or the parameter lock, which is held.
+            unsafe { arena.slice::<f32>(0, arena.bytes() / size_of::<f32>()) }.to_vec()
+        }))
+    }
+
+    fn write_arena(&mut self, arena: Arena, values: &[f32]) -> Result<()> {
+        self.locked(|parameters| {
+            let place = self.memory.fixed(arena, parameters);
+            expect_arena(arena, place.bytes() / size_of::<f32>(), values.len())?;
+            // SAFETY: `&mut self` and the parameter lock exclude every other user.
+            unsafe { place.slice_mut::<f32>(0, values.len()) }.copy_from_slice(values);
+            Ok(())
+        })
+    }
+}

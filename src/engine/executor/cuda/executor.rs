@@ -1,0 +1,134 @@
+//! The executor of a GPU: the parameters that all its programs share, and the kernels they are made of.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::super::kernel_table::{IMAGES, KernelImage};
+use super::super::resolved::to_bytes;
+use super::super::{Executor, Session};
+use super::gpu::Gpu;
+use super::kernels::Kernels;
+use super::memory::DeviceMemory;
+use super::probe::Found;
+use super::session::CudaSession;
+use keel_base::error::Result;
+use crate::program::Program;
+use crate::tape::{Machine, Target};
+use crate::tensor::DType;
+
+/// Masters in f32 and their twins in bf16, which programs in bf16 read and their update keeps.
+pub(super) struct Parameters {
+    pub masters: DeviceMemory,
+    pub twins: DeviceMemory,
+}
+
+/// Runs programs on a GPU. See [`super`].
+pub struct CudaExecutor {
+    gpu: Rc<Gpu>,
+    kernels: Kernels,
+    parameters: Rc<Parameters>,
+    precision: DType,
+}
+
+impl CudaExecutor {
+    /// An executor with a parameter arena of `elements` elements, all zero, on the GPU that [`super::probe`] found.
+    ///
+    /// # Errors
+    /// [`keel_base::error::Error::Device`] when the GPU cannot be used, [`keel_base::error::Error::Stopped`] when its memory runs
+    /// out.
+    pub fn new(found: Found, elements: usize) -> Result<CudaExecutor> {
+        CudaExecutor::with_images(found, elements, IMAGES)
+    }
+
+    /// As [`CudaExecutor::new`], with images in the place of those that this program was built with.
+    ///
+    /// # Errors
+    /// As [`CudaExecutor::new`].
+    pub fn with_images(
+        found: Found,
+        elements: usize,
+        images: &'static [KernelImage],
+    ) -> Result<CudaExecutor> {
+        let gpu = Gpu::new(found)?;
+        let memory = |what, dtype: DType| DeviceMemory::new(&gpu, what, elements * dtype.size(), 0);
+        Ok(CudaExecutor {
+            kernels: Kernels::new(&gpu, images)?,
+            parameters: Rc::new(Parameters {
+                masters: memory("memory of the parameters", DType::F32)?,
+                twins: memory("memory of the parameters in bf16", DType::Bf16)?,
+            }),
+            gpu,
+            precision: DType::Bf16,
+        })
+    }
+
+    /// The executor with `precision` for its programs, bf16 by default.
+    pub fn in_precision(mut self, precision: DType) -> CudaExecutor {
+        self.precision = precision;
+        self
+    }
+
+    /// As [`Executor::load`], for callers that need more of a session than every executor's has.
+    pub(super) fn load_session(&self, program: Arc<Program>) -> Result<CudaSession> {
+        CudaSession::new(&self.gpu, &self.kernels, &self.parameters, program)
+    }
+}
+
+impl Executor for CudaExecutor {
+    fn describe(&self) -> String {
+        format!("cuda, {}, {}", self.gpu.found, self.precision)
+    }
+
+    fn machine(&self) -> Machine {
+        Machine {
+            target: Target::Cuda,
+            precision: self.precision,
+        }
+    }
+
+    /// What the tensor cores reach in bf16 at the highest clock: multiply-adds of a multiprocessor and cycle are 1024 on
+    /// sm_80 and 2048 on sm_90 (dense rates of the A100 and H100 data sheets); unknown for other chips. Products of f32
+    /// programs are six of bf16.
+    fn peak_flops(&self) -> f64 {
+        let found = &self.gpu.found;
+        let each_cycle = match found.compute_capability {
+            (8, 0) => 2.0 * 1024.0,
+            (9, 0) => 2.0 * 2048.0,
+            _ => 0.0,
+        };
+        let products = if self.precision == DType::F32 {
+            6.0
+        } else {
+            1.0
+        };
+        let clock = 1e3 * f64::from(found.clock_khz);
+        f64::from(found.multiprocessors) * clock * each_cycle / products
+    }
+
+    fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
+        Ok(Box::new(self.load_session(program)?))
+    }
+
+    fn write_parameters(&self, offset: usize, values: &[f32]) -> Result<()> {
+        let parameters = &self.parameters;
+        for (memory, dtype) in [
+            (&parameters.masters, DType::F32),
+            (&parameters.twins, DType::Bf16),
+        ] {
+            memory.upload(offset * dtype.size(), &to_bytes(values, dtype))?;
+        }
+        Ok(())
+    }
+
+    fn read_parameters(&self, offset: usize, values: &mut [f32]) -> Result<()> {
+        self.parameters
+            .masters
+            .download(offset * DType::F32.size(), bytemuck::cast_slice_mut(values))
+    }
+}
+
+impl Drop for CudaExecutor {
+    fn drop(&mut self) {
+        self.gpu.forget();
+    }
+}

@@ -1,0 +1,338 @@
+//! A GPU in use: its context and streams, and the words for what goes wrong there.
+
+use std::collections::VecDeque;
+use std::ffi::c_void;
+use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
+
+use cudarc::driver::{DriverError, result, sys};
+
+use super::launch::PreparedLaunch;
+use super::probe::{Found, unusable};
+use keel_base::error::{Error, Result};
+
+/// Launches that a report of a failure names.
+const REMEMBERED: usize = 8;
+
+/// A context of its own reference, a stream that computes and one that brings the next batch in the meantime.
+///
+/// Neither stream waits for the other, nor for the copies of the host that name no stream: every order is made here, by
+/// events or by waiting.
+pub(super) struct Gpu {
+    pub found: Found,
+    context: sys::CUcontext,
+    device: sys::CUdevice,
+    pub compute: sys::CUstream,
+    pub copies: sys::CUstream,
+    /// Whether every launch is waited for, so that a fault names its kernel.
+    pub is_synchronous: bool,
+    last: Mutex<VecDeque<Rc<PreparedLaunch>>>,
+}
+
+impl Gpu {
+    /// Makes the device that [`super::probe`] found ready. `KEEL_CUDA_SYNC=1` makes its launches synchronous.
+    pub fn new(found: Found) -> Result<Rc<Gpu>> {
+        let is_synchronous = std::env::var_os("KEEL_CUDA_SYNC").is_some_and(|value| value == "1");
+        let start = |problem: DriverError| {
+            unusable(
+                format!("{} cannot be used ({})", found.name, name(problem)),
+                "see with `nvidia-smi` whether another program holds it, or choose --device cpu",
+            )
+        };
+        let device = result::device::get(found.ordinal).map_err(start)?;
+        // SAFETY: the device was just found; the context it returns is released once, when the value made here is dropped.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(start)?;
+        let mut gpu = Gpu {
+            context,
+            device,
+            compute: std::ptr::null_mut(),
+            copies: std::ptr::null_mut(),
+            is_synchronous,
+            last: Mutex::default(),
+            found: found.clone(),
+        };
+        gpu.bind()?;
+        gpu.compute =
+            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(start)?;
+        gpu.copies =
+            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(start)?;
+        Ok(Rc::new(gpu))
+    }
+
+    /// Makes the context this thread's. Every entry from outside does that first: contexts belong to threads.
+    pub fn bind(&self) -> Result<()> {
+        // SAFETY: the context is retained until this value is dropped.
+        self.check(unsafe { result::ctx::set_current(self.context) })
+    }
+
+    /// Waits until everything asked of the computing stream is done.
+    pub fn wait(&self) -> Result<()> {
+        // SAFETY: the stream lives as long as this value.
+        self.check(unsafe { result::stream::synchronize(self.compute) })
+    }
+
+    /// Free and total bytes of the device's memory, as far as it says.
+    pub fn memory(&self) -> Option<(usize, usize)> {
+        result::mem_get_info().ok()
+    }
+
+    /// Remembers a launch for reports.
+    pub fn remember(&self, launch: &Rc<PreparedLaunch>) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.len() == REMEMBERED {
+            last.pop_front();
+        }
+        last.push_back(launch.clone());
+    }
+
+    /// Forgets the launches: they keep their images loaded, which keep this value.
+    pub fn forget(&self) {
+        self.last
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+
+    /// Waits for a launch that was just started.
+    pub fn wait_for(&self, launch: &PreparedLaunch) -> Result<()> {
+        // SAFETY: the stream lives as long as this value.
+        unsafe { result::stream::synchronize(self.compute) }
+            .map_err(|problem| self.launch_error(launch, problem))
+    }
+
+    /// The words for a failure that no single launch is to blame for.
+    pub fn check<T>(&self, outcome: Result<T, DriverError>) -> Result<T> {
+        outcome.map_err(|problem| {
+            let advice = match self.is_synchronous {
+                true => "",
+                false => "; run again with KEEL_CUDA_SYNC=1 to learn which kernel it is",
+            };
+            Error::kernel(format!(
+                "device cuda: {} while the GPU worked{advice}; what it computed is lost, so start again from the last \
+                 checkpoint{}",
+                name(problem),
+                self.last_launches()
+            ))
+        })
+    }
+
+    /// The words for a launch that failed.
+    pub fn launch_error(&self, launch: &PreparedLaunch, problem: DriverError) -> Error {
+        Error::kernel(format!(
+            "{launch}: {}{}",
+            name(problem),
+            self.last_launches()
+        ))
+    }
+
+    fn last_launches(&self) -> String {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_empty() {
+            return String::new();
+        }
+        let list: Vec<String> = last.iter().map(|launch| launch.to_string()).collect();
+        format!(
+            "\nthe last launches, the newest at the end:\n  {}",
+            list.join("\n  ")
+        )
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // Failures here have nobody to go to: the process gives everything back when it ends.
+        self.bind().ok();
+        for stream in [self.compute, self.copies] {
+            if !stream.is_null() {
+                // SAFETY: made in `new`, destroyed once, and nothing uses it any more.
+                unsafe { result::stream::destroy(stream) }.ok();
+            }
+        }
+        // SAFETY: retained once in `new`.
+        unsafe { result::primary_ctx::release(self.device) }.ok();
+    }
+}
+
+/// What the driver calls its failure.
+pub(super) fn name(problem: DriverError) -> String {
+    let code = problem.0 as u32;
+    let text = |found: Result<&std::ffi::CStr, DriverError>| {
+        found.map_or(String::new(), |text| text.to_string_lossy().into_owned())
+    };
+    let (name, meaning) = (text(problem.error_name()), text(problem.error_string()));
+    match (name.is_empty(), meaning.is_empty() || meaning == name) {
+        (true, _) => format!("CUDA error {code}"),
+        (false, true) => format!("{name} ({code})"),
+        (false, false) => format!("{name} ({code}, {meaning})"),
+    }
+}
+
+/// An event.
+pub(super) struct Event {
+    gpu: Rc<Gpu>,
+    raw: sys::CUevent,
+}
+
+impl Event {
+    /// One that only orders, or one that also takes the time.
+    pub fn new(gpu: &Rc<Gpu>, takes_time: bool) -> Result<Event> {
+        let flags = match takes_time {
+            true => sys::CUevent_flags::CU_EVENT_DEFAULT,
+            false => sys::CUevent_flags::CU_EVENT_DISABLE_TIMING,
+        };
+        Ok(Event {
+            raw: gpu.check(result::event::create(flags))?,
+            gpu: gpu.clone(),
+        })
+    }
+
+    /// Marks where `stream` is now.
+    pub fn record(&self, stream: sys::CUstream) -> Result<()> {
+        // SAFETY: event and stream live; both are of the one context.
+        self.gpu
+            .check(unsafe { result::event::record(self.raw, stream) })
+    }
+
+    /// What is asked of `stream` from now on waits for the mark.
+    pub fn hold(&self, stream: sys::CUstream) -> Result<()> {
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: as above.
+        self.gpu
+            .check(unsafe { result::stream::wait_event(stream, self.raw, flags) })
+    }
+
+    /// Waits for the mark; at once when there never was one.
+    pub fn wait(&self) -> Result<()> {
+        // SAFETY: the event lives.
+        self.gpu
+            .check(unsafe { result::event::synchronize(self.raw) })
+    }
+
+    /// Seconds from `start` to this mark; both are reached and take time.
+    pub fn seconds_since(&self, start: &Event) -> Result<f64> {
+        // SAFETY: both events live and were recorded on the one computing stream.
+        let milliseconds = self
+            .gpu
+            .check(unsafe { result::event::elapsed(start.raw, self.raw) })?;
+        Ok(f64::from(milliseconds) / 1e3)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        self.gpu.bind().ok();
+        // SAFETY: created by `new`, destroyed once.
+        unsafe { result::event::destroy(self.raw) }.ok();
+    }
+}
+
+/// A step's launches as one object that the driver starts at once.
+pub(super) struct Graph {
+    gpu: Rc<Gpu>,
+    raw: sys::CUgraphExec,
+}
+
+impl Graph {
+    /// Captures `launches` without running them. `None`, and a line on the terminal, when the driver cannot capture.
+    ///
+    /// # Errors
+    /// When a launch is refused for a reason of its own.
+    pub fn capture(gpu: &Rc<Gpu>, launches: &[Rc<PreparedLaunch>]) -> Result<Option<Graph>> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is no default stream, lives, and nobody else uses it: sessions are not shared among threads.
+        let captured = unsafe { result::stream::begin_capture(gpu.compute, mode) }.map(|()| {
+            let mut refused = None;
+            for launch in launches {
+                if let Err(problem) = launch.enqueue(gpu) {
+                    refused = Some((launch, problem));
+                    break;
+                }
+            }
+            // SAFETY: capturing began just above; it ends on every way.
+            let graph = unsafe { result::stream::end_capture(gpu.compute) };
+            (refused, graph)
+        });
+        let problem = match captured {
+            Ok((Some((launch, problem)), graph)) => {
+                if let Ok(graph) = graph {
+                    // SAFETY: made by `end_capture`, destroyed once.
+                    unsafe { result::graph::destroy(graph) }.ok();
+                }
+                if !(900..910).contains(&(problem.0 as u32)) {
+                    return Err(gpu.launch_error(launch, problem));
+                }
+                problem
+            }
+            Ok((None, Ok(graph))) => {
+                // SAFETY: the graph is complete; it is destroyed once, after what is made of it.
+                let (made, _) = unsafe {
+                    let made = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+                    (made, result::graph::destroy(graph))
+                };
+                match made {
+                    Ok(raw) => {
+                        let graph = Graph {
+                            gpu: gpu.clone(),
+                            raw,
+                        };
+                        // SAFETY: graph and stream live.
+                        gpu.check(unsafe { result::graph::upload(raw, gpu.compute) })?;
+                        return Ok(Some(graph));
+                    }
+                    Err(problem) => problem,
+                }
+            }
+            Ok((None, Err(problem))) | Err(problem) => problem,
+        };
+        eprintln!(
+            "device cuda: the step cannot be captured as a graph ({}); its kernels are launched one by one, which is slower",
+            name(problem)
+        );
+        Ok(None)
+    }
+
+    /// Starts all its launches.
+    pub fn launch(&self) -> Result<()> {
+        // SAFETY: graph and stream live, and so does all memory that the launches refer to: the session owns both.
+        self.gpu
+            .check(unsafe { result::graph::launch(self.raw, self.gpu.compute) })
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        self.gpu.bind().ok();
+        // SAFETY: made by `instantiate`, destroyed once.
+        unsafe { result::graph::exec_destroy(self.raw) }.ok();
+    }
+}
+
+/// Starts one kernel on `stream`; the driver reads the values before it returns.
+///
+/// # Safety
+/// The function is of a loaded module, and `values` are its parameters: as many, each of the size the entry point takes,
+/// every pointer to memory that lives until the stream has come past the launch.
+pub(super) unsafe fn launch(
+    function: sys::CUfunction,
+    grid: [u32; 3],
+    threads: u32,
+    shared_bytes: u32,
+    values: &[u64],
+    stream: sys::CUstream,
+) -> Result<(), DriverError> {
+    let mut pointers: Vec<*mut c_void> = values
+        .iter()
+        .map(|value| std::ptr::from_ref(value).cast_mut().cast())
+        .collect();
+    // SAFETY: the caller's promise; the driver only reads through the pointers, and before it returns.
+    unsafe {
+        result::launch_kernel(
+            function,
+            (grid[0], grid[1], grid[2]),
+            (threads, 1, 1),
+            shared_bytes,
+            stream,
+            &mut pointers,
+        )
+    }
+}

@@ -1,0 +1,273 @@
+//! A program on the GPU: its arenas, its launches, and the graph they are captured in.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::super::resolved::{Space, Stretch, resolve, stretch, to_bytes, to_doubles};
+use super::super::{Session, expect_arena, expect_input};
+use super::executor::Parameters;
+use super::gpu::{Event, Gpu, Graph};
+use super::kernels::Kernels;
+use super::launch::PreparedLaunch;
+use super::memory::DeviceMemory;
+use super::staging::Staging;
+use keel_base::error::Result;
+use crate::program::Program;
+use crate::tape::Arena;
+use crate::tensor::DType;
+
+/// The arenas of one session, and the parameters' that all sessions share.
+pub(super) struct Memory {
+    pub step: DeviceMemory,
+    fixed: [(Arena, DeviceMemory); 4],
+    parameters: Rc<Parameters>,
+}
+
+impl Memory {
+    fn new(gpu: &Rc<Gpu>, program: &Program, parameters: Rc<Parameters>) -> Result<Memory> {
+        let fixed = |arena: Arena, what: &str| -> Result<(Arena, DeviceMemory)> {
+            let bytes = program.arena_elements(arena, 0) * arena.element().size();
+            Ok((arena, DeviceMemory::new(gpu, what, bytes, 0)?))
+        };
+        Ok(Memory {
+            // NaN until written: what a run reads without writing it shows.
+            step: DeviceMemory::new(gpu, "memory of the step", program.arena_bytes(), 0xff)?,
+            fixed: [
+                fixed(Arena::Gradients, "memory of the gradients")?,
+                fixed(Arena::FirstMoments, "memory of the first moments")?,
+                fixed(Arena::SecondMoments, "memory of the second moments")?,
+                fixed(Arena::Cache, "memory of the cache")?,
+            ],
+            parameters,
+        })
+    }
+
+    /// The arena of a space.
+    pub fn space(&self, space: Space) -> &DeviceMemory {
+        match space {
+            Space::Step => &self.step,
+            Space::Fixed(Arena::Parameters) => &self.parameters.masters,
+            Space::Fixed(Arena::ParametersBf16) => &self.parameters.twins,
+            Space::Fixed(arena) => {
+                let found = self.fixed.iter().find(|(known, _)| *known == arena);
+                &found.expect("the session has every other arena").1
+            }
+        }
+    }
+}
+
+/// See the module's documentation.
+pub(super) struct CudaSession {
+    program: Arc<Program>,
+    pub gpu: Rc<Gpu>,
+    /// Those of each op of the program.
+    pub launches: Vec<Vec<Rc<PreparedLaunch>>>,
+    /// All launches at once; `None` when they are started one by one.
+    graph: Option<Graph>,
+    /// Those before the update, in a program that gathers gradients.
+    gradient_graph: Option<Graph>,
+    staging: Staging,
+    /// One before each op and one after the last, made when first wanted.
+    marks: Vec<Event>,
+    pub memory: Memory,
+}
+
+impl CudaSession {
+    /// Readies a program: memory, kernels, checked launches, graph.
+    pub fn new(
+        gpu: &Rc<Gpu>,
+        kernels: &Kernels,
+        parameters: &Rc<Parameters>,
+        program: Arc<Program>,
+    ) -> Result<CudaSession> {
+        gpu.bind()?;
+        let resolved = resolve(&program)?;
+        let memory = Memory::new(gpu, &program, parameters.clone())?;
+        let locate = |stretch: Stretch| {
+            let arena = memory.space(stretch.space);
+            (arena.address(), arena.bytes())
+        };
+        let mut launches = Vec::with_capacity(resolved.len());
+        for (step, resolved) in program.steps().iter().zip(&resolved) {
+            let instruction = &step.instruction;
+            let origin = match &*instruction.scope {
+                "" => format!("op {} of the step", instruction.op.name()),
+                scope => format!("op {} of {scope}", instruction.op.name()),
+            };
+            let prepared = resolved.launches.iter().map(|launch| {
+                let kernel = kernels.load(&launch.kernel)?;
+                PreparedLaunch::new(kernel, launch, origin.clone(), locate).map(Rc::new)
+            });
+            launches.push(prepared.collect::<Result<Vec<_>>>()?);
+        }
+        let staging = Staging::new(gpu, &program)?;
+        let captured = |ops: &[Vec<Rc<PreparedLaunch>>]| -> Result<Option<Graph>> {
+            let all: Vec<Rc<PreparedLaunch>> = ops.iter().flatten().cloned().collect();
+            match gpu.is_synchronous || all.is_empty() {
+                true => Ok(None),
+                false => Graph::capture(gpu, &all),
+            }
+        };
+        let graph = captured(&launches)?;
+        let gradient_graph = match program.adds_gradients() {
+            true => captured(&launches[..program.gradient_steps()])?,
+            false => None,
+        };
+        Ok(CudaSession {
+            program,
+            gpu: gpu.clone(),
+            launches,
+            graph,
+            gradient_graph,
+            staging,
+            marks: Vec::new(),
+            memory,
+        })
+    }
+
+    /// Starts one op's launches; waits for each when asked to.
+    fn run_op(&self, index: usize) -> Result<()> {
+        for launch in &self.launches[index] {
+            self.start(launch)?;
+        }
+        Ok(())
+    }
+
+    /// Starts one launch and waits for it.
+    #[cfg(feature = "cust")]
+    pub fn run_launch(&self, launch: &Rc<PreparedLaunch>) -> Result<()> {
+        self.start(launch)?;
+        self.gpu.wait_for(launch)
+    }
+
+    fn start(&self, launch: &Rc<PreparedLaunch>) -> Result<()> {
+        launch
+            .enqueue(&self.gpu)
+            .map_err(|problem| self.gpu.launch_error(launch, problem))?;
+        if self.gpu.is_synchronous {
+            self.gpu.wait_for(launch)?;
+        }
+        Ok(())
+    }
+
+    /// Brings what was written since the last run to its places.
+    pub fn submit_inputs(&mut self) -> Result<()> {
+        self.gpu.bind()?;
+        self.staging.submit(&self.memory.step)
+    }
+
+    fn write_bytes(
+        &mut self,
+        input: &str,
+        elements: usize,
+        dtype: DType,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let value = self.program.input(input)?;
+        expect_input(input, self.program.ty(value), dtype, elements)?;
+        self.gpu.bind()?;
+        self.staging.write(value, bytes)
+    }
+
+    fn read_whole(&self, arena: Arena) -> Result<Vec<f32>> {
+        let memory = self.memory.space(Space::Fixed(arena));
+        let mut bytes = vec![0; memory.bytes()];
+        memory.download(0, &mut bytes)?;
+        let values = to_doubles(&bytes, arena.element());
+        Ok(values.into_iter().map(|x| x as f32).collect())
+    }
+}
+
+impl Session for CudaSession {
+    fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// Starts the step and returns: what is written now reaches the device while it computes. A fault is reported by the
+    /// call that next waits for the GPU.
+    fn run(&mut self) -> Result<()> {
+        self.submit_inputs()?;
+        match &self.graph {
+            Some(graph) => graph.launch(),
+            None => (0..self.launches.len()).try_for_each(|index| self.run_op(index)),
+        }
+    }
+
+    fn run_gradients(&mut self) -> Result<()> {
+        self.submit_inputs()?;
+        match &self.gradient_graph {
+            Some(graph) => graph.launch(),
+            None => (0..self.program.gradient_steps()).try_for_each(|index| self.run_op(index)),
+        }
+    }
+
+    fn run_timed(&mut self, seconds: &mut [f64]) -> Result<()> {
+        self.submit_inputs()?;
+        while self.marks.len() <= self.launches.len() {
+            self.marks.push(Event::new(&self.gpu, true)?);
+        }
+        for index in 0..self.launches.len() {
+            self.marks[index].record(self.gpu.compute)?;
+            self.run_op(index)?;
+        }
+        self.marks[self.launches.len()].record(self.gpu.compute)?;
+        self.gpu.wait()?;
+        for (index, pair) in self.marks.windows(2).enumerate() {
+            seconds[index] += pair[1].seconds_since(&pair[0])?;
+        }
+        Ok(())
+    }
+
+    fn write_f32(&mut self, input: &str, values: &[f32]) -> Result<()> {
+        let dtype = match self.program.ty(self.program.input(input)?).dtype {
+            DType::Bf16 => DType::Bf16,
+            _ => DType::F32,
+        };
+        self.write_bytes(input, values.len(), dtype, &to_bytes(values, dtype))
+    }
+
+    fn write_i32(&mut self, input: &str, values: &[i32]) -> Result<()> {
+        self.write_bytes(
+            input,
+            values.len(),
+            DType::I32,
+            bytemuck::cast_slice(values),
+        )
+    }
+
+    fn read_f64(&self, output: &str) -> Result<Vec<f64>> {
+        let value = self.program.output(output)?;
+        let ty = self.program.ty(value);
+        let Some(stretch) = stretch(self.program.place(value), ty.dtype, ty.bytes()) else {
+            return Ok(vec![0.0; ty.numel()]);
+        };
+        let mut bytes = vec![0; stretch.bytes];
+        self.memory
+            .space(stretch.space)
+            .download(stretch.offset, &mut bytes)?;
+        Ok(to_doubles(&bytes, ty.dtype))
+    }
+
+    fn read_arena(&self, arena: Arena) -> Result<Vec<f32>> {
+        self.read_whole(arena)
+    }
+
+    fn takes_inputs_early(&self) -> bool {
+        true
+    }
+
+    fn write_arena(&mut self, arena: Arena, values: &[f32]) -> Result<()> {
+        let memory = self.memory.space(Space::Fixed(arena));
+        expect_arena(arena, memory.bytes() / arena.element().size(), values.len())?;
+        memory.upload(0, &to_bytes(values, arena.element()))
+    }
+}
+
+impl Drop for CudaSession {
+    fn drop(&mut self) {
+        // The graph goes first, and with it nothing may be under way; a dead context has nothing under way.
+        self.gpu.bind().ok();
+        self.gpu.wait().ok();
+        self.gpu.forget();
+    }
+}

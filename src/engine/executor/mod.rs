@@ -1,0 +1,163 @@
+//! Executors run programs. All are of equal rank: the same program, the same inputs, the same readable outputs.
+
+mod arena;
+mod choice;
+pub mod cpu;
+pub mod cuda;
+pub mod kernel_header;
+pub mod kernel_table;
+mod reference;
+pub mod resolved;
+pub mod simt;
+
+use std::sync::Arc;
+
+use keel_base::error::{Error, Result};
+use crate::program::Program;
+use crate::tape::{Arena, Machine};
+use crate::tensor::{DType, TensorType};
+
+pub use choice::{Choice, Device};
+pub use cpu::CpuExecutor;
+pub use cuda::CudaExecutor;
+pub use reference::ReferenceExecutor;
+pub use simt::SimtExecutor;
+
+/// Holds a model's parameters and loads programs that use them.
+pub trait Executor {
+    /// A short name and what was found, for example `cpu, 2 threads, avx512`.
+    fn describe(&self) -> String;
+
+    /// What programs for this executor are made for.
+    fn machine(&self) -> Machine;
+
+    /// Floating-point operations a second that its multiply-add units reach; 0 when unknown.
+    fn peak_flops(&self) -> f64 {
+        0.0
+    }
+
+    /// Bytes a second that its memory gives; 0 when unknown.
+    fn peak_bandwidth(&self) -> f64 {
+        0.0
+    }
+
+    /// Readies a program to run. Its gradient and moment arenas start as zeros.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when memory runs out, [`Error::Device`] when an op has no kernel here.
+    fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>>;
+
+    /// Overwrites parameters from element `offset` on.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when a device fails. The processor cannot fail here.
+    fn write_parameters(&self, offset: usize, values: &[f32]) -> Result<()>;
+
+    /// Reads parameters from element `offset` on.
+    ///
+    /// # Errors
+    /// As [`Executor::write_parameters`].
+    fn read_parameters(&self, offset: usize, values: &mut [f32]) -> Result<()>;
+}
+
+/// A loaded program with memory of its own.
+pub trait Session {
+    /// The program.
+    fn program(&self) -> &Program;
+
+    /// Whether inputs may be written for the next run before the outputs of the last are read: they wait in memory of their
+    /// own, and reach the device while it computes.
+    fn takes_inputs_early(&self) -> bool {
+        false
+    }
+
+    /// Runs the program once.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when a device fails. The processor cannot fail here.
+    fn run(&mut self) -> Result<()>;
+
+    /// Runs the program up to its update, so that the gradients of several batches gather before it. The program must be of a
+    /// tape that adds gradients ([`crate::tape::Tape::adding_gradients`]); the last batch is run with [`Session::run`].
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    fn run_gradients(&mut self) -> Result<()>;
+
+    /// Runs the program once and adds each op's seconds to `seconds`, one entry per step of the program.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    fn run_timed(&mut self, seconds: &mut [f64]) -> Result<()>;
+
+    /// Writes a float input.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when there is no such input, or its type or number of elements differs.
+    fn write_f32(&mut self, input: &str, values: &[f32]) -> Result<()>;
+
+    /// Writes a float input in double precision; executors that compute in less round it.
+    ///
+    /// # Errors
+    /// As [`Session::write_f32`].
+    fn write_f64(&mut self, input: &str, values: &[f64]) -> Result<()> {
+        let rounded: Vec<f32> = values.iter().map(|x| *x as f32).collect();
+        self.write_f32(input, &rounded)
+    }
+
+    /// Writes an integer input.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when there is no such input, or its type or number of elements differs.
+    fn write_i32(&mut self, input: &str, values: &[i32]) -> Result<()>;
+
+    /// Reads an output as doubles, whatever the executor computes in; integers are converted.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when there is no such output.
+    fn read_f64(&self, output: &str) -> Result<Vec<f64>>;
+
+    /// Reads an output as single-precision numbers.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when there is no such output.
+    fn read_f32(&self, output: &str) -> Result<Vec<f32>> {
+        Ok(self
+            .read_f64(output)?
+            .into_iter()
+            .map(|x| x as f32)
+            .collect())
+    }
+
+    /// Reads a whole fixed arena of this session.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when a device fails.
+    fn read_arena(&self, arena: Arena) -> Result<Vec<f32>>;
+
+    /// Overwrites a whole fixed arena of this session.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when the number of elements differs.
+    fn write_arena(&mut self, arena: Arena, values: &[f32]) -> Result<()>;
+}
+
+/// Checks what the host wants to write against the input's type.
+fn expect_input(input: &str, ty: TensorType, dtype: DType, elements: usize) -> Result<()> {
+    if ty.dtype != dtype || ty.numel() != elements {
+        let found = format!("{elements} elements of type {dtype}");
+        return Err(Error::setting(format!("program input {input}"), ty, found));
+    }
+    Ok(())
+}
+
+fn expect_arena(arena: Arena, want: usize, got: usize) -> Result<()> {
+    if want != got {
+        return Err(Error::setting(
+            format!("{arena:?} arena"),
+            format!("{want} elements"),
+            got,
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,308 @@
+//! The reference executor: every op by its definition, in f64, each value in an array of its own.
+//!
+//! It exists to be right and readable; nothing here is fast.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::{Executor, Session, expect_arena, expect_input};
+use keel_base::error::Result;
+use crate::program::{Place, Program};
+use crate::tape::{Arena, Array, ArrayData, Machine, ReferenceArgs, Target, Value};
+use crate::tensor::DType;
+
+/// Runs programs in f64. See the module's documentation.
+#[derive(Clone, Debug)]
+pub struct ReferenceExecutor {
+    parameters: Arc<Mutex<Parameters>>,
+    rounding: Option<u64>,
+}
+
+/// Masters, and the same rounded to bf16.
+#[derive(Clone, Debug)]
+struct Parameters {
+    masters: Vec<f64>,
+    twins: Vec<f64>,
+}
+
+fn to_bf16(value: f64) -> f64 {
+    half::bf16::from_f64(value).to_f64()
+}
+
+impl ReferenceExecutor {
+    /// An executor whose parameter arena has `elements` elements, all zero.
+    pub fn new(elements: usize) -> ReferenceExecutor {
+        ReferenceExecutor {
+            parameters: Arc::new(Mutex::new(Parameters {
+                masters: vec![0.0; elements],
+                twins: vec![0.0; elements],
+            })),
+            rounding: None,
+        }
+    }
+
+    /// As [`ReferenceExecutor::new`], but every result of every op is moved by up to one rounding to its storage type, at
+    /// random and differently in every run: what a perfect executor that stores values so between ops could not avoid. Error budgets are
+    /// derived from it.
+    pub fn rounding(elements: usize, seed: u64) -> ReferenceExecutor {
+        ReferenceExecutor {
+            rounding: Some(seed),
+            ..ReferenceExecutor::new(elements)
+        }
+    }
+}
+
+impl Executor for ReferenceExecutor {
+    fn describe(&self) -> String {
+        "reference, f64".into()
+    }
+
+    fn machine(&self) -> Machine {
+        Target::Reference.into()
+    }
+
+    fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
+        let elements = |arena| program.arena_elements(arena, 0);
+        Ok(Box::new(ReferenceSession {
+            parameters: self.parameters.clone(),
+            gradients: vec![0.0; elements(Arena::Gradients)],
+            first_moments: vec![0.0; elements(Arena::FirstMoments)],
+            second_moments: vec![0.0; elements(Arena::SecondMoments)],
+            cache: vec![0.0; elements(Arena::Cache)],
+            arrays: vec![None; program.values().len()],
+            rounding: self.rounding,
+            program,
+        }))
+    }
+
+    fn write_parameters(&self, offset: usize, values: &[f32]) -> Result<()> {
+        let mut parameters = self
+            .parameters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Parameters { masters, twins } = &mut *parameters;
+        let places = masters[offset..].iter_mut().zip(&mut twins[offset..]);
+        for ((master, twin), value) in places.zip(values) {
+            *master = f64::from(*value);
+            *twin = to_bf16(*master);
+        }
+        Ok(())
+    }
+
+    fn read_parameters(&self, offset: usize, values: &mut [f32]) -> Result<()> {
+        let parameters = self
+            .parameters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (value, place) in values.iter_mut().zip(&parameters.masters[offset..]) {
+            *value = *place as f32;
+        }
+        Ok(())
+    }
+}
+
+struct ReferenceSession {
+    program: Arc<Program>,
+    parameters: Arc<Mutex<Parameters>>,
+    gradients: Vec<f64>,
+    first_moments: Vec<f64>,
+    second_moments: Vec<f64>,
+    cache: Vec<f64>,
+    arrays: Vec<Option<Array>>,
+    /// The state of the random roundings, where results are rounded.
+    rounding: Option<u64>,
+}
+
+/// Moves every number by up to half a unit in the last place of `dtype`, relative to its size.
+fn round_at_random(values: &mut [f64], dtype: DType, state: &mut u64) {
+    let epsilon = dtype.epsilon();
+    for value in values {
+        // SplitMix64 (Steele et al. 2014).
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = *state;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let uniform = ((bits ^ (bits >> 31)) >> 11) as f64 / (1u64 << 53) as f64;
+        *value *= 1.0 + epsilon * (uniform - 0.5);
+    }
+}
+
+impl ReferenceSession {
+    /// Calls `with` on the elements of a fixed arena.
+    fn with_arena<T>(&mut self, arena: Arena, with: impl FnOnce(&mut [f64]) -> T) -> T {
+        match arena {
+            Arena::Parameters | Arena::ParametersBf16 => {
+                let mut parameters = self
+                    .parameters
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                with(match arena {
+                    Arena::Parameters => &mut parameters.masters,
+                    _ => &mut parameters.twins,
+                })
+            }
+            Arena::Gradients => with(&mut self.gradients),
+            Arena::FirstMoments => with(&mut self.first_moments),
+            Arena::SecondMoments => with(&mut self.second_moments),
+            Arena::Cache => with(&mut self.cache),
+        }
+    }
+
+    /// The value as it stands now.
+    fn gather(&mut self, value: Value) -> Array {
+        let ty = self.program.ty(value);
+        match self.program.place(value) {
+            Place::Fixed(arena, offset) => {
+                let data = self.with_arena(arena, |all| all[offset..offset + ty.numel()].to_vec());
+                Array {
+                    shape: ty.shape,
+                    data: ArrayData::Float(data),
+                }
+            }
+            _ => {
+                let array = self.arrays[value.index()].clone();
+                array.unwrap_or_else(|| Array::zeros(&ty))
+            }
+        }
+    }
+
+    fn store(&mut self, value: Value, array: Array) {
+        if let Place::Fixed(arena, offset) = self.program.place(value) {
+            let values = array.float();
+            self.with_arena(arena, |all| {
+                let places = &mut all[offset..offset + values.len()];
+                places.copy_from_slice(values);
+                if arena.element() == DType::Bf16 {
+                    places.iter_mut().for_each(|x| *x = to_bf16(*x));
+                }
+            });
+        }
+        self.arrays[value.index()] = Some(array);
+    }
+
+    fn run_step(&mut self, program: &Program, index: usize) {
+        let instruction = &program.steps()[index].instruction;
+        let inputs: Vec<Array> = instruction.inputs.iter().map(|v| self.gather(*v)).collect();
+        let inputs: Vec<&Array> = inputs.iter().collect();
+        let mut outputs: Vec<Array> = instruction
+            .outputs
+            .iter()
+            .map(|v| Array::zeros(&program.ty(*v)))
+            .collect();
+        instruction.op.reference(ReferenceArgs {
+            inputs: &inputs,
+            outputs: &mut outputs,
+        });
+        for (value, mut array) in instruction.outputs.iter().zip(outputs) {
+            if let (Some(state), ArrayData::Float(values)) = (&mut self.rounding, &mut array.data) {
+                round_at_random(values, program.ty(*value).dtype, state);
+            }
+            self.store(*value, array);
+        }
+    }
+}
+
+impl Session for ReferenceSession {
+    fn program(&self) -> &Program {
+        &self.program
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let program = self.program.clone();
+        for index in 0..program.steps().len() {
+            self.run_step(&program, index);
+        }
+        Ok(())
+    }
+
+    fn run_gradients(&mut self) -> Result<()> {
+        let program = self.program.clone();
+        for index in 0..program.gradient_steps() {
+            self.run_step(&program, index);
+        }
+        Ok(())
+    }
+
+    fn run_timed(&mut self, seconds: &mut [f64]) -> Result<()> {
+        let program = self.program.clone();
+        for (index, seconds) in seconds.iter_mut().enumerate() {
+            let start = Instant::now();
+            self.run_step(&program, index);
+            *seconds += start.elapsed().as_secs_f64();
+        }
+        Ok(())
+    }
+
+    fn write_f32(&mut self, input: &str, values: &[f32]) -> Result<()> {
+        let values: Vec<f64> = values.iter().map(|x| f64::from(*x)).collect();
+        self.write_f64(input, &values)
+    }
+
+    fn write_f64(&mut self, input: &str, values: &[f64]) -> Result<()> {
+        let value = self.program.input(input)?;
+        let ty = self.program.ty(value);
+        let dtype = match ty.dtype {
+            DType::Bf16 => DType::Bf16,
+            _ => DType::F32,
+        };
+        expect_input(input, ty, dtype, values.len())?;
+        let data = ArrayData::Float(values.to_vec());
+        self.arrays[value.index()] = Some(Array {
+            shape: ty.shape,
+            data,
+        });
+        Ok(())
+    }
+
+    fn write_i32(&mut self, input: &str, values: &[i32]) -> Result<()> {
+        let value = self.program.input(input)?;
+        let ty = self.program.ty(value);
+        expect_input(input, ty, DType::I32, values.len())?;
+        let data = ArrayData::Int(values.to_vec());
+        self.arrays[value.index()] = Some(Array {
+            shape: ty.shape,
+            data,
+        });
+        Ok(())
+    }
+
+    fn read_f64(&self, output: &str) -> Result<Vec<f64>> {
+        let value = self.program.output(output)?;
+        let array = self.arrays[value.index()].clone();
+        let array = array.unwrap_or_else(|| Array::zeros(&self.program.ty(value)));
+        Ok(match array.data {
+            ArrayData::Float(values) => values,
+            ArrayData::Int(values) => values.into_iter().map(f64::from).collect(),
+        })
+    }
+
+    fn read_arena(&self, arena: Arena) -> Result<Vec<f32>> {
+        let convert = |values: &[f64]| values.iter().map(|x| *x as f32).collect();
+        Ok(match arena {
+            Arena::Parameters | Arena::ParametersBf16 => {
+                let parameters = self
+                    .parameters
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                convert(match arena {
+                    Arena::Parameters => &parameters.masters,
+                    _ => &parameters.twins,
+                })
+            }
+            Arena::Gradients => convert(&self.gradients),
+            Arena::FirstMoments => convert(&self.first_moments),
+            Arena::SecondMoments => convert(&self.second_moments),
+            Arena::Cache => convert(&self.cache),
+        })
+    }
+
+    fn write_arena(&mut self, arena: Arena, values: &[f32]) -> Result<()> {
+        self.with_arena(arena, |all| {
+            expect_arena(arena, all.len(), values.len())?;
+            for (place, value) in all.iter_mut().zip(values) {
+                *place = f64::from(*value);
+            }
+            Ok(())
+        })
+    }
+}

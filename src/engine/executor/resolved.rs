@@ -1,0 +1,254 @@
+//! What the emulator and the CUDA executor share: a program's launches with every argument resolved to a stretch of an
+//! arena, and host values in the storage type of a program's value.
+
+use std::fmt;
+
+use half::bf16;
+
+use super::simt::Parameter;
+use keel_base::error::{Error, Result};
+use crate::launch::{Argument, Launch};
+use crate::program::{Place, Program, Step};
+use crate::tape::Arena;
+use crate::tensor::DType;
+
+/// A stretch of memory that belongs together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Space {
+    /// The step's arena.
+    Step,
+    /// A fixed arena.
+    Fixed(Arena),
+}
+
+/// Bytes of a space that hold elements of one type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// Where.
+    pub space: Space,
+    /// First byte.
+    pub offset: usize,
+    /// Length in bytes.
+    pub bytes: usize,
+    /// What it holds.
+    pub element: DType,
+}
+
+/// One argument of a launch, ready for any device.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ResolvedArgument {
+    /// A pointer.
+    Stretch(Stretch),
+    /// A null pointer.
+    Null,
+    /// A 32-bit signed integer.
+    I32(i32),
+    /// A 64-bit signed integer.
+    I64(i64),
+    /// A single-precision number.
+    F32(f32),
+}
+
+impl ResolvedArgument {
+    /// Whether a kernel's `parameter` takes it.
+    pub fn fits(&self, parameter: Parameter) -> bool {
+        match (self, parameter) {
+            (ResolvedArgument::Stretch(stretch), Parameter::Pointer { element, .. }) => {
+                element == Some(stretch.element.into())
+            }
+            (ResolvedArgument::Null, Parameter::Pointer { .. })
+            | (ResolvedArgument::I32(_), Parameter::Signed(4))
+            | (ResolvedArgument::I64(_), Parameter::Signed(8))
+            | (ResolvedArgument::F32(_), Parameter::Float(4)) => true,
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for ResolvedArgument {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ResolvedArgument::Stretch(stretch) => {
+                let elements = stretch.bytes / stretch.element.size();
+                write!(f, "{}[{elements}]", stretch.element)
+            }
+            ResolvedArgument::Null => f.write_str("a null pointer"),
+            ResolvedArgument::I32(value) => write!(f, "{value}i32"),
+            ResolvedArgument::I64(value) => write!(f, "{value}i64"),
+            ResolvedArgument::F32(value) => write!(f, "{value}f32"),
+        }
+    }
+}
+
+/// A launch, ready for any device.
+#[derive(Clone, Debug)]
+pub struct ResolvedLaunch {
+    /// The entry point's name.
+    pub kernel: String,
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// The arguments, in the kernel's order.
+    pub arguments: Vec<ResolvedArgument>,
+}
+
+/// One op of a program: its launches and the stretches it writes that no input lies in.
+#[derive(Clone, Debug)]
+pub struct ResolvedStep {
+    /// In order.
+    pub launches: Vec<ResolvedLaunch>,
+    /// Outputs without an input in their place, and the workspace: they hold nothing before the op.
+    pub undefined: Vec<Stretch>,
+}
+
+/// Where `place` lies, for a value of `bytes` bytes of `element`.
+pub fn stretch(place: Place, element: DType, bytes: usize) -> Option<Stretch> {
+    let (space, offset) = match place {
+        Place::Step(offset) => (Space::Step, offset),
+        Place::Fixed(arena, first) => (Space::Fixed(arena), first * arena.element().size()),
+        Place::Dropped => return None,
+    };
+    Some(Stretch {
+        space,
+        offset,
+        bytes,
+        element,
+    })
+}
+
+/// The launches of every op of `program`, in order.
+///
+/// # Errors
+/// What [`crate::tape::Op::launches`] reports; [`Error::Kernel`] when a launch names an input, output or byte that the op
+/// does not have.
+pub fn resolve(program: &Program) -> Result<Vec<ResolvedStep>> {
+    program
+        .steps()
+        .iter()
+        .map(|step| resolve_step(program, step))
+        .collect()
+}
+
+fn resolve_step(program: &Program, step: &Step) -> Result<ResolvedStep> {
+    let instruction = &step.instruction;
+    if instruction.op.is_view() {
+        return Ok(ResolvedStep {
+            launches: Vec::new(),
+            undefined: Vec::new(),
+        });
+    }
+    let types = |values: &[crate::tape::Value]| -> Vec<_> {
+        values.iter().map(|value| program.ty(*value)).collect()
+    };
+    let (inputs, outputs) = (types(&instruction.inputs), types(&instruction.outputs));
+    let place = |values: &[crate::tape::Value], index: usize| {
+        let value = *values.get(index)?;
+        let ty = program.ty(value);
+        stretch(program.place(value), ty.dtype, ty.bytes())
+    };
+    let (workspace, workspace_bytes) = step.workspace;
+    let resolve_argument = |launch: &Launch, argument: &Argument| {
+        let (what, found, offset) = match *argument {
+            Argument::Null => return Ok(ResolvedArgument::Null),
+            Argument::I32(value) => return Ok(ResolvedArgument::I32(value)),
+            Argument::I64(value) => return Ok(ResolvedArgument::I64(value)),
+            Argument::F32(value) => return Ok(ResolvedArgument::F32(value)),
+            Argument::Input { index, offset } => (
+                format!("input {index}"),
+                place(&instruction.inputs, index),
+                offset,
+            ),
+            Argument::Output { index, offset } => (
+                format!("output {index}"),
+                place(&instruction.outputs, index),
+                offset,
+            ),
+            Argument::Workspace { offset, element } => (
+                "the workspace".to_owned(),
+                Some(Stretch {
+                    space: Space::Step,
+                    offset: workspace,
+                    bytes: workspace_bytes,
+                    element,
+                }),
+                offset,
+            ),
+        };
+        match found {
+            Some(found) if offset <= found.bytes => Ok(ResolvedArgument::Stretch(Stretch {
+                offset: found.offset + offset,
+                bytes: found.bytes - offset,
+                ..found
+            })),
+            Some(found) => Err(Error::kernel(format!(
+                "kernel {} of op {}: byte {offset} of {what} is wanted, which has {} bytes",
+                launch.kernel,
+                instruction.op.name(),
+                found.bytes
+            ))),
+            None => Err(Error::kernel(format!(
+                "kernel {} of op {}: {what} is wanted, which the op does not have",
+                launch.kernel,
+                instruction.op.name()
+            ))),
+        }
+    };
+    let mut launches = Vec::new();
+    for launch in instruction.op.launches(&inputs, &outputs)? {
+        let arguments = launch
+            .arguments
+            .iter()
+            .map(|argument| resolve_argument(&launch, argument))
+            .collect::<Result<Vec<_>>>()?;
+        launches.push(ResolvedLaunch {
+            kernel: launch.kernel,
+            grid: launch.grid,
+            arguments,
+        });
+    }
+    let mut undefined: Vec<Stretch> = (0..outputs.len())
+        .filter(|output| !step.in_place.contains(&Some(*output)))
+        .filter_map(|output| place(&instruction.outputs, output))
+        .filter(|stretch| stretch.space == Space::Step)
+        .collect();
+    if workspace_bytes > 0 {
+        undefined.push(Stretch {
+            space: Space::Step,
+            offset: workspace,
+            bytes: workspace_bytes,
+            element: DType::F32,
+        });
+    }
+    Ok(ResolvedStep {
+        launches,
+        undefined,
+    })
+}
+
+/// `values` as the bytes of elements of `dtype`; bf16 rounds to nearest, ties to even.
+pub fn to_bytes(values: &[f32], dtype: DType) -> Vec<u8> {
+    match dtype {
+        DType::Bf16 => {
+            let rounded: Vec<bf16> = values.iter().map(|x| bf16::from_f32(*x)).collect();
+            bytemuck::cast_slice(&rounded).to_vec()
+        }
+        _ => bytemuck::cast_slice(values).to_vec(),
+    }
+}
+
+/// The elements of type `dtype` that `bytes` hold, as doubles.
+pub fn to_doubles(bytes: &[u8], dtype: DType) -> Vec<f64> {
+    match dtype {
+        DType::F32 => bytes
+            .chunks_exact(4)
+            .map(|b| f64::from(bytemuck::pod_read_unaligned::<f32>(b)))
+            .collect(),
+        DType::Bf16 => bytes
+            .chunks_exact(2)
+            .map(|b| f64::from(bytemuck::pod_read_unaligned::<bf16>(b)))
+            .collect(),
+        DType::I32 => bytes
+            .chunks_exact(4)
+            .map(|b| f64::from(bytemuck::pod_read_unaligned::<i32>(b)))
+            .collect(),
+    }
+}

@@ -1,0 +1,383 @@
+//! Runs programs on the emulator: the launches a GPU would get, on arenas of guarded memory.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::super::resolved::{
+    ResolvedArgument, ResolvedStep, Space, Stretch, resolve, stretch, to_bytes, to_doubles,
+};
+use super::super::{Executor, Session, expect_arena, expect_input};
+use super::{Argument, Buffer, Element, Emulator, Kernel, Options};
+use keel_base::error::{Error, Result};
+use crate::program::Program;
+use crate::tape::{Arena, Machine, Target};
+use crate::tensor::DType;
+
+/// Runs programs on the emulator. See [`super`].
+pub struct SimtExecutor {
+    emulator: Emulator,
+    parameters: Arc<Mutex<Parameters>>,
+    options: Options<'static>,
+    isolates: bool,
+    precision: DType,
+}
+
+/// Masters and their bf16 twins.
+struct Parameters {
+    masters: Buffer,
+    twins: Buffer,
+}
+
+impl SimtExecutor {
+    /// An executor with a parameter arena of `elements` elements, all zero, that launches with `options`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the emulator is not part of this program or memory runs out.
+    pub fn new(elements: usize, options: Options<'static>) -> Result<SimtExecutor> {
+        let emulator = Emulator::new()?;
+        let mut masters = emulator.allocate(Element::F32, elements)?;
+        masters.write(&vec![0.0f32; elements])?;
+        let mut twins = emulator.allocate(Element::Bf16, elements)?;
+        twins.write(&vec![0u16; elements])?;
+        Ok(SimtExecutor {
+            emulator,
+            parameters: Arc::new(Mutex::new(Parameters { masters, twins })),
+            options,
+            isolates: false,
+            precision: DType::F32,
+        })
+    }
+
+    /// The executor with `precision` for its programs, f32 by default.
+    pub fn in_precision(self, precision: DType) -> SimtExecutor {
+        SimtExecutor { precision, ..self }
+    }
+
+    /// As [`SimtExecutor::new`], but every stretch of a program's memory is an allocation of its own between unreadable
+    /// pages, so that an access past a value is reported. Only for programs whose values do not share memory.
+    ///
+    /// # Errors
+    /// As [`SimtExecutor::new`].
+    pub fn isolating(elements: usize, options: Options<'static>) -> Result<SimtExecutor> {
+        Ok(SimtExecutor {
+            isolates: true,
+            ..SimtExecutor::new(elements, options)?
+        })
+    }
+}
+
+fn lock(parameters: &Mutex<Parameters>) -> MutexGuard<'_, Parameters> {
+    parameters.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Executor for SimtExecutor {
+    fn describe(&self) -> String {
+        match self.emulator.is_checked() {
+            true => "simt, the CUDA kernels on the emulator, checked".to_owned(),
+            false => "simt, the CUDA kernels on the emulator".to_owned(),
+        }
+    }
+
+    fn machine(&self) -> Machine {
+        Machine {
+            target: Target::Cuda,
+            precision: self.precision,
+        }
+    }
+
+    fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
+        let resolved = resolve(&program)?;
+        let mut kernels: BTreeMap<String, Kernel> = BTreeMap::new();
+        for launch in resolved.iter().flat_map(|step| &step.launches) {
+            if !kernels.contains_key(&launch.kernel) {
+                let kernel = self.emulator.kernel(&launch.kernel)?;
+                kernels.insert(launch.kernel.clone(), kernel);
+            }
+        }
+        let memory = Memory::new(&self.emulator, &program, self.isolates)?;
+        Ok(Box::new(SimtSession {
+            emulator: self.emulator,
+            options: self.options,
+            parameters: self.parameters.clone(),
+            memory,
+            resolved,
+            kernels,
+            program,
+        }))
+    }
+
+    fn write_parameters(&self, offset: usize, values: &[f32]) -> Result<()> {
+        let mut parameters = lock(&self.parameters);
+        for (element, arena) in [(DType::F32, 0), (DType::Bf16, 1)] {
+            let buffer = match arena {
+                0 => &mut parameters.masters,
+                _ => &mut parameters.twins,
+            };
+            buffer.write_bytes(offset * element.size(), &to_bytes(values, element))?;
+        }
+        Ok(())
+    }
+
+    fn read_parameters(&self, offset: usize, values: &mut [f32]) -> Result<()> {
+        let parameters = lock(&self.parameters);
+        parameters
+            .masters
+            .read_bytes(offset * DType::F32.size(), bytemuck::cast_slice_mut(values))
+    }
+}
+
+/// The arenas of one session. The step's arena is one allocation, or one for every place in it.
+struct Memory {
+    step: BTreeMap<usize, Buffer>,
+    fixed: [(Arena, Buffer); 4],
+}
+
+impl Memory {
+    fn new(emulator: &Emulator, program: &Program, isolates: bool) -> Result<Memory> {
+        let mut sizes: BTreeMap<usize, usize> = BTreeMap::new();
+        match isolates {
+            false => {
+                sizes.insert(0, program.arena_bytes());
+            }
+            true => {
+                for planned in program.planned() {
+                    sizes.insert(planned.offset as usize, planned.bytes as usize);
+                }
+            }
+        }
+        let mut step = BTreeMap::new();
+        for (offset, bytes) in sizes {
+            step.insert(offset, emulator.allocate(Element::U8, bytes)?);
+        }
+        let fixed = |arena| -> Result<(Arena, Buffer)> {
+            let elements = program.arena_elements(arena, 0);
+            let mut buffer = emulator.allocate(Element::F32, elements)?;
+            buffer.write(&vec![0.0f32; elements])?;
+            Ok((arena, buffer))
+        };
+        Ok(Memory {
+            step,
+            fixed: [
+                fixed(Arena::Gradients)?,
+                fixed(Arena::FirstMoments)?,
+                fixed(Arena::SecondMoments)?,
+                fixed(Arena::Cache)?,
+            ],
+        })
+    }
+
+    /// The buffer of a stretch and the stretch's first byte there.
+    fn locate<'a>(&'a self, parameters: &'a Parameters, stretch: Stretch) -> (&'a Buffer, usize) {
+        match stretch.space {
+            Space::Step => {
+                let (start, buffer) = self
+                    .step
+                    .range(..=stretch.offset)
+                    .next_back()
+                    .expect("the plan places every value in the step's arena");
+                (buffer, stretch.offset - start)
+            }
+            Space::Fixed(Arena::Parameters) => (&parameters.masters, stretch.offset),
+            Space::Fixed(Arena::ParametersBf16) => (&parameters.twins, stretch.offset),
+            Space::Fixed(arena) => {
+                let index = self.fixed.iter().position(|(known, _)| *known == arena);
+                (
+                    &self.fixed[index.expect("the session has every other arena")].1,
+                    stretch.offset,
+                )
+            }
+        }
+    }
+
+    fn step_mut(&mut self, offset: usize) -> (&mut Buffer, usize) {
+        let (start, buffer) = self
+            .step
+            .range_mut(..=offset)
+            .next_back()
+            .expect("the plan places every value in the step's arena");
+        (buffer, offset - start)
+    }
+
+    fn fixed_mut(&mut self, arena: Arena) -> Option<&mut Buffer> {
+        self.fixed
+            .iter_mut()
+            .find(|(known, _)| *known == arena)
+            .map(|(_, buffer)| buffer)
+    }
+}
+
+struct SimtSession {
+    program: Arc<Program>,
+    emulator: Emulator,
+    options: Options<'static>,
+    parameters: Arc<Mutex<Parameters>>,
+    memory: Memory,
+    resolved: Vec<ResolvedStep>,
+    kernels: BTreeMap<String, Kernel>,
+}
+
+impl SimtSession {
+    fn run_step(&mut self, index: usize, parameters: &Parameters) -> Result<()> {
+        // What an op leaves unwritten must show: nothing of an earlier op or run may be left there.
+        for undefined in &self.resolved[index].undefined {
+            let (buffer, offset) = self.memory.step_mut(undefined.offset);
+            buffer.write_bytes(offset, &vec![0xff; undefined.bytes])?;
+        }
+        for launch in &self.resolved[index].launches {
+            let kernel = &self.kernels[&launch.kernel];
+            let threads = kernel.threads.unwrap_or(32);
+            let arguments: Vec<Argument<'_>> = launch
+                .arguments
+                .iter()
+                .map(|argument| match *argument {
+                    ResolvedArgument::Stretch(stretch) => {
+                        let (buffer, offset) = self.memory.locate(parameters, stretch);
+                        Argument::Slice {
+                            buffer,
+                            element: stretch.element.into(),
+                            offset,
+                            bytes: stretch.bytes,
+                        }
+                    }
+                    ResolvedArgument::Null => Argument::Null,
+                    ResolvedArgument::I32(value) => Argument::I32(value),
+                    ResolvedArgument::I64(value) => Argument::I64(value),
+                    ResolvedArgument::F32(value) => Argument::F32(value),
+                })
+                .collect();
+            self.emulator
+                .launch(
+                    kernel,
+                    launch.grid,
+                    [threads, 1, 1],
+                    kernel.shared_bytes,
+                    &arguments,
+                    &self.options,
+                )
+                .map_err(|problem| {
+                    let instruction = &self.program.steps()[index].instruction;
+                    Error::kernel(format!(
+                        "op {} of {}: {problem}",
+                        instruction.op.name(),
+                        match &*instruction.scope {
+                            "" => "the step",
+                            scope => scope,
+                        }
+                    ))
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Runs the first `count` ops.
+    fn run_first(&mut self, count: usize, mut after: impl FnMut(usize, f64)) -> Result<()> {
+        let parameters = self.parameters.clone();
+        let parameters = lock(&parameters);
+        for index in 0..count {
+            let start = Instant::now();
+            self.run_step(index, &parameters)?;
+            after(index, start.elapsed().as_secs_f64());
+        }
+        Ok(())
+    }
+
+    fn write_bytes(
+        &mut self,
+        input: &str,
+        elements: usize,
+        dtype: DType,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let value = self.program.input(input)?;
+        let ty = self.program.ty(value);
+        expect_input(input, ty, dtype, elements)?;
+        if let Some(stretch) = stretch(self.program.place(value), ty.dtype, ty.bytes()) {
+            let (buffer, offset) = self.memory.step_mut(stretch.offset);
+            buffer.write_bytes(offset, bytes)?;
+        }
+        Ok(())
+    }
+}
+
+impl Session for SimtSession {
+    fn program(&self) -> &Program {
+        &self.program
+    }
+
+    fn run(&mut self) -> Result<()> {
+        self.run_first(self.resolved.len(), |_, _| {})
+    }
+
+    fn run_gradients(&mut self) -> Result<()> {
+        self.run_first(self.program.gradient_steps(), |_, _| {})
+    }
+
+    fn run_timed(&mut self, seconds: &mut [f64]) -> Result<()> {
+        self.run_first(self.resolved.len(), |index, elapsed| {
+            seconds[index] += elapsed
+        })
+    }
+
+    fn write_f32(&mut self, input: &str, values: &[f32]) -> Result<()> {
+        let dtype = self.program.ty(self.program.input(input)?).dtype;
+        let dtype = match dtype {
+            DType::Bf16 => DType::Bf16,
+            _ => DType::F32,
+        };
+        self.write_bytes(input, values.len(), dtype, &to_bytes(values, dtype))
+    }
+
+    fn write_i32(&mut self, input: &str, values: &[i32]) -> Result<()> {
+        self.write_bytes(
+            input,
+            values.len(),
+            DType::I32,
+            bytemuck::cast_slice(values),
+        )
+    }
+
+    fn read_f64(&self, output: &str) -> Result<Vec<f64>> {
+        let value = self.program.output(output)?;
+        let ty = self.program.ty(value);
+        let Some(stretch) = stretch(self.program.place(value), ty.dtype, ty.bytes()) else {
+            return Ok(vec![0.0; ty.numel()]);
+        };
+        let parameters = lock(&self.parameters);
+        let (buffer, offset) = self.memory.locate(&parameters, stretch);
+        let mut bytes = vec![0; stretch.bytes];
+        buffer.read_bytes(offset, &mut bytes)?;
+        Ok(to_doubles(&bytes, ty.dtype))
+    }
+
+    fn read_arena(&self, arena: Arena) -> Result<Vec<f32>> {
+        let parameters = lock(&self.parameters);
+        let whole = Stretch {
+            space: Space::Fixed(arena),
+            offset: 0,
+            bytes: 0,
+            element: arena.element(),
+        };
+        let (buffer, _) = self.memory.locate(&parameters, whole);
+        let mut bytes = vec![0; buffer.bytes()];
+        buffer.read_bytes(0, &mut bytes)?;
+        let values = to_doubles(&bytes, arena.element());
+        Ok(values.into_iter().map(|x| x as f32).collect())
+    }
+
+    fn write_arena(&mut self, arena: Arena, values: &[f32]) -> Result<()> {
+        let bytes = to_bytes(values, arena.element());
+        let parameters = self.parameters.clone();
+        let mut parameters = lock(&parameters);
+        let buffer = match arena {
+            Arena::Parameters => &mut parameters.masters,
+            Arena::ParametersBf16 => &mut parameters.twins,
+            _ => self
+                .memory
+                .fixed_mut(arena)
+                .expect("the session has every other arena"),
+        };
+        expect_arena(arena, buffer.bytes() / arena.element().size(), values.len())?;
+        buffer.write_bytes(0, &bytes)
+    }
+}

@@ -1,0 +1,270 @@
+//! What a kernel takes, derived in C++ from its entry point, and the check of a launch's arguments against it.
+
+use super::buffer::Buffer;
+use super::ffi;
+use keel_base::error::{Error, Result};
+use std::ffi::CStr;
+use std::fmt;
+
+/// What a pointer points to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// IEEE single precision.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// Signed 32-bit integers.
+    I32,
+    /// Unsigned 32-bit integers.
+    U32,
+    /// Bytes.
+    U8,
+    /// Unsigned 64-bit integers.
+    U64,
+}
+
+impl Element {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            Element::F32 | Element::I32 | Element::U32 => 4,
+            Element::Bf16 => 2,
+            Element::U8 => 1,
+            Element::U64 => 8,
+        }
+    }
+
+    fn from_code(code: u8) -> Option<Element> {
+        use Element::*;
+        [F32, Bf16, I32, U32, U8, U64]
+            .get(usize::from(code).checked_sub(1)?)
+            .copied()
+    }
+}
+
+impl From<crate::tensor::DType> for Element {
+    fn from(dtype: crate::tensor::DType) -> Element {
+        match dtype {
+            crate::tensor::DType::F32 => Element::F32,
+            crate::tensor::DType::Bf16 => Element::Bf16,
+            crate::tensor::DType::I32 => Element::I32,
+        }
+    }
+}
+
+impl fmt::Display for Element {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Element::F32 => "f32",
+            Element::Bf16 => "bf16",
+            Element::I32 => "i32",
+            Element::U32 => "u32",
+            Element::U8 => "u8",
+            Element::U64 => "u64",
+        })
+    }
+}
+
+/// One parameter of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parameter {
+    /// A pointer to global memory; one to const is only read through.
+    Pointer {
+        /// What it points to; `None` for a type launches cannot pass.
+        element: Option<Element>,
+        /// Whether the kernel only reads.
+        is_const: bool,
+    },
+    /// A signed integer of so many bytes.
+    Signed(u8),
+    /// An unsigned integer of so many bytes.
+    Unsigned(u8),
+    /// A float of so many bytes.
+    Float(u8),
+    /// A structure of so many bytes, by value.
+    Struct(u8),
+}
+
+impl fmt::Display for Parameter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Parameter::Pointer { element, is_const } => {
+                let kind = if is_const { "const " } else { "" };
+                match element {
+                    Some(element) => write!(f, "{kind}{element}*"),
+                    None => write!(f, "{kind}void*"),
+                }
+            }
+            Parameter::Signed(bytes) => write!(f, "i{}", 8 * u32::from(bytes)),
+            Parameter::Unsigned(bytes) => write!(f, "u{}", 8 * u32::from(bytes)),
+            Parameter::Float(bytes) => write!(f, "f{}", 8 * u32::from(bytes)),
+            Parameter::Struct(bytes) => write!(f, "a structure of {bytes} bytes"),
+        }
+    }
+}
+
+/// One argument of a launch.
+#[derive(Clone, Copy)]
+pub enum Argument<'a> {
+    /// `bytes` of a buffer from `offset` on, holding `element`s.
+    Slice {
+        /// The memory.
+        buffer: &'a Buffer,
+        /// What it holds there.
+        element: Element,
+        /// Where the slice starts, in bytes.
+        offset: usize,
+        /// How long it is.
+        bytes: usize,
+    },
+    /// A null pointer, for parameters that may be absent.
+    Null,
+    /// A 32-bit signed integer.
+    I32(i32),
+    /// A 64-bit signed integer.
+    I64(i64),
+    /// A 32-bit unsigned integer.
+    U32(u32),
+    /// A 64-bit unsigned integer.
+    U64(u64),
+    /// A 32-bit float.
+    F32(f32),
+}
+
+impl<'a> Argument<'a> {
+    /// The whole of a buffer.
+    pub fn whole(buffer: &'a Buffer) -> Argument<'a> {
+        Argument::Slice {
+            buffer,
+            element: buffer.element(),
+            offset: 0,
+            bytes: buffer.bytes(),
+        }
+    }
+
+    /// The value as a launch passes it: little-endian in eight bytes.
+    pub(super) fn bits(&self) -> u64 {
+        match *self {
+            Argument::Slice { buffer, offset, .. } => buffer.address() as u64 + offset as u64,
+            Argument::Null => 0,
+            Argument::I32(value) => u64::from(value as u32),
+            Argument::I64(value) => value as u64,
+            Argument::U32(value) => u64::from(value),
+            Argument::U64(value) => value,
+            Argument::F32(value) => u64::from(value.to_bits()),
+        }
+    }
+
+    fn fits(&self, parameter: Parameter) -> bool {
+        match (self, parameter) {
+            (Argument::Slice { element, .. }, Parameter::Pointer { element: want, .. }) => {
+                Some(*element) == want
+            }
+            (Argument::Null, Parameter::Pointer { .. }) => true,
+            (Argument::I32(_), Parameter::Signed(4)) => true,
+            (Argument::I64(_), Parameter::Signed(8)) => true,
+            (Argument::U32(_), Parameter::Unsigned(4)) => true,
+            (Argument::U64(_), Parameter::Unsigned(8)) => true,
+            (Argument::F32(_), Parameter::Float(4)) => true,
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Argument<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Argument::Slice { element, bytes, .. } => {
+                write!(f, "{element}[{}]", bytes / element.size())
+            }
+            Argument::Null => f.write_str("a null pointer"),
+            Argument::I32(value) => write!(f, "{value}i32"),
+            Argument::I64(value) => write!(f, "{value}i64"),
+            Argument::U32(value) => write!(f, "{value}u32"),
+            Argument::U64(value) => write!(f, "{value}u64"),
+            Argument::F32(value) => write!(f, "{value}f32"),
+        }
+    }
+}
+
+/// A kernel the emulator can run.
+#[derive(Clone)]
+pub struct Kernel {
+    /// Its name.
+    pub name: &'static str,
+    /// What it takes, in order.
+    pub parameters: Vec<Parameter>,
+    /// Threads of a block; `None` when any number will do.
+    pub threads: Option<u32>,
+    /// Bytes of its shared storage, which a launch must give.
+    pub shared_bytes: u32,
+    pub(super) raw: &'static ffi::KeelKernel,
+}
+
+impl Kernel {
+    pub(super) fn new(raw: &'static ffi::KeelKernel) -> Kernel {
+        // SAFETY: the library's kernel table holds a zero-terminated name and `parameter_count` parameters that live as
+        // long as the program.
+        let (name, parameters) = unsafe {
+            (
+                CStr::from_ptr(raw.name),
+                std::slice::from_raw_parts(raw.parameters, raw.parameter_count as usize),
+            )
+        };
+        let parameters = parameters.iter().map(|p| match p.kind {
+            0 => Parameter::Pointer {
+                element: Element::from_code(p.element),
+                is_const: p.is_const != 0,
+            },
+            1 => Parameter::Signed(p.bytes),
+            2 => Parameter::Unsigned(p.bytes),
+            3 => Parameter::Float(p.bytes),
+            _ => Parameter::Struct(p.bytes),
+        });
+        Kernel {
+            name: name.to_str().expect("C++ identifiers are ASCII"),
+            parameters: parameters.collect(),
+            threads: (raw.threads != 0).then_some(raw.threads),
+            shared_bytes: raw.shared_bytes,
+            raw,
+        }
+    }
+
+    /// Refuses arguments that are not what the entry point takes, or that reach past their buffer.
+    pub(super) fn check(&self, arguments: &[Argument<'_>]) -> Result<()> {
+        if arguments.len() != self.parameters.len() {
+            return Err(Error::kernel(format!(
+                "kernel {} takes {} arguments, but the launch passes {}",
+                self.name,
+                self.parameters.len(),
+                arguments.len()
+            )));
+        }
+        for (i, (argument, &parameter)) in arguments.iter().zip(&self.parameters).enumerate() {
+            if !argument.fits(parameter) {
+                return Err(Error::kernel(format!(
+                    "kernel {}, argument {i}: the entry point takes {parameter}, but the launch passes {argument}",
+                    self.name
+                )));
+            }
+            if let Argument::Slice {
+                buffer,
+                offset,
+                bytes,
+                element,
+            } = *argument
+            {
+                let end = offset.checked_add(bytes);
+                if end.is_none_or(|end| end > buffer.bytes()) || offset % element.size() != 0 {
+                    return Err(Error::kernel(format!(
+                        "kernel {}, argument {i}: {bytes} bytes of {element} from byte {offset} on do not lie in a \
+                         buffer of {} bytes",
+                        self.name,
+                        buffer.bytes()
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}

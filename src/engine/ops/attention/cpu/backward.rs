@@ -1,0 +1,280 @@
+//! The gradients of query, key and value, block by block (Dao 2023, algorithm 2).
+//!
+//! A lane computes whole groups of query heads: only then is the gradient of their key head its own.
+
+use std::ops::Range;
+
+use super::block::{Block, ScoreGradient};
+use super::{
+    Divide, Geometry, KEYS, QUERIES, Share, Sources, for_each_block, lanes, panel_elements,
+    query_blocks, run_lanes,
+};
+use keel_cpu::matmul::{Rows, RowsMut, product};
+use crate::ops::attention::geometry::Form;
+use crate::ops::attention::op::AttentionBackward;
+use crate::ops::rows::{add_scaled, dot};
+use crate::tape::{CpuArgs, Target};
+
+/// Floats of scratch memory of one lane: scores, their gradient, the products' panel and δ.
+fn lane_elements(geometry: &Geometry) -> usize {
+    2 * QUERIES * KEYS + panel_elements(geometry.heads.dim) + QUERIES
+}
+
+/// Floats in which a query that all batch rows share gathers its gradient for each of them.
+fn shared_elements(geometry: &Geometry) -> usize {
+    match geometry.query.batch {
+        0 => geometry.batch * geometry.query_tokens * geometry.query.row,
+        _ => 0,
+    }
+}
+
+/// Bytes of scratch memory for [`backward`].
+pub(in crate::ops::attention) fn backward_workspace(geometry: &Geometry, target: Target) -> usize {
+    let items = geometry.batch * geometry.heads.key_value;
+    match lanes(items, target) {
+        0 => 0,
+        lanes => (shared_elements(geometry) + lanes * lane_elements(geometry)) * size_of::<f32>(),
+    }
+}
+
+/// The output of the forward pass, what was saved, and the output's gradient.
+#[derive(Clone, Copy)]
+struct Saved<'a> {
+    sources: Sources<'a>,
+    /// [B · Tq, H·D].
+    output: &'a [f32],
+    /// [B, H, Tq].
+    log_sum_exp: &'a [f32],
+    /// [B · Tq, H·D].
+    d_output: &'a [f32],
+}
+
+impl<'a> Saved<'a> {
+    /// The rows [Tq, D] of a query head in the output or its gradient.
+    fn head(&self, data: &'a [f32], batch: usize, head: usize) -> Rows<'a> {
+        let g = &self.sources.geometry;
+        let (width, dim) = (g.heads.query_width(), g.heads.dim);
+        let start = batch * g.query_tokens * width + head * dim;
+        Rows::strided(&data[start..], g.query_tokens, dim, width)
+    }
+}
+
+/// The part of the gradients that one lane writes; its heads are key heads.
+struct Part<'a> {
+    geometry: Geometry,
+    share: Share,
+    /// [batch rows · Tq, query heads · D].
+    query: RowsMut<'a>,
+    /// [batch rows · T, key heads · D].
+    key: RowsMut<'a>,
+    /// [batch rows · T, key heads · D].
+    value: RowsMut<'a>,
+}
+
+impl Divide for Part<'_> {
+    fn items(&self) -> usize {
+        match self.share.batches.len() {
+            1 => self.share.heads.len(),
+            batches => batches,
+        }
+    }
+
+    fn divide(self, items: usize) -> (Self, Self) {
+        let Part {
+            geometry,
+            share: Share { batches, heads },
+            query,
+            key,
+            value,
+        } = self;
+        let part = |(batches, heads), query, key, value| Part {
+            geometry,
+            share: Share { batches, heads },
+            query,
+            key,
+            value,
+        };
+        if batches.len() == 1 {
+            let columns = items * geometry.heads.dim;
+            let middle = heads.start + items;
+            let query = query.split_at_column(columns * geometry.group());
+            let (key, value) = (key.split_at_column(columns), value.split_at_column(columns));
+            let first = (batches.clone(), heads.start..middle);
+            return (
+                part(first, query.0, key.0, value.0),
+                part((batches, middle..heads.end), query.1, key.1, value.1),
+            );
+        }
+        let (middle, rows) = (batches.start + items, items * geometry.key_tokens);
+        let query = query.split_at_row(items * geometry.query_tokens);
+        let (key, value) = (key.split_at_row(rows), value.split_at_row(rows));
+        let first = (batches.start..middle, heads.clone());
+        (
+            part(first, query.0, key.0, value.0),
+            part((middle..batches.end, heads), query.1, key.1, value.1),
+        )
+    }
+}
+
+pub(in crate::ops::attention) fn backward(op: &AttentionBackward, args: CpuArgs<'_>) {
+    let geometry = op.geometry(args.input_types);
+    let first = op.form.sources();
+    let [output, log_sum_exp, d_output] = [0, 1, 2].map(|index| args.inputs.f32(first + index));
+    let saved = Saved {
+        sources: Sources::new(geometry, op.form, &args, first + 3),
+        output,
+        log_sum_exp,
+        d_output,
+    };
+    if geometry.batch == 0 {
+        return;
+    }
+    let share = Share {
+        batches: 0..geometry.batch,
+        heads: 0..geometry.heads.key_value,
+    };
+    let rows = geometry.batch * geometry.query_tokens;
+    let key_rows = geometry.batch * geometry.key_tokens;
+    let (query_width, dim) = (geometry.heads.query_width(), geometry.heads.dim);
+    let key_width = geometry.heads.key_value * dim;
+    let (shared, scratch) = args.workspace.split_at_mut(shared_elements(&geometry));
+    let elements = lane_elements(&geometry);
+    let run = |query, key, value, scratch: &mut [f32]| {
+        let whole = Part {
+            geometry,
+            share: share.clone(),
+            query,
+            key,
+            value,
+        };
+        run_lanes(whole, scratch, elements, &|part: Part<'_>, scratch| {
+            part.compute(&saved, scratch);
+        });
+    };
+    match op.form {
+        Form::Packed => {
+            let [gradient] = args.outputs.f32();
+            let whole = RowsMut::new(gradient, rows, geometry.heads.packed_width());
+            let (query, rest) = whole.split_at_column(query_width);
+            let (key, value) = rest.split_at_column(key_width);
+            run(query, key, value, scratch);
+        }
+        Form::Cross => {
+            let [d_query, d_key_value] = args.outputs.f32();
+            let whole = RowsMut::new(d_key_value, key_rows, 2 * key_width);
+            let (key, value) = whole.split_at_column(key_width);
+            if shared.is_empty() {
+                let query = RowsMut::new(d_query, rows, query_width);
+                run(query, key, value, scratch);
+                return;
+            }
+            let query = RowsMut::new(shared, rows, query_width);
+            run(query, key, value, scratch);
+            d_query.fill(0.0);
+            for of_row in shared.chunks_exact(d_query.len()) {
+                add_scaled(d_query, 1.0, of_row);
+            }
+        }
+    }
+}
+
+impl Part<'_> {
+    fn compute(mut self, saved: &Saved<'_>, scratch: &mut [f32]) {
+        let g = self.geometry;
+        let (dim, tokens, keys) = (g.heads.dim, g.query_tokens, g.key_tokens);
+        for (row, batch) in self.share.batches.clone().enumerate() {
+            for (column, shared) in self.share.heads.clone().enumerate() {
+                let place = ((row * keys, keys), (column * dim, dim));
+                let mut key = self.key.part(place.0, place.1);
+                let mut value = self.value.part(place.0, place.1);
+                for token in 0..keys {
+                    key.row(token).fill(0.0);
+                    value.row(token).fill(0.0);
+                }
+                for member in 0..g.group() {
+                    let columns = ((column * g.group() + member) * dim, dim);
+                    let query = self.query.part((row * tokens, tokens), columns);
+                    let head = shared * g.group() + member;
+                    let gradients = [query, key.reborrow(), value.reborrow()];
+                    one_head(saved, [batch, head], gradients, scratch);
+                }
+            }
+        }
+    }
+}
+
+/// One query head of one batch row: writes its query's gradient and adds to those of its key head.
+fn one_head(
+    saved: &Saved<'_>,
+    [batch, head]: [usize; 2],
+    [mut d_query, mut d_key, mut d_value]: [RowsMut<'_>; 3],
+    scratch: &mut [f32],
+) {
+    let sources = &saved.sources;
+    let geometry = &sources.geometry;
+    let (dim, scale) = (geometry.heads.dim, geometry.scale() as f32);
+    let segments = sources.segments(batch);
+    let query = sources.query(batch, head);
+    let key = sources.key(batch, head / geometry.group());
+    let value = sources.value(batch, head / geometry.group());
+    let output = saved.head(saved.output, batch, head);
+    let d_output = saved.head(saved.d_output, batch, head);
+    let start = (batch * geometry.heads.query + head) * geometry.query_tokens;
+    let log_sum_exp = &saved.log_sum_exp[start..][..geometry.query_tokens];
+    let (scores, rest) = scratch.split_at_mut(QUERIES * KEYS);
+    let (gradient, rest) = rest.split_at_mut(QUERIES * KEYS);
+    let (deltas, panel) = rest.split_at_mut(QUERIES);
+    for queries in query_blocks(geometry.query_tokens) {
+        let (first, count) = (queries.start, queries.len());
+        let d_o = d_output.part(first, count);
+        for (row, delta) in deltas[..count].iter_mut().enumerate() {
+            *delta = dot(d_o.row(row), output.row(first + row));
+        }
+        let q = query.part(first, count);
+        let mut is_first = true;
+        for_each_block(geometry, segments, queries.clone(), |keys: Range<usize>| {
+            let (from, width) = (keys.start, keys.len());
+            let (k, v) = (key.part(from, width), value.part(from, width));
+            let to = RowsMut::strided(scores, count, width, KEYS);
+            product(scale, q, k.transposed(), 0.0, to, panel);
+            let to = RowsMut::strided(gradient, count, width, KEYS);
+            product(1.0, d_o, v.transposed(), 0.0, to, panel);
+            let block = Block {
+                geometry,
+                segments,
+                queries: queries.clone(),
+                keys,
+            };
+            ScoreGradient {
+                block,
+                scores,
+                d_probabilities: gradient,
+                log_sum_exp: &log_sum_exp[first..first + count],
+                deltas,
+                scale,
+            }
+            .run();
+            let p = Rows::strided(scores, count, width, KEYS);
+            let d_s = Rows::strided(gradient, count, width, KEYS);
+            let at = ((from, width), (0, dim));
+            product(
+                1.0,
+                p.transposed(),
+                d_o,
+                1.0,
+                d_value.part(at.0, at.1),
+                panel,
+            );
+            product(1.0, d_s.transposed(), q, 1.0, d_key.part(at.0, at.1), panel);
+            let beta = if is_first { 0.0 } else { 1.0 };
+            let to = d_query.part((first, count), (0, dim));
+            product(1.0, d_s, k, beta, to, panel);
+            is_first = false;
+        });
+        if is_first {
+            for row in queries {
+                d_query.row(row).fill(0.0);
+            }
+        }
+    }
+}

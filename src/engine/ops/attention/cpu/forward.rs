@@ -1,0 +1,204 @@
+//! The output and its log-sum-exp, key block after key block (Dao 2023, algorithm 1).
+
+use std::ops::Range;
+
+use super::block::{Block, SoftmaxStep, scale_row};
+use super::{
+    Divide, Geometry, KEYS, QUERIES, Share, Sources, for_each_block, lanes, panel_elements,
+    query_blocks, run_lanes,
+};
+use keel_cpu::matmul::{Rows, RowsMut, product};
+use crate::ops::attention::op::Attention;
+use crate::tape::{CpuArgs, Target};
+
+/// Floats of scratch memory of one lane: scores, the products' panel, and three numbers a query.
+fn lane_elements(geometry: &Geometry) -> usize {
+    QUERIES * KEYS + panel_elements(geometry.heads.dim) + 3 * QUERIES
+}
+
+/// Bytes of scratch memory for [`forward`].
+pub(in crate::ops::attention) fn forward_workspace(geometry: &Geometry, target: Target) -> usize {
+    let items = geometry.batch * geometry.heads.query;
+    lanes(items, target) * lane_elements(geometry) * size_of::<f32>()
+}
+
+/// The part of the outputs that one lane writes.
+struct Part<'a> {
+    geometry: Geometry,
+    share: Share,
+    /// [batch rows · Tq, heads · D].
+    output: RowsMut<'a>,
+    /// [batch rows, heads, Tq], or nothing where it is not saved.
+    log_sum_exp: &'a mut [f32],
+}
+
+impl Divide for Part<'_> {
+    fn items(&self) -> usize {
+        match self.share.batches.len() {
+            1 => self.share.heads.len(),
+            batches => batches,
+        }
+    }
+
+    fn divide(self, items: usize) -> (Self, Self) {
+        let Part {
+            geometry,
+            share: Share { batches, heads },
+            output,
+            log_sum_exp,
+        } = self;
+        let tokens = geometry.query_tokens;
+        let divided = log_sum_exp.len() * items
+            / if batches.len() == 1 {
+                heads.len()
+            } else {
+                batches.len()
+            };
+        let (output, shares) = if batches.len() == 1 {
+            let middle = heads.start + items;
+            let shares = [
+                (batches.clone(), heads.start..middle),
+                (batches, middle..heads.end),
+            ];
+            (output.split_at_column(items * geometry.heads.dim), shares)
+        } else {
+            let middle = batches.start + items;
+            let shares = [
+                (batches.start..middle, heads.clone()),
+                (middle..batches.end, heads),
+            ];
+            (output.split_at_row(items * tokens), shares)
+        };
+        let log_sum_exp = log_sum_exp.split_at_mut(divided);
+        let part = |(batches, heads), output, log_sum_exp| Part {
+            geometry,
+            share: Share { batches, heads },
+            output,
+            log_sum_exp,
+        };
+        let [first, second] = shares;
+        (
+            part(first, output.0, log_sum_exp.0),
+            part(second, output.1, log_sum_exp.1),
+        )
+    }
+}
+
+pub(in crate::ops::attention) fn forward(op: &Attention, args: CpuArgs<'_>) {
+    let geometry = op.geometry(args.input_types);
+    let sources = Sources::new(geometry, op.form, &args, op.form.sources());
+    let (output, log_sum_exp): (&mut [f32], &mut [f32]) = if op.saves {
+        let [output, log_sum_exp] = args.outputs.f32();
+        (output, log_sum_exp)
+    } else {
+        let [output] = args.outputs.f32();
+        (output, &mut [])
+    };
+    let rows = geometry.batch * geometry.query_tokens;
+    let whole = Part {
+        geometry,
+        share: Share {
+            batches: 0..geometry.batch,
+            heads: 0..geometry.heads.query,
+        },
+        output: RowsMut::new(output, rows, geometry.heads.query_width()),
+        log_sum_exp,
+    };
+    if rows == 0 {
+        return;
+    }
+    let elements = lane_elements(&geometry);
+    run_lanes(whole, args.workspace, elements, &|part, scratch| {
+        part.compute(&sources, scratch);
+    });
+}
+
+impl Part<'_> {
+    fn compute(mut self, sources: &Sources<'_>, scratch: &mut [f32]) {
+        let (dim, tokens) = (self.geometry.heads.dim, self.geometry.query_tokens);
+        let heads = self.share.heads.len();
+        for (row, batch) in self.share.batches.clone().enumerate() {
+            for (column, head) in self.share.heads.clone().enumerate() {
+                let output = self
+                    .output
+                    .part((row * tokens, tokens), (column * dim, dim));
+                let at = (row * heads + column) * tokens;
+                let log_sum_exp = self.log_sum_exp.get_mut(at..at + tokens);
+                one_head(sources, [batch, head], output, log_sum_exp, scratch);
+            }
+        }
+    }
+}
+
+/// One query head of one batch row.
+fn one_head(
+    sources: &Sources<'_>,
+    [batch, head]: [usize; 2],
+    mut output: RowsMut<'_>,
+    mut log_sum_exp: Option<&mut [f32]>,
+    scratch: &mut [f32],
+) {
+    let geometry = &sources.geometry;
+    let (dim, scale) = (geometry.heads.dim, geometry.scale() as f32);
+    let segments = sources.segments(batch);
+    let query = sources.query(batch, head);
+    let key = sources.key(batch, head / geometry.group());
+    let value = sources.value(batch, head / geometry.group());
+    let (scores, rest) = scratch.split_at_mut(QUERIES * KEYS);
+    let (largest, rest) = rest.split_at_mut(QUERIES);
+    let (sums, rest) = rest.split_at_mut(QUERIES);
+    let (factors, panel) = rest.split_at_mut(QUERIES);
+    for queries in query_blocks(geometry.query_tokens) {
+        let (first, count) = (queries.start, queries.len());
+        largest.fill(f32::NEG_INFINITY);
+        sums.fill(0.0);
+        let mut output = output.part((first, count), (0, dim));
+        let mut is_first = true;
+        for_each_block(geometry, segments, queries.clone(), |keys: Range<usize>| {
+            let (from, width) = (keys.start, keys.len());
+            let to = RowsMut::strided(scores, count, width, KEYS);
+            let (q, k) = (query.part(first, count), key.part(from, width));
+            product(scale, q, k.transposed(), 0.0, to, panel);
+            let block = Block {
+                geometry,
+                segments,
+                queries: queries.clone(),
+                keys,
+            };
+            SoftmaxStep {
+                block,
+                scores,
+                largest,
+                sums,
+                factors,
+            }
+            .run();
+            let beta = if is_first { 0.0 } else { 1.0 };
+            if !is_first {
+                for (row, factor) in factors[..count].iter().enumerate() {
+                    if *factor != 1.0 {
+                        scale_row(output.row(row), *factor);
+                    }
+                }
+            }
+            let p = Rows::strided(scores, count, width, KEYS);
+            let v = value.part(from, width);
+            product(1.0, p, v, beta, output.reborrow(), panel);
+            is_first = false;
+        });
+        for row in 0..count {
+            let sum = sums[row];
+            match (is_first, sum > 0.0) {
+                (false, true) => scale_row(output.row(row), 1.0 / sum),
+                _ => output.row(row).fill(0.0),
+            }
+            if let Some(log_sum_exp) = &mut log_sum_exp {
+                log_sum_exp[first + row] = match sum > 0.0 {
+                    true => largest[row] + sum.ln(),
+                    // Of padding: finite, so that a probability of 0 stays one.
+                    false => 0.0,
+                };
+            }
+        }
+    }
+}

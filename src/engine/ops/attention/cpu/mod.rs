@@ -1,0 +1,178 @@
+//! Attention on the processor: one head of one batch row after another, in blocks whose scores stay in cache.
+//!
+//! The batch rows and heads are split among a few lanes, each with scratch memory of its own. A head's result does not
+//! depend on the lane it falls to, so neither do the bits on the number of lanes or threads. Lanes are made of whole
+//! batch rows where there are enough, and of heads within a batch row otherwise; a gradient's lanes of the heads that
+//! share a key head.
+//!
+//! What needs an order of its own is in [`forward`] and [`backward`]; [`block`] has the arithmetic on a block of scores.
+
+mod backward;
+mod block;
+mod forward;
+
+use std::ops::Range;
+
+use super::geometry::{Form, Geometry, Layout};
+use keel_cpu::matmul::{Rows, product_workspace};
+use crate::tape::{CpuArgs, Target};
+
+pub(super) use backward::{backward, backward_workspace};
+pub(super) use forward::{forward, forward_workspace};
+
+/// Queries of a block.
+const QUERIES: usize = 64;
+
+/// Keys of a block: with 64 queries, the scores take 32 KiB.
+const KEYS: usize = 128;
+
+/// Lanes for each thread: enough to even out what the masks take away.
+const LANES_PER_THREAD: usize = 4;
+
+/// What lies under one lane: the batch rows and heads (query heads forward, key heads backward).
+#[derive(Clone, Debug)]
+struct Share {
+    batches: Range<usize>,
+    heads: Range<usize>,
+}
+
+/// Query, key and value as slices, with the segments.
+#[derive(Clone, Copy)]
+struct Sources<'a> {
+    geometry: Geometry,
+    query: &'a [f32],
+    key_value: &'a [f32],
+    segments: Option<&'a [i32]>,
+}
+
+impl<'a> Sources<'a> {
+    /// The inputs of an op whose segments, where it has them, are input `segments`.
+    fn new(geometry: Geometry, form: Form, args: &CpuArgs<'a>, segments: usize) -> Sources<'a> {
+        let query = args.inputs.f32(0);
+        Sources {
+            geometry,
+            query,
+            key_value: match form {
+                Form::Packed => query,
+                Form::Cross => args.inputs.f32(1),
+            },
+            segments: (args.inputs.len() > segments).then(|| args.inputs.i32(segments)),
+        }
+    }
+
+    fn head(&self, data: &'a [f32], layout: Layout, at: [usize; 2], tokens: usize) -> Rows<'a> {
+        let [batch, head] = at;
+        let dim = self.geometry.heads.dim;
+        Rows::strided(
+            &data[layout.at(batch, 0, head, dim)..],
+            tokens,
+            dim,
+            layout.row,
+        )
+    }
+
+    /// The queries [Tq, D] of a query head.
+    fn query(&self, batch: usize, head: usize) -> Rows<'a> {
+        let g = &self.geometry;
+        self.head(self.query, g.query, [batch, head], g.query_tokens)
+    }
+
+    /// The keys [T, D] of a key head.
+    fn key(&self, batch: usize, head: usize) -> Rows<'a> {
+        let g = &self.geometry;
+        self.head(self.key_value, g.key, [batch, head], g.key_tokens)
+    }
+
+    /// The values [T, D] of a key head.
+    fn value(&self, batch: usize, head: usize) -> Rows<'a> {
+        let g = &self.geometry;
+        self.head(self.key_value, g.value, [batch, head], g.key_tokens)
+    }
+
+    /// The segments [T] of a batch row.
+    fn segments(&self, batch: usize) -> Option<&'a [i32]> {
+        let tokens = self.geometry.key_tokens;
+        self.segments.map(|all| &all[batch * tokens..][..tokens])
+    }
+}
+
+/// Calls `visit` with the parts of a head that have to be computed: a range of queries and the range of keys that some
+/// of them may see. Blocks come in the order of their queries, then of their keys.
+fn for_each_block(
+    geometry: &Geometry,
+    segments: Option<&[i32]>,
+    queries: Range<usize>,
+    mut visit: impl FnMut(Range<usize>),
+) {
+    // The keys that the last query sees are the most.
+    let limit = geometry.limit(queries.end - 1);
+    for first in (0..limit).step_by(KEYS) {
+        let keys = first..limit.min(first + KEYS);
+        if !segments.is_some_and(|s| are_apart(&s[queries.clone()], &s[keys.clone()])) {
+            visit(keys);
+        }
+    }
+}
+
+/// Whether no segment of the queries can be one of the keys.
+fn are_apart(queries: &[i32], keys: &[i32]) -> bool {
+    let range = |segments: &[i32]| {
+        let seen = segments.iter().filter(|segment| **segment >= 0);
+        seen.fold((i32::MAX, -1), |(least, most), segment| {
+            (least.min(*segment), most.max(*segment))
+        })
+    };
+    let (queries, keys) = (range(queries), range(keys));
+    queries.1 < keys.0 || keys.1 < queries.0
+}
+
+/// The blocks of queries.
+fn query_blocks(tokens: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..tokens)
+        .step_by(QUERIES)
+        .map(move |first| first..tokens.min(first + QUERIES))
+}
+
+/// Floats of scratch memory for the products of one lane.
+fn panel_elements(dim: usize) -> usize {
+    product_workspace(dim, KEYS).max(product_workspace(KEYS, dim))
+}
+
+/// Lanes to split `items` among.
+fn lanes(items: usize, target: Target) -> usize {
+    match target {
+        Target::Cpu { threads } => (threads * LANES_PER_THREAD).min(items).max(1),
+        _ => 0,
+    }
+}
+
+/// A tree of lanes over what [`Divide`] can halve.
+trait Divide: Sized + Send {
+    /// Batch rows or heads it can be divided into.
+    fn items(&self) -> usize;
+    /// The first `items` of them, and the rest.
+    fn divide(self, items: usize) -> (Self, Self);
+}
+
+/// Runs `body` on the parts of `whole`, each with scratch memory of `elements` floats, on as many lanes as `scratch`
+/// has room for.
+fn run_lanes<D: Divide>(
+    whole: D,
+    scratch: &mut [f32],
+    elements: usize,
+    body: &(impl Fn(D, &mut [f32]) + Sync),
+) {
+    let lanes = scratch.len() / elements;
+    let items = whole.items();
+    if lanes <= 1 || items <= 1 {
+        return body(whole, &mut scratch[..elements]);
+    }
+    let first = (items / 2).max(1);
+    let (left, right) = whole.divide(first);
+    let lanes = (lanes * first / items).max(1);
+    let (left_scratch, right_scratch) = scratch.split_at_mut(lanes * elements);
+    rayon::join(
+        || run_lanes(left, left_scratch, elements, body),
+        || run_lanes(right, right_scratch, elements, body),
+    );
+}

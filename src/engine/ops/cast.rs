@@ -1,0 +1,75 @@
+//! The same numbers in another storage type.
+//!
+//! y = x, rounded to nearest (ties to even) where the type is narrower; dx = dy in x's type. The reference holds every
+//! float in f64 and leaves the rounding to whoever stores y. Nothing is saved; bound by memory.
+
+use keel_base::error::{Error, Result};
+use crate::launch::{Argument, Launch, blocks};
+use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
+use crate::tensor::{DType, TensorType};
+
+/// Elements of one block of `cuda/cast.cu`.
+const ELEMENTS_PER_BLOCK: usize = 8 * 256;
+
+/// Records x in the type `dtype`; x itself where it has that type already.
+///
+/// # Errors
+/// [`Error::Shape`] for integers.
+pub fn cast(tape: &mut Tape, x: Value, dtype: DType) -> Result<Value> {
+    match tape.ty(x).dtype == dtype {
+        true => Ok(x),
+        false => tape.record_one(Cast { dtype }, &[x]),
+    }
+}
+
+/// Input: x. Output: y of another float type.
+#[derive(Clone, Copy, Debug)]
+struct Cast {
+    dtype: DType,
+}
+
+impl Op for Cast {
+    fn name(&self) -> &'static str {
+        "cast"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        let x = inputs[0];
+        if !x.dtype.is_float() || !self.dtype.is_float() || x.dtype == self.dtype {
+            let want = format!("floats of another type than {}", self.dtype);
+            return Err(Error::shape(self.name(), "x", want, x));
+        }
+        Ok(vec![TensorType::new(self.dtype, x.shape)])
+    }
+
+    fn reference(&self, args: ReferenceArgs<'_>) {
+        let ([x], [y]) = args.split();
+        y.data = x.data.clone();
+    }
+
+    fn cpu(&self, _args: CpuArgs<'_>) {
+        unreachable!("programs for the processor hold f32, and one of the two types is another")
+    }
+
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let x = inputs[0];
+        let kernel = format!("cast_{}_to_{}", x.dtype, self.dtype);
+        let blocks = blocks(&kernel, x.numel(), ELEMENTS_PER_BLOCK)?;
+        let arguments = vec![
+            Argument::output(0),
+            Argument::input(0),
+            Argument::I64(x.numel() as i64),
+        ];
+        Ok(vec![Launch::new(kernel, blocks, arguments)])
+    }
+
+    fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
+        let dtype = backward.tape.ty(backward.inputs[0]).dtype;
+        let dy = backward.gradient(0);
+        Ok(vec![Some(cast(backward.tape, dy, dtype)?)])
+    }
+
+    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+        Cost::streaming(0.0, inputs, outputs)
+    }
+}

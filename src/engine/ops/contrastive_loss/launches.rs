@@ -1,0 +1,432 @@
+//! The launches of `cuda/contrastive_loss.cu`: strips of rows of S, one after the other.
+//!
+//! Forward makes S once, backward once more; ∂u and ∂v are a product each: 8·N²·E flops in all. The workspace holds one
+//! strip, so memory grows with N and not with N².
+
+use super::Contrastive;
+use keel_base::error::Result;
+use crate::launch::{Argument, Launch, blocks, kernel_name, vector};
+use crate::ops::linear::tiles::{Tiling, size};
+use crate::tensor::{DType, TensorType};
+
+/// Rows and columns of a tile of scores: `ScoreShape` in `cuda/scores.cuh`.
+const TILE: usize = 128;
+/// Scores of a strip, where N leaves room: 128 MiB of bf16.
+const STRIP_SCORES: usize = 1 << 26;
+/// The fewest rows of a strip where N leaves no room: each strip reads and writes all of ∂v once.
+const FEWEST_ROWS: usize = 1024;
+/// Rows of a strip, at most: as many as there is room for.
+pub(super) const STRIP_ROWS: usize = usize::MAX;
+/// Threads of a block that adds up parts, and of the one block that makes a scalar of them.
+const REDUCE_THREADS: usize = 256;
+
+/// A run of rows of S.
+#[derive(Clone, Copy, Debug)]
+struct Strip {
+    first: usize,
+    rows: usize,
+    is_first: bool,
+    is_last: bool,
+}
+
+/// Strips of at most `height` rows: at least two for more than a tile of pairs, so that no N×N matrix is ever stored.
+fn strip_height(n: usize, most: usize) -> usize {
+    let room = (STRIP_SCORES / n).max(FEWEST_ROWS).min(most.max(TILE)) / TILE * TILE;
+    room.min(n.div_ceil(2).next_multiple_of(TILE))
+}
+
+fn strips(n: usize, most: usize) -> impl Iterator<Item = Strip> {
+    let height = strip_height(n, most);
+    (0..n).step_by(height).map(move |first| {
+        let rows = height.min(n - first);
+        Strip {
+            first,
+            rows,
+            is_first: first == 0,
+            is_last: first + rows == n,
+        }
+    })
+}
+
+/// The types of one problem.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Problem {
+    n: usize,
+    e: usize,
+    dtype: DType,
+    kind: Contrastive,
+    strip_rows: usize,
+    /// How many inputs there are; the last may be the number of pairs.
+    inputs: usize,
+}
+
+/// Hands out stretches of the workspace.
+#[derive(Default)]
+struct Layout {
+    end: usize,
+}
+
+impl Layout {
+    fn take(&mut self, elements: usize, element: DType) -> Argument {
+        let offset = self.end.next_multiple_of(256);
+        self.end = offset + elements * element.size();
+        Argument::Workspace { offset, element }
+    }
+}
+
+/// Where the forward pass keeps what it adds up. InfoNCE: log-sums of a strip's rows and columns by tile, of the columns so
+/// far, and the diagonal of S. Sigmoid: `row_part` alone, one sum a block.
+struct Forward {
+    row_part: Argument,
+    column_part: Argument,
+    state: Argument,
+    own: Argument,
+    bytes: usize,
+}
+
+/// Where the backward pass keeps a strip's gradient, sums of blocks, and parts of products.
+struct Gradients {
+    strip: Argument,
+    scale_part: Argument,
+    bias_part: Argument,
+    image_part: Argument,
+    text_part: Argument,
+    /// ∂v in f32, where the output is not.
+    text_sum: Argument,
+    bytes: usize,
+}
+
+impl Problem {
+    pub fn of(inputs: &[TensorType], kind: Contrastive, strip_rows: usize) -> Problem {
+        Problem {
+            n: inputs[0].shape.rows(),
+            e: inputs[0].shape.columns(),
+            dtype: inputs[0].dtype,
+            kind,
+            strip_rows,
+            inputs: inputs.len(),
+        }
+    }
+
+    /// The number of pairs: the input at `index`, where it is one.
+    fn pairs(&self, index: usize) -> Argument {
+        match index < self.inputs {
+            true => Argument::input(index),
+            false => Argument::Null,
+        }
+    }
+
+    fn tiles(&self, rows: usize) -> usize {
+        rows.div_ceil(TILE) * self.n.div_ceil(TILE)
+    }
+
+    /// ∂u of a strip: its sum over N is long and its result small.
+    fn image_tiling(&self, rows: usize) -> Tiling {
+        Tiling::split([rows, self.e, self.n], self.dtype)
+    }
+
+    /// ∂v of a strip.
+    fn text_tiling(&self, rows: usize) -> Tiling {
+        Tiling::split([self.n, self.e, rows], self.dtype)
+    }
+
+    fn forward(&self) -> Forward {
+        let height = strip_height(self.n, self.strip_rows);
+        let mut layout = Layout::default();
+        let mut floats = |elements| layout.take(elements, DType::F32);
+        let (row_part, column_part, state, own) = match self.kind {
+            Contrastive::InfoNce => (
+                floats(2 * height * self.n.div_ceil(TILE)),
+                floats(2 * self.n * height.div_ceil(TILE)),
+                floats(2 * self.n),
+                floats(self.n),
+            ),
+            Contrastive::Sigmoid => (floats(self.tiles(height)), floats(0), floats(0), floats(0)),
+        };
+        Forward {
+            row_part,
+            column_part,
+            state,
+            own,
+            bytes: layout.end,
+        }
+    }
+
+    fn gradients(&self) -> Gradients {
+        let height = strip_height(self.n, self.strip_rows);
+        let most = |part: &dyn Fn(usize) -> usize| {
+            strips(self.n, self.strip_rows).map(|s| part(s.rows)).max()
+        };
+        let image = most(&|rows| self.image_tiling(rows).splits * rows).unwrap_or(0);
+        let text = most(&|rows| match self.text_tiling(rows).splits {
+            1 => 0,
+            splits => splits * self.n,
+        })
+        .unwrap_or(0);
+        let own_sum = match self.dtype {
+            DType::F32 => 0,
+            _ => self.n,
+        };
+        let mut layout = Layout::default();
+        let strip = layout.take(height * self.n, self.dtype);
+        let mut floats = |elements| layout.take(elements, DType::F32);
+        Gradients {
+            strip,
+            scale_part: floats(self.tiles(height)),
+            bias_part: floats(self.tiles(height)),
+            image_part: floats(image * self.e),
+            text_part: floats(text * self.e),
+            text_sum: floats(own_sum * self.e),
+            bytes: layout.end,
+        }
+    }
+
+    /// Bytes of workspace of the forward pass.
+    pub fn forward_bytes(&self) -> usize {
+        self.forward().bytes
+    }
+
+    /// Bytes of workspace of the backward pass.
+    pub fn backward_bytes(&self) -> usize {
+        self.gradients().bytes
+    }
+
+    /// n, e, the strip's first row and its rows.
+    fn sizes(&self, kernel: &str, strip: Strip) -> Result<[Argument; 4]> {
+        Ok([
+            size(kernel, "the number of pairs", self.n)?,
+            size(kernel, "the width", self.e)?,
+            size(kernel, "the first row", strip.first)?,
+            size(kernel, "the number of rows", strip.rows)?,
+        ])
+    }
+
+    /// The launches of the loss: inputs u, v, log_scale, then the bias of the sigmoid form, then the number of pairs.
+    pub fn forward_launches(&self) -> Result<Vec<Launch>> {
+        let input = Argument::input;
+        let pairs = self.pairs(self.kind.inputs());
+        let work = self.forward();
+        let mut launches = Vec::new();
+        for strip in strips(self.n, self.strip_rows) {
+            let tiles = self.tiles(strip.rows);
+            if self.kind == Contrastive::Sigmoid {
+                let kernel = kernel_name("contrastive_loss_sigmoid_forward", self.dtype);
+                let grid = blocks(&kernel, tiles, 1)?;
+                let mut arguments = vec![work.row_part, input(0), input(1), input(2), input(3)];
+                arguments.push(pairs);
+                arguments.extend(self.sizes(&kernel, strip)?);
+                arguments.push(Argument::I32(strip.is_first.into()));
+                launches.push(Launch::new(kernel, grid, arguments));
+                continue;
+            }
+            let kernel = kernel_name("contrastive_loss_info_nce_forward", self.dtype);
+            let grid = blocks(&kernel, tiles, 1)?;
+            let mut arguments = vec![work.row_part, work.column_part, work.own];
+            arguments.extend([input(0), input(1), input(2), pairs]);
+            arguments.extend(self.sizes(&kernel, strip)?);
+            launches.push(Launch::new(kernel, grid, arguments));
+            launches.extend(self.log_sum_launches(&work, strip)?);
+        }
+        let n = size("contrastive_loss_total", "the number of pairs", self.n)?;
+        launches.push(match self.kind {
+            Contrastive::InfoNce => {
+                let [loss, row, column] = [0, 1, 2].map(Argument::output);
+                let arguments = vec![loss, row, column, work.own, pairs, n];
+                Launch::new("contrastive_loss_info_nce_total_f32", 1, arguments)
+            }
+            Contrastive::Sigmoid => total(
+                Argument::output(0),
+                [work.row_part, pairs],
+                self.tiles(strip_height(self.n, self.strip_rows)),
+                self.n as f32,
+            )?,
+        });
+        Ok(launches)
+    }
+
+    /// r of a strip's rows, and the log-sums of the columns so far.
+    fn log_sum_launches(&self, work: &Forward, strip: Strip) -> Result<[Launch; 2]> {
+        let row_sums = Argument::Output {
+            index: 1,
+            offset: strip.first * size_of::<f32>(),
+        };
+        let kernel = "contrastive_loss_row_sums_f32";
+        let rows = Launch::new(
+            kernel,
+            blocks(kernel, strip.rows, REDUCE_THREADS / 32)?,
+            vec![
+                row_sums,
+                work.row_part,
+                self.pairs(self.kind.inputs()),
+                size(kernel, "the number of pairs", self.n)?,
+                size(kernel, "the first row", strip.first)?,
+                size(kernel, "the number of rows", strip.rows)?,
+                size(kernel, "the number of tiles", self.n.div_ceil(TILE))?,
+            ],
+        );
+        let kernel = "contrastive_loss_column_sums_f32";
+        let columns = Launch::new(
+            kernel,
+            blocks(kernel, self.n, REDUCE_THREADS)?,
+            vec![
+                Argument::output(2),
+                work.state,
+                work.column_part,
+                self.pairs(self.kind.inputs()),
+                size(kernel, "the number of pairs", self.n)?,
+                size(kernel, "the number of tiles", strip.rows.div_ceil(TILE))?,
+                Argument::I32(strip.is_first.into()),
+                Argument::I32(strip.is_last.into()),
+            ],
+        );
+        Ok([rows, columns])
+    }
+
+    /// The launches of the gradients: inputs u, v, log_scale, then r and c (InfoNCE) or the bias, then dL, then the number of
+    /// pairs.
+    pub fn backward_launches(&self) -> Result<Vec<Launch>> {
+        let work = self.gradients();
+        let text = match self.dtype {
+            DType::F32 => Argument::output(1),
+            _ => work.text_sum,
+        };
+        let mut launches = Vec::new();
+        for strip in strips(self.n, self.strip_rows) {
+            launches.push(self.strip_gradient(&work, strip)?);
+            if self.e > 0 {
+                launches.extend(self.image_gradient(&work, strip)?);
+                launches.extend(self.text_gradient(&work, strip, text)?);
+            }
+        }
+        if self.dtype != DType::F32 && self.e > 0 {
+            launches.push(self.finish(Argument::output(1), text, self.n, 1)?);
+        }
+        let tiles = self.tiles(strip_height(self.n, self.strip_rows));
+        let mut sum = |out, part| -> Result<()> {
+            launches.push(total(out, [part, Argument::Null], tiles, 1.0)?);
+            Ok(())
+        };
+        sum(Argument::output(2), work.scale_part)?;
+        if self.kind == Contrastive::Sigmoid {
+            sum(Argument::output(3), work.bias_part)?;
+        }
+        Ok(launches)
+    }
+
+    /// e^a·G of a strip.
+    fn strip_gradient(&self, work: &Gradients, strip: Strip) -> Result<Launch> {
+        let is_sigmoid = self.kind == Contrastive::Sigmoid;
+        let name = match is_sigmoid {
+            true => "contrastive_loss_sigmoid_backward",
+            false => "contrastive_loss_info_nce_backward",
+        };
+        let kernel = kernel_name(name, self.dtype);
+        let mut arguments = vec![work.strip, work.scale_part];
+        if is_sigmoid {
+            arguments.push(work.bias_part);
+        }
+        let inputs = if is_sigmoid { 5 } else { 6 };
+        arguments.extend((0..inputs).map(Argument::input));
+        arguments.push(self.pairs(inputs));
+        arguments.extend(self.sizes(&kernel, strip)?);
+        arguments.push(Argument::I32(strip.is_first.into()));
+        let grid = blocks(&kernel, self.tiles(strip.rows), 1)?;
+        Ok(Launch::new(kernel, grid, arguments))
+    }
+
+    /// ∂u of the strip's rows = e^a·G·v.
+    fn image_gradient(&self, work: &Gradients, strip: Strip) -> Result<[Launch; 2]> {
+        let tiling = self.image_tiling(strip.rows);
+        let kernel = tiling.kernel("contrastive_loss_product", self.dtype);
+        let product = Launch {
+            grid: tiling.grid(&kernel)?,
+            arguments: vec![
+                work.image_part,
+                work.strip,
+                Argument::input(1),
+                size(&kernel, "the number of rows", strip.rows)?,
+                size(&kernel, "the number of pairs", self.n)?,
+                size(&kernel, "the width", self.e)?,
+                size(&kernel, "the number of steps", tiling.steps)?,
+            ],
+            kernel,
+        };
+        let out = Argument::Output {
+            index: 0,
+            offset: strip.first * self.e * self.dtype.size(),
+        };
+        let finish = self.finish(out, work.image_part, strip.rows, tiling.splits)?;
+        Ok([product, finish])
+    }
+
+    /// ∂v += (e^a·G)ᵀ·u, by the kernels of a linear layer's weight.
+    fn text_gradient(&self, work: &Gradients, strip: Strip, sum: Argument) -> Result<Vec<Launch>> {
+        let tiling = self.text_tiling(strip.rows);
+        let kernel = tiling.kernel("linear_weight_gradient", self.dtype);
+        let is_split = tiling.splits > 1;
+        let before = if strip.is_first { Argument::Null } else { sum };
+        let product = Launch {
+            grid: tiling.grid(&kernel)?,
+            arguments: vec![
+                if is_split { work.text_part } else { sum },
+                Argument::Null,
+                if is_split { Argument::Null } else { before },
+                work.strip,
+                Argument::Input {
+                    index: 0,
+                    offset: strip.first * self.e * self.dtype.size(),
+                },
+                size(&kernel, "the number of rows", strip.rows)?,
+                size(&kernel, "the number of pairs", self.n)?,
+                size(&kernel, "the width", self.e)?,
+                size(&kernel, "the number of steps", tiling.steps)?,
+            ],
+            kernel,
+        };
+        if !is_split {
+            return Ok(vec![product]);
+        }
+        let kernel = "linear_sum_f32";
+        let count = self.n * self.e;
+        let add = Launch::new(
+            kernel,
+            blocks(kernel, count, 4 * REDUCE_THREADS)?,
+            vec![
+                sum,
+                work.text_part,
+                before,
+                Argument::I64(count as i64),
+                Argument::I32(tiling.splits as i32),
+            ],
+        );
+        Ok(vec![product, add])
+    }
+
+    /// Rows of features' gradients from their parts.
+    fn finish(&self, out: Argument, part: Argument, rows: usize, parts: usize) -> Result<Launch> {
+        let kernel = kernel_name("contrastive_loss_finish", self.dtype);
+        let count = rows * self.e;
+        let each = REDUCE_THREADS * vector(TensorType::new(self.dtype, [count]));
+        let grid = blocks(&kernel, count, each)?;
+        let arguments = vec![
+            out,
+            part,
+            Argument::I64(count as i64),
+            Argument::I32(parts as i32),
+        ];
+        Ok(Launch::new(kernel, grid, arguments))
+    }
+}
+
+/// A scalar from the sums of blocks, divided by the number of pairs, where there is one, and else by `divisor`.
+fn total(
+    out: Argument,
+    [part, pairs]: [Argument; 2],
+    count: usize,
+    divisor: f32,
+) -> Result<Launch> {
+    let kernel = "contrastive_loss_total_f32";
+    let count = size(kernel, "the number of blocks", count)?;
+    let arguments = vec![out, part, pairs, count, Argument::F32(divisor)];
+    Ok(Launch::new(kernel, 1, arguments))
+}

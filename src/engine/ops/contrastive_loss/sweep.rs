@@ -1,0 +1,147 @@
+//! The similarities on the processor, tile by tile.
+
+use rayon::prelude::*;
+
+use keel_cpu::matmul::{Rows, RowsMut, product, product_workspace};
+use crate::tape::Target;
+use crate::tensor::TensorType;
+
+/// Rows of one similarity tile.
+const TILE_ROWS: usize = 64;
+/// Columns of one similarity tile.
+const TILE_COLUMNS: usize = 256;
+/// Runs of rows that are worked on side by side, whatever the threads.
+const LANES: usize = 16;
+
+pub(super) fn workspace_bytes(inputs: &[TensorType], target: Target) -> usize {
+    match target {
+        Target::Cpu { .. } => {
+            let (n, e) = (inputs[0].shape.rows(), inputs[0].shape.columns());
+            (2 * n + LANES * Sweep::scratch(e)) * size_of::<f32>()
+        }
+        _ => 0,
+    }
+}
+
+/// The similarities of N rows with N others, tile by tile.
+pub(super) struct Sweep {
+    pub n: usize,
+    pub e: usize,
+    pub scale: f32,
+    pub bias: f32,
+}
+
+impl Sweep {
+    /// Floats of scratch memory of one lane: a tile and the product's own, for the similarity and the gradient.
+    fn scratch(e: usize) -> usize {
+        let products = product_workspace(e, TILE_COLUMNS).max(product_workspace(TILE_COLUMNS, e));
+        TILE_ROWS * TILE_COLUMNS + products
+    }
+
+    pub fn own(&self, u: &[f32], v: &[f32], i: usize) -> f32 {
+        let (u, v) = (&u[i * self.e..][..self.e], &v[i * self.e..][..self.e]);
+        let dot: f64 = u
+            .iter()
+            .zip(v)
+            .map(|(u, v)| f64::from(*u) * f64::from(*v))
+            .sum();
+        (f64::from(self.scale) * dot + f64::from(self.bias)) as f32
+    }
+
+    /// Rows that one lane owns.
+    fn lane_rows(&self) -> usize {
+        self.n.div_ceil(LANES).next_multiple_of(8).max(1)
+    }
+
+    /// Calls `visit(similarities of one row with a run of columns, row, first column, the row's output)` for every row,
+    /// columns in rising order; `out` has `width` numbers a row, zeroed first.
+    pub fn rows(
+        &self,
+        x: &[f32],
+        y: &[f32],
+        out: &mut [f32],
+        width: usize,
+        scratch: &mut [f32],
+        visit: impl Fn(&[f32], usize, usize, &mut [f32]) + Sync,
+    ) {
+        self.tiles(
+            x,
+            y,
+            out,
+            width,
+            scratch,
+            |tile, columns, first_row, first, out, _| {
+                for (offset, (tile, out)) in
+                    tile.chunks(columns).zip(out.chunks_mut(width)).enumerate()
+                {
+                    visit(tile, first_row + offset, first, out);
+                }
+            },
+        );
+    }
+
+    /// Calls `visit(tile [rows, columns], columns, first row, first column, outputs of these rows, scratch)`.
+    pub fn tiles(
+        &self,
+        x: &[f32],
+        y: &[f32],
+        out: &mut [f32],
+        width: usize,
+        scratch: &mut [f32],
+        visit: impl Fn(&mut [f32], usize, usize, usize, &mut [f32], &mut [f32]) + Sync,
+    ) {
+        let (n, e, lane_rows) = (self.n, self.e, self.lane_rows());
+        out.par_chunks_mut(lane_rows * width)
+            .zip(scratch.par_chunks_mut(Self::scratch(e)))
+            .enumerate()
+            .for_each(|(lane, (out, scratch))| {
+                out.fill(0.0);
+                let (tile, scratch) = scratch.split_at_mut(TILE_ROWS * TILE_COLUMNS);
+                for (block, out) in out.chunks_mut(TILE_ROWS * width).enumerate() {
+                    let first_row = lane * lane_rows + block * TILE_ROWS;
+                    let rows = out.len() / width;
+                    for first in (0..n).step_by(TILE_COLUMNS) {
+                        let columns = TILE_COLUMNS.min(n - first);
+                        let tile = &mut tile[..rows * columns];
+                        product(
+                            self.scale,
+                            Rows::new(&x[first_row * e..], rows, e),
+                            Rows::new(&y[first * e..], columns, e).transposed(),
+                            0.0,
+                            RowsMut::new(tile, rows, columns),
+                            scratch,
+                        );
+                        if self.bias != 0.0 {
+                            tile.iter_mut().for_each(|s| *s += self.bias);
+                        }
+                        visit(tile, columns, first_row, first, out, scratch);
+                    }
+                }
+            });
+    }
+
+    /// out_i = log Σ_j e^(S_ij), by a running maximum and sum.
+    pub fn log_sums(&self, x: &[f32], y: &[f32], out: &mut [f32], workspace: &mut [f32]) {
+        let (state, scratch) = workspace.split_at_mut(2 * self.n);
+        self.rows(x, y, state, 2, scratch, |tile, _, first, state| {
+            let most = tile.iter().fold(f32::NEG_INFINITY, |m, s| m.max(*s));
+            let before = if first == 0 {
+                f32::NEG_INFINITY
+            } else {
+                state[0]
+            };
+            let top = most.max(before);
+            let here: f32 = tile.iter().map(|s| (s - top).exp()).sum();
+            let kept = if first == 0 {
+                0.0
+            } else {
+                state[1] * (before - top).exp()
+            };
+            state[0] = top;
+            state[1] = kept + here;
+        });
+        for (out, state) in out.iter_mut().zip(state.chunks(2)) {
+            *out = state[0] + state[1].ln();
+        }
+    }
+}

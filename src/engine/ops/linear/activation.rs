@@ -1,0 +1,174 @@
+//! The activations that follow a product, and dz = dy ⊙ f′(z) where no product can do that on the way.
+
+use rayon::prelude::*;
+
+use keel_base::error::Result;
+use keel_cpu::vector_math;
+use crate::launch::{Argument, Launch, blocks, kernel_name, vector};
+use crate::ops::shapes::{expect_float, expect_inputs, expect_type};
+use crate::ops::special::{erfc, sigmoid};
+use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Value};
+use crate::tensor::TensorType;
+
+/// Threads of a block of the elementwise kernels of `cuda/linear.cu`.
+pub(super) const THREADS: usize = 256;
+
+/// Elements one task works on.
+const ELEMENTS_PER_TASK: usize = 16 * 1024;
+
+/// √(2/π), of the tanh form of GELU.
+const TANH_SCALE: f64 = 0.797_884_560_802_865_4;
+
+/// The cubic coefficient of the tanh form of GELU.
+const TANH_CUBE: f64 = 0.044_715;
+
+/// The factor of the quick form of GELU.
+const QUICK_SCALE: f64 = 1.702;
+
+/// A Gaussian error linear unit (Hendrycks and Gimpel 2016) in one of its three forms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// x·Φ(x), the exact form.
+    GeluErf,
+    /// ½x(1 + tanh(√(2/π)(x + 0.044715x³))), the form of SigLIP and GPT-2.
+    GeluTanh,
+    /// x·σ(1.702x), the form of CLIP.
+    GeluQuick,
+}
+
+impl Activation {
+    /// f(x).
+    pub(super) fn value(self, x: f64) -> f64 {
+        match self {
+            Activation::GeluErf => x * normal_distribution(x),
+            Activation::GeluTanh => x * sigmoid(2.0 * TANH_SCALE * (x + TANH_CUBE * x * x * x)),
+            Activation::GeluQuick => x * sigmoid(QUICK_SCALE * x),
+        }
+    }
+
+    /// f′(x).
+    pub(super) fn derivative(self, x: f64) -> f64 {
+        match self {
+            Activation::GeluErf => {
+                let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
+                normal_distribution(x) + x * density
+            }
+            Activation::GeluTanh => {
+                let s = sigmoid(2.0 * TANH_SCALE * (x + TANH_CUBE * x * x * x));
+                let slope = 2.0 * TANH_SCALE * (1.0 + 3.0 * TANH_CUBE * x * x);
+                s + x * s * (1.0 - s) * slope
+            }
+            Activation::GeluQuick => {
+                let s = sigmoid(QUICK_SCALE * x);
+                s * (1.0 + QUICK_SCALE * x * (1.0 - s))
+            }
+        }
+    }
+
+    /// The same activation among the processor's kernels.
+    pub(super) fn curve(self) -> vector_math::Activation {
+        match self {
+            Activation::GeluErf => vector_math::Activation::Gelu,
+            Activation::GeluTanh => vector_math::Activation::GeluTanh,
+            Activation::GeluQuick => vector_math::Activation::QuickGelu,
+        }
+    }
+
+    /// The same activation among the kernels' numbers, `enum Activation` in `cuda/activation.cuh`; none is 0.
+    pub(in crate::ops) fn argument(activation: Option<Activation>) -> Argument {
+        Argument::I32(match activation {
+            None => 0,
+            Some(Activation::GeluErf) => 1,
+            Some(Activation::GeluTanh) => 2,
+            Some(Activation::GeluQuick) => 3,
+        })
+    }
+
+    /// Operations of one value, an exponential counted as ten.
+    pub(super) fn flops(self) -> f64 {
+        match self {
+            Activation::GeluErf => 28.0,
+            Activation::GeluTanh => 19.0,
+            Activation::GeluQuick => 14.0,
+        }
+    }
+
+    /// Operations of one derivative and the multiplication with it.
+    pub(super) fn derivative_flops(self) -> f64 {
+        self.flops() + 8.0
+    }
+}
+
+/// Φ(x), the distribution function of the normal distribution.
+fn normal_distribution(x: f64) -> f64 {
+    0.5 * erfc(-x * std::f64::consts::FRAC_1_SQRT_2)
+}
+
+/// dz = dy ⊙ f′(z). Inputs dy, z of one shape; dz may take dy's place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ActivationGradient {
+    pub activation: Activation,
+}
+
+impl Op for ActivationGradient {
+    fn name(&self) -> &'static str {
+        "linear_activation_gradient"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        let [dy, z] = expect_inputs(self.name(), inputs)?;
+        expect_float(self.name(), "dy", 0, dy)?;
+        expect_type(self.name(), "z", "like dy", dy, z)?;
+        Ok(vec![dy])
+    }
+
+    fn reference(&self, args: ReferenceArgs<'_>) {
+        let ([dy, z], [dz]) = args.split();
+        for ((dz, dy), z) in dz.float_mut().iter_mut().zip(dy.float()).zip(z.float()) {
+            *dz = dy * self.activation.derivative(*z);
+        }
+    }
+
+    fn cpu(&self, args: CpuArgs<'_>) {
+        let dy = args.inputs.f32_or_in_place(0);
+        let z = args.inputs.f32(1);
+        let [dz] = args.outputs.f32();
+        dz.par_chunks_mut(ELEMENTS_PER_TASK)
+            .enumerate()
+            .for_each(|(task, dz)| {
+                let first = task * ELEMENTS_PER_TASK;
+                if let Some(dy) = dy {
+                    dz.copy_from_slice(&dy[first..][..dz.len()]);
+                }
+                let z = &z[first..][..dz.len()];
+                vector_math::activate_gradient(self.activation.curve(), z, dz);
+            });
+    }
+
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let ty = inputs[0];
+        let kernel = kernel_name(self.name(), ty.dtype);
+        let blocks = blocks(&kernel, ty.numel(), THREADS * vector(ty))?;
+        let arguments = vec![
+            Argument::output(0),
+            Argument::input(0),
+            Argument::input(1),
+            Argument::I64(ty.numel() as i64),
+            Activation::argument(Some(self.activation)),
+        ];
+        Ok(vec![Launch::new(kernel, blocks, arguments)])
+    }
+
+    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
+        unreachable!("a backward op is not differentiated again")
+    }
+
+    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+        let flops = self.activation.derivative_flops() * outputs[0].numel() as f64;
+        Cost::streaming(flops, inputs, outputs)
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
+    }
+}

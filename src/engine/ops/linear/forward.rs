@@ -1,0 +1,238 @@
+//! y = f(x·Wᵀ + b) or residual + γ ⊙ (x·Wᵀ + b), with or without its parts.
+
+use super::Activation;
+use super::activation::ActivationGradient;
+use super::input_gradient::LinearInputGradient;
+use super::tiles::{Tiling, size};
+use super::weight_gradient::{ColumnSum, LinearWeightGradient};
+use keel_base::error::Result;
+use keel_cpu::matmul::{self, Epilogue, Residual, Rows, RowsMut};
+use crate::launch::{Argument, Launch};
+use crate::ops::layer_scale::layer_scale_gradients;
+use crate::ops::shapes::{expect_float, expect_type, expect_vector, with_columns};
+use crate::ops::special::dot;
+use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
+use crate::tensor::{DType, TensorType};
+
+/// Inputs x, weight, then bias, residual and scale γ where present; outputs y, then z where saved.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Linear {
+    pub has_bias: bool,
+    pub has_residual: bool,
+    pub has_scale: bool,
+    pub activation: Option<Activation>,
+    pub saves_pre_activation: bool,
+}
+
+impl Linear {
+    fn bias(&self) -> Option<usize> {
+        self.has_bias.then_some(2)
+    }
+
+    fn residual(&self) -> Option<usize> {
+        self.has_residual.then_some(2 + usize::from(self.has_bias))
+    }
+
+    fn scale(&self) -> Option<usize> {
+        let before = usize::from(self.has_bias) + usize::from(self.has_residual);
+        self.has_scale.then_some(2 + before)
+    }
+}
+
+impl Op for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        let op = self.name();
+        let (x, weight) = (inputs[0], inputs[1]);
+        expect_float(op, "x", 1, x)?;
+        let columns = weight.shape.dims().first().copied().unwrap_or(1);
+        let want = TensorType::new(x.dtype, [columns, x.shape.columns()]);
+        expect_type(op, "weight", "[N, K] with x's K columns", want, weight)?;
+        if let Some(bias) = self.bias() {
+            let want = (DType::F32, columns);
+            expect_vector(op, "bias", "[N] with weight's N rows", want, inputs[bias])?;
+        }
+        if let Some(scale) = self.scale() {
+            let want = (DType::F32, columns);
+            expect_vector(op, "gamma", "[N] with weight's N rows", want, inputs[scale])?;
+        }
+        let y = TensorType::new(x.dtype, with_columns(x.shape, columns));
+        if let Some(residual) = self.residual() {
+            expect_type(op, "residual", "like the result", y, inputs[residual])?;
+        }
+        Ok(vec![y; 1 + usize::from(self.saves_pre_activation)])
+    }
+
+    fn reference(&self, args: ReferenceArgs<'_>) {
+        let (x, weight) = (args.inputs[0], args.inputs[1]);
+        let bias = self.bias().map(|index| args.inputs[index].float());
+        let residual = self.residual().map(|index| args.inputs[index].float());
+        let scale = self.scale().map(|index| args.inputs[index].float());
+        let (inner, columns) = (x.columns(), weight.shape.dims()[0]);
+        for row in 0..x.shape.rows() {
+            let x = &x.float()[row * inner..][..inner];
+            for column in 0..columns {
+                let weight = &weight.float()[column * inner..][..inner];
+                let mut z = dot(x, weight);
+                z += bias.map_or(0.0, |bias| bias[column]);
+                let index = row * columns + column;
+                let y =
+                    self.activation.map_or(z, |f| f.value(z)) * scale.map_or(1.0, |s| s[column]);
+                args.outputs[0].float_mut()[index] = y + residual.map_or(0.0, |r| r[index]);
+                if self.saves_pre_activation {
+                    args.outputs[1].float_mut()[index] = z;
+                }
+            }
+        }
+    }
+
+    fn cpu(&self, args: CpuArgs<'_>) {
+        let (rows, inner) = (
+            args.input_types[0].shape.rows(),
+            args.input_types[0].shape.columns(),
+        );
+        let columns = args.output_types[0].shape.columns();
+        let x = Rows::new(args.inputs.f32(0), rows, inner);
+        let weight = Rows::new(args.inputs.f32(1), columns, inner);
+        let residual = self
+            .residual()
+            .map(|index| args.inputs.f32_or_in_place(index));
+        let mut epilogue = Epilogue {
+            bias: self.bias().map(|index| args.inputs.f32(index)),
+            activation: self.activation.map(Activation::curve),
+            scale: self.scale().map(|index| args.inputs.f32(index)),
+            residual: match residual {
+                None => Residual::None,
+                Some(None) => Residual::InPlace,
+                Some(Some(residual)) => Residual::From(Rows::new(residual, rows, columns)),
+            },
+            ..Epilogue::default()
+        };
+        let y = match self.saves_pre_activation {
+            true => {
+                let [y, z] = args.outputs.f32();
+                epilogue.pre_activation = Some(RowsMut::new(z, rows, columns));
+                y
+            }
+            false => {
+                let [y] = args.outputs.f32();
+                y
+            }
+        };
+        let y = RowsMut::new(y, rows, columns);
+        matmul::linear(x, weight, y, epilogue, args.workspace);
+    }
+
+    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let (x, y) = (inputs[0], outputs[0]);
+        if y.numel() == 0 {
+            return Ok(Vec::new());
+        }
+        let (rows, columns, inner) = (y.shape.rows(), y.shape.columns(), x.shape.columns());
+        let tiling = Tiling::whole([rows, columns, inner], x.dtype);
+        let kernel = tiling.kernel("linear_forward", x.dtype);
+        let optional = |index: Option<usize>| index.map_or(Argument::Null, Argument::input);
+        let arguments = vec![
+            Argument::output(0),
+            match self.saves_pre_activation {
+                true => Argument::output(1),
+                false => Argument::Null,
+            },
+            Argument::input(0),
+            Argument::input(1),
+            optional(self.bias()),
+            optional(self.residual()),
+            optional(self.scale()),
+            size(&kernel, "the number of rows", rows)?,
+            size(&kernel, "the number of columns", columns)?,
+            size(&kernel, "the inner length", inner)?,
+            Activation::argument(self.activation),
+        ];
+        Ok(vec![Launch {
+            grid: tiling.grid(&kernel)?,
+            kernel,
+            arguments,
+        }])
+    }
+
+    fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
+        let (x, weight) = (backward.inputs[0], backward.inputs[1]);
+        let dy = backward.gradient(0);
+        let mut gradients = vec![None; backward.inputs.len()];
+        let needs_scale = self.scale().is_some_and(|scale| backward.needs(scale));
+        let owes_product = (0..2 + usize::from(self.has_bias)).any(|i| backward.needs(i));
+        let dz = match (self.activation, self.scale()) {
+            (Some(activation), _) if owes_product => {
+                let z = backward.outputs[1];
+                backward
+                    .tape
+                    .record_fused(ActivationGradient { activation }, &[dy, z])?
+            }
+            (None, Some(scale)) if owes_product || needs_scale => {
+                let z = backward.outputs[1];
+                let inputs = [z, backward.inputs[scale], dy];
+                let [dz, dgamma] = layer_scale_gradients(backward.tape, inputs)?;
+                gradients[scale] = needs_scale.then_some(dgamma);
+                dz
+            }
+            _ => dy,
+        };
+        if backward.needs(0) {
+            let op = LinearInputGradient::default();
+            gradients[0] = Some(backward.tape.record_one(op, &[dz, weight])?);
+        }
+        let needs_bias = self.bias().is_some_and(|bias| backward.needs(bias));
+        if backward.needs(1) {
+            let op = LinearWeightGradient {
+                has_bias: needs_bias,
+                accumulates: false,
+            };
+            let outputs = backward.tape.record(op, &[dz, x])?;
+            gradients[1] = Some(outputs[0]);
+            if needs_bias {
+                gradients[2] = Some(outputs[1]);
+            }
+        } else if needs_bias {
+            gradients[2] = Some(backward.tape.record_one(ColumnSum, &[dz])?);
+        }
+        if let Some(residual) = self.residual() {
+            gradients[residual] = backward.needs(residual).then_some(dy);
+        }
+        Ok(gradients)
+    }
+
+    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+        let product = 2.0 * inputs[0].numel() as f64 * inputs[1].shape.dims()[0] as f64;
+        let added = usize::from(self.has_bias)
+            + usize::from(self.has_residual)
+            + usize::from(self.has_scale);
+        let activation = self.activation.map_or(0.0, Activation::flops);
+        let elementwise = (added as f64 + activation) * outputs[0].numel() as f64;
+        Cost::streaming(product + elementwise, inputs, outputs)
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        match self.residual() {
+            Some(2) => &[(0, 2)],
+            Some(_) => &[(0, 3)],
+            None => &[],
+        }
+    }
+
+    fn workspace(&self, inputs: &[TensorType], outputs: &[TensorType], target: Target) -> usize {
+        match target {
+            Target::Cpu { .. } => {
+                let (inner, columns) = (inputs[0].shape.columns(), outputs[0].shape.columns());
+                matmul::linear_workspace(inner, columns) * size_of::<f32>()
+            }
+            Target::Reference | Target::Cuda => 0,
+        }
+    }
+
+    fn is_matrix_product(&self) -> bool {
+        true
+    }
+}

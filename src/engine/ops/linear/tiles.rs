@@ -1,0 +1,104 @@
+//! How the products of `cuda/product.cuh` are cut over a chip: the size of a block's tile, and how often the sum is split.
+
+use keel_base::error::{Error, Result};
+use crate::launch::{Argument, blocks, kernel_name};
+use crate::tensor::DType;
+
+/// Multiprocessors that tiles should keep busy: those of an H100.
+const MULTIPROCESSORS: usize = 132;
+
+/// Blocks that share a multiprocessor.
+const BLOCKS_EACH: usize = 2;
+
+/// The fewest steps of a split: below that, writing and adding the parts costs more than it saves.
+const FEWEST_STEPS: usize = 4;
+
+/// Places by which the sizes of a product stay below 2³¹: kernels count up to a tile past the end.
+const MARGIN: usize = 1024;
+
+/// One product C [rows, columns] = Σ over `inner`, cut into launches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tiling {
+    is_small: bool,
+    /// Tiles of C down and across.
+    pub down: usize,
+    /// Tiles of C across.
+    pub across: usize,
+    /// Blocks that share a tile, each with its part of the sum.
+    pub splits: usize,
+    /// Steps along the sum that each of them takes; the last may have fewer.
+    pub steps: usize,
+}
+
+impl Tiling {
+    /// A product whose sum every block takes whole.
+    pub fn whole([rows, columns, inner]: [usize; 3], dtype: DType) -> Tiling {
+        let large = Tiling::new([rows, columns, inner], dtype, 128, 1);
+        match large.down * large.across >= MULTIPROCESSORS {
+            true => large,
+            false => Tiling::new([rows, columns, inner], dtype, 64, 1),
+        }
+    }
+
+    /// A product whose sum may be split, where there are fewer tiles than places for blocks.
+    pub fn split([rows, columns, inner]: [usize; 3], dtype: DType) -> Tiling {
+        let of = |tile| {
+            let whole = Tiling::new([rows, columns, inner], dtype, tile, 1);
+            let places = MULTIPROCESSORS * BLOCKS_EACH / (whole.down * whole.across).max(1);
+            let splits = places.clamp(1, (whole.steps / FEWEST_STEPS).max(1));
+            Tiling::new([rows, columns, inner], dtype, tile, splits)
+        };
+        let large = of(128);
+        match large.down * large.across * large.splits >= MULTIPROCESSORS {
+            true => large,
+            false => of(64),
+        }
+    }
+
+    /// The numbers of `ProductShapes` in `cuda/product.cuh`.
+    fn new([rows, columns, inner]: [usize; 3], dtype: DType, tile: usize, splits: usize) -> Tiling {
+        let all_steps = inner.div_ceil(64 / dtype.size());
+        let steps = all_steps.div_ceil(splits).max(1);
+        Tiling {
+            is_small: tile == 64,
+            down: rows.div_ceil(tile),
+            across: columns.div_ceil(tile),
+            splits: all_steps.div_ceil(steps).max(1),
+            steps,
+        }
+    }
+
+    /// The kernel of this size: `<kernel>[_small]_<f32|bf16>`.
+    pub fn kernel(&self, kernel: &str, dtype: DType) -> String {
+        match self.is_small {
+            true => kernel_name(&format!("{kernel}_small"), dtype),
+            false => kernel_name(kernel, dtype),
+        }
+    }
+
+    /// Blocks in x, y, z.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when there are more tiles than a grid has blocks.
+    pub fn grid(&self, kernel: &str) -> Result<[u32; 3]> {
+        Ok([
+            blocks(kernel, self.down * self.across, 1)?,
+            1,
+            self.splits as u32,
+        ])
+    }
+}
+
+/// A size of a product as an argument.
+///
+/// # Errors
+/// [`Error::Kernel`] when the kernel's 32-bit numbers cannot reach a tile past it.
+pub(crate) fn size(kernel: &str, what: &str, size: usize) -> Result<Argument> {
+    const LARGEST: usize = i32::MAX as usize - MARGIN;
+    if size > LARGEST {
+        return Err(Error::kernel(format!(
+            "kernel {kernel}: {what} is at most {LARGEST}, but {size} is wanted; use a smaller batch"
+        )));
+    }
+    Ok(Argument::I32(size as i32))
+}

@@ -1,0 +1,393 @@
+//! dW = dyᵀ·x with db = Σ over rows of dy, and that sum alone.
+
+use super::activation::THREADS;
+use super::input_gradient::copy;
+use super::tiles::{Tiling, size};
+use keel_base::error::{Error, Result};
+use keel_cpu::matmul::{self, Rows, RowsMut};
+use keel_cpu::reduce;
+use crate::launch::{Argument, Launch, blocks, index, kernel_name, vector};
+use crate::ops::shapes::expect_float;
+use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
+use crate::tensor::{DType, TensorType};
+
+/// Inputs dy [.., N], x [.., K], then the gradient f32 [N, K] to add to; outputs dW f32 [N, K], then db f32 [N].
+/// Gradients of parameters are f32 whatever the activations are.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct LinearWeightGradient {
+    pub has_bias: bool,
+    pub accumulates: bool,
+}
+
+impl Op for LinearWeightGradient {
+    fn name(&self) -> &'static str {
+        "linear_weight_gradient"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        let op = self.name();
+        let (dy, x) = (inputs[0], inputs[1]);
+        expect_float(op, "dy", 1, dy)?;
+        if dy.shape.rows() != x.shape.rows() || dy.dtype != x.dtype {
+            let want = format!("{} with {} rows", dy.dtype, dy.shape.rows());
+            return Err(Error::shape(op, "x", want, x));
+        }
+        let dw = TensorType::f32([dy.shape.columns(), x.shape.columns()]);
+        if let Some(sum) = inputs.get(2)
+            && *sum != dw
+        {
+            return Err(Error::shape(op, "the gradient to add to", dw, sum));
+        }
+        let db = TensorType::f32([dy.shape.columns()]);
+        Ok(match self.has_bias {
+            true => vec![dw, db],
+            false => vec![dw],
+        })
+    }
+
+    fn reference(&self, args: ReferenceArgs<'_>) {
+        let (dy, x) = (args.inputs[0].float(), args.inputs[1].float());
+        let (columns, inner) = (args.inputs[0].columns(), args.inputs[1].columns());
+        let rows = args.inputs[0].shape.rows();
+        let dw = args.outputs[0].float_mut();
+        dw.fill(0.0);
+        // Row by row, so that elements are read and added to in their order.
+        for row in 0..rows {
+            for n in 0..columns {
+                let dy = dy[row * columns + n];
+                let dw = &mut dw[n * inner..][..inner];
+                for (dw, x) in dw.iter_mut().zip(&x[row * inner..]) {
+                    *dw += dy * x;
+                }
+            }
+        }
+        if self.accumulates {
+            for (dw, sum) in dw.iter_mut().zip(args.inputs[2].float()) {
+                *dw += sum;
+            }
+        }
+        if self.has_bias {
+            for (n, db) in args.outputs[1].float_mut().iter_mut().enumerate() {
+                *db = dy.iter().skip(n).step_by(columns).sum();
+            }
+        }
+    }
+
+    fn cpu(&self, args: CpuArgs<'_>) {
+        let (dy, x) = (args.inputs.f32(0), args.inputs.f32(1));
+        let sum = self.accumulates.then(|| args.inputs.f32_or_in_place(2));
+        let rows = args.input_types[0].shape.rows();
+        let (columns, inner) = (
+            args.input_types[0].shape.columns(),
+            args.input_types[1].shape.columns(),
+        );
+        let (dw, mut db) = match self.has_bias {
+            true => {
+                let [dw, db] = args.outputs.f32();
+                (dw, Some(db))
+            }
+            false => {
+                let [dw] = args.outputs.f32();
+                (dw, None)
+            }
+        };
+        if let Some(Some(sum)) = sum {
+            copy(sum, dw);
+        }
+        if let (true, Some(db)) = (self.accumulates, &mut db) {
+            // The product adds to both; only dW has something to be added to.
+            db.fill(0.0);
+        }
+        matmul::linear_weight_gradient(
+            Rows::new(dy, rows, columns),
+            Rows::new(x, rows, inner),
+            RowsMut::new(dw, columns, inner),
+            db,
+            self.accumulates,
+            args.workspace,
+        );
+    }
+
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let (dy, x) = (inputs[0], inputs[1]);
+        let product = WeightGradient {
+            rows: dy.shape.rows(),
+            columns: dy.shape.columns(),
+            inner: x.shape.columns(),
+            dtype: dy.dtype,
+            accumulates: self.accumulates,
+            has_bias: self.has_bias,
+        };
+        let kernel = product.tiling().kernel(self.name(), dy.dtype);
+        let operands = vec![
+            Argument::input(0),
+            Argument::input(1),
+            size(&kernel, "the number of rows", product.rows)?,
+            size(&kernel, "the number of columns", product.columns)?,
+            size(&kernel, "the inner length", product.inner)?,
+        ];
+        product.launches(kernel, operands)
+    }
+
+    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
+        unreachable!("a backward op is not differentiated again")
+    }
+
+    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+        let product = 2.0 * inputs[0].numel() as f64 * inputs[1].shape.columns() as f64;
+        let bias = if self.has_bias { inputs[0].numel() } else { 0 };
+        Cost::streaming(product + bias as f64, inputs, outputs)
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        if self.accumulates { &[(0, 2)] } else { &[] }
+    }
+
+    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], target: Target) -> usize {
+        let (dy, x) = (inputs[0].shape, inputs[1].shape);
+        match target {
+            Target::Cpu { .. } => {
+                let (rows, inner, columns) = (dy.rows(), x.columns(), dy.columns());
+                matmul::linear_weight_gradient_workspace(rows, inner, columns) * size_of::<f32>()
+            }
+            Target::Cuda => WeightGradient {
+                rows: dy.rows(),
+                columns: dy.columns(),
+                inner: x.columns(),
+                dtype: inputs[0].dtype,
+                accumulates: self.accumulates,
+                has_bias: self.has_bias,
+            }
+            .workspace(),
+            Target::Reference => 0,
+        }
+    }
+
+    fn accumulating(&self) -> Option<Box<dyn Op>> {
+        (!self.accumulates).then(|| {
+            Box::new(LinearWeightGradient {
+                accumulates: true,
+                ..*self
+            }) as Box<dyn Op>
+        })
+    }
+
+    fn is_matrix_product(&self) -> bool {
+        true
+    }
+}
+
+/// The sum over rows of dy [.., N]: the bias's gradient where the weight is frozen.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ColumnSum;
+
+impl ColumnSum {
+    /// How many rows of dy a block adds up, and into how many parts that makes of the sum: enough blocks for a chip, and
+    /// enough rows for each.
+    fn parts(dy: TensorType) -> (usize, usize) {
+        const BLOCKS: usize = 264;
+        const FEWEST_ROWS: usize = 64;
+        let (rows, columns) = (dy.shape.rows(), dy.shape.columns());
+        let across = columns.div_ceil(32 * vector(dy)).max(1);
+        let height = rows.div_ceil(BLOCKS.div_ceil(across)).max(FEWEST_ROWS);
+        (height, rows.div_ceil(height).max(1))
+    }
+}
+
+/// A weight's gradient as launches, for linear layers and the patch embedding: dW f32 [columns, inner] over `rows` rows,
+/// and db f32 [columns].
+pub(in crate::ops) struct WeightGradient {
+    pub rows: usize,
+    pub columns: usize,
+    pub inner: usize,
+    /// The type of dy.
+    pub dtype: DType,
+    /// Whether input 2 is added to dW.
+    pub accumulates: bool,
+    /// Whether output 1 is db.
+    pub has_bias: bool,
+}
+
+impl WeightGradient {
+    /// How the product is cut.
+    pub fn tiling(&self) -> Tiling {
+        Tiling::split([self.columns, self.inner, self.rows], self.dtype)
+    }
+
+    /// Elements of the parts of dW in the workspace; none when there is only one.
+    fn part_elements(&self) -> usize {
+        match self.tiling().splits {
+            1 => 0,
+            splits => splits * self.columns * self.inner,
+        }
+    }
+
+    /// Parts of db: one for each split and tile across.
+    fn sum_parts(&self) -> usize {
+        let tiling = self.tiling();
+        tiling.splits * tiling.across
+    }
+
+    /// Bytes of workspace: the parts of dW, then those of db.
+    pub fn workspace(&self) -> usize {
+        let sums = if self.has_bias {
+            self.sum_parts() * self.columns
+        } else {
+            0
+        };
+        (self.part_elements() + sums) * size_of::<f32>()
+    }
+
+    /// The launches; `operands` are the product kernel's arguments between the sums and the steps.
+    pub fn launches(&self, kernel: String, operands: Vec<Argument>) -> Result<Vec<Launch>> {
+        if self.columns * self.inner == 0 {
+            return Ok(Vec::new());
+        }
+        let tiling = self.tiling();
+        let is_split = tiling.splits > 1;
+        let addend = match self.accumulates {
+            true => Argument::input(2),
+            false => Argument::Null,
+        };
+        let parts = Argument::workspace(DType::F32);
+        let sums = Argument::Workspace {
+            offset: self.part_elements() * size_of::<f32>(),
+            element: DType::F32,
+        };
+        let mut arguments = vec![
+            if is_split { parts } else { Argument::output(0) },
+            if self.has_bias { sums } else { Argument::Null },
+            if is_split { Argument::Null } else { addend },
+        ];
+        arguments.extend(operands);
+        arguments.push(index(&kernel, "the number of steps", tiling.steps)?);
+        let mut launches = vec![Launch {
+            grid: tiling.grid(&kernel)?,
+            kernel,
+            arguments,
+        }];
+        if is_split {
+            let count = self.columns * self.inner;
+            launches.push(sum(
+                Argument::output(0),
+                parts,
+                addend,
+                count,
+                tiling.splits,
+            )?);
+        }
+        if self.has_bias {
+            let (db, count) = (Argument::output(1), self.columns);
+            launches.push(sum(db, sums, Argument::Null, count, self.sum_parts())?);
+        }
+        Ok(launches)
+    }
+}
+
+/// out [count] = addend + the sum of `parts` parts that lie one after the other.
+fn sum(
+    out: Argument,
+    part: Argument,
+    addend: Argument,
+    count: usize,
+    parts: usize,
+) -> Result<Launch> {
+    let kernel = "linear_sum_f32";
+    let arguments = vec![
+        out,
+        part,
+        addend,
+        Argument::I64(count as i64),
+        index(kernel, "the number of parts", parts)?,
+    ];
+    Ok(Launch::new(
+        kernel,
+        blocks(kernel, count, 4 * THREADS)?,
+        arguments,
+    ))
+}
+
+impl Op for ColumnSum {
+    fn name(&self) -> &'static str {
+        "linear_bias_gradient"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        expect_float(self.name(), "dy", 1, inputs[0])?;
+        Ok(vec![TensorType::f32([inputs[0].shape.columns()])])
+    }
+
+    fn reference(&self, args: ReferenceArgs<'_>) {
+        let ([dy], [db]) = args.split();
+        let columns = dy.columns();
+        for (n, db) in db.float_mut().iter_mut().enumerate() {
+            *db = dy.float().iter().skip(n).step_by(columns).sum();
+        }
+    }
+
+    fn cpu(&self, args: CpuArgs<'_>) {
+        let shape = args.input_types[0].shape;
+        let dy = Rows::new(args.inputs.f32(0), shape.rows(), shape.columns());
+        let [db] = args.outputs.f32();
+        reduce::column_sums(dy, db, false, args.workspace);
+    }
+
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let dy = inputs[0];
+        let (rows, columns) = (dy.shape.rows(), dy.shape.columns());
+        if columns == 0 {
+            return Ok(Vec::new());
+        }
+        let kernel = kernel_name(self.name(), dy.dtype);
+        let (height, parts) = ColumnSum::parts(dy);
+        let across = blocks(&kernel, columns, 32 * vector(dy))?;
+        let part = match parts {
+            1 => Argument::output(0),
+            _ => Argument::workspace(DType::F32),
+        };
+        let arguments = vec![
+            part,
+            Argument::input(0),
+            size(&kernel, "the number of rows", rows)?,
+            size(&kernel, "the number of columns", columns)?,
+            size(&kernel, "a block's share of the rows", height)?,
+        ];
+        let mut launches = vec![Launch {
+            kernel,
+            grid: [across, parts as u32, 1],
+            arguments,
+        }];
+        if parts > 1 {
+            launches.push(sum(
+                Argument::output(0),
+                part,
+                Argument::Null,
+                columns,
+                parts,
+            )?);
+        }
+        Ok(launches)
+    }
+
+    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
+        unreachable!("a backward op is not differentiated again")
+    }
+
+    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+        Cost::streaming(inputs[0].numel() as f64, inputs, outputs)
+    }
+
+    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], target: Target) -> usize {
+        let (rows, columns) = (inputs[0].shape.rows(), inputs[0].shape.columns());
+        match target {
+            Target::Cpu { .. } => {
+                reduce::sum_over_rows_workspace(rows, columns, columns) * size_of::<f32>()
+            }
+            Target::Cuda => match ColumnSum::parts(inputs[0]) {
+                (_, 1) => 0,
+                (_, parts) => parts * columns * size_of::<f32>(),
+            },
+            Target::Reference => 0,
+        }
+    }
+}

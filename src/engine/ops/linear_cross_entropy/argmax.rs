@@ -1,0 +1,99 @@
+//! The word of the largest logit, without storing logits: for answers and captions.
+
+use rayon::prelude::*;
+
+use super::launches::Sizes;
+use super::tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
+use super::{check_product, logits, outer};
+use keel_base::error::{Error, Result};
+use crate::launch::Launch;
+use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tensor::TensorType;
+
+/// Records the word of the largest logit for each row: `hidden` [.., D], `weight` [V, D] of its type → i32 [..]. Ties go to
+/// the smaller word.
+///
+/// # Errors
+/// [`Error::Shape`] when the widths differ.
+pub fn linear_argmax(tape: &mut Tape, hidden: Value, weight: Value) -> Result<Value> {
+    tape.record_one(LinearArgmax, &[hidden, weight])
+}
+
+#[derive(Clone, Copy, Debug)]
+struct LinearArgmax;
+
+impl Op for LinearArgmax {
+    fn name(&self) -> &'static str {
+        "linear_argmax"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        let [hidden, weight] = inputs else {
+            return Err(Error::shape(
+                "linear_argmax",
+                "inputs",
+                "two values",
+                inputs.len(),
+            ));
+        };
+        check_product("linear_argmax", hidden, weight)?;
+        Ok(vec![TensorType::i32(outer(hidden))])
+    }
+
+    fn reference(&self, args: ReferenceArgs<'_>) {
+        let ([h, w], [next]) = args.split();
+        let d = h.columns();
+        for (row, next) in next.int_mut().iter_mut().enumerate() {
+            let z = logits(h.float(), w.float(), row, d);
+            let best = (0..z.len()).max_by(|a, b| z[*a].total_cmp(&z[*b]).then(b.cmp(a)));
+            *next = best.expect("a vocabulary is not empty") as i32;
+        }
+    }
+
+    fn cpu(&self, args: CpuArgs<'_>) {
+        let head = Head::of(&args);
+        let lane_rows = head.lane_rows();
+        let scratch = args.workspace;
+        let next = args.outputs.i32();
+        next.par_chunks_mut(lane_rows)
+            .zip(scratch.par_chunks_mut(head.scratch()))
+            .enumerate()
+            .for_each(|(lane, (next, scratch))| {
+                let first = lane * lane_rows;
+                head.supervised(first..first + next.len(), scratch, |rows, h, scratch| {
+                    let mut best = [(f32::NEG_INFINITY, 0i32); TILE_ROWS];
+                    head.words(h, rows.len(), 0..head.v, scratch, |z, words, _| {
+                        for (best, z) in best.iter_mut().zip(z.chunks(words.len())) {
+                            for (word, z) in words.clone().zip(z) {
+                                if *z > best.0 {
+                                    *best = (*z, word as i32);
+                                }
+                            }
+                        }
+                    });
+                    for (row, best) in rows.iter().zip(best) {
+                        next[row - first] = best.1;
+                    }
+                });
+            });
+    }
+
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        Sizes::of(inputs).argmax()
+    }
+
+    fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
+        Ok(vec![None, None])
+    }
+
+    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+        Cost::streaming(2.0 * product_size(inputs), inputs, outputs)
+    }
+
+    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
+        match target {
+            Target::Cuda => Sizes::of(inputs).argmax_workspace(),
+            _ => workspace_bytes(inputs, target),
+        }
+    }
+}

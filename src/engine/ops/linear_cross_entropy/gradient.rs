@@ -1,0 +1,281 @@
+//! The gradients of the hidden states and of the output product, each from logits made again.
+
+use rayon::prelude::*;
+
+use super::launches::Sizes;
+use super::tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
+use super::{infer_loss, logits};
+use keel_base::error::{Error, Result};
+use keel_cpu::matmul::{Rows, RowsMut, product};
+use crate::launch::Launch;
+use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
+use crate::tensor::TensorType;
+
+/// What both gradients are given: h, W, targets, weights, lse, Σ w, dL.
+struct Softmax<'a> {
+    weights: &'a [f32],
+    lse: &'a [f32],
+    factor: f32,
+}
+
+impl<'a> Softmax<'a> {
+    fn of(args: &CpuArgs<'a>) -> Softmax<'a> {
+        let total = args.inputs.f32(5)[0];
+        let dloss = args.inputs.f32(6)[0];
+        Softmax {
+            weights: args.inputs.f32(3),
+            lse: args.inputs.f32(4),
+            factor: if total == 0.0 { 0.0 } else { dloss / total },
+        }
+    }
+
+    /// Turns logits [rows, words] into their gradient.
+    fn differentiate(
+        &self,
+        z: &mut [f32],
+        words: &std::ops::Range<usize>,
+        rows: &[usize],
+        targets: &[i32],
+    ) {
+        for (z, row) in z.chunks_mut(words.len()).zip(rows) {
+            let (lse, factor) = (self.lse[*row], self.factor * self.weights[*row]);
+            for z in z.iter_mut() {
+                *z = factor * (*z - lse).exp();
+            }
+            let target = targets[*row] as usize;
+            if words.contains(&target) {
+                z[target - words.start] -= factor;
+            }
+        }
+    }
+}
+
+fn infer_gradient(inputs: &[TensorType]) -> Result<()> {
+    let n = infer_loss(inputs)?;
+    const OP: &str = "linear_cross_entropy_backward";
+    let scalars = [
+        TensorType::f32([n]),
+        TensorType::f32([1]),
+        TensorType::f32([1]),
+    ];
+    for (index, want) in scalars.iter().enumerate() {
+        if inputs.get(4 + index) != Some(want) {
+            return Err(Error::shape(OP, "saved values", want, "another"));
+        }
+    }
+    Ok(())
+}
+
+/// ∂z of one row in f64, for the references.
+fn reference_gradient(inputs: &[&crate::tape::Array], row: usize) -> Option<Vec<f64>> {
+    let target = inputs[2].int()[row];
+    let total = inputs[5].float()[0];
+    if target < 0 || total == 0.0 {
+        return None;
+    }
+    let factor = inputs[6].float()[0] * inputs[3].float()[row] / total;
+    let lse = inputs[4].float()[row];
+    let mut z = logits(
+        inputs[0].float(),
+        inputs[1].float(),
+        row,
+        inputs[0].columns(),
+    );
+    for z in &mut z {
+        *z = factor * (*z - lse).exp();
+    }
+    if let Some(own) = z.get_mut(target as usize) {
+        *own -= factor;
+    }
+    Some(z)
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HiddenGradient;
+
+impl Op for HiddenGradient {
+    fn name(&self) -> &'static str {
+        "linear_cross_entropy_hidden_gradient"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        infer_gradient(inputs)?;
+        Ok(vec![inputs[0]])
+    }
+
+    fn reference(&self, args: ReferenceArgs<'_>) {
+        let d = args.inputs[0].columns();
+        let w = args.inputs[1].float();
+        for (row, dh) in args.outputs[0].float_mut().chunks_mut(d).enumerate() {
+            let Some(dz) = reference_gradient(args.inputs, row) else {
+                continue;
+            };
+            for (dz, w) in dz.iter().zip(w.chunks(d)) {
+                for (dh, w) in dh.iter_mut().zip(w) {
+                    *dh += dz * w;
+                }
+            }
+        }
+    }
+
+    fn cpu(&self, args: CpuArgs<'_>) {
+        let (head, softmax) = (Head::of(&args), Softmax::of(&args));
+        let (lane_rows, d) = (head.lane_rows(), head.d);
+        let scratch = args.workspace;
+        let [dh] = args.outputs.f32();
+        dh.par_chunks_mut(lane_rows * d)
+            .zip(scratch.par_chunks_mut(head.scratch()))
+            .enumerate()
+            .for_each(|(lane, (dh, scratch))| {
+                dh.fill(0.0);
+                let first = lane * lane_rows;
+                head.supervised(first..first + dh.len() / d, scratch, |rows, h, scratch| {
+                    let (gradient, scratch) = scratch.split_at_mut(TILE_ROWS * d);
+                    let gradient = &mut gradient[..rows.len() * d];
+                    head.words(h, rows.len(), 0..head.v, scratch, |z, words, scratch| {
+                        softmax.differentiate(z, &words, rows, head.targets);
+                        product(
+                            1.0,
+                            Rows::new(z, rows.len(), words.len()),
+                            Rows::new(&head.w[words.start * d..], words.len(), d),
+                            if words.start == 0 { 0.0 } else { 1.0 },
+                            RowsMut::new(gradient, rows.len(), d),
+                            scratch,
+                        );
+                    });
+                    for (row, gradient) in rows.iter().zip(gradient.chunks(d)) {
+                        dh[(row - first) * d..][..d].copy_from_slice(gradient);
+                    }
+                });
+            });
+    }
+
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        Sizes::of(inputs).hidden_gradient()
+    }
+
+    fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
+        unreachable!("the tape differentiates forward ops only")
+    }
+
+    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+        Cost::streaming(4.0 * product_size(inputs), inputs, outputs)
+    }
+
+    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
+        match target {
+            Target::Cuda => Sizes::of(inputs).gradient_workspace(),
+            _ => workspace_bytes(inputs, target),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WeightGradient {
+    pub(super) accumulates: bool,
+}
+
+impl Op for WeightGradient {
+    fn name(&self) -> &'static str {
+        "linear_cross_entropy_weight_gradient"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        infer_gradient(inputs)?;
+        Ok(vec![TensorType::f32(inputs[1].shape)])
+    }
+
+    fn reference(&self, args: ReferenceArgs<'_>) {
+        let (h, d) = (args.inputs[0].float(), args.inputs[0].columns());
+        let dw = args.outputs[0].float_mut();
+        if self.accumulates {
+            dw.copy_from_slice(args.inputs[7].float());
+        }
+        for (row, h) in h.chunks(d).enumerate() {
+            let Some(dz) = reference_gradient(args.inputs, row) else {
+                continue;
+            };
+            for (dz, dw) in dz.iter().zip(dw.chunks_mut(d)) {
+                for (dw, h) in dw.iter_mut().zip(h) {
+                    *dw += dz * h;
+                }
+            }
+        }
+    }
+
+    fn cpu(&self, args: CpuArgs<'_>) {
+        let (head, softmax) = (Head::of(&args), Softmax::of(&args));
+        let (lane_words, d) = (head.lane_words(), head.d);
+        let before = match self.accumulates {
+            true => args
+                .inputs
+                .f32_or_in_place(7)
+                .map(Before::Elsewhere)
+                .unwrap_or(Before::InPlace),
+            false => Before::Nothing,
+        };
+        let scratch = args.workspace;
+        let [dw] = args.outputs.f32();
+        dw.par_chunks_mut(lane_words * d)
+            .zip(scratch.par_chunks_mut(head.scratch()))
+            .enumerate()
+            .for_each(|(lane, (dw, scratch))| {
+                let first = lane * lane_words;
+                match before {
+                    Before::Nothing => dw.fill(0.0),
+                    Before::Elsewhere(sum) => dw.copy_from_slice(&sum[first * d..][..dw.len()]),
+                    Before::InPlace => {}
+                }
+                let own = first..first + dw.len() / d;
+                head.supervised(0..head.n, scratch, |rows, h, scratch| {
+                    head.words(h, rows.len(), own.clone(), scratch, |z, words, scratch| {
+                        softmax.differentiate(z, &words, rows, head.targets);
+                        let place = (words.start - first) * d..(words.end - first) * d;
+                        product(
+                            1.0,
+                            Rows::new(z, rows.len(), words.len()).transposed(),
+                            Rows::new(h, rows.len(), d),
+                            1.0,
+                            RowsMut::new(&mut dw[place], words.len(), d),
+                            scratch,
+                        );
+                    });
+                });
+            });
+    }
+
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        Sizes::of(inputs).weight_gradient(self.accumulates)
+    }
+
+    fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
+        unreachable!("the tape differentiates forward ops only")
+    }
+
+    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+        Cost::streaming(4.0 * product_size(inputs), inputs, outputs)
+    }
+
+    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
+        match target {
+            Target::Cuda => Sizes::of(inputs).gradient_workspace(),
+            _ => workspace_bytes(inputs, target),
+        }
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 7)]
+    }
+
+    fn accumulating(&self) -> Option<Box<dyn Op>> {
+        (!self.accumulates).then(|| Box::new(WeightGradient { accumulates: true }) as Box<dyn Op>)
+    }
+}
+
+/// What a weight gradient is added to.
+#[derive(Clone, Copy)]
+enum Before<'a> {
+    Nothing,
+    InPlace,
+    Elsewhere(&'a [f32]),
+}

@@ -1,0 +1,210 @@
+//! The launches of `cuda/linear_cross_entropy.cu`, and the scratch memory between them.
+
+use keel_base::error::Result;
+use crate::launch::{Argument, Launch, blocks, kernel_name};
+use crate::ops::linear::tiles::{Tiling, size};
+use crate::tensor::{DType, TensorType};
+
+/// Rows and words of a tile of logits: the large shape of `cuda/product.cuh`.
+const TILE: usize = 128;
+
+/// Rows that one block of the kernels that work row by row takes.
+const ROWS_PER_BLOCK: usize = 8;
+
+/// N, V and D of a product of hidden states with the output matrix, and the storage type.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    n: usize,
+    v: usize,
+    d: usize,
+    dtype: DType,
+}
+
+/// A stretch of the workspace from byte `offset` on.
+fn scratch(offset: usize, element: DType) -> Argument {
+    Argument::Workspace { offset, element }
+}
+
+impl Sizes {
+    pub fn of(inputs: &[TensorType]) -> Sizes {
+        Sizes {
+            n: inputs[0].shape.rows(),
+            v: inputs[1].shape.rows(),
+            d: inputs[0].shape.columns(),
+            dtype: inputs[0].dtype,
+        }
+    }
+
+    fn tiles(&self) -> usize {
+        self.v.div_ceil(TILE)
+    }
+
+    /// N, V and D as the kernels take them.
+    fn arguments(&self, kernel: &str) -> Result<[Argument; 3]> {
+        Ok([
+            size(kernel, "the number of rows", self.n)?,
+            size(kernel, "the vocabulary", self.v)?,
+            size(kernel, "the inner length", self.d)?,
+        ])
+    }
+
+    /// A launch over the tiles of `rows` rows of logits.
+    fn over_tiles(&self, kernel: String, rows: usize, arguments: Vec<Argument>) -> Result<Launch> {
+        let blocks = blocks(&kernel, rows.div_ceil(TILE) * self.tiles(), 1)?;
+        Ok(Launch::new(kernel, blocks, arguments))
+    }
+
+    /// Bytes between forward's kernels: two numbers for each row and tile, and each row's own logit and loss.
+    pub fn forward_workspace(&self) -> usize {
+        (2 * self.n * self.tiles() + 2 * self.n) * size_of::<f32>()
+    }
+
+    /// Log-sums by tile, then by row, then the loss.
+    pub fn forward(&self) -> Result<Vec<Launch>> {
+        let pairs = 2 * self.n * self.tiles() * size_of::<f32>();
+        let part = scratch(0, DType::F32);
+        let own = scratch(pairs, DType::F32);
+        let losses = scratch(pairs + self.n * size_of::<f32>(), DType::F32);
+        let (targets, weights) = (Argument::input(2), Argument::input(3));
+        let kernel = kernel_name("linear_cross_entropy_forward", self.dtype);
+        let [n, v, d] = self.arguments(&kernel)?;
+        let operands = [Argument::input(0), Argument::input(1), targets];
+        let mut launches = Vec::new();
+        if self.n > 0 {
+            let arguments = [&[part, own], &operands[..], &[n, v, d]].concat();
+            launches.push(self.over_tiles(kernel, self.n, arguments)?);
+            let name = "linear_cross_entropy_rows_f32";
+            let tiles = size(name, "the number of tiles", self.tiles())?;
+            let arguments = vec![Argument::output(1), losses, part, own, targets, n, tiles, v];
+            let blocks = blocks(name, self.n, ROWS_PER_BLOCK)?;
+            launches.push(Launch::new(name, blocks, arguments));
+        }
+        let arguments = vec![
+            Argument::output(0),
+            Argument::output(2),
+            losses,
+            weights,
+            targets,
+            n,
+        ];
+        let name = "linear_cross_entropy_total_f32";
+        launches.push(Launch::new(name, 1, arguments));
+        Ok(launches)
+    }
+
+    /// Rows of a strip of logits: its gradient is about as large as h and W together, or one row of tiles.
+    fn strip(&self) -> usize {
+        let rows = (self.n + self.v) * self.d / self.v.max(1);
+        (rows / TILE * TILE).max(TILE).min(self.n)
+    }
+
+    /// Bytes of a strip's gradient.
+    pub fn gradient_workspace(&self) -> usize {
+        self.strip() * self.v * self.dtype.size()
+    }
+
+    /// For each strip of rows, its gradient in the workspace, and what `product` makes of it, given the strip's first row and
+    /// number of rows.
+    fn by_strips(&self, product: impl Fn(usize, usize) -> Result<Launch>) -> Result<Vec<Launch>> {
+        let mut launches = Vec::new();
+        for first in (0..self.n).step_by(self.strip().max(1)) {
+            let rows = self.strip().min(self.n - first);
+            let kernel = kernel_name("linear_cross_entropy_gradient", self.dtype);
+            let [_, v, d] = self.arguments(&kernel)?;
+            let mut arguments = vec![scratch(0, self.dtype)];
+            arguments.extend((0..7).map(Argument::input));
+            arguments.extend([
+                size(&kernel, "the first row", first)?,
+                size(&kernel, "the number of rows", rows)?,
+                v,
+                d,
+            ]);
+            launches.push(self.over_tiles(kernel, rows, arguments)?);
+            launches.push(product(first, rows)?);
+        }
+        Ok(launches)
+    }
+
+    /// ∂h, strip by strip: the strip's gradient · W.
+    pub fn hidden_gradient(&self) -> Result<Vec<Launch>> {
+        self.by_strips(|first, rows| {
+            let tiling = Tiling::whole([rows, self.d, self.v], self.dtype);
+            let kernel = tiling.kernel("linear_input_gradient", self.dtype);
+            let [_, v, d] = self.arguments(&kernel)?;
+            let offset = first * self.d * self.dtype.size();
+            let arguments = vec![
+                Argument::Output { index: 0, offset },
+                scratch(0, self.dtype),
+                Argument::input(1),
+                Argument::Null,
+                size(&kernel, "the number of rows", rows)?,
+                v,
+                d,
+                crate::ops::Activation::argument(None),
+            ];
+            let grid = tiling.grid(&kernel)?;
+            Ok(Launch {
+                kernel,
+                grid,
+                arguments,
+            })
+        })
+    }
+
+    /// ∂W in f32, growing strip by strip: the strip's gradientᵀ · h. The first is added to input 7 where `accumulates`.
+    pub fn weight_gradient(&self, accumulates: bool) -> Result<Vec<Launch>> {
+        self.by_strips(|first, rows| {
+            let tiling = Tiling::whole([self.v, self.d, rows], self.dtype);
+            let kernel = tiling.kernel("linear_weight_gradient", self.dtype);
+            let [_, v, d] = self.arguments(&kernel)?;
+            let addend = match (first, accumulates) {
+                (0, true) => Argument::input(7),
+                (0, false) => Argument::Null,
+                _ => Argument::output(0),
+            };
+            let arguments = vec![
+                Argument::output(0),
+                Argument::Null,
+                addend,
+                scratch(0, self.dtype),
+                Argument::Input {
+                    index: 0,
+                    offset: first * self.d * self.dtype.size(),
+                },
+                size(&kernel, "the number of rows", rows)?,
+                v,
+                d,
+                size(&kernel, "the number of steps", tiling.steps)?,
+            ];
+            let grid = tiling.grid(&kernel)?;
+            Ok(Launch {
+                kernel,
+                grid,
+                arguments,
+            })
+        })
+    }
+
+    /// Bytes between the kernels of the largest word: a logit and a word for each row and tile.
+    pub fn argmax_workspace(&self) -> usize {
+        2 * self.n * self.tiles() * size_of::<f32>()
+    }
+
+    /// The largest word by tile, then by row.
+    pub fn argmax(&self) -> Result<Vec<Launch>> {
+        if self.n == 0 {
+            return Ok(Vec::new());
+        }
+        let logits = scratch(0, DType::F32);
+        let words = scratch(self.argmax_workspace() / 2, DType::I32);
+        let kernel = kernel_name("linear_argmax_tiles", self.dtype);
+        let [n, v, d] = self.arguments(&kernel)?;
+        let operands = [logits, words, Argument::input(0), Argument::input(1)];
+        let tiles = self.over_tiles(kernel, self.n, [&operands[..], &[n, v, d]].concat())?;
+        let name = "linear_argmax_rows_f32";
+        let count = size(name, "the number of tiles", self.tiles())?;
+        let arguments = vec![Argument::output(0), logits, words, n, count];
+        let rows = Launch::new(name, blocks(name, self.n, ROWS_PER_BLOCK)?, arguments);
+        Ok(vec![tiles, rows])
+    }
+}

@@ -1,0 +1,131 @@
+//! The output product in tiles: supervised rows gathered, words in runs.
+
+use keel_cpu::matmul::{Rows, RowsMut, product, product_workspace};
+use crate::tape::{CpuArgs, Target};
+use crate::tensor::TensorType;
+
+/// Supervised rows of one tile.
+pub(super) const TILE_ROWS: usize = 128;
+/// Words of one tile.
+pub(super) const TILE_WORDS: usize = 256;
+/// Words whose weight gradient one lane owns, at the least: shorter products do not pay.
+const LEAST_WORDS: usize = 64;
+/// Runs of rows that are worked on side by side, whatever the threads.
+pub(super) const LANES: usize = 16;
+
+pub(super) fn product_size(inputs: &[TensorType]) -> f64 {
+    inputs[0].shape.rows() as f64 * inputs[1].numel() as f64
+}
+
+pub(super) fn workspace_bytes(inputs: &[TensorType], target: Target) -> usize {
+    match target {
+        Target::Cpu { .. } => {
+            let head = Head {
+                h: &[],
+                w: &[],
+                targets: &[],
+                n: inputs[0].shape.rows(),
+                d: inputs[0].shape.columns(),
+                v: inputs[1].shape.rows(),
+            };
+            (head.n + LANES * head.scratch()) * size_of::<f32>()
+        }
+        _ => 0,
+    }
+}
+
+/// The output product's operands.
+pub(super) struct Head<'a> {
+    pub(super) h: &'a [f32],
+    pub(super) w: &'a [f32],
+    pub(super) targets: &'a [i32],
+    pub(super) n: usize,
+    pub(super) d: usize,
+    pub(super) v: usize,
+}
+
+impl<'a> Head<'a> {
+    pub(super) fn of(args: &CpuArgs<'a>) -> Head<'a> {
+        let types = args.input_types;
+        Head {
+            h: args.inputs.f32(0),
+            w: args.inputs.f32(1),
+            targets: if args.inputs.len() > 2 {
+                args.inputs.i32(2)
+            } else {
+                &[]
+            },
+            n: types[0].shape.rows(),
+            d: types[0].shape.columns(),
+            v: types[1].shape.rows(),
+        }
+    }
+
+    /// Floats of one lane: rows of h, a gradient of as many, a tile of logits, the product's own.
+    pub(super) fn scratch(&self) -> usize {
+        let own = product_workspace(self.d, TILE_WORDS)
+            .max(product_workspace(TILE_WORDS, self.d))
+            .max(product_workspace(TILE_ROWS, self.d));
+        2 * TILE_ROWS * self.d + TILE_ROWS * TILE_WORDS + own
+    }
+
+    /// Rows that one lane owns.
+    pub(super) fn lane_rows(&self) -> usize {
+        self.n.div_ceil(LANES).next_multiple_of(16)
+    }
+
+    /// Words whose weight gradient one lane owns.
+    pub(super) fn lane_words(&self) -> usize {
+        self.v.div_ceil(LANES).next_multiple_of(16).max(LEAST_WORDS)
+    }
+
+    /// Gathers the supervised rows of a range, up to [`TILE_ROWS`] at a time, and calls `visit(rows, h, scratch)`.
+    pub(super) fn supervised(
+        &self,
+        range: std::ops::Range<usize>,
+        scratch: &mut [f32],
+        mut visit: impl FnMut(&[usize], &[f32], &mut [f32]),
+    ) {
+        let (gathered, scratch) = scratch.split_at_mut(TILE_ROWS * self.d);
+        let mut rows = [0usize; TILE_ROWS];
+        let mut count = 0;
+        let last = range.end;
+        for row in range {
+            if self.targets.get(row).is_none_or(|target| *target >= 0) {
+                gathered[count * self.d..][..self.d]
+                    .copy_from_slice(&self.h[row * self.d..][..self.d]);
+                rows[count] = row;
+                count += 1;
+            }
+            if count > 0 && (count == TILE_ROWS || row + 1 == last) {
+                visit(&rows[..count], &gathered[..count * self.d], scratch);
+                count = 0;
+            }
+        }
+    }
+
+    /// Calls `visit(logits [rows, words], words, scratch)` for every run of the words in `range`, in rising order.
+    pub(super) fn words(
+        &self,
+        h: &[f32],
+        rows: usize,
+        range: std::ops::Range<usize>,
+        scratch: &mut [f32],
+        mut visit: impl FnMut(&mut [f32], std::ops::Range<usize>, &mut [f32]),
+    ) {
+        let (tile, scratch) = scratch.split_at_mut(TILE_ROWS * TILE_WORDS);
+        for first in range.clone().step_by(TILE_WORDS) {
+            let words = first..range.end.min(first + TILE_WORDS);
+            let tile = &mut tile[..rows * words.len()];
+            product(
+                1.0,
+                Rows::new(h, rows, self.d),
+                Rows::new(&self.w[words.start * self.d..], words.len(), self.d).transposed(),
+                0.0,
+                RowsMut::new(tile, rows, words.len()),
+                scratch,
+            );
+            visit(tile, words, scratch);
+        }
+    }
+}

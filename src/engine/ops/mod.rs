@@ -1,0 +1,49 @@
+//! Ops: one file or folder each, with shape rule, meaning, kernels, derivative and cost.
+//!
+//! A model calls the record functions; the ops behind them stay private. What several ops share lies in `shapes` (the
+//! questions of the shape rules), `special` (functions in double precision) and `rows` (work row by row on the
+//! processor).
+
+mod adamw;
+mod attention;
+mod cast;
+mod contrastive_loss;
+mod embedding;
+mod grad_norm;
+mod l2_normalize;
+mod layer_scale;
+mod linear;
+mod linear_cross_entropy;
+mod norm;
+mod patch_embed;
+mod pixel_unshuffle;
+mod pooling;
+mod position;
+mod qk_norm;
+mod rope;
+mod rows;
+mod shapes;
+mod special;
+mod splice;
+mod swiglu;
+mod weighted_sum;
+
+pub use special::dot;
+pub use adamw::{HYPER, StepSettings, UpdateOptions, record_update};
+pub use attention::{Heads, Mask, attention, cross_attention};
+pub use cast::cast;
+pub use contrastive_loss::{Contrastive, contrastive_loss, contrastive_loss_in_strips};
+pub use embedding::embedding;
+pub use l2_normalize::l2_normalize;
+pub use linear::{Activation, linear, linear_activation, linear_layer_scale, linear_residual};
+pub use linear_cross_entropy::{linear_argmax, linear_cross_entropy};
+pub use norm::{layer_norm, layer_norm_residual, rms_norm, rms_norm_residual};
+pub use patch_embed::patch_embed;
+pub use pixel_unshuffle::pixel_unshuffle;
+pub use pooling::{mean_pool, select_token};
+pub use position::{add_position, drop_tokens};
+pub use qk_norm::qk_norm;
+pub use rope::{Positions, rope};
+pub use splice::{splice, splice_into_cache};
+pub use swiglu::swiglu;
+pub use weighted_sum::weighted_sum;

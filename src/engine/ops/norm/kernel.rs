@@ -1,0 +1,244 @@
+//! The row kernels of the processor. Sums run in sixteen lanes in index order, then over the lanes, then the rest: the
+//! same bits on every machine and for any number of threads. The loops are plain; run through
+//! [`dispatch`](keel_cpu::simd::dispatch) they are compiled for the widest vectors the machine has.
+
+use super::Kind;
+use keel_cpu::simd::{Simd, Task};
+
+/// Lanes of a sum.
+const LANES: usize = 16;
+
+/// What scales a normalised row.
+#[derive(Clone, Copy)]
+pub(super) struct Scale<'a> {
+    /// [C].
+    pub weight: &'a [f32],
+    /// [C].
+    pub bias: Option<&'a [f32]>,
+    /// Added to the variance.
+    pub epsilon: f32,
+}
+
+/// What dx is added to.
+#[derive(Clone, Copy)]
+pub(super) enum Sum<'a> {
+    /// Nothing.
+    None,
+    /// What dx holds.
+    InPlace,
+    /// Rows like dx's.
+    From(&'a [f32]),
+}
+
+/// sum = a + b, where an absent addend lies in the sum's place.
+pub(super) fn add(sum: &mut [f32], a: Option<&[f32]>, b: Option<&[f32]>) {
+    match (a, b) {
+        (Some(a), Some(b)) => {
+            for ((sum, a), b) in sum.iter_mut().zip(a).zip(b) {
+                *sum = a + b;
+            }
+        }
+        (Some(other), None) | (None, Some(other)) => {
+            for (sum, other) in sum.iter_mut().zip(other) {
+                *sum += other;
+            }
+        }
+        (None, None) => unreachable!("one output takes the place of one input"),
+    }
+}
+
+/// Whole rows to normalise.
+pub(super) struct Forward<'a> {
+    pub kind: Kind,
+    /// [rows, C]; in y's place where absent.
+    pub x: Option<&'a [f32]>,
+    /// [rows, C].
+    pub y: &'a mut [f32],
+    /// [rows, 2]: receives mean and reciprocal deviation.
+    pub statistics: &'a mut [f32],
+    pub scale: Scale<'a>,
+}
+
+impl Task for Forward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) {
+        let Forward {
+            kind,
+            x,
+            y,
+            statistics,
+            scale,
+        } = self;
+        let columns = scale.weight.len();
+        for (row, (y, statistics)) in y
+            .chunks_exact_mut(columns)
+            .zip(statistics.chunks_exact_mut(2))
+            .enumerate()
+        {
+            let x = x.map(|x| &x[row * columns..][..columns]);
+            let (mean, reciprocal) = moments(kind, x.unwrap_or(y), scale.epsilon);
+            statistics.copy_from_slice(&[mean, reciprocal]);
+            if let Some(x) = x {
+                y.copy_from_slice(x);
+            }
+            match scale.bias {
+                Some(bias) => {
+                    for ((y, weight), bias) in y.iter_mut().zip(scale.weight).zip(bias) {
+                        *y = (*y - mean) * reciprocal * weight + bias;
+                    }
+                }
+                None => {
+                    for (y, weight) in y.iter_mut().zip(scale.weight) {
+                        *y = (*y - mean) * reciprocal * weight;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whole rows to differentiate.
+pub(super) struct Backward<'a> {
+    pub kind: Kind,
+    /// [rows, C].
+    pub dy: &'a [f32],
+    /// [rows, C].
+    pub x: &'a [f32],
+    /// [C].
+    pub weight: &'a [f32],
+    /// [rows, 2].
+    pub statistics: &'a [f32],
+    /// What dx is added to.
+    pub sum: Sum<'a>,
+    /// [rows, C].
+    pub dx: &'a mut [f32],
+    /// dweight [C] and dbias [C], dweight alone or nothing: added to.
+    pub partial: &'a mut [f32],
+}
+
+impl Task for Backward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) {
+        let Backward {
+            kind,
+            dy,
+            x,
+            weight,
+            statistics,
+            sum,
+            dx,
+            partial,
+        } = self;
+        let columns = weight.len();
+        let (dweight, dbias) = partial.split_at_mut(columns.min(partial.len()));
+        for (row, (dx, statistics)) in dx
+            .chunks_exact_mut(columns)
+            .zip(statistics.chunks_exact(2))
+            .enumerate()
+        {
+            let dy = &dy[row * columns..][..columns];
+            let x = &x[row * columns..][..columns];
+            let (mean, reciprocal) = (statistics[0], statistics[1]);
+            let (sum_g, sum_gd) = gradient_sums(dy, x, weight, mean);
+            for ((dweight, dy), x) in dweight.iter_mut().zip(dy).zip(x) {
+                *dweight += dy * ((x - mean) * reciprocal);
+            }
+            for (dbias, dy) in dbias.iter_mut().zip(dy) {
+                *dbias += dy;
+            }
+            let mean_g = match kind {
+                Kind::Layer => sum_g / columns as f32,
+                Kind::Rms => 0.0,
+            };
+            // h·mean(g ⊙ h) = (x − μ)·r²·mean(g ⊙ (x − μ)).
+            let slope = reciprocal * reciprocal * (sum_gd / columns as f32);
+            let dx_of = |dy: f32, x: f32, weight: f32| {
+                reciprocal * (dy * weight - mean_g - (x - mean) * slope)
+            };
+            let row_of = dy.iter().zip(x).zip(weight);
+            match sum {
+                Sum::None => {
+                    for (dx, ((dy, x), weight)) in dx.iter_mut().zip(row_of) {
+                        *dx = dx_of(*dy, *x, *weight);
+                    }
+                }
+                Sum::InPlace => {
+                    for (dx, ((dy, x), weight)) in dx.iter_mut().zip(row_of) {
+                        *dx += dx_of(*dy, *x, *weight);
+                    }
+                }
+                Sum::From(sum) => {
+                    let sum = &sum[row * columns..][..columns];
+                    for ((dx, sum), ((dy, x), weight)) in dx.iter_mut().zip(sum).zip(row_of) {
+                        *dx = sum + dx_of(*dy, *x, *weight);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Mean (zero for RMSNorm) and reciprocal deviation of a row.
+#[inline(always)]
+fn moments(kind: Kind, x: &[f32], epsilon: f32) -> (f32, f32) {
+    let count = x.len() as f32;
+    let mean = match kind {
+        Kind::Layer => lane_sum(x, |x| x) / count,
+        Kind::Rms => 0.0,
+    };
+    let variance = lane_sum(x, |x| (x - mean) * (x - mean)) / count;
+    (mean, 1.0 / (variance + epsilon).sqrt())
+}
+
+/// Σ f(x) in lanes.
+#[inline(always)]
+fn lane_sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut lanes = [0.0; LANES];
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane += f(*x);
+        }
+    }
+    let rest: f32 = rest.iter().map(|x| f(*x)).sum();
+    tree(lanes) + rest
+}
+
+/// Σ dy·weight and Σ dy·weight·(x − mean) in lanes.
+#[inline(always)]
+fn gradient_sums(dy: &[f32], x: &[f32], weight: &[f32], mean: f32) -> (f32, f32) {
+    let (dy_chunks, dy_rest) = dy.as_chunks::<LANES>();
+    let (x_chunks, x_rest) = x.as_chunks::<LANES>();
+    let (weight_chunks, weight_rest) = weight.as_chunks::<LANES>();
+    let (mut g_lanes, mut gd_lanes) = ([0.0; LANES], [0.0; LANES]);
+    for ((dy, x), weight) in dy_chunks.iter().zip(x_chunks).zip(weight_chunks) {
+        for lane in 0..LANES {
+            let g = dy[lane] * weight[lane];
+            g_lanes[lane] += g;
+            gd_lanes[lane] += g * (x[lane] - mean);
+        }
+    }
+    let (mut g_sum, mut gd_sum) = (tree(g_lanes), tree(gd_lanes));
+    for ((dy, x), weight) in dy_rest.iter().zip(x_rest).zip(weight_rest) {
+        g_sum += dy * weight;
+        gd_sum += dy * weight * (x - mean);
+    }
+    (g_sum, gd_sum)
+}
+
+/// The sum of the lanes: eight apart, then four, two, one.
+#[inline(always)]
+fn tree(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}

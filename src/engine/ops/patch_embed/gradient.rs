@@ -1,0 +1,392 @@
+//! The gradients of weight, bias and position, and that of the images.
+
+use rayon::prelude::*;
+
+use super::patches::Grid;
+use keel_base::error::{Error, Result};
+use keel_cpu::matmul::{self, Rows, RowsMut};
+use crate::launch::{Argument, Launch, blocks, kernel_name, vector};
+use crate::ops::linear::tiles::{Tiling, size};
+use crate::ops::linear::weight_gradient::WeightGradient;
+use crate::ops::shapes::{expect_float, expect_type};
+use crate::tape::{Backward, Cost, CpuArgs, Op, Output, ReferenceArgs, Target, Value};
+use crate::tensor::{Shape, TensorType};
+
+/// Threads of a block of the kernels of `cuda/patch_embed.cu` that are no products.
+const THREADS: usize = 256;
+
+/// Elements of a band of the positions that one task sums over the batch.
+const ELEMENTS_PER_TASK: usize = 1024;
+
+/// Inputs dy [B, T, C], images [B, Ci, h, w], then the gradient [C, Ci·P·P] to add to; outputs dweight [C, Ci·P·P], then
+/// dbias [C] and dposition [T, C] where there are such: all f32, as gradients of parameters are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PatchEmbedGradient {
+    pub patch: usize,
+    pub has_bias: bool,
+    pub has_position: bool,
+    pub accumulates: bool,
+}
+
+impl PatchEmbedGradient {
+    /// The weight's gradient as a product.
+    fn product(&self, dy: TensorType, images: TensorType) -> WeightGradient {
+        let grid = self.grid(images.shape);
+        WeightGradient {
+            rows: grid.rows(),
+            columns: dy.shape.columns(),
+            inner: grid.pixels(),
+            dtype: dy.dtype,
+            accumulates: self.accumulates,
+            has_bias: self.has_bias,
+        }
+    }
+
+    fn grid(&self, images: Shape) -> Grid {
+        Grid::new(images, self.patch).expect("the forward op has made this grid")
+    }
+}
+
+impl Op for PatchEmbedGradient {
+    fn name(&self) -> &'static str {
+        "patch_embed_gradient"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        let op = self.name();
+        let (dy, images) = (inputs[0], inputs[1]);
+        expect_float(op, "dy", 3, dy)?;
+        let Some(grid) = Grid::new(images.shape, self.patch) else {
+            return Err(Error::shape(op, "images", "[B, 3, h, w]", images));
+        };
+        let width = dy.shape.columns();
+        let want = TensorType::new(dy.dtype, [grid.batch, grid.tokens(), width]);
+        expect_type(op, "dy", "[B, T, C]", want, dy)?;
+        let dweight = TensorType::f32([width, grid.pixels()]);
+        if let Some(sum) = inputs.get(2) {
+            expect_type(
+                op,
+                "the gradient to add to",
+                "like the weight",
+                dweight,
+                *sum,
+            )?;
+        }
+        let mut outputs = vec![dweight];
+        if self.has_bias {
+            outputs.push(TensorType::f32([width]));
+        }
+        if self.has_position {
+            outputs.push(TensorType::f32([grid.tokens(), width]));
+        }
+        Ok(outputs)
+    }
+
+    fn reference(&self, args: ReferenceArgs<'_>) {
+        let (dy, images) = (args.inputs[0], args.inputs[1]);
+        let grid = self.grid(images.shape);
+        let (width, pixels) = (dy.columns(), grid.pixels());
+        if self.accumulates {
+            let sum = args.inputs[2].float();
+            args.outputs[0].float_mut().copy_from_slice(sum);
+        }
+        for row in 0..grid.rows() {
+            let dy = &dy.float()[row * width..][..width];
+            let patch: Vec<f64> = grid
+                .runs(row)
+                .flat_map(|start| &images.float()[start..][..grid.patch])
+                .copied()
+                .collect();
+            for (column, dy) in dy.iter().enumerate() {
+                let dweight = &mut args.outputs[0].float_mut()[column * pixels..][..pixels];
+                for (dweight, x) in dweight.iter_mut().zip(&patch) {
+                    *dweight += dy * x;
+                }
+                if self.has_bias {
+                    args.outputs[1].float_mut()[column] += dy;
+                }
+                if self.has_position {
+                    let position = &mut args.outputs[1 + usize::from(self.has_bias)];
+                    position.float_mut()[row % grid.tokens() * width + column] += dy;
+                }
+            }
+        }
+    }
+
+    fn cpu(&self, args: CpuArgs<'_>) {
+        let grid = self.grid(args.input_types[1].shape);
+        let (dy, images) = (args.inputs.f32(0), args.inputs.f32(1));
+        let sum = self.accumulates.then(|| args.inputs.f32_or_in_place(2));
+        let (rows, pixels) = (grid.rows(), grid.pixels());
+        let width = args.input_types[0].shape.columns();
+        let mut outputs = args.outputs.0.iter_mut().map(|output| match output {
+            Output::F32(values) => &mut **values,
+            Output::I32(_) => unreachable!("infer makes every output f32"),
+        });
+        let dweight = outputs.next().expect("dweight is always there");
+        let mut dbias = self.has_bias.then(|| outputs.next()).flatten();
+        if let Some(dbias) = &mut dbias {
+            // The product adds to both where it accumulates; only dweight has something to be added to.
+            dbias.fill(0.0);
+        }
+        if let Some(dposition) = outputs.next() {
+            sum_batch(dy, dposition);
+        }
+        if let Some(Some(sum)) = sum {
+            dweight.copy_from_slice(sum);
+        }
+        let (patches, workspace) = args.workspace.split_at_mut(rows * pixels);
+        grid.gather(images, patches);
+        matmul::linear_weight_gradient(
+            Rows::new(dy, rows, width),
+            Rows::new(patches, rows, pixels),
+            RowsMut::new(dweight, width, pixels),
+            dbias,
+            self.accumulates,
+            workspace,
+        );
+    }
+
+    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let (dy, images) = (inputs[0], inputs[1]);
+        let (grid, product) = (self.grid(images.shape), self.product(dy, images));
+        let kernel = product.tiling().kernel(self.name(), dy.dtype);
+        let mut operands = vec![Argument::input(0), Argument::input(1)];
+        operands.extend(grid.arguments(&kernel)?);
+        operands.push(size(&kernel, "the width", product.columns)?);
+        let mut launches = product.launches(kernel, operands)?;
+        if self.has_position {
+            let kernel = kernel_name("patch_embed_position_gradient", dy.dtype);
+            let count = grid.tokens() * product.columns;
+            let blocks = blocks(&kernel, count, THREADS * vector(dy))?;
+            let arguments = vec![
+                Argument::output(1 + usize::from(self.has_bias)),
+                Argument::input(0),
+                size(&kernel, "the batch", grid.batch)?,
+                Argument::I64(count as i64),
+            ];
+            launches.push(Launch::new(kernel, blocks, arguments));
+        }
+        Ok(launches)
+    }
+
+    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
+        unreachable!("a backward op is not differentiated again")
+    }
+
+    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+        let product = 2.0 * inputs[0].numel() as f64 * outputs[0].shape.columns() as f64;
+        let sums = usize::from(self.has_bias || self.has_position) * inputs[0].numel();
+        Cost::streaming(product + sums as f64, inputs, outputs)
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        if self.accumulates { &[(0, 2)] } else { &[] }
+    }
+
+    fn workspace(&self, inputs: &[TensorType], outputs: &[TensorType], target: Target) -> usize {
+        let (grid, width) = (self.grid(inputs[1].shape), outputs[0].shape.rows());
+        let (rows, pixels) = (grid.rows(), grid.pixels());
+        let product = matmul::linear_weight_gradient_workspace(rows, pixels, width);
+        match target {
+            Target::Cpu { .. } => (rows * pixels + product) * size_of::<f32>(),
+            Target::Cuda => self.product(inputs[0], inputs[1]).workspace(),
+            Target::Reference => 0,
+        }
+    }
+
+    fn accumulating(&self) -> Option<Box<dyn Op>> {
+        (!self.accumulates).then(|| {
+            Box::new(PatchEmbedGradient {
+                accumulates: true,
+                ..*self
+            }) as Box<dyn Op>
+        })
+    }
+
+    fn is_matrix_product(&self) -> bool {
+        true
+    }
+}
+
+/// Inputs dy [B, T, C], weight [C, Ci·P·P], then the gradient [B, Ci, h, w] to add to; output the images' gradient.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ImageGradient {
+    pub images: Shape,
+    pub patch: usize,
+    pub accumulates: bool,
+}
+
+impl ImageGradient {
+    fn grid(&self) -> Grid {
+        Grid::new(self.images, self.patch).expect("the forward op has made this grid")
+    }
+}
+
+impl Op for ImageGradient {
+    fn name(&self) -> &'static str {
+        "patch_embed_image_gradient"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        let op = self.name();
+        let (grid, dy) = (self.grid(), inputs[0]);
+        expect_float(op, "dy", 3, dy)?;
+        let width = dy.shape.columns();
+        let want = TensorType::new(dy.dtype, [grid.batch, grid.tokens(), width]);
+        expect_type(op, "dy", "[B, T, C]", want, dy)?;
+        let want = TensorType::new(dy.dtype, [width, grid.pixels()]);
+        expect_type(op, "weight", "[C, 3·P·P]", want, inputs[1])?;
+        let images = TensorType::f32(self.images);
+        if let Some(sum) = inputs.get(2) {
+            expect_type(
+                op,
+                "the gradient to add to",
+                "like the images",
+                images,
+                *sum,
+            )?;
+        }
+        Ok(vec![images])
+    }
+
+    fn reference(&self, args: ReferenceArgs<'_>) {
+        let grid = self.grid();
+        let (dy, weight) = (args.inputs[0], args.inputs[1].float());
+        let (width, pixels) = (dy.columns(), grid.pixels());
+        let images = args.outputs[0].float_mut();
+        if self.accumulates {
+            images.copy_from_slice(args.inputs[2].float());
+        }
+        for row in 0..grid.rows() {
+            let dy = &dy.float()[row * width..][..width];
+            for (run, start) in grid.runs(row).enumerate() {
+                for offset in 0..grid.patch {
+                    let pixel = run * grid.patch + offset;
+                    let column = weight.iter().skip(pixel).step_by(pixels);
+                    images[start + offset] +=
+                        dy.iter().zip(column).map(|(a, b)| a * b).sum::<f64>();
+                }
+            }
+        }
+    }
+
+    fn cpu(&self, args: CpuArgs<'_>) {
+        let grid = self.grid();
+        let (rows, pixels) = (grid.rows(), grid.pixels());
+        let width = args.input_types[0].shape.columns();
+        let dy = Rows::new(args.inputs.f32(0), rows, width);
+        let weight = Rows::new(args.inputs.f32(1), width, pixels);
+        let sum = self.accumulates.then(|| args.inputs.f32_or_in_place(2));
+        let [images] = args.outputs.f32();
+        if images.is_empty() {
+            return;
+        }
+        match sum {
+            Some(Some(sum)) => images.copy_from_slice(sum),
+            Some(None) => {}
+            None => images.fill(0.0),
+        }
+        let (patches, workspace) = args.workspace.split_at_mut(rows * pixels);
+        let target = RowsMut::new(patches, rows, pixels);
+        matmul::linear_input_gradient(dy, weight, target, false, None, workspace);
+        grid.scatter(patches, images);
+    }
+
+    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+        let (grid, dy) = (self.grid(), inputs[0]);
+        if outputs[0].numel() == 0 {
+            return Ok(Vec::new());
+        }
+        let width = dy.shape.columns();
+        let tiling = Tiling::whole([grid.rows(), grid.pixels(), width], dy.dtype);
+        let kernel = tiling.kernel(self.name(), dy.dtype);
+        let addend = match self.accumulates {
+            true => Argument::input(2),
+            false => Argument::Null,
+        };
+        let mut arguments = vec![
+            Argument::output(0),
+            Argument::input(0),
+            Argument::input(1),
+            addend,
+        ];
+        arguments.extend(grid.arguments(&kernel)?);
+        arguments.push(size(&kernel, "the width", width)?);
+        let mut launches = vec![Launch {
+            grid: tiling.grid(&kernel)?,
+            kernel,
+            arguments,
+        }];
+        let covered = |side: usize| side / grid.patch * grid.patch;
+        if covered(grid.height) < grid.height || covered(grid.width) < grid.width {
+            let kernel = "patch_embed_image_rest_f32";
+            let count = outputs[0].numel();
+            let arguments = vec![
+                Argument::output(0),
+                addend,
+                Argument::I64(count as i64),
+                size(kernel, "the images' height", grid.height)?,
+                size(kernel, "the images' width", grid.width)?,
+                size(kernel, "the covered height", covered(grid.height))?,
+                size(kernel, "the covered width", covered(grid.width))?,
+            ];
+            launches.push(Launch::new(
+                kernel,
+                blocks(kernel, count, THREADS)?,
+                arguments,
+            ));
+        }
+        Ok(launches)
+    }
+
+    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
+        unreachable!("a backward op is not differentiated again")
+    }
+
+    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+        let product = 2.0 * inputs[0].numel() as f64 * inputs[1].shape.columns() as f64;
+        Cost::streaming(product, inputs, outputs)
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        if self.accumulates { &[(0, 2)] } else { &[] }
+    }
+
+    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], target: Target) -> usize {
+        let (grid, width) = (self.grid(), inputs[0].shape.columns());
+        let product = matmul::linear_input_gradient_workspace(grid.pixels(), width);
+        match target {
+            Target::Cpu { .. } => (grid.rows() * grid.pixels() + product) * size_of::<f32>(),
+            Target::Reference | Target::Cuda => 0,
+        }
+    }
+
+    fn accumulating(&self) -> Option<Box<dyn Op>> {
+        (!self.accumulates).then(|| {
+            Box::new(ImageGradient {
+                accumulates: true,
+                ..*self
+            }) as Box<dyn Op>
+        })
+    }
+
+    fn is_matrix_product(&self) -> bool {
+        true
+    }
+}
+
+/// Sums the blocks of `dy` [B, sum's elements]: each task takes a band of every block, in order.
+fn sum_batch(dy: &[f32], sum: &mut [f32]) {
+    let block = sum.len();
+    sum.par_chunks_mut(ELEMENTS_PER_TASK)
+        .enumerate()
+        .for_each(|(task, sum)| {
+            sum.fill(0.0);
+            for dy in dy.chunks_exact(block) {
+                for (sum, dy) in sum.iter_mut().zip(&dy[task * ELEMENTS_PER_TASK..]) {
+                    *sum += dy;
+                }
+            }
+        });
+}

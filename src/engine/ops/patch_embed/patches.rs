@@ -1,0 +1,116 @@
+//! Where the pixels of a patch lie.
+
+use rayon::prelude::*;
+
+use keel_base::error::Result;
+use crate::launch::Argument;
+use crate::ops::linear::tiles::size;
+use crate::tensor::Shape;
+
+/// Patches that one task lays out.
+const ROWS_PER_TASK: usize = 64;
+
+/// The grid of patches over images [B, Ci, h, w].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grid {
+    pub batch: usize,
+    pub colours: usize,
+    pub height: usize,
+    pub width: usize,
+    pub patch: usize,
+}
+
+impl Grid {
+    /// The grid over images of this shape, or nothing when they are not [B, Ci, h, w] with room for a patch.
+    pub fn new(images: Shape, patch: usize) -> Option<Grid> {
+        let &[batch, colours, height, width] = images.dims() else {
+            return None;
+        };
+        (patch > 0 && height >= patch && width >= patch).then_some(Grid {
+            batch,
+            colours,
+            height,
+            width,
+            patch,
+        })
+    }
+
+    /// Patches of one image.
+    pub fn tokens(&self) -> usize {
+        (self.height / self.patch) * (self.width / self.patch)
+    }
+
+    /// Patches of all images.
+    pub fn rows(&self) -> usize {
+        self.batch * self.tokens()
+    }
+
+    /// Pixels of a patch, all colours.
+    pub fn pixels(&self) -> usize {
+        self.colours * self.patch * self.patch
+    }
+
+    /// What the kernels of `cuda/patch_embed.cu` are told of the images: B, Ci, h, w, P.
+    ///
+    /// # Errors
+    /// [`keel_base::error::Error::Kernel`] when the kernels' 32-bit numbers cannot count the patches or their pixels.
+    pub fn arguments(&self, kernel: &str) -> Result<[Argument; 5]> {
+        size(kernel, "the number of patches", self.rows())?;
+        size(kernel, "the pixels of a patch", self.pixels())?;
+        let side = |what, pixels| size(kernel, what, pixels);
+        Ok([
+            side("the batch", self.batch)?,
+            side("the number of colours", self.colours)?,
+            side("the images' height", self.height)?,
+            side("the images' width", self.width)?,
+            side("the patch", self.patch)?,
+        ])
+    }
+
+    /// The first elements in the images of the runs of `patch` pixels that make up patch `row` of all images, in the
+    /// order of the weight's columns.
+    pub fn runs(self, row: usize) -> impl Iterator<Item = usize> {
+        let across = self.width / self.patch;
+        let (sample, token) = (row / self.tokens(), row % self.tokens());
+        let (top, left) = (token / across * self.patch, token % across * self.patch);
+        (0..self.colours).flat_map(move |colour| {
+            (0..self.patch).map(move |line| {
+                ((sample * self.colours + colour) * self.height + top + line) * self.width + left
+            })
+        })
+    }
+
+    /// Lays the patches of all images out as the rows of `to` [B·T, Ci·P·P].
+    pub fn gather(self, images: &[f32], to: &mut [f32]) {
+        let chunk = ROWS_PER_TASK * self.pixels();
+        to.par_chunks_mut(chunk).enumerate().for_each(|(task, to)| {
+            for (row, to) in to.chunks_exact_mut(self.pixels()).enumerate() {
+                let runs = self.runs(task * ROWS_PER_TASK + row);
+                for (start, to) in runs.zip(to.chunks_exact_mut(self.patch)) {
+                    to.copy_from_slice(&images[start..][..self.patch]);
+                }
+            }
+        });
+    }
+
+    /// Adds the rows of `patches` [B·T, Ci·P·P] to the pixels they came from.
+    pub fn scatter(self, patches: &[f32], images: &mut [f32]) {
+        let elements = self.colours * self.height * self.width;
+        images
+            .par_chunks_mut(elements)
+            .enumerate()
+            .for_each(|(sample, image)| {
+                for token in 0..self.tokens() {
+                    let row = sample * self.tokens() + token;
+                    let patch = &patches[row * self.pixels()..][..self.pixels()];
+                    let runs = self.runs(row).zip(patch.chunks_exact(self.patch));
+                    for (start, from) in runs {
+                        let to = &mut image[start - sample * elements..];
+                        for (to, from) in to.iter_mut().zip(from) {
+                            *to += from;
+                        }
+                    }
+                }
+            });
+    }
+}

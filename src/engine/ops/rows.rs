@@ -1,0 +1,94 @@
+//! What ops that work row by row share: how rows are divided among tasks and, in `cuda/rows.cuh`, among threads.
+
+use keel_base::error::{Error, Result};
+use crate::launch::{blocks, kernel_name};
+use crate::tensor::DType;
+
+/// Elements that one task works on: long enough to hide the hand-over, short enough to share among cores.
+const ELEMENTS_PER_TASK: usize = 16 * 1024;
+
+/// Rows of `columns` elements that one task works on; at least one.
+pub(super) fn rows_per_task(columns: usize) -> usize {
+    (ELEMENTS_PER_TASK / columns.max(1)).max(1)
+}
+
+/// to += factor · from.
+pub(super) fn add_scaled(to: &mut [f32], factor: f32, from: &[f32]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to += factor * from;
+    }
+}
+
+/// Σ a·b in eight interleaved sums, so that it vectorises; the order depends on the length alone.
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let (a_whole, a_rest) = a.as_chunks::<8>();
+    let (b_whole, b_rest) = b.as_chunks::<8>();
+    let mut sums = [0.0f32; 8];
+    for (a, b) in a_whole.iter().zip(b_whole) {
+        for lane in 0..8 {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
+}
+
+/// A kernel of `cuda/rows.cuh`, in the width that holds a row in registers.
+#[derive(Clone, Debug)]
+pub(super) struct RowKernel {
+    /// `<stem>[_narrow|_wide]_<f32|bf16>`.
+    pub name: String,
+    /// Rows a block takes at a time.
+    pub rows: usize,
+    /// Whether a block has 512 threads instead of 128.
+    pub is_wide: bool,
+}
+
+impl RowKernel {
+    /// The kernel `stem` for rows of `columns` elements of `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when no width holds such a row.
+    pub fn new(stem: &str, columns: usize, dtype: DType) -> Result<RowKernel> {
+        let (width, rows) = match columns {
+            0..=512 => ("_narrow", 4),
+            513..=2048 => ("", 1),
+            2049..=8192 => ("_wide", 1),
+            _ => {
+                return Err(Error::kernel(format!(
+                    "kernel {stem}: a row has at most 8192 columns, but {columns} are wanted; use a narrower model"
+                )));
+            }
+        };
+        Ok(RowKernel {
+            name: kernel_name(&format!("{stem}{width}"), dtype),
+            rows,
+            is_wide: width == "_wide",
+        })
+    }
+
+    /// Blocks for `rows` rows, each row by a team of its own.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when they are more than a grid may have.
+    pub fn blocks(&self, rows: usize) -> Result<u32> {
+        blocks(&self.name, rows, self.rows)
+    }
+
+    /// Blocks that take `rows` rows in turn, each with sums of its own: as many as fill a large chip, and fewer where a
+    /// team would get less than eight rows. From the shape alone, so that every device gives the same sums.
+    pub fn persistent_blocks(&self, rows: usize) -> u32 {
+        let most = if self.is_wide { 132 } else { 528 };
+        rows.div_ceil(8 * self.rows).clamp(1, most) as u32
+    }
+}
+
+/// Rows that a block of an elementwise kernel takes where a row has `columns` elements of `dtype`: about 1024 vectors of 16
+/// bytes, four a thread.
+pub(super) fn rows_per_block(columns: usize, dtype: DType) -> usize {
+    let vectors = columns.div_ceil(16 / dtype.size()).max(1);
+    (1024 / vectors).max(1)
+}
+
+/// Columns that a block of `cuda/partials.cuh` sums.
+pub(super) const SUMMED_COLUMNS: usize = 32;

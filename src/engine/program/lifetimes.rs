@@ -1,0 +1,283 @@
+//! The life of every value of a program: from the op that makes it to the last that reads it.
+//!
+//! An output that may take its input's place, at the input's last use, shares one buffer with it. Inputs of the
+//! program live throughout, so that a run can be repeated without writing them again.
+
+use super::{ALIGNMENT, CompileOptions};
+use keel_base::error::Result;
+use crate::plan::{Buffer, Placement};
+use crate::tape::{Arena, Instruction, Storage, Value, ValueInfo};
+
+/// What a stretch of planned memory holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Written by the host before a run.
+    Input,
+    /// Made by the forward part and read by the backward part.
+    Saved,
+    /// Anything else an op made.
+    Transient,
+    /// Scratch memory of one op.
+    Workspace,
+}
+
+/// One planned stretch of memory.
+#[derive(Clone, Debug)]
+pub struct PlannedBytes {
+    /// The value's name, or the op that made it.
+    pub name: String,
+    /// What it holds.
+    pub class: Class,
+    /// First op at which it is live.
+    pub lower: u32,
+    /// First op at which it is live no more.
+    pub upper: u32,
+    /// Bytes, rounded up to the alignment.
+    pub bytes: u64,
+    /// First byte in the step's arena.
+    pub offset: u64,
+}
+
+/// Buffers for the planner and how values map to them.
+pub(super) struct Laid {
+    pub buffers: Vec<Buffer>,
+    /// The buffer of each root value.
+    pub buffer_of_value: Vec<Option<usize>>,
+    /// For each instruction and input, the output in its place.
+    pub in_place: Vec<Vec<Option<usize>>>,
+    /// For each instruction, its workspace's buffer and bytes.
+    pub workspaces: Vec<Option<(usize, usize)>>,
+    labels: Vec<(String, Class)>,
+}
+
+impl Laid {
+    pub fn describe(&self, values: &[ValueInfo], placement: &Placement) -> Vec<PlannedBytes> {
+        let mut names: Vec<Option<&str>> = vec![None; self.buffers.len()];
+        for (index, info) in values.iter().enumerate() {
+            if let (Some(buffer), Some(name)) = (self.buffer_of_value[index], &info.name) {
+                names[buffer].get_or_insert(name);
+            }
+        }
+        self.buffers
+            .iter()
+            .enumerate()
+            .map(|(index, buffer)| {
+                let (made_by, class) = &self.labels[index];
+                PlannedBytes {
+                    name: names[index].unwrap_or(made_by).to_owned(),
+                    class: *class,
+                    lower: buffer.lower,
+                    upper: buffer.upper,
+                    bytes: buffer.size,
+                    offset: placement.offsets[index],
+                }
+            })
+            .collect()
+    }
+}
+
+/// The first and last use of one root value.
+#[derive(Clone, Copy)]
+struct Life {
+    made: usize,
+    last: usize,
+    is_live: bool,
+    crosses: bool,
+}
+
+pub(super) fn lay_out(
+    values: &mut [ValueInfo],
+    instructions: &[Instruction],
+    kept: &[(String, Value)],
+    options: &CompileOptions,
+) -> Result<Laid> {
+    let end = instructions.len();
+    let roots: Vec<usize> = (0..values.len()).map(|index| root(values, index)).collect();
+    let mut lives = find_lives(values, instructions, &roots);
+    for (_, value) in kept {
+        lives[roots[value.index()]].last = end;
+    }
+    let is_planned = |values: &[ValueInfo], index: usize| values[index].storage == Storage::Planned;
+
+    // The values that share one buffer: `leader[v]` is the first of v's chain of in-place ops.
+    let mut leader: Vec<usize> = (0..values.len()).collect();
+    let mut in_place = Vec::with_capacity(end);
+    for (index, instruction) in instructions.iter().enumerate() {
+        let mut pairs = vec![None; instruction.inputs.len()];
+        let mut taken = vec![false; instruction.outputs.len()];
+        for &(output, input) in instruction.op.in_place() {
+            if input >= instruction.inputs.len() || taken[output] {
+                continue;
+            }
+            let (from, to) = (instruction.inputs[input], instruction.outputs[output]);
+            let (from_root, to_root) = (roots[from.index()], roots[to.index()]);
+            if values[from_root].storage == values[to_root].storage
+                && !is_planned(values, from_root)
+            {
+                // An update of a fixed arena.
+                pairs[input] = Some(output);
+                taken[output] = true;
+                continue;
+            }
+            let appears_once = instruction
+                .inputs
+                .iter()
+                .filter(|v| roots[v.index()] == from_root)
+                .count()
+                == 1;
+            let may_take = options.share_memory
+                && is_planned(values, from_root)
+                && !values[from_root].is_input
+                && lives[from_root].last == index
+                && appears_once
+                && values[from_root].ty.bytes() == values[to_root].ty.bytes();
+            if !may_take {
+                continue;
+            }
+            match values[to_root].storage {
+                Storage::Planned => {
+                    leader[to_root] = leader[from_root];
+                }
+                // The sum of gradients grows in its final place. The whole chain moves there.
+                Storage::Fixed(Arena::Gradients, _) if leader[from_root] == from_root => {
+                    values[from_root].storage = values[to_root].storage;
+                }
+                _ => continue,
+            }
+            pairs[input] = Some(output);
+            taken[output] = true;
+        }
+        in_place.push(pairs);
+    }
+
+    let mut laid = Laid {
+        buffers: Vec::new(),
+        buffer_of_value: vec![None; values.len()],
+        in_place,
+        workspaces: Vec::new(),
+        labels: Vec::new(),
+    };
+    // Leaders first: a value that is computed again has a later index than what takes its place.
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by_key(|&index| leader[index] != index);
+    for index in order {
+        let life = lives[index];
+        if roots[index] != index || !is_planned(values, index) || !life.is_live {
+            continue;
+        }
+        let size = values[index]
+            .ty
+            .bytes()
+            .next_multiple_of(ALIGNMENT)
+            .max(ALIGNMENT) as u64;
+        let (lower, upper) = if values[index].is_input {
+            (0, end.max(1) as u32)
+        } else {
+            (life.made as u32, (life.last.min(end.max(1) - 1) + 1) as u32)
+        };
+        let class = match life {
+            _ if values[index].is_input => Class::Input,
+            Life { crosses: true, .. } => Class::Saved,
+            _ => Class::Transient,
+        };
+        if leader[index] != index {
+            let buffer = laid.buffer_of_value[leader[index]]
+                .expect("a value whose place is taken has one, and was laid out before");
+            let shared: &mut Buffer = &mut laid.buffers[buffer];
+            shared.lower = shared.lower.min(lower);
+            shared.upper = shared.upper.max(upper);
+            shared.size = shared.size.max(size);
+            if class == Class::Saved {
+                laid.labels[buffer].1 = Class::Saved;
+            }
+            laid.buffer_of_value[index] = Some(buffer);
+            continue;
+        }
+        let made_by = instructions
+            .get(life.made)
+            .map_or("input".to_owned(), |instruction| {
+                format!("{} {}", instruction.scope, instruction.op.name())
+                    .trim()
+                    .to_owned()
+            });
+        laid.buffer_of_value[index] = Some(laid.buffers.len());
+        laid.labels.push((made_by, class));
+        laid.buffers.push(Buffer {
+            id: laid.buffers.len() as u32,
+            lower,
+            upper,
+            size,
+        });
+    }
+    for (index, instruction) in instructions.iter().enumerate() {
+        let types = |list: &[Value]| {
+            list.iter()
+                .map(|v| values[v.index()].ty)
+                .collect::<Vec<_>>()
+        };
+        let bytes = instruction.op.workspace(
+            &types(&instruction.inputs),
+            &types(&instruction.outputs),
+            options.target,
+        );
+        if bytes == 0 {
+            laid.workspaces.push(None);
+            continue;
+        }
+        let size = bytes.next_multiple_of(ALIGNMENT) as u64;
+        laid.workspaces.push(Some((laid.buffers.len(), bytes)));
+        let label = format!("{} {} workspace", instruction.scope, instruction.op.name());
+        laid.labels
+            .push((label.trim().to_owned(), Class::Workspace));
+        laid.buffers.push(Buffer {
+            id: laid.buffers.len() as u32,
+            lower: index as u32,
+            upper: index as u32 + 1,
+            size,
+        });
+    }
+    Ok(laid)
+}
+
+fn root(values: &[ValueInfo], index: usize) -> usize {
+    let mut root = index;
+    while let Storage::SameAs(other) = values[root].storage {
+        root = other.index();
+    }
+    root
+}
+
+fn find_lives(values: &[ValueInfo], instructions: &[Instruction], roots: &[usize]) -> Vec<Life> {
+    let unused = Life {
+        made: 0,
+        last: 0,
+        is_live: false,
+        crosses: false,
+    };
+    let mut lives = vec![unused; values.len()];
+    let mut made_forward = vec![false; values.len()];
+    for (index, info) in values.iter().enumerate() {
+        lives[index].is_live = info.is_input;
+    }
+    for (index, instruction) in instructions.iter().enumerate() {
+        if instruction.op.is_view() {
+            continue;
+        }
+        for input in &instruction.inputs {
+            let root = roots[input.index()];
+            lives[root].last = index;
+            lives[root].crosses |= instruction.is_backward && made_forward[root];
+        }
+        for output in &instruction.outputs {
+            let root = roots[output.index()];
+            lives[root] = Life {
+                made: index,
+                last: index,
+                is_live: true,
+                crosses: false,
+            };
+            made_forward[root] = !instruction.is_backward;
+        }
+    }
+    lives
+}

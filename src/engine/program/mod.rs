@@ -1,0 +1,381 @@
+//! A program: a recorded tape with every byte placed, ready to run any number of times.
+//!
+//! Compiling drops what nothing reads, lets outputs take their inputs' places, finds each value's life and asks the
+//! planner for its offset. Nothing is decided or allocated while a step runs.
+
+mod lifetimes;
+mod recompute;
+mod report;
+mod svg;
+
+use std::collections::HashMap;
+
+use keel_base::error::{Error, Result, nearest};
+use crate::plan;
+use crate::tape::{
+    Arena, Cost, GradientEntry, Instruction, ParameterSpec, Storage, Tape, Target, UPDATE, Value,
+    ValueInfo,
+};
+use crate::tensor::TensorType;
+
+pub use lifetimes::{Class, PlannedBytes};
+pub use report::{MemoryReport, bytes};
+pub use svg::{draw_memory, escape};
+
+/// Every planned value starts at a multiple of this many bytes: a cache line, and a full vector register.
+pub const ALIGNMENT: usize = 64;
+
+/// The share of a step's work that goes into computing cheap values again: too little to be seen in a step's time.
+pub const SPARE_WORK: f64 = 0.01;
+
+/// How a tape becomes a program.
+#[derive(Clone, Debug)]
+pub struct CompileOptions {
+    /// Where it will run.
+    pub target: Target,
+    /// Whether values share memory; off gives each its own place, for tests of the planner.
+    pub share_memory: bool,
+    /// The most bytes the step's arena may take; met by computing values again in the backward pass.
+    pub memory_budget: Option<u64>,
+    /// The share of the step's work that may go into computing cheap values again, to save memory without a budget.
+    pub spare_work: f64,
+    /// Names of intermediate values to keep readable after a run.
+    pub keep: Vec<String>,
+}
+
+impl CompileOptions {
+    /// Shared memory, no budget, [`SPARE_WORK`], nothing kept.
+    pub fn new(target: Target) -> CompileOptions {
+        CompileOptions {
+            target,
+            share_memory: true,
+            memory_budget: None,
+            spare_work: SPARE_WORK,
+            keep: Vec::new(),
+        }
+    }
+}
+
+/// The place of a value at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the step's arena, from this byte on.
+    Step(usize),
+    /// In a fixed arena, from this element on.
+    Fixed(Arena, usize),
+    /// Nowhere: nothing reads or writes it.
+    Dropped,
+}
+
+/// One op of a program with what its executor needs to know.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The recorded op.
+    pub instruction: Instruction,
+    /// For each input, the output that lies in its place.
+    pub in_place: Vec<Option<usize>>,
+    /// First byte in the step's arena and size in bytes of the scratch memory.
+    pub workspace: (usize, usize),
+}
+
+/// See the module's documentation.
+#[derive(Clone, Debug)]
+pub struct Program {
+    values: Vec<ValueInfo>,
+    places: Vec<Place>,
+    steps: Vec<Step>,
+    inputs: HashMap<String, Value>,
+    outputs: HashMap<String, Value>,
+    parameters: Vec<(ParameterSpec, Value)>,
+    gradient_entries: Vec<GradientEntry>,
+    gradient_elements: usize,
+    cache_elements: usize,
+    moments: bool,
+    adds_gradients: bool,
+    arena_bytes: usize,
+    planned: Vec<PlannedBytes>,
+    lower_bound: u64,
+}
+
+impl Program {
+    /// Plans a tape.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when a kept name is unknown or the budget cannot be met.
+    pub fn compile(tape: Tape, options: &CompileOptions) -> Result<Program> {
+        let kept = kept_values(&tape, options)?;
+        let needed = needed_instructions(&tape, &kept);
+        let mut instructions = Vec::new();
+        for (instruction, needed) in tape.instructions.iter().zip(needed) {
+            if needed {
+                instructions.push(instruction.clone());
+            }
+        }
+        let recorded = (tape.values, instructions);
+        let mut allowed = options.memory_budget;
+        let (values, instructions, laid, placement, lower_bound) = loop {
+            let (mut values, mut instructions) = recorded.clone();
+            match allowed {
+                Some(allowed) => {
+                    recompute::meet_budget(&mut values, &mut instructions, &kept, options, allowed)?
+                }
+                None => recompute::spend(&mut values, &mut instructions, &kept, options)?,
+            }
+            let laid = lifetimes::lay_out(&mut values, &instructions, &kept, options)?;
+            let (placement, lower_bound) = place(&laid.buffers, options)?;
+            match (options.memory_budget, &mut allowed) {
+                // The bound fits but the placement does not: the next one has to make up for it.
+                (Some(budget), Some(allowed)) if placement.arena > budget => {
+                    *allowed = allowed.saturating_sub(placement.arena - budget);
+                }
+                _ => break (values, instructions, laid, placement, lower_bound),
+            }
+        };
+        plan::check_placement(&laid.buffers, &placement)?;
+        let planned = laid.describe(&values, &placement);
+        let place_of_buffer = |index: usize| placement.offsets[index] as usize;
+        let places = (0..values.len())
+            .map(|index| {
+                let mut root = Value(index as u32);
+                while let Storage::SameAs(other) = values[root.index()].storage {
+                    root = other;
+                }
+                match values[root.index()].storage {
+                    Storage::Fixed(arena, offset) => Place::Fixed(arena, offset),
+                    _ => match laid.buffer_of_value[root.index()] {
+                        Some(buffer) => Place::Step(place_of_buffer(buffer)),
+                        None => Place::Dropped,
+                    },
+                }
+            })
+            .collect();
+        let steps = instructions
+            .into_iter()
+            .zip(laid.in_place)
+            .zip(&laid.workspaces)
+            .map(|((instruction, in_place), workspace)| Step {
+                instruction,
+                in_place,
+                workspace: match workspace {
+                    Some((buffer, bytes)) => (place_of_buffer(*buffer), *bytes),
+                    None => (0, 0),
+                },
+            })
+            .collect();
+        let inputs = values
+            .iter()
+            .enumerate()
+            .filter(|(_, info)| info.is_input)
+            .filter_map(|(index, info)| Some((info.name.clone()?, Value(index as u32))))
+            .collect();
+        Ok(Program {
+            values,
+            places,
+            steps,
+            inputs,
+            outputs: kept.into_iter().collect(),
+            parameters: tape.parameters,
+            gradient_entries: tape.gradient_entries,
+            gradient_elements: tape.gradient_elements,
+            cache_elements: tape.cache_elements,
+            moments: tape.has_moments,
+            adds_gradients: tape.adds_gradients,
+            arena_bytes: placement.arena as usize,
+            planned,
+            lower_bound,
+        })
+    }
+
+    /// The ops in order.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// See [`Tape::adding_gradients`].
+    pub fn adds_gradients(&self) -> bool {
+        self.adds_gradients
+    }
+
+    /// The ops before the update: those that [`crate::executor::Session::run_gradients`] runs.
+    pub fn gradient_steps(&self) -> usize {
+        let is_update = |step: &Step| &*step.instruction.scope == UPDATE;
+        let update = self.steps.iter().position(is_update);
+        update.unwrap_or(self.steps.len())
+    }
+
+    /// A value's type.
+    pub fn ty(&self, value: Value) -> TensorType {
+        self.values[value.index()].ty
+    }
+
+    /// A value's place.
+    pub fn place(&self, value: Value) -> Place {
+        self.places[value.index()]
+    }
+
+    /// Everything known of the values.
+    pub fn values(&self) -> &[ValueInfo] {
+        &self.values
+    }
+
+    /// The input of that name.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] listing the inputs there are.
+    pub fn input(&self, name: &str) -> Result<Value> {
+        find(&self.inputs, "program input", name)
+    }
+
+    /// The readable value of that name.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] listing the outputs there are.
+    pub fn output(&self, name: &str) -> Result<Value> {
+        find(&self.outputs, "program output", name)
+    }
+
+    /// Names of all inputs.
+    pub fn input_names(&self) -> impl Iterator<Item = &str> {
+        self.inputs.keys().map(String::as_str)
+    }
+
+    /// Names of all readable values.
+    pub fn output_names(&self) -> impl Iterator<Item = &str> {
+        self.outputs.keys().map(String::as_str)
+    }
+
+    /// The parameters the program uses.
+    pub fn parameters(&self) -> &[(ParameterSpec, Value)] {
+        &self.parameters
+    }
+
+    /// The trained parameters' places in the gradient and moment arenas.
+    pub fn gradient_entries(&self) -> &[GradientEntry] {
+        &self.gradient_entries
+    }
+
+    /// Elements of a fixed arena that this program needs; `parameter_elements` is the layout's size.
+    pub fn arena_elements(&self, arena: Arena, parameter_elements: usize) -> usize {
+        match arena {
+            Arena::Parameters => parameter_elements,
+            Arena::ParametersBf16 if self.has_bf16_parameters() => parameter_elements,
+            Arena::ParametersBf16 => 0,
+            Arena::Gradients => self.gradient_elements,
+            Arena::Cache => self.cache_elements,
+            Arena::FirstMoments | Arena::SecondMoments if self.moments => self.gradient_elements,
+            Arena::FirstMoments | Arena::SecondMoments => 0,
+        }
+    }
+
+    /// Whether any parameter is read in bf16.
+    pub fn has_bf16_parameters(&self) -> bool {
+        self.places
+            .iter()
+            .any(|place| matches!(place, Place::Fixed(Arena::ParametersBf16, _)))
+    }
+
+    /// Bytes of the step's arena.
+    pub fn arena_bytes(&self) -> usize {
+        self.arena_bytes
+    }
+
+    /// The largest sum of live bytes at any op: no plan can take less.
+    pub fn lower_bound(&self) -> u64 {
+        self.lower_bound
+    }
+
+    /// Every planned stretch of memory with its life, class and place, for reports.
+    pub fn planned(&self) -> &[PlannedBytes] {
+        &self.planned
+    }
+
+    /// Work and traffic of one run.
+    pub fn cost(&self) -> Cost {
+        self.steps
+            .iter()
+            .map(|step| self.step_cost(step))
+            .fold(Cost::default(), |a, b| a + b)
+    }
+
+    /// Work and traffic of one op of the program.
+    pub fn step_cost(&self, step: &Step) -> Cost {
+        let types = |values: &[Value]| values.iter().map(|v| self.ty(*v)).collect::<Vec<_>>();
+        let instruction = &step.instruction;
+        instruction
+            .op
+            .cost(&types(&instruction.inputs), &types(&instruction.outputs))
+    }
+}
+
+/// Places all buffers, apart or sharing memory, and returns the bound below which no placement gets.
+fn place(buffers: &[plan::Buffer], options: &CompileOptions) -> Result<(plan::Placement, u64)> {
+    if options.share_memory {
+        let planned = plan::place(buffers, plan::Effort::default())?;
+        return Ok((planned.placement, planned.lower_bound));
+    }
+    let mut end = 0;
+    let offsets = buffers
+        .iter()
+        .map(|buffer| {
+            end += buffer.size;
+            end - buffer.size
+        })
+        .collect();
+    let arena = end;
+    Ok((plan::Placement { offsets, arena }, end))
+}
+
+fn find(names: &HashMap<String, Value>, what: &str, name: &str) -> Result<Value> {
+    names.get(name).copied().ok_or_else(|| {
+        let mut known: Vec<&str> = names.keys().map(String::as_str).collect();
+        known.sort_unstable();
+        Error::setting(
+            format!("{what} {name}"),
+            format!("one of {}", known.join(", ")),
+            name,
+        )
+    })
+}
+
+/// The values the host reads after a run: declared outputs and the intermediates asked for by name.
+fn kept_values(tape: &Tape, options: &CompileOptions) -> Result<Vec<(String, Value)>> {
+    let mut kept = tape.outputs.clone();
+    for name in &options.keep {
+        let found = tape
+            .values
+            .iter()
+            .position(|info| info.name.as_ref() == Some(name));
+        let index = found.ok_or_else(|| {
+            let known = tape.values.iter().filter_map(|v| v.name.as_deref());
+            let near = nearest(name, known).unwrap_or("none");
+            Error::setting(
+                "a value to keep",
+                format!("a named value such as {near}"),
+                name,
+            )
+        })?;
+        kept.push((name.clone(), Value(index as u32)));
+    }
+    Ok(kept)
+}
+
+/// Which instructions lead to something kept or written to a fixed arena.
+fn needed_instructions(tape: &Tape, kept: &[(String, Value)]) -> Vec<bool> {
+    let mut needed_values = vec![false; tape.values.len()];
+    for (_, value) in kept {
+        needed_values[value.index()] = true;
+    }
+    let mut needed = vec![false; tape.instructions.len()];
+    for (index, instruction) in tape.instructions.iter().enumerate().rev() {
+        needed[index] = instruction.outputs.iter().any(|output| {
+            needed_values[output.index()]
+                || matches!(tape.values[output.index()].storage, Storage::Fixed(..))
+        });
+        if needed[index] {
+            for input in &instruction.inputs {
+                needed_values[input.index()] = true;
+            }
+        }
+    }
+    needed
+}

@@ -1,0 +1,455 @@
+//! The tape: ops in the order they were recorded, on symbolic values that have a type but no data.
+//!
+//! A model records its forward ops; [`Tape::backward`] walks them in reverse and appends the backward ops to the same
+//! list. Only the tape accumulates gradients. What no trained parameter asks for is never recorded: a frozen module
+//! contributes no weight gradients, and nothing its backward would have read stays alive.
+
+mod arguments;
+mod backward;
+mod basic;
+mod op;
+mod parameters;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+pub use arguments::{Array, ArrayData, CpuArgs, Input, Inputs, Output, Outputs, ReferenceArgs};
+pub use basic::{Add, Copy, Fill, View};
+pub use op::{Backward, Cost, Machine, Op, Target};
+pub use parameters::{Init, ParameterEntry, ParameterLayout, ParameterSpec};
+
+use keel_base::error::{Error, Result};
+use crate::tensor::{DType, Shape, TensorType};
+
+/// A symbolic value of one tape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Value(pub(crate) u32);
+
+impl Value {
+    /// The value's index on its tape.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// One of the arenas whose contents outlive a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Arena {
+    /// Trained and frozen weights in f32, laid out by [`ParameterLayout`].
+    Parameters,
+    /// The same weights rounded to bf16, laid out alike: what the products of a bf16 program read. The update writes
+    /// both; [`crate::executor::Executor::write_parameters`] too.
+    ParametersBf16,
+    /// Gradients of what this program trains.
+    Gradients,
+    /// First moments of the optimiser, laid out like the gradients.
+    FirstMoments,
+    /// Second moments of the optimiser, laid out like the gradients.
+    SecondMoments,
+    /// What a program keeps from run to run, such as keys and values of tokens it has seen.
+    Cache,
+}
+
+impl Arena {
+    /// The type of the arena's elements.
+    pub const fn element(self) -> DType {
+        match self {
+            Arena::ParametersBf16 => DType::Bf16,
+            _ => DType::F32,
+        }
+    }
+}
+
+/// Where a value's bytes lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// In the step's arena, where the planner puts it.
+    Planned,
+    /// In a fixed arena, from this element on.
+    Fixed(Arena, usize),
+    /// In the place of another value: the same bytes under another shape.
+    SameAs(Value),
+}
+
+/// What the tape knows of a value.
+#[derive(Clone, Debug)]
+pub struct ValueInfo {
+    /// Its type.
+    pub ty: TensorType,
+    /// Its name, when the model or the tape gave it one.
+    pub name: Option<String>,
+    /// Where its bytes lie.
+    pub storage: Storage,
+    /// Whether a gradient flows through it.
+    pub requires_gradient: bool,
+    /// Whether the host writes it before each run.
+    pub is_input: bool,
+}
+
+/// One recorded op.
+#[derive(Clone, Debug)]
+pub struct Instruction {
+    /// The op.
+    pub op: Arc<dyn Op>,
+    /// Its inputs.
+    pub inputs: Vec<Value>,
+    /// Its outputs.
+    pub outputs: Vec<Value>,
+    /// The part of the model that recorded it, for example `vision.blocks.3`.
+    pub scope: Arc<str>,
+    /// Whether it belongs to the backward or update part.
+    pub is_backward: bool,
+}
+
+/// The scope of the ops that update parameters, which come last.
+pub const UPDATE: &str = "update";
+
+/// Decides from a parameter's name whether this tape trains it.
+pub type Trains = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+
+/// The recorder. See the module's documentation.
+pub struct Tape {
+    pub(crate) values: Vec<ValueInfo>,
+    pub(crate) instructions: Vec<Instruction>,
+    pub(crate) parameters: Vec<(ParameterSpec, Value)>,
+    /// Values the host reads after a run, by name.
+    pub(crate) outputs: Vec<(String, Value)>,
+    layout: Option<Arc<ParameterLayout>>,
+    precision: DType,
+    trains: Trains,
+    scope: Arc<str>,
+    in_backward: bool,
+    pub(crate) adds_gradients: bool,
+    /// Gradients gathered so far of values whose op is still to be differentiated, and of what has no op.
+    pending: HashMap<Value, Value>,
+    pub(crate) gradient_elements: usize,
+    pub(crate) gradient_entries: Vec<GradientEntry>,
+    pub(crate) has_moments: bool,
+    pub(crate) cache_elements: usize,
+}
+
+/// The place of one parameter's gradient and moments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GradientEntry {
+    /// The parameter's name.
+    pub parameter: String,
+    /// First element in the gradient and moment arenas.
+    pub offset: usize,
+    /// Elements reserved, padding included.
+    pub reserved: usize,
+}
+
+impl std::fmt::Debug for Tape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tape")
+            .field("values", &self.values.len())
+            .field("instructions", &self.instructions.len())
+            .finish()
+    }
+}
+
+impl Tape {
+    /// A tape that only gathers declarations: parameters get no place yet and nothing is trained.
+    pub fn declaring() -> Tape {
+        Tape::with(None, Arc::new(|_| false))
+    }
+
+    /// A tape over laid-out parameters that trains those whose name `trains` accepts.
+    pub fn new(
+        layout: Arc<ParameterLayout>,
+        trains: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Tape {
+        Tape::with(Some(layout), Arc::new(trains))
+    }
+
+    fn with(layout: Option<Arc<ParameterLayout>>, trains: Trains) -> Tape {
+        Tape {
+            values: Vec::new(),
+            instructions: Vec::new(),
+            parameters: Vec::new(),
+            outputs: Vec::new(),
+            layout,
+            precision: DType::F32,
+            trains,
+            scope: "".into(),
+            in_backward: false,
+            adds_gradients: false,
+            pending: HashMap::new(),
+            gradient_elements: 0,
+            gradient_entries: Vec::new(),
+            has_moments: false,
+            cache_elements: 0,
+        }
+    }
+
+    /// The tape with matrices among the parameters in `precision`, f32 by default. Values take over the type of the
+    /// parameters they are made with, so that bf16 parameters make a bf16 program. Vectors, statistics, losses and the
+    /// gradients of parameters are f32 in either.
+    ///
+    /// # Panics
+    /// When `precision` is no float type.
+    pub fn in_precision(mut self, precision: DType) -> Tape {
+        assert!(precision.is_float(), "parameters are floats");
+        self.precision = precision;
+        self
+    }
+
+    /// The tape with the gradients of parameters added to what the gradient arena holds: runs up to the update
+    /// ([`crate::executor::Session::run_gradients`]) gather one gradient of several batches. The update clears the arena.
+    pub fn adding_gradients(mut self) -> Tape {
+        self.adds_gradients = true;
+        self
+    }
+
+    /// See [`Tape::adding_gradients`].
+    pub fn adds_gradients(&self) -> bool {
+        self.adds_gradients
+    }
+
+    /// The type of matrices among the parameters.
+    pub fn precision(&self) -> DType {
+        self.precision
+    }
+
+    pub(super) fn push(&mut self, info: ValueInfo) -> Value {
+        self.values.push(info);
+        Value((self.values.len() - 1) as u32)
+    }
+
+    /// A value that the host writes before each run.
+    pub fn input(&mut self, name: impl Into<String>, ty: TensorType) -> Value {
+        self.push(ValueInfo {
+            ty,
+            name: Some(name.into()),
+            storage: Storage::Planned,
+            requires_gradient: false,
+            is_input: true,
+        })
+    }
+
+    /// An input whose gradient is asked for: it can be read as `gradient.<name>` after [`Tape::backward`].
+    pub fn input_with_gradient(&mut self, name: impl Into<String>, ty: TensorType) -> Value {
+        let value = self.input(name, ty);
+        self.values[value.index()].requires_gradient = true;
+        value
+    }
+
+    /// Declares or finds the parameter `spec.name`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when the layout holds no such parameter or another shape.
+    pub fn parameter(&mut self, spec: ParameterSpec) -> Result<Value> {
+        if let Some((known, value)) = self.parameters.iter().find(|(p, _)| p.name == spec.name) {
+            if known.shape != spec.shape {
+                return Err(Error::setting(
+                    format!("parameter {}", spec.name),
+                    format!("the shape {} of its first use", known.shape),
+                    spec.shape,
+                ));
+            }
+            return Ok(*value);
+        }
+        let is_bf16 = self.precision == DType::Bf16 && spec.shape.rank() >= 2;
+        let (arena, dtype) = match is_bf16 {
+            true => (Arena::ParametersBf16, DType::Bf16),
+            false => (Arena::Parameters, DType::F32),
+        };
+        let storage = match &self.layout {
+            Some(layout) => Storage::Fixed(arena, layout.expect(&spec)?.offset),
+            None => Storage::Planned,
+        };
+        let value = self.push(ValueInfo {
+            ty: TensorType::new(dtype, spec.shape),
+            name: Some(spec.name.clone()),
+            storage,
+            requires_gradient: (self.trains)(&spec.name),
+            is_input: false,
+        });
+        self.parameters.push((spec, value));
+        Ok(value)
+    }
+
+    /// Records an op and returns its outputs.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the op refuses its inputs.
+    pub fn record(&mut self, op: impl Op + 'static, inputs: &[Value]) -> Result<Vec<Value>> {
+        self.record_arc(Arc::new(op), inputs)
+    }
+
+    /// Records an op with a single output of interest, the first.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the op refuses its inputs.
+    pub fn record_one(&mut self, op: impl Op + 'static, inputs: &[Value]) -> Result<Value> {
+        Ok(self.record(op, inputs)?[0])
+    }
+
+    pub(crate) fn record_arc(&mut self, op: Arc<dyn Op>, inputs: &[Value]) -> Result<Vec<Value>> {
+        let types: Vec<TensorType> = inputs.iter().map(|v| self.values[v.index()].ty).collect();
+        let output_types = op.infer(&types)?;
+        let requires_gradient = !self.in_backward
+            && inputs
+                .iter()
+                .any(|v| self.values[v.index()].requires_gradient);
+        let outputs: Vec<Value> = output_types
+            .into_iter()
+            .map(|ty| {
+                self.push(ValueInfo {
+                    ty,
+                    name: None,
+                    storage: if op.is_view() {
+                        Storage::SameAs(inputs[0])
+                    } else {
+                        Storage::Planned
+                    },
+                    requires_gradient: requires_gradient && ty.dtype.is_float(),
+                    is_input: false,
+                })
+            })
+            .collect();
+        self.instructions.push(Instruction {
+            op,
+            inputs: inputs.to_vec(),
+            outputs: outputs.clone(),
+            scope: self.scope.clone(),
+            is_backward: self.in_backward,
+        });
+        Ok(outputs)
+    }
+
+    /// A stretch of a fixed arena as a value, for ops that work on whole arenas.
+    pub fn arena_range(&mut self, arena: Arena, offset: usize, elements: usize) -> Value {
+        self.has_moments |= matches!(arena, Arena::FirstMoments | Arena::SecondMoments);
+        self.push(ValueInfo {
+            ty: TensorType::new(arena.element(), [elements]),
+            name: None,
+            storage: Storage::Fixed(arena, offset),
+            requires_gradient: false,
+            is_input: false,
+        })
+    }
+
+    /// A value f32 that keeps its contents from run to run, zero before the first; an op recorded by
+    /// [`Tape::record_update`] changes it. Such values lie in [`Arena::Cache`] one after the other, without gaps.
+    pub fn cached(&mut self, shape: impl Into<Shape>) -> Value {
+        let shape = shape.into();
+        let offset = self.cache_elements;
+        self.cache_elements += shape.numel();
+        self.push(ValueInfo {
+            ty: TensorType::new(Arena::Cache.element(), shape),
+            name: None,
+            storage: Storage::Fixed(Arena::Cache, offset),
+            requires_gradient: false,
+            is_input: false,
+        })
+    }
+
+    /// Records an op that updates stretches of fixed arenas: each output that [`Op::in_place`] pairs with an input
+    /// takes that input's place. Returns the outputs.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the op refuses its inputs.
+    pub fn record_update(&mut self, op: impl Op + 'static, inputs: &[Value]) -> Result<Vec<Value>> {
+        let pairs = op.in_place();
+        let outputs = self.record(op, inputs)?;
+        for &(output, input) in pairs {
+            self.values[outputs[output].index()].storage =
+                self.values[inputs[input].index()].storage;
+        }
+        Ok(outputs)
+    }
+
+    /// Gives `value`, which an op has just made, a place in a fixed arena.
+    pub fn bind(&mut self, value: Value, arena: Arena, offset: usize) {
+        self.values[value.index()].storage = Storage::Fixed(arena, offset);
+    }
+
+    /// The places of the trained parameters' gradients, in arena order; filled by [`Tape::backward`].
+    pub fn gradient_entries(&self) -> &[GradientEntry] {
+        &self.gradient_entries
+    }
+
+    /// The same bytes under another shape.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the number of elements differs.
+    pub fn reshape(&mut self, value: Value, shape: impl Into<Shape>) -> Result<Value> {
+        let shape = shape.into();
+        if self.shape(value) == shape {
+            return Ok(value);
+        }
+        self.record_one(View { shape }, &[value])
+    }
+
+    /// A value's type.
+    pub fn ty(&self, value: Value) -> TensorType {
+        self.values[value.index()].ty
+    }
+
+    /// A value's shape.
+    pub fn shape(&self, value: Value) -> Shape {
+        self.values[value.index()].ty.shape
+    }
+
+    /// Whether a gradient flows through `value`.
+    pub fn requires_gradient(&self, value: Value) -> bool {
+        self.values[value.index()].requires_gradient
+    }
+
+    /// Gives an intermediate value a name under which a program can be asked to keep it.
+    pub fn name(&mut self, value: Value, name: impl Into<String>) {
+        self.values[value.index()].name = Some(name.into());
+    }
+
+    /// Makes `value` readable by the host after each run, as `name`.
+    pub fn output(&mut self, value: Value, name: impl Into<String>) {
+        let name = name.into();
+        self.values[value.index()]
+            .name
+            .get_or_insert_with(|| name.clone());
+        self.outputs.push((name, value));
+    }
+
+    /// Runs `record` with ops attributed to `scope`.
+    ///
+    /// # Errors
+    /// Whatever `record` reports.
+    pub fn scoped<T>(
+        &mut self,
+        scope: &str,
+        record: impl FnOnce(&mut Tape) -> Result<T>,
+    ) -> Result<T> {
+        let outer = std::mem::replace(&mut self.scope, scope.into());
+        let result = record(self);
+        self.scope = outer;
+        result
+    }
+
+    /// The parameters declared so far, in order of first use.
+    pub fn specs(&self) -> Vec<ParameterSpec> {
+        self.parameters
+            .iter()
+            .map(|(spec, _)| spec.clone())
+            .collect()
+    }
+
+    /// The recorded ops.
+    pub fn instructions(&self) -> &[Instruction] {
+        &self.instructions
+    }
+
+    /// Everything the tape knows of its values.
+    pub fn values(&self) -> &[ValueInfo] {
+        &self.values
+    }
+
+    /// The value whose bytes `value` uses: itself unless it is a view.
+    pub fn root(&self, value: Value) -> Value {
+        let mut root = value;
+        while let Storage::SameAs(other) = self.values[root.index()].storage {
+            root = other;
+        }
+        root
+    }
+}

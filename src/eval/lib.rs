@@ -1,0 +1,187 @@
+//! Measures what a model can do: retrieval, zero-shot classes, captions, questions, and how close visual tokens are to
+//! text tokens. All sets are fixed, so numbers of different stages and runs compare.
+#![deny(unsafe_code)]
+
+mod answer_match;
+mod answers;
+mod benchmark;
+mod benchmark_rules;
+mod comparable;
+mod distances;
+mod drift;
+mod evaluator;
+mod exhibits;
+pub mod feed;
+mod generation;
+mod linear_map;
+mod linear_probe;
+mod matcher;
+mod measure;
+mod neighbours;
+mod place;
+mod principal;
+mod probe;
+mod retrieval;
+mod spaces;
+mod statistics;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use answer_match::{answers_match, normalise_answer};
+pub use answers::{Answerer, exact_answers};
+pub use benchmark::{AnswerKind, AnsweredItem, BenchmarkScore, Score, Wording, is_right};
+pub use benchmark_rules::{chosen_option, short_answers_match, yes_or_no};
+pub use comparable::{COMPARED, Compared, comparable};
+pub use distances::{
+    Sinkhorn, exact_wasserstein, mean_distance, nearest_neighbour_distance, sinkhorn_divergence,
+    sliced_wasserstein, sliced_wasserstein_along,
+};
+pub use drift::{Drift, parameter_drift};
+pub use evaluator::{EvaluationSettings, Evaluator};
+pub use exhibits::{
+    AttentionExhibit, Confusion, Exhibits, Found, RetrievalExhibit, TokenClouds, floats_of,
+    floats_text, rgb_of,
+};
+pub use generation::{Generator, Sampling, Shown, draw_token};
+pub use linear_map::LinearMap;
+pub use linear_probe::LinearProbe;
+pub use measure::{
+    CaptionMeasure, CkaMeasure, DistanceMeasure, LayerFeatures, MeasureSettings, Measurements,
+    Measurer, Metric, ProbeMeasure, QuestionMeasure, RetrievalMeasure, RobustnessMeasure, SetName,
+    SpaceMeasure, StageDrift, ZeroShotMeasure, metrics_of,
+};
+pub use neighbours::{Neighbours, accuracy};
+pub use place::Place;
+pub use principal::Principal;
+pub use probe::{Labelled, ProbeForm, ProbeSettings, TrainedProbe};
+pub use retrieval::{
+    Ranking, Recall, class_features, classify, classify_among, normalise_rows, rank_positives,
+    recall,
+};
+pub use spaces::{alignment, linear_cka, modality_gap, uniformity};
+pub use statistics::{Interval, PairedTest, interval, paired_test, student_quantile};
+
+/// What one stage's model can do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// The stage after which it was measured.
+    pub stage: String,
+    /// Pictures by drawing style and split.
+    pub sets: Vec<SetEvaluation>,
+    /// Share of questions answered exactly, by drawing style and kind.
+    pub questions: Vec<QuestionEvaluation>,
+    /// Mean distance from a visual token to the nearest text token, in the language model's space, all of unit length.
+    pub nearest_neighbour: Option<f64>,
+    /// Sliced Wasserstein-2 distance between visual and text tokens of unit length.
+    pub sliced_wasserstein: Option<f64>,
+    /// Mean distance from a patch of the tower to the nearest text token, each cloud on its own two principal components
+    /// (SAIL-VL2 report, Table 7).
+    #[serde(default)]
+    pub plane_nearest: Option<f64>,
+}
+
+/// Pictures of one drawing style and split.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SetEvaluation {
+    /// Drawing style.
+    pub vendor: String,
+    /// Whether the concepts were trained on.
+    pub split: String,
+    /// Pictures.
+    pub count: usize,
+    /// Retrieval of captions by pictures and of pictures by captions.
+    pub recall: Option<Recall>,
+    /// Share of pictures whose subcategory is the likeliest of all.
+    pub zero_shot: Option<f64>,
+    /// Number of subcategories.
+    pub classes: usize,
+    /// Next-token loss of the captions given the pictures, nats a token.
+    pub caption_loss: Option<f64>,
+}
+
+/// Questions about scenes of one drawing style.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct QuestionEvaluation {
+    /// Drawing style.
+    pub vendor: String,
+    /// Questions.
+    pub count: usize,
+    /// Share answered exactly.
+    pub accuracy: f64,
+    /// What the best guesser that sees no picture reaches.
+    pub text_only: f64,
+    /// Loss of the answers given pictures and questions, nats a token.
+    #[serde(default)]
+    pub answer_loss: Option<f64>,
+    /// Share answered exactly by kind, with that of the guesser.
+    pub by_kind: BTreeMap<String, (f64, f64)>,
+}
+
+impl Evaluation {
+    /// All numbers by name, for event files.
+    pub fn scalars(&self) -> Vec<(String, f64)> {
+        let mut scalars = Vec::new();
+        let mut add = |name: String, value: Option<f64>| {
+            scalars.extend(value.map(|value| (format!("evaluation/{name}"), value)));
+        };
+        for set in &self.sets {
+            let of = format!("{}.{}", set.vendor, set.split);
+            let recall = set.recall.as_ref();
+            add(format!("recall_1.{of}"), recall.map(|r| r.image_to_text[0]));
+            add(format!("zero_shot.{of}"), set.zero_shot);
+            add(format!("caption_loss.{of}"), set.caption_loss);
+        }
+        for question in &self.questions {
+            add(
+                format!("questions.{}", question.vendor),
+                Some(question.accuracy),
+            );
+        }
+        add("nearest_neighbour".into(), self.nearest_neighbour);
+        add("sliced_wasserstein".into(), self.sliced_wasserstein);
+        add("plane_nearest".into(), self.plane_nearest);
+        scalars
+    }
+
+    /// One readable line.
+    pub fn line(&self, stage: &str) -> String {
+        let mut parts = Vec::new();
+        for set in &self.sets {
+            let mut words = Vec::new();
+            if let Some(recall) = &set.recall {
+                words.push(format!("R@1 {:.1} %", 100.0 * recall.image_to_text[0]));
+            }
+            if let Some(share) = set.zero_shot {
+                words.push(format!("zero-shot {:.1} %", 100.0 * share));
+            }
+            if let Some(loss) = set.caption_loss {
+                words.push(format!("caption loss {loss:.3}"));
+            }
+            if !words.is_empty() {
+                parts.push(format!(
+                    "{} {}: {}",
+                    set.vendor,
+                    set.split,
+                    words.join(", ")
+                ));
+            }
+        }
+        for asked in &self.questions {
+            parts.push(format!(
+                "{} questions {:.1} % (text only {:.1} %)",
+                asked.vendor,
+                100.0 * asked.accuracy,
+                100.0 * asked.text_only
+            ));
+        }
+        if let (Some(near), Some(sliced)) = (self.nearest_neighbour, self.sliced_wasserstein) {
+            let plane = self.plane_nearest.unwrap_or(f64::NAN);
+            parts.push(format!(
+                "distance to text: nearest {near:.3}, sliced {sliced:.3}, nearest in the plane {plane:.3}"
+            ));
+        }
+        format!("evaluation after {stage}: {}", parts.join("; "))
+    }
+}

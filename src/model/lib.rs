@@ -1,0 +1,37 @@
+//! The models: a vision tower, a text tower, a connector and a language model, written as functions that record ops.
+//!
+//! No model owns weights or gradients: it names parameters, the tape finds their places. The same code records training
+//! steps, evaluation programs and the declaration that parameters are counted from.
+#![deny(unsafe_code)]
+
+mod block;
+mod config;
+mod connector;
+mod conversation;
+mod language;
+mod presets;
+mod scope;
+mod text;
+mod vision;
+mod vision_head;
+mod whole;
+
+pub use block::{BlockConfig, MlpKind, NormKind};
+pub use config::{
+    Alignment, ConnectorConfig, LanguageConfig, ModelConfig, TextConfig, VisionConfig,
+};
+pub use connector::connector;
+pub use keel_data::tiles::place;
+pub use language::{
+    LanguageHead, cached_rows, embed_tokens, language_head, language_step, language_trunk,
+};
+pub use presets::{LANGUAGE_PRESETS, VISION_PRESETS, language_preset, vision_preset};
+pub use scope::Scope;
+pub use text::text_tower;
+pub use vision::vision_tower;
+pub use vision_head::{CLASS_TOKEN, VisionHead, vision_head};
+pub use whole::{
+    ContrastivePair, NextToken, Objectives, StepShape, declare, initialise, initialise_one,
+    record_contrastive_features, record_next_token, record_objectives, record_prompt,
+    record_vision_language,
+};

@@ -1,0 +1,18 @@
+//! What people read: a run's tables and pages, a sheet of pictures, what is known of the kernels.
+#![deny(unsafe_code)]
+
+mod ablation;
+mod benchmark;
+mod measurements;
+mod page;
+mod profile;
+mod sheet;
+pub mod table;
+
+pub use ablation::ablation_table;
+pub use benchmark::benchmark_table;
+pub use measurements::measurement_tables;
+pub use page::{RunRecord, comparison_page, run_page};
+pub use profile::{profile_drawing, profile_table, profile_trace};
+pub use sheet::contact_sheet;
+pub use table::stage_table;
