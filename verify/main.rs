@@ -20,6 +20,7 @@ mod data_picture;
 mod data_picture_bad;
 mod data_webdataset;
 mod devices;
+mod documents;
 mod generation;
 mod guard;
 mod harness;

@@ -1,5 +1,6 @@
 //! The repository keeps its own rules: every op has its cases and its kernels, every kernel its header, files stay readable,
-//! the README's commands exist. That every kernel is launched is for verify/simt/coverage.rs.
+//! recipes say where they come from. What documentation claims is for verify/documents.rs; that every kernel is launched,
+//! for verify/simt/coverage.rs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -96,7 +97,7 @@ fn no_source_file_hides_a_concept_behind_its_length() {
     for folder in ["src", "verify", "tools", "build", "bench"] {
         for path in files(&root().join(folder), ".rs") {
             let lines = fs::read_to_string(&path).unwrap().lines().count();
-            if lines > 600 {
+            if lines > 800 {
                 long.push(format!("{} ({lines} lines)", path.display()));
             }
         }
@@ -130,78 +131,4 @@ fn every_recipe_opens_with_source_expected_time_and_name() {
             assert!(text.contains(mark), "{} lacks {mark:?}", path.display());
         }
     }
-}
-
-#[test]
-fn the_readmes_commands_exist() {
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    let help = |arguments: &[&str]| {
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_keel"))
-            .args(arguments)
-            .arg("--help")
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "keel {} --help",
-            arguments.join(" ")
-        );
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let mut seen = 0;
-    for line in readme.lines() {
-        let line = line.trim();
-        let Some(rest) = line
-            .strip_prefix("cargo run --release -- ")
-            .or_else(|| line.strip_prefix("keel "))
-        else {
-            continue;
-        };
-        let words: Vec<&str> = rest
-            .split('#')
-            .next()
-            .unwrap_or(rest)
-            .split_whitespace()
-            .collect();
-        let Some((command, options)) = words.split_first() else {
-            continue;
-        };
-        let help = help(&[command]);
-        for option in options.iter().filter(|word| word.starts_with("--")) {
-            let option = option.split('=').next().unwrap_or(option);
-            assert!(
-                help.contains(option),
-                "keel {command} has no {option}: {line}"
-            );
-        }
-        seen += 1;
-    }
-    assert!(
-        seen >= 4,
-        "the README shows how to train, plan, evaluate and ask"
-    );
-}
-
-#[test]
-fn every_test_that_the_reliability_page_names_exists() {
-    let page = fs::read_to_string(root().join("docs/reliability.md")).unwrap();
-    let mut rows = 0;
-    let mut missing = Vec::new();
-    for line in page.lines() {
-        let names = line.split('`').skip(1).step_by(2);
-        let names: Vec<&str> = names.filter(|name| name.contains("::")).collect();
-        let is_row = line.starts_with("| ") && !line.starts_with("| fault |");
-        assert!(!is_row || !names.is_empty(), "no test is named in {line}");
-        rows += usize::from(is_row);
-        for name in names {
-            let (module, test) = name.rsplit_once("::").unwrap();
-            let file = root().join(format!("verify/{}.rs", module.replace("::", "/")));
-            let text = fs::read_to_string(&file).unwrap_or_default();
-            if !text.contains(&format!("#[test]\nfn {test}() {{")) {
-                missing.push(name.to_owned());
-            }
-        }
-    }
-    assert!(rows >= 20, "{rows} rows");
-    assert!(missing.is_empty(), "no such tests: {}", missing.join(", "));
 }

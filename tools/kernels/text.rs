@@ -174,7 +174,7 @@ pub fn kernel_text(catalogue: &Catalogue, works: &[Work], size: Size) -> String 
     text
 }
 
-/// The page `docs/kernels.md`: every kernel with its header's facts and what is known without a GPU.
+/// The page `docs/reference/kernels.md`: every kernel with its header's facts and what is known without a GPU.
 pub fn kernel_markdown(catalogue: &Catalogue, works: &[Work]) -> String {
     let mut text = String::from(
         "# The kernels\n\nWritten by `keel kernels --markdown`, from the headers in `cuda/` and from the images that nvcc \

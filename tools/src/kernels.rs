@@ -1,5 +1,5 @@
 //! `cargo tool kernels`: holds the kernels' images to `cuda/budget.toml`, or writes that file and the page
-//! `docs/kernels.md` anew.
+//! `docs/reference/kernels.md` anew.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -25,7 +25,7 @@ pub fn run(arguments: &[String]) -> Result<(), String> {
     if !output.status.success() {
         return Err("the kernels break their budget".to_owned());
     }
-    let page: PathBuf = root.join("docs/kernels.md");
+    let page: PathBuf = root.join("docs/reference/kernels.md");
     let output = keel(&root, &["--markdown"])?;
     if !output.status.success() {
         return Err("keel kernels --markdown failed".to_owned());
@@ -36,7 +36,10 @@ pub fn run(arguments: &[String]) -> Result<(), String> {
     }
     match std::fs::read(&page) {
         Ok(found) if found == output.stdout => Ok(()),
-        _ => Err("docs/kernels.md is out of date; cargo tool kernels --write writes it".to_owned()),
+        _ => Err(
+            "docs/reference/kernels.md is out of date; cargo tool kernels --write writes it"
+                .to_owned(),
+        ),
     }
 }
 

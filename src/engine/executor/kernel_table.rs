@@ -1,7 +1,7 @@
 //! The kernels of `cuda/` as the build script found them: their names, their files, and the images nvcc made of them. It knows
 //! nothing of how a kernel is launched; what its parameters are, the emulator knows ([`super::simt::Emulator::kernel`]).
 
-/// A kernel and the stem of the file it stands in (`layer_norm` for `cuda/layer_norm.cu`).
+/// A kernel and the stem of the file it stands in (`norm` for `cuda/norm.cu`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelEntry {
     /// The entry point's name, the same on the GPU and in the emulator.

@@ -82,7 +82,7 @@ impl From<Target> for Machine {
 
 /// One operation: shape rule, meaning, kernels, derivative and cost.
 pub trait Op: Any + fmt::Debug + Send + Sync {
-    /// The stem of the op's files and kernels, for example `layer_norm`.
+    /// The op's name in plans, profiles and errors, for example `layer_norm`.
     fn name(&self) -> &'static str;
 
     /// The types of the outputs.
