@@ -8,8 +8,8 @@ use keel::data::pairs::{PairLimits, Pairs};
 use keel::eval::Measurements;
 use keel::executor::{Choice, Device};
 use keel::train::{
-    Ablation, AblationOptions, AblationPlan, AblationResults, BUILT_IN_PLANS, Spend, UnitResult,
-    units,
+    Ablation, AblationOptions, AblationPlan, AblationResults, BUILT_IN_PLANS, Silent, Spend,
+    UnitResult, units,
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -341,6 +341,7 @@ fn arms_begin_from_a_published_tower_and_train_on_the_users_pairs() {
             compute: Choice::new(Device::Cpu, 1, None).unwrap(),
             out: path.join("out"),
             quick: true,
+            observer: Arc::new(Silent),
         };
         let ablation =
             Ablation::new(plan.unwrap(), options, Some(Arc::new(pairs.unwrap()))).unwrap();

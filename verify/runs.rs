@@ -2,6 +2,7 @@
 //! back, and a loss that breaks down costs neither parameters nor checkpoints.
 
 mod kernels;
+mod observers;
 
 use std::collections::BTreeMap;
 use std::fs;

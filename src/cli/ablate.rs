@@ -1,10 +1,12 @@
 //! `keel ablate`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
 
+use super::terminal::Terminal;
 use super::{ComputeArgs, DataArgs, WeightsArgs, announce, open_pairs, print_line};
 use keel_base::error::{Error, Result};
 use keel_report::ablation_table;
@@ -53,6 +55,7 @@ pub(super) fn run(args: &AblateArgs) -> Result<()> {
         compute,
         out: out.clone(),
         quick: args.quick,
+        observer: Arc::new(Terminal::default()),
     };
     let pairs = open_pairs(&plan.data)?;
     let ablation = Ablation::new(plan, options, pairs)?;
@@ -61,21 +64,19 @@ pub(super) fn run(args: &AblateArgs) -> Result<()> {
     }
     print_line(format!("results: {}", out.display()))?;
     let keep = |results: &AblationResults| write_results(&out, results, &ablation_table(results));
-    let results = ablation
-        .run(|line| print_line(line), keep)
-        .map_err(|problem| match problem {
-            // What is there stays; the reader should know how to go on.
-            Error::Stopped {
-                what,
-                problem,
-                remedy,
-            } => Error::stopped(
-                what,
-                problem,
-                format!("{remedy}; the results so far are in {}", out.display()),
-            ),
-            other => other,
-        })?;
+    let results = ablation.run(keep).map_err(|problem| match problem {
+        // What is there stays; the reader should know how to go on.
+        Error::Stopped {
+            what,
+            problem,
+            remedy,
+        } => Error::stopped(
+            what,
+            problem,
+            format!("{remedy}; the results so far are in {}", out.display()),
+        ),
+        other => other,
+    })?;
     let table = ablation_table(&results);
     write_results(&out, &results, &table)?;
     let seconds = start.elapsed().as_secs();

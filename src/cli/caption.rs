@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ComputeArgs, print_line};
+use super::{ComputeArgs, print_line, print_warnings};
 use keel_data::records::MOST_PICTURES;
 use keel_base::error::Result;
 use keel_eval::Sampling;
-use keel_train::LoadedRun;
+use keel_train::EvalRun;
 
 /// Options of `keel caption`.
 #[derive(Debug, Args)]
@@ -36,7 +36,7 @@ pub(super) struct CaptionArgs {
 }
 
 pub(super) fn run(args: &CaptionArgs) -> Result<()> {
-    let run = LoadedRun::open(&args.run, &args.compute.choose()?)?;
+    let run = EvalRun::open(&args.run, &args.compute.choose()?)?;
     let sampling = match args.temperature {
         None => Sampling::Greedy,
         Some(temperature) => Sampling::Random {
@@ -45,7 +45,9 @@ pub(super) fn run(args: &CaptionArgs) -> Result<()> {
             seed: args.seed,
         },
     };
-    print_line(run.ask(&args.images, &args.question, sampling)?)
+    let answer = run.ask(&args.images, &args.question, sampling)?;
+    print_warnings(&run.take_warnings());
+    print_line(answer)
 }
 
 fn temperature(text: &str) -> Result<f64, String> {

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ComputeArgs, announce, at_least_one, parse_named, print_line};
+use super::{ComputeArgs, announce, at_least_one, parse_named, print_line, print_warnings};
 use keel_base::error::{Error, Result};
 use keel_eval::{Measurements, Metric, Wording, metrics_of};
 use keel_engine::executor::Choice;
 use keel_report::{benchmark_table, measurement_tables, stage_table};
-use keel_train::{LoadedRun, LoadedTower, write_measurements};
+use keel_train::{EvalRun, EvalTower, write_measurements};
 
 /// Options of `keel eval`.
 #[derive(Debug, Args)]
@@ -65,8 +65,10 @@ fn run_tower(args: &EvalArgs, metrics: Option<Vec<Metric>>, compute: &Choice) ->
         .as_deref()
         .is_none_or(|list| list.trim() == "all");
     let metrics = metrics.unwrap_or(Metric::ALL.to_vec());
-    let tower = LoadedTower::open(&args.run, args.image_size, compute)?;
-    let measured = tower.measure(&metrics, args.pictures as usize, is_all)?;
+    let tower = EvalTower::open(&args.run, args.image_size, compute)?;
+    let measured = tower.measure(&metrics, args.pictures as usize, is_all);
+    print_warnings(&tower.take_warnings());
+    let measured = measured?;
     if args.json {
         let text = serde_json::to_string_pretty(&measured.measurements);
         return print_line(text.expect("measurements are plain data"));
@@ -79,7 +81,7 @@ fn run_tower(args: &EvalArgs, metrics: Option<Vec<Metric>>, compute: &Choice) ->
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let metrics = args.metrics.as_deref().map(metrics_of).transpose()?;
     let compute = args.compute.choose()?;
-    if LoadedTower::is_one(&args.run) {
+    if EvalTower::is_one(&args.run) {
         return run_tower(args, metrics, &compute);
     }
     if args.image_size.is_some() {
@@ -90,11 +92,23 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
         ));
     }
     let run = match &args.stage {
-        Some(stage) => LoadedRun::open_stage(&args.run, stage, &compute)?,
-        None => LoadedRun::open(&args.run, &compute)?,
+        Some(stage) => EvalRun::open_stage(&args.run, stage, &compute)?,
+        None => EvalRun::open(&args.run, &compute)?,
     };
+    let outcome = run_checkpoint(args, metrics, &compute, &run);
+    print_warnings(&run.take_warnings());
+    outcome
+}
+
+/// Measures a run's checkpoint.
+fn run_checkpoint(
+    args: &EvalArgs,
+    metrics: Option<Vec<Metric>>,
+    compute: &Choice,
+    run: &EvalRun,
+) -> Result<()> {
     let say_where = || -> Result<()> {
-        announce(&compute)?;
+        announce(compute)?;
         print_line(format!("checkpoint: {}\n", run.path().display()))
     };
     if let Some(bench) = &args.bench {

@@ -12,6 +12,7 @@ mod kernels;
 mod plan;
 mod profile;
 mod report;
+mod terminal;
 mod train;
 
 use std::fmt::Display;
@@ -258,6 +259,14 @@ fn parse_layout(text: &str) -> Result<Layout, String> {
 fn print_line(line: impl Display) -> Result<()> {
     writeln!(std::io::stdout(), "{line}")
         .map_err(|problem| Error::io("standard output", "write", problem))
+}
+
+/// Prints what a device had to say on standard error, apart from what was asked for.
+fn print_warnings(warnings: &[String]) {
+    for line in warnings {
+        // Nobody reads it: no reason to withhold the results too.
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
 }
 
 /// A whole number from 1 up.

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::{ComputeArgs, RecipeArgs, announce, at_least_one, parse_bytes, print_line};
+use super::{
+    ComputeArgs, RecipeArgs, announce, at_least_one, parse_bytes, print_line, print_warnings,
+};
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_report::{profile_drawing, profile_table, profile_trace};
 use keel_train::{Profile, Recipe, recipe_of, write_durably};
@@ -56,6 +58,7 @@ pub(super) fn run(args: &ProfileArgs) -> Result<()> {
     announce(&compute)?;
     let runs = args.steps as usize;
     let profile = Profile::measure(&recipe, index, &compute, runs, args.memory_budget)?;
+    print_warnings(&profile.warnings);
     let (table, drawing) = (profile_table(&profile), profile_drawing(&profile));
     print_line(&table)?;
     let write = |path: &Path, text: &str| -> Result<()> {

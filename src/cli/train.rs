@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 
+use super::terminal::Terminal;
 use super::{
     ComputeArgs, DataArgs, RecipeArgs, WeightsArgs, announce, at_least_one, open_pairs,
     parse_bytes, parse_room, print_line,
@@ -179,6 +180,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         keep: args.keep,
         keep_every: args.keep_every,
         keep_pictures: args.keep_pictures,
+        observer: Arc::new(Terminal::default()),
         disk: Arc::new(LocalDisk),
         signals: Signals::heed()?,
     };
@@ -190,12 +192,12 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
     let evaluations = outcome?;
     if !evaluations.is_empty() {
         let table = stage_table(&evaluations);
-        trainer.say(&format!("\n{table}"))?;
+        trainer.note(&format!("\n{table}"))?;
     }
     let report = report?;
     let seconds = start.elapsed().as_secs();
     let folder = trainer.folder().display().to_string();
-    trainer.say(&format!(
+    trainer.note(&format!(
         "{} min {} s; everything is in {folder}; look at {}\nask about an image: keel caption {folder} IMAGE",
         seconds / 60,
         seconds % 60,

@@ -26,14 +26,14 @@ pub struct Packed {
 
 /// How full the sequences of some batches were.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Filling {
+pub struct PackingStats {
     tokens: u64,
     used: u64,
     samples: u64,
     without_room: u64,
 }
 
-impl Filling {
+impl PackingStats {
     /// Takes in a batch's segments and the samples of it, some of them without room.
     pub fn add(&mut self, segments: &[i32], samples: usize, without_room: u32) {
         self.tokens += segments.len() as u64;
@@ -43,7 +43,7 @@ impl Filling {
     }
 }
 
-impl std::fmt::Display for Filling {
+impl std::fmt::Display for PackingStats {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let share = |part: u64, of: u64| 100.0 * part as f64 / of.max(1) as f64;
         write!(

@@ -7,8 +7,8 @@
 
 use std::time::Instant;
 
-use super::meter::StepNumbers;
 use super::recipe::Stage;
+use super::run::StepNumbers;
 use keel_data::batch::{Batch, SampleInfo};
 use keel_base::error::Result;
 use keel_engine::executor::Session;

@@ -2,33 +2,19 @@
 #![deny(unsafe_code)]
 
 mod ablation;
-mod benchmark;
-mod changes;
 mod checkpoint;
-mod disk;
-mod evaluation;
-mod events;
-mod export;
+mod evaluate;
 mod from_weights;
 mod gathered;
 mod guard;
-mod loaded_run;
-mod loaded_tower;
 mod locate;
-mod measuring;
 mod memory_limit;
-mod meter;
-mod profile;
+mod observer;
 mod recipe;
-mod record;
-mod run_folder;
-mod saver;
-mod saving;
-mod signals;
+mod run;
+mod stage;
 mod stage_data;
-mod stage_loop;
 mod step_program;
-mod stored;
 mod trainer;
 mod validate;
 mod words;
@@ -37,22 +23,28 @@ pub use ablation::{
     Ablation, AblationOptions, AblationPlan, AblationResults, Arm, ArmSummary, BUILT_IN_PLANS,
     MetricSummary, Quick, Spend, Unit, UnitResult, step_flops, units, write_results,
 };
-pub use checkpoint::{Checkpoint, Position, Snapshot, load, read_position, save};
-pub use disk::{Disk, LocalDisk, OpenFile, free_bytes, write_durably};
-pub use export::{ExportOptions, ExportPart, Exported, export};
+pub use checkpoint::{
+    Checkpoint, Disk, LocalDisk, OpenFile, Position, Snapshot, free_bytes, load, read_position,
+    save, write_durably,
+};
+pub use evaluate::{
+    EvalRun, EvalTower, ExportOptions, ExportPart, Exported, Measured, Profile, ProfiledOp, export,
+    write_measurements,
+};
 pub use from_weights::PublishedWeights;
 pub use guard::{Guard, MOST_RETURNS, MOST_STRIKES, Verdict};
-pub use loaded_run::LoadedRun;
-pub use loaded_tower::LoadedTower;
-pub use measuring::{Measured, write_measurements};
 pub use memory_limit::largest_micro_batch;
-pub use meter::{Due, Interval, Meter, StepNumbers, StepSize, curve};
-pub use profile::{Profile, ProfiledOp};
+pub use observer::{
+    Evaluated, Event, Observer, Observers, RunBegins, Silent, StageBegins, StepReport, StepsBegin,
+    UnitBegins,
+};
 pub use recipe::{
     BUILT_IN, ChatSettings, ContrastiveForm, MODULES, Recipe, Schedule, Stage, StageKind,
     TokenWeighting,
 };
-pub use run_folder::{RunFolder, newest_checkpoint, recipe_of, stage_checkpoints};
-pub use signals::{Signals, Stop};
+pub use run::{
+    InitialWeights, RunFolder, Signals, StepAverages, Stop, TrainOptions, newest_checkpoint,
+    recipe_of, stage_checkpoints,
+};
 pub use step_program::{compile_step, hyper, record_step, step_shape, whole_step_flops};
-pub use trainer::{Beginning, TrainOptions, Trainer};
+pub use trainer::Trainer;

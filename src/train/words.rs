@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 
 use super::checkpoint::Sink;
 use super::recipe::{ChatSettings, Recipe};
-use super::run_folder::TOKENIZER;
+use super::run::TOKENIZER;
 use keel_data::captions::{SHORT_TEMPLATES, plain_caption};
 use keel_data::chat::{ChatTokenizer, Conversation, Layout};
 use keel_data::library::Library;

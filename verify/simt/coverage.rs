@@ -10,7 +10,7 @@ use keel::executor::kernel_table::KERNELS;
 use keel::executor::resolved::resolve;
 use keel::executor::simt::Options;
 use keel::executor::{Executor, SimtExecutor};
-use keel_kernel_report::{self, Direction, Size};
+use keel_kernel_report::{self as kernels, Direction, Size};
 use keel::ops::{self, Activation, Contrastive, Heads, Mask, Positions, UpdateOptions};
 use keel::program::{CompileOptions, Program};
 use keel::tape::{Add, Copy, Fill, Init, ParameterLayout, ParameterSpec, Tape, Target, Value};

@@ -41,6 +41,12 @@ pub trait Executor {
         0.0
     }
 
+    /// What there was to say since this was last asked, about programs that were loaded too: things that cost time, not
+    /// results. Whoever runs programs shows it.
+    fn take_warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Readies a program to run. Its gradient and moment arenas start as zeros.
     ///
     /// # Errors

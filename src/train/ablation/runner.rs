@@ -4,10 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use super::super::disk::write_durably;
-use super::super::recipe::{Recipe, StageKind};
-use super::super::run_folder::held;
-use super::super::trainer::{Beginning, TrainOptions, Trainer, check_pairs};
 use super::plan::AblationPlan;
 use super::results::{AblationResults, UnitResult};
 use super::schedule::{Unit, units};
@@ -17,6 +13,11 @@ use keel_eval::{Metric, comparable};
 use keel_engine::executor::Choice;
 use keel_model::declare;
 use keel_engine::tape::ParameterLayout;
+use crate::checkpoint::write_durably;
+use crate::observer::{Event, Observer, UnitBegins};
+use crate::recipe::{Recipe, StageKind};
+use crate::run::{InitialWeights, TrainOptions, held};
+use crate::trainer::{Trainer, check_pairs};
 use keel_weights::Folder;
 
 /// What is measured of each unit beside the evaluation that follows every stage.
@@ -47,6 +48,8 @@ pub struct AblationOptions {
     pub out: PathBuf,
     /// Whether the plan's quick form is run.
     pub quick: bool,
+    /// Who hears what the ablation and its runs tell.
+    pub observer: Arc<dyn Observer>,
 }
 
 /// An ablation under way. See the module's documentation.
@@ -100,14 +103,13 @@ impl Ablation {
         Ok(AblationResults::new(&self.plan, self.options.quick, done))
     }
 
-    /// Runs every unit that has no result yet. `say` gets a line for each, and after each unit what is known so far.
+    /// Runs every unit that has no result yet; after each, `keep` gets what is known so far.
     ///
     /// # Errors
     /// [`Error::Setting`] when another process runs an ablation in the folder; whatever a unit's training reports. Results that
     /// are there stay.
     pub fn run(
         &self,
-        mut say: impl FnMut(&str) -> Result<()>,
         mut keep: impl FnMut(&AblationResults) -> Result<()>,
     ) -> Result<AblationResults> {
         for folder in ["results", "warm-starts", "units"] {
@@ -118,12 +120,18 @@ impl Ablation {
         let _lock = held(&self.options.out, "ablation folder")?;
         let count = self.units.len();
         for (index, unit) in self.units.iter().enumerate() {
-            let place = format!("{}/{count}: {}, seed {}", index + 1, unit.arm, unit.seed);
-            if self.result_of(unit)?.is_some() {
-                say(&format!("{place}: already there"))?;
+            let is_done = self.result_of(unit)?.is_some();
+            self.options
+                .observer
+                .observe(&Event::UnitBegins(UnitBegins {
+                    number: index + 1,
+                    count,
+                    unit,
+                    is_done,
+                }))?;
+            if is_done {
                 continue;
             }
-            say(&format!("\n{place}"))?;
             let result = self.run_unit(unit)?;
             let text = serde_json::to_string_pretty(&result).expect("a result is plain data");
             write_durably(&self.result_path(unit), text.as_bytes())?;
@@ -195,18 +203,18 @@ impl Ablation {
         if target > unit.warm {
             let mut recipe = unit.recipe.clone();
             recipe.stages.truncate(target);
-            let beginning = Beginning {
+            let initial = InitialWeights {
                 stage: unit.warm,
                 parameters,
             };
             let path = folder.join("refinement");
-            let mut trainer = self.trainer(recipe, path, Some(beginning), None)?;
+            let mut trainer = self.trainer(recipe, path, Some(initial), None)?;
             trainer.run()?;
             parameters = trainer.parameters()?;
         }
         // The target's language model is the one before refinement: only the tower tells arms apart.
         copy_module(&layout, "language", &warm, &mut parameters);
-        let beginning = Beginning {
+        let initial = InitialWeights {
             stage: target,
             parameters,
         };
@@ -214,13 +222,15 @@ impl Ablation {
         // Short, and without its evaluation of no use: one that was stopped is begun again.
         remove(&path)?;
         let recipe = unit.recipe.clone();
-        let mut trainer = self.trainer(recipe, path, Some(beginning), Some(unit.pictures))?;
+        let mut trainer = self.trainer(recipe, path, Some(initial), Some(unit.pictures))?;
         let evaluation = trainer.run()?.pop();
         let evaluation = evaluation.expect("a target stage is evaluated");
-        let measurements = match self.options.quick {
-            true => trainer.measure(&MEASURED_QUICKLY, unit.pictures)?,
-            false => trainer.measure(&MEASURED, unit.pictures)?,
+        let metrics = if self.options.quick {
+            &MEASURED_QUICKLY[..]
+        } else {
+            &MEASURED
         };
+        let measurements = trainer.measure(metrics, unit.pictures)?;
         drop(trainer);
         for part in ["refinement", "target"] {
             remove(&folder.join(part).join("checkpoints"))?;
@@ -264,7 +274,7 @@ impl Ablation {
         &self,
         recipe: Recipe,
         path: PathBuf,
-        beginning: Option<Beginning>,
+        initial: Option<InitialWeights>,
         pictures: Option<usize>,
     ) -> Result<Trainer> {
         let is_there = path.join("recipe.toml").exists();
@@ -273,20 +283,19 @@ impl Ablation {
             resume: is_there.then_some(path),
             evaluation_size: pictures.unwrap_or(0),
             evaluate: pictures.is_some(),
+            observer: self.options.observer.clone(),
             ..TrainOptions::new(self.options.compute.clone())
         };
         let pairs = recipe.stage_of_pairs().and(self.pairs.clone());
-        Trainer::beginning_at(recipe, options, pairs, beginning)
+        Trainer::begun_with(recipe, options, pairs, initial)
     }
 }
 
 fn remove(folder: &Path) -> Result<()> {
-    match folder.exists() {
-        true => {
-            std::fs::remove_dir_all(folder).map_err(|problem| Error::io(folder, "remove", problem))
-        }
-        false => Ok(()),
+    if !folder.exists() {
+        return Ok(());
     }
+    std::fs::remove_dir_all(folder).map_err(|problem| Error::io(folder, "remove", problem))
 }
 
 /// A name as part of a file's name.

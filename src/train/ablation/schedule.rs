@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::super::recipe::{Recipe, Stage, StageKind};
-use super::super::step_program::{record_step, step_shape};
 use super::plan::{AblationPlan, Arm, Spend, is_warm_start_of_vision};
 use keel_base::error::Result;
 use keel_model::declare;
 use keel_engine::tape::{ParameterLayout, Value};
 use keel_engine::tensor::{DType, TensorType};
+use crate::recipe::{Recipe, Stage, StageKind};
+use crate::step_program::{record_step, step_shape};
 
 /// One arm under one seed, ready to run.
 #[derive(Clone, Debug)]

@@ -105,6 +105,10 @@ impl Executor for CudaExecutor {
         f64::from(found.multiprocessors) * clock * each_cycle / products
     }
 
+    fn take_warnings(&self) -> Vec<String> {
+        self.gpu.take_warnings()
+    }
+
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
         Ok(Box::new(self.load_session(program)?))
     }

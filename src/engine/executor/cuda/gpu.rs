@@ -27,6 +27,8 @@ pub(super) struct Gpu {
     /// Whether every launch is waited for, so that a fault names its kernel.
     pub is_synchronous: bool,
     last: Mutex<VecDeque<Rc<PreparedLaunch>>>,
+    /// What nobody has asked for yet of what there is to say.
+    warnings: Mutex<Vec<String>>,
 }
 
 impl Gpu {
@@ -49,6 +51,7 @@ impl Gpu {
             copies: std::ptr::null_mut(),
             is_synchronous,
             last: Mutex::default(),
+            warnings: Mutex::default(),
             found: found.clone(),
         };
         gpu.bind()?;
@@ -91,6 +94,20 @@ impl Gpu {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clear();
+    }
+
+    /// Keeps a sentence for whoever runs programs here.
+    pub fn warn(&self, sentence: String) {
+        let warnings = self.warnings.lock();
+        warnings
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(sentence);
+    }
+
+    /// The sentences that were kept since this was last asked.
+    pub fn take_warnings(&self) -> Vec<String> {
+        let warnings = self.warnings.lock();
+        std::mem::take(&mut *warnings.unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits for a launch that was just started.
@@ -233,7 +250,7 @@ pub(super) struct Graph {
 }
 
 impl Graph {
-    /// Captures `launches` without running them. `None`, and a line on the terminal, when the driver cannot capture.
+    /// Captures `launches` without running them. `None`, and a warning, when the driver cannot capture.
     ///
     /// # Errors
     /// When a launch is refused for a reason of its own.
@@ -284,10 +301,10 @@ impl Graph {
             }
             Ok((None, Err(problem))) | Err(problem) => problem,
         };
-        eprintln!(
+        gpu.warn(format!(
             "device cuda: the step cannot be captured as a graph ({}); its kernels are launched one by one, which is slower",
             name(problem)
-        );
+        ));
         Ok(None)
     }
 

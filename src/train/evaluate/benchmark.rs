@@ -4,18 +4,18 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::loaded_run::LoadedRun;
-use super::run_folder::evaluations_folder;
+use super::eval_run::EvalRun;
 use keel_data::benchmark::{Benchmark, BenchmarkItem};
 use keel_base::error::{Error, Result};
 use keel_eval::{
     AnswerKind, AnsweredItem, BenchmarkScore, Generator, Sampling, Wording, is_right,
 };
+use crate::run::evaluations_folder;
 
 /// Questions that are answered together.
 const BATCH: usize = 16;
 
-impl LoadedRun {
+impl EvalRun {
     /// How questions are put by default: bare to a model that speaks the embedded tokeniser, which has learnt nothing else.
     pub fn default_wording(&self) -> Wording {
         match self.stored.words.layout() {

@@ -6,14 +6,13 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::{Map, Value as Json, json};
 
-use super::disk::parent_of;
-use super::run_folder::TOKENIZER;
-use super::stored::Stored;
 use keel_data::chat::Layout;
 use keel_data::prepare::Fit;
 use keel_data::resample::Filter;
 use keel_base::error::{Error, Result};
 use keel_engine::tape::ParameterEntry;
+use crate::checkpoint::{CheckpointModel, parent_of};
+use crate::run::TOKENIZER;
 use keel_weights::{
     Folder, Part, Processor, VisionLayout, Written, connector_tensors, language_config,
     language_tensors, processor_config, whole_config, write_tensors,
@@ -64,7 +63,7 @@ pub struct Exported {
 
 /// Everything about a checkpoint that a folder is made of.
 struct Model {
-    stored: Stored,
+    stored: CheckpointModel,
     values: Vec<f32>,
 }
 
@@ -91,7 +90,7 @@ pub fn export(run: &Path, out: &Path, options: &ExportOptions) -> Result<Exporte
             "one that does",
         ));
     }
-    let stored = Stored::open(run)?;
+    let stored = CheckpointModel::open(run)?;
     let model = Model {
         values: stored.parameters()?,
         stored,

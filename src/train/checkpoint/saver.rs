@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use super::checkpoint::Snapshot;
 use super::disk::Disk;
+use super::file::Snapshot;
 use keel_base::error::{Error, Result};
 
 /// At most one checkpoint on its way to the disk.
 #[derive(Debug, Default)]
-pub(super) struct Saver {
+pub(crate) struct Saver {
     under_way: Option<(PathBuf, JoinHandle<Result<()>>)>,
-    /// Checkpoints begun since the last [`Saver::tell`].
+    /// Checkpoints begun since the last [`Saver::take_waited`].
     count: u64,
     /// Seconds that training waited for copies and for an earlier checkpoint.
     waited: f64,
@@ -29,7 +29,7 @@ impl Drop for Saver {
 
 /// How a checkpoint fared that was on its way.
 #[derive(Debug)]
-pub(super) struct Saved {
+pub(crate) struct Saved {
     /// Its file.
     pub path: PathBuf,
     /// Whether it is there.
@@ -79,8 +79,8 @@ impl Saver {
         Some(Saved { path, outcome })
     }
 
-    /// Checkpoints and seconds waited for them since this was last asked.
-    pub fn tell(&mut self) -> (u64, f64) {
+    /// Checkpoints begun, and seconds waited for them, since this was last asked.
+    pub fn take_waited(&mut self) -> (u64, f64) {
         (
             std::mem::take(&mut self.count),
             std::mem::take(&mut self.waited),

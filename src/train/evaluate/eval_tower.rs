@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::from_weights::PublishedWeights;
 use super::measuring::{Measured, measure_each};
-use super::recipe::{Recipe, StageKind};
+use super::settings::eval_context;
 use keel_data::chat::ChatTokenizer;
 use keel_data::library::Library;
 use keel_base::error::{Error, Result};
@@ -13,6 +12,8 @@ use keel_eval::{MeasureSettings, Measurements, Measurer, Metric, Place};
 use keel_engine::executor::{Choice, Executor};
 use keel_model::{VisionHead, declare};
 use keel_engine::tape::{ParameterLayout, ParameterSpec};
+use crate::from_weights::PublishedWeights;
+use crate::recipe::{Recipe, StageKind};
 use keel_weights::{Folder, Part};
 
 /// Tokens of the captions that samples come with, though nothing reads them.
@@ -22,7 +23,7 @@ const WORDS: usize = 256;
 const MOST_TOKENS: usize = 1 << 16;
 
 /// See the module's documentation.
-pub struct LoadedTower {
+pub struct EvalTower {
     /// The tower's settings, in a recipe whose other parts nothing is asked of.
     recipe: Recipe,
     words: Arc<ChatTokenizer>,
@@ -33,7 +34,7 @@ pub struct LoadedTower {
     head: Option<VisionHead>,
 }
 
-impl LoadedTower {
+impl EvalTower {
     /// Whether `path` is a Hugging Face folder, and no run.
     pub fn is_one(path: &Path) -> bool {
         path.join("config.json").is_file() && !path.join("recipe.toml").exists()
@@ -43,7 +44,7 @@ impl LoadedTower {
     ///
     /// # Errors
     /// As [`Recipe::begin_from`]; whatever the device reports.
-    pub fn open(path: &Path, image_size: Option<usize>, compute: &Choice) -> Result<LoadedTower> {
+    pub fn open(path: &Path, image_size: Option<usize>, compute: &Choice) -> Result<EvalTower> {
         let mut recipe = Recipe::load("tiny", &[])?;
         // Any grid of patches goes through it.
         recipe.model.connector.factor = 1;
@@ -68,7 +69,7 @@ impl LoadedTower {
         }
         let executor = compute.open(layout.elements())?;
         recipe.write_first_values(&layout, executor.as_ref(), further)?;
-        Ok(LoadedTower {
+        Ok(EvalTower {
             head,
             words: recipe.words(None)?,
             recipe,
@@ -76,6 +77,11 @@ impl LoadedTower {
             executor,
             compute: compute.clone(),
         })
+    }
+
+    /// What the device had to say since this was last asked, such as that it computes slower than it could.
+    pub fn take_warnings(&self) -> Vec<String> {
+        self.executor.take_warnings()
     }
 
     /// Measures `metrics` on sets of at most `pictures` pictures. One that a tower alone cannot give is an error, or left out
@@ -87,7 +93,7 @@ impl LoadedTower {
         let executor = self.executor.as_ref();
         let place = Place {
             head: self.head,
-            ..self.recipe.place(&self.layout, executor, &self.words)
+            ..eval_context(&self.recipe, &self.layout, executor, &self.words)
         };
         let settings = MeasureSettings {
             pictures,
@@ -103,18 +109,16 @@ impl LoadedTower {
             ..Measurements::default()
         };
         measure_each(metrics, all, lenient, |metric, all| {
-            match metric.needs_tower_alone() {
-                true => measurer.measure(metric, all),
-                false => {
-                    let alone = Metric::ALL.into_iter().filter(|m| m.needs_tower_alone());
-                    let names: Vec<&str> = alone.map(Metric::name).collect();
-                    Err(Error::setting(
-                        format!("metric {}", metric.name()),
-                        format!("one of {}, which a tower alone can give", names.join(", ")),
-                        "one that texts are read for",
-                    ))
-                }
+            if metric.needs_tower_alone() {
+                return measurer.measure(metric, all);
             }
+            let alone = Metric::ALL.into_iter().filter(|m| m.needs_tower_alone());
+            let names: Vec<&str> = alone.map(Metric::name).collect();
+            Err(Error::setting(
+                format!("metric {}", metric.name()),
+                format!("one of {}, which a tower alone can give", names.join(", ")),
+                "one that texts are read for",
+            ))
         })
     }
 }

@@ -10,17 +10,17 @@ use keel_base::error::{Error, Result};
 
 /// One event file of a run; every process that continues the run adds a file of its own.
 #[derive(Debug)]
-pub(super) struct Events {
+pub(super) struct EventFile {
     path: PathBuf,
     file: File,
 }
 
-impl Events {
+impl EventFile {
     /// Creates a file in `folder`.
     ///
     /// # Errors
     /// [`Error::Io`] naming the file.
-    pub fn create(folder: &Path) -> Result<Events> {
+    pub fn create(folder: &Path) -> Result<EventFile> {
         let name = format!(
             "events.out.tfevents.{}.{}.keel",
             seconds() as u64,
@@ -28,7 +28,7 @@ impl Events {
         );
         let path = folder.join(name);
         let file = File::create(&path).map_err(|e| Error::io(&path, "create the file", e))?;
-        let mut events = Events { path, file };
+        let mut events = EventFile { path, file };
         let mut event = event(None);
         bytes_field(&mut event, 3, b"brain.Event:2");
         events.record(&event)?;

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use super::recipe::{Recipe, Stage};
-use super::stage_data::stage_mixture;
-use super::step_program::{compile_step, hyper, step_shape};
 use keel_eval::feed::write_batch;
 use keel_data::library::Library;
 use keel_base::error::Result;
 use keel_engine::executor::{Choice, Executor, Session};
 use keel_model::{StepShape, declare};
 use keel_engine::tape::Cost;
+use crate::recipe::{Recipe, Stage};
+use crate::stage_data::stage_mixture;
+use crate::step_program::{compile_step, hyper, step_shape};
 
 /// Runs before the first one that counts.
 const WARM_UP: usize = 2;
@@ -32,6 +32,8 @@ pub struct Profile {
     pub peak_bandwidth: f64,
     /// The ops in the order in which they run.
     pub ops: Vec<ProfiledOp>,
+    /// What the device had to say, such as that it computes slower than it could.
+    pub warnings: Vec<String>,
 }
 
 /// One op of a step.
@@ -134,6 +136,7 @@ impl Profile {
             batch: stage.micro_batch(),
             runs,
             ops: ops.collect(),
+            warnings: executor.take_warnings(),
             device: executor.describe(),
             peak_flops: executor.peak_flops(),
             peak_bandwidth: executor.peak_bandwidth(),

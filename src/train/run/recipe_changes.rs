@@ -6,7 +6,7 @@ use toml::{Table, Value};
 
 /// The settings in which `after` differs from `before`, both as TOML: `stage.warm-up.batch was 64, is 32`. Nothing where one
 /// of them is no TOML.
-pub(super) fn changes(before: &str, after: &str) -> Vec<String> {
+pub(crate) fn changes(before: &str, after: &str) -> Vec<String> {
     let (Ok(before), Ok(after)) = (before.parse(), after.parse()) else {
         return Vec::new();
     };

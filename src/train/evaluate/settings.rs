@@ -1,18 +1,18 @@
-//! What is worth measuring after a stage.
+//! What is worth measuring after a stage, and on what model.
 
 use std::sync::Arc;
 
-use super::recipe::{Recipe, Stage, StageKind};
 use keel_data::chat::ChatTokenizer;
 use keel_eval::{EvaluationSettings, Place};
 use keel_engine::executor::Executor;
 use keel_engine::tape::ParameterLayout;
+use crate::recipe::{Recipe, Stage, StageKind};
 
 /// Questions of each kind and drawing style for 200 pictures; fewer pictures, fewer questions.
 const QUESTIONS_PER_KIND: usize = 40;
 
 /// The settings for a stage's evaluation, with `pictures` in each set; `None` for a stage that sees no pictures.
-pub(super) fn evaluation_settings(stage: &Stage, pictures: usize) -> Option<EvaluationSettings> {
+pub(crate) fn evaluation_settings(stage: &Stage, pictures: usize) -> Option<EvaluationSettings> {
     let warm = stage.kind == StageKind::WarmStart;
     if warm && stage.contrastive == 0.0 {
         return None;
@@ -26,21 +26,19 @@ pub(super) fn evaluation_settings(stage: &Stage, pictures: usize) -> Option<Eval
     })
 }
 
-impl Recipe {
-    /// The recipe's model with parameters where `layout` says in `executor`, for measuring.
-    pub(super) fn place<'a>(
-        &'a self,
-        layout: &'a Arc<ParameterLayout>,
-        executor: &'a dyn Executor,
-        words: &'a ChatTokenizer,
-    ) -> Place<'a> {
-        Place {
-            config: &self.model,
-            layout,
-            executor,
-            words,
-            pixels: self.pixels(),
-            head: None,
-        }
+/// The recipe's model with parameters where `layout` says in `executor`, for measuring.
+pub(crate) fn eval_context<'a>(
+    recipe: &'a Recipe,
+    layout: &'a Arc<ParameterLayout>,
+    executor: &'a dyn Executor,
+    words: &'a ChatTokenizer,
+) -> Place<'a> {
+    Place {
+        config: &recipe.model,
+        layout,
+        executor,
+        words,
+        pixels: recipe.pixels(),
+        head: None,
     }
 }

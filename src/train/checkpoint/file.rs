@@ -14,11 +14,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::disk::{Disk, LocalDisk, has_room, write_durably_with};
-use super::guard::Guard;
+use super::moments::{Moments, read_moments};
 use keel_base::error::{Error, Result};
 use keel_base::mapped_file::MappedFile;
 use keel_engine::executor::{Executor, Session};
-use keel_engine::tape::{Arena, GradientEntry, ParameterLayout};
+use keel_engine::tape::{GradientEntry, ParameterLayout};
+use crate::guard::Guard;
 
 /// Where a run stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,7 +65,7 @@ pub struct Snapshot {
     /// All parameters in arena order.
     parameters: Vec<f32>,
     /// Both moments, with what says where they lie.
-    moments: Option<([Vec<f32>; 2], Vec<GradientEntry>)>,
+    moments: Option<(Moments, Vec<GradientEntry>)>,
 }
 
 impl Snapshot {
@@ -82,9 +83,8 @@ impl Snapshot {
         executor.read_parameters(0, &mut parameters)?;
         let moments = match session {
             Some(session) => {
-                let [first, second] = [Arena::FirstMoments, Arena::SecondMoments];
-                let moments = [session.read_arena(first)?, session.read_arena(second)?];
-                Some((moments, session.program().gradient_entries().to_vec()))
+                let entries = session.program().gradient_entries().to_vec();
+                Some((read_moments(session)?, entries))
             }
             None => None,
         };
@@ -110,7 +110,7 @@ impl Snapshot {
                 view(dims, &self.parameters[entry.offset..end]),
             ));
         }
-        if let Some(([first, second], entries)) = &self.moments {
+        if let Some(((first, second), entries)) = &self.moments {
             for entry in entries {
                 let known = self.layout.get(&entry.parameter);
                 let shape = known.expect("trained parameters are laid out").spec.shape;
@@ -273,13 +273,11 @@ fn header_of(path: &Path, bytes: &[u8]) -> Result<(String, String)> {
 const POINTER: &[u8] = b"version https://git-lfs";
 
 fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
-    match bytes.starts_with(POINTER) {
-        true => {
-            let problem = "this is a Git LFS pointer, not the file it stands for";
-            Err(Error::content(path.display(), problem, "run git lfs pull"))
-        }
-        false => Ok(()),
+    if !bytes.starts_with(POINTER) {
+        return Ok(());
     }
+    let problem = "this is a Git LFS pointer, not the file it stands for";
+    Err(Error::content(path.display(), problem, "run git lfs pull"))
 }
 
 /// The checksum and the position's text in the metadata's one entry.
@@ -317,9 +315,10 @@ fn hold_checksum<'a>(
     let tensors = SafeTensors::deserialize(bytes).map_err(|problem| damaged(path, problem))?;
     let all = tensors.tensors();
     let views = all.iter().map(|(name, view)| (name.as_str(), view));
-    match checksum(position, views) == wanted {
-        true => Ok(tensors),
-        false => Err(damaged(path, "its content does not match its checksum")),
+    if checksum(position, views) == wanted {
+        Ok(tensors)
+    } else {
+        Err(damaged(path, "its content does not match its checksum"))
     }
 }
 

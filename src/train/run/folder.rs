@@ -1,29 +1,29 @@
-//! The folder of a run: who may write it, and where things lie in it.
+//! The folder of a run: who may write it, and where things lie in it. What a run reports is written there by recorder.rs.
 
 use std::cmp::Ordering;
 use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::checkpoint::{Position, read_position};
-use super::disk::{Disk, LocalDisk, create_folders, remove_unfinished, write_durably_on};
-use super::events::Events;
 use keel_base::error::{Error, Result};
+use crate::checkpoint::{
+    Disk, LocalDisk, Position, create_folders, read_position, remove_unfinished, write_durably_on,
+};
 
 /// The settings in a run's folder; a folder without them is none.
 const RECIPE: &str = "recipe.toml";
 /// A published tokeniser in a run's folder.
-pub(super) const TOKENIZER: &str = "tokenizer.json";
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
 
 /// Holds a folder, `what` in an error, for as long as the file is open: to the end of the process at the latest, however it
 /// ends.
 ///
 /// # Errors
 /// [`Error::Setting`] when another process holds it.
-pub(super) fn held(folder: &Path, what: &str) -> Result<File> {
+pub(crate) fn held(folder: &Path, what: &str) -> Result<File> {
     let path = folder.join("lock");
     let lock =
         File::create(&path).map_err(|problem| Error::io(&path, "create the file", problem))?;
@@ -44,9 +44,6 @@ pub struct RunFolder {
     path: PathBuf,
     disk: Arc<dyn Disk>,
     _lock: File,
-    metrics: File,
-    log: File,
-    events: Events,
 }
 
 impl RunFolder {
@@ -85,18 +82,7 @@ impl RunFolder {
         create_folders(disk.as_ref(), &checkpoints)?;
         let lock = held(&path, "run folder")?;
         remove_unfinished(disk.as_ref(), &checkpoints)?;
-        let append = |name: &str| {
-            let path = path.join(name);
-            let open = || -> std::io::Result<File> {
-                drop_partial_line(&path)?;
-                File::options().create(true).append(true).open(&path)
-            };
-            open().map_err(|problem| Error::io(&path, "open", problem))
-        };
         Ok(RunFolder {
-            metrics: append("metrics.jsonl")?,
-            log: append("log.txt")?,
-            events: Events::create(&path)?,
             _lock: lock,
             disk,
             path,
@@ -109,7 +95,7 @@ impl RunFolder {
     }
 
     /// What writes the folder.
-    pub(super) fn disk(&self) -> &Arc<dyn Disk> {
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
         &self.disk
     }
 
@@ -154,36 +140,6 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Appends one line to metrics.jsonl.
-    ///
-    /// # Errors
-    /// [`Error::Io`] naming the file.
-    pub fn metric(&mut self, row: &serde_json::Value) -> Result<()> {
-        let line = format!("{row}\n");
-        self.metrics
-            .write_all(line.as_bytes())
-            .map_err(|problem| Error::io(self.path.join("metrics.jsonl"), "write", problem))
-    }
-
-    /// Appends one line to log.txt.
-    ///
-    /// # Errors
-    /// [`Error::Io`] naming the file.
-    pub fn log(&mut self, line: &str) -> Result<()> {
-        let line = format!("{line}\n");
-        self.log
-            .write_all(line.as_bytes())
-            .map_err(|problem| Error::io(self.path.join("log.txt"), "write", problem))
-    }
-
-    /// Appends numbers to the run's event file.
-    ///
-    /// # Errors
-    /// [`Error::Io`] naming the file.
-    pub fn scalars(&mut self, step: u64, scalars: &[(String, f64)]) -> Result<()> {
-        self.events.scalars(step, scalars)
-    }
-
     /// Writes a file into a folder of the run durably.
     ///
     /// # Errors
@@ -220,7 +176,7 @@ pub fn recipe_of(run: &Path, asked: &str) -> Result<PathBuf> {
 }
 
 /// The run that a checkpoint lies in; nothing for one that lies elsewhere.
-pub(super) fn run_of(checkpoint: &Path) -> Option<&Path> {
+pub(crate) fn run_of(checkpoint: &Path) -> Option<&Path> {
     let folder = checkpoint.parent()?;
     let run = folder.parent().unwrap_or(Path::new("."));
     folder.ends_with("checkpoints").then_some(run)
@@ -231,30 +187,13 @@ pub(super) fn run_of(checkpoint: &Path) -> Option<&Path> {
 ///
 /// # Errors
 /// [`Error::Io`] naming the folder.
-pub(super) fn evaluations_folder(checkpoint: &Path) -> Result<PathBuf> {
+pub(crate) fn evaluations_folder(checkpoint: &Path) -> Result<PathBuf> {
     let beside = || checkpoint.parent().unwrap_or(Path::new("."));
     let folder = run_of(checkpoint)
         .unwrap_or_else(beside)
         .join("evaluations");
     create_folders(&LocalDisk, &folder)?;
     Ok(folder)
-}
-
-/// Cuts a file back to its last whole line: a full disk may have cut the one that was being written.
-fn drop_partial_line(path: &Path) -> std::io::Result<()> {
-    let text = match std::fs::read(path) {
-        Err(problem) if problem.kind() == ErrorKind::NotFound => return Ok(()),
-        text => text?,
-    };
-    let whole = text.iter().rposition(|byte| *byte == b'\n');
-    let whole = whole.map_or(0, |end| end + 1);
-    match whole == text.len() {
-        true => Ok(()),
-        false => File::options()
-            .write(true)
-            .open(path)?
-            .set_len(whole as u64),
-    }
 }
 
 /// Creates the next free `runs/<name>-<n>`; creating it settles who has it.
@@ -290,7 +229,7 @@ pub fn newest_checkpoint(run: &Path) -> Result<Option<PathBuf>> {
 ///
 /// # Errors
 /// [`Error::Io`] when the folder cannot be read.
-pub(super) fn newest_first(run: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn newest_first(run: &Path) -> Result<Vec<PathBuf>> {
     let found = checkpoints_by_place(run)?.into_iter().rev();
     Ok(found.map(|(_, path)| path).collect())
 }
@@ -299,7 +238,7 @@ pub(super) fn newest_first(run: &Path) -> Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// [`Error::Io`] when the folder cannot be read.
-pub(super) fn inside_stage(run: &Path, number: u64) -> Result<Vec<PathBuf>> {
+pub(crate) fn inside_stage(run: &Path, number: u64) -> Result<Vec<PathBuf>> {
     let mut found = checkpoints_by_place(run)?;
     found.retain(|((stage, step), _)| *stage == number && *step != STAGE_END);
     Ok(found.into_iter().rev().map(|(_, path)| path).collect())
@@ -333,6 +272,16 @@ fn checkpoints_by_place(run: &Path) -> Result<Vec<((u64, u64), PathBuf)>> {
         .collect();
     found.sort();
     Ok(found)
+}
+
+/// How the checkpoint after a stage, `number` from 1, is called.
+pub(crate) fn stage_label(number: usize, name: &str) -> String {
+    format!("{number}-{name}")
+}
+
+/// How the checkpoint after `step` steps of a stage, `number` from 1, is called.
+pub(crate) fn step_label(number: usize, name: &str, step: u64) -> String {
+    format!("{number}-{name}.step-{step}")
 }
 
 /// The step of the checkpoint after a stage's last.

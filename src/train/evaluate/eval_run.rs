@@ -2,9 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::evaluation::evaluation_settings;
-use super::run_folder::stage_checkpoints;
-use super::stored::Stored;
+use super::settings::{eval_context, evaluation_settings};
 use keel_data::batch::Pixels;
 use keel_data::chat::{Conversation, MARK, marked_before};
 use keel_data::library::Library;
@@ -14,27 +12,29 @@ use keel_base::error::{Error, Result, with_near_miss};
 use keel_eval::{Evaluation, Evaluator, Generator, Place, Sampling, Shown};
 use keel_engine::executor::{Choice, Executor};
 use keel_model::StepShape;
+use crate::checkpoint::CheckpointModel;
+use crate::run::stage_checkpoints;
 
 /// Tokens kept for an answer where a picture could take them all in tiles.
 const ANSWER_TOKENS: usize = 16;
 
 /// See the module's documentation.
-pub struct LoadedRun {
-    pub(super) stored: Stored,
+pub struct EvalRun {
+    pub(super) stored: CheckpointModel,
     pub(super) executor: Box<dyn Executor>,
     pub(super) compute: Choice,
 }
 
-impl LoadedRun {
+impl EvalRun {
     /// Opens a run's newest checkpoint, or the checkpoint that `path` names.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Content`] or [`Error::Setting`] naming the file.
-    pub fn open(path: &Path, compute: &Choice) -> Result<LoadedRun> {
-        let stored = Stored::open(path)?;
+    pub fn open(path: &Path, compute: &Choice) -> Result<EvalRun> {
+        let stored = CheckpointModel::open(path)?;
         let executor = compute.open(stored.layout.elements())?;
         stored.write_parameters(executor.as_ref())?;
-        Ok(LoadedRun {
+        Ok(EvalRun {
             stored,
             executor,
             compute: compute.clone(),
@@ -44,8 +44,8 @@ impl LoadedRun {
     /// Opens the checkpoint that a run wrote after the stage `stage`.
     ///
     /// # Errors
-    /// [`Error::Setting`] naming the stages that there are; as [`LoadedRun::open`].
-    pub fn open_stage(run: &Path, stage: &str, compute: &Choice) -> Result<LoadedRun> {
+    /// [`Error::Setting`] naming the stages that there are; as [`EvalRun::open`].
+    pub fn open_stage(run: &Path, stage: &str, compute: &Choice) -> Result<EvalRun> {
         if !run.is_dir() {
             let found = format!("the file {}", run.display());
             return Err(Error::setting(
@@ -57,7 +57,7 @@ impl LoadedRun {
         let checkpoints = stage_checkpoints(run)?;
         let names: Vec<&str> = checkpoints.iter().map(|(name, _)| name.as_str()).collect();
         match checkpoints.iter().find(|(name, _)| name == stage) {
-            Some((_, path)) => LoadedRun::open(path, compute),
+            Some((_, path)) => EvalRun::open(path, compute),
             None => {
                 let want = match names.is_empty() {
                     true => "a run that has finished a stage".to_owned(),
@@ -74,13 +74,18 @@ impl LoadedRun {
 
     /// The model as it stands.
     pub(super) fn place(&self) -> Place<'_> {
-        let Stored {
+        let CheckpointModel {
             recipe,
             layout,
             words,
             ..
         } = &self.stored;
-        recipe.place(layout, self.executor.as_ref(), words)
+        eval_context(recipe, layout, self.executor.as_ref(), words)
+    }
+
+    /// What the device had to say since this was last asked, such as that it computes slower than it could.
+    pub fn take_warnings(&self) -> Vec<String> {
+        self.executor.take_warnings()
     }
 
     /// The checkpoint's file.

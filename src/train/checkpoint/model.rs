@@ -3,17 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::checkpoint::{self, Position};
-use super::recipe::Recipe;
-use super::run_folder::newest_checkpoint;
+use super::file::{self, Position};
 use keel_data::chat::ChatTokenizer;
 use keel_base::error::{Error, Result};
 use keel_engine::executor::Executor;
 use keel_model::declare;
 use keel_engine::tape::ParameterLayout;
+use crate::recipe::Recipe;
+use crate::run::newest_checkpoint;
 
 /// See the module's documentation.
-pub(super) struct Stored {
+pub(crate) struct CheckpointModel {
     /// The checkpoint's file.
     pub path: PathBuf,
     /// Where the run stood.
@@ -26,12 +26,12 @@ pub(super) struct Stored {
     pub layout: Arc<ParameterLayout>,
 }
 
-impl Stored {
+impl CheckpointModel {
     /// Opens a run's newest checkpoint, or the checkpoint that `path` names.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Content`] or [`Error::Setting`] naming the file.
-    pub fn open(path: &Path) -> Result<Stored> {
+    pub fn open(path: &Path) -> Result<CheckpointModel> {
         let path = match path.is_dir() {
             true => newest_checkpoint(path)?.ok_or_else(|| {
                 Error::setting(
@@ -42,13 +42,13 @@ impl Stored {
             })?,
             false => path.to_owned(),
         };
-        let position = checkpoint::read_position(&path)?;
+        let position = file::read_position(&path)?;
         let what = format!("recipe in {}", path.display());
         let recipe = Recipe::parse(&what, &position.recipe, &[])?;
         // Checkpoints lie one folder below their run.
         let words = recipe.words(path.parent().and_then(Path::parent))?;
         let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
-        Ok(Stored {
+        Ok(CheckpointModel {
             path,
             position,
             recipe,
@@ -60,17 +60,17 @@ impl Stored {
     /// Writes all parameters into an executor's arena.
     ///
     /// # Errors
-    /// As [`checkpoint::load`].
+    /// As [`file::load`].
     pub fn write_parameters(&self, executor: &dyn Executor) -> Result<()> {
         let sink = &mut |offset, values: &[f32]| executor.write_parameters(offset, values);
-        checkpoint::load(&self.path, &self.layout, &[], sink).map(|_| ())
+        file::load(&self.path, &self.layout, &[], sink).map(|_| ())
     }
 
     /// All parameters in arena order.
     ///
     /// # Errors
-    /// As [`checkpoint::load`].
+    /// As [`file::load`].
     pub fn parameters(&self) -> Result<Vec<f32>> {
-        checkpoint::parameters(&self.path, &self.layout)
+        file::parameters(&self.path, &self.layout)
     }
 }

@@ -5,9 +5,13 @@
 //! NaN nor the spike itself can move it. Leaving data out is how PaLM got past its spikes (Chowdhery et al. 2022, section
 //! 5.1). Everything it knows is part of a checkpoint's position: a resumed run judges as the first would have.
 
+mod recheck;
+
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
+
+pub(super) use recheck::Recheck;
 
 /// Bad steps in a row after which a run goes back, or stops.
 pub const MOST_STRIKES: u32 = 5;
@@ -84,9 +88,10 @@ impl Guard {
         }
         // Bad from the first step on after going back: the data is not the cause.
         let is_hopeless = self.returns > 0 && !self.was_well;
-        match self.returns < MOST_RETURNS && !is_hopeless {
-            true => Verdict::GoBack(why),
-            false => Verdict::Stop(why),
+        if self.returns < MOST_RETURNS && !is_hopeless {
+            Verdict::GoBack(why)
+        } else {
+            Verdict::Stop(why)
         }
     }
 
@@ -130,7 +135,9 @@ impl Guard {
     /// The guard that goes on where `healthy`, the guard of an earlier step, was, with the batches of the bad steps, the last
     /// of which was `last`, left out. Returns their first batch too.
     pub fn go_back(&self, healthy: Guard, last: u64) -> (Guard, u64) {
-        let first = self.batch_of(last + 1 - u64::from(MOST_STRIKES));
+        let strikes = u64::from(MOST_STRIKES);
+        assert!(last + 1 >= strikes, "the bad steps are steps of the stage");
+        let first = self.batch_of(last + 1 - strikes);
         let count = self.batch_of(last) + 1 - first;
         let mut guard = Guard {
             strikes: 0,

@@ -97,7 +97,7 @@ impl OpenFile for File {
 }
 
 /// The folder that holds `path`.
-pub(super) fn parent_of(path: &Path) -> &Path {
+pub(crate) fn parent_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -108,7 +108,7 @@ pub(super) fn parent_of(path: &Path) -> &Path {
 ///
 /// # Errors
 /// [`Error::Io`] naming the folder.
-pub(super) fn create_folders(disk: &dyn Disk, path: &Path) -> Result<()> {
+pub(crate) fn create_folders(disk: &dyn Disk, path: &Path) -> Result<()> {
     if path.is_dir() {
         return Ok(());
     }
@@ -142,7 +142,7 @@ impl Write for Through {
 ///
 /// # Errors
 /// As [`write_durably_with`].
-pub(super) fn write_durably_on(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_durably_on(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
     write_durably_with(disk, path, &mut |file| file.write_all(bytes))
 }
 
@@ -151,7 +151,7 @@ pub(super) fn write_durably_on(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Re
 ///
 /// # Errors
 /// [`Error::Io`] naming the file; the temporary file is removed, and what had the name before is untouched.
-pub(super) fn write_durably_with(
+pub(crate) fn write_durably_with(
     disk: &dyn Disk,
     path: &Path,
     content: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
@@ -191,7 +191,7 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Io`] naming the folder or file.
-pub(super) fn remove_unfinished(disk: &dyn Disk, folder: &Path) -> Result<()> {
+pub(crate) fn remove_unfinished(disk: &dyn Disk, folder: &Path) -> Result<()> {
     let entries = std::fs::read_dir(folder)
         .map_err(|problem| Error::io(folder, "read the folder", problem))?;
     for path in entries.flatten().map(|entry| entry.path()) {
@@ -217,7 +217,7 @@ pub fn free_bytes(folder: &Path) -> Result<u64> {
 ///
 /// # Errors
 /// [`Error::Io`] naming the file, what it takes and what is free.
-pub(super) fn has_room(path: &Path, bytes: u64) -> Result<()> {
+pub(crate) fn has_room(path: &Path, bytes: u64) -> Result<()> {
     match free_bytes(parent_of(path)) {
         Ok(free) if free < bytes => {
             let problem = format!(

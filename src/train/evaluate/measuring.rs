@@ -2,16 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use super::checkpoint;
-use super::disk::write_durably;
-use super::evaluation::evaluation_settings;
-use super::loaded_run::LoadedRun;
-use super::recipe::{Stage, StageKind};
-use super::run_folder::{evaluations_folder, run_of, stage_checkpoints};
-use super::trainer::Trainer;
+use super::eval_run::EvalRun;
+use super::settings::evaluation_settings;
 use keel_data::library::Library;
 use keel_base::error::{Error, Result};
-use keel_eval::{MeasureSettings, Measurements, Measurer, Metric, StageDrift, parameter_drift};
+use keel_eval::{
+    MeasureSettings, Measurements, Measurer, Metric, Place, StageDrift, parameter_drift,
+};
+use keel_engine::executor::Choice;
+use crate::checkpoint::{parameters, write_durably};
+use crate::recipe::{Stage, StageKind};
+use crate::run::{evaluations_folder, run_of, stage_checkpoints};
 
 /// The sizes to measure with after a stage; nothing after one that sees no pictures.
 fn settings_after(stage: &Stage, pictures: usize, is_connected: bool) -> Option<MeasureSettings> {
@@ -25,30 +26,29 @@ fn settings_after(stage: &Stage, pictures: usize, is_connected: bool) -> Option<
     })
 }
 
-impl Trainer {
-    /// Measures the parameters as they stand after the last stage.
-    ///
-    /// # Errors
-    /// Whatever recording, loading or the data report.
-    pub fn measure(&self, metrics: &[Metric], pictures: usize) -> Result<Measurements> {
-        let Some(stage) = self.recipe.stages.last() else {
-            return Ok(Measurements::default());
-        };
-        let mut all = Measurements {
-            stage: stage.name.clone(),
-            ..Measurements::default()
-        };
-        let is_connected = stage.kind != StageKind::WarmStart;
-        if let Some(settings) = settings_after(stage, pictures, is_connected) {
-            let place = self.place();
-            let library = Library::embedded();
-            let measurer = Measurer::new(place, &self.options.compute, library, settings);
-            for metric in metrics {
-                measurer.measure(*metric, &mut all)?;
-            }
+/// Measures a model as `stage` left it.
+///
+/// # Errors
+/// Whatever recording, loading or the data report.
+pub(crate) fn measure_after(
+    stage: &Stage,
+    model: Place<'_>,
+    compute: &Choice,
+    metrics: &[Metric],
+    pictures: usize,
+) -> Result<Measurements> {
+    let mut all = Measurements {
+        stage: stage.name.clone(),
+        ..Measurements::default()
+    };
+    let is_connected = stage.kind != StageKind::WarmStart;
+    if let Some(settings) = settings_after(stage, pictures, is_connected) {
+        let measurer = Measurer::new(model, compute, Library::embedded(), settings);
+        for metric in metrics {
+            measurer.measure(*metric, &mut all)?;
         }
-        Ok(all)
     }
+    Ok(all)
 }
 
 /// What a checkpoint gave, and why it did not give the rest.
@@ -61,7 +61,7 @@ pub struct Measured {
 }
 
 /// Measures one metric after the other into `all`. One that is refused ends that, or is left out where `lenient`.
-pub(super) fn measure_each(
+pub(crate) fn measure_each(
     metrics: &[Metric],
     all: Measurements,
     lenient: bool,
@@ -82,7 +82,7 @@ pub(super) fn measure_each(
     Ok(measured)
 }
 
-impl LoadedRun {
+impl EvalRun {
     /// Measures `metrics` on sets of at most `pictures` pictures. A metric that this checkpoint cannot give is an error, or
     /// left out where `lenient`.
     ///
@@ -122,14 +122,14 @@ impl LoadedRun {
 
     /// Refuses a metric that looks through a language model that has not seen pictures.
     fn refuse(&self, metric: Metric) -> Result<()> {
-        match metric.needs_language() && !self.is_connected() {
-            false => Ok(()),
-            true => Err(Error::setting(
-                format!("metric {}", metric.name()),
-                "a checkpoint whose connector has been trained",
-                format!("one after {}", self.stored.recipe.stages[self.stage()].name),
-            )),
+        if !metric.needs_language() || self.is_connected() {
+            return Ok(());
         }
+        Err(Error::setting(
+            format!("metric {}", metric.name()),
+            "a checkpoint whose connector has been trained",
+            format!("one after {}", self.stored.recipe.stages[self.stage()].name),
+        ))
     }
 
     /// The run's checkpoints after each stage; this one's alone where it lies outside a run.
@@ -138,7 +138,7 @@ impl LoadedRun {
     }
 
     fn parameters_of(&self, path: &Path) -> Result<Vec<f32>> {
-        checkpoint::parameters(path, &self.stored.layout)
+        parameters(path, &self.stored.layout)
     }
 
     fn drift(&self, all: &mut Measurements) -> Result<()> {

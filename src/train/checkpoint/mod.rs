@@ -1,0 +1,16 @@
+//! Checkpoints: the file, how it reaches the disk, when a run writes one and which it keeps, and a file's model.
+
+mod checkpointer;
+mod disk;
+mod file;
+mod model;
+mod moments;
+mod saver;
+
+pub(super) use checkpointer::{Checkpointer, after_stage, newest_valid, newest_well, restore};
+pub use disk::{Disk, LocalDisk, OpenFile, free_bytes, write_durably};
+pub(super) use disk::{create_folders, parent_of, remove_unfinished, write_durably_on};
+pub(super) use file::parameters;
+pub use file::{Checkpoint, Position, Sink, Snapshot, load, read_position, save};
+pub(super) use model::CheckpointModel;
+pub(super) use moments::{Moments, clear_moments, read_moments, write_moments};

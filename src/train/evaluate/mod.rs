@@ -1,0 +1,17 @@
+//! What is done with a model between and after its stages: evaluating, measuring, asking, profiling and exporting it.
+
+mod benchmark;
+mod eval_run;
+mod eval_tower;
+mod export;
+mod measuring;
+mod profile;
+mod settings;
+
+pub use eval_run::EvalRun;
+pub use eval_tower::EvalTower;
+pub use export::{ExportOptions, ExportPart, Exported, export};
+pub(super) use measuring::measure_after;
+pub use measuring::{Measured, write_measurements};
+pub use profile::{Profile, ProfiledOp};
+pub(super) use settings::{eval_context, evaluation_settings};

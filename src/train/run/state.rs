@@ -1,0 +1,236 @@
+//! What a run consists of: what is fixed from its first step to its last, and the little that moves with the steps beside
+//! parameters and moments, which the executor and its sessions hold.
+
+use std::sync::Arc;
+
+use super::folder::{RunFolder, TOKENIZER};
+use super::options::{InitialWeights, TrainOptions};
+use keel_data::chat::ChatTokenizer;
+use keel_data::library::Library;
+use keel_data::mixture::Mixture;
+use keel_data::pairs::PairSource;
+use keel_data::photo::KeptPictures;
+use keel_data::task::TaskKind;
+use keel_base::error::{Error, Result};
+use keel_eval::Place;
+use keel_engine::executor::Executor;
+use keel_model::initialise_one;
+use keel_engine::program::Program;
+use keel_engine::tape::ParameterLayout;
+use crate::evaluate::eval_context;
+use crate::guard::Guard;
+use crate::observer::{Event, Observer, Observers};
+use crate::recipe::{Recipe, Stage};
+use crate::stage_data::stage_mixture;
+
+/// What is fixed. Everything that trains, saves or evaluates borrows it, and none of them changes it.
+pub(crate) struct Run {
+    pub recipe: Recipe,
+    pub options: TrainOptions,
+    pub layout: Arc<ParameterLayout>,
+    /// What computes; it holds the parameters.
+    pub executor: Box<dyn Executor>,
+    pub library: Arc<Library>,
+    /// How the model speaks.
+    pub words: Arc<ChatTokenizer>,
+    /// The user's own samples.
+    pub pairs: Option<Arc<dyn PairSource>>,
+    /// Pictures that need not be decoded again.
+    pub kept: Arc<KeptPictures>,
+    pub folder: Arc<RunFolder>,
+    /// The program of each stage that is still to be run.
+    pub programs: Vec<Option<Arc<Program>>>,
+    /// What the run begins with that does not begin with first values.
+    pub initial: Option<InitialWeights>,
+    /// Who hears what it tells.
+    pub observers: Observers,
+}
+
+/// What moves with the steps.
+#[derive(Debug, Default)]
+pub(crate) struct RunState {
+    /// Samples left out so far.
+    pub skipped: u64,
+    /// What is known of the losses of the stage under way.
+    pub guard: Guard,
+}
+
+impl Run {
+    /// Tells everyone what happened.
+    ///
+    /// # Errors
+    /// Whatever an observer ends the run for.
+    pub fn tell(&self, event: &Event<'_>) -> Result<()> {
+        self.observers.observe(event)
+    }
+
+    /// Tells something worth a line.
+    ///
+    /// # Errors
+    /// As [`Run::tell`].
+    pub fn note(&self, line: &str) -> Result<()> {
+        self.tell(&Event::Note(line))
+    }
+
+    /// Tells something wrong that the run goes on after.
+    ///
+    /// # Errors
+    /// As [`Run::tell`].
+    pub fn warn(&self, line: &str) -> Result<()> {
+        self.tell(&Event::Warning(line))
+    }
+
+    /// Hands on what the device had to say since it was last asked.
+    ///
+    /// # Errors
+    /// As [`Run::tell`].
+    pub fn tell_device_warnings(&self) -> Result<()> {
+        let warnings = self.executor.take_warnings();
+        warnings.iter().try_for_each(|line| self.warn(line))
+    }
+
+    /// Ends the run where the user asked for it; everything up to `place` is saved.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] where the user did.
+    pub fn stop_if_asked(&self, place: &str) -> Result<()> {
+        let Some(signal) = self.options.signals.stop() else {
+            return Ok(());
+        };
+        let problem = Error::Interrupted {
+            signal: signal.name(),
+            code: signal.exit_code(),
+            place: place.to_owned(),
+            run: self.folder.path().display().to_string(),
+        };
+        self.tell(&Event::Interrupted(&problem))?;
+        Err(problem)
+    }
+
+    /// Writes what a new run needs to be continued: its recipe, and the tokeniser where that is not the embedded one.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file.
+    pub fn write_settings(&self) -> Result<()> {
+        let recipe = self.recipe.to_toml();
+        self.folder.write("recipe.toml", recipe.as_bytes())?;
+        match self.words.to_json() {
+            Some(tokenizer) => self.folder.write(TOKENIZER, tokenizer.as_bytes()),
+            None => Ok(()),
+        }
+    }
+
+    /// The model as it stands.
+    pub fn model(&self) -> Place<'_> {
+        eval_context(
+            &self.recipe,
+            &self.layout,
+            self.executor.as_ref(),
+            &self.words,
+        )
+    }
+
+    /// All parameters as they stand, in arena order.
+    ///
+    /// # Errors
+    /// Whatever the executor reports.
+    pub fn parameters(&self) -> Result<Vec<f32>> {
+        let mut parameters = vec![0.0; self.layout.elements()];
+        self.executor.read_parameters(0, &mut parameters)?;
+        Ok(parameters)
+    }
+
+    /// Whether the run begins with given weights at stage `index`.
+    pub fn begins_given(&self, index: usize) -> bool {
+        let initial = self.initial.as_ref();
+        initial.is_some_and(|initial| initial.stage == index)
+    }
+
+    /// Writes the parameters that the run begins with, at stage `index`: those it was given, or first values.
+    ///
+    /// # Errors
+    /// Whatever the weights' folders and the executor report.
+    pub fn write_initial(&self, index: usize) -> Result<()> {
+        match &self.initial {
+            Some(initial) if initial.stage == index => {
+                self.executor.write_parameters(0, &initial.parameters)
+            }
+            _ => self
+                .recipe
+                .write_first_values(&self.layout, self.executor.as_ref(), Vec::new()),
+        }
+    }
+
+    /// Gives modules that stage `index` starts afresh new first values: the same ones whenever it begins.
+    ///
+    /// # Errors
+    /// Whatever the executor reports.
+    pub fn reinitialise(&self, index: usize) -> Result<()> {
+        let fresh = &self.recipe.stages[index].fresh;
+        let is_fresh = |name: &str| fresh.iter().any(|module| module == name);
+        let seed = self.recipe.seed.wrapping_add(1000 * (index as u64 + 1));
+        let entries = self.layout.entries().iter();
+        for entry in entries.filter(|entry| is_fresh(entry.spec.module())) {
+            let mut values = vec![0.0; entry.spec.shape.numel()];
+            initialise_one(&entry.spec, seed, &mut values);
+            self.executor.write_parameters(entry.offset, &values)?;
+        }
+        Ok(())
+    }
+
+    /// The data of stage `index`.
+    ///
+    /// # Errors
+    /// Whatever the mixture reports.
+    pub fn mixture(&self, index: usize) -> Result<Mixture> {
+        let pairs = self.pairs.as_ref();
+        let mixture = stage_mixture(&self.recipe, &self.library, pairs, &self.words, index)?;
+        Ok(mixture.keeping(self.kept.clone()))
+    }
+
+    /// The steps of a stage: as given, or its epochs over the task with the most items for its share.
+    pub fn steps(&self, stage: &Stage, mixture: &Mixture) -> u64 {
+        let steps = stage.steps.unwrap_or_else(|| {
+            let total: f64 = stage.data.values().sum();
+            let longest = TaskKind::ALL
+                .into_iter()
+                .filter_map(|kind| {
+                    let share = stage.data.get(kind.name())? / total;
+                    Some(mixture.items(kind) as f64 / share)
+                })
+                .fold(0.0, f64::max);
+            let samples = longest * stage.epochs.unwrap_or(1.0);
+            (samples / stage.batch as f64).ceil().max(1.0) as u64
+        });
+        self.options.max_steps.map_or(steps, |most| steps.min(most))
+    }
+
+    /// Parameters that a stage trains.
+    pub fn trained(&self, stage: &Stage) -> usize {
+        self.layout.count(|module| stage.trains(module))
+    }
+
+    /// A hash of each module that a stage freezes: those bytes must not change.
+    ///
+    /// # Errors
+    /// Whatever the executor reports.
+    pub fn frozen_checksums(&self, stage: &Stage) -> Result<Vec<(String, blake3::Hash)>> {
+        self.layout
+            .modules()
+            .into_iter()
+            .filter(|module| !stage.trains(module))
+            .map(|module| Ok((module.to_owned(), self.checksum(module)?)))
+            .collect()
+    }
+
+    fn checksum(&self, module: &str) -> Result<blake3::Hash> {
+        let mut hasher = blake3::Hasher::new();
+        let entries = self.layout.entries().iter();
+        for entry in entries.filter(|entry| entry.spec.module() == module) {
+            let mut values = vec![0.0f32; entry.spec.shape.numel()];
+            self.executor.read_parameters(entry.offset, &mut values)?;
+            hasher.update(bytemuck::cast_slice(&values));
+        }
+        Ok(hasher.finalize())
+    }
+}

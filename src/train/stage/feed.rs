@@ -1,0 +1,98 @@
+//! The batches of a stage on their way from the data to its session.
+
+use std::sync::Arc;
+
+use super::stage_loop::write_micro_batch;
+use keel_data::batch::Batch;
+use keel_data::mixture::Mixture;
+use keel_data::prefetch::Prefetcher;
+use keel_base::error::{Error, Result};
+use keel_engine::executor::Session;
+use crate::gathered::weight;
+use crate::guard::Guard;
+use crate::recipe::Stage;
+
+/// Batches that are made before they are wanted, at least.
+const BATCHES_AHEAD: usize = 4;
+
+/// Hands micro-batch after micro-batch to a session, in the order of the steps.
+pub(super) struct Feed<'a> {
+    stage: &'a Stage,
+    batches: Prefetcher,
+    /// What was handed over before it was asked for, or what was wrong with it.
+    ahead: Option<Result<(Batch, f32)>>,
+}
+
+/// Which batches a feed gives.
+pub(super) struct FeedPlan {
+    /// The first step, from 0.
+    pub first: u64,
+    /// All steps of the stage.
+    pub steps: u64,
+    /// Whether every step gets the first batch.
+    pub one_batch: bool,
+    /// What batches are left out.
+    pub guard: Guard,
+    /// Whether a device computes, which leaves the processor's cores to the data.
+    pub cores_are_free: bool,
+}
+
+impl<'a> Feed<'a> {
+    /// Begins to make the batches of `plan` in the background.
+    pub fn new(stage: &'a Stage, mixture: Arc<Mixture>, plan: FeedPlan) -> Feed<'a> {
+        let FeedPlan {
+            first,
+            steps,
+            one_batch,
+            guard,
+            cores_are_free,
+        } = plan;
+        let count = stage.micro_batches() as u64;
+        let workers = if cores_are_free {
+            std::thread::available_parallelism().map_or(1, usize::from)
+        } else {
+            1
+        };
+        // By number and not by a counter: whatever worker makes it, a batch depends on the seed, the stage and its step.
+        let make = move |number: u64| {
+            let (step, micro) = (number / count, number % count);
+            if step >= steps {
+                // Made ahead and never asked for.
+                return Err(Error::setting("step", format!("below {steps}"), step));
+            }
+            let batch = if one_batch { 0 } else { guard.batch_of(step) };
+            mixture.batch(batch * count + micro)
+        };
+        let depth = BATCHES_AHEAD.max(workers);
+        Feed {
+            stage,
+            batches: Prefetcher::new(Arc::new(make), first * count, workers, depth),
+            ahead: None,
+        }
+    }
+
+    /// Hands the next micro-batch to the session, unless it is there already; returns it with its weight.
+    ///
+    /// # Errors
+    /// What is wrong with the batch; whatever the session reports.
+    pub fn next(&mut self, session: &mut dyn Session) -> Result<(Batch, f32)> {
+        match self.ahead.take() {
+            Some(ahead) => ahead,
+            None => self.write(session),
+        }
+    }
+
+    /// Hands the next micro-batch to the session while that still computes. What is wrong with it is said when it is asked
+    /// for: the step that is under way has nothing to do with it.
+    pub fn go_ahead(&mut self, session: &mut dyn Session) {
+        assert!(self.ahead.is_none(), "one micro-batch ahead at most");
+        self.ahead = Some(self.write(session));
+    }
+
+    fn write(&mut self, session: &mut dyn Session) -> Result<(Batch, f32)> {
+        let (_, batch) = self.batches.next_batch()?;
+        let weight = weight(self.stage, &batch);
+        write_micro_batch(session, self.stage, &batch, weight)?;
+        Ok((batch, weight))
+    }
+}

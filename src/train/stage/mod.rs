@@ -1,0 +1,6 @@
+//! One stage under way: its batches, its steps, and what happens between them.
+
+mod feed;
+mod stage_loop;
+
+pub(super) use stage_loop::{StageLoop, run_micro_batch, write_micro_batch};

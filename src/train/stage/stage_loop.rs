@@ -1,0 +1,386 @@
+//! The steps of one stage: batches in, steps, reports, checkpoints between; and what happens on bad numbers and on
+//! signals.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::feed::{Feed, FeedPlan};
+use keel_data::batch::Batch;
+use keel_eval::feed::write_batch;
+use keel_data::mixture::Mixture;
+use keel_data::packing::PackingStats;
+use keel_base::error::{Error, Result};
+use keel_engine::executor::Session;
+use keel_engine::ops::HYPER;
+use keel_engine::program::MemoryReport;
+use crate::checkpoint::{
+    Checkpointer, Moments, after_stage, clear_moments, load, newest_well, restore, write_moments,
+};
+use crate::gathered::Gathered;
+use crate::guard::{Guard, MOST_STRIKES, Recheck, Verdict};
+use crate::observer::{Event, StageBegins, StepReport, StepsBegin};
+use crate::recipe::{Stage, StageKind};
+use crate::run::{ProgressLog, Run, RunState, StepNumbers, StepSize};
+use crate::step_program::{hyper, whole_step_flops};
+
+/// A stage that is loaded and ready to step. It changes parameters and moments, which the executor and the session hold,
+/// and the run's state; what it has trained is saved after it, by its caller.
+pub(crate) struct StageLoop<'a> {
+    run: &'a Run,
+    state: &'a mut RunState,
+    checkpoints: &'a mut Checkpointer,
+    /// The stage's index in the recipe.
+    index: usize,
+    stage: &'a Stage,
+    mixture: Arc<Mixture>,
+    /// All steps of the stage.
+    steps: u64,
+    session: Box<dyn Session>,
+    memory: MemoryReport,
+}
+
+/// What one step came to.
+struct Stepped {
+    numbers: StepNumbers,
+    /// Names of its samples.
+    keys: Vec<String>,
+}
+
+impl<'a> StageLoop<'a> {
+    /// Loads stage `index`, with the moments of the step it goes on from where it has any.
+    ///
+    /// # Errors
+    /// Whatever data, device and observers report.
+    ///
+    /// # Panics
+    /// When the stage was not planned.
+    pub fn load(
+        run: &'a Run,
+        state: &'a mut RunState,
+        checkpoints: &'a mut Checkpointer,
+        index: usize,
+        moments: Option<Moments>,
+    ) -> Result<StageLoop<'a>> {
+        let stage = &run.recipe.stages[index];
+        let program = run.programs[index].clone();
+        let program = program.expect("every stage to be run is planned");
+        let mixture = Arc::new(run.mixture(index)?);
+        let steps = run.steps(stage, &mixture);
+        let memory = MemoryReport::new(&program, &run.layout);
+        run.tell(&Event::StageBegins(StageBegins {
+            number: index + 1,
+            stage,
+            steps,
+            trained: run.trained(stage),
+            program: &program,
+            memory: &memory,
+        }))?;
+        let mut session = run.executor.load(program)?;
+        if let Some(moments) = moments {
+            write_moments(session.as_mut(), &moments)?;
+        }
+        run.tell_device_warnings()?;
+        Ok(StageLoop {
+            run,
+            state,
+            checkpoints,
+            index,
+            stage,
+            mixture,
+            steps,
+            session,
+            memory,
+        })
+    }
+
+    /// Runs the steps from `first` (from 0) to the end of the stage, as often going back as the guard allows. No checkpoint
+    /// is on its way any more when it returns.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when losses stay bad, [`Error::Interrupted`] when the user ends the run; whatever data, disk,
+    /// device and observers report.
+    pub fn train(&mut self, first: u64) -> Result<()> {
+        let mut step = first;
+        loop {
+            self.run.tell(&Event::StepsBegin(StepsBegin {
+                stage: &self.stage.name,
+                done: step,
+                steps: self.steps,
+                memory: self.memory.total(),
+            }))?;
+            let outcome = self.steps_from(step);
+            let told = self.run.tell(&Event::StepsEnd);
+            // What ended the steps matters more than that it could not be told.
+            let last_bad = outcome?;
+            told?;
+            match last_bad {
+                Some(last_bad) => step = self.go_back(last_bad)?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Runs steps from `first` on; returns the last of several bad steps after which the run has to go back.
+    fn steps_from(&mut self, first: u64) -> Result<Option<u64>> {
+        let began = Instant::now();
+        let plan = FeedPlan {
+            first,
+            steps: self.steps,
+            one_batch: self.run.options.overfit_one_batch,
+            // As it is now: going back leaves out more, and makes a feed anew.
+            guard: self.state.guard.clone(),
+            cores_are_free: self.session.takes_inputs_early(),
+        };
+        let mut feed = Feed::new(self.stage, self.mixture.clone(), plan);
+        let mut log = ProgressLog::new(self.step_size());
+        let mut packing = PackingStats::default();
+        for step in first..self.steps {
+            let stepped = self.step(step, &mut feed, &mut packing)?;
+            match self.judge(step, &stepped)? {
+                Verdict::Well => log.add(stepped.numbers),
+                // Its update was not applied, or is too odd to be averaged with others.
+                Verdict::Bad(_) => {}
+                Verdict::GoBack(_) => return Ok(Some(step)),
+                Verdict::Stop(_) => return Err(self.hopeless(step)?),
+            }
+            self.report(step + 1, &mut log)?;
+            // The checkpoint after the stage takes the place of one after its last step.
+            if step + 1 < self.steps {
+                self.save_where_due(step + 1)?;
+            }
+        }
+        self.checkpoints.finish(self.run, self.state, self.index)?;
+        self.sum_up(began, &packing)?;
+        Ok(None)
+    }
+
+    /// One optimiser step: its micro-batches, and the update with the last of them.
+    fn step(
+        &mut self,
+        step: u64,
+        feed: &mut Feed<'_>,
+        packing: &mut PackingStats,
+    ) -> Result<Stepped> {
+        let start = Instant::now();
+        let session = self.session.as_mut();
+        let every = self.run.options.recheck_every;
+        let mut recheck = if every > 0 && step.is_multiple_of(every) {
+            Some(Recheck::before(self.run, session)?)
+        } else {
+            None
+        };
+        let count = self.stage.micro_batches();
+        let mut gathered = Gathered::default();
+        for micro in 0..count {
+            let (mut batch, weight) = feed.next(session)?;
+            let skipped = batch.skipped;
+            let left_out = skipped.unreadable + skipped.too_long + skipped.without_room;
+            self.state.skipped += u64::from(left_out);
+            packing.add(&batch.segments, batch.samples.len(), skipped.without_room);
+            gathered.take(weight, std::mem::take(&mut batch.samples));
+            let is_last = micro + 1 == count;
+            // The scale counts the micro-batches so far, and only the last one's, which counts all, is used.
+            let hyper = hyper(self.stage, [step, self.steps], gathered.gradient_scale());
+            run_micro_batch(session, is_last, &hyper)?;
+            // The next is on its way while this one computes. Not into a step that is about to be done again: that hands over
+            // the same inputs once more, and the next step's would be lost.
+            let goes_on = !is_last || (step + 1 < self.steps && recheck.is_none());
+            if session.takes_inputs_early() && goes_on {
+                feed.go_ahead(session);
+            }
+            gathered.read(session, self.stage, weight)?;
+            if let Some(recheck) = &mut recheck {
+                recheck.keep(batch, weight, hyper);
+            }
+        }
+        let numbers = gathered.numbers(session, self.stage, [step, self.steps], start)?;
+        if let Some(recheck) = recheck {
+            recheck.compare(self.run, self.stage, step, session)?;
+        }
+        Ok(Stepped {
+            numbers,
+            keys: gathered.keys,
+        })
+    }
+
+    /// Judges a step; of a bad one it says what was wrong and on what samples that happened.
+    fn judge(&mut self, step: u64, stepped: &Stepped) -> Result<Verdict> {
+        let threshold = self.run.options.spike_threshold;
+        let StepNumbers {
+            loss,
+            gradient_norm,
+            ..
+        } = stepped.numbers;
+        let verdict = self.state.guard.judge(loss, gradient_norm, threshold);
+        if let Verdict::Bad(why) | Verdict::GoBack(why) | Verdict::Stop(why) = &verdict {
+            self.run.warn(&format!(
+                "stage {}, step {step}: {why}; samples: {}",
+                self.stage.name,
+                stepped.keys.join(", ")
+            ))?;
+        }
+        Ok(verdict)
+    }
+
+    /// What a run ends with that going back has not helped.
+    fn hopeless(&mut self, step: u64) -> Result<Error> {
+        self.checkpoints.finish(self.run, self.state, self.index)?;
+        Ok(Error::stopped(
+            format!("stage {}, step {step}", self.stage.name),
+            format!(
+                "{MOST_STRIKES} bad steps in a row, and going back and leaving their data out has not helped"
+            ),
+            "lower the learning rate; log.txt names the samples; the newest checkpoint is from before",
+        ))
+    }
+
+    /// Tells how things stand after `done` steps.
+    fn report(&self, done: u64, log: &mut ProgressLog) -> Result<()> {
+        self.run.tell(&Event::StepDone(done))?;
+        let due = log.due(done, done == self.steps);
+        let report = |averages| StepReport {
+            stage: &self.stage.name,
+            step: done,
+            steps: self.steps,
+            averages,
+            skipped: self.state.skipped,
+        };
+        if let Some(averages) = &due.row {
+            self.run.tell(&Event::Metrics(report(averages)))?;
+        }
+        if let Some(averages) = &due.line {
+            self.run.tell(&Event::Progress(report(averages)))?;
+        }
+        Ok(())
+    }
+
+    /// Saves after `done` steps where that is due or asked for, and ends the run where that is asked for.
+    fn save_where_due(&mut self, done: u64) -> Result<()> {
+        let every = self.run.options.save_every;
+        // While losses are bad, what there is to go back to is worth more than what was just trained.
+        let is_due = every > 0 && done.is_multiple_of(every) && self.state.guard.is_well();
+        let is_asked = self.run.options.signals.take_save();
+        let (run, index, session) = (self.run, self.index, self.session.as_ref());
+        if is_asked || run.options.signals.stop().is_some() {
+            let path = self
+                .checkpoints
+                .save_step(run, self.state, index, done, session)?;
+            if is_asked {
+                run.note(&format!("saved as asked: {}", path.display()))?;
+            }
+            run.stop_if_asked(&format!("stage {}, step {done}", self.stage.name))
+        } else if is_due {
+            self.checkpoints
+                .begin_step(run, self.state, index, done, session)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Tells what is only known at the end of the steps, which `began` then.
+    fn sum_up(&mut self, began: Instant, packing: &PackingStats) -> Result<()> {
+        let name = &self.stage.name;
+        if self.stage.pack > 1 {
+            self.run.note(&format!("stage {name}: {packing}"))?;
+        }
+        let (count, waited) = self.checkpoints.take_waited();
+        if count > 0 {
+            let share = 100.0 * waited / began.elapsed().as_secs_f64();
+            self.run.note(&format!(
+                "{count} checkpoints inside stage {name}; training waited {waited:.2} s for them, {share:.2} % of its time"
+            ))?;
+        }
+        Ok(())
+    }
+
+    fn step_size(&self) -> StepSize {
+        let (run, stage) = (self.run, self.stage);
+        let has_images = stage.kind != StageKind::WarmStart || stage.contrastive > 0.0;
+        let image_tokens = if has_images {
+            run.recipe.model.image_tokens()
+        } else {
+            0
+        };
+        let tokens = if stage.next_token > 0.0 {
+            let all = stage.batch / stage.pack * stage.tokens;
+            all.saturating_sub(stage.batch * image_tokens)
+        } else {
+            stage.batch * stage.caption_tokens
+        };
+        StepSize {
+            images: if has_images { stage.batch } else { 0 },
+            tokens,
+            flops: whole_step_flops(self.session.program(), stage),
+            peak: run.executor.peak_flops(),
+        }
+    }
+
+    /// Puts the run back to the newest step of the stage at which it was well, with the data of the bad steps, the last of
+    /// which was `last`, left out. Returns the step.
+    fn go_back(&mut self, last: u64) -> Result<u64> {
+        let run = self.run;
+        self.checkpoints.finish(run, self.state, self.index)?;
+        let (step, healthy, from) = match newest_well(run, self.index)? {
+            Some((position, path)) => {
+                let moments = restore(run, &path, &position)?.unwrap_or_default();
+                write_moments(self.session.as_mut(), &moments)?;
+                self.state.skipped = position.skipped;
+                (position.step, position.guard, path.display().to_string())
+            }
+            None => {
+                self.restart()?;
+                (0, Guard::default(), "the beginning of the stage".to_owned())
+            }
+        };
+        let end = self.state.guard.batch_of(last);
+        let (guard, first) = self.state.guard.go_back(healthy, last);
+        self.state.guard = guard;
+        run.warn(&format!(
+            "stage {}: {MOST_STRIKES} bad steps in a row; going back to step {step} ({from}) and leaving out the batches {first} to {end}",
+            self.stage.name,
+        ))?;
+        Ok(step)
+    }
+
+    /// Puts back the parameters, the moments and the count of skipped samples that the stage began with.
+    fn restart(&mut self) -> Result<()> {
+        let (run, index) = (self.run, self.index);
+        self.state.skipped = if index == 0 || run.begins_given(index) {
+            run.write_initial(index)?;
+            0
+        } else {
+            let sink = &mut |offset, values: &[f32]| run.executor.write_parameters(offset, values);
+            let before = load(&after_stage(run, index - 1), &run.layout, &[], sink)?;
+            before.position.skipped
+        };
+        run.reinitialise(index)?;
+        clear_moments(self.session.as_mut())
+    }
+}
+
+/// Hands a micro-batch to the session, and its weight where the step has several.
+pub(crate) fn write_micro_batch(
+    session: &mut dyn Session,
+    stage: &Stage,
+    batch: &Batch,
+    weight: f32,
+) -> Result<()> {
+    write_batch(session, batch)?;
+    if stage.micro_batches() > 1 {
+        session.write_f32("share", &[weight])?;
+    }
+    Ok(())
+}
+
+/// Runs what was handed over; after the last micro-batch of a step, the update too.
+pub(crate) fn run_micro_batch(
+    session: &mut dyn Session,
+    is_last: bool,
+    hyper: &[f32; HYPER],
+) -> Result<()> {
+    if !is_last {
+        return session.run_gradients();
+    }
+    session.write_f32("hyper", hyper)?;
+    session.run()
+}
