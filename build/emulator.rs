@@ -2,25 +2,23 @@
 //! `simt-checked` the kernels carry the compiler's race-detection hooks, which cuda/simt/hooks.cpp answers.
 
 use super::cache::{Cache, key};
-use super::{Kernel, files, stem};
+use super::{files, source, stem};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// One file to compile, and where its object and its list of kernels lie.
+/// One file to compile, and where its object lies.
 struct Unit {
     source: PathBuf,
     is_kernel: bool,
     object: PathBuf,
-    names: PathBuf,
 }
 
-/// Builds the library, tells cargo to link it and returns the product's kernels (not the zoo's). Without a C++ compiler
-/// it says so and returns none.
-pub fn build(root: &Path, out: &Path, cache: &Cache, sources: &[PathBuf]) -> Vec<Kernel> {
+/// Builds the library and tells cargo to link it. Without a C++ compiler it says so.
+pub fn build(root: &Path, out: &Path, cache: &Cache, sources: &[PathBuf]) {
     let checked = std::env::var_os("CARGO_FEATURE_SIMT_CHECKED").is_some();
     if !supported() {
-        return Vec::new();
+        return;
     }
     let runtime = compiler(root, checked, false);
     let kernels = compiler(root, checked, true);
@@ -29,7 +27,7 @@ pub fn build(root: &Path, out: &Path, cache: &Cache, sources: &[PathBuf]) -> Vec
             "cargo:warning=no C++ compiler was found, so the kernel emulator (--device simt) is left out; install g++ \
              or clang++, or name one in CXX"
         );
-        return Vec::new();
+        return;
     };
     let zoo = files(&root.join("cuda/simt/zoo"), "cu");
     let runtime_sources = files(&root.join("cuda/simt"), "cpp");
@@ -46,7 +44,6 @@ pub fn build(root: &Path, out: &Path, cache: &Cache, sources: &[PathBuf]) -> Vec
             source: source.clone(),
             is_kernel,
             object: cache.path(&key, "o"),
-            names: cache.path(&key, "kernels"),
         }
     };
     let units: Vec<Unit> = runtime_sources
@@ -57,19 +54,13 @@ pub fn build(root: &Path, out: &Path, cache: &Cache, sources: &[PathBuf]) -> Vec
         .collect();
     compile_missing(root, out, cache, &units, checked);
 
-    let mut product = Vec::new();
-    let mut names = Vec::new();
-    for unit in units.iter().filter(|unit| unit.is_kernel) {
-        for name in read(&unit.names).lines() {
-            names.push(name.to_owned());
-            if !zoo.contains(&unit.source) {
-                product.push(Kernel {
-                    name: name.to_owned(),
-                    stem: stem(&unit.source),
-                });
-            }
-        }
-    }
+    let cuda = root.join("cuda");
+    let names: Vec<String> = units
+        .iter()
+        .filter(|unit| unit.is_kernel)
+        .flat_map(|unit| source::read(&cuda, &unit.source).kernels)
+        .map(|kernel| kernel.name)
+        .collect();
     let mut seen = HashSet::new();
     if let Some(twice) = names.iter().find(|name| !seen.insert(name.as_str())) {
         panic!("two kernels of cuda/ are called {twice}; give one another name");
@@ -80,7 +71,6 @@ pub fn build(root: &Path, out: &Path, cache: &Cache, sources: &[PathBuf]) -> Vec
         .objects(units.iter().map(|unit| &unit.object))
         .compile("keel_simt");
     println!("cargo:rustc-cfg=keel_simt");
-    product
 }
 
 /// The fiber switch is written for two architectures, the fault handling for Linux.
@@ -145,18 +135,13 @@ fn version(tool: &cc::Tool) -> Option<String> {
         .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn read(path: &Path) -> String {
-    std::fs::read_to_string(path)
-        .unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
-}
-
-/// Compiles what the cache lacks, in parallel, and lists the kernels of each file.
+/// Compiles what the cache lacks, in parallel.
 fn compile_missing(root: &Path, out: &Path, cache: &Cache, units: &[Unit], checked: bool) {
     for is_kernel in [false, true] {
         let missing: Vec<&Unit> = units
             .iter()
             .filter(|unit| unit.is_kernel == is_kernel)
-            .filter(|unit| !unit.object.exists() || (is_kernel && !unit.names.exists()))
+            .filter(|unit| !unit.object.exists())
             .collect();
         if missing.is_empty() {
             continue;
@@ -166,26 +151,9 @@ fn compile_missing(root: &Path, out: &Path, cache: &Cache, units: &[Unit], check
             .files(missing.iter().map(|unit| &unit.source))
             .compile_intermediates();
         for (unit, object) in missing.iter().zip(&objects) {
-            if is_kernel {
-                let names = kernel_names(root, &unit.source);
-                cache.store_text(&names.join("\n"), &unit.names);
-            }
             cache.store(object, &unit.object);
         }
     }
-}
-
-/// The names in a file's KERNEL lines, after the preprocessor has expanded the macros that may write them.
-fn kernel_names(root: &Path, source: &Path) -> Vec<String> {
-    let text = builder(root, false, true).file(source).expand();
-    let text = String::from_utf8_lossy(&text);
-    text.split("const KeelKernel keel_kernel_")
-        .skip(1)
-        .filter_map(|rest| {
-            let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_')?;
-            rest[end..].starts_with('{').then(|| rest[..end].to_owned())
-        })
-        .collect()
 }
 
 /// The list of kernels the runtime searches: plain references, so that the linker keeps every one.

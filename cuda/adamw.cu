@@ -1,8 +1,8 @@
 // The update of parameters, moments and bf16 twins over flat stretches of the arenas.
 #include "elem.cuh"
 
-constexpr int kAdamwThreads = 256;
-constexpr int kAdamwElements = 4;
+HOST_CONSTANT int kAdamwThreads = 256;
+HOST_CONSTANT int kAdamwElements = 4;
 
 // The numbers of the input `hyper`; src/ops/adamw.rs says what they are.
 enum Hyper {

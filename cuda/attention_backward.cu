@@ -2,8 +2,8 @@
 // batch rows share their queries. The forward pass is in attention.cu.
 #include "attention/backward.cuh"
 
-constexpr int kElementThreads = 256;
-constexpr int kDeltaLanes = 8;  // lanes that share a row of one head
+HOST_CONSTANT int kElementThreads = 256;
+HOST_CONSTANT int kDeltaLanes = 8;  // lanes that share a row of one head
 constexpr int kLargestDim = 128;
 
 // attention_backward_delta_<f32|bf16>: how much of the output's gradient lies along the output.
@@ -113,17 +113,17 @@ DEVICE void attention_query_sum(T* y, const float* partial, int64_t n, int batch
 }
 
 #define ATTENTION_BACKWARD(T) \
-    extern "C" __global__ void __launch_bounds__(256) attention_backward_delta_##T( \
+    extern "C" __global__ void __launch_bounds__(kElementThreads) attention_backward_delta_##T( \
         float* delta, const ELEMENT_##T* o, const ELEMENT_##T* d_output, int64_t rows, int heads, int dim, \
         int query_tokens) { \
         attention_delta(delta, o, d_output, rows, heads, dim, query_tokens); \
     } \
-    KERNEL(attention_backward_delta_##T, 256) \
-    extern "C" __global__ void __launch_bounds__(256) attention_backward_query_sum_##T( \
+    KERNEL(attention_backward_delta_##T, kElementThreads) \
+    extern "C" __global__ void __launch_bounds__(kElementThreads) attention_backward_query_sum_##T( \
         ELEMENT_##T* y, const float* partial, int64_t n, int batch) { \
         attention_query_sum(y, partial, n, batch); \
     } \
-    KERNEL(attention_backward_query_sum_##T, 256) \
+    KERNEL(attention_backward_query_sum_##T, kElementThreads) \
     ATTENTION_BACKWARD_QUERY(T, 32) \
     ATTENTION_BACKWARD_QUERY(T, 64) \
     ATTENTION_BACKWARD_QUERY(T, 96) \

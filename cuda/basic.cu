@@ -1,7 +1,7 @@
 // The ops of the tape itself: a sum, a copy, a constant.
 #include "elem.cuh"
 
-constexpr int kBasicThreads = 256;
+HOST_CONSTANT int kBasicThreads = 256;
 
 // add_<f32|bf16>: y = a + b, elementwise; how gradients are accumulated where no producer can.
 // Math     : y = a + b, rounded once to the storage type
@@ -26,10 +26,10 @@ DEVICE void add(T* y, const T* a, const T* b, int64_t n) {
     for (int i = 0; i < kVector<T>; ++i) left[i] += right[i];
     store_columns(y + first, left, 0, columns, whole);
 }
-extern "C" __global__ void __launch_bounds__(256) add_f32(float* y, const float* a, const float* b, int64_t n) { add(y, a, b, n); }
-KERNEL(add_f32, 256)
-extern "C" __global__ void __launch_bounds__(256) add_bf16(bf16* y, const bf16* a, const bf16* b, int64_t n) { add(y, a, b, n); }
-KERNEL(add_bf16, 256)
+extern "C" __global__ void __launch_bounds__(kBasicThreads) add_f32(float* y, const float* a, const float* b, int64_t n) { add(y, a, b, n); }
+KERNEL(add_f32, kBasicThreads)
+extern "C" __global__ void __launch_bounds__(kBasicThreads) add_bf16(bf16* y, const bf16* a, const bf16* b, int64_t n) { add(y, a, b, n); }
+KERNEL(add_bf16, kBasicThreads)
 
 // copy_<f32|bf16|i32>: y = x in memory of its own.
 // Math     : y = x
@@ -51,12 +51,12 @@ DEVICE void copy(T* y, const T* x, int64_t n) {
     }
     for (int64_t i = first; i < n; ++i) y[i] = x[i];
 }
-extern "C" __global__ void __launch_bounds__(256) copy_f32(float* y, const float* x, int64_t n) { copy(y, x, n); }
-KERNEL(copy_f32, 256)
-extern "C" __global__ void __launch_bounds__(256) copy_bf16(bf16* y, const bf16* x, int64_t n) { copy(y, x, n); }
-KERNEL(copy_bf16, 256)
-extern "C" __global__ void __launch_bounds__(256) copy_i32(int32_t* y, const int32_t* x, int64_t n) { copy(y, x, n); }
-KERNEL(copy_i32, 256)
+extern "C" __global__ void __launch_bounds__(kBasicThreads) copy_f32(float* y, const float* x, int64_t n) { copy(y, x, n); }
+KERNEL(copy_f32, kBasicThreads)
+extern "C" __global__ void __launch_bounds__(kBasicThreads) copy_bf16(bf16* y, const bf16* x, int64_t n) { copy(y, x, n); }
+KERNEL(copy_bf16, kBasicThreads)
+extern "C" __global__ void __launch_bounds__(kBasicThreads) copy_i32(int32_t* y, const int32_t* x, int64_t n) { copy(y, x, n); }
+KERNEL(copy_i32, kBasicThreads)
 
 // fill_<f32|bf16>: every element the same number.
 // Math     : y = value
@@ -73,7 +73,7 @@ DEVICE void fill(T* y, float value, int64_t n) {
     const int64_t i = int64_t(blockIdx.x) * kBasicThreads + threadIdx.x;
     if (i < n) y[i] = from_float<T>(value);
 }
-extern "C" __global__ void __launch_bounds__(256) fill_f32(float* y, float value, int64_t n) { fill(y, value, n); }
-KERNEL(fill_f32, 256)
-extern "C" __global__ void __launch_bounds__(256) fill_bf16(bf16* y, float value, int64_t n) { fill(y, value, n); }
-KERNEL(fill_bf16, 256)
+extern "C" __global__ void __launch_bounds__(kBasicThreads) fill_f32(float* y, float value, int64_t n) { fill(y, value, n); }
+KERNEL(fill_f32, kBasicThreads)
+extern "C" __global__ void __launch_bounds__(kBasicThreads) fill_bf16(bf16* y, float value, int64_t n) { fill(y, value, n); }
+KERNEL(fill_bf16, kBasicThreads)

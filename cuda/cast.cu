@@ -1,7 +1,7 @@
 // Values in another storage type.
 #include "elem.cuh"
 
-constexpr int kCastThreads = 256;
+HOST_CONSTANT int kCastThreads = 256, kCastElements = 8;
 
 // cast_<f32_to_bf16|bf16_to_f32>: y = x in another type.
 // Math     : y = round(x)
@@ -13,15 +13,15 @@ constexpr int kCastThreads = 256;
 // Ragged   : the last elements go one by one
 // Order    : every element by one thread
 // Source   : -
-DEVICE void cast_eight(float (&values)[8], const bf16* x, int64_t at) { load_columns(values, x + at, 0, 8, true); }
-DEVICE void cast_eight(float (&values)[8], const float* x, int64_t at) { load_floats(values, x + at, 0, 8, true); }
-DEVICE void cast_eight(bf16* y, const float (&values)[8], int64_t at) { store_columns(y + at, values, 0, 8, true); }
-DEVICE void cast_eight(float* y, const float (&values)[8], int64_t at) { store_floats(y + at, values, 0, 8, true); }
+DEVICE void cast_eight(float (&values)[kCastElements], const bf16* x, int64_t at) { load_columns(values, x + at, 0, kCastElements, true); }
+DEVICE void cast_eight(float (&values)[kCastElements], const float* x, int64_t at) { load_floats(values, x + at, 0, kCastElements, true); }
+DEVICE void cast_eight(bf16* y, const float (&values)[kCastElements], int64_t at) { store_columns(y + at, values, 0, kCastElements, true); }
+DEVICE void cast_eight(float* y, const float (&values)[kCastElements], int64_t at) { store_floats(y + at, values, 0, kCastElements, true); }
 template <class To, class From>
 DEVICE void cast(To* y, const From* x, int64_t n) {
-    const int64_t first = (int64_t(blockIdx.x) * kCastThreads + threadIdx.x) * 8;
-    if (first + 8 <= n) {
-        float values[8];
+    const int64_t first = (int64_t(blockIdx.x) * kCastThreads + threadIdx.x) * kCastElements;
+    if (first + kCastElements <= n) {
+        float values[kCastElements];
         cast_eight(values, x, first);
         cast_eight(y, values, first);
         return;

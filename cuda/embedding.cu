@@ -42,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(kMoveThreads) embedding_start_f32(f
 }
 KERNEL(embedding_start_f32, kMoveThreads)
 
-constexpr int kOrderThreads = 256;
+HOST_CONSTANT int kOrderThreads = 256;
 
 struct OrderStorage {
     alignas(16) int32_t keys[kOrderThreads];
@@ -94,8 +94,8 @@ extern "C" __global__ void __launch_bounds__(kOrderThreads)
 KERNEL(embedding_backward_order_i32, kOrderThreads, OrderStorage)
 
 constexpr int kSumThreads = 128;
-constexpr int kSumWarps = kSumThreads / kWarpLanes;
-constexpr int kChunkPlaces = kWarpLanes;
+HOST_CONSTANT int kSumWarps = kSumThreads / kWarpLanes;
+HOST_CONSTANT int kChunkPlaces = kWarpLanes;
 
 // embedding_backward_rows_<f32|bf16>: sums of 32 sorted places at a time.
 // Math     : dtable[v] += sum of dy[n] over the chunk's places with ids[n] = v; a run of equal ids that began in an earlier

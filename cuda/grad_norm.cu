@@ -2,6 +2,10 @@
 #include "elem.cuh"
 
 constexpr int kNormThreads = 256;
+// The most blocks that sum squares: those that fill kMultiprocessors, each with four vectors a thread before there is
+// another.
+HOST_CONSTANT int kNormBlocks = 8 * kMultiprocessors;
+HOST_CONSTANT int kNormBlockElements = 16 * kNormThreads;
 constexpr int kNormWarps = kNormThreads / kWarpLanes;
 
 struct NormSums {

@@ -8,6 +8,8 @@
 //     KERNEL(name, threads, Storage)    ... with one `Storage` in dynamic shared memory
 //
 // Shared memory is that one struct: its sizeof is what a launch must ask for, and the emulator poisons and bounds it.
+// HOST_CONSTANT int kName = value; is a constexpr that the engine reads as well: build/source.rs hands it on to
+// src/launch.rs, so that tile sizes and block sizes are stated once. Its value is made of integers and such constants.
 // No static __shared__ arrays, no inline PTX outside cuda/ptx, no <<<>>>, no printf, no texture.
 #pragma once
 #include <stddef.h>
@@ -65,12 +67,24 @@ extern __shared__ __align__(16) unsigned char keel_shared_storage[];
 struct NoSharedStorage {};
 template <class Storage = NoSharedStorage> struct SharedBytes { static constexpr uint32_t value = sizeof(Storage); };
 template <> struct SharedBytes<NoSharedStorage> { static constexpr uint32_t value = 0; };
-// Repeats the size inside the image, where the CUDA executor compares it with the table when it loads the kernel.
+template <class Entry> struct ParameterCount;
+template <class... A> struct ParameterCount<void (*)(A...)> { static constexpr uint32_t value = sizeof...(A); };
+// What only the compiler knows of a kernel, in the image, where the CUDA executor finds it: the threads of a block and the
+// bytes of shared storage. The number of parameters tells an image that was made of another source than the table.
 #define KERNEL(name, threads, ...) \
-    extern "C" __constant__ uint32_t keel_shared_bytes_##name = SharedBytes<__VA_ARGS__>::value;
+    extern "C" __constant__ uint32_t keel_block_##name[3] = { \
+        threads, SharedBytes<__VA_ARGS__>::value, ParameterCount<decltype(&name)>::value};
 
 #define PLANTED_BUG(name) false
 #endif
 
-constexpr int kWarpLanes = 32;
+// Some are read by the engine alone.
+#define HOST_CONSTANT [[maybe_unused]] constexpr
+
+HOST_CONSTANT int kWarpLanes = 32;
+
+// Multiprocessors for which work is cut: how often a sum is split, and how many blocks take rows in turn. They are those of
+// an H100, and they stay so on chips with fewer or more: a sum's order, and so its bits, follow from its shape alone.
+HOST_CONSTANT int kMultiprocessors = 132;
+
 constexpr uint32_t kAllLanes = 0xffffffffu;

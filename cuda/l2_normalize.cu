@@ -120,9 +120,9 @@ DEVICE void l2_normalize_backward(T* dx, const T* y, const float* norms, const T
         l2_normalize_backward<T, warps>(dx, y, norms, dy, epsilon, rows, columns);                                        \
     }                                                                                                                     \
     KERNEL(l2_normalize_backward##width##_##dtype, RowTeam<warps>::kBlockThreads, L2BackwardStorage<warps>)
-#define L2_WIDTHS(T, dtype)          \
-    L2_KERNELS(_narrow, 1, T, dtype) \
-    L2_KERNELS(, 4, T, dtype)        \
-    L2_KERNELS(_wide, 16, T, dtype)
+#define L2_WIDTHS(T, dtype)                     \
+    L2_KERNELS(_narrow, kNarrowWarps, T, dtype) \
+    L2_KERNELS(, kUsualWarps, T, dtype)         \
+    L2_KERNELS(_wide, kWideWarps, T, dtype)
 L2_WIDTHS(float, f32)
 L2_WIDTHS(bf16, bf16)

@@ -135,7 +135,7 @@ LINEAR_PRODUCTS(Large, _bf16, bf16)
 LINEAR_PRODUCTS(Small, _small_f32, float)
 LINEAR_PRODUCTS(Small, _small_bf16, bf16)
 
-constexpr int kElementwiseThreads = 256;
+HOST_CONSTANT int kElementwiseThreads = 256;
 
 // linear_sum: out = addend + Σ over parts, what a split product and the sums of columns leave behind.
 // Math     : out(i) = addend(i) + Σ over p of part(p·count + i)

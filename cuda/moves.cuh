@@ -2,7 +2,7 @@
 #pragma once
 #include "elem.cuh"
 
-constexpr int kMoveThreads = 256;
+HOST_CONSTANT int kMoveThreads = 256;
 
 // The part of a tensor that this thread moves.
 struct RowVector {

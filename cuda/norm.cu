@@ -217,10 +217,10 @@ DEVICE void norm_backward(T* dx, float* partials, const T* __restrict__ dy, cons
         norm_backward<T, is_layer, warps>(dx, partials, dy, x, weight, statistics, addend, rows, columns);                \
     }                                                                                                                     \
     KERNEL(norm##_backward##width##_##dtype, RowTeam<warps>::kBlockThreads, NormBackwardStorage<warps, is_layer>)
-#define NORM_WIDTHS(norm, is_layer, T, dtype)            \
-    NORM_KERNELS(norm, is_layer, _narrow, 1, T, dtype)   \
-    NORM_KERNELS(norm, is_layer, , 4, T, dtype)          \
-    NORM_KERNELS(norm, is_layer, _wide, 16, T, dtype)
+#define NORM_WIDTHS(norm, is_layer, T, dtype)                      \
+    NORM_KERNELS(norm, is_layer, _narrow, kNarrowWarps, T, dtype)  \
+    NORM_KERNELS(norm, is_layer, , kUsualWarps, T, dtype)          \
+    NORM_KERNELS(norm, is_layer, _wide, kWideWarps, T, dtype)
 
 NORM_WIDTHS(layer_norm, true, float, f32)
 NORM_WIDTHS(layer_norm, true, bf16, bf16)

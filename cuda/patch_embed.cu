@@ -219,7 +219,7 @@ PATCH_PRODUCTS(Large, _bf16, bf16)
 PATCH_PRODUCTS(Small, _small_f32, float)
 PATCH_PRODUCTS(Small, _small_bf16, bf16)
 
-constexpr int kPatchThreads = 256;
+HOST_CONSTANT int kPatchThreads = 256;
 
 // patch_embed_image_rest: the gradient of pixels that belong to no patch, at the right and at the bottom.
 // Math     : dimages = addend, or 0, where line >= covered_height or place >= covered_width

@@ -29,17 +29,21 @@ struct ProductShape {
     static_assert(kTileK % kFragmentDepth == 0 && kStages >= 2, "steps are whole fragments, and a ring has two stages");
 };
 
+// Rows and columns of a large and of a small tile, and the bytes along k of a step.
+HOST_CONSTANT int kLargeTile = 128, kSmallTile = 64, kStepBytes = 64;
+template <class T> constexpr int kStep = kStepBytes / int(sizeof(T));
+
 // The shapes in use: the large one where there are tiles enough to fill the chip, the small one elsewhere. Rust chooses, in
-// src/ops/linear/tiles.rs, which repeats these numbers. f32 has three registers to bf16's one for each fragment, so more
-// and smaller warps, and stages twice as heavy, so shorter ones.
+// src/ops/linear/tiles.rs. f32 has three registers to bf16's one for each fragment, so more and smaller warps, and stages
+// twice as heavy, so shorter ones.
 template <class T> struct ProductShapes;
 template <> struct ProductShapes<bf16> {
-    using Large = ProductShape<bf16, 128, 128, 32, 2, 2, 4, 2>;
-    using Small = ProductShape<bf16, 64, 64, 32, 2, 2, 4, 3>;
+    using Large = ProductShape<bf16, kLargeTile, kLargeTile, kStep<bf16>, 2, 2, 4, 2>;
+    using Small = ProductShape<bf16, kSmallTile, kSmallTile, kStep<bf16>, 2, 2, 4, 3>;
 };
 template <> struct ProductShapes<float> {
-    using Large = ProductShape<float, 128, 128, 16, 2, 4, 3, 1>;
-    using Small = ProductShape<float, 64, 64, 16, 2, 2, 4, 3>;
+    using Large = ProductShape<float, kLargeTile, kLargeTile, kStep<float>, 2, 4, 3, 1>;
+    using Small = ProductShape<float, kSmallTile, kSmallTile, kStep<float>, 2, 2, 4, 3>;
 };
 
 // What ptxas is told of a kernel that works in this shape.

@@ -3,7 +3,9 @@
 #include "partials.cuh"
 #include "elem.cuh"
 
-constexpr int kQkThreads = 256;
+HOST_CONSTANT int kQkThreads = 256;
+// The most blocks of the backward kernel, whose blocks take heads in turn.
+HOST_CONSTANT int kQkBlocks = 4 * kMultiprocessors;
 
 // How packed rows divide into heads.
 struct QkHeads {

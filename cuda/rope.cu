@@ -2,8 +2,8 @@
 #include "elem.cuh"
 
 constexpr int kRopeThreads = 256;
-constexpr int kRopeRows = 8;
-constexpr int kRopePairs = 128;  // half the largest head dim
+HOST_CONSTANT int kRopeRows = 8;
+HOST_CONSTANT int kRopePairs = 128;  // half the largest head dim
 
 // Cosines and sines of the block's rows.
 struct RopeTable {

@@ -8,12 +8,22 @@
 // How many elements of a row a thread holds.
 constexpr int kHeldElements = 16;
 
+// The widths in use: warps of a team, and the columns they hold.
+constexpr int kNarrowWarps = 1, kUsualWarps = 4, kWideWarps = 16;
+HOST_CONSTANT int kNarrowColumns = kNarrowWarps * kWarpLanes * kHeldElements;
+HOST_CONSTANT int kUsualColumns = kUsualWarps * kWarpLanes * kHeldElements;
+HOST_CONSTANT int kWideColumns = kWideWarps * kWarpLanes * kHeldElements;
+// Rows that a block takes at a time: a narrow team shares its block with others, as no block has fewer warps than a usual one.
+HOST_CONSTANT int kNarrowTeams = kUsualWarps / kNarrowWarps;
+// Blocks that a multiprocessor holds of the usual size and of the wide one, in kernels whose blocks take rows in turn.
+HOST_CONSTANT int kUsualResident = 4, kWideResident = 1;
+
 // How a block of threads is divided among rows.
 template <int kWarps>
 struct RowTeam {
     static constexpr int kThreads = kWarps * kWarpLanes;
     // Never less than four warps a block: a chip has room for few blocks.
-    static constexpr int kBlockThreads = kThreads < 128 ? 128 : kThreads;
+    static constexpr int kBlockThreads = kThreads < kUsualWarps * kWarpLanes ? kUsualWarps * kWarpLanes : kThreads;
     static constexpr int kTeams = kBlockThreads / kThreads;
     static constexpr int kColumns = kThreads * kHeldElements;
 };

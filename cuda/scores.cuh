@@ -126,7 +126,7 @@ DEVICE void column_log_sums(ColumnLogSums<Shape>& sums, const Accumulators<Shape
 
 // ---- Sums of parts ----
 
-constexpr int kReduceWarps = 8, kReduceThreads = kReduceWarps * kWarpLanes;
+HOST_CONSTANT int kReduceWarps = 8, kReduceThreads = kReduceWarps * kWarpLanes;
 constexpr int kTotalWarps = 32, kTotalThreads = kTotalWarps * kWarpLanes;
 
 // out(i) = Σ over p of part(p·count + i) for this thread's 16 bytes of out, rounded once.

@@ -2,7 +2,7 @@
 // many placeholders stand before a place it counts them, 32 ids at a time.
 #include "elem.cuh"
 
-constexpr int kSpliceWarps = 8;
+HOST_CONSTANT int kSpliceWarps = 8;
 constexpr int kSpliceThreads = kSpliceWarps * kWarpLanes;
 
 // The number of placeholders before `place`. All lanes take part and receive it.

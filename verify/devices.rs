@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use keel::error::Result;
 use keel::executor::simt::{CopyTiming, Options, Schedule};
-use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, SimtExecutor};
+use keel::executor::{
+    CpuExecutor, CudaExecutor, Executor, ReferenceExecutor, Session, SimtExecutor,
+};
 use keel::model::initialise;
-use keel::program::CompileOptions;
-use keel::tape::{Machine, Target};
+use keel::program::{CompileOptions, Program};
+use keel::tape::{Add, Machine, ParameterLayout, Tape, Target, Tier};
 use keel::tensor::{DType, TensorType};
 use keel::train::Stage;
 
@@ -36,7 +38,7 @@ fn train(
     executor
         .write_parameters(0, &initialise(&tiny.layout, 1))
         .unwrap();
-    let options = CompileOptions::new(machine.target);
+    let options = CompileOptions::new(machine);
     let program = tiny.compile_in(machine.precision, stage, &options)?;
     let mut session = executor.load(Arc::new(program))?;
     let mut trace = Vec::new();
@@ -77,6 +79,7 @@ fn reference(
     steps: u64,
 ) -> (Trace, Vec<BTreeMap<String, Budget>>) {
     let machine = Machine {
+        tier: Tier::Portable,
         target: Target::Reference,
         precision,
     };
@@ -272,4 +275,27 @@ fn random_rounding_is_drawn_by_the_seed_and_moves_what_follows() {
         "the same seed rounds the same"
     );
     assert!(nearest != once, "rounding at random changes nothing");
+}
+
+#[test]
+fn executors_are_shared_among_threads_and_sessions_move_between_them() {
+    fn shared<T: Send + Sync + ?Sized>() {}
+    fn movable<T: Send + ?Sized>() {}
+    shared::<dyn Executor>();
+    shared::<CudaExecutor>();
+    movable::<dyn Session>();
+    let executor = ReferenceExecutor::new(0);
+    let mut tape = Tape::new(Arc::new(ParameterLayout::default()), |_| false);
+    let x = tape.input("x", TensorType::f32([2]));
+    let y = tape.record_one(Add, &[x, x]).expect("the shapes agree");
+    tape.output(y, "y");
+    let program = Program::compile(tape, &CompileOptions::new(Target::Reference));
+    let program = Arc::new(program.expect("it is small"));
+    let mut session = executor.load(program).expect("it is small");
+    let sums = std::thread::spawn(move || {
+        session.write_f32("x", &[1.0, 2.0]).expect("an input");
+        session.run().expect("it cannot fail");
+        session.read_f64("y").expect("an output")
+    });
+    assert_eq!(sums.join().expect("it does not panic"), [2.0, 4.0]);
 }

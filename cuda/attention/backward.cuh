@@ -3,15 +3,18 @@
 #pragma once
 #include "products.cuh"
 
+// Rows of a block where it is not split, and into how many parts an f32 head of more than kUnsplitDim columns is.
+HOST_CONSTANT int kBackwardRows = 64, kBackwardSplit = 2, kUnsplitDim = 96;
+
 // How the work is cut: `kRows` rows belong to a block (queries in one kernel, keys in the other), 16 to a warp, and tiles of
 // `kTile` rows of the other side stream past them through two stages. Where the gradients of keys and values are too many for
 // the registers of a warp, kSplit warps share 16 keys: each computes all their scores and a part of the gradients' columns.
 template <class T, int kDim>
 struct BackwardShape {
-    static constexpr int kSplit = sizeof(T) == 4 && kDim > 96 ? 2 : 1;
-    static constexpr int kWarps = 4 / kSplit, kThreads = kWarps * kWarpLanes;
+    static constexpr int kSplit = sizeof(T) == 4 && kDim > kUnsplitDim ? kBackwardSplit : 1;
+    static constexpr int kRows = kBackwardRows / kSplit;
+    static constexpr int kWarps = kRows / kFragmentRows, kThreads = kWarps * kWarpLanes;
     static constexpr int kKeyValueThreads = kThreads * kSplit;
-    static constexpr int kRows = kWarps * kFragmentRows;
     static constexpr int kTile = (kDim <= 64 ? 64 : 32) / (sizeof(T) == 4 ? 2 : 1);
     static constexpr bool kHolds = sizeof(T) == 2 && kDim <= 64;
     // Whether tiles that everybody sees whole get code of their own, without branches and masks. In f32 there are one or two

@@ -2,13 +2,16 @@
 #pragma once
 #include "products.cuh"
 
+// Queries of a block, by storage type.
+HOST_CONSTANT int kForwardQueriesBf16 = 128, kForwardQueriesF32 = 64;
+
 // How the work is cut. bf16: 32 queries a warp, so that a fragment of keys serves two of queries. f32: operands have three
 // parts, registers hold half as many.
 template <class T, int kDim>
 struct ForwardShape {
     static constexpr int kWarps = 4, kThreads = kWarps * kWarpLanes;
-    static constexpr int kRowFragments = sizeof(T) == 2 ? 2 : 1;
-    static constexpr int kWarpQueries = kRowFragments * kFragmentRows, kQueries = kWarps * kWarpQueries;
+    static constexpr int kQueries = sizeof(T) == 2 ? kForwardQueriesBf16 : kForwardQueriesF32;
+    static constexpr int kWarpQueries = kQueries / kWarps, kRowFragments = kWarpQueries / kFragmentRows;
     static constexpr int kKeys = sizeof(T) == 4 ? 32 : kDim <= 64 ? 64 : kDim == 96 ? 48 : 32;
     static constexpr bool kHoldsQueries = sizeof(T) == 2 && kDim <= 64;
 };

@@ -76,7 +76,10 @@ impl PlanArgs {
                 precision,
             ));
         }
-        Ok(Machine { target, precision })
+        Ok(Machine {
+            precision,
+            ..target.into()
+        })
     }
 }
 

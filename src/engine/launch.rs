@@ -1,7 +1,25 @@
 //! A kernel launch as plain data: the emulator and the CUDA executor read the same one.
 //!
 //! How many threads a block has and how much shared memory is the kernel's own affair (its KERNEL line in `cuda/`), so a
-//! launch says neither.
+//! launch says neither. Kernels are named by the constants of [`kernels`], which the build script writes from the sources of
+//! `cuda/`: a name that no source has does not compile.
+
+mod kernel;
+mod tensor_map;
+
+pub use kernel::{Element, Family, KernelEntry, Parameter, Passed, Sizes, Widths, check_arguments};
+pub use tensor_map::{MAX_DIMS, Mapped, Swizzle, TensorMap, TensorMapShape};
+
+/// The kernels of `cuda/`, each by its name in capitals, the families of those that differ in the storage type alone, and
+/// the constants that kernels and engine share.
+pub mod kernels {
+    use super::{Element, Family, KernelEntry, Parameter, Sizes, Widths};
+    use crate::tensor::DType;
+
+    include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+}
+
+use kernels::constants::moves::MOVE_THREADS;
 
 use keel_base::error::{Error, Result};
 use crate::tensor::{DType, TensorType};
@@ -38,6 +56,8 @@ pub enum Argument {
     I64(i64),
     /// A single-precision number.
     F32(f32),
+    /// A tensor map, by value.
+    TensorMap(TensorMap),
 }
 
 impl Argument {
@@ -60,35 +80,46 @@ impl Argument {
 /// One kernel launch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Launch {
-    /// The entry point's name, for example `layer_norm_forward_bf16`.
-    pub kernel: String,
+    /// Which kernel: a constant of [`kernels`].
+    pub kernel: &'static KernelEntry,
     /// Blocks in x, y, z.
     pub grid: [u32; 3],
+    /// Blocks in x that run at the same time on neighbouring multiprocessors and see each other's shared memory (sm_90);
+    /// 1 where every block is on its own. It divides the grid.
+    pub cluster: u32,
+    /// Bytes of dynamic shared memory; `None` for those of the kernel's shared storage.
+    pub shared_bytes: Option<u32>,
     /// The arguments, in the kernel's order.
     pub arguments: Vec<Argument>,
 }
 
 impl Launch {
     /// A launch of `kernel` on `blocks` blocks in x.
-    pub fn new(kernel: impl Into<String>, blocks: u32, arguments: Vec<Argument>) -> Launch {
+    pub fn new(kernel: &'static KernelEntry, blocks: u32, arguments: Vec<Argument>) -> Launch {
+        Launch::on_grid(kernel, [blocks, 1, 1], arguments)
+    }
+
+    /// A launch of `kernel` on a grid of blocks in x, y, z.
+    pub fn on_grid(
+        kernel: &'static KernelEntry,
+        grid: [u32; 3],
+        arguments: Vec<Argument>,
+    ) -> Launch {
         Launch {
-            kernel: kernel.into(),
-            grid: [blocks, 1, 1],
+            kernel,
+            grid,
+            cluster: 1,
+            shared_bytes: None,
             arguments,
         }
     }
-}
-
-/// `<kernel>_<f32|bf16>`.
-pub fn kernel_name(kernel: &str, dtype: DType) -> String {
-    format!("{kernel}_{}", dtype.name())
 }
 
 /// Blocks for `work` items of which a block does `each`; at least one, so that an empty op is a launch that does nothing.
 ///
 /// # Errors
 /// [`Error::Kernel`] when that is more than a grid may have in x.
-pub fn blocks(kernel: &str, work: usize, each: usize) -> Result<u32> {
+pub fn blocks(kernel: &KernelEntry, work: usize, each: usize) -> Result<u32> {
     let blocks = work.div_ceil(each).max(1);
     if blocks > i32::MAX as usize {
         return Err(Error::kernel(format!(
@@ -104,7 +135,7 @@ pub fn blocks(kernel: &str, work: usize, each: usize) -> Result<u32> {
 ///
 /// # Errors
 /// [`Error::Kernel`] when it is beyond 32 bits.
-pub fn index(kernel: &str, what: &str, size: usize) -> Result<Argument> {
+pub fn index(kernel: &KernelEntry, what: &str, size: usize) -> Result<Argument> {
     match i32::try_from(size) {
         Ok(size) => Ok(Argument::I32(size)),
         Err(_) => Err(Error::kernel(format!(
@@ -119,12 +150,12 @@ pub fn vector(ty: TensorType) -> usize {
     16 / ty.dtype.size()
 }
 
-/// Blocks of 256 threads for a thread to each 16-byte vector of a tensor of `ty`'s type, rows and columns
+/// Blocks for a thread to each 16-byte vector of a tensor of `ty`'s type, rows and columns
 /// (`cuda/moves.cuh`).
 ///
 /// # Errors
 /// As [`blocks`].
-pub fn move_blocks(kernel: &str, ty: TensorType) -> Result<u32> {
+pub fn move_blocks(kernel: &KernelEntry, ty: TensorType) -> Result<u32> {
     let across = ty.shape.columns().div_ceil(vector(ty));
-    blocks(kernel, ty.shape.rows() * across, 256)
+    blocks(kernel, ty.shape.rows() * across, MOVE_THREADS)
 }

@@ -71,7 +71,7 @@ pub(super) fn load_forward(
     record(&mut tape)?;
     let options = CompileOptions {
         keep,
-        ..CompileOptions::new(machine.target)
+        ..CompileOptions::new(machine)
     };
     place
         .executor

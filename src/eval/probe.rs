@@ -131,7 +131,7 @@ impl TrainedProbe {
     }
 
     fn compile(&self, tape: Tape) -> Result<Arc<Program>> {
-        let options = CompileOptions::new(self.executor.machine().target);
+        let options = CompileOptions::new(self.executor.machine());
         Ok(Arc::new(Program::compile(tape, &options)?))
     }
 

@@ -86,7 +86,7 @@ pub fn compile_step(
         tape,
         &CompileOptions {
             memory_budget,
-            ..CompileOptions::new(machine.target)
+            ..CompileOptions::new(machine)
         },
     )
 }

@@ -138,8 +138,9 @@ pub fn catalogue() -> Catalogue {
             )
         })
         .collect();
-    let kernels = KERNELS.iter().map(|entry| {
-        let line = lines.iter().find(|line| line.name == entry.name);
+    // Threads and shared memory are the emulator's to say: without it nothing here could be told of any kernel.
+    let kernels = KERNELS.iter().filter_map(|entry| {
+        let line = lines.iter().find(|line| line.name == entry.name)?;
         let mut codes: Vec<Code> = images
             .iter()
             .filter(|(stem, ..)| *stem == entry.stem)
@@ -155,13 +156,13 @@ pub fn catalogue() -> Catalogue {
             })
             .collect();
         codes.sort_by(|a, b| a.assembled.arch.cmp(&b.assembled.arch));
-        Facts {
+        Some(Facts {
             name: entry.name,
             stem: entry.stem,
-            threads: line.and_then(|line| line.threads),
-            shared_bytes: line.map_or(0, |line| line.shared_bytes),
+            threads: line.threads,
+            shared_bytes: line.shared_bytes,
             codes,
-        }
+        })
     });
     let kernels: Vec<Facts> = kernels.collect();
     let remarks = images

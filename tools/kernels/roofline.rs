@@ -172,9 +172,11 @@ pub(super) fn works_of(recorded: &Recorded, program: &Program) -> Vec<Option<Wor
 fn work(program: &Program, step: &Step, precision: DType) -> Work {
     let types = |values: &[Value]| values.iter().map(|v| program.ty(*v)).collect::<Vec<_>>();
     let instruction = &step.instruction;
-    let launches = instruction
-        .op
-        .launches(&types(&instruction.inputs), &types(&instruction.outputs));
+    let launches = instruction.op.launches(
+        &types(&instruction.inputs),
+        &types(&instruction.outputs),
+        program.machine(),
+    );
     Work {
         example: "",
         shape: String::new(),
@@ -183,7 +185,10 @@ fn work(program: &Program, step: &Step, precision: DType) -> Work {
         is_product: false,
         cost: program.step_cost(step),
         kernels: launches.map_or(Vec::new(), |launches| {
-            launches.into_iter().map(|launch| launch.kernel).collect()
+            launches
+                .into_iter()
+                .map(|launch| launch.kernel.name.to_owned())
+                .collect()
         }),
     }
 }

@@ -65,7 +65,7 @@ pub fn time(
     let machine = choice.machine();
     for mut recorded in record_all(size, machine.precision)? {
         let tape = std::mem::replace(&mut recorded.tape, Tape::declaring());
-        let program = Program::compile(tape, &CompileOptions::new(machine.target))?;
+        let program = Program::compile(tape, &CompileOptions::new(machine))?;
         let works = works_of(&recorded, &program);
         let is_wanted =
             |work: &Work| work.op.contains(name) || work.kernels.iter().any(|k| k.contains(name));

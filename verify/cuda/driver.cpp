@@ -10,7 +10,7 @@
 //     fail=NAME:N:CODE       the N-th call of function NAME returns CODE
 //     fault=N:CODE           the N-th kernel that runs breaks the context with CODE, as an illegal address does
 //     idle=N                 the N-th kernel that runs does nothing
-//     skewed                 the images give every kernel one byte of shared memory more than the emulator's table
+//     skewed                 by the images every kernel takes one parameter more than the emulator's table says
 //     without=KERNEL         the images lack this kernel
 //     log=PATH               one line for each module, launch and graph, and what is left when the context goes
 #include <stdint.h>
@@ -57,7 +57,7 @@ struct Stream {
 struct Function {
     const KeelKernel* kernel;
     int shared_opt_in = 48 * 1024;
-    uint32_t shared_bytes;
+    uint32_t block[3];  // keel_block_* of KERNEL: threads, shared bytes, parameters
 };
 struct Module {
     std::map<std::string, Function> functions;
@@ -298,7 +298,8 @@ static Function* find(Module* module, const std::string& name) {
         const KeelKernel* kernel = keel_simt_kernel(i);
         if (name != kernel->name) continue;
         uint32_t more = driver().settings.count("skewed") ? 1 : 0;
-        return &(module->functions[name] = {kernel, 48 * 1024, kernel->shared_bytes + more});
+        return &(module->functions[name] = {
+                     kernel, 48 * 1024, {kernel->threads, kernel->shared_bytes, kernel->parameter_count + more}});
     }
     return nullptr;
 }
@@ -309,11 +310,11 @@ EXPORT int cuModuleGetFunction(Function** function, Module* module, const char* 
 }
 EXPORT int cuModuleGetGlobal_v2(uint64_t* pointer, size_t* bytes, Module* module, const char* name) {
     ENTER("cuModuleGetGlobal_v2");
-    std::string prefix = "keel_shared_bytes_", text = name;
+    std::string prefix = "keel_block_", text = name;
     Function* function = text.rfind(prefix, 0) == 0 ? find(module, text.substr(prefix.size())) : nullptr;
     if (!function) return kNotFound;
-    *pointer = uint64_t(&function->shared_bytes);
-    *bytes = sizeof(function->shared_bytes);
+    *pointer = uint64_t(function->block);
+    *bytes = sizeof(function->block);
     driver().constants[*pointer] = *bytes;
     return kOk;
 }

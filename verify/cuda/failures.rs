@@ -105,7 +105,7 @@ fn failures_of_the_device_are_reported_with_names_and_values() {
             "skewed",
             "0",
             &[
-                "kernel add_f32: the image of cuda/basic.cu gives it 1 bytes of shared memory, the emulator's table 0",
+                "kernel add_f32: by the image of cuda/basic.cu it takes 5 parameters, by the table 4",
             ],
         ),
         (

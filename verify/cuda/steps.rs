@@ -203,6 +203,48 @@ fn programs_give_the_bits_of_the_emulator_through_graphs_and_without() {
     }
 }
 
+/// The runs of one session, whose inputs nobody else has.
+fn run_alone(session: &mut dyn Session, number: u64) -> Vec<Vec<u64>> {
+    (0..RUNS)
+        .map(|run| {
+            write(session, 1000 * number + run);
+            session.run().expect("the kernels are clean");
+            read(session)
+        })
+        .collect()
+}
+
+#[test]
+fn sessions_on_threads_of_their_own_give_the_bits_of_one_after_the_other() {
+    if is_child() {
+        let layout = layout();
+        let cuda = executor(layout.elements(), DType::Bf16).expect("the driver has a GPU");
+        cuda.write_parameters(0, &parameters(&layout, 0)).unwrap();
+        let load = || {
+            cuda.load(program(&layout, DType::Bf16))
+                .expect("a small program")
+        };
+        let numbers = [0, 1, 2];
+        let want = numbers.map(|number| run_alone(&mut *load(), number));
+        let got = std::thread::scope(|scope| {
+            let threads = numbers.map(|number| {
+                let mut session = load();
+                scope.spawn(move || run_alone(&mut *session, number))
+            });
+            threads.map(|thread| thread.join().expect("it does not panic"))
+        });
+        assert!(want == got);
+        return;
+    }
+    let name = "cuda::steps::sessions_on_threads_of_their_own_give_the_bits_of_one_after_the_other";
+    let Some(children) = Children::of(name) else {
+        return;
+    };
+    for (settings, synchronous) in [("", "0"), ("late", "0"), ("late", "1")] {
+        children.run(settings, &[("KEEL_CUDA_SYNC", synchronous)]);
+    }
+}
+
 #[test]
 fn a_timed_run_gives_each_op_its_time_and_the_same_values() {
     if is_child() {

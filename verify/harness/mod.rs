@@ -8,7 +8,7 @@ mod random;
 
 use keel::error::Result;
 use keel::launch::Launch;
-use keel::tape::{Tape, Value};
+use keel::tape::{Tape, Target, Value};
 
 pub use budget::{Budget, DRAWS, derive_budget, moved};
 pub use case::{Case, aux, check, check_golden, on_every_executor, out};
@@ -19,6 +19,9 @@ pub use random::Random;
 pub fn last_launches(tape: &Tape) -> Result<Vec<Launch>> {
     let step = tape.instructions().last().expect("an op was recorded");
     let types = |values: &[Value]| values.iter().map(|v| tape.ty(*v)).collect::<Vec<_>>();
-    step.op
-        .launches(&types(&step.inputs), &types(&step.outputs))
+    step.op.launches(
+        &types(&step.inputs),
+        &types(&step.outputs),
+        Target::Cuda.into(),
+    )
 }

@@ -3,6 +3,7 @@
 use std::fs;
 
 use keel::executor::kernel_table::{IMAGES, KERNELS};
+use keel::executor::simt::Emulator;
 use keel_kernel_report::{Budget, catalogue};
 
 use crate::command::keel;
@@ -11,10 +12,11 @@ use crate::command::keel;
 fn the_table_names_every_kernel_and_what_the_build_left_out() {
     let folder = tempfile::tempdir().unwrap();
     let answer = keel(folder.path(), &["kernels", "--shapes", "small"]);
-    let Some(first) = KERNELS.first() else {
+    if Emulator::new().is_err() {
         answer.refused(&["without a C++ compiler", "install g++"]);
         return;
-    };
+    }
+    let first = &KERNELS[0];
     let answer = answer.fine();
     for kernel in KERNELS {
         assert!(answer.stdout.contains(kernel.name), "{}", kernel.name);
@@ -30,7 +32,7 @@ fn the_table_names_every_kernel_and_what_the_build_left_out() {
 #[test]
 fn the_json_holds_every_kernel_and_example() {
     let folder = tempfile::tempdir().unwrap();
-    if KERNELS.is_empty() {
+    if Emulator::new().is_err() {
         return;
     }
     let answer = keel(folder.path(), &["kernels", "--json", "--precision", "f32"]).fine();
@@ -57,7 +59,7 @@ fn the_budget_is_written_kept_to_and_broken() {
     let folder = tempfile::tempdir().unwrap();
     let budget = folder.path().join("budget.toml");
     if !catalogue().has_mixes {
-        if !KERNELS.is_empty() {
+        if Emulator::new().is_ok() {
             keel(folder.path(), &["kernels", "--budget", "budget.toml"])
                 .refused(&["cargo tool nvcc"]);
         }

@@ -206,11 +206,15 @@ fn strips_of_scores_cover_every_row_once_and_never_hold_all_pairs() {
         let tape = recorded(n, 8);
         let forward = &tape.instructions()[0];
         let [inputs, outputs] = types(&tape, forward);
-        let launches = forward.op.launches(&inputs, &outputs).unwrap();
+        let launches = forward
+            .op
+            .launches(&inputs, &outputs, Target::Cuda.into())
+            .unwrap();
         let mut next = 0;
         for launch in &launches {
             if !launch
                 .kernel
+                .name
                 .starts_with("contrastive_loss_info_nce_forward")
             {
                 continue;
@@ -241,7 +245,7 @@ fn memory_of_the_loss_grows_with_the_batch_and_not_with_its_square() {
         let tape = recorded(n, 512);
         let of = |step: &Instruction| {
             let [inputs, outputs] = types(&tape, step);
-            step.op.workspace(&inputs, &outputs, Target::Cuda)
+            step.op.workspace(&inputs, &outputs, Target::Cuda.into())
         };
         tape.instructions().iter().map(of).sum()
     };

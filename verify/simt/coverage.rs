@@ -247,7 +247,9 @@ fn update() -> (Program, usize) {
 fn names(program: &Program) -> Result<Vec<String>> {
     let steps = resolve(program)?;
     let launches = steps.into_iter().flat_map(|step| step.launches);
-    Ok(launches.map(|launch| launch.kernel).collect())
+    Ok(launches
+        .map(|launch| launch.kernel.name.to_owned())
+        .collect())
 }
 
 /// Runs on numbers drawn at random, and returns the kernels that ran.

@@ -8,6 +8,8 @@ mod launches;
 mod planted;
 mod product;
 pub mod refusals;
+mod table;
+mod tensor_maps;
 mod zoo;
 
 use crate::harness::Random;

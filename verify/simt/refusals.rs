@@ -1,4 +1,5 @@
 //! Programs whose launches cannot be: refused when they are loaded or run, before a thread does, with names and both values.
+//! What no executor launches yet is refused by name, too; the rules of tensor maps are in tensor_maps.rs.
 
 use std::sync::Arc;
 
@@ -6,11 +7,13 @@ use keel::error::Result;
 use keel::executor::resolved::resolve;
 use keel::executor::simt::Options;
 use keel::executor::{Executor, SimtExecutor};
-use keel::launch::{Argument, Launch};
+use keel::launch::{
+    Argument, KernelEntry, Launch, Mapped, Parameter, Swizzle, TensorMap, TensorMapShape, kernels,
+};
 use keel::ops;
 use keel::program::{CompileOptions, Program};
 use keel::tape::{
-    Backward, Cost, CpuArgs, Op, ParameterLayout, ReferenceArgs, Tape, Target, Value,
+    Backward, Cost, CpuArgs, Machine, Op, ParameterLayout, ReferenceArgs, Tape, Target, Value,
 };
 use keel::tensor::{DType, TensorType};
 
@@ -31,7 +34,12 @@ impl Op for Faulty {
 
     fn cpu(&self, _args: CpuArgs<'_>) {}
 
-    fn launches(&self, _inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        _inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         Ok(vec![self.0.clone()])
     }
 
@@ -52,17 +60,7 @@ fn program(record: impl FnOnce(&mut Tape) -> Result<Value>) -> Program {
 }
 
 /// What loading and running a program with this launch says.
-fn refusal(
-    executor: &dyn Executor,
-    kernel: &str,
-    grid: [u32; 3],
-    arguments: Vec<Argument>,
-) -> String {
-    let launch = Launch {
-        kernel: kernel.to_owned(),
-        grid,
-        arguments,
-    };
+fn refusal(executor: &dyn Executor, launch: Launch) -> String {
     let program = program(|tape| {
         let x = tape.input("x", TensorType::f32([40]));
         tape.record_one(Faulty(launch), &[x])
@@ -81,71 +79,160 @@ fn launches_that_do_not_fit_their_kernel_are_refused_with_names_and_both_values(
     }
 }
 
+/// A kernel that no file of cuda/ has.
+static UNKNOWN: KernelEntry = KernelEntry {
+    name: "copy_f64",
+    ..*kernels::COPY_F32
+};
+
+/// One that would take a tensor map.
+static MAPPED: KernelEntry = KernelEntry {
+    name: "copy_mapped_f32",
+    stem: "basic",
+    parameters: &[Parameter::TensorMap],
+};
+
 /// Holds an executor of the kernels to refusing launches that do not fit them.
 pub fn check_refusals(executor: &dyn Executor) {
     let (y, x, n) = (Argument::output(0), Argument::input(0), Argument::I64(40));
     let far = |offset| Argument::Input { index: 0, offset };
-    type Refusal<'a> = (&'a str, [u32; 3], Vec<Argument>, &'a [&'a str]);
+    type Refusal<'a> = (&'static KernelEntry, [u32; 3], Vec<Argument>, &'a [&'a str]);
     let cases: [Refusal<'_>; 9] = [
         (
-            "copy_f64",
+            &UNKNOWN,
             [1, 1, 1],
             vec![y, x, n],
             &["copy_f64", "is not in"],
         ),
         (
-            "copy_f32",
+            kernels::COPY_F32,
             [1, 1, 1],
             vec![y, x],
             &["copy_f32", "takes 3 arguments", "passes 2"],
         ),
         (
-            "copy_bf16",
+            kernels::COPY_BF16,
             [1, 1, 1],
             vec![y, x, n],
             &["copy_bf16", "bf16*", "f32[40]"],
         ),
         (
-            "copy_f32",
+            kernels::COPY_F32,
             [1, 1, 1],
             vec![y, n, x],
             &["argument 1", "const f32*", "40i64"],
         ),
         (
-            "copy_f32",
+            kernels::COPY_F32,
             [1, 1, 1],
             vec![y, x, Argument::I32(40)],
             &["argument 2", "i64", "40i32"],
         ),
         (
-            "copy_f32",
+            kernels::COPY_F32,
             [1, 1, 1],
             vec![y, Argument::input(3), n],
             &["op faulty", "input 3", "does not have"],
         ),
         (
-            "copy_f32",
+            kernels::COPY_F32,
             [1, 1, 1],
             vec![y, far(164), n],
             &["byte 164 of input 0", "has 160 bytes"],
         ),
         (
-            "copy_f32",
+            kernels::COPY_F32,
             [1, 1, 1],
             vec![y, Argument::workspace(DType::I32), n],
             &["argument 1", "const f32*", "i32"],
         ),
         (
-            "copy_f32",
+            kernels::COPY_F32,
             [1, 70_000, 1],
             vec![y, x, n],
             &["the grid (1,70000,1)"],
         ),
     ];
     for (kernel, grid, arguments, says) in cases {
-        let problem = refusal(executor, kernel, grid, arguments);
+        let problem = refusal(executor, Launch::on_grid(kernel, grid, arguments));
         for part in says {
             assert!(problem.contains(part), "{kernel}: {part:?} in {problem}");
+        }
+    }
+    let plain = Launch::new(kernels::COPY_F32, 6, vec![y, x, n]);
+    let shape = TensorMapShape {
+        dims: &[40],
+        strides: &[],
+        box_dims: &[4],
+        swizzle: Swizzle::None,
+    };
+    let map = TensorMap::new(&MAPPED, Mapped::Input(0), 0, DType::F32, shape).expect("160 bytes");
+    let mapped = |map| Launch::new(&MAPPED, 1, vec![Argument::TensorMap(map)]);
+    let bf16 = TensorMap::new(
+        &MAPPED,
+        Mapped::Input(0),
+        0,
+        DType::Bf16,
+        TensorMapShape {
+            box_dims: &[8],
+            ..shape
+        },
+    );
+    let far = TensorMap::new(&MAPPED, Mapped::Input(0), 16, DType::F32, shape);
+    let cases: [(Launch, &[&str]); 7] = [
+        (
+            Launch {
+                cluster: 2,
+                ..plain.clone()
+            },
+            &["copy_f32", "clusters of 2 blocks", "does not launch"],
+        ),
+        (
+            Launch {
+                cluster: 4,
+                ..plain.clone()
+            },
+            &["copy_f32", "6 blocks in x", "clusters of 4"],
+        ),
+        (
+            Launch {
+                shared_bytes: Some(1024),
+                ..plain
+            },
+            &["copy_f32", "1024 bytes of shared memory"],
+        ),
+        (
+            mapped(map),
+            &[
+                "copy_mapped_f32",
+                "tensor map of input 0",
+                "does not launch",
+            ],
+        ),
+        (
+            mapped(bf16.expect("80 bytes")),
+            &["copy_mapped_f32", "map of bf16", "input 0, which holds f32"],
+        ),
+        (
+            mapped(far.expect("it starts at a multiple of 16")),
+            &[
+                "reaches over 160 bytes of input 0",
+                "has 144 from byte 16 on",
+            ],
+        ),
+        (
+            Launch::new(kernels::COPY_F32, 1, vec![y, Argument::TensorMap(map), n]),
+            &[
+                "argument 1",
+                "const f32*",
+                "a tensor map of input 0 (f32 [40], box [4])",
+            ],
+        ),
+    ];
+    for (launch, says) in cases {
+        let problem = refusal(executor, launch);
+        for part in says {
+            assert!(problem.contains(part), "{part:?} in {problem}");
         }
     }
 }
@@ -168,16 +255,12 @@ fn a_kernel_that_writes_past_its_output_is_reported_with_its_line() {
     let Ok(executor) = SimtExecutor::new(0, Options::default()) else {
         return;
     };
-    let problem = refusal(
-        &executor,
-        "copy_f32",
-        [1, 1, 1],
-        vec![
-            Argument::output(0),
-            Argument::input(0),
-            Argument::I64(1 << 20),
-        ],
-    );
+    let arguments = vec![
+        Argument::output(0),
+        Argument::input(0),
+        Argument::I64(1 << 20),
+    ];
+    let problem = refusal(&executor, Launch::new(kernels::COPY_F32, 1, arguments));
     for part in ["op faulty", "copy_f32", "past", "cuda/basic.cu"] {
         assert!(problem.contains(part), "{part} in {problem}");
     }

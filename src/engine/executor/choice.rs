@@ -3,7 +3,7 @@
 use super::simt::{Emulator, Options};
 use super::{CpuExecutor, CudaExecutor, Executor, SimtExecutor, cuda};
 use keel_base::error::{Error, Result};
-use crate::tape::{Machine, Target};
+use crate::tape::{Machine, Target, Tier};
 use crate::tensor::DType;
 
 /// What can be asked for.
@@ -56,6 +56,7 @@ impl Choice {
                     machine: Machine {
                         target: Target::Cuda,
                         precision: precision.unwrap_or(DType::Bf16),
+                        tier: Tier::Portable,
                     },
                     runner: Runner::Emulator,
                     threads,
@@ -81,6 +82,7 @@ impl Choice {
             machine: Machine {
                 target: Target::Cuda,
                 precision: precision.unwrap_or(DType::Bf16),
+                tier: Tier::of(found.compute_capability),
             },
             runner: Runner::Gpu(found),
             threads,

@@ -1,14 +1,8 @@
-//! The kernels of `cuda/` as the build script found them: their names, their files, and the images nvcc made of them. It knows
-//! nothing of how a kernel is launched; what its parameters are, the emulator knows ([`super::simt::Emulator::kernel`]).
+//! The kernels of `cuda/` as the build script found them: their names and parameters ([`crate::launch::kernels`]), their
+//! files, and the images nvcc made of them. None of it needs the emulator.
 
-/// A kernel and the stem of the file it stands in (`norm` for `cuda/norm.cu`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KernelEntry {
-    /// The entry point's name, the same on the GPU and in the emulator.
-    pub name: &'static str,
-    /// The file's stem, and the image's.
-    pub stem: &'static str,
-}
+pub use crate::launch::KernelEntry;
+pub use crate::launch::kernels::KERNELS;
 
 /// What nvcc built of one file.
 #[derive(Clone, Copy)]
@@ -27,13 +21,3 @@ include!(concat!(env!("OUT_DIR"), "/kernel_table.rs"));
 
 /// Where the build script left the emulator's library, `libkeel_simt.a`; the tests link a driver of their own with it.
 pub const BUILD_FOLDER: &str = env!("OUT_DIR");
-
-/// The entry of `name`, if there is such a kernel.
-pub fn entry(name: &str) -> Option<&'static KernelEntry> {
-    KERNELS.iter().find(|kernel| kernel.name == name)
-}
-
-/// The image of the file `stem`, if nvcc was there when this program was built.
-pub fn image(stem: &str) -> Option<&'static KernelImage> {
-    IMAGES.iter().find(|image| image.stem == stem)
-}

@@ -23,8 +23,8 @@ pub use cuda::CudaExecutor;
 pub use reference::ReferenceExecutor;
 pub use simt::SimtExecutor;
 
-/// Holds a model's parameters and loads programs that use them.
-pub trait Executor {
+/// Holds a model's parameters and loads programs that use them. Several threads may use one executor.
+pub trait Executor: Send + Sync {
     /// A short name and what was found, for example `cpu, 2 threads, avx512`.
     fn describe(&self) -> String;
 
@@ -66,8 +66,8 @@ pub trait Executor {
     fn read_parameters(&self, offset: usize, values: &mut [f32]) -> Result<()>;
 }
 
-/// A loaded program with memory of its own.
-pub trait Session {
+/// A loaded program with memory of its own. One thread at a time uses it; it may move from one to another.
+pub trait Session: Send {
     /// The program.
     fn program(&self) -> &Program;
 

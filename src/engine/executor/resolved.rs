@@ -1,16 +1,20 @@
 //! What the emulator and the CUDA executor share: a program's launches with every argument resolved to a stretch of an
-//! arena, and host values in the storage type of a program's value.
+//! arena and held to what its kernel takes, and host values in the storage type of a program's value.
 
 use std::fmt;
 
 use half::bf16;
 
-use super::simt::Parameter;
 use keel_base::error::{Error, Result};
-use crate::launch::{Argument, Launch};
+use crate::launch::{
+    Argument, KernelEntry, Launch, Mapped, Parameter, Passed, TensorMap, check_arguments,
+};
 use crate::program::{Place, Program, Step};
 use crate::tape::Arena;
 use crate::tensor::DType;
+
+/// The most blocks of a grid in x, y, z.
+const GRID_LIMITS: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
 
 /// A stretch of memory that belongs together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,11 +51,12 @@ pub enum ResolvedArgument {
     I64(i64),
     /// A single-precision number.
     F32(f32),
+    /// A tensor map over a stretch.
+    TensorMap(Stretch, TensorMap),
 }
 
-impl ResolvedArgument {
-    /// Whether a kernel's `parameter` takes it.
-    pub fn fits(&self, parameter: Parameter) -> bool {
+impl Passed for ResolvedArgument {
+    fn fits(&self, parameter: Parameter) -> bool {
         match (self, parameter) {
             (ResolvedArgument::Stretch(stretch), Parameter::Pointer { element, .. }) => {
                 element == Some(stretch.element.into())
@@ -59,7 +64,8 @@ impl ResolvedArgument {
             (ResolvedArgument::Null, Parameter::Pointer { .. })
             | (ResolvedArgument::I32(_), Parameter::Signed(4))
             | (ResolvedArgument::I64(_), Parameter::Signed(8))
-            | (ResolvedArgument::F32(_), Parameter::Float(4)) => true,
+            | (ResolvedArgument::F32(_), Parameter::Float(4))
+            | (ResolvedArgument::TensorMap(..), Parameter::TensorMap) => true,
             _ => false,
         }
     }
@@ -76,6 +82,7 @@ impl fmt::Display for ResolvedArgument {
             ResolvedArgument::I32(value) => write!(f, "{value}i32"),
             ResolvedArgument::I64(value) => write!(f, "{value}i64"),
             ResolvedArgument::F32(value) => write!(f, "{value}f32"),
+            ResolvedArgument::TensorMap(_, map) => map.fmt(f),
         }
     }
 }
@@ -83,12 +90,69 @@ impl fmt::Display for ResolvedArgument {
 /// A launch, ready for any device.
 #[derive(Clone, Debug)]
 pub struct ResolvedLaunch {
-    /// The entry point's name.
-    pub kernel: String,
+    /// Which kernel.
+    pub kernel: &'static KernelEntry,
     /// Blocks in x, y, z.
     pub grid: [u32; 3],
+    /// See [`Launch::cluster`].
+    pub cluster: u32,
+    /// See [`Launch::shared_bytes`].
+    pub shared_bytes: Option<u32>,
     /// The arguments, in the kernel's order.
     pub arguments: Vec<ResolvedArgument>,
+}
+
+impl ResolvedLaunch {
+    /// Refuses what no device could launch: a grid beyond every chip's, a cluster that does not divide it, arguments that
+    /// are not the entry point's.
+    fn check(&self) -> Result<()> {
+        let KernelEntry {
+            name, parameters, ..
+        } = self.kernel;
+        let mut limits = self.grid.iter().zip(GRID_LIMITS);
+        if limits.any(|(blocks, most)| *blocks == 0 || *blocks > most) {
+            let [x, y, z] = self.grid;
+            return Err(Error::kernel(format!(
+                "kernel {name}: the grid ({x},{y},{z}) must have 1..{} × 1..65535 × 1..65535 blocks; use a smaller batch",
+                GRID_LIMITS[0]
+            )));
+        }
+        if self.cluster == 0 || !self.grid[0].is_multiple_of(self.cluster) {
+            return Err(Error::kernel(format!(
+                "kernel {name}: a grid of {} blocks in x does not divide into clusters of {}",
+                self.grid[0], self.cluster
+            )));
+        }
+        check_arguments(name, parameters, &self.arguments)
+    }
+
+    /// Refuses what `device` cannot launch yet: clusters, shared memory beyond the kernel's own, tensor maps.
+    ///
+    /// # Errors
+    /// [`Error::Device`] that names the kernel and what it wants.
+    pub fn require_plain(&self, device: &str) -> Result<()> {
+        let wants = if self.cluster > 1 {
+            format!("clusters of {} blocks", self.cluster)
+        } else if let Some(bytes) = self.shared_bytes {
+            format!("{bytes} bytes of shared memory beside those of its source")
+        } else if let Some(map) = self
+            .arguments
+            .iter()
+            .find(|argument| matches!(argument, ResolvedArgument::TensorMap(..)))
+        {
+            map.to_string()
+        } else {
+            return Ok(());
+        };
+        Err(Error::Device {
+            device: device.to_owned(),
+            problem: format!(
+                "kernel {} wants {wants}, which this device does not launch",
+                self.kernel
+            ),
+            remedy: "compile the program for the portable tier".to_owned(),
+        })
+    }
 }
 
 /// One op of a program: its launches and the stretches it writes that no input lies in.
@@ -119,7 +183,7 @@ pub fn stretch(place: Place, element: DType, bytes: usize) -> Option<Stretch> {
 ///
 /// # Errors
 /// What [`crate::tape::Op::launches`] reports; [`Error::Kernel`] when a launch names an input, output or byte that the op
-/// does not have.
+/// does not have, or is not what its kernel takes.
 pub fn resolve(program: &Program) -> Result<Vec<ResolvedStep>> {
     program
         .steps()
@@ -146,6 +210,12 @@ fn resolve_step(program: &Program, step: &Step) -> Result<ResolvedStep> {
         stretch(program.place(value), ty.dtype, ty.bytes())
     };
     let (workspace, workspace_bytes) = step.workspace;
+    let in_workspace = |element| Stretch {
+        space: Space::Step,
+        offset: workspace,
+        bytes: workspace_bytes,
+        element,
+    };
     let resolve_argument = |launch: &Launch, argument: &Argument| {
         let (what, found, offset) = match *argument {
             Argument::Null => return Ok(ResolvedArgument::Null),
@@ -164,46 +234,81 @@ fn resolve_step(program: &Program, step: &Step) -> Result<ResolvedStep> {
             ),
             Argument::Workspace { offset, element } => (
                 "the workspace".to_owned(),
-                Some(Stretch {
-                    space: Space::Step,
-                    offset: workspace,
-                    bytes: workspace_bytes,
-                    element,
-                }),
+                Some(in_workspace(element)),
                 offset,
             ),
+            Argument::TensorMap(map) => {
+                let found = match map.of() {
+                    Mapped::Input(index) => place(&instruction.inputs, index),
+                    Mapped::Output(index) => place(&instruction.outputs, index),
+                    Mapped::Workspace => Some(in_workspace(map.element())),
+                };
+                (map.of().to_string(), found, map.offset())
+            }
         };
-        match found {
-            Some(found) if offset <= found.bytes => Ok(ResolvedArgument::Stretch(Stretch {
-                offset: found.offset + offset,
-                bytes: found.bytes - offset,
-                ..found
-            })),
-            Some(found) => Err(Error::kernel(format!(
-                "kernel {} of op {}: byte {offset} of {what} is wanted, which has {} bytes",
-                launch.kernel,
-                instruction.op.name(),
-                found.bytes
-            ))),
-            None => Err(Error::kernel(format!(
-                "kernel {} of op {}: {what} is wanted, which the op does not have",
+        let refuse = |problem: String| {
+            Err(Error::kernel(format!(
+                "kernel {} of op {}: {problem}",
                 launch.kernel,
                 instruction.op.name()
-            ))),
+            )))
+        };
+        let Some(found) = found else {
+            return refuse(format!("{what} is wanted, which the op does not have"));
+        };
+        if offset > found.bytes {
+            return refuse(format!(
+                "byte {offset} of {what} is wanted, which has {} bytes",
+                found.bytes
+            ));
+        }
+        let stretch = Stretch {
+            offset: found.offset + offset,
+            bytes: found.bytes - offset,
+            ..found
+        };
+        let Argument::TensorMap(map) = *argument else {
+            return Ok(ResolvedArgument::Stretch(stretch));
+        };
+        if map.element() != stretch.element {
+            return refuse(format!(
+                "a tensor map of {} is given of {what}, which holds {}",
+                map.element(),
+                stretch.element
+            ));
+        }
+        match map.bytes() {
+            Some(bytes) if bytes <= stretch.bytes as u64 => {
+                Ok(ResolvedArgument::TensorMap(stretch, map))
+            }
+            bytes => refuse(format!(
+                "the tensor map reaches over {} bytes of {what}, which has {} from byte {offset} on",
+                bytes.map_or("more than 2^64".to_owned(), |bytes| bytes.to_string()),
+                stretch.bytes
+            )),
         }
     };
     let mut launches = Vec::new();
-    for launch in instruction.op.launches(&inputs, &outputs)? {
+    for launch in instruction
+        .op
+        .launches(&inputs, &outputs, program.machine())?
+    {
         let arguments = launch
             .arguments
             .iter()
             .map(|argument| resolve_argument(&launch, argument))
             .collect::<Result<Vec<_>>>()?;
-        launches.push(ResolvedLaunch {
+        let launch = ResolvedLaunch {
             kernel: launch.kernel,
             grid: launch.grid,
+            cluster: launch.cluster,
+            shared_bytes: launch.shared_bytes,
             arguments,
-        });
+        };
+        launch
+            .check()
+            .map_err(|problem| Error::kernel(format!("op {}: {problem}", instruction.op.name())))?;
+        launches.push(launch);
     }
     let mut undefined: Vec<Stretch> = (0..outputs.len())
         .filter(|output| !step.in_place.contains(&Some(*output)))

@@ -17,9 +17,10 @@ use rayon::prelude::*;
 
 use super::grad_norm::GradNorm;
 use keel_base::error::{Error, Result};
-use crate::launch::{Argument, Launch, blocks};
+use crate::launch::kernels::constants::adamw::{ADAMW_ELEMENTS, ADAMW_THREADS};
+use crate::launch::{Argument, Launch, blocks, kernels};
 use crate::tape::{
-    Arena, Backward, Cost, CpuArgs, Fill, Op, Output, ReferenceArgs, Tape, UPDATE, Value,
+    Arena, Backward, Cost, CpuArgs, Fill, Machine, Op, Output, ReferenceArgs, Tape, UPDATE, Value,
 };
 use crate::tensor::{DType, TensorType};
 
@@ -200,10 +201,6 @@ struct AdamW {
     first: usize,
 }
 
-/// Threads of a block of `adamw_f32`, each with four elements, and of `clamp_f32`.
-const THREADS: usize = 256;
-const ELEMENTS_PER_THREAD: usize = 4;
-
 /// What SplitMix64 adds for every number it draws.
 const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -235,7 +232,7 @@ impl Op for AdamW {
         let [p, g, m, v, hyper, scale, twin @ ..] = inputs else {
             return Err(Error::shape("adamw", "inputs", "six values", inputs.len()));
         };
-        if *p != TensorType::f32(p.shape) || !self.first.is_multiple_of(ELEMENTS_PER_THREAD) {
+        if *p != TensorType::f32(p.shape) || !self.first.is_multiple_of(ADAMW_ELEMENTS) {
             return Err(Error::shape(
                 "adamw",
                 "parameters",
@@ -375,8 +372,13 @@ impl Op for AdamW {
             });
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
-        let (kernel, elements) = ("adamw_f32", inputs[0].numel());
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
+        let (kernel, elements) = (kernels::ADAMW_F32, inputs[0].numel());
         let (twin, twin_before) = match self.writes_twin {
             true => (Argument::output(3), Argument::input(6)),
             false => (Argument::Null, Argument::Null),
@@ -399,7 +401,7 @@ impl Op for AdamW {
             Argument::I64(self.first as i64),
             Argument::I64(elements as i64),
         ];
-        let blocks = blocks(kernel, elements, THREADS * ELEMENTS_PER_THREAD)?;
+        let blocks = blocks(kernel, elements, ADAMW_THREADS * ADAMW_ELEMENTS)?;
         Ok(vec![Launch::new(kernel, blocks, arguments)])
     }
 
@@ -460,8 +462,13 @@ impl Op for Clamp {
         }
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
-        let (kernel, elements) = ("clamp_f32", inputs[0].numel());
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
+        let (kernel, elements) = (kernels::CLAMP_F32, inputs[0].numel());
         let arguments = vec![
             Argument::output(0),
             Argument::input(0),
@@ -469,7 +476,7 @@ impl Op for Clamp {
             Argument::F32(self.most),
             Argument::I64(elements as i64),
         ];
-        let blocks = blocks(kernel, elements, THREADS)?;
+        let blocks = blocks(kernel, elements, ADAMW_THREADS)?;
         Ok(vec![Launch::new(kernel, blocks, arguments)])
     }
 

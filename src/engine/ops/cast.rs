@@ -4,12 +4,10 @@
 //! float in f64 and leaves the rounding to whoever stores y. Nothing is saved; bound by memory.
 
 use keel_base::error::{Error, Result};
-use crate::launch::{Argument, Launch, blocks};
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
+use crate::launch::kernels::constants::cast::{CAST_ELEMENTS, CAST_THREADS};
+use crate::launch::{Argument, Launch, blocks, kernels};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::{DType, TensorType};
-
-/// Elements of one block of `cuda/cast.cu`.
-const ELEMENTS_PER_BLOCK: usize = 8 * 256;
 
 /// Records x in the type `dtype`; x itself where it has that type already.
 ///
@@ -51,10 +49,19 @@ impl Op for Cast {
         unreachable!("programs for the processor hold f32, and one of the two types is another")
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let x = inputs[0];
-        let kernel = format!("cast_{}_to_{}", x.dtype, self.dtype);
-        let blocks = blocks(&kernel, x.numel(), ELEMENTS_PER_BLOCK)?;
+        // Two float types, and one of them is not the other.
+        let kernel = match self.dtype {
+            DType::Bf16 => kernels::CAST_F32_TO_BF16,
+            _ => kernels::CAST_BF16_TO_F32,
+        };
+        let blocks = blocks(kernel, x.numel(), CAST_THREADS * CAST_ELEMENTS)?;
         let arguments = vec![
             Argument::output(0),
             Argument::input(0),

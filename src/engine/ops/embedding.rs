@@ -10,9 +10,11 @@
 use rayon::prelude::*;
 
 use keel_base::error::{Error, Result};
-use crate::launch::{Argument, Launch, blocks, index, kernel_name, move_blocks, vector};
+use crate::launch::kernels::constants::embedding::{CHUNK_PLACES, ORDER_THREADS, SUM_WARPS};
+use crate::launch::kernels::constants::{kernel::WARP_LANES, moves::MOVE_THREADS};
+use crate::launch::{Argument, Launch, blocks, index, kernels, move_blocks, vector};
 use crate::ops::rows::rows_per_task;
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::{DType, Shape, TensorType};
 
 /// Looks up rows of a table.
@@ -25,13 +27,6 @@ use crate::tensor::{DType, Shape, TensorType};
 pub fn embedding(tape: &mut Tape, table: Value, ids: Value) -> Result<Value> {
     tape.record_one(Embedding, &[table, ids])
 }
-
-/// Places of a block of the kernel that sorts, and warps of one that sums.
-const PLACES_PER_BLOCK: usize = 256;
-const WARPS: usize = 4;
-
-/// Sorted places that a warp sums.
-const CHUNK: usize = 32;
 
 /// What the gradient's kernels keep, in bytes: the sorted places and their ids, i32 [N], and what runs of equal ids leave
 /// that go on from an earlier chunk, f32 [ceil(N / 32), C].
@@ -48,7 +43,7 @@ impl Scratch {
         Scratch {
             keys: list,
             heads: 2 * list,
-            bytes: 2 * list + count.div_ceil(CHUNK) * columns * size_of::<f32>(),
+            bytes: 2 * list + count.div_ceil(CHUNK_PLACES) * columns * size_of::<f32>(),
         }
     }
 
@@ -130,18 +125,23 @@ impl Op for Embedding {
             });
     }
 
-    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let (table, y) = (inputs[0], outputs[0]);
-        let kernel = kernel_name("embedding_forward", table.dtype);
+        let kernel = kernels::EMBEDDING_FORWARD.of(table.dtype)?;
         let arguments = vec![
             Argument::output(0),
             Argument::input(0),
             Argument::input(1),
             Argument::I64(inputs[1].numel() as i64),
-            index(&kernel, "the number of columns", y.shape.columns())?,
-            index(&kernel, "the vocabulary", table.shape.rows())?,
+            index(kernel, "the number of columns", y.shape.columns())?,
+            index(kernel, "the vocabulary", table.shape.rows())?,
         ];
-        let blocks = move_blocks(&kernel, y)?;
+        let blocks = move_blocks(kernel, y)?;
         Ok(vec![Launch::new(kernel, blocks, arguments)])
     }
 
@@ -226,16 +226,21 @@ impl Op for EmbeddingBackward {
             });
     }
 
-    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let (dy, d_table, count) = (inputs[0], outputs[0], inputs[1].numel());
-        let (columns, chunks) = (dy.shape.columns(), count.div_ceil(CHUNK));
+        let (columns, chunks) = (dy.shape.columns(), count.div_ceil(CHUNK_PLACES));
         let [order, keys, heads] = Scratch::new(inputs).arguments();
         let [start, sort, add] = [
-            "embedding_start_f32",
-            "embedding_backward_order_i32",
-            "embedding_backward_heads_f32",
+            kernels::EMBEDDING_START_F32,
+            kernels::EMBEDDING_BACKWARD_ORDER_I32,
+            kernels::EMBEDDING_BACKWARD_HEADS_F32,
         ];
-        let rows = kernel_name("embedding_backward_rows", dy.dtype);
+        let rows = kernels::EMBEDDING_BACKWARD_ROWS.of(dy.dtype)?;
         let addend = match self.accumulates {
             true => Argument::input(2),
             false => Argument::Null,
@@ -243,8 +248,8 @@ impl Op for EmbeddingBackward {
         let places = index(sort, "the number of places", count)?;
         index(sort, "the vocabulary and one", self.vocabulary + 1)?;
         let vocabulary = index(sort, "the vocabulary", self.vocabulary)?;
-        let width = index(&rows, "the number of columns", columns)?;
-        let tiles = |ty| columns.div_ceil(32 * vector(ty));
+        let width = index(rows, "the number of columns", columns)?;
+        let tiles = |ty| columns.div_ceil(WARP_LANES * vector(ty));
         let (wide, narrow) = (tiles(dy), tiles(d_table));
         let start_arguments = vec![
             Argument::output(0),
@@ -253,7 +258,7 @@ impl Op for EmbeddingBackward {
         ];
         let mut launches = vec![Launch::new(
             start,
-            blocks(start, d_table.numel(), 4 * 256)?,
+            blocks(start, d_table.numel(), vector(d_table) * MOVE_THREADS)?,
             start_arguments,
         )];
         if count == 0 {
@@ -261,7 +266,7 @@ impl Op for EmbeddingBackward {
         }
         launches.push(Launch::new(
             sort,
-            blocks(sort, count, PLACES_PER_BLOCK)?,
+            blocks(sort, count, ORDER_THREADS)?,
             vec![order, keys, Argument::input(1), places, vocabulary],
         ));
         let arguments = vec![
@@ -273,9 +278,9 @@ impl Op for EmbeddingBackward {
             places,
             vocabulary,
             width,
-            index(&rows, "the number of tiles", wide)?,
+            index(rows, "the number of tiles", wide)?,
         ];
-        let grid = blocks(&rows, chunks * wide, WARPS)?;
+        let grid = blocks(rows, chunks * wide, SUM_WARPS)?;
         launches.push(Launch::new(rows, grid, arguments));
         let arguments = vec![
             Argument::output(0),
@@ -286,13 +291,13 @@ impl Op for EmbeddingBackward {
             width,
             index(add, "the number of tiles", narrow)?,
         ];
-        let grid = blocks(add, chunks * narrow, WARPS)?;
+        let grid = blocks(add, chunks * narrow, SUM_WARPS)?;
         launches.push(Launch::new(add, grid, arguments));
         Ok(launches)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
-        match target {
+    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], machine: Machine) -> usize {
+        match machine.target {
             Target::Cuda => Scratch::new(inputs).bytes,
             _ => 0,
         }

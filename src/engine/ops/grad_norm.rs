@@ -8,20 +8,17 @@
 use rayon::prelude::*;
 
 use keel_base::error::{Error, Result};
-use crate::launch::{Argument, Launch};
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
+use crate::launch::kernels::constants::grad_norm::{NORM_BLOCK_ELEMENTS, NORM_BLOCKS};
+use crate::launch::{Argument, Launch, kernels};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
 use crate::tensor::{DType, TensorType};
 
 /// Elements whose squares are summed by one task.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
 
-/// Elements whose squares a block of `cuda/grad_norm.cu` sums before another block is worth its while, and the most
-/// blocks: what fills a large chip. From the size alone, so that every device gives the same sum.
-const ELEMENTS_PER_BLOCK: usize = 4096;
-const MOST_BLOCKS: usize = 1056;
-
+/// Blocks of `cuda/grad_norm.cu`: from the size alone, so that every device gives the same sum.
 fn blocks(elements: usize) -> usize {
-    elements.div_ceil(ELEMENTS_PER_BLOCK).clamp(1, MOST_BLOCKS)
+    elements.div_ceil(NORM_BLOCK_ELEMENTS).clamp(1, NORM_BLOCKS)
 }
 
 /// Inputs: gradients [n], hyper [12]. Outputs: norm [1], factor [1].
@@ -93,7 +90,12 @@ impl Op for GradNorm {
         scale[0] = factor(f64::from(norm[0]), largest, gradient_scale) as f32;
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let elements = inputs[0].numel();
         let blocks = blocks(elements);
         // Pairs of f32 that hold one f64 each.
@@ -107,8 +109,8 @@ impl Op for GradNorm {
             Argument::input(1),
         ];
         Ok(vec![
-            Launch::new("grad_norm_squares_f32", blocks as u32, squares),
-            Launch::new("grad_norm_factor_f32", 1, factor),
+            Launch::new(kernels::GRAD_NORM_SQUARES_F32, blocks as u32, squares),
+            Launch::new(kernels::GRAD_NORM_FACTOR_F32, 1, factor),
         ])
     }
 
@@ -120,8 +122,8 @@ impl Op for GradNorm {
         Cost::streaming(2.0 * inputs[0].numel() as f64, inputs, outputs)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
-        match target {
+    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], machine: Machine) -> usize {
+        match machine.target {
             Target::Cpu { .. } => inputs[0].numel().div_ceil(ELEMENTS_PER_TASK) * size_of::<f64>(),
             Target::Cuda => blocks(inputs[0].numel()) * size_of::<f64>(),
             Target::Reference => 0,

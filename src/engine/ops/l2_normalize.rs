@@ -7,10 +7,10 @@
 use rayon::prelude::*;
 
 use keel_base::error::{Error, Result};
-use crate::launch::{Argument, Launch, index};
+use crate::launch::{Argument, Launch, Widths, index, kernels};
 use crate::ops::rows::{RowKernel, dot, rows_per_task};
 use crate::ops::special;
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
 
 /// y = x / max(‖x‖₂, `epsilon`) for each row.
@@ -28,17 +28,22 @@ pub fn l2_normalize(tape: &mut Tape, x: Value, epsilon: f32) -> Result<Value> {
 }
 
 /// The launch of a kernel of `cuda/l2_normalize.cu`: its tensors, ε, rows, columns.
-fn launch(stem: &str, x: TensorType, tensors: &[Argument], epsilon: f32) -> Result<Vec<Launch>> {
+fn launch(
+    widths: Widths,
+    x: TensorType,
+    tensors: &[Argument],
+    epsilon: f32,
+) -> Result<Vec<Launch>> {
     let (rows, columns) = (x.shape.rows(), x.shape.columns());
-    let kernel = RowKernel::new(stem, columns, x.dtype)?;
+    let kernel = RowKernel::new(widths, columns, x.dtype)?;
     let mut arguments = tensors.to_vec();
     arguments.extend([
         Argument::F32(epsilon),
         Argument::I64(rows as i64),
-        index(&kernel.name, "the number of columns", columns)?,
+        index(kernel.entry, "the number of columns", columns)?,
     ]);
     let blocks = kernel.blocks(rows)?;
-    Ok(vec![Launch::new(kernel.name, blocks, arguments)])
+    Ok(vec![Launch::new(kernel.entry, blocks, arguments)])
 }
 
 /// Input: x. Outputs: y, and n where it is saved.
@@ -131,13 +136,23 @@ impl Op for L2Normalize {
         }
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let norms = match self.saves {
             true => Argument::output(1),
             false => Argument::Null,
         };
         let tensors = [Argument::output(0), norms, Argument::input(0)];
-        launch("l2_normalize_forward", inputs[0], &tensors, self.epsilon)
+        launch(
+            kernels::L2_NORMALIZE_FORWARD_WIDTHS,
+            inputs[0],
+            &tensors,
+            self.epsilon,
+        )
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -238,14 +253,24 @@ impl Op for L2NormalizeBackward {
             });
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let tensors = [
             Argument::output(0),
             Argument::input(0),
             Argument::input(1),
             Argument::input(2),
         ];
-        launch("l2_normalize_backward", inputs[0], &tensors, self.epsilon)
+        launch(
+            kernels::L2_NORMALIZE_BACKWARD_WIDTHS,
+            inputs[0],
+            &tensors,
+            self.epsilon,
+        )
     }
 
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

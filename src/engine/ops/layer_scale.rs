@@ -7,9 +7,9 @@
 use rayon::prelude::*;
 
 use keel_base::error::{Error, Result};
-use crate::launch::{Argument, Launch, blocks, index, kernel_name, vector};
-use crate::ops::rows::SUMMED_COLUMNS;
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
+use crate::launch::kernels::constants::partials::PARTIAL_COLUMNS;
+use crate::launch::{Argument, Launch, blocks, index, kernels, vector};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::{DType, TensorType};
 
 /// Rows of one task; also the rows whose part of ∂γ is summed together.
@@ -105,11 +105,16 @@ impl Op for LayerScaleBackward {
         }
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let x = inputs[0];
-        let kernel = kernel_name("layer_scale_backward", x.dtype);
+        let kernel = kernels::LAYER_SCALE_BACKWARD.of(x.dtype)?;
         let (tiles, chunks) = tiles_and_chunks(x);
-        let columns = index(&kernel, "the number of columns", x.shape.columns())?;
+        let columns = index(kernel, "the number of columns", x.shape.columns())?;
         let partials = Argument::workspace(DType::F32);
         let arguments = vec![
             Argument::output(0),
@@ -121,15 +126,15 @@ impl Op for LayerScaleBackward {
             columns,
             Argument::I32(chunks as i32),
         ];
-        let blocks_of_rows = blocks(&kernel, tiles * chunks, 1)?;
-        let name = "layer_scale_backward_gamma_f32";
+        let blocks_of_rows = blocks(kernel, tiles * chunks, 1)?;
+        let name = kernels::LAYER_SCALE_BACKWARD_GAMMA_F32;
         let sums = vec![
             Argument::output(1),
             partials,
             Argument::I32(chunks as i32),
             columns,
         ];
-        let blocks = blocks(name, x.shape.columns(), SUMMED_COLUMNS)?;
+        let blocks = blocks(name, x.shape.columns(), PARTIAL_COLUMNS)?;
         Ok(vec![
             Launch::new(kernel, blocks_of_rows, arguments),
             Launch::new(name, blocks, sums),
@@ -144,8 +149,8 @@ impl Op for LayerScaleBackward {
         Cost::streaming(3.0 * inputs[0].numel() as f64, inputs, outputs)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
-        match target {
+    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], machine: Machine) -> usize {
+        match machine.target {
             Target::Cpu { .. } => {
                 let tasks = inputs[0].shape.rows().div_ceil(ROWS_PER_TASK);
                 tasks * inputs[0].shape.columns() * size_of::<f32>()

@@ -9,8 +9,8 @@
 use rayon::prelude::*;
 
 use keel_base::error::{Error, Result};
-use crate::launch::{Argument, Launch, index, kernel_name, move_blocks};
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
+use crate::launch::{Argument, Launch, index, kernels, move_blocks};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
 
 /// Merges squares of `factor` × `factor` tokens of a grid.
@@ -159,22 +159,27 @@ impl Op for PixelUnshuffle {
             });
     }
 
-    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
-        let (kernel, fine) = match self.direction {
-            Direction::Merge => ("pixel_unshuffle_merge", inputs[0]),
-            Direction::Spread => ("pixel_unshuffle_spread", outputs[0]),
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
+        let (family, fine) = match self.direction {
+            Direction::Merge => (kernels::PIXEL_UNSHUFFLE_MERGE, inputs[0]),
+            Direction::Spread => (kernels::PIXEL_UNSHUFFLE_SPREAD, outputs[0]),
         };
-        let kernel = kernel_name(kernel, fine.dtype);
+        let kernel = family.of(fine.dtype)?;
         let arguments = vec![
             Argument::output(0),
             Argument::input(0),
             Argument::I64(fine.shape.rows() as i64),
-            index(&kernel, "the number of columns", fine.shape.columns())?,
-            index(&kernel, "the grid's height", self.height)?,
-            index(&kernel, "the grid's width", self.width)?,
-            index(&kernel, "the factor", self.factor)?,
+            index(kernel, "the number of columns", fine.shape.columns())?,
+            index(kernel, "the grid's height", self.height)?,
+            index(kernel, "the grid's width", self.width)?,
+            index(kernel, "the factor", self.factor)?,
         ];
-        let blocks = move_blocks(&kernel, fine)?;
+        let blocks = move_blocks(kernel, fine)?;
         Ok(vec![Launch::new(kernel, blocks, arguments)])
     }
 

@@ -8,9 +8,12 @@
 use rayon::prelude::*;
 
 use keel_base::error::{Error, Result};
-use crate::launch::{Argument, Launch, blocks, index, kernel_name, move_blocks, vector};
+use crate::launch::kernels::constants::kernel::WARP_LANES;
+use crate::launch::{Argument, Launch, blocks, index, kernels, move_blocks, vector};
 use crate::ops::rows::add_scaled;
-use crate::tape::{Array, Backward, Cost, CpuArgs, Inputs, Op, ReferenceArgs, Tape, Value};
+use crate::tape::{
+    Array, Backward, Cost, CpuArgs, Inputs, Machine, Op, ReferenceArgs, Tape, Value,
+};
 use crate::tensor::TensorType;
 
 /// The mean of the tokens, or their sum with given weights.
@@ -182,10 +185,15 @@ impl Op for Pool {
             });
     }
 
-    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let (x, y) = (inputs[0], outputs[0]);
         let (columns, tokens) = (x.shape.columns(), x.shape.dims()[1]);
-        let kernel = kernel_name("pooling_forward", x.dtype);
+        let kernel = kernels::POOLING_FORWARD.of(x.dtype)?;
         let (weights, one, equal) = self.arguments(tokens);
         let arguments = vec![
             Argument::output(0),
@@ -193,19 +201,15 @@ impl Op for Pool {
             weights,
             one,
             equal,
-            index(&kernel, "the number of tokens", tokens)?,
-            index(&kernel, "the number of columns", columns)?,
+            index(kernel, "the number of tokens", tokens)?,
+            index(kernel, "the number of columns", columns)?,
         ];
         let grid = [
-            blocks(&kernel, y.shape.rows(), 1)?,
-            blocks(&kernel, columns, 32 * vector(x))?,
+            blocks(kernel, y.shape.rows(), 1)?,
+            blocks(kernel, columns, WARP_LANES * vector(x))?,
             1,
         ];
-        Ok(vec![Launch {
-            kernel,
-            grid,
-            arguments,
-        }])
+        Ok(vec![Launch::on_grid(kernel, grid, arguments)])
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -286,9 +290,14 @@ impl Op for PoolBackward {
             });
     }
 
-    fn launches(&self, _inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        _inputs: &[TensorType],
+        outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let dx = outputs[0];
-        let kernel = kernel_name("pooling_backward", dx.dtype);
+        let kernel = kernels::POOLING_BACKWARD.of(dx.dtype)?;
         let (weights, one, equal) = self.pool.arguments(self.tokens);
         let arguments = vec![
             Argument::output(0),
@@ -301,10 +310,10 @@ impl Op for PoolBackward {
             },
             equal,
             Argument::I64(dx.shape.rows() as i64),
-            index(&kernel, "the number of tokens", self.tokens)?,
-            index(&kernel, "the number of columns", dx.shape.columns())?,
+            index(kernel, "the number of tokens", self.tokens)?,
+            index(kernel, "the number of columns", dx.shape.columns())?,
         ];
-        let blocks = move_blocks(&kernel, dx)?;
+        let blocks = move_blocks(kernel, dx)?;
         Ok(vec![Launch::new(kernel, blocks, arguments)])
     }
 

@@ -8,8 +8,8 @@
 use rayon::prelude::*;
 
 use keel_base::error::{Error, Result};
-use crate::launch::{Argument, Launch, index, kernel_name, move_blocks};
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
+use crate::launch::{Argument, Launch, index, kernels, move_blocks};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
 
 /// Records x + position. `x` [B, T, C]; `position` [P, C] of x's type, with P at least T (T + 1 with a class token);
@@ -50,17 +50,17 @@ fn three_dims(op: &'static str, name: &str, ty: &TensorType) -> Result<[usize; 3
 
 /// The launch of `position_shift`: y [B, T, C] takes the tokens of x moved by `shift` places.
 fn shift(x: TensorType, y: TensorType, shift: i32) -> Result<Vec<Launch>> {
-    let kernel = kernel_name("position_shift", x.dtype);
+    let kernel = kernels::POSITION_SHIFT.of(x.dtype)?;
     let arguments = vec![
         Argument::output(0),
         Argument::input(0),
         Argument::I64(y.shape.rows() as i64),
-        index(&kernel, "the number of tokens", y.shape.dims()[1])?,
-        index(&kernel, "the number of tokens", x.shape.dims()[1])?,
+        index(kernel, "the number of tokens", y.shape.dims()[1])?,
+        index(kernel, "the number of tokens", x.shape.dims()[1])?,
         Argument::I32(shift),
-        index(&kernel, "the number of columns", y.shape.columns())?,
+        index(kernel, "the number of columns", y.shape.columns())?,
     ];
-    let blocks = move_blocks(&kernel, y)?;
+    let blocks = move_blocks(kernel, y)?;
     Ok(vec![Launch::new(kernel, blocks, arguments)])
 }
 
@@ -139,9 +139,14 @@ impl Op for AddPosition {
         });
     }
 
-    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let y = outputs[0];
-        let kernel = kernel_name("position_forward", inputs[0].dtype);
+        let kernel = kernels::POSITION_FORWARD.of(inputs[0].dtype)?;
         let arguments = vec![
             Argument::output(0),
             Argument::input(0),
@@ -151,10 +156,10 @@ impl Op for AddPosition {
                 false => Argument::Null,
             },
             Argument::I64(y.shape.rows() as i64),
-            index(&kernel, "the number of tokens", y.shape.dims()[1])?,
-            index(&kernel, "the number of columns", y.shape.columns())?,
+            index(kernel, "the number of tokens", y.shape.dims()[1])?,
+            index(kernel, "the number of columns", y.shape.columns())?,
         ];
-        let blocks = move_blocks(&kernel, y)?;
+        let blocks = move_blocks(kernel, y)?;
         Ok(vec![Launch::new(kernel, blocks, arguments)])
     }
 
@@ -258,9 +263,14 @@ impl Op for PositionGradient {
         }
     }
 
-    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let (dy, position) = (inputs[0], outputs[0]);
-        let kernel = kernel_name("position_backward", dy.dtype);
+        let kernel = kernels::POSITION_BACKWARD.of(dy.dtype)?;
         let &[batch, tokens, columns] = dy.shape.dims() else {
             unreachable!("inferred")
         };
@@ -272,13 +282,13 @@ impl Op for PositionGradient {
             },
             Argument::input(0),
             Argument::I64(position.shape.rows() as i64),
-            index(&kernel, "the batch", batch)?,
-            index(&kernel, "the number of tokens", tokens)?,
-            index(&kernel, "the number of columns", columns)?,
+            index(kernel, "the batch", batch)?,
+            index(kernel, "the number of tokens", tokens)?,
+            index(kernel, "the number of columns", columns)?,
         ];
         // A thread takes as many columns as fit 16 bytes of dy.
         let threads = TensorType::new(dy.dtype, position.shape);
-        let blocks = move_blocks(&kernel, threads)?;
+        let blocks = move_blocks(kernel, threads)?;
         Ok(vec![Launch::new(kernel, blocks, arguments)])
     }
 
@@ -336,7 +346,12 @@ impl Op for DropTokens {
             .for_each(|(y, x)| y.copy_from_slice(&x[self.first * c..]));
     }
 
-    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         shift(inputs[0], outputs[0], self.first as i32)
     }
 
@@ -400,7 +415,12 @@ impl Op for PadTokens {
             });
     }
 
-    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         shift(inputs[0], outputs[0], -(self.first as i32))
     }
 

@@ -12,9 +12,12 @@ use rayon::prelude::*;
 
 use super::attention::{Heads, check_heads, rows};
 use keel_base::error::{Error, Result};
-use crate::launch::{Argument, Launch, blocks, index, kernel_name};
-use crate::ops::rows::{SUMMED_COLUMNS, add_scaled, dot, rows_per_task};
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
+use crate::launch::kernels::constants::kernel::WARP_LANES;
+use crate::launch::kernels::constants::partials::PARTIAL_COLUMNS;
+use crate::launch::kernels::constants::qk_norm::{QK_BLOCKS, QK_THREADS};
+use crate::launch::{Argument, KernelEntry, Launch, blocks, index, kernels};
+use crate::ops::rows::{add_scaled, dot, rows_per_task};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::{DType, TensorType};
 
 /// Normalises the query and key heads of packed rows.
@@ -33,12 +36,6 @@ pub fn qk_norm(
 ) -> Result<Value> {
     tape.record_one(QkNorm { heads, epsilon }, &[qkv, query_weight, key_weight])
 }
-
-/// Threads of a block of `cuda/qk_norm.cu`.
-const THREADS: usize = 256;
-
-/// The most blocks of its backward kernel, each with partial sums of its own.
-const MOST_BLOCKS: usize = 528;
 
 /// Inputs: qkv, query weight, key weight. Output: y.
 #[derive(Clone, Copy, Debug)]
@@ -80,13 +77,13 @@ impl QkNorm {
     }
 
     /// Lanes that hold a head with 16 bytes each in `cuda/qk_norm.cu`.
-    fn lanes(&self, kernel: &str, qkv: TensorType) -> Result<usize> {
+    fn lanes(&self, qkv: TensorType) -> Result<usize> {
         let lanes = (self.heads.dim * qkv.dtype.size())
             .div_ceil(16)
             .next_power_of_two();
-        if lanes > 32 {
+        if lanes > WARP_LANES {
             return Err(Error::kernel(format!(
-                "kernel {kernel}: a head has at most 512 bytes, but {} columns of {} are wanted; use more heads",
+                "kernels of cuda/qk_norm.cu: a head has at most 512 bytes, but {} columns of {} are wanted; use more heads",
                 self.heads.dim, qkv.dtype
             )));
         }
@@ -97,15 +94,15 @@ impl QkNorm {
     /// take heads in turn.
     fn launch(
         &self,
-        kernel: String,
+        kernel: &'static KernelEntry,
         qkv: TensorType,
         tensors: &[Argument],
         most_blocks: usize,
     ) -> Result<Launch> {
         let total = self.heads.query + 2 * self.heads.key_value;
-        let lanes = self.lanes(&kernel, qkv)?;
+        let lanes = self.lanes(qkv)?;
         let items = qkv.shape.rows() * total;
-        let blocks = blocks(&kernel, items, THREADS / lanes)?.min(most_blocks as u32);
+        let blocks = blocks(kernel, items, QK_THREADS / lanes)?.min(most_blocks as u32);
         let mut arguments = tensors.to_vec();
         arguments.extend([
             Argument::F32(self.epsilon),
@@ -116,9 +113,9 @@ impl QkNorm {
             Argument::I32(lanes as i32),
             // With room for the last step beyond the end.
             index(
-                &kernel,
+                kernel,
                 "the number of heads of all rows",
-                items + MOST_BLOCKS * THREADS,
+                items + QK_BLOCKS * QK_THREADS,
             )
             .map(|_| Argument::I32(items as i32))?,
         ]);
@@ -146,8 +143,8 @@ impl QkNormBackward {
     /// Blocks of the kernel: at least eight heads for each group of lanes, from the shape alone.
     fn blocks(&self, qkv: TensorType) -> usize {
         let heads = qkv.shape.rows() * (self.norm.heads.query + 2 * self.norm.heads.key_value);
-        let lanes = self.norm.lanes("qk_norm_backward", qkv).unwrap_or(32);
-        heads.div_ceil(8 * (THREADS / lanes)).clamp(1, MOST_BLOCKS)
+        let lanes = self.norm.lanes(qkv).unwrap_or(WARP_LANES);
+        heads.div_ceil(8 * (QK_THREADS / lanes)).clamp(1, QK_BLOCKS)
     }
 }
 
@@ -199,8 +196,13 @@ impl Op for QkNorm {
             });
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
-        let kernel = kernel_name("qk_norm_forward", inputs[0].dtype);
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
+        let kernel = kernels::QK_NORM_FORWARD.of(inputs[0].dtype)?;
         let tensors = [
             Argument::output(0),
             Argument::input(0),
@@ -340,7 +342,12 @@ impl Op for QkNormBackward {
         }
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let partials = match self.owes_weights {
             true => Argument::workspace(DType::F32),
             false => Argument::Null,
@@ -353,14 +360,14 @@ impl Op for QkNormBackward {
             Argument::input(1),
             Argument::input(2),
         ];
-        let kernel = kernel_name("qk_norm_backward", inputs[0].dtype);
+        let kernel = kernels::QK_NORM_BACKWARD.of(inputs[0].dtype)?;
         let blocks_of_heads = self.blocks(inputs[0]);
         let launch = self
             .norm
             .launch(kernel, inputs[0], &tensors, blocks_of_heads)?;
         let mut launches = vec![launch];
         if self.owes_weights {
-            let (name, dim) = ("qk_norm_backward_weights_f32", self.norm.heads.dim);
+            let (name, dim) = (kernels::QK_NORM_BACKWARD_WEIGHTS_F32, self.norm.heads.dim);
             let arguments = vec![
                 Argument::output(1),
                 Argument::output(2),
@@ -368,7 +375,7 @@ impl Op for QkNormBackward {
                 Argument::I32(blocks_of_heads as i32),
                 Argument::I32(dim as i32),
             ];
-            let mut launch = Launch::new(name, blocks(name, dim, SUMMED_COLUMNS)?, arguments);
+            let mut launch = Launch::new(name, blocks(name, dim, PARTIAL_COLUMNS)?, arguments);
             launch.grid[1] = 2;
             launches.push(launch);
         }
@@ -388,13 +395,13 @@ impl Op for QkNormBackward {
         &[(0, 3)]
     }
 
-    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], target: Target) -> usize {
+    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], machine: Machine) -> usize {
         if !self.owes_weights {
             return 0;
         }
         let rows = inputs[0].shape.rows();
         let partial = 2 * self.norm.heads.dim * size_of::<f32>();
-        match target {
+        match machine.target {
             Target::Cpu { .. } => rows.div_ceil(self.norm.block(rows)) * partial,
             Target::Cuda => self.blocks(inputs[0]) * partial,
             Target::Reference => 0,

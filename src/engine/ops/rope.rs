@@ -13,14 +13,14 @@ use rayon::prelude::*;
 
 use super::attention::{Heads, check_heads, rows};
 use keel_base::error::{Error, Result};
-use crate::launch::{Argument, Launch, blocks, index, kernel_name};
+use crate::launch::kernels::constants::rope::{ROPE_PAIRS, ROPE_ROWS};
+use crate::launch::{Argument, Launch, blocks, index, kernels};
 use crate::ops::rows::rows_per_task;
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::{DType, TensorType};
 
-/// Rows of a block of `cuda/rope.cu`, and the largest head its table holds.
-const ROWS_PER_BLOCK: usize = 8;
-const LARGEST_DIM: usize = 256;
+/// The largest head that the table of `cuda/rope.cu` holds.
+const LARGEST_DIM: usize = 2 * ROPE_PAIRS;
 
 /// The positions of the tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -259,8 +259,13 @@ impl Op for Rope {
             });
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
-        let kernel = kernel_name("rope", inputs[0].dtype);
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
+        let kernel = kernels::ROPE.of(inputs[0].dtype)?;
         if self.heads.dim > LARGEST_DIM {
             return Err(Error::kernel(format!(
                 "kernel {kernel}: a head has at most {LARGEST_DIM} columns, but {} are wanted; use more heads",
@@ -280,16 +285,16 @@ impl Op for Rope {
             Argument::input(0),
             positions,
             Argument::I64(self.distinct_rows(inputs) as i64),
-            index(&kernel, "the width of the grid", grid_width)?,
+            index(kernel, "the width of the grid", grid_width)?,
             Argument::I32(self.axes(inputs) as i32),
             Argument::I64(log2_theta.to_bits().cast_signed()),
             Argument::F32(if self.turns_back { -1.0 } else { 1.0 }),
-            index(&kernel, "the number of heads", self.turning())?,
-            index(&kernel, "the number of heads", self.heads.key_value)?,
+            index(kernel, "the number of heads", self.turning())?,
+            index(kernel, "the number of heads", self.heads.key_value)?,
             Argument::I32(self.heads.dim as i32),
             Argument::I64(rows as i64),
         ];
-        let blocks = blocks(&kernel, rows, ROWS_PER_BLOCK)?;
+        let blocks = blocks(kernel, rows, ROPE_ROWS)?;
         Ok(vec![Launch::new(kernel, blocks, arguments)])
     }
 
@@ -313,8 +318,8 @@ impl Op for Rope {
         &[(0, 0)]
     }
 
-    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], target: Target) -> usize {
-        match target {
+    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], machine: Machine) -> usize {
+        match machine.target {
             Target::Cpu { .. } => self.distinct_rows(inputs) * self.heads.dim * size_of::<f32>(),
             _ => 0,
         }

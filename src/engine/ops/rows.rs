@@ -1,7 +1,11 @@
 //! What ops that work row by row share: how rows are divided among tasks and, in `cuda/rows.cuh`, among threads.
 
 use keel_base::error::{Error, Result};
-use crate::launch::{blocks, kernel_name};
+use crate::launch::kernels::constants::kernel::MULTIPROCESSORS;
+use crate::launch::kernels::constants::rows::{
+    NARROW_COLUMNS, NARROW_TEAMS, USUAL_COLUMNS, USUAL_RESIDENT, WIDE_COLUMNS, WIDE_RESIDENT,
+};
+use crate::launch::{KernelEntry, Widths, blocks};
 use crate::tensor::DType;
 
 /// Elements that one task works on: long enough to hide the hand-over, short enough to share among cores.
@@ -34,36 +38,38 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// A kernel of `cuda/rows.cuh`, in the width that holds a row in registers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct RowKernel {
-    /// `<stem>[_narrow|_wide]_<f32|bf16>`.
-    pub name: String,
+    /// Which it is.
+    pub entry: &'static KernelEntry,
     /// Rows a block takes at a time.
     pub rows: usize,
-    /// Whether a block has 512 threads instead of 128.
-    pub is_wide: bool,
+    /// Blocks that a multiprocessor holds.
+    pub resident: usize,
 }
 
 impl RowKernel {
-    /// The kernel `stem` for rows of `columns` elements of `dtype`.
+    /// The one of `kernels` for rows of `columns` elements of `dtype`.
     ///
     /// # Errors
-    /// [`Error::Kernel`] when no width holds such a row.
-    pub fn new(stem: &str, columns: usize, dtype: DType) -> Result<RowKernel> {
-        let (width, rows) = match columns {
-            0..=512 => ("_narrow", 4),
-            513..=2048 => ("", 1),
-            2049..=8192 => ("_wide", 1),
-            _ => {
-                return Err(Error::kernel(format!(
-                    "kernel {stem}: a row has at most 8192 columns, but {columns} are wanted; use a narrower model"
-                )));
-            }
+    /// [`Error::Kernel`] when no width holds such a row, or the kernels are not written for `dtype`.
+    pub fn new(kernels: Widths, columns: usize, dtype: DType) -> Result<RowKernel> {
+        let (family, rows, resident) = if columns <= NARROW_COLUMNS {
+            (kernels.narrow, NARROW_TEAMS, USUAL_RESIDENT)
+        } else if columns <= USUAL_COLUMNS {
+            (kernels.usual, 1, USUAL_RESIDENT)
+        } else if columns <= WIDE_COLUMNS {
+            (kernels.wide, 1, WIDE_RESIDENT)
+        } else {
+            return Err(Error::kernel(format!(
+                "kernel {}: a row has at most {WIDE_COLUMNS} columns, but {columns} are wanted; use a narrower model",
+                kernels.usual.name
+            )));
         };
         Ok(RowKernel {
-            name: kernel_name(&format!("{stem}{width}"), dtype),
+            entry: family.of(dtype)?,
             rows,
-            is_wide: width == "_wide",
+            resident,
         })
     }
 
@@ -72,13 +78,13 @@ impl RowKernel {
     /// # Errors
     /// [`Error::Kernel`] when they are more than a grid may have.
     pub fn blocks(&self, rows: usize) -> Result<u32> {
-        blocks(&self.name, rows, self.rows)
+        blocks(self.entry, rows, self.rows)
     }
 
     /// Blocks that take `rows` rows in turn, each with sums of its own: as many as fill a large chip, and fewer where a
     /// team would get less than eight rows. From the shape alone, so that every device gives the same sums.
     pub fn persistent_blocks(&self, rows: usize) -> u32 {
-        let most = if self.is_wide { 132 } else { 528 };
+        let most = MULTIPROCESSORS * self.resident;
         rows.div_ceil(8 * self.rows).clamp(1, most) as u32
     }
 }
@@ -89,6 +95,3 @@ pub(super) fn rows_per_block(columns: usize, dtype: DType) -> usize {
     let vectors = columns.div_ceil(16 / dtype.size()).max(1);
     (1024 / vectors).max(1)
 }
-
-/// Columns that a block of `cuda/partials.cuh` sums.
-pub(super) const SUMMED_COLUMNS: usize = 32;

@@ -10,8 +10,9 @@
 use rayon::prelude::*;
 
 use keel_base::error::{Error, Result};
-use crate::launch::{Argument, Launch, blocks, index, kernel_name};
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
+use crate::launch::kernels::constants::splice::SPLICE_WARPS;
+use crate::launch::{Argument, Family, Launch, blocks, index, kernels};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::{DType, TensorType};
 
 /// Replaces the rows of `text` at placeholders by image tokens, in order.
@@ -49,28 +50,25 @@ pub fn splice_into_cache(
     Ok(tape.record_update(op, &[cache, places, rows])?[0])
 }
 
-/// Rows that one block of `cuda/splice.cu` moves.
-const ROWS_PER_BLOCK: usize = 8;
-
 /// A launch of a kernel of `cuda/splice.cu` that writes `rows` rows: its pointers, then rows, T, D, Ti and the image id.
 fn launch(
-    kernel: &str,
+    family: Family,
     (text, rows): (TensorType, usize),
     mut arguments: Vec<Argument>,
     (image_tokens, image_id): (usize, i32),
 ) -> Result<Vec<Launch>> {
-    let kernel = kernel_name(kernel, text.dtype);
+    let kernel = family.of(text.dtype)?;
     let &[_, tokens, columns] = text.shape.dims() else {
         unreachable!("inferred")
     };
     arguments.extend([
         Argument::I64(rows as i64),
-        index(&kernel, "the number of tokens", tokens)?,
-        index(&kernel, "the number of columns", columns)?,
-        index(&kernel, "the number of image tokens", image_tokens)?,
+        index(kernel, "the number of tokens", tokens)?,
+        index(kernel, "the number of columns", columns)?,
+        index(kernel, "the number of image tokens", image_tokens)?,
         Argument::I32(image_id),
     ]);
-    let blocks = blocks(&kernel, rows, ROWS_PER_BLOCK)?;
+    let blocks = blocks(kernel, rows, SPLICE_WARPS)?;
     Ok(vec![Launch::new(kernel, blocks, arguments)])
 }
 
@@ -191,7 +189,12 @@ impl Op for Splice {
             });
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let arguments = vec![
             Argument::output(0),
             Argument::input(0),
@@ -201,7 +204,7 @@ impl Op for Splice {
         let written = (inputs[0], inputs[0].shape.rows());
         let image_tokens = inputs[2].shape.dims()[1];
         let image = (image_tokens, self.image_id);
-        launch("splice_forward", written, arguments, image)
+        launch(kernels::SPLICE_FORWARD, written, arguments, image)
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -286,11 +289,16 @@ impl Op for SpliceText {
             });
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let arguments = vec![Argument::output(0), Argument::input(0), Argument::input(1)];
         let written = (inputs[0], inputs[0].shape.rows());
         let image = (self.image_tokens, self.image_id);
-        launch("splice_backward_text", written, arguments, image)
+        launch(kernels::SPLICE_BACKWARD_TEXT, written, arguments, image)
     }
 
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -367,7 +375,12 @@ impl Op for SpliceImage {
             });
     }
 
-    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let arguments = vec![
             Argument::output(0),
             Argument::input(0),
@@ -379,7 +392,7 @@ impl Op for SpliceImage {
         ];
         let written = (inputs[0], outputs[0].shape.rows());
         let image = (self.image_tokens, self.image_id);
-        launch("splice_backward_image", written, arguments, image)
+        launch(kernels::SPLICE_BACKWARD_IMAGE, written, arguments, image)
     }
 
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

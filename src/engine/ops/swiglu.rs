@@ -10,11 +10,11 @@ use rayon::prelude::*;
 
 use keel_base::error::{Error, Result};
 use keel_cpu::vector_math;
-use crate::launch::{Argument, Launch, blocks, index, kernel_name};
+use crate::launch::{Argument, Family, Launch, blocks, index, kernels};
 use crate::ops::rows::rows_per_block;
 use crate::ops::shapes::{expect_float, expect_inputs, expect_type, with_columns};
 use crate::ops::special::sigmoid;
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
 
 /// Elements of y that one task works on, in whole rows.
@@ -29,16 +29,16 @@ pub fn swiglu(tape: &mut Tape, gate_up: Value) -> Result<Value> {
 }
 
 /// The launch of a kernel of `cuda/swiglu.cu` for y [N, F]: its tensors, N, F, rows a block.
-fn launch(kernel: &str, y: TensorType, tensors: &[Argument]) -> Result<Vec<Launch>> {
-    let kernel = kernel_name(kernel, y.dtype);
+fn launch(family: Family, y: TensorType, tensors: &[Argument]) -> Result<Vec<Launch>> {
+    let kernel = family.of(y.dtype)?;
     let (rows, width) = (y.shape.rows(), y.shape.columns());
     let each = rows_per_block(width, y.dtype);
-    let blocks = blocks(&kernel, rows, each)?;
+    let blocks = blocks(kernel, rows, each)?;
     let mut arguments = tensors.to_vec();
     arguments.extend([
         Argument::I64(rows as i64),
-        index(&kernel, "F", width)?,
-        index(&kernel, "the rows of a block", each)?,
+        index(kernel, "F", width)?,
+        index(kernel, "the rows of a block", each)?,
     ]);
     Ok(vec![Launch::new(kernel, blocks, arguments)])
 }
@@ -94,9 +94,14 @@ impl Op for Swiglu {
             });
     }
 
-    fn launches(&self, _inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        _inputs: &[TensorType],
+        outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let tensors = [Argument::output(0), Argument::input(0)];
-        launch("swiglu_forward", outputs[0], &tensors)
+        launch(kernels::SWIGLU_FORWARD, outputs[0], &tensors)
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -170,9 +175,14 @@ impl Op for SwigluGradient {
             });
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let tensors = [Argument::output(0), Argument::input(0), Argument::input(1)];
-        launch("swiglu_backward", inputs[0], &tensors)
+        launch(kernels::SWIGLU_BACKWARD, inputs[0], &tensors)
     }
 
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

@@ -3,8 +3,8 @@
 //! y = Σ_k c_k x_k over x_k [1]; ∂x_k = c_k dy. Saves nothing.
 
 use keel_base::error::{Error, Result};
-use crate::launch::{Argument, Launch};
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
+use crate::launch::{Argument, Launch, kernels};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
 
 /// Records Σ weight · value over scalars f32 `[1]`.
@@ -62,7 +62,12 @@ impl Op for WeightedSum {
         y[0] = sum as f32;
     }
 
-    fn launches(&self, _inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        _inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let term = |(index, weight): (usize, &f32)| {
             let addend = match index {
                 0 => Argument::Null,
@@ -74,7 +79,7 @@ impl Op for WeightedSum {
                 addend,
                 Argument::F32(*weight),
             ];
-            Launch::new("weighted_sum_f32", 1, arguments)
+            Launch::new(kernels::WEIGHTED_SUM_F32, 1, arguments)
         };
         Ok(self.weights.iter().enumerate().map(term).collect())
     }

@@ -218,7 +218,7 @@ pub(super) fn lay_out(
         let bytes = instruction.op.workspace(
             &types(&instruction.inputs),
             &types(&instruction.outputs),
-            options.target,
+            options.machine,
         );
         if bytes == 0 {
             laid.workspaces.push(None);

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use keel_base::error::{Error, Result, nearest};
 use crate::plan;
 use crate::tape::{
-    Arena, Cost, GradientEntry, Instruction, ParameterSpec, Storage, Tape, Target, UPDATE, Value,
+    Arena, Cost, GradientEntry, Instruction, Machine, ParameterSpec, Storage, Tape, UPDATE, Value,
     ValueInfo,
 };
 use crate::tensor::TensorType;
@@ -31,8 +31,8 @@ pub const SPARE_WORK: f64 = 0.01;
 /// How a tape becomes a program.
 #[derive(Clone, Debug)]
 pub struct CompileOptions {
-    /// Where it will run.
-    pub target: Target,
+    /// What it is made for; the precision is the tape's.
+    pub machine: Machine,
     /// Whether values share memory; off gives each its own place, for tests of the planner.
     pub share_memory: bool,
     /// The most bytes the step's arena may take; met by computing values again in the backward pass.
@@ -45,9 +45,9 @@ pub struct CompileOptions {
 
 impl CompileOptions {
     /// Shared memory, no budget, [`SPARE_WORK`], nothing kept.
-    pub fn new(target: Target) -> CompileOptions {
+    pub fn new(machine: impl Into<Machine>) -> CompileOptions {
         CompileOptions {
-            target,
+            machine: machine.into(),
             share_memory: true,
             memory_budget: None,
             spare_work: SPARE_WORK,
@@ -81,6 +81,7 @@ pub struct Step {
 /// See the module's documentation.
 #[derive(Clone, Debug)]
 pub struct Program {
+    machine: Machine,
     values: Vec<ValueInfo>,
     places: Vec<Place>,
     steps: Vec<Step>,
@@ -103,6 +104,13 @@ impl Program {
     /// # Errors
     /// [`Error::Setting`] when a kept name is unknown or the budget cannot be met.
     pub fn compile(tape: Tape, options: &CompileOptions) -> Result<Program> {
+        let options = &CompileOptions {
+            machine: Machine {
+                precision: tape.precision(),
+                ..options.machine
+            },
+            ..options.clone()
+        };
         let kept = kept_values(&tape, options)?;
         let needed = needed_instructions(&tape, &kept);
         let mut instructions = Vec::new();
@@ -169,6 +177,7 @@ impl Program {
             .filter_map(|(index, info)| Some((info.name.clone()?, Value(index as u32))))
             .collect();
         Ok(Program {
+            machine: options.machine,
             values,
             places,
             steps,
@@ -189,6 +198,11 @@ impl Program {
     /// The ops in order.
     pub fn steps(&self) -> &[Step] {
         &self.steps
+    }
+
+    /// What it is made for.
+    pub fn machine(&self) -> Machine {
+        self.machine
     }
 
     /// See [`Tape::adding_gradients`].

@@ -2,21 +2,19 @@
 
 use rayon::prelude::*;
 
-use super::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Value};
+use super::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Value};
 use keel_base::error::{Error, Result};
-use crate::launch::{Argument, Launch, blocks, kernel_name, vector};
+use crate::launch::kernels::constants::basic::BASIC_THREADS;
+use crate::launch::{Argument, Family, Launch, blocks, kernels, vector};
 use crate::tensor::{Shape, TensorType};
 
 /// Elements that one task of an elementwise op works on: long enough to hide the hand-over, short enough to share.
 pub(crate) const ELEMENTS_PER_TASK: usize = 16 * 1024;
 
-/// Threads of a block of `cuda/basic.cu`.
-const THREADS: usize = 256;
-
 /// The launch of an elementwise kernel of `cuda/basic.cu`: y, the operands, n.
-fn elementwise(kernel: &str, ty: TensorType, operands: &[Argument]) -> Result<Vec<Launch>> {
-    let kernel = kernel_name(kernel, ty.dtype);
-    let blocks = blocks(&kernel, ty.numel(), THREADS * vector(ty))?;
+fn elementwise(family: Family, ty: TensorType, operands: &[Argument]) -> Result<Vec<Launch>> {
+    let kernel = family.of(ty.dtype)?;
+    let blocks = blocks(kernel, ty.numel(), BASIC_THREADS * vector(ty))?;
     let mut arguments = vec![Argument::output(0)];
     arguments.extend(operands);
     arguments.push(Argument::I64(ty.numel() as i64));
@@ -54,7 +52,12 @@ impl Op for View {
 
     fn cpu(&self, _args: CpuArgs<'_>) {}
 
-    fn launches(&self, _inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        _inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         Ok(Vec::new())
     }
 
@@ -101,12 +104,17 @@ impl Op for Fill {
         y.fill(self.value);
     }
 
-    fn launches(&self, _inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        _inputs: &[TensorType],
+        outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let [y] = outputs else {
             unreachable!("inferred")
         };
-        let kernel = kernel_name("fill", y.dtype);
-        let blocks = blocks(&kernel, y.numel(), THREADS)?;
+        let kernel = kernels::FILL.of(y.dtype)?;
+        let blocks = blocks(kernel, y.numel(), BASIC_THREADS)?;
         let arguments = vec![
             Argument::output(0),
             Argument::F32(self.value),
@@ -150,8 +158,13 @@ impl Op for Copy {
             .for_each(|(y, x)| y.copy_from_slice(x));
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
-        elementwise("copy", inputs[0], &[Argument::input(0)])
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
+        elementwise(kernels::COPY, inputs[0], &[Argument::input(0)])
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -222,9 +235,14 @@ impl Op for Add {
         }
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let operands = [Argument::input(0), Argument::input(1)];
-        elementwise("add", inputs[0], &operands)
+        elementwise(kernels::ADD, inputs[0], &operands)
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 pub use arguments::{Array, ArrayData, CpuArgs, Input, Inputs, Output, Outputs, ReferenceArgs};
 pub use basic::{Add, Copy, Fill, View};
-pub use op::{Backward, Cost, Machine, Op, Target};
+pub use op::{Backward, Cost, Machine, Op, Target, Tier};
 pub use parameters::{Init, ParameterEntry, ParameterLayout, ParameterSpec};
 
 use keel_base::error::{Error, Result};

@@ -61,21 +61,47 @@ pub enum Target {
     Cuda,
 }
 
-/// What a program is made for: where it runs, and the type of matrices among its parameters.
+/// A set of kernels, by what they ask of a chip. An op may answer with other launches and another workspace for another
+/// tier. A tier is chosen for a whole program, when it is compiled, and never by the chip that happens to run it: nothing
+/// else about a chip (its number of multiprocessors, its memory) may change a result's bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tier {
+    /// Kernels for every chip from sm_80 on.
+    #[default]
+    Portable,
+    /// Besides these, kernels for sm_90: matrix products by a group of warps, copies by tensor maps, clusters of blocks.
+    Hopper,
+}
+
+impl Tier {
+    /// The tier of a chip of this compute capability.
+    pub fn of(compute_capability: (i32, i32)) -> Tier {
+        if compute_capability == (9, 0) {
+            Tier::Hopper
+        } else {
+            Tier::Portable
+        }
+    }
+}
+
+/// What a program is made for: where it runs, the type of matrices among its parameters, and the kernels it may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Machine {
     /// Where.
     pub target: Target,
     /// See [`Tape::in_precision`].
     pub precision: DType,
+    /// Which kernels, where it runs on a CUDA device or its emulator.
+    pub tier: Tier,
 }
 
 impl From<Target> for Machine {
-    /// In f32.
+    /// In f32, with portable kernels.
     fn from(target: Target) -> Machine {
         Machine {
             target,
             precision: DType::F32,
+            tier: Tier::Portable,
         }
     }
 }
@@ -98,11 +124,16 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     /// any number of threads) and allocates nothing.
     fn cpu(&self, args: CpuArgs<'_>);
 
-    /// The kernel launches for a CUDA device or the emulator.
+    /// The kernel launches for a CUDA device or the emulator, of the machine's tier.
     ///
     /// # Errors
     /// [`Error::Device`] when the op has no kernel for these types.
-    fn launches(&self, _inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        _inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _machine: Machine,
+    ) -> Result<Vec<Launch>> {
         Err(Error::Device {
             device: "cuda".into(),
             problem: format!("the op {} has no kernel there yet", self.name()),
@@ -126,8 +157,13 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
         &[]
     }
 
-    /// Bytes of scratch memory the op needs while it runs; planned like any other value.
-    fn workspace(&self, _inputs: &[TensorType], _outputs: &[TensorType], _target: Target) -> usize {
+    /// Bytes of scratch memory the op needs while it runs on `machine`; planned like any other value.
+    fn workspace(
+        &self,
+        _inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _machine: Machine,
+    ) -> usize {
         0
     }
 

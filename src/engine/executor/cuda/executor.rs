@@ -1,6 +1,5 @@
 //! The executor of a GPU: the parameters that all its programs share, and the kernels they are made of.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use super::super::kernel_table::{IMAGES, KernelImage};
@@ -13,7 +12,7 @@ use super::probe::Found;
 use super::session::CudaSession;
 use keel_base::error::Result;
 use crate::program::Program;
-use crate::tape::{Machine, Target};
+use crate::tape::{Machine, Target, Tier};
 use crate::tensor::DType;
 
 /// Masters in f32 and their twins in bf16, which programs in bf16 read and their update keeps.
@@ -24,9 +23,9 @@ pub(super) struct Parameters {
 
 /// Runs programs on a GPU. See [`super`].
 pub struct CudaExecutor {
-    gpu: Rc<Gpu>,
+    gpu: Arc<Gpu>,
     kernels: Kernels,
-    parameters: Rc<Parameters>,
+    parameters: Arc<Parameters>,
     precision: DType,
 }
 
@@ -52,8 +51,8 @@ impl CudaExecutor {
         let gpu = Gpu::new(found)?;
         let memory = |what, dtype: DType| DeviceMemory::new(&gpu, what, elements * dtype.size(), 0);
         Ok(CudaExecutor {
-            kernels: Kernels::new(&gpu, images)?,
-            parameters: Rc::new(Parameters {
+            kernels: Kernels::new(&gpu, images),
+            parameters: Arc::new(Parameters {
                 masters: memory("memory of the parameters", DType::F32)?,
                 twins: memory("memory of the parameters in bf16", DType::Bf16)?,
             }),
@@ -83,6 +82,7 @@ impl Executor for CudaExecutor {
         Machine {
             target: Target::Cuda,
             precision: self.precision,
+            tier: Tier::of(self.gpu.found.compute_capability),
         }
     }
 

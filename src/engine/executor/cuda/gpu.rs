@@ -2,8 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::c_void;
-use std::rc::Rc;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{DriverError, result, sys};
 
@@ -14,26 +13,36 @@ use keel_base::error::{Error, Result};
 /// Launches that a report of a failure names.
 const REMEMBERED: usize = 8;
 
+/// A handle of the driver: an address that only the driver looks behind.
+pub(super) struct Handle<T>(pub *mut T);
+
+// SAFETY: the functions of the driver may be called from any thread that has made the context its own, which every entry
+// from outside does first (`Gpu::bind`); nothing of this program reads or writes behind the address.
+unsafe impl<T> Send for Handle<T> {}
+// SAFETY: as above; where the order of calls matters, `Gpu::in_order` keeps it.
+unsafe impl<T> Sync for Handle<T> {}
+
 /// A context of its own reference, a stream that computes and one that brings the next batch in the meantime.
 ///
 /// Neither stream waits for the other, nor for the copies of the host that name no stream: every order is made here, by
-/// events or by waiting.
+/// events or by waiting. Sessions share both streams, each from a thread of its own.
 pub(super) struct Gpu {
     pub found: Found,
-    context: sys::CUcontext,
+    context: Handle<sys::CUctx_st>,
     device: sys::CUdevice,
-    pub compute: sys::CUstream,
-    pub copies: sys::CUstream,
+    compute: Handle<sys::CUstream_st>,
+    copies: Handle<sys::CUstream_st>,
     /// Whether every launch is waited for, so that a fault names its kernel.
     pub is_synchronous: bool,
-    last: Mutex<VecDeque<Rc<PreparedLaunch>>>,
     /// What nobody has asked for yet of what there is to say.
     warnings: Mutex<Vec<String>>,
+    last: Mutex<VecDeque<Arc<PreparedLaunch>>>,
+    order: Mutex<()>,
 }
 
 impl Gpu {
     /// Makes the device that [`super::probe`] found ready. `KEEL_CUDA_SYNC=1` makes its launches synchronous.
-    pub fn new(found: Found) -> Result<Rc<Gpu>> {
+    pub fn new(found: Found) -> Result<Arc<Gpu>> {
         let is_synchronous = std::env::var_os("KEEL_CUDA_SYNC").is_some_and(|value| value == "1");
         let start = |problem: DriverError| {
             unusable(
@@ -45,33 +54,49 @@ impl Gpu {
         // SAFETY: the device was just found; the context it returns is released once, when the value made here is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(start)?;
         let mut gpu = Gpu {
-            context,
+            context: Handle(context),
             device,
-            compute: std::ptr::null_mut(),
-            copies: std::ptr::null_mut(),
+            compute: Handle(std::ptr::null_mut()),
+            copies: Handle(std::ptr::null_mut()),
             is_synchronous,
             last: Mutex::default(),
             warnings: Mutex::default(),
+            order: Mutex::default(),
             found: found.clone(),
         };
         gpu.bind()?;
-        gpu.compute =
-            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(start)?;
-        gpu.copies =
-            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(start)?;
-        Ok(Rc::new(gpu))
+        for stream in [&mut gpu.compute, &mut gpu.copies] {
+            *stream = Handle(new_stream().map_err(start)?);
+        }
+        Ok(Arc::new(gpu))
+    }
+
+    /// The stream that computes.
+    pub fn compute(&self) -> sys::CUstream {
+        self.compute.0
+    }
+
+    /// The stream that brings the next batch.
+    pub fn copies(&self) -> sys::CUstream {
+        self.copies.0
+    }
+
+    /// Held by whoever asks something of the computing stream, and from waiting for that stream to the end of a copy that
+    /// relies on it being idle: no session's kernels start while the host copies for another.
+    pub fn in_order(&self) -> MutexGuard<'_, ()> {
+        self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the context this thread's. Every entry from outside does that first: contexts belong to threads.
     pub fn bind(&self) -> Result<()> {
         // SAFETY: the context is retained until this value is dropped.
-        self.check(unsafe { result::ctx::set_current(self.context) })
+        self.check(unsafe { result::ctx::set_current(self.context.0) })
     }
 
     /// Waits until everything asked of the computing stream is done.
     pub fn wait(&self) -> Result<()> {
         // SAFETY: the stream lives as long as this value.
-        self.check(unsafe { result::stream::synchronize(self.compute) })
+        self.check(unsafe { result::stream::synchronize(self.compute.0) })
     }
 
     /// Free and total bytes of the device's memory, as far as it says.
@@ -80,7 +105,7 @@ impl Gpu {
     }
 
     /// Remembers a launch for reports.
-    pub fn remember(&self, launch: &Rc<PreparedLaunch>) {
+    pub fn remember(&self, launch: &Arc<PreparedLaunch>) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.len() == REMEMBERED {
             last.pop_front();
@@ -113,7 +138,7 @@ impl Gpu {
     /// Waits for a launch that was just started.
     pub fn wait_for(&self, launch: &PreparedLaunch) -> Result<()> {
         // SAFETY: the stream lives as long as this value.
-        unsafe { result::stream::synchronize(self.compute) }
+        unsafe { result::stream::synchronize(self.compute.0) }
             .map_err(|problem| self.launch_error(launch, problem))
     }
 
@@ -159,7 +184,7 @@ impl Drop for Gpu {
     fn drop(&mut self) {
         // Failures here have nobody to go to: the process gives everything back when it ends.
         self.bind().ok();
-        for stream in [self.compute, self.copies] {
+        for stream in [self.compute.0, self.copies.0] {
             if !stream.is_null() {
                 // SAFETY: made in `new`, destroyed once, and nothing uses it any more.
                 unsafe { result::stream::destroy(stream) }.ok();
@@ -168,6 +193,10 @@ impl Drop for Gpu {
         // SAFETY: retained once in `new`.
         unsafe { result::primary_ctx::release(self.device) }.ok();
     }
+}
+
+fn new_stream() -> Result<sys::CUstream, DriverError> {
+    result::stream::create(result::stream::StreamKind::NonBlocking)
 }
 
 /// What the driver calls its failure.
@@ -186,19 +215,19 @@ pub(super) fn name(problem: DriverError) -> String {
 
 /// An event.
 pub(super) struct Event {
-    gpu: Rc<Gpu>,
-    raw: sys::CUevent,
+    gpu: Arc<Gpu>,
+    raw: Handle<sys::CUevent_st>,
 }
 
 impl Event {
     /// One that only orders, or one that also takes the time.
-    pub fn new(gpu: &Rc<Gpu>, takes_time: bool) -> Result<Event> {
+    pub fn new(gpu: &Arc<Gpu>, takes_time: bool) -> Result<Event> {
         let flags = match takes_time {
             true => sys::CUevent_flags::CU_EVENT_DEFAULT,
             false => sys::CUevent_flags::CU_EVENT_DISABLE_TIMING,
         };
         Ok(Event {
-            raw: gpu.check(result::event::create(flags))?,
+            raw: Handle(gpu.check(result::event::create(flags))?),
             gpu: gpu.clone(),
         })
     }
@@ -207,7 +236,7 @@ impl Event {
     pub fn record(&self, stream: sys::CUstream) -> Result<()> {
         // SAFETY: event and stream live; both are of the one context.
         self.gpu
-            .check(unsafe { result::event::record(self.raw, stream) })
+            .check(unsafe { result::event::record(self.raw.0, stream) })
     }
 
     /// What is asked of `stream` from now on waits for the mark.
@@ -215,14 +244,14 @@ impl Event {
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: as above.
         self.gpu
-            .check(unsafe { result::stream::wait_event(stream, self.raw, flags) })
+            .check(unsafe { result::stream::wait_event(stream, self.raw.0, flags) })
     }
 
     /// Waits for the mark; at once when there never was one.
     pub fn wait(&self) -> Result<()> {
         // SAFETY: the event lives.
         self.gpu
-            .check(unsafe { result::event::synchronize(self.raw) })
+            .check(unsafe { result::event::synchronize(self.raw.0) })
     }
 
     /// Seconds from `start` to this mark; both are reached and take time.
@@ -230,7 +259,7 @@ impl Event {
         // SAFETY: both events live and were recorded on the one computing stream.
         let milliseconds = self
             .gpu
-            .check(unsafe { result::event::elapsed(start.raw, self.raw) })?;
+            .check(unsafe { result::event::elapsed(start.raw.0, self.raw.0) })?;
         Ok(f64::from(milliseconds) / 1e3)
     }
 }
@@ -239,14 +268,14 @@ impl Drop for Event {
     fn drop(&mut self) {
         self.gpu.bind().ok();
         // SAFETY: created by `new`, destroyed once.
-        unsafe { result::event::destroy(self.raw) }.ok();
+        unsafe { result::event::destroy(self.raw.0) }.ok();
     }
 }
 
 /// A step's launches as one object that the driver starts at once.
 pub(super) struct Graph {
-    gpu: Rc<Gpu>,
-    raw: sys::CUgraphExec,
+    gpu: Arc<Gpu>,
+    raw: Handle<sys::CUgraphExec_st>,
 }
 
 impl Graph {
@@ -254,21 +283,25 @@ impl Graph {
     ///
     /// # Errors
     /// When a launch is refused for a reason of its own.
-    pub fn capture(gpu: &Rc<Gpu>, launches: &[Rc<PreparedLaunch>]) -> Result<Option<Graph>> {
+    pub fn capture(gpu: &Arc<Gpu>, launches: &[Arc<PreparedLaunch>]) -> Result<Option<Graph>> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream is no default stream, lives, and nobody else uses it: sessions are not shared among threads.
-        let captured = unsafe { result::stream::begin_capture(gpu.compute, mode) }.map(|()| {
+        // A stream of its own: what other sessions ask of the computing stream meanwhile must not become part of the graph.
+        let stream = gpu.check(new_stream())?;
+        // SAFETY: the stream is no default stream, lives, and nobody else knows it.
+        let captured = unsafe { result::stream::begin_capture(stream, mode) }.map(|()| {
             let mut refused = None;
             for launch in launches {
-                if let Err(problem) = launch.enqueue(gpu) {
+                if let Err(problem) = launch.enqueue_on(gpu, stream) {
                     refused = Some((launch, problem));
                     break;
                 }
             }
             // SAFETY: capturing began just above; it ends on every way.
-            let graph = unsafe { result::stream::end_capture(gpu.compute) };
+            let graph = unsafe { result::stream::end_capture(stream) };
             (refused, graph)
         });
+        // SAFETY: made above, destroyed once; a captured stream has nothing under way.
+        unsafe { result::stream::destroy(stream) }.ok();
         let problem = match captured {
             Ok((Some((launch, problem)), graph)) => {
                 if let Ok(graph) = graph {
@@ -290,10 +323,10 @@ impl Graph {
                     Ok(raw) => {
                         let graph = Graph {
                             gpu: gpu.clone(),
-                            raw,
+                            raw: Handle(raw),
                         };
                         // SAFETY: graph and stream live.
-                        gpu.check(unsafe { result::graph::upload(raw, gpu.compute) })?;
+                        gpu.check(unsafe { result::graph::upload(raw, gpu.compute()) })?;
                         return Ok(Some(graph));
                     }
                     Err(problem) => problem,
@@ -310,9 +343,10 @@ impl Graph {
 
     /// Starts all its launches.
     pub fn launch(&self) -> Result<()> {
+        let _order = self.gpu.in_order();
         // SAFETY: graph and stream live, and so does all memory that the launches refer to: the session owns both.
         self.gpu
-            .check(unsafe { result::graph::launch(self.raw, self.gpu.compute) })
+            .check(unsafe { result::graph::launch(self.raw.0, self.gpu.compute()) })
     }
 }
 
@@ -320,7 +354,7 @@ impl Drop for Graph {
     fn drop(&mut self) {
         self.gpu.bind().ok();
         // SAFETY: made by `instantiate`, destroyed once.
-        unsafe { result::graph::exec_destroy(self.raw) }.ok();
+        unsafe { result::graph::exec_destroy(self.raw.0) }.ok();
     }
 }
 

@@ -1,17 +1,17 @@
-//! The kernels of this program on a GPU: images loaded once, entry points found once, each held to the signature, the
-//! shared memory and the limits it is launched with.
+//! The kernels of this program on a GPU: images loaded once, entry points found once, each held to the table's parameters and
+//! the chip's limits. How many threads a block has and how much shared memory, the image says itself, so that nothing here
+//! depends on what other compilers the building machine had.
 
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::rc::Rc;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{result, sys};
 
-use super::super::kernel_table::{self, KernelImage};
-use super::super::simt::{Emulator, Parameter};
-use super::gpu::{Gpu, name};
+use super::super::kernel_table::{KERNELS, KernelImage};
+use super::gpu::{Gpu, Handle, name};
 use keel_base::error::{Error, Result};
+use crate::launch::KernelEntry;
 
 /// Shared memory that a block has without asking for more.
 const USUAL_SHARED_BYTES: u32 = 48 * 1024;
@@ -21,83 +21,93 @@ const ANY_THREADS: u32 = 32;
 
 /// An entry point that may be launched.
 pub(super) struct LoadedKernel {
-    pub name: String,
-    pub function: sys::CUfunction,
-    /// What it takes, from its C++ declaration.
-    pub parameters: Vec<Parameter>,
+    pub entry: &'static KernelEntry,
+    function: Handle<sys::CUfunc_st>,
     pub threads: u32,
     pub shared_bytes: u32,
     /// Keeps the function's image loaded.
-    _module: Rc<Module>,
+    _module: Arc<Module>,
+}
+
+impl LoadedKernel {
+    /// What the driver launches.
+    pub fn function(&self) -> sys::CUfunction {
+        self.function.0
+    }
+}
+
+/// What an image says of a kernel: `keel_block_*` of KERNEL in `cuda/kernel.cuh`.
+struct Block {
+    threads: u32,
+    shared_bytes: u32,
+    parameters: u32,
 }
 
 /// A loaded image.
 struct Module {
-    gpu: Rc<Gpu>,
-    raw: sys::CUmodule,
+    gpu: Arc<Gpu>,
+    raw: Handle<sys::CUmod_st>,
 }
 
 impl Drop for Module {
     fn drop(&mut self) {
         self.gpu.bind().ok();
         // SAFETY: loaded once; every function found in it holds this value.
-        unsafe { result::module::unload(self.raw) }.ok();
+        unsafe { result::module::unload(self.raw.0) }.ok();
     }
 }
 
 /// See the module's documentation.
 pub(super) struct Kernels {
-    gpu: Rc<Gpu>,
-    emulator: Emulator,
+    gpu: Arc<Gpu>,
     images: &'static [KernelImage],
     known: Mutex<Known>,
 }
 
 #[derive(Default)]
 struct Known {
-    modules: HashMap<&'static str, Rc<Module>>,
-    kernels: HashMap<String, Rc<LoadedKernel>>,
+    modules: HashMap<&'static str, Arc<Module>>,
+    kernels: HashMap<&'static str, Arc<LoadedKernel>>,
 }
 
 impl Kernels {
     /// None loaded yet.
-    ///
-    /// # Errors
-    /// When this program lacks the emulator, whose table has the signatures that launches are checked against.
-    pub fn new(gpu: &Rc<Gpu>, images: &'static [KernelImage]) -> Result<Kernels> {
-        Ok(Kernels {
+    pub fn new(gpu: &Arc<Gpu>, images: &'static [KernelImage]) -> Kernels {
+        Kernels {
             gpu: gpu.clone(),
-            emulator: Emulator::new()?,
             images,
             known: Mutex::default(),
-        })
+        }
     }
 
-    /// The kernel called `wanted`, ready to launch.
+    /// A kernel of the table, ready to launch.
     ///
     /// # Errors
-    /// [`Error::Kernel`] when there is none, its image lacks it or was made of another source, or the chip's limits are
-    /// below what it needs.
-    pub fn load(&self, wanted: &str) -> Result<Rc<LoadedKernel>> {
+    /// [`Error::Kernel`] when it is not in the table, its image lacks it or was made of another source, or the chip's limits
+    /// are below what it needs.
+    pub fn load(&self, entry: &'static KernelEntry) -> Result<Arc<LoadedKernel>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kernel) = known.kernels.get(wanted) {
+        if let Some(kernel) = known.kernels.get(entry.name)
+            && kernel.entry == entry
+        {
             return Ok(kernel.clone());
         }
-        let entry = kernel_table::entry(wanted).ok_or_else(|| {
-            Error::kernel(format!(
-                "kernel {wanted} is not in the table of the kernels of cuda/; see how the op spells it"
-            ))
-        })?;
+        // Launches are checked against the entry's parameters, so it must be the one read from the kernel's source.
+        if !KERNELS.contains(entry) {
+            return Err(Error::kernel(format!(
+                "kernel {entry} is not in the table of the kernels of cuda/; name kernels by the constants of launch::kernels"
+            )));
+        }
         let module = match known.modules.get(entry.stem) {
             Some(module) => module.clone(),
             None => {
-                let module = Rc::new(self.load_image(entry.stem)?);
+                let module = Arc::new(self.load_image(entry.stem)?);
                 known.modules.insert(entry.stem, module.clone());
                 module
             }
         };
-        let kernel = Rc::new(self.find(wanted, entry.stem, module)?);
-        known.kernels.insert(wanted.to_owned(), kernel.clone());
+        let kernel = Arc::new(self.find(entry, module)?);
+        known.kernels.insert(entry.name, kernel.clone());
         Ok(kernel)
     }
 
@@ -122,11 +132,14 @@ impl Kernels {
         })?;
         Ok(Module {
             gpu: self.gpu.clone(),
-            raw,
+            raw: Handle(raw),
         })
     }
 
-    fn find(&self, wanted: &str, stem: &str, module: Rc<Module>) -> Result<LoadedKernel> {
+    fn find(&self, entry: &'static KernelEntry, module: Arc<Module>) -> Result<LoadedKernel> {
+        let KernelEntry {
+            name: wanted, stem, ..
+        } = entry;
         let text = |name: &str| CString::new(name).expect("C++ identifiers hold no zero");
         let missing = |what: &str, problem| {
             Error::kernel(format!(
@@ -135,49 +148,57 @@ impl Kernels {
             ))
         };
         // SAFETY: the module is loaded and held by the value made here.
-        let function = unsafe { result::module::get_function(module.raw, text(wanted)) }
+        let function = unsafe { result::module::get_function(module.raw.0, text(wanted)) }
             .map_err(|problem| missing("its entry point", problem))?;
-        let signature = self.emulator.kernel(wanted)?;
-        let in_image = self
-            .shared_bytes_in_image(&module, &text(&format!("keel_shared_bytes_{wanted}")))
-            .map_err(|problem| missing("its size of shared memory", problem))?;
-        let kernel = LoadedKernel {
-            name: wanted.to_owned(),
-            function,
-            parameters: signature.parameters,
-            threads: signature.threads.unwrap_or(ANY_THREADS),
-            shared_bytes: signature.shared_bytes,
-            _module: module,
-        };
-        if in_image != kernel.shared_bytes {
+        let block = self
+            .block_in_image(&module, text(&format!("keel_block_{wanted}")))
+            .map_err(|problem| missing("the size of its blocks", problem))?;
+        if block.parameters as usize != entry.parameters.len() {
             return Err(Error::kernel(format!(
-                "kernel {wanted}: the image of cuda/{stem}.cu gives it {in_image} bytes of shared memory, the emulator's \
-                 table {}; they are not of one source, so build this program again",
-                kernel.shared_bytes
+                "kernel {wanted}: by the image of cuda/{stem}.cu it takes {} parameters, by the table {}; they are not of \
+                 one source, so build this program again",
+                block.parameters,
+                entry.parameters.len()
             )));
         }
+        let kernel = LoadedKernel {
+            entry,
+            function: Handle(function),
+            threads: if block.threads == 0 {
+                ANY_THREADS
+            } else {
+                block.threads
+            },
+            shared_bytes: block.shared_bytes,
+            _module: module,
+        };
         self.hold_to_limits(&kernel)?;
         Ok(kernel)
     }
 
-    fn shared_bytes_in_image(
+    fn block_in_image(
         &self,
         module: &Module,
-        name: &CString,
-    ) -> Result<u32, cudarc::driver::DriverError> {
-        let mut bytes = [0u8; 4];
-        // SAFETY: the module is loaded; the constant is one 32-bit number (KERNEL in cuda/kernel.cuh), and a copy of
-        // another length is refused below.
+        name: CString,
+    ) -> Result<Block, cudarc::driver::DriverError> {
+        let mut numbers = [0u32; 3];
+        // SAFETY: the module is loaded; the constant is three 32-bit numbers (KERNEL in cuda/kernel.cuh), and one of another
+        // length is refused before it is copied.
         unsafe {
-            let (address, length) = result::module::get_global(module.raw, name.clone())?;
-            if length != bytes.len() {
+            let (address, length) = result::module::get_global(module.raw.0, name)?;
+            if length != size_of_val(&numbers) {
                 return Err(cudarc::driver::DriverError(
                     sys::CUresult::CUDA_ERROR_INVALID_VALUE,
                 ));
             }
-            result::memcpy_dtoh_sync(&mut bytes, address)?;
+            result::memcpy_dtoh_sync(&mut numbers, address)?;
         }
-        Ok(u32::from_ne_bytes(bytes))
+        let [threads, shared_bytes, parameters] = numbers;
+        Ok(Block {
+            threads,
+            shared_bytes,
+            parameters,
+        })
     }
 
     /// Asks for shared memory beyond the usual, and refuses what the chip cannot give.
@@ -185,20 +206,21 @@ impl Kernels {
         use sys::CUfunction_attribute_enum as Attribute;
         let attribute = |which| {
             // SAFETY: the function is of a loaded module.
-            self.gpu
-                .check(unsafe { result::function::get_function_attribute(kernel.function, which) })
+            self.gpu.check(unsafe {
+                result::function::get_function_attribute(kernel.function(), which)
+            })
         };
         let most = attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?;
         if i64::from(kernel.threads) > i64::from(most) {
             return Err(Error::kernel(format!(
                 "kernel {}: it is written for blocks of {} threads, but on the {} it may have at most {most}",
-                kernel.name, kernel.threads, self.gpu.found.name
+                kernel.entry, kernel.threads, self.gpu.found.name
             )));
         }
         if kernel.shared_bytes > self.gpu.found.shared_limit {
             return Err(Error::kernel(format!(
                 "kernel {}: it needs {} bytes of shared memory, but a block on the {} may have at most {}",
-                kernel.name, kernel.shared_bytes, self.gpu.found.name, self.gpu.found.shared_limit
+                kernel.entry, kernel.shared_bytes, self.gpu.found.name, self.gpu.found.shared_limit
             )));
         }
         if kernel.shared_bytes > USUAL_SHARED_BYTES {
@@ -206,7 +228,7 @@ impl Kernels {
             // SAFETY: as above; the size is within the chip's limit.
             self.gpu.check(unsafe {
                 result::function::set_function_attribute(
-                    kernel.function,
+                    kernel.function(),
                     which,
                     kernel.shared_bytes as i32,
                 )

@@ -1,21 +1,18 @@
 //! A launch with every address in its place: checked once, started in every step.
 
 use std::fmt;
-use std::rc::Rc;
+use std::sync::Arc;
 
-use cudarc::driver::DriverError;
+use cudarc::driver::{DriverError, sys};
 
 use super::super::resolved::{ResolvedArgument, ResolvedLaunch, Stretch};
 use super::gpu::{self, Gpu};
-use super::kernels::LoadedKernel;
+use super::kernels::{Kernels, LoadedKernel};
 use keel_base::error::{Error, Result};
-
-/// The most blocks of a grid in x, y, z.
-const GRID_LIMITS: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
 
 /// See the module's documentation.
 pub(super) struct PreparedLaunch {
-    pub kernel: Rc<LoadedKernel>,
+    pub kernel: Arc<LoadedKernel>,
     pub grid: [u32; 3],
     pub arguments: Vec<ResolvedArgument>,
     /// The arguments as the driver takes them: little-endian in eight bytes.
@@ -25,51 +22,22 @@ pub(super) struct PreparedLaunch {
 }
 
 impl PreparedLaunch {
-    /// Checks a launch against its kernel and the memory it refers to. `locate` gives a stretch's arena: its address and
-    /// its length in bytes.
+    /// A launch that [`super::super::resolved::resolve`] held to its kernel, with its memory. `locate` gives a stretch's
+    /// arena: its address and its length in bytes.
     ///
     /// # Errors
-    /// [`Error::Kernel`] on the wrong number, order or type of arguments, a stretch that does not lie in its arena, and a
-    /// grid no chip takes; with the kernel's name and both values.
+    /// [`Error::Device`] on what this executor does not launch; [`Error::Kernel`] on a kernel that cannot be loaded and on a
+    /// stretch that does not lie in its arena, with the kernel's name and both values.
     pub fn new(
-        kernel: Rc<LoadedKernel>,
+        kernels: &Kernels,
         launch: &ResolvedLaunch,
         origin: String,
         locate: impl Fn(Stretch) -> (u64, usize),
     ) -> Result<PreparedLaunch> {
-        let refuse = |problem: String| {
-            Err(Error::kernel(format!(
-                "kernel {} of {origin}: {problem}",
-                kernel.name
-            )))
-        };
-        let (want, got) = (kernel.parameters.len(), launch.arguments.len());
-        if want != got {
-            return refuse(format!(
-                "it takes {want} arguments, but the launch passes {got}"
-            ));
-        }
-        if launch
-            .grid
-            .iter()
-            .zip(GRID_LIMITS)
-            .any(|(blocks, most)| *blocks == 0 || *blocks > most)
-        {
-            let [x, y, z] = launch.grid;
-            return refuse(format!(
-                "the grid ({x},{y},{z}) must have 1..{} × 1..65535 × 1..65535 blocks; use a smaller batch",
-                GRID_LIMITS[0]
-            ));
-        }
-        let mut values = Vec::with_capacity(got);
-        for (index, (argument, parameter)) in
-            launch.arguments.iter().zip(&kernel.parameters).enumerate()
-        {
-            if !argument.fits(*parameter) {
-                return refuse(format!(
-                    "argument {index}: the entry point takes {parameter}, but the launch passes {argument}"
-                ));
-            }
+        launch.require_plain("cuda")?;
+        let kernel = kernels.load(launch.kernel)?;
+        let mut values = Vec::with_capacity(launch.arguments.len());
+        for (index, argument) in launch.arguments.iter().enumerate() {
             values.push(match *argument {
                 ResolvedArgument::Null => 0,
                 ResolvedArgument::I32(value) => u64::from(value as u32),
@@ -78,14 +46,18 @@ impl PreparedLaunch {
                 ResolvedArgument::Stretch(stretch) => {
                     let (start, length) = locate(stretch);
                     let end = stretch.offset.checked_add(stretch.bytes);
-                    if end.is_none_or(|end| end > length) || !stretch.offset.is_multiple_of(stretch.element.size()) {
-                        return refuse(format!(
-                            "argument {index}: {} bytes of {} from byte {} on do not lie in an arena of {length} bytes",
-                            stretch.bytes, stretch.element, stretch.offset
-                        ));
+                    if end.is_none_or(|end| end > length)
+                        || !stretch.offset.is_multiple_of(stretch.element.size())
+                    {
+                        return Err(Error::kernel(format!(
+                            "kernel {} of {origin}, argument {index}: {} bytes of {} from byte {} on do not lie in an \
+                             arena of {length} bytes",
+                            kernel.entry, stretch.bytes, stretch.element, stretch.offset
+                        )));
                     }
                     start + stretch.offset as u64
                 }
+                ResolvedArgument::TensorMap(..) => unreachable!("require_plain refuses it"),
             });
         }
         Ok(PreparedLaunch {
@@ -98,18 +70,28 @@ impl PreparedLaunch {
     }
 
     /// Asks the computing stream to run it.
-    pub fn enqueue(self: &Rc<Self>, gpu: &Gpu) -> Result<(), DriverError> {
+    pub fn enqueue(self: &Arc<Self>, gpu: &Gpu) -> Result<(), DriverError> {
+        let _order = gpu.in_order();
+        self.enqueue_on(gpu, gpu.compute())
+    }
+
+    /// Asks a stream to run it: the computing one, or one that is captured.
+    pub fn enqueue_on(
+        self: &Arc<Self>,
+        gpu: &Gpu,
+        stream: sys::CUstream,
+    ) -> Result<(), DriverError> {
         gpu.remember(self);
-        // SAFETY: `new` checked number, types and sizes of the values against the entry point's own signature and every
-        // pointer against its arena; the session owns the arenas and waits for the stream before they go.
+        // SAFETY: `resolve` checked number, types and sizes of the values against the entry point's declaration, and `new`
+        // every pointer against its arena; the session owns the arenas and waits for the stream before they go.
         unsafe {
             gpu::launch(
-                self.kernel.function,
+                self.kernel.function(),
                 self.grid,
                 self.kernel.threads,
                 self.kernel.shared_bytes,
                 &self.values,
-                gpu.compute,
+                stream,
             )
         }
     }
@@ -117,10 +99,10 @@ impl PreparedLaunch {
     /// The stretches it may write: those behind pointers to what is not const.
     #[cfg(feature = "cust")]
     pub fn written(&self) -> impl Iterator<Item = Stretch> {
-        use super::super::simt::Parameter;
+        use crate::launch::Parameter;
         self.arguments
             .iter()
-            .zip(&self.kernel.parameters)
+            .zip(self.kernel.entry.parameters)
             .filter_map(|pair| match pair {
                 (
                     ResolvedArgument::Stretch(stretch),
@@ -144,7 +126,7 @@ impl fmt::Display for PreparedLaunch {
         write!(
             f,
             "kernel {} of {}, grid ({x},{y},{z}), block ({},1,1), {} bytes of shared memory, arguments ({})",
-            self.kernel.name,
+            self.kernel.entry,
             self.origin,
             self.kernel.threads,
             self.kernel.shared_bytes,

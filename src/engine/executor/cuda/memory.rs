@@ -1,7 +1,7 @@
 //! Memory of the GPU, and memory of the host that the GPU can read by itself.
 
 use std::ptr::NonNull;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
 
@@ -10,7 +10,7 @@ use keel_base::error::{Error, Result};
 
 /// A stretch of the GPU's memory.
 pub(super) struct DeviceMemory {
-    gpu: Rc<Gpu>,
+    gpu: Arc<Gpu>,
     address: sys::CUdeviceptr,
     bytes: usize,
 }
@@ -20,7 +20,7 @@ impl DeviceMemory {
     ///
     /// # Errors
     /// [`Error::Stopped`] when the device has no more.
-    pub fn new(gpu: &Rc<Gpu>, what: &str, bytes: usize, fill: u8) -> Result<DeviceMemory> {
+    pub fn new(gpu: &Arc<Gpu>, what: &str, bytes: usize, fill: u8) -> Result<DeviceMemory> {
         gpu.bind()?;
         let mut memory = DeviceMemory {
             gpu: gpu.clone(),
@@ -46,7 +46,7 @@ impl DeviceMemory {
             )
         })?;
         // SAFETY: the memory was just allocated with this length; the computing stream is the one that uses it next.
-        gpu.check(unsafe { result::memset_d8_async(memory.address, fill, bytes, gpu.compute) })?;
+        gpu.check(unsafe { result::memset_d8_async(memory.address, fill, bytes, gpu.compute()) })?;
         Ok(memory)
     }
 
@@ -76,6 +76,7 @@ impl DeviceMemory {
             return Ok(());
         }
         self.gpu.bind()?;
+        let _order = self.gpu.in_order();
         self.gpu.wait()?;
         // SAFETY: the range lies in the allocation, and no work of the GPU is open.
         self.gpu
@@ -89,6 +90,7 @@ impl DeviceMemory {
             return Ok(());
         }
         self.gpu.bind()?;
+        let _order = self.gpu.in_order();
         self.gpu.wait()?;
         // SAFETY: as above.
         self.gpu
@@ -120,9 +122,10 @@ impl DeviceMemory {
         bytes: usize,
     ) -> Result<()> {
         let (from, to) = (self.range(offset, bytes), target.range(to, bytes));
+        let _order = self.gpu.in_order();
         // SAFETY: both ranges lie in their allocations, which their owner keeps until the stream is past this.
         self.gpu
-            .check(unsafe { result::memcpy_dtod_async(to, from, bytes, self.gpu.compute) })
+            .check(unsafe { result::memcpy_dtod_async(to, from, bytes, self.gpu.compute()) })
     }
 }
 
@@ -140,17 +143,20 @@ impl Drop for DeviceMemory {
 
 /// Memory of the host at a fixed place.
 pub(super) struct PinnedMemory {
-    gpu: Rc<Gpu>,
+    gpu: Arc<Gpu>,
     start: NonNull<u8>,
     bytes: usize,
 }
+
+// SAFETY: the memory is this value's alone; the driver pins it for all threads.
+unsafe impl Send for PinnedMemory {}
 
 impl PinnedMemory {
     /// `bytes` bytes.
     ///
     /// # Errors
     /// [`Error::Stopped`] when the system has no more of it.
-    pub fn new(gpu: &Rc<Gpu>, what: &str, bytes: usize) -> Result<PinnedMemory> {
+    pub fn new(gpu: &Arc<Gpu>, what: &str, bytes: usize) -> Result<PinnedMemory> {
         gpu.bind()?;
         if bytes == 0 {
             return Ok(PinnedMemory {

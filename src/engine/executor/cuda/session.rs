@@ -1,6 +1,5 @@
 //! A program on the GPU: its arenas, its launches, and the graph they are captured in.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use super::super::resolved::{Space, Stretch, resolve, stretch, to_bytes, to_doubles};
@@ -20,11 +19,11 @@ use crate::tensor::DType;
 pub(super) struct Memory {
     pub step: DeviceMemory,
     fixed: [(Arena, DeviceMemory); 4],
-    parameters: Rc<Parameters>,
+    parameters: Arc<Parameters>,
 }
 
 impl Memory {
-    fn new(gpu: &Rc<Gpu>, program: &Program, parameters: Rc<Parameters>) -> Result<Memory> {
+    fn new(gpu: &Arc<Gpu>, program: &Program, parameters: Arc<Parameters>) -> Result<Memory> {
         let fixed = |arena: Arena, what: &str| -> Result<(Arena, DeviceMemory)> {
             let bytes = program.arena_elements(arena, 0) * arena.element().size();
             Ok((arena, DeviceMemory::new(gpu, what, bytes, 0)?))
@@ -59,9 +58,9 @@ impl Memory {
 /// See the module's documentation.
 pub(super) struct CudaSession {
     program: Arc<Program>,
-    pub gpu: Rc<Gpu>,
+    pub gpu: Arc<Gpu>,
     /// Those of each op of the program.
-    pub launches: Vec<Vec<Rc<PreparedLaunch>>>,
+    pub launches: Vec<Vec<Arc<PreparedLaunch>>>,
     /// All launches at once; `None` when they are started one by one.
     graph: Option<Graph>,
     /// Those before the update, in a program that gathers gradients.
@@ -75,9 +74,9 @@ pub(super) struct CudaSession {
 impl CudaSession {
     /// Readies a program: memory, kernels, checked launches, graph.
     pub fn new(
-        gpu: &Rc<Gpu>,
+        gpu: &Arc<Gpu>,
         kernels: &Kernels,
-        parameters: &Rc<Parameters>,
+        parameters: &Arc<Parameters>,
         program: Arc<Program>,
     ) -> Result<CudaSession> {
         gpu.bind()?;
@@ -95,14 +94,13 @@ impl CudaSession {
                 scope => format!("op {} of {scope}", instruction.op.name()),
             };
             let prepared = resolved.launches.iter().map(|launch| {
-                let kernel = kernels.load(&launch.kernel)?;
-                PreparedLaunch::new(kernel, launch, origin.clone(), locate).map(Rc::new)
+                PreparedLaunch::new(kernels, launch, origin.clone(), locate).map(Arc::new)
             });
             launches.push(prepared.collect::<Result<Vec<_>>>()?);
         }
         let staging = Staging::new(gpu, &program)?;
-        let captured = |ops: &[Vec<Rc<PreparedLaunch>>]| -> Result<Option<Graph>> {
-            let all: Vec<Rc<PreparedLaunch>> = ops.iter().flatten().cloned().collect();
+        let captured = |ops: &[Vec<Arc<PreparedLaunch>>]| -> Result<Option<Graph>> {
+            let all: Vec<Arc<PreparedLaunch>> = ops.iter().flatten().cloned().collect();
             match gpu.is_synchronous || all.is_empty() {
                 true => Ok(None),
                 false => Graph::capture(gpu, &all),
@@ -135,12 +133,12 @@ impl CudaSession {
 
     /// Starts one launch and waits for it.
     #[cfg(feature = "cust")]
-    pub fn run_launch(&self, launch: &Rc<PreparedLaunch>) -> Result<()> {
+    pub fn run_launch(&self, launch: &Arc<PreparedLaunch>) -> Result<()> {
         self.start(launch)?;
         self.gpu.wait_for(launch)
     }
 
-    fn start(&self, launch: &Rc<PreparedLaunch>) -> Result<()> {
+    fn start(&self, launch: &Arc<PreparedLaunch>) -> Result<()> {
         launch
             .enqueue(&self.gpu)
             .map_err(|problem| self.gpu.launch_error(launch, problem))?;
@@ -207,10 +205,10 @@ impl Session for CudaSession {
             self.marks.push(Event::new(&self.gpu, true)?);
         }
         for index in 0..self.launches.len() {
-            self.marks[index].record(self.gpu.compute)?;
+            self.marks[index].record(self.gpu.compute())?;
             self.run_op(index)?;
         }
-        self.marks[self.launches.len()].record(self.gpu.compute)?;
+        self.marks[self.launches.len()].record(self.gpu.compute())?;
         self.gpu.wait()?;
         for (index, pair) in self.marks.windows(2).enumerate() {
             seconds[index] += pair[1].seconds_since(&pair[0])?;

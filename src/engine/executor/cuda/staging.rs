@@ -3,7 +3,7 @@
 //! cannot be written earlier: the step before may keep other values at the same place.
 
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::gpu::{Event, Gpu};
 use super::memory::{DeviceMemory, PinnedMemory};
@@ -33,7 +33,7 @@ struct Half {
 
 /// See the module's documentation.
 pub(super) struct Staging {
-    gpu: Rc<Gpu>,
+    gpu: Arc<Gpu>,
     slots: HashMap<Value, Slot>,
     halves: [Half; 2],
     current: usize,
@@ -42,7 +42,7 @@ pub(super) struct Staging {
 
 impl Staging {
     /// Room for two batches of the program's inputs.
-    pub fn new(gpu: &Rc<Gpu>, program: &Program) -> Result<Staging> {
+    pub fn new(gpu: &Arc<Gpu>, program: &Program) -> Result<Staging> {
         let mut slots = HashMap::new();
         let mut end = 0;
         let mut names: Vec<&str> = program.input_names().collect();
@@ -102,10 +102,10 @@ impl Staging {
             half.uploaded.wait()?;
         }
         half.pinned.write(slot.staged, data);
-        half.consumed.hold(self.gpu.copies)?;
+        half.consumed.hold(self.gpu.copies())?;
         half.device
-            .upload_from(&half.pinned, slot.staged, slot.bytes, self.gpu.copies)?;
-        half.uploaded.record(self.gpu.copies)?;
+            .upload_from(&half.pinned, slot.staged, slot.bytes, self.gpu.copies())?;
+        half.uploaded.record(self.gpu.copies())?;
         if !is_again {
             self.written.push(input);
         }
@@ -118,13 +118,13 @@ impl Staging {
             return Ok(());
         }
         let half = &self.halves[self.current];
-        half.uploaded.hold(self.gpu.compute)?;
+        half.uploaded.hold(self.gpu.compute())?;
         for value in self.written.drain(..) {
             let slot = self.slots[&value];
             half.device
                 .copy_to(slot.staged, step, slot.step, slot.bytes)?;
         }
-        half.consumed.record(self.gpu.compute)?;
+        half.consumed.record(self.gpu.compute())?;
         self.current = 1 - self.current;
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Global memory of the emulator: unreadable pages before and behind, NaN until written.
 
+use super::Element;
 use super::ffi::Library;
-use super::signature::Element;
 use keel_base::error::{Error, Result};
 use std::ffi::c_void;
 use std::ptr::NonNull;

@@ -22,6 +22,11 @@ pub struct KeelKernel {
     enter: unsafe extern "C" fn(*mut *mut c_void),
 }
 
+// SAFETY: what the pointers lead to is constant and lives as long as the program.
+unsafe impl Send for KeelKernel {}
+// SAFETY: as above.
+unsafe impl Sync for KeelKernel {}
+
 #[repr(C)]
 pub struct KeelExtent {
     pub start: *const c_void,

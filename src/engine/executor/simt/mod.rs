@@ -10,9 +10,10 @@ mod ffi;
 mod session;
 mod signature;
 
+pub use crate::launch::{Element, Parameter};
 pub use buffer::Buffer;
 pub use session::SimtExecutor;
-pub use signature::{Argument, Element, Kernel, Parameter};
+pub use signature::{Argument, Kernel};
 
 use keel_base::error::{Error, Result};
 use std::ffi::{CStr, c_void};

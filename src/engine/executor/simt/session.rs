@@ -11,7 +11,7 @@ use super::super::{Executor, Session, expect_arena, expect_input};
 use super::{Argument, Buffer, Element, Emulator, Kernel, Options};
 use keel_base::error::{Error, Result};
 use crate::program::Program;
-use crate::tape::{Arena, Machine, Target};
+use crate::tape::{Arena, Machine, Target, Tier};
 use crate::tensor::DType;
 
 /// Runs programs on the emulator. See [`super`].
@@ -83,16 +83,18 @@ impl Executor for SimtExecutor {
         Machine {
             target: Target::Cuda,
             precision: self.precision,
+            tier: Tier::Portable,
         }
     }
 
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
         let resolved = resolve(&program)?;
-        let mut kernels: BTreeMap<String, Kernel> = BTreeMap::new();
+        let mut kernels: BTreeMap<&'static str, Kernel> = BTreeMap::new();
         for launch in resolved.iter().flat_map(|step| &step.launches) {
-            if !kernels.contains_key(&launch.kernel) {
-                let kernel = self.emulator.kernel(&launch.kernel)?;
-                kernels.insert(launch.kernel.clone(), kernel);
+            launch.require_plain("simt")?;
+            let name = launch.kernel.name;
+            if !kernels.contains_key(name) {
+                kernels.insert(name, self.emulator.kernel(name)?);
             }
         }
         let memory = Memory::new(&self.emulator, &program, self.isolates)?;
@@ -214,7 +216,7 @@ struct SimtSession {
     parameters: Arc<Mutex<Parameters>>,
     memory: Memory,
     resolved: Vec<ResolvedStep>,
-    kernels: BTreeMap<String, Kernel>,
+    kernels: BTreeMap<&'static str, Kernel>,
 }
 
 impl SimtSession {
@@ -225,7 +227,7 @@ impl SimtSession {
             buffer.write_bytes(offset, &vec![0xff; undefined.bytes])?;
         }
         for launch in &self.resolved[index].launches {
-            let kernel = &self.kernels[&launch.kernel];
+            let kernel = &self.kernels[launch.kernel.name];
             let threads = kernel.threads.unwrap_or(32);
             let arguments: Vec<Argument<'_>> = launch
                 .arguments
@@ -244,6 +246,7 @@ impl SimtSession {
                     ResolvedArgument::I32(value) => Argument::I32(value),
                     ResolvedArgument::I64(value) => Argument::I64(value),
                     ResolvedArgument::F32(value) => Argument::F32(value),
+                    ResolvedArgument::TensorMap(..) => unreachable!("refused when it was loaded"),
                 })
                 .collect();
             self.emulator

@@ -1,106 +1,18 @@
-//! What a kernel takes, derived in C++ from its entry point, and the check of a launch's arguments against it.
+//! What the emulator's library says of a kernel, derived in C++ from its entry point, and the arguments it is launched with.
 
 use super::buffer::Buffer;
 use super::ffi;
 use keel_base::error::{Error, Result};
+use crate::launch::{Element, Parameter, Passed, check_arguments};
 use std::ffi::CStr;
 use std::fmt;
 
-/// What a pointer points to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Element {
-    /// IEEE single precision.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// Signed 32-bit integers.
-    I32,
-    /// Unsigned 32-bit integers.
-    U32,
-    /// Bytes.
-    U8,
-    /// Unsigned 64-bit integers.
-    U64,
-}
-
-impl Element {
-    /// Bytes of one element.
-    pub const fn size(self) -> usize {
-        match self {
-            Element::F32 | Element::I32 | Element::U32 => 4,
-            Element::Bf16 => 2,
-            Element::U8 => 1,
-            Element::U64 => 8,
-        }
-    }
-
-    fn from_code(code: u8) -> Option<Element> {
-        use Element::*;
-        [F32, Bf16, I32, U32, U8, U64]
-            .get(usize::from(code).checked_sub(1)?)
-            .copied()
-    }
-}
-
-impl From<crate::tensor::DType> for Element {
-    fn from(dtype: crate::tensor::DType) -> Element {
-        match dtype {
-            crate::tensor::DType::F32 => Element::F32,
-            crate::tensor::DType::Bf16 => Element::Bf16,
-            crate::tensor::DType::I32 => Element::I32,
-        }
-    }
-}
-
-impl fmt::Display for Element {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Element::F32 => "f32",
-            Element::Bf16 => "bf16",
-            Element::I32 => "i32",
-            Element::U32 => "u32",
-            Element::U8 => "u8",
-            Element::U64 => "u64",
-        })
-    }
-}
-
-/// One parameter of a kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Parameter {
-    /// A pointer to global memory; one to const is only read through.
-    Pointer {
-        /// What it points to; `None` for a type launches cannot pass.
-        element: Option<Element>,
-        /// Whether the kernel only reads.
-        is_const: bool,
-    },
-    /// A signed integer of so many bytes.
-    Signed(u8),
-    /// An unsigned integer of so many bytes.
-    Unsigned(u8),
-    /// A float of so many bytes.
-    Float(u8),
-    /// A structure of so many bytes, by value.
-    Struct(u8),
-}
-
-impl fmt::Display for Parameter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Parameter::Pointer { element, is_const } => {
-                let kind = if is_const { "const " } else { "" };
-                match element {
-                    Some(element) => write!(f, "{kind}{element}*"),
-                    None => write!(f, "{kind}void*"),
-                }
-            }
-            Parameter::Signed(bytes) => write!(f, "i{}", 8 * u32::from(bytes)),
-            Parameter::Unsigned(bytes) => write!(f, "u{}", 8 * u32::from(bytes)),
-            Parameter::Float(bytes) => write!(f, "f{}", 8 * u32::from(bytes)),
-            Parameter::Struct(bytes) => write!(f, "a structure of {bytes} bytes"),
-        }
-    }
+/// The element that `KeelElement` numbers so.
+fn element(code: u8) -> Option<Element> {
+    use Element::*;
+    [F32, Bf16, I32, U32, U8, U64]
+        .get(usize::from(code).checked_sub(1)?)
+        .copied()
 }
 
 /// One argument of a launch.
@@ -154,7 +66,9 @@ impl<'a> Argument<'a> {
             Argument::F32(value) => u64::from(value.to_bits()),
         }
     }
+}
 
+impl Passed for Argument<'_> {
     fn fits(&self, parameter: Parameter) -> bool {
         match (self, parameter) {
             (Argument::Slice { element, .. }, Parameter::Pointer { element: want, .. }) => {
@@ -213,7 +127,7 @@ impl Kernel {
         };
         let parameters = parameters.iter().map(|p| match p.kind {
             0 => Parameter::Pointer {
-                element: Element::from_code(p.element),
+                element: element(p.element),
                 is_const: p.is_const != 0,
             },
             1 => Parameter::Signed(p.bytes),
@@ -232,21 +146,8 @@ impl Kernel {
 
     /// Refuses arguments that are not what the entry point takes, or that reach past their buffer.
     pub(super) fn check(&self, arguments: &[Argument<'_>]) -> Result<()> {
-        if arguments.len() != self.parameters.len() {
-            return Err(Error::kernel(format!(
-                "kernel {} takes {} arguments, but the launch passes {}",
-                self.name,
-                self.parameters.len(),
-                arguments.len()
-            )));
-        }
-        for (i, (argument, &parameter)) in arguments.iter().zip(&self.parameters).enumerate() {
-            if !argument.fits(parameter) {
-                return Err(Error::kernel(format!(
-                    "kernel {}, argument {i}: the entry point takes {parameter}, but the launch passes {argument}",
-                    self.name
-                )));
-            }
+        check_arguments(self.name, &self.parameters, arguments)?;
+        for (i, argument) in arguments.iter().enumerate() {
             if let Argument::Slice {
                 buffer,
                 offset,

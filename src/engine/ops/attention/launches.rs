@@ -3,50 +3,48 @@
 use super::geometry::{Form, Geometry};
 use super::op::{Attention, AttentionBackward};
 use keel_base::error::{Error, Result};
-use crate::launch::{Argument, Launch, blocks, index, kernel_name};
+use crate::launch::kernels::constants::attention_backward::{
+    BACKWARD_ROWS, BACKWARD_SPLIT, DELTA_LANES, ELEMENT_THREADS, UNSPLIT_DIM,
+};
+use crate::launch::kernels::constants::attention_forward::{
+    FORWARD_QUERIES_BF16, FORWARD_QUERIES_F32,
+};
+use crate::launch::{Argument, Family, KernelEntry, Launch, blocks, index, kernels};
 use crate::tensor::{DType, TensorType};
 
-/// The head dims that kernels are built for; others are padded to the next.
-const DIMS: [usize; 4] = [32, 64, 96, 128];
-
-/// Threads of a block of the kernels without products.
-const ELEMENT_THREADS: usize = 256;
-
-/// Threads that share a row of one head in the kernel that computes δ.
-const DELTA_LANES: usize = 8;
-
-/// No tile is longer.
-const LONGEST_TILE: usize = 128;
+/// No tile is longer: forward's is the longest.
+const LONGEST_TILE: usize = FORWARD_QUERIES_BF16;
 
 /// Queries of a block forward: `ForwardShape::kQueries`.
 fn forward_queries(dtype: DType) -> usize {
     match dtype {
-        DType::Bf16 => 128,
-        _ => 64,
+        DType::Bf16 => FORWARD_QUERIES_BF16,
+        _ => FORWARD_QUERIES_F32,
     }
 }
 
 /// Queries, or keys, of a block backward: `BackwardShape::kRows`.
 fn backward_rows(dtype: DType, padded: usize) -> usize {
     match dtype {
-        DType::F32 if padded > 96 => 32,
-        _ => 64,
+        DType::F32 if padded > UNSPLIT_DIM => BACKWARD_ROWS / BACKWARD_SPLIT,
+        _ => BACKWARD_ROWS,
     }
 }
 
-/// The head dim of the kernel that serves `dim`.
-fn padded_dim(kernel: &str, dim: usize) -> Result<usize> {
-    let fitting = DIMS.into_iter().find(|padded| *padded >= dim);
-    fitting.ok_or_else(|| {
+/// The head dim of the kernel that serves `dim`, which is padded to it, and the kernel's family.
+fn padded_dim(sizes: &[(usize, Family)], dim: usize) -> Result<(usize, Family)> {
+    let fitting = sizes.iter().find(|(padded, _)| *padded >= dim);
+    fitting.copied().ok_or_else(|| {
+        let (largest, family) = sizes[sizes.len() - 1];
         Error::kernel(format!(
-            "kernel {kernel}: the head dim is at most {}, but {dim} is wanted; use more, smaller heads or --device cpu",
-            DIMS[DIMS.len() - 1]
+            "kernel {}: the head dim is at most {largest}, but {dim} is wanted; use more, smaller heads or --device cpu",
+            family.name
         ))
     })
 }
 
 /// A number of tokens as a 32-bit argument; tiles may reach a little past it.
-fn tokens(kernel: &str, what: &str, count: usize) -> Result<Argument> {
+fn tokens(kernel: &KernelEntry, what: &str, count: usize) -> Result<Argument> {
     index(kernel, what, count + LONGEST_TILE)?;
     index(kernel, what, count)
 }
@@ -61,34 +59,34 @@ struct Common<'a> {
 }
 
 impl Common<'_> {
-    /// `<kernel>_d<padded head dim>_<f32|bf16>` on one block for each of `tiles` tiles of each of `heads` heads.
+    /// The one of `sizes` that holds the head, on one block for each of `tiles` tiles of each of `heads` heads.
     fn launch(
         &self,
-        kernel: &str,
+        sizes: &[(usize, Family)],
         heads: usize,
         tiles: usize,
         mut arguments: Vec<Argument>,
     ) -> Result<Launch> {
         let g = self.geometry;
-        let padded = padded_dim(kernel, g.heads.dim)?;
-        let kernel = kernel_name(&format!("{kernel}_d{padded}"), self.dtype);
+        let (_, family) = padded_dim(sizes, g.heads.dim)?;
+        let kernel = family.of(self.dtype)?;
         arguments.push(Argument::F32(g.scale() as f32));
         // GEOMETRY_PARAMETERS of cuda/attention/geometry.cuh.
         arguments.extend([
             self.segments.map_or(Argument::Null, Argument::input),
-            index(&kernel, "the batch", g.batch)?,
-            index(&kernel, "the number of query heads", g.heads.query)?,
-            index(&kernel, "the number of query heads of a group", g.group())?,
-            index(&kernel, "the head dim", g.heads.dim)?,
-            tokens(&kernel, "the number of queries", g.query_tokens)?,
-            tokens(&kernel, "the number of keys", g.key_tokens)?,
-            index(&kernel, "the prefix", g.seen_by_all)?,
+            index(kernel, "the batch", g.batch)?,
+            index(kernel, "the number of query heads", g.heads.query)?,
+            index(kernel, "the number of query heads of a group", g.group())?,
+            index(kernel, "the head dim", g.heads.dim)?,
+            tokens(kernel, "the number of queries", g.query_tokens)?,
+            tokens(kernel, "the number of keys", g.key_tokens)?,
+            index(kernel, "the prefix", g.seen_by_all)?,
             Argument::I64(g.query.row as i64),
             Argument::I64(g.query.batch as i64),
             Argument::I64(g.key.row as i64),
             Argument::I64(g.key.batch as i64),
         ]);
-        let blocks = blocks(&kernel, g.batch * heads * tiles, 1)?;
+        let blocks = blocks(kernel, g.batch * heads * tiles, 1)?;
         Ok(Launch::new(kernel, blocks, arguments))
     }
 
@@ -136,7 +134,7 @@ pub(super) fn forward(op: &Attention, inputs: &[TensorType]) -> Result<Vec<Launc
         .div_ceil(forward_queries(common.dtype));
     let heads = geometry.heads.query;
     Ok(vec![common.launch(
-        "attention_forward",
+        kernels::ATTENTION_FORWARD,
         heads,
         tiles,
         arguments,
@@ -189,10 +187,8 @@ pub(super) fn backward(op: &AttentionBackward, inputs: &[TensorType]) -> Result<
     if geometry.batch > 0 {
         let (query_heads, key_heads) = (geometry.heads.query, geometry.heads.key_value);
         launches.push(delta_launch(&common, [delta, output, d_output])?);
-        let rows = backward_rows(
-            common.dtype,
-            padded_dim("attention_backward", geometry.heads.dim)?,
-        );
+        let (padded, _) = padded_dim(kernels::ATTENTION_BACKWARD_QUERY, geometry.heads.dim)?;
+        let rows = backward_rows(common.dtype, padded);
         let [d_query, d_key, d_value] = common.outputs();
         let read: Vec<Argument> = common
             .inputs()
@@ -201,25 +197,30 @@ pub(super) fn backward(op: &AttentionBackward, inputs: &[TensorType]) -> Result<
             .collect();
         let arguments = [&[d_query, partial][..], &read].concat();
         let tiles = geometry.query_tokens.div_ceil(rows);
-        launches.push(common.launch("attention_backward_query", query_heads, tiles, arguments)?);
+        launches.push(common.launch(
+            kernels::ATTENTION_BACKWARD_QUERY,
+            query_heads,
+            tiles,
+            arguments,
+        )?);
         let arguments = [&[d_key, d_value][..], &read].concat();
         let tiles = geometry.key_tokens.div_ceil(rows);
         launches.push(common.launch(
-            "attention_backward_key_value",
+            kernels::ATTENTION_BACKWARD_KEY_VALUE,
             key_heads,
             tiles,
             arguments,
         )?);
     }
     if is_query_shared(geometry) {
-        let kernel = kernel_name("attention_backward_query_sum", common.dtype);
+        let kernel = kernels::ATTENTION_BACKWARD_QUERY_SUM.of(common.dtype)?;
         let elements = inputs[0].numel();
-        let blocks = blocks(&kernel, elements, ELEMENT_THREADS)?;
+        let blocks = blocks(kernel, elements, ELEMENT_THREADS)?;
         let arguments = vec![
             Argument::output(0),
             partial,
             Argument::I64(elements as i64),
-            index(&kernel, "the batch", geometry.batch)?,
+            index(kernel, "the batch", geometry.batch)?,
         ];
         launches.push(Launch::new(kernel, blocks, arguments));
     }
@@ -229,15 +230,15 @@ pub(super) fn backward(op: &AttentionBackward, inputs: &[TensorType]) -> Result<
 /// δ from the output and its gradient.
 fn delta_launch(common: &Common<'_>, tensors: [Argument; 3]) -> Result<Launch> {
     let g = common.geometry;
-    let kernel = kernel_name("attention_backward_delta", common.dtype);
+    let kernel = kernels::ATTENTION_BACKWARD_DELTA.of(common.dtype)?;
     let rows = g.log_sum_exp().numel();
-    let blocks = blocks(&kernel, rows, ELEMENT_THREADS / DELTA_LANES)?;
+    let blocks = blocks(kernel, rows, ELEMENT_THREADS / DELTA_LANES)?;
     let mut arguments = tensors.to_vec();
     arguments.extend([
         Argument::I64(rows as i64),
-        index(&kernel, "the number of query heads", g.heads.query)?,
-        index(&kernel, "the head dim", g.heads.dim)?,
-        index(&kernel, "the number of queries", g.query_tokens)?,
+        index(kernel, "the number of query heads", g.heads.query)?,
+        index(kernel, "the head dim", g.heads.dim)?,
+        index(kernel, "the number of queries", g.query_tokens)?,
     ]);
     Ok(Launch::new(kernel, blocks, arguments))
 }

@@ -4,7 +4,7 @@ use super::geometry::{Form, Geometry};
 use super::{Heads, Mask, cpu, launches, reference};
 use keel_base::error::{Error, Result};
 use crate::launch::Launch;
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
 
 /// Inputs: qkv, or query and key_value; then segments where there are any. Outputs: o, and lse where it is saved.
@@ -71,7 +71,12 @@ impl Op for Attention {
         cpu::forward(self, args);
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         launches::forward(self, inputs)
     }
 
@@ -105,8 +110,8 @@ impl Op for Attention {
         Cost::streaming(flops, inputs, outputs)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], target: Target) -> usize {
-        cpu::forward_workspace(&self.geometry(inputs), target)
+    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], machine: Machine) -> usize {
+        cpu::forward_workspace(&self.geometry(inputs), machine.target)
     }
 }
 
@@ -142,7 +147,12 @@ impl Op for AttentionBackward {
         cpu::backward(self, args);
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         launches::backward(self, inputs)
     }
 
@@ -155,11 +165,11 @@ impl Op for AttentionBackward {
         Cost::streaming(flops, inputs, outputs)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], target: Target) -> usize {
+    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], machine: Machine) -> usize {
         let geometry = self.geometry(inputs);
-        match target {
+        match machine.target {
             Target::Cuda => launches::backward_workspace(&geometry),
-            _ => cpu::backward_workspace(&geometry, target),
+            _ => cpu::backward_workspace(&geometry, machine.target),
         }
     }
 }

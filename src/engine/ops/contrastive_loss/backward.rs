@@ -7,7 +7,7 @@ use keel_base::error::Result;
 use keel_cpu::matmul::{Rows, RowsMut, product};
 use crate::launch::Launch;
 use crate::ops::special::dot;
-use crate::tape::{Backward, Cost, CpuArgs, Op, Output, ReferenceArgs, Target, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, Output, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
 
 /// Inputs: u, v, log_scale; r and c (InfoNCE) or the bias; dL; the number of pairs, where it is one.
@@ -213,14 +213,14 @@ impl Op for ContrastiveLossBackward {
         Cost::streaming(8.0 * n * n * e, inputs, outputs)
     }
 
-    fn launches(&self, inputs: &[TensorType], _: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(&self, inputs: &[TensorType], _: &[TensorType], _: Machine) -> Result<Vec<Launch>> {
         Problem::of(inputs, self.kind, self.strip_rows).backward_launches()
     }
 
-    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
-        match target {
+    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], machine: Machine) -> usize {
+        match machine.target {
             Target::Cuda => Problem::of(inputs, self.kind, self.strip_rows).backward_bytes(),
-            _ => workspace_bytes(inputs, target),
+            _ => workspace_bytes(inputs, machine.target),
         }
     }
 }

@@ -5,20 +5,19 @@
 
 use super::Contrastive;
 use keel_base::error::Result;
-use crate::launch::{Argument, Launch, blocks, kernel_name, vector};
+use crate::launch::kernels::constants::linear::ELEMENTWISE_THREADS;
+use crate::launch::kernels::constants::product::LARGE_TILE as TILE;
+use crate::launch::kernels::constants::scores::{REDUCE_THREADS, REDUCE_WARPS};
+use crate::launch::{Argument, KernelEntry, Launch, blocks, kernels, vector};
 use crate::ops::linear::tiles::{Tiling, size};
 use crate::tensor::{DType, TensorType};
 
-/// Rows and columns of a tile of scores: `ScoreShape` in `cuda/scores.cuh`.
-const TILE: usize = 128;
 /// Scores of a strip, where N leaves room: 128 MiB of bf16.
 const STRIP_SCORES: usize = 1 << 26;
 /// The fewest rows of a strip where N leaves no room: each strip reads and writes all of ∂v once.
 const FEWEST_ROWS: usize = 1024;
 /// Rows of a strip, at most: as many as there is room for.
 pub(super) const STRIP_ROWS: usize = usize::MAX;
-/// Threads of a block that adds up parts, and of the one block that makes a scalar of them.
-const REDUCE_THREADS: usize = 256;
 
 /// A run of rows of S.
 #[derive(Clone, Copy, Debug)]
@@ -192,7 +191,7 @@ impl Problem {
     }
 
     /// n, e, the strip's first row and its rows.
-    fn sizes(&self, kernel: &str, strip: Strip) -> Result<[Argument; 4]> {
+    fn sizes(&self, kernel: &KernelEntry, strip: Strip) -> Result<[Argument; 4]> {
         Ok([
             size(kernel, "the number of pairs", self.n)?,
             size(kernel, "the width", self.e)?,
@@ -210,29 +209,30 @@ impl Problem {
         for strip in strips(self.n, self.strip_rows) {
             let tiles = self.tiles(strip.rows);
             if self.kind == Contrastive::Sigmoid {
-                let kernel = kernel_name("contrastive_loss_sigmoid_forward", self.dtype);
-                let grid = blocks(&kernel, tiles, 1)?;
+                let kernel = kernels::CONTRASTIVE_LOSS_SIGMOID_FORWARD.of(self.dtype)?;
+                let grid = blocks(kernel, tiles, 1)?;
                 let mut arguments = vec![work.row_part, input(0), input(1), input(2), input(3)];
                 arguments.push(pairs);
-                arguments.extend(self.sizes(&kernel, strip)?);
+                arguments.extend(self.sizes(kernel, strip)?);
                 arguments.push(Argument::I32(strip.is_first.into()));
                 launches.push(Launch::new(kernel, grid, arguments));
                 continue;
             }
-            let kernel = kernel_name("contrastive_loss_info_nce_forward", self.dtype);
-            let grid = blocks(&kernel, tiles, 1)?;
+            let kernel = kernels::CONTRASTIVE_LOSS_INFO_NCE_FORWARD.of(self.dtype)?;
+            let grid = blocks(kernel, tiles, 1)?;
             let mut arguments = vec![work.row_part, work.column_part, work.own];
             arguments.extend([input(0), input(1), input(2), pairs]);
-            arguments.extend(self.sizes(&kernel, strip)?);
+            arguments.extend(self.sizes(kernel, strip)?);
             launches.push(Launch::new(kernel, grid, arguments));
             launches.extend(self.log_sum_launches(&work, strip)?);
         }
-        let n = size("contrastive_loss_total", "the number of pairs", self.n)?;
         launches.push(match self.kind {
             Contrastive::InfoNce => {
+                let kernel = kernels::CONTRASTIVE_LOSS_INFO_NCE_TOTAL_F32;
+                let n = size(kernel, "the number of pairs", self.n)?;
                 let [loss, row, column] = [0, 1, 2].map(Argument::output);
                 let arguments = vec![loss, row, column, work.own, pairs, n];
-                Launch::new("contrastive_loss_info_nce_total_f32", 1, arguments)
+                Launch::new(kernel, 1, arguments)
             }
             Contrastive::Sigmoid => total(
                 Argument::output(0),
@@ -250,10 +250,10 @@ impl Problem {
             index: 1,
             offset: strip.first * size_of::<f32>(),
         };
-        let kernel = "contrastive_loss_row_sums_f32";
+        let kernel = kernels::CONTRASTIVE_LOSS_ROW_SUMS_F32;
         let rows = Launch::new(
             kernel,
-            blocks(kernel, strip.rows, REDUCE_THREADS / 32)?,
+            blocks(kernel, strip.rows, REDUCE_WARPS)?,
             vec![
                 row_sums,
                 work.row_part,
@@ -264,7 +264,7 @@ impl Problem {
                 size(kernel, "the number of tiles", self.n.div_ceil(TILE))?,
             ],
         );
-        let kernel = "contrastive_loss_column_sums_f32";
+        let kernel = kernels::CONTRASTIVE_LOSS_COLUMN_SUMS_F32;
         let columns = Launch::new(
             kernel,
             blocks(kernel, self.n, REDUCE_THREADS)?,
@@ -316,11 +316,12 @@ impl Problem {
     /// e^a·G of a strip.
     fn strip_gradient(&self, work: &Gradients, strip: Strip) -> Result<Launch> {
         let is_sigmoid = self.kind == Contrastive::Sigmoid;
-        let name = match is_sigmoid {
-            true => "contrastive_loss_sigmoid_backward",
-            false => "contrastive_loss_info_nce_backward",
+        let family = if is_sigmoid {
+            kernels::CONTRASTIVE_LOSS_SIGMOID_BACKWARD
+        } else {
+            kernels::CONTRASTIVE_LOSS_INFO_NCE_BACKWARD
         };
-        let kernel = kernel_name(name, self.dtype);
+        let kernel = family.of(self.dtype)?;
         let mut arguments = vec![work.strip, work.scale_part];
         if is_sigmoid {
             arguments.push(work.bias_part);
@@ -328,29 +329,29 @@ impl Problem {
         let inputs = if is_sigmoid { 5 } else { 6 };
         arguments.extend((0..inputs).map(Argument::input));
         arguments.push(self.pairs(inputs));
-        arguments.extend(self.sizes(&kernel, strip)?);
+        arguments.extend(self.sizes(kernel, strip)?);
         arguments.push(Argument::I32(strip.is_first.into()));
-        let grid = blocks(&kernel, self.tiles(strip.rows), 1)?;
+        let grid = blocks(kernel, self.tiles(strip.rows), 1)?;
         Ok(Launch::new(kernel, grid, arguments))
     }
 
     /// ∂u of the strip's rows = e^a·G·v.
     fn image_gradient(&self, work: &Gradients, strip: Strip) -> Result<[Launch; 2]> {
         let tiling = self.image_tiling(strip.rows);
-        let kernel = tiling.kernel("contrastive_loss_product", self.dtype);
-        let product = Launch {
-            grid: tiling.grid(&kernel)?,
-            arguments: vec![
+        let kernel = tiling.kernel(kernels::CONTRASTIVE_LOSS_PRODUCT_SIZES, self.dtype)?;
+        let product = Launch::on_grid(
+            kernel,
+            tiling.grid(kernel)?,
+            vec![
                 work.image_part,
                 work.strip,
                 Argument::input(1),
-                size(&kernel, "the number of rows", strip.rows)?,
-                size(&kernel, "the number of pairs", self.n)?,
-                size(&kernel, "the width", self.e)?,
-                size(&kernel, "the number of steps", tiling.steps)?,
+                size(kernel, "the number of rows", strip.rows)?,
+                size(kernel, "the number of pairs", self.n)?,
+                size(kernel, "the width", self.e)?,
+                size(kernel, "the number of steps", tiling.steps)?,
             ],
-            kernel,
-        };
+        );
         let out = Argument::Output {
             index: 0,
             offset: strip.first * self.e * self.dtype.size(),
@@ -362,12 +363,13 @@ impl Problem {
     /// ∂v += (e^a·G)ᵀ·u, by the kernels of a linear layer's weight.
     fn text_gradient(&self, work: &Gradients, strip: Strip, sum: Argument) -> Result<Vec<Launch>> {
         let tiling = self.text_tiling(strip.rows);
-        let kernel = tiling.kernel("linear_weight_gradient", self.dtype);
+        let kernel = tiling.kernel(kernels::LINEAR_WEIGHT_GRADIENT_SIZES, self.dtype)?;
         let is_split = tiling.splits > 1;
         let before = if strip.is_first { Argument::Null } else { sum };
-        let product = Launch {
-            grid: tiling.grid(&kernel)?,
-            arguments: vec![
+        let product = Launch::on_grid(
+            kernel,
+            tiling.grid(kernel)?,
+            vec![
                 if is_split { work.text_part } else { sum },
                 Argument::Null,
                 if is_split { Argument::Null } else { before },
@@ -376,21 +378,20 @@ impl Problem {
                     index: 0,
                     offset: strip.first * self.e * self.dtype.size(),
                 },
-                size(&kernel, "the number of rows", strip.rows)?,
-                size(&kernel, "the number of pairs", self.n)?,
-                size(&kernel, "the width", self.e)?,
-                size(&kernel, "the number of steps", tiling.steps)?,
+                size(kernel, "the number of rows", strip.rows)?,
+                size(kernel, "the number of pairs", self.n)?,
+                size(kernel, "the width", self.e)?,
+                size(kernel, "the number of steps", tiling.steps)?,
             ],
-            kernel,
-        };
+        );
         if !is_split {
             return Ok(vec![product]);
         }
-        let kernel = "linear_sum_f32";
+        let kernel = kernels::LINEAR_SUM_F32;
         let count = self.n * self.e;
         let add = Launch::new(
             kernel,
-            blocks(kernel, count, 4 * REDUCE_THREADS)?,
+            blocks(kernel, count, 4 * ELEMENTWISE_THREADS)?,
             vec![
                 sum,
                 work.text_part,
@@ -404,10 +405,10 @@ impl Problem {
 
     /// Rows of features' gradients from their parts.
     fn finish(&self, out: Argument, part: Argument, rows: usize, parts: usize) -> Result<Launch> {
-        let kernel = kernel_name("contrastive_loss_finish", self.dtype);
+        let kernel = kernels::CONTRASTIVE_LOSS_FINISH.of(self.dtype)?;
         let count = rows * self.e;
         let each = REDUCE_THREADS * vector(TensorType::new(self.dtype, [count]));
-        let grid = blocks(&kernel, count, each)?;
+        let grid = blocks(kernel, count, each)?;
         let arguments = vec![
             out,
             part,
@@ -425,7 +426,7 @@ fn total(
     count: usize,
     divisor: f32,
 ) -> Result<Launch> {
-    let kernel = "contrastive_loss_total_f32";
+    let kernel = kernels::CONTRASTIVE_LOSS_TOTAL_F32;
     let count = size(kernel, "the number of blocks", count)?;
     let arguments = vec![out, part, pairs, count, Argument::F32(divisor)];
     Ok(Launch::new(kernel, 1, arguments))

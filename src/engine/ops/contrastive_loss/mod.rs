@@ -26,7 +26,7 @@ use sweep::{Sweep, workspace_bytes};
 use keel_base::error::{Error, Result};
 use crate::launch::Launch;
 use crate::ops::special::dot;
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::TensorType;
 
 /// The form of a contrastive loss.
@@ -280,14 +280,14 @@ impl Op for ContrastiveLoss {
         Cost::streaming(sweeps * 2.0 * n * n * e, inputs, outputs)
     }
 
-    fn launches(&self, inputs: &[TensorType], _: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(&self, inputs: &[TensorType], _: &[TensorType], _: Machine) -> Result<Vec<Launch>> {
         Problem::of(inputs, self.kind, self.strip_rows).forward_launches()
     }
 
-    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
-        match target {
+    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], machine: Machine) -> usize {
+        match machine.target {
             Target::Cuda => Problem::of(inputs, self.kind, self.strip_rows).forward_bytes(),
-            _ => workspace_bytes(inputs, target),
+            _ => workspace_bytes(inputs, machine.target),
         }
     }
 }

@@ -4,15 +4,12 @@ use rayon::prelude::*;
 
 use keel_base::error::Result;
 use keel_cpu::vector_math;
-use crate::launch::{Argument, Launch, blocks, kernel_name, vector};
+use crate::launch::kernels::constants::linear::ELEMENTWISE_THREADS;
+use crate::launch::{Argument, Launch, blocks, kernels, vector};
 use crate::ops::shapes::{expect_float, expect_inputs, expect_type};
 use crate::ops::special::{erfc, sigmoid};
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Value};
 use crate::tensor::TensorType;
-
-/// Threads of a block of the elementwise kernels of `cuda/linear.cu`.
-pub(super) const THREADS: usize = 256;
-
 /// Elements one task works on.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
 
@@ -145,10 +142,15 @@ impl Op for ActivationGradient {
             });
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let ty = inputs[0];
-        let kernel = kernel_name(self.name(), ty.dtype);
-        let blocks = blocks(&kernel, ty.numel(), THREADS * vector(ty))?;
+        let kernel = kernels::LINEAR_ACTIVATION_GRADIENT.of(ty.dtype)?;
+        let blocks = blocks(kernel, ty.numel(), ELEMENTWISE_THREADS * vector(ty))?;
         let arguments = vec![
             Argument::output(0),
             Argument::input(0),

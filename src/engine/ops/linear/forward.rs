@@ -7,11 +7,11 @@ use super::tiles::{Tiling, size};
 use super::weight_gradient::{ColumnSum, LinearWeightGradient};
 use keel_base::error::Result;
 use keel_cpu::matmul::{self, Epilogue, Residual, Rows, RowsMut};
-use crate::launch::{Argument, Launch};
+use crate::launch::{Argument, Launch, kernels};
 use crate::ops::layer_scale::layer_scale_gradients;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector, with_columns};
 use crate::ops::special::dot;
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
 use crate::tensor::{DType, TensorType};
 
 /// Inputs x, weight, then bias, residual and scale γ where present; outputs y, then z where saved.
@@ -126,14 +126,19 @@ impl Op for Linear {
         matmul::linear(x, weight, y, epilogue, args.workspace);
     }
 
-    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let (x, y) = (inputs[0], outputs[0]);
         if y.numel() == 0 {
             return Ok(Vec::new());
         }
         let (rows, columns, inner) = (y.shape.rows(), y.shape.columns(), x.shape.columns());
         let tiling = Tiling::whole([rows, columns, inner], x.dtype);
-        let kernel = tiling.kernel("linear_forward", x.dtype);
+        let kernel = tiling.kernel(kernels::LINEAR_FORWARD_SIZES, x.dtype)?;
         let optional = |index: Option<usize>| index.map_or(Argument::Null, Argument::input);
         let arguments = vec![
             Argument::output(0),
@@ -146,16 +151,13 @@ impl Op for Linear {
             optional(self.bias()),
             optional(self.residual()),
             optional(self.scale()),
-            size(&kernel, "the number of rows", rows)?,
-            size(&kernel, "the number of columns", columns)?,
-            size(&kernel, "the inner length", inner)?,
+            size(kernel, "the number of rows", rows)?,
+            size(kernel, "the number of columns", columns)?,
+            size(kernel, "the inner length", inner)?,
             Activation::argument(self.activation),
         ];
-        Ok(vec![Launch {
-            grid: tiling.grid(&kernel)?,
-            kernel,
-            arguments,
-        }])
+        let grid = tiling.grid(kernel)?;
+        Ok(vec![Launch::on_grid(kernel, grid, arguments)])
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -222,8 +224,8 @@ impl Op for Linear {
         }
     }
 
-    fn workspace(&self, inputs: &[TensorType], outputs: &[TensorType], target: Target) -> usize {
-        match target {
+    fn workspace(&self, inputs: &[TensorType], outputs: &[TensorType], machine: Machine) -> usize {
+        match machine.target {
             Target::Cpu { .. } => {
                 let (inner, columns) = (inputs[0].shape.columns(), outputs[0].shape.columns());
                 matmul::linear_workspace(inner, columns) * size_of::<f32>()

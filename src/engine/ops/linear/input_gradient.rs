@@ -9,9 +9,9 @@ use super::activation::ActivationGradient;
 use super::tiles::{Tiling, size};
 use keel_base::error::Result;
 use keel_cpu::matmul::{self, Rows, RowsMut, Slope};
-use crate::launch::{Argument, Launch};
+use crate::launch::{Argument, Launch, kernels};
 use crate::ops::shapes::{expect_float, expect_type, with_columns};
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
 
 /// Elements that one task copies.
@@ -89,29 +89,31 @@ impl Op for LinearInputGradient {
         matmul::linear_input_gradient(dy, weight, dx, self.accumulates, slope, args.workspace);
     }
 
-    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let (dy, dx) = (inputs[0], outputs[0]);
         if dx.numel() == 0 {
             return Ok(Vec::new());
         }
         let (rows, columns, inner) = (dx.shape.rows(), dx.shape.columns(), dy.shape.columns());
         let tiling = Tiling::whole([rows, columns, inner], dy.dtype);
-        let kernel = tiling.kernel("linear_input_gradient", dy.dtype);
+        let kernel = tiling.kernel(kernels::LINEAR_INPUT_GRADIENT_SIZES, dy.dtype)?;
         let arguments = vec![
             Argument::output(0),
             Argument::input(0),
             Argument::input(1),
             inputs.get(2).map_or(Argument::Null, |_| Argument::input(2)),
-            size(&kernel, "the number of rows", rows)?,
-            size(&kernel, "the inner length", inner)?,
-            size(&kernel, "the number of columns", columns)?,
+            size(kernel, "the number of rows", rows)?,
+            size(kernel, "the inner length", inner)?,
+            size(kernel, "the number of columns", columns)?,
             Activation::argument(self.activation),
         ];
-        Ok(vec![Launch {
-            grid: tiling.grid(&kernel)?,
-            kernel,
-            arguments,
-        }])
+        let grid = tiling.grid(kernel)?;
+        Ok(vec![Launch::on_grid(kernel, grid, arguments)])
     }
 
     fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -129,8 +131,8 @@ impl Op for LinearInputGradient {
         if self.accumulates { &[(0, 2)] } else { &[] }
     }
 
-    fn workspace(&self, inputs: &[TensorType], outputs: &[TensorType], target: Target) -> usize {
-        match target {
+    fn workspace(&self, inputs: &[TensorType], outputs: &[TensorType], machine: Machine) -> usize {
+        match machine.target {
             Target::Cpu { .. } => {
                 let (inner, columns) = (outputs[0].shape.columns(), inputs[0].shape.columns());
                 matmul::linear_input_gradient_workspace(inner, columns) * size_of::<f32>()

@@ -1,13 +1,12 @@
 //! How the products of `cuda/product.cuh` are cut over a chip: the size of a block's tile, and how often the sum is split.
 
 use keel_base::error::{Error, Result};
-use crate::launch::{Argument, blocks, kernel_name};
+use crate::launch::kernels::constants::kernel::MULTIPROCESSORS;
+use crate::launch::kernels::constants::product::{LARGE_TILE, SMALL_TILE, STEP_BYTES};
+use crate::launch::{Argument, KernelEntry, Sizes, blocks};
 use crate::tensor::DType;
 
-/// Multiprocessors that tiles should keep busy: those of an H100.
-const MULTIPROCESSORS: usize = 132;
-
-/// Blocks that share a multiprocessor.
+/// Blocks that share a multiprocessor, where a sum is split to fill them.
 const BLOCKS_EACH: usize = 2;
 
 /// The fewest steps of a split: below that, writing and adding the parts costs more than it saves.
@@ -33,10 +32,11 @@ pub(crate) struct Tiling {
 impl Tiling {
     /// A product whose sum every block takes whole.
     pub fn whole([rows, columns, inner]: [usize; 3], dtype: DType) -> Tiling {
-        let large = Tiling::new([rows, columns, inner], dtype, 128, 1);
-        match large.down * large.across >= MULTIPROCESSORS {
-            true => large,
-            false => Tiling::new([rows, columns, inner], dtype, 64, 1),
+        let large = Tiling::new([rows, columns, inner], dtype, LARGE_TILE, 1);
+        if large.down * large.across >= MULTIPROCESSORS {
+            large
+        } else {
+            Tiling::new([rows, columns, inner], dtype, SMALL_TILE, 1)
         }
     }
 
@@ -48,19 +48,20 @@ impl Tiling {
             let splits = places.clamp(1, (whole.steps / FEWEST_STEPS).max(1));
             Tiling::new([rows, columns, inner], dtype, tile, splits)
         };
-        let large = of(128);
-        match large.down * large.across * large.splits >= MULTIPROCESSORS {
-            true => large,
-            false => of(64),
+        let large = of(LARGE_TILE);
+        if large.down * large.across * large.splits >= MULTIPROCESSORS {
+            large
+        } else {
+            of(SMALL_TILE)
         }
     }
 
-    /// The numbers of `ProductShapes` in `cuda/product.cuh`.
+    /// By tiles of one size of `ProductShapes` in `cuda/product.cuh`.
     fn new([rows, columns, inner]: [usize; 3], dtype: DType, tile: usize, splits: usize) -> Tiling {
-        let all_steps = inner.div_ceil(64 / dtype.size());
+        let all_steps = inner.div_ceil(STEP_BYTES / dtype.size());
         let steps = all_steps.div_ceil(splits).max(1);
         Tiling {
-            is_small: tile == 64,
+            is_small: tile == SMALL_TILE,
             down: rows.div_ceil(tile),
             across: columns.div_ceil(tile),
             splits: all_steps.div_ceil(steps).max(1),
@@ -68,19 +69,24 @@ impl Tiling {
         }
     }
 
-    /// The kernel of this size: `<kernel>[_small]_<f32|bf16>`.
-    pub fn kernel(&self, kernel: &str, dtype: DType) -> String {
-        match self.is_small {
-            true => kernel_name(&format!("{kernel}_small"), dtype),
-            false => kernel_name(kernel, dtype),
-        }
+    /// The kernel of this size for operands of `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when there is none for that type.
+    pub fn kernel(&self, sizes: Sizes, dtype: DType) -> Result<&'static KernelEntry> {
+        let family = if self.is_small {
+            sizes.small
+        } else {
+            sizes.large
+        };
+        family.of(dtype)
     }
 
     /// Blocks in x, y, z.
     ///
     /// # Errors
     /// [`Error::Kernel`] when there are more tiles than a grid has blocks.
-    pub fn grid(&self, kernel: &str) -> Result<[u32; 3]> {
+    pub fn grid(&self, kernel: &KernelEntry) -> Result<[u32; 3]> {
         Ok([
             blocks(kernel, self.down * self.across, 1)?,
             1,
@@ -93,7 +99,7 @@ impl Tiling {
 ///
 /// # Errors
 /// [`Error::Kernel`] when the kernel's 32-bit numbers cannot reach a tile past it.
-pub(crate) fn size(kernel: &str, what: &str, size: usize) -> Result<Argument> {
+pub(crate) fn size(kernel: &KernelEntry, what: &str, size: usize) -> Result<Argument> {
     const LARGEST: usize = i32::MAX as usize - MARGIN;
     if size > LARGEST {
         return Err(Error::kernel(format!(

@@ -1,14 +1,15 @@
 //! dW = dyᵀ·x with db = Σ over rows of dy, and that sum alone.
 
-use super::activation::THREADS;
 use super::input_gradient::copy;
 use super::tiles::{Tiling, size};
 use keel_base::error::{Error, Result};
 use keel_cpu::matmul::{self, Rows, RowsMut};
 use keel_cpu::reduce;
-use crate::launch::{Argument, Launch, blocks, index, kernel_name, vector};
+use crate::launch::kernels::constants::kernel::{MULTIPROCESSORS, WARP_LANES};
+use crate::launch::kernels::constants::linear::ELEMENTWISE_THREADS;
+use crate::launch::{Argument, KernelEntry, Launch, blocks, index, kernels, vector};
 use crate::ops::shapes::expect_float;
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
 use crate::tensor::{DType, TensorType};
 
 /// Inputs dy [.., N], x [.., K], then the gradient f32 [N, K] to add to; outputs dW f32 [N, K], then db f32 [N].
@@ -108,7 +109,12 @@ impl Op for LinearWeightGradient {
         );
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let (dy, x) = (inputs[0], inputs[1]);
         let product = WeightGradient {
             rows: dy.shape.rows(),
@@ -118,13 +124,15 @@ impl Op for LinearWeightGradient {
             accumulates: self.accumulates,
             has_bias: self.has_bias,
         };
-        let kernel = product.tiling().kernel(self.name(), dy.dtype);
+        let kernel = product
+            .tiling()
+            .kernel(kernels::LINEAR_WEIGHT_GRADIENT_SIZES, dy.dtype)?;
         let operands = vec![
             Argument::input(0),
             Argument::input(1),
-            size(&kernel, "the number of rows", product.rows)?,
-            size(&kernel, "the number of columns", product.columns)?,
-            size(&kernel, "the inner length", product.inner)?,
+            size(kernel, "the number of rows", product.rows)?,
+            size(kernel, "the number of columns", product.columns)?,
+            size(kernel, "the inner length", product.inner)?,
         ];
         product.launches(kernel, operands)
     }
@@ -143,9 +151,9 @@ impl Op for LinearWeightGradient {
         if self.accumulates { &[(0, 2)] } else { &[] }
     }
 
-    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], target: Target) -> usize {
+    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], machine: Machine) -> usize {
         let (dy, x) = (inputs[0].shape, inputs[1].shape);
-        match target {
+        match machine.target {
             Target::Cpu { .. } => {
                 let (rows, inner, columns) = (dy.rows(), x.columns(), dy.columns());
                 matmul::linear_weight_gradient_workspace(rows, inner, columns) * size_of::<f32>()
@@ -185,10 +193,10 @@ impl ColumnSum {
     /// How many rows of dy a block adds up, and into how many parts that makes of the sum: enough blocks for a chip, and
     /// enough rows for each.
     fn parts(dy: TensorType) -> (usize, usize) {
-        const BLOCKS: usize = 264;
+        const BLOCKS: usize = 2 * MULTIPROCESSORS;
         const FEWEST_ROWS: usize = 64;
         let (rows, columns) = (dy.shape.rows(), dy.shape.columns());
-        let across = columns.div_ceil(32 * vector(dy)).max(1);
+        let across = columns.div_ceil(WARP_LANES * vector(dy)).max(1);
         let height = rows.div_ceil(BLOCKS.div_ceil(across)).max(FEWEST_ROWS);
         (height, rows.div_ceil(height).max(1))
     }
@@ -239,7 +247,11 @@ impl WeightGradient {
     }
 
     /// The launches; `operands` are the product kernel's arguments between the sums and the steps.
-    pub fn launches(&self, kernel: String, operands: Vec<Argument>) -> Result<Vec<Launch>> {
+    pub fn launches(
+        &self,
+        kernel: &'static KernelEntry,
+        operands: Vec<Argument>,
+    ) -> Result<Vec<Launch>> {
         if self.columns * self.inner == 0 {
             return Ok(Vec::new());
         }
@@ -260,12 +272,8 @@ impl WeightGradient {
             if is_split { Argument::Null } else { addend },
         ];
         arguments.extend(operands);
-        arguments.push(index(&kernel, "the number of steps", tiling.steps)?);
-        let mut launches = vec![Launch {
-            grid: tiling.grid(&kernel)?,
-            kernel,
-            arguments,
-        }];
+        arguments.push(index(kernel, "the number of steps", tiling.steps)?);
+        let mut launches = vec![Launch::on_grid(kernel, tiling.grid(kernel)?, arguments)];
         if is_split {
             let count = self.columns * self.inner;
             launches.push(sum(
@@ -292,7 +300,7 @@ fn sum(
     count: usize,
     parts: usize,
 ) -> Result<Launch> {
-    let kernel = "linear_sum_f32";
+    let kernel = kernels::LINEAR_SUM_F32;
     let arguments = vec![
         out,
         part,
@@ -302,7 +310,7 @@ fn sum(
     ];
     Ok(Launch::new(
         kernel,
-        blocks(kernel, count, 4 * THREADS)?,
+        blocks(kernel, count, 4 * ELEMENTWISE_THREADS)?,
         arguments,
     ))
 }
@@ -332,15 +340,20 @@ impl Op for ColumnSum {
         reduce::column_sums(dy, db, false, args.workspace);
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let dy = inputs[0];
         let (rows, columns) = (dy.shape.rows(), dy.shape.columns());
         if columns == 0 {
             return Ok(Vec::new());
         }
-        let kernel = kernel_name(self.name(), dy.dtype);
+        let kernel = kernels::LINEAR_BIAS_GRADIENT.of(dy.dtype)?;
         let (height, parts) = ColumnSum::parts(dy);
-        let across = blocks(&kernel, columns, 32 * vector(dy))?;
+        let across = blocks(kernel, columns, WARP_LANES * vector(dy))?;
         let part = match parts {
             1 => Argument::output(0),
             _ => Argument::workspace(DType::F32),
@@ -348,15 +361,12 @@ impl Op for ColumnSum {
         let arguments = vec![
             part,
             Argument::input(0),
-            size(&kernel, "the number of rows", rows)?,
-            size(&kernel, "the number of columns", columns)?,
-            size(&kernel, "a block's share of the rows", height)?,
+            size(kernel, "the number of rows", rows)?,
+            size(kernel, "the number of columns", columns)?,
+            size(kernel, "a block's share of the rows", height)?,
         ];
-        let mut launches = vec![Launch {
-            kernel,
-            grid: [across, parts as u32, 1],
-            arguments,
-        }];
+        let grid = [across, parts as u32, 1];
+        let mut launches = vec![Launch::on_grid(kernel, grid, arguments)];
         if parts > 1 {
             launches.push(sum(
                 Argument::output(0),
@@ -377,9 +387,9 @@ impl Op for ColumnSum {
         Cost::streaming(inputs[0].numel() as f64, inputs, outputs)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], target: Target) -> usize {
+    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], machine: Machine) -> usize {
         let (rows, columns) = (inputs[0].shape.rows(), inputs[0].shape.columns());
-        match target {
+        match machine.target {
             Target::Cpu { .. } => {
                 reduce::sum_over_rows_workspace(rows, columns, columns) * size_of::<f32>()
             }

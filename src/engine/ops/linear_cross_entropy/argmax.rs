@@ -7,7 +7,7 @@ use super::tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
 use super::{check_product, logits, outer};
 use keel_base::error::{Error, Result};
 use crate::launch::Launch;
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::TensorType;
 
 /// Records the word of the largest logit for each row: `hidden` [.., D], `weight` [V, D] of its type → i32 [..]. Ties go to
@@ -78,7 +78,12 @@ impl Op for LinearArgmax {
             });
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         Sizes::of(inputs).argmax()
     }
 
@@ -90,10 +95,10 @@ impl Op for LinearArgmax {
         Cost::streaming(2.0 * product_size(inputs), inputs, outputs)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
-        match target {
+    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], machine: Machine) -> usize {
+        match machine.target {
             Target::Cuda => Sizes::of(inputs).argmax_workspace(),
-            _ => workspace_bytes(inputs, target),
+            _ => workspace_bytes(inputs, machine.target),
         }
     }
 }

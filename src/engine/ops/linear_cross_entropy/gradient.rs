@@ -8,7 +8,7 @@ use super::{infer_loss, logits};
 use keel_base::error::{Error, Result};
 use keel_cpu::matmul::{Rows, RowsMut, product};
 use crate::launch::Launch;
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
 
 /// What both gradients are given: h, W, targets, weights, lse, Σ w, dL.
@@ -150,7 +150,12 @@ impl Op for HiddenGradient {
             });
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         Sizes::of(inputs).hidden_gradient()
     }
 
@@ -162,10 +167,10 @@ impl Op for HiddenGradient {
         Cost::streaming(4.0 * product_size(inputs), inputs, outputs)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
-        match target {
+    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], machine: Machine) -> usize {
+        match machine.target {
             Target::Cuda => Sizes::of(inputs).gradient_workspace(),
-            _ => workspace_bytes(inputs, target),
+            _ => workspace_bytes(inputs, machine.target),
         }
     }
 }
@@ -244,7 +249,12 @@ impl Op for WeightGradient {
             });
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         Sizes::of(inputs).weight_gradient(self.accumulates)
     }
 
@@ -256,10 +266,10 @@ impl Op for WeightGradient {
         Cost::streaming(4.0 * product_size(inputs), inputs, outputs)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
-        match target {
+    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], machine: Machine) -> usize {
+        match machine.target {
             Target::Cuda => Sizes::of(inputs).gradient_workspace(),
-            _ => workspace_bytes(inputs, target),
+            _ => workspace_bytes(inputs, machine.target),
         }
     }
 

@@ -1,15 +1,11 @@
 //! The launches of `cuda/linear_cross_entropy.cu`, and the scratch memory between them.
 
 use keel_base::error::Result;
-use crate::launch::{Argument, Launch, blocks, kernel_name};
+use crate::launch::kernels::constants::product::LARGE_TILE as TILE;
+use crate::launch::kernels::constants::scores::REDUCE_WARPS;
+use crate::launch::{Argument, KernelEntry, Launch, blocks, kernels};
 use crate::ops::linear::tiles::{Tiling, size};
 use crate::tensor::{DType, TensorType};
-
-/// Rows and words of a tile of logits: the large shape of `cuda/product.cuh`.
-const TILE: usize = 128;
-
-/// Rows that one block of the kernels that work row by row takes.
-const ROWS_PER_BLOCK: usize = 8;
 
 /// N, V and D of a product of hidden states with the output matrix, and the storage type.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +36,7 @@ impl Sizes {
     }
 
     /// N, V and D as the kernels take them.
-    fn arguments(&self, kernel: &str) -> Result<[Argument; 3]> {
+    fn arguments(&self, kernel: &KernelEntry) -> Result<[Argument; 3]> {
         Ok([
             size(kernel, "the number of rows", self.n)?,
             size(kernel, "the vocabulary", self.v)?,
@@ -49,8 +45,13 @@ impl Sizes {
     }
 
     /// A launch over the tiles of `rows` rows of logits.
-    fn over_tiles(&self, kernel: String, rows: usize, arguments: Vec<Argument>) -> Result<Launch> {
-        let blocks = blocks(&kernel, rows.div_ceil(TILE) * self.tiles(), 1)?;
+    fn over_tiles(
+        &self,
+        kernel: &'static KernelEntry,
+        rows: usize,
+        arguments: Vec<Argument>,
+    ) -> Result<Launch> {
+        let blocks = blocks(kernel, rows.div_ceil(TILE) * self.tiles(), 1)?;
         Ok(Launch::new(kernel, blocks, arguments))
     }
 
@@ -66,17 +67,17 @@ impl Sizes {
         let own = scratch(pairs, DType::F32);
         let losses = scratch(pairs + self.n * size_of::<f32>(), DType::F32);
         let (targets, weights) = (Argument::input(2), Argument::input(3));
-        let kernel = kernel_name("linear_cross_entropy_forward", self.dtype);
-        let [n, v, d] = self.arguments(&kernel)?;
+        let kernel = kernels::LINEAR_CROSS_ENTROPY_FORWARD.of(self.dtype)?;
+        let [n, v, d] = self.arguments(kernel)?;
         let operands = [Argument::input(0), Argument::input(1), targets];
         let mut launches = Vec::new();
         if self.n > 0 {
             let arguments = [&[part, own], &operands[..], &[n, v, d]].concat();
             launches.push(self.over_tiles(kernel, self.n, arguments)?);
-            let name = "linear_cross_entropy_rows_f32";
+            let name = kernels::LINEAR_CROSS_ENTROPY_ROWS_F32;
             let tiles = size(name, "the number of tiles", self.tiles())?;
             let arguments = vec![Argument::output(1), losses, part, own, targets, n, tiles, v];
-            let blocks = blocks(name, self.n, ROWS_PER_BLOCK)?;
+            let blocks = blocks(name, self.n, REDUCE_WARPS)?;
             launches.push(Launch::new(name, blocks, arguments));
         }
         let arguments = vec![
@@ -87,7 +88,7 @@ impl Sizes {
             targets,
             n,
         ];
-        let name = "linear_cross_entropy_total_f32";
+        let name = kernels::LINEAR_CROSS_ENTROPY_TOTAL_F32;
         launches.push(Launch::new(name, 1, arguments));
         Ok(launches)
     }
@@ -109,13 +110,13 @@ impl Sizes {
         let mut launches = Vec::new();
         for first in (0..self.n).step_by(self.strip().max(1)) {
             let rows = self.strip().min(self.n - first);
-            let kernel = kernel_name("linear_cross_entropy_gradient", self.dtype);
-            let [_, v, d] = self.arguments(&kernel)?;
+            let kernel = kernels::LINEAR_CROSS_ENTROPY_GRADIENT.of(self.dtype)?;
+            let [_, v, d] = self.arguments(kernel)?;
             let mut arguments = vec![scratch(0, self.dtype)];
             arguments.extend((0..7).map(Argument::input));
             arguments.extend([
-                size(&kernel, "the first row", first)?,
-                size(&kernel, "the number of rows", rows)?,
+                size(kernel, "the first row", first)?,
+                size(kernel, "the number of rows", rows)?,
                 v,
                 d,
             ]);
@@ -129,25 +130,21 @@ impl Sizes {
     pub fn hidden_gradient(&self) -> Result<Vec<Launch>> {
         self.by_strips(|first, rows| {
             let tiling = Tiling::whole([rows, self.d, self.v], self.dtype);
-            let kernel = tiling.kernel("linear_input_gradient", self.dtype);
-            let [_, v, d] = self.arguments(&kernel)?;
+            let kernel = tiling.kernel(kernels::LINEAR_INPUT_GRADIENT_SIZES, self.dtype)?;
+            let [_, v, d] = self.arguments(kernel)?;
             let offset = first * self.d * self.dtype.size();
             let arguments = vec![
                 Argument::Output { index: 0, offset },
                 scratch(0, self.dtype),
                 Argument::input(1),
                 Argument::Null,
-                size(&kernel, "the number of rows", rows)?,
+                size(kernel, "the number of rows", rows)?,
                 v,
                 d,
                 crate::ops::Activation::argument(None),
             ];
-            let grid = tiling.grid(&kernel)?;
-            Ok(Launch {
-                kernel,
-                grid,
-                arguments,
-            })
+            let grid = tiling.grid(kernel)?;
+            Ok(Launch::on_grid(kernel, grid, arguments))
         })
     }
 
@@ -155,8 +152,8 @@ impl Sizes {
     pub fn weight_gradient(&self, accumulates: bool) -> Result<Vec<Launch>> {
         self.by_strips(|first, rows| {
             let tiling = Tiling::whole([self.v, self.d, rows], self.dtype);
-            let kernel = tiling.kernel("linear_weight_gradient", self.dtype);
-            let [_, v, d] = self.arguments(&kernel)?;
+            let kernel = tiling.kernel(kernels::LINEAR_WEIGHT_GRADIENT_SIZES, self.dtype)?;
+            let [_, v, d] = self.arguments(kernel)?;
             let addend = match (first, accumulates) {
                 (0, true) => Argument::input(7),
                 (0, false) => Argument::Null,
@@ -171,17 +168,13 @@ impl Sizes {
                     index: 0,
                     offset: first * self.d * self.dtype.size(),
                 },
-                size(&kernel, "the number of rows", rows)?,
+                size(kernel, "the number of rows", rows)?,
                 v,
                 d,
-                size(&kernel, "the number of steps", tiling.steps)?,
+                size(kernel, "the number of steps", tiling.steps)?,
             ];
-            let grid = tiling.grid(&kernel)?;
-            Ok(Launch {
-                kernel,
-                grid,
-                arguments,
-            })
+            let grid = tiling.grid(kernel)?;
+            Ok(Launch::on_grid(kernel, grid, arguments))
         })
     }
 
@@ -197,14 +190,14 @@ impl Sizes {
         }
         let logits = scratch(0, DType::F32);
         let words = scratch(self.argmax_workspace() / 2, DType::I32);
-        let kernel = kernel_name("linear_argmax_tiles", self.dtype);
-        let [n, v, d] = self.arguments(&kernel)?;
+        let kernel = kernels::LINEAR_ARGMAX_TILES.of(self.dtype)?;
+        let [n, v, d] = self.arguments(kernel)?;
         let operands = [logits, words, Argument::input(0), Argument::input(1)];
         let tiles = self.over_tiles(kernel, self.n, [&operands[..], &[n, v, d]].concat())?;
-        let name = "linear_argmax_rows_f32";
+        let name = kernels::LINEAR_ARGMAX_ROWS_F32;
         let count = size(name, "the number of tiles", self.tiles())?;
         let arguments = vec![Argument::output(0), logits, words, n, count];
-        let rows = Launch::new(name, blocks(name, self.n, ROWS_PER_BLOCK)?, arguments);
+        let rows = Launch::new(name, blocks(name, self.n, REDUCE_WARPS)?, arguments);
         Ok(vec![tiles, rows])
     }
 }

@@ -22,7 +22,7 @@ use tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
 use keel_base::error::{Error, Result};
 use crate::launch::Launch;
 use crate::ops::special::dot;
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::TensorType;
 
 /// Records the loss `[1]` of `hidden` [.., D] through `weight` [V, D] of its type against `targets` i32 [..] with `weights`
@@ -181,7 +181,12 @@ impl Op for LinearCrossEntropy {
         total[0] = all as f32;
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         Sizes::of(inputs).forward()
     }
 
@@ -217,10 +222,10 @@ impl Op for LinearCrossEntropy {
         Cost::streaming(2.0 * product_size(inputs), inputs, outputs)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], target: Target) -> usize {
-        match target {
+    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], machine: Machine) -> usize {
+        match machine.target {
             Target::Cuda => Sizes::of(inputs).forward_workspace(),
-            _ => workspace_bytes(inputs, target),
+            _ => workspace_bytes(inputs, machine.target),
         }
     }
 }

@@ -7,10 +7,10 @@ use super::gradient::NormGradient;
 use super::kernel;
 use keel_base::error::Result;
 use keel_cpu::simd::dispatch;
-use crate::launch::{Argument, Launch, index};
+use crate::launch::{Argument, Launch, index, kernels};
 use crate::ops::rows::RowKernel;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Value};
 use crate::tensor::{DType, TensorType};
 
 /// Elements that one task works on, in whole rows.
@@ -146,10 +146,18 @@ impl Op for Norm {
             });
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let (rows, columns) = (inputs[0].shape.rows(), inputs[0].shape.columns());
-        let stem = format!("{}_forward", self.name());
-        let kernel = RowKernel::new(&stem, columns, inputs[0].dtype)?;
+        let widths = match self.kind {
+            Kind::Layer => kernels::LAYER_NORM_FORWARD_WIDTHS,
+            Kind::Rms => kernels::RMS_NORM_FORWARD_WIDTHS,
+        };
+        let kernel = RowKernel::new(widths, columns, inputs[0].dtype)?;
         let y = usize::from(self.has_residual);
         let (sum, residual) = match self.has_residual {
             true => (Argument::output(0), Argument::input(1)),
@@ -165,10 +173,10 @@ impl Op for Norm {
             self.bias().map_or(Argument::Null, Argument::input),
             Argument::F32(self.epsilon),
             Argument::I64(rows as i64),
-            index(&kernel.name, "the number of columns", columns)?,
+            index(kernel.entry, "the number of columns", columns)?,
         ];
         let blocks = kernel.blocks(rows)?;
-        Ok(vec![Launch::new(kernel.name, blocks, arguments)])
+        Ok(vec![Launch::new(kernel.entry, blocks, arguments)])
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

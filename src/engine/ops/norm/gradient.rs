@@ -5,11 +5,12 @@ use rayon::prelude::*;
 use super::{Kind, kernel};
 use keel_base::error::Result;
 use keel_cpu::simd::dispatch;
-use crate::launch::{Argument, Launch, blocks, index};
-use crate::ops::rows::{RowKernel, SUMMED_COLUMNS};
+use crate::launch::kernels::constants::partials::PARTIAL_COLUMNS;
+use crate::launch::{Argument, Launch, blocks, index, kernels};
+use crate::ops::rows::RowKernel;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
 use crate::ops::special::dot;
-use crate::tape::{Backward, Cost, CpuArgs, Op, Output, ReferenceArgs, Target, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, Output, ReferenceArgs, Target, Value};
 use crate::tensor::{DType, TensorType};
 
 /// The most tasks, each with partial sums of its own for dweight and dbias.
@@ -38,11 +39,11 @@ impl NormGradient {
     }
 
     fn kernel(&self, dy: TensorType) -> Result<RowKernel> {
-        let stem = match self.kind {
-            Kind::Layer => "layer_norm_backward",
-            Kind::Rms => "rms_norm_backward",
+        let widths = match self.kind {
+            Kind::Layer => kernels::LAYER_NORM_BACKWARD_WIDTHS,
+            Kind::Rms => kernels::RMS_NORM_BACKWARD_WIDTHS,
         };
-        RowKernel::new(stem, dy.shape.columns(), dy.dtype)
+        RowKernel::new(widths, dy.shape.columns(), dy.dtype)
     }
 }
 
@@ -168,11 +169,16 @@ impl Op for NormGradient {
         }
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let (rows, columns) = (inputs[0].shape.rows(), inputs[0].shape.columns());
         let kernel = self.kernel(inputs[0])?;
         let blocks_of_rows = kernel.persistent_blocks(rows);
-        let count = index(&kernel.name, "the number of columns", columns)?;
+        let count = index(kernel.entry, "the number of columns", columns)?;
         let partials = match self.parameters() {
             0 => Argument::Null,
             _ => Argument::workspace(DType::F32),
@@ -192,9 +198,9 @@ impl Op for NormGradient {
             Argument::I64(rows as i64),
             count,
         ];
-        let mut launches = vec![Launch::new(kernel.name, blocks_of_rows, arguments)];
+        let mut launches = vec![Launch::new(kernel.entry, blocks_of_rows, arguments)];
         if self.parameters() > 0 {
-            let name = "norm_backward_parameters_f32";
+            let name = kernels::NORM_BACKWARD_PARAMETERS_F32;
             let dbias = match self.kind {
                 Kind::Layer => Argument::output(2),
                 Kind::Rms => Argument::Null,
@@ -206,7 +212,7 @@ impl Op for NormGradient {
                 Argument::I32(blocks_of_rows as i32),
                 count,
             ];
-            let mut launch = Launch::new(name, blocks(name, columns, SUMMED_COLUMNS)?, arguments);
+            let mut launch = Launch::new(name, blocks(name, columns, PARTIAL_COLUMNS)?, arguments);
             launch.grid[1] = self.parameters() as u32;
             launches.push(launch);
         }
@@ -230,9 +236,9 @@ impl Op for NormGradient {
         if self.accumulates { &[(0, 4)] } else { &[] }
     }
 
-    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], target: Target) -> usize {
+    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], machine: Machine) -> usize {
         let shape = inputs[0].shape;
-        let tasks = match target {
+        let tasks = match machine.target {
             Target::Cuda => self
                 .kernel(inputs[0])
                 .map_or(0, |kernel| kernel.persistent_blocks(shape.rows()) as usize),

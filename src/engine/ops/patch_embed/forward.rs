@@ -6,11 +6,11 @@ use super::gradient::{ImageGradient, PatchEmbedGradient};
 use super::patches::Grid;
 use keel_base::error::{Error, Result};
 use keel_cpu::matmul::{self, Epilogue, Residual, Rows, RowsMut};
-use crate::launch::{Argument, Launch};
+use crate::launch::{Argument, Launch, kernels};
 use crate::ops::linear::tiles::{Tiling, size};
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
 use crate::ops::special::dot;
-use crate::tape::{Backward, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
 use crate::tensor::{DType, TensorType};
 
 /// Inputs images, weight, then bias and position where present.
@@ -124,14 +124,19 @@ impl Op for PatchEmbed {
         matmul::linear(patches, weight, y, epilogue, workspace);
     }
 
-    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let (grid, y) = (self.grid(inputs[0]), outputs[0]);
         if y.numel() == 0 {
             return Ok(Vec::new());
         }
         let width = y.shape.columns();
         let tiling = Tiling::whole([grid.rows(), width, grid.pixels()], y.dtype);
-        let kernel = tiling.kernel("patch_embed_forward", y.dtype);
+        let kernel = tiling.kernel(kernels::PATCH_EMBED_FORWARD_SIZES, y.dtype)?;
         let optional = |index: Option<usize>| index.map_or(Argument::Null, Argument::input);
         let mut arguments = vec![
             Argument::output(0),
@@ -140,13 +145,10 @@ impl Op for PatchEmbed {
             optional(self.bias()),
             optional(self.position()),
         ];
-        arguments.extend(grid.arguments(&kernel)?);
-        arguments.push(size(&kernel, "the width", width)?);
-        Ok(vec![Launch {
-            grid: tiling.grid(&kernel)?,
-            kernel,
-            arguments,
-        }])
+        arguments.extend(grid.arguments(kernel)?);
+        arguments.push(size(kernel, "the width", width)?);
+        let grid = tiling.grid(kernel)?;
+        Ok(vec![Launch::on_grid(kernel, grid, arguments)])
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
@@ -186,10 +188,10 @@ impl Op for PatchEmbed {
         )
     }
 
-    fn workspace(&self, inputs: &[TensorType], outputs: &[TensorType], target: Target) -> usize {
+    fn workspace(&self, inputs: &[TensorType], outputs: &[TensorType], machine: Machine) -> usize {
         let grid = self.grid(inputs[0]);
         let product = matmul::linear_workspace(grid.pixels(), outputs[0].shape.columns());
-        match target {
+        match machine.target {
             Target::Cpu { .. } => (grid.rows() * grid.pixels() + product) * size_of::<f32>(),
             Target::Reference | Target::Cuda => 0,
         }

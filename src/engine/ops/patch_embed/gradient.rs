@@ -5,15 +5,13 @@ use rayon::prelude::*;
 use super::patches::Grid;
 use keel_base::error::{Error, Result};
 use keel_cpu::matmul::{self, Rows, RowsMut};
-use crate::launch::{Argument, Launch, blocks, kernel_name, vector};
+use crate::launch::kernels::constants::patch_embed::PATCH_THREADS;
+use crate::launch::{Argument, Launch, blocks, kernels, vector};
 use crate::ops::linear::tiles::{Tiling, size};
 use crate::ops::linear::weight_gradient::WeightGradient;
 use crate::ops::shapes::{expect_float, expect_type};
-use crate::tape::{Backward, Cost, CpuArgs, Op, Output, ReferenceArgs, Target, Value};
+use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, Output, ReferenceArgs, Target, Value};
 use crate::tensor::{Shape, TensorType};
-
-/// Threads of a block of the kernels of `cuda/patch_embed.cu` that are no products.
-const THREADS: usize = 256;
 
 /// Elements of a band of the positions that one task sums over the batch.
 const ELEMENTS_PER_TASK: usize = 1024;
@@ -147,22 +145,29 @@ impl Op for PatchEmbedGradient {
         );
     }
 
-    fn launches(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let (dy, images) = (inputs[0], inputs[1]);
         let (grid, product) = (self.grid(images.shape), self.product(dy, images));
-        let kernel = product.tiling().kernel(self.name(), dy.dtype);
+        let kernel = product
+            .tiling()
+            .kernel(kernels::PATCH_EMBED_GRADIENT_SIZES, dy.dtype)?;
         let mut operands = vec![Argument::input(0), Argument::input(1)];
-        operands.extend(grid.arguments(&kernel)?);
-        operands.push(size(&kernel, "the width", product.columns)?);
+        operands.extend(grid.arguments(kernel)?);
+        operands.push(size(kernel, "the width", product.columns)?);
         let mut launches = product.launches(kernel, operands)?;
         if self.has_position {
-            let kernel = kernel_name("patch_embed_position_gradient", dy.dtype);
+            let kernel = kernels::PATCH_EMBED_POSITION_GRADIENT.of(dy.dtype)?;
             let count = grid.tokens() * product.columns;
-            let blocks = blocks(&kernel, count, THREADS * vector(dy))?;
+            let blocks = blocks(kernel, count, PATCH_THREADS * vector(dy))?;
             let arguments = vec![
                 Argument::output(1 + usize::from(self.has_bias)),
                 Argument::input(0),
-                size(&kernel, "the batch", grid.batch)?,
+                size(kernel, "the batch", grid.batch)?,
                 Argument::I64(count as i64),
             ];
             launches.push(Launch::new(kernel, blocks, arguments));
@@ -184,11 +189,11 @@ impl Op for PatchEmbedGradient {
         if self.accumulates { &[(0, 2)] } else { &[] }
     }
 
-    fn workspace(&self, inputs: &[TensorType], outputs: &[TensorType], target: Target) -> usize {
+    fn workspace(&self, inputs: &[TensorType], outputs: &[TensorType], machine: Machine) -> usize {
         let (grid, width) = (self.grid(inputs[1].shape), outputs[0].shape.rows());
         let (rows, pixels) = (grid.rows(), grid.pixels());
         let product = matmul::linear_weight_gradient_workspace(rows, pixels, width);
-        match target {
+        match machine.target {
             Target::Cpu { .. } => (rows * pixels + product) * size_of::<f32>(),
             Target::Cuda => self.product(inputs[0], inputs[1]).workspace(),
             Target::Reference => 0,
@@ -293,14 +298,19 @@ impl Op for ImageGradient {
         grid.scatter(patches, images);
     }
 
-    fn launches(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        _: Machine,
+    ) -> Result<Vec<Launch>> {
         let (grid, dy) = (self.grid(), inputs[0]);
         if outputs[0].numel() == 0 {
             return Ok(Vec::new());
         }
         let width = dy.shape.columns();
         let tiling = Tiling::whole([grid.rows(), grid.pixels(), width], dy.dtype);
-        let kernel = tiling.kernel(self.name(), dy.dtype);
+        let kernel = tiling.kernel(kernels::PATCH_EMBED_IMAGE_GRADIENT_SIZES, dy.dtype)?;
         let addend = match self.accumulates {
             true => Argument::input(2),
             false => Argument::Null,
@@ -311,16 +321,13 @@ impl Op for ImageGradient {
             Argument::input(1),
             addend,
         ];
-        arguments.extend(grid.arguments(&kernel)?);
-        arguments.push(size(&kernel, "the width", width)?);
-        let mut launches = vec![Launch {
-            grid: tiling.grid(&kernel)?,
-            kernel,
-            arguments,
-        }];
+        arguments.extend(grid.arguments(kernel)?);
+        arguments.push(size(kernel, "the width", width)?);
+        let tiles = tiling.grid(kernel)?;
+        let mut launches = vec![Launch::on_grid(kernel, tiles, arguments)];
         let covered = |side: usize| side / grid.patch * grid.patch;
         if covered(grid.height) < grid.height || covered(grid.width) < grid.width {
-            let kernel = "patch_embed_image_rest_f32";
+            let kernel = kernels::PATCH_EMBED_IMAGE_REST_F32;
             let count = outputs[0].numel();
             let arguments = vec![
                 Argument::output(0),
@@ -333,7 +340,7 @@ impl Op for ImageGradient {
             ];
             launches.push(Launch::new(
                 kernel,
-                blocks(kernel, count, THREADS)?,
+                blocks(kernel, count, PATCH_THREADS)?,
                 arguments,
             ));
         }
@@ -353,10 +360,10 @@ impl Op for ImageGradient {
         if self.accumulates { &[(0, 2)] } else { &[] }
     }
 
-    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], target: Target) -> usize {
+    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], machine: Machine) -> usize {
         let (grid, width) = (self.grid(), inputs[0].shape.columns());
         let product = matmul::linear_input_gradient_workspace(grid.pixels(), width);
-        match target {
+        match machine.target {
             Target::Cpu { .. } => (grid.rows() * grid.pixels() + product) * size_of::<f32>(),
             Target::Reference | Target::Cuda => 0,
         }

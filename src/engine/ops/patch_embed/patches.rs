@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use keel_base::error::Result;
-use crate::launch::Argument;
+use crate::launch::{Argument, KernelEntry};
 use crate::ops::linear::tiles::size;
 use crate::tensor::Shape;
 
@@ -54,7 +54,7 @@ impl Grid {
     ///
     /// # Errors
     /// [`keel_base::error::Error::Kernel`] when the kernels' 32-bit numbers cannot count the patches or their pixels.
-    pub fn arguments(&self, kernel: &str) -> Result<[Argument; 5]> {
+    pub fn arguments(&self, kernel: &KernelEntry) -> Result<[Argument; 5]> {
         size(kernel, "the number of patches", self.rows())?;
         size(kernel, "the pixels of a patch", self.pixels())?;
         let side = |what, pixels| size(kernel, what, pixels);

@@ -24,14 +24,16 @@ use cust::stream::{Stream, StreamFlags};
 use cust::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
 
 use super::super::Session;
-use super::super::kernel_table::{self, KernelImage};
+use super::super::kernel_table::{IMAGES, KernelImage};
 use super::super::resolved::{ResolvedArgument, Stretch};
-use super::super::simt::{Element, Emulator, Kernel, Parameter};
+use super::super::simt::{Emulator, Kernel};
 use super::executor::CudaExecutor;
 use super::launch::PreparedLaunch;
 use super::probe::{Found, unusable};
 use super::session::CudaSession;
 use keel_base::error::{Error, Result};
+use crate::launch::kernels::KERNELS;
+use crate::launch::{Element, KernelEntry, Parameter};
 use crate::program::Program;
 
 /// Shared memory that a block has without asking for more.
@@ -123,7 +125,7 @@ impl CustLauncher {
     /// # Errors
     /// [`Error::Device`] when the driver refuses.
     pub fn new(found: &Found) -> Result<CustLauncher> {
-        CustLauncher::with_images(found, kernel_table::IMAGES)
+        CustLauncher::with_images(found, IMAGES)
     }
 
     /// As [`CustLauncher::new`], with images in the place of those that this program was built with.
@@ -200,9 +202,7 @@ impl CustLauncher {
         let refused =
             |problem: CudaError| Error::kernel(format!("kernel {name} through cust: {problem}"));
         CurrentContext::set_current(&self.context).map_err(refused)?;
-        let stem = kernel_table::entry(name)
-            .expect("looked up when it was readied")
-            .stem;
+        let stem = entry(name).expect("looked up when it was readied").stem;
         let function = self.modules[stem].get_function(name).map_err(refused)?;
         if kernel.shared_bytes > USUAL_SHARED_BYTES {
             // SAFETY: the function is of a loaded module.
@@ -241,7 +241,7 @@ impl CustLauncher {
         if self.kernels.contains_key(name) {
             return Ok(());
         }
-        let entry = kernel_table::entry(name).ok_or_else(|| {
+        let entry = entry(name).ok_or_else(|| {
             Error::kernel(format!(
                 "kernel {name} is not in the table of the kernels of cuda/"
             ))
@@ -308,7 +308,7 @@ pub fn compare(
             .collect();
         // SAFETY: the first launcher checked every pointer against the session's arenas, which live and which nobody else
         // uses: both launchers are waited for.
-        unsafe { launcher.launch(&stream, &launch.kernel.name, launch.grid, &arguments)? };
+        unsafe { launcher.launch(&stream, launch.kernel.entry.name, launch.grid, &arguments)? };
         stream
             .synchronize()
             .map_err(|problem| Error::kernel(format!("{launch} through cust: {problem}")))?;
@@ -324,6 +324,11 @@ pub fn compare(
         compared += 1;
     }
     Ok(compared)
+}
+
+/// The table's entry of `name`, if there is such a kernel.
+fn entry(name: &str) -> Option<&'static KernelEntry> {
+    KERNELS.iter().find(|kernel| kernel.name == name)
 }
 
 /// What lies in all that a launch may write.
@@ -352,5 +357,6 @@ fn in_terms_of_cust(session: &CudaSession, argument: &ResolvedArgument) -> CustA
                 .wrapping_add(stretch.offset),
             element: stretch.element.into(),
         },
+        ResolvedArgument::TensorMap(..) => unreachable!("the first launcher refuses it"),
     }
 }
