@@ -10,10 +10,10 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use keel::error::Result;
 use keel::executor::{CpuExecutor, Executor, Session};
-use keel_kernel_report::{Direction, Example, Size, examples, fill};
 use keel::program::{CompileOptions, Program};
 use keel::tape::Target;
 use keel::tensor::DType;
+use keel_kernel_report::{Direction, Example, Size, examples, fill};
 
 /// The example's program: the op alone, or with its backward under a made-up cotangent.
 fn load(

@@ -18,7 +18,10 @@ use std::path::{Path, PathBuf};
 /// Compiles what there is to compile and writes the table of kernels. Called by build.rs.
 pub fn run() {
     let package = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
-    let root = package.ancestors().nth(2).expect("src/engine stands in the repository");
+    let root = package
+        .ancestors()
+        .nth(2)
+        .expect("src/engine stands in the repository");
     // Compilers that are named by a relative path are looked for from the root, as whoever named them did.
     std::env::set_current_dir(root).expect("the repository can be entered");
     for watched in ["build.rs", "build", "cuda"] {

@@ -1,4 +1,4 @@
-"""A whole model that `keel export --part whole` wrote, put together from transformers' own towers and decoders.
+"""A whole model that `keel export --part model` wrote, put together from transformers' own towers and decoders.
 
 The folder says everything: the tower's and decoder's settings, the chat's layout, how pictures are prepared and cut into
 tiles. No modelling code of anybody's but transformers' is run.

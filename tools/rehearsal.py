@@ -142,9 +142,9 @@ def train(folder: Path) -> None:
 
 def answers_of_transformers(folder: Path, checkpoint: str, asked: list[tuple[list[Path], str]]) -> list[tuple[str, bool]]:
     """Each answer, and whether it came to its end within MOST tokens."""
-    for part in ("vision", "language", "whole"):
+    for part in ("vision", "language", "model"):
         print(keel(folder, "export", checkpoint, "--part", part, "--out", part, "--dtype", "f32").strip())
-    model = Assembled(folder / "whole")
+    model = Assembled(folder / "model")
     # The parts alone load as they are, and are those of the whole.
     for kind, part, beside in ((Aimv2VisionModel, "vision", model.tower), (Qwen2ForCausalLM, "language", model.decoder)):
         numbers = beside.state_dict()
@@ -170,7 +170,7 @@ def evaluate(folder: Path, checkpoint: str, checkout: Path) -> None:
         writer = csv.DictWriter(file, rows[0], delimiter="\t")
         writer.writeheader()
         writer.writerows(rows)
-    command = [sys.executable, Path(__file__).parent / "vlmevalkit.py", checkout.resolve(), "whole", "--data", BENCHMARK]
+    command = [sys.executable, Path(__file__).parent / "vlmevalkit.py", checkout.resolve(), "model", "--data", BENCHMARK]
     command += ["--work-dir", "outputs", "--judge", "exact_matching"]
     environment = os.environ | {"LMUData": str(data.resolve()), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -178,7 +178,7 @@ def evaluate(folder: Path, checkpoint: str, checkout: Path) -> None:
         sys.exit(f"VLMEvalKit\n{done.stdout}{done.stderr}")
     import pandas
 
-    left = next((folder / "outputs" / "whole").glob("T*"))
+    left = next((folder / "outputs" / "model").glob("T*"))
     predictions = pandas.read_excel(left / f"whole_{BENCHMARK}.xlsx", dtype=str, keep_default_na=False)
     theirs = dict(zip(predictions["index"], predictions["prediction"]))
     score = pandas.read_csv(left / f"whole_{BENCHMARK}_acc.csv")["Overall"][0]

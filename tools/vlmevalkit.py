@@ -1,4 +1,4 @@
-"""VLMEvalKit on a whole model that `keel export --part whole` wrote, without anybody's modelling code.
+"""VLMEvalKit on a whole model that `keel export --part model` wrote, without anybody's modelling code.
 
     git clone https://github.com/open-compass/VLMEvalKit
     python -m pip install -r VLMEvalKit/requirements.txt
@@ -47,7 +47,7 @@ def main() -> None:
         sys.exit(__doc__)
     checkout, folder = (Path(text).resolve() for text in sys.argv[1:3])
     if not (folder / "config.json").exists():
-        sys.exit(f"{folder} holds no config.json: write it with keel export --part whole")
+        sys.exit(f"{folder} holds no config.json: write it with keel export --part model")
     sys.path.insert(0, str(checkout))
     from vlmeval.config import supported_VLM
 

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use keel::data::batch::{Batch, BatchShape, Pixels, Weighting, assemble};
 use keel::data::chat::ChatTokenizer;
-use keel::eval::feed::write_batch;
 use keel::data::library::Library;
 use keel::data::mixture::Mixture;
 use keel::data::packing::Packing;
 use keel::data::task::Sample;
+use keel::eval::feed::write_batch;
 use keel::executor::{CpuExecutor, Executor, ReferenceExecutor};
 use keel::model::initialise;
 use keel::program::{CompileOptions, Program};

@@ -417,7 +417,7 @@ fn a_run_on_tiles_is_trained_continued_to_the_same_bits_and_asked() {
     .fine();
 
     // A whole model says so, and who begins from it is told.
-    let export = ["export", "run", "--part", "whole", "--out", "whole"];
+    let export = ["export", "run", "--part", "model", "--out", "whole"];
     keel(folder.path(), &export).fine();
     let text = fs::read(folder.path().join("whole/config.json")).unwrap();
     let config: serde_json::Value = serde_json::from_slice(&text).unwrap();

@@ -23,7 +23,7 @@ use keel::ops;
 use keel::program::{CompileOptions, Program};
 use keel::tape::{ParameterLayout, Tape, Target, Value};
 use keel::tensor::{DType, Shape, TensorType};
-use keel::weights::{Folder, Part, Tower};
+use keel::weights::{Folder, SubModel, SubModelConfig};
 
 use crate::harness::{DRAWS, Golden, Random, derive_budget, goldens, moved};
 
@@ -32,7 +32,7 @@ fn hub(family: &str) -> PathBuf {
 }
 
 /// The parameters of a part, laid out.
-fn values(folder: &Folder, part: &Part) -> Vec<f32> {
+fn values(folder: &Folder, part: &SubModel) -> Vec<f32> {
     let mut values = vec![f32::NAN; part.layout().elements()];
     let write = &mut |entry: &keel::tape::ParameterEntry, first: usize, piece: &[f32]| {
         let place = entry.offset + first;
@@ -64,13 +64,13 @@ struct Case<'a> {
     record: &'a dyn Fn(&mut Tape, &Golden) -> Value,
 }
 
-fn record_part(tape: &mut Tape, part: &Part, golden: &Golden) -> Value {
-    match part.tower() {
-        Tower::Vision(config) => {
+fn record_part(tape: &mut Tape, part: &SubModel, golden: &Golden) -> Value {
+    match part.config() {
+        SubModelConfig::Vision(config) => {
             let images = tape.input("images", TensorType::f32(golden.shape("input.images")));
             vision_tower(tape, config, images).expect("a tower records")
         }
-        Tower::Language(config) => {
+        SubModelConfig::Language(config) => {
             let tokens = tape.input("tokens", TensorType::i32(golden.shape("input.tokens")));
             let x = embed_tokens(tape, config, tokens).expect("a decoder records");
             let y = language_trunk(tape, config, x, None, "language").expect("a decoder records");
@@ -79,7 +79,9 @@ fn record_part(tape: &mut Tape, part: &Part, golden: &Golden) -> Value {
             tape.name(logits, "logits");
             logits
         }
-        Tower::Connector(_) | Tower::Head(..) => unreachable!("no golden is of one alone"),
+        SubModelConfig::Connector(_) | SubModelConfig::Head(..) => {
+            unreachable!("no golden is of one alone")
+        }
     }
 }
 
@@ -147,7 +149,7 @@ fn run(
 fn expected_values(
     golden: &Golden,
     gradients: &Path,
-    parts_of: &dyn Fn(&Folder) -> Vec<Part>,
+    parts_of: &dyn Fn(&Folder) -> Vec<SubModel>,
 ) -> BTreeMap<String, (Shape, Vec<f64>)> {
     let folder = Folder::open(gradients).unwrap_or_else(|e| panic!("{e}"));
     let states = golden.names("value.").into_iter().map(|name| {
@@ -169,8 +171,8 @@ fn expected_values(
 }
 
 /// The one part of a folder.
-fn only_part(folder: &Folder) -> Part {
-    let mut parts = Part::all(folder).unwrap_or_else(|e| panic!("{e}"));
+fn only_part(folder: &Folder) -> SubModel {
+    let mut parts = SubModel::all(folder).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(parts.len(), 1, "{} is one part", folder.path().display());
     parts.remove(0)
 }

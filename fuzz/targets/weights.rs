@@ -1,7 +1,7 @@
 //! Folders of weights: config.json up to the first zero byte, safetensors after it.
 #![no_main]
 
-use keel::weights::{Folder, Part};
+use keel::weights::{Folder, SubModel};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -16,7 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
     write("model.safetensors", rest.get(1..).unwrap_or_default());
     if let Ok(opened) = Folder::open(folder.path()) {
         let _ = opened.processor(224);
-        let _ = Part::all(&opened);
-        let _ = Part::connector(&opened);
+        let _ = SubModel::all(&opened);
+        let _ = SubModel::connector(&opened);
     }
 });

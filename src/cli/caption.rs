@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{ComputeArgs, print_line, print_warnings};
-use keel_data::records::MOST_PICTURES;
 use keel_base::error::Result;
+use keel_data::records::MOST_PICTURES;
 use keel_eval::Sampling;
 use keel_train::EvalRun;
 

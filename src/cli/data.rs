@@ -6,6 +6,7 @@ use std::sync::Arc;
 use clap::{Args, Subcommand};
 
 use super::{parse_named, print_line};
+use keel_base::error::{Error, Result};
 use keel_data::augment::Augmentation;
 use keel_data::batch::{BatchShape, Pixels, Weighting};
 use keel_data::census::{TOKEN_BOUNDS, census};
@@ -17,7 +18,6 @@ use keel_data::sums::summed;
 use keel_data::task::TaskKind;
 use keel_data::tiles::Tiling;
 use keel_data::webdataset::expand_braces;
-use keel_base::error::{Error, Result};
 use keel_engine::program::bytes;
 use keel_report::contact_sheet;
 use keel_train::write_durably;

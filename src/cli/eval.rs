@@ -6,8 +6,8 @@ use clap::Args;
 
 use super::{ComputeArgs, announce, at_least_one, parse_named, print_line, print_warnings};
 use keel_base::error::{Error, Result};
-use keel_eval::{Measurements, Metric, Wording, metrics_of};
 use keel_engine::executor::Choice;
+use keel_eval::{Measurements, Metric, Wording, metrics_of};
 use keel_report::{benchmark_table, measurement_tables, stage_table};
 use keel_train::{EvalRun, EvalTower, write_measurements};
 

@@ -1,7 +1,10 @@
 //! `keel export`.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
+use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
+use clap::error::ErrorKind;
 use clap::{Args, ValueEnum};
 use safetensors::Dtype;
 
@@ -20,11 +23,10 @@ pub(super) struct ExportArgs {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// What of the model is written.
-    #[arg(long, value_enum, default_value_t = PartArg::Vision)]
+    #[arg(long, value_parser = PartParser, default_value = "vision")]
     part: PartArg,
-    /// The layout of the tower: aimv2, sailvit, clip, siglip, dinov2 or internvit. By default the one that the run's weights
-    /// came in, or the first that can say the tower's settings.
-    #[arg(long, value_name = "NAME", value_parser = parse_layout)]
+    // Named by the families themselves.
+    #[arg(long, value_name = "NAME", value_parser = parse_layout, help = layout_help())]
     layout: Option<VisionLayout>,
     /// The type of the numbers; by default that of the weights the run began from, or f32.
     #[arg(long, value_enum)]
@@ -43,7 +45,33 @@ enum PartArg {
     /// What stands between them.
     Connector,
     /// All of it, in the form of InternVL and SAIL-VL.
-    Whole,
+    Model,
+}
+
+/// Reads `--part`, and says what its old word is called now.
+#[derive(Clone)]
+struct PartParser;
+
+impl TypedValueParser for PartParser {
+    type Value = PartArg;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        option: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> std::result::Result<PartArg, clap::Error> {
+        if value == "whole" {
+            let answer = "--part whole is called --part model: it writes all parts of the model into one folder\n";
+            return Err(command.clone().error(ErrorKind::InvalidValue, answer));
+        }
+        EnumValueParser::new().parse_ref(command, option, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let values = PartArg::value_variants().iter();
+        Some(Box::new(values.filter_map(PartArg::to_possible_value)))
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -57,7 +85,18 @@ enum TypeArg {
 }
 
 fn parse_layout(text: &str) -> std::result::Result<VisionLayout, String> {
-    parse_named(&VisionLayout::ALL, VisionLayout::name, text)
+    parse_named(&VisionLayout::all(), VisionLayout::name, text)
+}
+
+fn layout_help() -> String {
+    let layouts = VisionLayout::all();
+    let names: Vec<&str> = layouts.iter().map(|layout| layout.name()).collect();
+    let (last, others) = names.split_last().expect("there are layouts");
+    format!(
+        "The layout of the tower: {} or {last}. By default the one that the run's weights came in, or the first that can say \
+         the tower's settings",
+        others.join(", "),
+    )
 }
 
 pub(super) fn run(args: &ExportArgs) -> Result<()> {
@@ -66,7 +105,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
             PartArg::Vision => ExportPart::Vision,
             PartArg::Language => ExportPart::Language,
             PartArg::Connector => ExportPart::Connector,
-            PartArg::Whole => ExportPart::Whole,
+            PartArg::Model => ExportPart::Whole,
         },
         layout: args.layout,
         dtype: args.dtype.map(|dtype| match dtype {

@@ -7,7 +7,7 @@ use clap::Args;
 use super::{grouped, print_line};
 use keel_base::error::Result;
 use keel_model::VisionHead;
-use keel_weights::{Folder, Part, Tower};
+use keel_weights::{Folder, SubModel, SubModelConfig};
 
 /// Options of `keel inspect`.
 #[derive(Debug, Args)]
@@ -19,7 +19,7 @@ pub(super) struct InspectArgs {
 
 pub(super) fn run(args: &InspectArgs) -> Result<()> {
     let folder = Folder::open(&args.folder)?;
-    let parts = Part::all(&folder)?;
+    let parts = SubModel::all(&folder)?;
     let mut types: Vec<String> = folder
         .tensors()
         .values()
@@ -44,7 +44,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         }
     }
     // What is in the way of a connector is in the way of nothing else.
-    match Part::connector(&folder) {
+    match SubModel::connector(&folder) {
         Ok(Some((part, _))) => print_part(&part),
         Ok(None) => Ok(()),
         Err(problem) => print_line(format!(
@@ -53,10 +53,10 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     }
 }
 
-fn print_part(part: &Part) -> Result<()> {
+fn print_part(part: &SubModel) -> Result<()> {
     print_line(format!("\n{}", part.title()))?;
-    match part.tower() {
-        Tower::Vision(config) => print_line(format!(
+    match part.config() {
+        SubModelConfig::Vision(config) => print_line(format!(
             "  {} × {} pixels in patches of {}: {} tokens; width {}, {} blocks, {} heads, feed-forward {}",
             config.image_size,
             config.image_size,
@@ -67,7 +67,7 @@ fn print_part(part: &Part) -> Result<()> {
             config.heads,
             config.mlp_width,
         ))?,
-        Tower::Language(config) => print_line(format!(
+        SubModelConfig::Language(config) => print_line(format!(
             "  vocabulary {}{}; width {}, {} blocks, {} heads of {} on {} keys and values, feed-forward {}",
             config.vocabulary,
             if config.tied { ", tied" } else { "" },
@@ -78,7 +78,7 @@ fn print_part(part: &Part) -> Result<()> {
             config.key_value_heads,
             config.mlp_width,
         ))?,
-        Tower::Connector(config) => print_line(format!(
+        SubModelConfig::Connector(config) => print_line(format!(
             "  {} × {} patches become one of {} image tokens; width {} to {}",
             config.connector.factor,
             config.connector.factor,
@@ -86,7 +86,7 @@ fn print_part(part: &Part) -> Result<()> {
             config.vision.width,
             config.language.width,
         ))?,
-        Tower::Head(config, _) => print_line(format!(
+        SubModelConfig::Head(config, _) => print_line(format!(
             "  {} tokens become one row of {}, which keel eval measures",
             config.patches() + usize::from(config.class_token),
             config.width,
@@ -106,17 +106,17 @@ fn print_part(part: &Part) -> Result<()> {
     for (module, count) in modules {
         print_line(format!("  {module:<24}{:>16}", grouped(count)))?;
     }
-    for aside in part.aside() {
+    for ignored in part.ignored() {
         print_line(format!(
             "  left aside: {}, {}",
-            aside.what,
-            grouped(aside.elements)
+            ignored.what,
+            grouped(ignored.elements)
         ))?;
     }
     for regulariser in part.regularisers() {
         print_line(format!("  trains here without {regulariser}"))?;
     }
-    if let Tower::Head(..) = part.tower() {
+    if let SubModelConfig::Head(..) = part.config() {
         return print_line("  refinement leaves it out, as SAILViT does");
     }
     print_line("  Keel can train it: every setting has its code and every tensor its place")

@@ -34,7 +34,10 @@ pub(super) fn run(args: &KernelsArgs) -> Result<()> {
             let near = nearest(wanted, KERNELS.iter().map(|kernel| kernel.name));
             Err(Error::setting(
                 "kernel",
-                format!("part of a kernel's name, such as {}", near.unwrap_or_default()),
+                format!(
+                    "part of a kernel's name, such as {}",
+                    near.unwrap_or_default()
+                ),
                 wanted,
             ))
         }
@@ -53,7 +56,11 @@ pub(super) fn run(args: &KernelsArgs) -> Result<()> {
 
 /// A row a kernel: its file and what it does.
 fn table(kernels: &[&KernelEntry]) -> String {
-    let mut rows = vec![["kernel", "file", "what it does"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["kernel", "file", "what it does"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     for kernel in kernels {
         let sentence = header(kernel.stem, kernel.name).map_or(String::new(), |h| h.sentence);
         rows.push(vec![

@@ -22,9 +22,9 @@ use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use keel_base::error::{Error, Result};
 use keel_data::chat::Layout;
 use keel_data::pairs::{PairLimits, PairSource, Pairs};
-use keel_base::error::{Error, Result};
 use keel_engine::executor::{self, Choice};
 use keel_engine::tensor::DType;
 use keel_train::PublishedWeights;

@@ -7,10 +7,10 @@ use clap::{Args, ValueEnum};
 
 use super::{Precision, RecipeArgs, at_least_one, grouped, parse_bytes, print_line};
 use keel_base::error::{Error, Result};
-use keel_model::declare;
 use keel_engine::program::{MemoryReport, Program, bytes, draw_memory};
 use keel_engine::tape::{Machine, ParameterLayout, Target};
 use keel_engine::tensor::DType;
+use keel_model::declare;
 use keel_train::{
     Recipe, Stage, compile_step, largest_micro_batch, step_shape, whole_step_flops, write_durably,
 };

@@ -14,9 +14,7 @@ use super::{
 use keel_base::error::Result;
 use keel_engine::program::bytes;
 use keel_report::stage_table;
-use keel_train::{
-    LocalDisk, PublishedWeights, Recipe, Signals, TrainOptions, Trainer, recipe_of,
-};
+use keel_train::{LocalDisk, PublishedWeights, Recipe, Signals, TrainOptions, Trainer, recipe_of};
 use keel_weights::Folder;
 
 /// Options of `keel train`.

@@ -10,8 +10,8 @@ use super::prepare::Fit;
 use super::resample::Filter;
 use super::task::{QuestionKind, Sample, TaskKind, Turn};
 use super::tiles::{self, Tiling};
-use keel_base::error::{Error, Result};
 use crate::tiles::place;
+use keel_base::error::{Error, Result};
 
 /// The target of a position that is not supervised.
 pub const IGNORED: i32 = -100;

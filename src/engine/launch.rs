@@ -21,8 +21,8 @@ pub mod kernels {
 
 use kernels::constants::moves::MOVE_THREADS;
 
-use keel_base::error::{Error, Result};
 use crate::tensor::{DType, TensorType};
+use keel_base::error::{Error, Result};
 
 /// One argument of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]

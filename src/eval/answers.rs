@@ -2,9 +2,9 @@
 //! is held to.
 
 use super::place::{Place, load_forward};
-use keel_data::batch::{Batch, IGNORED};
 use crate::feed::write_batch;
 use keel_base::error::Result;
+use keel_data::batch::{Batch, IGNORED};
 use keel_engine::executor::Session;
 use keel_model::{StepShape, record_vision_language};
 

@@ -12,16 +12,16 @@ use super::measure::SetName;
 use super::place::{self, BATCH, Place, step_shape, text_embeddings};
 use super::retrieval::{classify, normalise_rows, recall};
 use super::{Evaluation, QuestionEvaluation, SetEvaluation};
+use crate::feed::write_batch;
+use keel_base::error::Result;
 use keel_data::batch::BatchShape;
 use keel_data::embedded::Artist;
 use keel_data::eval_sets::{
     QuestionAnswer, batch_of, batches, captioned, guessers_questions, questions, subcategories,
     text_only_baseline,
 };
-use crate::feed::write_batch;
 use keel_data::library::{Library, Split};
 use keel_data::task::{QuestionKind, Sample};
-use keel_base::error::Result;
 use keel_engine::executor::Session;
 use keel_model::ContrastivePair;
 

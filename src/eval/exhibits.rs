@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 use super::measure::SetName;
 use super::place::{Place, load_forward};
 use super::retrieval::normalise_rows;
+use keel_base::error::Result;
 use keel_data::batch::{BatchShape, Pixels};
 use keel_data::embedded::Artist;
 use keel_data::eval_sets::{ZeroShot, batch_of, captioned};
 use keel_data::library::{Library, Split};
 use keel_data::task::Sample;
-use keel_base::error::Result;
-use keel_model::vision_tower;
 use keel_engine::tensor::TensorType;
+use keel_model::vision_tower;
 
 /// Pictures of each kind of example.
 const EXAMPLES: usize = 4;

@@ -1,7 +1,7 @@
 //! Hands a batch to a loaded program: each array goes to the input of its name, where the program has it.
 
-use keel_data::batch::Batch;
 use keel_base::error::Result;
+use keel_data::batch::Batch;
 use keel_engine::executor::Session;
 
 /// Writes the inputs that the program has; those it does not have are left out.

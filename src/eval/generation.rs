@@ -1,12 +1,12 @@
 //! Generation with a cache of keys and values: one pass over pictures and prompts, then one small pass a token.
 
 use super::place::{Place, load_forward};
-use keel_data::tiles::mark_places;
 use keel_base::error::{Error, Result};
-use keel_engine::executor::Session;
-use keel_model::{NextToken, StepShape, cached_rows, place, record_next_token, record_prompt};
 use keel_base::random::{Purpose, Stream};
+use keel_data::tiles::mark_places;
+use keel_engine::executor::Session;
 use keel_engine::tape::Arena;
+use keel_model::{NextToken, StepShape, cached_rows, place, record_next_token, record_prompt};
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]

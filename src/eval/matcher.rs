@@ -5,14 +5,14 @@
 
 use super::linear_map::LinearMap;
 use super::place::{BATCH, Place, load_forward, step_shape};
+use crate::feed::write_batch;
+use keel_base::error::Result;
 use keel_data::batch::{BatchShape, TextBatch};
 use keel_data::chat::ChatTokenizer;
 use keel_data::embedded::Artist;
 use keel_data::eval_sets::{batch_of, batches, captioned};
-use crate::feed::write_batch;
 use keel_data::library::{Library, Split};
 use keel_data::task::Sample;
-use keel_base::error::Result;
 use keel_engine::executor::Session;
 use keel_model::{ContrastivePair, record_contrastive_features};
 

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
+use keel_base::error::Result;
 use keel_data::batch::{BatchShape, Pixels};
 use keel_data::chat::ChatTokenizer;
 use keel_data::tiles::Tiling;
-use keel_base::error::Result;
 use keel_engine::executor::{Executor, Session};
-use keel_model::{ModelConfig, StepShape, VisionHead};
 use keel_engine::program::{CompileOptions, Program};
 use keel_engine::tape::{ParameterLayout, Tape};
+use keel_model::{ModelConfig, StepShape, VisionHead};
 
 /// What is measured.
 #[derive(Clone, Copy)]

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use keel_base::error::Result;
+use keel_base::random::Permutation;
 use keel_engine::executor::{Choice, Executor};
-use keel_model::{Scope, initialise};
 use keel_engine::ops::{self, Activation, Heads, StepSettings, UpdateOptions};
 use keel_engine::program::{CompileOptions, Program};
-use keel_base::random::Permutation;
 use keel_engine::tape::{Init, ParameterLayout, Tape, Value};
 use keel_engine::tensor::TensorType;
+use keel_model::{Scope, initialise};
 
 /// The form of a trained probe.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -2,7 +2,7 @@
 
 use super::ModelConfig;
 use super::language::{embed_tokens, language_trunk};
-use super::whole::StepShape;
+use super::vlm_losses::StepShape;
 use keel_base::error::Result;
 use keel_engine::ops;
 use keel_engine::tape::{Tape, Value};
@@ -55,7 +55,10 @@ pub(super) fn record_conversation(
     if let Some(mut wholes) = image_tokens {
         let (mut places, mut whole) = (tokens, shape.image_id);
         if shape.tiles > 0 {
-            (places, whole) = (tape.input("places", TensorType::i32(sizes)), keel_data::tiles::place::WHOLE);
+            (places, whole) = (
+                tape.input("places", TensorType::i32(sizes)),
+                keel_data::tiles::place::WHOLE,
+            );
             // The pictures behind the tiles find no place there.
             x = splice_in_order(tape, x, places, wholes, keel_data::tiles::place::TILE)?;
             wholes = whole_pictures(tape, shape, wholes)?;

@@ -8,19 +8,21 @@ mod block;
 mod config;
 mod connector;
 mod conversation;
+mod init;
 mod language;
 mod presets;
 mod scope;
 mod text;
 mod vision;
 mod vision_head;
-mod whole;
+mod vlm_losses;
 
 pub use block::{BlockConfig, MlpKind, NormKind};
 pub use config::{
     Alignment, ConnectorConfig, LanguageConfig, ModelConfig, TextConfig, VisionConfig,
 };
 pub use connector::connector;
+pub use init::{declare, initialise, initialise_one};
 pub use keel_data::tiles::place;
 pub use language::{
     LanguageHead, cached_rows, embed_tokens, language_head, language_step, language_trunk,
@@ -30,8 +32,7 @@ pub use scope::Scope;
 pub use text::text_tower;
 pub use vision::vision_tower;
 pub use vision_head::{CLASS_TOKEN, VisionHead, vision_head};
-pub use whole::{
-    ContrastivePair, NextToken, Objectives, StepShape, declare, initialise, initialise_one,
-    record_contrastive_features, record_next_token, record_objectives, record_prompt,
-    record_vision_language,
+pub use vlm_losses::{
+    ContrastivePair, NextToken, Objectives, StepShape, record_contrastive_features,
+    record_next_token, record_objectives, record_prompt, record_vision_language,
 };

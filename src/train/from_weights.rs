@@ -8,15 +8,15 @@ use super::checkpoint::Sink;
 use super::locate::key_of;
 use super::recipe::{Recipe, StageKind};
 use super::validate::validate;
+use keel_base::error::{Error, Result};
 use keel_data::batch::Pixels;
 use keel_data::chat::Layout;
 use keel_data::prepare::Fit;
 use keel_data::resample::Filter;
-use keel_base::error::{Error, Result};
 use keel_engine::executor::Executor;
-use keel_model::{VisionConfig, initialise_one};
 use keel_engine::tape::{ParameterEntry, ParameterLayout};
-use keel_weights::{Folder, Part, Processor, Tower};
+use keel_model::{VisionConfig, initialise_one};
+use keel_weights::{Folder, Processor, SubModel, SubModelConfig};
 
 /// Published weights that runs begin from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,7 +80,7 @@ impl Recipe {
         let mut there = Vec::new();
         if let Some(path) = &weights.vision {
             let folder = Folder::open(path)?;
-            let (part, own) = Part::vision(&folder)?;
+            let (part, own) = SubModel::vision(&folder)?;
             let own = own.image_size;
             let side = weights.image_size.unwrap_or(own);
             self.model.vision = vision_of(&part.at_size(side)?);
@@ -94,14 +94,14 @@ impl Recipe {
         }
         if let Some(path) = &weights.language {
             let folder = Folder::open(path)?;
-            self.model.language = Part::language(&folder)?.1;
+            self.model.language = SubModel::language(&folder)?.1;
             self.speak_as(&folder, weights.chat)?;
             self.language_weights = Some(absolute(path).map_err(|e| Error::io(path, "find", e))?);
             there.push("language");
         }
         if let (Some(vision), Some(language)) = (&self.vision_weights, &self.language_weights)
             && vision == language
-            && let Some((_, config)) = Part::connector(&Folder::open(Path::new(vision))?)?
+            && let Some((_, config)) = SubModel::connector(&Folder::open(Path::new(vision))?)?
         {
             self.model.connector = config.connector;
             self.connector_weights = Some(vision.clone());
@@ -122,7 +122,7 @@ impl Recipe {
     }
 
     /// The parts that first values come from.
-    fn starting_parts(&self) -> Result<Vec<(Folder, Part)>> {
+    fn starting_parts(&self) -> Result<Vec<(Folder, SubModel)>> {
         let mut parts = Vec::new();
         let differs = |key: &str, path: &str| {
             Error::setting(
@@ -133,7 +133,7 @@ impl Recipe {
         };
         if let Some(path) = &self.vision_weights {
             let folder = Folder::open(Path::new(path))?;
-            let part = Part::vision(&folder)?.0;
+            let part = SubModel::vision(&folder)?.0;
             let part = part.at_size(self.model.vision.image_size)?;
             if vision_of(&part) != self.model.vision {
                 return Err(differs("vision", path));
@@ -142,7 +142,7 @@ impl Recipe {
         }
         if let Some(path) = &self.language_weights {
             let folder = Folder::open(Path::new(path))?;
-            let (part, config) = Part::language(&folder)?;
+            let (part, config) = SubModel::language(&folder)?;
             let mut config = config;
             if self.chat.is_some() && config.vocabulary < self.model.language.vocabulary {
                 // Rows of tokens that pictures need.
@@ -155,7 +155,7 @@ impl Recipe {
         }
         if let Some(path) = &self.connector_weights {
             let folder = Folder::open(Path::new(path))?;
-            let Some((part, config)) = Part::connector(&folder)? else {
+            let Some((part, config)) = SubModel::connector(&folder)? else {
                 return Err(Error::content(
                     folder.path().display(),
                     "holds no connector",
@@ -178,12 +178,12 @@ impl Recipe {
     /// and those of `further` parts. Beside the arena no more than one parameter is held, and of those from folders a piece.
     ///
     /// # Errors
-    /// As [`Part::read`], and when a folder is no longer what it was; whatever the executor reports.
+    /// As [`SubModel::read`], and when a folder is no longer what it was; whatever the executor reports.
     pub(super) fn write_first_values(
         &self,
         layout: &ParameterLayout,
         executor: &dyn Executor,
-        further: Vec<(Folder, Part)>,
+        further: Vec<(Folder, SubModel)>,
     ) -> Result<()> {
         self.give_first_values(layout, further, &mut |offset, values| {
             executor.write_parameters(offset, values)
@@ -193,7 +193,7 @@ impl Recipe {
     /// As [`Recipe::write_first_values`], all in one place.
     ///
     /// # Errors
-    /// As [`Part::read`], and when a folder is no longer what it was.
+    /// As [`SubModel::read`], and when a folder is no longer what it was.
     pub(super) fn first_values(&self, layout: &ParameterLayout) -> Result<Vec<f32>> {
         let mut values = vec![0.0; layout.elements()];
         self.give_first_values(layout, Vec::new(), &mut |offset, piece| {
@@ -206,7 +206,7 @@ impl Recipe {
     fn give_first_values(
         &self,
         layout: &ParameterLayout,
-        further: Vec<(Folder, Part)>,
+        further: Vec<(Folder, SubModel)>,
         sink: Sink<'_>,
     ) -> Result<()> {
         let mut parts = self.starting_parts()?;
@@ -240,10 +240,10 @@ impl Recipe {
     }
 }
 
-fn vision_of(part: &Part) -> VisionConfig {
-    match part.tower() {
-        Tower::Vision(config) => config.clone(),
-        _ => unreachable!("only asked of what Part::vision found"),
+fn vision_of(part: &SubModel) -> VisionConfig {
+    match part.config() {
+        SubModelConfig::Vision(config) => config.clone(),
+        _ => unreachable!("only asked of what SubModel::vision found"),
     }
 }
 

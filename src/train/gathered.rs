@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use super::recipe::Stage;
 use super::run::StepNumbers;
-use keel_data::batch::{Batch, SampleInfo};
 use keel_base::error::Result;
+use keel_data::batch::{Batch, SampleInfo};
 use keel_engine::executor::Session;
 
 /// The weight Wₘ of a micro-batch; 1 where the batch is not divided, or predicts no tokens.

@@ -13,8 +13,8 @@ use super::recipe::{Recipe, Stage};
 use super::run::StepAverages;
 use super::step_program::whole_step_flops;
 use keel_base::error::{Error, Result};
-use keel_eval::{Evaluation, Exhibits};
 use keel_engine::program::{MemoryReport, Program};
+use keel_eval::{Evaluation, Exhibits};
 
 /// Hears what a run tells.
 pub trait Observer: Debug + Send + Sync {

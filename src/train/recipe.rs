@@ -7,16 +7,16 @@ use toml::{Table, Value};
 
 use super::locate::{KeyFinder, named_text};
 use super::validate::validate;
+use keel_base::error::{Error, Result, with_near_miss};
 use keel_data::batch::Pixels;
 use keel_data::chat::Layout;
 use keel_data::task::TaskKind;
 use keel_data::tiles::Tiling;
-use keel_base::error::{Error, Result, with_near_miss};
+use keel_engine::ops::Contrastive;
 use keel_model::{
     ContrastivePair, LANGUAGE_PRESETS, ModelConfig, Objectives, VISION_PRESETS, language_preset,
     vision_preset,
 };
-use keel_engine::ops::Contrastive;
 
 /// The built-in recipes: name and text.
 pub const BUILT_IN: &[(&str, &str)] = &[

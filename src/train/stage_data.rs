@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::recipe::{Recipe, TokenWeighting};
+use keel_base::error::Result;
 use keel_data::augment::Augmentation;
 use keel_data::batch::{BatchShape, Weighting};
 use keel_data::chat::ChatTokenizer;
@@ -10,7 +11,6 @@ use keel_data::library::Library;
 use keel_data::mixture::{Mixture, MixtureSettings};
 use keel_data::pairs::PairSource;
 use keel_data::task::TaskKind;
-use keel_base::error::Result;
 
 /// The mixture of stage `index` of `recipe`, in the words of its model.
 ///

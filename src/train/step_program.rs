@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::recipe::{Recipe, Stage};
-use keel_data::tokenizer::IMAGE;
 use keel_base::error::Result;
-use keel_model::{StepShape, record_objectives};
+use keel_data::tokenizer::IMAGE;
 use keel_engine::ops::{self, StepSettings, UpdateOptions};
 use keel_engine::program::{CompileOptions, Program, Step};
 use keel_engine::tape::{Machine, ParameterLayout, Tape};
 use keel_engine::tensor::{DType, TensorType};
+use keel_model::{StepShape, record_objectives};
 
 /// Largest log of the contrastive scale: e^this is 100 (Radford et al. 2021, §2.5).
 const MOST_LOG_SCALE: f32 = 4.605_170_2;

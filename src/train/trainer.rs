@@ -15,17 +15,17 @@ use super::recipe::{Recipe, Stage};
 use super::run::{InitialWeights, Run, RunFolder, RunRecorder, RunState, TrainOptions, changes};
 use super::stage::StageLoop;
 use super::step_program::{compile_step, step_shape};
+use keel_base::error::{Error, Result};
 use keel_data::chat::ChatTokenizer;
 use keel_data::library::Library;
 use keel_data::pairs::PairSource;
 use keel_data::photo::KeptPictures;
 use keel_data::task::TaskKind;
-use keel_base::error::{Error, Result};
-use keel_eval::{Evaluation, Evaluator, Measurements, Metric};
 use keel_engine::executor::Executor;
-use keel_model::{StepShape, declare};
 use keel_engine::program::{MemoryReport, Program};
 use keel_engine::tape::ParameterLayout;
+use keel_eval::{Evaluation, Evaluator, Measurements, Metric};
+use keel_model::{StepShape, declare};
 
 /// The one process that trains a run. Several would be ranks from 0 up.
 const RANK: usize = 0;

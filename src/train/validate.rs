@@ -2,10 +2,10 @@
 //! the recipe's reader turns into file, line and name.
 
 use super::recipe::{MODULES, Recipe, Stage, StageKind};
+use keel_base::error::{Error, Result, with_near_miss};
 use keel_data::records::MOST_PICTURES;
 use keel_data::task::TaskKind;
 use keel_data::tokenizer;
-use keel_base::error::{Error, Result, with_near_miss};
 
 /// Rows of a batch, B·T, are counted in 32 bits by the kernels' index inputs.
 const MOST_ROWS: usize = i32::MAX as usize;

@@ -9,12 +9,12 @@ use serde_json::Value as Json;
 use super::checkpoint::Sink;
 use super::recipe::{ChatSettings, Recipe};
 use super::run::TOKENIZER;
+use keel_base::error::{Error, Result};
 use keel_data::captions::{SHORT_TEMPLATES, plain_caption};
 use keel_data::chat::{ChatTokenizer, Conversation, Layout};
 use keel_data::library::Library;
 use keel_data::names::with_article;
 use keel_data::tokenizer::VOCABULARY;
-use keel_base::error::{Error, Result};
 use keel_engine::tape::ParameterLayout;
 use keel_weights::Folder;
 

@@ -99,19 +99,6 @@ impl Folder {
         &self.config
     }
 
-    /// The most tiles that pictures are cut into for the model in it (InternVL's `dynamic_image_size`); 0 where they are not.
-    pub fn most_tiles(&self) -> usize {
-        let is_cut = self
-            .config
-            .get("dynamic_image_size")
-            .and_then(Json::as_bool);
-        let most = self.config.get("max_dynamic_patch").and_then(Json::as_u64);
-        match (is_cut, most) {
-            (Some(true), Some(most)) if most > 1 => most as usize,
-            _ => 0,
-        }
-    }
-
     /// All tensors by name.
     pub fn tensors(&self) -> &BTreeMap<String, TensorPlace> {
         &self.tensors
@@ -204,14 +191,14 @@ impl Folder {
 }
 
 fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
-    match bytes.starts_with(LFS) {
-        false => Ok(()),
-        true => Err(Error::content(
-            path.display(),
-            "is a git-LFS pointer, not the file itself",
-            "run git lfs pull in its folder",
-        )),
+    if !bytes.starts_with(LFS) {
+        return Ok(());
     }
+    Err(Error::content(
+        path.display(),
+        "is a git-LFS pointer, not the file itself",
+        "run git lfs pull in its folder",
+    ))
 }
 
 pub(super) fn read_json(path: &Path) -> Result<Map<String, Json>> {

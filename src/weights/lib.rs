@@ -1,28 +1,25 @@
-//! Hugging Face folders: what their settings and tensors mean for Keel's models.
+//! Hugging Face folders: what their settings and tensors mean for Keel's models, and how models become such folders again.
 //!
 //! A folder is `config.json` with `model.safetensors`, or with shards and their index. Opening reads settings and headers;
-//! values are read through a memory map, a piece at a time, when they are asked for.
+//! values are read through a memory map, a piece at a time, when they are asked for. What is particular to a family of models
+//! stands in one file of `families`, whose head says how one is added.
 #![deny(unsafe_code)]
 
 mod families;
-mod finder;
 mod folder;
 mod head;
-mod language;
-mod natural;
-mod part;
-mod positions;
+mod hf_config;
+mod hf_export;
+mod output_tensor;
+mod pos_embed_interp;
 mod processor;
-mod settings;
-mod values;
-mod vision;
-mod written;
+mod sub_model;
+mod tensor_reader;
+mod tensor_resolver;
 
+pub use families::{connector_config, whole_config};
 pub use folder::{Folder, TensorPlace};
-pub use natural::{
-    VisionLayout, connector_tensors, language_config, language_tensors, processor_config,
-    whole_config,
-};
-pub use part::{Aside, Part, Tower};
-pub use processor::Processor;
-pub use written::{Content, Written, write_tensors};
+pub use hf_export::{VisionLayout, connector_tensors, language_config, language_tensors};
+pub use output_tensor::{Content, OutputTensor, write_tensors};
+pub use processor::{Processor, processor_config};
+pub use sub_model::{IgnoredTensors, SubModel, SubModelConfig};

@@ -1,9 +1,11 @@
-//! What a folder says of how its tower's pictures are prepared: `preprocessor_config.json`.
+//! What a folder says of how its tower's pictures are prepared: `preprocessor_config.json`, read and written. What the classes
+//! of processors do with a size is stated by the families that are published with them.
 
 use std::path::Path;
 
-use serde_json::{Map, Value as Json};
+use serde_json::{Map, Value as Json, json};
 
+use super::families::{ImageProcessor, plain, vision_forms};
 use super::folder::{Folder, read_json};
 use keel_base::error::{Error, Result};
 
@@ -59,14 +61,14 @@ impl Folder {
                 })
         };
         let (mean, deviation) = (three("image_mean")?, three("image_std")?);
-        match deviation.iter().all(|x| *x > 0.0) {
-            true => Ok(Some(processor(mean, deviation))),
-            false => Err(Error::setting(
-                name("image_std"),
-                "three numbers above 0",
-                "others",
-            )),
+        if deviation.iter().all(|x| *x > 0.0) {
+            return Ok(Some(processor(mean, deviation)));
         }
+        Err(Error::setting(
+            name("image_std"),
+            "three numbers above 0",
+            "others",
+        ))
     }
 }
 
@@ -111,30 +113,27 @@ fn scaling(config: &Map<String, Json>, path: &Path, side: usize) -> Result<(Opti
     let kind = ["image_processor_type", "feature_extractor_type"];
     let kind = kind.iter().find_map(|key| config.get(*key)?.as_str());
     // These read a bare number as the shorter edge, the others as both.
-    let by_shorter = kind.is_some_and(|kind| kind.contains("CLIP") || kind.contains("Bit"));
+    let by_shorter = kind.is_some_and(|kind| {
+        let mut classes = processors().filter(|class| class.by_shorter_edge);
+        classes.any(|class| kind.contains(class.marker))
+    });
     let shorter = config.get("size").and_then(|size| match size {
         Json::Number(_) if by_shorter => number(size),
         size => size.get("shortest_edge").and_then(number),
     });
     let crops = flag("do_center_crop").unwrap_or(config.contains_key("crop_size"));
     match (shorter, edges("size")) {
-        (Some(edge), _) => {
-            let crop = match crops {
-                true => edges("crop_size"),
-                false => None,
-            };
-            match crop {
-                Some(crop) if crop == [side; 2] && edge >= side => Ok((Some(edge), is_bicubic)),
-                Some(_) => refuse(
-                    "crop_size",
-                    format!("the tower's {side}, and no more than size"),
-                ),
-                None => refuse(
-                    "do_center_crop",
-                    "true where size is a shortest_edge".to_owned(),
-                ),
-            }
-        }
+        (Some(edge), _) => match edges("crop_size").filter(|_| crops) {
+            Some(crop) if crop == [side; 2] && edge >= side => Ok((Some(edge), is_bicubic)),
+            Some(_) => refuse(
+                "crop_size",
+                format!("the tower's {side}, and no more than size"),
+            ),
+            None => refuse(
+                "do_center_crop",
+                "true where size is a shortest_edge".to_owned(),
+            ),
+        },
         (None, Some(edges)) if edges == [side; 2] => Ok((None, is_bicubic)),
         (None, Some(_)) => refuse("size", format!("the tower's {side}")),
         // No size at all: the tower's own, cut out of the middle.
@@ -144,4 +143,42 @@ fn scaling(config: &Map<String, Json>, path: &Path, side: usize) -> Result<(Opti
             "a number, height and width, or a shortest_edge".to_owned(),
         ),
     }
+}
+
+/// How the pictures were prepared in training: `preprocessor_config.json`. The class is the first of the families' that scales
+/// pictures so.
+pub fn processor_config(image_size: usize, processor: &Processor) -> Map<String, Json> {
+    let mut classes = processors();
+    let by_shorter_edge = processor.shortest_edge.is_some();
+    let class = classes.find(|class| class.by_shorter_edge == by_shorter_edge);
+    let class = class.expect("there are families of both sorts").class;
+    let square = json!({ "height": image_size, "width": image_size });
+    let mut map = Map::new();
+    let mut say = |key: &str, value: Json| map.insert(key.to_owned(), value);
+    say("image_processor_type", json!(class));
+    say("do_convert_rgb", json!(true));
+    say("do_resize", json!(true));
+    say(
+        "size",
+        match processor.shortest_edge {
+            Some(edge) => json!({ "shortest_edge": edge }),
+            None => square.clone(),
+        },
+    );
+    say("resample", json!(if processor.is_bicubic { 3 } else { 2 }));
+    say("do_rescale", json!(true));
+    say("rescale_factor", json!(1.0 / 255.0));
+    say("do_normalize", json!(true));
+    say("image_mean", json!(processor.mean.map(plain)));
+    say("image_std", json!(processor.deviation.map(plain)));
+    if by_shorter_edge {
+        say("do_center_crop", json!(true));
+        say("crop_size", square);
+    }
+    map
+}
+
+/// The processors of all families, in their order.
+fn processors() -> impl Iterator<Item = &'static ImageProcessor> {
+    vision_forms().map(|form| form.processor)
 }

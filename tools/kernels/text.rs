@@ -2,10 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::{CHIPS, Catalogue, Code, Facts, Header, Mix, Outcome, Size, Timed, Work, header};
 use keel_report::table::Table;
-use crate::{
-    CHIPS, Catalogue, Code, Facts, Header, Mix, Outcome, Size, Timed, Work, header,
-};
 
 /// What stands where nothing is known.
 const UNKNOWN: &str = "–";

@@ -1,8 +1,8 @@
 //! The least times follow from the ops' costs and the chips' speeds.
 
-use keel_kernel_report::{Bound, CHIPS, Size, Work, catalogue, works};
 use keel::tape::Cost;
 use keel::tensor::DType;
+use keel_kernel_report::{Bound, CHIPS, Size, Work, catalogue, works};
 
 fn work(flops: f64, bytes: f64, is_product: bool, precision: DType) -> Work {
     Work {

@@ -1,16 +1,14 @@
 //! Placements never overlap, are never below the bound, and reach it where it is claimed that they do.
 
 use super::instances::{Form, Program, Random, nested, perfect, random, with_gaps};
-use keel::plan::{Buffer, Effort, Placement, check_placement, lower_bound, place};
+use super::oracle::optimum;
+use keel::plan::{Buffer, Placement, check_placement, lower_bound, place};
 use keel::plan::{read_table, write_table};
 use proptest::prelude::*;
 use std::time::Instant;
 
-/// A tenth of the default: the tests' instances are small.
-const SHORT: Effort = Effort {
-    search: 100_000_000,
-    improve: 50_000_000,
-};
+/// Effort of the oracle: a second or two where it does not decide, on tests that nobody optimised.
+const EFFORT: u64 = 50_000_000;
 
 /// The first two buffers that share an op and a byte, found by looking at every pair.
 fn overlapping_pair(buffers: &[Buffer], offsets: &[u64]) -> Option<(usize, usize)> {
@@ -75,15 +73,13 @@ proptest! {
         seed in any::<u64>(), ops in 1u32..300, count in 0usize..250,
     ) {
         let buffers = random(seed, ops, count);
-        for effort in [Effort::NONE, Effort { search: 3_000_000, improve: 3_000_000 }] {
-            let packing = place(&buffers, effort).unwrap();
-            let Placement { offsets, arena } = &packing.placement;
-            prop_assert_eq!(overlapping_pair(&buffers, offsets), None);
-            prop_assert_eq!(*arena, top(&buffers, offsets));
-            prop_assert!(packing.lower_bound <= packing.proven && packing.proven <= *arena);
-            prop_assert!(offsets.iter().all(|offset| offset % 64 == 0));
-            prop_assert!(check_placement(&buffers, &packing.placement).is_ok());
-        }
+        let packing = place(&buffers).unwrap();
+        let Placement { offsets, arena } = &packing.placement;
+        prop_assert_eq!(overlapping_pair(&buffers, offsets), None);
+        prop_assert_eq!(*arena, top(&buffers, offsets));
+        prop_assert!(packing.lower_bound <= *arena);
+        prop_assert!(offsets.iter().all(|offset| offset % 64 == 0));
+        prop_assert!(check_placement(&buffers, &packing.placement).is_ok());
     }
 
     #[test]
@@ -112,7 +108,7 @@ proptest! {
         seed in any::<u64>(), count in 2usize..60, moves in 0usize..4,
     ) {
         let buffers = random(seed, 40, count);
-        let mut placement = place(&buffers, Effort::NONE).unwrap().placement;
+        let mut placement = place(&buffers).unwrap().placement;
         let mut random = Random(seed);
         for _ in 0..moves {
             let moved = random.within(0, count as u64 - 1) as usize;
@@ -125,15 +121,18 @@ proptest! {
     }
 
     #[test]
-    fn exact_search_finds_the_smallest_arena_of_few_buffers(seed in any::<u64>(), count in 1usize..8) {
+    fn the_oracle_finds_the_smallest_arena_of_few_buffers(seed in any::<u64>(), count in 1usize..8) {
         let mut random = Random(seed);
         let buffers: Vec<Buffer> = (0..count as u32).map(|id| {
             let lower = random.within(0, 8) as u32;
             Buffer { id, lower, upper: lower + random.within(1, 5) as u32, size: random.within(1, 6) }
         }).collect();
-        let packing = place(&buffers, SHORT).unwrap();
-        prop_assert!(packing.is_optimal());
-        prop_assert_eq!(packing.placement.arena, smallest_arena(&buffers));
+        // From a placement that shares nothing, so that the search has to find the rest.
+        let apart: Vec<u64> = (0..count as u64).map(|at| 6 * at).collect();
+        let best = optimum(&buffers, &apart, EFFORT);
+        prop_assert_eq!((best.proven, best.arena), (smallest_arena(&buffers), best.proven));
+        let placement = Placement { offsets: best.offsets, arena: best.arena };
+        prop_assert!(check_placement(&buffers, &placement).is_ok());
     }
 
     #[test]
@@ -141,7 +140,7 @@ proptest! {
         seed in any::<u64>(), depth in 1u32..9,
     ) {
         let buffers = nested(seed, depth);
-        let packing = place(&buffers, Effort::NONE).unwrap();
+        let packing = place(&buffers).unwrap();
         prop_assert_eq!(packing.placement.arena, packing.lower_bound);
         prop_assert!(check_placement(&buffers, &packing.placement).is_ok());
     }
@@ -149,8 +148,7 @@ proptest! {
     #[test]
     fn the_same_buffers_get_the_same_offsets(seed in any::<u64>()) {
         let buffers = with_gaps(seed, 60, 60, 80, 17);
-        let effort = Effort { search: 2_000_000, improve: 2_000_000 };
-        prop_assert_eq!(place(&buffers, effort).unwrap(), place(&buffers, effort).unwrap());
+        prop_assert_eq!(place(&buffers).unwrap(), place(&buffers).unwrap());
     }
 
     #[test]
@@ -169,22 +167,46 @@ proptest! {
 }
 
 #[test]
-fn an_optimum_above_the_bound_is_proven() {
+fn an_optimum_above_the_bound_is_found_and_proven_by_the_oracle() {
     // At most 5 units are ever live at once, yet no placement in 5 exists.
     let table = "id,lower,upper,size\n0,2,5,2\n1,10,11,3\n2,3,8,3\n3,5,9,1\n4,5,10,1\n5,9,11,2\n6,8,10,2\n7,1,3,3\n8,0,1,2\n";
     let (buffers, _) = read_table(table, "nine buffers").unwrap();
-    let packing = place(&buffers, SHORT).unwrap();
+    let packing = place(&buffers).unwrap();
     assert_eq!(packing.lower_bound, 5);
     assert_eq!(smallest_arena(&buffers), 6);
-    assert_eq!((packing.proven, packing.placement.arena), (6, 6));
+    let best = optimum(&buffers, &packing.placement.offsets, EFFORT);
+    assert_eq!((best.proven, packing.placement.arena), (6, 6));
+}
+
+#[test]
+fn the_fast_rules_find_the_optimum_of_up_to_twelve_buffers() {
+    let mut draw = Random(9);
+    for _ in 0..5000 {
+        let count = draw.within(1, 12) as u32;
+        let buffers: Vec<Buffer> = (0..count)
+            .map(|id| {
+                let lower = draw.within(0, 8) as u32;
+                Buffer {
+                    id,
+                    lower,
+                    upper: lower + draw.within(1, 5) as u32,
+                    size: 64 * draw.within(1, 6),
+                }
+            })
+            .collect();
+        let packing = place(&buffers).unwrap();
+        let best = optimum(&buffers, &packing.placement.offsets, EFFORT);
+        assert_eq!(best.proven, best.arena, "the oracle decides so few");
+        assert_eq!(packing.placement.arena, best.arena, "{buffers:?}");
+    }
 }
 
 #[test]
 fn training_steps_of_transformers_are_packed_at_the_bound() {
-    for seed in 0..120 {
+    for seed in 0..1000 {
         let form = Form::draw(seed);
         let buffers = Program::transformer(&form).buffers();
-        let packing = place(&buffers, SHORT).unwrap();
+        let packing = place(&buffers).unwrap();
         check_placement(&buffers, &packing.placement).unwrap();
         assert_eq!(
             packing.placement.arena,
@@ -196,27 +218,42 @@ fn training_steps_of_transformers_are_packed_at_the_bound() {
 }
 
 #[test]
-fn perfect_packings_of_up_to_200_buffers_are_found() {
+fn perfect_packings_of_up_to_200_buffers_are_found_by_the_oracle_and_come_close_by_the_fast_rules()
+{
+    let (mut sum, mut instances) = (0.0, 0);
     for (ops, units) in [(1000, 1000), (100_000, 100_000), (30, 1000), (1000, 64)] {
         for count in [50, 100, 150, 200] {
             let buffers = perfect(count as u64, ops, units, count);
-            let packing = place(&buffers, Effort::default()).unwrap();
-            check_placement(&buffers, &packing.placement).unwrap();
+            let packing = place(&buffers).unwrap();
             let name = format!("{ops} ops x {units} units, {} buffers", buffers.len());
             assert_eq!(packing.lower_bound, units * 256, "{name}");
-            assert_eq!(packing.ratio(), 1.0, "{name}");
+            let best = optimum(&buffers, &packing.placement.offsets, EFFORT);
+            assert_eq!(best.arena, packing.lower_bound, "{name}");
+            for placement in [
+                &packing.placement,
+                &Placement {
+                    offsets: best.offsets,
+                    arena: best.arena,
+                },
+            ] {
+                check_placement(&buffers, placement).unwrap();
+            }
+            sum += packing.ratio();
+            instances += 1;
         }
     }
+    // They leave no byte unused at any op, which no step of training does.
+    let mean = sum / f64::from(instances);
+    assert!(mean <= 1.1, "mean arena / bound is {mean}");
 }
 
 #[test]
 fn hard_packings_of_up_to_500_buffers_come_close() {
-    let mut sum = 0.0;
-    let mut instances = 0;
+    let (mut sum, mut instances) = (0.0, 0);
     for count in [300, 400, 500] {
         for nth in [5, 20] {
             let buffers = with_gaps(count as u64, 1000, 1000, count, nth);
-            let packing = place(&buffers, SHORT).unwrap();
+            let packing = place(&buffers).unwrap();
             check_placement(&buffers, &packing.placement).unwrap();
             println!(
                 "{} buffers, 1 in {nth} left out: arena / bound = {:.4}",
@@ -228,7 +265,7 @@ fn hard_packings_of_up_to_500_buffers_come_close() {
         }
     }
     let mean = sum / f64::from(instances);
-    assert!(mean <= 1.05, "mean arena / bound is {mean}");
+    assert!(mean <= 1.09, "mean arena / bound is {mean}");
 }
 
 #[test]
@@ -248,7 +285,7 @@ fn twenty_thousand_buffers_are_placed_in_time() {
             buffers.len()
         );
         let start = Instant::now();
-        let packing = place(&buffers, Effort::NONE).unwrap();
+        let packing = place(&buffers).unwrap();
         let elapsed = start.elapsed();
         check_placement(&buffers, &packing.placement).unwrap();
         println!(
@@ -327,7 +364,7 @@ fn buffers_that_are_never_live_or_too_large_are_refused() {
             "buffer 7",
         ),
     ] {
-        let error = place(&buffers, Effort::NONE).unwrap_err().to_string();
+        let error = place(&buffers).unwrap_err().to_string();
         assert!(error.contains(named), "{error}");
         assert_eq!(lower_bound(&buffers).unwrap_err().to_string(), error);
     }
@@ -335,17 +372,14 @@ fn buffers_that_are_never_live_or_too_large_are_refused() {
 
 #[test]
 fn nothing_to_place_takes_nothing() {
-    assert_eq!(
-        place(&[], Effort::default()).unwrap().placement,
-        Placement::default()
-    );
+    assert_eq!(place(&[]).unwrap().placement, Placement::default());
     let empty = Buffer {
         id: 0,
         lower: 0,
         upper: 3,
         size: 0,
     };
-    let packing = place(&[empty; 3], Effort::default()).unwrap();
+    let packing = place(&[empty; 3]).unwrap();
     assert_eq!((packing.placement.arena, packing.ratio()), (0, 1.0));
     check_placement(&[empty; 3], &packing.placement).unwrap();
 }

@@ -10,11 +10,11 @@ use keel::executor::kernel_table::KERNELS;
 use keel::executor::resolved::resolve;
 use keel::executor::simt::Options;
 use keel::executor::{Executor, SimtExecutor};
-use keel_kernel_report::{self as kernels, Direction, Size};
 use keel::ops::{self, Activation, Contrastive, Heads, Mask, Positions, UpdateOptions};
 use keel::program::{CompileOptions, Program};
 use keel::tape::{Add, Copy, Fill, Init, ParameterLayout, ParameterSpec, Tape, Target, Value};
 use keel::tensor::{DType, Shape, TensorType};
+use keel_kernel_report::{self as kernels, Direction, Size};
 
 use super::emulator;
 use crate::harness::Random;

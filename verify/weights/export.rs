@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use bytemuck::cast_slice;
 use keel::tape::ParameterEntry;
 use keel::train::{ExportOptions, ExportPart, export};
-use keel::weights::{Folder, Part, VisionLayout, language_config, language_tensors, write_tensors};
+use keel::weights::{
+    Folder, SubModel, VisionLayout, language_config, language_tensors, write_tensors,
+};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value as Json;
 
@@ -58,7 +60,7 @@ fn hold_same(one: &Path, other: &Path) {
 }
 
 /// Parameters are the same numbers; what lies between them is nobody's.
-pub(super) fn hold_values(part: &Part, one: &[f32], other: &[f32]) {
+pub(super) fn hold_values(part: &SubModel, one: &[f32], other: &[f32]) {
     for entry in part.layout().entries() {
         let range = entry.offset..entry.offset + entry.spec.shape.numel();
         assert!(one[range.clone()] == other[range], "{}", entry.spec.name);
@@ -251,12 +253,12 @@ fn every_layout_that_can_say_a_towers_settings_reads_back_as_the_tower() {
         "dinov2-giant",
     ] {
         let source = Folder::open(&hub(family)).unwrap();
-        let (part, config) = Part::vision(&source).unwrap();
+        let (part, config) = SubModel::vision(&source).unwrap();
         let numbers = values(&source, &part);
         let value_of = |entry: &ParameterEntry| {
             &numbers[entry.offset..entry.offset + entry.spec.shape.numel()]
         };
-        for layout in VisionLayout::ALL {
+        for layout in VisionLayout::all() {
             let name = layout.name();
             let Ok(json) = layout.config(&config) else {
                 continue;
@@ -272,7 +274,8 @@ fn every_layout_that_can_say_a_towers_settings_reads_back_as_the_tower() {
             let files = write_tensors(folder.path(), &written, 20_000).unwrap();
             assert!(files > 1);
             let again = Folder::open(folder.path()).unwrap();
-            let (found, settings) = Part::vision(&again).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let (found, settings) =
+                SubModel::vision(&again).unwrap_or_else(|e| panic!("{name}: {e}"));
             assert_eq!(settings, config, "{family} as {name}");
             hold_values(&found, &values(&again, &found), &numbers);
             held.entry(family).or_insert_with(Vec::new).push(name);
@@ -292,7 +295,7 @@ fn every_layout_that_can_say_a_towers_settings_reads_back_as_the_tower() {
 fn decoders_read_back_from_their_own_layout() {
     for family in ["qwen2", "qwen3"] {
         let source = Folder::open(&hub(family)).unwrap();
-        let (part, config) = Part::language(&source).unwrap();
+        let (part, config) = SubModel::language(&source).unwrap();
         let numbers = values(&source, &part);
         let value_of = |entry: &ParameterEntry| {
             &numbers[entry.offset..entry.offset + entry.spec.shape.numel()]
@@ -305,9 +308,10 @@ fn decoders_read_back_from_their_own_layout() {
         )
         .unwrap();
         let written = language_tensors(&config, part.layout(), "", Dtype::F32, &value_of);
+        let written = written.unwrap_or_else(|e| panic!("{e}"));
         write_tensors(folder.path(), &written, u64::MAX).unwrap();
         let again = Folder::open(folder.path()).unwrap();
-        let (found, settings) = Part::language(&again).unwrap_or_else(|e| panic!("{e}"));
+        let (found, settings) = SubModel::language(&again).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(settings, config);
         hold_values(&found, &values(&again, &found), &numbers);
     }
@@ -320,13 +324,15 @@ fn a_whole_model_leaves_as_one_folder_and_comes_back_with_its_connector() {
     language_with_rows("qwen2", &path.join("decoder"), 512);
     let vision = hub("aimv2").to_string_lossy().into_owned();
     let run = run_from(path, "run", &["--vision", &vision, "--language", "decoder"]);
-    let export_whole = ["export", "run", "--out", "whole", "--part", "whole"];
+    let export_whole = ["export", "run", "--out", "whole", "--part", "model"];
     let said = keel(path, &export_whole).fine().stdout;
     assert!(said.contains("whole: internvl_chat, "), "{said}");
     assert!(said.contains("embedded tokeniser"), "{said}");
     let source = Folder::open(&path.join("whole")).unwrap();
-    assert_eq!(Part::all(&source).unwrap().len(), 2);
-    let (part, settings) = Part::connector(&source).unwrap().expect("mlp1 is there");
+    assert_eq!(SubModel::all(&source).unwrap().len(), 2);
+    let (part, settings) = SubModel::connector(&source)
+        .unwrap()
+        .expect("mlp1 is there");
     assert_eq!(settings.connector.factor, 2);
     assert!(
         keel(path, &["inspect", "whole"])
@@ -398,6 +404,8 @@ fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
     keel(path, &["export", "none", "--out", "out"]).refused(&["none", "No such file"]);
     let answer = keel(path, &["export", "run", "--out", "out", "--layout", "vit"]).code_is(2);
     assert!(answer.stderr.contains("wanted one of aimv2"), "{answer:#?}");
+    let answer = keel(path, &["export", "run", "--out", "out", "--part", "whole"]).code_is(2);
+    assert!(answer.stderr.contains("--part model"), "{answer:#?}");
     // A folder that an export left which was killed is no obstacle.
     fs::create_dir(path.join("out.part")).unwrap();
     fs::write(path.join("out.part/model.safetensors"), "half").unwrap();

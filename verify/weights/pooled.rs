@@ -7,14 +7,14 @@ use keel::eval::Measurements;
 use keel::model::{VisionHead, vision_head, vision_tower};
 use keel::tape::{ParameterLayout, Tape, Value};
 use keel::tensor::TensorType;
-use keel::weights::{Folder, Part, Tower};
+use keel::weights::{Folder, SubModel, SubModelConfig};
 
 use super::{Case, expected_values, hold, hub, only_part, values};
 use crate::command::keel;
 use crate::harness::Golden;
 
 /// The tower and what pools it.
-fn tower_and_head(folder: &Folder) -> (Vec<Part>, VisionHead) {
+fn tower_and_head(folder: &Folder) -> (Vec<SubModel>, VisionHead) {
     let tower = only_part(folder);
     let (part, head) = tower
         .head(folder)
@@ -23,8 +23,8 @@ fn tower_and_head(folder: &Folder) -> (Vec<Part>, VisionHead) {
     (vec![tower, part], head)
 }
 
-fn record(tape: &mut Tape, tower: &Part, head: VisionHead, golden: &Golden) -> Value {
-    let Tower::Vision(config) = tower.tower() else {
+fn record(tape: &mut Tape, tower: &SubModel, head: VisionHead, golden: &Golden) -> Value {
+    let SubModelConfig::Vision(config) = tower.config() else {
         panic!("{} is no vision tower", tower.title());
     };
     let images = tape.input("images", TensorType::f32(golden.shape("input.images")));

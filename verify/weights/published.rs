@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Folder, Part};
+use super::{Folder, SubModel};
 
 /// A safetensors file with these tensors in bf16, all zeros in a file that is one hole.
 fn write_hollow(path: &Path, tensors: &[(String, Vec<usize>)]) {
@@ -36,7 +36,7 @@ fn count(config: &Json, tensors: &[(String, Vec<usize>)]) -> usize {
     std::fs::write(folder.path().join("config.json"), config.to_string()).expect("room");
     write_hollow(&folder.path().join("model.safetensors"), tensors);
     let folder = Folder::open(folder.path()).unwrap_or_else(|e| panic!("{e}"));
-    let parts = Part::all(&folder).unwrap_or_else(|e| panic!("{e}"));
+    let parts = SubModel::all(&folder).unwrap_or_else(|e| panic!("{e}"));
     parts.iter().map(|part| part.layout().count(|_| true)).sum()
 }
 

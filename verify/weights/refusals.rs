@@ -9,7 +9,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 
-use super::{Folder, Part, hub, values};
+use super::{Folder, SubModel, hub, values};
 
 /// A copy of a golden folder, to be spoilt.
 struct Spoilt(TempDir);
@@ -46,7 +46,7 @@ impl Spoilt {
     /// What is said of it, whether at opening, at finding or at reading.
     fn problem(&self) -> String {
         let found = Folder::open(self.0.path()).and_then(|folder| {
-            for part in Part::all(&folder)? {
+            for part in SubModel::all(&folder)? {
                 part.read(&folder, &mut |_, _, _| {})?;
             }
             Ok(())
@@ -112,9 +112,11 @@ fn a_surplus_tensor_is_named_with_the_nearest() {
 fn a_misshapen_tensor_is_named_with_both_shapes() {
     let wrong = "preprocessor.patchifier.proj.weight";
     Spoilt::of("sailvit")
-        .tensors(|name, shape| match name == wrong {
-            true => Some((name.to_owned(), vec![32, 192])),
-            false => keep(name, shape),
+        .tensors(|name, shape| {
+            if name == wrong {
+                return Some((name.to_owned(), vec![32, 192]));
+            }
+            keep(name, shape)
         })
         .says(&[wrong, "[32, 192]", "[32, 3, 8, 8]"]);
 }
@@ -202,12 +204,12 @@ fn a_value_that_is_not_finite_and_a_type_that_is_not_read_are_named() {
         let all = SafeTensors::deserialize(&bytes).expect("a golden");
         let name = "model.norm.weight";
         let data = element.repeat(32);
-        let views = all.iter().map(|(other, view)| match other == name {
-            true => (
-                other,
-                TensorView::new(dtype, vec![32], &data).expect("32 elements"),
-            ),
-            false => (other, view),
+        let views = all.iter().map(|(other, view)| {
+            if other == name {
+                let view = TensorView::new(dtype, vec![32], &data);
+                return (other, view.expect("32 elements"));
+            }
+            (other, view)
         });
         let bytes = safetensors::serialize(views, None).expect("tensors");
         fs::write(spoilt.path("model.safetensors"), bytes).expect("room");
@@ -242,7 +244,9 @@ fn shards_read_as_one_file_and_a_missing_one_is_named() {
     index(&map);
     let read = |path: &Path| {
         let folder = Folder::open(path).unwrap_or_else(|e| panic!("{e}"));
-        let part = Part::language(&folder).unwrap_or_else(|e| panic!("{e}")).0;
+        let part = SubModel::language(&folder)
+            .unwrap_or_else(|e| panic!("{e}"))
+            .0;
         values(&folder, &part)
             .into_iter()
             .map(f32::to_bits)
@@ -300,9 +304,9 @@ fn the_parts_of_a_composed_folder_are_found_under_their_prefixes() {
     let composed = Folder::open(folder.path()).unwrap_or_else(|e| panic!("{e}"));
     for (family, index) in [("sailvit", 0), ("qwen2", 1)] {
         let alone = Folder::open(&hub(family)).unwrap_or_else(|e| panic!("{e}"));
-        let want = &Part::all(&alone).unwrap_or_else(|e| panic!("{e}"))[0];
-        let got = &Part::all(&composed).unwrap_or_else(|e| panic!("{e}"))[index];
-        assert_eq!(got.tower(), want.tower());
+        let want = &SubModel::all(&alone).unwrap_or_else(|e| panic!("{e}"))[0];
+        let got = &SubModel::all(&composed).unwrap_or_else(|e| panic!("{e}"))[index];
+        assert_eq!(got.config(), want.config());
         let bits = |folder, part| {
             values(folder, part)
                 .into_iter()

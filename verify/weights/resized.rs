@@ -9,7 +9,7 @@ use keel::program::{CompileOptions, Program};
 use keel::tape::{Tape, Target};
 use keel::tensor::TensorType;
 use keel::train::{ExportOptions, ExportPart, export};
-use keel::weights::{Folder, Part, Tower};
+use keel::weights::{Folder, SubModel, SubModelConfig};
 use serde_json::Value as Json;
 
 use super::export::hold_values;
@@ -20,16 +20,18 @@ use crate::harness::Golden;
 /// What transformers computes in f64 with positions scaled in f32 and norms that round to f32, two blocks deep.
 const TOLERANCE: f64 = 2e-5;
 
-fn tower(family: &str, side: usize) -> (Folder, Part) {
+fn tower(family: &str, side: usize) -> (Folder, SubModel) {
     let folder = Folder::open(&hub(family)).unwrap_or_else(|e| panic!("{e}"));
-    let part = Part::vision(&folder).unwrap_or_else(|e| panic!("{e}")).0;
+    let part = SubModel::vision(&folder)
+        .unwrap_or_else(|e| panic!("{e}"))
+        .0;
     let part = part.at_size(side).unwrap_or_else(|e| panic!("{e}"));
     (folder, part)
 }
 
 /// The tower's last value for the pictures, with these parameters.
-fn last(part: &Part, parameters: &[f32], pictures: &Golden) -> Vec<f64> {
-    let Tower::Vision(config) = part.tower() else {
+fn last(part: &SubModel, parameters: &[f32], pictures: &Golden) -> Vec<f64> {
+    let SubModelConfig::Vision(config) = part.config() else {
         panic!("a vision tower stays one");
     };
     let mut tape = Tape::new(part.layout().clone(), |_| false);
@@ -125,10 +127,10 @@ fn a_run_at_another_size_leaves_as_a_tower_of_that_size() {
         // The connector alone was trained, so the tower is what the folder gives at that size.
         let (own, part) = tower(family, 48);
         let exported = Folder::open(&out).unwrap_or_else(|e| panic!("{e}"));
-        let again = Part::vision(&exported)
+        let again = SubModel::vision(&exported)
             .unwrap_or_else(|e| panic!("{family}: {e}"))
             .0;
-        assert_eq!(again.tower(), part.tower(), "{family}");
+        assert_eq!(again.config(), part.config(), "{family}");
         hold_values(&part, &values(&own, &part), &values(&exported, &again));
         let text = fs::read(out.join("preprocessor_config.json")).unwrap();
         let processor: Json = serde_json::from_slice(&text).unwrap();

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use bytemuck::cast_slice;
-use keel::weights::{Folder, Part};
+use keel::weights::{Folder, SubModel};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value as Json, json};
@@ -47,7 +47,7 @@ pub(super) fn language_with_rows(family: &str, folder: &Path, rows: usize) {
 /// Holds a module of the run's last checkpoint against the folder it began from.
 fn holds(run: &Path, folder: &Path) -> usize {
     let folder = Folder::open(folder).unwrap_or_else(|e| panic!("{e}"));
-    let part = &Part::all(&folder).unwrap_or_else(|e| panic!("{e}"))[0];
+    let part = &SubModel::all(&folder).unwrap_or_else(|e| panic!("{e}"))[0];
     let want = values(&folder, part);
     let checkpoint = keel::train::newest_checkpoint(run)
         .unwrap()

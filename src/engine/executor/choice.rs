@@ -2,9 +2,9 @@
 
 use super::simt::{Emulator, Options};
 use super::{CpuExecutor, CudaExecutor, Executor, SimtExecutor, cuda};
-use keel_base::error::{Error, Result};
 use crate::tape::{Machine, Target, Tier};
 use crate::tensor::DType;
+use keel_base::error::{Error, Result};
 
 /// What can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,10 +12,10 @@ pub mod simt;
 
 use std::sync::Arc;
 
-use keel_base::error::{Error, Result};
 use crate::program::Program;
 use crate::tape::{Arena, Machine};
 use crate::tensor::{DType, TensorType};
+use keel_base::error::{Error, Result};
 
 pub use choice::{Choice, Device};
 pub use cpu::CpuExecutor;

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::{Executor, Session, expect_arena, expect_input};
-use keel_base::error::Result;
 use crate::program::{Place, Program};
 use crate::tape::{Arena, Array, ArrayData, Machine, ReferenceArgs, Target, Value};
 use crate::tensor::DType;
+use keel_base::error::Result;
 
 /// Runs programs in f64. See the module's documentation.
 #[derive(Clone, Debug)]

@@ -5,13 +5,13 @@ use std::fmt;
 
 use half::bf16;
 
-use keel_base::error::{Error, Result};
 use crate::launch::{
     Argument, KernelEntry, Launch, Mapped, Parameter, Passed, TensorMap, check_arguments,
 };
 use crate::program::{Place, Program, Step};
 use crate::tape::Arena;
 use crate::tensor::DType;
+use keel_base::error::{Error, Result};
 
 /// The most blocks of a grid in x, y, z.
 const GRID_LIMITS: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];

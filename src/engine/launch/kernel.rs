@@ -3,8 +3,8 @@
 
 use std::fmt;
 
-use keel_base::error::{Error, Result};
 use crate::tensor::DType;
+use keel_base::error::{Error, Result};
 
 /// What a pointer points to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,8 +5,8 @@
 use std::fmt;
 
 use super::KernelEntry;
-use keel_base::error::{Error, Result};
 use crate::tensor::DType;
+use keel_base::error::{Error, Result};
 
 /// The most dimensions of a tensor map.
 pub const MAX_DIMS: usize = 5;

@@ -16,13 +16,13 @@
 use rayon::prelude::*;
 
 use super::grad_norm::GradNorm;
-use keel_base::error::{Error, Result};
 use crate::launch::kernels::constants::adamw::{ADAMW_ELEMENTS, ADAMW_THREADS};
 use crate::launch::{Argument, Launch, blocks, kernels};
 use crate::tape::{
     Arena, Backward, Cost, CpuArgs, Fill, Machine, Op, Output, ReferenceArgs, Tape, UPDATE, Value,
 };
 use crate::tensor::{DType, TensorType};
+use keel_base::error::{Error, Result};
 
 /// Numbers of the input `hyper`.
 pub const HYPER: usize = 12;

@@ -3,11 +3,11 @@
 //! y = x, rounded to nearest (ties to even) where the type is narrower; dx = dy in x's type. The reference holds every
 //! float in f64 and leaves the rounding to whoever stores y. Nothing is saved; bound by memory.
 
-use keel_base::error::{Error, Result};
 use crate::launch::kernels::constants::cast::{CAST_ELEMENTS, CAST_THREADS};
 use crate::launch::{Argument, Launch, blocks, kernels};
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::{DType, TensorType};
+use keel_base::error::{Error, Result};
 
 /// Records x in the type `dtype`; x itself where it has that type already.
 ///

@@ -9,13 +9,13 @@
 
 use rayon::prelude::*;
 
-use keel_base::error::{Error, Result};
 use crate::launch::kernels::constants::embedding::{CHUNK_PLACES, ORDER_THREADS, SUM_WARPS};
 use crate::launch::kernels::constants::{kernel::WARP_LANES, moves::MOVE_THREADS};
 use crate::launch::{Argument, Launch, blocks, index, kernels, move_blocks, vector};
 use crate::ops::rows::rows_per_task;
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::{DType, Shape, TensorType};
+use keel_base::error::{Error, Result};
 
 /// Looks up rows of a table.
 ///

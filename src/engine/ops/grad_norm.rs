@@ -7,11 +7,11 @@
 
 use rayon::prelude::*;
 
-use keel_base::error::{Error, Result};
 use crate::launch::kernels::constants::grad_norm::{NORM_BLOCK_ELEMENTS, NORM_BLOCKS};
 use crate::launch::{Argument, Launch, kernels};
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
 use crate::tensor::{DType, TensorType};
+use keel_base::error::{Error, Result};
 
 /// Elements whose squares are summed by one task.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;

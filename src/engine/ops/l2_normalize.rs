@@ -6,12 +6,12 @@
 
 use rayon::prelude::*;
 
-use keel_base::error::{Error, Result};
 use crate::launch::{Argument, Launch, Widths, index, kernels};
 use crate::ops::rows::{RowKernel, dot, rows_per_task};
 use crate::ops::special;
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
+use keel_base::error::{Error, Result};
 
 /// y = x / max(‖x‖₂, `epsilon`) for each row.
 ///

@@ -6,11 +6,11 @@
 
 use rayon::prelude::*;
 
-use keel_base::error::{Error, Result};
 use crate::launch::kernels::constants::partials::PARTIAL_COLUMNS;
 use crate::launch::{Argument, Launch, blocks, index, kernels, vector};
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::{DType, TensorType};
+use keel_base::error::{Error, Result};
 
 /// Rows of one task; also the rows whose part of ∂γ is summed together.
 const ROWS_PER_TASK: usize = 64;

@@ -28,7 +28,6 @@ mod splice;
 mod swiglu;
 mod weighted_sum;
 
-pub use special::dot;
 pub use adamw::{HYPER, StepSettings, UpdateOptions, record_update};
 pub use attention::{Heads, Mask, attention, cross_attention};
 pub use cast::cast;
@@ -44,6 +43,7 @@ pub use pooling::{mean_pool, select_token};
 pub use position::{add_position, drop_tokens};
 pub use qk_norm::qk_norm;
 pub use rope::{Positions, rope};
+pub use special::dot;
 pub use splice::{splice, splice_into_cache};
 pub use swiglu::swiglu;
 pub use weighted_sum::weighted_sum;

@@ -8,10 +8,10 @@
 
 use rayon::prelude::*;
 
-use keel_base::error::{Error, Result};
 use crate::launch::{Argument, Launch, index, kernels, move_blocks};
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
+use keel_base::error::{Error, Result};
 
 /// Merges squares of `factor` × `factor` tokens of a grid.
 ///

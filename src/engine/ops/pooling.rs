@@ -7,7 +7,6 @@
 
 use rayon::prelude::*;
 
-use keel_base::error::{Error, Result};
 use crate::launch::kernels::constants::kernel::WARP_LANES;
 use crate::launch::{Argument, Launch, blocks, index, kernels, move_blocks, vector};
 use crate::ops::rows::add_scaled;
@@ -15,6 +14,7 @@ use crate::tape::{
     Array, Backward, Cost, CpuArgs, Inputs, Machine, Op, ReferenceArgs, Tape, Value,
 };
 use crate::tensor::TensorType;
+use keel_base::error::{Error, Result};
 
 /// The mean of the tokens, or their sum with given weights.
 ///

@@ -7,10 +7,10 @@
 
 use rayon::prelude::*;
 
-use keel_base::error::{Error, Result};
 use crate::launch::{Argument, Launch, index, kernels, move_blocks};
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
+use keel_base::error::{Error, Result};
 
 /// Records x + position. `x` [B, T, C]; `position` [P, C] of x's type, with P at least T (T + 1 with a class token);
 /// `class_token` f32 `[C]`. Result [B, T, C], or [B, T + 1, C] with the class token first.

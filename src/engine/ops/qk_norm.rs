@@ -11,7 +11,6 @@
 use rayon::prelude::*;
 
 use super::attention::{Heads, check_heads, rows};
-use keel_base::error::{Error, Result};
 use crate::launch::kernels::constants::kernel::WARP_LANES;
 use crate::launch::kernels::constants::partials::PARTIAL_COLUMNS;
 use crate::launch::kernels::constants::qk_norm::{QK_BLOCKS, QK_THREADS};
@@ -19,6 +18,7 @@ use crate::launch::{Argument, KernelEntry, Launch, blocks, index, kernels};
 use crate::ops::rows::{add_scaled, dot, rows_per_task};
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::{DType, TensorType};
+use keel_base::error::{Error, Result};
 
 /// Normalises the query and key heads of packed rows.
 ///

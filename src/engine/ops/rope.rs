@@ -12,12 +12,12 @@
 use rayon::prelude::*;
 
 use super::attention::{Heads, check_heads, rows};
-use keel_base::error::{Error, Result};
 use crate::launch::kernels::constants::rope::{ROPE_PAIRS, ROPE_ROWS};
 use crate::launch::{Argument, Launch, blocks, index, kernels};
 use crate::ops::rows::rows_per_task;
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::{DType, TensorType};
+use keel_base::error::{Error, Result};
 
 /// The largest head that the table of `cuda/rope.cu` holds.
 const LARGEST_DIM: usize = 2 * ROPE_PAIRS;

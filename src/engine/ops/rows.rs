@@ -1,12 +1,12 @@
 //! What ops that work row by row share: how rows are divided among tasks and, in `cuda/rows.cuh`, among threads.
 
-use keel_base::error::{Error, Result};
 use crate::launch::kernels::constants::kernel::MULTIPROCESSORS;
 use crate::launch::kernels::constants::rows::{
     NARROW_COLUMNS, NARROW_TEAMS, USUAL_COLUMNS, USUAL_RESIDENT, WIDE_COLUMNS, WIDE_RESIDENT,
 };
 use crate::launch::{KernelEntry, Widths, blocks};
 use crate::tensor::DType;
+use keel_base::error::{Error, Result};
 
 /// Elements that one task works on: long enough to hide the hand-over, short enough to share among cores.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;

@@ -1,7 +1,7 @@
 //! The questions every shape rule asks. Answers are [`Error::Shape`] with the op's and the tensor's name.
 
-use keel_base::error::{Error, Result};
 use crate::tensor::{DType, Shape, TensorType};
+use keel_base::error::{Error, Result};
 
 /// The inputs as an array, or an error when the op got another number of them.
 pub(super) fn expect_inputs<const COUNT: usize>(

@@ -9,11 +9,11 @@
 
 use rayon::prelude::*;
 
-use keel_base::error::{Error, Result};
 use crate::launch::kernels::constants::splice::SPLICE_WARPS;
 use crate::launch::{Argument, Family, Launch, blocks, index, kernels};
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::{DType, TensorType};
+use keel_base::error::{Error, Result};
 
 /// Replaces the rows of `text` at placeholders by image tokens, in order.
 ///

@@ -8,14 +8,14 @@
 
 use rayon::prelude::*;
 
-use keel_base::error::{Error, Result};
-use keel_cpu::vector_math;
 use crate::launch::{Argument, Family, Launch, blocks, index, kernels};
 use crate::ops::rows::rows_per_block;
 use crate::ops::shapes::{expect_float, expect_inputs, expect_type, with_columns};
 use crate::ops::special::sigmoid;
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
+use keel_base::error::{Error, Result};
+use keel_cpu::vector_math;
 
 /// Elements of y that one task works on, in whole rows.
 const ELEMENTS_PER_TASK: usize = 8 * 1024;

@@ -2,10 +2,10 @@
 //!
 //! y = Σ_k c_k x_k over x_k [1]; ∂x_k = c_k dy. Saves nothing.
 
-use keel_base::error::{Error, Result};
 use crate::launch::{Argument, Launch, kernels};
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
+use keel_base::error::{Error, Result};
 
 /// Records Σ weight · value over scalars f32 `[1]`.
 ///

@@ -2,7 +2,7 @@
 //!
 //! [`stack`] puts every buffer on top of all it conflicts with: a family of nested lifetimes, such as the activations
 //! that a forward pass saves for the backward pass, is packed exactly at its bound when longer lifetimes go first.
-//! [`fill`] also uses the gaps that were left below. Neither reconsiders anything.
+//! [`fill`] also uses the gaps that were left below. Neither reconsiders anything; `place` tries them in several orders.
 
 use super::sections::{Item, Part};
 
@@ -94,14 +94,8 @@ pub(super) enum Gap {
 
 /// Puts every item, in the given order, into a gap between the items placed before that it conflicts with.
 ///
-/// Returns nothing as soon as the height reaches `limit` or `steps` are used up: one for every pair of items at worst.
-pub(super) fn fill(
-    part: &Part,
-    order: &[u32],
-    gap: Gap,
-    limit: u64,
-    steps: &mut u64,
-) -> Option<Layout> {
+/// Returns nothing when `steps` are used up: one for every pair of items at worst.
+pub(super) fn fill(part: &Part, order: &[u32], gap: Gap, steps: &mut u64) -> Option<Layout> {
     // Placed items in the order of their offsets: (offset, top, start, end).
     let mut placed: Vec<(u64, u64, u32, u32)> = Vec::with_capacity(order.len());
     let mut packing = Layout {
@@ -110,6 +104,8 @@ pub(super) fn fill(
     };
     for &position in order {
         let item = &part.items[position as usize];
+        // In the order of offsets, so that the space between the tops of those below and the next above is a gap. Walking over
+        // all of them is cheap beside a tree of gaps, which every placed item would have to mend.
         *steps = steps.checked_sub(placed.len() as u64)?;
         let (mut top, mut best) = (0u64, None::<(u64, u64)>);
         for &(offset, end, from, to) in &placed {
@@ -127,9 +123,6 @@ pub(super) fn fill(
             }
         }
         let offset = best.map_or(top, |(_, offset)| offset);
-        if offset + item.size >= limit {
-            return None;
-        }
         let at = placed.partition_point(|&(other, ..)| other < offset);
         placed.insert(at, (offset, offset + item.size, item.start, item.end));
         packing.offsets[position as usize] = offset;

@@ -7,11 +7,9 @@ mod buffer;
 mod check;
 mod greedy;
 mod place;
-mod random;
-mod search;
 mod sections;
 
 pub use bound::{Bound, lower_bound};
 pub use buffer::{Buffer, Placement, read_table, validate, write_table};
 pub use check::check_placement;
-pub use place::{Effort, Packing, place};
+pub use place::{Packing, place};

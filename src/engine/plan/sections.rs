@@ -5,7 +5,6 @@
 //! one section to the next, the problem falls into independent parts.
 
 use super::buffer::Buffer;
-use std::ops::Range;
 
 /// A buffer in compressed time: it conflicts with exactly those items whose sections it shares.
 #[derive(Clone, Copy, Debug)]
@@ -18,13 +17,6 @@ pub(super) struct Item {
     pub size: u64,
     /// Its position in the caller's slice.
     pub buffer: usize,
-}
-
-impl Item {
-    /// Its sections as an index range.
-    pub fn sections(&self) -> Range<usize> {
-        self.start as usize..self.end as usize
-    }
 }
 
 /// Items whose lifetimes hang together, to be placed in one arena.

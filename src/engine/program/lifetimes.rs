@@ -4,9 +4,9 @@
 //! program live throughout, so that a run can be repeated without writing them again.
 
 use super::{ALIGNMENT, CompileOptions};
-use keel_base::error::Result;
 use crate::plan::{Buffer, Placement};
 use crate::tape::{Arena, Instruction, Storage, Value, ValueInfo};
+use keel_base::error::Result;
 
 /// What a stretch of planned memory holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,11 +97,40 @@ pub(super) fn lay_out(
     for (_, value) in kept {
         lives[roots[value.index()]].last = end;
     }
-    let is_planned = |values: &[ValueInfo], index: usize| values[index].storage == Storage::Planned;
+    let shared = share_places(values, instructions, (&roots, &lives), options);
+    let mut laid = Laid {
+        buffers: Vec::new(),
+        buffer_of_value: vec![None; values.len()],
+        in_place: shared.in_place,
+        workspaces: Vec::new(),
+        labels: Vec::new(),
+    };
+    laid.add_values(values, instructions, (&roots, &lives), &shared.leader);
+    laid.add_workspaces(values, instructions, options);
+    Ok(laid)
+}
 
-    // The values that share one buffer: `leader[v]` is the first of v's chain of in-place ops.
+fn is_planned(values: &[ValueInfo], index: usize) -> bool {
+    values[index].storage == Storage::Planned
+}
+
+/// Which values lie in one place.
+struct Shared {
+    /// For each value, the first of its chain of in-place ops.
+    leader: Vec<usize>,
+    /// For each instruction and input, the output in its place.
+    in_place: Vec<Vec<Option<usize>>>,
+}
+
+/// Lets outputs take the places of inputs that nothing reads afterwards.
+fn share_places(
+    values: &mut [ValueInfo],
+    instructions: &[Instruction],
+    (roots, lives): (&[usize], &[Life]),
+    options: &CompileOptions,
+) -> Shared {
     let mut leader: Vec<usize> = (0..values.len()).collect();
-    let mut in_place = Vec::with_capacity(end);
+    let mut in_place = Vec::with_capacity(instructions.len());
     for (index, instruction) in instructions.iter().enumerate() {
         let mut pairs = vec![None; instruction.inputs.len()];
         let mut taken = vec![false; instruction.outputs.len()];
@@ -125,6 +154,8 @@ pub(super) fn lay_out(
                 .filter(|v| roots[v.index()] == from_root)
                 .count()
                 == 1;
+            // An input of the program keeps its place, so that a run can be repeated without writing it again; a value that
+            // the op reads twice would be overwritten under its other reader.
             let may_take = options.share_memory
                 && is_planned(values, from_root)
                 && !values[from_root].is_input
@@ -149,94 +180,107 @@ pub(super) fn lay_out(
         }
         in_place.push(pairs);
     }
+    Shared { leader, in_place }
+}
 
-    let mut laid = Laid {
-        buffers: Vec::new(),
-        buffer_of_value: vec![None; values.len()],
-        in_place,
-        workspaces: Vec::new(),
-        labels: Vec::new(),
-    };
-    // Leaders first: a value that is computed again has a later index than what takes its place.
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_by_key(|&index| leader[index] != index);
-    for index in order {
-        let life = lives[index];
-        if roots[index] != index || !is_planned(values, index) || !life.is_live {
-            continue;
-        }
-        let size = values[index]
-            .ty
-            .bytes()
-            .next_multiple_of(ALIGNMENT)
-            .max(ALIGNMENT) as u64;
-        let (lower, upper) = if values[index].is_input {
-            (0, end.max(1) as u32)
-        } else {
-            (life.made as u32, (life.last.min(end.max(1) - 1) + 1) as u32)
-        };
-        let class = match life {
-            _ if values[index].is_input => Class::Input,
-            Life { crosses: true, .. } => Class::Saved,
-            _ => Class::Transient,
-        };
-        if leader[index] != index {
-            let buffer = laid.buffer_of_value[leader[index]]
-                .expect("a value whose place is taken has one, and was laid out before");
-            let shared: &mut Buffer = &mut laid.buffers[buffer];
-            shared.lower = shared.lower.min(lower);
-            shared.upper = shared.upper.max(upper);
-            shared.size = shared.size.max(size);
-            if class == Class::Saved {
-                laid.labels[buffer].1 = Class::Saved;
+impl Laid {
+    /// Adds a buffer for every chain of values that share a place.
+    fn add_values(
+        &mut self,
+        values: &[ValueInfo],
+        instructions: &[Instruction],
+        (roots, lives): (&[usize], &[Life]),
+        leader: &[usize],
+    ) {
+        let end = instructions.len();
+        // Leaders first: a value that is computed again has a later index than what takes its place.
+        let mut order: Vec<usize> = (0..values.len()).collect();
+        order.sort_by_key(|&index| leader[index] != index);
+        for index in order {
+            let life = lives[index];
+            if roots[index] != index || !is_planned(values, index) || !life.is_live {
+                continue;
             }
-            laid.buffer_of_value[index] = Some(buffer);
-            continue;
+            let size = values[index]
+                .ty
+                .bytes()
+                .next_multiple_of(ALIGNMENT)
+                .max(ALIGNMENT) as u64;
+            let (lower, upper) = if values[index].is_input {
+                (0, end.max(1) as u32)
+            } else {
+                (life.made as u32, (life.last.min(end.max(1) - 1) + 1) as u32)
+            };
+            let class = match life {
+                _ if values[index].is_input => Class::Input,
+                Life { crosses: true, .. } => Class::Saved,
+                _ => Class::Transient,
+            };
+            // A value in another's place lengthens its buffer's life and adds none.
+            if leader[index] != index {
+                let buffer = self.buffer_of_value[leader[index]]
+                    .expect("a value whose place is taken has one, and was laid out before");
+                let shared: &mut Buffer = &mut self.buffers[buffer];
+                shared.lower = shared.lower.min(lower);
+                shared.upper = shared.upper.max(upper);
+                shared.size = shared.size.max(size);
+                if class == Class::Saved {
+                    self.labels[buffer].1 = Class::Saved;
+                }
+                self.buffer_of_value[index] = Some(buffer);
+                continue;
+            }
+            let made_by = instructions
+                .get(life.made)
+                .map_or("input".to_owned(), |instruction| {
+                    format!("{} {}", instruction.scope, instruction.op.name())
+                        .trim()
+                        .to_owned()
+                });
+            self.buffer_of_value[index] = Some(self.buffers.len());
+            self.add((made_by, class), (lower, upper), size);
         }
-        let made_by = instructions
-            .get(life.made)
-            .map_or("input".to_owned(), |instruction| {
-                format!("{} {}", instruction.scope, instruction.op.name())
-                    .trim()
-                    .to_owned()
-            });
-        laid.buffer_of_value[index] = Some(laid.buffers.len());
-        laid.labels.push((made_by, class));
-        laid.buffers.push(Buffer {
-            id: laid.buffers.len() as u32,
+    }
+
+    /// Adds a buffer for the scratch memory of every instruction that has some: live while it runs.
+    fn add_workspaces(
+        &mut self,
+        values: &[ValueInfo],
+        instructions: &[Instruction],
+        options: &CompileOptions,
+    ) {
+        for (index, instruction) in instructions.iter().enumerate() {
+            let types = |list: &[Value]| {
+                list.iter()
+                    .map(|v| values[v.index()].ty)
+                    .collect::<Vec<_>>()
+            };
+            let bytes = instruction.op.workspace(
+                &types(&instruction.inputs),
+                &types(&instruction.outputs),
+                options.machine,
+            );
+            if bytes == 0 {
+                self.workspaces.push(None);
+                continue;
+            }
+            let size = bytes.next_multiple_of(ALIGNMENT) as u64;
+            self.workspaces.push(Some((self.buffers.len(), bytes)));
+            let label = format!("{} {} workspace", instruction.scope, instruction.op.name());
+            let label = (label.trim().to_owned(), Class::Workspace);
+            self.add(label, (index as u32, index as u32 + 1), size);
+        }
+    }
+
+    fn add(&mut self, label: (String, Class), (lower, upper): (u32, u32), size: u64) {
+        self.labels.push(label);
+        self.buffers.push(Buffer {
+            id: self.buffers.len() as u32,
             lower,
             upper,
             size,
         });
     }
-    for (index, instruction) in instructions.iter().enumerate() {
-        let types = |list: &[Value]| {
-            list.iter()
-                .map(|v| values[v.index()].ty)
-                .collect::<Vec<_>>()
-        };
-        let bytes = instruction.op.workspace(
-            &types(&instruction.inputs),
-            &types(&instruction.outputs),
-            options.machine,
-        );
-        if bytes == 0 {
-            laid.workspaces.push(None);
-            continue;
-        }
-        let size = bytes.next_multiple_of(ALIGNMENT) as u64;
-        laid.workspaces.push(Some((laid.buffers.len(), bytes)));
-        let label = format!("{} {} workspace", instruction.scope, instruction.op.name());
-        laid.labels
-            .push((label.trim().to_owned(), Class::Workspace));
-        laid.buffers.push(Buffer {
-            id: laid.buffers.len() as u32,
-            lower: index as u32,
-            upper: index as u32 + 1,
-            size,
-        });
-    }
-    Ok(laid)
 }
 
 fn root(values: &[ValueInfo], index: usize) -> usize {

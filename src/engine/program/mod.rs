@@ -10,13 +10,13 @@ mod svg;
 
 use std::collections::HashMap;
 
-use keel_base::error::{Error, Result, nearest};
 use crate::plan;
 use crate::tape::{
     Arena, Cost, GradientEntry, Instruction, Machine, ParameterSpec, Storage, Tape, UPDATE, Value,
     ValueInfo,
 };
 use crate::tensor::TensorType;
+use keel_base::error::{Error, Result, nearest};
 
 pub use lifetimes::{Class, PlannedBytes};
 pub use report::{MemoryReport, bytes};
@@ -324,7 +324,7 @@ impl Program {
 /// Places all buffers, apart or sharing memory, and returns the bound below which no placement gets.
 fn place(buffers: &[plan::Buffer], options: &CompileOptions) -> Result<(plan::Placement, u64)> {
     if options.share_memory {
-        let planned = plan::place(buffers, plan::Effort::default())?;
+        let planned = plan::place(buffers)?;
         return Ok((planned.placement, planned.lower_bound));
     }
     let mut end = 0;

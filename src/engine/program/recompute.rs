@@ -7,10 +7,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{CompileOptions, lifetimes};
-use keel_base::error::{Error, Result};
 use crate::plan;
 use crate::tape::{Instruction, Storage, Value, ValueInfo};
 use crate::tensor::TensorType;
+use keel_base::error::{Error, Result};
 
 /// What moving a byte is counted as, in floating-point operations: about what a processor's cores compute while they
 /// move one. A repeated op often finds its operands in cache, so this is an upper estimate.

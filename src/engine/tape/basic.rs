@@ -3,10 +3,10 @@
 use rayon::prelude::*;
 
 use super::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Value};
-use keel_base::error::{Error, Result};
 use crate::launch::kernels::constants::basic::BASIC_THREADS;
 use crate::launch::{Argument, Family, Launch, blocks, kernels, vector};
 use crate::tensor::{Shape, TensorType};
+use keel_base::error::{Error, Result};
 
 /// Elements that one task of an elementwise op works on: long enough to hide the hand-over, short enough to share.
 pub(crate) const ELEMENTS_PER_TASK: usize = 16 * 1024;

@@ -18,8 +18,8 @@ pub use basic::{Add, Copy, Fill, View};
 pub use op::{Backward, Cost, Machine, Op, Target, Tier};
 pub use parameters::{Init, ParameterEntry, ParameterLayout, ParameterSpec};
 
-use keel_base::error::{Error, Result};
 use crate::tensor::{DType, Shape, TensorType};
+use keel_base::error::{Error, Result};
 
 /// A symbolic value of one tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

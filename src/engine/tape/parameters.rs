@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 
-use keel_base::error::{Error, Result};
 use crate::tensor::Shape;
+use keel_base::error::{Error, Result};
 
 /// How a parameter gets its first value.
 #[derive(Clone, Copy, Debug, PartialEq)]

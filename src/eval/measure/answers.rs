@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use super::towers::{SETS, set_name};
 use super::{BATCH, CaptionMeasure, Measurer, QuestionMeasure};
+use crate::{Answerer, Generator, Sampling, answers_match};
+use keel_base::error::Result;
 use keel_data::batch::{Batch, IGNORED};
 use keel_data::embedded::Artist;
 use keel_data::eval_sets::{
@@ -11,8 +13,6 @@ use keel_data::eval_sets::{
 };
 use keel_data::library::Split;
 use keel_data::task::{QuestionKind, Sample};
-use keel_base::error::Result;
-use crate::{Answerer, Generator, Sampling, answers_match};
 
 impl Measurer<'_> {
     pub(super) fn captions(&self) -> Result<Vec<CaptionMeasure>> {

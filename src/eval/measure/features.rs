@@ -1,16 +1,16 @@
 //! Features of the vision tower: tokens and their means, after every block.
 
 use super::{BATCH, Measurer};
+use crate::place::load_forward;
+use crate::{linear_cka, normalise_rows};
+use keel_base::error::Result;
 use keel_data::embedded::Artist;
 use keel_data::eval_sets::{batch_of, batches, captioned};
 use keel_data::library::Split;
 use keel_data::task::Sample;
-use keel_base::error::Result;
-use crate::place::load_forward;
-use crate::{linear_cka, normalise_rows};
 use keel_engine::executor::Session;
-use keel_model::{CLASS_TOKEN, VisionHead, connector, vision_head, vision_tower};
 use keel_engine::tensor::TensorType;
+use keel_model::{CLASS_TOKEN, VisionHead, connector, vision_head, vision_tower};
 
 /// What a pass over pictures is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use super::place::{self, BATCH, Place};
 use super::{Drift, Ranking};
+use keel_base::error::{Error, Result, near_miss};
 use keel_data::batch::BatchShape;
 use keel_data::library::Library;
-use keel_base::error::{Error, Result, near_miss};
 use keel_engine::executor::Choice;
 use keel_model::StepShape;
 

@@ -2,12 +2,12 @@
 
 use super::towers::RIDGE;
 use super::{Measurer, RobustnessMeasure};
+use crate::{LinearProbe, accuracy, classify_among, recall};
+use keel_base::error::Result;
 use keel_data::corruption::{Corruption, SEVERITIES};
 use keel_data::embedded::Artist;
 use keel_data::eval_sets::subcategories;
 use keel_data::library::Split;
-use keel_base::error::Result;
-use crate::{LinearProbe, accuracy, classify_among, recall};
 
 impl Measurer<'_> {
     /// Trained concepts in the trained style, so that nothing but the corruption is new. Each picture is corrupted by a

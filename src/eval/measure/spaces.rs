@@ -2,10 +2,6 @@
 
 use super::features::{Wanted, unit};
 use super::{DistanceMeasure, Measurer, SpaceMeasure};
-use keel_data::embedded::Artist;
-use keel_data::eval_sets::captioned;
-use keel_data::library::Split;
-use keel_base::error::{Error, Result};
 use crate::distances::squared_costs;
 use crate::matcher::projected_features;
 use crate::place::text_embeddings;
@@ -13,6 +9,10 @@ use crate::{
     Principal, Sinkhorn, alignment, exact_wasserstein, mean_distance, modality_gap,
     nearest_neighbour_distance, sinkhorn_divergence, sliced_wasserstein, uniformity,
 };
+use keel_base::error::{Error, Result};
+use keel_data::embedded::Artist;
+use keel_data::eval_sets::captioned;
+use keel_data::library::Split;
 use keel_model::ContrastivePair;
 
 /// Pictures whose tokens make the clouds: as many as in the SAIL-VL2 report.

@@ -4,17 +4,17 @@ use std::rc::Rc;
 
 use super::features::{Features, Wanted, unit};
 use super::{Measurer, Metric, ProbeMeasure, RetrievalMeasure, SetName, ZeroShotMeasure};
-use keel_data::captions::SHORT_TEMPLATES;
-use keel_data::embedded::Artist;
-use keel_data::eval_sets::{ZeroShot, captioned, subcategories};
-use keel_data::library::Split;
-use keel_data::task::Sample;
-use keel_base::error::{Error, Result};
 use crate::matcher::Matcher;
 use crate::{
     Labelled, LinearProbe, Neighbours, ProbeForm, ProbeSettings, TrainedProbe, accuracy,
     classify_among, rank_positives,
 };
+use keel_base::error::{Error, Result};
+use keel_data::captions::SHORT_TEMPLATES;
+use keel_data::embedded::Artist;
+use keel_data::eval_sets::{ZeroShot, captioned, subcategories};
+use keel_data::library::Split;
+use keel_data::task::Sample;
 use keel_model::ContrastivePair;
 
 /// Penalty of the linear probe, relative to the features' mean sum of squares.

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use super::html::{details, table};
-use keel_engine::program::escape;
 use crate::table::Table;
+use keel_engine::program::escape;
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 250.0;

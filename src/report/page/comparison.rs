@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::chart::{Chart, Line};
 use super::html::{Section, page, table};
 use super::record::RunRecord;
-use keel_eval::Evaluation;
 use crate::table::Table;
+use keel_eval::Evaluation;
 
 /// Runs side by side as one HTML page that needs no other file: where their settings differ, their losses stage by stage,
 /// and what each stage was worth in each.

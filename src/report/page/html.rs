@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use keel_engine::program::escape;
 use crate::table::Table;
+use keel_engine::program::escape;
 
 /// A file's bytes as an address that needs no file.
 pub(super) fn data_address(kind: &str, bytes: &[u8]) -> String {

@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 
 use super::html::{data_address, details};
-use keel_eval::{AttentionExhibit, Exhibits, Found, Principal, floats_of, rgb_of};
-use keel_engine::program::escape;
 use crate::sheet::encode_rgb;
+use keel_engine::program::escape;
+use keel_eval::{AttentionExhibit, Exhibits, Found, Principal, floats_of, rgb_of};
 
 /// A picture of an exhibit as an address; nothing where it cannot be read.
 fn address(picture: &str, side: usize) -> String {

@@ -3,8 +3,8 @@
 use super::chart::{Chart, Line};
 use super::html::table;
 use super::record::RunRecord;
-use keel_eval::{Evaluation, SetEvaluation};
 use crate::table::{distances, pictures, questions};
+use keel_eval::{Evaluation, SetEvaluation};
 
 /// Losses, rates, norms and speeds over all steps.
 pub(super) fn curves(record: &RunRecord) -> String {

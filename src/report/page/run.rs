@@ -6,9 +6,9 @@ use super::html::{Section, data_address, details, page, table};
 use super::looks::{attention, clouds, finds};
 use super::record::RunRecord;
 use super::results::{curves, evaluations, tiles};
-use keel_engine::program::{bytes, escape};
 use crate::measurement_tables;
 use crate::table::Table;
+use keel_engine::program::{bytes, escape};
 
 /// Everything about a run as one HTML page that needs no other file.
 pub fn run_page(record: &RunRecord) -> String {

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use keel_base::error::{Error, Result, with_near_miss};
 use crate::from_weights::PublishedWeights;
 use crate::locate::{KeyFinder, named_text};
 use crate::recipe::{Recipe, Stage, StageKind};
+use keel_base::error::{Error, Result, with_near_miss};
 
 /// The built-in plans: name and text.
 pub const BUILT_IN_PLANS: &[(&str, &str)] = &[

@@ -7,17 +7,17 @@ use std::time::Instant;
 use super::plan::AblationPlan;
 use super::results::{AblationResults, UnitResult};
 use super::schedule::{Unit, units};
-use keel_data::pairs::PairSource;
-use keel_base::error::{Error, Result};
-use keel_eval::{Metric, comparable};
-use keel_engine::executor::Choice;
-use keel_model::declare;
-use keel_engine::tape::ParameterLayout;
 use crate::checkpoint::write_durably;
 use crate::observer::{Event, Observer, UnitBegins};
 use crate::recipe::{Recipe, StageKind};
 use crate::run::{InitialWeights, TrainOptions, held};
 use crate::trainer::{Trainer, check_pairs};
+use keel_base::error::{Error, Result};
+use keel_data::pairs::PairSource;
+use keel_engine::executor::Choice;
+use keel_engine::tape::ParameterLayout;
+use keel_eval::{Metric, comparable};
+use keel_model::declare;
 use keel_weights::Folder;
 
 /// What is measured of each unit beside the evaluation that follows every stage.

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::plan::{AblationPlan, Arm, Spend, is_warm_start_of_vision};
-use keel_base::error::Result;
-use keel_model::declare;
-use keel_engine::tape::{ParameterLayout, Value};
-use keel_engine::tensor::{DType, TensorType};
 use crate::recipe::{Recipe, Stage, StageKind};
 use crate::step_program::{record_step, step_shape};
+use keel_base::error::Result;
+use keel_engine::tape::{ParameterLayout, Value};
+use keel_engine::tensor::{DType, TensorType};
+use keel_model::declare;
 
 /// One arm under one seed, ready to run.
 #[derive(Clone, Debug)]

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use super::file::{self, Position, Snapshot};
 use super::moments::Moments;
 use super::saver::Saver;
+use crate::run::{Run, RunState, inside_stage, newest_first, stage_label, step_label};
 use keel_base::error::{Error, Result};
 use keel_engine::executor::Session;
-use crate::run::{Run, RunState, inside_stage, newest_first, stage_label, step_label};
 
 /// Writes a run's checkpoints: those inside stages while the next steps run, those after stages at once. What is saved
 /// belongs to the [`Run`] and the [`RunState`] that are handed over; of its own it has only the one on its way.

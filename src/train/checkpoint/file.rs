@@ -15,11 +15,11 @@ use serde_json::json;
 
 use super::disk::{Disk, LocalDisk, has_room, write_durably_with};
 use super::moments::{Moments, read_moments};
+use crate::guard::Guard;
 use keel_base::error::{Error, Result};
 use keel_base::mapped_file::MappedFile;
 use keel_engine::executor::{Executor, Session};
 use keel_engine::tape::{GradientEntry, ParameterLayout};
-use crate::guard::Guard;
 
 /// Where a run stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::file::{self, Position};
-use keel_data::chat::ChatTokenizer;
-use keel_base::error::{Error, Result};
-use keel_engine::executor::Executor;
-use keel_model::declare;
-use keel_engine::tape::ParameterLayout;
 use crate::recipe::Recipe;
 use crate::run::newest_checkpoint;
+use keel_base::error::{Error, Result};
+use keel_data::chat::ChatTokenizer;
+use keel_engine::executor::Executor;
+use keel_engine::tape::ParameterLayout;
+use keel_model::declare;
 
 /// See the module's documentation.
 pub(crate) struct CheckpointModel {

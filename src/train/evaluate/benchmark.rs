@@ -5,12 +5,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::eval_run::EvalRun;
-use keel_data::benchmark::{Benchmark, BenchmarkItem};
-use keel_base::error::{Error, Result};
-use keel_eval::{
-    AnswerKind, AnsweredItem, BenchmarkScore, Generator, Sampling, Wording, is_right,
-};
 use crate::run::evaluations_folder;
+use keel_base::error::{Error, Result};
+use keel_data::benchmark::{Benchmark, BenchmarkItem};
+use keel_eval::{AnswerKind, AnsweredItem, BenchmarkScore, Generator, Sampling, Wording, is_right};
 
 /// Questions that are answered together.
 const BATCH: usize = 16;

@@ -3,17 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use super::settings::{eval_context, evaluation_settings};
+use crate::checkpoint::CheckpointModel;
+use crate::run::stage_checkpoints;
+use keel_base::error::{Error, Result, with_near_miss};
 use keel_data::batch::Pixels;
 use keel_data::chat::{Conversation, MARK, marked_before};
 use keel_data::library::Library;
 use keel_data::picture::{Picture, PictureLimits};
 use keel_data::tiles;
-use keel_base::error::{Error, Result, with_near_miss};
-use keel_eval::{Evaluation, Evaluator, Generator, Place, Sampling, Shown};
 use keel_engine::executor::{Choice, Executor};
+use keel_eval::{Evaluation, Evaluator, Generator, Place, Sampling, Shown};
 use keel_model::StepShape;
-use crate::checkpoint::CheckpointModel;
-use crate::run::stage_checkpoints;
 
 /// Tokens kept for an answer where a picture could take them all in tiles.
 const ANSWER_TOKENS: usize = 16;

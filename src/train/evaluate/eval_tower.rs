@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use super::measuring::{Measured, measure_each};
 use super::settings::eval_context;
-use keel_data::chat::ChatTokenizer;
-use keel_data::library::Library;
-use keel_base::error::{Error, Result};
-use keel_eval::{MeasureSettings, Measurements, Measurer, Metric, Place};
-use keel_engine::executor::{Choice, Executor};
-use keel_model::{VisionHead, declare};
-use keel_engine::tape::{ParameterLayout, ParameterSpec};
 use crate::from_weights::PublishedWeights;
 use crate::recipe::{Recipe, StageKind};
-use keel_weights::{Folder, Part};
+use keel_base::error::{Error, Result};
+use keel_data::chat::ChatTokenizer;
+use keel_data::library::Library;
+use keel_engine::executor::{Choice, Executor};
+use keel_engine::tape::{ParameterLayout, ParameterSpec};
+use keel_eval::{MeasureSettings, Measurements, Measurer, Metric, Place};
+use keel_model::{VisionHead, declare};
+
+use keel_weights::{Folder, SubModel};
 
 /// Tokens of the captions that samples come with, though nothing reads them.
 const WORDS: usize = 256;
@@ -60,7 +61,7 @@ impl EvalTower {
         let folder = Folder::open(path)?;
         let mut further = Vec::new();
         let mut head = None;
-        if let Some((part, form)) = Part::vision(&folder)?.0.head(&folder)? {
+        if let Some((part, form)) = SubModel::vision(&folder)?.0.head(&folder)? {
             let entries = layout.entries().iter().chain(part.layout().entries());
             let specs: Vec<ParameterSpec> = entries.map(|entry| entry.spec.clone()).collect();
             layout = Arc::new(ParameterLayout::new(&specs));

@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::{Map, Value as Json, json};
 
+use crate::checkpoint::{CheckpointModel, parent_of};
+use crate::run::TOKENIZER;
+use keel_base::error::{Error, Result};
 use keel_data::chat::Layout;
 use keel_data::prepare::Fit;
 use keel_data::resample::Filter;
-use keel_base::error::{Error, Result};
 use keel_engine::tape::ParameterEntry;
-use crate::checkpoint::{CheckpointModel, parent_of};
-use crate::run::TOKENIZER;
 use keel_weights::{
-    Folder, Part, Processor, VisionLayout, Written, connector_tensors, language_config,
-    language_tensors, processor_config, whole_config, write_tensors,
+    Folder, OutputTensor, Processor, SubModel, VisionLayout, connector_config, connector_tensors,
+    language_config, language_tensors, processor_config, whole_config, write_tensors,
 };
 
 /// What of a model is written.
@@ -144,7 +144,7 @@ impl Model {
     }
 
     /// The folder that what is asked for came from, where it holds that and nothing else and no other layout is asked for.
-    fn came_from(&self, options: &ExportOptions) -> Result<Option<(Folder, Vec<Part>)>> {
+    fn came_from(&self, options: &ExportOptions) -> Result<Option<(Folder, Vec<SubModel>)>> {
         let (vision, language) = (
             &self.stored.recipe.vision_weights,
             &self.stored.recipe.language_weights,
@@ -166,13 +166,13 @@ impl Model {
             )
         })?;
         let size = self.stored.recipe.model.vision.image_size;
-        let parts = Part::all(&folder)?.into_iter();
+        let parts = SubModel::all(&folder)?.into_iter();
         let parts = parts.map(|part| part.at_size(size));
         let mut parts = parts.collect::<Result<Vec<_>>>()?;
         // One part of a folder of several stands under names and settings that are not its own.
         let is_alone = parts.len() == 1;
         if options.part == ExportPart::Whole {
-            parts.extend(Part::connector(&folder)?.map(|(part, _)| part));
+            parts.extend(SubModel::connector(&folder)?.map(|(part, _)| part));
         }
         Ok((is_alone || options.part == ExportPart::Whole).then_some((folder, parts)))
     }
@@ -180,9 +180,9 @@ impl Model {
     fn again<'a>(
         &'a self,
         folder: &'a Folder,
-        parts: &[Part],
+        parts: &[SubModel],
         options: &ExportOptions,
-    ) -> (Page, Vec<Written<'a>>) {
+    ) -> (Page, Vec<OutputTensor<'a>>) {
         let value_of = |entry: &ParameterEntry| self.value_of(entry);
         let mut config = folder.config().clone();
         let rows = json!(self.stored.recipe.model.language.vocabulary);
@@ -211,10 +211,13 @@ impl Model {
             has_pictures: options.part != ExportPart::Language,
             has_words: options.part != ExportPart::Vision,
         };
-        (page, Part::rewrite(folder, parts, options.dtype, &value_of))
+        (
+            page,
+            SubModel::rewrite(folder, parts, options.dtype, &value_of),
+        )
     }
 
-    fn natural<'a>(&'a self, options: &ExportOptions) -> Result<(Page, Vec<Written<'a>>)> {
+    fn natural<'a>(&'a self, options: &ExportOptions) -> Result<(Page, Vec<OutputTensor<'a>>)> {
         let config = &self.stored.recipe.model;
         let dtype = options.dtype.unwrap_or(Dtype::F32);
         let value_of = |entry: &ParameterEntry| self.value_of(entry);
@@ -238,14 +241,10 @@ impl Model {
             }
             ExportPart::Language => {
                 page.config = language_config(&config.language)?;
-                language_tensors(&config.language, &self.stored.layout, "", dtype, &value_of)
+                language_tensors(&config.language, &self.stored.layout, "", dtype, &value_of)?
             }
             ExportPart::Connector => {
-                page.config.insert(
-                    "downsample_ratio".into(),
-                    json!(1.0 / config.connector.factor as f64),
-                );
-                page.config.insert("ps_version".into(), json!("v2"));
+                page.config = connector_config(&config.connector);
                 page.has_pictures = false;
                 connector_tensors(&self.stored.layout, dtype, &value_of)
             }
@@ -254,8 +253,8 @@ impl Model {
                 page.config = whole_config(
                     layout.config(&config.vision)?,
                     language_config(&config.language)?,
-                    (config.vision.image_size, config.connector.factor),
-                    self.stored.recipe.most_tiles(),
+                    &config.connector,
+                    (config.vision.image_size, self.stored.recipe.most_tiles()),
                     self.template(),
                 );
                 let vision = "vision_model.";
@@ -274,7 +273,7 @@ impl Model {
                     language,
                     dtype,
                     &value_of,
-                ));
+                )?);
                 all
             }
         };
@@ -297,7 +296,7 @@ impl Model {
         &self,
         folder: &Path,
         page: &Page,
-        tensors: &[Written<'_>],
+        tensors: &[OutputTensor<'_>],
         options: &ExportOptions,
     ) -> Result<usize> {
         // What an export left that was killed.

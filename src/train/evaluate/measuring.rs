@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 
 use super::eval_run::EvalRun;
 use super::settings::evaluation_settings;
-use keel_data::library::Library;
-use keel_base::error::{Error, Result};
-use keel_eval::{
-    MeasureSettings, Measurements, Measurer, Metric, Place, StageDrift, parameter_drift,
-};
-use keel_engine::executor::Choice;
 use crate::checkpoint::{parameters, write_durably};
 use crate::recipe::{Stage, StageKind};
 use crate::run::{evaluations_folder, run_of, stage_checkpoints};
+use keel_base::error::{Error, Result};
+use keel_data::library::Library;
+use keel_engine::executor::Choice;
+use keel_eval::{
+    MeasureSettings, Measurements, Measurer, Metric, Place, StageDrift, parameter_drift,
+};
 
 /// The sizes to measure with after a stage; nothing after one that sees no pictures.
 fn settings_after(stage: &Stage, pictures: usize, is_connected: bool) -> Option<MeasureSettings> {

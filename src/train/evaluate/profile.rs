@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use keel_eval::feed::write_batch;
-use keel_data::library::Library;
-use keel_base::error::Result;
-use keel_engine::executor::{Choice, Executor, Session};
-use keel_model::{StepShape, declare};
-use keel_engine::tape::Cost;
 use crate::recipe::{Recipe, Stage};
 use crate::stage_data::stage_mixture;
 use crate::step_program::{compile_step, hyper, step_shape};
+use keel_base::error::Result;
+use keel_data::library::Library;
+use keel_engine::executor::{Choice, Executor, Session};
+use keel_engine::tape::Cost;
+use keel_eval::feed::write_batch;
+use keel_model::{StepShape, declare};
 
 /// Runs before the first one that counts.
 const WARM_UP: usize = 2;

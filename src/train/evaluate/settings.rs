@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use crate::recipe::{Recipe, Stage, StageKind};
 use keel_data::chat::ChatTokenizer;
-use keel_eval::{EvaluationSettings, Place};
 use keel_engine::executor::Executor;
 use keel_engine::tape::ParameterLayout;
-use crate::recipe::{Recipe, Stage, StageKind};
+use keel_eval::{EvaluationSettings, Place};
 
 /// Questions of each kind and drawing style for 200 pictures; fewer pictures, fewer questions.
 const QUESTIONS_PER_KIND: usize = 40;

@@ -1,13 +1,13 @@
 //! A step done twice: a processor or memory that computes wrongly now and then is found out by the bits.
 
-use keel_data::batch::Batch;
-use keel_base::error::{Error, Result};
-use keel_engine::executor::Session;
-use keel_engine::ops::HYPER;
 use crate::checkpoint::{Moments, read_moments, write_moments};
 use crate::recipe::Stage;
 use crate::run::Run;
 use crate::stage::{run_micro_batch, write_micro_batch};
+use keel_base::error::{Error, Result};
+use keel_data::batch::Batch;
+use keel_engine::executor::Session;
+use keel_engine::ops::HYPER;
 
 /// What a step changes.
 struct StepState {

@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 
-use keel_base::error::{Error, Result};
 use crate::checkpoint::{
     Disk, LocalDisk, Position, create_folders, read_position, remove_unfinished, write_durably_on,
 };
+use keel_base::error::{Error, Result};
 
 /// The settings in a run's folder; a folder without them is none.
 const RECIPE: &str = "recipe.toml";

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::signals::Signals;
-use keel_engine::executor::Choice;
 use crate::checkpoint::{Disk, LocalDisk};
 use crate::observer::{Observer, Silent};
+use keel_engine::executor::Choice;
 
 /// What the command line adds to a recipe.
 #[derive(Clone, Debug)]

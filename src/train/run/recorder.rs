@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 
 use super::event_file::EventFile;
 use super::folder::{RunFolder, stage_label};
+use crate::observer::{Evaluated, Event, Observer, RunBegins, StageBegins, StepReport};
 use keel_base::error::{Error, Result};
 use keel_engine::program::draw_memory;
-use crate::observer::{Evaluated, Event, Observer, RunBegins, StageBegins, StepReport};
 
 /// The folder of a run with what there is to look at, a file a stage.
 const EXHIBITS: &str = "exhibits";

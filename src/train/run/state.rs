@@ -5,23 +5,23 @@ use std::sync::Arc;
 
 use super::folder::{RunFolder, TOKENIZER};
 use super::options::{InitialWeights, TrainOptions};
+use crate::evaluate::eval_context;
+use crate::guard::Guard;
+use crate::observer::{Event, Observer, Observers};
+use crate::recipe::{Recipe, Stage};
+use crate::stage_data::stage_mixture;
+use keel_base::error::{Error, Result};
 use keel_data::chat::ChatTokenizer;
 use keel_data::library::Library;
 use keel_data::mixture::Mixture;
 use keel_data::pairs::PairSource;
 use keel_data::photo::KeptPictures;
 use keel_data::task::TaskKind;
-use keel_base::error::{Error, Result};
-use keel_eval::Place;
 use keel_engine::executor::Executor;
-use keel_model::initialise_one;
 use keel_engine::program::Program;
 use keel_engine::tape::ParameterLayout;
-use crate::evaluate::eval_context;
-use crate::guard::Guard;
-use crate::observer::{Event, Observer, Observers};
-use crate::recipe::{Recipe, Stage};
-use crate::stage_data::stage_mixture;
+use keel_eval::Place;
+use keel_model::initialise_one;
 
 /// What is fixed. Everything that trains, saves or evaluates borrows it, and none of them changes it.
 pub(crate) struct Run {

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use super::stage_loop::write_micro_batch;
-use keel_data::batch::Batch;
-use keel_data::mixture::Mixture;
-use keel_data::prefetch::Prefetcher;
-use keel_base::error::{Error, Result};
-use keel_engine::executor::Session;
 use crate::gathered::weight;
 use crate::guard::Guard;
 use crate::recipe::Stage;
+use keel_base::error::{Error, Result};
+use keel_data::batch::Batch;
+use keel_data::mixture::Mixture;
+use keel_data::prefetch::Prefetcher;
+use keel_engine::executor::Session;
 
 /// Batches that are made before they are wanted, at least.
 const BATCHES_AHEAD: usize = 4;

@@ -5,14 +5,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::feed::{Feed, FeedPlan};
-use keel_data::batch::Batch;
-use keel_eval::feed::write_batch;
-use keel_data::mixture::Mixture;
-use keel_data::packing::PackingStats;
-use keel_base::error::{Error, Result};
-use keel_engine::executor::Session;
-use keel_engine::ops::HYPER;
-use keel_engine::program::MemoryReport;
 use crate::checkpoint::{
     Checkpointer, Moments, after_stage, clear_moments, load, newest_well, restore, write_moments,
 };
@@ -22,6 +14,14 @@ use crate::observer::{Event, StageBegins, StepReport, StepsBegin};
 use crate::recipe::{Stage, StageKind};
 use crate::run::{ProgressLog, Run, RunState, StepNumbers, StepSize};
 use crate::step_program::{hyper, whole_step_flops};
+use keel_base::error::{Error, Result};
+use keel_data::batch::Batch;
+use keel_data::mixture::Mixture;
+use keel_data::packing::PackingStats;
+use keel_engine::executor::Session;
+use keel_engine::ops::HYPER;
+use keel_engine::program::MemoryReport;
+use keel_eval::feed::write_batch;
 
 /// A stage that is loaded and ready to step. It changes parameters and moments, which the executor and the session hold,
 /// and the run's state; what it has trained is saved after it, by its caller.

@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use super::super::arena::ByteArena;
 use super::super::{Executor, Session, expect_arena, expect_input};
-use keel_base::error::{Error, Result};
 use crate::program::{Place, Program};
 use crate::tape::{Arena, CpuArgs, Input, Inputs, Machine, Output, Outputs, Target, Value};
 use crate::tensor::{DType, TensorType};
+use keel_base::error::{Error, Result};
 
 /// The most inputs or outputs an op may have; slices for them are built on the stack.
 const MAX_ARGUMENTS: usize = 12;

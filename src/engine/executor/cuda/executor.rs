@@ -10,10 +10,10 @@ use super::kernels::Kernels;
 use super::memory::DeviceMemory;
 use super::probe::Found;
 use super::session::CudaSession;
-use keel_base::error::Result;
 use crate::program::Program;
 use crate::tape::{Machine, Target, Tier};
 use crate::tensor::DType;
+use keel_base::error::Result;
 
 /// Masters in f32 and their twins in bf16, which programs in bf16 read and their update keeps.
 pub(super) struct Parameters {

@@ -10,8 +10,8 @@ use cudarc::driver::{result, sys};
 
 use super::super::kernel_table::{KERNELS, KernelImage};
 use super::gpu::{Gpu, Handle, name};
-use keel_base::error::{Error, Result};
 use crate::launch::KernelEntry;
+use keel_base::error::{Error, Result};
 
 /// Shared memory that a block has without asking for more.
 const USUAL_SHARED_BYTES: u32 = 48 * 1024;

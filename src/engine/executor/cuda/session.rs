@@ -10,10 +10,10 @@ use super::kernels::Kernels;
 use super::launch::PreparedLaunch;
 use super::memory::DeviceMemory;
 use super::staging::Staging;
-use keel_base::error::Result;
 use crate::program::Program;
 use crate::tape::Arena;
 use crate::tensor::DType;
+use keel_base::error::Result;
 
 /// The arenas of one session, and the parameters' that all sessions share.
 pub(super) struct Memory {

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use super::gpu::{Event, Gpu};
 use super::memory::{DeviceMemory, PinnedMemory};
-use keel_base::error::{Error, Result};
 use crate::program::{Place, Program};
 use crate::tape::Value;
+use keel_base::error::{Error, Result};
 
 /// Inputs start at multiples of this many bytes: a memory transaction.
 const ALIGNMENT: usize = 256;

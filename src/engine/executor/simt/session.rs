@@ -9,10 +9,10 @@ use super::super::resolved::{
 };
 use super::super::{Executor, Session, expect_arena, expect_input};
 use super::{Argument, Buffer, Element, Emulator, Kernel, Options};
-use keel_base::error::{Error, Result};
 use crate::program::Program;
 use crate::tape::{Arena, Machine, Target, Tier};
 use crate::tensor::DType;
+use keel_base::error::{Error, Result};
 
 /// Runs programs on the emulator. See [`super`].
 pub struct SimtExecutor {

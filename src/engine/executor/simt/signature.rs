@@ -2,8 +2,8 @@
 
 use super::buffer::Buffer;
 use super::ffi;
-use keel_base::error::{Error, Result};
 use crate::launch::{Element, Parameter, Passed, check_arguments};
+use keel_base::error::{Error, Result};
 use std::ffi::CStr;
 use std::fmt;
 

@@ -1,8 +1,8 @@
 //! Where the elements of query, key and value lie, and which keys a query sees.
 
 use super::{Heads, Mask};
-use keel_base::error::{Error, Result};
 use crate::tensor::{DType, TensorType};
+use keel_base::error::{Error, Result};
 
 /// Which tensors hold query, key and value.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -2,7 +2,6 @@
 
 use super::geometry::{Form, Geometry};
 use super::op::{Attention, AttentionBackward};
-use keel_base::error::{Error, Result};
 use crate::launch::kernels::constants::attention_backward::{
     BACKWARD_ROWS, BACKWARD_SPLIT, DELTA_LANES, ELEMENT_THREADS, UNSPLIT_DIM,
 };
@@ -11,6 +10,7 @@ use crate::launch::kernels::constants::attention_forward::{
 };
 use crate::launch::{Argument, Family, KernelEntry, Launch, blocks, index, kernels};
 use crate::tensor::{DType, TensorType};
+use keel_base::error::{Error, Result};
 
 /// No tile is longer: forward's is the longest.
 const LONGEST_TILE: usize = FORWARD_QUERIES_BF16;

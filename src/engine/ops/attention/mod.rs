@@ -21,8 +21,8 @@ pub(super) use self::geometry::{check_heads, rows};
 
 use self::geometry::Form;
 use self::op::Attention;
-use keel_base::error::Result;
 use crate::tape::{Tape, Value};
+use keel_base::error::Result;
 
 /// The heads of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq)]

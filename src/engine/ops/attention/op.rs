@@ -2,10 +2,10 @@
 
 use super::geometry::{Form, Geometry};
 use super::{Heads, Mask, cpu, launches, reference};
-use keel_base::error::{Error, Result};
 use crate::launch::Launch;
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
+use keel_base::error::{Error, Result};
 
 /// Inputs: qkv, or query and key_value; then segments where there are any. Outputs: o, and lse where it is saved.
 #[derive(Clone, Copy, Debug)]

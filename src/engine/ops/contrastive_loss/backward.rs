@@ -3,12 +3,12 @@
 use super::launches::Problem;
 use super::sweep::{Sweep, workspace_bytes};
 use super::{Contrastive, infer_features, pairs_of, similarities};
-use keel_base::error::Result;
-use keel_cpu::matmul::{Rows, RowsMut, product};
 use crate::launch::Launch;
 use crate::ops::special::dot;
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, Output, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
+use keel_base::error::Result;
+use keel_cpu::matmul::{Rows, RowsMut, product};
 
 /// Inputs: u, v, log_scale; r and c (InfoNCE) or the bias; dL; the number of pairs, where it is one.
 #[derive(Clone, Copy, Debug)]

@@ -4,13 +4,13 @@
 //! strip, so memory grows with N and not with N².
 
 use super::Contrastive;
-use keel_base::error::Result;
 use crate::launch::kernels::constants::linear::ELEMENTWISE_THREADS;
 use crate::launch::kernels::constants::product::LARGE_TILE as TILE;
 use crate::launch::kernels::constants::scores::{REDUCE_THREADS, REDUCE_WARPS};
 use crate::launch::{Argument, KernelEntry, Launch, blocks, kernels, vector};
 use crate::ops::linear::tiles::{Tiling, size};
 use crate::tensor::{DType, TensorType};
+use keel_base::error::Result;
 
 /// Scores of a strip, where N leaves room: 128 MiB of bf16.
 const STRIP_SCORES: usize = 1 << 26;

@@ -23,11 +23,11 @@ use backward::ContrastiveLossBackward;
 use launches::{Problem, STRIP_ROWS};
 use sweep::{Sweep, workspace_bytes};
 
-use keel_base::error::{Error, Result};
 use crate::launch::Launch;
 use crate::ops::special::dot;
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::TensorType;
+use keel_base::error::{Error, Result};
 
 /// The form of a contrastive loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
-use keel_cpu::matmul::{Rows, RowsMut, product, product_workspace};
 use crate::tape::Target;
 use crate::tensor::TensorType;
+use keel_cpu::matmul::{Rows, RowsMut, product, product_workspace};
 
 /// Rows of one similarity tile.
 const TILE_ROWS: usize = 64;

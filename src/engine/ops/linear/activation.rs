@@ -2,14 +2,14 @@
 
 use rayon::prelude::*;
 
-use keel_base::error::Result;
-use keel_cpu::vector_math;
 use crate::launch::kernels::constants::linear::ELEMENTWISE_THREADS;
 use crate::launch::{Argument, Launch, blocks, kernels, vector};
 use crate::ops::shapes::{expect_float, expect_inputs, expect_type};
 use crate::ops::special::{erfc, sigmoid};
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Value};
 use crate::tensor::TensorType;
+use keel_base::error::Result;
+use keel_cpu::vector_math;
 /// Elements one task works on.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
 

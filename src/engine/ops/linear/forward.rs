@@ -5,14 +5,14 @@ use super::activation::ActivationGradient;
 use super::input_gradient::LinearInputGradient;
 use super::tiles::{Tiling, size};
 use super::weight_gradient::{ColumnSum, LinearWeightGradient};
-use keel_base::error::Result;
-use keel_cpu::matmul::{self, Epilogue, Residual, Rows, RowsMut};
 use crate::launch::{Argument, Launch, kernels};
 use crate::ops::layer_scale::layer_scale_gradients;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector, with_columns};
 use crate::ops::special::dot;
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
 use crate::tensor::{DType, TensorType};
+use keel_base::error::Result;
+use keel_cpu::matmul::{self, Epilogue, Residual, Rows, RowsMut};
 
 /// Inputs x, weight, then bias, residual and scale γ where present; outputs y, then z where saved.
 #[derive(Clone, Copy, Debug, Default)]

@@ -7,12 +7,12 @@ use rayon::prelude::*;
 use super::Activation;
 use super::activation::ActivationGradient;
 use super::tiles::{Tiling, size};
-use keel_base::error::Result;
-use keel_cpu::matmul::{self, Rows, RowsMut, Slope};
 use crate::launch::{Argument, Launch, kernels};
 use crate::ops::shapes::{expect_float, expect_type, with_columns};
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
+use keel_base::error::Result;
+use keel_cpu::matmul::{self, Rows, RowsMut, Slope};
 
 /// Elements that one task copies.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;

@@ -17,8 +17,8 @@ mod input_gradient;
 pub(super) mod tiles;
 pub(super) mod weight_gradient;
 
-use keel_base::error::Result;
 use crate::tape::{Tape, Value};
+use keel_base::error::Result;
 
 pub use activation::Activation;
 use forward::Linear;

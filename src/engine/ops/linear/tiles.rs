@@ -1,10 +1,10 @@
 //! How the products of `cuda/product.cuh` are cut over a chip: the size of a block's tile, and how often the sum is split.
 
-use keel_base::error::{Error, Result};
 use crate::launch::kernels::constants::kernel::MULTIPROCESSORS;
 use crate::launch::kernels::constants::product::{LARGE_TILE, SMALL_TILE, STEP_BYTES};
 use crate::launch::{Argument, KernelEntry, Sizes, blocks};
 use crate::tensor::DType;
+use keel_base::error::{Error, Result};
 
 /// Blocks that share a multiprocessor, where a sum is split to fill them.
 const BLOCKS_EACH: usize = 2;

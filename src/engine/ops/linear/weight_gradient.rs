@@ -2,15 +2,15 @@
 
 use super::input_gradient::copy;
 use super::tiles::{Tiling, size};
-use keel_base::error::{Error, Result};
-use keel_cpu::matmul::{self, Rows, RowsMut};
-use keel_cpu::reduce;
 use crate::launch::kernels::constants::kernel::{MULTIPROCESSORS, WARP_LANES};
 use crate::launch::kernels::constants::linear::ELEMENTWISE_THREADS;
 use crate::launch::{Argument, KernelEntry, Launch, blocks, index, kernels, vector};
 use crate::ops::shapes::expect_float;
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
 use crate::tensor::{DType, TensorType};
+use keel_base::error::{Error, Result};
+use keel_cpu::matmul::{self, Rows, RowsMut};
+use keel_cpu::reduce;
 
 /// Inputs dy [.., N], x [.., K], then the gradient f32 [N, K] to add to; outputs dW f32 [N, K], then db f32 [N].
 /// Gradients of parameters are f32 whatever the activations are.

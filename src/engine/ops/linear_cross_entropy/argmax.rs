@@ -5,10 +5,10 @@ use rayon::prelude::*;
 use super::launches::Sizes;
 use super::tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
 use super::{check_product, logits, outer};
-use keel_base::error::{Error, Result};
 use crate::launch::Launch;
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::TensorType;
+use keel_base::error::{Error, Result};
 
 /// Records the word of the largest logit for each row: `hidden` [.., D], `weight` [V, D] of its type → i32 [..]. Ties go to
 /// the smaller word.

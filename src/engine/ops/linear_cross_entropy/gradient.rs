@@ -5,11 +5,11 @@ use rayon::prelude::*;
 use super::launches::Sizes;
 use super::tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
 use super::{infer_loss, logits};
-use keel_base::error::{Error, Result};
-use keel_cpu::matmul::{Rows, RowsMut, product};
 use crate::launch::Launch;
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
+use keel_base::error::{Error, Result};
+use keel_cpu::matmul::{Rows, RowsMut, product};
 
 /// What both gradients are given: h, W, targets, weights, lse, Σ w, dL.
 struct Softmax<'a> {

@@ -1,11 +1,11 @@
 //! The launches of `cuda/linear_cross_entropy.cu`, and the scratch memory between them.
 
-use keel_base::error::Result;
 use crate::launch::kernels::constants::product::LARGE_TILE as TILE;
 use crate::launch::kernels::constants::scores::REDUCE_WARPS;
 use crate::launch::{Argument, KernelEntry, Launch, blocks, kernels};
 use crate::ops::linear::tiles::{Tiling, size};
 use crate::tensor::{DType, TensorType};
+use keel_base::error::Result;
 
 /// N, V and D of a product of hidden states with the output matrix, and the storage type.
 #[derive(Clone, Copy, Debug)]

@@ -19,11 +19,11 @@ use gradient::{HiddenGradient, WeightGradient};
 use launches::Sizes;
 use tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
 
-use keel_base::error::{Error, Result};
 use crate::launch::Launch;
 use crate::ops::special::dot;
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::TensorType;
+use keel_base::error::{Error, Result};
 
 /// Records the loss `[1]` of `hidden` [.., D] through `weight` [V, D] of its type against `targets` i32 [..] with `weights`
 /// f32 [..].

@@ -1,8 +1,8 @@
 //! The output product in tiles: supervised rows gathered, words in runs.
 
-use keel_cpu::matmul::{Rows, RowsMut, product, product_workspace};
 use crate::tape::{CpuArgs, Target};
 use crate::tensor::TensorType;
+use keel_cpu::matmul::{Rows, RowsMut, product, product_workspace};
 
 /// Supervised rows of one tile.
 pub(super) const TILE_ROWS: usize = 128;

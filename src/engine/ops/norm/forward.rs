@@ -5,13 +5,13 @@ use rayon::prelude::*;
 use super::Kind;
 use super::gradient::NormGradient;
 use super::kernel;
-use keel_base::error::Result;
-use keel_cpu::simd::dispatch;
 use crate::launch::{Argument, Launch, index, kernels};
 use crate::ops::rows::RowKernel;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Value};
 use crate::tensor::{DType, TensorType};
+use keel_base::error::Result;
+use keel_cpu::simd::dispatch;
 
 /// Elements that one task works on, in whole rows.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;

@@ -3,8 +3,6 @@
 use rayon::prelude::*;
 
 use super::{Kind, kernel};
-use keel_base::error::Result;
-use keel_cpu::simd::dispatch;
 use crate::launch::kernels::constants::partials::PARTIAL_COLUMNS;
 use crate::launch::{Argument, Launch, blocks, index, kernels};
 use crate::ops::rows::RowKernel;
@@ -12,6 +10,8 @@ use crate::ops::shapes::{expect_float, expect_type, expect_vector};
 use crate::ops::special::dot;
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, Output, ReferenceArgs, Target, Value};
 use crate::tensor::{DType, TensorType};
+use keel_base::error::Result;
+use keel_cpu::simd::dispatch;
 
 /// The most tasks, each with partial sums of its own for dweight and dbias.
 const TASKS: usize = 64;

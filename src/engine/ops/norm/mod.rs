@@ -19,8 +19,8 @@ mod forward;
 mod gradient;
 mod kernel;
 
-use keel_base::error::Result;
 use crate::tape::{Tape, Value};
+use keel_base::error::Result;
 
 use forward::Norm;
 

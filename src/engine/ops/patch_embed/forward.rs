@@ -4,14 +4,14 @@ use rayon::prelude::*;
 
 use super::gradient::{ImageGradient, PatchEmbedGradient};
 use super::patches::Grid;
-use keel_base::error::{Error, Result};
-use keel_cpu::matmul::{self, Epilogue, Residual, Rows, RowsMut};
 use crate::launch::{Argument, Launch, kernels};
 use crate::ops::linear::tiles::{Tiling, size};
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
 use crate::ops::special::dot;
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
 use crate::tensor::{DType, TensorType};
+use keel_base::error::{Error, Result};
+use keel_cpu::matmul::{self, Epilogue, Residual, Rows, RowsMut};
 
 /// Inputs images, weight, then bias and position where present.
 #[derive(Clone, Copy, Debug)]

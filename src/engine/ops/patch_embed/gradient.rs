@@ -3,8 +3,6 @@
 use rayon::prelude::*;
 
 use super::patches::Grid;
-use keel_base::error::{Error, Result};
-use keel_cpu::matmul::{self, Rows, RowsMut};
 use crate::launch::kernels::constants::patch_embed::PATCH_THREADS;
 use crate::launch::{Argument, Launch, blocks, kernels, vector};
 use crate::ops::linear::tiles::{Tiling, size};
@@ -12,6 +10,8 @@ use crate::ops::linear::weight_gradient::WeightGradient;
 use crate::ops::shapes::{expect_float, expect_type};
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, Output, ReferenceArgs, Target, Value};
 use crate::tensor::{Shape, TensorType};
+use keel_base::error::{Error, Result};
+use keel_cpu::matmul::{self, Rows, RowsMut};
 
 /// Elements of a band of the positions that one task sums over the batch.
 const ELEMENTS_PER_TASK: usize = 1024;

@@ -17,8 +17,8 @@ mod forward;
 mod gradient;
 mod patches;
 
-use keel_base::error::Result;
 use crate::tape::{Tape, Value};
+use keel_base::error::Result;
 
 use forward::PatchEmbed;
 

@@ -2,10 +2,10 @@
 
 use rayon::prelude::*;
 
-use keel_base::error::Result;
 use crate::launch::{Argument, KernelEntry};
 use crate::ops::linear::tiles::size;
 use crate::tensor::Shape;
+use keel_base::error::Result;
 
 /// Patches that one task lays out.
 const ROWS_PER_TASK: usize = 64;

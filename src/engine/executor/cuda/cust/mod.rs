@@ -31,10 +31,10 @@ use super::executor::CudaExecutor;
 use super::launch::PreparedLaunch;
 use super::probe::{Found, unusable};
 use super::session::CudaSession;
-use keel_base::error::{Error, Result};
 use crate::launch::kernels::KERNELS;
 use crate::launch::{Element, KernelEntry, Parameter};
 use crate::program::Program;
+use keel_base::error::{Error, Result};
 
 /// Shared memory that a block has without asking for more.
 const USUAL_SHARED_BYTES: u32 = 48 * 1024;

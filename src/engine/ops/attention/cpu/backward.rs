@@ -9,11 +9,11 @@ use super::{
     Divide, Geometry, KEYS, QUERIES, Share, Sources, for_each_block, lanes, panel_elements,
     query_blocks, run_lanes,
 };
-use keel_cpu::matmul::{Rows, RowsMut, product};
 use crate::ops::attention::geometry::Form;
 use crate::ops::attention::op::AttentionBackward;
 use crate::ops::rows::{add_scaled, dot};
 use crate::tape::{CpuArgs, Target};
+use keel_cpu::matmul::{Rows, RowsMut, product};
 
 /// Floats of scratch memory of one lane: scores, their gradient, the products' panel and δ.
 fn lane_elements(geometry: &Geometry) -> usize {

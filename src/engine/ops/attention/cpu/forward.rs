@@ -7,9 +7,9 @@ use super::{
     Divide, Geometry, KEYS, QUERIES, Share, Sources, for_each_block, lanes, panel_elements,
     query_blocks, run_lanes,
 };
-use keel_cpu::matmul::{Rows, RowsMut, product};
 use crate::ops::attention::op::Attention;
 use crate::tape::{CpuArgs, Target};
+use keel_cpu::matmul::{Rows, RowsMut, product};
 
 /// Floats of scratch memory of one lane: scores, the products' panel, and three numbers a query.
 fn lane_elements(geometry: &Geometry) -> usize {

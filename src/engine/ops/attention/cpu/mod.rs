@@ -14,8 +14,8 @@ mod forward;
 use std::ops::Range;
 
 use super::geometry::{Form, Geometry, Layout};
-use keel_cpu::matmul::{Rows, product_workspace};
 use crate::tape::{CpuArgs, Target};
+use keel_cpu::matmul::{Rows, product_workspace};
 
 pub(super) use backward::{backward, backward_workspace};
 pub(super) use forward::{forward, forward_workspace};

@@ -14,10 +14,10 @@
 //!
 //! Canonical placements, section inference and decomposition follow Moffitt, "MiniMalloc", ASPLOS 2023; branching on the
 //! tightest section and the table of failures are ours. Effort is counted in sections visited, never in seconds, so that
-//! the same buffers give the same placement on every machine.
+//! the same buffers give the same answer on every machine.
 
-use super::random::Random;
-use super::sections::Part;
+use super::Part;
+use crate::plan::instances::Random;
 
 /// How a search ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,8 +56,8 @@ pub(super) enum Rule {
     FailingValley,
 }
 
-/// Deeper nests of choices than this end the search, so that the stack of the calling thread always suffices.
-const MAX_DEPTH: usize = 1500;
+/// Deeper nests of choices than this end the search, so that the stack of a test always suffices.
+const MAX_DEPTH: usize = 500;
 /// States of the table of failures, a power of two (16 B each).
 const TABLE_SIZE: usize = 1 << 17;
 
@@ -123,7 +123,7 @@ pub(super) struct Search<'a> {
 impl<'a> Search<'a> {
     pub fn new(part: &'a Part, capacity: u64) -> Search<'a> {
         let (items, sections) = (&part.items, part.sections);
-        let mut random = Random::new(0x5ee4_15ed);
+        let mut random = Random(0x5ee4_15ed);
         let mark: Vec<u128> = items
             .iter()
             .map(|_| u128::from(random.next()) << 64 | u128::from(random.next()))
@@ -169,7 +169,8 @@ impl<'a> Search<'a> {
         self.effort = effort;
         self.reset();
         self.order(preference);
-        let verdict = if self.part.bound > self.capacity {
+        let is_too_small = self.remaining.iter().any(|total| *total > self.capacity);
+        let verdict = if is_too_small {
             Verdict::Impossible
         } else {
             self.solve(0, self.part.sections, 0)
@@ -178,8 +179,8 @@ impl<'a> Search<'a> {
     }
 
     /// The offsets found, in the order of the part's items.
-    pub fn offsets(&self) -> &[u64] {
-        &self.offset
+    pub fn into_offsets(self) -> Vec<u64> {
+        self.offset
     }
 
     fn reset(&mut self) {
@@ -206,7 +207,7 @@ impl<'a> Search<'a> {
             .iter()
             .map(|&total| self.capacity.saturating_sub(total))
             .collect();
-        let mut random = Random::new(match preference {
+        let mut random = Random(match preference {
             Preference::Shuffled(seed) => seed,
             _ => 0,
         });

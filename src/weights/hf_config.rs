@@ -210,6 +210,14 @@ impl<'a> Settings<'a> {
         }
     }
 
+    /// Refuses another text.
+    pub fn only_text(&self, key: &'static str, want: &'a str, default: &'a str) -> Result<()> {
+        match self.text(key, default)? {
+            found if found == want => Ok(()),
+            found => Err(self.refuse(key, want, found)),
+        }
+    }
+
     /// Refuses another number.
     pub fn only_number(&self, key: &'static str, want: usize, default: usize) -> Result<()> {
         match self.number(key, default)? {

@@ -1,7 +1,7 @@
 //! Finds a family's tensors in a folder.
 
-use super::families::{Names, row, rows_of};
-use super::part::Source;
+use super::families::{LanguageForm, Names, row, rows_of};
+use super::sub_model::Source;
 use super::{Folder, TensorPlace};
 use keel_base::error::{Error, Result, nearest};
 use keel_engine::ops::Heads;
@@ -20,7 +20,7 @@ pub(super) enum Wanted {
 }
 
 /// How a family's tensors are found.
-pub(super) struct Finder<'a> {
+pub(super) struct TensorResolver<'a> {
     pub folder: &'a Folder,
     pub names: &'static [Names],
     pub prefix: String,
@@ -28,15 +28,19 @@ pub(super) struct Finder<'a> {
     /// Side of a patch.
     pub patch: usize,
     pub patches_by_pixel: bool,
+    /// The form that a decoder has; it says where the output product is.
+    pub decoder: Option<&'static LanguageForm>,
 }
 
-impl Finder<'_> {
+impl TensorResolver<'_> {
     /// The tensors of one parameter.
     pub fn source(&self, entry: &ParameterEntry) -> Result<Source> {
         let dims = entry.spec.shape.dims();
         let (stem, layer, ending) = row(&entry.spec.name);
-        if stem == "head" {
-            return self.head(entry);
+        if stem == "head"
+            && let Some(form) = self.decoder
+        {
+            return self.output_product(form, entry);
         }
         let ways = self
             .names
@@ -45,6 +49,8 @@ impl Finder<'_> {
             .map_or(&[][..], |(_, ways)| ways);
         let full = |name: &str| format!("{}{}{ending}", self.prefix, name.replace("{l}", &layer));
         let is_there = |name: &str| self.folder.tensors().contains_key(&full(name));
+        // The way that names this very tensor, or else the one that the folder uses for other layers: a tensor that is missing
+        // is then missed under the name that it would have had.
         let way = ways
             .iter()
             .find(|way| way.iter().any(|name| is_there(name)))
@@ -68,18 +74,18 @@ impl Finder<'_> {
         let is_patches = stem == "patch_embed" && ending == ".weight";
         let mut tensors = Vec::new();
         for (name, rows) in way.iter().zip(rows) {
-            let want = match is_patches && !self.patches_by_pixel {
-                true => Wanted::Exactly(vec![rows, 3, self.patch, self.patch]),
-                false => Wanted::Dims([&[rows], &dims[1..]].concat()),
+            let want = if is_patches && !self.patches_by_pixel {
+                Wanted::Exactly(vec![rows, 3, self.patch, self.patch])
+            } else {
+                Wanted::Dims([&[rows], &dims[1..]].concat())
             };
-            tensors.push(match name.ends_with(STACKED) {
-                true => self.stacked(&full(name), &stem, dims)?,
-                false => {
-                    let name = full(name);
-                    let place = self.tensor(&name)?;
-                    self.hold_shape(&name, &place, &want)?;
-                    (name, place)
-                }
+            tensors.push(if name.ends_with(STACKED) {
+                self.stacked(&full(name), &stem, dims)?
+            } else {
+                let name = full(name);
+                let place = self.tensor(&name)?;
+                self.hold_shape(&name, &place, &want)?;
+                (name, place)
             });
         }
         Ok(Source {
@@ -103,12 +109,13 @@ impl Finder<'_> {
     }
 
     /// The output product of an untied decoder, beside the decoder or inside it.
-    fn head(&self, entry: &ParameterEntry) -> Result<Source> {
-        let beside = self.prefix.strip_suffix("model.").unwrap_or(&self.prefix);
-        let name = format!("{beside}lm_head.weight");
-        let name = match self.folder.tensors().contains_key(&name) {
-            true => name,
-            false => "lm_head.weight".to_owned(),
+    fn output_product(&self, form: &LanguageForm, entry: &ParameterEntry) -> Result<Source> {
+        let beside = self.prefix.strip_suffix(form.trunk);
+        let name = format!("{}{}", beside.unwrap_or(&self.prefix), form.head);
+        let name = if self.folder.tensors().contains_key(&name) {
+            name
+        } else {
+            form.head.to_owned()
         };
         let place = self.tensor(&name)?;
         self.hold_shape(
@@ -122,7 +129,7 @@ impl Finder<'_> {
         })
     }
 
-    /// Whether any layer of the folder names a tensor this way: a missing tensor is then missed under the right name.
+    /// Whether any layer of the folder names a tensor this way.
     fn is_spoken(&self, name: &str) -> bool {
         let first = name.split("{l}").next().unwrap_or(name);
         let first = format!("{}{first}", self.prefix);
@@ -151,17 +158,17 @@ impl Finder<'_> {
             Wanted::Exactly(dims) => (dims, *dims == place.shape),
             Wanted::Dims(dims) => (dims, trim(dims) == trim(&place.shape)),
         };
-        match fits {
-            true => Ok(()),
-            false => Err(Error::content(
-                self.folder.path().display(),
-                format!(
-                    "tensor {name} is {:?}, where config.json asks for {want:?}",
-                    place.shape
-                ),
-                "check that config.json and the weights belong together",
-            )),
+        if fits {
+            return Ok(());
         }
+        Err(Error::content(
+            self.folder.path().display(),
+            format!(
+                "tensor {name} is {:?}, where config.json asks for {want:?}",
+                place.shape
+            ),
+            "check that config.json and the weights belong together",
+        ))
     }
 }
 

@@ -1,19 +1,19 @@
-//! The values of a part's parameters as f32, a piece at a time.
+//! The values of a sub-model's parameters as f32, a piece at a time.
 
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-use super::positions::resized;
-use super::{Folder, Part, TensorPlace, Tower};
+use super::pos_embed_interp::resized;
+use super::{Folder, SubModel, SubModelConfig, TensorPlace};
 use keel_base::error::{Error, Result};
 use keel_engine::tape::ParameterEntry;
 
 /// Elements that are widened at once.
 const PIECE: usize = 1 << 20;
 
-impl Part {
+impl SubModel {
     /// Gives every value, widened to f32, to `write(parameter, element of it, values)`. Only a piece of about four megabytes
-    /// is held at a time. `folder` is the one that the part was found in.
+    /// is held at a time. `folder` is the one that the sub-model was found in.
     ///
     /// # Errors
     /// [`Error::Content`] naming the tensor of a type other than F32, F16 and BF16, with a value that is not finite, or, of
@@ -27,6 +27,7 @@ impl Part {
             let mut offset = 0;
             let mut table = None;
             let grids = self.grids(entry);
+            // A table that is scaled is needed at once; every other parameter goes on piece by piece.
             if grids.is_some() {
                 table = Some(Vec::new());
             }
@@ -65,9 +66,9 @@ impl Part {
         self.hold_copy(folder)
     }
 
-    /// The folder's grid and the part's own, of a table of positions that must be scaled.
+    /// The folder's grid and the sub-model's own, of a table of positions that must be scaled.
     fn grids(&self, entry: &ParameterEntry) -> Option<(usize, usize)> {
-        let (Tower::Vision(config), Some(old)) = (self.tower(), self.own_grid) else {
+        let (SubModelConfig::Vision(config), Some(old)) = (self.config(), self.own_grid) else {
             return None;
         };
         (entry.spec.name == "vision.position").then(|| (old, config.grid()))
@@ -80,14 +81,14 @@ impl Part {
         };
         let table = self.layout().index("language.embedding");
         let table = table.map(|index| &self.sources[index].tensors[0].1);
-        match table.is_some_and(|table| folder.bytes(table) == folder.bytes(&copy.1)) {
-            true => Ok(()),
-            false => Err(Error::content(
-                folder.path().display(),
-                "lm_head.weight differs from the embedding, though config.json ties them",
-                "set tie_word_embeddings to false",
-            )),
+        if table.is_some_and(|table| folder.bytes(table) == folder.bytes(&copy.1)) {
+            return Ok(());
         }
+        Err(Error::content(
+            folder.path().display(),
+            "lm_head.weight differs from the embedding, though config.json ties them",
+            "set tie_word_embeddings to false",
+        ))
     }
 }
 

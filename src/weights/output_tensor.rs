@@ -16,7 +16,7 @@ use keel_base::error::{Error, Result};
 
 /// A tensor to be written.
 #[derive(Clone, Debug)]
-pub struct Written<'a> {
+pub struct OutputTensor<'a> {
     /// Its name in the file.
     pub name: String,
     /// Dimensions, row-major.
@@ -41,7 +41,7 @@ pub enum Content<'a> {
     Bytes(&'a [u8]),
 }
 
-impl View for &Written<'_> {
+impl View for &OutputTensor<'_> {
     fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -97,17 +97,20 @@ fn colours_last(row: &[f32], pixels: usize) -> impl Iterator<Item = f32> {
 ///
 /// # Errors
 /// [`Error::Io`] or [`Error::Content`] naming the file that cannot be written.
-pub fn write_tensors(folder: &Path, tensors: &[Written<'_>], shard_bytes: u64) -> Result<usize> {
-    let mut shards: Vec<(u64, Vec<&Written<'_>>)> = vec![(0, Vec::new())];
+pub fn write_tensors(
+    folder: &Path,
+    tensors: &[OutputTensor<'_>],
+    shard_bytes: u64,
+) -> Result<usize> {
+    let mut shards: Vec<(u64, Vec<&OutputTensor<'_>>)> = vec![(0, Vec::new())];
     for tensor in tensors {
         let bytes = tensor.data_len() as u64;
         let (held, shard) = shards.last_mut().expect("there is one");
-        match *held + bytes > shard_bytes && !shard.is_empty() {
-            true => shards.push((bytes, vec![tensor])),
-            false => {
-                *held += bytes;
-                shard.push(tensor);
-            }
+        if *held + bytes > shard_bytes && !shard.is_empty() {
+            shards.push((bytes, vec![tensor]));
+        } else {
+            *held += bytes;
+            shard.push(tensor);
         }
     }
     let count = shards.len();
@@ -127,7 +130,7 @@ pub fn write_tensors(folder: &Path, tensors: &[Written<'_>], shard_bytes: u64) -
                 "make room",
             )
         })?;
-        // Written under a temporary name that only its owner may read.
+        // OutputTensor under a temporary name that only its owner may read.
         let open = std::fs::Permissions::from_mode(0o644);
         std::fs::set_permissions(&path, open).map_err(|e| Error::io(&path, "open to all", e))?;
         index.extend(

@@ -1,0 +1,115 @@
+//! Whole models in the form of InternVL and SAIL-VL: a tower, a decoder and the connector between them in one folder.
+
+use serde_json::{Map, Value as Json, json};
+
+use super::super::Folder;
+use super::super::hf_config::Settings;
+use super::key::{Key, Keys, read_keys, write_key};
+use super::names::Names;
+use keel_base::error::Result;
+use keel_model::ConnectorConfig;
+
+/// The key of the tower's settings, as in other models of several parts.
+pub(crate) const VISION_KEY: &str = "vision_config";
+
+/// The keys of the decoder's settings: its own and that of transformers.
+pub(crate) const LANGUAGE_KEYS: [&str; 2] = ["llm_config", "text_config"];
+
+/// The key of the picture size that the model as a whole is shown.
+pub(crate) const SIZE_KEY: &str = "force_image_size";
+
+/// What stands before the names of the connector's tensors.
+pub(crate) const CONNECTOR_PREFIX: &str = "mlp1.";
+
+/// The connector's tensor by which folders that hold one are told from others.
+pub(crate) const CONNECTOR_PROBE: &str = "mlp1.0.weight";
+
+/// The connector's tensors: norm and two products of a list of modules, the activation being the one that has none.
+pub(crate) const CONNECTOR_NAMES: &[Names] =
+    &[("norm", &[&["0"]]), ("fc1", &[&["1"]]), ("fc2", &[&["3"]])];
+
+const CONNECTOR_KEYS: Keys<ConnectorConfig> = &[&[
+    Key::Own {
+        name: "downsample_ratio",
+        read: |settings, config| {
+            let ratio = settings.float("downsample_ratio", 0.5)?;
+            let factor = (1.0 / ratio).round();
+            if !(1.0..=64.0).contains(&factor) || (factor * ratio - 1.0).abs() > 1e-6 {
+                let want = "1, 1/2, 1/3 or another part";
+                return Err(settings.refuse("downsample_ratio", want, ratio));
+            }
+            config.factor = factor as usize;
+            Ok(())
+        },
+        write: |config| json!(1.0 / config.factor as f64),
+    },
+    // The first version leaves the grid turned.
+    Key::OnlyText {
+        name: "ps_version",
+        want: "v2",
+        default: "v1",
+    },
+]];
+
+/// Reads the connector's settings out of those of the whole model.
+///
+/// # Errors
+/// [`keel_base::error::Error::Setting`] naming the key that Keel has no code for.
+pub(crate) fn read_connector(settings: &Settings) -> Result<ConnectorConfig> {
+    read_keys(CONNECTOR_KEYS, &ConnectorConfig { factor: 1 }, settings)
+}
+
+/// `config.json` of a connector alone.
+pub fn connector_config(config: &ConnectorConfig) -> Map<String, Json> {
+    let keys = ["downsample_ratio", "ps_version"];
+    keys.map(|name| (name.to_owned(), write_key(CONNECTOR_KEYS, config, name)))
+        .into_iter()
+        .collect()
+}
+
+/// `config.json` of a whole model, which is shown pictures of `image_size` pixels in up to `tiles` tiles.
+pub fn whole_config(
+    vision: Map<String, Json>,
+    language: Map<String, Json>,
+    connector: &ConnectorConfig,
+    (image_size, tiles): (usize, usize),
+    template: &str,
+) -> Map<String, Json> {
+    let mut map = Map::new();
+    let mut say = |key: &str, value: Json| map.insert(key.to_owned(), value);
+    say("architectures", json!(["InternVLChatModel"]));
+    say("model_type", json!("internvl_chat"));
+    for (key, value) in connector_config(connector) {
+        say(&key, value);
+    }
+    say("select_layer", json!(-1));
+    say(SIZE_KEY, json!(image_size));
+    say(TILED_KEY, json!(tiles > 0));
+    say("use_thumbnail", json!(tiles > 0));
+    say("min_dynamic_patch", json!(1));
+    say(TILES_KEY, json!(tiles.max(1)));
+    say("template", json!(template));
+    let tied = language.get("tie_word_embeddings").cloned();
+    say("tie_word_embeddings", tied.unwrap_or_default());
+    say(VISION_KEY, vision.into());
+    say(LANGUAGE_KEYS[0], language.into());
+    map
+}
+
+/// Whether pictures are cut into tiles.
+const TILED_KEY: &str = "dynamic_image_size";
+
+/// The most tiles of a picture.
+const TILES_KEY: &str = "max_dynamic_patch";
+
+impl Folder {
+    /// The most tiles that pictures are cut into for the model in it (InternVL's `dynamic_image_size`); 0 where they are not.
+    pub fn most_tiles(&self) -> usize {
+        let is_cut = self.config().get(TILED_KEY).and_then(Json::as_bool);
+        let most = self.config().get(TILES_KEY).and_then(Json::as_u64);
+        match (is_cut, most) {
+            (Some(true), Some(most)) if most > 1 => most as usize,
+            _ => 0,
+        }
+    }
+}

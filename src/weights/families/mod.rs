@@ -1,0 +1,79 @@
+//! The families of weights that Keel reads and writes, each in one file: the keys of its `config.json`, the names of its
+//! tensors, what prepares its pictures and how it pools. The same tables serve the reader and the writer.
+//!
+//! **A new family** is a new file here, and its line in [`VISION`] or [`LANGUAGE`] (beside `mod`). The file states one
+//! [`VisionForm`] or [`LanguageForm`] for each form in which the family is published, as `dinov2.rs` does:
+//!  1. `keys`: a row for every key of `config.json` that changes what the model computes, with the published code's default.
+//!     A row reads the key and writes it. Keys without a row are refused by name, unless they are known to be harmless.
+//!  2. `form`: the settings that no key says.
+//!  3. `names`: a row for every parameter of the model, with the way or ways that files name its tensors.
+//!  4. `ignored`, `pooling`, `processor`: what the tower does without, how it pools, and what prepares its pictures.
+//!  5. `layouts`: what `keel export --layout` calls it, and which keys are written in what order. Whatever a layout cannot say
+//!     is found by reading back what was written, so nothing else has to be stated.
+//!
+//! `internvl.rs` is the form of whole models: a tower, a decoder and the connector between them in one folder.
+//!
+//! Recognition, refusals, near misses, resizing and export follow from that. Settings that no model has yet are the business of
+//! [`keel_model`], whose recording functions such a family needs first.
+
+mod aimv2;
+mod clip;
+mod dinov2;
+mod family;
+mod internvit;
+pub(super) mod internvl;
+mod key;
+mod names;
+mod qwen;
+mod siglip;
+
+pub(super) use family::{ImageProcessor, LanguageForm, Layout, Pooling, VisionForm};
+pub use internvl::{connector_config, whole_config};
+pub(super) use key::{plain, write_key};
+pub(super) use names::{Names, row, rows_of};
+
+/// The families of vision towers, in the order in which messages list them.
+const VISION: &[&[VisionForm]] = &[
+    aimv2::FORMS,
+    clip::FORMS,
+    siglip::FORMS,
+    internvit::FORMS,
+    dinov2::FORMS,
+];
+
+/// The families of decoders.
+const LANGUAGE: &[&[LanguageForm]] = &[qwen::FORMS];
+
+/// Every form of vision towers.
+pub(super) fn vision_forms() -> impl Iterator<Item = &'static VisionForm> {
+    VISION.iter().copied().flatten()
+}
+
+/// Every form of decoders.
+pub(super) fn language_forms() -> impl Iterator<Item = &'static LanguageForm> {
+    LANGUAGE.iter().copied().flatten()
+}
+
+/// The form of the towers of that `model_type`. Where a tower's own settings do not say it, `pair`, that of the pair of image
+/// and text towers around it, does.
+pub(super) fn vision_form(model_type: &str, pair: Option<&str>) -> Option<&'static VisionForm> {
+    vision_forms().find(|form| match (model_type, pair) {
+        ("", Some(pair)) => form.pair_type == Some(pair),
+        _ => form.model_types.contains(&model_type),
+    })
+}
+
+/// The form of the decoders of that `model_type`.
+pub(super) fn language_form(model_type: &str) -> Option<&'static LanguageForm> {
+    language_forms().find(|form| form.model_type == model_type)
+}
+
+/// The `model_type`s of all towers, and those of all decoders, for messages.
+pub(super) fn model_types() -> [String; 2] {
+    let vision: Vec<&str> = vision_forms()
+        .flat_map(|form| form.model_types)
+        .copied()
+        .collect();
+    let language: Vec<&str> = language_forms().map(|form| form.model_type).collect();
+    [vision.join(", "), language.join(", ")]
+}
