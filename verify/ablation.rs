@@ -150,7 +150,7 @@ fn an_ablation_that_was_stopped_goes_on_and_ends_with_the_same_numbers() {
     drop(lock);
 
     fs::write(cut.join("results/none-seed-4.json"), "{").unwrap();
-    keel(folder.path(), &args).refused(&["none-seed-4.json", "remove it"]);
+    keel(folder.path(), &args).failed(&["none-seed-4.json", "remove it"]);
 }
 
 #[test]
@@ -316,7 +316,7 @@ fn arms_begin_from_a_published_tower_and_train_on_the_users_pairs() {
     let args = [
         "eval",
         "tower",
-        "--pictures",
+        "--images",
         "4",
         "--json",
         "--metrics",

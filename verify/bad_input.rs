@@ -14,21 +14,21 @@ use crate::command::{Answer, command, keel, tiny_recipe};
 use crate::data_pairs::pictures;
 
 /// A folder with the tiny recipe's stage I in it.
-fn place() -> TempDir {
+pub fn place() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("one.toml"), tiny_recipe(&["warm-up"])).unwrap();
     folder
 }
 
 /// Trains by one.toml with these further arguments; no evaluation.
-fn train(folder: &Path, further: &[&str]) -> Answer {
+pub fn train(folder: &Path, further: &[&str]) -> Answer {
     let mut args = vec!["train", "--recipe", "one.toml", "--no-evaluation"];
     args.extend(further);
     keel(folder, &args)
 }
 
 /// Names of everything in a folder and below.
-fn everything_in(folder: &Path) -> Vec<String> {
+pub fn everything_in(folder: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -42,7 +42,7 @@ fn everything_in(folder: &Path) -> Vec<String> {
 }
 
 /// A folder `pairs` of `count` pictures with captions, every one from `from` on broken.
-fn pairs(folder: &Path, count: usize, from: usize) {
+pub fn pairs(folder: &Path, count: usize, from: usize) {
     let root = folder.join("pairs");
     fs::create_dir_all(&root).unwrap();
     let kinds = pictures();
@@ -62,7 +62,7 @@ fn pairs(folder: &Path, count: usize, from: usize) {
     }
 }
 
-const DRAWS_PAIRS: [&str; 2] = ["--set", "stage.warm-up.data={ pairs = 1.0 }"];
+pub const DRAWS_PAIRS: [&str; 2] = ["--set", "stage.warm-up.data={ pairs = 1.0 }"];
 
 #[test]
 fn settings_that_cannot_be_are_refused_before_anything_is_written() {
@@ -76,19 +76,11 @@ fn settings_that_cannot_be_are_refused_before_anything_is_written() {
     let directory = ["train", "--recipe", "empty"];
     keel(path, &directory).refused(&["empty: cannot read the recipe: Is a directory"]);
     keel(path, &["train", "--recipe", "emojy"]).refused(&["(did you mean emoji?)"]);
-    train(path, &["--threads", "0"]).refused(&["--threads: wanted 1 to 1024, found 0"]);
-    train(path, &["--threads", "99999"]).refused(&["--threads: wanted 1 to 1024"]);
-    train(path, &["--memory-budget", "1K"]).refused(&["--memory-budget: wanted at least"]);
-    train(path, &["--out", "file"]).refused(&["file", "cannot create the folder"]);
+    train(path, &["--memory-budget", "1K"]).refused(&["--memory-budget: expected at least"]);
+    train(path, &["--out", "file"])
+        .refused(&["--out file: expected a new or empty folder, found a file"]);
     train(path, &["--resume", "empty"]).code_is(2);
-    keel(path, &["train", "--resume", "empty"])
-        .refused(&["--resume empty: wanted the folder of a run (with a recipe.toml), found none"]);
-    keel(path, &["train", "--resume", "none"])
-        .refused(&["--resume none: wanted the folder of a run"]);
-    keel(path, &["eval", "empty"]).refused(&["empty/checkpoints: cannot read the folder"]);
     keel(path, &["eval", "one.toml"]).refused(&["one.toml: ", "damaged"]);
-    let stage = ["plan", "--recipe", "tiny", "--stage", "warmup"];
-    keel(path, &stage).refused(&["--stage: wanted one of", "did you mean warm-up?"]);
     for set in ["stage.warm-up.batch=0", "stage.warm-up.data.sceens=1"] {
         train(path, &["--set", set]).refused(&["stage warm-up: ", set]);
     }
@@ -98,8 +90,10 @@ fn settings_that_cannot_be_are_refused_before_anything_is_written() {
 #[test]
 fn a_command_line_that_cannot_be_understood_is_a_usage_error() {
     let folder = place();
-    let cases: [&[&str]; 11] = [
+    let cases: [&[&str]; 13] = [
         &["frobnicate"],
+        &["train", "--threads", "0"],
+        &["train", "--threads", "99999"],
         &["train", "--device", "abacus"],
         &["train", "--memory-budget", "12Q"],
         &["train", "--memory-budget", "0"],
@@ -112,43 +106,9 @@ fn a_command_line_that_cannot_be_understood_is_a_usage_error() {
         &["caption", "run"],
     ];
     for args in cases {
-        let answer = keel(folder.path(), args).code_is(2);
-        assert!(answer.stderr.starts_with("error: "), "{answer:#?}");
-        assert!(answer.stderr.contains("--help"), "{answer:#?}");
+        keel(folder.path(), args).misunderstood(&[]);
     }
     assert_eq!(everything_in(folder.path()).len(), 1);
-}
-
-#[test]
-fn every_command_says_what_its_options_do() {
-    let folder = place();
-    for command in ["train", "plan", "eval", "caption"] {
-        let help = keel(folder.path(), &[command, "--help"]).fine().stdout;
-        let mut lines = help.lines().peekable();
-        let mut options = 0;
-        while let Some(line) = lines.next() {
-            // "- auto: …" is a value of the option above, not an option.
-            if !line.trim_start().starts_with('-') || line.trim_start().starts_with("- ") {
-                continue;
-            }
-            options += 1;
-            // The description stands beside the option or on the next line.
-            let beside = line
-                .trim_start()
-                .split("  ")
-                .skip(1)
-                .any(|text| !text.trim().is_empty());
-            let below = lines
-                .peek()
-                .is_some_and(|next| !next.trim().is_empty() && !next.trim().starts_with('-'));
-            assert!(beside || below, "{command}: {line}");
-        }
-        assert!(options >= 3, "{help}");
-    }
-    let all = keel(folder.path(), &["--help"]).fine().stdout;
-    for command in ["train", "plan", "eval", "caption"] {
-        assert!(all.contains(&format!("\n  {command} ")), "{all}");
-    }
 }
 
 #[test]
@@ -166,10 +126,10 @@ fn pairs_that_cannot_be_used_are_refused_by_name() {
     with("empty").refused(&["empty: it holds no pairs; a pair is a picture"]);
     with("one.toml").refused(&["one.toml: it is no kind of pairs"]);
     train(path, &DRAWS_PAIRS)
-        .refused(&["stage warm-up: data.pairs: wanted your own pairs, given with --data"]);
+        .refused(&["stage warm-up: data.pairs: expected your own pairs, given with --data"]);
     pairs(path, 4, 4);
     train(path, &["--data", "pairs"]).refused(&[
-        "--data: wanted a recipe with a stage that draws from pairs",
+        "--data: expected a recipe with a stage that draws from pairs",
         "--set stage.warm-up.data.pairs=1",
     ]);
     assert!(!path.join("runs").exists());
@@ -210,7 +170,7 @@ fn too_many_broken_pictures_end_the_run_in_a_sentence() {
         "unusable picture",
         "repair the data",
     ];
-    train(folder.path(), &further).refused(&refusal);
+    train(folder.path(), &further).failed(&refusal);
     // Repaired, the same run goes on.
     pairs(folder.path(), 40, 40);
     let resume = [
@@ -240,7 +200,7 @@ fn captions_too_long_for_the_recipe_count_as_unusable() {
     }
     let mut further = vec!["--data", "pairs", "--out", "run"];
     further.extend(DRAWS_PAIRS);
-    train(folder.path(), &further).refused(&["more than 5 %", "text too long", "token limits"]);
+    train(folder.path(), &further).failed(&["more than 5 %", "text too long", "token limits"]);
 }
 
 #[test]
@@ -272,7 +232,7 @@ fn a_folder_in_use_or_with_a_run_in_it_is_refused_and_left_alone() {
         std::thread::sleep(Duration::from_millis(5));
     }
     let in_use = [
-        "run folder run: wanted a folder that no other process trains in",
+        "run folder run: expected a folder that no other process trains in",
         "found one that is in use",
     ];
     train(folder.path(), &["--out", "run"]).refused(&in_use);
@@ -285,7 +245,7 @@ fn a_folder_in_use_or_with_a_run_in_it_is_refused_and_left_alone() {
     first.kill().unwrap();
     first.wait().unwrap();
     train(folder.path(), &["--out", "run"])
-        .refused(&["--out run: wanted a folder without a run", "found a run"]);
+        .refused(&["--out run: expected a folder without a run", "found a run"]);
     // A killed process holds no lock.
     let resume = [
         "train",
@@ -422,8 +382,8 @@ fn output_that_nobody_reads_or_that_does_not_fit_is_no_accident() {
         )
     };
     let said = ["standard output: cannot write: No space left on device"];
-    full(&["plan", "--recipe", "tiny", "--stage", "warm-up"]).refused(&said);
-    full(&["train", "--recipe", "one.toml", "--dry-run"]).refused(&said);
+    full(&["plan", "--recipe", "tiny", "--stage", "warm-up"]).failed(&said);
+    full(&["train", "--recipe", "one.toml", "--dry-run"]).failed(&said);
     let mut child = command(folder.path(), &["plan", "--recipe", "tiny"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -474,7 +434,7 @@ fn a_batch_that_no_memory_holds_is_refused() {
         "stage.warm-up.contrastive=0",
     ];
     let answer = train(folder.path(), &further);
-    answer.refused(&["bytes", "choose a smaller batch"]);
+    answer.failed(&["bytes", "choose a smaller batch"]);
 }
 
 #[test]
@@ -482,7 +442,7 @@ fn a_memory_limit_is_refused_with_settings_that_fit() {
     let folder = place();
     let train_with = |further: &[&str]| train(folder.path(), further);
     let answer = train_with(&["--memory-limit", "4M", "--max-steps", "1"]).refused(&[
-        "--memory-limit 4.0 MiB: wanted ",
+        "--memory-limit 4.0 MiB: expected ",
         "for stage ",
         "any of these fits: ",
     ]);

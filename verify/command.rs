@@ -44,16 +44,50 @@ impl Answer {
         self.code_is(0)
     }
 
-    /// Asserts a refusal: exit code 1 and one line on the error stream with all of `parts`.
+    /// Asserts a mistake of the caller's: exit code 2 and one sentence on the error stream with all of `parts`.
     #[track_caller]
     pub fn refused(self, parts: &[&str]) -> Answer {
-        let answer = self.code_is(1);
+        self.code_is(2).says(parts)
+    }
+
+    /// Asserts a failure while running: exit code 1 and one sentence on the error stream with all of `parts`.
+    #[track_caller]
+    pub fn failed(self, parts: &[&str]) -> Answer {
+        self.code_is(1).says(parts)
+    }
+
+    /// Asserts a command line that is refused before any of it is looked at: exit code 2, all of `parts`, and where the help is.
+    #[track_caller]
+    pub fn misunderstood(self, parts: &[&str]) -> Answer {
+        let answer = self.code_is(2);
         assert!(answer.stderr.starts_with("error: "), "{answer:#?}");
-        assert_eq!(answer.stderr.lines().count(), 1, "{answer:#?}");
+        assert!(answer.stderr.contains("--help"), "{answer:#?}");
+        answer.holds(parts)
+    }
+
+    #[track_caller]
+    fn says(self, parts: &[&str]) -> Answer {
+        let sentence = self.stderr.strip_prefix("error: ");
+        let sentence = sentence.unwrap_or_else(|| panic!("{self:#?}"));
+        assert!(is_one_sentence(sentence), "{self:#?}");
+        self.holds(parts)
+    }
+
+    #[track_caller]
+    fn holds(self, parts: &[&str]) -> Answer {
         for part in parts {
-            assert!(answer.stderr.contains(part), "wanted {part} in {answer:#?}");
+            assert!(self.stderr.contains(part), "wanted {part} in {self:#?}");
         }
-        answer
+        self
+    }
+}
+
+/// Whether a problem is told on one line, or on two where the first has a near miss and the second what there is.
+pub fn is_one_sentence(problem: &str) -> bool {
+    match problem.lines().collect::<Vec<_>>()[..] {
+        [_] => true,
+        [near, list] => near.ends_with("?)") && list.starts_with("  expected "),
+        _ => false,
     }
 }
 

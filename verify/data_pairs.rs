@@ -170,7 +170,7 @@ fn shards_give_the_same_pairs_to_every_thread_in_any_order() {
         );
     });
     let text = pairs.get(9).unwrap_err().to_string();
-    assert_eq!(text, "pair index: wanted less than 9, found 9");
+    assert_eq!(text, "pair index: expected less than 9, found 9");
 }
 
 #[test]

@@ -496,6 +496,6 @@ fn braces_count_with_their_leading_zeros() {
         "{0..9999}{0..9999}",
     ] {
         let text = expand_braces(bad).unwrap_err().to_string();
-        assert!(text.starts_with("data pattern: wanted "), "{text}");
+        assert!(text.starts_with("data pattern: expected "), "{text}");
     }
 }

@@ -6,6 +6,7 @@ mod bad_input;
 mod benchmark;
 mod chat;
 mod command;
+mod command_line;
 mod corruption;
 mod cpu_math;
 mod cuda;

@@ -22,7 +22,7 @@ fn eval(more: &[&str]) -> Answer {
     let run = run().to_str().unwrap();
     keel(
         run.as_ref(),
-        &[&["eval", run, "--pictures", "10"], more].concat(),
+        &[&["eval", run, "--images", "10"], more].concat(),
     )
 }
 
@@ -135,7 +135,7 @@ fn a_stage_is_chosen_by_name_and_gives_what_it_can() {
     // The language model has not seen a picture there yet.
     let answer = eval(&["--metrics", "all", "--stage", "warm-start-vision"]).fine();
     for name in ["captions", "questions", "distances"] {
-        let line = format!("left out {name}: metric {name}: wanted a checkpoint whose connector");
+        let line = format!("left out {name}: metric {name}: expected a checkpoint whose connector");
         assert!(answer.stdout.contains(&line), "{answer:#?}");
     }
     assert!(answer.stdout.contains("attentive-probe"));
@@ -149,7 +149,7 @@ fn both_contrastive_spaces_are_measured_where_nothing_is_projected() {
         ".",
         "--metrics",
         "space",
-        "--pictures",
+        "--images",
         "10",
         "--json",
     ];
@@ -326,15 +326,7 @@ fn a_tower_alone_is_worth_what_it_is_worth_in_its_run() {
     keel(folder.path(), &["export", &run, "--out", "refined"]).fine();
     let metrics = ["--metrics", "neighbours,linear-probe,attentive-probe,cka"];
     let measured = |path: &str| -> Measurements {
-        let args = [
-            "eval",
-            path,
-            "--pictures",
-            "10",
-            "--device",
-            "cpu",
-            "--json",
-        ];
+        let args = ["eval", path, "--images", "10", "--device", "cpu", "--json"];
         let answer = keel(folder.path(), &[&args[..], &metrics].concat()).fine();
         serde_json::from_str(&answer.stdout).unwrap_or_else(|e| panic!("{e}: {answer:#?}"))
     };
@@ -348,7 +340,7 @@ fn a_tower_alone_is_worth_what_it_is_worth_in_its_run() {
     let args = [
         "eval",
         "refined",
-        "--pictures",
+        "--images",
         "4",
         "--image-size",
         "48",
@@ -359,7 +351,7 @@ fn a_tower_alone_is_worth_what_it_is_worth_in_its_run() {
     assert!(answer.stdout.contains("tower: refined"), "{answer:#?}");
     eval(&["questions"]).refused(&["metric questions", "neighbours, linear-probe"]);
     let bench = ["eval", "refined", "--bench", "small.tsv"];
-    keel(folder.path(), &bench).refused(&["--bench: wanted a run of Keel"]);
+    keel(folder.path(), &bench).refused(&["--bench: expected a run of Keel"]);
     let sized = ["eval", &run, "--image-size", "48"];
-    keel(folder.path(), &sized).refused(&["--image-size: wanted a Hugging Face folder"]);
+    keel(folder.path(), &sized).refused(&["--image-size: expected a Hugging Face folder"]);
 }

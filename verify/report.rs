@@ -72,7 +72,7 @@ fn a_run_leaves_a_whole_page_that_a_browser_draws() {
     let run = tiny_run(
         folder.path(),
         "run",
-        &["--max-steps", "3", "--evaluation-pictures", "12"],
+        &["--max-steps", "3", "--evaluation-images", "12"],
     );
     let measured = ["eval", "run", "--metrics", "drift"];
     keel(folder.path(), &measured).fine();
@@ -159,7 +159,7 @@ fn a_run_that_was_cut_off_anywhere_still_has_a_page() {
     let run = tiny_run(
         folder.path(),
         "run",
-        &["--max-steps", "2", "--evaluation-pictures", "4"],
+        &["--max-steps", "2", "--evaluation-images", "4"],
     );
     let rows = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     for share in [0, 1, 3, 5] {
@@ -176,7 +176,7 @@ fn a_run_that_was_cut_off_anywhere_still_has_a_page() {
     keel(folder.path(), &["report", "run"]).fine();
     check_page(&fs::read_to_string(run.join("report.html")).unwrap());
 
-    keel(folder.path(), &["report", "."]).refused(&["the folder of a run", "none there"]);
+    keel(folder.path(), &["report", "."]).refused(&["the folder of a run", "a folder without one"]);
     keel(folder.path(), &["report", "run", "--out", "."]).refused(&["--out", "a folder"]);
 }
 

@@ -34,7 +34,7 @@ const EVALUATED: &str = "24";
 fn whole_run() -> &'static Path {
     static RUN: OnceLock<PathBuf> = OnceLock::new();
     RUN.get_or_init(|| {
-        let (run, answer) = tiny_run(&["--quick", "--evaluation-pictures", EVALUATED]);
+        let (run, answer) = tiny_run(&["--quick", "--evaluation-images", EVALUATED]);
         assert!(
             answer.stdout.contains("Questions answered exactly"),
             "{answer:#?}"
@@ -340,7 +340,7 @@ fn what_a_run_measured_is_measured_again_from_its_checkpoints() {
     assert_eq!(stages, wanted);
     let early = "run/checkpoints/1-warm-start-vision.safetensors";
     for (path, row) in [("run", &rows[4]), (early, &rows[0])] {
-        let pictures = ["--pictures", EVALUATED, "--threads", "1"];
+        let pictures = ["--images", EVALUATED, "--threads", "1"];
         let args = [&["eval", path, "--json"][..], &pictures].concat();
         let mut measured: Value = serde_json::from_str(&keel(folder, &args).fine().stdout).unwrap();
         measured["kind"] = "evaluation".into();
@@ -414,11 +414,11 @@ fn a_picture_is_described_and_what_is_no_picture_is_refused() {
     fs::write(folder.join("empty.png"), "").unwrap();
     keel(folder, &["caption", "run", "empty.png"]).refused(&["empty.png", "; "]);
     keel(folder, &["caption", "run", "none.png"]).refused(&["none.png: cannot read the image"]);
-    keel(folder, &["caption", "none", "words.png"]).refused(&["none: cannot read"]);
+    keel(folder, &["caption", "none", "words.png"]).refused(&["run none: "]);
     let long = "why? ".repeat(100);
     fs::write(folder.join("good.png"), &pictures()[0].1).unwrap();
     keel(folder, &["caption", "run", "good.png", "--question", &long])
-        .refused(&["--question: wanted one that leaves room in 80 tokens"]);
+        .refused(&["--question: expected one that leaves room in 80 tokens"]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! The one error type. Every variant names the thing, what was wanted and what was found; the text says what to do.
+//! The one error type. Every variant names the thing, what was expected and what was found; the text says what to do.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// What went wrong, in one sentence a user can act on.
@@ -17,15 +18,16 @@ pub enum Error {
         /// What was passed.
         got: String,
     },
-    /// A setting is impossible or unknown.
-    #[error("{what}: wanted {want}, found {found}")]
+    /// A setting is impossible or unknown. The near miss comes first, where there is one: it is what most readers need, and
+    /// the list of all that would be accepted can be long.
+    #[error("{}", setting_text(what, want, found))]
     Setting {
         /// The setting, with file and line where it has them.
         what: String,
-        /// What would be accepted, with the near miss where there is one.
+        /// What would be accepted.
         want: String,
-        /// What stands there.
-        found: String,
+        /// What stands there, and what was probably meant.
+        found: Found,
     },
     /// A file or folder could not be used.
     #[error("{}: cannot {action}: {source}", path.display())]
@@ -106,12 +108,36 @@ impl Error {
         }
     }
 
-    /// A setting error.
-    pub fn setting(what: impl ToString, want: impl ToString, found: impl ToString) -> Error {
+    /// A setting error. `found` is anything that can be printed, or a name [`with_near_miss`].
+    pub fn setting(what: impl ToString, want: impl ToString, found: impl Into<Found>) -> Error {
         Error::Setting {
             what: what.to_string(),
             want: want.to_string(),
-            found: found.to_string(),
+            found: found.into(),
+        }
+    }
+
+    /// Whether the caller can avoid it by asking for something else: a setting, a file that was named, weights or data that
+    /// cannot be used, a device that is not there. A full disk, a failed device and a stopped run are none of the caller's
+    /// doing. An error in the middle of a run is only a mistake where it is a setting: its files were there when it began.
+    pub fn is_mistake(&self) -> bool {
+        match self {
+            Error::Setting { .. }
+            | Error::Shape { .. }
+            | Error::Content { .. }
+            | Error::Device { .. } => true,
+            Error::Io { source, .. } => matches!(
+                source.kind(),
+                ErrorKind::NotFound
+                    | ErrorKind::PermissionDenied
+                    | ErrorKind::AlreadyExists
+                    | ErrorKind::IsADirectory
+                    | ErrorKind::NotADirectory
+                    | ErrorKind::InvalidFilename
+                    | ErrorKind::InvalidInput
+                    | ErrorKind::ReadOnlyFilesystem
+            ),
+            Error::Stopped { .. } | Error::Interrupted { .. } | Error::Kernel { .. } => false,
         }
     }
 
@@ -150,6 +176,42 @@ impl Error {
     }
 }
 
+/// What stands in the place of a setting. It has no `Display` of its own: where the near miss goes is for the whole sentence
+/// to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    text: String,
+    near: Option<String>,
+}
+
+impl<T: ToString> From<T> for Found {
+    fn from(text: T) -> Found {
+        Found {
+            text: text.to_string(),
+            near: None,
+        }
+    }
+}
+
+impl Found {
+    /// `text`, where `near` was probably meant.
+    pub fn near(text: impl ToString, near: Option<impl ToString>) -> Found {
+        Found {
+            text: text.to_string(),
+            near: near.map(|near| near.to_string()),
+        }
+    }
+}
+
+/// Text and near miss on the first line and what would be accepted on the second; one line where nothing is near.
+fn setting_text(what: &str, want: &str, found: &Found) -> String {
+    let Found { text, near } = found;
+    match near {
+        Some(near) => format!("{what}: found {text} (did you mean {near}?)\n  expected {want}"),
+        None => format!("{what}: expected {want}, found {text}"),
+    }
+}
+
 /// The text on one line: what decoders say of a file may have line breaks.
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -174,11 +236,8 @@ pub fn near_miss<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
 }
 
 /// `name`, and what may have been meant.
-pub fn with_near_miss(name: &str, known: &[&str]) -> String {
-    match near_miss(name, known) {
-        Some(near) => format!("{name} (did you mean {near}?)"),
-        None => name.to_owned(),
-    }
+pub fn with_near_miss(name: &str, known: &[&str]) -> Found {
+    Found::near(name, near_miss(name, known))
 }
 
 /// The known name most like `name`, however far; `None` among none.

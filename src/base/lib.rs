@@ -4,3 +4,4 @@
 pub mod error;
 pub mod mapped_file;
 pub mod random;
+pub mod units;

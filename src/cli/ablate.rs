@@ -7,8 +7,11 @@ use std::time::Instant;
 use clap::Args;
 
 use super::terminal::Terminal;
-use super::{ComputeArgs, DataArgs, WeightsArgs, announce, open_pairs, print_line};
+use super::{
+    ComputeArgs, DataArgs, Failure, WeightsArgs, announce, heading, open_pairs, print_line,
+};
 use keel_base::error::{Error, Result};
+use keel_base::units::flops;
 use keel_report::ablation_table;
 use keel_train::{Ablation, AblationOptions, AblationPlan, AblationResults, write_results};
 
@@ -24,19 +27,19 @@ pub(super) struct AblateArgs {
     data: DataArgs,
     #[command(flatten)]
     compute: ComputeArgs,
-    /// The plan's short form: under a quarter of an hour on 2 cores for the built-in ones.
-    #[arg(long)]
+    /// Run the plan's short form: under a quarter of an hour on 2 cores for the built-in ones.
+    #[arg(long, help_heading = heading::RUN)]
     quick: bool,
-    /// The folder of runs and results, runs/ablate-PLAN by default (runs/ablate-PLAN-quick with --quick). An ablation that
-    /// was stopped goes on there.
-    #[arg(long, value_name = "DIR")]
+    /// Folder of the runs and results, new, empty or of this ablation, which then continues [default: runs/ablate-PLAN, or
+    /// runs/ablate-PLAN-quick with --quick].
+    #[arg(long, value_name = "DIR", help_heading = heading::RUN)]
     out: Option<PathBuf>,
-    /// Prints what would be run with what compute, runs nothing.
-    #[arg(long)]
+    /// Print what would be run and its compute, run nothing.
+    #[arg(long, help_heading = heading::RUN)]
     dry_run: bool,
 }
 
-pub(super) fn run(args: &AblateArgs) -> Result<()> {
+pub(super) fn run(args: &AblateArgs) -> Result<(), Failure> {
     let start = Instant::now();
     let compute = args.compute.choose()?;
     let plan = AblationPlan::load(&args.plan, |plan| {
@@ -60,22 +63,24 @@ pub(super) fn run(args: &AblateArgs) -> Result<()> {
     let pairs = open_pairs(&plan.data)?;
     let ablation = Ablation::new(plan, options, pairs)?;
     if args.dry_run {
-        return print_units(&ablation);
+        return Ok(print_units(&ablation)?);
     }
     print_line(format!("results: {}", out.display()))?;
     let keep = |results: &AblationResults| write_results(&out, results, &ablation_table(results));
-    let results = ablation.run(keep).map_err(|problem| match problem {
-        // What is there stays; the reader should know how to go on.
-        Error::Stopped {
-            what,
-            problem,
-            remedy,
-        } => Error::stopped(
-            what,
-            problem,
-            format!("{remedy}; the results so far are in {}", out.display()),
-        ),
-        other => other,
+    let results = ablation.run(keep).map_err(|problem| {
+        Failure::while_running(match problem {
+            // What is there stays; the reader should know how to go on.
+            Error::Stopped {
+                what,
+                problem,
+                remedy,
+            } => Error::stopped(
+                what,
+                problem,
+                format!("{remedy}; the results so far are in {}", out.display()),
+            ),
+            other => other,
+        })
     })?;
     let table = ablation_table(&results);
     write_results(&out, &results, &table)?;
@@ -85,7 +90,8 @@ pub(super) fn run(args: &AblateArgs) -> Result<()> {
         seconds / 60,
         seconds % 60,
         out.display()
-    ))
+    ))?;
+    Ok(())
 }
 
 fn print_units(ablation: &Ablation) -> Result<()> {
@@ -97,11 +103,11 @@ fn print_units(ablation: &Ablation) -> Result<()> {
             .map(|stage| format!("{} {}", stage.name, stage.steps.unwrap_or(0)))
             .collect();
         print_line(format!(
-            "{}, seed {}: {:.2} TFLOP before the target stage ({:.2} in refinement); steps: {}",
+            "{}, seed {}: {} before the target stage ({} in refinement); steps: {}",
             unit.arm,
             unit.seed,
-            (unit.warm_flops + unit.refinement_flops) / 1e12,
-            unit.refinement_flops / 1e12,
+            flops(unit.warm_flops + unit.refinement_flops),
+            flops(unit.refinement_flops),
             steps.join(", ")
         ))?;
     }

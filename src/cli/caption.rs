@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ComputeArgs, print_line, print_warnings};
+use super::values::{probability, temperature, whole};
+use super::{ComputeArgs, heading, print_line, print_warnings};
 use keel_base::error::Result;
 use keel_data::records::MOST_PICTURES;
 use keel_eval::Sampling;
@@ -13,23 +14,25 @@ use keel_train::EvalRun;
 /// Options of `keel caption`.
 #[derive(Debug, Args)]
 pub(super) struct CaptionArgs {
-    /// The run's folder, or one checkpoint of it.
+    /// A run's folder (its newest checkpoint answers) or one checkpoint.
     run: PathBuf,
-    /// PNG, JPEG or WebP images; several where the model was trained on samples of several.
+    /// PNG, JPEG or WebP images; several if the model was trained on samples with several.
     #[arg(required = true, num_args = 1..=MOST_PICTURES)]
     images: Vec<PathBuf>,
-    /// What to ask about them; without a question the model describes them. Of several each stands where the question has
-    /// <image>, or all before it.
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    /// The question; without one the model describes the image. Several images stand where the question says <image>, or all
+    /// before it.
+    #[arg(long, value_name = "TEXT", default_value = "", help_heading = heading::RUN)]
     question: String,
-    /// Draws each token at this temperature instead of taking the likeliest.
-    #[arg(long, value_name = "T", value_parser = temperature)]
+    /// Sample at this temperature instead of taking the likeliest token.
+    #[arg(long, value_name = "T", value_parser = temperature, help_heading = heading::RUN)]
     temperature: Option<f64>,
-    /// With --temperature: draws among the likeliest tokens that together have this probability.
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability, requires = "temperature")]
+    /// Nucleus sampling: sample among the likeliest tokens that together have this probability.
+    #[arg(long, value_name = "P", default_value = "1", value_parser = probability, requires = "temperature",
+        help_heading = heading::RUN)]
     top_p: f64,
-    /// With --temperature: the seed of the draws.
-    #[arg(long, value_name = "N", default_value_t = 0, requires = "temperature")]
+    /// Random seed of the sampling.
+    #[arg(long, value_name = "N", value_parser = whole, default_value = "0", requires = "temperature",
+        help_heading = heading::RUN)]
     seed: u64,
     #[command(flatten)]
     compute: ComputeArgs,
@@ -48,18 +51,4 @@ pub(super) fn run(args: &CaptionArgs) -> Result<()> {
     let answer = run.ask(&args.images, &args.question, sampling)?;
     print_warnings(&run.take_warnings());
     print_line(answer)
-}
-
-fn temperature(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(value) if value > 0.0 && value <= 100.0 => Ok(value),
-        _ => Err("must be a number above 0 and at most 100".into()),
-    }
-}
-
-fn probability(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
-        _ => Err("must be a number above 0 and at most 1".into()),
-    }
 }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 
-use super::{parse_named, print_line};
+use super::values::{count, named, seed, whole};
+use super::{heading, print_line};
 use keel_base::error::{Error, Result};
+use keel_base::units::{bytes, counted, grouped};
 use keel_data::augment::Augmentation;
 use keel_data::batch::{BatchShape, Pixels, Weighting};
 use keel_data::census::{TOKEN_BOUNDS, census};
@@ -18,7 +20,6 @@ use keel_data::sums::summed;
 use keel_data::task::TaskKind;
 use keel_data::tiles::Tiling;
 use keel_data::webdataset::expand_braces;
-use keel_engine::program::bytes;
 use keel_report::contact_sheet;
 use keel_train::write_durably;
 
@@ -31,51 +32,52 @@ pub(super) struct DataArgs {
 
 #[derive(Debug, Subcommand)]
 enum DataCommand {
-    /// Prints samples of a task as training sees them, and draws their pictures as a PNG.
+    /// Show samples of a task as training sees them, and draw their images as a PNG.
     Show(ShowArgs),
-    /// Reads your own data once and counts: samples, sizes, tokens, broken ones, duplicates.
+    /// Read your own data once and report samples, image sizes, tokens, unusable samples and duplicates.
     Check(CheckArgs),
-    /// Writes the checksums of shards beside them, as b3sum does: whoever opens the shards then holds them to it.
+    /// Write checksums beside the shards, as b3sum does; they are verified when the shards are opened.
     Sums(SumsArgs),
-    /// Learns the embedded tokeniser anew from the tasks' texts and writes its merges.
+    /// Train the embedded tokenizer again on the texts of the embedded tasks, and write its merges.
     Tokenizer(TokenizerArgs),
 }
 
 #[derive(Debug, Args)]
 struct ShowArgs {
-    /// The task: short_captions, dense_captions, reading, scenes, facts or pairs.
-    #[arg(long, default_value = "scenes", value_parser = parse_task)]
+    /// The task.
+    #[arg(long, value_name = "TASK", default_value = "scenes", value_parser = named(&TaskKind::ALL, TaskKind::name),
+        help_heading = heading::DATA)]
     task: TaskKind,
-    /// How many samples.
-    #[arg(long, default_value_t = 32, value_name = "N")]
+    /// Samples to show: one batch.
+    #[arg(long, default_value = "32", value_name = "N", value_parser = count, help_heading = heading::DATA)]
     count: usize,
-    /// Which batch of that many.
-    #[arg(long, default_value_t = 0)]
+    /// Which batch, counted from 0.
+    #[arg(long, default_value = "0", value_name = "N", value_parser = whole, help_heading = heading::DATA)]
     step: u64,
-    /// The seed of order and looks.
-    #[arg(long, default_value_t = 1)]
+    /// Random seed of the order and the augmentation.
+    #[arg(long, default_value = "1", value_name = "N", value_parser = seed, help_heading = heading::DATA)]
     seed: u64,
-    /// Questions about one scene, at most.
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    /// Questions per scene, at most.
+    #[arg(long, default_value = "1", value_name = "N", value_parser = count, help_heading = heading::DATA)]
     turns: usize,
-    /// Side of the pictures in pixels.
-    #[arg(long, default_value_t = 64, value_name = "PIXELS")]
+    /// Image resolution.
+    #[arg(long, default_value = "64", value_name = "PIXELS", value_parser = count, help_heading = heading::DATA)]
     image_size: usize,
-    /// Your own pairs, for the task pairs; may be given several times.
-    #[arg(long, value_name = "SPEC")]
+    /// Your own data, for the task pairs; may be repeated.
+    #[arg(long, value_name = "SPEC", help_heading = heading::DATA)]
     data: Vec<String>,
-    /// Where to draw the pictures.
-    #[arg(long, value_name = "FILE.png")]
+    /// Draw the images as one PNG file.
+    #[arg(long, value_name = "FILE.png", help_heading = heading::DATA)]
     png: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 struct CheckArgs {
-    /// The data, as `keel train --data` takes them.
+    /// The data, as in keel train --data.
     #[arg(value_name = "SPEC", required = true)]
     data: Vec<String>,
-    /// Prints one JSON object in place of sentences.
-    #[arg(long)]
+    /// Print one JSON object.
+    #[arg(long, help_heading = heading::DATA)]
     json: bool,
 }
 
@@ -88,13 +90,9 @@ struct SumsArgs {
 
 #[derive(Debug, Args)]
 struct TokenizerArgs {
-    /// Where to write the merges.
-    #[arg(long, default_value = "assets/tokenizer.merges", value_name = "FILE")]
+    /// The file to write.
+    #[arg(long, default_value = "assets/tokenizer.merges", value_name = "FILE", help_heading = heading::DATA)]
     out: PathBuf,
-}
-
-fn parse_task(name: &str) -> Result<TaskKind, String> {
-    parse_named(&TaskKind::ALL, TaskKind::name, name)
 }
 
 pub(super) fn run(args: &DataArgs) -> Result<()> {
@@ -106,8 +104,8 @@ pub(super) fn run(args: &DataArgs) -> Result<()> {
             let tokenizer = learn_tokenizer(&Library::embedded())?;
             std::fs::write(&args.out, tokenizer.to_file())
                 .map_err(|error| Error::io(&args.out, "write the merges", error))?;
-            println!("{}: {} ids", args.out.display(), tokenizer.len());
-            Ok(())
+            let ids = counted(tokenizer.len() as u64, "id");
+            print_line(format!("{}: {ids}", args.out.display()))
         }
     }
 }
@@ -120,9 +118,9 @@ fn sums(args: &SumsArgs) -> Result<()> {
     for (path, text) in summed(&shards)? {
         write_durably(&path, text.as_bytes())?;
         print_line(format!(
-            "{}: {} files",
+            "{}: {}",
             path.display(),
-            text.lines().count()
+            counted(text.lines().count() as u64, "file")
         ))?;
     }
     Ok(())
@@ -137,8 +135,10 @@ fn check(args: &CheckArgs) -> Result<()> {
     }
     let broken = census.samples - census.usable;
     print_line(format!(
-        "{} samples: {} usable, {broken} not",
-        census.samples, census.usable
+        "{}: {} usable, {} not",
+        counted(census.samples as u64, "sample"),
+        grouped(census.usable as u64),
+        grouped(broken as u64)
     ))?;
     if let Some(left_out) = &census.left_out_at_opening {
         print_line(format!("left out when opened: {left_out}"))?;
@@ -180,15 +180,13 @@ fn check(args: &CheckArgs) -> Result<()> {
 }
 
 fn show(args: &ShowArgs) -> Result<()> {
-    if args.count == 0 || args.image_size == 0 {
-        return Err(Error::setting("--count and --image-size", "at least 1", 0));
-    }
-    let pairs: Option<Arc<dyn PairSource>> = match args.data.is_empty() {
-        false => Some(Arc::new(Pairs::open_all(
+    let pairs: Option<Arc<dyn PairSource>> = if args.data.is_empty() {
+        None
+    } else {
+        Some(Arc::new(Pairs::open_all(
             &args.data,
             PairLimits::default(),
-        )?)),
-        true => None,
+        )?))
     };
     let mixture = Mixture::new(
         Library::embedded(),
@@ -217,22 +215,23 @@ fn show(args: &ShowArgs) -> Result<()> {
     let batch = mixture.batch(args.step)?;
     for (number, sample) in batch.samples.iter().enumerate() {
         let kind = sample.question_kind.map_or("", |kind| kind.name());
-        println!(
+        print_line(format!(
             "{number:>4}  {kind:<10} {:<40} {}",
             sample.question, sample.answer
-        );
+        ))?;
         for turn in &sample.further {
-            println!("{:>17}{:<40} {}", "", turn.question, turn.answer);
+            print_line(format!("{:>17}{:<40} {}", "", turn.question, turn.answer))?;
         }
     }
-    println!("{} items an epoch", mixture.items(args.task));
+    let items = counted(mixture.items(args.task) as u64, "item");
+    print_line(format!("{items} an epoch"))?;
     if let Some(path) = &args.png {
         if !args.task.has_image() {
             return Err(Error::setting("--png", "a task with pictures", args.task));
         }
         let sheet = contact_sheet(&batch.images, args.image_size, 8, 2)?;
         std::fs::write(path, sheet).map_err(|error| Error::io(path, "write the sheet", error))?;
-        println!("pictures: {}", path.display());
+        print_line(format!("images: {}", path.display()))?;
     }
     Ok(())
 }

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ComputeArgs, announce, at_least_one, parse_named, print_line, print_warnings};
+use super::values::{at_least_one, count, named};
+use super::{ComputeArgs, announce, heading, print_line, print_warnings};
 use keel_base::error::{Error, Result};
 use keel_engine::executor::Choice;
 use keel_eval::{Measurements, Metric, Wording, metrics_of};
@@ -14,37 +15,38 @@ use keel_train::{EvalRun, EvalTower, write_measurements};
 /// Options of `keel eval`.
 #[derive(Debug, Args)]
 pub(super) struct EvalArgs {
-    /// The run's folder, or one checkpoint of it; or a Hugging Face folder, whose tower is measured alone: neighbours,
-    /// linear-probe, two-layer-probe, attentive-probe and cka.
+    /// A run's folder (its newest checkpoint is evaluated) or one checkpoint; or a Hugging Face folder, whose vision tower is
+    /// evaluated alone: neighbours, linear-probe, two-layer-probe, attentive-probe and cka.
     run: PathBuf,
-    /// Side of the pictures in pixels, where a folder's tower is not to see its own size.
-    #[arg(long, value_name = "PIXELS", conflicts_with_all = ["bench", "stage"])]
-    image_size: Option<usize>,
     #[command(flatten)]
     compute: ComputeArgs,
-    /// Metrics to measure instead of the stage table, separated by commas, or all that the checkpoint can give: all, retrieval, zero-shot, neighbours, linear-probe, two-layer-probe, attentive-probe, captions, questions, distances, space, cka, drift, robustness. They are kept in the run's folder evaluations/.
-    #[arg(long, value_name = "LIST")]
-    metrics: Option<String>,
-    /// Answers a benchmark in VLMEvalKit's layout (.tsv) and scores it by its rules; the answers are kept in evaluations/.
-    #[arg(long, value_name = "FILE", conflicts_with = "metrics")]
-    bench: Option<PathBuf>,
-    /// How a benchmark's questions are put: plain, or vlmevalkit with options and instruction. Plain by default to a model
-    /// that speaks the embedded tokeniser.
-    #[arg(long, value_name = "WORDING", value_parser = parse_wording, requires = "bench")]
-    wording: Option<Wording>,
-    /// Measures the checkpoint after this stage instead of the newest.
-    #[arg(long, value_name = "STAGE")]
+    /// Evaluate the checkpoint at the end of this stage instead of the newest one.
+    #[arg(long, value_name = "STAGE", help_heading = heading::EVALUATION)]
     stage: Option<String>,
-    /// Pictures of each set, at most.
-    #[arg(long, value_name = "N", default_value_t = 200, value_parser = at_least_one)]
-    pictures: u64,
-    /// Prints the numbers as JSON.
-    #[arg(long)]
+    /// Metrics to measure in place of the stage table, separated by commas: retrieval, zero-shot, neighbours, linear-probe,
+    /// two-layer-probe, attentive-probe, captions, questions, distances, space, cka, drift, robustness; or all. The results
+    /// are also written to the run's folder evaluations/.
+    #[arg(long, value_name = "LIST", help_heading = heading::EVALUATION)]
+    metrics: Option<String>,
+    /// Run a benchmark file in VLMEvalKit's layout (.tsv) and score it by VLMEvalKit's rules; the answers are written to
+    /// evaluations/.
+    #[arg(long, value_name = "FILE", conflicts_with = "metrics", help_heading = heading::EVALUATION)]
+    bench: Option<PathBuf>,
+    /// Prompt style of benchmark questions: plain, or vlmevalkit with its options and instruction [default: plain for a model
+    /// with the embedded tokenizer, otherwise vlmevalkit].
+    #[arg(long, value_name = "STYLE", value_parser = named(&Wording::ALL, Wording::name), requires = "bench",
+        help_heading = heading::EVALUATION)]
+    wording: Option<Wording>,
+    /// Images per evaluation set, at most.
+    #[arg(long, value_name = "N", value_parser = at_least_one, default_value = "200", help_heading = heading::EVALUATION)]
+    images: u64,
+    /// Image resolution for a Hugging Face folder, if it differs from the tower's own.
+    #[arg(long, value_name = "PIXELS", value_parser = count, conflicts_with_all = ["bench", "stage"],
+        help_heading = heading::EVALUATION)]
+    image_size: Option<usize>,
+    /// Print the numbers as JSON.
+    #[arg(long, help_heading = heading::EVALUATION)]
     json: bool,
-}
-
-fn parse_wording(text: &str) -> std::result::Result<Wording, String> {
-    parse_named(&Wording::ALL, Wording::name, text)
 }
 
 /// Measures a folder's tower; nothing is written there.
@@ -66,7 +68,7 @@ fn run_tower(args: &EvalArgs, metrics: Option<Vec<Metric>>, compute: &Choice) ->
         .is_none_or(|list| list.trim() == "all");
     let metrics = metrics.unwrap_or(Metric::ALL.to_vec());
     let tower = EvalTower::open(&args.run, args.image_size, compute)?;
-    let measured = tower.measure(&metrics, args.pictures as usize, is_all);
+    let measured = tower.measure(&metrics, args.images as usize, is_all);
     print_warnings(&tower.take_warnings());
     let measured = measured?;
     if args.json {
@@ -123,7 +125,7 @@ fn run_checkpoint(
         return print_line(format!("\nanswers in {}", kept.display()));
     }
     let Some(metrics) = metrics else {
-        let evaluation = run.evaluate(args.pictures as usize)?;
+        let evaluation = run.evaluate(args.images as usize)?;
         if args.json {
             let text = serde_json::to_string_pretty(&evaluation);
             return print_line(text.expect("an evaluation is plain data"));
@@ -143,7 +145,7 @@ fn run_checkpoint(
     // One after the other, so that what was measured is kept when a later one fails.
     // Probes share a table.
     for group in metrics.chunk_by(|a, b| a.is_probe() && b.is_probe()) {
-        let measured = run.measure(group, args.pictures as usize, is_all)?;
+        let measured = run.measure(group, args.images as usize, is_all)?;
         let kept = write_measurements(run.path(), &measured.measurements)?;
         all.update(&measured.measurements);
         if args.json {

@@ -1,118 +1,76 @@
 //! `keel export`.
 
-use std::ffi::OsStr;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
-use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
-use clap::error::ErrorKind;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use safetensors::Dtype;
 
-use super::{grouped, parse_bytes, parse_named, print_line};
+use super::values::{described, named, size};
+use super::{heading, print_line};
 use keel_base::error::Result;
+use keel_base::units::{counted, grouped};
 use keel_train::{ExportOptions, ExportPart, export};
 use keel_weights::VisionLayout;
+
+/// Types that can be asked for.
+const TYPES: [Dtype; 3] = [Dtype::F32, Dtype::BF16, Dtype::F16];
+
+fn name_of_type(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::BF16 => "bf16",
+        Dtype::F16 => "f16",
+        _ => "f32",
+    }
+}
+
+fn about_type(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::BF16 => "bfloat16",
+        Dtype::F16 => "IEEE half precision",
+        _ => "single precision",
+    }
+}
+
+/// The layouts that the families of towers state.
+fn layouts() -> &'static [VisionLayout] {
+    static LAYOUTS: LazyLock<Vec<VisionLayout>> = LazyLock::new(VisionLayout::all);
+    &LAYOUTS
+}
 
 /// Options of `keel export`.
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
-    /// A run's folder, for its newest checkpoint, or a checkpoint.
+    /// A run's folder (its newest checkpoint is exported) or one checkpoint.
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// The folder to be made; it must not exist yet.
-    #[arg(long, value_name = "DIR")]
+    /// The folder to write, new or empty.
+    #[arg(long, value_name = "DIR", help_heading = heading::RUN)]
     out: PathBuf,
-    /// What of the model is written.
-    #[arg(long, value_parser = PartParser, default_value = "vision")]
-    part: PartArg,
-    // Named by the families themselves.
-    #[arg(long, value_name = "NAME", value_parser = parse_layout, help = layout_help())]
+    /// The part of the model to export.
+    #[arg(long, value_name = "PART", default_value = ExportPart::Vision.name(),
+        value_parser = described(&ExportPart::ALL, ExportPart::name, ExportPart::about), help_heading = heading::WEIGHTS)]
+    part: ExportPart,
+    /// Layout of the vision tower [default: the one that the run's weights came in, or the first that can express the tower's
+    /// settings].
+    #[arg(long, value_name = "NAME", value_parser = named(layouts(), VisionLayout::name),
+        help_heading = heading::WEIGHTS)]
     layout: Option<VisionLayout>,
-    /// The type of the numbers; by default that of the weights the run began from, or f32.
-    #[arg(long, value_enum)]
-    dtype: Option<TypeArg>,
-    /// Tensors in one file, at most.
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "5G")]
+    /// Data type of the tensors [default: that of the weights the run started from, or f32]. Weights that were not trained are
+    /// exported bit-identical by default.
+    #[arg(long, value_name = "TYPE", value_parser = described(&TYPES, name_of_type, about_type),
+        help_heading = heading::WEIGHTS)]
+    dtype: Option<Dtype>,
+    /// Upper limit on the size of one weights file.
+    #[arg(long, value_name = "BYTES", value_parser = size, default_value = "5G", help_heading = heading::EXPERT)]
     shard_size: u64,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum PartArg {
-    /// The refined tower.
-    Vision,
-    /// The language model with its tokeniser.
-    Language,
-    /// What stands between them.
-    Connector,
-    /// All of it, in the form of InternVL and SAIL-VL.
-    Model,
-}
-
-/// Reads `--part`, and says what its old word is called now.
-#[derive(Clone)]
-struct PartParser;
-
-impl TypedValueParser for PartParser {
-    type Value = PartArg;
-
-    fn parse_ref(
-        &self,
-        command: &clap::Command,
-        option: Option<&clap::Arg>,
-        value: &OsStr,
-    ) -> std::result::Result<PartArg, clap::Error> {
-        if value == "whole" {
-            let answer = "--part whole is called --part model: it writes all parts of the model into one folder\n";
-            return Err(command.clone().error(ErrorKind::InvalidValue, answer));
-        }
-        EnumValueParser::new().parse_ref(command, option, value)
-    }
-
-    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        let values = PartArg::value_variants().iter();
-        Some(Box::new(values.filter_map(PartArg::to_possible_value)))
-    }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum TypeArg {
-    /// 32 bits.
-    F32,
-    /// 16 bits, the exponent of f32.
-    Bf16,
-    /// 16 bits, IEEE.
-    F16,
-}
-
-fn parse_layout(text: &str) -> std::result::Result<VisionLayout, String> {
-    parse_named(&VisionLayout::all(), VisionLayout::name, text)
-}
-
-fn layout_help() -> String {
-    let layouts = VisionLayout::all();
-    let names: Vec<&str> = layouts.iter().map(|layout| layout.name()).collect();
-    let (last, others) = names.split_last().expect("there are layouts");
-    format!(
-        "The layout of the tower: {} or {last}. By default the one that the run's weights came in, or the first that can say \
-         the tower's settings",
-        others.join(", "),
-    )
 }
 
 pub(super) fn run(args: &ExportArgs) -> Result<()> {
     let options = ExportOptions {
-        part: match args.part {
-            PartArg::Vision => ExportPart::Vision,
-            PartArg::Language => ExportPart::Language,
-            PartArg::Connector => ExportPart::Connector,
-            PartArg::Model => ExportPart::Whole,
-        },
+        part: args.part,
         layout: args.layout,
-        dtype: args.dtype.map(|dtype| match dtype {
-            TypeArg::F32 => Dtype::F32,
-            TypeArg::Bf16 => Dtype::BF16,
-            TypeArg::F16 => Dtype::F16,
-        }),
+        dtype: args.dtype,
         shard_bytes: args.shard_size,
     };
     let exported = export(&args.run, &args.out, &options)?;
@@ -121,17 +79,16 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
         kind => kind.to_owned(),
     };
     print_line(format!(
-        "{}: {kind}, {} numbers in {} tensors and {} file{}, from {}",
+        "{}: {kind}, {} numbers in {} and {}, from {}",
         args.out.display(),
-        grouped(exported.elements),
-        exported.tensors,
-        exported.files,
-        if exported.files == 1 { "" } else { "s" },
+        grouped(exported.elements as u64),
+        counted(exported.tensors as u64, "tensor"),
+        counted(exported.files as u64, "file"),
         exported.checkpoint.display(),
     ))?;
     if exported.lacks_tokenizer {
         print_line(
-            "it speaks Keel's embedded tokeniser, for which other tools have no tokenizer.json",
+            "it uses Keel's embedded tokenizer, for which other tools have no tokenizer.json",
         )?;
     }
     Ok(())

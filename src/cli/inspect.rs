@@ -4,15 +4,16 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{grouped, print_line};
+use super::print_line;
 use keel_base::error::Result;
+use keel_base::units::{counted, grouped};
 use keel_model::VisionHead;
 use keel_weights::{Folder, SubModel, SubModelConfig};
 
 /// Options of `keel inspect`.
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
-    /// A folder with config.json and model.safetensors, or shards and their index.
+    /// A Hugging Face folder: config.json and model.safetensors, or shards with their index.
     #[arg(value_name = "DIR")]
     folder: PathBuf,
 }
@@ -28,12 +29,11 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     types.sort();
     types.dedup();
     print_line(format!(
-        "{}: {} tensors of {} in {} file{}",
+        "{}: {} of {} in {}",
         folder.path().display(),
-        folder.tensors().len(),
+        counted(folder.tensors().len() as u64, "tensor"),
         types.join(", "),
-        folder.files(),
-        if folder.files() == 1 { "" } else { "s" },
+        counted(folder.files() as u64, "file"),
     ))?;
     for part in &parts {
         print_part(part)?;
@@ -104,13 +104,13 @@ fn print_part(part: &SubModel) -> Result<()> {
     }
     modules.push(("parameters".into(), part.layout().count(|_| true)));
     for (module, count) in modules {
-        print_line(format!("  {module:<24}{:>16}", grouped(count)))?;
+        print_line(format!("  {module:<24}{:>16}", grouped(count as u64)))?;
     }
     for ignored in part.ignored() {
         print_line(format!(
             "  left aside: {}, {}",
             ignored.what,
-            grouped(ignored.elements)
+            grouped(ignored.elements as u64)
         ))?;
     }
     for regulariser in part.regularisers() {

@@ -6,32 +6,40 @@ mod caption;
 mod data;
 mod doctor;
 mod eval;
+mod explain;
 mod export;
+mod failure;
 mod inspect;
 mod kernels;
+mod options;
 mod plan;
 mod profile;
 mod report;
+mod shell;
 mod terminal;
 mod train;
+mod values;
 
 use std::fmt::Display;
 use std::io::Write;
-use std::path::PathBuf;
-use std::sync::Arc;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+pub use failure::Failure;
 use keel_base::error::{Error, Result};
-use keel_data::chat::Layout;
-use keel_data::pairs::{PairLimits, PairSource, Pairs};
-use keel_engine::executor::{self, Choice};
-use keel_engine::tensor::DType;
-use keel_train::PublishedWeights;
+use options::{
+    ComputeArgs, DataArgs, RecipeArgs, WeightsArgs, announce, heading, open_pairs, usable_cores,
+};
 
 /// Trains visual backbones for multimodal language models by gradual feature refinement.
 #[derive(Debug, Parser)]
-#[command(name = "keel", version, about, arg_required_else_help = true)]
+#[command(
+    name = "keel",
+    version,
+    about,
+    arg_required_else_help = true,
+    after_help = failure::EXIT_CODES
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -39,217 +47,34 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs the stages of a recipe and prints what each was worth.
+    /// Train a model by a recipe, stage by stage, with an evaluation after each.
     Train(train::TrainArgs),
-    /// Prints the memory of every stage before anything runs.
+    /// Show the memory and the compute of every stage without running it.
     Plan(plan::PlanArgs),
-    /// Times one step op by op.
+    /// Time one training step, op by op.
     Profile(profile::ProfileArgs),
-    /// Measures a run's newest checkpoint.
+    /// Evaluate a checkpoint: the stage table, single metrics, or a benchmark file.
     Eval(eval::EvalArgs),
-    /// Writes a run's report, or one of several runs side by side, as one HTML page.
+    /// Write a run's report as one HTML page, or compare several runs.
     Report(report::ReportArgs),
-    /// Compares ways of refining at equal compute, over several seeds.
+    /// Compare training strategies at equal compute over several seeds.
     Ablate(ablate::AblateArgs),
-    /// Answers about an image.
+    /// Describe an image, or answer a question about it.
     Caption(caption::CaptionArgs),
-    /// Shows the training data.
+    /// Look at training data: show samples, check your own data, write checksums of shards.
     Data(data::DataArgs),
-    /// Writes a run's tower, language model or both as a Hugging Face folder.
+    /// Export the vision tower, the language model or the whole model as a Hugging Face folder.
     Export(export::ExportArgs),
-    /// Says what a Hugging Face folder holds, and whether Keel can train it.
+    /// Show what a Hugging Face folder holds, and whether it can be trained.
     Inspect(inspect::InspectArgs),
-    /// Prints what is known of the CUDA kernels without running them.
+    /// Show what is known of the CUDA kernels, or time them.
     Kernels(kernels::KernelsArgs),
-    /// Says what this machine and this build have, and what each missing thing would give.
+    /// Show what this machine and this build offer, and how to get what is missing.
     Doctor(doctor::DoctorArgs),
-}
-
-/// Which executor runs programs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Device {
-    /// The fastest there is.
-    Auto,
-    /// The processor.
-    Cpu,
-    /// The CUDA kernels on their emulator: slow, for proof.
-    Simt,
-    /// A GPU.
-    Cuda,
-}
-
-/// How matrices among the parameters, and what is computed from them, are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Precision {
-    /// Single precision.
-    F32,
-    /// bfloat16, with masters, moments, sums and losses in f32.
-    Bf16,
-}
-
-impl From<Precision> for DType {
-    fn from(precision: Precision) -> DType {
-        match precision {
-            Precision::F32 => DType::F32,
-            Precision::Bf16 => DType::Bf16,
-        }
-    }
-}
-
-/// Options of every command that computes.
-#[derive(Clone, Debug, Args)]
-struct ComputeArgs {
-    /// Where to compute.
-    #[arg(long, value_enum, default_value = "auto")]
-    device: Device,
-    /// Threads that compute; all cores by default.
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
-    /// How numbers are stored: bf16 by default on a GPU and its emulator, f32 on the processor.
-    #[arg(long, value_enum)]
-    precision: Option<Precision>,
-}
-
-/// The most threads that may be asked for.
-const MOST_THREADS: usize = 1024;
-
-impl ComputeArgs {
-    /// The number of threads.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] for 0 threads or absurdly many.
-    fn threads(&self) -> Result<usize> {
-        match self.threads {
-            Some(threads) if !(1..=MOST_THREADS).contains(&threads) => Err(Error::setting(
-                "--threads",
-                format!("1 to {MOST_THREADS}"),
-                threads,
-            )),
-            Some(threads) => Ok(threads),
-            None => Ok(usable_cores()),
-        }
-    }
-
-    /// What computes.
-    ///
-    /// # Errors
-    /// As [`Choice::new`] and [`ComputeArgs::threads`].
-    fn choose(&self) -> Result<Choice> {
-        let device = match self.device {
-            Device::Auto => executor::Device::Auto,
-            Device::Cpu => executor::Device::Cpu,
-            Device::Simt => executor::Device::Simt,
-            Device::Cuda => executor::Device::Cuda,
-        };
-        Choice::new(device, self.threads()?, self.precision.map(DType::from))
-    }
-}
-
-/// The cores that this process may use.
-fn usable_cores() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get())
-}
-
-/// A number with separators: 309,984,256.
-fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// Says in one line what will compute, and why.
-///
-/// # Errors
-/// As [`print_line`].
-fn announce(choice: &Choice) -> Result<()> {
-    print_line(format!("device: {}", choice.describe()))
-}
-
-/// Which recipe, with which changes.
-#[derive(Clone, Debug, Args)]
-struct RecipeArgs {
-    /// A built-in recipe (emoji, tiny, sailvit-large, sailvit-huge) or the path of a TOML file.
-    #[arg(long, default_value = "emoji", value_name = "NAME|FILE")]
-    recipe: String,
-    /// Changes one setting, for example model.vision.depth=4 or stage.fine-grained.steps=100. Repeatable.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    sets: Vec<String>,
-}
-
-/// Which published weights a model begins from.
-#[derive(Clone, Debug, Args)]
-struct WeightsArgs {
-    /// A Hugging Face folder whose vision tower the run begins from: settings and weights. See keel inspect.
-    #[arg(long, value_name = "DIR")]
-    vision: Option<PathBuf>,
-    /// Side of the pictures in pixels, where it is not the tower's own: its learned positions are scaled to the new grid.
-    #[arg(long, value_name = "PIXELS", requires = "vision")]
-    image_size: Option<usize>,
-    /// A Hugging Face folder whose language model the run begins from, with its tokenizer.json.
-    #[arg(long, value_name = "DIR")]
-    language: Option<PathBuf>,
-    /// The layout of the language model's chats, where its folder does not say: qwen2.5, qwen3, internvl2.5 or sailvl.
-    #[arg(long, value_name = "LAYOUT", value_parser = parse_layout, requires = "language")]
-    chat: Option<Layout>,
-}
-
-impl WeightsArgs {
-    /// The weights, those of `plan` where the command line does not say.
-    fn over(&self, plan: PublishedWeights) -> PublishedWeights {
-        // A size belongs to its tower, a layout to its language model.
-        let (vision, image_size) = match &self.vision {
-            Some(vision) => (Some(vision.clone()), self.image_size),
-            None => (plan.vision, plan.image_size),
-        };
-        let (language, chat) = match &self.language {
-            Some(language) => (Some(language.clone()), self.chat),
-            None => (plan.language, plan.chat),
-        };
-        PublishedWeights {
-            vision,
-            image_size,
-            language,
-            chat,
-        }
-    }
-}
-
-/// Which of the user's own pairs are trained on.
-#[derive(Clone, Debug, Args)]
-struct DataArgs {
-    /// Your own pairs: an image folder with captions, WebDataset shards such as pairs-{000..009}.tar, a .json or .jsonl list of
-    /// captions or conversations, an InternVL mixture, a .tsv or .csv table. SPEC=2 gives its pairs twice an epoch; may be
-    /// given several times. They are the task `pairs` of a recipe's stages.
-    #[arg(long = "data", value_name = "SPEC")]
-    specs: Vec<String>,
-}
-
-/// Opens pairs and says how many there are; none where nothing is named.
-///
-/// # Errors
-/// As [`Pairs::open_all`].
-fn open_pairs(specs: &[String]) -> Result<Option<Arc<dyn PairSource>>> {
-    if specs.is_empty() {
-        return Ok(None);
-    }
-    let pairs = Pairs::open_all(specs, PairLimits::default())?;
-    let left_out = match pairs.left_out() {
-        Some(left_out) => format!("; left out {left_out}"),
-        None => String::new(),
-    };
-    let named = specs.join(", ");
-    print_line(format!("data: {} pairs of {named}{left_out}", pairs.len()))?;
-    Ok(Some(Arc::new(pairs)))
-}
-
-fn parse_layout(text: &str) -> Result<Layout, String> {
-    parse_named(&Layout::ALL, Layout::name, text)
+    /// Print the completion script of a shell.
+    Completions(shell::CompletionsArgs),
+    /// Write manual pages.
+    Man(shell::ManArgs),
 }
 
 /// Prints a line.
@@ -269,69 +94,73 @@ fn print_warnings(warnings: &[String]) {
     }
 }
 
-/// A whole number from 1 up.
-fn at_least_one(text: &str) -> Result<u64, String> {
-    match text.parse() {
-        Ok(0) => Err("must be at least 1".into()),
-        Ok(number) => Ok(number),
-        Err(_) => Err("not a whole number".into()),
-    }
+/// Ends the program without a word when `println!` finds no reader, for example in `keel plan | head`: that is no defect, and
+/// no panic to report.
+pub fn leave_quietly_without_reader() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload_as_str().unwrap_or_default();
+        if message.starts_with("failed printing to std") {
+            std::process::exit(failure::READER_GONE.into());
+        }
+        report(panic);
+    }));
 }
 
-/// The one of `all` whose name is `text`, or a list of the names.
-fn parse_named<T: Copy>(all: &[T], name: fn(T) -> &'static str, text: &str) -> Result<T, String> {
-    let found = all.iter().find(|one| name(**one) == text);
-    found.copied().ok_or_else(|| {
-        let names: Vec<&str> = all.iter().map(|one| name(*one)).collect();
-        format!("wanted one of {}", names.join(", "))
+/// The command line's description. Every option that takes a value takes negative numbers too, so that `--seed -1` is refused
+/// as a seed and not as an option called -1.
+fn description() -> clap::Command {
+    fn with_negative_numbers(command: clap::Command) -> clap::Command {
+        command
+            .mut_args(|arg| {
+                if explain::takes_value(&arg) {
+                    arg.allow_negative_numbers(true)
+                } else {
+                    arg
+                }
+            })
+            .mut_subcommands(with_negative_numbers)
+    }
+    with_negative_numbers(Cli::command())
+}
+
+/// Reads the command line. Help and version are printed, and end the program.
+fn parse(description: &clap::Command) -> Result<Cli, Failure> {
+    let matches = description.clone().try_get_matches();
+    let read = matches.and_then(|matches| Cli::from_arg_matches(&matches));
+    read.map_err(|problem| {
+        let args: Vec<String> = std::env::args_os()
+            .skip(1)
+            .map(|arg| arg.to_string_lossy().into_owned())
+            .collect();
+        match explain::explain(&problem, description, &args) {
+            Some(text) => Failure::usage(text),
+            None => problem.exit(),
+        }
     })
-}
-
-/// Bytes from a text such as `512M` or `80G` (powers of 1024).
-fn parse_bytes(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "k" | "kib" | "kb" => 1024.0,
-        "m" | "mib" | "mb" => 1024.0 * 1024.0,
-        "g" | "gib" | "gb" => 1024.0 * 1024.0 * 1024.0,
-        other => return Err(format!("unknown unit {other}: use K, M or G")),
-    };
-    let number: f64 = digits
-        .trim()
-        .parse()
-        .map_err(|_| "not a number of bytes".to_owned())?;
-    match number > 0.0 && number.is_finite() {
-        true => Ok((number * unit) as u64),
-        false => Err("must be above 0".to_owned()),
-    }
-}
-
-/// As [`parse_bytes`], or 0.
-fn parse_room(text: &str) -> Result<u64, String> {
-    match text.trim() {
-        "0" => Ok(0),
-        text => parse_bytes(text),
-    }
 }
 
 /// Reads the command line and runs it.
 ///
 /// # Errors
 /// Whatever the subcommand reports.
-pub fn run() -> Result<()> {
-    match Cli::parse().command {
-        Command::Train(args) => train::run(&args),
-        Command::Plan(args) => plan::run(&args),
-        Command::Profile(args) => profile::run(&args),
-        Command::Eval(args) => eval::run(&args),
-        Command::Report(args) => report::run(&args),
-        Command::Ablate(args) => ablate::run(&args),
-        Command::Caption(args) => caption::run(&args),
-        Command::Data(args) => data::run(&args),
-        Command::Export(args) => export::run(&args),
-        Command::Inspect(args) => inspect::run(&args),
-        Command::Kernels(args) => kernels::run(&args),
-        Command::Doctor(args) => doctor::run(&args),
+pub fn run() -> Result<(), Failure> {
+    let description = description();
+    match parse(&description)?.command {
+        Command::Train(args) => train::run(&args)?,
+        Command::Plan(args) => plan::run(&args)?,
+        Command::Profile(args) => profile::run(&args)?,
+        Command::Eval(args) => eval::run(&args)?,
+        Command::Report(args) => report::run(&args)?,
+        Command::Ablate(args) => ablate::run(&args)?,
+        Command::Caption(args) => caption::run(&args)?,
+        Command::Data(args) => data::run(&args)?,
+        Command::Export(args) => export::run(&args)?,
+        Command::Inspect(args) => inspect::run(&args)?,
+        Command::Kernels(args) => kernels::run(&args)?,
+        Command::Doctor(args) => doctor::run(&args)?,
+        Command::Completions(args) => shell::completions(&args, description)?,
+        Command::Man(args) => shell::man(&args, description)?,
     }
+    Ok(())
 }

@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::{
-    ComputeArgs, RecipeArgs, announce, at_least_one, parse_bytes, print_line, print_warnings,
-};
+use super::values::{at_least_one, size};
+use super::{ComputeArgs, RecipeArgs, announce, heading, print_line, print_warnings};
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_report::{profile_drawing, profile_table, profile_trace};
 use keel_train::{Profile, Recipe, recipe_of, write_durably};
@@ -18,31 +17,31 @@ pub(super) struct ProfileArgs {
     recipe: RecipeArgs,
     #[command(flatten)]
     compute: ComputeArgs,
-    /// The folder of a run whose recipe is taken; its report shows the drawing.
-    #[arg(long, value_name = "RUN", conflicts_with = "recipe")]
+    /// Take the recipe of this run's folder; its report then shows the profile.
+    #[arg(long, value_name = "RUN", conflicts_with = "recipe", help_heading = heading::RUN)]
     run: Option<PathBuf>,
-    /// One stage; the last by default.
-    #[arg(long, value_name = "NAME")]
+    /// The stage to profile [default: the last].
+    #[arg(long, value_name = "NAME", help_heading = heading::RUN)]
     stage: Option<String>,
-    /// Steps that are timed; each op counts with its median.
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
+    /// Steps to time; each op counts with its median.
+    #[arg(long, value_name = "N", default_value = "10", value_parser = at_least_one, help_heading = heading::RUN)]
     steps: u64,
-    /// The most memory for a step's activations, for example 512M; met by computing some of them twice.
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
-    memory_budget: Option<u64>,
-    /// Writes the step for chrome://tracing and ui.perfetto.dev.
-    #[arg(long, value_name = "FILE")]
+    /// Write the step as a trace for chrome://tracing and ui.perfetto.dev.
+    #[arg(long, value_name = "FILE", help_heading = heading::RUN)]
     trace: Option<PathBuf>,
-    /// Draws the step: parts of the model over their ops, as wide as their time.
-    #[arg(long, value_name = "FILE")]
+    /// Draw the step as a flame graph: modules above their ops, as wide as their time.
+    #[arg(long, value_name = "FILE", help_heading = heading::RUN)]
     svg: Option<PathBuf>,
+    /// Upper limit on the activations of a step, for example 512M, met by recomputing some of them in the backward pass.
+    #[arg(long, value_name = "BYTES", value_parser = size, help_heading = heading::MEMORY)]
+    memory_budget: Option<u64>,
 }
 
 pub(super) fn run(args: &ProfileArgs) -> Result<()> {
     let compute = args.compute.choose()?;
     let recipe = match &args.run {
         Some(run) => {
-            let path = recipe_of(run, "--run")?;
+            let path = recipe_of(run)?;
             Recipe::load(&path.to_string_lossy(), &args.recipe.sets)?
         }
         None => Recipe::load(&args.recipe.recipe, &args.recipe.sets)?,

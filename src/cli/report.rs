@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::print_line;
+use super::{heading, print_line};
 use keel_base::error::{Error, Result};
 use keel_report::{RunRecord, comparison_page, run_page};
 use keel_train::write_durably;
@@ -12,11 +12,11 @@ use keel_train::write_durably;
 /// Options of `keel report`.
 #[derive(Debug, Args)]
 pub(super) struct ReportArgs {
-    /// The run's folder; several are put side by side.
+    /// The run's folder; several are compared side by side.
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
-    /// The page's file: report.html in the run's folder by default, comparison.html here for several runs.
-    #[arg(long, value_name = "FILE")]
+    /// The file to write [default: report.html in the run's folder; comparison.html here for several runs].
+    #[arg(long, value_name = "FILE", help_heading = heading::RUN)]
     out: Option<PathBuf>,
 }
 

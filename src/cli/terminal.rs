@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use keel_base::error::Result;
-use keel_engine::program::bytes;
+use keel_base::units::bytes;
 use keel_train::{Event, Observer, StepReport, StepsBegin};
 
 /// Shows the events of a run.

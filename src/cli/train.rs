@@ -7,12 +7,12 @@ use std::time::Instant;
 use clap::Args;
 
 use super::terminal::Terminal;
+use super::values::{at_least_one, seed, size, size_or_none, threshold, whole};
 use super::{
-    ComputeArgs, DataArgs, RecipeArgs, WeightsArgs, announce, at_least_one, open_pairs,
-    parse_bytes, parse_room, print_line,
+    ComputeArgs, DataArgs, Failure, RecipeArgs, WeightsArgs, announce, heading, open_pairs,
+    print_line,
 };
-use keel_base::error::Result;
-use keel_engine::program::bytes;
+use keel_base::units::bytes;
 use keel_report::stage_table;
 use keel_train::{LocalDisk, PublishedWeights, Recipe, Signals, TrainOptions, Trainer, recipe_of};
 use keel_weights::Folder;
@@ -24,87 +24,79 @@ pub(super) struct TrainArgs {
     recipe: RecipeArgs,
     #[command(flatten)]
     compute: ComputeArgs,
-    /// The same flow with an eighth of the steps: under two minutes for the default recipe.
-    #[arg(long)]
+    /// Run an eighth of the steps: under two minutes for the default recipe.
+    #[arg(long, help_heading = heading::RUN)]
     quick: bool,
-    /// Prints settings and memory, trains nothing.
-    #[arg(long)]
+    /// Print the settings and the memory plan, train nothing.
+    #[arg(long, help_heading = heading::RUN)]
     dry_run: bool,
-    /// Ends each stage after this many steps at the latest.
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
-    max_steps: Option<u64>,
-    /// Trains each stage on its first batch over and over: the loss must fall.
-    #[arg(long)]
-    overfit_one_batch: bool,
-    /// The seed of everything random, in place of the recipe's.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    /// Random seed, in place of the recipe's.
+    #[arg(long, value_name = "N", value_parser = seed, help_heading = heading::RUN)]
     seed: Option<u64>,
-    /// The run's folder; the next free one under runs/ by default.
-    #[arg(long, value_name = "DIR")]
+    /// Folder of the run, new or empty [default: the next free runs/NAME-N].
+    #[arg(long, value_name = "DIR", help_heading = heading::RUN)]
     out: Option<PathBuf>,
-    /// Continues the run in this folder from its newest checkpoint, by the recipe in the folder; repeat the other options.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["recipe", "out", "seed", "quick", "vision", "language"])]
+    /// Continue the run in this folder from its newest checkpoint, with the recipe stored there; repeat the other options.
+    #[arg(long, value_name = "RUN", help_heading = heading::RUN,
+        conflicts_with_all = ["recipe", "out", "seed", "quick", "vision", "language"])]
     resume: Option<PathBuf>,
     #[command(flatten)]
     data: DataArgs,
+    /// Memory for a cache of decoded and resized images; 0 disables it. Not counted by --memory-limit.
+    #[arg(long, value_name = "BYTES", value_parser = size_or_none, default_value = "256M", help_heading = heading::DATA)]
+    image_cache: u64,
     #[command(flatten)]
     weights: WeightsArgs,
-    /// Memory for your pairs' pictures, decoded and scaled to the tower, so that they need not be again when they come next; 0
-    /// for none. Beside what --memory-limit counts.
-    #[arg(long, value_name = "BYTES", value_parser = parse_room, default_value = "256M")]
-    keep_pictures: u64,
-    /// The most memory for a step's activations, for example 512M; met by computing some of them twice.
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
-    memory_budget: Option<u64>,
-    /// The most memory that a stage may take in all, parameters, gradients, moments and activations, for example 2G. More is
-    /// refused before the first step, with settings that fit.
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    /// Upper limit on the memory of a stage: parameters, gradients, optimizer state and activations, for example 2G. A stage
+    /// that needs more is refused before the first step, with settings that fit.
+    #[arg(long, value_name = "BYTES", value_parser = size, help_heading = heading::MEMORY)]
     memory_limit: Option<u64>,
-    /// Divides the batches of stages that take more than --memory-limit into the largest micro-batches that fit; their
-    /// gradients are gathered until the batch is whole.
-    #[arg(long, requires = "memory_limit", conflicts_with = "resume")]
+    /// Fit stages into --memory-limit by gradient accumulation over the largest micro-batches that fit.
+    #[arg(long, requires = "memory_limit", conflicts_with = "resume", help_heading = heading::MEMORY)]
     fit: bool,
-    /// Steps between checkpoints inside a stage, written while training goes on; 0 for none. One follows every stage.
-    #[arg(long, value_name = "N", default_value_t = 500)]
+    /// Upper limit on the activations of a step, for example 512M, met by recomputing some of them in the backward pass.
+    #[arg(long, value_name = "BYTES", value_parser = size, help_heading = heading::MEMORY)]
+    memory_budget: Option<u64>,
+    /// Steps between checkpoints within a stage, written while training goes on; 0 writes none. Every stage ends with one.
+    #[arg(long, value_name = "N", value_parser = whole, default_value = "500", help_heading = heading::SAFETY)]
     save_every: u64,
-    /// Checkpoints that are kept inside a stage, the newest ones, and beside them the one at which the losses of late were
-    /// lowest; those that follow a stage are all kept.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_one)]
+    /// Checkpoints to keep within a stage: the N newest, and the best recent one by loss. Those at the end of a stage are
+    /// always kept.
+    #[arg(long, value_name = "N", value_parser = at_least_one, default_value = "3", help_heading = heading::SAFETY)]
     keep: u64,
-    /// Keeps a checkpoint at every multiple of so many steps inside a stage for good; 0 for none.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    /// Also keep every checkpoint at a multiple of N steps; 0 keeps no others.
+    #[arg(long, value_name = "N", value_parser = whole, default_value = "0", help_heading = heading::SAFETY)]
     keep_every: u64,
-    /// Standard deviations above the median of late losses from which a loss is a spike; after five bad steps in a row the run
-    /// goes back and leaves their data out. 0 calls no spikes.
-    #[arg(long, value_name = "X", default_value_t = 10.0, value_parser = parse_threshold)]
+    /// Robust z-score from which a loss counts as a spike; 0 disables spike detection. After five consecutive bad steps the run
+    /// rolls back to the last good state and skips their batches.
+    #[arg(long, value_name = "X", value_parser = threshold, default_value = "10", help_heading = heading::SAFETY)]
     spike_threshold: f64,
-    /// Does every Nth step twice and compares the bits: finds a machine that computes wrongly now and then. 0 for none.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    recheck_every: u64,
-    /// Pictures of each set that stages are evaluated on, at most: 200, or 100 with --quick.
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
-    evaluation_pictures: Option<u64>,
-    /// Leaves out the evaluation after each stage.
-    #[arg(long, conflicts_with = "evaluation_pictures")]
+    /// Images per evaluation set after each stage, at most [default: 200, or 100 with --quick].
+    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = heading::EVALUATION)]
+    evaluation_images: Option<u64>,
+    /// Skip the evaluation after each stage.
+    #[arg(long, conflicts_with = "evaluation_images", help_heading = heading::EVALUATION)]
     no_evaluation: bool,
-}
-
-fn parse_threshold(text: &str) -> std::result::Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(number) if number >= 0.0 && number.is_finite() => Ok(number),
-        _ => Err("wanted a number from 0 up".into()),
-    }
+    /// End each stage after at most N steps.
+    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = heading::EXPERT)]
+    max_steps: Option<u64>,
+    /// Train each stage on its first batch over and over: its loss must fall.
+    #[arg(long, help_heading = heading::EXPERT)]
+    overfit_one_batch: bool,
+    /// Compute every Nth step twice and compare bit by bit, to find faulty hardware; 0 disables the check.
+    #[arg(long, value_name = "N", value_parser = whole, default_value = "0", help_heading = heading::EXPERT)]
+    recheck_every: u64,
 }
 
 /// How much shorter a quick run is.
 const QUICK: u64 = 8;
 
-pub(super) fn run(args: &TrainArgs) -> Result<()> {
+pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     let start = Instant::now();
     let compute = args.compute.choose()?;
     let mut recipe = match &args.resume {
         Some(run) => {
-            let path = recipe_of(run, "--resume")?;
+            let path = recipe_of(run)?;
             Recipe::load(&path.to_string_lossy(), &args.recipe.sets)?
         }
         None => Recipe::load(&args.recipe.recipe, &args.recipe.sets)?,
@@ -120,8 +112,8 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
             stage.epochs = stage.epochs.map(|epochs| epochs / QUICK as f64);
         }
     }
-    if let Some(pictures) = args.evaluation_pictures {
-        evaluation_size = pictures as usize;
+    if let Some(images) = args.evaluation_images {
+        evaluation_size = images as usize;
     }
     let weights = args.weights.over(PublishedWeights::default());
     if !weights.is_empty() {
@@ -160,7 +152,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
             memory_budget: args.memory_budget,
             memory_limit: args.memory_limit,
         };
-        return plans.print(None, None);
+        return Ok(plans.print(None, None)?);
     }
     let options = TrainOptions {
         compute,
@@ -177,8 +169,8 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         evaluate: !args.no_evaluation,
         keep: args.keep,
         keep_every: args.keep_every,
-        keep_pictures: args.keep_pictures,
         observer: Arc::new(Terminal::default()),
+        keep_pictures: args.image_cache,
         disk: Arc::new(LocalDisk),
         signals: Signals::heed()?,
     };
@@ -187,7 +179,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
     let outcome = trainer.run();
     // A run that ends early leaves its report too; what ended it is said first.
     let report = super::report::write_report(trainer.folder());
-    let evaluations = outcome?;
+    let evaluations = outcome.map_err(Failure::while_running)?;
     if !evaluations.is_empty() {
         let table = stage_table(&evaluations);
         trainer.note(&format!("\n{table}"))?;
@@ -200,5 +192,6 @@ pub(super) fn run(args: &TrainArgs) -> Result<()> {
         seconds / 60,
         seconds % 60,
         report.display(),
-    ))
+    ))?;
+    Ok(())
 }

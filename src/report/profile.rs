@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::table::Table;
+use keel_base::units::{counted, flops};
 use keel_engine::program::escape;
 use keel_train::{Profile, ProfiledOp};
 
@@ -118,7 +119,7 @@ pub fn profile_table(profile: &Profile) -> String {
     }
     let mut peaks = Vec::new();
     if profile.peak_flops > 0.0 {
-        peaks.push(format!("{:.0} GFLOP/s", profile.peak_flops / 1e9));
+        peaks.push(format!("{}/s", flops(profile.peak_flops)));
     }
     if profile.peak_bandwidth > 0.0 {
         peaks.push(format!("{:.1} GB/s", profile.peak_bandwidth / 1e9));
@@ -135,14 +136,14 @@ pub fn profile_table(profile: &Profile) -> String {
         false => format!("at most {}", peaks.join(" and ")),
     };
     format!(
-        "\nstage {}, batch {}, {}: {:.2} ms a step ({} ops, median of {} runs), {:.1} GFLOP{of_peak}; {peaks}\n\n{}\n\n{}\n",
+        "\nstage {}, batch {}, {}: {:.2} ms a step ({}, median of {}), {}{of_peak}; {peaks}\n\n{}\n\n{}\n",
         profile.stage,
         profile.batch,
         profile.device,
         all * 1e3,
-        profile.ops.len(),
-        profile.runs,
-        total.flops / 1e9,
+        counted(profile.ops.len() as u64, "op"),
+        counted(profile.runs as u64, "run"),
+        flops(total.flops),
         table("kind of op", sorted(kinds), all),
         table("part of the model", sorted(parts), all),
     )

@@ -10,6 +10,7 @@ mod guard;
 mod locate;
 mod memory_limit;
 mod observer;
+mod out_folder;
 mod recipe;
 mod run;
 mod stage;

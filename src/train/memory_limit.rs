@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::recipe::{Recipe, Stage};
 use super::step_program::{compile_step, step_shape};
 use keel_base::error::{Error, Result};
-use keel_engine::program::{MemoryReport, bytes};
+use keel_base::units::bytes;
+use keel_engine::program::MemoryReport;
 use keel_engine::tape::{Machine, ParameterLayout};
 use keel_model::declare;
 

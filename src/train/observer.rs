@@ -13,6 +13,7 @@ use super::recipe::{Recipe, Stage};
 use super::run::StepAverages;
 use super::step_program::whole_step_flops;
 use keel_base::error::{Error, Result};
+use keel_base::units::{bytes, counted, flops};
 use keel_engine::program::{MemoryReport, Program};
 use keel_eval::{Evaluation, Exhibits};
 
@@ -182,14 +183,14 @@ impl StageBegins<'_> {
 
     fn text(&self) -> String {
         format!(
-            "\nstage {}: trains {} ({} parameters), {} steps of {} samples, {:.1} GFLOP and {:.1} MiB of activations a step",
+            "\nstage {}: trains {} ({}), {} of {}, {} and {} of activations a step",
             self.stage.name,
             self.stage.trains.join(" + "),
-            self.trained,
-            self.steps,
-            self.stage.batch,
-            self.flops() / 1e9,
-            self.program.arena_bytes() as f64 / (1 << 20) as f64,
+            counted(self.trained as u64, "parameter"),
+            counted(self.steps, "step"),
+            counted(self.stage.batch as u64, "sample"),
+            flops(self.flops()),
+            bytes(self.program.arena_bytes() as u64),
         )
     }
 }

@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 use super::locate::{KeyFinder, named_text};
 use super::validate::validate;
-use keel_base::error::{Error, Result, with_near_miss};
+use keel_base::error::{Error, Found, Result, with_near_miss};
 use keel_data::batch::Pixels;
 use keel_data::chat::Layout;
 use keel_data::task::TaskKind;
@@ -429,12 +429,12 @@ fn expand_presets(table: &mut Table, finder: &KeyFinder<'_>) -> Result<()> {
         let Some(name) = settings.remove("preset") else {
             continue;
         };
-        let refuse = |found: String| {
+        let refuse = |found: Found| {
             let want = format!("one of {}", known.join(", "));
             finder.place(Error::setting(format!("model.{tower}.preset"), want, found))
         };
         let Value::String(name) = name else {
-            return Err(refuse(name.to_string()));
+            return Err(refuse(name.into()));
         };
         if !known.contains(&name.as_str()) {
             return Err(refuse(with_near_miss(&name, known)));
@@ -453,14 +453,14 @@ fn as_value(config: impl Serialize) -> Value {
 
 /// Applies one `--set key.path=value`. A stage is named by its name: `stage.warm-up.steps=10`.
 fn apply_set(table: &mut Table, set: &str) -> Result<()> {
-    let refuse = |want: &str, found: &str| Error::setting(format!("--set {set}"), want, found);
+    let refuse = |want: &str, found: Found| Error::setting(format!("--set {set}"), want, found);
     let (path, value) = set
         .split_once('=')
-        .ok_or_else(|| refuse("key=value", "no equals sign"))?;
+        .ok_or_else(|| refuse("key=value", "no equals sign".into()))?;
     let value = parse_value(value.trim());
     let keys: Vec<&str> = path.trim().split('.').collect();
     if keys.iter().any(|key| key.is_empty()) {
-        return Err(refuse("key=value", "an empty key"));
+        return Err(refuse("key=value", "an empty key".into()));
     }
     let (last, keys) = keys.split_last().expect("a split gives at least one part");
     let mut here = table;
@@ -479,17 +479,28 @@ fn apply_set(table: &mut Table, set: &str) -> Result<()> {
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
                 let want = format!("{key}.<one of {}>.<key>=value", names.join(", "));
                 let Some(name) = keys.next() else {
-                    return Err(refuse(&want, &format!("{key}.{last}")));
+                    return Err(refuse(&want, format!("{key}.{last}").into()));
                 };
                 let index = names.iter().position(|known| *known == name);
-                let index = index.ok_or_else(|| refuse(&want, &with_near_miss(name, &names)))?;
+                let index = index.ok_or_else(|| refuse(&want, with_near_miss(name, &names)))?;
                 match &mut stages[index] {
                     Value::Table(stage) => stage,
-                    other => return Err(refuse("a table", other.type_str())),
+                    other => return Err(refuse("a table", other.type_str().into())),
                 }
             }
-            other => return Err(refuse(&format!("{key} to be a table"), other.type_str())),
+            other => {
+                return Err(refuse(
+                    &format!("{key} to be a table"),
+                    other.type_str().into(),
+                ));
+            }
         };
+    }
+    // A stage has one of the two: whoever sets one on the command line means it in place of the recipe's.
+    for (set, other) in [("steps", "epochs"), ("epochs", "steps")] {
+        if *last == set {
+            here.remove(other);
+        }
     }
     here.insert((*last).to_owned(), value);
     Ok(())

@@ -25,6 +25,29 @@ pub enum Size {
     Large,
 }
 
+impl Size {
+    /// All of them.
+    pub const ALL: [Size; 3] = [Size::Tiny, Size::Small, Size::Large];
+
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Size::Tiny => "tiny",
+            Size::Small => "small",
+            Size::Large => "large",
+        }
+    }
+
+    /// What it is, in a few words.
+    pub const fn about(self) -> &'static str {
+        match self {
+            Size::Tiny => "as small as shows that the kernels run",
+            Size::Small => "as in this repository's recipes",
+            Size::Large => "as in ViT-L/14 and a language model of 1.5 billion parameters",
+        }
+    }
+}
+
 /// One op at one shape.
 pub struct Example {
     /// The op, as its record function is called.

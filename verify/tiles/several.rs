@@ -167,7 +167,7 @@ fn a_run_on_samples_of_several_pictures_trains_and_stages_without_room_pass_them
         let args = [args, more].join(" ");
         keel(folder.path(), &args.split_whitespace().collect::<Vec<_>>())
     };
-    train("").refused(&["it shows 2 pictures, where this stage takes 1"]);
+    train("").failed(&["it shows 2 pictures, where this stage takes 1"]);
     fs::remove_dir_all(folder.path().join("run")).unwrap();
     train("--set stage.world-knowledge.pictures=65").refused(&["pictures", "1 to 64"]);
     // Beside a contrast, which is of the other samples.

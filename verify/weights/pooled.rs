@@ -123,7 +123,7 @@ fn a_tower_that_pools_is_measured_by_its_own_pooling_too() {
     let folder = tempfile::tempdir().unwrap();
     let probes = |family: &str| -> Vec<String> {
         let path = hub(family).display().to_string();
-        let args = "--metrics neighbours,linear-probe --pictures 2 --device cpu --json".split(' ');
+        let args = "--metrics neighbours,linear-probe --images 2 --device cpu --json".split(' ');
         let args: Vec<&str> = ["eval", &path].into_iter().chain(args).collect();
         let answer = keel(folder.path(), &args).fine();
         let all: Measurements = serde_json::from_str(&answer.stdout).unwrap();

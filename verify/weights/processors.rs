@@ -76,32 +76,32 @@ fn a_processor_that_does_not_go_with_the_tower_is_refused_by_its_key() {
     for (further, wanted) in [
         (
             "\"resample\": 1",
-            "resample: wanted 2 (bilinear) or 3 (bicubic), found 1",
+            "resample: expected 2 (bilinear) or 3 (bicubic), found 1",
         ),
         (
             "\"do_resize\": false",
-            "do_resize: wanted true, found false",
+            "do_resize: expected true, found false",
         ),
         (
             "\"size\": {\"height\": 48, \"width\": 48}",
-            "size: wanted the tower's 32",
+            "size: expected the tower's 32",
         ),
-        ("\"size\": 24", "size: wanted the tower's 32, found 24"),
+        ("\"size\": 24", "size: expected the tower's 32, found 24"),
         (
             "\"size\": {\"longest_edge\": 32}",
-            "size: wanted a number, height and width",
+            "size: expected a number, height and width",
         ),
         (
             "\"size\": {\"shortest_edge\": 32}",
-            "do_center_crop: wanted true",
+            "do_center_crop: expected true",
         ),
         (
             "\"size\": {\"shortest_edge\": 32}, \"crop_size\": 30",
-            "crop_size: wanted the tower's 32",
+            "crop_size: expected the tower's 32",
         ),
         (
             "\"size\": {\"shortest_edge\": 30}, \"crop_size\": 32",
-            "crop_size: wanted the tower's 32, and no more than size",
+            "crop_size: expected the tower's 32, and no more than size",
         ),
     ] {
         let problem = recipe(&format!("{{{numbers}, {further}}}")).unwrap_err();

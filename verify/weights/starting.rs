@@ -186,7 +186,7 @@ fn a_run_speaks_the_tokeniser_of_its_language_model_and_keeps_it() {
             "run",
             "--metrics",
             "questions,distances",
-            "--pictures",
+            "--images",
             "4",
         ],
     );
@@ -221,7 +221,7 @@ fn a_tokeniser_of_another_model_is_refused() {
     let layout = [&train[..], &["--chat", "llama"]].concat();
     let answer = keel(path, &layout).code_is(2);
     assert!(
-        answer.stderr.contains("wanted one of qwen2.5, qwen3"),
+        answer.stderr.contains("expected one of qwen2.5, qwen3"),
         "{answer:#?}"
     );
     let file = path.join("decoder/tokenizer.json");

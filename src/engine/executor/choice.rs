@@ -1,22 +1,103 @@
 //! Which executor runs: what the user asked for, against what there is.
 
+use std::str::FromStr;
+
 use super::simt::{Emulator, Options};
 use super::{CpuExecutor, CudaExecutor, Executor, SimtExecutor, cuda};
 use crate::tape::{Machine, Target, Tier};
 use crate::tensor::DType;
-use keel_base::error::{Error, Result};
+use keel_base::error::{Error, Result, with_near_miss};
 
-/// What can be asked for.
+/// What can be asked for. The one vocabulary of every command that computes or plans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
     /// The fastest there is.
     Auto,
     /// The processor.
     Cpu,
-    /// The CUDA kernels on their emulator: slow, for proof.
-    Simt,
     /// The first GPU that can run the CUDA kernels.
     Cuda,
+    /// The CUDA kernels on their emulator: slow, for proof.
+    Simt,
+}
+
+impl Device {
+    /// All of them.
+    pub const ALL: [Device; 4] = [Device::Auto, Device::Cpu, Device::Cuda, Device::Simt];
+    /// Another word for [`Device::Cuda`]: what people type before they know that there is one kind of GPU here.
+    pub const GPU: &'static str = "gpu";
+
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Device::Auto => "auto",
+            Device::Cpu => "cpu",
+            Device::Cuda => "cuda",
+            Device::Simt => "simt",
+        }
+    }
+
+    /// What it is, in a few words.
+    pub const fn about(self) -> &'static str {
+        match self {
+            Device::Auto => "the GPU if one can be used, otherwise the CPU",
+            Device::Cpu => "the CPU",
+            Device::Cuda => "the first NVIDIA GPU that can run the CUDA kernels",
+            Device::Simt => "the CUDA kernels on a CPU emulator: slow, for checking them",
+        }
+    }
+
+    /// What programs for it are made for, whether or not this machine has it: all that planning needs. [`Device::Auto`] is
+    /// what it would come to here. `precision` is the device's own by default.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when the device does not know the precision.
+    pub fn machine(self, threads: usize, precision: Option<DType>) -> Result<Machine> {
+        let is_cpu = match self {
+            Device::Auto => cuda::probe().is_err(),
+            Device::Cpu => true,
+            Device::Cuda | Device::Simt => false,
+        };
+        if is_cpu {
+            return cpu_machine(threads, precision);
+        }
+        Ok(Machine {
+            precision: precision.unwrap_or(DType::Bf16),
+            ..Target::Cuda.into()
+        })
+    }
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    /// The device of that name; `gpu` is [`Device::Cuda`].
+    ///
+    /// # Errors
+    /// [`Error::Setting`] with the names there are.
+    fn from_str(name: &str) -> Result<Device> {
+        if name == Device::GPU {
+            return Ok(Device::Cuda);
+        }
+        let found = Device::ALL.into_iter().find(|device| device.name() == name);
+        found.ok_or_else(|| {
+            let names = Device::ALL.map(Device::name);
+            let want = format!("one of {}", names.join(", "));
+            Error::setting("device", want, with_near_miss(name, &names))
+        })
+    }
+}
+
+/// The processor in the one precision that it knows.
+fn cpu_machine(threads: usize, precision: Option<DType>) -> Result<Machine> {
+    match precision {
+        None | Some(DType::F32) => Ok(Target::Cpu { threads }.into()),
+        Some(precision) => Err(Error::setting(
+            "--precision",
+            "f32 on the CPU (bf16 needs --device cuda or simt)",
+            precision,
+        )),
+    }
 }
 
 /// Who runs the programs.
@@ -91,17 +172,11 @@ impl Choice {
     }
 
     fn cpu(threads: usize, precision: Option<DType>, why: &str) -> Result<Choice> {
-        match precision {
-            None | Some(DType::F32) => Ok(Choice {
-                why: why.to_owned(),
-                ..Choice::processor(threads)
-            }),
-            Some(precision) => Err(Error::setting(
-                "--precision",
-                "f32 on the processor (bf16 needs --device simt or a GPU)",
-                precision,
-            )),
-        }
+        Ok(Choice {
+            machine: cpu_machine(threads, precision)?,
+            why: why.to_owned(),
+            ..Choice::processor(threads)
+        })
     }
 
     /// What programs for it are made for.

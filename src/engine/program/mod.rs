@@ -19,7 +19,7 @@ use crate::tensor::TensorType;
 use keel_base::error::{Error, Result, nearest};
 
 pub use lifetimes::{Class, PlannedBytes};
-pub use report::{MemoryReport, bytes};
+pub use report::MemoryReport;
 pub use svg::{draw_memory, escape};
 
 /// Every planned value starts at a multiple of this many bytes: a cache line, and a full vector register.

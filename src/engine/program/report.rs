@@ -4,21 +4,7 @@ use std::fmt;
 
 use super::{Class, PlannedBytes, Program};
 use crate::tape::{Arena, ParameterLayout};
-
-/// Bytes in a readable unit (powers of 1024).
-pub fn bytes(count: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = count as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    match unit {
-        0 => format!("{count} B"),
-        _ => format!("{value:.1} {}", units[unit]),
-    }
-}
+use keel_base::units::bytes;
 
 /// What a program takes, by class.
 #[derive(Clone, Debug)]

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{Class, Program, bytes};
+use super::{Class, Program};
+use keel_base::units::bytes;
 
 const WIDTH: f64 = 1000.0;
 const HEIGHT: f64 = 520.0;

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::place::{self, BATCH, Place};
 use super::{Drift, Ranking};
-use keel_base::error::{Error, Result, near_miss};
+use keel_base::error::{Error, Result, with_near_miss};
 use keel_data::batch::BatchShape;
 use keel_data::library::Library;
 use keel_engine::executor::Choice;
@@ -446,10 +446,7 @@ pub fn metrics_of(list: &str) -> Result<Vec<Metric>> {
         let found = Metric::ALL.into_iter().find(|metric| metric.name() == name);
         let Some(metric) = found else {
             let names = Metric::ALL.map(Metric::name);
-            let found = match near_miss(name, &names) {
-                Some(near) => format!("{name} (did you mean {near}?)"),
-                None => format!("{name:?}"),
-            };
+            let found = with_near_miss(name, &names);
             let want = format!("all, or metrics out of {}", names.join(", "));
             return Err(Error::setting("--metrics", want, found));
         };

@@ -45,7 +45,7 @@ impl RunRecord {
     /// # Errors
     /// [`Error::Setting`] when the folder holds no run; [`Error::Io`] and what is wrong with the recipe.
     pub fn open(path: &Path) -> Result<RunRecord> {
-        let recipe = recipe_of(path, "report of")?;
+        let recipe = recipe_of(path)?;
         let recipe = Recipe::load(&recipe.to_string_lossy(), &[])?;
         let mut record = RunRecord {
             path: path.to_owned(),

@@ -8,7 +8,8 @@ use super::record::RunRecord;
 use super::results::{curves, evaluations, tiles};
 use crate::measurement_tables;
 use crate::table::Table;
-use keel_engine::program::{bytes, escape};
+use keel_base::units::{bytes, flops, grouped};
+use keel_engine::program::escape;
 
 /// Everything about a run as one HTML page that needs no other file.
 pub fn run_page(record: &RunRecord) -> String {
@@ -103,7 +104,7 @@ fn summary(record: &RunRecord) -> String {
             "parameters",
             "steps done",
             "batch",
-            "GFLOP a step",
+            "work a step",
             "last loss",
         ]
         .map(str::to_owned)
@@ -119,13 +120,13 @@ fn summary(record: &RunRecord) -> String {
         rows.push(vec![
             stage.name.clone(),
             stage.trains.join(" + "),
-            or_dash(number("parameters_trained").map(|n| format!("{:.2} M", n / 1e6))),
+            or_dash(number("parameters_trained").map(|count| grouped(count as u64))),
             match record.planned(&stage.name) {
                 Some(steps) => format!("{done} of {steps}"),
                 None => "not begun".to_owned(),
             },
             stage.batch.to_string(),
-            or_dash(number("flops").map(|flops| format!("{:.1}", flops / 1e9))),
+            or_dash(number("flops").map(flops)),
             or_dash(loss.map(|loss| format!("{loss:.4}"))),
         ]);
     }

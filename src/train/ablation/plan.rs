@@ -138,7 +138,7 @@ impl AblationPlan {
         name_or_path: &str,
         change: impl FnOnce(&mut AblationPlan),
     ) -> Result<AblationPlan> {
-        let words = ("plan", "PLAN", "read the plan");
+        let words = ("plan", "plan", "read the plan");
         let (origin, text) = named_text(BUILT_IN_PLANS, name_or_path, words)?;
         let finder = KeyFinder::new(&origin, &text, &[])?;
         let mut plan: AblationPlan = finder.typed(finder.table()?)?;

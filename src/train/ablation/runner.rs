@@ -9,6 +9,7 @@ use super::results::{AblationResults, UnitResult};
 use super::schedule::{Unit, units};
 use crate::checkpoint::write_durably;
 use crate::observer::{Event, Observer, UnitBegins};
+use crate::out_folder::refuse_foreign;
 use crate::recipe::{Recipe, StageKind};
 use crate::run::{InitialWeights, TrainOptions, held};
 use crate::trainer::{Trainer, check_pairs};
@@ -38,6 +39,9 @@ const MEASURED_QUICKLY: [Metric; 4] = [
     Metric::TwoLayerProbe,
     Metric::Distances,
 ];
+
+/// What an ablation's folder holds before anything is run.
+const FOLDERS: [&str; 3] = ["results", "warm-starts", "units"];
 
 /// How an ablation is run.
 #[derive(Clone, Debug)]
@@ -106,14 +110,19 @@ impl Ablation {
     /// Runs every unit that has no result yet; after each, `keep` gets what is known so far.
     ///
     /// # Errors
-    /// [`Error::Setting`] when another process runs an ablation in the folder; whatever a unit's training reports. Results that
+    /// [`Error::Setting`] when the folder holds something else or another process runs an ablation in it; whatever a unit's training reports. Results that
     /// are there stay.
     pub fn run(
         &self,
         mut keep: impl FnMut(&AblationResults) -> Result<()>,
     ) -> Result<AblationResults> {
-        for folder in ["results", "warm-starts", "units"] {
-            let folder = self.options.out.join(folder);
+        let out = &self.options.out;
+        // Whatever the user put beside the results of an ablation may stay there.
+        if !FOLDERS.iter().all(|folder| out.join(folder).is_dir()) {
+            refuse_foreign(out, |name| FOLDERS.contains(&name))?;
+        }
+        for folder in FOLDERS {
+            let folder = out.join(folder);
             std::fs::create_dir_all(&folder)
                 .map_err(|problem| Error::io(&folder, "create the folder", problem))?;
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::file::{self, Position};
 use crate::recipe::Recipe;
-use crate::run::newest_checkpoint;
+use crate::run::{newest_checkpoint, recipe_of};
 use keel_base::error::{Error, Result};
 use keel_data::chat::ChatTokenizer;
 use keel_engine::executor::Executor;
@@ -32,15 +32,17 @@ impl CheckpointModel {
     /// # Errors
     /// [`Error::Io`], [`Error::Content`] or [`Error::Setting`] naming the file.
     pub fn open(path: &Path) -> Result<CheckpointModel> {
-        let path = match path.is_dir() {
-            true => newest_checkpoint(path)?.ok_or_else(|| {
+        let path = if path.is_file() {
+            path.to_owned()
+        } else {
+            recipe_of(path)?;
+            newest_checkpoint(path)?.ok_or_else(|| {
                 Error::setting(
                     format!("run {}", path.display()),
                     "a run with at least one checkpoint",
                     "none (it stopped before the first was written)",
                 )
-            })?,
-            false => path.to_owned(),
+            })?
         };
         let position = file::read_position(&path)?;
         let what = format!("recipe in {}", path.display());

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::settings::{eval_context, evaluation_settings};
 use crate::checkpoint::CheckpointModel;
-use crate::run::stage_checkpoints;
+use crate::run::{recipe_of, stage_checkpoints};
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_data::batch::Pixels;
 use keel_data::chat::{Conversation, MARK, marked_before};
@@ -46,7 +46,7 @@ impl EvalRun {
     /// # Errors
     /// [`Error::Setting`] naming the stages that there are; as [`EvalRun::open`].
     pub fn open_stage(run: &Path, stage: &str, compute: &Choice) -> Result<EvalRun> {
-        if !run.is_dir() {
+        if run.is_file() {
             let found = format!("the file {}", run.display());
             return Err(Error::setting(
                 "--stage",
@@ -54,14 +54,16 @@ impl EvalRun {
                 found,
             ));
         }
+        recipe_of(run)?;
         let checkpoints = stage_checkpoints(run)?;
         let names: Vec<&str> = checkpoints.iter().map(|(name, _)| name.as_str()).collect();
         match checkpoints.iter().find(|(name, _)| name == stage) {
             Some((_, path)) => EvalRun::open(path, compute),
             None => {
-                let want = match names.is_empty() {
-                    true => "a run that has finished a stage".to_owned(),
-                    false => format!("one of {}", names.join(", ")),
+                let want = if names.is_empty() {
+                    "a run that has finished a stage".to_owned()
+                } else {
+                    format!("one of {}", names.join(", "))
                 };
                 Err(Error::setting(
                     "--stage",

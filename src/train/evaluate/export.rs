@@ -7,6 +7,7 @@ use safetensors::Dtype;
 use serde_json::{Map, Value as Json, json};
 
 use crate::checkpoint::{CheckpointModel, parent_of};
+use crate::out_folder::refuse_foreign;
 use crate::run::TOKENIZER;
 use keel_base::error::{Error, Result};
 use keel_data::chat::Layout;
@@ -28,7 +29,37 @@ pub enum ExportPart {
     /// What stands between them.
     Connector,
     /// All three, as `vision_model.`, `mlp1.` and `language_model.` of one folder.
-    Whole,
+    Model,
+}
+
+impl ExportPart {
+    /// All of them.
+    pub const ALL: [ExportPart; 4] = [
+        ExportPart::Vision,
+        ExportPart::Language,
+        ExportPart::Connector,
+        ExportPart::Model,
+    ];
+
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ExportPart::Vision => "vision",
+            ExportPart::Language => "language",
+            ExportPart::Connector => "connector",
+            ExportPart::Model => "model",
+        }
+    }
+
+    /// What it is, in a few words.
+    pub const fn about(self) -> &'static str {
+        match self {
+            ExportPart::Vision => "the refined vision tower",
+            ExportPart::Language => "the language model with its tokenizer",
+            ExportPart::Connector => "the projector between them",
+            ExportPart::Model => "all three in one folder, in the form of InternVL and SAIL-VL",
+        }
+    }
 }
 
 /// How a model is written.
@@ -76,20 +107,14 @@ struct Page {
     has_words: bool,
 }
 
-/// Writes the model of a run's newest checkpoint, or of the checkpoint that `run` names, to the folder `out`, which must not
-/// exist yet: it appears when it is whole.
+/// Writes the model of a run's newest checkpoint, or of the checkpoint that `run` names, to the folder `out`, which must be new
+/// or empty: its files appear at once, when all are written.
 ///
 /// # Errors
-/// [`Error::Setting`] when the layout cannot say the model's settings or `out` is there; [`Error::Io`] and
+/// [`Error::Setting`] when the layout cannot say the model's settings or `out` has files in it; [`Error::Io`] and
 /// [`Error::Content`] naming the file that cannot be read or written.
 pub fn export(run: &Path, out: &Path, options: &ExportOptions) -> Result<Exported> {
-    if out.exists() {
-        return Err(Error::setting(
-            format!("--out {}", out.display()),
-            "a folder that does not exist yet",
-            "one that does",
-        ));
-    }
+    refuse_foreign(out, |_| false)?;
     let stored = CheckpointModel::open(run)?;
     let model = Model {
         values: stored.parameters()?,
@@ -116,7 +141,8 @@ pub fn export(run: &Path, out: &Path, options: &ExportOptions) -> Result<Exporte
         files: 0,
         lacks_tokenizer: page.has_words && model.stored.words.to_json().is_none(),
     };
-    let mut temporary = out.as_os_str().to_owned();
+    // Beside the folder, also where its name was given with a slash at the end.
+    let mut temporary = out.components().collect::<PathBuf>().into_os_string();
     temporary.push(".part");
     let temporary = PathBuf::from(temporary);
     let files = model
@@ -152,7 +178,7 @@ impl Model {
         let path = match options.part {
             ExportPart::Vision => vision.as_ref(),
             ExportPart::Language => language.as_ref(),
-            ExportPart::Whole if vision == language => vision.as_ref(),
+            ExportPart::Model if vision == language => vision.as_ref(),
             _ => None,
         };
         let Some(path) = path.filter(|_| options.layout.is_none()) else {
@@ -171,10 +197,10 @@ impl Model {
         let mut parts = parts.collect::<Result<Vec<_>>>()?;
         // One part of a folder of several stands under names and settings that are not its own.
         let is_alone = parts.len() == 1;
-        if options.part == ExportPart::Whole {
+        if options.part == ExportPart::Model {
             parts.extend(SubModel::connector(&folder)?.map(|(part, _)| part));
         }
-        Ok((is_alone || options.part == ExportPart::Whole).then_some((folder, parts)))
+        Ok((is_alone || options.part == ExportPart::Model).then_some((folder, parts)))
     }
 
     fn again<'a>(
@@ -248,7 +274,7 @@ impl Model {
                 page.has_pictures = false;
                 connector_tensors(&self.stored.layout, dtype, &value_of)
             }
-            ExportPart::Whole => {
+            ExportPart::Model => {
                 let layout = layout()?;
                 page.config = whole_config(
                     layout.config(&config.vision)?,

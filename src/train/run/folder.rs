@@ -11,7 +11,8 @@ use rustix::fs::{FlockOperation, flock};
 use crate::checkpoint::{
     Disk, LocalDisk, Position, create_folders, read_position, remove_unfinished, write_durably_on,
 };
-use keel_base::error::{Error, Result};
+use crate::out_folder::refuse_foreign;
+use keel_base::error::{Error, Found, Result, near_miss};
 
 /// The settings in a run's folder; a folder without them is none.
 const RECIPE: &str = "recipe.toml";
@@ -50,10 +51,16 @@ impl RunFolder {
     /// Creates a new run in `path`, or in the next free `runs/<name>-<n>`.
     ///
     /// # Errors
-    /// [`Error::Setting`] when the folder already holds a run or another process writes to it.
+    /// [`Error::Setting`] when the folder already holds a run or anything else, or another process writes to it.
     pub fn create(disk: Arc<dyn Disk>, path: Option<&Path>, name: &str) -> Result<RunFolder> {
         let path = match path {
-            Some(path) => path.to_owned(),
+            Some(path) => {
+                // A run is refused below, under the lock, in a sentence of its own.
+                if !path.join(RECIPE).exists() {
+                    refuse_foreign(path, is_begun)?;
+                }
+                path.to_owned()
+            }
             None => next_free(disk.as_ref(), name)?,
         };
         let folder = RunFolder::open(disk, path)?;
@@ -73,7 +80,7 @@ impl RunFolder {
     /// # Errors
     /// [`Error::Setting`] when there is no run or another process writes to it.
     pub fn resume(disk: Arc<dyn Disk>, path: &Path) -> Result<RunFolder> {
-        recipe_of(path, "--resume")?;
+        recipe_of(path)?;
         RunFolder::open(disk, path.to_owned())
     }
 
@@ -159,20 +166,82 @@ impl RunFolder {
     }
 }
 
-/// The recipe of the run in the folder `run`, which `asked` named.
+/// Whether an entry of a folder can be of a run that ended before its recipe was written: nothing is lost by beginning another
+/// one there.
+fn is_begun(name: &str) -> bool {
+    ["checkpoints", "lock", "metrics.jsonl", "log.txt"].contains(&name)
+        || name.starts_with("events.out.tfevents.")
+        || name.starts_with(RECIPE)
+}
+
+/// The recipe of the run in the folder `run`.
 ///
 /// # Errors
-/// [`Error::Setting`] when the folder holds no run.
-pub fn recipe_of(run: &Path, asked: &str) -> Result<PathBuf> {
+/// [`Error::Setting`] when the folder holds no run, with the runs that are near.
+pub fn recipe_of(run: &Path) -> Result<PathBuf> {
     let recipe = run.join(RECIPE);
-    match recipe.exists() {
-        true => Ok(recipe),
-        false => Err(Error::setting(
-            format!("{asked} {}", run.display()),
-            "the folder of a run (with a recipe.toml)",
-            "none there",
-        )),
+    if recipe.is_file() {
+        return Ok(recipe);
     }
+    let found = if run.is_dir() {
+        "a folder without one"
+    } else if run.exists() {
+        "a file"
+    } else {
+        "nothing there"
+    };
+    let near = runs_near(run);
+    let names: Vec<&str> = near.iter().filter_map(|run| name_in(run)).collect();
+    let meant = name_in(run)
+        .and_then(|name| near_miss(name, &names))
+        .and_then(|name| near.iter().find(|run| name_in(run) == Some(name)));
+    let mut want = "the folder of a run (with a recipe.toml)".to_owned();
+    if !near.is_empty() {
+        let listed = near.iter().take(RUNS_LISTED);
+        let listed: Vec<String> = listed.map(|run| run.display().to_string()).collect();
+        want += &format!(" such as {}", listed.join(", "));
+        if near.len() > RUNS_LISTED {
+            want += &format!(" ({} more)", near.len() - RUNS_LISTED);
+        }
+    }
+    let meant = meant.map(|run| run.display());
+    Err(Error::setting(
+        format!("run {}", run.display()),
+        want,
+        Found::near(found, meant),
+    ))
+}
+
+/// Runs that are named to whoever asked for one that is not there.
+const RUNS_LISTED: usize = 8;
+
+fn name_in(run: &Path) -> Option<&str> {
+    run.file_name()?.to_str()
+}
+
+/// The runs beside and in the folder `path`, and in runs/, the newest first.
+fn runs_near(path: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let beside = path.parent().unwrap_or(Path::new(""));
+    for folder in [path, beside, Path::new("runs")] {
+        // The parent of `mine` is the empty path.
+        let read = if folder.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            folder
+        };
+        for entry in std::fs::read_dir(read).into_iter().flatten().flatten() {
+            let run = folder.join(entry.file_name());
+            let recipe = std::fs::metadata(run.join(RECIPE));
+            if let Ok(Ok(begun)) = recipe.map(|recipe| recipe.modified())
+                && !found.iter().any(|(_, known)| *known == run)
+            {
+                found.push((begun, run));
+            }
+        }
+    }
+    found.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+    found.into_iter().map(|(_, run)| run).collect()
 }
 
 /// The run that a checkpoint lies in; nothing for one that lies elsewhere.

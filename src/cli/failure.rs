@@ -1,0 +1,88 @@
+//! How the program ends when it does not end well: what it says, and with which exit code.
+
+use std::io::ErrorKind;
+use std::process::ExitCode;
+
+use keel_base::error::Error;
+
+/// What `keel --help` says of exit codes.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    failed while running: a full disk, a device fault, a run that stopped itself, data that fail their check
+  2    refused: an unknown option or setting, or files, weights or a device that cannot be used
+  130  interrupted by Ctrl-C, after a checkpoint was saved (143 by SIGTERM)
+  141  whoever read the output closed the pipe";
+
+/// Something went wrong while running.
+const FAILED: u8 = 1;
+/// The caller asked for what cannot be; clap's code, too.
+const REFUSED: u8 = 2;
+/// The reader of the output went away: 128 + SIGPIPE.
+pub(super) const READER_GONE: u8 = 141;
+
+/// Why a command ends without having done what it was asked.
+#[derive(Debug)]
+pub struct Failure {
+    code: u8,
+    /// For the error stream; nothing where nobody reads any more.
+    text: Option<String>,
+}
+
+impl Failure {
+    /// A command line that was not understood.
+    pub(super) fn usage(text: String) -> Failure {
+        Failure {
+            code: REFUSED,
+            text: Some(format!("error: {text}")),
+        }
+    }
+
+    /// An error in the middle of a run. All that was named on the command line was good when the run began, so only a setting
+    /// is the caller's mistake.
+    pub(super) fn while_running(problem: Error) -> Failure {
+        match problem {
+            Error::Setting { .. } => problem.into(),
+            problem => Failure::new(problem, FAILED),
+        }
+    }
+
+    fn new(problem: Error, code: u8) -> Failure {
+        match problem {
+            // Whoever read the output has had enough.
+            Error::Io { source, .. } if source.kind() == ErrorKind::BrokenPipe => Failure {
+                code: READER_GONE,
+                text: None,
+            },
+            // Not an error: it was asked for.
+            Error::Interrupted { code, .. } => Failure {
+                code,
+                text: Some(problem.to_string()),
+            },
+            problem => Failure {
+                code,
+                text: Some(format!("error: {problem}")),
+            },
+        }
+    }
+
+    /// Says what went wrong on the error stream; returns the exit code.
+    pub fn report(&self) -> ExitCode {
+        if let Some(text) = &self.text {
+            eprintln!("{text}");
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<Error> for Failure {
+    /// An error before anything ran.
+    fn from(problem: Error) -> Failure {
+        let code = if problem.is_mistake() {
+            REFUSED
+        } else {
+            FAILED
+        };
+        Failure::new(problem, code)
+    }
+}

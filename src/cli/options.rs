@@ -1,0 +1,176 @@
+//! Options that several commands share, and the headings under which help lists them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::print_line;
+use super::values::{count, described, device, named, threads};
+use keel_base::error::Result;
+use keel_data::chat::Layout;
+use keel_data::pairs::{PairLimits, PairSource, Pairs};
+use keel_engine::executor::{Choice, Device};
+use keel_engine::tape::Machine;
+use keel_engine::tensor::DType;
+use keel_train::PublishedWeights;
+
+/// The headings of help, in the order in which `keel train --help` has them.
+pub(super) mod heading {
+    /// What is run, and where.
+    pub const RUN: &str = "Run";
+    /// The user's own data.
+    pub const DATA: &str = "Data";
+    /// Published weights.
+    pub const WEIGHTS: &str = "Weights";
+    /// What a step may take.
+    pub const MEMORY: &str = "Memory";
+    /// Checkpoints and checks.
+    pub const SAFETY: &str = "Safety";
+    /// What is measured.
+    pub const EVALUATION: &str = "Evaluation";
+    /// What few need.
+    pub const EXPERT: &str = "Expert";
+}
+
+/// Precisions that can be asked for.
+const PRECISIONS: [DType; 2] = [DType::F32, DType::Bf16];
+
+fn about_precision(precision: DType) -> &'static str {
+    match precision {
+        DType::Bf16 => "bfloat16; master weights, optimizer state, sums and losses stay f32",
+        _ => "single precision",
+    }
+}
+
+/// Options of every command that computes or plans.
+#[derive(Clone, Debug, Args)]
+pub(super) struct ComputeArgs {
+    /// The device to compute on.
+    #[arg(long, value_name = "DEVICE", value_parser = device(), default_value = "auto", help_heading = heading::RUN)]
+    device: Device,
+    /// CPU threads [default: all cores].
+    #[arg(long, value_name = "N", value_parser = threads, help_heading = heading::RUN)]
+    threads: Option<usize>,
+    /// Storage precision of weights and activations [default: bf16 on a GPU and in the emulator, f32 on the CPU].
+    #[arg(long, value_name = "TYPE", value_parser = described(&PRECISIONS, DType::name, about_precision),
+        help_heading = heading::RUN)]
+    pub precision: Option<DType>,
+}
+
+impl ComputeArgs {
+    fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(usable_cores)
+    }
+
+    /// What computes.
+    ///
+    /// # Errors
+    /// As [`Choice::new`].
+    pub fn choose(&self) -> Result<Choice> {
+        Choice::new(self.device, self.threads(), self.precision)
+    }
+
+    /// What programs are made for, whether the device is there or not.
+    ///
+    /// # Errors
+    /// As [`Device::machine`].
+    pub fn machine(&self) -> Result<Machine> {
+        self.device.machine(self.threads(), self.precision)
+    }
+}
+
+/// The cores that this process may use.
+pub(super) fn usable_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+/// Says in one line what will compute, and why.
+///
+/// # Errors
+/// As [`print_line`].
+pub(super) fn announce(choice: &Choice) -> Result<()> {
+    print_line(format!("device: {}", choice.describe()))
+}
+
+/// The recipe that is taken where none is named.
+pub(super) const DEFAULT_RECIPE: &str = "emoji";
+
+/// Which recipe, with which changes.
+#[derive(Clone, Debug, Args)]
+pub(super) struct RecipeArgs {
+    /// A built-in recipe (emoji, tiny, sailvit-large, sailvit-huge) or the path of a TOML file.
+    #[arg(long, default_value = DEFAULT_RECIPE, value_name = "NAME|FILE", help_heading = heading::RUN)]
+    pub recipe: String,
+    /// Override one setting of the recipe, for example stage.fine-grained.learning_rate=1e-4 or model.vision.depth=4; may be
+    /// repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE", help_heading = heading::RUN)]
+    pub sets: Vec<String>,
+}
+
+/// Which published weights a model begins from.
+#[derive(Clone, Debug, Args)]
+pub(super) struct WeightsArgs {
+    /// Hugging Face folder with the vision tower to start from (settings and weights); keel inspect says what it holds.
+    #[arg(long, value_name = "DIR", help_heading = heading::WEIGHTS)]
+    pub vision: Option<PathBuf>,
+    /// Image resolution, if it differs from the tower's own; learned position embeddings are interpolated.
+    #[arg(long, value_name = "PIXELS", value_parser = count, requires = "vision", help_heading = heading::WEIGHTS)]
+    image_size: Option<usize>,
+    /// Hugging Face folder with the language model to start from, including its tokenizer.json.
+    #[arg(long, value_name = "DIR", help_heading = heading::WEIGHTS)]
+    pub language: Option<PathBuf>,
+    /// Chat template of the language model, if its folder does not say.
+    #[arg(long, value_name = "TEMPLATE", value_parser = named(&Layout::ALL, Layout::name), requires = "language",
+        help_heading = heading::WEIGHTS)]
+    chat: Option<Layout>,
+}
+
+impl WeightsArgs {
+    /// The weights, those of `plan` where the command line does not say.
+    pub fn over(&self, plan: PublishedWeights) -> PublishedWeights {
+        // A size belongs to its tower, a layout to its language model.
+        let (vision, image_size) = match &self.vision {
+            Some(vision) => (Some(vision.clone()), self.image_size),
+            None => (plan.vision, plan.image_size),
+        };
+        let (language, chat) = match &self.language {
+            Some(language) => (Some(language.clone()), self.chat),
+            None => (plan.language, plan.chat),
+        };
+        PublishedWeights {
+            vision,
+            image_size,
+            language,
+            chat,
+        }
+    }
+}
+
+/// Which of the user's own pairs are trained on.
+#[derive(Clone, Debug, Args)]
+pub(super) struct DataArgs {
+    /// Your own data: an image folder with captions, WebDataset shards such as pairs-{000..009}.tar, a .json or .jsonl list of
+    /// captions or conversations, an InternVL data mixture, or a .tsv, .csv or .parquet table. SPEC=2 repeats its samples
+    /// twice an epoch; may be repeated. Stages draw from them as the task `pairs`.
+    #[arg(long = "data", value_name = "SPEC", help_heading = heading::DATA)]
+    pub specs: Vec<String>,
+}
+
+/// Opens pairs and says how many there are; none where nothing is named.
+///
+/// # Errors
+/// As [`Pairs::open_all`].
+pub(super) fn open_pairs(specs: &[String]) -> Result<Option<Arc<dyn PairSource>>> {
+    if specs.is_empty() {
+        return Ok(None);
+    }
+    let pairs = Pairs::open_all(specs, PairLimits::default())?;
+    let left_out = match pairs.left_out() {
+        Some(left_out) => format!("; left out {left_out}"),
+        None => String::new(),
+    };
+    let named = specs.join(", ");
+    print_line(format!("data: {} pairs of {named}{left_out}", pairs.len()))?;
+    Ok(Some(Arc::new(pairs)))
+}

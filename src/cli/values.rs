@@ -1,0 +1,179 @@
+//! How values of options are read: names out of a list, counts, sizes in bytes. What each expects is said in the one form that
+//! settings of a recipe have, by explain.rs.
+
+use std::fmt;
+
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+
+use keel_engine::executor::Device;
+
+/// What an option would have accepted; the reason of a value that was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Expected {
+    /// The rule, to be read after "expected".
+    pub want: String,
+    /// What was probably meant.
+    pub near: Option<String>,
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "expected {}", self.want)
+    }
+}
+
+impl std::error::Error for Expected {}
+
+/// What [`Expected`] is made of where nothing is near.
+fn expected<T>(want: impl Into<String>) -> Result<T, Expected> {
+    Err(Expected {
+        want: want.into(),
+        near: None,
+    })
+}
+
+/// One of `all`, by the name that the library has for it; help and completions list them.
+pub(super) fn named<T: Copy + Send + Sync + 'static>(
+    all: &'static [T],
+    name: fn(T) -> &'static str,
+) -> impl TypedValueParser<Value = T> {
+    one_of(all, name, move |one| PossibleValue::new(name(one)))
+}
+
+/// As [`named`], with a few words about each.
+pub(super) fn described<T: Copy + Send + Sync + 'static>(
+    all: &'static [T],
+    name: fn(T) -> &'static str,
+    about: fn(T) -> &'static str,
+) -> impl TypedValueParser<Value = T> {
+    one_of(all, name, move |one| {
+        PossibleValue::new(name(one)).help(about(one))
+    })
+}
+
+fn one_of<T: Copy + Send + Sync + 'static>(
+    all: &'static [T],
+    name: fn(T) -> &'static str,
+    value: impl Fn(T) -> PossibleValue + 'static,
+) -> impl TypedValueParser<Value = T> {
+    let values = all.iter().map(|one| value(*one));
+    PossibleValuesParser::new(values).map(move |text| {
+        let found = all.iter().find(|one| name(**one) == text);
+        *found.expect("no other name gets past the list")
+    })
+}
+
+/// A device, `gpu` included.
+pub(super) fn device() -> impl TypedValueParser<Value = Device> {
+    let values = Device::ALL.map(|device| {
+        let value = PossibleValue::new(device.name()).help(device.about());
+        match device {
+            Device::Cuda => value.alias(Device::GPU),
+            _ => value,
+        }
+    });
+    PossibleValuesParser::new(values).try_map(|text| text.parse::<Device>())
+}
+
+/// A whole number.
+pub(super) fn whole(text: &str) -> Result<u64, Expected> {
+    text.parse()
+        .or_else(|_| expected("a whole number from 0 up"))
+}
+
+/// A whole number from 1 up.
+pub(super) fn at_least_one(text: &str) -> Result<u64, Expected> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => expected("a whole number from 1 up"),
+    }
+}
+
+/// A size or number of things that a program is made for: from 1 up.
+pub(super) fn count(text: &str) -> Result<usize, Expected> {
+    at_least_one(text).map(|number| number as usize)
+}
+
+/// The most threads that may be asked for.
+const MOST_THREADS: usize = 1024;
+
+/// A number of threads.
+pub(super) fn threads(text: &str) -> Result<usize, Expected> {
+    match text.parse() {
+        Ok(number) if (1..=MOST_THREADS).contains(&number) => Ok(number),
+        _ => expected(format!("a whole number from 1 to {MOST_THREADS}")),
+    }
+}
+
+/// A seed. Recipes are TOML, whose whole numbers have a sign.
+pub(super) fn seed(text: &str) -> Result<u64, Expected> {
+    match text.parse() {
+        Ok(number) if number <= i64::MAX as u64 => Ok(number),
+        _ => expected(format!("a whole number from 0 to {}", i64::MAX)),
+    }
+}
+
+/// A number from 0 up.
+pub(super) fn threshold(text: &str) -> Result<f64, Expected> {
+    match text.parse::<f64>() {
+        Ok(number) if number >= 0.0 && number.is_finite() => Ok(number),
+        _ => expected("a number from 0 up"),
+    }
+}
+
+/// A temperature of sampling.
+pub(super) fn temperature(text: &str) -> Result<f64, Expected> {
+    match text.parse() {
+        Ok(value) if value > 0.0 && value <= 100.0 => Ok(value),
+        _ => expected("a number above 0 and at most 100"),
+    }
+}
+
+/// A share of probability.
+pub(super) fn probability(text: &str) -> Result<f64, Expected> {
+    match text.parse() {
+        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
+        _ => expected("a number above 0 and at most 1"),
+    }
+}
+
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// Bytes from a text such as `512M` or `80G` (powers of 1024). A small number without a unit is refused: whoever writes 8
+/// means gigabytes, and 8 bytes are never meant.
+pub(super) fn size(text: &str) -> Result<u64, Expected> {
+    let want = "a size such as 512M or 80G (units K, M, G: powers of 1024)";
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" => None,
+        "b" => Some(1.0),
+        "k" | "kib" | "kb" => Some(1024.0),
+        "m" | "mib" | "mb" => Some(MIB),
+        "g" | "gib" | "gb" => Some(1024.0 * MIB),
+        _ => return expected(want),
+    };
+    let number: f64 = match digits.trim().parse() {
+        Ok(number) if number > 0.0 && f64::is_finite(number) => number,
+        _ => return expected(want),
+    };
+    if unit.is_none() && number < MIB {
+        let unit = match number {
+            ..=128.0 => "G",
+            ..=131_072.0 => "M",
+            _ => "K",
+        };
+        return Err(Expected {
+            want: format!("{want}; {text} without a unit is {text} bytes"),
+            near: Some(format!("{text}{unit}")),
+        });
+    }
+    Ok((number * unit.unwrap_or(1.0)) as u64)
+}
+
+/// As [`size()`], or 0.
+pub(super) fn size_or_none(text: &str) -> Result<u64, Expected> {
+    match text.trim() {
+        "0" => Ok(0),
+        text => size(text),
+    }
+}
