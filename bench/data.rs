@@ -122,7 +122,7 @@ fn per_second(files: &[Vec<u8>], threads: usize) -> f64 {
         let numbers = files.par_iter().map(|file| {
             let picture = Picture::decode("a picture", file, &PictureLimits::default());
             let square = pixels.prepared(&picture.expect("it is whole"), SIDE);
-            square.to_chw(pixels.mean, pixels.deviation)[0]
+            square.to_chw(pixels.mean, pixels.std)[0]
         });
         numbers.sum()
     });

@@ -32,7 +32,7 @@ pub fn load(name: &str, choice: &Choice) -> Lead {
     };
     let recipe = Recipe::parse(path, text, &[]).expect("the benchmark's recipe is valid");
     let stage = recipe.stage(name).expect("one of STEPS, or GPU_STEP");
-    let layout = declare(&recipe.model, recipe.contrastive_form.into()).expect("valid sizes");
+    let layout = declare(&recipe.model, recipe.contrastive_loss.into()).expect("valid sizes");
     let trained = layout.count(|module| stage.trains.iter().any(|name| name == module));
     let (_, expected) = STEPS
         .into_iter()
@@ -59,7 +59,7 @@ pub fn load(name: &str, choice: &Choice) -> Lead {
     let mut session = executor
         .load(Arc::new(program))
         .unwrap_or_else(|problem| panic!("{problem}"));
-    fill(session.as_mut(), stage.tokens);
+    fill(session.as_mut(), stage.max_tokens);
     let hyper = hyper(stage, [0, 1], 1.0);
     session
         .write_f32("hyper", &hyper)

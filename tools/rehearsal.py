@@ -128,8 +128,8 @@ def keel(folder: Path, *arguments: str) -> str:
 def train(folder: Path) -> None:
     steps = {"warm-up": 40, "fine-grained": 60, "world-knowledge": 300}
     sets = [f"stage.{stage}.steps={count}" for stage, count in steps.items()]
-    sets += [f"stage.{stage}.{key}" for stage in steps for key in ("data.pairs=2", "tokens=192")]
-    last = {"tiles": TILES, "pack": 2, "tokens": 320, "learning_rate": 0.003}
+    sets += [f"stage.{stage}.{key}" for stage in steps for key in ("data.samples=2", "max_tokens=192")]
+    last = {"max_tiles": TILES, "samples_per_sequence": 2, "max_tokens": 320, "learning_rate": 0.003}
     sets += [f"stage.world-knowledge.{key}={value}" for key, value in last.items()]
     # The last stage is the one that users train themselves.
     sets.append("stage.target.steps=1")

@@ -23,13 +23,13 @@ name = "trial"
 question = "Does it pay?"
 recipe = "tiny"
 seeds = [1, 2]
-pictures = 8
+max_images = 8
 
 [quick]
-warm_steps = 0.34
-steps = 0.34
-target_steps = 0.34
-pictures = 4
+warm_start_ratio = 0.34
+refinement_ratio = 0.34
+target_ratio = 0.34
+max_images = 4
 seeds = [3, 4]
 
 [[arm]]
@@ -138,7 +138,7 @@ fn an_ablation_that_was_stopped_goes_on_and_ends_with_the_same_numbers() {
     // Another length is another result, not the old one under the same name.
     let (longer, _) = PLAN.rsplit_once("[[arm]]").unwrap();
     let longer = longer
-        .replace("target_steps = 0.34", "target_steps = 0.5")
+        .replace("target_ratio = 0.34", "target_ratio = 0.5")
         .replace("[3, 4]", "[4]");
     fs::write(folder.path().join("plan.toml"), longer).unwrap();
     let answer = keel(folder.path(), &args).fine();
@@ -222,11 +222,30 @@ fn a_wrong_plan_is_refused_with_file_line_and_the_nearest_right_key() {
             &["recipe", "did you mean tiny?"],
         ),
         (
-            "pictures = 8",
+            "max_images = 8",
             "set = [\"modle.x=1\"]",
             &["modle", "did you mean model?"],
         ),
-        ("\nsteps = 0.34", "\nsteps = 0", &["quick.steps", "above 0"]),
+        (
+            "refinement_ratio = 0.34",
+            "refinement_ratio = 0",
+            &["quick.refinement_ratio", "above 0"],
+        ),
+        (
+            "refinement_ratio = 0.34",
+            "steps = 0.34",
+            &[
+                "line 10",
+                "quick.steps",
+                "refinement_ratio",
+                "steps, its old name",
+            ],
+        ),
+        (
+            "max_images = 8",
+            "pictures = 8",
+            &["line 6", "max_images", "pictures, its old name"],
+        ),
     ] {
         assert!(PLAN.contains(from), "{from}");
         let text = PLAN.replacen(from, to, 1);
@@ -259,7 +278,7 @@ fn plan_from_weights(more: &str) -> String {
     format!(
         "{head}[[arm]]\nname = \"longer\"\nstages = []\nspend = \"warm_start\"\n\n[[arm]]{arms}"
     )
-    .replacen("pictures = 8", &format!("pictures = 8\n{more}"), 1)
+    .replacen("max_images = 8", &format!("max_images = 8\n{more}"), 1)
 }
 
 #[test]
@@ -282,7 +301,7 @@ fn arms_begin_from_a_published_tower_and_train_on_the_users_pairs() {
         )
         .unwrap();
     }
-    let more = "set = [\"stage.warm-up.data={ pairs = 1.0 }\"]\ndata = [\"elsewhere\"]";
+    let more = "set = [\"stage.warm-up.data={ samples = 1.0 }\"]\ndata = [\"elsewhere\"]";
     fs::write(path.join("plan.toml"), plan_from_weights(more)).unwrap();
     let args_of_plan = ["ablate", "plan.toml", "--quick", "--out", "out"];
     let given = ["--vision", "tower", "--data", "pairs"];
@@ -357,7 +376,7 @@ fn arms_begin_from_a_published_tower_and_train_on_the_users_pairs() {
     // Pairs that no stage draws from.
     fs::write(path.join("plan.toml"), plan_from_weights("")).unwrap();
     let answer = keel(path, &[&args_of_plan[..], &given].concat());
-    answer.refused(&["a stage that draws from pairs"]);
+    answer.refused(&["a stage that draws from samples"]);
 }
 
 #[test]

@@ -62,7 +62,7 @@ pub fn pairs(folder: &Path, count: usize, from: usize) {
     }
 }
 
-pub const DRAWS_PAIRS: [&str; 2] = ["--set", "stage.warm-up.data={ pairs = 1.0 }"];
+pub const DRAWS_PAIRS: [&str; 2] = ["--set", "stage.warm-up.data={ samples = 1.0 }"];
 
 #[test]
 fn settings_that_cannot_be_are_refused_before_anything_is_written() {
@@ -81,7 +81,7 @@ fn settings_that_cannot_be_are_refused_before_anything_is_written() {
         .refused(&["--out file: expected a new or empty folder, found a file"]);
     train(path, &["--resume", "empty"]).code_is(2);
     keel(path, &["eval", "one.toml"]).refused(&["one.toml: ", "damaged"]);
-    for set in ["stage.warm-up.batch=0", "stage.warm-up.data.sceens=1"] {
+    for set in ["stage.warm-up.batch_size=0", "stage.warm-up.data.sceens=1"] {
         train(path, &["--set", set]).refused(&["stage warm-up: ", set]);
     }
     assert_eq!(everything_in(path), before);
@@ -126,11 +126,11 @@ fn pairs_that_cannot_be_used_are_refused_by_name() {
     with("empty").refused(&["empty: it holds no pairs; a pair is a picture"]);
     with("one.toml").refused(&["one.toml: it is no kind of pairs"]);
     train(path, &DRAWS_PAIRS)
-        .refused(&["stage warm-up: data.pairs: expected your own pairs, given with --data"]);
+        .refused(&["stage warm-up: data.samples: expected your own pairs, given with --data"]);
     pairs(path, 4, 4);
     train(path, &["--data", "pairs"]).refused(&[
-        "--data: expected a recipe with a stage that draws from pairs",
-        "--set stage.warm-up.data.pairs=1",
+        "--data: expected a recipe with a stage that draws from samples",
+        "--set stage.warm-up.data.samples=1",
     ]);
     assert!(!path.join("runs").exists());
 }
@@ -281,7 +281,7 @@ fn a_disk_that_fills_up_costs_only_the_checkpoint_that_did_not_fit() {
     )
     .unwrap();
     let recipe = Recipe::load("tiny", &[]).unwrap();
-    let layout = declare(&recipe.model, recipe.contrastive_form.into()).unwrap();
+    let layout = declare(&recipe.model, recipe.contrastive_loss.into()).unwrap();
     // Parameters fit, the moments of stage II do not.
     let blocks = (4 * layout.elements() + 48 * 1024) / 512;
     let program = env!("CARGO_BIN_EXE_keel");
@@ -429,9 +429,9 @@ fn a_batch_that_no_memory_holds_is_refused() {
     let folder = place();
     let further = [
         "--set",
-        "stage.warm-up.batch=26000000",
+        "stage.warm-up.batch_size=26000000",
         "--set",
-        "stage.warm-up.contrastive=0",
+        "stage.warm-up.contrastive_weight=0",
     ];
     let answer = train(folder.path(), &further);
     answer.failed(&["bytes", "choose a smaller batch"]);

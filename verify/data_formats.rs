@@ -423,15 +423,21 @@ fn stages_train_on_conversations_and_contrasts_leave_text_out() {
     )
     .unwrap();
     let train = |further: &[&str]| {
-        let mut args = "train --device cpu --recipe my.toml --data a.json --max-steps 2 --no-evaluation --set stage.warm-up.data={pairs=1} --set stage.warm-up.tokens=96"
+        let mut args = "train --device cpu --recipe my.toml --data a.json --max-steps 2 --no-evaluation --set stage.warm-up.data={samples=1} --set stage.warm-up.max_tokens=96"
             .split(' ')
             .collect::<Vec<_>>();
         args.extend(further);
         keel(path, &args)
     };
-    train(&["--set", "stage.warm-up.contrastive=0", "--out", "mixed"]).fine();
+    train(&[
+        "--set",
+        "stage.warm-up.contrastive_weight=0",
+        "--out",
+        "mixed",
+    ])
+    .fine();
     fs::write(path.join("b.json"), json!([one, text]).to_string()).unwrap();
-    let of_one = "--data b.json --set stage.warm-up.batch=2 --out one";
+    let of_one = "--data b.json --set stage.warm-up.batch_size=2 --out one";
     train(&of_one.split(' ').collect::<Vec<_>>()).fine();
     let written = fs::read_to_string(path.join("one/metrics.jsonl")).unwrap();
     // The one pair of a batch is as near to itself as to all there is, up to a rounding of scores of about 7.

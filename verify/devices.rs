@@ -215,8 +215,8 @@ stages! {
 #[test]
 fn steps_in_micro_batches_are_the_same_on_every_executor() {
     let tiny = Tiny::with(&[
-        "stage.fine-grained.batch=6",
-        "stage.fine-grained.micro_batch=3",
+        "stage.fine-grained.batch_size=6",
+        "stage.fine-grained.micro_batch_size=3",
     ]);
     follows_in(&tiny, "fine-grained", DType::F32, 2);
     follows_in(&tiny, "fine-grained", DType::Bf16, 1);
@@ -225,9 +225,9 @@ fn steps_in_micro_batches_are_the_same_on_every_executor() {
 #[test]
 fn steps_of_packed_sequences_are_the_same_on_every_executor() {
     let tiny = Tiny::with(&[
-        "stage.fine-grained.batch=3",
-        "stage.fine-grained.pack=3",
-        "stage.fine-grained.tokens=96",
+        "stage.fine-grained.batch_size=3",
+        "stage.fine-grained.samples_per_sequence=3",
+        "stage.fine-grained.max_tokens=96",
     ]);
     follows_in(&tiny, "fine-grained", DType::F32, 2);
     follows_in(&tiny, "fine-grained", DType::Bf16, 1);
@@ -268,7 +268,7 @@ fn random_rounding_is_drawn_by_the_seed_and_moves_what_follows() {
         all.sort();
         all
     };
-    let random = ["--set", "random_rounding=true"];
+    let random = ["--set", "stochastic_rounding=true"];
     let (nearest, once) = (train("nearest", &[]), train("once", &random));
     assert!(
         once == train("again", &random),

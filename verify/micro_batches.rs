@@ -10,7 +10,7 @@ use crate::command::{checkpoint, keel, tensors};
 /// The tiny recipe without contrasts, which see the pairs of a part alone.
 fn recipe() -> String {
     let (_, text) = BUILT_IN.iter().find(|(name, _)| *name == "tiny").unwrap();
-    text.replace("contrastive = 0.1", "contrastive = 0.0")
+    text.replace("contrastive_weight = 0.1", "contrastive_weight = 0.0")
 }
 
 /// Two steps of each stage from the language model's warm start on, with these settings.
@@ -40,7 +40,7 @@ fn a_batch_computed_in_parts_gives_the_gradient_of_the_whole() {
         (5, "world-knowledge"),
         (6, "target"),
     ];
-    let parts = stages.map(|(_, stage)| format!("stage.{stage}.micro_batch=2"));
+    let parts = stages.map(|(_, stage)| format!("stage.{stage}.micro_batch_size=2"));
     let sets: Vec<&str> = parts.iter().flat_map(|set| ["--set", set]).collect();
     train(folder.path(), "parts", &sets);
     // After the first step the first moment is a tenth of the gradient. Only the first divided stage begins with the same
@@ -89,9 +89,9 @@ fn a_batch_computed_in_parts_gives_the_gradient_of_the_whole() {
 fn a_part_that_does_not_divide_the_batch_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     for wrong in ["0", "3", "16"] {
-        let set = format!("stage.fine-grained.micro_batch={wrong}");
+        let set = format!("stage.fine-grained.micro_batch_size={wrong}");
         let args = ["train", "--recipe", "tiny", "--dry-run", "--set", &set];
-        keel(folder.path(), &args).refused(&["micro_batch", "divides batch = 8", wrong]);
+        keel(folder.path(), &args).refused(&["micro_batch_size", "divides batch_size = 8", wrong]);
     }
 }
 
@@ -99,21 +99,24 @@ fn a_part_that_does_not_divide_the_batch_is_refused() {
 fn sequences_that_do_not_divide_what_is_computed_at_once_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     for (wrong, found) in [
-        (&["fine-grained.pack=3"][..], "3"),
-        (&["fine-grained.pack=0"][..], "0"),
+        (&["fine-grained.samples_per_sequence=3"][..], "3"),
+        (&["fine-grained.samples_per_sequence=0"][..], "0"),
         (
-            &["fine-grained.micro_batch=2", "fine-grained.pack=4"][..],
+            &[
+                "fine-grained.micro_batch_size=2",
+                "fine-grained.samples_per_sequence=4",
+            ][..],
             "4",
         ),
         (
-            &["warm-start-vision.pack=2"][..],
+            &["warm-start-vision.samples_per_sequence=2"][..],
             "1 in a stage that predicts no tokens",
         ),
     ] {
         let sets: Vec<String> = wrong.iter().map(|set| format!("stage.{set}")).collect();
         let mut args = vec!["train", "--recipe", "tiny", "--dry-run"];
         args.extend(sets.iter().flat_map(|set| ["--set", set]));
-        keel(folder.path(), &args).refused(&["pack", found]);
+        keel(folder.path(), &args).refused(&["samples_per_sequence", found]);
     }
 }
 
@@ -134,13 +137,13 @@ fn batches_are_divided_to_fit_a_limit_and_the_plan_names_the_same_parts() {
             .split_once("largest micro-batch within 5.0 MiB: ")
             .unwrap();
         let size: usize = size.split(' ').next().unwrap().parse().unwrap();
-        let set = format!("set to fit 5.0 MiB: stage.{stage}.micro_batch={size}\n");
+        let set = format!("set to fit 5.0 MiB: stage.{stage}.micro_batch_size={size}\n");
         // Only stages that take more are divided.
         assert_eq!(said.contains(&set), size < 8, "{stage}: {size}");
         divided += usize::from(size < 8);
     }
     assert!(divided >= 4, "{planned}");
-    assert_eq!(recipe.matches("micro_batch").count(), divided);
+    assert_eq!(recipe.matches("micro_batch_size").count(), divided);
     let alone = ["train", "--recipe", "tiny", "--fit"];
     keel(folder.path(), &alone).code_is(2);
 }

@@ -122,9 +122,11 @@ fn check_three_parts(stage: &str) {
     let config = ModelConfig {
         vision: vision_config(&settings["vision"]),
         text: None,
-        connector: keel::model::ConnectorConfig { factor: 2 },
+        connector: keel::model::ConnectorConfig {
+            unshuffle_factor: 2,
+        },
         language: language_config(&settings["language"]),
-        embedding: 24,
+        embed_dim: 24,
         align: match settings["align"].as_str() {
             Some("embeddings") => Alignment::Embeddings,
             _ => Alignment::Hidden,
@@ -183,9 +185,11 @@ fn the_sigmoid_pair_of_towers_agrees_with_pytorch() {
     let config = ModelConfig {
         vision: vision_config(&golden.config["vision"]),
         text: Some(text_config(&golden.config["text"])),
-        connector: keel::model::ConnectorConfig { factor: 3 },
+        connector: keel::model::ConnectorConfig {
+            unshuffle_factor: 3,
+        },
         language: absent_language(),
-        embedding: 24,
+        embed_dim: 24,
         align: Alignment::Hidden,
     };
     config.validate().expect("the golden's model is possible");

@@ -137,10 +137,10 @@ pub fn losses_and_gradients(
 /// The stage with its samples apart in sequences of 80 tokens, and packed into two of 320.
 fn stages(tiny: &Tiny) -> [Stage; 2] {
     let apart = tiny.recipe.stage("world-knowledge").unwrap().clone();
-    assert_eq!((apart.batch, apart.tokens), (SAMPLES, 80));
+    assert_eq!((apart.batch_size, apart.max_tokens), (SAMPLES, 80));
     let packed = Stage {
-        pack: 4,
-        tokens: 320,
+        samples_per_sequence: 4,
+        max_tokens: 320,
         ..apart.clone()
     };
     [apart, packed]

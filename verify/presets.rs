@@ -53,9 +53,11 @@ fn connector_between(vision: &str, language: &str) -> usize {
     let config = ModelConfig {
         vision: vision_preset(vision).expect("a preset"),
         text: None,
-        connector: ConnectorConfig { factor: 2 },
+        connector: ConnectorConfig {
+            unshuffle_factor: 2,
+        },
         language: language_preset(language).expect("a preset"),
-        embedding: 1024,
+        embed_dim: 1024,
         align: Alignment::default(),
     };
     config.validate().expect("the presets go together");

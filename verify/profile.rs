@@ -22,7 +22,7 @@ fn a_profile_holds_every_op_of_the_step_once_and_its_times_add_up() {
 
     let recipe = Recipe::load("tiny", &[]).unwrap();
     let stage = recipe.stages.iter().find(|s| s.name == "warm-up").unwrap();
-    let layout = keel::model::declare(&recipe.model, recipe.contrastive_form.into()).unwrap();
+    let layout = keel::model::declare(&recipe.model, recipe.contrastive_loss.into()).unwrap();
     let target = keel::tape::Target::Cpu { threads: 2 };
     let program = compile_step(
         &recipe,
@@ -104,7 +104,7 @@ fn what_cannot_be_profiled_is_refused_in_a_sentence() {
         keel(folder.path(), &args)
     };
     profile(&["--stage", "warm-upp"]).refused(&["--stage", "warm-up"]);
-    let pairs = "stage.target.data.pairs=1";
-    profile(&["--set", pairs]).refused(&["pairs"]);
+    let pairs = "stage.target.data.samples=1";
+    profile(&["--set", pairs]).refused(&["samples"]);
     keel(folder.path(), &["profile", "--run", "."]).refused(&["the folder of a run"]);
 }

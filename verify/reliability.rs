@@ -109,7 +109,7 @@ fn term_and_int_save_at_the_next_step_and_the_run_goes_on_to_the_same_bits() {
 #[test]
 fn a_second_signal_ends_a_run_at_once_without_a_checkpoint() {
     // Steps long enough that the second signal comes within one.
-    let long = ["--set", "stage.warm-up.batch=1024"];
+    let long = ["--set", "stage.warm-up.batch_size=1024"];
     let mut running = Running::until("stage warm-up: trains", &long);
     running.signal(Signal::TERM);
     std::thread::sleep(Duration::from_millis(50));
@@ -158,7 +158,7 @@ fn the_best_checkpoint_of_a_stage_and_its_milestones_outlive_newer_ones() {
     let folder = short_run();
     let run = folder.path().join("run");
     let recipe = Recipe::load(run.join("recipe.toml").to_str().unwrap(), &[]).unwrap();
-    let layout = Arc::new(declare(&recipe.model, recipe.contrastive_form.into()).unwrap());
+    let layout = Arc::new(declare(&recipe.model, recipe.contrastive_loss.into()).unwrap());
     let executor = CpuExecutor::new(layout.elements(), 1).unwrap();
     let first = read_position(&checkpoint(&run, "1-warm-up.step-1")).unwrap();
     let runs = RunFolder::resume(Arc::new(LocalDisk), &run).unwrap();
@@ -202,7 +202,7 @@ fn settings_that_changed_since_the_checkpoint_are_listed() {
     assert!(!unchanged.contains("changed since"), "{unchanged}");
     fs::remove_file(checkpoint(&folder.path().join("run"), "1-warm-up")).unwrap();
     args.extend(["--set", "stage.warm-up.learning_rate=0.5"]);
-    args.extend(["--set", "stage.warm-up.micro_batch=4"]);
+    args.extend(["--set", "stage.warm-up.micro_batch_size=4"]);
     let changed = keel(folder.path(), &args).fine().stdout;
     let lines = changed
         .lines()
@@ -211,7 +211,7 @@ fn settings_that_changed_since_the_checkpoint_are_listed() {
         lines.collect::<Vec<_>>(),
         [
             "changed since that checkpoint: stage.warm-up.learning_rate was 0.002, is 0.5",
-            "changed since that checkpoint: stage.warm-up.micro_batch was left out, is 4",
+            "changed since that checkpoint: stage.warm-up.micro_batch_size was left out, is 4",
         ]
     );
 }

@@ -210,7 +210,7 @@ fn runs_are_put_side_by_side_with_what_differs() {
         html.contains("<th scope=\"row\">stage.warm-up.learning_rate</th>"),
         "{html}"
     );
-    assert!(html.contains("<td>0.25</td>") && !html.contains(">stage.target.batch<"));
+    assert!(html.contains("<td>0.25</td>") && !html.contains(">stage.target.batch_size<"));
     assert!(html.contains("<h3>warm-up, next token</h3>"));
     keel(folder.path(), &["report", "one", "one"]).fine();
     let html = fs::read_to_string(folder.path().join("comparison.html")).unwrap();

@@ -20,7 +20,7 @@ use keel::error::{Error, Result};
 /// As [`Pixels::default`], which is no constant.
 const HALF: Pixels = Pixels {
     mean: [0.5; 3],
-    deviation: [0.5; 3],
+    std: [0.5; 3],
     fit: Fit::Crop,
     filter: Filter::Bicubic,
 };
@@ -279,7 +279,7 @@ fn impossible_weights_are_refused_by_name() {
     for (weights, needle) in [
         (vec![], "data weights"),
         (vec![(TaskKind::Scenes, 0.0)], "data weights"),
-        (vec![(TaskKind::Scenes, -1.0)], "scenes"),
+        (vec![(TaskKind::Scenes, -1.0)], "vqa"),
         (vec![(TaskKind::Facts, f64::NAN)], "facts"),
         (vec![(TaskKind::Pairs, 1.0)], "--data"),
         (

@@ -258,11 +258,11 @@ fn a_step_on_tiles_has_the_loss_and_gradients_of_a_step_on_pictures_of_their_own
     let samples = samples();
     let stage = tiny.recipe.stage("world-knowledge").unwrap();
     let cut = Stage {
-        batch: 4,
-        tiles: 4,
-        tile_room: Some(2),
-        tokens: TOKENS,
-        contrastive: 0.0,
+        batch_size: 4,
+        max_tiles: 4,
+        tile_budget: Some(2),
+        max_tokens: TOKENS,
+        contrastive_weight: 0.0,
         ..stage.clone()
     };
     let batch_cut = batch(&samples, &shape(cut.tiling(4), 1, TOKENS));
@@ -282,8 +282,8 @@ fn hold_to_pictures_of_their_own(
 ) {
     // Two sequences of two samples each.
     let packed = Stage {
-        pack: 2,
-        tokens: 2 * TOKENS,
+        samples_per_sequence: 2,
+        max_tokens: 2 * TOKENS,
         ..own.clone()
     };
     let batch_packed = batch(samples, &shape(own.tiling(4), 2, 2 * TOKENS));
@@ -291,11 +291,11 @@ fn hold_to_pictures_of_their_own(
     let steps = [(own, batch_own), (&packed, &batch_packed)];
     let pictures = own.tiling(4).slots + 4;
     let stage = Stage {
-        batch: pictures,
-        pack: pictures / 4,
-        tiles: 0,
-        tile_room: None,
-        pictures: 1,
+        batch_size: pictures,
+        samples_per_sequence: pictures / 4,
+        max_tiles: 0,
+        tile_budget: None,
+        max_images: 1,
         ..own.clone()
     };
     let elements = tiny.layout.elements();
@@ -336,14 +336,14 @@ fn a_contrast_beside_tiles_is_that_of_the_whole_pictures() {
     samples.push(sample(9, samples[0].view.clone()));
     let stage = tiny.recipe.stage("world-knowledge").unwrap();
     let cut = Stage {
-        batch: 4,
-        tiles: 4,
-        tokens: TOKENS,
-        contrastive: 0.5,
+        batch_size: 4,
+        max_tiles: 4,
+        max_tokens: TOKENS,
+        contrastive_weight: 0.5,
         ..stage.clone()
     };
     let whole = Stage {
-        tiles: 0,
+        max_tiles: 0,
         ..cut.clone()
     };
     let stretched = BatchShape {
@@ -383,7 +383,7 @@ fn a_run_on_tiles_is_trained_continued_to_the_same_bits_and_asked() {
     )
     .unwrap();
     let args = "train --device cpu --recipe my.toml --data list.jsonl --no-evaluation --max-steps 3 --out run \
-                --set stage.world-knowledge.contrastive=0 --set stage.world-knowledge.tiles=4 --set stage.world-knowledge.data.pairs=3 --save-every 1";
+                --set stage.world-knowledge.contrastive_weight=0 --set stage.world-knowledge.max_tiles=4 --set stage.world-knowledge.data.samples=3 --save-every 1";
     keel(folder.path(), &args.split_whitespace().collect::<Vec<_>>()).fine();
     let run = folder.path().join("run");
     let newest = || keel::train::newest_checkpoint(&run).unwrap().unwrap();
@@ -441,9 +441,12 @@ fn a_run_on_tiles_is_trained_continued_to_the_same_bits_and_asked() {
         let args = ["train", "--recipe", "my.toml", "--set", set];
         keel(folder.path(), &args).refused(texts);
     };
-    refuse("stage.world-knowledge.tiles=1", &["tiles", "0, or 2 to 64"]);
     refuse(
-        "stage.world-knowledge.tile_room=3",
-        &["tile_room", "1 to tiles = 0"],
+        "stage.world-knowledge.max_tiles=1",
+        &["max_tiles", "0, or 2 to 64"],
+    );
+    refuse(
+        "stage.world-knowledge.tile_budget=3",
+        &["tile_budget", "1 to max_tiles = 0"],
     );
 }

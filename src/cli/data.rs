@@ -45,7 +45,7 @@ enum DataCommand {
 #[derive(Debug, Args)]
 struct ShowArgs {
     /// The task.
-    #[arg(long, value_name = "TASK", default_value = "scenes", value_parser = named(&TaskKind::ALL, TaskKind::name),
+    #[arg(long, value_name = "TASK", default_value = "vqa", value_parser = named(&TaskKind::ALL, TaskKind::name),
         help_heading = heading::DATA)]
     task: TaskKind,
     /// Samples to show: one batch.
@@ -159,7 +159,7 @@ fn check(args: &CheckArgs) -> Result<()> {
     let [several, most] = pictures.several;
     if several > 0 {
         print_line(format!(
-            "{several} samples show several, up to {most}: a stage takes them with --set stage.NAME.pictures={most}"
+            "{several} samples show several, up to {most}: a stage takes them with --set stage.NAME.max_images={most}"
         ))?;
     }
     for (key, first) in &pictures.examples {

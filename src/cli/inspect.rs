@@ -70,7 +70,7 @@ fn print_part(part: &SubModel) -> Result<()> {
         SubModelConfig::Language(config) => print_line(format!(
             "  vocabulary {}{}; width {}, {} blocks, {} heads of {} on {} keys and values, feed-forward {}",
             config.vocabulary,
-            if config.tied { ", tied" } else { "" },
+            if config.tied_embeddings { ", tied" } else { "" },
             config.width,
             config.depth,
             config.heads,
@@ -80,8 +80,8 @@ fn print_part(part: &SubModel) -> Result<()> {
         ))?,
         SubModelConfig::Connector(config) => print_line(format!(
             "  {} × {} patches become one of {} image tokens; width {} to {}",
-            config.connector.factor,
-            config.connector.factor,
+            config.connector.unshuffle_factor,
+            config.connector.unshuffle_factor,
             config.image_tokens(),
             config.vision.width,
             config.language.width,

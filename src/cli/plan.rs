@@ -70,7 +70,7 @@ impl Plans<'_> {
     /// # Errors
     /// Whatever planning reports; [`keel_base::error::Error::Io`] when a drawing cannot be written.
     pub fn print(&self, stage: Option<&str>, svg: Option<&Path>) -> Result<()> {
-        let layout = declare(&self.recipe.model, self.recipe.contrastive_form.into())?;
+        let layout = declare(&self.recipe.model, self.recipe.contrastive_loss.into())?;
         let stages: Vec<&Stage> = match stage {
             Some(name) => vec![self.recipe.stage(name)?],
             None => self.recipe.stages.iter().collect(),
@@ -84,15 +84,15 @@ impl Plans<'_> {
         for stage in stages {
             let stage = &match self.batch {
                 Some(batch) => Stage {
-                    batch,
-                    micro_batch: None,
+                    batch_size: batch,
+                    micro_batch_size: None,
                     ..stage.clone()
                 },
                 None => stage.clone(),
             };
             let program = self.compile(stage, &layout)?;
             let report = MemoryReport::new(&program, &layout);
-            let samples = counted(stage.batch as u64, "sample");
+            let samples = counted(stage.batch_size as u64, "sample");
             let samples = match stage.micro_batches() {
                 1 => samples,
                 _ => format!("{samples}, {} at once,", stage.micro_batch()),
@@ -141,7 +141,7 @@ impl Plans<'_> {
         Some(match found {
             Some(size) => format!(
                 "  largest micro-batch {within}: {size} of {}\n",
-                stage.batch
+                stage.batch_size
             ),
             None => format!("  not one sample fits {within}\n"),
         })

@@ -131,7 +131,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
         };
         if tiles > 0 && recipe.most_tiles() == 0 {
             print_line(format!(
-                "the folder's model is shown pictures in up to {tiles} tiles; here they stay whole, unless a stage is given tiles: --set stage.NAME.tiles={tiles}"
+                "the folder's model is shown pictures in up to {tiles} tiles; here they stay whole, unless a stage is given max_tiles: --set stage.NAME.max_tiles={tiles}"
             ))?;
         }
     }

@@ -16,29 +16,35 @@ use keel_base::error::{Error, Result};
 /// The target of a position that is not supervised.
 pub const IGNORED: i32 = -100;
 
-/// How pictures become numbers: scaled to the tower's square, then (value − mean) / deviation of each colour, values from 0
+/// How images become numbers: resized to the tower's square, then (value − mean) / std of each channel, with values from 0
 /// to 1.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pixels {
-    /// Of red, green and blue.
+    /// Mean of red, green and blue, values from 0 to 1.
+    ///
+    /// - Range: finite
+    /// - Source: 0.48145466, 0.4578275, 0.40821073 (CLIP, AIMv2); 0.485, 0.456, 0.406 (InternVL, SAIL-VL, DINOv2); 0.5 (SigLIP)
     pub mean: [f32; 3],
-    /// Of red, green and blue.
-    pub deviation: [f32; 3],
-    /// How a picture that is not square becomes it.
+    /// Standard deviation of red, green and blue.
+    ///
+    /// - Range: above 0
+    /// - Source: 0.26862954, 0.26130258, 0.27577711 (CLIP, AIMv2); 0.229, 0.224, 0.225 (InternVL, SAIL-VL, DINOv2); 0.5 (SigLIP)
+    pub std: [f32; 3],
+    /// How an image that is not square becomes one.
     #[serde(default)]
     pub fit: Fit,
-    /// How it is scaled.
+    /// The interpolation filter of the resize.
     #[serde(default)]
     pub filter: Filter,
 }
 
 impl Default for Pixels {
-    /// Mean and deviation 0.5: numbers from −1 to 1.
+    /// Mean and std 0.5: numbers from −1 to 1.
     fn default() -> Pixels {
         Pixels {
             mean: [0.5; 3],
-            deviation: [0.5; 3],
+            std: [0.5; 3],
             fit: Fit::default(),
             filter: Filter::default(),
         }
@@ -63,12 +69,12 @@ impl Pixels {
     fn each(&self, picture: &mut [f32], change: impl Fn(f32, f32, f32) -> f32) {
         // Exactly the numbers that are there.
         let plain = Pixels::default();
-        if (self.mean, self.deviation) == (plain.mean, plain.deviation) {
+        if (self.mean, self.std) == (plain.mean, plain.std) {
             return;
         }
         let plane = picture.len() / 3;
         for (colour, plane) in picture.chunks_exact_mut(plane).enumerate() {
-            let (mean, deviation) = (self.mean[colour], self.deviation[colour]);
+            let (mean, deviation) = (self.mean[colour], self.std[colour]);
             plane
                 .iter_mut()
                 .for_each(|value| *value = change(*value, mean, deviation));

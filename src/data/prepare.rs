@@ -8,16 +8,16 @@ use super::batch::Pixels;
 use super::picture::Picture;
 use super::scenes::PLAIN_BACKGROUND;
 
-/// How a picture that is not square becomes it.
+/// How an image that is not square becomes one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fit {
-    /// Scaled to the square along its shorter edge, and the middle of the longer: CLIP, AIMv2.
+    /// Shorter edge resized to the square's, then a centre crop (CLIP, AIMv2).
     #[default]
     Crop,
-    /// Scaled so that its shorter edge has this many pixels, more than the square's, and the middle of both: DINOv2.
+    /// Shorter edge resized to this many pixels, more than the square's, then a centre crop (DINOv2).
     CropFrom(u32),
-    /// Both edges scaled to the square, whatever that does to its proportions: SigLIP, InternViT.
+    /// Both edges resized to the square, without regard to the aspect ratio (SigLIP, InternViT).
     Stretch,
 }
 

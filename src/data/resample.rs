@@ -14,13 +14,13 @@ use keel_cpu::simd::{self, Simd, Task};
 /// Fractional bits of a weight; 32 less 8 of a pixel less 2 for sums that overshoot.
 const WEIGHT_BITS: u32 = 22;
 
-/// The interpolation kernel.
+/// The interpolation filter of a resize, with antialiasing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Filter {
-    /// The triangle, support 1.
+    /// Linear, support 1.
     Bilinear,
-    /// Keys' cubic with a = −0.5, support 2 (Keys 1981, eq. 15).
+    /// Cubic with a = −0.5, support 2 (Keys 1981, eq. 15).
     #[default]
     Bicubic,
 }

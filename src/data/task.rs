@@ -18,17 +18,20 @@ use keel_base::error::Result;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskKind {
-    /// A concept and its name.
+    /// An image of one concept and its name.
     ShortCaptions,
-    /// A concept with group, colours and keywords.
+    /// An image of one concept with its category, colours and keywords.
     DenseCaptions,
-    /// Keys, letters, clocks, flags and arrows, read.
+    /// Keys, letters, clocks, flags and arrows to read.
+    #[serde(rename = "ocr")]
     Reading,
-    /// Composed scenes with a question.
+    /// Composed scenes with questions and answers.
+    #[serde(rename = "vqa")]
     Scenes,
-    /// Text without a picture.
+    /// Text without an image.
     Facts,
-    /// The user's own pairs.
+    /// The user's own samples, given with `--data`.
+    #[serde(rename = "samples")]
     Pairs,
 }
 
@@ -48,10 +51,10 @@ impl TaskKind {
         match self {
             TaskKind::ShortCaptions => "short_captions",
             TaskKind::DenseCaptions => "dense_captions",
-            TaskKind::Reading => "reading",
-            TaskKind::Scenes => "scenes",
+            TaskKind::Reading => "ocr",
+            TaskKind::Scenes => "vqa",
             TaskKind::Facts => "facts",
-            TaskKind::Pairs => "pairs",
+            TaskKind::Pairs => "samples",
         }
     }
 

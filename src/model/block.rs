@@ -13,9 +13,9 @@ use keel_engine::tensor::DType;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormKind {
-    /// (x − mean) · rstd · weight + bias (Ba et al. 2016).
+    /// LayerNorm: (x − mean) · rstd · weight + bias (Ba et al. 2016).
     Layer,
-    /// x · rms⁻¹ · weight (Zhang and Sennrich 2019).
+    /// RMSNorm: x · rms⁻¹ · weight (Zhang and Sennrich 2019).
     Rms,
 }
 
@@ -24,12 +24,14 @@ pub enum NormKind {
 #[serde(rename_all = "snake_case")]
 pub enum MlpKind {
     /// down(silu(gate x) ⊙ up x), one packed matrix for gate and up (Shazeer 2020).
+    #[serde(rename = "swiglu")]
     SwiGlu,
     /// fc2(gelu(fc1 x)) with the exact error function.
     Gelu,
     /// fc2(gelu(fc1 x)) with the tanh approximation.
     GeluTanh,
     /// fc2(gelu(fc1 x)) with x·σ(1.702 x), as CLIP has it.
+    #[serde(rename = "quick_gelu")]
     GeluQuick,
 }
 

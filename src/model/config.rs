@@ -6,43 +6,73 @@ use super::block::{BlockConfig, MlpKind, NormKind};
 use keel_base::error::{Error, Result};
 use keel_engine::ops::Heads;
 
-/// A vision tower in the SAILViT/AIMv2 form or the classic one.
+/// A vision tower: the AIMv2 form, which SAILViT has, or the classic one of CLIP, SigLIP, DINOv2 and InternViT.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VisionConfig {
-    /// Height and width of the images in pixels.
+    /// Height and width of the images.
+    ///
+    /// - Unit: pixels
+    /// - Range: 1 to 2²⁰, a patch grid whose side `model.connector.unshuffle_factor` divides
+    /// - Source: 448 (SAILViT, AIMv2, InternViT), 224 (CLIP), 384 (SigLIP so400m)
     pub image_size: usize,
-    /// Height and width of a patch in pixels, P.
+    /// Height and width of a patch, P.
+    ///
+    /// - Unit: pixels
+    /// - Range: 1 to `image_size`
+    /// - Source: 14 (every published preset)
     pub patch_size: usize,
     /// Model width C.
+    ///
+    /// - Unit: channels
+    /// - Range: 1 to 2²⁰
+    /// - Source: 1024 and 1536 (SAILViT-Large and -Huge, as AIMv2; Fini et al. 2024)
     pub width: usize,
     /// Blocks L.
+    ///
+    /// - Unit: blocks
+    /// - Range: 1 to 2²⁰
+    /// - Source: 24 (AIMv2, CLIP ViT-L, InternViT-300M), 27 (SigLIP so400m)
     pub depth: usize,
     /// Attention heads H; the head dim is C / H.
+    ///
+    /// - Unit: heads
+    /// - Range: a divisor of `width` that leaves a head dim that is a multiple of 8
+    /// - Source: 8 and 12 (AIMv2-Large and -Huge, head dim 128), 16 (CLIP ViT-L, head dim 64)
     pub heads: usize,
     /// Feed-forward width F.
+    ///
+    /// - Unit: channels
+    /// - Range: 1 to 2²⁰
+    /// - Source: 2816 and 4096 (AIMv2-Large and -Huge, with SwiGLU), 4 × `width` (ViT; Dosovitskiy et al. 2021)
     pub mlp_width: usize,
-    /// Kind of all norms.
+    /// The kind of all norms.
     pub norm: NormKind,
     /// ε of all norms.
+    ///
+    /// - Range: above 0
+    /// - Source: 10⁻⁵ (AIMv2, CLIP), 10⁻⁶ (SigLIP, InternViT, DINOv2)
     pub norm_epsilon: f32,
-    /// Kind of the feed-forward halves.
+    /// The kind of the feed-forward halves of the blocks.
     pub mlp: MlpKind,
-    /// Whether the patch projection has a bias.
+    /// Whether the patch embedding has a bias. CLIP's has none.
     pub patch_bias: bool,
-    /// Whether patches are normalised before positions are added (AIMv2).
+    /// Whether patches are normalised before position embeddings are added, as in AIMv2.
     pub patch_norm: bool,
-    /// Whether a class token stands before the patches.
+    /// Whether a class token precedes the patches, as in CLIP, InternViT and DINOv2.
     pub class_token: bool,
-    /// Whether a norm stands before the first block (CLIP).
+    /// Whether a norm precedes the first block, as in CLIP.
     pub pre_norm: bool,
-    /// Whether a norm stands after the last block.
+    /// Whether a norm follows the last block. InternViT has none.
     pub final_norm: bool,
-    /// Whether the query, key and value projection has a bias.
+    /// Whether the query, key and value projections have a bias. AIMv2's have none.
     pub qkv_bias: bool,
-    /// Whether the other projections have biases.
+    /// Whether the other projections of the blocks have a bias. AIMv2's have none.
     pub bias: bool,
-    /// First value of the per-channel residual scales, where there are any.
+    /// Initial value of a learned scale for every channel of every residual branch. Without it there are no such scales.
+    ///
+    /// - Range: finite
+    /// - Source: LayerScale (Touvron et al. 2021); 0.1 (InternViT-300M)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer_scale: Option<f32>,
 }
@@ -96,30 +126,61 @@ impl VisionConfig {
                 self.patch_size,
             ));
         }
+        positive_number("vision.norm_epsilon", self.norm_epsilon)?;
+        if let Some(scale) = self.layer_scale.filter(|scale| !scale.is_finite()) {
+            return Err(Error::setting("vision.layer_scale", "finite", scale));
+        }
         head_dim("vision", self.width, self.heads)
     }
 }
 
-/// The text tower of contrastive warm start: causal, learned positions, pooled at the end token.
+/// The text tower of the contrastive warm start: causal, learned position embeddings, pooled at the end token (as CLIP's).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TextConfig {
     /// Vocabulary V.
+    ///
+    /// - Unit: tokens
+    /// - Range: what the tokenizer makes, 512 for the embedded one, to 2²⁰
+    /// - Source: 49408 (CLIP)
     pub vocabulary: usize,
-    /// The most tokens of a caption.
-    pub context: usize,
+    /// Length of a caption: the number of position embeddings.
+    ///
+    /// - Unit: tokens
+    /// - Range: 1 to 2²⁰
+    /// - Source: 77 (CLIP), 64 (SigLIP)
+    pub context_length: usize,
     /// Model width C.
+    ///
+    /// - Unit: channels
+    /// - Range: 1 to 2²⁰
+    /// - Source: 768 (CLIP ViT-L/14; Radford et al. 2021, table 20)
     pub width: usize,
     /// Blocks L.
+    ///
+    /// - Unit: blocks
+    /// - Range: 1 to 2²⁰
+    /// - Source: 12 (CLIP ViT-L/14; Radford et al. 2021, table 20)
     pub depth: usize,
-    /// Attention heads H.
+    /// Attention heads H; the head dim is C / H.
+    ///
+    /// - Unit: heads
+    /// - Range: a divisor of `width` that leaves a head dim that is a multiple of 8
+    /// - Source: 12 (CLIP ViT-L/14; Radford et al. 2021, table 20)
     pub heads: usize,
     /// Feed-forward width F.
+    ///
+    /// - Unit: channels
+    /// - Range: 1 to 2²⁰
+    /// - Source: 4 × `width` (CLIP)
     pub mlp_width: usize,
-    /// Kind of the feed-forward halves.
+    /// The kind of the feed-forward halves of the blocks.
     #[serde(default = "gelu")]
     pub mlp: MlpKind,
     /// ε of all norms.
+    ///
+    /// - Range: above 0
+    /// - Source: 10⁻⁵ (CLIP)
     #[serde(default = "classic_epsilon")]
     pub norm_epsilon: f32,
 }
@@ -161,19 +222,25 @@ impl TextConfig {
     /// [`Error::Setting`] naming the field.
     pub fn validate(&self) -> Result<()> {
         positive("text.vocabulary", self.vocabulary)?;
-        positive("text.context", self.context)?;
+        positive("text.context_length", self.context_length)?;
         positive("text.depth", self.depth)?;
         positive("text.mlp_width", self.mlp_width)?;
+        positive_number("text.norm_epsilon", self.norm_epsilon)?;
         head_dim("text", self.width, self.heads)
     }
 }
 
-/// The connector: pixel unshuffle, norm, and a two-layer perceptron into the language model's width.
+/// The connector: pixel unshuffle, LayerNorm, and a two-layer MLP into the language model's width (as InternVL's and
+/// SAIL-VL2's).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConnectorConfig {
-    /// Neighbouring patches merged along each side.
-    pub factor: usize,
+    /// Neighbouring patches that become one image token, along each side.
+    ///
+    /// - Unit: patches
+    /// - Range: a divisor of the side of the patch grid
+    /// - Source: 2, so that a 448-pixel image has 256 tokens (InternVL 1.5, Chen et al. 2024, §3.1; SAIL-VL2)
+    pub unshuffle_factor: usize,
 }
 
 /// A decoder in the Qwen2.5 form (`qkv_bias`) or the Qwen3 form (`qk_norm`).
@@ -181,29 +248,63 @@ pub struct ConnectorConfig {
 #[serde(deny_unknown_fields)]
 pub struct LanguageConfig {
     /// Vocabulary V.
+    ///
+    /// - Unit: tokens
+    /// - Range: what the tokenizer makes, 512 for the embedded one, to 2²⁰
+    /// - Source: 151936 (Qwen2.5, Qwen3), 152064 (Qwen2.5-7B)
     pub vocabulary: usize,
     /// Model width D.
+    ///
+    /// - Unit: channels
+    /// - Range: 1 to 2²⁰
+    /// - Source: 1536 (Qwen2.5-1.5B), 2048 (Qwen3-1.7B)
     pub width: usize,
     /// Blocks L.
+    ///
+    /// - Unit: blocks
+    /// - Range: 1 to 2²⁰
+    /// - Source: 28 (Qwen2.5-1.5B, Qwen3-1.7B)
     pub depth: usize,
     /// Query heads H.
+    ///
+    /// - Unit: heads
+    /// - Range: 1 to 2²⁰
+    /// - Source: 12 (Qwen2.5-1.5B), 16 (Qwen3-1.7B)
     pub heads: usize,
-    /// Key and value heads Hk.
+    /// Key and value heads Hk of grouped-query attention.
+    ///
+    /// - Unit: heads
+    /// - Range: a divisor of `heads`
+    /// - Source: 2 (Qwen2.5-1.5B), 8 (Qwen3-1.7B)
     pub key_value_heads: usize,
-    /// Head dim; need not be width / heads.
+    /// Head dim. It need not be `width` / `heads`.
+    ///
+    /// - Unit: channels
+    /// - Range: a multiple of 8
+    /// - Source: 128 (Qwen2.5-1.5B, Qwen3-1.7B)
     pub head_dim: usize,
     /// Feed-forward width F.
+    ///
+    /// - Unit: channels
+    /// - Range: 1 to 2²⁰
+    /// - Source: 8960 (Qwen2.5-1.5B), 6144 (Qwen3-1.7B)
     pub mlp_width: usize,
-    /// Base of the rotary positions.
+    /// Base θ of the rotary position embedding.
+    ///
+    /// - Range: above 0
+    /// - Source: 10⁶ (Qwen2.5, Qwen3); 10⁴ (Su et al. 2021)
     pub rope_theta: f32,
     /// ε of all norms.
+    ///
+    /// - Range: above 0
+    /// - Source: 10⁻⁶ (Qwen2.5, Qwen3)
     pub norm_epsilon: f32,
-    /// Whether the query, key and value projection has a bias (Qwen2.5).
+    /// Whether the query, key and value projections have a bias, as in Qwen2.5.
     pub qkv_bias: bool,
-    /// Whether queries and keys are normalised per head (Qwen3).
+    /// Whether queries and keys are normalised per head, as in Qwen3.
     pub qk_norm: bool,
-    /// Whether the output product uses the embedding table.
-    pub tied: bool,
+    /// Whether the output projection is the embedding table, as in the small Qwen2.5 and Qwen3 models.
+    pub tied_embeddings: bool,
 }
 
 impl LanguageConfig {
@@ -247,39 +348,45 @@ impl LanguageConfig {
                 self.key_value_heads,
             ));
         }
+        positive_number("language.rope_theta", self.rope_theta)?;
+        positive_number("language.norm_epsilon", self.norm_epsilon)?;
         positive("language.head_dim", self.head_dim)?;
-        match self.head_dim.is_multiple_of(8) {
-            true => Ok(()),
-            false => Err(Error::setting(
+        if !self.head_dim.is_multiple_of(8) {
+            return Err(Error::setting(
                 "language.head_dim",
                 "a multiple of 8",
                 self.head_dim,
-            )),
+            ));
         }
+        Ok(())
     }
 }
 
-/// The whole model of a run.
+/// The model of a run: four sub-models and how two of them are contrasted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
-    /// The tower that is refined.
+    /// The vision tower, which is refined.
     pub vision: VisionConfig,
-    /// The text tower of contrastive warm start, where there is one.
+    /// The text tower of the contrastive warm start. Needed by a stage of kind `warm_start` with a contrastive loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<TextConfig>,
-    /// Between vision and language.
+    /// Between the vision tower and the language model.
     pub connector: ConnectorConfig,
     /// The language model.
     pub language: LanguageConfig,
     /// Width E of the contrastive features.
-    pub embedding: usize,
-    /// What the `align` module contrasts.
+    ///
+    /// - Unit: channels
+    /// - Range: 1 to 2²⁰
+    /// - Source: 768 (CLIP ViT-L/14; Radford et al. 2021, table 20)
+    pub embed_dim: usize,
+    /// Where the `align` module contrasts images with captions, in stages that go through the connector.
     #[serde(default)]
     pub align: Alignment,
 }
 
-/// Where pictures and captions are contrasted in the stages of refinement.
+/// Where images and captions are contrasted in stages that go through the connector.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Alignment {
@@ -294,7 +401,8 @@ pub enum Alignment {
 impl ModelConfig {
     /// Image tokens that the language model sees.
     pub fn image_tokens(&self) -> usize {
-        self.vision.patches() / (self.connector.factor * self.connector.factor).max(1)
+        self.vision.patches()
+            / (self.connector.unshuffle_factor * self.connector.unshuffle_factor).max(1)
     }
 
     /// Refuses settings that cannot be, alone or together.
@@ -307,13 +415,20 @@ impl ModelConfig {
         if let Some(text) = &self.text {
             text.validate()?;
         }
-        positive("embedding", self.embedding)?;
-        positive("connector.factor", self.connector.factor)?;
-        if !self.vision.grid().is_multiple_of(self.connector.factor) {
+        positive("embed_dim", self.embed_dim)?;
+        positive(
+            "connector.unshuffle_factor",
+            self.connector.unshuffle_factor,
+        )?;
+        if !self
+            .vision
+            .grid()
+            .is_multiple_of(self.connector.unshuffle_factor)
+        {
             return Err(Error::setting(
-                "connector.factor",
+                "connector.unshuffle_factor",
                 format!("a divisor of the patch grid's side, {}", self.vision.grid()),
-                self.connector.factor,
+                self.connector.unshuffle_factor,
             ));
         }
         Ok(())
@@ -329,6 +444,14 @@ fn positive(field: &str, value: usize) -> Result<()> {
         1..=MOST => Ok(()),
         _ => Err(Error::setting(field, format!("at most {MOST}"), value)),
     }
+}
+
+/// A base or an ε that is not above 0 would make every value of the tower NaN.
+fn positive_number(field: &str, value: f32) -> Result<()> {
+    if value > 0.0 && value.is_finite() {
+        return Ok(());
+    }
+    Err(Error::setting(field, "above 0", value))
 }
 
 /// Attention takes head dims that are multiples of 8.

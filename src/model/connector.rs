@@ -19,7 +19,7 @@ pub fn connector(tape: &mut Tape, config: &ModelConfig, features: Value) -> Resu
     tape.scoped("connector", |tape| {
         let patches = patch_tokens(tape, vision, features)?;
         let side = vision.grid();
-        let x = ops::pixel_unshuffle(tape, patches, side, side, config.connector.factor)?;
+        let x = ops::pixel_unshuffle(tape, patches, side, side, config.connector.unshuffle_factor)?;
         let columns = tape.shape(x).columns();
         let x = norm(tape, &scope, "norm", x, NormKind::Layer, 1e-5)?;
         let xavier = Init::XavierUniform;

@@ -16,7 +16,7 @@ use keel_engine::tape::{Init, ParameterLayout, ParameterSpec, Tape};
 pub fn declare(config: &ModelConfig, kind: Contrastive) -> Result<Arc<ParameterLayout>> {
     config.validate()?;
     let mut tape = Tape::declaring();
-    let caption_tokens = config.text.as_ref().map_or(8, |text| text.context);
+    let caption_tokens = config.text.as_ref().map_or(8, |text| text.context_length);
     let shape = StepShape {
         pack: 1,
         tiles: 0,

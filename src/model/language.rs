@@ -126,7 +126,7 @@ pub struct LanguageHead {
 /// # Errors
 /// When the layout holds another shape.
 pub fn language_head(tape: &mut Tape, config: &LanguageConfig) -> Result<LanguageHead> {
-    let weight = match config.tied {
+    let weight = match config.tied_embeddings {
         true => table(tape, config)?,
         false => {
             let shape = [config.vocabulary, config.width];

@@ -3,7 +3,7 @@
 use super::{LanguageConfig, MlpKind, NormKind, VisionConfig};
 use keel_base::error::{Error, Result};
 
-/// Names of the vision presets.
+/// A published vision tower. With it no other key is required: one that stands beside it overrides the preset's value.
 pub const VISION_PRESETS: &[&str] = &[
     "sailvit-large",
     "sailvit-huge",
@@ -13,7 +13,7 @@ pub const VISION_PRESETS: &[&str] = &[
     "dinov2-large-14-518",
 ];
 
-/// Names of the language presets.
+/// A published language model. With it no other key is required: one that stands beside it overrides the preset's value.
 pub const LANGUAGE_PRESETS: &[&str] = &[
     "qwen2.5-0.5b",
     "qwen2.5-1.5b",
@@ -123,7 +123,7 @@ pub fn language_preset(name: &str) -> Result<LanguageConfig> {
         norm_epsilon: 1e-6,
         qkv_bias: true,
         qk_norm: false,
-        tied: true,
+        tied_embeddings: true,
     };
     let qwen3 = |config| LanguageConfig {
         qkv_bias: false,
@@ -135,7 +135,7 @@ pub fn language_preset(name: &str) -> Result<LanguageConfig> {
         "qwen2.5-1.5b" => qwen(1536, 8960, 28, 12, 2, 128),
         "qwen2.5-7b" => LanguageConfig {
             vocabulary: 152_064,
-            tied: false,
+            tied_embeddings: false,
             ..qwen(3584, 18_944, 28, 28, 4, 128)
         },
         "qwen3-0.6b" => qwen3(qwen(1024, 3072, 28, 16, 8, 128)),

@@ -21,7 +21,7 @@ pub fn text_tower(
     let scope = Scope::module("text");
     let table = [config.vocabulary, config.width];
     let table = scope.plain(tape, "embedding", table, Init::Normal(0.02))?;
-    let position = [config.context, config.width];
+    let position = [config.context_length, config.width];
     let position = scope.plain(tape, "position", position, Init::Normal(0.02))?;
     let mut x = ops::embedding(tape, table, tokens)?;
     x = ops::add_position(tape, x, position, None)?;

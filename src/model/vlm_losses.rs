@@ -256,7 +256,7 @@ fn project(
     }
     let columns = tape.shape(pooled).columns();
     let name = format!("{side}_projection");
-    let shape = [config.embedding, columns];
+    let shape = [config.embed_dim, columns];
     let weight = Scope::module(module).matrix(tape, &name, shape, Init::XavierUniform)?;
     let projected = ops::linear(tape, pooled, weight, None)?;
     tape.name(projected, format!("{module}.{side}_feature"));

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Sink;
-use super::locate::key_of;
-use super::recipe::{Recipe, StageKind};
-use super::validate::validate;
+use super::recipe::locate::key_of;
+use super::recipe::{Recipe, StageKind, validate_recipe};
 use keel_base::error::{Error, Result};
 use keel_data::batch::Pixels;
 use keel_data::chat::Layout;
@@ -22,16 +21,20 @@ use keel_weights::{Folder, Processor, SubModel, SubModelConfig};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PublishedWeights {
-    /// A Hugging Face folder whose vision tower runs begin from.
+    /// A Hugging Face folder whose vision tower runs start from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vision: Option<PathBuf>,
-    /// Pixels a side, where they are not the tower's own: its positions are scaled.
+    /// Height and width of the images, where they are not the tower's own: its position embeddings are interpolated. Needs
+    /// `vision`.
+    ///
+    /// - Unit: pixels
+    /// - Range: a patch grid whose side `model.connector.unshuffle_factor` divides
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_size: Option<usize>,
-    /// A Hugging Face folder whose language model runs begin from.
+    /// A Hugging Face folder whose language model runs start from, with its tokenizer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub language: Option<PathBuf>,
-    /// The layout of its chats, where the folder does not say.
+    /// Its chat template, where the folder does not say. Needs `language`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat: Option<Layout>,
 }
@@ -95,7 +98,7 @@ impl Recipe {
         if let Some(path) = &weights.language {
             let folder = Folder::open(path)?;
             self.model.language = SubModel::language(&folder)?.1;
-            self.speak_as(&folder, weights.chat)?;
+            self.adopt_tokenizer(&folder, weights.chat)?;
             self.language_weights = Some(absolute(path).map_err(|e| Error::io(path, "find", e))?);
             there.push("language");
         }
@@ -115,7 +118,7 @@ impl Recipe {
             }
             !goes
         });
-        validate(self)?;
+        validate_recipe(self)?;
         // What can be refused before anything runs.
         self.starting_parts()?;
         Ok(left_out)
@@ -251,15 +254,16 @@ fn vision_of(part: &SubModel) -> VisionConfig {
 fn pixels_of(processor: &Processor, side: usize) -> Pixels {
     Pixels {
         mean: processor.mean,
-        deviation: processor.deviation,
+        std: processor.deviation,
         fit: match processor.shortest_edge {
             None => Fit::Stretch,
             Some(edge) if edge == side => Fit::Crop,
             Some(edge) => Fit::CropFrom(edge as u32),
         },
-        filter: match processor.is_bicubic {
-            true => Filter::Bicubic,
-            false => Filter::Bilinear,
+        filter: if processor.is_bicubic {
+            Filter::Bicubic
+        } else {
+            Filter::Bilinear
         },
     }
 }

@@ -15,7 +15,7 @@ use keel_engine::executor::Session;
 
 /// The weight Wₘ of a micro-batch; 1 where the batch is not divided, or predicts no tokens.
 pub(super) fn weight(stage: &Stage, batch: &Batch) -> f32 {
-    match stage.micro_batches() > 1 && stage.next_token > 0.0 {
+    match stage.micro_batches() > 1 && stage.next_token_weight > 0.0 {
         true => batch.weights.iter().map(|w| f64::from(*w)).sum::<f64>() as f32,
         false => 1.0,
     }
@@ -59,8 +59,8 @@ impl Gathered {
         let scalar = |name: &str| -> Result<f64> { Ok(session.read_f64(name)?[0]) };
         self.loss += weight * scalar("loss")?;
         for (name, factor) in [
-            ("next_token", stage.next_token),
-            ("contrastive", stage.contrastive),
+            ("next_token", stage.next_token_weight),
+            ("contrastive", stage.contrastive_weight),
         ] {
             if factor > 0.0 {
                 let term = weight * scalar(&format!("loss.{name}"))?;

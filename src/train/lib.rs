@@ -2,12 +2,12 @@
 #![deny(unsafe_code)]
 
 mod ablation;
+mod chat_template;
 mod checkpoint;
 mod evaluate;
 mod from_weights;
 mod gathered;
 mod guard;
-mod locate;
 mod memory_limit;
 mod observer;
 mod out_folder;
@@ -17,8 +17,6 @@ mod stage;
 mod stage_data;
 mod step_program;
 mod trainer;
-mod validate;
-mod words;
 
 pub use ablation::{
     Ablation, AblationOptions, AblationPlan, AblationResults, Arm, ArmSummary, BUILT_IN_PLANS,
@@ -40,8 +38,8 @@ pub use observer::{
     UnitBegins,
 };
 pub use recipe::{
-    BUILT_IN, ChatSettings, ContrastiveForm, MODULES, Recipe, Schedule, Stage, StageKind,
-    TokenWeighting,
+    BUILT_IN, ChatSettings, ContrastiveForm, MODULES, RENAMED_PLAN_KEYS, RENAMED_RECIPE_KEYS,
+    Recipe, Renamed, Schedule, Stage, StageKind, TokenWeighting,
 };
 pub use run::{
     InitialWeights, RunFolder, Signals, StepAverages, Stop, TrainOptions, newest_checkpoint,

@@ -70,17 +70,17 @@ impl Tries<'_> {
             offers.push(format!("--memory-budget {budget}"));
         }
         if let Some(micro_batch) = self.largest_micro_batch(stage, None) {
-            offers.push(format!("--set stage.{name}.micro_batch={micro_batch}"));
+            offers.push(format!("--set stage.{name}.micro_batch_size={micro_batch}"));
         }
         // Room for a picture and a few words must stay.
         let fewest = self.recipe.model.image_tokens() + 16;
-        let lengths: Vec<usize> = (fewest..stage.tokens).step_by(8).collect();
-        let with_tokens = |tokens| Stage {
-            tokens,
+        let lengths: Vec<usize> = (fewest..stage.max_tokens).step_by(8).collect();
+        let with_tokens = |max_tokens| Stage {
+            max_tokens,
             ..stage.clone()
         };
         if let Some(tokens) = self.largest(&lengths, None, with_tokens) {
-            offers.push(format!("--set stage.{name}.tokens={tokens}"));
+            offers.push(format!("--set stage.{name}.max_tokens={tokens}"));
         }
         let smaller = micro_batches(stage).into_iter().rev();
         for micro_batch in smaller.filter(|m| *m < stage.micro_batch()) {
@@ -92,7 +92,7 @@ impl Tries<'_> {
                 && self.fits(&smaller, Some(budget))
             {
                 offers.push(format!(
-                    "--memory-budget {budget} --set stage.{name}.micro_batch={micro_batch}"
+                    "--memory-budget {budget} --set stage.{name}.micro_batch_size={micro_batch}"
                 ));
             }
         }
@@ -103,15 +103,17 @@ impl Tries<'_> {
 
 fn with_micro_batch(stage: &Stage, micro_batch: usize) -> Stage {
     Stage {
-        micro_batch: Some(micro_batch),
+        micro_batch_size: Some(micro_batch),
         ..stage.clone()
     }
 }
 
 /// The micro-batches that a stage's batch can be divided into, rising.
 fn micro_batches(stage: &Stage) -> Vec<usize> {
-    let fits = |n: &usize| stage.batch.is_multiple_of(*n) && n.is_multiple_of(stage.pack);
-    (1..=stage.batch).filter(fits).collect()
+    let fits = |n: &usize| {
+        stage.batch_size.is_multiple_of(*n) && n.is_multiple_of(stage.samples_per_sequence)
+    };
+    (1..=stage.batch_size).filter(fits).collect()
 }
 
 /// The largest micro-batch with which a stage takes at most `limit` bytes, its activations at most `budget`; nothing where
@@ -145,7 +147,7 @@ impl Recipe {
         limit: u64,
         budget: Option<u64>,
     ) -> Result<Vec<String>> {
-        let layout = declare(&self.model, self.contrastive_form.into())?;
+        let layout = declare(&self.model, self.contrastive_loss.into())?;
         let recipe = self.clone();
         let tries = Tries {
             recipe: &recipe,
@@ -159,8 +161,11 @@ impl Recipe {
                 continue;
             }
             if let Some(micro_batch) = tries.largest_micro_batch(stage, budget) {
-                stage.micro_batch = Some(micro_batch);
-                sets.push(format!("stage.{}.micro_batch={micro_batch}", stage.name));
+                stage.micro_batch_size = Some(micro_batch);
+                sets.push(format!(
+                    "stage.{}.micro_batch_size={micro_batch}",
+                    stage.name
+                ));
             }
         }
         Ok(sets)
@@ -189,9 +194,10 @@ pub(super) fn hold_to_limit(
         limit,
     };
     let offers = tries.offers(stage);
-    let offers = match offers.is_empty() {
-        true => "no smaller micro-batch, text or budget fits: what is fixed alone takes more, so train less of the model or a smaller one".to_owned(),
-        false => format!("any of these fits: {}", offers.join("; ")),
+    let offers = if offers.is_empty() {
+        "no smaller micro-batch, text or budget fits: what is fixed alone takes more, so train less of the model or a smaller one".to_owned()
+    } else {
+        format!("any of these fits: {}", offers.join("; "))
     };
     Err(Error::setting(
         format!("--memory-limit {}", bytes(limit)),

@@ -188,7 +188,7 @@ impl StageBegins<'_> {
             self.stage.trains.join(" + "),
             counted(self.trained as u64, "parameter"),
             counted(self.steps, "step"),
-            counted(self.stage.batch as u64, "sample"),
+            counted(self.stage.batch_size as u64, "sample"),
             flops(self.flops()),
             bytes(self.program.arena_bytes() as u64),
         )

@@ -10,7 +10,6 @@ use keel_data::chat::ChatTokenizer;
 use keel_data::library::Library;
 use keel_data::mixture::{Mixture, MixtureSettings};
 use keel_data::pairs::PairSource;
-use keel_data::task::TaskKind;
 
 /// The mixture of stage `index` of `recipe`, in the words of its model.
 ///
@@ -24,12 +23,6 @@ pub(super) fn stage_mixture(
     index: usize,
 ) -> Result<Mixture> {
     let stage = &recipe.stages[index];
-    let mut weights = Vec::new();
-    for (task, share) in &stage.data {
-        let kind = TaskKind::of_name(task);
-        let kind = kind.expect("tasks are checked when the recipe is read");
-        weights.push((kind, *share));
-    }
     let config = &recipe.model;
     let mixture = Mixture::new(
         library.clone(),
@@ -37,26 +30,26 @@ pub(super) fn stage_mixture(
         MixtureSettings {
             seed: recipe.seed,
             stage: index as u64,
-            weights,
+            weights: stage.tasks(),
             shape: BatchShape {
-                pack: stage.pack,
+                pack: stage.samples_per_sequence,
                 tiling: stage.tiling(stage.micro_batch()),
                 batch: stage.micro_batch(),
                 image_size: config.vision.image_size,
                 image_tokens: config.image_tokens(),
-                tokens: stage.tokens,
-                caption_tokens: stage.caption_tokens,
+                tokens: stage.max_tokens,
+                caption_tokens: stage.max_caption_tokens,
                 pixels: recipe.pixels(),
             },
-            turns: stage.turns,
-            pictures: stage.pictures,
+            turns: stage.max_turns,
+            pictures: stage.max_images,
             weighting: match stage.token_weighting {
                 TokenWeighting::Token => Weighting::Token,
                 TokenWeighting::Sample => Weighting::Sample,
                 TokenWeighting::Square => Weighting::Square,
             },
             augmentation: Augmentation::of_strength(stage.augmentation),
-            contrastive: stage.contrastive > 0.0,
+            contrastive: stage.contrastive_weight > 0.0,
         },
     )?
     .in_words(words.clone());

@@ -18,11 +18,11 @@ const MOST_LOG_SCALE: f32 = 4.605_170_2;
 pub fn step_shape(stage: &Stage, batch: Option<usize>) -> StepShape {
     let batch = batch.unwrap_or(stage.micro_batch());
     StepShape {
-        pack: stage.pack,
+        pack: stage.samples_per_sequence,
         tiles: stage.tiling(batch).slots,
         batch,
-        tokens: stage.tokens,
-        caption_tokens: stage.caption_tokens,
+        tokens: stage.max_tokens,
+        caption_tokens: stage.max_caption_tokens,
         image_id: i32::from(IMAGE),
     }
 }
@@ -46,7 +46,7 @@ pub fn record_step(
     if is_divided {
         tape = tape.adding_gradients();
     }
-    let objectives = stage.objectives(recipe.contrastive_form.into());
+    let objectives = stage.objectives(recipe.contrastive_loss.into());
     let loss = record_objectives(&mut tape, &recipe.model, &objectives, shape)?;
     match is_divided {
         true => {
@@ -62,7 +62,7 @@ pub fn record_step(
         layout,
         &UpdateOptions {
             clamps: clamps.to_vec(),
-            random_rounding: recipe.random_rounding.then_some(recipe.seed),
+            random_rounding: recipe.stochastic_rounding.then_some(recipe.seed),
         },
     )?;
     Ok(tape)
@@ -110,7 +110,7 @@ pub fn hyper(stage: &Stage, [step, steps]: [u64; 2], gradient_scale: f64) -> [f3
         betas: stage.betas,
         epsilon: stage.epsilon,
         weight_decay: stage.weight_decay,
-        clip: stage.clip,
+        clip: stage.max_grad_norm,
         gradient_scale,
     };
     settings.hyper(step)

@@ -75,8 +75,8 @@ impl Trainer {
         initial: Option<InitialWeights>,
     ) -> Result<Trainer> {
         check_pairs(&recipe, pairs.is_some())?;
-        let words = recipe.words(options.resume.as_deref())?;
-        let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
+        let words = recipe.chat_tokenizer(options.resume.as_deref())?;
+        let layout = declare(&recipe.model, recipe.contrastive_loss.into())?;
         if let Some(initial) = &initial {
             let elements = initial.parameters.len();
             assert_eq!(elements, layout.elements(), "another model's weights");

@@ -325,7 +325,7 @@ impl SubModel {
             text: None,
             connector: internvl::read_connector(&settings)?,
             language: language.clone(),
-            embedding: 1,
+            embed_dim: 1,
             align: Alignment::default(),
         };
         config.validate()?;

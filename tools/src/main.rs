@@ -15,8 +15,11 @@ fn main() {
         Some("emoji") => emoji::run(&arguments[1..]),
         Some("kernels") => kernels::run(&arguments[1..]),
         Some("nvcc") => nvcc::run(&arguments[1..]),
+        Some("reference") => tools::reference::run(&arguments[1..]),
         _ => {
-            eprintln!("usage: cargo tool bundle | check | emoji | kernels [--write] | nvcc");
+            eprintln!(
+                "usage: cargo tool bundle | check | emoji | kernels [--write] | nvcc | reference [--write]"
+            );
             std::process::exit(2);
         }
     };

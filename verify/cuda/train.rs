@@ -18,7 +18,7 @@ fn train(folder: &Path, device: &str, driver: &Path, settings: &str) -> Output {
             "2",
             "--no-evaluation",
             "--set",
-            "stage.world-knowledge.micro_batch=4",
+            "stage.world-knowledge.micro_batch_size=4",
         ])
         .args(["--device", device, "--out", device])
         .current_dir(folder)

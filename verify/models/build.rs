@@ -75,7 +75,7 @@ pub fn text_config(config: &Json) -> TextConfig {
     assert_eq!(norm(config), NormKind::Layer);
     let text = TextConfig {
         vocabulary: number(config, "vocabulary"),
-        context: number(config, "context"),
+        context_length: number(config, "context"),
         width: number(config, "width"),
         depth: number(config, "layers"),
         heads: number(config, "heads"),
@@ -100,7 +100,7 @@ pub fn language_config(config: &Json) -> LanguageConfig {
         norm_epsilon: float(config, "norm_eps"),
         qkv_bias: switch(config, "qkv_bias"),
         qk_norm: switch(config, "qk_norm"),
-        tied: switch(config, "tied"),
+        tied_embeddings: switch(config, "tied"),
     };
     language
         .validate()

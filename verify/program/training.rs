@@ -95,10 +95,10 @@ impl Tiny {
                 "tokens" => session.write_i32(name, &self.conversation(stage, &mut random)),
                 "caption_tokens" => session.write_i32(name, &words(count, &mut random)),
                 "caption_end" => {
-                    session.write_i32(name, &random.integers(count, stage.caption_tokens))
+                    session.write_i32(name, &random.integers(count, stage.max_caption_tokens))
                 }
                 "caption_weights" => {
-                    session.write_f32(name, &vec![1.0 / stage.caption_tokens as f32; count])
+                    session.write_f32(name, &vec![1.0 / stage.max_caption_tokens as f32; count])
                 }
                 "pairs" => session.write_i32(name, &[BATCH as i32 - 1]),
                 "segments" => session.write_i32(name, &packed(stage).0),
@@ -123,9 +123,12 @@ impl Tiny {
 
     /// Ids [B, T], with image tokens after the first where the stage splices images.
     fn conversation(&self, stage: &Stage, random: &mut Random) -> Vec<i32> {
-        let mut ids = words(BATCH / stage.pack * stage.tokens, random);
+        let mut ids = words(
+            BATCH / stage.samples_per_sequence * stage.max_tokens,
+            random,
+        );
         if stage.kind != StageKind::WarmStart {
-            for sample in ids.chunks_mut(stage.tokens / stage.pack) {
+            for sample in ids.chunks_mut(stage.max_tokens / stage.samples_per_sequence) {
                 sample[1..=self.recipe.model.image_tokens()].fill(IMAGE);
             }
         }
@@ -174,10 +177,10 @@ impl Tiny {
 
 /// Segments and positions of samples that share the sequences evenly, the last token of each sequence padding.
 fn packed(stage: &Stage) -> (Vec<i32>, Vec<i32>) {
-    let each = stage.tokens / stage.pack;
-    let places = (0..BATCH / stage.pack).flat_map(|_| 0..stage.tokens);
+    let each = stage.max_tokens / stage.samples_per_sequence;
+    let places = (0..BATCH / stage.samples_per_sequence).flat_map(|_| 0..stage.max_tokens);
     places
-        .map(|place| match place + 1 == stage.tokens {
+        .map(|place| match place + 1 == stage.max_tokens {
             true => (-1, 0),
             false => ((place / each) as i32, (place % each) as i32),
         })

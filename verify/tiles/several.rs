@@ -44,10 +44,10 @@ fn a_step_on_samples_of_several_pictures_is_one_on_pictures_of_their_own() {
     ];
     let stage = tiny.recipe.stage("world-knowledge").unwrap();
     let several = Stage {
-        batch: 4,
-        pictures: 3,
-        tokens: TOKENS,
-        contrastive: 0.0,
+        batch_size: 4,
+        max_images: 3,
+        max_tokens: TOKENS,
+        contrastive_weight: 0.0,
         ..stage.clone()
     };
     let slots = several.tiling(4).slots;
@@ -126,10 +126,10 @@ fn a_contrast_leaves_samples_of_several_pictures_out() {
     without[0].question.clear();
     let stage = tiny.recipe.stage("world-knowledge").unwrap();
     let stage = Stage {
-        batch: 4,
-        pictures: 2,
-        tokens: TOKENS,
-        contrastive: 0.5,
+        batch_size: 4,
+        max_images: 2,
+        max_tokens: TOKENS,
+        contrastive_weight: 0.5,
         ..stage.clone()
     };
     let reference = ReferenceExecutor::new(tiny.layout.elements());
@@ -162,16 +162,16 @@ fn a_run_on_samples_of_several_pictures_trains_and_stages_without_room_pass_them
         "{check:#?}"
     );
     let args = "train --device cpu --recipe my.toml --data list.jsonl --no-evaluation --max-steps 2 --out run \
-                --set stage.world-knowledge.data.pairs=3";
+                --set stage.world-knowledge.data.samples=3";
     let train = |more: &str| {
         let args = [args, more].join(" ");
         keel(folder.path(), &args.split_whitespace().collect::<Vec<_>>())
     };
     train("").failed(&["it shows 2 pictures, where this stage takes 1"]);
     fs::remove_dir_all(folder.path().join("run")).unwrap();
-    train("--set stage.world-knowledge.pictures=65").refused(&["pictures", "1 to 64"]);
+    train("--set stage.world-knowledge.max_images=65").refused(&["max_images", "1 to 64"]);
     // Beside a contrast, which is of the other samples.
-    train("--set stage.world-knowledge.pictures=2").fine();
+    train("--set stage.world-knowledge.max_images=2").fine();
     let ask = |question: &str| {
         let args = ["caption", "run", "0.png", "1.png", "--question", question];
         keel(folder.path(), &[&args[..], &["--device", "cpu"]].concat())

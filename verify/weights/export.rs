@@ -171,7 +171,7 @@ fn pictures_are_prepared_as_the_towers_folder_says_and_the_export_says_so_too() 
 fn pixels_that_are_applied_and_undone_are_the_same() {
     let pixels = keel::data::batch::Pixels {
         mean: [0.48, 0.45, 0.4],
-        deviation: [0.27, 0.26, 0.28],
+        std: [0.27, 0.26, 0.28],
         ..Default::default()
     };
     let first: Vec<f32> = (0..12).map(|i| i as f32 / 5.5 - 1.0).collect();
@@ -333,7 +333,7 @@ fn a_whole_model_leaves_as_one_folder_and_comes_back_with_its_connector() {
     let (part, settings) = SubModel::connector(&source)
         .unwrap()
         .expect("mlp1 is there");
-    assert_eq!(settings.connector.factor, 2);
+    assert_eq!(settings.connector.unshuffle_factor, 2);
     assert!(
         keel(path, &["inspect", "whole"])
             .fine()

@@ -53,7 +53,7 @@ fn pictures_become_the_numbers_that_published_processors_make_of_them() {
                 rgba: view.data().to_vec(),
             };
             let found = pixels.prepared(&picture, 32);
-            let found = found.to_chw(pixels.mean, pixels.deviation);
+            let found = found.to_chw(pixels.mean, pixels.std);
             let view = goldens.tensor(&format!("{kind}.{size}")).unwrap();
             assert_eq!(view.shape(), [3, 32, 32]);
             let numbers = view.data().chunks_exact(4);

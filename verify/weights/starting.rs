@@ -151,7 +151,7 @@ fn a_run_speaks_the_tokeniser_of_its_language_model_and_keeps_it() {
     args.extend(["--set", "stage.warm-up.steps=1"]);
     keel(path, &args).fine();
     let recipe = fs::read_to_string(path.join("run/recipe.toml")).unwrap();
-    assert!(recipe.contains("layout = \"qwen3\""), "{recipe}");
+    assert!(recipe.contains("template = \"qwen3\""), "{recipe}");
     assert!(recipe.contains("vocabulary = 429"), "{recipe}");
     // The connector alone was trained in the first stage.
     let (_, first) = &keel::train::stage_checkpoints(&path.join("run")).unwrap()[0];
@@ -254,8 +254,12 @@ fn weights_that_do_not_go_with_the_run_are_refused() {
     train("--language", "qwen3", &[]).refused(&["tokenizer.json", "512", "64"]);
     train("--language", "qwen3", &["--chat", "qwen3"]).refused(&["tokenizer.json", "copy"]);
     train("--vision", "qwen3", &[]).refused(&["qwen3", "has no vision tower"]);
-    train("--vision", "clip", &["--set", "model.connector.factor=3"])
-        .refused(&["connector.factor", "4"]);
+    train(
+        "--vision",
+        "clip",
+        &["--set", "model.connector.unshuffle_factor=3"],
+    )
+    .refused(&["connector.unshuffle_factor", "4"]);
     assert!(
         !folder.path().join("runs").exists(),
         "a refused run left a folder"

@@ -3,21 +3,20 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A layout of chats. A picture stands in the first turn of the user as `<img>`, its tokens, `</img>` and a new line, before
-/// the question. Supervised are each answer and the `<|im_end|>` that ends it (InternVL's training code does the same).
+/// A chat template. An image stands in the user's first turn as `<img>`, its tokens, `</img>` and a line break, before
+/// the question. Supervised are each answer and the `<|im_end|>` that ends it (as in InternVL's training code).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Layout {
-    /// Qwen2 and Qwen2.5, as their `chat_template` lays out.
+    /// Qwen2 and Qwen2.5, as their `chat_template`.
     #[serde(rename = "qwen2.5")]
     Qwen25,
-    /// Qwen3, as its `chat_template` lays out without reasoning: no system turn, and an empty `<think>` before the last
-    /// answer.
+    /// Qwen3, as its `chat_template` without reasoning: no system turn, and an empty `<think>` before the last answer.
     #[serde(rename = "qwen3")]
     Qwen3,
     /// InternVL 2.5 and 3, and SAIL-VL before its second version: `internvl2_5`.
     #[serde(rename = "internvl2.5")]
     InternVl25,
-    /// SAIL-VL's `sailvl-chat`: turns without a new line between them.
+    /// SAIL-VL's `sailvl-chat`: no line break between turns.
     #[serde(rename = "sailvl")]
     SailVl,
 }

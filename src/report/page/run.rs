@@ -125,7 +125,7 @@ fn summary(record: &RunRecord) -> String {
                 Some(steps) => format!("{done} of {steps}"),
                 None => "not begun".to_owned(),
             },
-            stage.batch.to_string(),
+            stage.batch_size.to_string(),
             or_dash(number("flops").map(flops)),
             or_dash(loss.map(|loss| format!("{loss:.4}"))),
         ]);
@@ -246,7 +246,7 @@ fn again(record: &RunRecord) -> String {
         .recipe
         .stages
         .iter()
-        .any(|stage| stage.data.contains_key("pairs"));
+        .any(|stage| stage.data.contains_key("samples"));
     let data = match uses_data {
         true => " --data …",
         false => "",

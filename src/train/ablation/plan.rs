@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::from_weights::PublishedWeights;
-use crate::locate::{KeyFinder, named_text};
-use crate::recipe::{Recipe, Stage, StageKind};
+use crate::recipe::locate::{KeyFinder, named_text};
+use crate::recipe::{RENAMED_PLAN_KEYS, Recipe, Stage, StageKind, refuse_old_names};
 use keel_base::error::{Error, Result, with_near_miss};
 
 /// The built-in plans: name and text.
@@ -33,35 +33,45 @@ pub const BUILT_IN_PLANS: &[(&str, &str)] = &[
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AblationPlan {
-    /// A short name; the results' folder starts with it.
+    /// A short name. The folder of the results starts with it.
+    ///
+    /// - Range: letters, digits, `-` and `_`
     pub name: String,
-    /// What it asks, in a sentence.
+    /// What the plan asks, in a sentence. It heads the report.
     pub question: String,
-    /// The recipe that every arm changes: a built-in one or the path of a file.
+    /// The recipe that every arm changes: the name of a built-in one or the path of a file. Its last stage, and no other, is of
+    /// kind `target`, and all its stages give `steps`.
     pub recipe: String,
-    /// Settings of every arm, as `keel train --set` takes them.
+    /// Settings of every arm, each as `keel train --set` takes it.
     #[serde(default)]
     pub set: Vec<String>,
-    /// Published weights that every arm begins from, in place of the warm starts that stand in for them.
+    /// Published weights that every arm starts from, in place of the warm starts that stand in for them.
     #[serde(default, skip_serializing_if = "PublishedWeights::is_empty")]
     pub weights: PublishedWeights,
-    /// The user's own pairs, the task `pairs` of the recipe's stages, as `keel train --data` takes them.
+    /// The user's own samples, for the task `samples` of the recipe's stages, each as `keel train --data` takes it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<String>,
-    /// Every arm runs with each of these.
+    /// The seeds. Every arm runs once with each.
+    ///
+    /// - Range: at least one, each once
     pub seeds: Vec<u64>,
-    /// Pictures of each evaluation set, at most.
-    #[serde(default = "pictures")]
-    pub pictures: usize,
-    /// What `--quick` changes.
+    /// Most images of an evaluation set.
+    ///
+    /// - Unit: images
+    /// - Range: at least 1
+    #[serde(default = "max_images")]
+    pub max_images: usize,
+    /// What `keel ablate --quick` changes.
     #[serde(default)]
     pub quick: Quick,
-    /// What is compared.
+    /// The arms, which are compared.
+    ///
+    /// - Range: at least one, each with a name of its own
     #[serde(rename = "arm")]
     pub arms: Vec<Arm>,
 }
 
-fn pictures() -> usize {
+fn max_images() -> usize {
     200
 }
 
@@ -69,31 +79,42 @@ fn pictures() -> usize {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Quick {
-    /// The share of the steps of the warm start.
-    pub warm_steps: f64,
-    /// The share of the steps of refinement.
-    pub steps: f64,
-    /// The share of the steps of the target stage.
-    pub target_steps: f64,
-    /// Pictures of each evaluation set, at most.
-    pub pictures: usize,
-    /// The seeds.
+    /// Fraction of the recipe's steps that the warm starts take.
+    ///
+    /// - Range: above 0, at most 1
+    pub warm_start_ratio: f64,
+    /// Fraction of the recipe's steps that the stages of refinement take.
+    ///
+    /// - Range: above 0, at most 1
+    pub refinement_ratio: f64,
+    /// Fraction of the recipe's steps that the target stage takes.
+    ///
+    /// - Range: above 0, at most 1
+    pub target_ratio: f64,
+    /// Most images of an evaluation set.
+    ///
+    /// - Unit: images
+    /// - Range: at least 1
+    pub max_images: usize,
+    /// The seeds, in place of the plan's.
+    ///
+    /// - Range: at least one, each once
     pub seeds: Vec<u64>,
 }
 
 impl Default for Quick {
     fn default() -> Quick {
         Quick {
-            warm_steps: 0.2,
-            steps: 0.06,
-            target_steps: 0.2,
-            pictures: 100,
+            warm_start_ratio: 0.2,
+            refinement_ratio: 0.06,
+            target_ratio: 0.2,
+            max_images: 100,
             seeds: vec![1, 2, 3],
         }
     }
 }
 
-/// What the compute of an arm goes into, so that arms compare at equal compute.
+/// What the compute of an arm is spent on, so that arms compare at equal compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Spend {
@@ -112,17 +133,20 @@ pub enum Spend {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Arm {
-    /// Its name in tables.
+    /// Its name in tables and reports.
+    ///
+    /// - Range: another name for each arm
     pub name: String,
-    /// The recipe's stages of refinement that it runs, in the recipe's order.
+    /// The recipe's stages of refinement that it runs, by name. They run in the recipe's order. Empty for an arm without
+    /// refinement, which needs a `spend` of `warm_start` or `as_is`.
     pub stages: Vec<String>,
-    /// Further settings, as `keel train --set` takes them.
+    /// Further settings of this arm, each as `keel train --set` takes it.
     #[serde(default)]
     pub set: Vec<String>,
-    /// What its compute goes into.
+    /// What its compute is spent on.
     #[serde(default)]
     pub spend: Spend,
-    /// The arm it is tested against, seed by seed; none for a baseline.
+    /// The name of the arm that it is compared with, seed by seed. Without it the arm is a baseline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub against: Option<String>,
 }
@@ -141,7 +165,9 @@ impl AblationPlan {
         let words = ("plan", "plan", "read the plan");
         let (origin, text) = named_text(BUILT_IN_PLANS, name_or_path, words)?;
         let finder = KeyFinder::new(&origin, &text, &[])?;
-        let mut plan: AblationPlan = finder.typed(finder.table()?)?;
+        let table = finder.table()?;
+        refuse_old_names(RENAMED_PLAN_KEYS, &table, &finder)?;
+        let mut plan: AblationPlan = finder.typed(table)?;
         change(&mut plan);
         plan.check().map_err(|problem| finder.place(problem))?;
         Ok(plan)
@@ -161,17 +187,17 @@ impl AblationPlan {
             }
         }
         for (key, share) in [
-            ("quick.warm_steps", self.quick.warm_steps),
-            ("quick.steps", self.quick.steps),
-            ("quick.target_steps", self.quick.target_steps),
+            ("quick.warm_start_ratio", self.quick.warm_start_ratio),
+            ("quick.refinement_ratio", self.quick.refinement_ratio),
+            ("quick.target_ratio", self.quick.target_ratio),
         ] {
             if !(share > 0.0 && share <= 1.0) {
                 return Err(Error::setting(key, "above 0 and at most 1", share));
             }
         }
         for (key, count) in [
-            ("pictures", self.pictures),
-            ("quick.pictures", self.quick.pictures),
+            ("max_images", self.max_images),
+            ("quick.max_images", self.quick.max_images),
         ] {
             if count == 0 {
                 return Err(Error::setting(key, "at least 1", count));

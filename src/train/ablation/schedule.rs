@@ -50,7 +50,7 @@ pub fn step_flops(recipe: &Recipe, stage: &Stage, layout: &Arc<ParameterLayout>)
 }
 
 fn flops(recipe: &Recipe, stages: &[Stage]) -> Result<f64> {
-    let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
+    let layout = declare(&recipe.model, recipe.contrastive_loss.into())?;
     let mut all = 0.0;
     for stage in stages {
         all += step_flops(recipe, stage, &layout)? * stage.steps.unwrap_or(0) as f64;
@@ -70,8 +70,8 @@ fn stretch(stage: &mut Stage, factor: f64) {
 /// Whatever the arms' recipes report.
 pub fn units(plan: &AblationPlan, quick: bool) -> Result<Vec<Unit>> {
     let (seeds, pictures) = match quick {
-        true => (&plan.quick.seeds, plan.quick.pictures),
-        false => (&plan.seeds, plan.pictures),
+        true => (&plan.quick.seeds, plan.quick.max_images),
+        false => (&plan.seeds, plan.max_images),
     };
     let arms = plan
         .arms
@@ -94,9 +94,9 @@ fn unit_of(plan: &AblationPlan, arm: &Arm, quick: bool) -> Result<Unit> {
         if quick {
             for stage in &mut recipe.stages {
                 let factor = match stage.kind {
-                    StageKind::WarmStart => plan.quick.warm_steps,
-                    StageKind::Refine => plan.quick.steps,
-                    StageKind::Target => plan.quick.target_steps,
+                    StageKind::WarmStart => plan.quick.warm_start_ratio,
+                    StageKind::Refine => plan.quick.refinement_ratio,
+                    StageKind::Target => plan.quick.target_ratio,
                 };
                 stretch(stage, factor);
             }
@@ -140,7 +140,7 @@ fn unit_of(plan: &AblationPlan, arm: &Arm, quick: bool) -> Result<Unit> {
             }
         }
         Spend::WarmStart => {
-            let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
+            let layout = declare(&recipe.model, recipe.contrastive_loss.into())?;
             if let Some(at) = recipe.stages.iter().position(is_warm_start_of_vision) {
                 let of_step = step_flops(&recipe, &recipe.stages[at], &layout)?;
                 let further = (budget / of_step).round() as u64;

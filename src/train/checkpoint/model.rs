@@ -48,8 +48,8 @@ impl CheckpointModel {
         let what = format!("recipe in {}", path.display());
         let recipe = Recipe::parse(&what, &position.recipe, &[])?;
         // Checkpoints lie one folder below their run.
-        let words = recipe.words(path.parent().and_then(Path::parent))?;
-        let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
+        let words = recipe.chat_tokenizer(path.parent().and_then(Path::parent))?;
+        let layout = declare(&recipe.model, recipe.contrastive_loss.into())?;
         Ok(CheckpointModel {
             path,
             position,

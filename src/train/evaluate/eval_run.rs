@@ -177,7 +177,7 @@ impl EvalRun {
     fn whole(&self, picture: &Picture) -> Vec<f32> {
         let pixels = self.pixels();
         let square = pixels.prepared(picture, self.side());
-        square.to_chw(pixels.mean, pixels.deviation)
+        square.to_chw(pixels.mean, pixels.std)
     }
 
     fn side(&self) -> u32 {
@@ -215,7 +215,7 @@ impl EvalRun {
         let grid = tiles::grid([picture.width, picture.height], most, self.side());
         let pixels = self.pixels();
         let tiles = pixels.tiles(picture, grid, self.side());
-        let numbers = |tile: &Picture| tile.to_chw(pixels.mean, pixels.deviation);
+        let numbers = |tile: &Picture| tile.to_chw(pixels.mean, pixels.std);
         tiles.iter().flat_map(numbers).collect()
     }
 
@@ -227,7 +227,7 @@ impl EvalRun {
     /// The most tokens of a conversation that the model was trained on.
     pub(super) fn tokens(&self) -> usize {
         let stages = self.stored.recipe.stages.iter();
-        stages.map(|stage| stage.tokens).max().unwrap_or(0)
+        stages.map(|stage| stage.max_tokens).max().unwrap_or(0)
     }
 
     /// The ids up to the answer of a question about a picture of so many tiles.

@@ -48,16 +48,16 @@ impl EvalTower {
     pub fn open(path: &Path, image_size: Option<usize>, compute: &Choice) -> Result<EvalTower> {
         let mut recipe = Recipe::load("tiny", &[])?;
         // Any grid of patches goes through it.
-        recipe.model.connector.factor = 1;
+        recipe.model.connector.unshuffle_factor = 1;
         recipe.stages.truncate(1);
         recipe.stages[0].kind = StageKind::Target;
-        (recipe.stages[0].batch, recipe.stages[0].tokens) = (1, MOST_TOKENS);
+        (recipe.stages[0].batch_size, recipe.stages[0].max_tokens) = (1, MOST_TOKENS);
         recipe.begin_from(&PublishedWeights {
             vision: Some(path.to_owned()),
             image_size,
             ..PublishedWeights::default()
         })?;
-        let mut layout = declare(&recipe.model, recipe.contrastive_form.into())?;
+        let mut layout = declare(&recipe.model, recipe.contrastive_loss.into())?;
         let folder = Folder::open(path)?;
         let mut further = Vec::new();
         let mut head = None;
@@ -72,7 +72,7 @@ impl EvalTower {
         recipe.write_first_values(&layout, executor.as_ref(), further)?;
         Ok(EvalTower {
             head,
-            words: recipe.words(None)?,
+            words: recipe.chat_tokenizer(None)?,
             recipe,
             layout,
             executor,

@@ -339,7 +339,7 @@ impl Model {
             let size = self.stored.recipe.model.vision.image_size;
             let processor = Processor {
                 mean: pixels.mean,
-                deviation: pixels.deviation,
+                deviation: pixels.std,
                 shortest_edge: match pixels.fit {
                     Fit::Stretch => None,
                     Fit::Crop => Some(size),

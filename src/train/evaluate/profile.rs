@@ -74,8 +74,8 @@ impl Profile {
         memory_budget: Option<u64>,
     ) -> Result<Profile> {
         let stage: &Stage = &recipe.stages[index];
-        let words = recipe.words(None)?;
-        let layout = declare(&recipe.model, recipe.contrastive_form.into())?;
+        let words = recipe.chat_tokenizer(None)?;
+        let layout = declare(&recipe.model, recipe.contrastive_loss.into())?;
         let library = Library::embedded();
         let mixture = stage_mixture(recipe, &library, None, &words, index)?;
         let shape = StepShape {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use toml::{Table, Value};
 
-/// The settings in which `after` differs from `before`, both as TOML: `stage.warm-up.batch was 64, is 32`. Nothing where one
+/// The settings in which `after` differs from `before`, both as TOML: `stage.warm-up.batch_size was 64, is 32`. Nothing where one
 /// of them is no TOML.
 pub(crate) fn changes(before: &str, after: &str) -> Vec<String> {
     let (Ok(before), Ok(after)) = (before.parse(), after.parse()) else {

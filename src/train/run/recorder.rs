@@ -92,7 +92,7 @@ impl RunRecorder {
             "kind": "stage",
             "stage": stage.name,
             "steps": begins.steps,
-            "batch": stage.batch,
+            "batch": stage.batch_size,
             "trains": stage.trains,
             "parameters_trained": begins.trained,
             "micro_batch": stage.micro_batch(),

@@ -166,7 +166,7 @@ impl Run {
     /// # Errors
     /// Whatever the executor reports.
     pub fn reinitialise(&self, index: usize) -> Result<()> {
-        let fresh = &self.recipe.stages[index].fresh;
+        let fresh = &self.recipe.stages[index].reinitialize;
         let is_fresh = |name: &str| fresh.iter().any(|module| module == name);
         let seed = self.recipe.seed.wrapping_add(1000 * (index as u64 + 1));
         let entries = self.layout.entries().iter();
@@ -191,7 +191,7 @@ impl Run {
     /// The steps of a stage: as given, or its epochs over the task with the most items for its share.
     pub fn steps(&self, stage: &Stage, mixture: &Mixture) -> u64 {
         let steps = stage.steps.unwrap_or_else(|| {
-            let total: f64 = stage.data.values().sum();
+            let total: f64 = stage.tasks().iter().map(|(_, weight)| weight).sum();
             let longest = TaskKind::ALL
                 .into_iter()
                 .filter_map(|kind| {
@@ -200,7 +200,7 @@ impl Run {
                 })
                 .fold(0.0, f64::max);
             let samples = longest * stage.epochs.unwrap_or(1.0);
-            (samples / stage.batch as f64).ceil().max(1.0) as u64
+            (samples / stage.batch_size as f64).ceil().max(1.0) as u64
         });
         self.options.max_steps.map_or(steps, |most| steps.min(most))
     }

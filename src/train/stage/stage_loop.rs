@@ -280,7 +280,7 @@ impl<'a> StageLoop<'a> {
     /// Tells what is only known at the end of the steps, which `began` then.
     fn sum_up(&mut self, began: Instant, packing: &PackingStats) -> Result<()> {
         let name = &self.stage.name;
-        if self.stage.pack > 1 {
+        if self.stage.samples_per_sequence > 1 {
             self.run.note(&format!("stage {name}: {packing}"))?;
         }
         let (count, waited) = self.checkpoints.take_waited();
@@ -295,20 +295,20 @@ impl<'a> StageLoop<'a> {
 
     fn step_size(&self) -> StepSize {
         let (run, stage) = (self.run, self.stage);
-        let has_images = stage.kind != StageKind::WarmStart || stage.contrastive > 0.0;
+        let has_images = stage.kind != StageKind::WarmStart || stage.contrastive_weight > 0.0;
         let image_tokens = if has_images {
             run.recipe.model.image_tokens()
         } else {
             0
         };
-        let tokens = if stage.next_token > 0.0 {
-            let all = stage.batch / stage.pack * stage.tokens;
-            all.saturating_sub(stage.batch * image_tokens)
+        let tokens = if stage.next_token_weight > 0.0 {
+            let all = stage.batch_size / stage.samples_per_sequence * stage.max_tokens;
+            all.saturating_sub(stage.batch_size * image_tokens)
         } else {
-            stage.batch * stage.caption_tokens
+            stage.batch_size * stage.max_caption_tokens
         };
         StepSize {
-            images: if has_images { stage.batch } else { 0 },
+            images: if has_images { stage.batch_size } else { 0 },
             tokens,
             flops: whole_step_flops(self.session.program(), stage),
             peak: run.executor.peak_flops(),

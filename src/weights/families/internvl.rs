@@ -38,10 +38,10 @@ const CONNECTOR_KEYS: Keys<ConnectorConfig> = &[&[
                 let want = "1, 1/2, 1/3 or another part";
                 return Err(settings.refuse("downsample_ratio", want, ratio));
             }
-            config.factor = factor as usize;
+            config.unshuffle_factor = factor as usize;
             Ok(())
         },
-        write: |config| json!(1.0 / config.factor as f64),
+        write: |config| json!(1.0 / config.unshuffle_factor as f64),
     },
     // The first version leaves the grid turned.
     Key::OnlyText {
@@ -56,7 +56,13 @@ const CONNECTOR_KEYS: Keys<ConnectorConfig> = &[&[
 /// # Errors
 /// [`keel_base::error::Error::Setting`] naming the key that Keel has no code for.
 pub(crate) fn read_connector(settings: &Settings) -> Result<ConnectorConfig> {
-    read_keys(CONNECTOR_KEYS, &ConnectorConfig { factor: 1 }, settings)
+    read_keys(
+        CONNECTOR_KEYS,
+        &ConnectorConfig {
+            unshuffle_factor: 1,
+        },
+        settings,
+    )
 }
 
 /// `config.json` of a connector alone.

@@ -114,7 +114,7 @@ const FORM: LanguageConfig = LanguageConfig {
     norm_epsilon: 0.0,
     qkv_bias: false,
     qk_norm: false,
-    tied: false,
+    tied_embeddings: false,
 };
 
 /// What is read before the head dim, whose default in Qwen2 goes by width and heads.
@@ -189,7 +189,7 @@ const SHARED: &[Key<LanguageConfig>] = &[
     Key::Switch {
         name: "tie_word_embeddings",
         default: false,
-        field: |config| &mut config.tied,
+        field: |config| &mut config.tied_embeddings,
     },
     // The longest sequence that the published models were trained on; Keel's rotary positions have no end.
     Key::Hint {

@@ -144,7 +144,7 @@ impl<'a> KeyFinder<'a> {
         }
     }
 
-    /// `stage warm-up: data.pairs`, `model.vision.depth`.
+    /// `stage warm-up: data.samples`, `model.vision.depth`.
     fn shown(&self, path: &[String]) -> String {
         match (path, self.stage_name(path)) {
             ([_, _, rest @ ..], Some(name)) if !rest.is_empty() => {

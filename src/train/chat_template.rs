@@ -1,4 +1,4 @@
-//! How runs speak: the embedded tokeniser, or the one that a published language model brings along.
+//! The tokenizer and chat template of a run: the embedded ones, or those that a published language model brings along.
 
 use std::ops::Range;
 use std::path::Path;
@@ -22,11 +22,12 @@ use keel_weights::Folder;
 const TABLES: [&str; 2] = ["language.embedding", "language.head.weight"];
 
 impl Recipe {
-    /// The tokeniser of the run; `run` is its folder, whose copy goes before the file that the recipe names.
+    /// The tokenizer of the run, with its chat template; the copy in the run's folder `run` is preferred to the file that the
+    /// recipe names.
     ///
     /// # Errors
     /// As [`ChatTokenizer::open`]; [`Error::Setting`] when the model has fewer rows than the tokeniser has ids.
-    pub fn words(&self, run: Option<&Path>) -> Result<Arc<ChatTokenizer>> {
+    pub fn chat_tokenizer(&self, run: Option<&Path>) -> Result<Arc<ChatTokenizer>> {
         let Some(chat) = &self.chat else {
             return Ok(ChatTokenizer::embedded().clone());
         };
@@ -35,7 +36,7 @@ impl Recipe {
             Some(copy) if copy.exists() => copy.as_path(),
             _ => Path::new(&chat.tokenizer),
         };
-        let words = ChatTokenizer::open(path, chat.layout)?;
+        let words = ChatTokenizer::open(path, chat.template)?;
         let text = self.model.text.as_ref();
         for (key, rows) in [
             ("language", Some(self.model.language.vocabulary)),
@@ -59,7 +60,11 @@ impl Recipe {
     /// # Errors
     /// [`Error::Content`] when the folder has none and its vocabulary is not the embedded one, or has one of another model;
     /// as [`ChatTokenizer::open`].
-    pub(super) fn speak_as(&mut self, folder: &Folder, layout: Option<Layout>) -> Result<()> {
+    pub(super) fn adopt_tokenizer(
+        &mut self,
+        folder: &Folder,
+        layout: Option<Layout>,
+    ) -> Result<()> {
         let path = folder.path().join(TOKENIZER);
         let rows = self.model.language.vocabulary;
         if !path.exists() && layout.is_none() && rows == VOCABULARY {
@@ -101,18 +106,18 @@ impl Recipe {
         let longer = length(&words).saturating_sub(length(ChatTokenizer::embedded()));
         let caption = longest_caption(&words);
         for stage in &mut self.stages {
-            stage.tokens = (stage.tokens + longer).max(length(&words) + caption);
-            stage.caption_tokens = stage.caption_tokens.max(caption);
+            stage.max_tokens = (stage.max_tokens + longer).max(length(&words) + caption);
+            stage.max_caption_tokens = stage.max_caption_tokens.max(caption);
         }
         if let Some(text) = &mut self.model.text {
-            text.context = text.context.max(caption);
+            text.context_length = text.context_length.max(caption);
         }
         let path = path
             .canonicalize()
             .map_err(|e| Error::io(&path, "find", e))?;
         self.chat = Some(ChatSettings {
             tokenizer: path.to_string_lossy().into_owned(),
-            layout,
+            template: layout,
         });
         Ok(())
     }
@@ -121,7 +126,7 @@ impl Recipe {
     /// copy holds them already.
     pub(super) fn new_rows(&self) -> Result<NewRows> {
         let added = match &self.chat {
-            Some(chat) => ChatTokenizer::open(Path::new(&chat.tokenizer), chat.layout)?.added(),
+            Some(chat) => ChatTokenizer::open(Path::new(&chat.tokenizer), chat.template)?.added(),
             None => 0..0,
         };
         let width = self.model.language.width;
@@ -181,13 +186,23 @@ fn longest_caption(words: &ChatTokenizer) -> usize {
         .iter()
         .map(|class| with_article(class));
     let captions = library.concepts().iter().map(plain_caption).chain(classes);
-    let lengths = captions.flat_map(|caption| {
-        SHORT_TEMPLATES.map(|[before, after]| {
-            let caption = format!("{before}{caption}{after}");
-            words.caption(&caption).len()
+    let mut texts: Vec<String> = captions
+        .flat_map(|caption| {
+            SHORT_TEMPLATES.map(|[before, after]| format!("{before}{caption}{after}"))
         })
-    });
-    lengths.max().unwrap_or(0)
+        .collect();
+    texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
+    // Every token of a byte-level tokenizer, which the models of all templates have, is at least a byte of the text: once
+    // texts are shorter than the longest caption, none of the rest is worth encoding.
+    let end = words.caption("").len();
+    let mut longest = 0;
+    for text in texts {
+        if text.len() + end <= longest {
+            break;
+        }
+        longest = longest.max(words.caption(&text).len());
+    }
+    longest
 }
 
 /// The layout that a folder's model was trained on: InternVL's and SAIL-VL's say, others follow from the language model.

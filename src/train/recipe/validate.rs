@@ -1,7 +1,7 @@
 //! What a recipe's values must be, alone and together. Subjects of errors are paths of settings joined by dots, which
 //! the recipe's reader turns into file, line and name.
 
-use super::recipe::{MODULES, Recipe, Stage, StageKind};
+use super::{MODULES, Recipe, Stage, StageKind};
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_data::records::MOST_PICTURES;
 use keel_data::task::TaskKind;
@@ -19,8 +19,8 @@ const MOST_NAME: usize = 64;
 /// Refuses values that cannot be.
 ///
 /// # Errors
-/// [`Error::Setting`] whose subject is the setting's path, for example `stage.2.batch`.
-pub(super) fn validate(recipe: &Recipe) -> Result<()> {
+/// [`Error::Setting`] whose subject is the setting's path, for example `stage.2.batch_size`.
+pub(crate) fn validate_recipe(recipe: &Recipe) -> Result<()> {
     validate_name("name", &recipe.name)?;
     let most_seed = i64::MAX as u64;
     let want = format!("at most {most_seed}, the largest number TOML holds");
@@ -49,6 +49,15 @@ pub(super) fn validate(recipe: &Recipe) -> Result<()> {
         let want = format!("at least {least}, which the tokeniser makes");
         require(key, vocabulary >= least, want, vocabulary)?;
     }
+    if let Some(pixels) = &recipe.pixels {
+        for mean in pixels.mean {
+            require("pixels.mean", mean.is_finite(), "finite numbers", mean)?;
+        }
+        for std in pixels.std {
+            let holds = std > 0.0 && std.is_finite();
+            require("pixels.std", holds, "numbers above 0", std)?;
+        }
+    }
     require("stage", !recipe.stages.is_empty(), "at least one", "none")?;
     for (index, stage) in recipe.stages.iter().enumerate() {
         let in_stage = |problem| below(&format!("stage.{index}"), problem);
@@ -65,7 +74,10 @@ pub(super) fn validate(recipe: &Recipe) -> Result<()> {
 fn validate_stage(recipe: &Recipe, stage: &Stage) -> Result<()> {
     validate_name("name", &stage.name)?;
     require("trains", !stage.trains.is_empty(), "modules", "none")?;
-    for (key, modules) in [("trains", &stage.trains), ("fresh", &stage.fresh)] {
+    for (key, modules) in [
+        ("trains", &stage.trains),
+        ("reinitialize", &stage.reinitialize),
+    ] {
         for module in modules {
             if !MODULES.contains(&module.as_str()) {
                 let want = format!("modules out of {}", MODULES.join(", "));
@@ -109,58 +121,86 @@ fn validate_data(stage: &Stage) -> Result<()> {
     }
     require(
         "data",
-        stage.contrastive == 0.0 || has_images,
-        "a task with pictures in a stage with a contrastive objective",
+        stage.contrastive_weight == 0.0 || has_images,
+        "a task with images in a stage with a contrastive loss",
         "text only",
     )
 }
 
-fn validate_pictures(stage: &Stage) -> Result<()> {
-    let holds = (1..=MOST_PICTURES).contains(&stage.pictures);
+fn validate_images(stage: &Stage) -> Result<()> {
+    let holds = (1..=MOST_PICTURES).contains(&stage.max_images);
     let want = format!("1 to {MOST_PICTURES}");
-    require("pictures", holds, want, stage.pictures)?;
-    let splices = stage.kind != StageKind::WarmStart && stage.next_token > 0.0;
-    let want = "1 in a stage that puts no pictures into conversations";
-    let holds = stage.pictures == 1 || splices;
-    require("pictures", holds, want, stage.pictures)
+    require("max_images", holds, want, stage.max_images)?;
+    let splices = stage.kind != StageKind::WarmStart && stage.next_token_weight > 0.0;
+    let want = "1 in a stage that puts no images into conversations";
+    let holds = stage.max_images == 1 || splices;
+    require("max_images", holds, want, stage.max_images)
 }
 
-/// Most tiles of a picture; published models are trained with 12 and asked with up to 40.
+/// Most tiles of an image; published models are trained with 12 and asked with up to 40.
 const MOST_TILES: usize = 64;
 
 fn validate_tiles(stage: &Stage) -> Result<()> {
-    let splices = stage.kind != StageKind::WarmStart && stage.next_token > 0.0;
-    let want = "0 in a stage that puts no pictures into conversations";
-    require("tiles", stage.tiles == 0 || splices, want, stage.tiles)?;
+    let splices = stage.kind != StageKind::WarmStart && stage.next_token_weight > 0.0;
+    let want = "0 in a stage that puts no images into conversations";
+    require(
+        "max_tiles",
+        stage.max_tiles == 0 || splices,
+        want,
+        stage.max_tiles,
+    )?;
     let want = format!("0, or 2 to {MOST_TILES}");
-    let holds = stage.tiles <= MOST_TILES && stage.tiles != 1;
-    require("tiles", holds, want, stage.tiles)?;
-    if let Some(room) = stage.tile_room {
-        let want = format!("1 to tiles = {}", stage.tiles);
-        require("tile_room", (1..=stage.tiles).contains(&room), want, room)?;
+    let holds = stage.max_tiles <= MOST_TILES && stage.max_tiles != 1;
+    require("max_tiles", holds, want, stage.max_tiles)?;
+    if let Some(room) = stage.tile_budget {
+        let want = format!("1 to max_tiles = {}", stage.max_tiles);
+        require(
+            "tile_budget",
+            (1..=stage.max_tiles).contains(&room),
+            want,
+            room,
+        )?;
     }
     Ok(())
 }
 
 fn validate_sizes(recipe: &Recipe, stage: &Stage) -> Result<()> {
     let is_warm = stage.kind == StageKind::WarmStart;
-    require("batch", stage.batch >= 1, "at least 1", stage.batch)?;
-    if let Some(micro_batch) = stage.micro_batch {
-        let holds = micro_batch >= 1 && stage.batch.is_multiple_of(micro_batch);
-        let want = format!("a number that divides batch = {}", stage.batch);
-        require("micro_batch", holds, want, micro_batch)?;
+    require(
+        "batch_size",
+        stage.batch_size >= 1,
+        "at least 1",
+        stage.batch_size,
+    )?;
+    if let Some(micro_batch) = stage.micro_batch_size {
+        let holds = micro_batch >= 1 && stage.batch_size.is_multiple_of(micro_batch);
+        let want = format!("a number that divides batch_size = {}", stage.batch_size);
+        require("micro_batch_size", holds, want, micro_batch)?;
     }
-    let holds = stage.pack >= 1 && stage.micro_batch().is_multiple_of(stage.pack);
+    let holds = stage.samples_per_sequence >= 1
+        && stage
+            .micro_batch()
+            .is_multiple_of(stage.samples_per_sequence);
     let want = format!(
         "a number that divides the {} samples computed at once",
         stage.micro_batch()
     );
-    require("pack", holds, want, stage.pack)?;
-    let holds = stage.pack == 1 || stage.next_token > 0.0;
+    require(
+        "samples_per_sequence",
+        holds,
+        want,
+        stage.samples_per_sequence,
+    )?;
+    let holds = stage.samples_per_sequence == 1 || stage.next_token_weight > 0.0;
     let want = "1 in a stage that predicts no tokens";
-    require("pack", holds, want, stage.pack)?;
+    require(
+        "samples_per_sequence",
+        holds,
+        want,
+        stage.samples_per_sequence,
+    )?;
     validate_tiles(stage)?;
-    validate_pictures(stage)?;
+    validate_images(stage)?;
     let image_tokens = if is_warm {
         0
     } else {
@@ -168,41 +208,41 @@ fn validate_sizes(recipe: &Recipe, stage: &Stage) -> Result<()> {
     };
     let least = image_tokens + 8;
     require(
-        "tokens",
-        stage.tokens >= least,
+        "max_tokens",
+        stage.max_tokens >= least,
         format!("at least {least}: {image_tokens} image tokens and room for text"),
-        stage.tokens,
+        stage.max_tokens,
     )?;
     require(
-        "caption_tokens",
-        stage.caption_tokens >= 4,
+        "max_caption_tokens",
+        stage.max_caption_tokens >= 4,
         "at least 4",
-        stage.caption_tokens,
+        stage.max_caption_tokens,
     )?;
-    let holds = (1..=MOST_TURNS).contains(&stage.turns);
+    let holds = (1..=MOST_TURNS).contains(&stage.max_turns);
     let want = format!("1 to {MOST_TURNS}");
-    require("turns", holds, want, stage.turns)?;
+    require("max_turns", holds, want, stage.max_turns)?;
     for (key, tokens) in [
-        ("tokens", stage.tokens),
-        ("caption_tokens", stage.caption_tokens),
+        ("max_tokens", stage.max_tokens),
+        ("max_caption_tokens", stage.max_caption_tokens),
     ] {
         let holds = tokens <= MOST_ROWS / stage.micro_batch();
         let want = format!("at most {MOST_ROWS} ÷ the samples computed at once");
         require(key, holds, want, tokens)?;
     }
-    if is_warm && stage.contrastive > 0.0 {
+    if is_warm && stage.contrastive_weight > 0.0 {
         let Some(text) = &recipe.model.text else {
             return Err(Error::setting(
-                "contrastive",
-                "a [model.text] tower to contrast with, or contrastive = 0",
-                stage.contrastive,
+                "contrastive_weight",
+                "a [model.text] tower for the contrastive loss, or contrastive_weight = 0",
+                stage.contrastive_weight,
             ));
         };
         require(
-            "caption_tokens",
-            stage.caption_tokens == text.context,
-            format!("the text tower's context, {}", text.context),
-            stage.caption_tokens,
+            "max_caption_tokens",
+            stage.max_caption_tokens == text.context_length,
+            format!("the text tower's context_length, {}", text.context_length),
+            stage.max_caption_tokens,
         )?;
     }
     if stage.steps.is_some() == stage.epochs.is_some() {
@@ -229,10 +269,10 @@ fn validate_optimiser(stage: &Stage) -> Result<()> {
         stage.learning_rate,
     )?;
     require(
-        "warm_up",
-        (0.0..=1.0).contains(&stage.warm_up),
+        "warmup_ratio",
+        (0.0..=1.0).contains(&stage.warmup_ratio),
         "a share between 0 and 1",
-        stage.warm_up,
+        stage.warmup_ratio,
     )?;
     require(
         "weight_decay",
@@ -246,28 +286,34 @@ fn validate_optimiser(stage: &Stage) -> Result<()> {
     // The smallest number that f32, in which the update is computed, still has in full.
     let holds = stage.epsilon >= f64::from(f32::MIN_POSITIVE) && stage.epsilon < 1.0;
     require("epsilon", holds, "between 1.2e-38 and 1", stage.epsilon)?;
-    let holds = (0.0..=1e30).contains(&stage.clip);
-    require("clip", holds, "0 (off) or above", stage.clip)?;
+    let holds = (0.0..=1e30).contains(&stage.max_grad_norm);
+    require(
+        "max_grad_norm",
+        holds,
+        "0 (off) or above",
+        stage.max_grad_norm,
+    )?;
     let holds = (0.0..=1.0).contains(&stage.augmentation);
     require("augmentation", holds, "between 0 and 1", stage.augmentation)?;
     for (key, weight) in [
-        ("next_token", stage.next_token),
-        ("contrastive", stage.contrastive),
+        ("next_token_weight", stage.next_token_weight),
+        ("contrastive_weight", stage.contrastive_weight),
     ] {
         require(key, (0.0..=1e6).contains(&weight), "0 or above", weight)?;
     }
     require(
-        "next_token",
-        stage.next_token > 0.0 || stage.contrastive > 0.0,
-        "above 0 where contrastive is 0",
-        stage.next_token,
+        "next_token_weight",
+        stage.next_token_weight > 0.0 || stage.contrastive_weight > 0.0,
+        "above 0 where contrastive_weight is 0",
+        stage.next_token_weight,
     )
 }
 
 fn require(key: &str, holds: bool, want: impl ToString, found: impl ToString) -> Result<()> {
-    match holds {
-        true => Ok(()),
-        false => Err(Error::setting(key, want, found)),
+    if holds {
+        Ok(())
+    } else {
+        Err(Error::setting(key, want, found))
     }
 }
 

@@ -1,0 +1,197 @@
+//! Recipes: the TOML files that say what a run trains, on what, and how. Every key is checked before anything runs.
+//!
+//! The doc comments of what is deserialised here are the recipe reference: `cargo tool reference --write` makes docs/recipes.md
+//! of them. A key's list items `Unit:`, `Range:` and `Source:` become columns and citations there.
+
+pub(super) mod locate;
+mod overrides;
+mod renamed;
+mod stage;
+mod validate;
+
+use serde::{Deserialize, Serialize};
+
+use self::locate::{KeyFinder, named_text};
+use self::overrides::{apply_set, expand_presets};
+pub(super) use self::renamed::refuse_old_names;
+pub use self::renamed::{RENAMED_PLAN_KEYS, RENAMED_RECIPE_KEYS, Renamed};
+pub use self::stage::{MODULES, Schedule, Stage, StageKind, TokenWeighting};
+pub(super) use self::validate::validate_recipe;
+use keel_base::error::{Error, Result, with_near_miss};
+use keel_data::batch::Pixels;
+use keel_data::chat::Layout;
+use keel_data::task::TaskKind;
+use keel_engine::ops::Contrastive;
+use keel_model::ModelConfig;
+
+/// The built-in recipes: name and text.
+pub const BUILT_IN: &[(&str, &str)] = &[
+    ("emoji", include_str!("../../../recipes/emoji.toml")),
+    ("tiny", include_str!("../../../recipes/tiny.toml")),
+    (
+        "sailvit-large",
+        include_str!("../../../recipes/sailvit-large.toml"),
+    ),
+    (
+        "sailvit-huge",
+        include_str!("../../../recipes/sailvit-huge.toml"),
+    ),
+];
+
+/// A whole run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// A short name. Run folders start with it.
+    ///
+    /// - Range: 1 to 64 letters, digits, `-` and `_`
+    pub name: String,
+    /// The seed of everything random: initial parameters, data order and augmentation. `--seed` overrides it.
+    ///
+    /// - Range: 0 to 2⁶³ − 1
+    pub seed: u64,
+    /// The form of every contrastive loss.
+    #[serde(default = "info_nce")]
+    pub contrastive_loss: ContrastiveForm,
+    /// Whether the bf16 copies of the parameters are rounded stochastically, which is unbiased, instead of to nearest. Small
+    /// updates of the f32 master weights then reach the copies on average. No effect in f32.
+    ///
+    /// - Source: Gupta et al. 2015 (arXiv 1502.02551), §3.1
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub stochastic_rounding: bool,
+    /// A Hugging Face folder with the initial weights of the vision tower; `model.vision` must agree with its settings.
+    /// `--vision` sets both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vision_weights: Option<String>,
+    /// A Hugging Face folder with the initial weights of the language model; `model.language` must agree with its settings.
+    /// `--language` sets both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language_weights: Option<String>,
+    /// A Hugging Face folder of a complete vision-language model with the initial weights of the connector. Set where
+    /// `--vision` and `--language` name the same folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connector_weights: Option<String>,
+    /// How images are resized and normalised. Without it mean and std are 0.5, and images are cropped and scaled as
+    /// `pixels.fit` and `pixels.filter` do by default.
+    ///
+    /// - Source: without it as SigLIP, whose mean and std are 0.5 (Zhai et al. 2023)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pixels: Option<Pixels>,
+    /// Tokenizer and chat template of a published language model. Runs without it use the embedded 512-token tokenizer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<ChatSettings>,
+    /// The sizes of the model.
+    pub model: ModelConfig,
+    /// The stages, in the order in which they run.
+    ///
+    /// - Range: at least one, each with a name of its own
+    #[serde(rename = "stage")]
+    pub stages: Vec<Stage>,
+}
+
+/// Tokenizer and chat template of a published language model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChatSettings {
+    /// The path of its `tokenizer.json`. A run keeps a copy in its folder.
+    pub tokenizer: String,
+    /// The chat template that the model was trained on.
+    pub template: Layout,
+}
+
+fn is_false(switch: &bool) -> bool {
+    !switch
+}
+
+fn info_nce() -> ContrastiveForm {
+    ContrastiveForm::InfoNce
+}
+
+/// The form of a contrastive loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContrastiveForm {
+    /// Softmax cross entropy over the batch in both directions (CLIP; Radford et al. 2021, §2.3).
+    InfoNce,
+    /// One logistic loss for each image-text pair of the batch (SigLIP; Zhai et al. 2023, §3.2).
+    Sigmoid,
+}
+
+impl From<ContrastiveForm> for Contrastive {
+    fn from(form: ContrastiveForm) -> Contrastive {
+        match form {
+            ContrastiveForm::InfoNce => Contrastive::InfoNce,
+            ContrastiveForm::Sigmoid => Contrastive::Sigmoid,
+        }
+    }
+}
+
+impl Recipe {
+    /// How pictures become numbers.
+    pub fn pixels(&self) -> Pixels {
+        self.pixels.unwrap_or_default()
+    }
+
+    /// The most tiles that a stage cuts a picture into; 0 where all leave them whole.
+    pub fn most_tiles(&self) -> usize {
+        self.stages
+            .iter()
+            .map(|stage| stage.max_tiles)
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Reads a built-in recipe by name or a file by path, applies `--set` settings and checks everything.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] with file, line and key; [`Error::Io`] when the file cannot be read.
+    pub fn load(name_or_path: &str, sets: &[String]) -> Result<Recipe> {
+        let words = ("recipe", "--recipe", "read the recipe");
+        let (origin, text) = named_text(BUILT_IN, name_or_path, words)?;
+        Recipe::parse(&origin, &text, sets)
+    }
+
+    /// Reads a recipe from text. `origin` names it in errors.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] with origin, line and key.
+    pub fn parse(origin: &str, text: &str, sets: &[String]) -> Result<Recipe> {
+        let finder = KeyFinder::new(origin, text, sets)?;
+        let mut table = finder.table()?;
+        for set in sets {
+            apply_set(&mut table, set)?;
+        }
+        refuse_old_names(RENAMED_RECIPE_KEYS, &table, &finder)?;
+        expand_presets(&mut table, &finder)?;
+        let recipe: Recipe = finder.typed(table)?;
+        validate_recipe(&recipe).map_err(|problem| finder.place(problem))?;
+        Ok(recipe)
+    }
+
+    /// The first stage that draws from the user's own pairs.
+    pub fn stage_of_pairs(&self) -> Option<&Stage> {
+        let name = TaskKind::Pairs.name();
+        let mut stages = self.stages.iter();
+        stages.find(|stage| stage.data.contains_key(name))
+    }
+
+    /// The recipe as TOML, every default written out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a recipe is made of tables, numbers and strings")
+    }
+
+    /// The stage of that name.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] listing the stages.
+    pub fn stage(&self, name: &str) -> Result<&Stage> {
+        self.stages
+            .iter()
+            .find(|stage| stage.name == name)
+            .ok_or_else(|| {
+                let names: Vec<&str> = self.stages.iter().map(|s| s.name.as_str()).collect();
+                let want = format!("one of {}", names.join(", "));
+                Error::setting("--stage", want, with_near_miss(name, &names))
+            })
+    }
+}

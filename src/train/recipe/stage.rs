@@ -1,0 +1,351 @@
+//! A stage of a run: what it trains, on what, how long and at what rates.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use keel_data::task::TaskKind;
+use keel_data::tiles::Tiling;
+use keel_engine::ops::Contrastive;
+use keel_model::{ContrastivePair, Objectives};
+
+/// What a stage is for. It decides what the contrastive loss compares and whether images are spliced into conversations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StageKind {
+    /// Stands in for pre-trained weights: the vision tower against the text tower by contrastive loss, or the language model
+    /// on text alone.
+    WarmStart,
+    /// A stage of refinement: images go through the connector into the language model (SAIL-VL2 report, §2.1.1).
+    Refine,
+    /// What users do next with the backbone, to measure it: a new connector and the language model on the refined tower.
+    Target,
+}
+
+/// What the learning rate does after its linear warmup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// It stays at `learning_rate`.
+    Constant,
+    /// It falls to zero along half a cosine (Loshchilov and Hutter 2017, eq. 5, without restarts).
+    Cosine,
+}
+
+/// The weight of a supervised token in the loss, where its answer has n of them. Weights are divided by their sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenWeighting {
+    /// 1: every token counts the same.
+    Token,
+    /// 1/n: every answer counts the same.
+    Sample,
+    /// 1/√n: between the two (InternVL 2.5, loss reweighting, which names it so).
+    Square,
+}
+
+/// One stage of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// Its name in logs, checkpoints, tables and `--set stage.NAME.KEY=VALUE`.
+    ///
+    /// - Range: 1 to 64 letters, digits, `-` and `_`
+    pub name: String,
+    /// What the stage is for.
+    pub kind: StageKind,
+    /// The modules it trains: out of `vision`, `text`, `contrastive`, `connector`, `align` and `language`. All others are
+    /// frozen, bit for bit.
+    ///
+    /// - Range: at least one
+    /// - Source: stage I `connector`, stage II `vision` too, stage III all (SAIL-VL2 report, arXiv 2509.14033, §2.1.1); `align`
+    ///   belongs to this project's contrastive loss
+    pub trains: Vec<String>,
+    /// The tasks it draws from, each with its weight in the mixture. Weights are relative: they need not add up to 1.
+    ///
+    /// - Range: at least one task, weights above 0
+    pub data: BTreeMap<String, f64>,
+    /// The share of the embedded training concepts that the stage sees, chosen by the seed. Every smaller share is part of
+    /// every larger one.
+    ///
+    /// - Range: above 0, at most 1
+    #[serde(default = "one_f64")]
+    pub data_share: f64,
+    /// Weight of the next-token loss.
+    ///
+    /// - Range: 0 (off) to 10⁶
+    /// - Source: 1, the loss of every published stage (SAIL-VL2 report, §2.1.1: instruction tuning)
+    #[serde(default = "one_f32")]
+    pub next_token_weight: f32,
+    /// Weight λ of the contrastive loss. It or `next_token_weight` must be above 0.
+    ///
+    /// - Range: 0 (off) to 10⁶
+    /// - Source: 0, as published; the built-in recipes' weights are this project's own
+    #[serde(default)]
+    pub contrastive_weight: f32,
+    /// Length of the stage. Give either this or `epochs`.
+    ///
+    /// - Unit: optimiser steps
+    /// - Range: at least 1
+    /// - Source: 4,167 and 71,289 for stages I and III, from 8 M and 36.5 M samples, one epoch each (SAIL-VL2 report, §2.1.1)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Length of the stage, by its task with the most samples for its weight. Give either this or `steps`.
+    ///
+    /// - Unit: passes over the data
+    /// - Range: above 0, at most 10⁶
+    /// - Source: 1 in stages I and III (SAIL-VL2 report, §2.1.1)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
+    /// Samples B of an optimiser step.
+    ///
+    /// - Unit: samples
+    /// - Range: at least 1
+    /// - Source: 1920, 512 and 512 in stages I, II and III (SAIL-VL2 report, §2.1.1)
+    pub batch_size: usize,
+    /// Samples that are computed at once; their gradients are accumulated until the batch is complete. Without it the batch
+    /// is computed at once. `--fit` chooses the largest that `--memory-limit` allows. The contrastive loss compares within a
+    /// micro-batch.
+    ///
+    /// - Unit: samples
+    /// - Range: a divisor of `batch_size`
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch_size: Option<usize>,
+    /// Length T of a sequence, image tokens included. Shorter ones are padded; samples that do not fit are skipped and counted.
+    ///
+    /// - Unit: tokens
+    /// - Range: at least the tokens of an image and 8
+    /// - Source: 8192 (SAIL-VL2 report, table 3)
+    pub max_tokens: usize,
+    /// Samples that share a sequence, on average (packing): a step has `batch_size / samples_per_sequence` sequences. A token
+    /// attends to its own sample alone. 1 gives every sample a sequence of its own.
+    ///
+    /// - Unit: samples
+    /// - Range: a divisor of `micro_batch_size`; 1 in a stage without next-token loss
+    /// - Source: SAIL-VL2 (report, stream packing) and InternVL 2.5 pack samples; how many on average is not published
+    #[serde(default = "one_usize", skip_serializing_if = "is_one")]
+    pub samples_per_sequence: usize,
+    /// Most tiles that a user's image is cut into, beside a thumbnail of the complete image. 0 cuts no image.
+    ///
+    /// - Unit: tiles
+    /// - Range: 0, or 2 to 64; 0 in a stage that puts no images into conversations
+    /// - Source: dynamic resolution, up to 12 tiles in training (InternVL 1.5, Chen et al. 2024, §3.2)
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub max_tiles: usize,
+    /// Tiles that a step has memory for, per sample on average. Images that come when most of it is taken are cut into fewer
+    /// tiles. Without it, as many as `max_tiles`.
+    ///
+    /// - Unit: tiles per sample
+    /// - Range: 1 to `max_tiles`
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tile_budget: Option<usize>,
+    /// Most images of one of the user's samples. Samples with more are skipped and counted; where a sample has several, none
+    /// of them is cut into tiles.
+    ///
+    /// - Unit: images
+    /// - Range: 1 to 64; 1 in a stage that puts no images into conversations
+    #[serde(default = "one_usize", skip_serializing_if = "is_one")]
+    pub max_images: usize,
+    /// Length Tc of a caption on the text side of the contrastive loss. In a warm start it must be the text tower's
+    /// `context_length`.
+    ///
+    /// - Unit: tokens
+    /// - Range: at least 4
+    /// - Source: 77 in CLIP's published models (Radford et al. 2021), 64 in SigLIP's (Zhai et al. 2023)
+    #[serde(default = "max_caption_tokens")]
+    pub max_caption_tokens: usize,
+    /// Peak learning rate, reached at the end of the warmup.
+    ///
+    /// - Range: above 0, below 1
+    /// - Source: 2·10⁻⁴, 2·10⁻⁵ and 10⁻⁵ in stages I, II and III (SAIL-VL2 report, §2.1.1)
+    pub learning_rate: f64,
+    /// Fraction of the steps over which the learning rate rises linearly from zero.
+    ///
+    /// - Range: 0 to 1
+    /// - Source: 0.03 (InternVL 2.5, training script of stage 2); not published for SAILViT
+    #[serde(default = "warmup_ratio")]
+    pub warmup_ratio: f64,
+    /// What the learning rate does after the warmup.
+    ///
+    /// - Source: cosine in all stages (InternVL 2.5, training scripts); not published for SAILViT
+    #[serde(default = "cosine")]
+    pub schedule: Schedule,
+    /// Decoupled weight decay of AdamW, on matrices only: vectors and scalars do not decay.
+    ///
+    /// - Range: at least 0, below 1
+    /// - Source: method of Loshchilov and Hutter 2019; 0.01, 0.05 and 0.01 in stages 1, 1.5 and 2 of InternVL 2.5 (training scripts)
+    #[serde(default)]
+    pub weight_decay: f64,
+    /// β₁ and β₂ of AdamW.
+    ///
+    /// - Range: at least 0, below 1
+    /// - Source: 0.9 and 0.999 (Kingma and Ba 2015, algorithm 1); CLIP trains its ViTs with β₂ = 0.98 (Radford et al. 2021, table 18)
+    #[serde(default = "betas")]
+    pub betas: [f64; 2],
+    /// ε of AdamW, added to √v.
+    ///
+    /// - Range: 1.2·10⁻³⁸ to below 1
+    /// - Source: 10⁻⁸ (Kingma and Ba 2015, algorithm 1)
+    #[serde(default = "epsilon")]
+    pub epsilon: f64,
+    /// Norm of all gradients together above which they are scaled down to it (gradient clipping).
+    ///
+    /// - Range: 0 (off) to 10³⁰
+    /// - Source: method of Pascanu et al. 2013; 1 is the default of the trainer that InternVL's scripts use
+    #[serde(default = "one_f64")]
+    pub max_grad_norm: f64,
+    /// Most questions about one scene, in one conversation. As many are asked as fit into `max_tokens`.
+    ///
+    /// - Unit: questions
+    /// - Range: 1 to 64
+    #[serde(default = "one_usize")]
+    pub max_turns: usize,
+    /// The weight of each supervised token in the next-token loss.
+    ///
+    /// - Source: `square` (InternVL 2.5, training scripts); not published for SAILViT
+    #[serde(default = "square")]
+    pub token_weighting: TokenWeighting,
+    /// Strength of the augmentation of images: shift, scale, rotation, mirroring and colour. 0 shows them as they are.
+    ///
+    /// - Range: 0 to 1
+    #[serde(default = "one_f32")]
+    pub augmentation: f32,
+    /// Modules that start this stage from new initial parameters, as the connector does where a backbone is put to a new use.
+    ///
+    /// - Source: SAIL-VL2's basic pre-training starts from a randomly initialised connector (report, arXiv 2509.14033)
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reinitialize: Vec<String>,
+}
+
+fn is_one(count: &usize) -> bool {
+    *count == 1
+}
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+fn one_usize() -> usize {
+    1
+}
+fn one_f32() -> f32 {
+    1.0
+}
+fn one_f64() -> f64 {
+    1.0
+}
+fn max_caption_tokens() -> usize {
+    32
+}
+fn warmup_ratio() -> f64 {
+    0.03
+}
+fn cosine() -> Schedule {
+    Schedule::Cosine
+}
+fn betas() -> [f64; 2] {
+    [0.9, 0.999]
+}
+fn epsilon() -> f64 {
+    1e-8
+}
+fn square() -> TokenWeighting {
+    TokenWeighting::Square
+}
+
+/// Tasks in the order in which a round of the mixture gives them places. It decides which sample a step sees where, so it
+/// stays as it is whatever tasks are called.
+const ORDER_IN_MIXTURE: [TaskKind; TaskKind::ALL.len()] = [
+    TaskKind::DenseCaptions,
+    TaskKind::Facts,
+    TaskKind::Pairs,
+    TaskKind::Reading,
+    TaskKind::Scenes,
+    TaskKind::ShortCaptions,
+];
+
+impl Stage {
+    /// Whether the stage trains the parameter of that name.
+    pub fn trains(&self, parameter: &str) -> bool {
+        let module = parameter.split('.').next().unwrap_or(parameter);
+        self.trains.iter().any(|name| name == module)
+    }
+
+    /// What the stage minimises.
+    pub fn objectives(&self, kind: Contrastive) -> Objectives {
+        let warm = self.kind == StageKind::WarmStart;
+        Objectives {
+            next_token: self.next_token_weight,
+            splices_images: !warm,
+            contrastive: self.contrastive_weight,
+            kind,
+            pair: if warm {
+                ContrastivePair::TextTower
+            } else {
+                ContrastivePair::LanguageModel
+            },
+            holds_text_alone: self.holds_text_alone(),
+        }
+    }
+
+    /// Whether some of its samples may have no picture: those of a task of text, and a user's pairs.
+    pub fn holds_text_alone(&self) -> bool {
+        let mut tasks = self.tasks().into_iter();
+        tasks.any(|(kind, _)| !kind.has_image() || kind == TaskKind::Pairs)
+    }
+
+    /// The tasks with their weights, in the order in which the mixture takes them.
+    pub fn tasks(&self) -> Vec<(TaskKind, f64)> {
+        let weighted = |kind: TaskKind| Some((kind, *self.data.get(kind.name())?));
+        ORDER_IN_MIXTURE.into_iter().filter_map(weighted).collect()
+    }
+
+    /// Samples that are computed at once.
+    pub fn micro_batch(&self) -> usize {
+        self.micro_batch_size.unwrap_or(self.batch_size)
+    }
+
+    /// Into how many tiles the pictures of `batch` samples are cut, with room for the pictures of those that show several.
+    pub fn tiling(&self, batch: usize) -> Tiling {
+        let tiles = self.tile_budget.unwrap_or(self.max_tiles);
+        // One image alone needs no slots: it has the batch's own row.
+        let several = if self.max_images > 1 {
+            self.max_images
+        } else {
+            0
+        };
+        Tiling {
+            most: self.max_tiles,
+            slots: batch * tiles.max(several),
+        }
+    }
+
+    /// Runs of a step, each with [`Stage::micro_batch`] samples.
+    pub fn micro_batches(&self) -> usize {
+        self.batch_size / self.micro_batch()
+    }
+
+    /// The learning rate of step `step` (from 0) of `steps`.
+    pub fn learning_rate_at(&self, step: u64, steps: u64) -> f64 {
+        let rise = (self.warmup_ratio * steps as f64).round();
+        let done = step as f64 + 1.0;
+        if done <= rise {
+            return self.learning_rate * done / rise;
+        }
+        match self.schedule {
+            Schedule::Constant => self.learning_rate,
+            Schedule::Cosine => {
+                let part = (step as f64 - rise) / (steps as f64 - rise).max(1.0);
+                self.learning_rate * 0.5 * (1.0 + (std::f64::consts::PI * part).cos())
+            }
+        }
+    }
+}
+
+/// The modules that a stage can train.
+pub const MODULES: &[&str] = &[
+    "vision",
+    "text",
+    "contrastive",
+    "connector",
+    "align",
+    "language",
+];

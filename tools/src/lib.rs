@@ -1,0 +1,3 @@
+//! The chores that tests run too.
+
+pub mod reference;
