@@ -7,7 +7,7 @@ use keel::data::tokenizer::IMAGE;
 use keel::executor::{Choice, Executor, Session};
 use keel::model::{declare, initialise};
 use keel::tensor::DType;
-use keel::train::{Recipe, Stage, compile_step, hyper, step_shape};
+use keel::train::{Recipe, Stage, compile_step, optimizer_scalars, step_shape};
 
 /// The steps' names, as in bench/peers/steps.py, and the numbers they train.
 pub const STEPS: [(&str, usize); 2] = [("contrastive", 4_652_353), ("stage_three", 7_839_168)];
@@ -60,10 +60,9 @@ pub fn load(name: &str, choice: &Choice) -> Lead {
         .load(Arc::new(program))
         .unwrap_or_else(|problem| panic!("{problem}"));
     fill(session.as_mut(), stage.max_tokens);
-    let hyper = hyper(stage, [0, 1], 1.0);
-    session
-        .write_f32("hyper", &hyper)
-        .expect("every step has the input");
+    optimizer_scalars(stage, [0, 1], 1.0)
+        .write(session.as_mut())
+        .expect("every step has the inputs");
     Lead {
         executor,
         session,

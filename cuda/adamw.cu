@@ -4,21 +4,11 @@
 HOST_CONSTANT int kAdamwThreads = 256;
 HOST_CONSTANT int kAdamwElements = 4;
 
-// The numbers of the input `hyper`; src/ops/adamw.rs says what they are.
-enum Hyper {
-    kRate,
-    kBeta1,
-    kBeta2,
-    kEpsilon,
-    kDecay,
-    kLargestNorm,
-    kCorrection1,
-    kCorrection2,
-    kRest1,
-    kRest2,
-    kStep,
-    kHyperNumbers
-};
+// The numbers of the input `optimizer_scalars`, which all parameters share; src/ops/adamw.rs says what they are.
+enum OptimizerScalar { kBeta1, kBeta2, kEpsilon, kLargestNorm, kCorrection1, kCorrection2, kRest1, kRest2, kStep, kGradientScale };
+
+// The numbers of a parameter group in the input `group_scalars`.
+enum GroupScalar { kRate, kDecay };
 
 // The finaliser of SplitMix64 (Steele et al. 2014): a bijection whose every output bit depends on every input bit.
 DEVICE uint64_t mixed(uint64_t bits) {
@@ -36,14 +26,15 @@ DEVICE uint16_t bf16_bits_at_random(float value, uint32_t random) {
 
 DEVICE bool is_finite(float value) { return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u; }
 
-// adamw_f32: one step of AdamW for a stretch of parameters that weight decay treats alike.
+// adamw_f32: one step of AdamW for a range of parameters of one group.
 // Math     : g = gradient * scale; m = beta1*m + rest1*g; v = beta2*v + rest2*g^2;
 //            p = p*(1 - rate*decay) - rate/correction1 * m / (sqrt(v)/sqrt(correction2) + eps); twin = bf16(p)
 //            random rounding: bits of p + r, cut off, with r the 16 bits at place i%4 of
 //            mixed(mixed(seed + step*gamma) + (first+i)/4*gamma), gamma = 0x9e3779b97f4a7c15
 //            where scale is not finite nothing changes, the twin neither
 // Tensors  : parameters, moments (new and before, which may be the same), gradients f32 [n] | twin bf16 [n] or null |
-//            hyper f32 [12], scale f32 [1]               alignment: 16 B, twin 8 B, any n; first % 4 == 0
+//            scalars f32 [10], the group's f32 [2], scale f32 [1]
+//            alignment: 16 B, twin 8 B, numbers 4 B, any n; first % 4 == 0
 // Grid     : ceil(n / 1024) blocks                       Block: 256 threads, four elements a thread
 // Smem     : none                                        Registers: <= 64, no spills
 // Work     : 12·n flop; reads 16·n, writes 12·n B and 2·n for the twin                                 bound: memory
@@ -54,7 +45,7 @@ DEVICE bool is_finite(float value) { return (__float_as_uint(value) & 0x7f800000
 extern "C" __global__ void __launch_bounds__(kAdamwThreads)
     adamw_f32(float* parameters, float* first_moments, float* second_moments, bf16* twin, const float* parameters_before,
               const float* gradients, const float* first_before, const float* second_before, const bf16* twin_before,
-              const float* hyper, const float* scale, int decays, int rounds_at_random, int64_t seed, int64_t first,
+              const float* scalars, const float* group, const float* scale, int rounds_at_random, int64_t seed, int64_t first,
               int64_t n) {
     const int64_t start = (int64_t(blockIdx.x) * kAdamwThreads + threadIdx.x) * kAdamwElements;
     if (start >= n) return;
@@ -68,10 +59,10 @@ extern "C" __global__ void __launch_bounds__(kAdamwThreads)
     const float factor = scale[0];
     uint16_t rounded[kAdamwElements];
     if (is_finite(factor)) {
-        const float beta1 = hyper[kBeta1], beta2 = hyper[kBeta2], rest1 = hyper[kRest1], rest2 = hyper[kRest2];
-        const float keep = decays != 0 ? 1.0f - hyper[kRate] * hyper[kDecay] : 1.0f;
-        const float rate = hyper[kRate] / hyper[kCorrection1], root = 1.0f / sqrtf(hyper[kCorrection2]);
-        const float epsilon = hyper[kEpsilon];
+        const float beta1 = scalars[kBeta1], beta2 = scalars[kBeta2], rest1 = scalars[kRest1], rest2 = scalars[kRest2];
+        const float keep = 1.0f - group[kRate] * group[kDecay];  // exactly 1 where nothing decays
+        const float rate = group[kRate] / scalars[kCorrection1], root = 1.0f / sqrtf(scalars[kCorrection2]);
+        const float epsilon = scalars[kEpsilon];
         UNROLL
         for (int i = 0; i < kAdamwElements; ++i) {
             const float gradient = g[i] * factor;
@@ -82,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(kAdamwThreads)
         }
         if (rounds_at_random != 0) {
             constexpr uint64_t kGamma = 0x9e3779b97f4a7c15ull;
-            const uint64_t key = mixed(uint64_t(seed) + uint64_t(hyper[kStep]) * kGamma);
+            const uint64_t key = mixed(uint64_t(seed) + uint64_t(scalars[kStep]) * kGamma);
             const uint64_t random = mixed(key + uint64_t(first + start) / kAdamwElements * kGamma);
             UNROLL
             for (int i = 0; i < kAdamwElements; ++i)

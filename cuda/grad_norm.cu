@@ -55,9 +55,9 @@ extern "C" __global__ void __launch_bounds__(kNormThreads) grad_norm_squares_f32
 KERNEL(grad_norm_squares_f32, kNormThreads, NormSums)
 
 // grad_norm_factor_f32: the norm, and the factor that clips it.
-// Math     : norm = s·sqrt(sum of partials), s = hyper[11]; factor = s·min(1, largest / (norm + 1e-6)) where
-//            largest = hyper[5] > 0, else s; NaN where the norm is not finite, by which the update knows a bad step
-// Tensors  : norm, factor f32 [1] | partials f64 [count] in memory of twice as many f32 | hyper f32 [12]
+// Math     : norm = s·sqrt(sum of partials), s = scalars[9]; factor = s·min(1, largest / (norm + 1e-6)) where
+//            largest = scalars[3] > 0, else s; NaN where the norm is not finite, by which the update knows a bad step
+// Tensors  : norm, factor f32 [1] | partials f64 [count] in memory of twice as many f32 | scalars f32 [10]
 // Grid     : 1 block                             Block: 256 threads
 // Smem     : 64 B                                Registers: <= 40, no spills
 // Work     : count flop in f64; reads 8·count B  bound: launch
@@ -66,14 +66,14 @@ KERNEL(grad_norm_squares_f32, kNormThreads, NormSums)
 // Order    : deterministic (fixed reduction tree)
 // Source   : Pascanu et al. 2013; 1e-6 as PyTorch's clip_grad_norm_
 extern "C" __global__ void __launch_bounds__(kNormThreads)
-    grad_norm_factor_f32(float* norm, float* factor, const float* partials, int count, const float* hyper) {
+    grad_norm_factor_f32(float* norm, float* factor, const float* partials, int count, const float* scalars) {
     SHARED_STORAGE(NormSums, storage);
     double sum = 0.0;
     for (int i = int(threadIdx.x); i < count; i += kNormThreads) sum += reinterpret_cast<const double*>(partials)[i];
     const double total = block_sum_f64(sum, storage);
     if (threadIdx.x != 0) return;
     constexpr double kLargestFinite = 1.7976931348623157e308;
-    const double gradient_scale = double(hyper[11]), largest = double(hyper[5]);
+    const double gradient_scale = double(scalars[9]), largest = double(scalars[3]);
     const double length = gradient_scale * sqrt(total);
     double scale = gradient_scale;
     if (!(length <= kLargestFinite))

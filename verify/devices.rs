@@ -9,7 +9,7 @@ use keel::executor::simt::{CopyTiming, Options, Schedule};
 use keel::executor::{
     CpuExecutor, CudaExecutor, Executor, ReferenceExecutor, Session, SimtExecutor,
 };
-use keel::model::initialise;
+use keel::model::{ModelInput, initialise};
 use keel::program::{CompileOptions, Program};
 use keel::tape::{Add, Machine, ParameterLayout, Tape, Target, Tier};
 use keel::tensor::{DType, TensorType};
@@ -62,7 +62,7 @@ fn train(
         trace.push(numbers);
         if parts > 1 {
             // The update clears what was gathered: it comes with one more part, which weighs nothing.
-            session.write_f32("share", &[0.0])?;
+            session.write_f32(ModelInput::LossWeight.name(), &[0.0])?;
             session.run()?;
         }
     }

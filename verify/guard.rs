@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use keel::error::Result;
 use keel::executor::{Choice, CpuExecutor, Device, Executor, Session};
-use keel::model::declare;
+use keel::model::{ModelInput, declare};
 use keel::program::Program;
 use keel::tape::{Arena, Machine};
 use keel::train::{
@@ -181,15 +181,17 @@ impl Session for FaultySession {
     fn run(&mut self) -> Result<()> {
         let is_faulty = self.faults.contains(&self.runs.load(Ordering::Relaxed));
         if is_faulty && self.fault == Fault::NotFinite {
-            let input = self.program().input("weights")?;
+            let input = self.program().input(ModelInput::Weights.name())?;
             let count = self.program().ty(input).numel();
-            self.inner.write_f32("weights", &vec![f32::NAN; count])?;
+            self.inner
+                .write_f32(ModelInput::Weights.name(), &vec![f32::NAN; count])?;
         }
         self.inner.run()?;
         if is_faulty && self.fault == Fault::WrongBit {
-            let mut moments = self.inner.read_arena(Arena::FirstMoments)?;
+            let arena = self.program().optimizer_state()[0].arena;
+            let mut moments = self.inner.read_arena(arena)?;
             moments[0] = f32::from_bits(moments[0].to_bits() ^ 1);
-            self.inner.write_arena(Arena::FirstMoments, &moments)?;
+            self.inner.write_arena(arena, &moments)?;
         }
         self.runs.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -312,7 +314,7 @@ fn a_run_that_went_back_ends_with_the_bits_of_one_that_never_saw_that_data() {
     let path = checkpoint(&clean, "1-warm-up");
     let executor = CpuExecutor::new(layout.elements(), 1).unwrap();
     let sink = &mut |offset, values: &[f32]| executor.write_parameters(offset, values);
-    let stored = load(&path, &layout, &[], sink).unwrap();
+    let stored = load(&path, &layout, None, sink).unwrap();
     let mut position = stored.position;
     position.guard = position
         .guard

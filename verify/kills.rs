@@ -28,7 +28,7 @@ fn all_load(run: &Path) {
             assert!(name.ends_with(".part"), "{name}");
             continue;
         };
-        load(&checkpoint(run, label), &layout, &[], &mut |_, _| Ok(()))
+        load(&checkpoint(run, label), &layout, None, &mut |_, _| Ok(()))
             .unwrap_or_else(|problem| panic!("{problem}"));
     }
 }

@@ -9,13 +9,12 @@ use keel::data::library::Library;
 use keel::data::mixture::Mixture;
 use keel::data::packing::Packing;
 use keel::data::task::Sample;
-use keel::eval::feed::write_batch;
 use keel::executor::{CpuExecutor, Executor, ReferenceExecutor};
 use keel::model::initialise;
 use keel::program::{CompileOptions, Program};
 use keel::tape::Target;
 use keel::tensor::DType;
-use keel::train::{Stage, hyper, record_step, step_shape};
+use keel::train::{Stage, batch_inputs, optimizer_scalars, record_step, step_shape};
 use proptest::prelude::*;
 
 use crate::program::Tiny;
@@ -116,10 +115,10 @@ pub fn losses_and_gradients(
     let tape = record_step(&tiny.recipe, stage, &tiny.layout, &shape, DType::F32).unwrap();
     let program = Program::compile(tape, &CompileOptions::new(target)).unwrap();
     let mut session = executor.load(Arc::new(program)).unwrap();
-    write_batch(&mut *session, batch).unwrap();
-    session
-        .write_f32("hyper", &hyper(stage, [0, 10], 1.0))
-        .unwrap();
+    let inputs = batch_inputs(session.program()).unwrap();
+    inputs.write(&mut *session, batch).unwrap();
+    let scalars = optimizer_scalars(stage, [0, 10], 1.0);
+    scalars.write(&mut *session).unwrap();
     session.run().unwrap();
     let names = session.program().output_names().map(str::to_owned);
     let names: Vec<String> = names

@@ -384,7 +384,7 @@ fn whatever_a_power_cut_leaves_the_newest_saved_checkpoint_is_there_and_whole() 
             for path in files.keys() {
                 if path.extension().is_some_and(|e| e == "safetensors") {
                     let path = left.path().join(path.strip_prefix(folder.path()).unwrap());
-                    load(&path, &layout, &[], &mut |_, _| Ok(()))
+                    load(&path, &layout, None, &mut |_, _| Ok(()))
                         .unwrap_or_else(|e| panic!("{place}: {e}"));
                 }
             }

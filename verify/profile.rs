@@ -33,9 +33,9 @@ fn a_profile_holds_every_op_of_the_step_once_and_its_times_add_up() {
         None,
     );
     let program = program.unwrap();
-    assert_eq!(events.len(), program.steps().len());
+    assert_eq!(events.len(), program.ops().len());
     let (mut at, mut flops) = (0.0, 0.0);
-    for (event, step) in events.iter().zip(program.steps()) {
+    for (event, step) in events.iter().zip(program.ops()) {
         assert_eq!(event["name"], step.instruction.op.name());
         assert_eq!(event["args"]["scope"], *step.instruction.scope);
         let start = event["ts"].as_f64().unwrap();

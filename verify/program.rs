@@ -1,6 +1,8 @@
 //! What a compiled training step promises beyond the results of its ops: memory that is planned, shared and never
 //! allocated while it runs, and the same bits whatever the plan, the budget and the threads.
 
+mod fusing;
+mod inputs;
 mod training;
 
 use keel::model::{ContrastivePair, declare};
@@ -107,7 +109,7 @@ fn a_memory_budget_is_kept_and_never_changes_a_bit_of_a_step() {
         };
         let whole = tiny.compile(stage, &keeping).expect("a step compiles");
         let most = whole.arena_bytes() as u64;
-        let steps = whole.steps().len();
+        let steps = whole.ops().len();
         let plain = tiny.train_with(stage, whole, Target::Cpu { threads: 2 });
         let mut tried: Vec<u64> = Vec::new();
         for percent in [90, 80, 70, 60, 50, 40, 30] {
@@ -127,7 +129,7 @@ fn a_memory_budget_is_kept_and_never_changes_a_bit_of_a_step() {
                 program.arena_bytes()
             );
             assert!(
-                program.steps().len() > steps,
+                program.ops().len() > steps,
                 "{}: nothing is computed again",
                 stage.name
             );
@@ -178,7 +180,7 @@ fn spare_work_buys_memory_and_never_changes_a_bit_of_a_step() {
                 "{}: nothing is saved",
                 stage.name
             );
-            assert!(spending.steps().len() > keeping.steps().len());
+            assert!(spending.ops().len() > keeping.ops().len());
         }
         assert!(spending.lower_bound() <= keeping.lower_bound());
         let target = Target::Cpu { threads: 2 };
@@ -316,7 +318,7 @@ fn frozen_modules_get_no_gradients_and_record_no_work_for_them() {
         for module in ["vision", "connector", "language", "text"] {
             let is_frozen = !stage.trains(&format!("{module}.x"));
             // Only a product for a weight's gradient reads no weight and makes one's shape; its place tells it.
-            let work = program.steps().iter().filter(|step| {
+            let work = program.ops().iter().filter(|step| {
                 let instruction = &step.instruction;
                 let is_here = instruction.scope.split('.').next() == Some(module);
                 let op = instruction.op.name();
@@ -337,7 +339,7 @@ fn frozen_modules_get_no_gradients_and_record_no_work_for_them() {
         }
         // Nothing before the vision tower is trained, so a frozen one is not walked backwards at all.
         if !stage.trains("vision.x") {
-            let walked = program.steps().iter().any(|step| {
+            let walked = program.ops().iter().any(|step| {
                 step.instruction.is_backward && step.instruction.scope.starts_with("vision")
             });
             assert!(
@@ -430,7 +432,7 @@ fn loading_a_step_allocates_what_the_plan_says() {
         let (gradients, moments) = (report.gradients as usize, report.moments as usize);
         // What the executor notes of each op: two lists of types and their headers.
         let noted: usize = program
-            .steps()
+            .ops()
             .iter()
             .map(|step| {
                 let arguments = step.instruction.inputs.len() + step.instruction.outputs.len();
@@ -455,8 +457,9 @@ fn loading_a_step_allocates_what_the_plan_says() {
         );
         let bytes = |arena| size_of_val(session.read_arena(arena).unwrap().as_slice());
         assert_eq!(bytes(Arena::Gradients), gradients);
+        let state = program.optimizer_state().iter();
         assert_eq!(
-            bytes(Arena::FirstMoments) + bytes(Arena::SecondMoments),
+            state.map(|state| bytes(state.arena)).sum::<usize>(),
             moments
         );
         assert_eq!(gradients * 2, moments);

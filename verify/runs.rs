@@ -426,13 +426,13 @@ fn a_damaged_checkpoint_is_refused_wherever_the_damage_is() {
     let path = checkpoint(whole_run(), "3-warm-up");
     let recipe = Recipe::load("tiny", &[]).unwrap();
     let layout = declare(&recipe.model, recipe.contrastive_loss.into()).unwrap();
-    load(&path, &layout, &[], &mut |_, _| Ok(())).unwrap();
+    load(&path, &layout, None, &mut |_, _| Ok(())).unwrap();
     let bytes = fs::read(&path).unwrap();
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let folder = tempfile::tempdir().unwrap();
     let bad = folder.path().join("bad.safetensors");
     let refused = |what: String| {
-        let problem = load(&bad, &layout, &[], &mut |_, _| Ok(()))
+        let problem = load(&bad, &layout, None, &mut |_, _| Ok(()))
             .expect_err(&what)
             .to_string();
         assert!(problem.contains("bad.safetensors: "), "{what}: {problem}");
@@ -528,7 +528,7 @@ fn a_loss_that_is_not_finite_costs_no_parameter_and_ends_the_run_after_five_step
     let path = checkpoint(&run, "1-warm-up");
     let executor = CpuExecutor::new(layout.elements(), 1).unwrap();
     let sink = &mut |offset, values: &[f32]| executor.write_parameters(offset, values);
-    let loaded = load(&path, &layout, &[], sink).unwrap();
+    let loaded = load(&path, &layout, None, sink).unwrap();
     let norm = layout
         .entries()
         .iter()

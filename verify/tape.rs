@@ -6,7 +6,7 @@ use std::sync::Arc;
 use keel::error::Result;
 use keel::executor::{Executor, ReferenceExecutor};
 use keel::ops;
-use keel::program::{CompileOptions, Program};
+use keel::program::{CompileOptions, PlannedOp, Program};
 use keel::tape::{
     Add, Backward, Cost, CpuArgs, Init, Op, ParameterLayout, ParameterSpec, ReferenceArgs, Tape,
     Target, Value,
@@ -106,7 +106,7 @@ fn types() -> [(&'static str, TensorType); 4] {
     ]
 }
 
-/// All gradients of a graph in f64, and the sums that its backward part records.
+/// All gradients of a graph in f64, and the sums that are left of its backward part.
 fn differentiate(seed: u64, is_walled: bool) -> (Vec<Vec<f64>>, usize) {
     let mut random = Random::new(!seed);
     let mut tape = Tape::new(Arc::new(ParameterLayout::default()), |_| false);
@@ -119,13 +119,10 @@ fn differentiate(seed: u64, is_walled: bool) -> (Vec<Vec<f64>>, usize) {
     let cotangent = tape.input("cotangent", ty);
     tape.backward_from(&[(result, cotangent)])
         .expect("inputs ask for gradients");
-    let sums = tape
-        .instructions()
-        .iter()
-        .filter(|instruction| instruction.is_backward && instruction.op.name() == "add")
-        .count();
     let program = Program::compile(tape, &CompileOptions::new(Target::Reference))
         .expect("a small graph compiles");
+    let is_sum = |op: &&PlannedOp| op.instruction.is_backward && op.instruction.op.name() == "add";
+    let sums = program.ops().iter().filter(is_sum).count();
     let mut session = ReferenceExecutor::new(0)
         .load(Arc::new(program))
         .expect("a small graph fits");

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use keel::executor::simt::Options;
 use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, SimtExecutor};
-use keel::model::{CLASS_TOKEN, embed_tokens, language_head, language_trunk, vision_tower};
+use keel::model::{ModelInput, embed_tokens, language_head, language_trunk, vision_tower};
 use keel::ops;
 use keel::program::{CompileOptions, Program};
 use keel::tape::{ParameterLayout, Tape, Target, Value};
@@ -130,8 +130,9 @@ fn run(
             .write_i32("tokens", golden.integers("input.tokens"))
             .expect("the golden's input fits");
     }
-    if session.program().input(CLASS_TOKEN).is_ok() {
-        session.write_i32(CLASS_TOKEN, &[0]).expect("one picture");
+    let class_token = ModelInput::ClassToken.name();
+    if session.program().input(class_token).is_ok() {
+        session.write_i32(class_token, &[0]).expect("one picture");
     }
     session.run().expect("the model runs");
     let program = session.program();

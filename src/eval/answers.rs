@@ -2,15 +2,15 @@
 //! is held to.
 
 use super::place::{Place, load_forward};
-use crate::feed::write_batch;
 use keel_base::error::Result;
 use keel_data::batch::{Batch, IGNORED};
 use keel_engine::executor::Session;
-use keel_model::{StepShape, record_vision_language};
+use keel_model::{BatchInputs, ModelInput, StepShape, record_vision_language};
 
 /// A loaded program that predicts the next token everywhere.
 pub struct Answerer {
     session: Box<dyn Session>,
+    inputs: BatchInputs,
     shape: StepShape,
     pad: i32,
     end: i32,
@@ -41,6 +41,7 @@ impl Answerer {
             record_vision_language(tape, place.config, &shape, true, true)
         })?;
         Ok(Answerer {
+            inputs: BatchInputs::of(session.program(), &[])?,
             session,
             shape,
             pad: place.words.pad(),
@@ -53,7 +54,7 @@ impl Answerer {
     /// # Errors
     /// Whatever the session reports.
     pub fn check(&mut self, batch: &Batch) -> Result<(Vec<bool>, f64)> {
-        write_batch(self.session.as_mut(), batch)?;
+        self.inputs.write(self.session.as_mut(), batch)?;
         self.session.run()?;
         let next = self.session.read_f64("next")?;
         let loss = self.session.read_f64("loss.next_token")?[0];
@@ -71,14 +72,16 @@ impl Answerer {
     pub fn generate_uncached(&mut self, images: &[f32], prompt: &[i32]) -> Result<Vec<i32>> {
         let mut tokens = vec![self.pad; self.shape.tokens];
         tokens[..prompt.len()].copy_from_slice(prompt);
-        self.session.write_f32("images", images)?;
+        self.session.write_f32(ModelInput::Images.name(), images)?;
+        self.session.write_i32(
+            ModelInput::Targets.name(),
+            &vec![IGNORED; self.shape.tokens],
+        )?;
         self.session
-            .write_i32("targets", &vec![IGNORED; self.shape.tokens])?;
-        self.session
-            .write_f32("weights", &vec![0.0; self.shape.tokens])?;
+            .write_f32(ModelInput::Weights.name(), &vec![0.0; self.shape.tokens])?;
         let mut answer = Vec::new();
         for position in prompt.len()..self.shape.tokens {
-            self.session.write_i32("tokens", &tokens)?;
+            self.session.write_i32(ModelInput::Tokens.name(), &tokens)?;
             self.session.run()?;
             let next = self.session.read_f64("next")?[position - 1] as i32;
             if next == self.end {

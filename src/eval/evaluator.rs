@@ -12,7 +12,6 @@ use super::measure::SetName;
 use super::place::{self, BATCH, Place, step_shape, text_embeddings};
 use super::retrieval::{classify, normalise_rows, recall};
 use super::{Evaluation, QuestionEvaluation, SetEvaluation};
-use crate::feed::write_batch;
 use keel_base::error::Result;
 use keel_data::batch::BatchShape;
 use keel_data::embedded::Artist;
@@ -23,7 +22,7 @@ use keel_data::eval_sets::{
 use keel_data::library::{Library, Split};
 use keel_data::task::{QuestionKind, Sample};
 use keel_engine::executor::Session;
-use keel_model::ContrastivePair;
+use keel_model::{BatchInputs, ContrastivePair};
 
 /// Visual tokens that the distances are taken over, at most.
 const DISTANCE_TOKENS: usize = 1024;
@@ -190,7 +189,7 @@ impl<'a> Evaluator<'a> {
         let shape = self.batch_shape(settings);
         let samples = captioned(&self.library, Artist::Noto, Split::HeldOut, BATCH);
         let (batch, count) = batch_of(&self.library, &samples, 0, &shape, self.place.words)?;
-        write_batch(images, &batch)?;
+        BatchInputs::of(images.program(), &[])?.write(images, &batch)?;
         images.run()?;
         let width = self.place.config.language.width;
         let mut tokens = images.read_f32("image.tokens")?;

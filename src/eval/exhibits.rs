@@ -17,7 +17,7 @@ use keel_data::eval_sets::{ZeroShot, batch_of, captioned};
 use keel_data::library::{Library, Split};
 use keel_data::task::Sample;
 use keel_engine::tensor::TensorType;
-use keel_model::vision_tower;
+use keel_model::{ModelInput, vision_tower};
 
 /// Pictures of each kind of example.
 const EXAMPLES: usize = 4;
@@ -313,13 +313,16 @@ pub(super) fn attention(
     let attended = format!("vision.blocks.{}.attended", config.depth - 1);
     let side = config.image_size;
     let mut session = load_forward(place, vec![attended.clone()], |tape| {
-        let images = tape.input("images", TensorType::f32([samples.len(), 3, side, side]));
+        let images = tape.input(
+            ModelInput::Images,
+            TensorType::f32([samples.len(), 3, side, side]),
+        );
         let features = vision_tower(tape, config, images)?;
         tape.output(features, "tower");
         Ok(())
     })?;
     let (batch, _) = batch_of(library, &samples, 0, &shape, place.words)?;
-    session.write_f32("images", &batch.images)?;
+    session.write_f32(ModelInput::Images.name(), &batch.images)?;
     session.run()?;
     let (qkv, mut tower) = (session.read_f32(&attended)?, session.read_f32("tower")?);
     normalise_rows(&mut tower, config.width);

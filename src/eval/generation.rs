@@ -6,7 +6,9 @@ use keel_base::random::{Purpose, Stream};
 use keel_data::tiles::mark_places;
 use keel_engine::executor::Session;
 use keel_engine::tape::Arena;
-use keel_model::{NextToken, StepShape, cached_rows, place, record_next_token, record_prompt};
+use keel_model::{
+    ModelInput, NextToken, StepShape, cached_rows, place, record_next_token, record_prompt,
+};
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -157,12 +159,15 @@ impl Generator {
         let mut places: Vec<usize> = (0..batch)
             .map(|row| prompts[of_row(row)].len() - 1)
             .collect();
-        self.prompt.write_f32("images", &pictures)?;
-        self.prompt.write_i32("tokens", &ids)?;
+        self.prompt
+            .write_f32(ModelInput::Images.name(), &pictures)?;
+        self.prompt.write_i32(ModelInput::Tokens.name(), &ids)?;
         if self.shape.tiles > 0 {
-            self.prompt.write_i32("places", &marks)?;
+            self.prompt
+                .write_i32(ModelInput::TokenTypes.name(), &marks)?;
         }
-        self.prompt.write_i32("index", &as_i32(&places))?;
+        self.prompt
+            .write_i32(ModelInput::Index.name(), &as_i32(&places))?;
         self.prompt.run()?;
         let mut cache = Vec::new();
         for layer in 0..self.layers {
@@ -192,10 +197,12 @@ impl Generator {
                 *place = (*place + 1).min(tokens - 1);
                 slots[row * tokens + *place] = 1;
             }
-            self.step.write_i32("token", &next)?;
-            self.step.write_i32("slots", &slots)?;
-            self.step.write_i32("position", &as_i32(&places))?;
-            self.step.write_i32("index", &as_i32(&places))?;
+            self.step.write_i32(ModelInput::Token.name(), &next)?;
+            self.step.write_i32(ModelInput::Slots.name(), &slots)?;
+            self.step
+                .write_i32(ModelInput::Position.name(), &as_i32(&places))?;
+            self.step
+                .write_i32(ModelInput::Index.name(), &as_i32(&places))?;
             self.step.run()?;
             next = choose(self.step.as_ref(), &self.sampling, &mut draws)?;
         }

@@ -11,7 +11,6 @@ mod distances;
 mod drift;
 mod evaluator;
 mod exhibits;
-pub mod feed;
 mod generation;
 mod linear_map;
 mod linear_probe;

@@ -5,7 +5,6 @@
 
 use super::linear_map::LinearMap;
 use super::place::{BATCH, Place, load_forward, step_shape};
-use crate::feed::write_batch;
 use keel_base::error::Result;
 use keel_data::batch::{BatchShape, TextBatch};
 use keel_data::chat::ChatTokenizer;
@@ -14,7 +13,7 @@ use keel_data::eval_sets::{batch_of, batches, captioned};
 use keel_data::library::{Library, Split};
 use keel_data::task::Sample;
 use keel_engine::executor::Session;
-use keel_model::{ContrastivePair, record_contrastive_features};
+use keel_model::{BatchInputs, ContrastivePair, ModelInput, record_contrastive_features, unfed};
 
 /// Training pictures that the map is fitted on for each picture of a set.
 const FITTED: usize = 16;
@@ -182,6 +181,7 @@ fn image_features(
     shape: &BatchShape,
     kind: &str,
 ) -> Result<Vec<f32>> {
+    let inputs = BatchInputs::of(session.program(), &[])?;
     let mut features = Vec::new();
     for index in 0..batches(pictures.samples.len(), shape) {
         let (mut batch, count) = batch_of(pictures.library, pictures.samples, index, shape, words)?;
@@ -193,7 +193,7 @@ fn image_features(
                 shape.pixels.apply(picture);
             }
         }
-        write_batch(session, &batch)?;
+        inputs.write(session, &batch)?;
         session.run()?;
         let values = session.read_f32(&format!("image.{kind}"))?;
         features.extend(&values[..count * (values.len() / BATCH)]);
@@ -209,16 +209,20 @@ fn text_features(
     shape: &BatchShape,
     kind: &str,
 ) -> Result<Vec<f32>> {
+    let inputs = ModelInput::of(session.program(), &[])?;
     let mut features = Vec::new();
     for part in texts.chunks(BATCH) {
         let filled: Vec<String> = part.iter().cycle().take(BATCH).cloned().collect();
         let batch = TextBatch::of(&filled, shape.caption_tokens, words)?;
-        session.write_i32("caption_tokens", &batch.tokens)?;
-        if session.program().input("caption_end").is_ok() {
-            session.write_i32("caption_end", &batch.end)?;
-        }
-        if session.program().input("caption_weights").is_ok() {
-            session.write_f32("caption_weights", &batch.weights)?;
+        for input in &inputs {
+            let name = input.name();
+            match input {
+                ModelInput::CaptionTokens => session.write_i32(name, &batch.tokens)?,
+                // The text tower reads where a caption ends, the language model how much each token counts.
+                ModelInput::CaptionEnd => session.write_i32(name, &batch.end)?,
+                ModelInput::CaptionWeights => session.write_f32(name, &batch.weights)?,
+                _ => return Err(unfed(name)),
+            }
         }
         session.run()?;
         let values = session.read_f32(&format!("text.{kind}"))?;

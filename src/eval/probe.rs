@@ -8,11 +8,13 @@ use rayon::prelude::*;
 use keel_base::error::Result;
 use keel_base::random::Permutation;
 use keel_engine::executor::{Choice, Executor};
-use keel_engine::ops::{self, Activation, Heads, StepSettings, UpdateOptions};
+use keel_engine::ops::{
+    self, Activation, Heads, OptimizerInput, ParameterGroups, StepSettings, UpdateOptions,
+};
 use keel_engine::program::{CompileOptions, Program};
 use keel_engine::tape::{Init, ParameterLayout, Tape, Value};
 use keel_engine::tensor::TensorType;
-use keel_model::{Scope, initialise};
+use keel_model::{ModelInput, Scope, initialise};
 
 /// The form of a trained probe.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -139,14 +141,15 @@ impl TrainedProbe {
         let batch = self.settings.batch;
         let mut tape = self.tape(true);
         let (hidden, head) = record_scores(&mut tape, &self.settings, self.sizes)?;
-        let targets = tape.input("targets", TensorType::i32([batch]));
-        let weights = tape.input("weights", TensorType::f32([batch]));
+        let targets = tape.input(ModelInput::Targets, TensorType::i32([batch]));
+        let weights = tape.input(ModelInput::Weights, TensorType::f32([batch]));
         let loss = ops::linear_cross_entropy(&mut tape, hidden, head, targets, weights)?;
         tape.output(loss, "loss");
         tape.backward(loss)?;
-        ops::record_update(&mut tape, &self.layout, &UpdateOptions::default())?;
+        let groups = ParameterGroups::decaying(self.settings.weight_decay);
+        ops::record_update(&mut tape, &self.layout, &groups, &UpdateOptions::default())?;
         let mut session = self.executor.load(self.compile(tape)?)?;
-        session.write_f32("weights", &vec![1.0; batch])?;
+        session.write_f32(ModelInput::Weights.name(), &vec![1.0; batch])?;
 
         let count = train.labels.len();
         let per_epoch = count.div_ceil(batch);
@@ -160,10 +163,16 @@ impl TrainedProbe {
                     .map(|row| order.at(((index * batch + row) % count) as u64) as usize)
                     .collect();
                 let targets: Vec<i32> = rows.iter().map(|row| train.labels[*row] as i32).collect();
-                session.write_f32("features", &self.rows(train.features, &rows))?;
-                session.write_i32("targets", &targets)?;
+                session.write_f32(
+                    ModelInput::Features.name(),
+                    &self.rows(train.features, &rows),
+                )?;
+                session.write_i32(ModelInput::Targets.name(), &targets)?;
                 let step = (epoch * per_epoch + index) as u64;
-                session.write_f32("hyper", &self.hyper(step, steps))?;
+                let rate = self.learning_rate_at(step, steps);
+                let scalars = self.optimizer_scalars(step);
+                session.write_f32(OptimizerInput::Scalars.name(), &scalars)?;
+                session.write_f32(OptimizerInput::GroupScalars.name(), &groups.scalars(rate))?;
                 session.run()?;
                 sum += session.read_f64("loss")?[0];
             }
@@ -172,18 +181,21 @@ impl TrainedProbe {
         Ok(())
     }
 
-    fn hyper(&self, step: u64, steps: u64) -> [f32; ops::HYPER] {
+    /// Half a cosine from the highest learning rate to zero.
+    fn learning_rate_at(&self, step: u64, steps: u64) -> f64 {
         let part = step as f64 / steps as f64;
         let fall = 0.5 * (1.0 + (std::f64::consts::PI * part).cos());
+        self.settings.learning_rate * fall
+    }
+
+    fn optimizer_scalars(&self, step: u64) -> [f32; ops::OPTIMIZER_SCALARS] {
         let settings = StepSettings {
-            learning_rate: self.settings.learning_rate * fall,
             betas: [0.9, 0.999],
             epsilon: 1e-8,
-            weight_decay: self.settings.weight_decay,
             clip: 1.0,
             gradient_scale: 1.0,
         };
-        settings.hyper(step)
+        settings.scalars(step)
     }
 
     /// The scaled features of these samples.
@@ -218,7 +230,7 @@ impl TrainedProbe {
         let mut classes = Vec::with_capacity(count);
         for from in (0..count).step_by(batch) {
             let rows: Vec<usize> = (from..from + batch).map(|row| row.min(count - 1)).collect();
-            session.write_f32("features", &self.rows(features, &rows))?;
+            session.write_f32(ModelInput::Features.name(), &self.rows(features, &rows))?;
             session.run()?;
             let found = session.read_f64("class")?;
             let here = (count - from).min(batch);
@@ -241,7 +253,10 @@ fn record_scores(
     } = sizes;
     let scope = Scope::module("probe");
     let batch = settings.batch;
-    let input = tape.input("features", TensorType::f32([batch, tokens, width]));
+    let input = tape.input(
+        ModelInput::Features,
+        TensorType::f32([batch, tokens, width]),
+    );
     let x = ops::cast(tape, input, tape.precision())?;
     let (hidden, columns) = match settings.form {
         ProbeForm::TwoLayer { hidden } => {

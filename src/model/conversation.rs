@@ -1,6 +1,7 @@
 //! A conversation with pictures: image tokens in the places that the text keeps for them, then the language model.
 
 use super::ModelConfig;
+use super::inputs::ModelInput;
 use super::language::{embed_tokens, language_trunk};
 use super::vlm_losses::StepShape;
 use keel_base::error::Result;
@@ -50,13 +51,13 @@ pub(super) fn record_conversation(
     image_tokens: Option<Value>,
 ) -> Result<Value> {
     let sizes = [shape.rows(), shape.tokens];
-    let tokens = tape.input("tokens", TensorType::i32(sizes));
+    let tokens = tape.input(ModelInput::Tokens, TensorType::i32(sizes));
     let mut x = embed_tokens(tape, &config.language, tokens)?;
     if let Some(mut wholes) = image_tokens {
         let (mut places, mut whole) = (tokens, shape.image_id);
         if shape.tiles > 0 {
             (places, whole) = (
-                tape.input("places", TensorType::i32(sizes)),
+                tape.input(ModelInput::TokenTypes, TensorType::i32(sizes)),
                 keel_data::tiles::place::WHOLE,
             );
             // The pictures behind the tiles find no place there.
@@ -71,8 +72,8 @@ pub(super) fn record_conversation(
     if shape.pack == 1 {
         return language_trunk(tape, &config.language, x, None, "language");
     }
-    let segments = tape.input("segments", TensorType::i32(sizes));
-    let positions = tape.input("positions", TensorType::i32(sizes));
+    let segments = tape.input(ModelInput::Segments, TensorType::i32(sizes));
+    let positions = tape.input(ModelInput::Positions, TensorType::i32(sizes));
     let packed = Some((segments, positions));
     language_trunk(tape, &config.language, x, packed, "language")
 }

@@ -3,7 +3,7 @@
 //! Split in three so that image tokens can be spliced in between: embed, trunk, head.
 
 use super::block::{NextPlace, block, cached_block, norm};
-use super::{LanguageConfig, Scope};
+use super::{LanguageConfig, ModelInput, Scope};
 use keel_base::error::Result;
 use keel_engine::ops::{self, Mask, Positions};
 use keel_engine::tape::{Init, Tape, Value};
@@ -89,9 +89,9 @@ pub fn language_step(
     let batch = tape.shape(x).dims()[0];
     let place = NextPlace {
         tokens,
-        slots: tape.input("slots", TensorType::i32([batch, tokens])),
-        position: tape.input("position", TensorType::i32([batch, 1])),
-        index: tape.input("index", TensorType::i32([batch])),
+        slots: tape.input(ModelInput::Slots, TensorType::i32([batch, tokens])),
+        position: tape.input(ModelInput::Position, TensorType::i32([batch, 1])),
+        index: tape.input(ModelInput::Index, TensorType::i32([batch])),
     };
     let settings = config.block();
     let mut x = x;

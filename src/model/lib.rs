@@ -4,11 +4,13 @@
 //! steps, evaluation programs and the declaration that parameters are counted from.
 #![deny(unsafe_code)]
 
+mod batch_inputs;
 mod block;
 mod config;
 mod connector;
 mod conversation;
 mod init;
+mod inputs;
 mod language;
 mod presets;
 mod scope;
@@ -17,12 +19,14 @@ mod vision;
 mod vision_head;
 mod vlm_losses;
 
+pub use batch_inputs::BatchInputs;
 pub use block::{BlockConfig, MlpKind, NormKind};
 pub use config::{
     Alignment, ConnectorConfig, LanguageConfig, ModelConfig, TextConfig, VisionConfig,
 };
 pub use connector::connector;
 pub use init::{declare, initialise, initialise_one};
+pub use inputs::{ModelInput, unfed};
 pub use keel_data::tiles::place;
 pub use language::{
     LanguageHead, cached_rows, embed_tokens, language_head, language_step, language_trunk,
@@ -31,7 +35,7 @@ pub use presets::{LANGUAGE_PRESETS, VISION_PRESETS, language_preset, vision_pres
 pub use scope::Scope;
 pub use text::text_tower;
 pub use vision::vision_tower;
-pub use vision_head::{CLASS_TOKEN, VisionHead, vision_head};
+pub use vision_head::{VisionHead, vision_head};
 pub use vlm_losses::{
     ContrastivePair, NextToken, Objectives, StepShape, record_contrastive_features,
     record_next_token, record_objectives, record_prompt, record_vision_language,

@@ -7,7 +7,7 @@
 //! query; SigLIP (Zhai et al. 2023), the attention pooling of Zhai et al. 2022.
 
 use super::block::{BlockConfig, feed_forward, projection};
-use super::{NormKind, Scope, VisionConfig};
+use super::{ModelInput, NormKind, Scope, VisionConfig};
 use keel_base::error::Result;
 use keel_engine::ops;
 use keel_engine::tape::{Init, Tape, Value};
@@ -23,9 +23,6 @@ pub enum VisionHead {
     /// p = attend(Wq·probe + b, keys, values) projected; y = p + mlp(norm(p)).
     Probe,
 }
-
-/// The input of programs that pool by the class token: its place, i32 `[B]` of zeros.
-pub const CLASS_TOKEN: &str = "class_token";
 
 /// Records the pooled output [B, C] of `features` [B, T, C], the tower's output with its class token.
 ///
@@ -53,7 +50,7 @@ pub fn vision_head(
     };
     tape.scoped(scope.path(), |tape| match head {
         VisionHead::ClassToken => {
-            let place = tape.input(CLASS_TOKEN, TensorType::i32([batch]));
+            let place = tape.input(ModelInput::ClassToken, TensorType::i32([batch]));
             ops::select_token(tape, features, place)
         }
         VisionHead::Query => {

@@ -2,6 +2,7 @@
 
 use super::connector::connector;
 use super::conversation::{record_conversation, whole_pictures};
+use super::inputs::ModelInput;
 use super::language::{embed_tokens, language_head, language_step, language_trunk};
 use super::text::text_tower;
 use super::vision::{patch_tokens, vision_tower};
@@ -78,10 +79,7 @@ struct Pooled {
 
 /// Records the losses of one batch and returns their weighted sum `[1]`.
 ///
-/// Inputs by need: `images` f32 [N + B, 3, S, S], tiles first; where there are any, `places` i32 [R, T]; `tokens`, `targets`
-/// i32 [R, T], `weights` f32 [R, T] in R = B / pack sequences; where samples share them, `segments` and `positions` i32 [R, T]
-/// too; `caption_tokens` i32 [B, Tc], `caption_end` i32 `[B]`, `caption_weights` f32 [B, Tc]; where samples may lack a picture,
-/// `pairs` i32 `[1]`: how many have one, the first of the batch. Outputs: `loss`, `loss.next_token`, `loss.contrastive`.
+/// Inputs: those of [`ModelInput`] that the objectives need. Outputs: `loss`, `loss.next_token`, `loss.contrastive`.
 ///
 /// # Errors
 /// [`Error::Setting`] when both weights are zero or a tower that the objectives need is missing.
@@ -107,8 +105,14 @@ pub fn record_objectives(
         let spliced = image_tokens.filter(|_| objectives.splices_images);
         let hidden = record_conversation(tape, config, shape, spliced)?;
         let head = language_head(tape, &config.language)?;
-        let targets = tape.input("targets", TensorType::i32([shape.rows(), shape.tokens]));
-        let weights = tape.input("weights", TensorType::f32([shape.rows(), shape.tokens]));
+        let targets = tape.input(
+            ModelInput::Targets,
+            TensorType::i32([shape.rows(), shape.tokens]),
+        );
+        let weights = tape.input(
+            ModelInput::Weights,
+            TensorType::f32([shape.rows(), shape.tokens]),
+        );
         let loss = tape.scoped("language.head", |tape| {
             ops::linear_cross_entropy(tape, hidden, head.weight, targets, weights)
         })?;
@@ -150,7 +154,10 @@ pub fn record_objectives(
 fn record_features(tape: &mut Tape, config: &ModelConfig, shape: &StepShape) -> Result<Value> {
     let side = config.vision.image_size;
     let pictures = shape.tiles + shape.batch;
-    let images = tape.input("images", TensorType::f32([pictures, 3, side, side]));
+    let images = tape.input(
+        ModelInput::Images,
+        TensorType::f32([pictures, 3, side, side]),
+    );
     vision_tower(tape, &config.vision, images)
 }
 
@@ -161,7 +168,7 @@ fn pool_image(tape: &mut Tape, config: &ModelConfig, features: Value) -> Result<
 
 fn caption_inputs(tape: &mut Tape, shape: &StepShape) -> Value {
     tape.input(
-        "caption_tokens",
+        ModelInput::CaptionTokens,
         TensorType::i32([shape.batch, shape.caption_tokens]),
     )
 }
@@ -188,7 +195,7 @@ fn pool_text_tower(tape: &mut Tape, config: &ModelConfig, shape: &StepShape) -> 
         )
     })?;
     let tokens = caption_inputs(tape, shape);
-    let ends = tape.input("caption_end", TensorType::i32([shape.batch]));
+    let ends = tape.input(ModelInput::CaptionEnd, TensorType::i32([shape.batch]));
     text_tower(tape, text, tokens, ends)
 }
 
@@ -227,7 +234,7 @@ fn pool_direction(tape: &mut Tape, tokens: Value, weights: Option<Value>) -> Res
 fn weighted_caption(tape: &mut Tape, shape: &StepShape) -> (Value, Value) {
     let tokens = caption_inputs(tape, shape);
     let sizes = [shape.batch, shape.caption_tokens];
-    let weights = tape.input("caption_weights", TensorType::f32(sizes));
+    let weights = tape.input(ModelInput::CaptionWeights, TensorType::f32(sizes));
     (tokens, weights)
 }
 
@@ -290,7 +297,7 @@ fn record_contrastive(
         let count = TensorType::i32([1]);
         let pairs = objectives
             .holds_text_alone
-            .then(|| tape.input("pairs", count));
+            .then(|| tape.input(ModelInput::Pairs, count));
         let features = [image, text, log_scale];
         ops::contrastive_loss(tape, features, bias, pairs, objectives.kind)
     })
@@ -374,8 +381,14 @@ pub fn record_vision_language(
     let next = ops::linear_argmax(tape, hidden, head.weight)?;
     tape.output(next, "next");
     if with_targets {
-        let targets = tape.input("targets", TensorType::i32([shape.batch, shape.tokens]));
-        let weights = tape.input("weights", TensorType::f32([shape.batch, shape.tokens]));
+        let targets = tape.input(
+            ModelInput::Targets,
+            TensorType::i32([shape.batch, shape.tokens]),
+        );
+        let weights = tape.input(
+            ModelInput::Weights,
+            TensorType::f32([shape.batch, shape.tokens]),
+        );
         let loss = ops::linear_cross_entropy(tape, hidden, head.weight, targets, weights)?;
         tape.output(loss, "loss.next_token");
     }
@@ -426,7 +439,7 @@ pub fn record_prompt(
     let features = record_features(tape, config, shape)?;
     let image_tokens = connector(tape, config, features)?;
     let hidden = record_conversation(tape, config, shape, Some(image_tokens))?;
-    let index = tape.input("index", TensorType::i32([shape.batch]));
+    let index = tape.input(ModelInput::Index, TensorType::i32([shape.batch]));
     let last = ops::select_token(tape, hidden, index)?;
     record_next(tape, config, last, next)
 }
@@ -442,7 +455,7 @@ pub fn record_next_token(
     shape: &StepShape,
     next: NextToken,
 ) -> Result<()> {
-    let token = tape.input("token", TensorType::i32([shape.batch, 1]));
+    let token = tape.input(ModelInput::Token, TensorType::i32([shape.batch, 1]));
     let x = embed_tokens(tape, &config.language, token)?;
     let hidden = language_step(tape, &config.language, x, shape.tokens)?;
     let hidden = tape.reshape(hidden, [shape.batch, config.language.width])?;

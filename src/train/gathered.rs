@@ -15,9 +15,10 @@ use keel_engine::executor::Session;
 
 /// The weight Wₘ of a micro-batch; 1 where the batch is not divided, or predicts no tokens.
 pub(super) fn weight(stage: &Stage, batch: &Batch) -> f32 {
-    match stage.micro_batches() > 1 && stage.next_token_weight > 0.0 {
-        true => batch.weights.iter().map(|w| f64::from(*w)).sum::<f64>() as f32,
-        false => 1.0,
+    if stage.micro_batches() > 1 && stage.next_token_weight > 0.0 {
+        batch.weights.iter().map(|w| f64::from(*w)).sum::<f64>() as f32
+    } else {
+        1.0
     }
 }
 
@@ -44,9 +45,10 @@ impl Gathered {
 
     /// 1 / Σ Wₘ; 1 where nothing has weight, and with it no gradient.
     pub fn gradient_scale(&self) -> f64 {
-        match self.weight > 0.0 {
-            true => 1.0 / self.weight,
-            false => 1.0,
+        if self.weight > 0.0 {
+            1.0 / self.weight
+        } else {
+            1.0
         }
     }
 

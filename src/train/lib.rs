@@ -45,5 +45,8 @@ pub use run::{
     InitialWeights, RunFolder, Signals, StepAverages, Stop, TrainOptions, newest_checkpoint,
     recipe_of, stage_checkpoints,
 };
-pub use step_program::{compile_step, hyper, record_step, step_shape, whole_step_flops};
+pub use step_program::{
+    OptimizerScalars, batch_inputs, compile_step, optimizer_scalars, parameter_groups, record_step,
+    step_shape, whole_step_flops,
+};
 pub use trainer::Trainer;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use super::recipe::{Recipe, Stage};
 use keel_base::error::Result;
 use keel_data::tokenizer::IMAGE;
-use keel_engine::ops::{self, StepSettings, UpdateOptions};
-use keel_engine::program::{CompileOptions, Program, Step};
+use keel_engine::executor::Session;
+use keel_engine::ops::{self, OptimizerInput, ParameterGroups, StepSettings, UpdateOptions};
+use keel_engine::program::{CompileOptions, PlannedOp, Program};
 use keel_engine::tape::{Machine, ParameterLayout, Tape};
 use keel_engine::tensor::{DType, TensorType};
-use keel_model::{StepShape, record_objectives};
+use keel_model::{BatchInputs, ModelInput, StepShape, record_objectives};
 
 /// Largest log of the contrastive scale: e^this is 100 (Radford et al. 2021, §2.5).
 const MOST_LOG_SCALE: f32 = 4.605_170_2;
@@ -28,7 +29,7 @@ pub fn step_shape(stage: &Stage, batch: Option<usize>) -> StepShape {
 }
 
 /// Records a whole training step of a stage. Where the stage gathers the gradients of several micro-batches, the loss is
-/// weighted by the input `share` f32 `[1]`.
+/// weighted by [`ModelInput::LossWeight`].
 ///
 /// # Errors
 /// Whatever recording reports.
@@ -48,18 +49,18 @@ pub fn record_step(
     }
     let objectives = stage.objectives(recipe.contrastive_loss.into());
     let loss = record_objectives(&mut tape, &recipe.model, &objectives, shape)?;
-    match is_divided {
-        true => {
-            let share = tape.input("share", TensorType::f32([1]));
-            tape.backward_from(&[(loss, share)])?;
-        }
-        false => tape.backward(loss)?,
+    if is_divided {
+        let weight = tape.input(ModelInput::LossWeight, TensorType::f32([1]));
+        tape.backward_from(&[(loss, weight)])?;
+    } else {
+        tape.backward(loss)?;
     }
     let clamps =
         ["contrastive.log_scale", "align.log_scale"].map(|name| (name, 0.0, MOST_LOG_SCALE));
     ops::record_update(
         &mut tape,
         layout,
+        &parameter_groups(stage),
         &UpdateOptions {
             clamps: clamps.to_vec(),
             random_rounding: recipe.stochastic_rounding.then_some(recipe.seed),
@@ -93,25 +94,71 @@ pub fn compile_step(
 
 /// Floating-point operations of a whole step: every micro-batch, and one update.
 pub fn whole_step_flops(program: &Program, stage: &Stage) -> f64 {
-    let (gradients, update) = program.steps().split_at(program.gradient_steps());
-    let flops = |steps: &[Step]| {
-        steps
-            .iter()
-            .map(|s| program.step_cost(s).flops)
-            .sum::<f64>()
-    };
+    let (gradients, update) = program.ops().split_at(program.gradient_ops());
+    let flops = |ops: &[PlannedOp]| ops.iter().map(|op| program.op_cost(op).flops).sum::<f64>();
     stage.micro_batches() as f64 * flops(gradients) + flops(update)
 }
 
-/// The numbers of the input `hyper` for the optimiser step `step` (from 0), with the scale of what was gathered.
-pub fn hyper(stage: &Stage, [step, steps]: [u64; 2], gradient_scale: f64) -> [f32; ops::HYPER] {
+/// How a stage's parameters are updated: matrices decay, vectors and tables of positions do not, and all have one rate.
+pub fn parameter_groups(stage: &Stage) -> ParameterGroups {
+    ParameterGroups::decaying(stage.weight_decay)
+}
+
+/// What one optimiser step is told by its host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OptimizerScalars {
+    /// For [`OptimizerInput::Scalars`].
+    pub shared: [f32; ops::OPTIMIZER_SCALARS],
+    /// For [`OptimizerInput::GroupScalars`].
+    pub groups: Vec<f32>,
+}
+
+impl OptimizerScalars {
+    /// What one of the inputs takes.
+    pub fn of(&self, input: OptimizerInput) -> &[f32] {
+        match input {
+            OptimizerInput::Scalars => &self.shared,
+            OptimizerInput::GroupScalars => &self.groups,
+        }
+    }
+
+    /// Writes both inputs.
+    ///
+    /// # Errors
+    /// Whatever the session reports.
+    pub fn write(&self, session: &mut dyn Session) -> Result<()> {
+        for input in OptimizerInput::ALL {
+            session.write_f32(input.name(), self.of(input))?;
+        }
+        Ok(())
+    }
+}
+
+/// What the optimiser is told in step `step` of `steps` (from 0), with the scale of what was gathered.
+pub fn optimizer_scalars(
+    stage: &Stage,
+    [step, steps]: [u64; 2],
+    gradient_scale: f64,
+) -> OptimizerScalars {
     let settings = StepSettings {
-        learning_rate: stage.learning_rate_at(step, steps),
         betas: stage.betas,
         epsilon: stage.epsilon,
-        weight_decay: stage.weight_decay,
         clip: stage.max_grad_norm,
         gradient_scale,
     };
-    settings.hyper(step)
+    let rate = stage.learning_rate_at(step, steps);
+    OptimizerScalars {
+        shared: settings.scalars(step),
+        groups: parameter_groups(stage).scalars(rate),
+    }
+}
+
+/// What the step of a stage reads of a batch. The rest is its loop's to write: the loss's weight and the optimiser's numbers.
+///
+/// # Errors
+/// [`keel_base::error::Error::Setting`] naming an input that nobody would write.
+pub fn batch_inputs(program: &Program) -> Result<BatchInputs> {
+    let mut by_the_loop = vec![ModelInput::LossWeight.name()];
+    by_the_loop.extend(OptimizerInput::ALL.map(OptimizerInput::name));
+    BatchInputs::of(program, &by_the_loop)
 }

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::checkpoint::{Checkpointer, Moments, Position, after_stage, newest_valid, restore};
+use super::checkpoint::{
+    Checkpointer, OptimizerValues, Position, after_stage, newest_valid, restore,
+};
 use super::evaluate::{evaluation_settings, measure_after};
 use super::guard::Guard;
 use super::memory_limit::hold_to_limit;
@@ -45,7 +47,7 @@ pub struct Trainer {
 struct Entry {
     stage: usize,
     step: u64,
-    moments: Option<Moments>,
+    optimizer: Option<OptimizerValues>,
 }
 
 impl Trainer {
@@ -184,10 +186,10 @@ impl Trainer {
             Some((position, path)) => self.go_on_from(&path, position)?,
         };
         let count = self.run.recipe.stages.len();
-        let (mut step, mut moments) = (entry.step, entry.moments);
+        let (mut step, mut optimizer) = (entry.step, entry.optimizer);
         let mut evaluations = Vec::new();
         for index in entry.stage..count {
-            evaluations.extend(self.run_stage(index, step, moments.take())?);
+            evaluations.extend(self.run_stage(index, step, optimizer.take())?);
             if index + 1 < count {
                 let name = &self.run.recipe.stages[index].name;
                 self.run
@@ -214,13 +216,13 @@ impl Trainer {
         Ok(Entry {
             stage,
             step: 0,
-            moments: None,
+            optimizer: None,
         })
     }
 
     /// Takes up a run where its checkpoint `path` left it.
     fn go_on_from(&mut self, path: &Path, position: Position) -> Result<Entry> {
-        let moments = restore(&self.run, path, &position)?;
+        let optimizer = restore(&self.run, path, &position)?;
         let place = match self.run.recipe.stages.get(position.stage) {
             Some(stage) => format!("stage {}, step {}", stage.name, position.step),
             None => "the end: nothing is left to train".to_owned(),
@@ -231,7 +233,7 @@ impl Trainer {
         Ok(Entry {
             stage: position.stage,
             step: position.step,
-            moments,
+            optimizer,
         })
     }
 
@@ -250,7 +252,7 @@ impl Trainer {
         &mut self,
         index: usize,
         first: u64,
-        moments: Option<Moments>,
+        optimizer: Option<OptimizerValues>,
     ) -> Result<Option<Evaluation>> {
         let run = &self.run;
         let stage = &run.recipe.stages[index];
@@ -260,7 +262,7 @@ impl Trainer {
         let frozen = run.frozen_checksums(stage)?;
         let (state, checkpoints) = (&mut self.state, &mut self.checkpoints);
         // The session goes with the loop: its memory is free before the evaluation takes its own.
-        StageLoop::load(run, state, checkpoints, index, moments)?.train(first)?;
+        StageLoop::load(run, state, checkpoints, index, optimizer)?.train(first)?;
         assert_eq!(
             frozen,
             run.frozen_checksums(stage)?,

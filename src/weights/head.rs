@@ -8,7 +8,7 @@ use super::{Folder, SubModel, SubModelConfig};
 use keel_base::error::Result;
 use keel_engine::tape::{ParameterLayout, Tape};
 use keel_engine::tensor::TensorType;
-use keel_model::{VisionHead, vision_head};
+use keel_model::{ModelInput, VisionHead, vision_head};
 
 impl SubModel {
     /// What pools this vision tower's tokens, out of the folder that it was found in; nothing where the family or the folder
@@ -31,7 +31,7 @@ impl SubModel {
         let mut tape = Tape::declaring();
         let tokens = config.patches() + usize::from(config.class_token);
         let features = TensorType::f32([1, tokens, config.width]);
-        let features = tape.input("features", features);
+        let features = tape.input(ModelInput::Features, features);
         vision_head(&mut tape, config, head, features)?;
         let resolver = TensorResolver {
             folder,

@@ -8,7 +8,9 @@
 use std::sync::Arc;
 
 use keel_base::error::Result;
-use keel_engine::ops::{self, Activation, Contrastive, Heads, Mask, Positions, UpdateOptions};
+use keel_engine::ops::{
+    self, Activation, Contrastive, Heads, Mask, ParameterGroups, Positions, UpdateOptions,
+};
 use keel_engine::tape::{Init, ParameterLayout, ParameterSpec, Tape, Value};
 use keel_engine::tensor::{DType, Shape, TensorType};
 
@@ -125,7 +127,8 @@ pub fn record_update(
     let ty = tape.ty(y);
     let cotangent = tape.input("dy", ty);
     tape.backward_from(&[(y, cotangent)])?;
-    ops::record_update(&mut tape, &layout, &UpdateOptions::default())?;
+    let groups = ParameterGroups::decaying(0.0);
+    ops::record_update(&mut tape, &layout, &groups, &UpdateOptions::default())?;
     Ok((tape, layout))
 }
 

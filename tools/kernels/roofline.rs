@@ -6,7 +6,7 @@
 
 use super::{CHIPS, Chip, Direction, Size, examples, record_update, update_shape};
 use keel_base::error::{Error, Result};
-use keel_engine::program::{CompileOptions, Program, Step};
+use keel_engine::program::{CompileOptions, PlannedOp, Program};
 use keel_engine::tape::{Cost, Tape, Target, Value};
 use keel_engine::tensor::DType;
 
@@ -156,22 +156,22 @@ pub fn works(size: Size, precision: DType) -> Result<Vec<Work>> {
 
 /// The work of each op of an example's program; none for what only prepares the update.
 pub(super) fn works_of(recorded: &Recorded, program: &Program) -> Vec<Option<Work>> {
-    let works = program.steps().iter().map(|step| {
-        let is_told = recorded.example != UPDATE || step.instruction.scope.as_ref() == "update";
+    let works = program.ops().iter().map(|op| {
+        let is_told = recorded.example != UPDATE || op.instruction.scope.as_ref() == "update";
         is_told.then(|| Work {
             example: recorded.example,
             shape: recorded.shape.clone(),
             is_product: recorded.is_product,
-            ..work(program, step, recorded.precision)
+            ..work(program, op, recorded.precision)
         })
     });
     works.collect()
 }
 
 /// The work of one op of a program; the caller names the example.
-fn work(program: &Program, step: &Step, precision: DType) -> Work {
+fn work(program: &Program, op: &PlannedOp, precision: DType) -> Work {
     let types = |values: &[Value]| values.iter().map(|v| program.ty(*v)).collect::<Vec<_>>();
-    let instruction = &step.instruction;
+    let instruction = &op.instruction;
     let launches = instruction.op.launches(
         &types(&instruction.inputs),
         &types(&instruction.outputs),
@@ -183,7 +183,7 @@ fn work(program: &Program, step: &Step, precision: DType) -> Work {
         op: instruction.op.name(),
         precision,
         is_product: false,
-        cost: program.step_cost(step),
+        cost: program.op_cost(op),
         kernels: launches.map_or(Vec::new(), |launches| {
             launches
                 .into_iter()

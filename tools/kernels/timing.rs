@@ -10,7 +10,7 @@ use super::roofline::{Recorded, record_all, works_of};
 use super::{Size, Work};
 use keel_base::error::Result;
 use keel_engine::executor::{Choice, Session};
-use keel_engine::ops::StepSettings;
+use keel_engine::ops::{OptimizerInput, ParameterGroups, StepSettings};
 use keel_engine::program::{CompileOptions, Program};
 use keel_engine::tape::Tape;
 use keel_engine::tensor::DType;
@@ -102,7 +102,7 @@ fn run(
     size: Size,
     repeats: usize,
 ) -> Result<Vec<Vec<f64>>> {
-    let steps = program.steps().len();
+    let steps = program.ops().len();
     let executor = choice.open(recorded.elements)?;
     let mut session = executor.load(Arc::new(program))?;
     fill(session.as_mut(), size.vocabulary())?;
@@ -133,16 +133,16 @@ pub fn fill(session: &mut dyn Session, vocabulary: usize) -> Result<()> {
             let id = |index| (scattered(index) % vocabulary) as i32;
             let values: Vec<i32> = (0..ty.numel()).map(id).collect();
             session.write_i32(&name, &values)?;
-        } else if name == "hyper" {
+        } else if name == OptimizerInput::Scalars.name() {
             let settings = StepSettings {
-                learning_rate: 1e-3,
                 betas: [0.9, 0.95],
                 epsilon: 1e-8,
-                weight_decay: 0.1,
                 clip: 1.0,
                 gradient_scale: 1.0,
             };
-            session.write_f32(&name, &settings.hyper(0))?;
+            session.write_f32(&name, &settings.scalars(0))?;
+        } else if name == OptimizerInput::GroupScalars.name() {
+            session.write_f32(&name, &ParameterGroups::decaying(0.1).scalars(1e-3))?;
         } else {
             let value = |index| scattered(index) as f32 / 8_388_608.0 - 1.0;
             let values: Vec<f32> = (0..ty.numel()).map(value).collect();

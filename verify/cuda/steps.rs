@@ -253,14 +253,14 @@ fn a_timed_run_gives_each_op_its_time_and_the_same_values() {
         let cuda = executor(layout.elements(), DType::F32).expect("the driver has a GPU");
         let want = train(&cuda, &layout, program.clone());
         let mut session = cuda.load(program.clone()).expect("a small program");
-        let mut seconds = vec![0.0; program.steps().len()];
+        let mut seconds = vec![0.0; program.ops().len()];
         let run = RUNS - 1;
         write(&mut *session, run);
         session
             .run_timed(&mut seconds)
             .expect("the kernels are clean");
         assert!(want[run as usize] == read(&*session));
-        for (step, seconds) in program.steps().iter().zip(&seconds) {
+        for (step, seconds) in program.ops().iter().zip(&seconds) {
             let has_work = !step.instruction.op.is_view();
             assert!(
                 !has_work || *seconds > 0.0,

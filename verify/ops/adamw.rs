@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use keel::executor::simt::Options;
 use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, Session, SimtExecutor};
-use keel::ops::{UpdateOptions, record_update};
+use keel::ops::{
+    ADAMW_STATE, OPTIMIZER_SCALARS, OptimizerInput, ParameterGroup, ParameterGroups, UpdateOptions,
+    record_update,
+};
 use keel::program::{CompileOptions, Program};
 use keel::tape::{Arena, Init, ParameterLayout, ParameterSpec, Tape, Target};
 use keel::tensor::{DType, TensorType};
@@ -19,16 +22,21 @@ struct Update {
     precision: DType,
 }
 
+/// The slots of the optimiser's state.
+const FIRST: &str = ADAMW_STATE[0];
+const SECOND: &str = ADAMW_STATE[1];
+
 const NAMES: [&str; 2] = ["a.decayed", "a.plain"];
 
 /// The program on every executor present, in both precisions where it has two; the emulator under every schedule.
 fn updates(sizes: [usize; 2], options: &UpdateOptions) -> Vec<Update> {
-    updates_of(sizes, options, |tape| tape)
+    updates_of(sizes, &ParameterGroups::decaying(0.1), options, |tape| tape)
 }
 
-/// As [`updates`], on tapes that `of` has changed.
+/// As [`updates`], of these groups, on tapes that `of` has changed.
 fn updates_of(
     sizes: [usize; 2],
+    groups: &ParameterGroups,
     options: &UpdateOptions,
     of: impl Fn(Tape) -> Tape,
 ) -> Vec<Update> {
@@ -70,7 +78,7 @@ fn updates_of(
                 seeds.push((parameter, gradient));
             }
             tape.backward_from(&seeds).unwrap();
-            record_update(&mut tape, &layout, options).unwrap();
+            record_update(&mut tape, &layout, groups, options).unwrap();
             let options = CompileOptions {
                 share_memory: target != Target::Cuda,
                 ..CompileOptions::new(target)
@@ -112,8 +120,14 @@ impl Update {
     }
 
     /// One step with these numbers and gradients.
-    fn step(&mut self, hyper: &[f32; HYPER.len()], gradients: [&[f32]; 2]) {
-        self.session.write_f32("hyper", hyper).unwrap();
+    fn step(&mut self, scalars: &Scalars, gradients: [&[f32]; 2]) {
+        let Scalars { shared, groups } = scalars;
+        for (input, values) in [
+            (OptimizerInput::Scalars, &shared[..]),
+            (OptimizerInput::GroupScalars, &groups[..]),
+        ] {
+            self.session.write_f32(input.name(), values).unwrap();
+        }
         self.write_gradients(gradients);
         self.session.run().unwrap();
     }
@@ -131,7 +145,16 @@ impl Update {
         }
     }
 
-    fn moment(&self, index: usize, arena: Arena) -> Vec<f64> {
+    /// The arena of one of the optimiser's slots.
+    fn state(&self, slot: &str) -> Arena {
+        let state = self.session.program().optimizer_state();
+        let found = state.iter().find(|state| state.name == slot);
+        found.expect("AdamW has the slot").arena
+    }
+
+    /// What the optimiser keeps of a parameter in one of its slots.
+    fn moment(&self, index: usize, slot: &str) -> Vec<f64> {
+        let arena = self.state(slot);
         let entries = self.session.program().gradient_entries();
         let entry = entries
             .iter()
@@ -145,6 +168,24 @@ impl Update {
             .collect()
     }
 }
+
+/// What a step is told.
+#[derive(Clone, Copy)]
+struct Scalars {
+    /// β₁, β₂, ε, largest norm, both corrections, 1 − β₁, 1 − β₂, t, gradient scale.
+    shared: [f32; OPTIMIZER_SCALARS],
+    /// Rate and decay of two groups.
+    groups: [f32; 4],
+}
+
+/// The largest norm among the shared scalars.
+const LARGEST_NORM: usize = 3;
+
+/// The step's number there.
+const STEP: usize = 8;
+
+/// The gradient scale there.
+const GRADIENT_SCALE: usize = 9;
 
 /// Rounding of one f32 update: three roundings of the largest number, for the values read back as f32.
 fn assert_near(what: &str, want: &[f64], got: &[f64]) {
@@ -172,12 +213,10 @@ fn three_steps_match_pytorch_with_and_without_clipping() {
             for step in 0..3 {
                 let count = step as i32 + 1;
                 let (beta1, beta2) = (setting("beta1"), setting("beta2"));
-                let hyper = [
-                    golden.floats("input.rates")[step],
+                let shared = [
                     beta1,
                     beta2,
                     setting("eps"),
-                    setting("weight_decay"),
                     setting("max_norm"),
                     1.0 - beta1.powi(count),
                     1.0 - beta2.powi(count),
@@ -186,7 +225,14 @@ fn three_steps_match_pytorch_with_and_without_clipping() {
                     f64::from(count),
                     1.0,
                 ];
-                update.session.write_f64("hyper", &hyper).unwrap();
+                let rate = golden.floats("input.rates")[step];
+                let groups = [rate, setting("weight_decay"), rate, 0.0];
+                for (input, values) in [
+                    (OptimizerInput::Scalars, &shared[..]),
+                    (OptimizerInput::GroupScalars, &groups[..]),
+                ] {
+                    update.session.write_f64(input.name(), values).unwrap();
+                }
                 for (index, name) in names.iter().enumerate() {
                     let all = golden.f32s(&format!("input.{name}_gradients"));
                     let gradient = &all[step * sizes[index]..(step + 1) * sizes[index]];
@@ -221,13 +267,13 @@ fn three_steps_match_pytorch_with_and_without_clipping() {
                         let rounded = update.parameter(index).into_iter().map(to_nearest);
                         assert_eq!(twin, rounded.collect::<Vec<f32>>(), "{what}: {name}");
                     }
-                    let moment = update.moment(index, Arena::FirstMoments);
+                    let moment = update.moment(index, FIRST);
                     assert_near(
                         &format!("{what}: m of {name}"),
                         &want("_first_moment"),
                         &moment,
                     );
-                    let moment = update.moment(index, Arena::SecondMoments);
+                    let moment = update.moment(index, SECOND);
                     assert_near(
                         &format!("{what}: v of {name}"),
                         &want("_second_moment"),
@@ -245,9 +291,10 @@ fn to_nearest(value: f64) -> f32 {
 }
 
 /// A step of AdamW with the default numbers, rate 0.1 and decay 0.1.
-const HYPER: [f32; 12] = [
-    0.1, 0.9, 0.999, 1e-8, 0.1, 1.0, 0.1, 0.001, 0.1, 0.001, 1.0, 1.0,
-];
+const SCALARS: Scalars = Scalars {
+    shared: [0.9, 0.999, 1e-8, 1.0, 0.1, 0.001, 0.1, 0.001, 1.0, 1.0],
+    groups: [0.1, 0.1, 0.1, 0.0],
+};
 
 #[test]
 fn a_gradient_that_is_not_finite_changes_nothing() {
@@ -260,11 +307,11 @@ fn a_gradient_that_is_not_finite_changes_nothing() {
             // Not representable in bf16, so that a twin rounded at random again would show.
             update.write(0, &[0.3; 20]);
             update.write(1, &[-0.7; 3]);
-            update.step(&HYPER, [&[1.0; 20], &[1.0, bad, 1.0]]);
+            update.step(&SCALARS, [&[1.0; 20], &[1.0, bad, 1.0]]);
             assert_eq!(update.parameter(0), [f64::from(0.3f32); 20]);
             assert_eq!(update.parameter(1), [f64::from(-0.7f32); 3]);
-            assert_eq!(update.moment(0, Arena::FirstMoments), [0.0; 20]);
-            assert_eq!(update.moment(1, Arena::SecondMoments), [0.0; 3]);
+            assert_eq!(update.moment(0, FIRST), [0.0; 20]);
+            assert_eq!(update.moment(1, SECOND), [0.0; 3]);
             if let Some(twin) = update.twin(0) {
                 assert_eq!(twin, [to_nearest(0.3); 20]);
             }
@@ -288,22 +335,24 @@ fn gathered_gradients_update_as_their_mean_does_and_leave_nothing_behind() {
         sum.take(count).map(|((a, b), c)| a + b + c).collect()
     };
     for clip in [0.0, 1.0, 1e6] {
-        let mut hyper = HYPER;
-        hyper[5] = clip;
+        let mut scalars = SCALARS;
+        scalars.shared[LARGEST_NORM] = clip;
         let plain = updates([MANY, 3], &UpdateOptions::default());
-        let gathering = updates_of([MANY, 3], &UpdateOptions::default(), Tape::adding_gradients);
+        let groups = ParameterGroups::decaying(0.1);
+        let options = UpdateOptions::default();
+        let gathering = updates_of([MANY, 3], &groups, &options, Tape::adding_gradients);
         for (mut plain, mut gathering) in plain.into_iter().zip(gathering) {
             // Twice: the second step begins from a cleared arena.
             for _ in 0..2 {
                 let means: Vec<f32> = sums(MANY).iter().map(|sum| sum / 4.0).collect();
-                plain.step(&hyper, [&means, &means[..3]]);
+                plain.step(&scalars, [&means, &means[..3]]);
                 gathering.gather([&first, &first[..3]]);
                 gathering.gather([&second, &second[..3]]);
                 let gathered = gathering.session.read_arena(Arena::Gradients).unwrap();
                 assert_eq!(gathered[1], first[1] + second[1]);
-                let mut hyper = hyper;
-                hyper[11] = 0.25;
-                gathering.step(&hyper, [&third, &third[..3]]);
+                let mut scalars = scalars;
+                scalars.shared[GRADIENT_SCALE] = 0.25;
+                gathering.step(&scalars, [&third, &third[..3]]);
                 for name in ["gradient_norm", "clip_scale"] {
                     let [mut want, found] = [&plain, &gathering]
                         .map(|update| update.session.read_f64(name).unwrap()[0]);
@@ -314,8 +363,8 @@ fn gathered_gradients_update_as_their_mean_does_and_leave_nothing_behind() {
                 }
                 for index in 0..2 {
                     assert_near("p", &plain.parameter(index), &gathering.parameter(index));
-                    let [want, found] = [&plain, &gathering]
-                        .map(|update| update.moment(index, Arena::SecondMoments));
+                    let [want, found] =
+                        [&plain, &gathering].map(|update| update.moment(index, SECOND));
                     assert_near("v", &want, &found);
                 }
                 let left = gathering.session.read_arena(Arena::Gradients).unwrap();
@@ -326,22 +375,93 @@ fn gathered_gradients_update_as_their_mean_does_and_leave_nothing_behind() {
 }
 
 #[test]
+fn each_group_learns_at_its_own_rate_and_decays_by_its_own_factor() {
+    // Both parameters decay here, whatever they are declared to do, and each has a rate of its own.
+    let of = |pattern: &str, learning_rate_factor: f64, weight_decay: f64| ParameterGroup {
+        pattern: pattern.into(),
+        decays: None,
+        learning_rate_factor,
+        weight_decay,
+    };
+    let groups = [of("a.pl*n", 0.5, 0.25), of("*", 2.0, 0.5)];
+    let groups = ParameterGroups::new(groups.to_vec()).unwrap();
+    let options = UpdateOptions::default();
+    let gradients: [&[f32]; 2] = [&[1.5; 20], &[-0.5, 0.25, 2.0]];
+    for mut update in updates_of([20, 3], &groups, &options, |tape| tape) {
+        update.write(0, &[0.5; 20]);
+        update.write(1, &[-0.75; 3]);
+        let scalars = Scalars {
+            groups: groups.scalars(0.0625).try_into().unwrap(),
+            ..SCALARS
+        };
+        assert_eq!(scalars.groups, [0.03125, 0.25, 0.125, 0.5]);
+        update.step(&scalars, gradients);
+        // The first step goes by the sign of the gradient.
+        let step = |before: f64, sign: f64, [rate, decay]: [f64; 2]| {
+            before * (1.0 - rate * decay) - rate * sign
+        };
+        let want = [step(0.5, 1.0, [0.125, 0.5]); 20];
+        assert_near("a.decayed", &want, &update.parameter(0));
+        let want = [-1.0, 1.0, 1.0].map(|sign| step(-0.75, sign, [0.03125, 0.25]));
+        assert_near("a.plain", &want, &update.parameter(1));
+    }
+}
+
+#[test]
+fn a_parameter_belongs_to_the_first_group_that_takes_it() {
+    let parameter = |name: &str, decays: bool| ParameterSpec {
+        name: name.into(),
+        shape: [1].into(),
+        init: Init::Constant(0.0),
+        decays,
+    };
+    let group = |pattern: &str, decays: Option<bool>| ParameterGroup {
+        pattern: pattern.into(),
+        decays,
+        learning_rate_factor: 1.0,
+        weight_decay: 0.0,
+    };
+    let groups = ParameterGroups::new(vec![
+        group("vision.blocks.1.*", Some(true)),
+        group("vision.blocks.*.norm*.weight", None),
+        group("language.head", None),
+        group("vision.*", None),
+    ])
+    .unwrap();
+    for (name, decays, want) in [
+        ("vision.blocks.1.qkv.weight", true, 0),
+        ("vision.blocks.1.qkv.bias", false, 3),
+        ("vision.blocks.12.norm2.weight", false, 1),
+        ("vision.blocks.12.norm2.weight.x", false, 3),
+        ("vision.blocks.norm.weight", false, 3),
+        ("language.head", true, 2),
+    ] {
+        let found = groups.index_of(&parameter(name, decays)).unwrap();
+        assert_eq!(found, want, "{name}");
+    }
+    let problem = groups.index_of(&parameter("language.head.weight", true));
+    let problem = problem.unwrap_err().to_string();
+    for part in ["language.head.weight", "takes what is left", "vision.*"] {
+        assert!(problem.contains(part), "{problem}");
+    }
+    assert!(ParameterGroups::new(Vec::new()).is_err());
+}
+
+#[test]
 fn a_clamped_scalar_stays_between_its_bounds() {
     let options = UpdateOptions {
         clamps: vec![("a.plain", -0.25, 0.25)],
         ..UpdateOptions::default()
     };
     for mut update in updates([20, 1], &options) {
-        let hyper = [
-            10.0, 0.9, 0.999, 1e-8, 0.0, 0.0, 0.1, 0.001, 0.1, 0.001, 1.0, 1.0,
-        ];
+        let mut scalars = SCALARS;
+        scalars.shared[LARGEST_NORM] = 0.0;
+        scalars.groups = [10.0, 0.0, 10.0, 0.0];
+        let first = update.state(FIRST);
         for (gradient, want) in [(-1.0, 0.25), (1.0, -0.25)] {
             update.write(1, &[0.0]);
-            update
-                .session
-                .write_arena(Arena::FirstMoments, &[0.0; 48])
-                .unwrap();
-            update.step(&hyper, [&[0.0; 20], &[gradient]]);
+            update.session.write_arena(first, &[0.0; 48]).unwrap();
+            update.step(&scalars, [&[0.0; 20], &[gradient]]);
             assert_eq!(update.parameter(1), [want]);
         }
     }
@@ -355,7 +475,7 @@ fn the_norm_of_many_gradients_is_that_of_their_squares_summed_exactly() {
     let gradients: Vec<f32> = (0..MANY).map(|i| ((i * 37) % 101) as f32 * 1e15).collect();
     let squares: f64 = gradients.iter().map(|g| f64::from(*g).powi(2)).sum();
     for mut update in updates([MANY, 3], &UpdateOptions::default()) {
-        update.step(&HYPER, [&gradients, &[0.0; 3]]);
+        update.step(&SCALARS, [&gradients, &[0.0; 3]]);
         let norm = update.session.read_f64("gradient_norm").unwrap();
         assert_near("norm", &[squares.sqrt()], &norm);
         let factor = update.session.read_f64("clip_scale").unwrap();
@@ -371,8 +491,8 @@ fn twins_rounded_at_random_are_neighbours_that_keep_the_mean() {
         ..UpdateOptions::default()
     };
     // A rate of zero leaves the parameters alone; 0.3 lies 0.6 of a bf16 step above its lower neighbour 0.298828125.
-    let mut hyper = HYPER;
-    hyper[0] = 0.0;
+    let mut scalars = SCALARS;
+    scalars.groups = [0.0; 4];
     for mut update in updates([MANY, 1], &options) {
         let Some(before) = update.twin(0) else {
             continue;
@@ -380,8 +500,8 @@ fn twins_rounded_at_random_are_neighbours_that_keep_the_mean() {
         update.write(0, &vec![0.3; MANY]);
         let mut seen = vec![before];
         for step in [1, 2, 1] {
-            hyper[10] = step as f32;
-            update.step(&hyper, [&vec![1.0; MANY], &[1.0]]);
+            scalars.shared[STEP] = step as f32;
+            update.step(&scalars, [&vec![1.0; MANY], &[1.0]]);
             let twin = update.twin(0).unwrap();
             let offset = update.layout.get(NAMES[0]).unwrap().offset;
             let want = (0..MANY).map(|i| rounded_at_random(0.3, seed, step, offset + i));

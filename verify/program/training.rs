@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use keel::error::Result;
 use keel::executor::{CpuExecutor, Executor, Session};
-use keel::model::{declare, initialise};
-use keel::ops::Contrastive;
+use keel::model::{ModelInput, declare, initialise};
+use keel::ops::{Contrastive, OptimizerInput};
 use keel::program::{CompileOptions, Program};
-use keel::tape::{Arena, ParameterLayout, Target};
+use keel::tape::{ParameterLayout, Target};
 use keel::tensor::DType;
-use keel::train::{Recipe, Stage, StageKind, hyper, record_step, step_shape};
+use keel::train::{Recipe, Stage, StageKind, optimizer_scalars, record_step, step_shape};
 
 use crate::harness::Random;
 
@@ -81,41 +81,54 @@ impl Tiny {
 
     /// Writes what step `step` reads, drawn from its number.
     pub fn write_inputs(&self, session: &mut dyn Session, stage: &Stage, step: u64) {
+        optimizer_scalars(stage, [step, STEPS.max(10)], 1.0)
+            .write(session)
+            .expect("every step has an optimiser");
+        self.write_batch(session, stage, step);
+    }
+
+    /// As [`Tiny::write_inputs`], without what the optimiser reads.
+    pub fn write_batch(&self, session: &mut dyn Session, stage: &Stage, step: u64) {
         let mut random = Random::new(1000 + step);
-        let names: Vec<String> = session.program().input_names().map(str::to_owned).collect();
-        let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
-        names.sort_unstable();
-        for name in names {
+        let by_optimizer = OptimizerInput::ALL.map(OptimizerInput::name);
+        let mut inputs = ModelInput::of(session.program(), &by_optimizer).expect("known inputs");
+        // By name, so that what is drawn depends on nothing else.
+        inputs.sort_by_key(|input| input.name());
+        for input in inputs {
+            let name = input.name();
             let value = session.program().input(name).expect("listed");
             let count = session.program().ty(value).numel();
-            let written = match name {
-                "hyper" => session.write_f32(name, &hyper(stage, [step, STEPS.max(10)], 1.0)),
-                "share" => session.write_f32(name, &[0.25 + 0.5 * random.uniform() as f32]),
-                "images" => session.write_f32(name, &random.normals(count, 0.5)),
-                "tokens" => session.write_i32(name, &self.conversation(stage, &mut random)),
-                "caption_tokens" => session.write_i32(name, &words(count, &mut random)),
-                "caption_end" => {
+            let written = match input {
+                ModelInput::LossWeight => {
+                    session.write_f32(name, &[0.25 + 0.5 * random.uniform() as f32])
+                }
+                ModelInput::Images => session.write_f32(name, &random.normals(count, 0.5)),
+                ModelInput::Tokens => {
+                    session.write_i32(name, &self.conversation(stage, &mut random))
+                }
+                ModelInput::CaptionTokens => session.write_i32(name, &words(count, &mut random)),
+                ModelInput::CaptionEnd => {
                     session.write_i32(name, &random.integers(count, stage.max_caption_tokens))
                 }
-                "caption_weights" => {
+                ModelInput::CaptionWeights => {
                     session.write_f32(name, &vec![1.0 / stage.max_caption_tokens as f32; count])
                 }
-                "pairs" => session.write_i32(name, &[BATCH as i32 - 1]),
-                "segments" => session.write_i32(name, &packed(stage).0),
-                "positions" => session.write_i32(name, &packed(stage).1),
-                "targets" => {
+                ModelInput::Pairs => session.write_i32(name, &[BATCH as i32 - 1]),
+                ModelInput::Segments => session.write_i32(name, &packed(stage).0),
+                ModelInput::Positions => session.write_i32(name, &packed(stage).1),
+                ModelInput::Targets => {
                     let mut targets = words(count, &mut random);
                     for target in targets.iter_mut().step_by(3) {
                         *target = -100;
                     }
                     session.write_i32(name, &targets)
                 }
-                "weights" => {
+                ModelInput::Weights => {
                     let weights = random.integers(count, 4);
                     let weights: Vec<f32> = weights.iter().map(|w| *w as f32 / 4.0).collect();
                     session.write_f32(name, &weights)
                 }
-                other => panic!("a step has a new input, {other}"),
+                other => panic!("a step has a new input, {other:?}"),
             };
             written.expect("the input fits");
         }
@@ -164,13 +177,13 @@ impl Tiny {
             "{}: nothing was trained",
             stage.name
         );
-        let mut moments = session.read_arena(Arena::FirstMoments).unwrap();
-        moments.extend(session.read_arena(Arena::SecondMoments).unwrap());
+        let state = session.program().optimizer_state().iter();
+        let moments = state.flat_map(|state| session.read_arena(state.arena).unwrap());
         let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
         Outcome {
             losses,
             parameters: bits(parameters),
-            moments: bits(moments),
+            moments: bits(moments.collect()),
         }
     }
 }

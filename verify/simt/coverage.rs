@@ -10,7 +10,9 @@ use keel::executor::kernel_table::KERNELS;
 use keel::executor::resolved::resolve;
 use keel::executor::simt::Options;
 use keel::executor::{Executor, SimtExecutor};
-use keel::ops::{self, Activation, Contrastive, Heads, Mask, Positions, UpdateOptions};
+use keel::ops::{
+    self, Activation, Contrastive, Heads, Mask, ParameterGroups, Positions, UpdateOptions,
+};
 use keel::program::{CompileOptions, Program};
 use keel::tape::{Add, Copy, Fill, Init, ParameterLayout, ParameterSpec, Tape, Target, Value};
 use keel::tensor::{DType, Shape, TensorType};
@@ -239,7 +241,8 @@ fn update() -> (Program, usize) {
         clamps: vec![("a.scale", -1.0, 1.0)],
         random_rounding: None,
     };
-    ops::record_update(&mut tape, &layout, &options).expect("something is trained");
+    let groups = ParameterGroups::decaying(0.1);
+    ops::record_update(&mut tape, &layout, &groups, &options).expect("something is trained");
     let program = Program::compile(tape, &CompileOptions::new(Target::Cuda)).expect("it is small");
     (program, layout.elements())
 }

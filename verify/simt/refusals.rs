@@ -66,7 +66,10 @@ fn refusal(executor: &dyn Executor, launch: Launch) -> String {
         tape.record_one(Faulty(launch), &[x])
     });
     let problem = match executor.load(Arc::new(program)) {
-        Ok(mut session) => session.run().expect_err("the launch is impossible"),
+        Ok(mut session) => {
+            session.write_f32("x", &[1.0; 40]).expect("the input fits");
+            session.run().expect_err("the launch is impossible")
+        }
         Err(problem) => problem,
     };
     problem.to_string()

@@ -4,6 +4,7 @@ mod arena;
 mod choice;
 pub mod cpu;
 pub mod cuda;
+mod inputs;
 pub mod kernel_header;
 pub mod kernel_table;
 mod reference;
@@ -47,7 +48,7 @@ pub trait Executor: Send + Sync {
         Vec::new()
     }
 
-    /// Readies a program to run. Its gradient and moment arenas start as zeros.
+    /// Readies a program to run. Gradients, optimiser state and cache start as zeros.
     ///
     /// # Errors
     /// [`Error::Stopped`] when memory runs out, [`Error::Device`] when an op has no kernel here.
@@ -80,7 +81,8 @@ pub trait Session: Send {
     /// Runs the program once.
     ///
     /// # Errors
-    /// [`Error::Device`] when a device fails. The processor cannot fail here.
+    /// [`Error::Setting`] naming the inputs that an op reads and nobody has written, before anything runs;
+    /// [`Error::Device`] when a device fails. The processor cannot fail here otherwise.
     fn run(&mut self) -> Result<()>;
 
     /// Runs the program up to its update, so that the gradients of several batches gather before it. The program must be of a
@@ -146,6 +148,21 @@ pub trait Session: Send {
     /// # Errors
     /// [`Error::Setting`] when the number of elements differs.
     fn write_arena(&mut self, arena: Arena, values: &[f32]) -> Result<()>;
+}
+
+/// Checks that an arena of optimiser state is one of the program's: every program has all the others.
+fn expect_declared(program: &Program, arena: Arena) -> Result<()> {
+    let state = program.optimizer_state();
+    let is_declared = state.iter().any(|state| state.arena == arena);
+    if matches!(arena, Arena::OptimizerState(_)) && !is_declared {
+        let known: Vec<&str> = state.iter().map(|state| state.name).collect();
+        return Err(Error::setting(
+            format!("{arena:?}"),
+            format!("optimiser state of the program ({})", known.join(", ")),
+            "that of another program",
+        ));
+    }
+    Ok(())
 }
 
 /// Checks what the host wants to write against the input's type.

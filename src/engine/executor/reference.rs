@@ -5,7 +5,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::{Executor, Session, expect_arena, expect_input};
+use super::inputs::UnwrittenInputs;
+use super::{Executor, Session, expect_arena, expect_declared, expect_input};
 use crate::program::{Place, Program};
 use crate::tape::{Arena, Array, ArrayData, Machine, ReferenceArgs, Target, Value};
 use crate::tensor::DType;
@@ -65,10 +66,11 @@ impl Executor for ReferenceExecutor {
         let elements = |arena| program.arena_elements(arena, 0);
         Ok(Box::new(ReferenceSession {
             parameters: self.parameters.clone(),
-            gradients: vec![0.0; elements(Arena::Gradients)],
-            first_moments: vec![0.0; elements(Arena::FirstMoments)],
-            second_moments: vec![0.0; elements(Arena::SecondMoments)],
-            cache: vec![0.0; elements(Arena::Cache)],
+            fixed: program
+                .session_arenas()
+                .map(|(_, arena)| (arena, vec![0.0; elements(arena)]))
+                .collect(),
+            unwritten: UnwrittenInputs::of(&program),
             arrays: vec![None; program.values().len()],
             rounding: self.rounding,
             program,
@@ -104,10 +106,9 @@ impl Executor for ReferenceExecutor {
 struct ReferenceSession {
     program: Arc<Program>,
     parameters: Arc<Mutex<Parameters>>,
-    gradients: Vec<f64>,
-    first_moments: Vec<f64>,
-    second_moments: Vec<f64>,
-    cache: Vec<f64>,
+    /// The arenas only this session touches.
+    fixed: Vec<(Arena, Vec<f64>)>,
+    unwritten: UnwrittenInputs,
     arrays: Vec<Option<Array>>,
     /// The state of the random roundings, where results are rounded.
     rounding: Option<u64>,
@@ -141,10 +142,10 @@ impl ReferenceSession {
                     _ => &mut parameters.twins,
                 })
             }
-            Arena::Gradients => with(&mut self.gradients),
-            Arena::FirstMoments => with(&mut self.first_moments),
-            Arena::SecondMoments => with(&mut self.second_moments),
-            Arena::Cache => with(&mut self.cache),
+            _ => {
+                let found = self.fixed.iter_mut().find(|(known, _)| *known == arena);
+                with(&mut found.expect("the program declares what it uses").1)
+            }
         }
     }
 
@@ -180,8 +181,8 @@ impl ReferenceSession {
         self.arrays[value.index()] = Some(array);
     }
 
-    fn run_step(&mut self, program: &Program, index: usize) {
-        let instruction = &program.steps()[index].instruction;
+    fn run_op(&mut self, program: &Program, index: usize) {
+        let instruction = &program.ops()[index].instruction;
         let inputs: Vec<Array> = instruction.inputs.iter().map(|v| self.gather(*v)).collect();
         let inputs: Vec<&Array> = inputs.iter().collect();
         let mut outputs: Vec<Array> = instruction
@@ -208,26 +209,29 @@ impl Session for ReferenceSession {
     }
 
     fn run(&mut self) -> Result<()> {
+        self.unwritten.expect_none()?;
         let program = self.program.clone();
-        for index in 0..program.steps().len() {
-            self.run_step(&program, index);
+        for index in 0..program.ops().len() {
+            self.run_op(&program, index);
         }
         Ok(())
     }
 
     fn run_gradients(&mut self) -> Result<()> {
+        self.unwritten.expect_none_before_update()?;
         let program = self.program.clone();
-        for index in 0..program.gradient_steps() {
-            self.run_step(&program, index);
+        for index in 0..program.gradient_ops() {
+            self.run_op(&program, index);
         }
         Ok(())
     }
 
     fn run_timed(&mut self, seconds: &mut [f64]) -> Result<()> {
+        self.unwritten.expect_none()?;
         let program = self.program.clone();
         for (index, seconds) in seconds.iter_mut().enumerate() {
             let start = Instant::now();
-            self.run_step(&program, index);
+            self.run_op(&program, index);
             *seconds += start.elapsed().as_secs_f64();
         }
         Ok(())
@@ -251,6 +255,7 @@ impl Session for ReferenceSession {
             shape: ty.shape,
             data,
         });
+        self.unwritten.written(value);
         Ok(())
     }
 
@@ -263,6 +268,7 @@ impl Session for ReferenceSession {
             shape: ty.shape,
             data,
         });
+        self.unwritten.written(value);
         Ok(())
     }
 
@@ -277,6 +283,7 @@ impl Session for ReferenceSession {
     }
 
     fn read_arena(&self, arena: Arena) -> Result<Vec<f32>> {
+        expect_declared(&self.program, arena)?;
         let convert = |values: &[f64]| values.iter().map(|x| *x as f32).collect();
         Ok(match arena {
             Arena::Parameters | Arena::ParametersBf16 => {
@@ -289,14 +296,15 @@ impl Session for ReferenceSession {
                     _ => &parameters.twins,
                 })
             }
-            Arena::Gradients => convert(&self.gradients),
-            Arena::FirstMoments => convert(&self.first_moments),
-            Arena::SecondMoments => convert(&self.second_moments),
-            Arena::Cache => convert(&self.cache),
+            _ => {
+                let found = self.fixed.iter().find(|(known, _)| *known == arena);
+                convert(&found.expect("the program declares what it uses").1)
+            }
         })
     }
 
     fn write_arena(&mut self, arena: Arena, values: &[f32]) -> Result<()> {
+        expect_declared(&self.program, arena)?;
         self.with_arena(arena, |all| {
             expect_arena(arena, all.len(), values.len())?;
             for (place, value) in all.iter_mut().zip(values) {

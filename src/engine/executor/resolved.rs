@@ -8,7 +8,7 @@ use half::bf16;
 use crate::launch::{
     Argument, KernelEntry, Launch, Mapped, Parameter, Passed, TensorMap, check_arguments,
 };
-use crate::program::{Place, Program, Step};
+use crate::program::{Place, PlannedOp, Program};
 use crate::tape::Arena;
 use crate::tensor::DType;
 use keel_base::error::{Error, Result};
@@ -19,8 +19,8 @@ const GRID_LIMITS: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
 /// A stretch of memory that belongs together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Space {
-    /// The step's arena.
-    Step,
+    /// What lives within a run, at its planned place.
+    Activations,
     /// A fixed arena.
     Fixed(Arena),
 }
@@ -167,7 +167,7 @@ pub struct ResolvedStep {
 /// Where `place` lies, for a value of `bytes` bytes of `element`.
 pub fn stretch(place: Place, element: DType, bytes: usize) -> Option<Stretch> {
     let (space, offset) = match place {
-        Place::Step(offset) => (Space::Step, offset),
+        Place::Activations(offset) => (Space::Activations, offset),
         Place::Fixed(arena, first) => (Space::Fixed(arena), first * arena.element().size()),
         Place::Dropped => return None,
     };
@@ -186,14 +186,14 @@ pub fn stretch(place: Place, element: DType, bytes: usize) -> Option<Stretch> {
 /// does not have, or is not what its kernel takes.
 pub fn resolve(program: &Program) -> Result<Vec<ResolvedStep>> {
     program
-        .steps()
+        .ops()
         .iter()
-        .map(|step| resolve_step(program, step))
+        .map(|op| resolve_op(program, op))
         .collect()
 }
 
-fn resolve_step(program: &Program, step: &Step) -> Result<ResolvedStep> {
-    let instruction = &step.instruction;
+fn resolve_op(program: &Program, op: &PlannedOp) -> Result<ResolvedStep> {
+    let instruction = &op.instruction;
     if instruction.op.is_view() {
         return Ok(ResolvedStep {
             launches: Vec::new(),
@@ -209,9 +209,9 @@ fn resolve_step(program: &Program, step: &Step) -> Result<ResolvedStep> {
         let ty = program.ty(value);
         stretch(program.place(value), ty.dtype, ty.bytes())
     };
-    let (workspace, workspace_bytes) = step.workspace;
+    let (workspace, workspace_bytes) = op.workspace;
     let in_workspace = |element| Stretch {
-        space: Space::Step,
+        space: Space::Activations,
         offset: workspace,
         bytes: workspace_bytes,
         element,
@@ -311,13 +311,13 @@ fn resolve_step(program: &Program, step: &Step) -> Result<ResolvedStep> {
         launches.push(launch);
     }
     let mut undefined: Vec<Stretch> = (0..outputs.len())
-        .filter(|output| !step.in_place.contains(&Some(*output)))
+        .filter(|output| !op.in_place.contains(&Some(*output)))
         .filter_map(|output| place(&instruction.outputs, output))
-        .filter(|stretch| stretch.space == Space::Step)
+        .filter(|stretch| stretch.space == Space::Activations)
         .collect();
     if workspace_bytes > 0 {
         undefined.push(Stretch {
-            space: Space::Step,
+            space: Space::Activations,
             offset: workspace,
             bytes: workspace_bytes,
             element: DType::F32,

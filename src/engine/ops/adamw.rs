@@ -2,8 +2,9 @@
 //! a whole update.
 //!
 //! With gradient g scaled by the clip factor: m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g²,
-//! p ← p − η λ p − η (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε). Everything that changes from step to step comes in as the
-//! input `hyper` f32 [12]: η, β₁, β₂, ε, λ, largest gradient norm, 1 − β₁ᵗ, 1 − β₂ᵗ, 1 − β₁, 1 − β₂, t, gradient scale.
+//! p ← p − η λ p − η (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε). Everything that changes from step to step comes in as two
+//! inputs. `optimizer_scalars` f32 [10] is what all parameters share: β₁, β₂, ε, largest gradient norm, 1 − β₁ᵗ, 1 − β₂ᵗ,
+//! 1 − β₁, 1 − β₂, t, gradient scale; `group_scalars` f32 [groups, 2] is η and λ of each parameter group.
 //! The four differences are computed in f64: in f32, 1 − 0.999 would already be wrong in its fifth digit.
 //! A clip factor that is not finite leaves parameters, moments and twins as they are: a bad step is never applied.
 //! 12 flops and 28 bytes a parameter, 30 where it has a twin in bf16: bound by memory.
@@ -16,6 +17,7 @@
 use rayon::prelude::*;
 
 use super::grad_norm::GradNorm;
+use super::parameter_groups::{GROUP_SCALARS, ParameterGroups};
 use crate::launch::kernels::constants::adamw::{ADAMW_ELEMENTS, ADAMW_THREADS};
 use crate::launch::{Argument, Launch, blocks, kernels};
 use crate::tape::{
@@ -24,23 +26,56 @@ use crate::tape::{
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 
-/// Numbers of the input `hyper`.
-pub const HYPER: usize = 12;
+/// Numbers of the input [`OptimizerInput::Scalars`].
+pub const OPTIMIZER_SCALARS: usize = 10;
+
+/// Where the largest gradient norm stands in [`OptimizerInput::Scalars`].
+pub(super) const LARGEST_NORM: usize = 3;
+
+/// Where the gradient scale stands in [`OptimizerInput::Scalars`].
+pub(super) const GRADIENT_SCALE: usize = 9;
+
+/// The inputs that a recorded update reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OptimizerInput {
+    /// f32 `[10]`: what one step has for all parameters; the module's documentation says in what order.
+    Scalars,
+    /// f32 [groups, 2]: learning rate and weight decay of each parameter group.
+    GroupScalars,
+}
+
+impl OptimizerInput {
+    /// All of them.
+    pub const ALL: [OptimizerInput; 2] = [OptimizerInput::Scalars, OptimizerInput::GroupScalars];
+
+    /// The input's name in a program.
+    pub const fn name(self) -> &'static str {
+        match self {
+            OptimizerInput::Scalars => "optimizer_scalars",
+            OptimizerInput::GroupScalars => "group_scalars",
+        }
+    }
+}
+
+impl From<OptimizerInput> for String {
+    fn from(input: OptimizerInput) -> String {
+        input.name().to_owned()
+    }
+}
+
+/// The slots of AdamW's state: m, and v.
+pub const ADAMW_STATE: [&str; 2] = ["first_moment", "second_moment"];
 
 /// Elements of one task.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
 
-/// What AdamW goes by in one step.
+/// What AdamW goes by in one step, beside what differs between parameter groups.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepSettings {
-    /// Learning rate η.
-    pub learning_rate: f64,
     /// β₁ and β₂.
     pub betas: [f64; 2],
     /// ε.
     pub epsilon: f64,
-    /// Decoupled weight decay λ.
-    pub weight_decay: f64,
     /// Largest gradient norm; 0 leaves gradients as they are.
     pub clip: f64,
     /// Factor of the gradients that were gathered, before anything else: 1 where they are of one run.
@@ -48,16 +83,14 @@ pub struct StepSettings {
 }
 
 impl StepSettings {
-    /// The numbers of the input `hyper` f32 `[12]` for the optimiser step `step` (from 0).
-    pub fn hyper(&self, step: u64) -> [f32; HYPER] {
+    /// The numbers of the input [`OptimizerInput::Scalars`] for the optimiser step `step` (from 0).
+    pub fn scalars(&self, step: u64) -> [f32; OPTIMIZER_SCALARS] {
         let [beta1, beta2] = self.betas;
         let count = step as f64 + 1.0;
         [
-            self.learning_rate as f32,
             beta1 as f32,
             beta2 as f32,
             self.epsilon as f32,
-            self.weight_decay as f32,
             self.clip as f32,
             (1.0 - beta1.powf(count)) as f32,
             (1.0 - beta2.powf(count)) as f32,
@@ -79,17 +112,19 @@ pub struct UpdateOptions {
 }
 
 /// Records the update of everything that [`Tape::backward`] made gradients for: one gradient norm, then one AdamW for
-/// each contiguous stretch of parameters that weight decay treats alike.
+/// each contiguous range of parameters of one group.
 ///
 /// On a tape that adds gradients ([`Tape::adding_gradients`]) it leaves the gradient arena at zero.
 ///
-/// Input: `hyper` f32 `[12]`. Outputs: `gradient_norm` `[1]`, `clip_scale` `[1]`, of the gradients times their scale.
+/// Inputs: [`OptimizerInput::ALL`]. State: [`ADAMW_STATE`]. Outputs: `gradient_norm` `[1]`, `clip_scale` `[1]`, of the
+/// gradients times their scale.
 ///
 /// # Errors
-/// [`Error::Setting`] when nothing is trained.
+/// [`Error::Setting`] when nothing is trained, or no group takes a trained parameter.
 pub fn record_update(
     tape: &mut Tape,
     layout: &crate::tape::ParameterLayout,
+    groups: &ParameterGroups,
     options: &UpdateOptions,
 ) -> Result<()> {
     let mut runs: Vec<Run> = Vec::new();
@@ -97,10 +132,10 @@ pub fn record_update(
         let parameter = layout
             .get(&entry.parameter)
             .expect("trained parameters are laid out");
-        let (offset, decays) = (parameter.offset, parameter.spec.decays);
+        let (offset, group) = (parameter.offset, groups.index_of(&parameter.spec)?);
         match runs.last_mut() {
             Some(run)
-                if run.decays == decays
+                if run.group == group
                     && run.parameters + run.elements == offset
                     && run.gradients + run.elements == entry.offset =>
             {
@@ -110,7 +145,7 @@ pub fn record_update(
                 parameters: offset,
                 gradients: entry.offset,
                 elements: entry.reserved,
-                decays,
+                group,
             }),
         }
     }
@@ -128,9 +163,13 @@ pub fn record_update(
         .map(|entry| entry.parameter.clone())
         .collect();
     tape.scoped(UPDATE, |tape| {
-        let hyper = tape.input("hyper", TensorType::f32([HYPER]));
+        let shared = TensorType::f32([OPTIMIZER_SCALARS]);
+        let shared = tape.input(OptimizerInput::Scalars, shared);
+        let each = TensorType::f32([groups.groups().len(), GROUP_SCALARS]);
+        let each = tape.input(OptimizerInput::GroupScalars, each);
+        let [first, second] = ADAMW_STATE.map(|name| tape.optimizer_state(name, DType::F32));
         let gradients = tape.arena_range(Arena::Gradients, 0, elements);
-        let norm = tape.record(GradNorm, &[gradients, hyper])?;
+        let norm = tape.record(GradNorm, &[gradients, shared])?;
         tape.output(norm[0], "gradient_norm");
         tape.output(norm[1], "clip_scale");
         for run in runs {
@@ -139,9 +178,10 @@ pub fn record_update(
             let mut inputs = vec![
                 range(tape, Arena::Parameters, run.parameters),
                 range(tape, Arena::Gradients, run.gradients),
-                range(tape, Arena::FirstMoments, run.gradients),
-                range(tape, Arena::SecondMoments, run.gradients),
-                hyper,
+                range(tape, first, run.gradients),
+                range(tape, second, run.gradients),
+                shared,
+                each,
                 norm[1],
             ];
             let writes_twin = tape.precision() == DType::Bf16;
@@ -149,7 +189,7 @@ pub fn record_update(
                 inputs.push(range(tape, Arena::ParametersBf16, run.parameters));
             }
             let op = AdamW {
-                decays: run.decays,
+                group: run.group,
                 writes_twin,
                 random_rounding: options.random_rounding,
                 first: run.parameters,
@@ -181,25 +221,29 @@ pub fn record_update(
     })
 }
 
-/// A contiguous stretch of parameters with the same decay.
+/// A contiguous range of parameters of one group.
 struct Run {
     parameters: usize,
     gradients: usize,
     elements: usize,
-    decays: bool,
+    group: usize,
 }
 
-/// Inputs parameters, gradients, first and second moments [n], hyper, clip factor, and the parameters' bf16 twin where a
-/// program reads it; outputs the new parameters and moments, then the new twin.
+/// Inputs parameters, gradients, first and second moments [n], the shared scalars, the groups' scalars, clip factor, and the
+/// parameters' bf16 twin where a program reads it; outputs the new parameters and moments, then the new twin.
 #[derive(Clone, Copy, Debug)]
 struct AdamW {
-    decays: bool,
+    /// The row of the groups' scalars.
+    group: usize,
     writes_twin: bool,
     /// The seed.
     random_rounding: Option<u64>,
     /// The stretch's first element in the parameter arena.
     first: usize,
 }
+
+/// Inputs before the twin.
+const INPUTS: usize = 7;
 
 /// What SplitMix64 adds for every number it draws.
 const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -223,14 +267,30 @@ fn rounded_at_random(value: f32, seed: u64, step: u64, element: usize) -> f32 {
     f32::from_bits(value.to_bits().wrapping_add(random) & 0xffff_0000)
 }
 
+impl AdamW {
+    /// η and λ of the op's group.
+    fn rate_and_decay<T: Copy>(&self, groups: &[T]) -> [T; GROUP_SCALARS] {
+        *groups
+            .as_chunks()
+            .0
+            .get(self.group)
+            .expect("infer has seen the group's row")
+    }
+}
+
 impl Op for AdamW {
     fn name(&self) -> &'static str {
         "adamw"
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [p, g, m, v, hyper, scale, twin @ ..] = inputs else {
-            return Err(Error::shape("adamw", "inputs", "six values", inputs.len()));
+        let [p, g, m, v, shared, groups, scale, twin @ ..] = inputs else {
+            return Err(Error::shape(
+                "adamw",
+                "inputs",
+                format!("{INPUTS} values"),
+                inputs.len(),
+            ));
         };
         if *p != TensorType::f32(p.shape) || !self.first.is_multiple_of(ADAMW_ELEMENTS) {
             return Err(Error::shape(
@@ -249,10 +309,18 @@ impl Op for AdamW {
                 return Err(Error::shape("adamw", name, p, ty));
             }
         }
-        for (name, ty, want) in [("hyper", hyper, HYPER), ("clip_scale", scale, 1)] {
+        for (name, ty, want) in [
+            ("optimizer_scalars", shared, OPTIMIZER_SCALARS),
+            ("clip_scale", scale, 1),
+        ] {
             if *ty != TensorType::f32([want]) {
                 return Err(Error::shape("adamw", name, TensorType::f32([want]), ty));
             }
+        }
+        let rows = groups.shape.rows();
+        if *groups != TensorType::f32([rows, GROUP_SCALARS]) || self.group >= rows {
+            let want = format!("f32 [groups, {GROUP_SCALARS}] with a row {}", self.group);
+            return Err(Error::shape("adamw", "group_scalars", want, groups));
         }
         let mut outputs = vec![*p, *m, *v];
         if self.writes_twin {
@@ -266,18 +334,16 @@ impl Op for AdamW {
     }
 
     fn reference(&self, args: ReferenceArgs<'_>) {
-        let [p, g, m, v, hyper, scale, twin_before @ ..] = args.inputs else {
+        let [p, g, m, v, shared, groups, scale, twin_before @ ..] = args.inputs else {
             unreachable!("inferred");
         };
         let [p_new, m_new, v_new, twin @ ..] = args.outputs else {
             unreachable!("inferred");
         };
         let &[
-            rate,
             beta1,
             beta2,
             epsilon,
-            decay,
             _,
             correction1,
             correction2,
@@ -285,10 +351,11 @@ impl Op for AdamW {
             rest2,
             count,
             _,
-        ] = hyper.float()
+        ] = shared.float()
         else {
             unreachable!("inferred");
         };
+        let [rate, decay] = self.rate_and_decay(groups.float());
         let scale = scale.float()[0];
         for i in 0..p.float().len() {
             let (p, m, v) = (p.float()[i], m.float()[i], v.float()[i]);
@@ -296,11 +363,7 @@ impl Op for AdamW {
                 let g = g.float()[i] * scale;
                 let m = beta1 * m + rest1 * g;
                 let v = beta2 * v + rest2 * g * g;
-                let decayed = if self.decays {
-                    p * (1.0 - rate * decay)
-                } else {
-                    p
-                };
+                let decayed = p * (1.0 - rate * decay);
                 let step = (m / correction1) / ((v / correction2).sqrt() + epsilon);
                 (decayed - rate * step, m, v)
             } else {
@@ -325,11 +388,9 @@ impl Op for AdamW {
     fn cpu(&self, args: CpuArgs<'_>) {
         let gradients = args.inputs.f32(1);
         let &[
-            rate,
             beta1,
             beta2,
             epsilon,
-            decay,
             _,
             correction1,
             correction2,
@@ -341,7 +402,8 @@ impl Op for AdamW {
         else {
             unreachable!("inferred");
         };
-        let scale = args.inputs.f32(5)[0];
+        let [rate, decay] = self.rate_and_decay(args.inputs.f32(5));
+        let scale = args.inputs.f32(6)[0];
         // Outside a program the moments and parameters may come in memory of their own.
         let before = [0, 2, 3].map(|input| args.inputs.f32_or_in_place(input));
         let outputs: [&mut [f32]; 3] = args.outputs.f32();
@@ -356,7 +418,8 @@ impl Op for AdamW {
         if !scale.is_finite() {
             return;
         }
-        let keep = if self.decays { 1.0 - rate * decay } else { 1.0 };
+        // Exactly 1 where nothing decays.
+        let keep = 1.0 - rate * decay;
         let (rate, root) = (rate / correction1, 1.0 / correction2.sqrt());
         p.par_chunks_mut(ELEMENTS_PER_TASK)
             .zip(m.par_chunks_mut(ELEMENTS_PER_TASK))
@@ -379,9 +442,10 @@ impl Op for AdamW {
         _: Machine,
     ) -> Result<Vec<Launch>> {
         let (kernel, elements) = (kernels::ADAMW_F32, inputs[0].numel());
-        let (twin, twin_before) = match self.writes_twin {
-            true => (Argument::output(3), Argument::input(6)),
-            false => (Argument::Null, Argument::Null),
+        let (twin, twin_before) = if self.writes_twin {
+            (Argument::output(3), Argument::input(INPUTS))
+        } else {
+            (Argument::Null, Argument::Null)
         };
         let arguments = vec![
             Argument::output(0),
@@ -394,8 +458,11 @@ impl Op for AdamW {
             Argument::input(3),
             twin_before,
             Argument::input(4),
-            Argument::input(5),
-            Argument::I32(self.decays.into()),
+            Argument::Input {
+                index: 5,
+                offset: self.group * GROUP_SCALARS * size_of::<f32>(),
+            },
+            Argument::input(6),
             Argument::I32(self.random_rounding.is_some().into()),
             Argument::I64(self.random_rounding.unwrap_or(0).cast_signed()),
             Argument::I64(self.first as i64),
@@ -411,13 +478,14 @@ impl Op for AdamW {
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
         // The old twin is read where a step is not applied, and nowhere else.
-        Cost::streaming(12.0 * inputs[0].numel() as f64, &inputs[..6], outputs)
+        Cost::streaming(12.0 * inputs[0].numel() as f64, &inputs[..INPUTS], outputs)
     }
 
     fn in_place(&self) -> &'static [(usize, usize)] {
-        match self.writes_twin {
-            true => &[(0, 0), (1, 2), (2, 3), (3, 6)],
-            false => &[(0, 0), (1, 2), (2, 3)],
+        if self.writes_twin {
+            &[(0, 0), (1, 2), (2, 3), (3, INPUTS)]
+        } else {
+            &[(0, 0), (1, 2), (2, 3)]
         }
     }
 }

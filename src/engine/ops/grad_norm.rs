@@ -1,12 +1,13 @@
 //! Norm of the whole gradient and the factor that clips it (Pascanu et al. 2013), in two deterministic passes.
 //!
-//! n = s ‖g‖₂ with the gradient scale s = `hyper[11]`; factor = s min(1, largest / (n + 10⁻⁶)), as PyTorch has it, where
-//! `hyper[5]`, the largest norm, is above 0, else s. Sums of squares are kept in
+//! n = s ‖g‖₂ with the gradient scale s; factor = s min(1, largest / (n + 10⁻⁶)), as PyTorch has it, where
+//! the largest norm is above 0, else s; both numbers are among the optimiser's scalars. Sums of squares are kept in
 //! f64, so that no gradient that is finite overflows. A gradient that is not finite makes the factor NaN, which the
 //! update takes as its sign not to happen. 2 flops and 4 bytes an element: bound by memory.
 
 use rayon::prelude::*;
 
+use super::adamw::{GRADIENT_SCALE, LARGEST_NORM, OPTIMIZER_SCALARS};
 use crate::launch::kernels::constants::grad_norm::{NORM_BLOCK_ELEMENTS, NORM_BLOCKS};
 use crate::launch::{Argument, Launch, kernels};
 use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
@@ -21,7 +22,7 @@ fn blocks(elements: usize) -> usize {
     elements.div_ceil(NORM_BLOCK_ELEMENTS).clamp(1, NORM_BLOCKS)
 }
 
-/// Inputs: gradients [n], hyper [12]. Outputs: norm [1], factor [1].
+/// Inputs: gradients [n], optimiser scalars [10]. Outputs: norm [1], factor [1].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct GradNorm;
 
@@ -39,7 +40,7 @@ impl Op for GradNorm {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [_, hyper] = inputs else {
+        let [_, scalars] = inputs else {
             return Err(Error::shape(
                 "grad_norm",
                 "inputs",
@@ -47,24 +48,30 @@ impl Op for GradNorm {
                 inputs.len(),
             ));
         };
-        let want = TensorType::f32([super::adamw::HYPER]);
-        if *hyper != want {
-            return Err(Error::shape("grad_norm", "hyper", want, hyper));
+        let want = TensorType::f32([OPTIMIZER_SCALARS]);
+        if *scalars != want {
+            return Err(Error::shape(
+                "grad_norm",
+                "optimizer_scalars",
+                want,
+                scalars,
+            ));
         }
         Ok(vec![TensorType::f32([1]), TensorType::f32([1])])
     }
 
     fn reference(&self, args: ReferenceArgs<'_>) {
-        let ([g, hyper], [norm, scale]) = args.split();
+        let ([g, scalars], [norm, scale]) = args.split();
         let sum: f64 = g.float().iter().map(|g| g * g).sum();
-        let (largest, gradient_scale) = (hyper.float()[5], hyper.float()[11]);
+        let [largest, gradient_scale] =
+            [LARGEST_NORM, GRADIENT_SCALE].map(|index| scalars.float()[index]);
         let length = gradient_scale * sum.sqrt();
         norm.float_mut()[0] = length;
         scale.float_mut()[0] = factor(length, largest, gradient_scale);
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let (g, hyper) = (args.inputs.f32(0), args.inputs.f32(1));
+        let (g, scalars) = (args.inputs.f32(0), args.inputs.f32(1));
         let [norm, scale] = args.outputs.f32();
         // The bytes of two floats hold one partial sum in f64.
         args.workspace
@@ -85,7 +92,8 @@ impl Op for GradNorm {
             .chunks(2)
             .map(|partial| bytemuck::pod_read_unaligned::<f64>(bytemuck::cast_slice(partial)))
             .sum();
-        let [largest, gradient_scale] = [hyper[5], hyper[11]].map(f64::from);
+        let [largest, gradient_scale] =
+            [LARGEST_NORM, GRADIENT_SCALE].map(|index| f64::from(scalars[index]));
         norm[0] = (gradient_scale * sum.sqrt()) as f32;
         scale[0] = factor(f64::from(norm[0]), largest, gradient_scale) as f32;
     }

@@ -15,6 +15,7 @@ mod layer_scale;
 mod linear;
 mod linear_cross_entropy;
 mod norm;
+mod parameter_groups;
 mod patch_embed;
 mod pixel_unshuffle;
 mod pooling;
@@ -28,7 +29,9 @@ mod splice;
 mod swiglu;
 mod weighted_sum;
 
-pub use adamw::{HYPER, StepSettings, UpdateOptions, record_update};
+pub use adamw::{
+    ADAMW_STATE, OPTIMIZER_SCALARS, OptimizerInput, StepSettings, UpdateOptions, record_update,
+};
 pub use attention::{Heads, Mask, attention, cross_attention};
 pub use cast::cast;
 pub use contrastive_loss::{Contrastive, contrastive_loss, contrastive_loss_in_strips};
@@ -37,6 +40,7 @@ pub use l2_normalize::l2_normalize;
 pub use linear::{Activation, linear, linear_activation, linear_layer_scale, linear_residual};
 pub use linear_cross_entropy::{linear_argmax, linear_cross_entropy};
 pub use norm::{layer_norm, layer_norm_residual, rms_norm, rms_norm_residual};
+pub use parameter_groups::{ParameterGroup, ParameterGroups};
 pub use patch_embed::patch_embed;
 pub use pixel_unshuffle::pixel_unshuffle;
 pub use pooling::{mean_pool, select_token};

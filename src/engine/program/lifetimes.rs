@@ -34,7 +34,7 @@ pub struct PlannedBytes {
     pub upper: u32,
     /// Bytes, rounded up to the alignment.
     pub bytes: u64,
-    /// First byte in the step's arena.
+    /// First byte in the arena of activations.
     pub offset: u64,
 }
 

@@ -1,6 +1,6 @@
 //! A program: a recorded tape with every byte placed, ready to run any number of times.
 //!
-//! Compiling drops what nothing reads, lets outputs take their inputs' places, finds each value's life and asks the
+//! Compiling fuses ops, drops what nothing reads, lets outputs take their inputs' places, finds each value's life and asks the
 //! planner for its offset. Nothing is decided or allocated while a step runs.
 
 mod lifetimes;
@@ -12,8 +12,8 @@ use std::collections::HashMap;
 
 use crate::plan;
 use crate::tape::{
-    Arena, Cost, GradientEntry, Instruction, Machine, ParameterSpec, Storage, Tape, UPDATE, Value,
-    ValueInfo,
+    Arena, Cost, GradientEntry, Instruction, Machine, OptimizerState, ParameterSpec, Storage, Tape,
+    UPDATE, Value, ValueInfo,
 };
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result, nearest};
@@ -35,7 +35,7 @@ pub struct CompileOptions {
     pub machine: Machine,
     /// Whether values share memory; off gives each its own place, for tests of the planner.
     pub share_memory: bool,
-    /// The most bytes the step's arena may take; met by computing values again in the backward pass.
+    /// The most bytes the arena of activations may take; met by computing values again in the backward pass.
     pub memory_budget: Option<u64>,
     /// The share of the step's work that may go into computing cheap values again, to save memory without a budget.
     pub spare_work: f64,
@@ -59,22 +59,22 @@ impl CompileOptions {
 /// The place of a value at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// In the step's arena, from this byte on.
-    Step(usize),
+    /// In the arena of activations, from this byte on.
+    Activations(usize),
     /// In a fixed arena, from this element on.
     Fixed(Arena, usize),
     /// Nowhere: nothing reads or writes it.
     Dropped,
 }
 
-/// One op of a program with what its executor needs to know.
+/// A recorded op, planned: what its executor needs to know beside it.
 #[derive(Clone, Debug)]
-pub struct Step {
+pub struct PlannedOp {
     /// The recorded op.
     pub instruction: Instruction,
     /// For each input, the output that lies in its place.
     pub in_place: Vec<Option<usize>>,
-    /// First byte in the step's arena and size in bytes of the scratch memory.
+    /// First byte in the arena of activations and size in bytes of the scratch memory.
     pub workspace: (usize, usize),
 }
 
@@ -84,14 +84,14 @@ pub struct Program {
     machine: Machine,
     values: Vec<ValueInfo>,
     places: Vec<Place>,
-    steps: Vec<Step>,
+    ops: Vec<PlannedOp>,
     inputs: HashMap<String, Value>,
     outputs: HashMap<String, Value>,
     parameters: Vec<(ParameterSpec, Value)>,
     gradient_entries: Vec<GradientEntry>,
     gradient_elements: usize,
     cache_elements: usize,
-    moments: bool,
+    optimizer_state: Vec<OptimizerState>,
     adds_gradients: bool,
     arena_bytes: usize,
     planned: Vec<PlannedBytes>,
@@ -103,7 +103,7 @@ impl Program {
     ///
     /// # Errors
     /// [`Error::Setting`] when a kept name is unknown or the budget cannot be met.
-    pub fn compile(tape: Tape, options: &CompileOptions) -> Result<Program> {
+    pub fn compile(mut tape: Tape, options: &CompileOptions) -> Result<Program> {
         let options = &CompileOptions {
             machine: Machine {
                 precision: tape.precision(),
@@ -111,6 +111,7 @@ impl Program {
             },
             ..options.clone()
         };
+        tape.fuse();
         let kept = kept_values(&tape, options)?;
         let needed = needed_instructions(&tape, &kept);
         let mut instructions = Vec::new();
@@ -151,17 +152,17 @@ impl Program {
                 match values[root.index()].storage {
                     Storage::Fixed(arena, offset) => Place::Fixed(arena, offset),
                     _ => match laid.buffer_of_value[root.index()] {
-                        Some(buffer) => Place::Step(place_of_buffer(buffer)),
+                        Some(buffer) => Place::Activations(place_of_buffer(buffer)),
                         None => Place::Dropped,
                     },
                 }
             })
             .collect();
-        let steps = instructions
+        let ops = instructions
             .into_iter()
             .zip(laid.in_place)
             .zip(&laid.workspaces)
-            .map(|((instruction, in_place), workspace)| Step {
+            .map(|((instruction, in_place), workspace)| PlannedOp {
                 instruction,
                 in_place,
                 workspace: match workspace {
@@ -180,14 +181,14 @@ impl Program {
             machine: options.machine,
             values,
             places,
-            steps,
+            ops,
             inputs,
             outputs: kept.into_iter().collect(),
             parameters: tape.parameters,
             gradient_entries: tape.gradient_entries,
             gradient_elements: tape.gradient_elements,
             cache_elements: tape.cache_elements,
-            moments: tape.has_moments,
+            optimizer_state: tape.optimizer_state,
             adds_gradients: tape.adds_gradients,
             arena_bytes: placement.arena as usize,
             planned,
@@ -196,8 +197,8 @@ impl Program {
     }
 
     /// The ops in order.
-    pub fn steps(&self) -> &[Step] {
-        &self.steps
+    pub fn ops(&self) -> &[PlannedOp] {
+        &self.ops
     }
 
     /// What it is made for.
@@ -211,10 +212,10 @@ impl Program {
     }
 
     /// The ops before the update: those that [`crate::executor::Session::run_gradients`] runs.
-    pub fn gradient_steps(&self) -> usize {
-        let is_update = |step: &Step| &*step.instruction.scope == UPDATE;
-        let update = self.steps.iter().position(is_update);
-        update.unwrap_or(self.steps.len())
+    pub fn gradient_ops(&self) -> usize {
+        let is_update = |op: &PlannedOp| &*op.instruction.scope == UPDATE;
+        let update = self.ops.iter().position(is_update);
+        update.unwrap_or(self.ops.len())
     }
 
     /// A value's type.
@@ -248,6 +249,13 @@ impl Program {
         find(&self.outputs, "program output", name)
     }
 
+    /// All inputs by name, in no order.
+    pub fn inputs(&self) -> impl Iterator<Item = (&str, Value)> {
+        self.inputs
+            .iter()
+            .map(|(name, value)| (name.as_str(), *value))
+    }
+
     /// Names of all inputs.
     pub fn input_names(&self) -> impl Iterator<Item = &str> {
         self.inputs.keys().map(String::as_str)
@@ -263,9 +271,23 @@ impl Program {
         &self.parameters
     }
 
-    /// The trained parameters' places in the gradient and moment arenas.
+    /// The trained parameters' places in the gradient arena and in those of optimiser state.
     pub fn gradient_entries(&self) -> &[GradientEntry] {
         &self.gradient_entries
+    }
+
+    /// What the update keeps from step to step, in the order in which it was declared.
+    pub fn optimizer_state(&self) -> &[OptimizerState] {
+        &self.optimizer_state
+    }
+
+    /// The fixed arenas that belong to one session, by what they hold: all but those of the parameters.
+    pub fn session_arenas(&self) -> impl Iterator<Item = (&'static str, Arena)> {
+        let state = self.optimizer_state.iter();
+        let state = state.map(|state| (state.name, state.arena));
+        [("gradients", Arena::Gradients), ("cache", Arena::Cache)]
+            .into_iter()
+            .chain(state)
     }
 
     /// Elements of a fixed arena that this program needs; `parameter_elements` is the layout's size.
@@ -276,8 +298,10 @@ impl Program {
             Arena::ParametersBf16 => 0,
             Arena::Gradients => self.gradient_elements,
             Arena::Cache => self.cache_elements,
-            Arena::FirstMoments | Arena::SecondMoments if self.moments => self.gradient_elements,
-            Arena::FirstMoments | Arena::SecondMoments => 0,
+            Arena::OptimizerState(_) if self.session_arenas().any(|(_, known)| known == arena) => {
+                self.gradient_elements
+            }
+            Arena::OptimizerState(_) => 0,
         }
     }
 
@@ -288,7 +312,7 @@ impl Program {
             .any(|place| matches!(place, Place::Fixed(Arena::ParametersBf16, _)))
     }
 
-    /// Bytes of the step's arena.
+    /// Bytes of the arena of activations.
     pub fn arena_bytes(&self) -> usize {
         self.arena_bytes
     }
@@ -305,16 +329,16 @@ impl Program {
 
     /// Work and traffic of one run.
     pub fn cost(&self) -> Cost {
-        self.steps
+        self.ops
             .iter()
-            .map(|step| self.step_cost(step))
+            .map(|op| self.op_cost(op))
             .fold(Cost::default(), |a, b| a + b)
     }
 
     /// Work and traffic of one op of the program.
-    pub fn step_cost(&self, step: &Step) -> Cost {
+    pub fn op_cost(&self, op: &PlannedOp) -> Cost {
         let types = |values: &[Value]| values.iter().map(|v| self.ty(*v)).collect::<Vec<_>>();
-        let instruction = &step.instruction;
+        let instruction = &op.instruction;
         instruction
             .op
             .cost(&types(&instruction.inputs), &types(&instruction.outputs))

@@ -1,4 +1,4 @@
-//! The memory of a program in words: fixed arenas, the step's arena, its lower bound and what is live there.
+//! The memory of a program in words: fixed arenas, the activations, their lower bound and what is live there.
 
 use std::fmt;
 
@@ -13,9 +13,9 @@ pub struct MemoryReport {
     pub parameters: u64,
     /// Gradients of what is trained.
     pub gradients: u64,
-    /// Both moments of the optimiser.
+    /// What the optimiser keeps from step to step: both moments of AdamW.
     pub moments: u64,
-    /// The step's arena.
+    /// The arena of activations.
     pub arena: u64,
     /// The largest sum of live bytes at any op: no arena can be smaller.
     pub lower_bound: u64,
@@ -38,6 +38,7 @@ impl MemoryReport {
         let arena = |arena: Arena| {
             (program.arena_elements(arena, layout.elements()) * arena.element().size()) as u64
         };
+        let state = program.optimizer_state();
         let planned = program.planned();
         let peak = peak(planned);
         let mut live: Vec<&PlannedBytes> = planned
@@ -61,10 +62,10 @@ impl MemoryReport {
             )
         });
         let peak_op = program
-            .steps()
+            .ops()
             .get(peak as usize)
-            .map_or(String::new(), |step| {
-                let instruction = &step.instruction;
+            .map_or(String::new(), |op| {
+                let instruction = &op.instruction;
                 format!("{} {}", instruction.scope, instruction.op.name())
                     .trim()
                     .to_owned()
@@ -72,7 +73,7 @@ impl MemoryReport {
         MemoryReport {
             parameters: arena(Arena::Parameters) + arena(Arena::ParametersBf16),
             gradients: arena(Arena::Gradients),
-            moments: arena(Arena::FirstMoments) + arena(Arena::SecondMoments),
+            moments: state.iter().map(|state| arena(state.arena)).sum(),
             arena: program.arena_bytes() as u64,
             lower_bound: program.lower_bound(),
             at_peak,

@@ -1,4 +1,4 @@
-//! The step's arena drawn: address upwards, time to the right, one rectangle a value.
+//! The activations of a step drawn: address upwards, time to the right, one rectangle a value.
 
 use std::fmt::Write;
 
@@ -33,7 +33,7 @@ pub fn escape(text: &str) -> String {
 
 /// The arena of `program` as a self-contained SVG titled `title`.
 pub fn draw_memory(program: &Program, title: &str) -> String {
-    let ops = program.steps().len().max(1) as f64;
+    let ops = program.ops().len().max(1) as f64;
     let arena = (program.arena_bytes() as f64).max(1.0);
     let x = |op: f64| LEFT + op / ops * (WIDTH - LEFT - RIGHT);
     let y = |address: f64| HEIGHT - BOTTOM - address / arena * (HEIGHT - TOP - BOTTOM);
@@ -50,7 +50,7 @@ pub fn draw_memory(program: &Program, title: &str) -> String {
     let _ = writeln!(
         svg,
         r#"<text class="faint" x="{LEFT}" y="46">{} ops; arena {}, lower bound {}, ratio {:.3}</text>"#,
-        program.steps().len(),
+        program.ops().len(),
         bytes(program.arena_bytes() as u64),
         bytes(program.lower_bound()),
         program.arena_bytes() as f64 / (program.lower_bound() as f64).max(1.0),
@@ -90,9 +90,9 @@ pub fn draw_memory(program: &Program, title: &str) -> String {
         );
     }
     let backward = program
-        .steps()
+        .ops()
         .iter()
-        .position(|step| step.instruction.is_backward);
+        .position(|op| op.instruction.is_backward);
     if let Some(first) = backward {
         let at = x(first as f64);
         let _ = writeln!(

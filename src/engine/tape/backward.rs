@@ -1,8 +1,8 @@
 //! Reverse-mode differentiation on the tape: appends backward ops, accumulates, and binds parameter gradients to the
-//! gradient arena.
+//! gradient arena. Every op and every sum is recorded as itself; what can be done at once is merged later, by
+//! [`super::fuse`].
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use super::{Add, Arena, Backward, Copy, Fill, GradientEntry, Storage, Tape, Value, ValueInfo};
 use keel_base::error::{Error, Result};
@@ -45,7 +45,7 @@ impl Tape {
         let forward = forward.unwrap_or(self.instructions.len());
         self.pending.clear();
         for (value, cotangent) in seeds {
-            self.accumulate(*value, *cotangent, true)?;
+            self.accumulate(*value, *cotangent)?;
         }
         for index in (0..forward).rev() {
             let instruction = self.instructions[index].clone();
@@ -68,12 +68,7 @@ impl Tape {
                 if let Some(contribution) = contribution
                     && self.requires_gradient(*input)
                 {
-                    let is_shared = contributions
-                        .iter()
-                        .filter(|c| c.as_ref() == Some(contribution))
-                        .count()
-                        > 1;
-                    self.accumulate(*input, *contribution, is_shared)?;
+                    self.accumulate(*input, *contribution)?;
                 }
             }
         }
@@ -82,55 +77,22 @@ impl Tape {
         self.bind_gradients(&gradients)
     }
 
-    /// Records `op`, whose first input is a gradient, in the backward part. Where the op that made that gradient can do
-    /// the work itself ([`super::Op::fused_with`]) and nothing else refers to the gradient, it does and nothing is
-    /// recorded: the same value then holds the result.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] when the op refuses its inputs.
-    pub fn record_fused(
-        &mut self,
-        op: impl super::Op + 'static,
-        inputs: &[Value],
-    ) -> Result<Value> {
-        let (gradient, others) = (inputs[0], &inputs[1..]);
-        if let Some(producer) = self.sole_producer(gradient)
-            && others.iter().all(|v| self.is_made_before(*v, producer))
-            && let Some(fused) = self.instructions[producer].op.fused_with(&op)
-        {
-            let instruction = &mut self.instructions[producer];
-            instruction.op = fused.into();
-            instruction.inputs.extend(others);
-            return Ok(gradient);
-        }
-        self.record_one(op, inputs)
-    }
-
-    /// Adds `contribution` to the gradient of `value`. Where the op that made the contribution can add to another
-    /// value itself, it does; otherwise a sum is recorded. A contribution that `is_shared` stays as it is.
-    fn accumulate(&mut self, value: Value, contribution: Value, is_shared: bool) -> Result<()> {
+    /// Adds `contribution` to the gradient of `value`.
+    fn accumulate(&mut self, value: Value, contribution: Value) -> Result<()> {
         let (want, got) = (self.shape(value), self.shape(contribution));
         if want != got {
             return Err(Error::shape("backward", "a gradient", want, got));
         }
-        let Some(&sum) = self.pending.get(&value) else {
-            self.pending.insert(value, contribution);
-            return Ok(());
-        };
-        let folded = match is_shared {
-            true => None,
-            false => self.fold_into_producer(contribution, sum),
-        };
-        let total = match folded {
-            Some(total) => total,
-            None => self.record_one(Add, &[sum, contribution])?,
+        let total = match self.pending.get(&value) {
+            Some(&sum) => self.record_one(Add, &[sum, contribution])?,
+            None => contribution,
         };
         self.pending.insert(value, total);
         Ok(())
     }
 
     /// Adds a parameter's gradient to what the gradient arena holds from `offset` on; returns the sum, which is to lie there.
-    fn add_to_arena(&mut self, gradient: Value, offset: usize, is_shared: bool) -> Result<Value> {
+    fn add_to_arena(&mut self, gradient: Value, offset: usize) -> Result<Value> {
         let so_far = self.push(ValueInfo {
             ty: self.ty(gradient),
             name: None,
@@ -138,49 +100,7 @@ impl Tape {
             requires_gradient: false,
             is_input: false,
         });
-        let folded = match is_shared {
-            true => None,
-            false => self.fold_into_producer(gradient, so_far),
-        };
-        match folded {
-            Some(sum) => Ok(sum),
-            None => self.record_one(Add, &[so_far, gradient]),
-        }
-    }
-
-    /// Turns the op that made `contribution` into its accumulating form on `sum`, when nothing else refers to the
-    /// contribution and `sum` was there before it.
-    fn fold_into_producer(&mut self, contribution: Value, sum: Value) -> Option<Value> {
-        let producer = self.sole_producer(contribution)?;
-        if !self.is_made_before(sum, producer) {
-            return None;
-        }
-        let op: Arc<dyn super::Op> = self.instructions[producer].op.accumulating()?.into();
-        let instruction = &mut self.instructions[producer];
-        instruction.op = op;
-        instruction.inputs.push(sum);
-        Some(contribution)
-    }
-
-    /// The backward op whose first output is `value`, when neither an op nor a gradient that still waits for its
-    /// turn refers to the value: only then may that op be made to compute something else.
-    fn sole_producer(&self, value: Value) -> Option<usize> {
-        let producer = self
-            .instructions
-            .iter()
-            .rposition(|i| i.outputs.first() == Some(&value))?;
-        let is_used = self.instructions[producer..]
-            .iter()
-            .any(|i| i.inputs.contains(&value));
-        let is_pending = self.pending.values().any(|v| *v == value);
-        (self.instructions[producer].is_backward && !is_used && !is_pending).then_some(producer)
-    }
-
-    /// Whether `value` is there when instruction `index` runs.
-    fn is_made_before(&self, value: Value, index: usize) -> bool {
-        self.instructions[index..]
-            .iter()
-            .all(|i| !i.outputs.contains(&value))
+        self.record_one(Add, &[so_far, gradient])
     }
 
     /// Gives every trained parameter's gradient its place in the gradient arena, in parameter order, and names the
@@ -207,9 +127,7 @@ impl Tape {
             let root = self.root(gradient);
             let offset = self.gradient_elements;
             if self.adds_gradients {
-                let users = gradients.values().filter(|g| self.root(**g) == root);
-                let is_shared = users.count() > 1;
-                gradient = self.add_to_arena(gradient, offset, is_shared)?;
+                gradient = self.add_to_arena(gradient, offset)?;
             } else if bound.contains(&root)
                 || self.values[root.index()].is_input
                 || self.values[root.index()].requires_gradient

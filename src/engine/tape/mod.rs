@@ -7,6 +7,7 @@
 mod arguments;
 mod backward;
 mod basic;
+mod fuse;
 mod op;
 mod parameters;
 
@@ -42,10 +43,8 @@ pub enum Arena {
     ParametersBf16,
     /// Gradients of what this program trains.
     Gradients,
-    /// First moments of the optimiser, laid out like the gradients.
-    FirstMoments,
-    /// Second moments of the optimiser, laid out like the gradients.
-    SecondMoments,
+    /// What the optimiser keeps of each trained number in one of its slots, laid out like the gradients.
+    OptimizerState(StateSlot),
     /// What a program keeps from run to run, such as keys and values of tokens it has seen.
     Cache,
 }
@@ -55,15 +54,32 @@ impl Arena {
     pub const fn element(self) -> DType {
         match self {
             Arena::ParametersBf16 => DType::Bf16,
+            Arena::OptimizerState(slot) => slot.element,
             _ => DType::F32,
         }
     }
 }
 
+/// One of the arenas in which an optimiser keeps its state. [`Tape::optimizer_state`] hands them out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StateSlot {
+    index: usize,
+    element: DType,
+}
+
+/// An arena of optimiser state, as the op list that updates it declared it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OptimizerState {
+    /// What it holds, such as `first_moment`: also the first part of its tensors' names in a checkpoint.
+    pub name: &'static str,
+    /// Where it lies.
+    pub arena: Arena,
+}
+
 /// Where a value's bytes lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
-    /// In the step's arena, where the planner puts it.
+    /// In the arena of activations, where the planner puts it.
     Planned,
     /// In a fixed arena, from this element on.
     Fixed(Arena, usize),
@@ -124,16 +140,16 @@ pub struct Tape {
     pending: HashMap<Value, Value>,
     pub(crate) gradient_elements: usize,
     pub(crate) gradient_entries: Vec<GradientEntry>,
-    pub(crate) has_moments: bool,
+    pub(crate) optimizer_state: Vec<OptimizerState>,
     pub(crate) cache_elements: usize,
 }
 
-/// The place of one parameter's gradient and moments.
+/// The place of one parameter's gradient and of what the optimiser keeps of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GradientEntry {
     /// The parameter's name.
     pub parameter: String,
-    /// First element in the gradient and moment arenas.
+    /// First element in the gradient arena and in each arena of optimiser state.
     pub offset: usize,
     /// Elements reserved, padding included.
     pub reserved: usize,
@@ -177,7 +193,7 @@ impl Tape {
             pending: HashMap::new(),
             gradient_elements: 0,
             gradient_entries: Vec::new(),
-            has_moments: false,
+            optimizer_state: Vec::new(),
             cache_elements: 0,
         }
     }
@@ -216,7 +232,11 @@ impl Tape {
         Value((self.values.len() - 1) as u32)
     }
 
-    /// A value that the host writes before each run.
+    /// A value that the host writes: before the first run, and again before each run that is to read something else. A
+    /// session refuses to run ops whose input was never written.
+    ///
+    /// What the model and the optimiser read is named by an enum of theirs; plain text is for tests and tools, which make
+    /// up inputs on the spot.
     pub fn input(&mut self, name: impl Into<String>, ty: TensorType) -> Value {
         self.push(ValueInfo {
             ty,
@@ -318,9 +338,22 @@ impl Tape {
         Ok(outputs)
     }
 
+    /// Declares an arena of the optimiser: zero when the program is loaded, laid out like the gradients, changed by the
+    /// update alone. `name` says what it holds; executors and checkpoints know nothing else of it.
+    ///
+    /// # Panics
+    /// When the tape has state of that name.
+    pub fn optimizer_state(&mut self, name: &'static str, element: DType) -> Arena {
+        let is_new = self.optimizer_state.iter().all(|known| known.name != name);
+        assert!(is_new, "optimiser state {name} is declared once");
+        let index = self.optimizer_state.len();
+        let arena = Arena::OptimizerState(StateSlot { index, element });
+        self.optimizer_state.push(OptimizerState { name, arena });
+        arena
+    }
+
     /// A stretch of a fixed arena as a value, for ops that work on whole arenas.
     pub fn arena_range(&mut self, arena: Arena, offset: usize, elements: usize) -> Value {
-        self.has_moments |= matches!(arena, Arena::FirstMoments | Arena::SecondMoments);
         self.push(ValueInfo {
             ty: TensorType::new(arena.element(), [elements]),
             name: None,

@@ -168,13 +168,13 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     }
 
     /// The variant of this op that adds its first output to one more input, given last, and may take its place.
-    /// The tape uses it to accumulate gradients without a separate addition.
+    /// Fusing uses it to accumulate gradients without a separate addition.
     fn accumulating(&self) -> Option<Box<dyn Op>> {
         None
     }
 
     /// The op that computes this op's first output and at once `next` of it; the further inputs of `next` follow this
-    /// op's own. [`Tape::record_fused`] uses it when nothing else refers to this op's output.
+    /// op's own. Fusing uses it in the backward part, when nothing else refers to this op's output.
     fn fused_with(&self, _next: &dyn Op) -> Option<Box<dyn Op>> {
         None
     }

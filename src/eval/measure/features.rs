@@ -10,7 +10,7 @@ use keel_data::library::Split;
 use keel_data::task::Sample;
 use keel_engine::executor::Session;
 use keel_engine::tensor::TensorType;
-use keel_model::{CLASS_TOKEN, VisionHead, connector, vision_head, vision_tower};
+use keel_model::{ModelInput, VisionHead, connector, vision_head, vision_tower};
 
 /// What a pass over pictures is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,7 +97,7 @@ impl Measurer<'_> {
         };
         let keep = blocks.map(|layer| format!("vision.blocks.{layer}"));
         load_forward(self.place, keep.collect(), |tape| {
-            let images = tape.input("images", TensorType::f32([BATCH, 3, side, side]));
+            let images = tape.input(ModelInput::Images, TensorType::f32([BATCH, 3, side, side]));
             let features = vision_tower(tape, &config.vision, images)?;
             tape.output(features, "tower");
             if let Some(head) = self.place.head.filter(|_| wanted.pooled) {
@@ -119,7 +119,7 @@ impl Measurer<'_> {
         let mut session = self.feature_session(wanted)?;
         let head = self.place.head.filter(|_| wanted.pooled);
         if head == Some(VisionHead::ClassToken) {
-            session.write_i32(CLASS_TOKEN, &[0; BATCH])?;
+            session.write_i32(ModelInput::ClassToken.name(), &[0; BATCH])?;
         }
         let width = config.vision.width;
         let skip = usize::from(config.vision.class_token);
@@ -136,7 +136,7 @@ impl Measurer<'_> {
         };
         for index in 0..batches(samples.len(), &shape) {
             let (batch, count) = batch_of(&self.library, samples, index, &shape, self.place.words)?;
-            session.write_f32("images", &batch.images)?;
+            session.write_f32(ModelInput::Images.name(), &batch.images)?;
             session.run()?;
             let first = |values: Vec<f32>| -> Vec<f32> {
                 let one = values.len() / BATCH;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::file::{self, Position, Snapshot};
-use super::moments::Moments;
+use super::optimizer_state::OptimizerValues;
 use super::saver::Saver;
 use crate::run::{Run, RunState, inside_stage, newest_first, stage_label, step_label};
 use keel_base::error::{Error, Result};
@@ -31,7 +31,7 @@ fn position(run: &Run, state: &RunState, stage: usize, step: u64) -> Position {
 }
 
 impl Checkpointer {
-    /// Saves after stage `index` and waits until it is on the disk. There are no moments: the next stage begins with its own.
+    /// Saves after stage `index` and waits until it is on the disk. Nothing of the optimiser is in it: the next stage begins with its own.
     ///
     /// # Errors
     /// [`Error::Io`] naming the file; whatever the executor reports.
@@ -129,18 +129,22 @@ fn rotate(run: &Run, state: &RunState, index: usize) -> Result<()> {
     run.folder.rotate(index as u64 + 1, newest, every)
 }
 
-/// Reads a checkpoint's parameters into the run's executor; returns the moments that go with them, where it is one inside a
-/// stage.
+/// Reads a checkpoint's parameters into the run's executor; returns the optimiser's state that goes with them, where it is one
+/// inside a stage.
 ///
 /// # Errors
 /// As [`file::load`].
-pub(crate) fn restore(run: &Run, path: &Path, position: &Position) -> Result<Option<Moments>> {
-    let entries = match run.programs.get(position.stage) {
-        Some(Some(program)) if position.step > 0 => program.gradient_entries().to_vec(),
-        _ => Vec::new(),
+pub(crate) fn restore(
+    run: &Run,
+    path: &Path,
+    position: &Position,
+) -> Result<Option<OptimizerValues>> {
+    let program = match run.programs.get(position.stage) {
+        Some(Some(program)) if position.step > 0 => Some(program.as_ref()),
+        _ => None,
     };
     let sink = &mut |offset, values: &[f32]| run.executor.write_parameters(offset, values);
-    Ok(file::load(path, &run.layout, &entries, sink)?.moments)
+    Ok(file::load(path, &run.layout, program, sink)?.optimizer)
 }
 
 /// The newest checkpoint inside stage `index` at which the run was well. Newer ones, from among bad steps or damaged, are

@@ -1,4 +1,4 @@
-//! Checkpoints: one safetensors file with every parameter, the optimiser's moments in the middle of a stage, and the
+//! Checkpoints: one safetensors file with every parameter, the optimiser's state in the middle of a stage, and the
 //! position. A file is written beside its final name, flushed to the disk and renamed: what carries the name is whole.
 
 use std::collections::HashMap;
@@ -14,12 +14,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::disk::{Disk, LocalDisk, has_room, write_durably_with};
-use super::moments::{Moments, read_moments};
+use super::optimizer_state::OptimizerValues;
 use crate::guard::Guard;
 use keel_base::error::{Error, Result};
 use keel_base::mapped_file::MappedFile;
 use keel_engine::executor::{Executor, Session};
-use keel_engine::tape::{GradientEntry, ParameterLayout};
+use keel_engine::ops::ADAMW_STATE;
+use keel_engine::program::Program;
+use keel_engine::tape::{Arena, GradientEntry, ParameterLayout};
 
 /// Where a run stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,8 +50,8 @@ pub struct Position {
 pub struct Checkpoint {
     /// Where the run stood.
     pub position: Position,
-    /// First and second moments in gradient-arena order; empty between stages.
-    pub moments: Option<(Vec<f32>, Vec<f32>)>,
+    /// The optimiser's state; nothing between stages.
+    pub optimizer: Option<OptimizerValues>,
 }
 
 /// The key of the file's one metadata entry: a checksum, a space, and the position as JSON. The checksum is the BLAKE3
@@ -64,12 +66,12 @@ pub struct Snapshot {
     layout: Arc<ParameterLayout>,
     /// All parameters in arena order.
     parameters: Vec<f32>,
-    /// Both moments, with what says where they lie.
-    moments: Option<(Moments, Vec<GradientEntry>)>,
+    /// The optimiser's state, with what says where each parameter's lies.
+    optimizer: Option<(OptimizerValues, Vec<GradientEntry>)>,
 }
 
 impl Snapshot {
-    /// Copies the parameters that `executor` holds and, where there is a `session`, its moments.
+    /// Copies the parameters that `executor` holds and, where there is a `session`, the optimiser's state.
     ///
     /// # Errors
     /// Whatever the executor reports.
@@ -81,10 +83,10 @@ impl Snapshot {
     ) -> Result<Snapshot> {
         let mut parameters = vec![0.0f32; layout.elements()];
         executor.read_parameters(0, &mut parameters)?;
-        let moments = match session {
+        let optimizer = match session {
             Some(session) => {
                 let entries = session.program().gradient_entries().to_vec();
-                Some((read_moments(session)?, entries))
+                Some((OptimizerValues::read(session)?, entries))
             }
             None => None,
         };
@@ -92,7 +94,7 @@ impl Snapshot {
             position,
             layout: layout.clone(),
             parameters,
-            moments,
+            optimizer,
         })
     }
 
@@ -110,13 +112,13 @@ impl Snapshot {
                 view(dims, &self.parameters[entry.offset..end]),
             ));
         }
-        if let Some(((first, second), entries)) = &self.moments {
+        if let Some((state, entries)) = &self.optimizer {
             for entry in entries {
                 let known = self.layout.get(&entry.parameter);
                 let shape = known.expect("trained parameters are laid out").spec.shape;
                 let range = entry.offset..entry.offset + shape.numel();
-                for (kind, values) in [("first_moment", first), ("second_moment", second)] {
-                    let name = format!("{kind}.{}", entry.parameter);
+                for (slot, values) in state.slots() {
+                    let name = format!("{slot}.{}", entry.parameter);
                     views.push((name, view(shape.dims(), &values[range.clone()])));
                 }
             }
@@ -159,7 +161,7 @@ fn header(views: &[(String, TensorView<'_>)], position: String) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes(), &text[..]].concat()
 }
 
-/// Writes a checkpoint. `session` adds the optimiser's moments.
+/// Writes a checkpoint. `session` adds the optimiser's state.
 ///
 /// # Errors
 /// As [`Snapshot::take`] and [`Snapshot::write`].
@@ -322,15 +324,15 @@ fn hold_checksum<'a>(
     }
 }
 
-/// Reads a checkpoint for a model and gives its parameters to `sink`. `entries` say where moments go; moments are left out
-/// where the file has none. Nothing is given before the whole file has been held to its checksum.
+/// Reads a checkpoint for a model and gives its parameters to `sink`. `program` says what the optimiser keeps and where; its
+/// state is left out without a program, and where the file has none. Nothing is given before the whole file has been held to its checksum.
 ///
 /// # Errors
 /// [`Error::Io`] or [`Error::Content`] naming the file and the tensor; whatever the sink reports.
 pub fn load(
     path: &Path,
     layout: &ParameterLayout,
-    entries: &[GradientEntry],
+    program: Option<&Program>,
     sink: Sink<'_>,
 ) -> Result<Checkpoint> {
     let bytes = read_bytes(path)?;
@@ -366,9 +368,9 @@ pub fn load(
         Ok(())
     };
     let foreign = all.iter().find(|(name, _)| {
-        let of = name.strip_prefix("first_moment.");
-        let of = of.or_else(|| name.strip_prefix("second_moment."));
-        layout.get(of.unwrap_or(name)).is_none()
+        let slots = ADAMW_STATE.iter();
+        let mut of = slots.filter_map(|slot| name.strip_prefix(slot)?.strip_prefix('.'));
+        layout.get(of.next().unwrap_or(name)).is_none()
     });
     if let Some((name, _)) = foreign {
         let problem = format!("it holds the tensor {name}, which the model does not have");
@@ -383,33 +385,39 @@ pub fn load(
             sink(entry.offset + index * PIECE, &values(bytes))?;
         }
     }
-    let has_moments = entries.iter().any(|e| {
-        tensors
-            .tensor(&format!("first_moment.{}", e.parameter))
-            .is_ok()
-    });
-    let moments = match has_moments {
-        false => None,
-        true => {
-            let elements = entries
-                .last()
-                .map_or(0, |entry| entry.offset + entry.reserved);
-            let mut moments = (vec![0.0f32; elements], vec![0.0f32; elements]);
-            for entry in entries {
-                let known = layout
-                    .get(&entry.parameter)
-                    .expect("trained parameters are laid out");
-                let shape = known.spec.shape;
-                let range = entry.offset..entry.offset + shape.numel();
-                let name = format!("first_moment.{}", entry.parameter);
-                copy(&name, shape.dims(), &mut moments.0[range.clone()])?;
-                let name = format!("second_moment.{}", entry.parameter);
-                copy(&name, shape.dims(), &mut moments.1[range])?;
+    let has_state = |program: &Program| {
+        let state = program.optimizer_state().iter();
+        let mut of_entries = state.flat_map(|slot| {
+            let entries = program.gradient_entries().iter();
+            entries.map(|entry| format!("{}.{}", slot.name, entry.parameter))
+        });
+        of_entries.any(|name| tensors.tensor(&name).is_ok())
+    };
+    let optimizer = match program.filter(|program| has_state(program)) {
+        None => None,
+        Some(program) => {
+            let elements = program.arena_elements(Arena::Gradients, layout.elements());
+            let mut slots = Vec::new();
+            for slot in program.optimizer_state() {
+                let mut values = vec![0.0f32; elements];
+                for entry in program.gradient_entries() {
+                    let known = layout
+                        .get(&entry.parameter)
+                        .expect("trained parameters are laid out");
+                    let shape = known.spec.shape;
+                    let name = format!("{}.{}", slot.name, entry.parameter);
+                    let place = &mut values[entry.offset..entry.offset + shape.numel()];
+                    copy(&name, shape.dims(), place)?;
+                }
+                slots.push((*slot, values));
             }
-            Some(moments)
+            Some(OptimizerValues::new(slots))
         }
     };
-    Ok(Checkpoint { position, moments })
+    Ok(Checkpoint {
+        position,
+        optimizer,
+    })
 }
 
 /// A checkpoint's parameters in arena order.
@@ -418,7 +426,7 @@ pub fn load(
 /// As [`load`].
 pub fn parameters(path: &Path, layout: &ParameterLayout) -> Result<Vec<f32>> {
     let mut parameters = vec![0.0f32; layout.elements()];
-    load(path, layout, &[], &mut |offset, values| {
+    load(path, layout, None, &mut |offset, values| {
         parameters[offset..offset + values.len()].copy_from_slice(values);
         Ok(())
     })?;

@@ -4,7 +4,7 @@ mod checkpointer;
 mod disk;
 mod file;
 mod model;
-mod moments;
+mod optimizer_state;
 mod saver;
 
 pub(super) use checkpointer::{Checkpointer, after_stage, newest_valid, newest_well, restore};
@@ -13,4 +13,4 @@ pub(super) use disk::{create_folders, parent_of, remove_unfinished, write_durabl
 pub(super) use file::parameters;
 pub use file::{Checkpoint, Position, Sink, Snapshot, load, read_position, save};
 pub(super) use model::CheckpointModel;
-pub(super) use moments::{Moments, clear_moments, read_moments, write_moments};
+pub(super) use optimizer_state::OptimizerValues;

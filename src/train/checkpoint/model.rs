@@ -65,7 +65,7 @@ impl CheckpointModel {
     /// As [`file::load`].
     pub fn write_parameters(&self, executor: &dyn Executor) -> Result<()> {
         let sink = &mut |offset, values: &[f32]| executor.write_parameters(offset, values);
-        file::load(&self.path, &self.layout, &[], sink).map(|_| ())
+        file::load(&self.path, &self.layout, None, sink).map(|_| ())
     }
 
     /// All parameters in arena order.

@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use crate::recipe::{Recipe, Stage};
 use crate::stage_data::stage_mixture;
-use crate::step_program::{compile_step, hyper, step_shape};
+use crate::step_program::{batch_inputs, compile_step, optimizer_scalars, step_shape};
 use keel_base::error::Result;
 use keel_data::library::Library;
 use keel_engine::executor::{Choice, Executor, Session};
 use keel_engine::tape::Cost;
-use keel_eval::feed::write_batch;
-use keel_model::{StepShape, declare};
+use keel_model::{ModelInput, StepShape, declare};
 
 /// Runs before the first one that counts.
 const WARM_UP: usize = 2;
@@ -87,11 +86,11 @@ impl Profile {
         let executor = compute.open(layout.elements())?;
         recipe.write_first_values(&layout, executor.as_ref(), Vec::new())?;
         let mut session = executor.load(Arc::new(program))?;
-        write_batch(session.as_mut(), &mixture.batch(0)?)?;
+        batch_inputs(session.program())?.write(session.as_mut(), &mixture.batch(0)?)?;
         let steps = (WARM_UP + runs) as u64;
-        session.write_f32("hyper", &hyper(stage, [0, steps], 1.0))?;
+        optimizer_scalars(stage, [0, steps], 1.0).write(session.as_mut())?;
         if stage.micro_batches() > 1 {
-            session.write_f32("share", &[1.0])?;
+            session.write_f32(ModelInput::LossWeight.name(), &[1.0])?;
         }
         Profile::of_session(session.as_mut(), executor.as_ref(), stage, runs)
     }
@@ -109,7 +108,7 @@ impl Profile {
         for _ in 0..WARM_UP {
             session.run()?;
         }
-        let count = session.program().steps().len();
+        let count = session.program().ops().len();
         let mut seconds = vec![Vec::with_capacity(runs); count];
         for _ in 0..runs {
             let mut of_run = vec![0.0; count];
@@ -119,7 +118,7 @@ impl Profile {
             }
         }
         let program = session.program();
-        let ops = program.steps().iter().zip(&mut seconds);
+        let ops = program.ops().iter().zip(&mut seconds);
         let ops = ops.map(|(step, seconds)| {
             seconds.sort_by(f64::total_cmp);
             let instruction = &step.instruction;
@@ -128,7 +127,7 @@ impl Profile {
                 scope: instruction.scope.to_string(),
                 is_backward: instruction.is_backward,
                 seconds: seconds.get(seconds.len() / 2).copied().unwrap_or(0.0),
-                cost: program.step_cost(step),
+                cost: program.op_cost(step),
             }
         });
         Ok(Profile {

@@ -1,31 +1,32 @@
 //! A step done twice: a processor or memory that computes wrongly now and then is found out by the bits.
 
-use crate::checkpoint::{Moments, read_moments, write_moments};
+use crate::checkpoint::OptimizerValues;
 use crate::recipe::Stage;
 use crate::run::Run;
 use crate::stage::{run_micro_batch, write_micro_batch};
+use crate::step_program::OptimizerScalars;
 use keel_base::error::{Error, Result};
 use keel_data::batch::Batch;
 use keel_engine::executor::Session;
-use keel_engine::ops::HYPER;
+use keel_model::BatchInputs;
 
 /// What a step changes.
 struct StepState {
     parameters: Vec<f32>,
-    moments: Moments,
+    optimizer: OptimizerValues,
 }
 
 impl StepState {
     fn read(run: &Run, session: &dyn Session) -> Result<StepState> {
         Ok(StepState {
             parameters: run.parameters()?,
-            moments: read_moments(session)?,
+            optimizer: OptimizerValues::read(session)?,
         })
     }
 
     fn write(&self, run: &Run, session: &mut dyn Session) -> Result<()> {
         run.executor.write_parameters(0, &self.parameters)?;
-        write_moments(session, &self.moments)
+        self.optimizer.write(session)
     }
 
     fn is_same(&self, other: &StepState) -> bool {
@@ -33,16 +34,16 @@ impl StepState {
         let is_same = |one: &[f32], other: &[f32]| {
             bytemuck::cast_slice::<f32, u32>(one) == bytemuck::cast_slice::<f32, u32>(other)
         };
+        let mut slots = self.optimizer.slots().zip(other.optimizer.slots());
         is_same(&self.parameters, &other.parameters)
-            && is_same(&self.moments.0, &other.moments.0)
-            && is_same(&self.moments.1, &other.moments.1)
+            && slots.all(|((_, one), (_, other))| is_same(one, other))
     }
 }
 
 /// Everything that a step has to be done again with.
 pub(crate) struct Recheck {
     before: StepState,
-    batches: Vec<(Batch, f32, [f32; HYPER])>,
+    batches: Vec<(Batch, f32, OptimizerScalars)>,
 }
 
 impl Recheck {
@@ -58,8 +59,8 @@ impl Recheck {
     }
 
     /// Remembers a micro-batch of the step, with its weight and the numbers of the update.
-    pub fn keep(&mut self, batch: Batch, weight: f32, hyper: [f32; HYPER]) {
-        self.batches.push((batch, weight, hyper));
+    pub fn keep(&mut self, batch: Batch, weight: f32, scalars: OptimizerScalars) {
+        self.batches.push((batch, weight, scalars));
     }
 
     /// Puts back what was before the step, does it again and compares what both left.
@@ -71,14 +72,15 @@ impl Recheck {
         run: &Run,
         stage: &Stage,
         step: u64,
+        inputs: &BatchInputs,
         session: &mut dyn Session,
     ) -> Result<()> {
         assert_eq!(self.batches.len(), stage.micro_batches(), "the whole step");
         let once = StepState::read(run, session)?;
         self.before.write(run, session)?;
-        for (index, (batch, weight, hyper)) in self.batches.iter().enumerate() {
-            write_micro_batch(session, stage, batch, *weight)?;
-            run_micro_batch(session, index + 1 == self.batches.len(), hyper)?;
+        for (index, (batch, weight, scalars)) in self.batches.iter().enumerate() {
+            write_micro_batch(session, stage, inputs, batch, *weight)?;
+            run_micro_batch(session, index + 1 == self.batches.len(), scalars)?;
         }
         if once.is_same(&StepState::read(run, session)?) {
             return Ok(());

@@ -1,5 +1,5 @@
 //! What a run consists of: what is fixed from its first step to its last, and the little that moves with the steps beside
-//! parameters and moments, which the executor and its sessions hold.
+//! parameters and the optimiser's state, which the executor and its sessions hold.
 
 use std::sync::Arc;
 

@@ -11,6 +11,7 @@ use keel_data::batch::Batch;
 use keel_data::mixture::Mixture;
 use keel_data::prefetch::Prefetcher;
 use keel_engine::executor::Session;
+use keel_model::BatchInputs;
 
 /// Batches that are made before they are wanted, at least.
 const BATCHES_AHEAD: usize = 4;
@@ -19,6 +20,8 @@ const BATCHES_AHEAD: usize = 4;
 pub(super) struct Feed<'a> {
     stage: &'a Stage,
     batches: Prefetcher,
+    /// What the session's program reads of a batch.
+    inputs: Arc<BatchInputs>,
     /// What was handed over before it was asked for, or what was wrong with it.
     ahead: Option<Result<(Batch, f32)>>,
 }
@@ -39,7 +42,12 @@ pub(super) struct FeedPlan {
 
 impl<'a> Feed<'a> {
     /// Begins to make the batches of `plan` in the background.
-    pub fn new(stage: &'a Stage, mixture: Arc<Mixture>, plan: FeedPlan) -> Feed<'a> {
+    pub fn new(
+        stage: &'a Stage,
+        mixture: Arc<Mixture>,
+        inputs: Arc<BatchInputs>,
+        plan: FeedPlan,
+    ) -> Feed<'a> {
         let FeedPlan {
             first,
             steps,
@@ -66,6 +74,7 @@ impl<'a> Feed<'a> {
         let depth = BATCHES_AHEAD.max(workers);
         Feed {
             stage,
+            inputs,
             batches: Prefetcher::new(Arc::new(make), first * count, workers, depth),
             ahead: None,
         }
@@ -92,7 +101,7 @@ impl<'a> Feed<'a> {
     fn write(&mut self, session: &mut dyn Session) -> Result<(Batch, f32)> {
         let (_, batch) = self.batches.next_batch()?;
         let weight = weight(self.stage, &batch);
-        write_micro_batch(session, self.stage, &batch, weight)?;
+        write_micro_batch(session, self.stage, &self.inputs, &batch, weight)?;
         Ok((batch, weight))
     }
 }

@@ -5,25 +5,22 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::feed::{Feed, FeedPlan};
-use crate::checkpoint::{
-    Checkpointer, Moments, after_stage, clear_moments, load, newest_well, restore, write_moments,
-};
+use crate::checkpoint::{Checkpointer, OptimizerValues, after_stage, load, newest_well, restore};
 use crate::gathered::Gathered;
 use crate::guard::{Guard, MOST_STRIKES, Recheck, Verdict};
 use crate::observer::{Event, StageBegins, StepReport, StepsBegin};
 use crate::recipe::{Stage, StageKind};
 use crate::run::{ProgressLog, Run, RunState, StepNumbers, StepSize};
-use crate::step_program::{hyper, whole_step_flops};
+use crate::step_program::{OptimizerScalars, batch_inputs, optimizer_scalars, whole_step_flops};
 use keel_base::error::{Error, Result};
 use keel_data::batch::Batch;
 use keel_data::mixture::Mixture;
 use keel_data::packing::PackingStats;
 use keel_engine::executor::Session;
-use keel_engine::ops::HYPER;
 use keel_engine::program::MemoryReport;
-use keel_eval::feed::write_batch;
+use keel_model::{BatchInputs, ModelInput};
 
-/// A stage that is loaded and ready to step. It changes parameters and moments, which the executor and the session hold,
+/// A stage that is loaded and ready to step. It changes parameters and the optimiser's state, which the executor and the session hold,
 /// and the run's state; what it has trained is saved after it, by its caller.
 pub(crate) struct StageLoop<'a> {
     run: &'a Run,
@@ -36,6 +33,8 @@ pub(crate) struct StageLoop<'a> {
     /// All steps of the stage.
     steps: u64,
     session: Box<dyn Session>,
+    /// What its program reads of a batch.
+    inputs: Arc<BatchInputs>,
     memory: MemoryReport,
 }
 
@@ -47,7 +46,7 @@ struct Stepped {
 }
 
 impl<'a> StageLoop<'a> {
-    /// Loads stage `index`, with the moments of the step it goes on from where it has any.
+    /// Loads stage `index`, with the optimiser's state of the step it goes on from where it has any.
     ///
     /// # Errors
     /// Whatever data, device and observers report.
@@ -59,7 +58,7 @@ impl<'a> StageLoop<'a> {
         state: &'a mut RunState,
         checkpoints: &'a mut Checkpointer,
         index: usize,
-        moments: Option<Moments>,
+        optimizer: Option<OptimizerValues>,
     ) -> Result<StageLoop<'a>> {
         let stage = &run.recipe.stages[index];
         let program = run.programs[index].clone();
@@ -76,8 +75,9 @@ impl<'a> StageLoop<'a> {
             memory: &memory,
         }))?;
         let mut session = run.executor.load(program)?;
-        if let Some(moments) = moments {
-            write_moments(session.as_mut(), &moments)?;
+        let inputs = Arc::new(batch_inputs(session.program())?);
+        if let Some(state) = optimizer {
+            state.write(session.as_mut())?;
         }
         run.tell_device_warnings()?;
         Ok(StageLoop {
@@ -89,6 +89,7 @@ impl<'a> StageLoop<'a> {
             mixture,
             steps,
             session,
+            inputs,
             memory,
         })
     }
@@ -131,7 +132,7 @@ impl<'a> StageLoop<'a> {
             guard: self.state.guard.clone(),
             cores_are_free: self.session.takes_inputs_early(),
         };
-        let mut feed = Feed::new(self.stage, self.mixture.clone(), plan);
+        let mut feed = Feed::new(self.stage, self.mixture.clone(), self.inputs.clone(), plan);
         let mut log = ProgressLog::new(self.step_size());
         let mut packing = PackingStats::default();
         for step in first..self.steps {
@@ -180,8 +181,9 @@ impl<'a> StageLoop<'a> {
             gathered.take(weight, std::mem::take(&mut batch.samples));
             let is_last = micro + 1 == count;
             // The scale counts the micro-batches so far, and only the last one's, which counts all, is used.
-            let hyper = hyper(self.stage, [step, self.steps], gathered.gradient_scale());
-            run_micro_batch(session, is_last, &hyper)?;
+            let scale = gathered.gradient_scale();
+            let scalars = optimizer_scalars(self.stage, [step, self.steps], scale);
+            run_micro_batch(session, is_last, &scalars)?;
             // The next is on its way while this one computes. Not into a step that is about to be done again: that hands over
             // the same inputs once more, and the next step's would be lost.
             let goes_on = !is_last || (step + 1 < self.steps && recheck.is_none());
@@ -190,12 +192,12 @@ impl<'a> StageLoop<'a> {
             }
             gathered.read(session, self.stage, weight)?;
             if let Some(recheck) = &mut recheck {
-                recheck.keep(batch, weight, hyper);
+                recheck.keep(batch, weight, scalars);
             }
         }
         let numbers = gathered.numbers(session, self.stage, [step, self.steps], start)?;
         if let Some(recheck) = recheck {
-            recheck.compare(self.run, self.stage, step, session)?;
+            recheck.compare(self.run, self.stage, step, &self.inputs, session)?;
         }
         Ok(Stepped {
             numbers,
@@ -322,8 +324,14 @@ impl<'a> StageLoop<'a> {
         self.checkpoints.finish(run, self.state, self.index)?;
         let (step, healthy, from) = match newest_well(run, self.index)? {
             Some((position, path)) => {
-                let moments = restore(run, &path, &position)?.unwrap_or_default();
-                write_moments(self.session.as_mut(), &moments)?;
+                let Some(state) = restore(run, &path, &position)? else {
+                    return Err(Error::content(
+                        path.display(),
+                        "it is of the middle of a stage and holds nothing of the optimiser",
+                        "remove it, and the run goes on from the one before",
+                    ));
+                };
+                state.write(self.session.as_mut())?;
                 self.state.skipped = position.skipped;
                 (position.step, position.guard, path.display().to_string())
             }
@@ -342,7 +350,7 @@ impl<'a> StageLoop<'a> {
         Ok(step)
     }
 
-    /// Puts back the parameters, the moments and the count of skipped samples that the stage began with.
+    /// Puts back the parameters, the optimiser's state and the count of skipped samples that the stage began with.
     fn restart(&mut self) -> Result<()> {
         let (run, index) = (self.run, self.index);
         self.state.skipped = if index == 0 || run.begins_given(index) {
@@ -350,11 +358,11 @@ impl<'a> StageLoop<'a> {
             0
         } else {
             let sink = &mut |offset, values: &[f32]| run.executor.write_parameters(offset, values);
-            let before = load(&after_stage(run, index - 1), &run.layout, &[], sink)?;
+            let before = load(&after_stage(run, index - 1), &run.layout, None, sink)?;
             before.position.skipped
         };
         run.reinitialise(index)?;
-        clear_moments(self.session.as_mut())
+        OptimizerValues::clear(self.session.as_mut())
     }
 }
 
@@ -362,12 +370,13 @@ impl<'a> StageLoop<'a> {
 pub(crate) fn write_micro_batch(
     session: &mut dyn Session,
     stage: &Stage,
+    inputs: &BatchInputs,
     batch: &Batch,
     weight: f32,
 ) -> Result<()> {
-    write_batch(session, batch)?;
+    inputs.write(session, batch)?;
     if stage.micro_batches() > 1 {
-        session.write_f32("share", &[weight])?;
+        session.write_f32(ModelInput::LossWeight.name(), &[weight])?;
     }
     Ok(())
 }
@@ -376,11 +385,11 @@ pub(crate) fn write_micro_batch(
 pub(crate) fn run_micro_batch(
     session: &mut dyn Session,
     is_last: bool,
-    hyper: &[f32; HYPER],
+    scalars: &OptimizerScalars,
 ) -> Result<()> {
     if !is_last {
         return session.run_gradients();
     }
-    session.write_f32("hyper", hyper)?;
+    scalars.write(session)?;
     session.run()
 }

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::super::arena::ByteArena;
-use super::super::{Executor, Session, expect_arena, expect_input};
+use super::super::inputs::UnwrittenInputs;
+use super::super::{Executor, Session, expect_arena, expect_declared, expect_input};
 use crate::program::{Place, Program};
 use crate::tape::{Arena, CpuArgs, Input, Inputs, Machine, Output, Outputs, Target, Value};
 use crate::tensor::{DType, TensorType};
@@ -96,19 +97,21 @@ impl Executor for CpuExecutor {
                 remedy: "use --precision f32 or another --device".into(),
             });
         }
-        let fixed =
-            |what, arena| ByteArena::new(what, program.arena_elements(arena, 0) * size_of::<f32>());
-        let steps = program
-            .steps()
+        let fixed = |(what, arena): (&str, Arena)| -> Result<(Arena, ByteArena)> {
+            let bytes = program.arena_elements(arena, 0) * arena.element().size();
+            Ok((arena, ByteArena::new(what, bytes)?))
+        };
+        let types = program
+            .ops()
             .iter()
-            .map(|step| {
-                let instruction = &step.instruction;
+            .map(|op| {
+                let instruction = &op.instruction;
                 let (inputs, outputs) = (&instruction.inputs, &instruction.outputs);
                 assert!(
                     inputs.len() <= MAX_ARGUMENTS && outputs.len() <= MAX_ARGUMENTS,
                     "an op has at most {MAX_ARGUMENTS} inputs and outputs"
                 );
-                StepTypes {
+                OpTypes {
                     inputs: inputs.iter().map(|v| program.ty(*v)).collect(),
                     outputs: outputs.iter().map(|v| program.ty(*v)).collect(),
                 }
@@ -116,15 +119,13 @@ impl Executor for CpuExecutor {
             .collect();
         Ok(Box::new(CpuSession {
             memory: Memory {
-                step: ByteArena::new("activations", program.arena_bytes())?,
-                gradients: fixed("gradients", Arena::Gradients)?,
-                first_moments: fixed("first moments", Arena::FirstMoments)?,
-                second_moments: fixed("second moments", Arena::SecondMoments)?,
-                cache: fixed("cache", Arena::Cache)?,
+                activations: ByteArena::new("activations", program.arena_bytes())?,
+                fixed: program.session_arenas().map(fixed).collect::<Result<_>>()?,
             },
             parameters: self.parameters.clone(),
             pool: self.pool.clone(),
-            steps,
+            types,
+            unwritten: UnwrittenInputs::of(&program),
             program,
         }))
     }
@@ -146,18 +147,15 @@ impl Executor for CpuExecutor {
     }
 }
 
-struct StepTypes {
+struct OpTypes {
     inputs: Vec<TensorType>,
     outputs: Vec<TensorType>,
 }
 
 /// The arenas only this session touches.
 struct Memory {
-    step: ByteArena,
-    gradients: ByteArena,
-    first_moments: ByteArena,
-    second_moments: ByteArena,
-    cache: ByteArena,
+    activations: ByteArena,
+    fixed: Vec<(Arena, ByteArena)>,
 }
 
 impl Memory {
@@ -165,17 +163,17 @@ impl Memory {
         match arena {
             Arena::Parameters => parameters,
             Arena::ParametersBf16 => unreachable!("programs for the processor hold f32"),
-            Arena::Gradients => &self.gradients,
-            Arena::FirstMoments => &self.first_moments,
-            Arena::SecondMoments => &self.second_moments,
-            Arena::Cache => &self.cache,
+            _ => {
+                let found = self.fixed.iter().find(|(known, _)| *known == arena);
+                &found.expect("the program declares what it uses").1
+            }
         }
     }
 
     /// The arena and first byte of a value.
     fn locate<'a>(&'a self, place: Place, parameters: &'a ByteArena) -> (&'a ByteArena, usize) {
         match place {
-            Place::Step(offset) => (&self.step, offset),
+            Place::Activations(offset) => (&self.activations, offset),
             Place::Fixed(arena, element) => {
                 (self.fixed(arena, parameters), element * size_of::<f32>())
             }
@@ -189,20 +187,22 @@ struct CpuSession {
     memory: Memory,
     parameters: Arc<Mutex<ByteArena>>,
     pool: Arc<rayon::ThreadPool>,
-    steps: Vec<StepTypes>,
+    /// Of each op.
+    types: Vec<OpTypes>,
+    unwritten: UnwrittenInputs,
 }
 
 impl CpuSession {
-    fn run_step(&self, index: usize, parameters: &ByteArena) {
-        let step = &self.program.steps()[index];
-        let types = &self.steps[index];
-        let instruction = &step.instruction;
+    fn run_op(&self, index: usize, parameters: &ByteArena) {
+        let op = &self.program.ops()[index];
+        let types = &self.types[index];
+        let instruction = &op.instruction;
         if instruction.op.is_view() {
             return;
         }
         let mut inputs = [const { Input::F32(&[]) }; MAX_ARGUMENTS];
         for (index, value) in instruction.inputs.iter().enumerate() {
-            if let Some(output) = step.in_place[index] {
+            if let Some(output) = op.in_place[index] {
                 inputs[index] = Input::InPlace(output);
                 continue;
             }
@@ -232,9 +232,13 @@ impl CpuSession {
                 DType::Bf16 => unreachable!("programs for the processor hold f32"),
             };
         }
-        let (offset, bytes) = step.workspace;
+        let (offset, bytes) = op.workspace;
         // SAFETY: the workspace is a planned stretch that lives during this op alone.
-        let workspace = unsafe { self.memory.step.slice_mut(offset, bytes / size_of::<f32>()) };
+        let workspace = unsafe {
+            self.memory
+                .activations
+                .slice_mut(offset, bytes / size_of::<f32>())
+        };
         instruction.op.cpu(CpuArgs {
             inputs: Inputs(&inputs[..instruction.inputs.len()]),
             outputs: Outputs(&mut outputs[..instruction.outputs.len()]),
@@ -255,7 +259,7 @@ impl CpuSession {
         this.pool.install(|| {
             for index in 0..count {
                 let start = Instant::now();
-                this.run_step(index, parameters);
+                this.run_op(index, parameters);
                 after(index, start);
             }
         });
@@ -273,11 +277,12 @@ impl CpuSession {
     fn write<T: bytemuck::Pod>(&mut self, input: &str, dtype: DType, values: &[T]) -> Result<()> {
         let value = self.program.input(input)?;
         expect_input(input, self.program.ty(value), dtype, values.len())?;
-        if let Place::Step(offset) = self.program.place(value) {
+        if let Place::Activations(offset) = self.program.place(value) {
             // SAFETY: `&mut self` excludes a running step.
-            let place = unsafe { self.memory.step.slice_mut::<T>(offset, values.len()) };
+            let place = unsafe { self.memory.activations.slice_mut::<T>(offset, values.len()) };
             place.copy_from_slice(values);
         }
+        self.unwritten.written(value);
         Ok(())
     }
 
@@ -300,16 +305,19 @@ impl Session for CpuSession {
     }
 
     fn run(&mut self) -> Result<()> {
-        self.run_first(self.steps.len(), |_, _| {});
+        self.unwritten.expect_none()?;
+        self.run_first(self.types.len(), |_, _| {});
         Ok(())
     }
 
     fn run_gradients(&mut self) -> Result<()> {
-        self.run_first(self.program.gradient_steps(), |_, _| {});
+        self.unwritten.expect_none_before_update()?;
+        self.run_first(self.program.gradient_ops(), |_, _| {});
         Ok(())
     }
 
     fn run_timed(&mut self, seconds: &mut [f64]) -> Result<()> {
+        self.unwritten.expect_none()?;
         self.run_first(seconds.len(), |index, start| {
             seconds[index] += start.elapsed().as_secs_f64();
         });
@@ -345,6 +353,7 @@ impl Session for CpuSession {
     }
 
     fn read_arena(&self, arena: Arena) -> Result<Vec<f32>> {
+        expect_declared(&self.program, arena)?;
         Ok(self.locked(|parameters| {
             let arena = self.memory.fixed(arena, parameters);
             // SAFETY: writing needs `&mut self` or the parameter lock, which is held.
@@ -353,6 +362,7 @@ impl Session for CpuSession {
     }
 
     fn write_arena(&mut self, arena: Arena, values: &[f32]) -> Result<()> {
+        expect_declared(&self.program, arena)?;
         self.locked(|parameters| {
             let place = self.memory.fixed(arena, parameters);
             expect_arena(arena, place.bytes() / size_of::<f32>(), values.len())?;

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::super::inputs::UnwrittenInputs;
 use super::super::resolved::{Space, Stretch, resolve, stretch, to_bytes, to_doubles};
-use super::super::{Session, expect_arena, expect_input};
+use super::super::{Session, expect_arena, expect_declared, expect_input};
 use super::executor::Parameters;
 use super::gpu::{Event, Gpu, Graph};
 use super::kernels::Kernels;
@@ -17,26 +18,23 @@ use keel_base::error::Result;
 
 /// The arenas of one session, and the parameters' that all sessions share.
 pub(super) struct Memory {
-    pub step: DeviceMemory,
-    fixed: [(Arena, DeviceMemory); 4],
+    pub activations: DeviceMemory,
+    fixed: Vec<(Arena, DeviceMemory)>,
     parameters: Arc<Parameters>,
 }
 
 impl Memory {
     fn new(gpu: &Arc<Gpu>, program: &Program, parameters: Arc<Parameters>) -> Result<Memory> {
-        let fixed = |arena: Arena, what: &str| -> Result<(Arena, DeviceMemory)> {
+        let fixed = |(what, arena): (&str, Arena)| -> Result<(Arena, DeviceMemory)> {
             let bytes = program.arena_elements(arena, 0) * arena.element().size();
-            Ok((arena, DeviceMemory::new(gpu, what, bytes, 0)?))
+            let memory = DeviceMemory::new(gpu, &format!("memory of {what}"), bytes, 0)?;
+            Ok((arena, memory))
         };
+        let bytes = program.arena_bytes();
         Ok(Memory {
             // NaN until written: what a run reads without writing it shows.
-            step: DeviceMemory::new(gpu, "memory of the step", program.arena_bytes(), 0xff)?,
-            fixed: [
-                fixed(Arena::Gradients, "memory of the gradients")?,
-                fixed(Arena::FirstMoments, "memory of the first moments")?,
-                fixed(Arena::SecondMoments, "memory of the second moments")?,
-                fixed(Arena::Cache, "memory of the cache")?,
-            ],
+            activations: DeviceMemory::new(gpu, "memory of activations", bytes, 0xff)?,
+            fixed: program.session_arenas().map(fixed).collect::<Result<_>>()?,
             parameters,
         })
     }
@@ -44,12 +42,12 @@ impl Memory {
     /// The arena of a space.
     pub fn space(&self, space: Space) -> &DeviceMemory {
         match space {
-            Space::Step => &self.step,
+            Space::Activations => &self.activations,
             Space::Fixed(Arena::Parameters) => &self.parameters.masters,
             Space::Fixed(Arena::ParametersBf16) => &self.parameters.twins,
             Space::Fixed(arena) => {
                 let found = self.fixed.iter().find(|(known, _)| *known == arena);
-                &found.expect("the session has every other arena").1
+                &found.expect("the program declares what it uses").1
             }
         }
     }
@@ -66,6 +64,7 @@ pub(super) struct CudaSession {
     /// Those before the update, in a program that gathers gradients.
     gradient_graph: Option<Graph>,
     staging: Staging,
+    unwritten: UnwrittenInputs,
     /// One before each op and one after the last, made when first wanted.
     marks: Vec<Event>,
     pub memory: Memory,
@@ -87,8 +86,8 @@ impl CudaSession {
             (arena.address(), arena.bytes())
         };
         let mut launches = Vec::with_capacity(resolved.len());
-        for (step, resolved) in program.steps().iter().zip(&resolved) {
-            let instruction = &step.instruction;
+        for (op, resolved) in program.ops().iter().zip(&resolved) {
+            let instruction = &op.instruction;
             let origin = match &*instruction.scope {
                 "" => format!("op {} of the step", instruction.op.name()),
                 scope => format!("op {} of {scope}", instruction.op.name()),
@@ -108,10 +107,11 @@ impl CudaSession {
         };
         let graph = captured(&launches)?;
         let gradient_graph = match program.adds_gradients() {
-            true => captured(&launches[..program.gradient_steps()])?,
+            true => captured(&launches[..program.gradient_ops()])?,
             false => None,
         };
         Ok(CudaSession {
+            unwritten: UnwrittenInputs::of(&program),
             program,
             gpu: gpu.clone(),
             launches,
@@ -151,7 +151,7 @@ impl CudaSession {
     /// Brings what was written since the last run to its places.
     pub fn submit_inputs(&mut self) -> Result<()> {
         self.gpu.bind()?;
-        self.staging.submit(&self.memory.step)
+        self.staging.submit(&self.memory.activations)
     }
 
     fn write_bytes(
@@ -164,7 +164,9 @@ impl CudaSession {
         let value = self.program.input(input)?;
         expect_input(input, self.program.ty(value), dtype, elements)?;
         self.gpu.bind()?;
-        self.staging.write(value, bytes)
+        self.staging.write(value, bytes)?;
+        self.unwritten.written(value);
+        Ok(())
     }
 
     fn read_whole(&self, arena: Arena) -> Result<Vec<f32>> {
@@ -184,6 +186,7 @@ impl Session for CudaSession {
     /// Starts the step and returns: what is written now reaches the device while it computes. A fault is reported by the
     /// call that next waits for the GPU.
     fn run(&mut self) -> Result<()> {
+        self.unwritten.expect_none()?;
         self.submit_inputs()?;
         match &self.graph {
             Some(graph) => graph.launch(),
@@ -192,14 +195,16 @@ impl Session for CudaSession {
     }
 
     fn run_gradients(&mut self) -> Result<()> {
+        self.unwritten.expect_none_before_update()?;
         self.submit_inputs()?;
         match &self.gradient_graph {
             Some(graph) => graph.launch(),
-            None => (0..self.program.gradient_steps()).try_for_each(|index| self.run_op(index)),
+            None => (0..self.program.gradient_ops()).try_for_each(|index| self.run_op(index)),
         }
     }
 
     fn run_timed(&mut self, seconds: &mut [f64]) -> Result<()> {
+        self.unwritten.expect_none()?;
         self.submit_inputs()?;
         while self.marks.len() <= self.launches.len() {
             self.marks.push(Event::new(&self.gpu, true)?);
@@ -247,6 +252,7 @@ impl Session for CudaSession {
     }
 
     fn read_arena(&self, arena: Arena) -> Result<Vec<f32>> {
+        expect_declared(&self.program, arena)?;
         self.read_whole(arena)
     }
 
@@ -255,6 +261,7 @@ impl Session for CudaSession {
     }
 
     fn write_arena(&mut self, arena: Arena, values: &[f32]) -> Result<()> {
+        expect_declared(&self.program, arena)?;
         let memory = self.memory.space(Space::Fixed(arena));
         expect_arena(arena, memory.bytes() / arena.element().size(), values.len())?;
         memory.upload(0, &to_bytes(values, arena.element()))

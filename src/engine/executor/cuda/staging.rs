@@ -51,7 +51,7 @@ impl Staging {
             let value = program.input(name)?;
             let bytes = program.ty(value).bytes();
             match program.place(value) {
-                Place::Step(step) => {
+                Place::Activations(step) => {
                     let slot = Slot {
                         staged: end,
                         step,

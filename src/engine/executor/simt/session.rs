@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use super::super::inputs::UnwrittenInputs;
 use super::super::resolved::{
     ResolvedArgument, ResolvedStep, Space, Stretch, resolve, stretch, to_bytes, to_doubles,
 };
-use super::super::{Executor, Session, expect_arena, expect_input};
+use super::super::{Executor, Session, expect_arena, expect_declared, expect_input};
 use super::{Argument, Buffer, Element, Emulator, Kernel, Options};
 use crate::program::Program;
 use crate::tape::{Arena, Machine, Target, Tier};
@@ -105,6 +106,7 @@ impl Executor for SimtExecutor {
             memory,
             resolved,
             kernels,
+            unwritten: UnwrittenInputs::of(&program),
             program,
         }))
     }
@@ -129,10 +131,10 @@ impl Executor for SimtExecutor {
     }
 }
 
-/// The arenas of one session. The step's arena is one allocation, or one for every place in it.
+/// The arenas of one session. That of activations is one allocation, or one for every place in it.
 struct Memory {
-    step: BTreeMap<usize, Buffer>,
-    fixed: [(Arena, Buffer); 4],
+    activations: BTreeMap<usize, Buffer>,
+    fixed: Vec<(Arena, Buffer)>,
 }
 
 impl Memory {
@@ -148,36 +150,32 @@ impl Memory {
                 }
             }
         }
-        let mut step = BTreeMap::new();
+        let mut activations = BTreeMap::new();
         for (offset, bytes) in sizes {
-            step.insert(offset, emulator.allocate(Element::U8, bytes)?);
+            activations.insert(offset, emulator.allocate(Element::U8, bytes)?);
         }
-        let fixed = |arena| -> Result<(Arena, Buffer)> {
+        let fixed = |(_, arena): (&str, Arena)| -> Result<(Arena, Buffer)> {
             let elements = program.arena_elements(arena, 0);
-            let mut buffer = emulator.allocate(Element::F32, elements)?;
-            buffer.write(&vec![0.0f32; elements])?;
+            let mut buffer = emulator.allocate(arena.element().into(), elements)?;
+            buffer.write_bytes(0, &vec![0; elements * arena.element().size()])?;
             Ok((arena, buffer))
         };
+        let fixed = program.session_arenas().map(fixed);
         Ok(Memory {
-            step,
-            fixed: [
-                fixed(Arena::Gradients)?,
-                fixed(Arena::FirstMoments)?,
-                fixed(Arena::SecondMoments)?,
-                fixed(Arena::Cache)?,
-            ],
+            activations,
+            fixed: fixed.collect::<Result<_>>()?,
         })
     }
 
     /// The buffer of a stretch and the stretch's first byte there.
     fn locate<'a>(&'a self, parameters: &'a Parameters, stretch: Stretch) -> (&'a Buffer, usize) {
         match stretch.space {
-            Space::Step => {
+            Space::Activations => {
                 let (start, buffer) = self
-                    .step
+                    .activations
                     .range(..=stretch.offset)
                     .next_back()
-                    .expect("the plan places every value in the step's arena");
+                    .expect("the plan places every value in the arena");
                 (buffer, stretch.offset - start)
             }
             Space::Fixed(Arena::Parameters) => (&parameters.masters, stretch.offset),
@@ -185,19 +183,19 @@ impl Memory {
             Space::Fixed(arena) => {
                 let index = self.fixed.iter().position(|(known, _)| *known == arena);
                 (
-                    &self.fixed[index.expect("the session has every other arena")].1,
+                    &self.fixed[index.expect("the program declares what it uses")].1,
                     stretch.offset,
                 )
             }
         }
     }
 
-    fn step_mut(&mut self, offset: usize) -> (&mut Buffer, usize) {
+    fn activations_mut(&mut self, offset: usize) -> (&mut Buffer, usize) {
         let (start, buffer) = self
-            .step
+            .activations
             .range_mut(..=offset)
             .next_back()
-            .expect("the plan places every value in the step's arena");
+            .expect("the plan places every value in the arena");
         (buffer, offset - start)
     }
 
@@ -217,13 +215,14 @@ struct SimtSession {
     memory: Memory,
     resolved: Vec<ResolvedStep>,
     kernels: BTreeMap<&'static str, Kernel>,
+    unwritten: UnwrittenInputs,
 }
 
 impl SimtSession {
-    fn run_step(&mut self, index: usize, parameters: &Parameters) -> Result<()> {
+    fn run_op(&mut self, index: usize, parameters: &Parameters) -> Result<()> {
         // What an op leaves unwritten must show: nothing of an earlier op or run may be left there.
         for undefined in &self.resolved[index].undefined {
-            let (buffer, offset) = self.memory.step_mut(undefined.offset);
+            let (buffer, offset) = self.memory.activations_mut(undefined.offset);
             buffer.write_bytes(offset, &vec![0xff; undefined.bytes])?;
         }
         for launch in &self.resolved[index].launches {
@@ -259,7 +258,7 @@ impl SimtSession {
                     &self.options,
                 )
                 .map_err(|problem| {
-                    let instruction = &self.program.steps()[index].instruction;
+                    let instruction = &self.program.ops()[index].instruction;
                     Error::kernel(format!(
                         "op {} of {}: {problem}",
                         instruction.op.name(),
@@ -279,7 +278,7 @@ impl SimtSession {
         let parameters = lock(&parameters);
         for index in 0..count {
             let start = Instant::now();
-            self.run_step(index, &parameters)?;
+            self.run_op(index, &parameters)?;
             after(index, start.elapsed().as_secs_f64());
         }
         Ok(())
@@ -296,9 +295,10 @@ impl SimtSession {
         let ty = self.program.ty(value);
         expect_input(input, ty, dtype, elements)?;
         if let Some(stretch) = stretch(self.program.place(value), ty.dtype, ty.bytes()) {
-            let (buffer, offset) = self.memory.step_mut(stretch.offset);
+            let (buffer, offset) = self.memory.activations_mut(stretch.offset);
             buffer.write_bytes(offset, bytes)?;
         }
+        self.unwritten.written(value);
         Ok(())
     }
 }
@@ -309,14 +309,17 @@ impl Session for SimtSession {
     }
 
     fn run(&mut self) -> Result<()> {
+        self.unwritten.expect_none()?;
         self.run_first(self.resolved.len(), |_, _| {})
     }
 
     fn run_gradients(&mut self) -> Result<()> {
-        self.run_first(self.program.gradient_steps(), |_, _| {})
+        self.unwritten.expect_none_before_update()?;
+        self.run_first(self.program.gradient_ops(), |_, _| {})
     }
 
     fn run_timed(&mut self, seconds: &mut [f64]) -> Result<()> {
+        self.unwritten.expect_none()?;
         self.run_first(self.resolved.len(), |index, elapsed| {
             seconds[index] += elapsed
         })
@@ -354,6 +357,7 @@ impl Session for SimtSession {
     }
 
     fn read_arena(&self, arena: Arena) -> Result<Vec<f32>> {
+        expect_declared(&self.program, arena)?;
         let parameters = lock(&self.parameters);
         let whole = Stretch {
             space: Space::Fixed(arena),
@@ -369,6 +373,7 @@ impl Session for SimtSession {
     }
 
     fn write_arena(&mut self, arena: Arena, values: &[f32]) -> Result<()> {
+        expect_declared(&self.program, arena)?;
         let bytes = to_bytes(values, arena.element());
         let parameters = self.parameters.clone();
         let mut parameters = lock(&parameters);
@@ -378,7 +383,7 @@ impl Session for SimtSession {
             _ => self
                 .memory
                 .fixed_mut(arena)
-                .expect("the session has every other arena"),
+                .expect("the program declares what it uses"),
         };
         expect_arena(arena, buffer.bytes() / arena.element().size(), values.len())?;
         buffer.write_bytes(0, &bytes)

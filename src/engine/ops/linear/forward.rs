@@ -171,7 +171,7 @@ impl Op for Linear {
                 let z = backward.outputs[1];
                 backward
                     .tape
-                    .record_fused(ActivationGradient { activation }, &[dy, z])?
+                    .record_one(ActivationGradient { activation }, &[dy, z])?
             }
             (None, Some(scale)) if owes_product || needs_scale => {
                 let z = backward.outputs[1];

@@ -1,0 +1,53 @@
+//! What an optimiser keeps from step to step, copied out of a session: whatever slots its program declares.
+
+use keel_base::error::Result;
+use keel_engine::executor::Session;
+use keel_engine::tape::OptimizerState;
+
+/// The contents of every slot, in the order in which the program declares them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OptimizerValues(Vec<(OptimizerState, Vec<f32>)>);
+
+impl OptimizerValues {
+    /// Slots with their contents, each in the order of the gradient arena.
+    pub fn new(slots: Vec<(OptimizerState, Vec<f32>)>) -> OptimizerValues {
+        OptimizerValues(slots)
+    }
+
+    /// Copies what `session` holds.
+    ///
+    /// # Errors
+    /// Whatever the session reports.
+    pub fn read(session: &dyn Session) -> Result<OptimizerValues> {
+        let slots = session.program().optimizer_state().iter();
+        let slots = slots.map(|slot| Ok((*slot, session.read_arena(slot.arena)?)));
+        Ok(OptimizerValues(slots.collect::<Result<_>>()?))
+    }
+
+    /// Puts them back.
+    ///
+    /// # Errors
+    /// [`keel_base::error::Error::Setting`] when they are of a program that trains something else.
+    pub fn write(&self, session: &mut dyn Session) -> Result<()> {
+        let mut slots = self.0.iter();
+        slots.try_for_each(|(slot, values)| session.write_arena(slot.arena, values))
+    }
+
+    /// Sets what `session` holds to zero, as it is before the first step.
+    ///
+    /// # Errors
+    /// Whatever the session reports.
+    pub fn clear(session: &mut dyn Session) -> Result<()> {
+        let mut values = OptimizerValues::read(session)?;
+        for (_, values) in &mut values.0 {
+            values.fill(0.0);
+        }
+        values.write(session)
+    }
+
+    /// The slots by name, with their contents.
+    pub fn slots(&self) -> impl Iterator<Item = (&'static str, &[f32])> {
+        let slots = self.0.iter();
+        slots.map(|(slot, values)| (slot.name, values.as_slice()))
+    }
+}
