@@ -13,14 +13,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use keel::data::augment::Augmentation;
-use keel::data::batch::{BatchShape, Pixels, Weighting};
-use keel::data::library::Library;
+use keel::data::batch::{BatchShape, TokenWeighting};
+use keel::data::chat::ChatTokenizer;
+use keel::data::image_view::KeptPictures;
 use keel::data::mixture::{Mixture, MixtureSettings};
 use keel::data::pairs::{PairLimits, Pairs};
-use keel::data::photo::KeptPictures;
 use keel::data::picture::{Picture, PictureLimits};
-use keel::data::task::TaskKind;
+use keel::data::pixels::Pixels;
+use keel::data::source::SampleSettings;
+use keel::data::task::Task;
 use keel::data::tiles::Tiling;
+use keel::data::user_samples::UserSamples;
 use rayon::prelude::*;
 
 /// The tower's square.
@@ -142,7 +145,7 @@ fn epochs(folder: &Path, kind: &str, tiles: usize) -> [f64; 2] {
     let settings = MixtureSettings {
         seed: 1,
         stage: 0,
-        weights: vec![(TaskKind::Pairs, 1.0)],
+        weights: vec![(Task::SAMPLES, 1.0)],
         shape: BatchShape {
             batch: PICTURES / 4,
             image_size: SIDE as usize,
@@ -154,15 +157,20 @@ fn epochs(folder: &Path, kind: &str, tiles: usize) -> [f64; 2] {
                 slots: tiles * PICTURES / 4,
             },
             caption_tokens: 32,
+            image_id: ChatTokenizer::embedded().image(),
             pixels: Pixels::default(),
         },
-        turns: 1,
-        pictures: 1,
-        weighting: Weighting::default(),
-        augmentation: Augmentation::NONE,
+        weighting: TokenWeighting::default(),
         contrastive: false,
     };
-    let mixture = Mixture::new(Library::embedded(), Some(Arc::new(pairs)), settings);
+    let samples = SampleSettings {
+        augmentation: Augmentation::NONE,
+        turns: 1,
+        pictures: 1,
+        share: 1.0,
+    };
+    let source = UserSamples::new(Arc::new(pairs), &samples);
+    let mixture = Mixture::new(vec![Arc::new(source)], settings);
     let kept = Arc::new(KeptPictures::new(1 << 30));
     let mixture = mixture.expect("there are pairs").keeping(kept);
     let mut epoch = 0;

@@ -4,9 +4,9 @@
 use std::time::Instant;
 
 use keel::data::chat::{ChatTokenizer, Conversation};
-use keel::eval::{Answerer, Generator, Place, Sampling};
+use keel::eval::{Answerer, EvalContext, Generator, Sampling};
 use keel::executor::{CpuExecutor, Executor};
-use keel::model::{StepShape, declare, initialise};
+use keel::model::{declare, initialise};
 use keel::train::Recipe;
 
 /// Rounds of which the fastest counts.
@@ -30,24 +30,17 @@ fn main() {
     let images = vec![0.1; 3 * config.vision.image_size * config.vision.image_size];
     println!("{}", cpu.describe());
     for tokens in [80, 160, 320] {
-        let shape = StepShape {
-            tiles: 0,
-            pack: 1,
-            batch: 1,
-            tokens,
-            caption_tokens: 8,
-            image_id: words.image(),
-        };
-        let place = Place {
+        let context = EvalContext {
             config,
             layout: &layout,
             executor: &cpu,
             words,
-            pixels: keel::data::batch::Pixels::default(),
+            pixels: keel::data::pixels::Pixels::default(),
             head: None,
         };
-        let mut cached = Generator::new(place, shape, Sampling::Greedy).expect("it loads");
-        let mut uncached = Answerer::new(place, shape).expect("it loads");
+        let shape = context.batch_shape(1, tokens, 8);
+        let mut cached = Generator::new(context, shape, Sampling::Greedy).expect("it loads");
+        let mut uncached = Answerer::new(context, shape).expect("it loads");
         let prompts = [prompt.clone()];
         let (answer, with) = fastest(|| {
             cached

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use keel::data::batch::IGNORED;
+use keel::data::chat::ChatTokenizer;
 use keel::data::tokenizer::IMAGE;
 use keel::executor::{Choice, Executor, Session};
 use keel::model::{declare, initialise};
 use keel::tensor::DType;
-use keel::train::{Recipe, Stage, compile_step, optimizer_scalars, step_shape};
+use keel::train::{Recipe, Stage, compile_step, optimizer_scalars};
 
 /// The steps' names, as in bench/peers/steps.py, and the numbers they train.
 pub const STEPS: [(&str, usize); 2] = [("contrastive", 4_652_353), ("stage_three", 7_839_168)];
@@ -50,7 +51,7 @@ pub fn load(name: &str, choice: &Choice) -> Lead {
         &recipe,
         stage,
         &layout,
-        &step_shape(stage, None),
+        &recipe.batch_shape(stage, ChatTokenizer::embedded().image()),
         choice.machine(),
         None,
     )

@@ -7,6 +7,7 @@ pub use keel_base::{error, mapped_file, random, units};
 pub use keel_cli as cli;
 pub use keel_cpu as cpu;
 pub use keel_data as data;
+pub use keel_emoji as emoji;
 pub use keel_engine::{executor, launch, ops, plan, program, tape, tensor};
 pub use keel_eval as eval;
 pub use keel_model as model;

@@ -150,7 +150,7 @@ fn an_ablation_that_was_stopped_goes_on_and_ends_with_the_same_numbers() {
     drop(lock);
 
     fs::write(cut.join("results/none-seed-4.json"), "{").unwrap();
-    keel(folder.path(), &args).failed(&["none-seed-4.json", "remove it"]);
+    keel(folder.path(), &args).refused(&["none-seed-4.json", "remove it"]);
 }
 
 #[test]

@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::LazyLock;
 use std::time::Instant;
 
-use keel::data::embedded::{Artist, Concept, Concepts, NOTO, TWEMOJI};
+use keel::emoji::embedded::{EmbeddedConcept, EmbeddedConcepts, NOTO, TWEMOJI, Vendor};
 
 /// What the library makes its concepts of.
-pub static CONCEPTS: LazyLock<Vec<Concept>> =
-    LazyLock::new(|| Concepts::load(NOTO, TWEMOJI).unwrap().entries);
+pub static CONCEPTS: LazyLock<Vec<EmbeddedConcept>> =
+    LazyLock::new(|| EmbeddedConcepts::load(NOTO, TWEMOJI).unwrap().entries);
 
 #[test]
-fn embedded_shards_hold_every_concept_by_both_artists() {
+fn embedded_shards_hold_every_concept_by_both_vendors() {
     let start = Instant::now();
-    let concepts = Concepts::load(NOTO, TWEMOJI).unwrap();
+    let concepts = EmbeddedConcepts::load(NOTO, TWEMOJI).unwrap();
     println!("read in {:?}", start.elapsed());
     assert_eq!(concepts.entries.len(), 1906);
     let names: BTreeSet<&str> = concepts.entries.iter().map(|c| c.name.as_str()).collect();
@@ -24,30 +24,30 @@ fn embedded_shards_hold_every_concept_by_both_artists() {
             "{}",
             concept.name
         );
-        for artist in Artist::ALL {
-            let picture = concept.picture(artist).unwrap();
+        for vendor in Vendor::ALL {
+            let picture = concept.picture(vendor).unwrap();
             let mut counted: HashMap<[u8; 4], u64> = HashMap::new();
             let pixels = picture.rgba.as_chunks::<4>().0;
             for run in pixels.chunk_by(|one, next| one == next) {
                 *counted.entry(run[0]).or_default() += run.len() as u64;
             }
             let mut told: HashMap<[u8; 4], u64> = HashMap::new();
-            for (colour, pixels) in concept.colours(artist).unwrap() {
+            for (colour, pixels) in concept.colours(vendor).unwrap() {
                 *told.entry(colour).or_default() += pixels;
             }
-            assert_eq!(told, counted, "{} by {}", concept.name, artist.name());
+            assert_eq!(told, counted, "{} by {}", concept.name, vendor.name());
             let opacity = picture.rgba.chunks_exact(4).map(|pixel| pixel[3]);
             let seen = opacity.filter(|&opacity| opacity > 128).count();
             assert!(
                 seen > 64,
                 "{} by {} shows {seen} pixels",
                 concept.name,
-                artist.name()
+                vendor.name()
             );
         }
         assert_ne!(
-            concept.picture(Artist::Noto).unwrap(),
-            concept.picture(Artist::Twemoji).unwrap()
+            concept.picture(Vendor::Noto).unwrap(),
+            concept.picture(Vendor::Twemoji).unwrap()
         );
     }
 }
@@ -96,15 +96,15 @@ fn well_known_concepts_have_the_words_and_colours_a_person_expects() {
     assert_eq!(kenya.short_names, ["flag-ke"]);
     assert!(find("red apple").keywords.contains(&"fruit".to_owned()));
     for (name, channel) in [("red circle", 0), ("green circle", 1), ("blue circle", 2)] {
-        for artist in Artist::ALL {
-            let picture = find(name).picture(artist).unwrap().flatten([255; 3]);
+        for vendor in Vendor::ALL {
+            let picture = find(name).picture(vendor).unwrap().flatten([255; 3]);
             let middle = &picture.rgba[(32 * 64 + 32) * 4..][..3];
             let strongest = (0..3).max_by_key(|&c| middle[c]).unwrap();
             assert_eq!(
                 strongest,
                 channel,
                 "{name} by {}: {middle:?}",
-                artist.name()
+                vendor.name()
             );
         }
     }
@@ -112,7 +112,7 @@ fn well_known_concepts_have_the_words_and_colours_a_person_expects() {
 
 #[test]
 fn shards_that_are_damaged_or_do_not_belong_together_are_refused() {
-    let text = Concepts::load(&NOTO[..NOTO.len() / 2], TWEMOJI)
+    let text = EmbeddedConcepts::load(&NOTO[..NOTO.len() / 2], TWEMOJI)
         .unwrap_err()
         .to_string();
     assert!(
@@ -121,5 +121,5 @@ fn shards_that_are_damaged_or_do_not_belong_together_are_refused() {
     );
     let mut damaged = TWEMOJI.to_vec();
     damaged[TWEMOJI.len() / 2] ^= 1;
-    assert!(Concepts::load(NOTO, &damaged).is_err());
+    assert!(EmbeddedConcepts::load(NOTO, &damaged).is_err());
 }

@@ -6,8 +6,8 @@ use std::io::Write;
 use std::path::Path;
 
 use base64::Engine as _;
+use keel::data::chat::Turn;
 use keel::data::pairs::{Pair, PairLimits, PairSource, Pairs};
-use keel::data::task::Turn;
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 

@@ -72,7 +72,7 @@ proptest! {
         let shard = Shard::from_bytes("s.tar", damaged(&whole, &damage));
         let ((), allocated) = measure(|| {
             for step in shard.samples(ShardLimits::default()) {
-                if let Ok(keel::data::webdataset::Step::Sample(sample)) = step {
+                if let Ok(keel::data::webdataset::ShardItem::Sample(sample)) = step {
                     for member in &sample.members {
                         assert_eq!(shard.read(member).unwrap().len() as u64, member.size);
                     }

@@ -32,7 +32,7 @@ fn open(name: &str) -> keel::error::Result<Pairs> {
 
 fn told(pair: &Pair) -> Json {
     let turn =
-        |turn: &keel::data::task::Turn| json!({"question": turn.question, "answer": turn.answer});
+        |turn: &keel::data::chat::Turn| json!({"question": turn.question, "answer": turn.answer});
     json!({
         "prompt": pair.prompt,
         "caption": pair.caption,

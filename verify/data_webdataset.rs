@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use keel::data::archive::Source;
-use keel::data::webdataset::{Defect, Sample, Shard, ShardLimits, Step, expand_braces};
+use keel::data::archive::InputFile;
+use keel::data::webdataset::{Defect, Shard, ShardItem, ShardLimits, ShardSample, expand_braces};
 use keel::error::Error;
 
 use crate::allocations::measure;
@@ -55,7 +55,7 @@ pub fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
 /// What walking over an archive gives: samples, "defect key: reason" lines, and the last error.
 #[derive(Default, Debug)]
 struct Walk {
-    samples: Vec<Sample>,
+    samples: Vec<ShardSample>,
     skipped: Vec<(Defect, String)>,
     error: Option<String>,
 }
@@ -66,8 +66,8 @@ fn walk_limited(bytes: Vec<u8>, limits: ShardLimits) -> Walk {
     for step in shard.samples(limits) {
         assert!(walk.error.is_none(), "nothing comes after an error");
         match step {
-            Ok(Step::Sample(sample)) => walk.samples.push(sample),
-            Ok(Step::Skipped(defect, name, reason)) => {
+            Ok(ShardItem::Sample(sample)) => walk.samples.push(sample),
+            Ok(ShardItem::Skipped(defect, name, reason)) => {
                 walk.skipped.push((defect, format!("{name}: {reason}")))
             }
             Err(error) => {
@@ -435,7 +435,7 @@ fn files_that_are_no_tar_are_named_for_what_they_are() {
 
 #[test]
 fn reading_beyond_the_end_is_an_error_and_takes_no_memory() {
-    let source = Source::memory("m", vec![1, 2, 3]);
+    let source = InputFile::memory("m", vec![1, 2, 3]);
     for (offset, size) in [(0, 4), (3, 1), (u64::MAX, 1), (1, u64::MAX), (0, 1 << 40)] {
         let (outcome, allocated) = measure(|| source.read(offset, size));
         assert!(outcome.is_err() && allocated.peak_bytes < 4096);

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use keel::data::chat::ChatTokenizer;
 use keel::data::tokenizer::{ASSISTANT, BEGIN, IMAGE, USER};
-use keel::eval::{Answerer, Generator, Place, Sampling, draw_token};
+use keel::eval::{Answerer, EvalContext, Generator, Sampling, draw_token};
 use keel::executor::simt::Options;
 use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, SimtExecutor};
-use keel::model::{ModelConfig, StepShape, declare, initialise};
+use keel::model::{ModelConfig, declare, initialise};
 use keel::tape::ParameterLayout;
 use keel::tensor::DType;
 use keel::train::Recipe;
@@ -26,17 +26,17 @@ fn model(sets: &[&str]) -> (Recipe, Arc<ParameterLayout>, Vec<f32>) {
     (recipe, layout, values)
 }
 
-fn place_of<'a>(
+fn context_of<'a>(
     config: &'a ModelConfig,
     layout: &'a Arc<ParameterLayout>,
     executor: &'a dyn Executor,
-) -> Place<'a> {
-    Place {
+) -> EvalContext<'a> {
+    EvalContext {
         config,
         layout,
         executor,
         words: ChatTokenizer::embedded(),
-        pixels: keel::data::batch::Pixels::default(),
+        pixels: keel::data::pixels::Pixels::default(),
         head: None,
     }
 }
@@ -80,18 +80,11 @@ fn cached_generation_equals_uncached_generation() {
         let executors: [&dyn Executor; 2] = [&reference, &cpu];
         for executor in executors {
             executor.write_parameters(0, &values).unwrap();
-            let shape = |batch| StepShape {
-                tiles: 0,
-                pack: 1,
-                batch,
-                tokens,
-                caption_tokens: 8,
-                image_id: i32::from(IMAGE),
-            };
-            let place = place_of(config, &layout, executor);
+            let context = context_of(config, &layout, executor);
+            let shape = |batch| context.batch_shape(batch, tokens, 8);
             // One row is empty: it must not disturb the others.
-            let mut cached = Generator::new(place, shape(4), Sampling::Greedy).unwrap();
-            let mut uncached = Answerer::new(place, shape(1)).unwrap();
+            let mut cached = Generator::new(context, shape(4), Sampling::Greedy).unwrap();
+            let mut uncached = Answerer::new(context, shape(1)).unwrap();
             let answers = cached.generate(&images, &prompts).unwrap();
             for (row, prompt) in prompts.iter().enumerate() {
                 let picture = &images[row * 3 * side * side..][..3 * side * side];
@@ -132,19 +125,12 @@ fn cached_generation_equals_uncached_generation_on_the_emulated_kernels() {
         };
         let simt = simt.in_precision(precision);
         simt.write_parameters(0, &values).unwrap();
-        let shape = StepShape {
-            tiles: 0,
-            pack: 1,
-            batch: 1,
-            tokens: 9,
-            caption_tokens: 8,
-            image_id: i32::from(IMAGE),
-        };
         let prompts = prompts(config.image_tokens(), &[&[300, 77]]);
         let images = pictures(1, config.vision.image_size);
-        let place = place_of(config, &layout, &simt);
-        let mut cached = Generator::new(place, shape, Sampling::Greedy).unwrap();
-        let mut uncached = Answerer::new(place, shape).unwrap();
+        let context = context_of(config, &layout, &simt);
+        let shape = context.batch_shape(1, 9, 8);
+        let mut cached = Generator::new(context, shape, Sampling::Greedy).unwrap();
+        let mut uncached = Answerer::new(context, shape).unwrap();
         let answers = cached.generate(&images, &prompts).unwrap();
         assert_eq!(
             answers[0],
@@ -162,17 +148,10 @@ fn sampled_generation_is_drawn_by_its_seed_and_almost_greedy_when_cold() {
     cpu.write_parameters(0, &values).unwrap();
     let prompts = prompts(config.image_tokens(), &[&[300], &[300]]);
     let images = pictures(1, config.vision.image_size).repeat(2);
-    let shape = StepShape {
-        tiles: 0,
-        pack: 1,
-        batch: 2,
-        tokens: 20,
-        caption_tokens: 8,
-        image_id: i32::from(IMAGE),
-    };
+    let context = context_of(config, &layout, &cpu);
+    let shape = context.batch_shape(2, 20, 8);
     let generate = |sampling| {
-        let mut generator =
-            Generator::new(place_of(config, &layout, &cpu), shape, sampling).unwrap();
+        let mut generator = Generator::new(context, shape, sampling).unwrap();
         generator.generate(&images, &prompts).unwrap()
     };
     let random = |temperature, seed| Sampling::Random {
@@ -210,16 +189,9 @@ fn draws_follow_the_probabilities_and_stay_among_the_likeliest() {
 fn prompts_that_do_not_fit_are_refused() {
     let (recipe, layout, _) = model(&[]);
     let cpu = CpuExecutor::new(layout.elements(), 1).unwrap();
-    let shape = StepShape {
-        tiles: 0,
-        pack: 1,
-        batch: 1,
-        tokens: 12,
-        caption_tokens: 8,
-        image_id: i32::from(IMAGE),
-    };
-    let place = place_of(&recipe.model, &layout, &cpu);
-    let mut generator = Generator::new(place, shape, Sampling::Greedy).unwrap();
+    let context = context_of(&recipe.model, &layout, &cpu);
+    let shape = context.batch_shape(1, 12, 8);
+    let mut generator = Generator::new(context, shape, Sampling::Greedy).unwrap();
     let side = recipe.model.vision.image_size;
     for prompts in [
         vec![],
@@ -230,6 +202,9 @@ fn prompts_that_do_not_fit_are_refused() {
         let problem = generator
             .generate(&pictures(1, side), &prompts)
             .unwrap_err();
-        assert!(problem.to_string().contains("prompts: wanted"), "{problem}");
+        assert!(
+            problem.to_string().contains("prompts: expected"),
+            "{problem}"
+        );
     }
 }

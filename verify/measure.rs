@@ -91,7 +91,7 @@ fn every_metric_is_measured_kept_and_the_same_on_any_number_of_threads() {
 
     let drift = |stage: &str, module: &str| {
         let stage = all.drift.iter().find(|drift| drift.stage == stage).unwrap();
-        let of = |drifts: &[keel::eval::Drift]| {
+        let of = |drifts: &[keel::eval::WeightDrift]| {
             drifts
                 .iter()
                 .find(|drift| drift.group == module)

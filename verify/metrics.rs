@@ -4,9 +4,9 @@
 use keel::eval::{
     LinearProbe, Neighbours, Principal, Sinkhorn, accuracy, alignment, answers_match,
     class_features, classify_among, exact_wasserstein, interval, linear_cka, mean_distance,
-    modality_gap, nearest_neighbour_distance, normalise_answer, paired_test, parameter_drift,
-    rank_positives, recall, sinkhorn_divergence, sliced_wasserstein, sliced_wasserstein_along,
-    student_quantile, uniformity,
+    modality_gap, nearest_neighbour_distance, normalise_answer, paired_test, rank_positives,
+    recall, sinkhorn_divergence, sliced_wasserstein, sliced_wasserstein_along, student_quantile,
+    uniformity, weight_drift,
 };
 use keel::tape::{Init, ParameterLayout, ParameterSpec};
 use serde_json::Value;
@@ -266,7 +266,7 @@ fn drift_is_told_by_module_and_block() {
     let mut after = before.clone();
     after[place(names[0])] = 3.0 + 2.0;
     after[place(names[1]) + 1] = 1.5;
-    let drift = parameter_drift(&layout, &before, &after);
+    let drift = weight_drift(&layout, &before, &after);
     let told: Vec<(&str, f64, f64)> = drift
         .iter()
         .map(|drift| (drift.group.as_str(), drift.distance, drift.relative))

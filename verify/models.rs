@@ -8,15 +8,17 @@
 mod build;
 mod compare;
 
+use keel::data::batch::BatchShape;
 use keel::model::{
-    Alignment, ContrastivePair, ModelConfig, Objectives, Scope, StepShape, embed_tokens,
-    language_head, language_trunk, record_objectives, text_tower, vision_tower,
+    Alignment, ContrastivePair, ModelConfig, Objectives, Scope, embed_tokens, language_head,
+    language_trunk, record_objectives, text_tower, vision_tower,
 };
 use keel::ops::{self, Contrastive};
 use keel::tape::{Init, Tape, Value};
 use keel::tensor::TensorType;
 
 use crate::harness::Golden;
+use crate::tasks_mixture::SHAPE;
 use build::{language_config, text_config, vision_config};
 use compare::{Model, Recorded, target_weights};
 
@@ -108,8 +110,7 @@ fn check_three_parts(stage: &str) {
     let [batch, tokens] = *golden.shape("input.tokens").dims() else {
         panic!("tokens are [B, T]");
     };
-    let shape = StepShape {
-        tiles: 0,
+    let shape = BatchShape {
         pack: 1,
         batch,
         tokens,
@@ -118,6 +119,7 @@ fn check_three_parts(stage: &str) {
             false => 4,
         },
         image_id: settings["image_token"].as_i64().expect("a number") as i32,
+        ..SHAPE
     };
     let config = ModelConfig {
         vision: vision_config(&settings["vision"]),
@@ -201,13 +203,13 @@ fn the_sigmoid_pair_of_towers_agrees_with_pytorch() {
         pair: ContrastivePair::TextTower,
         holds_text_alone: false,
     };
-    let shape = StepShape {
-        tiles: 0,
+    let shape = BatchShape {
         pack: 1,
         batch,
         tokens: 1,
         caption_tokens,
         image_id: 0,
+        ..SHAPE
     };
     let record = move |tape: &mut Tape| {
         let loss = record_objectives(tape, &config, &objectives, &shape)?;

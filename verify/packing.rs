@@ -3,22 +3,22 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use keel::data::batch::{Batch, BatchShape, Pixels, Weighting, assemble};
+use keel::data::assemble::assemble;
+use keel::data::batch::{Batch, BatchShape, TokenWeighting};
 use keel::data::chat::ChatTokenizer;
-use keel::data::library::Library;
-use keel::data::mixture::Mixture;
 use keel::data::packing::Packing;
-use keel::data::task::Sample;
+use keel::data::pixels::Pixels;
+use keel::data::sample::Sample;
 use keel::executor::{CpuExecutor, Executor, ReferenceExecutor};
 use keel::model::initialise;
 use keel::program::{CompileOptions, Program};
 use keel::tape::Target;
 use keel::tensor::DType;
-use keel::train::{Stage, batch_inputs, optimizer_scalars, record_step, step_shape};
+use keel::train::{Stage, batch_inputs, optimizer_scalars, record_step};
 use proptest::prelude::*;
 
 use crate::program::Tiny;
-use crate::tasks_mixture::{all_tasks, settings};
+use crate::tasks_mixture::{all_tasks, mixture};
 
 proptest! {
     #[test]
@@ -79,13 +79,13 @@ fn shape(pack: usize, tokens: usize) -> BatchShape {
         image_tokens: IMAGE_TOKENS,
         tokens,
         caption_tokens: 32,
+        image_id: ChatTokenizer::embedded().image(),
         pixels: Pixels::default(),
     }
 }
 
-fn samples(library: &Arc<Library>) -> Vec<Sample> {
-    let settings = settings(&all_tasks(), shape(1, 80));
-    let mixture = Mixture::new(library.clone(), None, settings).unwrap();
+fn samples() -> Vec<Sample> {
+    let mixture = mixture(&all_tasks(), shape(1, 80));
     let (samples, _) = mixture.samples(3).unwrap();
     let seen = samples.iter().filter(|s| s.view.is_some()).count();
     assert!(
@@ -95,10 +95,10 @@ fn samples(library: &Arc<Library>) -> Vec<Sample> {
     samples
 }
 
-fn batch(library: &Library, samples: &[Sample], pack: usize, tokens: usize) -> Batch {
+fn batch(samples: &[Sample], pack: usize, tokens: usize) -> Batch {
     let words = ChatTokenizer::embedded();
     let shape = shape(pack, tokens);
-    assemble(library, samples, &shape, Weighting::Square, words).unwrap()
+    assemble(samples, &shape, TokenWeighting::Square, words).unwrap()
 }
 
 /// Loss and gradients of one step of `stage` on `batch`.
@@ -111,7 +111,9 @@ pub fn losses_and_gradients(
     executor
         .write_parameters(0, &initialise(&tiny.layout, 1))
         .unwrap();
-    let shape = step_shape(stage, None);
+    let shape = tiny
+        .recipe
+        .batch_shape(stage, ChatTokenizer::embedded().image());
     let tape = record_step(&tiny.recipe, stage, &tiny.layout, &shape, DType::F32).unwrap();
     let program = Program::compile(tape, &CompileOptions::new(target)).unwrap();
     let mut session = executor.load(Arc::new(program)).unwrap();
@@ -148,13 +150,9 @@ fn stages(tiny: &Tiny) -> [Stage; 2] {
 #[test]
 fn samples_that_share_a_sequence_give_the_loss_and_gradients_of_samples_apart() {
     let tiny = Tiny::new();
-    let library = Library::embedded();
-    let samples = samples(&library);
+    let samples = samples();
     let [apart, packed] = stages(&tiny);
-    let batches = [
-        batch(&library, &samples, 1, 80),
-        batch(&library, &samples, 4, 320),
-    ];
+    let batches = [batch(&samples, 1, 80), batch(&samples, 4, 320)];
     assert_eq!(batches[1].skipped.without_room, 0);
     assert_eq!(batches[1].tokens.len(), 2 * 320);
     let elements = tiny.layout.elements();
@@ -183,9 +181,8 @@ fn samples_that_share_a_sequence_give_the_loss_and_gradients_of_samples_apart() 
 
 #[test]
 fn a_sample_without_room_is_counted_and_keeps_its_caption() {
-    let library = Library::embedded();
-    let samples = samples(&library);
-    let batch = batch(&library, &samples, 8, 80);
+    let samples = samples();
+    let batch = batch(&samples, 8, 80);
     let without = batch.skipped.without_room as usize;
     assert!(without > 0 && without < SAMPLES, "{without}");
     assert_eq!(batch.samples.len(), SAMPLES);

@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use keel::train::{Recipe, compile_step, step_shape};
+use keel::data::chat::ChatTokenizer;
+use keel::train::{Recipe, compile_step};
 
 use crate::command::keel;
 
@@ -28,7 +29,7 @@ fn a_profile_holds_every_op_of_the_step_once_and_its_times_add_up() {
         &recipe,
         stage,
         &layout,
-        &step_shape(stage, None),
+        &recipe.batch_shape(stage, ChatTokenizer::embedded().image()),
         target,
         None,
     );

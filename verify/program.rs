@@ -5,15 +5,16 @@ mod fusing;
 mod inputs;
 mod training;
 
+use keel::data::chat::ChatTokenizer;
 use keel::model::{ContrastivePair, declare};
 use keel::ops::Contrastive;
 use keel::program::{CompileOptions, MemoryReport, Place, Program, SPARE_WORK};
 use keel::tape::{Arena, Target};
 use keel::tensor::{DType, TensorType};
-use keel::train::{BUILT_IN, Recipe, compile_step, record_step, step_shape};
+use keel::train::{BUILT_IN, Recipe, compile_step, record_step};
 
 use crate::allocations::{count_in_all_threads, measure};
-pub use training::Tiny;
+pub use training::{Tiny, shape_of};
 
 fn on_cpu(threads: usize) -> CompileOptions {
     CompileOptions::new(Target::Cpu { threads })
@@ -198,7 +199,7 @@ fn a_hundredth_of_a_benchmark_step_buys_a_tenth_of_its_memory() {
     let layout = declare(&recipe.model, recipe.contrastive_loss.into()).expect("a model");
     for stage in &recipe.stages {
         let compile = |spare_work| {
-            let shape = step_shape(stage, None);
+            let shape = recipe.batch_shape(stage, ChatTokenizer::embedded().image());
             let tape = record_step(&recipe, stage, &layout, &shape, DType::F32).expect("a step");
             let options = CompileOptions {
                 spare_work,
@@ -250,7 +251,7 @@ fn the_arena_of_every_built_in_stage_is_within_a_percent_of_its_lower_bound() {
         let recipe = Recipe::load(name, &[]).expect("a built-in recipe");
         let layout = declare(&recipe.model, recipe.contrastive_loss.into()).expect("a model");
         for stage in &recipe.stages {
-            let shape = step_shape(stage, None);
+            let shape = recipe.batch_shape(stage, ChatTokenizer::embedded().image());
             let target = Target::Cpu { threads: 2 };
             let program = compile_step(&recipe, stage, &layout, &shape, target, None)
                 .unwrap_or_else(|problem| panic!("{name} {}: {problem}", stage.name));
@@ -277,7 +278,7 @@ fn a_published_size_meets_half_of_its_memory_by_computing_again() {
     let recipe = Recipe::load("sailvit-large", &[]).expect("a built-in recipe");
     let layout = declare(&recipe.model, recipe.contrastive_loss.into()).expect("a model");
     let stage = recipe.stage("world-knowledge").expect("a stage");
-    let shape = step_shape(stage, None);
+    let shape = recipe.batch_shape(stage, ChatTokenizer::embedded().image());
     let target = Target::Cpu { threads: 2 };
     let compile = |budget| compile_step(&recipe, stage, &layout, &shape, target, budget);
     let whole = compile(None).expect("a built-in stage compiles");

@@ -4,7 +4,8 @@ mod reference;
 mod renamed;
 mod settings;
 
-use keel::train::{BUILT_IN, Recipe, Stage, compile_step, step_shape};
+use keel::data::chat::ChatTokenizer;
+use keel::train::{BUILT_IN, Recipe, Stage, compile_step};
 
 use crate::command::is_one_sentence;
 
@@ -525,7 +526,7 @@ fn a_size_that_is_only_just_possible_can_be_planned() {
     let stage = stage(&recipe, "warm-up");
     let layout = keel::model::declare(&recipe.model, recipe.contrastive_loss.into()).unwrap();
     let target = keel::tape::Target::Cpu { threads: 1 };
-    let shape = step_shape(stage, None);
+    let shape = recipe.batch_shape(stage, ChatTokenizer::embedded().image());
     let program = compile_step(&recipe, stage, &layout, &shape, target, None).unwrap();
     assert!(program.arena_bytes() > 0);
 }

@@ -31,7 +31,7 @@ fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
 }
 
 /// What the ops share: no op of its own.
-const SHARED: [&str; 4] = ["mod", "rows", "shapes", "special"];
+const SHARED: [&str; 5] = ["mod", "parameter_groups", "rows", "shapes", "special"];
 
 /// Ops that only make sense inside another op's case.
 const PROVEN_ELSEWHERE: [(&str, &str); 2] = [("grad_norm", "adamw"), ("splice", "embedding")];

@@ -546,7 +546,7 @@ fn a_loss_that_is_not_finite_costs_no_parameter_and_ends_the_run_after_five_step
         "--set",
         "stage.fine-grained.steps=20",
     ];
-    let answer = keel(folder.path(), &args).refused(&[
+    let answer = keel(folder.path(), &args).failed(&[
         "stage fine-grained, step 4: 5 bad steps in a row, and going back and leaving their data out has not helped",
         "lower the learning rate",
     ]);
@@ -584,7 +584,7 @@ fn a_loss_that_is_not_finite_costs_no_parameter_and_ends_the_run_after_five_step
     // Bad steps leave nothing worth keeping.
     let mut saving = args.to_vec();
     saving.extend(["--save-every", "1", "--keep", "9"]);
-    keel(folder.path(), &saving).refused(&["5 bad steps in a row"]);
+    keel(folder.path(), &saving).failed(&["5 bad steps in a row"]);
     assert_eq!(checkpoints(&run), ["1-warm-up.safetensors"]);
     // Four bad steps are a stage of four steps: it ends with the parameters it began with.
     let old = tensors(&path);

@@ -3,14 +3,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use keel::data::batch::{Batch, BatchShape, IGNORED, Pixels, Weighting, assemble, fits};
-use keel::data::chat::ChatTokenizer;
-use keel::data::embedded::Artist;
-use keel::data::eval_sets::captioned;
-use keel::data::library::{Library, Split};
+use keel::data::assemble::{assemble, fits};
+use keel::data::batch::{Batch, BatchShape, IGNORED, TokenWeighting};
+use keel::data::chat::{ChatTokenizer, Turn};
+use keel::data::eval_set::EvalSet;
+use keel::data::pixels::Pixels;
 use keel::data::prefetch::Prefetcher;
-use keel::data::task::{QuestionKind, Sample, TaskKind, Turn, View};
+use keel::data::sample::{Sample, View};
 use keel::data::tokenizer::{ASSISTANT, BEGIN, END, IMAGE, PAD, USER};
+use keel::emoji::embedded::Vendor;
+use keel::emoji::emoji_set::{EmojiSet, Split};
+use keel::emoji::eval_sets::EmojiEvalSet;
+use keel::emoji::question_kind::QuestionKind;
+use keel::emoji::tasks;
 use keel::error::{Error, Result};
 
 use crate::tasks_mixture::{SHAPE, TEXT_ONLY_SHAPE, all_tasks, fingerprint, mixture};
@@ -35,7 +40,7 @@ fn prefetched_batches_are_the_same_for_any_number_of_threads() {
 #[test]
 fn prefetching_is_bounded_carries_errors_and_panics_and_ends() {
     let small = mixture(
-        &[(TaskKind::Facts, 1.0)],
+        &[(tasks::FACTS, 1.0)],
         BatchShape {
             batch: 1,
             ..TEXT_ONLY_SHAPE
@@ -79,8 +84,8 @@ fn prefetching_is_bounded_carries_errors_and_panics_and_ends() {
 fn sample(view: View, context: &str, question: &str, answer: &str, caption: &str) -> Sample {
     Sample {
         key: "golden".into(),
-        kind: TaskKind::Scenes,
-        question_kind: Some(QuestionKind::What),
+        task: tasks::VQA,
+        question_kind: Some(QuestionKind::What.into()),
         view,
         context: context.into(),
         question: question.into(),
@@ -91,15 +96,13 @@ fn sample(view: View, context: &str, question: &str, answer: &str, caption: &str
     }
 }
 
-fn some_view(library: &Library) -> View {
-    captioned(library, Artist::Noto, Split::Train, 1)
-        .remove(0)
-        .view
+fn some_view() -> View {
+    let set = EmojiEvalSet::new(&EmojiSet::embedded(), Vendor::Noto, Split::Train);
+    set.captioned(1).remove(0).view
 }
 
 #[test]
 fn labels_cover_exactly_the_answer_and_its_end() {
-    let library = Library::embedded();
     let words = ChatTokenizer::embedded();
     let shape = BatchShape {
         tiling: keel::data::tiles::Tiling::NONE,
@@ -109,10 +112,11 @@ fn labels_cover_exactly_the_answer_and_its_end() {
         image_tokens: 2,
         tokens: 24,
         caption_tokens: 10,
+        image_id: ChatTokenizer::embedded().image(),
         pixels: Pixels::default(),
     };
     let rows = [
-        sample(some_view(&library), "unused", "what?", "yes no", "red"),
+        sample(some_view(), "unused", "what?", "yes no", "red"),
         sample(View::None, "red", "what?", "yes", ""),
         sample(View::None, "red yes", "", "", ""),
     ];
@@ -145,8 +149,12 @@ fn labels_cover_exactly_the_answer_and_its_end() {
         ),
         (join(&[&[begin], &ids("red yes"), &[end]]), 1),
     ];
-    for weighting in [Weighting::Token, Weighting::Sample, Weighting::Square] {
-        let batch = assemble(&library, &rows, &shape, weighting, words).unwrap();
+    for weighting in [
+        TokenWeighting::Token,
+        TokenWeighting::Sample,
+        TokenWeighting::Square,
+    ] {
+        let batch = assemble(&rows, &shape, weighting, words).unwrap();
         for (row, (sequence, from)) in wanted.iter().enumerate() {
             let part = row * 24..(row + 1) * 24;
             let mut tokens = sequence.clone();
@@ -154,9 +162,9 @@ fn labels_cover_exactly_the_answer_and_its_end() {
             assert_eq!(batch.tokens[part.clone()], tokens, "row {row}");
             let supervised = sequence.len() - from;
             let weight = match weighting {
-                Weighting::Token => 1.0,
-                Weighting::Sample => 1.0 / supervised as f32,
-                Weighting::Square => 1.0 / (supervised as f32).sqrt(),
+                TokenWeighting::Token => 1.0,
+                TokenWeighting::Sample => 1.0 / supervised as f32,
+                TokenWeighting::Square => 1.0 / (supervised as f32).sqrt(),
             };
             for position in 0..24 {
                 let next = position + 1;
@@ -202,7 +210,6 @@ fn labels_cover_exactly_the_answer_and_its_end() {
 
 #[test]
 fn every_answer_of_several_turns_is_supervised_and_no_question_is() {
-    let library = Library::embedded();
     let words = ChatTokenizer::embedded();
     let tokens = 48;
     let shape = BatchShape {
@@ -213,13 +220,14 @@ fn every_answer_of_several_turns_is_supervised_and_no_question_is() {
         image_tokens: 2,
         tokens,
         caption_tokens: 10,
+        image_id: ChatTokenizer::embedded().image(),
         pixels: Pixels::default(),
     };
     let turn = |question: &str, answer: &str| Turn {
         question: question.into(),
         answer: answer.into(),
     };
-    let mut several = sample(some_view(&library), "", "what?", "yes no", "red");
+    let mut several = sample(some_view(), "", "what?", "yes no", "red");
     several.further = vec![turn("how many?", "2"), turn("red?", "no")];
     let ids = |text: &str| words.encode(text);
     // Each id of the sequence with the number of its answer's ids, end included, where it belongs to one.
@@ -238,9 +246,13 @@ fn every_answer_of_several_turns_is_supervised_and_no_question_is() {
     }
     assert!(wanted.len() <= tokens, "the test's sequence fits");
     wanted.resize(tokens + 1, (pad, None));
-    for weighting in [Weighting::Token, Weighting::Sample, Weighting::Square] {
+    for weighting in [
+        TokenWeighting::Token,
+        TokenWeighting::Sample,
+        TokenWeighting::Square,
+    ] {
         let rows = [several.clone()];
-        let batch = assemble(&library, &rows, &shape, weighting, words).unwrap();
+        let batch = assemble(&rows, &shape, weighting, words).unwrap();
         for position in 0..tokens {
             assert_eq!(batch.tokens[position], wanted[position].0, "{position}");
             let (next, answer) = wanted[position + 1];
@@ -253,7 +265,7 @@ fn every_answer_of_several_turns_is_supervised_and_no_question_is() {
         }
         assert_eq!(batch.samples[0].further, several.further);
     }
-    let one_turn = sample(some_view(&library), "", "what?", "yes no", "red");
+    let one_turn = sample(some_view(), "", "what?", "yes no", "red");
     let first = |sample: Sample| words.sequence(&sample.conversation(2));
     let (one, several) = (first(one_turn), first(several));
     assert_eq!(
@@ -266,7 +278,6 @@ fn every_answer_of_several_turns_is_supervised_and_no_question_is() {
 
 #[test]
 fn a_sample_that_does_not_fit_is_refused_and_never_cut() {
-    let library = Library::embedded();
     let shape = BatchShape {
         tiling: keel::data::tiles::Tiling::NONE,
         pack: 1,
@@ -275,14 +286,15 @@ fn a_sample_that_does_not_fit_is_refused_and_never_cut() {
         image_tokens: 2,
         tokens: 12,
         caption_tokens: 4,
+        image_id: ChatTokenizer::embedded().image(),
         pixels: Pixels::default(),
     };
     let words = ChatTokenizer::embedded();
-    let long = sample(some_view(&library), "", "what?", &"zq".repeat(20), "");
+    let long = sample(some_view(), "", "what?", &"zq".repeat(20), "");
     assert!(!fits(&long, &shape, words));
-    let error = assemble(&library, &[long], &shape, Weighting::Token, words).unwrap_err();
+    let error = assemble(&[long], &shape, TokenWeighting::Token, words).unwrap_err();
     assert!(error.to_string().contains("tokens, 12 fit"), "{error}");
-    let long_caption = sample(some_view(&library), "", "", "a", &"zq".repeat(20));
-    let error = assemble(&library, &[long_caption], &shape, Weighting::Token, words).unwrap_err();
+    let long_caption = sample(some_view(), "", "", "a", &"zq".repeat(20));
+    let error = assemble(&[long_caption], &shape, TokenWeighting::Token, words).unwrap_err();
     assert!(error.to_string().contains("caption"), "{error}");
 }

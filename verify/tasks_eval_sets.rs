@@ -2,32 +2,44 @@
 
 use std::collections::{HashMap, HashSet};
 
-use keel::data::batch::{BatchShape, fits};
+use keel::data::assemble::fits;
+use keel::data::batch::BatchShape;
+use keel::data::batches::{batch_of, batches};
 use keel::data::chat::ChatTokenizer;
-use keel::data::embedded::Artist;
-use keel::data::eval_sets::{batch_of, batches, captioned, questions, subcategories};
-use keel::data::library::{Library, Split};
+use keel::data::eval_set::{ClassifiedSet, EvalSet};
 use keel::data::picture::{Picture, PictureLimits};
-use keel::data::task::{QuestionKind, TaskKind, View};
+use keel::data::sample::Sample;
+use keel::emoji::embedded::Vendor;
+use keel::emoji::emoji_set::{EmojiSet, Split};
+use keel::emoji::eval_sets::EmojiEvalSet;
+use keel::emoji::question_kind::QuestionKind;
+use keel::emoji::scenes::Scene;
+use keel::emoji::tasks;
 use keel::report::contact_sheet;
 
 use crate::tasks_mixture::{SHAPE, TEXT_ONLY_SHAPE, mixture};
 
+/// Questions about a vendor's trained concepts that fit [`SHAPE`].
+fn questions(vendor: Vendor, per_kind: usize) -> Vec<Sample> {
+    let set = EmojiEvalSet::new(&EmojiSet::embedded(), vendor, Split::Train);
+    let fits = |sample: &Sample| fits(sample, &SHAPE, ChatTokenizer::embedded());
+    set.questions(per_kind, &fits).expect("there are questions")
+}
+
 #[test]
 fn evaluation_sets_are_fixed_fit_and_belong_together() {
-    let library = Library::embedded();
-    for artist in Artist::ALL {
+    let emoji = EmojiSet::embedded();
+    for vendor in Vendor::ALL {
         for split in [Split::Train, Split::HeldOut] {
-            let set = captioned(&library, artist, split, 100);
+            let sets = EmojiEvalSet::new(&emoji, vendor, split);
+            let set = sets.captioned(100);
             assert_eq!(set.len(), 100);
             let keys: HashSet<&str> = set.iter().map(|sample| sample.key.as_str()).collect();
             assert_eq!(keys.len(), 100);
             for sample in &set {
-                let View::Scene(scene) = &sample.view else {
-                    panic!("no scene")
-                };
-                let concept = library.concept(scene.objects[0].concept);
-                assert_eq!((scene.artist, concept.split), (artist, split));
+                let scene = Scene::of(&sample.view).expect("a scene");
+                let concept = emoji.concept(scene.objects[0].concept);
+                assert_eq!((scene.vendor, concept.split), (vendor, split));
                 assert_eq!(sample.caption, concept.phrase);
                 assert!(
                     fits(sample, &SHAPE, ChatTokenizer::embedded()),
@@ -35,48 +47,43 @@ fn evaluation_sets_are_fixed_fit_and_belong_together() {
                     sample.caption
                 );
             }
-            let zero_shot = subcategories(&library, artist, split, 50);
+            let zero_shot = ClassifiedSet::of(&sets, 50).expect("there are classes");
+            let classes = &zero_shot.classes;
             assert_eq!(
-                zero_shot.prompts.len(),
-                zero_shot.classes.len() * zero_shot.templates
+                classes.prompts.len(),
+                classes.names.len() * classes.templates
             );
             for (sample, &label) in zero_shot.samples.iter().zip(&zero_shot.labels) {
-                let concept = library
+                let concept = emoji
                     .concepts()
                     .iter()
                     .find(|c| c.key == sample.key)
                     .unwrap();
                 assert_eq!(
-                    library.subcategories()[concept.subcategory],
-                    zero_shot.classes[label]
+                    emoji.subcategories()[concept.subcategory],
+                    classes.names[label]
                 );
             }
         }
     }
-    assert!(captioned(&library, Artist::Noto, Split::HeldOut, usize::MAX).len() < 300);
+    assert!(
+        EmojiEvalSet::new(&emoji, Vendor::Noto, Split::HeldOut)
+            .captioned(usize::MAX)
+            .len()
+            < 300
+    );
 }
 
 #[test]
-fn question_sets_hold_every_kind_for_both_artists_and_batch_up() {
-    let library = Library::embedded();
-    for artist in Artist::ALL {
-        let set = questions(
-            &library,
-            artist,
-            Split::Train,
-            5,
-            &SHAPE,
-            ChatTokenizer::embedded(),
-        );
+fn question_sets_hold_every_kind_for_both_vendors_and_batch_up() {
+    for vendor in Vendor::ALL {
+        let set = questions(vendor, 5);
         let mut counts: HashMap<QuestionKind, usize> = HashMap::new();
         for sample in &set {
-            *counts.entry(sample.question_kind.unwrap()).or_default() += 1;
+            *counts.entry(QuestionKind::of(sample).unwrap()).or_default() += 1;
             assert!(fits(sample, &SHAPE, ChatTokenizer::embedded()));
         }
-        for kind in QuestionKind::SCENES
-            .into_iter()
-            .chain(QuestionKind::READING)
-        {
+        for kind in QuestionKind::SCENES.into_iter().chain(QuestionKind::OCR) {
             assert_eq!(counts[&kind], 5, "{}", kind.name());
         }
         let shape = BatchShape {
@@ -85,7 +92,7 @@ fn question_sets_hold_every_kind_for_both_artists_and_batch_up() {
         };
         let total: usize = (0..batches(set.len(), &shape))
             .map(|index| {
-                batch_of(&library, &set, index, &shape, ChatTokenizer::embedded())
+                batch_of(&set, index, &shape, ChatTokenizer::embedded())
                     .unwrap()
                     .1
             })
@@ -96,22 +103,14 @@ fn question_sets_hold_every_kind_for_both_artists_and_batch_up() {
 
 #[test]
 fn evaluation_scenes_are_not_training_scenes() {
-    let library = Library::embedded();
-    let mixture = mixture(&[(TaskKind::Scenes, 1.0)], TEXT_ONLY_SHAPE);
+    let mixture = mixture(&[(tasks::VQA, 1.0)], TEXT_ONLY_SHAPE);
     let mut trained = HashSet::new();
     for step in 0..300 {
         for sample in mixture.samples(step).unwrap().0 {
             trained.insert(format!("{:?}", sample.view));
         }
     }
-    for sample in questions(
-        &library,
-        Artist::Noto,
-        Split::Train,
-        20,
-        &SHAPE,
-        ChatTokenizer::embedded(),
-    ) {
+    for sample in questions(Vendor::Noto, 20) {
         assert!(!trained.contains(&format!("{:?}", sample.view)));
     }
 }

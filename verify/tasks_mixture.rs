@@ -3,18 +3,23 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use keel::data::assemble::fits;
 use keel::data::augment::Augmentation;
-use keel::data::batch::{Batch, BatchShape, Pixels, SampleInfo, Weighting, fits};
+use keel::data::batch::{Batch, BatchShape, SampleInfo, TokenWeighting};
 use keel::data::chat::ChatTokenizer;
-use keel::data::embedded::Artist;
-use keel::data::library::{Library, Split};
 use keel::data::mixture::{MOST_ATTEMPTS, Mixture, MixtureSettings};
 use keel::data::pairs::{Pair, PairSource};
 use keel::data::picture::Picture;
-use keel::data::prepare::Fit;
+use keel::data::pixels::{Fit, Pixels};
 use keel::data::resample::Filter;
-use keel::data::task::{TaskKind, View};
+use keel::data::source::SampleSettings;
+use keel::data::task::Task;
 use keel::data::tokenizer::{END, IMAGE, PAD};
+use keel::emoji::embedded::Vendor;
+use keel::emoji::emoji_set::{EmojiSet, Split};
+use keel::emoji::scenes::Scene;
+use keel::emoji::sources::task_sources;
+use keel::emoji::tasks;
 use keel::error::{Error, Result};
 
 /// As [`Pixels::default`], which is no constant.
@@ -33,6 +38,7 @@ pub(crate) const SHAPE: BatchShape = BatchShape {
     image_tokens: 16,
     tokens: 64,
     caption_tokens: 32,
+    image_id: IMAGE as i32,
     pixels: HALF,
 };
 
@@ -42,32 +48,47 @@ pub(crate) const TEXT_ONLY_SHAPE: BatchShape = BatchShape {
     ..SHAPE
 };
 
-pub(crate) fn settings(weights: &[(TaskKind, f64)], shape: BatchShape) -> MixtureSettings {
+/// How training makes samples, but for a limit on pictures.
+pub(crate) const SAMPLES: SampleSettings = SampleSettings {
+    augmentation: Augmentation::TRAINING,
+    turns: 1,
+    pictures: 1,
+    share: 1.0,
+};
+
+/// A mixture over the embedded concepts and `pairs`.
+pub(crate) fn made(
+    pairs: Option<Arc<dyn PairSource>>,
+    samples: &SampleSettings,
+    settings: MixtureSettings,
+) -> Result<Mixture> {
+    let sources = task_sources(&EmojiSet::embedded(), pairs, settings.seed, samples);
+    Mixture::new(sources, settings)
+}
+
+pub(crate) fn settings(weights: &[(Task, f64)], shape: BatchShape) -> MixtureSettings {
     MixtureSettings {
         seed: 9,
         stage: 2,
         weights: weights.to_vec(),
         shape,
-        turns: 1,
-        pictures: 1,
-        weighting: Weighting::Square,
-        augmentation: Augmentation::TRAINING,
+        weighting: TokenWeighting::Square,
         contrastive: false,
     }
 }
 
-pub(crate) fn all_tasks() -> Vec<(TaskKind, f64)> {
+pub(crate) fn all_tasks() -> Vec<(Task, f64)> {
     vec![
-        (TaskKind::ShortCaptions, 2.0),
-        (TaskKind::DenseCaptions, 2.0),
-        (TaskKind::Reading, 1.0),
-        (TaskKind::Scenes, 3.0),
-        (TaskKind::Facts, 1.5),
+        (tasks::SHORT_CAPTIONS, 2.0),
+        (tasks::DENSE_CAPTIONS, 2.0),
+        (tasks::OCR, 1.0),
+        (tasks::VQA, 3.0),
+        (tasks::FACTS, 1.5),
     ]
 }
 
-pub(crate) fn mixture(weights: &[(TaskKind, f64)], shape: BatchShape) -> Mixture {
-    Mixture::new(Library::embedded(), None, settings(weights, shape)).unwrap()
+pub(crate) fn mixture(weights: &[(Task, f64)], shape: BatchShape) -> Mixture {
+    made(None, &SAMPLES, settings(weights, shape)).unwrap()
 }
 
 pub(crate) fn fingerprint(batch: &Batch) -> Vec<u8> {
@@ -107,30 +128,30 @@ fn a_batch_depends_on_its_step_alone() {
     let mut other_stage = settings(&all_tasks(), SHAPE);
     other_stage.stage += 1;
     for changed in [other_seed, other_stage] {
-        let other = Mixture::new(Library::embedded(), None, changed).unwrap();
+        let other = made(None, &SAMPLES, changed).unwrap();
         assert_ne!(fingerprint(&other.batch(0).unwrap()), forwards[0]);
     }
 }
 
 #[test]
 fn training_never_shows_or_names_a_held_out_concept_or_twemoji() {
-    let library = Library::embedded();
+    let emoji = EmojiSet::embedded();
     let mixture = mixture(&all_tasks(), TEXT_ONLY_SHAPE);
-    let held_out: HashSet<&str> = library
+    let held_out: HashSet<&str> = emoji
         .of_split(Split::HeldOut)
         .iter()
-        .map(|&index| library.concept(index).name.as_str())
+        .map(|&index| emoji.concept(index).name.as_str())
         .collect();
     assert!(held_out.len() > 100);
     let mut shown = 0;
     for step in 0..500 {
         for sample in mixture.samples(step).unwrap().0 {
             assert!(!held_out.contains(sample.answer.as_str()), "{sample:?}");
-            if let View::Scene(scene) = &sample.view {
-                assert_eq!(scene.artist, Artist::Noto);
+            if let Some(scene) = Scene::of(&sample.view) {
+                assert_eq!(scene.vendor, Vendor::Noto);
                 for object in &scene.objects {
                     assert_eq!(
-                        library.concept(object.concept).split,
+                        emoji.concept(object.concept).split,
                         Split::Train,
                         "{sample:?}"
                     );
@@ -144,14 +165,14 @@ fn training_never_shows_or_names_a_held_out_concept_or_twemoji() {
 
 #[test]
 fn an_epoch_shows_every_training_concept_once() {
-    let library = Library::embedded();
+    let emoji = EmojiSet::embedded();
     let shape = BatchShape {
         batch: 1,
         ..TEXT_ONLY_SHAPE
     };
-    let mixture = mixture(&[(TaskKind::ShortCaptions, 1.0)], shape);
-    let items = mixture.items(TaskKind::ShortCaptions);
-    assert_eq!(items as usize, library.training().len());
+    let mixture = mixture(&[(tasks::SHORT_CAPTIONS, 1.0)], shape);
+    let items = mixture.items(tasks::SHORT_CAPTIONS);
+    assert_eq!(items as usize, emoji.training().len());
     assert_eq!(mixture.steps_per_epoch(), items);
     for epoch in 0..2 {
         let keys: HashSet<String> = (epoch * items..(epoch + 1) * items)
@@ -164,26 +185,26 @@ fn an_epoch_shows_every_training_concept_once() {
 #[test]
 fn weights_are_obeyed_to_within_one_slot_in_every_stretch() {
     let weights = [
-        (TaskKind::ShortCaptions, 0.5),
-        (TaskKind::Facts, 0.3),
-        (TaskKind::Reading, 0.2),
+        (tasks::SHORT_CAPTIONS, 0.5),
+        (tasks::FACTS, 0.3),
+        (tasks::OCR, 0.2),
     ];
     let mixture = mixture(&weights, TEXT_ONLY_SHAPE);
-    let mut counts: HashMap<TaskKind, f64> = HashMap::new();
+    let mut counts: HashMap<Task, f64> = HashMap::new();
     let mut slots = 0.0;
     for step in 0..200 {
         for sample in mixture.samples(step).unwrap().0 {
-            *counts.entry(sample.kind).or_default() += 1.0;
+            *counts.entry(sample.task).or_default() += 1.0;
             slots += 1.0;
         }
-        for (kind, weight) in weights {
+        for (task, weight) in weights {
             let due = slots * weight;
             // One slot of rounding, and the round's 1024ths.
             let slack = 1.5 + slots / 1024.0;
             assert!(
-                (counts[&kind] - due).abs() <= slack,
-                "{kind} at {slots}: {}",
-                counts[&kind]
+                (counts[&task] - due).abs() <= slack,
+                "{task} at {slots}: {}",
+                counts[&task]
             );
         }
     }
@@ -204,7 +225,7 @@ fn every_sample_of_every_task_keeps_the_token_budget_and_skips_are_few() {
             let images = tokens.iter().filter(|&&id| id == i32::from(IMAGE)).count();
             assert_eq!(
                 images,
-                if batch.samples[row].kind.has_image() {
+                if batch.samples[row].task.has_images {
                     16
                 } else {
                     0
@@ -224,14 +245,14 @@ fn contrastive_batches_hold_distinct_concepts_and_captions() {
     };
     let mut contrastive = settings(
         &[
-            (TaskKind::ShortCaptions, 0.5),
-            (TaskKind::DenseCaptions, 0.3),
-            (TaskKind::Reading, 0.2),
+            (tasks::SHORT_CAPTIONS, 0.5),
+            (tasks::DENSE_CAPTIONS, 0.3),
+            (tasks::OCR, 0.2),
         ],
         shape,
     );
     contrastive.contrastive = true;
-    let mixture = Mixture::new(Library::embedded(), None, contrastive.clone()).unwrap();
+    let mixture = made(None, &SAMPLES, contrastive.clone()).unwrap();
     let mut repeated = 0;
     for step in 0..60 {
         let (samples, skipped) = mixture.samples(step).unwrap();
@@ -255,21 +276,21 @@ fn text_alone_stands_behind_the_pictures_of_a_contrastive_batch() {
         batch: 16,
         ..TEXT_ONLY_SHAPE
     };
-    let weights = [(TaskKind::ShortCaptions, 0.6), (TaskKind::Facts, 0.4)];
+    let weights = [(tasks::SHORT_CAPTIONS, 0.6), (tasks::FACTS, 0.4)];
     let mut mixed = settings(&weights, shape);
     mixed.contrastive = true;
-    let mixture = Mixture::new(Library::embedded(), None, mixed.clone()).unwrap();
+    let mixture = made(None, &SAMPLES, mixed.clone()).unwrap();
     let mut alone = 0;
     for step in 0..20 {
         let batch = mixture.batch(step).unwrap();
-        let is_pair = |sample: &SampleInfo| sample.kind != TaskKind::Facts;
+        let is_pair = |sample: &SampleInfo| sample.task != tasks::FACTS;
         let (pairs, others) = batch.samples.split_at(batch.pairs);
         assert!(pairs.iter().all(is_pair) && !others.iter().any(is_pair));
         alone += others.len();
     }
     assert!((100..160).contains(&alone), "{alone} of 320 are text");
-    mixed.weights = vec![(TaskKind::Facts, 1.0)];
-    let refused = Mixture::new(Library::embedded(), None, mixed);
+    mixed.weights = vec![(tasks::FACTS, 1.0)];
+    let refused = made(None, &SAMPLES, mixed);
     let problem = refused.err().unwrap().to_string();
     assert!(problem.contains("a task with pictures"), "{problem}");
 }
@@ -278,17 +299,14 @@ fn text_alone_stands_behind_the_pictures_of_a_contrastive_batch() {
 fn impossible_weights_are_refused_by_name() {
     for (weights, needle) in [
         (vec![], "data weights"),
-        (vec![(TaskKind::Scenes, 0.0)], "data weights"),
-        (vec![(TaskKind::Scenes, -1.0)], "vqa"),
-        (vec![(TaskKind::Facts, f64::NAN)], "facts"),
-        (vec![(TaskKind::Pairs, 1.0)], "--data"),
-        (
-            vec![(TaskKind::Facts, 1.0), (TaskKind::Facts, 1.0)],
-            "one weight",
-        ),
+        (vec![(tasks::VQA, 0.0)], "data weights"),
+        (vec![(tasks::VQA, -1.0)], "vqa"),
+        (vec![(tasks::FACTS, f64::NAN)], "facts"),
+        (vec![(Task::SAMPLES, 1.0)], "--data"),
+        (vec![(tasks::FACTS, 1.0), (tasks::FACTS, 1.0)], "one weight"),
     ] {
-        let made = Mixture::new(Library::embedded(), None, settings(&weights, SHAPE));
-        let error = made.err().expect("refused").to_string();
+        let refused = made(None, &SAMPLES, settings(&weights, SHAPE));
+        let error = refused.err().expect("refused").to_string();
         assert!(error.contains(needle), "{error}");
     }
 }
@@ -334,17 +352,13 @@ impl PairSource for Odd {
 
 #[test]
 fn unusable_pairs_are_counted_and_replaced_and_the_rest_is_drawn_whole() {
-    let weights = [(TaskKind::Pairs, 1.0)];
+    let weights = [(Task::SAMPLES, 1.0)];
     let shape = BatchShape {
         image_size: 16,
         ..SHAPE
     };
-    let made = Mixture::new(
-        Library::embedded(),
-        Some(Arc::new(Odd)),
-        settings(&weights, shape),
-    );
-    let mixture = made.unwrap();
+    let odd = made(Some(Arc::new(Odd)), &SAMPLES, settings(&weights, shape));
+    let mixture = odd.unwrap();
     let batch = mixture.batch(0).unwrap();
     assert!(
         batch.skipped.too_long > 0 && batch.skipped.unreadable > 0,
@@ -375,11 +389,7 @@ fn unusable_pairs_are_counted_and_replaced_and_the_rest_is_drawn_whole() {
             ))
         }
     }
-    let hopeless = Mixture::new(
-        Library::embedded(),
-        Some(Arc::new(Bad)),
-        settings(&weights, shape),
-    );
+    let hopeless = made(Some(Arc::new(Bad)), &SAMPLES, settings(&weights, shape));
     let error = hopeless.unwrap().batch(0).unwrap_err().to_string();
     assert!(
         error.contains(&MOST_ATTEMPTS.to_string()) && error.contains("damaged"),
@@ -394,11 +404,9 @@ fn several_turns_fill_the_sequence_and_change_nothing_else() {
         ..TEXT_ONLY_SHAPE
     };
     let mixture = |turns| {
-        let settings = MixtureSettings {
-            turns,
-            ..settings(&[(TaskKind::Scenes, 1.0)], shape)
-        };
-        Mixture::new(Library::embedded(), None, settings).expect("scenes are there")
+        let samples = SampleSettings { turns, ..SAMPLES };
+        let settings = settings(&[(tasks::VQA, 1.0)], shape);
+        made(None, &samples, settings).expect("scenes are there")
     };
     let (one, several) = (mixture(1), mixture(6));
     let words = ChatTokenizer::embedded();

@@ -1,13 +1,14 @@
 //! Colours, sprites, scenes and augmentation, checked on pixels.
 
 use keel::data::augment::Augmentation;
-use keel::data::colours::{Colour, Palette};
-use keel::data::embedded::Artist;
-use keel::data::library::{Library, Split};
-use keel::data::scenes::{
-    Arrangement, Object, PLAIN_BACKGROUND, Scene, Side, background_of, compose,
-};
-use keel::data::sprite::{Frame, Placement, Sprite, Tint};
+use keel::data::frame::{Frame, Tint};
+use keel::data::prepare::PLAIN_BACKGROUND;
+use keel::emoji::colours::{Colour, Palette};
+use keel::emoji::embedded::Vendor;
+use keel::emoji::emoji_set::{EmojiSet, Split};
+use keel::emoji::scenes::{Arrangement, Object, Scene, Side, compose};
+use keel::emoji::sprite::{Placement, Sprite};
+use keel::emoji::variation::background_of;
 use keel::random::{Permutation, Purpose, Stream};
 use proptest::prelude::*;
 
@@ -28,14 +29,14 @@ fn typical_and_varied_colours_keep_their_names() {
 
 #[test]
 fn well_known_things_have_their_colours_in_both_styles() {
-    let library = Library::embedded();
-    let single = |name: &str, artist| {
-        let concept = library
+    let emoji = EmojiSet::embedded();
+    let single = |name: &str, vendor| {
+        let concept = emoji
             .concepts()
             .iter()
             .find(|concept| concept.name == name)
             .unwrap();
-        concept.palette(artist).single()
+        concept.palette(vendor).single()
     };
     for (name, colour) in [
         ("red circle", Colour::Red),
@@ -48,12 +49,12 @@ fn well_known_things_have_their_colours_in_both_styles() {
         ("brown circle", Colour::Brown),
         ("black large square", Colour::Black),
     ] {
-        for artist in Artist::ALL {
+        for vendor in Vendor::ALL {
             assert_eq!(
-                single(name, artist),
+                single(name, vendor),
                 Some(colour),
                 "{name} by {}",
-                artist.name()
+                vendor.name()
             );
         }
     }
@@ -89,15 +90,15 @@ proptest! {
 
     #[test]
     fn composed_objects_stay_inside_the_frame_and_apart(sample in any::<u64>(), count in 1usize..5) {
-        let library = Library::embedded();
-        let pool = library.pool(Artist::Noto, Split::Train);
+        let emoji = EmojiSet::embedded();
+        let pool = emoji.pool(Vendor::Noto, Split::Train);
         let mut look = stream(sample);
         let arrangement = *look.pick(Arrangement::of_count(count));
         let concepts: Vec<usize> = (0..count).map(|_| *look.pick(&pool.all)).collect();
         let scene =
-            compose(&library, &pool, arrangement, &concepts, &Augmentation::TRAINING, &mut look);
+            compose(&emoji, &pool, arrangement, &concepts, &Augmentation::TRAINING, &mut look);
         let boxes: Vec<[f32; 4]> = scene.objects.iter().map(|object| {
-            library.concept(object.concept).sprite(Artist::Noto).covered(&object.placement)
+            emoji.concept(object.concept).sprite(Vendor::Noto).covered(&object.placement)
         }).collect();
         for (index, [left, top, right, bottom]) in boxes.iter().enumerate() {
             prop_assert!(*left >= -1e-5 && *top >= -1e-5 && *right <= 1.00001 && *bottom <= 1.00001);
@@ -156,7 +157,7 @@ fn upright(centre: [f32; 2], side: f32) -> Placement {
 
 #[test]
 fn a_drawn_square_covers_exactly_its_box() {
-    let mut frame = keel::data::sprite::Frame::new(32, [0, 0, 0]);
+    let mut frame = keel::data::frame::Frame::new(32, [0, 0, 0]);
     plain(64, [255, 255, 255, 255]).draw(&upright([0.5, 0.25], 0.25), &mut frame);
     let mut out = vec![0.0; 3 * 32 * 32];
     frame.write_normalised(Tint::NONE, &mut out);
@@ -184,7 +185,7 @@ fn mirroring_swaps_left_and_right_and_a_half_turn_swaps_both() {
     }
     let sprite = Sprite::new(64, 64, &rgba);
     let corner = |rotation: f32, mirrored: bool| {
-        let mut frame = keel::data::sprite::Frame::new(16, [0, 0, 0]);
+        let mut frame = keel::data::frame::Frame::new(16, [0, 0, 0]);
         let placement = Placement {
             rotation,
             mirrored,
@@ -205,13 +206,13 @@ fn mirroring_swaps_left_and_right_and_a_half_turn_swaps_both() {
 
 #[test]
 fn drawing_at_any_size_keeps_the_mean_colour() {
-    let library = Library::embedded();
-    let pool = library.pool(Artist::Noto, Split::Train);
+    let emoji = EmojiSet::embedded();
+    let pool = emoji.pool(Vendor::Noto, Split::Train);
     for &index in pool.all.iter().step_by(171) {
         let means: Vec<f32> = [64usize, 32, 24, 128]
             .map(|side| {
                 let scene = Scene {
-                    artist: Artist::Noto,
+                    vendor: Vendor::Noto,
                     background: PLAIN_BACKGROUND,
                     tint: Tint::NONE,
                     arrangement: Arrangement::Single,
@@ -221,7 +222,7 @@ fn drawing_at_any_size_keeps_the_mean_colour() {
                     }],
                 };
                 let mut out = vec![0.0; 3 * side * side];
-                scene.render(&library, side, &mut out);
+                scene.render(&emoji, side, &mut out);
                 out.iter().sum::<f32>() / out.len() as f32
             })
             .to_vec();
@@ -229,7 +230,7 @@ fn drawing_at_any_size_keeps_the_mean_colour() {
             assert!(
                 (mean - means[0]).abs() < 0.02,
                 "{}: {means:?}",
-                library.concept(index).name
+                emoji.concept(index).name
             );
         }
     }
@@ -273,8 +274,8 @@ fn sides_are_told_only_where_they_are_clear() {
 
 #[test]
 fn nothing_that_is_read_or_named_by_a_side_is_mirrored() {
-    for concept in Library::embedded().concepts() {
-        if concept.reading.is_some() || concept.country.is_some() {
+    for concept in EmojiSet::embedded().concepts() {
+        if concept.ocr.is_some() || concept.country.is_some() {
             assert!(!concept.mirror_safe, "{}", concept.name);
         }
         for word in ["left", "right", "arrow", "clock", "button", "sign"] {
@@ -286,18 +287,18 @@ fn nothing_that_is_read_or_named_by_a_side_is_mirrored() {
 
 #[test]
 fn groups_and_names_are_unique_and_short() {
-    let library = Library::embedded();
+    let emoji = EmojiSet::embedded();
     let raw = &crate::data_embedded::CONCEPTS;
     let mut subcategories: Vec<&str> = raw.iter().map(|c| c.subcategory.as_str()).collect();
     subcategories.sort_unstable();
     subcategories.dedup();
     assert_eq!(
-        library.subcategories().len(),
+        emoji.subcategories().len(),
         subcategories.len(),
         "two groups share their words"
     );
-    assert_eq!(library.categories().len(), 9);
-    for concept in library.concepts() {
+    assert_eq!(emoji.categories().len(), 9);
+    for concept in emoji.concepts() {
         assert!(
             !concept.name.contains('"') && concept.name.is_ascii(),
             "{}",
@@ -308,26 +309,26 @@ fn groups_and_names_are_unique_and_short() {
 
 #[test]
 fn backgrounds_differ_from_everything_large_in_the_scene() {
-    let library = Library::embedded();
-    let pool = library.pool(Artist::Noto, Split::Train);
+    let emoji = EmojiSet::embedded();
+    let pool = emoji.pool(Vendor::Noto, Split::Train);
     let mut look = stream(77);
     for &index in pool.all.iter().step_by(7) {
         let scene = compose(
-            &library,
+            &emoji,
             &pool,
             Arrangement::Single,
             &[index],
             &Augmentation::TRAINING,
             &mut look,
         );
-        let share = library
+        let share = emoji
             .concept(index)
-            .palette(Artist::Noto)
+            .palette(Vendor::Noto)
             .share(Colour::of(scene.background));
         assert!(
             share < 0.25,
             "{} on {:?}",
-            library.concept(index).name,
+            emoji.concept(index).name,
             scene.background
         );
     }
@@ -337,13 +338,13 @@ fn backgrounds_differ_from_everything_large_in_the_scene() {
 fn augmentation_of_no_strength_is_plain_and_of_full_strength_is_trainings() {
     assert_eq!(Augmentation::of_strength(0.0), Augmentation::NONE);
     assert_eq!(Augmentation::of_strength(1.0), Augmentation::TRAINING);
-    let library = Library::embedded();
-    let pool = library.pool(Artist::Noto, Split::Train);
+    let emoji = EmojiSet::embedded();
+    let pool = emoji.pool(Vendor::Noto, Split::Train);
     let draw = |strength, sample| {
         let augmentation = Augmentation::of_strength(strength);
         let (index, mut look) = (pool.all[sample as usize], stream(sample));
         compose(
-            &library,
+            &emoji,
             &pool,
             Arrangement::Single,
             &[index],

@@ -1,10 +1,10 @@
 //! The embedded tokeniser: round trips, exact size, and the merges file rebuilt from the corpus.
 
-use keel::data::corpus;
-use keel::data::library::Library;
 use keel::data::tokenizer::{
     BEGIN, END, FIRST_BYTE, FIRST_MERGE, SPECIAL_NAMES, Tokenizer, VOCABULARY,
 };
+use keel::emoji::corpus;
+use keel::emoji::emoji_set::EmojiSet;
 use proptest::prelude::*;
 
 proptest! {
@@ -45,7 +45,7 @@ fn the_vocabulary_is_512_and_special_ids_are_fixed() {
 
 #[test]
 fn the_embedded_merges_are_those_learned_from_the_corpus() {
-    let learned = corpus::learn_tokenizer(&Library::embedded()).unwrap();
+    let learned = corpus::learn_tokenizer(&EmojiSet::embedded()).unwrap();
     assert_eq!(
         learned.to_file(),
         include_str!("../assets/tokenizer.merges"),

@@ -6,16 +6,18 @@ mod several;
 use std::fs;
 use std::sync::Arc;
 
-use keel::data::batch::{Batch, BatchShape, Pixels, Weighting, assemble};
+use keel::data::assemble::assemble;
+use keel::data::batch::{Batch, BatchShape, TokenWeighting};
 use keel::data::chat::ChatTokenizer;
-use keel::data::library::Library;
-use keel::data::photo::Photo;
+use keel::data::image_slots::place;
+use keel::data::image_view::ImageView;
 use keel::data::picture::Picture;
-use keel::data::task::{Sample, TaskKind, View};
+use keel::data::pixels::Pixels;
+use keel::data::sample::{Sample, View};
+use keel::data::task::Task;
 use keel::data::tiles::{Tiling, grid};
 use keel::executor::simt::Options;
 use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, SimtExecutor};
-use keel::model::place;
 use keel::tape::Target;
 use keel::tensor::DType;
 use keel::train::Stage;
@@ -99,7 +101,7 @@ fn tiles_and_the_whole_picture_beside_them_are_those_of_transformers_to_the_bit(
 const IMAGE_TOKENS: usize = 4;
 const TOKENS: usize = 80;
 
-fn photo(random: &mut Random, [width, height]: [u32; 2]) -> Photo {
+fn photo(random: &mut Random, [width, height]: [u32; 2]) -> ImageView {
     let bytes = (0..width * height).flat_map(|_| {
         [
             random.below(256) as u8,
@@ -109,7 +111,7 @@ fn photo(random: &mut Random, [width, height]: [u32; 2]) -> Photo {
         ]
     });
     let rgba = bytes.collect();
-    Photo::whole(Arc::new(Picture {
+    ImageView::whole(Arc::new(Picture {
         width,
         height,
         rgba,
@@ -119,7 +121,7 @@ fn photo(random: &mut Random, [width, height]: [u32; 2]) -> Photo {
 fn sample(index: usize, view: View) -> Sample {
     Sample {
         key: format!("sample {index}"),
-        kind: TaskKind::Pairs,
+        task: Task::SAMPLES,
         question_kind: None,
         view,
         context: String::new(),
@@ -135,9 +137,9 @@ fn sample(index: usize, view: View) -> Sample {
 fn samples() -> Vec<Sample> {
     let mut random = Random::new(20_261_128);
     let views = [
-        View::Photo(photo(&mut random, [70, 66])),
-        View::Photo(photo(&mut random, [20, 20])),
-        View::Photo(photo(&mut random, [90, 40])),
+        View::Image(photo(&mut random, [70, 66])),
+        View::Image(photo(&mut random, [20, 20])),
+        View::Image(photo(&mut random, [90, 40])),
         View::None,
     ];
     views
@@ -156,20 +158,14 @@ fn shape(tiling: Tiling, pack: usize, tokens: usize) -> BatchShape {
         tiling,
         tokens,
         caption_tokens: 32,
+        image_id: ChatTokenizer::embedded().image(),
         pixels: Pixels::default(),
     }
 }
 
 fn batch(samples: &[Sample], shape: &BatchShape) -> Batch {
     let words = ChatTokenizer::embedded();
-    assemble(
-        &Library::embedded(),
-        samples,
-        shape,
-        Weighting::Square,
-        words,
-    )
-    .unwrap()
+    assemble(samples, shape, TokenWeighting::Square, words).unwrap()
 }
 
 /// How many tokens of each row show tiles and whole pictures.

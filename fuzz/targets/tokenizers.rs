@@ -1,14 +1,14 @@
 //! tokenizer.json: ids below the vocabulary's size, or a sentence.
 #![no_main]
 
-use keel::data::chat::{ChatTokenizer, Conversation, Layout};
+use keel::data::chat::{ChatTemplate, ChatTokenizer, Conversation};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let folder = tempfile::tempdir_in("/dev/shm").expect("memory can be written");
     let path = folder.path().join("tokenizer.json");
     std::fs::write(&path, bytes).expect("memory can be written");
-    let Ok(words) = ChatTokenizer::open(&path, Layout::Qwen25) else {
+    let Ok(words) = ChatTokenizer::open(&path, ChatTemplate::Qwen25) else {
         return;
     };
     let conversation = Conversation {

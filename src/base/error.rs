@@ -118,8 +118,10 @@ impl Error {
     }
 
     /// Whether the caller can avoid it by asking for something else: a setting, a file that was named, weights or data that
-    /// cannot be used, a device that is not there. A full disk, a failed device and a stopped run are none of the caller's
-    /// doing. An error in the middle of a run is only a mistake where it is a setting: its files were there when it began.
+    /// cannot be used, a device that is not there. A full disk, a failed kernel and a stopped run are not the caller's doing.
+    ///
+    /// This holds before anything runs. In the middle of a run, a file or a device that has gone is a failure as well; whoever
+    /// started the run has to tell the two apart.
     pub fn is_mistake(&self) -> bool {
         match self {
             Error::Setting { .. }

@@ -10,16 +10,21 @@ use super::{heading, print_line};
 use keel_base::error::{Error, Result};
 use keel_base::units::{bytes, counted, grouped};
 use keel_data::augment::Augmentation;
-use keel_data::batch::{BatchShape, Pixels, Weighting};
+use keel_data::batch::{BatchShape, TokenWeighting};
 use keel_data::census::{TOKEN_BOUNDS, census};
-use keel_data::corpus::learn_tokenizer;
-use keel_data::library::Library;
+use keel_data::chat::ChatTokenizer;
 use keel_data::mixture::{Mixture, MixtureSettings};
 use keel_data::pairs::{PairLimits, PairSource, Pairs};
+use keel_data::pixels::Pixels;
+use keel_data::source::SampleSettings;
 use keel_data::sums::summed;
-use keel_data::task::TaskKind;
+use keel_data::task::Task;
 use keel_data::tiles::Tiling;
 use keel_data::webdataset::expand_braces;
+use keel_emoji::corpus::learn_tokenizer;
+use keel_emoji::emoji_set::EmojiSet;
+use keel_emoji::sources::task_sources;
+use keel_emoji::tasks::TASKS;
 use keel_report::contact_sheet;
 use keel_train::write_durably;
 
@@ -45,9 +50,9 @@ enum DataCommand {
 #[derive(Debug, Args)]
 struct ShowArgs {
     /// The task.
-    #[arg(long, value_name = "TASK", default_value = "vqa", value_parser = named(&TaskKind::ALL, TaskKind::name),
+    #[arg(long, value_name = "TASK", default_value = "vqa", value_parser = named(&TASKS, |task| task.name),
         help_heading = heading::DATA)]
-    task: TaskKind,
+    task: Task,
     /// Samples to show: one batch.
     #[arg(long, default_value = "32", value_name = "N", value_parser = count, help_heading = heading::DATA)]
     count: usize,
@@ -101,7 +106,7 @@ pub(super) fn run(args: &DataArgs) -> Result<()> {
         DataCommand::Check(args) => check(args),
         DataCommand::Sums(args) => sums(args),
         DataCommand::Tokenizer(args) => {
-            let tokenizer = learn_tokenizer(&Library::embedded())?;
+            let tokenizer = learn_tokenizer(&EmojiSet::embedded())?;
             std::fs::write(&args.out, tokenizer.to_file())
                 .map_err(|error| Error::io(&args.out, "write the merges", error))?;
             let ids = counted(tokenizer.len() as u64, "id");
@@ -188,33 +193,36 @@ fn show(args: &ShowArgs) -> Result<()> {
             PairLimits::default(),
         )?))
     };
+    let samples = SampleSettings {
+        augmentation: Augmentation::TRAINING,
+        turns: args.turns,
+        pictures: 1,
+        share: 1.0,
+    };
     let mixture = Mixture::new(
-        Library::embedded(),
-        pairs,
+        task_sources(&EmojiSet::embedded(), pairs, args.seed, &samples),
         MixtureSettings {
             seed: args.seed,
             stage: 0,
             weights: vec![(args.task, 1.0)],
             shape: BatchShape {
-                tiling: Tiling::NONE,
-                pack: 1,
                 batch: args.count,
                 image_size: args.image_size,
                 image_tokens: 16,
                 tokens: 512,
+                pack: 1,
+                tiling: Tiling::NONE,
                 caption_tokens: 512,
+                image_id: ChatTokenizer::embedded().image(),
                 pixels: Pixels::default(),
             },
-            turns: args.turns,
-            pictures: 1,
-            weighting: Weighting::default(),
-            augmentation: Augmentation::TRAINING,
+            weighting: TokenWeighting::default(),
             contrastive: false,
         },
     )?;
     let batch = mixture.batch(args.step)?;
     for (number, sample) in batch.samples.iter().enumerate() {
-        let kind = sample.question_kind.map_or("", |kind| kind.name());
+        let kind = sample.question_kind.as_deref().unwrap_or_default();
         print_line(format!(
             "{number:>4}  {kind:<10} {:<40} {}",
             sample.question, sample.answer
@@ -226,7 +234,7 @@ fn show(args: &ShowArgs) -> Result<()> {
     let items = counted(mixture.items(args.task) as u64, "item");
     print_line(format!("{items} an epoch"))?;
     if let Some(path) = &args.png {
-        if !args.task.has_image() {
+        if !args.task.has_images {
             return Err(Error::setting("--png", "a task with pictures", args.task));
         }
         let sheet = contact_sheet(&batch.images, args.image_size, 8, 2)?;

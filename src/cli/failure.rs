@@ -38,11 +38,12 @@ impl Failure {
         }
     }
 
-    /// An error in the middle of a run. All that was named on the command line was good when the run began, so only a setting
-    /// is the caller's mistake.
+    /// An error in the middle of a run. Files and devices that were named on the command line were there when it began: what
+    /// they do since is no mistake of the caller's. A setting is, and so is a checkpoint to go on from that is of another
+    /// model.
     pub(super) fn while_running(problem: Error) -> Failure {
         match problem {
-            Error::Setting { .. } => problem.into(),
+            Error::Setting { .. } | Error::Content { .. } => problem.into(),
             problem => Failure::new(problem, FAILED),
         }
     }

@@ -8,7 +8,7 @@ use clap::Args;
 use super::print_line;
 use super::values::{count, described, device, named, threads};
 use keel_base::error::Result;
-use keel_data::chat::Layout;
+use keel_data::chat::ChatTemplate;
 use keel_data::pairs::{PairLimits, PairSource, Pairs};
 use keel_engine::executor::{Choice, Device};
 use keel_engine::tape::Machine;
@@ -121,9 +121,9 @@ pub(super) struct WeightsArgs {
     #[arg(long, value_name = "DIR", help_heading = heading::WEIGHTS)]
     pub language: Option<PathBuf>,
     /// Chat template of the language model, if its folder does not say.
-    #[arg(long, value_name = "TEMPLATE", value_parser = named(&Layout::ALL, Layout::name), requires = "language",
+    #[arg(long, value_name = "TEMPLATE", value_parser = named(&ChatTemplate::ALL, ChatTemplate::name), requires = "language",
         help_heading = heading::WEIGHTS)]
-    chat: Option<Layout>,
+    chat: Option<ChatTemplate>,
 }
 
 impl WeightsArgs {

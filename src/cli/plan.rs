@@ -10,11 +10,12 @@ use super::values::{count, size};
 use super::{ComputeArgs, RecipeArgs, heading, print_line};
 use keel_base::error::Result;
 use keel_base::units::{bytes, counted, flops, grouped};
+use keel_data::chat::ChatTokenizer;
 use keel_engine::program::{MemoryReport, Program, draw_memory};
 use keel_engine::tape::{Machine, ParameterLayout, Target};
 use keel_model::declare;
 use keel_train::{
-    Recipe, Stage, compile_step, largest_micro_batch, step_shape, whole_step_flops, write_durably,
+    Recipe, Stage, compile_step, largest_micro_batch, whole_step_flops, write_durably,
 };
 
 /// Options of `keel plan`.
@@ -121,7 +122,10 @@ impl Plans<'_> {
     }
 
     fn compile(&self, stage: &Stage, layout: &Arc<ParameterLayout>) -> Result<Program> {
-        let shape = step_shape(stage, None);
+        // Which id stands for an image token changes no size.
+        let shape = self
+            .recipe
+            .batch_shape(stage, ChatTokenizer::embedded().image());
         compile_step(
             self.recipe,
             stage,

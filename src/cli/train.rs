@@ -184,7 +184,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
         let table = stage_table(&evaluations);
         trainer.note(&format!("\n{table}"))?;
     }
-    let report = report?;
+    let report = report.map_err(Failure::while_running)?;
     let seconds = start.elapsed().as_secs();
     let folder = trainer.folder().display().to_string();
     trainer.note(&format!(

@@ -1,17 +1,17 @@
 //! Answers of the language model: exact match over a set in one pass, and generation without a cache, which [`super::Generator`]
 //! is held to.
 
-use super::place::{Place, load_forward};
+use super::context::{EvalContext, load_forward};
 use keel_base::error::Result;
-use keel_data::batch::{Batch, IGNORED};
+use keel_data::batch::{Batch, BatchShape, IGNORED};
 use keel_engine::executor::Session;
-use keel_model::{BatchInputs, ModelInput, StepShape, record_vision_language};
+use keel_model::{BatchInputs, ModelInput, record_vision_language};
 
 /// A loaded program that predicts the next token everywhere.
 pub struct Answerer {
     session: Box<dyn Session>,
     inputs: BatchInputs,
-    shape: StepShape,
+    shape: BatchShape,
     pad: i32,
     end: i32,
 }
@@ -36,16 +36,16 @@ impl Answerer {
     ///
     /// # Errors
     /// Whatever recording or loading reports.
-    pub fn new(place: Place<'_>, shape: StepShape) -> Result<Answerer> {
-        let session = load_forward(place, Vec::new(), |tape| {
-            record_vision_language(tape, place.config, &shape, true, true)
+    pub fn new(context: EvalContext<'_>, shape: BatchShape) -> Result<Answerer> {
+        let session = load_forward(context, Vec::new(), |tape| {
+            record_vision_language(tape, context.config, &shape, true, true)
         })?;
         Ok(Answerer {
             inputs: BatchInputs::of(session.program(), &[])?,
             session,
             shape,
-            pad: place.words.pad(),
-            end: place.words.end(),
+            pad: context.words.pad(),
+            end: context.words.end(),
         })
     }
 

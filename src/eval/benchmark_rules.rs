@@ -106,9 +106,10 @@ fn words_of(answer: &str) -> Vec<String> {
     let words = text.split_whitespace().map(str::to_lowercase);
     let whole = |word: String| {
         let bare = word.replace('\'', "");
-        match CONTRACTIONS.split_whitespace().any(|known| known == bare) {
-            true => bare,
-            false => word,
+        if CONTRACTIONS.split_whitespace().any(|known| known == bare) {
+            bare
+        } else {
+            word
         }
     };
     words
@@ -132,10 +133,10 @@ fn without_punctuation(text: &str) -> String {
     };
     let kept: Vec<char> = letters
         .iter()
-        .filter_map(|letter| match MARKS.contains(*letter) {
-            true if leaves_no_gap(*letter) => None,
-            true => Some(' '),
-            false => Some(*letter),
+        .filter_map(|letter| match letter {
+            letter if !MARKS.contains(*letter) => Some(*letter),
+            mark if leaves_no_gap(*mark) => None,
+            _ => Some(' '),
         })
         .collect();
     let is_digit = |at: Option<usize>| {

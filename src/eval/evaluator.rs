@@ -1,26 +1,23 @@
 //! Runs the evaluation sets through a model as it stands.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use super::Principal;
+use super::aligned_retriever::AlignedRetriever;
 use super::answers::Answerer;
+use super::context::{BATCH, EvalContext, text_embeddings};
 use super::distances::{nearest_neighbour_distance, sliced_wasserstein};
-use super::exhibits::{self, Exhibits, Seen, TokenClouds};
-use super::matcher::Matcher;
-use super::measure::SetName;
-use super::place::{self, BATCH, Place, step_shape, text_embeddings};
+use super::exhibits::{self, Exhibits, Seen, SeenClasses, TokenClouds};
+use super::principal::Principal;
 use super::retrieval::{classify, normalise_rows, recall};
 use super::{Evaluation, QuestionEvaluation, SetEvaluation};
 use keel_base::error::Result;
+use keel_data::assemble::fits;
 use keel_data::batch::BatchShape;
-use keel_data::embedded::Artist;
-use keel_data::eval_sets::{
-    QuestionAnswer, batch_of, batches, captioned, guessers_questions, questions, subcategories,
-    text_only_baseline,
-};
-use keel_data::library::{Library, Split};
-use keel_data::task::{QuestionKind, Sample};
+use keel_data::batches::{batch_of, batches};
+use keel_data::blind_baseline::{QuestionAnswer, blind_baseline};
+use keel_data::eval_set::{Classes, EvalSet, EvalSuite, SetName};
+use keel_data::sample::Sample;
 use keel_engine::executor::Session;
 use keel_model::{BatchInputs, ContrastivePair};
 
@@ -44,14 +41,14 @@ pub struct EvaluationSettings {
 
 /// See the module's documentation.
 pub struct Evaluator<'a> {
-    place: Place<'a>,
-    library: Arc<Library>,
+    context: EvalContext<'a>,
+    suite: &'a EvalSuite,
 }
 
 impl<'a> Evaluator<'a> {
-    /// An evaluator of the parameters that the place's executor holds.
-    pub fn new(place: Place<'a>, library: Arc<Library>) -> Evaluator<'a> {
-        Evaluator { place, library }
+    /// An evaluator of the parameters that the context's executor holds, on the sets of `suite`.
+    pub fn new(context: EvalContext<'a>, suite: &'a EvalSuite) -> Evaluator<'a> {
+        Evaluator { context, suite }
     }
 
     /// Measures everything that `settings` ask for.
@@ -73,7 +70,7 @@ impl<'a> Evaluator<'a> {
     ) -> Result<(Evaluation, Exhibits)> {
         let mut exhibits = Exhibits {
             stage: stage.to_owned(),
-            side: self.place.config.vision.image_size,
+            side: self.context.config.vision.image_size,
             ..Exhibits::default()
         };
         let mut evaluation = Evaluation {
@@ -81,17 +78,21 @@ impl<'a> Evaluator<'a> {
             ..Evaluation::default()
         };
         let shape = self.batch_shape(settings);
-        let matcher =
-            |pair| Matcher::new(self.place, &self.library, shape, pair, settings.pictures);
-        // The text tower's space stays the same from stage to stage, the language model's knows the classes.
-        let has_towers = self.place.config.text.is_some();
-        let language = match settings.answers || !has_towers {
-            true => Some(matcher(ContrastivePair::LanguageModel)?),
-            false => None,
+        let retriever = |pair| {
+            let fitted = self.suite.fitted();
+            AlignedRetriever::new(self.context, fitted, shape, pair, settings.pictures)
         };
-        let towers = match has_towers {
-            true => Some(matcher(ContrastivePair::TextTower)?),
-            false => None,
+        // The text tower's space stays the same from stage to stage, the language model's knows the classes.
+        let has_towers = self.context.config.text.is_some();
+        let language = if settings.answers || !has_towers {
+            Some(retriever(ContrastivePair::LanguageModel)?)
+        } else {
+            None
+        };
+        let towers = if has_towers {
+            Some(retriever(ContrastivePair::TextTower)?)
+        } else {
+            None
         };
         let (mut retrieval, mut knowledge) = match (towers, language) {
             (Some(towers), language) => (towers, language),
@@ -100,7 +101,7 @@ impl<'a> Evaluator<'a> {
         };
         evaluation.sets =
             self.pictures(settings, &mut retrieval, knowledge.as_mut(), &mut exhibits)?;
-        exhibits.attention = exhibits::attention(self.place, &self.library, &shape)?;
+        exhibits.attention = exhibits::attention(self.context, self.suite.shown(), &shape)?;
         if settings.answers {
             let language = knowledge.as_mut().unwrap_or(&mut retrieval);
             let images = language.image_session();
@@ -112,72 +113,79 @@ impl<'a> Evaluator<'a> {
     }
 
     fn batch_shape(&self, settings: &EvaluationSettings) -> BatchShape {
-        place::batch_shape(self.place, settings.tokens, settings.caption_tokens)
+        let EvaluationSettings {
+            tokens,
+            caption_tokens,
+            ..
+        } = *settings;
+        self.context.batch_shape(BATCH, tokens, caption_tokens)
     }
 
-    /// Retrieval and zero-shot classes of the four sets.
+    /// Retrieval and zero-shot classes of all sets. Captions are found in the space of `retrieval`, classes in that of
+    /// `knowledge` where there is one.
     fn pictures<'m>(
         &self,
         settings: &EvaluationSettings,
-        retrieval: &mut Matcher<'m>,
-        mut knowledge: Option<&mut Matcher<'m>>,
+        retrieval: &mut AlignedRetriever<'m>,
+        mut knowledge: Option<&mut AlignedRetriever<'m>>,
         exhibits: &mut Exhibits,
     ) -> Result<Vec<SetEvaluation>> {
+        let shape = self.batch_shape(settings);
         let mut sets = Vec::new();
-        // The same for every set.
-        let mut classes: Option<Vec<f32>> = None;
-        for artist in [Artist::Noto, Artist::Twemoji] {
-            for split in [Split::Train, Split::HeldOut] {
-                let set = subcategories(&self.library, artist, split, settings.pictures);
-                let captions: Vec<String> = set
-                    .samples
-                    .iter()
-                    .map(|sample| sample.caption.clone())
-                    .collect();
-                let images = retrieval.images(&set.samples)?;
-                let texts = retrieval.texts(&captions, 1)?;
-                let matcher = match &mut knowledge {
-                    Some(knowledge) => &mut **knowledge,
-                    None => &mut *retrieval,
-                };
-                if classes.is_none() {
-                    classes = Some(matcher.texts(&set.prompts, set.templates)?);
-                }
-                let classes = classes.as_deref().unwrap_or_default();
-                let seen = matcher.images(&set.samples)?;
-                let width = classes.len() / set.classes.len();
-                // Concepts never trained on, in the style that was.
-                if (artist, split) == (Artist::Noto, Split::HeldOut) {
-                    let features = Seen {
-                        images: &images,
-                        texts: &texts,
-                        seen: &seen,
-                        classes,
+        // Sets mostly share their classes: those of the set before are kept.
+        let mut known: Option<(Classes, Vec<f32>)> = None;
+        for (index, set) in self.suite.sets().enumerate() {
+            let samples = set.captioned(settings.pictures);
+            let captions: Vec<String> = samples.iter().map(|s| s.caption.clone()).collect();
+            let images = retrieval.images(&samples)?;
+            let texts = retrieval.texts(&captions, 1)?;
+            let of_classes = match set.classes() {
+                Some(classes) => {
+                    let retriever = knowledge.as_deref_mut().unwrap_or(&mut *retrieval);
+                    let texts = match known.take() {
+                        Some((before, texts)) if before == classes => texts,
+                        _ => retriever.texts(&classes.prompts, classes.templates)?,
                     };
-                    let name = SetName {
-                        vendor: artist.name().to_owned(),
-                        split: split.name().to_owned(),
-                    };
-                    let shape = self.batch_shape(settings);
-                    let (place, library) = (self.place, &self.library);
-                    let found = exhibits::retrieval(place, library, &shape, &set, &features, name)?;
-                    exhibits.retrieval = Some(found);
+                    known = Some((classes, texts));
+                    Some((set.labels(&samples), retriever.images(&samples)?))
                 }
-                sets.push(SetEvaluation {
-                    vendor: artist.name().to_owned(),
-                    split: split.name().to_owned(),
-                    count: set.samples.len(),
-                    recall: Some(recall(&images, &texts, texts.len() / captions.len())),
-                    zero_shot: Some(classify(&seen, classes, width, &set.labels)),
-                    classes: set.classes.len(),
-                    caption_loss: None,
+                None => None,
+            };
+            let seen_classes = known.as_ref().zip(of_classes.as_ref());
+            let seen_classes =
+                seen_classes.map(|((classes, texts), (labels, images))| SeenClasses {
+                    classes,
+                    labels,
+                    images,
+                    texts,
                 });
+            let SetName { vendor, split } = set.name();
+            sets.push(SetEvaluation {
+                vendor,
+                split,
+                count: samples.len(),
+                recall: Some(recall(&images, &texts, texts.len() / captions.len())),
+                zero_shot: seen_classes.as_ref().map(|seen| {
+                    let width = seen.texts.len() / seen.classes.names.len();
+                    classify(seen.images, seen.texts, width, seen.labels)
+                }),
+                classes: seen_classes.as_ref().map_or(0, |s| s.classes.names.len()),
+                caption_loss: None,
+            });
+            if index == self.suite.shown_index() {
+                let seen = Seen {
+                    images: &images,
+                    texts: &texts,
+                    classes: seen_classes,
+                };
+                let found = exhibits::retrieval(self.context, &shape, &samples, &seen, set.name())?;
+                exhibits.retrieval = Some(found);
             }
         }
         Ok(sets)
     }
 
-    /// Visual tokens of held-out pictures against the rows of the embedding table, special tokens left out. In the plane
+    /// Visual tokens of the shown set's pictures against the rows of the embedding table, special tokens left out. In the plane
     /// they are the tower's patches, as they are; in the language model's space the image tokens, where both are
     /// brought to unit length first: the decoder's first norm sees no other difference between a long and a short token.
     fn distances(
@@ -187,19 +195,20 @@ impl<'a> Evaluator<'a> {
         evaluation: &mut Evaluation,
     ) -> Result<TokenClouds> {
         let shape = self.batch_shape(settings);
-        let samples = captioned(&self.library, Artist::Noto, Split::HeldOut, BATCH);
-        let (batch, count) = batch_of(&self.library, &samples, 0, &shape, self.place.words)?;
+        let samples = self.suite.shown().captioned(BATCH);
+        let (batch, count) = batch_of(&samples, 0, &shape, self.context.words)?;
         BatchInputs::of(images.program(), &[])?.write(images, &batch)?;
         images.run()?;
-        let width = self.place.config.language.width;
+        let width = self.context.config.language.width;
         let mut tokens = images.read_f32("image.tokens")?;
         tokens.truncate((count * shape.image_tokens).min(DISTANCE_TOKENS) * width);
         normalise_rows(&mut tokens, width);
-        let mut table = text_embeddings(self.place)?;
-        let channels = self.place.config.vision.width;
+        let mut table = text_embeddings(self.context)?;
+        let channels = self.context.config.vision.width;
         let mut patches = images.read_f32("image.patches")?;
-        patches
-            .truncate((count * self.place.config.vision.patches()).min(DISTANCE_TOKENS) * channels);
+        patches.truncate(
+            (count * self.context.config.vision.patches()).min(DISTANCE_TOKENS) * channels,
+        );
         let patches = Principal::plane(&patches, channels);
         let texts = Principal::plane(&table, width);
         evaluation.plane_nearest = Some(nearest_neighbour_distance(&patches, &texts, 2));
@@ -209,15 +218,15 @@ impl<'a> Evaluator<'a> {
         Ok(TokenClouds::of(&tokens, &table, width))
     }
 
+    /// The loss of captions on every set, and the questions of those that have some.
     fn answers(&self, settings: &EvaluationSettings, evaluation: &mut Evaluation) -> Result<()> {
         let shape = self.batch_shape(settings);
-        let step_shape = step_shape(&shape, self.place.words);
-        let mut answerer = Answerer::new(self.place, step_shape)?;
+        let words = self.context.words;
+        let mut answerer = Answerer::new(self.context, shape)?;
         let mut run = |samples: &[Sample]| -> Result<(Vec<bool>, f64)> {
             let (mut right, mut loss, mut rows) = (Vec::new(), 0.0, 0);
             for index in 0..batches(samples.len(), &shape) {
-                let (batch, count) =
-                    batch_of(&self.library, samples, index, &shape, self.place.words)?;
+                let (batch, count) = batch_of(samples, index, &shape, words)?;
                 let (exact, batch_loss) = answerer.check(&batch)?;
                 right.extend(&exact[..count]);
                 loss += batch_loss * count as f64;
@@ -225,30 +234,22 @@ impl<'a> Evaluator<'a> {
             }
             Ok((right, loss / rows.max(1) as f64))
         };
-        let mut sets = evaluation.sets.iter_mut();
-        for artist in [Artist::Noto, Artist::Twemoji] {
-            for split in [Split::Train, Split::HeldOut] {
-                let samples = captioned(&self.library, artist, split, settings.pictures);
-                let set = sets.next().expect("one entry a set");
-                set.caption_loss = Some(run(&samples)?.1);
-            }
+        for (set, measured) in self.suite.sets().zip(&mut evaluation.sets) {
+            let samples = set.captioned(settings.pictures);
+            measured.caption_loss = Some(run(&samples)?.1);
         }
-        for artist in [Artist::Noto, Artist::Twemoji] {
-            let samples = questions(
-                &self.library,
-                artist,
-                Split::Train,
-                settings.questions_per_kind,
-                &shape,
-                self.place.words,
-            );
+        let fits = |sample: &Sample| fits(sample, &shape, words);
+        for set in self.suite.sets() {
+            let Some(samples) = set.questions(settings.questions_per_kind, &fits) else {
+                continue;
+            };
             let (right, loss) = run(&samples)?;
             let asked: Vec<QuestionAnswer> =
                 samples.iter().filter_map(QuestionAnswer::of).collect();
-            let baseline = text_only_baseline(guessers_questions(), &asked);
+            let baseline = blind_baseline(set.blind_questions(), &asked);
             evaluation.questions.push(QuestionEvaluation {
                 answer_loss: Some(loss),
-                ..summarise(artist, &samples, &right, &baseline)
+                ..summarise(set, &samples, &right, &baseline)
             });
         }
         Ok(())
@@ -256,10 +257,10 @@ impl<'a> Evaluator<'a> {
 }
 
 fn summarise(
-    artist: Artist,
+    set: &dyn EvalSet,
     samples: &[Sample],
     right: &[bool],
-    baseline: &BTreeMap<QuestionKind, f64>,
+    baseline: &[(Cow<'static, str>, f64)],
 ) -> QuestionEvaluation {
     let mut by_kind: BTreeMap<String, (f64, f64)> = BTreeMap::new();
     let mut text_only = 0.0;
@@ -267,17 +268,17 @@ fn summarise(
         let of_kind: Vec<bool> = samples
             .iter()
             .zip(right)
-            .filter(|(sample, _)| sample.question_kind == Some(*kind))
+            .filter(|(sample, _)| sample.question_kind.as_ref() == Some(kind))
             .map(|(_, right)| *right)
             .collect();
         let hits = of_kind.iter().filter(|right| **right).count();
         let accuracy = hits as f64 / of_kind.len().max(1) as f64;
-        by_kind.insert(kind.name().to_owned(), (accuracy, *guessed));
+        by_kind.insert(kind.to_string(), (accuracy, *guessed));
         text_only += guessed * of_kind.len() as f64;
     }
     let hits = right.iter().filter(|right| **right).count();
     QuestionEvaluation {
-        vendor: artist.name().to_owned(),
+        vendor: set.name().vendor,
         count: samples.len(),
         accuracy: hits as f64 / samples.len().max(1) as f64,
         text_only: text_only / samples.len().max(1) as f64,

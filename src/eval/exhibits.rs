@@ -7,15 +7,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use super::measure::SetName;
-use super::place::{Place, load_forward};
+use super::context::{EvalContext, load_forward};
 use super::retrieval::normalise_rows;
 use keel_base::error::Result;
-use keel_data::batch::{BatchShape, Pixels};
-use keel_data::embedded::Artist;
-use keel_data::eval_sets::{ZeroShot, batch_of, captioned};
-use keel_data::library::{Library, Split};
-use keel_data::task::Sample;
+use keel_data::batch::BatchShape;
+use keel_data::batches::batch_of;
+use keel_data::eval_set::{Classes, EvalSet, SetName};
+use keel_data::pixels::Pixels;
+use keel_data::sample::Sample;
 use keel_engine::tensor::TensorType;
 use keel_model::{ModelInput, vision_tower};
 
@@ -51,16 +50,16 @@ pub struct RetrievalExhibit {
     /// Its pictures, and as many captions.
     pub pictures: usize,
     /// Pictures whose own caption is first by the widest margin.
-    pub best: Vec<Found>,
+    pub best: Vec<RetrievalExample>,
     /// Pictures whose own caption ranks lowest.
-    pub worst: Vec<Found>,
+    pub worst: Vec<RetrievalExample>,
     /// Classes that are taken for others, the most frequent first.
     pub confusions: Vec<Confusion>,
 }
 
 /// A picture and what it found.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Found {
+pub struct RetrievalExample {
     /// The picture, as `rgb_text` writes it.
     pub picture: String,
     /// Its own caption.
@@ -169,14 +168,24 @@ pub fn rgb_of(text: &str, side: usize) -> Option<Vec<u8>> {
 
 /// What [`retrieval`] looks at: features of unit length, all of one width.
 pub(super) struct Seen<'a> {
-    /// Of pictures [N, E], where captions are found.
+    /// Of pictures [N, E].
     pub images: &'a [f32],
     /// Of their captions [N, E].
     pub texts: &'a [f32],
-    /// Of pictures [N, E'], where classes are found.
-    pub seen: &'a [f32],
-    /// Of classes [K, E'].
-    pub classes: &'a [f32],
+    /// Where the set has classes.
+    pub classes: Option<SeenClasses<'a>>,
+}
+
+/// What classes are found by; features of unit length, all of one width.
+pub(super) struct SeenClasses<'a> {
+    /// The classes.
+    pub classes: &'a Classes,
+    /// That of each picture.
+    pub labels: &'a [usize],
+    /// Features of pictures [N, E'].
+    pub images: &'a [f32],
+    /// Features of classes [K, E'].
+    pub texts: &'a [f32],
 }
 
 /// Σ aᵢ·bᵢ in order.
@@ -195,21 +204,79 @@ fn ranked(query: &[f32], candidates: &[f32], width: usize) -> Vec<(usize, f32)> 
     all
 }
 
-/// The best and worst finds of a set and its commonest confusions.
+/// The best and worst finds of `samples`, those of the set `name`, and the commonest confusions of its classes.
 ///
 /// # Errors
 /// Whatever drawing the pictures reports.
 pub(super) fn retrieval(
-    place: Place<'_>,
-    library: &Library,
+    context: EvalContext<'_>,
     shape: &BatchShape,
-    set: &ZeroShot,
+    samples: &[Sample],
     seen: &Seen<'_>,
     name: SetName,
 ) -> Result<RetrievalExhibit> {
-    let count = set.samples.len();
+    let count = samples.len();
+    let finds = finds(seen, count);
+    let taken = seen.classes.as_ref().map(confused).unwrap_or_default();
+    let shown = EXAMPLES.min(count);
+    let (best, worst) = (&finds[..shown], &finds[count - shown..]);
+    // All pictures that are shown are drawn as one batch, in the order in which they are taken from it below.
+    let mut wanted: Vec<usize> = best
+        .iter()
+        .chain(worst.iter().rev())
+        .map(|f| f.own)
+        .collect();
+    wanted.extend(taken.iter().map(|(_, pictures)| pictures[0]));
+    let drawn: Vec<_> = wanted.iter().map(|i| samples[*i].clone()).collect();
+    let mut pictures = pictures_of(context, shape, &drawn)?.into_iter();
+    let mut example = |find: &Find| RetrievalExample {
+        picture: pictures.next().unwrap_or_default(),
+        caption: samples[find.own].caption.clone(),
+        rank: find.rank + 1,
+        found: find
+            .first
+            .iter()
+            .map(|index| samples[*index].caption.clone())
+            .collect(),
+    };
+    let best = best.iter().map(&mut example).collect();
+    let worst = worst.iter().rev().map(&mut example).collect();
+    let confusions = taken.iter().filter_map(|((class, guess), of_pair)| {
+        let SeenClasses {
+            classes, labels, ..
+        } = seen.classes.as_ref()?;
+        Some(Confusion {
+            picture: pictures.next().unwrap_or_default(),
+            class: classes.names[*class].clone(),
+            taken_for: classes.names[*guess].clone(),
+            count: of_pair.len(),
+            of: labels.iter().filter(|label| *label == class).count(),
+        })
+    });
+    Ok(RetrievalExhibit {
+        set: name,
+        pictures: count,
+        best,
+        worst,
+        confusions: confusions.collect(),
+    })
+}
+
+/// What one picture finds among the captions.
+struct Find {
+    /// The picture.
+    own: usize,
+    /// The rank of its caption, from 0.
+    rank: usize,
+    /// How much nearer its caption is than the nearest other.
+    margin: f32,
+    /// The captions that rank first.
+    first: Vec<usize>,
+}
+
+/// What each of `count` pictures finds, the best first: those of a low rank, and of a wide margin among them.
+fn finds(seen: &Seen<'_>, count: usize) -> Vec<Find> {
     let width = seen.texts.len() / count.max(1);
-    // For each picture: the rank of its caption from 0, its margin over the best other, and what ranks first.
     let mut finds = Vec::with_capacity(count);
     for (own, query) in seen.images.chunks_exact(width).enumerate() {
         let order = ranked(query, seen.texts, width);
@@ -217,65 +284,38 @@ pub(super) fn retrieval(
         let rank = rank.unwrap_or(count);
         let other = order.iter().find(|(index, _)| *index != own);
         let own_score = order.get(rank).map_or(0.0, |(_, score)| *score);
-        let margin = own_score - other.map_or(0.0, |(_, score)| *score);
-        let first: Vec<usize> = order.iter().map(|(i, _)| *i).take(SHOWN_CAPTIONS).collect();
-        finds.push((rank, margin, own, first));
+        finds.push(Find {
+            own,
+            rank,
+            margin: own_score - other.map_or(0.0, |(_, score)| *score),
+            first: order.iter().map(|(i, _)| *i).take(SHOWN_CAPTIONS).collect(),
+        });
     }
-    finds.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.total_cmp(&a.1)));
-    let width = seen.classes.len() / set.classes.len().max(1);
+    finds.sort_by(|a, b| a.rank.cmp(&b.rank).then(b.margin.total_cmp(&a.margin)));
+    finds
+}
+
+/// Pictures of one class that were taken for another, by (class, other), the most frequent first.
+fn confused(seen: &SeenClasses<'_>) -> Vec<((usize, usize), Vec<usize>)> {
+    let width = seen.texts.len() / seen.classes.names.len().max(1);
     let mut taken: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
-    for (index, query) in seen.seen.chunks_exact(width).enumerate() {
-        let order = ranked(query, seen.classes, width);
+    for (index, query) in seen.images.chunks_exact(width).enumerate() {
+        let order = ranked(query, seen.texts, width);
         let guess = order.first().map_or(0, |(class, _)| *class);
-        if guess != set.labels[index] {
-            let pair = (set.labels[index], guess);
+        if guess != seen.labels[index] {
+            let pair = (seen.labels[index], guess);
             taken.entry(pair).or_default().push(index);
         }
     }
     let mut taken: Vec<_> = taken.into_iter().collect();
     taken.sort_by_key(|(pair, pictures)| (std::cmp::Reverse(pictures.len()), *pair));
     taken.truncate(SHOWN_CONFUSIONS);
-
-    let shown = EXAMPLES.min(count);
-    let (best, worst) = (&finds[..shown], &finds[count - shown..]);
-    let mut wanted: Vec<usize> = best.iter().chain(worst.iter().rev()).map(|f| f.2).collect();
-    wanted.extend(taken.iter().map(|(_, pictures)| pictures[0]));
-    let samples: Vec<_> = wanted.iter().map(|i| set.samples[*i].clone()).collect();
-    let mut pictures = pictures_of(place, library, shape, &samples)?.into_iter();
-    let mut found = |(rank, _, own, first): &(usize, f32, usize, Vec<usize>)| Found {
-        picture: pictures.next().unwrap_or_default(),
-        caption: set.samples[*own].caption.clone(),
-        rank: rank + 1,
-        found: first
-            .iter()
-            .map(|index| set.samples[*index].caption.clone())
-            .collect(),
-    };
-    let best = best.iter().map(&mut found).collect();
-    let worst = worst.iter().rev().map(&mut found).collect();
-    let confusions = taken
-        .iter()
-        .map(|((class, guess), of_pair)| Confusion {
-            picture: pictures.next().unwrap_or_default(),
-            class: set.classes[*class].clone(),
-            taken_for: set.classes[*guess].clone(),
-            count: of_pair.len(),
-            of: set.labels.iter().filter(|label| *label == class).count(),
-        })
-        .collect();
-    Ok(RetrievalExhibit {
-        set: name,
-        pictures: count,
-        best,
-        worst,
-        confusions,
-    })
+    taken
 }
 
 /// The pictures of samples, as `rgb_text` writes it.
 fn pictures_of(
-    place: Place<'_>,
-    library: &Library,
+    context: EvalContext<'_>,
     shape: &BatchShape,
     samples: &[Sample],
 ) -> Result<Vec<String>> {
@@ -286,23 +326,23 @@ fn pictures_of(
         batch: samples.len(),
         ..*shape
     };
-    let (batch, _) = batch_of(library, samples, 0, &shape, place.words)?;
+    let (batch, _) = batch_of(samples, 0, &shape, context.words)?;
     let picture = 3 * shape.image_size * shape.image_size;
     let pictures = batch.images.chunks_exact(picture);
     Ok(pictures.map(|p| rgb_text(p, shape.pixels)).collect())
 }
 
-/// Where the last block looks in a few held-out pictures, and which patches are alike.
+/// Where the last block looks in a few pictures of `set`, and which patches are alike.
 ///
 /// # Errors
 /// Whatever recording, loading or the data report.
 pub(super) fn attention(
-    place: Place<'_>,
-    library: &Library,
+    context: EvalContext<'_>,
+    set: &dyn EvalSet,
     shape: &BatchShape,
 ) -> Result<Vec<AttentionExhibit>> {
-    let samples = captioned(library, Artist::Noto, Split::HeldOut, EXAMPLES);
-    let config = &place.config.vision;
+    let samples = set.captioned(EXAMPLES);
+    let config = &context.config.vision;
     if samples.is_empty() || config.depth == 0 {
         return Ok(Vec::new());
     }
@@ -312,7 +352,7 @@ pub(super) fn attention(
     };
     let attended = format!("vision.blocks.{}.attended", config.depth - 1);
     let side = config.image_size;
-    let mut session = load_forward(place, vec![attended.clone()], |tape| {
+    let mut session = load_forward(context, vec![attended.clone()], |tape| {
         let images = tape.input(
             ModelInput::Images,
             TensorType::f32([samples.len(), 3, side, side]),
@@ -321,7 +361,7 @@ pub(super) fn attention(
         tape.output(features, "tower");
         Ok(())
     })?;
-    let (batch, _) = batch_of(library, &samples, 0, &shape, place.words)?;
+    let (batch, _) = batch_of(&samples, 0, &shape, context.words)?;
     session.write_f32(ModelInput::Images.name(), &batch.images)?;
     session.run()?;
     let (qkv, mut tower) = (session.read_f32(&attended)?, session.read_f32("tower")?);
@@ -344,7 +384,7 @@ pub(super) fn attention(
         };
         let alike = |other: usize| dot(feature(patch), feature(other));
         AttentionExhibit {
-            picture: rgb_text(&batch.images[row * picture..][..picture], place.pixels),
+            picture: rgb_text(&batch.images[row * picture..][..picture], context.pixels),
             caption: sample.caption.clone(),
             grid: patches.isqrt(),
             patch,

@@ -1,14 +1,13 @@
 //! Generation with a cache of keys and values: one pass over pictures and prompts, then one small pass a token.
 
-use super::place::{Place, load_forward};
+use super::context::{EvalContext, load_forward};
 use keel_base::error::{Error, Result};
 use keel_base::random::{Purpose, Stream};
-use keel_data::tiles::mark_places;
+use keel_data::batch::BatchShape;
+use keel_data::image_slots::{mark_places, place};
 use keel_engine::executor::Session;
 use keel_engine::tape::Arena;
-use keel_model::{
-    ModelInput, NextToken, StepShape, cached_rows, place, record_next_token, record_prompt,
-};
+use keel_model::{ModelInput, NextToken, cached_rows, record_next_token, record_prompt};
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,14 +28,14 @@ pub enum Sampling {
 
 /// A picture as a model is shown it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Shown {
+pub struct PromptImage {
     /// All of it [3, S, S].
     pub whole: Vec<f32>,
     /// Its tiles [n, 3, S, S], row by row, or the pictures before it; none where it is neither cut nor one of several.
     pub tiles: Vec<f32>,
 }
 
-impl Shown {
+impl PromptImage {
     /// How many of these there are.
     pub fn count(&self) -> usize {
         self.tiles.len() / self.whole.len()
@@ -47,7 +46,7 @@ impl Shown {
 pub struct Generator {
     prompt: Box<dyn Session>,
     step: Box<dyn Session>,
-    shape: StepShape,
+    shape: BatchShape,
     layers: usize,
     /// Tokens of a picture or tile, Ti.
     image_tokens: usize,
@@ -61,27 +60,31 @@ impl Generator {
     ///
     /// # Errors
     /// Whatever recording or loading reports.
-    pub fn new(place: Place<'_>, shape: StepShape, sampling: Sampling) -> Result<Generator> {
+    pub fn new(
+        context: EvalContext<'_>,
+        shape: BatchShape,
+        sampling: Sampling,
+    ) -> Result<Generator> {
         let next = match sampling {
             Sampling::Greedy => NextToken::Likeliest,
             Sampling::Random { .. } => NextToken::Logits,
         };
-        let config = place.config;
+        let config = context.config;
         let layers = config.language.depth;
         let keep = (0..layers).map(cached_rows).collect();
         Ok(Generator {
-            prompt: load_forward(place, keep, |tape| {
+            prompt: load_forward(context, keep, |tape| {
                 record_prompt(tape, config, &shape, next)
             })?,
-            step: load_forward(place, Vec::new(), |tape| {
+            step: load_forward(context, Vec::new(), |tape| {
                 record_next_token(tape, config, &shape, next)
             })?,
             shape,
             layers,
             image_tokens: config.image_tokens(),
             sampling,
-            pad: place.words.pad(),
-            end: place.words.end(),
+            pad: context.words.pad(),
+            end: context.words.end(),
         })
     }
 
@@ -92,25 +95,25 @@ impl Generator {
     /// [`Error::Setting`] when there are too many prompts, or one is empty or leaves no room; whatever the sessions report.
     pub fn generate(&mut self, images: &[f32], prompts: &[Vec<i32>]) -> Result<Vec<Vec<i32>>> {
         let picture = images.len() / prompts.len().max(1);
-        let whole = |whole: &[f32]| Shown {
+        let whole = |whole: &[f32]| PromptImage {
             whole: whole.to_vec(),
             tiles: Vec::new(),
         };
-        let shown: Vec<Shown> = images.chunks(picture.max(1)).map(whole).collect();
+        let shown: Vec<PromptImage> = images.chunks(picture.max(1)).map(whole).collect();
         self.generate_shown(&shown, prompts)
     }
 
     /// As [`Generator::generate`], of pictures that may be cut into tiles. A prompt holds the image tokens of its tiles and
-    /// of the whole picture. Together they have at most `shape.tiles` tiles.
+    /// of the whole picture. Together they have at most `shape.tiling.slots` tiles.
     ///
     /// # Errors
     /// As [`Generator::generate`], and when there are too many tiles.
     pub fn generate_shown(
         &mut self,
-        shown: &[Shown],
+        shown: &[PromptImage],
         prompts: &[Vec<i32>],
     ) -> Result<Vec<Vec<i32>>> {
-        let StepShape { batch, tokens, .. } = self.shape;
+        let BatchShape { batch, tokens, .. } = self.shape;
         let most = format!("1 to {batch} of them, each of 1 to {} tokens", tokens - 1);
         let fits = |prompt: &Vec<i32>| !prompt.is_empty() && prompt.len() < tokens;
         if prompts.is_empty() || prompts.len() > batch || !prompts.iter().all(fits) {
@@ -118,13 +121,13 @@ impl Generator {
             let found = format!("{}, the longest of {longest} tokens", prompts.len());
             return Err(Error::setting("prompts", most, found));
         }
-        let tiles: usize = shown.iter().map(Shown::count).sum();
-        if shown.len() != prompts.len() || tiles > self.shape.tiles {
+        let tiles: usize = shown.iter().map(PromptImage::count).sum();
+        if shown.len() != prompts.len() || tiles > self.shape.tiling.slots {
             return Err(Error::setting(
                 "pictures",
                 format!(
                     "one a prompt, with at most {} tiles together",
-                    self.shape.tiles
+                    self.shape.tiling.slots
                 ),
                 format!(
                     "{} for {} prompts, with {tiles} tiles",
@@ -136,11 +139,11 @@ impl Generator {
         // Rows beyond the prompts repeat the first.
         let of_row = |row: usize| if row < prompts.len() { row } else { 0 };
         let picture = shown[0].whole.len();
-        let mut pictures = Vec::with_capacity((self.shape.tiles + batch) * picture);
+        let mut pictures = Vec::with_capacity((self.shape.tiling.slots + batch) * picture);
         for shown in shown {
             pictures.extend_from_slice(&shown.tiles);
         }
-        pictures.resize(self.shape.tiles * picture, 0.0);
+        pictures.resize(self.shape.tiling.slots * picture, 0.0);
         let mut ids = vec![self.pad; batch * tokens];
         let mut marks = vec![place::NONE; batch * tokens];
         for row in 0..batch {
@@ -162,7 +165,7 @@ impl Generator {
         self.prompt
             .write_f32(ModelInput::Images.name(), &pictures)?;
         self.prompt.write_i32(ModelInput::Tokens.name(), &ids)?;
-        if self.shape.tiles > 0 {
+        if self.shape.tiling.slots > 0 {
             self.prompt
                 .write_i32(ModelInput::TokenTypes.name(), &marks)?;
         }

@@ -2,27 +2,27 @@
 //! text tokens. All sets are fixed, so numbers of different stages and runs compare.
 #![deny(unsafe_code)]
 
+mod aligned_retriever;
 mod answer_match;
 mod answers;
 mod benchmark;
 mod benchmark_rules;
 mod comparable;
+mod context;
 mod distances;
-mod drift;
 mod evaluator;
 mod exhibits;
 mod generation;
 mod linear_map;
 mod linear_probe;
-mod matcher;
 mod measure;
 mod neighbours;
-mod place;
 mod principal;
 mod probe;
 mod retrieval;
 mod spaces;
 mod statistics;
+mod weight_drift;
 
 use std::collections::BTreeMap;
 
@@ -33,26 +33,25 @@ pub use answers::{Answerer, exact_answers};
 pub use benchmark::{AnswerKind, AnsweredItem, BenchmarkScore, Score, Wording, is_right};
 pub use benchmark_rules::{chosen_option, short_answers_match, yes_or_no};
 pub use comparable::{COMPARED, Compared, comparable};
+pub use context::EvalContext;
 pub use distances::{
     Sinkhorn, exact_wasserstein, mean_distance, nearest_neighbour_distance, sinkhorn_divergence,
     sliced_wasserstein, sliced_wasserstein_along,
 };
-pub use drift::{Drift, parameter_drift};
 pub use evaluator::{EvaluationSettings, Evaluator};
 pub use exhibits::{
-    AttentionExhibit, Confusion, Exhibits, Found, RetrievalExhibit, TokenClouds, floats_of,
-    floats_text, rgb_of,
+    AttentionExhibit, Confusion, Exhibits, RetrievalExample, RetrievalExhibit, TokenClouds,
+    floats_of, floats_text, rgb_of,
 };
-pub use generation::{Generator, Sampling, Shown, draw_token};
+pub use generation::{Generator, PromptImage, Sampling, draw_token};
 pub use linear_map::LinearMap;
 pub use linear_probe::LinearProbe;
 pub use measure::{
     CaptionMeasure, CkaMeasure, DistanceMeasure, LayerFeatures, MeasureSettings, Measurements,
-    Measurer, Metric, ProbeMeasure, QuestionMeasure, RetrievalMeasure, RobustnessMeasure, SetName,
+    Measurer, Metric, ProbeMeasure, QuestionMeasure, RetrievalMeasure, RobustnessMeasure,
     SpaceMeasure, StageDrift, ZeroShotMeasure, metrics_of,
 };
 pub use neighbours::{Neighbours, accuracy};
-pub use place::Place;
 pub use principal::Principal;
 pub use probe::{Labelled, ProbeForm, ProbeSettings, TrainedProbe};
 pub use retrieval::{
@@ -61,15 +60,16 @@ pub use retrieval::{
 };
 pub use spaces::{alignment, linear_cka, modality_gap, uniformity};
 pub use statistics::{Interval, PairedTest, interval, paired_test, student_quantile};
+pub use weight_drift::{WeightDrift, weight_drift};
 
 /// What one stage's model can do.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// The stage after which it was measured.
     pub stage: String,
-    /// Pictures by drawing style and split.
+    /// Pictures by set.
     pub sets: Vec<SetEvaluation>,
-    /// Share of questions answered exactly, by drawing style and kind.
+    /// Share of questions answered exactly, by set and kind.
     pub questions: Vec<QuestionEvaluation>,
     /// Mean distance from a visual token to the nearest text token, in the language model's space, all of unit length.
     pub nearest_neighbour: Option<f64>,
@@ -81,40 +81,40 @@ pub struct Evaluation {
     pub plane_nearest: Option<f64>,
 }
 
-/// Pictures of one drawing style and split.
+/// The pictures of one set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SetEvaluation {
-    /// Drawing style.
+    /// Where the pictures come from: a drawing style, or the name of a data set.
     pub vendor: String,
-    /// Whether the concepts were trained on.
+    /// Whether what they show was trained on.
     pub split: String,
     /// Pictures.
     pub count: usize,
     /// Retrieval of captions by pictures and of pictures by captions.
     pub recall: Option<Recall>,
-    /// Share of pictures whose subcategory is the likeliest of all.
+    /// Share of pictures whose class is the likeliest of all.
     pub zero_shot: Option<f64>,
-    /// Number of subcategories.
+    /// Number of classes; 0 where the set has none.
     pub classes: usize,
     /// Next-token loss of the captions given the pictures, nats a token.
     pub caption_loss: Option<f64>,
 }
 
-/// Questions about scenes of one drawing style.
+/// The questions of one set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct QuestionEvaluation {
-    /// Drawing style.
+    /// Where the pictures come from: a drawing style, or the name of a data set.
     pub vendor: String,
     /// Questions.
     pub count: usize,
     /// Share answered exactly.
     pub accuracy: f64,
-    /// What the best guesser that sees no picture reaches.
+    /// What the blind baseline reaches, which sees no picture.
     pub text_only: f64,
     /// Loss of the answers given pictures and questions, nats a token.
     #[serde(default)]
     pub answer_loss: Option<f64>,
-    /// Share answered exactly by kind, with that of the guesser.
+    /// Share answered exactly by kind, with that of the blind baseline.
     pub by_kind: BTreeMap<String, (f64, f64)>,
 }
 

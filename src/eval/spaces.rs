@@ -87,8 +87,5 @@ pub fn linear_cka(x: &[f32], x_width: usize, y: &[f32], y_width: usize) -> f64 {
     let (x, y) = (centred(x, x_width), centred(y, y_width));
     let cross = squared_product(&x, x_width, &y, y_width);
     let own = squared_product(&x, x_width, &x, x_width) * squared_product(&y, y_width, &y, y_width);
-    match own > 0.0 {
-        true => cross / own.sqrt(),
-        false => 0.0,
-    }
+    if own > 0.0 { cross / own.sqrt() } else { 0.0 }
 }

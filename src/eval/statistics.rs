@@ -76,9 +76,10 @@ pub fn student_quantile(probability: f64, freedom: f64) -> f64 {
     }
     for _ in 0..200 {
         let middle = 0.5 * (low + high);
-        match student_probability(middle, freedom) < probability {
-            true => low = middle,
-            false => high = middle,
+        if student_probability(middle, freedom) < probability {
+            low = middle
+        } else {
+            high = middle
         }
     }
     0.5 * (low + high)

@@ -3,22 +3,23 @@
 use super::ModelConfig;
 use super::inputs::ModelInput;
 use super::language::{embed_tokens, language_trunk};
-use super::vlm_losses::StepShape;
 use keel_base::error::Result;
+use keel_data::batch::BatchShape;
+use keel_data::image_slots::place;
 use keel_engine::ops;
 use keel_engine::tape::{Tape, Value};
 use keel_engine::tensor::TensorType;
 
 /// What the whole pictures [B, T, C] are among tiles and pictures [N + B, T, C].
-pub(super) fn whole_pictures(tape: &mut Tape, shape: &StepShape, all: Value) -> Result<Value> {
-    if shape.tiles == 0 {
+pub(super) fn whole_pictures(tape: &mut Tape, shape: &BatchShape, all: Value) -> Result<Value> {
+    if shape.tiling.slots == 0 {
         return Ok(all);
     }
     let &[pictures, tokens, width] = tape.shape(all).dims() else {
         unreachable!("features and image tokens have three dimensions")
     };
     let flat = tape.reshape(all, [1, pictures * tokens, width])?;
-    let wholes = ops::drop_tokens(tape, flat, shape.tiles * tokens)?;
+    let wholes = ops::drop_tokens(tape, flat, shape.tiling.slots * tokens)?;
     tape.reshape(wholes, [shape.batch, tokens, width])
 }
 
@@ -47,7 +48,7 @@ fn splice_in_order(
 pub(super) fn record_conversation(
     tape: &mut Tape,
     config: &ModelConfig,
-    shape: &StepShape,
+    shape: &BatchShape,
     image_tokens: Option<Value>,
 ) -> Result<Value> {
     let sizes = [shape.rows(), shape.tokens];
@@ -55,13 +56,13 @@ pub(super) fn record_conversation(
     let mut x = embed_tokens(tape, &config.language, tokens)?;
     if let Some(mut wholes) = image_tokens {
         let (mut places, mut whole) = (tokens, shape.image_id);
-        if shape.tiles > 0 {
+        if shape.tiling.slots > 0 {
             (places, whole) = (
                 tape.input(ModelInput::TokenTypes, TensorType::i32(sizes)),
-                keel_data::tiles::place::WHOLE,
+                place::WHOLE,
             );
             // The pictures behind the tiles find no place there.
-            x = splice_in_order(tape, x, places, wholes, keel_data::tiles::place::TILE)?;
+            x = splice_in_order(tape, x, places, wholes, place::TILE)?;
             wholes = whole_pictures(tape, shape, wholes)?;
         }
         x = match shape.pack {

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use super::ModelConfig;
-use super::vlm_losses::{ContrastivePair, Objectives, StepShape, record_objectives};
+use super::vlm_losses::{ContrastivePair, Objectives, record_objectives};
 use keel_base::error::Result;
 use keel_base::random::Stream;
+use keel_data::batch::BatchShape;
+use keel_data::pixels::Pixels;
+use keel_data::tiles::Tiling;
 use keel_engine::ops::Contrastive;
 use keel_engine::tape::{Init, ParameterLayout, ParameterSpec, Tape};
 
@@ -17,13 +20,16 @@ pub fn declare(config: &ModelConfig, kind: Contrastive) -> Result<Arc<ParameterL
     config.validate()?;
     let mut tape = Tape::declaring();
     let caption_tokens = config.text.as_ref().map_or(8, |text| text.context_length);
-    let shape = StepShape {
-        pack: 1,
-        tiles: 0,
+    let shape = BatchShape {
         batch: 1,
+        image_size: config.vision.image_size,
+        image_tokens: config.image_tokens(),
         tokens: config.image_tokens(),
+        pack: 1,
+        tiling: Tiling::NONE,
         caption_tokens,
         image_id: 0,
+        pixels: Pixels::default(),
     };
     let mut objectives = Objectives {
         next_token: 1.0,

@@ -27,7 +27,6 @@ pub use config::{
 pub use connector::connector;
 pub use init::{declare, initialise, initialise_one};
 pub use inputs::{ModelInput, unfed};
-pub use keel_data::tiles::place;
 pub use language::{
     LanguageHead, cached_rows, embed_tokens, language_head, language_step, language_trunk,
 };
@@ -37,6 +36,6 @@ pub use text::text_tower;
 pub use vision::vision_tower;
 pub use vision_head::{VisionHead, vision_head};
 pub use vlm_losses::{
-    ContrastivePair, NextToken, Objectives, StepShape, record_contrastive_features,
-    record_next_token, record_objectives, record_prompt, record_vision_language,
+    ContrastivePair, NextToken, Objectives, record_contrastive_features, record_next_token,
+    record_objectives, record_prompt, record_vision_language,
 };

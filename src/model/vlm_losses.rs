@@ -8,6 +8,7 @@ use super::text::text_tower;
 use super::vision::{patch_tokens, vision_tower};
 use super::{Alignment, ModelConfig, Scope};
 use keel_base::error::{Error, Result};
+use keel_data::batch::BatchShape;
 use keel_engine::ops::{self, Contrastive};
 use keel_engine::tape::{Init, Tape, Value};
 use keel_engine::tensor::TensorType;
@@ -18,30 +19,6 @@ fn first_log_scale(kind: Contrastive) -> f32 {
     match kind {
         Contrastive::InfoNce => (1.0f32 / 0.07).ln(),
         Contrastive::Sigmoid => 10.0f32.ln(),
-    }
-}
-
-/// The sizes of one batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StepShape {
-    /// Samples B.
-    pub batch: usize,
-    /// Tokens T of a sequence, image tokens included.
-    pub tokens: usize,
-    /// Samples that share a sequence, on average; 1 gives each its own. B is a multiple of it.
-    pub pack: usize,
-    /// Tiles N that pictures are cut into beside the whole ones, in all; 0 leaves them whole.
-    pub tiles: usize,
-    /// Tokens of a caption Tc.
-    pub caption_tokens: usize,
-    /// The token id that stands for an image token.
-    pub image_id: i32,
-}
-
-impl StepShape {
-    /// Sequences R.
-    pub fn rows(&self) -> usize {
-        self.batch / self.pack
     }
 }
 
@@ -87,7 +64,7 @@ pub fn record_objectives(
     tape: &mut Tape,
     config: &ModelConfig,
     objectives: &Objectives,
-    shape: &StepShape,
+    shape: &BatchShape,
 ) -> Result<Value> {
     let mut terms = Vec::new();
     let needs_images = objectives.contrastive != 0.0 || objectives.splices_images;
@@ -151,9 +128,9 @@ pub fn record_objectives(
     Ok(loss)
 }
 
-fn record_features(tape: &mut Tape, config: &ModelConfig, shape: &StepShape) -> Result<Value> {
+fn record_features(tape: &mut Tape, config: &ModelConfig, shape: &BatchShape) -> Result<Value> {
     let side = config.vision.image_size;
-    let pictures = shape.tiles + shape.batch;
+    let pictures = shape.tiling.slots + shape.batch;
     let images = tape.input(
         ModelInput::Images,
         TensorType::f32([pictures, 3, side, side]),
@@ -166,7 +143,7 @@ fn pool_image(tape: &mut Tape, config: &ModelConfig, features: Value) -> Result<
     ops::mean_pool(tape, patches, None)
 }
 
-fn caption_inputs(tape: &mut Tape, shape: &StepShape) -> Value {
+fn caption_inputs(tape: &mut Tape, shape: &BatchShape) -> Value {
     tape.input(
         ModelInput::CaptionTokens,
         TensorType::i32([shape.batch, shape.caption_tokens]),
@@ -176,7 +153,7 @@ fn caption_inputs(tape: &mut Tape, shape: &StepShape) -> Value {
 fn pool_towers(
     tape: &mut Tape,
     config: &ModelConfig,
-    shape: &StepShape,
+    shape: &BatchShape,
     features: Value,
 ) -> Result<Pooled> {
     let image = pool_image(tape, config, features)?;
@@ -186,7 +163,7 @@ fn pool_towers(
     })
 }
 
-fn pool_text_tower(tape: &mut Tape, config: &ModelConfig, shape: &StepShape) -> Result<Value> {
+fn pool_text_tower(tape: &mut Tape, config: &ModelConfig, shape: &BatchShape) -> Result<Value> {
     let text = config.text.as_ref().ok_or_else(|| {
         Error::setting(
             "model.text",
@@ -202,7 +179,7 @@ fn pool_text_tower(tape: &mut Tape, config: &ModelConfig, shape: &StepShape) -> 
 fn pool_language(
     tape: &mut Tape,
     config: &ModelConfig,
-    shape: &StepShape,
+    shape: &BatchShape,
     image_tokens: Value,
 ) -> Result<Pooled> {
     let image = ops::mean_pool(tape, image_tokens, None)?;
@@ -215,7 +192,7 @@ fn pool_language(
 fn pool_directions(
     tape: &mut Tape,
     config: &ModelConfig,
-    shape: &StepShape,
+    shape: &BatchShape,
     image_tokens: Value,
 ) -> Result<Pooled> {
     let image = pool_direction(tape, image_tokens, None)?;
@@ -231,7 +208,7 @@ fn pool_direction(tape: &mut Tape, tokens: Value, weights: Option<Value>) -> Res
     ops::mean_pool(tape, directions, weights)
 }
 
-fn weighted_caption(tape: &mut Tape, shape: &StepShape) -> (Value, Value) {
+fn weighted_caption(tape: &mut Tape, shape: &BatchShape) -> (Value, Value) {
     let tokens = caption_inputs(tape, shape);
     let sizes = [shape.batch, shape.caption_tokens];
     let weights = tape.input(ModelInput::CaptionWeights, TensorType::f32(sizes));
@@ -314,7 +291,7 @@ fn record_contrastive(
 pub fn record_contrastive_features(
     tape: &mut Tape,
     config: &ModelConfig,
-    shape: &StepShape,
+    shape: &BatchShape,
     pair: ContrastivePair,
     images: bool,
 ) -> Result<()> {
@@ -365,7 +342,7 @@ pub fn record_contrastive_features(
 pub fn record_vision_language(
     tape: &mut Tape,
     config: &ModelConfig,
-    shape: &StepShape,
+    shape: &BatchShape,
     with_images: bool,
     with_targets: bool,
 ) -> Result<()> {
@@ -433,7 +410,7 @@ fn record_next(
 pub fn record_prompt(
     tape: &mut Tape,
     config: &ModelConfig,
-    shape: &StepShape,
+    shape: &BatchShape,
     next: NextToken,
 ) -> Result<()> {
     let features = record_features(tape, config, shape)?;
@@ -452,7 +429,7 @@ pub fn record_prompt(
 pub fn record_next_token(
     tape: &mut Tape,
     config: &ModelConfig,
-    shape: &StepShape,
+    shape: &BatchShape,
     next: NextToken,
 ) -> Result<()> {
     let token = tape.input(ModelInput::Token, TensorType::i32([shape.batch, 1]));

@@ -1,7 +1,8 @@
 //! The tables of everything that was measured of a checkpoint.
 
 use super::table::Table;
-use keel_eval::{Drift, Measurements, Ranking, SetName};
+use keel_data::eval_set::SetName;
+use keel_eval::{Measurements, Ranking, WeightDrift};
 
 fn set(name: &SetName) -> String {
     format!("{}, {} concepts", name.vendor, name.split)
@@ -271,7 +272,7 @@ fn drift(measurements: &Measurements) -> (String, Table) {
     if let Some(first) = measurements.drift.first() {
         let stages = measurements.drift.iter().map(|drift| drift.stage.clone());
         rows.push(row(std::iter::once("module".to_owned()).chain(stages)));
-        let cell = |drift: Option<&Drift>| {
+        let cell = |drift: Option<&WeightDrift>| {
             drift.map_or("–".into(), |drift| match drift.relative.is_finite() {
                 true => percent(drift.relative),
                 false => format!("{:.3} from 0", drift.distance),

@@ -76,7 +76,7 @@ pub fn stage_table(evaluations: &[Evaluation]) -> String {
     text += &pictures(evaluations).render();
     let questions = questions(evaluations);
     if questions.rows.len() > 1 {
-        text += "\n\nQuestions answered exactly (in brackets: the best guesser that sees no picture)\n\n";
+        text += "\n\nQuestions answered exactly (in brackets: the blind baseline, which sees no picture)\n\n";
         text += &questions.render();
     }
     let distances = distances(evaluations);

@@ -10,11 +10,11 @@ use super::checkpoint::Sink;
 use super::recipe::{ChatSettings, Recipe};
 use super::run::TOKENIZER;
 use keel_base::error::{Error, Result};
-use keel_data::captions::{SHORT_TEMPLATES, plain_caption};
-use keel_data::chat::{ChatTokenizer, Conversation, Layout};
-use keel_data::library::Library;
-use keel_data::names::with_article;
+use keel_data::chat::{ChatTemplate, ChatTokenizer, Conversation};
 use keel_data::tokenizer::VOCABULARY;
+use keel_emoji::captions::{SHORT_TEMPLATES, plain_caption};
+use keel_emoji::emoji_set::EmojiSet;
+use keel_emoji::names::with_article;
 use keel_engine::tape::ParameterLayout;
 use keel_weights::Folder;
 
@@ -63,7 +63,7 @@ impl Recipe {
     pub(super) fn adopt_tokenizer(
         &mut self,
         folder: &Folder,
-        layout: Option<Layout>,
+        layout: Option<ChatTemplate>,
     ) -> Result<()> {
         let path = folder.path().join(TOKENIZER);
         let rows = self.model.language.vocabulary;
@@ -180,12 +180,12 @@ impl NewRows {
 /// Tokens of the longest caption that evaluation reads, its end among them: stages are measured on captions of concepts,
 /// and none may be cut.
 fn longest_caption(words: &ChatTokenizer) -> usize {
-    let library = Library::embedded();
-    let classes = library
+    let emoji = EmojiSet::embedded();
+    let classes = emoji
         .subcategories()
         .iter()
         .map(|class| with_article(class));
-    let captions = library.concepts().iter().map(plain_caption).chain(classes);
+    let captions = emoji.concepts().iter().map(plain_caption).chain(classes);
     let mut texts: Vec<String> = captions
         .flat_map(|caption| {
             SHORT_TEMPLATES.map(|[before, after]| format!("{before}{caption}{after}"))
@@ -206,7 +206,7 @@ fn longest_caption(words: &ChatTokenizer) -> usize {
 }
 
 /// The layout that a folder's model was trained on: InternVL's and SAIL-VL's say, others follow from the language model.
-fn layout_of(folder: &Folder) -> Layout {
+fn layout_of(folder: &Folder) -> ChatTemplate {
     let text = |config: &serde_json::Map<String, Json>, key: &str| {
         let value = config.get(key).and_then(Json::as_str);
         value.unwrap_or_default().to_owned()
@@ -214,16 +214,16 @@ fn layout_of(folder: &Folder) -> Layout {
     let config = folder.config();
     let template = text(config, "template");
     if template.starts_with("sailvl") {
-        return Layout::SailVl;
+        return ChatTemplate::SailVl;
     }
     if template.starts_with("internvl2_5") || template.starts_with("internvl3") {
-        return Layout::InternVl25;
+        return ChatTemplate::InternVl25;
     }
     let inner = ["llm_config", "text_config"]
         .iter()
         .find_map(|key| config.get(*key)?.as_object());
     match text(inner.unwrap_or(config), "model_type").as_str() {
-        "qwen3" => Layout::Qwen3,
-        _ => Layout::Qwen25,
+        "qwen3" => ChatTemplate::Qwen3,
+        _ => ChatTemplate::Qwen25,
     }
 }

@@ -8,9 +8,8 @@ use super::checkpoint::Sink;
 use super::recipe::locate::key_of;
 use super::recipe::{Recipe, StageKind, validate_recipe};
 use keel_base::error::{Error, Result};
-use keel_data::batch::Pixels;
-use keel_data::chat::Layout;
-use keel_data::prepare::Fit;
+use keel_data::chat::ChatTemplate;
+use keel_data::pixels::{Fit, Pixels};
 use keel_data::resample::Filter;
 use keel_engine::executor::Executor;
 use keel_engine::tape::{ParameterEntry, ParameterLayout};
@@ -36,7 +35,7 @@ pub struct PublishedWeights {
     pub language: Option<PathBuf>,
     /// Its chat template, where the folder does not say. Needs `language`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub chat: Option<Layout>,
+    pub chat: Option<ChatTemplate>,
 }
 
 impl PublishedWeights {

@@ -39,7 +39,7 @@ pub use observer::{
 };
 pub use recipe::{
     BUILT_IN, ChatSettings, ContrastiveForm, MODULES, RENAMED_PLAN_KEYS, RENAMED_RECIPE_KEYS,
-    Recipe, Renamed, Schedule, Stage, StageKind, TokenWeighting,
+    Recipe, Renamed, Schedule, Stage, StageKind,
 };
 pub use run::{
     InitialWeights, RunFolder, Signals, StepAverages, Stop, TrainOptions, newest_checkpoint,
@@ -47,6 +47,6 @@ pub use run::{
 };
 pub use step_program::{
     OptimizerScalars, batch_inputs, compile_step, optimizer_scalars, parameter_groups, record_step,
-    step_shape, whole_step_flops,
+    whole_step_flops,
 };
 pub use trainer::Trainer;

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use super::recipe::{Recipe, Stage};
-use super::step_program::{compile_step, step_shape};
+use super::step_program::compile_step;
 use keel_base::error::{Error, Result};
 use keel_base::units::bytes;
+use keel_data::chat::ChatTokenizer;
 use keel_engine::program::MemoryReport;
+
 use keel_engine::tape::{Machine, ParameterLayout};
 use keel_model::declare;
 
@@ -24,8 +26,9 @@ struct Tries<'a> {
 impl Tries<'_> {
     /// The memory of a stage; nothing where it cannot be planned so.
     fn plan(&self, stage: &Stage, budget: Option<u64>) -> Option<MemoryReport> {
-        let shape = step_shape(stage, None);
         let (recipe, layout) = (self.recipe, self.layout);
+        // Which id stands for an image token changes no size.
+        let shape = recipe.batch_shape(stage, ChatTokenizer::embedded().image());
         let program = compile_step(recipe, stage, layout, &shape, self.machine, budget).ok()?;
         Some(MemoryReport::new(&program, layout))
     }

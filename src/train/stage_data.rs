@@ -2,14 +2,33 @@
 
 use std::sync::Arc;
 
-use super::recipe::{Recipe, TokenWeighting};
+use super::recipe::{Recipe, Stage};
 use keel_base::error::Result;
 use keel_data::augment::Augmentation;
-use keel_data::batch::{BatchShape, Weighting};
+use keel_data::batch::BatchShape;
 use keel_data::chat::ChatTokenizer;
-use keel_data::library::Library;
 use keel_data::mixture::{Mixture, MixtureSettings};
 use keel_data::pairs::PairSource;
+use keel_data::source::SampleSettings;
+use keel_emoji::emoji_set::EmojiSet;
+use keel_emoji::sources::task_sources;
+
+impl Recipe {
+    /// The sizes of what `stage` computes at once, where `image_id` stands for an image token.
+    pub fn batch_shape(&self, stage: &Stage, image_id: i32) -> BatchShape {
+        BatchShape {
+            batch: stage.micro_batch(),
+            image_size: self.model.vision.image_size,
+            image_tokens: self.model.image_tokens(),
+            tokens: stage.max_tokens,
+            pack: stage.samples_per_sequence,
+            tiling: stage.tiling(stage.micro_batch()),
+            caption_tokens: stage.max_caption_tokens,
+            image_id,
+            pixels: self.pixels(),
+        }
+    }
+}
 
 /// The mixture of stage `index` of `recipe`, in the words of its model.
 ///
@@ -17,44 +36,26 @@ use keel_data::pairs::PairSource;
 /// Whatever the mixture reports, for example that a stage draws from pairs and there are none.
 pub(super) fn stage_mixture(
     recipe: &Recipe,
-    library: &Arc<Library>,
+    emoji: &Arc<EmojiSet>,
     pairs: Option<&Arc<dyn PairSource>>,
     words: &Arc<ChatTokenizer>,
     index: usize,
 ) -> Result<Mixture> {
     let stage = &recipe.stages[index];
-    let config = &recipe.model;
-    let mixture = Mixture::new(
-        library.clone(),
-        pairs.cloned(),
-        MixtureSettings {
-            seed: recipe.seed,
-            stage: index as u64,
-            weights: stage.tasks(),
-            shape: BatchShape {
-                pack: stage.samples_per_sequence,
-                tiling: stage.tiling(stage.micro_batch()),
-                batch: stage.micro_batch(),
-                image_size: config.vision.image_size,
-                image_tokens: config.image_tokens(),
-                tokens: stage.max_tokens,
-                caption_tokens: stage.max_caption_tokens,
-                pixels: recipe.pixels(),
-            },
-            turns: stage.max_turns,
-            pictures: stage.max_images,
-            weighting: match stage.token_weighting {
-                TokenWeighting::Token => Weighting::Token,
-                TokenWeighting::Sample => Weighting::Sample,
-                TokenWeighting::Square => Weighting::Square,
-            },
-            augmentation: Augmentation::of_strength(stage.augmentation),
-            contrastive: stage.contrastive_weight > 0.0,
-        },
-    )?
-    .in_words(words.clone());
-    match stage.data_share < 1.0 {
-        true => mixture.with_share(stage.data_share),
-        false => Ok(mixture),
-    }
+    let samples = SampleSettings {
+        augmentation: Augmentation::of_strength(stage.augmentation),
+        turns: stage.max_turns,
+        pictures: stage.max_images,
+        share: stage.data_share,
+    };
+    let settings = MixtureSettings {
+        seed: recipe.seed,
+        stage: index as u64,
+        weights: stage.tasks(),
+        shape: recipe.batch_shape(stage, words.image()),
+        weighting: stage.token_weighting,
+        contrastive: stage.contrastive_weight > 0.0,
+    };
+    let sources = task_sources(emoji, pairs.cloned(), recipe.seed, &samples);
+    Ok(Mixture::new(sources, settings)?.in_words(words.clone()))
 }

@@ -4,29 +4,16 @@ use std::sync::Arc;
 
 use super::recipe::{Recipe, Stage};
 use keel_base::error::Result;
-use keel_data::tokenizer::IMAGE;
+use keel_data::batch::BatchShape;
 use keel_engine::executor::Session;
 use keel_engine::ops::{self, OptimizerInput, ParameterGroups, StepSettings, UpdateOptions};
 use keel_engine::program::{CompileOptions, PlannedOp, Program};
 use keel_engine::tape::{Machine, ParameterLayout, Tape};
 use keel_engine::tensor::{DType, TensorType};
-use keel_model::{BatchInputs, ModelInput, StepShape, record_objectives};
+use keel_model::{BatchInputs, ModelInput, record_objectives};
 
 /// Largest log of the contrastive scale: e^this is 100 (Radford et al. 2021, §2.5).
 const MOST_LOG_SCALE: f32 = 4.605_170_2;
-
-/// The sizes of what a stage computes at once, spoken in the embedded tokeniser; `batch` overrides its micro-batch.
-pub fn step_shape(stage: &Stage, batch: Option<usize>) -> StepShape {
-    let batch = batch.unwrap_or(stage.micro_batch());
-    StepShape {
-        pack: stage.samples_per_sequence,
-        tiles: stage.tiling(batch).slots,
-        batch,
-        tokens: stage.max_tokens,
-        caption_tokens: stage.max_caption_tokens,
-        image_id: i32::from(IMAGE),
-    }
-}
 
 /// Records a whole training step of a stage. Where the stage gathers the gradients of several micro-batches, the loss is
 /// weighted by [`ModelInput::LossWeight`].
@@ -37,7 +24,7 @@ pub fn record_step(
     recipe: &Recipe,
     stage: &Stage,
     layout: &Arc<ParameterLayout>,
-    shape: &StepShape,
+    shape: &BatchShape,
     precision: DType,
 ) -> Result<Tape> {
     let trained = stage.clone();
@@ -77,7 +64,7 @@ pub fn compile_step(
     recipe: &Recipe,
     stage: &Stage,
     layout: &Arc<ParameterLayout>,
-    shape: &StepShape,
+    shape: &BatchShape,
     machine: impl Into<Machine>,
     memory_budget: Option<u64>,
 ) -> Result<Program> {

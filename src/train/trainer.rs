@@ -16,18 +16,19 @@ use super::observer::{Evaluated, Event, Observers, RunBegins};
 use super::recipe::{Recipe, Stage};
 use super::run::{InitialWeights, Run, RunFolder, RunRecorder, RunState, TrainOptions, changes};
 use super::stage::StageLoop;
-use super::step_program::{compile_step, step_shape};
+use super::step_program::compile_step;
 use keel_base::error::{Error, Result};
 use keel_data::chat::ChatTokenizer;
-use keel_data::library::Library;
+use keel_data::image_view::KeptPictures;
 use keel_data::pairs::PairSource;
-use keel_data::photo::KeptPictures;
-use keel_data::task::TaskKind;
+use keel_data::task::Task;
+use keel_emoji::emoji_set::EmojiSet;
+use keel_emoji::eval_sets::eval_suite;
 use keel_engine::executor::Executor;
 use keel_engine::program::{MemoryReport, Program};
 use keel_engine::tape::ParameterLayout;
 use keel_eval::{Evaluation, Evaluator, Measurements, Metric};
-use keel_model::{StepShape, declare};
+use keel_model::declare;
 
 /// The one process that trains a run. Several would be ranks from 0 up.
 const RANK: usize = 0;
@@ -107,7 +108,7 @@ impl Trainer {
         let observers = Observers::new(RANK, vec![options.observer.clone(), recorder]);
         let run = Run {
             kept: Arc::new(KeptPictures::new(options.keep_pictures)),
-            library: Library::embedded(),
+            emoji: EmojiSet::embedded(),
             recipe,
             options,
             layout,
@@ -288,7 +289,8 @@ impl Trainer {
             return Ok(None);
         };
         let start = Instant::now();
-        let evaluator = Evaluator::new(run.model(), run.library.clone());
+        let suite = eval_suite(&run.emoji);
+        let evaluator = Evaluator::new(run.model(), &suite);
         let (evaluation, exhibits) = evaluator.show(&stage.name, &settings)?;
         run.tell_device_warnings()?;
         run.tell(&Event::Evaluated(Evaluated {
@@ -332,7 +334,7 @@ fn plan_stages(
 
 /// Refuses pairs that no stage uses, and stages that use pairs where there are none.
 pub(super) fn check_pairs(recipe: &Recipe, given: bool) -> Result<()> {
-    let name = TaskKind::Pairs.name();
+    let name = Task::SAMPLES.name;
     match (given, recipe.stage_of_pairs()) {
         (true, None) => Err(Error::setting(
             "--data",
@@ -358,10 +360,7 @@ fn compile_stage(
     words: &ChatTokenizer,
     options: &TrainOptions,
 ) -> Result<Program> {
-    let shape = StepShape {
-        image_id: words.image(),
-        ..step_shape(stage, None)
-    };
+    let shape = recipe.batch_shape(stage, words.image());
     let machine = options.compute.machine();
     compile_step(
         recipe,

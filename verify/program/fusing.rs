@@ -6,9 +6,9 @@ use std::any::Any;
 use keel::program::{CompileOptions, PlannedOp, Program};
 use keel::tape::{Add, Target};
 use keel::tensor::DType;
-use keel::train::{Recipe, compile_step, record_step, step_shape};
+use keel::train::{Recipe, compile_step, record_step};
 
-use super::{Tiny, on_cpu};
+use super::{Tiny, on_cpu, shape_of};
 
 /// Ops of each stage of the tiny recipe, planned for two threads; and in bf16 for a GPU, each batch in two parts.
 const OPS: [(&str, [usize; 2]); 6] = [
@@ -35,7 +35,7 @@ fn fusing_leaves_as_many_ops_of_every_stage_as_are_counted_here() {
     };
     let count = |tiny: &Tiny, name: &str, machine| {
         let stage = tiny.recipe.stage(name).expect("a stage");
-        let shape = step_shape(stage, None);
+        let shape = shape_of(&tiny.recipe, stage, stage.micro_batch());
         let program = compile_step(&tiny.recipe, stage, &tiny.layout, &shape, machine, None);
         program.expect("a step compiles").ops().len()
     };
@@ -61,7 +61,7 @@ fn no_sum_is_left_that_the_op_before_it_could_make() {
     let tiny = Tiny::new();
     let mut merged = 0;
     for stage in &tiny.recipe.stages {
-        let shape = step_shape(stage, Some(3));
+        let shape = shape_of(&tiny.recipe, stage, 3);
         let tape = record_step(&tiny.recipe, stage, &tiny.layout, &shape, DType::F32)
             .expect("a step is recorded");
         let recorded = tape.instructions().len();
@@ -107,7 +107,7 @@ fn recording_a_step_fuses_nothing() {
     let recipe = Recipe::load("tiny", &[]).expect("a built-in recipe");
     let tiny = Tiny::new();
     let stage = recipe.stage("world-knowledge").expect("a stage");
-    let shape = step_shape(stage, Some(3));
+    let shape = shape_of(&recipe, stage, 3);
     let tape = record_step(&recipe, stage, &tiny.layout, &shape, DType::F32).expect("a step");
     let recorded = tape.instructions().iter();
     let sums = recorded.filter(|i| i.is_backward && i.op.name() == "add");

@@ -12,9 +12,9 @@ use keel::ops::{self, OptimizerInput};
 use keel::program::{CompileOptions, Program};
 use keel::tape::{Add, Fill, ParameterLayout, Tape, Target};
 use keel::tensor::{DType, TensorType};
-use keel::train::{BUILT_IN, Recipe, batch_inputs, record_step, step_shape};
+use keel::train::{BUILT_IN, Recipe, batch_inputs, record_step};
 
-use super::{Tiny, on_cpu};
+use super::{Tiny, on_cpu, shape_of};
 use crate::harness::on_every_executor;
 
 #[test]
@@ -111,7 +111,7 @@ fn every_stage_reads_what_its_objectives_are_said_to_read() {
             };
             let layout = declare(&recipe.model, recipe.contrastive_loss.into()).expect("a model");
             for stage in &recipe.stages {
-                let shape = step_shape(stage, None);
+                let shape = shape_of(&recipe, stage, stage.micro_batch());
                 let objectives = stage.objectives(recipe.contrastive_loss.into());
                 let tape =
                     record_step(&recipe, stage, &layout, &shape, DType::F32).expect("a step");
@@ -128,7 +128,7 @@ fn every_stage_reads_what_its_objectives_are_said_to_read() {
                     (Positions, next && stage.samples_per_sequence > 1),
                     (
                         TokenTypes,
-                        next && objectives.splices_images && shape.tiles > 0,
+                        next && objectives.splices_images && shape.tiling.slots > 0,
                     ),
                     (CaptionTokens, contrast),
                     (CaptionEnd, contrast && towers),

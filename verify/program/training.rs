@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use keel::data::batch::BatchShape;
+use keel::data::chat::ChatTokenizer;
 use keel::error::Result;
 use keel::executor::{CpuExecutor, Executor, Session};
 use keel::model::{ModelInput, declare, initialise};
@@ -9,7 +11,7 @@ use keel::ops::{Contrastive, OptimizerInput};
 use keel::program::{CompileOptions, Program};
 use keel::tape::{ParameterLayout, Target};
 use keel::tensor::DType;
-use keel::train::{Recipe, Stage, StageKind, optimizer_scalars, record_step, step_shape};
+use keel::train::{Recipe, Stage, StageKind, optimizer_scalars, record_step};
 
 use crate::harness::Random;
 
@@ -34,6 +36,15 @@ pub struct Outcome {
     losses: Vec<u32>,
     parameters: Vec<u32>,
     moments: Vec<u32>,
+}
+
+/// The sizes of `batch` samples of a stage, in the embedded tokeniser.
+pub fn shape_of(recipe: &Recipe, stage: &Stage, batch: usize) -> BatchShape {
+    BatchShape {
+        batch,
+        tiling: stage.tiling(batch),
+        ..recipe.batch_shape(stage, ChatTokenizer::embedded().image())
+    }
 }
 
 impl Tiny {
@@ -61,7 +72,7 @@ impl Tiny {
         stage: &Stage,
         options: &CompileOptions,
     ) -> Result<Program> {
-        let shape = step_shape(stage, Some(BATCH));
+        let shape = shape_of(&self.recipe, stage, BATCH);
         let tape = record_step(&self.recipe, stage, &self.layout, &shape, precision)?;
         Program::compile(tape, options)
     }

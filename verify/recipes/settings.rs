@@ -26,7 +26,7 @@ fn settings_from_the_command_line_win_and_the_rest_stays() {
     let (warm, target) = (index("warm-up"), index("target"));
     expected.stages[warm].steps = Some(11);
     expected.stages[warm].data.insert("ocr".into(), 0.5);
-    expected.stages[target].token_weighting = keel::train::TokenWeighting::Sample;
+    expected.stages[target].token_weighting = keel::data::batch::TokenWeighting::Sample;
     expected.stages[target].steps = Some(3);
     assert_eq!(recipe, expected);
 }

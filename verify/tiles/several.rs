@@ -2,11 +2,11 @@
 
 use std::fs;
 
-use keel::data::batch::{Weighting, assemble};
-use keel::data::chat::ChatTokenizer;
-use keel::data::library::Library;
-use keel::data::photo::Photo;
-use keel::data::task::{Sample, Turn, View};
+use keel::data::assemble::assemble;
+use keel::data::batch::TokenWeighting;
+use keel::data::chat::{ChatTokenizer, Turn};
+use keel::data::image_view::ImageView;
+use keel::data::sample::{Sample, View};
 use keel::data::tiles::Tiling;
 use keel::executor::{Executor, ReferenceExecutor};
 use keel::tape::Target;
@@ -26,9 +26,9 @@ use crate::harness::Random;
 fn a_step_on_samples_of_several_pictures_is_one_on_pictures_of_their_own() {
     let tiny = Tiny::new();
     let mut random = Random::new(20_261_129);
-    let photos: Vec<Photo> = (0..5).map(|_| photo(&mut random, [40, 50])).collect();
-    let marked = |index: usize, photos: &[Photo], questions: [&str; 2]| {
-        let mut sample = sample(index, View::Photos(photos.to_vec()));
+    let photos: Vec<ImageView> = (0..5).map(|_| photo(&mut random, [40, 50])).collect();
+    let marked = |index: usize, photos: &[ImageView], questions: [&str; 2]| {
+        let mut sample = sample(index, View::Images(photos.to_vec()));
         sample.question = questions[0].into();
         sample.further = vec![Turn {
             question: questions[1].into(),
@@ -38,7 +38,7 @@ fn a_step_on_samples_of_several_pictures_is_one_on_pictures_of_their_own() {
     };
     let samples = [
         marked(0, &photos[..3], ["a <image> b <image>", "<image>\nc"]),
-        sample(1, View::Photo(photos[3].clone())),
+        sample(1, View::Image(photos[3].clone())),
         marked(2, &photos[4..], ["d", "e <image>"]),
         sample(3, View::None),
     ];
@@ -84,7 +84,7 @@ fn a_step_on_samples_of_several_pictures_is_one_on_pictures_of_their_own() {
     let alone: Vec<Sample> = [&photos[..3], &photos[4..]]
         .concat()
         .iter()
-        .map(|photo| sample(0, View::Photo(photo.clone())))
+        .map(|photo| sample(0, View::Image(photo.clone())))
         .collect();
     let alone = batch(&alone, &shape(Tiling::NONE, 1, TOKENS));
     let picture = 3 * 32 * 32;
@@ -100,10 +100,9 @@ fn a_step_on_samples_of_several_pictures_is_one_on_pictures_of_their_own() {
     let own = (&several, &batch_several);
     hold_to_pictures_of_their_own(&tiny, &samples, own, &batch_apart);
     let error = assemble(
-        &Library::embedded(),
         &samples,
         &shape(Tiling { most: 0, slots: 1 }, 1, TOKENS),
-        Weighting::Square,
+        TokenWeighting::Square,
         words,
     );
     let error = error.unwrap_err().to_string();
@@ -119,7 +118,7 @@ fn a_contrast_leaves_samples_of_several_pictures_out() {
     let mut samples = samples();
     let mut random = Random::new(20_261_130);
     let two = [0; 2].map(|_| photo(&mut random, [30, 30]));
-    samples[0].view = View::Photos(two.to_vec());
+    samples[0].view = View::Images(two.to_vec());
     samples[0].question = "<image> or <image>?".into();
     let mut without = samples.clone();
     without[0].view = View::None;

@@ -169,7 +169,7 @@ fn pictures_are_prepared_as_the_towers_folder_says_and_the_export_says_so_too() 
 
 #[test]
 fn pixels_that_are_applied_and_undone_are_the_same() {
-    let pixels = keel::data::batch::Pixels {
+    let pixels = keel::data::pixels::Pixels {
         mean: [0.48, 0.45, 0.4],
         std: [0.27, 0.26, 0.28],
         ..Default::default()
@@ -327,7 +327,7 @@ fn a_whole_model_leaves_as_one_folder_and_comes_back_with_its_connector() {
     let export_whole = ["export", "run", "--out", "whole", "--part", "model"];
     let said = keel(path, &export_whole).fine().stdout;
     assert!(said.contains("whole: internvl_chat, "), "{said}");
-    assert!(said.contains("embedded tokeniser"), "{said}");
+    assert!(said.contains("embedded tokenizer"), "{said}");
     let source = Folder::open(&path.join("whole")).unwrap();
     assert_eq!(SubModel::all(&source).unwrap().len(), 2);
     let (part, settings) = SubModel::connector(&source)

@@ -1,37 +1,34 @@
 //! What the language model says of pictures: captions and questions.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::towers::{SETS, set_name};
 use super::{BATCH, CaptionMeasure, Measurer, QuestionMeasure};
 use crate::{Answerer, Generator, Sampling, answers_match};
 use keel_base::error::Result;
-use keel_data::batch::{Batch, IGNORED};
-use keel_data::embedded::Artist;
-use keel_data::eval_sets::{
-    QuestionAnswer, batch_of, batches, captioned, guessers_questions, questions, text_only_baseline,
-};
-use keel_data::library::Split;
-use keel_data::task::{QuestionKind, Sample};
+use keel_data::assemble::fits;
+use keel_data::batch::{Batch, BatchShape, IGNORED};
+use keel_data::batches::{batch_of, batches};
+use keel_data::blind_baseline::{QuestionAnswer, blind_baseline};
+use keel_data::sample::Sample;
 
 impl Measurer<'_> {
     pub(super) fn captions(&self) -> Result<Vec<CaptionMeasure>> {
         let shape = self.batch_shape();
-        let mut answerer = Answerer::new(self.place, self.step_shape())?;
+        let mut answerer = Answerer::new(self.context, shape)?;
         let mut measures = Vec::new();
-        for set in SETS {
-            let samples = captioned(&self.library, set.0, set.1, self.settings.pictures);
+        for set in self.suite.sets() {
+            let samples = set.captioned(self.settings.pictures);
             let (mut sum, mut tokens) = (0.0, 0);
             for index in 0..batches(samples.len(), &shape) {
-                let (mut batch, count) =
-                    batch_of(&self.library, &samples, index, &shape, self.place.words)?;
+                let (mut batch, count) = batch_of(&samples, index, &shape, self.context.words)?;
                 let supervised = keep_rows(&mut batch, count, shape.tokens);
                 sum += answerer.check(&batch)?.1 * supervised as f64;
                 tokens += supervised;
             }
             let loss = sum / tokens.max(1) as f64;
             measures.push(CaptionMeasure {
-                set: set_name(set),
+                set: set.name(),
                 tokens,
                 loss,
                 perplexity: loss.exp(),
@@ -42,43 +39,53 @@ impl Measurer<'_> {
 
     pub(super) fn questions(&self) -> Result<Vec<QuestionMeasure>> {
         let shape = self.batch_shape();
-        let mut generator = Generator::new(self.place, self.step_shape(), Sampling::Greedy)?;
-        let words = self.place.words;
+        let mut generator = Generator::new(self.context, shape, Sampling::Greedy)?;
+        let fits = |sample: &Sample| fits(sample, &shape, self.context.words);
         let mut measures = Vec::new();
-        for artist in [Artist::Noto, Artist::Twemoji] {
-            let per_kind = self.settings.questions_per_kind;
-            let samples = questions(&self.library, artist, Split::Train, per_kind, &shape, words);
-            let mut answers = Vec::with_capacity(samples.len());
-            for index in 0..batches(samples.len(), &shape) {
-                let (batch, count) =
-                    batch_of(&self.library, &samples, index, &shape, self.place.words)?;
-                let rows = &samples[index * BATCH..index * BATCH + count];
-                let prompts: Vec<Vec<i32>> = rows
-                    .iter()
-                    .map(|sample| words.prompt(&sample.conversation(shape.image_tokens)))
-                    .collect();
-                let picture = batch.images.len() / BATCH;
-                let images = &batch.images[..count * picture];
-                for answer in generator.generate(images, &prompts)? {
-                    answers.push(words.decode(&answer));
-                }
-            }
+        for set in self.suite.sets() {
+            let Some(samples) = set.questions(self.settings.questions_per_kind, &fits) else {
+                continue;
+            };
+            let answers = self.answers_to(&samples, &shape, &mut generator)?;
             let asked: Vec<QuestionAnswer> =
                 samples.iter().filter_map(QuestionAnswer::of).collect();
-            let guesser = text_only_baseline(guessers_questions(), &asked);
-            let set = set_name((artist, Split::Train));
-            measures.extend(by_kind(&samples, &answers, &guesser).into_iter().map(
-                |(kind, score)| QuestionMeasure {
-                    set: set.clone(),
-                    kind,
-                    count: score.count,
-                    exact: score.exact / score.count as f64,
-                    normalised: score.normalised / score.count as f64,
-                    text_only: score.text_only / score.count as f64,
-                },
-            ));
+            let baseline = blind_baseline(set.blind_questions(), &asked);
+            let scores = by_kind(&samples, &answers, &baseline).into_iter();
+            measures.extend(scores.map(|(kind, score)| QuestionMeasure {
+                set: set.name(),
+                kind,
+                count: score.count,
+                exact: score.exact / score.count as f64,
+                normalised: score.normalised / score.count as f64,
+                text_only: score.text_only / score.count as f64,
+            }));
         }
         Ok(measures)
+    }
+
+    /// What the model generates for each of `samples`.
+    fn answers_to(
+        &self,
+        samples: &[Sample],
+        shape: &BatchShape,
+        generator: &mut Generator,
+    ) -> Result<Vec<String>> {
+        let words = self.context.words;
+        let mut answers = Vec::with_capacity(samples.len());
+        for index in 0..batches(samples.len(), shape) {
+            let (batch, count) = batch_of(samples, index, shape, words)?;
+            let rows = &samples[index * BATCH..index * BATCH + count];
+            let prompts: Vec<Vec<i32>> = rows
+                .iter()
+                .map(|sample| words.prompt(&sample.conversation(shape.image_tokens)))
+                .collect();
+            let picture = batch.images.len() / BATCH;
+            let images = &batch.images[..count * picture];
+            for answer in generator.generate(images, &prompts)? {
+                answers.push(words.decode(&answer));
+            }
+        }
+        Ok(answers)
     }
 }
 
@@ -94,19 +101,21 @@ struct Score {
 fn by_kind(
     samples: &[Sample],
     answers: &[String],
-    guesser: &BTreeMap<QuestionKind, f64>,
+    baseline: &[(Cow<'static, str>, f64)],
 ) -> Vec<(String, Score)> {
     let mut kinds: BTreeMap<&str, Score> = BTreeMap::new();
     let mut all = Score::default();
     for (sample, answer) in samples.iter().zip(answers) {
-        let Some(kind) = sample.question_kind else {
+        let Some(kind) = &sample.question_kind else {
             continue;
         };
-        for score in [kinds.entry(kind.name()).or_default(), &mut all] {
+        let guessed = baseline.iter().find(|(of, _)| of == kind);
+        let guessed = guessed.map_or(0.0, |(_, share)| *share);
+        for score in [kinds.entry(kind).or_default(), &mut all] {
             score.count += 1;
             score.exact += f64::from(*answer == sample.answer);
             score.normalised += f64::from(answers_match(answer, &sample.answer));
-            score.text_only += guesser.get(&kind).copied().unwrap_or(0.0);
+            score.text_only += guessed;
         }
     }
     let mut scores: Vec<(String, Score)> = kinds

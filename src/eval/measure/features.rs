@@ -1,13 +1,11 @@
 //! Features of the vision tower: tokens and their means, after every block.
 
 use super::{BATCH, Measurer};
-use crate::place::load_forward;
+use crate::context::load_forward;
 use crate::{linear_cka, normalise_rows};
 use keel_base::error::Result;
-use keel_data::embedded::Artist;
-use keel_data::eval_sets::{batch_of, batches, captioned};
-use keel_data::library::Split;
-use keel_data::task::Sample;
+use keel_data::batches::{batch_of, batches};
+use keel_data::sample::Sample;
 use keel_engine::executor::Session;
 use keel_engine::tensor::TensorType;
 use keel_model::{ModelInput, VisionHead, connector, vision_head, vision_tower};
@@ -88,7 +86,7 @@ fn means(tokens: &[f32], count: usize, width: usize, skip: usize) -> Vec<f32> {
 impl Measurer<'_> {
     /// Loads the program that makes features.
     fn feature_session(&self, wanted: Wanted) -> Result<Box<dyn Session>> {
-        let config = self.place.config;
+        let config = self.context.config;
         let side = config.vision.image_size;
         let blocks = 0..if wanted.layers {
             config.vision.depth
@@ -96,11 +94,11 @@ impl Measurer<'_> {
             0
         };
         let keep = blocks.map(|layer| format!("vision.blocks.{layer}"));
-        load_forward(self.place, keep.collect(), |tape| {
+        load_forward(self.context, keep.collect(), |tape| {
             let images = tape.input(ModelInput::Images, TensorType::f32([BATCH, 3, side, side]));
             let features = vision_tower(tape, &config.vision, images)?;
             tape.output(features, "tower");
-            if let Some(head) = self.place.head.filter(|_| wanted.pooled) {
+            if let Some(head) = self.context.head.filter(|_| wanted.pooled) {
                 let pooled = vision_head(tape, &config.vision, head, features)?;
                 tape.output(pooled, "pooled");
             }
@@ -114,10 +112,10 @@ impl Measurer<'_> {
 
     /// Features of `samples`' pictures.
     pub(super) fn features(&self, samples: &[Sample], wanted: Wanted) -> Result<Features> {
-        let config = self.place.config;
+        let config = self.context.config;
         let shape = self.batch_shape();
         let mut session = self.feature_session(wanted)?;
-        let head = self.place.head.filter(|_| wanted.pooled);
+        let head = self.context.head.filter(|_| wanted.pooled);
         if head == Some(VisionHead::ClassToken) {
             session.write_i32(ModelInput::ClassToken.name(), &[0; BATCH])?;
         }
@@ -135,7 +133,7 @@ impl Measurer<'_> {
             ..Features::default()
         };
         for index in 0..batches(samples.len(), &shape) {
-            let (batch, count) = batch_of(&self.library, samples, index, &shape, self.place.words)?;
+            let (batch, count) = batch_of(samples, index, &shape, self.context.words)?;
             session.write_f32(ModelInput::Images.name(), &batch.images)?;
             session.run()?;
             let first = |values: Vec<f32>| -> Vec<f32> {
@@ -169,19 +167,14 @@ impl Measurer<'_> {
     /// # Errors
     /// Whatever recording, loading or the data report.
     pub fn layer_features(&self) -> Result<LayerFeatures> {
-        let samples = captioned(
-            &self.library,
-            Artist::Noto,
-            Split::HeldOut,
-            self.settings.pictures,
-        );
+        let samples = self.suite.shown().captioned(self.settings.pictures);
         let wanted = Wanted {
             layers: true,
             ..Wanted::default()
         };
         Ok(LayerFeatures {
             pictures: samples.len(),
-            width: self.place.config.vision.width,
+            width: self.context.config.vision.width,
             layers: self.features(&samples, wanted)?.layers,
         })
     }

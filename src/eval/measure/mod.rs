@@ -9,17 +9,15 @@ mod towers;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::place::{self, BATCH, Place};
-use super::{Drift, Ranking};
+use super::context::{BATCH, EvalContext};
+use super::{Ranking, WeightDrift};
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_data::batch::BatchShape;
-use keel_data::library::Library;
+use keel_data::eval_set::{ClassifiedSet, EvalSuite, SetName};
 use keel_engine::executor::Choice;
-use keel_model::StepShape;
 
 pub use features::LayerFeatures;
 
@@ -180,15 +178,6 @@ impl Measurements {
     }
 }
 
-/// A set of pictures.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct SetName {
-    /// Drawing style.
-    pub vendor: String,
-    /// Whether the concepts were trained on.
-    pub split: String,
-}
-
 /// Retrieval on one set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RetrievalMeasure {
@@ -221,7 +210,7 @@ pub struct ZeroShotMeasure {
     pub top_5: f64,
 }
 
-/// A classifier on frozen features, fitted on the trained concepts in the trained style.
+/// A classifier on frozen features, fitted on the suite's set for that.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProbeMeasure {
     /// Its metric's name.
@@ -262,7 +251,7 @@ pub struct QuestionMeasure {
     pub exact: f64,
     /// Share answered rightly after normalisation.
     pub normalised: f64,
-    /// What the best guesser that sees no picture reaches, letter for letter.
+    /// What the blind baseline reaches, which sees no picture, letter for letter.
     pub text_only: f64,
 }
 
@@ -322,9 +311,9 @@ pub struct StageDrift {
     /// The stage.
     pub stage: String,
     /// By module and block, from the stage before.
-    pub from_before: Vec<Drift>,
+    pub from_before: Vec<WeightDrift>,
     /// By module and block, from the first stage's end.
-    pub from_first: Vec<Drift>,
+    pub from_first: Vec<WeightDrift>,
 }
 
 /// What one corruption costs, by severity.
@@ -357,26 +346,27 @@ pub struct MeasureSettings {
 
 /// Measures the parameters that an executor holds.
 pub struct Measurer<'a> {
-    place: Place<'a>,
+    context: EvalContext<'a>,
     compute: &'a Choice,
-    library: Arc<Library>,
+    suite: &'a EvalSuite,
     settings: MeasureSettings,
     /// Features that several probes share, by set and by whether they hold tokens.
     kept: RefCell<BTreeMap<(usize, bool), Rc<features::Features>>>,
 }
 
 impl<'a> Measurer<'a> {
-    /// A measurer of the model at `place`, whose parameters must not change while probes are measured; probes are trained on executors of their own, opened by `compute`.
+    /// A measurer of the model of `context` on the sets of `suite`. The model's parameters must not change while probes are
+    /// measured; probes are trained on executors of their own, opened by `compute`.
     pub fn new(
-        place: Place<'a>,
+        context: EvalContext<'a>,
         compute: &'a Choice,
-        library: Arc<Library>,
+        suite: &'a EvalSuite,
         settings: MeasureSettings,
     ) -> Measurer<'a> {
         Measurer {
-            place,
+            context,
             compute,
-            library,
+            suite,
             settings,
             kept: RefCell::default(),
         }
@@ -425,11 +415,22 @@ impl<'a> Measurer<'a> {
             caption_tokens,
             ..
         } = self.settings;
-        place::batch_shape(self.place, tokens, caption_tokens)
+        self.context.batch_shape(BATCH, tokens, caption_tokens)
     }
 
-    fn step_shape(&self) -> StepShape {
-        place::step_shape(&self.batch_shape(), self.place.words)
+    /// All of the set that probes are fitted on.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when it has no classes.
+    fn classified(&self, metric: Metric) -> Result<ClassifiedSet> {
+        ClassifiedSet::of(self.suite.fitted(), usize::MAX).ok_or_else(|| {
+            let SetName { vendor, split } = self.suite.fitted().name();
+            Error::setting(
+                format!("metric {}", metric.name()),
+                "an evaluation set with classes",
+                format!("{vendor} {split}, which has none"),
+            )
+        })
     }
 }
 

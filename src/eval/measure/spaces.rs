@@ -2,17 +2,14 @@
 
 use super::features::{Wanted, unit};
 use super::{DistanceMeasure, Measurer, SpaceMeasure};
+use crate::aligned_retriever::projected_features;
+use crate::context::text_embeddings;
 use crate::distances::squared_costs;
-use crate::matcher::projected_features;
-use crate::place::text_embeddings;
 use crate::{
     Principal, Sinkhorn, alignment, exact_wasserstein, mean_distance, modality_gap,
     nearest_neighbour_distance, sinkhorn_divergence, sliced_wasserstein, uniformity,
 };
 use keel_base::error::{Error, Result};
-use keel_data::embedded::Artist;
-use keel_data::eval_sets::captioned;
-use keel_data::library::Split;
 use keel_model::ContrastivePair;
 
 /// Pictures whose tokens make the clouds: as many as in the SAIL-VL2 report.
@@ -62,8 +59,8 @@ fn distances_in(space: &str, visual: &[f32], text: &[f32], width: usize) -> Dist
 
 impl Measurer<'_> {
     pub(super) fn distances(&self) -> Result<Vec<DistanceMeasure>> {
-        let config = self.place.config;
-        let samples = captioned(&self.library, Artist::Noto, Split::HeldOut, PICTURES);
+        let config = self.context.config;
+        let samples = self.suite.shown().captioned(PICTURES);
         let wanted = Wanted {
             tokens: true,
             connected: true,
@@ -71,7 +68,7 @@ impl Measurer<'_> {
         };
         let features = self.features(&samples, wanted)?;
         let (width, deep) = (config.vision.width, config.language.width);
-        let table = text_embeddings(self.place)?;
+        let table = text_embeddings(self.context)?;
         Ok(vec![
             distances_in(
                 "plane",
@@ -90,19 +87,14 @@ impl Measurer<'_> {
     }
 
     pub(super) fn contrastive_spaces(&self) -> Result<Vec<SpaceMeasure>> {
-        let samples = captioned(
-            &self.library,
-            Artist::Noto,
-            Split::HeldOut,
-            self.settings.pictures,
-        );
+        let samples = self.suite.shown().captioned(self.settings.pictures);
         let mut measures = Vec::new();
         for (name, pair) in [
             ("contrastive", ContrastivePair::TextTower),
             ("align", ContrastivePair::LanguageModel),
         ] {
             if self
-                .place
+                .context
                 .layout
                 .get(&format!("{name}.log_scale"))
                 .is_none()
@@ -110,8 +102,7 @@ impl Measurer<'_> {
                 continue;
             }
             let shape = self.batch_shape();
-            let (images, texts) =
-                projected_features(self.place, &self.library, &samples, &shape, pair)?;
+            let (images, texts) = projected_features(self.context, &samples, &shape, pair)?;
             let width = images.len() / samples.len().max(1);
             measures.push(SpaceMeasure {
                 space: name.to_owned(),
@@ -122,13 +113,13 @@ impl Measurer<'_> {
                 text_uniformity: uniformity(&texts, width),
             });
         }
-        match measures.is_empty() {
-            true => Err(Error::setting(
+        if measures.is_empty() {
+            return Err(Error::setting(
                 "metric space",
                 "a model that contrasts pictures with texts",
                 "none",
-            )),
-            false => Ok(measures),
+            ));
         }
+        Ok(measures)
     }
 }

@@ -3,18 +3,15 @@
 use std::rc::Rc;
 
 use super::features::{Features, Wanted, unit};
-use super::{Measurer, Metric, ProbeMeasure, RetrievalMeasure, SetName, ZeroShotMeasure};
-use crate::matcher::Matcher;
+use super::{Measurer, Metric, ProbeMeasure, RetrievalMeasure, ZeroShotMeasure};
+use crate::aligned_retriever::AlignedRetriever;
 use crate::{
     Labelled, LinearProbe, Neighbours, ProbeForm, ProbeSettings, TrainedProbe, accuracy,
     classify_among, rank_positives,
 };
 use keel_base::error::{Error, Result};
-use keel_data::captions::SHORT_TEMPLATES;
-use keel_data::embedded::Artist;
-use keel_data::eval_sets::{ZeroShot, captioned, subcategories};
-use keel_data::library::Split;
-use keel_data::task::Sample;
+use keel_data::eval_set::{ClassifiedSet, EvalSet};
+use keel_data::sample::Sample;
 use keel_model::ContrastivePair;
 
 /// Penalty of the linear probe, relative to the features' mean sum of squares.
@@ -77,49 +74,29 @@ impl Probe<'_> {
     }
 }
 
-/// The four sets: each style with trained and with held-out concepts.
-pub(super) const SETS: [(Artist, Split); 4] = [
-    (Artist::Noto, Split::Train),
-    (Artist::Noto, Split::HeldOut),
-    (Artist::Twemoji, Split::Train),
-    (Artist::Twemoji, Split::HeldOut),
-];
-
-pub(super) fn set_name((artist, split): (Artist, Split)) -> SetName {
-    SetName {
-        vendor: artist.name().to_owned(),
-        split: split.name().to_owned(),
-    }
-}
-
 impl Measurer<'_> {
     /// The pair of towers that retrieval goes by: the text tower where there is one.
     pub(super) fn retrieval_pair(&self) -> ContrastivePair {
-        match self.place.config.text {
+        match self.context.config.text {
             Some(_) => ContrastivePair::TextTower,
             None => ContrastivePair::LanguageModel,
         }
     }
 
-    pub(super) fn matcher(&self, pair: ContrastivePair) -> Result<Matcher<'_>> {
+    pub(super) fn retriever(&self, pair: ContrastivePair) -> Result<AlignedRetriever<'_>> {
         let pictures = self.settings.pictures;
-        Matcher::new(
-            self.place,
-            &self.library,
-            self.batch_shape(),
-            pair,
-            pictures,
-        )
+        let shape = self.batch_shape();
+        AlignedRetriever::new(self.context, self.suite.fitted(), shape, pair, pictures)
     }
 
     pub(super) fn retrieval(&self) -> Result<Vec<RetrievalMeasure>> {
-        let mut matcher = self.matcher(self.retrieval_pair())?;
+        let mut retriever = self.retriever(self.retrieval_pair())?;
         let mut measures = Vec::new();
-        for set in SETS {
-            let samples = captioned(&self.library, set.0, set.1, self.settings.pictures);
-            let (captions, to_image) = self.several_captions(&samples);
-            let images = matcher.images(&samples)?;
-            let texts = matcher.texts(&captions, 1)?;
+        for set in self.suite.sets() {
+            let samples = set.captioned(self.settings.pictures);
+            let (captions, to_image) = self.several_captions(set, &samples);
+            let images = retriever.images(&samples)?;
+            let texts = retriever.texts(&captions, 1)?;
             let width = images.len() / samples.len().max(1);
             let mut to_text = vec![Vec::new(); samples.len()];
             for (caption, picture) in to_image.iter().enumerate() {
@@ -127,7 +104,7 @@ impl Measurer<'_> {
             }
             let to_image: Vec<Vec<usize>> = to_image.into_iter().map(|i| vec![i]).collect();
             measures.push(RetrievalMeasure {
-                set: set_name(set),
+                set: set.name(),
                 pictures: samples.len(),
                 captions: captions.len(),
                 image_to_text: rank_positives(&images, &texts, width, &to_text),
@@ -139,46 +116,53 @@ impl Measurer<'_> {
 
     pub(super) fn zero_shot(&self) -> Result<Vec<ZeroShotMeasure>> {
         let mut measures = Vec::new();
-        if self.place.config.text.is_some() {
+        if self.context.config.text.is_some() {
             measures.extend(self.zero_shot_by(ContrastivePair::TextTower, "text tower")?);
         }
         if self.settings.is_connected {
             measures.extend(self.zero_shot_by(ContrastivePair::LanguageModel, "language model")?);
         }
-        match measures.is_empty() {
-            true => Err(Error::setting(
+        if measures.is_empty() {
+            return Err(Error::setting(
                 "metric zero-shot",
-                "a model with a text tower, or a connector that has been trained",
+                "sets with classes, and a model with a text tower or a connector that has been trained",
                 "neither",
-            )),
-            false => Ok(measures),
-        }
-    }
-
-    fn zero_shot_by(&self, pair: ContrastivePair, text: &str) -> Result<Vec<ZeroShotMeasure>> {
-        let mut matcher = self.matcher(pair)?;
-        let mut measures = Vec::new();
-        // The same for every set.
-        let prompts = subcategories(&self.library, Artist::Noto, Split::Train, 0);
-        let classes = matcher.texts(&prompts.prompts, prompts.templates)?;
-        for set in SETS {
-            let asked = subcategories(&self.library, set.0, set.1, self.settings.pictures);
-            let images = matcher.images(&asked.samples)?;
-            let width = classes.len() / asked.classes.len();
-            let top = |most| classify_among(&images, &classes, width, &asked.labels, most);
-            measures.push(ZeroShotMeasure {
-                set: set_name(set),
-                text: text.to_owned(),
-                pictures: asked.samples.len(),
-                classes: asked.classes.len(),
-                top_1: top(1),
-                top_5: top(5),
-            });
+            ));
         }
         Ok(measures)
     }
 
-    /// Fits a probe on every trained concept in the trained style, tests it on the three other sets.
+    fn zero_shot_by(&self, pair: ContrastivePair, text: &str) -> Result<Vec<ZeroShotMeasure>> {
+        let mut retriever = self.retriever(pair)?;
+        let mut measures = Vec::new();
+        // Sets mostly share their classes: those of the set before are kept.
+        let mut known = None;
+        for set in self.suite.sets() {
+            let Some(asked) = ClassifiedSet::of(set, self.settings.pictures) else {
+                continue;
+            };
+            let texts = match known.take() {
+                Some((before, texts)) if before == asked.classes => texts,
+                _ => retriever.texts(&asked.classes.prompts, asked.classes.templates)?,
+            };
+            let classes = asked.classes.names.len();
+            let images = retriever.images(&asked.samples)?;
+            let width = texts.len() / classes;
+            let top = |most| classify_among(&images, &texts, width, &asked.labels, most);
+            measures.push(ZeroShotMeasure {
+                set: set.name(),
+                text: text.to_owned(),
+                pictures: asked.samples.len(),
+                classes,
+                top_1: top(1),
+                top_5: top(5),
+            });
+            known = Some((asked.classes, texts));
+        }
+        Ok(measures)
+    }
+
+    /// Fits a probe on all of the set for that, tests it on the others of its classes.
     pub(super) fn probe(&self, metric: Metric) -> Result<Vec<ProbeMeasure>> {
         let tokens = metric == Metric::AttentiveProbe;
         let wanted = Wanted {
@@ -186,9 +170,9 @@ impl Measurer<'_> {
             pooled: !tokens,
             ..Wanted::default()
         };
-        let train = self.training_set();
-        let config = &self.place.config.vision;
-        let (width, classes) = (config.width, train.classes.len());
+        let train = self.classified(metric)?;
+        let config = &self.context.config.vision;
+        let (width, classes) = (config.width, train.classes.names.len());
         let fitted = self.probe_features(usize::MAX, &train.samples, wanted)?;
         let heads = config.heads;
         let trained = |form, features: &[f32], tokens| {
@@ -211,24 +195,31 @@ impl Measurer<'_> {
             }
             _ => of_rows(&fitted.means),
         };
-        let has_head = self.place.head.is_some() && metric.is_of_rows();
+        let has_head = self.context.head.is_some() && metric.is_of_rows();
         let of_head = has_head.then(|| of_rows(&fitted.pooled));
         let mut measures = Vec::new();
-        for (index, set) in SETS.iter().enumerate().skip(1) {
+        for (index, set) in self.suite.sets().enumerate() {
+            if index == self.suite.fitted_index() {
+                continue;
+            }
             // A picture costs a probe little: more of them make the share surer.
             let pictures = self.settings.pictures.saturating_mul(5);
-            let test = subcategories(&self.library, set.0, set.1, pictures);
+            let test = ClassifiedSet::of(set, pictures);
+            let Some(test) = test.filter(|test| test.classes == train.classes) else {
+                continue;
+            };
             let features = self.probe_features(index, &test.samples, wanted)?;
             let measure = |name: String, found: &[usize]| ProbeMeasure {
                 probe: name,
-                set: set_name(*set),
+                set: set.name(),
                 pictures: test.samples.len(),
                 classes,
                 accuracy: accuracy(found, &test.labels),
             };
-            let rows = match wanted.tokens {
-                true => &features.tokens,
-                false => &features.means,
+            let rows = if wanted.tokens {
+                &features.tokens
+            } else {
+                &features.means
             };
             let found = probe.classify(rows)?;
             measures.push(measure(metric.name().to_owned(), &found));
@@ -258,19 +249,13 @@ impl Measurer<'_> {
         Ok(made)
     }
 
-    /// Every trained concept in the trained style with its subcategory.
-    pub(super) fn training_set(&self) -> ZeroShot {
-        subcategories(&self.library, Artist::Noto, Split::Train, usize::MAX)
-    }
-
-    /// The plain caption of each picture in every short template that leaves it short enough, and whose each is.
-    fn several_captions(&self, samples: &[Sample]) -> (Vec<String>, Vec<usize>) {
+    /// The captions by which each picture may be found, those that are short enough, and whose each is.
+    fn several_captions(&self, set: &dyn EvalSet, samples: &[Sample]) -> (Vec<String>, Vec<usize>) {
         let mut captions = Vec::new();
         let mut pictures = Vec::new();
         for (picture, sample) in samples.iter().enumerate() {
-            for [before, after] in SHORT_TEMPLATES {
-                let caption = format!("{before}{}{after}", sample.caption);
-                if self.place.words.caption(&caption).len() <= self.settings.caption_tokens {
+            for caption in set.wordings(sample) {
+                if self.context.words.caption(&caption).len() <= self.settings.caption_tokens {
                     captions.push(caption);
                     pictures.push(picture);
                 }

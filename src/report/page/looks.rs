@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::html::{data_address, details};
 use crate::sheet::encode_rgb;
 use keel_engine::program::escape;
-use keel_eval::{AttentionExhibit, Exhibits, Found, Principal, floats_of, rgb_of};
+use keel_eval::{AttentionExhibit, Exhibits, Principal, RetrievalExample, floats_of, rgb_of};
 
 /// A picture of an exhibit as an address; nothing where it cannot be read.
 fn address(picture: &str, side: usize) -> String {
@@ -19,7 +19,7 @@ pub(super) fn finds(exhibits: &Exhibits) -> String {
         return String::new();
     };
     let side = exhibits.side;
-    let card = |found: &Found| {
+    let card = |found: &RetrievalExample| {
         let captions = found.found.iter().map(|caption| {
             let class = match *caption == found.caption {
                 true => " class=\"right\"",
@@ -37,7 +37,7 @@ pub(super) fn finds(exhibits: &Exhibits) -> String {
             captions.collect::<String>()
         )
     };
-    let cards = |all: &[Found]| -> String { all.iter().map(card).collect() };
+    let cards = |all: &[RetrievalExample]| -> String { all.iter().map(card).collect() };
     let mut html = format!(
         "<p>{} {} pictures of concepts that were never trained on look for their captions.</p>\n<h3>Surest finds</h3><ul class=\"cards\">{}</ul>\n<h3>Worst misses</h3><ul class=\"cards\">{}</ul>\n",
         retrieval.pictures,

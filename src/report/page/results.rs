@@ -180,7 +180,7 @@ pub(super) fn evaluations(all: &[Evaluation]) -> String {
     let asked = questions(all);
     if asked.rows.len() > 1 {
         html += &table(
-            "Questions answered exactly (in brackets: the best guesser that sees no picture)",
+            "Questions answered exactly (in brackets: the blind baseline, which sees no picture)",
             &asked,
         );
     }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::plan::{AblationPlan, Arm, Spend, is_warm_start_of_vision};
 use crate::recipe::{Recipe, Stage, StageKind};
-use crate::step_program::{record_step, step_shape};
+use crate::step_program::record_step;
 use keel_base::error::Result;
+use keel_data::chat::ChatTokenizer;
 use keel_engine::tape::{ParameterLayout, Value};
 use keel_engine::tensor::{DType, TensorType};
 use keel_model::declare;
@@ -36,7 +37,8 @@ pub struct Unit {
 /// # Errors
 /// Whatever recording reports.
 pub fn step_flops(recipe: &Recipe, stage: &Stage, layout: &Arc<ParameterLayout>) -> Result<f64> {
-    let tape = record_step(recipe, stage, layout, &step_shape(stage, None), DType::F32)?;
+    let shape = recipe.batch_shape(stage, ChatTokenizer::embedded().image());
+    let tape = record_step(recipe, stage, layout, &shape, DType::F32)?;
     let types = |values: &[Value]| -> Vec<TensorType> {
         values.iter().map(|value| tape.ty(*value)).collect()
     };

@@ -16,7 +16,7 @@ const BATCH: usize = 16;
 impl EvalRun {
     /// How questions are put by default: bare to a model that speaks the embedded tokeniser, which has learnt nothing else.
     pub fn default_wording(&self) -> Wording {
-        match self.stored.words.layout() {
+        match self.stored.words.template() {
             Some(_) => Wording::VlmEvalKit,
             None => Wording::Plain,
         }

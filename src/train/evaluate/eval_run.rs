@@ -6,17 +6,21 @@ use super::settings::{eval_context, evaluation_settings};
 use crate::checkpoint::CheckpointModel;
 use crate::run::{recipe_of, stage_checkpoints};
 use keel_base::error::{Error, Result, with_near_miss};
-use keel_data::batch::Pixels;
+use keel_data::batch::BatchShape;
 use keel_data::chat::{Conversation, MARK, marked_before};
-use keel_data::library::Library;
 use keel_data::picture::{Picture, PictureLimits};
-use keel_data::tiles;
+use keel_data::pixels::Pixels;
+use keel_data::tiles::{self, Tiling};
+use keel_emoji::emoji_set::EmojiSet;
+use keel_emoji::eval_sets::eval_suite;
 use keel_engine::executor::{Choice, Executor};
-use keel_eval::{Evaluation, Evaluator, Generator, Place, Sampling, Shown};
-use keel_model::StepShape;
+use keel_eval::{EvalContext, Evaluation, Evaluator, Generator, PromptImage, Sampling};
 
 /// Tokens kept for an answer where a picture could take them all in tiles.
 const ANSWER_TOKENS: usize = 16;
+
+/// Tokens of a caption where none is read.
+const NO_CAPTION: usize = 8;
 
 /// See the module's documentation.
 pub struct EvalRun {
@@ -75,7 +79,7 @@ impl EvalRun {
     }
 
     /// The model as it stands.
-    pub(super) fn place(&self) -> Place<'_> {
+    pub(super) fn eval_context(&self) -> EvalContext<'_> {
         let CheckpointModel {
             recipe,
             layout,
@@ -116,7 +120,8 @@ impl EvalRun {
                 format!("stage {}, which trained on text alone", stage.name),
             ));
         };
-        let evaluator = Evaluator::new(self.place(), Library::embedded());
+        let suite = eval_suite(&EmojiSet::embedded());
+        let evaluator = Evaluator::new(self.eval_context(), &suite);
         evaluator.evaluate(&stage.name, &settings)
     }
 
@@ -186,9 +191,9 @@ impl EvalRun {
 
     /// Several pictures as the model was shown them in training, whole: the last in the place of the whole picture, the others
     /// before it.
-    fn shown_together(&self, pictures: &[Picture]) -> Shown {
+    fn shown_together(&self, pictures: &[Picture]) -> PromptImage {
         let mut squares: Vec<Vec<f32>> = pictures.iter().map(|one| self.whole(one)).collect();
-        Shown {
+        PromptImage {
             whole: squares.pop().unwrap_or_default(),
             tiles: squares.concat(),
         }
@@ -196,12 +201,12 @@ impl EvalRun {
 
     /// A picture as the model was shown pictures in training, in as many tiles as leave room for the question and the
     /// beginning of an answer.
-    pub(super) fn shown(&self, picture: &Picture, question: &str) -> Shown {
+    pub(super) fn shown(&self, picture: &Picture, question: &str) -> PromptImage {
         let tiles = match self.tiles() {
             0 => Vec::new(),
             most => self.cut(picture, question, most),
         };
-        Shown {
+        PromptImage {
             whole: self.whole(picture),
             tiles,
         }
@@ -253,15 +258,15 @@ impl EvalRun {
         slots: usize,
         sampling: Sampling,
     ) -> Result<Generator> {
-        let shape = StepShape {
-            pack: 1,
-            tiles: batch * slots,
-            batch,
-            tokens: self.tokens(),
-            caption_tokens: 8,
-            image_id: self.stored.words.image(),
+        let context = self.eval_context();
+        let shape = BatchShape {
+            tiling: Tiling {
+                most: slots,
+                slots: batch * slots,
+            },
+            ..context.batch_shape(batch, self.tokens(), NO_CAPTION)
         };
-        Generator::new(self.place(), shape, sampling)
+        Generator::new(context, shape, sampling)
     }
 }
 

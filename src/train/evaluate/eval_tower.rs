@@ -9,10 +9,11 @@ use crate::from_weights::PublishedWeights;
 use crate::recipe::{Recipe, StageKind};
 use keel_base::error::{Error, Result};
 use keel_data::chat::ChatTokenizer;
-use keel_data::library::Library;
+use keel_emoji::emoji_set::EmojiSet;
+use keel_emoji::eval_sets::eval_suite;
 use keel_engine::executor::{Choice, Executor};
 use keel_engine::tape::{ParameterLayout, ParameterSpec};
-use keel_eval::{MeasureSettings, Measurements, Measurer, Metric, Place};
+use keel_eval::{EvalContext, MeasureSettings, Measurements, Measurer, Metric};
 use keel_model::{VisionHead, declare};
 
 use keel_weights::{Folder, SubModel};
@@ -92,7 +93,7 @@ impl EvalTower {
     /// [`Error::Setting`] naming the metric; whatever recording, loading or the data report.
     pub fn measure(&self, metrics: &[Metric], pictures: usize, lenient: bool) -> Result<Measured> {
         let executor = self.executor.as_ref();
-        let place = Place {
+        let context = EvalContext {
             head: self.head,
             ..eval_context(&self.recipe, &self.layout, executor, &self.words)
         };
@@ -103,7 +104,8 @@ impl EvalTower {
             caption_tokens: WORDS,
             is_connected: false,
         };
-        let measurer = Measurer::new(place, &self.compute, Library::embedded(), settings);
+        let suite = eval_suite(&EmojiSet::embedded());
+        let measurer = Measurer::new(context, &self.compute, &suite, settings);
         let stage = "tower alone".to_owned();
         let all = Measurements {
             stage,

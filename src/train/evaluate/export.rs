@@ -10,8 +10,8 @@ use crate::checkpoint::{CheckpointModel, parent_of};
 use crate::out_folder::refuse_foreign;
 use crate::run::TOKENIZER;
 use keel_base::error::{Error, Result};
-use keel_data::chat::Layout;
-use keel_data::prepare::Fit;
+use keel_data::chat::ChatTemplate;
+use keel_data::pixels::Fit;
 use keel_data::resample::Filter;
 use keel_engine::tape::ParameterEntry;
 use keel_weights::{
@@ -310,9 +310,9 @@ impl Model {
 
     /// The name of the chats' layout in a whole model's settings.
     fn template(&self) -> &'static str {
-        match self.stored.words.layout() {
-            Some(Layout::SailVl) => "sailvl-chat",
-            Some(Layout::InternVl25) => "internvl2_5",
+        match self.stored.words.template() {
+            Some(ChatTemplate::SailVl) => "sailvl-chat",
+            Some(ChatTemplate::InternVl25) => "internvl2_5",
             Some(layout) => layout.name(),
             None => "keel",
         }

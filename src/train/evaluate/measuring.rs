@@ -8,10 +8,11 @@ use crate::checkpoint::{parameters, write_durably};
 use crate::recipe::{Stage, StageKind};
 use crate::run::{evaluations_folder, run_of, stage_checkpoints};
 use keel_base::error::{Error, Result};
-use keel_data::library::Library;
+use keel_emoji::emoji_set::EmojiSet;
+use keel_emoji::eval_sets::eval_suite;
 use keel_engine::executor::Choice;
 use keel_eval::{
-    MeasureSettings, Measurements, Measurer, Metric, Place, StageDrift, parameter_drift,
+    EvalContext, MeasureSettings, Measurements, Measurer, Metric, StageDrift, weight_drift,
 };
 
 /// The sizes to measure with after a stage; nothing after one that sees no pictures.
@@ -32,7 +33,7 @@ fn settings_after(stage: &Stage, pictures: usize, is_connected: bool) -> Option<
 /// Whatever recording, loading or the data report.
 pub(crate) fn measure_after(
     stage: &Stage,
-    model: Place<'_>,
+    model: EvalContext<'_>,
     compute: &Choice,
     metrics: &[Metric],
     pictures: usize,
@@ -43,7 +44,8 @@ pub(crate) fn measure_after(
     };
     let is_connected = stage.kind != StageKind::WarmStart;
     if let Some(settings) = settings_after(stage, pictures, is_connected) {
-        let measurer = Measurer::new(model, compute, Library::embedded(), settings);
+        let suite = eval_suite(&EmojiSet::embedded());
+        let measurer = Measurer::new(model, compute, &suite, settings);
         for metric in metrics {
             measurer.measure(*metric, &mut all)?;
         }
@@ -97,8 +99,8 @@ impl EvalRun {
                 format!("stage {}, which trained on text alone", stage.name),
             )
         })?;
-        let place = self.place();
-        let measurer = Measurer::new(place, &self.compute, Library::embedded(), settings);
+        let suite = eval_suite(&EmojiSet::embedded());
+        let measurer = Measurer::new(self.eval_context(), &self.compute, &suite, settings);
         let all = Measurements {
             stage: stage.name.clone(),
             ..Measurements::default()
@@ -157,8 +159,8 @@ impl EvalRun {
             let after = self.parameters_of(path)?;
             all.drift.push(StageDrift {
                 stage: stage.clone(),
-                from_before: parameter_drift(&self.stored.layout, &before, &after),
-                from_first: parameter_drift(&self.stored.layout, &first, &after),
+                from_before: weight_drift(&self.stored.layout, &before, &after),
+                from_first: weight_drift(&self.stored.layout, &first, &after),
             });
             before = after;
         }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use crate::recipe::{Recipe, Stage};
 use crate::stage_data::stage_mixture;
-use crate::step_program::{batch_inputs, compile_step, optimizer_scalars, step_shape};
+use crate::step_program::{batch_inputs, compile_step, optimizer_scalars};
 use keel_base::error::Result;
-use keel_data::library::Library;
+use keel_emoji::emoji_set::EmojiSet;
 use keel_engine::executor::{Choice, Executor, Session};
 use keel_engine::tape::Cost;
-use keel_model::{ModelInput, StepShape, declare};
+use keel_model::{ModelInput, declare};
 
 /// Runs before the first one that counts.
 const WARM_UP: usize = 2;
@@ -75,12 +75,8 @@ impl Profile {
         let stage: &Stage = &recipe.stages[index];
         let words = recipe.chat_tokenizer(None)?;
         let layout = declare(&recipe.model, recipe.contrastive_loss.into())?;
-        let library = Library::embedded();
-        let mixture = stage_mixture(recipe, &library, None, &words, index)?;
-        let shape = StepShape {
-            image_id: words.image(),
-            ..step_shape(stage, None)
-        };
+        let mixture = stage_mixture(recipe, &EmojiSet::embedded(), None, &words, index)?;
+        let shape = recipe.batch_shape(stage, words.image());
         let machine = compute.machine();
         let program = compile_step(recipe, stage, &layout, &shape, machine, memory_budget)?;
         let executor = compute.open(layout.elements())?;

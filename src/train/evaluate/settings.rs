@@ -6,7 +6,7 @@ use crate::recipe::{Recipe, Stage, StageKind};
 use keel_data::chat::ChatTokenizer;
 use keel_engine::executor::Executor;
 use keel_engine::tape::ParameterLayout;
-use keel_eval::{EvaluationSettings, Place};
+use keel_eval::{EvalContext, EvaluationSettings};
 
 /// Questions of each kind and drawing style for 200 pictures; fewer pictures, fewer questions.
 const QUESTIONS_PER_KIND: usize = 40;
@@ -32,8 +32,8 @@ pub(crate) fn eval_context<'a>(
     layout: &'a Arc<ParameterLayout>,
     executor: &'a dyn Executor,
     words: &'a ChatTokenizer,
-) -> Place<'a> {
-    Place {
+) -> EvalContext<'a> {
+    EvalContext {
         config: &recipe.model,
         layout,
         executor,

@@ -15,12 +15,12 @@ use self::locate::{KeyFinder, named_text};
 use self::overrides::{apply_set, expand_presets};
 pub(super) use self::renamed::refuse_old_names;
 pub use self::renamed::{RENAMED_PLAN_KEYS, RENAMED_RECIPE_KEYS, Renamed};
-pub use self::stage::{MODULES, Schedule, Stage, StageKind, TokenWeighting};
+pub use self::stage::{MODULES, Schedule, Stage, StageKind};
 pub(super) use self::validate::validate_recipe;
 use keel_base::error::{Error, Result, with_near_miss};
-use keel_data::batch::Pixels;
-use keel_data::chat::Layout;
-use keel_data::task::TaskKind;
+use keel_data::chat::ChatTemplate;
+use keel_data::pixels::Pixels;
+use keel_data::task::Task;
 use keel_engine::ops::Contrastive;
 use keel_model::ModelConfig;
 
@@ -96,7 +96,7 @@ pub struct ChatSettings {
     /// The path of its `tokenizer.json`. A run keeps a copy in its folder.
     pub tokenizer: String,
     /// The chat template that the model was trained on.
-    pub template: Layout,
+    pub template: ChatTemplate,
 }
 
 fn is_false(switch: &bool) -> bool {
@@ -170,7 +170,7 @@ impl Recipe {
 
     /// The first stage that draws from the user's own pairs.
     pub fn stage_of_pairs(&self) -> Option<&Stage> {
-        let name = TaskKind::Pairs.name();
+        let name = Task::SAMPLES.name;
         let mut stages = self.stages.iter();
         stages.find(|stage| stage.data.contains_key(name))
     }

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use keel_data::task::TaskKind;
+use keel_data::batch::TokenWeighting;
+use keel_data::task::Task;
 use keel_data::tiles::Tiling;
+use keel_emoji::tasks::{DENSE_CAPTIONS, FACTS, OCR, SHORT_CAPTIONS, TASKS, VQA};
 use keel_engine::ops::Contrastive;
 use keel_model::{ContrastivePair, Objectives};
 
@@ -30,18 +32,6 @@ pub enum Schedule {
     Constant,
     /// It falls to zero along half a cosine (Loshchilov and Hutter 2017, eq. 5, without restarts).
     Cosine,
-}
-
-/// The weight of a supervised token in the loss, where its answer has n of them. Weights are divided by their sum.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TokenWeighting {
-    /// 1: every token counts the same.
-    Token,
-    /// 1/n: every answer counts the same.
-    Sample,
-    /// 1/√n: between the two (InternVL 2.5, loss reweighting, which names it so).
-    Square,
 }
 
 /// One stage of a run.
@@ -253,13 +243,13 @@ fn square() -> TokenWeighting {
 
 /// Tasks in the order in which a round of the mixture gives them places. It decides which sample a step sees where, so it
 /// stays as it is whatever tasks are called.
-const ORDER_IN_MIXTURE: [TaskKind; TaskKind::ALL.len()] = [
-    TaskKind::DenseCaptions,
-    TaskKind::Facts,
-    TaskKind::Pairs,
-    TaskKind::Reading,
-    TaskKind::Scenes,
-    TaskKind::ShortCaptions,
+const ORDER_IN_MIXTURE: [Task; TASKS.len()] = [
+    DENSE_CAPTIONS,
+    FACTS,
+    Task::SAMPLES,
+    OCR,
+    VQA,
+    SHORT_CAPTIONS,
 ];
 
 impl Stage {
@@ -289,12 +279,12 @@ impl Stage {
     /// Whether some of its samples may have no picture: those of a task of text, and a user's pairs.
     pub fn holds_text_alone(&self) -> bool {
         let mut tasks = self.tasks().into_iter();
-        tasks.any(|(kind, _)| !kind.has_image() || kind == TaskKind::Pairs)
+        tasks.any(|(task, _)| !task.has_images || task == Task::SAMPLES)
     }
 
     /// The tasks with their weights, in the order in which the mixture takes them.
-    pub fn tasks(&self) -> Vec<(TaskKind, f64)> {
-        let weighted = |kind: TaskKind| Some((kind, *self.data.get(kind.name())?));
+    pub fn tasks(&self) -> Vec<(Task, f64)> {
+        let weighted = |task: Task| Some((task, *self.data.get(task.name)?));
         ORDER_IN_MIXTURE.into_iter().filter_map(weighted).collect()
     }
 

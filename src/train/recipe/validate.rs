@@ -4,8 +4,8 @@
 use super::{MODULES, Recipe, Stage, StageKind};
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_data::records::MOST_PICTURES;
-use keel_data::task::TaskKind;
 use keel_data::tokenizer;
+use keel_emoji::tasks::{TASKS, task_named};
 
 /// Rows of a batch, B·T, are counted in 32 bits by the kernels' index inputs.
 const MOST_ROWS: usize = i32::MAX as usize;
@@ -107,17 +107,17 @@ fn validate_data(stage: &Stage) -> Result<()> {
         stage.data_share,
     )?;
     require("data", !stage.data.is_empty(), "at least one task", "none")?;
-    let names: Vec<&str> = TaskKind::ALL.iter().map(|kind| kind.name()).collect();
+    let names = TASKS.map(|task| task.name);
     let mut has_images = false;
     for (task, share) in &stage.data {
         let key = format!("data.{task}");
-        let Some(kind) = TaskKind::of_name(task) else {
+        let Some(known) = task_named(task) else {
             let want = format!("tasks out of {}", names.join(", "));
             return Err(Error::setting(key, want, with_near_miss(task, &names)));
         };
         let holds = *share > 0.0 && share.is_finite();
         require(&key, holds, "a share above 0", share)?;
-        has_images |= kind.has_image();
+        has_images |= known.has_images;
     }
     require(
         "data",

@@ -12,15 +12,14 @@ use crate::recipe::{Recipe, Stage};
 use crate::stage_data::stage_mixture;
 use keel_base::error::{Error, Result};
 use keel_data::chat::ChatTokenizer;
-use keel_data::library::Library;
+use keel_data::image_view::KeptPictures;
 use keel_data::mixture::Mixture;
 use keel_data::pairs::PairSource;
-use keel_data::photo::KeptPictures;
-use keel_data::task::TaskKind;
+use keel_emoji::emoji_set::EmojiSet;
 use keel_engine::executor::Executor;
 use keel_engine::program::Program;
 use keel_engine::tape::ParameterLayout;
-use keel_eval::Place;
+use keel_eval::EvalContext;
 use keel_model::initialise_one;
 
 /// What is fixed. Everything that trains, saves or evaluates borrows it, and none of them changes it.
@@ -30,7 +29,8 @@ pub(crate) struct Run {
     pub layout: Arc<ParameterLayout>,
     /// What computes; it holds the parameters.
     pub executor: Box<dyn Executor>,
-    pub library: Arc<Library>,
+    /// The embedded concepts.
+    pub emoji: Arc<EmojiSet>,
     /// How the model speaks.
     pub words: Arc<ChatTokenizer>,
     /// The user's own samples.
@@ -121,7 +121,7 @@ impl Run {
     }
 
     /// The model as it stands.
-    pub fn model(&self) -> Place<'_> {
+    pub fn model(&self) -> EvalContext<'_> {
         eval_context(
             &self.recipe,
             &self.layout,
@@ -184,7 +184,7 @@ impl Run {
     /// Whatever the mixture reports.
     pub fn mixture(&self, index: usize) -> Result<Mixture> {
         let pairs = self.pairs.as_ref();
-        let mixture = stage_mixture(&self.recipe, &self.library, pairs, &self.words, index)?;
+        let mixture = stage_mixture(&self.recipe, &self.emoji, pairs, &self.words, index)?;
         Ok(mixture.keeping(self.kept.clone()))
     }
 
@@ -192,12 +192,9 @@ impl Run {
     pub fn steps(&self, stage: &Stage, mixture: &Mixture) -> u64 {
         let steps = stage.steps.unwrap_or_else(|| {
             let total: f64 = stage.tasks().iter().map(|(_, weight)| weight).sum();
-            let longest = TaskKind::ALL
-                .into_iter()
-                .filter_map(|kind| {
-                    let share = stage.data.get(kind.name())? / total;
-                    Some(mixture.items(kind) as f64 / share)
-                })
+            let tasks = stage.tasks().into_iter();
+            let longest = tasks
+                .map(|(task, weight)| mixture.items(task) as f64 / (weight / total))
                 .fold(0.0, f64::max);
             let samples = longest * stage.epochs.unwrap_or(1.0);
             (samples / stage.batch_size as f64).ceil().max(1.0) as u64

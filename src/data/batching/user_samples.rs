@@ -1,0 +1,143 @@
+//! The user's own samples as a task.
+
+use std::sync::Arc;
+
+use super::sample::{Sample, View};
+use super::source::{Draw, SampleSettings, TaskSource};
+use super::task::Task;
+use crate::formats::pair::{Pair, PairSource};
+use crate::formats::skips::Reason;
+use crate::images::augment::Augmentation;
+use crate::images::image_view::{ImageOrigin, ImageSource, ImageView};
+use crate::images::picture::Picture;
+use keel_base::error::{Error, Result};
+use keel_base::random::Stream;
+
+/// See the module's documentation.
+pub struct UserSamples {
+    pairs: Arc<dyn PairSource>,
+    /// The same, for what is kept of pictures.
+    images: Arc<dyn ImageSource>,
+    augmentation: Augmentation,
+    most_pictures: usize,
+}
+
+impl UserSamples {
+    /// The samples of `pairs`, whatever share `settings` say: that is the user's own business.
+    pub fn new(pairs: Arc<dyn PairSource>, settings: &SampleSettings) -> UserSamples {
+        UserSamples {
+            images: Arc::new(pairs.clone()),
+            pairs,
+            augmentation: settings.augmentation,
+            most_pictures: settings.pictures,
+        }
+    }
+
+    /// The caption of a pair that can be trained on.
+    fn checked(&self, pair: &Pair) -> Result<String> {
+        let caption = pair.caption.trim().to_owned();
+        if caption.is_empty() {
+            return Err(Error::content(
+                &pair.key,
+                "its caption is empty",
+                "write a caption or leave it out",
+            ));
+        }
+        let pictures = pair.before.len() + 1;
+        if pictures > self.most_pictures {
+            return Err(Error::content(
+                &pair.key,
+                format!(
+                    "it shows {pictures} pictures, where this stage takes {}",
+                    self.most_pictures
+                ),
+                "set the stage's pictures, or split the sample",
+            ));
+        }
+        Ok(caption)
+    }
+
+    /// What is shown of a pair's pictures, `before` those before the last. A picture that stands alone can be kept; one of
+    /// several, or in a marked place, is shown whole and never varied.
+    fn view(
+        &self,
+        picture: Option<Picture>,
+        before: Vec<Picture>,
+        is_marked: bool,
+        origin: ImageOrigin,
+        look: &mut Stream,
+    ) -> View {
+        let Some(picture) = picture else {
+            return View::None;
+        };
+        if is_marked {
+            let images = before.into_iter().chain([picture]);
+            let images = images.map(|one| ImageView::whole(Arc::new(one)));
+            return View::Images(images.collect());
+        }
+        self.varied(ImageView::whole(Arc::new(picture)).keeping(origin), look)
+    }
+
+    fn varied(&self, image: ImageView, look: &mut Stream) -> View {
+        View::Image(if self.augmentation.geometry > 0.0 {
+            let tint = self.augmentation.tint(look);
+            image.varied(tint, look)
+        } else {
+            image
+        })
+    }
+}
+
+impl TaskSource for UserSamples {
+    fn task(&self) -> Task {
+        Task::SAMPLES
+    }
+
+    fn len(&self) -> usize {
+        self.pairs.len()
+    }
+
+    fn sample(&self, item: usize, draw: &mut Draw<'_>) -> Result<Sample> {
+        let origin = ImageOrigin {
+            kept: draw.kept.clone(),
+            source: self.images.clone(),
+            item: self.pairs.first_of(item),
+        };
+        // Where something of the picture is kept, the file is left alone until its pixels are asked for.
+        let known = ImageView::kept(&origin);
+        let mut pair = match known {
+            Some(_) => self.pairs.words(item)?,
+            None => self.pairs.get(item)?,
+        };
+        let caption = self.checked(&pair)?;
+        let view = match known {
+            Some(image) => self.varied(image, draw.look),
+            None => {
+                let before = std::mem::take(&mut pair.before);
+                let picture = pair.picture.take();
+                self.view(picture, before, pair.is_marked, origin, draw.look)
+            }
+        };
+        Ok(Sample {
+            key: pair.key,
+            task: Task::SAMPLES,
+            question_kind: None,
+            context: String::new(),
+            question: pair.prompt.unwrap_or_default(),
+            further: pair.further,
+            system: pair.system,
+            // One picture can be contrasted with a caption.
+            caption: if view.is_one() {
+                caption.clone()
+            } else {
+                String::new()
+            },
+            view,
+            answer: caption,
+        })
+    }
+
+    fn count(&self, item: usize, left_out: Option<(Reason, &str)>) -> Result<()> {
+        self.pairs.count(item, left_out)
+    }
+}

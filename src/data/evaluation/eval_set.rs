@@ -1,0 +1,156 @@
+//! Evaluation sets: what a model is measured on, behind one trait. The embedded concepts are some of them; a list of a
+//! user's own samples is another.
+//!
+//! A set gives the same samples in every run, on any machine, so that numbers of different stages and runs compare.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::blind_baseline::QuestionAnswer;
+use crate::batching::sample::Sample;
+use keel_base::error::{Error, Result};
+
+/// What a set is called in tables, files and reports.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SetName {
+    /// Where its pictures come from: a drawing style, or the name of a data set.
+    pub vendor: String,
+    /// Whether what it shows was trained on.
+    pub split: String,
+}
+
+/// Classes that a set's pictures belong to, and the prompts that speak of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Classes {
+    /// Their names; at least one.
+    pub names: Vec<String>,
+    /// Prompts per class.
+    pub templates: usize,
+    /// All prompts, class by class: `prompts[class * templates + template]`.
+    pub prompts: Vec<String>,
+}
+
+/// Samples with what can be asked of a model about them. Only captions are asked for; what a set does not have is not
+/// measured on it.
+pub trait EvalSet: Send + Sync {
+    /// Its name, unlike that of any other set of its suite.
+    fn name(&self) -> SetName;
+
+    /// At most `most` samples with one picture and a caption each, no two with the same caption: always the same ones in the
+    /// same order, those of a smaller number the first of those of a larger.
+    fn captioned(&self, most: usize) -> Vec<Sample>;
+
+    /// The captions by which a sample's picture may be found, its own among them.
+    fn wordings(&self, sample: &Sample) -> Vec<String> {
+        vec![sample.caption.clone()]
+    }
+
+    /// The classes of its pictures.
+    fn classes(&self) -> Option<Classes> {
+        None
+    }
+
+    /// The class of each of `samples`, which [`EvalSet::captioned`] gave. Only asked where there are classes.
+    fn labels(&self, samples: &[Sample]) -> Vec<usize> {
+        vec![0; samples.len()]
+    }
+
+    /// Samples with a question of a kind each, at most `per_kind` of a kind, that all satisfy `fits`: the token limits of
+    /// who asks. Nothing where the set has no questions.
+    fn questions(&self, per_kind: usize, fits: &dyn Fn(&Sample) -> bool) -> Option<Vec<Sample>> {
+        let _ = (per_kind, fits);
+        None
+    }
+
+    /// The questions that a blind baseline for [`EvalSet::questions`] is fitted on; none leave it without an answer.
+    fn blind_questions(&self) -> &[QuestionAnswer] {
+        &[]
+    }
+}
+
+/// A set's samples with their classes.
+#[derive(Clone, Debug)]
+pub struct ClassifiedSet {
+    /// The classes.
+    pub classes: Classes,
+    /// The samples, as [`EvalSet::captioned`] gives them.
+    pub samples: Vec<Sample>,
+    /// The class of each sample.
+    pub labels: Vec<usize>,
+}
+
+impl ClassifiedSet {
+    /// At most `most` samples of a set; nothing where it has no classes.
+    pub fn of(set: &dyn EvalSet, most: usize) -> Option<ClassifiedSet> {
+        let classes = set.classes()?;
+        let samples = set.captioned(most);
+        Some(ClassifiedSet {
+            labels: set.labels(&samples),
+            classes,
+            samples,
+        })
+    }
+}
+
+/// The sets that a model is evaluated on.
+#[derive(Clone)]
+pub struct EvalSuite {
+    sets: Vec<Arc<dyn EvalSet>>,
+    fitted: usize,
+    shown: usize,
+}
+
+impl EvalSuite {
+    /// A suite of `sets`, in the order of reports. Maps and probes are fitted on the set at `fitted`; what is to be looked at,
+    /// and where tokens lie, is taken from the set at `shown`, best of things that were not trained on.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when there is no such set, two sets share a name, or a set has no samples.
+    pub fn new(sets: Vec<Arc<dyn EvalSet>>, fitted: usize, shown: usize) -> Result<EvalSuite> {
+        if sets.len() <= fitted.max(shown) {
+            let want = "a set to fit on and a set to show among them";
+            return Err(Error::setting("evaluation sets", want, sets.len()));
+        }
+        for (index, set) in sets.iter().enumerate() {
+            let name = set.name();
+            let what = format!("evaluation set {} {}", name.vendor, name.split);
+            if sets[..index].iter().any(|other| other.name() == name) {
+                return Err(Error::setting(what, "a name of its own", "two of it"));
+            }
+            if set.captioned(1).is_empty() {
+                return Err(Error::setting(what, "at least one sample", "none"));
+            }
+        }
+        Ok(EvalSuite {
+            sets,
+            fitted,
+            shown,
+        })
+    }
+
+    /// All sets, in the order of reports.
+    pub fn sets(&self) -> impl Iterator<Item = &dyn EvalSet> {
+        self.sets.iter().map(Arc::as_ref)
+    }
+
+    /// The set that maps and probes are fitted on.
+    pub fn fitted(&self) -> &dyn EvalSet {
+        self.sets[self.fitted].as_ref()
+    }
+
+    /// The place of [`EvalSuite::fitted`] among the sets.
+    pub fn fitted_index(&self) -> usize {
+        self.fitted
+    }
+
+    /// The set whose pictures are looked at.
+    pub fn shown(&self) -> &dyn EvalSet {
+        self.sets[self.shown].as_ref()
+    }
+
+    /// The place of [`EvalSuite::shown`] among the sets.
+    pub fn shown_index(&self) -> usize {
+        self.shown
+    }
+}

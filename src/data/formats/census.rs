@@ -1,0 +1,175 @@
+//! Reads data once and counts: what there is, how large, how long, what is broken, what comes twice.
+
+use std::collections::HashMap;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::pair::{Pair, PairSource};
+use super::pairs::Pairs;
+use super::skips::Reason;
+use crate::text::chat::{ChatTokenizer, Conversation};
+
+/// Pairs of duplicates that are named.
+const EXAMPLES: usize = 3;
+
+/// What a check of data found.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Census {
+    /// Samples, repeats counted; those that opening left out not among them.
+    pub samples: usize,
+    /// Samples that can be read and decoded.
+    pub usable: usize,
+    /// Pictures of the usable samples.
+    pub pictures: PictureCensus,
+    /// Their words.
+    pub words: WordCensus,
+    /// What was left out when the data were opened, in words.
+    pub left_out_at_opening: Option<String>,
+}
+
+/// Pictures, counted.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct PictureCensus {
+    /// Samples with a picture.
+    pub count: usize,
+    /// The smallest, the median and the largest, by area: width and height in pixels.
+    pub sizes: [[u32; 2]; 3],
+    /// Samples with several pictures, and the most that one has. Sizes are those of the last of each sample.
+    pub several: [usize; 2],
+    /// Bytes of all picture files.
+    pub bytes: u64,
+    /// Files whose content came before.
+    pub duplicates: usize,
+    /// Some of these: its key, and the key of the one before.
+    pub examples: Vec<(String, String)>,
+}
+
+/// Words, counted.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct WordCensus {
+    /// Answers, captions among them.
+    pub answers: usize,
+    /// Samples whose first answer came before, word for word, with the same question.
+    pub duplicates: usize,
+    /// Tokens of the embedded tokeniser in a whole conversation, the picture's not among them: how many samples have at most
+    /// 16, 32, 64, 128, 256, 512, 1024 and more.
+    pub tokens: [usize; 8],
+    /// The longest.
+    pub most_tokens: usize,
+}
+
+/// The bounds of [`WordCensus::tokens`].
+pub const TOKEN_BOUNDS: [usize; 7] = [16, 32, 64, 128, 256, 512, 1024];
+
+/// What is known of one usable sample.
+struct Seen {
+    key: String,
+    size: Option<[u32; 2]>,
+    bytes: u64,
+    picture: Option<[u8; 32]>,
+    words: [u8; 32],
+    answers: usize,
+    tokens: usize,
+    /// Pictures, at least 1.
+    several: usize,
+}
+
+/// Reads every sample once on all cores. What cannot be used is counted in the pairs' own record of draws.
+pub fn census(pairs: &Pairs) -> Census {
+    let seen: Vec<Option<Seen>> = (0..pairs.len())
+        .into_par_iter()
+        .map(|index| match pairs.read(index) {
+            Ok((pair, file)) => {
+                pairs.drawing_skips().count_good();
+                Some(look(pair, file.as_deref()))
+            }
+            Err(error) => {
+                pairs.count_broken(index, Reason::of(&error), &error.to_string());
+                None
+            }
+        })
+        .collect();
+    let opening = pairs.opening_logs().into_iter();
+    let left_out: Vec<String> = opening
+        .filter(|skips| skips.skipped() > 0)
+        .map(|skips| skips.summary())
+        .collect();
+    let mut all = Census {
+        samples: seen.len(),
+        left_out_at_opening: (!left_out.is_empty()).then(|| left_out.join(", ")),
+        ..Census::default()
+    };
+    let mut sizes: Vec<[u32; 2]> = Vec::new();
+    let mut pictures: HashMap<[u8; 32], String> = HashMap::new();
+    let mut words: HashMap<[u8; 32], usize> = HashMap::new();
+    for seen in seen.into_iter().flatten() {
+        all.usable += 1;
+        all.words.answers += seen.answers;
+        let bin = TOKEN_BOUNDS.iter().position(|bound| seen.tokens <= *bound);
+        all.words.tokens[bin.unwrap_or(TOKEN_BOUNDS.len())] += 1;
+        all.words.most_tokens = all.words.most_tokens.max(seen.tokens);
+        let times = words.entry(seen.words).or_default();
+        all.words.duplicates += usize::from(*times > 0);
+        *times += 1;
+        sizes.extend(seen.size);
+        if seen.several > 1 {
+            let [count, most] = &mut all.pictures.several;
+            (*count, *most) = (*count + 1, seen.several.max(*most));
+        }
+        all.pictures.bytes += seen.bytes;
+        if let Some(hash) = seen.picture {
+            match pictures.get(&hash) {
+                Some(first) => {
+                    all.pictures.duplicates += 1;
+                    if all.pictures.examples.len() < EXAMPLES && *first != seen.key {
+                        all.pictures.examples.push((seen.key, first.clone()));
+                    }
+                }
+                None => {
+                    pictures.insert(hash, seen.key);
+                }
+            }
+        }
+    }
+    sizes.sort_by_key(|[width, height]| (u64::from(*width) * u64::from(*height), *width));
+    all.pictures.count = sizes.len();
+    if let (Some(first), Some(last)) = (sizes.first(), sizes.last()) {
+        all.pictures.sizes = [*first, sizes[sizes.len() / 2], *last];
+    }
+    all
+}
+
+fn look(pair: Pair, file: Option<&[u8]>) -> Seen {
+    let mut turns = vec![[
+        pair.prompt.as_deref().unwrap_or_default(),
+        pair.caption.as_str(),
+    ]];
+    let further = pair.further.iter();
+    turns.extend(further.map(|turn| [turn.question.as_str(), turn.answer.as_str()]));
+    let conversation = Conversation {
+        image_tokens: usize::from(pair.picture.is_some()),
+        is_marked: pair.is_marked,
+        system: pair.system.as_deref(),
+        context: "",
+        turns,
+    };
+    let length = ChatTokenizer::embedded().sequence(&conversation).ids.len();
+    let mut words = blake3::Hasher::new();
+    words.update(pair.prompt.as_deref().unwrap_or_default().as_bytes());
+    words.update(b"\0");
+    words.update(pair.caption.as_bytes());
+    Seen {
+        tokens: length - conversation.image_tokens * (1 + pair.before.len()),
+        several: 1 + pair.before.len(),
+        answers: conversation.turns.len(),
+        words: *words.finalize().as_bytes(),
+        size: pair
+            .picture
+            .as_ref()
+            .map(|picture| [picture.width, picture.height]),
+        bytes: file.map_or(0, |file| file.len() as u64),
+        picture: file.map(|file| *blake3::hash(file).as_bytes()),
+        key: pair.key,
+    }
+}

@@ -1,0 +1,22 @@
+//! What is accepted from outside, for all formats alike.
+
+use super::skips::SkipLimits;
+use super::webdataset::ShardLimits;
+use crate::images::picture::PictureLimits;
+
+/// Endings of files taken for pictures, lower case.
+pub(crate) const PICTURE_ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
+
+/// Largest caption or record, bytes.
+pub(crate) const MAX_TEXT_BYTES: u64 = 1 << 20;
+
+/// Bounds for everything read from outside.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PairLimits {
+    /// Of one picture.
+    pub picture: PictureLimits,
+    /// Of one shard's members.
+    pub shard: ShardLimits,
+    /// How many samples may be bad.
+    pub skips: SkipLimits,
+}

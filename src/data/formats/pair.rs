@@ -1,0 +1,109 @@
+//! One sample of the user's, and what such samples are drawn from.
+
+use std::sync::Arc;
+
+use super::records::RecordText;
+use super::skips::Reason;
+use crate::images::image_view::ImageSource;
+use crate::images::picture::Picture;
+use crate::text::chat::Turn;
+use keel_base::error::{Error, Result};
+
+/// One picture and the words that belong to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// What the sample is called in its source.
+    pub key: String,
+    /// The picture, with its transparency; none where the sample is text alone. The last one where there are several.
+    pub picture: Option<Picture>,
+    /// Pictures before that one, in order.
+    pub before: Vec<Picture>,
+    /// Whether the questions mark where each picture stands, by [`MARK`](crate::chat::MARK); else there is one
+    /// at most, before the first.
+    pub is_marked: bool,
+    /// What is to be learnt about it; never empty.
+    pub caption: String,
+    /// The question that the caption answers, where the source holds conversations.
+    pub prompt: Option<String>,
+    /// Questions and answers after that.
+    pub further: Vec<Turn>,
+    /// What the system says first, in place of the chat's own words.
+    pub system: Option<String>,
+}
+
+impl Pair {
+    /// A pair whose picture has yet to be decoded.
+    pub(super) fn of(key: String, words: RecordText) -> Pair {
+        Pair {
+            key,
+            picture: None,
+            before: Vec::new(),
+            is_marked: words.marks() > 0,
+            caption: words.caption,
+            prompt: words.prompt,
+            further: words.further,
+            system: words.system,
+        }
+    }
+}
+
+/// Anything pairs can be drawn from; the same index gives the same pair on any thread.
+pub trait PairSource: Send + Sync {
+    /// How many pairs there are.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads and decodes one pair.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Content`] naming the sample when it cannot be used, [`Error::Setting`] when there is no
+    /// such index.
+    fn get(&self, index: usize) -> Result<Pair>;
+
+    /// Reads one pair without its pictures, which are not decoded.
+    ///
+    /// # Errors
+    /// As [`PairSource::get`], for all but the pictures.
+    fn words(&self, index: usize) -> Result<Pair> {
+        self.get(index).map(|pair| Pair {
+            picture: None,
+            before: Vec::new(),
+            ..pair
+        })
+    }
+
+    /// The first index of the same pair, where an epoch has it several times.
+    fn first_of(&self, index: usize) -> usize {
+        index
+    }
+
+    /// Hears what became of a pair that training drew: used, or left out and why.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] once too many have been left out.
+    fn count(&self, _index: usize, _left_out: Option<(Reason, &str)>) -> Result<()> {
+        Ok(())
+    }
+
+    /// How many were left out and why; `None` when none was.
+    fn left_out(&self) -> Option<String> {
+        None
+    }
+}
+
+impl ImageSource for Arc<dyn PairSource> {
+    fn image(&self, item: usize) -> Result<Picture> {
+        let pair = self.get(item)?;
+        pair.picture.ok_or_else(|| {
+            Error::content(
+                pair.key,
+                "its picture is gone since it was first read",
+                "leave the data as they are while a run reads them",
+            )
+        })
+    }
+}

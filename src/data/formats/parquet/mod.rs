@@ -1,0 +1,408 @@
+//! Rows of a Parquet file as Hugging Face's `datasets` writes them: pictures as structs of `bytes` and `path`, words as
+//! strings, lists and structs, which become the JSON object that the other formats hold and are read as that.
+//!
+//! Only where the rows lie is kept. A row is read at random: pages before it are passed over by their headers, so that it
+//! costs one page of each column. pyarrow ends a page of pictures with its group, and in columns of lists what lies before the
+//! row in its group is unpacked too: groups of a hundred rows, as `datasets` writes them, are read fast.
+
+mod column;
+mod damage;
+mod leaf;
+mod pages;
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use parquet::data_type::ByteArray;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use serde_json::{Map, Value, json};
+
+use self::column::Column;
+use self::damage::{Problem, broken, guarded};
+use self::leaf::{Field, Leaf, leaves};
+use super::archive::InputFile;
+use super::limits::MAX_TEXT_BYTES;
+use super::lines::is_own_file;
+use super::records::{self, RecordText};
+use super::skips::{Reason, SkipLog};
+use super::table::PictureOfRow;
+use keel_base::error::{Error, Result};
+use keel_base::mapped_file::MappedFile;
+
+/// Columns that pictures are looked for in, best first.
+const PICTURES: [&str; 7] = [
+    "image",
+    "images",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "image_path",
+];
+
+/// Columns that words are looked for in.
+const WORDS: [&str; 7] = [
+    "caption",
+    "text",
+    "question",
+    "answer",
+    "conversations",
+    "messages",
+    "texts",
+];
+
+/// Rows of a file; more than any data set keeps in one.
+const MAX_ROWS: i64 = 1 << 28;
+
+/// Rows after which it is asked whether too many are bad: a file can claim more than anybody would wait for.
+const CHECKED: u32 = 4096;
+
+/// An opened file.
+pub(crate) struct Parquet {
+    name: String,
+    /// Mapped: a page is unpacked from where the system keeps it.
+    file: SerializedFileReader<Bytes>,
+    columns: Columns,
+    /// Rows before each group.
+    before: Vec<i64>,
+    /// What pictures' paths are relative to.
+    pub folder: PathBuf,
+    /// The usable rows.
+    pub rows: Vec<RowOfGroup>,
+}
+
+impl std::fmt::Debug for Parquet {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            formatter,
+            "Parquet({}, {} rows)",
+            self.name,
+            self.rows.len()
+        )
+    }
+}
+
+/// Where a row lies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowOfGroup {
+    group: u32,
+    row: u32,
+}
+
+/// Which columns say what.
+#[derive(Debug)]
+struct Columns {
+    words: Vec<Leaf>,
+    picture_bytes: Option<Leaf>,
+    picture_path: Option<Leaf>,
+}
+
+/// What the columns say in one row.
+struct Row<'a> {
+    words: Vec<(&'a Leaf, Field)>,
+    /// Of pictures.
+    paths: Vec<ByteArray>,
+    /// Of pictures' files.
+    bytes: Vec<ByteArray>,
+}
+
+/// The words of a row with its pictures, if any.
+type Read = std::result::Result<(Vec<PictureOfRow>, RecordText), Problem>;
+
+impl Parquet {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Reads a row again, with the name that messages call it by.
+    pub fn row(&self, place: RowOfGroup) -> Result<(String, Vec<PictureOfRow>, RecordText)> {
+        let name = self.name_of(place);
+        let read = guarded(&name, || {
+            let mut cursor = Cursor::open(self, place.group as usize, &name, true)?;
+            cursor.skip(&name, place.row as usize)?;
+            cursor.next(&name)
+        });
+        let (pictures, words) = read
+            .and_then(|row| understand(&name, row, true))
+            .map_err(|(_, error)| error)?;
+        Ok((name, pictures, words))
+    }
+
+    /// Rows are counted from 1 through the file's groups.
+    fn name_of(&self, place: RowOfGroup) -> String {
+        let number = self.before[place.group as usize] + i64::from(place.row) + 1;
+        format!("{}, row {number}", self.name)
+    }
+
+    /// Checks the words of every row of a group; pictures are looked at when they are drawn.
+    fn consider(&mut self, group: usize, skips: &SkipLog) -> Result<()> {
+        let rows = self.file.metadata().row_group(group).num_rows();
+        let what = self.name.clone();
+        let paths_alone = self.columns.picture_bytes.is_none();
+        let mut found = Vec::new();
+        let walked = guarded(&what, || {
+            let mut cursor = Cursor::open(self, group, &what, false)?;
+            for row in 0..rows as u32 {
+                let place = RowOfGroup {
+                    group: group as u32,
+                    row,
+                };
+                let name = self.name_of(place);
+                match understand(&name, cursor.next(&name)?, paths_alone) {
+                    Ok(_) => {
+                        skips.count_good();
+                        found.push(place);
+                    }
+                    Err((reason, error)) => skips.count_bad(&what, reason, error),
+                }
+                if row % CHECKED == CHECKED - 1 {
+                    let checked = skips.check_so_far();
+                    checked.map_err(|error| (Reason::BadRecord, error))?;
+                }
+            }
+            Ok(())
+        });
+        self.rows.extend(found);
+        walked.map_err(|(_, error)| error)
+    }
+}
+
+impl Columns {
+    fn of(what: &str, leaves: Vec<Leaf>) -> Result<Columns> {
+        let roots: Vec<&str> = leaves.iter().map(Leaf::root).collect();
+        let has = |wanted: &str| roots.contains(&wanted);
+        let picture = PICTURES.into_iter().find(|name| has(name));
+        let speaks = [
+            "caption",
+            "text",
+            "answer",
+            "conversations",
+            "messages",
+            "texts",
+        ];
+        let talks = ["conversations", "messages", "texts"];
+        let says_enough = match picture {
+            Some(_) => speaks.into_iter().any(has),
+            None => talks.into_iter().any(has),
+        };
+        if !says_enough {
+            let mut names = roots;
+            names.dedup();
+            return Err(Error::content(
+                what,
+                format!("it has the columns {}", names.join(", ")),
+                "name a column image, and one caption, conversations or messages, or two question and answer",
+            ));
+        }
+        let mut columns = Columns {
+            words: Vec::new(),
+            picture_bytes: None,
+            picture_path: None,
+        };
+        for leaf in leaves {
+            if Some(leaf.root()) == picture {
+                if !leaf.is_bytes {
+                    continue;
+                }
+                let place = match leaf.last_key() {
+                    "path" => &mut columns.picture_path,
+                    _ if leaf.is_text => &mut columns.picture_path,
+                    _ => &mut columns.picture_bytes,
+                };
+                *place = Some(leaf);
+            } else if WORDS.contains(&leaf.root()) {
+                if leaf.is_bytes {
+                    columns.words.push(leaf);
+                } else if leaf.depth() == 1 {
+                    return Err(Error::content(
+                        what,
+                        format!("its column {} is not text", leaf.root()),
+                        "write it as strings",
+                    ));
+                }
+            }
+        }
+        if picture.is_some() && columns.picture_bytes.is_none() && columns.picture_path.is_none() {
+            return Err(Error::content(
+                what,
+                format!(
+                    "its column {} holds neither files nor paths",
+                    picture.unwrap_or_default()
+                ),
+                "write pictures as structs of bytes and path, as datasets does",
+            ));
+        }
+        if columns.words.is_empty() {
+            let problem = "its words are not text";
+            return Err(Error::content(what, problem, "write them as strings"));
+        }
+        Ok(columns)
+    }
+}
+
+/// Reads rows of one group one after the other.
+struct Cursor<'a> {
+    words: Vec<Column<'a>>,
+    picture_bytes: Option<Column<'a>>,
+    picture_path: Option<Column<'a>>,
+}
+
+impl<'a> Cursor<'a> {
+    /// Without the pictures' bytes where only words are wanted.
+    fn open(
+        file: &'a Parquet,
+        group: usize,
+        name: &str,
+        with_bytes: bool,
+    ) -> std::result::Result<Cursor<'a>, Problem> {
+        let reader = file.file.get_row_group(group);
+        let reader = reader.map_err(|e| broken(name, e))?;
+        let column = |leaf: &'a Leaf| Column::open(&*reader, leaf, name);
+        let columns = &file.columns;
+        let bytes = columns.picture_bytes.as_ref().filter(|_| with_bytes);
+        let words = columns.words.iter().map(column);
+        Ok(Cursor {
+            words: words.collect::<std::result::Result<_, Problem>>()?,
+            picture_bytes: bytes.map(column).transpose()?,
+            picture_path: columns.picture_path.as_ref().map(column).transpose()?,
+        })
+    }
+
+    fn skip(&mut self, name: &str, rows: usize) -> std::result::Result<(), Problem> {
+        let pictures = self.picture_bytes.iter_mut().chain(&mut self.picture_path);
+        let mut columns = self.words.iter_mut().chain(pictures);
+        columns.try_for_each(|column| column.skip(name, rows))
+    }
+
+    /// Every column goes on by a row, whatever the row is worth.
+    fn next(&mut self, name: &str) -> std::result::Result<Row<'a>, Problem> {
+        let words = self.words.iter_mut();
+        let words = words.map(|column| Ok((column.leaf, column.next(name)?)));
+        let words = words.collect::<std::result::Result<_, Problem>>()?;
+        let picture = |column: &mut Option<Column<'_>>| match column {
+            Some(column) => Ok(column.next(name)?.values),
+            None => Ok(Vec::new()),
+        };
+        Ok(Row {
+            words,
+            paths: picture(&mut self.picture_path)?,
+            bytes: picture(&mut self.picture_bytes)?,
+        })
+    }
+}
+
+impl Row<'_> {
+    /// The words as the JSON formats spell them.
+    fn object(&self, name: &str) -> std::result::Result<Map<String, Value>, Problem> {
+        let values = self.words.iter().flat_map(|(_, field)| &field.values);
+        let text_bytes: u64 = values.map(|value| value.len() as u64).sum();
+        if text_bytes > MAX_TEXT_BYTES {
+            let problem =
+                format!("its words have {text_bytes} bytes, the limit is {MAX_TEXT_BYTES}");
+            let error = Error::content(name, problem, "shorten them");
+            return Err((Reason::TooLarge, error));
+        }
+        let mut object = Map::new();
+        for (leaf, field) in &self.words {
+            leaf.write(field, &mut object).map_err(|problem| {
+                let error = Error::content(name, problem, "save it as UTF-8");
+                (Reason::BadRecord, error)
+            })?;
+        }
+        object.retain(|_, value| !value.is_null());
+        // The Cauldron's spelling: turns of user and assistant.
+        if let Some(Value::Array(texts)) = object.remove("texts") {
+            let turns = texts.iter().flat_map(|turn| {
+                [("human", &turn["user"]), ("gpt", &turn["assistant"])]
+                    .map(|(from, value)| json!({"from": from, "value": value}))
+            });
+            object.insert("conversations".into(), turns.collect());
+        }
+        Ok(object)
+    }
+
+    fn pictures(&self) -> Vec<PictureOfRow> {
+        // Bytes win: beside them stands the name that the file once had.
+        if !self.bytes.is_empty() {
+            let files = self.bytes.iter();
+            return files
+                .map(|file| PictureOfRow::Bytes(file.data().to_vec()))
+                .collect();
+        }
+        let paths = self
+            .paths
+            .iter()
+            .map(|path| String::from_utf8_lossy(path.data()));
+        let paths = paths.filter(|path| !path.is_empty());
+        paths
+            .map(|path| PictureOfRow::Path(path.into_owned()))
+            .collect()
+    }
+}
+
+/// A row's words and pictures; those that were looked for must be there, or not be asked about.
+fn understand(name: &str, row: Row<'_>, looked_for: bool) -> Read {
+    let object = row.object(name)?;
+    let pictures = row.pictures();
+    let leads_out = |picture: &PictureOfRow| match picture {
+        PictureOfRow::Path(path) => !is_own_file(path),
+        PictureOfRow::Bytes(_) => false,
+    };
+    if looked_for && pictures.iter().any(leads_out) {
+        let problem = "its image is not a path below the file's folder";
+        let remedy = "put file and pictures under one folder and write relative paths";
+        return Err((Reason::RefusedEntry, Error::content(name, problem, remedy)));
+    }
+    let is_conversation = object.contains_key("conversations") || object.contains_key("messages");
+    let may_be_text = is_conversation && !records::has_placeholder(&object);
+    if looked_for && pictures.is_empty() && !may_be_text {
+        let error = Error::content(name, "it has no picture", "add one, or leave the row out");
+        return Err((Reason::NoPicture, error));
+    }
+    let words = records::words_of_object(name, &object)?;
+    let words = if looked_for {
+        words.for_pictures(name, pictures.len())?
+    } else {
+        words
+    };
+    Ok((pictures, words))
+}
+
+/// Opens a file and checks the words of every row.
+pub(crate) fn open(path: &Path, skips: &SkipLog) -> Result<Parquet> {
+    let name = path.display().to_string();
+    // What is no regular file is refused before it is mapped.
+    InputFile::open(path)?;
+    let bytes = Bytes::from_owner(MappedFile::open(path)?);
+    let opened = guarded(&name, || {
+        SerializedFileReader::new(bytes).map_err(|e| broken(&name, e))
+    });
+    let file = opened.map_err(|(_, error)| error)?;
+    let metadata = file.metadata();
+    let mut total = 0i64;
+    let mut before = Vec::new();
+    for group in metadata.row_groups() {
+        before.push(total);
+        let rows = group.num_rows();
+        total = total.saturating_add(rows);
+        if rows < 0 || total > MAX_ROWS {
+            let (_, error) = broken(&name, format!("it claims more than {MAX_ROWS} rows"));
+            return Err(error);
+        }
+    }
+    let groups = before.len();
+    let schema = metadata.file_metadata().schema_descr();
+    let columns = Columns::of(&name, leaves(schema.root_schema()))?;
+    let mut parquet = Parquet {
+        name,
+        file,
+        columns,
+        before,
+        folder: path.parent().map(Path::to_owned).unwrap_or_default(),
+        rows: Vec::new(),
+    };
+    for group in 0..groups {
+        parquet.consider(group, skips)?;
+    }
+    Ok(parquet)
+}

@@ -1,0 +1,273 @@
+//! A user's picture as a sample shows it: whole or a window of it, decoded now or kept from an earlier draw.
+//!
+//! Decoding and scaling a photograph takes far longer than laying out its numbers, so what they made is kept between epochs,
+//! up to a limit. Every pair comes once an epoch, in an order that is new each time: one that is kept is worth as much as
+//! any other, so nothing is ever replaced. What is kept is what would be made anew, bit for bit.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::frame::{Frame, Tint};
+use super::picture::Picture;
+use super::pixels::{Fit, Pixels};
+use super::resample::Filter;
+use super::tiles::tiles_of;
+use keel_base::error::Result;
+use keel_base::random::Stream;
+
+/// What was made of a picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Preparation {
+    /// The picture itself.
+    Decoded,
+    /// The square of a tower's processor.
+    Square { side: u32, fit: Fit, filter: Filter },
+    /// The tiles of a grid.
+    Tiles {
+        side: u32,
+        filter: Filter,
+        grid: [u32; 2],
+    },
+}
+
+#[derive(Default)]
+struct Kept {
+    bytes: u64,
+    prepared: HashMap<(usize, Preparation), Vec<Arc<Picture>>>,
+    sizes: HashMap<usize, [u32; 2]>,
+}
+
+/// Pictures of a user's pairs, kept in memory up to a number of bytes of pixels.
+pub struct KeptPictures {
+    most: u64,
+    kept: Mutex<Kept>,
+}
+
+impl KeptPictures {
+    /// Room for `most` bytes of pixels.
+    pub fn new(most: u64) -> KeptPictures {
+        KeptPictures {
+            most,
+            kept: Mutex::default(),
+        }
+    }
+
+    /// Bytes of the pixels that are kept.
+    pub fn bytes(&self) -> u64 {
+        self.lock().bytes
+    }
+
+    /// Every change is complete before anything can panic.
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, item: usize, preparation: Preparation) -> Option<Vec<Arc<Picture>>> {
+        self.lock().prepared.get(&(item, preparation)).cloned()
+    }
+
+    /// Keeps a form of the pair `item`, whose picture has `size`, where there is room.
+    fn put(
+        &self,
+        item: usize,
+        size: [u32; 2],
+        preparation: Preparation,
+        pictures: &[Arc<Picture>],
+    ) {
+        let bytes: u64 = pictures.iter().map(|p| p.rgba.len() as u64).sum();
+        let mut kept = self.lock();
+        if kept.bytes + bytes > self.most || kept.prepared.contains_key(&(item, preparation)) {
+            return;
+        }
+        kept.bytes += bytes;
+        kept.prepared.insert((item, preparation), pictures.to_vec());
+        kept.sizes.insert(item, size);
+    }
+}
+
+/// Where the picture of a sample can be read again.
+pub trait ImageSource: Send + Sync {
+    /// Reads and decodes the picture of the sample `item`; the same one every time.
+    ///
+    /// # Errors
+    /// [`Error::Io`](keel_base::error::Error::Io) or [`Error::Content`](keel_base::error::Error::Content) naming the sample when its
+    /// picture is no longer there or can no longer be read.
+    fn image(&self, item: usize) -> Result<Picture>;
+}
+
+/// Where a sample's picture can be had again, and what is kept of it.
+#[derive(Clone)]
+pub struct ImageOrigin {
+    /// What is kept of all.
+    pub kept: Arc<KeptPictures>,
+    /// Where the picture is read.
+    pub source: Arc<dyn ImageSource>,
+    /// The sample there.
+    pub item: usize,
+}
+
+/// A user's picture and the part of it that is shown.
+#[derive(Clone)]
+pub struct ImageView {
+    /// Width and height of the whole picture in pixels.
+    pub size: [u32; 2],
+    /// Left, top and side of a square of it, in its pixels; all that the tower's processor shows where there is none.
+    pub window: Option<[u32; 3]>,
+    /// Colour change.
+    pub tint: Tint,
+    /// One of these two is there.
+    decoded: Option<Arc<Picture>>,
+    origin: Option<ImageOrigin>,
+}
+
+impl fmt::Debug for ImageView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageView")
+            .field("size", &self.size)
+            .field("window", &self.window)
+            .field("tint", &self.tint)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ImageView {
+    /// As the tower's processor shows it.
+    pub fn whole(picture: Arc<Picture>) -> ImageView {
+        ImageView {
+            size: [picture.width, picture.height],
+            window: None,
+            tint: Tint::NONE,
+            decoded: Some(picture),
+            origin: None,
+        }
+    }
+
+    /// The picture of `origin`, where something of it is kept, as the tower's processor shows it.
+    pub fn kept(origin: &ImageOrigin) -> Option<ImageView> {
+        let size = origin.kept.lock().sizes.get(&origin.item).copied()?;
+        Some(ImageView {
+            size,
+            window: None,
+            tint: Tint::NONE,
+            decoded: None,
+            origin: Some(origin.clone()),
+        })
+    }
+
+    /// The same, with what is made of it kept for the next draw.
+    #[must_use]
+    pub fn keeping(mut self, origin: ImageOrigin) -> ImageView {
+        self.origin = Some(origin);
+        self
+    }
+
+    /// What `make` makes of the picture, or what it made before.
+    fn prepared(
+        &self,
+        preparation: Preparation,
+        make: impl FnOnce(&Arc<Picture>) -> Vec<Arc<Picture>>,
+    ) -> Result<Vec<Arc<Picture>>> {
+        if let Some(kept) = self.find(preparation) {
+            return Ok(kept);
+        }
+        let made = make(&self.decoded()?);
+        if let Some(origin) = &self.origin {
+            origin.kept.put(origin.item, self.size, preparation, &made);
+        }
+        Ok(made)
+    }
+
+    fn find(&self, preparation: Preparation) -> Option<Vec<Arc<Picture>>> {
+        let origin = self.origin.as_ref()?;
+        origin.kept.find(origin.item, preparation)
+    }
+
+    /// The picture itself, decoded once more where only other forms of it are kept.
+    fn decoded(&self) -> Result<Arc<Picture>> {
+        if let Some(picture) = &self.decoded {
+            return Ok(picture.clone());
+        }
+        if let Some(kept) = self.find(Preparation::Decoded) {
+            return Ok(kept[0].clone());
+        }
+        let origin = self.origin.as_ref();
+        let origin = origin.expect("a picture is decoded or has an origin");
+        origin.source.image(origin.item).map(Arc::new)
+    }
+
+    /// All of the picture, in the same colours.
+    #[must_use]
+    pub fn unwindowed(&self) -> ImageView {
+        ImageView {
+            window: None,
+            ..self.clone()
+        }
+    }
+
+    /// A square of 80–100 % of the shorter side, anywhere inside, with the colours slightly changed.
+    #[must_use]
+    pub fn varied(mut self, tint: Tint, look: &mut Stream) -> ImageView {
+        let shorter = self.size[0].min(self.size[1]);
+        let side = (shorter as f32 * look.between(0.8, 1.0)).round().max(1.0) as u32;
+        let corner = self
+            .size
+            .map(|edge| look.below((edge - side) as usize + 1) as u32);
+        self.window = Some([corner[0], corner[1], side]);
+        self.tint = tint;
+        self
+    }
+
+    /// What is shown as a square of `side` pixels.
+    ///
+    /// # Errors
+    /// As [`ImageSource::image`], where the picture is no longer what it was when something of it was kept.
+    pub fn square(&self, pixels: &Pixels, side: u32) -> Result<Arc<Picture>> {
+        let preparation = match self.window {
+            None => Preparation::Square {
+                side,
+                fit: pixels.fit,
+                filter: pixels.filter,
+            },
+            // Windows are drawn anew each time; the picture that they are cut from is the same.
+            Some(_) => Preparation::Decoded,
+        };
+        let made = self.prepared(preparation, |picture| match self.window {
+            None => vec![Arc::new(pixels.prepared(picture, side))],
+            Some(_) => vec![picture.clone()],
+        })?;
+        Ok(match self.window {
+            None => made[0].clone(),
+            Some(window) => Arc::new(pixels.prepared_part(&made[0], window, side)),
+        })
+    }
+
+    /// Draws [`ImageView::square`] as planes `[3, side, side]` of numbers from −1 to 1.
+    ///
+    /// # Errors
+    /// As [`ImageView::square`].
+    pub fn draw(&self, (side, pixels): (usize, &Pixels), out: &mut [f32]) -> Result<()> {
+        let square = self.square(pixels, side as u32)?;
+        Frame::of(&square).write_normalised(self.tint, out);
+        Ok(())
+    }
+
+    /// The tiles of a grid of the whole picture, each of `side` pixels; none where it leaves the picture whole.
+    ///
+    /// # Errors
+    /// As [`ImageView::square`].
+    pub fn tiles(&self, pixels: &Pixels, grid: [u32; 2], side: u32) -> Result<Vec<Arc<Picture>>> {
+        if tiles_of(grid) == 0 {
+            return Ok(Vec::new());
+        }
+        let preparation = Preparation::Tiles {
+            side,
+            filter: pixels.filter,
+            grid,
+        };
+        self.prepared(preparation, |picture| {
+            let tiles = pixels.tiles(picture, grid, side).into_iter();
+            tiles.map(Arc::new).collect()
+        })
+    }
+}

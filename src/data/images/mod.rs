@@ -1,0 +1,13 @@
+//! Pictures: decoded without trusting them, scaled as published processors do, cut, varied, spoilt for tests, and turned
+//! into a tower's numbers.
+
+pub mod augment;
+pub(crate) mod catch_decoder_panic;
+pub mod corruption;
+pub mod frame;
+pub mod image_view;
+pub mod picture;
+pub mod pixels;
+pub mod prepare;
+pub mod resample;
+pub mod tiles;

@@ -1,0 +1,219 @@
+//! Matches pictures and texts in one space, in the same way after every stage.
+//!
+//! Stages differ in which heads they train, and heads grow stale when what feeds them moves on. So pooled features of
+//! both sides are brought together by a linear map that is fitted on trained pairs each time.
+
+use super::context::{BATCH, EvalContext, load_forward};
+use super::linear_map::LinearMap;
+use keel_base::error::Result;
+use keel_data::batch::{BatchShape, TextBatch};
+use keel_data::batches::{batch_of, batches};
+use keel_data::chat::ChatTokenizer;
+use keel_data::eval_set::EvalSet;
+use keel_data::sample::Sample;
+use keel_engine::executor::Session;
+use keel_model::{BatchInputs, ContrastivePair, ModelInput, record_contrastive_features, unfed};
+
+/// Pictures that the map is fitted on for each picture of a set.
+const FITTED: usize = 16;
+
+/// Penalty of the fitted map, relative to the features' variance.
+const RIDGE: f64 = 0.03;
+
+/// See the module's documentation.
+pub(super) struct AlignedRetriever<'a> {
+    words: &'a ChatTokenizer,
+    shape: BatchShape,
+    images: Box<dyn Session>,
+    texts: Box<dyn Session>,
+    map: LinearMap,
+}
+
+impl<'a> AlignedRetriever<'a> {
+    /// Loads the feature programs of `pair` and fits the map on the pictures of `fitted`: all of them, but for sets of few
+    /// `pictures` at most [`FITTED`] for each.
+    ///
+    /// # Errors
+    /// Whatever recording, loading or the data report.
+    pub fn new(
+        context: EvalContext<'a>,
+        fitted: &dyn EvalSet,
+        shape: BatchShape,
+        pair: ContrastivePair,
+        pictures: usize,
+    ) -> Result<AlignedRetriever<'a>> {
+        let mut images = load(context, &shape, pair, true)?;
+        let mut texts = load(context, &shape, pair, false)?;
+        let samples = fitted.captioned(FITTED.saturating_mul(pictures));
+        let count = samples.len();
+        let captions: Vec<String> = samples
+            .iter()
+            .map(|sample| sample.caption.clone())
+            .collect();
+        let words = context.words;
+        let pictures = Pictures {
+            samples: &samples,
+            change: None,
+        };
+        let x = image_features(images.as_mut(), &pictures, words, &shape, POOLED)?;
+        let y = text_features(texts.as_mut(), &captions, words, &shape, POOLED)?;
+        let map = LinearMap::fit(&x, x.len() / count, &y, y.len() / count, RIDGE);
+        Ok(AlignedRetriever {
+            words,
+            shape,
+            images,
+            texts,
+            map,
+        })
+    }
+
+    /// Mapped features of pictures [N, width], of unit length.
+    ///
+    /// # Errors
+    /// Whatever the data or the session report.
+    pub fn images(&mut self, samples: &[Sample]) -> Result<Vec<f32>> {
+        let x = self.pooled(samples, None)?;
+        Ok(self.map.map(&x))
+    }
+
+    /// Pooled features of pictures [N, width] before the map, each picture [3, S, S] changed by `change` first,
+    /// where there is one.
+    ///
+    /// # Errors
+    /// Whatever the data or the session report.
+    pub fn pooled(&mut self, samples: &[Sample], change: Option<Change<'_>>) -> Result<Vec<f32>> {
+        let pictures = Pictures { samples, change };
+        let images = self.images.as_mut();
+        image_features(images, &pictures, self.words, &self.shape, POOLED)
+    }
+
+    /// Pooled features [N, width] mapped, of unit length.
+    pub fn map(&self, pooled: &[f32]) -> Vec<f32> {
+        self.map.map(pooled)
+    }
+
+    /// Features of texts, the mean over each run of `each` texts, of unit length: [N / each, width].
+    ///
+    /// # Errors
+    /// When a text is too long; whatever the session reports.
+    pub fn texts(&mut self, texts: &[String], each: usize) -> Result<Vec<f32>> {
+        let y = text_features(self.texts.as_mut(), texts, self.words, &self.shape, POOLED)?;
+        let width = y.len() / texts.len().max(1);
+        let means: Vec<f32> = y
+            .chunks(each * width)
+            .flat_map(|run| {
+                (0..width)
+                    .map(|column| run.iter().skip(column).step_by(width).sum::<f32>() / each as f32)
+            })
+            .collect();
+        Ok(self.map.centre(&means))
+    }
+
+    /// The program that turns pictures into features.
+    pub fn image_session(&mut self) -> &mut dyn Session {
+        self.images.as_mut()
+    }
+}
+
+fn load(
+    context: EvalContext<'_>,
+    shape: &BatchShape,
+    pair: ContrastivePair,
+    images: bool,
+) -> Result<Box<dyn Session>> {
+    load_forward(context, Vec::new(), |tape| {
+        record_contrastive_features(tape, context.config, shape, pair, images)
+    })
+}
+
+/// Changes a picture [3, S, S] of numbers from −1 to 1.
+pub type Change<'a> = &'a dyn Fn(&mut [f32]);
+
+/// The kind of feature before any projection.
+const POOLED: &str = "pooled";
+
+/// Features of pictures and of their captions by the model's own projections, of unit length, both [N, E].
+///
+/// # Errors
+/// Whatever recording, loading or the data report.
+pub(super) fn projected_features(
+    context: EvalContext<'_>,
+    samples: &[Sample],
+    shape: &BatchShape,
+    pair: ContrastivePair,
+) -> Result<(Vec<f32>, Vec<f32>)> {
+    let captions: Vec<String> = samples.iter().map(|s| s.caption.clone()).collect();
+    let mut images = load(context, shape, pair, true)?;
+    let pictures = Pictures {
+        samples,
+        change: None,
+    };
+    let images = image_features(images.as_mut(), &pictures, context.words, shape, "feature")?;
+    let mut texts = load(context, shape, pair, false)?;
+    let texts = text_features(texts.as_mut(), &captions, context.words, shape, "feature")?;
+    Ok((images, texts))
+}
+
+/// Samples whose pictures are drawn, and perhaps changed then.
+struct Pictures<'a> {
+    samples: &'a [Sample],
+    change: Option<Change<'a>>,
+}
+
+/// Features of pictures [N, width].
+fn image_features(
+    session: &mut dyn Session,
+    pictures: &Pictures<'_>,
+    words: &ChatTokenizer,
+    shape: &BatchShape,
+    kind: &str,
+) -> Result<Vec<f32>> {
+    let inputs = BatchInputs::of(session.program(), &[])?;
+    let mut features = Vec::new();
+    for index in 0..batches(pictures.samples.len(), shape) {
+        let (mut batch, count) = batch_of(pictures.samples, index, shape, words)?;
+        if let Some(change) = pictures.change {
+            let picture = 3 * shape.image_size * shape.image_size;
+            for picture in batch.images.chunks_exact_mut(picture) {
+                shape.pixels.undo(picture);
+                change(picture);
+                shape.pixels.apply(picture);
+            }
+        }
+        inputs.write(session, &batch)?;
+        session.run()?;
+        let values = session.read_f32(&format!("image.{kind}"))?;
+        features.extend(&values[..count * (values.len() / BATCH)]);
+    }
+    Ok(features)
+}
+
+/// Features of texts [N, width].
+fn text_features(
+    session: &mut dyn Session,
+    texts: &[String],
+    words: &ChatTokenizer,
+    shape: &BatchShape,
+    kind: &str,
+) -> Result<Vec<f32>> {
+    let inputs = ModelInput::of(session.program(), &[])?;
+    let mut features = Vec::new();
+    for part in texts.chunks(BATCH) {
+        let filled: Vec<String> = part.iter().cycle().take(BATCH).cloned().collect();
+        let batch = TextBatch::of(&filled, shape.caption_tokens, words)?;
+        for input in &inputs {
+            let name = input.name();
+            match input {
+                ModelInput::CaptionTokens => session.write_i32(name, &batch.tokens)?,
+                // The text tower reads where a caption ends, the language model how much each token counts.
+                ModelInput::CaptionEnd => session.write_i32(name, &batch.end)?,
+                ModelInput::CaptionWeights => session.write_f32(name, &batch.weights)?,
+                _ => return Err(unfed(name)),
+            }
+        }
+        session.run()?;
+        let values = session.read_f32(&format!("text.{kind}"))?;
+        features.extend(&values[..part.len() * (values.len() / BATCH)]);
+    }
+    Ok(features)
+}
