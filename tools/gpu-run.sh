@@ -91,7 +91,7 @@ part cases "$bin/verify" --quiet "$cases"
 if [ "$device" = cuda ] && command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck initcheck synccheck; do
         part "$tool" compute-sanitizer --tool "$tool" --error-exitcode 3 --target-processes all \
-            "$bin/keel" kernels --time --device cuda --shapes tiny --repeats 1
+            "$bin/kernel-report" --time --device cuda --shapes tiny --repeats 1
     done
 else
     row '"kind":"sanitizer","status":"left out: no compute-sanitizer, or no GPU"'
@@ -100,7 +100,7 @@ fi
 [ "$device" = cuda ] && clocks before
 for precision in bf16 f32; do
     [ "$device" = cpu ] && [ $precision = bf16 ] && continue
-    part "time-$precision" "$bin/keel" kernels --time --json --device "$device" --precision $precision \
+    part "time-$precision" "$bin/kernel-report" --time --json --device "$device" --precision $precision \
         --shapes $shapes --repeats $repeats && rows_of "time-$precision"
 done
 [ "$device" = cuda ] && clocks after

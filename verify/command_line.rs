@@ -41,8 +41,8 @@ fn a_near_miss_comes_first_and_what_there_is_on_the_next_line() {
         "  expected one of warm-start-vision, ",
     );
     lines(
-        keel(path, &["data", "show", "--task", "scens"]),
-        "--task: found scens (did you mean scenes?)",
+        keel(path, &["data", "show", "--task", "factz"]),
+        "--task: found factz (did you mean facts?)",
         "  expected one of short_captions, ",
     );
     lines(

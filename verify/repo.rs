@@ -39,7 +39,7 @@ const PROVEN_ELSEWHERE: [(&str, &str); 2] = [("grad_norm", "adamw"), ("splice", 
 #[test]
 fn every_op_has_a_file_of_cases() {
     let cases = root().join("verify/ops");
-    for entry in fs::read_dir(root().join("src/ops")).unwrap() {
+    for entry in fs::read_dir(root().join("src/engine/ops")).unwrap() {
         let path = entry.unwrap().path();
         let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
         if SHARED.contains(&stem.as_str()) {
@@ -51,14 +51,14 @@ fn every_op_has_a_file_of_cases() {
             .map_or(&*stem, |(_, by)| by);
         assert!(
             cases.join(format!("{proven}.rs")).exists() || cases.join(proven).is_dir(),
-            "src/ops/{stem} has no verify/ops/{proven}.rs"
+            "src/engine/ops/{stem} has no verify/ops/{proven}.rs"
         );
     }
 }
 
 #[test]
 fn every_op_has_a_file_of_kernels() {
-    for entry in fs::read_dir(root().join("src/ops")).unwrap() {
+    for entry in fs::read_dir(root().join("src/engine/ops")).unwrap() {
         let path = entry.unwrap().path();
         let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
         if SHARED.contains(&stem.as_str()) {
@@ -68,7 +68,7 @@ fn every_op_has_a_file_of_kernels() {
         let text = fs::read_to_string(&source).unwrap_or_default();
         assert!(
             text.contains("KERNEL("),
-            "src/ops/{stem} has no kernel in {}",
+            "src/engine/ops/{stem} has no kernel in {}",
             source.display()
         );
     }

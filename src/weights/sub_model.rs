@@ -17,8 +17,8 @@ use keel_base::error::{Error, Result};
 use keel_engine::tape::{ParameterLayout, Tape};
 use keel_engine::tensor::TensorType;
 use keel_model::{
-    Alignment, LanguageConfig, ModelConfig, VisionConfig, VisionHead, connector, embed_tokens,
-    language_head, language_trunk, vision_tower,
+    Alignment, LanguageConfig, ModelConfig, ModelInput, VisionConfig, VisionHead, connector,
+    embed_tokens, language_head, language_trunk, vision_tower,
 };
 
 /// The settings of a sub-model.
@@ -291,7 +291,7 @@ impl SubModel {
         let regularisers = settings.finish()?;
         config.validate()?;
         let mut tape = Tape::declaring();
-        let tokens = tape.input("tokens", TensorType::i32([1, 1]));
+        let tokens = tape.input(ModelInput::Tokens, TensorType::i32([1, 1]));
         let x = embed_tokens(&mut tape, &config, tokens)?;
         language_trunk(&mut tape, &config, x, None, "language")?;
         language_head(&mut tape, &config)?;
@@ -331,7 +331,10 @@ impl SubModel {
         config.validate()?;
         let mut tape = Tape::declaring();
         let tokens = vision.patches() + usize::from(vision.class_token);
-        let features = tape.input("features", TensorType::f32([1, tokens, vision.width]));
+        let features = tape.input(
+            ModelInput::Features,
+            TensorType::f32([1, tokens, vision.width]),
+        );
         connector(&mut tape, &config, features)?;
         let resolver = TensorResolver {
             folder,
@@ -420,7 +423,7 @@ impl SubModel {
 fn vision_layout(config: &VisionConfig) -> Result<Arc<ParameterLayout>> {
     let mut tape = Tape::declaring();
     let side = config.image_size;
-    let images = tape.input("images", TensorType::f32([1, 3, side, side]));
+    let images = tape.input(ModelInput::Images, TensorType::f32([1, 3, side, side]));
     vision_tower(&mut tape, config, images)?;
     Ok(Arc::new(ParameterLayout::new(&tape.specs())))
 }

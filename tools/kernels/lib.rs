@@ -6,12 +6,14 @@
 
 mod budget;
 mod chips;
+pub mod command;
 mod examples;
 mod ptxas;
 mod roofline;
-pub use keel_build::sass;
 mod text;
 mod timing;
+
+pub use keel_build::sass;
 
 pub use budget::{Agreed, Budget};
 pub use chips::{CHIPS, Chip, Occupancy};
@@ -185,4 +187,3 @@ pub fn catalogue() -> Catalogue {
         remarks,
     }
 }
-pub use text::{kernel_json, kernel_markdown, kernel_text, outcome_json, outcome_text};

@@ -21,6 +21,10 @@ pub fn run(arguments: &[String]) -> Result<(), String> {
             "verify",
             &["test", "--release", "--no-run", "--test", "verify"],
         ),
+        (
+            "kernel-report",
+            &["build", "--release", "--example", "kernel-report"],
+        ),
         ("kernels", &["bench", "--no-run", "--bench", "kernels"]),
         ("steps", &["bench", "--no-run", "--bench", "steps"]),
     ];

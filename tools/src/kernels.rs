@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// Builds the program with the images and lets it compare them with what was agreed.
+/// Builds the report with the images and lets it compare them with what was agreed.
 pub fn run(arguments: &[String]) -> Result<(), String> {
     let write = match arguments {
         [] => false,
@@ -28,7 +28,7 @@ pub fn run(arguments: &[String]) -> Result<(), String> {
     let page: PathBuf = root.join("docs/reference/kernels.md");
     let output = keel(&root, &["--markdown"])?;
     if !output.status.success() {
-        return Err("keel kernels --markdown failed".to_owned());
+        return Err("kernel-report --markdown failed".to_owned());
     }
     if write {
         return std::fs::write(&page, &output.stdout)
@@ -43,10 +43,10 @@ pub fn run(arguments: &[String]) -> Result<(), String> {
     }
 }
 
-/// `keel kernels` with `options`; without images it does not build.
+/// The report with `options`; without images it does not build.
 fn keel(root: &Path, options: &[&str]) -> Result<Output, String> {
     Command::new(std::env::var("CARGO").unwrap_or("cargo".into()))
-        .args(["run", "--quiet", "--", "kernels"])
+        .args(["run", "--quiet", "--example", "kernel-report", "--"])
         .args(options)
         .current_dir(root)
         .env("KEEL_CUDA", "require")

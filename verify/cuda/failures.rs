@@ -75,7 +75,7 @@ fn failures_of_the_device_are_reported_with_names_and_values() {
             "memory=1024",
             "0",
             &[
-                "memory of the step",
+                "memory of activations",
                 "bytes are refused by the Emulated GPU 0, of whose 1024 bytes 512 are free",
             ],
         ),

@@ -146,6 +146,9 @@ fn programs_give_the_bits_of_the_emulator_through_graphs_and_without() {
                 want == train_ahead(&cuda, &layout, program.clone()),
                 "{precision}: written ahead"
             );
+            for warning in cuda.take_warnings() {
+                eprintln!("{warning}");
+            }
         }
         return;
     }

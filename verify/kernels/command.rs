@@ -1,42 +1,62 @@
-//! `keel kernels` as a user runs it.
+//! `keel kernels` as a user runs it, and the report as those who maintain the kernels do.
 
 use std::fs;
 
+use keel::error::Result;
 use keel::executor::kernel_table::{IMAGES, KERNELS};
-use keel::executor::simt::Emulator;
-use keel_kernel_report::{Budget, catalogue};
+use keel_kernel_report::{Budget, catalogue, command};
 
 use crate::command::keel;
 
-#[test]
-fn the_table_names_every_kernel_and_what_the_build_left_out() {
-    let folder = tempfile::tempdir().unwrap();
-    let answer = keel(folder.path(), &["kernels", "--shapes", "small"]);
-    if Emulator::new().is_err() {
-        answer.refused(&["without a C++ compiler", "install g++"]);
-        return;
+/// What the report prints, or refuses.
+fn report(arguments: &[&str]) -> Result<String> {
+    let mut out = Vec::new();
+    let arguments = [&["kernel-report"], arguments].concat();
+    command::run(arguments, &mut out)?;
+    Ok(String::from_utf8(out).expect("a report is text"))
+}
+
+fn refused(arguments: &[&str], words: &[&str]) {
+    let text = report(arguments).expect_err("a refusal").to_string();
+    for word in words {
+        assert!(text.contains(word), "no {word:?} in: {text}");
     }
-    let first = &KERNELS[0];
-    let answer = answer.fine();
+}
+
+#[test]
+fn the_program_names_every_kernel_and_shows_the_header_of_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let answer = keel(folder.path(), &["kernels"]).fine();
     for kernel in KERNELS {
         assert!(answer.stdout.contains(kernel.name), "{}", kernel.name);
     }
-    assert!(answer.stdout.contains("Least time by roofline"));
-    let says_what_is_missing = answer.stdout.contains("without nvcc");
+    let says_what_is_missing = answer.stdout.contains("cargo tool nvcc");
     assert_eq!(says_what_is_missing, IMAGES.is_empty());
-    let one = keel(folder.path(), &["kernels", first.name]).fine();
+    let one = keel(folder.path(), &["kernels", KERNELS[0].name]).fine();
     assert!(one.stdout.contains("Math"), "its header is shown: {one:?}");
     keel(folder.path(), &["kernels", "layer_morn"]).refused(&["layer_morn", "such as"]);
 }
 
 #[test]
-fn the_json_holds_every_kernel_and_example() {
-    let folder = tempfile::tempdir().unwrap();
-    if Emulator::new().is_err() {
-        return;
+fn the_report_names_every_kernel_and_what_the_build_left_out() {
+    let text = report(&["--shapes", "small"]).unwrap();
+    for kernel in KERNELS {
+        assert!(text.contains(kernel.name), "{}", kernel.name);
     }
-    let answer = keel(folder.path(), &["kernels", "--json", "--precision", "f32"]).fine();
-    let report: serde_json::Value = serde_json::from_str(&answer.stdout).unwrap();
+    assert!(text.contains("Least time by roofline"));
+    assert_eq!(text.contains("without nvcc"), IMAGES.is_empty());
+    let one = report(&[KERNELS[0].name]).unwrap();
+    assert!(one.contains("Math"), "its header is shown: {one}");
+    assert!(report(&["--help"]).unwrap().contains("--budget"));
+    refused(&["layer_morn"], &["layer_morn", "such as"]);
+    refused(&["--shapes", "smal"], &["did you mean small?"]);
+    refused(&["--bugdet"], &["kernel-report --help", "--bugdet"]);
+}
+
+#[test]
+fn the_json_holds_every_kernel_and_example() {
+    let text = report(&["--json", "--precision", "f32"]).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
     let names: Vec<&str> = report["kernels"]
         .as_array()
         .unwrap()
@@ -57,29 +77,24 @@ fn the_json_holds_every_kernel_and_example() {
 #[test]
 fn the_budget_is_written_kept_to_and_broken() {
     let folder = tempfile::tempdir().unwrap();
-    let budget = folder.path().join("budget.toml");
+    let path = folder.path().join("budget.toml");
+    let budget = path.to_str().expect("a plain path");
     if !catalogue().has_mixes {
-        if Emulator::new().is_ok() {
-            keel(folder.path(), &["kernels", "--budget", "budget.toml"])
-                .refused(&["cargo tool nvcc"]);
-        }
+        refused(&["--budget", budget], &["cargo tool nvcc"]);
         return;
     }
-    keel(folder.path(), &["kernels", "--budget", "budget.toml"]).refused(&["budget.toml", "read"]);
-    keel(
-        folder.path(),
-        &["kernels", "--budget", "budget.toml", "--write"],
-    )
-    .fine();
-    let text = fs::read_to_string(&budget).unwrap();
+    refused(&["--budget", budget], &["budget.toml", "read"]);
+    report(&["--budget", budget, "--write"]).unwrap();
+    assert!(report(&["--budget", budget]).unwrap().contains("keep to"));
+    let text = fs::read_to_string(&path).unwrap();
     let mut agreed = Budget::read("budget.toml", &text).unwrap();
     let first = agreed.0.values_mut().next().unwrap();
     *first.registers.values_mut().next().unwrap() -= 1;
-    fs::write(&budget, agreed.write()).unwrap();
-    let answer = keel(folder.path(), &["kernels", "--budget", "budget.toml"]);
-    assert!(
-        answer.stdout.contains("registers were agreed"),
-        "{answer:?}"
-    );
-    answer.refused(&["budget.toml", "the kernels break it"]);
+    fs::write(&path, agreed.write()).unwrap();
+    let mut out = Vec::new();
+    let broken = command::run(["kernel-report", "--budget", budget], &mut out);
+    let text = broken.expect_err("a broken budget").to_string();
+    assert!(text.contains("the kernels break it"), "{text}");
+    let told = String::from_utf8(out).unwrap();
+    assert!(told.contains("registers were agreed"), "{told}");
 }

@@ -26,7 +26,11 @@ fn the_gpu_script_runs_every_part_on_the_emulator() {
     std::fs::create_dir(&bin).unwrap();
     let own = std::env::current_exe().unwrap();
     std::os::unix::fs::symlink(own, bin.join("verify")).unwrap();
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_keel"), bin.join("keel")).unwrap();
+    let keel = Path::new(env!("CARGO_BIN_EXE_keel"));
+    std::os::unix::fs::symlink(keel, bin.join("keel")).unwrap();
+    // `cargo test` builds examples beside the program.
+    let report = keel.with_file_name("examples").join("kernel-report");
+    std::os::unix::fs::symlink(report, bin.join("kernel-report")).unwrap();
     let out = folder.path().join("results");
     let output = run(&[
         "--device",

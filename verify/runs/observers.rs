@@ -125,7 +125,7 @@ fn a_runs_own_files_hold_what_every_observer_heard() {
 fn the_terminal_says_what_the_log_says() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("one.toml"), tiny_recipe(&["warm-up"])).unwrap();
-    let args = "train --recipe one.toml --out run --max-steps 2 --evaluation-pictures 4";
+    let args = "train --recipe one.toml --out run --max-steps 2 --evaluation-images 4";
     let args: Vec<&str> = args.split(' ').collect();
     let answer = keel(folder.path(), &args).fine();
     let log = fs::read_to_string(folder.path().join("run/log.txt")).unwrap();

@@ -27,8 +27,8 @@ const PRESETS: [(&str, &str); 2] = [
     ("model.language", "LANGUAGE_PRESETS"),
 ];
 
-/// Tables of weights by name, and the enum that has the names.
-const NAMES: [(&str, &str); 1] = [("stage.data", "TaskKind")];
+/// Tables of weights by name, and the type whose constants have the names.
+const NAMES: [(&str, &str); 1] = [("stage.data", "Task")];
 
 /// The page so far.
 struct Page<'a> {

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use syn::{
     Attribute, Expr, ExprLit, Fields, File, GenericArgument, ImplItem, Item, ItemEnum, ItemStruct,
-    Lit, Meta, PathArguments, Stmt, Type,
+    Lit, Member, Meta, PathArguments, Stmt, Type,
 };
 
 /// What a doc comment says of a key, its list items apart.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Doc {
     /// The text, paragraphs joined.
     pub text: String,
@@ -55,6 +55,7 @@ pub struct Key {
 }
 
 /// One of the values of a choice.
+#[derive(Clone)]
 pub struct Choice {
     pub name: String,
     /// Whether it takes a number: `{ name = 1 }`.
@@ -70,6 +71,8 @@ pub type OldName = [String; 3];
 pub struct Schema {
     structs: BTreeMap<String, (ItemStruct, usize)>,
     enums: BTreeMap<String, ItemEnum>,
+    /// What types with named constants are for, and those constants by their number: tasks, which rooms declare for themselves.
+    named: BTreeMap<String, (Doc, BTreeMap<u64, Choice>)>,
     /// Types that several files define: a key of one cannot be told.
     ambiguous: Vec<String>,
     /// The elements of constant lists, with their doc comments.
@@ -91,7 +94,7 @@ impl Schema {
     /// When it is no Rust.
     pub fn add(&mut self, text: &str) -> Result<(), String> {
         // Most files have nothing to say here, and parsing is what this costs.
-        if !["Deserialize", "_PRESETS: &[", "RENAMED_"]
+        if !["Deserialize", "_PRESETS: &[", "RENAMED_", "Task {"]
             .iter()
             .any(|mark| text.contains(mark))
         {
@@ -114,7 +117,12 @@ impl Schema {
                         self.ambiguous.push(name);
                     }
                 }
+                Item::Struct(item) => {
+                    let named = self.named.entry(item.ident.to_string()).or_default();
+                    named.0 = doc(&item.attrs);
+                }
                 Item::Const(item) => {
+                    self.add_named(&item.expr, &item.attrs);
                     if let Expr::Reference(list) = &*item.expr
                         && let Expr::Array(list) = &*list.expr
                     {
@@ -130,6 +138,11 @@ impl Schema {
                     }
                 }
                 Item::Impl(item) => {
+                    for inner in &item.items {
+                        if let ImplItem::Const(inner) = inner {
+                            self.add_named(&inner.expr, &inner.attrs);
+                        }
+                    }
                     let of_default = item
                         .trait_
                         .as_ref()
@@ -215,12 +228,46 @@ impl Schema {
         Ok((doc(&item.attrs), keys))
     }
 
+    /// Takes in a constant such as `Task { number: 0, name: "short_captions", … }`.
+    fn add_named(&mut self, value: &Expr, attrs: &[Attribute]) {
+        let Expr::Struct(value) = value else {
+            return;
+        };
+        let field = |wanted: &str| {
+            let mut fields = value.fields.iter();
+            let found = fields
+                .find(|field| matches!(&field.member, Member::Named(member) if member == wanted));
+            found.map(|field| &field.expr)
+        };
+        let number = match field("number") {
+            Some(Expr::Lit(ExprLit {
+                lit: Lit::Int(number),
+                ..
+            })) => number.base10_parse().ok(),
+            _ => None,
+        };
+        let of = value.path.get_ident().map(ToString::to_string);
+        if let (Some(of), Some(number), Some(name)) = (of, number, field("name").and_then(text)) {
+            let choice = Choice {
+                name,
+                takes_number: false,
+                doc: doc(attrs),
+            };
+            self.named.entry(of).or_default().1.insert(number, choice);
+        }
+    }
+
     /// The values of a choice, and what its own doc comment says.
     ///
     /// # Errors
     /// When there is no such choice, or one of its values is a table of its own.
     pub fn choices(&self, name: &str) -> Result<(Doc, Vec<Choice>), String> {
         self.only(name)?;
+        if let Some((doc, choices)) = self.named.get(name)
+            && !choices.is_empty()
+        {
+            return Ok((doc.clone(), choices.values().cloned().collect()));
+        }
         let item = self
             .enums
             .get(name)
