@@ -1,9 +1,9 @@
-//! Pictures a second from file to the numbers of a tower of 224 pixels: decode, scale along the shorter edge, cut, normalise.
+//! Images a second from file to the numbers of a tower of 224 pixels: decode, scale along the shorter edge, cut, normalise.
 //!
 //!     cargo bench --bench data                                  Keel on PNG files that it makes
 //!     cargo bench --bench data -- --against-python PYTHON       and on JPEG, beside Pillow and torchvision in the same run
 //!
-//! Work of one picture of 640 × 480 after decoding: its middle is scaled from 480 to 224 pixels a side, 9 taps of the cubic an
+//! Work of one image of 640 × 480 after decoding: its middle is scaled from 480 to 224 pixels a side, 9 taps of the cubic an
 //! output value, four channels: 3.9 M multiply-adds along the rows, 1.8 M along the columns.
 
 mod peer;
@@ -15,10 +15,10 @@ use std::time::Instant;
 use keel::data::augment::Augmentation;
 use keel::data::batch::{BatchShape, TokenWeighting};
 use keel::data::chat::ChatTokenizer;
-use keel::data::image_view::KeptPictures;
+use keel::data::image_view::ImageCache;
 use keel::data::mixture::{Mixture, MixtureSettings};
 use keel::data::pairs::{PairLimits, Pairs};
-use keel::data::picture::{Picture, PictureLimits};
+use keel::data::image::{Image, ImageLimits};
 use keel::data::pixels::Pixels;
 use keel::data::source::SampleSettings;
 use keel::data::task::Task;
@@ -28,20 +28,20 @@ use rayon::prelude::*;
 
 /// The tower's square.
 const SIDE: u32 = 224;
-/// Pictures of a folder.
-const PICTURES: usize = 64;
+/// Images of a folder.
+const IMAGES: usize = 64;
 /// Rounds of which the fastest counts; both programs take turns.
 const ROUNDS: usize = 5;
 
 fn main() {
     let mut args = std::env::args().skip_while(|arg| arg != "--against-python");
     let python = args.nth(1);
-    let folder = tempfile::tempdir().expect("a folder for the pictures");
+    let folder = tempfile::tempdir().expect("a folder for the images");
     let kinds: &[&str] = match &python {
         Some(python) => {
             ask_peer(
                 python,
-                &["make", &text(folder.path()), &PICTURES.to_string()],
+                &["make", &text(folder.path()), &IMAGES.to_string()],
             );
             &["jpg", "png"]
         }
@@ -50,7 +50,7 @@ fn main() {
             &["png"]
         }
     };
-    println!("pictures of 640 × 480 to numbers [3, {SIDE}, {SIDE}], a second on one core");
+    println!("images of 640 × 480 to numbers [3, {SIDE}, {SIDE}], a second on one core");
     for kind in kinds {
         let files = files(folder.path(), kind);
         let mut keel = 0.0f64;
@@ -78,7 +78,7 @@ fn main() {
         for (what, tiles) in [("whole", 0), ("in up to 6 tiles and whole", 6)] {
             let [first, second] = epochs(folder.path(), kind, tiles);
             println!(
-                "{kind}: batches of pairs, pictures {what}: {first:.0} in the first epoch, {second:.0} in the next, {:.1} times as many",
+                "{kind}: batches of pairs, images {what}: {first:.0} in the first epoch, {second:.0} in the next, {:.1} times as many",
                 second / first
             );
         }
@@ -109,7 +109,7 @@ fn files(folder: &Path, kind: &str) -> Vec<Vec<u8>> {
     let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     paths.retain(|path| path.extension().is_some_and(|ending| ending == kind));
     paths.sort();
-    assert_eq!(paths.len(), PICTURES);
+    assert_eq!(paths.len(), IMAGES);
     let bytes = paths
         .iter()
         .map(|path| std::fs::read(path).expect("it is there"));
@@ -123,8 +123,8 @@ fn per_second(files: &[Vec<u8>], threads: usize) -> f64 {
     let start = Instant::now();
     let sums: f32 = pool.install(|| {
         let numbers = files.par_iter().map(|file| {
-            let picture = Picture::decode("a picture", file, &PictureLimits::default());
-            let square = pixels.prepared(&picture.expect("it is whole"), SIDE);
+            let image = Image::decode("an image", file, &ImageLimits::default());
+            let square = pixels.prepared(&image.expect("it is whole"), SIDE);
             square.to_chw(pixels.mean, pixels.std)[0]
         });
         numbers.sum()
@@ -133,11 +133,11 @@ fn per_second(files: &[Vec<u8>], threads: usize) -> f64 {
     files.len() as f64 / start.elapsed().as_secs_f64()
 }
 
-/// Pictures a second that become rows of batches, on one thread, in an epoch that decodes and in the next, which finds them
+/// Images a second that become rows of batches, on one thread, in an epoch that decodes and in the next, which finds them
 /// kept.
 fn epochs(folder: &Path, kind: &str, tiles: usize) -> [f64; 2] {
-    let lines = (0..PICTURES).map(|index| {
-        format!("{{\"image\": \"{index:02}.{kind}\", \"caption\": \"picture {index}\"}}\n")
+    let lines = (0..IMAGES).map(|index| {
+        format!("{{\"image\": \"{index:02}.{kind}\", \"caption\": \"image {index}\"}}\n")
     });
     let list = folder.join(format!("{kind}.jsonl"));
     std::fs::write(&list, lines.collect::<String>()).expect("room for a list");
@@ -147,14 +147,14 @@ fn epochs(folder: &Path, kind: &str, tiles: usize) -> [f64; 2] {
         stage: 0,
         weights: vec![(Task::SAMPLES, 1.0)],
         shape: BatchShape {
-            batch: PICTURES / 4,
+            batch: IMAGES / 4,
             image_size: SIDE as usize,
             image_tokens: 16,
             tokens: 256,
             pack: 1,
             tiling: Tiling {
                 most: tiles,
-                slots: tiles * PICTURES / 4,
+                slots: tiles * IMAGES / 4,
             },
             caption_tokens: 32,
             image_id: ChatTokenizer::embedded().image(),
@@ -166,27 +166,27 @@ fn epochs(folder: &Path, kind: &str, tiles: usize) -> [f64; 2] {
     let samples = SampleSettings {
         augmentation: Augmentation::NONE,
         turns: 1,
-        pictures: 1,
+        images: 1,
         share: 1.0,
     };
     let source = UserSamples::new(Arc::new(pairs), &samples);
     let mixture = Mixture::new(vec![Arc::new(source)], settings);
-    let kept = Arc::new(KeptPictures::new(1 << 30));
+    let kept = Arc::new(ImageCache::new(1 << 30));
     let mixture = mixture.expect("there are pairs").keeping(kept);
     let mut epoch = 0;
     [0; 2].map(|_| {
         let start = Instant::now();
         for step in 0..4 {
-            mixture.batch(4 * epoch + step).expect("pictures are whole");
+            mixture.batch(4 * epoch + step).expect("images are whole");
         }
         epoch += 1;
-        PICTURES as f64 / start.elapsed().as_secs_f64()
+        IMAGES as f64 / start.elapsed().as_secs_f64()
     })
 }
 
 /// Broad waves of colour with a little noise, as PNG.
 fn make_pngs(folder: &Path) {
-    for index in 0..PICTURES {
+    for index in 0..IMAGES {
         let mut noise = index as u32 * 2_654_435_761 + 1;
         let mut rgb = Vec::with_capacity(640 * 480 * 3);
         for y in 0..480 {

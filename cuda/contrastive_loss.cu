@@ -1,11 +1,11 @@
-// Contrastive losses between N pictures u and N texts v [N,E]: InfoNCE and sigmoid, in strips of rows of S = e^a·u·vᵀ + b.
+// Contrastive losses between N images u and N texts v [N,E]: InfoNCE and sigmoid, in strips of rows of S = e^a·u·vᵀ + b.
 //
 // Forward makes S once and keeps log-sums of rows and columns (InfoNCE) or one sum (sigmoid). Backward makes each strip of S
 // once more, writes the strip's gradient e^a·G to the workspace, and multiplies it with v for ∂u and, transposed, with u for
 // ∂v, which grows from strip to strip in f32 (linear_weight_gradient of linear.cu). That is four products of 2·N²·E flop in
 // all, and memory for one strip of at most a few thousand rows, never for N².
 //
-// Where some rows are text without a picture, `pairs` i32 [1] says how many rows M, the first ones, are pairs: the loss is that
+// Where some rows are text without an image, `pairs` i32 [1] says how many rows M, the first ones, are pairs: the loss is that
 // of the first M of both sides, and the gradients of all other rows are 0. Without it (null) all N are. Tiles beyond M are
 // computed like the others and left out of every sum: what a grid covers is fixed when a program is made, M is not.
 #include "activation.cuh"

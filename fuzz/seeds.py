@@ -27,7 +27,7 @@ def main() -> None:
     for path in (REPO / "verify/goldens").glob("*picture*.safetensors"):
         for name, content in tensors_of(path).items():
             if name.startswith("file."):
-                seed("pictures", name, content)
+                seed("images", name, content)
     for path in (REPO / "recipes").glob("*.toml"):
         seed("recipes", path.name, path.read_bytes())
     seed("tokenizers", "tokenizer.json", (REPO / "verify/goldens/chat/tokenizer.json").read_bytes())

@@ -15,7 +15,7 @@ use keel::train::{
 use rustix::fs::{FlockOperation, flock};
 
 use crate::command::{keel, tiny_recipe};
-use crate::data_picture::png_file;
+use crate::data_image::png_file;
 use crate::harness::goldens;
 
 const PLAN: &str = r#"
@@ -243,8 +243,8 @@ fn a_wrong_plan_is_refused_with_file_line_and_the_nearest_right_key() {
         ),
         (
             "max_images = 8",
-            "pictures = 8",
-            &["line 6", "max_images", "pictures, its old name"],
+            "images = 8",
+            &["line 6", "max_images", "images, its old name"],
         ),
     ] {
         assert!(PLAN.contains(from), "{from}");
@@ -292,8 +292,8 @@ fn arms_begin_from_a_published_tower_and_train_on_the_users_pairs() {
     keel(path, &["export", "run", "--out", "tower"]).fine();
     fs::create_dir(path.join("pairs")).unwrap();
     for name in 0..8u8 {
-        let picture = [0, 20 * name, 160, 240];
-        let file = png_file(2, 2, png::ColorType::Grayscale, &picture);
+        let image = [0, 20 * name, 160, 240];
+        let file = png_file(2, 2, png::ColorType::Grayscale, &image);
         fs::write(path.join(format!("pairs/{name}.png")), file).unwrap();
         fs::write(
             path.join(format!("pairs/{name}.txt")),

@@ -11,7 +11,7 @@ use keel::train::Recipe;
 use tempfile::TempDir;
 
 use crate::command::{Answer, command, keel, tiny_recipe};
-use crate::data_pairs::pictures;
+use crate::data_pairs::images;
 
 /// A folder with the tiny recipe's stage I in it.
 pub fn place() -> TempDir {
@@ -41,11 +41,11 @@ pub fn everything_in(folder: &Path) -> Vec<String> {
     found
 }
 
-/// A folder `pairs` of `count` pictures with captions, every one from `from` on broken.
+/// A folder `pairs` of `count` images with captions, every one from `from` on broken.
 pub fn pairs(folder: &Path, count: usize, from: usize) {
     let root = folder.join("pairs");
     fs::create_dir_all(&root).unwrap();
-    let kinds = pictures();
+    let kinds = images();
     for index in 0..count {
         let (ending, bytes) = &kinds[index % kinds.len()];
         let end = if index < from {
@@ -56,7 +56,7 @@ pub fn pairs(folder: &Path, count: usize, from: usize) {
         fs::write(root.join(format!("{index:03}.{ending}")), &bytes[..end]).unwrap();
         fs::write(
             root.join(format!("{index:03}.txt")),
-            format!("picture {index}"),
+            format!("image {index}"),
         )
         .unwrap();
     }
@@ -123,7 +123,7 @@ fn pairs_that_cannot_be_used_are_refused_by_name() {
     };
     with("none").refused(&["none: cannot open: No such file"]);
     with("none-{0..3}.tar").refused(&["none-0.tar: cannot open: No such file"]);
-    with("empty").refused(&["empty: it holds no pairs; a pair is a picture"]);
+    with("empty").refused(&["empty: it holds no pairs; a pair is an image"]);
     with("one.toml").refused(&["one.toml: it is no kind of pairs"]);
     train(path, &DRAWS_PAIRS)
         .refused(&["stage warm-up: data.samples: expected your own pairs, given with --data"]);
@@ -136,10 +136,10 @@ fn pairs_that_cannot_be_used_are_refused_by_name() {
 }
 
 #[test]
-fn a_few_broken_pictures_are_passed_over_and_reported_at_the_end() {
+fn a_few_broken_images_are_passed_over_and_reported_at_the_end() {
     let folder = place();
     pairs(folder.path(), 40, 39);
-    fs::write(folder.path().join("pairs/lonely.png"), &pictures()[0].1).unwrap();
+    fs::write(folder.path().join("pairs/lonely.png"), &images()[0].1).unwrap();
     let mut further = vec!["--data", "pairs", "--out", "run"];
     further.extend(DRAWS_PAIRS);
     let answer = train(folder.path(), &further).fine();
@@ -150,24 +150,24 @@ fn a_few_broken_pictures_are_passed_over_and_reported_at_the_end() {
     for text in [&answer.stdout, &log] {
         let line = text.lines().find(|line| line.starts_with(ended));
         let line = line.unwrap_or_else(|| panic!("no report in {text}"));
-        // Six steps of eight samples draw each of the forty pictures once and eight twice.
+        // Six steps of eight samples draw each of the forty images once and eight twice.
         assert!(line.contains(" draws while training: "), "{line}");
         assert!(
-            line.contains(" unusable picture (") && line.contains("039."),
+            line.contains(" unusable image (") && line.contains("039."),
             "{line}"
         );
     }
 }
 
 #[test]
-fn too_many_broken_pictures_end_the_run_in_a_sentence() {
+fn too_many_broken_images_end_the_run_in_a_sentence() {
     let folder = place();
     pairs(folder.path(), 40, 20);
     let mut further = vec!["--data", "pairs", "--out", "run"];
     further.extend(DRAWS_PAIRS);
     let refusal = [
         "samples could not be used, more than 5 %",
-        "unusable picture",
+        "unusable image",
         "repair the data",
     ];
     train(folder.path(), &further).failed(&refusal);

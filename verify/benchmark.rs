@@ -12,7 +12,7 @@ use keel::eval::{
 use serde::Deserialize;
 
 use crate::command::{keel, tiny_recipe};
-use crate::data_pairs::pictures;
+use crate::data_pairs::images;
 use crate::harness::goldens;
 
 fn options(texts: &[&str]) -> Vec<(char, String)> {
@@ -154,9 +154,9 @@ fn questions_are_put_as_vlmevalkit_puts_them() {
 
 const HEADING: &str = "index\timage\tquestion\tA\tB\tanswer\tcategory\n";
 
-/// Two pictures; the third row shares the first one's; the last does not fit into any context.
+/// Two images; the third row shares the first one's; the last does not fit into any context.
 fn benchmark() -> String {
-    let files = pictures();
+    let files = images();
     let image = |index: usize| STANDARD.encode(&files[index].1);
     let long = "very ".repeat(300);
     format!(
@@ -168,7 +168,7 @@ fn benchmark() -> String {
 }
 
 #[test]
-fn rows_that_share_a_picture_find_it_again_whatever_stands_between() {
+fn rows_that_share_a_image_find_it_again_whatever_stands_between() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("shared.tsv");
     // Quoted fields with line breaks before the places that are looked for again; a row that shares with one that shares.
@@ -178,10 +178,10 @@ fn rows_that_share_a_picture_find_it_again_whatever_stands_between() {
     let items = Benchmark::open(&path).unwrap().map(Result::unwrap);
     let found: Vec<usize> = items
         .map(|item| {
-            let mut files = pictures().into_iter();
+            let mut files = images().into_iter();
             files
                 .position(|(_, file)| file[..] == item.image[..])
-                .expect("a picture of the file")
+                .expect("an image of the file")
         })
         .collect();
     assert_eq!(found, [0, 1, 0, 0, 1, 0, 1]);

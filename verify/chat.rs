@@ -24,7 +24,7 @@ struct Text {
 #[derive(Deserialize)]
 struct Case {
     image: bool,
-    /// Whether the questions mark where pictures stand.
+    /// Whether the questions mark where images stand.
     #[serde(default)]
     marked: bool,
     turns: Vec<[String; 2]>,

@@ -7,7 +7,7 @@ use keel::units::{bytes, counted, flops, grouped};
 
 use crate::bad_input::{DRAWS_PAIRS, everything_in, pairs, place, train};
 use crate::command::{Answer, keel, tiny_recipe};
-use crate::data_pairs::pictures;
+use crate::data_pairs::images;
 
 #[test]
 fn a_near_miss_comes_first_and_what_there_is_on_the_next_line() {
@@ -257,7 +257,7 @@ fn what_is_no_run_is_refused_alike_everywhere_with_the_runs_there_are() {
         .unwrap();
     }
     fs::create_dir(path.join("empty")).unwrap();
-    fs::write(path.join("image.png"), &pictures()[0].1).unwrap();
+    fs::write(path.join("image.png"), &images()[0].1).unwrap();
     let commands: [&[&str]; 6] = [
         &["eval", "RUN"],
         &["report", "RUN"],

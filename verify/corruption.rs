@@ -1,4 +1,4 @@
-//! Corrupted pictures: blur and JPEG against SciPy and Pillow, the others by what they claim.
+//! Corrupted images: blur and JPEG against SciPy and Pillow, the others by what they claim.
 
 use keel::data::corruption::{Corruption, SEVERITIES};
 
@@ -6,14 +6,14 @@ use crate::harness::Golden;
 
 const SIDE: usize = 40;
 
-fn picture() -> Vec<f32> {
+fn image() -> Vec<f32> {
     Golden::open("metrics").f32s("input.picture")
 }
 
 fn corrupted(corruption: Corruption, severity: usize) -> Vec<f32> {
-    let mut picture = picture();
-    corruption.apply(&mut picture, SIDE, severity);
-    picture
+    let mut image = image();
+    corruption.apply(&mut image, SIDE, severity);
+    image
 }
 
 fn mean_difference(a: &[f32], b: &[f32]) -> f32 {
@@ -22,7 +22,7 @@ fn mean_difference(a: &[f32], b: &[f32]) -> f32 {
 
 #[test]
 fn severity_0_changes_nothing_and_each_further_one_changes_more() {
-    let before = picture();
+    let before = image();
     for corruption in Corruption::ALL {
         assert_eq!(corrupted(corruption, 0), before, "{}", corruption.name());
         let mut last = 0.0;
@@ -72,7 +72,7 @@ fn blur_is_scipys_gaussian_filter() {
 #[test]
 fn jpeg_loses_what_a_file_written_by_pillow_loses() {
     let golden = Golden::open("metrics");
-    let before = picture();
+    let before = image();
     for (severity, want) in [1, 5]
         .into_iter()
         .zip(golden.floats("value.jpeg_levels").chunks(3 * SIDE * SIDE))
@@ -111,7 +111,7 @@ fn noise_contrast_and_occlusion_have_the_strength_they_say() {
     // The deviation of 4800 draws is known to 1 %; four of those.
     assert!((deviation / 0.16 - 1.0).abs() < 0.04, "{deviation}");
 
-    let (before, after) = (picture(), corrupted(Corruption::Contrast, 3));
+    let (before, after) = (image(), corrupted(Corruption::Contrast, 3));
     for (before, after) in before.chunks(plane).zip(after.chunks(plane)) {
         let mean = |values: &[f32]| values.iter().sum::<f32>() / plane as f32;
         assert!((mean(before) - mean(after)).abs() < 1e-5);
@@ -126,12 +126,12 @@ fn noise_contrast_and_occlusion_have_the_strength_they_say() {
 
 #[test]
 fn rotation_and_scale_keep_the_centre_and_fill_with_the_corners_colour() {
-    // A white dot 12 pixels right of the centre of a black picture.
+    // A white dot 12 pixels right of the centre of a black image.
     let odd = 41;
     let mut dot = vec![-1.0; 3 * odd * odd];
     dot[20 * odd + 32] = 1.0;
-    let brightest = |picture: &[f32]| {
-        let red = &picture[..odd * odd];
+    let brightest = |image: &[f32]| {
+        let red = &image[..odd * odd];
         let at = (0..red.len())
             .max_by(|i, j| red[*i].total_cmp(&red[*j]))
             .unwrap();

@@ -25,9 +25,9 @@ fn embedded_shards_hold_every_concept_by_both_vendors() {
             concept.name
         );
         for vendor in Vendor::ALL {
-            let picture = concept.picture(vendor).unwrap();
+            let image = concept.image(vendor).unwrap();
             let mut counted: HashMap<[u8; 4], u64> = HashMap::new();
-            let pixels = picture.rgba.as_chunks::<4>().0;
+            let pixels = image.rgba.as_chunks::<4>().0;
             for run in pixels.chunk_by(|one, next| one == next) {
                 *counted.entry(run[0]).or_default() += run.len() as u64;
             }
@@ -36,7 +36,7 @@ fn embedded_shards_hold_every_concept_by_both_vendors() {
                 *told.entry(colour).or_default() += pixels;
             }
             assert_eq!(told, counted, "{} by {}", concept.name, vendor.name());
-            let opacity = picture.rgba.chunks_exact(4).map(|pixel| pixel[3]);
+            let opacity = image.rgba.chunks_exact(4).map(|pixel| pixel[3]);
             let seen = opacity.filter(|&opacity| opacity > 128).count();
             assert!(
                 seen > 64,
@@ -46,8 +46,8 @@ fn embedded_shards_hold_every_concept_by_both_vendors() {
             );
         }
         assert_ne!(
-            concept.picture(Vendor::Noto).unwrap(),
-            concept.picture(Vendor::Twemoji).unwrap()
+            concept.image(Vendor::Noto).unwrap(),
+            concept.image(Vendor::Twemoji).unwrap()
         );
     }
 }
@@ -97,8 +97,8 @@ fn well_known_concepts_have_the_words_and_colours_a_person_expects() {
     assert!(find("red apple").keywords.contains(&"fruit".to_owned()));
     for (name, channel) in [("red circle", 0), ("green circle", 1), ("blue circle", 2)] {
         for vendor in Vendor::ALL {
-            let picture = find(name).picture(vendor).unwrap().flatten([255; 3]);
-            let middle = &picture.rgba[(32 * 64 + 32) * 4..][..3];
+            let image = find(name).image(vendor).unwrap().flatten([255; 3]);
+            let middle = &image.rgba[(32 * 64 + 32) * 4..][..3];
             let strongest = (0..3).max_by_key(|&c| middle[c]).unwrap();
             assert_eq!(
                 strongest,

@@ -12,8 +12,8 @@ use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
 use crate::command::{keel, tiny_recipe};
-use crate::data_pairs::{folder, open, pictures};
-use crate::data_picture::decode;
+use crate::data_pairs::{folder, open, images};
+use crate::data_image::decode;
 use crate::data_webdataset::{END, file};
 
 fn turn(question: &str, answer: &str) -> Turn {
@@ -23,24 +23,24 @@ fn turn(question: &str, answer: &str) -> Turn {
     }
 }
 
-/// A folder with one picture and this file.
+/// A folder with one image and this file.
 fn with(name: &str, content: &[u8]) -> tempfile::TempDir {
-    folder(&[("p/a.png", &pictures()[0].1), (name, content)])
+    folder(&[("p/a.png", &images()[0].1), (name, content)])
 }
 
 fn all(pairs: &Pairs) -> Vec<Pair> {
     let read = |index| {
         let pair = pairs.get(index).unwrap();
-        let (picture, before) = (pair.picture.clone(), pair.before.clone());
+        let (image, before) = (pair.image.clone(), pair.before.clone());
         let words = pairs.words(index).unwrap();
         assert_eq!(
             Pair {
-                picture,
+                image,
                 before,
                 ..words
             },
             pair,
-            "the same but for its picture"
+            "the same but for its image"
         );
         pair
     };
@@ -95,7 +95,7 @@ fn conversations_of_llava_sharegpt_and_openai_say_the_same() {
         assert_eq!(pairs.len(), 3);
         for pair in all(&pairs) {
             assert_eq!(pair.key, "p/a.png");
-            assert!(pair.picture.is_some());
+            assert!(pair.image.is_some());
             assert_eq!(pair.system.as_deref(), Some("Be brief."));
             assert_eq!(pair.prompt.as_deref(), Some("What is it?"));
             assert_eq!(pair.caption, "waves");
@@ -105,7 +105,7 @@ fn conversations_of_llava_sharegpt_and_openai_say_the_same() {
 }
 
 #[test]
-fn text_alone_is_read_where_it_is_a_conversation_and_counted_where_a_picture_is_missing() {
+fn text_alone_is_read_where_it_is_a_conversation_and_counted_where_a_image_is_missing() {
     let text = json!({"conversations": [
         {"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]});
     let missing = json!({"conversations": [
@@ -119,15 +119,15 @@ fn text_alone_is_read_where_it_is_a_conversation_and_counted_where_a_picture_is_
     let pairs = open(root.path().join("a.json")).unwrap();
     assert_eq!(pairs.len(), 1);
     let pair = pairs.get(0).unwrap();
-    assert!(pair.picture.is_none() && pair.caption == "4");
+    assert!(pair.image.is_none() && pair.caption == "4");
     let summary = pairs.opening_skips().summary();
-    assert!(summary.contains("2 no picture"), "{summary}");
+    assert!(summary.contains("2 no image"), "{summary}");
 }
 
 /// In every spelling: marked where they stand, or unmarked and then before the first question.
 #[test]
-fn several_pictures_stand_where_the_conversation_marks_them() {
-    let files = pictures();
+fn several_images_stand_where_the_conversation_marks_them() {
+    let files = images();
     let root = folder(&[
         ("p/a.png", &files[0].1),
         ("p/b.png", &files[1].1),
@@ -175,7 +175,7 @@ fn several_pictures_stand_where_the_conversation_marks_them() {
     let [a, b] = &decoded;
     let shown: Vec<Vec<_>> = pairs
         .iter()
-        .map(|pair| pair.before.iter().chain(&pair.picture).collect())
+        .map(|pair| pair.before.iter().chain(&pair.image).collect())
         .collect();
     assert_eq!(
         shown,
@@ -195,11 +195,11 @@ fn conversations_that_cannot_be_trained_on_are_counted_by_name() {
         (json!([]), "no question with an answer"),
         (
             json!([ask, answer, says("human", "<image>c?"), answer]),
-            "it marks the places of 2 pictures and has 1",
+            "it marks the places of 2 images and has 1",
         ),
         (
             json!([says("human", "<image><image>a?"), answer]),
-            "it marks the places of 2 pictures and has 1",
+            "it marks the places of 2 images and has 1",
         ),
         (
             json!([says("human", "<video>a?"), answer]),
@@ -225,14 +225,14 @@ fn conversations_that_cannot_be_trained_on_are_counted_by_name() {
         (json!(["p/a.png", "../b.png"]), "not a path below"),
         (json!(["p/a.png", 7]), "neither a path nor a list of paths"),
         (json!(7), "neither a path nor a list of paths"),
-        (json!(vec!["p/a.png"; 65]), "it shows 65 pictures"),
+        (json!(vec!["p/a.png"; 65]), "it shows 65 images"),
     ] {
         let record = json!({"image": image, "caption": "a"});
         refused("a.json", json!([record]).to_string().as_bytes(), &[text]);
     }
-    // One mark for two pictures does not say where the other stands.
+    // One mark for two images does not say where the other stands.
     let record = json!({"image": ["p/a.png", "p/a.png"], "conversations": [ask, answer]});
-    let text = "it marks the places of 1 pictures and has 2";
+    let text = "it marks the places of 1 images and has 2";
     refused("a.json", json!([record]).to_string().as_bytes(), &[text]);
 }
 
@@ -275,7 +275,7 @@ fn one_broken_record_among_many_is_counted_and_a_broken_list_is_refused() {
 
 #[test]
 fn mixtures_of_internvl_repeat_their_parts_and_keep_their_roots() {
-    let pictures = pictures();
+    let images = images();
     let lines = |count: usize, word: &str| {
         let line = |i| json!({"image": "a.png", "caption": format!("{word} {i}")}).to_string();
         (0..count).map(line).collect::<Vec<_>>().join("\n")
@@ -292,8 +292,8 @@ fn mixtures_of_internvl_repeat_their_parts_and_keep_their_roots() {
         mixture.to_string()
     };
     let root = folder(&[
-        ("p/a.png", &pictures[0].1),
-        ("q/a.png", &pictures[0].1),
+        ("p/a.png", &images[0].1),
+        ("q/a.png", &images[0].1),
         ("notes/one.jsonl", lines(3, "one").as_bytes()),
         ("notes/two.jsonl", lines(4, "two").as_bytes()),
         ("meta.json", mixture(json!({})).as_bytes()),
@@ -349,16 +349,16 @@ fn mixtures_of_internvl_repeat_their_parts_and_keep_their_roots() {
 }
 
 #[test]
-fn tables_give_paths_or_pictures_in_base64() {
-    let picture = pictures()[0].1.clone();
-    let packed = base64::engine::general_purpose::STANDARD.encode(&picture);
+fn tables_give_paths_or_images_in_base64() {
+    let image = images()[0].1.clone();
+    let packed = base64::engine::general_purpose::STANDARD.encode(&image);
     let tsv = format!(
         "index\timage\tquestion\tanswer\n1\t{packed}\tWhat is it?\t\"wa\nves\"\n2\tp/a.png\t\tblue\n"
     );
     let root = with("a.tsv", tsv.as_bytes());
     let pairs = all(&open(root.path().join("a.tsv")).unwrap());
     assert_eq!(pairs.len(), 2);
-    assert_eq!(pairs[0].picture, pairs[1].picture);
+    assert_eq!(pairs[0].image, pairs[1].image);
     assert_eq!(pairs[0].prompt.as_deref(), Some("What is it?"));
     assert_eq!(
         (&pairs[0].caption[..], &pairs[1].caption[..]),
@@ -393,7 +393,7 @@ fn tables_give_paths_or_pictures_in_base64() {
 
 #[test]
 fn gzipped_shards_are_read_and_damaged_ones_refused() {
-    let mut bytes = file("a.png", &pictures()[0].1);
+    let mut bytes = file("a.png", &images()[0].1);
     bytes.extend(file("a.txt", b"waves"));
     bytes.extend(END);
     let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -414,7 +414,7 @@ fn stages_train_on_conversations_and_contrasts_leave_text_out() {
     let path = root.path();
     fs::write(path.join("my.toml"), tiny_recipe(&["warm-up"])).unwrap();
     fs::create_dir(path.join("p")).unwrap();
-    fs::write(path.join("p/a.png"), &pictures()[0].1).unwrap();
+    fs::write(path.join("p/a.png"), &images()[0].1).unwrap();
     let text = json!({"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]});
     let [one, two, three] = conversations();
     fs::write(
@@ -449,7 +449,7 @@ fn stages_train_on_conversations_and_contrasts_leave_text_out() {
         .collect();
     assert_eq!(losses.len(), 2);
     assert!(losses.iter().all(|loss| loss.abs() < 1e-6), "{losses:?}");
-    // Three pairs with one picture are no batch of eight for a contrast.
+    // Three pairs with one image are no batch of eight for a contrast.
     fs::write(path.join("a.json"), json!([one, two, three]).to_string()).unwrap();
     let answer = train(&["--out", "contrast"]);
     assert!(
@@ -463,9 +463,9 @@ fn a_check_of_data_counts_everything_and_names_what_is_broken() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path();
     fs::create_dir(path.join("p")).unwrap();
-    fs::write(path.join("p/a.png"), &pictures()[0].1).unwrap();
-    fs::write(path.join("p/b.png"), &pictures()[0].1).unwrap();
-    fs::write(path.join("p/c.png"), "no picture").unwrap();
+    fs::write(path.join("p/a.png"), &images()[0].1).unwrap();
+    fs::write(path.join("p/b.png"), &images()[0].1).unwrap();
+    fs::write(path.join("p/c.png"), "no image").unwrap();
     let mut records: Vec<Json> = conversations().to_vec();
     records.push(json!({"image": "p/b.png", "caption": "waves"}));
     records.push(json!({"image": "p/c.png", "caption": "broken"}));
@@ -474,12 +474,12 @@ fn a_check_of_data_counts_everything_and_names_what_is_broken() {
     let answer = keel(path, &["data", "check", "a.json"]).fine();
     for text in [
         "6 samples: 4 usable, 2 not",
-        "1 unusable picture",
+        "1 unusable image",
         "1 missing or unreadable file",
         "p/d.png: cannot open",
         "37 × 26",
         "7 answers",
-        "p/b.png: the picture of p/a.png",
+        "p/b.png: the image of p/a.png",
     ] {
         assert!(answer.stdout.contains(text), "no {text:?} in {answer:#?}");
     }
@@ -487,7 +487,7 @@ fn a_check_of_data_counts_everything_and_names_what_is_broken() {
     let report: Json = serde_json::from_str(&answer.stdout).unwrap();
     assert_eq!(report["samples"], 6);
     assert_eq!(report["usable"], 4);
-    assert_eq!(report["pictures"]["duplicates"], 3);
+    assert_eq!(report["images"]["duplicates"], 3);
     // Several sources are checked as one, and what opening left out of each is told.
     let lines = json!({"image": "p/a.png", "caption": "waves"}).to_string();
     fs::write(

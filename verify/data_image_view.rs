@@ -1,21 +1,21 @@
-//! Pictures of a user's pairs that are kept for their next draw: the same batches, bit for bit, with less decoding.
+//! Images of a user's pairs that are kept for their next draw: the same batches, bit for bit, with less decoding.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use keel::data::augment::Augmentation;
 use keel::data::batch::{Batch, BatchShape};
-use keel::data::image_view::KeptPictures;
+use keel::data::image_view::ImageCache;
 use keel::data::mixture::Mixture;
 use keel::data::pairs::{Pair, PairLimits, PairSource, Pairs};
-use keel::data::picture::Picture;
+use keel::data::image::Image;
 use keel::data::skips::SkipLimits;
 use keel::data::source::SampleSettings;
 use keel::data::task::Task;
 use keel::data::tiles::Tiling;
 use keel::error::{Error, Result};
 
-use crate::data_picture::png_file;
+use crate::data_image::png_file;
 use crate::harness::Random;
 use crate::tasks_mixture::{SAMPLES, SHAPE, fingerprint, made, settings};
 
@@ -23,7 +23,7 @@ const SIDE: usize = 16;
 const PAIRS: usize = 24;
 const BATCH: usize = 8;
 
-/// Pairs with pictures of many sizes, some of them text alone and one of them damaged; counts what is decoded.
+/// Pairs with images of many sizes, some of them text alone and one of them damaged; counts what is decoded.
 #[derive(Default)]
 struct Counted {
     decoded: AtomicUsize,
@@ -44,7 +44,7 @@ impl PairSource for Counted {
             let mut random = Random::new(index as u64);
             let (width, height) = (20 + 5 * (index as u32 % 9), 18 + 7 * (index as u32 % 5));
             let values = (0..4 * width * height).map(|_| random.below(256) as u8);
-            pair.picture = Some(Picture {
+            pair.image = Some(Image {
                 width,
                 height,
                 rgba: values.collect(),
@@ -56,7 +56,7 @@ impl PairSource for Counted {
     fn words(&self, index: usize) -> Result<Pair> {
         Ok(Pair {
             key: format!("pair {index}"),
-            picture: None,
+            image: None,
             before: Vec::new(),
             is_marked: false,
             caption: format!("number {index}"),
@@ -92,7 +92,7 @@ fn prints(batches: &[Batch]) -> Vec<Vec<u8>> {
     batches.iter().map(fingerprint).collect()
 }
 
-/// The batches of `epochs` epochs, and how many pictures were decoded in each.
+/// The batches of `epochs` epochs, and how many images were decoded in each.
 fn epochs(mixture: &Mixture, source: &Counted, epochs: u64) -> (Vec<Batch>, Vec<usize>) {
     let steps = (PAIRS / BATCH) as u64;
     let mut batches = Vec::new();
@@ -109,7 +109,7 @@ fn epochs(mixture: &Mixture, source: &Counted, epochs: u64) -> (Vec<Batch>, Vec<
 const TILES: Tiling = Tiling { most: 6, slots: 48 };
 
 #[test]
-fn batches_are_the_same_bits_whatever_is_kept_of_their_pictures() {
+fn batches_are_the_same_bits_whatever_is_kept_of_their_images() {
     for (varies, tiling) in [
         (false, Tiling::NONE),
         (true, Tiling::NONE),
@@ -120,7 +120,7 @@ fn batches_are_the_same_bits_whatever_is_kept_of_their_pictures() {
         let (plain, each) = epochs(&mixture(source.clone(), varies, tiling), &source, 3);
         assert!(each.iter().all(|decoded| *decoded > PAIRS / 2), "{each:?}");
         for most in [0, 10_000, 1 << 30] {
-            let kept = Arc::new(KeptPictures::new(most));
+            let kept = Arc::new(ImageCache::new(most));
             let source = Arc::new(Counted::default());
             let mixture = mixture(source.clone(), varies, tiling).keeping(kept.clone());
             let (batches, decoded) = epochs(&mixture, &source, 3);
@@ -141,8 +141,8 @@ fn batches_are_the_same_bits_whatever_is_kept_of_their_pictures() {
 }
 
 #[test]
-fn a_picture_that_needs_other_tiles_than_are_kept_is_decoded_again() {
-    let kept = Arc::new(KeptPictures::new(1 << 30));
+fn a_image_that_needs_other_tiles_than_are_kept_is_decoded_again() {
+    let kept = Arc::new(ImageCache::new(1 << 30));
     let source = Arc::new(Counted::default());
     let of = |tiling| mixture(source.clone(), false, tiling);
     let plain = of(TILES).batch(0).unwrap();
@@ -158,9 +158,9 @@ fn a_picture_that_needs_other_tiles_than_are_kept_is_decoded_again() {
 fn pairs_that_come_several_times_an_epoch_are_kept_once() {
     let folder = tempfile::tempdir().unwrap();
     for index in 0..4u8 {
-        let picture = Picture::filled(20, 20, [index, 90, 200, 255]);
+        let image = Image::filled(20, 20, [index, 90, 200, 255]);
         let path = folder.path().join(format!("{index}.png"));
-        let file = png_file(20, 20, png::ColorType::Rgba, &picture.rgba);
+        let file = png_file(20, 20, png::ColorType::Rgba, &image.rgba);
         std::fs::write(path, file).unwrap();
         let caption = folder.path().join(format!("{index}.txt"));
         std::fs::write(caption, format!("number {index}")).unwrap();
@@ -177,7 +177,7 @@ fn pairs_that_come_several_times_an_epoch_are_kept_once() {
     for (index, first) in first.iter().enumerate() {
         assert_eq!(pairs.get(index).unwrap(), pairs.get(*first).unwrap());
     }
-    let kept = Arc::new(KeptPictures::new(1 << 30));
+    let kept = Arc::new(ImageCache::new(1 << 30));
     let mixture = mixture(Arc::new(pairs), false, Tiling::NONE).keeping(kept.clone());
     for step in 0..4 {
         mixture.batch(step).unwrap();

@@ -1,13 +1,13 @@
 //! Random damage: whatever is flipped or cut, reading ends in a value or an error, and memory stays within a cap.
 
-use keel::data::picture::{Picture, PictureLimits};
+use keel::data::image::{Image, ImageLimits};
 use keel::data::records::words_of_json;
 use keel::data::webdataset::{Shard, ShardLimits};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
 
 use crate::allocations::measure;
-use crate::data_picture::files;
+use crate::data_image::files;
 use crate::data_webdataset::{entry, tar};
 
 /// Pixels allowed in these tests.
@@ -49,16 +49,16 @@ proptest! {
     #![proptest_config(config(3000))]
 
     #[test]
-    fn damaged_pictures_end_in_a_value_or_an_error_within_memory(kind in 0..18_usize, damage in damage()) {
+    fn damaged_images_end_in_a_value_or_an_error_within_memory(kind in 0..18_usize, damage in damage()) {
         let (name, whole) = &files()[kind];
         let bytes = damaged(whole, &damage);
-        let limits = PictureLimits { max_pixels: MAX_PIXELS };
-        let (outcome, allocated) = measure(|| Picture::decode(name, &bytes, &limits));
+        let limits = ImageLimits { max_pixels: MAX_PIXELS };
+        let (outcome, allocated) = measure(|| Image::decode(name, &bytes, &limits));
         prop_assert!(allocated.peak_bytes < MEMORY_CAP, "{}: {:?}", name, allocated);
         match outcome {
-            Ok(picture) => {
-                let pixels = picture.width as usize * picture.height as usize;
-                prop_assert_eq!(picture.rgba.len(), 4 * pixels);
+            Ok(image) => {
+                let pixels = image.width as usize * image.height as usize;
+                prop_assert_eq!(image.rgba.len(), 4 * pixels);
             }
             // A panic inside a decoder would be caught and reported in these words.
             Err(error) => prop_assert!(!error.to_string().contains("gave up"), "{}", error),
@@ -87,10 +87,10 @@ proptest! {
         let whole = br#"{"id": 1, "conversations": [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "a \u00e9"}]}"#;
         if let Ok(words) = words_of_json("it", &damaged(whole, &damage)) {
             prop_assert!(!words.caption.trim().is_empty());
-            // Marks and pictures agree, or it is an error.
-            for pictures in 0..3 {
-                if let Ok(words) = words.clone().for_pictures("it", pictures) {
-                    prop_assert!(words.marks() == pictures || words.marks() == 0 && pictures <= 1);
+            // Marks and images agree, or it is an error.
+            for images in 0..3 {
+                if let Ok(words) = words.clone().for_images("it", images) {
+                    prop_assert!(words.marks() == images || words.marks() == 0 && images <= 1);
                 }
             }
         }

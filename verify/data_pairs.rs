@@ -7,11 +7,11 @@ use keel::data::pairs::{Pair, PairLimits, PairSource, Pairs};
 use rayon::prelude::*;
 use tempfile::TempDir;
 
-use crate::data_picture::{decode, files};
+use crate::data_image::{decode, files};
 use crate::data_webdataset::{END, file, tar};
 
-/// An encoded picture of every readable kind, and its usual ending.
-pub fn pictures() -> Vec<(&'static str, Vec<u8>)> {
+/// An encoded image of every readable kind, and its usual ending.
+pub fn images() -> Vec<(&'static str, Vec<u8>)> {
     let kinds = [
         ("png_rgba", "png"),
         ("jpeg", "jpg"),
@@ -41,17 +41,17 @@ fn captions(pairs: &Pairs) -> Vec<(String, String)> {
     let get = |index| {
         let pair = pairs.get(index).unwrap();
         let words = pairs.words(index).unwrap();
-        assert_eq!(words.picture, None);
-        let picture = pair.picture.clone().expect("every pair here has one");
+        assert_eq!(words.image, None);
+        let image = pair.image.clone().expect("every pair here has one");
         assert_eq!(
             Pair {
-                picture: pair.picture.clone(),
+                image: pair.image.clone(),
                 ..words
             },
             pair,
-            "the same but for its picture"
+            "the same but for its image"
         );
-        assert_eq!((picture.width, picture.height), (37, 26));
+        assert_eq!((image.width, image.height), (37, 26));
         (pair.key, pair.caption)
     };
     (0..pairs.len()).map(get).collect()
@@ -66,14 +66,14 @@ fn owned(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
 
 #[test]
 fn a_folder_gives_captions_from_files_beside_or_from_its_sub_folders() {
-    let pictures = pictures();
+    let images = images();
     let root = folder(&[
-        ("b.png", &pictures[0].1),
+        ("b.png", &images[0].1),
         ("b.txt", b"\xef\xbb\xbf  a wave of colour \n"),
-        ("golden_retriever/one.JPG", &pictures[1].1),
-        ("golden_retriever/two.webp", &pictures[2].1),
+        ("golden_retriever/one.JPG", &images[1].1),
+        ("golden_retriever/two.webp", &images[2].1),
         ("golden_retriever/two.txt", b"sleeping"),
-        ("notes.md", b"not a picture"),
+        ("notes.md", b"not an image"),
     ]);
     let pairs = open(root.path()).unwrap();
     let wanted = [
@@ -87,9 +87,9 @@ fn a_folder_gives_captions_from_files_beside_or_from_its_sub_folders() {
 
 #[test]
 fn a_folder_with_a_list_of_captions_gives_one_pair_a_line() {
-    let pictures = pictures();
+    let images = images();
     let list = b"image,caption\nx/a.png, waves, in colour\n\nx/a.png\tan opaque, disc\n";
-    let root = folder(&[("x/a.png", &pictures[0].1), ("captions.txt", list)]);
+    let root = folder(&[("x/a.png", &images[0].1), ("captions.txt", list)]);
     let wanted = [
         ("x/a.png", "waves, in colour"),
         ("x/a.png", "an opaque, disc"),
@@ -99,7 +99,7 @@ fn a_folder_with_a_list_of_captions_gives_one_pair_a_line() {
 
 #[test]
 fn lists_of_json_lines_give_captions_texts_and_single_exchanges() {
-    let pictures = pictures();
+    let images = images();
     let list = concat!(
         "{\"image\": \"p/a.png\", \"caption\": \"one\"}\n",
         "\n",
@@ -108,8 +108,8 @@ fn lists_of_json_lines_give_captions_texts_and_single_exchanges() {
         "{\"from\": \"human\", \"value\": \"<image>\\nWhat is it?\"}, {\"from\": \"gpt\", \"value\": \"waves\"}]}",
     );
     let root = folder(&[
-        ("p/a.png", &pictures[0].1),
-        ("p/b.jpg", &pictures[1].1),
+        ("p/a.png", &images[0].1),
+        ("p/b.jpg", &images[1].1),
         ("pairs.jsonl", list.as_bytes()),
         ("metadata.jsonl", list.as_bytes()),
     ]);
@@ -128,13 +128,13 @@ fn lists_of_json_lines_give_captions_texts_and_single_exchanges() {
 
 #[test]
 fn shards_give_the_same_pairs_to_every_thread_in_any_order() {
-    let pictures = pictures();
+    let images = images();
     let root = tempfile::tempdir().unwrap();
     for shard in 0..3 {
         let mut bytes = Vec::new();
-        for (number, (ending, picture)) in pictures.iter().enumerate() {
+        for (number, (ending, image)) in images.iter().enumerate() {
             let key = format!("{shard}{number}");
-            bytes.extend(file(&format!("{key}.{ending}"), picture));
+            bytes.extend(file(&format!("{key}.{ending}"), image));
             if number == 1 {
                 bytes.extend(file(
                     &format!("{key}.json"),
@@ -155,9 +155,9 @@ fn shards_give_the_same_pairs_to_every_thread_in_any_order() {
         one_by_one[3..6],
         owned(&[("10", "t 10"), ("11", "j 11"), ("12", "t 12")])
     );
-    for (number, (_, bytes)) in pictures.iter().enumerate() {
+    for (number, (_, bytes)) in images.iter().enumerate() {
         assert_eq!(
-            pairs.get(number).unwrap().picture,
+            pairs.get(number).unwrap().image,
             Some(decode(bytes).unwrap())
         );
     }
@@ -175,14 +175,14 @@ fn shards_give_the_same_pairs_to_every_thread_in_any_order() {
 
 #[test]
 fn folders_linked_in_a_circle_are_walked_once() {
-    let root = folder(&[("cat/a.png", &pictures()[0].1)]);
+    let root = folder(&[("cat/a.png", &images()[0].1)]);
     std::os::unix::fs::symlink(root.path(), root.path().join("cat/again")).unwrap();
     assert_eq!(open(root.path()).unwrap().len(), 1);
 }
 
 #[test]
 fn more_shards_than_a_process_may_open_are_read() {
-    let png = &pictures()[0].1;
+    let png = &images()[0].1;
     let root = tempfile::tempdir().unwrap();
     for n in 0..300 {
         fs::write(

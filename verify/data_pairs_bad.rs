@@ -4,12 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use keel::data::pairs::{PairLimits, PairSource, Pairs};
-use keel::data::picture::PictureLimits;
+use keel::data::image::ImageLimits;
 use keel::data::skips::{Reason, SkipLimits};
 use keel::error::Error;
 
 use crate::command::keel;
-use crate::data_pairs::{folder, open, pictures};
+use crate::data_pairs::{folder, open, images};
 use crate::data_webdataset::{END, entry, file, tar};
 
 fn refused(path: impl AsRef<Path>) -> String {
@@ -18,7 +18,7 @@ fn refused(path: impl AsRef<Path>) -> String {
 
 #[test]
 fn data_that_are_not_there_or_of_no_known_kind_are_refused_by_name() {
-    let png = &pictures()[0].1;
+    let png = &images()[0].1;
     let root = folder(&[
         ("a.png", png),
         ("s-0.tar", &tar(&[("a.png", png), ("a.txt", b"x")])),
@@ -47,7 +47,7 @@ fn data_that_are_not_there_or_of_no_known_kind_are_refused_by_name() {
     );
     let text = refused(path("empty"));
     assert!(
-        text.contains("it holds no pairs; a pair is a picture"),
+        text.contains("it holds no pairs; a pair is an image"),
         "{text}"
     );
     fs::create_dir(path("s-1.tar")).unwrap();
@@ -56,7 +56,7 @@ fn data_that_are_not_there_or_of_no_known_kind_are_refused_by_name() {
     let shards = folder(&[("s-0.tar", b""), ("s-1.tar", b"")]);
     let text = refused(shards.path());
     assert!(
-        text.contains("holds 2 .tar files and no pictures; name the shards themselves"),
+        text.contains("holds 2 .tar files and no images; name the shards themselves"),
         "{text}"
     );
     assert!(refused("pipe:touch x").contains("cannot open"));
@@ -65,7 +65,7 @@ fn data_that_are_not_there_or_of_no_known_kind_are_refused_by_name() {
 
 /// Forty good samples, so that one bad one stays below one in twenty.
 fn forty() -> Vec<u8> {
-    let png = &pictures()[0].1;
+    let png = &images()[0].1;
     (0..40)
         .flat_map(|n| {
             [
@@ -79,7 +79,7 @@ fn forty() -> Vec<u8> {
 
 #[test]
 fn one_bad_sample_in_a_shard_is_counted_named_and_passed_over() {
-    let png = &pictures()[0].1;
+    let png = &images()[0].1;
     let nul = *b"00000000000\0";
     let cases: [(Vec<Vec<u8>>, Reason, &str); 9] = [
         (
@@ -99,8 +99,8 @@ fn one_bad_sample_in_a_shard_is_counted_named_and_passed_over() {
         ),
         (
             vec![file("z.txt", b"words")],
-            Reason::NoPicture,
-            "z: it has no picture",
+            Reason::NoImage,
+            "z: it has no image",
         ),
         (
             vec![file("z.png", png), file("z.json", b"{\"caption\":")],
@@ -155,7 +155,7 @@ fn one_bad_sample_in_a_shard_is_counted_named_and_passed_over() {
 fn too_many_bad_samples_stop_the_opening_and_the_worst_shard_is_named() {
     let bad = |count: usize| -> Vec<u8> {
         (0..count)
-            .flat_map(|n| file(&format!("z{n}.txt"), b"no picture"))
+            .flat_map(|n| file(&format!("z{n}.txt"), b"no image"))
             .collect()
     };
     let shard = |count: usize| [forty(), bad(count), END.to_vec()].concat();
@@ -168,7 +168,7 @@ fn too_many_bad_samples_stop_the_opening_and_the_worst_shard_is_named() {
     assert!(matches!(error, Error::Stopped { .. }));
     let text = error.to_string();
     assert!(
-        text.contains("s-1.tar: 5 of 85 samples could not be used, more than 5 %: 5 no picture ("),
+        text.contains("s-1.tar: 5 of 85 samples could not be used, more than 5 %: 5 no image ("),
         "{text}"
     );
     assert!(
@@ -215,7 +215,7 @@ fn a_damaged_shard_is_an_error_alone_and_counted_among_many() {
 
 #[test]
 fn a_broken_line_is_counted_with_its_file_and_number() {
-    let png = &pictures()[0].1;
+    let png = &images()[0].1;
     let good = "{\"image\": \"a.png\", \"caption\": \"fine\"}\n".repeat(40);
     let cases = [
         (
@@ -226,7 +226,7 @@ fn a_broken_line_is_counted_with_its_file_and_number() {
         ("7", Reason::BadRecord, "it is JSON, but no object"),
         (
             "{\"caption\": \"x\"}",
-            Reason::NoPicture,
+            Reason::NoImage,
             "it names no image",
         ),
         (
@@ -303,7 +303,7 @@ fn a_list_without_a_usable_line_is_refused_with_the_first_reasons() {
 
 #[test]
 fn bad_captions_in_a_folder_are_counted_and_named() {
-    let png = &pictures()[0].1;
+    let png = &images()[0].1;
     let list = format!(
         "{}b.png no tab\n../c.png\tout\nd.png\t \n",
         "a.png\tfine\n".repeat(80)
@@ -336,8 +336,8 @@ fn bad_captions_in_a_folder_are_counted_and_named() {
 }
 
 #[test]
-fn drawing_passes_over_bad_pictures_counts_them_and_stops_when_they_are_many() {
-    let png = &pictures()[0].1;
+fn drawing_passes_over_bad_images_counts_them_and_stops_when_they_are_many() {
+    let png = &images()[0].1;
     let line = |name: &str| format!("{{\"image\": \"{name}\", \"caption\": \"fine\"}}\n");
     let list = format!(
         "{}{}{}",
@@ -354,7 +354,7 @@ fn drawing_passes_over_bad_pictures_counts_them_and_stops_when_they_are_many() {
     assert_eq!(pairs.len(), 100);
     let text = pairs.get(0).unwrap_err().to_string();
     assert!(
-        text.contains("l.jsonl, line 1: ") && text.contains("cut.png: the picture is damaged"),
+        text.contains("l.jsonl, line 1: ") && text.contains("cut.png: the image is damaged"),
         "{text}"
     );
     assert!(
@@ -389,7 +389,7 @@ fn drawing_passes_over_bad_pictures_counts_them_and_stops_when_they_are_many() {
 }
 
 #[test]
-fn data_whose_every_picture_is_bad_end_in_an_error() {
+fn data_whose_every_image_is_bad_end_in_an_error() {
     for (count, wanted) in [
         (3, "no pair is usable: 3 "),
         (50, "20 of 20 samples could not be used"),
@@ -406,8 +406,8 @@ fn data_whose_every_picture_is_bad_end_in_an_error() {
 }
 
 #[test]
-fn pictures_above_a_limit_of_bytes_or_pixels_are_refused_where_they_are_drawn() {
-    let png = &pictures()[0].1;
+fn images_above_a_limit_of_bytes_or_pixels_are_refused_where_they_are_drawn() {
+    let png = &images()[0].1;
     let root = folder(&[("x/a.png", png)]);
     let text = |limits: PairLimits| {
         let pairs = Pairs::open(root.path().to_str().unwrap(), limits).unwrap();
@@ -416,9 +416,9 @@ fn pictures_above_a_limit_of_bytes_or_pixels_are_refused_where_they_are_drawn() 
     let mut limits = PairLimits::default();
     limits.shard.member_bytes = 100;
     assert!(text(limits).contains("the limit is 100; scale it down"));
-    let picture = PictureLimits { max_pixels: 100 };
+    let image = ImageLimits { max_pixels: 100 };
     let limits = PairLimits {
-        picture,
+        image,
         ..PairLimits::default()
     };
     assert!(text(limits).contains("37 x 26 pixels, the limit is 100; scale it down"));
@@ -441,7 +441,7 @@ fn shards_are_held_to_the_checksums_beside_them() {
     );
     let all = || open(root.path().join("s-{00..19}.tar"));
     assert_eq!(all().unwrap().len(), 20 * 40);
-    // A bit in the middle of a picture, which no header shows; the last shard, which is not listed, is not held to anything.
+    // A bit in the middle of an image, which no header shows; the last shard, which is not listed, is not held to anything.
     for n in [7, 19] {
         let mut bytes = whole.clone();
         let middle = bytes.len() / 2;

@@ -38,7 +38,7 @@ fn told(pair: &Pair) -> Json {
         "caption": pair.caption,
         "further": pair.further.iter().map(turn).collect::<Vec<_>>(),
         "system": pair.system,
-        "colour": pair.picture.as_ref().map(|picture| picture.rgba[..3].to_vec()),
+        "colour": pair.image.as_ref().map(|image| image.rgba[..3].to_vec()),
     })
 }
 
@@ -66,9 +66,9 @@ fn check(name: &str) {
                     let pair = pairs.get(index).unwrap_or_else(|e| panic!("{e}"));
                     assert_eq!(told(&pair), expected[index], "{name}, row {index}");
                     let words = pairs.words(index).unwrap_or_else(|e| panic!("{e}"));
-                    let (picture, before) = (pair.picture.clone(), pair.before.clone());
+                    let (image, before) = (pair.image.clone(), pair.before.clone());
                     let again = Pair {
-                        picture,
+                        image,
                         before,
                         ..words
                     };
@@ -123,20 +123,20 @@ fn several_files_of_one_pattern_are_one_source() {
 #[test]
 fn rows_that_cannot_be_used_are_counted_by_name() {
     let pairs = open("flawed.parquet").unwrap();
-    // An empty answer and none at all are seen when the file is opened; no picture when the row is drawn.
+    // An empty answer and none at all are seen when the file is opened; no image when the row is drawn.
     assert_eq!(pairs.opening_skips().skipped(), 2);
     let summary = pairs.opening_skips().summary();
     assert!(summary.contains("empty caption"), "{summary}");
     assert_eq!(pairs.len(), 4);
     assert!(pairs.get(0).is_ok());
-    // Two pictures of a list, in its order.
+    // Two images of a list, in its order.
     let two = pairs.get(2).unwrap();
     assert_eq!(two.prompt.as_deref(), Some("<image>\n<image>\nq"));
-    let colour = |picture: &keel::data::picture::Picture| picture.rgba[..3].to_vec();
-    let shown: Vec<_> = two.before.iter().chain(&two.picture).map(colour).collect();
+    let colour = |image: &keel::data::image::Image| image.rgba[..3].to_vec();
+    let shown: Vec<_> = two.before.iter().chain(&two.image).map(colour).collect();
     assert_eq!(shown.len(), 2);
     assert_ne!(shown[0], shown[1]);
-    for (index, row, problem) in [(1, 2, "it has no picture"), (3, 4, "it has no picture")] {
+    for (index, row, problem) in [(1, 2, "it has no image"), (3, 4, "it has no image")] {
         let error = pairs.get(index).unwrap_err().to_string();
         let name = format!("flawed.parquet, row {row}");
         assert!(error.contains(&name) && error.contains(problem), "{error}");

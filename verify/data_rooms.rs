@@ -125,10 +125,10 @@ fn a_circle_is_found_where_there_is_one() {
     assert!(circle(of(&[("a", &["b"]), ("b", &["c"]), ("c", &[])])).is_empty());
     let found = circle(of(&[("a", &["b"]), ("b", &["c"]), ("c", &["b"])]));
     assert_eq!(found.len(), 3, "the circle and what imports from it");
-    let text = "use super::chat::{Turn, MARK};\nlet x = crate::data::images::picture::Picture;";
+    let text = "use super::chat::{Turn, MARK};\nlet x = crate::data::images::image::Image;";
     assert_eq!(paths(text, "super"), [["chat", ""]]);
     assert_eq!(
         paths(text, "crate::data")[0],
-        ["images", "picture", "Picture"]
+        ["images", "image", "Image"]
     );
 }

@@ -7,7 +7,7 @@ use keel::data::blind_baseline::QuestionAnswer;
 use keel::data::chat::ChatTokenizer;
 use keel::data::eval_set::{Classes, EvalSet, EvalSuite, SetName};
 use keel::data::image_view::ImageView;
-use keel::data::picture::Picture;
+use keel::data::image::Image;
 use keel::data::pixels::Pixels;
 use keel::data::sample::{Sample, View};
 use keel::data::task::Task;
@@ -26,7 +26,7 @@ const THINGS: [(&str, [u8; 4]); 3] = [
     ("a pond", [40, 70, 200, 255]),
 ];
 
-/// Three pictures in memory, with or without classes and questions.
+/// Three images in memory, with or without classes and questions.
 struct Own {
     split: &'static str,
     has_classes: bool,
@@ -58,12 +58,12 @@ impl Own {
 
 fn sample(index: usize) -> Sample {
     let (name, colour) = THINGS[index];
-    let picture = Picture::filled(40, 30, colour);
+    let image = Image::filled(40, 30, colour);
     Sample {
         key: format!("own {index}"),
         task: Task::SAMPLES,
         question_kind: None,
-        view: View::Image(ImageView::whole(Arc::new(picture))),
+        view: View::Image(ImageView::whole(Arc::new(image))),
         context: String::new(),
         question: String::new(),
         answer: name.into(),
@@ -121,7 +121,7 @@ fn suite(make: fn(&'static str) -> Own) -> EvalSuite {
 }
 
 const COLOURS: EvaluationSettings = EvaluationSettings {
-    pictures: 10,
+    images: 10,
     questions_per_kind: 3,
     answers: true,
     tokens: 48,
@@ -174,7 +174,7 @@ fn a_users_own_samples_are_evaluated_as_any_set_is() {
     }
     assert!(evaluation.nearest_neighbour.is_some());
     let found = exhibits.retrieval.expect("the second set is looked at");
-    assert_eq!((&*found.set.split, found.pictures), ("held-out", 3));
+    assert_eq!((&*found.set.split, found.images), ("held-out", 3));
     assert_eq!((found.best.len(), exhibits.attention.len()), (3, 3));
     let captions = found.best.iter().map(|example| &*example.caption);
     let mut captions: Vec<&str> = captions.collect();
@@ -197,7 +197,7 @@ fn what_a_set_does_not_have_is_not_measured_on_it() {
 #[test]
 fn every_metric_takes_a_users_own_samples_or_says_what_they_lack() {
     let settings = MeasureSettings {
-        pictures: COLOURS.pictures,
+        images: COLOURS.images,
         questions_per_kind: COLOURS.questions_per_kind,
         tokens: COLOURS.tokens,
         caption_tokens: COLOURS.caption_tokens,
@@ -230,7 +230,7 @@ fn every_metric_takes_a_users_own_samples_or_says_what_they_lack() {
     assert_eq!(all.zero_shot.len(), 4);
     let probe = &all.probes[..];
     assert_eq!((probe.len(), &*probe[0].set.split), (1, "held-out"));
-    // The same pictures as were fitted on.
+    // The same images as were fitted on.
     assert_eq!(probe[0].accuracy, 1.0);
     assert_eq!(all.captions.len(), 2);
     let kinds = all.questions.iter().map(|measure| &*measure.kind);

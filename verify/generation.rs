@@ -53,7 +53,7 @@ fn prompts(image_tokens: usize, questions: &[&[i32]]) -> Vec<Vec<i32>> {
     questions.iter().map(prompt).collect()
 }
 
-fn pictures(count: usize, side: usize) -> Vec<f32> {
+fn images(count: usize, side: usize) -> Vec<f32> {
     let mut random = Random::new(7);
     random.normals(count * 3 * side * side, 0.5)
 }
@@ -74,7 +74,7 @@ fn cached_generation_equals_uncached_generation() {
         let side = config.vision.image_size;
         let tokens = 20;
         let prompts = prompts(config.image_tokens(), &[&[300], &[70, 200, 411], &[99, 98]]);
-        let images = pictures(3, side);
+        let images = images(3, side);
         let reference = ReferenceExecutor::new(layout.elements());
         let cpu = CpuExecutor::new(layout.elements(), 2).unwrap();
         let executors: [&dyn Executor; 2] = [&reference, &cpu];
@@ -87,8 +87,8 @@ fn cached_generation_equals_uncached_generation() {
             let mut uncached = Answerer::new(context, shape(1)).unwrap();
             let answers = cached.generate(&images, &prompts).unwrap();
             for (row, prompt) in prompts.iter().enumerate() {
-                let picture = &images[row * 3 * side * side..][..3 * side * side];
-                let wanted = uncached.generate_uncached(picture, prompt).unwrap();
+                let image = &images[row * 3 * side * side..][..3 * side * side];
+                let wanted = uncached.generate_uncached(image, prompt).unwrap();
                 assert_eq!(answers[row], wanted, "{}, row {row}", executor.describe());
                 assert!(prompt.len() + wanted.len() <= tokens);
             }
@@ -126,7 +126,7 @@ fn cached_generation_equals_uncached_generation_on_the_emulated_kernels() {
         let simt = simt.in_precision(precision);
         simt.write_parameters(0, &values).unwrap();
         let prompts = prompts(config.image_tokens(), &[&[300, 77]]);
-        let images = pictures(1, config.vision.image_size);
+        let images = images(1, config.vision.image_size);
         let context = context_of(config, &layout, &simt);
         let shape = context.batch_shape(1, 9, 8);
         let mut cached = Generator::new(context, shape, Sampling::Greedy).unwrap();
@@ -147,7 +147,7 @@ fn sampled_generation_is_drawn_by_its_seed_and_almost_greedy_when_cold() {
     let cpu = CpuExecutor::new(layout.elements(), 2).unwrap();
     cpu.write_parameters(0, &values).unwrap();
     let prompts = prompts(config.image_tokens(), &[&[300], &[300]]);
-    let images = pictures(1, config.vision.image_size).repeat(2);
+    let images = images(1, config.vision.image_size).repeat(2);
     let context = context_of(config, &layout, &cpu);
     let shape = context.batch_shape(2, 20, 8);
     let generate = |sampling| {
@@ -200,7 +200,7 @@ fn prompts_that_do_not_fit_are_refused() {
         vec![vec![]],
     ] {
         let problem = generator
-            .generate(&pictures(1, side), &prompts)
+            .generate(&images(1, side), &prompts)
             .unwrap_err();
         assert!(
             problem.to_string().contains("prompts: expected"),

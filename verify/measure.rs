@@ -49,8 +49,8 @@ fn every_metric_is_measured_kept_and_the_same_on_any_number_of_threads() {
     assert_eq!(all.distances.len(), 3);
     for measure in &all.retrieval {
         assert!(
-            measure.captions > 3 * measure.pictures,
-            "several captions a picture"
+            measure.captions > 3 * measure.images,
+            "several captions an image"
         );
         assert!(measure.image_to_text.median_rank >= 1.0);
     }
@@ -132,7 +132,7 @@ fn a_stage_is_chosen_by_name_and_gives_what_it_can() {
     ] {
         assert!(answer.stdout.contains(part), "{part} in {answer:#?}");
     }
-    // The language model has not seen a picture there yet.
+    // The language model has not seen an image there yet.
     let answer = eval(&["--metrics", "all", "--stage", "warm-start-vision"]).fine();
     for name in ["captions", "questions", "distances"] {
         let line = format!("left out {name}: metric {name}: expected a checkpoint whose connector");

@@ -56,7 +56,7 @@ proptest! {
         }).collect();
         prop_assert!(
             order.is_sorted(),
-            "pictures are spliced in the order of their places, and come before text: {:?}", order
+            "images are spliced in the order of their places, and come before text: {:?}", order
         );
         for packed in packing.samples.iter().filter(|packed| packed.place.is_none()) {
             prop_assert!(lengths[packed.sample] > room);
@@ -64,10 +64,10 @@ proptest! {
     }
 }
 
-/// Samples of the tiny model's stage III: scenes with pictures and facts without.
+/// Samples of the tiny model's stage III: scenes with images and facts without.
 const SAMPLES: usize = 8;
 
-/// Of a picture of the tiny model: 32 pixels in patches of 8, two by two in one.
+/// Of an image of the tiny model: 32 pixels in patches of 8, two by two in one.
 const IMAGE_TOKENS: usize = 4;
 
 fn shape(pack: usize, tokens: usize) -> BatchShape {
@@ -90,7 +90,7 @@ fn samples() -> Vec<Sample> {
     let seen = samples.iter().filter(|s| s.view.is_some()).count();
     assert!(
         seen > 2 && seen < SAMPLES,
-        "{seen} of {SAMPLES} with pictures"
+        "{seen} of {SAMPLES} with images"
     );
     samples
 }

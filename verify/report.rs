@@ -124,7 +124,7 @@ fn a_run_leaves_a_whole_page_that_a_browser_draws() {
         return;
     };
     for (name, size) in [("phone", "390,4000"), ("desktop", "1280,4000")] {
-        let picture = folder.path().join(format!("{name}.png"));
+        let image = folder.path().join(format!("{name}.png"));
         let answer = Command::new(browser)
             .args([
                 "--headless",
@@ -137,13 +137,13 @@ fn a_run_leaves_a_whole_page_that_a_browser_draws() {
                 folder.path().join("browser").display()
             ))
             .arg(format!("--window-size={size}"))
-            .arg(format!("--screenshot={}", picture.display()))
+            .arg(format!("--screenshot={}", image.display()))
             .arg(format!("file://{}", run.join("report.html").display()))
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&answer.stderr);
         assert!(!said.contains("CONSOLE"), "{said}");
-        let decoder = png::Decoder::new(std::io::BufReader::new(fs::File::open(&picture).unwrap()));
+        let decoder = png::Decoder::new(std::io::BufReader::new(fs::File::open(&image).unwrap()));
         let mut reader = decoder.read_info().unwrap();
         let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
         let info = reader.next_frame(&mut pixels).unwrap();

@@ -17,7 +17,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::command::{checkpoint, checkpoints, command, keel, tensors, tiny_recipe, tiny_run};
-use crate::data_pairs::pictures;
+use crate::data_pairs::images;
 
 fn metrics(run: &Path) -> Vec<Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
@@ -27,7 +27,7 @@ fn metrics(run: &Path) -> Vec<Value> {
         .collect()
 }
 
-/// Pictures of each set that the run below is evaluated on.
+/// Images of each set that the run below is evaluated on.
 const EVALUATED: &str = "24";
 
 /// A run of every stage of the tiny recipe, evaluated; made once.
@@ -340,8 +340,8 @@ fn what_a_run_measured_is_measured_again_from_its_checkpoints() {
     assert_eq!(stages, wanted);
     let early = "run/checkpoints/1-warm-start-vision.safetensors";
     for (path, row) in [("run", &rows[4]), (early, &rows[0])] {
-        let pictures = ["--images", EVALUATED, "--threads", "1"];
-        let args = [&["eval", path, "--json"][..], &pictures].concat();
+        let images = ["--images", EVALUATED, "--threads", "1"];
+        let args = [&["eval", path, "--json"][..], &images].concat();
         let mut measured: Value = serde_json::from_str(&keel(folder, &args).fine().stdout).unwrap();
         measured["kind"] = "evaluation".into();
         assert_eq!(measured, *row, "{path}");
@@ -395,10 +395,10 @@ fn rows_of_the_metrics_have_their_fields() {
 }
 
 #[test]
-fn a_picture_is_described_and_what_is_no_picture_is_refused() {
+fn a_image_is_described_and_what_is_no_image_is_refused() {
     let folder = whole_run().parent().unwrap();
-    for (ending, bytes) in pictures() {
-        let name = format!("picture.{ending}");
+    for (ending, bytes) in images() {
+        let name = format!("image.{ending}");
         fs::write(folder.join(&name), &bytes).unwrap();
         let asked = keel(
             folder,
@@ -416,7 +416,7 @@ fn a_picture_is_described_and_what_is_no_picture_is_refused() {
     keel(folder, &["caption", "run", "none.png"]).refused(&["none.png: cannot read the image"]);
     keel(folder, &["caption", "none", "words.png"]).refused(&["run none: "]);
     let long = "why? ".repeat(100);
-    fs::write(folder.join("good.png"), &pictures()[0].1).unwrap();
+    fs::write(folder.join("good.png"), &images()[0].1).unwrap();
     keel(folder, &["caption", "run", "good.png", "--question", &long])
         .refused(&["--question: expected one that leaves room in 80 tokens"]);
 }

@@ -195,10 +195,10 @@ fn labels_cover_exactly_the_answer_and_its_end() {
                 .iter()
                 .all(|&weight| weight == 0.0)
         );
-        let picture = 3 * 8 * 8;
-        assert!(batch.images[..picture].iter().any(|&value| value != 0.0));
+        let image = 3 * 8 * 8;
+        assert!(batch.images[..image].iter().any(|&value| value != 0.0));
         assert!(
-            batch.images[picture..].iter().all(|&value| value == 0.0),
+            batch.images[image..].iter().all(|&value| value == 0.0),
             "text-only rows are zero"
         );
         assert_eq!(

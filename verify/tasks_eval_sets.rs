@@ -7,7 +7,7 @@ use keel::data::batch::BatchShape;
 use keel::data::batches::{batch_of, batches};
 use keel::data::chat::ChatTokenizer;
 use keel::data::eval_set::{ClassifiedSet, EvalSet};
-use keel::data::picture::{Picture, PictureLimits};
+use keel::data::image::{Image, ImageLimits};
 use keel::data::sample::Sample;
 use keel::emoji::embedded::Vendor;
 use keel::emoji::emoji_set::{EmojiSet, Split};
@@ -116,12 +116,12 @@ fn evaluation_scenes_are_not_training_scenes() {
 }
 
 #[test]
-fn a_contact_sheet_shows_each_picture_in_its_cell() {
+fn a_contact_sheet_shows_each_image_in_its_cell() {
     let images: Vec<f32> = (0..3 * 12)
         .map(|i| if i / 12 == 1 { 1.0 } else { -1.0 })
         .collect();
     let png = contact_sheet(&images, 2, 2, 3).unwrap();
-    let sheet = Picture::decode("the sheet", &png, &PictureLimits::default()).unwrap();
+    let sheet = Image::decode("the sheet", &png, &ImageLimits::default()).unwrap();
     assert_eq!(
         (sheet.width, sheet.height),
         (20, 20),

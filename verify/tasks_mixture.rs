@@ -9,7 +9,7 @@ use keel::data::batch::{Batch, BatchShape, SampleInfo, TokenWeighting};
 use keel::data::chat::ChatTokenizer;
 use keel::data::mixture::{MOST_ATTEMPTS, Mixture, MixtureSettings};
 use keel::data::pairs::{Pair, PairSource};
-use keel::data::picture::Picture;
+use keel::data::image::Image;
 use keel::data::pixels::{Fit, Pixels};
 use keel::data::resample::Filter;
 use keel::data::source::SampleSettings;
@@ -42,17 +42,17 @@ pub(crate) const SHAPE: BatchShape = BatchShape {
     pixels: HALF,
 };
 
-/// No pictures drawn, for tests of words alone.
+/// No images drawn, for tests of words alone.
 pub(crate) const TEXT_ONLY_SHAPE: BatchShape = BatchShape {
     image_size: 0,
     ..SHAPE
 };
 
-/// How training makes samples, but for a limit on pictures.
+/// How training makes samples, but for a limit on images.
 pub(crate) const SAMPLES: SampleSettings = SampleSettings {
     augmentation: Augmentation::TRAINING,
     turns: 1,
-    pictures: 1,
+    images: 1,
     share: 1.0,
 };
 
@@ -271,7 +271,7 @@ fn contrastive_batches_hold_distinct_concepts_and_captions() {
 }
 
 #[test]
-fn text_alone_stands_behind_the_pictures_of_a_contrastive_batch() {
+fn text_alone_stands_behind_the_images_of_a_contrastive_batch() {
     let shape = BatchShape {
         batch: 16,
         ..TEXT_ONLY_SHAPE
@@ -292,7 +292,7 @@ fn text_alone_stands_behind_the_pictures_of_a_contrastive_batch() {
     mixed.weights = vec![(tasks::FACTS, 1.0)];
     let refused = made(None, &SAMPLES, mixed);
     let problem = refused.err().unwrap().to_string();
-    assert!(problem.contains("a task with pictures"), "{problem}");
+    assert!(problem.contains("a task with images"), "{problem}");
 }
 
 #[test]
@@ -335,7 +335,7 @@ impl PairSource for Odd {
         let level = index as u8 * 6;
         Ok(Pair {
             key: format!("pair {index}"),
-            picture: Some(Picture::filled(
+            image: Some(Image::filled(
                 300 + index as u32,
                 200,
                 [level, level, level, 255],
@@ -370,11 +370,11 @@ fn unusable_pairs_are_counted_and_replaced_and_the_rest_is_drawn_whole() {
         assert!(index % 5 >= 3);
         assert_eq!(info.answer, format!("Größe {index}: 絵"));
         assert_eq!(info.question, "was ist das?");
-        let picture = &batch.images[row * 768..(row + 1) * 768];
-        let spread = picture
+        let image = &batch.images[row * 768..(row + 1) * 768];
+        let spread = image
             .iter()
-            .fold(0.0f32, |most, value| most.max((value - picture[0]).abs()));
-        assert!(spread < 1e-3, "a plain picture fills its whole frame");
+            .fold(0.0f32, |most, value| most.max((value - image[0]).abs()));
+        assert!(spread < 1e-3, "a plain image fills its whole frame");
     }
     struct Bad;
     impl PairSource for Bad {

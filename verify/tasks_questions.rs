@@ -1,4 +1,4 @@
-//! Every answer is true of its picture, and guessing without the picture is weak.
+//! Every answer is true of its image, and guessing without the image is weak.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -110,7 +110,7 @@ fn answer(emoji: &EmojiSet, scene: &Scene, question: &str) -> String {
             .count()
             .to_string();
     }
-    if let Some(name) = question.strip_prefix("how many pictures of ") {
+    if let Some(name) = question.strip_prefix("how many images of ") {
         return (0..scene.objects.len())
             .filter(|&i| concept(i).name == name)
             .count()

@@ -1,4 +1,4 @@
-//! Large pictures in tiles: grids and pixels as transformers makes them; a step on tiles is the step on as many pictures of
+//! Large images in tiles: grids and pixels as transformers makes them; a step on tiles is the step on as many images of
 //! their own in one sequence; runs with them are trained, asked and continued.
 
 mod several;
@@ -11,7 +11,7 @@ use keel::data::batch::{Batch, BatchShape, TokenWeighting};
 use keel::data::chat::ChatTokenizer;
 use keel::data::image_slots::place;
 use keel::data::image_view::ImageView;
-use keel::data::picture::Picture;
+use keel::data::image::Image;
 use keel::data::pixels::Pixels;
 use keel::data::sample::{Sample, View};
 use keel::data::task::Task;
@@ -23,7 +23,7 @@ use keel::tensor::DType;
 use keel::train::Stage;
 
 use crate::command::{keel, tiny_recipe};
-use crate::data_picture::files;
+use crate::data_image::files;
 use crate::harness::{Golden, Random};
 use crate::packing::losses_and_gradients;
 use crate::program::Tiny;
@@ -57,19 +57,19 @@ fn grids_are_those_of_transformers() {
 }
 
 #[test]
-fn tiles_and_the_whole_picture_beside_them_are_those_of_transformers_to_the_bit() {
+fn tiles_and_the_whole_image_beside_them_are_those_of_transformers_to_the_bit() {
     let mut cut = 0;
     for name in ["wide", "tall", "square", "small", "thin"] {
         let case = case(name);
         let &[height, width, 3] = case.shape("input.picture").dims() else {
-            panic!("{name} is a picture")
+            panic!("{name} is an image")
         };
         let colours = case.integers("input.picture").chunks_exact(3);
         let rgba = colours
             .flat_map(|c| [c[0] as u8, c[1] as u8, c[2] as u8, 255])
             .collect();
         let [width, height] = [width as u32, height as u32];
-        let picture = Picture {
+        let image = Image {
             width,
             height,
             rgba,
@@ -77,9 +77,9 @@ fn tiles_and_the_whole_picture_beside_them_are_those_of_transformers_to_the_bit(
         let most = case.config["most"].as_u64().unwrap() as usize;
         let grid = grid([width, height], most, SIDE);
         let pixels = Pixels::default().beside_tiles();
-        let mut tiles = pixels.tiles(&picture, grid, SIDE);
+        let mut tiles = pixels.tiles(&image, grid, SIDE);
         cut += usize::from(!tiles.is_empty());
-        tiles.push(pixels.prepared(&picture, SIDE));
+        tiles.push(pixels.prepared(&image, SIDE));
         let want = case.integers("value.tiles");
         let found: Vec<i32> = tiles
             .iter()
@@ -111,7 +111,7 @@ fn photo(random: &mut Random, [width, height]: [u32; 2]) -> ImageView {
         ]
     });
     let rgba = bytes.collect();
-    ImageView::whole(Arc::new(Picture {
+    ImageView::whole(Arc::new(Image {
         width,
         height,
         rgba,
@@ -133,7 +133,7 @@ fn sample(index: usize, view: View) -> Sample {
     }
 }
 
-/// Pictures of four tiles, of one and of two, and text alone, which stands last in a batch.
+/// Images of four tiles, of one and of two, and text alone, which stands last in a batch.
 fn samples() -> Vec<Sample> {
     let mut random = Random::new(20_261_128);
     let views = [
@@ -168,7 +168,7 @@ fn batch(samples: &[Sample], shape: &BatchShape) -> Batch {
     assemble(samples, shape, TokenWeighting::Square, words).unwrap()
 }
 
-/// How many tokens of each row show tiles and whole pictures.
+/// How many tokens of each row show tiles and whole images.
 fn marks(batch: &Batch, tokens: usize) -> Vec<[usize; 2]> {
     let rows = batch.places.chunks_exact(tokens);
     rows.map(|row| {
@@ -179,19 +179,19 @@ fn marks(batch: &Batch, tokens: usize) -> Vec<[usize; 2]> {
 }
 
 #[test]
-fn pictures_are_cut_as_far_as_slots_and_tokens_allow() {
+fn images_are_cut_as_far_as_slots_and_tokens_allow() {
     let samples = samples();
     let all = batch(&samples, &shape(Tiling { most: 6, slots: 16 }, 1, TOKENS));
     assert_eq!(marks(&all, TOKENS), [[16, 4], [0, 4], [8, 4], [0, 0]]);
     assert_eq!(all.images.len(), (16 + 4) * 3 * 32 * 32);
     let is_drawn = |slot: usize| {
-        let picture = &all.images[slot * 3 * 32 * 32..][..3 * 32 * 32];
-        picture.iter().any(|x| *x != 0.0)
+        let image = &all.images[slot * 3 * 32 * 32..][..3 * 32 * 32];
+        image.iter().any(|x| *x != 0.0)
     };
     let drawn: Vec<usize> = (0..20).filter(|slot| is_drawn(*slot)).collect();
-    // Six tiles, ten slots that nothing is in, then all pictures but that of the text alone.
+    // Six tiles, ten slots that nothing is in, then all images but that of the text alone.
     assert_eq!(drawn, [0, 1, 2, 3, 4, 5, 16, 17, 18]);
-    // Tokens of tiles stand before those of the whole picture.
+    // Tokens of tiles stand before those of the whole image.
     let row = &all.places[..TOKENS];
     let marked: Vec<i32> = row
         .iter()
@@ -216,11 +216,11 @@ fn pictures_are_cut_as_far_as_slots_and_tokens_allow() {
     assert_eq!(marks(&tight, short), [[0, 4], [0, 4], [8, 4], [0, 0]]);
 }
 
-/// The same pictures with nothing left to do but to splice them: every tile and every picture a sample of its own, in the
+/// The same images with nothing left to do but to splice them: every tile and every image a sample of its own, in the
 /// order of their places, in sequences that hold several.
-fn as_pictures_of_their_own(cut: &Batch, slots: usize, tiles: &[usize]) -> Batch {
-    let picture = 3 * 32 * 32;
-    let at = |slot: usize| cut.images[slot * picture..][..picture].to_vec();
+fn as_images_of_their_own(cut: &Batch, slots: usize, tiles: &[usize]) -> Batch {
+    let image = 3 * 32 * 32;
+    let at = |slot: usize| cut.images[slot * image..][..image].to_vec();
     let mut images = Vec::new();
     let mut next = 0;
     let mut left = Vec::new();
@@ -249,7 +249,7 @@ fn as_pictures_of_their_own(cut: &Batch, slots: usize, tiles: &[usize]) -> Batch
 }
 
 #[test]
-fn a_step_on_tiles_has_the_loss_and_gradients_of_a_step_on_pictures_of_their_own() {
+fn a_step_on_tiles_has_the_loss_and_gradients_of_a_step_on_images_of_their_own() {
     let tiny = Tiny::new();
     let samples = samples();
     let stage = tiny.recipe.stage("world-knowledge").unwrap();
@@ -263,14 +263,14 @@ fn a_step_on_tiles_has_the_loss_and_gradients_of_a_step_on_pictures_of_their_own
     };
     let batch_cut = batch(&samples, &shape(cut.tiling(4), 1, TOKENS));
     assert_eq!(marks(&batch_cut, TOKENS), [[16, 4], [0, 4], [8, 4], [0, 0]]);
-    let batch_apart = as_pictures_of_their_own(&batch_cut, 8, &[4, 0, 2, 0]);
+    let batch_apart = as_images_of_their_own(&batch_cut, 8, &[4, 0, 2, 0]);
 
-    hold_to_pictures_of_their_own(&tiny, &samples, (&cut, &batch_cut), &batch_apart);
+    hold_to_images_of_their_own(&tiny, &samples, (&cut, &batch_cut), &batch_apart);
 }
 
-/// Holds a step, and the one on its samples packed, to that on `apart`, whose slots and pictures are pictures of samples in four
+/// Holds a step, and the one on its samples packed, to that on `apart`, whose slots and images are images of samples in four
 /// sequences, on every executor.
-fn hold_to_pictures_of_their_own(
+fn hold_to_images_of_their_own(
     tiny: &Tiny,
     samples: &[Sample],
     (own, batch_own): (&Stage, &Batch),
@@ -285,10 +285,10 @@ fn hold_to_pictures_of_their_own(
     let batch_packed = batch(samples, &shape(own.tiling(4), 2, 2 * TOKENS));
     assert_eq!(batch_packed.skipped.without_room, 0);
     let steps = [(own, batch_own), (&packed, &batch_packed)];
-    let pictures = own.tiling(4).slots + 4;
+    let images = own.tiling(4).slots + 4;
     let stage = Stage {
-        batch_size: pictures,
-        samples_per_sequence: pictures / 4,
+        batch_size: images,
+        samples_per_sequence: images / 4,
         max_tiles: 0,
         tile_budget: None,
         max_images: 1,
@@ -325,7 +325,7 @@ fn hold_to_pictures_of_their_own(
 }
 
 #[test]
-fn a_contrast_beside_tiles_is_that_of_the_whole_pictures() {
+fn a_contrast_beside_tiles_is_that_of_the_whole_images() {
     let tiny = Tiny::new();
     let samples: Vec<Sample> = samples().into_iter().filter(|s| s.view.is_some()).collect();
     let mut samples = samples;
@@ -362,13 +362,13 @@ fn a_contrast_beside_tiles_is_that_of_the_whole_pictures() {
 #[test]
 fn a_run_on_tiles_is_trained_continued_to_the_same_bits_and_asked() {
     let folder = tempfile::tempdir().unwrap();
-    let picture = &files()[0];
+    let image = &files()[0];
     let ending = ["png", "jpg", "webp"]
         .into_iter()
-        .find(|e| picture.0.contains(&e[..3]))
+        .find(|e| image.0.contains(&e[..3]))
         .unwrap_or("png");
     let name = format!("a.{ending}");
-    fs::write(folder.path().join(&name), &picture.1).unwrap();
+    fs::write(folder.path().join(&name), &image.1).unwrap();
     let lines: String = (0..6)
         .map(|i| format!("{{\"image\": \"{name}\", \"question\": \"what is {i}?\", \"answer\": \"number {i}\"}}\n"))
         .collect();

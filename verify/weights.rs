@@ -132,7 +132,7 @@ fn run(
     }
     let class_token = ModelInput::ClassToken.name();
     if session.program().input(class_token).is_ok() {
-        session.write_i32(class_token, &[0]).expect("one picture");
+        session.write_i32(class_token, &[0]).expect("one image");
     }
     session.run().expect("the model runs");
     let program = session.program();

@@ -10,7 +10,7 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     };
     if let Ok(words) = words_of_json("input", content) {
-        let _ = words.for_pictures("input", usize::from(*kind) % 4);
+        let _ = words.for_images("input", usize::from(*kind) % 4);
     }
     let folder = tempfile::tempdir_in("/dev/shm").expect("memory can be written");
     let ending = ["json", "jsonl", "tsv", "csv"][usize::from(*kind) % 4];

@@ -7,7 +7,7 @@ use clap::Args;
 use super::values::{probability, temperature, whole};
 use super::{ComputeArgs, heading, print_line, print_warnings};
 use keel_base::error::Result;
-use keel_data::records::MOST_PICTURES;
+use keel_data::records::MOST_IMAGES;
 use keel_eval::Sampling;
 use keel_train::EvalRun;
 
@@ -17,7 +17,7 @@ pub(super) struct CaptionArgs {
     /// A run's folder (its newest checkpoint answers) or one checkpoint.
     run: PathBuf,
     /// PNG, JPEG or WebP images; several if the model was trained on samples with several.
-    #[arg(required = true, num_args = 1..=MOST_PICTURES)]
+    #[arg(required = true, num_args = 1..=MOST_IMAGES)]
     images: Vec<PathBuf>,
     /// The question; without one the model describes the image. Several images stand where the question says <image>, or all
     /// before it.

@@ -151,31 +151,31 @@ fn check(args: &CheckArgs) -> Result<()> {
     if broken > 0 {
         print_line(format!("not usable: {}", pairs.drawing_skips().summary()))?;
     }
-    let pictures = &census.pictures;
-    let [least, median, most] = pictures
+    let images = &census.images;
+    let [least, median, most] = images
         .sizes
         .map(|[width, height]| format!("{width} × {height}"));
     print_line(format!(
-        "{} pictures of {} in files: {least} to {most}, half of them at most {median}; {} came before",
-        pictures.count,
-        bytes(pictures.bytes),
-        pictures.duplicates,
+        "{} images of {} in files: {least} to {most}, half of them at most {median}; {} came before",
+        images.count,
+        bytes(images.bytes),
+        images.duplicates,
     ))?;
-    let [several, most] = pictures.several;
+    let [several, most] = images.several;
     if several > 0 {
         print_line(format!(
             "{several} samples show several, up to {most}: a stage takes them with --set stage.NAME.max_images={most}"
         ))?;
     }
-    for (key, first) in &pictures.examples {
-        print_line(format!("  {key}: the picture of {first}"))?;
+    for (key, first) in &images.examples {
+        print_line(format!("  {key}: the image of {first}"))?;
     }
     let words = &census.words;
     print_line(format!(
         "{} answers; {} samples say what came before",
         words.answers, words.duplicates
     ))?;
-    print_line("tokens of the embedded tokeniser in a conversation, the picture's left out:")?;
+    print_line("tokens of the embedded tokeniser in a conversation, the image's left out:")?;
     let bounds = TOKEN_BOUNDS.iter().map(|bound| format!("up to {bound}"));
     let bounds = bounds.chain([format!("more, up to {}", words.most_tokens)]);
     for (bound, count) in bounds.zip(words.tokens).filter(|(_, count)| *count > 0) {
@@ -196,7 +196,7 @@ fn show(args: &ShowArgs) -> Result<()> {
     let samples = SampleSettings {
         augmentation: Augmentation::TRAINING,
         turns: args.turns,
-        pictures: 1,
+        images: 1,
         share: 1.0,
     };
     let mixture = Mixture::new(
@@ -235,7 +235,7 @@ fn show(args: &ShowArgs) -> Result<()> {
     print_line(format!("{items} an epoch"))?;
     if let Some(path) = &args.png {
         if !args.task.has_images {
-            return Err(Error::setting("--png", "a task with pictures", args.task));
+            return Err(Error::setting("--png", "a task with images", args.task));
         }
         let sheet = contact_sheet(&batch.images, args.image_size, 8, 2)?;
         std::fs::write(path, sheet).map_err(|error| Error::io(path, "write the sheet", error))?;

@@ -131,7 +131,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
         };
         if tiles > 0 && recipe.most_tiles() == 0 {
             print_line(format!(
-                "the folder's model is shown pictures in up to {tiles} tiles; here they stay whole, unless a stage is given max_tiles: --set stage.NAME.max_tiles={tiles}"
+                "the folder's model is shown images in up to {tiles} tiles; here they stay whole, unless a stage is given max_tiles: --set stage.NAME.max_tiles={tiles}"
             ))?;
         }
     }
@@ -170,7 +170,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
         keep: args.keep,
         keep_every: args.keep_every,
         observer: Arc::new(Terminal::default()),
-        keep_pictures: args.image_cache,
+        image_cache: args.image_cache,
         disk: Arc::new(LocalDisk),
         signals: Signals::heed()?,
     };

@@ -1,7 +1,7 @@
 //! Training data: what users bring, read without trusting any of it, and the way from samples to batches.
 //!
 //! Five rooms, each a trade of its own; imports go from the later ones to the earlier ones and never back. From outside,
-//! their files are reached by name alone: `data::picture`, `data::mixture`.
+//! their files are reached by name alone: `data::image`, `data::mixture`.
 //!
 //! Nothing here starts a process, opens a connection or writes a file.
 #![deny(unsafe_code)]
@@ -18,6 +18,6 @@ pub use batching::{
 pub use evaluation::{batches, blind_baseline, eval_set};
 pub use formats::{archive, benchmark, census, pairs, records, skips, sums, webdataset};
 pub use images::{
-    augment, corruption, frame, image_view, picture, pixels, prepare, resample, tiles,
+    augment, corruption, frame, image_view, image, pixels, prepare, resample, tiles,
 };
 pub use text::{chat, tokenizer};

@@ -1,5 +1,5 @@
 //! Captions: short ones for coarse alignment, dense ones with group, colours and keywords. All are made
-//! from one concept of the pool and never mention anything that is not in the picture's facts.
+//! from one concept of the pool and never mention anything that is not in the image's facts.
 
 use std::sync::Arc;
 

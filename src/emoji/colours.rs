@@ -1,4 +1,4 @@
-//! Names for colours and the dominant colours of a picture, measured from its pixels. A picture's colours are never read
+//! Names for colours and the dominant colours of an image, measured from its pixels. An image's colours are never read
 //! from its name, so they hold for any vendor's drawing. Names are decided in OKLab (Ottosson 2020), where equal
 //! distances look equal; the borders between names are this project's choice.
 
@@ -174,7 +174,7 @@ fn name_of_oklab([lightness, a, b]: [f32; 3]) -> Colour {
     }
 }
 
-/// How much of a picture each colour covers.
+/// How much of an image each colour covers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Palette {
     shares: [f32; 11],
@@ -182,7 +182,7 @@ pub struct Palette {
 
 impl Palette {
     /// Measures straight (not premultiplied) sRGB colours with alpha, each with the number of pixels that have it; every
-    /// pixel counts by its alpha. A picture without any opaque pixel has all shares zero.
+    /// pixel counts by its alpha. An image without any opaque pixel has all shares zero.
     pub fn measure(colours: impl IntoIterator<Item = ([u8; 4], u64)>) -> Palette {
         let mut sums = [0u64; 11];
         let table = table();
@@ -200,7 +200,7 @@ impl Palette {
         self.shares[colour as usize]
     }
 
-    /// The colours that cover at least `least` of the picture, largest first, at most `most` of them.
+    /// The colours that cover at least `least` of the image, largest first, at most `most` of them.
     pub fn dominant(&self, least: f32, most: usize) -> Vec<Colour> {
         let mut found: Vec<Colour> = Colour::ALL
             .into_iter()
@@ -211,7 +211,7 @@ impl Palette {
         found
     }
 
-    /// The one colour of a picture that has one: it covers at least 60 % and no other more than 20 %.
+    /// The one colour of an image that has one: it covers at least 60 % and no other more than 20 %.
     pub fn single(&self) -> Option<Colour> {
         match self.dominant(0.2, 2)[..] {
             [only] if self.share(only) >= 0.6 => Some(only),

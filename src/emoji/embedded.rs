@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use keel_base::error::{Error, Result};
-use keel_data::picture::{Picture, PictureLimits};
+use keel_data::image::{Image, ImageLimits};
 use keel_data::webdataset::{Shard, ShardItem, ShardLimits};
 
 /// The Noto drawings, 64 × 64, a gzipped shard.
@@ -17,10 +17,10 @@ pub static NOTO: &[u8] = include_bytes!("../../assets/noto.tar.gz");
 /// The Twemoji drawings, 64 × 64, a gzipped shard.
 pub static TWEMOJI: &[u8] = include_bytes!("../../assets/twemoji.tar.gz");
 
-/// Width and height of every embedded picture, pixels.
+/// Width and height of every embedded image, pixels.
 pub const SIZE: u32 = 64;
 
-/// Who drew a picture.
+/// Who drew an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Vendor {
     /// Google's Noto Emoji: trained on.
@@ -42,7 +42,7 @@ impl Vendor {
     }
 }
 
-/// One emoji: its words, and its picture by every vendor.
+/// One emoji: its words, and its image by every vendor.
 #[derive(Debug, Clone)]
 pub struct EmbeddedConcept {
     /// Lower-case hexadecimal code points, joined by hyphens: the key in both shards.
@@ -70,11 +70,11 @@ impl EmbeddedConcept {
     ///
     /// # Errors
     /// [`Error::Content`] when the drawing is damaged or not of the embedded size.
-    pub fn picture(&self, vendor: Vendor) -> Result<Picture> {
+    pub fn image(&self, vendor: Vendor) -> Result<Image> {
         let png = &self.pngs[vendor as usize];
-        let picture = Picture::decode(&self.file(vendor), png, &PictureLimits::default())?;
-        match (picture.width, picture.height) {
-            (SIZE, SIZE) => Ok(picture),
+        let image = Image::decode(&self.file(vendor), png, &ImageLimits::default())?;
+        match (image.width, image.height) {
+            (SIZE, SIZE) => Ok(image),
             _ => Err(self.damaged(vendor, format!("it is not {SIZE} x {SIZE}"))),
         }
     }

@@ -1,4 +1,4 @@
-//! The embedded concepts as the tasks see them: words ready for captions and answers, and each vendor's pictures as
+//! The embedded concepts as the tasks see them: words ready for captions and answers, and each vendor's images as
 //! sprites. Which concepts may be trained on is decided here and nowhere else: [`EmojiSet::training`] is the only list
 //! that the training tasks draw from, and they draw with [`Vendor::Noto`] only.
 
@@ -49,7 +49,7 @@ pub struct Concept {
     pub subcategory: usize,
     /// Trained on or held out.
     pub split: Split,
-    /// What the picture says, where it can be read.
+    /// What the image says, where it can be read.
     pub ocr: Option<OcrContent>,
     /// Whose flag it is.
     pub country: Option<String>,
@@ -104,16 +104,16 @@ impl Concept {
         }
     }
 
-    /// The picture of one vendor.
+    /// The image of one vendor.
     pub fn sprite(&self, vendor: Vendor) -> &Sprite {
         self.drawings[vendor as usize].sprite.get_or_init(|| {
-            let picture = self.raw.picture(vendor).expect(TESTED);
-            let sides = [picture.width, picture.height].map(|side| side as usize);
-            Sprite::new(sides[0], sides[1], &picture.rgba)
+            let image = self.raw.image(vendor).expect(TESTED);
+            let sides = [image.width, image.height].map(|side| side as usize);
+            Sprite::new(sides[0], sides[1], &image.rgba)
         })
     }
 
-    /// The colours of one vendor's picture.
+    /// The colours of one vendor's image.
     pub fn palette(&self, vendor: Vendor) -> &Palette {
         let drawing = &self.drawings[vendor as usize];
         drawing.palette.get_or_init(|| {
@@ -283,7 +283,7 @@ fn filled(lists: &[Vec<usize>], least: usize) -> Vec<usize> {
 /// The concepts of one vendor and split, grouped as the tasks need them. All lists hold indices into the set.
 #[derive(Clone, Debug)]
 pub struct Pool {
-    /// Whose pictures are shown and measured.
+    /// Whose images are shown and measured.
     pub vendor: Vendor,
     /// Every concept of the split.
     pub all: Vec<usize>,

@@ -1,4 +1,4 @@
-//! The evaluation sets of the emoji world: the same samples in every run, on any machine. Pictures are unaugmented, centred,
+//! The evaluation sets of the emoji world: the same samples in every run, on any machine. Images are unaugmented, centred,
 //! on the plain background, except in question sets, whose scenes come from seeds that training never uses.
 
 use std::collections::HashMap;
@@ -40,7 +40,7 @@ pub fn eval_suite(emoji: &Arc<EmojiSet>) -> EvalSuite {
     EvalSuite::new(sets.into(), 0, 1).expect("the sets are part of the program and tested with it")
 }
 
-/// The concepts of one vendor and split: retrieval (caption i belongs to picture i), captions, classification by
+/// The concepts of one vendor and split: retrieval (caption i belongs to image i), captions, classification by
 /// subcategory, and, of trained concepts, questions.
 pub struct EmojiEvalSet {
     emoji: Arc<EmojiSet>,
@@ -167,7 +167,7 @@ impl EvalSet for EmojiEvalSet {
     }
 }
 
-/// Training questions as blind baselines are fitted on: `per_kind` of each kind, without drawing a picture.
+/// Training questions as blind baselines are fitted on: `per_kind` of each kind, without drawing an image.
 pub fn training_questions(
     emoji: &Arc<EmojiSet>,
     per_kind: usize,

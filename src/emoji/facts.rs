@@ -1,6 +1,6 @@
-//! Text without pictures: what the concepts are, scenes in words with questions, counting and sides. It teaches the
+//! Text without images: what the concepts are, scenes in words with questions, counting and sides. It teaches the
 //! language model the words and the layout before it sees anything, and keeps them alive later. In the described forms a
-//! text stands where a picture would, so that the model learns to answer from what comes before the question.
+//! text stands where an image would, so that the model learns to answer from what comes before the question.
 
 use std::sync::Arc;
 

@@ -2,7 +2,7 @@
 //! about them. It is what Keel trains on, and evaluates on, where a user brings nothing.
 //!
 //! It stands on [`data`](keel_data), which knows nothing of it: its tasks are [`TaskSource`](keel_data::source::TaskSource)s,
-//! its pictures [`Drawing`](keel_data::frame::Drawing)s, its evaluation sets
+//! its images [`Drawing`](keel_data::frame::Drawing)s, its evaluation sets
 //! [`EvalSet`](keel_data::eval_set::EvalSet)s.
 
 pub mod captions;

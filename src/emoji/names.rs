@@ -173,7 +173,7 @@ pub fn with_article(name: &str) -> String {
     }
 }
 
-/// What a picture says when it is read.
+/// What an image says when it is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OcrContent {
     /// A key with one digit or sign.
@@ -284,7 +284,7 @@ fn direction(point: u32) -> Option<&'static str> {
     })
 }
 
-/// Whether a picture of this concept still shows the concept when left and right are swapped: never for text, flags,
+/// Whether an image of this concept still shows the concept when left and right are swapped: never for text, flags,
 /// arrows, clocks, keys, maps, moons or anything named by a side.
 pub fn mirror_safe(name: &str, category: &str, subcategory: &str) -> bool {
     let sided = [

@@ -11,7 +11,7 @@ use keel_base::random::Stream;
 use keel_data::augment::Augmentation;
 use keel_data::sample::Sample;
 
-/// What a question to be read off a picture shows.
+/// What a question to be read off an image shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OcrItem {
     /// One concept, by its index.

@@ -60,7 +60,7 @@ impl QuestionKind {
         QuestionKind::IsColour,
     ];
 
-    /// The kinds that are read off a picture.
+    /// The kinds that are read off an image.
     pub const OCR: [QuestionKind; 5] = [
         QuestionKind::Keys,
         QuestionKind::Text,

@@ -23,10 +23,10 @@ pub struct Object {
     pub placement: Placement,
 }
 
-/// A picture to be drawn.
+/// An image to be drawn.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scene {
-    /// Whose pictures are shown.
+    /// Whose images are shown.
     pub vendor: Vendor,
     /// The colour behind the objects.
     pub background: [u8; 3],

@@ -1,4 +1,4 @@
-//! Pictures made ready for composing: premultiplied alpha, a short pyramid of halved sizes and the box that is not empty.
+//! Images made ready for composing: premultiplied alpha, a short pyramid of halved sizes and the box that is not empty.
 //! Drawing is one inverse-mapped bilinear pass over the pixels that the sprite covers, so a scene costs
 //! about as much as its area, whatever the size of the sources.
 
@@ -27,7 +27,7 @@ struct Level {
 }
 
 impl Level {
-    /// The border is empty, or repeats the edge of a picture without transparency.
+    /// The border is empty, or repeats the edge of an image without transparency.
     fn bordered(width: usize, height: usize, inner: &[[u8; 4]], opaque: bool) -> Level {
         let stride = width + 2;
         let mut pixels = vec![[0; 4]; stride * (height + 2)];
@@ -55,7 +55,7 @@ impl Level {
     }
 }
 
-/// A picture ready to be drawn at any size.
+/// An image ready to be drawn at any size.
 #[derive(Clone, Debug)]
 pub struct Sprite {
     levels: Vec<Level>,
@@ -64,7 +64,7 @@ pub struct Sprite {
 }
 
 impl Sprite {
-    /// Prepares straight RGBA pixels, row-major `[height, width, 4]`. Missing pixels count as empty, and a picture without
+    /// Prepares straight RGBA pixels, row-major `[height, width, 4]`. Missing pixels count as empty, and an image without
     /// any pixel as one empty pixel.
     pub fn new(width: usize, height: usize, rgba: &[u8]) -> Sprite {
         let (width, height) = (width.max(1), height.max(1));
@@ -235,7 +235,7 @@ fn unpremultiplied([r, g, b, alpha]: [u8; 4]) -> [u8; 4] {
     [straight(r), straight(g), straight(b), alpha]
 }
 
-/// The box of pixels whose alpha is above 8; the whole picture when there is none.
+/// The box of pixels whose alpha is above 8; the whole image when there is none.
 fn extent(width: usize, height: usize, pixels: &[[u8; 4]]) -> [f32; 4] {
     let (mut left, mut top, mut right, mut bottom) = (width, height, 0, 0);
     for (y, row) in pixels.chunks_exact(width).enumerate() {
@@ -255,7 +255,7 @@ fn extent(width: usize, height: usize, pixels: &[[u8; 4]]) -> [f32; 4] {
     [left, top, right, bottom].map(|edge| edge as f32)
 }
 
-/// The picture at half the size, each pixel the mean of four; an odd last row or column is dropped.
+/// The image at half the size, each pixel the mean of four; an odd last row or column is dropped.
 fn halve(width: usize, height: usize, pixels: &[[u8; 4]]) -> Vec<[u8; 4]> {
     let mut out = Vec::with_capacity((width / 2) * (height / 2));
     for y in 0..height / 2 {

@@ -1,4 +1,4 @@
-//! Matches pictures and texts in one space, in the same way after every stage.
+//! Matches images and texts in one space, in the same way after every stage.
 //!
 //! Stages differ in which heads they train, and heads grow stale when what feeds them moves on. So pooled features of
 //! both sides are brought together by a linear map that is fitted on trained pairs each time.
@@ -14,7 +14,7 @@ use keel_data::sample::Sample;
 use keel_engine::executor::Session;
 use keel_model::{BatchInputs, ContrastivePair, ModelInput, record_contrastive_features, unfed};
 
-/// Pictures that the map is fitted on for each picture of a set.
+/// Images that the map is fitted on for each image of a set.
 const FITTED: usize = 16;
 
 /// Penalty of the fitted map, relative to the features' variance.
@@ -24,14 +24,14 @@ const RIDGE: f64 = 0.03;
 pub(super) struct AlignedRetriever<'a> {
     words: &'a ChatTokenizer,
     shape: BatchShape,
-    images: Box<dyn Session>,
-    texts: Box<dyn Session>,
+    image_tower: Box<dyn Session>,
+    text_tower: Box<dyn Session>,
     map: LinearMap,
 }
 
 impl<'a> AlignedRetriever<'a> {
-    /// Loads the feature programs of `pair` and fits the map on the pictures of `fitted`: all of them, but for sets of few
-    /// `pictures` at most [`FITTED`] for each.
+    /// Loads the feature programs of `pair` and fits the map on the images of `fitted`: all of them, but for sets of few
+    /// `images` at most [`FITTED`] for each.
     ///
     /// # Errors
     /// Whatever recording, loading or the data report.
@@ -40,34 +40,34 @@ impl<'a> AlignedRetriever<'a> {
         fitted: &dyn EvalSet,
         shape: BatchShape,
         pair: ContrastivePair,
-        pictures: usize,
+        images: usize,
     ) -> Result<AlignedRetriever<'a>> {
-        let mut images = load(context, &shape, pair, true)?;
-        let mut texts = load(context, &shape, pair, false)?;
-        let samples = fitted.captioned(FITTED.saturating_mul(pictures));
+        let mut image_tower = load(context, &shape, pair, true)?;
+        let mut text_tower = load(context, &shape, pair, false)?;
+        let samples = fitted.captioned(FITTED.saturating_mul(images));
         let count = samples.len();
         let captions: Vec<String> = samples
             .iter()
             .map(|sample| sample.caption.clone())
             .collect();
         let words = context.words;
-        let pictures = Pictures {
+        let shown = ShownImages {
             samples: &samples,
             change: None,
         };
-        let x = image_features(images.as_mut(), &pictures, words, &shape, POOLED)?;
-        let y = text_features(texts.as_mut(), &captions, words, &shape, POOLED)?;
+        let x = image_features(image_tower.as_mut(), &shown, words, &shape, POOLED)?;
+        let y = text_features(text_tower.as_mut(), &captions, words, &shape, POOLED)?;
         let map = LinearMap::fit(&x, x.len() / count, &y, y.len() / count, RIDGE);
         Ok(AlignedRetriever {
             words,
             shape,
-            images,
-            texts,
+            image_tower,
+            text_tower,
             map,
         })
     }
 
-    /// Mapped features of pictures [N, width], of unit length.
+    /// Mapped features of images [N, width], of unit length.
     ///
     /// # Errors
     /// Whatever the data or the session report.
@@ -76,15 +76,15 @@ impl<'a> AlignedRetriever<'a> {
         Ok(self.map.map(&x))
     }
 
-    /// Pooled features of pictures [N, width] before the map, each picture [3, S, S] changed by `change` first,
+    /// Pooled features of images [N, width] before the map, each image [3, S, S] changed by `change` first,
     /// where there is one.
     ///
     /// # Errors
     /// Whatever the data or the session report.
     pub fn pooled(&mut self, samples: &[Sample], change: Option<Change<'_>>) -> Result<Vec<f32>> {
-        let pictures = Pictures { samples, change };
-        let images = self.images.as_mut();
-        image_features(images, &pictures, self.words, &self.shape, POOLED)
+        let shown = ShownImages { samples, change };
+        let tower = self.image_tower.as_mut();
+        image_features(tower, &shown, self.words, &self.shape, POOLED)
     }
 
     /// Pooled features [N, width] mapped, of unit length.
@@ -97,7 +97,7 @@ impl<'a> AlignedRetriever<'a> {
     /// # Errors
     /// When a text is too long; whatever the session reports.
     pub fn texts(&mut self, texts: &[String], each: usize) -> Result<Vec<f32>> {
-        let y = text_features(self.texts.as_mut(), texts, self.words, &self.shape, POOLED)?;
+        let y = text_features(self.text_tower.as_mut(), texts, self.words, &self.shape, POOLED)?;
         let width = y.len() / texts.len().max(1);
         let means: Vec<f32> = y
             .chunks(each * width)
@@ -109,9 +109,9 @@ impl<'a> AlignedRetriever<'a> {
         Ok(self.map.centre(&means))
     }
 
-    /// The program that turns pictures into features.
+    /// The program that turns images into features.
     pub fn image_session(&mut self) -> &mut dyn Session {
-        self.images.as_mut()
+        self.image_tower.as_mut()
     }
 }
 
@@ -126,13 +126,13 @@ fn load(
     })
 }
 
-/// Changes a picture [3, S, S] of numbers from −1 to 1.
+/// Changes an image [3, S, S] of numbers from −1 to 1.
 pub type Change<'a> = &'a dyn Fn(&mut [f32]);
 
 /// The kind of feature before any projection.
 const POOLED: &str = "pooled";
 
-/// Features of pictures and of their captions by the model's own projections, of unit length, both [N, E].
+/// Features of images and of their captions by the model's own projections, of unit length, both [N, E].
 ///
 /// # Errors
 /// Whatever recording, loading or the data report.
@@ -143,41 +143,41 @@ pub(super) fn projected_features(
     pair: ContrastivePair,
 ) -> Result<(Vec<f32>, Vec<f32>)> {
     let captions: Vec<String> = samples.iter().map(|s| s.caption.clone()).collect();
-    let mut images = load(context, shape, pair, true)?;
-    let pictures = Pictures {
+    let mut tower = load(context, shape, pair, true)?;
+    let shown = ShownImages {
         samples,
         change: None,
     };
-    let images = image_features(images.as_mut(), &pictures, context.words, shape, "feature")?;
-    let mut texts = load(context, shape, pair, false)?;
-    let texts = text_features(texts.as_mut(), &captions, context.words, shape, "feature")?;
+    let images = image_features(tower.as_mut(), &shown, context.words, shape, "feature")?;
+    let mut tower = load(context, shape, pair, false)?;
+    let texts = text_features(tower.as_mut(), &captions, context.words, shape, "feature")?;
     Ok((images, texts))
 }
 
-/// Samples whose pictures are drawn, and perhaps changed then.
-struct Pictures<'a> {
+/// Samples whose images are drawn, and perhaps changed then.
+struct ShownImages<'a> {
     samples: &'a [Sample],
     change: Option<Change<'a>>,
 }
 
-/// Features of pictures [N, width].
+/// Features of images [N, width].
 fn image_features(
     session: &mut dyn Session,
-    pictures: &Pictures<'_>,
+    shown: &ShownImages<'_>,
     words: &ChatTokenizer,
     shape: &BatchShape,
     kind: &str,
 ) -> Result<Vec<f32>> {
     let inputs = BatchInputs::of(session.program(), &[])?;
     let mut features = Vec::new();
-    for index in 0..batches(pictures.samples.len(), shape) {
-        let (mut batch, count) = batch_of(pictures.samples, index, shape, words)?;
-        if let Some(change) = pictures.change {
-            let picture = 3 * shape.image_size * shape.image_size;
-            for picture in batch.images.chunks_exact_mut(picture) {
-                shape.pixels.undo(picture);
-                change(picture);
-                shape.pixels.apply(picture);
+    for index in 0..batches(shown.samples.len(), shape) {
+        let (mut batch, count) = batch_of(shown.samples, index, shape, words)?;
+        if let Some(change) = shown.change {
+            let image = 3 * shape.image_size * shape.image_size;
+            for image in batch.images.chunks_exact_mut(image) {
+                shape.pixels.undo(image);
+                change(image);
+                shape.pixels.apply(image);
             }
         }
         inputs.write(session, &batch)?;

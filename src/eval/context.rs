@@ -33,7 +33,7 @@ pub struct EvalContext<'a> {
 pub(super) const BATCH: usize = 64;
 
 impl EvalContext<'_> {
-    /// The shape of `batch` conversations of `tokens` tokens, each in a sequence of its own with its picture whole, and of
+    /// The shape of `batch` conversations of `tokens` tokens, each in a sequence of its own with its image whole, and of
     /// captions of `caption_tokens`.
     pub fn batch_shape(&self, batch: usize, tokens: usize, caption_tokens: usize) -> BatchShape {
         BatchShape {

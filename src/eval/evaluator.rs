@@ -27,8 +27,8 @@ const DISTANCE_TOKENS: usize = 1024;
 /// What to measure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EvaluationSettings {
-    /// Pictures of each set.
-    pub pictures: usize,
+    /// Images of each set.
+    pub images: usize,
     /// Questions of each kind.
     pub questions_per_kind: usize,
     /// Whether captions, questions and distances are measured.
@@ -80,7 +80,7 @@ impl<'a> Evaluator<'a> {
         let shape = self.batch_shape(settings);
         let retriever = |pair| {
             let fitted = self.suite.fitted();
-            AlignedRetriever::new(self.context, fitted, shape, pair, settings.pictures)
+            AlignedRetriever::new(self.context, fitted, shape, pair, settings.images)
         };
         // The text tower's space stays the same from stage to stage, the language model's knows the classes.
         let has_towers = self.context.config.text.is_some();
@@ -100,7 +100,7 @@ impl<'a> Evaluator<'a> {
             (None, None) => unreachable!("without towers there is a language model"),
         };
         evaluation.sets =
-            self.pictures(settings, &mut retrieval, knowledge.as_mut(), &mut exhibits)?;
+            self.images(settings, &mut retrieval, knowledge.as_mut(), &mut exhibits)?;
         exhibits.attention = exhibits::attention(self.context, self.suite.shown(), &shape)?;
         if settings.answers {
             let language = knowledge.as_mut().unwrap_or(&mut retrieval);
@@ -123,7 +123,7 @@ impl<'a> Evaluator<'a> {
 
     /// Retrieval and zero-shot classes of all sets. Captions are found in the space of `retrieval`, classes in that of
     /// `knowledge` where there is one.
-    fn pictures<'m>(
+    fn images<'m>(
         &self,
         settings: &EvaluationSettings,
         retrieval: &mut AlignedRetriever<'m>,
@@ -135,7 +135,7 @@ impl<'a> Evaluator<'a> {
         // Sets mostly share their classes: those of the set before are kept.
         let mut known: Option<(Classes, Vec<f32>)> = None;
         for (index, set) in self.suite.sets().enumerate() {
-            let samples = set.captioned(settings.pictures);
+            let samples = set.captioned(settings.images);
             let captions: Vec<String> = samples.iter().map(|s| s.caption.clone()).collect();
             let images = retrieval.images(&samples)?;
             let texts = retrieval.texts(&captions, 1)?;
@@ -185,7 +185,7 @@ impl<'a> Evaluator<'a> {
         Ok(sets)
     }
 
-    /// Visual tokens of the shown set's pictures against the rows of the embedding table, special tokens left out. In the plane
+    /// Visual tokens of the shown set's images against the rows of the embedding table, special tokens left out. In the plane
     /// they are the tower's patches, as they are; in the language model's space the image tokens, where both are
     /// brought to unit length first: the decoder's first norm sees no other difference between a long and a short token.
     fn distances(
@@ -235,7 +235,7 @@ impl<'a> Evaluator<'a> {
             Ok((right, loss / rows.max(1) as f64))
         };
         for (set, measured) in self.suite.sets().zip(&mut evaluation.sets) {
-            let samples = set.captioned(settings.pictures);
+            let samples = set.captioned(settings.images);
             measured.caption_loss = Some(run(&samples)?.1);
         }
         let fits = |sample: &Sample| fits(sample, &shape, words);

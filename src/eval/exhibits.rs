@@ -1,4 +1,4 @@
-//! What a model does, to look at: pictures with the captions it finds for them, classes it takes for one another, where its
+//! What a model does, to look at: images with the captions it finds for them, classes it takes for one another, where its
 //! last block looks, and where visual and text tokens lie. A run keeps one file of them a stage; reports draw them.
 
 use std::collections::BTreeMap;
@@ -18,9 +18,9 @@ use keel_data::sample::Sample;
 use keel_engine::tensor::TensorType;
 use keel_model::{ModelInput, vision_tower};
 
-/// Pictures of each kind of example.
+/// Images of each kind of example.
 const EXAMPLES: usize = 4;
-/// Captions shown with a picture.
+/// Captions shown with an image.
 const SHOWN_CAPTIONS: usize = 3;
 /// Confusions shown.
 const SHOWN_CONFUSIONS: usize = 6;
@@ -32,9 +32,9 @@ const KEPT_TOKENS: usize = 192;
 pub struct Exhibits {
     /// The stage.
     pub stage: String,
-    /// Side S of every picture, pixels.
+    /// Side S of every image, pixels.
     pub side: usize,
-    /// Captions found by pictures, and classes.
+    /// Captions found by images, and classes.
     pub retrieval: Option<RetrievalExhibit>,
     /// Where the tower looks.
     pub attention: Vec<AttentionExhibit>,
@@ -42,26 +42,26 @@ pub struct Exhibits {
     pub tokens: Option<TokenClouds>,
 }
 
-/// Captions that pictures of one set find.
+/// Captions that images of one set find.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RetrievalExhibit {
     /// The set.
     pub set: SetName,
-    /// Its pictures, and as many captions.
-    pub pictures: usize,
-    /// Pictures whose own caption is first by the widest margin.
+    /// Its images, and as many captions.
+    pub images: usize,
+    /// Images whose own caption is first by the widest margin.
     pub best: Vec<RetrievalExample>,
-    /// Pictures whose own caption ranks lowest.
+    /// Images whose own caption ranks lowest.
     pub worst: Vec<RetrievalExample>,
     /// Classes that are taken for others, the most frequent first.
     pub confusions: Vec<Confusion>,
 }
 
-/// A picture and what it found.
+/// An image and what it found.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RetrievalExample {
-    /// The picture, as `rgb_text` writes it.
-    pub picture: String,
+    /// The image, as `rgb_text` writes it.
+    pub image: String,
     /// Its own caption.
     pub caption: String,
     /// The rank of that caption, from 1.
@@ -70,26 +70,26 @@ pub struct RetrievalExample {
     pub found: Vec<String>,
 }
 
-/// Pictures of one class that were taken for another.
+/// Images of one class that were taken for another.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Confusion {
-    /// One of the pictures, as `rgb_text` writes it.
-    pub picture: String,
+    /// One of the images, as `rgb_text` writes it.
+    pub image: String,
     /// Its class.
     pub class: String,
     /// What it was taken for.
     pub taken_for: String,
-    /// Pictures of the class that were taken for the other.
+    /// Images of the class that were taken for the other.
     pub count: usize,
-    /// Pictures of the class.
+    /// Images of the class.
     pub of: usize,
 }
 
-/// What the last block of the tower looks at in one picture.
+/// What the last block of the tower looks at in one image.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AttentionExhibit {
-    /// The picture, as `rgb_text` writes it.
-    pub picture: String,
+    /// The image, as `rgb_text` writes it.
+    pub image: String,
     /// Its caption.
     pub caption: String,
     /// Patches along a side.
@@ -148,19 +148,19 @@ pub fn floats_of(text: &str) -> Option<Vec<f32>> {
     rest.is_empty().then(|| numbers.collect())
 }
 
-/// A picture [3, S, S] as base64 of bytes [S, S, 3].
-fn rgb_text(picture: &[f32], pixels: Pixels) -> String {
-    let mut picture = picture.to_vec();
-    pixels.undo(&mut picture);
-    let plane = picture.len() / 3;
+/// An image [3, S, S] as base64 of bytes [S, S, 3].
+fn rgb_text(image: &[f32], pixels: Pixels) -> String {
+    let mut image = image.to_vec();
+    pixels.undo(&mut image);
+    let plane = image.len() / 3;
     let byte = |value: f32| ((value + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8;
     let bytes: Vec<u8> = (0..plane)
-        .flat_map(|at| [0, 1, 2].map(|colour| byte(picture[colour * plane + at])))
+        .flat_map(|at| [0, 1, 2].map(|colour| byte(image[colour * plane + at])))
         .collect();
     STANDARD.encode(bytes)
 }
 
-/// The bytes [S, S, 3] of a picture in an exhibit; nothing where the text is something else.
+/// The bytes [S, S, 3] of an image in an exhibit; nothing where the text is something else.
 pub fn rgb_of(text: &str, side: usize) -> Option<Vec<u8>> {
     let bytes = STANDARD.decode(text).ok()?;
     (bytes.len() == 3 * side * side).then_some(bytes)
@@ -168,7 +168,7 @@ pub fn rgb_of(text: &str, side: usize) -> Option<Vec<u8>> {
 
 /// What [`retrieval`] looks at: features of unit length, all of one width.
 pub(super) struct Seen<'a> {
-    /// Of pictures [N, E].
+    /// Of images [N, E].
     pub images: &'a [f32],
     /// Of their captions [N, E].
     pub texts: &'a [f32],
@@ -180,9 +180,9 @@ pub(super) struct Seen<'a> {
 pub(super) struct SeenClasses<'a> {
     /// The classes.
     pub classes: &'a Classes,
-    /// That of each picture.
+    /// That of each image.
     pub labels: &'a [usize],
-    /// Features of pictures [N, E'].
+    /// Features of images [N, E'].
     pub images: &'a [f32],
     /// Features of classes [K, E'].
     pub texts: &'a [f32],
@@ -207,7 +207,7 @@ fn ranked(query: &[f32], candidates: &[f32], width: usize) -> Vec<(usize, f32)> 
 /// The best and worst finds of `samples`, those of the set `name`, and the commonest confusions of its classes.
 ///
 /// # Errors
-/// Whatever drawing the pictures reports.
+/// Whatever drawing the images reports.
 pub(super) fn retrieval(
     context: EvalContext<'_>,
     shape: &BatchShape,
@@ -220,17 +220,17 @@ pub(super) fn retrieval(
     let taken = seen.classes.as_ref().map(confused).unwrap_or_default();
     let shown = EXAMPLES.min(count);
     let (best, worst) = (&finds[..shown], &finds[count - shown..]);
-    // All pictures that are shown are drawn as one batch, in the order in which they are taken from it below.
+    // All images that are shown are drawn as one batch, in the order in which they are taken from it below.
     let mut wanted: Vec<usize> = best
         .iter()
         .chain(worst.iter().rev())
         .map(|f| f.own)
         .collect();
-    wanted.extend(taken.iter().map(|(_, pictures)| pictures[0]));
+    wanted.extend(taken.iter().map(|(_, images)| images[0]));
     let drawn: Vec<_> = wanted.iter().map(|i| samples[*i].clone()).collect();
-    let mut pictures = pictures_of(context, shape, &drawn)?.into_iter();
+    let mut images = images_of(context, shape, &drawn)?.into_iter();
     let mut example = |find: &Find| RetrievalExample {
-        picture: pictures.next().unwrap_or_default(),
+        image: images.next().unwrap_or_default(),
         caption: samples[find.own].caption.clone(),
         rank: find.rank + 1,
         found: find
@@ -246,7 +246,7 @@ pub(super) fn retrieval(
             classes, labels, ..
         } = seen.classes.as_ref()?;
         Some(Confusion {
-            picture: pictures.next().unwrap_or_default(),
+            image: images.next().unwrap_or_default(),
             class: classes.names[*class].clone(),
             taken_for: classes.names[*guess].clone(),
             count: of_pair.len(),
@@ -255,16 +255,16 @@ pub(super) fn retrieval(
     });
     Ok(RetrievalExhibit {
         set: name,
-        pictures: count,
+        images: count,
         best,
         worst,
         confusions: confusions.collect(),
     })
 }
 
-/// What one picture finds among the captions.
+/// What one image finds among the captions.
 struct Find {
-    /// The picture.
+    /// The image.
     own: usize,
     /// The rank of its caption, from 0.
     rank: usize,
@@ -274,7 +274,7 @@ struct Find {
     first: Vec<usize>,
 }
 
-/// What each of `count` pictures finds, the best first: those of a low rank, and of a wide margin among them.
+/// What each of `count` images finds, the best first: those of a low rank, and of a wide margin among them.
 fn finds(seen: &Seen<'_>, count: usize) -> Vec<Find> {
     let width = seen.texts.len() / count.max(1);
     let mut finds = Vec::with_capacity(count);
@@ -295,7 +295,7 @@ fn finds(seen: &Seen<'_>, count: usize) -> Vec<Find> {
     finds
 }
 
-/// Pictures of one class that were taken for another, by (class, other), the most frequent first.
+/// Images of one class that were taken for another, by (class, other), the most frequent first.
 fn confused(seen: &SeenClasses<'_>) -> Vec<((usize, usize), Vec<usize>)> {
     let width = seen.texts.len() / seen.classes.names.len().max(1);
     let mut taken: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
@@ -308,13 +308,13 @@ fn confused(seen: &SeenClasses<'_>) -> Vec<((usize, usize), Vec<usize>)> {
         }
     }
     let mut taken: Vec<_> = taken.into_iter().collect();
-    taken.sort_by_key(|(pair, pictures)| (std::cmp::Reverse(pictures.len()), *pair));
+    taken.sort_by_key(|(pair, images)| (std::cmp::Reverse(images.len()), *pair));
     taken.truncate(SHOWN_CONFUSIONS);
     taken
 }
 
-/// The pictures of samples, as `rgb_text` writes it.
-fn pictures_of(
+/// The images of samples, as `rgb_text` writes it.
+fn images_of(
     context: EvalContext<'_>,
     shape: &BatchShape,
     samples: &[Sample],
@@ -327,12 +327,12 @@ fn pictures_of(
         ..*shape
     };
     let (batch, _) = batch_of(samples, 0, &shape, context.words)?;
-    let picture = 3 * shape.image_size * shape.image_size;
-    let pictures = batch.images.chunks_exact(picture);
-    Ok(pictures.map(|p| rgb_text(p, shape.pixels)).collect())
+    let image = 3 * shape.image_size * shape.image_size;
+    let images = batch.images.chunks_exact(image);
+    Ok(images.map(|p| rgb_text(p, shape.pixels)).collect())
 }
 
-/// Where the last block looks in a few pictures of `set`, and which patches are alike.
+/// Where the last block looks in a few images of `set`, and which patches are alike.
 ///
 /// # Errors
 /// Whatever recording, loading or the data report.
@@ -368,7 +368,7 @@ pub(super) fn attention(
     normalise_rows(&mut tower, config.width);
     let tokens = tower.len() / samples.len() / config.width;
     let skip = usize::from(config.class_token);
-    let picture = 3 * side * side;
+    let image = 3 * side * side;
     let exhibits = samples.iter().enumerate().map(|(row, sample)| {
         let packed = &qkv[row * tokens * 3 * config.width..][..tokens * 3 * config.width];
         let heads: Vec<Vec<f32>> = (0..config.heads)
@@ -384,7 +384,7 @@ pub(super) fn attention(
         };
         let alike = |other: usize| dot(feature(patch), feature(other));
         AttentionExhibit {
-            picture: rgb_text(&batch.images[row * picture..][..picture], context.pixels),
+            image: rgb_text(&batch.images[row * image..][..image], context.pixels),
             caption: sample.caption.clone(),
             grid: patches.isqrt(),
             patch,

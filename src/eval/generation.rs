@@ -1,4 +1,4 @@
-//! Generation with a cache of keys and values: one pass over pictures and prompts, then one small pass a token.
+//! Generation with a cache of keys and values: one pass over images and prompts, then one small pass a token.
 
 use super::context::{EvalContext, load_forward};
 use keel_base::error::{Error, Result};
@@ -26,12 +26,12 @@ pub enum Sampling {
     },
 }
 
-/// A picture as a model is shown it.
+/// An image as a model is shown it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PromptImage {
     /// All of it [3, S, S].
     pub whole: Vec<f32>,
-    /// Its tiles [n, 3, S, S], row by row, or the pictures before it; none where it is neither cut nor one of several.
+    /// Its tiles [n, 3, S, S], row by row, or the images before it; none where it is neither cut nor one of several.
     pub tiles: Vec<f32>,
 }
 
@@ -48,7 +48,7 @@ pub struct Generator {
     step: Box<dyn Session>,
     shape: BatchShape,
     layers: usize,
-    /// Tokens of a picture or tile, Ti.
+    /// Tokens of an image or tile, Ti.
     image_tokens: usize,
     sampling: Sampling,
     pad: i32,
@@ -88,23 +88,23 @@ impl Generator {
         })
     }
 
-    /// Continues each of `prompts`, whose pictures are `images` [n, 3, S, S], until the end token, which is left off, or the
+    /// Continues each of `prompts`, whose images are `images` [n, 3, S, S], until the end token, which is left off, or the
     /// last position. At most as many prompts as the batch has rows.
     ///
     /// # Errors
     /// [`Error::Setting`] when there are too many prompts, or one is empty or leaves no room; whatever the sessions report.
     pub fn generate(&mut self, images: &[f32], prompts: &[Vec<i32>]) -> Result<Vec<Vec<i32>>> {
-        let picture = images.len() / prompts.len().max(1);
+        let image = images.len() / prompts.len().max(1);
         let whole = |whole: &[f32]| PromptImage {
             whole: whole.to_vec(),
             tiles: Vec::new(),
         };
-        let shown: Vec<PromptImage> = images.chunks(picture.max(1)).map(whole).collect();
+        let shown: Vec<PromptImage> = images.chunks(image.max(1)).map(whole).collect();
         self.generate_shown(&shown, prompts)
     }
 
-    /// As [`Generator::generate`], of pictures that may be cut into tiles. A prompt holds the image tokens of its tiles and
-    /// of the whole picture. Together they have at most `shape.tiling.slots` tiles.
+    /// As [`Generator::generate`], of images that may be cut into tiles. A prompt holds the image tokens of its tiles and
+    /// of the whole image. Together they have at most `shape.tiling.slots` tiles.
     ///
     /// # Errors
     /// As [`Generator::generate`], and when there are too many tiles.
@@ -124,7 +124,7 @@ impl Generator {
         let tiles: usize = shown.iter().map(PromptImage::count).sum();
         if shown.len() != prompts.len() || tiles > self.shape.tiling.slots {
             return Err(Error::setting(
-                "pictures",
+                "images",
                 format!(
                     "one a prompt, with at most {} tiles together",
                     self.shape.tiling.slots
@@ -138,17 +138,17 @@ impl Generator {
         }
         // Rows beyond the prompts repeat the first.
         let of_row = |row: usize| if row < prompts.len() { row } else { 0 };
-        let picture = shown[0].whole.len();
-        let mut pictures = Vec::with_capacity((self.shape.tiling.slots + batch) * picture);
+        let image = shown[0].whole.len();
+        let mut images = Vec::with_capacity((self.shape.tiling.slots + batch) * image);
         for shown in shown {
-            pictures.extend_from_slice(&shown.tiles);
+            images.extend_from_slice(&shown.tiles);
         }
-        pictures.resize(self.shape.tiling.slots * picture, 0.0);
+        images.resize(self.shape.tiling.slots * image, 0.0);
         let mut ids = vec![self.pad; batch * tokens];
         let mut marks = vec![place::NONE; batch * tokens];
         for row in 0..batch {
             let from = of_row(row);
-            pictures.extend_from_slice(&shown[from].whole);
+            images.extend_from_slice(&shown[from].whole);
             let prompt = &prompts[from];
             ids[row * tokens..][..prompt.len()].copy_from_slice(prompt);
             // Nobody reads what rows beyond the prompts say, and there are no tiles for them.
@@ -163,7 +163,7 @@ impl Generator {
             .map(|row| prompts[of_row(row)].len() - 1)
             .collect();
         self.prompt
-            .write_f32(ModelInput::Images.name(), &pictures)?;
+            .write_f32(ModelInput::Images.name(), &images)?;
         self.prompt.write_i32(ModelInput::Tokens.name(), &ids)?;
         if self.shape.tiling.slots > 0 {
             self.prompt

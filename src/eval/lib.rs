@@ -67,7 +67,7 @@ pub use weight_drift::{WeightDrift, weight_drift};
 pub struct Evaluation {
     /// The stage after which it was measured.
     pub stage: String,
-    /// Pictures by set.
+    /// Images by set.
     pub sets: Vec<SetEvaluation>,
     /// Share of questions answered exactly, by set and kind.
     pub questions: Vec<QuestionEvaluation>,
@@ -81,37 +81,37 @@ pub struct Evaluation {
     pub plane_nearest: Option<f64>,
 }
 
-/// The pictures of one set.
+/// The images of one set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SetEvaluation {
-    /// Where the pictures come from: a drawing style, or the name of a data set.
+    /// Where the images come from: a drawing style, or the name of a data set.
     pub vendor: String,
     /// Whether what they show was trained on.
     pub split: String,
-    /// Pictures.
+    /// Images.
     pub count: usize,
-    /// Retrieval of captions by pictures and of pictures by captions.
+    /// Retrieval of captions by images and of images by captions.
     pub recall: Option<Recall>,
-    /// Share of pictures whose class is the likeliest of all.
+    /// Share of images whose class is the likeliest of all.
     pub zero_shot: Option<f64>,
     /// Number of classes; 0 where the set has none.
     pub classes: usize,
-    /// Next-token loss of the captions given the pictures, nats a token.
+    /// Next-token loss of the captions given the images, nats a token.
     pub caption_loss: Option<f64>,
 }
 
 /// The questions of one set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct QuestionEvaluation {
-    /// Where the pictures come from: a drawing style, or the name of a data set.
+    /// Where the images come from: a drawing style, or the name of a data set.
     pub vendor: String,
     /// Questions.
     pub count: usize,
     /// Share answered exactly.
     pub accuracy: f64,
-    /// What the blind baseline reaches, which sees no picture.
+    /// What the blind baseline reaches, which sees no image.
     pub text_only: f64,
-    /// Loss of the answers given pictures and questions, nats a token.
+    /// Loss of the answers given images and questions, nats a token.
     #[serde(default)]
     pub answer_loss: Option<f64>,
     /// Share answered exactly by kind, with that of the blind baseline.

@@ -1,6 +1,6 @@
-//! A linear map from picture features to text features, fitted in closed form on training pairs.
+//! A linear map from image features to text features, fitted in closed form on training pairs.
 //!
-//! Stages differ in which heads they train. So that they can be compared, pictures and captions are matched through a
+//! Stages differ in which heads they train. So that they can be compared, images and captions are matched through a
 //! map that every stage gets in the same way: ridge regression on the training pairs (Hoerl and Kennard 1970).
 
 use super::retrieval::normalise_rows;

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 /// Recall at 1, 5 and 10, and the median rank (from 1), in both directions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Recall {
-    /// Share of pictures whose caption is among the first 1, 5, 10.
+    /// Share of images whose caption is among the first 1, 5, 10.
     pub image_to_text: [f64; 3],
-    /// Share of captions whose picture is among the first 1, 5, 10.
+    /// Share of captions whose image is among the first 1, 5, 10.
     pub text_to_image: [f64; 3],
     /// Median rank of the right caption.
     pub median_rank: f64,

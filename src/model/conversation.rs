@@ -1,4 +1,4 @@
-//! A conversation with pictures: image tokens in the places that the text keeps for them, then the language model.
+//! A conversation with images: image tokens in the places that the text keeps for them, then the language model.
 
 use super::ModelConfig;
 use super::inputs::ModelInput;
@@ -10,15 +10,15 @@ use keel_engine::ops;
 use keel_engine::tape::{Tape, Value};
 use keel_engine::tensor::TensorType;
 
-/// What the whole pictures [B, T, C] are among tiles and pictures [N + B, T, C].
-pub(super) fn whole_pictures(tape: &mut Tape, shape: &BatchShape, all: Value) -> Result<Value> {
+/// What the whole images [B, T, C] are among tiles and images [N + B, T, C].
+pub(super) fn whole_images(tape: &mut Tape, shape: &BatchShape, all: Value) -> Result<Value> {
     if shape.tiling.slots == 0 {
         return Ok(all);
     }
-    let &[pictures, tokens, width] = tape.shape(all).dims() else {
+    let &[images, tokens, width] = tape.shape(all).dims() else {
         unreachable!("features and image tokens have three dimensions")
     };
-    let flat = tape.reshape(all, [1, pictures * tokens, width])?;
+    let flat = tape.reshape(all, [1, images * tokens, width])?;
     let wholes = ops::drop_tokens(tape, flat, shape.tiling.slots * tokens)?;
     tape.reshape(wholes, [shape.batch, tokens, width])
 }
@@ -43,7 +43,7 @@ fn splice_in_order(
 /// Hidden states [R, T, D] of the conversations, with image tokens spliced in where there are any.
 ///
 /// Where samples share a sequence, the k-th placeholder of all sequences, one after the other, takes the k-th image token:
-/// pictures come in the order of their samples, and those of samples without a place last. The same is true of tiles, which
+/// images come in the order of their samples, and those of samples without a place last. The same is true of tiles, which
 /// have places of their own.
 pub(super) fn record_conversation(
     tape: &mut Tape,
@@ -61,9 +61,9 @@ pub(super) fn record_conversation(
                 tape.input(ModelInput::TokenTypes, TensorType::i32(sizes)),
                 place::WHOLE,
             );
-            // The pictures behind the tiles find no place there.
+            // The images behind the tiles find no place there.
             x = splice_in_order(tape, x, places, wholes, place::TILE)?;
-            wholes = whole_pictures(tape, shape, wholes)?;
+            wholes = whole_images(tape, shape, wholes)?;
         }
         x = match shape.pack {
             1 => ops::splice(tape, x, places, wholes, whole)?,

@@ -1,4 +1,4 @@
-//! A vision tower's own pooled output: one row for a picture, as the published towers give it.
+//! A vision tower's own pooled output: one row for an image, as the published towers give it.
 //!
 //! Refinement does without it, as SAILViT does; it is what a tower's pre-training contrasted, so it is what the tower is
 //! measured by beside the mean of its tokens.

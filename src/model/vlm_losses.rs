@@ -1,7 +1,7 @@
 //! The losses of a vision-language model: what one training step and one evaluation pass record.
 
 use super::connector::connector;
-use super::conversation::{record_conversation, whole_pictures};
+use super::conversation::{record_conversation, whole_images};
 use super::inputs::ModelInput;
 use super::language::{embed_tokens, language_head, language_step, language_trunk};
 use super::text::text_tower;
@@ -44,7 +44,7 @@ pub struct Objectives {
     pub kind: Contrastive,
     /// Its text side.
     pub pair: ContrastivePair,
-    /// Whether a batch may hold samples without a picture, which have no part in the contrast.
+    /// Whether a batch may hold samples without an image, which have no part in the contrast.
     pub holds_text_alone: bool,
 }
 
@@ -99,7 +99,7 @@ pub fn record_objectives(
     if objectives.contrastive != 0.0 {
         let features = features.expect("the contrastive loss needs images");
         let image_tokens = match image_tokens {
-            Some(tokens) => Some(whole_pictures(tape, shape, tokens)?),
+            Some(tokens) => Some(whole_images(tape, shape, tokens)?),
             None => None,
         };
         let pooled = match objectives.pair {
@@ -130,10 +130,10 @@ pub fn record_objectives(
 
 fn record_features(tape: &mut Tape, config: &ModelConfig, shape: &BatchShape) -> Result<Value> {
     let side = config.vision.image_size;
-    let pictures = shape.tiling.slots + shape.batch;
+    let count = shape.tiling.slots + shape.batch;
     let images = tape.input(
         ModelInput::Images,
-        TensorType::f32([pictures, 3, side, side]),
+        TensorType::f32([count, 3, side, side]),
     );
     vision_tower(tape, &config.vision, images)
 }
@@ -401,7 +401,7 @@ fn record_next(
     Ok(())
 }
 
-/// Records the pass over pictures and prompts that generation begins with: what comes after token `index` i32 `[B]` of each
+/// Records the pass over images and prompts that generation begins with: what comes after token `index` i32 `[B]` of each
 /// row, as `next` says. Inputs `images` and `tokens` i32 [B, T]. The rows for the caches of [`record_next_token`] are the
 /// named values [`super::cached_rows`].
 ///

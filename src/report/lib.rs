@@ -1,4 +1,4 @@
-//! What people read: a run's tables and pages, a sheet of pictures, what is known of the kernels.
+//! What people read: a run's tables and pages, a sheet of images, what is known of the kernels.
 #![deny(unsafe_code)]
 
 mod ablation;

@@ -53,8 +53,8 @@ fn retrieval(measurements: &Measurements) -> (String, Table) {
     ])];
     for measure in &measurements.retrieval {
         let both: [(&str, &Ranking); 2] = [
-            ("picture → captions", &measure.image_to_text),
-            ("caption → picture", &measure.text_to_image),
+            ("image → captions", &measure.image_to_text),
+            ("caption → image", &measure.text_to_image),
         ];
         for (direction, ranking) in both {
             let mut cells = vec![set(&measure.set), direction.to_owned()];
@@ -69,12 +69,12 @@ fn retrieval(measurements: &Measurements) -> (String, Table) {
         .first()
         .map_or(String::new(), |first| {
             format!(
-                " ({} pictures, {} captions)",
-                first.pictures, first.captions
+                " ({} images, {} captions)",
+                first.images, first.captions
             )
         });
     (
-        format!("Retrieval with several captions a picture{sizes}"),
+        format!("Retrieval with several captions an image{sizes}"),
         Table { rows },
     )
 }
@@ -93,7 +93,7 @@ fn zero_shot(measurements: &Measurements) -> (String, Table) {
         .zero_shot
         .first()
         .map_or(String::new(), |first| {
-            format!(" ({} pictures, {} classes)", first.pictures, first.classes)
+            format!(" ({} images, {} classes)", first.images, first.classes)
         });
     (format!("Zero-shot classes{sizes}"), Table { rows })
 }
@@ -145,7 +145,7 @@ fn questions(measurements: &Measurements) -> (String, Table) {
         "count",
         "exact",
         "normalised",
-        "without a picture",
+        "without an image",
     ])];
     rows.extend(measurements.questions.iter().map(|measure| {
         row([
@@ -201,7 +201,7 @@ fn spaces(measurements: &Measurements) -> (String, Table) {
         "pairs",
         "gap",
         "alignment",
-        "uniformity of pictures",
+        "uniformity of images",
         "of captions",
     ])];
     rows.extend(measurements.spaces.iter().map(|measure| {
@@ -262,7 +262,7 @@ fn robustness(measurements: &Measurements) -> (String, Table) {
         }
     }
     (
-        "Corrupted pictures (noto, train concepts)".to_owned(),
+        "Corrupted images (noto, train concepts)".to_owned(),
         Table { rows },
     )
 }

@@ -1,37 +1,37 @@
-//! Contact sheets: the pictures of a batch side by side as one PNG, to look at what a model is trained on.
+//! Contact sheets: the images of a batch side by side as one PNG, to look at what a model is trained on.
 
 use keel_base::error::{Error, Result};
 
-/// Pixels between pictures.
+/// Pixels between images.
 const GAP: usize = 4;
 
-/// Lays out normalised pictures `[N, 3, side, side]` (values −1..1) in rows of `columns`, each pixel `zoom` times as wide
+/// Lays out normalised images `[N, 3, side, side]` (values −1..1) in rows of `columns`, each pixel `zoom` times as wide
 /// and high, and encodes the sheet as PNG.
 ///
 /// # Errors
 /// `Content` when there is nothing to lay out.
 pub fn contact_sheet(images: &[f32], side: usize, columns: usize, zoom: usize) -> Result<Vec<u8>> {
-    let picture = 3 * side * side;
-    let count = images.len().checked_div(picture).unwrap_or(0);
+    let image = 3 * side * side;
+    let count = images.len().checked_div(image).unwrap_or(0);
     if count == 0 || columns == 0 || zoom == 0 {
         return Err(Error::content(
             "the contact sheet",
-            "it has no pictures",
-            "choose a task with pictures and a count above 0",
+            "it has no images",
+            "choose a task with images and a count above 0",
         ));
     }
     let columns = columns.min(count);
     let cell = side * zoom + GAP;
     let (width, height) = (columns * cell, count.div_ceil(columns) * cell);
     let mut rgb = vec![255u8; width * height * 3];
-    for (index, picture) in images.chunks_exact(picture).enumerate() {
+    for (index, image) in images.chunks_exact(image).enumerate() {
         let (left, top) = ((index % columns) * cell, (index / columns) * cell);
         for y in 0..side * zoom {
             for x in 0..side * zoom {
                 let from = (y / zoom) * side + x / zoom;
                 let to = ((top + y) * width + left + x) * 3;
                 for channel in 0..3 {
-                    let value = (picture[channel * side * side + from] + 1.0) * 127.5;
+                    let value = (image[channel * side * side + from] + 1.0) * 127.5;
                     rgb[to + channel] = value.round().clamp(0.0, 255.0) as u8;
                 }
             }
@@ -40,13 +40,13 @@ pub fn contact_sheet(images: &[f32], side: usize, columns: usize, zoom: usize) -
     encode_rgb(width, height, &rgb)
 }
 
-/// A picture of bytes `[height, width, 3]` as PNG.
+/// An image of bytes `[height, width, 3]` as PNG.
 ///
 /// # Errors
 /// `Content` when it cannot be encoded.
 pub(super) fn encode_rgb(width: usize, height: usize, rgb: &[u8]) -> Result<Vec<u8>> {
     let unencodable = |problem: png::EncodingError| {
-        Error::content("a picture", problem, "choose fewer or smaller pictures")
+        Error::content("an image", problem, "choose fewer or smaller images")
     };
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, width as u32, height as u32);

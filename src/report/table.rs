@@ -68,15 +68,15 @@ fn number(value: Option<f64>) -> String {
     value.map_or("–".into(), |value| format!("{value:.3}"))
 }
 
-/// The evaluations of a run: pictures, then questions.
+/// The evaluations of a run: images, then questions.
 pub fn stage_table(evaluations: &[Evaluation]) -> String {
     let mut text = String::new();
     text +=
-        "Pictures (R@1, R@5: pictures → captions | captions → pictures; chance in the header)\n\n";
-    text += &pictures(evaluations).render();
+        "Images (R@1, R@5: images → captions | captions → images; chance in the header)\n\n";
+    text += &images(evaluations).render();
     let questions = questions(evaluations);
     if questions.rows.len() > 1 {
-        text += "\n\nQuestions answered exactly (in brackets: the blind baseline, which sees no picture)\n\n";
+        text += "\n\nQuestions answered exactly (in brackets: the blind baseline, which sees no image)\n\n";
         text += &questions.render();
     }
     let distances = distances(evaluations);
@@ -87,7 +87,7 @@ pub fn stage_table(evaluations: &[Evaluation]) -> String {
     text
 }
 
-pub(super) fn pictures(evaluations: &[Evaluation]) -> Table {
+pub(super) fn images(evaluations: &[Evaluation]) -> Table {
     let mut header: Vec<String> = vec!["stage".into(), "set".into()];
     let first = evaluations.iter().flat_map(|e| &e.sets).next();
     let (count, classes) = first.map_or((0, 0), |set| (set.count, set.classes));
@@ -102,13 +102,13 @@ pub(super) fn pictures(evaluations: &[Evaluation]) -> Table {
     let mut rows = vec![header];
     for evaluation in evaluations {
         for set in &evaluation.sets {
-            rows.push(picture_row(&evaluation.stage, set));
+            rows.push(image_row(&evaluation.stage, set));
         }
     }
     Table { rows }
 }
 
-fn picture_row(stage: &str, set: &SetEvaluation) -> Vec<String> {
+fn image_row(stage: &str, set: &SetEvaluation) -> Vec<String> {
     let both = |k: usize| match &set.recall {
         Some(recall) => format!(
             "{:.1} | {:.1} %",

@@ -55,7 +55,7 @@ impl Recipe {
     }
 
     /// Takes over the tokeniser of a language model's folder, where there is one: sets the recipe's chat, makes room for
-    /// the tokens of pictures in the vocabulary, and lengthens conversations by what the layout takes more.
+    /// the tokens of images in the vocabulary, and lengthens conversations by what the layout takes more.
     ///
     /// # Errors
     /// [`Error::Content`] when the folder has none and its vocabulary is not the embedded one, or has one of another model;

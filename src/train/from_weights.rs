@@ -147,7 +147,7 @@ impl Recipe {
             let (part, config) = SubModel::language(&folder)?;
             let mut config = config;
             if self.chat.is_some() && config.vocabulary < self.model.language.vocabulary {
-                // Rows of tokens that pictures need.
+                // Rows of tokens that images need.
                 config.vocabulary = self.model.language.vocabulary;
             }
             if config != self.model.language {

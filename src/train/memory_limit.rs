@@ -75,7 +75,7 @@ impl Tries<'_> {
         if let Some(micro_batch) = self.largest_micro_batch(stage, None) {
             offers.push(format!("--set stage.{name}.micro_batch_size={micro_batch}"));
         }
-        // Room for a picture and a few words must stay.
+        // Room for an image and a few words must stay.
         let fewest = self.recipe.model.image_tokens() + 16;
         let lengths: Vec<usize> = (fewest..stage.max_tokens).step_by(8).collect();
         let with_tokens = |max_tokens| Stage {

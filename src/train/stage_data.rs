@@ -45,7 +45,7 @@ pub(super) fn stage_mixture(
     let samples = SampleSettings {
         augmentation: Augmentation::of_strength(stage.augmentation),
         turns: stage.max_turns,
-        pictures: stage.max_images,
+        images: stage.max_images,
         share: stage.data_share,
     };
     let settings = MixtureSettings {

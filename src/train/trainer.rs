@@ -19,7 +19,7 @@ use super::stage::StageLoop;
 use super::step_program::compile_step;
 use keel_base::error::{Error, Result};
 use keel_data::chat::ChatTokenizer;
-use keel_data::image_view::KeptPictures;
+use keel_data::image_view::ImageCache;
 use keel_data::pairs::PairSource;
 use keel_data::task::Task;
 use keel_emoji::emoji_set::EmojiSet;
@@ -107,7 +107,7 @@ impl Trainer {
         let recorder = Arc::new(RunRecorder::open(folder.clone())?);
         let observers = Observers::new(RANK, vec![options.observer.clone(), recorder]);
         let run = Run {
-            kept: Arc::new(KeptPictures::new(options.keep_pictures)),
+            kept: Arc::new(ImageCache::new(options.image_cache)),
             emoji: EmojiSet::embedded(),
             recipe,
             options,
@@ -162,16 +162,16 @@ impl Trainer {
         self.run.note(line)
     }
 
-    /// Measures the parameters as they stand after the last stage, on sets of at most `pictures` pictures.
+    /// Measures the parameters as they stand after the last stage, on sets of at most `images` images.
     ///
     /// # Errors
     /// Whatever recording, loading or the data report.
-    pub fn measure(&self, metrics: &[Metric], pictures: usize) -> Result<Measurements> {
+    pub fn measure(&self, metrics: &[Metric], images: usize) -> Result<Measurements> {
         let Some(stage) = self.run.recipe.stages.last() else {
             return Ok(Measurements::default());
         };
         let compute = &self.run.options.compute;
-        measure_after(stage, self.run.model(), compute, metrics, pictures)
+        measure_after(stage, self.run.model(), compute, metrics, images)
     }
 
     /// Runs every stage that is still to be run; returns the evaluations by stage.
@@ -279,7 +279,7 @@ impl Trainer {
         self.evaluate(index)
     }
 
-    /// Evaluates the parameters as stage `index` left them; nothing after a stage that sees no pictures.
+    /// Evaluates the parameters as stage `index` left them; nothing after a stage that sees no images.
     fn evaluate(&self, index: usize) -> Result<Option<Evaluation>> {
         let (run, stage) = (&self.run, &self.run.recipe.stages[index]);
         if !run.options.evaluate {

@@ -248,7 +248,7 @@ impl SubModel {
         .collect()
     }
 
-    /// Writes the picture size into the settings that the sub-model came from, `config.json` of its folder, where it is another.
+    /// Writes the image size into the settings that the sub-model came from, `config.json` of its folder, where it is another.
     pub fn tell_size(&self, config: &mut Map<String, Json>) {
         let (SubModelConfig::Vision(tower), Some(form), Some(_)) =
             (self.config(), self.form, self.own_grid)

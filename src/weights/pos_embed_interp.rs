@@ -1,4 +1,4 @@
-//! Learned positions at another picture size: the table's grid is scaled as the towers' published codes scale it.
+//! Learned positions at another image size: the table's grid is scaled as the towers' published codes scale it.
 //!
 //! Sources: PyTorch's `interpolate` with `align_corners=False`, as transformers calls it in `interpolate_pos_encoding`:
 //! bicubic (Keys 1981, a = −0.75) without a filter for smaller grids; SigLIP 2's NaFlex towers bilinear with one.

@@ -1,4 +1,4 @@
-//! What a folder says of how its tower's pictures are prepared: `preprocessor_config.json`, read and written. What the classes
+//! What a folder says of how its tower's images are prepared: `preprocessor_config.json`, read and written. What the classes
 //! of processors do with a size is stated by the families that are published with them.
 
 use std::path::Path;
@@ -10,7 +10,7 @@ use super::folder::{Folder, read_json};
 use keel_base::error::{Error, Result};
 
 impl Folder {
-    /// What the folder's `preprocessor_config.json` does with pictures for a tower of `side` pixels; nothing where there is no
+    /// What the folder's `preprocessor_config.json` does with images for a tower of `side` pixels; nothing where there is no
     /// such file.
     ///
     /// # Errors
@@ -72,7 +72,7 @@ impl Folder {
     }
 }
 
-/// How a tower's pictures are prepared.
+/// How a tower's images are prepared.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Processor {
     /// Taken from each colour, values from 0 to 1.
@@ -86,7 +86,7 @@ pub struct Processor {
     pub is_bicubic: bool,
 }
 
-/// How a processor scales pictures for a tower of `side` pixels: [`Processor::shortest_edge`] and [`Processor::is_bicubic`].
+/// How a processor scales images for a tower of `side` pixels: [`Processor::shortest_edge`] and [`Processor::is_bicubic`].
 fn scaling(config: &Map<String, Json>, path: &Path, side: usize) -> Result<(Option<usize>, bool)> {
     let name = |key: &str| format!("{}: {key}", path.display());
     let refuse = |key: &str, want: String| {
@@ -145,8 +145,8 @@ fn scaling(config: &Map<String, Json>, path: &Path, side: usize) -> Result<(Opti
     }
 }
 
-/// How the pictures were prepared in training: `preprocessor_config.json`. The class is the first of the families' that scales
-/// pictures so.
+/// How the images were prepared in training: `preprocessor_config.json`. The class is the first of the families' that scales
+/// images so.
 pub fn processor_config(image_size: usize, processor: &Processor) -> Map<String, Json> {
     let mut classes = processors();
     let by_shorter_edge = processor.shortest_edge.is_some();

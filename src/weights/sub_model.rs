@@ -56,7 +56,7 @@ pub struct SubModel {
     regularisers: Vec<String>,
     /// The form of a vision tower's family.
     pub(super) form: Option<&'static VisionForm>,
-    /// The folder's own grid of positions, where the sub-model is of another picture size.
+    /// The folder's own grid of positions, where the sub-model is of another image size.
     pub(super) own_grid: Option<usize>,
     /// A vision tower's own pooling, and what stands before its tensors' names.
     pub(super) pooling: Option<(Pooling, String)>,
@@ -186,7 +186,7 @@ impl SubModel {
         &self.config
     }
 
-    /// The same tower for square pictures of `side` pixels: its learned positions are scaled to the new grid as they are read.
+    /// The same tower for square images of `side` pixels: its learned positions are scaled to the new grid as they are read.
     /// Any other sub-model stays what it is.
     ///
     /// # Errors

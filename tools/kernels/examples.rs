@@ -72,7 +72,7 @@ pub enum Direction {
 }
 
 impl Example {
-    /// Records the example. Float matrices are of type `precision`, vectors and pictures stay f32: the rule of every
+    /// Records the example. Float matrices are of type `precision`, vectors and images stay f32: the rule of every
     /// program.
     ///
     /// # Errors
@@ -146,8 +146,8 @@ pub const fn update_shape(size: Size) -> (usize, usize) {
 struct Sizes {
     /// Tower: images, tokens, width, heads (of D 64), feed-forward width.
     tower: [usize; 5],
-    /// Pictures: pixels a side, patch.
-    picture: [usize; 2],
+    /// Images: pixels a side, patch.
+    image: [usize; 2],
     /// Language model: batch, tokens, width, feed-forward width, vocabulary.
     language: [usize; 5],
     /// Its heads.
@@ -158,7 +158,7 @@ struct Sizes {
 
 const TINY: Sizes = Sizes {
     tower: [2, 5, 64, 1, 96],
-    picture: [16, 8],
+    image: [16, 8],
     language: [2, 6, 48, 40, 40],
     heads: Heads {
         query: 2,
@@ -170,7 +170,7 @@ const TINY: Sizes = Sizes {
 
 const SMALL: Sizes = Sizes {
     tower: [128, 64, 192, 3, 768],
-    picture: [64, 8],
+    image: [64, 8],
     language: [64, 64, 256, 768, 512],
     heads: Heads {
         query: 4,
@@ -182,7 +182,7 @@ const SMALL: Sizes = Sizes {
 
 const LARGE: Sizes = Sizes {
     tower: [256, 257, 1024, 16, 4096],
-    picture: [224, 14],
+    image: [224, 14],
     language: [4, 2048, 1536, 8960, 151_936],
     heads: Heads {
         query: 12,
@@ -238,7 +238,7 @@ fn example(
 /// The ops of a vision tower and of the contrastive loss.
 fn tower(sizes: &Sizes) -> Vec<Example> {
     let [images, tokens, width, heads, mlp] = sizes.tower;
-    let [side, patch] = sizes.picture;
+    let [side, patch] = sizes.image;
     let patches = (side / patch).pow(2);
     let patch_width = 3 * patch * patch;
     let rows = images * tokens;

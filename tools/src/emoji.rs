@@ -1,6 +1,6 @@
 //! `cargo tool emoji`: rebuilds the embedded image–text pairs from the packages their artists publish.
 //!
-//! Reads three npm packages (two drawings of every emoji, and the Unicode names and keywords), reduces every picture
+//! Reads three npm packages (two drawings of every emoji, and the Unicode names and keywords), reduces every image
 //! to a palette, splits the concepts into train and held-out, and writes one WebDataset shard per artist into assets/.
 //! The same packages give the same bytes. It does not choose captions: those are made from the shards, at run time.
 
@@ -22,11 +22,11 @@ const PACKAGES: [(&str, &str); 4] = [
     ("cldr-annotations-derived-full", "48.2.0"),
 ];
 
-/// Width and height of every picture, pixels.
+/// Width and height of every image, pixels.
 const SIZE: u32 = 64;
 
-/// Pictures get the fewest colours that keep their error below this peak signal-to-noise ratio, decibels.
-const PICTURE_PSNR: f64 = 40.0;
+/// Images get the fewest colours that keep their error below this peak signal-to-noise ratio, decibels.
+const IMAGE_PSNR: f64 = 40.0;
 
 /// One in this many concepts of every subcategory is held out.
 const HELD_OUT_ONE_IN: usize = 10;
@@ -322,21 +322,21 @@ fn write_shard(
 ) -> Outcome<()> {
     let fail = |e: std::io::Error| format!("{}: {e}", path.display());
     let mut shard = tar::Builder::new(Vec::new());
-    let (mut picture_bytes, mut colours, mut worst) = (0, 0, f64::INFINITY);
+    let (mut image_bytes, mut colours, mut worst) = (0, 0, f64::INFINITY);
     for concept in concepts {
         let source = format!("package/img/{vendor}/{SIZE}/{}", concept.image);
         let bytes = files
             .get(&source)
             .ok_or(format!("{source} is missing from its package"))?;
         let pixels = decode(bytes).map_err(|e| format!("{source}: {e}"))?;
-        let reduced = palette::reduce(&pixels, PICTURE_PSNR);
-        let picture = palette::encode(&reduced, SIZE);
-        picture_bytes += picture.len();
+        let reduced = palette::reduce(&pixels, IMAGE_PSNR);
+        let image = palette::encode(&reduced, SIZE);
+        image_bytes += image.len();
         colours += reduced.colours.len();
         worst = worst.min(reduced.psnr);
         let text = serde_json::to_vec(&concept.sample).map_err(|e| e.to_string())?;
         append(&mut shard, &format!("{}.json", concept.codepoints), &text).map_err(fail)?;
-        append(&mut shard, &format!("{}.png", concept.codepoints), &picture).map_err(fail)?;
+        append(&mut shard, &format!("{}.png", concept.codepoints), &image).map_err(fail)?;
     }
     let tar = shard.into_inner().map_err(fail)?;
     let mut gzip = flate2::GzBuilder::new()
@@ -347,7 +347,7 @@ fn write_shard(
     fs::create_dir_all("assets").map_err(fail)?;
     fs::write(path, &bytes).map_err(fail)?;
     println!(
-        "{}: {} bytes, of which pictures {picture_bytes}; {:.1} colours a picture, worst {worst:.1} dB",
+        "{}: {} bytes, of which images {image_bytes}; {:.1} colours an image, worst {worst:.1} dB",
         path.display(),
         bytes.len(),
         colours as f64 / concepts.len() as f64,

@@ -1,4 +1,4 @@
-//! Reduces a small picture with transparency to a palette and writes it as the smallest PNG it finds.
+//! Reduces a small image with transparency to a palette and writes it as the smallest PNG it finds.
 //!
 //! The palette is grown by splitting the worst cluster and settled by k-means (Lloyd 1982), in colours premultiplied by
 //! their opacity, so that what nobody sees costs nothing. No dithering: noise would cost more bytes than it hides.
@@ -14,7 +14,7 @@ const ITERATIONS: usize = 8;
 /// Opacity counts this much more than one colour channel: an error in it shows in all three.
 const OPACITY_WEIGHT: f64 = 1.75;
 
-/// A picture as indices into at most 96 colours.
+/// An image as indices into at most 96 colours.
 pub struct Reduced {
     /// Straight (not premultiplied) RGBA, translucent colours first.
     pub colours: Vec<[u8; 4]>,
@@ -201,16 +201,16 @@ fn finish(points: &[Point], nearest: &[usize], centres: &[Point]) -> Reduced {
     }
 }
 
-/// The picture as a palette PNG of `size` × `size`, with the row filter that packs best.
-pub fn encode(picture: &Reduced, size: u32) -> Vec<u8> {
-    let depth: u8 = match picture.colours.len() {
+/// The image as a palette PNG of `size` × `size`, with the row filter that packs best.
+pub fn encode(image: &Reduced, size: u32) -> Vec<u8> {
+    let depth: u8 = match image.colours.len() {
         0..=2 => 1,
         3..=4 => 2,
         5..=16 => 4,
         _ => 8,
     };
     let per_byte = usize::from(8 / depth);
-    let rows: Vec<Vec<u8>> = picture
+    let rows: Vec<Vec<u8>> = image
         .indices
         .chunks(size as usize)
         .map(|row| {
@@ -233,12 +233,12 @@ pub fn encode(picture: &Reduced, size: u32) -> Vec<u8> {
     header.extend_from_slice(&size.to_be_bytes());
     // Palette colour, deflate, per-row filters, no interlacing.
     header.extend_from_slice(&[depth, 3, 0, 0, 0]);
-    let palette: Vec<u8> = picture
+    let palette: Vec<u8> = image
         .colours
         .iter()
         .flat_map(|c| [c[0], c[1], c[2]])
         .collect();
-    let opacity: Vec<u8> = picture
+    let opacity: Vec<u8> = image
         .colours
         .iter()
         .map(|c| c[3])

@@ -104,7 +104,7 @@ impl Golden {
         }
     }
 
-    /// The stem of every file made by tools/goldens.py, in order; pictures have a tool and a test of their own.
+    /// The stem of every file made by tools/goldens.py, in order; images have a tool and a test of their own.
     pub fn stems() -> Vec<String> {
         let mut stems: Vec<String> = std::fs::read_dir(goldens())
             .expect("verify/goldens is part of the checkout")

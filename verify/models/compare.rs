@@ -316,7 +316,7 @@ impl<'a> Model<'a> {
     }
 
     /// The truth is the reference on the same bf16 parameters and inputs; the budgets come from rounding what it stores,
-    /// and pictures, which the kernels round to bf16 themselves.
+    /// and images, which the kernels round to bf16 themselves.
     fn check_in_bf16(&self) {
         let layout = self.lay_out();
         let (program, is_product) = self.compile(&layout, Target::Reference, DType::Bf16);

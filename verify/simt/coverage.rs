@@ -24,7 +24,7 @@ use crate::harness::Random;
 /// Records a program of one op or a few and returns its result.
 type Record = fn(&mut Inputs<'_>) -> Result<Value>;
 
-/// A tape, and inputs by the rule of every program: matrices in its precision, vectors and pictures in f32.
+/// A tape, and inputs by the rule of every program: matrices in its precision, vectors and images in f32.
 struct Inputs<'a>(&'a mut Tape);
 
 impl Inputs<'_> {

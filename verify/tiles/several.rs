@@ -1,4 +1,4 @@
-//! Samples of several pictures: each stands where its conversation marks it, in slots as tiles do.
+//! Samples of several images: each stands where its conversation marks it, in slots as tiles do.
 
 use std::fs;
 
@@ -13,17 +13,17 @@ use keel::tape::Target;
 use keel::train::Stage;
 
 use super::{
-    TOKENS, Tiny, as_pictures_of_their_own, batch, hold_to_pictures_of_their_own,
+    TOKENS, Tiny, as_images_of_their_own, batch, hold_to_images_of_their_own,
     losses_and_gradients, marks, photo, sample, samples, shape,
 };
 use crate::command::{keel, tiny_recipe};
-use crate::data_picture::png_file;
+use crate::data_image::png_file;
 use crate::harness::Random;
 
-/// Samples of three pictures, of one, of one in a later question, and of none: each picture stands where it is marked, and a step
-/// is that on pictures which are spliced one after the other.
+/// Samples of three images, of one, of one in a later question, and of none: each image stands where it is marked, and a step
+/// is that on images which are spliced one after the other.
 #[test]
-fn a_step_on_samples_of_several_pictures_is_one_on_pictures_of_their_own() {
+fn a_step_on_samples_of_several_images_is_one_on_images_of_their_own() {
     let tiny = Tiny::new();
     let mut random = Random::new(20_261_129);
     let photos: Vec<ImageView> = (0..5).map(|_| photo(&mut random, [40, 50])).collect();
@@ -52,13 +52,13 @@ fn a_step_on_samples_of_several_pictures_is_one_on_pictures_of_their_own() {
     };
     let slots = several.tiling(4).slots;
     let batch_several = batch(&samples, &shape(several.tiling(4), 1, TOKENS));
-    // Samples of one picture stand first.
+    // Samples of one image stand first.
     assert_eq!(
         marks(&batch_several, TOKENS),
         [[0, 4], [0, 4], [12, 0], [0, 0]]
     );
     assert_eq!(batch_several.pairs, 2);
-    // Where the marks are: text and pictures of the third row in turn.
+    // Where the marks are: text and images of the third row in turn.
     let words = ChatTokenizer::embedded();
     let row = &batch_several.tokens[2 * TOKENS..3 * TOKENS];
     let runs = row.chunk_by(|a, b| (*a == words.image()) == (*b == words.image()));
@@ -80,15 +80,15 @@ fn a_step_on_samples_of_several_pictures_is_one_on_pictures_of_their_own() {
             "\ncyes"
         ]
     );
-    // Each whole and prepared as a picture alone is.
+    // Each whole and prepared as an image alone is.
     let alone: Vec<Sample> = [&photos[..3], &photos[4..]]
         .concat()
         .iter()
         .map(|photo| sample(0, View::Image(photo.clone())))
         .collect();
     let alone = batch(&alone, &shape(Tiling::NONE, 1, TOKENS));
-    let picture = 3 * 32 * 32;
-    let at = |images: &[f32], slot: usize| images[slot * picture..][..picture].to_vec();
+    let image = 3 * 32 * 32;
+    let at = |images: &[f32], slot: usize| images[slot * image..][..image].to_vec();
     for (slot, photo) in [(0, 0), (1, 1), (2, 2), (slots + 1, 3)] {
         assert!(
             at(&batch_several.images, slot) == at(&alone.images, photo),
@@ -96,9 +96,9 @@ fn a_step_on_samples_of_several_pictures_is_one_on_pictures_of_their_own() {
         );
     }
 
-    let batch_apart = as_pictures_of_their_own(&batch_several, slots, &[0, 0, 3, 0]);
+    let batch_apart = as_images_of_their_own(&batch_several, slots, &[0, 0, 3, 0]);
     let own = (&several, &batch_several);
-    hold_to_pictures_of_their_own(&tiny, &samples, own, &batch_apart);
+    hold_to_images_of_their_own(&tiny, &samples, own, &batch_apart);
     let error = assemble(
         &samples,
         &shape(Tiling { most: 0, slots: 1 }, 1, TOKENS),
@@ -107,13 +107,13 @@ fn a_step_on_samples_of_several_pictures_is_one_on_pictures_of_their_own() {
     );
     let error = error.unwrap_err().to_string();
     assert!(
-        error.contains("3 pictures of samples of several for 1 slots"),
+        error.contains("3 images of samples of several for 1 slots"),
         "{error}"
     );
 }
 
 #[test]
-fn a_contrast_leaves_samples_of_several_pictures_out() {
+fn a_contrast_leaves_samples_of_several_images_out() {
     let tiny = Tiny::new();
     let mut samples = samples();
     let mut random = Random::new(20_261_130);
@@ -144,7 +144,7 @@ fn a_contrast_leaves_samples_of_several_pictures_out() {
 }
 
 #[test]
-fn a_run_on_samples_of_several_pictures_trains_and_stages_without_room_pass_them_over() {
+fn a_run_on_samples_of_several_images_trains_and_stages_without_room_pass_them_over() {
     let folder = tempfile::tempdir().unwrap();
     for index in 0..2 {
         fs::write(folder.path().join(format!("{index}.png")), png(index)).unwrap();
@@ -166,7 +166,7 @@ fn a_run_on_samples_of_several_pictures_trains_and_stages_without_room_pass_them
         let args = [args, more].join(" ");
         keel(folder.path(), &args.split_whitespace().collect::<Vec<_>>())
     };
-    train("").failed(&["it shows 2 pictures, where this stage takes 1"]);
+    train("").failed(&["it shows 2 images, where this stage takes 1"]);
     fs::remove_dir_all(folder.path().join("run")).unwrap();
     train("--set stage.world-knowledge.max_images=65").refused(&["max_images", "1 to 64"]);
     // Beside a contrast, which is of the other samples.
@@ -184,7 +184,7 @@ fn a_run_on_samples_of_several_pictures_trains_and_stages_without_room_pass_them
     ask("is it <image>?").refused(&["one for each of the 2 images"]);
 }
 
-/// A picture of 20 × 30 pixels.
+/// An image of 20 × 30 pixels.
 fn png(seed: u64) -> Vec<u8> {
     let mut random = Random::new(seed);
     let values: Vec<u8> = (0..20 * 30 * 3).map(|_| random.below(256) as u8).collect();

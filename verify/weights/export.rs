@@ -111,7 +111,7 @@ fn towers_of_every_family_leave_with_the_bits_they_came_with() {
 }
 
 #[test]
-fn pictures_are_prepared_as_the_towers_folder_says_and_the_export_says_so_too() {
+fn images_are_prepared_as_the_towers_folder_says_and_the_export_says_so_too() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     let tower = path.join("tower");
@@ -175,13 +175,13 @@ fn pixels_that_are_applied_and_undone_are_the_same() {
         ..Default::default()
     };
     let first: Vec<f32> = (0..12).map(|i| i as f32 / 5.5 - 1.0).collect();
-    let mut picture = first.clone();
-    pixels.apply(&mut picture);
+    let mut image = first.clone();
+    pixels.apply(&mut image);
     // Green, the first value: (v / 2 + 0.5 − 0.45) / 0.26.
-    assert!((picture[4] - (first[4] * 0.5 + 0.05) / 0.26).abs() < 1e-6);
-    pixels.undo(&mut picture);
+    assert!((image[4] - (first[4] * 0.5 + 0.05) / 0.26).abs() < 1e-6);
+    pixels.undo(&mut image);
     assert!(
-        picture
+        image
             .iter()
             .zip(&first)
             .all(|(a, b)| (a - b).abs() < 1e-6)
@@ -196,7 +196,7 @@ fn language_models_leave_with_the_bits_they_came_with_and_their_tokeniser() {
         part: ExportPart::Language,
         ..AS_IT_CAME
     };
-    // Tied, with the embedded tokeniser; untied, with one of its own and room for the tokens of pictures.
+    // Tied, with the embedded tokeniser; untied, with one of its own and room for the tokens of images.
     for (family, rows) in [("qwen2", 512), ("qwen3", 429)] {
         let source = path.join(family);
         language_with_rows(family, &source, rows);
@@ -227,7 +227,7 @@ fn language_models_leave_with_the_bits_they_came_with_and_their_tokeniser() {
         }
         let text = fs::read_to_string(out.join("tokenizer.json")).unwrap();
         assert!(text.contains("<IMG_CONTEXT>") && out.join("generation_config.json").exists());
-        // Room for pictures was there; where it is not, the tables grow and the settings say so.
+        // Room for images was there; where it is not, the tables grow and the settings say so.
         let short = path.join("short");
         language_with_rows(family, &short, 426);
         fs::copy(source.join("tokenizer.json"), short.join("tokenizer.json")).unwrap();

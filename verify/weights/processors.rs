@@ -1,9 +1,9 @@
-//! Pictures become numbers as the tower's published processor makes them, to the rounding of f32.
+//! Images become numbers as the tower's published processor makes them, to the rounding of f32.
 
 use std::fs;
 use std::path::PathBuf;
 
-use keel::data::picture::Picture;
+use keel::data::image::Image;
 use keel::train::{PublishedWeights, Recipe};
 use safetensors::SafeTensors;
 
@@ -17,7 +17,7 @@ fn settings(kind: &str) -> PathBuf {
     goldens.join(kind).join("preprocessor_config.json")
 }
 
-/// A recipe on a tower for pictures of 32 pixels, with this processor.
+/// A recipe on a tower for images of 32 pixels, with this processor.
 fn recipe(processor: &str) -> keel::error::Result<Recipe> {
     let tower = tempfile::tempdir().unwrap();
     for name in ["config.json", "model.safetensors"] {
@@ -33,7 +33,7 @@ fn recipe(processor: &str) -> keel::error::Result<Recipe> {
 }
 
 #[test]
-fn pictures_become_the_numbers_that_published_processors_make_of_them() {
+fn images_become_the_numbers_that_published_processors_make_of_them() {
     let goldens = SafeTensors::deserialize(GOLDENS).unwrap();
     let inputs: Vec<&str> = goldens
         .names()
@@ -47,12 +47,12 @@ fn pictures_become_the_numbers_that_published_processors_make_of_them() {
             .pixels();
         for size in &inputs {
             let view = goldens.tensor(&format!("input.{size}")).unwrap();
-            let picture = Picture {
+            let image = Image {
                 width: view.shape()[1] as u32,
                 height: view.shape()[0] as u32,
                 rgba: view.data().to_vec(),
             };
-            let found = pixels.prepared(&picture, 32);
+            let found = pixels.prepared(&image, 32);
             let found = found.to_chw(pixels.mean, pixels.std);
             let view = goldens.tensor(&format!("{kind}.{size}")).unwrap();
             assert_eq!(view.shape(), [3, 32, 32]);

@@ -1,4 +1,4 @@
-//! Towers at another picture size: positions scaled as transformers scales them, on every family that it scales; a run at
+//! Towers at another image size: positions scaled as transformers scales them, on every family that it scales; a run at
 //! such a size, and its tower exported, are the same tower.
 
 use std::fs;
@@ -29,13 +29,13 @@ fn tower(family: &str, side: usize) -> (Folder, SubModel) {
     (folder, part)
 }
 
-/// The tower's last value for the pictures, with these parameters.
-fn last(part: &SubModel, parameters: &[f32], pictures: &Golden) -> Vec<f64> {
+/// The tower's last value for the images, with these parameters.
+fn last(part: &SubModel, parameters: &[f32], golden: &Golden) -> Vec<f64> {
     let SubModelConfig::Vision(config) = part.config() else {
         panic!("a vision tower stays one");
     };
     let mut tape = Tape::new(part.layout().clone(), |_| false);
-    let images = tape.input("images", TensorType::f32(pictures.shape("input.images")));
+    let images = tape.input("images", TensorType::f32(golden.shape("input.images")));
     let y = vision_tower(&mut tape, config, images).expect("a tower records");
     tape.output(y, "last");
     let program = Program::compile(tape, &CompileOptions::new(Target::Reference));
@@ -43,7 +43,7 @@ fn last(part: &SubModel, parameters: &[f32], pictures: &Golden) -> Vec<f64> {
     executor.write_parameters(0, parameters).unwrap();
     let program = program.expect("a tiny model fits");
     let mut session = executor.load(program.into()).expect("a tiny model fits");
-    let images = pictures.floats("input.images");
+    let images = golden.floats("input.images");
     session.write_f64("images", images).expect("it fits");
     session.run().expect("the model runs");
     session.read_f64("last").expect("an output")

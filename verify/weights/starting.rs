@@ -143,7 +143,7 @@ fn a_run_speaks_the_tokeniser_of_its_language_model_and_keeps_it() {
     let path = folder.path();
     let stages = ["warm-start-language", "warm-up", "world-knowledge"];
     fs::write(path.join("my.toml"), tiny_recipe(&stages)).unwrap();
-    // As many rows as the file has ids: three more are made for pictures.
+    // As many rows as the file has ids: three more are made for images.
     language_with_a_tokeniser(&path.join("decoder"), 426);
     let mut args = "train --device cpu --recipe my.toml --language decoder --max-steps 1 --no-evaluation --out run"
         .split(' ')
@@ -170,11 +170,11 @@ fn a_run_speaks_the_tokeniser_of_its_language_model_and_keeps_it() {
     }
     // The run has all it needs: the folder may go.
     fs::remove_dir_all(path.join("decoder")).unwrap();
-    let picture = concat!(env!("CARGO_MANIFEST_DIR"), "/verify/goldens/chat/fox.png");
+    let image = concat!(env!("CARGO_MANIFEST_DIR"), "/verify/goldens/chat/fox.png");
     let asked = [
         "caption",
         "run",
-        picture,
+        image,
         "--question",
         "what is <|im_end|> this?",
     ];

@@ -1,5 +1,5 @@
 //! From samples to numbers: the layout of a sequence, its targets and weights, the caption side of the contrastive loss,
-//! and the drawn pictures. A sample that does not fit is refused here, never cut.
+//! and the drawn images. A sample that does not fit is refused here, never cut.
 
 use super::batch::{Batch, BatchShape, IGNORED, SampleInfo, Skipped, TokenWeighting};
 use super::image_slots::{mark_places, place};
@@ -20,8 +20,8 @@ pub fn fits(sample: &Sample, shape: &BatchShape, words: &ChatTokenizer) -> bool 
         && words.caption(&sample.caption).len() <= shape.caption_tokens
 }
 
-/// Turns exactly `shape.batch` samples into a batch and draws their pictures. They are put in the order of [`Packing`]:
-/// those of one picture first.
+/// Turns exactly `shape.batch` samples into a batch and draws their images. They are put in the order of [`Packing`]:
+/// those of one image first.
 ///
 /// # Errors
 /// `Content` when the number of samples is not the batch's or a sample does not fit; as
@@ -50,7 +50,7 @@ pub fn assemble(
     let plan = BatchPlan::new(samples, shape, words)?;
     let mut batch = empty(shape, words);
     batch.pairs = samples.iter().filter(|s| s.view.is_one()).count();
-    batch.images = draw_pictures(samples, shape, &plan)?;
+    batch.images = draw_images(samples, shape, &plan)?;
     for (row, packed) in plan.packing.samples.iter().enumerate() {
         let (sample, sequence) = (&samples[packed.sample], &plan.sequences[packed.sample]);
         match packed.place {
@@ -61,7 +61,7 @@ pub fn assemble(
                     write_places(&sequence.ids, room, slots, shape, &mut batch);
                 }
             }
-            // It is still part of a contrast: its picture and its caption are there.
+            // It is still part of a contrast: its image and its caption are there.
             None => batch.skipped.without_room += 1,
         }
         let caption = &plan.captions[packed.sample];
@@ -71,10 +71,10 @@ pub fn assemble(
     Ok(batch)
 }
 
-/// Where everything of a batch goes, decided before anything is written: the sequences depend on how pictures are cut, and
+/// Where everything of a batch goes, decided before anything is written: the sequences depend on how images are cut, and
 /// what is packed together depends on the sequences.
 struct BatchPlan {
-    /// The grid that each sample's picture is cut into.
+    /// The grid that each sample's image is cut into.
     grids: Vec<[u32; 2]>,
     /// Each sample's ids, with the image tokens of its tiles.
     sequences: Vec<Sequence>,
@@ -115,7 +115,7 @@ impl BatchPlan {
         })
     }
 
-    /// Slots that a sample takes: its tiles, or the pictures of one that shows several.
+    /// Slots that a sample takes: its tiles, or the images of one that shows several.
     fn slots(&self, samples: &[Sample], sample: usize) -> usize {
         tiles::tiles_of(self.grids[sample]) + samples[sample].view.several().len()
     }
@@ -125,9 +125,9 @@ fn lengths(sequences: &[Sequence]) -> Vec<usize> {
     sequences.iter().map(|s| s.ids.len()).collect()
 }
 
-/// The grid of every sample's picture: as fine as its proportions ask, with tokens that fit the sequence and tiles that are
-/// left by the samples before it, and by samples of several pictures, which stay whole. `lengths` are those of the sequences
-/// with whole pictures.
+/// The grid of every sample's image: as fine as its proportions ask, with tokens that fit the sequence and tiles that are
+/// left by the samples before it, and by samples of several images, which stay whole. `lengths` are those of the sequences
+/// with whole images.
 fn grids(samples: &[Sample], lengths: &[usize], shape: &BatchShape) -> Result<Vec<[u32; 2]>> {
     let several: usize = samples.iter().map(|s| s.view.several().len()).sum();
     let left = shape.tiling.slots.checked_sub(several);
@@ -135,10 +135,10 @@ fn grids(samples: &[Sample], lengths: &[usize], shape: &BatchShape) -> Result<Ve
         Error::content(
             "a batch",
             format!(
-                "{several} pictures of samples of several for {} slots",
+                "{several} images of samples of several for {} slots",
                 shape.tiling.slots
             ),
-            "raise the stage's pictures",
+            "raise the stage's images",
         )
     })?;
     let pairs = samples.iter().zip(lengths);
@@ -178,9 +178,9 @@ fn empty(shape: &BatchShape, words: &ChatTokenizer) -> Batch {
     }
 }
 
-/// Pictures [N + B, 3, S, S]: what takes slots, in the order of the places in the sequences, then the whole pictures in the
+/// Images [N + B, 3, S, S]: what takes slots, in the order of the places in the sequences, then the whole images in the
 /// order of the batch.
-fn draw_pictures(samples: &[Sample], shape: &BatchShape, plan: &BatchPlan) -> Result<Vec<f32>> {
+fn draw_images(samples: &[Sample], shape: &BatchShape, plan: &BatchPlan) -> Result<Vec<f32>> {
     // What may be cut is not also shifted, and stretched as its tiles are.
     let may_be_cut = shape.tiling.most > 1;
     let pixels = if may_be_cut {
@@ -189,9 +189,9 @@ fn draw_pictures(samples: &[Sample], shape: &BatchShape, plan: &BatchPlan) -> Re
         shape.pixels
     };
     let sizes: (usize, &Pixels) = (shape.image_size, &pixels);
-    let picture = 3 * shape.image_size * shape.image_size;
-    let mut images = vec![0.0; (shape.tiling.slots + shape.batch) * picture];
-    let (slots, wholes) = images.split_at_mut(shape.tiling.slots * picture);
+    let image = 3 * shape.image_size * shape.image_size;
+    let mut images = vec![0.0; (shape.tiling.slots + shape.batch) * image];
+    let (slots, wholes) = images.split_at_mut(shape.tiling.slots * image);
     if shape.tiling.is_on() {
         // The model splices slots in the order of their tokens: by sequence, then by place in it.
         let mut placed: Vec<(Room, usize)> = plan
@@ -201,7 +201,7 @@ fn draw_pictures(samples: &[Sample], shape: &BatchShape, plan: &BatchPlan) -> Re
             .filter_map(|packed| Some((packed.place?, packed.sample)))
             .collect();
         placed.sort_by_key(|(room, _)| (room.row, room.segment));
-        let mut slots = slots.chunks_exact_mut(picture.max(1));
+        let mut slots = slots.chunks_exact_mut(image.max(1));
         for (_, sample) in placed {
             let view = &samples[sample].view;
             view.render_slots(plan.grids[sample], sizes, &mut slots)?;
@@ -209,7 +209,7 @@ fn draw_pictures(samples: &[Sample], shape: &BatchShape, plan: &BatchPlan) -> Re
     }
     for (row, packed) in plan.packing.samples.iter().enumerate() {
         let view = &samples[packed.sample].view;
-        let drawn = &mut wholes[row * picture..(row + 1) * picture];
+        let drawn = &mut wholes[row * image..(row + 1) * image];
         if may_be_cut {
             view.whole().render(sizes, drawn)?;
         } else {
@@ -259,7 +259,7 @@ fn write_sequence(
     }
 }
 
-/// What a sample's image tokens show, where `slots` of its pictures or tiles stand apart from the whole ones.
+/// What a sample's image tokens show, where `slots` of its images or tiles stand apart from the whole ones.
 fn write_places(ids: &[i32], room: Room, slots: usize, shape: &BatchShape, batch: &mut Batch) {
     let start = room.row * shape.tokens + room.start;
     let places = &mut batch.places[start..start + ids.len()];

@@ -18,21 +18,21 @@ pub const IGNORED: i32 = -100;
 pub struct BatchShape {
     /// Samples, B.
     pub batch: usize,
-    /// Side of the square pictures in pixels, S.
+    /// Side of the square images in pixels, S.
     pub image_size: usize,
-    /// Visual tokens a picture takes in the sequence, Ti.
+    /// Visual tokens an image takes in the sequence, Ti.
     pub image_tokens: usize,
     /// Length of the sequences, T, visual tokens included.
     pub tokens: usize,
     /// Samples that share a sequence, on average; 1 gives each its own. B is a multiple of it.
     pub pack: usize,
-    /// Into how many tiles pictures are cut beside the whole one.
+    /// Into how many tiles images are cut beside the whole one.
     pub tiling: Tiling,
     /// Length of the contrastive captions, Tc.
     pub caption_tokens: usize,
     /// The token id that stands for a visual token; the tokeniser's own.
     pub image_id: i32,
-    /// How pictures become numbers.
+    /// How images become numbers.
     pub pixels: Pixels,
 }
 
@@ -90,7 +90,7 @@ pub struct SampleInfo {
 pub struct Skipped {
     /// Longer than the sequence or the caption allows.
     pub too_long: u32,
-    /// A user's picture that could not be read, or an empty caption.
+    /// A user's image that could not be read, or an empty caption.
     pub unreadable: u32,
     /// Already in this contrastive batch.
     pub repeated: u32,
@@ -101,8 +101,8 @@ pub struct Skipped {
 /// One batch, ready for the program. All arrays are row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// Pictures `[N + B, 3, S, S]` in the form of [`BatchShape::pixels`]: first the tiles of all samples, or all
-    /// pictures of those that show several, in the order of their places, then the samples' whole pictures; zeros for text-only
+    /// Images `[N + B, 3, S, S]` in the form of [`BatchShape::pixels`]: first the tiles of all samples, or all
+    /// images of those that show several, in the order of their places, then the samples' whole images; zeros for text-only
     /// samples, for those that show several, and for tiles that there are not.
     pub images: Vec<f32>,
     /// Input ids `[R, T]`, in R = B / pack sequences.
@@ -115,7 +115,7 @@ pub struct Batch {
     pub segments: Vec<i32>,
     /// Positions, from 0 in each sample, `[R, T]`; empty where each has its own sequence.
     pub positions: Vec<i32>,
-    /// What each token shows, as [`place`](super::image_slots::place) says, `[R, T]`; empty where pictures are not cut.
+    /// What each token shows, as [`place`](super::image_slots::place) says, `[R, T]`; empty where images are not cut.
     pub places: Vec<i32>,
     /// The caption and its end, padded, `[B, Tc]`.
     pub caption_tokens: Vec<i32>,
@@ -123,9 +123,9 @@ pub struct Batch {
     pub caption_end: Vec<i32>,
     /// 1/n on the caption's n tokens, its end among them, else 0, `[B, Tc]`; all 0 without a caption.
     pub caption_weights: Vec<f32>,
-    /// How many samples have one picture: the first, M. The others have no part in a contrast.
+    /// How many samples have one image: the first, M. The others have no part in a contrast.
     pub pairs: usize,
-    /// Where each sample came from, `[B]`, in the order of the pictures.
+    /// Where each sample came from, `[B]`, in the order of the images.
     pub samples: Vec<SampleInfo>,
     /// What was skipped to make this batch.
     pub skipped: Skipped,

@@ -1,4 +1,4 @@
-//! What the tokens of a sequence show where pictures take slots: as tiles beside the whole picture, or as several of them.
+//! What the tokens of a sequence show where images take slots: as tiles beside the whole image, or as several of them.
 
 /// What a token shows.
 pub mod place {
@@ -6,11 +6,11 @@ pub mod place {
     pub const NONE: i32 = 0;
     /// A part of a tile.
     pub const TILE: i32 = 1;
-    /// A part of a whole picture.
+    /// A part of a whole image.
     pub const WHOLE: i32 = 2;
 }
 
-/// Marks a sample's image tokens: those of its `tiles` tiles, and after them those of the whole picture, where `ids` holds
+/// Marks a sample's image tokens: those of its `tiles` tiles, and after them those of the whole image, where `ids` holds
 /// the token that stands for one.
 pub fn mark_places(
     ids: &[i32],

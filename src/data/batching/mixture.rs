@@ -4,7 +4,7 @@
 //! Slots go to tasks in a fixed round of 1024 that follows the weights to within one slot. Each task walks its items in
 //! a shuffled order, a new one every epoch, so every item comes once an epoch. A sample that does not fit the token
 //! limits is made anew in a shorter form, as far as its source has one; then another item drawn for that very place
-//! takes it. The same holds for an unreadable picture and for a repeat inside a contrastive batch. Each skip is
+//! takes it. The same holds for an unreadable image and for a repeat inside a contrastive batch. Each skip is
 //! counted in the batch; after [`MOST_ATTEMPTS`] the batch is refused.
 
 use std::collections::HashSet;
@@ -17,7 +17,7 @@ use super::schedule::Schedule;
 use super::source::{Draw, TaskSource};
 use super::task::Task;
 use crate::formats::skips::Reason;
-use crate::images::image_view::KeptPictures;
+use crate::images::image_view::ImageCache;
 use crate::text::chat::ChatTokenizer;
 use keel_base::error::{Error, Result};
 use keel_base::random::{Permutation, Purpose, Stream, scramble};
@@ -38,7 +38,7 @@ pub struct MixtureSettings {
     pub shape: BatchShape,
     /// How tokens share the loss.
     pub weighting: TokenWeighting,
-    /// Whether a batch's pictures must be of distinct concepts and captions, as a contrastive loss needs.
+    /// Whether a batch's images must be of distinct concepts and captions, as a contrastive loss needs.
     pub contrastive: bool,
 }
 
@@ -48,7 +48,7 @@ pub struct Mixture {
     settings: MixtureSettings,
     /// The source of each of the schedule's tasks, in their order.
     sources: Vec<Arc<dyn TaskSource>>,
-    kept: Arc<KeptPictures>,
+    kept: Arc<ImageCache>,
     schedule: Schedule,
     /// Seed and stage in one.
     seed: u64,
@@ -60,7 +60,7 @@ impl Mixture {
     ///
     /// # Errors
     /// `Setting` when no weight is positive, a weight is negative or not a number, a task has no source or no items, or no
-    /// task of a contrastive mixture has pictures.
+    /// task of a contrastive mixture has images.
     pub fn new(sources: Vec<Arc<dyn TaskSource>>, settings: MixtureSettings) -> Result<Mixture> {
         let schedule = Schedule::new(&settings.weights)?;
         let of_task = |task: &Task| {
@@ -74,7 +74,7 @@ impl Mixture {
         if settings.contrastive && !has_images {
             return Err(Error::setting(
                 "data weights",
-                "a task with pictures in a stage with a contrastive objective",
+                "a task with images in a stage with a contrastive objective",
                 "text only",
             ));
         }
@@ -82,7 +82,7 @@ impl Mixture {
             seed: scramble(settings.seed ^ scramble(settings.stage)),
             words: ChatTokenizer::embedded().clone(),
             sources: chosen,
-            kept: Arc::new(KeptPictures::new(0)),
+            kept: Arc::new(ImageCache::new(0)),
             schedule,
             settings,
         })
@@ -94,8 +94,8 @@ impl Mixture {
         self
     }
 
-    /// The same mixture, with what is made of its samples' pictures kept for their next draw. Batches are the same bits.
-    pub fn keeping(mut self, kept: Arc<KeptPictures>) -> Mixture {
+    /// The same mixture, with what is made of its samples' images kept for their next draw. Batches are the same bits.
+    pub fn keeping(mut self, kept: Arc<ImageCache>) -> Mixture {
         self.kept = kept;
         self
     }

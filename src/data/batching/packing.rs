@@ -55,8 +55,8 @@ impl std::fmt::Display for PackingStats {
     }
 }
 
-/// The samples of a batch in the order in which their pictures are spliced: those with pictures in the order of their
-/// places, then those with pictures and no place, then those without a picture. A contrast is of the first two.
+/// The samples of a batch in the order in which their images are spliced: those with images in the order of their
+/// places, then those with images and no place, then those without an image. A contrast is of the first two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packing {
     /// All samples, each once.
@@ -64,10 +64,10 @@ pub struct Packing {
 }
 
 impl Packing {
-    /// A sequence for each sample, with a picture or not, in their own order but that of pictures before text.
-    pub fn apart(with_picture: &[bool]) -> Packing {
-        let mut order: Vec<usize> = (0..with_picture.len()).collect();
-        order.sort_by_key(|sample| !with_picture[*sample]);
+    /// A sequence for each sample, with an image or not, in their own order but that of images before text.
+    pub fn apart(with_image: &[bool]) -> Packing {
+        let mut order: Vec<usize> = (0..with_image.len()).collect();
+        order.sort_by_key(|sample| !with_image[*sample]);
         let own = |(row, sample)| Packed {
             sample,
             place: Some(Room {
@@ -81,8 +81,8 @@ impl Packing {
         }
     }
 
-    /// Samples of these lengths, with a picture or not, in `rows` sequences of `tokens` tokens.
-    pub fn new(lengths: &[usize], with_picture: &[bool], rows: usize, tokens: usize) -> Packing {
+    /// Samples of these lengths, with an image or not, in `rows` sequences of `tokens` tokens.
+    pub fn new(lengths: &[usize], with_image: &[bool], rows: usize, tokens: usize) -> Packing {
         let mut order: Vec<usize> = (0..lengths.len()).collect();
         order.sort_by_key(|&sample| (std::cmp::Reverse(lengths[sample]), sample));
         // Tokens and samples in each row so far.
@@ -105,8 +105,8 @@ impl Packing {
             })
             .collect();
         samples.sort_by_key(|packed| match packed.place {
-            Some(room) if with_picture[packed.sample] => (0, room.row, room.segment),
-            None if with_picture[packed.sample] => (1, packed.sample, 0),
+            Some(room) if with_image[packed.sample] => (0, room.row, room.segment),
+            None if with_image[packed.sample] => (1, packed.sample, 0),
             Some(room) => (2, room.row, room.segment),
             None => (3, packed.sample, 0),
         });

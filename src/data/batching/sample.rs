@@ -1,4 +1,4 @@
-//! What a sample is: the words, the picture to be drawn, and where both came from. Samples are made by task sources and
+//! What a sample is: the words, the image to be drawn, and where both came from. Samples are made by task sources and
 //! become rows of a batch in [`assemble`](super::assemble).
 
 use std::borrow::Cow;
@@ -12,27 +12,27 @@ use crate::images::tiles;
 use crate::text::chat::{Conversation, Turn};
 use keel_base::error::Result;
 
-/// The picture of a sample, not yet drawn.
+/// The image of a sample, not yet drawn.
 #[derive(Clone, Debug)]
 pub enum View {
-    /// No picture: the sample is text only.
+    /// No image: the sample is text only.
     None,
-    /// A picture that is drawn for the batch.
+    /// An image that is drawn for the batch.
     Drawn(Arc<dyn Drawing>),
-    /// A user's picture.
+    /// A user's image.
     Image(ImageView),
-    /// A user's pictures, at least one, each whole, in the places that the questions mark by
+    /// A user's images, at least one, each whole, in the places that the questions mark by
     /// [`MARK`](crate::chat::MARK).
     Images(Vec<ImageView>),
 }
 
 impl View {
-    /// Whether there is a picture.
+    /// Whether there is an image.
     pub fn is_some(&self) -> bool {
         !matches!(self, View::None)
     }
 
-    /// The grid of tiles that a user's picture is cut into, at most `most`; what is drawn is drawn at any size and stays
+    /// The grid of tiles that a user's image is cut into, at most `most`; what is drawn is drawn at any size and stays
     /// whole.
     pub fn grid(&self, most: usize, side: u32) -> [u32; 2] {
         match self {
@@ -41,7 +41,7 @@ impl View {
         }
     }
 
-    /// Draws what takes slots, the tiles of a grid or several pictures, as planes `[3, side, side]` in the form of `pixels`, each
+    /// Draws what takes slots, the tiles of a grid or several images, as planes `[3, side, side]` in the form of `pixels`, each
     /// into the next of `out`.
     ///
     /// # Errors
@@ -71,12 +71,12 @@ impl View {
         Ok(())
     }
 
-    /// Whether there is one picture, so that the sample can be contrasted: it has the batch's row of that picture.
+    /// Whether there is one image, so that the sample can be contrasted: it has the batch's row of that image.
     pub fn is_one(&self) -> bool {
         self.is_some() && self.several().is_empty()
     }
 
-    /// The pictures, where there are several: they take slots, as tiles do.
+    /// The images, where there are several: they take slots, as tiles do.
     pub fn several(&self) -> &[ImageView] {
         match self {
             View::Images(images) if images.len() > 1 => images,
@@ -84,7 +84,7 @@ impl View {
         }
     }
 
-    /// The same with all of the user's picture, as it stands beside its tiles.
+    /// The same with all of the user's image, as it stands beside its tiles.
     pub fn whole(&self) -> View {
         match self {
             View::Image(image) => View::Image(image.unwindowed()),
@@ -92,8 +92,8 @@ impl View {
         }
     }
 
-    /// Draws planes `[3, side, side]` of numbers from −1 to 1 into `out`, a user's picture scaled as `pixels` says; zeros
-    /// where there is no picture, or several.
+    /// Draws planes `[3, side, side]` of numbers from −1 to 1 into `out`, a user's image scaled as `pixels` says; zeros
+    /// where there is no image, or several.
     ///
     /// # Errors
     /// As [`ImageView::square`].
@@ -120,15 +120,15 @@ pub struct Sample {
     pub task: Task,
     /// The kind of question, where one is asked that has a kind: accuracies and baselines are reported for each.
     pub question_kind: Option<Cow<'static, str>>,
-    /// The picture.
+    /// The image.
     pub view: View,
-    /// Text that stands where a picture would, in text-only samples.
+    /// Text that stands where an image would, in text-only samples.
     pub context: String,
     /// The question; may be empty.
     pub question: String,
     /// The answer; may be empty only where `context` is the whole text.
     pub answer: String,
-    /// What is asked after that about the same picture, in order.
+    /// What is asked after that about the same image, in order.
     pub further: Vec<Turn>,
     /// What the system says first, in place of the chat's own words.
     pub system: Option<String>,
@@ -137,7 +137,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// What is said, for a model that takes `image_tokens` tokens of a picture.
+    /// What is said, for a model that takes `image_tokens` tokens of an image.
     pub fn conversation(&self, image_tokens: usize) -> Conversation<'_> {
         let mut turns = Vec::with_capacity(1 + self.further.len());
         if self.view.is_some() || !self.question.is_empty() || !self.answer.is_empty() {
@@ -148,7 +148,7 @@ impl Sample {
         Conversation {
             image_tokens: if self.view.is_some() { image_tokens } else { 0 },
             is_marked: matches!(self.view, View::Images(_)),
-            // A picture stands in its place.
+            // An image stands in its place.
             context: if self.view.is_some() {
                 ""
             } else {

@@ -6,19 +6,19 @@ use super::sample::Sample;
 use super::task::Task;
 use crate::formats::skips::Reason;
 use crate::images::augment::Augmentation;
-use crate::images::image_view::KeptPictures;
+use crate::images::image_view::ImageCache;
 use keel_base::error::Result;
 use keel_base::random::Stream;
 
 /// How samples are made; every source takes from it what concerns it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SampleSettings {
-    /// How the look of pictures varies.
+    /// How the look of images varies.
     pub augmentation: Augmentation,
-    /// Questions about one picture, at most; as many are asked as fit the sequence.
+    /// Questions about one image, at most; as many are asked as fit the sequence.
     pub turns: usize,
-    /// Pictures of one sample, at most.
-    pub pictures: usize,
+    /// Images of one sample, at most.
+    pub images: usize,
     /// Share of the items that are drawn from, above 0 and at most 1, where the source can be trained on less of itself.
     pub share: f64,
 }
@@ -33,8 +33,8 @@ pub struct Draw<'a> {
     pub look: &'a mut Stream,
     /// Whether a sample fits the token limits.
     pub fits: &'a dyn Fn(&Sample) -> bool,
-    /// What is kept of the pictures of earlier draws; it changes no bit of any sample.
-    pub kept: &'a Arc<KeptPictures>,
+    /// What is kept of the images of earlier draws; it changes no bit of any sample.
+    pub kept: &'a Arc<ImageCache>,
 }
 
 /// The samples of one task: a number of items, of which each epoch shows every one once.

@@ -9,17 +9,17 @@ use crate::formats::pair::{Pair, PairSource};
 use crate::formats::skips::Reason;
 use crate::images::augment::Augmentation;
 use crate::images::image_view::{ImageOrigin, ImageSource, ImageView};
-use crate::images::picture::Picture;
+use crate::images::image::Image;
 use keel_base::error::{Error, Result};
 use keel_base::random::Stream;
 
 /// See the module's documentation.
 pub struct UserSamples {
     pairs: Arc<dyn PairSource>,
-    /// The same, for what is kept of pictures.
+    /// The same, for what is kept of images.
     images: Arc<dyn ImageSource>,
     augmentation: Augmentation,
-    most_pictures: usize,
+    most_images: usize,
 }
 
 impl UserSamples {
@@ -29,7 +29,7 @@ impl UserSamples {
             images: Arc::new(pairs.clone()),
             pairs,
             augmentation: settings.augmentation,
-            most_pictures: settings.pictures,
+            most_images: settings.images,
         }
     }
 
@@ -43,39 +43,39 @@ impl UserSamples {
                 "write a caption or leave it out",
             ));
         }
-        let pictures = pair.before.len() + 1;
-        if pictures > self.most_pictures {
+        let images = pair.before.len() + 1;
+        if images > self.most_images {
             return Err(Error::content(
                 &pair.key,
                 format!(
-                    "it shows {pictures} pictures, where this stage takes {}",
-                    self.most_pictures
+                    "it shows {images} images, where this stage takes {}",
+                    self.most_images
                 ),
-                "set the stage's pictures, or split the sample",
+                "set the stage's images, or split the sample",
             ));
         }
         Ok(caption)
     }
 
-    /// What is shown of a pair's pictures, `before` those before the last. A picture that stands alone can be kept; one of
+    /// What is shown of a pair's images, `before` those before the last. An image that stands alone can be kept; one of
     /// several, or in a marked place, is shown whole and never varied.
     fn view(
         &self,
-        picture: Option<Picture>,
-        before: Vec<Picture>,
+        image: Option<Image>,
+        before: Vec<Image>,
         is_marked: bool,
         origin: ImageOrigin,
         look: &mut Stream,
     ) -> View {
-        let Some(picture) = picture else {
+        let Some(image) = image else {
             return View::None;
         };
         if is_marked {
-            let images = before.into_iter().chain([picture]);
+            let images = before.into_iter().chain([image]);
             let images = images.map(|one| ImageView::whole(Arc::new(one)));
             return View::Images(images.collect());
         }
-        self.varied(ImageView::whole(Arc::new(picture)).keeping(origin), look)
+        self.varied(ImageView::whole(Arc::new(image)).keeping(origin), look)
     }
 
     fn varied(&self, image: ImageView, look: &mut Stream) -> View {
@@ -103,7 +103,7 @@ impl TaskSource for UserSamples {
             source: self.images.clone(),
             item: self.pairs.first_of(item),
         };
-        // Where something of the picture is kept, the file is left alone until its pixels are asked for.
+        // Where something of the image is kept, the file is left alone until its pixels are asked for.
         let known = ImageView::kept(&origin);
         let mut pair = match known {
             Some(_) => self.pairs.words(item)?,
@@ -114,8 +114,8 @@ impl TaskSource for UserSamples {
             Some(image) => self.varied(image, draw.look),
             None => {
                 let before = std::mem::take(&mut pair.before);
-                let picture = pair.picture.take();
-                self.view(picture, before, pair.is_marked, origin, draw.look)
+                let image = pair.image.take();
+                self.view(image, before, pair.is_marked, origin, draw.look)
             }
         };
         Ok(Sample {
@@ -126,7 +126,7 @@ impl TaskSource for UserSamples {
             question: pair.prompt.unwrap_or_default(),
             further: pair.further,
             system: pair.system,
-            // One picture can be contrasted with a caption.
+            // One image can be contrasted with a caption.
             caption: if view.is_one() {
                 caption.clone()
             } else {

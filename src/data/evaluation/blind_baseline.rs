@@ -1,4 +1,4 @@
-//! What a model that never sees a picture could score: the best answers from the question's text alone.
+//! What a model that never sees an image could score: the best answers from the question's text alone.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -14,13 +14,13 @@ use keel_base::error::{Error, Result};
 /// What a set is called in tables, files and reports.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SetName {
-    /// Where its pictures come from: a drawing style, or the name of a data set.
+    /// Where its images come from: a drawing style, or the name of a data set.
     pub vendor: String,
     /// Whether what it shows was trained on.
     pub split: String,
 }
 
-/// Classes that a set's pictures belong to, and the prompts that speak of them.
+/// Classes that a set's images belong to, and the prompts that speak of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Classes {
     /// Their names; at least one.
@@ -37,16 +37,16 @@ pub trait EvalSet: Send + Sync {
     /// Its name, unlike that of any other set of its suite.
     fn name(&self) -> SetName;
 
-    /// At most `most` samples with one picture and a caption each, no two with the same caption: always the same ones in the
+    /// At most `most` samples with one image and a caption each, no two with the same caption: always the same ones in the
     /// same order, those of a smaller number the first of those of a larger.
     fn captioned(&self, most: usize) -> Vec<Sample>;
 
-    /// The captions by which a sample's picture may be found, its own among them.
+    /// The captions by which a sample's image may be found, its own among them.
     fn wordings(&self, sample: &Sample) -> Vec<String> {
         vec![sample.caption.clone()]
     }
 
-    /// The classes of its pictures.
+    /// The classes of its images.
     fn classes(&self) -> Option<Classes> {
         None
     }
@@ -144,7 +144,7 @@ impl EvalSuite {
         self.fitted
     }
 
-    /// The set whose pictures are looked at.
+    /// The set whose images are looked at.
     pub fn shown(&self) -> &dyn EvalSet {
         self.sets[self.shown].as_ref()
     }

@@ -45,7 +45,7 @@ impl InputFile {
             return Err(Error::content(
                 path.display(),
                 "it is not a regular file",
-                "name a file, or a folder of pictures without the ending .tar or .jsonl",
+                "name a file, or a folder of images without the ending .tar or .jsonl",
             ));
         }
         let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;

@@ -1,6 +1,6 @@
 //! Benchmark files in VLMEvalKit's layout: a table separated by tabs with `index`, `image` (base64, or the index of the row
-//! whose picture it shares), `question`, options `A`, `B`, …, `answer`, and, where there are, `hint` and `category`. Read
-//! row by row; of what has been read only the places are kept, where pictures that other rows share are found again.
+//! whose image it shares), `question`, options `A`, `B`, …, `answer`, and, where there are, `hint` and `category`. Read
+//! row by row; of what has been read only the places are kept, where images that other rows share are found again.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -10,10 +10,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use csv::{Position, ReaderBuilder, StringRecord};
 
-use crate::images::picture::{Picture, PictureLimits};
+use crate::images::image::{Image, ImageLimits};
 use keel_base::error::{Error, Result};
 
-/// Text up to this long in the column of pictures is the index of another row (VLMEvalKit takes the same length).
+/// Text up to this long in the column of images is the index of another row (VLMEvalKit takes the same length).
 const LONGEST_INDEX: usize = 64;
 /// Letters of options.
 const LETTERS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
@@ -23,7 +23,7 @@ const LETTERS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 pub struct BenchmarkItem {
     /// Its index in the file.
     pub index: String,
-    /// The picture's file.
+    /// The image's file.
     pub image: Arc<[u8]>,
     /// What helps.
     pub hint: Option<String>,
@@ -38,13 +38,13 @@ pub struct BenchmarkItem {
 }
 
 impl BenchmarkItem {
-    /// The picture.
+    /// The image.
     ///
     /// # Errors
     /// [`Error::Content`] naming the row.
-    pub fn picture(&self, file: &str) -> Result<Picture> {
+    pub fn image(&self, file: &str) -> Result<Image> {
         let name = format!("{file}, index {}", self.index);
-        Picture::decode(&name, &self.image, &PictureLimits::default())
+        Image::decode(&name, &self.image, &ImageLimits::default())
     }
 }
 
@@ -53,11 +53,11 @@ pub struct Benchmark {
     name: String,
     records: csv::StringRecordsIntoIter<std::fs::File>,
     columns: HashMap<String, usize>,
-    /// The file once more, for pictures that rows share with rows before them.
+    /// The file once more, for images that rows share with rows before them.
     again: csv::Reader<std::fs::File>,
-    /// Where the row with the picture lies, by index.
+    /// Where the row with the image lies, by index.
     seen: HashMap<String, Position>,
-    /// The picture that was shown last: rows that share one mostly follow each other.
+    /// The image that was shown last: rows that share one mostly follow each other.
     last: Option<(Position, Arc<[u8]>)>,
     row: u64,
 }
@@ -130,7 +130,7 @@ impl Benchmark {
         let decode = |image: &str| -> Result<Arc<[u8]>> {
             let bytes = STANDARD.decode(image);
             let bytes =
-                bytes.map_err(|problem| bad(format!("its picture is not base64: {problem}")))?;
+                bytes.map_err(|problem| bad(format!("its image is not base64: {problem}")))?;
             Ok(bytes.into())
         };
         let image = self.cell(record, "image");
@@ -140,7 +140,7 @@ impl Benchmark {
             1..=LONGEST_INDEX => {
                 let place = self.seen.get(image).cloned().ok_or_else(|| {
                     bad(format!(
-                        "no row before it has the index {image:?}, whose picture it shares"
+                        "no row before it has the index {image:?}, whose image it shares"
                     ))
                 })?;
                 match &self.last {

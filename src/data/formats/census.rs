@@ -20,24 +20,24 @@ pub struct Census {
     pub samples: usize,
     /// Samples that can be read and decoded.
     pub usable: usize,
-    /// Pictures of the usable samples.
-    pub pictures: PictureCensus,
+    /// Images of the usable samples.
+    pub images: ImageCensus,
     /// Their words.
     pub words: WordCensus,
     /// What was left out when the data were opened, in words.
     pub left_out_at_opening: Option<String>,
 }
 
-/// Pictures, counted.
+/// Images, counted.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct PictureCensus {
-    /// Samples with a picture.
+pub struct ImageCensus {
+    /// Samples with an image.
     pub count: usize,
     /// The smallest, the median and the largest, by area: width and height in pixels.
     pub sizes: [[u32; 2]; 3],
-    /// Samples with several pictures, and the most that one has. Sizes are those of the last of each sample.
+    /// Samples with several images, and the most that one has. Sizes are those of the last of each sample.
     pub several: [usize; 2],
-    /// Bytes of all picture files.
+    /// Bytes of all image files.
     pub bytes: u64,
     /// Files whose content came before.
     pub duplicates: usize,
@@ -52,7 +52,7 @@ pub struct WordCensus {
     pub answers: usize,
     /// Samples whose first answer came before, word for word, with the same question.
     pub duplicates: usize,
-    /// Tokens of the embedded tokeniser in a whole conversation, the picture's not among them: how many samples have at most
+    /// Tokens of the embedded tokeniser in a whole conversation, the image's not among them: how many samples have at most
     /// 16, 32, 64, 128, 256, 512, 1024 and more.
     pub tokens: [usize; 8],
     /// The longest.
@@ -67,11 +67,11 @@ struct Seen {
     key: String,
     size: Option<[u32; 2]>,
     bytes: u64,
-    picture: Option<[u8; 32]>,
+    image: Option<[u8; 32]>,
     words: [u8; 32],
     answers: usize,
     tokens: usize,
-    /// Pictures, at least 1.
+    /// Images, at least 1.
     several: usize,
 }
 
@@ -101,7 +101,7 @@ pub fn census(pairs: &Pairs) -> Census {
         ..Census::default()
     };
     let mut sizes: Vec<[u32; 2]> = Vec::new();
-    let mut pictures: HashMap<[u8; 32], String> = HashMap::new();
+    let mut images: HashMap<[u8; 32], String> = HashMap::new();
     let mut words: HashMap<[u8; 32], usize> = HashMap::new();
     for seen in seen.into_iter().flatten() {
         all.usable += 1;
@@ -114,28 +114,28 @@ pub fn census(pairs: &Pairs) -> Census {
         *times += 1;
         sizes.extend(seen.size);
         if seen.several > 1 {
-            let [count, most] = &mut all.pictures.several;
+            let [count, most] = &mut all.images.several;
             (*count, *most) = (*count + 1, seen.several.max(*most));
         }
-        all.pictures.bytes += seen.bytes;
-        if let Some(hash) = seen.picture {
-            match pictures.get(&hash) {
+        all.images.bytes += seen.bytes;
+        if let Some(hash) = seen.image {
+            match images.get(&hash) {
                 Some(first) => {
-                    all.pictures.duplicates += 1;
-                    if all.pictures.examples.len() < EXAMPLES && *first != seen.key {
-                        all.pictures.examples.push((seen.key, first.clone()));
+                    all.images.duplicates += 1;
+                    if all.images.examples.len() < EXAMPLES && *first != seen.key {
+                        all.images.examples.push((seen.key, first.clone()));
                     }
                 }
                 None => {
-                    pictures.insert(hash, seen.key);
+                    images.insert(hash, seen.key);
                 }
             }
         }
     }
     sizes.sort_by_key(|[width, height]| (u64::from(*width) * u64::from(*height), *width));
-    all.pictures.count = sizes.len();
+    all.images.count = sizes.len();
     if let (Some(first), Some(last)) = (sizes.first(), sizes.last()) {
-        all.pictures.sizes = [*first, sizes[sizes.len() / 2], *last];
+        all.images.sizes = [*first, sizes[sizes.len() / 2], *last];
     }
     all
 }
@@ -148,7 +148,7 @@ fn look(pair: Pair, file: Option<&[u8]>) -> Seen {
     let further = pair.further.iter();
     turns.extend(further.map(|turn| [turn.question.as_str(), turn.answer.as_str()]));
     let conversation = Conversation {
-        image_tokens: usize::from(pair.picture.is_some()),
+        image_tokens: usize::from(pair.image.is_some()),
         is_marked: pair.is_marked,
         system: pair.system.as_deref(),
         context: "",
@@ -165,11 +165,11 @@ fn look(pair: Pair, file: Option<&[u8]>) -> Seen {
         answers: conversation.turns.len(),
         words: *words.finalize().as_bytes(),
         size: pair
-            .picture
+            .image
             .as_ref()
-            .map(|picture| [picture.width, picture.height]),
+            .map(|image| [image.width, image.height]),
         bytes: file.map_or(0, |file| file.len() as u64),
-        picture: file.map(|file| *blake3::hash(file).as_bytes()),
+        image: file.map(|file| *blake3::hash(file).as_bytes()),
         key: pair.key,
     }
 }

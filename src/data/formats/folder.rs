@@ -1,4 +1,4 @@
-//! Pairs in a folder of pictures: captions from `captions.txt`, from a text file beside each picture, or, where there is
+//! Pairs in a folder of images: captions from `captions.txt`, from a text file beside each image, or, where there is
 //! neither, from the name of the sub-folder.
 
 use std::collections::HashSet;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::archive::InputFile;
-use super::limits::{MAX_TEXT_BYTES, PICTURE_ENDINGS};
+use super::limits::{MAX_TEXT_BYTES, IMAGE_ENDINGS};
 use super::lines::lies_below;
 use super::records;
 use super::skips::{Reason, SkipLog};
@@ -23,7 +23,7 @@ pub(crate) struct Folder {
     pub pairs: Vec<FolderPair>,
 }
 
-/// A picture's path below the root, and its caption.
+/// An image's path below the root, and its caption.
 #[derive(Debug)]
 pub(crate) struct FolderPair {
     pub path: PathBuf,
@@ -42,18 +42,18 @@ pub(crate) fn open(root: &Path, skips: &SkipLog) -> Result<Folder> {
     let outcomes = if list.exists() {
         listed(&list)?
     } else {
-        let mut pictures = Vec::new();
+        let mut images = Vec::new();
         let mut shards = 0;
-        walk(root, &mut HashSet::new(), &mut pictures, &mut shards)?;
-        if pictures.is_empty() && shards > 0 {
+        walk(root, &mut HashSet::new(), &mut images, &mut shards)?;
+        if images.is_empty() && shards > 0 {
             return Err(Error::content(
                 name,
-                format!("the folder holds {shards} .tar files and no pictures"),
+                format!("the folder holds {shards} .tar files and no images"),
                 "name the shards themselves, as in shards-{000..009}.tar",
             ));
         }
-        pictures.sort();
-        pictures
+        images.sort();
+        images
             .par_iter()
             .map(|path| captioned(root, path))
             .collect()
@@ -77,11 +77,11 @@ pub(crate) fn open(root: &Path, skips: &SkipLog) -> Result<Folder> {
 
 type Outcome = Result<FolderPair, (Reason, Error)>;
 
-/// Collects pictures below `folder`; a folder reached twice, through a link, is walked once.
+/// Collects images below `folder`; a folder reached twice, through a link, is walked once.
 fn walk(
     folder: &Path,
     visited: &mut HashSet<PathBuf>,
-    pictures: &mut Vec<PathBuf>,
+    images: &mut Vec<PathBuf>,
     shards: &mut usize,
 ) -> Result<()> {
     let io = |error| Error::io(folder, "read the folder", error);
@@ -96,9 +96,9 @@ fn walk(
             .and_then(|ending| ending.to_str())
             .unwrap_or_default();
         if path.is_dir() {
-            walk(&path, visited, pictures, shards)?;
-        } else if PICTURE_ENDINGS.contains(&ending) {
-            pictures.push(path);
+            walk(&path, visited, images, shards)?;
+        } else if IMAGE_ENDINGS.contains(&ending) {
+            images.push(path);
         } else if ending == "tar" {
             *shards += 1;
         }
@@ -106,7 +106,7 @@ fn walk(
     Ok(())
 }
 
-/// A picture with the text file beside it, or the name of its sub-folder.
+/// An image with the text file beside it, or the name of its sub-folder.
 fn captioned(root: &Path, path: &Path) -> Outcome {
     let name = path.display().to_string();
     let relative = path
@@ -173,12 +173,12 @@ fn listed(list: &Path) -> Result<Vec<Outcome>> {
 fn listed_pair(list: &str, number: usize, line: &str) -> Outcome {
     let name = format!("{list}, line {number}");
     let Some((path, caption)) = line.split_once('\t').or_else(|| line.split_once(',')) else {
-        let problem = "it has no tab and no comma between picture and caption";
+        let problem = "it has no tab and no comma between image and caption";
         return Err((Reason::BadRecord, Error::content(name, problem, "add one")));
     };
     let path = path.trim();
     if !lies_below(path) {
-        let problem = "its picture is not a path below the folder";
+        let problem = "its image is not a path below the folder";
         let error = Error::content(name, problem, "write a relative path");
         return Err((Reason::RefusedEntry, error));
     }

@@ -114,7 +114,7 @@ pub(super) fn is_mixture(path: &Path) -> Result<bool> {
 pub(super) struct MixturePart {
     /// What messages call it.
     pub name: String,
-    /// The folder that its pictures lie below.
+    /// The folder that its images lie below.
     pub root: PathBuf,
     /// Its list of lines.
     pub annotation: PathBuf,
@@ -125,7 +125,7 @@ pub(super) struct MixturePart {
 }
 
 /// Reads a mixture: an object of `name: {"root": …, "annotation": …, "repeat_time": …}`. Paths are relative to the mixture's
-/// folder; every annotation is a list of lines whose pictures lie below root.
+/// folder; every annotation is a list of lines whose images lie below root.
 pub(super) fn read_mixture(path: &Path) -> Result<Vec<MixturePart>> {
     let what = path.display().to_string();
     let size = std::fs::metadata(path)

@@ -2,10 +2,10 @@
 
 use super::skips::SkipLimits;
 use super::webdataset::ShardLimits;
-use crate::images::picture::PictureLimits;
+use crate::images::image::ImageLimits;
 
-/// Endings of files taken for pictures, lower case.
-pub(crate) const PICTURE_ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
+/// Endings of files taken for images, lower case.
+pub(crate) const IMAGE_ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
 /// Largest caption or record, bytes.
 pub(crate) const MAX_TEXT_BYTES: u64 = 1 << 20;
@@ -13,8 +13,8 @@ pub(crate) const MAX_TEXT_BYTES: u64 = 1 << 20;
 /// Bounds for everything read from outside.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PairLimits {
-    /// Of one picture.
-    pub picture: PictureLimits,
+    /// Of one image.
+    pub image: ImageLimits,
     /// Of one shard's members.
     pub shard: ShardLimits,
     /// How many samples may be bad.

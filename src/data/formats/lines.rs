@@ -1,5 +1,5 @@
 //! Pairs listed in a file of JSON: one object a line, or one list of objects as LLaVA's. Only the places of records are kept;
-//! pictures are paths below a folder.
+//! images are paths below a folder.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -17,7 +17,7 @@ pub(crate) struct Lines {
     source: InputFile,
     /// What a record is called in messages.
     unit: &'static str,
-    /// What the pictures' paths are relative to.
+    /// What the images' paths are relative to.
     pub folder: PathBuf,
     /// The usable records.
     pub places: Vec<LinePlace>,
@@ -35,8 +35,8 @@ pub(crate) struct LinePlace {
 /// A record understood.
 #[derive(Debug)]
 pub(crate) struct Record {
-    /// The pictures' paths, relative to the list's folder; none where the record is text alone.
-    pub pictures: Vec<String>,
+    /// The images' paths, relative to the list's folder; none where the record is text alone.
+    pub images: Vec<String>,
     pub words: RecordText,
 }
 
@@ -80,7 +80,7 @@ impl Lines {
     }
 }
 
-/// Reads a file of lines once, checking every line; pictures are looked for, below `folder`, when they are drawn.
+/// Reads a file of lines once, checking every line; images are looked for, below `folder`, when they are drawn.
 pub(crate) fn open(path: &Path, folder: PathBuf, skips: &SkipLog) -> Result<Lines> {
     let mut lines = Lines::new(path, "line", folder)?;
     let io = |error| Error::io(path, "read", error);
@@ -315,8 +315,8 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Record, (Reason, Error)> {
         )
     };
     let path = |value: &serde_json::Value| value.as_str().map(str::to_owned);
-    let pictures: Vec<String> = match named {
-        None => records::pictures_in_messages(&object),
+    let images: Vec<String> = match named {
+        None => records::images_in_messages(&object),
         Some(value) => {
             let values = value
                 .as_array()
@@ -326,23 +326,23 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Record, (Reason, Error)> {
         }
     };
     let is_conversation = object.contains_key("conversations") || object.contains_key("messages");
-    if pictures.is_empty() && (!is_conversation || records::has_placeholder(&object)) {
+    if images.is_empty() && (!is_conversation || records::has_placeholder(&object)) {
         return Err(problem(
-            Reason::NoPicture,
+            Reason::NoImage,
             "it names no image",
             "add its path as image",
         ));
     }
-    if pictures.iter().any(|path| !is_own_file(path)) {
+    if images.iter().any(|path| !is_own_file(path)) {
         return Err(problem(
             Reason::RefusedEntry,
             "its image is not a path below the list's folder",
-            "put list and pictures under one folder and write relative paths",
+            "put list and images under one folder and write relative paths",
         ));
     }
     let words = records::words_of_object(name, &object)?;
     Ok(Record {
-        words: words.for_pictures(name, pictures.len())?,
-        pictures,
+        words: words.for_images(name, images.len())?,
+        images,
     })
 }

@@ -5,20 +5,20 @@ use std::sync::Arc;
 use super::records::RecordText;
 use super::skips::Reason;
 use crate::images::image_view::ImageSource;
-use crate::images::picture::Picture;
+use crate::images::image::Image;
 use crate::text::chat::Turn;
 use keel_base::error::{Error, Result};
 
-/// One picture and the words that belong to it.
+/// One image and the words that belong to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair {
     /// What the sample is called in its source.
     pub key: String,
-    /// The picture, with its transparency; none where the sample is text alone. The last one where there are several.
-    pub picture: Option<Picture>,
-    /// Pictures before that one, in order.
-    pub before: Vec<Picture>,
-    /// Whether the questions mark where each picture stands, by [`MARK`](crate::chat::MARK); else there is one
+    /// The image, with its transparency; none where the sample is text alone. The last one where there are several.
+    pub image: Option<Image>,
+    /// Images before that one, in order.
+    pub before: Vec<Image>,
+    /// Whether the questions mark where each image stands, by [`MARK`](crate::chat::MARK); else there is one
     /// at most, before the first.
     pub is_marked: bool,
     /// What is to be learnt about it; never empty.
@@ -32,11 +32,11 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// A pair whose picture has yet to be decoded.
+    /// A pair whose image has yet to be decoded.
     pub(super) fn of(key: String, words: RecordText) -> Pair {
         Pair {
             key,
-            picture: None,
+            image: None,
             before: Vec::new(),
             is_marked: words.marks() > 0,
             caption: words.caption,
@@ -64,13 +64,13 @@ pub trait PairSource: Send + Sync {
     /// such index.
     fn get(&self, index: usize) -> Result<Pair>;
 
-    /// Reads one pair without its pictures, which are not decoded.
+    /// Reads one pair without its images, which are not decoded.
     ///
     /// # Errors
-    /// As [`PairSource::get`], for all but the pictures.
+    /// As [`PairSource::get`], for all but the images.
     fn words(&self, index: usize) -> Result<Pair> {
         self.get(index).map(|pair| Pair {
-            picture: None,
+            image: None,
             before: Vec::new(),
             ..pair
         })
@@ -96,12 +96,12 @@ pub trait PairSource: Send + Sync {
 }
 
 impl ImageSource for Arc<dyn PairSource> {
-    fn image(&self, item: usize) -> Result<Picture> {
+    fn image(&self, item: usize) -> Result<Image> {
         let pair = self.get(item)?;
-        pair.picture.ok_or_else(|| {
+        pair.image.ok_or_else(|| {
             Error::content(
                 pair.key,
-                "its picture is gone since it was first read",
+                "its image is gone since it was first read",
                 "leave the data as they are while a run reads them",
             )
         })

@@ -18,9 +18,9 @@ use super::parquet::{self, Parquet};
 use super::records;
 use super::shards::{self, Shards};
 use super::skips::{Reason, SkipLog};
-use super::table::{self, PictureOfRow};
+use super::table::{self, ImageOfRow};
 use super::webdataset::expand_braces;
-use crate::images::picture::Picture;
+use crate::images::image::Image;
 use keel_base::error::{Error, Result};
 
 /// The pairs of one `--data` argument.
@@ -52,7 +52,7 @@ impl Pairs {
         }
     }
 
-    /// Opens a folder of pictures; a tar shard or a pattern such as `shards-{000..009}.tar`, also gzipped; a `.jsonl` list or a
+    /// Opens a folder of images; a tar shard or a pattern such as `shards-{000..009}.tar`, also gzipped; a `.jsonl` list or a
     /// pattern of them; a `.json` list as LLaVA's, or a mixture of lists as InternVL's; a `.csv` or `.tsv` table; a `.parquet`
     /// file or a pattern of them. `SPEC=2.5` repeats its pairs two and a half times an epoch.
     ///
@@ -166,7 +166,7 @@ impl Pairs {
             return Err(Error::content(
                 data,
                 "it is no kind of pairs that is known here",
-                "give a folder of pictures, a .tar shard (or shards-{000..009}.tar), a .jsonl or .json list, a .tsv table, or a .parquet file",
+                "give a folder of images, a .tar shard (or shards-{000..009}.tar), a .jsonl or .json list, a .tsv table, or a .parquet file",
             ));
         };
         skips.check()?;
@@ -180,7 +180,7 @@ impl Pairs {
             return Err(Error::content(
                 data,
                 problem,
-                "a pair is a picture (png, jpg, webp) with a caption of the same name",
+                "a pair is an image (png, jpg, webp) with a caption of the same name",
             ));
         }
         Ok(pairs)
@@ -242,7 +242,7 @@ impl Pairs {
         Ok(Pairs::of(reader, limits, skips))
     }
 
-    /// Reads and decodes one pair; with it the bytes of its picture files, one after the other, where it has any.
+    /// Reads and decodes one pair; with it the bytes of its image files, one after the other, where it has any.
     ///
     /// # Errors
     /// As [`PairSource::get`].
@@ -250,31 +250,31 @@ impl Pairs {
         let (mut pair, encoded) = self.encoded(index)?;
         let mut files = None;
         for one in encoded {
-            let (picture, bytes) = self.decoded(one)?;
+            let (image, bytes) = self.decoded(one)?;
             files.get_or_insert_with(Vec::new).extend(bytes);
-            pair.before.extend(pair.picture.replace(picture));
+            pair.before.extend(pair.image.replace(image));
         }
         Ok((pair, files))
     }
 
-    /// A picture and the bytes of its file.
-    fn decoded(&self, encoded: Encoded<'_>) -> Result<(Picture, Vec<u8>)> {
+    /// An image and the bytes of its file.
+    fn decoded(&self, encoded: Encoded<'_>) -> Result<(Image, Vec<u8>)> {
         let (name, bytes) = match encoded {
             Encoded::Bytes(name, bytes) => (name, bytes),
-            Encoded::Member(name, shards, index) => (name, shards.picture_bytes(index)?),
+            Encoded::Member(name, shards, index) => (name, shards.image_bytes(index)?),
             Encoded::File(path, named_by) => {
-                let read = read_picture(&path, &self.limits);
+                let read = read_image(&path, &self.limits);
                 return read.map_err(|error| match named_by {
                     Some((name, remedy)) => within(&name, error, remedy),
                     None => error,
                 });
             }
         };
-        let picture = Picture::decode(&name, &bytes, &self.limits.picture)?;
-        Ok((picture, bytes))
+        let image = Image::decode(&name, &bytes, &self.limits.image)?;
+        Ok((image, bytes))
     }
 
-    /// A pair's words, and where its pictures are, in order.
+    /// A pair's words, and where its images are, in order.
     fn encoded(&self, index: usize) -> Result<(Pair, Vec<Encoded<'_>>)> {
         if index >= self.len() {
             return Err(Error::setting(
@@ -297,27 +297,27 @@ impl Pairs {
             }
             Reader::Lines(lines) => {
                 let (name, record) = lines.record(&lines.places[index])?;
-                let files = record.pictures.iter().map(|path| {
+                let files = record.images.iter().map(|path| {
                     let named_by = (name.clone(), "repair or remove the record");
                     Encoded::File(lines.folder.join(path), Some(named_by))
                 });
                 let files = files.collect();
                 // Of several the record is the name.
-                match <[String; 1]>::try_from(record.pictures) {
+                match <[String; 1]>::try_from(record.images) {
                     Ok([path]) => (path, record.words, files),
                     Err(_) => (name, record.words, files),
                 }
             }
             Reader::Table(table) => {
-                let (name, picture, words) = table.row(&table.rows[index])?;
-                let picture = Encoded::of_row(&name, picture, &table.folder);
-                (name, words, vec![picture])
+                let (name, image, words) = table.row(&table.rows[index])?;
+                let image = Encoded::of_row(&name, image, &table.folder);
+                (name, words, vec![image])
             }
             Reader::Parquet(parquet) => {
-                let (name, pictures, words) = parquet.row(parquet.rows[index])?;
-                let of_row = |picture| Encoded::of_row(&name, picture, &parquet.folder);
-                let pictures = pictures.into_iter().map(of_row).collect();
-                (name, words, pictures)
+                let (name, images, words) = parquet.row(parquet.rows[index])?;
+                let of_row = |image| Encoded::of_row(&name, image, &parquet.folder);
+                let images = images.into_iter().map(of_row).collect();
+                (name, words, images)
             }
             Reader::Joined(joined) => {
                 let (part, index) = joined.at(index);
@@ -398,7 +398,7 @@ impl PairSource for Pairs {
     }
 }
 
-/// Where a pair's picture is.
+/// Where a pair's image is.
 enum Encoded<'a> {
     /// A file, and the record or row that names it with what to do about a bad one.
     File(PathBuf, Option<(String, &'static str)>),
@@ -409,18 +409,18 @@ enum Encoded<'a> {
 }
 
 impl Encoded<'_> {
-    fn of_row(name: &str, picture: PictureOfRow, folder: &Path) -> Encoded<'static> {
-        match picture {
-            PictureOfRow::Path(path) => {
+    fn of_row(name: &str, image: ImageOfRow, folder: &Path) -> Encoded<'static> {
+        match image {
+            ImageOfRow::Path(path) => {
                 let named_by = (name.to_owned(), "repair or remove the row");
                 Encoded::File(folder.join(path), Some(named_by))
             }
-            PictureOfRow::Bytes(bytes) => Encoded::Bytes(name.to_owned(), bytes),
+            ImageOfRow::Bytes(bytes) => Encoded::Bytes(name.to_owned(), bytes),
         }
     }
 }
 
-/// What is wrong with a picture that the record or row `name` names; a file that is not there stays one.
+/// What is wrong with an image that the record or row `name` names; a file that is not there stays one.
 fn within(name: &str, error: Error, remedy: &str) -> Error {
     match error {
         Error::Io {
@@ -432,8 +432,8 @@ fn within(name: &str, error: Error, remedy: &str) -> Error {
     }
 }
 
-/// Reads and decodes a picture file no larger than a shard's member may be; gives its bytes too.
-fn read_picture(path: &Path, limits: &PairLimits) -> Result<(Picture, Vec<u8>)> {
+/// Reads and decodes an image file no larger than a shard's member may be; gives its bytes too.
+fn read_image(path: &Path, limits: &PairLimits) -> Result<(Image, Vec<u8>)> {
     let source = InputFile::open(path)?;
     if source.len() > limits.shard.member_bytes {
         return Err(Error::content(
@@ -447,6 +447,6 @@ fn read_picture(path: &Path, limits: &PairLimits) -> Result<(Picture, Vec<u8>)> 
         ));
     }
     let bytes = source.read(0, source.len())?;
-    let picture = Picture::decode(&source.name, &bytes, &limits.picture)?;
-    Ok((picture, bytes))
+    let image = Image::decode(&source.name, &bytes, &limits.image)?;
+    Ok((image, bytes))
 }

@@ -8,7 +8,7 @@ use crate::text::chat::Turn;
 use crate::text::chat::{MARK, marked_before};
 use keel_base::error::{Error, Result};
 
-/// What is said about a picture, or without one.
+/// What is said about an image, or without one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordText {
     /// The caption or first answer, trimmed, never empty.
@@ -32,48 +32,48 @@ impl RecordText {
         }
     }
 
-    /// How many pictures the questions mark the places of, each by [`MARK`].
+    /// How many images the questions mark the places of, each by [`MARK`].
     pub fn marks(&self) -> usize {
         let further = self.further.iter().map(|turn| turn.question.as_str());
         let questions = self.prompt.as_deref().into_iter().chain(further);
         questions.map(|text| text.matches(MARK).count()).sum()
     }
 
-    /// Holds the words to the number of pictures that come with them. One that the first question marks comes before it,
+    /// Holds the words to the number of images that come with them. One that the first question marks comes before it,
     /// wherever the mark is, and needs none; so do several that nothing marks, and get some.
     ///
     /// # Errors
-    /// The reason to count it under, and [`Error::Content`], where marks and pictures differ or are too many.
-    pub fn for_pictures(mut self, name: &str, pictures: usize) -> Result<RecordText, Problem> {
-        if pictures > MOST_PICTURES {
-            let problem = format!("it shows {pictures} pictures, at most {MOST_PICTURES} can be");
+    /// The reason to count it under, and [`Error::Content`], where marks and images differ or are too many.
+    pub fn for_images(mut self, name: &str, images: usize) -> Result<RecordText, Problem> {
+        if images > MOST_IMAGES {
+            let problem = format!("it shows {images} images, at most {MOST_IMAGES} can be");
             return Err(bad(name, problem, "split it"));
         }
         let question = self.prompt.as_deref().unwrap_or_default();
-        match (self.marks(), pictures) {
+        match (self.marks(), images) {
             (0, 0 | 1) => {}
             (1, 1) if question.contains(MARK) => {
                 let question = question.replace(MARK, "").trim().to_owned();
                 self.prompt = (!question.is_empty()).then_some(question);
             }
-            (0, _) => self.prompt = Some(marked_before(question, pictures)),
-            (marks, _) if marks == pictures => {}
+            (0, _) => self.prompt = Some(marked_before(question, images)),
+            (marks, _) if marks == images => {}
             (marks, _) => {
-                let problem = format!("it marks the places of {marks} pictures and has {pictures}");
-                return Err(bad(name, problem, "give as many pictures as marks"));
+                let problem = format!("it marks the places of {marks} images and has {images}");
+                return Err(bad(name, problem, "give as many images as marks"));
             }
         }
         Ok(self)
     }
 }
 
-/// Most pictures of a sample.
-pub const MOST_PICTURES: usize = 64;
+/// Most images of a sample.
+pub const MOST_IMAGES: usize = 64;
 
 /// A problem and the reason it is counted under.
 type Problem = (Reason, Error);
 
-/// Stand-ins for what is no picture.
+/// Stand-ins for what is no image.
 const REFUSED: [&str; 2] = ["<video>", "<audio>"];
 
 fn bad(name: &str, problem: impl ToString, remedy: &str) -> Problem {
@@ -180,7 +180,7 @@ pub(crate) fn question_and_answer(
     })
 }
 
-/// Whether a conversation's words stand for a picture somewhere.
+/// Whether a conversation's words stand for an image somewhere.
 pub(crate) fn has_placeholder(object: &Map<String, Value>) -> bool {
     ["conversations", "messages", "question"]
         .iter()
@@ -207,8 +207,8 @@ enum Speaker {
     Assistant,
 }
 
-/// The paths of pictures that the parts of a message name.
-pub(crate) fn pictures_in_messages(object: &Map<String, Value>) -> Vec<String> {
+/// The paths of images that the parts of a message name.
+pub(crate) fn images_in_messages(object: &Map<String, Value>) -> Vec<String> {
     let turns = object.get("messages").and_then(Value::as_array);
     let parts = turns
         .into_iter()
@@ -225,7 +225,7 @@ pub(crate) fn pictures_in_messages(object: &Map<String, Value>) -> Vec<String> {
     parts.flatten().filter_map(named).collect()
 }
 
-/// Who says what in one turn; parts that stand for pictures become placeholders.
+/// Who says what in one turn; parts that stand for images become placeholders.
 fn said(name: &str, turn: &Value) -> Result<(Speaker, String), Problem> {
     let role = turn["from"].as_str().or(turn["role"].as_str());
     let speaker = match role {

@@ -1,4 +1,4 @@
-//! Pairs in WebDataset shards: a picture and a caption or a JSON record of one key.
+//! Pairs in WebDataset shards: an image and a caption or a JSON record of one key.
 
 use std::io::Read;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::archive::InputFile;
-use super::limits::{MAX_TEXT_BYTES, PICTURE_ENDINGS, PairLimits};
+use super::limits::{MAX_TEXT_BYTES, IMAGE_ENDINGS, PairLimits};
 use super::records;
 use super::skips::{Reason, SkipLog};
 use super::sums::Checks;
@@ -32,7 +32,7 @@ pub(super) struct Shards {
 pub(super) struct ShardPair {
     shard: usize,
     key: Box<str>,
-    picture: (u64, u64),
+    image: (u64, u64),
     text: (u64, u64),
     is_json: bool,
 }
@@ -58,10 +58,10 @@ impl Shards {
         Ok((name, words))
     }
 
-    /// The bytes of a pair's picture file.
-    pub fn picture_bytes(&self, index: usize) -> Result<Vec<u8>> {
+    /// The bytes of a pair's image file.
+    pub fn image_bytes(&self, index: usize) -> Result<Vec<u8>> {
         let pair = &self.pairs[index];
-        self.shards[pair.shard].read_at(pair.picture.0, pair.picture.1)
+        self.shards[pair.shard].read_at(pair.image.0, pair.image.1)
     }
 }
 
@@ -72,7 +72,7 @@ fn words_of(
     is_json: bool,
 ) -> Result<records::RecordText, (Reason, Error)> {
     if is_json {
-        records::words_of_json(name, bytes)?.for_pictures(name, 1)
+        records::words_of_json(name, bytes)?.for_images(name, 1)
     } else {
         records::caption_of_text(name, bytes).map(records::RecordText::caption)
     }
@@ -205,16 +205,16 @@ fn scan_shard(shard: Shard, number: usize, limits: ShardLimits) -> Scan {
     }
 }
 
-/// Finds picture and caption among a sample's members; the caption is read to know that it says something.
+/// Finds image and caption among a sample's members; the caption is read to know that it says something.
 fn shard_pair(
     shard: &Shard,
     number: usize,
     sample: ShardSample,
 ) -> Result<ShardPair, (Reason, Error)> {
     let name = format!("{}: {}", shard.name(), sample.key);
-    let Some(picture) = sample.member(&PICTURE_ENDINGS) else {
-        let problem = Error::content(name, "it has no picture", "add a png, jpg or webp member");
-        return Err((Reason::NoPicture, problem));
+    let Some(image) = sample.member(&IMAGE_ENDINGS) else {
+        let problem = Error::content(name, "it has no image", "add a png, jpg or webp member");
+        return Err((Reason::NoImage, problem));
     };
     let text = CAPTION_ENDINGS
         .iter()
@@ -239,7 +239,7 @@ fn shard_pair(
     words_of(&name, &bytes, text.is_none())?;
     Ok(ShardPair {
         shard: number,
-        picture: (picture.offset, picture.size),
+        image: (image.offset, image.size),
         text: (member.offset, member.size),
         is_json: text.is_none(),
         key: sample.key.into(),

@@ -15,10 +15,10 @@ const EXAMPLES: usize = 3;
 pub enum Reason {
     /// A file is missing or cannot be read.
     Unreadable,
-    /// The picture is damaged, cut short, too large or of an unknown kind.
-    BadPicture,
-    /// There is no picture.
-    NoPicture,
+    /// The image is damaged, cut short, too large or of an unknown kind.
+    BadImage,
+    /// There is no image.
+    NoImage,
     /// There is no caption, or it cannot be read as text.
     NoCaption,
     /// The caption has no letters.
@@ -42,7 +42,7 @@ impl Reason {
     pub fn of(error: &Error) -> Reason {
         match error {
             Error::Io { .. } => Reason::Unreadable,
-            _ => Reason::BadPicture,
+            _ => Reason::BadImage,
         }
     }
 }
@@ -51,8 +51,8 @@ impl fmt::Display for Reason {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Reason::Unreadable => "missing or unreadable file",
-            Reason::BadPicture => "unusable picture",
-            Reason::NoPicture => "no picture",
+            Reason::BadImage => "unusable image",
+            Reason::NoImage => "no image",
             Reason::NoCaption => "no caption",
             Reason::EmptyCaption => "empty caption",
             Reason::BadRecord => "unusable record",
@@ -184,7 +184,7 @@ impl SkipLog {
         self.good.load(Ordering::Relaxed) + self.skipped()
     }
 
-    /// "2 empty caption (…; …), 1 unusable picture (…)": every reason with its count and first sentences.
+    /// "2 empty caption (…; …), 1 unusable image (…)": every reason with its count and first sentences.
     pub fn summary(&self) -> String {
         let bad = self.bad();
         let reasons = bad.reasons.iter().map(|(reason, (count, examples))| {

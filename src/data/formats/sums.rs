@@ -1,6 +1,6 @@
 //! Checksums of shards: a file B3SUMS beside them, as `b3sum` writes and checks it.
 //!
-//! Decoders let most flipped bits of a picture pass, and an archive cut short between two entries looks whole: only a
+//! Decoders let most flipped bits of an image pass, and an archive cut short between two entries looks whole: only a
 //! checksum of the shard tells. Where the file is there, every shard that it lists is held to it when the data are opened.
 
 use std::collections::BTreeMap;

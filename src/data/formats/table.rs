@@ -1,4 +1,4 @@
-//! Pairs in a table with a heading, separated by tabs or commas: a column of paths or of pictures in base64 (as
+//! Pairs in a table with a heading, separated by tabs or commas: a column of paths or of images in base64 (as
 //! VLMEvalKit's), and a caption, or a question with its answer. Rows are read at random from the places found once.
 
 use std::fs::File;
@@ -14,10 +14,10 @@ use super::records::{self, RecordText};
 use super::skips::{Reason, SkipLog};
 use keel_base::error::{Error, Result};
 
-/// Largest row, bytes: a picture in base64 and its words.
+/// Largest row, bytes: an image in base64 and its words.
 const MAX_ROW_BYTES: u64 = 96 << 20;
 
-/// Text longer than this in a column of pictures is no path.
+/// Text longer than this in a column of images is no path.
 const LONGEST_PATH: usize = 1024;
 
 /// An opened table.
@@ -26,7 +26,7 @@ pub(crate) struct Table {
     source: InputFile,
     separator: u8,
     columns: Columns,
-    /// What pictures' paths are relative to.
+    /// What images' paths are relative to.
     pub folder: PathBuf,
     /// The usable rows.
     pub rows: Vec<RowSpan>,
@@ -44,14 +44,14 @@ pub(crate) struct RowSpan {
 /// Which columns say what.
 #[derive(Debug)]
 struct Columns {
-    picture: usize,
+    image: usize,
     caption: usize,
     question: Option<usize>,
 }
 
-/// Where a row's picture comes from.
+/// Where a row's image comes from.
 #[derive(Debug)]
-pub(crate) enum PictureOfRow {
+pub(crate) enum ImageOfRow {
     /// A path below the table's folder.
     Path(String),
     /// The file itself.
@@ -64,7 +64,7 @@ impl Table {
     }
 
     /// Reads a row again, with the name that messages call it by.
-    pub fn row(&self, place: &RowSpan) -> Result<(String, PictureOfRow, RecordText)> {
+    pub fn row(&self, place: &RowSpan) -> Result<(String, ImageOfRow, RecordText)> {
         let name = format!("{}, row {}", self.name(), place.number);
         let bytes = self.source.read(place.offset, place.size)?;
         let mut reader = ReaderBuilder::new()
@@ -76,11 +76,11 @@ impl Table {
         reader.read_byte_record(&mut record).map_err(|problem| {
             Error::content(&name, problem, "the file has changed since it was opened")
         })?;
-        let (picture, words) = self
+        let (image, words) = self
             .columns
             .read(&name, &record)
             .map_err(|(_, error)| error)?;
-        Ok((name, picture, words))
+        Ok((name, image, words))
     }
 }
 
@@ -99,11 +99,11 @@ impl Columns {
             let of = |name: &&str| names.iter().position(|other| other == name);
             wanted.iter().find_map(of)
         };
-        let picture = find(&["image", "image_path", "file_name", "filepath", "path"]);
+        let image = find(&["image", "image_path", "file_name", "filepath", "path"]);
         let caption = find(&["caption", "text", "answer", "title"]);
-        match (picture, caption) {
-            (Some(picture), Some(caption)) => Ok(Columns {
-                picture,
+        match (image, caption) {
+            (Some(image), Some(caption)) => Ok(Columns {
+                image,
                 caption,
                 question: find(&["question"]),
             }),
@@ -119,7 +119,7 @@ impl Columns {
         &self,
         name: &str,
         record: &ByteRecord,
-    ) -> Result<(PictureOfRow, RecordText), (Reason, Error)> {
+    ) -> Result<(ImageOfRow, RecordText), (Reason, Error)> {
         let bad = |reason: Reason, problem: &str, remedy: &str| {
             (reason, Error::content(name, problem, remedy))
         };
@@ -128,44 +128,44 @@ impl Columns {
             std::str::from_utf8(field)
                 .map_err(|_| bad(Reason::BadRecord, "it is not UTF-8", "save it as UTF-8"))
         };
-        let field = text(self.picture)?.trim();
+        let field = text(self.image)?.trim();
         if field.is_empty() {
             return Err(bad(
-                Reason::NoPicture,
+                Reason::NoImage,
                 "it names no image",
                 "add its path as image",
             ));
         }
-        let picture = if field.len() > LONGEST_PATH {
+        let image = if field.len() > LONGEST_PATH {
             let bytes = STANDARD.decode(field).map_err(|_| {
                 bad(
-                    Reason::BadPicture,
+                    Reason::BadImage,
                     "its image is no base64",
                     "write the file anew",
                 )
             })?;
-            PictureOfRow::Bytes(bytes)
+            ImageOfRow::Bytes(bytes)
         } else if is_own_file(field) {
-            PictureOfRow::Path(field.to_owned())
+            ImageOfRow::Path(field.to_owned())
         } else {
             return Err(bad(
                 Reason::RefusedEntry,
                 "its image is not a path below the table's folder",
-                "put table and pictures under one folder and write relative paths",
+                "put table and images under one folder and write relative paths",
             ));
         };
         let words = match self.question {
             Some(question) => {
                 records::question_and_answer(name, text(question)?, text(self.caption)?)?
-                    .for_pictures(name, 1)?
+                    .for_images(name, 1)?
             }
             None => RecordText::caption(records::trimmed(name, text(self.caption)?)?),
         };
-        Ok((picture, words))
+        Ok((image, words))
     }
 }
 
-/// Reads a table once, checking every row; pictures are looked for when they are drawn.
+/// Reads a table once, checking every row; images are looked for when they are drawn.
 pub(crate) fn open(path: &Path, separator: u8, skips: &SkipLog) -> Result<Table> {
     let source = InputFile::open(path)?;
     let what = path.display().to_string();

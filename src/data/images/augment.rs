@@ -1,21 +1,21 @@
-//! Augmentation: how far pictures are shifted, scaled, turned, mirrored and recoloured. Every draw comes from the stream
+//! Augmentation: how far images are shifted, scaled, turned, mirrored and recoloured. Every draw comes from the stream
 //! of the sample's look.
 
 use super::frame::Tint;
 use keel_base::random::Stream;
 
-/// How strongly the look of pictures varies.
+/// How strongly the look of images varies.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Augmentation {
-    /// How much of the range of shifts and sizes is used, 0..1; at 0 pictures are centred and as large as can be.
+    /// How much of the range of shifts and sizes is used, 0..1; at 0 images are centred and as large as can be.
     pub geometry: f32,
-    /// Largest turn in radians, of pictures that may be turned.
+    /// Largest turn in radians, of images that may be turned.
     pub turn: f32,
-    /// Whether pictures may be mirrored, where that leaves them true.
+    /// Whether images may be mirrored, where that leaves them true.
     pub mirror: bool,
     /// Strength of the colour change: 0 none, 1 as trained.
     pub colour: f32,
-    /// Share of pictures that get a coloured background instead of the plain one.
+    /// Share of images that get a coloured background instead of the plain one.
     pub background: f32,
 }
 
@@ -52,7 +52,7 @@ impl Augmentation {
         }
     }
 
-    /// The same with a coloured background on every picture, for tasks that ask for it.
+    /// The same with a coloured background on every image, for tasks that ask for it.
     pub fn coloured_background(self) -> Augmentation {
         Augmentation {
             background: 1.0,

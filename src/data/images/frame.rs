@@ -1,9 +1,9 @@
-//! A square picture in the making, its colour change, and the way from both to the numbers that a tower takes.
+//! A square image in the making, its colour change, and the way from both to the numbers that a tower takes.
 
 use std::any::Any;
 use std::fmt::Debug;
 
-use super::picture::Picture;
+use super::image::Image;
 
 /// A frame under construction: `side`² pixels of (r, g, b, unused), 0..255.
 #[derive(Clone, Debug)]
@@ -42,11 +42,11 @@ impl Frame {
         }
     }
 
-    /// A square picture without transparency.
-    pub fn of(picture: &Picture) -> Frame {
-        let pixels = picture.rgba.chunks_exact(4);
+    /// A square image without transparency.
+    pub fn of(image: &Image) -> Frame {
+        let pixels = image.rgba.chunks_exact(4);
         Frame {
-            side: picture.width as usize,
+            side: image.width as usize,
             pixels: pixels
                 .map(|p| [p[0], p[1], p[2], 255].map(f32::from))
                 .collect(),
@@ -84,9 +84,9 @@ impl Frame {
     }
 }
 
-/// A picture that is drawn when a batch is made, at whatever size the batch needs.
+/// An image that is drawn when a batch is made, at whatever size the batch needs.
 ///
-/// What a picture shows is its maker's business: samples hold it behind this trait, and the maker finds its own type again
+/// What an image shows is its maker's business: samples hold it behind this trait, and the maker finds its own type again
 /// through [`Any`].
 pub trait Drawing: Any + Debug + Send + Sync {
     /// Draws planes `[3, side, side]` of numbers from −1 to 1 into `out`, the same ones every time.

@@ -1,4 +1,4 @@
-//! A user's picture as a sample shows it: whole or a window of it, decoded now or kept from an earlier draw.
+//! A user's image as a sample shows it: whole or a window of it, decoded now or kept from an earlier draw.
 //!
 //! Decoding and scaling a photograph takes far longer than laying out its numbers, so what they made is kept between epochs,
 //! up to a limit. Every pair comes once an epoch, in an order that is new each time: one that is kept is worth as much as
@@ -9,17 +9,17 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::frame::{Frame, Tint};
-use super::picture::Picture;
+use super::image::Image;
 use super::pixels::{Fit, Pixels};
 use super::resample::Filter;
 use super::tiles::tiles_of;
 use keel_base::error::Result;
 use keel_base::random::Stream;
 
-/// What was made of a picture.
+/// What was made of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Preparation {
-    /// The picture itself.
+    /// The image itself.
     Decoded,
     /// The square of a tower's processor.
     Square { side: u32, fit: Fit, filter: Filter },
@@ -34,20 +34,20 @@ enum Preparation {
 #[derive(Default)]
 struct Kept {
     bytes: u64,
-    prepared: HashMap<(usize, Preparation), Vec<Arc<Picture>>>,
+    prepared: HashMap<(usize, Preparation), Vec<Arc<Image>>>,
     sizes: HashMap<usize, [u32; 2]>,
 }
 
-/// Pictures of a user's pairs, kept in memory up to a number of bytes of pixels.
-pub struct KeptPictures {
+/// Images of a user's pairs, kept in memory up to a number of bytes of pixels.
+pub struct ImageCache {
     most: u64,
     kept: Mutex<Kept>,
 }
 
-impl KeptPictures {
+impl ImageCache {
     /// Room for `most` bytes of pixels.
-    pub fn new(most: u64) -> KeptPictures {
-        KeptPictures {
+    pub fn new(most: u64) -> ImageCache {
+        ImageCache {
             most,
             kept: Mutex::default(),
         }
@@ -63,61 +63,61 @@ impl KeptPictures {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn find(&self, item: usize, preparation: Preparation) -> Option<Vec<Arc<Picture>>> {
+    fn find(&self, item: usize, preparation: Preparation) -> Option<Vec<Arc<Image>>> {
         self.lock().prepared.get(&(item, preparation)).cloned()
     }
 
-    /// Keeps a form of the pair `item`, whose picture has `size`, where there is room.
+    /// Keeps a form of the pair `item`, whose image has `size`, where there is room.
     fn put(
         &self,
         item: usize,
         size: [u32; 2],
         preparation: Preparation,
-        pictures: &[Arc<Picture>],
+        images: &[Arc<Image>],
     ) {
-        let bytes: u64 = pictures.iter().map(|p| p.rgba.len() as u64).sum();
+        let bytes: u64 = images.iter().map(|p| p.rgba.len() as u64).sum();
         let mut kept = self.lock();
         if kept.bytes + bytes > self.most || kept.prepared.contains_key(&(item, preparation)) {
             return;
         }
         kept.bytes += bytes;
-        kept.prepared.insert((item, preparation), pictures.to_vec());
+        kept.prepared.insert((item, preparation), images.to_vec());
         kept.sizes.insert(item, size);
     }
 }
 
-/// Where the picture of a sample can be read again.
+/// Where the image of a sample can be read again.
 pub trait ImageSource: Send + Sync {
-    /// Reads and decodes the picture of the sample `item`; the same one every time.
+    /// Reads and decodes the image of the sample `item`; the same one every time.
     ///
     /// # Errors
     /// [`Error::Io`](keel_base::error::Error::Io) or [`Error::Content`](keel_base::error::Error::Content) naming the sample when its
-    /// picture is no longer there or can no longer be read.
-    fn image(&self, item: usize) -> Result<Picture>;
+    /// image is no longer there or can no longer be read.
+    fn image(&self, item: usize) -> Result<Image>;
 }
 
-/// Where a sample's picture can be had again, and what is kept of it.
+/// Where a sample's image can be had again, and what is kept of it.
 #[derive(Clone)]
 pub struct ImageOrigin {
     /// What is kept of all.
-    pub kept: Arc<KeptPictures>,
-    /// Where the picture is read.
+    pub kept: Arc<ImageCache>,
+    /// Where the image is read.
     pub source: Arc<dyn ImageSource>,
     /// The sample there.
     pub item: usize,
 }
 
-/// A user's picture and the part of it that is shown.
+/// A user's image and the part of it that is shown.
 #[derive(Clone)]
 pub struct ImageView {
-    /// Width and height of the whole picture in pixels.
+    /// Width and height of the whole image in pixels.
     pub size: [u32; 2],
     /// Left, top and side of a square of it, in its pixels; all that the tower's processor shows where there is none.
     pub window: Option<[u32; 3]>,
     /// Colour change.
     pub tint: Tint,
     /// One of these two is there.
-    decoded: Option<Arc<Picture>>,
+    decoded: Option<Arc<Image>>,
     origin: Option<ImageOrigin>,
 }
 
@@ -133,17 +133,17 @@ impl fmt::Debug for ImageView {
 
 impl ImageView {
     /// As the tower's processor shows it.
-    pub fn whole(picture: Arc<Picture>) -> ImageView {
+    pub fn whole(image: Arc<Image>) -> ImageView {
         ImageView {
-            size: [picture.width, picture.height],
+            size: [image.width, image.height],
             window: None,
             tint: Tint::NONE,
-            decoded: Some(picture),
+            decoded: Some(image),
             origin: None,
         }
     }
 
-    /// The picture of `origin`, where something of it is kept, as the tower's processor shows it.
+    /// The image of `origin`, where something of it is kept, as the tower's processor shows it.
     pub fn kept(origin: &ImageOrigin) -> Option<ImageView> {
         let size = origin.kept.lock().sizes.get(&origin.item).copied()?;
         Some(ImageView {
@@ -162,12 +162,12 @@ impl ImageView {
         self
     }
 
-    /// What `make` makes of the picture, or what it made before.
+    /// What `make` makes of the image, or what it made before.
     fn prepared(
         &self,
         preparation: Preparation,
-        make: impl FnOnce(&Arc<Picture>) -> Vec<Arc<Picture>>,
-    ) -> Result<Vec<Arc<Picture>>> {
+        make: impl FnOnce(&Arc<Image>) -> Vec<Arc<Image>>,
+    ) -> Result<Vec<Arc<Image>>> {
         if let Some(kept) = self.find(preparation) {
             return Ok(kept);
         }
@@ -178,25 +178,25 @@ impl ImageView {
         Ok(made)
     }
 
-    fn find(&self, preparation: Preparation) -> Option<Vec<Arc<Picture>>> {
+    fn find(&self, preparation: Preparation) -> Option<Vec<Arc<Image>>> {
         let origin = self.origin.as_ref()?;
         origin.kept.find(origin.item, preparation)
     }
 
-    /// The picture itself, decoded once more where only other forms of it are kept.
-    fn decoded(&self) -> Result<Arc<Picture>> {
-        if let Some(picture) = &self.decoded {
-            return Ok(picture.clone());
+    /// The image itself, decoded once more where only other forms of it are kept.
+    fn decoded(&self) -> Result<Arc<Image>> {
+        if let Some(image) = &self.decoded {
+            return Ok(image.clone());
         }
         if let Some(kept) = self.find(Preparation::Decoded) {
             return Ok(kept[0].clone());
         }
         let origin = self.origin.as_ref();
-        let origin = origin.expect("a picture is decoded or has an origin");
+        let origin = origin.expect("an image is decoded or has an origin");
         origin.source.image(origin.item).map(Arc::new)
     }
 
-    /// All of the picture, in the same colours.
+    /// All of the image, in the same colours.
     #[must_use]
     pub fn unwindowed(&self) -> ImageView {
         ImageView {
@@ -221,20 +221,20 @@ impl ImageView {
     /// What is shown as a square of `side` pixels.
     ///
     /// # Errors
-    /// As [`ImageSource::image`], where the picture is no longer what it was when something of it was kept.
-    pub fn square(&self, pixels: &Pixels, side: u32) -> Result<Arc<Picture>> {
+    /// As [`ImageSource::image`], where the image is no longer what it was when something of it was kept.
+    pub fn square(&self, pixels: &Pixels, side: u32) -> Result<Arc<Image>> {
         let preparation = match self.window {
             None => Preparation::Square {
                 side,
                 fit: pixels.fit,
                 filter: pixels.filter,
             },
-            // Windows are drawn anew each time; the picture that they are cut from is the same.
+            // Windows are drawn anew each time; the image that they are cut from is the same.
             Some(_) => Preparation::Decoded,
         };
-        let made = self.prepared(preparation, |picture| match self.window {
-            None => vec![Arc::new(pixels.prepared(picture, side))],
-            Some(_) => vec![picture.clone()],
+        let made = self.prepared(preparation, |image| match self.window {
+            None => vec![Arc::new(pixels.prepared(image, side))],
+            Some(_) => vec![image.clone()],
         })?;
         Ok(match self.window {
             None => made[0].clone(),
@@ -252,11 +252,11 @@ impl ImageView {
         Ok(())
     }
 
-    /// The tiles of a grid of the whole picture, each of `side` pixels; none where it leaves the picture whole.
+    /// The tiles of a grid of the whole image, each of `side` pixels; none where it leaves the image whole.
     ///
     /// # Errors
     /// As [`ImageView::square`].
-    pub fn tiles(&self, pixels: &Pixels, grid: [u32; 2], side: u32) -> Result<Vec<Arc<Picture>>> {
+    pub fn tiles(&self, pixels: &Pixels, grid: [u32; 2], side: u32) -> Result<Vec<Arc<Image>>> {
         if tiles_of(grid) == 0 {
             return Ok(Vec::new());
         }
@@ -265,8 +265,8 @@ impl ImageView {
             filter: pixels.filter,
             grid,
         };
-        self.prepared(preparation, |picture| {
-            let tiles = pixels.tiles(picture, grid, side).into_iter();
+        self.prepared(preparation, |image| {
+            let tiles = pixels.tiles(image, grid, side).into_iter();
             tiles.map(Arc::new).collect()
         })
     }

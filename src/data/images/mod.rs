@@ -1,4 +1,4 @@
-//! Pictures: decoded without trusting them, scaled as published processors do, cut, varied, spoilt for tests, and turned
+//! Images: decoded without trusting them, scaled as published processors do, cut, varied, spoilt for tests, and turned
 //! into a tower's numbers.
 
 pub mod augment;
@@ -6,7 +6,7 @@ pub(crate) mod catch_decoder_panic;
 pub mod corruption;
 pub mod frame;
 pub mod image_view;
-pub mod picture;
+pub mod image;
 pub mod pixels;
 pub mod prepare;
 pub mod resample;

@@ -1,4 +1,4 @@
-//! The form in which a tower takes its pictures: how they become square, how they are scaled, and how their colours become
+//! The form in which a tower takes its images: how they become square, how they are scaled, and how their colours become
 //! numbers.
 
 use serde::{Deserialize, Serialize};
@@ -54,28 +54,28 @@ impl Default for Pixels {
 }
 
 impl Pixels {
-    /// Turns a picture [3, S, S] of numbers from −1 to 1 into this form.
-    pub fn apply(&self, picture: &mut [f32]) {
-        self.each(picture, |value, mean, deviation| {
+    /// Turns an image [3, S, S] of numbers from −1 to 1 into this form.
+    pub fn apply(&self, image: &mut [f32]) {
+        self.each(image, |value, mean, deviation| {
             (value * 0.5 + 0.5 - mean) / deviation
         });
     }
 
-    /// Turns a picture of this form back into numbers from −1 to 1.
-    pub fn undo(&self, picture: &mut [f32]) {
-        self.each(picture, |value, mean, deviation| {
+    /// Turns an image of this form back into numbers from −1 to 1.
+    pub fn undo(&self, image: &mut [f32]) {
+        self.each(image, |value, mean, deviation| {
             (value * deviation + mean - 0.5) / 0.5
         });
     }
 
-    fn each(&self, picture: &mut [f32], change: impl Fn(f32, f32, f32) -> f32) {
+    fn each(&self, image: &mut [f32], change: impl Fn(f32, f32, f32) -> f32) {
         // Exactly the numbers that are there.
         let plain = Pixels::default();
         if (self.mean, self.std) == (plain.mean, plain.std) {
             return;
         }
-        let plane = picture.len() / 3;
-        for (colour, plane) in picture.chunks_exact_mut(plane).enumerate() {
+        let plane = image.len() / 3;
+        for (colour, plane) in image.chunks_exact_mut(plane).enumerate() {
             let (mean, deviation) = (self.mean[colour], self.std[colour]);
             plane
                 .iter_mut()

@@ -1,14 +1,14 @@
-//! Scaling of pictures, bit for bit as Pillow up to 12.2 does it: backbones were trained on pictures scaled that way.
+//! Scaling of images, bit for bit as Pillow up to 12.2 does it: backbones were trained on images scaled that way.
 //!
 //! Separable filters, stretched when scaling down so that every source pixel counts (antialiasing), weights in 22-bit
-//! fixed point, columns first with an 8-bit picture between the passes. Opacity: colours are premultiplied on the way in
+//! fixed point, columns first with an 8-bit image between the passes. Opacity: colours are premultiplied on the way in
 //! and divided out on the way out. (Pillow 13 chooses the order of the passes by shape, which changes single pixels.)
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use super::picture::Picture;
+use super::image::Image;
 use keel_cpu::simd::{self, Simd, Task};
 
 /// Fractional bits of a weight; 32 less 8 of a pixel less 2 for sums that overshoot.
@@ -45,32 +45,32 @@ impl Filter {
     }
 }
 
-impl Picture {
-    /// The picture scaled to exactly `width` × `height`, whatever that does to its proportions.
+impl Image {
+    /// The image scaled to exactly `width` × `height`, whatever that does to its proportions.
     ///
     /// A side of zero, before or after, leaves nothing to scale: the outcome is then transparent.
-    pub fn resize(&self, width: u32, height: u32, filter: Filter) -> Picture {
+    pub fn resize(&self, width: u32, height: u32, filter: Filter) -> Image {
         self.resize_part(width, height, [0, 0, width, height], filter)
     }
 
-    /// The part of the scaled picture whose left column, top row, width and height are given: the pixels are those of
-    /// [`Picture::resize`] and a crop, and no others are made.
+    /// The part of the scaled image whose left column, top row, width and height are given: the pixels are those of
+    /// [`Image::resize`] and a crop, and no others are made.
     ///
     /// # Panics
-    /// When the part does not lie within the scaled picture.
+    /// When the part does not lie within the scaled image.
     pub fn resize_part(
         &self,
         width: u32,
         height: u32,
         [left, top, part_width, part_height]: [u32; 4],
         filter: Filter,
-    ) -> Picture {
+    ) -> Image {
         assert!(left + part_width <= width && top + part_height <= height);
         if (width, height) == (self.width, self.height) {
             return self.crop(left.into(), top.into(), part_width, part_height);
         }
         if [width, height, self.width, self.height].contains(&0) {
-            return Picture::filled(part_width, part_height, [0; 4]);
+            return Image::filled(part_width, part_height, [0; 4]);
         }
         let opaque = self.is_opaque();
         let mut pixels = Cow::Borrowed(&self.rgba[..]);
@@ -100,20 +100,20 @@ impl Picture {
         if !opaque {
             pixels.chunks_exact_mut(4).for_each(divide_out);
         }
-        Picture {
+        Image {
             width: part_width,
             height: part_height,
             rgba: pixels,
         }
     }
 
-    /// The picture scaled so that its shorter edge is `edge`, the longer one in proportion, rounded down.
-    pub fn resize_shortest_edge(&self, edge: u32, filter: Filter) -> Picture {
+    /// The image scaled so that its shorter edge is `edge`, the longer one in proportion, rounded down.
+    pub fn resize_shortest_edge(&self, edge: u32, filter: Filter) -> Image {
         let [width, height] = self.scaled_to_shortest_edge(edge);
         self.resize(width, height, filter)
     }
 
-    /// Width and height of [`Picture::resize_shortest_edge`].
+    /// Width and height of [`Image::resize_shortest_edge`].
     pub fn scaled_to_shortest_edge(&self, edge: u32) -> [u32; 2] {
         let scaled = |long: u32, short: u32| {
             (u64::from(edge) * u64::from(long) / u64::from(short.max(1))) as u32

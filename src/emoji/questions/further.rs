@@ -1,4 +1,4 @@
-//! Further questions about a scene that is there already: one picture then answers several, each read off it anew.
+//! Further questions about a scene that is there already: one image then answers several, each read off it anew.
 
 use std::collections::HashSet;
 

@@ -1,4 +1,4 @@
-//! What the language model says of pictures: captions and questions.
+//! What the language model says of images: captions and questions.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ impl Measurer<'_> {
         let mut answerer = Answerer::new(self.context, shape)?;
         let mut measures = Vec::new();
         for set in self.suite.sets() {
-            let samples = set.captioned(self.settings.pictures);
+            let samples = set.captioned(self.settings.images);
             let (mut sum, mut tokens) = (0.0, 0);
             for index in 0..batches(samples.len(), &shape) {
                 let (mut batch, count) = batch_of(&samples, index, &shape, self.context.words)?;
@@ -79,8 +79,8 @@ impl Measurer<'_> {
                 .iter()
                 .map(|sample| words.prompt(&sample.conversation(shape.image_tokens)))
                 .collect();
-            let picture = batch.images.len() / BATCH;
-            let images = &batch.images[..count * picture];
+            let image = batch.images.len() / BATCH;
+            let images = &batch.images[..count * image];
             for answer in generator.generate(images, &prompts)? {
                 answers.push(words.decode(&answer));
             }

@@ -10,7 +10,7 @@ use keel_engine::executor::Session;
 use keel_engine::tensor::TensorType;
 use keel_model::{ModelInput, VisionHead, connector, vision_head, vision_tower};
 
-/// What a pass over pictures is asked for.
+/// What a pass over images is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
     /// The patch tokens of the tower's output.
@@ -23,7 +23,7 @@ pub(super) struct Wanted {
     pub connected: bool,
 }
 
-/// Features of N pictures.
+/// Features of N images.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Features {
     /// Mean patch token of the tower's output [N, C].
@@ -38,11 +38,11 @@ pub(super) struct Features {
     pub connected: Vec<f32>,
 }
 
-/// Mean tokens after every block, of the same pictures for any checkpoint.
+/// Mean tokens after every block, of the same images for any checkpoint.
 #[derive(Clone, Debug)]
 pub struct LayerFeatures {
-    /// Pictures N.
-    pub pictures: usize,
+    /// Images N.
+    pub images: usize,
     width: usize,
     /// [L][N, C]
     layers: Vec<Vec<f32>>,
@@ -68,15 +68,15 @@ impl LayerFeatures {
     }
 }
 
-/// The mean of the patch tokens of each picture of `tokens` [N, T, C], less `skip` tokens at the front of each.
+/// The mean of the patch tokens of each image of `tokens` [N, T, C], less `skip` tokens at the front of each.
 fn means(tokens: &[f32], count: usize, width: usize, skip: usize) -> Vec<f32> {
     let one = tokens.len() / count;
     let patches = (one / width - skip) as f64;
     tokens
         .chunks_exact(one)
-        .flat_map(|picture| {
+        .flat_map(|image| {
             (0..width).map(move |channel| {
-                let values = picture[skip * width..].iter().skip(channel).step_by(width);
+                let values = image[skip * width..].iter().skip(channel).step_by(width);
                 (values.map(|x| f64::from(*x)).sum::<f64>() / patches) as f32
             })
         })
@@ -110,7 +110,7 @@ impl Measurer<'_> {
         })
     }
 
-    /// Features of `samples`' pictures.
+    /// Features of `samples`' images.
     pub(super) fn features(&self, samples: &[Sample], wanted: Wanted) -> Result<Features> {
         let config = self.context.config;
         let shape = self.batch_shape();
@@ -147,8 +147,8 @@ impl Measurer<'_> {
             }
             if wanted.tokens {
                 let one = tower.len() / count;
-                for picture in tower.chunks_exact(one) {
-                    all.tokens.extend_from_slice(&picture[skip * width..]);
+                for image in tower.chunks_exact(one) {
+                    all.tokens.extend_from_slice(&image[skip * width..]);
                 }
             }
             for (layer, means_of) in all.layers.iter_mut().enumerate() {
@@ -162,18 +162,18 @@ impl Measurer<'_> {
         Ok(all)
     }
 
-    /// Mean tokens of every layer for the pictures that layers are compared on.
+    /// Mean tokens of every layer for the images that layers are compared on.
     ///
     /// # Errors
     /// Whatever recording, loading or the data report.
     pub fn layer_features(&self) -> Result<LayerFeatures> {
-        let samples = self.suite.shown().captioned(self.settings.pictures);
+        let samples = self.suite.shown().captioned(self.settings.images);
         let wanted = Wanted {
             layers: true,
             ..Wanted::default()
         };
         Ok(LayerFeatures {
-            pictures: samples.len(),
+            images: samples.len(),
             width: self.context.config.vision.width,
             layers: self.features(&samples, wanted)?.layers,
         })

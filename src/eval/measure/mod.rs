@@ -25,7 +25,7 @@ pub use features::LayerFeatures;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Metric {
-    /// Recall of captions and pictures, several captions a picture.
+    /// Recall of captions and images, several captions an image.
     Retrieval,
     /// Classes by prompts.
     ZeroShot,
@@ -49,7 +49,7 @@ pub enum Metric {
     Cka,
     /// How far parameters moved from stage to stage.
     Drift,
-    /// What corrupted pictures cost.
+    /// What corrupted images cost.
     Robustness,
 }
 
@@ -90,7 +90,7 @@ impl Metric {
         }
     }
 
-    /// Whether it looks through the connector and the language model, which must have seen pictures then.
+    /// Whether it looks through the connector and the language model, which must have seen images then.
     pub fn needs_language(self) -> bool {
         matches!(
             self,
@@ -103,7 +103,7 @@ impl Metric {
         self.is_probe() || self == Metric::Cka
     }
 
-    /// Whether it classifies one row a picture, without training steps.
+    /// Whether it classifies one row an image, without training steps.
     fn is_of_rows(self) -> bool {
         matches!(self, Metric::Neighbours | Metric::LinearProbe)
     }
@@ -183,13 +183,13 @@ impl Measurements {
 pub struct RetrievalMeasure {
     /// The set.
     pub set: SetName,
-    /// Pictures.
-    pub pictures: usize,
-    /// Captions, several of most pictures.
+    /// Images.
+    pub images: usize,
+    /// Captions, several of most images.
     pub captions: usize,
-    /// Captions found by pictures.
+    /// Captions found by images.
     pub image_to_text: Ranking,
-    /// Pictures found by captions.
+    /// Images found by captions.
     pub text_to_image: Ranking,
 }
 
@@ -200,8 +200,8 @@ pub struct ZeroShotMeasure {
     pub set: SetName,
     /// What read the prompts: `text tower` or `language model`.
     pub text: String,
-    /// Pictures.
-    pub pictures: usize,
+    /// Images.
+    pub images: usize,
     /// Classes.
     pub classes: usize,
     /// Share whose class is the likeliest.
@@ -217,8 +217,8 @@ pub struct ProbeMeasure {
     pub probe: String,
     /// The set it was tested on.
     pub set: SetName,
-    /// Pictures.
-    pub pictures: usize,
+    /// Images.
+    pub images: usize,
     /// Classes.
     pub classes: usize,
     /// Share classified rightly.
@@ -251,7 +251,7 @@ pub struct QuestionMeasure {
     pub exact: f64,
     /// Share answered rightly after normalisation.
     pub normalised: f64,
-    /// What the blind baseline reaches, which sees no picture, letter for letter.
+    /// What the blind baseline reaches, which sees no image, letter for letter.
     pub text_only: f64,
 }
 
@@ -277,7 +277,7 @@ pub struct DistanceMeasure {
     pub sinkhorn: f64,
 }
 
-/// Where pictures and their captions lie in one contrastive space.
+/// Where images and their captions lie in one contrastive space.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SpaceMeasure {
     /// `contrastive` (with the text tower) or `align` (with the language model).
@@ -286,9 +286,9 @@ pub struct SpaceMeasure {
     pub pairs: usize,
     /// Distance between the centres.
     pub gap: f64,
-    /// Mean distance of a picture from its caption.
+    /// Mean distance of an image from its caption.
     pub alignment: f64,
-    /// Uniformity of pictures.
+    /// Uniformity of images.
     pub image_uniformity: f64,
     /// Uniformity of captions.
     pub text_uniformity: f64,
@@ -297,8 +297,8 @@ pub struct SpaceMeasure {
 /// Linear CKA of mean tokens.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CkaMeasure {
-    /// Pictures.
-    pub pictures: usize,
+    /// Images.
+    pub images: usize,
     /// Layers against layers, L rows of L.
     pub layers: Vec<Vec<f64>>,
     /// For each other stage of the run, every layer against the same layer then.
@@ -321,7 +321,7 @@ pub struct StageDrift {
 pub struct RobustnessMeasure {
     /// The corruption.
     pub corruption: String,
-    /// R@1 of captions by pictures at severities 0 (none) to 5.
+    /// R@1 of captions by images at severities 0 (none) to 5.
     pub recall_1: Vec<f64>,
     /// Zero-shot classes, alike.
     pub zero_shot: Vec<f64>,
@@ -332,8 +332,8 @@ pub struct RobustnessMeasure {
 /// How much is measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MeasureSettings {
-    /// Pictures of each set.
-    pub pictures: usize,
+    /// Images of each set.
+    pub images: usize,
     /// Questions of each kind.
     pub questions_per_kind: usize,
     /// Tokens T of a conversation.
@@ -398,7 +398,7 @@ impl<'a> Measurer<'a> {
                 let features = self.layer_features()?;
                 let before = all.cka.take().map(|cka| cka.stages).unwrap_or_default();
                 all.cka = Some(CkaMeasure {
-                    pictures: features.pictures,
+                    images: features.images,
                     layers: features.against(&features),
                     stages: before,
                 });

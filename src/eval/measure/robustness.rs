@@ -1,4 +1,4 @@
-//! What corrupted pictures cost, corruption by corruption and severity by severity.
+//! What corrupted images cost, corruption by corruption and severity by severity.
 
 use super::towers::RIDGE;
 use super::{Measurer, Metric, RobustnessMeasure};
@@ -7,7 +7,7 @@ use keel_base::error::Result;
 use keel_data::corruption::{Corruption, SEVERITIES};
 
 impl Measurer<'_> {
-    /// Of the set that maps and probes are fitted on, so that nothing but the corruption is new. Each picture is corrupted by a
+    /// Of the set that maps and probes are fitted on, so that nothing but the corruption is new. Each image is corrupted by a
     /// seed of its own, the same for every checkpoint.
     pub(super) fn robustness(&self) -> Result<Vec<RobustnessMeasure>> {
         let mut retriever = self.retriever(self.retrieval_pair())?;
@@ -18,7 +18,7 @@ impl Measurer<'_> {
         let probe = LinearProbe::fit(&fitted, width, &train.labels, classes, RIDGE);
 
         // The first of them: sets of fewer samples are the beginnings of larger ones.
-        let count = self.settings.pictures.min(train.samples.len());
+        let count = self.settings.images.min(train.samples.len());
         let (samples, labels) = (&train.samples[..count], &train.labels[..count]);
         let captions: Vec<String> = samples.iter().map(|s| s.caption.clone()).collect();
         let texts = retriever.texts(&captions, 1)?;
@@ -33,7 +33,7 @@ impl Measurer<'_> {
                 linear_probe: Vec::new(),
             };
             for severity in 0..=SEVERITIES {
-                let corrupt = |picture: &mut [f32]| corruption.apply(picture, side, severity);
+                let corrupt = |image: &mut [f32]| corruption.apply(image, side, severity);
                 let pooled = retriever.pooled(samples, Some(&corrupt))?;
                 let images = retriever.map(&pooled);
                 let deep = images.len() / samples.len().max(1);

@@ -1,4 +1,4 @@
-//! How visual and text tokens, and pictures and captions, lie to each other.
+//! How visual and text tokens, and images and captions, lie to each other.
 
 use super::features::{Wanted, unit};
 use super::{DistanceMeasure, Measurer, SpaceMeasure};
@@ -12,8 +12,8 @@ use crate::{
 use keel_base::error::{Error, Result};
 use keel_model::ContrastivePair;
 
-/// Pictures whose tokens make the clouds: as many as in the SAIL-VL2 report.
-const PICTURES: usize = 5;
+/// Images whose tokens make the clouds: as many as in the SAIL-VL2 report.
+const IMAGES: usize = 5;
 
 /// Most points of a cloud for the exact distance, which takes time with their third power.
 const EXACT_POINTS: usize = 400;
@@ -60,7 +60,7 @@ fn distances_in(space: &str, visual: &[f32], text: &[f32], width: usize) -> Dist
 impl Measurer<'_> {
     pub(super) fn distances(&self) -> Result<Vec<DistanceMeasure>> {
         let config = self.context.config;
-        let samples = self.suite.shown().captioned(PICTURES);
+        let samples = self.suite.shown().captioned(IMAGES);
         let wanted = Wanted {
             tokens: true,
             connected: true,
@@ -87,7 +87,7 @@ impl Measurer<'_> {
     }
 
     pub(super) fn contrastive_spaces(&self) -> Result<Vec<SpaceMeasure>> {
-        let samples = self.suite.shown().captioned(self.settings.pictures);
+        let samples = self.suite.shown().captioned(self.settings.images);
         let mut measures = Vec::new();
         for (name, pair) in [
             ("contrastive", ContrastivePair::TextTower),
@@ -116,7 +116,7 @@ impl Measurer<'_> {
         if measures.is_empty() {
             return Err(Error::setting(
                 "metric space",
-                "a model that contrasts pictures with texts",
+                "a model that contrasts images with texts",
                 "none",
             ));
         }

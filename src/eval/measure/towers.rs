@@ -1,4 +1,4 @@
-//! What pictures' features are worth: retrieval, zero-shot classes, neighbours and probes.
+//! What images' features are worth: retrieval, zero-shot classes, neighbours and probes.
 
 use std::rc::Rc;
 
@@ -36,7 +36,7 @@ enum Probe<'a> {
 }
 
 impl Probe<'_> {
-    /// A probe on one row a picture, `rows` [N, C].
+    /// A probe on one row an image, `rows` [N, C].
     fn of_rows<'a>(
         metric: Metric,
         rows: &[f32],
@@ -84,28 +84,28 @@ impl Measurer<'_> {
     }
 
     pub(super) fn retriever(&self, pair: ContrastivePair) -> Result<AlignedRetriever<'_>> {
-        let pictures = self.settings.pictures;
+        let images = self.settings.images;
         let shape = self.batch_shape();
-        AlignedRetriever::new(self.context, self.suite.fitted(), shape, pair, pictures)
+        AlignedRetriever::new(self.context, self.suite.fitted(), shape, pair, images)
     }
 
     pub(super) fn retrieval(&self) -> Result<Vec<RetrievalMeasure>> {
         let mut retriever = self.retriever(self.retrieval_pair())?;
         let mut measures = Vec::new();
         for set in self.suite.sets() {
-            let samples = set.captioned(self.settings.pictures);
+            let samples = set.captioned(self.settings.images);
             let (captions, to_image) = self.several_captions(set, &samples);
             let images = retriever.images(&samples)?;
             let texts = retriever.texts(&captions, 1)?;
             let width = images.len() / samples.len().max(1);
             let mut to_text = vec![Vec::new(); samples.len()];
-            for (caption, picture) in to_image.iter().enumerate() {
-                to_text[*picture].push(caption);
+            for (caption, image) in to_image.iter().enumerate() {
+                to_text[*image].push(caption);
             }
             let to_image: Vec<Vec<usize>> = to_image.into_iter().map(|i| vec![i]).collect();
             measures.push(RetrievalMeasure {
                 set: set.name(),
-                pictures: samples.len(),
+                images: samples.len(),
                 captions: captions.len(),
                 image_to_text: rank_positives(&images, &texts, width, &to_text),
                 text_to_image: rank_positives(&texts, &images, width, &to_image),
@@ -138,7 +138,7 @@ impl Measurer<'_> {
         // Sets mostly share their classes: those of the set before are kept.
         let mut known = None;
         for set in self.suite.sets() {
-            let Some(asked) = ClassifiedSet::of(set, self.settings.pictures) else {
+            let Some(asked) = ClassifiedSet::of(set, self.settings.images) else {
                 continue;
             };
             let texts = match known.take() {
@@ -152,7 +152,7 @@ impl Measurer<'_> {
             measures.push(ZeroShotMeasure {
                 set: set.name(),
                 text: text.to_owned(),
-                pictures: asked.samples.len(),
+                images: asked.samples.len(),
                 classes,
                 top_1: top(1),
                 top_5: top(5),
@@ -202,9 +202,9 @@ impl Measurer<'_> {
             if index == self.suite.fitted_index() {
                 continue;
             }
-            // A picture costs a probe little: more of them make the share surer.
-            let pictures = self.settings.pictures.saturating_mul(5);
-            let test = ClassifiedSet::of(set, pictures);
+            // An image costs a probe little: more of them make the share surer.
+            let images = self.settings.images.saturating_mul(5);
+            let test = ClassifiedSet::of(set, images);
             let Some(test) = test.filter(|test| test.classes == train.classes) else {
                 continue;
             };
@@ -212,7 +212,7 @@ impl Measurer<'_> {
             let measure = |name: String, found: &[usize]| ProbeMeasure {
                 probe: name,
                 set: set.name(),
-                pictures: test.samples.len(),
+                images: test.samples.len(),
                 classes,
                 accuracy: accuracy(found, &test.labels),
             };
@@ -231,7 +231,7 @@ impl Measurer<'_> {
         Ok(measures)
     }
 
-    /// The features of the set `key`, whose pictures are `samples`; made once, and kept for the probe that comes next.
+    /// The features of the set `key`, whose images are `samples`; made once, and kept for the probe that comes next.
     fn probe_features(
         &self,
         key: usize,
@@ -249,18 +249,18 @@ impl Measurer<'_> {
         Ok(made)
     }
 
-    /// The captions by which each picture may be found, those that are short enough, and whose each is.
+    /// The captions by which each image may be found, those that are short enough, and whose each is.
     fn several_captions(&self, set: &dyn EvalSet, samples: &[Sample]) -> (Vec<String>, Vec<usize>) {
         let mut captions = Vec::new();
-        let mut pictures = Vec::new();
-        for (picture, sample) in samples.iter().enumerate() {
+        let mut images = Vec::new();
+        for (image, sample) in samples.iter().enumerate() {
             for caption in set.wordings(sample) {
                 if self.context.words.caption(&caption).len() <= self.settings.caption_tokens {
                     captions.push(caption);
-                    pictures.push(picture);
+                    images.push(image);
                 }
             }
         }
-        (captions, pictures)
+        (captions, images)
     }
 }

@@ -32,7 +32,7 @@ pub fn comparison_page(records: &[RunRecord]) -> String {
     let title = format!("Keel runs {}", names.join(", "));
     page(
         &title,
-        "<p>The same sets of pictures and questions in every run; one seed each unless the runs are several seeds of one recipe: small differences are noise.</p>",
+        "<p>The same sets of images and questions in every run; one seed each unless the runs are several seeds of one recipe: small differences are noise.</p>",
         &sections,
     )
 }

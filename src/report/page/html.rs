@@ -1,4 +1,4 @@
-//! The parts that pages are made of: text made safe, tables, figures, pictures, and the page around them. A page is one
+//! The parts that pages are made of: text made safe, tables, figures, images, and the page around them. A page is one
 //! file that loads nothing, runs no script, and reads in light, in dark, on paper and aloud.
 
 use std::fmt::Write as _;

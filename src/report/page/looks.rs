@@ -1,4 +1,4 @@
-//! What there is to look at: finds and confusions, attention over pictures, tokens in their plane.
+//! What there is to look at: finds and confusions, attention over images, tokens in their plane.
 
 use std::fmt::Write as _;
 
@@ -7,9 +7,9 @@ use crate::sheet::encode_rgb;
 use keel_engine::program::escape;
 use keel_eval::{AttentionExhibit, Exhibits, Principal, RetrievalExample, floats_of, rgb_of};
 
-/// A picture of an exhibit as an address; nothing where it cannot be read.
-fn address(picture: &str, side: usize) -> String {
-    let png = rgb_of(picture, side).and_then(|rgb| encode_rgb(side, side, &rgb).ok());
+/// An image of an exhibit as an address; nothing where it cannot be read.
+fn address(image: &str, side: usize) -> String {
+    let png = rgb_of(image, side).and_then(|rgb| encode_rgb(side, side, &rgb).ok());
     png.map_or(String::new(), |png| data_address("image/png", &png))
 }
 
@@ -29,18 +29,18 @@ pub(super) fn finds(exhibits: &Exhibits) -> String {
         });
         format!(
             "<li><img src=\"{}\" alt=\"{}\"><b>{}</b><br><span class=\"faint\">rank {} of {}; first are</span><ol>{}</ol></li>",
-            address(&found.picture, side),
+            address(&found.image, side),
             escape(&found.caption),
             escape(&found.caption),
             found.rank,
-            retrieval.pictures,
+            retrieval.images,
             captions.collect::<String>()
         )
     };
     let cards = |all: &[RetrievalExample]| -> String { all.iter().map(card).collect() };
     let mut html = format!(
-        "<p>{} {} pictures of concepts that were never trained on look for their captions.</p>\n<h3>Surest finds</h3><ul class=\"cards\">{}</ul>\n<h3>Worst misses</h3><ul class=\"cards\">{}</ul>\n",
-        retrieval.pictures,
+        "<p>{} {} images of concepts that were never trained on look for their captions.</p>\n<h3>Surest finds</h3><ul class=\"cards\">{}</ul>\n<h3>Worst misses</h3><ul class=\"cards\">{}</ul>\n",
+        retrieval.images,
         escape(&retrieval.set.vendor),
         cards(&retrieval.best),
         cards(&retrieval.worst)
@@ -51,7 +51,7 @@ pub(super) fn finds(exhibits: &Exhibits) -> String {
             let _ = write!(
                 html,
                 "<li><img src=\"{}\" alt=\"one of them\"><b>{}</b> taken for <b>{}</b><br><span class=\"faint\">{} of {}</span></li>",
-                address(&confusion.picture, side),
+                address(&confusion.image, side),
                 escape(&confusion.class),
                 escape(&confusion.taken_for),
                 confusion.count,
@@ -63,13 +63,13 @@ pub(super) fn finds(exhibits: &Exhibits) -> String {
     html
 }
 
-/// A picture with a number on each patch, the more the hotter; `mark` outlines one patch.
-fn heat(picture: &str, grid: usize, values: &[f32], mark: Option<usize>, label: &str) -> String {
+/// An image with a number on each patch, the more the hotter; `mark` outlines one patch.
+fn heat(image: &str, grid: usize, values: &[f32], mark: Option<usize>, label: &str) -> String {
     let most = values.iter().copied().fold(f32::MIN, f32::max);
     let least = values.iter().copied().fold(f32::MAX, f32::min);
     let span = (most - least).max(f32::MIN_POSITIVE);
     let mut svg = format!(
-        "<svg viewBox=\"0 0 {grid} {grid}\" role=\"img\" aria-label=\"{}\"><image href=\"{picture}\" width=\"{grid}\" height=\"{grid}\"/>",
+        "<svg viewBox=\"0 0 {grid} {grid}\" role=\"img\" aria-label=\"{}\"><image href=\"{image}\" width=\"{grid}\" height=\"{grid}\"/>",
         escape(label)
     );
     for (patch, value) in values.iter().enumerate() {
@@ -113,11 +113,11 @@ fn over_heads(exhibit: &AttentionExhibit) -> Vec<f32> {
     (0..patches).map(mean).collect()
 }
 
-/// One map a stage of the picture `index`: the numbers that `of` gives, and the patch to outline.
+/// One map a stage of the image `index`: the numbers that `of` gives, and the patch to outline.
 fn by_stage(
     all: &[Exhibits],
     index: usize,
-    picture: &str,
+    image: &str,
     what: &str,
     of: impl Fn(&AttentionExhibit) -> (Vec<f32>, Option<usize>),
 ) -> String {
@@ -125,7 +125,7 @@ fn by_stage(
         let exhibit = exhibits.attention.get(index)?;
         let label = format!("{}: {what} after {}", exhibit.caption, exhibits.stage);
         let (values, mark) = of(exhibit);
-        let svg = heat(picture, exhibit.grid, &values, mark, &label);
+        let svg = heat(image, exhibit.grid, &values, mark, &label);
         Some(map(&svg, &format!("{what}, {}", exhibits.stage)))
     });
     maps.collect()
@@ -145,12 +145,12 @@ pub(super) fn attention(all: &[Exhibits]) -> String {
             "<h3>{}</h3>\n<div class=\"maps\">",
             escape(&shown.caption)
         );
-        let picture = address(&shown.picture, last.side);
-        html += &by_stage(all, index, &picture, "attention", |exhibit| {
+        let image = address(&shown.image, last.side);
+        html += &by_stage(all, index, &image, "attention", |exhibit| {
             (over_heads(exhibit), None)
         });
         html += "</div>\n<div class=\"maps\">";
-        html += &by_stage(all, index, &picture, "likeness", |exhibit| {
+        html += &by_stage(all, index, &image, "likeness", |exhibit| {
             (exhibit.similarity.clone(), Some(exhibit.patch))
         });
         html += "</div>\n";
@@ -161,7 +161,7 @@ pub(super) fn attention(all: &[Exhibits]) -> String {
             .map(|(head, values)| {
                 let name = format!("head {}", head + 1);
                 let label = format!("{}, {name} after {}", shown.caption, last.stage);
-                map(&heat(&picture, shown.grid, values, None, &label), &name)
+                map(&heat(&image, shown.grid, values, None, &label), &name)
             })
             .collect();
         let summary = format!("Head by head after {}", last.stage);
@@ -215,7 +215,7 @@ pub(super) fn clouds(all: &[Exhibits]) -> String {
         [place(0), place(1)]
     };
     let mut html = String::from(
-        "<p>Visual tokens of held-out pictures and rows of the language model's embedding table, both of unit length, on the two principal components of all of them over all stages: one plane for every stage, so that what moves is what moved.</p>\n<ul class=\"legend\"><li><i style=\"background:var(--c1)\"></i>visual tokens</li><li><i style=\"background:var(--c0)\"></i>text tokens</li></ul>\n<div class=\"charts\">",
+        "<p>Visual tokens of held-out images and rows of the language model's embedding table, both of unit length, on the two principal components of all of them over all stages: one plane for every stage, so that what moves is what moved.</p>\n<ul class=\"legend\"><li><i style=\"background:var(--c1)\"></i>visual tokens</li><li><i style=\"background:var(--c0)\"></i>text tokens</li></ul>\n<div class=\"charts\">",
     );
     for (stage, _, visual, text) in &stages {
         let mut svg = format!(

@@ -3,7 +3,7 @@
 use super::chart::{Chart, Line};
 use super::html::table;
 use super::record::RunRecord;
-use crate::table::{distances, pictures, questions};
+use crate::table::{distances, images, questions};
 use keel_eval::{Evaluation, SetEvaluation};
 
 /// Losses, rates, norms and speeds over all steps.
@@ -58,7 +58,7 @@ pub(super) fn curves(record: &RunRecord) -> String {
             "images a second",
             false,
             vec![Line {
-                // Stages without pictures have no such speed.
+                // Stages without images have no such speed.
                 pieces: record
                     .pieces("images_per_second", 1.0)
                     .into_iter()
@@ -141,7 +141,7 @@ pub(super) fn evaluations(all: &[Evaluation]) -> String {
         }));
         asked.push(over_stages(
             all,
-            format!("{vendor}, guessed without the picture"),
+            format!("{vendor}, guessed without the image"),
             |e| Some(100.0 * found(e)?.text_only),
         ));
     }
@@ -157,7 +157,7 @@ pub(super) fn evaluations(all: &[Evaluation]) -> String {
         e.plane_nearest
     })];
     let charts = [
-        chart("Captions found by pictures, R@1", "%", recall),
+        chart("Captions found by images, R@1", "%", recall),
         chart("Zero-shot classes", "% right", zero_shot),
         chart("Loss of captions", "nats a token", captions),
         chart("Questions answered exactly", "%", asked),
@@ -174,13 +174,13 @@ pub(super) fn evaluations(all: &[Evaluation]) -> String {
     ];
     let mut html = format!("<div class=\"charts\">{}</div>\n", charts.concat());
     html += &table(
-        "Pictures: R@1 and R@5 as pictures → captions | captions → pictures, chance in brackets",
-        &pictures(all),
+        "Images: R@1 and R@5 as images → captions | captions → images, chance in brackets",
+        &images(all),
     );
     let asked = questions(all);
     if asked.rows.len() > 1 {
         html += &table(
-            "Questions answered exactly (in brackets: the blind baseline, which sees no picture)",
+            "Questions answered exactly (in brackets: the blind baseline, which sees no image)",
             &asked,
         );
     }
@@ -202,7 +202,7 @@ pub(super) fn tiles(all: &[Evaluation]) -> Vec<(String, String)> {
         tiles.push((
             percent(question.accuracy),
             format!(
-                "of questions on {} scenes answered exactly; {} by guessing without the picture",
+                "of questions on {} scenes answered exactly; {} by guessing without the image",
                 question.vendor,
                 percent(question.text_only)
             ),

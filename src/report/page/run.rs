@@ -37,7 +37,7 @@ pub fn run_page(record: &RunRecord) -> String {
             false => format!("<p>After {}.</p>\n{html}", escape(&last.stage)),
         }
     });
-    add("examples", "Pictures and their captions", found);
+    add("examples", "Images and their captions", found);
     add("attention", "Where it looks", attention(&record.exhibits));
     add(
         "tokens",

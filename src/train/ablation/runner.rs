@@ -151,7 +151,7 @@ impl Ablation {
 
     /// A hash of everything that a unit's result depends on.
     fn key(&self, unit: &Unit) -> Result<String> {
-        self.hash(&format!("{}\n{}", unit.pictures, unit.recipe.to_toml()))
+        self.hash(&format!("{}\n{}", unit.images, unit.recipe.to_toml()))
     }
 
     fn hash(&self, text: &str) -> Result<String> {
@@ -231,7 +231,7 @@ impl Ablation {
         // Short, and without its evaluation of no use: one that was stopped is begun again.
         remove(&path)?;
         let recipe = unit.recipe.clone();
-        let mut trainer = self.trainer(recipe, path, Some(initial), Some(unit.pictures))?;
+        let mut trainer = self.trainer(recipe, path, Some(initial), Some(unit.images))?;
         let evaluation = trainer.run()?.pop();
         let evaluation = evaluation.expect("a target stage is evaluated");
         let metrics = if self.options.quick {
@@ -239,7 +239,7 @@ impl Ablation {
         } else {
             &MEASURED
         };
-        let measurements = trainer.measure(metrics, unit.pictures)?;
+        let measurements = trainer.measure(metrics, unit.images)?;
         drop(trainer);
         for part in ["refinement", "target"] {
             remove(&folder.join(part).join("checkpoints"))?;
@@ -284,14 +284,14 @@ impl Ablation {
         recipe: Recipe,
         path: PathBuf,
         initial: Option<InitialWeights>,
-        pictures: Option<usize>,
+        images: Option<usize>,
     ) -> Result<Trainer> {
         let is_there = path.join("recipe.toml").exists();
         let options = TrainOptions {
             out: (!is_there).then(|| path.clone()),
             resume: is_there.then_some(path),
-            evaluation_size: pictures.unwrap_or(0),
-            evaluate: pictures.is_some(),
+            evaluation_size: images.unwrap_or(0),
+            evaluate: images.is_some(),
             observer: self.options.observer.clone(),
             ..TrainOptions::new(self.options.compute.clone())
         };

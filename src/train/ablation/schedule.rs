@@ -28,8 +28,8 @@ pub struct Unit {
     pub refinement_flops: f64,
     /// Floating-point operations that refinement costs at equal compute.
     pub budget: f64,
-    /// Pictures of each evaluation set, at most.
-    pub pictures: usize,
+    /// Images of each evaluation set, at most.
+    pub images: usize,
 }
 
 /// Floating-point operations of one training step, from the costs of its ops.
@@ -71,7 +71,7 @@ fn stretch(stage: &mut Stage, factor: f64) {
 /// # Errors
 /// Whatever the arms' recipes report.
 pub fn units(plan: &AblationPlan, quick: bool) -> Result<Vec<Unit>> {
-    let (seeds, pictures) = match quick {
+    let (seeds, images) = match quick {
         true => (&plan.quick.seeds, plan.quick.max_images),
         false => (&plan.seeds, plan.max_images),
     };
@@ -84,7 +84,7 @@ pub fn units(plan: &AblationPlan, quick: bool) -> Result<Vec<Unit>> {
     for seed in seeds {
         for arm in &arms {
             let mut unit = arm.clone();
-            (unit.seed, unit.recipe.seed, unit.pictures) = (*seed, *seed, pictures);
+            (unit.seed, unit.recipe.seed, unit.images) = (*seed, *seed, images);
             units.push(unit);
         }
     }
@@ -159,6 +159,6 @@ fn unit_of(plan: &AblationPlan, arm: &Arm, quick: bool) -> Result<Unit> {
         refinement_flops: flops(&recipe, &recipe.stages[warm..last])?,
         budget,
         recipe,
-        pictures: 0,
+        images: 0,
     })
 }

@@ -88,21 +88,21 @@ impl EvalRun {
         wording: Wording,
         generator: &mut Generator,
     ) -> Result<Vec<AnsweredItem>> {
-        let mut pictures = Vec::new();
+        let mut images = Vec::new();
         let (mut prompts, mut asked) = (Vec::new(), Vec::new());
         for (index, item) in items.iter().enumerate() {
             let question = wording.question(item);
             // At least a word of an answer must fit too.
             if self.prompt(&question, 0).len() + 1 < self.tokens() {
-                let shown = self.shown(&item.picture(name)?, &question);
+                let shown = self.shown(&item.image(name)?, &question);
                 prompts.push(self.prompt(&question, shown.count()));
-                pictures.push(shown);
+                images.push(shown);
                 asked.push(index);
             }
         }
         let mut predictions: Vec<Option<String>> = vec![None; items.len()];
         if !prompts.is_empty() {
-            let answers = generator.generate_shown(&pictures, &prompts)?;
+            let answers = generator.generate_shown(&images, &prompts)?;
             for (index, ids) in asked.into_iter().zip(answers) {
                 predictions[index] = Some(self.stored.words.decode(&ids));
             }

@@ -8,7 +8,7 @@ use crate::run::{recipe_of, stage_checkpoints};
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_data::batch::BatchShape;
 use keel_data::chat::{Conversation, MARK, marked_before};
-use keel_data::picture::{Picture, PictureLimits};
+use keel_data::image::{Image, ImageLimits};
 use keel_data::pixels::Pixels;
 use keel_data::tiles::{self, Tiling};
 use keel_emoji::emoji_set::EmojiSet;
@@ -16,7 +16,7 @@ use keel_emoji::eval_sets::eval_suite;
 use keel_engine::executor::{Choice, Executor};
 use keel_eval::{EvalContext, Evaluation, Evaluator, Generator, PromptImage, Sampling};
 
-/// Tokens kept for an answer where a picture could take them all in tiles.
+/// Tokens kept for an answer where an image could take them all in tiles.
 const ANSWER_TOKENS: usize = 16;
 
 /// Tokens of a caption where none is read.
@@ -111,12 +111,12 @@ impl EvalRun {
     ///
     /// # Errors
     /// Whatever the evaluator reports.
-    pub fn evaluate(&self, pictures: usize) -> Result<Evaluation> {
+    pub fn evaluate(&self, images: usize) -> Result<Evaluation> {
         let stage = &self.stored.recipe.stages[self.stage()];
-        let Some(settings) = evaluation_settings(stage, pictures) else {
+        let Some(settings) = evaluation_settings(stage, images) else {
             return Err(Error::setting(
                 format!("checkpoint {}", self.stored.path.display()),
-                "one after a stage that has seen pictures",
+                "one after a stage that has seen images",
                 format!("stage {}, which trained on text alone", stage.name),
             ));
         };
@@ -132,18 +132,18 @@ impl EvalRun {
     /// [`Error::Io`] or [`Error::Content`] when an image cannot be used, [`Error::Setting`] when the question is too long or
     /// marks another number of images.
     pub fn ask(&self, images: &[PathBuf], question: &str, sampling: Sampling) -> Result<String> {
-        let open = |image: &PathBuf| -> Result<Picture> {
+        let open = |image: &PathBuf| -> Result<Image> {
             let bytes = std::fs::read(image).map_err(|e| Error::io(image, "read the image", e))?;
-            Picture::decode(
+            Image::decode(
                 &image.display().to_string(),
                 &bytes,
-                &PictureLimits::default(),
+                &ImageLimits::default(),
             )
         };
-        let pictures = images.iter().map(open).collect::<Result<Vec<_>>>()?;
-        let (shown, prompt) = match &pictures[..] {
-            [picture] => {
-                let shown = self.shown(picture, question);
+        let images = images.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let (shown, prompt) = match &images[..] {
+            [image] => {
+                let shown = self.shown(image, question);
                 let prompt = self.prompt(question, shown.count());
                 (shown, prompt)
             }
@@ -169,7 +169,7 @@ impl EvalRun {
         Ok(self.stored.words.decode(&answer))
     }
 
-    /// How pictures become numbers: stretched where they may be cut, as their tiles are.
+    /// How images become numbers: stretched where they may be cut, as their tiles are.
     fn pixels(&self) -> Pixels {
         let pixels = self.stored.recipe.pixels();
         match self.tiles() {
@@ -178,10 +178,10 @@ impl EvalRun {
         }
     }
 
-    /// A whole picture [3, S, S].
-    fn whole(&self, picture: &Picture) -> Vec<f32> {
+    /// A whole image [3, S, S].
+    fn whole(&self, image: &Image) -> Vec<f32> {
         let pixels = self.pixels();
-        let square = pixels.prepared(picture, self.side());
+        let square = pixels.prepared(image, self.side());
         square.to_chw(pixels.mean, pixels.std)
     }
 
@@ -189,42 +189,42 @@ impl EvalRun {
         self.stored.recipe.model.vision.image_size as u32
     }
 
-    /// Several pictures as the model was shown them in training, whole: the last in the place of the whole picture, the others
+    /// Several images as the model was shown them in training, whole: the last in the place of the whole image, the others
     /// before it.
-    fn shown_together(&self, pictures: &[Picture]) -> PromptImage {
-        let mut squares: Vec<Vec<f32>> = pictures.iter().map(|one| self.whole(one)).collect();
+    fn shown_together(&self, images: &[Image]) -> PromptImage {
+        let mut squares: Vec<Vec<f32>> = images.iter().map(|one| self.whole(one)).collect();
         PromptImage {
             whole: squares.pop().unwrap_or_default(),
             tiles: squares.concat(),
         }
     }
 
-    /// A picture as the model was shown pictures in training, in as many tiles as leave room for the question and the
+    /// An image as the model was shown images in training, in as many tiles as leave room for the question and the
     /// beginning of an answer.
-    pub(super) fn shown(&self, picture: &Picture, question: &str) -> PromptImage {
+    pub(super) fn shown(&self, image: &Image, question: &str) -> PromptImage {
         let tiles = match self.tiles() {
             0 => Vec::new(),
-            most => self.cut(picture, question, most),
+            most => self.cut(image, question, most),
         };
         PromptImage {
-            whole: self.whole(picture),
+            whole: self.whole(image),
             tiles,
         }
     }
 
-    /// A picture's tiles [n, 3, S, S], at most `most` of them.
-    fn cut(&self, picture: &Picture, question: &str, most: usize) -> Vec<f32> {
+    /// An image's tiles [n, 3, S, S], at most `most` of them.
+    fn cut(&self, image: &Image, question: &str, most: usize) -> Vec<f32> {
         let taken = self.prompt(question, 0).len() + ANSWER_TOKENS;
         let room = self.tokens().saturating_sub(taken);
         let most = most.min(room / self.stored.recipe.model.image_tokens());
-        let grid = tiles::grid([picture.width, picture.height], most, self.side());
+        let grid = tiles::grid([image.width, image.height], most, self.side());
         let pixels = self.pixels();
-        let tiles = pixels.tiles(picture, grid, self.side());
-        let numbers = |tile: &Picture| tile.to_chw(pixels.mean, pixels.std);
+        let tiles = pixels.tiles(image, grid, self.side());
+        let numbers = |tile: &Image| tile.to_chw(pixels.mean, pixels.std);
         tiles.iter().flat_map(numbers).collect()
     }
 
-    /// The most tiles that the model has seen of a picture.
+    /// The most tiles that the model has seen of an image.
     pub(super) fn tiles(&self) -> usize {
         self.stored.recipe.most_tiles()
     }
@@ -235,7 +235,7 @@ impl EvalRun {
         stages.map(|stage| stage.max_tokens).max().unwrap_or(0)
     }
 
-    /// The ids up to the answer of a question about a picture of so many tiles.
+    /// The ids up to the answer of a question about an image of so many tiles.
     pub(super) fn prompt(&self, question: &str, tiles: usize) -> Vec<i32> {
         let image_tokens = (1 + tiles) * self.stored.recipe.model.image_tokens();
         self.prompt_of(question, image_tokens, false)
@@ -251,7 +251,7 @@ impl EvalRun {
         })
     }
 
-    /// What answers `batch` questions at a time, with room for `slots` tiles or further pictures of each.
+    /// What answers `batch` questions at a time, with room for `slots` tiles or further images of each.
     pub(super) fn generator(
         &self,
         batch: usize,

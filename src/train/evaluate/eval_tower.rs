@@ -42,7 +42,7 @@ impl EvalTower {
         path.join("config.json").is_file() && !path.join("recipe.toml").exists()
     }
 
-    /// Opens a folder's vision tower, for pictures of its own size or of `image_size` pixels.
+    /// Opens a folder's vision tower, for images of its own size or of `image_size` pixels.
     ///
     /// # Errors
     /// As [`Recipe::begin_from`]; whatever the device reports.
@@ -86,19 +86,19 @@ impl EvalTower {
         self.executor.take_warnings()
     }
 
-    /// Measures `metrics` on sets of at most `pictures` pictures. One that a tower alone cannot give is an error, or left out
+    /// Measures `metrics` on sets of at most `images` images. One that a tower alone cannot give is an error, or left out
     /// where `lenient`.
     ///
     /// # Errors
     /// [`Error::Setting`] naming the metric; whatever recording, loading or the data report.
-    pub fn measure(&self, metrics: &[Metric], pictures: usize, lenient: bool) -> Result<Measured> {
+    pub fn measure(&self, metrics: &[Metric], images: usize, lenient: bool) -> Result<Measured> {
         let executor = self.executor.as_ref();
         let context = EvalContext {
             head: self.head,
             ..eval_context(&self.recipe, &self.layout, executor, &self.words)
         };
         let settings = MeasureSettings {
-            pictures,
+            images,
             questions_per_kind: 0,
             tokens: self.recipe.model.image_tokens() + WORDS,
             caption_tokens: WORDS,

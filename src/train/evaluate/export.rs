@@ -103,7 +103,7 @@ struct Page {
     config: Map<String, Json>,
     /// Where files beside weights and settings are copied from.
     source: Option<PathBuf>,
-    has_pictures: bool,
+    has_images: bool,
     has_words: bool,
 }
 
@@ -234,7 +234,7 @@ impl Model {
         let page = Page {
             config,
             source: Some(folder.path().to_owned()),
-            has_pictures: options.part != ExportPart::Language,
+            has_images: options.part != ExportPart::Language,
             has_words: options.part != ExportPart::Vision,
         };
         (
@@ -256,7 +256,7 @@ impl Model {
         let mut page = Page {
             config: Map::new(),
             source: language.filter(|_| has_words).map(PathBuf::from),
-            has_pictures: options.part != ExportPart::Language,
+            has_images: options.part != ExportPart::Language,
             has_words,
         };
         let tensors = match options.part {
@@ -271,7 +271,7 @@ impl Model {
             }
             ExportPart::Connector => {
                 page.config = connector_config(&config.connector);
-                page.has_pictures = false;
+                page.has_images = false;
                 connector_tensors(&self.stored.layout, dtype, &value_of)
             }
             ExportPart::Model => {
@@ -334,7 +334,7 @@ impl Model {
             copy_beside(source, folder)?;
         }
         write_json(&folder.join("config.json"), &page.config)?;
-        if page.has_pictures {
+        if page.has_images {
             let pixels = self.stored.recipe.pixels();
             let size = self.stored.recipe.model.vision.image_size;
             let processor = Processor {

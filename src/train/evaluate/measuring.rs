@@ -15,11 +15,11 @@ use keel_eval::{
     EvalContext, MeasureSettings, Measurements, Measurer, Metric, StageDrift, weight_drift,
 };
 
-/// The sizes to measure with after a stage; nothing after one that sees no pictures.
-fn settings_after(stage: &Stage, pictures: usize, is_connected: bool) -> Option<MeasureSettings> {
-    let settings = evaluation_settings(stage, pictures)?;
+/// The sizes to measure with after a stage; nothing after one that sees no images.
+fn settings_after(stage: &Stage, images: usize, is_connected: bool) -> Option<MeasureSettings> {
+    let settings = evaluation_settings(stage, images)?;
     Some(MeasureSettings {
-        pictures,
+        images,
         questions_per_kind: settings.questions_per_kind,
         tokens: settings.tokens,
         caption_tokens: settings.caption_tokens,
@@ -36,14 +36,14 @@ pub(crate) fn measure_after(
     model: EvalContext<'_>,
     compute: &Choice,
     metrics: &[Metric],
-    pictures: usize,
+    images: usize,
 ) -> Result<Measurements> {
     let mut all = Measurements {
         stage: stage.name.clone(),
         ..Measurements::default()
     };
     let is_connected = stage.kind != StageKind::WarmStart;
-    if let Some(settings) = settings_after(stage, pictures, is_connected) {
+    if let Some(settings) = settings_after(stage, images, is_connected) {
         let suite = eval_suite(&EmojiSet::embedded());
         let measurer = Measurer::new(model, compute, &suite, settings);
         for metric in metrics {
@@ -85,17 +85,17 @@ pub(crate) fn measure_each(
 }
 
 impl EvalRun {
-    /// Measures `metrics` on sets of at most `pictures` pictures. A metric that this checkpoint cannot give is an error, or
+    /// Measures `metrics` on sets of at most `images` images. A metric that this checkpoint cannot give is an error, or
     /// left out where `lenient`.
     ///
     /// # Errors
     /// [`Error::Setting`] naming the metric; whatever recording, loading or the data report.
-    pub fn measure(&self, metrics: &[Metric], pictures: usize, lenient: bool) -> Result<Measured> {
+    pub fn measure(&self, metrics: &[Metric], images: usize, lenient: bool) -> Result<Measured> {
         let stage = &self.stored.recipe.stages[self.stage()];
-        let settings = settings_after(stage, pictures, self.is_connected()).ok_or_else(|| {
+        let settings = settings_after(stage, images, self.is_connected()).ok_or_else(|| {
             Error::setting(
                 format!("checkpoint {}", self.stored.path.display()),
-                "one after a stage that has seen pictures",
+                "one after a stage that has seen images",
                 format!("stage {}, which trained on text alone", stage.name),
             )
         })?;
@@ -114,7 +114,7 @@ impl EvalRun {
         })
     }
 
-    /// Whether a stage has brought pictures to the language model.
+    /// Whether a stage has brought images to the language model.
     fn is_connected(&self) -> bool {
         let stages = &self.stored.recipe.stages[..=self.stage()];
         stages
@@ -122,7 +122,7 @@ impl EvalRun {
             .any(|stage| stage.kind != StageKind::WarmStart)
     }
 
-    /// Refuses a metric that looks through a language model that has not seen pictures.
+    /// Refuses a metric that looks through a language model that has not seen images.
     fn refuse(&self, metric: Metric) -> Result<()> {
         if !metric.needs_language() || self.is_connected() {
             return Ok(());

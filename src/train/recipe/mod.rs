@@ -127,12 +127,12 @@ impl From<ContrastiveForm> for Contrastive {
 }
 
 impl Recipe {
-    /// How pictures become numbers.
+    /// How images become numbers.
     pub fn pixels(&self) -> Pixels {
         self.pixels.unwrap_or_default()
     }
 
-    /// The most tiles that a stage cuts a picture into; 0 where all leave them whole.
+    /// The most tiles that a stage cuts an image into; 0 where all leave them whole.
     pub fn most_tiles(&self) -> usize {
         self.stages
             .iter()

@@ -276,7 +276,7 @@ impl Stage {
         }
     }
 
-    /// Whether some of its samples may have no picture: those of a task of text, and a user's pairs.
+    /// Whether some of its samples may have no image: those of a task of text, and a user's pairs.
     pub fn holds_text_alone(&self) -> bool {
         let mut tasks = self.tasks().into_iter();
         tasks.any(|(task, _)| !task.has_images || task == Task::SAMPLES)
@@ -293,7 +293,7 @@ impl Stage {
         self.micro_batch_size.unwrap_or(self.batch_size)
     }
 
-    /// Into how many tiles the pictures of `batch` samples are cut, with room for the pictures of those that show several.
+    /// Into how many tiles the images of `batch` samples are cut, with room for the images of those that show several.
     pub fn tiling(&self, batch: usize) -> Tiling {
         let tiles = self.tile_budget.unwrap_or(self.max_tiles);
         // One image alone needs no slots: it has the batch's own row.

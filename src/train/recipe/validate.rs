@@ -3,7 +3,7 @@
 
 use super::{MODULES, Recipe, Stage, StageKind};
 use keel_base::error::{Error, Result, with_near_miss};
-use keel_data::records::MOST_PICTURES;
+use keel_data::records::MOST_IMAGES;
 use keel_data::tokenizer;
 use keel_emoji::tasks::{TASKS, task_named};
 
@@ -128,8 +128,8 @@ fn validate_data(stage: &Stage) -> Result<()> {
 }
 
 fn validate_images(stage: &Stage) -> Result<()> {
-    let holds = (1..=MOST_PICTURES).contains(&stage.max_images);
-    let want = format!("1 to {MOST_PICTURES}");
+    let holds = (1..=MOST_IMAGES).contains(&stage.max_images);
+    let want = format!("1 to {MOST_IMAGES}");
     require("max_images", holds, want, stage.max_images)?;
     let splices = stage.kind != StageKind::WarmStart && stage.next_token_weight > 0.0;
     let want = "1 in a stage that puts no images into conversations";

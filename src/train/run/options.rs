@@ -39,8 +39,8 @@ pub struct TrainOptions {
     pub evaluation_size: usize,
     /// Whether stages are evaluated.
     pub evaluate: bool,
-    /// Bytes of the pairs' pictures, decoded and scaled, that are kept for their next draw; 0 keeps none.
-    pub keep_pictures: u64,
+    /// Bytes of the pairs' images, decoded and scaled, that are kept for their next draw; 0 keeps none.
+    pub image_cache: u64,
     /// Who hears what the run tells, beside its own folder.
     pub observer: Arc<dyn Observer>,
     /// What writes the run's folder.
@@ -68,7 +68,7 @@ impl TrainOptions {
             keep_every: 0,
             evaluation_size: 0,
             evaluate: false,
-            keep_pictures: 0,
+            image_cache: 0,
             observer: Arc::new(Silent),
             disk: Arc::new(LocalDisk),
             signals: Signals::default(),

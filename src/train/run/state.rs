@@ -12,7 +12,7 @@ use crate::recipe::{Recipe, Stage};
 use crate::stage_data::stage_mixture;
 use keel_base::error::{Error, Result};
 use keel_data::chat::ChatTokenizer;
-use keel_data::image_view::KeptPictures;
+use keel_data::image_view::ImageCache;
 use keel_data::mixture::Mixture;
 use keel_data::pairs::PairSource;
 use keel_emoji::emoji_set::EmojiSet;
@@ -35,8 +35,8 @@ pub(crate) struct Run {
     pub words: Arc<ChatTokenizer>,
     /// The user's own samples.
     pub pairs: Option<Arc<dyn PairSource>>,
-    /// Pictures that need not be decoded again.
-    pub kept: Arc<KeptPictures>,
+    /// Images that need not be decoded again.
+    pub kept: Arc<ImageCache>,
     pub folder: Arc<RunFolder>,
     /// The program of each stage that is still to be run.
     pub programs: Vec<Option<Arc<Program>>>,

@@ -31,13 +31,13 @@ pub(crate) struct VisionForm {
     pub ignored: &'static [(&'static str, &'static str)],
     /// Whether the patch projection is a matrix over (row, column, colour), not a convolution.
     pub patches_by_pixel: bool,
-    /// The key that says for what picture size the tower's positions are.
+    /// The key that says for what image size the tower's positions are.
     pub size_key: &'static str,
-    /// How learned positions are scaled to another picture size.
+    /// How learned positions are scaled to another image size.
     pub scaling: Scaling,
     /// How the tower pools its tokens, where it does.
     pub pooling: Option<Pooling>,
-    /// What prepares its pictures.
+    /// What prepares its images.
     pub processor: &'static ImageProcessor,
 }
 
@@ -110,7 +110,7 @@ pub(crate) struct ImageProcessor {
     pub class: &'static str,
     /// What the names of its variants have in common.
     pub marker: &'static str,
-    /// Whether pictures are scaled along their shorter edge and their middle cut out, so that a size without names is the
+    /// Whether images are scaled along their shorter edge and their middle cut out, so that a size without names is the
     /// shorter edge. Else both edges are scaled, and it is both.
     pub by_shorter_edge: bool,
 }
@@ -183,7 +183,7 @@ pub(super) const COLOURS: Key<VisionConfig> = Key::OnlyCount {
     default: 3,
 };
 
-/// The keys of a tower's sizes with a family's defaults: width, depth, heads and feed-forward width, then picture and patch.
+/// The keys of a tower's sizes with a family's defaults: width, depth, heads and feed-forward width, then image and patch.
 pub(super) const fn sizes(
     [width, depth, heads, mlp_width]: [usize; 4],
     [image_size, patch_size]: [usize; 2],

@@ -15,7 +15,7 @@ pub(crate) const VISION_KEY: &str = "vision_config";
 /// The keys of the decoder's settings: its own and that of transformers.
 pub(crate) const LANGUAGE_KEYS: [&str; 2] = ["llm_config", "text_config"];
 
-/// The key of the picture size that the model as a whole is shown.
+/// The key of the image size that the model as a whole is shown.
 pub(crate) const SIZE_KEY: &str = "force_image_size";
 
 /// What stands before the names of the connector's tensors.
@@ -73,7 +73,7 @@ pub fn connector_config(config: &ConnectorConfig) -> Map<String, Json> {
         .collect()
 }
 
-/// `config.json` of a whole model, which is shown pictures of `image_size` pixels in up to `tiles` tiles.
+/// `config.json` of a whole model, which is shown images of `image_size` pixels in up to `tiles` tiles.
 pub fn whole_config(
     vision: Map<String, Json>,
     language: Map<String, Json>,
@@ -102,14 +102,14 @@ pub fn whole_config(
     map
 }
 
-/// Whether pictures are cut into tiles.
+/// Whether images are cut into tiles.
 const TILED_KEY: &str = "dynamic_image_size";
 
-/// The most tiles of a picture.
+/// The most tiles of an image.
 const TILES_KEY: &str = "max_dynamic_patch";
 
 impl Folder {
-    /// The most tiles that pictures are cut into for the model in it (InternVL's `dynamic_image_size`); 0 where they are not.
+    /// The most tiles that images are cut into for the model in it (InternVL's `dynamic_image_size`); 0 where they are not.
     pub fn most_tiles(&self) -> usize {
         let is_cut = self.config().get(TILED_KEY).and_then(Json::as_bool);
         let most = self.config().get(TILES_KEY).and_then(Json::as_u64);

@@ -1,5 +1,5 @@
 //! The families of weights that Keel reads and writes, each in one file: the keys of its `config.json`, the names of its
-//! tensors, what prepares its pictures and how it pools. The same tables serve the reader and the writer.
+//! tensors, what prepares its images and how it pools. The same tables serve the reader and the writer.
 //!
 //! **A new family** is a new file here, and its line in [`VISION`] or [`LANGUAGE`] (beside `mod`). The file states one
 //! [`VisionForm`] or [`LanguageForm`] for each form in which the family is published, as `dinov2.rs` does:
@@ -7,7 +7,7 @@
 //!     A row reads the key and writes it. Keys without a row are refused by name, unless they are known to be harmless.
 //!  2. `form`: the settings that no key says.
 //!  3. `names`: a row for every parameter of the model, with the way or ways that files name its tensors.
-//!  4. `ignored`, `pooling`, `processor`: what the tower does without, how it pools, and what prepares its pictures.
+//!  4. `ignored`, `pooling`, `processor`: what the tower does without, how it pools, and what prepares its images.
 //!  5. `layouts`: what `keel export --layout` calls it, and which keys are written in what order. Whatever a layout cannot say
 //!     is found by reading back what was written, so nothing else has to be stated.
 //!

@@ -1,8 +1,8 @@
-//! Rows of a Parquet file as Hugging Face's `datasets` writes them: pictures as structs of `bytes` and `path`, words as
+//! Rows of a Parquet file as Hugging Face's `datasets` writes them: images as structs of `bytes` and `path`, words as
 //! strings, lists and structs, which become the JSON object that the other formats hold and are read as that.
 //!
 //! Only where the rows lie is kept. A row is read at random: pages before it are passed over by their headers, so that it
-//! costs one page of each column. pyarrow ends a page of pictures with its group, and in columns of lists what lies before the
+//! costs one page of each column. pyarrow ends a page of images with its group, and in columns of lists what lies before the
 //! row in its group is unpacked too: groups of a hundred rows, as `datasets` writes them, are read fast.
 
 mod column;
@@ -25,12 +25,12 @@ use super::limits::MAX_TEXT_BYTES;
 use super::lines::is_own_file;
 use super::records::{self, RecordText};
 use super::skips::{Reason, SkipLog};
-use super::table::PictureOfRow;
+use super::table::ImageOfRow;
 use keel_base::error::{Error, Result};
 use keel_base::mapped_file::MappedFile;
 
-/// Columns that pictures are looked for in, best first.
-const PICTURES: [&str; 7] = [
+/// Columns that images are looked for in, best first.
+const IMAGES: [&str; 7] = [
     "image",
     "images",
     "jpg",
@@ -65,7 +65,7 @@ pub(crate) struct Parquet {
     columns: Columns,
     /// Rows before each group.
     before: Vec<i64>,
-    /// What pictures' paths are relative to.
+    /// What images' paths are relative to.
     pub folder: PathBuf,
     /// The usable rows.
     pub rows: Vec<RowOfGroup>,
@@ -93,21 +93,21 @@ pub(crate) struct RowOfGroup {
 #[derive(Debug)]
 struct Columns {
     words: Vec<Leaf>,
-    picture_bytes: Option<Leaf>,
-    picture_path: Option<Leaf>,
+    image_bytes: Option<Leaf>,
+    image_path: Option<Leaf>,
 }
 
 /// What the columns say in one row.
 struct Row<'a> {
     words: Vec<(&'a Leaf, Field)>,
-    /// Of pictures.
+    /// Of images.
     paths: Vec<ByteArray>,
-    /// Of pictures' files.
+    /// Of images' files.
     bytes: Vec<ByteArray>,
 }
 
-/// The words of a row with its pictures, if any.
-type Read = std::result::Result<(Vec<PictureOfRow>, RecordText), Problem>;
+/// The words of a row with its images, if any.
+type Read = std::result::Result<(Vec<ImageOfRow>, RecordText), Problem>;
 
 impl Parquet {
     pub fn name(&self) -> &str {
@@ -115,17 +115,17 @@ impl Parquet {
     }
 
     /// Reads a row again, with the name that messages call it by.
-    pub fn row(&self, place: RowOfGroup) -> Result<(String, Vec<PictureOfRow>, RecordText)> {
+    pub fn row(&self, place: RowOfGroup) -> Result<(String, Vec<ImageOfRow>, RecordText)> {
         let name = self.name_of(place);
         let read = guarded(&name, || {
             let mut cursor = Cursor::open(self, place.group as usize, &name, true)?;
             cursor.skip(&name, place.row as usize)?;
             cursor.next(&name)
         });
-        let (pictures, words) = read
+        let (images, words) = read
             .and_then(|row| understand(&name, row, true))
             .map_err(|(_, error)| error)?;
-        Ok((name, pictures, words))
+        Ok((name, images, words))
     }
 
     /// Rows are counted from 1 through the file's groups.
@@ -134,11 +134,11 @@ impl Parquet {
         format!("{}, row {number}", self.name)
     }
 
-    /// Checks the words of every row of a group; pictures are looked at when they are drawn.
+    /// Checks the words of every row of a group; images are looked at when they are drawn.
     fn consider(&mut self, group: usize, skips: &SkipLog) -> Result<()> {
         let rows = self.file.metadata().row_group(group).num_rows();
         let what = self.name.clone();
-        let paths_alone = self.columns.picture_bytes.is_none();
+        let paths_alone = self.columns.image_bytes.is_none();
         let mut found = Vec::new();
         let walked = guarded(&what, || {
             let mut cursor = Cursor::open(self, group, &what, false)?;
@@ -171,7 +171,7 @@ impl Columns {
     fn of(what: &str, leaves: Vec<Leaf>) -> Result<Columns> {
         let roots: Vec<&str> = leaves.iter().map(Leaf::root).collect();
         let has = |wanted: &str| roots.contains(&wanted);
-        let picture = PICTURES.into_iter().find(|name| has(name));
+        let image = IMAGES.into_iter().find(|name| has(name));
         let speaks = [
             "caption",
             "text",
@@ -181,7 +181,7 @@ impl Columns {
             "texts",
         ];
         let talks = ["conversations", "messages", "texts"];
-        let says_enough = match picture {
+        let says_enough = match image {
             Some(_) => speaks.into_iter().any(has),
             None => talks.into_iter().any(has),
         };
@@ -196,18 +196,18 @@ impl Columns {
         }
         let mut columns = Columns {
             words: Vec::new(),
-            picture_bytes: None,
-            picture_path: None,
+            image_bytes: None,
+            image_path: None,
         };
         for leaf in leaves {
-            if Some(leaf.root()) == picture {
+            if Some(leaf.root()) == image {
                 if !leaf.is_bytes {
                     continue;
                 }
                 let place = match leaf.last_key() {
-                    "path" => &mut columns.picture_path,
-                    _ if leaf.is_text => &mut columns.picture_path,
-                    _ => &mut columns.picture_bytes,
+                    "path" => &mut columns.image_path,
+                    _ if leaf.is_text => &mut columns.image_path,
+                    _ => &mut columns.image_bytes,
                 };
                 *place = Some(leaf);
             } else if WORDS.contains(&leaf.root()) {
@@ -222,14 +222,14 @@ impl Columns {
                 }
             }
         }
-        if picture.is_some() && columns.picture_bytes.is_none() && columns.picture_path.is_none() {
+        if image.is_some() && columns.image_bytes.is_none() && columns.image_path.is_none() {
             return Err(Error::content(
                 what,
                 format!(
                     "its column {} holds neither files nor paths",
-                    picture.unwrap_or_default()
+                    image.unwrap_or_default()
                 ),
-                "write pictures as structs of bytes and path, as datasets does",
+                "write images as structs of bytes and path, as datasets does",
             ));
         }
         if columns.words.is_empty() {
@@ -243,12 +243,12 @@ impl Columns {
 /// Reads rows of one group one after the other.
 struct Cursor<'a> {
     words: Vec<Column<'a>>,
-    picture_bytes: Option<Column<'a>>,
-    picture_path: Option<Column<'a>>,
+    image_bytes: Option<Column<'a>>,
+    image_path: Option<Column<'a>>,
 }
 
 impl<'a> Cursor<'a> {
-    /// Without the pictures' bytes where only words are wanted.
+    /// Without the images' bytes where only words are wanted.
     fn open(
         file: &'a Parquet,
         group: usize,
@@ -259,18 +259,18 @@ impl<'a> Cursor<'a> {
         let reader = reader.map_err(|e| broken(name, e))?;
         let column = |leaf: &'a Leaf| Column::open(&*reader, leaf, name);
         let columns = &file.columns;
-        let bytes = columns.picture_bytes.as_ref().filter(|_| with_bytes);
+        let bytes = columns.image_bytes.as_ref().filter(|_| with_bytes);
         let words = columns.words.iter().map(column);
         Ok(Cursor {
             words: words.collect::<std::result::Result<_, Problem>>()?,
-            picture_bytes: bytes.map(column).transpose()?,
-            picture_path: columns.picture_path.as_ref().map(column).transpose()?,
+            image_bytes: bytes.map(column).transpose()?,
+            image_path: columns.image_path.as_ref().map(column).transpose()?,
         })
     }
 
     fn skip(&mut self, name: &str, rows: usize) -> std::result::Result<(), Problem> {
-        let pictures = self.picture_bytes.iter_mut().chain(&mut self.picture_path);
-        let mut columns = self.words.iter_mut().chain(pictures);
+        let images = self.image_bytes.iter_mut().chain(&mut self.image_path);
+        let mut columns = self.words.iter_mut().chain(images);
         columns.try_for_each(|column| column.skip(name, rows))
     }
 
@@ -279,14 +279,14 @@ impl<'a> Cursor<'a> {
         let words = self.words.iter_mut();
         let words = words.map(|column| Ok((column.leaf, column.next(name)?)));
         let words = words.collect::<std::result::Result<_, Problem>>()?;
-        let picture = |column: &mut Option<Column<'_>>| match column {
+        let image = |column: &mut Option<Column<'_>>| match column {
             Some(column) => Ok(column.next(name)?.values),
             None => Ok(Vec::new()),
         };
         Ok(Row {
             words,
-            paths: picture(&mut self.picture_path)?,
-            bytes: picture(&mut self.picture_bytes)?,
+            paths: image(&mut self.image_path)?,
+            bytes: image(&mut self.image_bytes)?,
         })
     }
 }
@@ -321,12 +321,12 @@ impl Row<'_> {
         Ok(object)
     }
 
-    fn pictures(&self) -> Vec<PictureOfRow> {
+    fn images(&self) -> Vec<ImageOfRow> {
         // Bytes win: beside them stands the name that the file once had.
         if !self.bytes.is_empty() {
             let files = self.bytes.iter();
             return files
-                .map(|file| PictureOfRow::Bytes(file.data().to_vec()))
+                .map(|file| ImageOfRow::Bytes(file.data().to_vec()))
                 .collect();
         }
         let paths = self
@@ -335,37 +335,37 @@ impl Row<'_> {
             .map(|path| String::from_utf8_lossy(path.data()));
         let paths = paths.filter(|path| !path.is_empty());
         paths
-            .map(|path| PictureOfRow::Path(path.into_owned()))
+            .map(|path| ImageOfRow::Path(path.into_owned()))
             .collect()
     }
 }
 
-/// A row's words and pictures; those that were looked for must be there, or not be asked about.
+/// A row's words and images; those that were looked for must be there, or not be asked about.
 fn understand(name: &str, row: Row<'_>, looked_for: bool) -> Read {
     let object = row.object(name)?;
-    let pictures = row.pictures();
-    let leads_out = |picture: &PictureOfRow| match picture {
-        PictureOfRow::Path(path) => !is_own_file(path),
-        PictureOfRow::Bytes(_) => false,
+    let images = row.images();
+    let leads_out = |image: &ImageOfRow| match image {
+        ImageOfRow::Path(path) => !is_own_file(path),
+        ImageOfRow::Bytes(_) => false,
     };
-    if looked_for && pictures.iter().any(leads_out) {
+    if looked_for && images.iter().any(leads_out) {
         let problem = "its image is not a path below the file's folder";
-        let remedy = "put file and pictures under one folder and write relative paths";
+        let remedy = "put file and images under one folder and write relative paths";
         return Err((Reason::RefusedEntry, Error::content(name, problem, remedy)));
     }
     let is_conversation = object.contains_key("conversations") || object.contains_key("messages");
     let may_be_text = is_conversation && !records::has_placeholder(&object);
-    if looked_for && pictures.is_empty() && !may_be_text {
-        let error = Error::content(name, "it has no picture", "add one, or leave the row out");
-        return Err((Reason::NoPicture, error));
+    if looked_for && images.is_empty() && !may_be_text {
+        let error = Error::content(name, "it has no image", "add one, or leave the row out");
+        return Err((Reason::NoImage, error));
     }
     let words = records::words_of_object(name, &object)?;
     let words = if looked_for {
-        words.for_pictures(name, pictures.len())?
+        words.for_images(name, images.len())?
     } else {
         words
     };
-    Ok((pictures, words))
+    Ok((images, words))
 }
 
 /// Opens a file and checks the words of every row.

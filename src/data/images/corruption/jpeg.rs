@@ -15,9 +15,9 @@ const CHROMA: [u16; 64] = [
     99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99,
 ];
 
-/// Does to a normalised picture [3, `side`, `side`] what saving it at `quality`, 1 to 100, with halved chroma does.
-pub(super) fn lose(picture: &mut [f32], side: usize, quality: u32) {
-    // Files hold whole squares of 16 pixels; the edge goes on outside the picture.
+/// Does to a normalised image [3, `side`, `side`] what saving it at `quality`, 1 to 100, with halved chroma does.
+pub(super) fn lose(image: &mut [f32], side: usize, quality: u32) {
+    // Files hold whole squares of 16 pixels; the edge goes on outside the image.
     let full = side.next_multiple_of(16);
     let level = |value: f32| ((value + 1.0) * 127.5).round().clamp(0.0, 255.0);
     let mut converted = [
@@ -27,7 +27,7 @@ pub(super) fn lose(picture: &mut [f32], side: usize, quality: u32) {
     ];
     for index in 0..full * full {
         let (x, y) = ((index % full).min(side - 1), (index / full).min(side - 1));
-        let [r, g, b] = [0, 1, 2].map(|channel| level(picture[(channel * side + y) * side + x]));
+        let [r, g, b] = [0, 1, 2].map(|channel| level(image[(channel * side + y) * side + x]));
         converted[0][index] = 0.299 * r + 0.587 * g + 0.114 * b;
         converted[1][index] = -0.168_735_9 * r - 0.331_264_1 * g + 0.5 * b + 128.0;
         converted[2][index] = 0.5 * r - 0.418_687_6 * g - 0.081_312_4 * b + 128.0;
@@ -53,7 +53,7 @@ pub(super) fn lose(picture: &mut [f32], side: usize, quality: u32) {
         ];
         for (channel, colour) in colours.into_iter().enumerate() {
             let colour = colour.round().clamp(0.0, 255.0);
-            picture[channel * side * side + index] = colour / 127.5 - 1.0;
+            image[channel * side * side + index] = colour / 127.5 - 1.0;
         }
     }
 }
@@ -66,7 +66,7 @@ fn scaled(table: &[u16; 64], quality: u32) -> [f32; 64] {
     table.map(|step| ((u32::from(step) * scale + 50) / 100).clamp(1, 255) as f32)
 }
 
-/// Means of 2 × 2 neighbours of a plane [`full`, `full`] of even side. Below the picture's own `side` rows libjpeg goes on
+/// Means of 2 × 2 neighbours of a plane [`full`, `full`] of even side. Below the image's own `side` rows libjpeg goes on
 /// with the last row of means, not of pixels.
 fn halved(plane: &[f32], full: usize, side: usize) -> Vec<f32> {
     let (half, last) = (full / 2, side.div_ceil(2) - 1);

@@ -1,14 +1,14 @@
-//! Corruptions of pictures in five severities, to measure how robust features are (after ImageNet-C, Hendrycks and
-//! Dietterich 2019). All are pure functions of the picture: what is random is drawn from a hash of its pixels.
+//! Corruptions of images in five severities, to measure how robust features are (after ImageNet-C, Hendrycks and
+//! Dietterich 2019). All are pure functions of the image: what is random is drawn from a hash of its pixels.
 
 mod jpeg;
 
 use keel_base::random::{Purpose, Stream};
 
-/// The strongest severity; 0 leaves a picture as it is.
+/// The strongest severity; 0 leaves an image as it is.
 pub const SEVERITIES: usize = 5;
 
-/// What is done to a picture.
+/// What is done to an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Corruption {
     /// Gaussian noise added to every channel.
@@ -52,9 +52,9 @@ impl Corruption {
         }
     }
 
-    /// The strength of each severity from 1: the deviation of the noise and of the blur (in pixels of a picture 224 wide),
+    /// The strength of each severity from 1: the deviation of the noise and of the blur (in pixels of an image 224 wide),
     /// the share of contrast left, the quality of the file (the four as in ImageNet-C), the side of the square over the
-    /// picture's, the turn in degrees, and the size left.
+    /// image's, the turn in degrees, and the size left.
     pub fn strengths(self) -> [f32; SEVERITIES] {
         match self {
             Corruption::Noise => [0.08, 0.12, 0.18, 0.26, 0.38],
@@ -67,23 +67,23 @@ impl Corruption {
         }
     }
 
-    /// Changes a normalised picture [3, `side`, `side`], values −1..1, by `severity`, 0 to [`SEVERITIES`].
+    /// Changes a normalised image [3, `side`, `side`], values −1..1, by `severity`, 0 to [`SEVERITIES`].
     ///
     /// # Panics
-    /// When the picture has another size or there is no such severity.
-    pub fn apply(self, picture: &mut [f32], side: usize, severity: usize) {
-        assert_eq!(picture.len(), 3 * side * side, "a picture of three planes");
+    /// When the image has another size or there is no such severity.
+    pub fn apply(self, image: &mut [f32], side: usize, severity: usize) {
+        assert_eq!(image.len(), 3 * side * side, "an image of three planes");
         if severity == 0 {
             return;
         }
         let strength = self.strengths()[severity - 1];
-        let hash = blake3::hash(bytemuck::cast_slice(picture));
+        let hash = blake3::hash(bytemuck::cast_slice(image));
         let seed = u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("eight bytes"));
         let mut draws = Stream::new(seed, Purpose::Evaluation, 4, self as u64);
-        let planes = picture.chunks_exact_mut(side * side);
+        let planes = image.chunks_exact_mut(side * side);
         match self {
             Corruption::Noise => {
-                for value in picture.iter_mut() {
+                for value in image.iter_mut() {
                     // Box and Muller 1958; the deviation is of values 0..1.
                     let radius = (-2.0 * (1.0 - draws.unit()).ln()).sqrt();
                     let normal = radius * (std::f32::consts::TAU * draws.unit()).cos();
@@ -100,7 +100,7 @@ impl Corruption {
                     *value = mean + strength * (*value - mean);
                 }
             }),
-            Corruption::Jpeg => jpeg::lose(picture, side, strength as u32),
+            Corruption::Jpeg => jpeg::lose(image, side, strength as u32),
             Corruption::Occlusion => {
                 let size = ((strength * side as f32).round() as usize).clamp(1, side);
                 let left = draws.below(side - size + 1);
@@ -118,11 +118,11 @@ impl Corruption {
                     -strength
                 };
                 let (sine, cosine) = turn.to_radians().sin_cos();
-                redraw(picture, side, |x, y| {
+                redraw(image, side, |x, y| {
                     [cosine * x + sine * y, cosine * y - sine * x]
                 });
             }
-            Corruption::Scale => redraw(picture, side, |x, y| [x / strength, y / strength]),
+            Corruption::Scale => redraw(image, side, |x, y| [x / strength, y / strength]),
         }
     }
 }
@@ -157,12 +157,12 @@ fn blur(plane: &mut [f32], side: usize, deviation: f32) {
     }
 }
 
-/// Draws the picture anew, bilinear: what is at (x, y) from the centre comes from `source(x, y)`; what lies outside the
-/// picture has the colour of its first corner.
-fn redraw(picture: &mut [f32], side: usize, source: impl Fn(f32, f32) -> [f32; 2]) {
-    let before = picture.to_vec();
+/// Draws the image anew, bilinear: what is at (x, y) from the centre comes from `source(x, y)`; what lies outside the
+/// image has the colour of its first corner.
+fn redraw(image: &mut [f32], side: usize, source: impl Fn(f32, f32) -> [f32; 2]) {
+    let before = image.to_vec();
     let centre = (side as f32 - 1.0) / 2.0;
-    for (plane, before) in picture
+    for (plane, before) in image
         .chunks_exact_mut(side * side)
         .zip(before.chunks_exact(side * side))
     {

@@ -1,25 +1,25 @@
-//! What is said about pictures, before it is laid out in the ids of a tokeniser.
+//! What is said about images, before it is laid out in the ids of a tokeniser.
 
 use std::ops::Range;
 
-/// Where a picture stands in a question, in conversations that say so.
+/// Where an image stands in a question, in conversations that say so.
 pub const MARK: &str = "<image>";
 
-/// The question with marks of so many pictures before it.
-pub fn marked_before(question: &str, pictures: usize) -> String {
-    format!("{MARK}\n").repeat(pictures) + question
+/// The question with marks of so many images before it.
+pub fn marked_before(question: &str, images: usize) -> String {
+    format!("{MARK}\n").repeat(images) + question
 }
 
-/// What is said about pictures, or without one.
+/// What is said about images, or without one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conversation<'a> {
-    /// Tokens that a picture takes, Ti; 0 where there is none.
+    /// Tokens that an image takes, Ti; 0 where there is none.
     pub image_tokens: usize,
-    /// Whether questions mark by [`MARK`] where pictures stand; else one stands before the first question, if any does.
+    /// Whether questions mark by [`MARK`] where images stand; else one stands before the first question, if any does.
     pub is_marked: bool,
     /// What the system says first, in place of the chat's own words.
     pub system: Option<&'a str>,
-    /// Text that stands where a picture would.
+    /// Text that stands where an image would.
     pub context: &'a str,
     /// Questions, possibly empty, and answers; none where the context is the whole text.
     pub turns: Vec<[&'a str; 2]>,
@@ -34,7 +34,7 @@ pub struct Sequence {
     pub supervised: Vec<Range<usize>>,
 }
 
-/// A further question about a sample's picture and its answer.
+/// A further question about a sample's image and its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turn {
     /// The question.

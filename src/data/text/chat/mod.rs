@@ -41,7 +41,7 @@ impl ChatTokenizer {
         })
     }
 
-    /// Reads `tokenizer.json`, of a model that was trained on chats of this `template`. Tokens that the template needs for pictures
+    /// Reads `tokenizer.json`, of a model that was trained on chats of this `template`. Tokens that the template needs for images
     /// and that the file lacks are added behind its own.
     ///
     /// # Errors
@@ -69,7 +69,7 @@ impl ChatTokenizer {
         }
     }
 
-    /// Ids that the file does not hold and that were added for pictures, behind all others.
+    /// Ids that the file does not hold and that were added for images, behind all others.
     pub fn added(&self) -> Range<usize> {
         match &self.backend {
             Backend::Embedded(tokenizer) => tokenizer.len()..tokenizer.len(),
@@ -152,9 +152,9 @@ impl ChatTokenizer {
 
     /// Lays out a conversation.
     ///
-    /// Embedded, with a picture: `<begin> <image>×Ti <user> question <assistant> answer <end>`, the answer and `<end>`
+    /// Embedded, with an image: `<begin> <image>×Ti <user> question <assistant> answer <end>`, the answer and `<end>`
     /// supervised; further turns follow as `<user> question <assistant> answer <end>`, supervised in the same way. Where
-    /// questions mark where pictures stand, `<image>×Ti` stands at each mark. Text only:
+    /// questions mark where images stand, `<image>×Ti` stands at each mark. Text only:
     /// `<begin> context <user> question <assistant> answer <end>`, or `<begin> context <end>` when there are no turns,
     /// everything after `<begin>` supervised, as one answer. Published: as [`ChatTemplate`] says.
     pub fn sequence(&self, conversation: &Conversation<'_>) -> Sequence {
@@ -164,7 +164,7 @@ impl ChatTokenizer {
         }
     }
 
-    /// The ids up to the first answer of a conversation with a picture: what a model is given to go on from.
+    /// The ids up to the first answer of a conversation with an image: what a model is given to go on from.
     pub fn prompt(&self, conversation: &Conversation<'_>) -> Vec<i32> {
         let mut sequence = self.sequence(conversation);
         let first = sequence.supervised.first().map_or(0, |answer| answer.start);
@@ -180,9 +180,9 @@ fn widen(ids: &[u16]) -> Vec<i32> {
 fn embedded_sequence(tokenizer: &Tokenizer, conversation: &Conversation<'_>) -> Sequence {
     let mut ids = vec![BEGIN];
     let mut supervised = Vec::with_capacity(conversation.turns.len());
-    let picture = || std::iter::repeat_n(IMAGE, conversation.image_tokens);
+    let image = || std::iter::repeat_n(IMAGE, conversation.image_tokens);
     if !conversation.is_marked {
-        ids.extend(picture());
+        ids.extend(image());
     }
     tokenizer.encode_into(conversation.context, &mut ids);
     for (index, [question, answer]) in conversation.turns.iter().enumerate() {
@@ -194,7 +194,7 @@ fn embedded_sequence(tokenizer: &Tokenizer, conversation: &Conversation<'_>) -> 
         if conversation.is_marked {
             for (number, text) in question.split(MARK).enumerate() {
                 if number > 0 {
-                    ids.extend(picture());
+                    ids.extend(image());
                 }
                 tokenizer.encode_into(text, &mut ids);
             }

@@ -18,8 +18,8 @@ const OPEN: &str = "<|im_start|>";
 const CLOSE: &str = "<|im_end|>";
 /// Ends a text that is no conversation, where the tokeniser has it.
 const TEXT_END: &str = "<|endoftext|>";
-/// What stands around a picture, and what each of its tokens is.
-const PICTURE: [&str; 3] = ["<img>", "<IMG_CONTEXT>", "</img>"];
+/// What stands around an image, and what each of its tokens is.
+const IMAGE: [&str; 3] = ["<img>", "<IMG_CONTEXT>", "</img>"];
 /// Largest file, bytes; the largest published ones have about 20 MB.
 const MAX_BYTES: u64 = 256 << 20;
 
@@ -31,7 +31,7 @@ pub(super) struct Published {
     open: i32,
     close: i32,
     text_end: i32,
-    picture: [i32; 3],
+    image: [i32; 3],
     vocabulary: usize,
     added: Range<usize>,
     /// Ids that are no text.
@@ -74,7 +74,7 @@ impl Published {
             .map_err(|problem| bad(problem.to_string()))?;
         tokenizer.with_padding(None);
         let before = end_of(&tokenizer);
-        let missing: Vec<AddedToken> = PICTURE
+        let missing: Vec<AddedToken> = IMAGE
             .into_iter()
             .filter(|token| tokenizer.token_to_id(token).is_none())
             .map(|token| AddedToken::from(token, true))
@@ -100,15 +100,15 @@ impl Published {
             })
         };
         let (open, close) = (id_of(OPEN)?, id_of(CLOSE)?);
-        let mut picture = [0; 3];
-        for (id, token) in picture.iter_mut().zip(PICTURE) {
+        let mut image = [0; 3];
+        for (id, token) in image.iter_mut().zip(IMAGE) {
             *id = id_of(token)?;
         }
         Ok(Published {
             open,
             close,
             text_end: id_of(TEXT_END).unwrap_or(close),
-            picture,
+            image,
             vocabulary: end_of(&tokenizer),
             added: before..end_of(&tokenizer),
             control,
@@ -130,7 +130,7 @@ impl Published {
     }
 
     pub fn image(&self) -> i32 {
-        self.picture[1]
+        self.image[1]
     }
 
     pub fn end(&self) -> i32 {
@@ -189,14 +189,14 @@ impl Published {
         self.push(self.template.between(), ids);
     }
 
-    /// A turn with a picture between each two pieces of text. The control tokens around it part them for the tokeniser.
-    fn push_pictures<'a>(
+    /// A turn with an image between each two pieces of text. The control tokens around it part them for the tokeniser.
+    fn push_images<'a>(
         &self,
         pieces: impl Iterator<Item = &'a str>,
         image_tokens: usize,
         ids: &mut Vec<i32>,
     ) {
-        let [before, token, after] = self.picture;
+        let [before, token, after] = self.image;
         ids.push(self.open);
         for (number, text) in pieces.enumerate() {
             if number > 0 {
@@ -230,7 +230,7 @@ impl Published {
             match (index, conversation.image_tokens) {
                 (_, image_tokens) if conversation.is_marked => {
                     let text = format!("user\n{question}");
-                    self.push_pictures(text.split(MARK), image_tokens, ids);
+                    self.push_images(text.split(MARK), image_tokens, ids);
                 }
                 (0, 0) if conversation.context.is_empty() => {
                     self.push_turn(&["user\n", question], ids);
@@ -240,7 +240,7 @@ impl Published {
                 }
                 (0, image_tokens) => {
                     let text = ["user\n", &format!("\n{question}")];
-                    self.push_pictures(text.into_iter(), image_tokens, ids);
+                    self.push_images(text.into_iter(), image_tokens, ids);
                 }
                 _ => self.push_turn(&["user\n", question], ids),
             }

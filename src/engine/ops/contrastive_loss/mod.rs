@@ -1,4 +1,4 @@
-//! Contrastive losses between N pictures and N texts, in tiles: memory is O(N·E), never N².
+//! Contrastive losses between N images and N texts, in tiles: memory is O(N·E), never N².
 //!
 //! With unit features u, v [N, E] and a = log_scale:
 //!
@@ -10,7 +10,7 @@
 //!
 //! Both: ∂u = eᵃ G v, ∂v = eᵃ Gᵀ u, ∂a = Σ_i ⟨u_i, ∂u_i⟩. Saved: r and c [N] (InfoNCE), nothing (sigmoid).
 //!
-//! A batch may hold text without pictures: with a number of pairs M, all of the above is of the first M rows of both sides,
+//! A batch may hold text without images: with a number of pairs M, all of the above is of the first M rows of both sides,
 //! and the gradients of the others are 0. A loss of no pairs is 0.
 //! Work: forward 4·N²·E flops (rows and columns are swept apart so that each log-sum has one owner), backward 8·N²·E; on a
 //! GPU 2·N²·E and 6·N²·E.

@@ -1,6 +1,6 @@
 //! The patch embedding of a vision transformer: a convolution whose stride is its kernel size, as one product.
 //!
-//! Shapes: images [B, Ci, h, w] (Ci colours, three for pictures), weight [C, Ci·P·P] flattened as (colour, row, column),
+//! Shapes: images [B, Ci, h, w] (Ci colours, three for images), weight [C, Ci·P·P] flattened as (colour, row, column),
 //! bias [C], position [T, C], y [B, T, C] with T = ⌊h/P⌋·⌊w/P⌋ patches in row-major order. What is left over at the right
 //! and at the bottom is ignored, as a valid convolution does.
 //!

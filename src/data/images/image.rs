@@ -1,4 +1,4 @@
-//! Pictures: decoding PNG, JPEG and WebP files that nobody vouches for, and the few operations training needs on them.
+//! Images: decoding PNG, JPEG and WebP files that nobody vouches for, and the few operations training needs on them.
 //!
 //! Decoding is strict: a file that ends early is an error, the size is checked before a pixel is allocated, and a panic
 //! inside a decoder counts as one more bad file. What it cannot do is notice a flipped bit that still decodes: only a
@@ -17,23 +17,23 @@ use keel_base::error::{Error, Result};
 
 /// Bounds on what one file may ask for.
 #[derive(Debug, Clone, Copy)]
-pub struct PictureLimits {
+pub struct ImageLimits {
     /// Largest width × height accepted; decoding needs about 7 bytes a pixel, 13 for a progressive JPEG.
     pub max_pixels: u64,
 }
 
-impl Default for PictureLimits {
+impl Default for ImageLimits {
     /// 67 million pixels: a 64-megapixel photograph passes.
-    fn default() -> PictureLimits {
-        PictureLimits {
+    fn default() -> ImageLimits {
+        ImageLimits {
             max_pixels: 1 << 26,
         }
     }
 }
 
-/// A picture in memory: straight (not premultiplied) RGBA, 8 bits a channel, rows from the top.
+/// An image in memory: straight (not premultiplied) RGBA, 8 bits a channel, rows from the top.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Picture {
+pub struct Image {
     /// Pixels in a row.
     pub width: u32,
     /// Rows.
@@ -42,11 +42,11 @@ pub struct Picture {
     pub rgba: Vec<u8>,
 }
 
-impl Picture {
-    /// A picture of one colour.
-    pub fn filled(width: u32, height: u32, colour: [u8; 4]) -> Picture {
+impl Image {
+    /// An image of one colour.
+    pub fn filled(width: u32, height: u32, colour: [u8; 4]) -> Image {
         let pixels = width as usize * height as usize;
-        Picture {
+        Image {
             width,
             height,
             rgba: colour.repeat(pixels),
@@ -58,7 +58,7 @@ impl Picture {
     /// # Errors
     /// [`Error::Content`] calling the file `name` when it is of no known kind, is damaged or ends early, has several
     /// frames, or holds more pixels than `limits` allow.
-    pub fn decode(name: &str, bytes: &[u8], limits: &PictureLimits) -> Result<Picture> {
+    pub fn decode(name: &str, bytes: &[u8], limits: &ImageLimits) -> Result<Image> {
         // The decoders hold no state of ours.
         let outcome = catch_decoder_panic(|| match FileFormat::of(bytes) {
             Some(FileFormat::Png) => decode_png(bytes, limits),
@@ -70,7 +70,7 @@ impl Picture {
             )),
         });
         let refusal = match outcome {
-            Some(Ok(picture)) => return Ok(picture),
+            Some(Ok(image)) => return Ok(image),
             Some(Err(refusal)) => refusal,
             None => Refusal::damaged("the decoder gave up on it"),
         };
@@ -82,8 +82,8 @@ impl Picture {
         self.rgba.chunks_exact(4).all(|pixel| pixel[3] == 255)
     }
 
-    /// The picture laid over a background colour: every pixel opaque, rounded as Pillow's `paste` with a mask does.
-    pub fn flatten(&self, background: [u8; 3]) -> Picture {
+    /// The image laid over a background colour: every pixel opaque, rounded as Pillow's `paste` with a mask does.
+    pub fn flatten(&self, background: [u8; 3]) -> Image {
         let mut rgba = self.rgba.clone();
         for pixel in rgba.chunks_exact_mut(4) {
             let opacity = u32::from(pixel[3]);
@@ -93,13 +93,13 @@ impl Picture {
             }
             pixel[3] = 255;
         }
-        Picture { rgba, ..*self }
+        Image { rgba, ..*self }
     }
 
-    /// The part `width` × `height` whose corner is at column `left`, row `top`; outside the picture it is transparent.
-    pub fn crop(&self, left: i64, top: i64, width: u32, height: u32) -> Picture {
-        let mut part = Picture::filled(width, height, [0; 4]);
-        // The columns of the part that lie inside the picture.
+    /// The part `width` × `height` whose corner is at column `left`, row `top`; outside the image it is transparent.
+    pub fn crop(&self, left: i64, top: i64, width: u32, height: u32) -> Image {
+        let mut part = Image::filled(width, height, [0; 4]);
+        // The columns of the part that lie inside the image.
         let first = (-left).clamp(0, i64::from(width)) as usize;
         let last = (i64::from(self.width) - left).clamp(first as i64, i64::from(width)) as usize;
         for y in 0..height as usize {
@@ -115,8 +115,8 @@ impl Picture {
         part
     }
 
-    /// The middle `width` × `height`, the odd pixel left at the right and bottom; padded where the picture is smaller.
-    pub fn centre_crop(&self, width: u32, height: u32) -> Picture {
+    /// The middle `width` × `height`, the odd pixel left at the right and bottom; padded where the image is smaller.
+    pub fn centre_crop(&self, width: u32, height: u32) -> Image {
         let left = (i64::from(self.width) - i64::from(width)).div_euclid(2);
         let top = (i64::from(self.height) - i64::from(height)).div_euclid(2);
         self.crop(left, top, width, height)
@@ -166,10 +166,10 @@ fn unknown_kind(bytes: &[u8]) -> String {
         _ if bytes.starts_with(b"II*\0") || bytes.starts_with(b"MM\0*") => "a TIFF",
         _ if bytes.get(4..8) == Some(b"ftyp") => "an AVIF or HEIC",
         _ if bytes.starts_with(b"version https://git-lfs") => {
-            "a Git LFS pointer, not the picture itself"
+            "a Git LFS pointer, not the image itself"
         }
         _ if bytes.starts_with(b"<") => "text (HTML, XML or SVG)",
-        _ => "no picture that is known here",
+        _ => "no image that is known here",
     };
     format!("it is {guess}")
 }
@@ -191,7 +191,7 @@ impl Refusal {
     fn damaged(reason: impl ToString) -> Refusal {
         Refusal::new(
             format!(
-                "the picture is damaged or cut short ({})",
+                "the image is damaged or cut short ({})",
                 reason.to_string()
             ),
             "fetch or export it again, or leave it out",
@@ -200,14 +200,14 @@ impl Refusal {
 
     fn animated() -> Refusal {
         Refusal::new(
-            "the picture has several frames",
-            "export one of them as a still picture",
+            "the image has several frames",
+            "export one of them as a still image",
         )
     }
 }
 
 /// The number of pixels, when it is neither zero nor above the limit.
-fn checked_pixels(width: u64, height: u64, limits: &PictureLimits) -> Result<usize, Refusal> {
+fn checked_pixels(width: u64, height: u64, limits: &ImageLimits) -> Result<usize, Refusal> {
     match width.checked_mul(height) {
         Some(0) => Err(Refusal::damaged("it has no pixels")),
         Some(pixels) if pixels <= limits.max_pixels => Ok(pixels as usize),
@@ -221,7 +221,7 @@ fn checked_pixels(width: u64, height: u64, limits: &PictureLimits) -> Result<usi
     }
 }
 
-fn decode_png(bytes: &[u8], limits: &PictureLimits) -> Result<Picture, Refusal> {
+fn decode_png(bytes: &[u8], limits: &ImageLimits) -> Result<Image, Refusal> {
     let mut decoder = png::Decoder::new(Cursor::new(bytes));
     decoder.set_ignore_text_chunk(true);
     decoder.set_ignore_iccp_chunk(true);
@@ -255,14 +255,14 @@ fn decode_png(bytes: &[u8], limits: &PictureLimits) -> Result<Picture, Refusal> 
             return Err(Refusal::damaged("its palette could not be expanded"));
         }
     };
-    Ok(Picture {
+    Ok(Image {
         width,
         height,
         rgba,
     })
 }
 
-fn decode_jpeg(bytes: &[u8], limits: &PictureLimits) -> Result<Picture, Refusal> {
+fn decode_jpeg(bytes: &[u8], limits: &ImageLimits) -> Result<Image, Refusal> {
     // 65,535 is the format's own limit; the product of both sides is checked below, before the pixels are decoded.
     let options = DecoderOptions::default()
         .set_strict_mode(true)
@@ -295,7 +295,7 @@ fn decode_jpeg(bytes: &[u8], limits: &PictureLimits) -> Result<Picture, Refusal>
     if rgb.len() != pixels * 3 {
         return Err(Refusal::damaged("its size contradicts itself"));
     }
-    Ok(Picture {
+    Ok(Image {
         width: width as u32,
         height: height as u32,
         rgba: to_rgba(&rgb, |p: &[u8; 3]| [p[0], p[1], p[2], 255]),
@@ -327,7 +327,7 @@ fn jpeg_reaches_its_end(bytes: &[u8]) -> bool {
     false
 }
 
-fn decode_webp(bytes: &[u8], limits: &PictureLimits) -> Result<Picture, Refusal> {
+fn decode_webp(bytes: &[u8], limits: &ImageLimits) -> Result<Image, Refusal> {
     let claimed = bytes[4..8]
         .iter()
         .rev()
@@ -359,7 +359,7 @@ fn decode_webp(bytes: &[u8], limits: &PictureLimits) -> Result<Picture, Refusal>
         4 => buffer,
         _ => to_rgba(&buffer, |p: &[u8; 3]| [p[0], p[1], p[2], 255]),
     };
-    Ok(Picture {
+    Ok(Image {
         width,
         height,
         rgba,

@@ -1,10 +1,10 @@
-//! Pictures: decoding and scaling agree with Pillow, and bad files are refused with a sentence.
+//! Images: decoding and scaling agree with Pillow, and bad files are refused with a sentence.
 
-use keel::data::picture::{Picture, PictureLimits};
+use keel::data::image::{Image, ImageLimits};
 use keel::data::resample::Filter;
 use safetensors::SafeTensors;
 
-/// Made by tools/picture_goldens.py with Pillow 12.2.
+/// Made by tools/image_goldens.py with Pillow 12.2.
 pub const GOLDENS: &[u8] = include_bytes!("goldens/pictures.safetensors");
 
 pub fn goldens() -> SafeTensors<'static> {
@@ -36,20 +36,20 @@ pub fn png_file(width: u32, height: u32, colour: png::ColorType, pixels: &[u8]) 
     file
 }
 
-fn picture(name: &str) -> Picture {
+fn image(name: &str) -> Image {
     let goldens = goldens();
     let view = goldens
         .tensor(name)
         .unwrap_or_else(|_| panic!("no golden {name}"));
-    Picture {
+    Image {
         width: view.shape()[1] as u32,
         height: view.shape()[0] as u32,
         rgba: view.data().to_vec(),
     }
 }
 
-pub fn decode(bytes: &[u8]) -> keel::error::Result<Picture> {
-    Picture::decode("it.img", bytes, &PictureLimits::default())
+pub fn decode(bytes: &[u8]) -> keel::error::Result<Image> {
+    Image::decode("it.img", bytes, &ImageLimits::default())
 }
 
 pub fn message(bytes: &[u8]) -> String {
@@ -65,7 +65,7 @@ fn decoding_agrees_with_pillow_for_every_kind_of_file() {
             assert!(message(&bytes).contains("stored in a form that is not read here"));
             continue;
         }
-        let (found, wanted) = (decode(&bytes).unwrap(), picture(&format!("pixels.{name}")));
+        let (found, wanted) = (decode(&bytes).unwrap(), image(&format!("pixels.{name}")));
         assert_eq!(
             (found.width, found.height),
             (wanted.width, wanted.height),
@@ -96,9 +96,9 @@ fn scaling_is_pillows_bit_for_bit() {
             let Some(case) = name.strip_prefix(kind) else {
                 continue;
             };
-            let wanted = picture(name);
+            let wanted = image(name);
             let found =
-                picture(&format!("input.{case}")).resize(wanted.width, wanted.height, filter);
+                image(&format!("input.{case}")).resize(wanted.width, wanted.height, filter);
             assert_eq!(found, wanted, "{name}");
             cases += 1;
         }
@@ -115,18 +115,18 @@ fn flattening_is_pillows_paste_bit_for_bit() {
         .filter_map(|name| name.strip_prefix("flattened."));
     let mut cases = 0;
     for case in names {
-        let found = picture(&format!("input.{case}")).flatten([250, 3, 100]);
-        assert_eq!(found, picture(&format!("flattened.{case}")));
+        let found = image(&format!("input.{case}")).flatten([250, 3, 100]);
+        assert_eq!(found, image(&format!("flattened.{case}")));
         assert!(found.is_opaque());
         cases += 1;
     }
     assert_eq!(cases, 3);
 }
 
-/// A picture in which every pixel differs.
-fn numbered(width: u32, height: u32) -> Picture {
+/// An image in which every pixel differs.
+fn numbered(width: u32, height: u32) -> Image {
     let pixels = (0..width * height).flat_map(|n| [n as u8, (n >> 8) as u8, 7, 255]);
-    Picture {
+    Image {
         width,
         height,
         rgba: pixels.collect(),
@@ -171,19 +171,19 @@ fn the_shorter_edge_gets_the_size_and_the_longer_is_rounded_down() {
         ((1, 9), (224, 2016)),
     ] {
         let found =
-            Picture::filled(width, height, [9; 4]).resize_shortest_edge(224, Filter::Bicubic);
+            Image::filled(width, height, [9; 4]).resize_shortest_edge(224, Filter::Bicubic);
         assert_eq!((found.width, found.height), (wanted_width, wanted_height));
     }
 }
 
 #[test]
 fn normalised_values_are_planes_of_red_green_and_blue() {
-    let picture = Picture {
+    let image = Image {
         width: 2,
         height: 1,
         rgba: vec![0, 51, 255, 255, 102, 153, 204, 255],
     };
-    let found = picture.to_chw([0.5, 0.25, 0.0], [0.5, 1.0, 2.0]);
+    let found = image.to_chw([0.5, 0.25, 0.0], [0.5, 1.0, 2.0]);
     let wanted = [-1.0, -0.2, -0.05, 0.35, 0.5, 0.4];
     for (found, wanted) in found.iter().zip(wanted) {
         assert!((found - wanted).abs() < 1e-6, "{found} {wanted}");

@@ -1,9 +1,9 @@
-//! Pictures nobody should trust: each is refused with a sentence, and none costs more memory than its limit.
+//! Images nobody should trust: each is refused with a sentence, and none costs more memory than its limit.
 
-use keel::data::picture::{Picture, PictureLimits};
+use keel::data::image::{Image, ImageLimits};
 
 use crate::allocations::measure;
-use crate::data_picture::{decode, files, goldens, message};
+use crate::data_image::{decode, files, goldens, message};
 
 /// A PNG chunk with a correct checksum.
 fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
@@ -70,7 +70,7 @@ fn a_palette_that_ends_within_a_colour_is_refused() {
 }
 
 #[test]
-fn pictures_cut_short_anywhere_are_refused() {
+fn images_cut_short_anywhere_are_refused() {
     for (name, bytes) in files() {
         for length in 0..bytes.len() {
             let outcome = decode(&bytes[..length]);
@@ -84,14 +84,14 @@ fn pictures_cut_short_anywhere_are_refused() {
 }
 
 #[test]
-fn the_message_for_a_cut_picture_names_the_file_and_says_what_to_do() {
+fn the_message_for_a_cut_image_names_the_file_and_says_what_to_do() {
     for (name, bytes) in files() {
         if name == "jpeg_stored_rgb" {
             continue;
         }
         let text = message(&bytes[..bytes.len() / 2]);
         assert!(
-            text.starts_with("it.img: the picture is damaged or cut short ("),
+            text.starts_with("it.img: the image is damaged or cut short ("),
             "{name}: {text}"
         );
         assert!(
@@ -197,12 +197,12 @@ fn small_files_that_inflate_do_not_take_memory() {
         let (_, allocated) = measure(|| decode(&bytes));
         assert!(allocated.peak_bytes < 4 << 20, "{allocated:?}");
     }
-    let (picture, _) = measure(|| decode(&png(1, 1, &text, &one)));
-    assert_eq!(picture.unwrap().rgba, [0, 0, 0, 255]);
+    let (image, _) = measure(|| decode(&png(1, 1, &text, &one)));
+    assert_eq!(image.unwrap().rgba, [0, 0, 0, 255]);
 }
 
 #[test]
-fn pictures_without_pixels_are_refused() {
+fn images_without_pixels_are_refused() {
     for (width, height) in [(0, 0), (0, 5), (5, 0)] {
         assert!(decode(&png(width, height, &[], &zeros_compressed(10))).is_err());
     }
@@ -231,7 +231,7 @@ fn other_files_are_named_for_what_they_are() {
             "a Git LFS pointer",
         ),
         (b"<!DOCTYPE html>", "text (HTML, XML or SVG)"),
-        (b"hello", "no picture that is known here"),
+        (b"hello", "no image that is known here"),
     ];
     for (bytes, what) in cases {
         let text = message(bytes);
@@ -249,7 +249,7 @@ fn a_pixel_limit_is_exact() {
         .find(|(name, _)| name == "png_rgb")
         .unwrap();
     let pixels = 37 * 26;
-    let limited = |max_pixels| Picture::decode("it.img", &bytes, &PictureLimits { max_pixels });
+    let limited = |max_pixels| Image::decode("it.img", &bytes, &ImageLimits { max_pixels });
     assert!(limited(pixels).is_ok());
     assert!(limited(pixels - 1).is_err());
 }

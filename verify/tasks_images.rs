@@ -237,7 +237,7 @@ fn drawing_at_any_size_keeps_the_mean_colour() {
 }
 
 #[test]
-fn an_empty_picture_is_one_empty_pixel() {
+fn an_empty_image_is_one_empty_pixel() {
     assert_eq!(Palette::measure([]).dominant(0.01, 3), []);
     let drawn = |sprite: Option<Sprite>| {
         let mut frame = Frame::new(8, [200, 100, 0]);
