@@ -15,10 +15,10 @@ use std::time::Instant;
 use keel::data::augment::Augmentation;
 use keel::data::batch::{BatchShape, TokenWeighting};
 use keel::data::chat::ChatTokenizer;
+use keel::data::image::{Image, ImageLimits};
 use keel::data::image_view::ImageCache;
 use keel::data::mixture::{Mixture, MixtureSettings};
 use keel::data::pairs::{PairLimits, Pairs};
-use keel::data::image::{Image, ImageLimits};
 use keel::data::pixels::Pixels;
 use keel::data::source::SampleSettings;
 use keel::data::task::Task;
@@ -39,10 +39,7 @@ fn main() {
     let folder = tempfile::tempdir().expect("a folder for the images");
     let kinds: &[&str] = match &python {
         Some(python) => {
-            ask_peer(
-                python,
-                &["make", &text(folder.path()), &IMAGES.to_string()],
-            );
+            ask_peer(python, &["make", &text(folder.path()), &IMAGES.to_string()]);
             &["jpg", "png"]
         }
         None => {

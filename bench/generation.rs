@@ -19,8 +19,8 @@ fn main() {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let cpu = CpuExecutor::new(layout.elements(), threads).expect("memory and threads");
     cpu.write_parameters(0, &initialise(&layout, 1)).unwrap();
-    let words = ChatTokenizer::embedded();
-    let prompt = words.prompt(&Conversation {
+    let tokenizer = ChatTokenizer::embedded();
+    let prompt = tokenizer.prompt(&Conversation {
         image_tokens: config.image_tokens(),
         is_marked: false,
         system: None,
@@ -34,7 +34,7 @@ fn main() {
             config,
             layout: &layout,
             executor: &cpu,
-            words,
+            tokenizer,
             pixels: keel::data::pixels::Pixels::default(),
             head: None,
         };

@@ -12,8 +12,8 @@ use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
 use crate::command::{keel, tiny_recipe};
-use crate::data_pairs::{folder, open, images};
 use crate::data_image::decode;
+use crate::data_pairs::{folder, images, open};
 use crate::data_webdataset::{END, file};
 
 fn turn(question: &str, answer: &str) -> Turn {

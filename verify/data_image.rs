@@ -97,8 +97,7 @@ fn scaling_is_pillows_bit_for_bit() {
                 continue;
             };
             let wanted = image(name);
-            let found =
-                image(&format!("input.{case}")).resize(wanted.width, wanted.height, filter);
+            let found = image(&format!("input.{case}")).resize(wanted.width, wanted.height, filter);
             assert_eq!(found, wanted, "{name}");
             cases += 1;
         }
@@ -170,8 +169,7 @@ fn the_shorter_edge_gets_the_size_and_the_longer_is_rounded_down() {
         ((50, 50), (224, 224)),
         ((1, 9), (224, 2016)),
     ] {
-        let found =
-            Image::filled(width, height, [9; 4]).resize_shortest_edge(224, Filter::Bicubic);
+        let found = Image::filled(width, height, [9; 4]).resize_shortest_edge(224, Filter::Bicubic);
         assert_eq!((found.width, found.height), (wanted_width, wanted_height));
     }
 }

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use keel::data::augment::Augmentation;
 use keel::data::batch::{Batch, BatchShape};
+use keel::data::image::Image;
 use keel::data::image_view::ImageCache;
 use keel::data::mixture::Mixture;
 use keel::data::pairs::{Pair, PairLimits, PairSource, Pairs};
-use keel::data::image::Image;
 use keel::data::skips::SkipLimits;
 use keel::data::source::SampleSettings;
 use keel::data::task::Task;

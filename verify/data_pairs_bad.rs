@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::Path;
 
-use keel::data::pairs::{PairLimits, PairSource, Pairs};
 use keel::data::image::ImageLimits;
+use keel::data::pairs::{PairLimits, PairSource, Pairs};
 use keel::data::skips::{Reason, SkipLimits};
 use keel::error::Error;
 
 use crate::command::keel;
-use crate::data_pairs::{folder, open, images};
+use crate::data_pairs::{folder, images, open};
 use crate::data_webdataset::{END, entry, file, tar};
 
 fn refused(path: impl AsRef<Path>) -> String {
@@ -224,11 +224,7 @@ fn a_broken_line_is_counted_with_its_file_and_number() {
             "it is not JSON (column 17)",
         ),
         ("7", Reason::BadRecord, "it is JSON, but no object"),
-        (
-            "{\"caption\": \"x\"}",
-            Reason::NoImage,
-            "it names no image",
-        ),
+        ("{\"caption\": \"x\"}", Reason::NoImage, "it names no image"),
         (
             "{\"image\": [\"a.png\", 7], \"caption\": \"x\"}",
             Reason::BadRecord,

@@ -127,8 +127,5 @@ fn a_circle_is_found_where_there_is_one() {
     assert_eq!(found.len(), 3, "the circle and what imports from it");
     let text = "use super::chat::{Turn, MARK};\nlet x = crate::data::images::image::Image;";
     assert_eq!(paths(text, "super"), [["chat", ""]]);
-    assert_eq!(
-        paths(text, "crate::data")[0],
-        ["images", "image", "Image"]
-    );
+    assert_eq!(paths(text, "crate::data")[0], ["images", "image", "Image"]);
 }

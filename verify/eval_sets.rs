@@ -6,8 +6,8 @@ use std::sync::Arc;
 use keel::data::blind_baseline::QuestionAnswer;
 use keel::data::chat::ChatTokenizer;
 use keel::data::eval_set::{Classes, EvalSet, EvalSuite, SetName};
-use keel::data::image_view::ImageView;
 use keel::data::image::Image;
+use keel::data::image_view::ImageView;
 use keel::data::pixels::Pixels;
 use keel::data::sample::{Sample, View};
 use keel::data::task::Task;
@@ -140,7 +140,7 @@ fn with_model<T>(work: impl FnOnce(EvalContext<'_>) -> T) -> T {
         config: &recipe.model,
         layout: &layout,
         executor: &executor,
-        words: ChatTokenizer::embedded(),
+        tokenizer: ChatTokenizer::embedded(),
         pixels: Pixels::default(),
         head: None,
     })

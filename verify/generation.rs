@@ -35,7 +35,7 @@ fn context_of<'a>(
         config,
         layout,
         executor,
-        words: ChatTokenizer::embedded(),
+        tokenizer: ChatTokenizer::embedded(),
         pixels: keel::data::pixels::Pixels::default(),
         head: None,
     }
@@ -199,9 +199,7 @@ fn prompts_that_do_not_fit_are_refused() {
         vec![vec![1], vec![1]],
         vec![vec![]],
     ] {
-        let problem = generator
-            .generate(&images(1, side), &prompts)
-            .unwrap_err();
+        let problem = generator.generate(&images(1, side), &prompts).unwrap_err();
         assert!(
             problem.to_string().contains("prompts: expected"),
             "{problem}"

@@ -96,9 +96,9 @@ fn samples() -> Vec<Sample> {
 }
 
 fn batch(samples: &[Sample], pack: usize, tokens: usize) -> Batch {
-    let words = ChatTokenizer::embedded();
+    let tokenizer = ChatTokenizer::embedded();
     let shape = shape(pack, tokens);
-    assemble(samples, &shape, TokenWeighting::Square, words).unwrap()
+    assemble(samples, &shape, TokenWeighting::Square, tokenizer).unwrap()
 }
 
 /// Loss and gradients of one step of `stage` on `batch`.

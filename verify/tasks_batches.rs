@@ -103,7 +103,7 @@ fn some_view() -> View {
 
 #[test]
 fn labels_cover_exactly_the_answer_and_its_end() {
-    let words = ChatTokenizer::embedded();
+    let tokenizer = ChatTokenizer::embedded();
     let shape = BatchShape {
         tiling: keel::data::tiles::Tiling::NONE,
         pack: 1,
@@ -120,7 +120,7 @@ fn labels_cover_exactly_the_answer_and_its_end() {
         sample(View::None, "red", "what?", "yes", ""),
         sample(View::None, "red yes", "", "", ""),
     ];
-    let ids = |text: &str| words.encode(text);
+    let ids = |text: &str| tokenizer.encode(text);
     let [begin, end, image, user, assistant, pad] =
         [BEGIN, END, IMAGE, USER, ASSISTANT, PAD].map(i32::from);
     let join = |parts: &[&[i32]]| parts.concat();
@@ -154,7 +154,7 @@ fn labels_cover_exactly_the_answer_and_its_end() {
         TokenWeighting::Sample,
         TokenWeighting::Square,
     ] {
-        let batch = assemble(&rows, &shape, weighting, words).unwrap();
+        let batch = assemble(&rows, &shape, weighting, tokenizer).unwrap();
         for (row, (sequence, from)) in wanted.iter().enumerate() {
             let part = row * 24..(row + 1) * 24;
             let mut tokens = sequence.clone();
@@ -210,7 +210,7 @@ fn labels_cover_exactly_the_answer_and_its_end() {
 
 #[test]
 fn every_answer_of_several_turns_is_supervised_and_no_question_is() {
-    let words = ChatTokenizer::embedded();
+    let tokenizer = ChatTokenizer::embedded();
     let tokens = 48;
     let shape = BatchShape {
         tiling: keel::data::tiles::Tiling::NONE,
@@ -229,7 +229,7 @@ fn every_answer_of_several_turns_is_supervised_and_no_question_is() {
     };
     let mut several = sample(some_view(), "", "what?", "yes no", "red");
     several.further = vec![turn("how many?", "2"), turn("red?", "no")];
-    let ids = |text: &str| words.encode(text);
+    let ids = |text: &str| tokenizer.encode(text);
     // Each id of the sequence with the number of its answer's ids, end included, where it belongs to one.
     let mut wanted: Vec<(i32, Option<usize>)> = Vec::new();
     let [begin, end, image, user, assistant, pad] =
@@ -252,7 +252,7 @@ fn every_answer_of_several_turns_is_supervised_and_no_question_is() {
         TokenWeighting::Square,
     ] {
         let rows = [several.clone()];
-        let batch = assemble(&rows, &shape, weighting, words).unwrap();
+        let batch = assemble(&rows, &shape, weighting, tokenizer).unwrap();
         for position in 0..tokens {
             assert_eq!(batch.tokens[position], wanted[position].0, "{position}");
             let (next, answer) = wanted[position + 1];
@@ -266,7 +266,7 @@ fn every_answer_of_several_turns_is_supervised_and_no_question_is() {
         assert_eq!(batch.samples[0].further, several.further);
     }
     let one_turn = sample(some_view(), "", "what?", "yes no", "red");
-    let first = |sample: Sample| words.sequence(&sample.conversation(2));
+    let first = |sample: Sample| tokenizer.sequence(&sample.conversation(2));
     let (one, several) = (first(one_turn), first(several));
     assert_eq!(
         one.ids,
@@ -289,12 +289,12 @@ fn a_sample_that_does_not_fit_is_refused_and_never_cut() {
         image_id: ChatTokenizer::embedded().image(),
         pixels: Pixels::default(),
     };
-    let words = ChatTokenizer::embedded();
+    let tokenizer = ChatTokenizer::embedded();
     let long = sample(some_view(), "", "what?", &"zq".repeat(20), "");
-    assert!(!fits(&long, &shape, words));
-    let error = assemble(&[long], &shape, TokenWeighting::Token, words).unwrap_err();
+    assert!(!fits(&long, &shape, tokenizer));
+    let error = assemble(&[long], &shape, TokenWeighting::Token, tokenizer).unwrap_err();
     assert!(error.to_string().contains("tokens, 12 fit"), "{error}");
     let long_caption = sample(some_view(), "", "", "a", &"zq".repeat(20));
-    let error = assemble(&[long_caption], &shape, TokenWeighting::Token, words).unwrap_err();
+    let error = assemble(&[long_caption], &shape, TokenWeighting::Token, tokenizer).unwrap_err();
     assert!(error.to_string().contains("caption"), "{error}");
 }

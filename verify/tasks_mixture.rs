@@ -7,9 +7,9 @@ use keel::data::assemble::fits;
 use keel::data::augment::Augmentation;
 use keel::data::batch::{Batch, BatchShape, SampleInfo, TokenWeighting};
 use keel::data::chat::ChatTokenizer;
+use keel::data::image::Image;
 use keel::data::mixture::{MOST_ATTEMPTS, Mixture, MixtureSettings};
 use keel::data::pairs::{Pair, PairSource};
-use keel::data::image::Image;
 use keel::data::pixels::{Fit, Pixels};
 use keel::data::resample::Filter;
 use keel::data::source::SampleSettings;
@@ -409,7 +409,7 @@ fn several_turns_fill_the_sequence_and_change_nothing_else() {
         made(None, &samples, settings).expect("scenes are there")
     };
     let (one, several) = (mixture(1), mixture(6));
-    let words = ChatTokenizer::embedded();
+    let tokenizer = ChatTokenizer::embedded();
     let (mut first, mut all) = (0, 0);
     for step in 0..4 {
         let (single, _) = one.samples(step).expect("a batch");
@@ -427,7 +427,7 @@ fn several_turns_fill_the_sequence_and_change_nothing_else() {
             );
             assert_eq!(single.key, sample.key);
             assert!(sample.further.len() <= 5);
-            assert!(fits(sample, &shape, words), "{sample:?}");
+            assert!(fits(sample, &shape, tokenizer), "{sample:?}");
             first += 1;
             all += 1 + sample.further.len();
         }

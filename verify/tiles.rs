@@ -9,9 +9,9 @@ use std::sync::Arc;
 use keel::data::assemble::assemble;
 use keel::data::batch::{Batch, BatchShape, TokenWeighting};
 use keel::data::chat::ChatTokenizer;
+use keel::data::image::Image;
 use keel::data::image_slots::place;
 use keel::data::image_view::ImageView;
-use keel::data::image::Image;
 use keel::data::pixels::Pixels;
 use keel::data::sample::{Sample, View};
 use keel::data::task::Task;
@@ -164,8 +164,8 @@ fn shape(tiling: Tiling, pack: usize, tokens: usize) -> BatchShape {
 }
 
 fn batch(samples: &[Sample], shape: &BatchShape) -> Batch {
-    let words = ChatTokenizer::embedded();
-    assemble(samples, shape, TokenWeighting::Square, words).unwrap()
+    let tokenizer = ChatTokenizer::embedded();
+    assemble(samples, shape, TokenWeighting::Square, tokenizer).unwrap()
 }
 
 /// How many tokens of each row show tiles and whole images.

@@ -8,7 +8,7 @@ fuzz_target!(|bytes: &[u8]| {
     let folder = tempfile::tempdir_in("/dev/shm").expect("memory can be written");
     let path = folder.path().join("tokenizer.json");
     std::fs::write(&path, bytes).expect("memory can be written");
-    let Ok(words) = ChatTokenizer::open(&path, ChatTemplate::Qwen25) else {
+    let Ok(tokenizer) = ChatTokenizer::open(&path, ChatTemplate::Qwen25) else {
         return;
     };
     let conversation = Conversation {
@@ -18,9 +18,9 @@ fuzz_target!(|bytes: &[u8]| {
         context: "",
         turns: vec![["what is <image>? <|im_end|> ü 你", "a fox"]],
     };
-    let sequence = words.sequence(&conversation);
+    let sequence = tokenizer.sequence(&conversation);
     for id in &sequence.ids {
-        assert!((0..words.vocabulary() as i32).contains(id));
+        assert!((0..tokenizer.vocabulary() as i32).contains(id));
     }
-    let _ = words.decode(&sequence.ids);
+    let _ = tokenizer.decode(&sequence.ids);
 });

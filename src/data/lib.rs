@@ -17,7 +17,5 @@ pub use batching::{
 };
 pub use evaluation::{batches, blind_baseline, eval_set};
 pub use formats::{archive, benchmark, census, pairs, records, skips, sums, webdataset};
-pub use images::{
-    augment, corruption, frame, image_view, image, pixels, prepare, resample, tiles,
-};
+pub use images::{augment, corruption, frame, image, image_view, pixels, prepare, resample, tiles};
 pub use text::{chat, tokenizer};

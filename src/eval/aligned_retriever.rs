@@ -22,7 +22,7 @@ const RIDGE: f64 = 0.03;
 
 /// See the module's documentation.
 pub(super) struct AlignedRetriever<'a> {
-    words: &'a ChatTokenizer,
+    tokenizer: &'a ChatTokenizer,
     shape: BatchShape,
     image_tower: Box<dyn Session>,
     text_tower: Box<dyn Session>,
@@ -50,16 +50,16 @@ impl<'a> AlignedRetriever<'a> {
             .iter()
             .map(|sample| sample.caption.clone())
             .collect();
-        let words = context.words;
+        let tokenizer = context.tokenizer;
         let shown = ShownImages {
             samples: &samples,
             change: None,
         };
-        let x = image_features(image_tower.as_mut(), &shown, words, &shape, POOLED)?;
-        let y = text_features(text_tower.as_mut(), &captions, words, &shape, POOLED)?;
+        let x = image_features(image_tower.as_mut(), &shown, tokenizer, &shape, POOLED)?;
+        let y = text_features(text_tower.as_mut(), &captions, tokenizer, &shape, POOLED)?;
         let map = LinearMap::fit(&x, x.len() / count, &y, y.len() / count, RIDGE);
         Ok(AlignedRetriever {
-            words,
+            tokenizer,
             shape,
             image_tower,
             text_tower,
@@ -84,7 +84,7 @@ impl<'a> AlignedRetriever<'a> {
     pub fn pooled(&mut self, samples: &[Sample], change: Option<Change<'_>>) -> Result<Vec<f32>> {
         let shown = ShownImages { samples, change };
         let tower = self.image_tower.as_mut();
-        image_features(tower, &shown, self.words, &self.shape, POOLED)
+        image_features(tower, &shown, self.tokenizer, &self.shape, POOLED)
     }
 
     /// Pooled features [N, width] mapped, of unit length.
@@ -97,7 +97,13 @@ impl<'a> AlignedRetriever<'a> {
     /// # Errors
     /// When a text is too long; whatever the session reports.
     pub fn texts(&mut self, texts: &[String], each: usize) -> Result<Vec<f32>> {
-        let y = text_features(self.text_tower.as_mut(), texts, self.words, &self.shape, POOLED)?;
+        let y = text_features(
+            self.text_tower.as_mut(),
+            texts,
+            self.tokenizer,
+            &self.shape,
+            POOLED,
+        )?;
         let width = y.len() / texts.len().max(1);
         let means: Vec<f32> = y
             .chunks(each * width)
@@ -148,9 +154,15 @@ pub(super) fn projected_features(
         samples,
         change: None,
     };
-    let images = image_features(tower.as_mut(), &shown, context.words, shape, "feature")?;
+    let images = image_features(tower.as_mut(), &shown, context.tokenizer, shape, "feature")?;
     let mut tower = load(context, shape, pair, false)?;
-    let texts = text_features(tower.as_mut(), &captions, context.words, shape, "feature")?;
+    let texts = text_features(
+        tower.as_mut(),
+        &captions,
+        context.tokenizer,
+        shape,
+        "feature",
+    )?;
     Ok((images, texts))
 }
 
@@ -164,14 +176,14 @@ struct ShownImages<'a> {
 fn image_features(
     session: &mut dyn Session,
     shown: &ShownImages<'_>,
-    words: &ChatTokenizer,
+    tokenizer: &ChatTokenizer,
     shape: &BatchShape,
     kind: &str,
 ) -> Result<Vec<f32>> {
     let inputs = BatchInputs::of(session.program(), &[])?;
     let mut features = Vec::new();
     for index in 0..batches(shown.samples.len(), shape) {
-        let (mut batch, count) = batch_of(shown.samples, index, shape, words)?;
+        let (mut batch, count) = batch_of(shown.samples, index, shape, tokenizer)?;
         if let Some(change) = shown.change {
             let image = 3 * shape.image_size * shape.image_size;
             for image in batch.images.chunks_exact_mut(image) {
@@ -192,7 +204,7 @@ fn image_features(
 fn text_features(
     session: &mut dyn Session,
     texts: &[String],
-    words: &ChatTokenizer,
+    tokenizer: &ChatTokenizer,
     shape: &BatchShape,
     kind: &str,
 ) -> Result<Vec<f32>> {
@@ -200,7 +212,7 @@ fn text_features(
     let mut features = Vec::new();
     for part in texts.chunks(BATCH) {
         let filled: Vec<String> = part.iter().cycle().take(BATCH).cloned().collect();
-        let batch = TextBatch::of(&filled, shape.caption_tokens, words)?;
+        let batch = TextBatch::of(&filled, shape.caption_tokens, tokenizer)?;
         for input in &inputs {
             let name = input.name();
             match input {

@@ -44,8 +44,8 @@ impl Answerer {
             inputs: BatchInputs::of(session.program(), &[])?,
             session,
             shape,
-            pad: context.words.pad(),
-            end: context.words.end(),
+            pad: context.tokenizer.pad(),
+            end: context.tokenizer.end(),
         })
     }
 

@@ -22,7 +22,7 @@ pub struct EvalContext<'a> {
     /// What holds the arena and runs programs on it.
     pub executor: &'a dyn Executor,
     /// How the model speaks.
-    pub words: &'a ChatTokenizer,
+    pub tokenizer: &'a ChatTokenizer,
     /// How it sees.
     pub pixels: Pixels,
     /// How its tower pools, where the parameters are among the layout's.
@@ -44,7 +44,7 @@ impl EvalContext<'_> {
             pack: 1,
             tiling: Tiling::NONE,
             caption_tokens,
-            image_id: self.words.image(),
+            image_id: self.tokenizer.image(),
             pixels: self.pixels,
         }
     }
@@ -79,7 +79,7 @@ pub(super) fn text_embeddings(context: EvalContext<'_>) -> Result<Vec<f32>> {
     let entry = context.layout.get("language.embedding");
     let entry = entry.expect("every language model has an embedding table");
     let width = context.config.language.width;
-    let ids = context.words.text_ids();
+    let ids = context.tokenizer.text_ids();
     let mut table = vec![0.0; ids.len() * width];
     // Ids that follow each other are read together.
     let mut first = 0;

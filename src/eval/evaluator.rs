@@ -196,7 +196,7 @@ impl<'a> Evaluator<'a> {
     ) -> Result<TokenClouds> {
         let shape = self.batch_shape(settings);
         let samples = self.suite.shown().captioned(BATCH);
-        let (batch, count) = batch_of(&samples, 0, &shape, self.context.words)?;
+        let (batch, count) = batch_of(&samples, 0, &shape, self.context.tokenizer)?;
         BatchInputs::of(images.program(), &[])?.write(images, &batch)?;
         images.run()?;
         let width = self.context.config.language.width;
@@ -221,12 +221,12 @@ impl<'a> Evaluator<'a> {
     /// The loss of captions on every set, and the questions of those that have some.
     fn answers(&self, settings: &EvaluationSettings, evaluation: &mut Evaluation) -> Result<()> {
         let shape = self.batch_shape(settings);
-        let words = self.context.words;
+        let tokenizer = self.context.tokenizer;
         let mut answerer = Answerer::new(self.context, shape)?;
         let mut run = |samples: &[Sample]| -> Result<(Vec<bool>, f64)> {
             let (mut right, mut loss, mut rows) = (Vec::new(), 0.0, 0);
             for index in 0..batches(samples.len(), &shape) {
-                let (batch, count) = batch_of(samples, index, &shape, words)?;
+                let (batch, count) = batch_of(samples, index, &shape, tokenizer)?;
                 let (exact, batch_loss) = answerer.check(&batch)?;
                 right.extend(&exact[..count]);
                 loss += batch_loss * count as f64;
@@ -238,7 +238,7 @@ impl<'a> Evaluator<'a> {
             let samples = set.captioned(settings.images);
             measured.caption_loss = Some(run(&samples)?.1);
         }
-        let fits = |sample: &Sample| fits(sample, &shape, words);
+        let fits = |sample: &Sample| fits(sample, &shape, tokenizer);
         for set in self.suite.sets() {
             let Some(samples) = set.questions(settings.questions_per_kind, &fits) else {
                 continue;

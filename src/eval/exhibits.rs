@@ -326,7 +326,7 @@ fn images_of(
         batch: samples.len(),
         ..*shape
     };
-    let (batch, _) = batch_of(samples, 0, &shape, context.words)?;
+    let (batch, _) = batch_of(samples, 0, &shape, context.tokenizer)?;
     let image = 3 * shape.image_size * shape.image_size;
     let images = batch.images.chunks_exact(image);
     Ok(images.map(|p| rgb_text(p, shape.pixels)).collect())
@@ -361,7 +361,7 @@ pub(super) fn attention(
         tape.output(features, "tower");
         Ok(())
     })?;
-    let (batch, _) = batch_of(&samples, 0, &shape, context.words)?;
+    let (batch, _) = batch_of(&samples, 0, &shape, context.tokenizer)?;
     session.write_f32(ModelInput::Images.name(), &batch.images)?;
     session.run()?;
     let (qkv, mut tower) = (session.read_f32(&attended)?, session.read_f32("tower")?);

@@ -83,8 +83,8 @@ impl Generator {
             layers,
             image_tokens: config.image_tokens(),
             sampling,
-            pad: context.words.pad(),
-            end: context.words.end(),
+            pad: context.tokenizer.pad(),
+            end: context.tokenizer.end(),
         })
     }
 
@@ -162,8 +162,7 @@ impl Generator {
         let mut places: Vec<usize> = (0..batch)
             .map(|row| prompts[of_row(row)].len() - 1)
             .collect();
-        self.prompt
-            .write_f32(ModelInput::Images.name(), &images)?;
+        self.prompt.write_f32(ModelInput::Images.name(), &images)?;
         self.prompt.write_i32(ModelInput::Tokens.name(), &ids)?;
         if self.shape.tiling.slots > 0 {
             self.prompt

@@ -131,10 +131,7 @@ pub fn record_objectives(
 fn record_features(tape: &mut Tape, config: &ModelConfig, shape: &BatchShape) -> Result<Value> {
     let side = config.vision.image_size;
     let count = shape.tiling.slots + shape.batch;
-    let images = tape.input(
-        ModelInput::Images,
-        TensorType::f32([count, 3, side, side]),
-    );
+    let images = tape.input(ModelInput::Images, TensorType::f32([count, 3, side, side]));
     vision_tower(tape, &config.vision, images)
 }
 

@@ -68,10 +68,7 @@ fn retrieval(measurements: &Measurements) -> (String, Table) {
         .retrieval
         .first()
         .map_or(String::new(), |first| {
-            format!(
-                " ({} images, {} captions)",
-                first.images, first.captions
-            )
+            format!(" ({} images, {} captions)", first.images, first.captions)
         });
     (
         format!("Retrieval with several captions an image{sizes}"),

@@ -71,8 +71,7 @@ fn number(value: Option<f64>) -> String {
 /// The evaluations of a run: images, then questions.
 pub fn stage_table(evaluations: &[Evaluation]) -> String {
     let mut text = String::new();
-    text +=
-        "Images (R@1, R@5: images → captions | captions → images; chance in the header)\n\n";
+    text += "Images (R@1, R@5: images → captions | captions → images; chance in the header)\n\n";
     text += &images(evaluations).render();
     let questions = questions(evaluations);
     if questions.rows.len() > 1 {

@@ -36,13 +36,13 @@ impl Recipe {
             Some(copy) if copy.exists() => copy.as_path(),
             _ => Path::new(&chat.tokenizer),
         };
-        let words = ChatTokenizer::open(path, chat.template)?;
+        let tokenizer = ChatTokenizer::open(path, chat.template)?;
         let text = self.model.text.as_ref();
         for (key, rows) in [
             ("language", Some(self.model.language.vocabulary)),
             ("text", text.map(|text| text.vocabulary)),
         ] {
-            let least = words.vocabulary();
+            let least = tokenizer.vocabulary();
             if rows.is_some_and(|rows| rows < least) {
                 return Err(Error::setting(
                     format!("model.{key}.vocabulary"),
@@ -51,7 +51,7 @@ impl Recipe {
                 ));
             }
         }
-        Ok(Arc::new(words))
+        Ok(Arc::new(tokenizer))
     }
 
     /// Takes over the tokeniser of a language model's folder, where there is one: sets the recipe's chat, makes room for
@@ -80,18 +80,18 @@ impl Recipe {
             ));
         }
         let layout = layout.unwrap_or_else(|| layout_of(folder));
-        let words = ChatTokenizer::open(&path, layout)?;
-        if words.added().start > rows {
+        let tokenizer = ChatTokenizer::open(&path, layout)?;
+        if tokenizer.added().start > rows {
             return Err(Error::content(
                 path.display(),
                 format!(
                     "makes {} ids, and the model has {rows} embeddings",
-                    words.added().start
+                    tokenizer.added().start
                 ),
                 "give the tokenizer.json that was published with the model",
             ));
         }
-        self.model.language.vocabulary = rows.max(words.vocabulary());
+        self.model.language.vocabulary = rows.max(tokenizer.vocabulary());
         if let Some(text) = &mut self.model.text {
             text.vocabulary = self.model.language.vocabulary;
         }
@@ -102,11 +102,11 @@ impl Recipe {
             context: "",
             turns: vec![["", ""]],
         };
-        let length = |words: &ChatTokenizer| words.sequence(&bare).ids.len();
-        let longer = length(&words).saturating_sub(length(ChatTokenizer::embedded()));
-        let caption = longest_caption(&words);
+        let length = |tokenizer: &ChatTokenizer| tokenizer.sequence(&bare).ids.len();
+        let longer = length(&tokenizer).saturating_sub(length(ChatTokenizer::embedded()));
+        let caption = longest_caption(&tokenizer);
         for stage in &mut self.stages {
-            stage.max_tokens = (stage.max_tokens + longer).max(length(&words) + caption);
+            stage.max_tokens = (stage.max_tokens + longer).max(length(&tokenizer) + caption);
             stage.max_caption_tokens = stage.max_caption_tokens.max(caption);
         }
         if let Some(text) = &mut self.model.text {
@@ -179,7 +179,7 @@ impl NewRows {
 
 /// Tokens of the longest caption that evaluation reads, its end among them: stages are measured on captions of concepts,
 /// and none may be cut.
-fn longest_caption(words: &ChatTokenizer) -> usize {
+fn longest_caption(tokenizer: &ChatTokenizer) -> usize {
     let emoji = EmojiSet::embedded();
     let classes = emoji
         .subcategories()
@@ -194,13 +194,13 @@ fn longest_caption(words: &ChatTokenizer) -> usize {
     texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
     // Every token of a byte-level tokenizer, which the models of all templates have, is at least a byte of the text: once
     // texts are shorter than the longest caption, none of the rest is worth encoding.
-    let end = words.caption("").len();
+    let end = tokenizer.caption("").len();
     let mut longest = 0;
     for text in texts {
         if text.len() + end <= longest {
             break;
         }
-        longest = longest.max(words.caption(&text).len());
+        longest = longest.max(tokenizer.caption(&text).len());
     }
     longest
 }

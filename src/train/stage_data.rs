@@ -38,7 +38,7 @@ pub(super) fn stage_mixture(
     recipe: &Recipe,
     emoji: &Arc<EmojiSet>,
     pairs: Option<&Arc<dyn PairSource>>,
-    words: &Arc<ChatTokenizer>,
+    tokenizer: &Arc<ChatTokenizer>,
     index: usize,
 ) -> Result<Mixture> {
     let stage = &recipe.stages[index];
@@ -52,10 +52,10 @@ pub(super) fn stage_mixture(
         seed: recipe.seed,
         stage: index as u64,
         weights: stage.tasks(),
-        shape: recipe.batch_shape(stage, words.image()),
+        shape: recipe.batch_shape(stage, tokenizer.image()),
         weighting: stage.token_weighting,
         contrastive: stage.contrastive_weight > 0.0,
     };
     let sources = task_sources(emoji, pairs.cloned(), recipe.seed, &samples);
-    Ok(Mixture::new(sources, settings)?.in_words(words.clone()))
+    Ok(Mixture::new(sources, settings)?.with_tokenizer(tokenizer.clone()))
 }

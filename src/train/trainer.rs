@@ -78,7 +78,7 @@ impl Trainer {
         initial: Option<InitialWeights>,
     ) -> Result<Trainer> {
         check_pairs(&recipe, pairs.is_some())?;
-        let words = recipe.chat_tokenizer(options.resume.as_deref())?;
+        let tokenizer = recipe.chat_tokenizer(options.resume.as_deref())?;
         let layout = declare(&recipe.model, recipe.contrastive_loss.into())?;
         if let Some(initial) = &initial {
             let elements = initial.parameters.len();
@@ -97,7 +97,7 @@ impl Trainer {
         };
         let begins_at = initial.as_ref().map_or(0, |initial| initial.stage);
         let first = start.as_ref().map_or(begins_at, |(at, _)| at.stage);
-        let programs = plan_stages(&recipe, first, &layout, &words, &options)?;
+        let programs = plan_stages(&recipe, first, &layout, &tokenizer, &options)?;
         let folder = match resumed {
             Some(folder) => folder,
             // Only now: a run that is refused leaves no folder.
@@ -113,7 +113,7 @@ impl Trainer {
             options,
             layout,
             executor,
-            words,
+            tokenizer,
             pairs,
             folder,
             programs,
@@ -309,14 +309,15 @@ fn plan_stages(
     recipe: &Recipe,
     first: usize,
     layout: &Arc<ParameterLayout>,
-    words: &ChatTokenizer,
+    tokenizer: &ChatTokenizer,
     options: &TrainOptions,
 ) -> Result<Vec<Option<Arc<Program>>>> {
     let compile = |(index, stage)| {
         if index < first {
             return Ok(None);
         }
-        compile_stage(recipe, stage, layout, words, options).map(|program| Some(Arc::new(program)))
+        compile_stage(recipe, stage, layout, tokenizer, options)
+            .map(|program| Some(Arc::new(program)))
     };
     let stages = recipe.stages.iter().enumerate();
     let programs = stages.map(compile).collect::<Result<Vec<_>>>()?;
@@ -357,10 +358,10 @@ fn compile_stage(
     recipe: &Recipe,
     stage: &Stage,
     layout: &Arc<ParameterLayout>,
-    words: &ChatTokenizer,
+    tokenizer: &ChatTokenizer,
     options: &TrainOptions,
 ) -> Result<Program> {
-    let shape = recipe.batch_shape(stage, words.image());
+    let shape = recipe.batch_shape(stage, tokenizer.image());
     let machine = options.compute.machine();
     compile_step(
         recipe,

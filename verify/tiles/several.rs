@@ -13,8 +13,8 @@ use keel::tape::Target;
 use keel::train::Stage;
 
 use super::{
-    TOKENS, Tiny, as_images_of_their_own, batch, hold_to_images_of_their_own,
-    losses_and_gradients, marks, photo, sample, samples, shape,
+    TOKENS, Tiny, as_images_of_their_own, batch, hold_to_images_of_their_own, losses_and_gradients,
+    marks, photo, sample, samples, shape,
 };
 use crate::command::{keel, tiny_recipe};
 use crate::data_image::png_file;
@@ -59,13 +59,13 @@ fn a_step_on_samples_of_several_images_is_one_on_images_of_their_own() {
     );
     assert_eq!(batch_several.pairs, 2);
     // Where the marks are: text and images of the third row in turn.
-    let words = ChatTokenizer::embedded();
+    let tokenizer = ChatTokenizer::embedded();
     let row = &batch_several.tokens[2 * TOKENS..3 * TOKENS];
-    let runs = row.chunk_by(|a, b| (*a == words.image()) == (*b == words.image()));
+    let runs = row.chunk_by(|a, b| (*a == tokenizer.image()) == (*b == tokenizer.image()));
     let told: Vec<String> = runs
-        .map(|run| match run[0] == words.image() {
+        .map(|run| match run[0] == tokenizer.image() {
             true => format!("{} tokens", run.len()),
-            false => words.decode(run),
+            false => tokenizer.decode(run),
         })
         .collect();
     assert_eq!(
@@ -103,7 +103,7 @@ fn a_step_on_samples_of_several_images_is_one_on_images_of_their_own() {
         &samples,
         &shape(Tiling { most: 0, slots: 1 }, 1, TOKENS),
         TokenWeighting::Square,
-        words,
+        tokenizer,
     );
     let error = error.unwrap_err().to_string();
     assert!(

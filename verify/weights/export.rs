@@ -180,12 +180,7 @@ fn pixels_that_are_applied_and_undone_are_the_same() {
     // Green, the first value: (v / 2 + 0.5 − 0.45) / 0.26.
     assert!((image[4] - (first[4] * 0.5 + 0.05) / 0.26).abs() < 1e-6);
     pixels.undo(&mut image);
-    assert!(
-        image
-            .iter()
-            .zip(&first)
-            .all(|(a, b)| (a - b).abs() < 1e-6)
-    );
+    assert!(image.iter().zip(&first).all(|(a, b)| (a - b).abs() < 1e-6));
 }
 
 #[test]

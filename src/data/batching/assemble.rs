@@ -11,13 +11,13 @@ use crate::text::chat::{ChatTokenizer, Sequence};
 use keel_base::error::{Error, Result};
 
 /// Whether a sample fits the shape, both as a sequence and as a caption.
-pub fn fits(sample: &Sample, shape: &BatchShape, words: &ChatTokenizer) -> bool {
-    words
+pub fn fits(sample: &Sample, shape: &BatchShape, tokenizer: &ChatTokenizer) -> bool {
+    tokenizer
         .sequence(&sample.conversation(shape.image_tokens))
         .ids
         .len()
         <= shape.tokens
-        && words.caption(&sample.caption).len() <= shape.caption_tokens
+        && tokenizer.caption(&sample.caption).len() <= shape.caption_tokens
 }
 
 /// Turns exactly `shape.batch` samples into a batch and draws their images. They are put in the order of [`Packing`]:
@@ -33,11 +33,11 @@ pub fn assemble(
     samples: &[Sample],
     shape: &BatchShape,
     weighting: TokenWeighting,
-    words: &ChatTokenizer,
+    tokenizer: &ChatTokenizer,
 ) -> Result<Batch> {
     assert_eq!(
         shape.image_id,
-        words.image(),
+        tokenizer.image(),
         "a shape is made for one tokeniser"
     );
     if samples.len() != shape.batch {
@@ -47,8 +47,8 @@ pub fn assemble(
             "give as many samples as the batch has rows",
         ));
     }
-    let plan = BatchPlan::new(samples, shape, words)?;
-    let mut batch = empty(shape, words);
+    let plan = BatchPlan::new(samples, shape, tokenizer)?;
+    let mut batch = empty(shape, tokenizer);
     batch.pairs = samples.iter().filter(|s| s.view.is_one()).count();
     batch.images = draw_images(samples, shape, &plan)?;
     for (row, packed) in plan.packing.samples.iter().enumerate() {
@@ -85,9 +85,9 @@ struct BatchPlan {
 }
 
 impl BatchPlan {
-    fn new(samples: &[Sample], shape: &BatchShape, words: &ChatTokenizer) -> Result<BatchPlan> {
+    fn new(samples: &[Sample], shape: &BatchShape, tokenizer: &ChatTokenizer) -> Result<BatchPlan> {
         let sequence = |sample: &Sample, tiles: usize| {
-            words.sequence(&sample.conversation((1 + tiles) * shape.image_tokens))
+            tokenizer.sequence(&sample.conversation((1 + tiles) * shape.image_tokens))
         };
         let mut sequences: Vec<Sequence> = samples.iter().map(|s| sequence(s, 0)).collect();
         let grids = grids(samples, &lengths(&sequences), shape)?;
@@ -97,7 +97,10 @@ impl BatchPlan {
                 *laid_out = sequence(sample, tiles);
             }
         }
-        let captions: Vec<Vec<i32>> = samples.iter().map(|s| words.caption(&s.caption)).collect();
+        let captions: Vec<Vec<i32>> = samples
+            .iter()
+            .map(|s| tokenizer.caption(&s.caption))
+            .collect();
         for ((sample, sequence), caption) in samples.iter().zip(&sequences).zip(&captions) {
             check_length(sample, "sequence", sequence.ids.len(), shape.tokens)?;
             check_length(sample, "caption", caption.len(), shape.caption_tokens)?;
@@ -153,7 +156,7 @@ fn grids(samples: &[Sample], lengths: &[usize], shape: &BatchShape) -> Result<Ve
 }
 
 /// A batch in which nothing is said yet: padding, no targets, no places.
-fn empty(shape: &BatchShape, words: &ChatTokenizer) -> Batch {
+fn empty(shape: &BatchShape, tokenizer: &ChatTokenizer) -> Batch {
     let (b, tc, ids) = (
         shape.batch,
         shape.caption_tokens,
@@ -163,13 +166,13 @@ fn empty(shape: &BatchShape, words: &ChatTokenizer) -> Batch {
     let cut = if shape.tiling.is_on() { ids } else { 0 };
     Batch {
         images: Vec::new(),
-        tokens: vec![words.pad(); ids],
+        tokens: vec![tokenizer.pad(); ids],
         targets: vec![IGNORED; ids],
         weights: vec![0.0; ids],
         segments: vec![-1; packed],
         positions: vec![0; packed],
         places: vec![place::NONE; cut],
-        caption_tokens: vec![words.pad(); b * tc],
+        caption_tokens: vec![tokenizer.pad(); b * tc],
         caption_end: vec![0; b],
         caption_weights: vec![0.0; b * tc],
         pairs: 0,

@@ -147,14 +147,18 @@ impl TextBatch {
     ///
     /// # Errors
     /// `Content` when a text has more tokens than `caption_tokens`, its end among them.
-    pub fn of(texts: &[String], caption_tokens: usize, words: &ChatTokenizer) -> Result<TextBatch> {
+    pub fn of(
+        texts: &[String],
+        caption_tokens: usize,
+        tokenizer: &ChatTokenizer,
+    ) -> Result<TextBatch> {
         let mut batch = TextBatch {
-            tokens: vec![words.pad(); texts.len() * caption_tokens],
+            tokens: vec![tokenizer.pad(); texts.len() * caption_tokens],
             end: Vec::with_capacity(texts.len()),
             weights: vec![0.0; texts.len() * caption_tokens],
         };
         for (row, text) in texts.iter().enumerate() {
-            let ids = words.caption(text);
+            let ids = tokenizer.caption(text);
             if ids.len() > caption_tokens {
                 return Err(Error::content(
                     format!("text {text:?}"),

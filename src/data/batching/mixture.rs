@@ -44,7 +44,7 @@ pub struct MixtureSettings {
 
 /// A stage's endless, randomly addressable stream of batches.
 pub struct Mixture {
-    words: Arc<ChatTokenizer>,
+    tokenizer: Arc<ChatTokenizer>,
     settings: MixtureSettings,
     /// The source of each of the schedule's tasks, in their order.
     sources: Vec<Arc<dyn TaskSource>>,
@@ -80,7 +80,7 @@ impl Mixture {
         }
         Ok(Mixture {
             seed: scramble(settings.seed ^ scramble(settings.stage)),
-            words: ChatTokenizer::embedded().clone(),
+            tokenizer: ChatTokenizer::embedded().clone(),
             sources: chosen,
             kept: Arc::new(ImageCache::new(0)),
             schedule,
@@ -89,8 +89,8 @@ impl Mixture {
     }
 
     /// The same mixture, laid out by another tokeniser than the embedded one.
-    pub fn in_words(mut self, words: Arc<ChatTokenizer>) -> Mixture {
-        self.words = words;
+    pub fn with_tokenizer(mut self, tokenizer: Arc<ChatTokenizer>) -> Mixture {
+        self.tokenizer = tokenizer;
         self
     }
 
@@ -131,7 +131,7 @@ impl Mixture {
         let MixtureSettings {
             shape, weighting, ..
         } = &self.settings;
-        let mut batch = assemble(&samples, shape, *weighting, &self.words)?;
+        let mut batch = assemble(&samples, shape, *weighting, &self.tokenizer)?;
         batch.skipped = Skipped {
             without_room: batch.skipped.without_room,
             ..skipped
@@ -180,7 +180,7 @@ impl Mixture {
             (number << 56) | position,
         );
         let mut item = Permutation::new(items, self.seed, number, epoch).at(position) as usize;
-        let fits = |sample: &Sample| fits(sample, &self.settings.shape, &self.words);
+        let fits = |sample: &Sample| fits(sample, &self.settings.shape, &self.tokenizer);
         let (mut form, mut last_problem) = (0, String::new());
         for attempt in 0..MOST_ATTEMPTS {
             let address = (number << 56) | (position << 8) | attempt as u64;

@@ -8,8 +8,8 @@ use super::task::Task;
 use crate::formats::pair::{Pair, PairSource};
 use crate::formats::skips::Reason;
 use crate::images::augment::Augmentation;
-use crate::images::image_view::{ImageOrigin, ImageSource, ImageView};
 use crate::images::image::Image;
+use crate::images::image_view::{ImageOrigin, ImageSource, ImageView};
 use keel_base::error::{Error, Result};
 use keel_base::random::Stream;
 

@@ -20,11 +20,11 @@ pub fn batch_of(
     samples: &[Sample],
     index: usize,
     shape: &BatchShape,
-    words: &ChatTokenizer,
+    tokenizer: &ChatTokenizer,
 ) -> Result<(Batch, usize)> {
     let from = (index * shape.batch).min(samples.len());
     let rows = &samples[from..(from + shape.batch).min(samples.len())];
     let filled: Vec<Sample> = rows.iter().cycle().take(shape.batch).cloned().collect();
-    let batch = assemble(&filled, shape, TokenWeighting::Token, words)?;
+    let batch = assemble(&filled, shape, TokenWeighting::Token, tokenizer)?;
     Ok((batch, rows.len()))
 }

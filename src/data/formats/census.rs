@@ -164,10 +164,7 @@ fn look(pair: Pair, file: Option<&[u8]>) -> Seen {
         several: 1 + pair.before.len(),
         answers: conversation.turns.len(),
         words: *words.finalize().as_bytes(),
-        size: pair
-            .image
-            .as_ref()
-            .map(|image| [image.width, image.height]),
+        size: pair.image.as_ref().map(|image| [image.width, image.height]),
         bytes: file.map_or(0, |file| file.len() as u64),
         image: file.map(|file| *blake3::hash(file).as_bytes()),
         key: pair.key,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::archive::InputFile;
-use super::limits::{MAX_TEXT_BYTES, IMAGE_ENDINGS};
+use super::limits::{IMAGE_ENDINGS, MAX_TEXT_BYTES};
 use super::lines::lies_below;
 use super::records;
 use super::skips::{Reason, SkipLog};

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::records::RecordText;
 use super::skips::Reason;
-use crate::images::image_view::ImageSource;
 use crate::images::image::Image;
+use crate::images::image_view::ImageSource;
 use crate::text::chat::Turn;
 use keel_base::error::{Error, Result};
 

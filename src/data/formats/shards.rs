@@ -6,7 +6,7 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::archive::InputFile;
-use super::limits::{MAX_TEXT_BYTES, IMAGE_ENDINGS, PairLimits};
+use super::limits::{IMAGE_ENDINGS, MAX_TEXT_BYTES, PairLimits};
 use super::records;
 use super::skips::{Reason, SkipLog};
 use super::sums::Checks;

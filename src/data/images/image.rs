@@ -190,10 +190,7 @@ impl Refusal {
 
     fn damaged(reason: impl ToString) -> Refusal {
         Refusal::new(
-            format!(
-                "the image is damaged or cut short ({})",
-                reason.to_string()
-            ),
+            format!("the image is damaged or cut short ({})", reason.to_string()),
             "fetch or export it again, or leave it out",
         )
     }

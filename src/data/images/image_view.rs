@@ -68,13 +68,7 @@ impl ImageCache {
     }
 
     /// Keeps a form of the pair `item`, whose image has `size`, where there is room.
-    fn put(
-        &self,
-        item: usize,
-        size: [u32; 2],
-        preparation: Preparation,
-        images: &[Arc<Image>],
-    ) {
+    fn put(&self, item: usize, size: [u32; 2], preparation: Preparation, images: &[Arc<Image>]) {
         let bytes: u64 = images.iter().map(|p| p.rgba.len() as u64).sum();
         let mut kept = self.lock();
         if kept.bytes + bytes > self.most || kept.prepared.contains_key(&(item, preparation)) {

@@ -27,12 +27,7 @@ impl Pixels {
     }
 
     /// The square of `from` pixels whose corner is at `left` and `top`, as a tower of `side` pixels sees it.
-    pub fn prepared_part(
-        &self,
-        image: &Image,
-        [left, top, from]: [u32; 3],
-        side: u32,
-    ) -> Image {
+    pub fn prepared_part(&self, image: &Image, [left, top, from]: [u32; 3], side: u32) -> Image {
         let part = image.crop(left.into(), top.into(), from, from);
         on_plain_background(&part).resize(side, side, self.filter)
     }

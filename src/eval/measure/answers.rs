@@ -21,7 +21,7 @@ impl Measurer<'_> {
             let samples = set.captioned(self.settings.images);
             let (mut sum, mut tokens) = (0.0, 0);
             for index in 0..batches(samples.len(), &shape) {
-                let (mut batch, count) = batch_of(&samples, index, &shape, self.context.words)?;
+                let (mut batch, count) = batch_of(&samples, index, &shape, self.context.tokenizer)?;
                 let supervised = keep_rows(&mut batch, count, shape.tokens);
                 sum += answerer.check(&batch)?.1 * supervised as f64;
                 tokens += supervised;
@@ -40,7 +40,7 @@ impl Measurer<'_> {
     pub(super) fn questions(&self) -> Result<Vec<QuestionMeasure>> {
         let shape = self.batch_shape();
         let mut generator = Generator::new(self.context, shape, Sampling::Greedy)?;
-        let fits = |sample: &Sample| fits(sample, &shape, self.context.words);
+        let fits = |sample: &Sample| fits(sample, &shape, self.context.tokenizer);
         let mut measures = Vec::new();
         for set in self.suite.sets() {
             let Some(samples) = set.questions(self.settings.questions_per_kind, &fits) else {
@@ -70,19 +70,19 @@ impl Measurer<'_> {
         shape: &BatchShape,
         generator: &mut Generator,
     ) -> Result<Vec<String>> {
-        let words = self.context.words;
+        let tokenizer = self.context.tokenizer;
         let mut answers = Vec::with_capacity(samples.len());
         for index in 0..batches(samples.len(), shape) {
-            let (batch, count) = batch_of(samples, index, shape, words)?;
+            let (batch, count) = batch_of(samples, index, shape, tokenizer)?;
             let rows = &samples[index * BATCH..index * BATCH + count];
             let prompts: Vec<Vec<i32>> = rows
                 .iter()
-                .map(|sample| words.prompt(&sample.conversation(shape.image_tokens)))
+                .map(|sample| tokenizer.prompt(&sample.conversation(shape.image_tokens)))
                 .collect();
             let image = batch.images.len() / BATCH;
             let images = &batch.images[..count * image];
             for answer in generator.generate(images, &prompts)? {
-                answers.push(words.decode(&answer));
+                answers.push(tokenizer.decode(&answer));
             }
         }
         Ok(answers)

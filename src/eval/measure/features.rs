@@ -133,7 +133,7 @@ impl Measurer<'_> {
             ..Features::default()
         };
         for index in 0..batches(samples.len(), &shape) {
-            let (batch, count) = batch_of(samples, index, &shape, self.context.words)?;
+            let (batch, count) = batch_of(samples, index, &shape, self.context.tokenizer)?;
             session.write_f32(ModelInput::Images.name(), &batch.images)?;
             session.run()?;
             let first = |values: Vec<f32>| -> Vec<f32> {

@@ -255,7 +255,7 @@ impl Measurer<'_> {
         let mut images = Vec::new();
         for (image, sample) in samples.iter().enumerate() {
             for caption in set.wordings(sample) {
-                if self.context.words.caption(&caption).len() <= self.settings.caption_tokens {
+                if self.context.tokenizer.caption(&caption).len() <= self.settings.caption_tokens {
                     captions.push(caption);
                     images.push(image);
                 }

@@ -21,7 +21,7 @@ pub(crate) struct CheckpointModel {
     /// The recipe in it.
     pub recipe: Recipe,
     /// How the model speaks.
-    pub words: Arc<ChatTokenizer>,
+    pub tokenizer: Arc<ChatTokenizer>,
     /// Where its parameters lie.
     pub layout: Arc<ParameterLayout>,
 }
@@ -48,13 +48,13 @@ impl CheckpointModel {
         let what = format!("recipe in {}", path.display());
         let recipe = Recipe::parse(&what, &position.recipe, &[])?;
         // Checkpoints lie one folder below their run.
-        let words = recipe.chat_tokenizer(path.parent().and_then(Path::parent))?;
+        let tokenizer = recipe.chat_tokenizer(path.parent().and_then(Path::parent))?;
         let layout = declare(&recipe.model, recipe.contrastive_loss.into())?;
         Ok(CheckpointModel {
             path,
             position,
             recipe,
-            words,
+            tokenizer,
             layout,
         })
     }

@@ -16,7 +16,7 @@ const BATCH: usize = 16;
 impl EvalRun {
     /// How questions are put by default: bare to a model that speaks the embedded tokeniser, which has learnt nothing else.
     pub fn default_wording(&self) -> Wording {
-        match self.stored.words.template() {
+        match self.stored.tokenizer.template() {
             Some(_) => Wording::VlmEvalKit,
             None => Wording::Plain,
         }
@@ -104,7 +104,7 @@ impl EvalRun {
         if !prompts.is_empty() {
             let answers = generator.generate_shown(&images, &prompts)?;
             for (index, ids) in asked.into_iter().zip(answers) {
-                predictions[index] = Some(self.stored.words.decode(&ids));
+                predictions[index] = Some(self.stored.tokenizer.decode(&ids));
             }
         }
         let answered = items.iter().zip(predictions).map(|(item, prediction)| {

@@ -83,10 +83,10 @@ impl EvalRun {
         let CheckpointModel {
             recipe,
             layout,
-            words,
+            tokenizer,
             ..
         } = &self.stored;
-        eval_context(recipe, layout, self.executor.as_ref(), words)
+        eval_context(recipe, layout, self.executor.as_ref(), tokenizer)
     }
 
     /// What the device had to say since this was last asked, such as that it computes slower than it could.
@@ -166,7 +166,7 @@ impl EvalRun {
         let mut generator = self.generator(1, slots, sampling)?;
         let mut answers = generator.generate_shown(&[shown], &[prompt])?;
         let answer = answers.pop().expect("one answer a prompt");
-        Ok(self.stored.words.decode(&answer))
+        Ok(self.stored.tokenizer.decode(&answer))
     }
 
     /// How images become numbers: stretched where they may be cut, as their tiles are.
@@ -242,7 +242,7 @@ impl EvalRun {
     }
 
     fn prompt_of(&self, question: &str, image_tokens: usize, is_marked: bool) -> Vec<i32> {
-        self.stored.words.prompt(&Conversation {
+        self.stored.tokenizer.prompt(&Conversation {
             image_tokens,
             is_marked,
             system: None,

@@ -28,7 +28,7 @@ const MOST_TOKENS: usize = 1 << 16;
 pub struct EvalTower {
     /// The tower's settings, in a recipe whose other parts nothing is asked of.
     recipe: Recipe,
-    words: Arc<ChatTokenizer>,
+    tokenizer: Arc<ChatTokenizer>,
     layout: Arc<ParameterLayout>,
     executor: Box<dyn Executor>,
     compute: Choice,
@@ -73,7 +73,7 @@ impl EvalTower {
         recipe.write_first_values(&layout, executor.as_ref(), further)?;
         Ok(EvalTower {
             head,
-            words: recipe.chat_tokenizer(None)?,
+            tokenizer: recipe.chat_tokenizer(None)?,
             recipe,
             layout,
             executor,
@@ -95,7 +95,7 @@ impl EvalTower {
         let executor = self.executor.as_ref();
         let context = EvalContext {
             head: self.head,
-            ..eval_context(&self.recipe, &self.layout, executor, &self.words)
+            ..eval_context(&self.recipe, &self.layout, executor, &self.tokenizer)
         };
         let settings = MeasureSettings {
             images,

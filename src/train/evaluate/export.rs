@@ -104,7 +104,7 @@ struct Page {
     /// Where files beside weights and settings are copied from.
     source: Option<PathBuf>,
     has_images: bool,
-    has_words: bool,
+    has_tokenizer: bool,
 }
 
 /// Writes the model of a run's newest checkpoint, or of the checkpoint that `run` names, to the folder `out`, which must be new
@@ -139,7 +139,7 @@ pub fn export(run: &Path, out: &Path, options: &ExportOptions) -> Result<Exporte
             .map(|tensor| tensor.shape.iter().product::<usize>())
             .sum(),
         files: 0,
-        lacks_tokenizer: page.has_words && model.stored.words.to_json().is_none(),
+        lacks_tokenizer: page.has_tokenizer && model.stored.tokenizer.to_json().is_none(),
     };
     // Beside the folder, also where its name was given with a slash at the end.
     let mut temporary = out.components().collect::<PathBuf>().into_os_string();
@@ -235,7 +235,7 @@ impl Model {
             config,
             source: Some(folder.path().to_owned()),
             has_images: options.part != ExportPart::Language,
-            has_words: options.part != ExportPart::Vision,
+            has_tokenizer: options.part != ExportPart::Vision,
         };
         (
             page,
@@ -251,13 +251,13 @@ impl Model {
             Some(layout) => Ok(layout),
             None => VisionLayout::of(&config.vision),
         };
-        let has_words = !matches!(options.part, ExportPart::Vision | ExportPart::Connector);
+        let has_tokenizer = !matches!(options.part, ExportPart::Vision | ExportPart::Connector);
         let language = self.stored.recipe.language_weights.as_ref();
         let mut page = Page {
             config: Map::new(),
-            source: language.filter(|_| has_words).map(PathBuf::from),
+            source: language.filter(|_| has_tokenizer).map(PathBuf::from),
             has_images: options.part != ExportPart::Language,
-            has_words,
+            has_tokenizer,
         };
         let tensors = match options.part {
             ExportPart::Vision => {
@@ -310,7 +310,7 @@ impl Model {
 
     /// The name of the chats' layout in a whole model's settings.
     fn template(&self) -> &'static str {
-        match self.stored.words.template() {
+        match self.stored.tokenizer.template() {
             Some(ChatTemplate::SailVl) => "sailvl-chat",
             Some(ChatTemplate::InternVl25) => "internvl2_5",
             Some(layout) => layout.name(),
@@ -350,7 +350,12 @@ impl Model {
             let config = processor_config(size, &processor);
             write_json(&folder.join("preprocessor_config.json"), &config)?;
         }
-        if let Some(text) = self.stored.words.to_json().filter(|_| page.has_words) {
+        if let Some(text) = self
+            .stored
+            .tokenizer
+            .to_json()
+            .filter(|_| page.has_tokenizer)
+        {
             let path = folder.join(TOKENIZER);
             fs::write(&path, text).map_err(|e| Error::io(&path, "write", e))?;
         }

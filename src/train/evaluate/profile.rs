@@ -73,10 +73,10 @@ impl Profile {
         memory_budget: Option<u64>,
     ) -> Result<Profile> {
         let stage: &Stage = &recipe.stages[index];
-        let words = recipe.chat_tokenizer(None)?;
+        let tokenizer = recipe.chat_tokenizer(None)?;
         let layout = declare(&recipe.model, recipe.contrastive_loss.into())?;
-        let mixture = stage_mixture(recipe, &EmojiSet::embedded(), None, &words, index)?;
-        let shape = recipe.batch_shape(stage, words.image());
+        let mixture = stage_mixture(recipe, &EmojiSet::embedded(), None, &tokenizer, index)?;
+        let shape = recipe.batch_shape(stage, tokenizer.image());
         let machine = compute.machine();
         let program = compile_step(recipe, stage, &layout, &shape, machine, memory_budget)?;
         let executor = compute.open(layout.elements())?;

@@ -31,13 +31,13 @@ pub(crate) fn eval_context<'a>(
     recipe: &'a Recipe,
     layout: &'a Arc<ParameterLayout>,
     executor: &'a dyn Executor,
-    words: &'a ChatTokenizer,
+    tokenizer: &'a ChatTokenizer,
 ) -> EvalContext<'a> {
     EvalContext {
         config: &recipe.model,
         layout,
         executor,
-        words,
+        tokenizer,
         pixels: recipe.pixels(),
         head: None,
     }

@@ -32,7 +32,7 @@ pub(crate) struct Run {
     /// The embedded concepts.
     pub emoji: Arc<EmojiSet>,
     /// How the model speaks.
-    pub words: Arc<ChatTokenizer>,
+    pub tokenizer: Arc<ChatTokenizer>,
     /// The user's own samples.
     pub pairs: Option<Arc<dyn PairSource>>,
     /// Images that need not be decoded again.
@@ -114,7 +114,7 @@ impl Run {
     pub fn write_settings(&self) -> Result<()> {
         let recipe = self.recipe.to_toml();
         self.folder.write("recipe.toml", recipe.as_bytes())?;
-        match self.words.to_json() {
+        match self.tokenizer.to_json() {
             Some(tokenizer) => self.folder.write(TOKENIZER, tokenizer.as_bytes()),
             None => Ok(()),
         }
@@ -126,7 +126,7 @@ impl Run {
             &self.recipe,
             &self.layout,
             self.executor.as_ref(),
-            &self.words,
+            &self.tokenizer,
         )
     }
 
@@ -184,7 +184,7 @@ impl Run {
     /// Whatever the mixture reports.
     pub fn mixture(&self, index: usize) -> Result<Mixture> {
         let pairs = self.pairs.as_ref();
-        let mixture = stage_mixture(&self.recipe, &self.emoji, pairs, &self.words, index)?;
+        let mixture = stage_mixture(&self.recipe, &self.emoji, pairs, &self.tokenizer, index)?;
         Ok(mixture.keeping(self.kept.clone()))
     }
 
