@@ -5,7 +5,7 @@ use std::sync::Arc;
 use keel::data::batch::IGNORED;
 use keel::data::chat::ChatTokenizer;
 use keel::data::tokenizer::IMAGE;
-use keel::executor::{Choice, Executor, Session};
+use keel::executor::{Executor, SelectedDevice, Session};
 use keel::model::{declare, initialise};
 use keel::tensor::DType;
 use keel::train::{Recipe, Stage, compile_step, optimizer_scalars};
@@ -26,7 +26,7 @@ pub struct Lead {
 }
 
 /// Loads a step on the chosen device.
-pub fn load(name: &str, choice: &Choice) -> Lead {
+pub fn load(name: &str, selected: &SelectedDevice) -> Lead {
     let (path, text) = match name == GPU_STEP.0 {
         true => ("bench/vit_large.toml", include_str!("vit_large.toml")),
         false => ("bench/lead.toml", include_str!("lead.toml")),
@@ -41,7 +41,7 @@ pub fn load(name: &str, choice: &Choice) -> Lead {
         .find(|(step, _)| *step == name)
         .expect("one of STEPS, or GPU_STEP");
     assert_eq!(trained, expected, "{name} trains what the peer trains");
-    let executor = choice
+    let executor = selected
         .open(layout.elements())
         .unwrap_or_else(|problem| panic!("{problem}"));
     executor
@@ -52,7 +52,7 @@ pub fn load(name: &str, choice: &Choice) -> Lead {
         stage,
         &layout,
         &recipe.batch_shape(stage, ChatTokenizer::embedded().image()),
-        choice.machine(),
+        selected.compile_target(),
         None,
     )
     .expect("the step can be planned");

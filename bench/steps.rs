@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput};
 use keel::executor::Executor;
 
-use keel::executor::{Choice, CpuExecutor, Device};
+use keel::executor::{CpuExecutor, Device, SelectedDevice};
 use keel::report::profile_table;
 use keel::train::Profile;
 use lead::{GPU_STEP, STEPS, load};
@@ -38,8 +38,8 @@ fn main() -> ExitCode {
     if let Some(step) = after("--one") {
         let step = step.expect("--one is followed by a step's name");
         return match choose(after("--device").flatten().map(String::as_str)) {
-            Ok(choice) => {
-                println!("{}", measure(step, &choice));
+            Ok(selected) => {
+                println!("{}", measure(step, &selected));
                 ExitCode::SUCCESS
             }
             Err(problem) => {
@@ -76,7 +76,7 @@ fn main() -> ExitCode {
         .measurement_time(Duration::from_secs(8))
         .configure_from_args();
     for (step, _) in STEPS {
-        let mut lead = load(step, &Choice::processor(threads()));
+        let mut lead = load(step, &SelectedDevice::processor(threads()));
         let mut group = criterion.benchmark_group("step");
         // Elements are floating-point operations: criterion prints them a second.
         group.throughput(Throughput::Elements(
@@ -96,7 +96,7 @@ fn threads() -> usize {
 }
 
 /// The device of that name: `cuda` is what the command line takes for it.
-fn choose(device: Option<&str>) -> keel::error::Result<Choice> {
+fn choose(device: Option<&str>) -> keel::error::Result<SelectedDevice> {
     let device = match device {
         None | Some("cpu") => Device::Cpu,
         Some("simt") => Device::Simt,
@@ -109,7 +109,7 @@ fn choose(device: Option<&str>) -> keel::error::Result<Choice> {
             ));
         }
     };
-    Choice::new(device, threads(), None)
+    SelectedDevice::new(device, threads(), None)
 }
 
 /// The fastest the processor can go, flop/s.
@@ -127,9 +127,9 @@ fn peak_memory() -> f64 {
 }
 
 /// One process's measurement of a step, as a line of JSON.
-fn measure(step: &str, choice: &Choice) -> serde_json::Value {
+fn measure(step: &str, selected: &SelectedDevice) -> serde_json::Value {
     let before = peak_memory();
-    let mut lead = load(step, choice);
+    let mut lead = load(step, selected);
     let mut times: Vec<f64> = (0..WARM_UP + REPEATS)
         .map(|_| {
             let start = Instant::now();
@@ -144,7 +144,7 @@ fn measure(step: &str, choice: &Choice) -> serde_json::Value {
         .collect();
     times.sort_by(f64::total_cmp);
     let flops = lead.session.program().cost().flops;
-    let peak = choice.describe().starts_with("cpu").then(peak_flops);
+    let peak = selected.describe().starts_with("cpu").then(peak_flops);
     let median = times[times.len() / 2];
     serde_json::json!({
         "kind": "step",
@@ -165,7 +165,7 @@ fn measure(step: &str, choice: &Choice) -> serde_json::Value {
 
 /// Prints where the time of a step goes.
 fn profile(step: &str) {
-    let mut lead = load(step, &Choice::processor(threads()));
+    let mut lead = load(step, &SelectedDevice::processor(threads()));
     let (session, executor) = (lead.session.as_mut(), lead.executor.as_ref());
     let profile = Profile::of_session(session, executor, &lead.stage, REPEATS);
     print!(

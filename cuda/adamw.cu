@@ -1,4 +1,4 @@
-// The update of parameters, moments and bf16 twins over flat stretches of the arenas.
+// The update of parameters, moments and bf16 copies over flat ranges of the arenas.
 #include "elem.cuh"
 
 HOST_CONSTANT int kAdamwThreads = 256;
@@ -28,23 +28,23 @@ DEVICE bool is_finite(float value) { return (__float_as_uint(value) & 0x7f800000
 
 // adamw_f32: one step of AdamW for a range of parameters of one group.
 // Math     : g = gradient * scale; m = beta1*m + rest1*g; v = beta2*v + rest2*g^2;
-//            p = p*(1 - rate*decay) - rate/correction1 * m / (sqrt(v)/sqrt(correction2) + eps); twin = bf16(p)
+//            p = p*(1 - rate*decay) - rate/correction1 * m / (sqrt(v)/sqrt(correction2) + eps); bf16 copy = bf16(p)
 //            random rounding: bits of p + r, cut off, with r the 16 bits at place i%4 of
 //            mixed(mixed(seed + step*gamma) + (first+i)/4*gamma), gamma = 0x9e3779b97f4a7c15
-//            where scale is not finite nothing changes, the twin neither
-// Tensors  : parameters, moments (new and before, which may be the same), gradients f32 [n] | twin bf16 [n] or null |
+//            where scale is not finite nothing changes, the bf16 copy neither
+// Tensors  : parameters, moments (new and before, which may be the same), gradients f32 [n] | bf16 copy bf16 [n] or null |
 //            scalars f32 [10], the group's f32 [2], scale f32 [1]
-//            alignment: 16 B, twin 8 B, numbers 4 B, any n; first % 4 == 0
+//            alignment: 16 B, bf16 copy 8 B, numbers 4 B, any n; first % 4 == 0
 // Grid     : ceil(n / 1024) blocks                       Block: 256 threads, four elements a thread
 // Smem     : none                                        Registers: <= 64, no spills
-// Work     : 12·n flop; reads 16·n, writes 12·n B and 2·n for the twin                                 bound: memory
+// Work     : 12·n flop; reads 16·n, writes 12·n B and 2·n for the bf16 copy                                 bound: memory
 // Accuracy : f32; the step's corrections come from the host in f64, rounded once
 // Ragged   : the last four go element by element
 // Order    : every element by one thread
 // Source   : Loshchilov and Hutter 2019, algorithm 2; random rounding: Gupta et al. 2015, section 3
 extern "C" __global__ void __launch_bounds__(kAdamwThreads)
-    adamw_f32(float* parameters, float* first_moments, float* second_moments, bf16* twin, const float* parameters_before,
-              const float* gradients, const float* first_before, const float* second_before, const bf16* twin_before,
+    adamw_f32(float* parameters, float* first_moments, float* second_moments, bf16* bf16_copy, const float* parameters_before,
+              const float* gradients, const float* first_before, const float* second_before, const bf16* bf16_copy_before,
               const float* scalars, const float* group, const float* scale, int rounds_at_random, int64_t seed, int64_t first,
               int64_t n) {
     const int64_t start = (int64_t(blockIdx.x) * kAdamwThreads + threadIdx.x) * kAdamwElements;
@@ -79,21 +79,21 @@ extern "C" __global__ void __launch_bounds__(kAdamwThreads)
             for (int i = 0; i < kAdamwElements; ++i)
                 rounded[i] = bf16_bits_at_random(p[i], uint32_t(random >> (16 * i)) & 0xffffu);
         }
-    } else if (twin != nullptr) {
+    } else if (bf16_copy != nullptr) {
         UNROLL
-        for (int i = 0; i < kAdamwElements; ++i) rounded[i] = i < count ? twin_before[start + i].bits : 0;
+        for (int i = 0; i < kAdamwElements; ++i) rounded[i] = i < count ? bf16_copy_before[start + i].bits : 0;
     }
     store_columns(parameters + start, p, 0, count, whole);
     store_columns(first_moments + start, m, 0, count, whole);
     store_columns(second_moments + start, v, 0, count, whole);
-    if (twin == nullptr) return;
+    if (bf16_copy == nullptr) return;
     if (whole) {
-        store_8_bytes(twin + start, make_uint2(rounded[0] | uint32_t(rounded[1]) << 16, rounded[2] | uint32_t(rounded[3]) << 16));
+        store_8_bytes(bf16_copy + start, make_uint2(rounded[0] | uint32_t(rounded[1]) << 16, rounded[2] | uint32_t(rounded[3]) << 16));
         return;
     }
     UNROLL
     for (int i = 0; i < kAdamwElements; ++i)
-        if (i < count) twin[start + i].bits = rounded[i];
+        if (i < count) bf16_copy[start + i].bits = rounded[i];
 }
 KERNEL(adamw_f32, kAdamwThreads)
 

@@ -2,7 +2,7 @@
 //
 // Forward makes S once and keeps log-sums of rows and columns (InfoNCE) or one sum (sigmoid). Backward makes each strip of S
 // once more, writes the strip's gradient e^a·G to the workspace, and multiplies it with v for ∂u and, transposed, with u for
-// ∂v, which grows from strip to strip in f32 (linear_weight_gradient of linear.cu). That is four products of 2·N²·E flop in
+// ∂v, which grows from strip to strip in f32 (linear_backward_weight of linear.cu). That is four products of 2·N²·E flop in
 // all, and memory for one strip of at most a few thousand rows, never for N².
 //
 // Where some rows are text without an image, `pairs` i32 [1] says how many rows M, the first ones, are pairs: the loss is that
@@ -313,8 +313,8 @@ CONTRASTIVE_SCORES(bf16, _bf16)
 // contrastive_loss_product: parts of ∂u of a strip, whose long sum over N is split over blocks.
 // Math     : part(split) = gradient(·, split's columns)·v(split's rows, ·)
 // Tensors  : gradient elem [rows,N] | v elem [N,E] | part f32 [splits,rows,E]
-// Grid     : (tiles of [rows,E], 1, splits)      Block: as linear_input_gradient
-// Smem     : as linear_input_gradient
+// Grid     : (tiles of [rows,E], 1, splits)      Block: as linear_backward_input
+// Smem     : as linear_backward_input
 // Work     : 2·rows·N·E flop; reads rows·N·e and N·E·e     bound: tensor cores
 // Accuracy : as linear_forward; parts in f32
 // Ragged   : any N, E

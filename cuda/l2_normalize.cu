@@ -18,53 +18,53 @@ struct L2Storage {
 // Source   : PyTorch's normalize
 template <class T, int kWarps>
 DEVICE void l2_normalize_forward(T* y, float* norms, const T* x, float epsilon, int64_t rows, int columns) {
-    using Team = RowTeam<kWarps>;
+    using Group = RowGroup<kWarps>;
     SHARED_STORAGE(L2Storage<kWarps>, storage);
-    const int64_t row = int64_t(blockIdx.x) * Team::kTeams + int(threadIdx.x) / Team::kThreads;
-    if (row >= rows) return;  // a whole team, which owes no other a barrier
-    Held<T> held;
-    load_held<kWarps>(held, x + row * columns, columns);
+    const int64_t row = int64_t(blockIdx.x) * Group::kGroups + int(threadIdx.x) / Group::kThreads;
+    if (row >= rows) return;  // a whole group, which owes no other a barrier
+    RowRegs<T> regs;
+    load_row<kWarps>(regs, x + row * columns, columns);
     float squares[1] = {0.0f};
     UNROLL
-    for (int j = 0; j < kHeldVectors<T>; ++j) {
+    for (int j = 0; j < kRowRegVectors<T>; ++j) {
         UNROLL
-        for (int i = 0; i < kVector<T>; ++i) squares[0] += held[j][i] * held[j][i];
+        for (int i = 0; i < kVector<T>; ++i) squares[0] += regs[j][i] * regs[j][i];
     }
-    team_sum<kWarps>(squares, storage.squares);
+    group_sum<kWarps>(squares, storage.squares);
     float norm = sqrtf(squares[0]);
     constexpr float kLargestFinite = 3.4028235e38f;
-    // The same for the whole team. Also where a square is not a number.
+    // The same for the whole group. Also where a square is not a number.
     if (!(squares[0] > 1e-30f && squares[0] <= kLargestFinite)) {
         float largest = 0.0f;
         UNROLL
-        for (int j = 0; j < kHeldVectors<T>; ++j) {
+        for (int j = 0; j < kRowRegVectors<T>; ++j) {
             UNROLL
-            for (int i = 0; i < kVector<T>; ++i) largest = fmaxf(largest, fabsf(held[j][i]));
+            for (int i = 0; i < kVector<T>; ++i) largest = fmaxf(largest, fabsf(regs[j][i]));
         }
         largest = team_max<kWarps>(largest, storage.largest);
         norm = largest;
         if (largest > 0.0f && largest <= kLargestFinite) {
             float scaled[1] = {0.0f};
             UNROLL
-            for (int j = 0; j < kHeldVectors<T>; ++j) {
+            for (int j = 0; j < kRowRegVectors<T>; ++j) {
                 UNROLL
                 for (int i = 0; i < kVector<T>; ++i) {
-                    const float part = held[j][i] / largest;
+                    const float part = regs[j][i] / largest;
                     scaled[0] += part * part;
                 }
             }
-            team_sum<kWarps>(scaled, storage.scaled);
+            group_sum<kWarps>(scaled, storage.scaled);
             norm = largest * sqrtf(scaled[0]);
         }
     }
-    if (norms != nullptr && int(threadIdx.x) % Team::kThreads == 0) norms[row] = norm;
+    if (norms != nullptr && int(threadIdx.x) % Group::kThreads == 0) norms[row] = norm;
     const float divisor = fmaxf(norm, epsilon);
     UNROLL
-    for (int j = 0; j < kHeldVectors<T>; ++j) {
+    for (int j = 0; j < kRowRegVectors<T>; ++j) {
         UNROLL
-        for (int i = 0; i < kVector<T>; ++i) held[j][i] /= divisor;
+        for (int i = 0; i < kVector<T>; ++i) regs[j][i] /= divisor;
     }
-    store_held<kWarps>(y + row * columns, held, columns);
+    store_row<kWarps>(y + row * columns, regs, columns);
 }
 
 template <int kWarps>
@@ -84,42 +84,42 @@ struct L2BackwardStorage {
 // Source   : PyTorch's normalize, differentiated
 template <class T, int kWarps>
 DEVICE void l2_normalize_backward(T* dx, const T* y, const float* norms, const T* dy, float epsilon, int64_t rows, int columns) {
-    using Team = RowTeam<kWarps>;
+    using Group = RowGroup<kWarps>;
     SHARED_STORAGE(L2BackwardStorage<kWarps>, storage);
-    const int64_t row = int64_t(blockIdx.x) * Team::kTeams + int(threadIdx.x) / Team::kThreads;
-    if (row >= rows) return;  // a whole team, which owes no other a barrier
-    Held<T> unit, d;
-    load_held<kWarps>(unit, y + row * columns, columns);
-    load_held<kWarps>(d, dy + row * columns, columns);
+    const int64_t row = int64_t(blockIdx.x) * Group::kGroups + int(threadIdx.x) / Group::kThreads;
+    if (row >= rows) return;  // a whole group, which owes no other a barrier
+    RowRegs<T> unit, d;
+    load_row<kWarps>(unit, y + row * columns, columns);
+    load_row<kWarps>(d, dy + row * columns, columns);
     float along[1] = {0.0f};
     UNROLL
-    for (int j = 0; j < kHeldVectors<T>; ++j) {
+    for (int j = 0; j < kRowRegVectors<T>; ++j) {
         UNROLL
         for (int i = 0; i < kVector<T>; ++i) along[0] += unit[j][i] * d[j][i];
     }
-    team_sum<kWarps>(along, storage.along);
+    group_sum<kWarps>(along, storage.along);
     const float norm = norms[row];
     const bool is_long = norm > epsilon;
     const float factor = 1.0f / (is_long ? norm : epsilon), part = is_long ? along[0] : 0.0f;
     UNROLL
-    for (int j = 0; j < kHeldVectors<T>; ++j) {
+    for (int j = 0; j < kRowRegVectors<T>; ++j) {
         UNROLL
         for (int i = 0; i < kVector<T>; ++i) d[j][i] = (d[j][i] - unit[j][i] * part) * factor;
     }
-    store_held<kWarps>(dx + row * columns, d, columns);
+    store_row<kWarps>(dx + row * columns, d, columns);
 }
 
 #define L2_KERNELS(width, warps, T, dtype)                                                                                \
-    extern "C" __global__ void __launch_bounds__(RowTeam<warps>::kBlockThreads) l2_normalize_forward##width##_##dtype(    \
+    extern "C" __global__ void __launch_bounds__(RowGroup<warps>::kBlockThreads) l2_normalize_forward##width##_##dtype(    \
         T* y, float* norms, const T* x, float epsilon, int64_t rows, int columns) {                                       \
         l2_normalize_forward<T, warps>(y, norms, x, epsilon, rows, columns);                                              \
     }                                                                                                                     \
-    KERNEL(l2_normalize_forward##width##_##dtype, RowTeam<warps>::kBlockThreads, L2Storage<warps>)                        \
-    extern "C" __global__ void __launch_bounds__(RowTeam<warps>::kBlockThreads) l2_normalize_backward##width##_##dtype(   \
+    KERNEL(l2_normalize_forward##width##_##dtype, RowGroup<warps>::kBlockThreads, L2Storage<warps>)                        \
+    extern "C" __global__ void __launch_bounds__(RowGroup<warps>::kBlockThreads) l2_normalize_backward##width##_##dtype(   \
         T* dx, const T* y, const float* norms, const T* dy, float epsilon, int64_t rows, int columns) {                   \
         l2_normalize_backward<T, warps>(dx, y, norms, dy, epsilon, rows, columns);                                        \
     }                                                                                                                     \
-    KERNEL(l2_normalize_backward##width##_##dtype, RowTeam<warps>::kBlockThreads, L2BackwardStorage<warps>)
+    KERNEL(l2_normalize_backward##width##_##dtype, RowGroup<warps>::kBlockThreads, L2BackwardStorage<warps>)
 #define L2_WIDTHS(T, dtype)                     \
     L2_KERNELS(_narrow, kNarrowWarps, T, dtype) \
     L2_KERNELS(, kUsualWarps, T, dtype)         \

@@ -52,7 +52,7 @@ DEVICE void linear_forward(T* y, T* z, const T* x, const T* weight, const float*
         });
 }
 
-// linear_input_gradient: dx = dy·W, then ⊙ f′(z) or + a gradient that is there already.
+// linear_backward_input: dx = dy·W, then ⊙ f′(z) or + a gradient that is there already.
 // Math     : dx(r,k) = Σ over n of dy(r,n)·W(n,k)     with an activation · f′(other(r,k)), else + other(r,k)
 // Tensors  : dy elem [M,N] | weight elem [N,K] | other elem [M,K] or null, dx itself where it is added | dx elem [M,K]
 // Grid     : tiles of dx      Block: as linear_forward
@@ -63,7 +63,7 @@ DEVICE void linear_forward(T* y, T* z, const T* x, const T* weight, const float*
 // Order    : deterministic
 // Source   : -
 template <class Shape, class T = typename Shape::T>
-DEVICE void linear_input_gradient(T* dx, const T* dy, const T* weight, const T* other, int m, int n, int k, int activation) {
+DEVICE void linear_backward_input(T* dx, const T* dy, const T* weight, const T* other, int m, int n, int k, int activation) {
     using Left = RowsOperand<T>;
     using Right = ColumnsOperand<T>;
     using Storage = ProductStorage<Shape, Left, Right>;
@@ -89,7 +89,7 @@ DEVICE void linear_input_gradient(T* dx, const T* dy, const T* weight, const T* 
         });
 }
 
-// linear_weight_gradient: dW = dyᵀ·x (+ addend), and parts of db = Σ over rows of dy.
+// linear_backward_weight: dW = dyᵀ·x (+ addend), and parts of db = Σ over rows of dy.
 // Math     : dW(n,k) = Σ over r of dy(r,n)·x(r,k)     db(n) = Σ over r of dy(r,n)
 // Tensors  : dy elem [M,N] | x elem [M,K] | addend f32 [N,K] or null, dw itself too | dw f32 [splits,N,K] | sums f32
 //            [splits · tiles across K, N] or null
@@ -101,7 +101,7 @@ DEVICE void linear_input_gradient(T* dx, const T* dy, const T* weight, const T* 
 // Order    : deterministic: rows ascending within a split, splits in order (linear_sum_f32)
 // Source   : -
 template <class Shape, class T = typename Shape::T>
-DEVICE void linear_weight_gradient(float* dw, float* sums, const float* addend, const T* dy, const T* x, int m, int n, int k,
+DEVICE void linear_backward_weight(float* dw, float* sums, const float* addend, const T* dy, const T* x, int m, int n, int k,
                                    int steps) {
     using Storage = ProductStorage<Shape, ColumnsOperand<T>, ColumnsOperand<T>>;
     SHARED_STORAGE(Storage, storage);
@@ -117,17 +117,17 @@ DEVICE void linear_weight_gradient(float* dw, float* sums, const float* addend, 
     } \
     KERNEL(linear_forward##suffix, ProductShapes<T>::Size::kThreads, \
            ProductStorage<ProductShapes<T>::Size, RowsOperand<T>, RowsOperand<T>>) \
-    extern "C" __global__ void PRODUCT_BOUNDS(ProductShapes<T>::Size) linear_input_gradient##suffix( \
+    extern "C" __global__ void PRODUCT_BOUNDS(ProductShapes<T>::Size) linear_backward_input##suffix( \
         T* dx, const T* dy, const T* weight, const T* other, int m, int n, int k, int activation) { \
-        linear_input_gradient<ProductShapes<T>::Size>(dx, dy, weight, other, m, n, k, activation); \
+        linear_backward_input<ProductShapes<T>::Size>(dx, dy, weight, other, m, n, k, activation); \
     } \
-    KERNEL(linear_input_gradient##suffix, ProductShapes<T>::Size::kThreads, \
+    KERNEL(linear_backward_input##suffix, ProductShapes<T>::Size::kThreads, \
            ProductStorage<ProductShapes<T>::Size, RowsOperand<T>, ColumnsOperand<T>>) \
-    extern "C" __global__ void PRODUCT_BOUNDS(ProductShapes<T>::Size) linear_weight_gradient##suffix( \
+    extern "C" __global__ void PRODUCT_BOUNDS(ProductShapes<T>::Size) linear_backward_weight##suffix( \
         float* dw, float* sums, const float* addend, const T* dy, const T* x, int m, int n, int k, int steps) { \
-        linear_weight_gradient<ProductShapes<T>::Size>(dw, sums, addend, dy, x, m, n, k, steps); \
+        linear_backward_weight<ProductShapes<T>::Size>(dw, sums, addend, dy, x, m, n, k, steps); \
     } \
-    KERNEL(linear_weight_gradient##suffix, ProductShapes<T>::Size::kThreads, \
+    KERNEL(linear_backward_weight##suffix, ProductShapes<T>::Size::kThreads, \
            ProductStorage<ProductShapes<T>::Size, ColumnsOperand<T>, ColumnsOperand<T>>)
 
 LINEAR_PRODUCTS(Large, _f32, float)
@@ -171,7 +171,7 @@ struct ColumnSumStorage {
     float partial[kSumWarps][kWarpLanes * kVector<T>];
 };
 
-// linear_bias_gradient: sums of the columns of dy over `height` rows a block.
+// linear_backward_bias: sums of the columns of dy over `height` rows a block.
 // Math     : part(b,n) = Σ over r in [b·height, (b + 1)·height) of dy(r,n)
 // Tensors  : dy elem [M,N] | part f32 [⌈M/height⌉, N]
 // Grid     : (⌈N / 16 bytes of 32 lanes⌉, ⌈M/height⌉)      Block: 256 threads = 8 warps, rows in turn; a lane 16 bytes
@@ -182,7 +182,7 @@ struct ColumnSumStorage {
 // Order    : deterministic: a warp's rows ascending, then warps ascending; blocks by linear_sum_f32
 // Source   : -
 template <class T>
-DEVICE void linear_bias_gradient(float* part, const T* dy, int m, int n, int height) {
+DEVICE void linear_backward_bias(float* part, const T* dy, int m, int n, int height) {
     SHARED_STORAGE(ColumnSumStorage<T>, storage);
     constexpr int kWidth = kVector<T>, kColumns = kWarpLanes * kWidth;
     const int lane = int(threadIdx.x) % kWarpLanes, warp = int(threadIdx.x) / kWarpLanes;
@@ -197,7 +197,7 @@ DEVICE void linear_bias_gradient(float* part, const T* dy, int m, int n, int hei
     }
     UNROLL
     for (int i = 0; i < kWidth; ++i) storage.partial[warp][lane * kWidth + i] = sums[i];
-    if (!PLANTED_BUG("linear_bias_gradient: no barrier before the warps' sums are read")) {
+    if (!PLANTED_BUG("linear_backward_bias: no barrier before the warps' sums are read")) {
         __syncthreads();  // every warp's sums are there
     }
     const int column = int(threadIdx.x);
@@ -207,18 +207,18 @@ DEVICE void linear_bias_gradient(float* part, const T* dy, int m, int n, int hei
     for (int w = 0; w < kSumWarps; ++w) sum += storage.partial[w][column];
     part[int64_t(blockIdx.y) * n + first + column] = sum;
 }
-extern "C" __global__ void __launch_bounds__(kSumWarps* kWarpLanes) linear_bias_gradient_f32(float* part, const float* dy, int m,
+extern "C" __global__ void __launch_bounds__(kSumWarps* kWarpLanes) linear_backward_bias_f32(float* part, const float* dy, int m,
                                                                                              int n, int height) {
-    linear_bias_gradient(part, dy, m, n, height);
+    linear_backward_bias(part, dy, m, n, height);
 }
-KERNEL(linear_bias_gradient_f32, kSumWarps* kWarpLanes, ColumnSumStorage<float>)
-extern "C" __global__ void __launch_bounds__(kSumWarps* kWarpLanes) linear_bias_gradient_bf16(float* part, const bf16* dy, int m,
+KERNEL(linear_backward_bias_f32, kSumWarps* kWarpLanes, ColumnSumStorage<float>)
+extern "C" __global__ void __launch_bounds__(kSumWarps* kWarpLanes) linear_backward_bias_bf16(float* part, const bf16* dy, int m,
                                                                                               int n, int height) {
-    linear_bias_gradient(part, dy, m, n, height);
+    linear_backward_bias(part, dy, m, n, height);
 }
-KERNEL(linear_bias_gradient_bf16, kSumWarps* kWarpLanes, ColumnSumStorage<bf16>)
+KERNEL(linear_backward_bias_bf16, kSumWarps* kWarpLanes, ColumnSumStorage<bf16>)
 
-// linear_activation_gradient: dz = dy ⊙ f′(z), where no product could do that on the way.
+// linear_backward_activation: dz = dy ⊙ f′(z), where no product could do that on the way.
 // Math     : dz = dy · f′(z)
 // Tensors  : dy, z, dz elem [count]; dz may be dy: each element is read by the thread that writes it
 // Grid     : ⌈count / (256 · 16 bytes)⌉ blocks      Block: 256 threads
@@ -229,7 +229,7 @@ KERNEL(linear_bias_gradient_bf16, kSumWarps* kWarpLanes, ColumnSumStorage<bf16>)
 // Order    : deterministic
 // Source   : -
 template <class T>
-DEVICE void linear_activation_gradient(T* dz, const T* dy, const T* z, int64_t count, int activation) {
+DEVICE void linear_backward_activation(T* dz, const T* dy, const T* z, int64_t count, int activation) {
     constexpr int kWidth = kVector<T>;
     const int64_t first = (int64_t(blockIdx.x) * kElementwiseThreads + threadIdx.x) * kWidth;
     if (first >= count) return;
@@ -242,13 +242,13 @@ DEVICE void linear_activation_gradient(T* dz, const T* dy, const T* z, int64_t c
     for (int i = 0; i < kWidth; ++i) gradient[i] *= activation_derivative(activation, values[i]);
     store_columns(dz + first, gradient, 0, left, vectors);
 }
-extern "C" __global__ void __launch_bounds__(kElementwiseThreads) linear_activation_gradient_f32(
+extern "C" __global__ void __launch_bounds__(kElementwiseThreads) linear_backward_activation_f32(
     float* dz, const float* dy, const float* z, int64_t count, int activation) {
-    linear_activation_gradient(dz, dy, z, count, activation);
+    linear_backward_activation(dz, dy, z, count, activation);
 }
-KERNEL(linear_activation_gradient_f32, kElementwiseThreads)
-extern "C" __global__ void __launch_bounds__(kElementwiseThreads) linear_activation_gradient_bf16(
+KERNEL(linear_backward_activation_f32, kElementwiseThreads)
+extern "C" __global__ void __launch_bounds__(kElementwiseThreads) linear_backward_activation_bf16(
     bf16* dz, const bf16* dy, const bf16* z, int64_t count, int activation) {
-    linear_activation_gradient(dz, dy, z, count, activation);
+    linear_backward_activation(dz, dy, z, count, activation);
 }
-KERNEL(linear_activation_gradient_bf16, kElementwiseThreads)
+KERNEL(linear_backward_activation_bf16, kElementwiseThreads)

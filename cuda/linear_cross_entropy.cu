@@ -1,7 +1,7 @@
 // Next-token loss fused with the output product, and the word of the largest logit. Logits h·Wᵀ are made tile by tile and
 // never stored whole: forward keeps the log-sums of each row's tiles; backward makes a strip of rows again, writes the
-// strip's gradient to the workspace and multiplies it with W for ∂h (linear_input_gradient) or with h for ∂W
-// (linear_weight_gradient). A strip is as large as h and W together, or 128 rows.
+// strip's gradient to the workspace and multiplies it with W for ∂h (linear_backward_input) or with h for ∂W
+// (linear_backward_weight). A strip is as large as h and W together, or 128 rows.
 #include "scores.cuh"
 
 // A tile of h·Wᵀ in the accumulators.
@@ -118,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(kTotalThreads) linear_cross_entropy
 }
 KERNEL(linear_cross_entropy_total_f32, kTotalThreads, CrossEntropyTotalStorage)
 
-// linear_cross_entropy_gradient_<f32|bf16>: the gradient of a strip of logits, made again.
+// linear_cross_entropy_backward_<f32|bf16>: the gradient of a strip of logits, made again.
 // Math     : gradient(i, v) = (e^(z(n,v) − lse(n)) − [v = target(n)])·w(n)·dloss / total, n = first_row + i; 0 for a negative
 //            target and where total is 0
 // Tensors  : hidden elem [N,D] | weight elem [V,D] | targets i32, weights, lse f32 [N] | total, dloss f32 [1] |
@@ -132,7 +132,7 @@ KERNEL(linear_cross_entropy_total_f32, kTotalThreads, CrossEntropyTotalStorage)
 // Order    : every element by one thread
 // Source   : -
 template <class T>
-DEVICE void cross_entropy_gradient(T* gradient, const T* hidden, const T* weight, const int32_t* targets, const float* weights,
+DEVICE void cross_entropy_backward(T* gradient, const T* hidden, const T* weight, const int32_t* targets, const float* weights,
                                    const float* lse, const float* total, const float* dloss, int first_row, int rows, int v, int d) {
     using Shape = ScoreShape<T>;
     using Storage = ScoreStorage<T>;
@@ -256,12 +256,12 @@ KERNEL(linear_argmax_rows_f32, kReduceThreads)
         cross_entropy_forward(part, own, hidden, weight, targets, n, v, d); \
     } \
     KERNEL(linear_cross_entropy_forward_##suffix, ScoreShape<T>::kThreads, CrossEntropyStorage<T>) \
-    extern "C" __global__ void PRODUCT_BOUNDS(ScoreShape<T>) linear_cross_entropy_gradient_##suffix( \
+    extern "C" __global__ void PRODUCT_BOUNDS(ScoreShape<T>) linear_cross_entropy_backward_##suffix( \
         T* gradient, const T* hidden, const T* weight, const int32_t* targets, const float* weights, const float* lse, \
         const float* total, const float* dloss, int first_row, int rows, int v, int d) { \
-        cross_entropy_gradient(gradient, hidden, weight, targets, weights, lse, total, dloss, first_row, rows, v, d); \
+        cross_entropy_backward(gradient, hidden, weight, targets, weights, lse, total, dloss, first_row, rows, v, d); \
     } \
-    KERNEL(linear_cross_entropy_gradient_##suffix, ScoreShape<T>::kThreads, ScoreStorage<T>) \
+    KERNEL(linear_cross_entropy_backward_##suffix, ScoreShape<T>::kThreads, ScoreStorage<T>) \
     extern "C" __global__ void PRODUCT_BOUNDS(ScoreShape<T>) linear_argmax_tiles_##suffix( \
         float* logit, int32_t* word, const T* hidden, const T* weight, int n, int v, int d) { \
         argmax_tiles(logit, word, hidden, weight, n, v, d); \

@@ -25,67 +25,67 @@ struct NormForwardStorage {
 template <class T, bool kIsLayer, int kWarps>
 DEVICE void norm_forward(T* sum, T* y, float* statistics, const T* x, const T* residual, const float* __restrict__ weight,
                          const float* __restrict__ bias, float epsilon, int64_t rows, int columns) {
-    using Team = RowTeam<kWarps>;
+    using Group = RowGroup<kWarps>;
     SHARED_STORAGE(NormForwardStorage<kWarps>, storage);
-    const int64_t row = int64_t(blockIdx.x) * Team::kTeams + int(threadIdx.x) / Team::kThreads;
-    if (row >= rows) return;  // a whole team, which owes no other a barrier
+    const int64_t row = int64_t(blockIdx.x) * Group::kGroups + int(threadIdx.x) / Group::kThreads;
+    if (row >= rows) return;  // a whole group, which owes no other a barrier
     const int64_t start = row * columns;
-    Held<T> held;
-    load_held<kWarps>(held, x + start, columns);
+    RowRegs<T> regs;
+    load_row<kWarps>(regs, x + start, columns);
     if (residual != nullptr) {
-        Held<T> addend;
-        load_held<kWarps>(addend, residual + start, columns);
+        RowRegs<T> addend;
+        load_row<kWarps>(addend, residual + start, columns);
         UNROLL
-        for (int j = 0; j < kHeldVectors<T>; ++j) {
+        for (int j = 0; j < kRowRegVectors<T>; ++j) {
             UNROLL
-            for (int i = 0; i < kVector<T>; ++i) held[j][i] = to_float(from_float<T>(held[j][i] + addend[j][i]));
+            for (int i = 0; i < kVector<T>; ++i) regs[j][i] = to_float(from_float<T>(regs[j][i] + addend[j][i]));
         }
-        store_held<kWarps>(sum + start, held, columns);
+        store_row<kWarps>(sum + start, regs, columns);
     }
 
     float mean = 0.0f;
     if constexpr (kIsLayer) {
         float total[1] = {0.0f};
         UNROLL
-        for (int j = 0; j < kHeldVectors<T>; ++j) {
+        for (int j = 0; j < kRowRegVectors<T>; ++j) {
             UNROLL
-            for (int i = 0; i < kVector<T>; ++i) total[0] += held[j][i];
+            for (int i = 0; i < kVector<T>; ++i) total[0] += regs[j][i];
         }
-        team_sum<kWarps>(total, storage.mean);
+        group_sum<kWarps>(total, storage.mean);
         mean = total[0] / float(columns);
     }
     float squares[1] = {0.0f};
     UNROLL
-    for (int j = 0; j < kHeldVectors<T>; ++j) {
+    for (int j = 0; j < kRowRegVectors<T>; ++j) {
         UNROLL
         for (int i = 0; i < kVector<T>; ++i) {
             // Past the end a row holds zeros, which lie `mean` away from the mean.
-            const float deviation = held_column<T, kWarps>(j) + i < columns ? held[j][i] - mean : 0.0f;
+            const float deviation = row_column<T, kWarps>(j) + i < columns ? regs[j][i] - mean : 0.0f;
             squares[0] += deviation * deviation;
         }
     }
-    team_sum<kWarps>(squares, storage.variance);
-    const float reciprocal = 1.0f / sqrtf(squares[0] / float(columns) + epsilon);
-    if (int(threadIdx.x) % Team::kThreads == 0) {
+    group_sum<kWarps>(squares, storage.variance);
+    const float rstd = 1.0f / sqrtf(squares[0] / float(columns) + epsilon);
+    if (int(threadIdx.x) % Group::kThreads == 0) {
         statistics[2 * row] = mean;
-        statistics[2 * row + 1] = reciprocal;
+        statistics[2 * row + 1] = rstd;
     }
 
     const bool vectors = has_whole_vectors<T>(columns);
     UNROLL
-    for (int j = 0; j < kHeldVectors<T>; ++j) {
-        const int column = held_column<T, kWarps>(j);
+    for (int j = 0; j < kRowRegVectors<T>; ++j) {
+        const int column = row_column<T, kWarps>(j);
         float scale[kVector<T>];
         load_floats(scale, weight, column, columns, vectors);
         UNROLL
-        for (int i = 0; i < kVector<T>; ++i) held[j][i] = (held[j][i] - mean) * reciprocal * scale[i];
+        for (int i = 0; i < kVector<T>; ++i) regs[j][i] = (regs[j][i] - mean) * rstd * scale[i];
         if constexpr (kIsLayer) {
             float shift[kVector<T>];
             load_floats(shift, bias, column, columns, vectors);
             UNROLL
-            for (int i = 0; i < kVector<T>; ++i) held[j][i] += shift[i];
+            for (int i = 0; i < kVector<T>; ++i) regs[j][i] += shift[i];
         }
-        store_columns(y + start, held[j], column, columns, vectors);
+        store_columns(y + start, regs[j], column, columns, vectors);
     }
 }
 
@@ -93,34 +93,34 @@ template <int kWarps, bool kIsLayer>
 struct NormBackwardStorage {
     float partial[2][kIsLayer ? 2 : 1][kWarps];  // in turn for one row and the next
 };
-// The teams of a narrow block share one partial sum.
+// The groups of a narrow block share one partial sum.
 template <bool kIsLayer>
 struct NormBackwardStorage<1, kIsLayer> {
     float partial[2][kIsLayer ? 2 : 1][1];
-    alignas(16) float sums[RowTeam<1>::kTeams][RowTeam<1>::kColumns];
+    alignas(16) float sums[RowGroup<1>::kGroups][RowGroup<1>::kColumns];
 };
 
-// Writes a thread's sums over its team's rows to the block's partial sums, `partial` [C].
+// Writes a thread's sums over its group's rows to the block's partial sums, `partial` [C].
 template <class T, int kWarps, bool kIsLayer>
-DEVICE void store_partial(NormBackwardStorage<kWarps, kIsLayer>& storage, float* partial, const Held<T>& sums, int columns) {
+DEVICE void store_partial(NormBackwardStorage<kWarps, kIsLayer>& storage, float* partial, const RowRegs<T>& sums, int columns) {
     const bool vectors = has_whole_vectors<T>(columns);
     if constexpr (kWarps > 1) {
         UNROLL
-        for (int j = 0; j < kHeldVectors<T>; ++j)
-            store_floats(partial, sums[j], held_column<T, kWarps>(j), columns, vectors);
+        for (int j = 0; j < kRowRegVectors<T>; ++j)
+            store_floats(partial, sums[j], row_column<T, kWarps>(j), columns, vectors);
     } else {
-        using Team = RowTeam<1>;
-        const int team = int(threadIdx.x) / Team::kThreads;
+        using Group = RowGroup<1>;
+        const int team = int(threadIdx.x) / Group::kThreads;
         UNROLL
-        for (int j = 0; j < kHeldVectors<T>; ++j)
-            store_floats(storage.sums[team], sums[j], held_column<T, 1>(j), Team::kColumns, true);
+        for (int j = 0; j < kRowRegVectors<T>; ++j)
+            store_floats(storage.sums[team], sums[j], row_column<T, 1>(j), Group::kColumns, true);
         if (!PLANTED_BUG("norm: no barrier before the teams' sums are added")) {
-            __syncthreads();  // every team has written its sums
+            __syncthreads();  // every group has written its sums
         }
-        for (int column = int(threadIdx.x); column < columns; column += Team::kBlockThreads) {
+        for (int column = int(threadIdx.x); column < columns; column += Group::kBlockThreads) {
             float total = 0.0f;
             UNROLL
-            for (int t = 0; t < Team::kTeams; ++t) total += storage.sums[t][column];
+            for (int t = 0; t < Group::kGroups; ++t) total += storage.sums[t][column];
             partial[column] = total;
         }
         if (!PLANTED_BUG("norm: no barrier before the sums are written again")) {
@@ -146,31 +146,31 @@ template <class T, bool kIsLayer, int kWarps>
 DEVICE void norm_backward(T* dx, float* partials, const T* __restrict__ dy, const T* __restrict__ x,
                           const float* __restrict__ weight, const float* __restrict__ statistics, const T* addend,
                           int64_t rows, int columns) {
-    using Team = RowTeam<kWarps>;
+    using Group = RowGroup<kWarps>;
     using Storage = NormBackwardStorage<kWarps, kIsLayer>;
     SHARED_STORAGE(Storage, storage);
     const bool vectors = has_whole_vectors<T>(columns);
-    Held<T> scale, dweight, dbias;
+    RowRegs<T> scale, dweight, dbias;
     UNROLL
-    for (int j = 0; j < kHeldVectors<T>; ++j) {
-        load_floats(scale[j], weight, held_column<T, kWarps>(j), columns, vectors);
+    for (int j = 0; j < kRowRegVectors<T>; ++j) {
+        load_floats(scale[j], weight, row_column<T, kWarps>(j), columns, vectors);
         UNROLL
         for (int i = 0; i < kVector<T>; ++i) dweight[j][i] = dbias[j][i] = 0.0f;
     }
     int turn = 0;
-    const int64_t step = int64_t(gridDim.x) * Team::kTeams;
-    for (int64_t row = int64_t(blockIdx.x) * Team::kTeams + int(threadIdx.x) / Team::kThreads; row < rows; row += step) {
+    const int64_t step = int64_t(gridDim.x) * Group::kGroups;
+    for (int64_t row = int64_t(blockIdx.x) * Group::kGroups + int(threadIdx.x) / Group::kThreads; row < rows; row += step) {
         const int64_t start = row * columns;
-        const float mean = statistics[2 * row], reciprocal = statistics[2 * row + 1];
-        Held<T> h, g;
-        load_held<kWarps>(h, x + start, columns);
-        load_held<kWarps>(g, dy + start, columns);
+        const float mean = statistics[2 * row], rstd = statistics[2 * row + 1];
+        RowRegs<T> h, g;
+        load_row<kWarps>(h, x + start, columns);
+        load_row<kWarps>(g, dy + start, columns);
         float sums[kIsLayer ? 2 : 1] = {};  // of g·h, and of g
         UNROLL
-        for (int j = 0; j < kHeldVectors<T>; ++j) {
+        for (int j = 0; j < kRowRegVectors<T>; ++j) {
             UNROLL
             for (int i = 0; i < kVector<T>; ++i) {
-                h[j][i] = (h[j][i] - mean) * reciprocal;
+                h[j][i] = (h[j][i] - mean) * rstd;
                 dweight[j][i] += g[j][i] * h[j][i];
                 if constexpr (kIsLayer) dbias[j][i] += g[j][i];
                 g[j][i] *= scale[j][i];
@@ -179,16 +179,16 @@ DEVICE void norm_backward(T* dx, float* partials, const T* __restrict__ dy, cons
             }
         }
         // Two arrays in turn: who is ahead writes the next row's sums while others still read this row's.
-        team_sum<kWarps>(sums, storage.partial[PLANTED_BUG("norm: the same partial sums for every row") ? 0 : turn]);
+        group_sum<kWarps>(sums, storage.partial[PLANTED_BUG("norm: the same partial sums for every row") ? 0 : turn]);
         turn ^= 1;
         const float mean_gh = sums[0] / float(columns);
         float mean_g = 0.0f;
         if constexpr (kIsLayer) mean_g = sums[1] / float(columns);
         UNROLL
-        for (int j = 0; j < kHeldVectors<T>; ++j) {
-            const int column = held_column<T, kWarps>(j);
+        for (int j = 0; j < kRowRegVectors<T>; ++j) {
+            const int column = row_column<T, kWarps>(j);
             UNROLL
-            for (int i = 0; i < kVector<T>; ++i) g[j][i] = reciprocal * (g[j][i] - mean_g - h[j][i] * mean_gh);
+            for (int i = 0; i < kVector<T>; ++i) g[j][i] = rstd * (g[j][i] - mean_g - h[j][i] * mean_gh);
             if (addend != nullptr) {
                 float before[kVector<T>];
                 load_columns(before, addend + start, column, columns, vectors);
@@ -205,18 +205,18 @@ DEVICE void norm_backward(T* dx, float* partials, const T* __restrict__ dy, cons
 }
 
 #define NORM_KERNELS(norm, is_layer, width, warps, T, dtype)                                                              \
-    extern "C" __global__ void __launch_bounds__(RowTeam<warps>::kBlockThreads) norm##_forward##width##_##dtype(          \
+    extern "C" __global__ void __launch_bounds__(RowGroup<warps>::kBlockThreads) norm##_forward##width##_##dtype(          \
         T* sum, T* y, float* statistics, const T* x, const T* residual, const float* weight, const float* bias,           \
         float epsilon, int64_t rows, int columns) {                                                                       \
         norm_forward<T, is_layer, warps>(sum, y, statistics, x, residual, weight, bias, epsilon, rows, columns);          \
     }                                                                                                                     \
-    KERNEL(norm##_forward##width##_##dtype, RowTeam<warps>::kBlockThreads, NormForwardStorage<warps>)                     \
-    extern "C" __global__ void __launch_bounds__(RowTeam<warps>::kBlockThreads) norm##_backward##width##_##dtype(         \
+    KERNEL(norm##_forward##width##_##dtype, RowGroup<warps>::kBlockThreads, NormForwardStorage<warps>)                     \
+    extern "C" __global__ void __launch_bounds__(RowGroup<warps>::kBlockThreads) norm##_backward##width##_##dtype(         \
         T* dx, float* partials, const T* dy, const T* x, const float* weight, const float* statistics, const T* addend,   \
         int64_t rows, int columns) {                                                                                      \
         norm_backward<T, is_layer, warps>(dx, partials, dy, x, weight, statistics, addend, rows, columns);                \
     }                                                                                                                     \
-    KERNEL(norm##_backward##width##_##dtype, RowTeam<warps>::kBlockThreads, NormBackwardStorage<warps, is_layer>)
+    KERNEL(norm##_backward##width##_##dtype, RowGroup<warps>::kBlockThreads, NormBackwardStorage<warps, is_layer>)
 #define NORM_WIDTHS(norm, is_layer, T, dtype)                      \
     NORM_KERNELS(norm, is_layer, _narrow, kNarrowWarps, T, dtype)  \
     NORM_KERNELS(norm, is_layer, , kUsualWarps, T, dtype)          \

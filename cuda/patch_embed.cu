@@ -139,7 +139,7 @@ DEVICE void patch_embed_forward(T* y, const float* images, const T* weight, cons
         });
 }
 
-// patch_embed_gradient: the weight's gradient, and parts of the bias's.
+// patch_embed_backward: the weight's gradient, and parts of the bias's.
 // Math     : dW(c,p) = addend(c,p) + Σ over r of dy(r,c)·patch(r,p)     db(c) = Σ over r of dy(r,c)
 // Tensors  : dy elem [B·T,C] | images f32 [B,Ci,h,w] | addend f32 [C,Ci·P·P] or null, dw itself too |
 //            dw f32 [splits,C,Ci·P·P] | sums f32 [splits · tiles across, C] or null
@@ -151,7 +151,7 @@ DEVICE void patch_embed_forward(T* y, const float* images, const T* weight, cons
 // Order    : deterministic: rows ascending within a split, splits in order (linear_sum_f32)
 // Source   : -
 template <class Shape, class T = typename Shape::T>
-DEVICE void patch_embed_gradient(float* dw, float* sums, const float* addend, const T* dy, const float* images, int batch,
+DEVICE void patch_embed_backward(float* dw, float* sums, const float* addend, const T* dy, const float* images, int batch,
                                  int colours, int height, int width, int patch, int c, int steps) {
     using Storage = ProductStorage<Shape, ColumnsOperand<T>, PatchesByPixel>;
     SHARED_STORAGE(Storage, storage);
@@ -159,7 +159,7 @@ DEVICE void patch_embed_gradient(float* dw, float* sums, const float* addend, co
     weight_gradient<Shape>(storage, dw, sums, addend, dy, PatchesByPixel{from}, from.rows, c, from.pixels, steps);
 }
 
-// patch_embed_image_gradient: each patch's dy · W, put where its pixels came from.
+// patch_embed_backward_image: each patch's dy · W, put where its pixels came from.
 // Math     : dimages(pixel p of patch r) = addend(same) + Σ over c of dy(r,c)·W(c,p)
 // Tensors  : dy elem [B·T,C] | weight elem [C,Ci·P·P] | addend f32 [B,Ci,h,w] or null, dimages itself too |
 //            dimages f32 [B,Ci,h,w]
@@ -167,11 +167,11 @@ DEVICE void patch_embed_gradient(float* dw, float* sums, const float* addend, co
 // Smem     : the stages of product.cuh: bf16 68 KB, f32 68 KB; small bf16 29 KB, f32 41 KB
 // Work     : 2·B·T·C·Ci·P·P flop; reads dy·e + W·e, writes images·4     bound: tensor cores
 // Accuracy : f32 accumulators
-// Ragged   : any sizes; pixels of no patch are patch_embed_image_rest's
+// Ragged   : any sizes; pixels of no patch are patch_embed_backward_image_rest's
 // Order    : deterministic, each pixel by one thread
 // Source   : -
 template <class Shape, class T = typename Shape::T>
-DEVICE void patch_embed_image_gradient(float* dimages, const T* dy, const T* weight, const float* addend, int batch, int colours,
+DEVICE void patch_embed_backward_image(float* dimages, const T* dy, const T* weight, const float* addend, int batch, int colours,
                                        int height, int width, int patch, int c) {
     using Storage = ProductStorage<Shape, RowsOperand<T>, ColumnsOperand<T>>;
     SHARED_STORAGE(Storage, storage);
@@ -198,20 +198,20 @@ DEVICE void patch_embed_image_gradient(float* dimages, const T* dy, const T* wei
     } \
     KERNEL(patch_embed_forward##suffix, PatchShapes<T>::Size::kThreads, \
            ProductStorage<PatchShapes<T>::Size, PatchesByRow, RowsOperand<T>>) \
-    extern "C" __global__ void PRODUCT_BOUNDS(PatchShapes<T>::Size) patch_embed_gradient##suffix( \
+    extern "C" __global__ void PRODUCT_BOUNDS(PatchShapes<T>::Size) patch_embed_backward##suffix( \
         float* dw, float* sums, const float* addend, const T* dy, const float* images, int batch, int colours, int height, \
         int width, int patch, int c, int steps) { \
-        patch_embed_gradient<PatchShapes<T>::Size>(dw, sums, addend, dy, images, batch, colours, height, width, patch, c, \
+        patch_embed_backward<PatchShapes<T>::Size>(dw, sums, addend, dy, images, batch, colours, height, width, patch, c, \
                                                    steps); \
     } \
-    KERNEL(patch_embed_gradient##suffix, PatchShapes<T>::Size::kThreads, \
+    KERNEL(patch_embed_backward##suffix, PatchShapes<T>::Size::kThreads, \
            ProductStorage<PatchShapes<T>::Size, ColumnsOperand<T>, PatchesByPixel>) \
-    extern "C" __global__ void PRODUCT_BOUNDS(PatchShapes<T>::Size) patch_embed_image_gradient##suffix( \
+    extern "C" __global__ void PRODUCT_BOUNDS(PatchShapes<T>::Size) patch_embed_backward_image##suffix( \
         float* dimages, const T* dy, const T* weight, const float* addend, int batch, int colours, int height, int width, \
         int patch, int c) { \
-        patch_embed_image_gradient<PatchShapes<T>::Size>(dimages, dy, weight, addend, batch, colours, height, width, patch, c); \
+        patch_embed_backward_image<PatchShapes<T>::Size>(dimages, dy, weight, addend, batch, colours, height, width, patch, c); \
     } \
-    KERNEL(patch_embed_image_gradient##suffix, PatchShapes<T>::Size::kThreads, \
+    KERNEL(patch_embed_backward_image##suffix, PatchShapes<T>::Size::kThreads, \
            ProductStorage<PatchShapes<T>::Size, RowsOperand<T>, ColumnsOperand<T>>)
 
 PATCH_PRODUCTS(Large, _f32, float)
@@ -221,7 +221,7 @@ PATCH_PRODUCTS(Small, _small_bf16, bf16)
 
 HOST_CONSTANT int kPatchThreads = 256;
 
-// patch_embed_image_rest: the gradient of pixels that belong to no patch, at the right and at the bottom.
+// patch_embed_backward_image_rest: the gradient of pixels that belong to no patch, at the right and at the bottom.
 // Math     : dimages = addend, or 0, where line >= covered_height or place >= covered_width
 // Tensors  : dimages, addend f32 [planes,height,width]; addend may be null or dimages itself
 // Grid     : ⌈planes·height·width / 256⌉ blocks      Block: 256 threads
@@ -231,16 +231,16 @@ HOST_CONSTANT int kPatchThreads = 256;
 // Ragged   : any sizes
 // Order    : every element by one thread
 // Source   : -
-extern "C" __global__ void __launch_bounds__(kPatchThreads) patch_embed_image_rest_f32(
+extern "C" __global__ void __launch_bounds__(kPatchThreads) patch_embed_backward_image_rest_f32(
     float* dimages, const float* addend, int64_t count, int height, int width, int covered_height, int covered_width) {
     const int64_t pixel = int64_t(blockIdx.x) * kPatchThreads + threadIdx.x;
     if (pixel >= count) return;
     const int place = int(pixel % width), line = int(pixel / width % height);
     if (line >= covered_height || place >= covered_width) dimages[pixel] = addend ? addend[pixel] : 0.0f;
 }
-KERNEL(patch_embed_image_rest_f32, kPatchThreads)
+KERNEL(patch_embed_backward_image_rest_f32, kPatchThreads)
 
-// patch_embed_position_gradient: the sum of dy over the batch.
+// patch_embed_backward_position: the sum of dy over the batch.
 // Math     : dposition(t,c) = Σ over b of dy(b,t,c)
 // Tensors  : dy elem [B,count] | dposition f32 [count], count = T·C
 // Grid     : ⌈count / (256 · 16 bytes)⌉ blocks      Block: 256 threads
@@ -251,7 +251,7 @@ KERNEL(patch_embed_image_rest_f32, kPatchThreads)
 // Order    : deterministic, samples ascending
 // Source   : -
 template <class T>
-DEVICE void patch_embed_position_gradient(float* dposition, const T* dy, int batch, int64_t count) {
+DEVICE void patch_embed_backward_position(float* dposition, const T* dy, int batch, int64_t count) {
     constexpr int kWidth = kVector<T>;
     const int64_t first = (int64_t(blockIdx.x) * kPatchThreads + threadIdx.x) * kWidth;
     if (first >= count) return;
@@ -268,13 +268,13 @@ DEVICE void patch_embed_position_gradient(float* dposition, const T* dy, int bat
     for (int i = 0; i < kWidth; ++i)
         if (i < left) dposition[first + i] = sums[i];
 }
-extern "C" __global__ void __launch_bounds__(kPatchThreads) patch_embed_position_gradient_f32(float* dposition, const float* dy,
+extern "C" __global__ void __launch_bounds__(kPatchThreads) patch_embed_backward_position_f32(float* dposition, const float* dy,
                                                                                              int batch, int64_t count) {
-    patch_embed_position_gradient(dposition, dy, batch, count);
+    patch_embed_backward_position(dposition, dy, batch, count);
 }
-KERNEL(patch_embed_position_gradient_f32, kPatchThreads)
-extern "C" __global__ void __launch_bounds__(kPatchThreads) patch_embed_position_gradient_bf16(float* dposition, const bf16* dy,
+KERNEL(patch_embed_backward_position_f32, kPatchThreads)
+extern "C" __global__ void __launch_bounds__(kPatchThreads) patch_embed_backward_position_bf16(float* dposition, const bf16* dy,
                                                                                               int batch, int64_t count) {
-    patch_embed_position_gradient(dposition, dy, batch, count);
+    patch_embed_backward_position(dposition, dy, batch, count);
 }
-KERNEL(patch_embed_position_gradient_bf16, kPatchThreads)
+KERNEL(patch_embed_backward_position_bf16, kPatchThreads)

@@ -59,10 +59,10 @@ DEVICE void qk_norm_forward(T* y, const T* x, const float* query_weight, const f
     const float squares = lanes_sum(dot_columns<T>(held, held), heads.lanes);
     const int head = item % heads.walked;
     if (head < heads.normed) {
-        const float reciprocal = 1.0f / sqrtf(squares / float(heads.dim) + epsilon);
+        const float rstd = 1.0f / sqrtf(squares / float(heads.dim) + epsilon);
         load_floats(scale, head < heads.query ? query_weight : key_weight, column, columns, true);
         UNROLL
-        for (int i = 0; i < kVector<T>; ++i) held[i] *= reciprocal * scale[i];
+        for (int i = 0; i < kVector<T>; ++i) held[i] *= rstd * scale[i];
     }
     store_columns(y + start, held, column, columns, true);
 }
@@ -99,14 +99,14 @@ DEVICE void qk_norm_backward(T* dx, float* partials, const T* x, const T* dy, co
         float h[kVector<T>], g[kVector<T>], scale[kVector<T>];
         load_columns(h, x + start, column, columns, true);
         load_columns(g, dy + start, column, columns, true);
-        const float reciprocal = 1.0f / sqrtf(lanes_sum(dot_columns<T>(h, h), heads.lanes) / float(heads.dim) + epsilon);
+        const float rstd = 1.0f / sqrtf(lanes_sum(dot_columns<T>(h, h), heads.lanes) / float(heads.dim) + epsilon);
         const int head = item % heads.walked;
         const bool is_query = head < heads.query, is_normed = head < heads.normed;
         load_floats(scale, is_query ? query_weight : key_weight, column, columns, true);
         float along = 0.0f;
         UNROLL
         for (int i = 0; i < kVector<T>; ++i) {
-            h[i] *= reciprocal;
+            h[i] *= rstd;
             const float part = is_normed ? g[i] * h[i] : 0.0f;
             sums[0][i] += is_query ? part : 0.0f;
             sums[1][i] += is_query ? 0.0f : part;
@@ -115,7 +115,7 @@ DEVICE void qk_norm_backward(T* dx, float* partials, const T* x, const T* dy, co
         along = lanes_sum(along, heads.lanes) / float(heads.dim);
         if (is_normed) {
             UNROLL
-            for (int i = 0; i < kVector<T>; ++i) g[i] = reciprocal * (g[i] * scale[i] - h[i] * along);
+            for (int i = 0; i < kVector<T>; ++i) g[i] = rstd * (g[i] * scale[i] - h[i] * along);
         }
         store_columns(dx + start, g, column, columns, true);
     }

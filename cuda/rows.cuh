@@ -1,41 +1,41 @@
-// Rows held in registers: a team of kWarps warps takes one row, 16 elements a thread, so that a row is read once however
+// Rows held in registers: a group of kWarps warps takes one row, 16 elements a thread, so that a row is read once however
 // often its sums are needed. One warp holds 512 columns, 4 warps 2048, 16 warps 8192; the host chooses
-// (src/ops/rows.rs). Thread t of a team holds the 16-byte vectors t, t + threads, t + 2·threads, ... of its row.
+// (src/ops/rows.rs). Thread t of a group holds the 16-byte vectors t, t + threads, t + 2·threads, ... of its row.
 #pragma once
 #include "elem.cuh"
 #include "reduce.cuh"
 
 // How many elements of a row a thread holds.
-constexpr int kHeldElements = 16;
+constexpr int kRowRegElements = 16;
 
-// The widths in use: warps of a team, and the columns they hold.
+// The widths in use: warps of a group, and the columns they hold.
 constexpr int kNarrowWarps = 1, kUsualWarps = 4, kWideWarps = 16;
-HOST_CONSTANT int kNarrowColumns = kNarrowWarps * kWarpLanes * kHeldElements;
-HOST_CONSTANT int kUsualColumns = kUsualWarps * kWarpLanes * kHeldElements;
-HOST_CONSTANT int kWideColumns = kWideWarps * kWarpLanes * kHeldElements;
-// Rows that a block takes at a time: a narrow team shares its block with others, as no block has fewer warps than a usual one.
+HOST_CONSTANT int kNarrowColumns = kNarrowWarps * kWarpLanes * kRowRegElements;
+HOST_CONSTANT int kUsualColumns = kUsualWarps * kWarpLanes * kRowRegElements;
+HOST_CONSTANT int kWideColumns = kWideWarps * kWarpLanes * kRowRegElements;
+// Rows that a block takes at a time: a narrow group shares its block with others, as no block has fewer warps than a usual one.
 HOST_CONSTANT int kNarrowTeams = kUsualWarps / kNarrowWarps;
 // Blocks that a multiprocessor holds of the usual size and of the wide one, in kernels whose blocks take rows in turn.
 HOST_CONSTANT int kUsualResident = 4, kWideResident = 1;
 
 // How a block of threads is divided among rows.
 template <int kWarps>
-struct RowTeam {
+struct RowGroup {
     static constexpr int kThreads = kWarps * kWarpLanes;
     // Never less than four warps a block: a chip has room for few blocks.
     static constexpr int kBlockThreads = kThreads < kUsualWarps * kWarpLanes ? kUsualWarps * kWarpLanes : kThreads;
-    static constexpr int kTeams = kBlockThreads / kThreads;
-    static constexpr int kColumns = kThreads * kHeldElements;
+    static constexpr int kGroups = kBlockThreads / kThreads;
+    static constexpr int kColumns = kThreads * kRowRegElements;
 };
 
 // A thread's part of a row, as f32.
-template <class T> constexpr int kHeldVectors = kHeldElements / kVector<T>;
-template <class T> using Held = float[kHeldVectors<T>][kVector<T>];
+template <class T> constexpr int kRowRegVectors = kRowRegElements / kVector<T>;
+template <class T> using RowRegs = float[kRowRegVectors<T>][kVector<T>];
 
 // The first column of a thread's vector `vector`.
 template <class T, int kWarps>
-DEVICE int held_column(int vector) {
-    constexpr int kThreads = RowTeam<kWarps>::kThreads;
+DEVICE int row_column(int vector) {
+    constexpr int kThreads = RowGroup<kWarps>::kThreads;
     return (vector * kThreads + int(threadIdx.x) % kThreads) * kVector<T>;
 }
 
@@ -47,22 +47,22 @@ DEVICE bool has_whole_vectors(int columns) {
 
 // This thread's part of the row of `columns` elements at `row`; zeros past the end.
 template <int kWarps, class T>
-DEVICE void load_held(Held<T>& held, const T* row, int columns) {
+DEVICE void load_row(RowRegs<T>& regs, const T* row, int columns) {
     const bool vectors = has_whole_vectors<T>(columns);
     UNROLL
-    for (int j = 0; j < kHeldVectors<T>; ++j) load_columns(held[j], row, held_column<T, kWarps>(j), columns, vectors);
+    for (int j = 0; j < kRowRegVectors<T>; ++j) load_columns(regs[j], row, row_column<T, kWarps>(j), columns, vectors);
 }
 
 template <int kWarps, class T>
-DEVICE void store_held(T* row, const Held<T>& held, int columns) {
+DEVICE void store_row(T* row, const RowRegs<T>& regs, int columns) {
     const bool vectors = has_whole_vectors<T>(columns);
     UNROLL
-    for (int j = 0; j < kHeldVectors<T>; ++j) store_columns(row, held[j], held_column<T, kWarps>(j), columns, vectors);
+    for (int j = 0; j < kRowRegVectors<T>; ++j) store_columns(row, regs[j], row_column<T, kWarps>(j), columns, vectors);
 }
 
-// Each of `values` becomes its sum over the team, for every thread of it; `partial` as block_sum wants it.
+// Each of `values` becomes its sum over the group, for every thread of it; `partial` as block_sum wants it.
 template <int kWarps, int kValues>
-DEVICE void team_sum(float (&values)[kValues], float (&partial)[kValues][kWarps]) {
+DEVICE void group_sum(float (&values)[kValues], float (&partial)[kValues][kWarps]) {
     if constexpr (kWarps == 1) {
         UNROLL
         for (int i = 0; i < kValues; ++i) values[i] = warp_sum(values[i]);
@@ -71,7 +71,7 @@ DEVICE void team_sum(float (&values)[kValues], float (&partial)[kValues][kWarps]
     }
 }
 
-// The largest of the team's values, for every thread of it; `partial` as block_sum wants it.
+// The largest of the group's values, for every thread of it; `partial` as block_sum wants it.
 template <int kWarps>
 DEVICE float team_max(float value, float (&partial)[kWarps]) {
     value = warp_max(value);

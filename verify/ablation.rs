@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use keel::data::pairs::{PairLimits, Pairs};
 use keel::eval::Measurements;
-use keel::executor::{Choice, Device};
+use keel::executor::{Device, SelectedDevice};
 use keel::train::{
     Ablation, AblationOptions, AblationPlan, AblationResults, BUILT_IN_PLANS, Silent, Spend,
     UnitResult, units,
@@ -243,8 +243,8 @@ fn a_wrong_plan_is_refused_with_file_line_and_the_nearest_right_key() {
         ),
         (
             "max_images = 8",
-            "images = 8",
-            &["line 6", "max_images", "images, its old name"],
+            "pictures = 8",
+            &["line 6", "max_images", "pictures, its old name"],
         ),
     ] {
         assert!(PLAN.contains(from), "{from}");
@@ -357,7 +357,7 @@ fn arms_begin_from_a_published_tower_and_train_on_the_users_pairs() {
         });
         let pairs = Pairs::open(path.join("pairs").to_str().unwrap(), PairLimits::default());
         let options = AblationOptions {
-            compute: Choice::new(Device::Cpu, 1, None).unwrap(),
+            compute: SelectedDevice::new(Device::Cpu, 1, None).unwrap(),
             out: path.join("out"),
             quick: true,
             observer: Arc::new(Silent),

@@ -11,7 +11,7 @@ use keel::executor::{
 };
 use keel::model::{ModelInput, initialise};
 use keel::program::{CompileOptions, Program};
-use keel::tape::{Add, Machine, ParameterLayout, Tape, Target, Tier};
+use keel::tape::{Add, CompileTarget, ParameterLayout, Tape, Target, Tier};
 use keel::tensor::{DType, TensorType};
 use keel::train::Stage;
 
@@ -31,15 +31,15 @@ type Trace = Vec<BTreeMap<String, (TensorType, Vec<f64>)>>;
 fn train(
     tiny: &Tiny,
     stage: &Stage,
-    machine: Machine,
+    compile_target: CompileTarget,
     executor: &dyn Executor,
     steps: u64,
 ) -> Result<(Trace, Vec<f32>)> {
     executor
         .write_parameters(0, &initialise(&tiny.layout, 1))
         .unwrap();
-    let options = CompileOptions::new(machine);
-    let program = tiny.compile_in(machine.precision, stage, &options)?;
+    let options = CompileOptions::new(compile_target);
+    let program = tiny.compile_in(compile_target.precision, stage, &options)?;
     let mut session = executor.load(Arc::new(program))?;
     let mut trace = Vec::new();
     let parts = stage.micro_batches() as u64;
@@ -78,14 +78,14 @@ fn reference(
     precision: DType,
     steps: u64,
 ) -> (Trace, Vec<BTreeMap<String, Budget>>) {
-    let machine = Machine {
+    let compile_target = CompileTarget {
         tier: Tier::Portable,
         target: Target::Reference,
         precision,
     };
     let elements = tiny.layout.elements();
     let run = |executor: ReferenceExecutor| {
-        train(tiny, stage, machine, &executor, steps)
+        train(tiny, stage, compile_target, &executor, steps)
             .unwrap_or_else(|problem| panic!("{}: {problem}", stage.name))
             .0
     };
@@ -155,7 +155,7 @@ fn follows_in(tiny: &Tiny, stage: &str, precision: DType, steps: u64) {
     if precision == DType::F32 {
         let executor = CpuExecutor::new(elements, 2).expect("threads can be had");
         let (found, _) =
-            train(tiny, stage, executor.machine(), &executor, steps).expect("cpu runs");
+            train(tiny, stage, executor.compile_target(), &executor, steps).expect("cpu runs");
         compare(&format!("{} on cpu", stage.name), &truth, &budgets, &found);
     }
     let schedules = [
@@ -178,7 +178,7 @@ fn follows_in(tiny: &Tiny, stage: &str, precision: DType, steps: u64) {
             None => steps,
             Some(_) => steps.min(STEPS_AGAIN),
         };
-        let found = train(tiny, stage, executor.machine(), &executor, steps)
+        let found = train(tiny, stage, executor.compile_target(), &executor, steps)
             .unwrap_or_else(|problem| panic!("{what}: {problem}"));
         match &first {
             None => {

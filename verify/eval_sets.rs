@@ -12,10 +12,10 @@ use keel::data::pixels::Pixels;
 use keel::data::sample::{Sample, View};
 use keel::data::task::Task;
 use keel::eval::{
-    EvalContext, Evaluation, EvaluationSettings, Evaluator, Exhibits, MeasureSettings,
-    Measurements, Measurer, Metric,
+    EvalContext, Evaluation, EvaluationSettings, Evaluator, MeasureSettings, Measurements,
+    Measurer, Metric, QualitativeSamples,
 };
-use keel::executor::{Choice, CpuExecutor, Executor};
+use keel::executor::{CpuExecutor, Executor, SelectedDevice};
 use keel::model::{declare, initialise};
 use keel::train::Recipe;
 
@@ -146,7 +146,7 @@ fn with_model<T>(work: impl FnOnce(EvalContext<'_>) -> T) -> T {
     })
 }
 
-fn evaluated(suite: &EvalSuite) -> (Evaluation, Exhibits) {
+fn evaluated(suite: &EvalSuite) -> (Evaluation, QualitativeSamples) {
     with_model(|context| {
         let evaluator = Evaluator::new(context, suite);
         evaluator.show("own", &COLOURS).expect("it is measured")
@@ -155,7 +155,7 @@ fn evaluated(suite: &EvalSuite) -> (Evaluation, Exhibits) {
 
 #[test]
 fn a_users_own_samples_are_evaluated_as_any_set_is() {
-    let (evaluation, exhibits) = evaluated(&suite(Own::full));
+    let (evaluation, qualitative) = evaluated(&suite(Own::full));
     let names = evaluation.sets.iter().map(|s| (&*s.vendor, &*s.split));
     let names: Vec<(&str, &str)> = names.collect();
     assert_eq!(names, [("own", "train"), ("own", "held-out")]);
@@ -173,9 +173,9 @@ fn a_users_own_samples_are_evaluated_as_any_set_is() {
         assert_eq!(asked.by_kind["colour"].1, 1.0 / 3.0);
     }
     assert!(evaluation.nearest_neighbour.is_some());
-    let found = exhibits.retrieval.expect("the second set is looked at");
+    let found = qualitative.retrieval.expect("the second set is looked at");
     assert_eq!((&*found.set.split, found.images), ("held-out", 3));
-    assert_eq!((found.best.len(), exhibits.attention.len()), (3, 3));
+    assert_eq!((found.best.len(), qualitative.attention.len()), (3, 3));
     let captions = found.best.iter().map(|example| &*example.caption);
     let mut captions: Vec<&str> = captions.collect();
     captions.sort_unstable();
@@ -184,13 +184,13 @@ fn a_users_own_samples_are_evaluated_as_any_set_is() {
 
 #[test]
 fn what_a_set_does_not_have_is_not_measured_on_it() {
-    let (evaluation, exhibits) = evaluated(&suite(Own::bare));
+    let (evaluation, qualitative) = evaluated(&suite(Own::bare));
     for set in &evaluation.sets {
         assert!(set.recall.is_some() && set.caption_loss.is_some());
         assert_eq!((set.zero_shot, set.classes), (None, 0));
     }
     assert!(evaluation.questions.is_empty());
-    let found = exhibits.retrieval.expect("captions are there");
+    let found = qualitative.retrieval.expect("captions are there");
     assert!(found.confusions.is_empty() && found.best.len() == 3);
 }
 
@@ -205,7 +205,7 @@ fn every_metric_takes_a_users_own_samples_or_says_what_they_lack() {
     };
     let measured = |suite: &EvalSuite, metric: Metric, all: &mut Measurements| {
         with_model(|context| {
-            let compute = Choice::processor(2);
+            let compute = SelectedDevice::processor(2);
             Measurer::new(context, &compute, suite, settings).measure(metric, all)
         })
     };

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use keel::error::Result;
-use keel::executor::{Choice, CpuExecutor, Device, Executor, Session};
+use keel::executor::{CpuExecutor, Device, Executor, SelectedDevice, Session};
 use keel::model::{ModelInput, declare};
 use keel::program::Program;
-use keel::tape::{Arena, Machine};
+use keel::tape::{Arena, CompileTarget};
 use keel::train::{
     Guard, MOST_RETURNS, MOST_STRIKES, Recipe, TrainOptions, Trainer, Verdict, load, read_position,
     save,
@@ -144,8 +144,8 @@ impl Executor for Faulty {
         self.inner.describe()
     }
 
-    fn machine(&self) -> Machine {
-        self.inner.machine()
+    fn compile_target(&self) -> CompileTarget {
+        self.inner.compile_target()
     }
 
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
@@ -272,7 +272,7 @@ fn options(run: &Path, save_every: u64, recheck_every: u64) -> TrainOptions {
         save_every,
         recheck_every,
         keep: 2,
-        ..TrainOptions::new(Choice::new(Device::Cpu, 1, None).unwrap())
+        ..TrainOptions::new(SelectedDevice::new(Device::Cpu, 1, None).unwrap())
     }
 }
 

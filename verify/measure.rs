@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use keel::eval::{
     Labelled, Measurements, Metric, ProbeForm, ProbeSettings, TrainedProbe, accuracy,
 };
-use keel::executor::Choice;
+use keel::executor::SelectedDevice;
 
 use crate::command::{Answer, keel, tiny_run};
 use crate::harness::Random;
@@ -227,7 +227,7 @@ fn fit(form: ProbeForm, tokens: usize, features: &[f32], labels: &[usize]) -> Tr
     let settings = ProbeSettings::new(form);
     let train = Labelled { features, labels };
     let sizes = (tokens, WIDTH, CLASSES);
-    TrainedProbe::fit(settings, &Choice::processor(2), train, sizes).unwrap()
+    TrainedProbe::fit(settings, &SelectedDevice::processor(2), train, sizes).unwrap()
 }
 
 #[test]
@@ -300,7 +300,7 @@ fn the_two_layer_probe_separates_what_no_line_does() {
         labels: &labels,
     };
     let sizes = (1, WIDTH, CLASSES);
-    let probe = TrainedProbe::fit(settings, &Choice::processor(2), train, sizes).unwrap();
+    let probe = TrainedProbe::fit(settings, &SelectedDevice::processor(2), train, sizes).unwrap();
     assert_eq!(probe.losses.len(), 20);
     assert!(
         probe.losses[19] < 0.3 * probe.losses[0],
@@ -311,7 +311,7 @@ fn the_two_layer_probe_separates_what_no_line_does() {
     let linear = keel::eval::LinearProbe::fit(&features, WIDTH, &labels, 2, 0.03);
     assert!(accuracy(&linear.classify(&test), &wanted) < 0.7);
     // The same seed, the same probe, on any number of threads.
-    let again = TrainedProbe::fit(settings, &Choice::processor(1), train, sizes).unwrap();
+    let again = TrainedProbe::fit(settings, &SelectedDevice::processor(1), train, sizes).unwrap();
     assert_eq!(again.losses, probe.losses);
 }
 

@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use keel::executor::{Choice, Device};
+use keel::executor::{Device, SelectedDevice};
 use keel::model::declare;
 use keel::train::{
     Disk, LocalDisk, OpenFile, Recipe, RunFolder, TrainOptions, Trainer, load, newest_checkpoint,
@@ -335,7 +335,7 @@ fn train(recipe: &Recipe, run: &Path, disk: Arc<dyn Disk>) -> keel::error::Resul
         resume: goes_on.then(|| run.to_owned()),
         save_every: 1,
         disk,
-        ..TrainOptions::new(Choice::new(Device::Cpu, 1, None).unwrap())
+        ..TrainOptions::new(SelectedDevice::new(Device::Cpu, 1, None).unwrap())
     };
     Trainer::new(recipe.clone(), options, None)?.run().map(drop)
 }

@@ -77,8 +77,8 @@ fn sharing_memory_never_changes_a_bit_of_a_step() {
             small.arena_bytes(),
             large.arena_bytes()
         );
-        let shared = tiny.train_with(stage, small, shared.machine.target);
-        let apart = tiny.train_with(stage, large, apart.machine.target);
+        let shared = tiny.train_with(stage, small, shared.compile_target.target);
+        let apart = tiny.train_with(stage, large, apart.compile_target.target);
         assert!(shared == apart, "{}: the plan changed bits", stage.name);
     }
 }
@@ -134,7 +134,7 @@ fn a_memory_budget_is_kept_and_never_changes_a_bit_of_a_step() {
                 "{}: nothing is computed again",
                 stage.name
             );
-            let budgeted = tiny.train_with(stage, program, options.machine.target);
+            let budgeted = tiny.train_with(stage, program, options.compile_target.target);
             assert!(
                 plain == budgeted,
                 "{}: a budget of {percent} % changed bits",

@@ -169,7 +169,7 @@ fn a_run_that_was_cut_off_anywhere_still_has_a_page() {
         check_page(&html);
         assert!(html.contains("has not come to its end"), "{share}");
     }
-    for entry in fs::read_dir(run.join("exhibits")).unwrap() {
+    for entry in fs::read_dir(run.join("qualitative")).unwrap() {
         fs::write(entry.unwrap().path(), "{\"stage\": 3").unwrap();
     }
     fs::remove_file(run.join("metrics.jsonl")).unwrap();

@@ -110,7 +110,7 @@ fn answer(emoji: &EmojiSet, scene: &Scene, question: &str) -> String {
             .count()
             .to_string();
     }
-    if let Some(name) = question.strip_prefix("how many images of ") {
+    if let Some(name) = question.strip_prefix("how many pictures of ") {
         return (0..scene.objects.len())
             .filter(|&i| concept(i).name == name)
             .count()

@@ -4,12 +4,12 @@
 #pragma once
 #include "geometry.cuh"
 
-// Rows of a tile as left operand: kept in registers from `hold` on where they fit (kHeld), else read every time.
+// Rows of a tile as left operand: kept in registers from `hold` on where they fit (kRowRegs), else read every time.
 template <class T, int kDim, int kRowFragments, bool kHeld, class SharedTile>
 struct LeftRows {
     const SharedTile& tile;
     int row;
-    FragmentA<T> held[kHeld ? kRowFragments : 1][kHeld ? kDim / kFragmentDepth : 1];
+    FragmentA<T> regs[kHeld ? kRowFragments : 1][kHeld ? kDim / kFragmentDepth : 1];
 
     DEVICE_MEMBER LeftRows(const SharedTile& tile, int row) : tile(tile), row(row) {}
     DEVICE_MEMBER void hold() {
@@ -18,13 +18,13 @@ struct LeftRows {
             for (int r = 0; r < kRowFragments; ++r) {
                 UNROLL
                 for (int k = 0; k < kDim / kFragmentDepth; ++k)
-                    load_a(held[r][k], tile, row + r * kFragmentRows, k * kFragmentDepth);
+                    load_a(regs[r][k], tile, row + r * kFragmentRows, k * kFragmentDepth);
             }
         }
     }
     DEVICE_MEMBER FragmentA<T> fragment(int r, int k) const {
         if constexpr (kHeld) {
-            return held[r][k];
+            return regs[r][k];
         } else {
             FragmentA<T> a;
             load_a(a, tile, row + r * kFragmentRows, k * kFragmentDepth);

@@ -8,7 +8,7 @@ use keel_base::units::bytes;
 use keel_cpu::simd::{Level, detected};
 use keel_engine::executor::kernel_table::IMAGES;
 use keel_engine::executor::simt::Emulator;
-use keel_engine::executor::{Choice, Device, cuda};
+use keel_engine::executor::{Device, SelectedDevice, cuda};
 use keel_train::free_bytes;
 
 /// Options of `keel doctor`.
@@ -179,7 +179,7 @@ fn disk() -> Result<Finding> {
 fn chosen() -> Result<Finding> {
     Ok(Finding {
         what: "device auto",
-        found: Choice::new(Device::Auto, usable_cores(), None)?.describe(),
+        found: SelectedDevice::new(Device::Auto, usable_cores(), None)?.describe(),
         advice: None,
     })
 }

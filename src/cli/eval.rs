@@ -7,7 +7,7 @@ use clap::Args;
 use super::values::{at_least_one, count, named};
 use super::{ComputeArgs, announce, heading, print_line, print_warnings};
 use keel_base::error::{Error, Result};
-use keel_engine::executor::Choice;
+use keel_engine::executor::SelectedDevice;
 use keel_eval::{Measurements, Metric, Wording, metrics_of};
 use keel_report::{benchmark_table, measurement_tables, stage_table};
 use keel_train::{EvalRun, EvalTower, write_measurements};
@@ -50,7 +50,11 @@ pub(super) struct EvalArgs {
 }
 
 /// Measures a folder's tower; nothing is written there.
-fn run_tower(args: &EvalArgs, metrics: Option<Vec<Metric>>, compute: &Choice) -> Result<()> {
+fn run_tower(
+    args: &EvalArgs,
+    metrics: Option<Vec<Metric>>,
+    compute: &SelectedDevice,
+) -> Result<()> {
     if args.bench.is_some() || args.stage.is_some() {
         return Err(Error::setting(
             if args.bench.is_some() {
@@ -106,7 +110,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
 fn run_checkpoint(
     args: &EvalArgs,
     metrics: Option<Vec<Metric>>,
-    compute: &Choice,
+    compute: &SelectedDevice,
     run: &EvalRun,
 ) -> Result<()> {
     let say_where = || -> Result<()> {

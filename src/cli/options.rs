@@ -10,8 +10,8 @@ use super::values::{count, described, device, named, threads};
 use keel_base::error::Result;
 use keel_data::chat::ChatTemplate;
 use keel_data::pairs::{PairLimits, PairSource, Pairs};
-use keel_engine::executor::{Choice, Device};
-use keel_engine::tape::Machine;
+use keel_engine::executor::{Device, SelectedDevice};
+use keel_engine::tape::CompileTarget;
 use keel_engine::tensor::DType;
 use keel_train::PublishedWeights;
 
@@ -66,17 +66,17 @@ impl ComputeArgs {
     /// What computes.
     ///
     /// # Errors
-    /// As [`Choice::new`].
-    pub fn choose(&self) -> Result<Choice> {
-        Choice::new(self.device, self.threads(), self.precision)
+    /// As [`SelectedDevice::new`].
+    pub fn choose(&self) -> Result<SelectedDevice> {
+        SelectedDevice::new(self.device, self.threads(), self.precision)
     }
 
     /// What programs are made for, whether the device is there or not.
     ///
     /// # Errors
-    /// As [`Device::machine`].
-    pub fn machine(&self) -> Result<Machine> {
-        self.device.machine(self.threads(), self.precision)
+    /// As [`Device::compile_target`].
+    pub fn compile_target(&self) -> Result<CompileTarget> {
+        self.device.compile_target(self.threads(), self.precision)
     }
 }
 
@@ -89,8 +89,8 @@ pub(super) fn usable_cores() -> usize {
 ///
 /// # Errors
 /// As [`print_line`].
-pub(super) fn announce(choice: &Choice) -> Result<()> {
-    print_line(format!("device: {}", choice.describe()))
+pub(super) fn announce(selected: &SelectedDevice) -> Result<()> {
+    print_line(format!("device: {}", selected.describe()))
 }
 
 /// The recipe that is taken where none is named.

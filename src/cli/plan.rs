@@ -12,7 +12,7 @@ use keel_base::error::Result;
 use keel_base::units::{bytes, counted, flops, grouped};
 use keel_data::chat::ChatTokenizer;
 use keel_engine::program::{MemoryReport, Program, draw_memory};
-use keel_engine::tape::{Machine, ParameterLayout, Target};
+use keel_engine::tape::{CompileTarget, ParameterLayout, Target};
 use keel_model::declare;
 use keel_train::{
     Recipe, Stage, compile_step, largest_micro_batch, whole_step_flops, write_durably,
@@ -48,7 +48,7 @@ pub(super) fn run(args: &PlanArgs) -> Result<()> {
     let plans = Plans {
         recipe: &recipe,
         batch: args.batch,
-        machine: args.compute.machine()?,
+        compile_target: args.compute.compile_target()?,
         memory_budget: args.memory_budget,
         memory_limit: args.memory_limit,
     };
@@ -59,7 +59,7 @@ pub(super) fn run(args: &PlanArgs) -> Result<()> {
 pub(super) struct Plans<'a> {
     pub recipe: &'a Recipe,
     pub batch: Option<usize>,
-    pub machine: Machine,
+    pub compile_target: CompileTarget,
     pub memory_budget: Option<u64>,
     pub memory_limit: Option<u64>,
 }
@@ -76,7 +76,7 @@ impl Plans<'_> {
             Some(name) => vec![self.recipe.stage(name)?],
             None => self.recipe.stages.iter().collect(),
         };
-        let mut text = format!("planned for {}\nmodel:\n", described(self.machine));
+        let mut text = format!("planned for {}\nmodel:\n", described(self.compile_target));
         for module in layout.modules() {
             let count = layout.count(|m| m == module) as u64;
             let _ = writeln!(text, "  {module:<12} {:>13} parameters", grouped(count));
@@ -131,7 +131,7 @@ impl Plans<'_> {
             stage,
             layout,
             &shape,
-            self.machine,
+            self.compile_target,
             self.memory_budget,
         )
     }
@@ -139,8 +139,9 @@ impl Plans<'_> {
     /// A line for the largest micro-batch within the limit, where one was given.
     fn largest(&self, stage: &Stage, layout: &Arc<ParameterLayout>) -> Option<String> {
         let limit = self.memory_limit?;
-        let (recipe, machine, budget) = (self.recipe, self.machine, self.memory_budget);
-        let found = largest_micro_batch(recipe, stage, layout, machine, limit, budget);
+        let (recipe, compile_target, budget) =
+            (self.recipe, self.compile_target, self.memory_budget);
+        let found = largest_micro_batch(recipe, stage, layout, compile_target, limit, budget);
         let within = format!("within {}", bytes(limit));
         Some(match found {
             Some(size) => format!(
@@ -172,9 +173,9 @@ impl Plans<'_> {
 }
 
 /// What programs are made for, in words.
-fn described(machine: Machine) -> String {
-    let precision = machine.precision;
-    match machine.target {
+fn described(compile_target: CompileTarget) -> String {
+    let precision = compile_target.precision;
+    match compile_target.target {
         Target::Cpu { threads } => {
             let threads = counted(threads as u64, "thread");
             format!("cpu, {threads}, {precision}")

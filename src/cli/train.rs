@@ -137,7 +137,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     }
     let pairs = open_pairs(&args.data.specs)?;
     if let (true, Some(limit)) = (args.fit, args.memory_limit) {
-        for set in recipe.fit(compute.machine(), limit, args.memory_budget)? {
+        for set in recipe.fit(compute.compile_target(), limit, args.memory_budget)? {
             print_line(format!("set to fit {}: {set}", bytes(limit)))?;
         }
     }
@@ -148,7 +148,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
         let plans = super::plan::Plans {
             recipe: &recipe,
             batch: None,
-            machine: compute.machine(),
+            compile_target: compute.compile_target(),
             memory_budget: args.memory_budget,
             memory_limit: args.memory_limit,
         };

@@ -59,12 +59,13 @@ pub(super) fn load_forward(
     keep: Vec<String>,
     record: impl FnOnce(&mut Tape) -> Result<()>,
 ) -> Result<Box<dyn Session>> {
-    let machine = context.executor.machine();
-    let mut tape = Tape::new(context.layout.clone(), |_| false).in_precision(machine.precision);
+    let compile_target = context.executor.compile_target();
+    let mut tape =
+        Tape::new(context.layout.clone(), |_| false).in_precision(compile_target.precision);
     record(&mut tape)?;
     let options = CompileOptions {
         keep,
-        ..CompileOptions::new(machine)
+        ..CompileOptions::new(compile_target)
     };
     context
         .executor

@@ -7,8 +7,8 @@ use super::aligned_retriever::AlignedRetriever;
 use super::answers::Answerer;
 use super::context::{BATCH, EvalContext, text_embeddings};
 use super::distances::{nearest_neighbour_distance, sliced_wasserstein};
-use super::exhibits::{self, Exhibits, Seen, SeenClasses, TokenClouds};
 use super::principal::Principal;
+use super::qualitative::{self, QualitativeSamples, Seen, SeenClasses, TokenClouds};
 use super::retrieval::{classify, normalise_rows, recall};
 use super::{Evaluation, QuestionEvaluation, SetEvaluation};
 use keel_base::error::Result;
@@ -67,11 +67,11 @@ impl<'a> Evaluator<'a> {
         &self,
         stage: &str,
         settings: &EvaluationSettings,
-    ) -> Result<(Evaluation, Exhibits)> {
-        let mut exhibits = Exhibits {
+    ) -> Result<(Evaluation, QualitativeSamples)> {
+        let mut qualitative = QualitativeSamples {
             stage: stage.to_owned(),
             side: self.context.config.vision.image_size,
-            ..Exhibits::default()
+            ..QualitativeSamples::default()
         };
         let mut evaluation = Evaluation {
             stage: stage.to_owned(),
@@ -99,17 +99,21 @@ impl<'a> Evaluator<'a> {
             (None, Some(language)) => (language, None),
             (None, None) => unreachable!("without towers there is a language model"),
         };
-        evaluation.sets =
-            self.images(settings, &mut retrieval, knowledge.as_mut(), &mut exhibits)?;
-        exhibits.attention = exhibits::attention(self.context, self.suite.shown(), &shape)?;
+        evaluation.sets = self.images(
+            settings,
+            &mut retrieval,
+            knowledge.as_mut(),
+            &mut qualitative,
+        )?;
+        qualitative.attention = qualitative::attention(self.context, self.suite.shown(), &shape)?;
         if settings.answers {
             let language = knowledge.as_mut().unwrap_or(&mut retrieval);
             let images = language.image_session();
-            exhibits.tokens = Some(self.distances(settings, images, &mut evaluation)?);
+            qualitative.tokens = Some(self.distances(settings, images, &mut evaluation)?);
             drop((retrieval, knowledge));
             self.answers(settings, &mut evaluation)?;
         }
-        Ok((evaluation, exhibits))
+        Ok((evaluation, qualitative))
     }
 
     fn batch_shape(&self, settings: &EvaluationSettings) -> BatchShape {
@@ -128,7 +132,7 @@ impl<'a> Evaluator<'a> {
         settings: &EvaluationSettings,
         retrieval: &mut AlignedRetriever<'m>,
         mut knowledge: Option<&mut AlignedRetriever<'m>>,
-        exhibits: &mut Exhibits,
+        qualitative: &mut QualitativeSamples,
     ) -> Result<Vec<SetEvaluation>> {
         let shape = self.batch_shape(settings);
         let mut sets = Vec::new();
@@ -178,8 +182,9 @@ impl<'a> Evaluator<'a> {
                     texts: &texts,
                     classes: seen_classes,
                 };
-                let found = exhibits::retrieval(self.context, &shape, &samples, &seen, set.name())?;
-                exhibits.retrieval = Some(found);
+                let found =
+                    qualitative::retrieval(self.context, &shape, &samples, &seen, set.name())?;
+                qualitative.retrieval = Some(found);
             }
         }
         Ok(sets)

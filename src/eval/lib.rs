@@ -11,7 +11,6 @@ mod comparable;
 mod context;
 mod distances;
 mod evaluator;
-mod exhibits;
 mod generation;
 mod linear_map;
 mod linear_probe;
@@ -19,6 +18,7 @@ mod measure;
 mod neighbours;
 mod principal;
 mod probe;
+mod qualitative;
 mod retrieval;
 mod spaces;
 mod statistics;
@@ -39,10 +39,6 @@ pub use distances::{
     sliced_wasserstein, sliced_wasserstein_along,
 };
 pub use evaluator::{EvaluationSettings, Evaluator};
-pub use exhibits::{
-    AttentionExhibit, Confusion, Exhibits, RetrievalExample, RetrievalExhibit, TokenClouds,
-    floats_of, floats_text, rgb_of,
-};
 pub use generation::{Generator, PromptImage, Sampling, draw_token};
 pub use linear_map::LinearMap;
 pub use linear_probe::LinearProbe;
@@ -54,6 +50,10 @@ pub use measure::{
 pub use neighbours::{Neighbours, accuracy};
 pub use principal::Principal;
 pub use probe::{Labelled, ProbeForm, ProbeSettings, TrainedProbe};
+pub use qualitative::{
+    AttentionSample, Confusion, QualitativeSamples, RetrievalExample, RetrievalSamples,
+    TokenClouds, floats_of, floats_text, rgb_of,
+};
 pub use retrieval::{
     Ranking, Recall, class_features, classify, classify_among, normalise_rows, rank_positives,
     recall,

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use keel_base::error::Result;
 use keel_base::random::Permutation;
-use keel_engine::executor::{Choice, Executor};
+use keel_engine::executor::{Executor, SelectedDevice};
 use keel_engine::ops::{
     self, Activation, Heads, OptimizerInput, ParameterGroups, StepSettings, UpdateOptions,
 };
@@ -101,7 +101,7 @@ impl TrainedProbe {
     /// reports.
     pub fn fit(
         settings: ProbeSettings,
-        compute: &Choice,
+        compute: &SelectedDevice,
         train: Labelled<'_>,
         (tokens, width, classes): (usize, usize, usize),
     ) -> Result<TrainedProbe> {
@@ -128,12 +128,12 @@ impl TrainedProbe {
     }
 
     fn tape(&self, trains: bool) -> Tape {
-        let machine = self.executor.machine();
-        Tape::new(self.layout.clone(), move |_| trains).in_precision(machine.precision)
+        let compile_target = self.executor.compile_target();
+        Tape::new(self.layout.clone(), move |_| trains).in_precision(compile_target.precision)
     }
 
     fn compile(&self, tape: Tape) -> Result<Arc<Program>> {
-        let options = CompileOptions::new(self.executor.machine());
+        let options = CompileOptions::new(self.executor.compile_target());
         Ok(Arc::new(Program::compile(tape, &options)?))
     }
 

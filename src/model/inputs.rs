@@ -35,7 +35,7 @@ pub enum ModelInput {
     Segments,
     /// i32 [R, T]: each token's position in its sample.
     Positions,
-    /// i32 [R, T]: what each token shows, a tile, a whole image or neither: see [`super::place`].
+    /// i32 [R, T]: what each token shows, a tile, a whole image or neither: see [`keel_data::image_slots::place`].
     TokenTypes,
     /// i32 [B, Tc]: the captions' token ids.
     CaptionTokens,

@@ -24,7 +24,7 @@ pub(super) fn weight(stage: &Stage, batch: &Batch) -> f32 {
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
-pub(super) struct Gathered {
+pub(super) struct GradientAccumulator {
     /// Σ Wₘ.
     weight: f64,
     /// Σ Wₘ Lₘ.
@@ -35,7 +35,7 @@ pub(super) struct Gathered {
     pub keys: Vec<String>,
 }
 
-impl Gathered {
+impl GradientAccumulator {
     /// Takes in the weight and the samples of a micro-batch that is about to run.
     pub fn take(&mut self, weight: f32, samples: Vec<SampleInfo>) {
         self.weight += f64::from(weight);

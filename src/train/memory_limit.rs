@@ -9,7 +9,7 @@ use keel_base::units::bytes;
 use keel_data::chat::ChatTokenizer;
 use keel_engine::program::MemoryReport;
 
-use keel_engine::tape::{Machine, ParameterLayout};
+use keel_engine::tape::{CompileTarget, ParameterLayout};
 use keel_model::declare;
 
 /// Settings that are offered.
@@ -19,7 +19,7 @@ const OFFERED: usize = 3;
 struct Tries<'a> {
     recipe: &'a Recipe,
     layout: &'a Arc<ParameterLayout>,
-    machine: Machine,
+    compile_target: CompileTarget,
     limit: u64,
 }
 
@@ -29,7 +29,8 @@ impl Tries<'_> {
         let (recipe, layout) = (self.recipe, self.layout);
         // Which id stands for an image token changes no size.
         let shape = recipe.batch_shape(stage, ChatTokenizer::embedded().image());
-        let program = compile_step(recipe, stage, layout, &shape, self.machine, budget).ok()?;
+        let program =
+            compile_step(recipe, stage, layout, &shape, self.compile_target, budget).ok()?;
         Some(MemoryReport::new(&program, layout))
     }
 
@@ -125,14 +126,14 @@ pub fn largest_micro_batch(
     recipe: &Recipe,
     stage: &Stage,
     layout: &Arc<ParameterLayout>,
-    machine: Machine,
+    compile_target: CompileTarget,
     limit: u64,
     budget: Option<u64>,
 ) -> Option<usize> {
     let tries = Tries {
         recipe,
         layout,
-        machine,
+        compile_target,
         limit,
     };
     tries.largest_micro_batch(stage, budget)
@@ -146,7 +147,7 @@ impl Recipe {
     /// Whatever laying out the parameters reports.
     pub fn fit(
         &mut self,
-        machine: Machine,
+        compile_target: CompileTarget,
         limit: u64,
         budget: Option<u64>,
     ) -> Result<Vec<String>> {
@@ -155,7 +156,7 @@ impl Recipe {
         let tries = Tries {
             recipe: &recipe,
             layout: &layout,
-            machine,
+            compile_target,
             limit,
         };
         let mut sets = Vec::new();
@@ -183,7 +184,7 @@ pub(super) fn hold_to_limit(
     recipe: &Recipe,
     stage: &Stage,
     layout: &Arc<ParameterLayout>,
-    machine: Machine,
+    compile_target: CompileTarget,
     report: &MemoryReport,
     limit: u64,
 ) -> Result<()> {
@@ -193,7 +194,7 @@ pub(super) fn hold_to_limit(
     let tries = Tries {
         recipe,
         layout,
-        machine,
+        compile_target,
         limit,
     };
     let offers = tries.offers(stage);

@@ -15,7 +15,7 @@ use super::step_program::whole_step_flops;
 use keel_base::error::{Error, Result};
 use keel_base::units::{bytes, counted, flops};
 use keel_engine::program::{MemoryReport, Program};
-use keel_eval::{Evaluation, Exhibits};
+use keel_eval::{Evaluation, QualitativeSamples};
 
 /// Hears what a run tells.
 pub trait Observer: Debug + Send + Sync {
@@ -124,7 +124,7 @@ pub struct Evaluated<'a> {
     /// The numbers.
     pub evaluation: &'a Evaluation,
     /// What there is to look at.
-    pub exhibits: &'a Exhibits,
+    pub qualitative: &'a QualitativeSamples,
     /// Seconds it took.
     pub seconds: f64,
 }

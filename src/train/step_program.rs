@@ -8,7 +8,7 @@ use keel_data::batch::BatchShape;
 use keel_engine::executor::Session;
 use keel_engine::ops::{self, OptimizerInput, ParameterGroups, StepSettings, UpdateOptions};
 use keel_engine::program::{CompileOptions, PlannedOp, Program};
-use keel_engine::tape::{Machine, ParameterLayout, Tape};
+use keel_engine::tape::{CompileTarget, ParameterLayout, Tape};
 use keel_engine::tensor::{DType, TensorType};
 use keel_model::{BatchInputs, ModelInput, record_objectives};
 
@@ -32,7 +32,7 @@ pub fn record_step(
         .in_precision(precision);
     let is_divided = stage.micro_batches() > 1;
     if is_divided {
-        tape = tape.adding_gradients();
+        tape = tape.accumulating_gradients();
     }
     let objectives = stage.objectives(recipe.contrastive_loss.into());
     let loss = record_objectives(&mut tape, &recipe.model, &objectives, shape)?;
@@ -65,16 +65,16 @@ pub fn compile_step(
     stage: &Stage,
     layout: &Arc<ParameterLayout>,
     shape: &BatchShape,
-    machine: impl Into<Machine>,
+    compile_target: impl Into<CompileTarget>,
     memory_budget: Option<u64>,
 ) -> Result<Program> {
-    let machine = machine.into();
-    let tape = record_step(recipe, stage, layout, shape, machine.precision)?;
+    let compile_target = compile_target.into();
+    let tape = record_step(recipe, stage, layout, shape, compile_target.precision)?;
     Program::compile(
         tape,
         &CompileOptions {
             memory_budget,
-            ..CompileOptions::new(machine)
+            ..CompileOptions::new(compile_target)
         },
     )
 }

@@ -291,12 +291,12 @@ impl Trainer {
         let start = Instant::now();
         let suite = eval_suite(&run.emoji);
         let evaluator = Evaluator::new(run.model(), &suite);
-        let (evaluation, exhibits) = evaluator.show(&stage.name, &settings)?;
+        let (evaluation, qualitative) = evaluator.show(&stage.name, &settings)?;
         run.tell_device_warnings()?;
         run.tell(&Event::Evaluated(Evaluated {
             number: index + 1,
             evaluation: &evaluation,
-            exhibits: &exhibits,
+            qualitative: &qualitative,
             seconds: start.elapsed().as_secs_f64(),
         }))?;
         Ok(Some(evaluation))
@@ -322,11 +322,11 @@ fn plan_stages(
     let stages = recipe.stages.iter().enumerate();
     let programs = stages.map(compile).collect::<Result<Vec<_>>>()?;
     if let Some(limit) = options.memory_limit {
-        let machine = options.compute.machine();
+        let compile_target = options.compute.compile_target();
         for (stage, program) in recipe.stages.iter().zip(&programs) {
             if let Some(program) = program {
                 let memory = MemoryReport::new(program, layout);
-                hold_to_limit(recipe, stage, layout, machine, &memory, limit)?;
+                hold_to_limit(recipe, stage, layout, compile_target, &memory, limit)?;
             }
         }
     }
@@ -362,13 +362,13 @@ fn compile_stage(
     options: &TrainOptions,
 ) -> Result<Program> {
     let shape = recipe.batch_shape(stage, tokenizer.image());
-    let machine = options.compute.machine();
+    let compile_target = options.compute.compile_target();
     compile_step(
         recipe,
         stage,
         layout,
         &shape,
-        machine,
+        compile_target,
         options.memory_budget,
     )
 }

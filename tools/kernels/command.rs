@@ -10,7 +10,7 @@ use clap::Parser;
 use super::text::{kernel_json, kernel_markdown, kernel_text, outcome_json, outcome_text};
 use super::{Budget, Catalogue, Size, catalogue, time, works};
 use keel_base::error::{Error, Result, nearest, with_near_miss};
-use keel_engine::executor::{Choice, Device};
+use keel_engine::executor::{Device, SelectedDevice};
 use keel_engine::tensor::DType;
 
 /// What is known of the CUDA kernels without running them, and what their ops take on a device.
@@ -120,14 +120,14 @@ pub fn run(
 /// Runs the examples and prints a line for each op.
 fn time_examples(options: &Options, print: &mut dyn FnMut(String) -> Result<()>) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let choice = Choice::new(options.device, threads, options.precision)?;
-    let device = choice.describe();
+    let selected = SelectedDevice::new(options.device, threads, options.precision)?;
+    let device = selected.describe();
     if !options.json {
         print(format!("device: {device}"))?;
     }
     let name = options.name.as_deref().unwrap_or("");
     let repeats = options.repeats as usize;
-    time(&choice, options.shapes, name, repeats, &mut |outcome| {
+    time(&selected, options.shapes, name, repeats, &mut |outcome| {
         if options.json {
             print(outcome_json(&outcome, &device).to_string())
         } else {

@@ -175,7 +175,7 @@ fn work(program: &Program, op: &PlannedOp, precision: DType) -> Work {
     let launches = instruction.op.launches(
         &types(&instruction.inputs),
         &types(&instruction.outputs),
-        program.machine(),
+        program.compile_target(),
     );
     Work {
         example: "",

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::roofline::{Recorded, record_all, works_of};
 use super::{Size, Work};
 use keel_base::error::Result;
-use keel_engine::executor::{Choice, Session};
+use keel_engine::executor::{SelectedDevice, Session};
 use keel_engine::ops::{OptimizerInput, ParameterGroups, StepSettings};
 use keel_engine::program::{CompileOptions, Program};
 use keel_engine::tape::Tape;
@@ -56,23 +56,23 @@ impl Timed {
 /// # Errors
 /// Whatever recording, planning or `report` reports.
 pub fn time(
-    choice: &Choice,
+    selected: &SelectedDevice,
     size: Size,
     name: &str,
     repeats: usize,
     report: &mut dyn FnMut(Outcome) -> Result<()>,
 ) -> Result<()> {
-    let machine = choice.machine();
-    for mut recorded in record_all(size, machine.precision)? {
+    let compile_target = selected.compile_target();
+    for mut recorded in record_all(size, compile_target.precision)? {
         let tape = std::mem::replace(&mut recorded.tape, Tape::declaring());
-        let program = Program::compile(tape, &CompileOptions::new(machine))?;
+        let program = Program::compile(tape, &CompileOptions::new(compile_target))?;
         let works = works_of(&recorded, &program);
         let is_wanted =
             |work: &Work| work.op.contains(name) || work.kernels.iter().any(|k| k.contains(name));
         if !works.iter().flatten().any(is_wanted) {
             continue;
         }
-        let seconds = match run(choice, &recorded, program, size, repeats) {
+        let seconds = match run(selected, &recorded, program, size, repeats) {
             Ok(seconds) => seconds,
             Err(problem) => {
                 report(Outcome::Refused {
@@ -96,14 +96,14 @@ pub fn time(
 
 /// Seconds of each op of the program, run by run.
 fn run(
-    choice: &Choice,
+    selected: &SelectedDevice,
     recorded: &Recorded,
     program: Program,
     size: Size,
     repeats: usize,
 ) -> Result<Vec<Vec<f64>>> {
     let steps = program.ops().len();
-    let executor = choice.open(recorded.elements)?;
+    let executor = selected.open(recorded.elements)?;
     let mut session = executor.load(Arc::new(program))?;
     fill(session.as_mut(), size.vocabulary())?;
     let mut all = vec![Vec::with_capacity(repeats); steps];

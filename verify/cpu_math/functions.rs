@@ -175,7 +175,7 @@ fn activations_and_slopes_stay_within_their_ulps() {
             let value = |x: &[f32], y: &mut [f32]| vector_math::activate(activation, x, y);
             let slope = |x: &[f32], y: &mut [f32]| {
                 y.fill(1.0);
-                vector_math::activate_gradient(activation, x, y);
+                vector_math::activation_backward(activation, x, y);
             };
             let truth = |x| activation_truth(activation, x);
             // The argument of the exponential carries its own rounding, so the left tail is held absolutely.
@@ -235,7 +235,7 @@ fn extremes_go_to_their_limits_and_nan_goes_through() {
                 (infinity, 0.0, f32::MAX),
                 "{activation:?}"
             );
-            let y = run(&|x, y| vector_math::activate_gradient(activation, x, y));
+            let y = run(&|x, y| vector_math::activation_backward(activation, x, y));
             assert_eq!(y[1..6], [1.0, 0.0, 0.5, 1.0, 0.0], "{activation:?}");
         }
     });
@@ -249,7 +249,7 @@ fn swiglu_matches_f64() {
             let [gate, up, dy] = [(); 3].map(|()| random.normals(len, 3.0));
             let (mut y, mut dgate, mut dup) = (vec![0.0; len], gate.clone(), up.clone());
             vector_math::swiglu(&gate, &up, &mut y);
-            vector_math::swiglu_gradient(&dy, &mut dgate, &mut dup);
+            vector_math::swiglu_backward(&dy, &mut dgate, &mut dup);
             for i in 0..len {
                 let [g, u, d] = [gate[i], up[i], dy[i]].map(f64::from);
                 let value = activation_truth(Activation::Silu, g);
@@ -363,7 +363,10 @@ fn all_functions() -> Vec<u32> {
         Activation::Silu,
     ] {
         keep(&|x, y| vector_math::activate(activation, x, y), &x);
-        keep(&|x, y| vector_math::activate_gradient(activation, x, y), &x);
+        keep(
+            &|x, y| vector_math::activation_backward(activation, x, y),
+            &x,
+        );
     }
     keep(
         &|x, y| {

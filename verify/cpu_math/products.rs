@@ -3,8 +3,8 @@
 use std::fmt::Arguments;
 
 use keel::cpu::matmul::{
-    Epilogue, Residual, Rows, RowsMut, Slope, linear, linear_input_gradient,
-    linear_input_gradient_workspace, linear_weight_gradient, linear_weight_gradient_workspace,
+    Epilogue, Residual, Rows, RowsMut, Slope, linear, linear_backward_input,
+    linear_backward_input_workspace, linear_backward_weight, linear_backward_weight_workspace,
     linear_workspace, product, product_workspace,
 };
 use keel::cpu::reduce::{column_dots, column_sums, sum_over_rows_workspace};
@@ -200,7 +200,7 @@ fn linear_forward_matches_f64_with_every_epilogue() {
 }
 
 #[test]
-fn linear_input_gradient_matches_f64() {
+fn linear_backward_input_matches_f64() {
     on_every_path(2, |level| {
         for (case, &(m, n, k)) in SHAPES.iter().enumerate() {
             let seed = 200 + case as u64;
@@ -223,8 +223,8 @@ fn linear_input_gradient_matches_f64() {
                     activation,
                     pre_activation: z.rows(m, k),
                 });
-                let mut workspace = vec![f32::NAN; linear_input_gradient_workspace(k, n)];
-                linear_input_gradient(
+                let mut workspace = vec![f32::NAN; linear_backward_input_workspace(k, n)];
+                linear_backward_input(
                     dy.rows(m, n),
                     w.rows(n, k),
                     dx.rows_mut(m, k),
@@ -257,7 +257,7 @@ fn linear_input_gradient_matches_f64() {
 }
 
 #[test]
-fn linear_weight_gradient_matches_f64() {
+fn linear_backward_weight_matches_f64() {
     on_every_path(2, |level| {
         for (case, &(m, n, k)) in SHAPES.iter().enumerate() {
             let seed = 300 + case as u64;
@@ -269,8 +269,8 @@ fn linear_weight_gradient_matches_f64() {
                 let mut dw = Packed::new(random, n, k, variant % 2);
                 let mut db = draw(random, n);
                 let (before, db_before) = (dw.copy(), db.clone());
-                let mut workspace = vec![f32::NAN; linear_weight_gradient_workspace(m, k, n)];
-                linear_weight_gradient(
+                let mut workspace = vec![f32::NAN; linear_backward_weight_workspace(m, k, n)];
+                linear_backward_weight(
                     dy.rows(m, n),
                     x.rows(m, k),
                     dw.rows_mut(n, k),
@@ -387,17 +387,17 @@ fn all_products(m: usize, n: usize, k: usize, seed: u64) -> Vec<u32> {
     };
     let (xs, ws) = (Rows::new(&x, m, k), Rows::new(&w, n, k));
     linear(xs, ws, RowsMut::new(&mut y, m, n), epilogue, &mut workspace);
-    let mut workspace = vec![0.0; linear_input_gradient_workspace(k, n)];
+    let mut workspace = vec![0.0; linear_backward_input_workspace(k, n)];
     let dy = Rows::new(&y, m, n);
     let slope = Slope {
         activation: Activation::Gelu,
         pre_activation: xs,
     };
     let to = RowsMut::new(&mut dx, m, k);
-    linear_input_gradient(dy, ws, to, false, Some(slope), &mut workspace);
-    let mut workspace = vec![0.0; linear_weight_gradient_workspace(m, k, n)];
+    linear_backward_input(dy, ws, to, false, Some(slope), &mut workspace);
+    let mut workspace = vec![0.0; linear_backward_weight_workspace(m, k, n)];
     let to = RowsMut::new(&mut dw, n, k);
-    linear_weight_gradient(dy, xs, to, Some(&mut db), true, &mut workspace);
+    linear_backward_weight(dy, xs, to, Some(&mut db), true, &mut workspace);
     let mut workspace = vec![0.0; sum_over_rows_workspace(m, n, n)];
     let (mut sums, mut dots) = (vec![0.0; n], vec![0.0; n]);
     column_sums(dy, &mut sums, false, &mut workspace);

@@ -73,7 +73,7 @@ fn the_gpu_script_runs_every_part_on_the_emulator() {
     );
     let timed: Vec<_> = rows.iter().filter(|row| row["kind"] == "op").collect();
     for precision in ["bf16", "f32"] {
-        for op in ["linear", "linear_weight_gradient", "layer_norm", "adamw"] {
+        for op in ["linear", "linear_backward_weight", "layer_norm", "adamw"] {
             let row = timed
                 .iter()
                 .find(|row| row["op"] == op && row["precision"] == precision)

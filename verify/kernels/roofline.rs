@@ -41,9 +41,9 @@ fn every_example_is_told_with_its_backward_in_both_sizes() {
     for size in [Size::Small, Size::Large] {
         let works = works(size, DType::F32).unwrap();
         for (op, backward) in [
-            ("linear", "linear_weight_gradient"),
+            ("linear", "linear_backward_weight"),
             ("attention", "attention_backward"),
-            ("layer_norm", "layer_norm_gradient"),
+            ("layer_norm", "layer_norm_backward"),
             ("update", "adamw"),
         ] {
             let told = works.iter().any(|w| w.example == op && w.op == backward);
@@ -72,7 +72,7 @@ fn kernels_use_tensor_cores_where_the_rooflines_count_on_them() {
                 let mut mixes = facts.codes.iter().filter_map(|code| code.mix.as_ref());
                 mixes.any(|mix| mix.tensor() > 0)
             });
-            let exempt = work.op == "linear_activation_gradient" || work.kernels.is_empty();
+            let exempt = work.op == "linear_backward_activation" || work.kernels.is_empty();
             assert!(
                 exempt || work.is_product == uses_tensor_cores,
                 "{} of {} launches {:?}",

@@ -1,4 +1,4 @@
-//! The update: three steps against PyTorch, a bad step that must change nothing, clamps, the norm, twins in bf16.
+//! The update: three steps against PyTorch, a bad step that must change nothing, clamps, the norm, bf16 copies.
 
 use std::sync::Arc;
 
@@ -111,8 +111,8 @@ impl Update {
             .unwrap();
     }
 
-    /// The twins of a parameter, where the program keeps them.
-    fn twin(&self, index: usize) -> Option<Vec<f32>> {
+    /// The bf16 copies of a parameter, where the program keeps them.
+    fn bf16_copy(&self, index: usize) -> Option<Vec<f32>> {
         let entry = self.layout.get(NAMES[index]).unwrap();
         let all = (self.precision == DType::Bf16)
             .then(|| self.session.read_arena(Arena::ParametersBf16).unwrap())?;
@@ -263,9 +263,9 @@ fn three_steps_match_pytorch_with_and_without_clipping() {
                         &want(""),
                         &update.parameter(index),
                     );
-                    if let Some(twin) = update.twin(index) {
+                    if let Some(bf16_copy) = update.bf16_copy(index) {
                         let rounded = update.parameter(index).into_iter().map(to_nearest);
-                        assert_eq!(twin, rounded.collect::<Vec<f32>>(), "{what}: {name}");
+                        assert_eq!(bf16_copy, rounded.collect::<Vec<f32>>(), "{what}: {name}");
                     }
                     let moment = update.moment(index, FIRST);
                     assert_near(
@@ -304,7 +304,7 @@ fn a_gradient_that_is_not_finite_changes_nothing() {
             ..UpdateOptions::default()
         };
         for mut update in updates([20, 3], &options) {
-            // Not representable in bf16, so that a twin rounded at random again would show.
+            // Not representable in bf16, so that a bf16 copy rounded at random again would show.
             update.write(0, &[0.3; 20]);
             update.write(1, &[-0.7; 3]);
             update.step(&SCALARS, [&[1.0; 20], &[1.0, bad, 1.0]]);
@@ -312,8 +312,8 @@ fn a_gradient_that_is_not_finite_changes_nothing() {
             assert_eq!(update.parameter(1), [f64::from(-0.7f32); 3]);
             assert_eq!(update.moment(0, FIRST), [0.0; 20]);
             assert_eq!(update.moment(1, SECOND), [0.0; 3]);
-            if let Some(twin) = update.twin(0) {
-                assert_eq!(twin, [to_nearest(0.3); 20]);
+            if let Some(bf16_copy) = update.bf16_copy(0) {
+                assert_eq!(bf16_copy, [to_nearest(0.3); 20]);
             }
             let factor = update.session.read_f64("clip_scale").unwrap()[0];
             assert!(factor.is_nan(), "{factor}");
@@ -340,7 +340,7 @@ fn gathered_gradients_update_as_their_mean_does_and_leave_nothing_behind() {
         let plain = updates([MANY, 3], &UpdateOptions::default());
         let groups = ParameterGroups::decaying(0.1);
         let options = UpdateOptions::default();
-        let gathering = updates_of([MANY, 3], &groups, &options, Tape::adding_gradients);
+        let gathering = updates_of([MANY, 3], &groups, &options, Tape::accumulating_gradients);
         for (mut plain, mut gathering) in plain.into_iter().zip(gathering) {
             // Twice: the second step begins from a cleared arena.
             for _ in 0..2 {
@@ -484,7 +484,7 @@ fn the_norm_of_many_gradients_is_that_of_their_squares_summed_exactly() {
 }
 
 #[test]
-fn twins_rounded_at_random_are_neighbours_that_keep_the_mean() {
+fn bf16_copies_rounded_at_random_are_neighbours_that_keep_the_mean() {
     let seed = 11;
     let options = UpdateOptions {
         random_rounding: Some(seed),
@@ -494,7 +494,7 @@ fn twins_rounded_at_random_are_neighbours_that_keep_the_mean() {
     let mut scalars = SCALARS;
     scalars.groups = [0.0; 4];
     for mut update in updates([MANY, 1], &options) {
-        let Some(before) = update.twin(0) else {
+        let Some(before) = update.bf16_copy(0) else {
             continue;
         };
         update.write(0, &vec![0.3; MANY]);
@@ -502,13 +502,13 @@ fn twins_rounded_at_random_are_neighbours_that_keep_the_mean() {
         for step in [1, 2, 1] {
             scalars.shared[STEP] = step as f32;
             update.step(&scalars, [&vec![1.0; MANY], &[1.0]]);
-            let twin = update.twin(0).unwrap();
+            let bf16_copy = update.bf16_copy(0).unwrap();
             let offset = update.layout.get(NAMES[0]).unwrap().offset;
             let want = (0..MANY).map(|i| rounded_at_random(0.3, seed, step, offset + i));
-            assert_eq!(twin, want.collect::<Vec<f32>>());
+            assert_eq!(bf16_copy, want.collect::<Vec<f32>>());
             let (below, above) = (0.298_828_13f32, 0.300_781_25f32);
-            let ups = twin.iter().filter(|x| **x == above).count();
-            let downs = twin.iter().filter(|x| **x == below).count();
+            let ups = bf16_copy.iter().filter(|x| **x == above).count();
+            let downs = bf16_copy.iter().filter(|x| **x == below).count();
             assert_eq!(ups + downs, MANY);
             let share = f64::from(0.3 - below) / f64::from(above - below);
             let (mean, deviation) = (
@@ -520,7 +520,7 @@ fn twins_rounded_at_random_are_neighbours_that_keep_the_mean() {
                 (ups as f64 - mean).abs() < 6.0 * deviation,
                 "{ups} of {MANY}"
             );
-            seen.push(twin);
+            seen.push(bf16_copy);
         }
         assert_ne!(seen[1], seen[2], "another step rounds otherwise");
         assert_eq!(seen[1], seen[3], "a repeated step rounds alike");

@@ -138,7 +138,7 @@ fn activation_of_a_hidden_layer_is_differentiated_by_the_product_that_makes_its_
     let y = linear_residual(&mut tape, hidden, fc2, None, x).unwrap();
     let dy = tape.input("dy", TensorType::f32([6, 8]));
     tape.backward_from(&[(y, dy)]).unwrap();
-    let recorded = ["linear_activation_gradient", "linear_input_gradient", "add"];
+    let recorded = ["linear_backward_activation", "linear_backward_input", "add"];
     assert_eq!(recorded.map(|op| count(&tape, op)), [1, 2, 1]);
     let program = Program::compile(tape, &CompileOptions::new(Target::Reference)).unwrap();
     let left = |op: &str| {
@@ -200,9 +200,9 @@ fn frozen_weight_records_no_weight_gradient_and_saves_no_pre_activation() {
     let y = linear(&mut tape, x, weight, Some(bias)).unwrap();
     let dy = tape.input("dy", TensorType::f32([6, 12]));
     tape.backward_from(&[(y, dy)]).unwrap();
-    assert_eq!(count(&tape, "linear_weight_gradient"), 0);
-    assert_eq!(count(&tape, "linear_input_gradient"), 0);
-    assert_eq!(count(&tape, "linear_bias_gradient"), 1);
+    assert_eq!(count(&tape, "linear_backward_weight"), 0);
+    assert_eq!(count(&tape, "linear_backward_input"), 0);
+    assert_eq!(count(&tape, "linear_backward_bias"), 1);
 }
 
 #[test]
@@ -374,7 +374,7 @@ fn splits_of_a_weight_gradient_cover_every_row_and_none_is_empty() {
             let launches = products.into_iter().map(Result::unwrap);
             let split = launches
                 .map(|launches| launches[0].clone())
-                .find(|first| first.kernel.name.starts_with("linear_weight_gradient"))
+                .find(|first| first.kernel.name.starts_with("linear_backward_weight"))
                 .unwrap();
             let Some(Argument::I32(steps)) = split.arguments.last() else {
                 panic!("the last argument is the number of steps")

@@ -29,14 +29,21 @@ fn fusing_leaves_as_many_ops_of_every_stage_as_are_counted_here() {
         .collect();
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     let parts = Tiny::with(&parts);
-    let gpu = keel::tape::Machine {
+    let gpu = keel::tape::CompileTarget {
         precision: DType::Bf16,
         ..Target::Cuda.into()
     };
-    let count = |tiny: &Tiny, name: &str, machine| {
+    let count = |tiny: &Tiny, name: &str, compile_target| {
         let stage = tiny.recipe.stage(name).expect("a stage");
         let shape = shape_of(&tiny.recipe, stage, stage.micro_batch());
-        let program = compile_step(&tiny.recipe, stage, &tiny.layout, &shape, machine, None);
+        let program = compile_step(
+            &tiny.recipe,
+            stage,
+            &tiny.layout,
+            &shape,
+            compile_target,
+            None,
+        );
         program.expect("a step compiles").ops().len()
     };
     let found = OPS.map(|(name, _)| {

@@ -164,7 +164,7 @@ impl Tiny {
         let program = self
             .compile(stage, options)
             .unwrap_or_else(|problem| panic!("{}: {problem}", stage.name));
-        self.train_with(stage, program, options.machine.target)
+        self.train_with(stage, program, options.compile_target.target)
     }
 
     /// As [`Tiny::train`], with a program that is there already.

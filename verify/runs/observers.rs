@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use keel::error::{Error, Result};
-use keel::executor::Choice;
+use keel::executor::SelectedDevice;
 use keel::train::{Event, Observer, Observers, Recipe, TrainOptions, Trainer};
 use serde_json::Value;
 
@@ -71,7 +71,7 @@ fn trainer(folder: &Path, observer: Arc<Recording>) -> Trainer {
         evaluate: true,
         evaluation_size: 4,
         observer,
-        ..TrainOptions::new(Choice::processor(1))
+        ..TrainOptions::new(SelectedDevice::processor(1))
     };
     Trainer::new(recipe, options, None).unwrap()
 }

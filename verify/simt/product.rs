@@ -173,7 +173,7 @@ fn input_gradient(
     let grid = [variant.blocks(m, k), 1, 1];
     launch(
         emulator,
-        &variant.kernel("linear_input_gradient"),
+        &variant.kernel("linear_backward_input"),
         grid,
         &arguments,
         options,
@@ -224,7 +224,7 @@ fn weight_gradient(
     let grid = [variant.blocks(n, k), 1, splits as u32];
     launch(
         emulator,
-        &variant.kernel("linear_weight_gradient"),
+        &variant.kernel("linear_backward_weight"),
         grid,
         &arguments,
         options,
@@ -328,7 +328,7 @@ fn a_bug_planted_in_the_bias_gradient_is_caught() {
                 size(n),
                 size(m),
             ];
-            let kernel = format!("linear_bias_gradient_{element}");
+            let kernel = format!("linear_backward_bias_{element}");
             launch(&emulator, &kernel, [1, 1, 1], &arguments, options)?;
             Ok((floats(&db)?, right))
         };
@@ -338,7 +338,7 @@ fn a_bug_planted_in_the_bias_gradient_is_caught() {
             assert_eq!(found, right);
             let options = Options {
                 planted_bug: Some(
-                    "linear_bias_gradient: no barrier before the warps' sums are read",
+                    "linear_backward_bias: no barrier before the warps' sums are read",
                 ),
                 ..options
             };

@@ -13,7 +13,7 @@ use keel::launch::{
 use keel::ops;
 use keel::program::{CompileOptions, Program};
 use keel::tape::{
-    Backward, Cost, CpuArgs, Machine, Op, ParameterLayout, ReferenceArgs, Tape, Target, Value,
+    Backward, CompileTarget, Cost, CpuArgs, Op, ParameterLayout, ReferenceArgs, Tape, Target, Value,
 };
 use keel::tensor::{DType, TensorType};
 
@@ -38,7 +38,7 @@ impl Op for Faulty {
         &self,
         _inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         Ok(vec![self.0.clone()])
     }

@@ -95,7 +95,7 @@ fn blocks_have_the_threads_that_ops_count_with() {
             constants::scores::REDUCE_WARPS * lanes,
         ),
         (
-            kernels::PATCH_EMBED_IMAGE_REST_F32,
+            kernels::PATCH_EMBED_BACKWARD_IMAGE_REST_F32,
             constants::patch_embed::PATCH_THREADS,
         ),
         (

@@ -212,7 +212,7 @@ impl FinishTile<'_> {
         for (r, c) in self.vectors() {
             let (row, column) = (self.row + r, self.column + c);
             let count = (self.columns - c).min(LANES);
-            // SAFETY: as in `forward`, checked by `linear_input_gradient`.
+            // SAFETY: as in `forward`, checked by `linear_backward_input`.
             unsafe {
                 let product = simd.load(self.products.add(r * self.products_stride + c));
                 let slope = curve.slope(simd, get(simd, argument.at(row, column), count));

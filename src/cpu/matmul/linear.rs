@@ -22,8 +22,8 @@ pub fn linear_workspace(inputs: usize, outputs: usize) -> usize {
     inputs * outputs.next_multiple_of(WIDEST)
 }
 
-/// Floats of workspace for [`linear_input_gradient`] with `inputs` K and `outputs` N: the packed weight.
-pub fn linear_input_gradient_workspace(inputs: usize, outputs: usize) -> usize {
+/// Floats of workspace for [`linear_backward_input`] with `inputs` K and `outputs` N: the packed weight.
+pub fn linear_backward_input_workspace(inputs: usize, outputs: usize) -> usize {
     outputs * inputs.next_multiple_of(WIDEST)
 }
 
@@ -72,8 +72,8 @@ pub fn linear(
 /// dx = dy W, multiplied by the slope of the activation in front where one is given; added to dx where `accumulate`.
 ///
 /// Shapes: dy [M, N], w [N, K], dx [M, K], the slope's pre-activation [M, K]. Runs on the current rayon pool. Panics
-/// where shapes do not fit or the workspace is smaller than [`linear_input_gradient_workspace`].
-pub fn linear_input_gradient(
+/// where shapes do not fit or the workspace is smaller than [`linear_backward_input_workspace`].
+pub fn linear_backward_input(
     dy: Rows<'_>,
     w: Rows<'_>,
     dx: RowsMut<'_>,

@@ -120,7 +120,7 @@ pub fn activate(activation: Activation, z: &[f32], y: &mut [f32]) {
 }
 
 /// gradient ← gradient · activation′(z). Panics where lengths differ.
-pub fn activate_gradient(activation: Activation, z: &[f32], gradient: &mut [f32]) {
+pub fn activation_backward(activation: Activation, z: &[f32], gradient: &mut [f32]) {
     struct Backward<'a>(Activation, &'a [f32], &'a mut [f32]);
     impl Backward<'_> {
         #[inline(always)]
@@ -161,7 +161,7 @@ pub fn swiglu(gate: &[f32], up: &[f32], y: &mut [f32]) {
 }
 
 /// gate ← dgate = dy · up · silu′(gate) and up ← dup = dy · silu(gate), from one exponential. Panics where lengths differ.
-pub fn swiglu_gradient(dy: &[f32], gate: &mut [f32], up: &mut [f32]) {
+pub fn swiglu_backward(dy: &[f32], gate: &mut [f32], up: &mut [f32]) {
     struct Backward<'a>(&'a [f32], &'a mut [f32], &'a mut [f32]);
     impl Task for Backward<'_> {
         type Output = ();

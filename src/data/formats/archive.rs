@@ -3,7 +3,7 @@
 //! Written for archives nobody vouches for. Nothing is ever unpacked to disk, names stay names, sizes are checked
 //! against the bytes that are there, and an archive that was cut short is noticed even at an entry's border, where
 //! only the missing end marker tells. Understands the ustar, GNU (long names) and PAX (path, size) forms; compressed
-//! archives are read only from memory ([`keel_emoji::embedded`]), because samples are read at random.
+//! archives are read only from memory (those of the embedded concepts), because samples are read at random.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

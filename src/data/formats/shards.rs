@@ -114,7 +114,7 @@ pub(super) fn open(paths: &[String], limits: PairLimits, skips: &SkipLog) -> Res
             Ok(scan)
         })
         .collect();
-    // Gathered in order, so that the shard a refusal names is the first, whichever thread met one sooner.
+    // GradientAccumulator in order, so that the shard a refusal names is the first, whichever thread met one sooner.
     let scans = scans.into_iter().collect::<Result<Vec<_>>>()?;
 
     let (mut shards, mut pairs, mut damaged) = (Vec::new(), Vec::new(), Vec::new());

@@ -9,7 +9,7 @@ use keel_base::error::{Error, Result};
 /// Arenas start at a page, so that a planned offset's alignment is also its address's.
 const PAGE: usize = 4096;
 
-/// A fixed stretch of zeroed memory. Sharing it is up to its owner: views are made through unsafe functions whose
+/// A fixed range of zeroed memory. Sharing it is up to its owner: views are made through unsafe functions whose
 /// callers name the plan that keeps them apart.
 #[derive(Debug)]
 pub struct ByteArena {
@@ -26,7 +26,7 @@ impl ByteArena {
     /// `bytes` of zeros. The system hands pages out when they are first touched.
     ///
     /// # Errors
-    /// [`Error::Stopped`] when the system has no such stretch of memory.
+    /// [`Error::Stopped`] when the system has no such range of memory.
     pub fn new(what: &str, bytes: usize) -> Result<ByteArena> {
         if bytes == 0 {
             return Ok(ByteArena {

@@ -1,7 +1,6 @@
 //! Executors run programs. All are of equal rank: the same program, the same inputs, the same readable outputs.
 
 mod arena;
-mod choice;
 pub mod cpu;
 pub mod cuda;
 mod inputs;
@@ -9,19 +8,20 @@ pub mod kernel_header;
 pub mod kernel_table;
 mod reference;
 pub mod resolved;
+mod selected_device;
 pub mod simt;
 
 use std::sync::Arc;
 
 use crate::program::Program;
-use crate::tape::{Arena, Machine};
+use crate::tape::{Arena, CompileTarget};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 
-pub use choice::{Choice, Device};
 pub use cpu::CpuExecutor;
 pub use cuda::CudaExecutor;
 pub use reference::ReferenceExecutor;
+pub use selected_device::{Device, SelectedDevice};
 pub use simt::SimtExecutor;
 
 /// Holds a model's parameters and loads programs that use them. Several threads may use one executor.
@@ -30,7 +30,7 @@ pub trait Executor: Send + Sync {
     fn describe(&self) -> String;
 
     /// What programs for this executor are made for.
-    fn machine(&self) -> Machine;
+    fn compile_target(&self) -> CompileTarget;
 
     /// Floating-point operations a second that its multiply-add units reach; 0 when unknown.
     fn peak_flops(&self) -> f64 {
@@ -86,7 +86,7 @@ pub trait Session: Send {
     fn run(&mut self) -> Result<()>;
 
     /// Runs the program up to its update, so that the gradients of several batches gather before it. The program must be of a
-    /// tape that adds gradients ([`crate::tape::Tape::adding_gradients`]); the last batch is run with [`Session::run`].
+    /// tape that adds gradients ([`crate::tape::Tape::accumulating_gradients`]); the last batch is run with [`Session::run`].
     ///
     /// # Errors
     /// As [`Session::run`].

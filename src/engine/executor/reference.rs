@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::inputs::UnwrittenInputs;
 use super::{Executor, Session, expect_arena, expect_declared, expect_input};
 use crate::program::{Place, Program};
-use crate::tape::{Arena, Array, ArrayData, Machine, ReferenceArgs, Target, Value};
+use crate::tape::{Arena, Array, ArrayData, CompileTarget, ReferenceArgs, Target, Value};
 use crate::tensor::DType;
 use keel_base::error::Result;
 
@@ -23,7 +23,7 @@ pub struct ReferenceExecutor {
 #[derive(Clone, Debug)]
 struct Parameters {
     masters: Vec<f64>,
-    twins: Vec<f64>,
+    bf16_copies: Vec<f64>,
 }
 
 fn to_bf16(value: f64) -> f64 {
@@ -36,7 +36,7 @@ impl ReferenceExecutor {
         ReferenceExecutor {
             parameters: Arc::new(Mutex::new(Parameters {
                 masters: vec![0.0; elements],
-                twins: vec![0.0; elements],
+                bf16_copies: vec![0.0; elements],
             })),
             rounding: None,
         }
@@ -58,7 +58,7 @@ impl Executor for ReferenceExecutor {
         "reference, f64".into()
     }
 
-    fn machine(&self) -> Machine {
+    fn compile_target(&self) -> CompileTarget {
         Target::Reference.into()
     }
 
@@ -82,11 +82,14 @@ impl Executor for ReferenceExecutor {
             .parameters
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let Parameters { masters, twins } = &mut *parameters;
-        let places = masters[offset..].iter_mut().zip(&mut twins[offset..]);
-        for ((master, twin), value) in places.zip(values) {
+        let Parameters {
+            masters,
+            bf16_copies,
+        } = &mut *parameters;
+        let places = masters[offset..].iter_mut().zip(&mut bf16_copies[offset..]);
+        for ((master, bf16_copy), value) in places.zip(values) {
             *master = f64::from(*value);
-            *twin = to_bf16(*master);
+            *bf16_copy = to_bf16(*master);
         }
         Ok(())
     }
@@ -139,7 +142,7 @@ impl ReferenceSession {
                     .unwrap_or_else(PoisonError::into_inner);
                 with(match arena {
                     Arena::Parameters => &mut parameters.masters,
-                    _ => &mut parameters.twins,
+                    _ => &mut parameters.bf16_copies,
                 })
             }
             _ => {
@@ -293,7 +296,7 @@ impl Session for ReferenceSession {
                     .unwrap_or_else(PoisonError::into_inner);
                 convert(match arena {
                     Arena::Parameters => &parameters.masters,
-                    _ => &parameters.twins,
+                    _ => &parameters.bf16_copies,
                 })
             }
             _ => {

@@ -1,4 +1,4 @@
-//! What the emulator and the CUDA executor share: a program's launches with every argument resolved to a stretch of an
+//! What the emulator and the CUDA executor share: a program's launches with every argument resolved to a range of an
 //! arena and held to what its kernel takes, and host values in the storage type of a program's value.
 
 use std::fmt;
@@ -16,7 +16,7 @@ use keel_base::error::{Error, Result};
 /// The most blocks of a grid in x, y, z.
 const GRID_LIMITS: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
 
-/// A stretch of memory that belongs together.
+/// A range of memory that belongs together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Space {
     /// What lives within a run, at its planned place.
@@ -27,7 +27,7 @@ pub enum Space {
 
 /// Bytes of a space that hold elements of one type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stretch {
+pub struct ByteRange {
     /// Where.
     pub space: Space,
     /// First byte.
@@ -42,7 +42,7 @@ pub struct Stretch {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ResolvedArgument {
     /// A pointer.
-    Stretch(Stretch),
+    ByteRange(ByteRange),
     /// A null pointer.
     Null,
     /// A 32-bit signed integer.
@@ -51,15 +51,15 @@ pub enum ResolvedArgument {
     I64(i64),
     /// A single-precision number.
     F32(f32),
-    /// A tensor map over a stretch.
-    TensorMap(Stretch, TensorMap),
+    /// A tensor map over a range.
+    TensorMap(ByteRange, TensorMap),
 }
 
 impl Passed for ResolvedArgument {
     fn fits(&self, parameter: Parameter) -> bool {
         match (self, parameter) {
-            (ResolvedArgument::Stretch(stretch), Parameter::Pointer { element, .. }) => {
-                element == Some(stretch.element.into())
+            (ResolvedArgument::ByteRange(range), Parameter::Pointer { element, .. }) => {
+                element == Some(range.element.into())
             }
             (ResolvedArgument::Null, Parameter::Pointer { .. })
             | (ResolvedArgument::I32(_), Parameter::Signed(4))
@@ -74,9 +74,9 @@ impl Passed for ResolvedArgument {
 impl fmt::Display for ResolvedArgument {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ResolvedArgument::Stretch(stretch) => {
-                let elements = stretch.bytes / stretch.element.size();
-                write!(f, "{}[{elements}]", stretch.element)
+            ResolvedArgument::ByteRange(range) => {
+                let elements = range.bytes / range.element.size();
+                write!(f, "{}[{elements}]", range.element)
             }
             ResolvedArgument::Null => f.write_str("a null pointer"),
             ResolvedArgument::I32(value) => write!(f, "{value}i32"),
@@ -155,23 +155,23 @@ impl ResolvedLaunch {
     }
 }
 
-/// One op of a program: its launches and the stretches it writes that no input lies in.
+/// One op of a program: its launches and the ranges it writes that no input lies in.
 #[derive(Clone, Debug)]
 pub struct ResolvedStep {
     /// In order.
     pub launches: Vec<ResolvedLaunch>,
     /// Outputs without an input in their place, and the workspace: they hold nothing before the op.
-    pub undefined: Vec<Stretch>,
+    pub undefined: Vec<ByteRange>,
 }
 
 /// Where `place` lies, for a value of `bytes` bytes of `element`.
-pub fn stretch(place: Place, element: DType, bytes: usize) -> Option<Stretch> {
+pub fn range(place: Place, element: DType, bytes: usize) -> Option<ByteRange> {
     let (space, offset) = match place {
         Place::Activations(offset) => (Space::Activations, offset),
         Place::Fixed(arena, first) => (Space::Fixed(arena), first * arena.element().size()),
         Place::Dropped => return None,
     };
-    Some(Stretch {
+    Some(ByteRange {
         space,
         offset,
         bytes,
@@ -207,10 +207,10 @@ fn resolve_op(program: &Program, op: &PlannedOp) -> Result<ResolvedStep> {
     let place = |values: &[crate::tape::Value], index: usize| {
         let value = *values.get(index)?;
         let ty = program.ty(value);
-        stretch(program.place(value), ty.dtype, ty.bytes())
+        range(program.place(value), ty.dtype, ty.bytes())
     };
     let (workspace, workspace_bytes) = op.workspace;
-    let in_workspace = |element| Stretch {
+    let in_workspace = |element| ByteRange {
         space: Space::Activations,
         offset: workspace,
         bytes: workspace_bytes,
@@ -262,36 +262,36 @@ fn resolve_op(program: &Program, op: &PlannedOp) -> Result<ResolvedStep> {
                 found.bytes
             ));
         }
-        let stretch = Stretch {
+        let range = ByteRange {
             offset: found.offset + offset,
             bytes: found.bytes - offset,
             ..found
         };
         let Argument::TensorMap(map) = *argument else {
-            return Ok(ResolvedArgument::Stretch(stretch));
+            return Ok(ResolvedArgument::ByteRange(range));
         };
-        if map.element() != stretch.element {
+        if map.element() != range.element {
             return refuse(format!(
                 "a tensor map of {} is given of {what}, which holds {}",
                 map.element(),
-                stretch.element
+                range.element
             ));
         }
         match map.bytes() {
-            Some(bytes) if bytes <= stretch.bytes as u64 => {
-                Ok(ResolvedArgument::TensorMap(stretch, map))
+            Some(bytes) if bytes <= range.bytes as u64 => {
+                Ok(ResolvedArgument::TensorMap(range, map))
             }
             bytes => refuse(format!(
                 "the tensor map reaches over {} bytes of {what}, which has {} from byte {offset} on",
                 bytes.map_or("more than 2^64".to_owned(), |bytes| bytes.to_string()),
-                stretch.bytes
+                range.bytes
             )),
         }
     };
     let mut launches = Vec::new();
     for launch in instruction
         .op
-        .launches(&inputs, &outputs, program.machine())?
+        .launches(&inputs, &outputs, program.compile_target())?
     {
         let arguments = launch
             .arguments
@@ -310,13 +310,13 @@ fn resolve_op(program: &Program, op: &PlannedOp) -> Result<ResolvedStep> {
             .map_err(|problem| Error::kernel(format!("op {}: {problem}", instruction.op.name())))?;
         launches.push(launch);
     }
-    let mut undefined: Vec<Stretch> = (0..outputs.len())
+    let mut undefined: Vec<ByteRange> = (0..outputs.len())
         .filter(|output| !op.in_place.contains(&Some(*output)))
         .filter_map(|output| place(&instruction.outputs, output))
-        .filter(|stretch| stretch.space == Space::Activations)
+        .filter(|range| range.space == Space::Activations)
         .collect();
     if workspace_bytes > 0 {
-        undefined.push(Stretch {
+        undefined.push(ByteRange {
             space: Space::Activations,
             offset: workspace,
             bytes: workspace_bytes,

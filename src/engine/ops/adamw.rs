@@ -1,4 +1,4 @@
-//! AdamW over flat stretches of the arenas, in one pass (Loshchilov and Hutter 2019, algorithm 2), and the recording of
+//! AdamW over flat ranges of the arenas, in one pass (Loshchilov and Hutter 2019, algorithm 2), and the recording of
 //! a whole update.
 //!
 //! With gradient g scaled by the clip factor: m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g²,
@@ -6,11 +6,11 @@
 //! inputs. `optimizer_scalars` f32 [10] is what all parameters share: β₁, β₂, ε, largest gradient norm, 1 − β₁ᵗ, 1 − β₂ᵗ,
 //! 1 − β₁, 1 − β₂, t, gradient scale; `group_scalars` f32 [groups, 2] is η and λ of each parameter group.
 //! The four differences are computed in f64: in f32, 1 − 0.999 would already be wrong in its fifth digit.
-//! A clip factor that is not finite leaves parameters, moments and twins as they are: a bad step is never applied.
-//! 12 flops and 28 bytes a parameter, 30 where it has a twin in bf16: bound by memory.
+//! A clip factor that is not finite leaves parameters, moments and bf16 copies as they are: a bad step is never applied.
+//! 12 flops and 28 bytes a parameter, 30 where it has a bf16 copy: bound by memory.
 //!
-//! The twin is rounded to nearest, or at random (Gupta et al. 2015, section 3): upwards in magnitude with the probability
-//! that keeps the mean, so that updates far below a bf16 step are not lost on what reads the twin. The random numbers are
+//! The bf16 copy is rounded to nearest, or at random (Gupta et al. 2015, section 3): upwards in magnitude with the probability
+//! that keeps the mean, so that updates far below a bf16 step are not lost on what reads the bf16 copy. The random numbers are
 //! those of SplitMix64 (Steele et al. 2014) as a function of seed, t and the place in the arena, so that a step gives the
 //! same bits however its work is divided and whenever it is repeated.
 
@@ -21,7 +21,8 @@ use super::parameter_groups::{GROUP_SCALARS, ParameterGroups};
 use crate::launch::kernels::constants::adamw::{ADAMW_ELEMENTS, ADAMW_THREADS};
 use crate::launch::{Argument, Launch, blocks, kernels};
 use crate::tape::{
-    Arena, Backward, Cost, CpuArgs, Fill, Machine, Op, Output, ReferenceArgs, Tape, UPDATE, Value,
+    Arena, Backward, CompileTarget, Cost, CpuArgs, Fill, Op, Output, ReferenceArgs, Tape, UPDATE,
+    Value,
 };
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
@@ -107,14 +108,14 @@ impl StepSettings {
 pub struct UpdateOptions {
     /// Scalars held between two numbers after the update: parameter, least, most.
     pub clamps: Vec<(&'static str, f32, f32)>,
-    /// Rounds the bf16 twins at random, with this seed, instead of to nearest.
+    /// Rounds the bf16 copies at random, with this seed, instead of to nearest.
     pub random_rounding: Option<u64>,
 }
 
 /// Records the update of everything that [`Tape::backward`] made gradients for: one gradient norm, then one AdamW for
 /// each contiguous range of parameters of one group.
 ///
-/// On a tape that adds gradients ([`Tape::adding_gradients`]) it leaves the gradient arena at zero.
+/// On a tape that adds gradients ([`Tape::accumulating_gradients`]) it leaves the gradient arena at zero.
 ///
 /// Inputs: [`OptimizerInput::ALL`]. State: [`ADAMW_STATE`]. Outputs: `gradient_norm` `[1]`, `clip_scale` `[1]`, of the
 /// gradients times their scale.
@@ -184,13 +185,13 @@ pub fn record_update(
                 each,
                 norm[1],
             ];
-            let writes_twin = tape.precision() == DType::Bf16;
-            if writes_twin {
+            let writes_bf16_copy = tape.precision() == DType::Bf16;
+            if writes_bf16_copy {
                 inputs.push(range(tape, Arena::ParametersBf16, run.parameters));
             }
             let op = AdamW {
                 group: run.group,
-                writes_twin,
+                writes_bf16_copy,
                 random_rounding: options.random_rounding,
                 first: run.parameters,
             };
@@ -212,7 +213,7 @@ pub fn record_update(
                 )?;
             }
         }
-        if tape.adds_gradients() {
+        if tape.accumulates_gradients() {
             let ty = TensorType::f32([elements]);
             let cleared = tape.record_one(Fill { ty, value: 0.0 }, &[])?;
             tape.bind(cleared, Arena::Gradients, 0);
@@ -230,19 +231,19 @@ struct Run {
 }
 
 /// Inputs parameters, gradients, first and second moments [n], the shared scalars, the groups' scalars, clip factor, and the
-/// parameters' bf16 twin where a program reads it; outputs the new parameters and moments, then the new twin.
+/// parameters' bf16 copy where a program reads it; outputs the new parameters and moments, then the new bf16 copy.
 #[derive(Clone, Copy, Debug)]
 struct AdamW {
     /// The row of the groups' scalars.
     group: usize,
-    writes_twin: bool,
+    writes_bf16_copy: bool,
     /// The seed.
     random_rounding: Option<u64>,
-    /// The stretch's first element in the parameter arena.
+    /// The range's first element in the parameter arena.
     first: usize,
 }
 
-/// Inputs before the twin.
+/// Inputs before the bf16 copy.
 const INPUTS: usize = 7;
 
 /// What SplitMix64 adds for every number it draws.
@@ -284,7 +285,7 @@ impl Op for AdamW {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [p, g, m, v, shared, groups, scale, twin @ ..] = inputs else {
+        let [p, g, m, v, shared, groups, scale, bf16_copy @ ..] = inputs else {
             return Err(Error::shape(
                 "adamw",
                 "inputs",
@@ -323,10 +324,15 @@ impl Op for AdamW {
             return Err(Error::shape("adamw", "group_scalars", want, groups));
         }
         let mut outputs = vec![*p, *m, *v];
-        if self.writes_twin {
+        if self.writes_bf16_copy {
             let want = TensorType::new(DType::Bf16, p.shape);
-            if *twin != [want] {
-                return Err(Error::shape("adamw", "twin", want, format!("{twin:?}")));
+            if *bf16_copy != [want] {
+                return Err(Error::shape(
+                    "adamw",
+                    "bf16 copy",
+                    want,
+                    format!("{bf16_copy:?}"),
+                ));
             }
             outputs.push(want);
         }
@@ -334,10 +340,10 @@ impl Op for AdamW {
     }
 
     fn reference(&self, args: ReferenceArgs<'_>) {
-        let [p, g, m, v, shared, groups, scale, twin_before @ ..] = args.inputs else {
+        let [p, g, m, v, shared, groups, scale, bf16_copy_before @ ..] = args.inputs else {
             unreachable!("inferred");
         };
-        let [p_new, m_new, v_new, twin @ ..] = args.outputs else {
+        let [p_new, m_new, v_new, bf16_copy @ ..] = args.outputs else {
             unreachable!("inferred");
         };
         let &[
@@ -372,9 +378,9 @@ impl Op for AdamW {
             p_new.float_mut()[i] = p_out;
             m_new.float_mut()[i] = m_out;
             v_new.float_mut()[i] = v_out;
-            if let ([twin], [before]) = (&mut *twin, twin_before) {
+            if let ([bf16_copy], [before]) = (&mut *bf16_copy, bf16_copy_before) {
                 let element = self.first + i;
-                twin.float_mut()[i] = match self.random_rounding {
+                bf16_copy.float_mut()[i] = match self.random_rounding {
                     _ if !scale.is_finite() => before.float()[i],
                     None => p_out,
                     Some(seed) => {
@@ -439,10 +445,10 @@ impl Op for AdamW {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let (kernel, elements) = (kernels::ADAMW_F32, inputs[0].numel());
-        let (twin, twin_before) = if self.writes_twin {
+        let (bf16_copy, bf16_copy_before) = if self.writes_bf16_copy {
             (Argument::output(3), Argument::input(INPUTS))
         } else {
             (Argument::Null, Argument::Null)
@@ -451,12 +457,12 @@ impl Op for AdamW {
             Argument::output(0),
             Argument::output(1),
             Argument::output(2),
-            twin,
+            bf16_copy,
             Argument::input(0),
             Argument::input(1),
             Argument::input(2),
             Argument::input(3),
-            twin_before,
+            bf16_copy_before,
             Argument::input(4),
             Argument::Input {
                 index: 5,
@@ -477,12 +483,12 @@ impl Op for AdamW {
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
-        // The old twin is read where a step is not applied, and nowhere else.
+        // The old bf16 copy is read where a step is not applied, and nowhere else.
         Cost::streaming(12.0 * inputs[0].numel() as f64, &inputs[..INPUTS], outputs)
     }
 
     fn in_place(&self) -> &'static [(usize, usize)] {
-        if self.writes_twin {
+        if self.writes_bf16_copy {
             &[(0, 0), (1, 2), (2, 3), (3, INPUTS)]
         } else {
             &[(0, 0), (1, 2), (2, 3)]
@@ -534,7 +540,7 @@ impl Op for Clamp {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let (kernel, elements) = (kernels::CLAMP_F32, inputs[0].numel());
         let arguments = vec![

@@ -5,7 +5,7 @@
 
 use crate::launch::kernels::constants::cast::{CAST_ELEMENTS, CAST_THREADS};
 use crate::launch::{Argument, Launch, blocks, kernels};
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 
@@ -53,7 +53,7 @@ impl Op for Cast {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let x = inputs[0];
         // Two float types, and one of them is not the other.

@@ -13,7 +13,7 @@ use crate::launch::kernels::constants::embedding::{CHUNK_PLACES, ORDER_THREADS, 
 use crate::launch::kernels::constants::{kernel::WARP_LANES, moves::MOVE_THREADS};
 use crate::launch::{Argument, Launch, blocks, index, kernels, move_blocks, vector};
 use crate::ops::rows::rows_per_task;
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::{DType, Shape, TensorType};
 use keel_base::error::{Error, Result};
 
@@ -129,7 +129,7 @@ impl Op for Embedding {
         &self,
         inputs: &[TensorType],
         outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let (table, y) = (inputs[0], outputs[0]);
         let kernel = kernels::EMBEDDING_FORWARD.of(table.dtype)?;
@@ -230,7 +230,7 @@ impl Op for EmbeddingBackward {
         &self,
         inputs: &[TensorType],
         outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let (dy, d_table, count) = (inputs[0], outputs[0], inputs[1].numel());
         let (columns, chunks) = (dy.shape.columns(), count.div_ceil(CHUNK_PLACES));
@@ -296,8 +296,13 @@ impl Op for EmbeddingBackward {
         Ok(launches)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], machine: Machine) -> usize {
-        match machine.target {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        _: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
+        match compile_target.target {
             Target::Cuda => Scratch::new(inputs).bytes,
             _ => 0,
         }

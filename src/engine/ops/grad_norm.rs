@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::adamw::{GRADIENT_SCALE, LARGEST_NORM, OPTIMIZER_SCALARS};
 use crate::launch::kernels::constants::grad_norm::{NORM_BLOCK_ELEMENTS, NORM_BLOCKS};
 use crate::launch::{Argument, Launch, kernels};
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 
@@ -102,7 +102,7 @@ impl Op for GradNorm {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let elements = inputs[0].numel();
         let blocks = blocks(elements);
@@ -130,8 +130,13 @@ impl Op for GradNorm {
         Cost::streaming(2.0 * inputs[0].numel() as f64, inputs, outputs)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], machine: Machine) -> usize {
-        match machine.target {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        _: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
+        match compile_target.target {
             Target::Cpu { .. } => inputs[0].numel().div_ceil(ELEMENTS_PER_TASK) * size_of::<f64>(),
             Target::Cuda => blocks(inputs[0].numel()) * size_of::<f64>(),
             Target::Reference => 0,

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use crate::launch::{Argument, Launch, Widths, index, kernels};
 use crate::ops::rows::{RowKernel, dot, rows_per_task};
 use crate::ops::special;
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 
@@ -140,7 +140,7 @@ impl Op for L2Normalize {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let norms = match self.saves {
             true => Argument::output(1),
@@ -257,7 +257,7 @@ impl Op for L2NormalizeBackward {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let tensors = [
             Argument::output(0),

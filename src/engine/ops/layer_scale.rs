@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use crate::launch::kernels::constants::partials::PARTIAL_COLUMNS;
 use crate::launch::{Argument, Launch, blocks, index, kernels, vector};
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 
@@ -21,7 +21,7 @@ const ROWS_PER_TASK: usize = 64;
 ///
 /// # Errors
 /// [`Error::Shape`] when the shapes do not belong together.
-pub(super) fn layer_scale_gradients(tape: &mut Tape, inputs: [Value; 3]) -> Result<[Value; 2]> {
+pub(super) fn layer_scale_backward(tape: &mut Tape, inputs: [Value; 3]) -> Result<[Value; 2]> {
     let gradients = tape.record(LayerScaleBackward, &inputs)?;
     Ok([gradients[0], gradients[1]])
 }
@@ -109,7 +109,7 @@ impl Op for LayerScaleBackward {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let x = inputs[0];
         let kernel = kernels::LAYER_SCALE_BACKWARD.of(x.dtype)?;
@@ -149,8 +149,13 @@ impl Op for LayerScaleBackward {
         Cost::streaming(3.0 * inputs[0].numel() as f64, inputs, outputs)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], machine: Machine) -> usize {
-        match machine.target {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        _: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
+        match compile_target.target {
             Target::Cpu { .. } => {
                 let tasks = inputs[0].shape.rows().div_ceil(ROWS_PER_TASK);
                 tasks * inputs[0].shape.columns() * size_of::<f32>()

@@ -9,7 +9,7 @@
 use rayon::prelude::*;
 
 use crate::launch::{Argument, Launch, index, kernels, move_blocks};
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 
@@ -163,7 +163,7 @@ impl Op for PixelUnshuffle {
         &self,
         inputs: &[TensorType],
         outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let (family, fine) = match self.direction {
             Direction::Merge => (kernels::PIXEL_UNSHUFFLE_MERGE, inputs[0]),

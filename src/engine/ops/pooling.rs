@@ -11,7 +11,7 @@ use crate::launch::kernels::constants::kernel::WARP_LANES;
 use crate::launch::{Argument, Launch, blocks, index, kernels, move_blocks, vector};
 use crate::ops::rows::add_scaled;
 use crate::tape::{
-    Array, Backward, Cost, CpuArgs, Inputs, Machine, Op, ReferenceArgs, Tape, Value,
+    Array, Backward, CompileTarget, Cost, CpuArgs, Inputs, Op, ReferenceArgs, Tape, Value,
 };
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
@@ -189,7 +189,7 @@ impl Op for Pool {
         &self,
         inputs: &[TensorType],
         outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let (x, y) = (inputs[0], outputs[0]);
         let (columns, tokens) = (x.shape.columns(), x.shape.dims()[1]);
@@ -294,7 +294,7 @@ impl Op for PoolBackward {
         &self,
         _inputs: &[TensorType],
         outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let dx = outputs[0];
         let kernel = kernels::POOLING_BACKWARD.of(dx.dtype)?;

@@ -8,7 +8,7 @@
 use rayon::prelude::*;
 
 use crate::launch::{Argument, Launch, index, kernels, move_blocks};
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 
@@ -143,7 +143,7 @@ impl Op for AddPosition {
         &self,
         inputs: &[TensorType],
         outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let y = outputs[0];
         let kernel = kernels::POSITION_FORWARD.of(inputs[0].dtype)?;
@@ -174,7 +174,7 @@ impl Op for AddPosition {
         }
         let position = backward.tape.shape(backward.inputs[1]).rows();
         if backward.needs(1) || (self.class_token && backward.needs(2)) {
-            let op = PositionGradient {
+            let op = BackwardPosition {
                 rows: position,
                 class_token: self.class_token,
             };
@@ -199,12 +199,12 @@ impl Op for AddPosition {
 
 /// Sums dy [B, T, C] over the batch: ∂p [rows, C], and a copy of its first row for the class token.
 #[derive(Clone, Copy, Debug)]
-struct PositionGradient {
+struct BackwardPosition {
     rows: usize,
     class_token: bool,
 }
 
-impl Op for PositionGradient {
+impl Op for BackwardPosition {
     fn name(&self) -> &'static str {
         "add_position_backward"
     }
@@ -267,7 +267,7 @@ impl Op for PositionGradient {
         &self,
         inputs: &[TensorType],
         outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let (dy, position) = (inputs[0], outputs[0]);
         let kernel = kernels::POSITION_BACKWARD.of(dy.dtype)?;
@@ -350,7 +350,7 @@ impl Op for DropTokens {
         &self,
         inputs: &[TensorType],
         outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         shift(inputs[0], outputs[0], self.first as i32)
     }
@@ -419,7 +419,7 @@ impl Op for PadTokens {
         &self,
         inputs: &[TensorType],
         outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         shift(inputs[0], outputs[0], -(self.first as i32))
     }

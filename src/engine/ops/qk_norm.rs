@@ -16,7 +16,7 @@ use crate::launch::kernels::constants::partials::PARTIAL_COLUMNS;
 use crate::launch::kernels::constants::qk_norm::{QK_BLOCKS, QK_THREADS};
 use crate::launch::{Argument, KernelEntry, Launch, blocks, index, kernels};
 use crate::ops::rows::{add_scaled, dot, rows_per_task};
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 
@@ -200,7 +200,7 @@ impl Op for QkNorm {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let kernel = kernels::QK_NORM_FORWARD.of(inputs[0].dtype)?;
         let tensors = [
@@ -346,7 +346,7 @@ impl Op for QkNormBackward {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let partials = match self.owes_weights {
             true => Argument::workspace(DType::F32),
@@ -395,13 +395,18 @@ impl Op for QkNormBackward {
         &[(0, 3)]
     }
 
-    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], machine: Machine) -> usize {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
         if !self.owes_weights {
             return 0;
         }
         let rows = inputs[0].shape.rows();
         let partial = 2 * self.norm.heads.dim * size_of::<f32>();
-        match machine.target {
+        match compile_target.target {
             Target::Cpu { .. } => rows.div_ceil(self.norm.block(rows)) * partial,
             Target::Cuda => self.blocks(inputs[0]) * partial,
             Target::Reference => 0,

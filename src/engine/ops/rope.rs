@@ -15,7 +15,7 @@ use super::attention::{Heads, check_heads, rows};
 use crate::launch::kernels::constants::rope::{ROPE_PAIRS, ROPE_ROWS};
 use crate::launch::{Argument, Launch, blocks, index, kernels};
 use crate::ops::rows::rows_per_task;
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 
@@ -263,7 +263,7 @@ impl Op for Rope {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let kernel = kernels::ROPE.of(inputs[0].dtype)?;
         if self.heads.dim > LARGEST_DIM {
@@ -318,8 +318,13 @@ impl Op for Rope {
         &[(0, 0)]
     }
 
-    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], machine: Machine) -> usize {
-        match machine.target {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
+        match compile_target.target {
             Target::Cpu { .. } => self.distinct_rows(inputs) * self.heads.dim * size_of::<f32>(),
             _ => 0,
         }

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use crate::launch::kernels::constants::splice::SPLICE_WARPS;
 use crate::launch::{Argument, Family, Launch, blocks, index, kernels};
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 
@@ -193,7 +193,7 @@ impl Op for Splice {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let arguments = vec![
             Argument::output(0),
@@ -293,7 +293,7 @@ impl Op for SpliceText {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let arguments = vec![Argument::output(0), Argument::input(0), Argument::input(1)];
         let written = (inputs[0], inputs[0].shape.rows());
@@ -379,7 +379,7 @@ impl Op for SpliceImage {
         &self,
         inputs: &[TensorType],
         outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let arguments = vec![
             Argument::output(0),

@@ -12,7 +12,7 @@ use crate::launch::{Argument, Family, Launch, blocks, index, kernels};
 use crate::ops::rows::rows_per_block;
 use crate::ops::shapes::{expect_float, expect_inputs, expect_type, with_columns};
 use crate::ops::special::sigmoid;
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 use keel_cpu::vector_math;
@@ -98,7 +98,7 @@ impl Op for Swiglu {
         &self,
         _inputs: &[TensorType],
         outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let tensors = [Argument::output(0), Argument::input(0)];
         launch(kernels::SWIGLU_FORWARD, outputs[0], &tensors)
@@ -107,7 +107,7 @@ impl Op for Swiglu {
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
         let inputs = [backward.gradient(0), backward.inputs[0]];
         Ok(vec![Some(
-            backward.tape.record_one(SwigluGradient, &inputs)?,
+            backward.tape.record_one(SwigluBackward, &inputs)?,
         )])
     }
 
@@ -118,11 +118,11 @@ impl Op for Swiglu {
 
 /// Inputs dy [.., F], gate_up [.., 2F]; output its gradient, which may take its place.
 #[derive(Clone, Copy, Debug)]
-struct SwigluGradient;
+struct SwigluBackward;
 
-impl Op for SwigluGradient {
+impl Op for SwigluBackward {
     fn name(&self) -> &'static str {
-        "swiglu_gradient"
+        "swiglu_backward"
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
@@ -170,7 +170,7 @@ impl Op for SwigluGradient {
                         gradient.copy_from_slice(&gate_up[at..][..2 * width]);
                     }
                     let (gate, up) = gradient.split_at_mut(width);
-                    vector_math::swiglu_gradient(dy, gate, up);
+                    vector_math::swiglu_backward(dy, gate, up);
                 }
             });
     }
@@ -179,7 +179,7 @@ impl Op for SwigluGradient {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let tensors = [Argument::output(0), Argument::input(0), Argument::input(1)];
         launch(kernels::SWIGLU_BACKWARD, inputs[0], &tensors)

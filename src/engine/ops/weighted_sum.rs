@@ -3,7 +3,7 @@
 //! y = Σ_k c_k x_k over x_k [1]; ∂x_k = c_k dy. Saves nothing.
 
 use crate::launch::{Argument, Launch, kernels};
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 
@@ -66,7 +66,7 @@ impl Op for WeightedSum {
         &self,
         _inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let term = |(index, weight): (usize, &f32)| {
             let addend = match index {

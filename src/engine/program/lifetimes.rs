@@ -258,7 +258,7 @@ impl Laid {
             let bytes = instruction.op.workspace(
                 &types(&instruction.inputs),
                 &types(&instruction.outputs),
-                options.machine,
+                options.compile_target,
             );
             if bytes == 0 {
                 self.workspaces.push(None);

@@ -12,8 +12,8 @@ use std::collections::HashMap;
 
 use crate::plan;
 use crate::tape::{
-    Arena, Cost, GradientEntry, Instruction, Machine, OptimizerState, ParameterSpec, Storage, Tape,
-    UPDATE, Value, ValueInfo,
+    Arena, CompileTarget, Cost, GradientEntry, Instruction, OptimizerState, ParameterSpec, Storage,
+    Tape, UPDATE, Value, ValueInfo,
 };
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result, nearest};
@@ -32,7 +32,7 @@ pub const SPARE_WORK: f64 = 0.01;
 #[derive(Clone, Debug)]
 pub struct CompileOptions {
     /// What it is made for; the precision is the tape's.
-    pub machine: Machine,
+    pub compile_target: CompileTarget,
     /// Whether values share memory; off gives each its own place, for tests of the planner.
     pub share_memory: bool,
     /// The most bytes the arena of activations may take; met by computing values again in the backward pass.
@@ -45,9 +45,9 @@ pub struct CompileOptions {
 
 impl CompileOptions {
     /// Shared memory, no budget, [`SPARE_WORK`], nothing kept.
-    pub fn new(machine: impl Into<Machine>) -> CompileOptions {
+    pub fn new(compile_target: impl Into<CompileTarget>) -> CompileOptions {
         CompileOptions {
-            machine: machine.into(),
+            compile_target: compile_target.into(),
             share_memory: true,
             memory_budget: None,
             spare_work: SPARE_WORK,
@@ -81,7 +81,7 @@ pub struct PlannedOp {
 /// See the module's documentation.
 #[derive(Clone, Debug)]
 pub struct Program {
-    machine: Machine,
+    compile_target: CompileTarget,
     values: Vec<ValueInfo>,
     places: Vec<Place>,
     ops: Vec<PlannedOp>,
@@ -92,7 +92,7 @@ pub struct Program {
     gradient_elements: usize,
     cache_elements: usize,
     optimizer_state: Vec<OptimizerState>,
-    adds_gradients: bool,
+    accumulates_gradients: bool,
     arena_bytes: usize,
     planned: Vec<PlannedBytes>,
     lower_bound: u64,
@@ -105,9 +105,9 @@ impl Program {
     /// [`Error::Setting`] when a kept name is unknown or the budget cannot be met.
     pub fn compile(mut tape: Tape, options: &CompileOptions) -> Result<Program> {
         let options = &CompileOptions {
-            machine: Machine {
+            compile_target: CompileTarget {
                 precision: tape.precision(),
-                ..options.machine
+                ..options.compile_target
             },
             ..options.clone()
         };
@@ -178,7 +178,7 @@ impl Program {
             .filter_map(|(index, info)| Some((info.name.clone()?, Value(index as u32))))
             .collect();
         Ok(Program {
-            machine: options.machine,
+            compile_target: options.compile_target,
             values,
             places,
             ops,
@@ -189,7 +189,7 @@ impl Program {
             gradient_elements: tape.gradient_elements,
             cache_elements: tape.cache_elements,
             optimizer_state: tape.optimizer_state,
-            adds_gradients: tape.adds_gradients,
+            accumulates_gradients: tape.accumulates_gradients,
             arena_bytes: placement.arena as usize,
             planned,
             lower_bound,
@@ -202,13 +202,13 @@ impl Program {
     }
 
     /// What it is made for.
-    pub fn machine(&self) -> Machine {
-        self.machine
+    pub fn compile_target(&self) -> CompileTarget {
+        self.compile_target
     }
 
-    /// See [`Tape::adding_gradients`].
-    pub fn adds_gradients(&self) -> bool {
-        self.adds_gradients
+    /// See [`Tape::accumulating_gradients`].
+    pub fn accumulates_gradients(&self) -> bool {
+        self.accumulates_gradients
     }
 
     /// The ops before the update: those that [`crate::executor::Session::run_gradients`] runs.

@@ -9,7 +9,7 @@ use keel_base::units::bytes;
 /// What a program takes, by class.
 #[derive(Clone, Debug)]
 pub struct MemoryReport {
-    /// All parameters of the model, with their bf16 twins where the program reads those.
+    /// All parameters of the model, with their bf16 copies where the program reads those.
     pub parameters: u64,
     /// Gradients of what is trained.
     pub gradients: u64,

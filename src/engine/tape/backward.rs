@@ -126,7 +126,7 @@ impl Tape {
             let mut gradient = gradients[&value];
             let root = self.root(gradient);
             let offset = self.gradient_elements;
-            if self.adds_gradients {
+            if self.accumulates_gradients {
                 gradient = self.add_to_arena(gradient, offset)?;
             } else if bound.contains(&root)
                 || self.values[root.index()].is_input

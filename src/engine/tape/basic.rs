@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Value};
+use super::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Value};
 use crate::launch::kernels::constants::basic::BASIC_THREADS;
 use crate::launch::{Argument, Family, Launch, blocks, kernels, vector};
 use crate::tensor::{Shape, TensorType};
@@ -56,7 +56,7 @@ impl Op for View {
         &self,
         _inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         Ok(Vec::new())
     }
@@ -108,7 +108,7 @@ impl Op for Fill {
         &self,
         _inputs: &[TensorType],
         outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let [y] = outputs else {
             unreachable!("inferred")
@@ -162,7 +162,7 @@ impl Op for Copy {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         elementwise(kernels::COPY, inputs[0], &[Argument::input(0)])
     }
@@ -239,7 +239,7 @@ impl Op for Add {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let operands = [Argument::input(0), Argument::input(1)];
         elementwise(kernels::ADD, inputs[0], &operands)

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 pub use arguments::{Array, ArrayData, CpuArgs, Input, Inputs, Output, Outputs, ReferenceArgs};
 pub use basic::{Add, Copy, Fill, View};
-pub use op::{Backward, Cost, Machine, Op, Target, Tier};
+pub use op::{Backward, CompileTarget, Cost, Op, Target, Tier};
 pub use parameters::{Init, ParameterEntry, ParameterLayout, ParameterSpec};
 
 use crate::tensor::{DType, Shape, TensorType};
@@ -135,7 +135,7 @@ pub struct Tape {
     trains: Trains,
     scope: Arc<str>,
     in_backward: bool,
-    pub(crate) adds_gradients: bool,
+    pub(crate) accumulates_gradients: bool,
     /// Gradients gathered so far of values whose op is still to be differentiated, and of what has no op.
     pending: HashMap<Value, Value>,
     pub(crate) gradient_elements: usize,
@@ -189,7 +189,7 @@ impl Tape {
             trains,
             scope: "".into(),
             in_backward: false,
-            adds_gradients: false,
+            accumulates_gradients: false,
             pending: HashMap::new(),
             gradient_elements: 0,
             gradient_entries: Vec::new(),
@@ -212,14 +212,14 @@ impl Tape {
 
     /// The tape with the gradients of parameters added to what the gradient arena holds: runs up to the update
     /// ([`crate::executor::Session::run_gradients`]) gather one gradient of several batches. The update clears the arena.
-    pub fn adding_gradients(mut self) -> Tape {
-        self.adds_gradients = true;
+    pub fn accumulating_gradients(mut self) -> Tape {
+        self.accumulates_gradients = true;
         self
     }
 
-    /// See [`Tape::adding_gradients`].
-    pub fn adds_gradients(&self) -> bool {
-        self.adds_gradients
+    /// See [`Tape::accumulating_gradients`].
+    pub fn accumulates_gradients(&self) -> bool {
+        self.accumulates_gradients
     }
 
     /// The type of matrices among the parameters.
@@ -352,7 +352,7 @@ impl Tape {
         arena
     }
 
-    /// A stretch of a fixed arena as a value, for ops that work on whole arenas.
+    /// A range of a fixed arena as a value, for ops that work on whole arenas.
     pub fn arena_range(&mut self, arena: Arena, offset: usize, elements: usize) -> Value {
         self.push(ValueInfo {
             ty: TensorType::new(arena.element(), [elements]),
@@ -378,7 +378,7 @@ impl Tape {
         })
     }
 
-    /// Records an op that updates stretches of fixed arenas: each output that [`Op::in_place`] pairs with an input
+    /// Records an op that updates ranges of fixed arenas: each output that [`Op::in_place`] pairs with an input
     /// takes that input's place. Returns the outputs.
     ///
     /// # Errors

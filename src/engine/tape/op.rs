@@ -86,7 +86,7 @@ impl Tier {
 
 /// What a program is made for: where it runs, the type of matrices among its parameters, and the kernels it may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Machine {
+pub struct CompileTarget {
     /// Where.
     pub target: Target,
     /// See [`Tape::in_precision`].
@@ -95,10 +95,10 @@ pub struct Machine {
     pub tier: Tier,
 }
 
-impl From<Target> for Machine {
+impl From<Target> for CompileTarget {
     /// In f32, with portable kernels.
-    fn from(target: Target) -> Machine {
-        Machine {
+    fn from(target: Target) -> CompileTarget {
+        CompileTarget {
             target,
             precision: DType::F32,
             tier: Tier::Portable,
@@ -132,7 +132,7 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
         &self,
         _inputs: &[TensorType],
         _outputs: &[TensorType],
-        _machine: Machine,
+        _machine: CompileTarget,
     ) -> Result<Vec<Launch>> {
         Err(Error::Device {
             device: "cuda".into(),
@@ -162,7 +162,7 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
         &self,
         _inputs: &[TensorType],
         _outputs: &[TensorType],
-        _machine: Machine,
+        _machine: CompileTarget,
     ) -> usize {
         0
     }

@@ -17,7 +17,7 @@ use super::{Ranking, WeightDrift};
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_data::batch::BatchShape;
 use keel_data::eval_set::{ClassifiedSet, EvalSuite, SetName};
-use keel_engine::executor::Choice;
+use keel_engine::executor::SelectedDevice;
 
 pub use features::LayerFeatures;
 
@@ -347,7 +347,7 @@ pub struct MeasureSettings {
 /// Measures the parameters that an executor holds.
 pub struct Measurer<'a> {
     context: EvalContext<'a>,
-    compute: &'a Choice,
+    compute: &'a SelectedDevice,
     suite: &'a EvalSuite,
     settings: MeasureSettings,
     /// Features that several probes share, by set and by whether they hold tokens.
@@ -359,7 +359,7 @@ impl<'a> Measurer<'a> {
     /// measured; probes are trained on executors of their own, opened by `compute`.
     pub fn new(
         context: EvalContext<'a>,
-        compute: &'a Choice,
+        compute: &'a SelectedDevice,
         suite: &'a EvalSuite,
         settings: MeasureSettings,
     ) -> Measurer<'a> {

@@ -3,7 +3,7 @@
 mod chart;
 mod comparison;
 mod html;
-mod looks;
+mod qualitative;
 mod record;
 mod results;
 mod run;

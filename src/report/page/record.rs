@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use keel_base::error::{Error, Result};
-use keel_eval::{Evaluation, Exhibits, Measurements};
+use keel_eval::{Evaluation, Measurements, QualitativeSamples};
 use keel_train::{Recipe, recipe_of};
 
 /// The record of a run.
@@ -25,8 +25,8 @@ pub struct RunRecord {
     pub steps: BTreeMap<String, BTreeMap<u64, Value>>,
     /// Evaluations in the order of stages.
     pub evaluations: Vec<Evaluation>,
-    /// Exhibits in the order of stages.
-    pub exhibits: Vec<Exhibits>,
+    /// QualitativeSamples in the order of stages.
+    pub qualitative: Vec<QualitativeSamples>,
     /// Drawn memory, by stage in order: name and SVG.
     pub memory: Vec<(String, Vec<u8>)>,
     /// Profiled steps, by stage in order: name, SVG and tables.
@@ -54,7 +54,7 @@ impl RunRecord {
             stages: BTreeMap::new(),
             steps: BTreeMap::new(),
             evaluations: Vec::new(),
-            exhibits: Vec::new(),
+            qualitative: Vec::new(),
             memory: Vec::new(),
             profiles: Vec::new(),
             measurements: Vec::new(),
@@ -78,8 +78,10 @@ impl RunRecord {
         for (index, stage) in order.iter().enumerate() {
             let label = format!("{}-{stage}", index + 1);
             // Files of another version, or cut off, are as good as none.
-            if let Ok(bytes) = std::fs::read(path.join(format!("exhibits/{label}.json"))) {
-                record.exhibits.extend(serde_json::from_slice(&bytes).ok());
+            if let Ok(bytes) = std::fs::read(path.join(format!("qualitative/{label}.json"))) {
+                record
+                    .qualitative
+                    .extend(serde_json::from_slice(&bytes).ok());
             }
             if let Ok(bytes) = std::fs::read(path.join(format!("memory/{label}.svg"))) {
                 record.memory.push((stage.clone(), bytes));

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::html::{Section, data_address, details, page, table};
-use super::looks::{attention, clouds, finds};
+use super::qualitative::{attention, clouds, finds};
 use super::record::RunRecord;
 use super::results::{curves, evaluations, tiles};
 use crate::measurement_tables;
@@ -30,7 +30,7 @@ pub fn run_page(record: &RunRecord) -> String {
         "What each stage was worth",
         evaluations(&record.evaluations),
     );
-    let found = record.exhibits.last().map_or(String::new(), |last| {
+    let found = record.qualitative.last().map_or(String::new(), |last| {
         let html = finds(last);
         match html.is_empty() {
             true => html,
@@ -38,11 +38,15 @@ pub fn run_page(record: &RunRecord) -> String {
         }
     });
     add("examples", "Images and their captions", found);
-    add("attention", "Where it looks", attention(&record.exhibits));
+    add(
+        "attention",
+        "Where it looks",
+        attention(&record.qualitative),
+    );
     add(
         "tokens",
         "Visual tokens on their way to text",
-        clouds(&record.exhibits),
+        clouds(&record.qualitative),
     );
     add("memory", "Memory", memory(record));
     add("profile", "Where a step's time goes", profiles(record));

@@ -15,7 +15,7 @@ use crate::run::{InitialWeights, TrainOptions, held};
 use crate::trainer::{Trainer, check_pairs};
 use keel_base::error::{Error, Result};
 use keel_data::pairs::PairSource;
-use keel_engine::executor::Choice;
+use keel_engine::executor::SelectedDevice;
 use keel_engine::tape::ParameterLayout;
 use keel_eval::{Metric, comparable};
 use keel_model::declare;
@@ -47,7 +47,7 @@ const FOLDERS: [&str; 3] = ["results", "warm-starts", "units"];
 #[derive(Clone, Debug)]
 pub struct AblationOptions {
     /// What computes.
-    pub compute: Choice,
+    pub compute: SelectedDevice,
     /// The folder of runs and results.
     pub out: PathBuf,
     /// Whether the plan's quick form is run.

@@ -13,7 +13,7 @@ use keel_data::pixels::Pixels;
 use keel_data::tiles::{self, Tiling};
 use keel_emoji::emoji_set::EmojiSet;
 use keel_emoji::eval_sets::eval_suite;
-use keel_engine::executor::{Choice, Executor};
+use keel_engine::executor::{Executor, SelectedDevice};
 use keel_eval::{EvalContext, Evaluation, Evaluator, Generator, PromptImage, Sampling};
 
 /// Tokens kept for an answer where an image could take them all in tiles.
@@ -26,7 +26,7 @@ const NO_CAPTION: usize = 8;
 pub struct EvalRun {
     pub(super) stored: CheckpointModel,
     pub(super) executor: Box<dyn Executor>,
-    pub(super) compute: Choice,
+    pub(super) compute: SelectedDevice,
 }
 
 impl EvalRun {
@@ -34,7 +34,7 @@ impl EvalRun {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Content`] or [`Error::Setting`] naming the file.
-    pub fn open(path: &Path, compute: &Choice) -> Result<EvalRun> {
+    pub fn open(path: &Path, compute: &SelectedDevice) -> Result<EvalRun> {
         let stored = CheckpointModel::open(path)?;
         let executor = compute.open(stored.layout.elements())?;
         stored.write_parameters(executor.as_ref())?;
@@ -49,7 +49,7 @@ impl EvalRun {
     ///
     /// # Errors
     /// [`Error::Setting`] naming the stages that there are; as [`EvalRun::open`].
-    pub fn open_stage(run: &Path, stage: &str, compute: &Choice) -> Result<EvalRun> {
+    pub fn open_stage(run: &Path, stage: &str, compute: &SelectedDevice) -> Result<EvalRun> {
         if run.is_file() {
             let found = format!("the file {}", run.display());
             return Err(Error::setting(

@@ -11,7 +11,7 @@ use keel_base::error::{Error, Result};
 use keel_data::chat::ChatTokenizer;
 use keel_emoji::emoji_set::EmojiSet;
 use keel_emoji::eval_sets::eval_suite;
-use keel_engine::executor::{Choice, Executor};
+use keel_engine::executor::{Executor, SelectedDevice};
 use keel_engine::tape::{ParameterLayout, ParameterSpec};
 use keel_eval::{EvalContext, MeasureSettings, Measurements, Measurer, Metric};
 use keel_model::{VisionHead, declare};
@@ -31,7 +31,7 @@ pub struct EvalTower {
     tokenizer: Arc<ChatTokenizer>,
     layout: Arc<ParameterLayout>,
     executor: Box<dyn Executor>,
-    compute: Choice,
+    compute: SelectedDevice,
     /// How it pools by itself.
     head: Option<VisionHead>,
 }
@@ -46,7 +46,11 @@ impl EvalTower {
     ///
     /// # Errors
     /// As [`Recipe::begin_from`]; whatever the device reports.
-    pub fn open(path: &Path, image_size: Option<usize>, compute: &Choice) -> Result<EvalTower> {
+    pub fn open(
+        path: &Path,
+        image_size: Option<usize>,
+        compute: &SelectedDevice,
+    ) -> Result<EvalTower> {
         let mut recipe = Recipe::load("tiny", &[])?;
         // Any grid of patches goes through it.
         recipe.model.connector.unshuffle_factor = 1;

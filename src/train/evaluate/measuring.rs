@@ -10,7 +10,7 @@ use crate::run::{evaluations_folder, run_of, stage_checkpoints};
 use keel_base::error::{Error, Result};
 use keel_emoji::emoji_set::EmojiSet;
 use keel_emoji::eval_sets::eval_suite;
-use keel_engine::executor::Choice;
+use keel_engine::executor::SelectedDevice;
 use keel_eval::{
     EvalContext, MeasureSettings, Measurements, Measurer, Metric, StageDrift, weight_drift,
 };
@@ -34,7 +34,7 @@ fn settings_after(stage: &Stage, images: usize, is_connected: bool) -> Option<Me
 pub(crate) fn measure_after(
     stage: &Stage,
     model: EvalContext<'_>,
-    compute: &Choice,
+    compute: &SelectedDevice,
     metrics: &[Metric],
     images: usize,
 ) -> Result<Measurements> {

@@ -7,7 +7,7 @@ use crate::stage_data::stage_mixture;
 use crate::step_program::{batch_inputs, compile_step, optimizer_scalars};
 use keel_base::error::Result;
 use keel_emoji::emoji_set::EmojiSet;
-use keel_engine::executor::{Choice, Executor, Session};
+use keel_engine::executor::{Executor, SelectedDevice, Session};
 use keel_engine::tape::Cost;
 use keel_model::{ModelInput, declare};
 
@@ -68,7 +68,7 @@ impl Profile {
     pub fn measure(
         recipe: &Recipe,
         index: usize,
-        compute: &Choice,
+        compute: &SelectedDevice,
         runs: usize,
         memory_budget: Option<u64>,
     ) -> Result<Profile> {
@@ -77,8 +77,15 @@ impl Profile {
         let layout = declare(&recipe.model, recipe.contrastive_loss.into())?;
         let mixture = stage_mixture(recipe, &EmojiSet::embedded(), None, &tokenizer, index)?;
         let shape = recipe.batch_shape(stage, tokenizer.image());
-        let machine = compute.machine();
-        let program = compile_step(recipe, stage, &layout, &shape, machine, memory_budget)?;
+        let compile_target = compute.compile_target();
+        let program = compile_step(
+            recipe,
+            stage,
+            &layout,
+            &shape,
+            compile_target,
+            memory_budget,
+        )?;
         let executor = compute.open(layout.elements())?;
         recipe.write_first_values(&layout, executor.as_ref(), Vec::new())?;
         let mut session = executor.load(Arc::new(program))?;

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use super::signals::Signals;
 use crate::checkpoint::{Disk, LocalDisk};
 use crate::observer::{Observer, Silent};
-use keel_engine::executor::Choice;
+use keel_engine::executor::SelectedDevice;
 
 /// What the command line adds to a recipe.
 #[derive(Clone, Debug)]
 pub struct TrainOptions {
     /// What computes.
-    pub compute: Choice,
+    pub compute: SelectedDevice,
     /// Where the run goes; the next free folder under runs/ by default.
     pub out: Option<PathBuf>,
     /// A run to continue.
@@ -52,7 +52,7 @@ pub struct TrainOptions {
 impl TrainOptions {
     /// A new run in the next free folder, without limits, evaluation or checkpoints inside stages, that only its
     /// folder hears of.
-    pub fn new(compute: Choice) -> TrainOptions {
+    pub fn new(compute: SelectedDevice) -> TrainOptions {
         TrainOptions {
             compute,
             out: None,

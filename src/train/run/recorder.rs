@@ -15,7 +15,7 @@ use keel_base::error::{Error, Result};
 use keel_engine::program::draw_memory;
 
 /// The folder of a run with what there is to look at, a file a stage.
-const EXHIBITS: &str = "exhibits";
+const QUALITATIVE: &str = "qualitative";
 /// The folder of a run with the drawn memory of each stage.
 const MEMORY: &str = "memory";
 /// Every line that the run told people.
@@ -124,16 +124,16 @@ impl RunRecorder {
         let Evaluated {
             number,
             evaluation,
-            exhibits,
+            qualitative,
             ..
         } = *evaluated;
         let mut row = serde_json::to_value(evaluation).expect("an evaluation is plain data");
         row["kind"] = "evaluation".into();
         self.metric(files, &row)?;
         files.events.scalars(number as u64, &evaluation.scalars())?;
-        let text = serde_json::to_string(exhibits).expect("exhibits are plain data");
-        let name = format!("{}.json", stage_label(number, &exhibits.stage));
-        self.folder.write_in(EXHIBITS, &name, text.as_bytes())
+        let text = serde_json::to_string(qualitative).expect("qualitative samples are plain data");
+        let name = format!("{}.json", stage_label(number, &qualitative.stage));
+        self.folder.write_in(QUALITATIVE, &name, text.as_bytes())
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::feed::{Feed, FeedPlan};
 use crate::checkpoint::{Checkpointer, OptimizerValues, after_stage, load, newest_well, restore};
-use crate::gathered::Gathered;
+use crate::gathered::GradientAccumulator;
 use crate::guard::{Guard, MOST_STRIKES, Recheck, Verdict};
 use crate::observer::{Event, StageBegins, StepReport, StepsBegin};
 use crate::recipe::{Stage, StageKind};
@@ -171,7 +171,7 @@ impl<'a> StageLoop<'a> {
             None
         };
         let count = self.stage.micro_batches();
-        let mut gathered = Gathered::default();
+        let mut gathered = GradientAccumulator::default();
         for micro in 0..count {
             let (mut batch, weight) = feed.next(session)?;
             let skipped = batch.skipped;

@@ -8,7 +8,7 @@ use super::super::arena::ByteArena;
 use super::super::inputs::UnwrittenInputs;
 use super::super::{Executor, Session, expect_arena, expect_declared, expect_input};
 use crate::program::{Place, Program};
-use crate::tape::{Arena, CpuArgs, Input, Inputs, Machine, Output, Outputs, Target, Value};
+use crate::tape::{Arena, CompileTarget, CpuArgs, Input, Inputs, Output, Outputs, Target, Value};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 
@@ -67,7 +67,7 @@ impl Executor for CpuExecutor {
         )
     }
 
-    fn machine(&self) -> Machine {
+    fn compile_target(&self) -> CompileTarget {
         Target::Cpu {
             threads: self.threads(),
         }
@@ -233,7 +233,7 @@ impl CpuSession {
             };
         }
         let (offset, bytes) = op.workspace;
-        // SAFETY: the workspace is a planned stretch that lives during this op alone.
+        // SAFETY: the workspace is a planned range that lives during this op alone.
         let workspace = unsafe {
             self.memory
                 .activations

@@ -11,14 +11,14 @@ use super::memory::DeviceMemory;
 use super::probe::Found;
 use super::session::CudaSession;
 use crate::program::Program;
-use crate::tape::{Machine, Target, Tier};
+use crate::tape::{CompileTarget, Target, Tier};
 use crate::tensor::DType;
 use keel_base::error::Result;
 
-/// Masters in f32 and their twins in bf16, which programs in bf16 read and their update keeps.
+/// Masters in f32 and their bf16 copies, which programs in bf16 read and their update keeps.
 pub(super) struct Parameters {
     pub masters: DeviceMemory,
-    pub twins: DeviceMemory,
+    pub bf16_copies: DeviceMemory,
 }
 
 /// Runs programs on a GPU. See [`super`].
@@ -54,7 +54,7 @@ impl CudaExecutor {
             kernels: Kernels::new(&gpu, images),
             parameters: Arc::new(Parameters {
                 masters: memory("memory of the parameters", DType::F32)?,
-                twins: memory("memory of the parameters in bf16", DType::Bf16)?,
+                bf16_copies: memory("memory of the parameters in bf16", DType::Bf16)?,
             }),
             gpu,
             precision: DType::Bf16,
@@ -78,8 +78,8 @@ impl Executor for CudaExecutor {
         format!("cuda, {}, {}", self.gpu.found, self.precision)
     }
 
-    fn machine(&self) -> Machine {
-        Machine {
+    fn compile_target(&self) -> CompileTarget {
+        CompileTarget {
             target: Target::Cuda,
             precision: self.precision,
             tier: Tier::of(self.gpu.found.compute_capability),
@@ -117,7 +117,7 @@ impl Executor for CudaExecutor {
         let parameters = &self.parameters;
         for (memory, dtype) in [
             (&parameters.masters, DType::F32),
-            (&parameters.twins, DType::Bf16),
+            (&parameters.bf16_copies, DType::Bf16),
         ] {
             memory.upload(offset * dtype.size(), &to_bytes(values, dtype))?;
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{DriverError, sys};
 
-use super::super::resolved::{ResolvedArgument, ResolvedLaunch, Stretch};
+use super::super::resolved::{ByteRange, ResolvedArgument, ResolvedLaunch};
 use super::gpu::{self, Gpu};
 use super::kernels::{Kernels, LoadedKernel};
 use keel_base::error::{Error, Result};
@@ -22,17 +22,17 @@ pub(super) struct PreparedLaunch {
 }
 
 impl PreparedLaunch {
-    /// A launch that [`super::super::resolved::resolve`] held to its kernel, with its memory. `locate` gives a stretch's
+    /// A launch that [`super::super::resolved::resolve`] held to its kernel, with its memory. `locate` gives a range's
     /// arena: its address and its length in bytes.
     ///
     /// # Errors
     /// [`Error::Device`] on what this executor does not launch; [`Error::Kernel`] on a kernel that cannot be loaded and on a
-    /// stretch that does not lie in its arena, with the kernel's name and both values.
+    /// range that does not lie in its arena, with the kernel's name and both values.
     pub fn new(
         kernels: &Kernels,
         launch: &ResolvedLaunch,
         origin: String,
-        locate: impl Fn(Stretch) -> (u64, usize),
+        locate: impl Fn(ByteRange) -> (u64, usize),
     ) -> Result<PreparedLaunch> {
         launch.require_plain("cuda")?;
         let kernel = kernels.load(launch.kernel)?;
@@ -43,19 +43,19 @@ impl PreparedLaunch {
                 ResolvedArgument::I32(value) => u64::from(value as u32),
                 ResolvedArgument::I64(value) => value as u64,
                 ResolvedArgument::F32(value) => u64::from(value.to_bits()),
-                ResolvedArgument::Stretch(stretch) => {
-                    let (start, length) = locate(stretch);
-                    let end = stretch.offset.checked_add(stretch.bytes);
+                ResolvedArgument::ByteRange(range) => {
+                    let (start, length) = locate(range);
+                    let end = range.offset.checked_add(range.bytes);
                     if end.is_none_or(|end| end > length)
-                        || !stretch.offset.is_multiple_of(stretch.element.size())
+                        || !range.offset.is_multiple_of(range.element.size())
                     {
                         return Err(Error::kernel(format!(
                             "kernel {} of {origin}, argument {index}: {} bytes of {} from byte {} on do not lie in an \
                              arena of {length} bytes",
-                            kernel.entry, stretch.bytes, stretch.element, stretch.offset
+                            kernel.entry, range.bytes, range.element, range.offset
                         )));
                     }
-                    start + stretch.offset as u64
+                    start + range.offset as u64
                 }
                 ResolvedArgument::TensorMap(..) => unreachable!("require_plain refuses it"),
             });
@@ -96,20 +96,20 @@ impl PreparedLaunch {
         }
     }
 
-    /// The stretches it may write: those behind pointers to what is not const.
+    /// The ranges it may write: those behind pointers to what is not const.
     #[cfg(feature = "cust")]
-    pub fn written(&self) -> impl Iterator<Item = Stretch> {
+    pub fn written(&self) -> impl Iterator<Item = ByteRange> {
         use crate::launch::Parameter;
         self.arguments
             .iter()
             .zip(self.kernel.entry.parameters)
             .filter_map(|pair| match pair {
                 (
-                    ResolvedArgument::Stretch(stretch),
+                    ResolvedArgument::ByteRange(range),
                     Parameter::Pointer {
                         is_const: false, ..
                     },
-                ) => Some(*stretch),
+                ) => Some(*range),
                 _ => None,
             })
     }

@@ -8,7 +8,7 @@ use cudarc::driver::{result, sys};
 use super::gpu::{Gpu, name};
 use keel_base::error::{Error, Result};
 
-/// A stretch of the GPU's memory.
+/// A range of the GPU's memory.
 pub(super) struct DeviceMemory {
     gpu: Arc<Gpu>,
     address: sys::CUdeviceptr,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::super::inputs::UnwrittenInputs;
-use super::super::resolved::{Space, Stretch, resolve, stretch, to_bytes, to_doubles};
+use super::super::resolved::{ByteRange, Space, range, resolve, to_bytes, to_doubles};
 use super::super::{Session, expect_arena, expect_declared, expect_input};
 use super::executor::Parameters;
 use super::gpu::{Event, Gpu, Graph};
@@ -44,7 +44,7 @@ impl Memory {
         match space {
             Space::Activations => &self.activations,
             Space::Fixed(Arena::Parameters) => &self.parameters.masters,
-            Space::Fixed(Arena::ParametersBf16) => &self.parameters.twins,
+            Space::Fixed(Arena::ParametersBf16) => &self.parameters.bf16_copies,
             Space::Fixed(arena) => {
                 let found = self.fixed.iter().find(|(known, _)| *known == arena);
                 &found.expect("the program declares what it uses").1
@@ -81,8 +81,8 @@ impl CudaSession {
         gpu.bind()?;
         let resolved = resolve(&program)?;
         let memory = Memory::new(gpu, &program, parameters.clone())?;
-        let locate = |stretch: Stretch| {
-            let arena = memory.space(stretch.space);
+        let locate = |range: ByteRange| {
+            let arena = memory.space(range.space);
             (arena.address(), arena.bytes())
         };
         let mut launches = Vec::with_capacity(resolved.len());
@@ -106,7 +106,7 @@ impl CudaSession {
             }
         };
         let graph = captured(&launches)?;
-        let gradient_graph = match program.adds_gradients() {
+        let gradient_graph = match program.accumulates_gradients() {
             true => captured(&launches[..program.gradient_ops()])?,
             false => None,
         };
@@ -241,13 +241,13 @@ impl Session for CudaSession {
     fn read_f64(&self, output: &str) -> Result<Vec<f64>> {
         let value = self.program.output(output)?;
         let ty = self.program.ty(value);
-        let Some(stretch) = stretch(self.program.place(value), ty.dtype, ty.bytes()) else {
+        let Some(range) = range(self.program.place(value), ty.dtype, ty.bytes()) else {
             return Ok(vec![0.0; ty.numel()]);
         };
-        let mut bytes = vec![0; stretch.bytes];
+        let mut bytes = vec![0; range.bytes];
         self.memory
-            .space(stretch.space)
-            .download(stretch.offset, &mut bytes)?;
+            .space(range.space)
+            .download(range.offset, &mut bytes)?;
         Ok(to_doubles(&bytes, ty.dtype))
     }
 

@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use super::super::inputs::UnwrittenInputs;
 use super::super::resolved::{
-    ResolvedArgument, ResolvedStep, Space, Stretch, resolve, stretch, to_bytes, to_doubles,
+    ByteRange, ResolvedArgument, ResolvedStep, Space, range, resolve, to_bytes, to_doubles,
 };
 use super::super::{Executor, Session, expect_arena, expect_declared, expect_input};
 use super::{Argument, Buffer, Element, Emulator, Kernel, Options};
 use crate::program::Program;
-use crate::tape::{Arena, Machine, Target, Tier};
+use crate::tape::{Arena, CompileTarget, Target, Tier};
 use crate::tensor::DType;
 use keel_base::error::{Error, Result};
 
@@ -24,10 +24,10 @@ pub struct SimtExecutor {
     precision: DType,
 }
 
-/// Masters and their bf16 twins.
+/// Masters and their bf16 copies.
 struct Parameters {
     masters: Buffer,
-    twins: Buffer,
+    bf16_copies: Buffer,
 }
 
 impl SimtExecutor {
@@ -39,11 +39,14 @@ impl SimtExecutor {
         let emulator = Emulator::new()?;
         let mut masters = emulator.allocate(Element::F32, elements)?;
         masters.write(&vec![0.0f32; elements])?;
-        let mut twins = emulator.allocate(Element::Bf16, elements)?;
-        twins.write(&vec![0u16; elements])?;
+        let mut bf16_copies = emulator.allocate(Element::Bf16, elements)?;
+        bf16_copies.write(&vec![0u16; elements])?;
         Ok(SimtExecutor {
             emulator,
-            parameters: Arc::new(Mutex::new(Parameters { masters, twins })),
+            parameters: Arc::new(Mutex::new(Parameters {
+                masters,
+                bf16_copies,
+            })),
             options,
             isolates: false,
             precision: DType::F32,
@@ -55,7 +58,7 @@ impl SimtExecutor {
         SimtExecutor { precision, ..self }
     }
 
-    /// As [`SimtExecutor::new`], but every stretch of a program's memory is an allocation of its own between unreadable
+    /// As [`SimtExecutor::new`], but every range of a program's memory is an allocation of its own between unreadable
     /// pages, so that an access past a value is reported. Only for programs whose values do not share memory.
     ///
     /// # Errors
@@ -80,8 +83,8 @@ impl Executor for SimtExecutor {
         }
     }
 
-    fn machine(&self) -> Machine {
-        Machine {
+    fn compile_target(&self) -> CompileTarget {
+        CompileTarget {
             target: Target::Cuda,
             precision: self.precision,
             tier: Tier::Portable,
@@ -116,7 +119,7 @@ impl Executor for SimtExecutor {
         for (element, arena) in [(DType::F32, 0), (DType::Bf16, 1)] {
             let buffer = match arena {
                 0 => &mut parameters.masters,
-                _ => &mut parameters.twins,
+                _ => &mut parameters.bf16_copies,
             };
             buffer.write_bytes(offset * element.size(), &to_bytes(values, element))?;
         }
@@ -167,24 +170,24 @@ impl Memory {
         })
     }
 
-    /// The buffer of a stretch and the stretch's first byte there.
-    fn locate<'a>(&'a self, parameters: &'a Parameters, stretch: Stretch) -> (&'a Buffer, usize) {
-        match stretch.space {
+    /// The buffer of a range and the range's first byte there.
+    fn locate<'a>(&'a self, parameters: &'a Parameters, range: ByteRange) -> (&'a Buffer, usize) {
+        match range.space {
             Space::Activations => {
                 let (start, buffer) = self
                     .activations
-                    .range(..=stretch.offset)
+                    .range(..=range.offset)
                     .next_back()
                     .expect("the plan places every value in the arena");
-                (buffer, stretch.offset - start)
+                (buffer, range.offset - start)
             }
-            Space::Fixed(Arena::Parameters) => (&parameters.masters, stretch.offset),
-            Space::Fixed(Arena::ParametersBf16) => (&parameters.twins, stretch.offset),
+            Space::Fixed(Arena::Parameters) => (&parameters.masters, range.offset),
+            Space::Fixed(Arena::ParametersBf16) => (&parameters.bf16_copies, range.offset),
             Space::Fixed(arena) => {
                 let index = self.fixed.iter().position(|(known, _)| *known == arena);
                 (
                     &self.fixed[index.expect("the program declares what it uses")].1,
-                    stretch.offset,
+                    range.offset,
                 )
             }
         }
@@ -232,13 +235,13 @@ impl SimtSession {
                 .arguments
                 .iter()
                 .map(|argument| match *argument {
-                    ResolvedArgument::Stretch(stretch) => {
-                        let (buffer, offset) = self.memory.locate(parameters, stretch);
+                    ResolvedArgument::ByteRange(range) => {
+                        let (buffer, offset) = self.memory.locate(parameters, range);
                         Argument::Slice {
                             buffer,
-                            element: stretch.element.into(),
+                            element: range.element.into(),
                             offset,
-                            bytes: stretch.bytes,
+                            bytes: range.bytes,
                         }
                     }
                     ResolvedArgument::Null => Argument::Null,
@@ -294,8 +297,8 @@ impl SimtSession {
         let value = self.program.input(input)?;
         let ty = self.program.ty(value);
         expect_input(input, ty, dtype, elements)?;
-        if let Some(stretch) = stretch(self.program.place(value), ty.dtype, ty.bytes()) {
-            let (buffer, offset) = self.memory.activations_mut(stretch.offset);
+        if let Some(range) = range(self.program.place(value), ty.dtype, ty.bytes()) {
+            let (buffer, offset) = self.memory.activations_mut(range.offset);
             buffer.write_bytes(offset, bytes)?;
         }
         self.unwritten.written(value);
@@ -346,12 +349,12 @@ impl Session for SimtSession {
     fn read_f64(&self, output: &str) -> Result<Vec<f64>> {
         let value = self.program.output(output)?;
         let ty = self.program.ty(value);
-        let Some(stretch) = stretch(self.program.place(value), ty.dtype, ty.bytes()) else {
+        let Some(range) = range(self.program.place(value), ty.dtype, ty.bytes()) else {
             return Ok(vec![0.0; ty.numel()]);
         };
         let parameters = lock(&self.parameters);
-        let (buffer, offset) = self.memory.locate(&parameters, stretch);
-        let mut bytes = vec![0; stretch.bytes];
+        let (buffer, offset) = self.memory.locate(&parameters, range);
+        let mut bytes = vec![0; range.bytes];
         buffer.read_bytes(offset, &mut bytes)?;
         Ok(to_doubles(&bytes, ty.dtype))
     }
@@ -359,7 +362,7 @@ impl Session for SimtSession {
     fn read_arena(&self, arena: Arena) -> Result<Vec<f32>> {
         expect_declared(&self.program, arena)?;
         let parameters = lock(&self.parameters);
-        let whole = Stretch {
+        let whole = ByteRange {
             space: Space::Fixed(arena),
             offset: 0,
             bytes: 0,
@@ -379,7 +382,7 @@ impl Session for SimtSession {
         let mut parameters = lock(&parameters);
         let buffer = match arena {
             Arena::Parameters => &mut parameters.masters,
-            Arena::ParametersBf16 => &mut parameters.twins,
+            Arena::ParametersBf16 => &mut parameters.bf16_copies,
             _ => self
                 .memory
                 .fixed_mut(arena)

@@ -3,7 +3,7 @@
 use super::geometry::{Form, Geometry};
 use super::{Heads, Mask, cpu, launches, reference};
 use crate::launch::Launch;
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 
@@ -75,7 +75,7 @@ impl Op for Attention {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         launches::forward(self, inputs)
     }
@@ -110,8 +110,13 @@ impl Op for Attention {
         Cost::streaming(flops, inputs, outputs)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], machine: Machine) -> usize {
-        cpu::forward_workspace(&self.geometry(inputs), machine.target)
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
+        cpu::forward_workspace(&self.geometry(inputs), compile_target.target)
     }
 }
 
@@ -151,7 +156,7 @@ impl Op for AttentionBackward {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         launches::backward(self, inputs)
     }
@@ -165,11 +170,16 @@ impl Op for AttentionBackward {
         Cost::streaming(flops, inputs, outputs)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], machine: Machine) -> usize {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
         let geometry = self.geometry(inputs);
-        match machine.target {
+        match compile_target.target {
             Target::Cuda => launches::backward_workspace(&geometry),
-            _ => cpu::backward_workspace(&geometry, machine.target),
+            _ => cpu::backward_workspace(&geometry, compile_target.target),
         }
     }
 }

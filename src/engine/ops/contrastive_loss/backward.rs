@@ -5,7 +5,9 @@ use super::sweep::{Sweep, workspace_bytes};
 use super::{Contrastive, infer_features, pairs_of, similarities};
 use crate::launch::Launch;
 use crate::ops::special::dot;
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, Output, ReferenceArgs, Target, Value};
+use crate::tape::{
+    Backward, CompileTarget, Cost, CpuArgs, Op, Output, ReferenceArgs, Target, Value,
+};
 use crate::tensor::TensorType;
 use keel_base::error::Result;
 use keel_cpu::matmul::{Rows, RowsMut, product};
@@ -213,14 +215,24 @@ impl Op for ContrastiveLossBackward {
         Cost::streaming(8.0 * n * n * e, inputs, outputs)
     }
 
-    fn launches(&self, inputs: &[TensorType], _: &[TensorType], _: Machine) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _: &[TensorType],
+        _: CompileTarget,
+    ) -> Result<Vec<Launch>> {
         Problem::of(inputs, self.kind, self.strip_rows).backward_launches()
     }
 
-    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], machine: Machine) -> usize {
-        match machine.target {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        _: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
+        match compile_target.target {
             Target::Cuda => Problem::of(inputs, self.kind, self.strip_rows).backward_bytes(),
-            _ => workspace_bytes(inputs, machine.target),
+            _ => workspace_bytes(inputs, compile_target.target),
         }
     }
 }

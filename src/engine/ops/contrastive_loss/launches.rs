@@ -59,7 +59,7 @@ pub(super) struct Problem {
     inputs: usize,
 }
 
-/// Hands out stretches of the workspace.
+/// Hands out ranges of the workspace.
 #[derive(Default)]
 struct Layout {
     end: usize,
@@ -363,7 +363,7 @@ impl Problem {
     /// ∂v += (e^a·G)ᵀ·u, by the kernels of a linear layer's weight.
     fn text_gradient(&self, work: &Gradients, strip: Strip, sum: Argument) -> Result<Vec<Launch>> {
         let tiling = self.text_tiling(strip.rows);
-        let kernel = tiling.kernel(kernels::LINEAR_WEIGHT_GRADIENT_SIZES, self.dtype)?;
+        let kernel = tiling.kernel(kernels::LINEAR_BACKWARD_WEIGHT_SIZES, self.dtype)?;
         let is_split = tiling.splits > 1;
         let before = if strip.is_first { Argument::Null } else { sum };
         let product = Launch::on_grid(

@@ -25,7 +25,7 @@ use sweep::{Sweep, workspace_bytes};
 
 use crate::launch::Launch;
 use crate::ops::special::dot;
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 
@@ -280,14 +280,24 @@ impl Op for ContrastiveLoss {
         Cost::streaming(sweeps * 2.0 * n * n * e, inputs, outputs)
     }
 
-    fn launches(&self, inputs: &[TensorType], _: &[TensorType], _: Machine) -> Result<Vec<Launch>> {
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _: &[TensorType],
+        _: CompileTarget,
+    ) -> Result<Vec<Launch>> {
         Problem::of(inputs, self.kind, self.strip_rows).forward_launches()
     }
 
-    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], machine: Machine) -> usize {
-        match machine.target {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        _: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
+        match compile_target.target {
             Target::Cuda => Problem::of(inputs, self.kind, self.strip_rows).forward_bytes(),
-            _ => workspace_bytes(inputs, machine.target),
+            _ => workspace_bytes(inputs, compile_target.target),
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::launch::kernels::constants::linear::ELEMENTWISE_THREADS;
 use crate::launch::{Argument, Launch, blocks, kernels, vector};
 use crate::ops::shapes::{expect_float, expect_inputs, expect_type};
 use crate::ops::special::{erfc, sigmoid};
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Value};
 use crate::tensor::TensorType;
 use keel_base::error::Result;
 use keel_cpu::vector_math;
@@ -103,13 +103,13 @@ fn normal_distribution(x: f64) -> f64 {
 
 /// dz = dy ⊙ f′(z). Inputs dy, z of one shape; dz may take dy's place.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ActivationGradient {
+pub(super) struct ActivationBackward {
     pub activation: Activation,
 }
 
-impl Op for ActivationGradient {
+impl Op for ActivationBackward {
     fn name(&self) -> &'static str {
-        "linear_activation_gradient"
+        "linear_backward_activation"
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
@@ -138,7 +138,7 @@ impl Op for ActivationGradient {
                     dz.copy_from_slice(&dy[first..][..dz.len()]);
                 }
                 let z = &z[first..][..dz.len()];
-                vector_math::activate_gradient(self.activation.curve(), z, dz);
+                vector_math::activation_backward(self.activation.curve(), z, dz);
             });
     }
 
@@ -146,10 +146,10 @@ impl Op for ActivationGradient {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let ty = inputs[0];
-        let kernel = kernels::LINEAR_ACTIVATION_GRADIENT.of(ty.dtype)?;
+        let kernel = kernels::LINEAR_BACKWARD_ACTIVATION.of(ty.dtype)?;
         let blocks = blocks(kernel, ty.numel(), ELEMENTWISE_THREADS * vector(ty))?;
         let arguments = vec![
             Argument::output(0),

@@ -1,15 +1,15 @@
 //! y = f(x·Wᵀ + b) or residual + γ ⊙ (x·Wᵀ + b), with or without its parts.
 
 use super::Activation;
-use super::activation::ActivationGradient;
-use super::input_gradient::LinearInputGradient;
+use super::activation::ActivationBackward;
+use super::backward_input::LinearBackwardInput;
+use super::backward_weight::{ColumnSum, LinearBackwardWeight};
 use super::tiles::{Tiling, size};
-use super::weight_gradient::{ColumnSum, LinearWeightGradient};
 use crate::launch::{Argument, Launch, kernels};
-use crate::ops::layer_scale::layer_scale_gradients;
+use crate::ops::layer_scale::layer_scale_backward;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector, with_columns};
 use crate::ops::special::dot;
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::Result;
 use keel_cpu::matmul::{self, Epilogue, Residual, Rows, RowsMut};
@@ -130,7 +130,7 @@ impl Op for Linear {
         &self,
         inputs: &[TensorType],
         outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let (x, y) = (inputs[0], outputs[0]);
         if y.numel() == 0 {
@@ -171,24 +171,24 @@ impl Op for Linear {
                 let z = backward.outputs[1];
                 backward
                     .tape
-                    .record_one(ActivationGradient { activation }, &[dy, z])?
+                    .record_one(ActivationBackward { activation }, &[dy, z])?
             }
             (None, Some(scale)) if owes_product || needs_scale => {
                 let z = backward.outputs[1];
                 let inputs = [z, backward.inputs[scale], dy];
-                let [dz, dgamma] = layer_scale_gradients(backward.tape, inputs)?;
+                let [dz, dgamma] = layer_scale_backward(backward.tape, inputs)?;
                 gradients[scale] = needs_scale.then_some(dgamma);
                 dz
             }
             _ => dy,
         };
         if backward.needs(0) {
-            let op = LinearInputGradient::default();
+            let op = LinearBackwardInput::default();
             gradients[0] = Some(backward.tape.record_one(op, &[dz, weight])?);
         }
         let needs_bias = self.bias().is_some_and(|bias| backward.needs(bias));
         if backward.needs(1) {
-            let op = LinearWeightGradient {
+            let op = LinearBackwardWeight {
                 has_bias: needs_bias,
                 accumulates: false,
             };
@@ -224,8 +224,13 @@ impl Op for Linear {
         }
     }
 
-    fn workspace(&self, inputs: &[TensorType], outputs: &[TensorType], machine: Machine) -> usize {
-        match machine.target {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
+        match compile_target.target {
             Target::Cpu { .. } => {
                 let (inner, columns) = (inputs[0].shape.columns(), outputs[0].shape.columns());
                 matmul::linear_workspace(inner, columns) * size_of::<f32>()

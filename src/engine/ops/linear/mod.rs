@@ -12,10 +12,10 @@
 //! takes 2·M·N·K flops. The products accumulate into an existing gradient for free.
 
 mod activation;
+mod backward_input;
+pub(super) mod backward_weight;
 mod forward;
-mod input_gradient;
 pub(super) mod tiles;
-pub(super) mod weight_gradient;
 
 use crate::tape::{Tape, Value};
 use keel_base::error::Result;

@@ -6,7 +6,7 @@ use super::launches::Sizes;
 use super::tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
 use super::{check_product, logits, outer};
 use crate::launch::Launch;
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 
@@ -82,7 +82,7 @@ impl Op for LinearArgmax {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         Sizes::of(inputs).argmax()
     }
@@ -95,10 +95,15 @@ impl Op for LinearArgmax {
         Cost::streaming(2.0 * product_size(inputs), inputs, outputs)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], machine: Machine) -> usize {
-        match machine.target {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        _: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
+        match compile_target.target {
             Target::Cuda => Sizes::of(inputs).argmax_workspace(),
-            _ => workspace_bytes(inputs, machine.target),
+            _ => workspace_bytes(inputs, compile_target.target),
         }
     }
 }

@@ -16,7 +16,7 @@ pub(super) struct Sizes {
     dtype: DType,
 }
 
-/// A stretch of the workspace from byte `offset` on.
+/// A range of the workspace from byte `offset` on.
 fn scratch(offset: usize, element: DType) -> Argument {
     Argument::Workspace { offset, element }
 }
@@ -110,7 +110,7 @@ impl Sizes {
         let mut launches = Vec::new();
         for first in (0..self.n).step_by(self.strip().max(1)) {
             let rows = self.strip().min(self.n - first);
-            let kernel = kernels::LINEAR_CROSS_ENTROPY_GRADIENT.of(self.dtype)?;
+            let kernel = kernels::LINEAR_CROSS_ENTROPY_BACKWARD.of(self.dtype)?;
             let [_, v, d] = self.arguments(kernel)?;
             let mut arguments = vec![scratch(0, self.dtype)];
             arguments.extend((0..7).map(Argument::input));
@@ -130,7 +130,7 @@ impl Sizes {
     pub fn hidden_gradient(&self) -> Result<Vec<Launch>> {
         self.by_strips(|first, rows| {
             let tiling = Tiling::whole([rows, self.d, self.v], self.dtype);
-            let kernel = tiling.kernel(kernels::LINEAR_INPUT_GRADIENT_SIZES, self.dtype)?;
+            let kernel = tiling.kernel(kernels::LINEAR_BACKWARD_INPUT_SIZES, self.dtype)?;
             let [_, v, d] = self.arguments(kernel)?;
             let offset = first * self.d * self.dtype.size();
             let arguments = vec![
@@ -152,7 +152,7 @@ impl Sizes {
     pub fn weight_gradient(&self, accumulates: bool) -> Result<Vec<Launch>> {
         self.by_strips(|first, rows| {
             let tiling = Tiling::whole([self.v, self.d, rows], self.dtype);
-            let kernel = tiling.kernel(kernels::LINEAR_WEIGHT_GRADIENT_SIZES, self.dtype)?;
+            let kernel = tiling.kernel(kernels::LINEAR_BACKWARD_WEIGHT_SIZES, self.dtype)?;
             let [_, v, d] = self.arguments(kernel)?;
             let addend = match (first, accumulates) {
                 (0, true) => Argument::input(7),

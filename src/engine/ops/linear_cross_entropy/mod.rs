@@ -8,20 +8,20 @@
 //! A target of V or above makes the loss NaN, which stops a run: it must not pass for an unsupervised row.
 
 mod argmax;
-mod gradient;
+mod backward;
 mod launches;
 mod tiles;
 
 pub use argmax::linear_argmax;
 use rayon::prelude::*;
 
-use gradient::{HiddenGradient, WeightGradient};
+use backward::{BackwardHidden, BackwardWeight};
 use launches::Sizes;
 use tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
 
 use crate::launch::Launch;
 use crate::ops::special::dot;
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 
@@ -185,7 +185,7 @@ impl Op for LinearCrossEntropy {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         Sizes::of(inputs).forward()
     }
@@ -207,12 +207,12 @@ impl Op for LinearCrossEntropy {
             true => Some(
                 backward
                     .tape
-                    .record_one(WeightGradient { accumulates: false }, &inputs)?,
+                    .record_one(BackwardWeight { accumulates: false }, &inputs)?,
             ),
             false => None,
         };
         let dh = match backward.needs(0) {
-            true => Some(backward.tape.record_one(HiddenGradient, &inputs)?),
+            true => Some(backward.tape.record_one(BackwardHidden, &inputs)?),
             false => None,
         };
         Ok(vec![dh, dw, None, None])
@@ -222,10 +222,15 @@ impl Op for LinearCrossEntropy {
         Cost::streaming(2.0 * product_size(inputs), inputs, outputs)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], machine: Machine) -> usize {
-        match machine.target {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        _: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
+        match compile_target.target {
             Target::Cuda => Sizes::of(inputs).forward_workspace(),
-            _ => workspace_bytes(inputs, machine.target),
+            _ => workspace_bytes(inputs, compile_target.target),
         }
     }
 }

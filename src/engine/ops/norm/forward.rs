@@ -3,12 +3,12 @@
 use rayon::prelude::*;
 
 use super::Kind;
-use super::gradient::NormGradient;
+use super::backward::NormBackward;
 use super::kernel;
 use crate::launch::{Argument, Launch, index, kernels};
 use crate::ops::rows::RowKernel;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Value};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::Result;
 use keel_cpu::simd::dispatch;
@@ -17,7 +17,7 @@ use keel_cpu::simd::dispatch;
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
 
 /// Inputs x, residual where present, weight, bias for LayerNorm; outputs the sum where there is a residual, y, and the
-/// statistics [M, 2]: mean and reciprocal deviation of each row.
+/// statistics [M, 2]: mean and rstd deviation of each row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Norm {
     pub kind: Kind,
@@ -81,15 +81,15 @@ impl Op for Norm {
                 Kind::Rms => 0.0,
             };
             let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / columns as f64;
-            let reciprocal = 1.0 / (variance + f64::from(self.epsilon)).sqrt();
+            let rstd = 1.0 / (variance + f64::from(self.epsilon)).sqrt();
             let y = &mut args.outputs[y_index].float_mut()[at..][..columns];
             for (column, y) in y.iter_mut().enumerate() {
-                let scaled = (x[column] - mean) * reciprocal * weight[column];
+                let scaled = (x[column] - mean) * rstd * weight[column];
                 *y = scaled + bias.map_or(0.0, |bias| bias[column]);
             }
             let statistics = args.outputs[y_index + 1].float_mut();
             statistics[2 * row] = mean;
-            statistics[2 * row + 1] = reciprocal;
+            statistics[2 * row + 1] = rstd;
         }
     }
 
@@ -150,7 +150,7 @@ impl Op for Norm {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let (rows, columns) = (inputs[0].shape.rows(), inputs[0].shape.columns());
         let widths = match self.kind {
@@ -196,7 +196,7 @@ impl Op for Norm {
             let statistics = backward.outputs[y_index + 1];
             let weight = backward.inputs[self.weight()];
             let owes_parameters = (self.weight()..backward.inputs.len()).any(|i| backward.needs(i));
-            let op = NormGradient {
+            let op = NormBackward {
                 kind: self.kind,
                 gives_parameters: owes_parameters,
                 accumulates: sum_gradient.is_some(),

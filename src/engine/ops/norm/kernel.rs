@@ -54,7 +54,7 @@ pub(super) struct Forward<'a> {
     pub x: Option<&'a [f32]>,
     /// [rows, C].
     pub y: &'a mut [f32],
-    /// [rows, 2]: receives mean and reciprocal deviation.
+    /// [rows, 2]: receives mean and rstd deviation.
     pub statistics: &'a mut [f32],
     pub scale: Scale<'a>,
 }
@@ -78,20 +78,20 @@ impl Task for Forward<'_> {
             .enumerate()
         {
             let x = x.map(|x| &x[row * columns..][..columns]);
-            let (mean, reciprocal) = moments(kind, x.unwrap_or(y), scale.epsilon);
-            statistics.copy_from_slice(&[mean, reciprocal]);
+            let (mean, rstd) = moments(kind, x.unwrap_or(y), scale.epsilon);
+            statistics.copy_from_slice(&[mean, rstd]);
             if let Some(x) = x {
                 y.copy_from_slice(x);
             }
             match scale.bias {
                 Some(bias) => {
                     for ((y, weight), bias) in y.iter_mut().zip(scale.weight).zip(bias) {
-                        *y = (*y - mean) * reciprocal * weight + bias;
+                        *y = (*y - mean) * rstd * weight + bias;
                     }
                 }
                 None => {
                     for (y, weight) in y.iter_mut().zip(scale.weight) {
-                        *y = (*y - mean) * reciprocal * weight;
+                        *y = (*y - mean) * rstd * weight;
                     }
                 }
             }
@@ -142,10 +142,10 @@ impl Task for Backward<'_> {
         {
             let dy = &dy[row * columns..][..columns];
             let x = &x[row * columns..][..columns];
-            let (mean, reciprocal) = (statistics[0], statistics[1]);
+            let (mean, rstd) = (statistics[0], statistics[1]);
             let (sum_g, sum_gd) = gradient_sums(dy, x, weight, mean);
             for ((dweight, dy), x) in dweight.iter_mut().zip(dy).zip(x) {
-                *dweight += dy * ((x - mean) * reciprocal);
+                *dweight += dy * ((x - mean) * rstd);
             }
             for (dbias, dy) in dbias.iter_mut().zip(dy) {
                 *dbias += dy;
@@ -155,10 +155,9 @@ impl Task for Backward<'_> {
                 Kind::Rms => 0.0,
             };
             // h·mean(g ⊙ h) = (x − μ)·r²·mean(g ⊙ (x − μ)).
-            let slope = reciprocal * reciprocal * (sum_gd / columns as f32);
-            let dx_of = |dy: f32, x: f32, weight: f32| {
-                reciprocal * (dy * weight - mean_g - (x - mean) * slope)
-            };
+            let slope = rstd * rstd * (sum_gd / columns as f32);
+            let dx_of =
+                |dy: f32, x: f32, weight: f32| rstd * (dy * weight - mean_g - (x - mean) * slope);
             let row_of = dy.iter().zip(x).zip(weight);
             match sum {
                 Sum::None => {
@@ -182,7 +181,7 @@ impl Task for Backward<'_> {
     }
 }
 
-/// Mean (zero for RMSNorm) and reciprocal deviation of a row.
+/// Mean (zero for RMSNorm) and rstd deviation of a row.
 #[inline(always)]
 fn moments(kind: Kind, x: &[f32], epsilon: f32) -> (f32, f32) {
     let count = x.len() as f32;

@@ -15,8 +15,8 @@
 //! the statistics, so they die with the op that makes them.
 //! About 8·M·C flops forward and 14·M·C backward; forward moves 8·M·C bytes (16 with a residual), backward 12.
 
+mod backward;
 mod forward;
-mod gradient;
 mod kernel;
 
 use crate::tape::{Tape, Value};

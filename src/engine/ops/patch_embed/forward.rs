@@ -2,13 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::gradient::{ImageGradient, PatchEmbedGradient};
+use super::backward::{BackwardImage, PatchEmbedBackward};
 use super::patches::Grid;
 use crate::launch::{Argument, Launch, kernels};
 use crate::ops::linear::tiles::{Tiling, size};
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
 use crate::ops::special::dot;
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 use keel_cpu::matmul::{self, Epilogue, Residual, Rows, RowsMut};
@@ -128,7 +128,7 @@ impl Op for PatchEmbed {
         &self,
         inputs: &[TensorType],
         outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let (grid, y) = (self.grid(inputs[0]), outputs[0]);
         if y.numel() == 0 {
@@ -156,7 +156,7 @@ impl Op for PatchEmbed {
         let dy = backward.gradient(0);
         let mut gradients = vec![None; backward.inputs.len()];
         if backward.needs(0) {
-            let op = ImageGradient {
+            let op = BackwardImage {
                 images: backward.tape.shape(images),
                 patch: self.patch,
                 accumulates: false,
@@ -164,7 +164,7 @@ impl Op for PatchEmbed {
             gradients[0] = Some(backward.tape.record_one(op, &[dy, weight])?);
         }
         if (1..gradients.len()).any(|index| backward.needs(index)) {
-            let op = PatchEmbedGradient {
+            let op = PatchEmbedBackward {
                 patch: self.patch,
                 has_bias: self.has_bias,
                 has_position: self.has_position,
@@ -188,10 +188,15 @@ impl Op for PatchEmbed {
         )
     }
 
-    fn workspace(&self, inputs: &[TensorType], outputs: &[TensorType], machine: Machine) -> usize {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
         let grid = self.grid(inputs[0]);
         let product = matmul::linear_workspace(grid.pixels(), outputs[0].shape.columns());
-        match machine.target {
+        match compile_target.target {
             Target::Cpu { .. } => (grid.rows() * grid.pixels() + product) * size_of::<f32>(),
             Target::Reference | Target::Cuda => 0,
         }

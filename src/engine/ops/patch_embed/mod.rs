@@ -13,8 +13,8 @@
 //! Work: 2·B·T·C·Ci·P·P flops each for forward and weight gradient. Patches are laid out as rows [B·T, Ci·P·P] in the
 //! workspace, next to the product that reads them.
 
+mod backward;
 mod forward;
-mod gradient;
 mod patches;
 
 use crate::tape::{Tape, Value};

@@ -25,7 +25,7 @@ use cust::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_S
 
 use super::super::Session;
 use super::super::kernel_table::{IMAGES, KernelImage};
-use super::super::resolved::{ResolvedArgument, Stretch};
+use super::super::resolved::{ByteRange, ResolvedArgument};
 use super::super::simt::{Emulator, Kernel};
 use super::executor::CudaExecutor;
 use super::launch::PreparedLaunch;
@@ -295,11 +295,11 @@ pub fn compare(
         let before = contents(&session, launch)?;
         session.run_launch(launch)?;
         let first = contents(&session, launch)?;
-        for (stretch, bytes) in &before {
+        for (range, bytes) in &before {
             session
                 .memory
-                .space(stretch.space)
-                .upload(stretch.offset, bytes)?;
+                .space(range.space)
+                .upload(range.offset, bytes)?;
         }
         let arguments: Vec<CustArgument> = launch
             .arguments
@@ -313,11 +313,11 @@ pub fn compare(
             .synchronize()
             .map_err(|problem| Error::kernel(format!("{launch} through cust: {problem}")))?;
         let second = contents(&session, launch)?;
-        for ((stretch, first), (_, second)) in first.iter().zip(&second) {
+        for ((range, first), (_, second)) in first.iter().zip(&second) {
             if let Some(byte) = first.iter().zip(second).position(|(a, b)| a != b) {
                 return Err(Error::kernel(format!(
                     "{launch}: byte {byte} of the {} bytes of {} it may write is {} by the first launcher and {} by cust",
-                    stretch.bytes, stretch.element, first[byte], second[byte]
+                    range.bytes, range.element, first[byte], second[byte]
                 )));
             }
         }
@@ -332,16 +332,16 @@ fn entry(name: &str) -> Option<&'static KernelEntry> {
 }
 
 /// What lies in all that a launch may write.
-fn contents(session: &CudaSession, launch: &PreparedLaunch) -> Result<Vec<(Stretch, Vec<u8>)>> {
+fn contents(session: &CudaSession, launch: &PreparedLaunch) -> Result<Vec<(ByteRange, Vec<u8>)>> {
     launch
         .written()
-        .map(|stretch| {
-            let mut bytes = vec![0; stretch.bytes];
+        .map(|range| {
+            let mut bytes = vec![0; range.bytes];
             session
                 .memory
-                .space(stretch.space)
-                .download(stretch.offset, &mut bytes)?;
-            Ok((stretch, bytes))
+                .space(range.space)
+                .download(range.offset, &mut bytes)?;
+            Ok((range, bytes))
         })
         .collect()
 }
@@ -352,10 +352,10 @@ fn in_terms_of_cust(session: &CudaSession, argument: &ResolvedArgument) -> CustA
         ResolvedArgument::I32(value) => CustArgument::I32(value),
         ResolvedArgument::I64(value) => CustArgument::I64(value),
         ResolvedArgument::F32(value) => CustArgument::F32(value),
-        ResolvedArgument::Stretch(stretch) => CustArgument::Pointer {
-            start: DevicePointer::from_raw(session.memory.space(stretch.space).address())
-                .wrapping_add(stretch.offset),
-            element: stretch.element.into(),
+        ResolvedArgument::ByteRange(range) => CustArgument::Pointer {
+            start: DevicePointer::from_raw(session.memory.space(range.space).address())
+                .wrapping_add(range.offset),
+            element: range.element.into(),
         },
         ResolvedArgument::TensorMap(..) => unreachable!("the first launcher refuses it"),
     }

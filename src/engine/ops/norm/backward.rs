@@ -8,7 +8,9 @@ use crate::launch::{Argument, Launch, blocks, index, kernels};
 use crate::ops::rows::RowKernel;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
 use crate::ops::special::dot;
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, Output, ReferenceArgs, Target, Value};
+use crate::tape::{
+    Backward, CompileTarget, Cost, CpuArgs, Op, Output, ReferenceArgs, Target, Value,
+};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::Result;
 use keel_cpu::simd::dispatch;
@@ -22,13 +24,13 @@ const ROWS_PER_TASK: usize = 32;
 /// Inputs dy [.., C], x [.., C], weight [C], statistics [M, 2], then the gradient [.., C] to add to; outputs dx [.., C],
 /// then dweight [C] and, for LayerNorm, dbias [C].
 #[derive(Clone, Copy, Debug)]
-pub(super) struct NormGradient {
+pub(super) struct NormBackward {
     pub kind: Kind,
     pub gives_parameters: bool,
     pub accumulates: bool,
 }
 
-impl NormGradient {
+impl NormBackward {
     /// How many sums over rows the op makes.
     fn parameters(&self) -> usize {
         match (self.gives_parameters, self.kind) {
@@ -52,11 +54,11 @@ fn rows_per_task(rows: usize) -> usize {
     rows.div_ceil(TASKS).max(ROWS_PER_TASK)
 }
 
-impl Op for NormGradient {
+impl Op for NormBackward {
     fn name(&self) -> &'static str {
         match self.kind {
-            Kind::Layer => "layer_norm_gradient",
-            Kind::Rms => "rms_norm_gradient",
+            Kind::Layer => "layer_norm_backward",
+            Kind::Rms => "rms_norm_backward",
         }
     }
 
@@ -86,8 +88,8 @@ impl Op for NormGradient {
             let at = row * columns;
             let dy = &args.inputs[0].float()[at..][..columns];
             let x = &args.inputs[1].float()[at..][..columns];
-            let (mean, reciprocal) = (statistics[2 * row], statistics[2 * row + 1]);
-            let h: Vec<f64> = x.iter().map(|x| (x - mean) * reciprocal).collect();
+            let (mean, rstd) = (statistics[2 * row], statistics[2 * row + 1]);
+            let h: Vec<f64> = x.iter().map(|x| (x - mean) * rstd).collect();
             let g: Vec<f64> = dy.iter().zip(weight).map(|(dy, w)| dy * w).collect();
             let mean_g = match self.kind {
                 Kind::Layer => g.iter().sum::<f64>() / columns as f64,
@@ -95,7 +97,7 @@ impl Op for NormGradient {
             };
             let mean_gh = dot(&g, &h) / columns as f64;
             for column in 0..columns {
-                let mut dx = reciprocal * (g[column] - mean_g - h[column] * mean_gh);
+                let mut dx = rstd * (g[column] - mean_g - h[column] * mean_gh);
                 if self.accumulates {
                     dx += args.inputs[4].float()[at + column];
                 }
@@ -173,7 +175,7 @@ impl Op for NormGradient {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let (rows, columns) = (inputs[0].shape.rows(), inputs[0].shape.columns());
         let kernel = self.kernel(inputs[0])?;
@@ -236,9 +238,14 @@ impl Op for NormGradient {
         if self.accumulates { &[(0, 4)] } else { &[] }
     }
 
-    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], machine: Machine) -> usize {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
         let shape = inputs[0].shape;
-        let tasks = match machine.target {
+        let tasks = match compile_target.target {
             Target::Cuda => self
                 .kernel(inputs[0])
                 .map_or(0, |kernel| kernel.persistent_blocks(shape.rows()) as usize),
@@ -249,7 +256,7 @@ impl Op for NormGradient {
 
     fn accumulating(&self) -> Option<Box<dyn Op>> {
         (!self.accumulates).then(|| {
-            Box::new(NormGradient {
+            Box::new(NormBackward {
                 accumulates: true,
                 ..*self
             }) as Box<dyn Op>

@@ -5,20 +5,22 @@ use std::fmt::Write as _;
 use super::html::{data_address, details};
 use crate::sheet::encode_rgb;
 use keel_engine::program::escape;
-use keel_eval::{AttentionExhibit, Exhibits, Principal, RetrievalExample, floats_of, rgb_of};
+use keel_eval::{
+    AttentionSample, Principal, QualitativeSamples, RetrievalExample, floats_of, rgb_of,
+};
 
-/// An image of an exhibit as an address; nothing where it cannot be read.
+/// An image of an qualitative sample as an address; nothing where it cannot be read.
 fn address(image: &str, side: usize) -> String {
     let png = rgb_of(image, side).and_then(|rgb| encode_rgb(side, side, &rgb).ok());
     png.map_or(String::new(), |png| data_address("image/png", &png))
 }
 
 /// Finds and confusions of one stage.
-pub(super) fn finds(exhibits: &Exhibits) -> String {
-    let Some(retrieval) = &exhibits.retrieval else {
+pub(super) fn finds(qualitative: &QualitativeSamples) -> String {
+    let Some(retrieval) = &qualitative.retrieval else {
         return String::new();
     };
-    let side = exhibits.side;
+    let side = qualitative.side;
     let card = |found: &RetrievalExample| {
         let captions = found.found.iter().map(|caption| {
             let class = match *caption == found.caption {
@@ -103,11 +105,11 @@ fn map(svg: &str, caption: &str) -> String {
 }
 
 /// The mean over heads.
-fn over_heads(exhibit: &AttentionExhibit) -> Vec<f32> {
-    let patches = exhibit.similarity.len();
-    let count = exhibit.heads.len().max(1) as f32;
+fn over_heads(shown: &AttentionSample) -> Vec<f32> {
+    let patches = shown.similarity.len();
+    let count = shown.heads.len().max(1) as f32;
     let mean = |patch: usize| {
-        let heads = exhibit.heads.iter().filter_map(|head| head.get(patch));
+        let heads = shown.heads.iter().filter_map(|head| head.get(patch));
         heads.sum::<f32>() / count
     };
     (0..patches).map(mean).collect()
@@ -115,24 +117,24 @@ fn over_heads(exhibit: &AttentionExhibit) -> Vec<f32> {
 
 /// One map a stage of the image `index`: the numbers that `of` gives, and the patch to outline.
 fn by_stage(
-    all: &[Exhibits],
+    all: &[QualitativeSamples],
     index: usize,
     image: &str,
     what: &str,
-    of: impl Fn(&AttentionExhibit) -> (Vec<f32>, Option<usize>),
+    of: impl Fn(&AttentionSample) -> (Vec<f32>, Option<usize>),
 ) -> String {
-    let maps = all.iter().filter_map(|exhibits| {
-        let exhibit = exhibits.attention.get(index)?;
-        let label = format!("{}: {what} after {}", exhibit.caption, exhibits.stage);
-        let (values, mark) = of(exhibit);
-        let svg = heat(image, exhibit.grid, &values, mark, &label);
-        Some(map(&svg, &format!("{what}, {}", exhibits.stage)))
+    let maps = all.iter().filter_map(|qualitative| {
+        let shown = qualitative.attention.get(index)?;
+        let label = format!("{}: {what} after {}", shown.caption, qualitative.stage);
+        let (values, mark) = of(shown);
+        let svg = heat(image, shown.grid, &values, mark, &label);
+        Some(map(&svg, &format!("{what}, {}", qualitative.stage)))
     });
     maps.collect()
 }
 
 /// Where the last block looks, stage by stage, and what is alike.
-pub(super) fn attention(all: &[Exhibits]) -> String {
+pub(super) fn attention(all: &[QualitativeSamples]) -> String {
     let Some(last) = all.last().filter(|last| !last.attention.is_empty()) else {
         return String::new();
     };
@@ -146,12 +148,12 @@ pub(super) fn attention(all: &[Exhibits]) -> String {
             escape(&shown.caption)
         );
         let image = address(&shown.image, last.side);
-        html += &by_stage(all, index, &image, "attention", |exhibit| {
-            (over_heads(exhibit), None)
+        html += &by_stage(all, index, &image, "attention", |shown| {
+            (over_heads(shown), None)
         });
         html += "</div>\n<div class=\"maps\">";
-        html += &by_stage(all, index, &image, "likeness", |exhibit| {
-            (exhibit.similarity.clone(), Some(exhibit.patch))
+        html += &by_stage(all, index, &image, "likeness", |shown| {
+            (shown.similarity.clone(), Some(shown.patch))
         });
         html += "</div>\n";
         let heads: String = shown
@@ -173,16 +175,16 @@ pub(super) fn attention(all: &[Exhibits]) -> String {
 const MAP: f64 = 300.0;
 
 /// Visual and text tokens of every stage in one plane.
-pub(super) fn clouds(all: &[Exhibits]) -> String {
+pub(super) fn clouds(all: &[QualitativeSamples]) -> String {
     let mut stages = Vec::new();
-    for exhibits in all {
-        let Some(clouds) = &exhibits.tokens else {
+    for qualitative in all {
+        let Some(clouds) = &qualitative.tokens else {
             continue;
         };
         if let (Some(visual), Some(text)) = (floats_of(&clouds.visual), floats_of(&clouds.text))
             && clouds.width > 0
         {
-            stages.push((exhibits.stage.as_str(), clouds.width, visual, text));
+            stages.push((qualitative.stage.as_str(), clouds.width, visual, text));
         }
     }
     let Some((_, width, ..)) = stages.first() else {

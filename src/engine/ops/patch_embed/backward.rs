@@ -5,10 +5,12 @@ use rayon::prelude::*;
 use super::patches::Grid;
 use crate::launch::kernels::constants::patch_embed::PATCH_THREADS;
 use crate::launch::{Argument, Launch, blocks, kernels, vector};
+use crate::ops::linear::backward_weight::BackwardWeight;
 use crate::ops::linear::tiles::{Tiling, size};
-use crate::ops::linear::weight_gradient::WeightGradient;
 use crate::ops::shapes::{expect_float, expect_type};
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, Output, ReferenceArgs, Target, Value};
+use crate::tape::{
+    Backward, CompileTarget, Cost, CpuArgs, Op, Output, ReferenceArgs, Target, Value,
+};
 use crate::tensor::{Shape, TensorType};
 use keel_base::error::{Error, Result};
 use keel_cpu::matmul::{self, Rows, RowsMut};
@@ -19,18 +21,18 @@ const ELEMENTS_PER_TASK: usize = 1024;
 /// Inputs dy [B, T, C], images [B, Ci, h, w], then the gradient [C, Ci·P·P] to add to; outputs dweight [C, Ci·P·P], then
 /// dbias [C] and dposition [T, C] where there are such: all f32, as gradients of parameters are.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct PatchEmbedGradient {
+pub(super) struct PatchEmbedBackward {
     pub patch: usize,
     pub has_bias: bool,
     pub has_position: bool,
     pub accumulates: bool,
 }
 
-impl PatchEmbedGradient {
+impl PatchEmbedBackward {
     /// The weight's gradient as a product.
-    fn product(&self, dy: TensorType, images: TensorType) -> WeightGradient {
+    fn product(&self, dy: TensorType, images: TensorType) -> BackwardWeight {
         let grid = self.grid(images.shape);
-        WeightGradient {
+        BackwardWeight {
             rows: grid.rows(),
             columns: dy.shape.columns(),
             inner: grid.pixels(),
@@ -45,9 +47,9 @@ impl PatchEmbedGradient {
     }
 }
 
-impl Op for PatchEmbedGradient {
+impl Op for PatchEmbedBackward {
     fn name(&self) -> &'static str {
-        "patch_embed_gradient"
+        "patch_embed_backward"
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
@@ -135,7 +137,7 @@ impl Op for PatchEmbedGradient {
         }
         let (patches, workspace) = args.workspace.split_at_mut(rows * pixels);
         grid.gather(images, patches);
-        matmul::linear_weight_gradient(
+        matmul::linear_backward_weight(
             Rows::new(dy, rows, width),
             Rows::new(patches, rows, pixels),
             RowsMut::new(dweight, width, pixels),
@@ -149,19 +151,19 @@ impl Op for PatchEmbedGradient {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let (dy, images) = (inputs[0], inputs[1]);
         let (grid, product) = (self.grid(images.shape), self.product(dy, images));
         let kernel = product
             .tiling()
-            .kernel(kernels::PATCH_EMBED_GRADIENT_SIZES, dy.dtype)?;
+            .kernel(kernels::PATCH_EMBED_BACKWARD_SIZES, dy.dtype)?;
         let mut operands = vec![Argument::input(0), Argument::input(1)];
         operands.extend(grid.arguments(kernel)?);
         operands.push(size(kernel, "the width", product.columns)?);
         let mut launches = product.launches(kernel, operands)?;
         if self.has_position {
-            let kernel = kernels::PATCH_EMBED_POSITION_GRADIENT.of(dy.dtype)?;
+            let kernel = kernels::PATCH_EMBED_BACKWARD_POSITION.of(dy.dtype)?;
             let count = grid.tokens() * product.columns;
             let blocks = blocks(kernel, count, PATCH_THREADS * vector(dy))?;
             let arguments = vec![
@@ -189,11 +191,16 @@ impl Op for PatchEmbedGradient {
         if self.accumulates { &[(0, 2)] } else { &[] }
     }
 
-    fn workspace(&self, inputs: &[TensorType], outputs: &[TensorType], machine: Machine) -> usize {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
         let (grid, width) = (self.grid(inputs[1].shape), outputs[0].shape.rows());
         let (rows, pixels) = (grid.rows(), grid.pixels());
-        let product = matmul::linear_weight_gradient_workspace(rows, pixels, width);
-        match machine.target {
+        let product = matmul::linear_backward_weight_workspace(rows, pixels, width);
+        match compile_target.target {
             Target::Cpu { .. } => (rows * pixels + product) * size_of::<f32>(),
             Target::Cuda => self.product(inputs[0], inputs[1]).workspace(),
             Target::Reference => 0,
@@ -202,7 +209,7 @@ impl Op for PatchEmbedGradient {
 
     fn accumulating(&self) -> Option<Box<dyn Op>> {
         (!self.accumulates).then(|| {
-            Box::new(PatchEmbedGradient {
+            Box::new(PatchEmbedBackward {
                 accumulates: true,
                 ..*self
             }) as Box<dyn Op>
@@ -216,21 +223,21 @@ impl Op for PatchEmbedGradient {
 
 /// Inputs dy [B, T, C], weight [C, Ci·P·P], then the gradient [B, Ci, h, w] to add to; output the images' gradient.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ImageGradient {
+pub(super) struct BackwardImage {
     pub images: Shape,
     pub patch: usize,
     pub accumulates: bool,
 }
 
-impl ImageGradient {
+impl BackwardImage {
     fn grid(&self) -> Grid {
         Grid::new(self.images, self.patch).expect("the forward op has made this grid")
     }
 }
 
-impl Op for ImageGradient {
+impl Op for BackwardImage {
     fn name(&self) -> &'static str {
-        "patch_embed_image_gradient"
+        "patch_embed_backward_image"
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
@@ -294,7 +301,7 @@ impl Op for ImageGradient {
         }
         let (patches, workspace) = args.workspace.split_at_mut(rows * pixels);
         let target = RowsMut::new(patches, rows, pixels);
-        matmul::linear_input_gradient(dy, weight, target, false, None, workspace);
+        matmul::linear_backward_input(dy, weight, target, false, None, workspace);
         grid.scatter(patches, images);
     }
 
@@ -302,7 +309,7 @@ impl Op for ImageGradient {
         &self,
         inputs: &[TensorType],
         outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let (grid, dy) = (self.grid(), inputs[0]);
         if outputs[0].numel() == 0 {
@@ -310,7 +317,7 @@ impl Op for ImageGradient {
         }
         let width = dy.shape.columns();
         let tiling = Tiling::whole([grid.rows(), grid.pixels(), width], dy.dtype);
-        let kernel = tiling.kernel(kernels::PATCH_EMBED_IMAGE_GRADIENT_SIZES, dy.dtype)?;
+        let kernel = tiling.kernel(kernels::PATCH_EMBED_BACKWARD_IMAGE_SIZES, dy.dtype)?;
         let addend = match self.accumulates {
             true => Argument::input(2),
             false => Argument::Null,
@@ -327,7 +334,7 @@ impl Op for ImageGradient {
         let mut launches = vec![Launch::on_grid(kernel, tiles, arguments)];
         let covered = |side: usize| side / grid.patch * grid.patch;
         if covered(grid.height) < grid.height || covered(grid.width) < grid.width {
-            let kernel = kernels::PATCH_EMBED_IMAGE_REST_F32;
+            let kernel = kernels::PATCH_EMBED_BACKWARD_IMAGE_REST_F32;
             let count = outputs[0].numel();
             let arguments = vec![
                 Argument::output(0),
@@ -360,10 +367,15 @@ impl Op for ImageGradient {
         if self.accumulates { &[(0, 2)] } else { &[] }
     }
 
-    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], machine: Machine) -> usize {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
         let (grid, width) = (self.grid(), inputs[0].shape.columns());
-        let product = matmul::linear_input_gradient_workspace(grid.pixels(), width);
-        match machine.target {
+        let product = matmul::linear_backward_input_workspace(grid.pixels(), width);
+        match compile_target.target {
             Target::Cpu { .. } => (grid.rows() * grid.pixels() + product) * size_of::<f32>(),
             Target::Reference | Target::Cuda => 0,
         }
@@ -371,7 +383,7 @@ impl Op for ImageGradient {
 
     fn accumulating(&self) -> Option<Box<dyn Op>> {
         (!self.accumulates).then(|| {
-            Box::new(ImageGradient {
+            Box::new(BackwardImage {
                 accumulates: true,
                 ..*self
             }) as Box<dyn Op>

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use super::simt::{Emulator, Options};
 use super::{CpuExecutor, CudaExecutor, Executor, SimtExecutor, cuda};
-use crate::tape::{Machine, Target, Tier};
+use crate::tape::{CompileTarget, Target, Tier};
 use crate::tensor::DType;
 use keel_base::error::{Error, Result, with_near_miss};
 
@@ -52,16 +52,16 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Setting`] when the device does not know the precision.
-    pub fn machine(self, threads: usize, precision: Option<DType>) -> Result<Machine> {
+    pub fn compile_target(self, threads: usize, precision: Option<DType>) -> Result<CompileTarget> {
         let is_cpu = match self {
             Device::Auto => cuda::probe().is_err(),
             Device::Cpu => true,
             Device::Cuda | Device::Simt => false,
         };
         if is_cpu {
-            return cpu_machine(threads, precision);
+            return cpu_target(threads, precision);
         }
-        Ok(Machine {
+        Ok(CompileTarget {
             precision: precision.unwrap_or(DType::Bf16),
             ..Target::Cuda.into()
         })
@@ -89,7 +89,7 @@ impl FromStr for Device {
 }
 
 /// The processor in the one precision that it knows.
-fn cpu_machine(threads: usize, precision: Option<DType>) -> Result<Machine> {
+fn cpu_target(threads: usize, precision: Option<DType>) -> Result<CompileTarget> {
     match precision {
         None | Some(DType::F32) => Ok(Target::Cpu { threads }.into()),
         Some(precision) => Err(Error::setting(
@@ -110,31 +110,31 @@ enum Runner {
 
 /// A device that is there, with everything that must be known to make an executor.
 #[derive(Clone, Debug)]
-pub struct Choice {
-    machine: Machine,
+pub struct SelectedDevice {
+    compile_target: CompileTarget,
     runner: Runner,
     threads: usize,
     why: String,
 }
 
-impl Choice {
+impl SelectedDevice {
     /// Decides by what was asked for and what there is; `precision` is the device's own by default.
     ///
     /// # Errors
     /// [`Error::Device`] when the device is not there, [`Error::Setting`] when it does not know the precision.
-    pub fn new(device: Device, threads: usize, precision: Option<DType>) -> Result<Choice> {
+    pub fn new(device: Device, threads: usize, precision: Option<DType>) -> Result<SelectedDevice> {
         match device {
             Device::Auto => match cuda::probe() {
-                Ok(found) => Ok(Choice::gpu(found, threads, precision, "found")),
+                Ok(found) => Ok(SelectedDevice::gpu(found, threads, precision, "found")),
                 Err(problem) => {
-                    Choice::cpu(threads, precision, &format!("no GPU: {}", reason(problem)))
+                    SelectedDevice::cpu(threads, precision, &format!("no GPU: {}", reason(problem)))
                 }
             },
-            Device::Cpu => Choice::cpu(threads, precision, "as asked"),
+            Device::Cpu => SelectedDevice::cpu(threads, precision, "as asked"),
             Device::Simt => {
                 Emulator::new()?;
-                Ok(Choice {
-                    machine: Machine {
+                Ok(SelectedDevice {
+                    compile_target: CompileTarget {
                         target: Target::Cuda,
                         precision: precision.unwrap_or(DType::Bf16),
                         tier: Tier::Portable,
@@ -144,23 +144,33 @@ impl Choice {
                     why: "as asked; slow, for proof".to_owned(),
                 })
             }
-            Device::Cuda => Ok(Choice::gpu(cuda::probe()?, threads, precision, "as asked")),
+            Device::Cuda => Ok(SelectedDevice::gpu(
+                cuda::probe()?,
+                threads,
+                precision,
+                "as asked",
+            )),
         }
     }
 
     /// The processor with `threads` threads in f32, as asked.
-    pub fn processor(threads: usize) -> Choice {
-        Choice {
-            machine: Target::Cpu { threads }.into(),
+    pub fn processor(threads: usize) -> SelectedDevice {
+        SelectedDevice {
+            compile_target: Target::Cpu { threads }.into(),
             runner: Runner::Processor,
             threads,
             why: "as asked".to_owned(),
         }
     }
 
-    fn gpu(found: cuda::Found, threads: usize, precision: Option<DType>, why: &str) -> Choice {
-        Choice {
-            machine: Machine {
+    fn gpu(
+        found: cuda::Found,
+        threads: usize,
+        precision: Option<DType>,
+        why: &str,
+    ) -> SelectedDevice {
+        SelectedDevice {
+            compile_target: CompileTarget {
                 target: Target::Cuda,
                 precision: precision.unwrap_or(DType::Bf16),
                 tier: Tier::of(found.compute_capability),
@@ -171,17 +181,17 @@ impl Choice {
         }
     }
 
-    fn cpu(threads: usize, precision: Option<DType>, why: &str) -> Result<Choice> {
-        Ok(Choice {
-            machine: cpu_machine(threads, precision)?,
+    fn cpu(threads: usize, precision: Option<DType>, why: &str) -> Result<SelectedDevice> {
+        Ok(SelectedDevice {
+            compile_target: cpu_target(threads, precision)?,
             why: why.to_owned(),
-            ..Choice::processor(threads)
+            ..SelectedDevice::processor(threads)
         })
     }
 
     /// What programs for it are made for.
-    pub fn machine(&self) -> Machine {
-        self.machine
+    pub fn compile_target(&self) -> CompileTarget {
+        self.compile_target
     }
 
     /// One line: device, size, precision, and why it was chosen.
@@ -192,7 +202,7 @@ impl Choice {
             Runner::Processor => format!("cpu, {} thread{plural}", self.threads),
             Runner::Gpu(found) => format!("cuda, {found}"),
         };
-        format!("{device}, {} ({})", self.machine.precision, self.why)
+        format!("{device}, {} ({})", self.compile_target.precision, self.why)
     }
 
     /// Its executor, with a parameter arena of `elements` elements.
@@ -208,11 +218,15 @@ impl Choice {
                     ..Options::default()
                 };
                 let executor = SimtExecutor::new(elements, options)?;
-                Ok(Box::new(executor.in_precision(self.machine.precision)))
+                Ok(Box::new(
+                    executor.in_precision(self.compile_target.precision),
+                ))
             }
             Runner::Gpu(found) => {
                 let executor = CudaExecutor::new(found.clone(), elements)?;
-                Ok(Box::new(executor.in_precision(self.machine.precision)))
+                Ok(Box::new(
+                    executor.in_precision(self.compile_target.precision),
+                ))
             }
         }
     }

@@ -27,24 +27,24 @@ const SHOWN_CONFUSIONS: usize = 6;
 /// Tokens of each side that are kept for maps.
 const KEPT_TOKENS: usize = 192;
 
-/// The exhibits after one stage.
+/// The qualitative samples after one stage.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Exhibits {
+pub struct QualitativeSamples {
     /// The stage.
     pub stage: String,
     /// Side S of every image, pixels.
     pub side: usize,
     /// Captions found by images, and classes.
-    pub retrieval: Option<RetrievalExhibit>,
+    pub retrieval: Option<RetrievalSamples>,
     /// Where the tower looks.
-    pub attention: Vec<AttentionExhibit>,
+    pub attention: Vec<AttentionSample>,
     /// Tokens on both sides of the connector.
     pub tokens: Option<TokenClouds>,
 }
 
 /// Captions that images of one set find.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct RetrievalExhibit {
+pub struct RetrievalSamples {
     /// The set.
     pub set: SetName,
     /// Its images, and as many captions.
@@ -87,7 +87,7 @@ pub struct Confusion {
 
 /// What the last block of the tower looks at in one image.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct AttentionExhibit {
+pub struct AttentionSample {
     /// The image, as `rgb_text` writes it.
     pub image: String,
     /// Its caption.
@@ -160,7 +160,7 @@ fn rgb_text(image: &[f32], pixels: Pixels) -> String {
     STANDARD.encode(bytes)
 }
 
-/// The bytes [S, S, 3] of an image in an exhibit; nothing where the text is something else.
+/// The bytes [S, S, 3] of an image in an qualitative sample; nothing where the text is something else.
 pub fn rgb_of(text: &str, side: usize) -> Option<Vec<u8>> {
     let bytes = STANDARD.decode(text).ok()?;
     (bytes.len() == 3 * side * side).then_some(bytes)
@@ -214,7 +214,7 @@ pub(super) fn retrieval(
     samples: &[Sample],
     seen: &Seen<'_>,
     name: SetName,
-) -> Result<RetrievalExhibit> {
+) -> Result<RetrievalSamples> {
     let count = samples.len();
     let finds = finds(seen, count);
     let taken = seen.classes.as_ref().map(confused).unwrap_or_default();
@@ -253,7 +253,7 @@ pub(super) fn retrieval(
             of: labels.iter().filter(|label| *label == class).count(),
         })
     });
-    Ok(RetrievalExhibit {
+    Ok(RetrievalSamples {
         set: name,
         images: count,
         best,
@@ -340,7 +340,7 @@ pub(super) fn attention(
     context: EvalContext<'_>,
     set: &dyn EvalSet,
     shape: &BatchShape,
-) -> Result<Vec<AttentionExhibit>> {
+) -> Result<Vec<AttentionSample>> {
     let samples = set.captioned(EXAMPLES);
     let config = &context.config.vision;
     if samples.is_empty() || config.depth == 0 {
@@ -369,7 +369,7 @@ pub(super) fn attention(
     let tokens = tower.len() / samples.len() / config.width;
     let skip = usize::from(config.class_token);
     let image = 3 * side * side;
-    let exhibits = samples.iter().enumerate().map(|(row, sample)| {
+    let qualitative = samples.iter().enumerate().map(|(row, sample)| {
         let packed = &qkv[row * tokens * 3 * config.width..][..tokens * 3 * config.width];
         let heads: Vec<Vec<f32>> = (0..config.heads)
             .map(|head| received(packed, tokens, head, config.heads, skip))
@@ -383,7 +383,7 @@ pub(super) fn attention(
             &tower[at * config.width..(at + 1) * config.width]
         };
         let alike = |other: usize| dot(feature(patch), feature(other));
-        AttentionExhibit {
+        AttentionSample {
             image: rgb_text(&batch.images[row * image..][..image], context.pixels),
             caption: sample.caption.clone(),
             grid: patches.isqrt(),
@@ -392,7 +392,7 @@ pub(super) fn attention(
             heads,
         }
     });
-    Ok(exhibits.collect())
+    Ok(qualitative.collect())
 }
 
 /// The attention that each patch receives in one head of `packed` queries, keys and values [T, 3·H·D]: softmax of

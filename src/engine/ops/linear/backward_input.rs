@@ -5,11 +5,11 @@ use std::any::Any;
 use rayon::prelude::*;
 
 use super::Activation;
-use super::activation::ActivationGradient;
+use super::activation::ActivationBackward;
 use super::tiles::{Tiling, size};
 use crate::launch::{Argument, Launch, kernels};
 use crate::ops::shapes::{expect_float, expect_type, with_columns};
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
 use keel_base::error::Result;
 use keel_cpu::matmul::{self, Rows, RowsMut, Slope};
@@ -20,14 +20,14 @@ const ELEMENTS_PER_TASK: usize = 16 * 1024;
 /// Inputs dy [.., N], weight [N, K], then z [.., K] for the activation or the gradient [.., K] to add to; output dx [.., K].
 /// Never both of the last two: (dy·W + sum) ⊙ f′(z) is left to two ops.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct LinearInputGradient {
+pub(super) struct LinearBackwardInput {
     pub activation: Option<Activation>,
     pub accumulates: bool,
 }
 
-impl Op for LinearInputGradient {
+impl Op for LinearBackwardInput {
     fn name(&self) -> &'static str {
-        "linear_input_gradient"
+        "linear_backward_input"
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
@@ -86,14 +86,14 @@ impl Op for LinearInputGradient {
             copy(sum, dx);
         }
         let dx = RowsMut::new(dx, rows, inner);
-        matmul::linear_input_gradient(dy, weight, dx, self.accumulates, slope, args.workspace);
+        matmul::linear_backward_input(dy, weight, dx, self.accumulates, slope, args.workspace);
     }
 
     fn launches(
         &self,
         inputs: &[TensorType],
         outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let (dy, dx) = (inputs[0], outputs[0]);
         if dx.numel() == 0 {
@@ -101,7 +101,7 @@ impl Op for LinearInputGradient {
         }
         let (rows, columns, inner) = (dx.shape.rows(), dx.shape.columns(), dy.shape.columns());
         let tiling = Tiling::whole([rows, columns, inner], dy.dtype);
-        let kernel = tiling.kernel(kernels::LINEAR_INPUT_GRADIENT_SIZES, dy.dtype)?;
+        let kernel = tiling.kernel(kernels::LINEAR_BACKWARD_INPUT_SIZES, dy.dtype)?;
         let arguments = vec![
             Argument::output(0),
             Argument::input(0),
@@ -131,11 +131,16 @@ impl Op for LinearInputGradient {
         if self.accumulates { &[(0, 2)] } else { &[] }
     }
 
-    fn workspace(&self, inputs: &[TensorType], outputs: &[TensorType], machine: Machine) -> usize {
-        match machine.target {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
+        match compile_target.target {
             Target::Cpu { .. } => {
                 let (inner, columns) = (outputs[0].shape.columns(), inputs[0].shape.columns());
-                matmul::linear_input_gradient_workspace(inner, columns) * size_of::<f32>()
+                matmul::linear_backward_input_workspace(inner, columns) * size_of::<f32>()
             }
             Target::Reference | Target::Cuda => 0,
         }
@@ -143,7 +148,7 @@ impl Op for LinearInputGradient {
 
     fn accumulating(&self) -> Option<Box<dyn Op>> {
         (self.activation.is_none() && !self.accumulates).then(|| {
-            Box::new(LinearInputGradient {
+            Box::new(LinearBackwardInput {
                 accumulates: true,
                 ..*self
             }) as Box<dyn Op>
@@ -152,9 +157,9 @@ impl Op for LinearInputGradient {
 
     fn fused_with(&self, next: &dyn Op) -> Option<Box<dyn Op>> {
         let next: &dyn Any = next;
-        let ActivationGradient { activation } = next.downcast_ref()?;
+        let ActivationBackward { activation } = next.downcast_ref()?;
         (self.activation.is_none() && !self.accumulates).then(|| {
-            Box::new(LinearInputGradient {
+            Box::new(LinearBackwardInput {
                 activation: Some(*activation),
                 ..*self
             }) as Box<dyn Op>

@@ -88,8 +88,8 @@ fn strip_width(tall: usize) -> usize {
     tall.next_multiple_of(8)
 }
 
-/// Floats of workspace for [`linear_weight_gradient`] over `rows` M with `inputs` K and `outputs` N.
-pub fn linear_weight_gradient_workspace(rows: usize, inputs: usize, outputs: usize) -> usize {
+/// Floats of workspace for [`linear_backward_weight`] over `rows` M with `inputs` K and `outputs` N.
+pub fn linear_backward_weight_workspace(rows: usize, inputs: usize, outputs: usize) -> usize {
     let cut = Cut::new(rows, inputs, outputs);
     cut.partials() + cut.tasks() * cut.packing()
 }
@@ -97,8 +97,8 @@ pub fn linear_weight_gradient_workspace(rows: usize, inputs: usize, outputs: usi
 /// dW = dyᵀ x and db = Σ dy over rows; added to what dw and db hold where `accumulate`.
 ///
 /// Shapes: dy [M, N], x [M, K], dw [N, K], db `[N]`. Runs on the current rayon pool. Panics where shapes do not fit or
-/// the workspace is smaller than [`linear_weight_gradient_workspace`].
-pub fn linear_weight_gradient(
+/// the workspace is smaller than [`linear_backward_weight_workspace`].
+pub fn linear_backward_weight(
     dy: Rows<'_>,
     x: Rows<'_>,
     mut dw: RowsMut<'_>,
@@ -117,7 +117,7 @@ pub fn linear_weight_gradient(
         db.as_ref().is_none_or(|db| db.len() == cut.outputs),
         "elements of db"
     );
-    let need = linear_weight_gradient_workspace(cut.rows, cut.inputs, cut.outputs);
+    let need = linear_backward_weight_workspace(cut.rows, cut.inputs, cut.outputs);
     assert!(
         workspace.len() >= need,
         "workspace of {}, needs {need}",

@@ -6,7 +6,7 @@ use super::launches::Sizes;
 use super::tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
 use super::{infer_loss, logits};
 use crate::launch::Launch;
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 use keel_cpu::matmul::{Rows, RowsMut, product};
@@ -91,11 +91,11 @@ fn reference_gradient(inputs: &[&crate::tape::Array], row: usize) -> Option<Vec<
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct HiddenGradient;
+pub(super) struct BackwardHidden;
 
-impl Op for HiddenGradient {
+impl Op for BackwardHidden {
     fn name(&self) -> &'static str {
-        "linear_cross_entropy_hidden_gradient"
+        "linear_cross_entropy_backward_hidden"
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
@@ -154,7 +154,7 @@ impl Op for HiddenGradient {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         Sizes::of(inputs).hidden_gradient()
     }
@@ -167,22 +167,27 @@ impl Op for HiddenGradient {
         Cost::streaming(4.0 * product_size(inputs), inputs, outputs)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], machine: Machine) -> usize {
-        match machine.target {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        _: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
+        match compile_target.target {
             Target::Cuda => Sizes::of(inputs).gradient_workspace(),
-            _ => workspace_bytes(inputs, machine.target),
+            _ => workspace_bytes(inputs, compile_target.target),
         }
     }
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct WeightGradient {
+pub(super) struct BackwardWeight {
     pub(super) accumulates: bool,
 }
 
-impl Op for WeightGradient {
+impl Op for BackwardWeight {
     fn name(&self) -> &'static str {
-        "linear_cross_entropy_weight_gradient"
+        "linear_cross_entropy_backward_weight"
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
@@ -253,7 +258,7 @@ impl Op for WeightGradient {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         Sizes::of(inputs).weight_gradient(self.accumulates)
     }
@@ -266,10 +271,15 @@ impl Op for WeightGradient {
         Cost::streaming(4.0 * product_size(inputs), inputs, outputs)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _: &[TensorType], machine: Machine) -> usize {
-        match machine.target {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        _: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
+        match compile_target.target {
             Target::Cuda => Sizes::of(inputs).gradient_workspace(),
-            _ => workspace_bytes(inputs, machine.target),
+            _ => workspace_bytes(inputs, compile_target.target),
         }
     }
 
@@ -278,7 +288,7 @@ impl Op for WeightGradient {
     }
 
     fn accumulating(&self) -> Option<Box<dyn Op>> {
-        (!self.accumulates).then(|| Box::new(WeightGradient { accumulates: true }) as Box<dyn Op>)
+        (!self.accumulates).then(|| Box::new(BackwardWeight { accumulates: true }) as Box<dyn Op>)
     }
 }
 

@@ -1,12 +1,12 @@
 //! dW = dyᵀ·x with db = Σ over rows of dy, and that sum alone.
 
-use super::input_gradient::copy;
+use super::backward_input::copy;
 use super::tiles::{Tiling, size};
 use crate::launch::kernels::constants::kernel::{MULTIPROCESSORS, WARP_LANES};
 use crate::launch::kernels::constants::linear::ELEMENTWISE_THREADS;
 use crate::launch::{Argument, KernelEntry, Launch, blocks, index, kernels, vector};
 use crate::ops::shapes::expect_float;
-use crate::tape::{Backward, Cost, CpuArgs, Machine, Op, ReferenceArgs, Target, Value};
+use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 use keel_cpu::matmul::{self, Rows, RowsMut};
@@ -15,14 +15,14 @@ use keel_cpu::reduce;
 /// Inputs dy [.., N], x [.., K], then the gradient f32 [N, K] to add to; outputs dW f32 [N, K], then db f32 [N].
 /// Gradients of parameters are f32 whatever the activations are.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct LinearWeightGradient {
+pub(super) struct LinearBackwardWeight {
     pub has_bias: bool,
     pub accumulates: bool,
 }
 
-impl Op for LinearWeightGradient {
+impl Op for LinearBackwardWeight {
     fn name(&self) -> &'static str {
-        "linear_weight_gradient"
+        "linear_backward_weight"
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
@@ -99,7 +99,7 @@ impl Op for LinearWeightGradient {
             // The product adds to both; only dW has something to be added to.
             db.fill(0.0);
         }
-        matmul::linear_weight_gradient(
+        matmul::linear_backward_weight(
             Rows::new(dy, rows, columns),
             Rows::new(x, rows, inner),
             RowsMut::new(dw, columns, inner),
@@ -113,10 +113,10 @@ impl Op for LinearWeightGradient {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let (dy, x) = (inputs[0], inputs[1]);
-        let product = WeightGradient {
+        let product = BackwardWeight {
             rows: dy.shape.rows(),
             columns: dy.shape.columns(),
             inner: x.shape.columns(),
@@ -126,7 +126,7 @@ impl Op for LinearWeightGradient {
         };
         let kernel = product
             .tiling()
-            .kernel(kernels::LINEAR_WEIGHT_GRADIENT_SIZES, dy.dtype)?;
+            .kernel(kernels::LINEAR_BACKWARD_WEIGHT_SIZES, dy.dtype)?;
         let operands = vec![
             Argument::input(0),
             Argument::input(1),
@@ -151,14 +151,19 @@ impl Op for LinearWeightGradient {
         if self.accumulates { &[(0, 2)] } else { &[] }
     }
 
-    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], machine: Machine) -> usize {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
         let (dy, x) = (inputs[0].shape, inputs[1].shape);
-        match machine.target {
+        match compile_target.target {
             Target::Cpu { .. } => {
                 let (rows, inner, columns) = (dy.rows(), x.columns(), dy.columns());
-                matmul::linear_weight_gradient_workspace(rows, inner, columns) * size_of::<f32>()
+                matmul::linear_backward_weight_workspace(rows, inner, columns) * size_of::<f32>()
             }
-            Target::Cuda => WeightGradient {
+            Target::Cuda => BackwardWeight {
                 rows: dy.rows(),
                 columns: dy.columns(),
                 inner: x.columns(),
@@ -173,7 +178,7 @@ impl Op for LinearWeightGradient {
 
     fn accumulating(&self) -> Option<Box<dyn Op>> {
         (!self.accumulates).then(|| {
-            Box::new(LinearWeightGradient {
+            Box::new(LinearBackwardWeight {
                 accumulates: true,
                 ..*self
             }) as Box<dyn Op>
@@ -204,7 +209,7 @@ impl ColumnSum {
 
 /// A weight's gradient as launches, for linear layers and the patch embedding: dW f32 [columns, inner] over `rows` rows,
 /// and db f32 [columns].
-pub(in crate::ops) struct WeightGradient {
+pub(in crate::ops) struct BackwardWeight {
     pub rows: usize,
     pub columns: usize,
     pub inner: usize,
@@ -216,7 +221,7 @@ pub(in crate::ops) struct WeightGradient {
     pub has_bias: bool,
 }
 
-impl WeightGradient {
+impl BackwardWeight {
     /// How the product is cut.
     pub fn tiling(&self) -> Tiling {
         Tiling::split([self.columns, self.inner, self.rows], self.dtype)
@@ -317,7 +322,7 @@ fn sum(
 
 impl Op for ColumnSum {
     fn name(&self) -> &'static str {
-        "linear_bias_gradient"
+        "linear_backward_bias"
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
@@ -344,14 +349,14 @@ impl Op for ColumnSum {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: Machine,
+        _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let dy = inputs[0];
         let (rows, columns) = (dy.shape.rows(), dy.shape.columns());
         if columns == 0 {
             return Ok(Vec::new());
         }
-        let kernel = kernels::LINEAR_BIAS_GRADIENT.of(dy.dtype)?;
+        let kernel = kernels::LINEAR_BACKWARD_BIAS.of(dy.dtype)?;
         let (height, parts) = ColumnSum::parts(dy);
         let across = blocks(kernel, columns, WARP_LANES * vector(dy))?;
         let part = match parts {
@@ -387,9 +392,14 @@ impl Op for ColumnSum {
         Cost::streaming(inputs[0].numel() as f64, inputs, outputs)
     }
 
-    fn workspace(&self, inputs: &[TensorType], _outputs: &[TensorType], machine: Machine) -> usize {
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
         let (rows, columns) = (inputs[0].shape.rows(), inputs[0].shape.columns());
-        match machine.target {
+        match compile_target.target {
             Target::Cpu { .. } => {
                 reduce::sum_over_rows_workspace(rows, columns, columns) * size_of::<f32>()
             }
