@@ -10,7 +10,7 @@ use std::process::Command;
 pub fn count(root: &Path, nvcc: &Path, cache: &Cache, images: &mut [Image]) {
     let Some((reader, version)) = find(root, nvcc) else {
         println!(
-            "cargo:warning=no cuobjdump was found, so `keel kernels` cannot count instructions; `cargo tool nvcc` \
+            "cargo:warning=no cuobjdump was found, so the kernel report cannot count instructions; `cargo tool nvcc` \
              installs one under target/"
         );
         return;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// Macros that this reader looks for in the expanded text, so that it leaves them as they stand.
 const MARKS: [&str; 2] = ["KERNEL", "HOST_CONSTANT"];
 
-/// One parameter of an entry point, as src/launch/kernel.rs has it.
+/// One parameter of an entry point, as src/engine/launch/kernel.rs has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Parameter {
     /// What it points to, by the name of the Rust variant, and whether it is const.

@@ -1,5 +1,5 @@
 //! Writes the tables that the engine includes: every kernel as a constant of its own, so that a name that no source has
-//! does not compile (src/launch.rs), and the sources and images (src/engine/executor/kernel_table.rs).
+//! does not compile (src/engine/launch.rs), and the sources and images (src/engine/executor/kernel_table.rs).
 
 use super::source::{Constant, Kernel, Parameter, Source};
 use super::{Image, stem};

@@ -2,7 +2,7 @@
 #pragma once
 #include "kernel.cuh"
 
-// As src/ops/linear/activation.rs numbers them.
+// As src/engine/ops/linear/activation.rs numbers them.
 enum Activation { kNoActivation, kGeluErf, kGeluTanh, kGeluQuick };
 
 constexpr float kTanhScale = 0.7978845608028654f;  // √(2/π)

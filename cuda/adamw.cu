@@ -4,7 +4,7 @@
 HOST_CONSTANT int kAdamwThreads = 256;
 HOST_CONSTANT int kAdamwElements = 4;
 
-// The numbers of the input `optimizer_scalars`, which all parameters share; src/ops/adamw.rs says what they are.
+// The numbers of the input `optimizer_scalars`, which all parameters share; src/engine/ops/adamw.rs says what they are.
 enum OptimizerScalar { kBeta1, kBeta2, kEpsilon, kLargestNorm, kCorrection1, kCorrection2, kRest1, kRest2, kStep, kGradientScale };
 
 // The numbers of a parameter group in the input `group_scalars`.

@@ -1,6 +1,6 @@
 // Products with a weight matrix: y = f(x·Wᵀ + b) and its gradients. Row-major tensors throughout; nothing is transposed in
 // memory, because fragments are read from shared memory either way round. Every product comes in two sizes: tiles of
-// 128×128, and of 64×64 (`_small`) where the large ones would not fill the chip; src/ops/linear/tiles.rs chooses.
+// 128×128, and of 64×64 (`_small`) where the large ones would not fill the chip; src/engine/ops/linear/tiles.rs chooses.
 #include "activation.cuh"
 #include "weight_gradient.cuh"
 

@@ -34,7 +34,7 @@ HOST_CONSTANT int kLargeTile = 128, kSmallTile = 64, kStepBytes = 64;
 template <class T> constexpr int kStep = kStepBytes / int(sizeof(T));
 
 // The shapes in use: the large one where there are tiles enough to fill the chip, the small one elsewhere. Rust chooses, in
-// src/ops/linear/tiles.rs. f32 has three registers to bf16's one for each fragment, so more and smaller warps, and stages
+// src/engine/ops/linear/tiles.rs. f32 has three registers to bf16's one for each fragment, so more and smaller warps, and stages
 // twice as heavy, so shorter ones.
 template <class T> struct ProductShapes;
 template <> struct ProductShapes<bf16> {

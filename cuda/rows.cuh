@@ -1,6 +1,6 @@
 // Rows held in registers: a group of kWarps warps takes one row, 16 elements a thread, so that a row is read once however
 // often its sums are needed. One warp holds 512 columns, 4 warps 2048, 16 warps 8192; the host chooses
-// (src/ops/rows.rs). Thread t of a group holds the 16-byte vectors t, t + threads, t + 2·threads, ... of its row.
+// (src/engine/ops/rows.rs). Thread t of a group holds the 16-byte vectors t, t + threads, t + 2·threads, ... of its row.
 #pragma once
 #include "elem.cuh"
 #include "reduce.cuh"

@@ -1,6 +1,6 @@
 """A whole model that `keel export --part model` wrote, put together from transformers' own towers and decoders.
 
-The folder says everything: the tower's and decoder's settings, the chat's layout, how pictures are prepared and cut into
+The folder says everything: the tower's and decoder's settings, the chat's layout, how images are prepared and cut into
 tiles. No modelling code of anybody's but transformers' is run.
 """
 
@@ -51,7 +51,7 @@ def part(kind, settings: dict, tensors: dict, prefix: str):
 
 
 class Assembled:
-    """Answers questions about pictures, greedily."""
+    """Answers questions about images, greedily."""
 
     def __init__(self, folder: Path, device: str = "cpu"):
         if not (folder / "tokenizer.json").exists():
@@ -76,7 +76,7 @@ class Assembled:
         self.tiler = GotOcr2ImageProcessorPil()
 
     def whole(self, picture: Image.Image) -> numpy.ndarray:
-        """A picture at the tower's size: its shorter edge scaled and the middle cut out, or, as tiles are, stretched to it."""
+        """An image at the tower's size: its shorter edge scaled and the middle cut out, or, as tiles are, stretched to it."""
         size, resample = self.prepared["size"], self.prepared["resample"]
         if self.most_tiles > 1 or "shortest_edge" not in size:
             return numpy.array(picture.resize((self.side, self.side), resample=resample))
@@ -86,7 +86,7 @@ class Assembled:
         return numpy.array(scaled.crop((left, top, left + self.side, top + self.side)))
 
     def squares(self, pictures: list[Image.Image]) -> list[numpy.ndarray]:
-        """One picture in tiles with the whole of it behind them, where the model has seen tiles; several each whole."""
+        """One image in tiles with the whole of it behind them, where the model has seen tiles; several each whole."""
         if len(pictures) != 1 or self.most_tiles < 2:
             return [self.whole(picture) for picture in pictures]
         size = SizeDict(height=self.side, width=self.side)
@@ -96,7 +96,7 @@ class Assembled:
         )
 
     def image_tokens(self, squares: list[numpy.ndarray]) -> torch.Tensor:
-        """What stands for the pictures in the language model's input [N·Ti, H]."""
+        """What stands for the images in the language model's input [N·Ti, H]."""
         mean, deviation = (torch.tensor(self.prepared[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
         pixels = torch.from_numpy(numpy.stack(squares)).permute(0, 3, 1, 2) / 255.0
         pixels = ((pixels - mean) / deviation).to(self.device, self.tower.dtype)
@@ -112,7 +112,7 @@ class Assembled:
         return x @ second_weight.T + second_bias
 
     def prompt(self, question: str, squares: int, pictures: int) -> list[int]:
-        """The ids up to the answer. Of several pictures each stands at its `<image>`, or all before the question."""
+        """The ids up to the answer. Of several images each stands at its `<image>`, or all before the question."""
         one = "<IMG_CONTEXT>" * (self.grid // self.factor) ** 2
         if pictures == 1:
             question = f"<img>{one * squares}</img>\n{question.replace('<image>', '')}"

@@ -1,9 +1,9 @@
-"""Goldens of tokenisers and chat layouts: verify/goldens/chat.
+"""Goldens of tokenizers and chat layouts: verify/goldens/chat.
 
     python -m pip install transformers jinja2
     python tools/golden_chat.py
 
-A small byte-level tokeniser in Qwen's form (its pre-tokeniser, its control tokens) is learned from a few lines, and the
+A small byte-level tokenizer in Qwen's form (its pre-tokenizer, its control tokens) is trained from a few lines, and the
 transformers library lays conversations out with the chat templates of Qwen2.5 and Qwen3, reduced to what conversations
 without tools use. InternVL's layout is written as its training code does: each turn a string that is tokenised alone.
 Each case holds text, ids, and which of the ids are supervised.
@@ -74,7 +74,7 @@ CONVERSATIONS = [
 ]
 
 
-def tokeniser() -> Tokenizer:
+def tokenizer() -> Tokenizer:
     made = Tokenizer(models.BPE())
     made.normalizer = normalizers.NFC()
     made.pre_tokenizer = pre_tokenizers.Sequence(
@@ -108,7 +108,7 @@ def supervised_by_prefix(prefixes: list[list[int]], wholes: list[list[int]], clo
 
 
 def picture(question: str, conversation: dict, index: int) -> str:
-    """A question with the tokens of its pictures: at its marks, or before the first question."""
+    """A question with the tokens of its images: at its marks, or before the first question."""
     tokens = "<img>" + "<IMG_CONTEXT>" * IMAGE_TOKENS + "</img>"
     if conversation.get("marked"):
         return question.replace("<image>", tokens)
@@ -163,11 +163,11 @@ def internvl(fast, conversation: dict, system: str | None, between: str) -> dict
 
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
-    made = tokeniser()
+    made = tokenizer()
     path = OUT / "tokenizer.json"
     made.save(str(path))
     file_size = made.get_vocab_size(with_added_tokens=True)
-    # What Keel adds for pictures, in its order.
+    # What Keel adds for images, in its order.
     made.add_special_tokens(
         [AddedToken(name, special=True, normalized=False) for name in ("<img>", "<IMG_CONTEXT>", "</img>")]
     )

@@ -3,7 +3,7 @@
     python -m pip install pyarrow pillow
     python tools/golden_parquet.py
 
-expected.json holds for every file the pairs in order: words, and the colour of the picture's first pixel.
+expected.json holds for every file the pairs in order: words, and the colour of the image's first pixel.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
     for packing in ("zstd", "lz4"):
         write(f"captions-{packing}", pa.table(columns), [captioned(i) for i in count], **small, compression=packing)
 
-    # LLaVA's conversations beside a list of pictures; every fifth is text alone.
+    # LLaVA's conversations beside a list of images; every fifth is text alone.
     def conversation(i: int) -> list:
         said = []
         for turn in range(turns(i)):
@@ -119,7 +119,7 @@ def main() -> None:
     })
     write("texts", table, [pair(i) for i in range(6)])
 
-    # What is counted: no picture, an empty answer, no words at all; and two pictures, which are read. And what is refused whole.
+    # What is counted: no image, an empty answer, no words at all; and two images, which are read. And what is refused whole.
     table = pa.table({
         "images": pa.array([[picture(0)], [], [picture(1), picture(2)], None, [picture(3)], [picture(4)]], pa.list_(IMAGE)),
         "question": ["q", "q", "q", "q", "q", "q"],

@@ -1,4 +1,4 @@
-"""Makes verify/goldens/processors: what transformers' image processors make of pictures, with the settings they save.
+"""Makes verify/goldens/processors: what transformers' image processors make of images, with the settings they save.
 
 Needs transformers with its Pillow backend, Pillow 12.2 or older, numpy and safetensors. Run from the repository root.
 """
@@ -17,7 +17,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 FOLDER = Path("verify/goldens/processors")
 SIDE = 32
 SQUARE = {"height": SIDE, "width": SIDE}
-# Of CLIP and AIMv2; of SigLIP; of DINOv2, which cuts its square out of a larger picture.
+# Of CLIP and AIMv2; of SigLIP; of DINOv2, which cuts its square out of a larger image.
 PROCESSORS = {
     "clip": CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SQUARE),
     "siglip": SiglipImageProcessorPil(size=SQUARE),

@@ -1,8 +1,8 @@
-"""Makes verify/goldens/tiles.safetensors: grids of pictures of many sizes, and some pictures cut, by transformers.
+"""Makes verify/goldens/tiles.safetensors: grids of images of many sizes, and some images cut, by transformers.
 
 Needs torch, transformers with its Pillow backend, Pillow 12.2 or older, numpy and safetensors. Run from the repository root.
 `grids` i32 [N, 5] holds width, height, most tiles, columns, rows for tiles of 16 pixels; `<case>/input.picture` i32 [H, W, 3] and
-`<case>/value.tiles` i32 [n, 16, 16, 3] are pictures and their tiles, the whole picture last.
+`<case>/value.tiles` i32 [n, 16, 16, 3] are images and their tiles, the whole image last.
 """
 
 import json

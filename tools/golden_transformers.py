@@ -2,8 +2,8 @@
 
 Each folder holds config.json and model.safetensors, and expected.safetensors with an input, a cotangent of the last value
 and the hidden states that transformers computes from the input in f64 (its norms and softmax round to f32 even so). In
-resized.safetensors are pictures of other sizes with what the tower makes of them, its positions scaled. Families that pool
-their tokens have pooled.safetensors with a picture and its pooled output, and pooled/ with the gradients of that. In
+resized.safetensors are images of other sizes with what the tower makes of them, its positions scaled. Families that pool
+their tokens have pooled.safetensors with an image and its pooled output, and pooled/ with the gradients of that. In
 gradients/ lies the same folder once more with the gradient of every parameter in its place, so that what reads weights
 reads gradients. Families whose authors publish other names have a folder with those names too, made from the same model by
 renaming. Run: python tools/golden_transformers.py (versions are recorded in the files).
@@ -72,7 +72,7 @@ def save_gradients(model: torch.nn.Module, folder: Path, name: str) -> None:
 
 
 def save_pooled(family: str, model, folder: Path) -> None:
-    """What the tower makes of a picture as one row, and the gradients of that."""
+    """What the tower makes of an image as one row, and the gradients of that."""
     model.zero_grad()
     pixels = picture(100 + len(family))
     pooled = model(**seen(family, pixels)).pooler_output
@@ -96,9 +96,9 @@ def picture(seed: int, side: int = 32) -> torch.Tensor:
 
 
 def seen(family: str, pixels: torch.Tensor) -> dict:
-    """The arguments that show a model a picture of any size."""
+    """The arguments that show a model an image of any size."""
     if "naflex" in family:
-        # (row, column, colour) within a patch, as the library's image processor lays pictures out.
+        # (row, column, colour) within a patch, as the library's image processor lays images out.
         grid = pixels.shape[-1] // 8
         rows = pixels.reshape(1, 3, grid, 8, grid, 8).permute(0, 2, 4, 3, 5, 1).reshape(1, grid * grid, 192)
         return {

@@ -1,5 +1,5 @@
 """Makes verify/goldens/metrics.safetensors: metrics by scikit-learn, POT, SciPy and CLIP_benchmark-style code, and
-corrupted pictures by SciPy and Pillow.
+corrupted images by SciPy and Pillow.
 
 Needs numpy, torch, scikit-learn, POT, SciPy and Pillow. Run from the repository root: python tools/metric_goldens.py [--check]
 """
@@ -148,7 +148,7 @@ def spaces(golden: Golden, expected: dict) -> None:
 
 
 def pictures(golden: Golden, expected: dict) -> None:
-    """A picture of broad waves and a sharp square, blurred and saved as JPEG."""
+    """An image of broad waves and a sharp square, blurred and saved as JPEG."""
     side = 40
     y, x = np.mgrid[0:side, 0:side]
     planes = [np.sin(x / 5 + k) * np.cos(y / 7 - k) * 0.7 for k in range(3)]

@@ -3,10 +3,10 @@
     python -m pip install torch transformers safetensors pillow
     python tools/rehearsal.py [--folder FOLDER] [--vlmevalkit CHECKOUT]
 
-A random tower in AIMv2's form and a random decoder in Qwen2's form with a tokeniser of its own are written as their library
-writes them; pictures with conversations stand beside them, some of them wide, and some conversations about none. `keel train`
-refines them in three stages, the last on pictures cut into tiles, two samples to a sequence, with a contrast beside text;
-`keel export` writes them back, and transformers loads what was written. Both then answer questions about pictures and about two
+A random tower in AIMv2's form and a random decoder in Qwen2's form with a tokenizer of its own are written as their library
+writes them; images with conversations stand beside them, some of them wide, and some conversations about none. `keel train`
+refines them in three stages, the last on images cut into tiles, two samples to a sequence, with a contrastive loss beside text;
+`keel export` writes them back, and transformers loads what was written. Both then answer questions about images and about two
 at once, greedily, transformers on the tiles of its own processor: every answer must be the same, token by token, as far as it goes or for 24
 tokens. With a checkout of VLMEvalKit (`tools/vlmevalkit.py` says what it needs), its `run.py` evaluates the exported model on
 a benchmark of multiple choice, and `keel eval --bench` answers the same file: the answers and the score must be the same.
@@ -29,7 +29,7 @@ from PIL import Image, ImageDraw
 from transformers import Aimv2VisionConfig, Aimv2VisionModel, Qwen2Config, Qwen2ForCausalLM
 
 from assembled import Assembled, loaded
-from golden_chat import tokeniser
+from golden_chat import tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE, PATCH, WIDTH = 64, 8, 64
@@ -37,7 +37,7 @@ COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220), 
 # Tokens of an answer that are compared.
 MOST = 24
 SHAPES = ["square", "circle", "triangle"]
-# Tiles of a picture, at most.
+# Tiles of an image, at most.
 TILES = 4
 # The benchmark's name, its questions and their options.
 BENCHMARK, CHOICES = "rehearsal", 24
@@ -45,7 +45,7 @@ OPTIONS = dict(zip("ABCD", COLOURS))
 
 
 def drawn(number: int) -> tuple[str, str, int]:
-    """Shape, colour and width of a picture."""
+    """Shape, colour and width of an image."""
     return SHAPES[number % 3], list(COLOURS)[number // 3 % 4], 2 * SIDE if number % 4 == 1 else SIDE
 
 
@@ -70,7 +70,7 @@ def choice(colour: str) -> tuple[str, str]:
 
 
 def pairs(folder: Path) -> list[tuple[list[Path], str]]:
-    """Pictures and their conversations in LLaVA's form, one a line; returns what is asked in the end, and of which pictures."""
+    """Images and their conversations in LLaVA's form, one a line; returns what is asked in the end, and of which images."""
     folder.mkdir()
     generator = numpy.random.default_rng(7)
     lines, asked = [], []
@@ -79,7 +79,7 @@ def pairs(folder: Path) -> list[tuple[list[Path], str]]:
         at = tuple(int(x) for x in generator.integers(20, [width - 20, 44]))
         name = f"{number:03}.png"
         draw(shape, colour, at, width).save(folder / name)
-        # A contrast needs answers that tell one picture from another.
+        # A contrastive loss needs answers that tell one image from another.
         question, answer = [
             ("<image>\nWhat is this?", f"a {colour} {shape} at {at[0]} {at[1]}"),
             ("<image>\nWhich colour is it?", f"{colour} like the {shape} at {at[0]} {at[1]}"),
@@ -107,7 +107,7 @@ def backbones(folder: Path) -> None:
         patch_size=PATCH, use_head=False,
     )
     Aimv2VisionModel(tower).save_pretrained(folder / "tower")
-    words = tokeniser()
+    words = tokenizer()
     decoder = Qwen2Config(
         vocab_size=words.get_vocab_size(with_added_tokens=True), hidden_size=WIDTH, intermediate_size=160,
         num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
@@ -179,9 +179,9 @@ def evaluate(folder: Path, checkpoint: str, checkout: Path) -> None:
     import pandas
 
     left = next((folder / "outputs" / "model").glob("T*"))
-    predictions = pandas.read_excel(left / f"whole_{BENCHMARK}.xlsx", dtype=str, keep_default_na=False)
+    predictions = pandas.read_excel(left / f"model_{BENCHMARK}.xlsx", dtype=str, keep_default_na=False)
     theirs = dict(zip(predictions["index"], predictions["prediction"]))
-    score = pandas.read_csv(left / f"whole_{BENCHMARK}_acc.csv")["Overall"][0]
+    score = pandas.read_csv(left / f"model_{BENCHMARK}_acc.csv")["Overall"][0]
     printed = keel(folder, "eval", checkpoint, "--bench", str(table.resolve()), "--wording", "vlmevalkit", "--json")
     kept = next((folder / "run" / "evaluations").glob(f"*{BENCHMARK}.jsonl")).read_text().splitlines()
     wrong = [row for row in map(json.loads, kept) if row["prediction"] != theirs[row["index"]]]

@@ -34,7 +34,7 @@ def model_class():
 
         def generate_inner(self, message, dataset=None):
             pictures = [Image.open(item["value"]) for item in message if item["type"] == "image"]
-            # One picture stands before the text, wherever it came.
+            # One image stands before the text, wherever it came.
             mark = "<image>\n" if len(pictures) > 1 else ""
             texts = [item["value"] if item["type"] == "text" else mark for item in message]
             return self.model.answer(pictures, "".join(texts), MOST)[0]

@@ -307,7 +307,7 @@ fn arms_begin_from_a_published_tower_and_train_on_the_users_pairs() {
     let given = ["--vision", "tower", "--data", "pairs"];
     let answer = keel(path, &[&args_of_plan[..], &given].concat()).fine();
     assert!(
-        answer.stdout.contains("data: 8 pairs of pairs"),
+        answer.stdout.contains("data: 8 samples of pairs"),
         "{answer:#?}"
     );
     let found = results(&path.join("out"));

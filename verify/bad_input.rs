@@ -143,7 +143,7 @@ fn a_few_broken_images_are_passed_over_and_reported_at_the_end() {
     let mut further = vec!["--data", "pairs", "--out", "run"];
     further.extend(DRAWS_PAIRS);
     let answer = train(folder.path(), &further).fine();
-    let opened = "data: 40 pairs of pairs; left out 1 of 41 samples when the data were opened: 1 no caption (";
+    let opened = "data: 40 samples of pairs; left out 1 of 41 samples when the data were opened: 1 no caption (";
     assert!(answer.stdout.contains(opened), "{answer:#?}");
     let ended = "left out of the data: 1 of 41 samples when the data were opened";
     let log = fs::read_to_string(folder.path().join("run/log.txt")).unwrap();

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use keel::units::{bytes, counted, flops, grouped};
+use keel::units::{bytes, counted, duration, flops, grouped};
 
 use crate::bad_input::{DRAWS_PAIRS, everything_in, pairs, place, train};
 use crate::command::{Answer, keel, tiny_recipe};
@@ -342,7 +342,7 @@ fn a_plan_that_fails_prints_nothing_of_itself() {
     let path = folder.path();
     // The first stages can be planned, the last cannot.
     let budget = ["plan", "--recipe", "tiny", "--memory-budget", "100K"];
-    let answer = keel(path, &budget).refused(&["--memory-budget"]);
+    let answer = keel(path, &budget).refused(&["--memory-budget", ", in stage "]);
     assert_eq!(answer.stdout, "");
     let stage = ["plan", "--recipe", "tiny", "--stage", "none"];
     assert_eq!(keel(path, &stage).refused(&["--stage"]).stdout, "");
@@ -455,6 +455,8 @@ fn units_change_before_a_number_rounds_to_nothing_or_to_five_digits() {
     assert_eq!(counted(1, "step"), "1 step");
     assert_eq!(counted(0, "step"), "0 steps");
     assert_eq!(counted(60_033, "parameter"), "60,033 parameters");
+    assert_eq!(duration(5), "5 s");
+    assert_eq!(duration(446), "7 min 26 s");
 }
 
 #[test]

@@ -505,11 +505,12 @@ fn every_test_that_documentation_names_exists() {
         .filter(|page| !page.starts_with("docs/reference/"))
     {
         let text = read(page);
+        // Tests and their modules are lower case; constants and methods of types are not tests.
         let names = text.split('`').skip(1).step_by(2).filter(|name| {
             name.contains("::")
                 && name
                     .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || "_:".contains(c))
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_:".contains(c))
         });
         for name in names {
             seen += 1;
@@ -523,6 +524,65 @@ fn every_test_that_documentation_names_exists() {
     }
     assert!(seen >= 40, "only {seen} tests are named");
     assert!(missing.is_empty(), "no such tests:\n{}", missing.join("\n"));
+}
+
+/// What the table of packages on the architecture page calls an import of every package.
+const EVERY_PACKAGE: &str = "all of them";
+
+/// The packages that a `Cargo.toml` lists under `[dependencies]`, of this repository alone and without `keel-`.
+fn imports_of(manifest: &str) -> BTreeSet<String> {
+    let manifest = read(manifest);
+    let (_, dependencies) = manifest
+        .split_once("\n[dependencies]\n")
+        .expect("every package stands on something, if only on other people's");
+    dependencies
+        .lines()
+        .take_while(|line| !line.starts_with('['))
+        .filter_map(|line| {
+            Some(
+                line.strip_prefix("keel-")?
+                    .split(['.', ' '])
+                    .next()?
+                    .to_owned(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn the_architecture_page_lists_every_package_with_what_it_imports() {
+    let page = read("docs/architecture.md");
+    let rows: BTreeMap<&str, Vec<&str>> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `src"))
+        .map(|row| row.split('|').map(str::trim).collect::<Vec<_>>())
+        .filter(|cells| cells.get(1).is_some_and(|name| name.starts_with("keel")))
+        .map(|cells| (cells[0].trim_matches(['/', '`']), cells[1..].to_vec()))
+        .collect();
+    let packages: BTreeSet<String> = checkout()
+        .iter()
+        .filter_map(|path| path.strip_prefix("src/")?.strip_suffix("/Cargo.toml"))
+        .map(str::to_owned)
+        .collect();
+    let listed: BTreeSet<String> = rows.keys().map(|name| (*name).to_owned()).collect();
+    // The program itself lies in src with nothing after it.
+    let expected: BTreeSet<String> = packages.iter().cloned().chain([String::new()]).collect();
+    assert_eq!(listed, expected, "the rows of the table of packages");
+    for (folder, cells) in rows {
+        let (package, manifest) = match folder {
+            "" => ("keel".to_owned(), "Cargo.toml".to_owned()),
+            folder => (format!("keel-{folder}"), format!("src/{folder}/Cargo.toml")),
+        };
+        assert_eq!(cells[0], package, "the package of src/{folder}");
+        let others = packages.iter().filter(|other| *other != folder);
+        let said: BTreeSet<String> = match cells[2] {
+            EVERY_PACKAGE if folder.is_empty() => packages.clone(),
+            EVERY_PACKAGE => others.cloned().collect(),
+            "–" => BTreeSet::new(),
+            list => list.split(", ").map(str::to_owned).collect(),
+        };
+        assert_eq!(said, imports_of(&manifest), "what {package} imports");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
-"""The Python side of bench/data.rs: makes the pictures, and times Pillow and torchvision on one core.
+"""The Python side of bench/data.rs: makes the images, and times Pillow and torchvision on one core.
 
     data.py make FOLDER COUNT      photographs of broad waves and noise, JPEG of quality 90 and PNG
-    data.py time FOLDER KIND       a line for each peer: name, tab, pictures a second
+    data.py time FOLDER KIND       a line for each peer: name, tab, images a second
 """
 
 import io

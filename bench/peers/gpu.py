@@ -1,4 +1,4 @@
-"""What `keel kernels --time` and the step `vit_large` compute, in PyTorch on the same card: the peers of the kernels.
+"""What `kernel-report --time` and the step `vit_large` compute, in PyTorch on the same card: the peers of the kernels.
 
     python bench/peers/gpu.py --device cuda              every op and the step, one JSON line each
     python bench/peers/gpu.py --device cpu --tiny        the same code at shapes that take no time
@@ -32,7 +32,7 @@ CACHE_BYTES = 256 * 1024 * 1024
 
 
 class Sizes(NamedTuple):
-    """As `Size::Large` and `Size::Tiny` of src/kernels/examples.rs."""
+    """As `Size::Large` and `Size::Tiny` of tools/kernels/examples.rs."""
 
     images: int
     tokens: int

@@ -6,7 +6,7 @@
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kMinusInfinity = -__builtin_huge_valf();
 
-// The sizes of one attention, as src/ops/attention/geometry.rs has them.
+// The sizes of one attention, as src/engine/ops/attention/geometry.rs has them.
 struct Geometry {
     int batch, heads, group, dim;     // B, H, H / Hk, D
     int query_tokens, key_tokens;     // Tq, T

@@ -1,4 +1,4 @@
-// The emulator's C interface, as Rust sees it (src/executor/simt/ffi.rs mirrors every declaration).
+// The emulator's C interface, as Rust sees it (src/engine/executor/simt/ffi.rs mirrors every declaration).
 // Arguments are passed exactly as cuLaunchKernel takes them: one pointer to each value, in order.
 #pragma once
 #include <stddef.h>

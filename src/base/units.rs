@@ -34,6 +34,14 @@ pub fn flops(count: f64) -> String {
     }
 }
 
+/// So many seconds in minutes and seconds: `7 min 26 s`, and without minutes below one.
+pub fn duration(seconds: u64) -> String {
+    match seconds / 60 {
+        0 => format!("{seconds} s"),
+        minutes => format!("{minutes} min {} s", seconds % 60),
+    }
+}
+
 /// A whole number with separators between thousands: `309,984,256`.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();

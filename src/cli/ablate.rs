@@ -11,7 +11,7 @@ use super::{
     ComputeArgs, DataArgs, Failure, WeightsArgs, announce, heading, open_pairs, print_line,
 };
 use keel_base::error::{Error, Result};
-use keel_base::units::flops;
+use keel_base::units::{duration, flops};
 use keel_report::ablation_table;
 use keel_train::{Ablation, AblationOptions, AblationPlan, AblationResults, write_results};
 
@@ -86,9 +86,8 @@ pub(super) fn run(args: &AblateArgs) -> Result<(), Failure> {
     write_results(&out, &results, &table)?;
     let seconds = start.elapsed().as_secs();
     print_line(format!(
-        "\n{table}\n{} min {} s; results.json and table.md are in {}",
-        seconds / 60,
-        seconds % 60,
+        "\n{table}\n{}; results.json and table.md are in {}",
+        duration(seconds),
         out.display()
     ))?;
     Ok(())

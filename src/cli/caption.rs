@@ -50,5 +50,10 @@ pub(super) fn run(args: &CaptionArgs) -> Result<()> {
     };
     let answer = run.ask(&args.images, &args.question, sampling)?;
     print_warnings(&run.take_warnings());
+    if answer.is_empty() {
+        // A bare empty line looks like a program that did not run.
+        let note = "the answer is empty: the model ended it with its first token";
+        print_warnings(&[note.to_owned()]);
+    }
     print_line(answer)
 }

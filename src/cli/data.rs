@@ -68,7 +68,7 @@ struct ShowArgs {
     /// Image resolution.
     #[arg(long, default_value = "64", value_name = "PIXELS", value_parser = count, help_heading = heading::DATA)]
     image_size: usize,
-    /// Your own data, for the task pairs; may be repeated.
+    /// Your own data, for the task samples; may be repeated.
     #[arg(long, value_name = "SPEC", help_heading = heading::DATA)]
     data: Vec<String>,
     /// Draw the images as one PNG file.
@@ -156,7 +156,7 @@ fn check(args: &CheckArgs) -> Result<()> {
         .sizes
         .map(|[width, height]| format!("{width} × {height}"));
     print_line(format!(
-        "{} images of {} in files: {least} to {most}, half of them at most {median}; {} came before",
+        "{} images of {} in files: {least} to {most}, half of them at most {median}; {} duplicates",
         images.count,
         bytes(images.bytes),
         images.duplicates,
@@ -172,10 +172,10 @@ fn check(args: &CheckArgs) -> Result<()> {
     }
     let words = &census.words;
     print_line(format!(
-        "{} answers; {} samples say what came before",
+        "{} answers; {} samples repeat the text of an earlier one",
         words.answers, words.duplicates
     ))?;
-    print_line("tokens of the embedded tokeniser in a conversation, the image's left out:")?;
+    print_line("tokens of a conversation in the embedded tokenizer, image tokens not counted:")?;
     let bounds = TOKEN_BOUNDS.iter().map(|bound| format!("up to {bound}"));
     let bounds = bounds.chain([format!("more, up to {}", words.most_tokens)]);
     for (bound, count) in bounds.zip(words.tokens).filter(|(_, count)| *count > 0) {

@@ -67,7 +67,7 @@ enum Command {
     Export(export::ExportArgs),
     /// Show what a Hugging Face folder holds, and whether it can be trained.
     Inspect(inspect::InspectArgs),
-    /// Show what is known of the CUDA kernels, or time them.
+    /// List the CUDA kernels, or show what one computes and costs.
     Kernels(kernels::KernelsArgs),
     /// Show what this machine and this build offer, and how to get what is missing.
     Doctor(doctor::DoctorArgs),

@@ -152,7 +152,7 @@ impl WeightsArgs {
 pub(super) struct DataArgs {
     /// Your own data: an image folder with captions, WebDataset shards such as pairs-{000..009}.tar, a .json or .jsonl list of
     /// captions or conversations, an InternVL data mixture, or a .tsv, .csv or .parquet table. SPEC=2 repeats its samples
-    /// twice an epoch; may be repeated. Stages draw from them as the task `pairs`.
+    /// twice an epoch; may be repeated. Stages draw from them as the task `samples`.
     #[arg(long = "data", value_name = "SPEC", help_heading = heading::DATA)]
     pub specs: Vec<String>,
 }
@@ -171,6 +171,9 @@ pub(super) fn open_pairs(specs: &[String]) -> Result<Option<Arc<dyn PairSource>>
         None => String::new(),
     };
     let named = specs.join(", ");
-    print_line(format!("data: {} pairs of {named}{left_out}", pairs.len()))?;
+    print_line(format!(
+        "data: {} samples of {named}{left_out}",
+        pairs.len()
+    ))?;
     Ok(Some(Arc::new(pairs)))
 }

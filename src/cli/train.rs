@@ -12,7 +12,7 @@ use super::{
     ComputeArgs, DataArgs, Failure, RecipeArgs, WeightsArgs, announce, heading, open_pairs,
     print_line,
 };
-use keel_base::units::bytes;
+use keel_base::units::{bytes, duration};
 use keel_report::stage_table;
 use keel_train::{LocalDisk, PublishedWeights, Recipe, Signals, TrainOptions, Trainer, recipe_of};
 use keel_weights::Folder;
@@ -121,9 +121,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
         let left_out = recipe.begin_from(&weights)?;
         if !left_out.is_empty() {
             let stages = left_out.join(", ");
-            print_line(format!(
-                "left out: {stages}, which stand in for the weights given"
-            ))?;
+            print_line(format!("left out: {stages}, replaced by the weights given"))?;
         }
         let tiles = match &weights.vision {
             Some(folder) => Folder::open(folder)?.most_tiles(),
@@ -188,9 +186,8 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     let seconds = start.elapsed().as_secs();
     let folder = trainer.folder().display().to_string();
     trainer.note(&format!(
-        "{} min {} s; everything is in {folder}; look at {}\nask about an image: keel caption {folder} IMAGE",
-        seconds / 60,
-        seconds % 60,
+        "{}; everything is in {folder}; look at {}\nask about an image: keel caption {folder} IMAGE",
+        duration(seconds),
         report.display(),
     ))?;
     Ok(())

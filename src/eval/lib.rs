@@ -169,7 +169,7 @@ impl Evaluation {
         }
         for asked in &self.questions {
             parts.push(format!(
-                "{} questions {:.1} % (text only {:.1} %)",
+                "{} questions {:.1} % (blind baseline {:.1} %)",
                 asked.vendor,
                 100.0 * asked.accuracy,
                 100.0 * asked.text_only

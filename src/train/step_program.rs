@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::recipe::{Recipe, Stage};
-use keel_base::error::Result;
+use keel_base::error::{Error, Result};
 use keel_data::batch::BatchShape;
 use keel_engine::executor::Session;
 use keel_engine::ops::{self, OptimizerInput, ParameterGroups, StepSettings, UpdateOptions};
@@ -77,6 +77,15 @@ pub fn compile_step(
             ..CompileOptions::new(compile_target)
         },
     )
+    .map_err(|problem| match problem {
+        // A budget that is enough for most stages is too small for one: which one only this caller knows.
+        Error::Setting { what, want, found } => Error::Setting {
+            what,
+            want: format!("{want}, in stage {}", stage.name),
+            found,
+        },
+        other => other,
+    })
 }
 
 /// Floating-point operations of a whole step: every micro-batch, and one update.

@@ -175,7 +175,7 @@ pub fn kernel_text(catalogue: &Catalogue, works: &[Work], size: Size) -> String 
 /// The page `docs/reference/kernels.md`: every kernel with its header's facts and what is known without a GPU.
 pub fn kernel_markdown(catalogue: &Catalogue, works: &[Work]) -> String {
     let mut text = String::from(
-        "# The kernels\n\nWritten by `keel kernels --markdown`, from the headers in `cuda/` and from the images that nvcc \
+        "# The kernels\n\nWritten by `cargo tool kernels --write`, from the headers in `cuda/` and from the images that nvcc \
          built.\nEvery kernel runs in `cargo test` on the emulator against the f64 reference, under six schedules with \
          equal bits. Where two\nnumbers stand, they are for sm_80/sm_90a. Nothing here was measured on a GPU: \
          `tools/gpu-run.sh` does that.\n",

@@ -1,4 +1,4 @@
-// A CUDA driver without a GPU: the functions that src/executor/cuda calls, on the host's memory, with the kernel emulator
+// A CUDA driver without a GPU: the functions that src/engine/executor/cuda calls, on the host's memory, with the kernel emulator
 // to run what is launched. Linked with the emulator's library into a libcuda.so.1 that the tests put before any other.
 //
 // Work on a stream is queued. With `late` it runs only when something waits for it, as late as the driver's contract

@@ -1,4 +1,4 @@
-"""Makes verify/goldens/pictures.safetensors: pictures encoded, decoded, scaled and laid over a colour by Pillow.
+"""Makes verify/goldens/pictures.safetensors: images encoded, decoded, scaled and laid over a colour by Pillow.
 
 Needs Pillow 12.2 or older (13 scales in another order of passes), numpy and safetensors. Run from the repository root.
 """
@@ -26,7 +26,7 @@ SIZES = [
 
 
 def smooth(random, width, height):
-    """A picture that lossy formats keep well: broad waves of colour, a disc of opacity."""
+    """An image that lossy formats keep well: broad waves of colour, a disc of opacity."""
     y, x = np.mgrid[0:height, 0:width]
     phases = random.uniform(0, 6, 3)
     colour = [127 + 120 * np.sin(x / 7 + phase) * np.cos(y / 9 + phase) for phase in phases]
