@@ -15,7 +15,7 @@ const ROUNDS: usize = 5;
 fn main() {
     let recipe = Recipe::load("emoji", &[]).expect("the built-in recipe");
     let config = &recipe.model;
-    let layout = declare(config, recipe.contrastive_loss.into()).expect("the built-in model");
+    let layout = declare(config, recipe.contrastive_loss).expect("the built-in model");
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let cpu = CpuExecutor::new(layout.elements(), threads).expect("memory and threads");
     cpu.write_parameters(0, &initialise(&layout, 1)).unwrap();

@@ -33,7 +33,7 @@ pub fn load(name: &str, selected: &SelectedDevice) -> Lead {
     };
     let recipe = Recipe::parse(path, text, &[]).expect("the benchmark's recipe is valid");
     let stage = recipe.stage(name).expect("one of STEPS, or GPU_STEP");
-    let layout = declare(&recipe.model, recipe.contrastive_loss.into()).expect("valid sizes");
+    let layout = declare(&recipe.model, recipe.contrastive_loss).expect("valid sizes");
     let trained = layout.count(|module| stage.trains.iter().any(|name| name == module));
     let (_, expected) = STEPS
         .into_iter()

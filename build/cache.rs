@@ -28,6 +28,7 @@ impl Cache {
     /// Puts a finished file in its place at once, so that a concurrent build sees all of it or nothing.
     pub fn store(&self, from: &Path, to: &Path) {
         let partial = to.with_extension(format!("{}.part", std::process::id()));
+        // Renamed into place: another build may read the cache at any moment, and must never see half a file.
         std::fs::copy(from, &partial)
             .and_then(|_| std::fs::rename(&partial, to))
             .unwrap_or_else(|error| panic!("cannot store {}: {error}", to.display()));

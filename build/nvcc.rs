@@ -84,6 +84,7 @@ fn flags(source: &Path) -> Vec<String> {
     .map(str::to_owned)
     .to_vec();
     flags.push("-gencode=arch=compute_90a,code=sm_90a".to_owned());
+    // Files of the Hopper tier use instructions that older chips lack.
     if !stem(source).ends_with("_sm90") {
         flags.push("-gencode=arch=compute_80,code=sm_80".to_owned());
         flags.push("-gencode=arch=compute_80,code=compute_80".to_owned());
@@ -160,6 +161,8 @@ fn prove(path: &Path, cache: &Cache) -> Result<Nvcc, String> {
     if !version.status.success() || !version_text.contains("Cuda compilation tools") {
         return Err("it does not answer --version as nvcc does".to_owned());
     }
+    // An nvcc without a host compiler answers --version and compiles nothing, so it is tried once; the proof is kept
+    // under what it depends on.
     let mut settings = flags(Path::new("trial"));
     settings.push(version_text.clone());
     settings.push(path.display().to_string());

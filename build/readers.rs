@@ -19,6 +19,7 @@ pub fn count(root: &Path, nvcc: &Path, cache: &Cache, images: &mut [Image]) {
         .iter()
         .map(|image| {
             let name = image.fatbin.file_stem().expect("a cached file has a name");
+            // Of the image, the disassembler and the counting: a census is as old as the youngest of them.
             let settings = [
                 name.to_string_lossy().into_owned(),
                 version.clone(),
@@ -82,11 +83,12 @@ fn disassemble(reader: &Path, image: &Path) -> Result<String, String> {
         .arg(image)
         .output()
         .map_err(|error| error.to_string())?;
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => Err(String::from_utf8_lossy(&output.stderr)
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr)
             .lines()
             .collect::<Vec<_>>()
-            .join(" ")),
+            .join(" "))
     }
 }

@@ -46,11 +46,13 @@ fn instruction(line: &str) -> Option<String> {
     if word == "{" {
         word = words.next()?;
     }
+    // A predicate stands before the instruction that it guards.
     if word.starts_with('@') {
         word = words.next()?;
     }
     let mut parts = word.trim_end_matches(';').split('.');
     let base = parts.next()?;
+    // Padding between kernels, and lines of encoding that have no name.
     if base == "NOP" || !base.starts_with(|c: char| c.is_ascii_uppercase()) {
         return None;
     }

@@ -110,6 +110,7 @@ impl Reader<'_> {
                 }
                 continue;
             };
+            // What stands before a directive is expanded with the macros of that place: the next line may redefine one.
             self.expand_text(&std::mem::take(&mut plain), file);
             let directive = directive.trim();
             let (word, rest) = directive
@@ -204,6 +205,7 @@ impl Reader<'_> {
                     self.substitute(&token.text, found, parameters, &arguments, active)
                 }
             };
+            // A macro is not expanded inside itself, as the standard has it; otherwise a recursive one would never end.
             active.push(token.text.clone());
             out.extend(self.expand(&body, active));
             active.pop();
@@ -246,6 +248,8 @@ impl Reader<'_> {
                 Some(index) => self.expand(&arguments[index], active),
                 None => vec![token.clone()],
             };
+            // Arguments beside a ## are pasted as written, all others expanded first: the standard's rule, by which
+            // kernels' names are made.
             let joins = follows && !left_is_empty;
             left_is_empty = piece.is_empty() && !joins;
             if joins
@@ -433,6 +437,7 @@ fn arguments(tokens: &[Token], at: usize) -> (Vec<Vec<Token>>, usize) {
             ")" | "}" | "]" => depth -= 1,
             _ => {}
         }
+        // The parentheses of the list itself are not part of any argument.
         let is_outer = matches!((depth, token.text.as_str()), (1, "(") | (0, ")"));
         match depth {
             0 => return (list, index + 1),

@@ -103,6 +103,7 @@ fn families(text: &mut String, kernels: &[&Kernel]) {
             members.entry(base).or_default().push((variant, kernel));
         }
     }
+    // A kernel of one type alone is named by its constant; a family of one would only be a second name.
     members.retain(|_, list| list.len() > 1);
     let mut sizes: BTreeMap<&str, BTreeMap<u32, &str>> = BTreeMap::new();
     for (base, list) in &members {

@@ -10,7 +10,7 @@
 // Smem     : none
 // Work     : no flop; reads N·C·e + N·4 B, writes N·C·e B                      bound: memory
 // Accuracy : exact
-// Ragged   : any N, C; rows that are no whole vectors go element by element
+// Ragged   : any N, C; rows that are not whole vectors go element by element
 // Order    : every element by one thread
 // Source   : -
 template <class T>
@@ -105,7 +105,7 @@ HOST_CONSTANT int kChunkPlaces = kWarpLanes;
 // Smem     : none                                         Registers: <= 64, no spills
 // Work     : N·C flop; reads N·C·e, reads and writes 4·C B for every row looked up and chunk          bound: memory
 // Accuracy : f32 sums of at most 32, then of chunks
-// Ragged   : any N; C that is no multiple of 16 bytes goes element by element
+// Ragged   : any N; C that is not a multiple of 16 bytes goes element by element
 // Order    : deterministic (by id, then by place; a row of dtable has one writer)
 // Source   : -
 template <class T>

@@ -9,7 +9,8 @@
 //
 // Shared memory is that one struct: its sizeof is what a launch must ask for, and the emulator poisons and bounds it.
 // HOST_CONSTANT int kName = value; is a constexpr that the engine reads as well: build/source.rs hands it on to
-// src/engine/launch.rs, so that tile sizes and block sizes are stated once. Its value is made of integers and such constants.
+// src/engine/launch.rs, so that tile sizes and block sizes are stated once. Its value is made of integers and such
+// constants.
 // No static __shared__ arrays, no inline PTX outside cuda/ptx, no <<<>>>, no printf, no texture.
 #pragma once
 #include <stddef.h>

@@ -13,7 +13,7 @@ struct L2Storage {
 // Smem     : 48 B, narrow 12 B, wide 192 B      Registers: the row, 16 a thread; <= 64, no spills
 // Work     : 3·N·C flop; reads N·C·e, writes N·C·e + 4·N B                                            bound: memory
 // Accuracy : sums in f32; rows whose squares leave the range of f32 are measured in units of their largest element
-// Ragged   : any N; C that is no multiple of 16 bytes goes element by element
+// Ragged   : any N; C that is not a multiple of 16 bytes goes element by element
 // Order    : deterministic (fixed reduction tree)
 // Source   : PyTorch's normalize
 template <class T, int kWarps>

@@ -16,7 +16,7 @@ struct ScaleSums {
 // Smem     : sizeof(ScaleSums) = 8 KiB                    Registers: <= 48, no spills
 // Work     : 3·N·C flop; reads 2·N·C·e, writes N·C·e + 4·chunks·C B                                   bound: memory
 // Accuracy : f32
-// Ragged   : any N; C that is no multiple of 16 bytes goes element by element
+// Ragged   : any N; C that is not a multiple of 16 bytes goes element by element
 // Order    : deterministic (rows by chunk and warp number, warps added in order, no float atomics)
 // Source   : Touvron et al. 2021, eq. 4, differentiated
 template <class T>

@@ -1,7 +1,7 @@
 // Next-token loss fused with the output product, and the word of the largest logit. Logits h·Wᵀ are made tile by tile and
-// never stored whole: forward keeps the log-sums of each row's tiles; backward makes a strip of rows again, writes the
-// strip's gradient to the workspace and multiplies it with W for ∂h (linear_backward_input) or with h for ∂W
-// (linear_backward_weight). A strip is as large as h and W together, or 128 rows.
+// never stored whole: forward keeps the log-sums of each row's tiles; backward makes a block of rows again, writes the
+// block's gradient to the workspace and multiplies it with W for ∂h (linear_backward_input) or with h for ∂W
+// (linear_backward_weight). A row block is as large as h and W together, or 128 rows.
 #include "scores.cuh"
 
 // A tile of h·Wᵀ in the accumulators.
@@ -118,15 +118,15 @@ extern "C" __global__ void __launch_bounds__(kTotalThreads) linear_cross_entropy
 }
 KERNEL(linear_cross_entropy_total_f32, kTotalThreads, CrossEntropyTotalStorage)
 
-// linear_cross_entropy_backward_<f32|bf16>: the gradient of a strip of logits, made again.
+// linear_cross_entropy_backward_<f32|bf16>: the gradient of a row block of logits, made again.
 // Math     : gradient(i, v) = (e^(z(n,v) − lse(n)) − [v = target(n)])·w(n)·dloss / total, n = first_row + i; 0 for a negative
 //            target and where total is 0
 // Tensors  : hidden elem [N,D] | weight elem [V,D] | targets i32, weights, lse f32 [N] | total, dloss f32 [1] |
 //            gradient elem [rows,V]                                            alignment: 16 B
-// Grid     : tiles of the strip, 128×128            Block: bf16 128 threads, f32 256
+// Grid     : tiles of the row block, 128×128        Block: bf16 128 threads, f32 256
 // Smem     : the stages of product.cuh
 // Work     : 2·rows·V·D flop and an exponential a logit; reads (rows + V)·D·e B, writes rows·V·e B   bound: tensor cores from D of
-//            about 500 on, the strip's traffic below
+//            about 500 on, the row block's traffic below
 // Accuracy : logits have the bits of the forward pass; rounded once to elem
 // Ragged   : any rows, V, D
 // Order    : every element by one thread

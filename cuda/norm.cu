@@ -19,7 +19,7 @@ struct NormForwardStorage {
 //            bound: memory
 // Accuracy : sums in f32, variance in two passes over the registers; y is made from the sum as it is stored, so that
 //            backward differentiates what was computed
-// Ragged   : any N; C that is no multiple of 16 bytes goes element by element
+// Ragged   : any N; C that is not a multiple of 16 bytes goes element by element
 // Order    : deterministic (fixed reduction tree, no float atomics)
 // Source   : Ba et al. 2016, eq. 3-4; Zhang and Sennrich 2019, eq. 4
 template <class T, bool kIsLayer, int kWarps>
@@ -139,7 +139,7 @@ DEVICE void store_partial(NormBackwardStorage<kWarps, kIsLayer>& storage, float*
 // Smem     : 64 B, narrow 8 KiB, wide 256 B     Registers: x, dy, weight and two sums, 80 a thread; <= 128, no spills
 // Work     : 14·N·C flop; reads 2·N·C·e, writes N·C·e B, and 8·blocks·C B of partial sums              bound: memory
 // Accuracy : sums in f32, of at most ceil(N / blocks) rows at a time
-// Ragged   : any N; C that is no multiple of 16 bytes goes element by element
+// Ragged   : any N; C that is not a multiple of 16 bytes goes element by element
 // Order    : deterministic (rows by block number, fixed reduction tree, no float atomics)
 // Source   : Ba et al. 2016, eq. 3-4, differentiated; Zhang and Sennrich 2019, eq. 4, differentiated
 template <class T, bool kIsLayer, int kWarps>

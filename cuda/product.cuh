@@ -34,8 +34,8 @@ HOST_CONSTANT int kLargeTile = 128, kSmallTile = 64, kStepBytes = 64;
 template <class T> constexpr int kStep = kStepBytes / int(sizeof(T));
 
 // The shapes in use: the large one where there are tiles enough to fill the chip, the small one elsewhere. Rust chooses, in
-// src/engine/ops/linear/tiles.rs. f32 has three registers to bf16's one for each fragment, so more and smaller warps, and stages
-// twice as heavy, so shorter ones.
+// src/engine/ops/linear/tiles.rs. f32 has three registers to bf16's one for each fragment, so more and smaller warps, and
+// stages twice as heavy, so shorter ones.
 template <class T> struct ProductShapes;
 template <> struct ProductShapes<bf16> {
     using Large = ProductShape<bf16, kLargeTile, kLargeTile, kStep<bf16>, 2, 2, 4, 2>;
@@ -46,7 +46,7 @@ template <> struct ProductShapes<float> {
     using Small = ProductShape<float, kSmallTile, kSmallTile, kStep<float>, 2, 2, 4, 3>;
 };
 
-// What ptxas is told of a kernel that works in this shape.
+// What ptxas may assume of a kernel that works in this shape.
 #define PRODUCT_BOUNDS(Shape) __launch_bounds__(Shape::kThreads, Shape::kBlocks)
 
 // ---- Operands ----

@@ -54,17 +54,17 @@ DEVICE void qk_norm_forward(T* y, const T* x, const float* query_weight, const f
     // Lanes without an item of their own hold zeros and take part in the sums.
     const int columns = item < items ? heads.dim : 0, column = lane * kVector<T>;
     const int64_t start = columns > 0 ? head_start(heads, item) : 0;
-    float held[kVector<T>], scale[kVector<T>];
-    load_columns(held, x + start, column, columns, true);
-    const float squares = lanes_sum(dot_columns<T>(held, held), heads.lanes);
+    float values[kVector<T>], scale[kVector<T>];
+    load_columns(values, x + start, column, columns, true);
+    const float squares = lanes_sum(dot_columns<T>(values, values), heads.lanes);
     const int head = item % heads.walked;
     if (head < heads.normed) {
         const float rstd = 1.0f / sqrtf(squares / float(heads.dim) + epsilon);
         load_floats(scale, head < heads.query ? query_weight : key_weight, column, columns, true);
         UNROLL
-        for (int i = 0; i < kVector<T>; ++i) held[i] *= rstd * scale[i];
+        for (int i = 0; i < kVector<T>; ++i) values[i] *= rstd * scale[i];
     }
-    store_columns(y + start, held, column, columns, true);
+    store_columns(y + start, values, column, columns, true);
 }
 
 struct QkSums {

@@ -1,9 +1,9 @@
 // Scores: the products S = A·Bᵀ that a softmax follows, of which only statistics and gradients are ever wanted. The tiles of
 // S live in registers. What leaves them is per tile, not per element: the log-sums of a tile's rows and columns; or it is
-// the gradient of one strip of rows, short enough that the strip's memory stays within a constant times that of A and B.
+// the gradient of one row block, small enough that its memory stays within a constant times that of A and B.
 //
 // A log-sum is kept as (top, sum) with Σ e^s = sum·e^top, so that no exponent is positive and two of them can be merged.
-// Strips of rows are worked on one launch after another, and everything within is merged in a fixed order.
+// Row blocks are worked on one launch after another, and everything within is merged in a fixed order.
 #pragma once
 #include "product.cuh"
 #include "reduce.cuh"

@@ -22,7 +22,7 @@ DEVICE void for_each_vector(int64_t rows, int width, int rows_per_block, Work wo
 // Smem     : none                                         Registers: <= 48, no spills
 // Work     : 16·N·F flop; reads 2·N·F·e, writes N·F·e B   bound: memory
 // Accuracy : f32 with expf (2 ulp), one rounding
-// Ragged   : F that is no multiple of 16 bytes goes element by element
+// Ragged   : F that is not a multiple of 16 bytes goes element by element
 // Order    : every element by one thread
 // Source   : Shazeer 2020, eq. 6 (SwiGLU)
 template <class T>
@@ -56,7 +56,7 @@ KERNEL(swiglu_forward_bf16, kSwigluThreads)
 // Smem     : none                                         Registers: <= 64, no spills
 // Work     : 24·N·F flop; reads 3·N·F·e, writes 2·N·F·e B bound: memory
 // Accuracy : f32 with expf (2 ulp), one rounding
-// Ragged   : F that is no multiple of 16 bytes goes element by element
+// Ragged   : F that is not a multiple of 16 bytes goes element by element
 // Order    : every element by one thread, read before it is written
 // Source   : Shazeer 2020, eq. 6, differentiated
 template <class T>

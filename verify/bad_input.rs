@@ -281,7 +281,7 @@ fn a_disk_that_fills_up_costs_only_the_checkpoint_that_did_not_fit() {
     )
     .unwrap();
     let recipe = Recipe::load("tiny", &[]).unwrap();
-    let layout = declare(&recipe.model, recipe.contrastive_loss.into()).unwrap();
+    let layout = declare(&recipe.model, recipe.contrastive_loss).unwrap();
     // Parameters fit, the moments of stage II do not.
     let blocks = (4 * layout.elements() + 48 * 1024) / 512;
     let program = env!("CARGO_BIN_EXE_keel");

@@ -131,7 +131,7 @@ const COLOURS: EvaluationSettings = EvaluationSettings {
 /// The tiny model, untrained, on one processor.
 fn with_model<T>(work: impl FnOnce(EvalContext<'_>) -> T) -> T {
     let recipe = Recipe::load("tiny", &[]).expect("a built-in recipe");
-    let layout = declare(&recipe.model, recipe.contrastive_loss.into()).expect("a model");
+    let layout = declare(&recipe.model, recipe.contrastive_loss).expect("a model");
     let executor = CpuExecutor::new(layout.elements(), 2).expect("threads can be had");
     executor
         .write_parameters(0, &initialise(&layout, 3))

@@ -18,7 +18,7 @@ use crate::harness::Random;
 fn model(sets: &[&str]) -> (Recipe, Arc<ParameterLayout>, Vec<f32>) {
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
     let recipe = Recipe::load("tiny", &sets).unwrap();
-    let layout = declare(&recipe.model, recipe.contrastive_loss.into()).unwrap();
+    let layout = declare(&recipe.model, recipe.contrastive_loss).unwrap();
     let mut values = initialise(&layout, 5);
     for value in &mut values {
         *value *= 3.0;

@@ -290,7 +290,7 @@ fn go_on(
     [from, to]: [u64; 2],
     every: [u64; 2],
 ) -> Result<()> {
-    let layout = declare(&recipe.model, recipe.contrastive_loss.into()).unwrap();
+    let layout = declare(&recipe.model, recipe.contrastive_loss).unwrap();
     let faulty = Faulty {
         inner: CpuExecutor::new(layout.elements(), 1).unwrap(),
         fault,
@@ -310,7 +310,7 @@ fn a_run_that_went_back_ends_with_the_bits_of_one_that_never_saw_that_data() {
     // A run that leaves the batches out from the beginning: its guard says so.
     let clean = folder.path().join("clean");
     copied(&run, &clean);
-    let layout = declare(&recipe.model, recipe.contrastive_loss.into()).unwrap();
+    let layout = declare(&recipe.model, recipe.contrastive_loss).unwrap();
     let path = checkpoint(&clean, "1-warm-up");
     let executor = CpuExecutor::new(layout.elements(), 1).unwrap();
     let sink = &mut |offset, values: &[f32]| executor.write_parameters(offset, values);

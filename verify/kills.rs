@@ -22,7 +22,7 @@ fn all_load(run: &Path) {
         return;
     }
     let recipe = Recipe::load(path.to_str().unwrap(), &[]).unwrap();
-    let layout = declare(&recipe.model, recipe.contrastive_loss.into()).unwrap();
+    let layout = declare(&recipe.model, recipe.contrastive_loss).unwrap();
     for name in checkpoints(run) {
         let Some(label) = name.strip_suffix(".safetensors") else {
             assert!(name.ends_with(".part"), "{name}");

@@ -354,7 +354,7 @@ const LAST: &str = "2-fine-grained";
 fn whatever_a_power_cut_leaves_the_newest_saved_checkpoint_is_there_and_whole() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = recipe(folder.path());
-    let layout = declare(&recipe.model, recipe.contrastive_loss.into()).unwrap();
+    let layout = declare(&recipe.model, recipe.contrastive_loss).unwrap();
     let (operations, run) = whole_run(folder.path(), &recipe);
     let promises = promises(&operations);
     // Two stages of three steps, the last of each under its stage's name.

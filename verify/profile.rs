@@ -23,7 +23,7 @@ fn a_profile_holds_every_op_of_the_step_once_and_its_times_add_up() {
 
     let recipe = Recipe::load("tiny", &[]).unwrap();
     let stage = recipe.stages.iter().find(|s| s.name == "warm-up").unwrap();
-    let layout = keel::model::declare(&recipe.model, recipe.contrastive_loss.into()).unwrap();
+    let layout = keel::model::declare(&recipe.model, recipe.contrastive_loss).unwrap();
     let target = keel::tape::Target::Cpu { threads: 2 };
     let program = compile_step(
         &recipe,

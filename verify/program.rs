@@ -196,7 +196,7 @@ fn spare_work_buys_memory_and_never_changes_a_bit_of_a_step() {
 fn a_hundredth_of_a_benchmark_step_buys_a_tenth_of_its_memory() {
     let text = include_str!("../bench/lead.toml");
     let recipe = Recipe::parse("bench/lead.toml", text, &[]).expect("the benchmark's recipe");
-    let layout = declare(&recipe.model, recipe.contrastive_loss.into()).expect("a model");
+    let layout = declare(&recipe.model, recipe.contrastive_loss).expect("a model");
     for stage in &recipe.stages {
         let compile = |spare_work| {
             let shape = recipe.batch_shape(stage, ChatTokenizer::embedded().image());
@@ -249,7 +249,7 @@ fn an_impossible_budget_is_refused_with_the_smallest_possible_one() {
 fn the_arena_of_every_built_in_stage_is_within_a_percent_of_its_lower_bound() {
     for (name, _) in BUILT_IN {
         let recipe = Recipe::load(name, &[]).expect("a built-in recipe");
-        let layout = declare(&recipe.model, recipe.contrastive_loss.into()).expect("a model");
+        let layout = declare(&recipe.model, recipe.contrastive_loss).expect("a model");
         for stage in &recipe.stages {
             let shape = recipe.batch_shape(stage, ChatTokenizer::embedded().image());
             let target = Target::Cpu { threads: 2 };
@@ -276,7 +276,7 @@ fn the_arena_of_every_built_in_stage_is_within_a_percent_of_its_lower_bound() {
 #[test]
 fn a_published_size_meets_half_of_its_memory_by_computing_again() {
     let recipe = Recipe::load("sailvit-large", &[]).expect("a built-in recipe");
-    let layout = declare(&recipe.model, recipe.contrastive_loss.into()).expect("a model");
+    let layout = declare(&recipe.model, recipe.contrastive_loss).expect("a model");
     let stage = recipe.stage("world-knowledge").expect("a stage");
     let shape = recipe.batch_shape(stage, ChatTokenizer::embedded().image());
     let target = Target::Cpu { threads: 2 };

@@ -524,7 +524,7 @@ fn a_size_that_is_only_just_possible_can_be_planned() {
     ];
     let recipe = parse(tiny(), &sets).unwrap();
     let stage = stage(&recipe, "warm-up");
-    let layout = keel::model::declare(&recipe.model, recipe.contrastive_loss.into()).unwrap();
+    let layout = keel::model::declare(&recipe.model, recipe.contrastive_loss).unwrap();
     let target = keel::tape::Target::Cpu { threads: 1 };
     let shape = recipe.batch_shape(stage, ChatTokenizer::embedded().image());
     let program = compile_step(&recipe, stage, &layout, &shape, target, None).unwrap();

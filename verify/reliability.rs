@@ -158,7 +158,7 @@ fn the_best_checkpoint_of_a_stage_and_its_milestones_outlive_newer_ones() {
     let folder = short_run();
     let run = folder.path().join("run");
     let recipe = Recipe::load(run.join("recipe.toml").to_str().unwrap(), &[]).unwrap();
-    let layout = Arc::new(declare(&recipe.model, recipe.contrastive_loss.into()).unwrap());
+    let layout = Arc::new(declare(&recipe.model, recipe.contrastive_loss).unwrap());
     let executor = CpuExecutor::new(layout.elements(), 1).unwrap();
     let first = read_position(&checkpoint(&run, "1-warm-up.step-1")).unwrap();
     let runs = RunFolder::resume(Arc::new(LocalDisk), &run).unwrap();

@@ -59,7 +59,7 @@ fn cut(run: &Path, labels: &[&str]) -> TempDir {
 fn a_stage_changes_the_modules_it_trains_and_no_bit_of_the_others() {
     let run = whole_run();
     let recipe = Recipe::load("tiny", &[]).unwrap();
-    let layout = declare(&recipe.model, recipe.contrastive_loss.into()).unwrap();
+    let layout = declare(&recipe.model, recipe.contrastive_loss).unwrap();
     let first = initialise(&layout, recipe.seed);
     let mut before: BTreeMap<String, Vec<u8>> = layout
         .entries()
@@ -425,7 +425,7 @@ fn a_image_is_described_and_what_is_no_image_is_refused() {
 fn a_damaged_checkpoint_is_refused_wherever_the_damage_is() {
     let path = checkpoint(whole_run(), "3-warm-up");
     let recipe = Recipe::load("tiny", &[]).unwrap();
-    let layout = declare(&recipe.model, recipe.contrastive_loss.into()).unwrap();
+    let layout = declare(&recipe.model, recipe.contrastive_loss).unwrap();
     load(&path, &layout, None, &mut |_, _| Ok(())).unwrap();
     let bytes = fs::read(&path).unwrap();
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -524,7 +524,7 @@ fn a_loss_that_is_not_finite_costs_no_parameter_and_ends_the_run_after_five_step
     let run = folder.path().join("run");
     // A checkpoint whose frozen language model has one value that is no number.
     let recipe = Recipe::load(run.join("recipe.toml").to_str().unwrap(), &[]).unwrap();
-    let layout = declare(&recipe.model, recipe.contrastive_loss.into()).unwrap();
+    let layout = declare(&recipe.model, recipe.contrastive_loss).unwrap();
     let path = checkpoint(&run, "1-warm-up");
     let executor = CpuExecutor::new(layout.elements(), 1).unwrap();
     let sink = &mut |offset, values: &[f32]| executor.write_parameters(offset, values);

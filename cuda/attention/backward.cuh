@@ -130,6 +130,8 @@ DEVICE void query_gradient(T* d_query, float* partial, const T* query, const T* 
             multiply_along_dim<false, kDim, T>(dp, d_left, value_tile, groups);
             mask<true>(p, g, segments, warp_first, tile);
         }
+        // e^x as 2^(x·log2 e): the chip's own instruction is exp2, and the factor joins the scale in one multiply-add.
+        // Masked scores are −inf, whose power is 0, so that dS needs no mask of its own.
         UNROLL
         for (int j = 0; j < kTile / kFragmentColumns; ++j) {
             UNROLL

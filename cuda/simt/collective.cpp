@@ -35,6 +35,7 @@ void collect(uint32_t mask, uint32_t key, void* operand, WarpOperation operation
     if (!(mask & bit)) fail(at, "%s: the mask %08x does not name the calling lane %u", activity, mask, me.lane);
     if (mask & ~warp.lanes) fail(at, "%s: the mask %08x names lanes that the block does not have", activity, mask);
     warp.arrived |= bit;
+    // Lanes that have returned are not waited for, although the mask may name them: so the programming guide has it.
     uint32_t needed = mask & ~warp.exited;
     if ((warp.arrived & needed) == needed) return complete(warp, needed, me);
     sleep(me, activity, at);
@@ -46,6 +47,7 @@ void check_collectives_after_exit(Warp& warp) {
         Fiber& fiber = *warp.fibers[__builtin_ctz(set)];
         uint32_t needed = fiber.mask & ~warp.exited;
         if (!(warp.arrived >> fiber.lane & 1) || (warp.arrived & needed) != needed) continue;
+        // The work is done in the name of a lane that waits: faults are then reported where that lane stands.
         Self* exiting = current;
         complete(warp, needed, fiber);
         current = exiting;

@@ -51,6 +51,7 @@ static uint3 position(uint64_t linear, dim3 size) {
 static void prepare_warps(Block& block) {
     block.warp_count = (block.threads + kLanes - 1) / kLanes;
     block.ready_warps = block.warp_count == 32 ? ~0u : (1u << block.warp_count) - 1;
+    // Odd seeds run the lanes of a warp from the last to the first: code that leans on either order then differs.
     bool downwards = block.launch->options.seed & 1;
     for (uint32_t i = 0; i < block.warp_count; ++i) {
         Warp& warp = block.warps[i];
@@ -72,6 +73,7 @@ static void prepare_block(Block& block, Launch& launch, uint64_t linear) {
     block.threads = launch.block.x * launch.block.y * launch.block.z;
     block.live = block.threads;
     block.failed = false;
+    // By the block's number and not by the worker that runs it: a schedule is the same for any number of workers.
     block.random.state = launch.options.seed * 0xd1342543de82ef95ull + linear * 0x2545f4914f6cdd1dull;
     if (block.fibers.size() < block.threads) block.fibers.resize(block.threads);
     prepare_stacks(block);
@@ -181,6 +183,7 @@ static void order_blocks(Launch& launch) {
     if (seed == 0 || launch.blocks < 2) return;
     Random random{seed};
     launch.stride = seed == 1 ? launch.blocks - 1 : 1 + random.next() % launch.blocks;
+    // A stride without a common divisor visits every block once, without a list of them.
     while (common_divisor(launch.stride, launch.blocks) != 1) ++launch.stride;
     launch.offset = seed == 1 ? launch.blocks - 1 : random.next() % launch.blocks;
 }

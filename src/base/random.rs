@@ -57,6 +57,8 @@ impl Stream {
     /// `n` = 0 gives 0.
     pub fn below(&mut self, n: usize) -> usize {
         let n = n as u64;
+        // The high half of a product is uniform but for the low halves below 2⁶⁴ mod n, which are drawn again (Lemire
+        // 2019): no division on the usual way, and no bias.
         let mut product = u128::from(self.bits()) * u128::from(n);
         if (product as u64) < n {
             let threshold = n.wrapping_neg() % n.max(1);
@@ -74,6 +76,8 @@ impl Stream {
 
     /// Normal with mean 0 and standard deviation 1 (Box and Muller 1958).
     pub fn normal(&mut self) -> f64 {
+        // Box and Muller 1958; 1 − u, because u may be 0 and its logarithm is taken. The second number of the pair is
+        // dropped: keeping it would make a draw depend on the draw before.
         let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
         radius * (2.0 * std::f64::consts::PI * self.uniform()).cos()
     }
@@ -133,6 +137,9 @@ impl Permutation {
         let mask = (1u64 << self.half_bits) - 1;
         let mut value = position;
         loop {
+            // A Feistel network permutes the next power of four, whatever its rounds compute; positions that fall
+            // outside are sent through again until they fall inside, which keeps it a permutation (cycle walking, Black
+            // and Rogaway 2002). At most four tries on average.
             let (mut left, mut right) = (value >> self.half_bits, value & mask);
             for key in self.keys {
                 let mixed = left ^ (scramble(right ^ key) & mask);

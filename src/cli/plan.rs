@@ -71,7 +71,7 @@ impl Plans<'_> {
     /// # Errors
     /// Whatever planning reports; [`keel_base::error::Error::Io`] when a drawing cannot be written.
     pub fn print(&self, stage: Option<&str>, svg: Option<&Path>) -> Result<()> {
-        let layout = declare(&self.recipe.model, self.recipe.contrastive_loss.into())?;
+        let layout = declare(&self.recipe.model, self.recipe.contrastive_loss)?;
         let stages: Vec<&Stage> = match stage {
             Some(name) => vec![self.recipe.stage(name)?],
             None => self.recipe.stages.iter().collect(),

@@ -60,6 +60,7 @@ impl<T> Shared<T> {
 
 /// Part `index` of `count` nearly equal ranges of `0..len`, each but the last a multiple of `unit`.
 pub fn share(len: usize, count: usize, unit: usize, index: usize) -> std::ops::Range<usize> {
+    debug_assert!(index < count.max(1), "part {index} of {count}");
     let size = len.div_ceil(count.max(1)).next_multiple_of(unit.max(1));
     (index * size).min(len)..((index + 1) * size).min(len)
 }

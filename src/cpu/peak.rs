@@ -77,6 +77,7 @@ impl Task for MultiplyAdd {
     fn run<S: Simd>(self, simd: S) -> f32 {
         let factor = simd.splat(std::hint::black_box(0.999));
         let mut sums = [simd.splat(1.0); SUMS];
+        // Sixteen chains: a multiply-add takes four or five cycles, and two may start in each.
         for _ in 0..ROUNDS {
             for sum in &mut sums {
                 *sum = simd.mul_add(*sum, factor, factor);

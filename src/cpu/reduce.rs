@@ -161,6 +161,8 @@ impl Task for AddRows<'_> {
         for row in self.rows {
             let x = self.x.row(row);
             for at in (0..x.len()).step_by(LANES) {
+                // The sums of a row of columns are read and written once for each row of x: they are in cache, and x is
+                // read in the order in which it lies.
                 let sum = load(simd, self.sums, at);
                 let sum = match self.y {
                     None => simd.add(sum, load(simd, x, at)),

@@ -84,6 +84,8 @@ impl Colour {
 fn table() -> &'static [Colour] {
     static TABLE: OnceLock<Vec<Colour>> = OnceLock::new();
     TABLE.get_or_init(|| {
+        // Five bits a channel: 32,768 names made once, where naming each pixel would take a cube root for each of its
+        // channels.
         (0..1usize << 15)
             .map(|cell| {
                 let level = |shift: usize| (((cell >> shift) & 31) as f32 + 0.5) / 32.0;
@@ -120,6 +122,7 @@ fn oklab(rgb: [f32; 3]) -> [f32; 3] {
 
 fn name_of_oklab([lightness, a, b]: [f32; 3]) -> Colour {
     let chroma = a.hypot(b);
+    // Chroma is less visible in the dark, and what prints as black is rarely exactly so.
     let grey_below = if lightness < 0.4 { 0.035 } else { 0.045 };
     if chroma < grey_below {
         return match lightness {

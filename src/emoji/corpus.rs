@@ -1,4 +1,4 @@
-//! The texts that the embedded tokeniser is learned from: what the tasks say about the training concepts, drawn with a
+//! The texts that the embedded tokenizer is learned from: what the tasks say about the training concepts, drawn with a
 //! fixed seed. `keel data tokenizer` rebuilds `assets/tokenizer.merges` from it, and a test compares the two.
 
 use std::collections::BTreeMap;
@@ -31,12 +31,14 @@ pub fn texts(emoji: &Arc<EmojiSet>) -> BTreeMap<String, u64> {
         for text in [sample.context, sample.question, sample.answer] {
             if !text.is_empty() {
                 let times = texts.entry(text).or_insert(0);
+                // Capped: a question that every concept is asked would otherwise take most of the merges.
                 *times = MOST_REPEATS.min(*times + 1);
             }
         }
     };
     for (position, &index) in pool.all.iter().enumerate() {
         let streams = |task: u64| {
+            // A stream for each task and concept: adding a task leaves the texts of the others as they are.
             let address = (task << 32) | position as u64;
             (
                 Stream::new(CORPUS_SEED, Purpose::Text, 0, address),
@@ -77,6 +79,7 @@ pub fn texts(emoji: &Arc<EmojiSet>) -> BTreeMap<String, u64> {
                 &mut text,
                 &mut look,
             );
+            // The description is what the facts say already; here it would only repeat them.
             sample.context.clear();
             keep(sample);
         }
@@ -92,7 +95,7 @@ pub fn texts(emoji: &Arc<EmojiSet>) -> BTreeMap<String, u64> {
     texts
 }
 
-/// Learns the tokeniser of the embedded data; the same concepts give the same merges on every machine.
+/// Learns the tokenizer of the embedded data; the same concepts give the same merges on every machine.
 pub fn learn_tokenizer(emoji: &Arc<EmojiSet>) -> Result<Tokenizer> {
     let texts = texts(emoji);
     Tokenizer::learn(texts.iter().map(|(text, &times)| (text.as_str(), times)))

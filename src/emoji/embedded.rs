@@ -97,6 +97,7 @@ impl EmbeddedConcept {
         };
         let alphas = info.trns.as_deref().unwrap_or_default();
         let mut of_bytes = [0; 256];
+        // Packed bytes are counted, and then what they stand for: 256 cases instead of a loop over bits for each byte.
         for byte in packed {
             of_bytes[usize::from(byte)] += 1;
         }

@@ -118,8 +118,8 @@ impl Concept {
         let drawing = &self.drawings[vendor as usize];
         drawing.palette.get_or_init(|| {
             let colours = self.raw.colours(vendor).expect(TESTED);
-            let held = |(colour, pixels)| (sprite::held(colour), pixels);
-            Palette::measure(colours.into_iter().map(held))
+            let quantised = |(colour, pixels)| (sprite::quantised(colour), pixels);
+            Palette::measure(colours.into_iter().map(quantised))
         })
     }
 }
@@ -233,6 +233,7 @@ impl EmojiSet {
 
     /// As [`EmojiSet::pool`], of these concepts alone.
     pub fn pool_of(&self, vendor: Vendor, all: Vec<usize>) -> Pool {
+        // Palettes are measured on first use; here all are wanted at once, so on all cores.
         all.par_iter().for_each(|index| {
             self.concepts[*index].palette(vendor);
         });

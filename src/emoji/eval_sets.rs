@@ -212,6 +212,7 @@ impl<'a> Asker<'a> {
         if self.pool.all.is_empty() {
             return None;
         }
+        // By kind and number: a set of more questions begins with those of a smaller one.
         let address = ((kind as u64) << 48) | number;
         let mut text = Stream::new(self.seed, self.purpose, 1, address);
         let mut look = Stream::new(self.seed, self.purpose, 2, address);

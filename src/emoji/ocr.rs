@@ -32,6 +32,7 @@ pub fn ocr_items(emoji: &EmojiSet, pool: &Pool) -> Vec<OcrItem> {
             .copied()
             .filter(|&index| emoji.concept(index).ocr.as_ref().map(kind_of) == Some(kind))
             .collect();
+        // Kinds have from a few to hundreds of members: repeating the few makes them about as frequent.
         let times = (SHARE / of_kind.len().max(1)).max(1);
         for _ in 0..times {
             items.extend(of_kind.iter().copied().map(OcrItem::Single));

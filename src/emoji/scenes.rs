@@ -130,6 +130,7 @@ impl Side {
     pub fn between(what: &Object, of: &Object) -> Option<Side> {
         let dx = what.placement.centre[0] - of.placement.centre[0];
         let dy = what.placement.centre[1] - of.placement.centre[1];
+        // Far apart on one axis and close on the other: what lies diagonally is on no side, and nothing is asked of it.
         let clear = |long: f32, short: f32| long.abs() >= 0.25 && short.abs() <= long.abs() / 2.0;
         if clear(dx, dy) {
             Some(if dx < 0.0 { Side::Left } else { Side::Right })

@@ -68,6 +68,8 @@ impl Sprite {
     /// any pixel as one empty pixel.
     pub fn new(width: usize, height: usize, rgba: &[u8]) -> Sprite {
         let (width, height) = (width.max(1), height.max(1));
+        // Premultiplied before anything is averaged: transparent pixels have a colour too, and it would bleed into the
+        // edges.
         let mut inner = vec![[0; 4]; width * height];
         for (pixel, p) in inner.iter_mut().zip(rgba.chunks_exact(4)) {
             *pixel = premultiplied([p[0], p[1], p[2], p[3]]);
@@ -170,6 +172,7 @@ impl Sprite {
         let [x_to, y_to] = [clip(region[2].ceil()), clip(region[3].ceil())];
         let stride = level.width + 2;
         let (limit_x, limit_y) = (level.width as f32 + 0.5, level.height as f32 + 0.5);
+        // Over the frame, asking each pixel where it comes from: over the sprite, rotated pixels would leave holes.
         for y in y_from..y_to {
             let dy = y as f32 + 0.5 - frame_centre[1];
             let dx = x_from as f32 + 0.5 - frame_centre[0];
@@ -178,6 +181,7 @@ impl Sprite {
             let mut v = source_centre[1] * shrink + dx * step_x[1] + dy * step_y[1] + 0.5;
             let row = &mut pixels[y * width..(y + 1) * width];
             for pixel in &mut row[x_from.min(x_to)..x_to] {
+                // The border makes the four taps valid everywhere inside these limits, without a test of their own.
                 if u >= 0.5 && v >= 0.5 && u < limit_x && v < limit_y {
                     let (column, line) = (u as usize, v as usize);
                     let (fx, fy) = (u - column as f32, v - line as f32);
@@ -211,7 +215,7 @@ impl Sprite {
 }
 
 /// A straight colour as a sprite holds it: premultiplied, in 8 bits.
-pub fn held(colour: [u8; 4]) -> [u8; 4] {
+pub fn quantised(colour: [u8; 4]) -> [u8; 4] {
     unpremultiplied(premultiplied(colour))
 }
 

@@ -47,6 +47,7 @@ pub fn background(
         return PLAIN_BACKGROUND;
     }
     let mut colours: Vec<Colour> = Colour::ALL.to_vec();
+    // A random order and the first that hides nothing, rather than the best: the best would nearly always be the same.
     look.shuffle(&mut colours);
     let hidden = |colour: Colour| {
         concepts
@@ -72,6 +73,8 @@ pub fn background(
 /// A background of the given colour, a little off its typical value but never another colour by name.
 pub fn background_of(colour: Colour, look: &mut Stream) -> [u8; 3] {
     let typical = colour.sample();
+    // All channels together and a little each: a uniform change of brightness keeps the colour's name, large single
+    // ones do not.
     let lighter = look.between(-12.0, 12.0);
     let varied = typical.map(|channel| {
         let moved = f32::from(channel) + lighter + look.between(-5.0, 5.0);

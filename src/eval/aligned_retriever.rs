@@ -57,6 +57,8 @@ impl<'a> AlignedRetriever<'a> {
         };
         let x = image_features(image_tower.as_mut(), &shown, tokenizer, &shape, POOLED)?;
         let y = text_features(text_tower.as_mut(), &captions, tokenizer, &shape, POOLED)?;
+        // Fitted on pooled features, before any head: a head that the stage did not train would say how stale it is,
+        // not what the tower knows.
         let map = LinearMap::fit(&x, x.len() / count, &y, y.len() / count, RIDGE);
         Ok(AlignedRetriever {
             tokenizer,
@@ -187,6 +189,7 @@ fn image_features(
         if let Some(change) = shown.change {
             let image = 3 * shape.image_size * shape.image_size;
             for image in batch.images.chunks_exact_mut(image) {
+                // Corruptions are defined on pixels, not on normalised values.
                 shape.pixels.undo(image);
                 change(image);
                 shape.pixels.apply(image);
@@ -211,6 +214,7 @@ fn text_features(
     let inputs = ModelInput::of(session.program(), &[])?;
     let mut features = Vec::new();
     for part in texts.chunks(BATCH) {
+        // Programs have a fixed batch; the last is filled up by repeating itself, and the repeats are cut off below.
         let filled: Vec<String> = part.iter().cycle().take(BATCH).cloned().collect();
         let batch = TextBatch::of(&filled, shape.caption_tokens, tokenizer)?;
         for input in &inputs {

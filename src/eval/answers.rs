@@ -1,5 +1,5 @@
 //! Answers of the language model: exact match over a set in one pass, and generation without a cache, which [`super::Generator`]
-//! is held to.
+//! is checked against.
 
 use super::context::{EvalContext, load_forward};
 use keel_base::error::Result;
@@ -80,6 +80,7 @@ impl Answerer {
         self.session
             .write_f32(ModelInput::Weights.name(), &vec![0.0; self.shape.tokens])?;
         let mut answer = Vec::new();
+        // The whole sequence again for each token: slow, and without a cache that could be wrong.
         for position in prompt.len()..self.shape.tokens {
             self.session.write_i32(ModelInput::Tokens.name(), &tokens)?;
             self.session.run()?;

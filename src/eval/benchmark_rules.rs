@@ -46,6 +46,7 @@ pub fn chosen_option(answer: &str, options: &[(char, String)]) -> Option<char> {
     }
     let answer = answer.to_lowercase();
     let length: usize = options.iter().map(|(_, text)| text.chars().count()).sum();
+    // A long text contains every option by chance.
     if answer.chars().count() > 2 * length {
         return None;
     }

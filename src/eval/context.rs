@@ -21,7 +21,7 @@ pub struct EvalContext<'a> {
     pub layout: &'a Arc<ParameterLayout>,
     /// What holds the arena and runs programs on it.
     pub executor: &'a dyn Executor,
-    /// How the model speaks.
+    /// Its tokenizer and chat template.
     pub tokenizer: &'a ChatTokenizer,
     /// How it sees.
     pub pixels: Pixels,
@@ -72,7 +72,7 @@ pub(super) fn load_forward(
         .load(Arc::new(Program::compile(tape, &options)?))
 }
 
-/// The embeddings of text tokens [n, D]: control tokens are no text, and rows behind the tokeniser's are nothing.
+/// The embeddings of text tokens [n, D], without control tokens and without rows beyond the tokenizer's.
 ///
 /// # Errors
 /// Whatever the executor reports.

@@ -110,6 +110,7 @@ impl<'a> Evaluator<'a> {
             let language = knowledge.as_mut().unwrap_or(&mut retrieval);
             let images = language.image_session();
             qualitative.tokens = Some(self.distances(settings, images, &mut evaluation)?);
+            // Both hold loaded programs with their memory; answers load larger ones.
             drop((retrieval, knowledge));
             self.answers(settings, &mut evaluation)?;
         }
@@ -210,6 +211,8 @@ impl<'a> Evaluator<'a> {
         normalise_rows(&mut tokens, width);
         let mut table = text_embeddings(self.context)?;
         let channels = self.context.config.vision.width;
+        // In the plane distances are taken between raw features, each cloud in its own principal plane; in the
+        // language's space between rows of unit length.
         let mut patches = images.read_f32("image.patches")?;
         patches.truncate(
             (count * self.context.config.vision.patches()).min(DISTANCE_TOKENS) * channels,
@@ -234,6 +237,8 @@ impl<'a> Evaluator<'a> {
                 let (batch, count) = batch_of(samples, index, &shape, tokenizer)?;
                 let (exact, batch_loss) = answerer.check(&batch)?;
                 right.extend(&exact[..count]);
+                // The last batch is filled up by repeating samples, and its loss is the mean over all rows: weighted by
+                // the rows that are its own.
                 loss += batch_loss * count as f64;
                 rows += count;
             }

@@ -113,80 +113,27 @@ impl Generator {
         shown: &[PromptImage],
         prompts: &[Vec<i32>],
     ) -> Result<Vec<Vec<i32>>> {
+        self.check(shown, prompts)?;
         let BatchShape { batch, tokens, .. } = self.shape;
-        let most = format!("1 to {batch} of them, each of 1 to {} tokens", tokens - 1);
-        let fits = |prompt: &Vec<i32>| !prompt.is_empty() && prompt.len() < tokens;
-        if prompts.is_empty() || prompts.len() > batch || !prompts.iter().all(fits) {
-            let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-            let found = format!("{}, the longest of {longest} tokens", prompts.len());
-            return Err(Error::setting("prompts", most, found));
-        }
-        let tiles: usize = shown.iter().map(PromptImage::count).sum();
-        if shown.len() != prompts.len() || tiles > self.shape.tiling.slots {
-            return Err(Error::setting(
-                "images",
-                format!(
-                    "one a prompt, with at most {} tiles together",
-                    self.shape.tiling.slots
-                ),
-                format!(
-                    "{} for {} prompts, with {tiles} tiles",
-                    shown.len(),
-                    prompts.len()
-                ),
-            ));
-        }
-        // Rows beyond the prompts repeat the first.
-        let of_row = |row: usize| if row < prompts.len() { row } else { 0 };
-        let image = shown[0].whole.len();
-        let mut images = Vec::with_capacity((self.shape.tiling.slots + batch) * image);
-        for shown in shown {
-            images.extend_from_slice(&shown.tiles);
-        }
-        images.resize(self.shape.tiling.slots * image, 0.0);
-        let mut ids = vec![self.pad; batch * tokens];
-        let mut marks = vec![place::NONE; batch * tokens];
-        for row in 0..batch {
-            let from = of_row(row);
-            images.extend_from_slice(&shown[from].whole);
-            let prompt = &prompts[from];
-            ids[row * tokens..][..prompt.len()].copy_from_slice(prompt);
-            // Nobody reads what rows beyond the prompts say, and there are no tiles for them.
-            if row < prompts.len() {
-                let counts = (shown[row].count(), self.image_tokens);
-                let marks = &mut marks[row * tokens..][..prompt.len()];
-                mark_places(prompt, self.shape.image_id, counts, marks);
-            }
-        }
-        // The place of the token that was read last.
+        // The place of the token that was read last, of each row.
         let mut places: Vec<usize> = (0..batch)
-            .map(|row| prompts[of_row(row)].len() - 1)
+            .map(|row| prompts[prompt_of(row, prompts)].len() - 1)
             .collect();
-        self.prompt.write_f32(ModelInput::Images.name(), &images)?;
-        self.prompt.write_i32(ModelInput::Tokens.name(), &ids)?;
-        if self.shape.tiling.slots > 0 {
-            self.prompt
-                .write_i32(ModelInput::TokenTypes.name(), &marks)?;
-        }
-        self.prompt
-            .write_i32(ModelInput::Index.name(), &as_i32(&places))?;
-        self.prompt.run()?;
-        let mut cache = Vec::new();
-        for layer in 0..self.layers {
-            cache.extend(self.prompt.read_f32(&cached_rows(layer))?);
-        }
-        self.step.write_arena(Arena::Cache, &cache)?;
+        self.read_prompts(shown, prompts, &places)?;
 
         let mut draws = self.streams(batch);
         let mut next = choose(self.prompt.as_ref(), &self.sampling, &mut draws)?;
         let mut answers = vec![Vec::new(); prompts.len()];
         let mut is_done = vec![false; prompts.len()];
+        // One-hot rows: the place of the cache that the step's keys and values are written to.
         let mut slots = vec![0i32; batch * tokens];
         loop {
+            // Only rows with a prompt are looked at: a row that repeats the first neither ends nor prolongs the batch.
             for (row, answer) in answers.iter_mut().enumerate() {
                 is_done[row] |= next[row] == self.end || places[row] + 1 == tokens;
                 if !is_done[row] {
                     answer.push(next[row]);
+                    // The token just taken fills the last place: its successor would have none, so no step is run for it.
                     is_done[row] = places[row] + 2 == tokens;
                 }
             }
@@ -199,15 +146,92 @@ impl Generator {
                 *place = (*place + 1).min(tokens - 1);
                 slots[row * tokens + *place] = 1;
             }
-            self.step.write_i32(ModelInput::Token.name(), &next)?;
-            self.step.write_i32(ModelInput::Slots.name(), &slots)?;
-            self.step
-                .write_i32(ModelInput::Position.name(), &as_i32(&places))?;
-            self.step
-                .write_i32(ModelInput::Index.name(), &as_i32(&places))?;
-            self.step.run()?;
+            self.run_step(&next, &slots, &places)?;
             next = choose(self.step.as_ref(), &self.sampling, &mut draws)?;
         }
+    }
+
+    /// Refuses what the batch has no room for: too many prompts, one that leaves no place for an answer, too many tiles.
+    fn check(&self, shown: &[PromptImage], prompts: &[Vec<i32>]) -> Result<()> {
+        let BatchShape { batch, tokens, .. } = self.shape;
+        let fits = |prompt: &Vec<i32>| !prompt.is_empty() && prompt.len() < tokens;
+        if prompts.is_empty() || prompts.len() > batch || !prompts.iter().all(fits) {
+            let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+            let most = format!("1 to {batch} of them, each of 1 to {} tokens", tokens - 1);
+            let found = format!("{}, the longest of {longest} tokens", prompts.len());
+            return Err(Error::setting("prompts", most, found));
+        }
+        let tiles: usize = shown.iter().map(PromptImage::count).sum();
+        let slots = self.shape.tiling.slots;
+        if shown.len() != prompts.len() || tiles > slots {
+            return Err(Error::setting(
+                "images",
+                format!("one a prompt, with at most {slots} tiles together"),
+                format!(
+                    "{} for {} prompts, with {tiles} tiles",
+                    shown.len(),
+                    prompts.len()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Runs the prompts' program on everything the rows are shown, and moves the keys and values it made into the cache of
+    /// the other. `places` are those of the prompts' last tokens.
+    fn read_prompts(
+        &mut self,
+        shown: &[PromptImage],
+        prompts: &[Vec<i32>],
+        places: &[usize],
+    ) -> Result<()> {
+        let BatchShape { batch, tokens, .. } = self.shape;
+        let slots = self.shape.tiling.slots;
+        let image = shown[0].whole.len();
+        // The tiles of all rows come first, in the slots that the program has for them, then the whole image of each row.
+        let mut images = Vec::with_capacity((slots + batch) * image);
+        for shown in shown {
+            images.extend_from_slice(&shown.tiles);
+        }
+        images.resize(slots * image, 0.0);
+        let mut ids = vec![self.pad; batch * tokens];
+        let mut marks = vec![place::NONE; batch * tokens];
+        for row in 0..batch {
+            let from = prompt_of(row, prompts);
+            images.extend_from_slice(&shown[from].whole);
+            let prompt = &prompts[from];
+            ids[row * tokens..][..prompt.len()].copy_from_slice(prompt);
+            // Nobody reads what rows beyond the prompts say, and there are no tiles for them.
+            if row < prompts.len() {
+                let counts = (shown[row].count(), self.image_tokens);
+                let marks = &mut marks[row * tokens..][..prompt.len()];
+                mark_places(prompt, self.shape.image_id, counts, marks);
+            }
+        }
+        let prompt = &mut self.prompt;
+        prompt.write_f32(ModelInput::Images.name(), &images)?;
+        prompt.write_i32(ModelInput::Tokens.name(), &ids)?;
+        if slots > 0 {
+            prompt.write_i32(ModelInput::TokenTypes.name(), &marks)?;
+        }
+        prompt.write_i32(ModelInput::Index.name(), &as_i32(places))?;
+        prompt.run()?;
+        // By layer, as the step's program has declared its caches: they lie in the arena one after the other.
+        let mut cache = Vec::new();
+        for layer in 0..self.layers {
+            cache.extend(prompt.read_f32(&cached_rows(layer))?);
+        }
+        self.step.write_arena(Arena::Cache, &cache)
+    }
+
+    /// Reads the token `next` of each row at its place, beside the keys and values of all tokens before it.
+    fn run_step(&mut self, next: &[i32], slots: &[i32], places: &[usize]) -> Result<()> {
+        let places = as_i32(places);
+        self.step.write_i32(ModelInput::Token.name(), next)?;
+        self.step.write_i32(ModelInput::Slots.name(), slots)?;
+        self.step.write_i32(ModelInput::Position.name(), &places)?;
+        self.step.write_i32(ModelInput::Index.name(), &places)?;
+        self.step.run()
     }
 
     fn streams(&self, rows: usize) -> Vec<Stream> {
@@ -219,6 +243,12 @@ impl Generator {
             .map(|row| Stream::new(seed, Purpose::Evaluation, 3, row))
             .collect()
     }
+}
+
+/// The prompt that a row of the batch reads: its own, or the first where there is none. The programs have a fixed number of
+/// rows, and a row of padding alone would have no last token to go on from.
+fn prompt_of(row: usize, prompts: &[Vec<i32>]) -> usize {
+    if row < prompts.len() { row } else { 0 }
 }
 
 fn as_i32(places: &[usize]) -> Vec<i32> {
@@ -264,6 +294,7 @@ pub fn draw_token(logits: &[f64], temperature: f64, top_p: f64, draw: f64) -> us
             break;
         }
     }
+    // The draw is scaled to what was kept instead of dividing every probability by it.
     let mut left = draw * kept;
     for token in &order[..count] {
         left -= weight(*token);
@@ -271,5 +302,6 @@ pub fn draw_token(logits: &[f64], temperature: f64, top_p: f64, draw: f64) -> us
             return *token;
         }
     }
+    // Rounding may leave a trifle behind the last.
     order[count - 1]
 }

@@ -19,6 +19,11 @@ pub struct LinearMap {
 impl LinearMap {
     /// Fits x [N, `inputs`] to y [N, `outputs`] with the penalty `ridge` times the mean variance of x.
     pub fn fit(x: &[f32], inputs: usize, y: &[f32], outputs: usize, ridge: f64) -> LinearMap {
+        assert_eq!(
+            x.len() / inputs,
+            y.len() / outputs,
+            "a pair has a row on either side"
+        );
         let count = (x.len() / inputs) as f64;
         let mean = |rows: &[f32], width: usize| {
             let mut mean = vec![0.0; width];
@@ -43,6 +48,8 @@ impl LinearMap {
                 }
             }
         }
+        // Relative to the mean variance, so that one number suits features of any scale; never zero, so that constant
+        // features have a solution.
         let trace: f64 = (0..inputs).map(|i| gram[i * inputs + i]).sum();
         let penalty = (ridge * trace / inputs as f64).max(f64::MIN_POSITIVE);
         for i in 0..inputs {
@@ -114,6 +121,8 @@ impl LinearMap {
 
 /// Solves A X = B for symmetric positive definite A [n, n] by Cholesky; B [n, k] becomes X.
 fn solve_in_place(a: &mut [f64], n: usize, b: &mut [f64], k: usize) {
+    // Cholesky: a Gram matrix with a ridge is positive definite, so no pivoting is needed and the upper half is never
+    // read.
     for j in 0..n {
         for p in 0..j {
             let factor = a[j * n + p];

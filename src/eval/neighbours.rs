@@ -33,6 +33,11 @@ impl Neighbours {
         width: usize,
         classes: usize,
     ) -> Vec<usize> {
+        assert_eq!(
+            train.len(),
+            labels.len() * width,
+            "one label a training row"
+        );
         let class_of = |row: &[f32]| {
             let mut ranked: Vec<(f64, usize)> = train
                 .chunks_exact(width)
@@ -44,6 +49,7 @@ impl Neighbours {
             let largest = ranked.first().map_or(0.0, |(similarity, _)| *similarity);
             let mut votes = vec![0.0; classes];
             for (similarity, label) in ranked.iter().take(self.count) {
+                // Less the largest similarity, which changes no order and keeps the exponentials from overflowing.
                 votes[*label] += ((similarity - largest) / self.temperature).exp();
             }
             largest_index(&votes)

@@ -25,6 +25,7 @@ impl Principal {
     /// The first `count` components of the rows [N, `width`], by orthogonal iteration on the covariance with a small
     /// eigenproblem in each round (Rutishauser 1969). Deterministic.
     pub fn fit(rows: &[f32], width: usize, count: usize) -> Principal {
+        assert!(rows.len().is_multiple_of(width), "whole rows of {width}");
         let n = rows.len() / width;
         let mut mean = vec![0.0; width];
         for row in rows.chunks_exact(width) {
@@ -32,6 +33,8 @@ impl Principal {
                 *sum += f64::from(*x) / n.max(1) as f64;
             }
         }
+        // Of the covariance, width × width, and not of the rows: there are many more rows than channels, and it is
+        // multiplied hundreds of times.
         let covariance = covariance(rows, width, &mean);
         let count = count.min(width);
         let block = (count + SPARE).min(width);
@@ -46,6 +49,8 @@ impl Principal {
             .collect();
         orthonormalise(&mut basis);
         let mut values = vec![0.0; block];
+        // Subspace iteration on a block a little wider than asked for: it converges by the ratio of the last wanted
+        // eigenvalue to the first outside the block, so spare directions save rounds.
         for _ in 0..MOST_ROUNDS {
             let images: Vec<Vec<f64>> = basis.par_iter().map(|v| apply(&covariance, v)).collect();
             // The eigenproblem inside the block: eigenvectors of BᵀCB turn the images into the next basis.
@@ -77,6 +82,8 @@ impl Principal {
         basis.truncate(count);
         values.truncate(count);
         for direction in &mut basis {
+            // An eigenvector has no sign of its own: the largest component is made positive, so that two runs draw the
+            // same plane.
             let largest = direction
                 .iter()
                 .copied()
@@ -140,6 +147,8 @@ fn orthonormalise(basis: &mut [Vec<f64>]) {
     for k in 0..basis.len() {
         let (before, rest) = basis.split_at_mut(k);
         let own = &mut rest[0];
+        // Twice is enough (Giraud et al. 2005): one pass of Gram–Schmidt leaves components where vectors are nearly
+        // dependent, as they are after a few rounds.
         for _ in 0..2 {
             for other in before.iter() {
                 let factor = dot(own, other);
@@ -175,6 +184,8 @@ fn symmetric_eigen(mut a: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
                 if pq == 0.0 {
                     continue;
                 }
+                // The smaller of the two angles that zero this element: the other would swap rows, and the sweeps would
+                // not converge.
                 let theta = (qq - pp) / (2.0 * pq);
                 let t = theta.signum() / (theta.abs() + (theta * theta + 1.0).sqrt());
                 let t = if theta == 0.0 { 1.0 } else { t };

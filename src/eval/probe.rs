@@ -110,6 +110,12 @@ impl TrainedProbe {
             width,
             classes,
         };
+        assert_eq!(
+            train.features.len(),
+            train.labels.len() * tokens * width,
+            "features [samples, {tokens}, {width}] for {} labels",
+            train.labels.len()
+        );
         let mut declaring = Tape::declaring();
         record_scores(&mut declaring, &settings, sizes)?;
         let layout = Arc::new(ParameterLayout::new(&declaring.specs()));
@@ -120,6 +126,8 @@ impl TrainedProbe {
             sizes,
             layout,
             executor,
+            // Channels are standardised by the training features, for training and test alike: one learning rate then
+            // suits towers of any scale.
             scales: channel_scales(train.features, width),
             losses: Vec::new(),
         };

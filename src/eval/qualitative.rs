@@ -282,6 +282,7 @@ fn finds(seen: &Seen<'_>, count: usize) -> Vec<Find> {
         let order = ranked(query, seen.texts, width);
         let rank = order.iter().position(|(index, _)| *index == own);
         let rank = rank.unwrap_or(count);
+        // How far ahead of the best wrong caption, or behind: it orders what has the same rank.
         let other = order.iter().find(|(index, _)| *index != own);
         let own_score = order.get(rank).map_or(0.0, |(_, score)| *score);
         finds.push(Find {
@@ -374,6 +375,7 @@ pub(super) fn attention(
         let heads: Vec<Vec<f32>> = (0..config.heads)
             .map(|head| received(packed, tokens, head, config.heads, skip))
             .collect();
+        // The patch that all heads together look at most is the one whose likeness to the others is drawn.
         let total = |patch: usize| heads.iter().map(|head| head[patch]).sum::<f32>();
         let patches = tokens - skip;
         let patch = (0..patches).max_by(|a, b| total(*a).total_cmp(&total(*b)));
@@ -402,6 +404,7 @@ fn received(packed: &[f32], tokens: usize, head: usize, heads: usize, skip: usiz
     let dim = row / 3 / heads;
     let part =
         |token: usize, which: usize| &packed[token * row + (which * heads + head) * dim..][..dim];
+    // With a class token, where it looks; without one, where all tokens look on average.
     let queries = if skip > 0 { 0..1 } else { 0..tokens };
     let count = queries.len() as f32;
     let mut sums = vec![0.0f32; tokens];

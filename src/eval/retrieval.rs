@@ -29,6 +29,8 @@ fn rank(query: &[f32], candidates: &[f32], width: usize, right: usize) -> usize 
         .enumerate()
         .filter(|(index, candidate)| {
             let other = dot(query, candidate);
+            // Ties go against the later index: a model that gives everything the same feature must not rank first
+            // everywhere.
             other > own || (other == own && *index < right)
         })
         .count()
@@ -106,6 +108,7 @@ pub fn classify_among(
     labels: &[usize],
     most: usize,
 ) -> f64 {
+    assert_eq!(images.len(), labels.len() * width, "one label an image");
     let right = images
         .chunks(width)
         .zip(labels)

@@ -84,7 +84,13 @@ fn squared_product(x: &[f64], x_width: usize, y: &[f64], y_width: usize) -> f64 
 /// [N, `y_width`]: ‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F) on centred columns (Kornblith et al. 2019). 1 for the same up to a rotation
 /// and a scale, 0 for nothing in common; 0 where a representation is constant.
 pub fn linear_cka(x: &[f32], x_width: usize, y: &[f32], y_width: usize) -> f64 {
+    assert_eq!(
+        x.len() / x_width,
+        y.len() / y_width,
+        "both sets have the same images"
+    );
     let (x, y) = (centred(x, x_width), centred(y, y_width));
+    // ‖XᵀY‖² of channels by channels, and not of images by images: the same number, and channels are fewer.
     let cross = squared_product(&x, x_width, &y, y_width);
     let own = squared_product(&x, x_width, &x, x_width) * squared_product(&y, y_width, &y, y_width);
     if own > 0.0 { cross / own.sqrt() } else { 0.0 }

@@ -74,6 +74,8 @@ pub fn student_quantile(probability: f64, freedom: f64) -> f64 {
     while student_probability(high, freedom) < probability {
         high *= 2.0;
     }
+    // By bisection: the distribution function has no closed inverse, and 200 halvings end at the last bit from any
+    // start.
     for _ in 0..200 {
         let middle = 0.5 * (low + high);
         if student_probability(middle, freedom) < probability {
@@ -127,6 +129,8 @@ fn incomplete_beta(x: f64, a: f64, b: f64) -> f64 {
         (log_gamma(a + b) - log_gamma(a) - log_gamma(b) + a * x.ln() + b * (-x).ln_1p()).exp() / a;
     const TINY: f64 = 1e-300;
     let away = |value: f64| if value.abs() < TINY { TINY } else { value };
+    // Lentz's method for the continued fraction of the incomplete beta function; `away` keeps its two ratios from
+    // dividing by zero.
     let (mut c, mut d) = (1.0, 1.0 / away(1.0 - (a + b) * x / (a + 1.0)));
     let mut fraction = d;
     for m in 1..500 {

@@ -36,6 +36,7 @@ pub fn weight_drift(layout: &ParameterLayout, before: &[f32], after: &[f32]) -> 
             moved += (f64::from(*after) - f64::from(*before)).powi(2);
             size += f64::from(*before).powi(2);
         }
+        // A parameter counts for its module and for its block.
         for group in groups(&entry.spec.name) {
             match sums.iter_mut().find(|(name, _, _)| *name == group) {
                 Some((_, all_moved, all_size)) => {

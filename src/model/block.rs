@@ -102,9 +102,10 @@ pub(super) fn projection(
 ) -> Result<(Value, Option<Value>)> {
     let scope = scope.child(name);
     let weight = scope.matrix(tape, "weight", shape, init)?;
-    let bias = match bias {
-        true => Some(scope.plain(tape, "bias", [shape[0]], Init::Constant(0.0))?),
-        false => None,
+    let bias = if bias {
+        Some(scope.plain(tape, "bias", [shape[0]], Init::Constant(0.0))?)
+    } else {
+        None
     };
     Ok((weight, bias))
 }
@@ -131,6 +132,8 @@ pub(super) fn block(
 /// Standard deviation of a projection that ends in the residual stream: Glorot's, divided by √(2·depth) so that the
 /// stream's variance does not grow with depth (Radford et al. 2019, §2.3).
 fn residual_init(rows: usize, columns: usize, depth: usize) -> Init {
+    // Every branch is added to the stream: 2·depth of them, each scaled by 1 / √(2·depth), leave it about as large at
+    // the end as at the beginning.
     let glorot = (2.0 / (rows + columns) as f32).sqrt();
     Init::Normal(glorot / (2.0 * depth as f32).sqrt())
 }
@@ -152,10 +155,13 @@ pub(super) fn cached_block(
         let qkv = queries_keys_values(tape, scope, x, config, positions)?;
         let dtype = tape.ty(qkv).dtype;
         let (batch, tokens) = (tape.shape(qkv).dims()[0], place.tokens);
+        // In f32 whatever the program computes in: a cache lies in a fixed arena, and those are f32. A bf16 row goes
+        // there and back without loss.
         let cache = tape.cached([batch, tokens, config.heads.packed_width()]);
         let own = ops::cast(tape, qkv, DType::F32)?;
         let seen = ops::splice_into_cache(tape, cache, place.slots, own, 1)?;
         let seen = ops::cast(tape, seen, dtype)?;
+        // All rows of the cache attend and one is read: the rest is the price of a program whose shapes are fixed.
         let y = ops::attention(tape, seen, config.heads, Mask::Causal, None)?;
         let y = ops::select_token(tape, y, place.index)?;
         let y = tape.reshape(y, [batch, 1, config.heads.query_width()])?;
@@ -225,6 +231,7 @@ fn queries_keys_values(
     if let Some(theta) = config.rope_theta {
         qkv = ops::rope(tape, qkv, heads, theta, positions)?;
     }
+    // After norm and rotation: what attention is computed from, so that it can be looked at.
     tape.name(qkv, scope.full("attended"));
     Ok(qkv)
 }

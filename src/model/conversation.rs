@@ -18,6 +18,7 @@ pub(super) fn whole_images(tape: &mut Tape, shape: &BatchShape, all: Value) -> R
     let &[images, tokens, width] = tape.shape(all).dims() else {
         unreachable!("features and image tokens have three dimensions")
     };
+    // All images as one long row: dropping its first tokens drops the tiles, which come first.
     let flat = tape.reshape(all, [1, images * tokens, width])?;
     let wholes = ops::drop_tokens(tape, flat, shape.tiling.slots * tokens)?;
     tape.reshape(wholes, [shape.batch, tokens, width])
@@ -31,6 +32,7 @@ fn splice_in_order(
     image_tokens: Value,
     place: i32,
 ) -> Result<Value> {
+    // Likewise one row: the order of tiles is that of the whole batch, so image tokens are counted across its rows.
     let (apart, width) = (tape.shape(x), tape.shape(x).columns());
     let count = tape.shape(image_tokens).rows();
     let flat = tape.reshape(x, [1, apart.rows(), width])?;
@@ -65,6 +67,8 @@ pub(super) fn record_conversation(
             x = splice_in_order(tape, x, places, wholes, place::TILE)?;
             wholes = whole_images(tape, shape, wholes)?;
         }
+        // Unpacked, row b takes image b: a row whose text has no place for one must not shift the others. Packed rows
+        // hold several samples, and images come in order.
         x = match shape.pack {
             1 => ops::splice(tape, x, places, wholes, whole)?,
             _ => splice_in_order(tape, x, places, wholes, whole)?,

@@ -19,6 +19,8 @@ use keel_engine::tape::{Init, ParameterLayout, ParameterSpec, Tape};
 pub fn declare(config: &ModelConfig, kind: Contrastive) -> Result<Arc<ParameterLayout>> {
     config.validate()?;
     let mut tape = Tape::declaring();
+    // Parameters do not depend on batch or lengths: the smallest shapes do, except for the text tower, whose table of
+    // positions has its context length.
     let caption_tokens = config.text.as_ref().map_or(8, |text| text.context_length);
     let shape = BatchShape {
         batch: 1,
@@ -39,6 +41,8 @@ pub fn declare(config: &ModelConfig, kind: Contrastive) -> Result<Arc<ParameterL
         pair: ContrastivePair::LanguageModel,
         holds_text_alone: false,
     };
+    // Recorded as a step would be, on a tape that only declares: parameters are listed nowhere else, so the list cannot
+    // disagree.
     record_objectives(&mut tape, config, &objectives, &shape)?;
     if config.text.is_some() {
         let mut towers = Tape::declaring();
@@ -68,14 +72,15 @@ pub fn initialise(layout: &ParameterLayout, seed: u64) -> Vec<f32> {
 
 /// First values of one parameter. See [`initialise`].
 pub fn initialise_one(spec: &ParameterSpec, seed: u64, place: &mut [f32]) {
+    // A stream for each parameter, keyed by its name: a layer added elsewhere moves no other's first values.
     let mut key = [0u8; 32];
     key.copy_from_slice(blake3::hash(format!("{seed}/{}", spec.name).as_bytes()).as_bytes());
     let mut stream = Stream::of_key(key);
     match spec.init {
         Init::Constant(value) => place.fill(value),
-        Init::Normal(deviation) => {
+        Init::Normal(std) => {
             for value in place {
-                *value = (stream.normal() * f64::from(deviation)) as f32;
+                *value = (stream.normal() * f64::from(std)) as f32;
             }
         }
         Init::XavierUniform => {

@@ -120,6 +120,8 @@ impl ModelInput {
         if let Some(unknown) = names.iter().find(|name| !is_known(name)) {
             return Err(unfed(unknown));
         }
+        // In the order of the enum, whatever the order in a program: inputs are then written in the same order every
+        // time.
         let mut inputs = Self::ALL.to_vec();
         inputs.retain(|input| {
             names.contains(&input.name()) && !written_elsewhere.contains(&input.name())

@@ -15,6 +15,7 @@ fn scope() -> Scope {
 
 fn table(tape: &mut Tape, config: &LanguageConfig) -> Result<Value> {
     let shape = [config.vocabulary, config.width];
+    // Not decayed: a token that no batch holds would shrink towards zero, though nothing has been learned of it.
     scope().plain(tape, "embedding", shape, Init::Normal(0.02))
 }
 
@@ -126,14 +127,13 @@ pub struct LanguageHead {
 /// # Errors
 /// When the layout holds another shape.
 pub fn language_head(tape: &mut Tape, config: &LanguageConfig) -> Result<LanguageHead> {
-    let weight = match config.tied_embeddings {
-        true => table(tape, config)?,
-        false => {
-            let shape = [config.vocabulary, config.width];
-            scope()
-                .child("head")
-                .matrix(tape, "weight", shape, Init::Normal(0.02))?
-        }
+    let weight = if config.tied_embeddings {
+        table(tape, config)?
+    } else {
+        let shape = [config.vocabulary, config.width];
+        scope()
+            .child("head")
+            .matrix(tape, "weight", shape, Init::Normal(0.02))?
     };
     Ok(LanguageHead { weight })
 }

@@ -21,12 +21,15 @@ pub fn vision_tower(tape: &mut Tape, config: &VisionConfig, images: Value) -> Re
         let part = scope.child("patch_embed");
         let kernel = [width, 3 * patch * patch];
         let weight = part.matrix(tape, "weight", kernel, Init::XavierUniform)?;
-        let bias = match config.patch_bias {
-            true => Some(part.plain(tape, "bias", [width], Init::Constant(0.0))?),
-            false => None,
+        let bias = if config.patch_bias {
+            Some(part.plain(tape, "bias", [width], Init::Constant(0.0))?)
+        } else {
+            None
         };
         let tokens = config.patches() + usize::from(config.class_token);
         let position = scope.plain(tape, "position", [tokens, width], Init::Normal(0.02))?;
+        // Nothing stands between patches and positions: the product adds them on its way out, which saves a pass over
+        // all tokens.
         if !config.patch_norm && !config.class_token {
             return ops::patch_embed(tape, images, weight, bias, Some(position), patch);
         }
@@ -41,9 +44,10 @@ pub fn vision_tower(tape: &mut Tape, config: &VisionConfig, images: Value) -> Re
                 config.norm_epsilon,
             )?;
         }
-        let class_token = match config.class_token {
-            true => Some(scope.plain(tape, "class_token", [width], Init::Normal(0.02))?),
-            false => None,
+        let class_token = if config.class_token {
+            Some(scope.plain(tape, "class_token", [width], Init::Normal(0.02))?)
+        } else {
+            None
         };
         ops::add_position(tape, x, position, class_token)
     })?;
@@ -95,8 +99,9 @@ pub(super) fn patch_tokens(
     config: &VisionConfig,
     features: Value,
 ) -> Result<Value> {
-    match config.class_token {
-        true => ops::drop_tokens(tape, features, 1),
-        false => Ok(features),
+    if config.class_token {
+        ops::drop_tokens(tape, features, 1)
+    } else {
+        Ok(features)
     }
 }

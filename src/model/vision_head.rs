@@ -53,6 +53,8 @@ pub fn vision_head(
             let place = tape.input(ModelInput::ClassToken, TensorType::i32([batch]));
             ops::select_token(tape, features, place)
         }
+        // A learned query that is used as it is (AIM); the probe of SigLIP goes through a projection first and has an
+        // MLP behind.
         VisionHead::Query => {
             let query = scope.plain(tape, "probe", [1, width], Init::Normal(0.02))?;
             let query = ops::cast(tape, query, tape.precision())?;

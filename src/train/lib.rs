@@ -38,8 +38,8 @@ pub use observer::{
     UnitBegins,
 };
 pub use recipe::{
-    BUILT_IN, ChatSettings, ContrastiveForm, MODULES, RENAMED_PLAN_KEYS, RENAMED_RECIPE_KEYS,
-    Recipe, Renamed, Schedule, Stage, StageKind,
+    BUILT_IN, ChatSettings, MODULES, RENAMED_PLAN_KEYS, RENAMED_RECIPE_KEYS, Recipe, Renamed,
+    Schedule, Stage, StageKind,
 };
 pub use run::{
     InitialWeights, RunFolder, Signals, StepAverages, Stop, TrainOptions, newest_checkpoint,

@@ -151,7 +151,7 @@ impl Recipe {
         limit: u64,
         budget: Option<u64>,
     ) -> Result<Vec<String>> {
-        let layout = declare(&self.model, self.contrastive_loss.into())?;
+        let layout = declare(&self.model, self.contrastive_loss)?;
         let recipe = self.clone();
         let tries = Tries {
             recipe: &recipe,

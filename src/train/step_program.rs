@@ -34,7 +34,7 @@ pub fn record_step(
     if is_divided {
         tape = tape.accumulating_gradients();
     }
-    let objectives = stage.objectives(recipe.contrastive_loss.into());
+    let objectives = stage.objectives(recipe.contrastive_loss);
     let loss = record_objectives(&mut tape, &recipe.model, &objectives, shape)?;
     if is_divided {
         let weight = tape.input(ModelInput::LossWeight, TensorType::f32([1]));

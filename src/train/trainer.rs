@@ -79,7 +79,7 @@ impl Trainer {
     ) -> Result<Trainer> {
         check_pairs(&recipe, pairs.is_some())?;
         let tokenizer = recipe.chat_tokenizer(options.resume.as_deref())?;
-        let layout = declare(&recipe.model, recipe.contrastive_loss.into())?;
+        let layout = declare(&recipe.model, recipe.contrastive_loss)?;
         if let Some(initial) = &initial {
             let elements = initial.parameters.len();
             assert_eq!(elements, layout.elements(), "another model's weights");

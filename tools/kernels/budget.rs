@@ -113,6 +113,7 @@ fn agreed(facts: &Facts) -> Agreed {
     let mut uses: Option<BTreeSet<String>> = None;
     for mix in facts.codes.iter().filter_map(|code| code.mix.as_ref()) {
         let here: BTreeSet<String> = mix.landmarks().into_iter().map(str::to_owned).collect();
+        // What both architectures use: an instruction that only one has is not a promise of the source.
         uses = Some(match uses {
             Some(uses) => uses.intersection(&here).cloned().collect(),
             None => here,

@@ -1,4 +1,4 @@
-//! The GPUs that the reports speak of: what a multiprocessor holds, and what the chip can do in a second.
+//! The GPUs that the reports cover: what a multiprocessor holds, and what the chip can do in a second.
 
 /// A GPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -120,9 +120,10 @@ impl Chip {
         let warp_registers = (registers.max(1) * 32).next_multiple_of(REGISTER_UNIT);
         let register_warps = REGISTERS / PARTS / warp_registers * PARTS;
         let shared = (shared_bytes + SHARED_RESERVED).next_multiple_of(SHARED_UNIT);
-        let by_shared = match shared_bytes > self.block_shared_bytes {
-            true => 0,
-            false => self.shared_bytes / shared,
+        let by_shared = if shared_bytes > self.block_shared_bytes {
+            0
+        } else {
+            self.shared_bytes / shared
         };
         // On a tie the first is named: threads and blocks are the kernel's shape, the others can be tuned.
         let limits = [

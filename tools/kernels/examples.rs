@@ -83,13 +83,15 @@ impl Example {
         let mut inputs = Vec::new();
         for (index, ty) in self.inputs.iter().enumerate() {
             let name = format!("x{index}");
-            let ty = match ty.dtype.is_float() && (2..4).contains(&ty.shape.rank()) {
-                true => TensorType::new(precision, ty.shape),
-                false => *ty,
+            let ty = if ty.dtype.is_float() && (2..4).contains(&ty.shape.rank()) {
+                TensorType::new(precision, ty.shape)
+            } else {
+                *ty
             };
-            inputs.push(match direction == Direction::Both && ty.dtype.is_float() {
-                true => tape.input_with_gradient(name, ty),
-                false => tape.input(name, ty),
+            inputs.push(if direction == Direction::Both && ty.dtype.is_float() {
+                tape.input_with_gradient(name, ty)
+            } else {
+                tape.input(name, ty)
             });
         }
         let output = (self.record)(&mut tape, &inputs)?;
@@ -210,7 +212,9 @@ impl Size {
 /// Every example of a size.
 pub fn examples(size: Size) -> Vec<Example> {
     let sizes = size.sizes();
-    let mut all = tower(&sizes);
+    let mut all = tower_blocks(&sizes);
+    all.extend(tower_ends(&sizes));
+    all.extend(contrastive(&sizes));
     all.extend(language(&sizes));
     all
 }
@@ -235,20 +239,15 @@ fn example(
     }
 }
 
-/// The ops of a vision tower and of the contrastive loss.
-fn tower(sizes: &Sizes) -> Vec<Example> {
+/// The ops of a vision tower's blocks.
+fn tower_blocks(sizes: &Sizes) -> Vec<Example> {
     let [images, tokens, width, heads, mlp] = sizes.tower;
-    let [side, patch] = sizes.image;
-    let patches = (side / patch).pow(2);
-    let patch_width = 3 * patch * patch;
     let rows = images * tokens;
-    let square = patches.isqrt();
     let heads = Heads {
         query: heads,
         key_value: heads,
         dim: 64,
     };
-    let [pairs, shared] = sizes.pairs;
     let product = |n: usize, k: usize, m: usize| format!("[{n},{k}]x[{m},{k}]");
     vec![
         example(
@@ -295,6 +294,17 @@ fn tower(sizes: &Sizes) -> Vec<Example> {
             vec![f32s([rows, width]), f32s([width]), f32s([width])],
             |t, v| ops::layer_norm(t, v[0], v[1], v[2], 1e-6),
         ),
+    ]
+}
+
+/// The ops before and behind a vision tower's blocks.
+fn tower_ends(sizes: &Sizes) -> Vec<Example> {
+    let [images, tokens, width, ..] = sizes.tower;
+    let [side, patch] = sizes.image;
+    let patches = (side / patch).pow(2);
+    let patch_width = 3 * patch * patch;
+    let square = patches.isqrt();
+    vec![
         example(
             "patch_embed",
             format!("B{images} {side}x{side} patch {patch} C{width}"),
@@ -321,6 +331,13 @@ fn tower(sizes: &Sizes) -> Vec<Example> {
             vec![f32s([images, tokens, width])],
             |t, v| ops::mean_pool(t, v[0], None),
         ),
+    ]
+}
+
+/// The ops that compare images and texts.
+fn contrastive(sizes: &Sizes) -> Vec<Example> {
+    let [pairs, shared] = sizes.pairs;
+    vec![
         example(
             "l2_normalize",
             format!("[{pairs},{shared}]"),

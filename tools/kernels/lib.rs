@@ -1,7 +1,7 @@
 //! What can be known of the kernels without a GPU: registers, shared memory, spills, occupancy and instructions from the
 //! images that were built into this program, and from the ops' own costs the least time that a chip needs for an example.
 //!
-//! [`time`] holds the same examples against what an executor takes for them.
+//! [`time`] measures what an executor takes for the same examples.
 #![deny(unsafe_code)]
 
 mod budget;
@@ -140,7 +140,7 @@ pub fn catalogue() -> Catalogue {
             )
         })
         .collect();
-    // Threads and shared memory are the emulator's to say: without it nothing here could be told of any kernel.
+    // Only the emulator knows threads and shared memory: without it there is nothing to list of any kernel.
     let kernels = KERNELS.iter().filter_map(|entry| {
         let line = lines.iter().find(|line| line.name == entry.name)?;
         let mut codes: Vec<Code> = images

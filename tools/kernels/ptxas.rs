@@ -45,7 +45,7 @@ pub fn read(text: &str) -> Report {
                 ..Assembled::default()
             });
         } else if let Some(kernel) = report.kernels.last_mut() {
-            // A function that was not inlined has a frame of its own, told after its kernel's: the largest counts.
+            // A function that was not inlined has a frame of its own, listed after its kernel's: the largest counts.
             for (number, what) in facts(line) {
                 match what {
                     "bytes stack frame" => kernel.stack_bytes = kernel.stack_bytes.max(number),

@@ -1,8 +1,8 @@
 //! The least time that a chip needs for an op (Williams, Waterman and Patterson 2009): its arithmetic at the chip's speed,
 //! or its bytes at the memory's, whichever takes longer. Both come from the op's own cost, so this holds for any kernel.
 //!
-//! Matrix products are held against the tensor cores' bf16 speed, an f32 program's against a sixth of it, because each f32
-//! product is six products of bf16 parts. Everything else is held against the chip's f32 arithmetic.
+//! Matrix products are measured against the tensor cores' bf16 speed, an f32 program's against a sixth of it, because each f32
+//! product is six products of bf16 parts. Everything else is measured against the chip's f32 arithmetic.
 
 use super::{CHIPS, Chip, Direction, Size, examples, record_update, update_shape};
 use keel_base::error::{Error, Result};
@@ -64,9 +64,10 @@ impl Work {
         };
         let arithmetic = self.cost.flops / peak;
         let memory = (self.cost.bytes_read + self.cost.bytes_written) / chip.bandwidth;
-        match arithmetic > memory {
-            true => (arithmetic, bound),
-            false => (memory, Bound::Memory),
+        if arithmetic > memory {
+            (arithmetic, bound)
+        } else {
+            (memory, Bound::Memory)
         }
     }
 
@@ -102,6 +103,7 @@ pub(super) fn record_all(size: Size, precision: DType) -> Result<Vec<Recorded>> 
     for example in examples(size) {
         let (precision, tape) = match example.record(precision, Direction::Both) {
             Ok(tape) => (precision, tape),
+            // An op that has no form in this precision runs in f32 in every program; any other error is one.
             Err(Error::Shape { .. }) => (DType::F32, example.record(DType::F32, Direction::Both)?),
             Err(problem) => return Err(problem),
         };
@@ -130,7 +132,7 @@ pub(super) fn record_all(size: Size, precision: DType) -> Result<Vec<Recorded>> 
 const UPDATE: &str = "update";
 
 /// The ops of every example of a size in `precision`, forward and backward, and of the update. An op that has no form in
-/// that precision is told in f32.
+/// that precision is given in f32.
 ///
 /// # Errors
 /// Whatever recording or planning an example reports.
@@ -157,8 +159,8 @@ pub fn works(size: Size, precision: DType) -> Result<Vec<Work>> {
 /// The work of each op of an example's program; none for what only prepares the update.
 pub(super) fn works_of(recorded: &Recorded, program: &Program) -> Vec<Option<Work>> {
     let works = program.ops().iter().map(|op| {
-        let is_told = recorded.example != UPDATE || op.instruction.scope.as_ref() == "update";
-        is_told.then(|| Work {
+        let is_counted = recorded.example != UPDATE || op.instruction.scope.as_ref() == "update";
+        is_counted.then(|| Work {
             example: recorded.example,
             shape: recorded.shape.clone(),
             is_product: recorded.is_product,

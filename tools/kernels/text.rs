@@ -90,9 +90,10 @@ fn rooflines(works: &[Work]) -> String {
         let bytes = work.cost.bytes_read + work.cost.bytes_written;
         let mut row = vec![
             format!("{} {}", work.example, work.shape),
-            match work.precision == works[0].precision {
-                true => work.op.to_owned(),
-                false => format!("{} ({})", work.op, work.precision),
+            if work.precision == works[0].precision {
+                work.op.to_owned()
+            } else {
+                format!("{} ({})", work.op, work.precision)
             },
             format!("{:.2}", work.cost.flops / 1e9),
             format!("{:.1}", bytes / 1e6),
@@ -108,9 +109,10 @@ fn rooflines(works: &[Work]) -> String {
 
 /// One word where all chips agree, else one for each.
 fn bounds(names: &[&str]) -> String {
-    match names.iter().all(|name| *name == names[0]) {
-        true => names[0].to_owned(),
-        false => names.join("/"),
+    if names.iter().all(|name| *name == names[0]) {
+        names[0].to_owned()
+    } else {
+        names.join("/")
     }
 }
 
@@ -183,11 +185,12 @@ pub fn kernel_markdown(catalogue: &Catalogue, works: &[Work]) -> String {
     for file in catalogue.kernels.chunk_by(|a, b| a.stem == b.stem) {
         let stem = file[0].stem;
         text += &format!("\n## cuda/{stem}.cu\n\n");
-        let mut told: Vec<String> = Vec::new();
+        let mut listed: Vec<String> = Vec::new();
         for header in file.iter().filter_map(|facts| header(stem, facts.name)) {
-            if !told.contains(&header.title) {
+            // One header may serve several kernels of a file: storage types, sizes.
+            if !listed.contains(&header.title) {
                 text += &markdown_header(&header);
-                told.push(header.title);
+                listed.push(header.title);
             }
         }
         text += &format!(
@@ -229,8 +232,8 @@ pub fn kernel_markdown(catalogue: &Catalogue, works: &[Work]) -> String {
 fn markdown_header(header: &Header) -> String {
     let mut text = format!("- `{}`: {}\n", header.title, header.sentence);
     for field in ["Math", "Work", "Accuracy", "Order", "Source"] {
-        if let Some(told) = header.field(field).filter(|told| *told != "-") {
-            text += &format!("  - {}: `{told}`\n", field.to_lowercase());
+        if let Some(value) = header.field(field).filter(|value| *value != "-") {
+            text += &format!("  - {}: `{value}`\n", field.to_lowercase());
         }
     }
     text
@@ -318,7 +321,7 @@ fn work_json(work: &Work) -> Value {
 }
 
 /// What came of an example as a line of JSON. `device` is what computed; where it is one of the chips, the share of its
-/// roofline is told.
+/// roofline is given.
 pub fn outcome_json(outcome: &Outcome, device: &str) -> Value {
     match outcome {
         Outcome::Timed(timed) => timed_json(timed, device),

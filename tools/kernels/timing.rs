@@ -107,6 +107,8 @@ fn run(
     let mut session = executor.load(Arc::new(program))?;
     fill(session.as_mut(), size.vocabulary())?;
     let mut all = vec![Vec::with_capacity(repeats); steps];
+    // Rounds of the whole example and not of each op: between two runs of an op all the others run, so none finds its
+    // operands in cache.
     for round in 0..WARM_UP + repeats {
         let mut seconds = vec![0.0; steps];
         session.run_timed(&mut seconds)?;
@@ -128,6 +130,8 @@ pub fn fill(session: &mut dyn Session, vocabulary: usize) -> Result<()> {
     let names: Vec<String> = session.program().input_names().map(str::to_owned).collect();
     for name in names {
         let ty = session.program().ty(session.program().input(&name)?);
+        // Multiplicative hashing (Knuth 6.4): values without a pattern that compression or branch prediction could use,
+        // the same every time.
         let scattered = |index: usize| (index * 2_654_435_761 % 4_294_967_296) >> 8;
         if ty.dtype == DType::I32 {
             let id = |index| (scattered(index) % vocabulary) as i32;

@@ -1,5 +1,5 @@
-// A CUDA driver without a GPU: the functions that src/engine/executor/cuda calls, on the host's memory, with the kernel emulator
-// to run what is launched. Linked with the emulator's library into a libcuda.so.1 that the tests put before any other.
+// A CUDA driver without a GPU: the functions that src/engine/executor/cuda calls, on the host's memory, with the kernel
+// emulator to run what is launched. Linked with the emulator's library into a libcuda.so.1 that the tests put before any other.
 //
 // Work on a stream is queued. With `late` it runs only when something waits for it, as late as the driver's contract
 // allows, so that a missing wait, or host memory reused too early, changes results instead of passing by luck.

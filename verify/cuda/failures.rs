@@ -31,6 +31,123 @@ fn attempt() -> Result<Vec<f64>> {
     session.read_f64("y")
 }
 
+/// How a launch of [`attempt`] is described.
+const LAUNCH: &str = "grid (1,1,1), block (256,1,1), 0 bytes of shared memory, arguments (f32[300], f32[300], f32[300], 300i64)";
+
+/// What is injected, whether launches are waited for (KEEL_CUDA_SYNC), and what the sentence has to say.
+const FAILURES: [(&str, &str, &[&str]); 16] = [
+    (
+        "fail=cuDevicePrimaryCtxRetain:1:46",
+        "0",
+        &["Emulated GPU 0 cannot be used (CUDA error 46", "nvidia-smi"],
+    ),
+    (
+        "fail=cuStreamCreate:2:2",
+        "0",
+        &["Emulated GPU 0 cannot be used (CUDA_ERROR_OUT_OF_MEMORY (2)"],
+    ),
+    (
+        "fail=cuMemAlloc_v2:1:2",
+        "0",
+        &[
+            "memory of the parameters: 64 bytes are refused by the Emulated GPU 0, of whose 1073741824 bytes",
+            "CUDA_ERROR_OUT_OF_MEMORY (2)",
+            "smaller batch",
+        ],
+    ),
+    (
+        "fail=cuMemAlloc_v2:2:2",
+        "0",
+        &["memory of the parameters in bf16: 32 bytes are refused"],
+    ),
+    (
+        "memory=1024",
+        "0",
+        &[
+            "memory of activations",
+            "bytes are refused by the Emulated GPU 0, of whose 1024 bytes 512 are free",
+        ],
+    ),
+    (
+        "fail=cuMemHostAlloc:2:2",
+        "0",
+        &[
+            "memory for the next batch",
+            "cannot be pinned (CUDA_ERROR_OUT_OF_MEMORY (2))",
+        ],
+    ),
+    (
+        "fail=cuModuleLoadData:1:209",
+        "0",
+        &["the image of cuda/basic.cu does not load on the Emulated GPU 0 (sm_90): CUDA error 209"],
+    ),
+    (
+        "without=add_f32",
+        "0",
+        &[
+            "kernel add_f32: the image of cuda/basic.cu lacks its entry point (CUDA_ERROR_NOT_FOUND (500))",
+        ],
+    ),
+    (
+        "skewed",
+        "0",
+        &["kernel add_f32: by the image of cuda/basic.cu it takes 5 parameters, by the table 4"],
+    ),
+    (
+        "fail=cuLaunchKernel:2:1",
+        "0",
+        &[
+            "kernel add_f32 of op add of second",
+            LAUNCH,
+            "CUDA_ERROR_INVALID_VALUE (1)",
+        ],
+    ),
+    (
+        "fault=2:700",
+        "0",
+        &[
+            "CUDA_ERROR_ILLEGAL_ADDRESS (700) while the GPU worked; run again with KEEL_CUDA_SYNC=1",
+            "the last launches",
+            "op add of first",
+            LAUNCH,
+        ],
+    ),
+    (
+        "late fault=2:700",
+        "0",
+        &["CUDA_ERROR_ILLEGAL_ADDRESS (700) while the GPU worked; run again with KEEL_CUDA_SYNC=1"],
+    ),
+    (
+        "late fault=2:700",
+        "1",
+        &[
+            "kernel add_f32 of op add of second, grid",
+            LAUNCH,
+            "CUDA_ERROR_ILLEGAL_ADDRESS (700)",
+            "the last launches",
+            "op add of first",
+        ],
+    ),
+    (
+        "late fault=3:719",
+        "1",
+        &[
+            "kernel copy_f32 of op copy of the step",
+            "CUDA_ERROR_LAUNCH_FAILED (719)",
+        ],
+    ),
+    (
+        "fail=cuGraphLaunch:1:700",
+        "0",
+        &["CUDA_ERROR_ILLEGAL_ADDRESS (700)"],
+    ),
+    (
+        "fail=cuMemcpyDtoH_v2:3:719",
+        "0",
+        &["CUDA_ERROR_LAUNCH_FAILED (719) while the GPU worked"],
+    ),
+];
+
 #[test]
 fn failures_of_the_device_are_reported_with_names_and_values() {
     if is_child() {
@@ -45,126 +162,7 @@ fn failures_of_the_device_are_reported_with_names_and_values() {
         return;
     };
     assert!(!children.run("", &[]).said.contains("refused"));
-    let launch = "grid (1,1,1), block (256,1,1), 0 bytes of shared memory, arguments (f32[300], f32[300], f32[300], 300i64)";
-    let cases: [(&str, &str, &[&str]); 16] = [
-        (
-            "fail=cuDevicePrimaryCtxRetain:1:46",
-            "0",
-            &["Emulated GPU 0 cannot be used (CUDA error 46", "nvidia-smi"],
-        ),
-        (
-            "fail=cuStreamCreate:2:2",
-            "0",
-            &["Emulated GPU 0 cannot be used (CUDA_ERROR_OUT_OF_MEMORY (2)"],
-        ),
-        (
-            "fail=cuMemAlloc_v2:1:2",
-            "0",
-            &[
-                "memory of the parameters: 64 bytes are refused by the Emulated GPU 0, of whose 1073741824 bytes",
-                "CUDA_ERROR_OUT_OF_MEMORY (2)",
-                "smaller batch",
-            ],
-        ),
-        (
-            "fail=cuMemAlloc_v2:2:2",
-            "0",
-            &["memory of the parameters in bf16: 32 bytes are refused"],
-        ),
-        (
-            "memory=1024",
-            "0",
-            &[
-                "memory of activations",
-                "bytes are refused by the Emulated GPU 0, of whose 1024 bytes 512 are free",
-            ],
-        ),
-        (
-            "fail=cuMemHostAlloc:2:2",
-            "0",
-            &[
-                "memory for the next batch",
-                "cannot be pinned (CUDA_ERROR_OUT_OF_MEMORY (2))",
-            ],
-        ),
-        (
-            "fail=cuModuleLoadData:1:209",
-            "0",
-            &[
-                "the image of cuda/basic.cu does not load on the Emulated GPU 0 (sm_90): CUDA error 209",
-            ],
-        ),
-        (
-            "without=add_f32",
-            "0",
-            &[
-                "kernel add_f32: the image of cuda/basic.cu lacks its entry point (CUDA_ERROR_NOT_FOUND (500))",
-            ],
-        ),
-        (
-            "skewed",
-            "0",
-            &[
-                "kernel add_f32: by the image of cuda/basic.cu it takes 5 parameters, by the table 4",
-            ],
-        ),
-        (
-            "fail=cuLaunchKernel:2:1",
-            "0",
-            &[
-                "kernel add_f32 of op add of second",
-                launch,
-                "CUDA_ERROR_INVALID_VALUE (1)",
-            ],
-        ),
-        (
-            "fault=2:700",
-            "0",
-            &[
-                "CUDA_ERROR_ILLEGAL_ADDRESS (700) while the GPU worked; run again with KEEL_CUDA_SYNC=1",
-                "the last launches",
-                "op add of first",
-                launch,
-            ],
-        ),
-        (
-            "late fault=2:700",
-            "0",
-            &[
-                "CUDA_ERROR_ILLEGAL_ADDRESS (700) while the GPU worked; run again with KEEL_CUDA_SYNC=1",
-            ],
-        ),
-        (
-            "late fault=2:700",
-            "1",
-            &[
-                "kernel add_f32 of op add of second, grid",
-                launch,
-                "CUDA_ERROR_ILLEGAL_ADDRESS (700)",
-                "the last launches",
-                "op add of first",
-            ],
-        ),
-        (
-            "late fault=3:719",
-            "1",
-            &[
-                "kernel copy_f32 of op copy of the step",
-                "CUDA_ERROR_LAUNCH_FAILED (719)",
-            ],
-        ),
-        (
-            "fail=cuGraphLaunch:1:700",
-            "0",
-            &["CUDA_ERROR_ILLEGAL_ADDRESS (700)"],
-        ),
-        (
-            "fail=cuMemcpyDtoH_v2:3:719",
-            "0",
-            &["CUDA_ERROR_LAUNCH_FAILED (719) while the GPU worked"],
-        ),
-    ];
-    for (settings, synchronous, says) in cases {
+    for (settings, synchronous, says) in FAILURES {
         let outcome = children.run(settings, &[("KEEL_CUDA_SYNC", synchronous)]);
         let said = &outcome.said;
         assert!(said.contains("refused: "), "{settings}: {said}");

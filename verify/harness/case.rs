@@ -140,9 +140,10 @@ impl Case {
             && input.ty.dtype == DType::F32
             && input.ty.shape.rank() >= 2
             && !self.stays_f32.contains(&input.name);
-        match is_stored {
-            true => TensorType::new(precision, input.ty.shape),
-            false => input.ty,
+        if is_stored {
+            TensorType::new(precision, input.ty.shape)
+        } else {
+            input.ty
         }
     }
 
@@ -174,9 +175,10 @@ impl Case {
             .iter()
             .map(|input| {
                 let ty = self.type_of(input, precision);
-                match input.is_differentiable {
-                    true => tape.input_with_gradient(input.name, ty),
-                    false => tape.input(input.name, ty),
+                if input.is_differentiable {
+                    tape.input_with_gradient(input.name, ty)
+                } else {
+                    tape.input(input.name, ty)
                 }
             })
             .collect();
@@ -328,9 +330,10 @@ impl<'a> Prepared<'a> {
             for values in moved_floats.values_mut() {
                 let is_rounded = precision == DType::Bf16 && case.rounds_operands;
                 for value in values {
-                    *value = match is_rounded {
-                        true => moved(*value, DType::Bf16.epsilon() / 4.0, &mut random),
-                        false => moved(*value, DType::F32.epsilon(), &mut random),
+                    *value = if is_rounded {
+                        moved(*value, DType::Bf16.epsilon() / 4.0, &mut random)
+                    } else {
+                        moved(*value, DType::F32.epsilon(), &mut random)
                     };
                 }
             }
@@ -495,9 +498,10 @@ pub fn check_golden(case: &Case, golden: &Golden) {
     }
     for (name, ty) in &cotangents {
         let key = format!("cotangent.{name}");
-        let values = match golden.has(&key) {
-            true => golden.floats(&key).to_vec(),
-            false => vec![0.0; ty.numel()],
+        let values = if golden.has(&key) {
+            golden.floats(&key).to_vec()
+        } else {
+            vec![0.0; ty.numel()]
         };
         floats.insert(key, values);
     }

@@ -132,8 +132,8 @@ impl Update {
         self.session.run().unwrap();
     }
 
-    /// Adds these gradients to what the next step goes by.
-    fn gather(&mut self, gradients: [&[f32]; 2]) {
+    /// Adds these gradients to those of the next step.
+    fn accumulate(&mut self, gradients: [&[f32]; 2]) {
         self.write_gradients(gradients);
         self.session.run_gradients().unwrap();
     }
@@ -169,7 +169,7 @@ impl Update {
     }
 }
 
-/// What a step is told.
+/// The scalar inputs of a step.
 #[derive(Clone, Copy)]
 struct Scalars {
     /// β₁, β₂, ε, largest norm, both corrections, 1 − β₁, 1 − β₂, t, gradient scale.
@@ -322,7 +322,7 @@ fn a_gradient_that_is_not_finite_changes_nothing() {
 }
 
 #[test]
-fn gathered_gradients_update_as_their_mean_does_and_leave_nothing_behind() {
+fn accumulated_gradients_update_as_their_mean_does_and_leave_nothing_behind() {
     // Quarters of small whole numbers: sums and means of three are exact, times a power of two.
     let draws = |seed: usize| -> Vec<f32> {
         (0..MANY)
@@ -340,21 +340,21 @@ fn gathered_gradients_update_as_their_mean_does_and_leave_nothing_behind() {
         let plain = updates([MANY, 3], &UpdateOptions::default());
         let groups = ParameterGroups::decaying(0.1);
         let options = UpdateOptions::default();
-        let gathering = updates_of([MANY, 3], &groups, &options, Tape::accumulating_gradients);
-        for (mut plain, mut gathering) in plain.into_iter().zip(gathering) {
+        let accumulating = updates_of([MANY, 3], &groups, &options, Tape::accumulating_gradients);
+        for (mut plain, mut accumulating) in plain.into_iter().zip(accumulating) {
             // Twice: the second step begins from a cleared arena.
             for _ in 0..2 {
                 let means: Vec<f32> = sums(MANY).iter().map(|sum| sum / 4.0).collect();
                 plain.step(&scalars, [&means, &means[..3]]);
-                gathering.gather([&first, &first[..3]]);
-                gathering.gather([&second, &second[..3]]);
-                let gathered = gathering.session.read_arena(Arena::Gradients).unwrap();
-                assert_eq!(gathered[1], first[1] + second[1]);
+                accumulating.accumulate([&first, &first[..3]]);
+                accumulating.accumulate([&second, &second[..3]]);
+                let sum = accumulating.session.read_arena(Arena::Gradients).unwrap();
+                assert_eq!(sum[1], first[1] + second[1]);
                 let mut scalars = scalars;
                 scalars.shared[GRADIENT_SCALE] = 0.25;
-                gathering.step(&scalars, [&third, &third[..3]]);
+                accumulating.step(&scalars, [&third, &third[..3]]);
                 for name in ["gradient_norm", "clip_scale"] {
-                    let [mut want, found] = [&plain, &gathering]
+                    let [mut want, found] = [&plain, &accumulating]
                         .map(|update| update.session.read_f64(name).unwrap()[0]);
                     if name == "clip_scale" {
                         want /= 4.0;
@@ -362,12 +362,12 @@ fn gathered_gradients_update_as_their_mean_does_and_leave_nothing_behind() {
                     assert_near(name, &[want], &[found]);
                 }
                 for index in 0..2 {
-                    assert_near("p", &plain.parameter(index), &gathering.parameter(index));
+                    assert_near("p", &plain.parameter(index), &accumulating.parameter(index));
                     let [want, found] =
-                        [&plain, &gathering].map(|update| update.moment(index, SECOND));
+                        [&plain, &accumulating].map(|update| update.moment(index, SECOND));
                     assert_near("v", &want, &found);
                 }
-                let left = gathering.session.read_arena(Arena::Gradients).unwrap();
+                let left = accumulating.session.read_arena(Arena::Gradients).unwrap();
                 assert!(left.iter().all(|g| g.to_bits() == 0));
             }
         }

@@ -56,13 +56,14 @@ fn attention_case(sizes: Sizes, scale: f64, random: &mut Random) -> Case {
         [batch, tokens, width],
         random.normals(batch * tokens * width, scale),
     );
-    match has_segments {
-        true => case.integers(
+    if has_segments {
+        case.integers(
             "segments",
             [batch, tokens],
             random_segments(random, batch, tokens),
-        ),
-        false => case,
+        )
+    } else {
+        case
     }
 }
 
@@ -89,9 +90,10 @@ fn cross_attention_case(
     });
     let rows = if is_shared { queries } else { batch * queries };
     let query = random.normals(rows * width, 1.0);
-    let case = match is_shared {
-        true => case.input("query", [queries, width], query),
-        false => case.input("query", [batch, queries, width], query),
+    let case = if is_shared {
+        case.input("query", [queries, width], query)
+    } else {
+        case.input("query", [batch, queries, width], query)
     };
     let key_value = random.normals(batch * tokens * 2 * width, 1.0);
     case.input("key_value", [batch, tokens, 2 * width], key_value)

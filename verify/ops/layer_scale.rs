@@ -19,9 +19,10 @@ fn scaled(name: &str, [rows, k, n]: [usize; 3], has_bias: bool, seed: u64) -> Ca
     .input("weight", [n, k], random.normals(n * k, 1.0))
     .input("gamma", [n], random.normals(n, 1.0))
     .input("residual", [rows, n], random.normals(rows * n, 1.0));
-    match has_bias {
-        true => case.input("bias", [n], random.normals(n, 1.0)),
-        false => case,
+    if has_bias {
+        case.input("bias", [n], random.normals(n, 1.0))
+    } else {
+        case
     }
 }
 

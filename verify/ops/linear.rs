@@ -229,13 +229,12 @@ fn gradients_over_many_rows_are_summed_in_parts() {
         });
         let x = random.normals(rows * k, 1.0);
         let weight = weights(&mut random, n, k);
-        let case = match frozen {
-            true => case
-                .constant("x", [rows, k], x)
-                .constant("weight", [n, k], weight),
-            false => case
-                .input("x", [rows, k], x)
-                .input("weight", [n, k], weight),
+        let case = if frozen {
+            case.constant("x", [rows, k], x)
+                .constant("weight", [n, k], weight)
+        } else {
+            case.input("x", [rows, k], x)
+                .input("weight", [n, k], weight)
         };
         check(&case.input("bias", [n], random.normals(n, 1.0)), 17);
     }

@@ -9,9 +9,12 @@ use crate::harness::{Case, Golden, Random, aux, check, check_golden, on_every_ex
 
 fn case(n: usize, d: usize, v: usize, ignored: f64, random: &mut Random) -> Case {
     let targets = (0..n)
-        .map(|_| match random.uniform() < ignored {
-            true => -100,
-            false => random.below(v) as i32,
+        .map(|_| {
+            if random.uniform() < ignored {
+                -100
+            } else {
+                random.below(v) as i32
+            }
         })
         .collect();
     let weights = (0..n).map(|_| 0.1 + random.uniform() as f32).collect();

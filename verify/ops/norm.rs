@@ -13,9 +13,10 @@ const EPSILON: f32 = 1e-6;
 
 /// Records the norm of `v[0]` with the weight and bias that follow it.
 fn norm(tape: &mut Tape, is_layer: bool, v: &[Value]) -> keel::error::Result<Value> {
-    match is_layer {
-        true => layer_norm(tape, v[0], v[1], v[2], EPSILON),
-        false => rms_norm(tape, v[0], v[1], EPSILON),
+    if is_layer {
+        layer_norm(tape, v[0], v[1], v[2], EPSILON)
+    } else {
+        rms_norm(tape, v[0], v[1], EPSILON)
     }
 }
 
@@ -24,9 +25,10 @@ fn with_scale(case: Case, random: &mut Random, is_layer: bool, columns: usize) -
     let mut weight = random.normals(columns, 0.3);
     weight.iter_mut().for_each(|w| *w += 1.0);
     let case = case.input("weight", [columns], weight);
-    match is_layer {
-        true => case.input("bias", [columns], random.normals(columns, 1.0)),
-        false => case,
+    if is_layer {
+        case.input("bias", [columns], random.normals(columns, 1.0))
+    } else {
+        case
     }
 }
 
@@ -63,10 +65,7 @@ proptest! {
         let case = Case::new("norm with residual", move |tape, v| {
             // Doubled first, so that the sum may take the residual's place.
             let residual = tape.record_one(Add, &[v[1], v[1]])?;
-            let (sum, y) = match is_layer {
-                true => layer_norm_residual(tape, v[0], residual, v[2], v[3], EPSILON)?,
-                false => rms_norm_residual(tape, v[0], residual, v[2], EPSILON)?,
-            };
+            let (sum, y) = if is_layer { layer_norm_residual(tape, v[0], residual, v[2], v[3], EPSILON)? } else { rms_norm_residual(tape, v[0], residual, v[2], EPSILON)? };
             Ok(vec![out("sum", sum), out("y", y)])
         })
         .input("x", shape, random.normals(count, 1.0))
@@ -118,9 +117,10 @@ fn norm_of_equal_and_of_zero_rows_matches_the_reference() {
         x[99..132].fill(0.5);
         let epsilon = 1e-2;
         let case = Case::new("equal and zero rows", move |tape, v| {
-            let y = match is_layer {
-                true => layer_norm(tape, v[0], v[1], v[2], epsilon)?,
-                false => rms_norm(tape, v[0], v[1], epsilon)?,
+            let y = if is_layer {
+                layer_norm(tape, v[0], v[1], v[2], epsilon)?
+            } else {
+                rms_norm(tape, v[0], v[1], epsilon)?
             };
             Ok(vec![out("y", y)])
         })
@@ -195,15 +195,17 @@ fn norms_agree_with_pytorch() {
             let has_residual = golden.has("input.residual");
             let mut case = Case::new(golden.name.clone(), move |tape, v| {
                 if !has_residual {
-                    let y = match is_layer {
-                        true => layer_norm(tape, v[0], v[1], v[2], epsilon)?,
-                        false => rms_norm(tape, v[0], v[1], epsilon)?,
+                    let y = if is_layer {
+                        layer_norm(tape, v[0], v[1], v[2], epsilon)?
+                    } else {
+                        rms_norm(tape, v[0], v[1], epsilon)?
                     };
                     return Ok(vec![out("y", y)]);
                 }
-                let (sum, y) = match is_layer {
-                    true => layer_norm_residual(tape, v[0], v[1], v[2], v[3], epsilon)?,
-                    false => rms_norm_residual(tape, v[0], v[1], v[2], epsilon)?,
+                let (sum, y) = if is_layer {
+                    layer_norm_residual(tape, v[0], v[1], v[2], v[3], epsilon)?
+                } else {
+                    rms_norm_residual(tape, v[0], v[1], v[2], epsilon)?
                 };
                 Ok(vec![out("sum", sum), out("y", y)])
             });

@@ -32,9 +32,10 @@ fn case(
     .rounds_operands();
     let images = random.normals(count, 1.0);
     let shape = [batch, 3, height, width];
-    let mut case = match images_owe {
-        true => case.input("images", shape, images).stays_f32("images"),
-        false => case.constant("images", shape, images),
+    let mut case = if images_owe {
+        case.input("images", shape, images).stays_f32("images")
+    } else {
+        case.constant("images", shape, images)
     };
     let scale = (pixels as f64).powf(-0.5);
     case = case.input(

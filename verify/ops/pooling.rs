@@ -89,9 +89,10 @@ fn pooling_matches_pytorch() {
         let weighted = golden.has("input.weights");
         let selects = golden.has("input.index");
         let case = Case::new(&golden.name, move |tape, v| {
-            let y = match selects {
-                true => select_token(tape, v[0], v[1])?,
-                false => mean_pool(tape, v[0], v.get(1).copied())?,
+            let y = if selects {
+                select_token(tape, v[0], v[1])?
+            } else {
+                mean_pool(tape, v[0], v.get(1).copied())?
             };
             Ok(vec![out("y", y)])
         })

@@ -129,9 +129,10 @@ fn qk_norm_matches_pytorch() {
         let qkv = packed("input.x").iter().map(|x| *x as f32).collect();
         let weight = golden.f32s("input.weight");
         let case = Case::new(&golden.name, move |tape, v| {
-            let y = match is_query {
-                true => qk_norm(tape, v[0], v[1], v[2], heads, 1e-6)?,
-                false => qk_norm(tape, v[0], v[2], v[1], heads, 1e-6)?,
+            let y = if is_query {
+                qk_norm(tape, v[0], v[1], v[2], heads, 1e-6)?
+            } else {
+                qk_norm(tape, v[0], v[2], v[1], heads, 1e-6)?
             };
             Ok(vec![out("y", y)])
         })

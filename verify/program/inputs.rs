@@ -53,7 +53,7 @@ fn a_run_is_refused_by_the_name_of_the_input_that_nobody_wrote() {
 }
 
 #[test]
-fn gathering_gradients_needs_no_input_of_the_update() {
+fn accumulating_gradients_needs_no_input_of_the_update() {
     let tiny = Tiny::with(&["stage.target.micro_batch_size=2"]);
     let stage = tiny.recipe.stage("target").expect("a stage");
     let program = tiny.compile(stage, &on_cpu(2)).expect("a step compiles");
@@ -109,10 +109,10 @@ fn every_stage_reads_what_its_objectives_are_said_to_read() {
             let Ok(recipe) = Recipe::load(name, &sets) else {
                 continue;
             };
-            let layout = declare(&recipe.model, recipe.contrastive_loss.into()).expect("a model");
+            let layout = declare(&recipe.model, recipe.contrastive_loss).expect("a model");
             for stage in &recipe.stages {
                 let shape = shape_of(&recipe, stage, stage.micro_batch());
-                let objectives = stage.objectives(recipe.contrastive_loss.into());
+                let objectives = stage.objectives(recipe.contrastive_loss);
                 let tape =
                     record_step(&recipe, stage, &layout, &shape, DType::F32).expect("a step");
                 let values = tape.values().iter().filter(|value| value.is_input);

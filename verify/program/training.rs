@@ -204,9 +204,12 @@ fn packed(stage: &Stage) -> (Vec<i32>, Vec<i32>) {
     let each = stage.max_tokens / stage.samples_per_sequence;
     let places = (0..BATCH / stage.samples_per_sequence).flat_map(|_| 0..stage.max_tokens);
     places
-        .map(|place| match place + 1 == stage.max_tokens {
-            true => (-1, 0),
-            false => ((place / each) as i32, (place % each) as i32),
+        .map(|place| {
+            if place + 1 == stage.max_tokens {
+                (-1, 0)
+            } else {
+                ((place / each) as i32, (place % each) as i32)
+            }
         })
         .unzip()
 }

@@ -30,9 +30,10 @@ struct Inputs<'a>(&'a mut Tape);
 impl Inputs<'_> {
     fn add(&mut self, ty: TensorType, has_gradient: bool) -> Value {
         let name = format!("input.{}", self.0.values().len());
-        match has_gradient {
-            true => self.0.input_with_gradient(name, ty),
-            false => self.0.input(name, ty),
+        if has_gradient {
+            self.0.input_with_gradient(name, ty)
+        } else {
+            self.0.input(name, ty)
         }
     }
 
@@ -217,7 +218,7 @@ fn program(record: Record, precision: DType) -> Result<Program> {
     Program::compile(tape, &CompileOptions::new(Target::Cuda))
 }
 
-/// An update of two parameters, one of them held between two numbers.
+/// An update of two parameters, one of them clamped between two numbers.
 fn update() -> (Program, usize) {
     let specs = ["a.matrix", "a.scale"].map(|name| ParameterSpec {
         name: name.into(),

@@ -4,16 +4,13 @@ use super::emulator;
 use keel::executor::simt::{Argument, Element, Options};
 
 #[test]
-fn impossible_launches_are_refused_with_both_values() {
+fn impossible_sizes_are_refused_with_both_values() {
     let Some(emulator) = emulator() else { return };
     let kernel = emulator
         .kernel("zoo_clean_copy")
         .expect("the zoo has this kernel");
     let floats = emulator
         .allocate(Element::F32, 128)
-        .expect("512 bytes are there");
-    let integers = emulator
-        .allocate(Element::I32, 128)
         .expect("512 bytes are there");
     let good = [
         Argument::whole(&floats),
@@ -55,6 +52,25 @@ fn impossible_launches_are_refused_with_both_values() {
             .expect_err("the launch is impossible");
         assert!(error.to_string().contains(says), "{error}");
     }
+}
+
+#[test]
+fn arguments_that_are_not_the_kernels_are_refused_with_both_values() {
+    let Some(emulator) = emulator() else { return };
+    let kernel = emulator
+        .kernel("zoo_clean_copy")
+        .expect("the zoo has this kernel");
+    let floats = emulator
+        .allocate(Element::F32, 128)
+        .expect("512 bytes are there");
+    let integers = emulator
+        .allocate(Element::I32, 128)
+        .expect("512 bytes are there");
+    let good = [
+        Argument::whole(&floats),
+        Argument::whole(&floats),
+        Argument::I32(0),
+    ];
     let part = Argument::Slice {
         buffer: &floats,
         element: Element::F32,
@@ -93,6 +109,11 @@ fn impossible_launches_are_refused_with_both_values() {
             .expect_err("the arguments are wrong");
         assert!(error.to_string().contains(says), "{error}");
     }
+}
+
+#[test]
+fn a_kernel_that_no_source_has_is_refused_by_name() {
+    let Some(emulator) = emulator() else { return };
     let error = emulator
         .kernel("zoo_unknown")
         .err()

@@ -97,6 +97,12 @@ static MAPPED: KernelEntry = KernelEntry {
 
 /// Holds an executor of the kernels to refusing launches that do not fit them.
 pub fn check_refusals(executor: &dyn Executor) {
+    check_grids_and_arguments(executor);
+    check_clusters_and_maps(executor);
+}
+
+/// A kernel that no source has, and launches whose grid or arguments are not the kernel's.
+fn check_grids_and_arguments(executor: &dyn Executor) {
     let (y, x, n) = (Argument::output(0), Argument::input(0), Argument::I64(40));
     let far = |offset| Argument::Input { index: 0, offset };
     type Refusal<'a> = (&'static KernelEntry, [u32; 3], Vec<Argument>, &'a [&'a str]);
@@ -162,6 +168,11 @@ pub fn check_refusals(executor: &dyn Executor) {
             assert!(problem.contains(part), "{kernel}: {part:?} in {problem}");
         }
     }
+}
+
+/// What the portable tier does not launch, and tensor maps that do not fit what they are made of.
+fn check_clusters_and_maps(executor: &dyn Executor) {
+    let (y, x, n) = (Argument::output(0), Argument::input(0), Argument::I64(40));
     let plain = Launch::new(kernels::COPY_F32, 6, vec![y, x, n]);
     let shape = TensorMapShape {
         dims: &[40],

@@ -12,15 +12,15 @@ use crate::parallel::{Shared, for_each, share};
 use crate::simd::{LANES, Simd, Task, dispatch};
 use crate::vector_math::{load, store};
 
-/// Rows packed at a time: a panel of x and a strip of dy stay in the first-level cache.
+/// Rows packed at a time: a panel of x and a panel of dy stay in the first-level cache (128 · 32 and 128 · 16 floats, 24 KiB).
 const DEPTH: usize = 128;
-/// Most outputs (rows of dW) of a block.
+/// Most outputs (rows of dW) of a block: fourteen tiles of fourteen rows, whose packed dy takes 112 KiB.
 const BLOCK_OUTPUTS: usize = 196;
 /// Most inputs (columns of dW) of a block.
 const BLOCK_INPUTS: usize = 384;
-/// Tasks aimed at.
+/// Tasks aimed at: enough for the cores of a desktop to share, few enough that slices stay long.
 const TASKS: usize = 16;
-/// Fewest rows worth a slice of their own.
+/// Fewest rows worth a slice of their own: its partial dW has to be written and added once more.
 const SLICE_ROWS: usize = 512;
 
 /// How a weight gradient is cut.
@@ -74,17 +74,17 @@ impl Cut {
         self.slices * (self.bias_offset() + self.outputs).next_multiple_of(LANES)
     }
 
-    /// Floats a task packs into: strips of dy, one panel of x, and the lanes that whole-vector stores spill over.
+    /// Floats a task packs into: panels of dy, one panel of x, and the lanes that whole-vector stores spill over.
     fn packing(&self) -> usize {
         let outputs = self.outputs.div_ceil(self.output_blocks);
-        let strips = [14, 6, 4].map(|tall| outputs.div_ceil(tall) * strip_width(tall));
-        let widest = strips.into_iter().max().unwrap_or(0);
+        let dy_panels = [14, 6, 4].map(|tall| outputs.div_ceil(tall) * panel_rows(tall));
+        let widest = dy_panels.into_iter().max().unwrap_or(0);
         (DEPTH * (widest + WIDEST) + LANES).next_multiple_of(LANES)
     }
 }
 
-/// Elements from one row of a strip to the next, for tiles of `tall` rows.
-fn strip_width(tall: usize) -> usize {
+/// Elements from one row of a panel of dy to the next, for tiles of `tall` rows.
+fn panel_rows(tall: usize) -> usize {
     tall.next_multiple_of(8)
 }
 
@@ -214,6 +214,8 @@ impl Task for AddPartials<'_> {
         };
         for at in (0..len).step_by(LANES) {
             let mut sum = load(simd, slice(0), at);
+            // Element by element over the slices, and not slice by slice over the elements: each sum stays in a
+            // register, in the order of the slices.
             for index in 1..self.slices {
                 sum = simd.add(sum, load(simd, slice(index), at));
             }
@@ -232,6 +234,34 @@ struct Products<'a> {
     partials: Shared<f32>,
     packing: Shared<f32>,
     wants_bias: bool,
+}
+
+impl Products<'_> {
+    /// The bias sums of some outputs in the partial of a slice.
+    ///
+    /// # Safety
+    /// No other task uses them.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn bias_sums(&self, slice: usize, outputs: &Range<usize>) -> &mut [f32] {
+        let size = self.cut.partials() / self.cut.slices;
+        let start = slice * size + self.cut.bias_offset() + outputs.start;
+        // SAFETY: the caller's contract; the workspace is borrowed while the tasks run.
+        unsafe { self.partials.part(start, outputs.len()) }
+    }
+
+    /// Zeroes a block of the partial of a slice: what it is where there are no rows to sum.
+    ///
+    /// # Safety
+    /// No other task uses the block.
+    unsafe fn clear(&self, slice: usize, outputs: &Range<usize>, inputs: &Range<usize>) {
+        let size = self.cut.partials() / self.cut.slices;
+        for output in outputs.clone() {
+            let start = slice * size + output * self.cut.stride() + inputs.start;
+            // SAFETY: as above.
+            unsafe { self.partials.part(start, inputs.len()) }.fill(0.0);
+        }
+    }
 }
 
 impl Task for Products<'_> {
@@ -280,46 +310,31 @@ impl Task for Block<'_> {
         let pack_size = cut.packing();
         // SAFETY: every task has its own packing memory, inside the borrowed workspace.
         let packing = unsafe { packing.part(self.task * pack_size, pack_size) };
-        let (panel, strips) = packing.split_at_mut(DEPTH * WIDEST);
+        let (panel, dy_panels) = packing.split_at_mut(DEPTH * WIDEST);
 
         if wants_bias {
             // SAFETY: the bias sums of this slice and block belong to this task alone.
-            unsafe {
-                partials.part(
-                    slice * size + cut.bias_offset() + outputs.start,
-                    outputs.len(),
-                )
-            }
-            .fill(0.0);
+            unsafe { self.products.bias_sums(slice, &outputs) }.fill(0.0);
         }
         if outputs.is_empty() || inputs.is_empty() {
             return;
         }
         if rows.is_empty() {
-            for output in outputs {
-                // SAFETY: this block of the partial belongs to this task alone.
-                let row = unsafe {
-                    let start = slice * size + output * cut.stride() + inputs.start;
-                    partials.part(start, inputs.len())
-                };
-                row.fill(0.0);
-            }
+            // SAFETY: this block of the partial belongs to this task alone.
+            unsafe { self.products.clear(slice, &outputs, &inputs) };
             return;
         }
         let width = S::TILE_VECTORS * LANES;
         // Equal tiles rather than full ones and a small rest.
         let tall = outputs.len().div_ceil(outputs.len().div_ceil(S::TILE_ROWS));
+        // Rows outermost: dy and x are each read from memory once, and dW, which is small, is added to once for every
+        // DEPTH rows. Within them x is packed panel by panel and meets all of the block's dy, which stays packed.
         for first in rows.clone().step_by(DEPTH) {
             let depth = DEPTH.min(rows.end - first);
             // SAFETY: the bias sums of this slice and block belong to this task alone.
-            let sums = wants_bias.then(|| unsafe {
-                partials.part(
-                    slice * size + cut.bias_offset() + outputs.start,
-                    outputs.len(),
-                )
-            });
+            let sums = wants_bias.then(|| unsafe { self.products.bias_sums(slice, &outputs) });
             // SAFETY: the rows and outputs lie inside dy, and a tile has at most sixteen rows.
-            unsafe { pack_strips(simd, *dy, (first, depth), &outputs, strips, tall, sums) };
+            unsafe { pack_dy(simd, *dy, (first, depth), &outputs, dy_panels, tall, sums) };
             let mut next = NextRows::new(dy, x, (first + depth, rows.end), &outputs, &inputs, tall);
             for column in inputs.clone().step_by(width) {
                 let columns = width.min(inputs.end - column);
@@ -334,12 +349,12 @@ impl Task for Block<'_> {
                         width,
                     );
                 }
-                for (strip, output) in outputs.clone().step_by(tall).enumerate() {
+                for (tile_row, output) in outputs.clone().step_by(tall).enumerate() {
                     let tile = Tile {
                         depth,
-                        a: strips[strip * depth * strip_width(tall)..].as_ptr(),
+                        a: dy_panels[tile_row * depth * panel_rows(tall)..].as_ptr(),
                         a_row: 1,
-                        a_depth: strip_width(tall),
+                        a_depth: panel_rows(tall),
                         b: panel.as_ptr(),
                         b_depth: width,
                         c: partial.wrapping_add(output * cut.stride() + column),
@@ -347,11 +362,12 @@ impl Task for Block<'_> {
                         rows: tall.min(outputs.end - output),
                         columns,
                         alpha: 1.0,
+                        // The first rows overwrite whatever the workspace held.
                         beta: if first == rows.start { 0.0 } else { 1.0 },
                         bias: None,
                     };
                     next.prefetch(simd);
-                    // SAFETY: the strip and the panel were just packed; the tile of the partial is this task's.
+                    // SAFETY: both panels were just packed; the tile of the partial is this task's.
                     unsafe { tile.compute(simd) };
                 }
             }
@@ -414,36 +430,36 @@ impl<'a> NextRows<'a> {
     }
 }
 
-/// Copies rows of dy into strips, one per tile row of dW: `depth` rows of `tall` elements, [`strip_width`] apart. Adds
+/// Copies rows of dy into panels, one per tile row of dW: `depth` rows of `tall` elements, [`panel_rows`] apart. Adds
 /// the rows to `sums` on the way, one after the other.
 ///
 /// # Safety
 /// 1. The rows and columns lie inside `dy`; 2. `tall` is at most sixteen.
 #[inline(always)]
-unsafe fn pack_strips<S: Simd>(
+unsafe fn pack_dy<S: Simd>(
     simd: S,
     dy: Rows<'_>,
     (first, depth): (usize, usize),
     outputs: &Range<usize>,
-    strips: &mut [f32],
+    dy_panels: &mut [f32],
     tall: usize,
     mut sums: Option<&mut [f32]>,
 ) {
-    let (count, width) = (outputs.len().div_ceil(tall), strip_width(tall));
-    assert!(strips.len() >= count * depth * width + LANES);
-    for strip in 0..count {
-        let at = strip * tall;
+    let (count, width) = (outputs.len().div_ceil(tall), panel_rows(tall));
+    assert!(dy_panels.len() >= count * depth * width + LANES);
+    for tile_row in 0..count {
+        let at = tile_row * tall;
         let present = LANES.min(outputs.len() - at);
         let from = dy
             .start
             .wrapping_add(first * dy.stride + outputs.start + at);
-        let to = strips[strip * depth * width..].as_mut_ptr();
+        let to = dy_panels[tile_row * depth * width..].as_mut_ptr();
         let mut sum = match &sums {
             Some(sums) => load(simd, sums, at),
             None => simd.splat(0.0),
         };
         // SAFETY: `present` lanes lie inside each row of dy. A whole vector is stored: what goes beyond `width` is
-        // overwritten by the next row or strip, and the assertion leaves room for it after the last one.
+        // overwritten by the next row or panel, and the assertion leaves room for it after the last one.
         unsafe {
             if present == LANES {
                 for row in 0..depth {

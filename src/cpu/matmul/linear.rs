@@ -130,6 +130,8 @@ impl Task for Products<'_> {
     fn run<S: Simd>(self, simd: S) {
         let (depth, columns) = self.b.shape();
         let width = S::TILE_VECTORS * LANES;
+        // Packing is a pass of its own with a barrier behind it: every block of rows reads every panel, and packing
+        // inside a block would repeat it for each.
         let panel_count = columns.div_ceil(width);
         for_each(panel_count, |panel| {
             let (b, panels) = (self.b, self.panels);
@@ -142,6 +144,8 @@ impl Task for Products<'_> {
             });
         });
         let tile_rows = tile_rows::<S>(self.a.stride);
+        // As many rows as the cache takes, but no fewer than FEW_TASKS blocks where there are rows enough; where there
+        // are not, the panels are divided as well. From the shape alone, as all cuts.
         let wanted = (BLOCK_ELEMENTS / depth.max(1)).min(self.a.rows.div_ceil(FEW_TASKS));
         let tiles = (wanted / tile_rows).clamp(1, BLOCK_ROWS / tile_rows);
         let block_rows = tiles * tile_rows;
@@ -238,6 +242,8 @@ impl Task for Block<'_> {
         let width = S::TILE_VECTORS * LANES;
         let beta = finish.beta();
         let mut scratch = Scratch([0.0; 14 * WIDEST]);
+        // Panels outside, tiles of rows inside: a panel stays in the first-level cache for all rows of the block, whose
+        // rows stay in the second-level cache for all panels.
         for panel in self.panels {
             let column = panel * width;
             let count = width.min(columns - column);

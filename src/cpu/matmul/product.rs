@@ -78,6 +78,8 @@ impl Task for Product<'_, '_> {
         let width = S::TILE_VECTORS * LANES;
         for column in (0..n).step_by(width) {
             let columns = width.min(n - column);
+            // Reading B where it lies saves the packing, which a product of one head would not earn back; it needs
+            // whole vectors, because the tile loads nothing less.
             let (panel, b_depth) = if !b.transposed && columns.is_multiple_of(LANES) {
                 (b.rows.start.wrapping_add(column), b.rows.stride)
             } else {

@@ -47,6 +47,10 @@ impl Tile {
     pub unsafe fn compute<S: Simd>(self, simd: S) {
         debug_assert!(self.rows >= 1 && self.rows <= S::TILE_ROWS);
         debug_assert!(self.columns >= 1 && self.columns <= S::TILE_VECTORS * LANES);
+        debug_assert!(
+            self.a_row == 1 || self.a_depth == 1,
+            "A is read along its rows or its columns"
+        );
         if self.columns > LANES {
             self.pick::<S, 2>(simd)
         } else {

@@ -313,7 +313,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn scale(self, x: Pair, n: Pair) -> Pair {
-        // Two factors, because 2ⁿ alone may be no normal number; the first product is exact for the callers' x.
+        // Two factors, because 2ⁿ alone may not be a normal number; the first product is exact for the callers' x.
         instructions!([scale8(x[0], n[0]), scale8(x[1], n[1])])
     }
     #[inline(always)]

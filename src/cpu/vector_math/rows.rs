@@ -95,6 +95,7 @@ pub fn scale_in_place<S: Simd>(simd: S, x: &mut [f32], factor: f32) {
 #[inline(always)]
 pub fn softmax_in_place<S: Simd>(simd: S, x: &mut [f32], scale: f32) -> f32 {
     let largest = scale * largest_of(simd, x);
+    // e^(−∞ − (−∞)) would be NaN.
     if largest == f32::NEG_INFINITY {
         x.fill(0.0);
         return largest;

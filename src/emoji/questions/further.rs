@@ -55,6 +55,7 @@ impl Maker<'_> {
                     }
                 };
                 let count = shown.iter().filter(alike).count();
+                // A thing that is there is mostly there once: without this the answer would be one nearly always.
                 if count == 1 && !self.text.chance(COUNTS_OF_ONE) {
                     return None;
                 }

@@ -44,6 +44,7 @@ impl Maker<'_> {
             return None;
         }
         let emoji = self.emoji;
+        // Tries with an end: a small pool may hold nothing that fits, and the question is then left out.
         (0..64)
             .map(|_| *self.text.pick(from))
             .find(|&drawn| fits(drawn) && !shown.iter().any(|&one| confusable(emoji, one, drawn)))
@@ -103,6 +104,7 @@ impl Maker<'_> {
 
     pub fn count_of(&mut self, primary: usize) -> Option<Asked> {
         let count = 1 + self.text.below(4);
+        // Count first and others after it: every count is equally likely, whatever the concept.
         let total = count + self.text.below(5 - count);
         let concept = self.emoji.concept(primary);
         let category = concept.category;
@@ -146,6 +148,8 @@ impl Maker<'_> {
         members: &[Vec<usize>],
     ) -> Option<(usize, Vec<usize>)> {
         if let Some(group) = group_of_primary {
+            // Kept with the probability that makes every group as frequent as the smallest: the most frequent one would
+            // otherwise be a good guess.
             let least = groups.iter().map(|&g| members[g].len()).min().unwrap_or(0);
             if self.text.chance(least as f32 / members[group].len() as f32) {
                 return Some((primary, vec![primary]));

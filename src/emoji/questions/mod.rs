@@ -39,6 +39,8 @@ pub fn ask(
         look,
     };
     let mut asked = None;
+    // A kind may find no scene for a concept (no second flag, no clear side): a few tries, then the question that
+    // always works.
     for _ in 0..8 {
         asked = maker.question(primary, kind);
         if asked.is_some() {
@@ -110,7 +112,7 @@ fn caption(emoji: &EmojiSet, scene: &Scene) -> String {
 
 /// The scene in words, with what is needed to answer a question of `kind` without seeing it.
 fn describe(emoji: &EmojiSet, pool: &Pool, kind: QuestionKind, scene: &Scene) -> String {
-    let speaks_of_colours = matches!(
+    let names_colours = matches!(
         kind,
         QuestionKind::Colour
             | QuestionKind::IsColour
@@ -126,7 +128,7 @@ fn describe(emoji: &EmojiSet, pool: &Pool, kind: QuestionKind, scene: &Scene) ->
             let place = scene.place(at);
             let concept = emoji.concept(object.concept);
             match concept.palette(pool.vendor).single() {
-                Some(colour) if speaks_of_colours => {
+                Some(colour) if names_colours => {
                     format!("{} {} {place}", colour.word(), concept.name)
                 }
                 _ => format!("{} {place}", concept.name),

@@ -5,7 +5,7 @@ use crate::scenes::{Arrangement, Scene, Side};
 
 impl Maker<'_> {
     /// A scene of two to four for questions on sides, symmetrical in all four directions; often of coloured things, so
-    /// that they can be told by colour.
+    /// that they can be distinguished by colour.
     fn sided(&mut self, primary: usize) -> Option<Scene> {
         let pool = self.pool;
         let mut shown = vec![primary];
@@ -103,6 +103,7 @@ impl Maker<'_> {
         let mut askable = Vec::new();
         for of in (0..scene.objects.len()).filter(|&of| of != what) {
             let side = |other: usize| Side::between(&scene.objects[other], &scene.objects[of]);
+            // Asked only where exactly one thing is on that side: two would both be right.
             let on_side = |side_of: Option<Side>| {
                 (0..scene.objects.len())
                     .filter(|&other| other != of && side(other) == side_of)

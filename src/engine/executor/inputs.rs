@@ -34,6 +34,7 @@ impl UnwrittenInputs {
                 })
             })
             .collect();
+        // By name: a map of inputs has no order, and an error that lists them should read the same every time.
         all.sort_by(|one, other| one.name.cmp(&other.name));
         UnwrittenInputs(all)
     }

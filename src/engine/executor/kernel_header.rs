@@ -33,7 +33,7 @@ impl Header {
         Some(bound.trim())
     }
 
-    /// How many letters of `kernel` the title covers; `None` when it speaks of another kernel.
+    /// How many letters of `kernel` the title covers; `None` when it is of another kernel.
     fn covers(&self, kernel: &str) -> Option<usize> {
         alternatives(&self.title)
             .into_iter()
@@ -53,6 +53,7 @@ fn alternatives(title: &str) -> Vec<String> {
     let title = title.replace('[', "<|").replace(']', ">");
     for name in title.split(',').map(str::trim) {
         let mut open = vec![name.to_owned()];
+        // One pair of brackets at a time: what comes out may have another, and is put back.
         while let Some(name) = open.pop() {
             match name.split_once('<').and_then(|(before, rest)| {
                 let (choices, after) = rest.split_once('>')?;
@@ -74,6 +75,7 @@ fn alternatives(title: &str) -> Vec<String> {
 pub fn headers(source: &str) -> Vec<Header> {
     let mut found = Vec::new();
     let mut block: Vec<&str> = Vec::new();
+    // An empty line at the end closes a comment that the file ends with.
     for line in source.lines().chain([""]) {
         match line.strip_prefix("//") {
             Some(text) => block.push(text),

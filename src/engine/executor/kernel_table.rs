@@ -9,7 +9,7 @@ pub use crate::launch::kernels::KERNELS;
 pub struct KernelImage {
     /// The file's stem.
     pub stem: &'static str,
-    /// CompileTarget code for sm_80 and sm_90a and PTX for newer chips.
+    /// Machine code for sm_80 and sm_90a and PTX for newer chips.
     pub fatbin: &'static [u8],
     /// What the assembler reported: registers, shared memory, spills, warnings.
     pub ptxas: &'static str,

@@ -29,7 +29,7 @@ pub trait Executor: Send + Sync {
     /// A short name and what was found, for example `cpu, 2 threads, avx512`.
     fn describe(&self) -> String;
 
-    /// What programs for this executor are made for.
+    /// The target that programs for this executor are compiled for.
     fn compile_target(&self) -> CompileTarget;
 
     /// Floating-point operations a second that its multiply-add units reach; 0 when unknown.
@@ -85,7 +85,7 @@ pub trait Session: Send {
     /// [`Error::Device`] when a device fails. The processor cannot fail here otherwise.
     fn run(&mut self) -> Result<()>;
 
-    /// Runs the program up to its update, so that the gradients of several batches gather before it. The program must be of a
+    /// Runs the program up to its update, so that the gradients of several batches accumulate before it. The program must be of a
     /// tape that adds gradients ([`crate::tape::Tape::accumulating_gradients`]); the last batch is run with [`Session::run`].
     ///
     /// # Errors

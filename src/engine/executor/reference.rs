@@ -152,8 +152,8 @@ impl ReferenceSession {
         }
     }
 
-    /// The value as it stands now.
-    fn gather(&mut self, value: Value) -> Array {
+    /// The value as it stands now, in an array of its own: an op that updates a fixed arena must not see its own writes.
+    fn load(&mut self, value: Value) -> Array {
         let ty = self.program.ty(value);
         match self.program.place(value) {
             Place::Fixed(arena, offset) => {
@@ -164,6 +164,7 @@ impl ReferenceSession {
                 }
             }
             _ => {
+                // Zeros where nothing was written: a value that a program drops may still be asked for.
                 let array = self.arrays[value.index()].clone();
                 array.unwrap_or_else(|| Array::zeros(&ty))
             }
@@ -176,6 +177,8 @@ impl ReferenceSession {
             self.with_arena(arena, |all| {
                 let places = &mut all[offset..offset + values.len()];
                 places.copy_from_slice(values);
+                // Everything else is exact in f64. bf16 copies are rounded, because the update that makes them is
+                // defined with the rounding.
                 if arena.element() == DType::Bf16 {
                     places.iter_mut().for_each(|x| *x = to_bf16(*x));
                 }
@@ -186,7 +189,7 @@ impl ReferenceSession {
 
     fn run_op(&mut self, program: &Program, index: usize) {
         let instruction = &program.ops()[index].instruction;
-        let inputs: Vec<Array> = instruction.inputs.iter().map(|v| self.gather(*v)).collect();
+        let inputs: Vec<Array> = instruction.inputs.iter().map(|v| self.load(*v)).collect();
         let inputs: Vec<&Array> = inputs.iter().collect();
         let mut outputs: Vec<Array> = instruction
             .outputs

@@ -9,7 +9,7 @@ use crate::launch::{
     Argument, KernelEntry, Launch, Mapped, Parameter, Passed, TensorMap, check_arguments,
 };
 use crate::program::{Place, PlannedOp, Program};
-use crate::tape::Arena;
+use crate::tape::{Arena, Value};
 use crate::tensor::DType;
 use keel_base::error::{Error, Result};
 
@@ -109,6 +109,8 @@ impl ResolvedLaunch {
         let KernelEntry {
             name, parameters, ..
         } = self.kernel;
+        // Checked here and not by the driver: the emulator has no such limits, and what passes there must pass on a
+        // GPU.
         let mut limits = self.grid.iter().zip(GRID_LIMITS);
         if limits.any(|(blocks, most)| *blocks == 0 || *blocks > most) {
             let [x, y, z] = self.grid;
@@ -194,139 +196,207 @@ pub fn resolve(program: &Program) -> Result<Vec<ResolvedStep>> {
 
 fn resolve_op(program: &Program, op: &PlannedOp) -> Result<ResolvedStep> {
     let instruction = &op.instruction;
+    // A view's output is its input's bytes: nothing runs, and nothing is undefined before it.
     if instruction.op.is_view() {
         return Ok(ResolvedStep {
             launches: Vec::new(),
             undefined: Vec::new(),
         });
     }
-    let types = |values: &[crate::tape::Value]| -> Vec<_> {
-        values.iter().map(|value| program.ty(*value)).collect()
-    };
+    let types =
+        |values: &[Value]| -> Vec<_> { values.iter().map(|value| program.ty(*value)).collect() };
     let (inputs, outputs) = (types(&instruction.inputs), types(&instruction.outputs));
-    let place = |values: &[crate::tape::Value], index: usize| {
-        let value = *values.get(index)?;
-        let ty = program.ty(value);
-        range(program.place(value), ty.dtype, ty.bytes())
-    };
-    let (workspace, workspace_bytes) = op.workspace;
-    let in_workspace = |element| ByteRange {
-        space: Space::Activations,
-        offset: workspace,
-        bytes: workspace_bytes,
-        element,
-    };
-    let resolve_argument = |launch: &Launch, argument: &Argument| {
-        let (what, found, offset) = match *argument {
-            Argument::Null => return Ok(ResolvedArgument::Null),
-            Argument::I32(value) => return Ok(ResolvedArgument::I32(value)),
-            Argument::I64(value) => return Ok(ResolvedArgument::I64(value)),
-            Argument::F32(value) => return Ok(ResolvedArgument::F32(value)),
-            Argument::Input { index, offset } => (
-                format!("input {index}"),
-                place(&instruction.inputs, index),
-                offset,
-            ),
-            Argument::Output { index, offset } => (
-                format!("output {index}"),
-                place(&instruction.outputs, index),
-                offset,
-            ),
-            Argument::Workspace { offset, element } => (
-                "the workspace".to_owned(),
-                Some(in_workspace(element)),
-                offset,
-            ),
-            Argument::TensorMap(map) => {
-                let found = match map.of() {
-                    Mapped::Input(index) => place(&instruction.inputs, index),
-                    Mapped::Output(index) => place(&instruction.outputs, index),
-                    Mapped::Workspace => Some(in_workspace(map.element())),
-                };
-                (map.of().to_string(), found, map.offset())
-            }
-        };
-        let refuse = |problem: String| {
-            Err(Error::kernel(format!(
-                "kernel {} of op {}: {problem}",
-                launch.kernel,
-                instruction.op.name()
-            )))
-        };
-        let Some(found) = found else {
-            return refuse(format!("{what} is wanted, which the op does not have"));
-        };
-        if offset > found.bytes {
-            return refuse(format!(
-                "byte {offset} of {what} is wanted, which has {} bytes",
-                found.bytes
-            ));
-        }
-        let range = ByteRange {
-            offset: found.offset + offset,
-            bytes: found.bytes - offset,
-            ..found
-        };
-        let Argument::TensorMap(map) = *argument else {
-            return Ok(ResolvedArgument::ByteRange(range));
-        };
-        if map.element() != range.element {
-            return refuse(format!(
-                "a tensor map of {} is given of {what}, which holds {}",
-                map.element(),
-                range.element
-            ));
-        }
-        match map.bytes() {
-            Some(bytes) if bytes <= range.bytes as u64 => {
-                Ok(ResolvedArgument::TensorMap(range, map))
-            }
-            bytes => refuse(format!(
-                "the tensor map reaches over {} bytes of {what}, which has {} from byte {offset} on",
-                bytes.map_or("more than 2^64".to_owned(), |bytes| bytes.to_string()),
-                range.bytes
-            )),
-        }
-    };
-    let mut launches = Vec::new();
-    for launch in instruction
+    let resolver = Resolver { program, op };
+    let launches = instruction
         .op
         .launches(&inputs, &outputs, program.compile_target())?
-    {
+        .iter()
+        .map(|launch| resolver.launch(launch))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(ResolvedStep {
+        launches,
+        undefined: resolver.undefined(),
+    })
+}
+
+/// Resolves the launches of one op.
+struct Resolver<'a> {
+    program: &'a Program,
+    op: &'a PlannedOp,
+}
+
+/// What an argument points into: its name in errors, its range where the op has it, and the first byte that is meant.
+struct Pointed {
+    what: String,
+    range: Option<ByteRange>,
+    offset: usize,
+}
+
+impl Resolver<'_> {
+    fn launch(&self, launch: &Launch) -> Result<ResolvedLaunch> {
         let arguments = launch
             .arguments
             .iter()
-            .map(|argument| resolve_argument(&launch, argument))
+            .map(|argument| self.argument(launch, argument))
             .collect::<Result<Vec<_>>>()?;
-        let launch = ResolvedLaunch {
+        let resolved = ResolvedLaunch {
             kernel: launch.kernel,
             grid: launch.grid,
             cluster: launch.cluster,
             shared_bytes: launch.shared_bytes,
             arguments,
         };
-        launch
+        let op = self.op.instruction.op.name();
+        resolved
             .check()
-            .map_err(|problem| Error::kernel(format!("op {}: {problem}", instruction.op.name())))?;
-        launches.push(launch);
+            .map_err(|problem| Error::kernel(format!("op {op}: {problem}")))?;
+        Ok(resolved)
     }
-    let mut undefined: Vec<ByteRange> = (0..outputs.len())
-        .filter(|output| !op.in_place.contains(&Some(*output)))
-        .filter_map(|output| place(&instruction.outputs, output))
-        .filter(|range| range.space == Space::Activations)
-        .collect();
-    if workspace_bytes > 0 {
-        undefined.push(ByteRange {
+
+    fn argument(&self, launch: &Launch, argument: &Argument) -> Result<ResolvedArgument> {
+        let pointed = match *argument {
+            Argument::Null => return Ok(ResolvedArgument::Null),
+            Argument::I32(value) => return Ok(ResolvedArgument::I32(value)),
+            Argument::I64(value) => return Ok(ResolvedArgument::I64(value)),
+            Argument::F32(value) => return Ok(ResolvedArgument::F32(value)),
+            Argument::Input { index, offset } => self.input(index, offset),
+            Argument::Output { index, offset } => self.output(index, offset),
+            Argument::Workspace { offset, element } => self.workspace(element, offset),
+            Argument::TensorMap(map) => match map.of() {
+                Mapped::Input(index) => self.input(index, map.offset()),
+                Mapped::Output(index) => self.output(index, map.offset()),
+                Mapped::Workspace => self.workspace(map.element(), map.offset()),
+            },
+        };
+        let range = self.range_of(launch, &pointed)?;
+        match *argument {
+            Argument::TensorMap(map) => {
+                self.check_map(launch, &pointed, &map, range)?;
+                Ok(ResolvedArgument::TensorMap(range, map))
+            }
+            _ => Ok(ResolvedArgument::ByteRange(range)),
+        }
+    }
+
+    fn input(&self, index: usize, offset: usize) -> Pointed {
+        Pointed {
+            what: format!("input {index}"),
+            range: self.place(&self.op.instruction.inputs, index),
+            offset,
+        }
+    }
+
+    fn output(&self, index: usize, offset: usize) -> Pointed {
+        Pointed {
+            what: format!("output {index}"),
+            range: self.place(&self.op.instruction.outputs, index),
+            offset,
+        }
+    }
+
+    /// The workspace has no type of its own: each argument says what its kernel keeps there.
+    fn workspace(&self, element: DType, offset: usize) -> Pointed {
+        Pointed {
+            what: "the workspace".to_owned(),
+            range: Some(self.whole_workspace(element)),
+            offset,
+        }
+    }
+
+    fn whole_workspace(&self, element: DType) -> ByteRange {
+        let (offset, bytes) = self.op.workspace;
+        ByteRange {
             space: Space::Activations,
-            offset: workspace,
-            bytes: workspace_bytes,
-            element: DType::F32,
-        });
+            offset,
+            bytes,
+            element,
+        }
     }
-    Ok(ResolvedStep {
-        launches,
-        undefined,
-    })
+
+    fn place(&self, values: &[Value], index: usize) -> Option<ByteRange> {
+        let value = *values.get(index)?;
+        let ty = self.program.ty(value);
+        range(self.program.place(value), ty.dtype, ty.bytes())
+    }
+
+    /// The bytes from where an argument points to the end of what it points into.
+    fn range_of(&self, launch: &Launch, pointed: &Pointed) -> Result<ByteRange> {
+        let Pointed {
+            what,
+            range,
+            offset,
+        } = pointed;
+        let Some(range) = range else {
+            let problem = format!("{what} is wanted, which the op does not have");
+            return Err(self.refusal(launch, &problem));
+        };
+        if *offset > range.bytes {
+            let problem = format!(
+                "byte {offset} of {what} is wanted, which has {} bytes",
+                range.bytes
+            );
+            return Err(self.refusal(launch, &problem));
+        }
+        Ok(ByteRange {
+            offset: range.offset + offset,
+            bytes: range.bytes - offset,
+            ..*range
+        })
+    }
+
+    /// Refuses a tensor map that is not of what the range holds, or that reaches beyond it. The copy engine checks neither:
+    /// it would read a neighbour's bytes.
+    fn check_map(
+        &self,
+        launch: &Launch,
+        pointed: &Pointed,
+        map: &TensorMap,
+        range: ByteRange,
+    ) -> Result<()> {
+        let what = &pointed.what;
+        if map.element() != range.element {
+            let problem = format!(
+                "a tensor map of {} is given of {what}, which holds {}",
+                map.element(),
+                range.element
+            );
+            return Err(self.refusal(launch, &problem));
+        }
+        match map.bytes() {
+            Some(bytes) if bytes <= range.bytes as u64 => Ok(()),
+            bytes => {
+                let reach = bytes.map_or("more than 2^64".to_owned(), |bytes| bytes.to_string());
+                let problem = format!(
+                    "the tensor map reaches over {reach} bytes of {what}, which has {} from byte {} on",
+                    range.bytes, pointed.offset
+                );
+                Err(self.refusal(launch, &problem))
+            }
+        }
+    }
+
+    fn refusal(&self, launch: &Launch, problem: &str) -> Error {
+        Error::kernel(format!(
+            "kernel {} of op {}: {problem}",
+            launch.kernel,
+            self.op.instruction.op.name()
+        ))
+    }
+
+    /// See [`ResolvedStep::undefined`]. Fixed arenas are left out: what they hold outlives the step, so it is always defined.
+    fn undefined(&self) -> Vec<ByteRange> {
+        let outputs = &self.op.instruction.outputs;
+        let mut undefined: Vec<ByteRange> = (0..outputs.len())
+            .filter(|output| !self.op.in_place.contains(&Some(*output)))
+            .filter_map(|output| self.place(outputs, output))
+            .filter(|range| range.space == Space::Activations)
+            .collect();
+        let workspace = self.whole_workspace(DType::F32);
+        if workspace.bytes > 0 {
+            undefined.push(workspace);
+        }
+        undefined
+    }
 }
 
 /// `values` as the bytes of elements of `dtype`; bf16 rounds to nearest, ties to even.

@@ -47,7 +47,7 @@ impl Device {
         }
     }
 
-    /// What programs for it are made for, whether or not this machine has it: all that planning needs. [`Device::Auto`] is
+    /// The target that programs for it are compiled for, whether or not this machine has it: all that planning needs. [`Device::Auto`] is
     /// what it would come to here. `precision` is the device's own by default.
     ///
     /// # Errors
@@ -189,7 +189,7 @@ impl SelectedDevice {
         })
     }
 
-    /// What programs for it are made for.
+    /// The target that programs for it are compiled for.
     pub fn compile_target(&self) -> CompileTarget {
         self.compile_target
     }

@@ -182,6 +182,7 @@ pub fn check_arguments(
     arguments: &[impl Passed],
 ) -> Result<()> {
     let (want, got) = (parameters.len(), arguments.len());
+    // The count first: a missing argument would otherwise show as a wrong type further on.
     if want != got {
         return Err(Error::kernel(format!(
             "kernel {kernel}: it takes {want} arguments, but the launch passes {got}"

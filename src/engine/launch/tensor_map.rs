@@ -1,4 +1,4 @@
-//! A tensor map: how the copy engine of sm_90 and later finds boxes of a tensor in memory. Here it is plain data, held to
+//! A tensor map: how the copy engine of sm_90 and later finds boxes of a tensor in memory. Here it is plain data, checked against
 //! the rules by which the driver encodes one (`cuTensorMapEncodeTiled` in the CUDA driver API), so that a wrong one is
 //! refused with names and values on every machine, and not by a code from a driver.
 
@@ -160,6 +160,8 @@ impl TensorMap {
                 ));
             }
         }
+        // Rows of the box lie one after the other in shared memory, so an unaligned row would leave all later ones
+        // unaligned.
         let row = u64::from(box_dims[0]) * element.size() as u64;
         if !row.is_multiple_of(ALIGNMENT) {
             return refuse(format!(
@@ -174,6 +176,7 @@ impl TensorMap {
                 box_dims[0]
             ));
         }
+        // Fixed arrays, so that a map is plain data that an argument can hold by value.
         let mut map = TensorMap {
             of,
             offset,
@@ -219,6 +222,7 @@ impl TensorMap {
     pub fn bytes(&self) -> Option<u64> {
         let shape = self.shape();
         let row = shape.dims[0].checked_mul(self.element.size() as u64)?;
+        // To the end of the last row: strides count between rows, and behind the last there is none.
         let mut outer = shape.dims[1..].iter().zip(shape.strides);
         outer.try_fold(row, |bytes, (dim, stride)| {
             bytes.checked_add((dim - 1).checked_mul(*stride)?)

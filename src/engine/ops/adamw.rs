@@ -79,7 +79,7 @@ pub struct StepSettings {
     pub epsilon: f64,
     /// Largest gradient norm; 0 leaves gradients as they are.
     pub clip: f64,
-    /// Factor of the gradients that were gathered, before anything else: 1 where they are of one run.
+    /// Factor of the accumulated gradients, before anything else: 1 where they are of one run.
     pub gradient_scale: f64,
 }
 
@@ -106,7 +106,7 @@ impl StepSettings {
 /// What an update does beyond AdamW.
 #[derive(Clone, Debug, Default)]
 pub struct UpdateOptions {
-    /// Scalars held between two numbers after the update: parameter, least, most.
+    /// Scalars clamped between two numbers after the update: parameter, least, most.
     pub clamps: Vec<(&'static str, f32, f32)>,
     /// Rounds the bf16 copies at random, with this seed, instead of to nearest.
     pub random_rounding: Option<u64>,
@@ -128,28 +128,7 @@ pub fn record_update(
     groups: &ParameterGroups,
     options: &UpdateOptions,
 ) -> Result<()> {
-    let mut runs: Vec<Run> = Vec::new();
-    for entry in tape.gradient_entries() {
-        let parameter = layout
-            .get(&entry.parameter)
-            .expect("trained parameters are laid out");
-        let (offset, group) = (parameter.offset, groups.index_of(&parameter.spec)?);
-        match runs.last_mut() {
-            Some(run)
-                if run.group == group
-                    && run.parameters + run.elements == offset
-                    && run.gradients + run.elements == entry.offset =>
-            {
-                run.elements += entry.reserved;
-            }
-            _ => runs.push(Run {
-                parameters: offset,
-                gradients: entry.offset,
-                elements: entry.reserved,
-                group,
-            }),
-        }
-    }
+    let runs = runs(tape, layout, groups)?;
     let Some(last) = runs.last() else {
         return Err(Error::setting(
             "update",
@@ -170,9 +149,11 @@ pub fn record_update(
         let each = tape.input(OptimizerInput::GroupScalars, each);
         let [first, second] = ADAMW_STATE.map(|name| tape.optimizer_state(name, DType::F32));
         let gradients = tape.arena_range(Arena::Gradients, 0, elements);
+        // One norm over everything before the first update: the factor that clips must be the same for all parameters.
         let norm = tape.record(GradNorm, &[gradients, shared])?;
         tape.output(norm[0], "gradient_norm");
         tape.output(norm[1], "clip_scale");
+        // One op for each run and not for each tensor: a launch has a price, and most tensors are vectors.
         for run in runs {
             let range =
                 |tape: &mut Tape, arena, offset| tape.arena_range(arena, offset, run.elements);
@@ -197,22 +178,16 @@ pub fn record_update(
             };
             tape.record_update(op, &inputs)?;
         }
-        for (name, least, most) in &options.clamps {
+        // Apart from the update: inside it, every parameter would be compared for the sake of a handful of scalars.
+        for &(name, least, most) in &options.clamps {
             if trained.iter().any(|trained| trained == name) {
-                let offset = layout
-                    .get(name)
-                    .expect("trained parameters are laid out")
-                    .offset;
-                let value = tape.arena_range(Arena::Parameters, offset, 1);
-                tape.record_update(
-                    Clamp {
-                        least: *least,
-                        most: *most,
-                    },
-                    &[value],
-                )?;
+                let parameter = layout.get(name).expect("trained parameters are laid out");
+                let value = tape.arena_range(Arena::Parameters, parameter.offset, 1);
+                tape.record_update(Clamp { least, most }, &[value])?;
             }
         }
+        // Cleared by the step that used them, so that the first batch of the next finds zeros without a rule of its
+        // own.
         if tape.accumulates_gradients() {
             let ty = TensorType::f32([elements]);
             let cleared = tape.record_one(Fill { ty, value: 0.0 }, &[])?;
@@ -228,6 +203,40 @@ struct Run {
     gradients: usize,
     elements: usize,
     group: usize,
+}
+
+/// The trained parameters in as few runs as they make, in arena order. The layout puts what one group takes side by side, so
+/// there are a handful of runs and not one op a tensor.
+fn runs(
+    tape: &Tape,
+    layout: &crate::tape::ParameterLayout,
+    groups: &ParameterGroups,
+) -> Result<Vec<Run>> {
+    let mut runs: Vec<Run> = Vec::new();
+    for entry in tape.gradient_entries() {
+        let parameter = layout
+            .get(&entry.parameter)
+            .expect("trained parameters are laid out");
+        let (offset, group) = (parameter.offset, groups.index_of(&parameter.spec)?);
+        match runs.last_mut() {
+            // Both arenas have to go on without a gap: a frozen parameter between two trained ones has a place among the
+            // parameters and none among the gradients.
+            Some(run)
+                if run.group == group
+                    && run.parameters + run.elements == offset
+                    && run.gradients + run.elements == entry.offset =>
+            {
+                run.elements += entry.reserved;
+            }
+            _ => runs.push(Run {
+                parameters: offset,
+                gradients: entry.offset,
+                elements: entry.reserved,
+                group,
+            }),
+        }
+    }
+    Ok(runs)
 }
 
 /// Inputs parameters, gradients, first and second moments [n], the shared scalars, the groups' scalars, clip factor, and the
@@ -261,10 +270,14 @@ fn rounded_at_random(value: f32, seed: u64, step: u64, element: usize) -> f32 {
     if !value.is_finite() {
         return value;
     }
+    // A function of seed, step and place, and no generator with a state: tasks, threads and a repeated step draw the
+    // same numbers.
     let key = mixed(seed.wrapping_add(step.wrapping_mul(GAMMA)));
     // One draw serves four neighbours with sixteen bits each.
     let draw = mixed(key.wrapping_add((element as u64 / 4).wrapping_mul(GAMMA)));
     let random = (draw >> (16 * (element % 4))) as u32 & 0xffff;
+    // Adding sixteen random bits below those that stay carries into them with the probability of the part cut off,
+    // which keeps the mean; the sign bit is apart, so this is upwards in magnitude.
     f32::from_bits(value.to_bits().wrapping_add(random) & 0xffff_0000)
 }
 
@@ -421,11 +434,16 @@ impl Op for AdamW {
         });
         let mut next = || outputs.next().expect("three outputs");
         let (p, m, v) = (next(), next(), next());
+        // The copies above stand: parameters and moments stay what they were, and the step has not happened.
         if !scale.is_finite() {
             return;
         }
+        let lengths = [m.len(), v.len(), gradients.len()];
+        assert_eq!(lengths, [p.len(); 3], "a moment and a gradient for each");
         // Exactly 1 where nothing decays.
         let keep = 1.0 - rate * decay;
+        // Both corrections leave the loop: η / (1 − β₁ᵗ) is one factor, and √(v / c) is √v · c^(−½): one division an
+        // element instead of three.
         let (rate, root) = (rate / correction1, 1.0 / correction2.sqrt());
         p.par_chunks_mut(ELEMENTS_PER_TASK)
             .zip(m.par_chunks_mut(ELEMENTS_PER_TASK))
@@ -496,7 +514,7 @@ impl Op for AdamW {
     }
 }
 
-/// Holds a scalar parameter between two numbers.
+/// Clamps a scalar parameter between two numbers.
 #[derive(Clone, Copy, Debug)]
 struct Clamp {
     least: f32,

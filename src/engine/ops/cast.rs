@@ -14,9 +14,10 @@ use keel_base::error::{Error, Result};
 /// # Errors
 /// [`Error::Shape`] for integers.
 pub fn cast(tape: &mut Tape, x: Value, dtype: DType) -> Result<Value> {
-    match tape.ty(x).dtype == dtype {
-        true => Ok(x),
-        false => tape.record_one(Cast { dtype }, &[x]),
+    if tape.ty(x).dtype == dtype {
+        Ok(x)
+    } else {
+        tape.record_one(Cast { dtype }, &[x])
     }
 }
 

@@ -194,9 +194,10 @@ impl Op for EmbeddingBackward {
 
     fn cpu(&self, args: CpuArgs<'_>) {
         let (dy, ids) = (args.inputs.f32(0), args.inputs.i32(1));
-        let sum = match self.accumulates {
-            true => args.inputs.f32_or_in_place(2),
-            false => None,
+        let sum = if self.accumulates {
+            args.inputs.f32_or_in_place(2)
+        } else {
+            None
         };
         let [d_table] = args.outputs.f32();
         let width = args.input_types[0].shape.columns();
@@ -235,17 +236,21 @@ impl Op for EmbeddingBackward {
         let (dy, d_table, count) = (inputs[0], outputs[0], inputs[1].numel());
         let (columns, chunks) = (dy.shape.columns(), count.div_ceil(CHUNK_PLACES));
         let [order, keys, heads] = Scratch::new(inputs).arguments();
+        // By sorting and not by atomic additions, whose order no two runs share: places are sorted by id, runs of equal
+        // ids are summed by chunks of fixed size, and what a run carries over from an earlier chunk is added last.
         let [start, sort, add] = [
             kernels::EMBEDDING_START_F32,
             kernels::EMBEDDING_BACKWARD_ORDER_I32,
             kernels::EMBEDDING_BACKWARD_HEADS_F32,
         ];
         let rows = kernels::EMBEDDING_BACKWARD_ROWS.of(dy.dtype)?;
-        let addend = match self.accumulates {
-            true => Argument::input(2),
-            false => Argument::Null,
+        let addend = if self.accumulates {
+            Argument::input(2)
+        } else {
+            Argument::Null
         };
         let places = index(sort, "the number of places", count)?;
+        // The sort gives padding the key V, one past the last word.
         index(sort, "the vocabulary and one", self.vocabulary + 1)?;
         let vocabulary = index(sort, "the vocabulary", self.vocabulary)?;
         let width = index(rows, "the number of columns", columns)?;
@@ -261,6 +266,7 @@ impl Op for EmbeddingBackward {
             blocks(start, d_table.numel(), vector(d_table) * MOVE_THREADS)?,
             start_arguments,
         )];
+        // Even without ids the table's gradient has to become zero, or the addend: that launch stands.
         if count == 0 {
             return Ok(launches);
         }

@@ -27,10 +27,12 @@ fn blocks(elements: usize) -> usize {
 pub(super) struct GradNorm;
 
 fn factor(norm: f64, largest: f64, scale: f64) -> f64 {
-    match norm.is_finite() {
-        false => f64::NAN,
-        true if largest > 0.0 => scale * (largest / (norm + 1e-6)).min(1.0),
-        true => scale,
+    if !norm.is_finite() {
+        f64::NAN
+    } else if largest > 0.0 {
+        scale * (largest / (norm + 1e-6)).min(1.0)
+    } else {
+        scale
     }
 }
 
@@ -78,6 +80,8 @@ impl Op for GradNorm {
             .par_chunks_mut(2)
             .zip(g.par_chunks(ELEMENTS_PER_TASK))
             .for_each(|(partial, g)| {
+                // Sixteen sums side by side: one would wait for its own addition every time. Their number is fixed, and
+                // with it the order.
                 let mut lanes = [0.0f64; 16];
                 for g in g.chunks(16) {
                     for (lane, g) in lanes.iter_mut().zip(g) {
@@ -94,6 +98,7 @@ impl Op for GradNorm {
             .sum();
         let [largest, gradient_scale] =
             [LARGEST_NORM, GRADIENT_SCALE].map(|index| f64::from(scalars[index]));
+        // The factor comes from the norm as it was rounded, so that what a log shows explains what was clipped.
         norm[0] = (gradient_scale * sum.sqrt()) as f32;
         scale[0] = factor(f64::from(norm[0]), largest, gradient_scale) as f32;
     }

@@ -142,9 +142,10 @@ impl Op for L2Normalize {
         _outputs: &[TensorType],
         _: CompileTarget,
     ) -> Result<Vec<Launch>> {
-        let norms = match self.saves {
-            true => Argument::output(1),
-            false => Argument::Null,
+        let norms = if self.saves {
+            Argument::output(1)
+        } else {
+            Argument::Null
         };
         let tensors = [Argument::output(0), norms, Argument::input(0)];
         launch(
@@ -178,6 +179,8 @@ impl Op for L2Normalize {
 
 /// ‖x‖₂; rows whose squares leave the range of f32 are measured in units of their largest element.
 fn length(x: &[f32]) -> f32 {
+    // The usual row takes one pass. Beyond this range the squares have lost digits or become ∞, and scaling by the
+    // largest element brings them back.
     let sum = dot(x, x);
     if sum > 1e-30 && sum.is_finite() {
         return sum.sqrt();
@@ -246,6 +249,7 @@ impl Op for L2NormalizeBackward {
                             *dx = (*dx - y * along) * factor;
                         }
                     } else {
+                        // Below ε the divisor is a constant, and the direction of x has no part in the gradient.
                         let factor = 1.0 / self.epsilon;
                         dx.iter_mut().for_each(|dx| *dx *= factor);
                     }

@@ -84,6 +84,8 @@ impl Op for LayerScaleBackward {
             .zip(args.workspace.par_chunks_mut(channels))
             .zip(x.par_chunks(task).zip(dy.par_chunks(task)))
             .for_each(|((dx, sums), (x, dy))| {
+                // ∂γ of 64 rows at a time, in the workspace, and then those sums in order: one sum for all tasks would
+                // take its order from the threads.
                 sums.fill(0.0);
                 let rows = dx
                     .chunks_mut(channels)

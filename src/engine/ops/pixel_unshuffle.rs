@@ -148,9 +148,9 @@ impl Op for PixelUnshuffle {
         let columns = self.columns(&args.input_types[0]);
         let run = self.factor * columns;
         // A task is one row of squares; both sides hold it in one piece.
-        let strip = self.factor * self.width * columns;
-        y.par_chunks_mut(strip)
-            .zip(x.par_chunks(strip))
+        let squares = self.factor * self.width * columns;
+        y.par_chunks_mut(squares)
+            .zip(x.par_chunks(squares))
             .for_each(|(y, x)| {
                 self.runs(columns, |fine, merged| match self.direction {
                     Direction::Merge => y[merged..][..run].copy_from_slice(&x[fine..][..run]),

@@ -128,9 +128,10 @@ impl Pool {
             Pool::Weighted => ("weights", TensorType::f32([batch, tokens])),
             Pool::Token => ("index", TensorType::i32([batch])),
         };
-        match inputs[1] == want {
-            true => Ok(()),
-            false => Err(Error::shape(NAME, tensor, want, inputs[1])),
+        if inputs[1] == want {
+            Ok(())
+        } else {
+            Err(Error::shape(NAME, tensor, want, inputs[1]))
         }
     }
 }
@@ -178,6 +179,7 @@ impl Op for Pool {
                 y.fill(0.0);
                 for (token, x) in x.chunks_exact(columns).enumerate() {
                     let factor = factors.of(batch, token, tokens);
+                    // A token that does not count is not read: 0 · ∞ would not be 0.
                     if factor != 0.0 {
                         add_scaled(y, factor as f32, x);
                     }
@@ -226,6 +228,7 @@ impl Op for Pool {
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
         match self {
+            // One token of each batch row is read, however many there are.
             Pool::Token => Cost::streaming(0.0, &[outputs[0], inputs[1]], outputs),
             _ => Cost::streaming(2.0 * inputs[0].numel() as f64, inputs, outputs),
         }
@@ -265,9 +268,10 @@ impl Op for PoolBackward {
 
     fn cpu(&self, args: CpuArgs<'_>) {
         let dy = args.inputs.f32(0);
-        let sum = match self.accumulates {
-            true => args.inputs.f32_or_in_place(1 + self.pool.factor_inputs()),
-            false => None,
+        let sum = if self.accumulates {
+            args.inputs.f32_or_in_place(1 + self.pool.factor_inputs())
+        } else {
+            None
         };
         let [dx] = args.outputs.f32();
         let (columns, tokens) = (args.input_types[0].shape.columns(), self.tokens);
@@ -304,9 +308,10 @@ impl Op for PoolBackward {
             Argument::input(0),
             weights,
             one,
-            match self.accumulates {
-                true => Argument::input(1 + self.pool.factor_inputs()),
-                false => Argument::Null,
+            if self.accumulates {
+                Argument::input(1 + self.pool.factor_inputs())
+            } else {
+                Argument::Null
             },
             equal,
             Argument::I64(dx.shape.rows() as i64),

@@ -151,9 +151,10 @@ impl Op for AddPosition {
             Argument::output(0),
             Argument::input(0),
             Argument::input(1),
-            match self.class_token {
-                true => Argument::input(2),
-                false => Argument::Null,
+            if self.class_token {
+                Argument::input(2)
+            } else {
+                Argument::Null
             },
             Argument::I64(y.shape.rows() as i64),
             index(kernel, "the number of tokens", y.shape.dims()[1])?,
@@ -167,9 +168,10 @@ impl Op for AddPosition {
         let dy = backward.gradient(0);
         let mut gradients = vec![None; backward.inputs.len()];
         if backward.needs(0) {
-            gradients[0] = Some(match self.class_token {
-                true => drop_tokens(backward.tape, dy, 1)?,
-                false => dy,
+            gradients[0] = Some(if self.class_token {
+                drop_tokens(backward.tape, dy, 1)?
+            } else {
+                dy
             });
         }
         let position = backward.tape.shape(backward.inputs[1]).rows();
@@ -242,7 +244,10 @@ impl Op for BackwardPosition {
                 .par_chunks_mut(c)
                 .enumerate()
                 .for_each(|(token, sum)| {
+                    // A task has one token's row and goes through the batch in order: one writer, a fixed order of
+                    // additions.
                     sum.fill(0.0);
+                    // The table may be longer than the sequence; its further rows get no gradient.
                     if token >= t {
                         return;
                     }
@@ -276,9 +281,10 @@ impl Op for BackwardPosition {
         };
         let arguments = vec![
             Argument::output(0),
-            match self.class_token {
-                true => Argument::output(1),
-                false => Argument::Null,
+            if self.class_token {
+                Argument::output(1)
+            } else {
+                Argument::Null
             },
             Argument::input(0),
             Argument::I64(position.shape.rows() as i64),

@@ -3,7 +3,8 @@
 //! Forward, for each query head with its weight w (and each key head with its own): r = (mean x² + ε)^−½, y = x·r·w.
 //! Backward, g = dy·w: dx = r (g − x r² mean(g·x)), dw = Σ dy·x·r over rows and heads. Values are copied.
 //!
-//! Shapes: qkv and y [B, T, (H+2Hk)·D], weights f32 [D], and so are their gradients. Saved: qkv; r is computed again, which costs less than reading it.
+//! Shapes: qkv and y [B, T, (H+2Hk)·D], weights f32 [D], and so are their gradients. Saved: qkv; r is computed again, which
+//! costs less than reading it.
 //! 4·D flops a head and row forward, 9·D backward; every byte once. Partial sums of dw are made for fixed blocks of
 //! rows and added in order.
 //! Source: Zhang and Sennrich 2019, eq. 4; on heads: Qwen3, and Dehghani et al. 2023, section 2.
@@ -294,6 +295,7 @@ impl Op for QkNormBackward {
             for (head, (x, dx)) in x_heads.zip(dx.chunks_exact_mut(dim)).enumerate() {
                 let kind = self.norm.kind(head);
                 let scale = self.norm.scale(x);
+                // The weights' gradients before dx: it overwrites dy in its place.
                 if self.owes_weights {
                     let sums = partial[kind * dim..][..dim].iter_mut();
                     for ((sum, x), dy) in sums.zip(x).zip(&*dx) {
@@ -303,6 +305,7 @@ impl Op for QkNormBackward {
                 for (dx, weight) in dx.iter_mut().zip(weights[kind]) {
                     *dx *= weight;
                 }
+                // By now dx holds g = dy·w, so the mean of g·x is one more product.
                 let along = dot(dx, x) / dim as f32 * scale * scale;
                 for (dx, x) in dx.iter_mut().zip(x) {
                     *dx = scale * (*dx - x * along);
@@ -348,9 +351,10 @@ impl Op for QkNormBackward {
         _outputs: &[TensorType],
         _: CompileTarget,
     ) -> Result<Vec<Launch>> {
-        let partials = match self.owes_weights {
-            true => Argument::workspace(DType::F32),
-            false => Argument::Null,
+        let partials = if self.owes_weights {
+            Argument::workspace(DType::F32)
+        } else {
+            Argument::Null
         };
         let tensors = [
             Argument::output(0),

@@ -222,7 +222,8 @@ impl Op for Rope {
         let [y] = args.outputs.f32();
         let angles = self.angles(positions, args.input_types);
         let (width, dim) = (self.heads.packed_width(), self.heads.dim);
-        // A table row holds the cosines, then the sines of one row's pairs.
+        // Sines and cosines once for each position and not for each head of each batch row: they cost far more than the
+        // turning. A table row holds the cosines, then the sines of one row's pairs.
         let distinct = self.distinct_rows(args.input_types);
         let table = &mut args.workspace[..distinct * dim];
         let block = rows_per_task(16 * dim);

@@ -18,6 +18,7 @@ pub(super) fn rows_per_task(columns: usize) -> usize {
 
 /// to += factor · from.
 pub(super) fn add_scaled(to: &mut [f32], factor: f32, from: &[f32]) {
+    debug_assert_eq!(to.len(), from.len());
     for (to, from) in to.iter_mut().zip(from) {
         *to += factor * from;
     }
@@ -25,6 +26,7 @@ pub(super) fn add_scaled(to: &mut [f32], factor: f32, from: &[f32]) {
 
 /// Σ a·b in eight interleaved sums, so that it vectorises; the order depends on the length alone.
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    debug_assert_eq!(a.len(), b.len());
     let (a_whole, a_rest) = a.as_chunks::<8>();
     let (b_whole, b_rest) = b.as_chunks::<8>();
     let mut sums = [0.0f32; 8];

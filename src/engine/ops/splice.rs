@@ -182,6 +182,7 @@ impl Op for Splice {
                 if let Some(text) = text {
                     y.copy_from_slice(&text[batch * tokens * width..][..tokens * width]);
                 }
+                // Text everywhere first, image tokens over it: placeholders without an image token keep their text.
                 let images = image.chunks_exact(width);
                 for (place, image) in places(ids, self.image_id, image_tokens).zip(images) {
                     y[place * width..][..width].copy_from_slice(image);
@@ -212,26 +213,24 @@ impl Op for Splice {
         let image_tokens = backward.tape.shape(backward.inputs[2]).dims()[1];
         let inputs = [backward.gradient(0), backward.inputs[1]];
         // The image's first: dtext may then take dy's place.
-        let d_image = match backward.needs(2) {
-            true => {
-                let op = SpliceImage {
-                    image_id,
-                    image_tokens,
-                    accumulates: false,
-                };
-                Some(backward.tape.record_one(op, &inputs)?)
-            }
-            false => None,
+        let d_image = if backward.needs(2) {
+            let op = SpliceImage {
+                image_id,
+                image_tokens,
+                accumulates: false,
+            };
+            Some(backward.tape.record_one(op, &inputs)?)
+        } else {
+            None
         };
-        let d_text = match backward.needs(0) {
-            true => {
-                let op = SpliceText {
-                    image_id,
-                    image_tokens,
-                };
-                Some(backward.tape.record_one(op, &inputs)?)
-            }
-            false => None,
+        let d_text = if backward.needs(0) {
+            let op = SpliceText {
+                image_id,
+                image_tokens,
+            };
+            Some(backward.tape.record_one(op, &inputs)?)
+        } else {
+            None
         };
         Ok(vec![d_text, None, d_image])
     }
@@ -344,9 +343,10 @@ impl Op for SpliceImage {
 
     fn cpu(&self, args: CpuArgs<'_>) {
         let (dy, ids) = (args.inputs.f32(0), args.inputs.i32(1));
-        let sum = match self.accumulates {
-            true => args.inputs.f32_or_in_place(2),
-            false => None,
+        let sum = if self.accumulates {
+            args.inputs.f32_or_in_place(2)
+        } else {
+            None
         };
         let [d_image] = args.outputs.f32();
         let (width, tokens) = (
@@ -385,9 +385,10 @@ impl Op for SpliceImage {
             Argument::output(0),
             Argument::input(0),
             Argument::input(1),
-            match self.accumulates {
-                true => Argument::input(2),
-                false => Argument::Null,
+            if self.accumulates {
+                Argument::input(2)
+            } else {
+                Argument::Null
             },
         ];
         let written = (inputs[0], outputs[0].shape.rows());

@@ -165,6 +165,8 @@ impl Op for SwigluBackward {
                     .chunks_exact_mut(2 * width)
                     .zip(dy.chunks_exact(width));
                 for (row, (gradient, dy)) in rows.enumerate() {
+                    // Row by row into the gradient's own memory, where both halves are overwritten at once: one loop
+                    // whether or not gate_up lies there already.
                     if let Some(gate_up) = gate_up {
                         let at = task * chunk + row * 2 * width;
                         gradient.copy_from_slice(&gate_up[at..][..2 * width]);

@@ -69,6 +69,8 @@ impl Op for WeightedSum {
         _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let term = |(index, weight): (usize, &f32)| {
+            // One launch a term: there are a handful, and a kernel that took any number of pointers would need them in
+            // memory.
             let addend = match index {
                 0 => Argument::Null,
                 _ => Argument::output(0),
@@ -88,9 +90,10 @@ impl Op for WeightedSum {
         let dy = backward.gradient(0);
         let mut gradients = Vec::with_capacity(self.weights.len());
         for (index, weight) in self.weights.iter().enumerate() {
-            gradients.push(match backward.needs(index) {
-                true => Some(weighted_sum(backward.tape, &[(dy, *weight)])?),
-                false => None,
+            gradients.push(if backward.needs(index) {
+                Some(weighted_sum(backward.tape, &[(dy, *weight)])?)
+            } else {
+                None
             });
         }
         Ok(gradients)

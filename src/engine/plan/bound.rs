@@ -32,6 +32,8 @@ pub fn lower_bound(buffers: &[Buffer]) -> Result<Bound> {
 
 /// The largest sum of live bytes and the first op that reaches it; (0, 0) when there are no buffers.
 fn peak(buffers: &[Buffer]) -> (u64, u32) {
+    // Takes and frees sorted apart and merged: the sum can only reach a new maximum at a take, so only starts are
+    // tried.
     let mut starts: Vec<(u32, u64)> = buffers.iter().map(|b| (b.lower, b.size)).collect();
     let mut ends: Vec<(u32, u64)> = buffers.iter().map(|b| (b.upper, b.size)).collect();
     starts.sort_unstable();
@@ -39,6 +41,7 @@ fn peak(buffers: &[Buffer]) -> (u64, u32) {
     let mut freed = ends.iter().peekable();
     let (mut live, mut peak) = (0u64, (0u64, 0u32));
     for (index, &(op, size)) in starts.iter().enumerate() {
+        // Lifetimes are half-open: what ends at this op is free before this op takes.
         while let Some(&(_, bytes)) = freed.next_if(|&&(end, _)| end <= op) {
             live -= bytes;
         }

@@ -6,7 +6,7 @@
 use keel_base::error::{Error, Result};
 use std::fmt::Write as _;
 
-/// A stretch of memory wanted for a stretch of the program: live at the ops `lower..upper` (half-open), `size` bytes
+/// A range of memory wanted for a part of the program: live at the ops `lower..upper` (half-open), `size` bytes
 /// long, already rounded up to the alignment of the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Buffer {

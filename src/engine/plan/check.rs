@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 /// Confirms that every buffer lies inside the arena and that no two buffers that are live at once share a byte.
 ///
-/// Walks the ops in order with the occupied stretches of the arena in an ordered map: O(n log n).
+/// Walks the ops in order with the occupied ranges of the arena in an ordered map: O(n log n).
 ///
 /// # Errors
 /// `Error::Content` naming the buffer that leaves the arena, or both buffers that overlap.
@@ -37,6 +37,7 @@ pub fn check_placement(buffers: &[Buffer], placement: &Placement) -> Result<()> 
                 REMEDY,
             ));
         }
+        // A buffer of no bytes overlaps nothing, and in the map it would hide the one that begins where it lies.
         if buffer.size > 0 && buffer.lower < buffer.upper {
             events.push((buffer.lower, true, index));
             events.push((buffer.upper, false, index));
@@ -52,7 +53,7 @@ pub fn check_placement(buffers: &[Buffer], placement: &Placement) -> Result<()> 
             continue;
         }
         let end = offset + buffers[index].size;
-        // All stretches in the map are disjoint, so only the last one that begins before `end` can reach into ours.
+        // All ranges in the map are disjoint, so only the last one that begins before `end` can reach into ours.
         if let Some((&start, &other)) = occupied.range(..end).next_back()
             && start + buffers[other].size > offset
         {

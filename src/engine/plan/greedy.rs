@@ -106,12 +106,15 @@ pub(super) fn fill(part: &Part, order: &[u32], gap: Gap, steps: &mut u64) -> Opt
         let item = &part.items[position as usize];
         // In the order of offsets, so that the space between the tops of those below and the next above is a gap. Walking over
         // all of them is cheap beside a tree of gaps, which every placed item would have to mend.
+        // Effort is counted before it is made, and in comparisons: a limit in seconds would give another plan on a busy
+        // machine.
         *steps = steps.checked_sub(placed.len() as u64)?;
         let (mut top, mut best) = (0u64, None::<(u64, u64)>);
         for &(offset, end, from, to) in &placed {
             if from < item.end && item.start < to {
                 if offset > top && offset - top >= item.size {
                     let room = offset - top;
+                    // For the lowest gap the first hit ends the walk, so the comparison matters for the smallest alone.
                     if best.is_none_or(|(least, _)| room < least) {
                         best = Some((room, top));
                     }
@@ -123,6 +126,7 @@ pub(super) fn fill(part: &Part, order: &[u32], gap: Gap, steps: &mut u64) -> Opt
             }
         }
         let offset = best.map_or(top, |(_, offset)| offset);
+        // Before those of the same offset: they cannot be live together, so their order among each other means nothing.
         let at = placed.partition_point(|&(other, ..)| other < offset);
         placed.insert(at, (offset, offset + item.size, item.start, item.end));
         packing.offsets[position as usize] = offset;
@@ -164,6 +168,7 @@ impl Maximum {
             return self.largest[node];
         }
         let middle = lo.midpoint(hi);
+        // A range that was raised whole left its value here and went no deeper: it holds for every leaf below.
         let mut result = self.floor[node];
         if from < middle {
             result = result.max(self.query(2 * node, lo, middle, from, to));

@@ -77,6 +77,7 @@ fn place_part(part: &Part, target: u64) -> Layout {
     };
     let first = "the first order always gives a layout";
     let (mut orders, mut layouts) = (Vec::new(), Vec::new());
+    // Stacking first: it is O(n log n) an order, and filling begins from its orders.
     for rule in Order::ALL {
         let order = order(part, rule);
         let layout = stack(part, &order);

@@ -90,10 +90,13 @@ pub(super) fn split(buffers: &[Buffer]) -> Vec<Part> {
             }
         }
     }
+    // Every buffer that begins also ends, so the last free has closed the last part.
+    assert!(live == 0 && items.is_empty(), "a buffer is never freed");
     parts
 }
 
 fn finish(mut items: Vec<Item>, sections: usize) -> Part {
+    // Positions break ties in every order of placement, so they must follow from the buffers alone.
     items.sort_by_key(|item| (item.start, std::cmp::Reverse(item.end), item.buffer));
     let mut part = Part {
         items,

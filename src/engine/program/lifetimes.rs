@@ -8,7 +8,7 @@ use crate::plan::{Buffer, Placement};
 use crate::tape::{Arena, Instruction, Storage, Value, ValueInfo};
 use keel_base::error::Result;
 
-/// What a stretch of planned memory holds.
+/// What a range of planned memory holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
     /// Written by the host before a run.
@@ -21,7 +21,7 @@ pub enum Class {
     Workspace,
 }
 
-/// One planned stretch of memory.
+/// One planned range of memory.
 #[derive(Clone, Debug)]
 pub struct PlannedBytes {
     /// The value's name, or the op that made it.
@@ -52,6 +52,7 @@ pub(super) struct Laid {
 
 impl Laid {
     pub fn describe(&self, values: &[ValueInfo], placement: &Placement) -> Vec<PlannedBytes> {
+        // Values that share a buffer may all have names: the first, the one that is made first, is shown.
         let mut names: Vec<Option<&str>> = vec![None; self.buffers.len()];
         for (index, info) in values.iter().enumerate() {
             if let (Some(buffer), Some(name)) = (self.buffer_of_value[index], &info.name) {
@@ -94,9 +95,12 @@ pub(super) fn lay_out(
     let end = instructions.len();
     let roots: Vec<usize> = (0..values.len()).map(|index| root(values, index)).collect();
     let mut lives = find_lives(values, instructions, &roots);
+    // The host reads these after the last op, so nothing may take their place before.
     for (_, value) in kept {
         lives[roots[value.index()]].last = end;
     }
+    // Sharing comes before buffers are made: it decides how many there are, and moves some values out of the plan for
+    // good.
     let shared = share_places(values, instructions, (&roots, &lives), options);
     let mut laid = Laid {
         buffers: Vec::new(),
@@ -131,9 +135,12 @@ fn share_places(
 ) -> Shared {
     let mut leader: Vec<usize> = (0..values.len()).collect();
     let mut in_place = Vec::with_capacity(instructions.len());
+    // In the order of running, so that a chain of ops that work in place hands its first value's buffer on link by
+    // link.
     for (index, instruction) in instructions.iter().enumerate() {
         let mut pairs = vec![None; instruction.inputs.len()];
         let mut taken = vec![false; instruction.outputs.len()];
+        // First come, first served, in the op's order. An op may name an input that only its accumulating form takes.
         for &(output, input) in instruction.op.in_place() {
             if input >= instruction.inputs.len() || taken[output] {
                 continue;
@@ -148,6 +155,7 @@ fn share_places(
                 taken[output] = true;
                 continue;
             }
+            // By root, not by value: two views of one value are two inputs that lie in one place.
             let appears_once = instruction
                 .inputs
                 .iter()
@@ -166,10 +174,12 @@ fn share_places(
                 continue;
             }
             match values[to_root].storage {
+                // The leader of the whole chain, not the link before: a chain has one buffer.
                 Storage::Planned => {
                     leader[to_root] = leader[from_root];
                 }
                 // The sum of gradients grows in its final place. The whole chain moves there.
+                // A value that already follows another cannot move: its leader, made before, would stay behind.
                 Storage::Fixed(Arena::Gradients, _) if leader[from_root] == from_root => {
                     values[from_root].storage = values[to_root].storage;
                 }
@@ -198,14 +208,19 @@ impl Laid {
         order.sort_by_key(|&index| leader[index] != index);
         for index in order {
             let life = lives[index];
+            // Views share their root's bytes; what no op makes and no host writes needs none.
             if roots[index] != index || !is_planned(values, index) || !life.is_live {
                 continue;
             }
+            // A value of no elements still gets a place: every buffer has an address of its own, and checks stay
+            // without a special case.
             let size = values[index]
                 .ty
                 .bytes()
                 .next_multiple_of(ALIGNMENT)
                 .max(ALIGNMENT) as u64;
+            // An input lives throughout. Any other value lives from its op to its last reader, which is included:
+            // lifetimes are half-open. What nobody reads lives for its own op, which writes it all the same.
             let (lower, upper) = if values[index].is_input {
                 (0, end.max(1) as u32)
             } else {
@@ -273,6 +288,16 @@ impl Laid {
     }
 
     fn add(&mut self, label: (String, Class), (lower, upper): (u32, u32), size: u64) {
+        assert!(
+            lower < upper,
+            "{} lives for no op: {lower}..{upper}",
+            label.0
+        );
+        assert!(
+            size.is_multiple_of(ALIGNMENT as u64),
+            "{} has {size} bytes, and offsets are sums of sizes",
+            label.0
+        );
         self.labels.push(label);
         self.buffers.push(Buffer {
             id: self.buffers.len() as u32,
@@ -283,7 +308,8 @@ impl Laid {
     }
 }
 
-fn root(values: &[ValueInfo], index: usize) -> usize {
+/// The index of the value whose bytes value `index` uses: its own unless it is a view.
+pub(super) fn root(values: &[ValueInfo], index: usize) -> usize {
     let mut root = index;
     while let Storage::SameAs(other) = values[root].storage {
         root = other.index();
@@ -304,12 +330,14 @@ fn find_lives(values: &[ValueInfo], instructions: &[Instruction], roots: &[usize
         lives[index].is_live = info.is_input;
     }
     for (index, instruction) in instructions.iter().enumerate() {
+        // A view reads nothing: whoever reads the view reads the root, and that is counted there.
         if instruction.op.is_view() {
             continue;
         }
         for input in &instruction.inputs {
             let root = roots[input.index()];
             lives[root].last = index;
+            // Made forward and read backward: the memory that recomputing can give back.
             lives[root].crosses |= instruction.is_backward && made_forward[root];
         }
         for output in &instruction.outputs {

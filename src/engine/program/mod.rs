@@ -10,6 +10,7 @@ mod svg;
 
 use std::collections::HashMap;
 
+use self::lifetimes::Laid;
 use crate::plan;
 use crate::tape::{
     Arena, CompileTarget, Cost, GradientEntry, Instruction, OptimizerState, ParameterSpec, Storage,
@@ -31,7 +32,7 @@ pub const SPARE_WORK: f64 = 0.01;
 /// How a tape becomes a program.
 #[derive(Clone, Debug)]
 pub struct CompileOptions {
-    /// What it is made for; the precision is the tape's.
+    /// The target it is compiled for; the precision is the tape's.
     pub compile_target: CompileTarget,
     /// Whether values share memory; off gives each its own place, for tests of the planner.
     pub share_memory: bool,
@@ -111,66 +112,34 @@ impl Program {
             },
             ..options.clone()
         };
+        // Fusing first: what it merges must neither be counted as needed nor be planned.
         tape.fuse();
         let kept = kept_values(&tape, options)?;
+        // Dropping shows in lifetimes: a value whose one reader nobody needs must not live until that reader.
         let needed = needed_instructions(&tape, &kept);
-        let mut instructions = Vec::new();
-        for (instruction, needed) in tape.instructions.iter().zip(needed) {
-            if needed {
-                instructions.push(instruction.clone());
-            }
-        }
-        let recorded = (tape.values, instructions);
-        let mut allowed = options.memory_budget;
-        let (values, instructions, laid, placement, lower_bound) = loop {
-            let (mut values, mut instructions) = recorded.clone();
-            match allowed {
-                Some(allowed) => {
-                    recompute::meet_budget(&mut values, &mut instructions, &kept, options, allowed)?
-                }
-                None => recompute::spend(&mut values, &mut instructions, &kept, options)?,
-            }
-            let laid = lifetimes::lay_out(&mut values, &instructions, &kept, options)?;
-            let (placement, lower_bound) = place(&laid.buffers, options)?;
-            match (options.memory_budget, &mut allowed) {
-                // The bound fits but the placement does not: the next one has to make up for it.
-                (Some(budget), Some(allowed)) if placement.arena > budget => {
-                    *allowed = allowed.saturating_sub(placement.arena - budget);
-                }
-                _ => break (values, instructions, laid, placement, lower_bound),
-            }
-        };
+        let recorded: Vec<Instruction> = tape
+            .instructions
+            .iter()
+            .zip(needed)
+            .filter(|(_, needed)| *needed)
+            .map(|(instruction, _)| instruction.clone())
+            .collect();
+        let planned = plan_within_budget((&tape.values, &recorded), &kept, options)?;
+        let PlannedTape {
+            values,
+            instructions,
+            laid,
+            placement,
+            lower_bound,
+        } = planned;
+        // Always, and not in tests alone: a plan that overlaps trains on corrupted numbers, and checking costs less
+        // than planning.
         plan::check_placement(&laid.buffers, &placement)?;
-        let planned = laid.describe(&values, &placement);
-        let place_of_buffer = |index: usize| placement.offsets[index] as usize;
         let places = (0..values.len())
-            .map(|index| {
-                let mut root = Value(index as u32);
-                while let Storage::SameAs(other) = values[root.index()].storage {
-                    root = other;
-                }
-                match values[root.index()].storage {
-                    Storage::Fixed(arena, offset) => Place::Fixed(arena, offset),
-                    _ => match laid.buffer_of_value[root.index()] {
-                        Some(buffer) => Place::Activations(place_of_buffer(buffer)),
-                        None => Place::Dropped,
-                    },
-                }
-            })
+            .map(|index| place_of(&values, index, &laid, &placement))
             .collect();
-        let ops = instructions
-            .into_iter()
-            .zip(laid.in_place)
-            .zip(&laid.workspaces)
-            .map(|((instruction, in_place), workspace)| PlannedOp {
-                instruction,
-                in_place,
-                workspace: match workspace {
-                    Some((buffer, bytes)) => (place_of_buffer(*buffer), *bytes),
-                    None => (0, 0),
-                },
-            })
-            .collect();
+        let planned = laid.describe(&values, &placement);
+        let ops = planned_ops(instructions, laid, &placement);
         let inputs = values
             .iter()
             .enumerate()
@@ -201,7 +170,7 @@ impl Program {
         &self.ops
     }
 
-    /// What it is made for.
+    /// The target it was compiled for.
     pub fn compile_target(&self) -> CompileTarget {
         self.compile_target
     }
@@ -322,7 +291,7 @@ impl Program {
         self.lower_bound
     }
 
-    /// Every planned stretch of memory with its life, class and place, for reports.
+    /// Every planned range of memory with its life, class and place, for reports.
     pub fn planned(&self) -> &[PlannedBytes] {
         &self.planned
     }
@@ -345,12 +314,97 @@ impl Program {
     }
 }
 
+/// A tape with the ops that are computed again, and where everything lies.
+struct PlannedTape {
+    values: Vec<ValueInfo>,
+    instructions: Vec<Instruction>,
+    laid: Laid,
+    placement: plan::Placement,
+    lower_bound: u64,
+}
+
+/// Plans what was recorded, computing values again until the arena fits the budget, where there is one.
+fn plan_within_budget(
+    (values, instructions): (&[ValueInfo], &[Instruction]),
+    kept: &[(String, Value)],
+    options: &CompileOptions,
+) -> Result<PlannedTape> {
+    let mut allowed = options.memory_budget;
+    loop {
+        // Each attempt starts from what was recorded: recomputing rewrites both lists, and a second rewriting on top of
+        // the first would repeat ops that are repeats already.
+        let (mut values, mut instructions) = (values.to_vec(), instructions.to_vec());
+        match allowed {
+            Some(allowed) => {
+                recompute::meet_budget(&mut values, &mut instructions, kept, options, allowed)?
+            }
+            None => recompute::spend(&mut values, &mut instructions, kept, options)?,
+        }
+        let laid = lifetimes::lay_out(&mut values, &instructions, kept, options)?;
+        let (placement, lower_bound) = place(&laid.buffers, options)?;
+        match (options.memory_budget, &mut allowed) {
+            // The bound fits but the placement does not: the next one has to make up for it. `allowed` falls with every
+            // turn, and below the least that is reachable `meet_budget` ends the loop with an error.
+            (Some(budget), Some(allowed)) if placement.arena > budget => {
+                *allowed = allowed.saturating_sub(placement.arena - budget);
+            }
+            _ => {
+                return Ok(PlannedTape {
+                    values,
+                    instructions,
+                    laid,
+                    placement,
+                    lower_bound,
+                });
+            }
+        }
+    }
+}
+
+/// Where a value lies at run time. A view's place is its root's, and the root may have moved into a fixed arena after the
+/// view was recorded.
+fn place_of(values: &[ValueInfo], index: usize, laid: &Laid, placement: &plan::Placement) -> Place {
+    let root = lifetimes::root(values, index);
+    match values[root].storage {
+        Storage::Fixed(arena, offset) => Place::Fixed(arena, offset),
+        _ => match laid.buffer_of_value[root] {
+            Some(buffer) => Place::Activations(placement.offsets[buffer] as usize),
+            None => Place::Dropped,
+        },
+    }
+}
+
+/// The ops with what their executor needs to know beside them.
+fn planned_ops(
+    instructions: Vec<Instruction>,
+    laid: Laid,
+    placement: &plan::Placement,
+) -> Vec<PlannedOp> {
+    let counts = [laid.in_place.len(), laid.workspaces.len()];
+    assert_eq!(counts, [instructions.len(); 2], "one entry an instruction");
+    let entries = laid.in_place.into_iter().zip(laid.workspaces);
+    instructions
+        .into_iter()
+        .zip(entries)
+        .map(|(instruction, (in_place, workspace))| PlannedOp {
+            instruction,
+            in_place,
+            workspace: match workspace {
+                Some((buffer, bytes)) => (placement.offsets[buffer] as usize, bytes),
+                None => (0, 0),
+            },
+        })
+        .collect()
+}
+
 /// Places all buffers, apart or sharing memory, and returns the bound below which no placement gets.
 fn place(buffers: &[plan::Buffer], options: &CompileOptions) -> Result<(plan::Placement, u64)> {
     if options.share_memory {
         let planned = plan::place(buffers)?;
         return Ok((planned.placement, planned.lower_bound));
     }
+    // One after the other: nothing shares memory, so an op that reads freed memory is found by comparing with this
+    // plan.
     let mut end = 0;
     let offsets = buffers
         .iter()
@@ -404,7 +458,9 @@ fn needed_instructions(tape: &Tape, kept: &[(String, Value)]) -> Vec<bool> {
         needed_values[value.index()] = true;
     }
     let mut needed = vec![false; tape.instructions.len()];
+    // Backwards, so that every reader of a value has been judged before the op that makes it.
     for (index, instruction) in tape.instructions.iter().enumerate().rev() {
+        // A write to a fixed arena outlives the step and counts as an effect, whether or not an op reads it.
         needed[index] = instruction.outputs.iter().any(|output| {
             needed_values[output.index()]
                 || matches!(tape.values[output.index()].storage, Storage::Fixed(..))

@@ -36,6 +36,8 @@ pub(super) fn meet_budget(
     options: &CompileOptions,
     budget: u64,
 ) -> Result<()> {
+    // What an unbounded program recomputes anyway may already be enough, and it costs next to nothing: only then are
+    // whole blocks looked at.
     let (mut cheap_values, mut cheap_instructions) = (values.clone(), instructions.clone());
     spend(&mut cheap_values, &mut cheap_instructions, kept, options)?;
     if bound(&cheap_values, &cheap_instructions, kept, options)? <= budget {
@@ -65,6 +67,7 @@ pub(super) fn spend(
     options: &CompileOptions,
 ) -> Result<()> {
     let (saved, _) = saved_and_leaving(instructions);
+    // The allowance is a share of the whole step, products included, which are nearly all of it.
     let all: f64 = instructions.iter().map(|i| work(i, values)).sum();
     let mut allowance = all * options.spare_work;
     let mut single: Vec<(usize, f64, f64)> = instructions
@@ -83,6 +86,9 @@ pub(super) fn spend(
     // The last op's memory lives shortest, so among equals the first are worth most.
     let price = |(_, work, bytes): &(usize, f64, f64)| work / bytes;
     single.sort_by(|a, b| price(a).total_cmp(&price(b)).then(a.0.cmp(&b.0)));
+    // Greedily, one op at a time and each held against the bound: bytes saved by one op need not lower the peak, which
+    // is at one place, and then its work is better spent on another. A trial lays the step out anew but does not place
+    // it.
     let mut best = bound(values, instructions, kept, options)?;
     let mut selected = HashSet::new();
     for (index, work, _) in single {
@@ -90,6 +96,7 @@ pub(super) fn spend(
             continue;
         }
         selected.insert(index);
+        // Cumulative: `selected` holds what was taken before.
         let reached = bound_with(values, instructions, &selected, kept, options)?;
         if reached < best {
             best = reached;
@@ -187,15 +194,20 @@ fn choose(
             ),
         ));
     }
+    // Bisection over prefixes of the order. The bound need not fall with every candidate, so the prefix may not be the
+    // shortest; the pass below takes out again what it does not need. Trying every prefix would lay the step out once
+    // for each block.
     let (mut too_few, mut enough) = (0, order.len());
     while too_few + 1 < enough {
         let middle = (too_few + enough) / 2;
-        match evaluate(&order[..middle])? <= budget {
-            true => enough = middle,
-            false => too_few = middle,
+        if evaluate(&order[..middle])? <= budget {
+            enough = middle
+        } else {
+            too_few = middle
         }
     }
     let mut chosen = order[..enough].to_vec();
+    // The most expensive first: they are the ones worth dropping.
     for index in order[..enough].iter().rev() {
         let without: Vec<usize> = chosen.iter().copied().filter(|c| c != index).collect();
         if evaluate(&without)? <= budget {
@@ -224,6 +236,7 @@ fn saved_and_leaving(instructions: &[Instruction]) -> (HashSet<Value>, HashSet<u
             let Some(&producer) = producers.get(input) else {
                 continue;
             };
+            // What the backward part makes is not kept across anything.
             if instructions[producer].is_backward {
                 continue;
             }
@@ -261,6 +274,8 @@ fn candidates(values: &[ValueInfo], instructions: &[Instruction]) -> Vec<Candida
         }
     };
     let mut found = Vec::new();
+    // Two candidates for each block: its cheap ops alone, and all of it, for when that does not reach. `together` makes
+    // a set of what is chosen, so both may be.
     for inside in scopes.into_values() {
         let is_cheap = |index: &usize| !instructions[*index].op.is_matrix_product();
         let cheap: Vec<usize> = inside.iter().copied().filter(is_cheap).collect();
@@ -280,6 +295,8 @@ fn rewrite(
     selected: &HashSet<usize>,
 ) {
     let producers = producers(instructions);
+    // Rebuilt front to back: a repeated op has to stand right before its first reader in the backward part, not sooner,
+    // or its output would live as long as the one it replaces.
     let old = std::mem::take(instructions);
     let mut repeated: HashMap<Value, Value> = HashMap::new();
     for instruction in &old {
@@ -295,6 +312,7 @@ fn rewrite(
                 };
                 *input = repeat.value(*input, &mut repeated);
             }
+            // A view recorded in the backward part has its root by name, beside its input: both must be the repeated value.
             for output in &instruction.outputs {
                 if let Storage::SameAs(root) = values[output.index()].storage
                     && let Some(new) = repeated.get(&root)
@@ -328,6 +346,8 @@ impl Repeat<'_> {
         if old.is_backward {
             return value;
         }
+        // A view of a repeated value has to be repeated with it; it costs nothing, and without it the reader would see
+        // the value that was to be dropped.
         let is_view = old.op.is_view();
         if !is_view && !self.selected.contains(&producer) {
             return value;
@@ -343,10 +363,12 @@ impl Repeat<'_> {
         let mut outputs = Vec::with_capacity(old.outputs.len());
         for output in &old.outputs {
             let mut info = self.values[output.index()].clone();
+            // The name stays with the first value: it is the one that a host may have asked to keep.
             info.name = None;
-            info.storage = match is_view {
-                true => Storage::SameAs(inputs[0]),
-                false => Storage::Planned,
+            info.storage = if is_view {
+                Storage::SameAs(inputs[0])
+            } else {
+                Storage::Planned
             };
             let new = Value(self.values.len() as u32);
             self.values.push(info);

@@ -112,6 +112,8 @@ fn peak(planned: &[PlannedBytes]) -> u32 {
     let (mut live, mut most, mut at) = (0, 0, 0);
     for (index, (op, change)) in changes.iter().enumerate() {
         live += change;
+        // The sum is a number of live bytes only after all changes at one op: frees sort before takes, and half of them
+        // is neither before nor after.
         let is_last = changes.get(index + 1).is_none_or(|next| next.0 != *op);
         if is_last && live > most {
             (most, at) = (live, *op);

@@ -33,11 +33,42 @@ pub fn escape(text: &str) -> String {
 
 /// The arena of `program` as a self-contained SVG titled `title`.
 pub fn draw_memory(program: &Program, title: &str) -> String {
-    let ops = program.ops().len().max(1) as f64;
-    let arena = (program.arena_bytes() as f64).max(1.0);
-    let x = |op: f64| LEFT + op / ops * (WIDTH - LEFT - RIGHT);
-    let y = |address: f64| HEIGHT - BOTTOM - address / arena * (HEIGHT - TOP - BOTTOM);
     let mut svg = String::new();
+    draw_ground(&mut svg, program, title);
+    let scales = Scales::of(program);
+    draw_addresses(&mut svg, &scales);
+    draw_values(&mut svg, &scales, program);
+    draw_border(&mut svg, &scales, program);
+    draw_legend(&mut svg);
+    svg.push_str("</svg>\n");
+    svg
+}
+
+/// How ops and addresses map to the drawing.
+struct Scales {
+    ops: f64,
+    arena: f64,
+}
+
+impl Scales {
+    fn of(program: &Program) -> Scales {
+        Scales {
+            ops: program.ops().len().max(1) as f64,
+            arena: (program.arena_bytes() as f64).max(1.0),
+        }
+    }
+
+    fn x(&self, op: f64) -> f64 {
+        LEFT + op / self.ops * (WIDTH - LEFT - RIGHT)
+    }
+
+    fn y(&self, address: f64) -> f64 {
+        HEIGHT - BOTTOM - address / self.arena * (HEIGHT - TOP - BOTTOM)
+    }
+}
+
+/// The head of the file, the ground, and what the drawing is of.
+fn draw_ground(svg: &mut String, program: &Program, title: &str) {
     let _ = write!(
         svg,
         r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="system-ui, sans-serif" font-size="13" role="img" aria-label="{0}">
@@ -55,25 +86,37 @@ pub fn draw_memory(program: &Program, title: &str) -> String {
         bytes(program.lower_bound()),
         program.arena_bytes() as f64 / (program.lower_bound() as f64).max(1.0),
     );
+}
+
+/// Addresses on the left, with a line across at each.
+fn draw_addresses(svg: &mut String, scales: &Scales) {
     for part in 0..=4 {
-        let address = arena * f64::from(part) / 4.0;
+        let address = scales.arena * f64::from(part) / 4.0;
         let _ = writeln!(
             svg,
             r#"<line class="line" x1="{:.1}" x2="{:.1}" y1="{2:.1}" y2="{2:.1}" stroke-opacity=".35"/><text class="faint" x="{3:.1}" y="{4:.1}" text-anchor="end">{5}</text>"#,
             LEFT,
             WIDTH - RIGHT,
-            y(address),
+            scales.y(address),
             LEFT - 8.0,
-            y(address) + 4.0,
+            scales.y(address) + 4.0,
             bytes(address as u64),
         );
     }
+}
+
+/// A rectangle for every value: over the ops at which it lives, at its place.
+fn draw_values(svg: &mut String, scales: &Scales, program: &Program) {
     for value in program.planned() {
-        let (left, right) = (x(f64::from(value.lower)), x(f64::from(value.upper)));
-        let (top, bottom) = (
-            y((value.offset + value.bytes) as f64),
-            y(value.offset as f64),
+        let (left, right) = (
+            scales.x(f64::from(value.lower)),
+            scales.x(f64::from(value.upper)),
         );
+        let (top, bottom) = (
+            scales.y((value.offset + value.bytes) as f64),
+            scales.y(value.offset as f64),
+        );
+        // Thinner than can be seen: leaving these out keeps the drawing of a long step small.
         if bottom - top < 0.15 {
             continue;
         }
@@ -89,12 +132,16 @@ pub fn draw_memory(program: &Program, title: &str) -> String {
             value.upper - 1,
         );
     }
+}
+
+/// A line between the forward part and the rest.
+fn draw_border(svg: &mut String, scales: &Scales, program: &Program) {
     let backward = program
         .ops()
         .iter()
         .position(|op| op.instruction.is_backward);
     if let Some(first) = backward {
-        let at = x(first as f64);
+        let at = scales.x(first as f64);
         let _ = writeln!(
             svg,
             r#"<line class="line" x1="{at:.1}" x2="{at:.1}" y1="{:.1}" y2="{:.1}" stroke-dasharray="4 4"/><text class="faint" x="{:.1}" y="{3:.1}" text-anchor="end">forward</text><text class="faint" x="{4:.1}" y="{3:.1}">backward, update</text>"#,
@@ -105,6 +152,10 @@ pub fn draw_memory(program: &Program, title: &str) -> String {
             at + 8.0,
         );
     }
+}
+
+/// The classes and their colours.
+fn draw_legend(svg: &mut String) {
     let mut at = LEFT;
     for class in [
         Class::Input,
@@ -123,6 +174,4 @@ pub fn draw_memory(program: &Program, title: &str) -> String {
         );
         at += 18.0 + 8.0 * class.name().len() as f64 + 24.0;
     }
-    svg.push_str("</svg>\n");
-    svg
 }

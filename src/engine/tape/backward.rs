@@ -4,7 +4,10 @@
 
 use std::collections::HashMap;
 
-use super::{Add, Arena, Backward, Copy, Fill, GradientEntry, Storage, Tape, Value, ValueInfo};
+use super::{
+    Add, Arena, Backward, Copy, Fill, GradientEntry, ParameterLayout, Storage, Tape, Value,
+    ValueInfo,
+};
 use keel_base::error::{Error, Result};
 
 impl Tape {
@@ -41,6 +44,7 @@ impl Tape {
             ));
         }
         self.in_backward = true;
+        // Backward ops are appended to the list that is walked: the forward part ends where the first of them stands.
         let forward = self.instructions.iter().position(|i| i.is_backward);
         let forward = forward.unwrap_or(self.instructions.len());
         self.pending.clear();
@@ -51,11 +55,14 @@ impl Tape {
             let instruction = self.instructions[index].clone();
             let outputs = &instruction.outputs;
             let output_gradients: Vec<Option<Value>> =
+                // Every reader of an output stands later on the tape and has been walked: its gradient is complete, and
+                // out it goes.
                 outputs.iter().map(|v| self.pending.remove(v)).collect();
             let owes = outputs.iter().any(|v| self.requires_gradient(*v));
             if !owes || output_gradients.iter().all(Option::is_none) {
                 continue;
             }
+            // Backward ops belong to the module of their forward op: recomputing and profiles go by that.
             self.scope = instruction.scope.clone();
             let mut backward = Backward {
                 tape: self,
@@ -84,6 +91,7 @@ impl Tape {
             return Err(Error::shape("backward", "a gradient", want, got));
         }
         let total = match self.pending.get(&value) {
+            // What there was first, what is new second: fusing looks for the contribution there.
             Some(&sum) => self.record_one(Add, &[sum, contribution])?,
             None => contribution,
         };
@@ -120,12 +128,20 @@ impl Tape {
                 trained.push((index, spec.name.clone(), *value, reserved));
             }
         }
+        // In the order of the layout, whatever the order of use: neighbours among the parameters are neighbours among
+        // the gradients, and an update covers them in one pass.
         trained.sort_by_key(|(index, ..)| *index);
         let mut bound: Vec<Value> = Vec::new();
         for (_, name, value, reserved) in trained {
+            let offset = self.gradient_elements;
+            assert!(
+                offset.is_multiple_of(ParameterLayout::ALIGNMENT),
+                "the gradient of {name} starts at element {offset}, and kernels read whole vectors"
+            );
             let mut gradient = gradients[&value];
             let root = self.root(gradient);
-            let offset = self.gradient_elements;
+            // Only a value of its own can be placed in the arena: a gradient that two parameters share (an addition
+            // hands dy on to both), one that the host feeds and one that is itself a forward value are copied.
             if self.accumulates_gradients {
                 gradient = self.add_to_arena(gradient, offset)?;
             } else if bound.contains(&root)

@@ -218,6 +218,7 @@ impl Op for Add {
                         *y = a + b;
                     }
                 }),
+            // Addition commutes bit for bit, so it does not matter which of the two lies in the output.
             (Some(other), None) | (None, Some(other)) => {
                 chunks
                     .zip(other.par_chunks(ELEMENTS_PER_TASK))
@@ -227,6 +228,7 @@ impl Op for Add {
                         }
                     });
             }
+            // Both operands are one value, and it lies in the output: y = 2 y.
             (None, None) => chunks.for_each(|y| {
                 for y in y {
                     *y += *y;

@@ -37,6 +37,8 @@ impl Tape {
         let mut renamed: Vec<Value> = (0..self.values.len() as u32).map(Value).collect();
         let mut is_merged = vec![false; self.instructions.len()];
         for index in 0..self.instructions.len() {
+            // Renaming on the way and not at the end: whether an op can merge depends on who made its inputs, and that
+            // may have changed one op ago.
             for input in &mut self.instructions[index].inputs {
                 *input = renamed[input.index()];
             }
@@ -51,6 +53,7 @@ impl Tape {
             // The producer's value stays, and not the merged op's, so that values keep the order in which they are made:
             // the planner breaks ties by it.
             renamed[result.index()] = made;
+            // The producer's one reader is gone; those of the result read it now.
             uses[made.index()].readers = uses[result.index()].readers;
             self.values[made.index()].storage = self.values[result.index()].storage;
             if let Some(name) = self.values[result.index()].name.take() {
@@ -102,6 +105,8 @@ impl Tape {
             [gradient, others @ ..] => (*gradient, others.to_vec()),
             [] => return None,
         };
+        // One reader, or another op would see the merged value in place of what it asked for. First output, because
+        // `accumulating` and `fused_with` change that one.
         let Use {
             readers: 1,
             made_at: Some(producer),
@@ -110,6 +115,7 @@ impl Tape {
         else {
             return None;
         };
+        // The producer runs earlier than the merged op did: what it reads besides must exist by then.
         let is_there = |value: &Value| uses[value.index()].made_at.is_none_or(|at| at < producer);
         if !self.instructions[producer].is_backward || !others.iter().all(is_there) {
             return None;

@@ -136,7 +136,7 @@ pub struct Tape {
     scope: Arc<str>,
     in_backward: bool,
     pub(crate) accumulates_gradients: bool,
-    /// Gradients gathered so far of values whose op is still to be differentiated, and of what has no op.
+    /// Gradients accumulated so far of values whose op is still to be differentiated, and of what has no op.
     pending: HashMap<Value, Value>,
     pub(crate) gradient_elements: usize,
     pub(crate) gradient_entries: Vec<GradientEntry>,
@@ -165,7 +165,7 @@ impl std::fmt::Debug for Tape {
 }
 
 impl Tape {
-    /// A tape that only gathers declarations: parameters get no place yet and nothing is trained.
+    /// A tape that only collects declarations: parameters get no place yet and nothing is trained.
     pub fn declaring() -> Tape {
         Tape::with(None, Arc::new(|_| false))
     }
@@ -203,7 +203,7 @@ impl Tape {
     /// gradients of parameters are f32 in either.
     ///
     /// # Panics
-    /// When `precision` is no float type.
+    /// When `precision` is not a float type.
     pub fn in_precision(mut self, precision: DType) -> Tape {
         assert!(precision.is_float(), "parameters are floats");
         self.precision = precision;
@@ -211,7 +211,7 @@ impl Tape {
     }
 
     /// The tape with the gradients of parameters added to what the gradient arena holds: runs up to the update
-    /// ([`crate::executor::Session::run_gradients`]) gather one gradient of several batches. The update clears the arena.
+    /// ([`crate::executor::Session::run_gradients`]) accumulate one gradient over several batches. The update clears the arena.
     pub fn accumulating_gradients(mut self) -> Tape {
         self.accumulates_gradients = true;
         self
@@ -269,10 +269,12 @@ impl Tape {
             }
             return Ok(*value);
         }
+        // Vectors stay f32 in either precision: they take few bytes, and their rounding would show in every row.
         let is_bf16 = self.precision == DType::Bf16 && spec.shape.rank() >= 2;
-        let (arena, dtype) = match is_bf16 {
-            true => (Arena::ParametersBf16, DType::Bf16),
-            false => (Arena::Parameters, DType::F32),
+        let (arena, dtype) = if is_bf16 {
+            (Arena::ParametersBf16, DType::Bf16)
+        } else {
+            (Arena::Parameters, DType::F32)
         };
         let storage = match &self.layout {
             Some(layout) => Storage::Fixed(arena, layout.expect(&spec)?.offset),
@@ -308,6 +310,8 @@ impl Tape {
     pub(crate) fn record_arc(&mut self, op: Arc<dyn Op>, inputs: &[Value]) -> Result<Vec<Value>> {
         let types: Vec<TensorType> = inputs.iter().map(|v| self.values[v.index()].ty).collect();
         let output_types = op.infer(&types)?;
+        // Backward ops carry none: the tape differentiates once, and their values must not look as if they owed
+        // anything.
         let requires_gradient = !self.in_backward
             && inputs
                 .iter()

@@ -84,7 +84,7 @@ impl Tier {
     }
 }
 
-/// What a program is made for: where it runs, the type of matrices among its parameters, and the kernels it may use.
+/// What a program is compiled for: where it runs, the type of matrices among its parameters, and the kernels it may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompileTarget {
     /// Where.
@@ -124,7 +124,7 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     /// any number of threads) and allocates nothing.
     fn cpu(&self, args: CpuArgs<'_>);
 
-    /// The kernel launches for a CUDA device or the emulator, of the machine's tier.
+    /// The kernel launches for a CUDA device or the emulator, of the target's tier.
     ///
     /// # Errors
     /// [`Error::Device`] when the op has no kernel for these types.
@@ -132,7 +132,7 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
         &self,
         _inputs: &[TensorType],
         _outputs: &[TensorType],
-        _machine: CompileTarget,
+        _compile_target: CompileTarget,
     ) -> Result<Vec<Launch>> {
         Err(Error::Device {
             device: "cuda".into(),
@@ -157,12 +157,12 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
         &[]
     }
 
-    /// Bytes of scratch memory the op needs while it runs on `machine`; planned like any other value.
+    /// Bytes of scratch memory the op needs while it runs on the target; planned like any other value.
     fn workspace(
         &self,
         _inputs: &[TensorType],
         _outputs: &[TensorType],
-        _machine: CompileTarget,
+        _compile_target: CompileTarget,
     ) -> usize {
         0
     }

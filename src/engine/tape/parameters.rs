@@ -72,6 +72,8 @@ impl ParameterLayout {
             }
         }
         let mut ordered: Vec<&ParameterSpec> = specs.iter().collect();
+        // A stable sort: within a module and its two halves parameters keep the order of declaration, which is the
+        // order of use.
         ordered.sort_by_key(|spec| {
             let module = modules.iter().position(|m| *m == spec.module());
             (module, !spec.decays)
@@ -79,9 +81,14 @@ impl ParameterLayout {
         let mut layout = ParameterLayout::default();
         for spec in ordered {
             let reserved = spec.shape.numel().next_multiple_of(Self::ALIGNMENT);
-            layout
+            let before = layout
                 .by_name
                 .insert(spec.name.clone(), layout.entries.len());
+            assert!(
+                before.is_none(),
+                "parameter {} is declared twice",
+                spec.name
+            );
             layout.entries.push(ParameterEntry {
                 spec: spec.clone(),
                 offset: layout.elements,

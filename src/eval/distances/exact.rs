@@ -30,6 +30,9 @@ fn assign(costs: &[f64], n: usize) -> Vec<usize> {
     let mut row_of = vec![0usize; n + 1];
     let mut row_price = vec![0.0; n + 1];
     let mut column_price = vec![0.0; n + 1];
+    // The Hungarian method with potentials (Kuhn 1955), one row at a time: O(n³), and exact, which is why the clouds
+    // are thinned before. Each turn finds the cheapest chain of reassignments that ends in a free column, a shortest
+    // path over reduced costs.
     for row in 1..=n {
         row_of[0] = row;
         let mut here = 0;
@@ -55,6 +58,8 @@ fn assign(costs: &[f64], n: usize) -> Vec<usize> {
                     next = column;
                 }
             }
+            // All prices move by the step at once, which keeps reduced costs non-negative and those of assigned pairs
+            // zero: what the next search relies on.
             for column in 0..=n {
                 if is_done[column] {
                     row_price[row_of[column]] += step;
@@ -68,6 +73,7 @@ fn assign(costs: &[f64], n: usize) -> Vec<usize> {
                 break;
             }
         }
+        // Back along the chain: every column takes the row of the one before it.
         while here != 0 {
             let before = came_from[here];
             row_of[here] = row_of[before];

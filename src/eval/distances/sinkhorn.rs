@@ -20,6 +20,7 @@ pub struct Sinkhorn {
 pub fn sinkhorn_divergence(a: &[f32], b: &[f32], width: usize, settings: &Sinkhorn) -> f64 {
     let between = entropic_cost(a, b, width, settings);
     let within = entropic_cost(a, a, width, settings) + entropic_cost(b, b, width, settings);
+    // Below zero only by rounding and by rounds that ended early.
     (between - 0.5 * within).max(0.0)
 }
 
@@ -44,6 +45,8 @@ fn entropic_cost(a: &[f32], b: &[f32], width: usize, settings: &Sinkhorn) -> f64
     let (log_a, log_b) = ((n as f64).ln(), (m as f64).ln());
     let (mut f, mut g) = (vec![0.0; n], vec![0.0; m]);
     for _ in 0..settings.most_rounds {
+        // In the log domain throughout: e^(−cost / ε) underflows for all but the nearest points at the small ε that is
+        // wanted here.
         g.par_iter_mut().enumerate().for_each(|(j, g)| {
             let column = costs.iter().skip(j).step_by(m).copied();
             *g = soft_minimum(column, &f, epsilon) + epsilon * log_a;

@@ -61,6 +61,8 @@ fn squared_distance(a: &[f64], b: &[f64]) -> f64 {
         return 0.0;
     }
     let (mut i, mut j, mut from, mut sum) = (0, 0, 0.0, 0.0);
+    // Both are quantile functions, steps of 1/n and 1/m: the integral of their squared difference goes from the end of
+    // one step to the next, so the clouds need not be equally large.
     while i < a.len() && j < b.len() {
         let (end_a, end_b) = (
             (i + 1) as f64 / a.len() as f64,

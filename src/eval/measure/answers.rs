@@ -22,6 +22,7 @@ impl Measurer<'_> {
             let (mut sum, mut tokens) = (0.0, 0);
             for index in 0..batches(samples.len(), &shape) {
                 let (mut batch, count) = batch_of(&samples, index, &shape, self.context.tokenizer)?;
+                // The batch is filled up by repeating samples; their tokens must not weigh in the mean.
                 let supervised = keep_rows(&mut batch, count, shape.tokens);
                 sum += answerer.check(&batch)?.1 * supervised as f64;
                 tokens += supervised;
@@ -111,6 +112,7 @@ fn by_kind(
         };
         let guessed = baseline.iter().find(|(of, _)| of == kind);
         let guessed = guessed.map_or(0.0, |(_, share)| *share);
+        // Each question counts for its kind and for all: the mean over all is over questions, not over kinds.
         for score in [kinds.entry(kind).or_default(), &mut all] {
             score.count += 1;
             score.exact += f64::from(*answer == sample.answer);

@@ -136,6 +136,7 @@ impl Measurer<'_> {
             let (batch, count) = batch_of(samples, index, &shape, self.context.tokenizer)?;
             session.write_f32(ModelInput::Images.name(), &batch.images)?;
             session.run()?;
+            // Rows beyond `count` repeat samples to fill the batch.
             let first = |values: Vec<f32>| -> Vec<f32> {
                 let one = values.len() / BATCH;
                 values[..count * one].to_vec()

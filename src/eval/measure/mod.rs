@@ -159,6 +159,7 @@ impl Measurements {
         self.stage.clone_from(&new.stage);
         take(&mut self.retrieval, &new.retrieval);
         take(&mut self.zero_shot, &new.zero_shot);
+        // Probes are measured one metric at a time, so a new list holds some of them and replaces only those.
         for probe in &new.probes {
             let mut old = self.probes.iter_mut();
             match old.find(|old| old.probe == probe.probe && old.set == probe.set) {
@@ -403,6 +404,7 @@ impl<'a> Measurer<'a> {
                     stages: before,
                 });
             }
+            // Drift compares checkpoints, which a measurer of one does not have: whoever has both fills it in.
             Metric::Drift => {}
             Metric::Robustness => all.robustness = self.robustness()?,
         }

@@ -15,6 +15,7 @@ impl Measurer<'_> {
         let fitted = retriever.pooled(&train.samples, None)?;
         let width = fitted.len() / train.samples.len().max(1);
         let classes = train.classes.names.len();
+        // Map and probe are fitted on clean images once: what is asked is how a finished model takes corrupted ones.
         let probe = LinearProbe::fit(&fitted, width, &train.labels, classes, RIDGE);
 
         // The first of them: sets of fewer samples are the beginnings of larger ones.
@@ -32,6 +33,7 @@ impl Measurer<'_> {
                 zero_shot: Vec::new(),
                 linear_probe: Vec::new(),
             };
+            // Severity 0 is the clean image, measured by the same path: what the others are compared with.
             for severity in 0..=SEVERITIES {
                 let corrupt = |image: &mut [f32]| corruption.apply(image, side, severity);
                 let pooled = retriever.pooled(samples, Some(&corrupt))?;

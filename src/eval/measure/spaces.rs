@@ -34,6 +34,8 @@ fn thinned(rows: &[f32], width: usize, most: usize) -> Vec<f32> {
 }
 
 fn distances_in(space: &str, visual: &[f32], text: &[f32], width: usize) -> DistanceMeasure {
+    // The exact distance needs clouds of one size and costs the cube of it; Sinkhorn costs the square, a few hundred
+    // times.
     let equal = EXACT_POINTS
         .min(visual.len() / width)
         .min(text.len() / width);
@@ -41,6 +43,7 @@ fn distances_in(space: &str, visual: &[f32], text: &[f32], width: usize) -> Dist
     let few = [visual, text].map(|rows| thinned(rows, width, SINKHORN_POINTS));
     let squares = squared_costs(&few[0], &few[1], width);
     let settings = Sinkhorn {
+        // A twentieth of the mean cost: the smoothing follows the scale of the space, and spaces compare.
         epsilon: (0.05 * squares.iter().sum::<f64>() / squares.len().max(1) as f64).max(1e-12),
         most_rounds: 500,
         tolerance: 1e-6,

@@ -196,9 +196,12 @@ impl Measurer<'_> {
             _ => of_rows(&fitted.means),
         };
         let has_head = self.context.head.is_some() && metric.is_of_rows();
+        // A published tower has a pooling of its own, which may be worth more than the mean of its tokens: both are
+        // shown.
         let of_head = has_head.then(|| of_rows(&fitted.pooled));
         let mut measures = Vec::new();
         for (index, set) in self.suite.sets().enumerate() {
+            // The probe was trained on this set.
             if index == self.suite.fitted_index() {
                 continue;
             }

@@ -201,7 +201,7 @@ impl Ablation {
     }
 
     fn run_unit(&self, unit: &Unit) -> Result<UnitResult> {
-        let layout = declare(&unit.recipe.model, unit.recipe.contrastive_loss.into())?;
+        let layout = declare(&unit.recipe.model, unit.recipe.contrastive_loss)?;
         let warm = self.warm_start(unit)?;
         let start = Instant::now();
         let key = self.key(unit)?;
@@ -267,7 +267,7 @@ impl Ablation {
         recipe.stages.truncate(unit.warm);
         debug_assert!(recipe.stages.iter().all(|s| s.kind == StageKind::WarmStart));
         if recipe.stages.is_empty() {
-            let layout = declare(&recipe.model, recipe.contrastive_loss.into())?;
+            let layout = declare(&recipe.model, recipe.contrastive_loss)?;
             return recipe.first_values(&layout);
         }
         let folder = format!("seed-{}-{}", unit.seed, self.hash(&recipe.to_toml())?);

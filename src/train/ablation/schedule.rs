@@ -52,7 +52,7 @@ pub fn step_flops(recipe: &Recipe, stage: &Stage, layout: &Arc<ParameterLayout>)
 }
 
 fn flops(recipe: &Recipe, stages: &[Stage]) -> Result<f64> {
-    let layout = declare(&recipe.model, recipe.contrastive_loss.into())?;
+    let layout = declare(&recipe.model, recipe.contrastive_loss)?;
     let mut all = 0.0;
     for stage in stages {
         all += step_flops(recipe, stage, &layout)? * stage.steps.unwrap_or(0) as f64;
@@ -142,7 +142,7 @@ fn unit_of(plan: &AblationPlan, arm: &Arm, quick: bool) -> Result<Unit> {
             }
         }
         Spend::WarmStart => {
-            let layout = declare(&recipe.model, recipe.contrastive_loss.into())?;
+            let layout = declare(&recipe.model, recipe.contrastive_loss)?;
             if let Some(at) = recipe.stages.iter().position(is_warm_start_of_vision) {
                 let of_step = step_flops(&recipe, &recipe.stages[at], &layout)?;
                 let further = (budget / of_step).round() as u64;

@@ -49,7 +49,7 @@ impl CheckpointModel {
         let recipe = Recipe::parse(&what, &position.recipe, &[])?;
         // Checkpoints lie one folder below their run.
         let tokenizer = recipe.chat_tokenizer(path.parent().and_then(Path::parent))?;
-        let layout = declare(&recipe.model, recipe.contrastive_loss.into())?;
+        let layout = declare(&recipe.model, recipe.contrastive_loss)?;
         Ok(CheckpointModel {
             path,
             position,

@@ -62,7 +62,7 @@ impl EvalTower {
             image_size,
             ..PublishedWeights::default()
         })?;
-        let mut layout = declare(&recipe.model, recipe.contrastive_loss.into())?;
+        let mut layout = declare(&recipe.model, recipe.contrastive_loss)?;
         let folder = Folder::open(path)?;
         let mut further = Vec::new();
         let mut head = None;

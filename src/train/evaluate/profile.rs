@@ -74,7 +74,7 @@ impl Profile {
     ) -> Result<Profile> {
         let stage: &Stage = &recipe.stages[index];
         let tokenizer = recipe.chat_tokenizer(None)?;
-        let layout = declare(&recipe.model, recipe.contrastive_loss.into())?;
+        let layout = declare(&recipe.model, recipe.contrastive_loss)?;
         let mixture = stage_mixture(recipe, &EmojiSet::embedded(), None, &tokenizer, index)?;
         let shape = recipe.batch_shape(stage, tokenizer.image());
         let compile_target = compute.compile_target();

@@ -52,7 +52,7 @@ pub struct Recipe {
     pub seed: u64,
     /// The form of every contrastive loss.
     #[serde(default = "info_nce")]
-    pub contrastive_loss: ContrastiveForm,
+    pub contrastive_loss: Contrastive,
     /// Whether the bf16 copies of the parameters are rounded stochastically, which is unbiased, instead of to nearest. Small
     /// updates of the f32 master weights then reach the copies on average. No effect in f32.
     ///
@@ -103,27 +103,8 @@ fn is_false(switch: &bool) -> bool {
     !switch
 }
 
-fn info_nce() -> ContrastiveForm {
-    ContrastiveForm::InfoNce
-}
-
-/// The form of a contrastive loss.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ContrastiveForm {
-    /// Softmax cross entropy over the batch in both directions (CLIP; Radford et al. 2021, §2.3).
-    InfoNce,
-    /// One logistic loss for each image-text pair of the batch (SigLIP; Zhai et al. 2023, §3.2).
-    Sigmoid,
-}
-
-impl From<ContrastiveForm> for Contrastive {
-    fn from(form: ContrastiveForm) -> Contrastive {
-        match form {
-            ContrastiveForm::InfoNce => Contrastive::InfoNce,
-            ContrastiveForm::Sigmoid => Contrastive::Sigmoid,
-        }
-    }
+fn info_nce() -> Contrastive {
+    Contrastive::InfoNce
 }
 
 impl Recipe {

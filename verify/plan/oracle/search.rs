@@ -64,7 +64,7 @@ const TABLE_SIZE: usize = 1 << 17;
 /// How little a section recommends itself for branching, the weightiest reason first.
 type Score = (bool, u64, u64, u64, u64);
 
-/// Where a stretch has more than one way on.
+/// Where a span has more than one way on.
 struct Branch {
     lo: usize,
     hi: usize,
@@ -237,8 +237,8 @@ impl<'a> Search<'a> {
     /// Places everything left in the sections `lo..hi`, or leaves the state as it was.
     fn solve(&mut self, lo: usize, hi: usize, depth: usize) -> Verdict {
         let undo = self.trail.len();
-        // Independent stretches, the tightest first: it is the likeliest to fail.
-        let mut stretches: Vec<(u64, usize, usize)> = Vec::new();
+        // Independent spans, the tightest first: it is the likeliest to fail.
+        let mut spans: Vec<(u64, usize, usize)> = Vec::new();
         let mut begin = lo;
         for section in lo..hi {
             if section + 1 == hi || self.crossing[section + 1] == 0 {
@@ -250,15 +250,15 @@ impl<'a> Search<'a> {
                     })
                     .min();
                 if let Some(slack) = slack {
-                    stretches.push((slack, begin, section + 1));
+                    spans.push((slack, begin, section + 1));
                 }
                 begin = section + 1;
             }
         }
         self.effort = self.effort.saturating_sub((hi - lo) as u64);
-        stretches.sort_unstable();
-        for (_, begin, end) in stretches {
-            let verdict = self.solve_stretch(begin, end, depth);
+        spans.sort_unstable();
+        for (_, begin, end) in spans {
+            let verdict = self.solve_span(begin, end, depth);
             if verdict != Verdict::Found {
                 self.undo_to(undo);
                 return verdict;
@@ -267,7 +267,7 @@ impl<'a> Search<'a> {
         Verdict::Found
     }
 
-    fn solve_stretch(&mut self, lo: usize, hi: usize, depth: usize) -> Verdict {
+    fn solve_span(&mut self, lo: usize, hi: usize, depth: usize) -> Verdict {
         let undo = self.trail.len();
         let mut keys: Vec<u128> = Vec::new();
         let verdict = loop {
@@ -576,7 +576,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// A fingerprint of the stretch: its sections, their floors, and what is still to be placed. Never zero.
+    /// A fingerprint of the span: its sections, their floors, and what is still to be placed. Never zero.
     fn key(&self, lo: usize, hi: usize) -> u128 {
         const MULTIPLIER: u128 = 0x2360_ed05_1fc6_5da4_4385_df64_9fcc_f645;
         let mut key = (lo as u128) << 64 | hi as u128;

@@ -200,6 +200,7 @@ impl CpuSession {
         if instruction.op.is_view() {
             return;
         }
+        // Arrays on the stack and not vectors: a step allocates nothing.
         let mut inputs = [const { Input::F32(&[]) }; MAX_ARGUMENTS];
         for (index, value) in instruction.inputs.iter().enumerate() {
             if let Some(output) = op.in_place[index] {
@@ -250,12 +251,15 @@ impl CpuSession {
 
     /// Runs the first `count` ops, and `after` each with its number and the time at which it began.
     fn run_first(&mut self, count: usize, mut after: impl FnMut(usize, Instant) + Send) {
+        // Shared from here on: the pool's threads only read the session; what they write are the arenas' bytes, apart
+        // by the plan.
         let this = &*self;
         let parameters = this
             .parameters
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let parameters: &ByteArena = &parameters;
+        // One hand-over to the pool for the whole step: each would cost more than a small op computes.
         this.pool.install(|| {
             for index in 0..count {
                 let start = Instant::now();
@@ -277,6 +281,7 @@ impl CpuSession {
     fn write<T: bytemuck::Pod>(&mut self, input: &str, dtype: DType, values: &[T]) -> Result<()> {
         let value = self.program.input(input)?;
         expect_input(input, self.program.ty(value), dtype, values.len())?;
+        // An input that no op reads has no place, and nothing is written.
         if let Place::Activations(offset) = self.program.place(value) {
             // SAFETY: `&mut self` excludes a running step.
             let place = unsafe { self.memory.activations.slice_mut::<T>(offset, values.len()) };

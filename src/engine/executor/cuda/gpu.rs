@@ -145,9 +145,10 @@ impl Gpu {
     /// The words for a failure that no single launch is to blame for.
     pub fn check<T>(&self, outcome: Result<T, DriverError>) -> Result<T> {
         outcome.map_err(|problem| {
-            let advice = match self.is_synchronous {
-                true => "",
-                false => "; run again with KEEL_CUDA_SYNC=1 to learn which kernel it is",
+            let advice = if self.is_synchronous {
+                ""
+            } else {
+                "; run again with KEEL_CUDA_SYNC=1 to learn which kernel it is"
             };
             Error::kernel(format!(
                 "device cuda: {} while the GPU worked{advice}; what it computed is lost, so start again from the last \
@@ -222,9 +223,10 @@ pub(super) struct Event {
 impl Event {
     /// One that only orders, or one that also takes the time.
     pub fn new(gpu: &Arc<Gpu>, takes_time: bool) -> Result<Event> {
-        let flags = match takes_time {
-            true => sys::CUevent_flags::CU_EVENT_DEFAULT,
-            false => sys::CUevent_flags::CU_EVENT_DISABLE_TIMING,
+        let flags = if takes_time {
+            sys::CUevent_flags::CU_EVENT_DEFAULT
+        } else {
+            sys::CUevent_flags::CU_EVENT_DISABLE_TIMING
         };
         Ok(Event {
             raw: Handle(gpu.check(result::event::create(flags))?),
@@ -287,7 +289,7 @@ impl Graph {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // A stream of its own: what other sessions ask of the computing stream meanwhile must not become part of the graph.
         let stream = gpu.check(new_stream())?;
-        // SAFETY: the stream is no default stream, lives, and nobody else knows it.
+        // SAFETY: the stream is not the default stream, lives, and nobody else knows it.
         let captured = unsafe { result::stream::begin_capture(stream, mode) }.map(|()| {
             let mut refused = None;
             for launch in launches {
@@ -308,6 +310,8 @@ impl Graph {
                     // SAFETY: made by `end_capture`, destroyed once.
                     unsafe { result::graph::destroy(graph) }.ok();
                 }
+                // Codes 900 to 909 are about capturing alone; any other says that the launch itself is wrong, and
+                // launching it on its own would not be better.
                 if !(900..910).contains(&(problem.0 as u32)) {
                     return Err(gpu.launch_error(launch, problem));
                 }

@@ -1,4 +1,4 @@
-//! The kernels of this program on a GPU: images loaded once, entry points found once, each held to the table's parameters and
+//! The kernels of this program on a GPU: images loaded once, entry points found once, each checked against the table's parameters and
 //! the chip's limits. How many threads a block has and how much shared memory, the image says itself, so that nothing here
 //! depends on what other compilers the building machine had.
 
@@ -87,6 +87,7 @@ impl Kernels {
     /// are below what it needs.
     pub fn load(&self, entry: &'static KernelEntry) -> Result<Arc<LoadedKernel>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // By name and then by entry: tests make entries of their own, which must not be taken for the table's.
         if let Some(kernel) = known.kernels.get(entry.name)
             && kernel.entry == entry
         {

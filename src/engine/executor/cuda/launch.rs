@@ -40,6 +40,8 @@ impl PreparedLaunch {
         for (index, argument) in launch.arguments.iter().enumerate() {
             values.push(match *argument {
                 ResolvedArgument::Null => 0,
+                // The driver reads as many bytes as the parameter has, from the front: on a little-endian machine the
+                // low ones.
                 ResolvedArgument::I32(value) => u64::from(value as u32),
                 ResolvedArgument::I64(value) => value as u64,
                 ResolvedArgument::F32(value) => u64::from(value.to_bits()),

@@ -61,7 +61,7 @@ pub(super) struct CudaSession {
     pub launches: Vec<Vec<Arc<PreparedLaunch>>>,
     /// All launches at once; `None` when they are started one by one.
     graph: Option<Graph>,
-    /// Those before the update, in a program that gathers gradients.
+    /// Those before the update, in a program that accumulates gradients.
     gradient_graph: Option<Graph>,
     staging: Staging,
     unwritten: UnwrittenInputs,
@@ -98,17 +98,21 @@ impl CudaSession {
             launches.push(prepared.collect::<Result<Vec<_>>>()?);
         }
         let staging = Staging::new(gpu, &program)?;
+        // Hundreds of launches as one: the host would otherwise spend as long on them as a small model's GPU on
+        // computing. Not where each launch is waited for, which a graph cannot do.
         let captured = |ops: &[Vec<Arc<PreparedLaunch>>]| -> Result<Option<Graph>> {
             let all: Vec<Arc<PreparedLaunch>> = ops.iter().flatten().cloned().collect();
-            match gpu.is_synchronous || all.is_empty() {
-                true => Ok(None),
-                false => Graph::capture(gpu, &all),
+            if gpu.is_synchronous || all.is_empty() {
+                Ok(None)
+            } else {
+                Graph::capture(gpu, &all)
             }
         };
         let graph = captured(&launches)?;
-        let gradient_graph = match program.accumulates_gradients() {
-            true => captured(&launches[..program.gradient_ops()])?,
-            false => None,
+        let gradient_graph = if program.accumulates_gradients() {
+            captured(&launches[..program.gradient_ops()])?
+        } else {
+            None
         };
         Ok(CudaSession {
             unwritten: UnwrittenInputs::of(&program),
@@ -210,6 +214,8 @@ impl Session for CudaSession {
             self.marks.push(Event::new(&self.gpu, true)?);
         }
         for index in 0..self.launches.len() {
+            // Marks between ops on the one stream: the end of an op is the start of the next, and nothing waits until
+            // all are queued.
             self.marks[index].record(self.gpu.compute())?;
             self.run_op(index)?;
         }

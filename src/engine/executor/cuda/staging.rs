@@ -1,5 +1,5 @@
 //! How batches reach the GPU while it computes: the host writes one of two pinned halves, the copying stream brings it to
-//! the half's twin on the device, and the run that uses it moves it to where the plan wants it. The step's own memory
+//! the half's counterpart on the device, and the run that uses it moves it to where the plan wants it. The step's own memory
 //! cannot be written earlier: the step before may keep other values at the same place.
 
 use std::collections::HashMap;
@@ -46,6 +46,7 @@ impl Staging {
         let mut slots = HashMap::new();
         let mut end = 0;
         let mut names: Vec<&str> = program.input_names().collect();
+        // A fixed order: the layout of the staging memory shows in errors and must not change from run to run.
         names.sort_unstable();
         for name in names {
             let value = program.input(name)?;
@@ -102,6 +103,8 @@ impl Staging {
             half.uploaded.wait()?;
         }
         half.pinned.write(slot.staged, data);
+        // The run before last may still read this half on the device: the copying stream waits for it, the host does
+        // not.
         half.consumed.hold(self.gpu.copies())?;
         half.device
             .upload_from(&half.pinned, slot.staged, slot.bytes, self.gpu.copies())?;
@@ -118,6 +121,7 @@ impl Staging {
             return Ok(());
         }
         let half = &self.halves[self.current];
+        // Two waits between streams and none of the host: the step starts when its batch is there.
         half.uploaded.hold(self.gpu.compute())?;
         for value in self.written.drain(..) {
             let slot = self.slots[&value];

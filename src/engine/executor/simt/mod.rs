@@ -172,6 +172,7 @@ impl Emulator {
         options: &Options<'_>,
     ) -> Result<()> {
         kernel.check(arguments)?;
+        // Each value in eight bytes, of which the entry point reads as many as its parameter has.
         let mut values: Vec<u64> = arguments.iter().map(Argument::bits).collect();
         let mut pointers: Vec<*mut c_void> = values
             .iter_mut()

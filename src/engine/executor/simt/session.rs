@@ -77,9 +77,10 @@ fn lock(parameters: &Mutex<Parameters>) -> MutexGuard<'_, Parameters> {
 
 impl Executor for SimtExecutor {
     fn describe(&self) -> String {
-        match self.emulator.is_checked() {
-            true => "simt, the CUDA kernels on the emulator, checked".to_owned(),
-            false => "simt, the CUDA kernels on the emulator".to_owned(),
+        if self.emulator.is_checked() {
+            "simt, the CUDA kernels on the emulator, checked".to_owned()
+        } else {
+            "simt, the CUDA kernels on the emulator".to_owned()
         }
     }
 
@@ -94,6 +95,7 @@ impl Executor for SimtExecutor {
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
         let resolved = resolve(&program)?;
         let mut kernels: BTreeMap<&'static str, Kernel> = BTreeMap::new();
+        // Everything that could be refused is refused when the program is loaded, and not in the middle of a step.
         for launch in resolved.iter().flat_map(|step| &step.launches) {
             launch.require_plain("simt")?;
             let name = launch.kernel.name;
@@ -142,16 +144,15 @@ struct Memory {
 
 impl Memory {
     fn new(emulator: &Emulator, program: &Program, isolates: bool) -> Result<Memory> {
+        // One buffer for the arena finds reads and writes outside it; a buffer for each planned place, as tests ask
+        // for, also finds those that stray into a neighbour.
         let mut sizes: BTreeMap<usize, usize> = BTreeMap::new();
-        match isolates {
-            false => {
-                sizes.insert(0, program.arena_bytes());
+        if isolates {
+            for planned in program.planned() {
+                sizes.insert(planned.offset as usize, planned.bytes as usize);
             }
-            true => {
-                for planned in program.planned() {
-                    sizes.insert(planned.offset as usize, planned.bytes as usize);
-                }
-            }
+        } else {
+            sizes.insert(0, program.arena_bytes());
         }
         let mut activations = BTreeMap::new();
         for (offset, bytes) in sizes {

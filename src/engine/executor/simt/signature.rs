@@ -155,6 +155,7 @@ impl Kernel {
                 element,
             } = *argument
             {
+                // Alignment as well as length: the host would forgive an unaligned access, a GPU does not.
                 let end = offset.checked_add(bytes);
                 if end.is_none_or(|end| end > buffer.bytes()) || offset % element.size() != 0 {
                     return Err(Error::kernel(format!(

@@ -63,6 +63,7 @@ impl Geometry {
     pub fn new(heads: Heads, mask: Mask, form: Form, inputs: &[TensorType]) -> Result<Geometry> {
         check_heads(form.name(), heads)?;
         let dim = heads.dim;
+        // Both forms become the same strides, so that everything behind this point has one loop for either.
         let (batch, query_tokens, key_tokens, query, key, value) = match form {
             Form::Packed => {
                 let width = heads.packed_width();

@@ -45,6 +45,7 @@ fn padded_dim(sizes: &[(usize, Family)], dim: usize) -> Result<(usize, Family)> 
 
 /// A number of tokens as a 32-bit argument; tiles may reach a little past it.
 fn tokens(kernel: &KernelEntry, what: &str, count: usize) -> Result<Argument> {
+    // Kernels count in 32 bits, up to the end of the last tile: that is what has to fit, not only the count.
     index(kernel, what, count + LONGEST_TILE)?;
     index(kernel, what, count)
 }
@@ -123,9 +124,10 @@ pub(super) fn forward(op: &Attention, inputs: &[TensorType]) -> Result<Vec<Launc
         dtype: inputs[0].dtype,
         segments: (inputs.len() > sources).then_some(sources),
     };
-    let log_sum_exp = match op.saves {
-        true => Argument::output(1),
-        false => Argument::Null,
+    let log_sum_exp = if op.saves {
+        Argument::output(1)
+    } else {
+        Argument::Null
     };
     let mut arguments = vec![Argument::output(0), log_sum_exp];
     arguments.extend(common.inputs());
@@ -146,7 +148,7 @@ fn output_elements(geometry: &Geometry) -> usize {
     geometry.output(DType::F32).numel()
 }
 
-/// Whether all batch rows share their queries, whose gradient is then gathered for each of them first.
+/// Whether all batch rows share their queries, whose gradient is then written for each of them first and added up after.
 fn is_query_shared(geometry: &Geometry) -> bool {
     geometry.query.batch == 0
 }
@@ -158,9 +160,10 @@ fn delta_bytes(geometry: &Geometry) -> usize {
 
 /// Bytes of scratch memory for [`backward`].
 pub(super) fn backward_workspace(geometry: &Geometry) -> usize {
-    let partial = match is_query_shared(geometry) {
-        true => output_elements(geometry) * size_of::<f32>(),
-        false => 0,
+    let partial = if is_query_shared(geometry) {
+        output_elements(geometry) * size_of::<f32>()
+    } else {
+        0
     };
     delta_bytes(geometry) + partial
 }
@@ -176,16 +179,18 @@ pub(super) fn backward(op: &AttentionBackward, inputs: &[TensorType]) -> Result<
     };
     let [output, log_sum_exp, d_output] = [0, 1, 2].map(|i| Argument::input(sources + i));
     let delta = Argument::workspace(DType::F32);
-    let partial = match is_query_shared(geometry) {
-        true => Argument::Workspace {
+    let partial = if is_query_shared(geometry) {
+        Argument::Workspace {
             offset: delta_bytes(geometry),
             element: DType::F32,
-        },
-        false => Argument::Null,
+        }
+    } else {
+        Argument::Null
     };
     let mut launches = Vec::new();
     if geometry.batch > 0 {
         let (query_heads, key_heads) = (geometry.heads.query, geometry.heads.key_value);
+        // δ first: both kernels below read it. They share no output and could run side by side.
         launches.push(delta_launch(&common, [delta, output, d_output])?);
         let (padded, _) = padded_dim(kernels::ATTENTION_BACKWARD_QUERY, geometry.heads.dim)?;
         let rows = backward_rows(common.dtype, padded);
@@ -203,6 +208,8 @@ pub(super) fn backward(op: &AttentionBackward, inputs: &[TensorType]) -> Result<
             tiles,
             arguments,
         )?);
+        // Keys and values by tiles of keys, a kernel of their own: each sums over all queries, and with queries outside
+        // it would have to add to them atomically, in no fixed order.
         let arguments = [&[d_key, d_value][..], &read].concat();
         let tiles = geometry.key_tokens.div_ceil(rows);
         launches.push(common.launch(

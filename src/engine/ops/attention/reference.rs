@@ -78,6 +78,7 @@ pub(super) fn forward(op: &Attention, args: ReferenceArgs<'_>) {
                     .visible(batch, token)
                     .map(|key| (key, elements.score(batch, head, token, key)))
                     .collect();
+                // A query that sees nothing is padding: its output stays zero, and so does its log-sum-exp.
                 if scores.is_empty() {
                     continue;
                 }
@@ -128,6 +129,7 @@ pub(super) fn backward(op: &AttentionBackward, args: ReferenceArgs<'_>) {
                     let d_score = probability * (d_probability - delta) * scale;
                     for d in 0..dim {
                         d_query[q + d] += d_score * elements.key[k + d];
+                        // Packed rows have one gradient tensor for all three.
                         let d_key_value = match &mut d_other {
                             Some(other) => &mut other[..],
                             None => &mut *d_query,

@@ -19,6 +19,8 @@ mod backward;
 mod launches;
 mod sweep;
 
+use serde::{Deserialize, Serialize};
+
 use backward::ContrastiveLossBackward;
 use launches::{Problem, STRIP_ROWS};
 use sweep::{Sweep, workspace_bytes};
@@ -30,11 +32,12 @@ use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 
 /// The form of a contrastive loss.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Contrastive {
-    /// Softmax over the batch in both directions.
+    /// Softmax cross entropy over the batch in both directions (CLIP; Radford et al. 2021, §2.3).
     InfoNce,
-    /// One logistic loss a pair, with a bias.
+    /// One logistic loss for each image-text pair of the batch (SigLIP; Zhai et al. 2023, §3.2).
     Sigmoid,
 }
 

@@ -10,6 +10,7 @@ use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Val
 use crate::tensor::TensorType;
 use keel_base::error::Result;
 use keel_cpu::vector_math;
+
 /// Elements one task works on.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
 

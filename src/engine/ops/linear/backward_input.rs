@@ -80,6 +80,8 @@ impl Op for LinearBackwardInput {
             activation: activation.curve(),
             pre_activation: Rows::new(args.inputs.f32(2), rows, inner),
         });
+        // Three cases: nothing to add; the sum lies in dx already; or it is elsewhere and is copied there first, so
+        // that the product has one way of accumulating.
         let sum = self.accumulates.then(|| args.inputs.f32_or_in_place(2));
         let [dx] = args.outputs.f32();
         if let Some(Some(sum)) = sum {
@@ -147,6 +149,7 @@ impl Op for LinearBackwardInput {
     }
 
     fn accumulating(&self) -> Option<Box<dyn Op>> {
+        // The slope of the activation would multiply the sum as well, which is another formula.
         (self.activation.is_none() && !self.accumulates).then(|| {
             Box::new(LinearBackwardInput {
                 accumulates: true,

@@ -40,9 +40,10 @@ impl Op for LinearBackwardWeight {
             return Err(Error::shape(op, "the gradient to add to", dw, sum));
         }
         let db = TensorType::f32([dy.shape.columns()]);
-        Ok(match self.has_bias {
-            true => vec![dw, db],
-            false => vec![dw],
+        Ok(if self.has_bias {
+            vec![dw, db]
+        } else {
+            vec![dw]
         })
     }
 
@@ -82,15 +83,12 @@ impl Op for LinearBackwardWeight {
             args.input_types[0].shape.columns(),
             args.input_types[1].shape.columns(),
         );
-        let (dw, mut db) = match self.has_bias {
-            true => {
-                let [dw, db] = args.outputs.f32();
-                (dw, Some(db))
-            }
-            false => {
-                let [dw] = args.outputs.f32();
-                (dw, None)
-            }
+        let (dw, mut db) = if self.has_bias {
+            let [dw, db] = args.outputs.f32();
+            (dw, Some(db))
+        } else {
+            let [dw] = args.outputs.f32();
+            (dw, None)
         };
         if let Some(Some(sum)) = sum {
             copy(sum, dw);
@@ -201,6 +199,8 @@ impl ColumnSum {
         const BLOCKS: usize = 2 * MULTIPROCESSORS;
         const FEWEST_ROWS: usize = 64;
         let (rows, columns) = (dy.shape.rows(), dy.shape.columns());
+        // A block has a tile of columns to itself, so splitting rows is what makes enough blocks where dy is narrow.
+        // From the shape alone, as everything that decides the order of a sum.
         let across = columns.div_ceil(WARP_LANES * vector(dy)).max(1);
         let height = rows.div_ceil(BLOCKS.div_ceil(across)).max(FEWEST_ROWS);
         (height, rows.div_ceil(height).max(1))
@@ -261,10 +261,13 @@ impl BackwardWeight {
             return Ok(Vec::new());
         }
         let tiling = self.tiling();
+        // A split product writes its parts to the workspace and a second kernel adds them in order; what the gradient
+        // is added to joins there, so that it is added once. Unsplit, the product adds it itself.
         let is_split = tiling.splits > 1;
-        let addend = match self.accumulates {
-            true => Argument::input(2),
-            false => Argument::Null,
+        let addend = if self.accumulates {
+            Argument::input(2)
+        } else {
+            Argument::Null
         };
         let parts = Argument::workspace(DType::F32);
         let sums = Argument::Workspace {

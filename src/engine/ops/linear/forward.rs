@@ -111,16 +111,13 @@ impl Op for Linear {
             },
             ..Epilogue::default()
         };
-        let y = match self.saves_pre_activation {
-            true => {
-                let [y, z] = args.outputs.f32();
-                epilogue.pre_activation = Some(RowsMut::new(z, rows, columns));
-                y
-            }
-            false => {
-                let [y] = args.outputs.f32();
-                y
-            }
+        let y = if self.saves_pre_activation {
+            let [y, z] = args.outputs.f32();
+            epilogue.pre_activation = Some(RowsMut::new(z, rows, columns));
+            y
+        } else {
+            let [y] = args.outputs.f32();
+            y
         };
         let y = RowsMut::new(y, rows, columns);
         matmul::linear(x, weight, y, epilogue, args.workspace);
@@ -142,9 +139,10 @@ impl Op for Linear {
         let optional = |index: Option<usize>| index.map_or(Argument::Null, Argument::input);
         let arguments = vec![
             Argument::output(0),
-            match self.saves_pre_activation {
-                true => Argument::output(1),
-                false => Argument::Null,
+            if self.saves_pre_activation {
+                Argument::output(1)
+            } else {
+                Argument::Null
             },
             Argument::input(0),
             Argument::input(1),
@@ -165,7 +163,10 @@ impl Op for Linear {
         let dy = backward.gradient(0);
         let mut gradients = vec![None; backward.inputs.len()];
         let needs_scale = self.scale().is_some_and(|scale| backward.needs(scale));
+        // The residual takes dy as it is: where nothing else is trained, the slope or the scale need not be computed.
         let owes_product = (0..2 + usize::from(self.has_bias)).any(|i| backward.needs(i));
+        // dz once for all three products. Fusing may later merge the activation into the product that made dy; here it
+        // is an op of its own, because that product may have other readers.
         let dz = match (self.activation, self.scale()) {
             (Some(activation), _) if owes_product => {
                 let z = backward.outputs[1];
@@ -187,6 +188,7 @@ impl Op for Linear {
             gradients[0] = Some(backward.tape.record_one(op, &[dz, weight])?);
         }
         let needs_bias = self.bias().is_some_and(|bias| backward.needs(bias));
+        // The product for dW sums dy over its rows anyway, so db comes with it; alone, it is a sum of columns.
         if backward.needs(1) {
             let op = LinearBackwardWeight {
                 has_bias: needs_bias,

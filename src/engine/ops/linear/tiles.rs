@@ -33,6 +33,8 @@ impl Tiling {
     /// A product whose sum every block takes whole.
     pub fn whole([rows, columns, inner]: [usize; 3], dtype: DType) -> Tiling {
         let large = Tiling::new([rows, columns, inner], dtype, LARGE_TILE, 1);
+        // Large tiles read each operand less often, but only if there is one for every multiprocessor; otherwise half
+        // the chip would stand by.
         if large.down * large.across >= MULTIPROCESSORS {
             large
         } else {
@@ -44,6 +46,8 @@ impl Tiling {
     pub fn split([rows, columns, inner]: [usize; 3], dtype: DType) -> Tiling {
         let of = |tile| {
             let whole = Tiling::new([rows, columns, inner], dtype, tile, 1);
+            // The number of multiprocessors is a constant, not the chip's: where a sum is split decides its bits, and
+            // those must not depend on the chip.
             let places = MULTIPROCESSORS * BLOCKS_EACH / (whole.down * whole.across).max(1);
             let splits = places.clamp(1, (whole.steps / FEWEST_STEPS).max(1));
             Tiling::new([rows, columns, inner], dtype, tile, splits)
@@ -64,6 +68,7 @@ impl Tiling {
             is_small: tile == SMALL_TILE,
             down: rows.div_ceil(tile),
             across: columns.div_ceil(tile),
+            // Whole steps each: rounding up may leave the last splits with none, and those are not launched.
             splits: all_steps.div_ceil(steps).max(1),
             steps,
         }

@@ -52,19 +52,21 @@ impl Op for LinearArgmax {
 
     fn cpu(&self, args: CpuArgs<'_>) {
         let head = Head::of(&args);
-        let lane_rows = head.lane_rows();
+        let worker_rows = head.worker_rows();
         let scratch = args.workspace;
         let next = args.outputs.i32();
-        next.par_chunks_mut(lane_rows)
+        next.par_chunks_mut(worker_rows)
             .zip(scratch.par_chunks_mut(head.scratch()))
             .enumerate()
-            .for_each(|(lane, (next, scratch))| {
-                let first = lane * lane_rows;
+            .for_each(|(worker, (next, scratch))| {
+                let first = worker * worker_rows;
                 head.supervised(first..first + next.len(), scratch, |rows, h, scratch| {
                     let mut best = [(f32::NEG_INFINITY, 0i32); TILE_ROWS];
                     head.words(h, rows.len(), 0..head.v, scratch, |z, words, _| {
                         for (best, z) in best.iter_mut().zip(z.chunks(words.len())) {
                             for (word, z) in words.clone().zip(z) {
+                                // Words come in rising order, and only a larger logit replaces: ties go to the smaller
+                                // word.
                                 if *z > best.0 {
                                     *best = (*z, word as i32);
                                 }

@@ -120,15 +120,16 @@ impl Op for BackwardHidden {
 
     fn cpu(&self, args: CpuArgs<'_>) {
         let (head, softmax) = (Head::of(&args), Softmax::of(&args));
-        let (lane_rows, d) = (head.lane_rows(), head.d);
+        let (worker_rows, d) = (head.worker_rows(), head.d);
         let scratch = args.workspace;
         let [dh] = args.outputs.f32();
-        dh.par_chunks_mut(lane_rows * d)
+        dh.par_chunks_mut(worker_rows * d)
             .zip(scratch.par_chunks_mut(head.scratch()))
             .enumerate()
-            .for_each(|(lane, (dh, scratch))| {
+            .for_each(|(worker, (dh, scratch))| {
+                // Rows that are not supervised get no gradient, and nothing below visits them.
                 dh.fill(0.0);
-                let first = lane * lane_rows;
+                let first = worker * worker_rows;
                 head.supervised(first..first + dh.len() / d, scratch, |rows, h, scratch| {
                     let (gradient, scratch) = scratch.split_at_mut(TILE_ROWS * d);
                     let gradient = &mut gradient[..rows.len() * d];
@@ -138,11 +139,13 @@ impl Op for BackwardHidden {
                             1.0,
                             Rows::new(z, rows.len(), words.len()),
                             Rows::new(&head.w[words.start * d..], words.len(), d),
+                            // Summed over the tiles of words in rising order; the first overwrites.
                             if words.start == 0 { 0.0 } else { 1.0 },
                             RowsMut::new(gradient, rows.len(), d),
                             scratch,
                         );
                     });
+                    // The tile's rows were packed together; here they go back to where they came from.
                     for (row, gradient) in rows.iter().zip(gradient.chunks(d)) {
                         dh[(row - first) * d..][..d].copy_from_slice(gradient);
                     }
@@ -215,27 +218,29 @@ impl Op for BackwardWeight {
 
     fn cpu(&self, args: CpuArgs<'_>) {
         let (head, softmax) = (Head::of(&args), Softmax::of(&args));
-        let (lane_words, d) = (head.lane_words(), head.d);
-        let before = match self.accumulates {
-            true => args
-                .inputs
+        let (worker_words, d) = (head.worker_words(), head.d);
+        let before = if self.accumulates {
+            args.inputs
                 .f32_or_in_place(7)
                 .map(Before::Elsewhere)
-                .unwrap_or(Before::InPlace),
-            false => Before::Nothing,
+                .unwrap_or(Before::InPlace)
+        } else {
+            Before::Nothing
         };
         let scratch = args.workspace;
         let [dw] = args.outputs.f32();
-        dw.par_chunks_mut(lane_words * d)
+        dw.par_chunks_mut(worker_words * d)
             .zip(scratch.par_chunks_mut(head.scratch()))
             .enumerate()
-            .for_each(|(lane, (dw, scratch))| {
-                let first = lane * lane_words;
+            .for_each(|(worker, (dw, scratch))| {
+                let first = worker * worker_words;
                 match before {
                     Before::Nothing => dw.fill(0.0),
                     Before::Elsewhere(sum) => dw.copy_from_slice(&sum[first * d..][..dw.len()]),
                     Before::InPlace => {}
                 }
+                // Here workers own words and visit all rows, as above they own rows and visit all words: each gradient
+                // has one writer, and its sums run in order. Logits are made once for either, which is the price.
                 let own = first..first + dw.len() / d;
                 head.supervised(0..head.n, scratch, |rows, h, scratch| {
                     head.words(h, rows.len(), own.clone(), scratch, |z, words, scratch| {

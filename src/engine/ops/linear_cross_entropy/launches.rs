@@ -93,23 +93,28 @@ impl Sizes {
         Ok(launches)
     }
 
-    /// Rows of a strip of logits: its gradient is about as large as h and W together, or one row of tiles.
-    fn strip(&self) -> usize {
+    /// Rows of a block of logits: its gradient is about as large as h and W together, or one row of tiles.
+    fn block_rows(&self) -> usize {
+        // The gradient of a block of rows goes through memory between two kernels. As large as the operands it costs
+        // about as much traffic as they do; whole rows of tiles, so that no tile is computed twice.
         let rows = (self.n + self.v) * self.d / self.v.max(1);
         (rows / TILE * TILE).max(TILE).min(self.n)
     }
 
-    /// Bytes of a strip's gradient.
+    /// Bytes of the gradient of one block of rows.
     pub fn gradient_workspace(&self) -> usize {
-        self.strip() * self.v * self.dtype.size()
+        self.block_rows() * self.v * self.dtype.size()
     }
 
-    /// For each strip of rows, its gradient in the workspace, and what `product` makes of it, given the strip's first row and
+    /// For each block of rows, its gradient in the workspace, and what `product` makes of it, given the block's first row and
     /// number of rows.
-    fn by_strips(&self, product: impl Fn(usize, usize) -> Result<Launch>) -> Result<Vec<Launch>> {
+    fn by_row_blocks(
+        &self,
+        product: impl Fn(usize, usize) -> Result<Launch>,
+    ) -> Result<Vec<Launch>> {
         let mut launches = Vec::new();
-        for first in (0..self.n).step_by(self.strip().max(1)) {
-            let rows = self.strip().min(self.n - first);
+        for first in (0..self.n).step_by(self.block_rows().max(1)) {
+            let rows = self.block_rows().min(self.n - first);
             let kernel = kernels::LINEAR_CROSS_ENTROPY_BACKWARD.of(self.dtype)?;
             let [_, v, d] = self.arguments(kernel)?;
             let mut arguments = vec![scratch(0, self.dtype)];
@@ -126,9 +131,9 @@ impl Sizes {
         Ok(launches)
     }
 
-    /// ∂h, strip by strip: the strip's gradient · W.
+    /// ∂h, block of rows by block of rows: the block's gradient · W.
     pub fn hidden_gradient(&self) -> Result<Vec<Launch>> {
-        self.by_strips(|first, rows| {
+        self.by_row_blocks(|first, rows| {
             let tiling = Tiling::whole([rows, self.d, self.v], self.dtype);
             let kernel = tiling.kernel(kernels::LINEAR_BACKWARD_INPUT_SIZES, self.dtype)?;
             let [_, v, d] = self.arguments(kernel)?;
@@ -148,12 +153,14 @@ impl Sizes {
         })
     }
 
-    /// ∂W in f32, growing strip by strip: the strip's gradientᵀ · h. The first is added to input 7 where `accumulates`.
+    /// ∂W in f32, growing with each block of rows: the block's gradientᵀ · h. The first is added to input 7 where `accumulates`.
     pub fn weight_gradient(&self, accumulates: bool) -> Result<Vec<Launch>> {
-        self.by_strips(|first, rows| {
+        self.by_row_blocks(|first, rows| {
             let tiling = Tiling::whole([self.v, self.d, rows], self.dtype);
             let kernel = tiling.kernel(kernels::LINEAR_BACKWARD_WEIGHT_SIZES, self.dtype)?;
             let [_, v, d] = self.arguments(kernel)?;
+            // One block of rows after the other on one stream, so each adds to what the one before has left: in order,
+            // without atomics.
             let addend = match (first, accumulates) {
                 (0, true) => Argument::input(7),
                 (0, false) => Argument::Null,

@@ -136,23 +136,27 @@ impl Op for LinearCrossEntropy {
         let weights = args.inputs.f32(3);
         let (sums, scratch) = args.workspace.split_at_mut(head.n);
         let [loss, lse, total] = args.outputs.f32();
-        let lane_rows = head.lane_rows();
-        lse.par_chunks_mut(lane_rows)
-            .zip(sums.par_chunks_mut(lane_rows))
+        let worker_rows = head.worker_rows();
+        lse.par_chunks_mut(worker_rows)
+            .zip(sums.par_chunks_mut(worker_rows))
             .zip(scratch.par_chunks_mut(head.scratch()))
             .enumerate()
-            .for_each(|(lane, ((lse, losses), scratch))| {
+            .for_each(|(worker, ((lse, losses), scratch))| {
                 lse.fill(0.0);
                 losses.fill(0.0);
-                let first = lane * lane_rows;
+                let first = worker * worker_rows;
                 head.supervised(first..first + lse.len(), scratch, |rows, h, scratch| {
+                    // The online log-sum-exp: no row ever has all its logits, so maximum and sum grow tile by tile.
                     let mut top = [f32::NEG_INFINITY; TILE_ROWS];
                     let mut sum = [0.0f32; TILE_ROWS];
+                    // NaN until the target's tile comes by: a target outside the vocabulary has none, and must not
+                    // pass.
                     let mut own = [f32::NAN; TILE_ROWS];
                     head.words(h, rows.len(), 0..head.v, scratch, |z, words, _| {
                         for (slot, z) in z.chunks(words.len()).enumerate() {
                             let most = z.iter().fold(top[slot], |m, z| m.max(*z));
                             let here: f32 = z.iter().map(|z| (z - most).exp()).sum();
+                            // There is nothing to bring along from before the first tile.
                             let kept = match sum[slot] {
                                 0.0 => 0.0,
                                 sum => sum * (top[slot] - most).exp(),
@@ -170,6 +174,7 @@ impl Op for LinearCrossEntropy {
                     }
                 });
             });
+        // On one thread and in f64: N terms are few beside the product, and a mean over a long batch keeps its digits.
         let (mut sum, mut all) = (0.0f64, 0.0f64);
         for ((target, weight), row_loss) in head.targets.iter().zip(weights).zip(&*sums) {
             if *target >= 0 {
@@ -203,17 +208,19 @@ impl Op for LinearCrossEntropy {
             dloss,
         ];
         let inputs = [[*h, *w].as_slice(), &shared].concat();
-        let dw = match backward.needs(1) {
-            true => Some(
+        let dw = if backward.needs(1) {
+            Some(
                 backward
                     .tape
                     .record_one(BackwardWeight { accumulates: false }, &inputs)?,
-            ),
-            false => None,
+            )
+        } else {
+            None
         };
-        let dh = match backward.needs(0) {
-            true => Some(backward.tape.record_one(BackwardHidden, &inputs)?),
-            false => None,
+        let dh = if backward.needs(0) {
+            Some(backward.tape.record_one(BackwardHidden, &inputs)?)
+        } else {
+            None
         };
         Ok(vec![dh, dw, None, None])
     }

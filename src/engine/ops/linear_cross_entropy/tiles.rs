@@ -1,4 +1,4 @@
-//! The output product in tiles: supervised rows gathered, words in runs.
+//! The output product in tiles: supervised rows packed together, words in runs.
 
 use crate::tape::{CpuArgs, Target};
 use crate::tensor::TensorType;
@@ -8,10 +8,10 @@ use keel_cpu::matmul::{Rows, RowsMut, product, product_workspace};
 pub(super) const TILE_ROWS: usize = 128;
 /// Words of one tile.
 pub(super) const TILE_WORDS: usize = 256;
-/// Words whose weight gradient one lane owns, at the least: shorter products do not pay.
+/// Words whose weight gradient one worker owns, at the least: shorter products do not pay.
 const LEAST_WORDS: usize = 64;
-/// Runs of rows that are worked on side by side, whatever the threads.
-pub(super) const LANES: usize = 16;
+/// Parts that rows or words are divided into, to be worked on side by side, whatever the threads.
+pub(super) const WORKERS: usize = 16;
 
 pub(super) fn product_size(inputs: &[TensorType]) -> f64 {
     inputs[0].shape.rows() as f64 * inputs[1].numel() as f64
@@ -28,7 +28,7 @@ pub(super) fn workspace_bytes(inputs: &[TensorType], target: Target) -> usize {
                 d: inputs[0].shape.columns(),
                 v: inputs[1].shape.rows(),
             };
-            (head.n + LANES * head.scratch()) * size_of::<f32>()
+            (head.n + WORKERS * head.scratch()) * size_of::<f32>()
         }
         _ => 0,
     }
@@ -61,7 +61,7 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// Floats of one lane: rows of h, a gradient of as many, a tile of logits, the product's own.
+    /// Floats of one worker: rows of h, a gradient of as many, a tile of logits, the product's own.
     pub(super) fn scratch(&self) -> usize {
         let own = product_workspace(self.d, TILE_WORDS)
             .max(product_workspace(TILE_WORDS, self.d))
@@ -69,36 +69,42 @@ impl<'a> Head<'a> {
         2 * TILE_ROWS * self.d + TILE_ROWS * TILE_WORDS + own
     }
 
-    /// Rows that one lane owns.
-    pub(super) fn lane_rows(&self) -> usize {
-        self.n.div_ceil(LANES).next_multiple_of(16)
+    /// Rows that one worker owns.
+    pub(super) fn worker_rows(&self) -> usize {
+        self.n.div_ceil(WORKERS).next_multiple_of(16)
     }
 
-    /// Words whose weight gradient one lane owns.
-    pub(super) fn lane_words(&self) -> usize {
-        self.v.div_ceil(LANES).next_multiple_of(16).max(LEAST_WORDS)
+    /// Words whose weight gradient one worker owns.
+    pub(super) fn worker_words(&self) -> usize {
+        self.v
+            .div_ceil(WORKERS)
+            .next_multiple_of(16)
+            .max(LEAST_WORDS)
     }
 
-    /// Gathers the supervised rows of a range, up to [`TILE_ROWS`] at a time, and calls `visit(rows, h, scratch)`.
+    /// Packs the supervised rows of a range together, up to [`TILE_ROWS`] at a time, and calls `visit(rows, h, scratch)`.
     pub(super) fn supervised(
         &self,
         range: std::ops::Range<usize>,
         scratch: &mut [f32],
         mut visit: impl FnMut(&[usize], &[f32], &mut [f32]),
     ) {
-        let (gathered, scratch) = scratch.split_at_mut(TILE_ROWS * self.d);
+        assert!(range.end <= self.n, "rows {range:?} of {}", self.n);
+        let (packed, scratch) = scratch.split_at_mut(TILE_ROWS * self.d);
         let mut rows = [0usize; TILE_ROWS];
         let mut count = 0;
         let last = range.end;
         for row in range {
+            // Copied side by side first: in a conversation most rows are prompt or image, and a product over them would
+            // be thrown away. Without targets, as for answers, every row counts.
             if self.targets.get(row).is_none_or(|target| *target >= 0) {
-                gathered[count * self.d..][..self.d]
+                packed[count * self.d..][..self.d]
                     .copy_from_slice(&self.h[row * self.d..][..self.d]);
                 rows[count] = row;
                 count += 1;
             }
             if count > 0 && (count == TILE_ROWS || row + 1 == last) {
-                visit(&rows[..count], &gathered[..count * self.d], scratch);
+                visit(&rows[..count], &packed[..count * self.d], scratch);
                 count = 0;
             }
         }
@@ -113,6 +119,11 @@ impl<'a> Head<'a> {
         scratch: &mut [f32],
         mut visit: impl FnMut(&mut [f32], std::ops::Range<usize>, &mut [f32]),
     ) {
+        assert!(
+            rows <= TILE_ROWS && range.end <= self.v,
+            "{rows} rows by words {range:?} of {}",
+            self.v
+        );
         let (tile, scratch) = scratch.split_at_mut(TILE_ROWS * TILE_WORDS);
         for first in range.clone().step_by(TILE_WORDS) {
             let words = first..range.end.min(first + TILE_WORDS);

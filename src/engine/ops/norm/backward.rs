@@ -125,6 +125,8 @@ impl Op for NormBackward {
         let dx = outputs.next().expect("dx is always there");
         let rows = rows_per_task(shape.rows());
         let chunk = rows * columns;
+        // A task has partial sums of its own for dweight and dbias, however many threads there are: they are added in
+        // the order of the tasks below.
         let run = |task: usize, dx: &mut [f32], partial: &mut [f32]| {
             let first = task * chunk;
             let sum = match sum {
@@ -185,9 +187,10 @@ impl Op for NormBackward {
             0 => Argument::Null,
             _ => Argument::workspace(DType::F32),
         };
-        let addend = match self.accumulates {
-            true => Argument::input(4),
-            false => Argument::Null,
+        let addend = if self.accumulates {
+            Argument::input(4)
+        } else {
+            Argument::Null
         };
         let arguments = vec![
             Argument::output(0),

@@ -17,7 +17,7 @@ use keel_cpu::simd::dispatch;
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
 
 /// Inputs x, residual where present, weight, bias for LayerNorm; outputs the sum where there is a residual, y, and the
-/// statistics [M, 2]: mean and rstd deviation of each row.
+/// statistics [M, 2]: mean and rstd of each row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Norm {
     pub kind: Kind,
@@ -123,6 +123,7 @@ impl Op for Norm {
                 });
             return;
         }
+        // The sum is made task by task, next to the rows that read it: it is still in cache when it is normalised.
         let residual = args.inputs.f32_or_in_place(1);
         let [sum, y, statistics] = args.outputs.f32();
         (
@@ -159,9 +160,10 @@ impl Op for Norm {
         };
         let kernel = RowKernel::new(widths, columns, inputs[0].dtype)?;
         let y = usize::from(self.has_residual);
-        let (sum, residual) = match self.has_residual {
-            true => (Argument::output(0), Argument::input(1)),
-            false => (Argument::Null, Argument::Null),
+        let (sum, residual) = if self.has_residual {
+            (Argument::output(0), Argument::input(1))
+        } else {
+            (Argument::Null, Argument::Null)
         };
         let arguments = vec![
             sum,
@@ -187,11 +189,14 @@ impl Op for Norm {
         } else {
             None
         };
+        // x and the residual enter the sum alike, so one gradient is theirs both: what arrives at the sum itself plus
+        // what comes through the norm, which adds to it in the same pass.
         let mut dx = sum_gradient;
         if let Some(dy) = backward.gradients[y_index] {
-            let x = match self.has_residual {
-                true => backward.outputs[0],
-                false => backward.inputs[0],
+            let x = if self.has_residual {
+                backward.outputs[0]
+            } else {
+                backward.inputs[0]
             };
             let statistics = backward.outputs[y_index + 1];
             let weight = backward.inputs[self.weight()];
@@ -230,9 +235,10 @@ impl Op for Norm {
     }
 
     fn in_place(&self) -> &'static [(usize, usize)] {
-        match self.has_residual {
-            true => &[(0, 0), (0, 1)],
-            false => &[(0, 0)],
+        if self.has_residual {
+            &[(0, 0), (0, 1)]
+        } else {
+            &[(0, 0)]
         }
     }
 }

@@ -54,7 +54,7 @@ pub(super) struct Forward<'a> {
     pub x: Option<&'a [f32]>,
     /// [rows, C].
     pub y: &'a mut [f32],
-    /// [rows, 2]: receives mean and rstd deviation.
+    /// [rows, 2]: receives mean and rstd.
     pub statistics: &'a mut [f32],
     pub scale: Scale<'a>,
 }
@@ -72,6 +72,12 @@ impl Task for Forward<'_> {
             scale,
         } = self;
         let columns = scale.weight.len();
+        let rows = y.len() / columns;
+        assert_eq!(
+            (y.len(), statistics.len()),
+            (rows * columns, 2 * rows),
+            "whole rows, with two numbers each"
+        );
         for (row, (y, statistics)) in y
             .chunks_exact_mut(columns)
             .zip(statistics.chunks_exact_mut(2))
@@ -80,9 +86,11 @@ impl Task for Forward<'_> {
             let x = x.map(|x| &x[row * columns..][..columns]);
             let (mean, rstd) = moments(kind, x.unwrap_or(y), scale.epsilon);
             statistics.copy_from_slice(&[mean, rstd]);
+            // Copied and scaled in place: one loop for rows that are elsewhere and rows that lie here already.
             if let Some(x) = x {
                 y.copy_from_slice(x);
             }
+            // Two loops and not a test in one: a choice inside keeps the compiler from vectorising.
             match scale.bias {
                 Some(bias) => {
                     for ((y, weight), bias) in y.iter_mut().zip(scale.weight).zip(bias) {
@@ -134,6 +142,12 @@ impl Task for Backward<'_> {
             partial,
         } = self;
         let columns = weight.len();
+        let rows = dx.len() / columns;
+        assert_eq!(
+            (dx.len(), dy.len(), x.len(), statistics.len()),
+            (rows * columns, dx.len(), dx.len(), 2 * rows),
+            "whole rows, with two numbers each"
+        );
         let (dweight, dbias) = partial.split_at_mut(columns.min(partial.len()));
         for (row, (dx, statistics)) in dx
             .chunks_exact_mut(columns)
@@ -143,6 +157,7 @@ impl Task for Backward<'_> {
             let dy = &dy[row * columns..][..columns];
             let x = &x[row * columns..][..columns];
             let (mean, rstd) = (statistics[0], statistics[1]);
+            // Both sums of the row before any dx: every dx needs them.
             let (sum_g, sum_gd) = gradient_sums(dy, x, weight, mean);
             for ((dweight, dy), x) in dweight.iter_mut().zip(dy).zip(x) {
                 *dweight += dy * ((x - mean) * rstd);
@@ -181,7 +196,7 @@ impl Task for Backward<'_> {
     }
 }
 
-/// Mean (zero for RMSNorm) and rstd deviation of a row.
+/// Mean (zero for RMSNorm) and rstd of a row.
 #[inline(always)]
 fn moments(kind: Kind, x: &[f32], epsilon: f32) -> (f32, f32) {
     let count = x.len() as f32;
@@ -189,6 +204,8 @@ fn moments(kind: Kind, x: &[f32], epsilon: f32) -> (f32, f32) {
         Kind::Layer => lane_sum(x, |x| x) / count,
         Kind::Rms => 0.0,
     };
+    // Of differences from the mean, a second pass over a row in cache. E[x²] − E[x]² would take one pass and cancel
+    // where the mean is large.
     let variance = lane_sum(x, |x| (x - mean) * (x - mean)) / count;
     (mean, 1.0 / (variance + epsilon).sqrt())
 }

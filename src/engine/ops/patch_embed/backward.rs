@@ -135,6 +135,8 @@ impl Op for PatchEmbedBackward {
         if let Some(Some(sum)) = sum {
             dweight.copy_from_slice(sum);
         }
+        // Patches as rows make the gradient a product like any other; they are laid out again, since keeping them from
+        // forward would hold as many bytes as the images for the whole step.
         let (patches, workspace) = args.workspace.split_at_mut(rows * pixels);
         grid.gather(images, patches);
         matmul::linear_backward_weight(
@@ -318,9 +320,10 @@ impl Op for BackwardImage {
         let width = dy.shape.columns();
         let tiling = Tiling::whole([grid.rows(), grid.pixels(), width], dy.dtype);
         let kernel = tiling.kernel(kernels::PATCH_EMBED_BACKWARD_IMAGE_SIZES, dy.dtype)?;
-        let addend = match self.accumulates {
-            true => Argument::input(2),
-            false => Argument::Null,
+        let addend = if self.accumulates {
+            Argument::input(2)
+        } else {
+            Argument::Null
         };
         let mut arguments = vec![
             Argument::output(0),
@@ -332,6 +335,8 @@ impl Op for BackwardImage {
         arguments.push(size(kernel, "the width", width)?);
         let tiles = tiling.grid(kernel)?;
         let mut launches = vec![Launch::on_grid(kernel, tiles, arguments)];
+        // Pixels right of and below the last whole patch belong to none. The product writes only pixels of patches, so
+        // those get their zero, or the addend, from a kernel of their own.
         let covered = |side: usize| side / grid.patch * grid.patch;
         if covered(grid.height) < grid.height || covered(grid.width) < grid.width {
             let kernel = kernels::PATCH_EMBED_BACKWARD_IMAGE_REST_F32;

@@ -107,6 +107,8 @@ impl Op for PatchEmbed {
         }
         let (patches, workspace) = args.workspace.split_at_mut(rows * pixels);
         grid.gather(images, patches);
+        // Positions are put into y first and the product adds to them: the epilogue knows residuals of y's shape, not
+        // of one image's.
         if let Some(position) = position {
             y.par_chunks_mut(position.len())
                 .for_each(|y| y.copy_from_slice(position));

@@ -50,7 +50,7 @@ impl Grid {
         self.colours * self.patch * self.patch
     }
 
-    /// What the kernels of `cuda/patch_embed.cu` are told of the images: B, Ci, h, w, P.
+    /// The images' sizes as the kernels of `cuda/patch_embed.cu` take them: B, Ci, h, w, P.
     ///
     /// # Errors
     /// [`keel_base::error::Error::Kernel`] when the kernels' 32-bit numbers cannot count the patches or their pixels.
@@ -95,6 +95,7 @@ impl Grid {
 
     /// Adds the rows of `patches` [B·T, Ci·P·P] to the pixels they came from.
     pub fn scatter(self, patches: &[f32], images: &mut [f32]) {
+        // A task is an image: patches do not overlap, but those of one image share its memory.
         let elements = self.colours * self.height * self.width;
         images
             .par_chunks_mut(elements)

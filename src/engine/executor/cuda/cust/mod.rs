@@ -295,6 +295,7 @@ pub fn compare(
         let before = contents(&session, launch)?;
         session.run_launch(launch)?;
         let first = contents(&session, launch)?;
+        // A kernel may read what it writes: the second launcher has to start from the bytes that the first one found.
         for (range, bytes) in &before {
             session
                 .memory

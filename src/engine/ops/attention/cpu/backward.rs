@@ -1,13 +1,13 @@
 //! The gradients of query, key and value, block by block (Dao 2023, algorithm 2).
 //!
-//! A lane computes whole groups of query heads: only then is the gradient of their key head its own.
+//! A worker computes whole groups of query heads: only then is the gradient of their key head its own.
 
 use std::ops::Range;
 
 use super::block::{Block, ScoreGradient};
 use super::{
-    Divide, Geometry, KEYS, QUERIES, Share, Sources, for_each_block, lanes, panel_elements,
-    query_blocks, run_lanes,
+    Divide, Geometry, KEYS, QUERIES, Share, Sources, for_each_block, panel_elements, query_blocks,
+    run_workers, workers,
 };
 use crate::ops::attention::geometry::Form;
 use crate::ops::attention::op::AttentionBackward;
@@ -15,12 +15,12 @@ use crate::ops::rows::{add_scaled, dot};
 use crate::tape::{CpuArgs, Target};
 use keel_cpu::matmul::{Rows, RowsMut, product};
 
-/// Floats of scratch memory of one lane: scores, their gradient, the products' panel and δ.
-fn lane_elements(geometry: &Geometry) -> usize {
+/// Floats of scratch memory of one worker: scores, their gradient, the products' panel and δ.
+fn worker_elements(geometry: &Geometry) -> usize {
     2 * QUERIES * KEYS + panel_elements(geometry.heads.dim) + QUERIES
 }
 
-/// Floats in which a query that all batch rows share gathers its gradient for each of them.
+/// Floats in which a query that all batch rows share keeps its gradient for each of them, until they are added up.
 fn shared_elements(geometry: &Geometry) -> usize {
     match geometry.query.batch {
         0 => geometry.batch * geometry.query_tokens * geometry.query.row,
@@ -31,9 +31,11 @@ fn shared_elements(geometry: &Geometry) -> usize {
 /// Bytes of scratch memory for [`backward`].
 pub(in crate::ops::attention) fn backward_workspace(geometry: &Geometry, target: Target) -> usize {
     let items = geometry.batch * geometry.heads.key_value;
-    match lanes(items, target) {
+    match workers(items, target) {
         0 => 0,
-        lanes => (shared_elements(geometry) + lanes * lane_elements(geometry)) * size_of::<f32>(),
+        workers => {
+            (shared_elements(geometry) + workers * worker_elements(geometry)) * size_of::<f32>()
+        }
     }
 }
 
@@ -59,7 +61,7 @@ impl<'a> Saved<'a> {
     }
 }
 
-/// The part of the gradients that one lane writes; its heads are key heads.
+/// The part of the gradients that one worker writes; its heads are key heads.
 struct Part<'a> {
     geometry: Geometry,
     share: Share,
@@ -94,6 +96,8 @@ impl Divide for Part<'_> {
             key,
             value,
         };
+        // Batch rows first, which are whole rows of every gradient; a single batch row is divided by columns, between
+        // heads. Key heads decide: a worker that owns one owns all query heads that add to it.
         if batches.len() == 1 {
             let columns = items * geometry.heads.dim;
             let middle = heads.start + items;
@@ -138,7 +142,7 @@ pub(in crate::ops::attention) fn backward(op: &AttentionBackward, args: CpuArgs<
     let (query_width, dim) = (geometry.heads.query_width(), geometry.heads.dim);
     let key_width = geometry.heads.key_value * dim;
     let (shared, scratch) = args.workspace.split_at_mut(shared_elements(&geometry));
-    let elements = lane_elements(&geometry);
+    let elements = worker_elements(&geometry);
     let run = |query, key, value, scratch: &mut [f32]| {
         let whole = Part {
             geometry,
@@ -147,7 +151,7 @@ pub(in crate::ops::attention) fn backward(op: &AttentionBackward, args: CpuArgs<
             key,
             value,
         };
-        run_lanes(whole, scratch, elements, &|part: Part<'_>, scratch| {
+        run_workers(whole, scratch, elements, &|part: Part<'_>, scratch| {
             part.compute(&saved, scratch);
         });
     };
@@ -168,6 +172,8 @@ pub(in crate::ops::attention) fn backward(op: &AttentionBackward, args: CpuArgs<
                 run(query, key, value, scratch);
                 return;
             }
+            // One query for all batch rows: each worker would add to the same gradient, in an order that depends on the
+            // threads. They write one copy for each batch row instead, which are added up in order.
             let query = RowsMut::new(shared, rows, query_width);
             run(query, key, value, scratch);
             d_query.fill(0.0);
@@ -187,10 +193,13 @@ impl Part<'_> {
                 let place = ((row * keys, keys), (column * dim, dim));
                 let mut key = self.key.part(place.0, place.1);
                 let mut value = self.value.part(place.0, place.1);
+                // Zeroed, and added to afterwards: several query heads, and blocks of queries within each, contribute
+                // to one key head.
                 for token in 0..keys {
                     key.row(token).fill(0.0);
                     value.row(token).fill(0.0);
                 }
+                // One after the other: their order is the order of the sums in dk and dv.
                 for member in 0..g.group() {
                     let columns = ((column * g.group() + member) * dim, dim);
                     let query = self.query.part((row * tokens, tokens), columns);
@@ -224,10 +233,14 @@ fn one_head(
     let (scores, rest) = scratch.split_at_mut(QUERIES * KEYS);
     let (gradient, rest) = rest.split_at_mut(QUERIES * KEYS);
     let (deltas, panel) = rest.split_at_mut(QUERIES);
+    // Blocks of queries outside, keys inside: dq of a block is complete when the inner loop ends and is written once,
+    // while dk and dv are added to in cache. The other way round, dq would be read and written once for each block of
+    // keys.
     for queries in query_blocks(geometry.query_tokens) {
         let (first, count) = (queries.start, queries.len());
         let d_o = d_output.part(first, count);
         for (row, delta) in deltas[..count].iter_mut().enumerate() {
+            // δ = Σ_k P·dP over all keys equals do·o, which needs no pass over the keys.
             *delta = dot(d_o.row(row), output.row(first + row));
         }
         let q = query.part(first, count);
@@ -236,6 +249,8 @@ fn one_head(
             let (from, width) = (keys.start, keys.len());
             let (k, v) = (key.part(from, width), value.part(from, width));
             let to = RowsMut::strided(scores, count, width, KEYS);
+            // The scores again, by the product that made them forward: the same bits, so that P = exp(S − lse) sums to
+            // one as it did there.
             product(scale, q, k.transposed(), 0.0, to, panel);
             let to = RowsMut::strided(gradient, count, width, KEYS);
             product(1.0, d_o, v.transposed(), 0.0, to, panel);
@@ -266,11 +281,13 @@ fn one_head(
                 panel,
             );
             product(1.0, d_s.transposed(), q, 1.0, d_key.part(at.0, at.1), panel);
+            // The first block overwrites what dq's memory held; a product with β 0 does not read it.
             let beta = if is_first { 0.0 } else { 1.0 };
             let to = d_query.part((first, count), (0, dim));
             product(1.0, d_s, k, beta, to, panel);
             is_first = false;
         });
+        // No key was seen: nothing has been written yet.
         if is_first {
             for row in queries {
                 d_query.row(row).fill(0.0);

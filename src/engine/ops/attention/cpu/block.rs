@@ -26,9 +26,12 @@ impl Block<'_> {
     #[inline(always)]
     fn mask(&self, row: usize, scores: &mut [f32]) -> usize {
         let query = self.queries.start + row;
+        // What may be seen is a prefix of the keys under every mask, so a row is two ranges; only segments ask key by
+        // key.
         let seen = self.geometry.limit(query).saturating_sub(self.keys.start);
         let seen = seen.min(self.keys.len());
         let whole = seen.next_multiple_of(LANES);
+        // −∞ only up to a whole vector: exponentials are not computed beyond it, and 0 is what they would be.
         scores[seen..whole].fill(f32::NEG_INFINITY);
         let width = self.keys.len().next_multiple_of(LANES);
         scores[whole..width].fill(0.0);
@@ -70,6 +73,8 @@ impl Task for SoftmaxStep<'_> {
         for row in 0..self.block.queries.len() {
             let scores = &mut self.scores[row * KEYS..][..KEYS];
             let whole = self.block.mask(row, scores);
+            // Maximum, exponentials and sum in two passes over a row that is in cache. The exponential is taken once
+            // the maximum of the block is known: a running one within the block would rescale after each vector.
             let before = self.largest[row];
             let mut best = simd.splat(before);
             for at in (0..whole).step_by(LANES) {
@@ -89,6 +94,8 @@ impl Task for SoftmaxStep<'_> {
                 store(simd, scores, at, y);
                 sum = simd.add(sum, y);
             }
+            // Exactly 1 where the maximum did not move: the output is then not scaled at all. Where nothing was seen
+            // before, e^(−∞ − m) = 0 drops the output of that time.
             let factor = if before == largest {
                 1.0
             } else {

@@ -4,25 +4,25 @@ use std::ops::Range;
 
 use super::block::{Block, SoftmaxStep, scale_row};
 use super::{
-    Divide, Geometry, KEYS, QUERIES, Share, Sources, for_each_block, lanes, panel_elements,
-    query_blocks, run_lanes,
+    Divide, Geometry, KEYS, QUERIES, Share, Sources, for_each_block, panel_elements, query_blocks,
+    run_workers, workers,
 };
 use crate::ops::attention::op::Attention;
 use crate::tape::{CpuArgs, Target};
 use keel_cpu::matmul::{Rows, RowsMut, product};
 
-/// Floats of scratch memory of one lane: scores, the products' panel, and three numbers a query.
-fn lane_elements(geometry: &Geometry) -> usize {
+/// Floats of scratch memory of one worker: scores, the products' panel, and three numbers a query.
+fn worker_elements(geometry: &Geometry) -> usize {
     QUERIES * KEYS + panel_elements(geometry.heads.dim) + 3 * QUERIES
 }
 
 /// Bytes of scratch memory for [`forward`].
 pub(in crate::ops::attention) fn forward_workspace(geometry: &Geometry, target: Target) -> usize {
     let items = geometry.batch * geometry.heads.query;
-    lanes(items, target) * lane_elements(geometry) * size_of::<f32>()
+    workers(items, target) * worker_elements(geometry) * size_of::<f32>()
 }
 
-/// The part of the outputs that one lane writes.
+/// The part of the outputs that one worker writes.
 struct Part<'a> {
     geometry: Geometry,
     share: Share,
@@ -48,6 +48,8 @@ impl Divide for Part<'_> {
             log_sum_exp,
         } = self;
         let tokens = geometry.query_tokens;
+        // The log-sum-exps lie by batch row and then by head, so either division cuts them in proportion; 0 where none
+        // are saved.
         let divided = log_sum_exp.len() * items
             / if batches.len() == 1 {
                 heads.len()
@@ -107,8 +109,8 @@ pub(in crate::ops::attention) fn forward(op: &Attention, args: CpuArgs<'_>) {
     if rows == 0 {
         return;
     }
-    let elements = lane_elements(&geometry);
-    run_lanes(whole, args.workspace, elements, &|part, scratch| {
+    let elements = worker_elements(&geometry);
+    run_workers(whole, args.workspace, elements, &|part, scratch| {
         part.compute(&sources, scratch);
     });
 }
@@ -148,6 +150,8 @@ fn one_head(
     let (largest, rest) = rest.split_at_mut(QUERIES);
     let (sums, rest) = rest.split_at_mut(QUERIES);
     let (factors, panel) = rest.split_at_mut(QUERIES);
+    // A block of queries sees all its keys before the next begins: its scores, sums and output stay in cache, and no
+    // [T, T] matrix is ever made.
     for queries in query_blocks(geometry.query_tokens) {
         let (first, count) = (queries.start, queries.len());
         largest.fill(f32::NEG_INFINITY);
@@ -158,6 +162,7 @@ fn one_head(
             let (from, width) = (keys.start, keys.len());
             let to = RowsMut::strided(scores, count, width, KEYS);
             let (q, k) = (query.part(first, count), key.part(from, width));
+            // The scale goes into the product: it would cost a pass over the scores otherwise.
             product(scale, q, k.transposed(), 0.0, to, panel);
             let block = Block {
                 geometry,
@@ -173,6 +178,8 @@ fn one_head(
                 factors,
             }
             .run();
+            // The output so far is brought to the new maximum before the block is added to it, row by row and only
+            // where the maximum moved; the product then adds on the way out.
             let beta = if is_first { 0.0 } else { 1.0 };
             if !is_first {
                 for (row, factor) in factors[..count].iter().enumerate() {
@@ -186,17 +193,20 @@ fn one_head(
             product(1.0, p, v, beta, output.reborrow(), panel);
             is_first = false;
         });
+        // Divided by the sum once at the end and not in each block: the sum is known only now.
         for row in 0..count {
             let sum = sums[row];
-            match (is_first, sum > 0.0) {
-                (false, true) => scale_row(output.row(row), 1.0 / sum),
-                _ => output.row(row).fill(0.0),
+            if !is_first && sum > 0.0 {
+                scale_row(output.row(row), 1.0 / sum);
+            } else {
+                output.row(row).fill(0.0);
             }
             if let Some(log_sum_exp) = &mut log_sum_exp {
-                log_sum_exp[first + row] = match sum > 0.0 {
-                    true => largest[row] + sum.ln(),
-                    // Of padding: finite, so that a probability of 0 stays one.
-                    false => 0.0,
+                // Of padding 0: finite, so that a probability of 0 stays one.
+                log_sum_exp[first + row] = if sum > 0.0 {
+                    largest[row] + sum.ln()
+                } else {
+                    0.0
                 };
             }
         }

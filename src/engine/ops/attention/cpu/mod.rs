@@ -1,8 +1,8 @@
 //! Attention on the processor: one head of one batch row after another, in blocks whose scores stay in cache.
 //!
-//! The batch rows and heads are split among a few lanes, each with scratch memory of its own. A head's result does not
-//! depend on the lane it falls to, so neither do the bits on the number of lanes or threads. Lanes are made of whole
-//! batch rows where there are enough, and of heads within a batch row otherwise; a gradient's lanes of the heads that
+//! The batch rows and heads are split among a few workers, each with scratch memory of its own. A head's result does not
+//! depend on the worker it falls to, so neither do the bits on the number of workers or threads. Workers get whole
+//! batch rows where there are enough, and heads within a batch row otherwise; those of a gradient get the heads that
 //! share a key head.
 //!
 //! What needs an order of its own is in [`forward`] and [`backward`]; [`block`] has the arithmetic on a block of scores.
@@ -26,10 +26,10 @@ const QUERIES: usize = 64;
 /// Keys of a block: with 64 queries, the scores take 32 KiB.
 const KEYS: usize = 128;
 
-/// Lanes for each thread: enough to even out what the masks take away.
-const LANES_PER_THREAD: usize = 4;
+/// Workers for each thread: enough to even out what the masks take away.
+const WORKERS_PER_THREAD: usize = 4;
 
-/// What lies under one lane: the batch rows and heads (query heads forward, key heads backward).
+/// What one worker does: the batch rows and heads (query heads forward, key heads backward).
 #[derive(Clone, Debug)]
 struct Share {
     batches: Range<usize>,
@@ -108,6 +108,9 @@ fn for_each_block(
     let limit = geometry.limit(queries.end - 1);
     for first in (0..limit).step_by(KEYS) {
         let keys = first..limit.min(first + KEYS);
+        // Packed rows hold several short samples: most blocks off the diagonal are of two different ones, and skipping
+        // them is what packing gains here. By ranges of segments, which may let a block pass that needs no computing:
+        // it is masked then.
         if !segments.is_some_and(|s| are_apart(&s[queries.clone()], &s[keys.clone()])) {
             visit(keys);
         }
@@ -133,20 +136,20 @@ fn query_blocks(tokens: usize) -> impl Iterator<Item = Range<usize>> {
         .map(move |first| first..tokens.min(first + QUERIES))
 }
 
-/// Floats of scratch memory for the products of one lane.
+/// Floats of scratch memory for the products of one worker.
 fn panel_elements(dim: usize) -> usize {
     product_workspace(dim, KEYS).max(product_workspace(KEYS, dim))
 }
 
-/// Lanes to split `items` among.
-fn lanes(items: usize, target: Target) -> usize {
+/// Workers to split `items` among.
+fn workers(items: usize, target: Target) -> usize {
     match target {
-        Target::Cpu { threads } => (threads * LANES_PER_THREAD).min(items).max(1),
+        Target::Cpu { threads } => (threads * WORKERS_PER_THREAD).min(items).max(1),
         _ => 0,
     }
 }
 
-/// A tree of lanes over what [`Divide`] can halve.
+/// Work that can be divided among workers.
 trait Divide: Sized + Send {
     /// Batch rows or heads it can be divided into.
     fn items(&self) -> usize;
@@ -154,25 +157,32 @@ trait Divide: Sized + Send {
     fn divide(self, items: usize) -> (Self, Self);
 }
 
-/// Runs `body` on the parts of `whole`, each with scratch memory of `elements` floats, on as many lanes as `scratch`
+/// Runs `body` on the parts of `whole`, each with scratch memory of `elements` floats, by as many workers as `scratch`
 /// has room for.
-fn run_lanes<D: Divide>(
+fn run_workers<D: Divide>(
     whole: D,
     scratch: &mut [f32],
     elements: usize,
     body: &(impl Fn(D, &mut [f32]) + Sync),
 ) {
-    let lanes = scratch.len() / elements;
+    assert!(
+        scratch.len() >= elements,
+        "scratch memory of {} floats, and a worker needs {elements}",
+        scratch.len()
+    );
+    let workers = scratch.len() / elements;
     let items = whole.items();
-    if lanes <= 1 || items <= 1 {
+    if workers <= 1 || items <= 1 {
         return body(whole, &mut scratch[..elements]);
     }
+    // Halved again and again, with the scratch memory in proportion, instead of a list of parts: lists would have to be
+    // allocated, and no step allocates.
     let first = (items / 2).max(1);
     let (left, right) = whole.divide(first);
-    let lanes = (lanes * first / items).max(1);
-    let (left_scratch, right_scratch) = scratch.split_at_mut(lanes * elements);
+    let workers = (workers * first / items).max(1);
+    let (left_scratch, right_scratch) = scratch.split_at_mut(workers * elements);
     rayon::join(
-        || run_lanes(left, left_scratch, elements, body),
-        || run_lanes(right, right_scratch, elements, body),
+        || run_workers(left, left_scratch, elements, body),
+        || run_workers(right, right_scratch, elements, body),
     );
 }
