@@ -1,22 +1,67 @@
-// Contrastive losses between N images u and N texts v [N,E]: InfoNCE and sigmoid, in strips of rows of S = e^a·u·vᵀ + b.
+// Contrastive losses between N images u and N texts v [N,E]: InfoNCE and sigmoid, in blocks of rows of S = e^a·u·vᵀ + b.
 //
-// Forward makes S once and keeps log-sums of rows and columns (InfoNCE) or one sum (sigmoid). Backward makes each strip of S
-// once more, writes the strip's gradient e^a·G to the workspace, and multiplies it with v for ∂u and, transposed, with u for
-// ∂v, which grows from strip to strip in f32 (linear_backward_weight of linear.cu). That is four products of 2·N²·E flop in
-// all, and memory for one strip of at most a few thousand rows, never for N².
+// Forward makes S once and keeps log-sums of rows and columns (InfoNCE) or one sum (sigmoid). Backward makes each row block of S
+// once more, writes its gradient e^a·G to the workspace, and multiplies it with v for ∂u and, transposed, with u for ∂v, which
+// grows from block to block in f32 (linear_backward_weight of linear.cu). That is four products of 2·N²·E flop in all, and
+// memory for one block of at most a few thousand rows, never for N².
 //
 // Where some rows are text without an image, `pairs` i32 [1] says how many rows M, the first ones, are pairs: the loss is that
 // of the first M of both sides, and the gradients of all other rows are 0. Without it (null) all N are. Tiles beyond M are
 // computed like the others and left out of every sum: what a grid covers is fixed when a program is made, M is not.
+//
+// Where images or texts of a batch are equal, `images` and `texts` i32 [N] number those that are: a score off the diagonal
+// whose rows agree in either number, and not by 0, is masked. It is −∞ to the log-sums, adds nothing to the sigmoid sum, and
+// has no gradient. Numbers are compared in the tile, so that no mask is stored. Without them (null) nothing is masked.
 #include "activation.cuh"
 #include "scores.cuh"
 
 // How many of N rows are pairs.
 DEVICE int pairs_of(const int* pairs, int n) { return pairs ? min(max(pairs[0], 0), n) : n; }
 
-// The strip [first_row, first_row + rows) of S as operands.
+// Which images and which texts are equal.
+struct Identities {
+    const int* images;
+    const int* texts;
+};
+// One row's numbers. Most rows of most batches are like no other, and need no comparisons.
+struct Identity {
+    int image, text;
+    DEVICE_MEMBER bool is_shared() const { return (image | text) != 0; }
+};
+DEVICE Identity identity_of(Identities all, int row) {
+    if (!all.images) return {0, 0};
+    return {all.images[row], all.texts[row]};
+}
+// Whether rows of these numbers are equal in one of them; for rows that are not the same one.
+DEVICE bool are_equal(Identity a, Identity b) { return (a.image != 0 && a.image == b.image) || (a.text != 0 && a.text == b.text); }
+
+// Sets the masked scores of a tile to −∞. A pass of its own, over registers, because the sums read a tile twice.
+template <class Shape>
+DEVICE void mask_equal(Accumulators<Shape>& scores, Identities identities, ProductPlace place, int n, int first_row, int rows) {
+    if (!identities.images) return;
+    UNROLL
+    for (int i = 0; i < Shape::kFragmentsM; ++i) {
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            const int row = place.m + warp_row<Shape>() + i * kFragmentRows + accumulator_row(2 * half);
+            const Identity own = row < rows ? identity_of(identities, first_row + row) : Identity{0, 0};
+            if (!own.is_shared()) continue;
+            UNROLL
+            for (int j = 0; j < Shape::kFragmentsN; ++j) {
+                UNROLL
+                for (int e = 0; e < 2; ++e) {
+                    const int column = place.n + warp_column<Shape>() + j * kFragmentColumns + accumulator_column(e);
+                    const bool is_other = column < n && column != first_row + row;
+                    if (is_other && are_equal(own, identity_of(identities, column))) scores[i][j][2 * half + e] = -INFINITY;
+                }
+            }
+        }
+    }
+}
+
+// The rows [first_row, first_row + rows) of S as operands.
 template <class T>
-DEVICE RowsOperand<T> strip_of(const T* x, int e, int first_row, int rows) {
+DEVICE RowsOperand<T> rows_of(const T* x, int e, int first_row, int rows) {
     return {matrix(x + int64_t(first_row) * e, rows, e)};
 }
 // A tile of u·vᵀ in the accumulators.
@@ -24,7 +69,7 @@ template <class T>
 DEVICE void similarities(Accumulators<ScoreShape<T>>& acc, ScoreStorage<T>& storage, const T* u, const T* v, ProductPlace place,
                          int n, int e, int first_row, int rows) {
     using Shape = ScoreShape<T>;
-    product_sums<Shape>(acc, storage, strip_of(u, e, first_row, rows), strip_of(v, e, 0, n), place, 0,
+    product_sums<Shape>(acc, storage, rows_of(u, e, first_row, rows), rows_of(v, e, 0, n), place, 0,
                         (e + Shape::kTileK - 1) / Shape::kTileK, NothingBesides{});
 }
 
@@ -35,12 +80,12 @@ struct InfoNceStorage {
     ColumnLogSums<ScoreShape<T>> columns;
 };
 
-// contrastive_loss_info_nce_forward: log-sums of the rows and columns of each tile of a strip of S, and the diagonal of S.
-// Math     : S = e^a·u·vᵀ     row_part(i, tile) = log-sum of S(i, tile's columns)     column_part(tile, j) likewise
-// Tensors  : u, v elem [N,E] | log_scale f32 [1] | pairs i32 [1] or null
+// contrastive_loss_info_nce_forward: log-sums of the rows and columns of each tile of a row block of S, and the diagonal of S.
+// Math     : S = e^a·u·vᵀ, −∞ where masked     row_part(i, tile) = log-sum of S(i, tile's columns)     column_part(tile, j) likewise
+// Tensors  : u, v elem [N,E] | log_scale f32 [1] | pairs i32 [1] or null | images, texts i32 [N] or null
 //            row_part f32 [rows, ⌈N/128⌉, 2] | column_part f32 [⌈rows/128⌉, N, 2]
-//            own f32 [N], of which those of the strip are written
-// Grid     : tiles of the strip, 128×128      Block: bf16 128 threads, f32 256
+//            own f32 [N], of which those of the block are written
+// Grid     : tiles of the row block, 128×128      Block: bf16 128 threads, f32 256
 // Smem     : bf16 84 KB, f32 78 KB
 // Work     : 2·rows·N·E flop and two exponentials an element; reads (rows + N)·E·e     bound: tensor cores from E of 128 on
 // Accuracy : products as linear_forward; log-sums in f32, relative to the largest score
@@ -49,7 +94,7 @@ struct InfoNceStorage {
 // Source   : Radford et al. 2021; the merge of log-sums is Milakov and Gimelshein 2018
 template <class T>
 DEVICE void info_nce_forward(float* row_part, float* column_part, float* own, const T* u, const T* v, const float* log_scale,
-                             const int* pairs, int n, int e, int first_row, int rows) {
+                             const int* pairs, Identities identities, int n, int e, int first_row, int rows) {
     using Shape = ScoreShape<T>;
     SHARED_STORAGE(InfoNceStorage<T>, storage);
     const ProductPlace place = product_place<Shape>(rows, n);
@@ -69,6 +114,7 @@ DEVICE void info_nce_forward(float* row_part, float* column_part, float* own, co
             }
         }
     }
+    mask_equal<Shape>(acc, identities, place, n, first_row, rows);
     const int m = pairs_of(pairs, n);
     row_log_sums(storage.rows, acc, m - place.n);
     column_log_sums(storage.columns, acc, min(rows, m - first_row) - place.m);
@@ -93,25 +139,28 @@ struct SumStorage {
     float partial[kValues][ScoreShape<T>::kThreads / kWarpLanes];
 };
 
-// contrastive_loss_sigmoid_forward: the sum of the losses of each tile of a strip.
-// Math     : S = e^a·u·vᵀ + b     part(tile) += Σ softplus(S) − Σ over the diagonal of S
-// Tensors  : u, v elem [N,E] | log_scale, bias f32 [1] | pairs i32 [1] or null | part f32 [blocks], added to unless is_first
-// Grid     : tiles of the strip      Block: as contrastive_loss_info_nce_forward
+// contrastive_loss_sigmoid_forward: the sum of the losses of each tile of a row block.
+// Math     : S = e^a·u·vᵀ + b     part(tile) += Σ softplus(S) − Σ over the diagonal of S, but for masked scores
+// Tensors  : u, v elem [N,E] | log_scale, bias f32 [1] | pairs i32 [1] or null | images, texts i32 [N] or null
+//            part f32 [blocks], added to unless is_first
+// Grid     : tiles of the row block      Block: as contrastive_loss_info_nce_forward
 // Smem     : bf16 80 KB, f32 72 KB
 // Work     : 2·rows·N·E flop, one exponential and one logarithm an element; reads (rows + N)·E·e     bound: tensor cores
 // Accuracy : f32 sums of at most 128 terms a thread, then a tree
 // Ragged   : any N, E
-// Order    : deterministic: a thread's elements, lanes, warps; strips ascending
+// Order    : deterministic: a thread's elements, lanes, warps; row blocks ascending
 // Source   : Zhai et al. 2023
 template <class T>
 DEVICE void sigmoid_forward(float* part, const T* u, const T* v, const float* log_scale, const float* bias, const int* pairs,
-                            int n, int e, int first_row, int rows, int is_first) {
+                            Identities identities, int n, int e, int first_row, int rows, int is_first) {
     using Shape = ScoreShape<T>;
     using Storage = SumStorage<T, 1>;
     SHARED_STORAGE(Storage, storage);
     const ProductPlace place = product_place<Shape>(rows, n);
     Accumulators<Shape> acc = {};
     similarities(acc, storage.product, u, v, place, n, e, first_row, rows);
+    // Before the scale, which may have underflowed to 0: 0·−∞ is no number.
+    mask_equal<Shape>(acc, identities, place, n, first_row, rows);
     const float scale = expf(log_scale[0]), shift = bias[0];
     const int m = pairs_of(pairs, n), last_row = min(rows, m - first_row);
     float sum[1] = {};
@@ -125,7 +174,7 @@ DEVICE void sigmoid_forward(float* part, const T* u, const T* v, const float* lo
                 const int column = place.n + warp_column<Shape>() + j * kFragmentColumns + accumulator_column(k);
                 const float score = scale * acc[i][j][k] + shift;
                 const float loss = fmaxf(score, 0.0f) + log1pf(expf(-fabsf(score)));
-                if (row < last_row && column < m) sum[0] += first_row + row == column ? loss - score : loss;
+                if (row < last_row && column < m && acc[i][j][k] != -INFINITY) sum[0] += first_row + row == column ? loss - score : loss;
             }
         }
     }
@@ -153,7 +202,7 @@ extern "C" __global__ void __launch_bounds__(kReduceThreads) contrastive_loss_ro
 }
 KERNEL(contrastive_loss_row_sums_f32, kReduceThreads)
 
-// contrastive_loss_column_sums: the log-sums of columns so far, and c(j) after the last strip.
+// contrastive_loss_column_sums: the log-sums of columns so far, and c(j) after the last row block.
 // Math     : state(j) = merge of state(j) (unless is_first) and part(tile, j) over tiles; out(j) = log of it if is_last,
 //            0 for columns that are no pairs
 // Tensors  : part f32 [tiles, N, 2] | state f32 [N, 2] | pairs i32 [1] or null | out f32 [N]
@@ -224,16 +273,17 @@ extern "C" __global__ void __launch_bounds__(kTotalThreads) contrastive_loss_tot
 }
 KERNEL(contrastive_loss_total_f32, kTotalThreads, TotalStorage)
 
-// contrastive_loss_<info_nce|sigmoid>_backward: the gradient of a strip of u·vᵀ, and the strip's share of those of the scale and the bias.
+// contrastive_loss_<info_nce|sigmoid>_backward: the gradient of a row block of u·vᵀ, and its share of those of the scale and the bias.
 // Math     : G = ∂L/∂S     InfoNCE (e^(S − r) + e^(S − c) − 2δ)·dL/2M     sigmoid (σ(S) − δ)·dL/M, 0 outside the pairs
+//            and where masked
 //            gradient = e^a·G     scale_part(tile) += Σ G·e^a·u·vᵀ     bias_part(tile) += Σ G
 // Tensors  : u, v elem [N,E] | log_scale, bias, dloss f32 [1] | row, column f32 [N]: InfoNCE, else null; bias: sigmoid, else null
-//            pairs i32 [1] or null
+//            pairs i32 [1] or null | images, texts i32 [N] or null
 //            gradient elem [rows,N] | scale_part, bias_part f32 [blocks], added to unless is_first; bias_part may be null
-// Grid     : tiles of the strip      Block: as contrastive_loss_info_nce_forward
+// Grid     : tiles of the row block      Block: as contrastive_loss_info_nce_forward
 // Smem     : bf16 80 KB, f32 72 KB
 // Work     : 2·rows·N·E flop, two exponentials an element; reads (rows + N)·E·e, writes rows·N·e     bound: tensor cores from E of
-//            about 256 on, the strip's traffic below
+//            about 256 on, the block's traffic below
 // Accuracy : S has the bits of the forward pass; G in f32, rounded once to elem
 // Ragged   : any N, E
 // Order    : deterministic, as the forward pass
@@ -241,7 +291,7 @@ KERNEL(contrastive_loss_total_f32, kTotalThreads, TotalStorage)
 template <class T, bool kIsSigmoid>
 DEVICE void contrastive_backward(T* gradient, float* scale_part, float* bias_part, const T* u, const T* v, const float* log_scale,
                                  const float* bias, const float* row_sums, const float* column_sums, const float* dloss,
-                                 const int* pairs, int n, int e, int first_row, int rows, int is_first) {
+                                 const int* pairs, Identities identities, int n, int e, int first_row, int rows, int is_first) {
     using Shape = ScoreShape<T>;
     using Storage = SumStorage<T, 2>;
     SHARED_STORAGE(Storage, storage);
@@ -252,15 +302,17 @@ DEVICE void contrastive_backward(T* gradient, float* scale_part, float* bias_par
     const bool vectors = has_vectors(gradient, n);
     float sums[2] = {};  // of the scale and of the bias
     product<kWidth, Shape>(
-        storage.product, strip_of(u, e, first_row, rows), strip_of(v, e, 0, n), product_place<Shape>(rows, n), rows, n, 0,
+        storage.product, rows_of(u, e, first_row, rows), rows_of(v, e, 0, n), product_place<Shape>(rows, n), rows, n, 0,
         (e + Shape::kTileK - 1) / Shape::kTileK, NothingBesides{}, [&](int row, int column, float (&values)[kWidth]) {
             const float row_sum = kIsSigmoid ? 0.0f : row_sums[first_row + row];
+            const Identity own = identity_of(identities, first_row + row);
             UNROLL
             for (int i = 0; i < kWidth; ++i) {
                 const float dot = scale * values[i];
                 const bool is_own = first_row + row == column + i;
                 values[i] = 0.0f;
                 if (column + i >= m || first_row + row >= m) continue;
+                if (own.is_shared() && !is_own && are_equal(own, identity_of(identities, column + i))) continue;
                 float change;
                 if constexpr (kIsSigmoid)
                     change = factor * (sigmoid(dot + shift) - (is_own ? 1.0f : 0.0f));
@@ -282,35 +334,37 @@ DEVICE void contrastive_backward(T* gradient, float* scale_part, float* bias_par
 #define CONTRASTIVE_SCORES(T, suffix) \
     extern "C" __global__ void PRODUCT_BOUNDS(ScoreShape<T>) contrastive_loss_info_nce_forward##suffix( \
         float* row_part, float* column_part, float* own, const T* u, const T* v, const float* log_scale, const int* pairs, \
-        int n, int e, int first_row, int rows) { \
-        info_nce_forward(row_part, column_part, own, u, v, log_scale, pairs, n, e, first_row, rows); \
+        const int* images, const int* texts, int n, int e, int first_row, int rows) { \
+        info_nce_forward(row_part, column_part, own, u, v, log_scale, pairs, Identities{images, texts}, n, e, first_row, rows); \
     } \
     KERNEL(contrastive_loss_info_nce_forward##suffix, ScoreShape<T>::kThreads, InfoNceStorage<T>) \
     extern "C" __global__ void PRODUCT_BOUNDS(ScoreShape<T>) contrastive_loss_sigmoid_forward##suffix( \
-        float* part, const T* u, const T* v, const float* log_scale, const float* bias, const int* pairs, int n, int e, \
-        int first_row, int rows, int is_first) { \
-        sigmoid_forward(part, u, v, log_scale, bias, pairs, n, e, first_row, rows, is_first); \
+        float* part, const T* u, const T* v, const float* log_scale, const float* bias, const int* pairs, const int* images, \
+        const int* texts, int n, int e, int first_row, int rows, int is_first) { \
+        sigmoid_forward(part, u, v, log_scale, bias, pairs, Identities{images, texts}, n, e, first_row, rows, is_first); \
     } \
     KERNEL(contrastive_loss_sigmoid_forward##suffix, ScoreShape<T>::kThreads, SumStorage<T, 1>) \
     extern "C" __global__ void PRODUCT_BOUNDS(ScoreShape<T>) contrastive_loss_info_nce_backward##suffix( \
         T* gradient, float* scale_part, const T* u, const T* v, const float* log_scale, const float* row, const float* column, \
-        const float* dloss, const int* pairs, int n, int e, int first_row, int rows, int is_first) { \
-        contrastive_backward<T, false>(gradient, scale_part, nullptr, u, v, log_scale, nullptr, row, column, dloss, pairs, n, e, \
-                                       first_row, rows, is_first); \
+        const float* dloss, const int* pairs, const int* images, const int* texts, int n, int e, int first_row, int rows, \
+        int is_first) { \
+        contrastive_backward<T, false>(gradient, scale_part, nullptr, u, v, log_scale, nullptr, row, column, dloss, pairs, \
+                                       Identities{images, texts}, n, e, first_row, rows, is_first); \
     } \
     KERNEL(contrastive_loss_info_nce_backward##suffix, ScoreShape<T>::kThreads, SumStorage<T, 2>) \
     extern "C" __global__ void PRODUCT_BOUNDS(ScoreShape<T>) contrastive_loss_sigmoid_backward##suffix( \
         T* gradient, float* scale_part, float* bias_part, const T* u, const T* v, const float* log_scale, const float* bias, \
-        const float* dloss, const int* pairs, int n, int e, int first_row, int rows, int is_first) { \
-        contrastive_backward<T, true>(gradient, scale_part, bias_part, u, v, log_scale, bias, nullptr, nullptr, dloss, pairs, n, \
-                                      e, first_row, rows, is_first); \
+        const float* dloss, const int* pairs, const int* images, const int* texts, int n, int e, int first_row, int rows, \
+        int is_first) { \
+        contrastive_backward<T, true>(gradient, scale_part, bias_part, u, v, log_scale, bias, nullptr, nullptr, dloss, pairs, \
+                                      Identities{images, texts}, n, e, first_row, rows, is_first); \
     } \
     KERNEL(contrastive_loss_sigmoid_backward##suffix, ScoreShape<T>::kThreads, SumStorage<T, 2>)
 
 CONTRASTIVE_SCORES(float, _f32)
 CONTRASTIVE_SCORES(bf16, _bf16)
 
-// contrastive_loss_product: parts of ∂u of a strip, whose long sum over N is split over blocks.
+// contrastive_loss_product: parts of ∂u of a row block, whose long sum over N is split over blocks.
 // Math     : part(split) = gradient(·, split's columns)·v(split's rows, ·)
 // Tensors  : gradient elem [rows,N] | v elem [N,E] | part f32 [splits,rows,E]
 // Grid     : (tiles of [rows,E], 1, splits)      Block: as linear_backward_input

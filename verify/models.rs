@@ -13,7 +13,7 @@ use keel::model::{
     Alignment, ContrastivePair, ModelConfig, Objectives, Scope, embed_tokens, language_head,
     language_trunk, record_objectives, text_tower, vision_tower,
 };
-use keel::ops::{self, Contrastive};
+use keel::ops::{self, Contrastive, ContrastiveMask};
 use keel::tape::{Init, Tape, Value};
 use keel::tensor::TensorType;
 
@@ -248,7 +248,13 @@ fn the_infonce_pair_of_towers_agrees_with_pytorch() {
         let text = project(tape, "text", text)?;
         let log_scale = scope.plain(tape, "log_scale", [1], Init::Constant(0.0))?;
         let kind = Contrastive::InfoNce;
-        let loss = ops::contrastive_loss(tape, [image, text, log_scale], None, None, kind)?;
+        let loss = ops::contrastive_loss(
+            tape,
+            [image, text, log_scale],
+            None,
+            ContrastiveMask::default(),
+            kind,
+        )?;
         Ok(Recorded::Loss(loss))
     };
     Model::new(&golden, record)

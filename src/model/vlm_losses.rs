@@ -9,7 +9,7 @@ use super::vision::{patch_tokens, vision_tower};
 use super::{Alignment, ModelConfig, Scope};
 use keel_base::error::{Error, Result};
 use keel_data::batch::BatchShape;
-use keel_engine::ops::{self, Contrastive};
+use keel_engine::ops::{self, Contrastive, ContrastiveMask};
 use keel_engine::tape::{Init, Tape, Value};
 use keel_engine::tensor::TensorType;
 
@@ -44,7 +44,7 @@ pub struct Objectives {
     pub kind: Contrastive,
     /// Its text side.
     pub pair: ContrastivePair,
-    /// Whether a batch may hold samples without an image, which have no part in the contrast.
+    /// Whether a batch may hold samples without an image, which have no part in the contrastive loss.
     pub holds_text_alone: bool,
 }
 
@@ -272,8 +272,12 @@ fn record_contrastive(
         let pairs = objectives
             .holds_text_alone
             .then(|| tape.input(ModelInput::Pairs, count));
+        let mask = ContrastiveMask {
+            pairs,
+            identities: None,
+        };
         let features = [image, text, log_scale];
-        ops::contrastive_loss(tape, features, bias, pairs, objectives.kind)
+        ops::contrastive_loss(tape, features, bias, mask, objectives.kind)
     })
 }
 

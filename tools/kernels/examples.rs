@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use keel_base::error::Result;
 use keel_engine::ops::{
-    self, Activation, Contrastive, Heads, Mask, ParameterGroups, Positions, UpdateOptions,
+    self, Activation, Contrastive, ContrastiveMask, Heads, Mask, ParameterGroups, Positions,
+    UpdateOptions,
 };
 use keel_engine::tape::{Init, ParameterLayout, ParameterSpec, Tape, Value};
 use keel_engine::tensor::{DType, Shape, TensorType};
@@ -350,7 +351,11 @@ fn contrastive(sizes: &Sizes) -> Vec<Example> {
             format!("N{pairs} E{shared}"),
             true,
             vec![f32s([pairs, shared]), f32s([pairs, shared]), f32s([1])],
-            |t, v| ops::contrastive_loss(t, [v[0], v[1], v[2]], None, None, Contrastive::InfoNce),
+            |t, v| {
+                let features = [v[0], v[1], v[2]];
+                let mask = ContrastiveMask::default();
+                ops::contrastive_loss(t, features, None, mask, Contrastive::InfoNce)
+            },
         ),
     ]
 }

@@ -26,6 +26,9 @@ fn info_nce(emulator: &Emulator, element: Element, options: &Options<'_>) -> Res
         Argument::whole(&u),
         Argument::whole(&v),
         Argument::whole(&scale),
+        // Neither a number of pairs nor identities.
+        Argument::Null,
+        Argument::Null,
         Argument::Null,
         n,
         e,
@@ -55,6 +58,9 @@ fn sigmoid(emulator: &Emulator, element: Element, options: &Options<'_>) -> Resu
         Argument::whole(&v),
         Argument::whole(&scale),
         Argument::whole(&bias),
+        // Neither a number of pairs nor identities.
+        Argument::Null,
+        Argument::Null,
         Argument::Null,
         n,
         e,

@@ -11,7 +11,8 @@ use keel::executor::resolved::resolve;
 use keel::executor::simt::Options;
 use keel::executor::{Executor, SimtExecutor};
 use keel::ops::{
-    self, Activation, Contrastive, Heads, Mask, ParameterGroups, Positions, UpdateOptions,
+    self, Activation, Contrastive, ContrastiveMask, Heads, Mask, ParameterGroups, Positions,
+    UpdateOptions,
 };
 use keel::program::{CompileOptions, Program};
 use keel::tape::{Add, Copy, Fill, Init, ParameterLayout, ParameterSpec, Tape, Target, Value};
@@ -94,11 +95,18 @@ fn patch_embed(t: &mut Inputs<'_>, images: usize, width: usize) -> Result<Value>
     ops::patch_embed(t.0, images, w, Some(b), Some(position), 4)
 }
 
-fn contrastive(t: &mut Inputs<'_>, kind: Contrastive, counts_pairs: bool) -> Result<Value> {
+fn contrastive(t: &mut Inputs<'_>, kind: Contrastive, is_masked: bool) -> Result<Value> {
     let features = [t.x([5, 12]), t.x([5, 12]), t.x([1])];
     let bias = (kind == Contrastive::Sigmoid).then(|| t.x([1]));
-    let pairs = counts_pairs.then(|| t.integers([1]));
-    ops::contrastive_loss(t.0, features, bias, pairs, kind)
+    let mask = if is_masked {
+        ContrastiveMask {
+            pairs: Some(t.integers([1])),
+            identities: Some([t.integers([5]), t.integers([5])]),
+        }
+    } else {
+        ContrastiveMask::default()
+    };
+    ops::contrastive_loss(t.0, features, bias, mask, kind)
 }
 
 /// What to run, smallest shapes first.
@@ -187,10 +195,10 @@ const PROGRAMS: &[(&str, Record)] = &[
     ("contrastive_loss, sigmoid", |t| {
         contrastive(t, Contrastive::Sigmoid, false)
     }),
-    ("contrastive_loss of the first, InfoNCE", |t| {
+    ("contrastive_loss of some, InfoNCE", |t| {
         contrastive(t, Contrastive::InfoNce, true)
     }),
-    ("contrastive_loss of the first, sigmoid", |t| {
+    ("contrastive_loss of some, sigmoid", |t| {
         contrastive(t, Contrastive::Sigmoid, true)
     }),
     ("linear_cross_entropy", |t| {

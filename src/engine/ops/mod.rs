@@ -34,7 +34,9 @@ pub use adamw::{
 };
 pub use attention::{Heads, Mask, attention, cross_attention};
 pub use cast::cast;
-pub use contrastive_loss::{Contrastive, contrastive_loss, contrastive_loss_in_strips};
+pub use contrastive_loss::{
+    Contrastive, ContrastiveMask, contrastive_loss, contrastive_loss_in_row_blocks,
+};
 pub use embedding::embedding;
 pub use l2_normalize::l2_normalize;
 pub use linear::{Activation, linear, linear_activation, linear_layer_scale, linear_residual};

@@ -1,8 +1,9 @@
 //! The gradients of both features, of the scale and of the bias.
 
 use super::launches::Problem;
+use super::mask::{MaskInputs, MaskPlaces};
 use super::sweep::{Sweep, workspace_bytes};
-use super::{Contrastive, infer_features, pairs_of, similarities};
+use super::{Contrastive, infer_features, scores};
 use crate::launch::Launch;
 use crate::ops::special::dot;
 use crate::tape::{
@@ -12,11 +13,12 @@ use crate::tensor::TensorType;
 use keel_base::error::Result;
 use keel_cpu::matmul::{Rows, RowsMut, product};
 
-/// Inputs: u, v, log_scale; r and c (InfoNCE) or the bias; dL; the number of pairs, where it is one.
+/// Inputs: u, v, log_scale; r and c (InfoNCE) or the bias; dL; those of the mask.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ContrastiveLossBackward {
     pub kind: Contrastive,
-    pub strip_rows: usize,
+    pub mask: MaskInputs,
+    pub block_rows: usize,
 }
 
 impl ContrastiveLossBackward {
@@ -24,9 +26,98 @@ impl ContrastiveLossBackward {
         self.kind == Contrastive::Sigmoid
     }
 
-    /// The input dL; behind it comes the number of pairs.
+    /// The input dL; behind it come those of the mask.
     fn gradient_input(self) -> usize {
         if self.is_sigmoid() { 4 } else { 5 }
+    }
+
+    fn mask_places(self) -> MaskPlaces {
+        self.mask.behind(self.gradient_input() + 1)
+    }
+
+    fn problem(&self, inputs: &[TensorType]) -> Problem {
+        Problem::of(inputs, self.kind, self.mask, self.block_rows)
+    }
+}
+
+/// What the gradient of a tile of scores is made of on the processor.
+struct ScoreGradient<'a> {
+    sweep: &'a Sweep<'a>,
+    dloss: f32,
+    /// The log-sums of the rows and of the columns of S (InfoNCE); nothing in the sigmoid form.
+    log_sums: Option<[&'a [f32]; 2]>,
+}
+
+impl ScoreGradient<'_> {
+    /// dx = eᵃ G y, where G's rows belong to x and the log-sums are those of G's rows and columns.
+    fn features(&self, [x, y]: [&[f32]; 2], dx: &mut [f32], scratch: &mut [f32]) {
+        let e = self.sweep.e;
+        self.sweep.tiles(
+            x,
+            y,
+            dx,
+            e,
+            scratch,
+            |tile, columns, first_row, first, dx, scratch| {
+                self.of_tile(tile, columns, [first_row, first]);
+                let rows = dx.len() / e;
+                product(
+                    self.sweep.scale,
+                    Rows::new(tile, rows, columns),
+                    Rows::new(&y[first * e..], columns, e),
+                    1.0,
+                    RowsMut::new(dx, rows, e),
+                    scratch,
+                );
+            },
+        );
+    }
+
+    /// Turns a tile of S, whose first score is of row and column `first`, into that of G. A masked score is −∞, and becomes
+    /// 0 in both forms.
+    fn of_tile(&self, tile: &mut [f32], columns: usize, first: [usize; 2]) {
+        let n = self.sweep.n as f32;
+        for (row, tile) in tile.chunks_mut(columns).enumerate() {
+            let row = first[0] + row;
+            match self.log_sums {
+                Some([own, other]) => {
+                    let factor = self.dloss / (2.0 * n);
+                    for (s, other) in tile.iter_mut().zip(&other[first[1]..]) {
+                        *s = factor * ((*s - own[row]).exp() + (*s - other).exp());
+                    }
+                }
+                None => {
+                    let factor = self.dloss / n;
+                    for s in tile.iter_mut() {
+                        *s = factor / (1.0 + (-*s).exp());
+                    }
+                }
+            }
+            if (first[1]..first[1] + columns).contains(&row) {
+                tile[row - first[1]] -= self.dloss / n;
+            }
+        }
+    }
+
+    /// ∂b = Σ G of the sigmoid form. From S once more, because ∂u and ∂v leave no G behind.
+    fn bias(&self, [u, v]: [&[f32]; 2], workspace: &mut [f32]) -> f64 {
+        let n = self.sweep.n;
+        let (sums, scratch) = workspace.split_at_mut(n);
+        self.sweep
+            .rows(u, v, sums, 1, scratch, |tile, row, first, sum| {
+                let sigmoids: f64 = tile
+                    .iter()
+                    .map(|s| 1.0 / (1.0 + f64::from(-*s).exp()))
+                    .sum();
+                let own = if (first..first + tile.len()).contains(&row) {
+                    1.0
+                } else {
+                    0.0
+                };
+                sum[0] += (sigmoids - own) as f32;
+            });
+        let sum: f64 = sums.iter().map(|x| f64::from(*x)).sum();
+        sum * f64::from(self.dloss) / n.max(1) as f64
     }
 }
 
@@ -36,7 +127,9 @@ impl Op for ContrastiveLossBackward {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        infer_features(inputs, self.kind)?;
+        let [n, _] = infer_features(inputs, self.kind)?;
+        self.mask
+            .infer(self.name(), &inputs[self.gradient_input() + 1..], n)?;
         let scalars = if self.is_sigmoid() { 2 } else { 1 };
         let mut outputs = vec![inputs[0], inputs[1]];
         outputs.extend(vec![TensorType::f32([1]); scalars]);
@@ -46,18 +139,17 @@ impl Op for ContrastiveLossBackward {
     fn reference(&self, args: ReferenceArgs<'_>) {
         let (u, v) = (args.inputs[0].float(), args.inputs[1].float());
         let (rows, e) = (args.inputs[0].shape.rows(), args.inputs[0].columns());
-        let last = self.gradient_input();
-        let count = args.inputs.get(last + 1);
-        let n = pairs_of(rows, count.map(|count| count.int()[0]));
+        let integers = |index: usize| args.inputs[index].int();
+        let n = self.mask_places().pairs(rows, integers);
+        let identities = self.mask_places().identities(integers);
         let scale = args.inputs[2].float()[0].exp();
-        let dloss = args.inputs[last].float()[0];
-        let sigmoid = self.is_sigmoid();
-        let bias = if sigmoid {
+        let dloss = args.inputs[self.gradient_input()].float()[0];
+        let bias = if self.is_sigmoid() {
             args.inputs[3].float()[0]
         } else {
             0.0
         };
-        let s = similarities(u, v, [n, e], scale, bias);
+        let s = scores([u, v], [n, e], [scale, bias], identities);
         let mut g = vec![0.0; n * n];
         for i in 0..n {
             for j in 0..n {
@@ -92,89 +184,48 @@ impl Op for ContrastiveLossBackward {
             args.outputs[1].float_mut()[i * e..][..e].copy_from_slice(&dv);
         }
         args.outputs[2].float_mut()[0] = dscale;
-        if sigmoid {
+        if self.is_sigmoid() {
             args.outputs[3].float_mut()[0] = g.iter().sum();
         }
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let (u, v) = (args.inputs.f32(0), args.inputs.f32(1));
+        let features = [args.inputs.f32(0), args.inputs.f32(1)];
         let shape = args.input_types[0].shape;
-        let last = self.gradient_input();
-        let count = (last + 1 < args.inputs.len()).then(|| args.inputs.i32(last + 1)[0]);
-        let (n, e) = (pairs_of(shape.rows(), count), shape.columns());
-        let dloss = args.inputs.f32(last)[0];
-        let sigmoid = self.is_sigmoid();
+        let integers = |index| args.inputs.i32(index);
         let sweep = Sweep {
-            n,
-            e,
+            n: self.mask_places().pairs(shape.rows(), integers),
+            e: shape.columns(),
             scale: args.inputs.f32(2)[0].exp(),
-            bias: if sigmoid { args.inputs.f32(3)[0] } else { 0.0 },
+            bias: if self.is_sigmoid() {
+                args.inputs.f32(3)[0]
+            } else {
+                0.0
+            },
+            identities: self.mask_places().identities(integers),
         };
-        // dx = eᵃ G y, where G's rows belong to x; `own` and `other` are the log-sums of rows and columns.
-        let gradient = |x: &[f32],
-                        y: &[f32],
-                        sums: Option<(&[f32], &[f32])>,
-                        dx: &mut [f32],
-                        scratch: &mut [f32]| {
-            let factor = dloss / if sigmoid { n as f32 } else { 2.0 * n as f32 };
-            sweep.tiles(
-                x,
-                y,
-                dx,
-                e,
-                scratch,
-                |tile, columns, first_row, first, dx, scratch| {
-                    for (row, tile) in tile.chunks_mut(columns).enumerate() {
-                        let row = first_row + row;
-                        match sums {
-                            Some((own, other)) => {
-                                for (s, other) in tile.iter_mut().zip(&other[first..]) {
-                                    *s = factor * ((*s - own[row]).exp() + (*s - other).exp());
-                                }
-                            }
-                            None => {
-                                for s in tile.iter_mut() {
-                                    *s = factor / (1.0 + (-*s).exp());
-                                }
-                            }
-                        }
-                        if (first..first + columns).contains(&row) {
-                            tile[row - first] -= dloss / n as f32;
-                        }
-                    }
-                    let rows = dx.len() / e;
-                    product(
-                        sweep.scale,
-                        Rows::new(tile, rows, columns),
-                        Rows::new(&y[first * e..], columns, e),
-                        1.0,
-                        RowsMut::new(dx, rows, e),
-                        scratch,
-                    );
-                },
-            );
+        let of_images = ScoreGradient {
+            sweep: &sweep,
+            dloss: args.inputs.f32(self.gradient_input())[0],
+            log_sums: (!self.is_sigmoid()).then(|| [args.inputs.f32(3), args.inputs.f32(4)]),
         };
-        let outputs = args.outputs.0;
-        let [Output::F32(du), Output::F32(dv), scalars @ ..] = outputs else {
+        // Of the texts, the rows of Gᵀ are the columns of G.
+        let of_texts = ScoreGradient {
+            log_sums: of_images.log_sums.map(|[row, column]| [column, row]),
+            ..of_images
+        };
+        let [Output::F32(du), Output::F32(dv), scalars @ ..] = args.outputs.0 else {
             unreachable!("infer makes f32 outputs")
         };
-        let (du, others) = du.split_at_mut(n * e);
-        others.fill(0.0);
-        let (dv, others) = dv.split_at_mut(n * e);
-        others.fill(0.0);
-        let sums = (!sigmoid).then(|| (args.inputs.f32(3), args.inputs.f32(4)));
-        gradient(u, v, sums, du, args.workspace);
-        gradient(
-            v,
-            u,
-            sums.map(|(row, column)| (column, row)),
-            dv,
-            args.workspace,
-        );
+        let ([u, v], pairs) = (features, sweep.n * sweep.e);
+        for (gradient, features, dx) in [(&of_images, [u, v], &mut *du), (&of_texts, [v, u], dv)] {
+            let (dx, others) = dx.split_at_mut(pairs);
+            others.fill(0.0);
+            gradient.features(features, dx, args.workspace);
+        }
         let dscale: f64 = u
             .iter()
-            .zip(du.iter())
+            .zip(du[..pairs].iter())
             .map(|(u, d)| f64::from(*u) * f64::from(*d))
             .sum();
         let mut scalars = scalars.iter_mut();
@@ -184,22 +235,8 @@ impl Op for ContrastiveLossBackward {
             }
         };
         set(dscale);
-        if sigmoid {
-            let (sums, scratch) = args.workspace.split_at_mut(n);
-            sweep.rows(u, v, sums, 1, scratch, |tile, row, first, sum| {
-                let sigmoids: f64 = tile
-                    .iter()
-                    .map(|s| 1.0 / (1.0 + f64::from(-*s).exp()))
-                    .sum();
-                let own = if (first..first + tile.len()).contains(&row) {
-                    1.0
-                } else {
-                    0.0
-                };
-                sum[0] += (sigmoids - own) as f32;
-            });
-            let sum: f64 = sums.iter().map(|x| f64::from(*x)).sum();
-            set(sum * f64::from(dloss) / n.max(1) as f64);
+        if self.is_sigmoid() {
+            set(of_images.bias(features, args.workspace));
         }
     }
 
@@ -221,7 +258,7 @@ impl Op for ContrastiveLossBackward {
         _: &[TensorType],
         _: CompileTarget,
     ) -> Result<Vec<Launch>> {
-        Problem::of(inputs, self.kind, self.strip_rows).backward_launches()
+        self.problem(inputs).backward_launches()
     }
 
     fn workspace(
@@ -231,7 +268,7 @@ impl Op for ContrastiveLossBackward {
         compile_target: CompileTarget,
     ) -> usize {
         match compile_target.target {
-            Target::Cuda => Problem::of(inputs, self.kind, self.strip_rows).backward_bytes(),
+            Target::Cuda => self.problem(inputs).backward_bytes(),
             _ => workspace_bytes(inputs, compile_target.target),
         }
     }

@@ -1,9 +1,10 @@
-//! The launches of `cuda/contrastive_loss.cu`: strips of rows of S, one after the other.
+//! The launches of `cuda/contrastive_loss.cu`: blocks of rows of S, one after the other.
 //!
 //! Forward makes S once, backward once more; ∂u and ∂v are a product each: 8·N²·E flops in all. The workspace holds one
-//! strip, so memory grows with N and not with N².
+//! block, so memory grows with N and not with N².
 
 use super::Contrastive;
+use super::mask::MaskInputs;
 use crate::launch::kernels::constants::linear::ELEMENTWISE_THREADS;
 use crate::launch::kernels::constants::product::LARGE_TILE as TILE;
 use crate::launch::kernels::constants::scores::{REDUCE_THREADS, REDUCE_WARPS};
@@ -12,33 +13,34 @@ use crate::ops::linear::tiles::{Tiling, size};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::Result;
 
-/// Scores of a strip, where N leaves room: 128 MiB of bf16.
-const STRIP_SCORES: usize = 1 << 26;
-/// The fewest rows of a strip where N leaves no room: each strip reads and writes all of ∂v once.
+/// Scores of a row block, where N leaves room: 128 MiB of bf16.
+const BLOCK_SCORES: usize = 1 << 26;
+/// The fewest rows of a block where N leaves no room: each block reads and writes all of ∂v once.
 const FEWEST_ROWS: usize = 1024;
-/// Rows of a strip, at most: as many as there is room for.
-pub(super) const STRIP_ROWS: usize = usize::MAX;
+/// Rows of a block, at most: as many as there is room for.
+pub(super) const BLOCK_ROWS: usize = usize::MAX;
 
 /// A run of rows of S.
 #[derive(Clone, Copy, Debug)]
-struct Strip {
+struct RowBlock {
     first: usize,
     rows: usize,
     is_first: bool,
     is_last: bool,
 }
 
-/// Strips of at most `height` rows: at least two for more than a tile of pairs, so that no N×N matrix is ever stored.
-fn strip_height(n: usize, most: usize) -> usize {
-    let room = (STRIP_SCORES / n).max(FEWEST_ROWS).min(most.max(TILE)) / TILE * TILE;
+/// Rows of each block but the last, `most` at most: at least two blocks for more than a tile of pairs, so that no N×N matrix
+/// is ever stored.
+fn block_height(n: usize, most: usize) -> usize {
+    let room = (BLOCK_SCORES / n).max(FEWEST_ROWS).min(most.max(TILE)) / TILE * TILE;
     room.min(n.div_ceil(2).next_multiple_of(TILE))
 }
 
-fn strips(n: usize, most: usize) -> impl Iterator<Item = Strip> {
-    let height = strip_height(n, most);
+fn row_blocks(n: usize, most: usize) -> impl Iterator<Item = RowBlock> {
+    let height = block_height(n, most);
     (0..n).step_by(height).map(move |first| {
         let rows = height.min(n - first);
-        Strip {
+        RowBlock {
             first,
             rows,
             is_first: first == 0,
@@ -54,9 +56,8 @@ pub(super) struct Problem {
     e: usize,
     dtype: DType,
     kind: Contrastive,
-    strip_rows: usize,
-    /// How many inputs there are; the last may be the number of pairs.
-    inputs: usize,
+    mask: MaskInputs,
+    block_rows: usize,
 }
 
 /// Hands out ranges of the workspace.
@@ -73,7 +74,7 @@ impl Layout {
     }
 }
 
-/// Where the forward pass keeps what it adds up. InfoNCE: log-sums of a strip's rows and columns by tile, of the columns so
+/// Where the forward pass keeps what it adds up. InfoNCE: log-sums of a block's rows and columns by tile, of the columns so
 /// far, and the diagonal of S. Sigmoid: `row_part` alone, one sum a block.
 struct Forward {
     row_part: Argument,
@@ -83,9 +84,9 @@ struct Forward {
     bytes: usize,
 }
 
-/// Where the backward pass keeps a strip's gradient, sums of blocks, and parts of products.
+/// Where the backward pass keeps a row block's gradient, sums of thread blocks, and parts of products.
 struct Gradients {
-    strip: Argument,
+    block: Argument,
     scale_part: Argument,
     bias_part: Argument,
     image_part: Argument,
@@ -96,41 +97,51 @@ struct Gradients {
 }
 
 impl Problem {
-    pub fn of(inputs: &[TensorType], kind: Contrastive, strip_rows: usize) -> Problem {
+    pub fn of(
+        inputs: &[TensorType],
+        kind: Contrastive,
+        mask: MaskInputs,
+        block_rows: usize,
+    ) -> Problem {
         Problem {
             n: inputs[0].shape.rows(),
             e: inputs[0].shape.columns(),
             dtype: inputs[0].dtype,
             kind,
-            strip_rows,
-            inputs: inputs.len(),
+            mask,
+            block_rows,
         }
     }
 
-    /// The number of pairs: the input at `index`, where it is one.
-    fn pairs(&self, index: usize) -> Argument {
-        match index < self.inputs {
-            true => Argument::input(index),
-            false => Argument::Null,
-        }
+    /// The number of pairs, the images' identities and the texts', behind an op's `own` inputs; null where there are none.
+    fn mask(&self, own: usize) -> [Argument; 3] {
+        let places = self.mask.behind(own);
+        let input = |index: Option<usize>| index.map_or(Argument::Null, Argument::input);
+        let [images, texts] = [0, 1].map(|side| input(places.identities.map(|of| of[side])));
+        [input(places.pairs), images, texts]
+    }
+
+    /// The number of pairs alone.
+    fn pairs(&self, own: usize) -> Argument {
+        self.mask(own)[0]
     }
 
     fn tiles(&self, rows: usize) -> usize {
         rows.div_ceil(TILE) * self.n.div_ceil(TILE)
     }
 
-    /// ∂u of a strip: its sum over N is long and its result small.
+    /// ∂u of a row block: its sum over N is long and its result small.
     fn image_tiling(&self, rows: usize) -> Tiling {
         Tiling::split([rows, self.e, self.n], self.dtype)
     }
 
-    /// ∂v of a strip.
+    /// ∂v of a row block.
     fn text_tiling(&self, rows: usize) -> Tiling {
         Tiling::split([self.n, self.e, rows], self.dtype)
     }
 
     fn forward(&self) -> Forward {
-        let height = strip_height(self.n, self.strip_rows);
+        let height = block_height(self.n, self.block_rows);
         let mut layout = Layout::default();
         let mut floats = |elements| layout.take(elements, DType::F32);
         let (row_part, column_part, state, own) = match self.kind {
@@ -152,9 +163,11 @@ impl Problem {
     }
 
     fn gradients(&self) -> Gradients {
-        let height = strip_height(self.n, self.strip_rows);
+        let height = block_height(self.n, self.block_rows);
         let most = |part: &dyn Fn(usize) -> usize| {
-            strips(self.n, self.strip_rows).map(|s| part(s.rows)).max()
+            row_blocks(self.n, self.block_rows)
+                .map(|block| part(block.rows))
+                .max()
         };
         let image = most(&|rows| self.image_tiling(rows).splits * rows).unwrap_or(0);
         let text = most(&|rows| match self.text_tiling(rows).splits {
@@ -167,10 +180,10 @@ impl Problem {
             _ => self.n,
         };
         let mut layout = Layout::default();
-        let strip = layout.take(height * self.n, self.dtype);
+        let block = layout.take(height * self.n, self.dtype);
         let mut floats = |elements| layout.take(elements, DType::F32);
         Gradients {
-            strip,
+            block,
             scale_part: floats(self.tiles(height)),
             bias_part: floats(self.tiles(height)),
             image_part: floats(image * self.e),
@@ -190,77 +203,78 @@ impl Problem {
         self.gradients().bytes
     }
 
-    /// n, e, the strip's first row and its rows.
-    fn sizes(&self, kernel: &KernelEntry, strip: Strip) -> Result<[Argument; 4]> {
+    /// n, e, the block's first row and its rows.
+    fn sizes(&self, kernel: &KernelEntry, block: RowBlock) -> Result<[Argument; 4]> {
         Ok([
             size(kernel, "the number of pairs", self.n)?,
             size(kernel, "the width", self.e)?,
-            size(kernel, "the first row", strip.first)?,
-            size(kernel, "the number of rows", strip.rows)?,
+            size(kernel, "the first row", block.first)?,
+            size(kernel, "the number of rows", block.rows)?,
         ])
     }
 
-    /// The launches of the loss: inputs u, v, log_scale, then the bias of the sigmoid form, then the number of pairs.
+    /// The launches of the loss: inputs u, v, log_scale, then the bias of the sigmoid form, then those of the mask.
     pub fn forward_launches(&self) -> Result<Vec<Launch>> {
         let input = Argument::input;
-        let pairs = self.pairs(self.kind.inputs());
+        let mask = self.mask(self.kind.inputs());
         let work = self.forward();
         let mut launches = Vec::new();
-        for strip in strips(self.n, self.strip_rows) {
-            let tiles = self.tiles(strip.rows);
+        for block in row_blocks(self.n, self.block_rows) {
+            let tiles = self.tiles(block.rows);
             if self.kind == Contrastive::Sigmoid {
                 let kernel = kernels::CONTRASTIVE_LOSS_SIGMOID_FORWARD.of(self.dtype)?;
                 let grid = blocks(kernel, tiles, 1)?;
                 let mut arguments = vec![work.row_part, input(0), input(1), input(2), input(3)];
-                arguments.push(pairs);
-                arguments.extend(self.sizes(kernel, strip)?);
-                arguments.push(Argument::I32(strip.is_first.into()));
+                arguments.extend(mask);
+                arguments.extend(self.sizes(kernel, block)?);
+                arguments.push(Argument::I32(block.is_first.into()));
                 launches.push(Launch::new(kernel, grid, arguments));
                 continue;
             }
             let kernel = kernels::CONTRASTIVE_LOSS_INFO_NCE_FORWARD.of(self.dtype)?;
             let grid = blocks(kernel, tiles, 1)?;
             let mut arguments = vec![work.row_part, work.column_part, work.own];
-            arguments.extend([input(0), input(1), input(2), pairs]);
-            arguments.extend(self.sizes(kernel, strip)?);
+            arguments.extend([input(0), input(1), input(2)]);
+            arguments.extend(mask);
+            arguments.extend(self.sizes(kernel, block)?);
             launches.push(Launch::new(kernel, grid, arguments));
-            launches.extend(self.log_sum_launches(&work, strip)?);
+            launches.extend(self.log_sum_launches(&work, block)?);
         }
         launches.push(match self.kind {
             Contrastive::InfoNce => {
                 let kernel = kernels::CONTRASTIVE_LOSS_INFO_NCE_TOTAL_F32;
                 let n = size(kernel, "the number of pairs", self.n)?;
                 let [loss, row, column] = [0, 1, 2].map(Argument::output);
-                let arguments = vec![loss, row, column, work.own, pairs, n];
+                let arguments = vec![loss, row, column, work.own, mask[0], n];
                 Launch::new(kernel, 1, arguments)
             }
             Contrastive::Sigmoid => total(
                 Argument::output(0),
-                [work.row_part, pairs],
-                self.tiles(strip_height(self.n, self.strip_rows)),
+                [work.row_part, mask[0]],
+                self.tiles(block_height(self.n, self.block_rows)),
                 self.n as f32,
             )?,
         });
         Ok(launches)
     }
 
-    /// r of a strip's rows, and the log-sums of the columns so far.
-    fn log_sum_launches(&self, work: &Forward, strip: Strip) -> Result<[Launch; 2]> {
+    /// r of a block's rows, and the log-sums of the columns so far.
+    fn log_sum_launches(&self, work: &Forward, block: RowBlock) -> Result<[Launch; 2]> {
         let row_sums = Argument::Output {
             index: 1,
-            offset: strip.first * size_of::<f32>(),
+            offset: block.first * size_of::<f32>(),
         };
         let kernel = kernels::CONTRASTIVE_LOSS_ROW_SUMS_F32;
         let rows = Launch::new(
             kernel,
-            blocks(kernel, strip.rows, REDUCE_WARPS)?,
+            blocks(kernel, block.rows, REDUCE_WARPS)?,
             vec![
                 row_sums,
                 work.row_part,
                 self.pairs(self.kind.inputs()),
                 size(kernel, "the number of pairs", self.n)?,
-                size(kernel, "the first row", strip.first)?,
-                size(kernel, "the number of rows", strip.rows)?,
+                size(kernel, "the first row", block.first)?,
+                size(kernel, "the number of rows", block.rows)?,
                 size(kernel, "the number of tiles", self.n.div_ceil(TILE))?,
             ],
         );
@@ -274,16 +288,16 @@ impl Problem {
                 work.column_part,
                 self.pairs(self.kind.inputs()),
                 size(kernel, "the number of pairs", self.n)?,
-                size(kernel, "the number of tiles", strip.rows.div_ceil(TILE))?,
-                Argument::I32(strip.is_first.into()),
-                Argument::I32(strip.is_last.into()),
+                size(kernel, "the number of tiles", block.rows.div_ceil(TILE))?,
+                Argument::I32(block.is_first.into()),
+                Argument::I32(block.is_last.into()),
             ],
         );
         Ok([rows, columns])
     }
 
-    /// The launches of the gradients: inputs u, v, log_scale, then r and c (InfoNCE) or the bias, then dL, then the number of
-    /// pairs.
+    /// The launches of the gradients: inputs u, v, log_scale, then r and c (InfoNCE) or the bias, then dL, then those of the
+    /// mask.
     pub fn backward_launches(&self) -> Result<Vec<Launch>> {
         let work = self.gradients();
         let text = match self.dtype {
@@ -291,17 +305,17 @@ impl Problem {
             _ => work.text_sum,
         };
         let mut launches = Vec::new();
-        for strip in strips(self.n, self.strip_rows) {
-            launches.push(self.strip_gradient(&work, strip)?);
+        for block in row_blocks(self.n, self.block_rows) {
+            launches.push(self.block_gradient(&work, block)?);
             if self.e > 0 {
-                launches.extend(self.image_gradient(&work, strip)?);
-                launches.extend(self.text_gradient(&work, strip, text)?);
+                launches.extend(self.image_gradient(&work, block)?);
+                launches.extend(self.text_gradient(&work, block, text)?);
             }
         }
         if self.dtype != DType::F32 && self.e > 0 {
             launches.push(self.finish(Argument::output(1), text, self.n, 1)?);
         }
-        let tiles = self.tiles(strip_height(self.n, self.strip_rows));
+        let tiles = self.tiles(block_height(self.n, self.block_rows));
         let mut sum = |out, part| -> Result<()> {
             launches.push(total(out, [part, Argument::Null], tiles, 1.0)?);
             Ok(())
@@ -313,8 +327,8 @@ impl Problem {
         Ok(launches)
     }
 
-    /// e^a·G of a strip.
-    fn strip_gradient(&self, work: &Gradients, strip: Strip) -> Result<Launch> {
+    /// e^a·G of a row block.
+    fn block_gradient(&self, work: &Gradients, block: RowBlock) -> Result<Launch> {
         let is_sigmoid = self.kind == Contrastive::Sigmoid;
         let family = if is_sigmoid {
             kernels::CONTRASTIVE_LOSS_SIGMOID_BACKWARD
@@ -322,31 +336,31 @@ impl Problem {
             kernels::CONTRASTIVE_LOSS_INFO_NCE_BACKWARD
         };
         let kernel = family.of(self.dtype)?;
-        let mut arguments = vec![work.strip, work.scale_part];
+        let mut arguments = vec![work.block, work.scale_part];
         if is_sigmoid {
             arguments.push(work.bias_part);
         }
         let inputs = if is_sigmoid { 5 } else { 6 };
         arguments.extend((0..inputs).map(Argument::input));
-        arguments.push(self.pairs(inputs));
-        arguments.extend(self.sizes(kernel, strip)?);
-        arguments.push(Argument::I32(strip.is_first.into()));
-        let grid = blocks(kernel, self.tiles(strip.rows), 1)?;
+        arguments.extend(self.mask(inputs));
+        arguments.extend(self.sizes(kernel, block)?);
+        arguments.push(Argument::I32(block.is_first.into()));
+        let grid = blocks(kernel, self.tiles(block.rows), 1)?;
         Ok(Launch::new(kernel, grid, arguments))
     }
 
-    /// ∂u of the strip's rows = e^a·G·v.
-    fn image_gradient(&self, work: &Gradients, strip: Strip) -> Result<[Launch; 2]> {
-        let tiling = self.image_tiling(strip.rows);
+    /// ∂u of the block's rows = e^a·G·v.
+    fn image_gradient(&self, work: &Gradients, block: RowBlock) -> Result<[Launch; 2]> {
+        let tiling = self.image_tiling(block.rows);
         let kernel = tiling.kernel(kernels::CONTRASTIVE_LOSS_PRODUCT_SIZES, self.dtype)?;
         let product = Launch::on_grid(
             kernel,
             tiling.grid(kernel)?,
             vec![
                 work.image_part,
-                work.strip,
+                work.block,
                 Argument::input(1),
-                size(kernel, "the number of rows", strip.rows)?,
+                size(kernel, "the number of rows", block.rows)?,
                 size(kernel, "the number of pairs", self.n)?,
                 size(kernel, "the width", self.e)?,
                 size(kernel, "the number of steps", tiling.steps)?,
@@ -354,18 +368,23 @@ impl Problem {
         );
         let out = Argument::Output {
             index: 0,
-            offset: strip.first * self.e * self.dtype.size(),
+            offset: block.first * self.e * self.dtype.size(),
         };
-        let finish = self.finish(out, work.image_part, strip.rows, tiling.splits)?;
+        let finish = self.finish(out, work.image_part, block.rows, tiling.splits)?;
         Ok([product, finish])
     }
 
     /// ∂v += (e^a·G)ᵀ·u, by the kernels of a linear layer's weight.
-    fn text_gradient(&self, work: &Gradients, strip: Strip, sum: Argument) -> Result<Vec<Launch>> {
-        let tiling = self.text_tiling(strip.rows);
+    fn text_gradient(
+        &self,
+        work: &Gradients,
+        block: RowBlock,
+        sum: Argument,
+    ) -> Result<Vec<Launch>> {
+        let tiling = self.text_tiling(block.rows);
         let kernel = tiling.kernel(kernels::LINEAR_BACKWARD_WEIGHT_SIZES, self.dtype)?;
         let is_split = tiling.splits > 1;
-        let before = if strip.is_first { Argument::Null } else { sum };
+        let before = if block.is_first { Argument::Null } else { sum };
         let product = Launch::on_grid(
             kernel,
             tiling.grid(kernel)?,
@@ -373,12 +392,12 @@ impl Problem {
                 if is_split { work.text_part } else { sum },
                 Argument::Null,
                 if is_split { Argument::Null } else { before },
-                work.strip,
+                work.block,
                 Argument::Input {
                     index: 0,
-                    offset: strip.first * self.e * self.dtype.size(),
+                    offset: block.first * self.e * self.dtype.size(),
                 },
-                size(kernel, "the number of rows", strip.rows)?,
+                size(kernel, "the number of rows", block.rows)?,
                 size(kernel, "the number of pairs", self.n)?,
                 size(kernel, "the width", self.e)?,
                 size(kernel, "the number of steps", tiling.steps)?,

@@ -12,18 +12,27 @@
 //!
 //! A batch may hold text without images: with a number of pairs M, all of the above is of the first M rows of both sides,
 //! and the gradients of the others are 0. A loss of no pairs is 0.
+//!
+//! A batch may hold an image or a text several times. Such an image and such a text match each other's partners too, so
+//! with identities given, a score S_ij, i ≠ j, whose images i and j or whose texts i and j are equal is masked: neither
+//! positive nor negative, as if it were −∞. It adds nothing to r_i, c_j or the sigmoid sum, and G_ij = 0. What a row is
+//! compared with is settled tile by tile from two numbers a row, so that no N² mask is ever stored.
 //! Work: forward 4·N²·E flops (rows and columns are swept apart so that each log-sum has one owner), backward 8·N²·E; on a
 //! GPU 2·N²·E and 6·N²·E.
 
 mod backward;
 mod launches;
+mod mask;
 mod sweep;
 
 use serde::{Deserialize, Serialize};
 
 use backward::ContrastiveLossBackward;
-use launches::{Problem, STRIP_ROWS};
+use launches::{BLOCK_ROWS, Problem};
+use mask::{Identities, MaskInputs};
 use sweep::{Sweep, workspace_bytes};
+
+pub use mask::ContrastiveMask;
 
 use crate::launch::Launch;
 use crate::ops::special::dot;
@@ -42,7 +51,7 @@ pub enum Contrastive {
 }
 
 impl Contrastive {
-    /// Inputs of the loss before the number of pairs.
+    /// Inputs of the loss before those of the mask.
     fn inputs(self) -> usize {
         match self {
             Contrastive::InfoNce => 3,
@@ -52,43 +61,43 @@ impl Contrastive {
 }
 
 /// Records the loss f32 `[1]` of image, text and log_scale: image and text f32 or bf16 [N, E] of unit length, log_scale f32
-/// `[1]`; `bias` f32 `[1]` in the sigmoid form and only there. With `pairs` i32 `[1]`, from 0 to N, only so many rows, the first,
-/// are pairs, and the others take no part.
+/// `[1]`; `bias` f32 `[1]` in the sigmoid form and only there. `mask` says which scores take part.
 ///
 /// # Errors
-/// [`Error::Shape`] when the features differ in shape, the bias does not fit the form or `pairs` is no single integer.
+/// [`Error::Shape`] when the features differ in shape, the bias does not fit the form or an input of the mask is not of its
+/// type.
 pub fn contrastive_loss(
     tape: &mut Tape,
     features: [Value; 3],
     bias: Option<Value>,
-    pairs: Option<Value>,
+    mask: ContrastiveMask,
     kind: Contrastive,
 ) -> Result<Value> {
-    contrastive_loss_in_strips(tape, features, bias, pairs, kind, STRIP_ROWS)
+    contrastive_loss_in_row_blocks(tape, features, bias, mask, kind, BLOCK_ROWS)
 }
 
-/// As [`contrastive_loss`], with at most `strip_rows` rows of scores held at a time on a GPU, in whole tiles of 128: for proof
-/// that strips add up, at sizes that need few.
+/// As [`contrastive_loss`], with at most `block_rows` rows of scores held at a time on a GPU, in whole tiles of 128: for
+/// proof that row blocks add up, at sizes that need few.
 ///
 /// # Errors
 /// As [`contrastive_loss`].
-pub fn contrastive_loss_in_strips(
+pub fn contrastive_loss_in_row_blocks(
     tape: &mut Tape,
     features: [Value; 3],
     bias: Option<Value>,
-    pairs: Option<Value>,
+    mask: ContrastiveMask,
     kind: Contrastive,
-    strip_rows: usize,
+    block_rows: usize,
 ) -> Result<Value> {
     let mut inputs = features.to_vec();
     inputs.extend(bias);
-    inputs.extend(pairs);
-    tape.record_one(ContrastiveLoss { kind, strip_rows }, &inputs)
-}
-
-/// Rows of `n` that are pairs: all, or as many as the input of their number says.
-fn pairs_of(n: usize, count: Option<i32>) -> usize {
-    count.map_or(n, |count| count.clamp(0, n as i32) as usize)
+    inputs.extend(mask.values());
+    let op = ContrastiveLoss {
+        kind,
+        mask: mask.inputs(),
+        block_rows,
+    };
+    tape.record_one(op, &inputs)
 }
 
 fn infer_features(inputs: &[TensorType], kind: Contrastive) -> Result<[usize; 2]> {
@@ -135,8 +144,15 @@ fn infer_features(inputs: &[TensorType], kind: Contrastive) -> Result<[usize; 2]
 #[derive(Clone, Copy, Debug)]
 struct ContrastiveLoss {
     kind: Contrastive,
-    /// Rows of a strip of scores, at most.
-    strip_rows: usize,
+    mask: MaskInputs,
+    /// Rows of a block of scores, at most.
+    block_rows: usize,
+}
+
+impl ContrastiveLoss {
+    fn problem(&self, inputs: &[TensorType]) -> Problem {
+        Problem::of(inputs, self.kind, self.mask, self.block_rows)
+    }
 }
 
 /// softplus(x) = log(1 + eˣ) without overflow.
@@ -149,12 +165,19 @@ fn log_sum_exp(values: impl Iterator<Item = f64> + Clone) -> f64 {
     most + values.map(|x| (x - most).exp()).sum::<f64>().ln()
 }
 
-/// The similarities of the first `n` rows of `e` features in f64, for the reference.
-fn similarities(u: &[f64], v: &[f64], [n, e]: [usize; 2], scale: f64, bias: f64) -> Vec<f64> {
-    let mut s = vec![0.0; n * n];
+/// The scores of the first `n` rows of `e` features in f64, −∞ where they are masked, for the reference.
+fn scores(
+    [u, v]: [&[f64]; 2],
+    [n, e]: [usize; 2],
+    [scale, bias]: [f64; 2],
+    identities: Option<Identities<'_>>,
+) -> Vec<f64> {
+    let mut s = vec![f64::NEG_INFINITY; n * n];
     for i in 0..n {
         for j in 0..n {
-            s[i * n + j] = scale * dot(&u[i * e..][..e], &v[j * e..][..e]) + bias;
+            if identities.is_none_or(|identities| !identities.masks(i, j)) {
+                s[i * n + j] = scale * dot(&u[i * e..][..e], &v[j * e..][..e]) + bias;
+            }
         }
     }
     s
@@ -167,11 +190,8 @@ impl Op for ContrastiveLoss {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
         let [n, _] = infer_features(inputs, self.kind)?;
-        if let Some(count) = inputs.get(self.kind.inputs())
-            && *count != TensorType::i32([1])
-        {
-            return Err(Error::shape("contrastive_loss", "pairs", "i32 [1]", count));
-        }
+        self.mask
+            .infer("contrastive_loss", &inputs[self.kind.inputs()..], n)?;
         let mut outputs = vec![TensorType::f32([1])];
         if self.kind == Contrastive::InfoNce {
             outputs.extend([TensorType::f32([n]), TensorType::f32([n])]);
@@ -180,14 +200,15 @@ impl Op for ContrastiveLoss {
     }
 
     fn reference(&self, args: ReferenceArgs<'_>) {
-        let (u, v) = (args.inputs[0].float(), args.inputs[1].float());
+        let features = [args.inputs[0].float(), args.inputs[1].float()];
         let (rows, e) = (args.inputs[0].shape.rows(), args.inputs[0].columns());
-        let count = args.inputs.get(self.kind.inputs());
-        let n = pairs_of(rows, count.map(|count| count.int()[0]));
+        let mask = self.mask.behind(self.kind.inputs());
+        let integers = |index: usize| args.inputs[index].int();
+        let (n, identities) = (mask.pairs(rows, integers), mask.identities(integers));
         let scale = args.inputs[2].float()[0].exp();
         match self.kind {
             Contrastive::InfoNce => {
-                let s = similarities(u, v, [n, e], scale, 0.0);
+                let s = scores(features, [n, e], [scale, 0.0], identities);
                 let mut loss = 0.0;
                 for sums in &mut args.outputs[1..] {
                     sums.float_mut()[n..].fill(0.0);
@@ -202,7 +223,8 @@ impl Op for ContrastiveLoss {
                 args.outputs[0].float_mut()[0] = loss / (2 * n.max(1)) as f64;
             }
             Contrastive::Sigmoid => {
-                let s = similarities(u, v, [n, e], scale, args.inputs[3].float()[0]);
+                let bias = args.inputs[3].float()[0];
+                let s = scores(features, [n, e], [scale, bias], identities);
                 let all: f64 = s.iter().map(|x| softplus(*x)).sum();
                 let own: f64 = (0..n).map(|i| s[i * n + i]).sum();
                 args.outputs[0].float_mut()[0] = (all - own) / n.max(1) as f64;
@@ -213,10 +235,10 @@ impl Op for ContrastiveLoss {
     fn cpu(&self, args: CpuArgs<'_>) {
         let (u, v) = (args.inputs.f32(0), args.inputs.f32(1));
         let shape = args.input_types[0].shape;
-        let count = self.kind.inputs();
-        let count = (count < args.inputs.len()).then(|| args.inputs.i32(count)[0]);
+        let mask = self.mask.behind(self.kind.inputs());
+        let integers = |index| args.inputs.i32(index);
         let sweep = Sweep {
-            n: pairs_of(shape.rows(), count),
+            n: mask.pairs(shape.rows(), integers),
             e: shape.columns(),
             scale: args.inputs.f32(2)[0].exp(),
             bias: if self.kind == Contrastive::Sigmoid {
@@ -224,6 +246,7 @@ impl Op for ContrastiveLoss {
             } else {
                 0.0
             },
+            identities: mask.identities(integers),
         };
         let n = sweep.n;
         match self.kind {
@@ -256,17 +279,18 @@ impl Op for ContrastiveLoss {
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        let (features, pairs) = backward.inputs.split_at(self.kind.inputs());
+        let (features, mask) = backward.inputs.split_at(self.kind.inputs());
         let mut inputs = features.to_vec();
         inputs.extend(&backward.outputs[1..]);
         inputs.push(backward.gradient(0));
-        inputs.extend(pairs);
+        inputs.extend(mask);
         let op = ContrastiveLossBackward {
             kind: self.kind,
-            strip_rows: self.strip_rows,
+            mask: self.mask,
+            block_rows: self.block_rows,
         };
         let gradients = backward.tape.record(op, &inputs)?;
-        let none = pairs.iter().map(|_| None);
+        let none = mask.iter().map(|_| None);
         Ok(gradients.into_iter().map(Some).chain(none).collect())
     }
 
@@ -289,7 +313,7 @@ impl Op for ContrastiveLoss {
         _: &[TensorType],
         _: CompileTarget,
     ) -> Result<Vec<Launch>> {
-        Problem::of(inputs, self.kind, self.strip_rows).forward_launches()
+        self.problem(inputs).forward_launches()
     }
 
     fn workspace(
@@ -299,7 +323,7 @@ impl Op for ContrastiveLoss {
         compile_target: CompileTarget,
     ) -> usize {
         match compile_target.target {
-            Target::Cuda => Problem::of(inputs, self.kind, self.strip_rows).forward_bytes(),
+            Target::Cuda => self.problem(inputs).forward_bytes(),
             _ => workspace_bytes(inputs, compile_target.target),
         }
     }

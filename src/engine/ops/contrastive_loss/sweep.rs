@@ -1,14 +1,15 @@
-//! The similarities on the processor, tile by tile.
+//! The scores on the processor, tile by tile.
 
 use rayon::prelude::*;
 
+use super::mask::Identities;
 use crate::tape::Target;
 use crate::tensor::TensorType;
 use keel_cpu::matmul::{Rows, RowsMut, product, product_workspace};
 
-/// Rows of one similarity tile.
+/// Rows of one tile of scores.
 const TILE_ROWS: usize = 64;
-/// Columns of one similarity tile.
+/// Columns of one tile of scores.
 const TILE_COLUMNS: usize = 256;
 /// Runs of rows that are worked on side by side, whatever the threads.
 const LANES: usize = 16;
@@ -23,16 +24,18 @@ pub(super) fn workspace_bytes(inputs: &[TensorType], target: Target) -> usize {
     }
 }
 
-/// The similarities of N rows with N others, tile by tile.
-pub(super) struct Sweep {
+/// The scores of N rows with N others, tile by tile.
+pub(super) struct Sweep<'a> {
     pub n: usize,
     pub e: usize,
     pub scale: f32,
     pub bias: f32,
+    /// Which rows are equal, where that is known. Their scores are −∞.
+    pub identities: Option<Identities<'a>>,
 }
 
-impl Sweep {
-    /// Floats of scratch memory of one lane: a tile and the product's own, for the similarity and the gradient.
+impl Sweep<'_> {
+    /// Floats of scratch memory of one lane: a tile and the product's own, for the scores and the gradient.
     fn scratch(e: usize) -> usize {
         let products = product_workspace(e, TILE_COLUMNS).max(product_workspace(TILE_COLUMNS, e));
         TILE_ROWS * TILE_COLUMNS + products
@@ -53,7 +56,7 @@ impl Sweep {
         self.n.div_ceil(LANES).next_multiple_of(8).max(1)
     }
 
-    /// Calls `visit(similarities of one row with a run of columns, row, first column, the row's output)` for every row,
+    /// Calls `visit(scores of one row with a run of columns, row, first column, the row's output)` for every row,
     /// columns in rising order; `out` has `width` numbers a row, zeroed first.
     pub fn rows(
         &self,
@@ -114,6 +117,9 @@ impl Sweep {
                         if self.bias != 0.0 {
                             tile.iter_mut().for_each(|s| *s += self.bias);
                         }
+                        if let Some(identities) = &self.identities {
+                            identities.apply(tile, columns, [first_row, first]);
+                        }
                         visit(tile, columns, first_row, first, out, scratch);
                     }
                 }
@@ -131,9 +137,20 @@ impl Sweep {
                 state[0]
             };
             let top = most.max(before);
-            let here: f32 = tile.iter().map(|s| (s - top).exp()).sum();
+            // A masked score adds nothing, also where all scores so far are masked and the top is −∞ too: there the difference
+            // would be no number. Each row has a score that is not masked, its own.
+            let term = |s: f32| {
+                if s == f32::NEG_INFINITY {
+                    0.0
+                } else {
+                    (s - top).exp()
+                }
+            };
+            let here: f32 = tile.iter().map(|s| term(*s)).sum();
             let kept = if first == 0 {
                 0.0
+            } else if before == top {
+                state[1]
             } else {
                 state[1] * (before - top).exp()
             };
