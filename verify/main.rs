@@ -53,6 +53,7 @@ mod tasks_images;
 mod tasks_mixture;
 mod tasks_ocr;
 mod tasks_questions;
+mod tasks_repeats;
 mod tasks_tokenizer;
 mod tiles;
 mod weights;

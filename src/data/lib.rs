@@ -13,7 +13,8 @@ mod images;
 mod text;
 
 pub use batching::{
-    assemble, batch, image_slots, mixture, packing, prefetch, sample, source, task, user_samples,
+    assemble, batch, identities, image_slots, mixture, packing, prefetch, sample, source, task,
+    user_samples,
 };
 pub use evaluation::{batches, blind_baseline, eval_set};
 pub use formats::{archive, benchmark, census, pairs, records, skips, sums, webdataset};

@@ -31,6 +31,8 @@ fn array_of(input: ModelInput) -> Option<Array> {
         ModelInput::CaptionEnd => |batch| Values::I32(&batch.caption_end),
         ModelInput::CaptionWeights => |batch| Values::F32(&batch.caption_weights),
         ModelInput::Pairs => |batch| Values::Count(batch.pairs),
+        ModelInput::ImageIdentities => |batch| Values::I32(&batch.image_identities),
+        ModelInput::CaptionIdentities => |batch| Values::I32(&batch.caption_identities),
         ModelInput::LossWeight
         | ModelInput::ClassToken
         | ModelInput::Features

@@ -15,7 +15,8 @@ use keel_engine::program::Program;
 /// | a next-token loss | [`Tokens`](ModelInput::Tokens), [`Targets`](ModelInput::Targets), [`Weights`](ModelInput::Weights) |
 /// | such a loss over packed samples | [`Segments`](ModelInput::Segments), [`Positions`](ModelInput::Positions) too |
 /// | such a loss over images cut into tiles | [`TokenTypes`](ModelInput::TokenTypes) too |
-/// | a contrastive loss with the text tower | [`CaptionTokens`](ModelInput::CaptionTokens), [`CaptionEnd`](ModelInput::CaptionEnd) |
+/// | a contrastive loss | [`ImageIdentities`](ModelInput::ImageIdentities), [`CaptionIdentities`](ModelInput::CaptionIdentities) |
+/// | one with the text tower | [`CaptionTokens`](ModelInput::CaptionTokens), [`CaptionEnd`](ModelInput::CaptionEnd) |
 /// | one with the language model | [`CaptionTokens`](ModelInput::CaptionTokens), [`CaptionWeights`](ModelInput::CaptionWeights) |
 /// | one of either, and samples without an image | [`Pairs`](ModelInput::Pairs) too |
 /// | several micro-batches a step | [`LossWeight`](ModelInput::LossWeight) |
@@ -45,6 +46,10 @@ pub enum ModelInput {
     CaptionWeights,
     /// i32 `[1]`: how many samples have an image, the first of the batch.
     Pairs,
+    /// i32 `[B]`: samples of the same number show equal images; 0 is like no other.
+    ImageIdentities,
+    /// i32 `[B]`: samples of the same number have equal captions; 0 is like no other.
+    CaptionIdentities,
     /// f32 `[1]`: the weight of a micro-batch's loss among those of its step.
     LossWeight,
     /// i32 `[B]`: where the class token stands, 0, for pooling by it.
@@ -63,7 +68,7 @@ pub enum ModelInput {
 
 impl ModelInput {
     /// All of them.
-    pub const ALL: [ModelInput; 18] = [
+    pub const ALL: [ModelInput; 20] = [
         ModelInput::Images,
         ModelInput::Tokens,
         ModelInput::Targets,
@@ -75,6 +80,8 @@ impl ModelInput {
         ModelInput::CaptionEnd,
         ModelInput::CaptionWeights,
         ModelInput::Pairs,
+        ModelInput::ImageIdentities,
+        ModelInput::CaptionIdentities,
         ModelInput::LossWeight,
         ModelInput::ClassToken,
         ModelInput::Features,
@@ -98,6 +105,8 @@ impl ModelInput {
             ModelInput::CaptionEnd => "caption_end",
             ModelInput::CaptionWeights => "caption_weights",
             ModelInput::Pairs => "pairs",
+            ModelInput::ImageIdentities => "image_identities",
+            ModelInput::CaptionIdentities => "caption_identities",
             ModelInput::LossWeight => "loss_weight",
             ModelInput::ClassToken => "class_token",
             ModelInput::Features => "features",

@@ -112,7 +112,7 @@ pub fn record_objectives(
                 }
             }
         };
-        let loss = record_contrastive(tape, config, objectives, pooled)?;
+        let loss = record_contrastive(tape, config, objectives, shape, pooled)?;
         tape.output(loss, "loss.contrastive");
         terms.push((loss, objectives.contrastive));
     }
@@ -255,6 +255,7 @@ fn record_contrastive(
     tape: &mut Tape,
     config: &ModelConfig,
     objectives: &Objectives,
+    shape: &BatchShape,
     pooled: Pooled,
 ) -> Result<Value> {
     let module = module_of(objectives.pair);
@@ -272,9 +273,11 @@ fn record_contrastive(
         let pairs = objectives
             .holds_text_alone
             .then(|| tape.input(ModelInput::Pairs, count));
+        let identities = [ModelInput::ImageIdentities, ModelInput::CaptionIdentities];
+        let of_rows = TensorType::i32([shape.batch]);
         let mask = ContrastiveMask {
             pairs,
-            identities: None,
+            identities: Some(identities.map(|input| tape.input(input, of_rows))),
         };
         let features = [image, text, log_scale];
         ops::contrastive_loss(tape, features, bias, mask, objectives.kind)

@@ -131,6 +131,8 @@ fn every_stage_reads_what_its_objectives_are_said_to_read() {
                         next && objectives.splices_images && shape.tiling.slots > 0,
                     ),
                     (CaptionTokens, contrast),
+                    (ImageIdentities, contrast),
+                    (CaptionIdentities, contrast),
                     (CaptionEnd, contrast && towers),
                     (CaptionWeights, contrast && !towers),
                     (Pairs, contrast && objectives.holds_text_alone),

@@ -125,6 +125,9 @@ impl Tiny {
                     session.write_f32(name, &vec![1.0 / stage.max_caption_tokens as f32; count])
                 }
                 ModelInput::Pairs => session.write_i32(name, &[BATCH as i32 - 1]),
+                // The first two images and the second and third captions are equal.
+                ModelInput::ImageIdentities => session.write_i32(name, &equal(count, 0)),
+                ModelInput::CaptionIdentities => session.write_i32(name, &equal(count, 1)),
                 ModelInput::Segments => session.write_i32(name, &packed(stage).0),
                 ModelInput::Positions => session.write_i32(name, &packed(stage).1),
                 ModelInput::Targets => {
@@ -212,6 +215,12 @@ fn packed(stage: &Stage) -> (Vec<i32>, Vec<i32>) {
             }
         })
         .unzip()
+}
+
+/// Numbers of `count` rows of which that at `first` and the next are equal.
+fn equal(count: usize, first: usize) -> Vec<i32> {
+    let row = |row| i32::from(row == first || row == first + 1);
+    (0..count).map(row).collect()
 }
 
 /// Ids that stand for words, not for anything special.

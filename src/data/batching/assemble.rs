@@ -2,6 +2,7 @@
 //! and the drawn images. A sample that does not fit is refused here, never cut.
 
 use super::batch::{Batch, BatchShape, IGNORED, SampleInfo, Skipped, TokenWeighting};
+use super::identities::identities;
 use super::image_slots::{mark_places, place};
 use super::packing::{Packing, Room};
 use super::sample::Sample;
@@ -50,6 +51,11 @@ pub fn assemble(
     let plan = BatchPlan::new(samples, shape, tokenizer)?;
     let mut batch = empty(shape, tokenizer);
     batch.pairs = samples.iter().filter(|s| s.view.is_one()).count();
+    let image_contents = plan.of_pairs(samples, |sample| samples[sample].image_content());
+    batch.image_identities = identities(&image_contents);
+    // By tokens, which is what the text side reads: texts that only differ in what a tokeniser drops are equal to it.
+    let captions = plan.of_pairs(samples, |sample| Some(&plan.captions[sample]));
+    batch.caption_identities = identities(&captions);
     batch.images = draw_images(samples, shape, &plan)?;
     for (row, packed) in plan.packing.samples.iter().enumerate() {
         let (sample, sequence) = (&samples[packed.sample], &plan.sequences[packed.sample]);
@@ -61,7 +67,7 @@ pub fn assemble(
                     write_places(&sequence.ids, room, slots, shape, &mut batch);
                 }
             }
-            // It is still part of a contrast: its image and its caption are there.
+            // It is still part of a contrastive loss: its image and its caption are there.
             None => batch.skipped.without_room += 1,
         }
         let caption = &plan.captions[packed.sample];
@@ -116,6 +122,24 @@ impl BatchPlan {
             captions,
             packing,
         })
+    }
+
+    /// What `content` finds of each sample of one image, in the order of the batch; nothing of the others, which have no
+    /// part in a contrastive loss.
+    fn of_pairs<T>(
+        &self,
+        samples: &[Sample],
+        content: impl Fn(usize) -> Option<T>,
+    ) -> Vec<Option<T>> {
+        let of_one = |sample: usize| {
+            if samples[sample].view.is_one() {
+                content(sample)
+            } else {
+                None
+            }
+        };
+        let order = self.packing.samples.iter();
+        order.map(|packed| of_one(packed.sample)).collect()
     }
 
     /// Slots that a sample takes: its tiles, or the images of one that shows several.
@@ -176,6 +200,8 @@ fn empty(shape: &BatchShape, tokenizer: &ChatTokenizer) -> Batch {
         caption_end: vec![0; b],
         caption_weights: vec![0.0; b * tc],
         pairs: 0,
+        image_identities: Vec::new(),
+        caption_identities: Vec::new(),
         samples: Vec::with_capacity(b),
         skipped: Skipped::default(),
     }

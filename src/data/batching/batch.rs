@@ -92,9 +92,7 @@ pub struct Skipped {
     pub too_long: u32,
     /// A user's image that could not be read, or an empty caption.
     pub unreadable: u32,
-    /// Already in this contrastive batch.
-    pub repeated: u32,
-    /// Without room in the sequences that the batch is packed into; still part of a contrast.
+    /// Without room in the sequences that the batch is packed into; still part of a contrastive loss.
     pub without_room: u32,
 }
 
@@ -123,8 +121,13 @@ pub struct Batch {
     pub caption_end: Vec<i32>,
     /// 1/n on the caption's n tokens, its end among them, else 0, `[B, Tc]`; all 0 without a caption.
     pub caption_weights: Vec<f32>,
-    /// How many samples have one image: the first, M. The others have no part in a contrast.
+    /// How many samples have one image: the first, M. The others have no part in a contrastive loss.
     pub pairs: usize,
+    /// Which of the first M samples show equal images, as [`identities`](super::identities::identities) numbers them, `[B]`;
+    /// 0 for the others.
+    pub image_identities: Vec<i32>,
+    /// Which of the first M samples have equal captions, likewise, `[B]`.
+    pub caption_identities: Vec<i32>,
     /// Where each sample came from, `[B]`, in the order of the images.
     pub samples: Vec<SampleInfo>,
     /// What was skipped to make this batch.

@@ -4,10 +4,12 @@
 //! Slots go to tasks in a fixed round of 1024 that follows the weights to within one slot. Each task walks its items in
 //! a shuffled order, a new one every epoch, so every item comes once an epoch. A sample that does not fit the token
 //! limits is made anew in a shorter form, as far as its source has one; then another item drawn for that very place
-//! takes it. The same holds for an unreadable image and for a repeat inside a contrastive batch. Each skip is
-//! counted in the batch; after [`MOST_ATTEMPTS`] the batch is refused.
+//! takes it. The same holds for an unreadable image. Each skip is counted in the batch; after [`MOST_ATTEMPTS`] the batch is
+//! refused.
+//!
+//! What a stage minimises has no part in this: with a contrastive loss the same samples come in the same order. Those that
+//! repeat an image or a caption inside a batch are marked there ([`super::identities`]), for the loss to leave out.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::assemble::{assemble, fits};
@@ -38,7 +40,7 @@ pub struct MixtureSettings {
     pub shape: BatchShape,
     /// How tokens share the loss.
     pub weighting: TokenWeighting,
-    /// Whether a batch's images must be of distinct concepts and captions, as a contrastive loss needs.
+    /// Whether there is a contrastive loss, which needs a task with images. It changes no sample.
     pub contrastive: bool,
 }
 
@@ -74,7 +76,7 @@ impl Mixture {
         if settings.contrastive && !has_images {
             return Err(Error::setting(
                 "data weights",
-                "a task with images in a stage with a contrastive objective",
+                "a task with images in a stage with a contrastive loss",
                 "text only",
             ));
         }
@@ -144,16 +146,10 @@ impl Mixture {
         let rows = self.settings.shape.batch;
         let mut samples: Vec<Sample> = Vec::with_capacity(rows);
         let mut skipped = Skipped::default();
-        let mut taken: HashSet<String> = HashSet::new();
         for row in 0..rows as u64 {
             let (place, turn) = self.schedule.at(step * rows as u64 + row);
             let source = self.sources[place].as_ref();
-            let sample = self.sample(step, source, turn, &taken, &mut skipped)?;
-            if self.settings.contrastive && sample.view.is_one() {
-                taken.insert(sample.key.clone());
-                taken.insert(sample.caption.clone());
-            }
-            samples.push(sample);
+            samples.push(self.sample(step, source, turn, &mut skipped)?);
         }
         Ok((samples, skipped))
     }
@@ -167,7 +163,6 @@ impl Mixture {
         step: u64,
         source: &dyn TaskSource,
         turn: u64,
-        taken: &HashSet<String>,
         skipped: &mut Skipped,
     ) -> Result<Sample> {
         let (task, forms) = (source.task(), source.forms());
@@ -208,11 +203,6 @@ impl Mixture {
                     source.count(item, Some((Reason::TooLong, &last_problem)))?;
                     form += 1;
                 }
-                Ok(sample) if is_repeat(&sample, taken) => {
-                    skipped.repeated += 1;
-                    last_problem = format!("{} is in the batch already", sample.key);
-                    form = forms;
-                }
                 Ok(sample) => {
                     source.count(item, None)?;
                     return Ok(sample);
@@ -225,15 +215,9 @@ impl Mixture {
         Err(Error::stopped(
             format!("data of step {step}, task {task}"),
             format!("no usable sample in {MOST_ATTEMPTS} attempts, the last: {last_problem}"),
-            "raise the token limits, lower the batch, or give more or better pairs",
+            "raise the token limits, or give more or better pairs",
         ))
     }
-}
-
-/// Whether a contrast would meet the sample's concept or caption twice.
-fn is_repeat(sample: &Sample, taken: &HashSet<String>) -> bool {
-    let is_taken = taken.contains(&sample.key) || taken.contains(&sample.caption);
-    sample.view.is_one() && is_taken
 }
 
 /// Refuses a task with nothing to draw from.

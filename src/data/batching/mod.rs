@@ -2,6 +2,7 @@
 
 pub mod assemble;
 pub mod batch;
+pub mod identities;
 pub mod image_slots;
 pub mod mixture;
 pub mod packing;

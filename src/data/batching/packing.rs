@@ -56,7 +56,7 @@ impl std::fmt::Display for PackingStats {
 }
 
 /// The samples of a batch in the order in which their images are spliced: those with images in the order of their
-/// places, then those with images and no place, then those without an image. A contrast is of the first two.
+/// places, then those with images and no place, then those without an image. A contrastive loss is of the first two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packing {
     /// All samples, each once.

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use super::identities::ImageContent;
 use super::task::Task;
 use crate::images::frame::{Drawing, Frame};
 use crate::images::image_view::ImageView;
@@ -71,7 +72,8 @@ impl View {
         Ok(())
     }
 
-    /// Whether there is one image, so that the sample can be contrasted: it has the batch's row of that image.
+    /// Whether there is one image, so that the sample can take part in a contrastive loss: it has the batch's row of that
+    /// image.
     pub fn is_one(&self) -> bool {
         self.is_some() && self.several().is_empty()
     }
@@ -114,7 +116,7 @@ impl View {
 /// One sample before it becomes numbers.
 #[derive(Clone, Debug)]
 pub struct Sample {
-    /// Names the sample in reports; in contrastive batches keys are distinct.
+    /// Names the sample in reports. Samples of other shards or folders may have the same.
     pub key: String,
     /// The task it belongs to.
     pub task: Task,
@@ -137,6 +139,19 @@ pub struct Sample {
 }
 
 impl Sample {
+    /// What its one image shows; nothing where there is no image, or several.
+    pub fn image_content(&self) -> Option<ImageContent<'_>> {
+        match &self.view {
+            View::None => None,
+            View::Drawn(_) => Some(ImageContent::Drawn(&self.key)),
+            View::Image(image) => Some(ImageContent::Pixels(image.content())),
+            View::Images(images) => match &images[..] {
+                [image] => Some(ImageContent::Pixels(image.content())),
+                _ => None,
+            },
+        }
+    }
+
     /// What is said, for a model that takes `image_tokens` tokens of an image.
     pub fn conversation(&self, image_tokens: usize) -> Conversation<'_> {
         let mut turns = Vec::with_capacity(1 + self.further.len());

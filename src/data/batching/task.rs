@@ -10,7 +10,7 @@ pub struct Task {
     pub number: u8,
     /// The name in recipes and reports.
     pub name: &'static str,
-    /// Whether its samples have an image, as all but some of a user's do; others have no part in a contrast.
+    /// Whether its samples have an image, as all but some of a user's do; others have no part in a contrastive loss.
     pub has_images: bool,
 }
 

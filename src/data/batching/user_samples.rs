@@ -126,7 +126,7 @@ impl TaskSource for UserSamples {
             question: pair.prompt.unwrap_or_default(),
             further: pair.further,
             system: pair.system,
-            // One image can be contrasted with a caption.
+            // One image has a part in a contrastive loss.
             caption: if view.is_one() {
                 caption.clone()
             } else {

@@ -14,6 +14,7 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::catch_decoder_panic::catch_decoder_panic;
 use keel_base::error::{Error, Result};
+use keel_base::random::scramble;
 
 /// Bounds on what one file may ask for.
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +76,28 @@ impl Image {
             None => Refusal::damaged("the decoder gave up on it"),
         };
         Err(Error::content(name, refusal.problem, refusal.remedy))
+    }
+
+    /// A number that tells images apart by their size and pixels. Equal images have equal ones, whatever files they came
+    /// from; that two others agree by chance is a matter of one in 2⁶⁴.
+    pub fn content(&self) -> u64 {
+        // Four chains of mixing instead of one: each step waits for the one before it, and the chains do not wait for each
+        // other. A photograph takes a hundredth of the time of decoding it.
+        let mut chains = [u64::from(self.width), u64::from(self.height), 2, 3].map(scramble);
+        let (blocks, rest) = self.rgba.as_chunks::<32>();
+        for block in blocks {
+            for (chain, word) in chains.iter_mut().zip(block.as_chunks::<8>().0) {
+                *chain = scramble(*chain ^ u64::from_le_bytes(*word));
+            }
+        }
+        for (index, byte) in rest.iter().enumerate() {
+            let chain = &mut chains[index % 4];
+            *chain = scramble(*chain ^ u64::from(*byte));
+        }
+        // In a row and not by exclusive or, in which two equal chains would vanish.
+        chains
+            .into_iter()
+            .fold(0, |all, chain| scramble(all.rotate_left(1) ^ chain))
     }
 
     /// Whether every pixel hides what is behind it.

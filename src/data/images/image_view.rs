@@ -31,11 +31,18 @@ enum Preparation {
     },
 }
 
+/// What is known of an image without its pixels.
+#[derive(Clone, Copy)]
+struct Known {
+    size: [u32; 2],
+    content: u64,
+}
+
 #[derive(Default)]
 struct Kept {
     bytes: u64,
     prepared: HashMap<(usize, Preparation), Vec<Arc<Image>>>,
-    sizes: HashMap<usize, [u32; 2]>,
+    known: HashMap<usize, Known>,
 }
 
 /// Images of a user's pairs, kept in memory up to a number of bytes of pixels.
@@ -67,8 +74,8 @@ impl ImageCache {
         self.lock().prepared.get(&(item, preparation)).cloned()
     }
 
-    /// Keeps a form of the pair `item`, whose image has `size`, where there is room.
-    fn put(&self, item: usize, size: [u32; 2], preparation: Preparation, images: &[Arc<Image>]) {
+    /// Keeps a form of the pair `item`, of whose image that much is known, where there is room.
+    fn put(&self, item: usize, known: Known, preparation: Preparation, images: &[Arc<Image>]) {
         let bytes: u64 = images.iter().map(|p| p.rgba.len() as u64).sum();
         let mut kept = self.lock();
         if kept.bytes + bytes > self.most || kept.prepared.contains_key(&(item, preparation)) {
@@ -76,7 +83,7 @@ impl ImageCache {
         }
         kept.bytes += bytes;
         kept.prepared.insert((item, preparation), images.to_vec());
-        kept.sizes.insert(item, size);
+        kept.known.insert(item, known);
     }
 }
 
@@ -110,6 +117,8 @@ pub struct ImageView {
     pub window: Option<[u32; 3]>,
     /// Colour change.
     pub tint: Tint,
+    /// [`Image::content`] of the whole image.
+    content: u64,
     /// One of these two is there.
     decoded: Option<Arc<Image>>,
     origin: Option<ImageOrigin>,
@@ -132,6 +141,7 @@ impl ImageView {
             size: [image.width, image.height],
             window: None,
             tint: Tint::NONE,
+            content: image.content(),
             decoded: Some(image),
             origin: None,
         }
@@ -139,14 +149,20 @@ impl ImageView {
 
     /// The image of `origin`, where something of it is kept, as the tower's processor shows it.
     pub fn kept(origin: &ImageOrigin) -> Option<ImageView> {
-        let size = origin.kept.lock().sizes.get(&origin.item).copied()?;
+        let known = origin.kept.lock().known.get(&origin.item).copied()?;
         Some(ImageView {
-            size,
+            size: known.size,
             window: None,
             tint: Tint::NONE,
+            content: known.content,
             decoded: None,
             origin: Some(origin.clone()),
         })
+    }
+
+    /// What tells the whole image from others, as [`Image::content`] does, whatever part of it is shown.
+    pub fn content(&self) -> u64 {
+        self.content
     }
 
     /// The same, with what is made of it kept for the next draw.
@@ -167,7 +183,11 @@ impl ImageView {
         }
         let made = make(&self.decoded()?);
         if let Some(origin) = &self.origin {
-            origin.kept.put(origin.item, self.size, preparation, &made);
+            let known = Known {
+                size: self.size,
+                content: self.content,
+            };
+            origin.kept.put(origin.item, known, preparation, &made);
         }
         Ok(made)
     }

@@ -14,11 +14,15 @@ use crate::run::{ProgressLog, Run, RunState, StepNumbers, StepSize};
 use crate::step_program::{OptimizerScalars, batch_inputs, optimizer_scalars, whole_step_flops};
 use keel_base::error::{Error, Result};
 use keel_data::batch::Batch;
+use keel_data::identities::MaskedShare;
 use keel_data::mixture::Mixture;
 use keel_data::packing::PackingStats;
 use keel_engine::executor::Session;
 use keel_engine::program::MemoryReport;
 use keel_model::{BatchInputs, ModelInput};
+
+/// The share of masked scores above which a run says so: below it, rows are equal now and then by chance.
+const MASKED_SHARE_TO_SAY: f64 = 0.01;
 
 /// A stage that is loaded and ready to step. It changes parameters and the optimiser's state, which the executor and the session hold,
 /// and the run's state; what it has trained is saved after it, by its caller.
@@ -36,6 +40,8 @@ pub(crate) struct StageLoop<'a> {
     /// What its program reads of a batch.
     inputs: Arc<BatchInputs>,
     memory: MemoryReport,
+    /// What the contrastive loss has left out of its batches so far.
+    masked: MaskedShare,
 }
 
 /// What one step came to.
@@ -91,6 +97,7 @@ impl<'a> StageLoop<'a> {
             session,
             inputs,
             memory,
+            masked: MaskedShare::default(),
         })
     }
 
@@ -135,6 +142,7 @@ impl<'a> StageLoop<'a> {
         let mut feed = Feed::new(self.stage, self.mixture.clone(), self.inputs.clone(), plan);
         let mut log = ProgressLog::new(self.step_size());
         let mut packing = PackingStats::default();
+        self.masked = MaskedShare::default();
         for step in first..self.steps {
             let stepped = self.step(step, &mut feed, &mut packing)?;
             match self.judge(step, &stepped)? {
@@ -178,6 +186,9 @@ impl<'a> StageLoop<'a> {
             let left_out = skipped.unreadable + skipped.too_long + skipped.without_room;
             self.state.skipped += u64::from(left_out);
             packing.add(&batch.segments, batch.samples.len(), skipped.without_room);
+            if self.stage.contrastive_weight > 0.0 {
+                self.masked.add(&batch);
+            }
             gathered.take(weight, std::mem::take(&mut batch.samples));
             let is_last = micro + 1 == count;
             // The scale counts the micro-batches so far, and only the last one's, which counts all, is used.
@@ -284,6 +295,9 @@ impl<'a> StageLoop<'a> {
         let name = &self.stage.name;
         if self.stage.samples_per_sequence > 1 {
             self.run.note(&format!("stage {name}: {packing}"))?;
+        }
+        if self.masked.share() > MASKED_SHARE_TO_SAY {
+            self.run.note(&format!("stage {name}: {}", self.masked))?;
         }
         let (count, waited) = self.checkpoints.take_waited();
         if count > 0 {
