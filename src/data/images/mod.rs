@@ -4,6 +4,7 @@
 pub mod augment;
 pub(crate) mod catch_decoder_panic;
 pub mod corruption;
+pub(crate) mod decode;
 pub mod frame;
 pub mod image;
 pub mod image_view;

@@ -1,0 +1,132 @@
+//! TIFF files: the first page.
+
+use std::io::Cursor;
+
+use tiff::decoder::{Decoder, DecodingResult, Limits};
+use tiff::tags::Tag;
+use tiff::{ColorType, TiffError};
+
+use super::{Decoded, Refusal, checked_pixels, grey_of_16_bits, still, to_rgba};
+use crate::images::image::ImageLimits;
+
+/// Largest value of a tag, bytes: a table of colours or of strips.
+const MAX_TAG_BYTES: usize = 1 << 20;
+
+pub(super) fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<Decoded, Refusal> {
+    let mut decoder = Decoder::new(Cursor::new(bytes)).map_err(said)?;
+    let (width, height) = decoder.dimensions().map_err(Refusal::damaged)?;
+    let pixels = checked_pixels(width.into(), height.into(), limits)?;
+    let colours = decoder.colortype().map_err(said)?;
+    let mut allowed = Limits::default();
+    // Eight bytes a pixel are those of four channels of 16 bits.
+    allowed.decoding_buffer_size = 8 * pixels + BLOCK;
+    allowed.intermediate_buffer_size = 8 * pixels + BLOCK;
+    allowed.ifd_value_size = MAX_TAG_BYTES;
+    let mut decoder = decoder.with_limits(allowed);
+    let values = decoder.read_image().map_err(said)?;
+    let (narrow, wide) = match values {
+        DecodingResult::U8(values) => (values, Vec::new()),
+        DecodingResult::U16(values) => (Vec::new(), values),
+        _ => return Err(Refusal::unread_colours()),
+    };
+    let high = |value: u16| (value >> 8) as u8;
+    let rgba = match colours {
+        ColorType::Gray(bits @ (1 | 2 | 4)) => spread(&narrow, bits, width)
+            .iter()
+            .flat_map(|grey| [grey, grey, grey, &255])
+            .copied()
+            .collect(),
+        ColorType::Gray(8) => to_rgba(&narrow, |p: &[u8; 1]| [p[0], p[0], p[0], 255]),
+        ColorType::Gray(16) => {
+            let grey = |value: &u16| [grey_of_16_bits(*value); 3];
+            let greys = wide.iter().map(grey);
+            greys.flat_map(|[r, g, b]| [r, g, b, 255]).collect()
+        }
+        ColorType::GrayA(8) => to_rgba(&narrow, |p: &[u8; 2]| [p[0], p[0], p[0], p[1]]),
+        ColorType::RGB(8) => to_rgba(&narrow, |p: &[u8; 3]| [p[0], p[1], p[2], 255]),
+        ColorType::RGBA(8) => narrow,
+        ColorType::RGB(16) => {
+            let narrow: Vec<u8> = wide.into_iter().map(high).collect();
+            to_rgba(&narrow, |p: &[u8; 3]| [p[0], p[1], p[2], 255])
+        }
+        ColorType::RGBA(16) => wide.into_iter().map(high).collect(),
+        // As Pillow: ink of all colours taken off black's paper, without a profile.
+        ColorType::CMYK(8) => to_rgba(&narrow, |&[c, m, y, k]: &[u8; 4]| {
+            let [r, g, b] = [c, m, y].map(|ink| on_black(ink, k));
+            [r, g, b, 255]
+        }),
+        _ => return Err(Refusal::unread_colours()),
+    };
+    if rgba.len() != 4 * pixels {
+        return Err(Refusal::damaged("its size contradicts itself"));
+    }
+    Ok(Decoded {
+        is_animated: check_pages(&mut decoder, bytes.len())?,
+        ..still(width, height, rgba)
+    })
+}
+
+/// Room for what a decoder holds of a file at once beside its pixels.
+const BLOCK: usize = 1 << 16;
+
+/// What is left of a colour by its ink and black's, rounded as Pillow does.
+fn on_black(ink: u8, black: u8) -> u8 {
+    let paper = u32::from(255 - black);
+    let product = u32::from(ink) * paper + 128;
+    (paper as u8).saturating_sub((((product >> 8) + product) >> 8) as u8)
+}
+
+/// Holds later pages to the file's length and says whether there are any: a file cut within them must not pass.
+fn check_pages(decoder: &mut Decoder<Cursor<&[u8]>>, bytes: usize) -> Result<bool, Refusal> {
+    let mut pages = 1;
+    while decoder.more_images() {
+        decoder.next_image().map_err(Refusal::damaged)?;
+        pages += 1;
+        for (starts, sizes) in [
+            (Tag::StripOffsets, Tag::StripByteCounts),
+            (Tag::TileOffsets, Tag::TileByteCounts),
+        ] {
+            let mut values = |tag| decoder.find_tag_unsigned_vec::<u64>(tag);
+            let starts = values(starts).map_err(Refusal::damaged)?;
+            let sizes = values(sizes).map_err(Refusal::damaged)?;
+            let pieces = starts
+                .into_iter()
+                .flatten()
+                .zip(sizes.into_iter().flatten());
+            let is_inside = |(start, size): (u64, u64)| {
+                start
+                    .checked_add(size)
+                    .is_some_and(|end| end <= bytes as u64)
+            };
+            if !pieces.map(is_inside).all(|inside| inside) {
+                return Err(Refusal::damaged("a later page of it ends early"));
+            }
+        }
+    }
+    Ok(pages > 1)
+}
+
+/// What is not read here is told apart from what is damaged.
+fn said(problem: TiffError) -> Refusal {
+    match problem {
+        TiffError::UnsupportedError(problem) => Refusal::new(
+            format!("its colours are stored in a form that is not read here ({problem})"),
+            "save it again as a PNG",
+        ),
+        problem => Refusal::damaged(problem),
+    }
+}
+
+/// Grey values of fewer than 8 bits, each a byte from 0 to 255; rows are padded to whole bytes.
+fn spread(packed: &[u8], bits: u8, width: u32) -> Vec<u8> {
+    let (per_byte, most) = (8 / u32::from(bits), (1u16 << bits) - 1);
+    let row = width.div_ceil(per_byte).max(1) as usize;
+    let value = |row: &[u8], x: u32| {
+        let shift = 8 - u32::from(bits) * (x % per_byte + 1);
+        let value = u16::from(row[(x / per_byte) as usize]) >> shift & most;
+        (value * (255 / most)) as u8
+    };
+    let rows = packed.chunks_exact(row);
+    rows.flat_map(|row| (0..width).map(move |x| value(row, x)))
+        .collect()
+}
