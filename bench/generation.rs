@@ -25,6 +25,7 @@ fn main() {
         is_marked: false,
         system: None,
         context: "",
+        unsupervised: &[],
         turns: vec![["what is this?", ""]],
     });
     let images = vec![0.1; 3 * config.vision.image_size * config.vision.image_size];

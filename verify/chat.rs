@@ -59,6 +59,7 @@ impl Case {
             is_marked: self.marked,
             system: None,
             context: "",
+            unsupervised: &[],
             turns: turns.map(|[q, a]| [q.as_str(), a.as_str()]).collect(),
         }
     }
@@ -121,6 +122,7 @@ fn control_tokens_in_the_text_of_a_sample_are_only_characters() {
                 is_marked: false,
                 system: None,
                 context: "",
+                unsupervised: &[],
                 turns,
             })
         };

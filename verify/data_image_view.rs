@@ -63,6 +63,7 @@ impl PairSource for Counted {
             prompt: Some("which?".to_owned()),
             further: Vec::new(),
             system: None,
+            rules: PairRules::default(),
         })
     }
 }

@@ -68,6 +68,7 @@ fn sample(index: usize) -> Sample {
         question: String::new(),
         answer: name.into(),
         further: Vec::new(),
+        unsupervised: Vec::new(),
         system: None,
         caption: name.into(),
     }

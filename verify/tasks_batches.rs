@@ -91,6 +91,7 @@ fn sample(view: View, context: &str, question: &str, answer: &str, caption: &str
         question: question.into(),
         answer: answer.into(),
         further: Vec::new(),
+        unsupervised: Vec::new(),
         system: None,
         caption: caption.into(),
     }

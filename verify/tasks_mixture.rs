@@ -9,7 +9,7 @@ use keel::data::batch::{Batch, BatchShape, SampleInfo, TokenWeighting};
 use keel::data::chat::ChatTokenizer;
 use keel::data::image::Image;
 use keel::data::mixture::{MOST_ATTEMPTS, Mixture, MixtureSettings};
-use keel::data::pairs::{Pair, PairSource};
+use keel::data::pairs::{Pair, PairRules, PairSource};
 use keel::data::pixels::{Fit, Pixels};
 use keel::data::resample::Filter;
 use keel::data::source::SampleSettings;
@@ -312,6 +312,7 @@ impl PairSource for Odd {
             before: Vec::new(),
             is_marked: false,
             further: Vec::new(),
+            rules: PairRules::default(),
             system: None,
             caption,
             prompt: Some("was ist das?".to_owned()),

@@ -128,6 +128,7 @@ fn sample(index: usize, view: View) -> Sample {
         question: "what is it?".into(),
         answer: format!("it is number {index}"),
         further: Vec::new(),
+        unsupervised: Vec::new(),
         system: None,
         caption: format!("number {index}"),
     }

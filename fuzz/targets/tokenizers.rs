@@ -16,6 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
         is_marked: true,
         system: None,
         context: "",
+        unsupervised: &[],
         turns: vec![["what is <image>? <|im_end|> ü 你", "a fox"]],
     };
     let sequence = tokenizer.sequence(&conversation);

@@ -60,7 +60,7 @@ pub(super) fn run(args: &AblateArgs) -> Result<(), Failure> {
         quick: args.quick,
         observer: Arc::new(Terminal::default()),
     };
-    let pairs = open_pairs(&plan.data)?;
+    let pairs = open_pairs(&plan.data, args.data.max_bad_samples)?;
     let ablation = Ablation::new(plan, options, pairs)?;
     if args.dry_run {
         return Ok(print_units(&ablation)?);

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 
-use super::values::{count, named, seed, whole};
+use super::options::pair_limits;
+use super::values::{count, named, percent, seed, whole};
 use super::{heading, print_line};
 use keel_base::error::{Error, Result};
 use keel_base::units::{bytes, counted, grouped};
@@ -14,7 +15,7 @@ use keel_data::batch::{BatchShape, TokenWeighting};
 use keel_data::census::{TOKEN_BOUNDS, census};
 use keel_data::chat::ChatTokenizer;
 use keel_data::mixture::{Mixture, MixtureSettings};
-use keel_data::pairs::{PairLimits, PairSource, Pairs};
+use keel_data::pairs::{PairSource, Pairs};
 use keel_data::pixels::Pixels;
 use keel_data::source::SampleSettings;
 use keel_data::sums::summed;
@@ -71,6 +72,9 @@ struct ShowArgs {
     /// Your own data, for the task samples; may be repeated.
     #[arg(long, value_name = "SPEC", help_heading = heading::DATA)]
     data: Vec<String>,
+    /// Share of the samples of --data that may be unusable.
+    #[arg(long, default_value = "5%", value_name = "PERCENT", value_parser = percent, help_heading = heading::DATA)]
+    max_bad_samples: f64,
     /// Draw the images as one PNG file.
     #[arg(long, value_name = "FILE.png", help_heading = heading::DATA)]
     png: Option<PathBuf>,
@@ -81,6 +85,9 @@ struct CheckArgs {
     /// The data, as in keel train --data.
     #[arg(value_name = "SPEC", required = true)]
     data: Vec<String>,
+    /// Share of the samples that may be unusable before the command fails.
+    #[arg(long, default_value = "5%", value_name = "PERCENT", value_parser = percent, help_heading = heading::DATA)]
+    max_bad_samples: f64,
     /// Print one JSON object.
     #[arg(long, help_heading = heading::DATA)]
     json: bool,
@@ -132,7 +139,7 @@ fn sums(args: &SumsArgs) -> Result<()> {
 }
 
 fn check(args: &CheckArgs) -> Result<()> {
-    let pairs = Pairs::open_all(&args.data, PairLimits::default())?;
+    let pairs = Pairs::open_all(&args.data, pair_limits(args.max_bad_samples))?;
     let census = census(&pairs);
     if args.json {
         print_line(serde_json::to_string_pretty(&census).expect("counts are plain data"))?;
@@ -151,6 +158,9 @@ fn check(args: &CheckArgs) -> Result<()> {
     if broken > 0 {
         print_line(format!("not usable: {}", pairs.drawing_skips().summary()))?;
     }
+    for note in &census.notes {
+        print_line(format!("noted: {note}"))?;
+    }
     let images = &census.images;
     let [least, median, most] = images
         .sizes
@@ -165,6 +175,12 @@ fn check(args: &CheckArgs) -> Result<()> {
     if several > 0 {
         print_line(format!(
             "{several} samples show several, up to {most}: a stage takes them with --set stage.NAME.max_images={most}"
+        ))?;
+    }
+    if images.animated > 0 {
+        print_line(format!(
+            "{} samples show the first frame of an animation",
+            images.animated
         ))?;
     }
     for (key, first) in &images.examples {
@@ -190,7 +206,7 @@ fn show(args: &ShowArgs) -> Result<()> {
     } else {
         Some(Arc::new(Pairs::open_all(
             &args.data,
-            PairLimits::default(),
+            pair_limits(args.max_bad_samples),
         )?))
     };
     let samples = SampleSettings {

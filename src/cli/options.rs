@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::print_line;
-use super::values::{count, described, device, named, threads};
+use super::values::{count, described, device, named, percent, threads};
 use keel_base::error::Result;
 use keel_data::chat::ChatTemplate;
 use keel_data::pairs::{PairLimits, PairSource, Pairs};
@@ -155,17 +155,30 @@ pub(super) struct DataArgs {
     /// twice an epoch; may be repeated. Stages draw from them as the task `samples`.
     #[arg(long = "data", value_name = "SPEC", help_heading = heading::DATA)]
     pub specs: Vec<String>,
+    /// Share of the samples of --data that may be unusable before the run ends. Each is counted and named either way.
+    #[arg(long, default_value = "5%", value_name = "PERCENT", value_parser = percent, help_heading = heading::DATA)]
+    pub max_bad_samples: f64,
+}
+
+/// The usual limits on data, with this share of samples that may be bad.
+pub(super) fn pair_limits(max_bad_samples: f64) -> PairLimits {
+    let mut limits = PairLimits::default();
+    limits.skips.max_bad_fraction = max_bad_samples;
+    limits
 }
 
 /// Opens pairs and says how many there are; none where nothing is named.
 ///
 /// # Errors
 /// As [`Pairs::open_all`].
-pub(super) fn open_pairs(specs: &[String]) -> Result<Option<Arc<dyn PairSource>>> {
+pub(super) fn open_pairs(
+    specs: &[String],
+    max_bad_samples: f64,
+) -> Result<Option<Arc<dyn PairSource>>> {
     if specs.is_empty() {
         return Ok(None);
     }
-    let pairs = Pairs::open_all(specs, PairLimits::default())?;
+    let pairs = Pairs::open_all(specs, pair_limits(max_bad_samples))?;
     let left_out = match pairs.left_out() {
         Some(left_out) => format!("; left out {left_out}"),
         None => String::new(),
@@ -175,5 +188,8 @@ pub(super) fn open_pairs(specs: &[String]) -> Result<Option<Arc<dyn PairSource>>
         "data: {} samples of {named}{left_out}",
         pairs.len()
     ))?;
+    for note in pairs.notes() {
+        print_line(format!("data: {note}"))?;
+    }
     Ok(Some(Arc::new(pairs)))
 }

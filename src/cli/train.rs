@@ -133,7 +133,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
             ))?;
         }
     }
-    let pairs = open_pairs(&args.data.specs)?;
+    let pairs = open_pairs(&args.data.specs, args.data.max_bad_samples)?;
     if let (true, Some(limit)) = (args.fit, args.memory_limit) {
         for set in recipe.fit(compute.compile_target(), limit, args.memory_budget)? {
             print_line(format!("set to fit {}: {set}", bytes(limit)))?;

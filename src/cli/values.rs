@@ -75,6 +75,18 @@ pub(super) fn device() -> impl TypedValueParser<Value = Device> {
     PossibleValuesParser::new(values).try_map(|text| text.parse::<Device>())
 }
 
+/// A share, as 20% or 0.2.
+pub(super) fn percent(text: &str) -> Result<f64, Expected> {
+    let share = match text.strip_suffix('%') {
+        Some(percent) => percent.trim().parse::<f64>().map(|percent| percent / 100.0),
+        None => text.parse::<f64>(),
+    };
+    match share {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => expected("a share from 0% to 100%, such as 20% or 0.2"),
+    }
+}
+
 /// A whole number.
 pub(super) fn whole(text: &str) -> Result<u64, Expected> {
     text.parse()

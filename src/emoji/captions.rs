@@ -51,6 +51,7 @@ pub fn short(
         question: String::new(),
         answer: caption.clone(),
         further: Vec::new(),
+        unsupervised: Vec::new(),
         system: None,
         caption,
     }
@@ -89,6 +90,7 @@ pub fn dense(
         question: "describe this".to_owned(),
         answer: caption.clone(),
         further: Vec::new(),
+        unsupervised: Vec::new(),
         system: None,
         caption,
     }

@@ -85,6 +85,7 @@ impl EmojiEvalSet {
             question: String::new(),
             answer: plain_caption(concept),
             further: Vec::new(),
+            unsupervised: Vec::new(),
             system: None,
             caption: plain_caption(concept),
         }

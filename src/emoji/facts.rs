@@ -63,6 +63,7 @@ fn plain(context: String) -> Sample {
         question: String::new(),
         answer: String::new(),
         further: Vec::new(),
+        unsupervised: Vec::new(),
         system: None,
         caption: String::new(),
     }

@@ -118,6 +118,7 @@ pub fn ocr_question(
         question: question.to_owned(),
         answer,
         further: Vec::new(),
+        unsupervised: Vec::new(),
         system: None,
         caption,
     })

@@ -100,6 +100,7 @@ impl Recipe {
             is_marked: false,
             system: None,
             context: "",
+            unsupervised: &[],
             turns: vec![["", ""]],
         };
         let length = |tokenizer: &ChatTokenizer| tokenizer.sequence(&bare).ids.len();

@@ -204,6 +204,9 @@ impl Trainer {
             let line = format!("\nleft out of the data: {left_out}");
             self.run.warn(&line)?;
         }
+        for note in self.run.pairs.iter().flat_map(|pairs| pairs.notes()) {
+            self.run.warn(&format!("data: {note}"))?;
+        }
         Ok(evaluations)
     }
 

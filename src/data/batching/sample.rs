@@ -37,7 +37,9 @@ impl View {
     /// whole.
     pub fn grid(&self, most: usize, side: u32) -> [u32; 2] {
         match self {
-            View::Image(image) if most > 1 => tiles::grid(image.size, most, side),
+            View::Image(image) if most > 1 => {
+                tiles::grid(image.size, most.min(image.most_tiles), side)
+            }
             _ => [1, 1],
         }
     }
@@ -134,6 +136,8 @@ pub struct Sample {
     pub further: Vec<Turn>,
     /// What the system says first, in place of the chat's own words.
     pub system: Option<String>,
+    /// Answers that are read and not learnt, by their place in the conversation.
+    pub unsupervised: Vec<usize>,
     /// The text for the contrastive side; empty in text-only samples.
     pub caption: String,
 }
@@ -171,6 +175,7 @@ impl Sample {
             },
             turns,
             system: self.system.as_deref(),
+            unsupervised: &self.unsupervised,
         }
     }
 }

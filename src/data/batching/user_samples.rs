@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::sample::{Sample, View};
 use super::source::{Draw, SampleSettings, TaskSource};
 use super::task::Task;
-use crate::formats::pair::{Pair, PairSource};
+use crate::formats::pair::{Pair, PairRules, PairSource};
 use crate::formats::skips::Reason;
 use crate::images::augment::Augmentation;
 use crate::images::image::Image;
@@ -63,7 +63,7 @@ impl UserSamples {
         &self,
         image: Option<Image>,
         before: Vec<Image>,
-        is_marked: bool,
+        (is_marked, rules): (bool, &PairRules),
         origin: ImageOrigin,
         look: &mut Stream,
     ) -> View {
@@ -75,11 +75,16 @@ impl UserSamples {
             let images = images.map(|one| ImageView::whole(Arc::new(one)));
             return View::Images(images.collect());
         }
-        self.varied(ImageView::whole(Arc::new(image)).keeping(origin), look)
+        self.varied(
+            ImageView::whole(Arc::new(image)).keeping(origin),
+            rules,
+            look,
+        )
     }
 
-    fn varied(&self, image: ImageView, look: &mut Stream) -> View {
-        View::Image(if self.augmentation.geometry > 0.0 {
+    fn varied(&self, image: ImageView, rules: &PairRules, look: &mut Stream) -> View {
+        let image = image.in_tiles(rules.most_tiles);
+        View::Image(if self.augmentation.geometry > 0.0 && rules.is_varied {
             let tint = self.augmentation.tint(look);
             image.varied(tint, look)
         } else {
@@ -111,13 +116,22 @@ impl TaskSource for UserSamples {
         };
         let caption = self.checked(&pair)?;
         let view = match known {
-            Some(image) => self.varied(image, draw.look),
+            Some(image) => self.varied(image, &pair.rules, draw.look),
             None => {
                 let before = std::mem::take(&mut pair.before);
                 let image = pair.image.take();
-                self.view(image, before, pair.is_marked, origin, draw.look)
+                self.view(
+                    image,
+                    before,
+                    (pair.is_marked, &pair.rules),
+                    origin,
+                    draw.look,
+                )
             }
         };
+        let mut answers = std::iter::once(&caption).chain(pair.further.iter().map(|t| &t.answer));
+        let first = (0..).find(|place| !pair.rules.unsupervised.contains(place));
+        let learnt = answers.nth(first.unwrap_or(0)).cloned().unwrap_or_default();
         Ok(Sample {
             key: pair.key,
             task: Task::SAMPLES,
@@ -126,12 +140,9 @@ impl TaskSource for UserSamples {
             question: pair.prompt.unwrap_or_default(),
             further: pair.further,
             system: pair.system,
-            // One image has a part in a contrastive loss.
-            caption: if view.is_one() {
-                caption.clone()
-            } else {
-                String::new()
-            },
+            unsupervised: pair.rules.unsupervised,
+            // One image can be contrasted with a caption: with one that is to be learnt.
+            caption: if view.is_one() { learnt } else { String::new() },
             view,
             answer: caption,
         })

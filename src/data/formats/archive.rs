@@ -9,6 +9,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::limits::open_file;
 use keel_base::error::{Error, Result};
 
 /// The unit of the format: headers are one block, contents are padded to whole blocks.
@@ -39,16 +40,7 @@ impl InputFile {
     /// # Errors
     /// [`Error::Io`] when it cannot be opened, [`Error::Content`] when it is not a regular file.
     pub fn open(path: &Path) -> Result<InputFile> {
-        // Looked at before opening: opening a pipe would wait for its writer.
-        let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, "open", e))?;
-        if !metadata.is_file() {
-            return Err(Error::content(
-                path.display(),
-                "it is not a regular file",
-                "name a file, or a folder of images without the ending .tar or .jsonl",
-            ));
-        }
-        let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+        let (file, metadata) = open_file(path)?;
         Ok(InputFile {
             name: path.display().to_string(),
             len: metadata.len(),
@@ -160,96 +152,88 @@ impl<'a> Entries<'a> {
 
     /// The next entry that is not a folder, or nothing after a correct end.
     fn advance(&mut self) -> Result<Option<ArchiveItem>> {
+        // An archive is a chain: each header says where the next one is, and some headers only say more about the one after
+        // them. So entries are met one by one, and what was said ahead is kept until its entry comes.
         let mut extended = Extension::default();
         loop {
-            if self.position + BLOCK > self.source.len() {
-                let problem = match self.source.len() {
-                    0 => "the archive is empty".to_owned(),
-                    len if self.position < len => {
-                        format!(
-                            "the archive is cut short inside the header at byte {}",
-                            self.position
-                        )
-                    }
-                    len => format!("the archive is cut short: its {len} bytes have no end marker"),
-                };
-                return Err(self.damaged(problem, "fetch or pack it again"));
-            }
-            let block = self.source.read(self.position, BLOCK)?;
-            if block.iter().all(|&byte| byte == 0) {
-                self.check_nothing_follows()?;
+            let Some(header) = self.header()? else {
                 return Ok(None);
-            }
-            let header =
-                Header::parse(&block).map_err(|problem| self.bad_header(&block, problem))?;
+            };
             let offset = self.position + BLOCK;
             let size = extended.size.unwrap_or(header.size);
-            let name = extended.name.clone().unwrap_or_else(|| header.name.clone());
-            let end = offset
-                .checked_add(size)
-                .filter(|&end| end <= self.source.len());
-            let Some(end) = end else {
-                return Err(self.damaged(
-                    format!(
-                        "entry {} claims {size} bytes, {} are left in the archive",
-                        shown(&name),
-                        self.source.len() - offset
-                    ),
-                    "the archive was cut short or altered: fetch or pack it again",
-                ));
-            };
+            let name = extended.name.as_ref().unwrap_or(&header.name);
+            let end = self.end_of(name, offset, size)?;
             // The padding of the last entry may be missing only together with the end marker.
             self.position = end.next_multiple_of(BLOCK);
             match header.kind {
-                b'L' | b'x' => {
-                    if size > MAX_EXTENSION_BYTES {
-                        return Err(self.damaged(
-                            format!(
-                                "a name of {size} bytes is claimed at byte {}",
-                                offset - BLOCK
-                            ),
-                            "pack it again with ordinary names",
-                        ));
-                    }
-                    let bytes = self.source.read(offset, size)?;
-                    match header.kind {
-                        b'L' => extended.name = Some(until_zero(&bytes).to_vec()),
-                        _ => extended.add_pax(&bytes).map_err(|problem| {
-                            self.damaged(
-                                format!(
-                                    "{problem} in the extended header at byte {}",
-                                    offset - BLOCK
-                                ),
-                                "pack it again",
-                            )
-                        })?,
-                    }
-                }
+                b'L' | b'x' => self.extend(&mut extended, header.kind, offset, size)?,
                 // Global PAX headers and GNU long link targets say nothing that is used here.
                 b'g' | b'K' => {}
+                // A folder. Before ustar, it was a file whose name ends in a slash.
                 b'5' => extended = Extension::default(),
-                b'0' | 0 | b'7' => {
-                    // Before ustar, a folder was a file whose name ends in a slash.
-                    if name.ends_with(b"/") {
-                        extended = Extension::default();
-                        continue;
-                    }
-                    return Ok(Some(match checked_name(&name) {
-                        Ok(name) => ArchiveItem::File(ArchiveEntry { name, offset, size }),
-                        Err(problem) => ArchiveItem::Refused(shown(&name), problem),
-                    }));
-                }
-                kind => {
-                    let what = match kind {
-                        b'1' | b'2' => "it is a link",
-                        b'3' | b'4' | b'6' => "it is a device",
-                        b'S' => "it is a sparse file",
-                        _ => "its kind is unknown",
-                    };
-                    return Ok(Some(ArchiveItem::Refused(shown(&name), what.to_owned())));
-                }
+                b'0' | 0 | b'7' if name.ends_with(b"/") => extended = Extension::default(),
+                kind => return Ok(Some(item(kind, name, offset, size))),
             }
         }
+    }
+
+    /// The header at the present position; nothing at the end marker.
+    fn header(&self) -> Result<Option<Header>> {
+        if self.position + BLOCK > self.source.len() {
+            let problem = match self.source.len() {
+                0 => "the archive is empty".to_owned(),
+                len if self.position < len => {
+                    format!(
+                        "the archive is cut short inside the header at byte {}",
+                        self.position
+                    )
+                }
+                len => format!("the archive is cut short: its {len} bytes have no end marker"),
+            };
+            return Err(self.damaged(problem, "fetch or pack it again"));
+        }
+        let block = self.source.read(self.position, BLOCK)?;
+        if block.iter().all(|&byte| byte == 0) {
+            self.check_nothing_follows()?;
+            return Ok(None);
+        }
+        let header = Header::parse(&block).map_err(|problem| self.bad_header(&block, problem))?;
+        Ok(Some(header))
+    }
+
+    /// Where the content of an entry ends, which must be inside the archive.
+    fn end_of(&self, name: &[u8], offset: u64, size: u64) -> Result<u64> {
+        let end = offset
+            .checked_add(size)
+            .filter(|&end| end <= self.source.len());
+        end.ok_or_else(|| {
+            self.damaged(
+                format!(
+                    "entry {} claims {size} bytes, {} are left in the archive",
+                    shown(name),
+                    self.source.len() - offset
+                ),
+                "the archive was cut short or altered: fetch or pack it again",
+            )
+        })
+    }
+
+    /// Takes in what a header of kind `L` or `x` says about the entry after it.
+    fn extend(&self, extended: &mut Extension, kind: u8, offset: u64, size: u64) -> Result<()> {
+        let place = offset - BLOCK;
+        if size > MAX_EXTENSION_BYTES {
+            let problem = format!("a name of {size} bytes is claimed at byte {place}");
+            return Err(self.damaged(problem, "pack it again with ordinary names"));
+        }
+        let bytes = self.source.read(offset, size)?;
+        if kind == b'L' {
+            extended.name = Some(until_zero(&bytes).to_vec());
+            return Ok(());
+        }
+        extended.add_pax(&bytes).map_err(|problem| {
+            let problem = format!("{problem} in the extended header at byte {place}");
+            self.damaged(problem, "pack it again")
+        })
     }
 
     /// After the end marker only padding may come: anything else would be samples lost without a word.
@@ -319,6 +303,23 @@ impl Iterator for Entries<'_> {
         self.finished = !matches!(outcome, Some(Ok(_)));
         outcome
     }
+}
+
+/// What an entry that is no folder and no extension comes to.
+fn item(kind: u8, name: &[u8], offset: u64, size: u64) -> ArchiveItem {
+    let what = match kind {
+        b'0' | 0 | b'7' => {
+            return match checked_name(name) {
+                Ok(name) => ArchiveItem::File(ArchiveEntry { name, offset, size }),
+                Err(problem) => ArchiveItem::Refused(shown(name), problem),
+            };
+        }
+        b'1' | b'2' => "it is a link",
+        b'3' | b'4' | b'6' => "it is a device",
+        b'S' => "it is a sparse file",
+        _ => "its kind is unknown",
+    };
+    ArchiveItem::Refused(shown(name), what.to_owned())
 }
 
 /// The fields of a header that are used.

@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use csv::{Position, ReaderBuilder, StringRecord};
 
+use super::limits::open_file;
 use crate::images::image::{Image, ImageLimits};
 use keel_base::error::{Error, Result};
 
@@ -70,7 +71,7 @@ impl Benchmark {
     pub fn open(path: &Path) -> Result<Benchmark> {
         let name = path.display().to_string();
         let open = || -> Result<csv::Reader<std::fs::File>> {
-            let file = std::fs::File::open(path).map_err(|e| Error::io(path, "open", e))?;
+            let (file, _) = open_file(path)?;
             Ok(ReaderBuilder::new()
                 .delimiter(b'\t')
                 .flexible(true)
@@ -91,7 +92,12 @@ impl Benchmark {
             .collect();
         if !missing.is_empty() {
             let problem = format!("its heading lacks {}", missing.join(", "));
-            return Err(Error::content(&name, problem, WANTED));
+            let remedy = if missing == ["answer"] {
+                "a test split without answers cannot be scored: name the split that has them"
+            } else {
+                WANTED
+            };
+            return Err(Error::content(&name, problem, remedy));
         }
         Ok(Benchmark {
             name,

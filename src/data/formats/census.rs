@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::pair::{Pair, PairSource};
-use super::pairs::Pairs;
+use super::pairs::{ImageFiles, Pairs};
 use super::skips::Reason;
 use crate::text::chat::{ChatTokenizer, Conversation};
 
@@ -26,6 +26,8 @@ pub struct Census {
     pub words: WordCensus,
     /// What was left out when the data were opened, in words.
     pub left_out_at_opening: Option<String>,
+    /// What was done to samples that are used, and what is to be known of the data as a whole, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// Images, counted.
@@ -37,6 +39,8 @@ pub struct ImageCensus {
     pub sizes: [[u32; 2]; 3],
     /// Samples with several images, and the most that one has. Sizes are those of the last of each sample.
     pub several: [usize; 2],
+    /// Samples with an image of several frames, of which the first is shown.
+    pub animated: usize,
     /// Bytes of all image files.
     pub bytes: u64,
     /// Files whose content came before.
@@ -73,6 +77,7 @@ struct Seen {
     tokens: usize,
     /// Images, at least 1.
     several: usize,
+    is_animated: bool,
 }
 
 /// Reads every sample once on all cores. What cannot be used is counted in the pairs' own record of draws.
@@ -82,7 +87,7 @@ pub fn census(pairs: &Pairs) -> Census {
         .map(|index| match pairs.read(index) {
             Ok((pair, file)) => {
                 pairs.drawing_skips().count_good();
-                Some(look(pair, file.as_deref()))
+                Some(look(pair, file))
             }
             Err(error) => {
                 pairs.count_broken(index, Reason::of(&error), &error.to_string());
@@ -97,6 +102,7 @@ pub fn census(pairs: &Pairs) -> Census {
         .collect();
     let mut all = Census {
         samples: seen.len(),
+        notes: pairs.notes(),
         left_out_at_opening: (!left_out.is_empty()).then(|| left_out.join(", ")),
         ..Census::default()
     };
@@ -117,6 +123,7 @@ pub fn census(pairs: &Pairs) -> Census {
             let [count, most] = &mut all.images.several;
             (*count, *most) = (*count + 1, seen.several.max(*most));
         }
+        all.images.animated += usize::from(seen.is_animated);
         all.images.bytes += seen.bytes;
         if let Some(hash) = seen.image {
             match images.get(&hash) {
@@ -140,7 +147,7 @@ pub fn census(pairs: &Pairs) -> Census {
     all
 }
 
-fn look(pair: Pair, file: Option<&[u8]>) -> Seen {
+fn look(pair: Pair, file: Option<ImageFiles>) -> Seen {
     let mut turns = vec![[
         pair.prompt.as_deref().unwrap_or_default(),
         pair.caption.as_str(),
@@ -153,6 +160,7 @@ fn look(pair: Pair, file: Option<&[u8]>) -> Seen {
         system: pair.system.as_deref(),
         context: "",
         turns,
+        unsupervised: &pair.rules.unsupervised,
     };
     let length = ChatTokenizer::embedded().sequence(&conversation).ids.len();
     let mut words = blake3::Hasher::new();
@@ -165,8 +173,9 @@ fn look(pair: Pair, file: Option<&[u8]>) -> Seen {
         answers: conversation.turns.len(),
         words: *words.finalize().as_bytes(),
         size: pair.image.as_ref().map(|image| [image.width, image.height]),
-        bytes: file.map_or(0, |file| file.len() as u64),
-        image: file.map(|file| *blake3::hash(file).as_bytes()),
+        bytes: file.as_ref().map_or(0, |file| file.bytes.len() as u64),
+        is_animated: file.as_ref().is_some_and(|file| file.is_animated),
+        image: file.map(|file| *blake3::hash(&file.bytes).as_bytes()),
         key: pair.key,
     }
 }

@@ -2,15 +2,17 @@
 //! neither, from the name of the sub-folder.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
 use super::archive::InputFile;
-use super::limits::{IMAGE_ENDINGS, MAX_TEXT_BYTES};
-use super::lines::lies_below;
+use super::image_place::lies_below;
+use super::limits::{IMAGE_ENDINGS, MAX_TEXT_BYTES, is_passed_over};
 use super::records;
+use super::rows::next_row;
 use super::skips::{Reason, SkipLog};
 use keel_base::error::{Error, Result};
 
@@ -36,15 +38,98 @@ impl Folder {
     }
 }
 
-pub(crate) fn open(root: &Path, skips: &SkipLog) -> Result<Folder> {
+/// Names of the lists that Hugging Face's image folders have in any of their folders, best first.
+const METADATA: [&str; 3] = ["metadata.jsonl", "metadata.csv", "metadata.parquet"];
+
+/// What lies below a folder.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    /// Paths of images, sorted.
+    images: Vec<PathBuf>,
+    shards: usize,
+    /// Lists of what images show, the first kind of each folder that has one, sorted.
+    pub metadata: Vec<PathBuf>,
+}
+
+impl Listing {
+    /// Walks over all folders below `root`; one that is reached twice, through a link, is walked once.
+    pub fn of(root: &Path) -> Result<Listing> {
+        let mut listing = Listing::default();
+        listing.walk(root, root, &mut HashSet::new())?;
+        listing.images.sort();
+        listing.metadata.sort();
+        Ok(listing)
+    }
+
+    fn walk(&mut self, root: &Path, folder: &Path, visited: &mut HashSet<PathBuf>) -> Result<()> {
+        let io = |error| Error::io(folder, "read the folder", error);
+        if !visited.insert(folder.canonicalize().map_err(io)?) {
+            return Ok(());
+        }
+        let mut lists: Vec<PathBuf> = Vec::new();
+        for entry in fs::read_dir(folder).map_err(io)? {
+            let path = entry.map_err(io)?.path();
+            if is_passed_over(path.strip_prefix(root).unwrap_or(&path)) {
+                continue;
+            }
+            let ending = path.extension().map(OsStr::to_ascii_lowercase);
+            let ending = ending.as_deref().and_then(OsStr::to_str);
+            let ending = ending.unwrap_or_default();
+            if path.is_dir() {
+                self.walk(root, &path, visited)?;
+            } else if IMAGE_ENDINGS.contains(&ending) {
+                self.images.push(path);
+            } else if ending == "tar" {
+                self.shards += 1;
+            } else if rank(&path) < METADATA.len() {
+                lists.push(path);
+            }
+        }
+        self.metadata
+            .extend(lists.into_iter().min_by_key(|path| rank(path)));
+        Ok(())
+    }
+
+    /// Whether the folder is described by lists: by one of its own before `captions.txt`, by those of folders in it after.
+    pub fn is_described(&self, root: &Path) -> bool {
+        let mut own = self.metadata.iter();
+        let has_own = own.any(|path| path.parent() == Some(root));
+        has_own || !self.metadata.is_empty() && !root.join(CAPTIONS).exists()
+    }
+
+    /// A sentence about images that no list describes, in their folder or one around it; nothing where there are none.
+    pub fn undescribed(&self) -> Option<String> {
+        let described: HashSet<&Path> = self.metadata.iter().filter_map(|m| m.parent()).collect();
+        let is_described = |path: &Path| path.ancestors().any(|folder| described.contains(folder));
+        let mut images = self.images.iter().filter(|path| !is_described(path));
+        let first = images.next()?;
+        Some(format!(
+            "{} images are left out, since no metadata file is in their folder or one around it ({}, for example)",
+            1 + images.count(),
+            first.display()
+        ))
+    }
+}
+
+/// The place of a file's name among those of lists.
+fn rank(path: &Path) -> usize {
+    let is_called = |name: &&str| path.file_name() == Some(OsStr::new(name));
+    METADATA
+        .iter()
+        .position(|name| is_called(&name))
+        .unwrap_or(METADATA.len())
+}
+
+/// The list that a folder of one's own making has.
+const CAPTIONS: &str = "captions.txt";
+
+pub(crate) fn open(root: &Path, listing: &Listing, skips: &SkipLog) -> Result<Folder> {
     let name = root.display().to_string();
-    let list = root.join("captions.txt");
+    let list = root.join(CAPTIONS);
     let outcomes = if list.exists() {
         listed(&list)?
     } else {
-        let mut images = Vec::new();
-        let mut shards = 0;
-        walk(root, &mut HashSet::new(), &mut images, &mut shards)?;
+        let (images, shards) = (&listing.images, listing.shards);
         if images.is_empty() && shards > 0 {
             return Err(Error::content(
                 name,
@@ -52,7 +137,6 @@ pub(crate) fn open(root: &Path, skips: &SkipLog) -> Result<Folder> {
                 "name the shards themselves, as in shards-{000..009}.tar",
             ));
         }
-        images.sort();
         images
             .par_iter()
             .map(|path| captioned(root, path))
@@ -76,35 +160,6 @@ pub(crate) fn open(root: &Path, skips: &SkipLog) -> Result<Folder> {
 }
 
 type Outcome = Result<FolderPair, (Reason, Error)>;
-
-/// Collects images below `folder`; a folder reached twice, through a link, is walked once.
-fn walk(
-    folder: &Path,
-    visited: &mut HashSet<PathBuf>,
-    images: &mut Vec<PathBuf>,
-    shards: &mut usize,
-) -> Result<()> {
-    let io = |error| Error::io(folder, "read the folder", error);
-    if !visited.insert(folder.canonicalize().map_err(io)?) {
-        return Ok(());
-    }
-    for entry in fs::read_dir(folder).map_err(io)? {
-        let path = entry.map_err(io)?.path();
-        let ending = path.extension().map(|ending| ending.to_ascii_lowercase());
-        let ending = ending
-            .as_deref()
-            .and_then(|ending| ending.to_str())
-            .unwrap_or_default();
-        if path.is_dir() {
-            walk(&path, visited, images, shards)?;
-        } else if IMAGE_ENDINGS.contains(&ending) {
-            images.push(path);
-        } else if ending == "tar" {
-            *shards += 1;
-        }
-    }
-    Ok(())
-}
 
 /// An image with the text file beside it, or the name of its sub-folder.
 fn captioned(root: &Path, path: &Path) -> Outcome {
@@ -172,11 +227,11 @@ fn listed(list: &Path) -> Result<Vec<Outcome>> {
 
 fn listed_pair(list: &str, number: usize, line: &str) -> Outcome {
     let name = format!("{list}, line {number}");
-    let Some((path, caption)) = line.split_once('\t').or_else(|| line.split_once(',')) else {
-        let problem = "it has no tab and no comma between image and caption";
-        return Err((Reason::BadRecord, Error::content(name, problem, "add one")));
+    let fields = match line.split_once('\t') {
+        Some((path, caption)) => [path.to_owned(), caption.to_owned()],
+        None => fields_of(&name, line)?,
     };
-    let path = path.trim();
+    let [path, caption] = fields.each_ref().map(|field| field.trim());
     if !lies_below(path) {
         let problem = "its image is not a path below the folder";
         let error = Error::content(name, problem, "write a relative path");
@@ -186,4 +241,26 @@ fn listed_pair(list: &str, number: usize, line: &str) -> Outcome {
         path: PathBuf::from(path),
         caption: records::caption_of_text(&name, caption.as_bytes())?,
     })
+}
+
+/// Path and caption with a comma between them. Where one of them begins with a quote the line is CSV (Flickr8k's is); else all
+/// that follows the first comma is the caption, with its own commas.
+fn fields_of(name: &str, line: &str) -> Result<[String; 2], (Reason, Error)> {
+    let Some((path, caption)) = line.split_once(',') else {
+        let problem = "it has no tab and no comma between image and caption";
+        return Err(records::bad(name, problem, "add one"));
+    };
+    if !path.starts_with('"') && !caption.starts_with('"') {
+        return Ok([path.to_owned(), caption.to_owned()]);
+    }
+    let row = next_row(&mut line.as_bytes(), b',').unwrap_or_default();
+    let fields = row.filter(|row| row.defect.is_none()).map(|row| row.fields);
+    let fields = fields.and_then(|fields| <[Vec<u8>; 2]>::try_from(fields).ok());
+    let Some(fields) = fields else {
+        let problem = "its quotes are not those of CSV";
+        let remedy = "write the caption in quotes and quotes in it twice, on one line";
+        return Err(records::bad(name, problem, remedy));
+    };
+    // What was valid as text before it was cut at commas and quotes is so after.
+    Ok(fields.map(|field| String::from_utf8_lossy(&field).into_owned()))
 }

@@ -1,12 +1,12 @@
 //! Several sources of pairs as one: InternVL's mixtures, patterns of lists, and what the command line names together.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::pair::PairSource;
+use super::limits::open_file;
+use super::pair::{PairRules, PairSource};
 use keel_base::error::{Error, Result};
 
 /// The most pairs of an epoch.
@@ -14,6 +14,15 @@ const MOST: usize = u32::MAX as usize;
 
 /// Largest mixture file, bytes.
 const MAX_MIXTURE_BYTES: u64 = 16 << 20;
+
+/// How often a source's pairs come in an epoch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Repeat {
+    /// 2.5 gives all of them twice, and every other one once more.
+    Spread(f64),
+    /// As InternVL's mixtures: below 1 the first of them, else as [`Repeat::Spread`].
+    First(f64),
+}
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -26,27 +35,36 @@ pub(super) struct Joined<P> {
 }
 
 impl<P: PairSource> Joined<P> {
-    /// Each part's pairs as often as is said: 2.5 gives all of them twice, and every other one once more.
-    pub fn new(name: &str, parts: Vec<(P, f64)>) -> Result<Joined<P>> {
+    /// Each part's pairs as often as is said.
+    pub fn new(name: &str, parts: Vec<(P, Repeat)>) -> Result<Joined<P>> {
         let mut index = Vec::new();
         let mut starts = Vec::new();
         for (number, (part, repeat)) in parts.iter().enumerate() {
             let count = part.len();
-            if index.len() as f64 + count as f64 * repeat > MOST as f64 {
+            let (Repeat::Spread(times) | Repeat::First(times)) = *repeat;
+            if index.len() as f64 + count as f64 * times > MOST as f64 {
                 return Err(Error::content(
                     name,
                     format!("it repeats its pairs to more than {MOST}"),
                     "repeat them less",
                 ));
             }
-            let whole = repeat.floor() as usize;
-            let rest = repeat.fract();
+            let whole = times.floor() as usize;
+            let rest = times.fract();
             starts.push((whole > 0).then_some(index.len()));
             for _ in 0..whole {
                 index.extend((0..count).map(|at| (number as u32, at as u32)));
             }
+            let is_first = matches!(repeat, Repeat::First(times) if *times < 1.0);
+            let most = (count as f64 * times) as usize;
             let steps = |at: usize| (at as f64 * rest).floor();
-            let more = (0..count).filter(|at| steps(at + 1) > steps(*at));
+            let more = (0..count).filter(|at| {
+                if is_first {
+                    *at < most
+                } else {
+                    steps(at + 1) > steps(*at)
+                }
+            });
             index.extend(more.map(|at| (number as u32, at as u32)));
         }
         Ok(Joined {
@@ -97,17 +115,18 @@ pub(super) fn repeat_of(data: &str) -> Result<Option<(&str, f64)>> {
     }
 }
 
-/// Whether a JSON file holds one object, as a mixture does, and not a list.
-pub(super) fn is_mixture(path: &Path) -> Result<bool> {
+/// The first letter of a JSON file: `[` of a list, `{` of a mixture or of lines.
+pub(super) fn first_letter(path: &Path) -> Result<Option<u8>> {
     let mut first = [0; 4096];
-    let io = |error| Error::io(path, "read", error);
-    let size = File::open(path)
-        .and_then(|mut file| file.read(&mut first))
-        .map_err(io)?;
+    let size = open_file(path)?
+        .0
+        .read(&mut first)
+        .map_err(|error| Error::io(path, "read", error))?;
+    // What is not ASCII is a byte-order mark.
     let mut letters = first[..size]
         .iter()
         .filter(|b| !b.is_ascii_whitespace() && b.is_ascii());
-    Ok(letters.next() == Some(&b'{'))
+    Ok(letters.next().copied())
 }
 
 /// One list of a mixture.
@@ -122,15 +141,19 @@ pub(super) struct MixturePart {
     pub repeat: f64,
     /// How many lines the mixture says there are.
     pub length: Option<u64>,
+    /// How its samples are to be trained on.
+    pub rules: PairRules,
 }
 
+/// The keys of a set, all of which InternVL's training code reads. Others would be ignored in silence, so they are refused.
+const KEYS: &str = "root, annotation, repeat_time, length, data_augment or max_dynamic_patch";
+
 /// Reads a mixture: an object of `name: {"root": …, "annotation": …, "repeat_time": …}`. Paths are relative to the mixture's
-/// folder; every annotation is a list of lines whose images lie below root.
+/// folder; every annotation is a list, of lines or in one array, whose images lie below root.
 pub(super) fn read_mixture(path: &Path) -> Result<Vec<MixturePart>> {
     let what = path.display().to_string();
-    let size = std::fs::metadata(path)
-        .map_err(|e| Error::io(path, "open", e))?
-        .len();
+    let (mut file, metadata) = open_file(path)?;
+    let size = metadata.len();
     if size > MAX_MIXTURE_BYTES {
         let problem = format!("it is one object of {size} bytes");
         return Err(Error::content(
@@ -139,8 +162,11 @@ pub(super) fn read_mixture(path: &Path) -> Result<Vec<MixturePart>> {
             "a list of records begins with [",
         ));
     }
-    let text = std::fs::read(path).map_err(|e| Error::io(path, "read", e))?;
-    let mixture: Map<String, Value> = serde_json::from_slice(&text).map_err(|problem| {
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)
+        .map_err(|e| Error::io(path, "read", e))?;
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
+    let mixture: Map<String, Value> = serde_json::from_slice(text).map_err(|problem| {
         Error::content(&what, format!("it is not JSON ({problem})"), "mend it")
     })?;
     let folder = path.parent().unwrap_or(Path::new(""));
@@ -151,31 +177,47 @@ pub(super) fn read_mixture(path: &Path) -> Result<Vec<MixturePart>> {
 }
 
 fn mixture_part(name: String, part: &Value, folder: &Path) -> Result<MixturePart> {
-    let field = |key: &str| -> Result<PathBuf> {
-        let text = part[key].as_str().ok_or_else(|| {
-            let problem = format!("it has no {key}");
-            Error::content(
-                &name,
-                problem,
-                "give each set root, annotation and repeat_time",
-            )
-        })?;
-        Ok(folder.join(text))
+    let remedy = "give each set root, annotation and repeat_time";
+    let Some(part) = part.as_object() else {
+        return Err(Error::content(&name, "it is no set of data", remedy));
     };
-    let repeat = match &part["repeat_time"] {
-        Value::Null => 1.0,
-        value => value
-            .as_f64()
-            .filter(|times| (0.0..=1e6).contains(times))
-            .ok_or_else(|| {
-                Error::setting(format!("{name}: repeat_time"), "a number from 0 up", value)
-            })?,
+    let setting = |key: &str, want: &str, found: &Value| {
+        Err(Error::setting(format!("{name}: {key}"), want, found))
     };
+    let (mut root, mut annotation) = (None, None);
+    let (mut repeat, mut length) = (1.0, None);
+    let mut rules = PairRules::default();
+    for (key, value) in part {
+        match (&key[..], value) {
+            ("root" | "annotation", Value::String(text)) if text.contains("://") => {
+                return setting(key, "a path: nothing is fetched", value);
+            }
+            ("root", Value::String(text)) => root = Some(folder.join(text)),
+            ("annotation", Value::String(text)) => annotation = Some(folder.join(text)),
+            ("repeat_time", Value::Null) => {}
+            ("repeat_time", value) => match value.as_f64() {
+                Some(times) if (0.0..=1e6).contains(&times) => repeat = times,
+                _ => return setting(key, "a number from 0 up", value),
+            },
+            // InternVL only notes it, and many are wrong.
+            ("length", value) => length = value.as_u64(),
+            ("data_augment", Value::Bool(is_varied)) => rules.is_varied = *is_varied,
+            ("data_augment", value) => return setting(key, "true or false", value),
+            ("max_dynamic_patch", value) => match value.as_u64() {
+                Some(most @ 1..=1024) => rules.most_tiles = most as usize,
+                _ => return setting(key, "a whole number from 1 to 1024", value),
+            },
+            ("root" | "annotation", value) => return setting(key, "a path", value),
+            _ => return Err(Error::setting(&name, KEYS, key.as_str())),
+        }
+    }
+    let missing = |key: &str| Error::content(&name, format!("it has no {key}"), remedy);
     Ok(MixturePart {
-        annotation: field("annotation")?,
-        root: field("root")?,
+        annotation: annotation.ok_or_else(|| missing("annotation"))?,
+        root: root.ok_or_else(|| missing("root"))?,
         repeat,
-        length: part["length"].as_u64(),
+        length,
+        rules,
         name,
     })
 }

@@ -1,14 +1,17 @@
 //! Pairs listed in a file of JSON: one object a line, or one list of objects as LLaVA's. Only the places of records are kept;
 //! images are paths below a folder.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
 
 use super::archive::InputFile;
-use super::limits::MAX_TEXT_BYTES;
-use super::records::{self, RecordText};
-use super::skips::{Reason, SkipLog};
+use super::image_place::ImagePlace;
+use super::limits::{MAX_RECORD_BYTES, open_file};
+use super::records::{self, Problem, RecordText};
+use super::skips::{Note, Reason, SkipLog};
+use super::turns;
 use keel_base::error::{Error, Result};
 
 /// An opened list.
@@ -35,8 +38,8 @@ pub(crate) struct LinePlace {
 /// A record understood.
 #[derive(Debug)]
 pub(crate) struct Record {
-    /// The images' paths, relative to the list's folder; none where the record is text alone.
-    pub images: Vec<String>,
+    /// Its images: files, or paths below the list's folder; none where the record is text alone.
+    pub images: Vec<ImagePlace>,
     pub words: RecordText,
 }
 
@@ -71,12 +74,33 @@ impl Lines {
     fn consider(&mut self, place: LinePlace, bytes: &[u8], skips: &SkipLog) {
         let name = self.name_of(&place);
         match parse(&name, bytes) {
-            Ok(_) => {
+            Ok(record) => {
                 skips.count_good();
+                if record.words.is_trimmed {
+                    skips.count_note(Note::Trimmed, name);
+                }
                 self.places.push(place);
             }
             Err((reason, error)) => skips.count_bad(&self.source.name, reason, error),
         }
+    }
+
+    /// Counts a record that is longer than any can be; `beginning` is what was read of it.
+    fn count_too_long(&self, number: u64, beginning: &[u8], skips: &SkipLog) {
+        let unit = self.unit;
+        let is_list =
+            unit == "line" && number == 1 && beginning.trim_ascii_start().starts_with(b"[");
+        let remedy = if is_list {
+            "a .jsonl file has one JSON object a line: call a JSON list .json"
+        } else {
+            "leave it out, or keep its images in files of their own"
+        };
+        let error = Error::content(
+            format!("{}, {unit} {number}", self.name()),
+            format!("the {unit} has more than {MAX_RECORD_BYTES} bytes"),
+            remedy,
+        );
+        skips.count_bad(self.name(), Reason::TooLarge, error);
     }
 }
 
@@ -84,26 +108,25 @@ impl Lines {
 pub(crate) fn open(path: &Path, folder: PathBuf, skips: &SkipLog) -> Result<Lines> {
     let mut lines = Lines::new(path, "line", folder)?;
     let io = |error| Error::io(path, "read", error);
-    let mut reader = BufReader::new(File::open(path).map_err(io)?);
+    let mut reader = BufReader::new(open_file(path)?.0);
     let (mut offset, mut line) = (0, Vec::new());
     for number in 1.. {
         line.clear();
-        let size = reader
+        // No more than the limit is held, however long a line is: what is not text has no line breaks at all.
+        let mut size = reader
             .by_ref()
-            .take(MAX_TEXT_BYTES + 1)
+            .take(MAX_RECORD_BYTES + 1)
             .read_until(b'\n', &mut line)
             .map_err(io)? as u64;
         if size == 0 {
             break;
         }
-        if size > MAX_TEXT_BYTES {
-            return Err(Error::content(
-                format!("{}, line {number}", lines.name()),
-                format!("the line has more than {MAX_TEXT_BYTES} bytes"),
-                "a .jsonl file has one JSON object a line; call a JSON list .json",
-            ));
-        }
-        if !line.iter().all(u8::is_ascii_whitespace) {
+        if size > MAX_RECORD_BYTES {
+            lines.count_too_long(number, &line, skips);
+            if !line.ends_with(b"\n") {
+                size += reader.skip_until(b'\n').map_err(io)? as u64;
+            }
+        } else if !line.iter().all(u8::is_ascii_whitespace) {
             let place = LinePlace {
                 offset,
                 size,
@@ -122,10 +145,11 @@ pub(crate) fn open_list(path: &Path, folder: PathBuf, skips: &SkipLog) -> Result
     let what = path.display().to_string();
     let cut = |problem: &str| Error::content(&what, problem, "copy the file anew");
     let io = |error| Error::io(path, "read", error);
-    let mut reader = BufReader::with_capacity(1 << 16, File::open(path).map_err(io)?);
+    let mut reader = BufReader::with_capacity(1 << 16, open_file(path)?.0);
     let mut walk = ListWalk::default();
     let mut offset = 0;
-    let mut record = Vec::new();
+    let (mut size, mut record) = (0, Vec::new());
+    // Byte by byte instead of by a JSON parser: the parser would hold the list as a whole, or stop at its first bad record.
     loop {
         let buffer = reader.fill_buf().map_err(io)?;
         if buffer.is_empty() {
@@ -135,29 +159,31 @@ pub(crate) fn open_list(path: &Path, folder: PathBuf, skips: &SkipLog) -> Result
             match walk.step(*byte) {
                 Walk::Between => {}
                 Walk::Inside => {
-                    record.push(*byte);
-                    if record.len() as u64 > MAX_TEXT_BYTES {
-                        return Err(Error::content(
-                            format!("{what}, record {}", walk.number),
-                            format!("the record has more than {MAX_TEXT_BYTES} bytes"),
-                            "a .json file has one list of objects",
-                        ));
+                    size += 1;
+                    // What is longer is walked over to its end, where it is counted, but not held.
+                    if size <= MAX_RECORD_BYTES {
+                        record.push(*byte);
                     }
                 }
                 Walk::Ended {
                     is_last_byte_inside,
                 } => {
                     if is_last_byte_inside {
+                        size += 1;
                         record.push(*byte);
                     }
                     let end = offset + u64::from(is_last_byte_inside);
-                    let size = record.len() as u64;
-                    let place = LinePlace {
-                        offset: end - size,
-                        size,
-                        number: walk.number,
-                    };
-                    lines.consider(place, &record, skips);
+                    if size > MAX_RECORD_BYTES {
+                        lines.count_too_long(walk.number, &record, skips);
+                    } else {
+                        let place = LinePlace {
+                            offset: end - size,
+                            size,
+                            number: walk.number,
+                        };
+                        lines.consider(place, &record, skips);
+                    }
+                    size = 0;
                     record.clear();
                 }
                 Walk::Stray => return Err(cut("it is no JSON list of objects")),
@@ -288,61 +314,50 @@ impl ListWalk {
     }
 }
 
-/// A path below a folder, not above it and not from the root.
-pub(crate) fn lies_below(path: &str) -> bool {
-    let inside = |part: Component| matches!(part, Component::Normal(_) | Component::CurDir);
-    !path.is_empty() && Path::new(path).components().all(inside)
-}
+/// Keys that name a record's images, best first.
+const IMAGES: [&str; 6] = [
+    "image",
+    "file_name",
+    "file_names",
+    "images",
+    "image_path",
+    "image_file_name",
+];
 
-/// As [`lies_below`], and no address.
-pub(crate) fn is_own_file(path: &str) -> bool {
-    lies_below(path) && !path.contains("://")
-}
-
-fn parse(name: &str, bytes: &[u8]) -> Result<Record, (Reason, Error)> {
+fn parse(name: &str, bytes: &[u8]) -> Result<Record, Problem> {
     let object = records::object(name, bytes)?;
-    let problem = |reason: Reason, problem: &str, remedy: &str| {
-        (reason, Error::content(name, problem, remedy))
-    };
-    let named = ["image", "file_name", "images", "image_path"]
-        .iter()
-        .find_map(|key| object.get(*key).filter(|value| !value.is_null()));
-    let not_paths = || {
-        problem(
-            Reason::BadRecord,
-            "its image is neither a path nor a list of paths",
-            "give paths as strings",
-        )
-    };
-    let path = |value: &serde_json::Value| value.as_str().map(str::to_owned);
-    let images: Vec<String> = match named {
-        None => records::images_in_messages(&object),
-        Some(value) => {
-            let values = value
-                .as_array()
-                .map_or(std::slice::from_ref(value), |list| list);
-            let paths = values.iter().map(path).collect::<Option<_>>();
-            paths.ok_or_else(not_paths)?
-        }
-    };
-    let is_conversation = object.contains_key("conversations") || object.contains_key("messages");
-    if images.is_empty() && (!is_conversation || records::has_placeholder(&object)) {
-        return Err(problem(
-            Reason::NoImage,
-            "it names no image",
-            "add its path as image",
-        ));
-    }
-    if images.iter().any(|path| !is_own_file(path)) {
-        return Err(problem(
-            Reason::RefusedEntry,
-            "its image is not a path below the list's folder",
-            "put list and images under one folder and write relative paths",
-        ));
+    let images = images_of(name, &object)?;
+    let may_be_text = records::is_conversation(&object) && !records::has_placeholder(&object);
+    if images.is_empty() && !may_be_text {
+        let error = Error::content(name, "it names no image", "add its path as image");
+        return Err((Reason::NoImage, error));
     }
     let words = records::words_of_object(name, &object)?;
     Ok(Record {
         words: words.for_images(name, images.len())?,
         images,
     })
+}
+
+/// The images of a record: those that it names, else those in the parts of its messages.
+fn images_of(name: &str, object: &Map<String, Value>) -> Result<Vec<ImagePlace>, Problem> {
+    // Lists that mix images and text write an empty name where there is no image.
+    let named = |key: &&str| object.get(*key).filter(|value| !records::is_blank(value));
+    let paths: Vec<&str> = match IMAGES.iter().find_map(named) {
+        None => turns::images_in_messages(object),
+        Some(value) => {
+            let values = value
+                .as_array()
+                .map_or(std::slice::from_ref(value), |list| list);
+            let paths = values.iter().map(Value::as_str).collect::<Option<_>>();
+            paths.ok_or_else(|| {
+                let problem = "its image is neither a path nor a list of paths";
+                records::bad(name, problem, "give paths as strings")
+            })?
+        }
+    };
+    let places = paths.into_iter();
+    places
+        .map(|path| ImagePlace::of(name, "list", path))
+        .collect()
 }

@@ -29,12 +29,40 @@ pub struct Pair {
     pub further: Vec<Turn>,
     /// What the system says first, in place of the chat's own words.
     pub system: Option<String>,
+    /// How it is to be trained on.
+    pub rules: PairRules,
+}
+
+/// What data say about how one of their samples is to be trained on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PairRules {
+    /// Answers that are read and not learnt, by their place in the conversation (`loss: false`, `weight: 0`).
+    pub unsupervised: Vec<usize>,
+    /// Tiles that the image may be cut into, where that is fewer than a stage's (a mixture's `max_dynamic_patch`).
+    pub most_tiles: usize,
+    /// Whether a stage may vary the image (a mixture's `data_augment`).
+    pub is_varied: bool,
+}
+
+impl Default for PairRules {
+    /// Every answer is learnt, and the stage decides the rest.
+    fn default() -> PairRules {
+        PairRules {
+            unsupervised: Vec::new(),
+            most_tiles: usize::MAX,
+            is_varied: true,
+        }
+    }
 }
 
 impl Pair {
     /// A pair whose image has yet to be decoded.
     pub(super) fn of(key: String, words: RecordText) -> Pair {
         Pair {
+            rules: PairRules {
+                unsupervised: words.unsupervised.clone(),
+                ..PairRules::default()
+            },
             key,
             image: None,
             before: Vec::new(),
@@ -92,6 +120,11 @@ pub trait PairSource: Send + Sync {
     /// How many were left out and why; `None` when none was.
     fn left_out(&self) -> Option<String> {
         None
+    }
+
+    /// What was done to samples that are used, and what is to be known of the data as a whole, a sentence each.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
     }
 }
 

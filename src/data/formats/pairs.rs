@@ -8,20 +8,24 @@
 use std::path::{Path, PathBuf};
 
 pub use super::limits::PairLimits;
-pub use super::pair::{Pair, PairSource};
+pub use super::pair::{Pair, PairRules, PairSource};
 
 use super::archive::InputFile;
-use super::folder::{self, FolderPair};
-use super::joined::{self, Joined, MixturePart};
+use super::folder::{self, FolderPair, Listing};
+use super::image_place::ImagePlace;
+use super::joined::{self, Joined, MixturePart, Repeat};
 use super::lines;
 use super::parquet::{self, Parquet};
 use super::records;
 use super::shards::{self, Shards};
-use super::skips::{Reason, SkipLog};
-use super::table::{self, ImageOfRow};
+use super::skips::{Note, Reason, SkipLog};
+use super::table;
 use super::webdataset::expand_braces;
-use crate::images::image::Image;
+use crate::images::decode::{Decoded, decode};
 use keel_base::error::{Error, Result};
+
+/// A source whose pairs come once an epoch.
+const ONCE: Repeat = Repeat::Spread(1.0);
 
 /// The pairs of one `--data` argument.
 #[derive(Debug)]
@@ -30,6 +34,8 @@ pub struct Pairs {
     limits: PairLimits,
     opening_skips: SkipLog,
     drawing_skips: SkipLog,
+    /// What a mixture says about how these are to be trained on.
+    rules: PairRules,
 }
 
 #[derive(Debug)]
@@ -49,6 +55,7 @@ impl Pairs {
             limits,
             opening_skips,
             drawing_skips: SkipLog::new(limits.skips),
+            rules: PairRules::default(),
         }
     }
 
@@ -62,7 +69,7 @@ impl Pairs {
     pub fn open(data: &str, limits: PairLimits) -> Result<Pairs> {
         match joined::repeat_of(data)? {
             Some((data, repeat)) => {
-                let part = (Pairs::open(data, limits)?, repeat);
+                let part = (Pairs::open(data, limits)?, Repeat::Spread(repeat));
                 Pairs::joined(data, vec![part], limits)
             }
             None => Pairs::open_one(data, limits),
@@ -77,7 +84,7 @@ impl Pairs {
         match data {
             [one] => Pairs::open(one, limits),
             _ => {
-                let parts = data.iter().map(|one| Ok((Pairs::open(one, limits)?, 1.0)));
+                let parts = data.iter().map(|one| Ok((Pairs::open(one, limits)?, ONCE)));
                 let parts = parts.collect::<Result<Vec<_>>>()?;
                 Pairs::joined("the data", parts, limits)
             }
@@ -94,23 +101,23 @@ impl Pairs {
                 annotation,
                 repeat,
                 length,
+                rules,
             } = part;
-            let pairs = Pairs::lines_below(&annotation, &root, limits)?;
+            let mut pairs = Pairs::list_below(&annotation, &root, limits)?;
             let there = pairs.len() as u64 + pairs.opening_skips.skipped();
             if let Some(said) = length.filter(|said| *said != there) {
-                return Err(Error::content(
-                    format!("{name}: length"),
-                    format!("it says {said}, and there are {there}"),
-                    "fetch the annotation again, or mend the length",
+                pairs.opening_skips.remark(format!(
+                    "{name}: its length says {said}, and there are {there}, which are used"
                 ));
             }
-            parts.push((pairs, repeat));
+            pairs.rules = rules;
+            parts.push((pairs, Repeat::First(repeat)));
         }
         Pairs::joined(&path.display().to_string(), parts, limits)
     }
 
     /// Pairs of several sources, each with how often it comes in an epoch.
-    fn joined(name: &str, parts: Vec<(Pairs, f64)>, limits: PairLimits) -> Result<Pairs> {
+    fn joined(name: &str, parts: Vec<(Pairs, Repeat)>, limits: PairLimits) -> Result<Pairs> {
         let reader = Reader::Joined(Joined::new(name, parts)?);
         let pairs = Pairs::of(reader, limits, SkipLog::new(limits.skips));
         if pairs.is_empty() {
@@ -124,6 +131,23 @@ impl Pairs {
         }
     }
 
+    /// The lists of an image folder of Hugging Face's form, one in each folder that has images of its own: all splits.
+    fn open_described(data: &str, listing: &Listing, limits: PairLimits) -> Result<Pairs> {
+        let lists = listing.metadata.iter();
+        let parts = lists.map(|list| Pairs::open_one(&list.to_string_lossy(), limits));
+        let mut parts = parts.collect::<Result<Vec<_>>>()?;
+        let pairs = if parts.len() == 1 {
+            parts.remove(0)
+        } else {
+            let parts = parts.into_iter().map(|part| (part, ONCE)).collect();
+            Pairs::joined(data, parts, limits)?
+        };
+        if let Some(undescribed) = listing.undescribed() {
+            pairs.opening_skips.remark(undescribed);
+        }
+        Ok(pairs)
+    }
+
     fn open_one(data: &str, limits: PairLimits) -> Result<Pairs> {
         let path = Path::new(data);
         let skips = SkipLog::new(limits.skips);
@@ -133,21 +157,20 @@ impl Pairs {
         let is_lines = matches!(ending, Some("jsonl" | "ndjson"));
         let reader = if data.contains('{') && (is_lines || ending == Some("parquet")) {
             let files = expand_braces(data)?.into_iter();
-            let parts = files.map(|file| Ok((Pairs::open_one(&file, limits)?, 1.0)));
+            let parts = files.map(|file| Ok((Pairs::open_one(&file, limits)?, ONCE)));
             return Pairs::joined(data, parts.collect::<Result<Vec<_>>>()?, limits);
         } else if data.contains('{') {
             Reader::Shards(shards::open(&expand_braces(data)?, limits, &skips)?)
         } else if path.is_dir() {
-            let metadata = path.join("metadata.jsonl");
-            if metadata.exists() {
-                Reader::Lines(lines::open(&metadata, path.to_owned(), &skips)?)
-            } else {
-                Reader::Folder(folder::open(path, &skips)?)
+            let listing = Listing::of(path)?;
+            if listing.is_described(path) {
+                return Pairs::open_described(data, &listing, limits);
             }
+            Reader::Folder(folder::open(path, &listing, &skips)?)
         } else if is_lines {
             Reader::Lines(lines::open(path, folder(), &skips)?)
         } else if ending == Some("json") {
-            if joined::is_mixture(path)? {
+            if joined::first_letter(path)? == Some(b'{') {
                 return Pairs::open_mixture(path, limits);
             } else {
                 Reader::Lines(lines::open_list(path, folder(), &skips)?)
@@ -169,10 +192,15 @@ impl Pairs {
                 "give a folder of images, a .tar shard (or shards-{000..009}.tar), a .jsonl or .json list, a .tsv table, or a .parquet file",
             ));
         };
-        skips.check()?;
         let pairs = Pairs::of(reader, limits, skips);
+        let skips = &pairs.opening_skips;
+        if pairs.is_empty() && skips.is_all(Reason::NoAnswer) {
+            let problem = format!("it holds no answers to learn: {}", skips.summary());
+            let remedy = "it is a test split, it seems: name the split that training is done on";
+            return Err(Error::content(data, problem, remedy));
+        }
+        skips.check()?;
         if pairs.is_empty() {
-            let skips = &pairs.opening_skips;
             let problem = match skips.skipped() {
                 0 => "it holds no pairs".to_owned(),
                 _ => format!("it holds no usable pairs: {}", skips.summary()),
@@ -180,7 +208,7 @@ impl Pairs {
             return Err(Error::content(
                 data,
                 problem,
-                "a pair is an image (png, jpg, webp) with a caption of the same name",
+                "a pair is an image (png, jpg, webp, gif, bmp, tiff) with a caption of the same name",
             ));
         }
         Ok(pairs)
@@ -194,7 +222,10 @@ impl Pairs {
     /// As [`Pairs::opening_skips`], of every source that these pairs are joined from.
     pub(super) fn opening_logs(&self) -> Vec<&SkipLog> {
         match &self.reader {
-            Reader::Joined(joined) => joined.parts().flat_map(Pairs::opening_logs).collect(),
+            Reader::Joined(joined) => {
+                let of_parts = joined.parts().flat_map(Pairs::opening_logs);
+                of_parts.chain([&self.opening_skips]).collect()
+            }
             _ => vec![&self.opening_skips],
         }
     }
@@ -234,31 +265,38 @@ impl Pairs {
             .count_bad(self.origin(index), reason, problem);
     }
 
-    /// A list of lines below a folder of its own.
-    fn lines_below(path: &Path, root: &Path, limits: PairLimits) -> Result<Pairs> {
+    /// A list, of lines or in one array, whose images lie below a folder of its own.
+    fn list_below(path: &Path, root: &Path, limits: PairLimits) -> Result<Pairs> {
         let skips = SkipLog::new(limits.skips);
-        let reader = Reader::Lines(lines::open(path, root.to_owned(), &skips)?);
+        // By content: InternVL's own lists of lines are called .jsonl, and those of others .json too.
+        let lines = if joined::first_letter(path)? == Some(b'[') {
+            lines::open_list(path, root.to_owned(), &skips)?
+        } else {
+            lines::open(path, root.to_owned(), &skips)?
+        };
         skips.check()?;
-        Ok(Pairs::of(reader, limits, skips))
+        Ok(Pairs::of(Reader::Lines(lines), limits, skips))
     }
 
-    /// Reads and decodes one pair; with it the bytes of its image files, one after the other, where it has any.
+    /// Reads and decodes one pair; with it what is known of its image files, where it has any.
     ///
     /// # Errors
     /// As [`PairSource::get`].
-    pub(super) fn read(&self, index: usize) -> Result<(Pair, Option<Vec<u8>>)> {
+    pub(super) fn read(&self, index: usize) -> Result<(Pair, Option<ImageFiles>)> {
         let (mut pair, encoded) = self.encoded(index)?;
-        let mut files = None;
+        let mut files: Option<ImageFiles> = None;
         for one in encoded {
-            let (image, bytes) = self.decoded(one)?;
-            files.get_or_insert_with(Vec::new).extend(bytes);
-            pair.before.extend(pair.image.replace(image));
+            let (decoded, bytes) = self.decoded(one)?;
+            let files = files.get_or_insert_default();
+            files.bytes.extend(bytes);
+            files.is_animated |= decoded.is_animated;
+            pair.before.extend(pair.image.replace(decoded.image));
         }
         Ok((pair, files))
     }
 
-    /// An image and the bytes of its file.
-    fn decoded(&self, encoded: Encoded<'_>) -> Result<(Image, Vec<u8>)> {
+    /// What an image file holds, and its bytes.
+    fn decoded(&self, encoded: Encoded<'_>) -> Result<(Decoded, Vec<u8>)> {
         let (name, bytes) = match encoded {
             Encoded::Bytes(name, bytes) => (name, bytes),
             Encoded::Member(name, shards, index) => (name, shards.image_bytes(index)?),
@@ -270,8 +308,8 @@ impl Pairs {
                 });
             }
         };
-        let image = Image::decode(&name, &bytes, &self.limits.image)?;
-        Ok((image, bytes))
+        let decoded = decode(&name, &bytes, &self.limits.image)?;
+        Ok((decoded, bytes))
     }
 
     /// A pair's words, and where its images are, in order.
@@ -297,25 +335,24 @@ impl Pairs {
             }
             Reader::Lines(lines) => {
                 let (name, record) = lines.record(&lines.places[index])?;
-                let files = record.images.iter().map(|path| {
-                    let named_by = (name.clone(), "repair or remove the record");
-                    Encoded::File(lines.folder.join(path), Some(named_by))
-                });
-                let files = files.collect();
-                // Of several the record is the name.
-                match <[String; 1]>::try_from(record.images) {
-                    Ok([path]) => (path, record.words, files),
-                    Err(_) => (name, record.words, files),
-                }
+                // The path is the name, but of files in the record itself and of several images.
+                let key = match &record.images[..] {
+                    [ImagePlace::Path(path)] => path.clone(),
+                    _ => name.clone(),
+                };
+                let remedy = "repair or remove the record";
+                let files = record.images.into_iter();
+                let files = files.map(|place| Encoded::of(&name, place, &lines.folder, remedy));
+                (key, record.words, files.collect())
             }
             Reader::Table(table) => {
                 let (name, image, words) = table.row(&table.rows[index])?;
-                let image = Encoded::of_row(&name, image, &table.folder);
+                let image = Encoded::of(&name, image, &table.folder, ROW);
                 (name, words, vec![image])
             }
             Reader::Parquet(parquet) => {
                 let (name, images, words) = parquet.row(parquet.rows[index])?;
-                let of_row = |image| Encoded::of_row(&name, image, &parquet.folder);
+                let of_row = |image| Encoded::of(&name, image, &parquet.folder, ROW);
                 let images = images.into_iter().map(of_row).collect();
                 (name, words, images)
             }
@@ -324,7 +361,10 @@ impl Pairs {
                 return part.encoded(index);
             }
         };
-        Ok((Pair::of(key, words), encoded))
+        let mut pair = Pair::of(key, words);
+        pair.rules.most_tiles = self.rules.most_tiles;
+        pair.rules.is_varied = self.rules.is_varied;
+        Ok((pair, encoded))
     }
 
     /// The shard, list or folder that a pair comes from.
@@ -382,8 +422,18 @@ impl PairSource for Pairs {
         (!parts.is_empty()).then(|| parts.join("; "))
     }
 
+    fn notes(&self) -> Vec<String> {
+        let opening = self.opening_logs().into_iter();
+        let logs = opening.chain([&self.drawing_skips]);
+        logs.flat_map(SkipLog::notes).collect()
+    }
+
     fn get(&self, index: usize) -> Result<Pair> {
-        self.read(index).map(|(pair, _)| pair)
+        let (pair, files) = self.read(index)?;
+        if files.is_some_and(|files| files.is_animated) {
+            self.drawing_skips.count_note(Note::FirstFrame, &pair.key);
+        }
+        Ok(pair)
     }
 
     fn words(&self, index: usize) -> Result<Pair> {
@@ -408,16 +458,28 @@ enum Encoded<'a> {
     Bytes(String, Vec<u8>),
 }
 
+/// What to do about a row with a bad image.
+const ROW: &str = "repair or remove the row";
+
 impl Encoded<'_> {
-    fn of_row(name: &str, image: ImageOfRow, folder: &Path) -> Encoded<'static> {
+    /// The image of the record or row `name`, whose paths lie below `folder`.
+    fn of(name: &str, image: ImagePlace, folder: &Path, remedy: &'static str) -> Encoded<'static> {
         match image {
-            ImageOfRow::Path(path) => {
-                let named_by = (name.to_owned(), "repair or remove the row");
-                Encoded::File(folder.join(path), Some(named_by))
+            ImagePlace::Path(path) => {
+                Encoded::File(folder.join(path), Some((name.to_owned(), remedy)))
             }
-            ImageOfRow::Bytes(bytes) => Encoded::Bytes(name.to_owned(), bytes),
+            ImagePlace::Bytes(bytes) => Encoded::Bytes(name.to_owned(), bytes),
         }
     }
+}
+
+/// What is known of a pair's image files beside what they show.
+#[derive(Debug, Default)]
+pub(super) struct ImageFiles {
+    /// Their bytes, one after the other.
+    pub bytes: Vec<u8>,
+    /// Whether one of them has further frames.
+    pub is_animated: bool,
 }
 
 /// What is wrong with an image that the record or row `name` names; a file that is not there stays one.
@@ -433,7 +495,7 @@ fn within(name: &str, error: Error, remedy: &str) -> Error {
 }
 
 /// Reads and decodes an image file no larger than a shard's member may be; gives its bytes too.
-fn read_image(path: &Path, limits: &PairLimits) -> Result<(Image, Vec<u8>)> {
+fn read_image(path: &Path, limits: &PairLimits) -> Result<(Decoded, Vec<u8>)> {
     let source = InputFile::open(path)?;
     if source.len() > limits.shard.member_bytes {
         return Err(Error::content(
@@ -447,6 +509,6 @@ fn read_image(path: &Path, limits: &PairLimits) -> Result<(Image, Vec<u8>)> {
         ));
     }
     let bytes = source.read(0, source.len())?;
-    let image = Image::decode(&source.name, &bytes, &limits.image)?;
-    Ok((image, bytes))
+    let decoded = decode(&source.name, &bytes, &limits.image)?;
+    Ok((decoded, bytes))
 }

@@ -1,11 +1,12 @@
-//! The words of a pair: plain captions, JSON captions, questions with answers, and conversations in the spellings of LLaVA
-//! and ShareGPT (`conversations`: `from`, `value`) and of OpenAI (`messages`: `role`, `content`).
+//! The words of a pair: plain captions, JSON captions, questions with answers, and conversations ([`super::turns`]). Every
+//! format that is not JSON is turned into such an object first, so that all are read alike.
 
 use serde_json::{Map, Value};
 
+use super::limits::MAX_TEXT_BYTES;
 use super::skips::Reason;
-use crate::text::chat::Turn;
-use crate::text::chat::{MARK, marked_before};
+use super::turns;
+use crate::text::chat::{MARK, Turn, marked_before};
 use keel_base::error::{Error, Result};
 
 /// What is said about an image, or without one.
@@ -19,6 +20,10 @@ pub struct RecordText {
     pub further: Vec<Turn>,
     /// What the system says first, in place of the chat's own words.
     pub system: Option<String>,
+    /// Answers that are read and not learnt, by their place in the conversation.
+    pub unsupervised: Vec<usize>,
+    /// Whether an answer without a question before the first, or a question without an answer behind the last, was left out.
+    pub is_trimmed: bool,
 }
 
 impl RecordText {
@@ -29,7 +34,18 @@ impl RecordText {
             prompt: None,
             further: Vec::new(),
             system: None,
+            unsupervised: Vec::new(),
+            is_trimmed: false,
         }
+    }
+
+    /// Bytes of all words.
+    fn size(&self) -> u64 {
+        let first = [&self.caption].into_iter().chain(&self.prompt);
+        let further = self.further.iter();
+        let further = further.flat_map(|turn| [&turn.question, &turn.answer]);
+        let words = first.chain(&self.system).chain(further);
+        words.map(|text| text.len() as u64).sum()
     }
 
     /// How many images the questions mark the places of, each by [`MARK`].
@@ -71,12 +87,16 @@ impl RecordText {
 pub const MOST_IMAGES: usize = 64;
 
 /// A problem and the reason it is counted under.
-type Problem = (Reason, Error);
+pub(super) type Problem = (Reason, Error);
 
-/// Stand-ins for what is no image.
-const REFUSED: [&str; 2] = ["<video>", "<audio>"];
+/// Keys that change what a record says and that nothing here can honour.
+const REFUSED_KEYS: [&str; 6] = ["video", "videos", "audio", "audios", "tools", "functions"];
 
-fn bad(name: &str, problem: impl ToString, remedy: &str) -> Problem {
+/// The keys of conversations.
+const TURNS: [&str; 2] = ["conversations", "messages"];
+
+/// A record that cannot be understood.
+pub(super) fn bad(name: &str, problem: impl ToString, remedy: &str) -> Problem {
     (Reason::BadRecord, Error::content(name, problem, remedy))
 }
 
@@ -118,7 +138,10 @@ pub fn words_of_json(name: &str, bytes: &[u8]) -> Result<RecordText, Problem> {
 pub(crate) fn object(name: &str, bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
     let remedy = "write one JSON object, or remove it";
     match serde_json::from_slice(bytes.trim_ascii_end()) {
-        Ok(Value::Object(object)) => Ok(object),
+        Ok(Value::Object(mut object)) => {
+            drop_nulls(&mut object);
+            Ok(object)
+        }
         Ok(_) => Err(bad(name, "it is JSON, but no object", remedy)),
         // The line is named by the caller; the parser's own count would always be 1.
         Err(error) => {
@@ -128,36 +151,104 @@ pub(crate) fn object(name: &str, bytes: &[u8]) -> Result<Map<String, Value>, Pro
     }
 }
 
-/// As [`words_of_json`], of an object already read.
+/// Drops keys without a value: `datasets` writes a null for each column that a record does not use.
+pub(crate) fn drop_nulls(object: &mut Map<String, Value>) {
+    object.retain(|_, value| !value.is_null());
+}
+
+/// As [`words_of_json`], of an object already read and without nulls.
 pub(crate) fn words_of_object(
     name: &str,
     object: &Map<String, Value>,
 ) -> Result<RecordText, Problem> {
-    let text = |key: &str| -> Result<Option<&str>, Problem> {
-        match object.get(key) {
-            None => Ok(None),
-            Some(value) => value
-                .as_str()
-                .map(Some)
-                .ok_or_else(|| bad(name, format!("its {key} is not a string"), "make it one")),
-        }
-    };
-    for key in ["caption", "text"] {
-        if let Some(text) = text(key)? {
-            return trimmed(name, text).map(RecordText::caption);
+    for key in REFUSED_KEYS {
+        if object.get(key).is_some_and(|value| !is_blank(value)) {
+            let problem = format!("it has {key}, which cannot be shown to the model");
+            return Err(bad(name, problem, "leave such records out"));
         }
     }
-    for key in ["conversations", "messages"] {
+    let mut words = said_by(name, object)?;
+    let size = words.size();
+    if size > MAX_TEXT_BYTES {
+        let problem = format!("its words have {size} bytes, the limit is {MAX_TEXT_BYTES}");
+        let error = Error::content(name, problem, "shorten them");
+        return Err((Reason::TooLarge, error));
+    }
+    if let Some(system) = text_of(name, object, "system")? {
+        let system = system.trim();
+        match &words.system {
+            Some(first) if first != system && !system.is_empty() => {
+                let problem = "its key system and its turn of the system differ";
+                return Err(bad(name, problem, "keep one of them"));
+            }
+            None if !system.is_empty() => words.system = Some(system.to_owned()),
+            _ => {}
+        }
+    }
+    Ok(words)
+}
+
+/// Whether a value says nothing.
+pub(super) fn is_blank(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.trim().is_empty(),
+        Value::Array(values) => values.is_empty(),
+        _ => false,
+    }
+}
+
+/// The string at a key, where there is one.
+fn text_of<'a>(
+    name: &str,
+    object: &'a Map<String, Value>,
+    key: &str,
+) -> Result<Option<&'a str>, Problem> {
+    let text = |value: &'a Value| {
+        let text = value.as_str();
+        text.ok_or_else(|| bad(name, format!("its {key} is not a string"), "make it one"))
+    };
+    object.get(key).map(text).transpose()
+}
+
+/// The first of the known keys that says something.
+fn said_by(name: &str, object: &Map<String, Value>) -> Result<RecordText, Problem> {
+    // A record uses one of its columns; an empty string says that it does not use this one.
+    let mut is_empty = false;
+    for key in ["caption", "text"] {
+        match text_of(name, object, key)? {
+            Some(text) if text.trim_start_matches('\u{feff}').trim().is_empty() => is_empty = true,
+            Some(text) => return trimmed(name, text).map(RecordText::caption),
+            None => {}
+        }
+    }
+    for key in TURNS {
         if let Some(turns) = object.get(key) {
             let turns = turns
                 .as_array()
                 .ok_or_else(|| bad(name, format!("its {key} are no list"), "make them one"))?;
-            return conversation(name, turns);
+            return turns::conversation(name, turns);
         }
     }
-    if let Some(answer) = text("answer")? {
-        let question = text("question")?.unwrap_or_default();
-        return question_and_answer(name, question, answer);
+    let answer = ["answer", "answers"]
+        .into_iter()
+        .find_map(|key| Some((key, object.get(key)?)));
+    let question = text_of(name, object, "question")?;
+    if let Some((key, answer)) = answer
+        && let Some(answer) = chosen_answer(name, key, answer)?
+    {
+        return question_and_answer(name, question.unwrap_or_default(), answer);
+    }
+    if answer.is_some() || question.is_some_and(|question| !question.trim().is_empty()) {
+        let problem = Error::content(
+            name,
+            "its question has no answer",
+            "name a split that has answers: those of test splits are mostly kept back",
+        );
+        return Err((Reason::NoAnswer, problem));
+    }
+    if is_empty {
+        return trimmed(name, "").map(RecordText::caption);
     }
     let problem = Error::content(
         name,
@@ -165,6 +256,45 @@ pub(crate) fn words_of_object(
         "add a caption",
     );
     Err((Reason::NoCaption, problem))
+}
+
+/// The answer to learn of one answer or of those of several people: the one that most of them gave, the first of these where
+/// several are as frequent. Lists hold strings, or objects with an `answer` (VQAv2, TextVQA), or stand below `text` (SQuAD).
+fn chosen_answer<'a>(name: &str, key: &str, value: &'a Value) -> Result<Option<&'a str>, Problem> {
+    let values = match value {
+        Value::Array(values) => values,
+        Value::Object(object) => match object.get("text") {
+            Some(Value::Array(values)) => values,
+            _ => return Err(bad(name, format!("its {key} are no list"), "make them one")),
+        },
+        value => std::slice::from_ref(value),
+    };
+    let mut counts: Vec<(&str, usize)> = Vec::new();
+    for value in values {
+        let answer = match value {
+            Value::String(text) => text,
+            Value::Object(answer) if answer["answer"].is_string() => {
+                answer["answer"].as_str().unwrap_or_default()
+            }
+            Value::Null => continue,
+            _ => {
+                return Err(bad(
+                    name,
+                    format!("its {key} is not a string"),
+                    "make it one",
+                ));
+            }
+        };
+        let answer = answer.trim();
+        match counts.iter_mut().find(|(other, _)| *other == answer) {
+            Some((_, count)) => *count += 1,
+            None if answer.is_empty() => {}
+            None => counts.push((answer, 1)),
+        }
+    }
+    // The last of equals would win without the turn.
+    let most = counts.iter().rev().max_by_key(|(_, count)| *count);
+    Ok(most.map(|(answer, _)| *answer))
 }
 
 /// One question, possibly empty, and its answer.
@@ -178,6 +308,11 @@ pub(crate) fn question_and_answer(
         prompt: (!question.is_empty()).then_some(question),
         ..RecordText::caption(trimmed(name, answer)?)
     })
+}
+
+/// Whether a record holds a conversation, which may be about no image.
+pub(crate) fn is_conversation(object: &Map<String, Value>) -> bool {
+    TURNS.iter().any(|key| object.contains_key(*key))
 }
 
 /// Whether a conversation's words stand for an image somewhere.
@@ -197,129 +332,4 @@ fn holds(value: &Value) -> bool {
         }
         _ => false,
     }
-}
-
-/// Who speaks.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Speaker {
-    System,
-    User,
-    Assistant,
-}
-
-/// The paths of images that the parts of a message name.
-pub(crate) fn images_in_messages(object: &Map<String, Value>) -> Vec<String> {
-    let turns = object.get("messages").and_then(Value::as_array);
-    let parts = turns
-        .into_iter()
-        .flatten()
-        .filter_map(|turn| turn["content"].as_array());
-    let named = |part: &Value| {
-        let place = match part["type"].as_str()? {
-            "image" => &part["image"],
-            "image_url" => &part["image_url"]["url"],
-            _ => return None,
-        };
-        place.as_str().map(str::to_owned)
-    };
-    parts.flatten().filter_map(named).collect()
-}
-
-/// Who says what in one turn; parts that stand for images become placeholders.
-fn said(name: &str, turn: &Value) -> Result<(Speaker, String), Problem> {
-    let role = turn["from"].as_str().or(turn["role"].as_str());
-    let speaker = match role {
-        Some("human" | "user") => Speaker::User,
-        Some("gpt" | "assistant" | "model") => Speaker::Assistant,
-        Some("system") => Speaker::System,
-        Some(other) => {
-            let problem = format!("{other} speaks in it, beside system, user and assistant");
-            return Err(bad(name, problem, "leave such turns out"));
-        }
-        None => {
-            return Err(bad(
-                name,
-                "a turn has no from and no role",
-                "say who speaks",
-            ));
-        }
-    };
-    let content = if turn["value"].is_null() {
-        &turn["content"]
-    } else {
-        &turn["value"]
-    };
-    let text = match content {
-        Value::String(text) => text.clone(),
-        Value::Array(parts) => {
-            let mut text = String::new();
-            for part in parts {
-                match part["type"].as_str() {
-                    Some("text") => text.push_str(part["text"].as_str().unwrap_or_default()),
-                    Some("image" | "image_url") => text.push_str(MARK),
-                    _ => {
-                        let problem = "a part of a message is neither text nor an image";
-                        return Err(bad(name, problem, "leave it out"));
-                    }
-                }
-            }
-            text
-        }
-        _ => {
-            return Err(bad(
-                name,
-                "a turn says nothing",
-                "give it a value or a content",
-            ));
-        }
-    };
-    if let Some(other) = REFUSED.iter().find(|mark| text.contains(**mark)) {
-        return Err(bad(name, format!("it is about a {other}"), "leave it out"));
-    }
-    Ok((speaker, text))
-}
-
-/// Questions and answers in turn, the system's words before them where there are any.
-fn conversation(name: &str, turns: &[Value]) -> Result<RecordText, Problem> {
-    let mut system = None;
-    let mut pairs: Vec<Turn> = Vec::new();
-    let mut open: Option<String> = None;
-    for (index, turn) in turns.iter().enumerate() {
-        let (speaker, text) = said(name, turn)?;
-        match (speaker, open.take()) {
-            (Speaker::System, None) if index == 0 => {
-                system = Some(text.trim().to_owned()).filter(|text| !text.is_empty());
-            }
-            (Speaker::User, None) => open = Some(text.trim().to_owned()),
-            (Speaker::Assistant, Some(question)) => pairs.push(Turn {
-                question,
-                answer: trimmed(name, &text)?,
-            }),
-            _ => {
-                let problem = format!("its turn {} does not answer the one before", index + 1);
-                return Err(bad(name, problem, "let user and assistant speak in turn"));
-            }
-        }
-    }
-    if open.is_some() {
-        return Err(bad(
-            name,
-            "its last question has no answer",
-            "answer it or leave it out",
-        ));
-    }
-    let mut pairs = pairs.into_iter();
-    let Some(first) = pairs.next() else {
-        return Err(bad(
-            name,
-            "its conversation has no question with an answer",
-            "add one",
-        ));
-    };
-    Ok(RecordText {
-        caption: first.answer,
-        prompt: (!first.question.is_empty()).then_some(first.question),
-        further: pairs.collect(),
-        system,
-    })
 }

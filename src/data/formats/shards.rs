@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::archive::InputFile;
 use super::limits::{IMAGE_ENDINGS, MAX_TEXT_BYTES, PairLimits};
 use super::records;
-use super::skips::{Reason, SkipLog};
+use super::skips::{Note, RAISE, Reason, SkipLog};
 use super::sums::Checks;
 use super::webdataset::{Defect, Shard, ShardItem, ShardLimits, ShardSample};
 use keel_base::error::{Error, Result};
@@ -82,6 +82,8 @@ fn words_of(
 struct Scan {
     shard: Shard,
     pairs: Vec<ShardPair>,
+    /// Names of conversations that were trimmed.
+    trimmed: Vec<String>,
     skipped: Vec<(Reason, Error)>,
     damage: Option<Error>,
 }
@@ -93,6 +95,10 @@ struct Scan {
 pub(super) fn open(paths: &[String], limits: PairLimits, skips: &SkipLog) -> Result<Shards> {
     let many = paths.len() > MAX_OPEN_SHARDS;
     let checks = Checks::beside(paths)?;
+    checks
+        .remarks(paths)
+        .into_iter()
+        .for_each(|remark| skips.remark(remark));
     let scans: Vec<Result<Scan>> = paths
         .par_iter()
         .enumerate()
@@ -104,6 +110,7 @@ pub(super) fn open(paths: &[String], limits: PairLimits, skips: &SkipLog) -> Res
                 Err(error) => Scan {
                     shard,
                     pairs: Vec::new(),
+                    trimmed: Vec::new(),
                     skipped: Vec::new(),
                     damage: Some(error),
                 },
@@ -114,11 +121,14 @@ pub(super) fn open(paths: &[String], limits: PairLimits, skips: &SkipLog) -> Res
             Ok(scan)
         })
         .collect();
-    // GradientAccumulator in order, so that the shard a refusal names is the first, whichever thread met one sooner.
+    // Gathered in order, so that the shard a refusal names is the first, whichever thread met one sooner.
     let scans = scans.into_iter().collect::<Result<Vec<_>>>()?;
 
     let (mut shards, mut pairs, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
     for scan in scans {
+        for name in scan.trimmed {
+            skips.count_note(Note::Trimmed, name);
+        }
         for (reason, error) in scan.skipped {
             skips.count_bad(scan.shard.name(), reason, error);
         }
@@ -139,7 +149,7 @@ pub(super) fn open(paths: &[String], limits: PairLimits, skips: &SkipLog) -> Res
             _ => Error::stopped(
                 "the shards",
                 format!("{count} of {} are damaged: {first}", paths.len()),
-                "or raise the limit on bad samples",
+                RAISE,
             ),
         });
     }
@@ -173,11 +183,17 @@ fn open_shard(path: &str) -> Result<Shard> {
 
 /// Walks a shard once.
 fn scan_shard(shard: Shard, number: usize, limits: ShardLimits) -> Scan {
-    let (mut pairs, mut skipped, mut damage) = (Vec::new(), Vec::new(), None);
+    let (mut pairs, mut trimmed) = (Vec::new(), Vec::new());
+    let (mut skipped, mut damage) = (Vec::new(), None);
     for step in shard.samples(limits) {
         match step {
             Ok(ShardItem::Sample(sample)) => match shard_pair(&shard, number, sample) {
-                Ok(pair) => pairs.push(pair),
+                Ok((pair, is_trimmed)) => {
+                    if is_trimmed {
+                        trimmed.push(format!("{}: {}", shard.name(), pair.key));
+                    }
+                    pairs.push(pair);
+                }
                 Err(problem) => skipped.push(problem),
             },
             Ok(ShardItem::Skipped(defect, name, problem)) => {
@@ -200,20 +216,22 @@ fn scan_shard(shard: Shard, number: usize, limits: ShardLimits) -> Scan {
     Scan {
         shard,
         pairs,
+        trimmed,
         skipped,
         damage,
     }
 }
 
-/// Finds image and caption among a sample's members; the caption is read to know that it says something.
+/// Finds image and caption among a sample's members; the caption is read to know that it says something. Says whether it was
+/// trimmed.
 fn shard_pair(
     shard: &Shard,
     number: usize,
     sample: ShardSample,
-) -> Result<ShardPair, (Reason, Error)> {
+) -> Result<(ShardPair, bool), (Reason, Error)> {
     let name = format!("{}: {}", shard.name(), sample.key);
     let Some(image) = sample.member(&IMAGE_ENDINGS) else {
-        let problem = Error::content(name, "it has no image", "add a png, jpg or webp member");
+        let problem = Error::content(name, "it has no image", "add a member that is an image");
         return Err((Reason::NoImage, problem));
     };
     let text = CAPTION_ENDINGS
@@ -236,12 +254,13 @@ fn shard_pair(
     let bytes = shard
         .read(member)
         .map_err(|error| (Reason::Unreadable, error))?;
-    words_of(&name, &bytes, text.is_none())?;
-    Ok(ShardPair {
+    let words = words_of(&name, &bytes, text.is_none())?;
+    let pair = ShardPair {
         shard: number,
         image: (image.offset, image.size),
         text: (member.offset, member.size),
         is_json: text.is_none(),
         key: sample.key.into(),
-    })
+    };
+    Ok((pair, words.is_trimmed))
 }

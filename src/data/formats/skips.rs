@@ -7,6 +7,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use keel_base::error::{Error, Result};
 
+/// What to do when too much is bad.
+pub(super) const RAISE: &str =
+    "repair the data, or allow more bad samples with --max-bad-samples (20%, for example)";
+
 /// Names kept for every reason.
 const EXAMPLES: usize = 3;
 
@@ -23,6 +27,8 @@ pub enum Reason {
     NoCaption,
     /// The caption has no letters.
     EmptyCaption,
+    /// A question has no answer, as in the test splits of published sets.
+    NoAnswer,
     /// A line or a JSON member cannot be understood.
     BadRecord,
     /// The key came before.
@@ -55,12 +61,31 @@ impl fmt::Display for Reason {
             Reason::NoImage => "no image",
             Reason::NoCaption => "no caption",
             Reason::EmptyCaption => "empty caption",
+            Reason::NoAnswer => "question without an answer",
             Reason::BadRecord => "unusable record",
             Reason::DuplicateKey => "duplicate key",
             Reason::TooLarge => "file too large",
             Reason::TooLong => "text too long",
             Reason::RefusedEntry => "refused archive entry",
             Reason::DamagedShard => "damaged shard",
+        })
+    }
+}
+
+/// What was done to a sample that is used all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Note {
+    /// A conversation began with an answer or ended with a question, which was left out.
+    Trimmed,
+    /// An image has further frames, which are not shown.
+    FirstFrame,
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Note::Trimmed => "trimmed to whole questions with answers",
+            Note::FirstFrame => "shown by the first frame alone",
         })
     }
 }
@@ -92,11 +117,36 @@ pub struct SkipLog {
     bad: Mutex<Bad>,
 }
 
+/// How many, and the first of them.
+#[derive(Debug, Default)]
+struct Tally {
+    count: u64,
+    examples: Vec<String>,
+}
+
+impl Tally {
+    fn add(&mut self, example: impl ToString) {
+        self.count += 1;
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(example.to_string());
+        }
+    }
+
+    /// "2 of what (…; …)".
+    fn summary(&self, of: &dyn fmt::Display) -> String {
+        let is_more = self.count > self.examples.len() as u64;
+        let more = if is_more { "; …" } else { "" };
+        format!("{} {of} ({}{more})", self.count, self.examples.join("; "))
+    }
+}
+
 #[derive(Debug, Default)]
 struct Bad {
     count: u64,
-    reasons: BTreeMap<Reason, (u64, Vec<String>)>,
+    reasons: BTreeMap<Reason, Tally>,
     by_shard: BTreeMap<String, u64>,
+    notes: BTreeMap<Note, Tally>,
+    remarks: Vec<String>,
 }
 
 impl SkipLog {
@@ -123,11 +173,29 @@ impl SkipLog {
         let mut bad = self.bad();
         bad.count += 1;
         *bad.by_shard.entry(shard.to_owned()).or_default() += 1;
-        let (count, examples) = bad.reasons.entry(reason).or_default();
-        *count += 1;
-        if examples.len() < EXAMPLES {
-            examples.push(text.to_string());
-        }
+        bad.reasons.entry(reason).or_default().add(text);
+    }
+
+    /// Counts one sample that is used, but not as it stands; `name` is what messages call it.
+    pub fn count_note(&self, note: Note, name: impl ToString) {
+        self.bad().notes.entry(note).or_default().add(name);
+    }
+
+    /// Keeps a sentence about the data as a whole.
+    pub fn remark(&self, sentence: impl ToString) {
+        self.bad().remarks.push(sentence.to_string());
+    }
+
+    /// Samples counted under this note.
+    pub fn noted_for(&self, note: Note) -> u64 {
+        self.bad().notes.get(&note).map_or(0, |tally| tally.count)
+    }
+
+    /// What was noted, a sentence each.
+    pub fn notes(&self) -> Vec<String> {
+        let bad = self.bad();
+        let notes = bad.notes.iter().map(|(note, tally)| tally.summary(note));
+        notes.chain(bad.remarks.iter().cloned()).collect()
     }
 
     /// Judges a complete count: all samples have been seen.
@@ -162,7 +230,7 @@ impl SkipLog {
                 100.0 * self.limits.max_bad_fraction,
                 self.summary()
             ),
-            "repair the data, or raise the limit on bad samples",
+            RAISE,
         ))
     }
 
@@ -176,7 +244,13 @@ impl SkipLog {
         self.bad()
             .reasons
             .get(&reason)
-            .map_or(0, |(count, _)| *count)
+            .map_or(0, |tally| tally.count)
+    }
+
+    /// Whether samples were left out, all of them for this one reason.
+    pub fn is_all(&self, reason: Reason) -> bool {
+        let skipped = self.skipped();
+        skipped > 0 && self.skipped_for(reason) == skipped
     }
 
     /// Samples counted, good and bad.
@@ -187,14 +261,8 @@ impl SkipLog {
     /// "2 empty caption (…; …), 1 unusable image (…)": every reason with its count and first sentences.
     pub fn summary(&self) -> String {
         let bad = self.bad();
-        let reasons = bad.reasons.iter().map(|(reason, (count, examples))| {
-            let more = if *count > examples.len() as u64 {
-                "; …"
-            } else {
-                ""
-            };
-            format!("{count} {reason} ({}{more})", examples.join("; "))
-        });
+        let reasons = bad.reasons.iter();
+        let reasons = reasons.map(|(reason, tally)| tally.summary(reason));
         reasons.collect::<Vec<_>>().join(", ")
     }
 }

@@ -4,10 +4,14 @@
 //! checksum of the shard tells. Where the file is there, every shard that it lists is held to it when the data are opened.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::limits::open_file;
 use keel_base::error::{Error, Result};
+
+/// Shards without a checksum that are named.
+const EXAMPLES: usize = 3;
 
 /// The file's name.
 const NAME: &str = "B3SUMS";
@@ -38,11 +42,13 @@ impl Sums {
     /// [`Error::Io`] when the file cannot be read, [`Error::Content`] naming the line that is no checksum.
     fn of_folder(folder: &Path) -> Result<Option<Sums>> {
         let path = folder.join(NAME);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(problem) => return Err(Error::io(&path, "read", problem)),
-        };
+        let mut text = String::new();
+        if !path.exists() {
+            return Ok(None);
+        }
+        let (mut file, _) = open_file(&path)?;
+        file.read_to_string(&mut text)
+            .map_err(|problem| Error::io(&path, "read", problem))?;
         let mut sums = BTreeMap::new();
         for (number, line) in text.lines().enumerate() {
             let parts = line.split_once("  ");
@@ -82,12 +88,12 @@ impl Sums {
 /// # Errors
 /// [`Error::Io`] when it cannot be read.
 fn sum_of(file: &Path) -> Result<blake3::Hash> {
-    let read = || -> std::io::Result<blake3::Hash> {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(File::open(file)?)?;
-        Ok(hasher.finalize())
-    };
-    read().map_err(|problem| Error::io(file, "read", problem))
+    let (content, _) = open_file(file)?;
+    let mut hasher = blake3::Hasher::new();
+    hasher
+        .update_reader(content)
+        .map_err(|problem| Error::io(file, "read", problem))?;
+    Ok(hasher.finalize())
 }
 
 /// The files of sums that shards' `paths` would be listed in, with what they hold then: what they list already, and the
@@ -152,5 +158,34 @@ impl Checks {
         let path = Path::new(path);
         let sums = split(path).and_then(|(folder, _)| self.folders.get(folder)?.as_ref());
         sums.map_or(Ok(()), |sums| sums.check(path))
+    }
+
+    /// What the lists beside these shards leave out, a sentence for each that does: a list whose names match nothing holds no
+    /// shard to anything, and must not pass for one that does.
+    pub fn remarks(&self, paths: &[String]) -> Vec<String> {
+        let of_folder = |(folder, sums): (&PathBuf, &Option<Sums>)| {
+            let sums = sums.as_ref()?;
+            let names = paths.iter().filter_map(|path| split(Path::new(path)));
+            let names = names.filter(|(other, _)| *other == folder.as_path());
+            let names: Vec<&str> = names.map(|(_, name)| name).collect();
+            let unlisted = names.iter().filter(|name| !sums.sums.contains_key(**name));
+            let unlisted: Vec<&str> = unlisted.copied().collect();
+            if unlisted.is_empty() {
+                return None;
+            }
+            let more = if unlisted.len() > EXAMPLES {
+                ", …"
+            } else {
+                ""
+            };
+            Some(format!(
+                "{}: {} of {} shards listed; without a checksum: {}{more}",
+                sums.path.display(),
+                names.len() - unlisted.len(),
+                names.len(),
+                unlisted[..unlisted.len().min(EXAMPLES)].join(", ")
+            ))
+        };
+        self.folders.iter().filter_map(of_folder).collect()
     }
 }

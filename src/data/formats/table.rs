@@ -1,24 +1,47 @@
-//! Pairs in a table with a heading, separated by tabs or commas: a column of paths or of images in base64 (as
+//! Pairs in a table with a heading, separated by tabs, commas, semicolons or bars: a column of paths or of images in base64 (as
 //! VLMEvalKit's), and a caption, or a question with its answer. Rows are read at random from the places found once.
 
-use std::fs::File;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use csv::{ByteRecord, ReaderBuilder};
+use serde_json::{Map, Value};
 
 use super::archive::InputFile;
-use super::lines::is_own_file;
-use super::records::{self, RecordText};
+use super::image_place::ImagePlace;
+use super::limits::{MAX_RECORD_BYTES, open_file};
+use super::records::{self, Problem, RecordText};
+use super::rows::{Row, RowDefect, next_row};
 use super::skips::{Reason, SkipLog};
 use keel_base::error::{Error, Result};
 
-/// Largest row, bytes: an image in base64 and its words.
-const MAX_ROW_BYTES: u64 = 96 << 20;
+/// What may stand between fields. The file's ending says which to try first; its heading decides, because tables called .csv
+/// are written with tabs too (open_clip's default).
+const SEPARATORS: [u8; 4] = *b",\t;|";
 
-/// Text longer than this in a column of images is no path.
-const LONGEST_PATH: usize = 1024;
+/// Columns of images, best first.
+const IMAGES: [&str; 9] = [
+    "image",
+    "image_path",
+    "file_name",
+    "filepath",
+    "path",
+    "filename",
+    "image_file_name",
+    "image_name",
+    "img_path",
+];
+
+/// Columns of words, and the keys that they have in a JSON record.
+const WORDS: [(&str, &str); 8] = [
+    ("caption", "caption"),
+    ("text", "text"),
+    ("question", "question"),
+    ("answer", "answer"),
+    ("answers", "answers"),
+    ("system", "system"),
+    ("title", "caption"),
+    ("comment", "caption"),
+];
 
 /// An opened table.
 #[derive(Debug)]
@@ -45,17 +68,8 @@ pub(crate) struct RowSpan {
 #[derive(Debug)]
 struct Columns {
     image: usize,
-    caption: usize,
-    question: Option<usize>,
-}
-
-/// Where a row's image comes from.
-#[derive(Debug)]
-pub(crate) enum ImageOfRow {
-    /// A path below the table's folder.
-    Path(String),
-    /// The file itself.
-    Bytes(Vec<u8>),
+    /// Columns and their keys.
+    words: Vec<(usize, &'static str)>,
 }
 
 impl Table {
@@ -64,28 +78,22 @@ impl Table {
     }
 
     /// Reads a row again, with the name that messages call it by.
-    pub fn row(&self, place: &RowSpan) -> Result<(String, ImageOfRow, RecordText)> {
+    pub fn row(&self, place: &RowSpan) -> Result<(String, ImagePlace, RecordText)> {
         let name = format!("{}, row {}", self.name(), place.number);
         let bytes = self.source.read(place.offset, place.size)?;
-        let mut reader = ReaderBuilder::new()
-            .delimiter(self.separator)
-            .has_headers(false)
-            .flexible(true)
-            .from_reader(&bytes[..]);
-        let mut record = ByteRecord::new();
-        reader.read_byte_record(&mut record).map_err(|problem| {
-            Error::content(&name, problem, "the file has changed since it was opened")
-        })?;
+        let row = next_row(&mut &bytes[..], self.separator)
+            .map_err(|error| Error::io(self.name(), "read", error))?
+            .unwrap_or_default();
         let (image, words) = self
             .columns
-            .read(&name, &record)
+            .read(&name, &row.fields)
             .map_err(|(_, error)| error)?;
         Ok((name, image, words))
     }
 }
 
 impl Columns {
-    fn of(what: &str, heading: &ByteRecord) -> Result<Columns> {
+    fn of(what: &str, heading: &[Vec<u8>]) -> Result<Columns> {
         let names: Vec<String> = heading
             .iter()
             .map(|name| {
@@ -95,144 +103,122 @@ impl Columns {
                     .to_lowercase()
             })
             .collect();
-        let find = |wanted: &[&str]| {
-            let of = |name: &&str| names.iter().position(|other| other == name);
-            wanted.iter().find_map(of)
-        };
-        let image = find(&["image", "image_path", "file_name", "filepath", "path"]);
-        let caption = find(&["caption", "text", "answer", "title"]);
-        match (image, caption) {
-            (Some(image), Some(caption)) => Ok(Columns {
-                image,
-                caption,
-                question: find(&["question"]),
-            }),
+        let place = |wanted: &str| names.iter().position(|name| name == wanted);
+        let image = IMAGES.into_iter().find_map(place);
+        let mut words: Vec<(usize, &'static str)> = Vec::new();
+        for (column, key) in WORDS {
+            // Of several names for a caption the first is taken.
+            if let Some(at) = place(column)
+                && words.iter().all(|(_, other)| *other != key)
+            {
+                words.push((at, key));
+            }
+        }
+        let has = |key: &str| words.iter().any(|(_, other)| *other == key);
+        if has("question") && !has("answer") && !has("answers") {
+            // Some call the answers captions.
+            for (_, key) in &mut words {
+                if matches!(*key, "caption" | "text") {
+                    *key = "answer";
+                }
+            }
+        }
+        let speaks = ["caption", "text", "answer", "answers"];
+        let says_enough = words.iter().any(|(_, key)| speaks.contains(key));
+        match image {
+            Some(image) if says_enough => Ok(Columns { image, words }),
             _ => Err(Error::content(
                 what,
                 format!("its heading has the columns {}", names.join(", ")),
-                "name a column image, and one caption, or two question and answer",
+                "name a column image, and one caption, or two question and answer (test splits mostly have no answers)",
             )),
         }
     }
 
-    fn read(
-        &self,
-        name: &str,
-        record: &ByteRecord,
-    ) -> Result<(ImageOfRow, RecordText), (Reason, Error)> {
-        let bad = |reason: Reason, problem: &str, remedy: &str| {
-            (reason, Error::content(name, problem, remedy))
-        };
+    fn read(&self, name: &str, fields: &[Vec<u8>]) -> Result<(ImagePlace, RecordText), Problem> {
         let text = |column: usize| {
-            let field = record.get(column).unwrap_or_default();
-            std::str::from_utf8(field)
-                .map_err(|_| bad(Reason::BadRecord, "it is not UTF-8", "save it as UTF-8"))
+            let field = fields.get(column).map(Vec::as_slice).unwrap_or_default();
+            std::str::from_utf8(field).map_err(|_| {
+                let error = Error::content(name, "it is not UTF-8", "save it as UTF-8");
+                (Reason::BadRecord, error)
+            })
         };
         let field = text(self.image)?.trim();
         if field.is_empty() {
-            return Err(bad(
-                Reason::NoImage,
-                "it names no image",
-                "add its path as image",
-            ));
+            let error = Error::content(name, "it names no image", "add its path as image");
+            return Err((Reason::NoImage, error));
         }
-        let image = if field.len() > LONGEST_PATH {
-            let bytes = STANDARD.decode(field).map_err(|_| {
-                bad(
-                    Reason::BadImage,
-                    "its image is no base64",
-                    "write the file anew",
-                )
-            })?;
-            ImageOfRow::Bytes(bytes)
-        } else if is_own_file(field) {
-            ImageOfRow::Path(field.to_owned())
-        } else {
-            return Err(bad(
-                Reason::RefusedEntry,
-                "its image is not a path below the table's folder",
-                "put table and images under one folder and write relative paths",
-            ));
-        };
-        let words = match self.question {
-            Some(question) => {
-                records::question_and_answer(name, text(question)?, text(self.caption)?)?
-                    .for_images(name, 1)?
+        let image = ImagePlace::of(name, "table", field)?;
+        let mut object = Map::new();
+        for (column, key) in &self.words {
+            let text = text(*column)?;
+            // An empty field is a table's null.
+            if !text.trim().is_empty() {
+                object.insert((*key).to_owned(), Value::from(text));
             }
-            None => RecordText::caption(records::trimmed(name, text(self.caption)?)?),
-        };
-        Ok((image, words))
+        }
+        if object.is_empty() {
+            // As a record that says nothing in the one column that it could use.
+            object.insert("caption".to_owned(), Value::from(""));
+        }
+        let words = records::words_of_object(name, &object)?;
+        Ok((image, words.for_images(name, 1)?))
     }
 }
 
+/// The separator of a table and what its heading says.
+fn heading(path: &Path, preferred: u8) -> Result<(u8, Columns)> {
+    let what = path.display().to_string();
+    let others = SEPARATORS.into_iter().filter(|other| *other != preferred);
+    let mut first_problem = None;
+    for separator in [preferred].into_iter().chain(others) {
+        let mut reader = BufReader::new(open_file(path)?.0);
+        let row = next_row(&mut reader, separator).map_err(|e| Error::io(path, "read", e))?;
+        let Some(row) = row else {
+            return Err(Error::content(
+                &what,
+                "it is empty",
+                "give a table with a heading",
+            ));
+        };
+        match Columns::of(&what, &row.fields) {
+            Ok(columns) => return Ok((separator, columns)),
+            Err(problem) => first_problem = first_problem.or(Some(problem)),
+        }
+    }
+    Err(first_problem.expect("the loop has met at least one separator"))
+}
+
 /// Reads a table once, checking every row; images are looked for when they are drawn.
-pub(crate) fn open(path: &Path, separator: u8, skips: &SkipLog) -> Result<Table> {
+pub(crate) fn open(path: &Path, preferred: u8, skips: &SkipLog) -> Result<Table> {
     let source = InputFile::open(path)?;
     let what = path.display().to_string();
-    let file = File::open(path).map_err(|e| Error::io(path, "read", e))?;
-    let mut reader = ReaderBuilder::new()
-        .delimiter(separator)
-        .has_headers(false)
-        .flexible(true)
-        .buffer_capacity(1 << 16)
-        .from_reader(file);
-    let broken = |number: u64, problem: &dyn std::fmt::Display| {
-        Error::content(
-            format!("{what}, row {number}"),
-            problem,
-            "write the table anew, with fields that hold separators or line breaks in quotes",
-        )
-    };
-    let mut record = ByteRecord::new();
-    if !reader
-        .read_byte_record(&mut record)
-        .map_err(|e| broken(0, &e))?
-    {
-        return Err(Error::content(
-            &what,
-            "it is empty",
-            "give a table with a heading",
-        ));
-    }
-    let columns = Columns::of(&what, &record)?;
-    let width = record.len();
+    let (separator, columns) = heading(path, preferred)?;
+    let mut reader = BufReader::with_capacity(1 << 16, open_file(path)?.0);
+    let mut next = || next_row(&mut reader, separator).map_err(|e| Error::io(path, "read", e));
+    let heading = next()?.unwrap_or_default();
+    let width = heading.fields.len();
+    let mut offset = heading.size;
+    let mut number = 0;
     let mut rows = Vec::new();
-    for number in 1.. {
-        let offset = reader.position().byte();
-        if !reader
-            .read_byte_record(&mut record)
-            .map_err(|e| broken(number, &e))?
-        {
-            break;
-        }
-        let size = reader.position().byte() - offset;
-        let name = format!("{what}, row {number}");
-        if size > MAX_ROW_BYTES {
-            return Err(broken(
-                number,
-                &format!("the row has more than {MAX_ROW_BYTES} bytes"),
-            ));
-        }
-        let outcome = if record.len() == width {
-            columns.read(&name, &record).map(|_| ())
-        } else {
-            let problem = format!("it has {} fields, the heading {width}", record.len());
-            Err((
-                Reason::BadRecord,
-                Error::content(&name, problem, "give every row the same fields"),
-            ))
-        };
-        match outcome {
-            Ok(()) => {
-                skips.count_good();
-                rows.push(RowSpan {
-                    offset,
-                    size,
-                    number,
-                });
+    while let Some(row) = next()? {
+        let size = row.size;
+        if !row.fields.is_empty() {
+            number += 1;
+            let name = format!("{what}, row {number}");
+            match checked(&name, &row, width)?.and_then(|()| columns.read(&name, &row.fields)) {
+                Ok(_) => {
+                    skips.count_good();
+                    rows.push(RowSpan {
+                        offset,
+                        size,
+                        number,
+                    });
+                }
+                Err((reason, error)) => skips.count_bad(&what, reason, error),
             }
-            Err((reason, error)) => skips.count_bad(&what, reason, error),
         }
+        offset += size;
     }
     Ok(Table {
         source,
@@ -241,4 +227,39 @@ pub(crate) fn open(path: &Path, separator: u8, skips: &SkipLog) -> Result<Table>
         folder: path.parent().map(Path::to_owned).unwrap_or_default(),
         rows,
     })
+}
+
+/// The form of a row.
+///
+/// # Errors
+/// A quote that took other rows with it, which nothing after it can be trusted past; within, what is wrong with this row alone.
+fn checked(name: &str, row: &Row, width: usize) -> Result<Result<(), Problem>> {
+    let problem = match row.defect {
+        Some(RowDefect::OpenQuote) => "a quote that opens in it is never closed".to_owned(),
+        Some(RowDefect::AfterQuote) if row.has_breaks => {
+            "a quote that opens in it is closed in a later row, in the middle of a field".to_owned()
+        }
+        Some(RowDefect::TooLong) if row.has_breaks => {
+            format!("a quote that opens in it is not closed within {MAX_RECORD_BYTES} bytes")
+        }
+        Some(RowDefect::AfterQuote) => {
+            let problem = "letters follow the closing quote of a field";
+            let remedy = "write quotes within a field twice, and the field in quotes";
+            return Ok(Err(records::bad(name, problem, remedy)));
+        }
+        Some(RowDefect::TooLong) => {
+            let problem = format!("it has more than {MAX_RECORD_BYTES} bytes");
+            let error = Error::content(name, problem, "keep its image in a file of its own");
+            return Ok(Err((Reason::TooLarge, error)));
+        }
+        None if row.fields.len() == width => return Ok(Ok(())),
+        None => {
+            let problem = format!("it has {} fields, the heading {width}", row.fields.len());
+            let remedy = "give every row the same fields";
+            return Ok(Err(records::bad(name, problem, remedy)));
+        }
+    };
+    let remedy =
+        "write the quote twice and its field in quotes (as csv writers do), or take it out";
+    Err(Error::content(name, problem, remedy))
 }

@@ -1,13 +1,15 @@
 //! WebDataset shards: tar archives in which neighbouring files with one name and different endings form a sample.
 //!
 //! The key of a file is its name up to the first dot of the last part (`a/001` of `a/001.caption.txt`), the rest is the
-//! member's ending. Files without a key (`.DS_Store`, `README`) belong to no sample and are passed over. Only places are
+//! member's ending. Files without a key (`.DS_Store`, `README`) and what macOS adds (`__MACOSX`) belong to no sample and are passed
+//! over. Only places are
 //! handed out, bytes are read on demand, so that a shard of any size costs no memory.
 
 use std::collections::HashSet;
 use std::path::Path;
 
 use super::archive::{ArchiveEntry, ArchiveItem, Entries, InputFile};
+use super::limits::is_passed_over;
 use keel_base::error::{Error, Result};
 
 /// Bounds on what one shard may ask for.
@@ -276,8 +278,11 @@ impl Iterator for Samples<'_> {
     }
 }
 
-/// Cuts a name at the first dot of its last part; nothing when there is no key or no ending.
+/// Cuts a name at the first dot of its last part; nothing when there is no key or no ending, or it is passed over.
 fn key_and_ending(name: &str) -> Option<(&str, &str)> {
+    if is_passed_over(Path::new(name)) {
+        return None;
+    }
     let base = name.rfind('/').map_or(0, |slash| slash + 1);
     let dot = base + name[base..].find('.')?;
     let (key, ending) = (&name[..dot], &name[dot + 1..]);

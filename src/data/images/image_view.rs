@@ -119,6 +119,8 @@ pub struct ImageView {
     pub tint: Tint,
     /// [`Image::content`] of the whole image.
     content: u64,
+    /// Tiles that it may be cut into, at most.
+    pub most_tiles: usize,
     /// One of these two is there.
     decoded: Option<Arc<Image>>,
     origin: Option<ImageOrigin>,
@@ -142,6 +144,7 @@ impl ImageView {
             window: None,
             tint: Tint::NONE,
             content: image.content(),
+            most_tiles: usize::MAX,
             decoded: Some(image),
             origin: None,
         }
@@ -155,6 +158,7 @@ impl ImageView {
             window: None,
             tint: Tint::NONE,
             content: known.content,
+            most_tiles: usize::MAX,
             decoded: None,
             origin: Some(origin.clone()),
         })
@@ -169,6 +173,13 @@ impl ImageView {
     #[must_use]
     pub fn keeping(mut self, origin: ImageOrigin) -> ImageView {
         self.origin = Some(origin);
+        self
+    }
+
+    /// The same, cut into at most so many tiles.
+    #[must_use]
+    pub fn in_tiles(mut self, most_tiles: usize) -> ImageView {
+        self.most_tiles = most_tiles;
         self
     }
 

@@ -67,6 +67,7 @@ pub fn ask(
         question: asked.question,
         answer: asked.answer,
         further: Vec::new(),
+        unsupervised: Vec::new(),
         system: None,
     }
 }

@@ -247,6 +247,7 @@ impl EvalRun {
             is_marked,
             system: None,
             context: "",
+            unsupervised: &[],
             turns: vec![[question, ""]],
         })
     }

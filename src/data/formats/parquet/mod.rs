@@ -21,16 +21,15 @@ use self::column::Column;
 use self::damage::{Problem, broken, guarded};
 use self::leaf::{Field, Leaf, leaves};
 use super::archive::InputFile;
+use super::image_place::ImagePlace;
 use super::limits::MAX_TEXT_BYTES;
-use super::lines::is_own_file;
 use super::records::{self, RecordText};
-use super::skips::{Reason, SkipLog};
-use super::table::ImageOfRow;
+use super::skips::{Note, Reason, SkipLog};
 use keel_base::error::{Error, Result};
 use keel_base::mapped_file::MappedFile;
 
 /// Columns that images are looked for in, best first.
-const IMAGES: [&str; 7] = [
+const IMAGES: [&str; 9] = [
     "image",
     "images",
     "jpg",
@@ -38,14 +37,18 @@ const IMAGES: [&str; 7] = [
     "png",
     "webp",
     "image_path",
+    "file_name",
+    "file_names",
 ];
 
 /// Columns that words are looked for in.
-const WORDS: [&str; 7] = [
+const WORDS: [&str; 9] = [
     "caption",
     "text",
     "question",
     "answer",
+    "answers",
+    "system",
     "conversations",
     "messages",
     "texts",
@@ -107,7 +110,7 @@ struct Row<'a> {
 }
 
 /// The words of a row with its images, if any.
-type Read = std::result::Result<(Vec<ImageOfRow>, RecordText), Problem>;
+type Read = std::result::Result<(Vec<ImagePlace>, RecordText), Problem>;
 
 impl Parquet {
     pub fn name(&self) -> &str {
@@ -115,7 +118,7 @@ impl Parquet {
     }
 
     /// Reads a row again, with the name that messages call it by.
-    pub fn row(&self, place: RowOfGroup) -> Result<(String, Vec<ImageOfRow>, RecordText)> {
+    pub fn row(&self, place: RowOfGroup) -> Result<(String, Vec<ImagePlace>, RecordText)> {
         let name = self.name_of(place);
         let read = guarded(&name, || {
             let mut cursor = Cursor::open(self, place.group as usize, &name, true)?;
@@ -149,8 +152,11 @@ impl Parquet {
                 };
                 let name = self.name_of(place);
                 match understand(&name, cursor.next(&name)?, paths_alone) {
-                    Ok(_) => {
+                    Ok((_, words)) => {
                         skips.count_good();
+                        if words.is_trimmed {
+                            skips.count_note(Note::Trimmed, &name);
+                        }
                         found.push(place);
                     }
                     Err((reason, error)) => skips.count_bad(&what, reason, error),
@@ -176,6 +182,7 @@ impl Columns {
             "caption",
             "text",
             "answer",
+            "answers",
             "conversations",
             "messages",
             "texts",
@@ -191,7 +198,7 @@ impl Columns {
             return Err(Error::content(
                 what,
                 format!("it has the columns {}", names.join(", ")),
-                "name a column image, and one caption, conversations or messages, or two question and answer",
+                "name a column image, and one caption, conversations or messages, or two question and answer (test splits mostly have no answers)",
             ));
         }
         let mut columns = Columns {
@@ -309,7 +316,7 @@ impl Row<'_> {
                 (Reason::BadRecord, error)
             })?;
         }
-        object.retain(|_, value| !value.is_null());
+        records::drop_nulls(&mut object);
         // The Cauldron's spelling: turns of user and assistant.
         if let Some(Value::Array(texts)) = object.remove("texts") {
             let turns = texts.iter().flat_map(|turn| {
@@ -321,21 +328,19 @@ impl Row<'_> {
         Ok(object)
     }
 
-    fn images(&self) -> Vec<ImageOfRow> {
+    fn images(&self, name: &str) -> std::result::Result<Vec<ImagePlace>, Problem> {
         // Bytes win: beside them stands the name that the file once had.
         if !self.bytes.is_empty() {
             let files = self.bytes.iter();
-            return files
-                .map(|file| ImageOfRow::Bytes(file.data().to_vec()))
-                .collect();
+            return Ok(files
+                .map(|file| ImagePlace::Bytes(file.data().to_vec()))
+                .collect());
         }
-        let paths = self
-            .paths
-            .iter()
-            .map(|path| String::from_utf8_lossy(path.data()));
+        let paths = self.paths.iter();
+        let paths = paths.map(|path| String::from_utf8_lossy(path.data()));
         let paths = paths.filter(|path| !path.is_empty());
         paths
-            .map(|path| ImageOfRow::Path(path.into_owned()))
+            .map(|path| ImagePlace::of(name, "file", &path))
             .collect()
     }
 }
@@ -343,18 +348,12 @@ impl Row<'_> {
 /// A row's words and images; those that were looked for must be there, or not be asked about.
 fn understand(name: &str, row: Row<'_>, looked_for: bool) -> Read {
     let object = row.object(name)?;
-    let images = row.images();
-    let leads_out = |image: &ImageOfRow| match image {
-        ImageOfRow::Path(path) => !is_own_file(path),
-        ImageOfRow::Bytes(_) => false,
+    let images = if looked_for {
+        row.images(name)?
+    } else {
+        Vec::new()
     };
-    if looked_for && images.iter().any(leads_out) {
-        let problem = "its image is not a path below the file's folder";
-        let remedy = "put file and images under one folder and write relative paths";
-        return Err((Reason::RefusedEntry, Error::content(name, problem, remedy)));
-    }
-    let is_conversation = object.contains_key("conversations") || object.contains_key("messages");
-    let may_be_text = is_conversation && !records::has_placeholder(&object);
+    let may_be_text = records::is_conversation(&object) && !records::has_placeholder(&object);
     if looked_for && images.is_empty() && !may_be_text {
         let error = Error::content(name, "it has no image", "add one, or leave the row out");
         return Err((Reason::NoImage, error));

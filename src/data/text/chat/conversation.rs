@@ -23,6 +23,8 @@ pub struct Conversation<'a> {
     pub context: &'a str,
     /// Questions, possibly empty, and answers; none where the context is the whole text.
     pub turns: Vec<[&'a str; 2]>,
+    /// Answers that are read and not learnt, by their place among the turns. Where there are any, only the others are supervised.
+    pub unsupervised: &'a [usize],
 }
 
 /// The ids of one conversation before padding.
@@ -32,6 +34,17 @@ pub struct Sequence {
     pub ids: Vec<i32>,
     /// The supervised ids, one range an answer, in order.
     pub supervised: Vec<Range<usize>>,
+}
+
+impl Sequence {
+    /// Takes answers out of what is supervised, by their place.
+    pub(super) fn leave_out(&mut self, answers: &[usize]) {
+        let mut place = 0;
+        self.supervised.retain(|_| {
+            place += 1;
+            !answers.contains(&(place - 1))
+        });
+    }
 }
 
 /// A further question about a sample's image and its answer.

@@ -158,10 +158,12 @@ impl ChatTokenizer {
     /// `<begin> context <user> question <assistant> answer <end>`, or `<begin> context <end>` when there are no turns,
     /// everything after `<begin>` supervised, as one answer. Published: as [`ChatTemplate`] says.
     pub fn sequence(&self, conversation: &Conversation<'_>) -> Sequence {
-        match &self.backend {
+        let mut sequence = match &self.backend {
             Backend::Embedded(tokenizer) => embedded_sequence(tokenizer, conversation),
             Backend::Published(published) => published.sequence(conversation),
-        }
+        };
+        sequence.leave_out(conversation.unsupervised);
+        sequence
     }
 
     /// The ids up to the first answer of a conversation with an image: what a model is given to go on from.
@@ -210,7 +212,8 @@ fn embedded_sequence(tokenizer: &Tokenizer, conversation: &Conversation<'_>) -> 
     if conversation.turns.is_empty() {
         ids.push(END);
     }
-    if conversation.image_tokens == 0 {
+    // Where a record says which answers are learnt, its questions are not either.
+    if conversation.image_tokens == 0 && conversation.unsupervised.is_empty() {
         supervised.clear();
         supervised.push(1..ids.len());
     }
