@@ -24,7 +24,7 @@ def tensors_of(path: pathlib.Path) -> dict[str, bytes]:
 
 
 def main() -> None:
-    for path in (REPO / "verify/goldens").glob("*picture*.safetensors"):
+    for path in [REPO / "verify/goldens/pictures.safetensors", REPO / "verify/goldens/frames.safetensors"]:
         for name, content in tensors_of(path).items():
             if name.startswith("file."):
                 seed("images", name, content)
@@ -39,6 +39,14 @@ def main() -> None:
     seed("records", "lines.jsonl", b"\1" + json.dumps(pair).encode() + b"\n" + json.dumps(talk).encode())
     seed("records", "table.tsv", b"\2image\tquestion\tanswer\na.png\twhat?\ta fox\n")
     seed("records", "table.csv", b"\3image,caption\na.png,\"a \"\"red\"\" fox\"\n")
+    said = [{"role": "assistant", "content": "hello"}, {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}]}]
+    said += [{"role": "assistant", "content": "a fox", "weight": 0}, {"role": "user", "content": "?"}, {"role": "assistant", "content": "b", "loss": True}]
+    asked = {"image": "a.png", "question": "what?", "answers": [{"answer": "a fox"}, {"answer": "a dog"}], "caption": None}
+    seed("records", "messages.json", b"\0" + json.dumps([{"system": "Be brief.", "messages": said}, asked]).encode())
+    sets = {"a": {"root": ".", "annotation": "input.json", "repeat_time": 0.5, "length": 3, "data_augment": False, "max_dynamic_patch": 2}}
+    seed("records", "mixture.json", b"\0" + json.dumps(sets).encode())
+    seed("records", "captions.txt", b'\4image,caption\na.png,"a ""red"" fox"\na.png\ta fox\n')
+    seed("records", "metadata.csv", b"\5file_name;text\na.png;a fox\n")
     header = json.dumps({"a.weight": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}).encode()
     config = json.dumps({"model_type": "siglip_vision_model", "hidden_size": 8, "num_hidden_layers": 1}).encode()
     seed("weights", "siglip", config + b"\0" + struct.pack("<Q", len(header)) + header + bytes(16))

@@ -189,8 +189,16 @@ fn conversations_that_cannot_be_trained_on_are_counted_by_name() {
     let says = |from: &str, value: &str| json!({"from": from, "value": value});
     let (ask, answer) = (says("human", "<image>a?"), says("gpt", "b"));
     for (turns, text) in [
-        (json!([answer]), "turn 1 does not answer the one before"),
-        (json!([ask]), "last question has no answer"),
+        (json!([answer]), "no question with an answer"),
+        (json!([ask]), "no question with an answer"),
+        (
+            json!([answer, answer, ask, answer]),
+            "turn 2 does not answer the one before",
+        ),
+        (
+            json!([ask, answer, says("human", "<image>c?")]),
+            "its last question shows an image and has no answer",
+        ),
         (json!([ask, ask]), "turn 2 does not answer"),
         (json!([]), "no question with an answer"),
         (
@@ -266,7 +274,7 @@ fn one_broken_record_among_many_is_counted_and_a_broken_list_is_refused() {
         ("[]".to_owned(), "it holds no pairs"),
         (
             format!("[\"{}\"]", "a".repeat(2 << 20)),
-            "has more than 1048576 bytes",
+            "it is JSON, but no object",
         ),
     ] {
         refused("a.json", content.as_bytes(), &["a.json", text]);
@@ -301,7 +309,7 @@ fn mixtures_of_internvl_repeat_their_parts_and_keep_their_roots() {
     let pairs = open(root.path().join("meta.json")).unwrap();
     let captions: Vec<String> = all(&pairs).into_iter().map(|pair| pair.caption).collect();
     let wanted = [
-        "one 0", "one 1", "one 2", "one 0", "one 1", "one 2", "two 1", "two 3",
+        "one 0", "one 1", "one 2", "one 0", "one 1", "one 2", "two 0", "two 1",
     ];
     assert_eq!(captions, wanted);
     for (part, text) in [
@@ -310,8 +318,16 @@ fn mixtures_of_internvl_repeat_their_parts_and_keep_their_roots() {
             "first: it has no annotation",
         ),
         (
-            json!({"first": {"root": "p", "annotation": "notes/one.jsonl", "length": 9}}),
-            "it says 9, and there are 3",
+            json!({"first": {"root": "s3://p", "annotation": "notes/one.jsonl"}}),
+            "first: root: expected a path: nothing is fetched",
+        ),
+        (
+            json!({"first": {"root": "p", "annotation": "notes/one.jsonl", "max_dynamic_patch": 0}}),
+            "first: max_dynamic_patch: expected a whole number from 1 to 1024",
+        ),
+        (
+            json!({"first": {"root": "p", "annotation": "notes/one.jsonl", "conv_style": "internlm2"}}),
+            "or max_dynamic_patch, found conv_style",
         ),
         (
             json!({"first": {"root": "p", "annotation": "notes/one.jsonl", "repeat_time": -1}}),
@@ -387,7 +403,7 @@ fn tables_give_paths_or_images_in_base64() {
     refused(
         "a.csv",
         format!("image,caption\n{long},x\n").as_bytes(),
-        &["no base64"],
+        &["neither a path nor base64: 2000 letters"],
     );
 }
 

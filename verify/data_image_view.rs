@@ -8,7 +8,7 @@ use keel::data::batch::{Batch, BatchShape};
 use keel::data::image::Image;
 use keel::data::image_view::ImageCache;
 use keel::data::mixture::Mixture;
-use keel::data::pairs::{Pair, PairLimits, PairSource, Pairs};
+use keel::data::pairs::{Pair, PairLimits, PairRules, PairSource, Pairs};
 use keel::data::skips::SkipLimits;
 use keel::data::source::SampleSettings;
 use keel::data::task::Task;

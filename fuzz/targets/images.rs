@@ -1,4 +1,4 @@
-//! JPEG, PNG and WebP files: an image of the size that it says, or a sentence.
+//! JPEG, PNG, WebP, GIF, BMP and TIFF files, with their metadata: an image of the size that it says, or a sentence.
 #![no_main]
 
 use keel::data::image::{Image, ImageLimits};

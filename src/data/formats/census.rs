@@ -109,6 +109,7 @@ pub fn census(pairs: &Pairs) -> Census {
     let mut sizes: Vec<[u32; 2]> = Vec::new();
     let mut images: HashMap<[u8; 32], String> = HashMap::new();
     let mut words: HashMap<[u8; 32], usize> = HashMap::new();
+    // In the order of the data, not as threads finished: which of two duplicates came before must not change between checks.
     for seen in seen.into_iter().flatten() {
         all.usable += 1;
         all.words.answers += seen.answers;

@@ -10,8 +10,8 @@ use super::skips::Reason;
 use crate::images::decode::is_image;
 use keel_base::error::Error;
 
-/// Text longer than this is no path: the most that Linux accepts.
-const LONGEST_PATH: usize = 4096;
+/// Text longer than this is no path.
+const LONGEST_PATH: usize = 1024;
 
 /// Letters of a value that a message shows.
 const SHOWN: usize = 60;

@@ -85,20 +85,13 @@ impl Lines {
         }
     }
 
-    /// Counts a record that is longer than any can be; `beginning` is what was read of it.
-    fn count_too_long(&self, number: u64, beginning: &[u8], skips: &SkipLog) {
+    /// Counts a record that is longer than any can be.
+    fn count_too_long(&self, number: u64, skips: &SkipLog) {
         let unit = self.unit;
-        let is_list =
-            unit == "line" && number == 1 && beginning.trim_ascii_start().starts_with(b"[");
-        let remedy = if is_list {
-            "a .jsonl file has one JSON object a line: call a JSON list .json"
-        } else {
-            "leave it out, or keep its images in files of their own"
-        };
         let error = Error::content(
             format!("{}, {unit} {number}", self.name()),
             format!("the {unit} has more than {MAX_RECORD_BYTES} bytes"),
-            remedy,
+            "leave it out, or keep its images in files of their own",
         );
         skips.count_bad(self.name(), Reason::TooLarge, error);
     }
@@ -122,7 +115,7 @@ pub(crate) fn open(path: &Path, folder: PathBuf, skips: &SkipLog) -> Result<Line
             break;
         }
         if size > MAX_RECORD_BYTES {
-            lines.count_too_long(number, &line, skips);
+            lines.count_too_long(number, skips);
             if !line.ends_with(b"\n") {
                 size += reader.skip_until(b'\n').map_err(io)? as u64;
             }
@@ -174,7 +167,7 @@ pub(crate) fn open_list(path: &Path, folder: PathBuf, skips: &SkipLog) -> Result
                     }
                     let end = offset + u64::from(is_last_byte_inside);
                     if size > MAX_RECORD_BYTES {
-                        lines.count_too_long(walk.number, &record, skips);
+                        lines.count_too_long(walk.number, skips);
                     } else {
                         let place = LinePlace {
                             offset: end - size,

@@ -168,7 +168,7 @@ impl Pairs {
             }
             Reader::Folder(folder::open(path, &listing, &skips)?)
         } else if is_lines {
-            Reader::Lines(lines::open(path, folder(), &skips)?)
+            Reader::Lines(open_lines(path, folder(), &skips)?)
         } else if ending == Some("json") {
             if joined::first_letter(path)? == Some(b'{') {
                 return Pairs::open_mixture(path, limits);
@@ -268,12 +268,7 @@ impl Pairs {
     /// A list, of lines or in one array, whose images lie below a folder of its own.
     fn list_below(path: &Path, root: &Path, limits: PairLimits) -> Result<Pairs> {
         let skips = SkipLog::new(limits.skips);
-        // By content: InternVL's own lists of lines are called .jsonl, and those of others .json too.
-        let lines = if joined::first_letter(path)? == Some(b'[') {
-            lines::open_list(path, root.to_owned(), &skips)?
-        } else {
-            lines::open(path, root.to_owned(), &skips)?
-        };
+        let lines = open_lines(path, root.to_owned(), &skips)?;
         skips.check()?;
         Ok(Pairs::of(Reader::Lines(lines), limits, skips))
     }
@@ -456,6 +451,15 @@ enum Encoded<'a> {
     Member(String, &'a Shards, usize),
     /// The bytes of a file, called so.
     Bytes(String, Vec<u8>),
+}
+
+/// A list of lines, or in one array: told apart by content, since both are called .jsonl and .json.
+fn open_lines(path: &Path, folder: PathBuf, skips: &SkipLog) -> Result<lines::Lines> {
+    if joined::first_letter(path)? == Some(b'[') {
+        lines::open_list(path, folder, skips)
+    } else {
+        lines::open(path, folder, skips)
+    }
 }
 
 /// What to do about a row with a bad image.

@@ -231,6 +231,8 @@ impl Samples<'_> {
         if let Some(step) = self.queue.take() {
             return Some(Ok(step));
         }
+        // A sample ends where an entry of another key begins, so each is handed out one entry late; a refused entry may end
+        // one and be an item itself, which then waits in the queue.
         while !self.finished {
             match self.entries.next() {
                 None => {

@@ -8,7 +8,7 @@ use keel_base::random::scramble;
 /// Bounds on what one file may ask for.
 #[derive(Debug, Clone, Copy)]
 pub struct ImageLimits {
-    /// Largest width × height accepted; decoding needs about 7 bytes a pixel, 13 for a progressive JPEG.
+    /// Largest width × height accepted; decoding needs about 7 bytes a pixel, 13 for a progressive JPEG, 16 for a TIFF of 16 bits.
     pub max_pixels: u64,
 }
 

@@ -1,6 +1,6 @@
 //! The columns of a nested schema, and the way back from their values to the objects and lists they were taken from.
 //!
-//! InputFile: Dremel (Melnik et al. 2010), §4.1–4.2: a value's repetition level says at which of the lists around it a new item
+//! Source: Dremel (Melnik et al. 2010), §4.1–4.2: a value's repetition level says at which of the lists around it a new item
 //! begins, its definition level how many of the optional and repeated nodes on its path are there.
 
 use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as Physical};
@@ -71,6 +71,7 @@ impl Leaf {
             .filter(|step| step.repetition != Repetition::REQUIRED)
             .count() as i16;
         let mut values = field.values.iter();
+        // Levels are walked and not values: nulls and empty lists have a level and no value, and keep their place in the object.
         // A column that is always there has no levels at all.
         let levels = field.definition.len().max(field.values.len());
         for index in 0..levels {
@@ -107,6 +108,8 @@ impl Leaf {
         let mut here = object.entry(root).or_insert(Value::Null);
         let mut defined = 0;
         let mut items = items.iter();
+        // Down the path, as far as the level says that something is there: an optional node counts one, and so does a list that
+        // has an item.
         for (depth, step) in self.path.iter().enumerate() {
             if let Some(key) = step.key.as_ref().filter(|_| depth > 0) {
                 if !here.is_object() {

@@ -145,6 +145,7 @@ impl Parquet {
         let mut found = Vec::new();
         let walked = guarded(&what, || {
             let mut cursor = Cursor::open(self, group, &what, false)?;
+            // One cursor over all rows of the group: to seek each row anew would unpack its pages once for every row in them.
             for row in 0..rows as u32 {
                 let place = RowOfGroup {
                     group: group as u32,

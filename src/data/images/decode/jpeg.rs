@@ -48,6 +48,7 @@ fn reaches_its_end(bytes: &[u8]) -> bool {
     const START_OF_SCAN: u8 = 0xda;
     let mut rest = &bytes[2..];
     let mut in_scan = false;
+    // By markers and not from the file's end: cameras append a preview with an end marker of its own.
     // Markers are two bytes, the first of them 0xff, which may be repeated.
     while let [first, tail @ ..] = rest {
         match (*first, tail) {
