@@ -29,7 +29,7 @@ fn frames() -> Vec<(String, Vec<u8>, Image)> {
         })
         .collect();
     frames.sort_by(|(one, ..), (other, ..)| one.cmp(other));
-    assert_eq!(frames.len(), 45);
+    assert_eq!(frames.len(), 46);
     frames
 }
 
@@ -126,7 +126,7 @@ proptest! {
 
     #[test]
     fn damaged_files_end_in_an_image_or_an_error_within_memory(
-        kind in 0..45_usize,
+        kind in 0..46_usize,
         changes in prop::collection::vec((0.0..1.0_f64, any::<u8>()), 0..8),
         keep in prop_oneof![3 => Just(1.0), 1 => 0.0..1.0_f64],
     ) {

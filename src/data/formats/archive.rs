@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::limits::open_file;
+use super::files::open_file;
 use keel_base::error::{Error, Result};
 
 /// The unit of the format: headers are one block, contents are padded to whole blocks.

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use csv::{Position, ReaderBuilder, StringRecord};
 
-use super::limits::open_file;
+use super::files::open_file;
 use crate::images::image::{Image, ImageLimits};
 use keel_base::error::{Error, Result};
 

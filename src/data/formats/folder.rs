@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::archive::InputFile;
+use super::files::is_passed_over;
 use super::image_place::lies_below;
-use super::limits::{IMAGE_ENDINGS, MAX_TEXT_BYTES, is_passed_over};
+use super::limits::{IMAGE_ENDINGS, MAX_TEXT_BYTES};
+use super::record_text::bad;
 use super::records;
 use super::rows::next_row;
 use super::skips::{Reason, SkipLog};
@@ -248,7 +250,7 @@ fn listed_pair(list: &str, number: usize, line: &str) -> Outcome {
 fn fields_of(name: &str, line: &str) -> Result<[String; 2], (Reason, Error)> {
     let Some((path, caption)) = line.split_once(',') else {
         let problem = "it has no tab and no comma between image and caption";
-        return Err(records::bad(name, problem, "add one"));
+        return Err(bad(name, problem, "add one"));
     };
     if !path.starts_with('"') && !caption.starts_with('"') {
         return Ok([path.to_owned(), caption.to_owned()]);
@@ -259,7 +261,7 @@ fn fields_of(name: &str, line: &str) -> Result<[String; 2], (Reason, Error)> {
     let Some(fields) = fields else {
         let problem = "its quotes are not those of CSV";
         let remedy = "write the caption in quotes and quotes in it twice, on one line";
-        return Err(records::bad(name, problem, remedy));
+        return Err(bad(name, problem, remedy));
     };
     // What was valid as text before it was cut at commas and quotes is so after.
     Ok(fields.map(|field| String::from_utf8_lossy(&field).into_owned()))

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::limits::open_file;
+use super::files::open_file;
 use super::pair::{PairRules, PairSource};
 use keel_base::error::{Error, Result};
 

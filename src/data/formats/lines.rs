@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::archive::InputFile;
+use super::files::open_file;
 use super::image_place::ImagePlace;
-use super::limits::{MAX_RECORD_BYTES, open_file};
-use super::records::{self, Problem, RecordText};
+use super::limits::MAX_RECORD_BYTES;
+use super::record_text::{Problem, RecordText, bad};
+use super::records;
 use super::skips::{Note, Reason, SkipLog};
 use super::turns;
 use keel_base::error::{Error, Result};
@@ -345,7 +347,7 @@ fn images_of(name: &str, object: &Map<String, Value>) -> Result<Vec<ImagePlace>,
             let paths = values.iter().map(Value::as_str).collect::<Option<_>>();
             paths.ok_or_else(|| {
                 let problem = "its image is neither a path nor a list of paths";
-                records::bad(name, problem, "give paths as strings")
+                bad(name, problem, "give paths as strings")
             })?
         }
     };

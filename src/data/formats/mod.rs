@@ -3,6 +3,7 @@
 pub mod archive;
 pub mod benchmark;
 pub mod census;
+mod files;
 mod folder;
 mod image_place;
 mod joined;
@@ -11,6 +12,7 @@ mod lines;
 pub(crate) mod pair;
 pub mod pairs;
 mod parquet;
+mod record_text;
 pub mod records;
 mod rows;
 mod shards;

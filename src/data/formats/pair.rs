@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::records::RecordText;
+use super::record_text::RecordText;
 use super::skips::Reason;
 use crate::images::image::Image;
 use crate::images::image_view::ImageSource;

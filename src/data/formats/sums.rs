@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::limits::open_file;
+use super::files::open_file;
 use keel_base::error::{Error, Result};
 
 /// Shards without a checksum that are named.

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::archive::InputFile;
+use super::files::open_file;
 use super::image_place::ImagePlace;
-use super::limits::{MAX_RECORD_BYTES, open_file};
-use super::records::{self, Problem, RecordText};
+use super::limits::MAX_RECORD_BYTES;
+use super::record_text::{Problem, RecordText, bad};
+use super::records;
 use super::rows::{Row, RowDefect, next_row};
 use super::skips::{Reason, SkipLog};
 use keel_base::error::{Error, Result};
@@ -106,7 +108,9 @@ impl Columns {
         let place = |wanted: &str| names.iter().position(|name| name == wanted);
         let image = IMAGES.into_iter().find_map(place);
         let mut words: Vec<(usize, &'static str)> = Vec::new();
-        for (column, key) in WORDS {
+        // What cannot be honoured is read too, so that rows that have it are refused by name.
+        let refused = records::REFUSED_KEYS.into_iter().map(|key| (key, key));
+        for (column, key) in WORDS.into_iter().chain(refused) {
             // Of several names for a caption the first is taken.
             if let Some(at) = place(column)
                 && words.iter().all(|(_, other)| *other != key)
@@ -245,7 +249,7 @@ fn checked(name: &str, row: &Row, width: usize) -> Result<Result<(), Problem>> {
         Some(RowDefect::AfterQuote) => {
             let problem = "letters follow the closing quote of a field";
             let remedy = "write quotes within a field twice, and the field in quotes";
-            return Ok(Err(records::bad(name, problem, remedy)));
+            return Ok(Err(bad(name, problem, remedy)));
         }
         Some(RowDefect::TooLong) => {
             let problem = format!("it has more than {MAX_RECORD_BYTES} bytes");
@@ -256,7 +260,7 @@ fn checked(name: &str, row: &Row, width: usize) -> Result<Result<(), Problem>> {
         None => {
             let problem = format!("it has {} fields, the heading {width}", row.fields.len());
             let remedy = "give every row the same fields";
-            return Ok(Err(records::bad(name, problem, remedy)));
+            return Ok(Err(bad(name, problem, remedy)));
         }
     };
     let remedy =

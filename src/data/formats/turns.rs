@@ -3,14 +3,14 @@
 
 use serde_json::{Map, Value};
 
-use super::records::{Problem, RecordText, bad, trimmed};
+use super::record_text::{Problem, RecordText, bad, trimmed};
 use crate::text::chat::{MARK, Turn};
 
 /// Stand-ins for what is no image.
 const REFUSED: [&str; 2] = ["<video>", "<audio>"];
 
 /// Keys by which a turn says whether it is learnt: ms-swift, OpenAI and Mistral, axolotl.
-const SUPERVISION: [&str; 5] = ["loss", "loss_scale", "weight", "train", "training"];
+pub(super) const SUPERVISION: [&str; 5] = ["loss", "loss_scale", "weight", "train", "training"];
 
 /// Who speaks.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use super::archive::{ArchiveEntry, ArchiveItem, Entries, InputFile};
-use super::limits::is_passed_over;
+use super::files::is_passed_over;
 use keel_base::error::{Error, Result};
 
 /// Bounds on what one shard may ask for.

@@ -1,8 +1,6 @@
 //! Images in memory, and the few operations training needs on them. Reading their files is in [`super::decode`], scaling in
 //! [`super::resample`].
 
-use super::decode;
-use keel_base::error::Result;
 use keel_base::random::scramble;
 
 /// Bounds on what one file may ask for.
@@ -41,16 +39,6 @@ impl Image {
             height,
             rgba: colour.repeat(pixels),
         }
-    }
-
-    /// Decodes a PNG, JPEG, WebP, GIF, BMP or TIFF file held in memory; its kind is read from its first bytes. Of an
-    /// animation it gives the first frame, and an image is turned upright where its metadata ask for that.
-    ///
-    /// # Errors
-    /// [`Error::Content`](keel_base::error::Error::Content) calling the file `name` when it is of no known kind, is damaged or
-    /// ends early, or holds more pixels than `limits` allow.
-    pub fn decode(name: &str, bytes: &[u8], limits: &ImageLimits) -> Result<Image> {
-        decode::decode(name, bytes, limits).map(|decoded| decoded.image)
     }
 
     /// A number that tells images apart by their size and pixels. Equal images have equal ones, whatever files they came

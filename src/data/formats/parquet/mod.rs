@@ -25,6 +25,7 @@ use super::image_place::ImagePlace;
 use super::limits::MAX_TEXT_BYTES;
 use super::records::{self, RecordText};
 use super::skips::{Note, Reason, SkipLog};
+use super::turns;
 use keel_base::error::{Error, Result};
 use keel_base::mapped_file::MappedFile;
 
@@ -226,6 +227,28 @@ impl Columns {
                         what,
                         format!("its column {} is not text", leaf.root()),
                         "write it as strings",
+                    ));
+                } else if turns::SUPERVISION.contains(&leaf.last_key()) {
+                    // Only strings are read from Parquet; to pass over these would train on what is not to be learnt.
+                    return Err(Error::content(
+                        what,
+                        format!(
+                            "the {} of its {} says what is learnt, which is read from JSON only",
+                            leaf.last_key(),
+                            leaf.root()
+                        ),
+                        "write the file as .jsonl, or leave that field out",
+                    ));
+                }
+            } else if records::REFUSED_KEYS.contains(&leaf.root()) {
+                if leaf.is_text && leaf.depth() == 1 {
+                    // Refused row by row, where it says something.
+                    columns.words.push(leaf);
+                } else {
+                    return Err(Error::content(
+                        what,
+                        format!("it has {}, which cannot be shown to the model", leaf.root()),
+                        "leave the column out",
                     ));
                 }
             }

@@ -27,6 +27,18 @@ pub(crate) struct Decoded {
     pub is_animated: bool,
 }
 
+impl Image {
+    /// Decodes a PNG, JPEG, WebP, GIF, BMP or TIFF file held in memory; its kind is read from its first bytes. Of an
+    /// animation it gives the first frame, and an image is turned upright where its metadata ask for that.
+    ///
+    /// # Errors
+    /// [`Error::Content`] calling the file `name` when it is of no known kind, is damaged or
+    /// ends early, or holds more pixels than `limits` allow.
+    pub fn decode(name: &str, bytes: &[u8], limits: &ImageLimits) -> Result<Image> {
+        decode(name, bytes, limits).map(|decoded| decoded.image)
+    }
+}
+
 /// As [`Image::decode`], with what else is known of the file.
 pub(crate) fn decode(name: &str, bytes: &[u8], limits: &ImageLimits) -> Result<Decoded> {
     // The decoders hold no state of ours.
