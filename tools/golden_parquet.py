@@ -131,6 +131,28 @@ def main() -> None:
     write("brotli", pa.table({"image": pa.array([picture(0)], IMAGE), "text": ["a"]}), [], compression="brotli")
     paths = pa.table({"image": ["a.png", "../b.png", "https://c/d.png"], "caption": ["a", "b", "c"]})
     write("paths", paths, [])
+    # Each record uses some of the columns: the others are null.
+    told = {"prompt": None, "further": [], "system": None}
+    kinds = [
+        ({"caption": "a fox"}, {"caption": "a fox"}),
+        ({"question": "what?", "answers": ["net", "mesh", "mesh"]}, {"prompt": "what?", "caption": "mesh"}),
+        (
+            {"question": "which?", "answers": ["x"], "system": "Be brief."},
+            {"prompt": "which?", "caption": "x", "system": "Be brief."},
+        ),
+    ]
+    kinds = [kinds[index % 3] for index in range(9)]
+    strings = dict.fromkeys(["caption", "question", "system", "tools"], pa.string())
+    columns = {**strings, "answers": pa.list_(pa.string())}
+    table = pa.table({
+        "image": pa.array([picture(index) for index in range(9)], IMAGE),
+        **{name: pa.array([row.get(name) for row, _ in kinds], kind) for name, kind in columns.items()},
+    })
+    pairs = [{**told, **says, "colour": list(colour(index))} for index, (_, says) in enumerate(kinds)]
+    write("nulls", table, pairs, row_group_size=4)
+    marked = [{"role": "user", "content": "a", "loss": None}, {"role": "assistant", "content": "b", "loss": False}]
+    write("learnt", pa.table({"messages": [marked]}), [])
+    write("videos", pa.table({"image": pa.array([picture(0)], IMAGE), "videos": [["a.mp4"]], "text": ["a"]}), [])
     versions = {"pyarrow": pa.__version__}
     (FOLDER / "expected.json").write_text(json.dumps({"versions": versions, "pairs": expected}, ensure_ascii=False, indent=1) + "\n")
 

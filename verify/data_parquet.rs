@@ -98,6 +98,11 @@ fn conversations_of_lists_of_structs_are_put_together_again() {
 }
 
 #[test]
+fn columns_that_a_row_does_not_use_are_null_and_several_answers_are_a_list() {
+    check("nulls");
+}
+
+#[test]
 fn messages_of_lists_in_lists_and_the_cauldrons_texts_are_conversations_too() {
     check("messages");
     check("texts");
@@ -166,6 +171,14 @@ fn files_of_another_schema_or_packing_are_refused_with_what_they_have() {
         (
             "labels.parquet",
             &["its column answer is not text", "strings"],
+        ),
+        (
+            "learnt.parquet",
+            &["the loss of its messages says what is learnt", ".jsonl"],
+        ),
+        (
+            "videos.parquet",
+            &["it has videos, which cannot be shown to the model"],
         ),
         (
             "brotli.parquet",
