@@ -133,6 +133,7 @@ impl PairSource for SameKey {
 
     fn get(&self, index: usize) -> Result<Pair> {
         Ok(Pair {
+            rules: Default::default(),
             key: "0001".into(),
             image: Some(Image::filled(40, 30, [80 * (index % 2) as u8, 7, 7, 255])),
             before: Vec::new(),
