@@ -62,7 +62,7 @@ pub enum Error {
     /// A signal ended a run after it saved.
     #[error("ended by {signal} at {place}, which is saved; keel train --resume {run} goes on")]
     Interrupted {
-        /// TERM or INT.
+        /// TERM, INT or HUP.
         signal: &'static str,
         /// The exit code of the program.
         code: u8,

@@ -1,7 +1,8 @@
-//! What every package uses: the error type, seeded random numbers, files mapped into memory.
+//! What every package uses: the error type, seeded random numbers, files opened with care or mapped into memory.
 #![deny(unsafe_code)]
 
 pub mod error;
+pub mod files;
 pub mod mapped_file;
 pub mod random;
 pub mod units;

@@ -1,13 +1,13 @@
 //! A file in memory without reading it first.
 #![allow(unsafe_code)]
 
-use std::fs::File;
 use std::ops::Deref;
 use std::path::Path;
 
 use memmap2::Mmap;
 
 use crate::error::{Error, Result};
+use crate::files::open_regular;
 
 /// The bytes of a file, read from the disk when they are first looked at.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ impl MappedFile {
     /// # Errors
     /// [`Error::Io`] when it cannot be opened or mapped.
     pub fn open(path: &Path) -> Result<MappedFile> {
-        let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+        let file = open_regular(path).map_err(|e| Error::io(path, "open", e))?;
         // SAFETY: the mapping is read-only and private to this process. As for every reader of mapped weights, the file
         // must not be cut short by another program meanwhile; that ends the process with a signal and corrupts nothing.
         let map = unsafe { Mmap::map(&file) };

@@ -5,6 +5,9 @@ use keel_base::error::{Error, Result};
 /// Pixels between images.
 const GAP: usize = 4;
 
+/// Bytes of the largest sheet before it is encoded; viewers give up long before.
+const MOST_BYTES: usize = 1 << 30;
+
 /// Lays out normalised images `[N, 3, side, side]` (values −1..1) in rows of `columns`, each pixel `zoom` times as wide
 /// and high, and encodes the sheet as PNG.
 ///
@@ -21,9 +24,19 @@ pub fn contact_sheet(images: &[f32], side: usize, columns: usize, zoom: usize) -
         ));
     }
     let columns = columns.min(count);
+    let size = |cells: usize| cells.checked_mul(side.checked_mul(zoom)?.checked_add(GAP)?);
+    let sizes = size(columns).zip(size(count.div_ceil(columns)));
+    let bytes = sizes.and_then(|(width, height)| width.checked_mul(height)?.checked_mul(3));
+    let (Some((width, height)), Some(bytes)) = (sizes, bytes.filter(|bytes| *bytes <= MOST_BYTES))
+    else {
+        return Err(Error::content(
+            "the contact sheet",
+            format!("it would take more than {MOST_BYTES} bytes"),
+            "choose fewer images or a smaller zoom",
+        ));
+    };
     let cell = side * zoom + GAP;
-    let (width, height) = (columns * cell, count.div_ceil(columns) * cell);
-    let mut rgb = vec![255u8; width * height * 3];
+    let mut rgb = vec![255u8; bytes];
     for (index, image) in images.chunks_exact(image).enumerate() {
         let (left, top) = ((index % columns) * cell, (index / columns) * cell);
         for y in 0..side * zoom {

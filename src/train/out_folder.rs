@@ -33,6 +33,10 @@ pub(super) fn refuse_foreign(out: &Path, own: impl Fn(&str) -> bool) -> Result<(
     let foreign = names.filter(|name| !own(name)).min();
     match foreign {
         Some(name) => refuse(format!("a folder with other files in it ({name})")),
+        // It is nobody's to fill, also where nothing lies in it.
+        None if out.canonicalize().is_ok_and(|out| out.parent().is_none()) => {
+            refuse("the root of the file system".to_owned())
+        }
         None => Ok(()),
     }
 }

@@ -11,6 +11,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use keel_base::error::{Error, Result};
+use keel_base::files::{Writing, open_own, refuse_linked_folder};
 
 /// Operations that change folders and files.
 pub trait Disk: Debug + Send + Sync {
@@ -20,7 +21,7 @@ pub trait Disk: Debug + Send + Sync {
     /// [`io::ErrorKind::AlreadyExists`] where there is one of that name; whatever else the disk reports.
     fn create_folder(&self, path: &Path) -> io::Result<()>;
 
-    /// Creates a file, or empties the one of that name.
+    /// Creates a file, or empties the one of that name; never what a link of that name points to.
     ///
     /// # Errors
     /// Whatever the disk reports.
@@ -70,7 +71,7 @@ impl Disk for LocalDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn OpenFile>> {
-        Ok(Box::new(File::create(path)?))
+        Ok(Box::new(open_own(path, Writing::Replace)?))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -122,8 +123,24 @@ pub(crate) fn create_folders(disk: &dyn Disk, path: &Path) -> Result<()> {
     .map_err(|problem| Error::io(path, "create the folder", problem))
 }
 
-/// Bytes that are gathered before they are written: a file of up to so many is one operation.
-const GATHERED: usize = 8 << 20;
+/// Creates the folder `inside` of `root`, which is there. No part of it below `root` may be a link: `root` is where the user
+/// asked to write, and what lies in it may be a stranger's.
+///
+/// # Errors
+/// [`Error::Io`] naming the folder.
+pub(crate) fn create_inside(disk: &dyn Disk, root: &Path, inside: &str) -> Result<PathBuf> {
+    let mut path = root.to_owned();
+    for part in Path::new(inside) {
+        path.push(part);
+        refuse_linked_folder(&path)
+            .map_err(|problem| Error::io(&path, "write in the folder", problem))?;
+        create_folders(disk, &path)?;
+    }
+    Ok(path)
+}
+
+/// Bytes that are collected before they are written: a file of up to so many is one operation.
+const BUFFERED: usize = 8 << 20;
 
 /// Lets [`std::io`] write to an open file.
 struct Through(Box<dyn OpenFile>);
@@ -159,9 +176,12 @@ pub(crate) fn write_durably_with(
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(UNFINISHED);
     let temporary = PathBuf::from(temporary);
-    let mut write = || -> io::Result<()> {
-        let file = Through(disk.create(&temporary)?);
-        let mut file = BufWriter::with_capacity(GATHERED, file);
+    // What cannot be begun is not removed either: it may be a stranger's.
+    let file = disk.create(&temporary);
+    let file = file.map_err(|problem| Error::io(&temporary, "create the file", problem))?;
+    let write = || -> io::Result<()> {
+        let file = Through(file);
+        let mut file = BufWriter::with_capacity(BUFFERED, file);
         content(&mut file)?;
         let mut file = file.into_inner().map_err(|problem| problem.into_error())?;
         file.0.flush()?;
@@ -187,15 +207,30 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
     write_durably_on(&LocalDisk, path, bytes)
 }
 
-/// Removes what a process that was killed while it wrote left half written in a folder.
+/// The folder `inside` of `root`, made where there is none; no part of it below `root` may be a link.
+///
+/// # Errors
+/// [`Error::Io`] naming the folder.
+pub fn folder_inside(root: &Path, inside: &str) -> Result<PathBuf> {
+    create_inside(&LocalDisk, root, inside)
+}
+
+/// Removes the files of a folder that a process left half written which was killed: those whose finished name `is_own`. Other
+/// files stay, whatever their ending.
 ///
 /// # Errors
 /// [`Error::Io`] naming the folder or file.
-pub(crate) fn remove_unfinished(disk: &dyn Disk, folder: &Path) -> Result<()> {
+pub(crate) fn remove_unfinished(
+    disk: &dyn Disk,
+    folder: &Path,
+    is_own: impl Fn(&str) -> bool,
+) -> Result<()> {
     let entries = std::fs::read_dir(folder)
         .map_err(|problem| Error::io(folder, "read the folder", problem))?;
     for path in entries.flatten().map(|entry| entry.path()) {
-        if path.to_string_lossy().ends_with(UNFINISHED) {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let finished = name.and_then(|name| name.strip_suffix(UNFINISHED));
+        if finished.is_some_and(&is_own) && !path.is_dir() {
             disk.remove(&path)
                 .map_err(|problem| Error::io(&path, "remove the file", problem))?;
         }

@@ -1,12 +1,12 @@
 //! Asks a run the questions of a benchmark and keeps every answer as soon as it is there.
 
-use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::eval_run::EvalRun;
 use crate::run::evaluations_folder;
 use keel_base::error::{Error, Result};
+use keel_base::files::{Writing, open_own};
 use keel_data::benchmark::{Benchmark, BenchmarkItem};
 use keel_eval::{AnswerKind, AnsweredItem, BenchmarkScore, Generator, Sampling, Wording, is_right};
 
@@ -49,7 +49,7 @@ impl EvalRun {
         let name = benchmark.name().to_owned();
         let kept = self.answers_path(path)?;
         let io = |problem| Error::io(&kept, "write", problem);
-        let mut file = File::create(&kept).map_err(io)?;
+        let mut file = open_own(&kept, Writing::Replace).map_err(io)?;
         let mut generator = self.generator(BATCH, self.tiles(), Sampling::Greedy)?;
         let mut score = BenchmarkScore::default();
         let mut rows = benchmark.fuse();
