@@ -404,7 +404,9 @@ fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
     );
     // A folder that an export left which was killed is no obstacle.
     fs::create_dir(path.join("out.part")).unwrap();
-    fs::write(path.join("out.part/model.safetensors"), "half").unwrap();
+    for name in [".keel-export", "model.safetensors"] {
+        fs::write(path.join("out.part").join(name), "half").unwrap();
+    }
     let said = keel(path, &["export", "run", "--out", "out", "--dtype", "bf16"])
         .fine()
         .stdout;

@@ -1,12 +1,13 @@
 //! A run's model as a Hugging Face folder: in the layout it came in, or in that of its family.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use serde_json::{Map, Value as Json, json};
 
-use crate::checkpoint::{CheckpointModel, parent_of};
+use super::export_folder::{ExportFolder, sync};
+use crate::checkpoint::CheckpointModel;
 use crate::out_folder::refuse_foreign;
 use crate::run::TOKENIZER;
 use keel_base::error::{Error, Result};
@@ -141,25 +142,11 @@ pub fn export(run: &Path, out: &Path, options: &ExportOptions) -> Result<Exporte
         files: 0,
         lacks_tokenizer: page.has_tokenizer && model.stored.tokenizer.to_json().is_none(),
     };
-    // Beside the folder, also where its name was given with a slash at the end.
-    let mut temporary = out.components().collect::<PathBuf>().into_os_string();
-    temporary.push(".part");
-    let temporary = PathBuf::from(temporary);
-    let files = model
-        .write(&temporary, &page, &tensors, options)
-        .and_then(|files| {
-            fs::rename(&temporary, out).map_err(|e| Error::io(out, "create the folder", e))?;
-            sync(parent_of(out))?;
-            Ok(files)
-        });
-    if files.is_err() {
-        // The write has failed already; that the rest cannot be removed either changes nothing.
-        let _ = fs::remove_dir_all(&temporary);
-    }
-    Ok(Exported {
-        files: files?,
-        ..written
-    })
+    let folder = ExportFolder::begin(out)?;
+    let files = model.write(folder.path(), &page, &tensors, options);
+    let files = files.inspect_err(|_| folder.abandon())?;
+    folder.finish()?;
+    Ok(Exported { files, ..written })
 }
 
 impl Model {
@@ -325,11 +312,6 @@ impl Model {
         tensors: &[OutputTensor<'_>],
         options: &ExportOptions,
     ) -> Result<usize> {
-        // What an export left that was killed.
-        if folder.exists() {
-            fs::remove_dir_all(folder).map_err(|e| Error::io(folder, "remove", e))?;
-        }
-        fs::create_dir_all(folder).map_err(|e| Error::io(folder, "create the folder", e))?;
         if let Some(source) = &page.source {
             copy_beside(source, folder)?;
         }
@@ -402,12 +384,6 @@ fn write_json(path: &Path, config: &Map<String, Json>) -> Result<()> {
     let mut text = serde_json::to_string_pretty(config).expect("settings are plain data");
     text.push('\n');
     fs::write(path, text).map_err(|e| Error::io(path, "write", e))
-}
-
-/// Flushes a file or a folder to the disk.
-fn sync(path: &Path) -> Result<()> {
-    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-    file.sync_all().map_err(|e| Error::io(path, "flush", e))
 }
 
 fn type_name(dtype: Dtype) -> &'static str {
