@@ -2,8 +2,13 @@
 
 use std::process::ExitCode;
 
+use keel::cli::EndsWithoutMemory;
+
+#[global_allocator]
+static ALLOCATOR: EndsWithoutMemory = EndsWithoutMemory;
+
 fn main() -> ExitCode {
-    keel::cli::leave_quietly_without_reader();
+    keel::cli::end_in_sentences();
     match keel::cli::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),

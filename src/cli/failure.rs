@@ -1,6 +1,6 @@
 //! How the program ends when it does not end well: what it says, and with which exit code.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use keel_base::error::Error;
@@ -11,11 +11,11 @@ Exit codes:
   0    done
   1    failed while running: a full disk, a device fault, a run that stopped itself, data that fail their check
   2    refused: an unknown option or setting, or files, weights or a device that cannot be used
-  130  interrupted by Ctrl-C, after a checkpoint was saved (143 by SIGTERM)
+  130  interrupted by Ctrl-C, after a checkpoint was saved (143 by SIGTERM, 129 by SIGHUP)
   141  whoever read the output closed the pipe";
 
 /// Something went wrong while running.
-const FAILED: u8 = 1;
+pub(super) const FAILED: u8 = 1;
 /// The caller asked for what cannot be; clap's code, too.
 const REFUSED: u8 = 2;
 /// The reader of the output went away: 128 + SIGPIPE.
@@ -70,7 +70,8 @@ impl Failure {
     /// Says what went wrong on the error stream; returns the exit code.
     pub fn report(&self) -> ExitCode {
         if let Some(text) = &self.text {
-            eprintln!("{text}");
+            // Where the terminal is gone, the code still says how it ended.
+            let _ = writeln!(std::io::stderr(), "{text}");
         }
         ExitCode::from(self.code)
     }

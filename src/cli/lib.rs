@@ -11,6 +11,7 @@ mod export;
 mod failure;
 mod inspect;
 mod kernels;
+mod memory;
 mod options;
 mod plan;
 mod profile;
@@ -27,6 +28,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use failure::Failure;
 use keel_base::error::{Error, Result};
+use keel_train::Signals;
+pub use memory::EndsWithoutMemory;
 use options::{
     ComputeArgs, DataArgs, RecipeArgs, WeightsArgs, announce, heading, open_pairs, usable_cores,
 };
@@ -94,17 +97,27 @@ fn print_warnings(warnings: &[String]) {
     }
 }
 
-/// Ends the program without a word when `println!` finds no reader, for example in `keel plan | head`: that is no defect, and
-/// no panic to report.
-pub fn leave_quietly_without_reader() {
+/// Turns what is no defect of the program into what it is, where libraries know only panics and signals. `println!` that finds
+/// no reader, as in `keel plan | head`, ends it without a word. A thread that cannot be had ends it with a sentence, whichever
+/// thread wanted it: others may wait for that one. A file that grows beyond a limit is an error of its write.
+pub fn end_in_sentences() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let message = panic.payload_as_str().unwrap_or_default();
         if message.starts_with("failed printing to std") {
             std::process::exit(failure::READER_GONE.into());
         }
+        let wanted_thread = ["failed to spawn thread", "ThreadPoolBuildError"];
+        if wanted_thread.iter().any(|sign| message.contains(sign)) {
+            let _ = writeln!(
+                std::io::stderr(),
+                "error: threads: the system refused one more; end other programs, raise its limits (ulimit -u, ulimit -v), or choose fewer with --threads"
+            );
+            std::process::exit(failure::FAILED.into());
+        }
         report(panic);
     }));
+    Signals::heed_file_size_limits();
 }
 
 /// The command line's description. Every option that takes a value takes negative numbers too, so that `--seed -1` is refused
