@@ -242,11 +242,7 @@ fn impossible_values_of_a_stage_are_refused_at_their_line() {
             "batch_size = 0",
             "expected at least 1, found 0",
         ),
-        (
-            "batch_size = 8",
-            "batch_size = 9000000000000000",
-            "max_tokens",
-        ),
+        ("batch_size = 8", "batch_size = 2000000000", "max_tokens"),
         (
             "learning_rate = 1e-3",
             "learning_rate = 7",
@@ -263,6 +259,16 @@ fn impossible_values_of_a_stage_are_refused_at_their_line() {
             "expected at least 12: 4 image tokens and room for text",
         ),
         ("steps = 6", "steps = 0", "expected at least 1, found 0"),
+        (
+            "steps = 6",
+            "steps = 1000000000001",
+            "expected at most 1000000000000",
+        ),
+        (
+            "batch_size = 8",
+            "batch_size = 9000000000000000",
+            "expected at most 2147483647",
+        ),
         ("steps = 6", "epochs = 0.0", "expected above 0"),
         ("steps = 6", "epochs = inf", "expected above 0"),
         (

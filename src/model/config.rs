@@ -31,7 +31,7 @@ pub struct VisionConfig {
     /// Blocks L.
     ///
     /// - Unit: blocks
-    /// - Range: 1 to 2²⁰
+    /// - Range: 1 to 1024
     /// - Source: 24 (AIMv2, CLIP ViT-L, InternViT-300M), 27 (SigLIP so400m)
     pub depth: usize,
     /// Attention heads H; the head dim is C / H.
@@ -117,7 +117,7 @@ impl VisionConfig {
     pub fn validate(&self) -> Result<()> {
         positive("vision.image_size", self.image_size)?;
         positive("vision.patch_size", self.patch_size)?;
-        positive("vision.depth", self.depth)?;
+        at_most("vision.depth", self.depth, MOST_BLOCKS)?;
         positive("vision.mlp_width", self.mlp_width)?;
         if self.patch_size > self.image_size {
             return Err(Error::setting(
@@ -159,7 +159,7 @@ pub struct TextConfig {
     /// Blocks L.
     ///
     /// - Unit: blocks
-    /// - Range: 1 to 2²⁰
+    /// - Range: 1 to 1024
     /// - Source: 12 (CLIP ViT-L/14; Radford et al. 2021, table 20)
     pub depth: usize,
     /// Attention heads H; the head dim is C / H.
@@ -223,7 +223,7 @@ impl TextConfig {
     pub fn validate(&self) -> Result<()> {
         positive("text.vocabulary", self.vocabulary)?;
         positive("text.context_length", self.context_length)?;
-        positive("text.depth", self.depth)?;
+        at_most("text.depth", self.depth, MOST_BLOCKS)?;
         positive("text.mlp_width", self.mlp_width)?;
         positive_number("text.norm_epsilon", self.norm_epsilon)?;
         head_dim("text", self.width, self.heads)
@@ -262,7 +262,7 @@ pub struct LanguageConfig {
     /// Blocks L.
     ///
     /// - Unit: blocks
-    /// - Range: 1 to 2²⁰
+    /// - Range: 1 to 1024
     /// - Source: 28 (Qwen2.5-1.5B, Qwen3-1.7B)
     pub depth: usize,
     /// Query heads H.
@@ -337,7 +337,7 @@ impl LanguageConfig {
     pub fn validate(&self) -> Result<()> {
         positive("language.vocabulary", self.vocabulary)?;
         positive("language.width", self.width)?;
-        positive("language.depth", self.depth)?;
+        at_most("language.depth", self.depth, MOST_BLOCKS)?;
         positive("language.mlp_width", self.mlp_width)?;
         positive("language.heads", self.heads)?;
         positive("language.key_value_heads", self.key_value_heads)?;
@@ -438,11 +438,19 @@ impl ModelConfig {
 /// Sizes beyond these are typing errors, and their products would not fit 64 bits.
 const MOST: usize = 1 << 20;
 
+/// Deeper towers than any that is published, by far. Every block is recorded and planned, so a slip of the finger here would
+/// take minutes to be refused for its memory.
+const MOST_BLOCKS: usize = 1024;
+
 fn positive(field: &str, value: usize) -> Result<()> {
+    at_most(field, value, MOST)
+}
+
+fn at_most(field: &str, value: usize, most: usize) -> Result<()> {
     match value {
         0 => Err(Error::setting(field, "at least 1", 0)),
-        1..=MOST => Ok(()),
-        _ => Err(Error::setting(field, format!("at most {MOST}"), value)),
+        _ if value <= most => Ok(()),
+        _ => Err(Error::setting(field, format!("at most {most}"), value)),
     }
 }
 

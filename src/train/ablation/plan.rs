@@ -58,7 +58,7 @@ pub struct AblationPlan {
     /// Most images of an evaluation set.
     ///
     /// - Unit: images
-    /// - Range: at least 1
+    /// - Range: 1 to 65,536
     #[serde(default = "max_images")]
     pub max_images: usize,
     /// What `keel ablate --quick` changes.
@@ -70,6 +70,9 @@ pub struct AblationPlan {
     #[serde(rename = "arm")]
     pub arms: Vec<Arm>,
 }
+
+/// The most images of an evaluation set, which are in memory together.
+const MOST_IMAGES: usize = 1 << 16;
 
 fn max_images() -> usize {
     200
@@ -94,7 +97,7 @@ pub struct Quick {
     /// Most images of an evaluation set.
     ///
     /// - Unit: images
-    /// - Range: at least 1
+    /// - Range: 1 to 65,536
     pub max_images: usize,
     /// The seeds, in place of the plan's.
     ///
@@ -199,8 +202,8 @@ impl AblationPlan {
             ("max_images", self.max_images),
             ("quick.max_images", self.quick.max_images),
         ] {
-            if count == 0 {
-                return Err(Error::setting(key, "at least 1", count));
+            if !(1..=MOST_IMAGES).contains(&count) {
+                return Err(Error::setting(key, format!("1 to {MOST_IMAGES}"), count));
             }
         }
         let weights = &self.weights;

@@ -76,7 +76,7 @@ pub struct Stage {
     /// Length of the stage. Give either this or `epochs`.
     ///
     /// - Unit: optimiser steps
-    /// - Range: at least 1
+    /// - Range: 1 to 10¹²
     /// - Source: 4,167 and 71,289 for stages I and III, from 8 M and 36.5 M samples, one epoch each (SAIL-VL2 report, §2.1.1)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
@@ -90,7 +90,7 @@ pub struct Stage {
     /// Samples B of an optimiser step.
     ///
     /// - Unit: samples
-    /// - Range: at least 1
+    /// - Range: 1 to 2³¹ − 1
     /// - Source: 1920, 512 and 512 in stages I, II and III (SAIL-VL2 report, §2.1.1)
     pub batch_size: usize,
     /// Samples that are computed at once; their gradients are accumulated until the batch is complete. Without it the batch

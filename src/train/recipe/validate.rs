@@ -13,6 +13,9 @@ const MOST_ROWS: usize = i32::MAX as usize;
 /// Most questions about one scene: more than a scene of four things has different ones.
 const MOST_TURNS: usize = 64;
 
+/// Most steps of a stage: a thousand years of them.
+const MOST_STEPS: u64 = 1_000_000_000_000;
+
 /// Longest name of a recipe or stage: it becomes part of a file's name.
 const MOST_NAME: usize = 64;
 
@@ -166,12 +169,7 @@ fn validate_tiles(stage: &Stage) -> Result<()> {
 
 fn validate_sizes(recipe: &Recipe, stage: &Stage) -> Result<()> {
     let is_warm = stage.kind == StageKind::WarmStart;
-    require(
-        "batch_size",
-        stage.batch_size >= 1,
-        "at least 1",
-        stage.batch_size,
-    )?;
+    at_most("batch_size", stage.batch_size as u64, MOST_ROWS as u64)?;
     if let Some(micro_batch) = stage.micro_batch_size {
         let holds = micro_batch >= 1 && stage.batch_size.is_multiple_of(micro_batch);
         let want = format!("a number that divides batch_size = {}", stage.batch_size);
@@ -253,7 +251,7 @@ fn validate_sizes(recipe: &Recipe, stage: &Stage) -> Result<()> {
         return Err(Error::setting("steps", "either steps or epochs", found));
     }
     let steps = stage.steps.unwrap_or(1);
-    require("steps", steps >= 1, "at least 1", steps)?;
+    at_most("steps", steps, MOST_STEPS)?;
     let epochs = stage.epochs.unwrap_or(1.0);
     let holds = epochs > 0.0 && epochs <= 1e6;
     require("epochs", holds, "above 0 and at most a million", epochs)
@@ -307,6 +305,12 @@ fn validate_optimiser(stage: &Stage) -> Result<()> {
         "above 0 where contrastive_weight is 0",
         stage.next_token_weight,
     )
+}
+
+/// Holds a number of things to 1 and more, and `most`.
+fn at_most(key: &str, count: u64, most: u64) -> Result<()> {
+    require(key, count >= 1, "at least 1", count)?;
+    require(key, count <= most, format!("at most {most}"), count)
 }
 
 fn require(key: &str, holds: bool, want: impl ToString, found: impl ToString) -> Result<()> {
