@@ -17,6 +17,6 @@ pub use batching::{
     user_samples,
 };
 pub use evaluation::{batches, blind_baseline, eval_set};
-pub use formats::{archive, benchmark, census, pairs, records, skips, sums, webdataset};
+pub use formats::{archive, benchmark, census, digest, pairs, records, skips, sums, webdataset};
 pub use images::{augment, corruption, frame, image, image_view, pixels, prepare, resample, tiles};
 pub use text::{chat, tokenizer};

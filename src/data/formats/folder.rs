@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use super::archive::InputFile;
 use super::files::is_passed_over;
 use super::image_place::lies_below;
+use super::digest;
 use super::limits::{IMAGE_ENDINGS, MAX_TEXT_BYTES};
 use super::record_text::bad;
 use super::records;
@@ -37,6 +38,21 @@ pub(crate) struct FolderPair {
 impl Folder {
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Takes in every image's name and size, and its caption.
+    pub fn add_to(&self, hasher: &mut blake3::Hasher) {
+        let sizes = self.pairs.par_iter().map(|pair| {
+            // One that is not there is counted when it is drawn.
+            let found = fs::metadata(self.root.join(&pair.path));
+            found.map_or(u64::MAX, |found| found.len())
+        });
+        let sizes: Vec<u64> = sizes.collect();
+        for (pair, size) in self.pairs.iter().zip(sizes) {
+            digest::add_text(hasher, pair.path.as_os_str().as_encoded_bytes());
+            digest::add_text(hasher, pair.caption.as_bytes());
+            hasher.update(&size.to_le_bytes());
+        }
     }
 }
 

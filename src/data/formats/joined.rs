@@ -91,6 +91,15 @@ impl<P: PairSource> Joined<P> {
         self.starts[part as usize].map_or(index, |start| start + first)
     }
 
+    /// How many of an epoch's pairs are of each part.
+    pub fn counts(&self) -> Vec<u64> {
+        let mut counts = vec![0; self.parts.len()];
+        for (part, _) in &self.index {
+            counts[*part as usize] += 1;
+        }
+        counts
+    }
+
     pub fn parts(&self) -> impl Iterator<Item = &P> {
         self.parts.iter()
     }

@@ -3,6 +3,7 @@
 pub mod archive;
 pub mod benchmark;
 pub mod census;
+pub mod digest;
 mod files;
 mod folder;
 mod image_place;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::digest::DataDigest;
 use super::record_text::RecordText;
 use super::skips::Reason;
 use crate::images::image::Image;
@@ -107,6 +108,14 @@ pub trait PairSource: Send + Sync {
     /// The first index of the same pair, where an epoch has it several times.
     fn first_of(&self, index: usize) -> usize {
         index
+    }
+
+    /// What the pairs are told by, a source after the other; nothing where nobody else could give other ones under their name.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming a file that cannot be read.
+    fn digests(&self) -> Result<Vec<DataDigest>> {
+        Ok(Vec::new())
     }
 
     /// Hears what became of a pair that training drew: used, or left out and why.

@@ -11,6 +11,7 @@ pub use super::limits::PairLimits;
 pub use super::pair::{Pair, PairRules, PairSource};
 
 use super::archive::InputFile;
+use super::digest::{self, DataDigest};
 use super::folder::{self, FolderPair, Listing};
 use super::image_place::ImagePlace;
 use super::joined::{self, Joined, MixturePart, Repeat};
@@ -423,6 +424,34 @@ impl PairSource for Pairs {
         logs.flat_map(SkipLog::notes).collect()
     }
 
+    fn digests(&self) -> Result<Vec<DataDigest>> {
+        let mut hasher = blake3::Hasher::new();
+        let name = match &self.reader {
+            Reader::Joined(joined) => return digests_of_parts(joined),
+            Reader::Folder(folder) => {
+                folder.add_to(&mut hasher);
+                folder.name()
+            }
+            Reader::Shards(shards) => {
+                shards.add_to(&mut hasher)?;
+                self.origin(0)
+            }
+            Reader::Lines(lines) => lines.name(),
+            Reader::Table(table) => table.name(),
+            Reader::Parquet(parquet) => parquet.name(),
+        };
+        if !matches!(self.reader, Reader::Folder(_) | Reader::Shards(_)) {
+            digest::add_file(&mut hasher, Path::new(name))?;
+        }
+        let samples = self.len() as u64;
+        Ok(vec![DataDigest {
+            name: name.to_owned(),
+            samples,
+            drawn: samples,
+            digest: hasher.finalize().to_hex().to_string(),
+        }])
+    }
+
     fn get(&self, index: usize) -> Result<Pair> {
         let (pair, files) = self.read(index)?;
         if files.is_some_and(|files| files.is_animated) {
@@ -441,6 +470,19 @@ impl PairSource for Pairs {
             _ => index,
         }
     }
+}
+
+/// What each part is told by, with how often an epoch draws from it.
+fn digests_of_parts(joined: &Joined<Pairs>) -> Result<Vec<DataDigest>> {
+    let mut all = Vec::new();
+    for (part, count) in joined.parts().zip(joined.counts()) {
+        let whole = part.len() as f64;
+        all.extend(part.digests()?.into_iter().map(|one| DataDigest {
+            drawn: (one.drawn as f64 * count as f64 / whole).round() as u64,
+            ..one
+        }));
+    }
+    Ok(all)
 }
 
 /// Where a pair's image is.

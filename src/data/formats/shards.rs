@@ -6,6 +6,7 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::archive::InputFile;
+use super::digest;
 use super::limits::{IMAGE_ENDINGS, MAX_TEXT_BYTES, PairLimits};
 use super::records;
 use super::skips::{Note, RAISE, Reason, SkipLog};
@@ -56,6 +57,27 @@ impl Shards {
         let text = shard.read_at(pair.text.0, pair.text.1)?;
         let words = words_of(&name, &text, pair.is_json).map_err(|(_, error)| error)?;
         Ok((name, words))
+    }
+
+    /// Takes in every pair's key and text, and where its image lies in its shard.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming a shard that cannot be read.
+    pub fn add_to(&self, hasher: &mut blake3::Hasher) -> Result<()> {
+        let text = |pair: &ShardPair| self.shards[pair.shard].read_at(pair.text.0, pair.text.1);
+        let texts: Vec<Result<blake3::Hash>> = self
+            .pairs
+            .par_iter()
+            .map(|pair| Ok(blake3::hash(&text(pair)?)))
+            .collect();
+        for (pair, text) in self.pairs.iter().zip(texts) {
+            digest::add_text(hasher, pair.key.as_bytes());
+            hasher.update(text?.as_bytes());
+            for number in [pair.shard as u64, pair.image.0, pair.image.1] {
+                hasher.update(&number.to_le_bytes());
+            }
+        }
+        Ok(())
     }
 
     /// The bytes of a pair's image file.
@@ -121,7 +143,7 @@ pub(super) fn open(paths: &[String], limits: PairLimits, skips: &SkipLog) -> Res
             Ok(scan)
         })
         .collect();
-    // Gathered in order, so that the shard a refusal names is the first, whichever thread met one sooner.
+    // Collected in order, so that the shard a refusal names is the first, whichever thread met one sooner.
     let scans = scans.into_iter().collect::<Result<Vec<_>>>()?;
 
     let (mut shards, mut pairs, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
