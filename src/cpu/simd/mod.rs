@@ -134,6 +134,17 @@ pub enum Level {
     Avx512 = 2,
 }
 
+impl Level {
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Level::Portable => "portable",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+        }
+    }
+}
+
 /// The widest path of the machine as its number, or [`UNKNOWN`] before the first look.
 static DETECTED: AtomicU8 = AtomicU8::new(UNKNOWN);
 

@@ -7,6 +7,7 @@ use super::{CpuExecutor, CudaExecutor, Executor, SimtExecutor, cuda};
 use crate::tape::{CompileTarget, Target, Tier};
 use crate::tensor::DType;
 use keel_base::error::{Error, Result, with_near_miss};
+use keel_cpu::simd::detected;
 
 /// What can be asked for. The one vocabulary of every command that computes or plans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,6 +204,29 @@ impl SelectedDevice {
             Runner::Gpu(found) => format!("cuda, {found}"),
         };
         format!("{device}, {} ({})", self.compile_target.precision, self.why)
+    }
+
+    /// The kind of device that computes, never [`Device::Auto`].
+    pub fn device(&self) -> Device {
+        match &self.runner {
+            Runner::Processor => Device::Cpu,
+            Runner::Emulator => Device::Simt,
+            Runner::Gpu(_) => Device::Cuda,
+        }
+    }
+
+    /// The instructions that it computes with: of the processor, which also prepares images, and of the chip where there is one.
+    /// Other instructions may give other bits. `avx2` and `avx512` give the same; `portable` multiplies and adds in two
+    /// roundings where they take one.
+    pub fn instructions(&self) -> String {
+        let processor = detected().name();
+        match &self.runner {
+            Runner::Processor | Runner::Emulator => processor.to_owned(),
+            Runner::Gpu(found) => {
+                let (major, minor) = found.compute_capability;
+                format!("sm_{major}{minor}, {processor}")
+            }
+        }
     }
 
     /// Its executor, with a parameter arena of `elements` elements.

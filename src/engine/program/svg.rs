@@ -22,13 +22,28 @@ fn colour(class: Class) -> &'static str {
     }
 }
 
-/// `text` as it may stand between tags and inside quoted attributes.
+/// `text` as it may stand between tags and inside quoted attributes. Marks that change the direction of what follows them are
+/// written out: left as they are, they let a text show itself, and what stands beside it, in another order.
 pub fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
-        .replace('\'', "&#39;")
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped += "&amp;",
+            '<' => escaped += "&lt;",
+            '>' => escaped += "&gt;",
+            '"' => escaped += "&quot;",
+            '\'' => escaped += "&#39;",
+            '\u{61c}'
+            | '\u{200e}'
+            | '\u{200f}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}' => {
+                let _ = write!(escaped, "[U+{:04X}]", u32::from(c));
+            }
+            c => escaped.push(c),
+        }
+    }
+    escaped
 }
 
 /// The arena of `program` as a self-contained SVG titled `title`.
