@@ -15,7 +15,7 @@ use keel_model::{BatchInputs, ModelInput, record_objectives};
 /// Largest log of the contrastive scale: e^this is 100 (Radford et al. 2021, §2.5).
 const MOST_LOG_SCALE: f32 = 4.605_170_2;
 
-/// Records a whole training step of a stage. Where the stage gathers the gradients of several micro-batches, the loss is
+/// Records a whole training step of a stage. Where the stage accumulates the gradients of several micro-batches, the loss is
 /// weighted by [`ModelInput::LossWeight`].
 ///
 /// # Errors
@@ -130,7 +130,7 @@ impl OptimizerScalars {
     }
 }
 
-/// What the optimiser is told in step `step` of `steps` (from 0), with the scale of what was gathered.
+/// What the optimiser is told in step `step` of `steps` (from 0), with the scale of what was accumulated.
 pub fn optimizer_scalars(
     stage: &Stage,
     [step, steps]: [u64; 2],

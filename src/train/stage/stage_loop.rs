@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::feed::{Feed, FeedPlan};
 use crate::checkpoint::{Checkpointer, OptimizerValues, after_stage, load, newest_well, restore};
-use crate::gathered::GradientAccumulator;
+use crate::gradient_accumulator::GradientAccumulator;
 use crate::guard::{Guard, MOST_STRIKES, Recheck, Verdict};
 use crate::observer::{Event, StageBegins, StepReport, StepsBegin};
 use crate::recipe::{Stage, StageKind};
@@ -179,7 +179,7 @@ impl<'a> StageLoop<'a> {
             None
         };
         let count = self.stage.micro_batches();
-        let mut gathered = GradientAccumulator::default();
+        let mut accumulated = GradientAccumulator::default();
         for micro in 0..count {
             let (mut batch, weight) = feed.next(session)?;
             let skipped = batch.skipped;
@@ -189,10 +189,10 @@ impl<'a> StageLoop<'a> {
             if self.stage.contrastive_weight > 0.0 {
                 self.masked.add(&batch);
             }
-            gathered.take(weight, std::mem::take(&mut batch.samples));
+            accumulated.take(weight, std::mem::take(&mut batch.samples));
             let is_last = micro + 1 == count;
             // The scale counts the micro-batches so far, and only the last one's, which counts all, is used.
-            let scale = gathered.gradient_scale();
+            let scale = accumulated.gradient_scale();
             let scalars = optimizer_scalars(self.stage, [step, self.steps], scale);
             run_micro_batch(session, is_last, &scalars)?;
             // The next is on its way while this one computes. Not into a step that is about to be done again: that hands over
@@ -201,18 +201,18 @@ impl<'a> StageLoop<'a> {
             if session.takes_inputs_early() && goes_on {
                 feed.go_ahead(session);
             }
-            gathered.read(session, self.stage, weight)?;
+            accumulated.read(session, self.stage, weight)?;
             if let Some(recheck) = &mut recheck {
                 recheck.keep(batch, weight, scalars);
             }
         }
-        let numbers = gathered.numbers(session, self.stage, [step, self.steps], start)?;
+        let numbers = accumulated.numbers(session, self.stage, [step, self.steps], start)?;
         if let Some(recheck) = recheck {
             recheck.compare(self.run, self.stage, step, &self.inputs, session)?;
         }
         Ok(Stepped {
             numbers,
-            keys: gathered.keys,
+            keys: accumulated.keys,
         })
     }
 

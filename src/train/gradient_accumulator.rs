@@ -1,8 +1,8 @@
-//! What the micro-batches of one optimiser step come to.
+//! The loss and the gradients of one optimiser step, accumulated over its micro-batches.
 //!
 //! A step minimises Σₘ Wₘ Lₘ / Σₘ Wₘ over its micro-batches m, with Wₘ the sum of the token weights in m. The next-token
 //! loss of a micro-batch is already a mean by those weights, so its part is that of the whole batch at once, however the
-//! batch is divided. A contrast sees the pairs of its micro-batch alone. Each run adds Wₘ ∇Lₘ to the gradient arena; the
+//! batch is divided. The contrastive loss sees the pairs of its micro-batch alone. Each run adds Wₘ ∇Lₘ to the gradient arena; the
 //! division by Σ Wₘ is the gradient scale of the update.
 
 use std::time::Instant;
