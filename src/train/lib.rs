@@ -6,7 +6,7 @@ mod chat_template;
 mod checkpoint;
 mod evaluate;
 mod from_weights;
-mod gathered;
+mod gradient_accumulator;
 mod guard;
 mod memory_limit;
 mod observer;
@@ -23,8 +23,8 @@ pub use ablation::{
     MetricSummary, Quick, Spend, Unit, UnitResult, step_flops, units, write_results,
 };
 pub use checkpoint::{
-    Checkpoint, Disk, LocalDisk, OpenFile, Position, Snapshot, free_bytes, load, read_position,
-    save, write_durably,
+    Checkpoint, Disk, LocalDisk, OpenFile, Position, Snapshot, folder_inside, free_bytes, load,
+    read_position, save, write_durably,
 };
 pub use evaluate::{
     EvalRun, EvalTower, ExportOptions, ExportPart, Exported, Measured, Profile, ProfiledOp, export,
@@ -42,8 +42,8 @@ pub use recipe::{
     Schedule, Stage, StageKind,
 };
 pub use run::{
-    InitialWeights, RunFolder, Signals, StepAverages, Stop, TrainOptions, newest_checkpoint,
-    recipe_of, stage_checkpoints,
+    InitialWeights, RunFolder, RunInputs, Signals, StepAverages, Stop, TrainOptions,
+    newest_checkpoint, recipe_in, recipe_of, stage_checkpoints,
 };
 pub use step_program::{
     OptimizerScalars, batch_inputs, compile_step, optimizer_scalars, parameter_groups, record_step,

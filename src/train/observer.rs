@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::ablation::Unit;
 use super::recipe::{Recipe, Stage};
-use super::run::StepAverages;
+use super::run::{RunInputs, StepAverages};
 use super::step_program::whole_step_flops;
 use keel_base::error::{Error, Result};
 use keel_base::units::{bytes, counted, flops};
@@ -65,6 +65,8 @@ pub struct RunBegins<'a> {
     pub folder: &'a Path,
     /// What computes.
     pub device: &'a str,
+    /// What its bits depend on beside the settings.
+    pub inputs: &'a RunInputs,
     /// Where it goes on; nothing for a new run.
     pub resumed_at: Option<&'a str>,
     /// The settings that changed since the checkpoint it goes on from, a sentence each.

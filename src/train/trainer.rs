@@ -14,7 +14,10 @@ use super::guard::Guard;
 use super::memory_limit::hold_to_limit;
 use super::observer::{Evaluated, Event, Observers, RunBegins};
 use super::recipe::{Recipe, Stage};
-use super::run::{InitialWeights, Run, RunFolder, RunRecorder, RunState, TrainOptions, changes};
+use super::run::{
+    InitialWeights, Run, RunFolder, RunInputs, RunRecorder, RunState, TrainOptions, changes,
+    moved_stages,
+};
 use super::stage::StageLoop;
 use super::step_program::compile_step;
 use keel_base::error::{Error, Result};
@@ -95,6 +98,10 @@ impl Trainer {
             Some(folder) => newest_valid(folder.path(), &mut passed_over)?,
             None => None,
         };
+        let inputs = RunInputs::new(&options, pairs.as_deref())?;
+        if let Some((position, _)) = start.as_ref().filter(|_| !options.accept_changes) {
+            refuse_changes(position, &recipe, &inputs)?;
+        }
         let begins_at = initial.as_ref().map_or(0, |initial| initial.stage);
         let first = start.as_ref().map_or(begins_at, |(at, _)| at.stage);
         let programs = plan_stages(&recipe, first, &layout, &tokenizer, &options)?;
@@ -114,6 +121,7 @@ impl Trainer {
             layout,
             executor,
             tokenizer,
+            inputs,
             pairs,
             folder,
             programs,
@@ -231,7 +239,10 @@ impl Trainer {
             Some(stage) => format!("stage {}, step {}", stage.name, position.step),
             None => "the end: nothing is left to train".to_owned(),
         };
-        let changes = changes(&position.recipe, &self.run.recipe.to_toml());
+        let mut changes = changes(&position.recipe, &self.run.recipe.to_toml());
+        let differences = position.inputs.differences(&self.run.inputs);
+        changes.extend(differences.data);
+        changes.extend(differences.arithmetic);
         self.tell_begin(Some(&place), &changes)?;
         (self.state.skipped, self.state.guard) = (position.skipped, position.guard);
         Ok(Entry {
@@ -246,6 +257,7 @@ impl Trainer {
             recipe: &self.run.recipe,
             folder: self.run.folder.path(),
             device: &self.run.executor.describe(),
+            inputs: &self.run.inputs,
             resumed_at,
             changes,
         }))
@@ -304,6 +316,22 @@ impl Trainer {
         }))?;
         Ok(Some(evaluation))
     }
+}
+
+/// Refuses to go on from `position` with other data than it was reached with, or with stages that are not where they were:
+/// neither a resume nor an uninterrupted run would be what it is taken for.
+fn refuse_changes(position: &Position, recipe: &Recipe, inputs: &RunInputs) -> Result<()> {
+    let mut found = position.inputs.differences(inputs).data;
+    let begun = position.stage + usize::from(position.step > 0);
+    found.extend(moved_stages(&position.recipe, &recipe.to_toml(), begun));
+    if found.is_empty() {
+        return Ok(());
+    }
+    Err(Error::setting(
+        "--resume",
+        "the data and stages of the checkpoint, or --accept-changes to go on with others",
+        found.join("; "),
+    ))
 }
 
 /// Plans every stage from `first` on before one of them runs, so that one that does not fit is known before hours are

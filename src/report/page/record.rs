@@ -2,13 +2,15 @@
 //! tells what it has.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use keel_base::error::{Error, Result};
+use keel_base::files::open_regular;
 use keel_eval::{Evaluation, Measurements, QualitativeSamples};
-use keel_train::{Recipe, recipe_of};
+use keel_train::{Recipe, recipe_in};
 
 /// The record of a run.
 #[derive(Debug)]
@@ -45,8 +47,7 @@ impl RunRecord {
     /// # Errors
     /// [`Error::Setting`] when the folder holds no run; [`Error::Io`] and what is wrong with the recipe.
     pub fn open(path: &Path) -> Result<RunRecord> {
-        let recipe = recipe_of(path)?;
-        let recipe = Recipe::load(&recipe.to_string_lossy(), &[])?;
+        let recipe = recipe_in(path, &[])?;
         let mut record = RunRecord {
             path: path.to_owned(),
             recipe,
@@ -62,7 +63,7 @@ impl RunRecord {
             unreadable: 0,
         };
         let metrics = path.join("metrics.jsonl");
-        match std::fs::read(&metrics) {
+        match read(&metrics) {
             Ok(bytes) => record.read_rows(&String::from_utf8_lossy(&bytes)),
             Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => {}
             Err(problem) => return Err(Error::io(&metrics, "read", problem)),
@@ -78,22 +79,23 @@ impl RunRecord {
         for (index, stage) in order.iter().enumerate() {
             let label = format!("{}-{stage}", index + 1);
             // Files of another version, or cut off, are as good as none.
-            if let Ok(bytes) = std::fs::read(path.join(format!("qualitative/{label}.json"))) {
+            if let Ok(bytes) = read(&path.join(format!("qualitative/{label}.json"))) {
                 record
                     .qualitative
                     .extend(serde_json::from_slice(&bytes).ok());
             }
-            if let Ok(bytes) = std::fs::read(path.join(format!("memory/{label}.svg"))) {
+            if let Ok(bytes) = read(&path.join(format!("memory/{label}.svg"))) {
                 record.memory.push((stage.clone(), bytes));
             }
             let profile = path.join(format!("profile/{label}"));
             if let (Ok(svg), Ok(tables)) = (
-                std::fs::read(profile.with_extension("svg")),
-                std::fs::read_to_string(profile.with_extension("txt")),
+                read(&profile.with_extension("svg")),
+                read(&profile.with_extension("txt")),
             ) {
+                let tables = String::from_utf8_lossy(&tables).into_owned();
                 record.profiles.push((stage.clone(), svg, tables));
             }
-            if let Ok(bytes) = std::fs::read(path.join(format!("evaluations/{label}.json"))) {
+            if let Ok(bytes) = read(&path.join(format!("evaluations/{label}.json"))) {
                 let measured = serde_json::from_slice(&bytes).ok();
                 record
                     .measurements
@@ -185,4 +187,11 @@ impl RunRecord {
         });
         pieces.filter(|piece| !piece.is_empty()).collect()
     }
+}
+
+/// Reads a file of a folder that may be a stranger's: a pipe in its place would never end.
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }

@@ -64,12 +64,19 @@ fn lead(record: &RunRecord) -> String {
         value.unwrap_or("unknown").to_owned()
     };
     format!(
-        "<p>Recipe <b>{}</b>, seed {}, on {}, by Keel {}.</p>",
+        "<p>Recipe <b>{}</b>, seed {}, on {}{}, by Keel {}.</p>",
         escape(&record.recipe.name),
         record.recipe.seed,
         escape(&text("device")),
+        last.and_then(instructions)
+            .map_or(String::new(), |path| format!(", {}", escape(path))),
         escape(&text("version"))
     )
+}
+
+/// The instruction path that a process computed with.
+fn instructions(start: &serde_json::Value) -> Option<&str> {
+    start["inputs"]["instructions"].as_str()
 }
 
 /// Whether every stage was trained to its end.
@@ -227,10 +234,17 @@ fn warnings(record: &RunRecord) -> String {
             record.unreadable
         ));
     }
+    let mut before = None;
     for start in &record.starts {
+        let path = instructions(start);
         if let Some(place) = start["resumed_at"].as_str() {
-            lines.push(format!("Continued at {place}."));
+            let other = path.zip(before).filter(|(path, before)| path != before);
+            let other = other.map_or(String::new(), |(path, before)| {
+                format!(", on the instruction path {path} after {before}")
+            });
+            lines.push(format!("Continued at {place}{other}."));
         }
+        before = path;
     }
     if lines.is_empty() {
         return "<p>None: no step was left out, no sample skipped, no checkpoint passed over.</p>\n"

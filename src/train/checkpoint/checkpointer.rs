@@ -1,5 +1,6 @@
 //! When a run saves, what it keeps, and how it finds what to go on from.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::file::{self, Position, Snapshot};
@@ -26,6 +27,7 @@ fn position(run: &Run, state: &RunState, stage: usize, step: u64) -> Position {
         skipped: state.skipped,
         guard: state.guard.clone(),
         recipe: run.recipe.to_toml(),
+        inputs: run.inputs.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
     }
 }
@@ -85,16 +87,22 @@ impl Checkpointer {
         })
     }
 
-    /// Waits for the checkpoint under way. One that could not be written costs itself alone: the run says so and goes on.
+    /// Waits for the checkpoint under way. One for which there was no room costs itself alone: the run says so and goes on.
     ///
     /// # Errors
-    /// [`Error::Io`] where an old checkpoint cannot be removed; whatever an observer ends the run for.
+    /// [`Error::Stopped`] where the run's folder is gone or may not be written any more: nothing that is trained from here on
+    /// would be kept. [`Error::Io`] where an old checkpoint cannot be removed; whatever an observer ends the run for.
     pub fn finish(&mut self, run: &Run, state: &RunState, index: usize) -> Result<()> {
         let Some(saved) = self.saver.wait() else {
             return Ok(());
         };
         match saved.outcome {
             Ok(()) => rotate(run, state, index),
+            Err(problem) if is_lost(&problem) => Err(Error::stopped(
+                format!("run {}", run.folder.path().display()),
+                format!("its folder is gone or can no longer be written ({problem})"),
+                "bring it back, and go on from its newest checkpoint with --resume",
+            )),
             Err(problem) => run.warn(&format!(
                 "{} was not saved, and the run goes on: {problem}",
                 saved.path.display()
@@ -105,6 +113,20 @@ impl Checkpointer {
     /// Checkpoints inside stages, and the seconds that training waited for them, since this was last asked.
     pub fn take_waited(&mut self) -> (u64, f64) {
         self.saver.take_waited()
+    }
+}
+
+/// Whether a checkpoint could not be written because of where it goes, and no later one can be either.
+fn is_lost(problem: &Error) -> bool {
+    match problem {
+        Error::Io { source, .. } => matches!(
+            source.kind(),
+            ErrorKind::NotFound
+                | ErrorKind::NotADirectory
+                | ErrorKind::PermissionDenied
+                | ErrorKind::ReadOnlyFilesystem
+        ),
+        _ => false,
     }
 }
 

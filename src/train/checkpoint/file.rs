@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +15,9 @@ use serde_json::json;
 use super::disk::{Disk, LocalDisk, has_room, write_durably_with};
 use super::optimizer_state::OptimizerValues;
 use crate::guard::Guard;
+use crate::run::RunInputs;
 use keel_base::error::{Error, Result};
+use keel_base::files::open_regular;
 use keel_base::mapped_file::MappedFile;
 use keel_engine::executor::{Executor, Session};
 use keel_engine::ops::ADAMW_STATE;
@@ -41,6 +42,9 @@ pub struct Position {
     pub guard: Guard,
     /// The recipe, every default written out.
     pub recipe: String,
+    /// What the bits depend on beside it.
+    #[serde(default)]
+    pub inputs: RunInputs,
     /// The program that wrote the file.
     pub version: String,
 }
@@ -201,7 +205,7 @@ fn view<'a>(dims: &[usize], values: &'a [f32]) -> TensorView<'a> {
 /// [`Error::Io`] or [`Error::Content`] naming the file.
 pub fn read_position(path: &Path) -> Result<Position> {
     let io = |problem| Error::io(path, "read the checkpoint", problem);
-    let mut file = File::open(path).map_err(io)?;
+    let mut file = open_regular(path).map_err(io)?;
     let size = file.metadata().map_err(io)?.len();
     let mut read = |count: u64, bytes: &mut Vec<u8>| -> Result<()> {
         let part = file.by_ref().take(count).read_to_end(bytes);

@@ -2,11 +2,12 @@
 //! (`tensorboard/compat/proto/event.proto`, TFRecord framing). Only scalars are written.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use keel_base::error::{Error, Result};
+use keel_base::files::{Writing, open_own};
 
 /// One event file of a run; every process that continues the run adds a file of its own.
 #[derive(Debug)]
@@ -21,13 +22,10 @@ impl EventFile {
     /// # Errors
     /// [`Error::Io`] naming the file.
     pub fn create(folder: &Path) -> Result<EventFile> {
-        let name = format!(
-            "events.out.tfevents.{}.{}.keel",
-            seconds() as u64,
-            std::process::id()
-        );
-        let path = folder.join(name);
-        let file = File::create(&path).map_err(|e| Error::io(&path, "create the file", e))?;
+        let (time, process) = (seconds() as u64, std::process::id());
+        let path = folder.join(format!("{PREFIX}{time}.{process}{SUFFIX}"));
+        let file = open_own(&path, Writing::Append);
+        let file = file.map_err(|e| Error::io(&path, "create the file", e))?;
         let mut events = EventFile { path, file };
         let mut event = event(None);
         bytes_field(&mut event, 3, b"brain.Event:2");
@@ -53,6 +51,30 @@ impl EventFile {
         self.record(&event)
     }
 
+    /// Cuts every event file of `folder` back to where `done` steps of `stage` were done: what comes after them in time is
+    /// about to be done again, and TensorBoard would show both.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file.
+    pub fn cut_back(folder: &Path, stage: &str, done: u64) -> Result<()> {
+        let entries = std::fs::read_dir(folder);
+        let entries = entries.map_err(|e| Error::io(folder, "read the folder", e))?;
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(PREFIX) && name.ends_with(SUFFIX) {
+                let path = entry.path();
+                let cut = || -> std::io::Result<()> {
+                    let mut file = open_own(&path, Writing::Append)?;
+                    let mut bytes = Vec::new();
+                    file.read_to_end(&mut bytes)?;
+                    first_beyond(&bytes, stage, done).map_or(Ok(()), |end| file.set_len(end as u64))
+                };
+                cut().map_err(|e| Error::io(&path, "shorten", e))?;
+            }
+        }
+        Ok(())
+    }
+
     fn record(&mut self, event: &[u8]) -> Result<()> {
         let length = (event.len() as u64).to_le_bytes();
         let mut record = Vec::with_capacity(event.len() + 16);
@@ -63,6 +85,99 @@ impl EventFile {
         self.file
             .write_all(&record)
             .map_err(|e| Error::io(&self.path, "write", e))
+    }
+}
+
+/// How the names of event files begin, by which TensorBoard knows them, and end.
+const PREFIX: &str = "events.out.tfevents.";
+const SUFFIX: &str = ".keel";
+
+/// Where the first record with a number of `stage` after more than `done` steps begins; nothing where there is none. What cannot
+/// be read as a record ends the search.
+fn first_beyond(bytes: &[u8], stage: &str, done: u64) -> Option<usize> {
+    // The first number of every report of steps, and of no evaluation.
+    let tag = format!("{stage}/loss");
+    let mut rest = bytes;
+    while let Some((length, _)) = rest.split_first_chunk::<8>() {
+        let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
+        let end = length.checked_add(12)?;
+        let event = rest.get(12..end)?;
+        if first_tag(event) == Some(tag.as_bytes()) && step_of(event) > done {
+            return Some(bytes.len() - rest.len());
+        }
+        rest = rest.get(end + 4..)?;
+    }
+    None
+}
+
+/// The step of an event; 0 where it has none.
+fn step_of(event: &[u8]) -> u64 {
+    let mut fields = Fields(event);
+    let step = fields.find_map(|(field, value)| match (field, value) {
+        (2, FieldValue::Number(step)) => Some(step),
+        _ => None,
+    });
+    step.unwrap_or(0)
+}
+
+/// The tag of an event's first number.
+fn first_tag(event: &[u8]) -> Option<&[u8]> {
+    let within = |message, wanted| {
+        Fields(message).find_map(|(field, value)| match value {
+            FieldValue::Bytes(bytes) if field == wanted => Some(bytes),
+            _ => None,
+        })
+    };
+    within(within(within(event, 5)?, 1)?, 1)
+}
+
+/// What a field holds, as far as it is of interest here.
+enum FieldValue<'a> {
+    Number(u64),
+    Bytes(&'a [u8]),
+    /// Of a fixed width.
+    Fixed,
+}
+
+/// The fields of a message of the protocol buffers' wire format. Ends where it cannot be read.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(count)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn varint(&mut self) -> Option<u64> {
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.take(1)?[0];
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Some(number);
+            }
+        }
+        None
+    }
+}
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = (u64, FieldValue<'a>);
+
+    fn next(&mut self) -> Option<(u64, FieldValue<'a>)> {
+        let key = self.varint()?;
+        let value = match key & 7 {
+            0 => FieldValue::Number(self.varint()?),
+            1 => self.take(8).map(|_| FieldValue::Fixed)?,
+            2 => {
+                let length = usize::try_from(self.varint()?).ok()?;
+                FieldValue::Bytes(self.take(length)?)
+            }
+            5 => self.take(4).map(|_| FieldValue::Fixed)?,
+            _ => return None,
+        };
+        Some((key >> 3, value))
     }
 }
 

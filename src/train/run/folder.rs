@@ -9,10 +9,13 @@ use std::sync::Arc;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::checkpoint::{
-    Disk, LocalDisk, Position, create_folders, read_position, remove_unfinished, write_durably_on,
+    Disk, LocalDisk, Position, create_folders, create_inside, parent_of, read_position,
+    remove_unfinished, write_durably_on,
 };
 use crate::out_folder::refuse_foreign;
+use crate::recipe::Recipe;
 use keel_base::error::{Error, Found, Result, near_miss};
+use keel_base::files::{Writing, open_own};
 
 /// The settings in a run's folder; a folder without them is none.
 const RECIPE: &str = "recipe.toml";
@@ -26,8 +29,8 @@ pub(crate) const TOKENIZER: &str = "tokenizer.json";
 /// [`Error::Setting`] when another process holds it.
 pub(crate) fn held(folder: &Path, what: &str) -> Result<File> {
     let path = folder.join("lock");
-    let lock =
-        File::create(&path).map_err(|problem| Error::io(&path, "create the file", problem))?;
+    let lock = open_own(&path, Writing::Append);
+    let lock = lock.map_err(|problem| Error::io(&path, "create the file", problem))?;
     match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(lock),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::setting(
@@ -85,10 +88,13 @@ impl RunFolder {
     }
 
     fn open(disk: Arc<dyn Disk>, path: PathBuf) -> Result<RunFolder> {
-        let checkpoints = path.join("checkpoints");
-        create_folders(disk.as_ref(), &checkpoints)?;
+        create_folders(disk.as_ref(), &path)?;
+        let checkpoints = create_inside(disk.as_ref(), &path, "checkpoints")?;
         let lock = held(&path, "run folder")?;
-        remove_unfinished(disk.as_ref(), &checkpoints)?;
+        remove_unfinished(disk.as_ref(), &checkpoints, |name| {
+            name.strip_suffix(".safetensors")
+                .is_some_and(|stem| place_of(stem).is_some())
+        })?;
         Ok(RunFolder {
             _lock: lock,
             disk,
@@ -152,8 +158,7 @@ impl RunFolder {
     /// # Errors
     /// [`Error::Io`] naming the file.
     pub fn write_in(&self, folder: &str, name: &str, bytes: &[u8]) -> Result<()> {
-        let folder = self.path.join(folder);
-        create_folders(self.disk.as_ref(), &folder)?;
+        let folder = create_inside(self.disk.as_ref(), &self.path, folder)?;
         write_durably_on(self.disk.as_ref(), &folder.join(name), bytes)
     }
 
@@ -212,6 +217,17 @@ pub fn recipe_of(run: &Path) -> Result<PathBuf> {
     ))
 }
 
+/// Reads the recipe of the run in the folder `run`, whatever its name is made of, with the settings `sets`.
+///
+/// # Errors
+/// As [`recipe_of`] and [`Recipe::parse`]; [`Error::Io`] when it cannot be read.
+pub fn recipe_in(run: &Path, sets: &[String]) -> Result<Recipe> {
+    let path = recipe_of(run)?;
+    let text = std::fs::read_to_string(&path);
+    let text = text.map_err(|problem| Error::io(&path, "read the recipe", problem))?;
+    Recipe::parse(&path.display().to_string(), &text, sets)
+}
+
 /// Runs that are named to whoever asked for one that is not there.
 const RUNS_LISTED: usize = 8;
 
@@ -257,12 +273,8 @@ pub(crate) fn run_of(checkpoint: &Path) -> Option<&Path> {
 /// # Errors
 /// [`Error::Io`] naming the folder.
 pub(crate) fn evaluations_folder(checkpoint: &Path) -> Result<PathBuf> {
-    let beside = || checkpoint.parent().unwrap_or(Path::new("."));
-    let folder = run_of(checkpoint)
-        .unwrap_or_else(beside)
-        .join("evaluations");
-    create_folders(&LocalDisk, &folder)?;
-    Ok(folder)
+    let root = run_of(checkpoint).unwrap_or_else(|| parent_of(checkpoint));
+    create_inside(&LocalDisk, root, "evaluations")
 }
 
 /// Creates the next free `runs/<name>-<n>`; creating it settles who has it.

@@ -2,6 +2,7 @@
 
 mod event_file;
 mod folder;
+mod inputs;
 mod options;
 mod progress_log;
 mod recipe_changes;
@@ -9,15 +10,16 @@ mod recorder;
 mod signals;
 mod state;
 
-pub use folder::{RunFolder, newest_checkpoint, recipe_of, stage_checkpoints};
+pub use folder::{RunFolder, newest_checkpoint, recipe_in, recipe_of, stage_checkpoints};
 pub(super) use folder::{
     TOKENIZER, evaluations_folder, held, inside_stage, newest_first, run_of, stage_label,
     step_label,
 };
+pub use inputs::RunInputs;
 pub use options::{InitialWeights, TrainOptions};
 pub use progress_log::StepAverages;
 pub(super) use progress_log::{ProgressLog, StepNumbers, StepSize};
-pub(super) use recipe_changes::changes;
+pub(super) use recipe_changes::{changes, moved_stages};
 pub(super) use recorder::RunRecorder;
 pub use signals::{Signals, Stop};
 pub(super) use state::{Run, RunState};

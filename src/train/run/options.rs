@@ -21,6 +21,8 @@ pub struct TrainOptions {
     pub max_steps: Option<u64>,
     /// Trains every step of a stage on its first batch, to see that the loss can fall.
     pub overfit_one_batch: bool,
+    /// Whether a run may go on with other data, or stages in another order, than its checkpoint says.
+    pub accept_changes: bool,
     /// The most bytes of a step's arena.
     pub memory_budget: Option<u64>,
     /// The most bytes that a stage may take in all, by its plan; more is refused.
@@ -59,6 +61,7 @@ impl TrainOptions {
             resume: None,
             max_steps: None,
             overfit_one_batch: false,
+            accept_changes: false,
             memory_budget: None,
             memory_limit: None,
             save_every: 0,

@@ -2,8 +2,7 @@
 //! memory of each stage and what there is to look at after it.
 
 use std::fs::File;
-use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
@@ -12,6 +11,7 @@ use super::event_file::EventFile;
 use super::folder::{RunFolder, stage_label};
 use crate::observer::{Evaluated, Event, Observer, RunBegins, StageBegins, StepReport};
 use keel_base::error::{Error, Result};
+use keel_base::files::{Writing, open_own};
 use keel_engine::program::draw_memory;
 
 /// The folder of a run with what there is to look at, a file a stage.
@@ -48,8 +48,9 @@ impl RunRecorder {
         let append = |name: &str| {
             let path = folder.path().join(name);
             let open = || -> std::io::Result<File> {
-                drop_partial_line(&path)?;
-                File::options().create(true).append(true).open(&path)
+                let mut file = open_own(&path, Writing::Append)?;
+                drop_partial_line(&mut file)?;
+                Ok(file)
             };
             open().map_err(|problem| Error::io(&path, "open", problem))
         };
@@ -79,6 +80,7 @@ impl RunRecorder {
             "kind": "run",
             "version": env!("CARGO_PKG_VERSION"),
             "device": begins.device,
+            "inputs": begins.inputs,
             "recipe": begins.recipe.name,
             "seed": begins.recipe.seed,
             "resumed_at": begins.resumed_at,
@@ -153,8 +155,10 @@ impl Observer for RunRecorder {
                 let row = json!({"kind": "warning", "text": text.trim()});
                 self.metric(&mut files, &row)
             }
-            Event::StepsBegin(_)
-            | Event::StepDone(_)
+            Event::StepsBegin(begins) => {
+                EventFile::cut_back(self.folder.path(), begins.stage, begins.done)
+            }
+            Event::StepDone(_)
             | Event::Progress(_)
             | Event::StepsEnd
             | Event::UnitBegins(_)
@@ -165,16 +169,13 @@ impl Observer for RunRecorder {
 }
 
 /// Cuts a file back to its last complete line: a full disk may have cut the one that was being written.
-fn drop_partial_line(path: &Path) -> std::io::Result<()> {
-    let text = match std::fs::read(path) {
-        Err(problem) if problem.kind() == ErrorKind::NotFound => return Ok(()),
-        text => text?,
-    };
+fn drop_partial_line(file: &mut File) -> std::io::Result<()> {
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
     let last_end = text.iter().rposition(|byte| *byte == b'\n');
     let complete = last_end.map_or(0, |end| end + 1);
-    if complete == text.len() {
-        return Ok(());
+    if complete < text.len() {
+        file.set_len(complete as u64)?;
     }
-    let file = File::options().write(true).open(path)?;
-    file.set_len(complete as u64)
+    Ok(())
 }

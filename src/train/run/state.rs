@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::folder::{RunFolder, TOKENIZER};
+use super::inputs::RunInputs;
 use super::options::{InitialWeights, TrainOptions};
 use crate::evaluate::eval_context;
 use crate::guard::Guard;
@@ -33,6 +34,8 @@ pub(crate) struct Run {
     pub emoji: Arc<EmojiSet>,
     /// How the model speaks.
     pub tokenizer: Arc<ChatTokenizer>,
+    /// What its bits depend on beside the recipe.
+    pub inputs: RunInputs,
     /// The user's own samples.
     pub pairs: Option<Arc<dyn PairSource>>,
     /// Images that need not be decoded again.

@@ -1,13 +1,14 @@
 //! The batches of a stage on their way from the data to its session.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::stage_loop::write_micro_batch;
-use crate::gathered::weight;
+use crate::gradient_accumulator::weight;
 use crate::guard::Guard;
 use crate::recipe::Stage;
 use keel_base::error::{Error, Result};
-use keel_data::batch::Batch;
+use keel_data::batch::{Batch, Skipped};
 use keel_data::mixture::Mixture;
 use keel_data::prefetch::Prefetcher;
 use keel_engine::executor::Session;
@@ -40,6 +41,35 @@ pub(super) struct FeedPlan {
     pub cores_are_free: bool,
 }
 
+/// The micro-batches of a stage's first batch, for steps that all train on it. They are made once: what cannot be used of them
+/// is one sample each, however often it is trained around.
+#[derive(Default)]
+struct FirstBatch {
+    made: Mutex<BTreeMap<u64, Batch>>,
+}
+
+impl FirstBatch {
+    fn micro_batch(&self, mixture: &Mixture, step: u64, micro: u64) -> Result<Batch> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut batch = match made.get(&micro) {
+            Some(batch) => batch.clone(),
+            None => {
+                let batch = mixture.batch(micro)?;
+                made.insert(micro, batch.clone());
+                batch
+            }
+        };
+        if step > 0 {
+            // Counted in the first step, also by a run that goes on after it.
+            batch.skipped = Skipped {
+                without_room: batch.skipped.without_room,
+                ..Skipped::default()
+            };
+        }
+        Ok(batch)
+    }
+}
+
 impl<'a> Feed<'a> {
     /// Begins to make the batches of `plan` in the background.
     pub fn new(
@@ -61,6 +91,7 @@ impl<'a> Feed<'a> {
         } else {
             1
         };
+        let first_batch = FirstBatch::default();
         // By number and not by a counter: whatever worker makes it, a batch depends on the seed, the stage and its step.
         let make = move |number: u64| {
             let (step, micro) = (number / count, number % count);
@@ -68,8 +99,10 @@ impl<'a> Feed<'a> {
                 // Made ahead and never asked for.
                 return Err(Error::setting("step", format!("below {steps}"), step));
             }
-            let batch = if one_batch { 0 } else { guard.batch_of(step) };
-            mixture.batch(batch * count + micro)
+            if one_batch {
+                return first_batch.micro_batch(&mixture, step, micro);
+            }
+            mixture.batch(guard.batch_of(step) * count + micro)
         };
         let depth = BATCHES_AHEAD.max(workers);
         Feed {
