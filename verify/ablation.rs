@@ -107,6 +107,11 @@ fn an_ablation_that_was_stopped_goes_on_and_ends_with_the_same_numbers() {
     assert!(answer.stdout.contains("4 of 4 runs done"), "{answer:#?}");
     let whole = results(&folder.path().join("whole"));
     assert_eq!(whole.units.len(), 4);
+    // What a time is stands apart: results are the same bytes wherever they are computed.
+    let text = fs::read_to_string(folder.path().join("whole/results.json")).unwrap();
+    assert!(!text.contains("seconds"), "{text}");
+    let times = fs::read_to_string(folder.path().join("whole/times.json")).unwrap();
+    assert!(times.contains("all-of-it-seed-4"), "{times}");
     let pair = &whole.arms[1];
     assert_eq!(pair.seeds, [3, 4]);
     let questions = &pair.metrics["answer_loss.seen_style"];
@@ -151,6 +156,46 @@ fn an_ablation_that_was_stopped_goes_on_and_ends_with_the_same_numbers() {
 
     fs::write(cut.join("results/none-seed-4.json"), "{").unwrap();
     keel(folder.path(), &args).refused(&["none-seed-4.json", "remove it"]);
+}
+
+#[test]
+fn arms_whose_names_differ_in_punctuation_only_have_files_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let (head, _) = PLAN.split_once("[[arm]]").unwrap();
+    let head = head.replace("[3, 4]", "[3]");
+    let arm =
+        |name: &str| format!("[[arm]]\nname = \"{name}\"\nstages = []\nspend = \"as_is\"\n\n");
+    let arms = ["I+II", "I-II", "other"].map(arm).concat();
+    let plan = format!("{head}{arms}");
+    fs::write(folder.path().join("plan.toml"), &plan).unwrap();
+    let args = ["ablate", "plan.toml", "--quick", "--out", "out"];
+    keel(folder.path(), &args).fine();
+    let names = fs::read_dir(folder.path().join("out/results")).unwrap();
+    let mut names: Vec<String> = names
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    let [one, two, other] = &names[..] else {
+        panic!("{names:?}");
+    };
+    assert!(
+        one.starts_with("i-ii-") && two.starts_with("i-ii-"),
+        "{names:?}"
+    );
+    assert_eq!(other, "other-seed-3.json");
+
+    // A result that was computed on something else is named, and run again where that is asked for.
+    let path = folder.path().join("out/results").join(other);
+    let mut result: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    assert_eq!(result["inputs"]["device"], "cpu");
+    result["inputs"]["device"] = "cuda".into();
+    result["key"] = "of then".into();
+    fs::write(&path, result.to_string()).unwrap();
+    let parts = ["--out out", "other, seed 3: the device was cuda, is cpu"];
+    keel(folder.path(), &args).refused(&parts);
+    let answer = keel(folder.path(), &[&args[..], &["--accept-changes"]].concat()).fine();
+    assert_eq!(answer.stdout.matches("already there").count(), 2);
 }
 
 #[test]
@@ -360,6 +405,7 @@ fn arms_begin_from_a_published_tower_and_train_on_the_users_pairs() {
             compute: SelectedDevice::new(Device::Cpu, 1, None).unwrap(),
             out: path.join("out"),
             quick: true,
+            accept_changes: false,
             observer: Arc::new(Silent),
         };
         let ablation =

@@ -34,6 +34,10 @@ pub(super) struct AblateArgs {
     /// runs/ablate-PLAN-quick with --quick].
     #[arg(long, value_name = "DIR", help_heading = heading::RUN)]
     out: Option<PathBuf>,
+    /// Run units again whose results are of other data or weights, or were computed on another device; otherwise they are
+    /// refused.
+    #[arg(long, help_heading = heading::EXPERT)]
+    accept_changes: bool,
     /// Print what would be run and its compute, run nothing.
     #[arg(long, help_heading = heading::RUN)]
     dry_run: bool,
@@ -58,6 +62,7 @@ pub(super) fn run(args: &AblateArgs) -> Result<(), Failure> {
         compute,
         out: out.clone(),
         quick: args.quick,
+        accept_changes: args.accept_changes,
         observer: Arc::new(Terminal::default()),
     };
     let pairs = open_pairs(&plan.data, args.data.max_bad_samples)?;

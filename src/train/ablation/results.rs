@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::plan::AblationPlan;
+use crate::run::RunInputs;
 use keel_eval::{Evaluation, Interval, Measurements, PairedTest, interval, paired_test};
 
 /// One arm under one seed.
@@ -20,8 +21,15 @@ pub struct UnitResult {
     pub warm_flops: f64,
     /// Floating-point operations of the refinement.
     pub refinement_flops: f64,
-    /// Seconds from the warm start's end to the last metric.
-    pub seconds: f64,
+    /// A hash of the unit's own settings: another unit under the same name has another.
+    #[serde(default)]
+    pub settings: String,
+    /// The data that it read and what computed it.
+    #[serde(default)]
+    pub inputs: RunInputs,
+    /// Checksums of the published weights that it began from, with their folders.
+    #[serde(default)]
+    pub weights: Vec<(String, String)>,
     /// Steps of each stage that was run.
     pub steps: Vec<(String, u64)>,
     /// Every number that is compared.

@@ -1,5 +1,6 @@
 //! Runs what an ablation still lacks, unit by unit, and keeps each result as soon as it is there.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -7,11 +8,11 @@ use std::time::Instant;
 use super::plan::AblationPlan;
 use super::results::{AblationResults, UnitResult};
 use super::schedule::{Unit, units};
-use crate::checkpoint::write_durably;
+use crate::checkpoint::{LocalDisk, create_folders, create_inside, write_durably};
 use crate::observer::{Event, Observer, UnitBegins};
 use crate::out_folder::refuse_foreign;
 use crate::recipe::{Recipe, StageKind};
-use crate::run::{InitialWeights, TrainOptions, held};
+use crate::run::{InitialWeights, RunInputs, TrainOptions, held};
 use crate::trainer::{Trainer, check_pairs};
 use keel_base::error::{Error, Result};
 use keel_data::pairs::PairSource;
@@ -40,6 +41,9 @@ const MEASURED_QUICKLY: [Metric; 4] = [
     Metric::Distances,
 ];
 
+/// How long each unit took.
+const TIMES: &str = "times.json";
+
 /// What an ablation's folder holds before anything is run.
 const FOLDERS: [&str; 3] = ["results", "warm-starts", "units"];
 
@@ -52,6 +56,9 @@ pub struct AblationOptions {
     pub out: PathBuf,
     /// Whether the plan's quick form is run.
     pub quick: bool,
+    /// Whether units are run again whose results are of other data, weights or another device than there are now; otherwise
+    /// they are refused.
+    pub accept_changes: bool,
     /// Who hears what the ablation and its runs tell.
     pub observer: Arc<dyn Observer>,
 }
@@ -61,8 +68,20 @@ pub struct Ablation {
     plan: AblationPlan,
     options: AblationOptions,
     pairs: Option<Arc<dyn PairSource>>,
-    inputs: OnceLock<String>,
+    inputs: OnceLock<Inputs>,
     units: Vec<Unit>,
+    /// What an arm is called in names of files.
+    names: BTreeMap<String, String>,
+}
+
+/// What results depend on beside their recipes.
+struct Inputs {
+    /// The data, and what computes.
+    run: RunInputs,
+    /// The folders of weights and their checksums.
+    weights: Vec<(String, String)>,
+    /// All of it and the version in one text.
+    text: String,
 }
 
 impl Ablation {
@@ -82,6 +101,7 @@ impl Ablation {
             .find(|unit| unit.recipe.stage_of_pairs().is_some());
         check_pairs(&using.unwrap_or(&units[0]).recipe, pairs.is_some())?;
         Ok(Ablation {
+            names: file_names(plan.arms.iter().map(|arm| arm.name.as_str())),
             plan,
             options,
             pairs,
@@ -121,12 +141,14 @@ impl Ablation {
         if !FOLDERS.iter().all(|folder| out.join(folder).is_dir()) {
             refuse_foreign(out, |name| FOLDERS.contains(&name))?;
         }
+        create_folders(&LocalDisk, out)?;
         for folder in FOLDERS {
-            let folder = out.join(folder);
-            std::fs::create_dir_all(&folder)
-                .map_err(|problem| Error::io(&folder, "create the folder", problem))?;
+            create_inside(&LocalDisk, out, folder)?;
         }
         let _lock = held(&self.options.out, "ablation folder")?;
+        if !self.options.accept_changes {
+            self.refuse_changes()?;
+        }
         let count = self.units.len();
         for (index, unit) in self.units.iter().enumerate() {
             let is_done = self.result_of(unit)?.is_some();
@@ -141,7 +163,9 @@ impl Ablation {
             if is_done {
                 continue;
             }
+            let start = Instant::now();
             let result = self.run_unit(unit)?;
+            self.keep_time(unit, start.elapsed().as_secs_f64())?;
             let text = serde_json::to_string_pretty(&result).expect("a result is plain data");
             write_durably(&self.result_path(unit), text.as_bytes())?;
             keep(&self.results()?)?;
@@ -151,44 +175,94 @@ impl Ablation {
 
     /// A hash of everything that a unit's result depends on.
     fn key(&self, unit: &Unit) -> Result<String> {
-        self.hash(&format!("{}\n{}", unit.images, unit.recipe.to_toml()))
+        self.hash(&settings_of(unit))
     }
 
     fn hash(&self, text: &str) -> Result<String> {
-        let all = format!("{}\n{text}", self.inputs()?);
-        Ok(blake3::hash(all.as_bytes()).to_hex()[..16].to_owned())
+        Ok(short_hash(&format!("{}\n{text}", self.inputs()?.text)))
     }
 
-    /// What results depend on beside their recipes: this version, the weights, the data. The weights are read once, when a
-    /// result is first asked for.
-    fn inputs(&self) -> Result<&str> {
+    /// What results depend on beside their recipes: this version, the weights, the data, the device. Weights and data are read
+    /// once, when a result is first asked for.
+    fn inputs(&self) -> Result<&Inputs> {
         if let Some(inputs) = self.inputs.get() {
             return Ok(inputs);
         }
-        let mut inputs = env!("CARGO_PKG_VERSION").to_owned();
-        let weights = &self.plan.weights;
-        for folder in [&weights.vision, &weights.language].into_iter().flatten() {
-            inputs += &format!("\n{}", Folder::open(folder)?.checksum());
+        let mut weights = Vec::new();
+        let given = &self.plan.weights;
+        for folder in [&given.vision, &given.language].into_iter().flatten() {
+            let checksum = Folder::open(folder)?.checksum().to_string();
+            weights.push((folder.display().to_string(), checksum));
         }
-        if let Some(pairs) = &self.pairs {
-            inputs += &format!("\n{}\n{}", self.plan.data.join("\n"), pairs.len());
+        let run = RunInputs::of(&self.options.compute, self.pairs.as_deref())?;
+        let mut text = env!("CARGO_PKG_VERSION").to_owned();
+        // Not where they lie: the same data and weights elsewhere give the same numbers.
+        for (_, checksum) in &weights {
+            text += &format!("\n{checksum}");
         }
-        Ok(self.inputs.get_or_init(|| inputs))
+        for data in &run.data {
+            text += &format!("\n{} {} {}", data.samples, data.drawn, data.digest);
+        }
+        text += &format!("\n{} {} {}", run.device, run.precision, run.instructions);
+        Ok(self.inputs.get_or_init(|| Inputs { run, weights, text }))
+    }
+
+    /// What the unit's files are called, without an ending.
+    fn stem(&self, unit: &Unit) -> String {
+        format!("{}-seed-{}", self.names[&unit.arm], unit.seed)
     }
 
     fn result_path(&self, unit: &Unit) -> PathBuf {
-        let file = format!("{}-seed-{}.json", slug(&unit.arm), unit.seed);
+        let file = format!("{}.json", self.stem(unit));
         self.options.out.join("results").join(file)
     }
 
+    /// Refuses results that are of these very units, but of other data or weights, or computed on something else: tables of old
+    /// and new ones together would compare nothing.
+    fn refuse_changes(&self) -> Result<()> {
+        for unit in &self.units {
+            let Some(result) = self.read_result(unit)? else {
+                continue;
+            };
+            if result.settings != short_hash(&settings_of(unit)) || result.key == self.key(unit)? {
+                continue;
+            }
+            let now = self.inputs()?;
+            let found = result.inputs.differences(&now.run);
+            let mut found = [found.data, found.arithmetic].concat();
+            let changed = result.weights.iter().zip(&now.weights);
+            let changed = changed.filter(|((_, was), (_, is))| was != is);
+            found.extend(
+                changed.map(|(_, (folder, _))| format!("the weights of {folder} are others")),
+            );
+            if !found.is_empty() {
+                return Err(Error::setting(
+                    format!("--out {}", self.options.out.display()),
+                    "results of the data, weights and device that are given now, or --accept-changes to run those units again",
+                    format!("{}, seed {}: {}", unit.arm, unit.seed, found.join("; ")),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The result of a unit that is there and was computed from what is given now.
     fn result_of(&self, unit: &Unit) -> Result<Option<UnitResult>> {
+        let Some(result) = self.read_result(unit)? else {
+            return Ok(None);
+        };
+        // The result of another plan under the same name, or of another version, is replaced.
+        Ok((result.key == self.key(unit)?).then_some(result))
+    }
+
+    fn read_result(&self, unit: &Unit) -> Result<Option<UnitResult>> {
         let path = self.result_path(unit);
         if !path.exists() {
             return Ok(None);
         }
         let text = std::fs::read_to_string(&path)
             .map_err(|problem| Error::io(&path, "read the result", problem))?;
-        let result: UnitResult = serde_json::from_str(&text).map_err(|problem| {
+        let result = serde_json::from_str(&text).map_err(|problem| {
             let problem = format!("it is no result of an ablation: {problem}");
             Error::content(
                 path.display(),
@@ -196,17 +270,14 @@ impl Ablation {
                 "remove it, and the unit is run again",
             )
         })?;
-        // The result of another plan under the same name, or of another version, is replaced.
-        Ok((result.key == self.key(unit)?).then_some(result))
+        Ok(Some(result))
     }
 
     fn run_unit(&self, unit: &Unit) -> Result<UnitResult> {
         let layout = declare(&unit.recipe.model, unit.recipe.contrastive_loss)?;
         let warm = self.warm_start(unit)?;
-        let start = Instant::now();
         let key = self.key(unit)?;
-        let folder = format!("{}-seed-{}-{key}", slug(&unit.arm), unit.seed);
-        let folder = self.options.out.join("units").join(folder);
+        let folder = format!("units/{}-{key}", self.stem(unit));
         let mut parameters = warm.clone();
         let target = unit.recipe.stages.len() - 1;
         if target > unit.warm {
@@ -216,7 +287,7 @@ impl Ablation {
                 stage: unit.warm,
                 parameters,
             };
-            let path = folder.join("refinement");
+            let path = self.place(&format!("{folder}/refinement"))?;
             let mut trainer = self.trainer(recipe, path, Some(initial), None)?;
             trainer.run()?;
             parameters = trainer.parameters()?;
@@ -227,7 +298,7 @@ impl Ablation {
             stage: target,
             parameters,
         };
-        let path = folder.join("target");
+        let path = self.place(&format!("{folder}/target"))?;
         // Short, and without its evaluation of no use: one that was stopped is begun again.
         remove(&path)?;
         let recipe = unit.recipe.clone();
@@ -242,7 +313,14 @@ impl Ablation {
         let measurements = trainer.measure(metrics, unit.images)?;
         drop(trainer);
         for part in ["refinement", "target"] {
-            remove(&folder.join(part).join("checkpoints"))?;
+            remove(
+                &self
+                    .options
+                    .out
+                    .join(&folder)
+                    .join(part)
+                    .join("checkpoints"),
+            )?;
         }
         let stages = unit.recipe.stages.iter();
         Ok(UnitResult {
@@ -251,7 +329,9 @@ impl Ablation {
             key,
             warm_flops: unit.warm_flops,
             refinement_flops: unit.refinement_flops,
-            seconds: start.elapsed().as_secs_f64(),
+            settings: short_hash(&settings_of(unit)),
+            inputs: self.inputs()?.run.clone(),
+            weights: self.inputs()?.weights.clone(),
             steps: stages
                 .map(|stage| (stage.name.clone(), stage.steps.unwrap_or(0)))
                 .collect(),
@@ -270,12 +350,30 @@ impl Ablation {
             let layout = declare(&recipe.model, recipe.contrastive_loss)?;
             return recipe.first_values(&layout);
         }
-        let folder = format!("seed-{}-{}", unit.seed, self.hash(&recipe.to_toml())?);
-        let path = self.options.out.join("warm-starts").join(folder);
+        let key = self.hash(&recipe.to_toml())?;
+        let path = self.place(&format!("warm-starts/seed-{}-{key}", unit.seed))?;
         // A run that is at its end restores its parameters and trains nothing.
         let mut trainer = self.trainer(recipe, path, None, None)?;
         trainer.run()?;
         trainer.parameters()
+    }
+
+    /// A folder of the ablation, made where there is none; it lies where it seems to lie.
+    fn place(&self, inside: &str) -> Result<PathBuf> {
+        create_inside(&LocalDisk, &self.options.out, inside)
+    }
+
+    /// Keeps the seconds that a unit took, warm start included where it was not there. They stand apart from the results, which
+    /// are the same bytes whenever and wherever they are computed.
+    fn keep_time(&self, unit: &Unit, seconds: f64) -> Result<()> {
+        let path = self.options.out.join(TIMES);
+        // A file that cannot be read is begun again: nothing depends on it.
+        let known = std::fs::read(&path).ok();
+        let known = known.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let mut times: BTreeMap<String, f64> = known.unwrap_or_default();
+        times.insert(self.stem(unit), seconds);
+        let text = serde_json::to_string_pretty(&times).expect("times are plain data");
+        write_durably(&path, text.as_bytes())
     }
 
     /// A run in `path`, continued where there is one.
@@ -305,6 +403,32 @@ fn remove(folder: &Path) -> Result<()> {
         return Ok(());
     }
     std::fs::remove_dir_all(folder).map_err(|problem| Error::io(folder, "remove", problem))
+}
+
+/// A unit's own settings in one text.
+fn settings_of(unit: &Unit) -> String {
+    format!("{}\n{}", unit.images, unit.recipe.to_toml())
+}
+
+fn short_hash(text: &str) -> String {
+    blake3::hash(text.as_bytes()).to_hex()[..16].to_owned()
+}
+
+/// What each arm is called in names of files. Names that differ in punctuation or case only, or have nothing else, get a piece
+/// of their hash: no two arms share a file.
+fn file_names<'a>(arms: impl Iterator<Item = &'a str> + Clone) -> BTreeMap<String, String> {
+    let name = |arm: &str| {
+        let plain = slug(arm);
+        let is_alone = !plain.is_empty() && arms.clone().filter(|a| slug(a) == plain).count() == 1;
+        if is_alone {
+            plain
+        } else {
+            format!("{plain}-{}", &short_hash(arm)[..8])
+        }
+    };
+    arms.clone()
+        .map(|arm| (arm.to_owned(), name(arm)))
+        .collect()
 }
 
 /// A name as part of a file's name.
