@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::values::{at_least_one, count, named};
+use super::values::{count, evaluation_images, named};
 use super::{ComputeArgs, announce, heading, print_line, print_warnings};
 use keel_base::error::{Error, Result};
 use keel_engine::executor::SelectedDevice;
@@ -38,7 +38,7 @@ pub(super) struct EvalArgs {
         help_heading = heading::EVALUATION)]
     wording: Option<Wording>,
     /// Images per evaluation set, at most.
-    #[arg(long, value_name = "N", value_parser = at_least_one, default_value = "200", help_heading = heading::EVALUATION)]
+    #[arg(long, value_name = "N", value_parser = evaluation_images, default_value = "200", help_heading = heading::EVALUATION)]
     images: u64,
     /// Image resolution for a Hugging Face folder, if it differs from the tower's own.
     #[arg(long, value_name = "PIXELS", value_parser = count, conflicts_with_all = ["bench", "stage"],

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::values::{at_least_one, size};
+use super::values::{count, size};
 use super::{ComputeArgs, RecipeArgs, announce, heading, print_line, print_warnings};
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_report::{profile_drawing, profile_table, profile_trace};
-use keel_train::{Profile, Recipe, recipe_of, write_durably};
+use keel_train::{Profile, Recipe, folder_inside, recipe_in, write_durably};
 
 /// Options of `keel profile`.
 #[derive(Debug, Args)]
@@ -24,8 +24,8 @@ pub(super) struct ProfileArgs {
     #[arg(long, value_name = "NAME", help_heading = heading::RUN)]
     stage: Option<String>,
     /// Steps to time; each op counts with its median.
-    #[arg(long, value_name = "N", default_value = "10", value_parser = at_least_one, help_heading = heading::RUN)]
-    steps: u64,
+    #[arg(long, value_name = "N", default_value = "10", value_parser = count, help_heading = heading::RUN)]
+    steps: usize,
     /// Write the step as a trace for chrome://tracing and ui.perfetto.dev.
     #[arg(long, value_name = "FILE", help_heading = heading::RUN)]
     trace: Option<PathBuf>,
@@ -40,10 +40,7 @@ pub(super) struct ProfileArgs {
 pub(super) fn run(args: &ProfileArgs) -> Result<()> {
     let compute = args.compute.choose()?;
     let recipe = match &args.run {
-        Some(run) => {
-            let path = recipe_of(run)?;
-            Recipe::load(&path.to_string_lossy(), &args.recipe.sets)?
-        }
+        Some(run) => recipe_in(run, &args.recipe.sets)?,
         None => Recipe::load(&args.recipe.recipe, &args.recipe.sets)?,
     };
     let names: Vec<&str> = recipe.stages.iter().map(|s| s.name.as_str()).collect();
@@ -55,7 +52,7 @@ pub(super) fn run(args: &ProfileArgs) -> Result<()> {
         })?,
     };
     announce(&compute)?;
-    let runs = args.steps as usize;
+    let runs = args.steps;
     let profile = Profile::measure(&recipe, index, &compute, runs, args.memory_budget)?;
     print_warnings(&profile.warnings);
     let (table, drawing) = (profile_table(&profile), profile_drawing(&profile));
@@ -65,9 +62,7 @@ pub(super) fn run(args: &ProfileArgs) -> Result<()> {
         print_line(format!("written: {}", path.display()))
     };
     if let Some(run) = &args.run {
-        let folder = run.join("profile");
-        std::fs::create_dir_all(&folder)
-            .map_err(|problem| Error::io(&folder, "create the folder", problem))?;
+        let folder = folder_inside(run, "profile")?;
         let label = format!("{}-{}", index + 1, profile.stage);
         write(&folder.join(format!("{label}.svg")), &drawing)?;
         write(&folder.join(format!("{label}.txt")), &table)?;

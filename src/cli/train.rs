@@ -7,14 +7,16 @@ use std::time::Instant;
 use clap::Args;
 
 use super::terminal::Terminal;
-use super::values::{at_least_one, seed, size, size_or_none, threshold, whole};
+use super::values::{at_least_one, evaluation_images, seed, size, size_or_none, threshold, whole};
 use super::{
     ComputeArgs, DataArgs, Failure, RecipeArgs, WeightsArgs, announce, heading, open_pairs,
     print_line,
 };
+use keel_base::error::Result;
 use keel_base::units::{bytes, duration};
+use keel_engine::executor::SelectedDevice;
 use keel_report::stage_table;
-use keel_train::{LocalDisk, PublishedWeights, Recipe, Signals, TrainOptions, Trainer, recipe_of};
+use keel_train::{LocalDisk, PublishedWeights, Recipe, Signals, TrainOptions, Trainer, recipe_in};
 use keel_weights::Folder;
 
 /// Options of `keel train`.
@@ -72,7 +74,7 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "X", value_parser = threshold, default_value = "10", help_heading = heading::SAFETY)]
     spike_threshold: f64,
     /// Images per evaluation set after each stage, at most [default: 200, or 100 with --quick].
-    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = heading::EVALUATION)]
+    #[arg(long, value_name = "N", value_parser = evaluation_images, help_heading = heading::EVALUATION)]
     evaluation_images: Option<u64>,
     /// Skip the evaluation after each stage.
     #[arg(long, conflicts_with = "evaluation_images", help_heading = heading::EVALUATION)]
@@ -83,6 +85,9 @@ pub(super) struct TrainArgs {
     /// Train each stage on its first batch over and over: its loss must fall.
     #[arg(long, help_heading = heading::EXPERT)]
     overfit_one_batch: bool,
+    /// With --resume: go on although the data, or the stages up to the one under way, are not those of the checkpoint.
+    #[arg(long, requires = "resume", help_heading = heading::EXPERT)]
+    accept_changes: bool,
     /// Compute every Nth step twice and compare bit by bit, to find faulty hardware; 0 disables the check.
     #[arg(long, value_name = "N", value_parser = whole, default_value = "0", help_heading = heading::EXPERT)]
     recheck_every: u64,
@@ -91,33 +96,34 @@ pub(super) struct TrainArgs {
 /// How much shorter a quick run is.
 const QUICK: u64 = 8;
 
-pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
-    let start = Instant::now();
-    let compute = args.compute.choose()?;
-    let mut recipe = match &args.resume {
-        Some(run) => {
-            let path = recipe_of(run)?;
-            Recipe::load(&path.to_string_lossy(), &args.recipe.sets)?
+impl TrainArgs {
+    /// The settings of the run, and the images of each evaluation set.
+    fn recipe(&self) -> Result<(Recipe, usize)> {
+        let mut recipe = match &self.resume {
+            Some(run) => recipe_in(run, &self.recipe.sets)?,
+            None => Recipe::load(&self.recipe.recipe, &self.recipe.sets)?,
+        };
+        if let Some(seed) = self.seed {
+            recipe.seed = seed;
         }
-        None => Recipe::load(&args.recipe.recipe, &args.recipe.sets)?,
-    };
-    if let Some(seed) = args.seed {
-        recipe.seed = seed;
-    }
-    let mut evaluation_size = 200;
-    if args.quick {
-        evaluation_size = 100;
-        for stage in &mut recipe.stages {
-            stage.steps = stage.steps.map(|steps| steps.div_ceil(QUICK));
-            stage.epochs = stage.epochs.map(|epochs| epochs / QUICK as f64);
+        if self.quick {
+            for stage in &mut recipe.stages {
+                stage.steps = stage.steps.map(|steps| steps.div_ceil(QUICK));
+                stage.epochs = stage.epochs.map(|epochs| epochs / QUICK as f64);
+            }
         }
+        let by_default = if self.quick { 100 } else { 200 };
+        let images = self.evaluation_images.unwrap_or(by_default);
+        Ok((recipe, images as usize))
     }
-    if let Some(images) = args.evaluation_images {
-        evaluation_size = images as usize;
-    }
-    let weights = args.weights.over(PublishedWeights::default());
-    if !weights.is_empty() {
-        weights.check_sets(&args.recipe.sets)?;
+
+    /// Has the recipe begin from the weights that were given, and says what that changes.
+    fn begin_from_weights(&self, recipe: &mut Recipe) -> Result<()> {
+        let weights = self.weights.over(PublishedWeights::default());
+        if weights.is_empty() {
+            return Ok(());
+        }
+        weights.check_sets(&self.recipe.sets)?;
         let left_out = recipe.begin_from(&weights)?;
         if !left_out.is_empty() {
             let stages = left_out.join(", ");
@@ -132,7 +138,40 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
                 "the folder's model is shown images in up to {tiles} tiles; here they stay whole, unless a stage is given max_tiles: --set stage.NAME.max_tiles={tiles}"
             ))?;
         }
+        Ok(())
     }
+
+    /// How the run is run; from here on the process's signals are the run's.
+    fn options(&self, compute: SelectedDevice, evaluation_size: usize) -> Result<TrainOptions> {
+        Ok(TrainOptions {
+            compute,
+            out: self.out.clone(),
+            resume: self.resume.clone(),
+            max_steps: self.max_steps,
+            overfit_one_batch: self.overfit_one_batch,
+            accept_changes: self.accept_changes,
+            memory_budget: self.memory_budget,
+            memory_limit: self.memory_limit,
+            save_every: self.save_every,
+            spike_threshold: self.spike_threshold,
+            recheck_every: self.recheck_every,
+            evaluation_size,
+            evaluate: !self.no_evaluation,
+            keep: self.keep,
+            keep_every: self.keep_every,
+            observer: Arc::new(Terminal::default()),
+            image_cache: self.image_cache,
+            disk: Arc::new(LocalDisk),
+            signals: Signals::heed()?,
+        })
+    }
+}
+
+pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
+    let start = Instant::now();
+    let compute = args.compute.choose()?;
+    let (mut recipe, evaluation_size) = args.recipe()?;
+    args.begin_from_weights(&mut recipe)?;
     let pairs = open_pairs(&args.data.specs, args.data.max_bad_samples)?;
     if let (true, Some(limit)) = (args.fit, args.memory_limit) {
         for set in recipe.fit(compute.compile_target(), limit, args.memory_budget)? {
@@ -152,26 +191,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
         };
         return Ok(plans.print(None, None)?);
     }
-    let options = TrainOptions {
-        compute,
-        out: args.out.clone(),
-        resume: args.resume.clone(),
-        max_steps: args.max_steps,
-        overfit_one_batch: args.overfit_one_batch,
-        memory_budget: args.memory_budget,
-        memory_limit: args.memory_limit,
-        save_every: args.save_every,
-        spike_threshold: args.spike_threshold,
-        recheck_every: args.recheck_every,
-        evaluation_size,
-        evaluate: !args.no_evaluation,
-        keep: args.keep,
-        keep_every: args.keep_every,
-        observer: Arc::new(Terminal::default()),
-        image_cache: args.image_cache,
-        disk: Arc::new(LocalDisk),
-        signals: Signals::heed()?,
-    };
+    let options = args.options(compute, evaluation_size)?;
     let mut trainer = Trainer::new(recipe, options, pairs)?;
     print_line(format!("run: {}", trainer.folder().display()))?;
     let outcome = trainer.run();

@@ -87,23 +87,41 @@ pub(super) fn percent(text: &str) -> Result<f64, Expected> {
     }
 }
 
+/// The most steps, checkpoints or whatever else is only counted: more than any run comes to, and far from where sums overflow.
+const MOST_COUNTED: u64 = 1_000_000_000_000;
+
+/// The most things that memory is taken for: the largest size that a model may have.
+const MOST_HELD: u64 = 1 << 20;
+
+/// The most images of an evaluation set, which are in memory together.
+const MOST_IMAGES: u64 = 1 << 16;
+
+/// A whole number in a range.
+fn between(text: &str, least: u64, most: u64) -> Result<u64, Expected> {
+    match text.parse() {
+        Ok(number) if (least..=most).contains(&number) => Ok(number),
+        _ => expected(format!("a whole number from {least} to {most}")),
+    }
+}
+
 /// A whole number.
 pub(super) fn whole(text: &str) -> Result<u64, Expected> {
-    text.parse()
-        .or_else(|_| expected("a whole number from 0 up"))
+    between(text, 0, MOST_COUNTED)
 }
 
 /// A whole number from 1 up.
 pub(super) fn at_least_one(text: &str) -> Result<u64, Expected> {
-    match text.parse() {
-        Ok(number) if number > 0 => Ok(number),
-        _ => expected("a whole number from 1 up"),
-    }
+    between(text, 1, MOST_COUNTED)
+}
+
+/// A number of images that are evaluated on.
+pub(super) fn evaluation_images(text: &str) -> Result<u64, Expected> {
+    between(text, 1, MOST_IMAGES)
 }
 
 /// A size or number of things that a program is made for: from 1 up.
 pub(super) fn count(text: &str) -> Result<usize, Expected> {
-    at_least_one(text).map(|number| number as usize)
+    between(text, 1, MOST_HELD).map(|number| number as usize)
 }
 
 /// The most threads that may be asked for.
@@ -125,11 +143,14 @@ pub(super) fn seed(text: &str) -> Result<u64, Expected> {
     }
 }
 
+/// The largest threshold in standard deviations: nothing is further off.
+const MOST_DEVIATIONS: f64 = 1e9;
+
 /// A number from 0 up.
 pub(super) fn threshold(text: &str) -> Result<f64, Expected> {
     match text.parse::<f64>() {
-        Ok(number) if number >= 0.0 && number.is_finite() => Ok(number),
-        _ => expected("a number from 0 up"),
+        Ok(number) if (0.0..=MOST_DEVIATIONS).contains(&number) => Ok(number),
+        _ => expected(format!("a number from 0 to {MOST_DEVIATIONS}")),
     }
 }
 
@@ -150,6 +171,9 @@ pub(super) fn probability(text: &str) -> Result<f64, Expected> {
 }
 
 const MIB: f64 = 1024.0 * 1024.0;
+
+/// The largest size in bytes, 1024⁵: more than any machine has.
+const MOST_BYTES: f64 = 1024.0 * 1024.0 * 1024.0 * MIB;
 
 /// Bytes from a text such as `512M` or `80G` (powers of 1024). A small number without a unit is refused: whoever writes 8
 /// means gigabytes, and 8 bytes are never meant.
@@ -179,7 +203,11 @@ pub(super) fn size(text: &str) -> Result<u64, Expected> {
             near: Some(format!("{text}{unit}")),
         });
     }
-    Ok((number * unit.unwrap_or(1.0)) as u64)
+    let bytes = number * unit.unwrap_or(1.0);
+    if bytes > MOST_BYTES {
+        return expected(format!("{want}, at most {}G", 1 << 20));
+    }
+    Ok(bytes as u64)
 }
 
 /// As [`size()`], or 0.
