@@ -1,6 +1,7 @@
 //! The one test binary.
 
 mod ablation;
+mod accidents;
 mod allocations;
 mod bad_input;
 mod benchmark;
@@ -48,6 +49,7 @@ mod repo;
 mod report;
 mod runs;
 mod simt;
+mod simulation;
 mod tape;
 mod tasks_batches;
 mod tasks_eval_sets;

@@ -86,10 +86,14 @@ fn last(run: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn term_and_int_save_at_the_next_step_and_the_run_goes_on_to_the_same_bits() {
+fn signals_that_end_a_run_save_at_the_next_step_and_it_goes_on_to_the_same_bits() {
     let mut whole = Running::until("1/200", &STEPS);
     whole.ended().fine();
-    for (signal, code, name) in [(Signal::TERM, 143, "TERM"), (Signal::INT, 130, "INT")] {
+    for (signal, code, name) in [
+        (Signal::TERM, 143, "TERM"),
+        (Signal::INT, 130, "INT"),
+        (Signal::HUP, 129, "HUP"),
+    ] {
         let mut running = Running::until("1/200", &STEPS);
         running.signal(signal);
         let answer = running.ended().code_is(code);
@@ -117,6 +121,36 @@ fn a_second_signal_ends_a_run_at_once_without_a_checkpoint() {
     let answer = running.ended().code_is(130);
     assert_eq!(answer.stderr, "");
     assert_eq!(checkpoints(&running.run()), [""; 0]);
+}
+
+#[test]
+fn a_run_under_nohup_does_not_hear_the_terminal_close() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("one.toml"), tiny_recipe(&["warm-up"])).unwrap();
+    let program = env!("CARGO_BIN_EXE_keel");
+    let script = format!(
+        "trap '' HUP; {program} train --recipe one.toml --out run --no-evaluation --threads 1 {} & \
+         while ! test -e run/recipe.toml; do sleep 0.01; done; kill -HUP $!; wait $!",
+        STEPS.join(" ")
+    );
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", &script]).current_dir(folder.path());
+    Answer::of(shell.output().unwrap()).fine();
+    assert!(checkpoint(&folder.path().join("run"), "1-warm-up").exists());
+}
+
+#[test]
+fn a_run_whose_folder_is_removed_ends_at_the_next_save() {
+    let settings = ["--save-every", "2", "--set", "stage.warm-up.steps=1000000"];
+    let mut running = Running::until("1/1000000", &settings);
+    fs::rename(running.run(), running.folder.path().join("moved")).unwrap();
+    fs::remove_dir_all(running.folder.path().join("moved")).unwrap();
+    let answer = running.ended().code_is(1);
+    let parts = ["run run: its folder is gone", "--resume"];
+    assert!(
+        parts.iter().all(|part| answer.stderr.contains(part)),
+        "{answer:#?}"
+    );
 }
 
 #[test]
