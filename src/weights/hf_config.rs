@@ -5,86 +5,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value as Json};
 
+use super::families::{Idle, IdleAt, shared, shared_names};
 use keel_base::error::{Error, Result, nearest};
-
-/// Keys that say nothing of what a model computes: where it came from, how it was or will be run, special tokens, and the
-/// generation settings that old files repeat in every part.
-const HARMLESS: &[&str] = &[
-    "_attn_implementation",
-    "_attn_implementation_autoset",
-    "_commit_hash",
-    "_name_or_path",
-    "_out_features",
-    "_out_indices",
-    "add_cross_attention",
-    "architectures",
-    "apply_layernorm",
-    "auto_map",
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "bos_token_id",
-    "cross_attention_hidden_size",
-    "decoder_start_token_id",
-    "diversity_penalty",
-    "do_sample",
-    "dtype",
-    "early_stopping",
-    "encoder_no_repeat_ngram_size",
-    "eos_token_id",
-    "exponential_decay_length_penalty",
-    "finetuning_task",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "id2label",
-    "initializer_factor",
-    "initializer_range",
-    "is_decoder",
-    "is_encoder_decoder",
-    "label2id",
-    "length_penalty",
-    "max_length",
-    "max_position_embeddings",
-    "max_window_layers",
-    "min_length",
-    "model_type",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
-    "num_beams",
-    "num_return_sequences",
-    "out_features",
-    "out_indices",
-    "output_attentions",
-    "output_hidden_states",
-    "output_scores",
-    "pad_token_id",
-    "prefix",
-    "problem_type",
-    "projection_dim",
-    "projection_size",
-    "pruned_heads",
-    "remove_invalid_values",
-    "repetition_penalty",
-    "reshape_hidden_states",
-    "return_dict",
-    "return_dict_in_generate",
-    "sep_token_id",
-    "stage_names",
-    "suppress_tokens",
-    "task_specific_params",
-    "temperature",
-    "tf_legacy_loss",
-    "tie_encoder_decoder",
-    "tokenizer_class",
-    "top_k",
-    "top_p",
-    "torch_dtype",
-    "torchscript",
-    "transformers_version",
-    "typical_p",
-    "use_bfloat16",
-    "use_cache",
-    "use_flash_attn",
-];
 
 /// Shares of units that training elsewhere drops at random. They change nothing of what a trained model computes, and Keel
 /// trains without them.
@@ -112,6 +34,11 @@ impl<'a> Settings<'a> {
             map,
             read: RefCell::default(),
         }
+    }
+
+    /// What the object is called in messages.
+    pub fn what(&self) -> &str {
+        &self.what
     }
 
     fn get(&self, key: &'static str) -> Option<&'a Json> {
@@ -143,15 +70,31 @@ impl<'a> Settings<'a> {
         }
     }
 
-    /// A number.
+    /// A number that single precision holds.
     pub fn float(&self, key: &'static str, default: f64) -> Result<f32> {
         match self.get(key) {
             None => Ok(default as f32),
-            Some(value) => match value.as_f64() {
-                Some(number) if number.is_finite() => Ok(number as f32),
-                _ => Err(Error::setting(self.name(key), "a number", value)),
-            },
+            Some(value) => self.single(key, value),
         }
+    }
+
+    /// A number above 0.
+    pub fn positive(&self, key: &'static str, default: f64) -> Result<f32> {
+        let number = self.float(key, default)?;
+        if number > 0.0 {
+            return Ok(number);
+        }
+        let found = self.map.get(key).unwrap_or(&Json::Null);
+        Err(Error::setting(self.name(key), "a number above 0", found))
+    }
+
+    /// `value` of `key`, which may be a path within the object, in single precision.
+    pub fn single(&self, key: &str, value: &Json) -> Result<f32> {
+        let number = value.as_f64().map(|number| number as f32);
+        number.filter(|number| number.is_finite()).ok_or_else(|| {
+            let want = format!("a number of at most {:e}", f32::MAX);
+            Error::setting(self.name(key), want, value)
+        })
     }
 
     /// True or false.
@@ -218,11 +161,29 @@ impl<'a> Settings<'a> {
         }
     }
 
+    /// Refuses another whole number, which may be below 0; `want` where the key is absent.
+    pub fn only_integer(&self, key: &'static str, want: i64) -> Result<()> {
+        match self.get(key) {
+            Some(value) if value.as_i64() != Some(want) => Err(self.refuse(key, want, value)),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses another number.
     pub fn only_number(&self, key: &'static str, want: usize, default: usize) -> Result<()> {
         match self.number(key, default)? {
             found if found == want => Ok(()),
             found => Err(self.refuse(key, want, found)),
+        }
+    }
+
+    /// Takes a key that changes nothing at the values that its row allows, and refuses others.
+    pub fn idle(&self, idle: Idle) -> Result<()> {
+        match self.get(idle.name) {
+            Some(value) if !idle.at.holds(value) => {
+                Err(self.refuse(idle.name, IdleAt::wanted(value), value))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -235,17 +196,26 @@ impl<'a> Settings<'a> {
                 if value.as_f64().is_some_and(|share| share > 0.0) {
                     on.push(format!("{key} {value}"));
                 }
-            } else if !read.contains(key.as_str()) && !HARMLESS.contains(&key.as_str()) {
-                let names = read.iter().copied().chain(HARMLESS.iter().copied());
-                let near = nearest(key, names).unwrap_or_default();
-                return Err(Error::setting(
-                    self.name(key),
-                    format!(
-                        "only settings that Keel knows for this model, the nearest being {near}; take it out if it does not \
-                         change what the model computes"
-                    ),
-                    value,
-                ));
+                continue;
+            }
+            if read.contains(key.as_str()) {
+                continue;
+            }
+            match shared(key) {
+                Some(at) if at.holds(value) => {}
+                Some(_) => return Err(self.refuse(key, IdleAt::wanted(value), value)),
+                None => {
+                    let names = read.iter().copied().chain(shared_names());
+                    let near = nearest(key, names).unwrap_or_default();
+                    return Err(Error::setting(
+                        self.name(key),
+                        format!(
+                            "only settings that Keel knows for this model, the nearest being {near}; take it out if it does not \
+                             change what the model computes"
+                        ),
+                        value,
+                    ));
+                }
             }
         }
         Ok(on)

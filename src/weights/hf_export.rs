@@ -175,9 +175,9 @@ pub fn connector_tensors<'a>(
     value_of: &dyn Fn(&ParameterEntry) -> &'a [f32],
 ) -> Vec<OutputTensor<'a>> {
     let namer = Namer {
-        names: internvl::CONNECTOR_NAMES,
+        names: internvl::OWN.names,
         way: 0,
-        prefix: internvl::CONNECTOR_PREFIX,
+        prefix: internvl::OWN.stem,
         heads: Heads {
             query: 0,
             key_value: 0,

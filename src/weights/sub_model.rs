@@ -4,13 +4,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use serde_json::{Map, Value as Json};
-
-use super::families::{
-    LanguageForm, Pooling, VisionForm, internvl, language_form, model_types, vision_form,
-};
+use super::families::internvl::{self, ConnectorForm};
+use super::families::{Pooling, VisionForm};
 use super::hf_config::Settings;
 use super::pos_embed_interp::Scaling;
+use super::recognise::{Part, PartModel, parts_of, unread_parts};
 use super::tensor_resolver::{TensorResolver, Wanted, nearest_of, prefix};
 use super::{Folder, TensorPlace};
 use keel_base::error::{Error, Result};
@@ -34,6 +32,17 @@ pub enum SubModelConfig {
     Head(VisionConfig, VisionHead),
 }
 
+/// What stands between tower and decoder in a folder of both.
+#[derive(Debug)]
+pub enum FolderConnector {
+    /// Nothing.
+    Absent,
+    /// A connector that Keel can go on with, with the model around it.
+    Taken(Box<(SubModel, ModelConfig)>),
+    /// A connector that Keel has no code for: why it is left aside.
+    Left(String),
+}
+
 /// Tensors that a sub-model does without.
 #[derive(Clone, Debug)]
 pub struct IgnoredTensors {
@@ -54,6 +63,7 @@ pub struct SubModel {
     pub(super) copy: Option<(String, TensorPlace)>,
     ignored: Vec<IgnoredTensors>,
     regularisers: Vec<String>,
+    position_limit: Option<usize>,
     /// The form of a vision tower's family.
     pub(super) form: Option<&'static VisionForm>,
     /// The folder's own grid of positions, where the sub-model is of another image size.
@@ -78,42 +88,8 @@ impl SubModel {
     /// [`Error::Setting`] naming the setting that Keel has no code for; [`Error::Content`] naming the tensor that is
     /// missing, surplus or of the wrong shape, with the nearest name.
     pub fn all(folder: &Folder) -> Result<Vec<SubModel>> {
-        let config = folder.config();
-        let what = folder.path().join("config.json").display().to_string();
-        let kind = model_type(config);
-        let object = |key: &'static str| Some((key, config.get(key)?.as_object()?));
-        let inner_vision = object(internvl::VISION_KEY);
-        if inner_vision.is_none() {
-            let settings = Settings::new(what.clone(), config);
-            if let Some(form) = vision_form(kind, None) {
-                return Ok(vec![SubModel::vision_of(folder, form, settings, true)?]);
-            }
-            if let Some(form) = language_form(kind) {
-                return Ok(vec![SubModel::language_of(folder, form, settings, true)?]);
-            }
-        }
-        let mut found = Vec::new();
-        if let Some((key, inner)) = inner_vision
-            && let Some(form) = vision_form(model_type(inner), Some(kind))
-        {
-            let settings = Settings::new(format!("{what}: {key}"), inner);
-            found.push(SubModel::vision_of(folder, form, settings, false)?);
-        }
-        for (key, inner) in internvl::LANGUAGE_KEYS.into_iter().filter_map(object) {
-            if let Some(form) = language_form(model_type(inner)) {
-                let settings = Settings::new(format!("{what}: {key}"), inner);
-                found.push(SubModel::language_of(folder, form, settings, false)?);
-            }
-        }
-        if !found.is_empty() {
-            return Ok(found);
-        }
-        let [vision, language] = model_types();
-        Err(Error::setting(
-            format!("{what}: model_type"),
-            format!("one of {vision}, {language}, or a model made of these"),
-            if kind.is_empty() { "none" } else { kind },
-        ))
+        let parts = parts_of(&config_name(folder), folder.config())?.into_iter();
+        parts.map(|part| SubModel::found(folder, part)).collect()
     }
 
     /// The folder's vision tower.
@@ -141,21 +117,56 @@ impl SubModel {
     /// The folder's connector, where it holds one.
     ///
     /// # Errors
-    /// As [`SubModel::all`].
+    /// As [`SubModel::all`]; a connector that Keel has no code for is an error, too.
     pub fn connector(folder: &Folder) -> Result<Option<(SubModel, ModelConfig)>> {
         let towers = SubModel::all(folder)?;
-        let [vision, language] = &towers[..] else {
+        let Some((vision, language)) = both(&towers) else {
             return Ok(None);
         };
-        let (SubModelConfig::Vision(vision), SubModelConfig::Language(language)) =
-            (&vision.config, &language.config)
-        else {
+        let is_there = |form: &&&ConnectorForm| {
+            let names = folder.tensors().keys();
+            names.into_iter().any(|name| {
+                let before = name.strip_suffix(form.probe);
+                before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
+            })
+        };
+        let Some(form) = internvl::CONNECTORS.iter().find(is_there) else {
             return Ok(None);
         };
-        if !folder.tensors().contains_key(internvl::CONNECTOR_PROBE) {
-            return Ok(None);
+        SubModel::connector_of(folder, form, vision, language).map(Some)
+    }
+
+    /// The folder's connector, or why it is not taken, where there is one.
+    ///
+    /// # Errors
+    /// As [`SubModel::all`], and [`Error::Content`] when tensors of a connector that Keel has code for are missing or of the wrong
+    /// shape.
+    pub fn connector_or_why(folder: &Folder) -> Result<FolderConnector> {
+        match SubModel::connector(folder) {
+            Ok(Some((part, config))) => Ok(FolderConnector::Taken(Box::new((part, config)))),
+            // What is in the way of a connector is in the way of nothing else.
+            Err(problem @ Error::Setting { .. }) => {
+                SubModel::all(folder)?;
+                Ok(FolderConnector::Left(problem.to_string()))
+            }
+            Err(problem) => Err(problem),
+            Ok(None) if both(&SubModel::all(folder)?).is_none() => Ok(FolderConnector::Absent),
+            Ok(None) => {
+                let is_module = |name: &str| internvl::OTHER_CONNECTORS.contains(&name);
+                let mut names = folder.tensors().keys();
+                Ok(match names.find(|name| name.split('.').any(is_module)) {
+                    Some(name) => FolderConnector::Left(format!(
+                        "tensor {name} belongs to a connector of another form than InternVL's"
+                    )),
+                    None => FolderConnector::Absent,
+                })
+            }
         }
-        SubModel::connector_of(folder, vision, language).map(Some)
+    }
+
+    /// Parts of the folder that Keel has no code for, each in a few words; nothing where the folder is of one model alone.
+    pub fn unread_parts(folder: &Folder) -> Vec<String> {
+        unread_parts(folder.config())
     }
 
     /// The first sub-model that `settings` recognises, with what it makes of it.
@@ -169,9 +180,13 @@ impl SubModel {
                 return Ok((part, config));
             }
         }
+        let unread = match &SubModel::unread_parts(folder)[..] {
+            [] => String::new(),
+            parts => format!(" that Keel reads (there is {})", parts.join(" and ")),
+        };
         Err(Error::content(
             folder.path().display(),
-            format!("has no {what}"),
+            format!("has no {what}{unread}"),
             "give the folder of one",
         ))
     }
@@ -232,6 +247,11 @@ impl SubModel {
         &self.regularisers
     }
 
+    /// The longest sequence that a language model computes as its settings say, in tokens; nothing where there is no such end.
+    pub fn position_limit(&self) -> Option<usize> {
+        self.position_limit
+    }
+
     /// A sub-model whose tensors have yet to be found.
     pub(super) fn bare(
         title: &'static str,
@@ -246,84 +266,77 @@ impl SubModel {
             copy: None,
             ignored: Vec::new(),
             regularisers: Vec::new(),
+            position_limit: None,
             form: None,
             own_grid: None,
             pooling: None,
         }
     }
 
-    fn vision_of(
-        folder: &Folder,
-        form: &'static VisionForm,
-        settings: Settings,
-        is_alone: bool,
-    ) -> Result<SubModel> {
-        let config = form.read(&settings)?;
-        let pooling = form.pooling_of(&settings)?;
-        let regularisers = settings.finish()?;
-        config.validate()?;
-        let layout = vision_layout(&config)?;
-        let resolver = TensorResolver {
-            folder,
-            names: form.names,
-            prefix: prefix(folder, form.probes)?,
-            heads: config.block().heads,
-            patch: config.patch_size,
-            patches_by_pixel: form.patches_by_pixel,
-            decoder: None,
-        };
-        let tower = SubModel {
-            regularisers,
-            form: Some(form),
-            pooling: pooling.map(|pooling| (pooling, resolver.prefix.clone())),
-            ..SubModel::bare(form.title, SubModelConfig::Vision(config), layout)
-        };
-        tower.find(&resolver, form.ignored, is_alone)
+    /// A part with the tensors that it has in the folder.
+    fn found(folder: &Folder, part: Part) -> Result<SubModel> {
+        let regularisers = part.regularisers;
+        match part.model {
+            PartModel::Vision {
+                form,
+                config,
+                pooling,
+            } => {
+                let layout = vision_layout(&config)?;
+                let resolver = TensorResolver {
+                    folder,
+                    names: form.names,
+                    prefix: prefix(folder, form.probes)?,
+                    heads: config.block().heads,
+                    patch: config.patch_size,
+                    patches_by_pixel: form.patches_by_pixel,
+                    decoder: None,
+                };
+                let tower = SubModel {
+                    regularisers,
+                    form: Some(form),
+                    pooling: pooling.map(|pooling| (pooling, resolver.prefix.clone())),
+                    ..SubModel::bare(form.title, SubModelConfig::Vision(config), layout)
+                };
+                tower.find(&resolver, form.ignored, part.is_alone)
+            }
+            PartModel::Language {
+                form,
+                config,
+                position_limit,
+            } => {
+                let resolver = TensorResolver {
+                    folder,
+                    names: form.names,
+                    prefix: prefix(folder, form.probes)?,
+                    heads: config.block().heads,
+                    patch: 0,
+                    patches_by_pixel: false,
+                    decoder: Some(form),
+                };
+                let layout = language_layout(&config)?;
+                let decoder = SubModel {
+                    regularisers,
+                    position_limit,
+                    ..SubModel::bare(form.title, SubModelConfig::Language(config), layout)
+                };
+                decoder.find(&resolver, form.ignored, part.is_alone)
+            }
+        }
     }
 
-    fn language_of(
-        folder: &Folder,
-        form: &'static LanguageForm,
-        settings: Settings,
-        is_alone: bool,
-    ) -> Result<SubModel> {
-        let config = form.read(&settings)?;
-        let regularisers = settings.finish()?;
-        config.validate()?;
-        let mut tape = Tape::declaring();
-        let tokens = tape.input(ModelInput::Tokens, TensorType::i32([1, 1]));
-        let x = embed_tokens(&mut tape, &config, tokens)?;
-        language_trunk(&mut tape, &config, x, None, "language")?;
-        language_head(&mut tape, &config)?;
-        let resolver = TensorResolver {
-            folder,
-            names: form.names,
-            prefix: prefix(folder, form.probes)?,
-            heads: config.block().heads,
-            patch: 0,
-            patches_by_pixel: false,
-            decoder: Some(form),
-        };
-        let layout = Arc::new(ParameterLayout::new(&tape.specs()));
-        let decoder = SubModel {
-            regularisers,
-            ..SubModel::bare(form.title, SubModelConfig::Language(config), layout)
-        };
-        decoder.find(&resolver, form.ignored, is_alone)
-    }
-
-    /// The connector of a whole model in the form of InternVL and SAIL-VL.
+    /// The connector of a whole model in one of the forms of InternVL.
     fn connector_of(
         folder: &Folder,
+        form: &ConnectorForm,
         vision: &VisionConfig,
         language: &LanguageConfig,
     ) -> Result<(SubModel, ModelConfig)> {
-        let what = folder.path().join("config.json").display().to_string();
-        let settings = Settings::new(what, folder.config());
+        let settings = Settings::new(config_name(folder), folder.config());
         let config = ModelConfig {
             vision: vision.clone(),
             text: None,
-            connector: internvl::read_connector(&settings)?,
+            connector: form.read(&settings)?,
             language: language.clone(),
             embed_dim: 1,
             align: Alignment::default(),
@@ -338,8 +351,8 @@ impl SubModel {
         connector(&mut tape, &config, features)?;
         let resolver = TensorResolver {
             folder,
-            names: internvl::CONNECTOR_NAMES,
-            prefix: internvl::CONNECTOR_PREFIX.to_owned(),
+            names: form.names,
+            prefix: format!("{}{}", prefix(folder, &[form.probe])?, form.stem),
             heads: vision.block().heads,
             patch: 0,
             patches_by_pixel: false,
@@ -428,9 +441,32 @@ fn vision_layout(config: &VisionConfig) -> Result<Arc<ParameterLayout>> {
     Ok(Arc::new(ParameterLayout::new(&tape.specs())))
 }
 
-fn model_type(config: &Map<String, Json>) -> &str {
-    config
-        .get("model_type")
-        .and_then(Json::as_str)
-        .unwrap_or_default()
+fn language_layout(config: &LanguageConfig) -> Result<Arc<ParameterLayout>> {
+    let mut tape = Tape::declaring();
+    let tokens = tape.input(ModelInput::Tokens, TensorType::i32([1, 1]));
+    let x = embed_tokens(&mut tape, config, tokens)?;
+    language_trunk(&mut tape, config, x, None, "language")?;
+    language_head(&mut tape, config)?;
+    Ok(Arc::new(ParameterLayout::new(&tape.specs())))
+}
+
+/// The vision tower and the language model, where there are both.
+fn both(towers: &[SubModel]) -> Option<(&VisionConfig, &LanguageConfig)> {
+    match towers {
+        [
+            SubModel {
+                config: SubModelConfig::Vision(vision),
+                ..
+            },
+            SubModel {
+                config: SubModelConfig::Language(language),
+                ..
+            },
+        ] => Some((vision, language)),
+        _ => None,
+    }
+}
+
+fn config_name(folder: &Folder) -> String {
+    folder.path().join("config.json").display().to_string()
 }

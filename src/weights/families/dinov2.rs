@@ -1,6 +1,6 @@
 //! DINOv2 (Oquab et al. 2024), in the classic form and in the gated one of its largest tower.
 
-use serde_json::{Value as Json, json};
+use serde_json::json;
 
 use super::family::{
     CLASSIC, COLOURS, ImageProcessor, Layout, Pooling, VisionForm, activation_name,
@@ -96,23 +96,14 @@ const FEED_FORWARD: &[Key<VisionConfig>] = &[
             config.mlp_width = (f64::from(config.width as u32) * ratio) as usize;
             Ok(())
         },
-        write: |config| {
-            let wide = if is_gated(config) {
-                config.mlp_width * 3 / 2
-            } else {
-                config.mlp_width
-            };
-            ratio(wide, config.width)
-        },
+        write: |config| json!(ratio(config)),
     },
     Key::Own {
         name: "use_swiglu_ffn",
         read: |settings, config| {
             if settings.switch("use_swiglu_ffn", false)? {
                 config.mlp = MlpKind::SwiGlu;
-                // Two thirds, so that three matrices hold about as much as two, in whole vectors of eight.
-                let two_thirds = config.mlp_width.saturating_mul(2) / 3;
-                config.mlp_width = two_thirds.next_multiple_of(8);
+                config.mlp_width = gated_width(config.mlp_width);
             }
             Ok(())
         },
@@ -142,13 +133,22 @@ fn is_gated(config: &VisionConfig) -> bool {
     config.mlp == MlpKind::SwiGlu
 }
 
-/// The ratio that gives `wide` again when it is multiplied by `width` in f32 and cut to a whole number.
-fn ratio(wide: usize, width: usize) -> Json {
-    if wide.is_multiple_of(width) {
-        json!(wide / width)
+/// The whole number that gives the feed-forward width, or the next below: transformers takes no other since version 5. What it
+/// cannot say is found by reading back what was written.
+fn ratio(config: &VisionConfig) -> usize {
+    let wide = if is_gated(config) {
+        // Two thirds of a multiple of the width were rounded up to whole vectors.
+        config.mlp_width * 3 / 2
     } else {
-        json!((wide as f64 + 0.5) / width as f64)
-    }
+        config.mlp_width
+    };
+    wide / config.width.max(1)
+}
+
+/// The feed-forward width of a gated tower of which a classic one would have `wide`: two thirds, so that three matrices hold
+/// about as much as two, in whole vectors of eight.
+fn gated_width(wide: usize) -> usize {
+    (wide.saturating_mul(2) / 3).next_multiple_of(8)
 }
 
 /// The names of published files, then those that transformers gives its modules since version 5.

@@ -137,6 +137,8 @@ pub(crate) struct LanguageForm {
     pub trunk: &'static str,
     /// The output product's tensor.
     pub head: &'static str,
+    /// The length of a sequence up to which settings that were read mean what Keel computes; nothing where they always do.
+    pub position_limit: fn(&Settings) -> Result<Option<usize>>,
 }
 
 impl LanguageForm {

@@ -7,6 +7,7 @@ use super::family::{
     CLASSIC, COLOURS, Layout, Pooling, VisionForm, activation_name, classic_activation,
     norm_epsilon, sizes,
 };
+use super::idle::Idle;
 use super::key::{Key, plain};
 use super::names::Names;
 use crate::hf_config::Settings;
@@ -46,6 +47,7 @@ pub(super) const FORMS: &[VisionForm] = &[
                 norm_epsilon("layer_norm_eps", 1e-6),
                 ACTIVATION,
             ],
+            EXPERTS,
             &sizes([3200, 48, 25, 12_800], [224, 14]),
         ],
         layouts: &[],
@@ -104,6 +106,25 @@ pub(super) const FORMS: &[VisionForm] = &[
         pooling: Some(Pooling::CLASS_TOKEN),
         processor: &PROCESSOR,
     },
+];
+
+/// The experts of a form that was never published with them switched on: without `use_moe` its other keys mean nothing.
+const EXPERTS: &[Key<VisionConfig>] = &[
+    Key::Idle(Idle::off("use_moe")),
+    Key::Idle(Idle::any("capacity_factor")),
+    Key::Idle(Idle::any("eval_capacity_factor")),
+    Key::Idle(Idle::any("laux_allreduce")),
+    Key::Idle(Idle::any("moe_coeff_ratio")),
+    Key::Idle(Idle::any("moe_intermediate_size")),
+    Key::Idle(Idle::any("moe_output_scale")),
+    Key::Idle(Idle::any("noisy_gate_policy")),
+    Key::Idle(Idle::any("num_experts")),
+    Key::Idle(Idle::any("num_routed_experts")),
+    Key::Idle(Idle::any("num_shared_experts")),
+    Key::Idle(Idle::any("shared_expert_intermediate_size")),
+    Key::Idle(Idle::any("use_residual")),
+    Key::Idle(Idle::any("use_rts")),
+    Key::Idle(Idle::any("use_weighted_residual")),
 ];
 
 const TRANSFORMERS: &[Key<VisionConfig>] = &[

@@ -18,57 +18,112 @@ pub(crate) const LANGUAGE_KEYS: [&str; 2] = ["llm_config", "text_config"];
 /// The key of the image size that the model as a whole is shown.
 pub(crate) const SIZE_KEY: &str = "force_image_size";
 
-/// What stands before the names of the connector's tensors.
-pub(crate) const CONNECTOR_PREFIX: &str = "mlp1.";
-
-/// The connector's tensor by which folders that hold one are told from others.
-pub(crate) const CONNECTOR_PROBE: &str = "mlp1.0.weight";
-
-/// The connector's tensors: norm and two products of a list of modules, the activation being the one that has none.
-pub(crate) const CONNECTOR_NAMES: &[Names] =
-    &[("norm", &[&["0"]]), ("fc1", &[&["1"]]), ("fc2", &[&["3"]])];
-
-const CONNECTOR_KEYS: Keys<ConnectorConfig> = &[&[
-    Key::Own {
-        name: "downsample_ratio",
-        read: |settings, config| {
-            let ratio = settings.float("downsample_ratio", 0.5)?;
-            let factor = (1.0 / ratio).round();
-            if !(1.0..=64.0).contains(&factor) || (factor * ratio - 1.0).abs() > 1e-6 {
-                let want = "1, 1/2, 1/3 or another part";
-                return Err(settings.refuse("downsample_ratio", want, ratio));
-            }
-            config.unshuffle_factor = factor as usize;
-            Ok(())
-        },
-        write: |config| json!(1.0 / config.unshuffle_factor as f64),
-    },
-    // The first version leaves the grid turned.
-    Key::OnlyText {
-        name: "ps_version",
-        want: "v2",
-        default: "v1",
-    },
-]];
-
-/// Reads the connector's settings out of those of the whole model.
-///
-/// # Errors
-/// [`keel_base::error::Error::Setting`] naming the key that Keel has no code for.
-pub(crate) fn read_connector(settings: &Settings) -> Result<ConnectorConfig> {
-    read_keys(
-        CONNECTOR_KEYS,
-        &ConnectorConfig {
-            unshuffle_factor: 1,
-        },
-        settings,
-    )
+/// One form in which connectors are published.
+#[derive(Debug)]
+pub(crate) struct ConnectorForm {
+    keys: Keys<ConnectorConfig>,
+    /// What stands before the names of its tensors, behind that of the model around it.
+    pub stem: &'static str,
+    /// The tensor by which folders that hold one are told from others.
+    pub probe: &'static str,
+    pub names: &'static [Names],
 }
+
+impl ConnectorForm {
+    /// Reads the connector's settings out of those of the whole model.
+    ///
+    /// # Errors
+    /// [`keel_base::error::Error::Setting`] naming the key that Keel has no code for.
+    pub fn read(&self, settings: &Settings) -> Result<ConnectorConfig> {
+        let form = ConnectorConfig {
+            unshuffle_factor: 1,
+        };
+        read_keys(self.keys, &form, settings)
+    }
+}
+
+/// The form of InternVL's and SAIL-VL's own code: norm and two products of a list of modules, the activation being the one that
+/// has no tensor.
+pub(crate) const OWN: ConnectorForm = ConnectorForm {
+    keys: &[
+        &[
+            DOWNSAMPLE_RATIO,
+            // The first version leaves the grid turned.
+            Key::OnlyText {
+                name: "ps_version",
+                want: "v2",
+                default: "v1",
+            },
+        ],
+        &[Key::Check(|settings, _| {
+            settings.only_integer("select_layer", -1)
+        })],
+    ],
+    stem: "mlp1.",
+    probe: "mlp1.0.weight",
+    names: &[("norm", &[&["0"]]), ("fc1", &[&["1"]]), ("fc2", &[&["3"]])],
+};
+
+/// The form of InternVL in transformers, which unshuffles as the second version does.
+const TRANSFORMERS: ConnectorForm = ConnectorForm {
+    keys: &[&[
+        DOWNSAMPLE_RATIO,
+        Key::OnlyText {
+            name: "projector_hidden_act",
+            want: "gelu",
+            default: "gelu",
+        },
+        // Without the class token.
+        Key::OnlyText {
+            name: "vision_feature_select_strategy",
+            want: "default",
+            default: "default",
+        },
+        Key::Check(|settings, _| settings.only_integer("vision_feature_layer", -1)),
+    ]],
+    stem: "multi_modal_projector.",
+    probe: "multi_modal_projector.layer_norm.weight",
+    names: &[
+        ("norm", &[&["layer_norm"]]),
+        ("fc1", &[&["linear_1"]]),
+        ("fc2", &[&["linear_2"]]),
+    ],
+};
+
+/// Every form of connectors.
+pub(crate) const CONNECTORS: [&ConnectorForm; 2] = [&OWN, &TRANSFORMERS];
+
+/// How modules are called that stand between tower and decoder in the models of others.
+pub(crate) const OTHER_CONNECTORS: &[&str] = &[
+    "aligner",
+    "connector",
+    "merger",
+    "mlp1",
+    "mm_projector",
+    "modality_projection",
+    "multi_modal_projector",
+    "projector",
+];
+
+const DOWNSAMPLE_RATIO: Key<ConnectorConfig> = Key::Own {
+    name: "downsample_ratio",
+    read: |settings, config| {
+        let ratio = settings.float("downsample_ratio", 0.5)?;
+        let factor = (1.0 / ratio).round();
+        if !(1.0..=64.0).contains(&factor) || (factor * ratio - 1.0).abs() > 1e-6 {
+            let want = "1, 1/2, 1/3 or another part";
+            return Err(settings.refuse("downsample_ratio", want, ratio));
+        }
+        config.unshuffle_factor = factor as usize;
+        Ok(())
+    },
+    write: |config| json!(1.0 / config.unshuffle_factor as f64),
+};
 
 /// `config.json` of a connector alone.
 pub fn connector_config(config: &ConnectorConfig) -> Map<String, Json> {
     let keys = ["downsample_ratio", "ps_version"];
-    keys.map(|name| (name.to_owned(), write_key(CONNECTOR_KEYS, config, name)))
+    keys.map(|name| (name.to_owned(), write_key(OWN.keys, config, name)))
         .into_iter()
         .collect()
 }

@@ -5,6 +5,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::super::hf_config::Settings;
+use super::idle::Idle;
 use keel_base::error::Result;
 
 /// A key of the settings `C`.
@@ -22,7 +23,7 @@ pub(crate) enum Key<C: 'static> {
         default: usize,
         field: fn(&mut C) -> &mut usize,
     },
-    /// A number.
+    /// A number above 0.
     Float {
         name: &'static str,
         default: f64,
@@ -52,8 +53,8 @@ pub(crate) enum Key<C: 'static> {
         want: &'static str,
         default: &'static str,
     },
-    /// A number that changes nothing of what Keel computes. Never written.
-    IdleCount { name: &'static str },
+    /// What changes nothing of what a model computes, at the values that the row allows. Never written.
+    Idle(Idle),
     /// A switch that changes nothing of what Keel computes, and is written as false.
     IdleSwitch { name: &'static str },
     /// Whether the folder holds what pools the tower's tokens, on where the key is absent. Towers are written without it.
@@ -81,7 +82,7 @@ impl<C: Clone> Key<C> {
             | Key::OnlyCount { name, .. }
             | Key::OnlySwitch { name, .. }
             | Key::OnlyText { name, .. }
-            | Key::IdleCount { name }
+            | Key::Idle(Idle { name, .. })
             | Key::IdleSwitch { name }
             | Key::Pools { name }
             | Key::Hint { name, .. }
@@ -106,7 +107,7 @@ impl<C: Clone> Key<C> {
                 name,
                 default,
                 field,
-            } => *field(config) = settings.float(name, default)?,
+            } => *field(config) = settings.positive(name, default)?,
             Key::Switch {
                 name,
                 default,
@@ -127,9 +128,7 @@ impl<C: Clone> Key<C> {
                 want,
                 default,
             } => settings.only_text(name, want, default)?,
-            Key::IdleCount { name } => {
-                settings.number(name, 0)?;
-            }
+            Key::Idle(idle) => settings.idle(idle)?,
             Key::IdleSwitch { name } | Key::Pools { name } => {
                 settings.switch(name, true)?;
             }
@@ -155,7 +154,7 @@ impl<C: Clone> Key<C> {
             Key::IdleSwitch { .. } | Key::Pools { .. } => json!(false),
             Key::Hint { value, .. } => json!(value),
             Key::Own { write, .. } => write(config),
-            Key::IdleCount { .. } | Key::Check(_) => return None,
+            Key::Idle(_) | Key::Check(_) => return None,
         })
     }
 }

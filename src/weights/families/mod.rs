@@ -4,7 +4,7 @@
 //! **A new family** is a new file here, and its line in [`VISION`] or [`LANGUAGE`] (beside `mod`). The file states one
 //! [`VisionForm`] or [`LanguageForm`] for each form in which the family is published, as `dinov2.rs` does:
 //!  1. `keys`: a row for every key of `config.json` that changes what the model computes, with the published code's default.
-//!     A row reads the key and writes it. Keys without a row are refused by name, unless they are known to be harmless.
+//!     A row reads the key and writes it. Keys without a row are refused by name, unless `idle.rs` knows that they change nothing.
 //!  2. `form`: the settings that no key says.
 //!  3. `names`: a row for every parameter of the model, with the way or ways that files name its tensors.
 //!  4. `ignored`, `pooling`, `processor`: what the tower does without, how it pools, and what prepares its images.
@@ -20,6 +20,7 @@ mod aimv2;
 mod clip;
 mod dinov2;
 mod family;
+mod idle;
 mod internvit;
 pub(super) mod internvl;
 mod key;
@@ -28,6 +29,7 @@ mod qwen;
 mod siglip;
 
 pub(super) use family::{ImageProcessor, LanguageForm, Layout, Pooling, VisionForm};
+pub(super) use idle::{Idle, IdleAt, shared, shared_names};
 pub use internvl::{connector_config, whole_config};
 pub(super) use key::{plain, write_key};
 pub(super) use names::{Names, row, rows_of};

@@ -1,8 +1,9 @@
 //! Qwen2, Qwen2.5, which has its form, and Qwen3 (their technical reports).
 
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
 use super::family::LanguageForm;
+use super::idle::Idle;
 use super::key::{Key, plain};
 use super::names::Names;
 use crate::hf_config::Settings;
@@ -31,6 +32,8 @@ pub(super) const FORMS: &[LanguageForm] = &[
                 write: |config| config.head_dim.into(),
             }],
             SHARED,
+            // Its code gives queries, keys and values biases whatever the key says.
+            &[Key::Idle(Idle::any("attention_bias"))],
         ],
         written: &[
             "architectures",
@@ -53,6 +56,7 @@ pub(super) const FORMS: &[LanguageForm] = &[
         ignored: IGNORED,
         trunk: "model.",
         head: "lm_head.weight",
+        position_limit,
     },
     LanguageForm {
         title: "Qwen3 language model",
@@ -99,6 +103,7 @@ pub(super) const FORMS: &[LanguageForm] = &[
         ignored: IGNORED,
         trunk: "model.",
         head: "lm_head.weight",
+        position_limit,
     },
 ];
 
@@ -130,9 +135,7 @@ const FIRST: &[Key<LanguageConfig>] = &[
         default: false,
     },
     // Without use_sliding_window its width stands unused.
-    Key::IdleCount {
-        name: "sliding_window",
-    },
+    Key::Idle(Idle::any("sliding_window")),
     Key::Check(|settings, _| {
         let mut kinds = settings.texts("layer_types")?.into_iter();
         match kinds.find(|kind| *kind != "full_attention") {
@@ -200,25 +203,71 @@ const SHARED: &[Key<LanguageConfig>] = &[
 
 /// The base of the rotary positions: its own key, or since version 5 of transformers one of `rope_parameters`.
 fn rope_theta(settings: &Settings) -> Result<f32> {
-    let mut theta = settings.float("rope_theta", 10_000.0)?;
-    for key in ["rope_scaling", "rope_parameters"] {
-        let Some(rope) = settings.object(key)? else {
-            continue;
-        };
-        for (name, value) in rope {
-            match (name.as_str(), value) {
-                ("rope_theta", value) if value.as_f64().is_some() => {
-                    theta = value.as_f64().unwrap_or_default() as f32;
-                }
-                ("rope_type" | "type", Json::String(kind)) if kind == "default" => {}
-                _ => {
-                    let key = format!("{key}.{name}");
-                    return Err(settings.refuse(&key, "rope_type \"default\"", value));
-                }
+    let mut theta = settings.positive("rope_theta", 10_000.0)?;
+    for (key, rope) in ropes(settings)? {
+        if let Some(value) = rope.get("rope_theta") {
+            let name = format!("{key}.rope_theta");
+            theta = settings.single(&name, value)?;
+            if theta <= 0.0 {
+                return Err(settings.refuse(&name, "a number above 0", value));
             }
         }
     }
+    position_limit(settings)?;
     Ok(theta)
+}
+
+/// What changes the rotary positions, where something does: the key, and what it holds.
+fn ropes<'a>(settings: &Settings<'a>) -> Result<Vec<(&'static str, &'a Map<String, Json>)>> {
+    let mut ropes = Vec::new();
+    for key in ["rope_scaling", "rope_parameters"] {
+        ropes.extend(settings.object(key)?.map(|rope| (key, rope)));
+    }
+    Ok(ropes)
+}
+
+/// The length of a sequence up to which the rotary positions are what Keel computes; nothing where they always are.
+///
+/// `dynamic` leaves positions as they are up to `max_position_embeddings`, and changes them all in longer sequences. The other
+/// ways of scaling change them in every sequence.
+///
+/// # Errors
+/// [`keel_base::error::Error::Setting`] naming the key that changes positions in every sequence.
+fn position_limit(settings: &Settings) -> Result<Option<usize>> {
+    let longest = settings.number("max_position_embeddings", 32_768)?;
+    let mut limit = None;
+    for (key, rope) in ropes(settings)? {
+        let kind = ["rope_type", "type"]
+            .iter()
+            .find_map(|name| rope.get(*name));
+        let kind = kind.map_or(Some("default"), Json::as_str);
+        let factor = rope.get("factor").and_then(Json::as_f64);
+        for (name, value) in rope {
+            let is_neutral = match name.as_str() {
+                "rope_theta" => true,
+                "rope_type" | "type" => match value.as_str() {
+                    // It divides positions by its factor.
+                    Some("linear") => factor == Some(1.0),
+                    other => matches!(other, Some("default" | "dynamic")),
+                },
+                // What it scales is refused with the type, where that is another.
+                "factor" => true,
+                "partial_rotary_factor" => value.as_f64() == Some(1.0),
+                "original_max_position_embeddings" => kind == Some("dynamic"),
+                _ => value.is_null(),
+            };
+            if !is_neutral {
+                let name = format!("{key}.{name}");
+                let want =
+                    "rope_type \"default\", or \"dynamic\" in sequences that it leaves alone";
+                return Err(settings.refuse(&name, want, value));
+            }
+        }
+        if kind == Some("dynamic") {
+            limit = Some(longest);
+        }
+    }
+    Ok(limit)
 }
 
 const PROBES: &[&str] = &["embed_tokens.weight"];

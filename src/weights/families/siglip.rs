@@ -8,6 +8,7 @@ use super::family::{
     CLASSIC, COLOURS, ImageProcessor, Layout, Pooling, VisionForm, activation_name,
     classic_activation, norm_epsilon, sizes,
 };
+use super::idle::Idle;
 use super::key::Key;
 use super::names::Names;
 use crate::pos_embed_interp::Scaling;
@@ -19,7 +20,7 @@ pub(super) const FORMS: &[VisionForm] = &[
         model_types: &["siglip_vision_model"],
         pair_type: Some("siglip"),
         form: CLASSIC,
-        keys: &[KEYS, &SIZES],
+        keys: &[KEYS, &SIZES, PALIGEMMA],
         layouts: &[Layout {
             name: "siglip",
             architecture: "SiglipVisionModel",
@@ -95,6 +96,19 @@ const KEYS: &[Key<VisionConfig>] = &[
         read: |settings, config| classic_activation(settings, "gelu_pytorch_tanh", config),
         write: activation_name,
     },
+];
+
+/// What PaliGemma's files say in the tower's settings of the connector behind it, and of the positions that sizes give.
+const PALIGEMMA: &[Key<VisionConfig>] = &[
+    Key::Idle(Idle::any("num_image_tokens")),
+    Key::Idle(Idle::any("projector_hidden_act")),
+    Key::Check(|settings, config| {
+        let patches = match config.patch_size {
+            0 => 0,
+            patch => (config.image_size / patch).pow(2),
+        };
+        settings.only_number("num_positions", patches, patches)
+    }),
 ];
 
 const SIZES: [Key<VisionConfig>; 6] = sizes([768, 12, 12, 3072], [224, 16]);
