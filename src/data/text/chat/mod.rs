@@ -5,6 +5,7 @@
 
 mod conversation;
 mod published;
+mod recognise;
 mod template;
 
 use std::ops::Range;
@@ -106,6 +107,14 @@ impl ChatTokenizer {
         match &self.backend {
             Backend::Embedded(_) => i32::from(END),
             Backend::Published(published) => published.end(),
+        }
+    }
+
+    /// The control token that ends an answer, where the tokenizer is a published one.
+    pub fn end_token(&self) -> Option<&'static str> {
+        match &self.backend {
+            Backend::Embedded(_) => None,
+            Backend::Published(_) => Some(published::CLOSE),
         }
     }
 

@@ -15,7 +15,7 @@ use keel_base::error::{Error, Result};
 /// Opens a turn.
 const OPEN: &str = "<|im_start|>";
 /// Ends a turn.
-const CLOSE: &str = "<|im_end|>";
+pub(super) const CLOSE: &str = "<|im_end|>";
 /// Ends a text that is no conversation, where the tokeniser has it.
 const TEXT_END: &str = "<|endoftext|>";
 /// What stands around an image, and what each of its tokens is.
