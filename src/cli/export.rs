@@ -86,6 +86,9 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
         counted(exported.files as u64, "file"),
         exported.checkpoint.display(),
     ))?;
+    for note in &exported.notes {
+        print_line(note)?;
+    }
     if exported.lacks_tokenizer {
         print_line(
             "it uses Keel's embedded tokenizer, for which other tools have no tokenizer.json",

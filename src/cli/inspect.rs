@@ -7,8 +7,9 @@ use clap::Args;
 use super::print_line;
 use keel_base::error::Result;
 use keel_base::units::{counted, grouped};
-use keel_model::VisionHead;
-use keel_weights::{Folder, SubModel, SubModelConfig};
+use keel_model::{LanguageConfig, VisionConfig, VisionHead};
+use keel_train::FolderChat;
+use keel_weights::{Folder, FolderConnector, SubModel, SubModelConfig};
 
 /// Options of `keel inspect`.
 #[derive(Debug, Args)]
@@ -37,18 +38,126 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     ))?;
     for part in &parts {
         print_part(part)?;
-        // A class token is a row of the tower's own.
-        match part.head(&folder)? {
-            None | Some((_, VisionHead::ClassToken)) => {}
-            Some((head, _)) => print_part(&head)?,
+        hold_values(part, &folder)?;
+        match part.config() {
+            SubModelConfig::Vision(config) => print_images(&folder, config)?,
+            SubModelConfig::Language(config) => print_chat(part, &folder, config)?,
+            SubModelConfig::Connector(_) | SubModelConfig::Head(..) => {}
         }
+        print_line("  Keel can train it: every setting has its code and every tensor its place")?;
+        print_head(part, &folder)?;
     }
-    // What is in the way of a connector is in the way of nothing else.
-    match SubModel::connector(&folder) {
-        Ok(Some((part, _))) => print_part(&part),
-        Ok(None) => Ok(()),
+    for unread in SubModel::unread_parts(&folder) {
+        print_line(format!("\nleft aside: {unread}, which Keel does not read"))?;
+    }
+    match SubModel::connector_or_why(&folder)? {
+        FolderConnector::Taken(taken) => {
+            let (part, _) = *taken;
+            print_part(&part)?;
+            hold_values(&part, &folder)?;
+            print_line(
+                "  Keel can train it: it comes along where --vision and --language both name this folder",
+            )
+        }
+        FolderConnector::Left(why) => print_line(format!(
+            "\nConnector: left aside, and training begins with a new one: {why}"
+        )),
+        FolderConnector::Absent => Ok(()),
+    }
+}
+
+/// Reads every value, so that what cannot be trained from is refused here and not when a run begins.
+fn hold_values(part: &SubModel, folder: &Folder) -> Result<()> {
+    part.read(folder, &mut |_, _, _| {})
+}
+
+/// How the tower's images are prepared, and what other sizes and connectors go with it.
+fn print_images(folder: &Folder, config: &VisionConfig) -> Result<()> {
+    let side = config.image_size;
+    print_line(match folder.processor(side)? {
+        None => "  images: scaled as the recipe says, there being no preprocessor_config.json"
+            .to_owned(),
+        Some(processor) => format!(
+            "  images: {}, {}; mean {:?}, deviation {:?}",
+            match processor.shortest_edge {
+                Some(edge) => format!("shorter edge to {edge} pixels, the middle {side} cut out"),
+                None => format!("both edges to {side} pixels"),
+            },
+            if processor.is_bicubic {
+                "bicubic"
+            } else {
+                "bilinear"
+            },
+            processor.mean,
+            processor.deviation,
+        ),
+    })?;
+    let (grid, patch) = (config.grid(), config.patch_size);
+    let factors = (1..=grid).filter(|factor| grid.is_multiple_of(*factor));
+    let factors: Vec<String> = factors
+        .take(FACTORS)
+        .map(|factor| factor.to_string())
+        .collect();
+    print_line(format!(
+        "  grid of {grid} × {grid} patches: goes with model.connector.unshuffle_factor {}, and --image-size with a multiple of \
+         {patch} times the factor",
+        factors.join(", "),
+    ))?;
+    if grid.is_multiple_of(USUAL_FACTOR) {
+        return Ok(());
+    }
+    let step = patch * USUAL_FACTOR;
+    let below = side / step * step;
+    let sizes = [below, below + step].map(|size| size.to_string());
+    let sizes = if below == 0 { &sizes[1..] } else { &sizes[..] };
+    print_line(format!(
+        "  the recipes' factor of {USUAL_FACTOR} needs --image-size {}",
+        sizes.join(" or ")
+    ))
+}
+
+/// Factors of a connector that are listed; larger ones leave no image to speak of.
+const FACTORS: usize = 6;
+/// The factor of the built-in recipes.
+const USUAL_FACTOR: usize = 2;
+
+/// The tokenizer and the chat template that a run would begin with, or what it would say of them.
+fn print_chat(part: &SubModel, folder: &Folder, config: &LanguageConfig) -> Result<()> {
+    if let Some(limit) = part.position_limit() {
+        print_line(format!(
+            "  rope_scaling: taken for sequences of up to {limit} tokens, which it leaves alone"
+        ))?;
+    }
+    match FolderChat::open(folder, config.vocabulary, None) {
+        Ok(None) => print_line("  chats: in Keel's embedded tokenizer"),
+        Ok(Some(chat)) => print_line(format!(
+            "  chats: {} ids, and the template {}, as {} says",
+            grouped(chat.tokenizer.vocabulary() as u64),
+            chat.template.name(),
+            chat.said_by.unwrap_or("--chat"),
+        )),
+        // Training refuses it with the same words; evaluating the tower beside it does not.
+        Err(problem) => print_line(format!("  chats: {problem}")),
+    }
+}
+
+/// What pools the tower's tokens. Training leaves it out, so what is in its way is said and no more.
+fn print_head(part: &SubModel, folder: &Folder) -> Result<()> {
+    let head = part.head(folder).and_then(|head| {
+        if let Some((head, _)) = &head {
+            hold_values(head, folder)?;
+        }
+        Ok(head)
+    });
+    match head {
+        // A class token is a row of the tower's own.
+        Ok(None | Some((_, VisionHead::ClassToken))) => Ok(()),
+        Ok(Some((head, _))) => {
+            print_part(&head)?;
+            print_line("  refinement leaves it out, as SAILViT does")
+        }
         Err(problem) => print_line(format!(
-            "\nConnector: Keel begins with one of its own ({problem})"
+            "\nPooled output: training does without it, and keel eval refuses it: {problem}"
         )),
     }
 }
@@ -116,8 +225,5 @@ fn print_part(part: &SubModel) -> Result<()> {
     for regulariser in part.regularisers() {
         print_line(format!("  trains here without {regulariser}"))?;
     }
-    if let SubModelConfig::Head(..) = part.config() {
-        return print_line("  refinement leaves it out, as SAILViT does");
-    }
-    print_line("  Keel can train it: every setting has its code and every tensor its place")
+    Ok(())
 }

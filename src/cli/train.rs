@@ -124,10 +124,13 @@ impl TrainArgs {
             return Ok(());
         }
         weights.check_sets(&self.recipe.sets)?;
-        let left_out = recipe.begin_from(&weights)?;
-        if !left_out.is_empty() {
-            let stages = left_out.join(", ");
+        let begun = recipe.begin_from(&weights)?;
+        if !begun.left_out.is_empty() {
+            let stages = begun.left_out.join(", ");
             print_line(format!("left out: {stages}, replaced by the weights given"))?;
+        }
+        for note in &begun.notes {
+            print_line(note)?;
         }
         let tiles = match &weights.vision {
             Some(folder) => Folder::open(folder)?.most_tiles(),

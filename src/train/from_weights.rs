@@ -14,7 +14,7 @@ use keel_data::resample::Filter;
 use keel_engine::executor::Executor;
 use keel_engine::tape::{ParameterEntry, ParameterLayout};
 use keel_model::{VisionConfig, initialise_one};
-use keel_weights::{Folder, Processor, SubModel, SubModelConfig};
+use keel_weights::{Folder, FolderConnector, Processor, SubModel, SubModelConfig};
 
 /// Published weights that runs begin from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,15 @@ pub struct PublishedWeights {
     /// Its chat template, where the folder does not say. Needs `language`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat: Option<ChatTemplate>,
+}
+
+/// What came of beginning from published weights.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Beginning {
+    /// The names of the stages that stand in for weights that are now there.
+    pub left_out: Vec<String>,
+    /// What is worth saying of the weights, a sentence each.
+    pub notes: Vec<String>,
 }
 
 impl PublishedWeights {
@@ -68,18 +77,19 @@ impl PublishedWeights {
 
 impl Recipe {
     /// Begins from published weights: takes the settings of the tower and of the language model from their folders, and leaves
-    /// out the warm starts that stand in for weights that are now there. Returns the names of those stages. With the language
-    /// model comes its tokeniser, and from one folder of both the connector between them.
+    /// out the warm starts that stand in for weights that are now there. With the language model comes its tokeniser, and from one
+    /// folder of both the connector between them. Returns what was left out, and what is worth saying of the rest.
     ///
     /// # Errors
     /// [`Error::Setting`] when the recipe does not go with the model, [`Error::Content`] when a folder is unusable.
-    pub fn begin_from(&mut self, weights: &PublishedWeights) -> Result<Vec<String>> {
+    pub fn begin_from(&mut self, weights: &PublishedWeights) -> Result<Beginning> {
         // Absolute, so that the run can be continued from another folder.
         let absolute = |path: &Path| {
             let path = path.canonicalize();
             path.map(|path| path.to_string_lossy().into_owned())
         };
         let mut there = Vec::new();
+        let mut notes = Vec::new();
         if let Some(path) = &weights.vision {
             let folder = Folder::open(path)?;
             let (part, own) = SubModel::vision(&folder)?;
@@ -96,17 +106,32 @@ impl Recipe {
         }
         if let Some(path) = &weights.language {
             let folder = Folder::open(path)?;
-            self.model.language = SubModel::language(&folder)?.1;
-            self.adopt_tokenizer(&folder, weights.chat)?;
+            let (part, config) = SubModel::language(&folder)?;
+            self.model.language = config;
+            notes.extend(self.adopt_tokenizer(&folder, weights.chat)?);
+            if let Some(limit) = part.position_limit() {
+                self.hold_lengths(&folder, limit)?;
+                notes.push(format!(
+                    "rope_scaling of {} changes sequences of more than {limit} tokens only, and none here is that long",
+                    path.display()
+                ));
+            }
             self.language_weights = Some(absolute(path).map_err(|e| Error::io(path, "find", e))?);
             there.push("language");
         }
         if let (Some(vision), Some(language)) = (&self.vision_weights, &self.language_weights)
             && vision == language
-            && let Some((_, config)) = SubModel::connector(&Folder::open(Path::new(vision))?)?
         {
-            self.model.connector = config.connector;
-            self.connector_weights = Some(vision.clone());
+            match SubModel::connector_or_why(&Folder::open(Path::new(vision))?)? {
+                FolderConnector::Taken(taken) => {
+                    self.model.connector = taken.1.connector;
+                    self.connector_weights = Some(vision.clone());
+                }
+                FolderConnector::Left(why) => notes.push(format!(
+                    "the folder's connector is left aside, and training begins with a new one: {why}"
+                )),
+                FolderConnector::Absent => {}
+            }
         }
         let stands_in = |trains: &[String]| trains.iter().any(|m| there.contains(&m.as_str()));
         let mut left_out = Vec::new();
@@ -120,7 +145,23 @@ impl Recipe {
         validate_recipe(self)?;
         // What can be refused before anything runs.
         self.starting_parts()?;
-        Ok(left_out)
+        Ok(Beginning { left_out, notes })
+    }
+
+    /// Refuses stages with sequences beyond `limit` tokens, where the folder's model computes otherwise than Keel does.
+    fn hold_lengths(&self, folder: &Folder, limit: usize) -> Result<()> {
+        let longer = self.stages.iter().find(|stage| stage.max_tokens > limit);
+        let Some(stage) = longer else {
+            return Ok(());
+        };
+        Err(Error::setting(
+            format!("stage.{}.max_tokens", stage.name),
+            format!(
+                "at most {limit}, beyond which rope_scaling in {} changes positions as Keel does not",
+                folder.path().join("config.json").display()
+            ),
+            stage.max_tokens,
+        ))
     }
 
     /// The parts that first values come from.

@@ -22,6 +22,7 @@ pub use ablation::{
     Ablation, AblationOptions, AblationPlan, AblationResults, Arm, ArmSummary, BUILT_IN_PLANS,
     MetricSummary, Quick, Spend, Unit, UnitResult, step_flops, units, write_results,
 };
+pub use chat_template::{FolderChat, folder_chat_template};
 pub use checkpoint::{
     Checkpoint, Disk, LocalDisk, OpenFile, Position, Snapshot, folder_inside, free_bytes, load,
     read_position, save, write_durably,
@@ -30,7 +31,7 @@ pub use evaluate::{
     EvalRun, EvalTower, ExportOptions, ExportPart, Exported, Measured, Profile, ProfiledOp, export,
     write_measurements,
 };
-pub use from_weights::PublishedWeights;
+pub use from_weights::{Beginning, PublishedWeights};
 pub use guard::{Guard, MOST_RETURNS, MOST_STRIKES, Verdict};
 pub use memory_limit::largest_micro_batch;
 pub use observer::{

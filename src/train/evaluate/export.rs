@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::{Map, Value as Json, json};
 
+use super::export_chat::{tell_chat, write_json};
 use super::export_folder::{ExportFolder, sync};
 use crate::checkpoint::CheckpointModel;
 use crate::out_folder::refuse_foreign;
@@ -91,6 +92,8 @@ pub struct Exported {
     pub files: usize,
     /// Whether a language model was written that speaks the embedded tokeniser, for which there is no tokenizer.json.
     pub lacks_tokenizer: bool,
+    /// What the folder says otherwise of its chats than the one that the weights came in, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// Everything about a checkpoint that a folder is made of.
@@ -140,13 +143,18 @@ pub fn export(run: &Path, out: &Path, options: &ExportOptions) -> Result<Exporte
             .map(|tensor| tensor.shape.iter().product::<usize>())
             .sum(),
         files: 0,
+        notes: Vec::new(),
         lacks_tokenizer: page.has_tokenizer && model.stored.tokenizer.to_json().is_none(),
     };
     let folder = ExportFolder::begin(out)?;
-    let files = model.write(folder.path(), &page, &tensors, options);
-    let files = files.inspect_err(|_| folder.abandon())?;
+    let outcome = model.write(folder.path(), &page, &tensors, options);
+    let (files, notes) = outcome.inspect_err(|_| folder.abandon())?;
     folder.finish()?;
-    Ok(Exported { files, ..written })
+    Ok(Exported {
+        files,
+        notes,
+        ..written
+    })
 }
 
 impl Model {
@@ -210,6 +218,12 @@ impl Model {
         }
         for part in parts {
             part.tell_size(&mut config);
+        }
+        // A whole model of InternVL's form names the template of its chats, and the run may have trained on another.
+        if let Some(template) = config.get_mut("template")
+            && self.stored.tokenizer.template().is_some()
+        {
+            *template = json!(self.template());
         }
         if let Some(dtype) = options.dtype {
             for key in ["dtype", "torch_dtype"] {
@@ -297,12 +311,8 @@ impl Model {
 
     /// The name of the chats' layout in a whole model's settings.
     fn template(&self) -> &'static str {
-        match self.stored.tokenizer.template() {
-            Some(ChatTemplate::SailVl) => "sailvl-chat",
-            Some(ChatTemplate::InternVl25) => "internvl2_5",
-            Some(layout) => layout.name(),
-            None => "keel",
-        }
+        let template = self.stored.tokenizer.template();
+        template.map_or("keel", ChatTemplate::internvl_name)
     }
 
     fn write(
@@ -311,7 +321,7 @@ impl Model {
         page: &Page,
         tensors: &[OutputTensor<'_>],
         options: &ExportOptions,
-    ) -> Result<usize> {
+    ) -> Result<(usize, Vec<String>)> {
         if let Some(source) = &page.source {
             copy_beside(source, folder)?;
         }
@@ -341,6 +351,10 @@ impl Model {
             let path = folder.join(TOKENIZER);
             fs::write(&path, text).map_err(|e| Error::io(&path, "write", e))?;
         }
+        let mut notes = Vec::new();
+        if page.has_tokenizer {
+            notes = tell_chat(folder, &self.stored.tokenizer)?;
+        }
         let files = write_tensors(folder, tensors, options.shard_bytes)?;
         let entries = fs::read_dir(folder).map_err(|e| Error::io(folder, "read the folder", e))?;
         for entry in entries {
@@ -351,7 +365,7 @@ impl Model {
             )?;
         }
         sync(folder)?;
-        Ok(files)
+        Ok((files, notes))
     }
 }
 
@@ -378,12 +392,6 @@ fn copy_beside(source: &Path, folder: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn write_json(path: &Path, config: &Map<String, Json>) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(config).expect("settings are plain data");
-    text.push('\n');
-    fs::write(path, text).map_err(|e| Error::io(path, "write", e))
 }
 
 fn type_name(dtype: Dtype) -> &'static str {

@@ -4,6 +4,7 @@ mod benchmark;
 mod eval_run;
 mod eval_tower;
 mod export;
+mod export_chat;
 mod export_folder;
 mod measuring;
 mod profile;
