@@ -15,12 +15,15 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.image_utils import SizeDict
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-from golden_chat import INTERNVL_SYSTEM
+from golden_chat import HERMES_SYSTEM, INTERNVL_SYSTEM
 
 # By the name in config.json: what the system says, what follows a turn, and what opens the answer.
 CHATS = {
+    "qwen2": ("You are a helpful assistant.", "\n", ""),
     "qwen2.5": ("You are Qwen, created by Alibaba Cloud. You are a helpful assistant.", "\n", ""),
     "qwen3": (None, "\n", "<think>\n\n</think>\n\n"),
+    "chatml": (None, "\n", ""),
+    "Hermes-2": (HERMES_SYSTEM, "", ""),
     "internvl2_5": (INTERNVL_SYSTEM, "\n", ""),
     "sailvl-chat": (None, "", ""),
 }

@@ -4,7 +4,7 @@
     python tools/golden_chat.py
 
 A small byte-level tokenizer in Qwen's form (its pre-tokenizer, its control tokens) is trained from a few lines, and the
-transformers library lays conversations out with the chat templates of Qwen2.5 and Qwen3, reduced to what conversations
+transformers library lays conversations out with the chat templates of Qwen2, Qwen2.5 and Qwen3, reduced to what conversations
 without tools use. InternVL's layout is written as its training code does: each turn a string that is tokenised alone.
 Each case holds text, ids, and which of the ids are supervised.
 """
@@ -55,6 +55,20 @@ QWEN3 = (
 )
 INTERNVL_SYSTEM = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+
+QWEN2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+HERMES_SYSTEM = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 )
 
 IMAGE_TOKENS = 3
@@ -177,8 +191,11 @@ def main() -> None:
         cases.append(
             {
                 **conversation,
+                "qwen2": by_template(fast, QWEN2, conversation),
                 "qwen2.5": by_template(fast, QWEN25, conversation),
                 "qwen3": by_template(fast, QWEN3, conversation),
+                "chatml": by_template(fast, CHATML, conversation),
+                "hermes-2": internvl(fast, conversation, HERMES_SYSTEM, ""),
                 "internvl2.5": internvl(fast, conversation, INTERNVL_SYSTEM, "\n"),
                 "sailvl": internvl(fast, conversation, None, ""),
             }

@@ -135,8 +135,8 @@ def train(folder: Path) -> None:
     sets.append("stage.target.steps=1")
     more = [part for text in sets for part in ("--set", text)]
     keel(
-        folder, "train", "--device", "cpu", "--vision", "tower", "--language", "decoder", "--data",
-        "pairs/pairs.jsonl", "--out", "run", "--no-evaluation", *more,
+        folder, "train", "--device", "cpu", "--vision", "tower", "--language", "decoder", "--chat", "qwen2.5",
+        "--data", "pairs/pairs.jsonl", "--out", "run", "--no-evaluation", *more,
     )
 
 

@@ -95,7 +95,7 @@ fn every_layout_gives_the_ids_and_the_supervised_places_of_transformers() {
             );
         }
     }
-    assert_eq!(held, 24);
+    assert_eq!(held, 42);
 }
 
 #[test]
@@ -153,6 +153,47 @@ fn a_tokeniser_that_was_written_out_reads_as_itself() {
         assert_eq!(
             again.sequence(&conversation),
             tokenizer.sequence(&conversation)
+        );
+    }
+}
+
+/// Published templates, as their models' folders hold them.
+#[test]
+fn a_published_template_is_known_by_what_it_renders() {
+    let recognise = |name: &str| {
+        let path = format!("verify/goldens/chat/templates/{name}.jinja");
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        ChatTemplate::recognise(&text, ["", "</s>"])
+    };
+    for (name, template) in [
+        ("qwen2", ChatTemplate::Qwen2),
+        ("qwen2.5-base", ChatTemplate::Qwen2),
+        ("qwen2.5", ChatTemplate::Qwen25),
+        ("qwen3", ChatTemplate::Qwen3),
+        ("qwen3-instruct-2507", ChatTemplate::ChatMl),
+    ] {
+        assert_eq!(recognise(name), Ok(template), "{name}");
+    }
+    // Other system words, an end that is not written, reasoning that cannot be left out, turns of another kind.
+    for (name, shown) in [
+        ("smollm2", "named SmolLM"),
+        ("qwen1.5", "assistant\\nRed.\""),
+        ("qwen3-thinking-2507", "<think>"),
+        ("vicuna", "USER: What is it?"),
+    ] {
+        let problem = recognise(name).unwrap_err();
+        assert!(problem.contains(shown), "{name}: {problem}");
+    }
+}
+
+#[test]
+fn a_template_that_was_written_out_is_known_again() {
+    for template in ChatTemplate::ALL {
+        let text = template.to_jinja();
+        assert_eq!(
+            ChatTemplate::recognise(&text, ["", ""]),
+            Ok(template),
+            "{text}"
         );
     }
 }

@@ -4,12 +4,16 @@
 //!
 //! The golden is held like one more executor: transformers normalises in f32 even where everything else is f64.
 
+mod chats;
+mod connectors;
 mod export;
+mod inspecting;
 mod pooled;
 mod processors;
 mod published;
 mod refusals;
 mod resized;
+mod settings;
 mod starting;
 
 use std::collections::BTreeMap;

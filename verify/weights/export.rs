@@ -200,6 +200,8 @@ fn language_models_leave_with_the_bits_they_came_with_and_their_tokeniser() {
         if family == "qwen3" {
             fs::copy(tokenizer, source.join("tokenizer.json")).unwrap();
             fs::write(source.join("generation_config.json"), "{}").unwrap();
+            let template = keel::data::chat::ChatTemplate::Qwen3.to_jinja();
+            fs::write(source.join("chat_template.jinja"), template).unwrap();
         }
         let run = run_from(path, &format!("{family}-run"), &["--language", family]);
         let out = path.join(format!("{family}-out"));
@@ -225,7 +227,9 @@ fn language_models_leave_with_the_bits_they_came_with_and_their_tokeniser() {
         // Room for images was there; where it is not, the tables grow and the settings say so.
         let short = path.join("short");
         language_with_rows(family, &short, 426);
-        fs::copy(source.join("tokenizer.json"), short.join("tokenizer.json")).unwrap();
+        for name in ["tokenizer.json", "chat_template.jinja"] {
+            fs::copy(source.join(name), short.join(name)).unwrap();
+        }
         let run = run_from(path, "short-run", &["--language", "short"]);
         export(&run, &path.join("short-out"), &options).unwrap();
         assert_eq!(config(&path.join("short-out"))["vocab_size"], 429);
@@ -284,6 +288,27 @@ fn every_layout_that_can_say_a_towers_settings_reads_back_as_the_tower() {
     assert_eq!(layouts("internvit"), "internvit");
     assert_eq!(layouts("dinov2"), "dinov2 internvit");
     assert_eq!(layouts("dinov2-giant"), "dinov2");
+}
+
+/// transformers takes whole ratios alone since version 5; a tower between them has the layout of another family.
+#[test]
+fn the_feed_forward_ratio_of_the_dinov2_layout_is_a_whole_number() {
+    let dinov2 = VisionLayout::all();
+    let dinov2 = dinov2
+        .iter()
+        .find(|layout| layout.name() == "dinov2")
+        .unwrap();
+    for (family, ratio) in [("dinov2", 2), ("dinov2-giant", 2)] {
+        let (_, config) = SubModel::vision(&Folder::open(&hub(family)).unwrap()).unwrap();
+        let written = dinov2.config(&config).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(written["mlp_ratio"], Json::from(ratio), "{family}");
+        let wider = keel::model::VisionConfig {
+            mlp_width: config.mlp_width + 8,
+            ..config
+        };
+        let problem = dinov2.config(&wider).unwrap_err().to_string();
+        assert!(problem.contains("model.vision.mlp_width"), "{problem}");
+    }
 }
 
 #[test]

@@ -130,11 +130,13 @@ fn a_run_begins_from_the_weights_of_both_folders_and_is_continued_without_naming
     );
 }
 
-/// The small Qwen3 with a row for every id of the golden tokeniser, its 64 rows over and over, and the tokeniser.
+/// The small Qwen3 with a row for every id of the golden tokeniser, its 64 rows over and over, the tokeniser and its chats.
 fn language_with_a_tokeniser(folder: &Path, rows: usize) {
     language_with_rows("qwen3", folder, rows);
     let golden = Path::new("verify/goldens/chat/tokenizer.json");
     fs::copy(golden, folder.join("tokenizer.json")).unwrap();
+    let template = Path::new("verify/goldens/chat/templates/qwen3.jinja");
+    fs::copy(template, folder.join("chat_template.jinja")).unwrap();
 }
 
 #[test]
@@ -221,7 +223,9 @@ fn a_tokeniser_of_another_model_is_refused() {
     let layout = [&train[..], &["--chat", "llama"]].concat();
     let answer = keel(path, &layout).code_is(2);
     assert!(
-        answer.stderr.contains("expected one of qwen2.5, qwen3"),
+        answer
+            .stderr
+            .contains("expected one of qwen2, qwen2.5, qwen3"),
         "{answer:#?}"
     );
     let file = path.join("decoder/tokenizer.json");

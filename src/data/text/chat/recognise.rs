@@ -13,11 +13,13 @@ use super::template::ChatTemplate;
 
 /// Steps of a rendering. Published templates need some hundreds on these conversations; a text from outside may never end.
 const FUEL: u64 = 100_000;
-/// Longest rendering that is shown in a message, characters.
-const SHOWN: usize = 80;
+/// What is shown of a rendering in a message, characters.
+const SHOWN: usize = 200;
 
 /// A conversation and whether the model is to go on from it.
 struct Probe {
+    /// What messages call it.
+    what: &'static str,
     messages: &'static [(&'static str, &'static str)],
     asks: bool,
 }
@@ -26,10 +28,12 @@ struct Probe {
 /// and system words that are not the template's own.
 const PROBES: [Probe; 3] = [
     Probe {
+        what: "a question",
         messages: &[("user", "What is it?")],
         asks: true,
     },
     Probe {
+        what: "questions and answers",
         messages: &[
             ("user", "What is it?"),
             ("assistant", "A fox."),
@@ -39,6 +43,7 @@ const PROBES: [Probe; 3] = [
         asks: false,
     },
     Probe {
+        what: "a question under system words",
         messages: &[("system", "Be brief."), ("user", "What is it?")],
         asks: true,
     },
@@ -72,7 +77,7 @@ impl ChatTemplate {
         let template = environment
             .template_from_str(text)
             .map_err(|problem| format!("cannot be read ({problem})"))?;
-        let mut rendered = Vec::new();
+        let mut left = ChatTemplate::ALL.to_vec();
         for probe in &PROBES {
             let messages = probe.messages.iter();
             let messages: Vec<Value> = messages
@@ -85,21 +90,13 @@ impl ChatTemplate {
                 bos_token => bos,
                 eos_token => eos,
             });
-            rendered.push(made.map_err(|problem| format!("cannot be rendered ({problem})"))?);
+            let made = made.map_err(|problem| format!("cannot be rendered ({problem})"))?;
+            left.retain(|known| known.text(probe) == made);
+            if left.is_empty() {
+                return Err(format!("renders {} as {}", probe.what, ending(&made)));
+            }
         }
-        let fits = |known: &ChatTemplate| {
-            let mut both = PROBES.iter().zip(&rendered);
-            both.all(|(probe, made)| known.text(probe) == *made)
-        };
-        ChatTemplate::ALL.into_iter().find(fits).ok_or_else(|| {
-            let shown: String = rendered[0].chars().take(SHOWN).collect();
-            let more = if shown.len() < rendered[0].len() {
-                "…"
-            } else {
-                ""
-            };
-            format!("renders a question as {shown:?}{more}")
-        })
+        Ok(left[0])
     }
 
     /// The conversation as this template lays it out.
@@ -146,4 +143,12 @@ impl ChatTemplate {
              {{% if add_generation_prompt %}}{{{{ '<|im_start|>assistant\\n{before}' }}}}{{% endif %}}"
         )
     }
+}
+
+/// The end of a rendering, quoted: what tells templates apart stands around the last turns.
+fn ending(text: &str) -> String {
+    let cut = text.chars().count().saturating_sub(SHOWN);
+    let shown: String = text.chars().skip(cut).collect();
+    let before = if cut > 0 { "…" } else { "" };
+    format!("{before}{shown:?}")
 }
