@@ -58,6 +58,9 @@ pub(super) fn run(args: &AblateArgs) -> Result<(), Failure> {
     });
     announce(&compute)?;
     print_line(format!("plan: {}: {}", plan.name, plan.question))?;
+    for note in plan.weight_notes()? {
+        print_line(note)?;
+    }
     let options = AblationOptions {
         compute,
         out: out.clone(),

@@ -12,11 +12,13 @@ use super::{
     ComputeArgs, DataArgs, Failure, RecipeArgs, WeightsArgs, announce, heading, open_pairs,
     print_line,
 };
-use keel_base::error::Result;
+use keel_base::error::{Error, Result};
 use keel_base::units::{bytes, duration};
 use keel_engine::executor::SelectedDevice;
 use keel_report::stage_table;
-use keel_train::{LocalDisk, PublishedWeights, Recipe, Signals, TrainOptions, Trainer, recipe_in};
+use keel_train::{
+    Beginning, LocalDisk, PublishedWeights, Recipe, Signals, TrainOptions, Trainer, recipe_in,
+};
 use keel_weights::Folder;
 
 /// Options of `keel train`.
@@ -97,11 +99,18 @@ pub(super) struct TrainArgs {
 const QUICK: u64 = 8;
 
 impl TrainArgs {
-    /// The settings of the run, and the images of each evaluation set.
+    /// The settings of the run, which begin from the weights that were given, and the images of each evaluation set. Says
+    /// what the weights change.
     fn recipe(&self) -> Result<(Recipe, usize)> {
-        let mut recipe = match &self.resume {
-            Some(run) => recipe_in(run, &self.recipe.sets)?,
-            None => Recipe::load(&self.recipe.recipe, &self.recipe.sets)?,
+        let weights = self.weights.over(PublishedWeights::default());
+        let sets = &self.recipe.sets;
+        let (mut recipe, begun) = match &self.resume {
+            Some(_) if !weights.is_empty() => {
+                let want = "none of them beside --resume: a run goes on from its own weights";
+                return Err(Error::setting("--vision and --language", want, "both"));
+            }
+            Some(run) => (recipe_in(run, sets)?, Beginning::default()),
+            None => Recipe::load_from(&self.recipe.recipe, sets, &weights)?,
         };
         if let Some(seed) = self.seed {
             recipe.seed = seed;
@@ -112,19 +121,19 @@ impl TrainArgs {
                 stage.epochs = stage.epochs.map(|epochs| epochs / QUICK as f64);
             }
         }
+        self.tell_of_weights(&weights, &begun, &recipe)?;
         let by_default = if self.quick { 100 } else { 200 };
         let images = self.evaluation_images.unwrap_or(by_default);
         Ok((recipe, images as usize))
     }
 
-    /// Has the recipe begin from the weights that were given, and says what that changes.
-    fn begin_from_weights(&self, recipe: &mut Recipe) -> Result<()> {
-        let weights = self.weights.over(PublishedWeights::default());
-        if weights.is_empty() {
-            return Ok(());
-        }
-        weights.check_sets(&self.recipe.sets)?;
-        let begun = recipe.begin_from(&weights)?;
+    /// Says what it changes that the recipe begins from `weights`; nothing where there are none.
+    fn tell_of_weights(
+        &self,
+        weights: &PublishedWeights,
+        begun: &Beginning,
+        recipe: &Recipe,
+    ) -> Result<()> {
         if !begun.left_out.is_empty() {
             let stages = begun.left_out.join(", ");
             print_line(format!("left out: {stages}, replaced by the weights given"))?;
@@ -174,7 +183,6 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     let start = Instant::now();
     let compute = args.compute.choose()?;
     let (mut recipe, evaluation_size) = args.recipe()?;
-    args.begin_from_weights(&mut recipe)?;
     let pairs = open_pairs(&args.data.specs, args.data.max_bad_samples)?;
     if let (true, Some(limit)) = (args.fit, args.memory_limit) {
         for set in recipe.fit(compute.compile_target(), limit, args.memory_budget)? {

@@ -94,7 +94,10 @@ impl Recipe {
         let longer = length(tokenizer).saturating_sub(length(ChatTokenizer::embedded()));
         let caption = longest_caption(tokenizer);
         for stage in &mut self.stages {
-            stage.max_tokens = (stage.max_tokens + longer).max(length(tokenizer) + caption);
+            stage.max_tokens = stage
+                .max_tokens
+                .saturating_add(longer)
+                .max(length(tokenizer) + caption);
             stage.max_caption_tokens = stage.max_caption_tokens.max(caption);
         }
         if let Some(text) = &mut self.model.text {

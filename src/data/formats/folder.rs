@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::archive::InputFile;
+use super::digest;
 use super::files::is_passed_over;
 use super::image_place::lies_below;
-use super::digest;
 use super::limits::{IMAGE_ENDINGS, MAX_TEXT_BYTES};
 use super::record_text::bad;
 use super::records;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::from_weights::PublishedWeights;
+use crate::from_weights::{Beginning, PublishedWeights};
 use crate::recipe::locate::{KeyFinder, named_text};
 use crate::recipe::{RENAMED_PLAN_KEYS, Recipe, Stage, StageKind, refuse_old_names};
 use keel_base::error::{Error, Result, with_near_miss};
@@ -280,17 +280,33 @@ impl AblationPlan {
 
     fn recipe_with(&self, arm: &Arm, keep: impl Fn(&str) -> bool) -> Result<Recipe> {
         let sets = self.sets(arm, keep);
-        let mut recipe = self.recipe_without_weights(arm, &sets)?;
-        if !self.weights.is_empty() {
-            let begun = self.weights.check_sets(&sets);
-            let begun = begun.and_then(|()| recipe.begin_from(&self.weights));
-            begun.map_err(|problem| of_arm(arm, problem))?;
-        }
-        Ok(recipe)
+        Ok(self.recipe_from(arm, &sets, &self.weights)?.0)
+    }
+
+    /// What is worth saying of the weights that every arm begins from, a sentence each.
+    ///
+    /// # Errors
+    /// As [`AblationPlan::recipe_of`].
+    pub fn weight_notes(&self) -> Result<Vec<String>> {
+        let Some(arm) = self.arms.first().filter(|_| !self.weights.is_empty()) else {
+            return Ok(Vec::new());
+        };
+        let sets = self.sets(arm, |_| true);
+        Ok(self.recipe_from(arm, &sets, &self.weights)?.1.notes)
     }
 
     fn recipe_without_weights(&self, arm: &Arm, sets: &[String]) -> Result<Recipe> {
-        Recipe::load(&self.recipe, sets).map_err(|problem| match problem {
+        Ok(self.recipe_from(arm, sets, &PublishedWeights::default())?.0)
+    }
+
+    fn recipe_from(
+        &self,
+        arm: &Arm,
+        sets: &[String],
+        weights: &PublishedWeights,
+    ) -> Result<(Recipe, Beginning)> {
+        let begun = Recipe::load_from(&self.recipe, sets, weights);
+        begun.map_err(|problem| match problem {
             Error::Setting { what, want, found } if what == "--recipe" => {
                 Error::setting("recipe", want, found)
             }

@@ -17,6 +17,7 @@ pub(super) use self::renamed::refuse_old_names;
 pub use self::renamed::{RENAMED_PLAN_KEYS, RENAMED_RECIPE_KEYS, Renamed};
 pub use self::stage::{MODULES, Schedule, Stage, StageKind};
 pub(super) use self::validate::validate_recipe;
+use crate::from_weights::{Beginning, PublishedWeights};
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_data::chat::ChatTemplate;
 use keel_data::pixels::Pixels;
@@ -37,6 +38,9 @@ pub const BUILT_IN: &[(&str, &str)] = &[
         include_str!("../../../recipes/sailvit-huge.toml"),
     ),
 ];
+
+/// Largest factor of a connector that a tower is opened for: a larger one leaves no image to speak of.
+const MOST_FACTOR: usize = 64;
 
 /// A whole run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -137,6 +141,51 @@ impl Recipe {
     /// # Errors
     /// [`Error::Setting`] with origin, line and key.
     pub fn parse(origin: &str, text: &str, sets: &[String]) -> Result<Recipe> {
+        let (recipe, finder) = Recipe::parse_unchecked(origin, text, sets)?;
+        validate_recipe(&recipe).map_err(|problem| finder.place(problem))?;
+        Ok(recipe)
+    }
+
+    /// Loads a recipe as [`Recipe::load`] does and begins from published weights, where there are any, as
+    /// [`Recipe::begin_from`] does. Whether the connector's factor goes with the tower is asked of the tower that comes with
+    /// the weights, not of the one that it takes the place of.
+    ///
+    /// # Errors
+    /// As [`Recipe::load`], [`PublishedWeights::check_sets`] and [`Recipe::begin_from`].
+    pub fn load_from(
+        name_or_path: &str,
+        sets: &[String],
+        weights: &PublishedWeights,
+    ) -> Result<(Recipe, Beginning)> {
+        if weights.is_empty() {
+            let recipe = Recipe::load(name_or_path, sets)?;
+            return Ok((recipe, Beginning::default()));
+        }
+        weights.check_sets(sets)?;
+        let words = ("recipe", "--recipe", "read the recipe");
+        let (origin, text) = named_text(BUILT_IN, name_or_path, words)?;
+        let (mut recipe, finder) = Recipe::parse_unchecked(&origin, &text, sets)?;
+        match validate_recipe(&recipe) {
+            Err(Error::Setting { what, .. }) if recipe.awaits_tower(weights, &what) => {}
+            Err(problem) => return Err(finder.place(problem)),
+            Ok(()) => {}
+        }
+        let begun = recipe.begin_from(weights)?;
+        Ok((recipe, begun))
+    }
+
+    /// Whether only the tower of the weights can say what is wrong with `key`.
+    fn awaits_tower(&self, weights: &PublishedWeights, key: &str) -> bool {
+        let factor = self.model.connector.unshuffle_factor;
+        let is_possible = (1..=MOST_FACTOR).contains(&factor);
+        weights.vision.is_some() && key == "model.connector.unshuffle_factor" && is_possible
+    }
+
+    fn parse_unchecked<'a>(
+        origin: &'a str,
+        text: &'a str,
+        sets: &'a [String],
+    ) -> Result<(Recipe, KeyFinder<'a>)> {
         let finder = KeyFinder::new(origin, text, sets)?;
         let mut table = finder.table()?;
         for set in sets {
@@ -145,8 +194,7 @@ impl Recipe {
         refuse_old_names(RENAMED_RECIPE_KEYS, &table, &finder)?;
         expand_presets(&mut table, &finder)?;
         let recipe: Recipe = finder.typed(table)?;
-        validate_recipe(&recipe).map_err(|problem| finder.place(problem))?;
-        Ok(recipe)
+        Ok((recipe, finder))
     }
 
     /// The first stage that draws from the user's own pairs.

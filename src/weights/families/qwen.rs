@@ -242,7 +242,10 @@ fn position_limit(settings: &Settings) -> Result<Option<usize>> {
             .find_map(|name| rope.get(*name));
         let kind = kind.map_or(Some("default"), Json::as_str);
         let factor = rope.get("factor").and_then(Json::as_f64);
-        for (name, value) in rope {
+        // The type first: what else stands there goes by it.
+        let mut keys: Vec<_> = rope.iter().collect();
+        keys.sort_by_key(|(name, _)| !matches!(name.as_str(), "rope_type" | "type"));
+        for (name, value) in keys {
             let is_neutral = match name.as_str() {
                 "rope_theta" => true,
                 "rope_type" | "type" => match value.as_str() {
