@@ -313,7 +313,7 @@ fn another_instruction_path_is_named_at_resume_and_stands_in_the_report() {
     let folder = stopped_run();
     let run = folder.path().join("run");
     let recipe = Recipe::load(run.join("recipe.toml").to_str().unwrap(), &[]).unwrap();
-    let layout = Arc::new(declare(&recipe.model, recipe.contrastive_loss.into()).unwrap());
+    let layout = Arc::new(declare(&recipe.model, recipe.contrastive_loss).unwrap());
     let executor = CpuExecutor::new(layout.elements(), 1).unwrap();
     let path = checkpoint(&run, "1-warm-up.step-1");
     let sink = &mut |offset, values: &[f32]| executor.write_parameters(offset, values);

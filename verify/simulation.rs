@@ -336,7 +336,7 @@ impl World {
         };
         let samples = self.folder.join("pairs").display().to_string();
         let samples = Arc::new(Pairs::open(&samples, PairLimits::default())?);
-        let layout = declare(&self.recipe.model, self.recipe.contrastive_loss.into())?;
+        let layout = declare(&self.recipe.model, self.recipe.contrastive_loss)?;
         let poisoned = Poisoned {
             inner: CpuExecutor::new(layout.elements(), life.threads)?,
             poison: self.poison,

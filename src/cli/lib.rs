@@ -97,6 +97,13 @@ fn print_warnings(warnings: &[String]) {
     }
 }
 
+/// How libraries panic over a thread that the system refuses, or has no stack for.
+const WANTED_THREAD: [&str; 3] = [
+    "failed to spawn thread",
+    "ThreadPoolBuildError",
+    "alternative stack",
+];
+
 /// Turns what is no defect of the program into what it is, where libraries know only panics and signals. `println!` that finds
 /// no reader, as in `keel plan | head`, ends it without a word. A thread that cannot be had ends it with a sentence, whichever
 /// thread wanted it: others may wait for that one. A file that grows beyond a limit is an error of its write.
@@ -107,8 +114,8 @@ pub fn end_in_sentences() {
         if message.starts_with("failed printing to std") {
             std::process::exit(failure::READER_GONE.into());
         }
-        let wanted_thread = ["failed to spawn thread", "ThreadPoolBuildError"];
-        if wanted_thread.iter().any(|sign| message.contains(sign)) {
+        let is_thread = |sign: &&str| message.contains(*sign);
+        if WANTED_THREAD.iter().any(is_thread) {
             let _ = writeln!(
                 std::io::stderr(),
                 "error: threads: the system refused one more; end other programs, raise its limits (ulimit -u, ulimit -v), or choose fewer with --threads"
