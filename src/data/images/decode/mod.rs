@@ -12,6 +12,7 @@ mod jpeg;
 mod orientation;
 mod png;
 mod tiff;
+mod tiff_directory;
 mod webp;
 
 use super::catch_decoder_panic::catch_decoder_panic;

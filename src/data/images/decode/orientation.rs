@@ -6,6 +6,7 @@
 
 use std::io::Read;
 
+use super::tiff_directory::Directory;
 use crate::images::image::Image;
 
 /// The tag of the orientation in a TIFF directory.
@@ -163,7 +164,8 @@ pub(super) fn in_tiff(bytes: &[u8]) -> Option<u8> {
 
 /// The orientation in the first directory of a TIFF stream.
 fn in_directory(tiff: &[u8]) -> Option<u8> {
-    Directory::of(tiff)?.small(ORIENTATION)
+    let value = Directory::of(tiff)?.number(ORIENTATION)?;
+    u8::try_from(value).ok()
 }
 
 /// `tiff:Orientation="6"` or `<tiff:Orientation>6<`.
@@ -179,71 +181,6 @@ fn in_xmp(text: &[u8]) -> Option<u8> {
         (window == NAME && digit.is_ascii_digit()).then(|| digit - b'0')
     };
     places.find_map(value)
-}
-
-/// The first directory of a TIFF stream (TIFF 6.0, section 2).
-struct Directory<'a> {
-    stream: &'a [u8],
-    /// Twelve bytes each: tag, type, count, value or its place.
-    entries: &'a [u8],
-    is_big_endian: bool,
-}
-
-impl<'a> Directory<'a> {
-    fn of(stream: &'a [u8]) -> Option<Directory<'a>> {
-        let is_big_endian = match stream.get(..4)? {
-            b"II*\0" => false,
-            b"MM\0*" => true,
-            _ => return None,
-        };
-        let mut directory = Directory {
-            stream,
-            entries: &[],
-            is_big_endian,
-        };
-        let start = directory.word(stream.get(4..)?)? as usize;
-        let body = stream.get(start..)?;
-        let size = 12 * usize::from(directory.half(body)?);
-        directory.entries = body.get(2..)?.get(..size)?;
-        Some(directory)
-    }
-
-    fn half(&self, bytes: &[u8]) -> Option<u16> {
-        let bytes = *bytes.first_chunk()?;
-        Some(if self.is_big_endian {
-            u16::from_be_bytes(bytes)
-        } else {
-            u16::from_le_bytes(bytes)
-        })
-    }
-
-    fn word(&self, bytes: &[u8]) -> Option<u32> {
-        let bytes = *bytes.first_chunk()?;
-        Some(if self.is_big_endian {
-            u32::from_be_bytes(bytes)
-        } else {
-            u32::from_le_bytes(bytes)
-        })
-    }
-
-    fn entry(&self, tag: u16) -> Option<&'a [u8]> {
-        let mut entries = self.entries.chunks_exact(12);
-        entries.find(|entry| self.half(entry) == Some(tag))
-    }
-
-    /// The value of a tag of one short number.
-    fn small(&self, tag: u16) -> Option<u8> {
-        let value = self.half(&self.entry(tag)?[8..])?;
-        u8::try_from(value).ok()
-    }
-
-    /// The bytes of a tag that keeps more than four of them.
-    fn bytes(&self, tag: u16) -> Option<&'a [u8]> {
-        let entry = self.entry(tag)?;
-        let size = self.word(&entry[4..])? as usize;
-        let start = self.word(&entry[8..])? as usize;
-        self.stream.get(start..)?.get(..size)
-    }
 }
 
 /// The image as it is to be seen. `orientation` names where the first row and column are stored (Exif 2.3, table 6).

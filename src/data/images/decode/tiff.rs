@@ -6,6 +6,7 @@ use tiff::decoder::{Decoder, DecodingResult, Limits};
 use tiff::tags::Tag;
 use tiff::{ColorType, TiffError};
 
+use super::tiff_directory::Directory;
 use super::{Decoded, Refusal, checked_pixels, grey_of_16_bits, still, to_rgba};
 use crate::images::image::ImageLimits;
 
@@ -13,9 +14,19 @@ use crate::images::image::ImageLimits;
 const MAX_TAG_BYTES: usize = 1 << 20;
 
 pub(super) fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<Decoded, Refusal> {
-    let mut decoder = Decoder::new(Cursor::new(bytes)).map_err(said)?;
-    let (width, height) = decoder.dimensions().map_err(Refusal::damaged)?;
+    // The reader sets aside memory for all that the tags claim, so they are looked at before.
+    let directory = Directory::of(bytes).filter(Directory::is_inside);
+    let directory = directory.ok_or_else(|| Refusal::damaged("its directory ends early"))?;
+    let side = |tag: Tag| {
+        let side = directory.number(tag.to_u16());
+        side.ok_or_else(|| Refusal::damaged("its directory gives no size"))
+    };
+    let (width, height) = (side(Tag::ImageWidth)?, side(Tag::ImageLength)?);
     let pixels = checked_pixels(width.into(), height.into(), limits)?;
+    let mut decoder = Decoder::new(Cursor::new(bytes)).map_err(said)?;
+    if decoder.dimensions().ok() != Some((width, height)) {
+        return Err(Refusal::damaged("its size contradicts itself"));
+    }
     let colours = decoder.colortype().map_err(said)?;
     let mut allowed = Limits::default();
     // Eight bytes a pixel are those of four channels of 16 bits.

@@ -1,0 +1,89 @@
+//! The directory that a TIFF stream begins with: of TIFF files, and of Exif in all others.
+
+/// The types of one short and of one long number.
+const SHORT: u16 = 3;
+const LONG: u16 = 4;
+
+/// Bytes of a value of each type; the first is none.
+const SIZES: [u64; 14] = [1, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4];
+
+/// The first directory of a TIFF stream (TIFF 6.0, section 2).
+pub(super) struct Directory<'a> {
+    stream: &'a [u8],
+    /// Twelve bytes each: tag, type, count, value or its place.
+    entries: &'a [u8],
+    is_big_endian: bool,
+}
+
+impl<'a> Directory<'a> {
+    /// Reads where the entries are; nothing where the stream is no TIFF, or has none.
+    pub fn of(stream: &'a [u8]) -> Option<Directory<'a>> {
+        let is_big_endian = match stream.get(..4)? {
+            b"II*\0" => false,
+            b"MM\0*" => true,
+            _ => return None,
+        };
+        let mut directory = Directory {
+            stream,
+            entries: &[],
+            is_big_endian,
+        };
+        let start = directory.word(stream.get(4..)?)? as usize;
+        let body = stream.get(start..)?;
+        let size = 12 * usize::from(directory.half(body)?);
+        directory.entries = body.get(2..)?.get(..size)?;
+        Some(directory)
+    }
+
+    fn half(&self, bytes: &[u8]) -> Option<u16> {
+        let bytes = *bytes.first_chunk()?;
+        Some(if self.is_big_endian {
+            u16::from_be_bytes(bytes)
+        } else {
+            u16::from_le_bytes(bytes)
+        })
+    }
+
+    fn word(&self, bytes: &[u8]) -> Option<u32> {
+        let bytes = *bytes.first_chunk()?;
+        Some(if self.is_big_endian {
+            u32::from_be_bytes(bytes)
+        } else {
+            u32::from_le_bytes(bytes)
+        })
+    }
+
+    fn entry(&self, tag: u16) -> Option<&'a [u8]> {
+        let mut entries = self.entries.chunks_exact(12);
+        entries.find(|entry| self.half(entry) == Some(tag))
+    }
+
+    /// The value of a tag of one number, short or long.
+    pub fn number(&self, tag: u16) -> Option<u32> {
+        let entry = self.entry(tag)?;
+        match self.half(&entry[2..])? {
+            SHORT => self.half(&entry[8..]).map(u32::from),
+            LONG => self.word(&entry[8..]),
+            _ => None,
+        }
+    }
+
+    /// Whether no tag claims more values than the stream has bytes for.
+    pub fn is_inside(&self) -> bool {
+        let mut entries = self.entries.chunks_exact(12);
+        entries.all(|entry| {
+            let kind = self.half(&entry[2..]).unwrap_or_default();
+            let count = self.word(&entry[4..]).unwrap_or_default();
+            let size = SIZES.get(usize::from(kind)).copied().unwrap_or(1);
+            u64::from(count) * size <= self.stream.len() as u64
+        })
+    }
+
+    /// The bytes of a tag that keeps more than four of them.
+    pub fn bytes(&self, tag: u16) -> Option<&'a [u8]> {
+        let entry = self.entry(tag)?;
+        let size = self.word(&entry[4..])? as usize;
+        let start = self.word(&entry[8..])? as usize;
+        self.stream.get(start..)?.get(..size)
+    }
+}
