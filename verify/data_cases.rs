@@ -4,12 +4,19 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use keel::data::augment::Augmentation;
 use keel::data::chat::{ChatTokenizer, Conversation};
+use keel::data::image_view::ImageCache;
 use keel::data::pairs::{Pair, PairSource, Pairs};
+use keel::data::sample::View;
 use keel::data::skips::{Note, Reason};
+use keel::data::source::{Draw, SampleSettings, TaskSource};
+use keel::data::user_samples::UserSamples;
+use keel::random::{Purpose, Stream};
 use serde_json::{Value as Json, json};
 
 use crate::command::keel;
@@ -462,6 +469,59 @@ fn mixtures_are_read_as_internvl_reads_them() {
     );
     let rules = count("m_patch.json").get(0).unwrap().rules;
     assert_eq!((rules.most_tiles, rules.is_varied), (1, false));
+}
+
+#[test]
+fn sets_of_a_mixture_are_cut_and_varied_as_they_say_and_the_right_answer_is_contrasted() {
+    let (_root, path) = list(&json!([]));
+    let folder = path.parent().unwrap();
+    let said = json!([
+        {"role": "user", "content": "<image>a?"}, {"role": "assistant", "content": "wrong", "weight": 0},
+        {"role": "user", "content": "c?"}, {"role": "assistant", "content": "right"}]);
+    let records = json!([{"image": "a.png", "messages": said}]);
+    fs::write(folder.join("l.json"), records.to_string()).unwrap();
+    let sample = |more: Json| {
+        let mut set = json!({"root": ".", "annotation": "l.json"});
+        set.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        let mixture = folder.join("m.json");
+        fs::write(&mixture, json!({"set": set}).to_string()).unwrap();
+        let settings = SampleSettings {
+            augmentation: Augmentation::TRAINING,
+            turns: 1,
+            images: 1,
+            share: 1.0,
+        };
+        let samples = UserSamples::new(Arc::new(open(mixture).unwrap()), &settings);
+        let mut draw = Draw {
+            form: 0,
+            text: &mut Stream::new(1, Purpose::Text, 0, 0),
+            look: &mut Stream::new(1, Purpose::Augment, 0, 0),
+            fits: &|_| true,
+            kept: &Arc::new(ImageCache::new(0)),
+        };
+        samples.sample(0, &mut draw).unwrap()
+    };
+    // 37 by 26 pixels in squares of 8: many tiles, were they allowed.
+    for (set, is_varied, is_cut) in [
+        (json!({}), true, true),
+        (json!({"data_augment": false}), false, true),
+        (
+            json!({"data_augment": true, "max_dynamic_patch": 1}),
+            true,
+            false,
+        ),
+    ] {
+        let sample = sample(set.clone());
+        let View::Image(image) = &sample.view else {
+            panic!("{set}: one image")
+        };
+        assert_eq!(image.window.is_some(), is_varied, "{set}");
+        assert_eq!(sample.view.grid(12, 8) != [1, 1], is_cut, "{set}");
+        assert_eq!((&*sample.answer, &*sample.caption), ("wrong", "right"));
+        assert_eq!(sample.unsupervised, [0]);
+    }
 }
 
 #[test]

@@ -131,10 +131,10 @@ impl Listing {
 
 /// The place of a file's name among those of lists.
 fn rank(path: &Path) -> usize {
-    let is_called = |name: &&str| path.file_name() == Some(OsStr::new(name));
+    let is_called = |name: &str| path.file_name() == Some(OsStr::new(name));
     METADATA
-        .iter()
-        .position(|name| is_called(&name))
+        .into_iter()
+        .position(is_called)
         .unwrap_or(METADATA.len())
 }
 

@@ -100,7 +100,7 @@ fn check_pages(decoder: &mut Decoder<Cursor<&[u8]>>, bytes: usize) -> Result<boo
             let mut values = |tag| decoder.find_tag_unsigned_vec::<u64>(tag);
             let starts = values(starts).map_err(Refusal::damaged)?;
             let sizes = values(sizes).map_err(Refusal::damaged)?;
-            let pieces = starts
+            let mut pieces = starts
                 .into_iter()
                 .flatten()
                 .zip(sizes.into_iter().flatten());
@@ -109,7 +109,7 @@ fn check_pages(decoder: &mut Decoder<Cursor<&[u8]>>, bytes: usize) -> Result<boo
                     .checked_add(size)
                     .is_some_and(|end| end <= bytes as u64)
             };
-            if !pieces.map(is_inside).all(|inside| inside) {
+            if !pieces.all(is_inside) {
                 return Err(Refusal::damaged("a later page of it ends early"));
             }
         }
