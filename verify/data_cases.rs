@@ -369,7 +369,7 @@ fn first_frames_are_shown_and_counted() {
     assert!(
         answer
             .stdout
-            .contains("1 samples show the first frame of an animation"),
+            .contains("1 sample with the first frame of an animation"),
         "{answer:#?}"
     );
 }
@@ -646,7 +646,10 @@ fn a_check_says_the_right_thing_of_every_case() {
         ),
         ("null-fields/jsonnull.tar", &["1 sample: 1 usable, 0 not"]),
         ("captions-csv", &["3 samples: 3 usable, 0 not"]),
-        ("loss-false/loss_false.json", &["1 sample: 1 usable, 0 not"]),
+        (
+            "loss-false/loss_false.json",
+            &["no images", "2 answers, 1 of them not to be learnt"],
+        ),
         ("loss-false/weight0.json", &["1 sample: 1 usable, 0 not"]),
         ("gif-share/list.json", &["24 samples: 24 usable, 0 not"]),
         ("data-uri/data_uri.json", &["1 sample: 1 usable, 0 not"]),

@@ -162,15 +162,19 @@ fn check(args: &CheckArgs) -> Result<()> {
         print_line(format!("noted: {note}"))?;
     }
     let images = &census.images;
-    let [least, median, most] = images
-        .sizes
-        .map(|[width, height]| format!("{width} × {height}"));
-    print_line(format!(
-        "{} images of {} in files: {least} to {most}, half of them at most {median}; {} duplicates",
-        images.count,
-        bytes(images.bytes),
-        images.duplicates,
-    ))?;
+    if images.count == 0 {
+        print_line("no images")?;
+    } else {
+        let [least, median, most] = images
+            .sizes
+            .map(|[width, height]| format!("{width} × {height}"));
+        print_line(format!(
+            "{} of {} in files: {least} to {most}, half of them at most {median}; {} duplicates",
+            counted(images.count as u64, "image"),
+            bytes(images.bytes),
+            images.duplicates,
+        ))?;
+    }
     let [several, most] = images.several;
     if several > 0 {
         print_line(format!(
@@ -179,17 +183,22 @@ fn check(args: &CheckArgs) -> Result<()> {
     }
     if images.animated > 0 {
         print_line(format!(
-            "{} samples show the first frame of an animation",
-            images.animated
+            "{} with the first frame of an animation",
+            counted(images.animated as u64, "sample")
         ))?;
     }
     for (key, first) in &images.examples {
         print_line(format!("  {key}: the image of {first}"))?;
     }
     let words = &census.words;
+    let not_learnt = match words.not_learnt {
+        0 => String::new(),
+        count => format!(", {count} of them not to be learnt"),
+    };
     print_line(format!(
-        "{} answers; {} samples repeat the text of an earlier one",
-        words.answers, words.duplicates
+        "{}{not_learnt}; {} samples repeat the text of an earlier one",
+        counted(words.answers as u64, "answer"),
+        words.duplicates
     ))?;
     print_line("tokens of a conversation in the embedded tokenizer, image tokens not counted:")?;
     let bounds = TOKEN_BOUNDS.iter().map(|bound| format!("up to {bound}"));

@@ -54,9 +54,11 @@ pub struct ImageCensus {
 pub struct WordCensus {
     /// Answers, captions among them.
     pub answers: usize,
+    /// Those that are read and not learnt, as their records say.
+    pub not_learnt: usize,
     /// Samples whose first answer came before, word for word, with the same question.
     pub duplicates: usize,
-    /// Tokens of the embedded tokeniser in a whole conversation, the image's not among them: how many samples have at most
+    /// Tokens of the embedded tokenizer in a whole conversation, the image's not among them: how many samples have at most
     /// 16, 32, 64, 128, 256, 512, 1024 and more.
     pub tokens: [usize; 8],
     /// The longest.
@@ -74,6 +76,7 @@ struct Seen {
     image: Option<[u8; 32]>,
     words: [u8; 32],
     answers: usize,
+    not_learnt: usize,
     tokens: usize,
     /// Images, at least 1.
     several: usize,
@@ -113,6 +116,7 @@ pub fn census(pairs: &Pairs) -> Census {
     for seen in seen.into_iter().flatten() {
         all.usable += 1;
         all.words.answers += seen.answers;
+        all.words.not_learnt += seen.not_learnt;
         let bin = TOKEN_BOUNDS.iter().position(|bound| seen.tokens <= *bound);
         all.words.tokens[bin.unwrap_or(TOKEN_BOUNDS.len())] += 1;
         all.words.most_tokens = all.words.most_tokens.max(seen.tokens);
@@ -172,6 +176,7 @@ fn look(pair: Pair, file: Option<ImageFiles>) -> Seen {
         tokens: length - conversation.image_tokens * (1 + pair.before.len()),
         several: 1 + pair.before.len(),
         answers: conversation.turns.len(),
+        not_learnt: conversation.unsupervised.len(),
         words: *words.finalize().as_bytes(),
         size: pair.image.as_ref().map(|image| [image.width, image.height]),
         bytes: file.as_ref().map_or(0, |file| file.bytes.len() as u64),
