@@ -9,7 +9,7 @@ use safetensors::SafeTensors;
 use crate::allocations::measure;
 use crate::data_image::{decode, goldens, message};
 
-/// Made by tools/picture_goldens.py with Pillow 12.2.
+/// Made by tools/image_goldens.py with Pillow 12.2.
 const FRAMES: &[u8] = include_bytes!("goldens/frames.safetensors");
 
 /// Name, file, and the image that Pillow shows.
