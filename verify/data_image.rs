@@ -4,7 +4,7 @@ use keel::data::image::{Image, ImageLimits};
 use keel::data::resample::Filter;
 use safetensors::SafeTensors;
 
-/// Made by tools/picture_goldens.py with Pillow 12.2.
+/// Made by tools/image_goldens.py with Pillow 12.2.
 pub const GOLDENS: &[u8] = include_bytes!("goldens/pictures.safetensors");
 
 pub fn goldens() -> SafeTensors<'static> {
