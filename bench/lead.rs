@@ -27,9 +27,10 @@ pub struct Lead {
 
 /// Loads a step on the chosen device.
 pub fn load(name: &str, selected: &SelectedDevice) -> Lead {
-    let (path, text) = match name == GPU_STEP.0 {
-        true => ("bench/vit_large.toml", include_str!("vit_large.toml")),
-        false => ("bench/lead.toml", include_str!("lead.toml")),
+    let (path, text) = if name == GPU_STEP.0 {
+        ("bench/vit_large.toml", include_str!("vit_large.toml"))
+    } else {
+        ("bench/lead.toml", include_str!("lead.toml"))
     };
     let recipe = Recipe::parse(path, text, &[]).expect("the benchmark's recipe is valid");
     let stage = recipe.stage(name).expect("one of STEPS, or GPU_STEP");

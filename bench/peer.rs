@@ -8,9 +8,10 @@ use std::process::Command;
 pub fn peer(python: &str, script: &str) -> Command {
     let bench = Path::new(env!("CARGO_MANIFEST_DIR"));
     let root = bench.parent().expect("bench/ stands in the repository");
-    let python = match python.contains('/') {
-        true => root.join(python),
-        false => PathBuf::from(python),
+    let python = if python.contains('/') {
+        root.join(python)
+    } else {
+        PathBuf::from(python)
     };
     let mut command = Command::new(python);
     command

@@ -150,9 +150,10 @@ fn cropping_copies_what_is_inside_and_leaves_the_rest_transparent() {
             let x = left + n as i64 % i64::from(width);
             let y = top + n as i64 / i64::from(width);
             let inside = (0..7).contains(&x) && (0..5).contains(&y);
-            let wanted = match inside {
-                true => &whole.rgba[(y * 7 + x) as usize * 4..][..4],
-                false => &[0; 4],
+            let wanted = if inside {
+                &whole.rgba[(y * 7 + x) as usize * 4..][..4]
+            } else {
+                &[0; 4]
             };
             assert_eq!(pixel, wanted, "{left} {top} {width} {height}: {x}, {y}");
         }

@@ -66,17 +66,19 @@ fn kills_at_random_moments_cost_no_bit_and_no_checkpoint() {
     // The last run is left alone and comes to its end.
     while kills < wanted_kills || ends == 0 {
         let out = format!("run-{number}");
-        let line = match path.join(&out).join("recipe.toml").exists() {
-            true => format!("train --resume {out} {settings}"),
-            false => new(&out),
+        let line = if path.join(&out).join("recipe.toml").exists() {
+            format!("train --resume {out} {settings}")
+        } else {
+            new(&out)
         };
         let words = words(&line);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let mut child = command(path, &words).stdout(Stdio::null()).spawn().unwrap();
         let is_left_alone = kills >= wanted_kills;
-        let life = match is_left_alone {
-            true => 60_000.0,
-            false => LONGEST_LIFE * random.uniform(),
+        let life = if is_left_alone {
+            60_000.0
+        } else {
+            LONGEST_LIFE * random.uniform()
         };
         let end = std::time::Instant::now() + Duration::from_secs_f64(life / 1e3);
         let mut has_ended = false;

@@ -209,12 +209,11 @@ fn hidden_token(count: usize, seed: u64) -> (Vec<f32>, Vec<usize>) {
         let at = random.below(TOKENS);
         for token in 0..TOKENS {
             let mut row = random.normals(WIDTH, 0.1);
-            match token == at {
-                true => {
-                    row[label] += 3.0;
-                    row[CLASSES] += 3.0;
-                }
-                false => row[label] -= 3.0 / (TOKENS - 1) as f32,
+            if token == at {
+                row[label] += 3.0;
+                row[CLASSES] += 3.0;
+            } else {
+                row[label] -= 3.0 / (TOKENS - 1) as f32
             }
             features.extend(row);
         }

@@ -122,9 +122,10 @@ fn check_three_parts(stage: &str) {
         pack: 1,
         batch,
         tokens,
-        caption_tokens: match weight > 0.0 {
-            true => golden.shape("input.caption_tokens").columns(),
-            false => 4,
+        caption_tokens: if weight > 0.0 {
+            golden.shape("input.caption_tokens").columns()
+        } else {
+            4
         },
         image_id: settings["image_token"].as_i64().expect("a number") as i32,
         ..SHAPE

@@ -250,9 +250,10 @@ impl Volume {
                 Node::Folder => None,
                 Node::File(index) => {
                     let content = &self.contents[*index];
-                    Some(match content.is_flushed {
-                        true => content.flushed.clone(),
-                        false => kept(content),
+                    Some(if content.is_flushed {
+                        content.flushed.clone()
+                    } else {
+                        kept(content)
                     })
                 }
             };

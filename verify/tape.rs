@@ -62,9 +62,12 @@ fn graph(tape: &mut Tape, inputs: &[Value], seed: u64, is_walled: bool) -> Resul
     };
     let mut random = Random::new(seed);
     let mut made = vec![x, y];
-    let operand = |tape: &mut Tape, value: Value| match is_walled {
-        true => tape.record_one(Wall, &[value]),
-        false => Ok(value),
+    let operand = |tape: &mut Tape, value: Value| {
+        if is_walled {
+            tape.record_one(Wall, &[value])
+        } else {
+            Ok(value)
+        }
     };
     for _ in 0..4 + random.below(5) {
         let a = made[random.below(made.len())];

@@ -230,9 +230,10 @@ fn as_images_of_their_own(cut: &Batch, slots: usize, tiles: &[usize]) -> Batch {
             images.extend(at(slot));
         }
         next += count;
-        match cut.places[row * TOKENS..][..TOKENS].contains(&place::WHOLE) {
-            true => images.extend(at(slots + row)),
-            false => left.extend(at(slots + row)),
+        if cut.places[row * TOKENS..][..TOKENS].contains(&place::WHOLE) {
+            images.extend(at(slots + row))
+        } else {
+            left.extend(at(slots + row))
         }
     }
     for slot in next..slots {

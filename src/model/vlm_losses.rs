@@ -68,9 +68,10 @@ pub fn record_objectives(
 ) -> Result<Value> {
     let mut terms = Vec::new();
     let needs_images = objectives.contrastive != 0.0 || objectives.splices_images;
-    let features = match needs_images {
-        true => Some(record_features(tape, config, shape)?),
-        false => None,
+    let features = if needs_images {
+        Some(record_features(tape, config, shape)?)
+    } else {
+        None
     };
     let through_connector = objectives.splices_images
         || (objectives.contrastive != 0.0 && objectives.pair == ContrastivePair::LanguageModel);
@@ -350,12 +351,11 @@ pub fn record_vision_language(
     with_images: bool,
     with_targets: bool,
 ) -> Result<()> {
-    let image_tokens = match with_images {
-        true => {
-            let features = record_features(tape, config, shape)?;
-            Some(connector(tape, config, features)?)
-        }
-        false => None,
+    let image_tokens = if with_images {
+        let features = record_features(tape, config, shape)?;
+        Some(connector(tape, config, features)?)
+    } else {
+        None
     };
     let hidden = record_conversation(tape, config, shape, image_tokens)?;
     let head = language_head(tape, &config.language)?;

@@ -7,9 +7,10 @@ use keel_train::{AblationResults, ArmSummary, MetricSummary};
 /// tested against.
 pub fn ablation_table(results: &AblationResults) -> String {
     let plan = &results.plan;
-    let seeds = match results.quick {
-        true => &plan.quick.seeds,
-        false => &plan.seeds,
+    let seeds = if results.quick {
+        &plan.quick.seeds
+    } else {
+        &plan.seeds
     };
     let mut text = format!(
         "## {}{}\n\n{}\n\n",
@@ -108,9 +109,12 @@ fn markdown(rows: &[Vec<String>]) -> String {
 }
 
 fn value(interval: &Interval, compared: &Compared) -> String {
-    let number = |x: f64| match compared.is_share {
-        true => format!("{:.1}", 100.0 * x),
-        false => format!("{x:.3}"),
+    let number = |x: f64| {
+        if compared.is_share {
+            format!("{:.1}", 100.0 * x)
+        } else {
+            format!("{x:.3}")
+        }
     };
     let unit = if compared.is_share { " %" } else { "" };
     match interval.half_width {

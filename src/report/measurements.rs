@@ -270,9 +270,12 @@ fn drift(measurements: &Measurements) -> (String, Table) {
         let stages = measurements.drift.iter().map(|drift| drift.stage.clone());
         rows.push(row(std::iter::once("module".to_owned()).chain(stages)));
         let cell = |drift: Option<&WeightDrift>| {
-            drift.map_or("–".into(), |drift| match drift.relative.is_finite() {
-                true => percent(drift.relative),
-                false => format!("{:.3} from 0", drift.distance),
+            drift.map_or("–".into(), |drift| {
+                if drift.relative.is_finite() {
+                    percent(drift.relative)
+                } else {
+                    format!("{:.3} from 0", drift.distance)
+                }
             })
         };
         for group in &first.from_before {

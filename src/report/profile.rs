@@ -39,13 +39,19 @@ impl Sum {
     }
 
     fn cells(&self, name: &str, all: f64) -> Vec<String> {
-        let rate = |amount: f64| match self.seconds > 0.0 {
-            true => format!("{:.1}", amount / self.seconds / 1e9),
-            false => "–".to_owned(),
+        let rate = |amount: f64| {
+            if self.seconds > 0.0 {
+                format!("{:.1}", amount / self.seconds / 1e9)
+            } else {
+                "–".to_owned()
+            }
         };
-        let share = |part: f64, whole: f64| match whole > 0.0 && part > 0.0 {
-            true => format!("{:.1} %", 100.0 * part / whole),
-            false => "–".to_owned(),
+        let share = |part: f64, whole: f64| {
+            if whole > 0.0 && part > 0.0 {
+                format!("{:.1} %", 100.0 * part / whole)
+            } else {
+                "–".to_owned()
+            }
         };
         vec![
             name.to_owned(),
@@ -72,9 +78,10 @@ fn table(first: &str, sums: Vec<(String, Sum)>, all: f64) -> String {
     rows[0].extend(HEADER.map(str::to_owned));
     let mut rest = Sum::default();
     for (index, (name, sum)) in sums.iter().enumerate() {
-        match index < KINDS {
-            true => rows.push(sum.cells(name, all)),
-            false => rest.merge(sum),
+        if index < KINDS {
+            rows.push(sum.cells(name, all))
+        } else {
+            rest.merge(sum)
         }
     }
     if rest.count > 0 {
@@ -124,16 +131,18 @@ pub fn profile_table(profile: &Profile) -> String {
     if profile.peak_bandwidth > 0.0 {
         peaks.push(format!("{:.1} GB/s", profile.peak_bandwidth / 1e9));
     }
-    let of_peak = match profile.peak_flops > 0.0 && all > 0.0 {
-        true => format!(
+    let of_peak = if profile.peak_flops > 0.0 && all > 0.0 {
+        format!(
             ", {:.0} % of peak",
             100.0 * total.flops / all / profile.peak_flops
-        ),
-        false => String::new(),
+        )
+    } else {
+        String::new()
     };
-    let peaks = match peaks.is_empty() {
-        true => "peaks unknown".to_owned(),
-        false => format!("at most {}", peaks.join(" and ")),
+    let peaks = if peaks.is_empty() {
+        "peaks unknown".to_owned()
+    } else {
+        format!("at most {}", peaks.join(" and "))
     };
     format!(
         "\nstage {}, batch {}, {}: {:.2} ms a step ({}, median of {}), {}{of_peak}; {peaks}\n\n{}\n\n{}\n",

@@ -288,9 +288,10 @@ fn linear_backward_weight_matches_f64() {
                         0.0
                     };
                     let (want, bound) = chain(&dy[i], &ones, 20);
-                    let (want, bound) = match wants_bias {
-                        true => (want + start, bound + 2.0 * ROUNDOFF * (want + start).abs()),
-                        false => (f64::from(db_before[i]), 0.0),
+                    let (want, bound) = if wants_bias {
+                        (want + start, bound + 2.0 * ROUNDOFF * (want + start).abs())
+                    } else {
+                        (f64::from(db_before[i]), 0.0)
                     };
                     assert_close(f64::from(db[i]), want, bound, format_args!("db {what} {i}"));
                     for j in 0..k {
@@ -348,13 +349,15 @@ fn product_matches_f64_in_every_orientation() {
                     &mut workspace,
                 );
                 c.assert_only_inside(&before, n);
-                let a = match a_transposed {
-                    true => a.in_columns(k, m),
-                    false => a.in_rows(m, k),
+                let a = if a_transposed {
+                    a.in_columns(k, m)
+                } else {
+                    a.in_rows(m, k)
                 };
-                let b = match b_transposed {
-                    true => b.in_rows(n, k),
-                    false => b.in_columns(k, n),
+                let b = if b_transposed {
+                    b.in_rows(n, k)
+                } else {
+                    b.in_columns(k, n)
                 };
                 for i in sampled(random, m, n) {
                     for j in 0..n {

@@ -434,9 +434,12 @@ pub fn target_weights(golden: &Golden, samples: &[i32]) -> Vec<f64> {
         Some("square") => -0.5,
         other => panic!("no weighting {other:?}"),
     };
-    let weight = |(target, sample): (&i32, &i32)| match *target >= 0 {
-        true => supervised(*sample).powf(power),
-        false => 0.0,
+    let weight = |(target, sample): (&i32, &i32)| {
+        if *target >= 0 {
+            supervised(*sample).powf(power)
+        } else {
+            0.0
+        }
     };
     targets.iter().zip(samples).map(weight).collect()
 }

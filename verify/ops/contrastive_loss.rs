@@ -168,9 +168,12 @@ fn only_the_first_rows_are_contrasted_where_the_others_are_no_pairs() {
 
 /// Numbers for `n` rows of which one in `every` is like the next one of those, in groups of two; the others are like none.
 fn some_equal(n: usize, every: usize, first: usize) -> Vec<i32> {
-    let row = |row: usize| match row % every == first {
-        true => 1 + (row / every / 2) as i32,
-        false => 0,
+    let row = |row: usize| {
+        if row % every == first {
+            1 + (row / every / 2) as i32
+        } else {
+            0
+        }
     };
     (0..n).map(row).collect()
 }

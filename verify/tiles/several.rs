@@ -63,9 +63,12 @@ fn a_step_on_samples_of_several_images_is_one_on_images_of_their_own() {
     let row = &batch_several.tokens[2 * TOKENS..3 * TOKENS];
     let runs = row.chunk_by(|a, b| (*a == tokenizer.image()) == (*b == tokenizer.image()));
     let told: Vec<String> = runs
-        .map(|run| match run[0] == tokenizer.image() {
-            true => format!("{} tokens", run.len()),
-            false => tokenizer.decode(run),
+        .map(|run| {
+            if run[0] == tokenizer.image() {
+                format!("{} tokens", run.len())
+            } else {
+                tokenizer.decode(run)
+            }
         })
         .collect();
     assert_eq!(

@@ -56,9 +56,10 @@ pub(super) fn short(value: f64) -> String {
 }
 
 fn trimmed(text: String) -> String {
-    match text.contains('.') {
-        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
-        false => text,
+    if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    } else {
+        text
     }
 }
 
@@ -145,9 +146,12 @@ impl Chart {
     fn svg(&self) -> String {
         let ([x0, x1], [y0, y1]) = (self.extent(0), self.extent(1));
         let across = |x: f64| LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT);
-        let share = |y: f64| match self.is_log {
-            true => (y / y0).ln() / (y1 / y0).ln(),
-            false => (y - y0) / (y1 - y0),
+        let share = |y: f64| {
+            if self.is_log {
+                (y / y0).ln() / (y1 / y0).ln()
+            } else {
+                (y - y0) / (y1 - y0)
+            }
         };
         let up = |y: f64| HEIGHT - BOTTOM - share(y) * (HEIGHT - TOP - BOTTOM);
         let mut svg = format!(
@@ -186,17 +190,17 @@ impl Chart {
                 short(tick)
             );
         }
-        let places: Vec<(f64, String)> = match self.places.is_empty() {
-            true => ticks(x0, x1, false)
+        let places: Vec<(f64, String)> = if self.places.is_empty() {
+            ticks(x0, x1, false)
                 .into_iter()
                 .map(|tick| (tick, short(tick)))
-                .collect(),
-            false => self
-                .places
+                .collect()
+        } else {
+            self.places
                 .iter()
                 .enumerate()
                 .map(|(index, name)| (index as f64, name.clone()))
-                .collect(),
+                .collect()
         };
         for (at, name) in places {
             let anchor = match () {

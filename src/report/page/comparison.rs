@@ -41,21 +41,25 @@ pub fn comparison_page(records: &[RunRecord]) -> String {
 fn names(records: &[RunRecord]) -> Vec<String> {
     let names: Vec<String> = records.iter().map(RunRecord::name).collect();
     let distinct: BTreeSet<&String> = names.iter().collect();
-    match distinct.len() == names.len() {
-        true => names,
-        false => records
+    if distinct.len() == names.len() {
+        names
+    } else {
+        records
             .iter()
             .map(|r| r.path.display().to_string())
-            .collect(),
+            .collect()
     }
 }
 
 /// Every setting of a recipe by its path; stages by name.
 fn flat(record: &RunRecord) -> BTreeMap<String, String> {
     fn walk(path: &str, value: &toml::Value, all: &mut BTreeMap<String, String>) {
-        let below = |name: &str| match path.is_empty() {
-            true => name.to_owned(),
-            false => format!("{path}.{name}"),
+        let below = |name: &str| {
+            if path.is_empty() {
+                name.to_owned()
+            } else {
+                format!("{path}.{name}")
+            }
         };
         match value {
             toml::Value::Table(entries) => {
@@ -153,9 +157,10 @@ fn losses(records: &[RunRecord], names: &[String]) -> String {
             html += &chart.figure();
         }
     }
-    match html.is_empty() {
-        true => "<p>No step has been reported yet.</p>\n".to_owned(),
-        false => format!("<div class=\"charts\">{html}</div>\n"),
+    if html.is_empty() {
+        "<p>No step has been reported yet.</p>\n".to_owned()
+    } else {
+        format!("<div class=\"charts\">{html}</div>\n")
     }
 }
 
@@ -189,8 +194,9 @@ fn worth(records: &[RunRecord], names: &[String]) -> String {
         }
         html += &table(&format!("After {stage}"), &Table { rows });
     }
-    match html.is_empty() {
-        true => "<p>No stage has been evaluated.</p>\n".to_owned(),
-        false => html,
+    if html.is_empty() {
+        "<p>No stage has been evaluated.</p>\n".to_owned()
+    } else {
+        html
     }
 }

@@ -23,9 +23,10 @@ pub(super) fn finds(qualitative: &QualitativeSamples) -> String {
     let side = qualitative.side;
     let card = |found: &RetrievalExample| {
         let captions = found.found.iter().map(|caption| {
-            let class = match *caption == found.caption {
-                true => " class=\"right\"",
-                false => "",
+            let class = if *caption == found.caption {
+                " class=\"right\""
+            } else {
+                ""
             };
             format!("<li{class}>{}</li>", escape(caption))
         });

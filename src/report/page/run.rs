@@ -32,9 +32,10 @@ pub fn run_page(record: &RunRecord) -> String {
     );
     let found = record.qualitative.last().map_or(String::new(), |last| {
         let html = finds(last);
-        match html.is_empty() {
-            true => html,
-            false => format!("<p>After {}.</p>\n{html}", escape(&last.stage)),
+        if html.is_empty() {
+            html
+        } else {
+            format!("<p>After {}.</p>\n{html}", escape(&last.stage))
         }
     });
     add("examples", "Images and their captions", found);
@@ -145,9 +146,10 @@ fn summary(record: &RunRecord) -> String {
 }
 
 fn training(record: &RunRecord) -> String {
-    match record.steps.is_empty() {
-        true => "<p>No step has been reported yet.</p>\n".to_owned(),
-        false => curves(record),
+    if record.steps.is_empty() {
+        "<p>No step has been reported yet.</p>\n".to_owned()
+    } else {
+        curves(record)
     }
 }
 
@@ -197,9 +199,10 @@ fn memory(record: &RunRecord) -> String {
             "<div class=\"scroll\"><img class=\"memory\" alt=\"The memory of one step of {name}: address upwards, time to the right\" src=\"{}\"></div>\n",
             data_address("image/svg+xml", svg)
         );
-        html += &match index + 1 == record.memory.len() {
-            true => drawing,
-            false => details(&format!("Memory of {stage}"), &drawing),
+        html += &if index + 1 == record.memory.len() {
+            drawing
+        } else {
+            details(&format!("Memory of {stage}"), &drawing)
         };
     }
     html
@@ -265,10 +268,7 @@ fn again(record: &RunRecord) -> String {
         .stages
         .iter()
         .any(|stage| stage.data.contains_key("samples"));
-    let data = match uses_data {
-        true => " --data …",
-        false => "",
-    };
+    let data = if uses_data { " --data …" } else { "" };
     format!(
         "<p>The same version of Keel, device and settings give the same bits:</p>\n<pre tabindex=\"0\">keel train --recipe {}/recipe.toml{data} --out again</pre>\n{}",
         escape(&record.path.display().to_string()),

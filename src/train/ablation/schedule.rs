@@ -71,9 +71,10 @@ fn stretch(stage: &mut Stage, factor: f64) {
 /// # Errors
 /// Whatever the arms' recipes report.
 pub fn units(plan: &AblationPlan, quick: bool) -> Result<Vec<Unit>> {
-    let (seeds, images) = match quick {
-        true => (&plan.quick.seeds, plan.quick.max_images),
-        false => (&plan.seeds, plan.max_images),
+    let (seeds, images) = if quick {
+        (&plan.quick.seeds, plan.quick.max_images)
+    } else {
+        (&plan.seeds, plan.max_images)
     };
     let arms = plan
         .arms
