@@ -1,4 +1,4 @@
-//! The words of a pair: plain captions, JSON captions, questions with answers, and conversations ([`super::turns`]). Every
+//! The words of a pair: plain captions, JSON captions, questions with answers, and conversations (`turns`). Every
 //! format that is not JSON is turned into such an object first, so that all are read alike.
 
 use serde_json::{Map, Value};

@@ -1,4 +1,4 @@
-//! Images in memory, and the few operations training needs on them. Reading their files is in [`super::decode`], scaling in
+//! Images in memory, and the few operations training needs on them. Reading their files is in `decode`, scaling in
 //! [`super::resample`].
 
 use keel_base::random::scramble;
