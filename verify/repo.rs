@@ -132,3 +132,30 @@ fn every_recipe_opens_with_source_expected_time_and_name() {
         }
     }
 }
+
+/// Where unsafe code may stand.
+const UNSAFE: [&str; 4] = [
+    "src/engine/executor",
+    "src/cpu",
+    "src/base/mapped_file.rs",
+    "src/cli/memory.rs",
+];
+
+#[test]
+fn unsafe_code_stands_only_where_contributing_says() {
+    let page = fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
+    for place in UNSAFE {
+        assert!(page.contains(&format!("`{place}`")), "{place} is not named");
+    }
+    for path in files(&root().join("src"), ".rs") {
+        let text = fs::read_to_string(&path).unwrap();
+        let allowed = UNSAFE
+            .iter()
+            .any(|place| path.starts_with(root().join(place)));
+        assert!(
+            allowed || !text.contains("allow(unsafe_code)"),
+            "{} allows unsafe code",
+            path.display()
+        );
+    }
+}
