@@ -79,7 +79,7 @@ impl Drop for Running {
     }
 }
 
-const STEPS: [&str; 2] = ["--set", "stage.warm-up.steps=200"];
+const STEPS: [&str; 2] = ["--set", "stage.warm-up.steps=600"];
 
 fn last(run: &Path) -> Vec<u8> {
     fs::read(checkpoint(run, "1-warm-up")).unwrap()
@@ -87,14 +87,14 @@ fn last(run: &Path) -> Vec<u8> {
 
 #[test]
 fn signals_that_end_a_run_save_at_the_next_step_and_it_goes_on_to_the_same_bits() {
-    let mut whole = Running::until("1/200", &STEPS);
+    let mut whole = Running::until("1/600", &STEPS);
     whole.ended().fine();
     for (signal, code, name) in [
         (Signal::TERM, 143, "TERM"),
         (Signal::INT, 130, "INT"),
         (Signal::HUP, 129, "HUP"),
     ] {
-        let mut running = Running::until("1/200", &STEPS);
+        let mut running = Running::until("1/600", &STEPS);
         running.signal(signal);
         let answer = running.ended().code_is(code);
         let wanted = format!("ended by {name} at stage warm-up, step ");
@@ -155,7 +155,7 @@ fn a_run_whose_folder_is_removed_ends_at_the_next_save() {
 
 #[test]
 fn usr1_saves_and_the_run_goes_on() {
-    let mut running = Running::until("1/200", &STEPS);
+    let mut running = Running::until("1/600", &STEPS);
     running.signal(Signal::USR1);
     running.wait_for("saved as asked: run/checkpoints/1-warm-up.step-");
     running.ended().fine();
