@@ -79,22 +79,37 @@ impl Drop for Running {
     }
 }
 
-const STEPS: [&str; 2] = ["--set", "stage.warm-up.steps=600"];
+const STEPS: [&str; 2] = ["--set", "stage.warm-up.steps=200"];
 
 fn last(run: &Path) -> Vec<u8> {
     fs::read(checkpoint(run, "1-warm-up")).unwrap()
 }
 
+/// Whether this process was started with HUP ignored, which children inherit.
+fn hangups_are_ignored() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & 1 == 1)
+}
+
 #[test]
 fn signals_that_end_a_run_save_at_the_next_step_and_it_goes_on_to_the_same_bits() {
-    let mut whole = Running::until("1/600", &STEPS);
+    let mut whole = Running::until("1/200", &STEPS);
     whole.ended().fine();
     for (signal, code, name) in [
         (Signal::TERM, 143, "TERM"),
         (Signal::INT, 130, "INT"),
         (Signal::HUP, 129, "HUP"),
     ] {
-        let mut running = Running::until("1/600", &STEPS);
+        // Under nohup a run ignores HUP, and so would those started here.
+        if name == "HUP" && hangups_are_ignored() {
+            eprintln!("HUP: not tried, it is ignored here");
+            continue;
+        }
+        let mut running = Running::until("1/200", &STEPS);
         running.signal(signal);
         let answer = running.ended().code_is(code);
         let wanted = format!("ended by {name} at stage warm-up, step ");
@@ -155,7 +170,7 @@ fn a_run_whose_folder_is_removed_ends_at_the_next_save() {
 
 #[test]
 fn usr1_saves_and_the_run_goes_on() {
-    let mut running = Running::until("1/600", &STEPS);
+    let mut running = Running::until("1/200", &STEPS);
     running.signal(Signal::USR1);
     running.wait_for("saved as asked: run/checkpoints/1-warm-up.step-");
     running.ended().fine();
