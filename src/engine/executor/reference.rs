@@ -11,6 +11,7 @@ use crate::program::{Place, Program};
 use crate::tape::{Arena, Array, ArrayData, CompileTarget, ReferenceArgs, Target, Value};
 use crate::tensor::DType;
 use keel_base::error::Result;
+use keel_base::random::scramble;
 
 /// Runs programs in f64. See the module's documentation.
 #[derive(Clone, Debug)]
@@ -123,10 +124,7 @@ fn round_at_random(values: &mut [f64], dtype: DType, state: &mut u64) {
     for value in values {
         // SplitMix64 (Steele et al. 2014).
         *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = *state;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let uniform = ((bits ^ (bits >> 31)) >> 11) as f64 / (1u64 << 53) as f64;
+        let uniform = (scramble(*state) >> 11) as f64 / (1u64 << 53) as f64;
         *value *= 1.0 + epsilon * (uniform - 0.5);
     }
 }

@@ -21,11 +21,11 @@ use super::parameter_groups::{GROUP_SCALARS, ParameterGroups};
 use crate::launch::kernels::constants::adamw::{ADAMW_ELEMENTS, ADAMW_THREADS};
 use crate::launch::{Argument, Launch, blocks, kernels};
 use crate::tape::{
-    Arena, Backward, CompileTarget, Cost, CpuArgs, Fill, Op, Output, ReferenceArgs, Tape, UPDATE,
-    Value,
+    Arena, CompileTarget, Cost, CpuArgs, Fill, Op, Output, ReferenceArgs, Tape, UPDATE,
 };
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
+use keel_base::random::scramble;
 
 /// Numbers of the input [`OptimizerInput::Scalars`].
 pub const OPTIMIZER_SCALARS: usize = 10;
@@ -258,13 +258,6 @@ const INPUTS: usize = 7;
 /// What SplitMix64 adds for every number it draws.
 const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// SplitMix64's finaliser.
-fn mixed(mut bits: u64) -> u64 {
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    bits ^ (bits >> 31)
-}
-
 /// `value` rounded to bf16 at random: element `element` of the arena in step `step`.
 fn rounded_at_random(value: f32, seed: u64, step: u64, element: usize) -> f32 {
     if !value.is_finite() {
@@ -272,9 +265,9 @@ fn rounded_at_random(value: f32, seed: u64, step: u64, element: usize) -> f32 {
     }
     // A function of seed, step and place, and no generator with a state: tasks, threads and a repeated step draw the
     // same numbers.
-    let key = mixed(seed.wrapping_add(step.wrapping_mul(GAMMA)));
+    let key = scramble(seed.wrapping_add(step.wrapping_mul(GAMMA)));
     // One draw serves four neighbours with sixteen bits each.
-    let draw = mixed(key.wrapping_add((element as u64 / 4).wrapping_mul(GAMMA)));
+    let draw = scramble(key.wrapping_add((element as u64 / 4).wrapping_mul(GAMMA)));
     let random = (draw >> (16 * (element % 4))) as u32 & 0xffff;
     // Adding sixteen random bits below those that stay carries into them with the probability of the part cut off,
     // which keeps the mean; the sign bit is apart, so this is upwards in magnitude.
@@ -496,10 +489,6 @@ impl Op for AdamW {
         Ok(vec![Launch::new(kernel, blocks, arguments)])
     }
 
-    fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("an update is not differentiated")
-    }
-
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
         // The old bf16 copy is read where a step is not applied, and nowhere else.
         Cost::streaming(12.0 * inputs[0].numel() as f64, &inputs[..INPUTS], outputs)
@@ -570,10 +559,6 @@ impl Op for Clamp {
         ];
         let blocks = blocks(kernel, elements, ADAMW_THREADS)?;
         Ok(vec![Launch::new(kernel, blocks, arguments)])
-    }
-
-    fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("an update is not differentiated")
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {

@@ -314,10 +314,6 @@ impl Op for EmbeddingBackward {
         }
     }
 
-    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("the tape does not differentiate backward ops")
-    }
-
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
         Cost::streaming(inputs[0].numel() as f64, inputs, outputs)
     }

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::adamw::{GRADIENT_SCALE, LARGEST_NORM, OPTIMIZER_SCALARS};
 use crate::launch::kernels::constants::grad_norm::{NORM_BLOCK_ELEMENTS, NORM_BLOCKS};
 use crate::launch::{Argument, Launch, kernels};
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
+use crate::tape::{CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 
@@ -125,10 +125,6 @@ impl Op for GradNorm {
             Launch::new(kernels::GRAD_NORM_SQUARES_F32, blocks as u32, squares),
             Launch::new(kernels::GRAD_NORM_FACTOR_F32, 1, factor),
         ])
-    }
-
-    fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("an update is not differentiated")
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {

@@ -277,10 +277,6 @@ impl Op for L2NormalizeBackward {
         )
     }
 
-    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("the tape does not differentiate backward ops")
-    }
-
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
         Cost::streaming(5.0 * inputs[0].numel() as f64, inputs, outputs)
     }

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use crate::launch::kernels::constants::partials::PARTIAL_COLUMNS;
 use crate::launch::{Argument, Launch, blocks, index, kernels, vector};
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tape::{CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 
@@ -141,10 +141,6 @@ impl Op for LayerScaleBackward {
             Launch::new(kernel, blocks_of_rows, arguments),
             Launch::new(name, blocks, sums),
         ])
-    }
-
-    fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("the tape differentiates forward ops only")
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {

@@ -322,10 +322,6 @@ impl Op for PoolBackward {
         Ok(vec![Launch::new(kernel, blocks, arguments)])
     }
 
-    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("the tape does not differentiate backward ops")
-    }
-
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
         Cost::streaming(2.0 * outputs[0].numel() as f64, inputs, outputs)
     }

@@ -298,10 +298,6 @@ impl Op for BackwardPosition {
         Ok(vec![Launch::new(kernel, blocks, arguments)])
     }
 
-    fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("the tape differentiates forward ops only")
-    }
-
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
         Cost::streaming(inputs[0].numel() as f64, inputs, outputs)
     }
@@ -428,10 +424,6 @@ impl Op for PadTokens {
         _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         shift(inputs[0], outputs[0], -(self.first as i32))
-    }
-
-    fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("the tape differentiates forward ops only")
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {

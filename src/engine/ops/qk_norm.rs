@@ -386,10 +386,6 @@ impl Op for QkNormBackward {
         Ok(launches)
     }
 
-    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("the tape does not differentiate backward ops")
-    }
-
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
         let normed = inputs[0].shape.rows() * self.norm.normed() * self.norm.heads.dim;
         Cost::streaming(9.0 * normed as f64, inputs, outputs)

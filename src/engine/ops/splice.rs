@@ -300,10 +300,6 @@ impl Op for SpliceText {
         launch(kernels::SPLICE_BACKWARD_TEXT, written, arguments, image)
     }
 
-    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("the tape does not differentiate backward ops")
-    }
-
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
         Cost::streaming(0.0, inputs, outputs)
     }
@@ -394,10 +390,6 @@ impl Op for SpliceImage {
         let written = (inputs[0], outputs[0].shape.rows());
         let image = (self.image_tokens, self.image_id);
         launch(kernels::SPLICE_BACKWARD_IMAGE, written, arguments, image)
-    }
-
-    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("the tape does not differentiate backward ops")
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {

@@ -187,10 +187,6 @@ impl Op for SwigluBackward {
         launch(kernels::SWIGLU_BACKWARD, inputs[0], &tensors)
     }
 
-    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("a backward op is not differentiated again")
-    }
-
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
         Cost::streaming(24.0 * inputs[0].numel() as f64, inputs, outputs)
     }

@@ -145,9 +145,16 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     ///
     /// Only inputs with [`Backward::needs`] owe a gradient. Nothing is accumulated here: only the tape does that.
     ///
+    /// Ops of the backward part and of the update leave it out: the tape differentiates once.
+    ///
     /// # Errors
     /// Whatever recording the backward ops reports.
-    fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>>;
+    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
+        unreachable!(
+            "{} is recorded in the backward part, which is not differentiated again",
+            self.name()
+        )
+    }
 
     /// Work and traffic of one run.
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost;

@@ -161,10 +161,6 @@ impl Op for AttentionBackward {
         launches::backward(self, inputs)
     }
 
-    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("the tape does not differentiate backward ops")
-    }
-
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
         let flops = self.geometry(inputs).pairs() * (10 * self.heads.dim) as f64;
         Cost::streaming(flops, inputs, outputs)

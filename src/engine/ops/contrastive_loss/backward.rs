@@ -6,9 +6,7 @@ use super::sweep::{Sweep, workspace_bytes};
 use super::{Contrastive, infer_features, scores};
 use crate::launch::Launch;
 use crate::ops::special::dot;
-use crate::tape::{
-    Backward, CompileTarget, Cost, CpuArgs, Op, Output, ReferenceArgs, Target, Value,
-};
+use crate::tape::{CompileTarget, Cost, CpuArgs, Op, Output, ReferenceArgs, Target};
 use crate::tensor::TensorType;
 use keel_base::error::Result;
 use keel_cpu::matmul::{Rows, RowsMut, product};
@@ -238,10 +236,6 @@ impl Op for ContrastiveLossBackward {
         if self.is_sigmoid() {
             set(of_images.bias(features, args.workspace));
         }
-    }
-
-    fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("the tape differentiates forward ops only")
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {

@@ -6,7 +6,7 @@ use crate::launch::kernels::constants::linear::ELEMENTWISE_THREADS;
 use crate::launch::{Argument, Launch, blocks, kernels, vector};
 use crate::ops::shapes::{expect_float, expect_inputs, expect_type};
 use crate::ops::special::{erfc, sigmoid};
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Value};
+use crate::tape::{CompileTarget, Cost, CpuArgs, Op, ReferenceArgs};
 use crate::tensor::TensorType;
 use keel_base::error::Result;
 use keel_cpu::vector_math;
@@ -160,10 +160,6 @@ impl Op for ActivationBackward {
             Activation::argument(Some(self.activation)),
         ];
         Ok(vec![Launch::new(kernel, blocks, arguments)])
-    }
-
-    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("a backward op is not differentiated again")
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {

@@ -9,7 +9,7 @@ use super::activation::ActivationBackward;
 use super::tiles::{Tiling, size};
 use crate::launch::{Argument, Launch, kernels};
 use crate::ops::shapes::{expect_float, expect_type, with_columns};
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
+use crate::tape::{CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target};
 use crate::tensor::TensorType;
 use keel_base::error::Result;
 use keel_cpu::matmul::{self, Rows, RowsMut, Slope};
@@ -116,10 +116,6 @@ impl Op for LinearBackwardInput {
         ];
         let grid = tiling.grid(kernel)?;
         Ok(vec![Launch::on_grid(kernel, grid, arguments)])
-    }
-
-    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("a backward op is not differentiated again")
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {

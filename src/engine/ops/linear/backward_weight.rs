@@ -6,7 +6,7 @@ use crate::launch::kernels::constants::kernel::{MULTIPROCESSORS, WARP_LANES};
 use crate::launch::kernels::constants::linear::ELEMENTWISE_THREADS;
 use crate::launch::{Argument, KernelEntry, Launch, blocks, index, kernels, vector};
 use crate::ops::shapes::expect_float;
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
+use crate::tape::{CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 use keel_cpu::matmul::{self, Rows, RowsMut};
@@ -133,10 +133,6 @@ impl Op for LinearBackwardWeight {
             size(kernel, "the inner length", product.inner)?,
         ];
         product.launches(kernel, operands)
-    }
-
-    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("a backward op is not differentiated again")
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
@@ -385,10 +381,6 @@ impl Op for ColumnSum {
             )?);
         }
         Ok(launches)
-    }
-
-    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("a backward op is not differentiated again")
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {

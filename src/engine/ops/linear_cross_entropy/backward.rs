@@ -6,7 +6,7 @@ use super::launches::Sizes;
 use super::tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
 use super::{infer_loss, logits};
 use crate::launch::Launch;
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
+use crate::tape::{CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 use keel_cpu::matmul::{Rows, RowsMut, product};
@@ -162,10 +162,6 @@ impl Op for BackwardHidden {
         Sizes::of(inputs).hidden_gradient()
     }
 
-    fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("the tape differentiates forward ops only")
-    }
-
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
         Cost::streaming(4.0 * product_size(inputs), inputs, outputs)
     }
@@ -266,10 +262,6 @@ impl Op for BackwardWeight {
         _: CompileTarget,
     ) -> Result<Vec<Launch>> {
         Sizes::of(inputs).weight_gradient(self.accumulates)
-    }
-
-    fn backward(&self, _: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("the tape differentiates forward ops only")
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {

@@ -8,9 +8,7 @@ use crate::launch::{Argument, Launch, blocks, index, kernels};
 use crate::ops::rows::RowKernel;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
 use crate::ops::special::dot;
-use crate::tape::{
-    Backward, CompileTarget, Cost, CpuArgs, Op, Output, ReferenceArgs, Target, Value,
-};
+use crate::tape::{CompileTarget, Cost, CpuArgs, Op, Output, ReferenceArgs, Target};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::Result;
 use keel_cpu::simd::dispatch;
@@ -222,10 +220,6 @@ impl Op for NormBackward {
             launches.push(launch);
         }
         Ok(launches)
-    }
-
-    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("a backward op is not differentiated again")
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {

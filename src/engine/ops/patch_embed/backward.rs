@@ -8,9 +8,7 @@ use crate::launch::{Argument, Launch, blocks, kernels, vector};
 use crate::ops::linear::backward_weight::BackwardWeight;
 use crate::ops::linear::tiles::{Tiling, size};
 use crate::ops::shapes::{expect_float, expect_type};
-use crate::tape::{
-    Backward, CompileTarget, Cost, CpuArgs, Op, Output, ReferenceArgs, Target, Value,
-};
+use crate::tape::{CompileTarget, Cost, CpuArgs, Op, Output, ReferenceArgs, Target};
 use crate::tensor::{Shape, TensorType};
 use keel_base::error::{Error, Result};
 use keel_cpu::matmul::{self, Rows, RowsMut};
@@ -177,10 +175,6 @@ impl Op for PatchEmbedBackward {
             launches.push(Launch::new(kernel, blocks, arguments));
         }
         Ok(launches)
-    }
-
-    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("a backward op is not differentiated again")
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
@@ -357,10 +351,6 @@ impl Op for BackwardImage {
             ));
         }
         Ok(launches)
-    }
-
-    fn backward(&self, _backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
-        unreachable!("a backward op is not differentiated again")
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
