@@ -7,7 +7,7 @@
 use super::{CHIPS, Chip, Direction, Size, examples, record_update, update_shape};
 use keel_base::error::{Error, Result};
 use keel_engine::program::{CompileOptions, PlannedOp, Program};
-use keel_engine::tape::{Cost, Tape, Target, Value};
+use keel_engine::tape::{Cost, Tape, Target};
 use keel_engine::tensor::DType;
 
 /// bf16 products that make up one f32 product: hi·hi, hi·mid, mid·hi, hi·lo, lo·hi, mid·mid.
@@ -172,13 +172,11 @@ pub(super) fn works_of(recorded: &Recorded, program: &Program) -> Vec<Option<Wor
 
 /// The work of one op of a program; the caller names the example.
 fn work(program: &Program, op: &PlannedOp, precision: DType) -> Work {
-    let types = |values: &[Value]| values.iter().map(|v| program.ty(*v)).collect::<Vec<_>>();
     let instruction = &op.instruction;
-    let launches = instruction.op.launches(
-        &types(&instruction.inputs),
-        &types(&instruction.outputs),
-        program.compile_target(),
-    );
+    let [inputs, outputs] = instruction.types(program.values());
+    let launches = instruction
+        .op
+        .launches(&inputs, &outputs, program.compile_target());
     Work {
         example: "",
         shape: String::new(),

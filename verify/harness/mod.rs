@@ -8,7 +8,7 @@ mod random;
 
 use keel::error::Result;
 use keel::launch::Launch;
-use keel::tape::{Tape, Target, Value};
+use keel::tape::{Tape, Target};
 
 pub use budget::{Budget, DRAWS, derive_budget, moved};
 pub use case::{Case, aux, check, check_golden, on_every_executor, out};
@@ -18,10 +18,6 @@ pub use random::Random;
 /// The launches of the op that was recorded last.
 pub fn last_launches(tape: &Tape) -> Result<Vec<Launch>> {
     let step = tape.instructions().last().expect("an op was recorded");
-    let types = |values: &[Value]| values.iter().map(|v| tape.ty(*v)).collect::<Vec<_>>();
-    step.op.launches(
-        &types(&step.inputs),
-        &types(&step.outputs),
-        Target::Cuda.into(),
-    )
+    let [inputs, outputs] = step.types(tape.values());
+    step.op.launches(&inputs, &outputs, Target::Cuda.into())
 }

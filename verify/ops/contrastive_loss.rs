@@ -471,16 +471,12 @@ fn recorded(n: usize, e: usize) -> Tape {
     tape
 }
 
-fn types(tape: &Tape, step: &Instruction) -> [Vec<TensorType>; 2] {
-    [&step.inputs, &step.outputs].map(|values| values.iter().map(|v| tape.ty(*v)).collect())
-}
-
 #[test]
 fn row_blocks_of_scores_cover_every_row_once_and_never_hold_all_pairs() {
     for n in [1, 2, 128, 129, 300, 1024, 5000, 32_768, 100_001] {
         let tape = recorded(n, 8);
         let forward = &tape.instructions()[0];
-        let [inputs, outputs] = types(&tape, forward);
+        let [inputs, outputs] = forward.types(tape.values());
         let launches = forward
             .op
             .launches(&inputs, &outputs, Target::Cuda.into())
@@ -519,7 +515,7 @@ fn memory_of_the_loss_grows_with_the_batch_and_not_with_its_square() {
     let bytes = |n| -> usize {
         let tape = recorded(n, 512);
         let of = |step: &Instruction| {
-            let [inputs, outputs] = types(&tape, step);
+            let [inputs, outputs] = step.types(tape.values());
             step.op.workspace(&inputs, &outputs, Target::Cuda.into())
         };
         tape.instructions().iter().map(of).sum()

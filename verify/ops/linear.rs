@@ -335,12 +335,12 @@ fn product_launches(rows: usize, n: usize, k: usize, dtype: DType) -> Vec<Result
     let y = linear(&mut tape, x, weight, None).unwrap();
     let dy = tape.input("dy", TensorType::new(dtype, [rows, n]));
     tape.backward_from(&[(y, dy)]).unwrap();
-    let types = |values: &[Value]| values.iter().map(|v| tape.ty(*v)).collect::<Vec<_>>();
     tape.instructions()
         .iter()
         .filter(|i| i.op.is_matrix_product())
         .map(|i| {
-            i.op.launches(&types(&i.inputs), &types(&i.outputs), Target::Cuda.into())
+            let [inputs, outputs] = i.types(tape.values());
+            i.op.launches(&inputs, &outputs, Target::Cuda.into())
         })
         .collect()
 }

@@ -203,9 +203,7 @@ fn resolve_op(program: &Program, op: &PlannedOp) -> Result<ResolvedStep> {
             undefined: Vec::new(),
         });
     }
-    let types =
-        |values: &[Value]| -> Vec<_> { values.iter().map(|value| program.ty(*value)).collect() };
-    let (inputs, outputs) = (types(&instruction.inputs), types(&instruction.outputs));
+    let [inputs, outputs] = instruction.types(program.values());
     let resolver = Resolver { program, op };
     let launches = instruction
         .op

@@ -5,7 +5,7 @@
 
 use super::{ALIGNMENT, CompileOptions};
 use crate::plan::{Buffer, Placement};
-use crate::tape::{Arena, Instruction, Storage, Value, ValueInfo};
+use crate::tape::{Arena, Instruction, Storage, Value, ValueInfo, root};
 use keel_base::error::Result;
 
 /// What a range of planned memory holds.
@@ -93,7 +93,9 @@ pub(super) fn lay_out(
     options: &CompileOptions,
 ) -> Result<Laid> {
     let end = instructions.len();
-    let roots: Vec<usize> = (0..values.len()).map(|index| root(values, index)).collect();
+    let roots: Vec<usize> = (0..values.len())
+        .map(|index| root(values, Value(index as u32)).index())
+        .collect();
     let mut lives = find_lives(values, instructions, &roots);
     // The host reads these after the last op, so nothing may take their place before.
     for (_, value) in kept {
@@ -247,11 +249,7 @@ impl Laid {
             }
             let made_by = instructions
                 .get(life.made)
-                .map_or("input".to_owned(), |instruction| {
-                    format!("{} {}", instruction.scope, instruction.op.name())
-                        .trim()
-                        .to_owned()
-                });
+                .map_or("input".to_owned(), Instruction::label);
             self.buffer_of_value[index] = Some(self.buffers.len());
             self.add((made_by, class), (lower, upper), size);
         }
@@ -265,24 +263,19 @@ impl Laid {
         options: &CompileOptions,
     ) {
         for (index, instruction) in instructions.iter().enumerate() {
-            let types = |list: &[Value]| {
-                list.iter()
-                    .map(|v| values[v.index()].ty)
-                    .collect::<Vec<_>>()
-            };
-            let bytes = instruction.op.workspace(
-                &types(&instruction.inputs),
-                &types(&instruction.outputs),
-                options.compile_target,
-            );
+            let [inputs, outputs] = instruction.types(values);
+            let compile_target = options.compile_target;
+            let bytes = instruction.op.workspace(&inputs, &outputs, compile_target);
             if bytes == 0 {
                 self.workspaces.push(None);
                 continue;
             }
             let size = bytes.next_multiple_of(ALIGNMENT) as u64;
             self.workspaces.push(Some((self.buffers.len(), bytes)));
-            let label = format!("{} {} workspace", instruction.scope, instruction.op.name());
-            let label = (label.trim().to_owned(), Class::Workspace);
+            let label = (
+                format!("{} workspace", instruction.label()),
+                Class::Workspace,
+            );
             self.add(label, (index as u32, index as u32 + 1), size);
         }
     }
@@ -306,15 +299,6 @@ impl Laid {
             size,
         });
     }
-}
-
-/// The index of the value whose bytes value `index` uses: its own unless it is a view.
-pub(super) fn root(values: &[ValueInfo], index: usize) -> usize {
-    let mut root = index;
-    while let Storage::SameAs(other) = values[root].storage {
-        root = other.index();
-    }
-    root
 }
 
 fn find_lives(values: &[ValueInfo], instructions: &[Instruction], roots: &[usize]) -> Vec<Life> {

@@ -14,7 +14,7 @@ use self::lifetimes::Laid;
 use crate::plan;
 use crate::tape::{
     Arena, CompileTarget, Cost, GradientEntry, Instruction, OptimizerState, ParameterSpec, Storage,
-    Tape, UPDATE, Value, ValueInfo,
+    Tape, UPDATE, Value, ValueInfo, root,
 };
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result, nearest};
@@ -97,6 +97,7 @@ pub struct Program {
     arena_bytes: usize,
     planned: Vec<PlannedBytes>,
     lower_bound: u64,
+    peak: plan::Bound,
 }
 
 impl Program {
@@ -139,6 +140,7 @@ impl Program {
             .map(|index| place_of(&values, index, &laid, &placement))
             .collect();
         let planned = laid.describe(&values, &placement);
+        let peak = plan::lower_bound(&laid.buffers)?;
         let ops = planned_ops(instructions, laid, &placement);
         let inputs = values
             .iter()
@@ -162,6 +164,7 @@ impl Program {
             arena_bytes: placement.arena as usize,
             planned,
             lower_bound,
+            peak,
         })
     }
 
@@ -265,12 +268,8 @@ impl Program {
             Arena::Parameters => parameter_elements,
             Arena::ParametersBf16 if self.has_bf16_parameters() => parameter_elements,
             Arena::ParametersBf16 => 0,
-            Arena::Gradients => self.gradient_elements,
+            Arena::Gradients | Arena::OptimizerState(_) => self.gradient_elements,
             Arena::Cache => self.cache_elements,
-            Arena::OptimizerState(_) if self.session_arenas().any(|(_, known)| known == arena) => {
-                self.gradient_elements
-            }
-            Arena::OptimizerState(_) => 0,
         }
     }
 
@@ -291,6 +290,11 @@ impl Program {
         self.lower_bound
     }
 
+    /// The op at which most bytes are live, with the positions in [`Program::planned`] of what is live there, largest first.
+    pub fn peak(&self) -> &plan::Bound {
+        &self.peak
+    }
+
     /// Every planned range of memory with its life, class and place, for reports.
     pub fn planned(&self) -> &[PlannedBytes] {
         &self.planned
@@ -306,11 +310,7 @@ impl Program {
 
     /// Work and traffic of one op of the program.
     pub fn op_cost(&self, op: &PlannedOp) -> Cost {
-        let types = |values: &[Value]| values.iter().map(|v| self.ty(*v)).collect::<Vec<_>>();
-        let instruction = &op.instruction;
-        instruction
-            .op
-            .cost(&types(&instruction.inputs), &types(&instruction.outputs))
+        op.instruction.cost(&self.values)
     }
 }
 
@@ -330,16 +330,18 @@ fn plan_within_budget(
     options: &CompileOptions,
 ) -> Result<PlannedTape> {
     let mut allowed = options.memory_budget;
+    // What an unbounded program recomputes anyway may already be enough, and it costs next to nothing: only then are whole
+    // blocks looked at.
+    let spent = recompute::spend(values, instructions, kept, options)?;
     loop {
         // Each attempt starts from what was recorded: recomputing rewrites both lists, and a second rewriting on top of
         // the first would repeat ops that are repeats already.
-        let (mut values, mut instructions) = (values.to_vec(), instructions.to_vec());
-        match allowed {
-            Some(allowed) => {
-                recompute::meet_budget(&mut values, &mut instructions, kept, options, allowed)?
+        let (mut values, instructions) = match allowed {
+            Some(allowed) if spent.bound > allowed => {
+                recompute::meet_budget(values, instructions, kept, options, allowed)?
             }
-            None => recompute::spend(&mut values, &mut instructions, kept, options)?,
-        }
+            _ => (spent.values.clone(), spent.instructions.clone()),
+        };
         let laid = lifetimes::lay_out(&mut values, &instructions, kept, options)?;
         let (placement, lower_bound) = place(&laid.buffers, options)?;
         match (options.memory_budget, &mut allowed) {
@@ -364,7 +366,7 @@ fn plan_within_budget(
 /// Where a value lies at run time. A view's place is its root's, and the root may have moved into a fixed arena after the
 /// view was recorded.
 fn place_of(values: &[ValueInfo], index: usize, laid: &Laid, placement: &plan::Placement) -> Place {
-    let root = lifetimes::root(values, index);
+    let root = root(values, Value(index as u32)).index();
     match values[root].storage {
         Storage::Fixed(arena, offset) => Place::Fixed(arena, offset),
         _ => match laid.buffer_of_value[root] {

@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::{CompileOptions, lifetimes};
 use crate::plan;
 use crate::tape::{Instruction, Storage, Value, ValueInfo};
-use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 
 /// What moving a byte is counted as, in floating-point operations: about what a processor's cores compute while they
@@ -24,26 +23,25 @@ struct Candidate {
     bytes: u64,
 }
 
-/// Rewrites `instructions` so that the step's lower bound fits `budget`, at little extra work. `budget` is the one asked
-/// for, less what an earlier plan took above its bound.
+/// A step with some of its cheap ops computed again, and its lower bound.
+pub(super) struct Spent {
+    pub values: Vec<ValueInfo>,
+    pub instructions: Vec<Instruction>,
+    pub bound: u64,
+}
+
+/// The step with ops of whole blocks computed again so that its lower bound fits `budget`, at little extra work. `budget`
+/// is the one asked for, less what an earlier plan took above its bound.
 ///
 /// # Errors
 /// [`keel_base::error::Error::Setting`] naming the smallest reachable arena when the budget cannot be met.
 pub(super) fn meet_budget(
-    values: &mut Vec<ValueInfo>,
-    instructions: &mut Vec<Instruction>,
+    values: &[ValueInfo],
+    instructions: &[Instruction],
     kept: &[(String, Value)],
     options: &CompileOptions,
     budget: u64,
-) -> Result<()> {
-    // What an unbounded program recomputes anyway may already be enough, and it costs next to nothing: only then are
-    // whole blocks looked at.
-    let (mut cheap_values, mut cheap_instructions) = (values.clone(), instructions.clone());
-    spend(&mut cheap_values, &mut cheap_instructions, kept, options)?;
-    if bound(&cheap_values, &cheap_instructions, kept, options)? <= budget {
-        (*values, *instructions) = (cheap_values, cheap_instructions);
-        return Ok(());
-    }
+) -> Result<(Vec<ValueInfo>, Vec<Instruction>)> {
     let candidates = candidates(values, instructions);
     let evaluate = |chosen: &[usize]| -> Result<u64> {
         let selected = together(&candidates, chosen);
@@ -51,21 +49,24 @@ pub(super) fn meet_budget(
     };
     let asked = options.memory_budget.unwrap_or(budget);
     let chosen = choose(&candidates, budget, asked, evaluate)?;
-    rewrite(values, instructions, &together(&candidates, &chosen));
-    Ok(())
+    Ok(rewritten(
+        values,
+        instructions,
+        &together(&candidates, &chosen),
+    ))
 }
 
-/// Rewrites `instructions` so that single cheap ops are computed again, up to [`CompileOptions::spare_work`] of the
-/// step's work, where that lowers the step's bound.
+/// The step with single cheap ops computed again, up to [`CompileOptions::spare_work`] of its work, where that lowers its
+/// bound.
 ///
 /// # Errors
 /// Whatever laying out reports.
 pub(super) fn spend(
-    values: &mut Vec<ValueInfo>,
-    instructions: &mut Vec<Instruction>,
+    values: &[ValueInfo],
+    instructions: &[Instruction],
     kept: &[(String, Value)],
     options: &CompileOptions,
-) -> Result<()> {
+) -> Result<Spent> {
     let (saved, _) = saved_and_leaving(instructions);
     // The allowance is a share of the whole step, products included, which are nearly all of it.
     let all: f64 = instructions.iter().map(|i| work(i, values)).sum();
@@ -80,17 +81,14 @@ pub(super) fn spend(
         })
         .filter(|(_, work, bytes)| *bytes > 0.0 && *work <= allowance)
         .collect();
-    if single.is_empty() {
-        return Ok(());
-    }
     // The last op's memory lives shortest, so among equals the first are worth most.
     let price = |(_, work, bytes): &(usize, f64, f64)| work / bytes;
     single.sort_by(|a, b| price(a).total_cmp(&price(b)).then(a.0.cmp(&b.0)));
     // Greedily, one op at a time and each held against the bound: bytes saved by one op need not lower the peak, which
     // is at one place, and then its work is better spent on another. A trial lays the step out anew but does not place
     // it.
-    let mut best = bound(values, instructions, kept, options)?;
     let mut selected = HashSet::new();
+    let mut best = bound_with(values, instructions, &selected, kept, options)?;
     for (index, work, _) in single {
         if work > allowance {
             continue;
@@ -105,19 +103,12 @@ pub(super) fn spend(
             selected.remove(&index);
         }
     }
-    rewrite(values, instructions, &selected);
-    Ok(())
-}
-
-/// The lower bound of a step.
-fn bound(
-    values: &[ValueInfo],
-    instructions: &[Instruction],
-    kept: &[(String, Value)],
-    options: &CompileOptions,
-) -> Result<u64> {
-    let laid = lifetimes::lay_out(&mut values.to_vec(), instructions, kept, options)?;
-    Ok(plan::lower_bound(&laid.buffers)?.bytes)
+    let (values, instructions) = rewritten(values, instructions, &selected);
+    Ok(Spent {
+        values,
+        instructions,
+        bound: best,
+    })
 }
 
 /// The lower bound of a step that computes `selected` again.
@@ -128,9 +119,9 @@ fn bound_with(
     kept: &[(String, Value)],
     options: &CompileOptions,
 ) -> Result<u64> {
-    let (mut values, mut instructions) = (values.to_vec(), instructions.to_vec());
-    rewrite(&mut values, &mut instructions, selected);
-    bound(&values, &instructions, kept, options)
+    let (mut values, instructions) = rewritten(values, instructions, selected);
+    let laid = lifetimes::lay_out(&mut values, &instructions, kept, options)?;
+    Ok(plan::lower_bound(&laid.buffers)?.bytes)
 }
 
 /// The ops of the chosen candidates.
@@ -141,15 +132,9 @@ fn together(candidates: &[Candidate], chosen: &[usize]) -> HashSet<usize> {
         .collect()
 }
 
-fn types(list: &[Value], values: &[ValueInfo]) -> Vec<TensorType> {
-    list.iter().map(|v| values[v.index()].ty).collect()
-}
-
 /// The work of an op with what it moves.
 fn work(instruction: &Instruction, values: &[ValueInfo]) -> f64 {
-    let inputs = types(&instruction.inputs, values);
-    let outputs = types(&instruction.outputs, values);
-    let cost = instruction.op.cost(&inputs, &outputs);
+    let cost = instruction.cost(values);
     cost.flops
         .max(FLOPS_PER_BYTE * (cost.bytes_read + cost.bytes_written))
 }
@@ -260,12 +245,11 @@ fn candidates(values: &[ValueInfo], instructions: &[Instruction]) -> Vec<Candida
     }
     let describe = |chosen: Vec<usize>| {
         let of = |index: &usize| &instructions[*index];
-        let flops = |i: &Instruction| {
-            let (inputs, outputs) = (types(&i.inputs, values), types(&i.outputs, values));
-            i.op.cost(&inputs, &outputs).flops
-        };
         Candidate {
-            flops: chosen.iter().map(of).map(flops).sum(),
+            flops: chosen
+                .iter()
+                .map(|index| of(index).cost(values).flops)
+                .sum(),
             bytes: chosen
                 .iter()
                 .map(|index| saved_bytes(of(index), values, &saved))
@@ -288,27 +272,27 @@ fn candidates(values: &[ValueInfo], instructions: &[Instruction]) -> Vec<Candida
     found
 }
 
-/// Repeats the selected forward ops in the backward part, each right before its first use there.
-fn rewrite(
-    values: &mut Vec<ValueInfo>,
-    instructions: &mut Vec<Instruction>,
+/// The step with the selected forward ops repeated in the backward part, each right before its first use there.
+fn rewritten(
+    values: &[ValueInfo],
+    old: &[Instruction],
     selected: &HashSet<usize>,
-) {
-    let producers = producers(instructions);
+) -> (Vec<ValueInfo>, Vec<Instruction>) {
+    let producers = producers(old);
     // Rebuilt front to back: a repeated op has to stand right before its first reader in the backward part, not sooner,
     // or its output would live as long as the one it replaces.
-    let old = std::mem::take(instructions);
+    let (mut values, mut instructions) = (values.to_vec(), Vec::with_capacity(old.len()));
     let mut repeated: HashMap<Value, Value> = HashMap::new();
-    for instruction in &old {
+    for instruction in old {
         let mut instruction = instruction.clone();
         if instruction.is_backward {
             for input in &mut instruction.inputs {
                 let mut repeat = Repeat {
-                    old: &old,
+                    old,
                     producers: &producers,
                     selected,
-                    values,
-                    instructions,
+                    values: &mut values,
+                    instructions: &mut instructions,
                 };
                 *input = repeat.value(*input, &mut repeated);
             }
@@ -323,6 +307,7 @@ fn rewrite(
         }
         instructions.push(instruction);
     }
+    (values, instructions)
 }
 
 struct Repeat<'a> {

@@ -40,12 +40,8 @@ impl MemoryReport {
         };
         let state = program.optimizer_state();
         let planned = program.planned();
-        let peak = peak(planned);
-        let mut live: Vec<&PlannedBytes> = planned
-            .iter()
-            .filter(|p| (p.lower..p.upper).contains(&peak))
-            .collect();
-        live.sort_by_key(|p| std::cmp::Reverse(p.bytes));
+        let peak = program.peak();
+        let live: Vec<&PlannedBytes> = peak.live.iter().map(|index| &planned[*index]).collect();
         let classes = [
             Class::Input,
             Class::Saved,
@@ -63,13 +59,8 @@ impl MemoryReport {
         });
         let peak_op = program
             .ops()
-            .get(peak as usize)
-            .map_or(String::new(), |op| {
-                let instruction = &op.instruction;
-                format!("{} {}", instruction.scope, instruction.op.name())
-                    .trim()
-                    .to_owned()
-            });
+            .get(peak.op as usize)
+            .map_or(String::new(), |op| op.instruction.label());
         MemoryReport {
             parameters: arena(Arena::Parameters) + arena(Arena::ParametersBf16),
             gradients: arena(Arena::Gradients),
@@ -99,27 +90,6 @@ impl MemoryReport {
             bound => self.arena as f64 / bound as f64,
         }
     }
-}
-
-/// The first op at which most bytes are live.
-fn peak(planned: &[PlannedBytes]) -> u32 {
-    let mut changes: Vec<(u32, i64)> = Vec::with_capacity(2 * planned.len());
-    for p in planned {
-        changes.push((p.lower, p.bytes as i64));
-        changes.push((p.upper, -(p.bytes as i64)));
-    }
-    changes.sort_unstable();
-    let (mut live, mut most, mut at) = (0, 0, 0);
-    for (index, (op, change)) in changes.iter().enumerate() {
-        live += change;
-        // The sum is a number of live bytes only after all changes at one op: frees sort before takes, and half of them
-        // is neither before nor after.
-        let is_last = changes.get(index + 1).is_none_or(|next| next.0 != *op);
-        if is_last && live > most {
-            (most, at) = (live, *op);
-        }
-    }
-    at
 }
 
 impl fmt::Display for MemoryReport {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use super::{
     Add, Arena, Backward, Copy, Fill, GradientEntry, ParameterLayout, Storage, Tape, Value,
-    ValueInfo,
+    ValueInfo, root,
 };
 use keel_base::error::{Error, Result};
 
@@ -101,13 +101,8 @@ impl Tape {
 
     /// Adds a parameter's gradient to what the gradient arena holds from `offset` on; returns the sum, which is to lie there.
     fn add_to_arena(&mut self, gradient: Value, offset: usize) -> Result<Value> {
-        let so_far = self.push(ValueInfo {
-            ty: self.ty(gradient),
-            name: None,
-            storage: Storage::Fixed(Arena::Gradients, offset),
-            requires_gradient: false,
-            is_input: false,
-        });
+        let ty = self.ty(gradient);
+        let so_far = self.push(ValueInfo::fixed(ty, Arena::Gradients, offset));
         self.record_one(Add, &[so_far, gradient])
     }
 
@@ -139,20 +134,20 @@ impl Tape {
                 "the gradient of {name} starts at element {offset}, and kernels read whole vectors"
             );
             let mut gradient = gradients[&value];
-            let root = self.root(gradient);
+            let source = root(&self.values, gradient);
             // Only a value of its own can be placed in the arena: a gradient that two parameters share (an addition
             // hands dy on to both), one that the host feeds and one that is itself a forward value are copied.
             if self.accumulates_gradients {
                 gradient = self.add_to_arena(gradient, offset)?;
-            } else if bound.contains(&root)
-                || self.values[root.index()].is_input
-                || self.values[root.index()].requires_gradient
+            } else if bound.contains(&source)
+                || self.values[source.index()].is_input
+                || self.values[source.index()].requires_gradient
             {
                 gradient = self.record_one(Copy, &[gradient])?;
             }
-            let root = self.root(gradient);
-            bound.push(root);
-            self.values[root.index()].storage = Storage::Fixed(Arena::Gradients, offset);
+            let placed = root(&self.values, gradient);
+            bound.push(placed);
+            self.values[placed.index()].storage = Storage::Fixed(Arena::Gradients, offset);
             self.output(gradient, format!("gradient.{name}"));
             self.gradient_entries.push(GradientEntry {
                 parameter: name,

@@ -102,6 +102,28 @@ pub struct ValueInfo {
     pub is_input: bool,
 }
 
+impl ValueInfo {
+    /// A value without a name that lies in a fixed arena and is made by no op.
+    pub(super) fn fixed(ty: TensorType, arena: Arena, offset: usize) -> ValueInfo {
+        ValueInfo {
+            ty,
+            name: None,
+            storage: Storage::Fixed(arena, offset),
+            requires_gradient: false,
+            is_input: false,
+        }
+    }
+}
+
+/// The value whose bytes `value` uses: itself unless it is a view. `values` are those of its tape or program.
+pub(crate) fn root(values: &[ValueInfo], value: Value) -> Value {
+    let mut root = value;
+    while let Storage::SameAs(other) = values[root.index()].storage {
+        root = other;
+    }
+    root
+}
+
 /// One recorded op.
 #[derive(Clone, Debug)]
 pub struct Instruction {
@@ -115,6 +137,36 @@ pub struct Instruction {
     pub scope: Arc<str>,
     /// Whether it belongs to the backward or update part.
     pub is_backward: bool,
+}
+
+impl Instruction {
+    /// The types of its inputs and of its outputs. `values` are those of its tape or program.
+    pub fn types(&self, values: &[ValueInfo]) -> [Vec<TensorType>; 2] {
+        [&self.inputs, &self.outputs]
+            .map(|list| list.iter().map(|value| values[value.index()].ty).collect())
+    }
+
+    /// Work and traffic of one run. `values` are those of its tape or program.
+    pub fn cost(&self, values: &[ValueInfo]) -> Cost {
+        let [inputs, outputs] = self.types(values);
+        self.op.cost(&inputs, &outputs)
+    }
+
+    /// The part of the model and the op, for example `vision.blocks.3 layer_norm`: how plans and reports name it.
+    pub fn label(&self) -> String {
+        format!("{} {}", self.scope, self.op.name())
+            .trim()
+            .to_owned()
+    }
+
+    /// The same in words, for errors: `op layer_norm of vision.blocks.3`.
+    pub fn origin(&self) -> String {
+        let scope = match &*self.scope {
+            "" => "the step",
+            scope => scope,
+        };
+        format!("op {} of {scope}", self.op.name())
+    }
 }
 
 /// The scope of the ops that update parameters, which come last.
@@ -358,13 +410,8 @@ impl Tape {
 
     /// A range of a fixed arena as a value, for ops that work on whole arenas.
     pub fn arena_range(&mut self, arena: Arena, offset: usize, elements: usize) -> Value {
-        self.push(ValueInfo {
-            ty: TensorType::new(arena.element(), [elements]),
-            name: None,
-            storage: Storage::Fixed(arena, offset),
-            requires_gradient: false,
-            is_input: false,
-        })
+        let ty = TensorType::new(arena.element(), [elements]);
+        self.push(ValueInfo::fixed(ty, arena, offset))
     }
 
     /// A value f32 that keeps its contents from run to run, zero before the first; an op recorded by
@@ -373,13 +420,8 @@ impl Tape {
         let shape = shape.into();
         let offset = self.cache_elements;
         self.cache_elements += shape.numel();
-        self.push(ValueInfo {
-            ty: TensorType::new(Arena::Cache.element(), shape),
-            name: None,
-            storage: Storage::Fixed(Arena::Cache, offset),
-            requires_gradient: false,
-            is_input: false,
-        })
+        let ty = TensorType::new(Arena::Cache.element(), shape);
+        self.push(ValueInfo::fixed(ty, Arena::Cache, offset))
     }
 
     /// Records an op that updates ranges of fixed arenas: each output that [`Op::in_place`] pairs with an input
@@ -479,14 +521,5 @@ impl Tape {
     /// Everything the tape knows of its values.
     pub fn values(&self) -> &[ValueInfo] {
         &self.values
-    }
-
-    /// The value whose bytes `value` uses: itself unless it is a view.
-    pub fn root(&self, value: Value) -> Value {
-        let mut root = value;
-        while let Storage::SameAs(other) = self.values[root.index()].storage {
-            root = other;
-        }
-        root
     }
 }

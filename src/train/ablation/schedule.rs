@@ -7,8 +7,8 @@ use crate::recipe::{Recipe, Stage, StageKind};
 use crate::step_program::record_step;
 use keel_base::error::Result;
 use keel_data::chat::ChatTokenizer;
-use keel_engine::tape::{ParameterLayout, Value};
-use keel_engine::tensor::{DType, TensorType};
+use keel_engine::tape::ParameterLayout;
+use keel_engine::tensor::DType;
 use keel_model::declare;
 
 /// One arm under one seed, ready to run.
@@ -39,15 +39,11 @@ pub struct Unit {
 pub fn step_flops(recipe: &Recipe, stage: &Stage, layout: &Arc<ParameterLayout>) -> Result<f64> {
     let shape = recipe.batch_shape(stage, ChatTokenizer::embedded().image());
     let tape = record_step(recipe, stage, layout, &shape, DType::F32)?;
-    let types = |values: &[Value]| -> Vec<TensorType> {
-        values.iter().map(|value| tape.ty(*value)).collect()
-    };
-    let flops = tape.instructions().iter().map(|instruction| {
-        let cost = instruction
-            .op
-            .cost(&types(&instruction.inputs), &types(&instruction.outputs));
-        cost.flops
-    });
+    let costs = tape
+        .instructions()
+        .iter()
+        .map(|instruction| instruction.cost(tape.values()));
+    let flops = costs.map(|cost| cost.flops);
     Ok(stage.micro_batches() as f64 * flops.sum::<f64>())
 }
 

@@ -105,16 +105,12 @@ impl Executor for CpuExecutor {
             .ops()
             .iter()
             .map(|op| {
-                let instruction = &op.instruction;
-                let (inputs, outputs) = (&instruction.inputs, &instruction.outputs);
+                let [inputs, outputs] = op.instruction.types(program.values());
                 assert!(
                     inputs.len() <= MAX_ARGUMENTS && outputs.len() <= MAX_ARGUMENTS,
                     "an op has at most {MAX_ARGUMENTS} inputs and outputs"
                 );
-                OpTypes {
-                    inputs: inputs.iter().map(|v| program.ty(*v)).collect(),
-                    outputs: outputs.iter().map(|v| program.ty(*v)).collect(),
-                }
+                OpTypes { inputs, outputs }
             })
             .collect();
         Ok(Box::new(CpuSession {

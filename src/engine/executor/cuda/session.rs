@@ -87,11 +87,7 @@ impl CudaSession {
         };
         let mut launches = Vec::with_capacity(resolved.len());
         for (op, resolved) in program.ops().iter().zip(&resolved) {
-            let instruction = &op.instruction;
-            let origin = match &*instruction.scope {
-                "" => format!("op {} of the step", instruction.op.name()),
-                scope => format!("op {} of {scope}", instruction.op.name()),
-            };
+            let origin = op.instruction.origin();
             let prepared = resolved.launches.iter().map(|launch| {
                 PreparedLaunch::new(kernels, launch, origin.clone(), locate).map(Arc::new)
             });

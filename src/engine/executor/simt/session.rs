@@ -262,15 +262,8 @@ impl SimtSession {
                     &self.options,
                 )
                 .map_err(|problem| {
-                    let instruction = &self.program.ops()[index].instruction;
-                    Error::kernel(format!(
-                        "op {} of {}: {problem}",
-                        instruction.op.name(),
-                        match &*instruction.scope {
-                            "" => "the step",
-                            scope => scope,
-                        }
-                    ))
+                    let origin = self.program.ops()[index].instruction.origin();
+                    Error::kernel(format!("{origin}: {problem}"))
                 })?;
         }
         Ok(())
