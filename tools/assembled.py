@@ -17,6 +17,8 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 
 from golden_chat import HERMES_SYSTEM, INTERNVL_SYSTEM
 
+LLAMA31_SYSTEM = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+
 # By the name in config.json: what the system says, what follows a turn, and what opens the answer.
 CHATS = {
     "qwen2": ("You are a helpful assistant.", "\n", ""),
@@ -26,7 +28,13 @@ CHATS = {
     "Hermes-2": (HERMES_SYSTEM, "", ""),
     "internvl2_5": (INTERNVL_SYSTEM, "\n", ""),
     "sailvl-chat": (None, "", ""),
+    "smollm2": ("You are a helpful AI assistant named SmolLM, trained by Hugging Face", "\n", ""),
+    "llama3": (None, "", ""),
+    "llama3.1": (LLAMA31_SYSTEM, "", ""),
 }
+# What opens a text, a turn and the turn's own words, and what ends a turn.
+CHATML = ("", "<|im_start|>", "\n", "<|im_end|>")
+LLAMA3 = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>")
 
 
 def loaded(kind, *where, **more):
@@ -68,8 +76,10 @@ class Assembled:
         self.decoder = part(AutoModelForCausalLM, config["llm_config"], tensors, "language_model.").to(device)
         self.connector = [tensors[f"mlp1.{at}.{what}"] for at in (0, 1, 3) for what in ("weight", "bias")]
         self.words = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-        self.image_id, self.end = self.words.convert_tokens_to_ids(["<IMG_CONTEXT>", "<|im_end|>"])
         self.system, self.between, self.before_answer = CHATS[config["template"]]
+        self.trims = config["template"].startswith("llama3")
+        self.frame = LLAMA3 if self.trims else CHATML
+        self.image_id, self.end = self.words.convert_tokens_to_ids(["<IMG_CONTEXT>", self.frame[3]])
         self.factor = round(1 / config["downsample_ratio"])
         self.side = config["force_image_size"]
         patch = config["vision_config"]["patch_size"]
@@ -122,8 +132,11 @@ class Assembled:
         elif "<image>" not in question:
             question = "<image>\n" * pictures + question
         question = question.replace("<image>", f"<img>{one}</img>")
-        system = f"<|im_start|>system\n{self.system}<|im_end|>{self.between}" if self.system else ""
-        text = f"{system}<|im_start|>user\n{question}<|im_end|>{self.between}<|im_start|>assistant\n{self.before_answer}"
+        begin, opening, words, closing = self.frame
+        question = question.strip() if self.trims else question
+        system = f"{opening}system{words}{self.system}{closing}{self.between}" if self.system else ""
+        asked = f"{opening}user{words}{question}{closing}{self.between}"
+        text = f"{begin}{system}{asked}{opening}assistant{words}{self.before_answer}"
         return self.words.encode(text, add_special_tokens=False)
 
     @torch.no_grad()

@@ -4,8 +4,9 @@
     python tools/golden_chat.py
 
 A small byte-level tokenizer in Qwen's form (its pre-tokenizer, its control tokens) is trained from a few lines, and the
-transformers library lays conversations out with the chat templates of Qwen2, Qwen2.5 and Qwen3, reduced to what conversations
-without tools use. InternVL's layout is written as its training code does: each turn a string that is tokenised alone.
+transformers library lays conversations out with the chat templates of Qwen2, Qwen2.5, Qwen3 and SmolLM2, reduced to what
+conversations without tools use. The same tokenizer with Llama 3's control tokens is laid out with the templates of Llama 3 and 3.1
+and kept in llama3.json beside it. InternVL's layout is written as its training code does: each turn a string that is tokenised alone.
 Each case holds text, ids, and which of the ids are supervised.
 """
 
@@ -17,6 +18,7 @@ import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 OUT = Path(__file__).resolve().parent.parent / "verify" / "goldens" / "chat"
+TEMPLATES = OUT / "templates"
 
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -67,6 +69,14 @@ CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA3 = (TEMPLATES / "llama3.jinja").read_text()
+LLAMA31 = (TEMPLATES / "llama3.1.jinja").read_text()
 HERMES_SYSTEM = (
     "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 )
@@ -88,7 +98,11 @@ CONVERSATIONS = [
 ]
 
 
-def tokenizer() -> Tokenizer:
+CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+LLAMA_CONTROL = ["<|end_of_text|>", "<|start_header_id|>", "<|eot_id|>", "<|begin_of_text|>", "<|end_header_id|>"]
+
+
+def tokenizer(control: list[str]) -> Tokenizer:
     made = Tokenizer(models.BPE())
     made.normalizer = normalizers.NFC()
     made.pre_tokenizer = pre_tokenizers.Sequence(
@@ -103,22 +117,12 @@ def tokenizer() -> Tokenizer:
     )
     made.train_from_iterator(CORPUS, trainer)
     made.add_special_tokens(
-        [AddedToken(name, special=True, normalized=False) for name in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")]
+        [AddedToken(name, special=True, normalized=False) for name in control]
     )
     made.add_tokens(
         [AddedToken(name, special=False, normalized=False) for name in ("<tool_call>", "<think>", "</think>")]
     )
     return made
-
-
-def supervised_by_prefix(prefixes: list[list[int]], wholes: list[list[int]], closing: int) -> list[list[int]]:
-    """Ranges from the end of each prefix to the end token behind it, the end token included."""
-    ranges = []
-    for prefix, whole in zip(prefixes, wholes):
-        assert whole[: len(prefix)] == prefix, "a prompt is a prefix of the conversation"
-        end = whole.index(closing, len(prefix)) + 1
-        ranges.append([len(prefix), end])
-    return ranges
 
 
 def picture(question: str, conversation: dict, index: int) -> str:
@@ -129,9 +133,11 @@ def picture(question: str, conversation: dict, index: int) -> str:
     return (tokens + "\n" if conversation["image"] and index == 0 else "") + question
 
 
-def by_template(fast, template: str, conversation: dict) -> dict:
-    messages, prefixes, wholes = [], [], []
-    closing = fast.convert_tokens_to_ids("<|im_end|>")
+def by_template(
+    fast, template: str, conversation: dict, header: str = "<|im_start|>assistant\n", close: str = "<|im_end|>"
+) -> dict:
+    messages = []
+    closing = fast.convert_tokens_to_ids(close)
     ids = lambda messages, **more: fast.apply_chat_template(
         messages, chat_template=template, tokenize=True, return_dict=False, **more
     )
@@ -141,7 +147,7 @@ def by_template(fast, template: str, conversation: dict) -> dict:
     whole = ids(messages)
     spans, at = [], 0
     # The assistant's turns in order; what opens the last may differ from what opens the others.
-    opening = fast.encode("<|im_start|>assistant\n", add_special_tokens=False)
+    opening = fast.encode(header, add_special_tokens=False)
     thinking = fast.encode("<think>\n\n</think>\n\n", add_special_tokens=False)
     for index in range(len(conversation["turns"])):
         while whole[at : at + len(opening)] != opening:
@@ -175,31 +181,23 @@ def internvl(fast, conversation: dict, system: str | None, between: str) -> dict
     return {"ids": whole, "supervised": spans, "prompt": prompt}
 
 
-def main() -> None:
-    OUT.mkdir(parents=True, exist_ok=True)
-    made = tokenizer()
-    path = OUT / "tokenizer.json"
-    made.save(str(path))
-    file_size = made.get_vocab_size(with_added_tokens=True)
-    # What Keel adds for images, in its order.
+def opened(control: list[str], file: str):
+    """The tokenizer, saved as `file`, with what Keel adds for images, in its order; and how many ids it had before."""
+    made = tokenizer(control)
+    made.save(str(OUT / file))
+    size = made.get_vocab_size(with_added_tokens=True)
     made.add_special_tokens(
         [AddedToken(name, special=True, normalized=False) for name in ("<img>", "<IMG_CONTEXT>", "</img>")]
     )
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=made)
-    cases = []
-    for conversation in CONVERSATIONS:
-        cases.append(
-            {
-                **conversation,
-                "qwen2": by_template(fast, QWEN2, conversation),
-                "qwen2.5": by_template(fast, QWEN25, conversation),
-                "qwen3": by_template(fast, QWEN3, conversation),
-                "chatml": by_template(fast, CHATML, conversation),
-                "hermes-2": internvl(fast, conversation, HERMES_SYSTEM, ""),
-                "internvl2.5": internvl(fast, conversation, INTERNVL_SYSTEM, "\n"),
-                "sailvl": internvl(fast, conversation, None, ""),
-            }
-        )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<|begin_of_text|>"), size
+
+
+def llama(fast, template: str, conversation: dict) -> dict:
+    header = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    return by_template(fast, template, conversation, header, "<|eot_id|>")
+
+
+def write(file: str, fast, file_size: int, cases: list[dict]) -> None:
     golden = {
         "versions": {"transformers": transformers.__version__, "tokenizers": tokenizers.__version__},
         "file_size": file_size,
@@ -208,7 +206,33 @@ def main() -> None:
         "texts": [{"text": text, "ids": fast.encode(text, add_special_tokens=False)} for text in CORPUS],
         "cases": cases,
     }
-    (OUT / "chats.json").write_text(json.dumps(golden, ensure_ascii=False, separators=(",", ":")) + "\n")
+    (OUT / file).write_text(json.dumps(golden, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+def main() -> None:
+    OUT.mkdir(parents=True, exist_ok=True)
+    fast, size = opened(CONTROL, "tokenizer.json")
+    cases = [
+        {
+            **conversation,
+            "qwen2": by_template(fast, QWEN2, conversation),
+            "qwen2.5": by_template(fast, QWEN25, conversation),
+            "qwen3": by_template(fast, QWEN3, conversation),
+            "chatml": by_template(fast, CHATML, conversation),
+            "smollm2": by_template(fast, SMOLLM2, conversation),
+            "hermes-2": internvl(fast, conversation, HERMES_SYSTEM, ""),
+            "internvl2.5": internvl(fast, conversation, INTERNVL_SYSTEM, "\n"),
+            "sailvl": internvl(fast, conversation, None, ""),
+        }
+        for conversation in CONVERSATIONS
+    ]
+    write("chats.json", fast, size, cases)
+    fast, size = opened(LLAMA_CONTROL, "llama3-tokenizer.json")
+    cases = [
+        {**conversation, "llama3": llama(fast, LLAMA3, conversation), "llama3.1": llama(fast, LLAMA31, conversation)}
+        for conversation in CONVERSATIONS
+    ]
+    write("llama3.json", fast, size, cases)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
     Aimv2VisionConfig, Aimv2VisionModel, CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model,
-    InternVLVisionConfig, InternVLVisionModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
-    Siglip2VisionConfig, Siglip2VisionModel, SiglipVisionConfig, SiglipVisionModel,
+    InternVLVisionConfig, InternVLVisionModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM,
+    Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, Siglip2VisionConfig, Siglip2VisionModel,
+    SiglipVisionConfig, SiglipVisionModel,
 )
 
 HUB = Path(__file__).resolve().parent.parent / "verify/goldens/hub"
@@ -252,6 +253,13 @@ def main() -> None:
     language("qwen2", Qwen2ForCausalLM(Qwen2Config(**decoder, rope_parameters=rope, tie_word_embeddings=True)), brain)
     explicit = {"head_dim": 24, "tie_word_embeddings": False, "rope_parameters": rope}
     language("qwen3", Qwen3ForCausalLM(Qwen3Config(**decoder, **explicit)), torch.float32)
+    # SmolLM2's proportions: three queries to a pair of keys and values, and tied embeddings.
+    smol = decoder | {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}
+    rope = {"rope_theta": 1e5, "rope_type": "default"}
+    language("llama", LlamaForCausalLM(LlamaConfig(**smol, rope_parameters=rope, tie_word_embeddings=True)), brain)
+    # Sequences of 7 tokens do not fill the window.
+    window = {"sliding_window": 8, "head_dim": 24, "rope_parameters": rope}
+    language("mistral", MistralForCausalLM(MistralConfig(**decoder, **window)), half)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 //! Published tokenisers and the layouts of their chats, against transformers; what samples say stays text.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use keel::data::chat::{ChatTemplate, ChatTokenizer, Conversation};
 use serde::Deserialize;
@@ -40,15 +40,29 @@ struct LaidOut {
 }
 
 fn golden() -> Golden {
-    serde_json::from_str(include_str!("goldens/chat/chats.json")).unwrap()
+    golden_of(ChatTemplate::Qwen25)
+}
+
+/// Llama's templates need other control tokens, and their goldens are in files of their own.
+fn files(layout: ChatTemplate) -> [&'static str; 2] {
+    match layout {
+        ChatTemplate::Llama3 | ChatTemplate::Llama31 => ["llama3.json", "llama3-tokenizer.json"],
+        _ => ["chats.json", "tokenizer.json"],
+    }
+}
+
+fn path_of(file: &str) -> PathBuf {
+    let goldens = concat!(env!("CARGO_MANIFEST_DIR"), "/verify/goldens/chat");
+    Path::new(goldens).join(file)
+}
+
+fn golden_of(layout: ChatTemplate) -> Golden {
+    let text = std::fs::read_to_string(path_of(files(layout)[0])).unwrap();
+    serde_json::from_str(&text).unwrap()
 }
 
 fn tokenizer(layout: ChatTemplate) -> ChatTokenizer {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/verify/goldens/chat/tokenizer.json"
-    );
-    ChatTokenizer::open(Path::new(path), layout).unwrap_or_else(|e| panic!("{e}"))
+    ChatTokenizer::open(&path_of(files(layout)[1]), layout).unwrap_or_else(|e| panic!("{e}"))
 }
 
 impl Case {
@@ -67,9 +81,9 @@ impl Case {
 
 #[test]
 fn every_layout_gives_the_ids_and_the_supervised_places_of_transformers() {
-    let golden = golden();
     let mut held = 0;
     for layout in ChatTemplate::ALL {
+        let golden = golden_of(layout);
         let name = layout.name();
         let tokenizer = tokenizer(layout);
         assert_eq!(tokenizer.image(), golden.image);
@@ -95,7 +109,7 @@ fn every_layout_gives_the_ids_and_the_supervised_places_of_transformers() {
             );
         }
     }
-    assert_eq!(held, 42);
+    assert_eq!(held, 60);
 }
 
 #[test]
@@ -157,13 +171,18 @@ fn a_tokeniser_that_was_written_out_reads_as_itself() {
     }
 }
 
-/// Published templates, as their models' folders hold them.
+/// Published templates, as their models' folders hold them; Llama's without what tools take.
 #[test]
 fn a_published_template_is_known_by_what_it_renders() {
     let recognise = |name: &str| {
         let path = format!("verify/goldens/chat/templates/{name}.jinja");
         let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-        ChatTemplate::recognise(&text, ["", "</s>"])
+        let bos = if name.starts_with("llama") {
+            "<|begin_of_text|>"
+        } else {
+            ""
+        };
+        ChatTemplate::recognise(&text, [bos, "</s>"])
     };
     for (name, template) in [
         ("qwen2", ChatTemplate::Qwen2),
@@ -171,12 +190,16 @@ fn a_published_template_is_known_by_what_it_renders() {
         ("qwen2.5", ChatTemplate::Qwen25),
         ("qwen3", ChatTemplate::Qwen3),
         ("qwen3-instruct-2507", ChatTemplate::ChatMl),
+        ("smollm2", ChatTemplate::SmolLm2),
+        ("llama3", ChatTemplate::Llama3),
+        ("llama3.1", ChatTemplate::Llama31),
+        // The day on which it is rendered is no part of it.
+        ("llama3.2", ChatTemplate::Llama31),
     ] {
         assert_eq!(recognise(name), Ok(template), "{name}");
     }
     // Other system words, an end that is not written, reasoning that cannot be left out, turns of another kind.
     for (name, shown) in [
-        ("smollm2", "named SmolLM"),
         ("qwen1.5", "assistant\\nRed.\""),
         ("qwen3-thinking-2507", "<think>"),
         ("vicuna", "USER: What is it?"),

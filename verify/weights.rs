@@ -308,3 +308,15 @@ fn an_untied_qwen3_folder_with_explicit_head_dim_gives_the_hidden_states_logits_
  {
     check_on("qwen3", "qwen3", true);
 }
+
+#[test]
+fn a_tied_llama_folder_with_grouped_queries_gives_the_hidden_states_logits_and_gradients_of_transformers()
+ {
+    check_on("llama", "llama", true);
+}
+
+#[test]
+fn a_mistral_folder_within_its_window_gives_the_hidden_states_logits_and_gradients_of_transformers()
+{
+    check("mistral", "mistral");
+}

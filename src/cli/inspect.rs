@@ -123,9 +123,10 @@ const USUAL_FACTOR: usize = 2;
 
 /// The tokenizer and the chat template that a run would begin with, or what it would say of them.
 fn print_chat(part: &SubModel, folder: &Folder, config: &LanguageConfig) -> Result<()> {
-    if let Some(limit) = part.position_limit() {
+    if let Some(limit) = part.length_limit() {
         print_line(format!(
-            "  rope_scaling: taken for sequences of up to {limit} tokens, which it leaves alone"
+            "  {}: taken for sequences of up to {} tokens, which it leaves alone",
+            limit.key, limit.tokens
         ))?;
     }
     match FolderChat::open(folder, config.vocabulary, None) {

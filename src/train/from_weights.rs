@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Sink;
 use super::recipe::locate::key_of;
-use super::recipe::{Recipe, StageKind, validate_recipe};
+use super::recipe::{Recipe, Stage, StageKind, validate_recipe};
 use keel_base::error::{Error, Result};
 use keel_data::chat::ChatTemplate;
 use keel_data::pixels::{Fit, Pixels};
@@ -14,7 +14,7 @@ use keel_data::resample::Filter;
 use keel_engine::executor::Executor;
 use keel_engine::tape::{ParameterEntry, ParameterLayout};
 use keel_model::{VisionConfig, initialise_one};
-use keel_weights::{Folder, FolderConnector, Processor, SubModel, SubModelConfig};
+use keel_weights::{Folder, FolderConnector, LengthLimit, Processor, SubModel, SubModelConfig};
 
 /// Published weights that runs begin from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,11 +109,13 @@ impl Recipe {
             let (part, config) = SubModel::language(&folder)?;
             self.model.language = config;
             notes.extend(self.adopt_tokenizer(&folder, weights.chat)?);
-            if let Some(limit) = part.position_limit() {
+            if let Some(limit) = part.length_limit() {
                 self.hold_lengths(&folder, limit)?;
                 notes.push(format!(
-                    "rope_scaling of {} changes sequences of more than {limit} tokens only, and none here is that long",
-                    path.display()
+                    "{} of {} changes sequences of more than {} tokens only, and none here is that long",
+                    limit.key,
+                    path.display(),
+                    limit.tokens
                 ));
             }
             self.language_weights = Some(absolute(path).map_err(|e| Error::io(path, "find", e))?);
@@ -148,16 +150,19 @@ impl Recipe {
         Ok(Beginning { left_out, notes })
     }
 
-    /// Refuses stages with sequences beyond `limit` tokens, where the folder's model computes otherwise than Keel does.
-    fn hold_lengths(&self, folder: &Folder, limit: usize) -> Result<()> {
-        let longer = self.stages.iter().find(|stage| stage.max_tokens > limit);
+    /// Refuses stages with sequences beyond the limit, where the folder's model computes otherwise than Keel does.
+    fn hold_lengths(&self, folder: &Folder, limit: LengthLimit) -> Result<()> {
+        let too_long = |stage: &&Stage| stage.max_tokens > limit.tokens;
+        let longer = self.stages.iter().find(too_long);
         let Some(stage) = longer else {
             return Ok(());
         };
         Err(Error::setting(
             format!("stage.{}.max_tokens", stage.name),
             format!(
-                "at most {limit}, beyond which rope_scaling in {} changes positions as Keel does not",
+                "at most {}, beyond which {} in {} asks for what Keel does not compute",
+                limit.tokens,
+                limit.key,
                 folder.path().join("config.json").display()
             ),
             stage.max_tokens,

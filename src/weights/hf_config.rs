@@ -55,6 +55,11 @@ impl<'a> Settings<'a> {
         self.map.get(key).is_some_and(|value| !value.is_null())
     }
 
+    /// Whether the key is there and holds null.
+    pub fn is_null(&self, key: &'static str) -> bool {
+        self.map.get(key).is_some_and(Json::is_null)
+    }
+
     /// A whole number; a list of equal numbers, as for height and width, is one.
     pub fn number(&self, key: &'static str, default: usize) -> Result<usize> {
         let Some(value) = self.get(key) else {

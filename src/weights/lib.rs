@@ -18,7 +18,7 @@ mod sub_model;
 mod tensor_reader;
 mod tensor_resolver;
 
-pub use families::{connector_config, whole_config};
+pub use families::{LengthLimit, connector_config, whole_config};
 pub use folder::{Folder, TensorPlace};
 pub use hf_export::{VisionLayout, connector_tensors, language_config, language_tensors};
 pub use output_tensor::{Content, OutputTensor, write_tensors};

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value as Json};
 
 use super::SubModelConfig;
+use super::families::LengthLimit;
 use super::families::{
     LanguageForm, Pooling, VisionForm, internvl, language_form, model_types, shared, vision_form,
 };
@@ -19,8 +20,8 @@ pub struct PartSettings {
     pub config: SubModelConfig,
     /// What drops units at random in training elsewhere, and not here.
     pub regularisers: Vec<String>,
-    /// The longest sequence that a language model computes as its settings say, in tokens; nothing where there is no such end.
-    pub position_limit: Option<usize>,
+    /// The longest sequence that a language model computes as its settings say; nothing where there is no such end.
+    pub length_limit: Option<LengthLimit>,
 }
 
 /// The settings of every part that Keel can express: the vision tower first, then the language model. `what` names the file in
@@ -35,17 +36,17 @@ pub fn part_settings(what: &str, config: &Map<String, Json>) -> Result<Vec<PartS
             title: form.title,
             config: SubModelConfig::Vision(config),
             regularisers: part.regularisers,
-            position_limit: None,
+            length_limit: None,
         },
         PartModel::Language {
             form,
             config,
-            position_limit,
+            length_limit,
         } => PartSettings {
             title: form.title,
             config: SubModelConfig::Language(config),
             regularisers: part.regularisers,
-            position_limit,
+            length_limit,
         },
     });
     Ok(settings.collect())
@@ -69,7 +70,7 @@ pub(super) enum PartModel {
     Language {
         form: &'static LanguageForm,
         config: LanguageConfig,
-        position_limit: Option<usize>,
+        length_limit: Option<LengthLimit>,
     },
 }
 
@@ -157,14 +158,14 @@ fn vision_part(form: &'static VisionForm, settings: Settings, is_alone: bool) ->
 fn language_part(form: &'static LanguageForm, settings: Settings, is_alone: bool) -> Result<Part> {
     let what = settings.what().to_owned();
     let config = form.read(&settings)?;
-    let position_limit = (form.position_limit)(&settings)?;
+    let length_limit = (form.length_limit)(&settings)?;
     let regularisers = settings.finish()?;
     config.validate().map_err(|e| within(&what, e))?;
     Ok(Part {
         model: PartModel::Language {
             form,
             config,
-            position_limit,
+            length_limit,
         },
         regularisers,
         is_alone,

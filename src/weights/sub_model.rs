@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::families::LengthLimit;
 use super::families::internvl::{self, ConnectorForm};
 use super::families::{Pooling, VisionForm};
 use super::hf_config::Settings;
@@ -63,7 +64,7 @@ pub struct SubModel {
     pub(super) copy: Option<(String, TensorPlace)>,
     ignored: Vec<IgnoredTensors>,
     regularisers: Vec<String>,
-    position_limit: Option<usize>,
+    length_limit: Option<LengthLimit>,
     /// The form of a vision tower's family.
     pub(super) form: Option<&'static VisionForm>,
     /// The folder's own grid of positions, where the sub-model is of another image size.
@@ -247,9 +248,9 @@ impl SubModel {
         &self.regularisers
     }
 
-    /// The longest sequence that a language model computes as its settings say, in tokens; nothing where there is no such end.
-    pub fn position_limit(&self) -> Option<usize> {
-        self.position_limit
+    /// The longest sequence that a language model computes as its settings say; nothing where there is no such end.
+    pub fn length_limit(&self) -> Option<LengthLimit> {
+        self.length_limit
     }
 
     /// A sub-model whose tensors have yet to be found.
@@ -266,7 +267,7 @@ impl SubModel {
             copy: None,
             ignored: Vec::new(),
             regularisers: Vec::new(),
-            position_limit: None,
+            length_limit: None,
             form: None,
             own_grid: None,
             pooling: None,
@@ -303,7 +304,7 @@ impl SubModel {
             PartModel::Language {
                 form,
                 config,
-                position_limit,
+                length_limit,
             } => {
                 let resolver = TensorResolver {
                     folder,
@@ -317,7 +318,7 @@ impl SubModel {
                 let layout = language_layout(&config)?;
                 let decoder = SubModel {
                     regularisers,
-                    position_limit,
+                    length_limit,
                     ..SubModel::bare(form.title, SubModelConfig::Language(config), layout)
                 };
                 decoder.find(&resolver, form.ignored, part.is_alone)

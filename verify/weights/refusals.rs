@@ -138,6 +138,14 @@ fn settings_that_change_the_maths_are_refused_by_name() {
         ),
         ("qwen3", "attention_bias", json!(true), "attention_bias"),
         ("qwen3", "hidden_act", json!("relu"), "relu"),
+        ("llama", "attention_bias", json!(true), "attention_bias"),
+        ("llama", "mlp_bias", json!(true), "mlp_bias"),
+        (
+            "llama",
+            "rope_scaling",
+            json!({"rope_type": "llama3", "factor": 8.0}),
+            "rope_scaling.rope_type",
+        ),
         (
             "internvit",
             "qk_normalization",

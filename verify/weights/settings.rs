@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use keel::model::{LanguageConfig, VisionConfig};
-use keel::weights::{PartSettings, SubModelConfig, part_settings};
+use keel::weights::{LengthLimit, PartSettings, SubModelConfig, part_settings};
 use serde_json::{Map, Value as Json, json};
 
 use super::hub;
@@ -32,7 +32,7 @@ fn line(config: &Map<String, Json>) -> String {
     };
     let one = |part: &PartSettings| match &part.config {
         SubModelConfig::Vision(config) => vision(config),
-        SubModelConfig::Language(config) => language(config, part.position_limit),
+        SubModelConfig::Language(config) => language(config, part.length_limit),
         _ => unreachable!("config.json is of towers and decoders"),
     };
     parts.iter().map(one).collect::<Vec<_>>().join(" + ")
@@ -68,7 +68,7 @@ fn vision(config: &VisionConfig) -> String {
     text
 }
 
-fn language(config: &LanguageConfig, limit: Option<usize>) -> String {
+fn language(config: &LanguageConfig, limit: Option<LengthLimit>) -> String {
     let mut text = format!(
         "language {}x{} heads {}/{} of {} mlp {} vocabulary {} theta {} eps {}",
         config.width,
@@ -91,7 +91,7 @@ fn language(config: &LanguageConfig, limit: Option<usize>) -> String {
         }
     }
     if let Some(limit) = limit {
-        write!(text, " up to {limit}").unwrap();
+        write!(text, " up to {}", limit.tokens).unwrap();
     }
     text
 }
@@ -229,10 +229,13 @@ fn rope_scaling_is_taken_where_it_leaves_sequences_alone() {
         config
     };
     for (value, limit) in [
-        (json!({"type": "dynamic", "factor": 2.0}), Some(512)),
+        (
+            json!({"type": "dynamic", "factor": 2.0}),
+            Some((512, "rope_scaling")),
+        ),
         (
             json!({"type": "dynamic", "rope_type": "dynamic", "factor": 2.0}),
-            Some(512),
+            Some((512, "rope_scaling")),
         ),
         (json!({"type": "linear", "factor": 1.0}), None),
         (
@@ -242,7 +245,8 @@ fn rope_scaling_is_taken_where_it_leaves_sequences_alone() {
         (json!(null), None),
     ] {
         let parts = parts(&rope(value.clone())).unwrap_or_else(|e| panic!("{value}: {e}"));
-        assert_eq!(parts[0].position_limit, limit, "{value}");
+        let found = parts[0].length_limit.map(|limit| (limit.tokens, limit.key));
+        assert_eq!(found, limit, "{value}");
     }
     for (value, word) in [
         (json!({"type": "yarn", "factor": 4.0}), "rope_scaling.type"),
@@ -271,6 +275,27 @@ fn rope_scaling_is_taken_where_it_leaves_sequences_alone() {
             "{problem}"
         );
     }
+}
+
+/// A window changes nothing of sequences that fit in it.
+#[test]
+fn a_window_is_taken_for_sequences_that_fit_in_it() {
+    let limit = |value: Json| {
+        let config = with("mistral", "sliding_window", value);
+        parts(&config).unwrap_or_else(|e| panic!("{e}"))[0].length_limit
+    };
+    let window = |tokens| {
+        Some(LengthLimit {
+            tokens,
+            key: "sliding_window",
+        })
+    };
+    assert_eq!(limit(json!(8)), window(8));
+    assert_eq!(limit(json!(null)), None);
+    // Where the file is silent, the published code has a window.
+    let mut config = with("mistral", "sliding_window", json!(8));
+    config.remove("sliding_window");
+    assert_eq!(parts(&config).unwrap()[0].length_limit, window(4096));
 }
 
 #[test]

@@ -115,6 +115,15 @@ pub(crate) struct ImageProcessor {
     pub by_shorter_edge: bool,
 }
 
+/// The length of a sequence beyond which a decoder's settings ask for something that Keel does not compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LengthLimit {
+    /// The longest sequence that is as Keel computes it, tokens.
+    pub tokens: usize,
+    /// The key that changes longer ones.
+    pub key: &'static str,
+}
+
 /// One form in which a family's decoders are published.
 #[derive(Debug)]
 pub(crate) struct LanguageForm {
@@ -138,7 +147,7 @@ pub(crate) struct LanguageForm {
     /// The output product's tensor.
     pub head: &'static str,
     /// The length of a sequence up to which settings that were read mean what Keel computes; nothing where they always do.
-    pub position_limit: fn(&Settings) -> Result<Option<usize>>,
+    pub length_limit: fn(&Settings) -> Result<Option<LengthLimit>>,
 }
 
 impl LanguageForm {

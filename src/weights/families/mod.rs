@@ -18,16 +18,19 @@
 
 mod aimv2;
 mod clip;
+mod decoder;
 mod dinov2;
 mod family;
 mod idle;
 mod internvit;
 pub(super) mod internvl;
 mod key;
+mod llama;
 mod names;
 mod qwen;
 mod siglip;
 
+pub use family::LengthLimit;
 pub(super) use family::{ImageProcessor, LanguageForm, Layout, Pooling, VisionForm};
 pub(super) use idle::{Idle, IdleAt, shared, shared_names};
 pub use internvl::{connector_config, whole_config};
@@ -44,7 +47,7 @@ const VISION: &[&[VisionForm]] = &[
 ];
 
 /// The families of decoders.
-const LANGUAGE: &[&[LanguageForm]] = &[qwen::FORMS];
+const LANGUAGE: &[&[LanguageForm]] = &[qwen::FORMS, llama::FORMS];
 
 /// Every form of vision towers.
 pub(super) fn vision_forms() -> impl Iterator<Item = &'static VisionForm> {

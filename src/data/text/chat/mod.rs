@@ -114,7 +114,7 @@ impl ChatTokenizer {
     pub fn end_token(&self) -> Option<&'static str> {
         match &self.backend {
             Backend::Embedded(_) => None,
-            Backend::Published(_) => Some(published::CLOSE),
+            Backend::Published(published) => Some(published.end_token()),
         }
     }
 
@@ -152,7 +152,7 @@ impl ChatTokenizer {
     pub fn caption(&self, caption: &str) -> Vec<i32> {
         let mut ids = match &self.backend {
             Backend::Embedded(_) => vec![i32::from(BEGIN)],
-            Backend::Published(_) => Vec::new(),
+            Backend::Published(published) => published.begin().into_iter().collect(),
         };
         ids.extend(self.encode(caption));
         ids.push(self.end());

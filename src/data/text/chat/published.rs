@@ -9,15 +9,9 @@ use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::conversation::{Conversation, MARK, Sequence};
-use super::template::ChatTemplate;
+use super::template::{ChatTemplate, Frame};
 use keel_base::error::{Error, Result};
 
-/// Opens a turn.
-const OPEN: &str = "<|im_start|>";
-/// Ends a turn.
-pub(super) const CLOSE: &str = "<|im_end|>";
-/// Ends a text that is no conversation, where the tokeniser has it.
-const TEXT_END: &str = "<|endoftext|>";
 /// What stands around an image, and what each of its tokens is.
 const IMAGE: [&str; 3] = ["<img>", "<IMG_CONTEXT>", "</img>"];
 /// Largest file, bytes; the largest published ones have about 20 MB.
@@ -28,7 +22,10 @@ const MAX_BYTES: u64 = 256 << 20;
 pub(super) struct Published {
     tokenizer: Tokenizer,
     template: ChatTemplate,
+    frame: Frame,
+    begin: Option<i32>,
     open: i32,
+    role_end: Option<i32>,
     close: i32,
     text_end: i32,
     image: [i32; 3],
@@ -99,15 +96,19 @@ impl Published {
                 ))
             })
         };
-        let (open, close) = (id_of(OPEN)?, id_of(CLOSE)?);
+        let frame = template.frame();
+        let (open, close) = (id_of(frame.open)?, id_of(frame.close)?);
         let mut image = [0; 3];
         for (id, token) in image.iter_mut().zip(IMAGE) {
             *id = id_of(token)?;
         }
         Ok(Published {
+            begin: frame.begin.map(id_of).transpose()?,
             open,
+            role_end: frame.role_end.map(id_of).transpose()?,
             close,
-            text_end: id_of(TEXT_END).unwrap_or(close),
+            text_end: id_of(frame.text_end).unwrap_or(close),
+            frame,
             image,
             vocabulary: end_of(&tokenizer),
             added: before..end_of(&tokenizer),
@@ -133,8 +134,16 @@ impl Published {
         self.image[1]
     }
 
+    pub fn begin(&self) -> Option<i32> {
+        self.begin
+    }
+
     pub fn end(&self) -> i32 {
         self.close
+    }
+
+    pub fn end_token(&self) -> &'static str {
+        self.frame.close
     }
 
     pub fn to_json(&self) -> String {
@@ -180,16 +189,34 @@ impl Published {
         }
     }
 
-    /// One turn and what follows it. Text between two control tokens is one piece for the tokeniser, as it is where the whole
-    /// turn is written out as one string.
-    fn push_turn(&self, text: &[&str], ids: &mut Vec<i32>) {
+    /// Opens a turn. Text between two control tokens is one piece for the tokenizer, as it is where the whole turn is written out
+    /// as one string: what is returned belongs before the turn's text.
+    fn push_header(&self, role: &str, ids: &mut Vec<i32>) -> String {
         ids.push(self.open);
-        self.push(&text.concat(), ids);
+        match self.role_end {
+            Some(role_end) => {
+                self.push(role, ids);
+                ids.push(role_end);
+                self.frame.gap.to_owned()
+            }
+            None => format!("{role}{}", self.frame.gap),
+        }
+    }
+
+    fn push_end(&self, ids: &mut Vec<i32>) {
         ids.push(self.close);
         self.push(self.template.between(), ids);
     }
 
-    /// A turn with an image between each two pieces of text. The control tokens around it part them for the tokeniser.
+    /// One turn and what follows it.
+    fn push_turn(&self, role: &str, text: &[&str], ids: &mut Vec<i32>) {
+        let header = self.push_header(role, ids);
+        let text = text.concat();
+        self.push(&(header + self.frame.trimmed(&text)), ids);
+        self.push_end(ids);
+    }
+
+    /// The user's turn with an image between each two pieces of text. The control tokens around it part them for the tokenizer.
     fn push_images<'a>(
         &self,
         pieces: impl Iterator<Item = &'a str>,
@@ -197,17 +224,24 @@ impl Published {
         ids: &mut Vec<i32>,
     ) {
         let [before, token, after] = self.image;
-        ids.push(self.open);
-        for (number, text) in pieces.enumerate() {
+        let mut header = self.push_header("user", ids);
+        let mut pieces = pieces.enumerate().peekable();
+        while let Some((number, mut text)) = pieces.next() {
             if number > 0 {
                 ids.push(before);
                 ids.extend(std::iter::repeat_n(token, image_tokens));
                 ids.push(after);
             }
-            self.push(text, ids);
+            // White space at the ends of the turn is left out, and that beside images is its text's.
+            if self.frame.trims && number == 0 {
+                text = text.trim_start();
+            }
+            if self.frame.trims && pieces.peek().is_none() {
+                text = text.trim_end();
+            }
+            self.push(&(std::mem::take(&mut header) + text), ids);
         }
-        ids.push(self.close);
-        self.push(self.template.between(), ids);
+        self.push_end(ids);
     }
 
     /// `text<|endoftext|>` for a text that is no conversation, all of it supervised but the first token, which nothing
@@ -215,6 +249,7 @@ impl Published {
     pub fn sequence(&self, conversation: &Conversation<'_>) -> Sequence {
         let mut sequence = Sequence::default();
         let ids = &mut sequence.ids;
+        ids.extend(self.begin);
         if conversation.turns.is_empty() {
             self.push(conversation.context, ids);
             ids.push(self.text_end);
@@ -222,27 +257,29 @@ impl Published {
             return sequence;
         }
         if let Some(system) = conversation.system.or(self.template.system()) {
-            self.push_turn(&["system\n", system], ids);
+            let before = self.template.before_system();
+            let header = self.push_header("system", ids);
+            self.push(&(header + before + self.frame.trimmed(system)), ids);
+            self.push_end(ids);
         }
         let last = conversation.turns.len() - 1;
         for (index, [question, answer]) in conversation.turns.iter().enumerate() {
             let ids = &mut sequence.ids;
             match (index, conversation.image_tokens) {
                 (_, image_tokens) if conversation.is_marked => {
-                    let text = format!("user\n{question}");
-                    self.push_images(text.split(MARK), image_tokens, ids);
+                    self.push_images(question.split(MARK), image_tokens, ids);
                 }
                 (0, 0) if conversation.context.is_empty() => {
-                    self.push_turn(&["user\n", question], ids);
+                    self.push_turn("user", &[question], ids);
                 }
                 (0, 0) => {
-                    self.push_turn(&["user\n", conversation.context, "\n", question], ids);
+                    self.push_turn("user", &[conversation.context, "\n", question], ids);
                 }
                 (0, image_tokens) => {
-                    let text = ["user\n", &format!("\n{question}")];
+                    let text = ["", &format!("\n{question}")];
                     self.push_images(text.into_iter(), image_tokens, ids);
                 }
-                _ => self.push_turn(&["user\n", question], ids),
+                _ => self.push_turn("user", &[question], ids),
             }
             self.push_answer(answer, index == last, &mut sequence);
         }
@@ -252,17 +289,17 @@ impl Published {
     /// The assistant's turn; its answer and end are supervised.
     fn push_answer(&self, answer: &str, is_last: bool, sequence: &mut Sequence) {
         let ids = &mut sequence.ids;
-        ids.push(self.open);
         let before = if is_last {
             self.template.before_last_answer()
         } else {
             ""
         };
         // The tokens that open the turn are counted on their own: the layouts end them with a new line, behind which
-        // tokenisers of this kind always part words.
-        self.push(&format!("assistant\n{before}"), ids);
+        // tokenizers of this kind always part words.
+        let header = self.push_header("assistant", ids);
+        self.push(&(header + before), ids);
         let from = ids.len();
-        self.push(answer, ids);
+        self.push(self.frame.trimmed(answer), ids);
         ids.push(self.close);
         sequence.supervised.push(from..ids.len());
         self.push(self.template.between(), ids);

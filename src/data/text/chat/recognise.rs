@@ -72,8 +72,8 @@ impl ChatTemplate {
             Err(RenderError::new(ErrorKind::InvalidOperation, problem))
         };
         environment.add_function("raise_exception", raise);
-        // Dates stand in system words that no known template has.
-        environment.add_function("strftime_now", |format: String| format);
+        // The day on which a template is rendered is no part of it: Llama 3.2's stands where Llama 3.1's has this one.
+        environment.add_function("strftime_now", |_: String| "26 Jul 2024");
         let template = environment
             .template_from_str(text)
             .map_err(|problem| format!("cannot be read ({problem})"))?;
@@ -101,26 +101,33 @@ impl ChatTemplate {
 
     /// The conversation as this template lays it out.
     fn text(self, probe: &Probe) -> String {
-        let between = self.between();
-        let turn = |role: &str, before: &str, content: &str| {
-            format!("<|im_start|>{role}\n{before}{content}<|im_end|>{between}")
+        let (frame, between) = (self.frame(), self.between());
+        let header = |role: &str| {
+            let role_end = frame.role_end.unwrap_or_default();
+            format!("{}{role}{role_end}{}", frame.open, frame.gap)
         };
-        let mut text = String::new();
+        let turn = |role: &str, before: &str, content: &str| {
+            format!("{}{before}{content}{}{between}", header(role), frame.close)
+        };
+        let mut text = frame.begin.unwrap_or_default().to_owned();
         let speaks = probe.messages[0].0 == "system";
         if let (false, Some(system)) = (speaks, self.system()) {
-            text += &turn("system", "", system);
+            text += &turn("system", self.before_system(), system);
         }
         for (index, (role, content)) in probe.messages.iter().enumerate() {
             let is_last_answer = *role == "assistant" && index + 1 == probe.messages.len();
             let before = if is_last_answer {
                 self.before_last_answer()
+            } else if *role == "system" {
+                self.before_system()
             } else {
                 ""
             };
             text += &turn(role, before, content);
         }
         if probe.asks {
-            text += &format!("<|im_start|>assistant\n{}", self.before_last_answer());
+            text += &header("assistant");
+            text += self.before_last_answer();
         }
         text
     }
@@ -128,19 +135,39 @@ impl ChatTemplate {
     /// This template as a `chat_template` in Jinja, for conversations of system, user and assistant.
     pub fn to_jinja(self) -> String {
         let quoted = |text: &str| text.replace('\n', "\\n");
+        let frame = self.frame();
+        let (open, close) = (frame.open, frame.close);
         let between = quoted(self.between());
         let before = quoted(self.before_last_answer());
+        let before_system = quoted(self.before_system());
+        let header = format!(
+            "{}{}",
+            frame.role_end.unwrap_or_default(),
+            quoted(frame.gap)
+        );
+        let begin = match frame.begin {
+            Some(begin) => format!("{{{{ '{begin}' }}}}"),
+            None => String::new(),
+        };
         let system = match self.system() {
             Some(system) => format!(
-                "{{% if messages[0]['role'] != 'system' %}}{{{{ '<|im_start|>system\\n{system}<|im_end|>{between}' }}}}{{% endif %}}"
+                "{{% if messages[0]['role'] != 'system' %}}{{{{ '{open}system{header}{before_system}{system}{close}{between}' }}}}{{% endif %}}"
             ),
             None => String::new(),
         };
+        let system_words = if before_system.is_empty() {
+            String::new()
+        } else {
+            format!(
+                "{{% if message['role'] == 'system' %}}{{{{ '{before_system}' }}}}{{% endif %}}"
+            )
+        };
+        let trim = if frame.trims { " | trim" } else { "" };
         format!(
-            "{system}{{% for message in messages %}}{{{{ '<|im_start|>' + message['role'] + '\\n' }}}}\
+            "{begin}{system}{{% for message in messages %}}{{{{ '{open}' + message['role'] + '{header}' }}}}{system_words}\
              {{% if loop.last and message['role'] == 'assistant' %}}{{{{ '{before}' }}}}{{% endif %}}\
-             {{{{ message['content'] + '<|im_end|>{between}' }}}}{{% endfor %}}\
-             {{% if add_generation_prompt %}}{{{{ '<|im_start|>assistant\\n{before}' }}}}{{% endif %}}"
+             {{{{ (message['content']{trim}) + '{close}{between}' }}}}{{% endfor %}}\
+             {{% if add_generation_prompt %}}{{{{ '{open}assistant{header}{before}' }}}}{{% endif %}}"
         )
     }
 }

@@ -1,10 +1,10 @@
-//! The templates of chats that published language models were trained on. All are turns of
-//! `<|im_start|>role\ntext<|im_end|>`; they differ in the system's words and in what stands between turns.
+//! The templates of chats that published language models were trained on. All are turns between control tokens, most of them
+//! `<|im_start|>role\ntext<|im_end|>`; they differ in these tokens, in the system's words and in what stands between turns.
 
 use serde::{Deserialize, Serialize};
 
 /// A chat template. An image stands in the user's first turn as `<img>`, its tokens, `</img>` and a line break, before
-/// the question. Supervised are each answer and the `<|im_end|>` that ends it (as in InternVL's training code).
+/// the question. Supervised are each answer and the control token that ends it (as in InternVL's training code).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ChatTemplate {
     /// Qwen2, and the base models of Qwen2.5, as their `chat_template`.
@@ -28,11 +28,67 @@ pub enum ChatTemplate {
     /// SAIL-VL's `sailvl-chat`: no line break between turns.
     #[serde(rename = "sailvl")]
     SailVl,
+    /// SmolLM2, as its `chat_template`.
+    #[serde(rename = "smollm2")]
+    SmolLm2,
+    /// Llama 3, as its `chat_template`: headers of their own, and texts without the white space around them.
+    #[serde(rename = "llama3")]
+    Llama3,
+    /// Llama 3.1 and 3.2, as their `chat_template` without tools: Llama 3's turns, and a system turn that begins with two dates, of
+    /// which the day's is the one that stands in the template.
+    #[serde(rename = "llama3.1")]
+    Llama31,
 }
+
+/// The control tokens around turns, and what stands between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Frame {
+    /// Opens a sequence, where something does.
+    pub begin: Option<&'static str>,
+    /// Opens a turn, before its role.
+    pub open: &'static str,
+    /// Ends the role, where a control token does.
+    pub role_end: Option<&'static str>,
+    /// What parts the role from the text.
+    pub gap: &'static str,
+    /// Ends a turn.
+    pub close: &'static str,
+    /// Ends a text that is no conversation, where the tokenizer has it.
+    pub text_end: &'static str,
+    /// Whether white space around a turn's text is left out.
+    pub trims: bool,
+}
+
+impl Frame {
+    /// `text` as it stands in a turn.
+    pub fn trimmed(self, text: &str) -> &str {
+        if self.trims { text.trim() } else { text }
+    }
+}
+
+const CHATML: Frame = Frame {
+    begin: None,
+    open: "<|im_start|>",
+    role_end: None,
+    gap: "\n",
+    close: "<|im_end|>",
+    text_end: "<|endoftext|>",
+    trims: false,
+};
+
+const LLAMA3: Frame = Frame {
+    begin: Some("<|begin_of_text|>"),
+    open: "<|start_header_id|>",
+    role_end: Some("<|end_header_id|>"),
+    gap: "\n\n",
+    close: "<|eot_id|>",
+    text_end: "<|end_of_text|>",
+    trims: true,
+};
 
 impl ChatTemplate {
     /// All templates.
-    pub const ALL: [ChatTemplate; 7] = [
+    pub const ALL: [ChatTemplate; 10] = [
         ChatTemplate::Qwen2,
         ChatTemplate::Qwen25,
         ChatTemplate::Qwen3,
@@ -40,6 +96,9 @@ impl ChatTemplate {
         ChatTemplate::Hermes2,
         ChatTemplate::InternVl25,
         ChatTemplate::SailVl,
+        ChatTemplate::SmolLm2,
+        ChatTemplate::Llama3,
+        ChatTemplate::Llama31,
     ];
 
     /// The name in recipes.
@@ -52,6 +111,9 @@ impl ChatTemplate {
             ChatTemplate::Hermes2 => "hermes-2",
             ChatTemplate::InternVl25 => "internvl2.5",
             ChatTemplate::SailVl => "sailvl",
+            ChatTemplate::SmolLm2 => "smollm2",
+            ChatTemplate::Llama3 => "llama3",
+            ChatTemplate::Llama31 => "llama3.1",
         }
     }
 
@@ -71,14 +133,30 @@ impl ChatTemplate {
         all.find(|template| template.internvl_name() == name)
     }
 
-    /// What the system says first; nothing where there is no such turn.
+    /// The control tokens around turns.
+    pub(super) fn frame(self) -> Frame {
+        match self {
+            ChatTemplate::Llama3 | ChatTemplate::Llama31 => LLAMA3,
+            _ => CHATML,
+        }
+    }
+
+    /// What the system says first where a conversation has no words of its own for it; nothing where there is no such turn.
     pub(super) fn system(self) -> Option<&'static str> {
         match self {
             ChatTemplate::Qwen2 => Some("You are a helpful assistant."),
             ChatTemplate::Qwen25 => {
                 Some("You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")
             }
-            ChatTemplate::Qwen3 | ChatTemplate::ChatMl | ChatTemplate::SailVl => None,
+            ChatTemplate::Qwen3
+            | ChatTemplate::ChatMl
+            | ChatTemplate::SailVl
+            | ChatTemplate::Llama3 => None,
+            ChatTemplate::SmolLm2 => {
+                Some("You are a helpful AI assistant named SmolLM, trained by Hugging Face")
+            }
+            // What stands before its own words, which it has none of.
+            ChatTemplate::Llama31 => Some(""),
             ChatTemplate::Hermes2 => Some(
                 "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。",
             ),
@@ -88,10 +166,23 @@ impl ChatTemplate {
         }
     }
 
-    /// What follows `<|im_end|>`.
+    /// What stands before the system's words, its own or a conversation's.
+    pub(super) fn before_system(self) -> &'static str {
+        match self {
+            ChatTemplate::Llama31 => {
+                "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+            }
+            _ => "",
+        }
+    }
+
+    /// What follows the token that ends a turn.
     pub(super) fn between(self) -> &'static str {
         match self {
-            ChatTemplate::Hermes2 | ChatTemplate::SailVl => "",
+            ChatTemplate::Hermes2
+            | ChatTemplate::SailVl
+            | ChatTemplate::Llama3
+            | ChatTemplate::Llama31 => "",
             _ => "\n",
         }
     }
