@@ -3,7 +3,7 @@
 //! Every folder beside this file is a package; this one is all of them under one name, for programs, tests and benchmarks.
 #![deny(unsafe_code)]
 
-pub use keel_base::{error, files, mapped_file, random, units};
+pub use keel_base::{clock, error, files, mapped_file, random, units};
 pub use keel_cli as cli;
 pub use keel_cpu as cpu;
 pub use keel_data as data;

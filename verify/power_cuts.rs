@@ -61,6 +61,7 @@ impl Recorder {
     }
 }
 
+#[derive(Debug)]
 struct Recorded {
     recorder: Recorder,
     path: PathBuf,
@@ -83,6 +84,15 @@ impl Disk for Recorder {
         }))
     }
 
+    // What a run appends to its log is not promised to outlive a power cut: these two are left alone.
+    fn append(&self, path: &Path) -> io::Result<Box<dyn OpenFile>> {
+        LocalDisk.append(path)
+    }
+
+    fn shorten(&self, path: &Path, length: u64) -> io::Result<()> {
+        LocalDisk.shorten(path, length)
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.ask(Operation::Rename(from.into(), to.into()), || {
             LocalDisk.rename(from, to)
@@ -101,10 +111,14 @@ impl Disk for Recorder {
 }
 
 impl OpenFile for Recorded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let file = &mut self.file;
         let operation = Operation::Write(self.path.clone(), bytes.to_vec());
-        let written = self.recorder.ask(operation, || file.write(bytes));
+        let written = self.recorder.ask(operation, || {
+            let count = file.write(bytes)?;
+            assert_eq!(count, bytes.len(), "this disk takes all at once");
+            Ok(count)
+        });
         if written.is_err() {
             // It dies in the middle of it.
             file.write(&bytes[..bytes.len() / 2])?;

@@ -159,3 +159,26 @@ fn unsafe_code_stands_only_where_contributing_says() {
         );
     }
 }
+
+#[test]
+fn time_is_read_through_one_seam() {
+    // Tests drive it there. Executors and the measuring of peaks only time arithmetic, and no run waits for what they say.
+    for folder in [
+        "src/base",
+        "src/data",
+        "src/eval",
+        "src/report",
+        "src/train",
+        "src/cli",
+    ] {
+        for path in files(&root().join(folder), ".rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            let reads = text.contains("Instant::now") || text.contains("SystemTime::now");
+            assert!(
+                !reads || path.ends_with("src/base/clock.rs"),
+                "{} asks the machine for the time: use keel_base::clock::Clock",
+                path.display()
+            );
+        }
+    }
+}

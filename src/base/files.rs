@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -52,6 +53,16 @@ pub fn open_own(path: &Path, writing: Writing) -> io::Result<File> {
         file.set_len(0)?;
     }
     Ok(file)
+}
+
+/// Reads a file that Keel may have written, and makes it where there is none: what [`open_own`] refuses is not read either.
+///
+/// # Errors
+/// As [`open_own`].
+pub fn read_own(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_own(path, Writing::Append)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Refuses a folder that is a link: what is written in it would land elsewhere. One that is not there is no link.

@@ -1,6 +1,7 @@
-//! What every package uses: the error type, seeded random numbers, files opened with care or mapped into memory.
+//! What every package uses: the clock, the error type, seeded random numbers, files opened with care or mapped into memory.
 #![deny(unsafe_code)]
 
+pub mod clock;
 pub mod error;
 pub mod files;
 pub mod mapped_file;

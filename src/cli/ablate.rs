@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
 
 use clap::Args;
 
@@ -10,6 +9,7 @@ use super::terminal::Terminal;
 use super::{
     ComputeArgs, DataArgs, Failure, WeightsArgs, announce, heading, open_pairs, print_line,
 };
+use keel_base::clock::Clock;
 use keel_base::error::{Error, Result};
 use keel_base::units::{duration, flops};
 use keel_report::ablation_table;
@@ -44,7 +44,7 @@ pub(super) struct AblateArgs {
 }
 
 pub(super) fn run(args: &AblateArgs) -> Result<(), Failure> {
-    let start = Instant::now();
+    let under_way = Clock::default().start();
     let compute = args.compute.choose()?;
     let plan = AblationPlan::load(&args.plan, |plan| {
         plan.weights = args.weights.over(std::mem::take(&mut plan.weights));
@@ -92,7 +92,7 @@ pub(super) fn run(args: &AblateArgs) -> Result<(), Failure> {
     })?;
     let table = ablation_table(&results);
     write_results(&out, &results, &table)?;
-    let seconds = start.elapsed().as_secs();
+    let seconds = under_way.elapsed().as_secs();
     print_line(format!(
         "\n{table}\n{}; results.json and table.md are in {}",
         duration(seconds),

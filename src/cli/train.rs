@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
 
 use clap::Args;
 
@@ -12,6 +11,7 @@ use super::{
     ComputeArgs, DataArgs, Failure, RecipeArgs, WeightsArgs, announce, heading, open_pairs,
     print_line,
 };
+use keel_base::clock::Clock;
 use keel_base::error::{Error, Result};
 use keel_base::units::{bytes, duration};
 use keel_engine::executor::SelectedDevice;
@@ -173,6 +173,7 @@ impl TrainArgs {
             keep_every: self.keep_every,
             observer: Arc::new(Terminal::default()),
             image_cache: self.image_cache,
+            clock: Clock::default(),
             disk: Arc::new(LocalDisk),
             signals: Signals::heed()?,
         })
@@ -180,7 +181,7 @@ impl TrainArgs {
 }
 
 pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
-    let start = Instant::now();
+    let under_way = Clock::default().start();
     let compute = args.compute.choose()?;
     let (mut recipe, evaluation_size) = args.recipe()?;
     let pairs = open_pairs(&args.data.specs, args.data.max_bad_samples)?;
@@ -214,7 +215,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
         trainer.note(&format!("\n{table}"))?;
     }
     let report = report.map_err(Failure::while_running)?;
-    let seconds = start.elapsed().as_secs();
+    let seconds = under_way.elapsed().as_secs();
     let folder = trainer.folder().display().to_string();
     trainer.note(&format!(
         "{}; everything is in {folder}; look at {}\nask about an image: keel caption {folder} IMAGE",

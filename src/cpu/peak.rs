@@ -12,8 +12,11 @@ const SUMS: usize = 16;
 const ROUNDS: usize = 4096;
 /// How long every thread computes.
 const TIME: Duration = Duration::from_millis(25);
+/// Runs at most: on a clock that stands still, that time never comes.
+const MOST_RUNS: usize = 1 << 13;
 
-/// Floating-point operations a second that the threads of the current pool reach together, in registers alone.
+/// Floating-point operations a second that the threads of the current pool reach together, in registers alone; 0 where the
+/// clock saw no time pass.
 pub fn measure() -> f64 {
     let threads = rayon::current_num_threads();
     let rates: Vec<f64> = (0..threads)
@@ -28,12 +31,15 @@ pub fn measure() -> f64 {
 fn one() -> f64 {
     let start = Instant::now();
     let mut best: f64 = 0.0;
-    while start.elapsed() < TIME {
+    for _ in 0..MOST_RUNS {
+        if start.elapsed() >= TIME {
+            break;
+        }
         let before = Instant::now();
         let sum = dispatch(MultiplyAdd);
         let seconds = before.elapsed().as_secs_f64();
         // The sum is used, so that it must be computed.
-        if sum.is_finite() {
+        if sum.is_finite() && seconds > 0.0 {
             best = best.max((2 * LANES * SUMS * ROUNDS) as f64 / seconds);
         }
     }
@@ -46,7 +52,7 @@ const STREAMED: usize = 32 << 20;
 const PASSES: usize = 4;
 
 /// Bytes a second that memory gives to the threads of the current pool: y = 0.5·x over arrays that no cache holds, each
-/// read or written once (the `scale` of McCalpin's STREAM, by its own count).
+/// read or written once (the `scale` of McCalpin's STREAM, by its own count); 0 where the clock saw no time pass.
 pub fn measure_bandwidth() -> f64 {
     let (x, mut y) = (vec![1.0f32; STREAMED], vec![0.0f32; STREAMED]);
     let part = STREAMED.div_ceil(rayon::current_num_threads());
@@ -61,7 +67,10 @@ pub fn measure_bandwidth() -> f64 {
                 }
             });
         let bytes = (2 * STREAMED * size_of::<f32>()) as f64;
-        best = best.max(bytes / start.elapsed().as_secs_f64());
+        let seconds = start.elapsed().as_secs_f64();
+        if seconds > 0.0 {
+            best = best.max(bytes / seconds);
+        }
     }
     // What was written is used, so that it must be.
     std::hint::black_box(&y);

@@ -5,10 +5,9 @@
 //! batch is divided. The contrastive loss sees the pairs of its micro-batch alone. Each run adds Wₘ ∇Lₘ to the gradient arena; the
 //! division by Σ Wₘ is the gradient scale of the update.
 
-use std::time::Instant;
-
 use super::recipe::Stage;
 use super::run::StepNumbers;
+use keel_base::clock::Stopwatch;
 use keel_base::error::Result;
 use keel_data::batch::{Batch, SampleInfo};
 use keel_engine::executor::Session;
@@ -75,7 +74,7 @@ impl GradientAccumulator {
         Ok(())
     }
 
-    /// The numbers of the step, which began at `start`, after its last run.
+    /// The numbers of the step that `under_way` has measured, after its last run.
     ///
     /// # Errors
     /// Whatever the session reports.
@@ -84,7 +83,7 @@ impl GradientAccumulator {
         session: &dyn Session,
         stage: &Stage,
         [step, steps]: [u64; 2],
-        start: Instant,
+        under_way: &Stopwatch,
     ) -> Result<StepNumbers> {
         let scale = self.gradient_scale();
         let terms = self.terms.iter();
@@ -93,7 +92,7 @@ impl GradientAccumulator {
             terms: terms.map(|(name, sum)| (*name, scale * sum)).collect(),
             gradient_norm: session.read_f64("gradient_norm")?[0],
             learning_rate: stage.learning_rate_at(step, steps),
-            seconds: start.elapsed().as_secs_f64(),
+            seconds: under_way.seconds(),
         })
     }
 }

@@ -4,7 +4,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::checkpoint::{
     Checkpointer, OptimizerValues, Position, after_stage, newest_valid, restore,
@@ -111,8 +110,9 @@ impl Trainer {
             None => RunFolder::create(options.disk.clone(), options.out.as_deref(), &recipe.name)?,
         };
         let folder = Arc::new(folder);
-        let recorder = Arc::new(RunRecorder::open(folder.clone())?);
+        let recorder = Arc::new(RunRecorder::open(folder.clone(), options.clock.clone())?);
         let observers = Observers::new(RANK, vec![options.observer.clone(), recorder]);
+        let checkpoints = Checkpointer::new(options.clock.clone());
         let run = Run {
             kept: Arc::new(ImageCache::new(options.image_cache)),
             emoji: EmojiSet::embedded(),
@@ -131,7 +131,7 @@ impl Trainer {
         Ok(Trainer {
             run,
             state: RunState::default(),
-            checkpoints: Checkpointer::default(),
+            checkpoints,
             start,
             passed_over,
         })
@@ -303,7 +303,7 @@ impl Trainer {
         let Some(settings) = evaluation_settings(stage, run.options.evaluation_size) else {
             return Ok(None);
         };
-        let start = Instant::now();
+        let under_way = run.options.clock.start();
         let suite = eval_suite(&run.emoji);
         let evaluator = Evaluator::new(run.model(), &suite);
         let (evaluation, qualitative) = evaluator.show(&stage.name, &settings)?;
@@ -312,7 +312,7 @@ impl Trainer {
             number: index + 1,
             evaluation: &evaluation,
             qualitative: &qualitative,
-            seconds: start.elapsed().as_secs_f64(),
+            seconds: under_way.seconds(),
         }))?;
         Ok(Some(evaluation))
     }

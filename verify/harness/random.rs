@@ -3,6 +3,7 @@
 use keel::random::Stream;
 
 /// A stream of random numbers.
+#[derive(Debug)]
 pub struct Random(Stream);
 
 impl Random {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 
 use super::plan::AblationPlan;
 use super::results::{AblationResults, UnitResult};
@@ -14,6 +13,7 @@ use crate::out_folder::refuse_foreign;
 use crate::recipe::{Recipe, StageKind};
 use crate::run::{InitialWeights, RunInputs, TrainOptions, held};
 use crate::trainer::{Trainer, check_pairs};
+use keel_base::clock::Clock;
 use keel_base::error::{Error, Result};
 use keel_data::pairs::PairSource;
 use keel_engine::executor::SelectedDevice;
@@ -163,9 +163,9 @@ impl Ablation {
             if is_done {
                 continue;
             }
-            let start = Instant::now();
+            let under_way = Clock::default().start();
             let result = self.run_unit(unit)?;
-            self.keep_time(unit, start.elapsed().as_secs_f64())?;
+            self.keep_time(unit, under_way.seconds())?;
             let text = serde_json::to_string_pretty(&result).expect("a result is plain data");
             write_durably(&self.result_path(unit), text.as_bytes())?;
             keep(&self.results()?)?;

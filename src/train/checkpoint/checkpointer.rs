@@ -3,16 +3,18 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::disk::uninterrupted;
 use super::file::{self, Position, Snapshot};
 use super::optimizer_state::OptimizerValues;
 use super::saver::Saver;
 use crate::run::{Run, RunState, inside_stage, newest_first, stage_label, step_label};
+use keel_base::clock::Clock;
 use keel_base::error::{Error, Result};
 use keel_engine::executor::Session;
 
 /// Writes a run's checkpoints: those inside stages while the next steps run, those after stages at once. What is saved
 /// belongs to the [`Run`] and the [`RunState`] that are handed over; of its own it has only the one on its way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Checkpointer {
     saver: Saver,
 }
@@ -33,6 +35,13 @@ fn position(run: &Run, state: &RunState, stage: usize, step: u64) -> Position {
 }
 
 impl Checkpointer {
+    /// No checkpoint is on its way; what training waits for them is measured by `clock`.
+    pub fn new(clock: Clock) -> Checkpointer {
+        Checkpointer {
+            saver: Saver::new(clock),
+        }
+    }
+
     /// Saves after stage `index` and waits until it is on the disk. Nothing of the optimiser is in it: the next stage begins with its own.
     ///
     /// # Errors
@@ -179,7 +188,7 @@ pub(crate) fn newest_well(run: &Run, index: usize) -> Result<Option<(Position, P
         match file::check(&path) {
             Ok(position) if position.guard.is_well() => return Ok(Some((position, path))),
             _ => {
-                let removed = run.folder.disk().remove(&path);
+                let removed = uninterrupted(|| run.folder.disk().remove(&path));
                 removed.map_err(|problem| Error::io(&path, "remove the file", problem))?;
             }
         }

@@ -27,6 +27,18 @@ pub trait Disk: Debug + Send + Sync {
     /// Whatever the disk reports.
     fn create(&self, path: &Path) -> io::Result<Box<dyn OpenFile>>;
 
+    /// Opens a file to write after its content, and makes it where there is none; never what a link of that name points to.
+    ///
+    /// # Errors
+    /// Whatever the disk reports.
+    fn append(&self, path: &Path) -> io::Result<Box<dyn OpenFile>>;
+
+    /// Cuts a file back to its first `length` bytes; never what a link of that name points to.
+    ///
+    /// # Errors
+    /// Whatever the disk reports.
+    fn shorten(&self, path: &Path, length: u64) -> io::Result<()>;
+
     /// Gives a file another name in the same folder; one that had that name is gone.
     ///
     /// # Errors
@@ -47,12 +59,12 @@ pub trait Disk: Debug + Send + Sync {
 }
 
 /// A file that is being written.
-pub trait OpenFile {
-    /// Writes all of `bytes` after what is there.
+pub trait OpenFile: Debug + Send {
+    /// Writes some of `bytes`, from the first on, after what is there; returns how many. Often all, but a disk may take fewer.
     ///
     /// # Errors
-    /// Whatever the disk reports.
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// [`io::ErrorKind::Interrupted`] where a signal came first and nothing was written; whatever else the disk reports.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
 
     /// Waits until the content is on the disk.
     ///
@@ -74,6 +86,14 @@ impl Disk for LocalDisk {
         Ok(Box::new(open_own(path, Writing::Replace)?))
     }
 
+    fn append(&self, path: &Path) -> io::Result<Box<dyn OpenFile>> {
+        Ok(Box::new(open_own(path, Writing::Append)?))
+    }
+
+    fn shorten(&self, path: &Path, length: u64) -> io::Result<()> {
+        open_own(path, Writing::Append)?.set_len(length)
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         std::fs::rename(from, to)
     }
@@ -88,8 +108,8 @@ impl Disk for LocalDisk {
 }
 
 impl OpenFile for File {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.write_all(bytes)
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Write::write(self, bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -115,10 +135,10 @@ pub(crate) fn create_folders(disk: &dyn Disk, path: &Path) -> Result<()> {
     }
     let parent = parent_of(path);
     create_folders(disk, parent)?;
-    match disk.create_folder(path) {
+    match uninterrupted(|| disk.create_folder(path)) {
         // Another process was first.
         Err(problem) if problem.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        outcome => outcome.and_then(|()| disk.flush_folder(parent)),
+        outcome => outcome.and_then(|()| uninterrupted(|| disk.flush_folder(parent))),
     }
     .map_err(|problem| Error::io(path, "create the folder", problem))
 }
@@ -142,12 +162,31 @@ pub(crate) fn create_inside(disk: &dyn Disk, root: &Path, inside: &str) -> Resul
 /// Bytes that are collected before they are written: a file of up to so many is one operation.
 const BUFFERED: usize = 8 << 20;
 
-/// Lets [`std::io`] write to an open file.
-struct Through(Box<dyn OpenFile>);
+/// Does `work` again for as long as a signal interrupts it: on file systems of a network it may, whatever it is, and that is
+/// no failure.
+pub(crate) fn uninterrupted<T>(mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match work() {
+            Err(problem) if problem.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
 
-impl Write for Through {
+/// Writes all of `bytes` to a file, in as many writes as the disk makes of it.
+///
+/// # Errors
+/// Whatever the disk reports; a part may have been written.
+pub(crate) fn write_all(file: &mut dyn OpenFile, bytes: &[u8]) -> io::Result<()> {
+    Through(file).write_all(bytes)
+}
+
+/// Lets [`std::io`] write to an open file: it writes what is left of a short write, and again where a signal interrupted.
+struct Through<'a>(&'a mut dyn OpenFile);
+
+impl Write for Through<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes).map(|()| bytes.len())
+        self.0.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -177,21 +216,21 @@ pub(crate) fn write_durably_with(
     temporary.push(UNFINISHED);
     let temporary = PathBuf::from(temporary);
     // What cannot be begun is not removed either: it may be a stranger's.
-    let file = disk.create(&temporary);
-    let file = file.map_err(|problem| Error::io(&temporary, "create the file", problem))?;
+    let file = uninterrupted(|| disk.create(&temporary));
+    let mut file = file.map_err(|problem| Error::io(&temporary, "create the file", problem))?;
     let write = || -> io::Result<()> {
-        let file = Through(file);
-        let mut file = BufWriter::with_capacity(BUFFERED, file);
-        content(&mut file)?;
-        let mut file = file.into_inner().map_err(|problem| problem.into_error())?;
-        file.0.flush()?;
+        let mut buffered = BufWriter::with_capacity(BUFFERED, Through(file.as_mut()));
+        content(&mut buffered)?;
+        buffered.flush()?;
+        drop(buffered);
+        uninterrupted(|| file.flush())?;
         drop(file);
-        disk.rename(&temporary, path)?;
-        disk.flush_folder(parent_of(path))
+        uninterrupted(|| disk.rename(&temporary, path))?;
+        uninterrupted(|| disk.flush_folder(parent_of(path)))
     };
     write().map_err(|problem| {
         // The write has failed already; that the rest cannot be removed either changes nothing.
-        let _ = disk.remove(&temporary);
+        let _ = uninterrupted(|| disk.remove(&temporary));
         Error::io(path, "write", problem)
     })
 }
@@ -231,7 +270,7 @@ pub(crate) fn remove_unfinished(
         let name = path.file_name().and_then(|name| name.to_str());
         let finished = name.and_then(|name| name.strip_suffix(UNFINISHED));
         if finished.is_some_and(&is_own) && !path.is_dir() {
-            disk.remove(&path)
+            uninterrupted(|| disk.remove(&path))
                 .map_err(|problem| Error::io(&path, "remove the file", problem))?;
         }
     }

@@ -10,7 +10,8 @@ mod saver;
 pub(super) use checkpointer::{Checkpointer, after_stage, newest_valid, newest_well, restore};
 pub use disk::{Disk, LocalDisk, OpenFile, folder_inside, free_bytes, write_durably};
 pub(super) use disk::{
-    create_folders, create_inside, parent_of, remove_unfinished, write_durably_on,
+    create_folders, create_inside, parent_of, remove_unfinished, uninterrupted, write_all,
+    write_durably_on,
 };
 pub(super) use file::parameters;
 pub use file::{Checkpoint, Position, Sink, Snapshot, load, read_position, save};

@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use super::disk::Disk;
 use super::file::Snapshot;
+use keel_base::clock::Clock;
 use keel_base::error::{Error, Result};
 
 /// At most one checkpoint on its way to the disk.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Saver {
+    clock: Clock,
     under_way: Option<(PathBuf, JoinHandle<Result<()>>)>,
     /// Checkpoints begun since the last [`Saver::take_waited`].
     count: u64,
@@ -37,6 +38,16 @@ pub(crate) struct Saved {
 }
 
 impl Saver {
+    /// None is on its way; waiting is measured by `clock`.
+    pub fn new(clock: Clock) -> Saver {
+        Saver {
+            clock,
+            under_way: None,
+            count: 0,
+            waited: 0.0,
+        }
+    }
+
     /// Begins to write what `copy` makes to `path` on `disk`. There must be none under way.
     ///
     /// # Errors
@@ -48,7 +59,7 @@ impl Saver {
         copy: impl FnOnce() -> Result<Snapshot>,
     ) -> Result<()> {
         assert!(self.under_way.is_none(), "one checkpoint at a time");
-        let start = Instant::now();
+        let waiting = self.clock.start();
         let snapshot = copy()?;
         let (disk, to) = (disk.clone(), path.to_owned());
         let thread = std::thread::Builder::new()
@@ -59,13 +70,13 @@ impl Saver {
             })?;
         self.under_way = Some((path.to_owned(), thread));
         self.count += 1;
-        self.waited += start.elapsed().as_secs_f64();
+        self.waited += waiting.seconds();
         Ok(())
     }
 
     /// Waits for the checkpoint that is under way, if there is one.
     pub fn wait(&mut self) -> Option<Saved> {
-        let start = Instant::now();
+        let waiting = self.clock.start();
         let (path, thread) = self.under_way.take()?;
         let outcome = thread.join().unwrap_or_else(|_| {
             let advice = "report this as a defect of Keel";
@@ -75,7 +86,7 @@ impl Saver {
                 advice,
             ))
         });
-        self.waited += start.elapsed().as_secs_f64();
+        self.waited += waiting.seconds();
         Some(Saved { path, outcome })
     }
 

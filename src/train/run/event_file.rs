@@ -1,33 +1,46 @@
 //! TensorBoard's event files: each record is its length, a checksum of that, an `Event` message, and a checksum of that
 //! (`tensorboard/compat/proto/event.proto`, TFRecord framing). Only scalars are written.
 
-use std::fs::File;
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use crate::checkpoint::{Disk, OpenFile, uninterrupted, write_all};
+use keel_base::clock::Clock;
 use keel_base::error::{Error, Result};
-use keel_base::files::{Writing, open_own};
+use keel_base::files::read_own;
 
 /// One event file of a run; every process that continues the run adds a file of its own.
 #[derive(Debug)]
 pub(super) struct EventFile {
     path: PathBuf,
-    file: File,
+    file: Box<dyn OpenFile>,
+    clock: Clock,
+    /// The time of the last record, since 1970.
+    last: Duration,
 }
 
 impl EventFile {
-    /// Creates a file in `folder`.
+    /// Creates a file in `folder`, named after those that are there: TensorBoard reads them in the order of their names, and
+    /// never turns back. A name begins with a time, and a clock may have been set back since the last was made.
     ///
     /// # Errors
-    /// [`Error::Io`] naming the file.
-    pub fn create(folder: &Path) -> Result<EventFile> {
-        let (time, process) = (seconds() as u64, std::process::id());
-        let path = folder.join(format!("{PREFIX}{time}.{process}{SUFFIX}"));
-        let file = open_own(&path, Writing::Append);
+    /// [`Error::Io`] naming the file or folder.
+    pub fn create(disk: &dyn Disk, folder: &Path, clock: Clock) -> Result<EventFile> {
+        let names = names_in(folder)?;
+        let newest = names.iter().filter_map(|name| second_of(name)).max();
+        let after = newest.map_or(0, |newest| newest.saturating_add(1));
+        let last = clock.since_1970().max(Duration::from_secs(after));
+        let (second, process) = (last.as_secs(), std::process::id());
+        let path = folder.join(format!("{PREFIX}{second:010}.{process}{SUFFIX}"));
+        let file = uninterrupted(|| disk.append(&path));
         let file = file.map_err(|e| Error::io(&path, "create the file", e))?;
-        let mut events = EventFile { path, file };
-        let mut event = event(None);
+        let mut events = EventFile {
+            path,
+            file,
+            clock,
+            last,
+        };
+        let mut event = events.event(None);
         bytes_field(&mut event, 3, b"brain.Event:2");
         events.record(&event)?;
         Ok(events)
@@ -46,7 +59,7 @@ impl EventFile {
             value.extend((*number as f32).to_le_bytes());
             bytes_field(&mut summary, 1, &value);
         }
-        let mut event = event(Some(step));
+        let mut event = self.event(Some(step));
         bytes_field(&mut event, 5, &summary);
         self.record(&event)
     }
@@ -56,23 +69,30 @@ impl EventFile {
     ///
     /// # Errors
     /// [`Error::Io`] naming the file.
-    pub fn cut_back(folder: &Path, stage: &str, done: u64) -> Result<()> {
-        let entries = std::fs::read_dir(folder);
-        let entries = entries.map_err(|e| Error::io(folder, "read the folder", e))?;
-        for entry in entries.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with(PREFIX) && name.ends_with(SUFFIX) {
-                let path = entry.path();
-                let cut = || -> std::io::Result<()> {
-                    let mut file = open_own(&path, Writing::Append)?;
-                    let mut bytes = Vec::new();
-                    file.read_to_end(&mut bytes)?;
-                    first_beyond(&bytes, stage, done).map_or(Ok(()), |end| file.set_len(end as u64))
-                };
-                cut().map_err(|e| Error::io(&path, "shorten", e))?;
-            }
+    pub fn cut_back(disk: &dyn Disk, folder: &Path, stage: &str, done: u64) -> Result<()> {
+        for name in names_in(folder)? {
+            let path = folder.join(name);
+            let cut = || -> std::io::Result<()> {
+                match first_beyond(&read_own(&path)?, stage, done) {
+                    Some(end) => uninterrupted(|| disk.shorten(&path, end as u64)),
+                    None => Ok(()),
+                }
+            };
+            cut().map_err(|e| Error::io(&path, "shorten", e))?;
         }
         Ok(())
+    }
+
+    /// An `Event` with its time and step. The time is never before that of the last, whatever the clock says.
+    fn event(&mut self, step: Option<u64>) -> Vec<u8> {
+        self.last = self.last.max(self.clock.since_1970());
+        let mut event = vec![1 << 3 | 1];
+        event.extend(self.last.as_secs_f64().to_le_bytes());
+        if let Some(step) = step {
+            event.push(2 << 3);
+            varint(&mut event, step);
+        }
+        event
     }
 
     fn record(&mut self, event: &[u8]) -> Result<()> {
@@ -82,15 +102,31 @@ impl EventFile {
         record.extend(masked_checksum(&length).to_le_bytes());
         record.extend(event);
         record.extend(masked_checksum(event).to_le_bytes());
-        self.file
-            .write_all(&record)
-            .map_err(|e| Error::io(&self.path, "write", e))
+        write_all(self.file.as_mut(), &record).map_err(|e| Error::io(&self.path, "write", e))
     }
 }
 
 /// How the names of event files begin, by which TensorBoard knows them, and end.
 const PREFIX: &str = "events.out.tfevents.";
 const SUFFIX: &str = ".keel";
+
+/// The names of the event files in a folder.
+fn names_in(folder: &Path) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(folder);
+    let entries = entries.map_err(|e| Error::io(folder, "read the folder", e))?;
+    let names = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok());
+    Ok(names
+        .filter(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX))
+        .collect())
+}
+
+/// The second, since 1970, in the name of an event file.
+fn second_of(name: &str) -> Option<u64> {
+    let (second, _) = name.strip_prefix(PREFIX)?.split_once('.')?;
+    second.parse().ok()
+}
 
 /// Where the first record with a number of `stage` after more than `done` steps begins; nothing where there is none. What cannot
 /// be read as a record ends the search.
@@ -179,23 +215,6 @@ impl<'a> Iterator for Fields<'a> {
         };
         Some((key >> 3, value))
     }
-}
-
-/// An `Event` with its time and step.
-fn event(step: Option<u64>) -> Vec<u8> {
-    let mut event = vec![1 << 3 | 1];
-    event.extend(seconds().to_le_bytes());
-    if let Some(step) = step {
-        event.push(2 << 3);
-        varint(&mut event, step);
-    }
-    event
-}
-
-/// Seconds since 1970.
-fn seconds() -> f64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.unwrap_or_default().as_secs_f64()
 }
 
 fn varint(out: &mut Vec<u8>, mut number: u64) {

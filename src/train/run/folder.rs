@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::checkpoint::{
     Disk, LocalDisk, Position, create_folders, create_inside, parent_of, read_position,
-    remove_unfinished, write_durably_on,
+    remove_unfinished, uninterrupted, write_durably_on,
 };
 use crate::out_folder::refuse_foreign;
 use crate::recipe::Recipe;
@@ -147,7 +147,7 @@ impl RunFolder {
         };
         let old = all.iter().enumerate().skip(newest as usize);
         for (_, path) in old.filter(|(index, _)| !stays(*index)) {
-            let removed = self.disk.remove(path);
+            let removed = uninterrupted(|| self.disk.remove(path));
             removed.map_err(|problem| Error::io(path, "remove the file", problem))?;
         }
         Ok(())
@@ -283,8 +283,8 @@ fn next_free(disk: &dyn Disk, name: &str) -> Result<PathBuf> {
     create_folders(disk, runs)?;
     for number in 1..10_000 {
         let path = runs.join(format!("{name}-{number}"));
-        let created = disk.create_folder(&path);
-        match created.and_then(|()| disk.flush_folder(runs)) {
+        let created = uninterrupted(|| disk.create_folder(&path));
+        match created.and_then(|()| uninterrupted(|| disk.flush_folder(runs))) {
             Ok(()) => return Ok(path),
             Err(problem) if problem.kind() == ErrorKind::AlreadyExists => {}
             Err(problem) => return Err(Error::io(&path, "create the folder", problem)),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::signals::Signals;
 use crate::checkpoint::{Disk, LocalDisk};
 use crate::observer::{Observer, Silent};
+use keel_base::clock::Clock;
 use keel_engine::executor::SelectedDevice;
 
 /// What the command line adds to a recipe.
@@ -45,6 +46,8 @@ pub struct TrainOptions {
     pub image_cache: u64,
     /// Who hears what the run tells, beside its own folder.
     pub observer: Arc<dyn Observer>,
+    /// What tells the time.
+    pub clock: Clock,
     /// What writes the run's folder.
     pub disk: Arc<dyn Disk>,
     /// What the user may signal meanwhile.
@@ -73,6 +76,7 @@ impl TrainOptions {
             evaluate: false,
             image_cache: 0,
             observer: Arc::new(Silent),
+            clock: Clock::default(),
             disk: Arc::new(LocalDisk),
             signals: Signals::default(),
         }

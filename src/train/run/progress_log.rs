@@ -1,6 +1,8 @@
 //! Averages over the steps of a stage under way: losses, rates, and when they are due.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use keel_base::clock::{Clock, Stopwatch, per_second};
 
 /// What one optimiser step reported.
 #[derive(Clone, Debug, Default)]
@@ -43,7 +45,7 @@ pub struct StepAverages {
     pub gradient_norm: f64,
     /// The last learning rate.
     pub learning_rate: f64,
-    /// Images a second.
+    /// Images a second; 0 when unknown, as the other rates.
     pub images_per_second: f64,
     /// Text tokens a second.
     pub tokens_per_second: f64,
@@ -58,8 +60,8 @@ pub(crate) struct ProgressLog {
     for_row: Vec<StepNumbers>,
     /// Since the last line.
     for_line: Vec<StepNumbers>,
-    last_row: Instant,
-    last_line: Instant,
+    since_row: Stopwatch,
+    since_line: Stopwatch,
 }
 
 /// What is due after a step.
@@ -75,16 +77,18 @@ pub(crate) struct Due {
 const LINES: Duration = Duration::from_secs(5);
 /// A row of metrics.jsonl is due this often, and wherever a line is.
 const ROWS: Duration = Duration::from_secs(1);
+/// Steps after which both are due on a clock that stands still: their numbers are kept until then.
+const MOST_STEPS: usize = 4096;
 
 impl ProgressLog {
-    /// A log of steps of this size; none are in it.
-    pub fn new(size: StepSize) -> ProgressLog {
+    /// A log of steps of this size, by the time of `clock`; none are in it.
+    pub fn new(size: StepSize, clock: &Clock) -> ProgressLog {
         ProgressLog {
             size,
             for_row: Vec::new(),
             for_line: Vec::new(),
-            last_row: Instant::now(),
-            last_line: Instant::now(),
+            since_row: clock.start(),
+            since_line: clock.start(),
         }
     }
 
@@ -97,16 +101,16 @@ impl ProgressLog {
     /// What is due after step `done` (from 1). Nothing is due of steps that were not applied: they have no averages.
     pub fn due(&mut self, done: u64, is_last: bool) -> Due {
         let mut due = Due::default();
-        let is_edge = done == 1 || is_last;
-        let line = (is_edge || self.last_line.elapsed() >= LINES) && !self.for_line.is_empty();
-        let row = line || self.last_row.elapsed() >= ROWS;
+        let is_edge = done == 1 || is_last || self.for_line.len() >= MOST_STEPS;
+        let line = (is_edge || self.since_line.elapsed() >= LINES) && !self.for_line.is_empty();
+        let row = line || self.since_row.elapsed() >= ROWS;
         if row && !self.for_row.is_empty() {
-            self.last_row = Instant::now();
+            self.since_row.restart();
             due.row = Some(self.average(&self.for_row));
             self.for_row.clear();
         }
         if line {
-            self.last_line = Instant::now();
+            self.since_line.restart();
             due.line = Some(self.average(&self.for_line));
             self.for_line.clear();
         }
@@ -132,11 +136,11 @@ impl ProgressLog {
             terms,
             gradient_norm: mean(&|step| step.gradient_norm),
             learning_rate: last.learning_rate,
-            images_per_second: self.size.images as f64 / seconds,
-            tokens_per_second: self.size.tokens as f64 / seconds,
+            images_per_second: per_second(self.size.images as f64, seconds),
+            tokens_per_second: per_second(self.size.tokens as f64, seconds),
             share_of_peak: match self.size.peak {
                 0.0 => 0.0,
-                peak => self.size.flops / seconds / peak,
+                peak => per_second(self.size.flops, seconds) / peak,
             },
         }
     }

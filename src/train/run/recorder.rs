@@ -1,17 +1,18 @@
 //! What a run leaves behind in its folder for people and for its report: log.txt, metrics.jsonl, an event file, the drawn
 //! memory of each stage and what there is to look at after it.
 
-use std::fs::File;
-use std::io::{Read, Write};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
 use super::event_file::EventFile;
 use super::folder::{RunFolder, stage_label};
+use crate::checkpoint::{Disk, OpenFile, uninterrupted, write_all};
 use crate::observer::{Evaluated, Event, Observer, RunBegins, StageBegins, StepReport};
+use keel_base::clock::Clock;
 use keel_base::error::{Error, Result};
-use keel_base::files::{Writing, open_own};
+use keel_base::files::read_own;
 use keel_engine::program::draw_memory;
 
 /// The folder of a run with what there is to look at, a file a stage.
@@ -33,31 +34,31 @@ pub(crate) struct RunRecorder {
 /// The files that grow with the run.
 #[derive(Debug)]
 struct Files {
-    metrics: File,
-    log: File,
+    metrics: Box<dyn OpenFile>,
+    log: Box<dyn OpenFile>,
     events: EventFile,
 }
 
 impl RunRecorder {
     /// Opens the files of a run's folder to write on, and makes those that it lacks. Every process that works on the run
-    /// adds an event file of its own.
+    /// adds an event file of its own, with the time of `clock`.
     ///
     /// # Errors
     /// [`Error::Io`] naming the file.
-    pub fn open(folder: Arc<RunFolder>) -> Result<RunRecorder> {
+    pub fn open(folder: Arc<RunFolder>, clock: Clock) -> Result<RunRecorder> {
+        let disk = folder.disk().as_ref();
         let append = |name: &str| {
             let path = folder.path().join(name);
-            let open = || -> std::io::Result<File> {
-                let mut file = open_own(&path, Writing::Append)?;
-                drop_partial_line(&mut file)?;
-                Ok(file)
+            let open = || -> std::io::Result<Box<dyn OpenFile>> {
+                drop_partial_line(disk, &path)?;
+                uninterrupted(|| disk.append(&path))
             };
             open().map_err(|problem| Error::io(&path, "open", problem))
         };
         let files = Files {
             metrics: append(METRICS)?,
             log: append(LOG)?,
-            events: EventFile::create(folder.path())?,
+            events: EventFile::create(disk, folder.path(), clock)?,
         };
         Ok(RunRecorder {
             files: Mutex::new(files),
@@ -66,13 +67,13 @@ impl RunRecorder {
     }
 
     /// Appends to one of the files; a whole line at once, so that another process sees no half of it.
-    fn append(&self, file: &mut File, name: &str, line: &str) -> Result<()> {
-        file.write_all(format!("{line}\n").as_bytes())
+    fn append(&self, file: &mut dyn OpenFile, name: &str, line: &str) -> Result<()> {
+        write_all(file, format!("{line}\n").as_bytes())
             .map_err(|problem| Error::io(self.folder.path().join(name), "write", problem))
     }
 
     fn metric(&self, files: &mut Files, row: &Value) -> Result<()> {
-        self.append(&mut files.metrics, METRICS, &row.to_string())
+        self.append(files.metrics.as_mut(), METRICS, &row.to_string())
     }
 
     fn begin_run(&self, files: &mut Files, begins: &RunBegins<'_>) -> Result<()> {
@@ -144,7 +145,7 @@ impl Observer for RunRecorder {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         // The line first: where a row or a drawing cannot be written, the log still tells how far the run came.
         if let Some(text) = event.text() {
-            self.append(&mut files.log, LOG, &text)?;
+            self.append(files.log.as_mut(), LOG, &text)?;
         }
         match event {
             Event::RunBegins(begins) => self.begin_run(&mut files, begins),
@@ -156,7 +157,8 @@ impl Observer for RunRecorder {
                 self.metric(&mut files, &row)
             }
             Event::StepsBegin(begins) => {
-                EventFile::cut_back(self.folder.path(), begins.stage, begins.done)
+                let disk = self.folder.disk().as_ref();
+                EventFile::cut_back(disk, self.folder.path(), begins.stage, begins.done)
             }
             Event::StepDone(_)
             | Event::Progress(_)
@@ -169,13 +171,12 @@ impl Observer for RunRecorder {
 }
 
 /// Cuts a file back to its last complete line: a full disk may have cut the one that was being written.
-fn drop_partial_line(file: &mut File) -> std::io::Result<()> {
-    let mut text = Vec::new();
-    file.read_to_end(&mut text)?;
+fn drop_partial_line(disk: &dyn Disk, path: &Path) -> std::io::Result<()> {
+    let text = read_own(path)?;
     let last_end = text.iter().rposition(|byte| *byte == b'\n');
     let complete = last_end.map_or(0, |end| end + 1);
     if complete < text.len() {
-        file.set_len(complete as u64)?;
+        uninterrupted(|| disk.shorten(path, complete as u64))?;
     }
     Ok(())
 }

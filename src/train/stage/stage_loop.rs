@@ -2,7 +2,6 @@
 //! signals.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::feed::{Feed, FeedPlan};
 use crate::checkpoint::{Checkpointer, OptimizerValues, after_stage, load, newest_well, restore};
@@ -12,6 +11,7 @@ use crate::observer::{Event, StageBegins, StepReport, StepsBegin};
 use crate::recipe::{Stage, StageKind};
 use crate::run::{ProgressLog, Run, RunState, StepNumbers, StepSize};
 use crate::step_program::{OptimizerScalars, batch_inputs, optimizer_scalars, whole_step_flops};
+use keel_base::clock::Stopwatch;
 use keel_base::error::{Error, Result};
 use keel_data::batch::Batch;
 use keel_data::identities::MaskedShare;
@@ -108,6 +108,7 @@ impl<'a> StageLoop<'a> {
     /// [`Error::Stopped`] when losses stay bad, [`Error::Interrupted`] when the user ends the run; whatever data, disk,
     /// device and observers report.
     pub fn train(&mut self, first: u64) -> Result<()> {
+        let under_way = self.run.options.clock.start();
         let mut step = first;
         loop {
             self.run.tell(&Event::StepsBegin(StepsBegin {
@@ -116,7 +117,7 @@ impl<'a> StageLoop<'a> {
                 steps: self.steps,
                 memory: self.memory.total(),
             }))?;
-            let outcome = self.steps_from(step);
+            let outcome = self.steps_from(step, &under_way);
             let told = self.run.tell(&Event::StepsEnd);
             // What ended the steps matters more than that it could not be told.
             let last_bad = outcome?;
@@ -128,9 +129,8 @@ impl<'a> StageLoop<'a> {
         }
     }
 
-    /// Runs steps from `first` on; returns the last of several bad steps after which the run has to go back.
-    fn steps_from(&mut self, first: u64) -> Result<Option<u64>> {
-        let began = Instant::now();
+    /// Runs steps from `first` on, in a stage that `under_way` measures; returns the last of several bad steps after which the run has to go back.
+    fn steps_from(&mut self, first: u64, under_way: &Stopwatch) -> Result<Option<u64>> {
         let plan = FeedPlan {
             first,
             steps: self.steps,
@@ -140,7 +140,7 @@ impl<'a> StageLoop<'a> {
             cores_are_free: self.session.takes_inputs_early(),
         };
         let mut feed = Feed::new(self.stage, self.mixture.clone(), self.inputs.clone(), plan);
-        let mut log = ProgressLog::new(self.step_size());
+        let mut log = ProgressLog::new(self.step_size(), &self.run.options.clock);
         let mut packing = PackingStats::default();
         self.masked = MaskedShare::default();
         for step in first..self.steps {
@@ -159,7 +159,7 @@ impl<'a> StageLoop<'a> {
             }
         }
         self.checkpoints.finish(self.run, self.state, self.index)?;
-        self.sum_up(began, &packing)?;
+        self.sum_up(under_way, &packing)?;
         Ok(None)
     }
 
@@ -170,7 +170,7 @@ impl<'a> StageLoop<'a> {
         feed: &mut Feed<'_>,
         packing: &mut PackingStats,
     ) -> Result<Stepped> {
-        let start = Instant::now();
+        let under_way = self.run.options.clock.start();
         let session = self.session.as_mut();
         let every = self.run.options.recheck_every;
         let mut recheck = if every > 0 && step.is_multiple_of(every) {
@@ -206,7 +206,7 @@ impl<'a> StageLoop<'a> {
                 recheck.keep(batch, weight, scalars);
             }
         }
-        let numbers = accumulated.numbers(session, self.stage, [step, self.steps], start)?;
+        let numbers = accumulated.numbers(session, self.stage, [step, self.steps], &under_way)?;
         if let Some(recheck) = recheck {
             recheck.compare(self.run, self.stage, step, &self.inputs, session)?;
         }
@@ -290,8 +290,8 @@ impl<'a> StageLoop<'a> {
         }
     }
 
-    /// Tells what is only known at the end of the steps, which `began` then.
-    fn sum_up(&mut self, began: Instant, packing: &PackingStats) -> Result<()> {
+    /// Tells what is only known at the end of the steps, whose time is `under_way`'s.
+    fn sum_up(&mut self, under_way: &Stopwatch, packing: &PackingStats) -> Result<()> {
         let name = &self.stage.name;
         if self.stage.samples_per_sequence > 1 {
             self.run.note(&format!("stage {name}: {packing}"))?;
@@ -301,9 +301,13 @@ impl<'a> StageLoop<'a> {
         }
         let (count, waited) = self.checkpoints.take_waited();
         if count > 0 {
-            let share = 100.0 * waited / began.elapsed().as_secs_f64();
+            // None where the clock stood still.
+            let share = match under_way.seconds() {
+                0.0 => String::new(),
+                seconds => format!(", {:.2} % of its time", 100.0 * waited / seconds),
+            };
             self.run.note(&format!(
-                "{count} checkpoints inside stage {name}; training waited {waited:.2} s for them, {share:.2} % of its time"
+                "{count} checkpoints inside stage {name}; training waited {waited:.2} s for them{share}"
             ))?;
         }
         Ok(())
