@@ -7,7 +7,8 @@ use std::sync::Arc;
 use keel::error::Result;
 use keel::executor::simt::{CopyTiming, Options, Schedule};
 use keel::executor::{
-    CpuExecutor, CudaExecutor, Executor, ReferenceExecutor, Session, SimtExecutor,
+    CpuExecutor, CudaExecutor, Device, Executor, ReferenceExecutor, SelectedDevice, Session,
+    SimtExecutor, usable_cores,
 };
 use keel::model::{ModelInput, initialise};
 use keel::program::{CompileOptions, Program};
@@ -298,4 +299,26 @@ fn executors_are_shared_among_threads_and_sessions_move_between_them() {
         session.read_f64("y").expect("an output")
     });
     assert_eq!(sums.join().expect("it does not panic"), [2.0, 4.0]);
+}
+
+#[test]
+fn more_threads_than_cores_become_one_a_core_and_the_device_line_says_so() {
+    let cores = usable_cores();
+    let selected = SelectedDevice::new(Device::Cpu, cores + 1000, None).unwrap();
+    let line = selected.describe();
+    let capped = format!(" ({} asked for, one a core at most), f32 ", cores + 1000);
+    assert!(
+        line.starts_with(&format!("cpu, {cores} thread")) && line.contains(&capped),
+        "{line}"
+    );
+    // The memory plan, the pool and the line agree.
+    let threads = Target::Cpu { threads: cores };
+    assert_eq!(selected.compile_target().target, threads);
+    assert_eq!(
+        selected.open(0).unwrap().compile_target().target,
+        threads,
+        "of the executor"
+    );
+    let exact = SelectedDevice::new(Device::Cpu, cores, None).unwrap();
+    assert!(!exact.describe().contains("asked for"), "{exact:?}");
 }

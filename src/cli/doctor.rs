@@ -2,13 +2,13 @@
 
 use clap::Args;
 
-use super::{print_line, usable_cores};
+use super::print_line;
 use keel_base::error::{Error, Result};
 use keel_base::units::bytes;
 use keel_cpu::simd::{Level, detected};
 use keel_engine::executor::kernel_table::IMAGES;
 use keel_engine::executor::simt::Emulator;
-use keel_engine::executor::{Device, SelectedDevice, cuda};
+use keel_engine::executor::{Device, SelectedDevice, cuda, usable_cores};
 use keel_train::free_bytes;
 
 /// Options of `keel doctor`.

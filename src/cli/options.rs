@@ -10,7 +10,7 @@ use super::values::{count, described, device, named, percent, threads};
 use keel_base::error::Result;
 use keel_data::chat::ChatTemplate;
 use keel_data::pairs::{PairLimits, PairSource, Pairs};
-use keel_engine::executor::{Device, SelectedDevice};
+use keel_engine::executor::{Device, SelectedDevice, usable_cores};
 use keel_engine::tape::CompileTarget;
 use keel_engine::tensor::DType;
 use keel_train::PublishedWeights;
@@ -49,7 +49,7 @@ pub(super) struct ComputeArgs {
     /// The device to compute on.
     #[arg(long, value_name = "DEVICE", value_parser = device(), default_value = "auto", help_heading = heading::RUN)]
     device: Device,
-    /// CPU threads [default: all cores].
+    /// CPU threads; what computes takes one a core at most [default: all cores].
     #[arg(long, value_name = "N", value_parser = threads, help_heading = heading::RUN)]
     threads: Option<usize>,
     /// Storage precision of weights and activations [default: bf16 on a GPU and in the emulator, f32 on the CPU].
@@ -78,11 +78,6 @@ impl ComputeArgs {
     pub fn compile_target(&self) -> Result<CompileTarget> {
         self.device.compile_target(self.threads(), self.precision)
     }
-}
-
-/// The cores that this process may use.
-pub(super) fn usable_cores() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
 /// Says in one line what will compute, and why.

@@ -21,7 +21,7 @@ use keel_base::error::{Error, Result};
 pub use cpu::CpuExecutor;
 pub use cuda::CudaExecutor;
 pub use reference::ReferenceExecutor;
-pub use selected_device::{Device, SelectedDevice};
+pub use selected_device::{Device, SelectedDevice, usable_cores};
 pub use simt::SimtExecutor;
 
 /// Holds a model's parameters and loads programs that use them. Several threads may use one executor.
