@@ -4,7 +4,7 @@ use super::WIDEST;
 use super::finish::{Epilogue, Finish, FinishTile, Plane, Residual, Slope};
 use super::matrix::{Operand, Rows, RowsMut};
 use super::pack;
-use super::tile::Tile;
+use super::tile::{Ahead, Tile};
 use crate::parallel::{Shared, for_each};
 use crate::simd::{LANES, Simd, Task, dispatch};
 
@@ -242,6 +242,7 @@ impl Task for Block<'_> {
         let width = S::TILE_VECTORS * LANES;
         let beta = finish.beta();
         let mut scratch = Scratch([0.0; 14 * WIDEST]);
+        let ahead = Ahead::new();
         // Panels outside, tiles of rows inside: a panel stays in the first-level cache for all rows of the block, whose
         // rows stay in the second-level cache for all panels.
         for panel in self.panels {
@@ -266,6 +267,7 @@ impl Task for Block<'_> {
                     alpha: 1.0,
                     beta: 0.0,
                     bias: None,
+                    ahead: &ahead,
                 };
                 // SAFETY: the rows lie inside A and the panel holds `depth` whole rows; C is the scratch, or the
                 // output's tile, which belongs to this task alone.

@@ -3,7 +3,7 @@
 use super::WIDEST;
 use super::matrix::{Operand, RowsMut};
 use super::pack;
-use super::tile::Tile;
+use super::tile::{Ahead, Tile};
 use crate::simd::{LANES, Simd, Task, dispatch};
 
 /// Floats of workspace for [`product`] with a reduction of `depth` and `columns` of output.
@@ -76,6 +76,7 @@ impl Task for Product<'_, '_> {
             (a.rows.stride, 1)
         };
         let width = S::TILE_VECTORS * LANES;
+        let ahead = Ahead::new();
         for column in (0..n).step_by(width) {
             let columns = width.min(n - column);
             // Reading B where it lies saves the packing, which a product of one head would not earn back; it needs
@@ -108,6 +109,7 @@ impl Task for Product<'_, '_> {
                     alpha,
                     beta,
                     bias: None,
+                    ahead: &ahead,
                 };
                 // SAFETY: the tile lies inside A and C; B's rows hold whole vectors here, or the panel does.
                 unsafe { tile.compute(simd) };

@@ -1,6 +1,6 @@
 //! The AVX-512 path: a vector is one register.
 
-use std::arch::x86_64::*;
+use std::arch::{asm, x86_64::*};
 
 use super::{Simd, Task};
 
@@ -29,6 +29,75 @@ fn first(count: usize) -> __mmask16 {
     ((1u32 << count) - 1) as __mmask16
 }
 
+/// [`Simd::mul_add_row`]: the number is read by each multiply-add, whose instruction has room for its address and no index.
+///
+/// Assembly, here and below, because the compiler neither forms these addresses nor keeps this order: it puts off half of
+/// the multiply-adds until their sums no longer fit in registers. For that order the blocks are not `pure`.
+///
+/// # Safety
+/// 1. As there; 2. the machine has AVX-512 F.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn mul_add_row<const OFFSET: usize, const VECTORS: usize>(
+    base: *const f32,
+    b: [__m512; VECTORS],
+    mut c: [__m512; VECTORS],
+) -> [__m512; VECTORS] {
+    for (c, b) in c.iter_mut().zip(b) {
+        // SAFETY: the caller vouches for the number that is read; nothing is written.
+        unsafe {
+            asm!(
+                "vfmadd231ps {c}, {b}, dword ptr [{base} + {offset}]{{1to16}}",
+                c = inout(zmm_reg) *c,
+                b = in(zmm_reg) b,
+                base = in(reg) base,
+                offset = const size_of::<f32>() * OFFSET,
+                options(readonly, nostack, preserves_flags),
+            );
+        }
+    }
+    c
+}
+
+/// [`Simd::mul_add_row_after`]: the number is read once, into a register.
+///
+/// # Safety
+/// 1. As there; 2. the machine has AVX-512 F.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn mul_add_row_after<const OFFSET: usize, const VECTORS: usize>(
+    base: *const f32,
+    stride: usize,
+    b: [__m512; VECTORS],
+    mut c: [__m512; VECTORS],
+) -> [__m512; VECTORS] {
+    let factor: __m512;
+    // SAFETY: the caller vouches for the number that is read; nothing is written.
+    unsafe {
+        asm!(
+            "vbroadcastss {factor}, dword ptr [{base} + {stride} + {offset}]",
+            factor = lateout(zmm_reg) factor,
+            base = in(reg) base,
+            stride = in(reg) stride,
+            offset = const size_of::<f32>() * OFFSET,
+            options(readonly, nostack, preserves_flags),
+        );
+    }
+    for (c, b) in c.iter_mut().zip(b) {
+        // SAFETY: registers only.
+        unsafe {
+            asm!(
+                "vfmadd231ps {c}, {b}, {factor}",
+                c = inout(zmm_reg) *c,
+                b = in(zmm_reg) b,
+                factor = in(zmm_reg) factor,
+                options(nomem, nostack, preserves_flags),
+            );
+        }
+    }
+    c
+}
+
 /// Wraps intrinsics that are safe wherever the token exists.
 macro_rules! instructions {
     ($($body:tt)*) => {
@@ -52,6 +121,27 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         instructions!(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    unsafe fn mul_add_row<const OFFSET: usize, const VECTORS: usize>(
+        self,
+        base: *const f32,
+        b: [__m512; VECTORS],
+        c: [__m512; VECTORS],
+    ) -> [__m512; VECTORS] {
+        // SAFETY: the caller vouches for the number; the token for the instruction.
+        unsafe { mul_add_row::<OFFSET, VECTORS>(base, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn mul_add_row_after<const OFFSET: usize, const VECTORS: usize>(
+        self,
+        base: *const f32,
+        stride: usize,
+        b: [__m512; VECTORS],
+        c: [__m512; VECTORS],
+    ) -> [__m512; VECTORS] {
+        // SAFETY: the caller vouches for the number; the token for the instructions.
+        unsafe { mul_add_row_after::<OFFSET, VECTORS>(base, stride, b, c) }
     }
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> __m512 {

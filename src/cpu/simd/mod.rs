@@ -42,6 +42,40 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::Vector;
+    /// One row of a register tile: b · a + c, rounded once, where a is the number OFFSET numbers after `base`.
+    ///
+    /// # Safety
+    /// 1. The number is readable.
+    #[inline(always)]
+    unsafe fn mul_add_row<const OFFSET: usize, const VECTORS: usize>(
+        self,
+        base: *const f32,
+        b: [Self::Vector; VECTORS],
+        mut c: [Self::Vector; VECTORS],
+    ) -> [Self::Vector; VECTORS] {
+        // SAFETY: the caller vouches for the number.
+        let factor = self.splat(unsafe { *base.add(OFFSET) });
+        for (c, b) in c.iter_mut().zip(b) {
+            *c = self.mul_add(factor, b, *c);
+        }
+        c
+    }
+    /// As [`Simd::mul_add_row`], with the number `stride` bytes further on: the second row of a pair, which needs no
+    /// pointer of its own.
+    ///
+    /// # Safety
+    /// 1. The number is readable.
+    #[inline(always)]
+    unsafe fn mul_add_row_after<const OFFSET: usize, const VECTORS: usize>(
+        self,
+        base: *const f32,
+        stride: usize,
+        b: [Self::Vector; VECTORS],
+        c: [Self::Vector; VECTORS],
+    ) -> [Self::Vector; VECTORS] {
+        // SAFETY: the caller vouches for the number.
+        unsafe { self.mul_add_row::<OFFSET, VECTORS>(base.byte_add(stride), b, c) }
+    }
     /// Reads sixteen lanes.
     ///
     /// # Safety
