@@ -43,6 +43,7 @@ mod power_cuts;
 mod presets;
 mod profile;
 mod program;
+mod ranks;
 mod recipes;
 mod reliability;
 mod repo;
