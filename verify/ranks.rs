@@ -1,9 +1,7 @@
 //! Ranks: what they own, the order of their sums, and threads as ranks.
 
-use std::sync::Arc;
-
 use keel::ranks::order::{ATOM, Cut, tree_sum};
-use keel::ranks::{Collective, Kind, Received, Sent, local};
+use keel::ranks::{Collective, Kind, Received, Seat, Sent, local};
 use proptest::prelude::*;
 
 proptest! {
@@ -55,9 +53,9 @@ fn nothing_adds_to_nothing() {
 }
 
 /// Runs `of_rank` on a thread each.
-fn on_threads<T: Send>(ranks: usize, of_rank: impl Fn(local::LocalRank) -> T + Sync) -> Vec<T> {
+fn on_threads<T: Send>(ranks: usize, of_rank: impl Fn(Seat) -> T + Sync) -> Vec<T> {
     std::thread::scope(|scope| {
-        let threads: Vec<_> = local::ranks(ranks)
+        let threads: Vec<_> = local::seats(ranks)
             .into_iter()
             .map(|rank| scope.spawn(|| of_rank(rank)))
             .collect();
@@ -71,8 +69,9 @@ fn on_threads<T: Send>(ranks: usize, of_rank: impl Fn(local::LocalRank) -> T + S
 #[test]
 fn threads_exchange_and_gather_in_the_order_of_ranks() {
     for ranks in 1..=5usize {
-        let received = on_threads(ranks, |mut local| {
-            let rank = local.engine.world().rank as u8;
+        let received = on_threads(ranks, |seat| {
+            let rank = seat.world().rank as u8;
+            let mut engine = seat.engine().unwrap().lock().unwrap();
             let exchange = Collective {
                 kind: Kind::Exchange,
                 slice: 3,
@@ -83,18 +82,15 @@ fn threads_exchange_and_gather_in_the_order_of_ranks() {
             };
             let sent: Vec<u8> = (0..3 * ranks as u8).map(|byte| 40 * rank + byte).collect();
             // Both are under way before either is finished, and they are finished the other way round.
-            let first = local.engine.begin(exchange, Sent::Host(&sent)).unwrap();
-            let second = local
-                .engine
+            let first = engine.begin(exchange, Sent::Host(&sent)).unwrap();
+            let second = engine
                 .begin(gather, Sent::Host(&[rank, rank + 100]))
                 .unwrap();
             let (mut exchanged, mut gathered) = (vec![0; 3 * ranks], vec![0; 2 * ranks]);
-            local
-                .engine
+            engine
                 .finish(second, Received::Host(&mut gathered))
                 .unwrap();
-            local
-                .engine
+            engine
                 .finish(first, Received::Host(&mut exchanged))
                 .unwrap();
             (exchanged, gathered)
@@ -113,20 +109,21 @@ fn threads_exchange_and_gather_in_the_order_of_ranks() {
 
 #[test]
 fn a_rank_that_ends_ends_those_that_wait_for_it() {
-    let outcomes = on_threads(3, |mut local| {
-        if local.engine.world().rank == 1 {
-            local.votes.give_up("its disk is full");
+    let outcomes = on_threads(3, |seat| {
+        if seat.world().rank == 1 {
+            seat.votes().give_up("its disk is full");
             return String::new();
         }
+        let mut engine = seat.engine().unwrap().lock().unwrap();
         let gather = Collective {
             kind: Kind::AllGather,
             slice: 1,
         };
-        let ticket = match local.engine.begin(gather, Sent::Host(&[1])) {
+        let ticket = match engine.begin(gather, Sent::Host(&[1])) {
             Ok(ticket) => ticket,
             Err(problem) => return problem.to_string(),
         };
-        let ended = local.engine.finish(ticket, Received::Host(&mut [0; 3]));
+        let ended = engine.finish(ticket, Received::Host(&mut [0; 3]));
         ended.unwrap_err().to_string()
     });
     for rank in [0, 2] {
@@ -140,19 +137,17 @@ fn a_rank_that_ends_ends_those_that_wait_for_it() {
 
 #[test]
 fn ranks_that_come_to_different_collectives_are_told_apart() {
-    let outcomes = on_threads(2, |mut local| {
-        let slice = 1 + local.engine.world().rank;
+    let outcomes = on_threads(2, |seat| {
+        let slice = 1 + seat.world().rank;
+        let mut engine = seat.engine().unwrap().lock().unwrap();
         let gather = Collective {
             kind: Kind::AllGather,
             slice,
         };
         let sent = vec![0; slice];
-        let begun = local.engine.begin(gather, Sent::Host(&sent));
-        let ended = begun.and_then(|ticket| {
-            local
-                .engine
-                .finish(ticket, Received::Host(&mut vec![0; 2 * slice]))
-        });
+        let begun = engine.begin(gather, Sent::Host(&sent));
+        let ended =
+            begun.and_then(|ticket| engine.finish(ticket, Received::Host(&mut vec![0; 2 * slice])));
         ended.unwrap_err().to_string()
     });
     for sentence in outcomes {
@@ -165,9 +160,9 @@ fn ranks_that_come_to_different_collectives_are_told_apart() {
 
 #[test]
 fn votes_of_any_length_reach_all_ranks() {
-    let heard = on_threads(3, |local| {
-        let own = vec![7u8; local.votes.world().rank];
-        let votes: Arc<dyn keel::ranks::Votes> = local.votes;
+    let heard = on_threads(3, |seat| {
+        let own = vec![7u8; seat.world().rank];
+        let votes = seat.votes();
         let first = votes.gather("lengths", &own).unwrap();
         let second = votes.gather("nothing", &[]).unwrap();
         (first, second)

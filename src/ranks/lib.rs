@@ -9,7 +9,9 @@ mod board;
 mod collective;
 pub mod local;
 pub mod order;
+mod seat;
 mod world;
 
 pub use collective::{Collective, Engine, Kind, Received, Sent, SharedEngine, Ticket, Votes};
+pub use seat::Seat;
 pub use world::World;

@@ -4,45 +4,34 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::board::Board;
-use crate::{Collective, Engine, Kind, Received, Sent, Ticket, Votes, World};
+use crate::{Collective, Engine, Kind, Received, Seat, Sent, Ticket, Votes, World};
 use keel_base::error::Result;
 
-/// What one of `ranks` threads works with: its engine and its votes.
-pub struct LocalRank {
-    /// Moves what programs send.
-    pub engine: Box<dyn Engine>,
-    /// Moves what their hosts tell one another.
-    pub votes: Arc<dyn Votes>,
-}
-
-/// The ranks of one process, in their order, each to be used by a thread of its own.
+/// The seats of `ranks` threads of one process, in their order, each for a thread of its own.
 ///
 /// A rank that drops its engine while others still wait for it ends them with an error: nothing hangs.
 ///
 /// # Panics
 /// When there are none.
-pub fn ranks(ranks: usize) -> Vec<LocalRank> {
+pub fn seats(ranks: usize) -> Vec<Seat> {
     assert!(ranks > 0, "a run has at least one rank");
     let (collectives, votes) = (Arc::new(Board::new(ranks)), Arc::new(Board::new(ranks)));
-    (0..ranks)
-        .map(|rank| {
-            let world = World::of_one_host(rank, ranks);
-            let (collectives, votes) = (collectives.clone(), votes.clone());
-            LocalRank {
-                engine: Box::new(Local {
-                    world,
-                    board: collectives.clone(),
-                    begun: 0,
-                }),
-                votes: Arc::new(LocalVotes {
-                    world,
-                    votes,
-                    collectives,
-                    asked: AtomicU64::new(0),
-                }),
-            }
-        })
-        .collect()
+    let seat = |rank| {
+        let world = World::of_one_host(rank, ranks);
+        let engine = Local {
+            world,
+            board: collectives.clone(),
+            begun: 0,
+        };
+        let votes = LocalVotes {
+            world,
+            votes: votes.clone(),
+            collectives: collectives.clone(),
+            asked: AtomicU64::new(0),
+        };
+        Seat::new(Box::new(engine), Arc::new(votes))
+    };
+    (0..ranks).map(seat).collect()
 }
 
 /// The engine of one thread among several.
