@@ -32,6 +32,7 @@ mod guard;
 mod harness;
 mod kernels;
 mod kills;
+mod launch;
 mod measure;
 mod metrics;
 mod micro_batches;

@@ -1,0 +1,3 @@
+//! Ranks as processes: how they are started, found and watched.
+
+mod environment;
