@@ -25,6 +25,8 @@ pub(super) mod heading {
     pub const WEIGHTS: &str = "Weights";
     /// What a step may take.
     pub const MEMORY: &str = "Memory";
+    /// Several ranks.
+    pub const RANKS: &str = "Ranks";
     /// Checkpoints and checks.
     pub const SAFETY: &str = "Safety";
     /// What is measured.

@@ -87,6 +87,14 @@ pub(super) fn percent(text: &str) -> Result<f64, Expected> {
     }
 }
 
+/// Gigabytes a second: any number above 0.
+pub(super) fn rate(text: &str) -> Result<f64, Expected> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate > 0.0 && rate.is_finite() => Ok(rate),
+        _ => expected("a number above 0, such as 45"),
+    }
+}
+
 /// The most steps, checkpoints or whatever else is only counted: more than any run comes to, and far from where sums overflow.
 const MOST_COUNTED: u64 = 1_000_000_000_000;
 

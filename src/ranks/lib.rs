@@ -11,6 +11,7 @@ pub mod launch;
 pub mod local;
 pub mod order;
 mod seat;
+pub mod simulate;
 mod world;
 
 pub use collective::{Collective, Engine, Kind, Received, Sent, SharedEngine, Ticket, Votes};

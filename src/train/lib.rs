@@ -13,6 +13,7 @@ mod observer;
 mod out_folder;
 mod recipe;
 mod run;
+mod scaling;
 mod stage;
 mod stage_data;
 mod step_program;
@@ -46,6 +47,7 @@ pub use run::{
     InitialWeights, RunFolder, RunInputs, Signals, StepAverages, Stop, TrainOptions,
     newest_checkpoint, recipe_in, recipe_of, stage_checkpoints,
 };
+pub use scaling::{Cluster, RankMemory, RankStep, Sharding, Sizes, check_division};
 pub use step_program::{
     OptimizerScalars, batch_inputs, compile_step, optimizer_scalars, parameter_groups, record_step,
     whole_step_flops,

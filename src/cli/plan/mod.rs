@@ -1,14 +1,17 @@
 //! `keel plan`.
 
+mod ranks;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
 
+use self::ranks::RanksArgs;
 use super::values::{count, size};
 use super::{ComputeArgs, RecipeArgs, heading, print_line};
-use keel_base::error::Result;
+use keel_base::error::{Error, Result};
 use keel_base::units::{bytes, counted, flops, grouped};
 use keel_data::chat::ChatTokenizer;
 use keel_engine::program::{MemoryReport, Program, draw_memory};
@@ -41,6 +44,8 @@ pub(super) struct PlanArgs {
     /// Draw the memory of each stage, address by time, as PATH-<stage>.svg.
     #[arg(long, value_name = "PATH", help_heading = heading::MEMORY)]
     svg: Option<PathBuf>,
+    #[command(flatten)]
+    ranks: RanksArgs,
 }
 
 pub(super) fn run(args: &PlanArgs) -> Result<()> {
@@ -52,7 +57,18 @@ pub(super) fn run(args: &PlanArgs) -> Result<()> {
         memory_budget: args.memory_budget,
         memory_limit: args.memory_limit,
     };
-    plans.print(args.stage.as_deref(), args.svg.as_deref())
+    match args.ranks.ranks {
+        None => plans.print(args.stage.as_deref(), args.svg.as_deref()),
+        Some(_) if args.svg.is_some() => {
+            let want = "a drawing of one device, without --ranks";
+            Err(Error::setting("--svg", want, "both"))
+        }
+        Some(ranks) => {
+            let stages = plans.stages(args.stage.as_deref(), true)?;
+            let text = ranks::text(&plans, &args.ranks, ranks, &stages)?;
+            print_line(text.trim_end())
+        }
+    }
 }
 
 /// The plans of a recipe's stages.
@@ -72,25 +88,13 @@ impl Plans<'_> {
     /// Whatever planning reports; [`keel_base::error::Error::Io`] when a drawing cannot be written.
     pub fn print(&self, stage: Option<&str>, svg: Option<&Path>) -> Result<()> {
         let layout = declare(&self.recipe.model, self.recipe.contrastive_loss)?;
-        let stages: Vec<&Stage> = match stage {
-            Some(name) => vec![self.recipe.stage(name)?],
-            None => self.recipe.stages.iter().collect(),
-        };
         let mut text = format!("planned for {}\nmodel:\n", described(self.compile_target));
         for module in layout.modules() {
             let count = layout.count(|m| m == module) as u64;
             let _ = writeln!(text, "  {module:<12} {:>13} parameters", grouped(count));
         }
         let mut drawings = Vec::new();
-        for stage in stages {
-            let stage = &match self.batch {
-                Some(batch) => Stage {
-                    batch_size: batch,
-                    micro_batch_size: None,
-                    ..stage.clone()
-                },
-                None => stage.clone(),
-            };
+        for stage in &self.stages(stage, false)? {
             let program = self.compile(stage, &layout)?;
             let report = MemoryReport::new(&program, &layout);
             let samples = counted(stage.batch_size as u64, "sample");
@@ -119,6 +123,26 @@ impl Plans<'_> {
             write_durably(Path::new(&name), drawing.as_bytes())?;
         }
         print_line(text.trim_end())
+    }
+
+    /// The stage of that name, or all, with the batch that was asked for: at once, or divided as the recipe divides its own
+    /// where it can be.
+    fn stages(&self, stage: Option<&str>, is_divided: bool) -> Result<Vec<Stage>> {
+        let stages: Vec<&Stage> = match stage {
+            Some(name) => vec![self.recipe.stage(name)?],
+            None => self.recipe.stages.iter().collect(),
+        };
+        let with_batch = |stage: &Stage| match self.batch {
+            Some(batch) => Stage {
+                batch_size: batch,
+                micro_batch_size: stage
+                    .micro_batch_size
+                    .filter(|size| is_divided && batch.is_multiple_of(*size)),
+                ..stage.clone()
+            },
+            None => stage.clone(),
+        };
+        Ok(stages.into_iter().map(with_batch).collect())
     }
 
     fn compile(&self, stage: &Stage, layout: &Arc<ParameterLayout>) -> Result<Program> {

@@ -1,0 +1,381 @@
+//! A stage's step over many ranks, on paper: bytes of a rank by class, what it sends, and what of that computing hides.
+//!
+//! It reads the planned program of one rank: how long each op takes by the work it does, and which op writes the last gradient
+//! of each bucket, which is when the bucket can be sent.
+
+use std::sync::Arc;
+
+use super::recipe::{Recipe, Stage};
+use super::step_program::{compile_step, whole_step_flops};
+use keel_base::error::{Error, Result};
+use keel_data::chat::ChatTokenizer;
+use keel_engine::program::{MemoryReport, Place, PlannedOp, Program};
+use keel_engine::tape::{Arena, CompileTarget, ParameterLayout};
+use keel_ranks::order::{BUCKET, Cut};
+use keel_ranks::simulate::{Event, Links, Simulated, simulate};
+use keel_ranks::{Collective, Kind};
+
+/// Devices and links of a cluster, as a simulation assumes them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cluster {
+    /// Operations per second of one device, at most.
+    pub peak_flops: f64,
+    /// The share of that which a step reaches.
+    pub share_of_peak: f64,
+    /// Bytes per second that a device's memory moves.
+    pub memory_bandwidth: f64,
+    /// How ranks are joined.
+    pub links: Links,
+}
+
+impl Cluster {
+    /// H100 cards of 80 GB, `node` to a node, joined by NVLink there and by one 400 Gb/s adapter a card outside.
+    pub fn h100(node: usize) -> Cluster {
+        Cluster {
+            peak_flops: 989e12,
+            share_of_peak: 0.4,
+            memory_bandwidth: 3.35e12,
+            links: Links {
+                node,
+                node_bandwidth: 350e9,
+                node_latency: 4e-6,
+                network_bandwidth: 45e9,
+                network_latency: 10e-6,
+            },
+        }
+    }
+}
+
+/// What each rank keeps only its own part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sharding {
+    /// Nothing: each rank has all of everything.
+    Nothing,
+    /// Master weights and moments.
+    Moments,
+    /// Gradients too.
+    Gradients,
+}
+
+impl Sharding {
+    /// All, by level.
+    pub const ALL: [Sharding; 3] = [Sharding::Nothing, Sharding::Moments, Sharding::Gradients];
+
+    /// 0, 1 or 2.
+    pub const fn level(self) -> usize {
+        self as usize
+    }
+}
+
+/// Bytes of one rank by class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RankMemory {
+    /// What the step's ops read of the model.
+    pub parameters: u64,
+    /// The f32 weights that the update writes, where they are apart from what is read.
+    pub masters: u64,
+    /// Gradients.
+    pub gradients: u64,
+    /// What the optimiser keeps.
+    pub moments: u64,
+    /// What is on its way to and from other ranks.
+    pub buckets: u64,
+    /// The arena of activations.
+    pub activations: u64,
+    /// What the engine that moves bytes takes by itself.
+    pub engine: u64,
+}
+
+impl RankMemory {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        let planned = self.parameters + self.masters + self.gradients + self.moments;
+        planned + self.buckets + self.activations + self.engine
+    }
+}
+
+/// Sizes of a program over which a rank's memory is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Elements of all parameters of the model.
+    pub parameters: u64,
+    /// Of these, what the step reads in f32 although its matrices are bf16: vectors.
+    pub vectors: u64,
+    /// Whether matrices are read in bf16.
+    pub is_bf16: bool,
+    /// Elements that are trained.
+    pub trained: u64,
+    /// Numbers that the optimiser keeps for each of them.
+    pub states: u64,
+    /// Bytes of the arena of activations.
+    pub activations: u64,
+}
+
+impl Sizes {
+    /// Of a planned step.
+    pub fn of(program: &Program, layout: &ParameterLayout) -> Sizes {
+        let elements = |place: Arena| program.arena_elements(place, layout.elements()) as u64;
+        let is_vector = |value| matches!(program.place(value), Place::Fixed(Arena::Parameters, _));
+        let read = program.parameters().iter();
+        let vectors = read.filter(|(_, value)| is_vector(*value));
+        Sizes {
+            parameters: layout.elements() as u64,
+            vectors: vectors.map(|(spec, _)| spec.shape.numel() as u64).sum(),
+            is_bf16: program.has_bf16_parameters(),
+            trained: elements(Arena::Gradients),
+            states: program.optimizer_state().len() as u64,
+            activations: program.arena_bytes() as u64,
+        }
+    }
+
+    /// What one of `ranks` ranks takes, the engine taking `engine` bytes by itself.
+    pub fn of_rank(&self, sharding: Sharding, ranks: usize, engine: u64) -> RankMemory {
+        let cut = Cut::new(self.trained as usize, ranks, BUCKET);
+        let (all, owned) = match sharding {
+            Sharding::Nothing => (self.trained, self.trained),
+            _ => (cut.padded() as u64, cut.owned() as u64),
+        };
+        let bucket = (cut.slice() * ranks * 4) as u64;
+        // A bucket arrives while the next one is being sent; kept whole, it is received beside what was sent.
+        let in_flight = 2.min(cut.buckets() as u64) * bucket;
+        let (parameters, masters) = match (sharding, self.is_bf16) {
+            (_, false) => (4 * self.parameters, 0),
+            (Sharding::Nothing, true) => (2 * self.parameters, 4 * self.parameters),
+            (_, true) => (2 * self.parameters + 4 * self.vectors, 4 * owned),
+        };
+        let (gradients, buckets) = match sharding {
+            _ if ranks == 1 => (4 * self.trained, 0),
+            Sharding::Gradients => (4 * owned, bucket.min(4 * all) + in_flight),
+            _ => (4 * all, in_flight),
+        };
+        RankMemory {
+            parameters,
+            masters,
+            gradients,
+            moments: 4 * self.states * owned,
+            buckets,
+            activations: self.activations,
+            engine: if ranks == 1 { 0 } else { engine },
+        }
+    }
+}
+
+/// A stage's step, planned for one of many ranks.
+#[derive(Clone, Debug)]
+pub struct RankStep {
+    program: Program,
+    stage: Stage,
+    ranks: usize,
+    sizes: Sizes,
+}
+
+impl RankStep {
+    /// Plans what one of `ranks` ranks does in a step of `stage`: a run of its micro-batches.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where the ranks cannot have equal numbers of micro-batches; whatever planning reports.
+    pub fn plan(
+        recipe: &Recipe,
+        stage: &Stage,
+        layout: &Arc<ParameterLayout>,
+        compile_target: CompileTarget,
+        memory_budget: Option<u64>,
+        ranks: usize,
+    ) -> Result<RankStep> {
+        check_division(stage, ranks)?;
+        // Which id stands for an image token changes no size.
+        let shape = recipe.batch_shape(stage, ChatTokenizer::embedded().image());
+        let program = compile_step(recipe, stage, layout, &shape, compile_target, memory_budget)?;
+        Ok(RankStep {
+            sizes: Sizes::of(&program, layout),
+            stage: stage.clone(),
+            program,
+            ranks,
+        })
+    }
+
+    /// The program of one micro-batch and the update.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// What the program takes on one device alone.
+    pub fn alone(&self, layout: &ParameterLayout) -> MemoryReport {
+        MemoryReport::new(&self.program, layout)
+    }
+
+    /// What each rank takes.
+    pub fn memory(&self, sharding: Sharding, engine: u64) -> RankMemory {
+        self.sizes.of_rank(sharding, self.ranks, engine)
+    }
+
+    /// Micro-batches of each rank.
+    pub fn micro_batches(&self) -> usize {
+        self.stage.micro_batches() / self.ranks
+    }
+
+    /// How long it takes.
+    pub fn simulate(&self, sharding: Sharding, cluster: &Cluster) -> Simulated {
+        simulate(&self.events(sharding, cluster), &cluster.links, self.ranks)
+    }
+
+    /// What a rank does in a step, in its order.
+    pub fn events(&self, sharding: Sharding, cluster: &Cluster) -> Vec<Event> {
+        let seconds = self.seconds(cluster);
+        let (gradients, update) = seconds.split_at(self.program.gradient_ops());
+        let cut = Cut::new(self.sizes.trained as usize, self.ranks, BUCKET);
+        let ready = self.buckets_ready(&cut);
+        let mut events = Events::default();
+        let is_sent = |run| sharding == Sharding::Gradients || run + 1 == self.micro_batches();
+        for run in 0..self.micro_batches() {
+            let mut first = 0;
+            for &(op, _) in ready.iter().filter(|_| is_sent(run) && self.ranks > 1) {
+                events.compute(&gradients[first..op + 1]);
+                events.begin(Kind::Exchange, cut.slice() * 4);
+                first = op + 1;
+            }
+            events.compute(&gradients[first..]);
+            events.finish();
+        }
+        let share = match sharding {
+            Sharding::Nothing => {
+                // Every rank adds its slice, and all need all sums.
+                events.gather(&cut, 4, self.ranks);
+                1.0
+            }
+            _ => 1.0 / self.ranks as f64,
+        };
+        let update: f64 = update.iter().sum();
+        events.compute(&[share * update]);
+        if sharding != Sharding::Nothing {
+            let element = if self.sizes.is_bf16 { 2 } else { 4 };
+            events.gather(&cut, element, self.ranks);
+        }
+        events.list
+    }
+
+    /// Seconds of each op: the share that its work or its traffic has of the step's, and the step by the share of the peak that
+    /// is reached. No op is faster than the device at its best.
+    fn seconds(&self, cluster: &Cluster) -> Vec<f64> {
+        let at_best = |op: &PlannedOp| {
+            let cost = self.program.op_cost(op);
+            let traffic = (cost.bytes_read + cost.bytes_written) / cluster.memory_bandwidth;
+            traffic.max(cost.flops / cluster.peak_flops)
+        };
+        let ops = self.program.ops();
+        let best: Vec<f64> = ops.iter().map(at_best).collect();
+        let (runs, update) = best.split_at(self.program.gradient_ops());
+        let sum = |seconds: &[f64]| seconds.iter().sum::<f64>();
+        let runs = self.stage.micro_batches() as f64 * sum(runs);
+        let reached = cluster.share_of_peak * cluster.peak_flops;
+        let expected = whole_step_flops(&self.program, &self.stage) / reached - sum(update);
+        let slower = if runs > 0.0 {
+            (expected / runs).max(1.0)
+        } else {
+            1.0
+        };
+        let gradient_ops = self.program.gradient_ops();
+        let scaled = best.iter().enumerate().map(|(op, seconds)| {
+            let slower = if op < gradient_ops { slower } else { 1.0 };
+            slower * seconds
+        });
+        scaled.collect()
+    }
+
+    /// For each bucket the op that writes its last gradient, in the order in which they come.
+    fn buckets_ready(&self, cut: &Cut) -> Vec<(usize, usize)> {
+        let mut ready: Vec<(usize, usize)> = (0..cut.buckets()).map(|bucket| (0, bucket)).collect();
+        let ops = &self.program.ops()[..self.program.gradient_ops()];
+        let size = (cut.slice() * self.ranks).max(1);
+        for (index, op) in ops.iter().enumerate() {
+            for output in &op.instruction.outputs {
+                let Place::Fixed(Arena::Gradients, first) = self.program.place(*output) else {
+                    continue;
+                };
+                let last = first + self.program.ty(*output).numel().max(1) - 1;
+                for bucket in first / size..=(last / size).min(cut.buckets() - 1) {
+                    ready[bucket].0 = index;
+                }
+            }
+        }
+        ready.sort_unstable();
+        ready
+    }
+}
+
+/// Refuses ranks that would have unequal numbers of micro-batches.
+///
+/// # Errors
+/// [`Error::Setting`] naming the numbers of ranks that divide them.
+pub fn check_division(stage: &Stage, ranks: usize) -> Result<()> {
+    let all = stage.micro_batches();
+    if all.is_multiple_of(ranks) {
+        return Ok(());
+    }
+    let divisors: Vec<String> = (1..=all)
+        .filter(|ranks| all.is_multiple_of(*ranks))
+        .map(|ranks| ranks.to_string())
+        .collect();
+    let one = stage.samples_per_sequence;
+    // The largest micro-batch of which every rank gets as many as the others.
+    let fitting = (1..=stage.micro_batch())
+        .rev()
+        .find(|size| size.is_multiple_of(one) && stage.batch_size.is_multiple_of(size * ranks));
+    let offer = match fitting {
+        Some(size) => format!(", or stage.{}.micro_batch_size={size}", stage.name),
+        None => format!(
+            ", or stage.{}.batch_size a multiple of {}",
+            stage.name,
+            ranks * one
+        ),
+    };
+    Err(Error::setting(
+        format!("--ranks {ranks}"),
+        format!(
+            "a divisor of the {all} micro-batches of a step of stage {} ({}){offer}",
+            stage.name,
+            divisors.join(", ")
+        ),
+        ranks,
+    ))
+}
+
+/// Events under way.
+#[derive(Default)]
+struct Events {
+    list: Vec<Event>,
+    begun: usize,
+    finished: usize,
+}
+
+impl Events {
+    fn compute(&mut self, seconds: &[f64]) {
+        let seconds: f64 = seconds.iter().sum();
+        if seconds > 0.0 {
+            self.list.push(Event::Compute(seconds));
+        }
+    }
+
+    fn begin(&mut self, kind: Kind, slice: usize) {
+        self.list.push(Event::Begin(Collective { kind, slice }));
+        self.begun += 1;
+    }
+
+    /// Waits for all that were begun.
+    fn finish(&mut self) {
+        self.list
+            .extend((self.finished..self.begun).map(Event::Finish));
+        self.finished = self.begun;
+    }
+
+    /// Gathers every bucket, its elements `bytes` each, and waits.
+    fn gather(&mut self, cut: &Cut, bytes: usize, ranks: usize) {
+        if ranks == 1 {
+            return;
+        }
+        for _ in 0..cut.buckets() {
+            self.begin(Kind::AllGather, cut.slice() * bytes);
+        }
+        self.finish();
+    }
+}

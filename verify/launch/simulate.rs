@@ -1,0 +1,267 @@
+//! Steps over many ranks on paper: the simulation against closed forms, a rank's memory against its arithmetic, and what the
+//! command prints.
+
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use keel::executor::Device;
+use keel::model::declare;
+use keel::ranks::order::{ATOM, BUCKET, Cut};
+use keel::ranks::simulate::{Both, Event, Links, simulate};
+use keel::ranks::{Collective, Kind};
+use keel::train::{Cluster, RankStep, Recipe, Sharding, Sizes};
+
+use crate::command::keel;
+
+/// Of a second: what sums of some hundred f64 of seconds may differ by.
+const ROUNDING: f64 = 1e-12;
+
+fn links(node: usize) -> Links {
+    Links {
+        node,
+        node_bandwidth: 2e9,
+        node_latency: 3e-6,
+        network_bandwidth: 5e8,
+        network_latency: 7e-6,
+    }
+}
+
+/// A collective that keeps links of `links(ranks)` busy for `seconds`.
+fn lasting(seconds: f64, ranks: usize) -> Collective {
+    let links = links(ranks);
+    let messages = (ranks - 1) as f64;
+    let slice = (seconds - messages * links.node_latency) * links.node_bandwidth / messages;
+    Collective {
+        kind: Kind::Exchange,
+        slice: slice.round() as usize,
+    }
+}
+
+/// Seconds that a collective keeps those links busy: slices are whole bytes.
+fn busy(collective: &Collective, ranks: usize) -> f64 {
+    links(ranks).seconds(collective, ranks).node
+}
+
+fn near(found: f64, want: f64) -> bool {
+    (found - want).abs() <= ROUNDING
+}
+
+proptest! {
+    #[test]
+    fn every_rank_sends_its_slices_once_and_gathers_enter_a_node_once(
+        nodes in 1..6_usize, node in 1..9_usize, slice in 1..1_000_000_usize,
+    ) {
+        let (ranks, links) = (nodes * node, links(node));
+        let exchange = Collective { kind: Kind::Exchange, slice };
+        let Both { node: within, network } = links.bytes(&exchange, ranks);
+        prop_assert_eq!(within + network, exchange.on_the_wire(ranks) as f64);
+        prop_assert_eq!(within, (slice * (node - 1)) as f64);
+        let gather = Collective { kind: Kind::AllGather, slice };
+        let bytes = links.bytes(&gather, ranks);
+        prop_assert!((bytes.node + bytes.network - gather.on_the_wire(ranks) as f64).abs() < 1e-3);
+        // All ranks of a node together bring in what the other nodes have.
+        prop_assert!((bytes.network * node as f64 - (slice * (ranks - node)) as f64).abs() < 1e-3);
+    }
+
+    #[test]
+    fn buckets_that_come_evenly_take_the_time_of_a_line_of_two_machines(
+        count in 1..40_usize, apart in 1e-3..5e-3_f64, lasts in 1e-3..5e-3_f64, ranks in 2..9_usize,
+    ) {
+        let collective = lasting(lasts, ranks);
+        let lasts = busy(&collective, ranks);
+        let mut events: Vec<Event> = (0..count).flat_map(|_| [Event::Compute(apart), Event::Begin(collective)]).collect();
+        events.extend((0..count).map(Event::Finish));
+        let step = simulate(&events, &links(ranks), ranks);
+        // The first has to be made and the last to be sent; between them the slower of both rules.
+        let want = apart + lasts + (count - 1) as f64 * apart.max(lasts);
+        prop_assert!(near(step.seconds, want), "{} {want}", step.seconds);
+        prop_assert!(near(step.computing, count as f64 * apart));
+        prop_assert!(near(step.sending, count as f64 * lasts));
+        prop_assert!(near(step.waiting, want - count as f64 * apart));
+    }
+
+    #[test]
+    fn nothing_is_hidden_twice_and_no_time_is_lost(
+        seconds in prop::collection::vec((0.0..4e-3_f64, 1e-4..4e-3_f64, any::<bool>()), 1..30), ranks in 2..9_usize,
+    ) {
+        let mut events = Vec::new();
+        let mut finished = 0;
+        for (index, (computing, lasts, waits)) in seconds.iter().enumerate() {
+            events.extend([Event::Compute(*computing), Event::Begin(lasting(*lasts, ranks))]);
+            if *waits {
+                events.extend((finished..=index).map(Event::Finish));
+                finished = index + 1;
+            }
+        }
+        events.extend((finished..seconds.len()).map(Event::Finish));
+        let step = simulate(&events, &links(ranks), ranks);
+        prop_assert!(near(step.seconds, step.computing + step.waiting));
+        prop_assert!(step.seconds >= step.computing.max(step.sending) - ROUNDING);
+        prop_assert!(step.hidden() >= -ROUNDING && step.waiting >= 0.0);
+        prop_assert!(step.seconds <= step.computing + step.sending + ROUNDING);
+    }
+
+    #[test]
+    fn a_rank_s_bytes_are_those_of_the_formulas(atoms in 1..4_usize, ranks in prop::sample::select(vec![1_usize, 2, 4, 8, 64])) {
+        let trained = (atoms * ranks * ATOM) as u64;
+        let sizes = Sizes { parameters: trained, vectors: 0, is_bf16: true, trained, states: 2, activations: 77 };
+        let share = trained / ranks as u64;
+        let cut = Cut::new(trained as usize, ranks, BUCKET);
+        prop_assert_eq!(cut.padded() as u64, trained);
+        let wire = if ranks == 1 { 0 } else { 4 * trained };
+        for (sharding, fixed, buckets) in [
+            (Sharding::Nothing, 18 * trained, wire),
+            (Sharding::Moments, 6 * trained + 12 * share, wire),
+            (Sharding::Gradients, 2 * trained + 16 * share, 2 * wire),
+        ] {
+            let memory = sizes.of_rank(sharding, ranks, 5);
+            let engine = if ranks == 1 { 0 } else { 5 };
+            prop_assert_eq!(memory.total(), fixed + buckets + 77 + engine, "level {}", sharding.level());
+        }
+        // In f32 the masters are what is read: only moments can be shared.
+        let single = Sizes { is_bf16: false, ..sizes }.of_rank(Sharding::Moments, ranks, 0);
+        prop_assert_eq!((single.parameters, single.masters, single.moments), (4 * trained, 0, 8 * share));
+    }
+}
+
+#[test]
+fn one_rank_sends_nothing_and_waits_for_nothing() {
+    let gather = Collective {
+        kind: Kind::AllGather,
+        slice: 1 << 20,
+    };
+    let events = [Event::Compute(0.5), Event::Begin(gather), Event::Finish(0)];
+    let step = simulate(&events, &links(8), 1);
+    assert_eq!((step.seconds, step.waiting, step.sending), (0.5, 0.0, 0.0));
+    assert_eq!(step.bytes, Both::default());
+    assert_eq!(step.efficiency(), 1.0);
+}
+
+/// The step of a recipe's stage, planned for a GPU, on `ranks` ranks.
+fn planned(ranks: usize) -> RankStep {
+    let sets = ["stage.world-knowledge.micro_batch_size=2".to_owned()];
+    let recipe = Recipe::load("tiny", &sets).unwrap();
+    let layout = declare(&recipe.model, recipe.contrastive_loss).unwrap();
+    let target = Device::Cuda.compile_target(1, None).unwrap();
+    let stage = recipe.stage("world-knowledge").unwrap();
+    RankStep::plan(&recipe, stage, &layout, target, None, ranks).unwrap()
+}
+
+#[test]
+fn a_stage_s_step_computes_as_long_on_all_ranks_together_as_on_one() {
+    let cluster = Cluster::h100(2);
+    let alone = planned(1);
+    let one = alone.simulate(Sharding::Nothing, &cluster);
+    assert_eq!((one.waiting, one.bytes), (0.0, Both::default()));
+    for ranks in [2, 4] {
+        let step = planned(ranks);
+        assert_eq!(step.micro_batches() * ranks, alone.micro_batches());
+        for sharding in Sharding::ALL {
+            let simulated = step.simulate(sharding, &cluster);
+            // Gradients by micro-batches, the update once: at level 0 on every rank, else once on all together.
+            let update = simulate(&update_of(&alone, &cluster), &cluster.links, 1).seconds;
+            let update_here = match sharding {
+                Sharding::Nothing => update,
+                _ => update / ranks as f64,
+            };
+            let want = (one.computing - update) / ranks as f64 + update_here;
+            assert!(
+                near(simulated.computing, want),
+                "{ranks} {sharding:?}: {simulated:?} {want}"
+            );
+            // What is sent, by the formulas.
+            let cut = Cut::new(
+                alone.memory(Sharding::Nothing, 0).gradients as usize / 4,
+                ranks,
+                BUCKET,
+            );
+            let slices = |element: usize| (cut.owned() * element * (ranks - 1)) as f64;
+            let runs = if sharding == Sharding::Gradients {
+                step.micro_batches()
+            } else {
+                1
+            };
+            let gathered = if sharding == Sharding::Nothing { 4 } else { 2 };
+            let want = runs as f64 * slices(4) + slices(gathered);
+            let Both { node, network } = simulated.bytes;
+            assert!(
+                (node + network - want).abs() < 1e-3,
+                "{sharding:?}: {node} + {network}, not {want}"
+            );
+        }
+    }
+}
+
+/// The last computing of a rank alone is its update.
+fn update_of(alone: &RankStep, cluster: &Cluster) -> Vec<Event> {
+    let events = alone.events(Sharding::Nothing, cluster);
+    vec![*events.last().expect("a step computes")]
+}
+
+#[test]
+fn ranks_that_cannot_have_equal_shares_are_refused_with_those_that_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = |more: &[&str]| {
+        let args = [
+            "plan",
+            "--recipe",
+            "tiny",
+            "--stage",
+            "world-knowledge",
+            "--device",
+            "gpu",
+        ];
+        keel(folder.path(), &[&args, more].concat())
+    };
+    let micro = ["--set", "stage.world-knowledge.micro_batch_size=2"];
+    plan(&[&micro[..], &["--ranks", "3", "--node", "1"]].concat())
+        .refused(&["--ranks 3: expected a divisor of the ", "(1, 2, 4"]);
+    plan(&["--ranks", "12"]).refused(&["--ranks 12: expected a multiple of --node 8"]);
+    plan(&["--ranks", "2", "--svg", "drawing"])
+        .refused(&["--svg: expected a drawing of one device"]);
+    plan(&["--ranks", "2", "--share-of-peak", "0"])
+        .refused(&["--share-of-peak: expected more than 0%"]);
+    plan(&["--ranks", "2", "--network-bandwidth", "0"]).misunderstood(&["--network-bandwidth"]);
+    plan(&["--node", "2"]).misunderstood(&["--ranks"]);
+}
+
+#[test]
+fn the_plan_of_ranks_shows_classes_seconds_and_assumptions() {
+    let folder: &Path = &std::env::temp_dir();
+    let args = [
+        "plan",
+        "--recipe",
+        "tiny",
+        "--stage",
+        "world-knowledge",
+        "--ranks",
+        "2",
+    ];
+    let micro = ["--set", "stage.world-knowledge.micro_batch_size=2"];
+    let said = keel(folder, &[&args[..], &micro, &["--device", "gpu"]].concat())
+        .fine()
+        .stdout;
+    for part in [
+        "; 2 ranks, 2 to a node",
+        "bytes of a rank, level",
+        "0 all whole",
+        "1 moments sharded",
+        "2 gradients too",
+        "2.0 GiB",
+        "largest micro-batch within 80.0 GiB, moments sharded: ",
+        "not hidden",
+        "assumed, not measured: H100",
+        "45 GB/s between nodes",
+    ] {
+        assert!(said.contains(part), "{part:?} is not in\n{said}");
+    }
+    let on_processors = keel(folder, &[&args[..], &micro, &["--device", "cpu"]].concat())
+        .fine()
+        .stdout;
+    assert!(
+        on_processors.contains("seconds are modelled for GPUs alone"),
+        "{on_processors}"
+    );
+    assert!(!on_processors.contains("H100"), "{on_processors}");
+}
