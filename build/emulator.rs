@@ -2,7 +2,8 @@
 //! `simt-checked` the kernels carry the compiler's race-detection hooks, which cuda/simt/hooks.cpp answers.
 
 use super::cache::{Cache, key};
-use super::{files, source, stem};
+use super::source::{self, Source};
+use super::{files, stem};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,8 +15,8 @@ struct Unit {
     object: PathBuf,
 }
 
-/// Builds the library and tells cargo to link it. Without a C++ compiler it says so.
-pub fn build(root: &Path, out: &Path, cache: &Cache, sources: &[PathBuf]) {
+/// Builds the library and tells cargo to link it; `read` is what `sources` hold. Without a C++ compiler it says so.
+pub fn build(root: &Path, out: &Path, cache: &Cache, sources: &[PathBuf], read: &[Source]) {
     let checked = std::env::var_os("CARGO_FEATURE_SIMT_CHECKED").is_some();
     if !supported() {
         return;
@@ -55,14 +56,15 @@ pub fn build(root: &Path, out: &Path, cache: &Cache, sources: &[PathBuf]) {
     compile_missing(root, out, cache, &units, checked);
 
     let cuda = root.join("cuda");
-    let names: Vec<String> = units
+    let faulty: Vec<Source> = zoo.iter().map(|path| source::read(&cuda, path)).collect();
+    let names: Vec<&str> = read
         .iter()
-        .filter(|unit| unit.is_kernel)
-        .flat_map(|unit| source::read(&cuda, &unit.source).kernels)
-        .map(|kernel| kernel.name)
+        .chain(&faulty)
+        .flat_map(|source| &source.kernels)
+        .map(|kernel| kernel.name.as_str())
         .collect();
     let mut seen = HashSet::new();
-    if let Some(twice) = names.iter().find(|name| !seen.insert(name.as_str())) {
+    if let Some(twice) = names.iter().find(|name| !seen.insert(**name)) {
         panic!("two kernels of cuda/ are called {twice}; give one another name");
     }
     let table = write_table(out, &names);
@@ -157,7 +159,7 @@ fn compile_missing(root: &Path, out: &Path, cache: &Cache, units: &[Unit], check
 }
 
 /// The list of kernels the runtime searches: plain references, so that the linker keeps every one.
-fn write_table(out: &Path, names: &[String]) -> PathBuf {
+fn write_table(out: &Path, names: &[&str]) -> PathBuf {
     let mut text = String::from("#include \"simt/abi.h\"\nextern \"C\" {\n");
     for name in names {
         text += &format!("extern const KeelKernel keel_kernel_{name};\n");
@@ -172,7 +174,6 @@ fn write_table(out: &Path, names: &[String]) -> PathBuf {
         names.len()
     );
     let path = out.join("kernel_table.cpp");
-    std::fs::write(&path, text)
-        .unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
+    super::write(&path, &text);
     path
 }

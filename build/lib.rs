@@ -36,7 +36,7 @@ pub fn run() {
         .iter()
         .map(|path| source::read(&cuda, path))
         .collect();
-    emulator::build(root, &out, &cache, &sources);
+    emulator::build(root, &out, &cache, &sources, &read);
     let images = nvcc::build(root, &cache, &sources);
     write(&out.join("kernels.rs"), &table::kernels(&read));
     write(

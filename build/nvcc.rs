@@ -34,9 +34,15 @@ pub fn build(root: &Path, cache: &Cache, sources: &[PathBuf]) -> Vec<Image> {
             return Vec::new();
         }
     };
-    let missing: Vec<&PathBuf> = sources
+    // Made once: each is named by a hash of all that its source includes.
+    let places: Vec<(PathBuf, PathBuf)> = sources
         .iter()
-        .filter(|source| !paths(&nvcc, cache, source).0.exists())
+        .map(|source| paths(&nvcc, cache, source))
+        .collect();
+    let missing: Vec<(&PathBuf, &(PathBuf, PathBuf))> = sources
+        .iter()
+        .zip(&places)
+        .filter(|(_, (fatbin, _))| !fatbin.exists())
         .collect();
     // Each nvcc is several processes in a row; a few at a time fill the machine.
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
@@ -44,22 +50,20 @@ pub fn build(root: &Path, cache: &Cache, sources: &[PathBuf]) -> Vec<Image> {
     std::thread::scope(|scope| {
         for _ in 0..workers.min(missing.len()) {
             scope.spawn(|| {
-                while let Some(source) =
+                while let Some((source, (fatbin, ptxas))) =
                     missing.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
                 {
-                    compile(&nvcc, cache, source);
+                    compile(&nvcc, cache, source, fatbin, ptxas);
                 }
             });
         }
     });
-    let images = sources.iter().map(|source| {
-        let (fatbin, ptxas) = paths(&nvcc, cache, source);
-        Image {
-            stem: stem(source),
-            fatbin,
-            ptxas,
-            census: None,
-        }
+    let images = sources.iter().zip(places);
+    let images = images.map(|(source, (fatbin, ptxas))| Image {
+        stem: stem(source),
+        fatbin,
+        ptxas,
+        census: None,
     });
     let mut images: Vec<Image> = images.collect();
     super::readers::count(root, &nvcc.path, cache, &mut images);
@@ -95,6 +99,7 @@ fn flags(source: &Path) -> Vec<String> {
     flags
 }
 
+/// Where the image of `source` lies, and what ptxas said about it.
 fn paths(nvcc: &Nvcc, cache: &Cache, source: &Path) -> (PathBuf, PathBuf) {
     let mut settings = flags(source);
     settings.push(nvcc.version.clone());
@@ -102,8 +107,7 @@ fn paths(nvcc: &Nvcc, cache: &Cache, source: &Path) -> (PathBuf, PathBuf) {
     (cache.path(&key, "fatbin"), cache.path(&key, "ptxas"))
 }
 
-fn compile(nvcc: &Nvcc, cache: &Cache, source: &Path) {
-    let (fatbin, ptxas) = paths(nvcc, cache, source);
+fn compile(nvcc: &Nvcc, cache: &Cache, source: &Path, fatbin: &Path, ptxas: &Path) {
     let partial = fatbin.with_extension(format!("{}.nvcc", std::process::id()));
     let output = Command::new(&nvcc.path)
         .args(flags(source))
@@ -115,8 +119,8 @@ fn compile(nvcc: &Nvcc, cache: &Cache, source: &Path) {
     if !output.status.success() {
         panic!("nvcc refuses {}:\n{}", source.display(), text(&output));
     }
-    cache.store_text(&text(&output), &ptxas);
-    cache.store(&partial, &fatbin);
+    cache.store_text(&text(&output), ptxas);
+    cache.store(&partial, fatbin);
     std::fs::remove_file(&partial).ok();
 }
 
