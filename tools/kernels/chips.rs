@@ -5,12 +5,8 @@
 pub struct Chip {
     /// Its name in tables.
     pub name: &'static str,
-    /// Its compute capability, for example 86.
-    pub capability: u32,
     /// The machine code in our images that it runs.
     pub runs: &'static str,
-    /// Multiprocessors.
-    pub multiprocessors: u32,
     /// Warps that a multiprocessor holds.
     pub warps: u32,
     /// Blocks that a multiprocessor holds.
@@ -48,9 +44,7 @@ const KIB: u32 = 1024;
 pub const CHIPS: [Chip; 4] = [
     Chip {
         name: "A100",
-        capability: 80,
         runs: "sm_80",
-        multiprocessors: 108,
         warps: 64,
         blocks: 32,
         shared_bytes: 164 * KIB,
@@ -61,9 +55,7 @@ pub const CHIPS: [Chip; 4] = [
     },
     Chip {
         name: "RTX 3090",
-        capability: 86,
         runs: "sm_80",
-        multiprocessors: 82,
         warps: 48,
         blocks: 16,
         shared_bytes: 100 * KIB,
@@ -74,9 +66,7 @@ pub const CHIPS: [Chip; 4] = [
     },
     Chip {
         name: "RTX 4090",
-        capability: 89,
         runs: "sm_80",
-        multiprocessors: 128,
         warps: 48,
         blocks: 24,
         shared_bytes: 100 * KIB,
@@ -87,9 +77,7 @@ pub const CHIPS: [Chip; 4] = [
     },
     Chip {
         name: "H100",
-        capability: 90,
         runs: "sm_90a",
-        multiprocessors: 132,
         warps: 64,
         blocks: 32,
         shared_bytes: 228 * KIB,

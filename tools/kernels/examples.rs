@@ -40,15 +40,6 @@ impl Size {
             Size::Large => "large",
         }
     }
-
-    /// What it is, in a few words.
-    pub const fn about(self) -> &'static str {
-        match self {
-            Size::Tiny => "as small as shows that the kernels run",
-            Size::Small => "as in this repository's recipes",
-            Size::Large => "as in ViT-L/14 and a language model of 1.5 billion parameters",
-        }
-    }
 }
 
 /// One op at one shape.

@@ -7,7 +7,7 @@
 use super::{CHIPS, Chip, Direction, Size, examples, record_update, update_shape};
 use keel_base::error::{Error, Result};
 use keel_engine::program::{CompileOptions, PlannedOp, Program};
-use keel_engine::tape::{Cost, Tape, Target};
+use keel_engine::tape::{Cost, Tape, Target, UPDATE};
 use keel_engine::tensor::DType;
 
 /// bf16 products that make up one f32 product: hi·hi, hi·mid, mid·hi, hi·lo, lo·hi, mid·mid.
@@ -129,8 +129,6 @@ pub(super) fn record_all(size: Size, precision: DType) -> Result<Vec<Recorded>> 
     Ok(all)
 }
 
-const UPDATE: &str = "update";
-
 /// The ops of every example of a size in `precision`, forward and backward, and of the update. An op that has no form in
 /// that precision is given in f32.
 ///
@@ -159,7 +157,7 @@ pub fn works(size: Size, precision: DType) -> Result<Vec<Work>> {
 /// The work of each op of an example's program; none for what only prepares the update.
 pub(super) fn works_of(recorded: &Recorded, program: &Program) -> Vec<Option<Work>> {
     let works = program.ops().iter().map(|op| {
-        let is_counted = recorded.example != UPDATE || op.instruction.scope.as_ref() == "update";
+        let is_counted = recorded.example != UPDATE || op.instruction.scope.as_ref() == UPDATE;
         is_counted.then(|| Work {
             example: recorded.example,
             shape: recorded.shape.clone(),
