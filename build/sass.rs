@@ -1,6 +1,5 @@
-//! From a disassembly to a census: how often each kernel's machine code holds each instruction. The build script includes
-//! this file too and embeds the census, since a disassembly is a thousand times as long. It uses nothing but the standard
-//! library.
+//! From a disassembly to a census: how often each kernel's machine code holds each instruction. The build script counts and
+//! embeds the census, since a disassembly is a thousand times as long; the report on kernels reads it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

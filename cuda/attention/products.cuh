@@ -4,7 +4,7 @@
 #pragma once
 #include "geometry.cuh"
 
-// Rows of a tile as left operand: kept in registers from `hold` on where they fit (kRowRegs), else read every time.
+// Rows of a tile as left operand: kept in registers from `hold` on where they fit (kHeld), else read every time.
 template <class T, int kDim, int kRowFragments, bool kHeld, class SharedTile>
 struct LeftRows {
     const SharedTile& tile;

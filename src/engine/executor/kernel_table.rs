@@ -13,7 +13,7 @@ pub struct KernelImage {
     pub fatbin: &'static [u8],
     /// What the assembler reported: registers, shared memory, spills, warnings.
     pub ptxas: &'static str,
-    /// How often each kernel holds each instruction (`kernels::sass`); empty without a disassembler.
+    /// How often each kernel holds each instruction (`keel_build::sass`); empty without a disassembler.
     pub census: &'static str,
 }
 

@@ -9,6 +9,7 @@ pub mod kernel_table;
 mod reference;
 pub mod resolved;
 mod selected_device;
+mod session_arenas;
 pub mod simt;
 
 use std::sync::Arc;
@@ -26,7 +27,7 @@ pub use simt::SimtExecutor;
 
 /// Holds a model's parameters and loads programs that use them. Several threads may use one executor.
 pub trait Executor: Send + Sync {
-    /// A short name and what was found, for example `cpu, 2 threads, avx512`.
+    /// A short name and what was found, for example `cpu, 2 threads, f32`.
     fn describe(&self) -> String;
 
     /// The target that programs for this executor are compiled for.
@@ -51,7 +52,8 @@ pub trait Executor: Send + Sync {
     /// Readies a program to run. Gradients, optimiser state and cache start as zeros.
     ///
     /// # Errors
-    /// [`Error::Stopped`] when memory runs out, [`Error::Device`] when an op has no kernel here.
+    /// [`Error::Stopped`] when memory runs out, [`Error::Device`] when an op has no kernel here, [`Error::Kernel`] when a launch
+    /// is not what its kernel takes.
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>>;
 
     /// Overwrites parameters from element `offset` on.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::inputs::UnwrittenInputs;
+use super::session_arenas::SessionArenas;
 use super::{Executor, Session, expect_arena, expect_declared, expect_input};
 use crate::program::{Place, Program};
 use crate::tape::{Arena, Array, ArrayData, CompileTarget, ReferenceArgs, Target, Value};
@@ -64,13 +65,9 @@ impl Executor for ReferenceExecutor {
     }
 
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
-        let elements = |arena| program.arena_elements(arena, 0);
         Ok(Box::new(ReferenceSession {
             parameters: self.parameters.clone(),
-            fixed: program
-                .session_arenas()
-                .map(|(_, arena)| (arena, vec![0.0; elements(arena)]))
-                .collect(),
+            fixed: SessionArenas::new(&program, |_, _, elements| Ok(vec![0.0; elements]))?,
             unwritten: UnwrittenInputs::of(&program),
             arrays: vec![None; program.values().len()],
             rounding: self.rounding,
@@ -111,7 +108,7 @@ struct ReferenceSession {
     program: Arc<Program>,
     parameters: Arc<Mutex<Parameters>>,
     /// The arenas only this session touches.
-    fixed: Vec<(Arena, Vec<f64>)>,
+    fixed: SessionArenas<Vec<f64>>,
     unwritten: UnwrittenInputs,
     arrays: Vec<Option<Array>>,
     /// The state of the random roundings, where results are rounded.
@@ -143,10 +140,7 @@ impl ReferenceSession {
                     _ => &mut parameters.bf16_copies,
                 })
             }
-            _ => {
-                let found = self.fixed.iter_mut().find(|(known, _)| *known == arena);
-                with(&mut found.expect("the program declares what it uses").1)
-            }
+            _ => with(self.fixed.get_mut(arena)),
         }
     }
 
@@ -300,10 +294,7 @@ impl Session for ReferenceSession {
                     _ => &parameters.bf16_copies,
                 })
             }
-            _ => {
-                let found = self.fixed.iter().find(|(known, _)| *known == arena);
-                convert(&found.expect("the program declares what it uses").1)
-            }
+            _ => convert(self.fixed.get(arena)),
         })
     }
 

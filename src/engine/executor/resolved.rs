@@ -1,6 +1,7 @@
 //! What the emulator and the CUDA executor share: a program's launches with every argument resolved to a range of an
 //! arena and held to what its kernel takes, and host values in the storage type of a program's value.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use half::bf16;
@@ -397,14 +398,17 @@ impl Resolver<'_> {
     }
 }
 
-/// `values` as the bytes of elements of `dtype`; bf16 rounds to nearest, ties to even.
-pub fn to_bytes(values: &[f32], dtype: DType) -> Vec<u8> {
+/// `values` as the bytes of elements of `dtype`, those of f32 where they lie; bf16 rounds to nearest, ties to even.
+pub fn to_bytes(values: &[f32], dtype: DType) -> Cow<'_, [u8]> {
     match dtype {
         DType::Bf16 => {
-            let rounded: Vec<bf16> = values.iter().map(|x| bf16::from_f32(*x)).collect();
-            bytemuck::cast_slice(&rounded).to_vec()
+            let mut rounded = vec![0; values.len() * dtype.size()];
+            for (bytes, value) in rounded.chunks_exact_mut(dtype.size()).zip(values) {
+                bytes.copy_from_slice(bytemuck::bytes_of(&bf16::from_f32(*value)));
+            }
+            Cow::Owned(rounded)
         }
-        _ => bytemuck::cast_slice(values).to_vec(),
+        _ => Cow::Borrowed(bytemuck::cast_slice(values)),
     }
 }
 
@@ -424,4 +428,33 @@ pub fn to_doubles(bytes: &[u8], dtype: DType) -> Vec<f64> {
             .map(|b| f64::from(bytemuck::pod_read_unaligned::<i32>(b)))
             .collect(),
     }
+}
+
+/// `elements` elements of type `dtype` as single-precision numbers. `read` fills memory with their bytes: for f32 that of
+/// the numbers themselves.
+///
+/// # Errors
+/// What `read` reports.
+pub fn read_singles(
+    elements: usize,
+    dtype: DType,
+    read: impl FnOnce(&mut [u8]) -> Result<()>,
+) -> Result<Vec<f32>> {
+    if dtype == DType::F32 {
+        let mut values = vec![0.0; elements];
+        read(bytemuck::cast_slice_mut(&mut values))?;
+        return Ok(values);
+    }
+    let mut bytes = vec![0; elements * dtype.size()];
+    read(&mut bytes)?;
+    Ok(match dtype {
+        DType::Bf16 => bytes
+            .chunks_exact(2)
+            .map(|b| bytemuck::pod_read_unaligned::<bf16>(b).to_f32())
+            .collect(),
+        _ => bytes
+            .chunks_exact(4)
+            .map(|b| bytemuck::pod_read_unaligned::<i32>(b) as f32)
+            .collect(),
+    })
 }

@@ -153,11 +153,7 @@ impl SelectedDevice {
             Device::Simt => {
                 Emulator::new()?;
                 Ok(SelectedDevice {
-                    compile_target: CompileTarget {
-                        target: Target::Cuda,
-                        precision: precision.unwrap_or(DType::Bf16),
-                        tier: Tier::Portable,
-                    },
+                    compile_target: device.compile_target(threads, precision)?,
                     runner: Runner::Emulator,
                     threads,
                     asked: threads,

@@ -127,7 +127,7 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     /// The kernel launches for a CUDA device or the emulator, of the target's tier.
     ///
     /// # Errors
-    /// [`Error::Device`] when the op has no kernel for these types.
+    /// [`Error::Device`] when the op has no kernel at all, [`Error::Kernel`] when it has none for these types or shapes.
     fn launches(
         &self,
         _inputs: &[TensorType],

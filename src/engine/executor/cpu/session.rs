@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::super::arena::ByteArena;
 use super::super::inputs::UnwrittenInputs;
+use super::super::session_arenas::SessionArenas;
 use super::super::{Executor, Session, expect_arena, expect_declared, expect_input};
 use crate::program::{Place, Program};
 use crate::tape::{Arena, CompileTarget, CpuArgs, Input, Inputs, Output, Outputs, Target, Value};
@@ -97,10 +98,9 @@ impl Executor for CpuExecutor {
                 remedy: "use --precision f32 or another --device".into(),
             });
         }
-        let fixed = |(what, arena): (&str, Arena)| -> Result<(Arena, ByteArena)> {
-            let bytes = program.arena_elements(arena, 0) * arena.element().size();
-            Ok((arena, ByteArena::new(what, bytes)?))
-        };
+        let fixed = SessionArenas::new(&program, |what, arena, elements| {
+            ByteArena::new(what, elements * arena.element().size())
+        })?;
         let types = program
             .ops()
             .iter()
@@ -116,7 +116,7 @@ impl Executor for CpuExecutor {
         Ok(Box::new(CpuSession {
             memory: Memory {
                 activations: ByteArena::new("activations", program.arena_bytes())?,
-                fixed: program.session_arenas().map(fixed).collect::<Result<_>>()?,
+                fixed,
             },
             parameters: self.parameters.clone(),
             pool: self.pool.clone(),
@@ -151,7 +151,7 @@ struct OpTypes {
 /// The arenas only this session touches.
 struct Memory {
     activations: ByteArena,
-    fixed: Vec<(Arena, ByteArena)>,
+    fixed: SessionArenas<ByteArena>,
 }
 
 impl Memory {
@@ -159,10 +159,7 @@ impl Memory {
         match arena {
             Arena::Parameters => parameters,
             Arena::ParametersBf16 => unreachable!("programs for the processor hold f32"),
-            _ => {
-                let found = self.fixed.iter().find(|(known, _)| *known == arena);
-                &found.expect("the program declares what it uses").1
-            }
+            _ => self.fixed.get(arena),
         }
     }
 

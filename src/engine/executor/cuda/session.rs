@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use super::super::inputs::UnwrittenInputs;
-use super::super::resolved::{ByteRange, Space, range, resolve, to_bytes, to_doubles};
+use super::super::resolved::{
+    ByteRange, Space, range, read_singles, resolve, to_bytes, to_doubles,
+};
+use super::super::session_arenas::SessionArenas;
 use super::super::{Session, expect_arena, expect_declared, expect_input};
 use super::executor::Parameters;
 use super::gpu::{Event, Gpu, Graph};
@@ -19,22 +22,21 @@ use keel_base::error::Result;
 /// The arenas of one session, and the parameters' that all sessions share.
 pub(super) struct Memory {
     pub activations: DeviceMemory,
-    fixed: Vec<(Arena, DeviceMemory)>,
+    fixed: SessionArenas<DeviceMemory>,
     parameters: Arc<Parameters>,
 }
 
 impl Memory {
     fn new(gpu: &Arc<Gpu>, program: &Program, parameters: Arc<Parameters>) -> Result<Memory> {
-        let fixed = |(what, arena): (&str, Arena)| -> Result<(Arena, DeviceMemory)> {
-            let bytes = program.arena_elements(arena, 0) * arena.element().size();
-            let memory = DeviceMemory::new(gpu, &format!("memory of {what}"), bytes, 0)?;
-            Ok((arena, memory))
+        let fixed = |what: &str, arena: Arena, elements: usize| {
+            let bytes = elements * arena.element().size();
+            DeviceMemory::new(gpu, &format!("memory of {what}"), bytes, 0)
         };
         let bytes = program.arena_bytes();
         Ok(Memory {
             // NaN until written: what a run reads without writing it shows.
             activations: DeviceMemory::new(gpu, "memory of activations", bytes, 0xff)?,
-            fixed: program.session_arenas().map(fixed).collect::<Result<_>>()?,
+            fixed: SessionArenas::new(program, fixed)?,
             parameters,
         })
     }
@@ -45,10 +47,7 @@ impl Memory {
             Space::Activations => &self.activations,
             Space::Fixed(Arena::Parameters) => &self.parameters.masters,
             Space::Fixed(Arena::ParametersBf16) => &self.parameters.bf16_copies,
-            Space::Fixed(arena) => {
-                let found = self.fixed.iter().find(|(known, _)| *known == arena);
-                &found.expect("the program declares what it uses").1
-            }
+            Space::Fixed(arena) => self.fixed.get(arena),
         }
     }
 }
@@ -171,10 +170,8 @@ impl CudaSession {
 
     fn read_whole(&self, arena: Arena) -> Result<Vec<f32>> {
         let memory = self.memory.space(Space::Fixed(arena));
-        let mut bytes = vec![0; memory.bytes()];
-        memory.download(0, &mut bytes)?;
-        let values = to_doubles(&bytes, arena.element());
-        Ok(values.into_iter().map(|x| x as f32).collect())
+        let elements = memory.bytes() / arena.element().size();
+        read_singles(elements, arena.element(), |bytes| memory.download(0, bytes))
     }
 }
 
@@ -251,6 +248,18 @@ impl Session for CudaSession {
             .space(range.space)
             .download(range.offset, &mut bytes)?;
         Ok(to_doubles(&bytes, ty.dtype))
+    }
+
+    fn read_f32(&self, output: &str) -> Result<Vec<f32>> {
+        let value = self.program.output(output)?;
+        let ty = self.program.ty(value);
+        let Some(range) = range(self.program.place(value), ty.dtype, ty.bytes()) else {
+            return Ok(vec![0.0; ty.numel()]);
+        };
+        let memory = self.memory.space(range.space);
+        read_singles(ty.numel(), ty.dtype, |bytes| {
+            memory.download(range.offset, bytes)
+        })
     }
 
     fn read_arena(&self, arena: Arena) -> Result<Vec<f32>> {

@@ -6,12 +6,14 @@ use std::time::Instant;
 
 use super::super::inputs::UnwrittenInputs;
 use super::super::resolved::{
-    ByteRange, ResolvedArgument, ResolvedStep, Space, range, resolve, to_bytes, to_doubles,
+    ByteRange, ResolvedArgument, ResolvedStep, Space, range, read_singles, resolve, to_bytes,
+    to_doubles,
 };
+use super::super::session_arenas::SessionArenas;
 use super::super::{Executor, Session, expect_arena, expect_declared, expect_input};
 use super::{Argument, Buffer, Element, Emulator, Kernel, Options};
 use crate::program::Program;
-use crate::tape::{Arena, CompileTarget, Target, Tier};
+use crate::tape::{Arena, CompileTarget, Target};
 use crate::tensor::DType;
 use keel_base::error::{Error, Result};
 
@@ -86,9 +88,8 @@ impl Executor for SimtExecutor {
 
     fn compile_target(&self) -> CompileTarget {
         CompileTarget {
-            target: Target::Cuda,
             precision: self.precision,
-            tier: Tier::Portable,
+            ..Target::Cuda.into()
         }
     }
 
@@ -139,7 +140,7 @@ impl Executor for SimtExecutor {
 /// The arenas of one session. That of activations is one allocation, or one for every place in it.
 struct Memory {
     activations: BTreeMap<usize, Buffer>,
-    fixed: Vec<(Arena, Buffer)>,
+    fixed: SessionArenas<Buffer>,
 }
 
 impl Memory {
@@ -158,17 +159,12 @@ impl Memory {
         for (offset, bytes) in sizes {
             activations.insert(offset, emulator.allocate(Element::U8, bytes)?);
         }
-        let fixed = |(_, arena): (&str, Arena)| -> Result<(Arena, Buffer)> {
-            let elements = program.arena_elements(arena, 0);
+        let fixed = SessionArenas::new(program, |_, arena, elements| {
             let mut buffer = emulator.allocate(arena.element().into(), elements)?;
             buffer.write_bytes(0, &vec![0; elements * arena.element().size()])?;
-            Ok((arena, buffer))
-        };
-        let fixed = program.session_arenas().map(fixed);
-        Ok(Memory {
-            activations,
-            fixed: fixed.collect::<Result<_>>()?,
-        })
+            Ok(buffer)
+        })?;
+        Ok(Memory { activations, fixed })
     }
 
     /// The buffer of a range and the range's first byte there.
@@ -184,13 +180,7 @@ impl Memory {
             }
             Space::Fixed(Arena::Parameters) => (&parameters.masters, range.offset),
             Space::Fixed(Arena::ParametersBf16) => (&parameters.bf16_copies, range.offset),
-            Space::Fixed(arena) => {
-                let index = self.fixed.iter().position(|(known, _)| *known == arena);
-                (
-                    &self.fixed[index.expect("the program declares what it uses")].1,
-                    range.offset,
-                )
-            }
+            Space::Fixed(arena) => (self.fixed.get(arena), range.offset),
         }
     }
 
@@ -201,13 +191,6 @@ impl Memory {
             .next_back()
             .expect("the plan places every value in the arena");
         (buffer, offset - start)
-    }
-
-    fn fixed_mut(&mut self, arena: Arena) -> Option<&mut Buffer> {
-        self.fixed
-            .iter_mut()
-            .find(|(known, _)| *known == arena)
-            .map(|(_, buffer)| buffer)
     }
 }
 
@@ -363,10 +346,10 @@ impl Session for SimtSession {
             element: arena.element(),
         };
         let (buffer, _) = self.memory.locate(&parameters, whole);
-        let mut bytes = vec![0; buffer.bytes()];
-        buffer.read_bytes(0, &mut bytes)?;
-        let values = to_doubles(&bytes, arena.element());
-        Ok(values.into_iter().map(|x| x as f32).collect())
+        let elements = buffer.bytes() / arena.element().size();
+        read_singles(elements, arena.element(), |bytes| {
+            buffer.read_bytes(0, bytes)
+        })
     }
 
     fn write_arena(&mut self, arena: Arena, values: &[f32]) -> Result<()> {
@@ -377,10 +360,7 @@ impl Session for SimtSession {
         let buffer = match arena {
             Arena::Parameters => &mut parameters.masters,
             Arena::ParametersBf16 => &mut parameters.bf16_copies,
-            _ => self
-                .memory
-                .fixed_mut(arena)
-                .expect("the program declares what it uses"),
+            _ => self.memory.fixed.get_mut(arena),
         };
         expect_arena(arena, buffer.bytes() / arena.element().size(), values.len())?;
         buffer.write_bytes(0, &bytes)
