@@ -48,6 +48,8 @@ pub fn run() {
 /// What nvcc made of one file: the image, what ptxas said about it, and the census of its instructions.
 struct Image {
     stem: String,
+    /// The version of CUDA that nvcc is of, for example 13000.
+    toolkit: i32,
     fatbin: PathBuf,
     ptxas: PathBuf,
     census: Option<PathBuf>,

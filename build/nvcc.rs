@@ -61,6 +61,7 @@ pub fn build(root: &Path, cache: &Cache, sources: &[PathBuf]) -> Vec<Image> {
     let images = sources.iter().zip(places);
     let images = images.map(|(source, (fatbin, ptxas))| Image {
         stem: stem(source),
+        toolkit: toolkit(&nvcc.version),
         fatbin,
         ptxas,
         census: None,
@@ -68,6 +69,17 @@ pub fn build(root: &Path, cache: &Cache, sources: &[PathBuf]) -> Vec<Image> {
     let mut images: Vec<Image> = images.collect();
     super::readers::count(root, &nvcc.path, cache, &mut images);
     images
+}
+
+/// 13000 for the version text of nvcc 13.0: `… release 13.0, V13.0.88`.
+fn toolkit(version: &str) -> i32 {
+    let release = version.split("release ").nth(1);
+    let release = release.and_then(|rest| rest.split(',').next());
+    let numbers = release.and_then(|release| release.trim().split_once('.'));
+    let number = numbers.and_then(|(major, minor)| {
+        Some(1000 * major.parse::<i32>().ok()? + 10 * minor.parse::<i32>().ok()?)
+    });
+    number.unwrap_or_else(|| panic!("nvcc --version names no release in {version:?}"))
 }
 
 /// A compiler that has proven itself.

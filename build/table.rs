@@ -65,8 +65,8 @@ pub fn images(sources: &[PathBuf], images: &[Image]) -> String {
         push(
             &mut text,
             &format!(
-                "    KernelImage {{ stem: {:?}, fatbin: include_bytes!({:?}), ptxas: include_str!({:?}), census: {census} }},",
-                image.stem, image.fatbin, image.ptxas
+                "    KernelImage {{ stem: {:?}, toolkit: {}, fatbin: include_bytes!({:?}), ptxas: include_str!({:?}), census: {census} }},",
+                image.stem, image.toolkit, image.fatbin, image.ptxas
             ),
         );
     }

@@ -2,10 +2,18 @@
 // emulator to run what is launched. Linked with the emulator's library into a libcuda.so.1 that the tests put before any other.
 //
 // Work on a stream is queued. With `late` it runs only when something waits for it, as late as the driver's contract
-// allows, so that a missing wait, or host memory reused too early, changes results instead of passing by luck.
+// allows, so that a missing wait, or host memory reused too early, changes results instead of passing by luck. Copies
+// from memory that is not pinned return when the driver has its own copy, and reach the device later, in the order of their
+// stream (CUDA Driver API, "API synchronization behavior"); only blocking streams wait for the stream without a name.
+//
+// What is refused besides bad values: calls of a thread without a current context, of the capturing thread or of all
+// threads while a stream is captured, and capturing a function whose code was not loaded. What no driver refuses and none
+// allows is logged as `misuse`: a module that is unloaded while a graph refers to it.
 //
 // KEEL_FAKE_CUDA holds settings, separated by spaces:
-//     version=13000 devices=1 capability=90 memory=1073741824   what there is
+//     version=13000 devices=1 capability=90 memory=1073741824 mode=0   what there is
+//     clock=1000000          the highest clock in kHz; 0: not told
+//     sm_clock=0             the clock in MHz that the management library sees; 0: it does not know the device
 //     late                   queued work runs as late as allowed
 //     fail=NAME:N:CODE       the N-th call of function NAME returns CODE
 //     fault=N:CODE           the N-th kernel that runs breaks the context with CODE, as an illegal address does
@@ -22,7 +30,9 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -32,10 +42,12 @@
 
 namespace {
 
-enum Code { kOk = 0, kInvalidValue = 1, kOutOfMemory = 2, kStub = 34, kNoDevice = 100, kInvalidImage = 200, kNotFound = 500,
-            kLaunchFailed = 719, kCaptureUnsupported = 900, kCaptureInvalidated = 901 };
+enum Code { kOk = 0, kInvalidValue = 1, kOutOfMemory = 2, kStub = 34, kNoDevice = 100, kInvalidImage = 200,
+            kInvalidContext = 201, kEcc = 214, kNotFound = 500, kNotReady = 600, kLaunchFailed = 719, kCaptureUnsupported = 900,
+            kCaptureInvalidated = 901 };
 
 struct Stream;
+struct Module;
 struct Event {
     uint64_t asked = 0, done = 0;
     Stream* stream = nullptr;
@@ -48,16 +60,20 @@ struct Operation {
 };
 struct Graph {
     std::vector<Operation> operations;
+    std::set<Module*> modules;  // that its kernels are of
 };
 struct Stream {
     std::deque<Operation> queue;
     Graph* capture = nullptr;
-    bool is_spoilt = false;
+    bool captures_for_all = false;  // whether no thread may do what cannot be captured
+    bool is_blocking = true;        // whether it waits for the stream without a name, and that for it
 };
 struct Function {
     const KeelKernel* kernel;
     int shared_opt_in = 48 * 1024;
     uint32_t block[3];  // keel_block_* of KERNEL: threads, shared bytes, parameters
+    Module* module;
+    bool is_loaded = false;
 };
 struct Module {
     std::map<std::string, Function> functions;
@@ -70,9 +86,12 @@ struct Driver {
     std::map<std::string, int> calls;
     std::map<uintptr_t, size_t> device_memory, host_memory, constants;
     Stream null_stream;
+    std::set<Stream*> streams;
+    std::set<Graph*> executables;
     size_t used = 0, capacity = 0;
-    int streams = 0, events = 0, graphs = 0, modules = 0, contexts = 0;
-    int kernels_run = 0, fault_at = 0, fault_code = 0, broken = 0, capturing = 0;
+    int events = 0, graphs = 0, modules = 0, contexts = 0;
+    uintptr_t context = 0;  // the one there is; another each time it is made
+    int kernels_run = 0, fault_at = 0, fault_code = 0, broken = 0, captures_for_all = 0;
     bool is_late = false;
     FILE* log = nullptr;
 
@@ -115,19 +134,26 @@ Driver& driver() {
     return one;
 }
 
+// The context that a thread has made its own, and how many streams it captures.
+thread_local uintptr_t current = 0;
+thread_local int capturing = 0;
+
+enum Needs { kNothing, kContext, kContextEvenBroken };
+
 // What every function does first: the failure it was told to return, or the one that broke the context.
-int enter(const char* name, bool outlives_faults = false) {
+int enter(const char* name, Needs needs) {
     Driver& d = driver();
     int call = ++d.calls[name];
     auto failure = d.failures.find(name);
     if (failure != d.failures.end() && failure->second.first == call) return failure->second.second;
-    return outlives_faults ? 0 : d.broken;
+    if (needs != kNothing && (!current || current != d.context)) return kInvalidContext;
+    return needs == kContext ? d.broken : 0;
 }
-#define ENTER(...) \
+#define ENTER(name, needs) \
     std::lock_guard<std::recursive_mutex> guard(driver().lock); \
-    if (int code = enter(__VA_ARGS__)) return code
+    if (int code = enter(name, needs)) return code
 #define NOT_WHILE_CAPTURING \
-    if (driver().capturing) return kCaptureUnsupported
+    if (capturing || driver().captures_for_all) return kCaptureUnsupported
 
 bool lies_in(const std::map<uintptr_t, size_t>& memory, const void* pointer, size_t bytes) {
     auto after = memory.upper_bound(uintptr_t(pointer));
@@ -137,6 +163,10 @@ bool lies_in(const std::map<uintptr_t, size_t>& memory, const void* pointer, siz
 }
 bool on_device(uint64_t pointer, size_t bytes) {
     return lies_in(driver().device_memory, reinterpret_cast<void*>(pointer), bytes);
+}
+
+bool readable(uint64_t pointer, size_t bytes) {
+    return on_device(pointer, bytes) || lies_in(driver().constants, reinterpret_cast<void*>(pointer), bytes);
 }
 
 double now() {
@@ -163,12 +193,24 @@ int enqueue(Stream* stream, Operation operation) {
         stream->capture->operations.push_back(operation);
         return kOk;
     }
+    if (stream == &driver().null_stream) {
+        for (Stream* other : driver().streams)
+            if (other->is_blocking) drain(*other);
+    } else if (stream->is_blocking) {
+        drain(driver().null_stream);
+    }
     stream->queue.push_back(operation);
     if (!driver().is_late) drain(*stream);
     return kOk;
 }
 int enqueue_copy(Stream* stream, void* to, const void* from, size_t bytes) {
     return enqueue(stream, {[=] { memcpy(to, from, bytes); }});
+}
+// From memory that is not pinned: what it holds now reaches the device later.
+int enqueue_staged(Stream* stream, void* to, const void* from, size_t bytes) {
+    const char* start = static_cast<const char*>(from);
+    auto staged = std::make_shared<std::vector<char>>(start, start + bytes);
+    return enqueue(stream, {[=] { memcpy(to, staged->data(), bytes); }});
 }
 
 int memory_limit() { return driver().number("capability", "90") == 80 ? 163 * 1024 : 227 * 1024; }
@@ -195,52 +237,61 @@ void run_kernel(const KeelKernel* kernel, const uint32_t* grid, const uint32_t* 
 // ---- What there is ----
 
 EXPORT int cuInit(unsigned) {
-    ENTER("cuInit");
+    ENTER("cuInit", kNothing);
     return kOk;
 }
 EXPORT int cuDriverGetVersion(int* version) {
-    ENTER("cuDriverGetVersion");
+    ENTER("cuDriverGetVersion", kNothing);
     *version = driver().number("version", "13000");
     return kOk;
 }
 EXPORT int cuDeviceGetCount(int* count) {
-    ENTER("cuDeviceGetCount");
+    ENTER("cuDeviceGetCount", kNothing);
     *count = driver().number("devices", "1");
     return kOk;
 }
 EXPORT int cuDeviceGet(int* device, int ordinal) {
-    ENTER("cuDeviceGet");
+    ENTER("cuDeviceGet", kNothing);
     *device = ordinal;
     return kOk;
 }
 EXPORT int cuDeviceGetName(char* name, int length, int device) {
-    ENTER("cuDeviceGetName");
+    ENTER("cuDeviceGetName", kNothing);
     snprintf(name, size_t(length), "Emulated GPU %d", device);
     return kOk;
 }
 EXPORT int cuDeviceTotalMem_v2(size_t* bytes, int) {
-    ENTER("cuDeviceTotalMem_v2");
+    ENTER("cuDeviceTotalMem_v2", kNothing);
     *bytes = driver().capacity;
     return kOk;
 }
 EXPORT int cuDeviceGetAttribute(int* value, int attribute, int) {
-    ENTER("cuDeviceGetAttribute");
+    ENTER("cuDeviceGetAttribute", kNothing);
     int capability = driver().number("capability", "90");
     switch (attribute) {
         case 1: *value = 1024; return kOk;         // threads of a block
-        case 13: *value = 1000000; return kOk;     // clock in kHz
+        case 13:                                   // clock in kHz
+            *value = driver().number("clock", "1000000");
+            return *value ? kOk : kInvalidValue;
         case 16: *value = 2; return kOk;           // multiprocessors
+        case 20: *value = driver().number("mode", "0"); return kOk;
         case 75: *value = capability / 10; return kOk;
         case 76: *value = capability % 10; return kOk;
         case 97: *value = memory_limit(); return kOk;
         default: return kInvalidValue;
     }
 }
+EXPORT int cuDeviceGetPCIBusId(char* id, int length, int device) {
+    ENTER("cuDeviceGetPCIBusId", kNothing);
+    snprintf(id, size_t(length), "0000:%02x:00.0", device + 1);
+    return kOk;
+}
 EXPORT int cuGetErrorName(int code, const char** name) {
     static const std::map<int, const char*> names{
         {kInvalidValue, "CUDA_ERROR_INVALID_VALUE"}, {kOutOfMemory, "CUDA_ERROR_OUT_OF_MEMORY"},
         {kStub, "CUDA_ERROR_STUB_LIBRARY"}, {kNoDevice, "CUDA_ERROR_NO_DEVICE"},
-        {kInvalidImage, "CUDA_ERROR_INVALID_IMAGE"}, {kNotFound, "CUDA_ERROR_NOT_FOUND"},
+        {kInvalidImage, "CUDA_ERROR_INVALID_IMAGE"}, {kInvalidContext, "CUDA_ERROR_INVALID_CONTEXT"},
+        {kEcc, "CUDA_ERROR_ECC_UNCORRECTABLE"}, {kNotFound, "CUDA_ERROR_NOT_FOUND"},
         {700, "CUDA_ERROR_ILLEGAL_ADDRESS"}, {kLaunchFailed, "CUDA_ERROR_LAUNCH_FAILED"},
         {kCaptureUnsupported, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"},
         {kCaptureInvalidated, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"}};
@@ -253,25 +304,35 @@ EXPORT int cuGetErrorString(int code, const char** text) { return cuGetErrorName
 // ---- Contexts and modules ----
 
 EXPORT int cuDevicePrimaryCtxRetain(void** context, int) {
-    ENTER("cuDevicePrimaryCtxRetain");
-    if (driver().contexts++ == 0) driver().say("context\n");
-    *context = &driver();
+    ENTER("cuDevicePrimaryCtxRetain", kNothing);
+    static uintptr_t made = 0;
+    Driver& d = driver();
+    if (d.contexts++ == 0) {
+        d.context = 4096 * ++made;
+        d.say("context\n");
+    }
+    *context = reinterpret_cast<void*>(d.context);
     return kOk;
 }
 EXPORT int cuDevicePrimaryCtxRelease_v2(int) {
-    ENTER("cuDevicePrimaryCtxRelease_v2", true);
+    ENTER("cuDevicePrimaryCtxRelease_v2", kNothing);
     Driver& d = driver();
-    if (--d.contexts == 0)
-        d.say("left: %zu device, %zu host, %d streams, %d events, %d graphs, %d modules\n", d.device_memory.size(),
-              d.host_memory.size(), d.streams, d.events, d.graphs, d.modules);
+    if (--d.contexts == 0) {
+        d.say("left: %zu device, %zu host, %zu streams, %d events, %d graphs, %d modules\n", d.device_memory.size(),
+              d.host_memory.size(), d.streams.size(), d.events, d.graphs, d.modules);
+        d.context = 0;
+    }
     return kOk;
 }
-EXPORT int cuCtxSetCurrent(void*) {
-    ENTER("cuCtxSetCurrent");
-    return kOk;
+EXPORT int cuCtxSetCurrent(void* context) {
+    ENTER("cuCtxSetCurrent", kNothing);
+    uintptr_t wanted = reinterpret_cast<uintptr_t>(context);
+    if (wanted && wanted != driver().context) return kInvalidContext;
+    current = wanted;
+    return driver().broken;
 }
 EXPORT int cuModuleLoadData(Module** module, const void* image) {
-    ENTER("cuModuleLoadData");
+    ENTER("cuModuleLoadData", kContext);
     NOT_WHILE_CAPTURING;
     uint32_t magic;
     memcpy(&magic, image, sizeof(magic));
@@ -285,7 +346,9 @@ EXPORT int cuModuleLoadDataEx(Module** module, const void* image, unsigned optio
     return options ? kInvalidValue : cuModuleLoadData(module, image);
 }
 EXPORT int cuModuleUnload(Module* module) {
-    ENTER("cuModuleUnload", true);
+    ENTER("cuModuleUnload", kContextEvenBroken);
+    for (const Graph* graph : driver().executables)
+        if (graph->modules.count(module)) driver().say("misuse: a module is unloaded under a graph\n");
     --driver().modules;
     delete module;
     return kOk;
@@ -299,17 +362,23 @@ static Function* find(Module* module, const std::string& name) {
         if (name != kernel->name) continue;
         uint32_t more = driver().settings.count("skewed") ? 1 : 0;
         return &(module->functions[name] = {
-                     kernel, 48 * 1024, {kernel->threads, kernel->shared_bytes, kernel->parameter_count + more}});
+                     kernel, 48 * 1024, {kernel->threads, kernel->shared_bytes, kernel->parameter_count + more}, module});
     }
     return nullptr;
 }
 EXPORT int cuModuleGetFunction(Function** function, Module* module, const char* name) {
-    ENTER("cuModuleGetFunction");
+    ENTER("cuModuleGetFunction", kContext);
     *function = find(module, name);
     return *function ? kOk : kNotFound;
 }
+EXPORT int cuFuncLoad(Function* function) {
+    ENTER("cuFuncLoad", kContext);
+    NOT_WHILE_CAPTURING;
+    function->is_loaded = true;
+    return kOk;
+}
 EXPORT int cuModuleGetGlobal_v2(uint64_t* pointer, size_t* bytes, Module* module, const char* name) {
-    ENTER("cuModuleGetGlobal_v2");
+    ENTER("cuModuleGetGlobal_v2", kContext);
     std::string prefix = "keel_block_", text = name;
     Function* function = text.rfind(prefix, 0) == 0 ? find(module, text.substr(prefix.size())) : nullptr;
     if (!function) return kNotFound;
@@ -319,12 +388,12 @@ EXPORT int cuModuleGetGlobal_v2(uint64_t* pointer, size_t* bytes, Module* module
     return kOk;
 }
 EXPORT int cuFuncGetAttribute(int* value, int attribute, Function*) {
-    ENTER("cuFuncGetAttribute");
+    ENTER("cuFuncGetAttribute", kContext);
     *value = attribute == 0 ? 1024 : 0;
     return kOk;
 }
 EXPORT int cuFuncSetAttribute(Function* function, int attribute, int value) {
-    ENTER("cuFuncSetAttribute");
+    ENTER("cuFuncSetAttribute", kContext);
     if (attribute != 8 || value > memory_limit()) return kInvalidValue;
     function->shared_opt_in = value;
     return kOk;
@@ -333,7 +402,7 @@ EXPORT int cuFuncSetAttribute(Function* function, int attribute, int value) {
 // ---- Memory ----
 
 EXPORT int cuMemAlloc_v2(uint64_t* pointer, size_t bytes) {
-    ENTER("cuMemAlloc_v2");
+    ENTER("cuMemAlloc_v2", kContext);
     NOT_WHILE_CAPTURING;
     Driver& d = driver();
     bytes = (bytes + 255) / 256 * 256;
@@ -345,7 +414,7 @@ EXPORT int cuMemAlloc_v2(uint64_t* pointer, size_t bytes) {
     return kOk;
 }
 EXPORT int cuMemFree_v2(uint64_t pointer) {
-    ENTER("cuMemFree_v2", true);
+    ENTER("cuMemFree_v2", kContextEvenBroken);
     Driver& d = driver();
     auto found = d.device_memory.find(pointer);
     if (found == d.device_memory.end()) return kInvalidValue;
@@ -355,13 +424,13 @@ EXPORT int cuMemFree_v2(uint64_t pointer) {
     return kOk;
 }
 EXPORT int cuMemGetInfo_v2(size_t* free, size_t* total) {
-    ENTER("cuMemGetInfo_v2");
+    ENTER("cuMemGetInfo_v2", kContext);
     *free = driver().capacity - driver().used;
     *total = driver().capacity;
     return kOk;
 }
 EXPORT int cuMemHostAlloc(void** pointer, size_t bytes, unsigned) {
-    ENTER("cuMemHostAlloc");
+    ENTER("cuMemHostAlloc", kContext);
     NOT_WHILE_CAPTURING;
     if (bytes == 0) return kInvalidValue;
     *pointer = malloc(bytes);
@@ -370,119 +439,141 @@ EXPORT int cuMemHostAlloc(void** pointer, size_t bytes, unsigned) {
     return kOk;
 }
 EXPORT int cuMemFreeHost(void* pointer) {
-    ENTER("cuMemFreeHost", true);
+    ENTER("cuMemFreeHost", kContextEvenBroken);
     driver().host_memory.erase(uintptr_t(pointer));
     free(pointer);
     return kOk;
 }
 EXPORT int cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) {
-    ENTER("cuMemcpyHtoD_v2");
+    ENTER("cuMemcpyHtoD_v2", kContext);
     NOT_WHILE_CAPTURING;
     if (!on_device(to, bytes)) return kInvalidValue;
-    memcpy(reinterpret_cast<void*>(to), from, bytes);
-    return kOk;
+    drain(driver().null_stream);
+    enqueue_staged(nullptr, reinterpret_cast<void*>(to), from, bytes);
+    if (lies_in(driver().host_memory, from, bytes)) drain(driver().null_stream);
+    return driver().broken;
 }
 EXPORT int cuMemcpyDtoH_v2(void* to, uint64_t from, size_t bytes) {
-    ENTER("cuMemcpyDtoH_v2");
+    ENTER("cuMemcpyDtoH_v2", kContext);
     NOT_WHILE_CAPTURING;
-    const void* source = reinterpret_cast<void*>(from);
-    if (!on_device(from, bytes) && !lies_in(driver().constants, source, bytes)) return kInvalidValue;
-    memcpy(to, source, bytes);
-    return kOk;
+    if (!readable(from, bytes)) return kInvalidValue;
+    enqueue_copy(nullptr, to, reinterpret_cast<void*>(from), bytes);
+    drain(driver().null_stream);
+    return driver().broken;
 }
 EXPORT int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, Stream* stream) {
-    ENTER("cuMemcpyHtoDAsync_v2");
-    if (!on_device(to, bytes) || !lies_in(driver().host_memory, from, bytes)) return kInvalidValue;
-    return enqueue_copy(stream, reinterpret_cast<void*>(to), from, bytes);
+    ENTER("cuMemcpyHtoDAsync_v2", kContext);
+    if (!on_device(to, bytes)) return kInvalidValue;
+    void* target = reinterpret_cast<void*>(to);
+    if (lies_in(driver().host_memory, from, bytes)) return enqueue_copy(stream, target, from, bytes);
+    NOT_WHILE_CAPTURING;
+    return enqueue_staged(stream, target, from, bytes);
 }
 EXPORT int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, Stream* stream) {
-    ENTER("cuMemcpyDtoHAsync_v2");
-    if (!on_device(from, bytes) || !lies_in(driver().host_memory, to, bytes)) return kInvalidValue;
-    return enqueue_copy(stream, to, reinterpret_cast<void*>(from), bytes);
+    ENTER("cuMemcpyDtoHAsync_v2", kContext);
+    if (!readable(from, bytes)) return kInvalidValue;
+    if (lies_in(driver().host_memory, to, bytes)) return enqueue_copy(stream, to, reinterpret_cast<void*>(from), bytes);
+    NOT_WHILE_CAPTURING;
+    // Into memory that is not pinned it returns when it is done.
+    enqueue_copy(stream, to, reinterpret_cast<void*>(from), bytes);
+    drain(stream ? *stream : driver().null_stream);
+    return driver().broken;
 }
 EXPORT int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, Stream* stream) {
-    ENTER("cuMemcpyDtoDAsync_v2");
+    ENTER("cuMemcpyDtoDAsync_v2", kContext);
     if (!on_device(from, bytes) || !on_device(to, bytes)) return kInvalidValue;
     return enqueue_copy(stream, reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes);
 }
 EXPORT int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, Stream* stream) {
-    ENTER("cuMemsetD8Async");
+    ENTER("cuMemsetD8Async", kContext);
     if (!on_device(to, bytes)) return kInvalidValue;
     return enqueue(stream, {[=] { memset(reinterpret_cast<void*>(to), value, bytes); }});
 }
 
 // ---- Streams, events, graphs ----
 
-EXPORT int cuStreamCreate(Stream** stream, unsigned) {
-    ENTER("cuStreamCreate");
+EXPORT int cuStreamCreate(Stream** stream, unsigned flags) {
+    ENTER("cuStreamCreate", kContext);
     *stream = new Stream;
-    ++driver().streams;
+    (*stream)->is_blocking = !(flags & 1);
+    driver().streams.insert(*stream);
     return kOk;
 }
 EXPORT int cuStreamCreateWithPriority(Stream** stream, unsigned flags, int) { return cuStreamCreate(stream, flags); }
 EXPORT int cuStreamDestroy_v2(Stream* stream) {
-    ENTER("cuStreamDestroy_v2", true);
+    ENTER("cuStreamDestroy_v2", kContextEvenBroken);
     drain(*stream);
-    --driver().streams;
+    driver().streams.erase(stream);
     delete stream;
     return kOk;
 }
+EXPORT int cuStreamQuery(Stream* stream) {
+    ENTER("cuStreamQuery", kContext);
+    NOT_WHILE_CAPTURING;
+    return stream->queue.empty() ? kOk : kNotReady;
+}
 EXPORT int cuStreamSynchronize(Stream* stream) {
-    ENTER("cuStreamSynchronize");
+    ENTER("cuStreamSynchronize", kContext);
     NOT_WHILE_CAPTURING;
     drain(stream ? *stream : driver().null_stream);
     return driver().broken;
 }
 EXPORT int cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
-    ENTER("cuStreamWaitEvent");
+    ENTER("cuStreamWaitEvent", kContext);
     if (event->asked == 0) return kOk;
     return enqueue(stream, {nullptr, event, event->asked});
 }
 EXPORT int cuEventCreate(Event** event, unsigned) {
-    ENTER("cuEventCreate");
+    ENTER("cuEventCreate", kContext);
     *event = new Event;
     ++driver().events;
     return kOk;
 }
 EXPORT int cuEventDestroy_v2(Event* event) {
-    ENTER("cuEventDestroy_v2", true);
+    ENTER("cuEventDestroy_v2", kContextEvenBroken);
     if (event->stream) drain(*event->stream, event, event->asked);
     --driver().events;
     delete event;
     return kOk;
 }
 EXPORT int cuEventRecord(Event* event, Stream* stream) {
-    ENTER("cuEventRecord");
+    ENTER("cuEventRecord", kContext);
     uint64_t generation = ++event->asked;
     event->stream = stream ? stream : &driver().null_stream;
     return enqueue(stream, {[=] { event->done = generation; event->seconds = now(); }, nullptr, generation});
 }
 EXPORT int cuEventSynchronize(Event* event) {
-    ENTER("cuEventSynchronize");
+    ENTER("cuEventSynchronize", kContext);
     NOT_WHILE_CAPTURING;
     if (event->stream) drain(*event->stream, event, event->asked);
     return driver().broken;
 }
-EXPORT int cuEventElapsedTime_v2(float* milliseconds, Event* start, Event* end) {
-    ENTER("cuEventElapsedTime_v2");
+EXPORT int cuEventElapsedTime(float* milliseconds, Event* start, Event* end) {
+    ENTER("cuEventElapsedTime", kContext);
     if (start->done < start->asked || end->done < end->asked || !end->asked) return kInvalidValue;
     *milliseconds = float(1e3 * (end->seconds - start->seconds));
     return kOk;
 }
-EXPORT int cuStreamBeginCapture_v2(Stream* stream, int) {
-    ENTER("cuStreamBeginCapture_v2");
+EXPORT int cuStreamBeginCapture_v2(Stream* stream, int mode) {
+    ENTER("cuStreamBeginCapture_v2", kContext);
     if (!stream || stream->capture) return kInvalidValue;
     stream->capture = new Graph;
-    ++driver().capturing;
+    stream->captures_for_all = mode == 0;
+    driver().captures_for_all += mode == 0;
+    // In the relaxed mode nobody is held to anything.
+    capturing += mode != 2;
     ++driver().graphs;
     return kOk;
 }
 EXPORT int cuStreamEndCapture(Stream* stream, Graph** graph) {
     std::lock_guard<std::recursive_mutex> guard(driver().lock);
     *graph = stream->capture;
-    if (stream->capture) --driver().capturing;
+    if (stream->capture) {
+        if (capturing) --capturing;
+        driver().captures_for_all -= stream->captures_for_all;
+    }
     stream->capture = nullptr;
-    int code = enter("cuStreamEndCapture");
+    int code = enter("cuStreamEndCapture", kContext);
     if (code) {
         delete *graph;
         *graph = nullptr;
@@ -491,30 +582,32 @@ EXPORT int cuStreamEndCapture(Stream* stream, Graph** graph) {
     return code;
 }
 EXPORT int cuGraphInstantiateWithFlags(Graph** executable, Graph* graph, unsigned long long) {
-    ENTER("cuGraphInstantiateWithFlags");
+    ENTER("cuGraphInstantiateWithFlags", kContext);
     *executable = new Graph(*graph);
+    driver().executables.insert(*executable);
     ++driver().graphs;
     driver().say("graph of %zu\n", graph->operations.size());
     return kOk;
 }
 EXPORT int cuGraphUpload(Graph*, Stream*) {
-    ENTER("cuGraphUpload");
+    ENTER("cuGraphUpload", kContext);
     return kOk;
 }
 EXPORT int cuGraphLaunch(Graph* executable, Stream* stream) {
-    ENTER("cuGraphLaunch");
+    ENTER("cuGraphLaunch", kContext);
     driver().say("graph launch\n");
     for (const Operation& operation : executable->operations) enqueue(stream, operation);
     return kOk;
 }
 EXPORT int cuGraphDestroy(Graph* graph) {
-    ENTER("cuGraphDestroy", true);
+    ENTER("cuGraphDestroy", kContextEvenBroken);
     --driver().graphs;
     delete graph;
     return kOk;
 }
 EXPORT int cuGraphExecDestroy(Graph* executable) {
-    ENTER("cuGraphExecDestroy", true);
+    ENTER("cuGraphExecDestroy", kContextEvenBroken);
+    driver().executables.erase(executable);
     --driver().graphs;
     delete executable;
     return kOk;
@@ -524,10 +617,15 @@ EXPORT int cuGraphExecDestroy(Graph* executable) {
 
 EXPORT int cuLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                           unsigned shared, Stream* stream, void** arguments, void** extra) {
-    ENTER("cuLaunchKernel");
+    ENTER("cuLaunchKernel", kContext);
     const KeelKernel* kernel = function->kernel;
     if (extra || !gx || !gy || !gz || gy > 65535 || gz > 65535 || uint64_t(bx) * by * bz > 1024) return kInvalidValue;
     if (int(shared) > function->shared_opt_in) return kInvalidValue;
+    if (stream && stream->capture) {
+        if (!function->is_loaded) return kCaptureUnsupported;
+        stream->capture->modules.insert(function->module);
+    }
+    function->is_loaded = true;
     // The values are read now, as a driver does: the caller may reuse the array at once.
     std::vector<uint64_t> values(kernel->parameter_count + 1);
     for (uint32_t i = 0; i < kernel->parameter_count; ++i) memcpy(&values[i], arguments[i], kernel->parameters[i].bytes);
@@ -536,4 +634,16 @@ EXPORT int cuLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned
         uint32_t grid[3] = {gx, gy, gz}, block[3] = {bx, by, bz};
         run_kernel(kernel, grid, block, shared, values.data());
     }});
+}
+
+// ---- The management library, which is a copy of this one under another name ----
+
+EXPORT int nvmlInit_v2() { return kOk; }
+EXPORT int nvmlDeviceGetHandleByPciBusId_v2(const char* id, void** device) {
+    *device = &driver();
+    return driver().number("sm_clock", "0") && strncmp(id, "0000:", 5) == 0 ? kOk : 6;
+}
+EXPORT int nvmlDeviceGetClockInfo(void*, unsigned which, unsigned* megahertz) {
+    *megahertz = unsigned(driver().number("sm_clock", "0"));
+    return which == 1 ? kOk : 2;
 }

@@ -35,7 +35,7 @@ fn attempt() -> Result<Vec<f64>> {
 const LAUNCH: &str = "grid (1,1,1), block (256,1,1), 0 bytes of shared memory, arguments (f32[300], f32[300], f32[300], 300i64)";
 
 /// What is injected, whether launches are waited for (KEEL_CUDA_SYNC), and what the sentence has to say.
-const FAILURES: [(&str, &str, &[&str]); 16] = [
+const FAILURES: [(&str, &str, &[&str]); 21] = [
     (
         "fail=cuDevicePrimaryCtxRetain:1:46",
         "0",
@@ -142,9 +142,36 @@ const FAILURES: [(&str, &str, &[&str]); 16] = [
         &["CUDA_ERROR_ILLEGAL_ADDRESS (700)"],
     ),
     (
-        "fail=cuMemcpyDtoH_v2:3:719",
+        "fail=cuMemcpyDtoHAsync_v2:3:719",
         "0",
         &["CUDA_ERROR_LAUNCH_FAILED (719) while the GPU worked"],
+    ),
+    (
+        "late fault=2:214",
+        "0",
+        &[
+            "CUDA_ERROR_ECC_UNCORRECTABLE (214) while the GPU worked; its memory has an error that cannot be corrected",
+            "nvidia-smi -q -d ECC",
+        ],
+    ),
+    // Codes that no list of today has, from a function of each kind.
+    ("fail=cuStreamSynchronize:1:4321", "0", &["CUDA error 4321"]),
+    (
+        "fail=cuGraphLaunch:1:4321",
+        "0",
+        &["CUDA error 4321 while the GPU worked"],
+    ),
+    (
+        "late fault=2:4321",
+        "1",
+        &["kernel add_f32 of op add of second", "CUDA error 4321"],
+    ),
+    (
+        "fail=cuFuncSetAttribute:1:4321 fail=cuFuncGetAttribute:2:4321",
+        "0",
+        &[
+            "kernel add_f32: the Emulated GPU 0 does not say what it takes (CUDA error 4321); build this program again",
+        ],
     ),
 ];
 

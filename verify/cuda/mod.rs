@@ -30,11 +30,11 @@ fn folder(name: &str) -> PathBuf {
     folder
 }
 
-/// Puts a library where the loader finds it under both of its names. Atomic, as other tests may look at the same time.
+/// Puts a library where the loader finds it under both of its names, and under that of the management library. Atomic, as other tests may look at the same time.
 fn install(folder: &Path, make: impl FnOnce(&Path)) {
     let partial = folder.join(format!("partial.{}", std::process::id()));
     make(&partial);
-    for name in ["libcuda.so", "libcuda.so.1"] {
+    for name in ["libcuda.so", "libcuda.so.1", "libnvidia-ml.so.1"] {
         let copy = partial.with_extension(format!("{name}.{}", std::process::id()));
         std::fs::copy(&partial, &copy)
             .and_then(|_| std::fs::rename(&copy, folder.join(name)))
@@ -122,6 +122,7 @@ fn images() -> &'static [KernelImage] {
         stems.dedup();
         let image = |stem| KernelImage {
             stem,
+            toolkit: 0,
             fatbin: FATBIN,
             ptxas: "",
             census: "",
@@ -176,6 +177,7 @@ impl Children {
         let Outcome { said, noise, log } = &outcome;
         assert!(output.status.success(), "{settings}:\n{said}{noise}");
         assert!(said.contains("1 passed"), "{settings}:\n{said}{noise}");
+        assert!(!log.contains("misuse"), "{settings}:\n{log}");
         let left = "left: 0 device, 0 host, 0 streams, 0 events, 0 graphs, 0 modules";
         assert!(
             log.contains(left) || !log.contains("context"),

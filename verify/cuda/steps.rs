@@ -249,6 +249,69 @@ fn sessions_on_threads_of_their_own_give_the_bits_of_one_after_the_other() {
 }
 
 #[test]
+fn a_graph_goes_before_the_images_of_its_kernels() {
+    if is_child() {
+        let layout = layout();
+        let cuda = executor(layout.elements(), DType::F32).expect("the driver has a GPU");
+        let mut session = cuda
+            .load(program(&layout, DType::F32))
+            .expect("a small program");
+        // The executor, which also keeps the images, may be gone while its sessions run.
+        drop(cuda);
+        write(&mut *session, 0);
+        session.run().expect("the kernels are clean");
+        return;
+    }
+    let name = "cuda::steps::a_graph_goes_before_the_images_of_its_kernels";
+    let Some(children) = Children::of(name) else {
+        return;
+    };
+    let outcome = children.run("late", &[]);
+    // That nothing is logged as misuse is held of every child.
+    assert!(outcome.log.contains("graph launch\n"), "{}", outcome.log);
+}
+
+#[test]
+fn the_peak_is_that_of_the_clock_that_was_seen_under_load() {
+    if is_child() {
+        let layout = layout();
+        let cuda = executor(layout.elements(), DType::Bf16).expect("the driver has a GPU");
+        let mut session = cuda
+            .load(program(&layout, DType::Bf16))
+            .expect("a small program");
+        println!("peak: {:.0}", cuda.peak_flops());
+        write(&mut *session, 0);
+        session.run().expect("the kernels are clean");
+        read(&*session);
+        println!("peak: {:.0}", cuda.peak_flops());
+        return;
+    }
+    let name = "cuda::steps::the_peak_is_that_of_the_clock_that_was_seen_under_load";
+    let Some(children) = Children::of(name) else {
+        return;
+    };
+    // Two multiprocessors of 4096 operations a cycle at 1 GHz.
+    let highest = "8192000000000";
+    for (settings, peaks) in [
+        ("late", [highest, highest]),
+        ("late sm_clock=1000", [highest, highest]),
+        ("late sm_clock=750", [highest, "6144000000000"]),
+        // Nothing is under way when it is waited for: that clock is not one of work.
+        ("sm_clock=750", [highest, highest]),
+        ("late clock=0", ["0", "0"]),
+        ("late clock=0 sm_clock=500", ["0", "4096000000000"]),
+    ] {
+        let outcome = children.run(settings, &[]);
+        let said: Vec<&str> = outcome
+            .said
+            .lines()
+            .filter_map(|line| Some(line.split_once("peak: ")?.1))
+            .collect();
+        assert_eq!(said, peaks, "{settings}");
+    }
+}
+
+#[test]
 fn a_timed_run_gives_each_op_its_time_and_the_same_values() {
     if is_child() {
         let layout = layout();

@@ -9,6 +9,8 @@ pub use crate::launch::kernels::KERNELS;
 pub struct KernelImage {
     /// The file's stem.
     pub stem: &'static str,
+    /// The version of CUDA that made it, for example 13000; 0 where that is not known, and no driver is too old.
+    pub toolkit: i32,
     /// Machine code for sm_80 and sm_90a and PTX for newer chips.
     pub fatbin: &'static [u8],
     /// What the assembler reported: registers, shared memory, spills, warnings.

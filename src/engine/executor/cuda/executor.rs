@@ -8,7 +8,7 @@ use super::super::{Executor, Session};
 use super::gpu::Gpu;
 use super::kernels::Kernels;
 use super::memory::DeviceMemory;
-use super::probe::Found;
+use super::probe::{Found, expect_driver};
 use super::session::CudaSession;
 use crate::program::Program;
 use crate::tape::{CompileTarget, Target, Tier};
@@ -33,7 +33,7 @@ impl CudaExecutor {
     /// An executor with a parameter arena of `elements` elements, all zero, on the GPU that [`super::probe`] found.
     ///
     /// # Errors
-    /// [`keel_base::error::Error::Device`] when the GPU cannot be used, [`keel_base::error::Error::Stopped`] when its memory runs
+    /// [`keel_base::error::Error::Device`] when the GPU or its driver cannot be used, [`keel_base::error::Error::Stopped`] when its memory runs
     /// out.
     pub fn new(found: Found, elements: usize) -> Result<CudaExecutor> {
         CudaExecutor::with_images(found, elements, IMAGES)
@@ -48,6 +48,7 @@ impl CudaExecutor {
         elements: usize,
         images: &'static [KernelImage],
     ) -> Result<CudaExecutor> {
+        expect_driver(&found, images)?;
         let gpu = Gpu::new(found)?;
         let memory = |what, dtype: DType| DeviceMemory::new(&gpu, what, elements * dtype.size(), 0);
         Ok(CudaExecutor {
@@ -86,7 +87,7 @@ impl Executor for CudaExecutor {
         }
     }
 
-    /// What the tensor cores reach in bf16 at the highest clock: multiply-adds of a multiprocessor and cycle are 1024 on
+    /// What the tensor cores reach in bf16 at the clock that was seen while they worked, before that at the highest: multiply-adds of a multiprocessor and cycle are 1024 on
     /// sm_80 and 2048 on sm_90 (dense rates of the A100 and H100 data sheets); unknown for other chips. Products of f32
     /// programs are six of bf16.
     fn peak_flops(&self) -> f64 {
@@ -104,8 +105,7 @@ impl Executor for CudaExecutor {
         } else {
             1.0
         };
-        let clock = 1e3 * f64::from(found.clock_khz);
-        f64::from(found.multiprocessors) * clock * each_cycle / products
+        f64::from(found.multiprocessors) * self.gpu.clock() * each_cycle / products
     }
 
     fn take_warnings(&self) -> Vec<String> {

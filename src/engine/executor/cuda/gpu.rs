@@ -1,11 +1,12 @@
 //! A GPU in use: its context and streams, and the words for what goes wrong there.
 
 use std::collections::VecDeque;
-use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::{DriverError, result, sys};
+use cudarc::driver::sys;
 
+use super::clock::Clock;
+use super::driver::{Code, Driver};
 use super::launch::PreparedLaunch;
 use super::probe::{Found, unusable};
 use keel_base::error::{Error, Result};
@@ -24,16 +25,18 @@ unsafe impl<T> Sync for Handle<T> {}
 
 /// A context of its own reference, a stream that computes and one that brings the next batch in the meantime.
 ///
-/// Neither stream waits for the other, nor for the copies of the host that name no stream: every order is made here, by
-/// events or by waiting. Sessions share both streams, each from a thread of its own.
+/// Neither stream waits for the other, nor for work that names no stream: every order is made here, by events or by
+/// waiting, and every call names one of the two. Sessions share both streams, each from a thread of its own.
 pub(super) struct Gpu {
     pub found: Found,
+    pub driver: &'static Driver,
     context: Handle<sys::CUctx_st>,
     device: sys::CUdevice,
     compute: Handle<sys::CUstream_st>,
     copies: Handle<sys::CUstream_st>,
     /// Whether every launch is waited for, so that a fault names its kernel.
     pub is_synchronous: bool,
+    clock: Option<Clock>,
     /// What nobody has asked for yet of what there is to say.
     warnings: Mutex<Vec<String>>,
     last: Mutex<VecDeque<Arc<PreparedLaunch>>>,
@@ -44,18 +47,28 @@ impl Gpu {
     /// Makes the device that [`super::probe`] found ready. `KEEL_CUDA_SYNC=1` makes its launches synchronous.
     pub fn new(found: Found) -> Result<Arc<Gpu>> {
         let is_synchronous = std::env::var_os("KEEL_CUDA_SYNC").is_some_and(|value| value == "1");
-        let start = |problem: DriverError| {
+        let start = |problem: Code| {
             unusable(
-                format!("{} cannot be used ({})", found.name, name(problem)),
+                format!("{} cannot be used ({problem})", found.name),
                 "see with `nvidia-smi` whether another program holds it, or choose --device cpu",
             )
         };
-        let device = result::device::get(found.ordinal).map_err(start)?;
-        // SAFETY: the device was just found; the context it returns is released once, when the value made here is dropped.
-        let context = unsafe { result::primary_ctx::retain(device) }.map_err(start)?;
+        let (driver, _) = Driver::start()?;
+        let (mut device, mut context) = (0, std::ptr::null_mut());
+        // SAFETY: the pointers are to live values; the context is released once, when the value made here is dropped.
+        unsafe {
+            driver
+                .device_get(&mut device, found.ordinal)
+                .map_err(start)?;
+            driver
+                .device_primary_ctx_retain(&mut context, device)
+                .map_err(start)?;
+        }
         let mut gpu = Gpu {
+            driver,
             context: Handle(context),
             device,
+            clock: Clock::of(&found.bus_id),
             compute: Handle(std::ptr::null_mut()),
             copies: Handle(std::ptr::null_mut()),
             is_synchronous,
@@ -66,7 +79,7 @@ impl Gpu {
         };
         gpu.bind()?;
         for stream in [&mut gpu.compute, &mut gpu.copies] {
-            *stream = Handle(new_stream().map_err(start)?);
+            *stream = Handle(new_stream(driver).map_err(start)?);
         }
         Ok(Arc::new(gpu))
     }
@@ -90,18 +103,41 @@ impl Gpu {
     /// Makes the context this thread's. Every entry from outside does that first: contexts belong to threads.
     pub fn bind(&self) -> Result<()> {
         // SAFETY: the context is retained until this value is dropped.
-        self.check(unsafe { result::ctx::set_current(self.context.0) })
+        self.check(unsafe { self.driver.ctx_set_current(self.context.0) })
     }
 
     /// Waits until everything asked of the computing stream is done.
     pub fn wait(&self) -> Result<()> {
         // SAFETY: the stream lives as long as this value.
-        self.check(unsafe { result::stream::synchronize(self.compute.0) })
+        self.check(unsafe { self.driver.stream_synchronize(self.compute.0) })
+    }
+
+    /// Looks at the clock if the device works now and the last look is some time ago: whoever is about to wait for a step
+    /// calls this.
+    pub fn look_at_clock(&self) {
+        let Some(clock) = self.clock.as_ref().filter(|clock| clock.is_due()) else {
+            return;
+        };
+        // SAFETY: the stream lives as long as this value.
+        if unsafe { self.driver.stream_query(self.compute.0) } == Err(Code::NOT_READY) {
+            clock.look();
+        }
+    }
+
+    /// The clock of the multiprocessors, Hz: the mean of what was seen while they worked; before that, or where there is no
+    /// management library, the highest that the driver names.
+    pub fn clock(&self) -> f64 {
+        let highest = 1e3 * f64::from(self.found.clock_khz);
+        let seen = self.clock.as_ref().and_then(Clock::mean);
+        seen.unwrap_or(highest)
     }
 
     /// Free and total bytes of the device's memory, as far as it says.
     pub fn memory(&self) -> Option<(usize, usize)> {
-        result::mem_get_info().ok()
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: both pointers are to live numbers.
+        let code = unsafe { self.driver.mem_get_info(&mut free, &mut total) };
+        code.ok().map(|()| (free, total))
     }
 
     /// Remembers a launch for reports.
@@ -138,34 +174,39 @@ impl Gpu {
     /// Waits for a launch that was just started.
     pub fn wait_for(&self, launch: &PreparedLaunch) -> Result<()> {
         // SAFETY: the stream lives as long as this value.
-        unsafe { result::stream::synchronize(self.compute.0) }
+        unsafe { self.driver.stream_synchronize(self.compute.0) }
             .map_err(|problem| self.launch_error(launch, problem))
     }
 
     /// The words for a failure that no single launch is to blame for.
-    pub fn check<T>(&self, outcome: Result<T, DriverError>) -> Result<T> {
+    pub fn check<T>(&self, outcome: Result<T, Code>) -> Result<T> {
         outcome.map_err(|problem| {
-            let advice = if self.is_synchronous {
-                ""
-            } else {
-                "; run again with KEEL_CUDA_SYNC=1 to learn which kernel it is"
-            };
             Error::kernel(format!(
-                "device cuda: {} while the GPU worked{advice}; what it computed is lost, so start again from the last \
+                "device cuda: {problem} while the GPU worked{}; what it computed is lost, so start again from the last \
                  checkpoint{}",
-                name(problem),
+                self.advice(problem),
                 self.last_launches()
             ))
         })
     }
 
+    /// What to do about a failure, beside starting again.
+    fn advice(&self, problem: Code) -> &'static str {
+        match problem.0 {
+            214 => {
+                "; its memory has an error that cannot be corrected: see `nvidia-smi -q -d ECC`, and reset it or use another"
+            }
+            702 => {
+                "; a kernel ran longer than the system allows a GPU with a display: use one without, or a smaller batch"
+            }
+            _ if self.is_synchronous => "",
+            _ => "; run again with KEEL_CUDA_SYNC=1 to learn which kernel it is",
+        }
+    }
+
     /// The words for a launch that failed.
-    pub fn launch_error(&self, launch: &PreparedLaunch, problem: DriverError) -> Error {
-        Error::kernel(format!(
-            "{launch}: {}{}",
-            name(problem),
-            self.last_launches()
-        ))
+    pub fn launch_error(&self, launch: &PreparedLaunch, problem: Code) -> Error {
+        Error::kernel(format!("{launch}: {problem}{}", self.last_launches()))
     }
 
     fn last_launches(&self) -> String {
@@ -188,30 +229,20 @@ impl Drop for Gpu {
         for stream in [self.compute.0, self.copies.0] {
             if !stream.is_null() {
                 // SAFETY: made in `new`, destroyed once, and nothing uses it any more.
-                unsafe { result::stream::destroy(stream) }.ok();
+                unsafe { self.driver.stream_destroy(stream) }.ok();
             }
         }
         // SAFETY: retained once in `new`.
-        unsafe { result::primary_ctx::release(self.device) }.ok();
+        unsafe { self.driver.device_primary_ctx_release(self.device) }.ok();
     }
 }
 
-fn new_stream() -> Result<sys::CUstream, DriverError> {
-    result::stream::create(result::stream::StreamKind::NonBlocking)
-}
-
-/// What the driver calls its failure.
-pub(super) fn name(problem: DriverError) -> String {
-    let code = problem.0 as u32;
-    let text = |found: Result<&std::ffi::CStr, DriverError>| {
-        found.map_or(String::new(), |text| text.to_string_lossy().into_owned())
-    };
-    let (name, meaning) = (text(problem.error_name()), text(problem.error_string()));
-    match (name.is_empty(), meaning.is_empty() || meaning == name) {
-        (true, _) => format!("CUDA error {code}"),
-        (false, true) => format!("{name} ({code})"),
-        (false, false) => format!("{name} ({code}, {meaning})"),
-    }
+/// A stream that waits for no other, not even for the one without a name.
+pub(super) fn new_stream(driver: &Driver) -> Result<sys::CUstream, Code> {
+    let mut stream = std::ptr::null_mut();
+    let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+    // SAFETY: the pointer is to a live value.
+    unsafe { driver.stream_create(&mut stream, flags) }.map(|()| stream)
 }
 
 /// An event.
@@ -228,8 +259,11 @@ impl Event {
         } else {
             sys::CUevent_flags::CU_EVENT_DISABLE_TIMING
         };
+        let mut event = std::ptr::null_mut();
+        // SAFETY: the pointer is to a live value.
+        gpu.check(unsafe { gpu.driver.event_create(&mut event, flags as u32) })?;
         Ok(Event {
-            raw: Handle(gpu.check(result::event::create(flags))?),
+            raw: Handle(event),
             gpu: gpu.clone(),
         })
     }
@@ -238,30 +272,33 @@ impl Event {
     pub fn record(&self, stream: sys::CUstream) -> Result<()> {
         // SAFETY: event and stream live; both are of the one context.
         self.gpu
-            .check(unsafe { result::event::record(self.raw.0, stream) })
+            .check(unsafe { self.gpu.driver.event_record(self.raw.0, stream) })
     }
 
     /// What is asked of `stream` from now on waits for the mark.
     pub fn hold(&self, stream: sys::CUstream) -> Result<()> {
-        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT as u32;
         // SAFETY: as above.
         self.gpu
-            .check(unsafe { result::stream::wait_event(stream, self.raw.0, flags) })
+            .check(unsafe { self.gpu.driver.stream_wait_event(stream, self.raw.0, flags) })
     }
 
     /// Waits for the mark; at once when there never was one.
     pub fn wait(&self) -> Result<()> {
         // SAFETY: the event lives.
         self.gpu
-            .check(unsafe { result::event::synchronize(self.raw.0) })
+            .check(unsafe { self.gpu.driver.event_synchronize(self.raw.0) })
     }
 
     /// Seconds from `start` to this mark; both are reached and take time.
     pub fn seconds_since(&self, start: &Event) -> Result<f64> {
-        // SAFETY: both events live and were recorded on the one computing stream.
-        let milliseconds = self
-            .gpu
-            .check(unsafe { result::event::elapsed(start.raw.0, self.raw.0) })?;
+        let mut milliseconds = 0.0;
+        // SAFETY: both events live and were recorded on the one computing stream; the pointer is to a live number.
+        self.gpu.check(unsafe {
+            self.gpu
+                .driver
+                .event_elapsed_time(&mut milliseconds, start.raw.0, self.raw.0)
+        })?;
         Ok(f64::from(milliseconds) / 1e3)
     }
 }
@@ -270,124 +307,6 @@ impl Drop for Event {
     fn drop(&mut self) {
         self.gpu.bind().ok();
         // SAFETY: created by `new`, destroyed once.
-        unsafe { result::event::destroy(self.raw.0) }.ok();
-    }
-}
-
-/// A step's launches as one object that the driver starts at once.
-pub(super) struct Graph {
-    gpu: Arc<Gpu>,
-    raw: Handle<sys::CUgraphExec_st>,
-}
-
-impl Graph {
-    /// Captures `launches` without running them. `None`, and a warning, when the driver cannot capture.
-    ///
-    /// # Errors
-    /// When a launch is refused for a reason of its own.
-    pub fn capture(gpu: &Arc<Gpu>, launches: &[Arc<PreparedLaunch>]) -> Result<Option<Graph>> {
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // A stream of its own: what other sessions ask of the computing stream meanwhile must not become part of the graph.
-        let stream = gpu.check(new_stream())?;
-        // SAFETY: the stream is not the default stream, lives, and nobody else knows it.
-        let captured = unsafe { result::stream::begin_capture(stream, mode) }.map(|()| {
-            let mut refused = None;
-            for launch in launches {
-                if let Err(problem) = launch.enqueue_on(gpu, stream) {
-                    refused = Some((launch, problem));
-                    break;
-                }
-            }
-            // SAFETY: capturing began just above; it ends on every way.
-            let graph = unsafe { result::stream::end_capture(stream) };
-            (refused, graph)
-        });
-        // SAFETY: made above, destroyed once; a captured stream has nothing under way.
-        unsafe { result::stream::destroy(stream) }.ok();
-        let problem = match captured {
-            Ok((Some((launch, problem)), graph)) => {
-                if let Ok(graph) = graph {
-                    // SAFETY: made by `end_capture`, destroyed once.
-                    unsafe { result::graph::destroy(graph) }.ok();
-                }
-                // Codes 900 to 909 are about capturing alone; any other says that the launch itself is wrong, and
-                // launching it on its own would not be better.
-                if !(900..910).contains(&(problem.0 as u32)) {
-                    return Err(gpu.launch_error(launch, problem));
-                }
-                problem
-            }
-            Ok((None, Ok(graph))) => {
-                // SAFETY: the graph is complete; it is destroyed once, after what is made of it.
-                let (made, _) = unsafe {
-                    let made = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
-                    (made, result::graph::destroy(graph))
-                };
-                match made {
-                    Ok(raw) => {
-                        let graph = Graph {
-                            gpu: gpu.clone(),
-                            raw: Handle(raw),
-                        };
-                        // SAFETY: graph and stream live.
-                        gpu.check(unsafe { result::graph::upload(raw, gpu.compute()) })?;
-                        return Ok(Some(graph));
-                    }
-                    Err(problem) => problem,
-                }
-            }
-            Ok((None, Err(problem))) | Err(problem) => problem,
-        };
-        gpu.warn(format!(
-            "device cuda: the step cannot be captured as a graph ({}); its kernels are launched one by one, which is slower",
-            name(problem)
-        ));
-        Ok(None)
-    }
-
-    /// Starts all its launches.
-    pub fn launch(&self) -> Result<()> {
-        let _order = self.gpu.in_order();
-        // SAFETY: graph and stream live, and so does all memory that the launches refer to: the session owns both.
-        self.gpu
-            .check(unsafe { result::graph::launch(self.raw.0, self.gpu.compute()) })
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        self.gpu.bind().ok();
-        // SAFETY: made by `instantiate`, destroyed once.
-        unsafe { result::graph::exec_destroy(self.raw.0) }.ok();
-    }
-}
-
-/// Starts one kernel on `stream`; the driver reads the values before it returns.
-///
-/// # Safety
-/// The function is of a loaded module, and `values` are its parameters: as many, each of the size the entry point takes,
-/// every pointer to memory that lives until the stream has come past the launch.
-pub(super) unsafe fn launch(
-    function: sys::CUfunction,
-    grid: [u32; 3],
-    threads: u32,
-    shared_bytes: u32,
-    values: &[u64],
-    stream: sys::CUstream,
-) -> Result<(), DriverError> {
-    let mut pointers: Vec<*mut c_void> = values
-        .iter()
-        .map(|value| std::ptr::from_ref(value).cast_mut().cast())
-        .collect();
-    // SAFETY: the caller's promise; the driver only reads through the pointers, and before it returns.
-    unsafe {
-        result::launch_kernel(
-            function,
-            (grid[0], grid[1], grid[2]),
-            (threads, 1, 1),
-            shared_bytes,
-            stream,
-            &mut pointers,
-        )
+        unsafe { self.gpu.driver.event_destroy(self.raw.0) }.ok();
     }
 }

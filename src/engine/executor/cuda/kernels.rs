@@ -6,10 +6,11 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::sys;
 
 use super::super::kernel_table::{KERNELS, KernelImage};
-use super::gpu::{Gpu, Handle, name};
+use super::driver::Code;
+use super::gpu::{Gpu, Handle};
 use crate::launch::KernelEntry;
 use keel_base::error::{Error, Result};
 
@@ -53,7 +54,7 @@ impl Drop for Module {
     fn drop(&mut self) {
         self.gpu.bind().ok();
         // SAFETY: loaded once; every function found in it holds this value.
-        unsafe { result::module::unload(self.raw.0) }.ok();
+        unsafe { self.gpu.driver.module_unload(self.raw.0) }.ok();
     }
 }
 
@@ -121,14 +122,19 @@ impl Kernels {
         // Embedded bytes may start anywhere; a driver may expect them at a multiple of eight.
         let mut aligned = vec![0u64; image.fatbin.len().div_ceil(8)];
         bytemuck::cast_slice_mut(&mut aligned)[..image.fatbin.len()].copy_from_slice(image.fatbin);
+        let mut raw = std::ptr::null_mut();
         // SAFETY: the image is a whole fatbin that nvcc wrote; the driver takes what it needs before it returns.
-        let raw = unsafe { result::module::load_data(aligned.as_ptr().cast()) }.map_err(|problem| {
+        let loaded = unsafe {
+            self.gpu
+                .driver
+                .module_load_data(&mut raw, aligned.as_ptr().cast())
+        };
+        loaded.map_err(|problem| {
             let (major, minor) = self.gpu.found.compute_capability;
             Error::kernel(format!(
-                "the image of cuda/{stem}.cu does not load on the {} (sm_{major}{minor}): {}; build this program again, \
-                 or update the driver",
-                self.gpu.found.name,
-                name(problem)
+                "the image of cuda/{stem}.cu does not load on the {} (sm_{major}{minor}): {problem}; build this program \
+                 again, or update the driver",
+                self.gpu.found.name
             ))
         })?;
         Ok(Module {
@@ -142,15 +148,24 @@ impl Kernels {
             name: wanted, stem, ..
         } = entry;
         let text = |name: &str| CString::new(name).expect("C++ identifiers hold no zero");
-        let missing = |what: &str, problem| {
+        let missing = |what: &str, problem: Code| {
             Error::kernel(format!(
-                "kernel {wanted}: the image of cuda/{stem}.cu lacks {what} ({}); build this program again",
-                name(problem)
+                "kernel {wanted}: the image of cuda/{stem}.cu lacks {what} ({problem}); build this program again"
             ))
         };
-        // SAFETY: the module is loaded and held by the value made here.
-        let function = unsafe { result::module::get_function(module.raw.0, text(wanted)) }
-            .map_err(|problem| missing("its entry point", problem))?;
+        let driver = self.gpu.driver;
+        let mut function = std::ptr::null_mut();
+        // SAFETY: the module is loaded and held by the value made here; name and pointer are of live values.
+        unsafe {
+            let name = text(wanted);
+            driver.module_get_function(&mut function, module.raw.0, name.as_ptr())
+        }
+        .map_err(|problem| missing("its entry point", problem))?;
+        // A driver may load a function's code when it is first launched, which no step that is captured or timed may wait
+        // for (CUDA Programming Guide, "Lazy Loading").
+        // SAFETY: as above.
+        unsafe { driver.func_load(function) }
+            .map_err(|problem| missing("code that can be loaded", problem))?;
         let block = self
             .block_in_image(&module, text(&format!("keel_block_{wanted}")))
             .map_err(|problem| missing("the size of its blocks", problem))?;
@@ -177,22 +192,19 @@ impl Kernels {
         Ok(kernel)
     }
 
-    fn block_in_image(
-        &self,
-        module: &Module,
-        name: CString,
-    ) -> Result<Block, cudarc::driver::DriverError> {
+    fn block_in_image(&self, module: &Module, name: CString) -> Result<Block, Code> {
+        let (driver, stream) = (self.gpu.driver, self.gpu.compute());
         let mut numbers = [0u32; 3];
-        // SAFETY: the module is loaded; the constant is three 32-bit numbers (KERNEL in cuda/kernel.cuh), and one of another
-        // length is refused before it is copied.
+        let (mut address, mut length) = (0, 0);
+        // SAFETY: the module is loaded, and all pointers are to live values; the constant is three 32-bit numbers (KERNEL in
+        // cuda/kernel.cuh), and one of another length is refused before it is copied. The stream is waited for.
         unsafe {
-            let (address, length) = result::module::get_global(module.raw.0, name)?;
+            driver.module_get_global(&mut address, &mut length, module.raw.0, name.as_ptr())?;
             if length != size_of_val(&numbers) {
-                return Err(cudarc::driver::DriverError(
-                    sys::CUresult::CUDA_ERROR_INVALID_VALUE,
-                ));
+                return Err(Code::INVALID_VALUE);
             }
-            result::memcpy_dtoh_sync(&mut numbers, address)?;
+            driver.memcpy_dtoh_async(numbers.as_mut_ptr().cast(), address, length, stream)?;
+            driver.stream_synchronize(stream)?;
         }
         let [threads, shared_bytes, parameters] = numbers;
         Ok(Block {
@@ -205,35 +217,42 @@ impl Kernels {
     /// Asks for shared memory beyond the usual, and refuses what the chip cannot give.
     fn hold_to_limits(&self, kernel: &LoadedKernel) -> Result<()> {
         use sys::CUfunction_attribute_enum as Attribute;
-        let attribute = |which| {
-            // SAFETY: the function is of a loaded module.
-            self.gpu.check(unsafe {
-                result::function::get_function_attribute(kernel.function(), which)
-            })
+        let (driver, found) = (self.gpu.driver, &self.gpu.found);
+        let refused = |what: &str, problem: Code| {
+            Error::kernel(format!(
+                "kernel {}: the {} {what} ({problem}); build this program again, or update the driver",
+                kernel.entry, found.name
+            ))
+        };
+        let attribute = |which: Attribute| {
+            let mut value = 0;
+            // SAFETY: the function is of a loaded module; the pointer is to a live number.
+            unsafe { driver.func_get_attribute(&mut value, which as i32, kernel.function()) }
+                .map(|()| value)
+                .map_err(|problem| refused("does not say what it takes", problem))
         };
         let most = attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?;
         if i64::from(kernel.threads) > i64::from(most) {
             return Err(Error::kernel(format!(
                 "kernel {}: it is written for blocks of {} threads, but on the {} it may have at most {most}",
-                kernel.entry, kernel.threads, self.gpu.found.name
+                kernel.entry, kernel.threads, found.name
             )));
         }
-        if kernel.shared_bytes > self.gpu.found.shared_limit {
+        // What the source declares without naming a size at launch counts towards the chip's limit too.
+        let fixed = attribute(Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)? as u32;
+        let needed = kernel.shared_bytes + fixed;
+        if needed > found.shared_limit {
             return Err(Error::kernel(format!(
-                "kernel {}: it needs {} bytes of shared memory, but a block on the {} may have at most {}",
-                kernel.entry, kernel.shared_bytes, self.gpu.found.name, self.gpu.found.shared_limit
+                "kernel {}: it needs {needed} bytes of shared memory, but a block on the {} may have at most {}",
+                kernel.entry, found.name, found.shared_limit
             )));
         }
-        if kernel.shared_bytes > USUAL_SHARED_BYTES {
-            let which = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        if needed > USUAL_SHARED_BYTES {
+            let which = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as i32;
+            let bytes = kernel.shared_bytes as i32;
             // SAFETY: as above; the size is within the chip's limit.
-            self.gpu.check(unsafe {
-                result::function::set_function_attribute(
-                    kernel.function(),
-                    which,
-                    kernel.shared_bytes as i32,
-                )
-            })?;
+            unsafe { driver.func_set_attribute(kernel.function(), which, bytes) }
+                .map_err(|problem| refused("refuses the shared memory it needs", problem))?;
         }
         Ok(())
     }

@@ -1,12 +1,14 @@
 //! A launch with every address in its place: checked once, started in every step.
 
+use std::ffi::c_void;
 use std::fmt;
 use std::sync::Arc;
 
-use cudarc::driver::{DriverError, sys};
+use cudarc::driver::sys;
 
 use super::super::resolved::{ByteRange, ResolvedArgument, ResolvedLaunch};
-use super::gpu::{self, Gpu};
+use super::driver::Code;
+use super::gpu::Gpu;
 use super::kernels::{Kernels, LoadedKernel};
 use keel_base::error::{Error, Result};
 
@@ -72,28 +74,36 @@ impl PreparedLaunch {
     }
 
     /// Asks the computing stream to run it.
-    pub fn enqueue(self: &Arc<Self>, gpu: &Gpu) -> Result<(), DriverError> {
+    pub fn enqueue(self: &Arc<Self>, gpu: &Gpu) -> Result<(), Code> {
         let _order = gpu.in_order();
         self.enqueue_on(gpu, gpu.compute())
     }
 
     /// Asks a stream to run it: the computing one, or one that is captured.
-    pub fn enqueue_on(
-        self: &Arc<Self>,
-        gpu: &Gpu,
-        stream: sys::CUstream,
-    ) -> Result<(), DriverError> {
+    pub fn enqueue_on(self: &Arc<Self>, gpu: &Gpu, stream: sys::CUstream) -> Result<(), Code> {
         gpu.remember(self);
+        let mut pointers: Vec<*mut c_void> = self
+            .values
+            .iter()
+            .map(|value| std::ptr::from_ref(value).cast_mut().cast())
+            .collect();
+        let [x, y, z] = self.grid;
         // SAFETY: `resolve` checked number, types and sizes of the values against the entry point's declaration, and `new`
-        // every pointer against its arena; the session owns the arenas and waits for the stream before they go.
+        // every pointer against its arena; the session owns the arenas and waits for the stream before they go. The driver
+        // only reads through the pointers, and before it returns.
         unsafe {
-            gpu::launch(
+            gpu.driver.launch_kernel(
                 self.kernel.function(),
-                self.grid,
+                x,
+                y,
+                z,
                 self.kernel.threads,
+                1,
+                1,
                 self.kernel.shared_bytes,
-                &self.values,
                 stream,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
             )
         }
     }

@@ -3,9 +3,9 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::sys;
 
-use super::gpu::{Gpu, name};
+use super::gpu::Gpu;
 use keel_base::error::{Error, Result};
 
 /// A range of the GPU's memory.
@@ -31,22 +31,24 @@ impl DeviceMemory {
             return Ok(memory);
         }
         // SAFETY: the size is above zero; the memory is freed once, when this value is dropped.
-        memory.address = unsafe { result::malloc_sync(bytes) }.map_err(|problem| {
+        unsafe { gpu.driver.mem_alloc(&mut memory.address, bytes) }.map_err(|problem| {
             let left = gpu.memory().map_or(String::new(), |(free, total)| {
                 format!(", of whose {total} bytes {free} are free")
             });
             Error::stopped(
                 format!("device cuda: {what}"),
                 format!(
-                    "{bytes} bytes are refused by the {}{left} ({})",
-                    gpu.found.name,
-                    name(problem)
+                    "{bytes} bytes are refused by the {}{left} ({problem})",
+                    gpu.found.name
                 ),
                 "choose a smaller batch or a --memory-budget",
             )
         })?;
         // SAFETY: the memory was just allocated with this length; the computing stream is the one that uses it next.
-        gpu.check(unsafe { result::memset_d8_async(memory.address, fill, bytes, gpu.compute()) })?;
+        gpu.check(unsafe {
+            gpu.driver
+                .memset_d8_async(memory.address, fill, bytes, gpu.compute())
+        })?;
         Ok(memory)
     }
 
@@ -70,6 +72,10 @@ impl DeviceMemory {
     }
 
     /// Copies `data` to the bytes from `offset` on, after everything that was asked of the GPU before.
+    ///
+    /// The copy is asked of the computing stream. One that names no stream would return while its last bytes are still on
+    /// their way from the driver's own memory, and the computing stream would not wait for them (CUDA Driver API, "API
+    /// synchronization behavior").
     pub fn upload(&self, offset: usize, data: &[u8]) -> Result<()> {
         let to = self.range(offset, data.len());
         if data.is_empty() {
@@ -77,10 +83,12 @@ impl DeviceMemory {
         }
         self.gpu.bind()?;
         let _order = self.gpu.in_order();
-        self.gpu.wait()?;
-        // SAFETY: the range lies in the allocation, and no work of the GPU is open.
-        self.gpu
-            .check(unsafe { result::memcpy_htod_sync(to, data) })
+        let (driver, stream) = (self.gpu.driver, self.gpu.compute());
+        let from = data.as_ptr().cast();
+        // SAFETY: the range lies in the allocation; the data live until the stream is waited for below.
+        let asked = unsafe { driver.memcpy_htod_async(to, from, data.len(), stream) };
+        self.gpu.check(asked)?;
+        self.gpu.wait()
     }
 
     /// Copies the bytes from `offset` on into `data`, after everything that was asked of the GPU before.
@@ -91,10 +99,14 @@ impl DeviceMemory {
         }
         self.gpu.bind()?;
         let _order = self.gpu.in_order();
-        self.gpu.wait()?;
+        // The copy itself may wait: into memory that is not pinned it returns when it is done.
+        self.gpu.look_at_clock();
+        let (driver, stream) = (self.gpu.driver, self.gpu.compute());
+        let to = data.as_mut_ptr().cast();
         // SAFETY: as above.
-        self.gpu
-            .check(unsafe { result::memcpy_dtoh_sync(data, from) })
+        let asked = unsafe { driver.memcpy_dtoh_async(to, from, data.len(), stream) };
+        self.gpu.check(asked)?;
+        self.gpu.wait()
     }
 
     /// As [`DeviceMemory::upload`], but from pinned memory and in the order of `stream`.
@@ -107,10 +119,11 @@ impl DeviceMemory {
     ) -> Result<()> {
         let to = self.range(offset, bytes);
         let data = pinned.range(offset, bytes);
+        let from = data.as_ptr().cast();
         // SAFETY: both ranges lie in their allocations; the owner of both keeps them until the stream is past this, and
         // writes the host's only after waiting for it.
         self.gpu
-            .check(unsafe { result::memcpy_htod_async(to, data, stream) })
+            .check(unsafe { self.gpu.driver.memcpy_htod_async(to, from, bytes, stream) })
     }
 
     /// Copies `bytes` bytes from `offset` on to `target` from `to` on, in the order of the computing stream.
@@ -124,8 +137,11 @@ impl DeviceMemory {
         let (from, to) = (self.range(offset, bytes), target.range(to, bytes));
         let _order = self.gpu.in_order();
         // SAFETY: both ranges lie in their allocations, which their owner keeps until the stream is past this.
-        self.gpu
-            .check(unsafe { result::memcpy_dtod_async(to, from, bytes, self.gpu.compute()) })
+        self.gpu.check(unsafe {
+            self.gpu
+                .driver
+                .memcpy_dtod_async(to, from, bytes, self.gpu.compute())
+        })
     }
 }
 
@@ -136,7 +152,7 @@ impl Drop for DeviceMemory {
             self.gpu.bind().ok();
             self.gpu.wait().ok();
             // SAFETY: allocated in `new`, freed once.
-            unsafe { result::free_sync(self.address) }.ok();
+            unsafe { self.gpu.driver.mem_free(self.address) }.ok();
         }
     }
 }
@@ -165,14 +181,12 @@ impl PinnedMemory {
                 bytes,
             });
         }
+        let mut start = std::ptr::null_mut();
         // SAFETY: the size is above zero; the memory is freed once, when this value is dropped.
-        let start = unsafe { result::malloc_host(bytes, 0) }.map_err(|problem| {
+        unsafe { gpu.driver.mem_host_alloc(&mut start, bytes, 0) }.map_err(|problem| {
             Error::stopped(
                 format!("device cuda: {what}"),
-                format!(
-                    "{bytes} bytes of the host's memory cannot be pinned ({})",
-                    name(problem)
-                ),
+                format!("{bytes} bytes of the host's memory cannot be pinned ({problem})"),
                 "choose a smaller batch, or raise the limit that `ulimit -l` shows",
             )
         })?;
@@ -215,7 +229,7 @@ impl Drop for PinnedMemory {
         if self.bytes > 0 {
             self.gpu.bind().ok();
             // SAFETY: allocated in `new`, freed once; its owner waits for the copies that read it.
-            unsafe { result::free_host(self.start.as_ptr().cast()) }.ok();
+            unsafe { self.gpu.driver.mem_free_host(self.start.as_ptr().cast()) }.ok();
         }
     }
 }

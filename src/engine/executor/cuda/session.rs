@@ -9,7 +9,8 @@ use super::super::resolved::{
 use super::super::session_arenas::SessionArenas;
 use super::super::{Session, expect_arena, expect_declared, expect_input};
 use super::executor::Parameters;
-use super::gpu::{Event, Gpu, Graph};
+use super::gpu::{Event, Gpu};
+use super::graph::Graph;
 use super::kernels::Kernels;
 use super::launch::PreparedLaunch;
 use super::memory::DeviceMemory;
@@ -56,12 +57,14 @@ impl Memory {
 pub(super) struct CudaSession {
     program: Arc<Program>,
     pub gpu: Arc<Gpu>,
-    /// Those of each op of the program.
-    pub launches: Vec<Vec<Arc<PreparedLaunch>>>,
+    // Fields go in this order: graphs before the launches, which keep the images that graphs refer to, and all of them
+    // before the memory.
     /// All launches at once; `None` when they are started one by one.
     graph: Option<Graph>,
     /// Those before the update, in a program that accumulates gradients.
     gradient_graph: Option<Graph>,
+    /// Those of each op of the program.
+    pub launches: Vec<Vec<Arc<PreparedLaunch>>>,
     staging: Staging,
     unwritten: UnwrittenInputs,
     /// One before each op and one after the last, made when first wanted.
@@ -213,6 +216,7 @@ impl Session for CudaSession {
             self.run_op(index)?;
         }
         self.marks[self.launches.len()].record(self.gpu.compute())?;
+        self.gpu.look_at_clock();
         self.gpu.wait()?;
         for (index, pair) in self.marks.windows(2).enumerate() {
             seconds[index] += pair[1].seconds_since(&pair[0])?;
@@ -281,7 +285,8 @@ impl Session for CudaSession {
 
 impl Drop for CudaSession {
     fn drop(&mut self) {
-        // The graph goes first, and with it nothing may be under way; a dead context has nothing under way.
+        // Graphs go first, before anything else of this value, and nothing of theirs may be under way; a dead context has
+        // nothing under way.
         self.gpu.bind().ok();
         self.gpu.wait().ok();
         self.gpu.forget();
