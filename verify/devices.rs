@@ -16,7 +16,8 @@ use keel::tape::{Add, CompileTarget, ParameterLayout, Tape, Target, Tier};
 use keel::tensor::{DType, TensorType};
 use keel::train::Stage;
 
-use crate::harness::{Budget, derive_budget};
+use crate::harness::expected::{self, Expected, Values, expected};
+use crate::harness::{Budget, Gpu, derive_budget, gpu};
 use crate::program::Tiny;
 
 /// Steps in a row.
@@ -149,16 +150,135 @@ fn follows(stage: &str, precision: DType) {
     follows_in(&Tiny::new(), stage, precision, steps);
 }
 
+/// The steps' numbers under one name each, for those that compare without the reference.
+fn packed(truth: &Trace, budgets: &[BTreeMap<String, Budget>]) -> Values {
+    let steps = truth.iter().zip(budgets).enumerate();
+    let packed = steps.flat_map(|(step, (truth, budgets))| {
+        truth.iter().map(move |(name, (_, values))| {
+            (format!("{step} {name}"), (values.clone(), budgets[name]))
+        })
+    });
+    packed.collect()
+}
+
+/// What [`packed`] packed; `ty` tells the type of a number of a step.
+fn unpacked(
+    values: Values,
+    ty: impl Fn(&str) -> TensorType,
+) -> (Trace, Vec<BTreeMap<String, Budget>>) {
+    let (mut truth, mut budgets): (BTreeMap<u64, _>, BTreeMap<u64, _>) = Default::default();
+    for (key, (values, budget)) in values {
+        let (step, name) = key.split_once(' ').expect("it was packed here");
+        let step = step.parse().expect("it was packed here");
+        let numbers: &mut BTreeMap<_, _> = truth.entry(step).or_default();
+        numbers.insert(name.to_owned(), (ty(name), values));
+        let step: &mut BTreeMap<_, _> = budgets.entry(step).or_default();
+        step.insert(name.to_owned(), budget);
+    }
+    (
+        truth.into_values().collect(),
+        budgets.into_values().collect(),
+    )
+}
+
 fn follows_in(tiny: &Tiny, stage: &str, precision: DType, steps: u64) {
     let stage = tiny.recipe.stage(stage).expect("a stage of the recipe");
-    let elements = tiny.layout.elements();
-    let (truth, budgets) = reference(tiny, stage, precision, steps);
-    if precision == DType::F32 {
-        let executor = CpuExecutor::new(elements, 2).expect("threads can be had");
-        let (found, _) =
-            train(tiny, stage, executor.compile_target(), &executor, steps).expect("cpu runs");
-        compare(&format!("{} on cpu", stage.name), &truth, &budgets, &found);
+    let key = || {
+        let parts = [
+            format!("{steps} steps in {precision}"),
+            format!("{:?}", tiny.recipe),
+            format!("{stage:?}"),
+        ];
+        expected::key(parts.iter().map(|part| part.as_bytes()))
+    };
+    match expected() {
+        Expected::Computed => {
+            let (truth, budgets) = reference(tiny, stage, precision, steps);
+            follows_on_cpu(tiny, stage, precision, &truth, &budgets);
+            follows_on_simt(tiny, stage, precision, &truth, &budgets);
+            if let Some(gpu) = gpu() {
+                follows_on_gpu(gpu, tiny, stage, precision, &truth, &budgets);
+            }
+        }
+        Expected::Written(file) => {
+            let (truth, budgets) = reference(tiny, stage, precision, steps);
+            expected::write(file, key(), &packed(&truth, &budgets));
+        }
+        Expected::Read(records) => {
+            let gpu = gpu().expect("it says itself what is missing");
+            let values = expected::find(records, key())
+                .unwrap_or_else(|problem| panic!("{} in {precision}: {problem}", stage.name));
+            let program = tiny
+                .compile_in(precision, stage, &CompileOptions::new(Target::Reference))
+                .expect("a step compiles");
+            let ty = |name: &str| program.ty(program.output(name).expect("a number of a step"));
+            let (truth, budgets) = unpacked(values, ty);
+            follows_on_gpu(gpu, tiny, stage, precision, &truth, &budgets);
+        }
     }
+}
+
+fn follows_on_cpu(
+    tiny: &Tiny,
+    stage: &Stage,
+    precision: DType,
+    truth: &Trace,
+    budgets: &[BTreeMap<String, Budget>],
+) {
+    if precision != DType::F32 {
+        return;
+    }
+    let executor = CpuExecutor::new(tiny.layout.elements(), 2).expect("threads can be had");
+    let steps = truth.len() as u64;
+    let (found, _) =
+        train(tiny, stage, executor.compile_target(), &executor, steps).expect("cpu runs");
+    compare(&format!("{} on cpu", stage.name), truth, budgets, &found);
+}
+
+/// The kernels on the GPU: within the budgets, frozen parameters untouched, and the same bits again.
+fn follows_on_gpu(
+    gpu: &Gpu,
+    tiny: &Tiny,
+    stage: &Stage,
+    precision: DType,
+    truth: &Trace,
+    budgets: &[BTreeMap<String, Budget>],
+) {
+    let what = format!("{} on {} in {precision}", stage.name, gpu.found.name);
+    let train = |steps| {
+        let executor = gpu.executor(tiny.layout.elements()).in_precision(precision);
+        train(tiny, stage, executor.compile_target(), &executor, steps)
+            .unwrap_or_else(|problem| panic!("{what}: {problem}"))
+    };
+    let found = train(truth.len() as u64);
+    let again = train(truth.len() as u64);
+    // Bit for bit: parameters hold no NaN.
+    let same = found == again;
+    expected::row(&serde_json::json!({
+        "kind": "steps",
+        "stage": stage.name,
+        "steps": truth.len(),
+        "precision": precision.name(),
+        "device": gpu.found.name,
+        "stand_in": gpu.is_stand_in(),
+        "loss": found.0.iter().map(|step| step["loss"].1[0]).collect::<Vec<_>>(),
+        "expected_loss": truth.iter().map(|step| step["loss"].1[0]).collect::<Vec<_>>(),
+        "same_bits_again": same,
+    }));
+    compare(&what, truth, budgets, &found.0);
+    check_frozen(tiny, stage, &what, &found.1);
+    assert!(same, "{what}: a second run gave other bits");
+}
+
+fn follows_on_simt(
+    tiny: &Tiny,
+    stage: &Stage,
+    precision: DType,
+    truth: &Trace,
+    budgets: &[BTreeMap<String, Budget>],
+) {
+    let elements = tiny.layout.elements();
+    let steps = truth.len() as u64;
     let schedules = [
         (Schedule::RunAhead, CopyTiming::Late),
         (Schedule::Priority, CopyTiming::Random),
@@ -183,7 +303,7 @@ fn follows_in(tiny: &Tiny, stage: &str, precision: DType, steps: u64) {
             .unwrap_or_else(|problem| panic!("{what}: {problem}"));
         match &first {
             None => {
-                compare(&what, &truth, &budgets, &found.0);
+                compare(&what, truth, budgets, &found.0);
                 check_frozen(tiny, stage, &what, &found.1);
                 first = Some(found.0);
             }

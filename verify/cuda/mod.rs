@@ -2,6 +2,7 @@
 //! emulator. Which library is loaded is settled when a process starts, so every test runs itself again as a child whose
 //! LD_LIBRARY_PATH holds the driver it wants.
 
+mod cases;
 #[cfg(feature = "cust")]
 mod cust;
 mod failures;
@@ -14,9 +15,11 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use keel::error::Result;
-use keel::executor::kernel_table::{BUILD_FOLDER, IMAGES, KERNELS, KernelImage};
+use keel::executor::kernel_table::BUILD_FOLDER;
 use keel::executor::{CudaExecutor, cuda};
 use keel::tensor::DType;
+
+use crate::harness::images;
 
 /// Set in children; they do the work, their parent starts them and looks at what they did.
 const CHILD: &str = "KEEL_VERIFY_CHILD";
@@ -57,7 +60,7 @@ fn compile(arguments: &[&str], to: &Path) {
 }
 
 /// The folder of the driver that executes; `None` where this program was built without the emulator.
-fn executing_driver() -> Option<&'static Path> {
+pub fn executing_driver() -> Option<&'static Path> {
     static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
     let made = FOLDER.get_or_init(|| {
         let emulator = Path::new(BUILD_FOLDER).join("libkeel_simt.a");
@@ -106,29 +109,6 @@ fn child(name: &str, library: &Path, settings: &str, variables: &[(&str, &str)])
 /// Whether this process is such a child.
 fn is_child() -> bool {
     std::env::var_os(CHILD).is_some()
-}
-
-/// A fatbin's first four bytes, which are all that our driver looks at.
-const FATBIN: &[u8] = &0xba55_ed50u32.to_le_bytes();
-
-/// The images of this program, or stand-ins where it was built without nvcc.
-fn images() -> &'static [KernelImage] {
-    static STAND_INS: OnceLock<Vec<KernelImage>> = OnceLock::new();
-    if !IMAGES.is_empty() {
-        return IMAGES;
-    }
-    STAND_INS.get_or_init(|| {
-        let mut stems: Vec<&str> = KERNELS.iter().map(|kernel| kernel.stem).collect();
-        stems.dedup();
-        let image = |stem| KernelImage {
-            stem,
-            toolkit: 0,
-            fatbin: FATBIN,
-            ptxas: "",
-            census: "",
-        };
-        stems.into_iter().map(image).collect()
-    })
 }
 
 /// In a child: the executor of the GPU that its driver has.

@@ -1,6 +1,7 @@
 //! Every way in which there is no usable GPU is one sentence, and none is a panic.
 
-use super::{child, compile, executing_driver, folder, images, install, is_child};
+use super::{child, compile, executing_driver, folder, install, is_child};
+use crate::harness::images;
 use keel::executor::kernel_table::KernelImage;
 use keel::executor::{CudaExecutor, cuda, kernel_table};
 use std::path::Path;

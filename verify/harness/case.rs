@@ -1,6 +1,6 @@
 //! A case: one op (or a few) with inputs, run on every executor present, values and gradients.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use keel::error::Result;
@@ -11,7 +11,9 @@ use keel::tape::{ParameterLayout, Tape, Target, Value};
 use keel::tensor::{DType, Shape, TensorType};
 
 use super::budget::Budget;
+use super::expected::{self, Expected, expected};
 use super::golden::Golden;
+use super::gpu::{Gpu, gpu, kernels_of};
 use super::{DRAWS, Random, derive_budget, gradcheck, moved};
 
 /// The elements of an input.
@@ -276,10 +278,11 @@ impl<'a> Loaded<'a> {
             .output_names()
             .map(|name| {
                 let ty = program.ty(program.output(name).expect("listed"));
-                (
-                    name.to_owned(),
-                    (ty, self.session.read_f64(name).expect("listed")),
-                )
+                let values = self
+                    .session
+                    .read_f64(name)
+                    .unwrap_or_else(|problem| panic!("{}: {problem}", self.case.name));
+                (name.to_owned(), (ty, values))
             })
             .collect()
     }
@@ -299,7 +302,61 @@ struct Prepared<'a> {
 type Readable = BTreeMap<String, (TensorType, Vec<f64>)>;
 
 impl<'a> Prepared<'a> {
+    /// With values and budgets from the reference.
     fn new(case: &'a Case, precision: DType, seed: u64) -> Prepared<'a> {
+        let (mut prepared, mut random) = Prepared::inputs(case, precision, seed);
+        let Prepared { what, floats, .. } = &prepared;
+        let reference = &ReferenceExecutor::new(0);
+        let truth = Loaded::new(case, reference, Target::Reference, precision).run(floats);
+        for (name, (_, values)) in &truth {
+            assert!(
+                values.iter().all(|x| x.is_finite()),
+                "{what}: reference {name} is not finite"
+            );
+        }
+        let executor = ReferenceExecutor::rounding(0, random.below(1 << 30) as u64);
+        let mut rounding = Loaded::new(case, &executor, Target::Reference, precision);
+        prepared.budgets = derive_budget(&truth, DRAWS, || {
+            let mut moved_floats = floats.clone();
+            for values in moved_floats.values_mut() {
+                let is_rounded = precision == DType::Bf16 && case.rounds_operands;
+                for value in values {
+                    *value = if is_rounded {
+                        moved(*value, DType::Bf16.epsilon() / 4.0, &mut random)
+                    } else {
+                        moved(*value, DType::F32.epsilon(), &mut random)
+                    };
+                }
+            }
+            rounding.run(&moved_floats)
+        });
+        prepared.truth = truth;
+        prepared
+    }
+
+    /// With values and budgets that were computed beforehand.
+    fn read(
+        records: &HashMap<expected::Key, Vec<u8>>,
+        case: &'a Case,
+        precision: DType,
+        seed: u64,
+    ) -> Prepared<'a> {
+        let (mut prepared, _) = Prepared::inputs(case, precision, seed);
+        let values = expected::find(records, prepared.key())
+            .unwrap_or_else(|problem| panic!("{}: {problem}", prepared.what));
+        let (program, _) = case.compile(Target::Reference, precision);
+        for (name, (values, budget)) in values {
+            let ty = program.ty(program
+                .output(&name)
+                .expect("it was one when it was written"));
+            prepared.truth.insert(name.clone(), (ty, values));
+            prepared.budgets.insert(name, budget);
+        }
+        prepared
+    }
+
+    /// The inputs alone, and the random numbers that come after them.
+    fn inputs(case: &'a Case, precision: DType, seed: u64) -> (Prepared<'a>, Random) {
         // A stream of its own: cases draw their inputs from `seed`, and the cotangents must not repeat them.
         let mut random = Random::new(!seed);
         let (_, cotangents) = case.compile(Target::Reference, precision);
@@ -314,39 +371,47 @@ impl<'a> Prepared<'a> {
             let values = random.normals(ty.numel(), 1.0);
             floats.insert(format!("cotangent.{name}"), stored(&values, *ty));
         }
-        let what = format!("{} (seed {seed}, {precision})", case.name);
-        let reference = &ReferenceExecutor::new(0);
-        let truth = Loaded::new(case, reference, Target::Reference, precision).run(&floats);
-        for (name, (_, values)) in &truth {
-            assert!(
-                values.iter().all(|x| x.is_finite()),
-                "{what}: reference {name} is not finite"
-            );
-        }
-        let executor = ReferenceExecutor::rounding(0, random.below(1 << 30) as u64);
-        let mut rounding = Loaded::new(case, &executor, Target::Reference, precision);
-        let budgets = derive_budget(&truth, DRAWS, || {
-            let mut moved_floats = floats.clone();
-            for values in moved_floats.values_mut() {
-                let is_rounded = precision == DType::Bf16 && case.rounds_operands;
-                for value in values {
-                    *value = if is_rounded {
-                        moved(*value, DType::Bf16.epsilon() / 4.0, &mut random)
-                    } else {
-                        moved(*value, DType::F32.epsilon(), &mut random)
-                    };
-                }
-            }
-            rounding.run(&moved_floats)
-        });
-        Prepared {
+        let prepared = Prepared {
             case,
             precision,
-            what,
+            what: format!("{} (seed {seed}, {precision})", case.name),
             floats,
-            truth,
-            budgets,
+            truth: BTreeMap::new(),
+            budgets: BTreeMap::new(),
+        };
+        (prepared, random)
+    }
+
+    /// A hash of the case and of all that it computes from.
+    fn key(&self) -> expected::Key {
+        let mut parts: Vec<&[u8]> = vec![self.what.as_bytes()];
+        for (name, values) in &self.floats {
+            parts.extend([name.as_bytes(), bytemuck::cast_slice(values)]);
         }
+        for input in &self.case.inputs {
+            if let Data::I32(values) = &input.data {
+                parts.extend([input.name.as_bytes(), bytemuck::cast_slice(values)]);
+            }
+        }
+        expected::key(parts)
+    }
+
+    /// What the reference found, for those that compare without it.
+    fn values(&self) -> expected::Values {
+        let exact = Budget {
+            largest_error: 0.0,
+            rounding: 0.0,
+        };
+        self.truth
+            .iter()
+            .map(|(name, (ty, values))| {
+                let budget = match ty.dtype {
+                    DType::I32 => exact,
+                    _ => self.budgets[name],
+                };
+                (name.clone(), (values.clone(), budget))
+            })
+            .collect()
     }
 
     /// Loads the case on `executor`.
@@ -383,6 +448,58 @@ impl<'a> Prepared<'a> {
         }
     }
 
+    /// The kernels on the GPU: the same bits each time, within the budget. A row says how much of the budget was used.
+    fn check_on_gpu(&self, gpu: &Gpu) {
+        let what = format!("{}: {}", self.what, gpu.found.name);
+        let mut loaded = Loaded::try_new(self.case, &gpu.executor, Target::Cuda, self.precision)
+            .unwrap_or_else(|problem| panic!("{what}: {problem}"));
+        let kernels = kernels_of(loaded.session.program());
+        let found = loaded.run(&self.floats);
+        let again = loaded.run(&self.floats);
+        let same = bits(&found) == bits(&again);
+        let (worst, share) = self.worst(&found);
+        expected::row(&serde_json::json!({
+            "kind": "case",
+            "case": self.case.name,
+            "what": self.what,
+            "precision": self.precision.name(),
+            "device": gpu.found.name,
+            "stand_in": gpu.is_stand_in(),
+            "kernels": kernels,
+            "worst": worst,
+            "share_of_budget": share,
+            "same_bits_again": same,
+        }));
+        self.compare(&gpu.found.name, &found);
+        assert!(same, "{what}: a second run gives other bits");
+    }
+
+    /// The tensor that is farthest off for what it may be, and the share of its budget; 1e300 for what is no number or must
+    /// be equal and is not.
+    fn worst(&self, found: &Readable) -> (&str, f64) {
+        let shares = self.truth.iter().map(|(name, (ty, want))| {
+            let errors = want.iter().zip(&found[name].1).map(|(a, b)| (a - b).abs());
+            let largest = errors.fold(
+                0.0,
+                |most: f64, error| {
+                    if error <= most { most } else { error }
+                },
+            );
+            let allowed = match ty.dtype {
+                DType::I32 => 0.0,
+                _ => self.budgets[name].largest_error,
+            };
+            let share = match largest {
+                0.0 => 0.0,
+                _ => (largest / allowed).min(1e300),
+            };
+            (name.as_str(), if share.is_nan() { 1e300 } else { share })
+        });
+        shares
+            .max_by(|a, b| a.1.total_cmp(&b.1))
+            .expect("a case has an output")
+    }
+
     /// The kernels on the emulator, under every schedule and copy timing: the same bits each time, within the budget.
     fn check_on_simt(&self, seed: u64) {
         let mut first: Option<Readable> = None;
@@ -416,12 +533,36 @@ fn stored(values: &[f32], ty: TensorType) -> Vec<f64> {
         .collect()
 }
 
-/// Checks a case on every executor present. Panics with the first thing that is wrong.
-///
-/// The f64 reference is held against central differences; the processor, with one thread and with three (same bits), and
-/// the kernels on the emulator, in f32 and in bf16 and under six schedules (same bits), are held against the reference
-/// under the derived budget, which must itself refuse four kinds of wrong answer.
+/// Checks a case on every executor present, or does with it what `KEEL_EXPECTED` says. Panics with the first thing that is
+/// wrong.
 pub fn check(case: &Case, seed: u64) {
+    let precisions = if case.runs_in_bf16 {
+        &[DType::F32, DType::Bf16][..]
+    } else {
+        &[DType::F32]
+    };
+    match expected() {
+        Expected::Computed => check_everywhere(case, seed),
+        Expected::Written(file) => {
+            for precision in precisions {
+                let prepared = Prepared::new(case, *precision, seed);
+                expected::write(file, prepared.key(), &prepared.values());
+            }
+        }
+        Expected::Read(records) => {
+            let gpu = gpu().expect("it says itself what is missing");
+            for precision in precisions {
+                Prepared::read(records, case, *precision, seed).check_on_gpu(gpu);
+            }
+        }
+    }
+}
+
+/// The f64 reference is held against central differences; the processor, with one thread and with three (same bits), and
+/// the kernels on the emulator, in f32 and in bf16 and under six schedules (same bits), and on the GPU where there is one
+/// (twice, same bits), are held against the reference under the derived budget, which must itself refuse four kinds of wrong
+/// answer.
+fn check_everywhere(case: &Case, seed: u64) {
     let prepared = Prepared::new(case, DType::F32, seed);
     let differentiable: Vec<&str> = case
         .inputs
@@ -470,13 +611,19 @@ pub fn check(case: &Case, seed: u64) {
     if case.checks_wrong_answers {
         prepared.must_refuse_wrong_answers();
     }
-    prepared.check_on_simt(seed);
+    let check_kernels = |prepared: &Prepared| {
+        prepared.check_on_simt(seed);
+        if let Some(gpu) = gpu() {
+            prepared.check_on_gpu(gpu);
+        }
+    };
+    check_kernels(&prepared);
     if case.runs_in_bf16 {
         let prepared = Prepared::new(case, DType::Bf16, seed);
         if case.checks_wrong_answers {
             prepared.must_refuse_wrong_answers();
         }
-        prepared.check_on_simt(seed);
+        check_kernels(&prepared);
     }
 }
 
@@ -580,6 +727,9 @@ pub fn on_every_executor(record: impl Fn() -> Tape) -> Vec<Box<dyn Session>> {
     ];
     if let Ok(simt) = SimtExecutor::new(0, Options::default()) {
         sessions.push(load(&simt, Target::Cuda));
+    }
+    if let Some(gpu) = gpu() {
+        sessions.push(load(&gpu.executor, Target::Cuda));
     }
     sessions
 }

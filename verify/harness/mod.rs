@@ -2,7 +2,9 @@
 
 mod budget;
 mod case;
+pub mod expected;
 mod golden;
+mod gpu;
 mod gradcheck;
 mod random;
 
@@ -13,6 +15,7 @@ use keel::tape::{Tape, Target};
 pub use budget::{Budget, DRAWS, derive_budget, moved};
 pub use case::{Case, aux, check, check_golden, on_every_executor, out};
 pub use golden::{Golden, goldens};
+pub use gpu::{Gpu, gpu, images};
 pub use random::Random;
 
 /// The launches of the op that was recorded last.

@@ -12,7 +12,7 @@ use keel::program::{CompileOptions, Program};
 use keel::tape::{Arena, Init, ParameterLayout, ParameterSpec, Tape, Target};
 use keel::tensor::{DType, TensorType};
 
-use crate::harness::Golden;
+use crate::harness::{Golden, gpu};
 
 /// A program whose gradients are its inputs: parameters `a.decayed` [n] and `a.plain` [m].
 struct Update {
@@ -28,7 +28,8 @@ const SECOND: &str = ADAMW_STATE[1];
 
 const NAMES: [&str; 2] = ["a.decayed", "a.plain"];
 
-/// The program on every executor present, in both precisions where it has two; the emulator under every schedule.
+/// The program on every executor present, in both precisions where it has two; the emulator under every schedule, and the
+/// GPU where there is one.
 fn updates(sizes: [usize; 2], options: &UpdateOptions) -> Vec<Update> {
     updates_of(sizes, &ParameterGroups::decaying(0.1), options, |tape| tape)
 }
@@ -64,6 +65,10 @@ fn updates_of(
                 executors.push((Box::new(executor), Target::Cuda, precision));
             }
         }
+        if let Some(gpu) = gpu() {
+            let executor = gpu.executor(elements);
+            executors.push((Box::new(executor), Target::Cuda, precision));
+        }
     }
     executors
         .into_iter()
@@ -84,6 +89,11 @@ fn updates_of(
                 ..CompileOptions::new(target)
             };
             let program = Program::compile(tape, &options).unwrap();
+            if let Some(gpu) = gpu()
+                && target == Target::Cuda
+            {
+                gpu.note("update", &program);
+            }
             let session = executor.load(Arc::new(program)).unwrap();
             Update {
                 layout: layout.clone(),

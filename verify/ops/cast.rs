@@ -11,7 +11,7 @@ use keel::tape::{ParameterLayout, Tape, Target};
 use keel::tensor::{DType, TensorType};
 use proptest::prelude::*;
 
-use crate::harness::Random;
+use crate::harness::{Random, gpu};
 
 /// x as f32 → bf16 → f32, and the gradient of x under a cotangent that goes the same way back.
 fn program(elements: usize) -> Result<Program> {
@@ -26,15 +26,27 @@ fn program(elements: usize) -> Result<Program> {
     Program::compile(tape, &CompileOptions::new(Target::Cuda))
 }
 
-/// What the kernels make of these values: narrow, wide and the gradient of x.
+/// What the kernels make of these values on the emulator, or else on the GPU, and where they run on both, the same: narrow,
+/// wide and the gradient of x.
 fn run(values: &[f32], cotangent: &[f32]) -> Option<[Vec<f32>; 3]> {
-    let executor = SimtExecutor::new(0, Options::default()).ok()?;
-    let program = program(values.len()).expect("casts of floats");
-    let mut session = executor.load(Arc::new(program)).expect("cast has kernels");
-    session.write_f32("x", values).expect("an input");
-    session.write_f32("cotangent", cotangent).expect("an input");
-    session.run().expect("the kernels are clean");
-    Some(["narrow", "wide", "gradient.x"].map(|name| session.read_f32(name).expect("readable")))
+    let program = Arc::new(program(values.len()).expect("casts of floats"));
+    let run = |executor: &dyn Executor| {
+        let mut session = executor.load(program.clone()).expect("cast has kernels");
+        session.write_f32("x", values).expect("an input");
+        session.write_f32("cotangent", cotangent).expect("an input");
+        session.run().expect("the kernels are clean");
+        ["narrow", "wide", "gradient.x"].map(|name| session.read_f32(name).expect("readable"))
+    };
+    let simt = SimtExecutor::new(0, Options::default()).ok();
+    let simt = simt.map(|executor| run(&executor));
+    let gpu = gpu().map(|gpu| {
+        gpu.note("cast", &program);
+        run(&gpu.executor)
+    });
+    if let (Some(simt), Some(gpu)) = (&simt, &gpu) {
+        assert_eq!(simt, gpu, "a cast has one right result");
+    }
+    simt.or(gpu)
 }
 
 proptest! {

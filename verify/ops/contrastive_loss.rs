@@ -14,7 +14,7 @@ use keel::tape::{Instruction, ParameterLayout, Tape, Target, Value};
 use keel::tensor::{DType, TensorType};
 use proptest::prelude::*;
 
-use crate::harness::{Case, Golden, Random, check, check_golden, out};
+use crate::harness::{Case, Golden, Random, check, check_golden, gpu, out};
 
 /// Raw features, so that the gradient also goes through normalisation.
 fn case(kind: Contrastive, n: usize, e: usize, log_scale: f32, random: &mut Random) -> Case {
@@ -241,13 +241,17 @@ fn in_f64(kind: Contrastive, rows: [&[f64]; 2], e: usize, masked: &Masked) -> [V
     in_session(&executor, Target::Reference, kind, rows, e, masked)
 }
 
-/// The executors of f32: the processor, and the kernels on the emulator where they were built.
+/// The executors of f32: the processor, and the kernels on the emulator where they were built and on the GPU where there is
+/// one.
 fn executors_of_f32() -> Vec<(Box<dyn Executor>, Target)> {
     let cpu = CpuExecutor::new(0, 3).expect("three threads");
     let mut all: Vec<(Box<dyn Executor>, Target)> =
         vec![(Box::new(cpu), Target::Cpu { threads: 3 })];
     if let Ok(simt) = SimtExecutor::new(0, Options::default()) {
         all.push((Box::new(simt), Target::Cuda));
+    }
+    if let Some(gpu) = gpu() {
+        all.push((Box::new(gpu.executor(0)), Target::Cuda));
     }
     all
 }
