@@ -3,6 +3,7 @@
     python bench/peers/gpu.py --device cuda              every op and the step, one JSON line each
     python bench/peers/gpu.py --device cpu --tiny        the same code at shapes that take no time
     python bench/peers/gpu.py --only linear attention    ops whose name contains one of these words
+    python bench/peers/gpu.py --only ceilings            what the card reaches at most: copies, and square products
 
 Each op runs eager and compiled, in bf16 with f32 accumulation, at the engine's large shapes; attention once with each
 backend that scaled_dot_product_attention has for it. On CUDA a call is timed by events around it, after a buffer larger
@@ -29,6 +30,14 @@ from measure import emit
 
 # Larger than the second-level cache of any GPU of today, bytes.
 CACHE_BYTES = 256 * 1024 * 1024
+
+
+# What each method of `Peers` times.
+OPS = {
+    "ceilings": ["ceilings"], "linear": ["linear", "linear_gelu"], "attention": ["attention"],
+    "norms": ["layer_norm", "rms_norm"], "swiglu": ["swiglu"],
+    "losses": ["linear_cross_entropy", "contrastive_loss"], "adamw": ["adamw"],
+}  # fmt: skip
 
 
 class Sizes(NamedTuple):
@@ -142,6 +151,19 @@ class Peers:
             moved = bytes_of(*inputs, output)
             yield Work(op, case, "forward", form, forward, flop[0], moved)
             yield Work(op, case, "backward", form, backward, flop[1], moved + bytes_of(*inputs))
+
+    def ceilings(self) -> Iterator[Work]:
+        """What the card reaches at most: a copy, a sum of a large vector, and square products in bf16 by cuBLAS."""
+        count = 2 * self.sizes.parameters
+        x, y = self.random(count), self.random(count)
+        yield Work("ceilings", f"copy of {count} bf16", "forward", "eager", lambda: y.copy_(x), 0.0, bytes_of(x, y))
+        yield Work("ceilings", f"sum of {count} bf16", "forward", "eager", x.sum, float(count), bytes_of(x))
+        for side in (self.sizes.width * 4, self.sizes.width * 8):
+            a, b = self.random(side, side), self.random(side, side)
+            yield Work(
+                "ceilings", f"[{side},{side}]x[{side},{side}]", "forward", "eager", lambda a=a, b=b: a @ b,
+                2.0 * side**3, 3 * bytes_of(a),
+            )  # fmt: skip
 
     def linear(self) -> Iterator[Work]:
         """Against cuBLAS: PyTorch's product. `dx` and `dw` are the two products of the backward."""
@@ -391,7 +413,10 @@ def main() -> int:
     def is_wanted(name: str) -> bool:
         return not arguments.only or any(word in name for word in arguments.only)
 
-    for works in (peers.linear, peers.attention, peers.norms, peers.swiglu, peers.losses, peers.adamw):
+    for works in (peers.ceilings, peers.linear, peers.attention, peers.norms, peers.swiglu, peers.losses, peers.adamw):
+        # Making the tensors of ops that nobody asked for takes time too.
+        if not any(map(is_wanted, OPS[works.__name__])):
+            continue
         try:
             for work in works():
                 if not is_wanted(work.op):

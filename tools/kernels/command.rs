@@ -8,7 +8,7 @@ use std::str::FromStr;
 use clap::Parser;
 
 use super::text::{kernel_json, kernel_markdown, kernel_text, outcome_json, outcome_text};
-use super::{Budget, Catalogue, Size, catalogue, time, works};
+use super::{Budget, Catalogue, Choice, Size, catalogue, time, works};
 use keel_base::error::{Error, Result, nearest, with_near_miss};
 use keel_engine::executor::{Device, SelectedDevice};
 use keel_engine::tensor::DType;
@@ -22,6 +22,9 @@ struct Options {
     /// Run the examples on the device and print the time of each op, one line of JSON each with --json.
     #[arg(long, conflicts_with_all = ["markdown", "budget"])]
     time: bool,
+    /// Run only the examples of this op, such as linear or update.
+    #[arg(long, value_name = "OP", requires = "time")]
+    example: Option<String>,
     /// The device to run the examples on: auto, cpu, cuda or simt.
     #[arg(long, value_parser = Device::from_str, default_value = "auto")]
     device: Device,
@@ -125,9 +128,13 @@ fn time_examples(options: &Options, print: &mut dyn FnMut(String) -> Result<()>)
     if !options.json {
         print(format!("device: {device}"))?;
     }
-    let name = options.name.as_deref().unwrap_or("");
+    let choice = Choice {
+        size: options.shapes,
+        example: options.example.as_deref(),
+        name: options.name.as_deref().unwrap_or(""),
+    };
     let repeats = options.repeats as usize;
-    time(&selected, options.shapes, name, repeats, &mut |outcome| {
+    time(&selected, choice, repeats, &mut |outcome| {
         if options.json {
             print(outcome_json(&outcome, &device).to_string())
         } else {

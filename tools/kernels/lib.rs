@@ -21,7 +21,7 @@ pub use examples::{Direction, Example, Size, examples, record_update, update_sha
 pub use keel_engine::executor::kernel_header::{FIELDS, Header, header, headers};
 pub use ptxas::{Assembled, Report, read as read_assembler};
 pub use roofline::{Bound, Work, works};
-pub use timing::{Outcome, Timed, fill, time};
+pub use timing::{Choice, Outcome, Timed, fill, time};
 
 use keel_engine::executor::kernel_table::{IMAGES, KERNELS};
 use keel_engine::executor::simt::Emulator;

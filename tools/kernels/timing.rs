@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::roofline::{Recorded, record_all, works_of};
 use super::{Size, Work};
-use keel_base::error::Result;
+use keel_base::error::{Error, Result, with_near_miss};
 use keel_engine::executor::{SelectedDevice, Session};
 use keel_engine::ops::{OptimizerInput, ParameterGroups, StepSettings};
 use keel_engine::program::{CompileOptions, Program};
@@ -50,20 +50,50 @@ impl Timed {
     }
 }
 
-/// Runs every example of a size `repeats` times on the chosen device and reports each op whose name, or one of whose
-/// kernels' names, contains `name`. An example that the device refuses is reported too, and the others still run.
+/// Which examples are run, and which of their ops are reported.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice<'a> {
+    /// How large they are.
+    pub size: Size,
+    /// Only the examples of this op, `update` for the update. A fault of a GPU ends every later use of it in the process, so
+    /// whoever wants the others all the same runs each in one of its own.
+    pub example: Option<&'a str>,
+    /// Only ops with this in their names, or in one of their kernels'.
+    pub name: &'a str,
+}
+
+/// Runs the chosen examples `repeats` times each on the device and reports their ops. An example that the device refuses is
+/// reported too, and the others still run.
 ///
 /// # Errors
-/// Whatever recording, planning or `report` reports.
+/// [`keel_base::error::Error::Setting`] for an example that there is none of; whatever recording, planning or `report`
+/// reports.
 pub fn time(
     selected: &SelectedDevice,
-    size: Size,
-    name: &str,
+    choice: Choice<'_>,
     repeats: usize,
     report: &mut dyn FnMut(Outcome) -> Result<()>,
 ) -> Result<()> {
     let compile_target = selected.compile_target();
-    for mut recorded in record_all(size, compile_target.precision)? {
+    let Choice {
+        size,
+        example,
+        name,
+    } = choice;
+    let mut all = record_all(size, compile_target.precision)?;
+    if let Some(example) = example {
+        let known: Vec<&str> = all.iter().map(|recorded| recorded.example).collect();
+        if !known.contains(&example) {
+            let want = format!("one of {}", known.join(", "));
+            return Err(Error::setting(
+                "--example",
+                want,
+                with_near_miss(example, &known),
+            ));
+        }
+        all.retain(|recorded| recorded.example == example);
+    }
+    for mut recorded in all {
         let tape = std::mem::replace(&mut recorded.tape, Tape::declaring());
         let program = Program::compile(tape, &CompileOptions::new(compile_target))?;
         let works = works_of(&recorded, &program);

@@ -18,7 +18,7 @@ fn main() {
         Some("reference") => tools::reference::run(&arguments[1..]),
         _ => {
             eprintln!(
-                "usage: cargo tool bundle | check | emoji | kernels [--write] | nvcc | reference [--write]"
+                "usage: cargo tool bundle [--profile NAME] | check | emoji | kernels [--write] | nvcc | reference [--write]"
             );
             std::process::exit(2);
         }

@@ -98,3 +98,23 @@ fn the_budget_is_written_kept_to_and_broken() {
     let told = String::from_utf8(out).unwrap();
     assert!(told.contains("registers were agreed"), "{told}");
 }
+
+#[test]
+fn one_example_is_timed_alone() {
+    let at_once = ["--time", "--device", "cpu", "--shapes", "tiny", "--repeats"];
+    let timed = |example: &'static str| {
+        let arguments = [&at_once[..], &["1", "--json", "--example", example]].concat();
+        report(&arguments)
+    };
+    for (example, op) in [("swiglu", "swiglu_backward"), ("update", "adamw")] {
+        let text = timed(example).unwrap();
+        let rows: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert!(rows.iter().all(|row| row["example"] == example), "{text}");
+        assert!(rows.iter().any(|row| row["op"] == op), "{text}");
+    }
+    let refused = timed("swiglue").expect_err("a refusal").to_string();
+    assert!(refused.contains("did you mean swiglu?"), "{refused}");
+}
