@@ -3,9 +3,9 @@
 use std::fmt::Arguments;
 
 use keel::cpu::matmul::{
-    Epilogue, Residual, Rows, RowsMut, Slope, linear, linear_backward_input,
-    linear_backward_input_workspace, linear_backward_weight, linear_backward_weight_workspace,
-    linear_workspace, product, product_workspace,
+    Epilogue, Extent, READ_BEYOND, Residual, Rows, RowsMut, Slope, Stairs, linear,
+    linear_backward_input, linear_backward_input_workspace, linear_backward_weight,
+    linear_backward_weight_workspace, linear_workspace, product, product_within, product_workspace,
 };
 use keel::cpu::reduce::{column_dots, column_sums, sum_over_rows_workspace};
 use keel::cpu::simd::Level;
@@ -372,6 +372,75 @@ fn product_matches_f64_in_every_orientation() {
                         assert_close(c.at(i, j), want, bound, what);
                     }
                 }
+            }
+        }
+    });
+}
+
+/// The stored rows of A within stairs: zero from their end on as far as a product may read, and beyond it not a number.
+fn within(stairs: Stairs, mut data: Vec<f32>, width: usize) -> Vec<f32> {
+    for (row, values) in data.chunks_exact_mut(width).enumerate() {
+        let end = stairs.end(row, width);
+        let zeros = (end + READ_BEYOND).min(width);
+        values[end..zeros].fill(0.0);
+        values[zeros..].fill(f32::NAN);
+    }
+    data
+}
+
+#[test]
+fn a_product_within_stairs_has_the_bits_of_the_whole_one() {
+    on_every_path(1, |level| {
+        for (case, &(m, n, k)) in [(64, 64, 48), (33, 130, 17), (77, 40, 40), (1, 5, 3)]
+            .iter()
+            .enumerate()
+        {
+            for (floor, shift) in [(0, 1), (16, 1), (0, -20), (3, 70), (200, 0)] {
+                let seed = 700 + case as u64;
+                let random = &mut Random::new(seed);
+                let stairs = Stairs { floor, shift };
+                let what = format!("{level:?} seed {seed} [{m},{n},{k}] {stairs:?}");
+                let run = |extent, a: &[f32], b: &[f32]| {
+                    let mut c = vec![0.5; m * n];
+                    let mut workspace = vec![f32::NAN; product_workspace(k, n)];
+                    let (a, b) = match extent {
+                        Extent::LeftTransposed(_) => (Rows::new(a, k, m).transposed(), b),
+                        _ => (Rows::new(a, m, k).into(), b),
+                    };
+                    let (b, to) = (Rows::new(b, k, n), RowsMut::new(&mut c, m, n));
+                    product_within(extent, 0.25, a, b, 1.0, to, &mut workspace);
+                    bits(&c)
+                };
+                let (a, b) = (draw(random, m * k), draw(random, k * n));
+                let (part, whole) = (
+                    run(Extent::Result(stairs), &a, &b),
+                    run(Extent::Whole, &a, &b),
+                );
+                for row in 0..m {
+                    let columns = row * n..row * n + stairs.end(row, n);
+                    assert!(part[columns.clone()] == whole[columns], "{what} row {row}");
+                }
+                // What is beyond the stairs takes no part, so that it may hold anything.
+                let stored = within(stairs, a.clone(), k);
+                let zeroed: Vec<f32> = stored
+                    .iter()
+                    .map(|x| if x.is_nan() { 0.0 } else { *x })
+                    .collect();
+                let (part, whole) = (
+                    run(Extent::Left(stairs), &stored, &b),
+                    run(Extent::Whole, &zeroed, &b),
+                );
+                assert!(part == whole, "{what}, A");
+                let stored = within(stairs, a, m);
+                let mut zeroed = vec![0.0; m * k];
+                for (index, x) in stored.iter().enumerate().filter(|(_, x)| !x.is_nan()) {
+                    zeroed[index % m * k + index / m] = *x;
+                }
+                let (part, whole) = (
+                    run(Extent::LeftTransposed(stairs), &stored, &b),
+                    run(Extent::Whole, &zeroed, &b),
+                );
+                assert!(part == whole, "{what}, transposed A");
             }
         }
     });

@@ -2,6 +2,8 @@
 
 use std::marker::PhantomData;
 
+use crate::simd::{LANES, Simd};
+
 /// A read-only matrix [rows, width] whose rows lie `stride` elements apart.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
@@ -41,11 +43,13 @@ fn span(rows: usize, width: usize, stride: usize) -> usize {
 
 impl<'a> Rows<'a> {
     /// A whole matrix [rows, width].
+    #[inline]
     pub fn new(data: &'a [f32], rows: usize, width: usize) -> Self {
         Self::strided(data, rows, width, width)
     }
 
     /// A matrix [rows, width] that starts at `data[0]` with rows `stride` apart. Panics where `data` is too short.
+    #[inline]
     pub fn strided(data: &'a [f32], rows: usize, width: usize, stride: usize) -> Self {
         let need = span(rows, width, stride);
         assert!(
@@ -63,16 +67,19 @@ impl<'a> Rows<'a> {
     }
 
     /// Its rows.
+    #[inline]
     pub fn count(self) -> usize {
         self.rows
     }
 
     /// Elements of a row.
+    #[inline]
     pub fn width(self) -> usize {
         self.width
     }
 
     /// Rows `first..first + count`.
+    #[inline]
     pub fn part(self, first: usize, count: usize) -> Self {
         assert!(
             first + count <= self.rows,
@@ -87,13 +94,25 @@ impl<'a> Rows<'a> {
     }
 
     /// Row `index` as a slice.
+    #[inline]
     pub fn row(self, index: usize) -> &'a [f32] {
         assert!(index < self.rows, "row {index} of {}", self.rows);
         // SAFETY: the constructor checked that every row lies inside the borrowed data.
         unsafe { std::slice::from_raw_parts(self.start.add(index * self.stride), self.width) }
     }
 
+    /// Where it lies.
+    pub fn hint(self) -> Hint {
+        Hint {
+            start: self.start,
+            rows: self.rows,
+            width: self.width,
+            stride: self.stride,
+        }
+    }
+
     /// Read as its transpose [width, rows].
+    #[inline]
     pub fn transposed(self) -> Operand<'a> {
         Operand {
             rows: self,
@@ -104,12 +123,14 @@ impl<'a> Rows<'a> {
 
 impl<'a> RowsMut<'a> {
     /// A whole matrix [rows, width].
+    #[inline]
     pub fn new(data: &'a mut [f32], rows: usize, width: usize) -> Self {
         Self::strided(data, rows, width, width)
     }
 
     /// A matrix [rows, width] that starts at `data[0]` with rows `stride` apart. Panics where `data` is too short or
     /// where rows would overlap.
+    #[inline]
     pub fn strided(data: &'a mut [f32], rows: usize, width: usize, stride: usize) -> Self {
         let need = span(rows, width, stride);
         assert!(
@@ -146,6 +167,7 @@ impl<'a> RowsMut<'a> {
     }
 
     /// The same view for a shorter time.
+    #[inline]
     pub fn reborrow(&mut self) -> RowsMut<'_> {
         RowsMut {
             borrow: PhantomData,
@@ -176,6 +198,7 @@ impl<'a> RowsMut<'a> {
     }
 
     /// `rows` rows from `row` and `width` columns from `column`, for a shorter time.
+    #[inline]
     pub fn part(
         &mut self,
         (row, rows): (usize, usize),
@@ -196,7 +219,18 @@ impl<'a> RowsMut<'a> {
         }
     }
 
+    /// Where `rows` rows from `row` and `width` columns from `column` lie, whether they are inside or not.
+    pub fn hint(&self, (row, rows): (usize, usize), (column, width): (usize, usize)) -> Hint {
+        Hint {
+            start: self.start.wrapping_add(row * self.stride + column),
+            rows,
+            width,
+            stride: self.stride,
+        }
+    }
+
     /// The same view, read-only.
+    #[inline]
     pub fn as_rows(&self) -> Rows<'_> {
         Rows {
             start: self.start,
@@ -208,10 +242,41 @@ impl<'a> RowsMut<'a> {
     }
 
     /// Row `index` as a slice.
+    #[inline]
     pub fn row(&mut self, index: usize) -> &mut [f32] {
         assert!(index < self.rows, "row {index} of {}", self.rows);
         // SAFETY: the constructor checked that every row lies inside the borrowed data; rows do not overlap.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(index * self.stride), self.width) }
+    }
+}
+
+/// Where a matrix lies, to ask for its rows before they are used; nothing can be read or written through it.
+#[derive(Clone, Copy)]
+pub struct Hint {
+    start: *const f32,
+    rows: usize,
+    width: usize,
+    stride: usize,
+}
+
+impl Hint {
+    /// Nowhere.
+    pub const NONE: Hint = Hint {
+        start: std::ptr::null(),
+        rows: 0,
+        width: 0,
+        stride: 0,
+    };
+
+    /// Asks for row `index`, if it has one, for a use soon but not next.
+    #[inline(always)]
+    pub fn ask<S: Simd>(self, simd: S, index: usize) {
+        if index < self.rows {
+            let start = self.start.wrapping_add(index * self.stride);
+            for column in (0..self.width).step_by(LANES) {
+                simd.prefetch(start.wrapping_add(column));
+            }
+        }
     }
 }
 

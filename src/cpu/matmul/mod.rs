@@ -27,8 +27,8 @@ pub use finish::{Epilogue, Residual};
 pub use linear::{
     linear, linear_backward_input, linear_backward_input_workspace, linear_workspace,
 };
-pub use matrix::{Operand, Rows, RowsMut};
-pub use product::{product, product_workspace};
+pub use matrix::{Hint, Operand, Rows, RowsMut};
+pub use product::{Extent, READ_BEYOND, Stairs, product, product_within, product_workspace};
 
 /// Widest tile of any path, in columns: what workspaces are rounded up to.
 const WIDEST: usize = 32;

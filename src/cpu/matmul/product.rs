@@ -6,6 +6,49 @@ use super::pack;
 use super::tile::{Ahead, Tile};
 use crate::simd::{LANES, Simd, Task, dispatch};
 
+/// The corner of a matrix that a causal mask leaves: row i has elements in the columns below max(`floor`, i + `shift`).
+#[derive(Clone, Copy, Debug)]
+pub struct Stairs {
+    /// Columns that every row has.
+    pub floor: usize,
+    /// How far row 0 reaches; it may lie outside.
+    pub shift: isize,
+}
+
+impl Stairs {
+    /// The columns, of `width`, that row `row` has.
+    #[inline(always)]
+    pub fn end(self, row: usize, width: usize) -> usize {
+        let reached = (row as isize + self.shift).max(0) as usize;
+        reached.max(self.floor).min(width)
+    }
+
+    /// The first row that has column `column`.
+    #[inline(always)]
+    fn first_row(self, column: usize) -> usize {
+        if column < self.floor {
+            return 0;
+        }
+        (column as isize + 1 - self.shift).max(0) as usize
+    }
+}
+
+/// Columns beyond the stairs that a product may read of a row of A: other rows of the same tile reach them.
+pub const READ_BEYOND: usize = 13;
+
+/// What of a product has to be computed.
+#[derive(Clone, Copy, Debug)]
+pub enum Extent {
+    /// All of it.
+    Whole,
+    /// Of C, what lies below the stairs, each row up to whole vectors. What else of C is written says nothing.
+    Result(Stairs),
+    /// What is below the stairs of A. Beyond them A is zero: as far as [`READ_BEYOND`] columns, and no further is it read.
+    Left(Stairs),
+    /// As [`Extent::Left`], of the stored rows whose transpose is A.
+    LeftTransposed(Stairs),
+}
+
 /// Floats of workspace for [`product`] with a reduction of `depth` and `columns` of output.
 pub fn product_workspace(depth: usize, columns: usize) -> usize {
     depth * columns.next_multiple_of(WIDEST)
@@ -17,6 +60,19 @@ pub fn product_workspace(depth: usize, columns: usize) -> usize {
 /// whole vectors of a stored row, and packed where it is transposed. Panics where shapes do not fit or the workspace is
 /// smaller than [`product_workspace`].
 pub fn product<'a>(
+    alpha: f32,
+    a: impl Into<Operand<'a>>,
+    b: impl Into<Operand<'a>>,
+    beta: f32,
+    c: RowsMut<'_>,
+    workspace: &mut [f32],
+) {
+    product_within(Extent::Whole, alpha, a, b, beta, c, workspace);
+}
+
+/// As [`product`], as far as `extent` says: the same bits there, for the work of a part.
+pub fn product_within<'a>(
+    extent: Extent,
     alpha: f32,
     a: impl Into<Operand<'a>>,
     b: impl Into<Operand<'a>>,
@@ -43,6 +99,7 @@ pub fn product<'a>(
         b,
         beta,
         c,
+        extent,
         workspace,
     });
 }
@@ -53,6 +110,7 @@ struct Product<'a, 'c> {
     b: Operand<'a>,
     beta: f32,
     c: RowsMut<'c>,
+    extent: Extent,
     workspace: &'c mut [f32],
 }
 
@@ -67,6 +125,7 @@ impl Task for Product<'_, '_> {
             b,
             beta,
             c,
+            extent,
             workspace,
         } = self;
         let ((m, depth), n) = (a.shape(), b.shape().1);
@@ -77,6 +136,9 @@ impl Task for Product<'_, '_> {
         };
         let width = S::TILE_VECTORS * LANES;
         let ahead = Ahead::new();
+        // Equal tiles rather than full ones and a small rest.
+        let tiles = m.div_ceil(S::TILE_ROWS).max(1);
+        let tile_rows = m.div_ceil(tiles).max(1);
         for column in (0..n).step_by(width) {
             let columns = width.min(n - column);
             // Reading B where it lies saves the packing, which a product of one head would not earn back; it needs
@@ -91,20 +153,32 @@ impl Task for Product<'_, '_> {
                 }
                 (workspace.as_ptr(), width)
             };
-            // Equal tiles rather than full ones and a small rest.
-            let tiles = m.div_ceil(S::TILE_ROWS).max(1);
-            let tile_rows = m.div_ceil(tiles).max(1);
             for row in (0..m).step_by(tile_rows) {
+                let rows = tile_rows.min(m - row);
+                // The last row of a tile reaches furthest, and decides for it.
+                let (mut first, mut end, mut columns) = (0, depth, columns);
+                match extent {
+                    Extent::Whole => {}
+                    Extent::Result(stairs) => {
+                        let reached = stairs.end(row + rows - 1, n).next_multiple_of(LANES);
+                        columns = columns.min(reached.saturating_sub(column));
+                    }
+                    Extent::Left(stairs) => end = stairs.end(row + rows - 1, depth),
+                    Extent::LeftTransposed(stairs) => first = stairs.first_row(row).min(depth),
+                }
+                if columns == 0 {
+                    continue;
+                }
                 let tile = Tile {
-                    depth,
-                    a: a.rows.start.wrapping_add(row * a_row),
+                    depth: end - first,
+                    a: a.rows.start.wrapping_add(row * a_row + first * a_depth),
                     a_row,
                     a_depth,
-                    b: panel,
+                    b: panel.wrapping_add(first * b_depth),
                     b_depth,
                     c: c.start.wrapping_add(row * c.stride + column),
                     c_row: c.stride,
-                    rows: tile_rows.min(m - row),
+                    rows,
                     columns,
                     alpha,
                     beta,

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::block::{Block, ScoreGradient};
+use super::block::{Block, ClearRows, ScoreGradient, Soon, score_stride};
 use super::{
     Divide, Geometry, KEYS, QUERIES, Share, Sources, for_each_block, panel_elements, query_blocks,
     run_workers, workers,
@@ -13,11 +13,11 @@ use crate::ops::attention::geometry::Form;
 use crate::ops::attention::op::AttentionBackward;
 use crate::ops::rows::{add_scaled, dot};
 use crate::tape::{CpuArgs, Target};
-use keel_cpu::matmul::{Rows, RowsMut, product};
+use keel_cpu::matmul::{Extent, Hint, Rows, RowsMut, product_within};
 
 /// Floats of scratch memory of one worker: scores, their gradient, the products' panel and δ.
 fn worker_elements(geometry: &Geometry) -> usize {
-    2 * QUERIES * KEYS + panel_elements(geometry.heads.dim) + QUERIES
+    2 * QUERIES * score_stride(KEYS) + panel_elements(geometry.heads.dim) + QUERIES
 }
 
 /// Floats in which a query that all batch rows share keeps its gradient for each of them, until they are added up.
@@ -58,6 +58,17 @@ impl<'a> Saved<'a> {
         let (width, dim) = (g.heads.query_width(), g.heads.dim);
         let start = batch * g.query_tokens * width + head * dim;
         Rows::strided(&data[start..], g.query_tokens, dim, width)
+    }
+}
+
+impl Saved<'_> {
+    /// What a query head reads.
+    fn hints(&self, [batch, head]: [usize; 2]) -> Soon {
+        let [query, key, value] = self.sources.of([batch, head]).map(Rows::hint);
+        let [output, d_output] =
+            [self.output, self.d_output].map(|data| self.head(data, batch, head).hint());
+        let none = Hint::NONE;
+        [query, key, value, output, d_output, none, none, none]
     }
 }
 
@@ -188,27 +199,52 @@ impl Part<'_> {
     fn compute(mut self, saved: &Saved<'_>, scratch: &mut [f32]) {
         let g = self.geometry;
         let (dim, tokens, keys) = (g.heads.dim, g.query_tokens, g.key_tokens);
-        for (row, batch) in self.share.batches.clone().enumerate() {
-            for (column, shared) in self.share.heads.clone().enumerate() {
+        let Share { batches, heads } = self.share.clone();
+        for (row, batch) in batches.clone().enumerate() {
+            for (column, shared) in heads.clone().enumerate() {
+                let next_shared = match column + 1 < heads.len() {
+                    true => self.soon(saved, [row, column + 1]),
+                    false => self.soon(saved, [row + 1, 0]),
+                };
                 let place = ((row * keys, keys), (column * dim, dim));
                 let mut key = self.key.part(place.0, place.1);
                 let mut value = self.value.part(place.0, place.1);
                 // Zeroed, and added to afterwards: several query heads, and blocks of queries within each, contribute
                 // to one key head.
-                for token in 0..keys {
-                    key.row(token).fill(0.0);
-                    value.row(token).fill(0.0);
-                }
+                ClearRows(key.reborrow()).run();
+                ClearRows(value.reborrow()).run();
                 // One after the other: their order is the order of the sums in dk and dv.
                 for member in 0..g.group() {
                     let columns = ((column * g.group() + member) * dim, dim);
                     let query = self.query.part((row * tokens, tokens), columns);
                     let head = shared * g.group() + member;
+                    let soon = match member + 1 < g.group() {
+                        true => saved.hints([batch, head + 1]),
+                        false => next_shared,
+                    };
                     let gradients = [query, key.reborrow(), value.reborrow()];
-                    one_head(saved, [batch, head], gradients, scratch);
+                    one_head(saved, [batch, head], &soon, gradients, scratch);
                 }
             }
         }
+    }
+
+    /// What the first query head of a key head reads and writes, if the part has it.
+    fn soon(&self, saved: &Saved<'_>, [row, column]: [usize; 2]) -> Soon {
+        let g = &self.geometry;
+        let Share { batches, heads } = &self.share;
+        if batches.start + row >= batches.end {
+            return [Hint::NONE; 8];
+        }
+        let head = (heads.start + column) * g.group();
+        let mut soon = saved.hints([batches.start + row, head]);
+        let (dim, tokens, keys) = (g.heads.dim, g.query_tokens, g.key_tokens);
+        let columns = (column * g.group() * dim, dim);
+        soon[5] = self.query.hint((row * tokens, tokens), columns);
+        let place = ((row * keys, keys), (column * dim, dim));
+        soon[6] = self.key.hint(place.0, place.1);
+        soon[7] = self.value.hint(place.0, place.1);
+        soon
     }
 }
 
@@ -216,6 +252,7 @@ impl Part<'_> {
 fn one_head(
     saved: &Saved<'_>,
     [batch, head]: [usize; 2],
+    soon: &Soon,
     [mut d_query, mut d_key, mut d_value]: [RowsMut<'_>; 3],
     scratch: &mut [f32],
 ) {
@@ -230,8 +267,8 @@ fn one_head(
     let d_output = saved.head(saved.d_output, batch, head);
     let start = (batch * geometry.heads.query + head) * geometry.query_tokens;
     let log_sum_exp = &saved.log_sum_exp[start..][..geometry.query_tokens];
-    let (scores, rest) = scratch.split_at_mut(QUERIES * KEYS);
-    let (gradient, rest) = rest.split_at_mut(QUERIES * KEYS);
+    let (scores, rest) = scratch.split_at_mut(QUERIES * score_stride(KEYS));
+    let (gradient, rest) = rest.split_at_mut(QUERIES * score_stride(KEYS));
     let (deltas, panel) = rest.split_at_mut(QUERIES);
     // Blocks of queries outside, keys inside: dq of a block is complete when the inner loop ends and is written once,
     // while dk and dv are added to in cache. The other way round, dq would be read and written once for each block of
@@ -248,43 +285,43 @@ fn one_head(
         for_each_block(geometry, segments, queries.clone(), |keys: Range<usize>| {
             let (from, width) = (keys.start, keys.len());
             let (k, v) = (key.part(from, width), value.part(from, width));
-            let to = RowsMut::strided(scores, count, width, KEYS);
-            // The scores again, by the product that made them forward: the same bits, so that P = exp(S − lse) sums to
-            // one as it did there.
-            product(scale, q, k.transposed(), 0.0, to, panel);
-            let to = RowsMut::strided(gradient, count, width, KEYS);
-            product(1.0, d_o, v.transposed(), 0.0, to, panel);
             let block = Block {
                 geometry,
                 segments,
                 queries: queries.clone(),
                 keys,
             };
+            let stairs = block.stairs();
+            let below = Extent::Result(stairs);
+            let to = RowsMut::strided(scores, count, width, block.stride());
+            // The scores again, by the product that made them forward: the same bits, so that P = exp(S − lse) sums to
+            // one as it did there.
+            product_within(below, scale, q, k.transposed(), 0.0, to, panel);
+            let to = RowsMut::strided(gradient, count, width, block.stride());
+            product_within(below, 1.0, d_o, v.transposed(), 0.0, to, panel);
+            let soon = if is_first { soon } else { &[Hint::NONE; 8] };
             ScoreGradient {
-                block,
+                block: &block,
                 scores,
                 d_probabilities: gradient,
                 log_sum_exp: &log_sum_exp[first..first + count],
                 deltas,
                 scale,
+                soon,
             }
             .run();
-            let p = Rows::strided(scores, count, width, KEYS);
-            let d_s = Rows::strided(gradient, count, width, KEYS);
+            let p = Rows::strided(scores, count, width, block.stride());
+            let d_s = Rows::strided(gradient, count, width, block.stride());
             let at = ((from, width), (0, dim));
-            product(
-                1.0,
-                p.transposed(),
-                d_o,
-                1.0,
-                d_value.part(at.0, at.1),
-                panel,
-            );
-            product(1.0, d_s.transposed(), q, 1.0, d_key.part(at.0, at.1), panel);
+            let across = Extent::LeftTransposed(stairs);
+            let to = d_value.part(at.0, at.1);
+            product_within(across, 1.0, p.transposed(), d_o, 1.0, to, panel);
+            let to = d_key.part(at.0, at.1);
+            product_within(across, 1.0, d_s.transposed(), q, 1.0, to, panel);
             // The first block overwrites what dq's memory held; a product with β 0 does not read it.
             let beta = if is_first { 0.0 } else { 1.0 };
             let to = d_query.part((first, count), (0, dim));
-            product(1.0, d_s, k, beta, to, panel);
+            product_within(Extent::Left(stairs), 1.0, d_s, k, beta, to, panel);
             is_first = false;
         });
         // No key was seen: nothing has been written yet.

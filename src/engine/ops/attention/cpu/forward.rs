@@ -2,18 +2,18 @@
 
 use std::ops::Range;
 
-use super::block::{Block, SoftmaxStep, scale_row};
+use super::block::{Block, ScaleRows, SoftmaxStep, Soon, score_stride};
 use super::{
     Divide, Geometry, KEYS, QUERIES, Share, Sources, for_each_block, panel_elements, query_blocks,
     run_workers, workers,
 };
 use crate::ops::attention::op::Attention;
 use crate::tape::{CpuArgs, Target};
-use keel_cpu::matmul::{Rows, RowsMut, product};
+use keel_cpu::matmul::{Extent, Hint, Rows, RowsMut, product_within};
 
 /// Floats of scratch memory of one worker: scores, the products' panel, and three numbers a query.
 fn worker_elements(geometry: &Geometry) -> usize {
-    QUERIES * KEYS + panel_elements(geometry.heads.dim) + 3 * QUERIES
+    QUERIES * score_stride(KEYS) + panel_elements(geometry.heads.dim) + 3 * QUERIES
 }
 
 /// Bytes of scratch memory for [`forward`].
@@ -118,24 +118,34 @@ pub(in crate::ops::attention) fn forward(op: &Attention, args: CpuArgs<'_>) {
 impl Part<'_> {
     fn compute(mut self, sources: &Sources<'_>, scratch: &mut [f32]) {
         let (dim, tokens) = (self.geometry.heads.dim, self.geometry.query_tokens);
-        let heads = self.share.heads.len();
-        for (row, batch) in self.share.batches.clone().enumerate() {
-            for (column, head) in self.share.heads.clone().enumerate() {
-                let output = self
-                    .output
-                    .part((row * tokens, tokens), (column * dim, dim));
-                let at = (row * heads + column) * tokens;
+        let Share { batches, heads } = self.share.clone();
+        for (row, batch) in batches.clone().enumerate() {
+            for (column, head) in heads.clone().enumerate() {
+                let next = match head + 1 < heads.end {
+                    true => [batch, head + 1],
+                    false => [batch + 1, heads.start],
+                };
+                let mut soon = [Hint::NONE; 8];
+                let place = ((row * tokens, tokens), (column * dim, dim));
+                soon[0] = self.output.hint(place.0, place.1);
+                if next[0] < batches.end {
+                    let [query, key, value] = sources.of(next).map(Rows::hint);
+                    soon[1..4].copy_from_slice(&[query, key, value]);
+                }
+                let output = self.output.part(place.0, place.1);
+                let at = (row * heads.len() + column) * tokens;
                 let log_sum_exp = self.log_sum_exp.get_mut(at..at + tokens);
-                one_head(sources, [batch, head], output, log_sum_exp, scratch);
+                one_head(sources, [batch, head], &soon, output, log_sum_exp, scratch);
             }
         }
     }
 }
 
-/// One query head of one batch row.
+/// One query head of one batch row; asks for what is needed `soon`.
 fn one_head(
     sources: &Sources<'_>,
     [batch, head]: [usize; 2],
+    soon: &Soon,
     mut output: RowsMut<'_>,
     mut log_sum_exp: Option<&mut [f32]>,
     scratch: &mut [f32],
@@ -143,10 +153,8 @@ fn one_head(
     let geometry = &sources.geometry;
     let (dim, scale) = (geometry.heads.dim, geometry.scale() as f32);
     let segments = sources.segments(batch);
-    let query = sources.query(batch, head);
-    let key = sources.key(batch, head / geometry.group());
-    let value = sources.value(batch, head / geometry.group());
-    let (scores, rest) = scratch.split_at_mut(QUERIES * KEYS);
+    let [query, key, value] = sources.of([batch, head]);
+    let (scores, rest) = scratch.split_at_mut(QUERIES * score_stride(KEYS));
     let (largest, rest) = rest.split_at_mut(QUERIES);
     let (sums, rest) = rest.split_at_mut(QUERIES);
     let (factors, panel) = rest.split_at_mut(QUERIES);
@@ -160,47 +168,50 @@ fn one_head(
         let mut is_first = true;
         for_each_block(geometry, segments, queries.clone(), |keys: Range<usize>| {
             let (from, width) = (keys.start, keys.len());
-            let to = RowsMut::strided(scores, count, width, KEYS);
-            let (q, k) = (query.part(first, count), key.part(from, width));
-            // The scale goes into the product: it would cost a pass over the scores otherwise.
-            product(scale, q, k.transposed(), 0.0, to, panel);
             let block = Block {
                 geometry,
                 segments,
                 queries: queries.clone(),
                 keys,
             };
+            let stairs = block.stairs();
+            let to = RowsMut::strided(scores, count, width, block.stride());
+            let (q, k) = (query.part(first, count), key.part(from, width));
+            // The scale goes into the product: it would cost a pass over the scores otherwise.
+            let below = Extent::Result(stairs);
+            product_within(below, scale, q, k.transposed(), 0.0, to, panel);
+            let soon = if is_first { soon } else { &[Hint::NONE; 8] };
             SoftmaxStep {
-                block,
+                block: &block,
                 scores,
                 largest,
                 sums,
                 factors,
+                soon,
             }
             .run();
             // The output so far is brought to the new maximum before the block is added to it, row by row and only
             // where the maximum moved; the product then adds on the way out.
             let beta = if is_first { 0.0 } else { 1.0 };
             if !is_first {
-                for (row, factor) in factors[..count].iter().enumerate() {
-                    if *factor != 1.0 {
-                        scale_row(output.row(row), *factor);
-                    }
-                }
+                let (rows, factors) = (output.reborrow(), &factors[..count]);
+                ScaleRows { rows, factors }.run();
             }
-            let p = Rows::strided(scores, count, width, KEYS);
+            let p = Rows::strided(scores, count, width, block.stride());
             let v = value.part(from, width);
-            product(1.0, p, v, beta, output.reborrow(), panel);
+            let (left, to) = (Extent::Left(stairs), output.reborrow());
+            product_within(left, 1.0, p, v, beta, to, panel);
             is_first = false;
         });
         // Divided by the sum once at the end and not in each block: the sum is known only now.
         for row in 0..count {
             let sum = sums[row];
-            if !is_first && sum > 0.0 {
-                scale_row(output.row(row), 1.0 / sum);
+            factors[row] = if !is_first && sum > 0.0 {
+                1.0 / sum
             } else {
                 output.row(row).fill(0.0);
-            }
+                1.0
+            };
             if let Some(log_sum_exp) = &mut log_sum_exp {
                 // Of padding 0: finite, so that a probability of 0 stays one.
                 log_sum_exp[first + row] = if sum > 0.0 {
@@ -210,5 +221,11 @@ fn one_head(
                 };
             }
         }
+        let factors = &factors[..count];
+        ScaleRows {
+            rows: output,
+            factors,
+        }
+        .run();
     }
 }

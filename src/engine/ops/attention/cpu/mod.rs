@@ -89,6 +89,16 @@ impl<'a> Sources<'a> {
         self.head(self.key_value, g.value, [batch, head], g.key_tokens)
     }
 
+    /// Query, key and value of a query head.
+    fn of(&self, [batch, head]: [usize; 2]) -> [Rows<'a>; 3] {
+        let shared = head / self.geometry.group();
+        [
+            self.query(batch, head),
+            self.key(batch, shared),
+            self.value(batch, shared),
+        ]
+    }
+
     /// The segments [T] of a batch row.
     fn segments(&self, batch: usize) -> Option<&'a [i32]> {
         let tokens = self.geometry.key_tokens;
