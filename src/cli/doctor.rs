@@ -52,6 +52,7 @@ fn processor() -> Finding {
                 "a processor with AVX-512 F, BW, DQ and VL computes twice as many numbers an instruction",
             ),
         ),
+        Level::Neon => ("NEON: the widest path that is written for it is used", None),
         Level::Portable => (
             "neither AVX2 nor AVX-512: the portable path is used",
             Some("an x86-64 processor with AVX2 and FMA computes several times as fast"),

@@ -12,7 +12,7 @@ const ROUNDOFF: f64 = f32::EPSILON as f64 / 2.0;
 
 /// Runs `body` on every path this machine has, one after the other, in a pool of `threads`.
 fn on_every_path(threads: usize, body: impl Fn(Level) + Sync) {
-    for level in [Level::Portable, Level::Avx2, Level::Avx512] {
+    for &level in Level::COMPILED {
         if detected() >= level {
             with_threads(threads, level, || body(level));
         }

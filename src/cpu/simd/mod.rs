@@ -1,10 +1,10 @@
 //! Sixteen-lane vectors, chosen at run time.
 //!
 //! Every CPU primitive is written once over [`Simd`], whose vector is always sixteen `f32` lanes wide: one AVX-512
-//! register, two AVX2 registers, or an array that the compiler vectorises as it can. [`dispatch`] picks the widest
+//! register, two AVX2 registers, four NEON registers, or an array that the compiler vectorises as it can. [`dispatch`] picks the widest
 //! path the machine has, once per call of a primitive and never per element. Because lane count, order of operations
-//! and reduction trees are the same on every path, results are the same bits on AVX-512 and AVX2; the portable path
-//! gives those bits too wherever the target fuses multiply-add, and otherwise rounds each multiply-add twice.
+//! and reduction trees are the same on every path, results are the same bits on AVX-512, AVX2 and NEON; the portable
+//! path gives those bits too wherever the target fuses multiply-add, and otherwise rounds each multiply-add twice.
 //!
 //! A value of a [`Simd`] type is the proof that the machine has those instructions, so its methods are safe.
 
@@ -14,6 +14,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 use std::cell::Cell;
@@ -162,17 +164,29 @@ pub trait Task {
 pub enum Level {
     /// Plain Rust, vectorised by the compiler for the target's baseline.
     Portable = 0,
+    /// NEON, which every aarch64 has.
+    Neon = 1,
     /// AVX2 and FMA.
-    Avx2 = 1,
+    Avx2 = 2,
     /// AVX-512 (F, BW, DQ, VL).
-    Avx512 = 2,
+    Avx512 = 3,
 }
 
 impl Level {
+    /// The paths that are compiled for this kind of processor, narrowest first.
+    pub const COMPILED: &[Level] = if cfg!(target_arch = "x86_64") {
+        &[Level::Portable, Level::Avx2, Level::Avx512]
+    } else if cfg!(target_arch = "aarch64") {
+        &[Level::Portable, Level::Neon]
+    } else {
+        &[Level::Portable]
+    };
+
     /// The word for it.
     pub const fn name(self) -> &'static str {
         match self {
             Level::Portable => "portable",
+            Level::Neon => "neon",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
         }
@@ -195,8 +209,9 @@ thread_local! {
 pub fn detected() -> Level {
     match DETECTED.load(Ordering::Relaxed) {
         0 => Level::Portable,
-        1 => Level::Avx2,
-        2 => Level::Avx512,
+        1 => Level::Neon,
+        2 => Level::Avx2,
+        3 => Level::Avx512,
         _ => detect(),
     }
 }
@@ -216,7 +231,9 @@ fn detect() -> Level {
             _ => Level::Portable,
         }
     };
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    let level = Level::Neon;
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let level = Level::Portable;
     DETECTED.store(level as u8, Ordering::Relaxed);
     level
@@ -245,6 +262,8 @@ pub fn dispatch<T: Task>(task: T) -> T::Output {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above, for AVX2 and FMA.
         Level::Avx2 => unsafe { avx2::Avx2::assume() }.call(task),
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => neon::Neon.call(task),
         _ => Portable.call(task),
     }
 }

@@ -237,8 +237,8 @@ impl SelectedDevice {
     }
 
     /// The instructions that it computes with: of the processor, which also prepares images, and of the chip where there is one.
-    /// Other instructions may give other bits. `avx2` and `avx512` give the same; `portable` multiplies and adds in two
-    /// roundings where they take one.
+    /// Other instructions may give other bits. `avx2`, `avx512` and `neon` give the same; `portable` multiplies and adds in
+    /// two roundings where they take one.
     pub fn instructions(&self) -> String {
         let processor = detected().name();
         match &self.runner {
