@@ -1,13 +1,16 @@
-//! The two lead steps, and a GPU's step, loaded with made-up inputs.
+//! The lead steps, a GPU's step, and the features of a tower, loaded with made-up inputs.
 
 use std::sync::Arc;
 
 use keel::data::batch::IGNORED;
 use keel::data::chat::ChatTokenizer;
 use keel::data::tokenizer::IMAGE;
+use keel::error::Result;
 use keel::executor::{Executor, SelectedDevice, Session};
-use keel::model::{declare, initialise};
-use keel::tensor::DType;
+use keel::model::{ModelInput, declare, initialise, vision_tower};
+use keel::program::{CompileOptions, Program};
+use keel::tape::{CompileTarget, ParameterLayout, Tape};
+use keel::tensor::{DType, TensorType};
 use keel::train::{Recipe, Stage, compile_step, optimizer_scalars};
 
 /// The steps' names, as in bench/peers/steps.py, and the numbers they train.
@@ -15,6 +18,12 @@ pub const STEPS: [(&str, usize); 2] = [("contrastive", 4_652_353), ("stage_three
 
 /// The step that GPUs are timed with, and the numbers it trains: those of OpenAI's CLIP ViT-L/14.
 pub const GPU_STEP: (&str, usize) = ("vit_large", 427_616_513);
+
+/// The step that processors are timed with as well, and the numbers it trains: that of ViT-S/16.
+pub const PUBLISHED_STEP: (&str, usize) = ("vit_small", 23_622_913);
+
+/// The forward pass of the tower of [`PUBLISHED_STEP`] over its batch: what using a tower takes.
+pub const FEATURES: &str = "vit_small_features";
 
 /// One loaded step. The executor holds the parameters that the session works on.
 pub struct Lead {
@@ -25,22 +34,39 @@ pub struct Lead {
     pub planned_bytes: u64,
 }
 
+impl Lead {
+    /// Runs it once, to its end.
+    pub fn run(&mut self) {
+        self.session.run().expect("a step runs");
+        // On a GPU the step is done when something of it has been read.
+        let output = match self.session.program().output("gradient_norm") {
+            Ok(_) => "gradient_norm",
+            Err(_) => "features",
+        };
+        self.session.read_f32(output).expect("one or the other");
+    }
+}
+
 /// Loads a step on the chosen device.
 pub fn load(name: &str, selected: &SelectedDevice) -> Lead {
+    let is_features = name == FEATURES;
+    let name = if is_features { PUBLISHED_STEP.0 } else { name };
     let (path, text) = if name == GPU_STEP.0 {
         ("bench/vit_large.toml", include_str!("vit_large.toml"))
+    } else if name == PUBLISHED_STEP.0 {
+        ("bench/vit_small.toml", include_str!("vit_small.toml"))
     } else {
         ("bench/lead.toml", include_str!("lead.toml"))
     };
     let recipe = Recipe::parse(path, text, &[]).expect("the benchmark's recipe is valid");
-    let stage = recipe.stage(name).expect("one of STEPS, or GPU_STEP");
+    let stage = recipe.stage(name).expect("one of the steps above");
     let layout = declare(&recipe.model, recipe.contrastive_loss).expect("valid sizes");
     let trained = layout.count(|module| stage.trains.iter().any(|name| name == module));
     let (_, expected) = STEPS
         .into_iter()
-        .chain([GPU_STEP])
+        .chain([GPU_STEP, PUBLISHED_STEP])
         .find(|(step, _)| *step == name)
-        .expect("one of STEPS, or GPU_STEP");
+        .expect("one of the steps above");
     assert_eq!(trained, expected, "{name} trains what the peer trains");
     let executor = selected
         .open(layout.elements())
@@ -48,29 +74,45 @@ pub fn load(name: &str, selected: &SelectedDevice) -> Lead {
     executor
         .write_parameters(0, &initialise(&layout, recipe.seed))
         .unwrap();
-    let program = compile_step(
-        &recipe,
-        stage,
-        &layout,
-        &recipe.batch_shape(stage, ChatTokenizer::embedded().image()),
-        selected.compile_target(),
-        None,
-    )
-    .expect("the step can be planned");
+    let shape = recipe.batch_shape(stage, ChatTokenizer::embedded().image());
+    let target = selected.compile_target();
+    let program = match is_features {
+        true => features(&recipe, &layout, shape.batch, target),
+        false => compile_step(&recipe, stage, &layout, &shape, target, None),
+    };
+    let program = program.expect("the step can be planned");
     let report = keel::program::MemoryReport::new(&program, &layout);
     let mut session = executor
         .load(Arc::new(program))
         .unwrap_or_else(|problem| panic!("{problem}"));
     fill(session.as_mut(), stage.max_tokens);
-    optimizer_scalars(stage, [0, 1], 1.0)
-        .write(session.as_mut())
-        .expect("every step has the inputs");
+    if !is_features {
+        optimizer_scalars(stage, [0, 1], 1.0)
+            .write(session.as_mut())
+            .expect("every step has the inputs");
+    }
     Lead {
         executor,
         session,
         stage: stage.clone(),
         planned_bytes: report.total(),
     }
+}
+
+/// The tower's features of a batch of images.
+fn features(
+    recipe: &Recipe,
+    layout: &Arc<ParameterLayout>,
+    batch: usize,
+    target: CompileTarget,
+) -> Result<Program> {
+    let side = recipe.model.vision.image_size;
+    let mut tape = Tape::new(layout.clone(), |_| false).in_precision(target.precision);
+    let images = TensorType::f32([batch, 3, side, side]);
+    let images = tape.input(ModelInput::Images, images);
+    let features = vision_tower(&mut tape, &recipe.model.vision, images)?;
+    tape.output(features, "features");
+    Program::compile(tape, &CompileOptions::new(target))
 }
 
 /// Numbers that look like data: images in −1..1, image tokens first, every text token supervised.

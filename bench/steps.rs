@@ -2,14 +2,16 @@
 //!
 //!     cargo bench --bench steps                                  criterion
 //!     cargo bench --bench steps -- --profile                     where the time of a step goes
-//!     cargo bench --bench steps -- --against-pytorch [PYTHON]    both, in turn, with ratios
+//!     cargo bench --bench steps -- --against-pytorch [PYTHON]    both, burst by burst in turn, with ratios
 //!     steps --one STEP --device cpu|simt|cuda                    one line of JSON, on any device
+//!     steps --serve STEP                                         a burst of steps for each line of input
 //!     steps --list-steps DEVICE                                  the steps that the device is timed with
 
+mod compare;
 mod lead;
 mod peer;
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
@@ -18,14 +20,12 @@ use keel::executor::Executor;
 use keel::executor::{CpuExecutor, Device, SelectedDevice};
 use keel::report::profile_table;
 use keel::train::Profile;
-use lead::{GPU_STEP, STEPS, load};
+use lead::{GPU_STEP, PUBLISHED_STEP, STEPS, load};
 
 /// Steps that are run before any is counted.
 const WARM_UP: usize = 2;
 /// Steps of one measurement.
 const REPEATS: usize = 8;
-/// Times that each program is started in the comparison.
-const ROUNDS: usize = 2;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -48,6 +48,10 @@ fn main() -> ExitCode {
             }
         };
     }
+    if let Some(step) = after("--serve") {
+        compare::serve(step.expect("--serve is followed by a step's name"));
+        return ExitCode::SUCCESS;
+    }
     if let Some(device) = after("--list-steps") {
         STEPS.iter().for_each(|(step, _)| println!("{step}"));
         if device.is_some_and(|device| device == "cuda") {
@@ -56,14 +60,15 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if arguments.iter().any(|a| a == "--profile") {
-        STEPS.iter().for_each(|(step, _)| profile(step));
+        let steps = STEPS.into_iter().chain([PUBLISHED_STEP]);
+        steps.for_each(|(step, _)| profile(step));
         return ExitCode::SUCCESS;
     }
     if let Some(python) = after("--against-pytorch") {
         let python = python
             .filter(|p| !p.starts_with("--"))
             .map_or("python3", String::as_str);
-        return match compare(python) {
+        return match compare::compare(python) {
             Ok(()) => ExitCode::SUCCESS,
             Err(problem) => {
                 eprintln!("error: {problem}");
@@ -133,11 +138,7 @@ fn measure(step: &str, selected: &SelectedDevice) -> serde_json::Value {
     let mut times: Vec<f64> = (0..WARM_UP + REPEATS)
         .map(|_| {
             let start = Instant::now();
-            lead.session.run().expect("a step runs");
-            // On a GPU the step is done when something of it has been read.
-            lead.session
-                .read_f32("gradient_norm")
-                .expect("every step has it");
+            lead.run();
             start.elapsed().as_secs_f64() * 1e3
         })
         .skip(WARM_UP)
@@ -172,72 +173,4 @@ fn profile(step: &str) {
         "{}",
         profile_table(&profile.expect("the processor cannot fail"))
     );
-}
-
-/// Runs Keel and PyTorch in turn and prints both with the ratio.
-fn compare(python: &str) -> Result<(), String> {
-    let own = std::env::current_exe().map_err(|problem| problem.to_string())?;
-    println!(
-        "| step | Keel f32 | PyTorch eager f32 | ratio | tuned allocator | ratio | eager bf16 | ratio | peak memory: Keel (plan) | PyTorch |"
-    );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
-    for (step, _) in STEPS {
-        let mut keel = Vec::new();
-        let mut peers: [Vec<serde_json::Value>; 3] = Default::default();
-        for _ in 0..ROUNDS {
-            keel.push(run(Command::new(&own).args(["--one", step]))?);
-            for (form, flag) in peers
-                .iter_mut()
-                .zip([None, Some("--tuned"), Some("--bf16")])
-            {
-                let repeats = REPEATS.to_string();
-                let warm_up = WARM_UP.to_string();
-                let mut command = peer::peer(python, "steps.py");
-                command.args([step, "--warm-up", &warm_up, "--repeats", &repeats]);
-                form.push(run(command.args(flag))?);
-            }
-        }
-        let number = |rows: &[serde_json::Value], key: &str| {
-            let mut values: Vec<f64> = rows.iter().filter_map(|row| row[key].as_f64()).collect();
-            values.sort_by(f64::total_cmp);
-            values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-        };
-        let ours = number(&keel, "median_ms");
-        let [eager, tuned, half] = [0, 1, 2].map(|form| number(&peers[form], "median_ms"));
-        println!(
-            "| {step} | {ours:.0} ms, {:.0} % of peak | {eager:.0} ms | **{:.2}×** | {tuned:.0} ms | {:.2}× | {half:.0} ms | {:.2}× | {:.0} MiB ({:.0} MiB) | {:.0} MiB |",
-            100.0 * number(&keel, "share_of_peak"),
-            eager / ours,
-            tuned / ours,
-            half / ours,
-            number(&keel, "rss_peak_mib"),
-            number(&keel, "planned_mib"),
-            number(&peers[0], "rss_peak_mib"),
-        );
-    }
-    Ok(())
-}
-
-/// Runs a program and reads the last line of JSON it prints.
-fn run(command: &mut Command) -> Result<serde_json::Value, String> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().map_err(|problem| {
-        format!(
-            "{name}: {problem}; give the python of an environment with bench/peers/requirements.txt"
-        )
-    })?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let line = text.lines().rev().find(|line| line.starts_with('{'));
-    match (output.status.success(), line) {
-        (true, Some(line)) => {
-            serde_json::from_str(line).map_err(|problem| format!("{name}: {problem}"))
-        }
-        _ => Err(format!(
-            "{name} failed: {}; it needs what bench/peers/requirements.txt names",
-            String::from_utf8_lossy(&output.stderr)
-                .lines()
-                .last()
-                .unwrap_or("no output")
-        )),
-    }
 }

@@ -1,9 +1,10 @@
-"""The two lead training steps in PyTorch: forward, backward and one AdamW update, on random data that stays the same.
+"""The lead training steps, that of ViT-S/16 and its tower's features, in PyTorch: forward, backward and one AdamW update, on random data that stays the same.
 
-    python bench/peers/steps.py                      both steps, eager f32, two threads, one JSON line each
+    python bench/peers/steps.py                      every step, eager f32, two threads, one JSON line each
     python bench/peers/steps.py stage_three --bf16   one step, autocast
     python bench/peers/steps.py --tuned              with an allocator that keeps its memory
     python bench/peers/steps.py --forms              every form in turn: eager, tuned, bf16, compiled, compiled bf16
+    python bench/peers/steps.py contrastive --serve  a step for each line of input, one JSON line each
 
 This is the configuration that the engine's own benchmark builds, name for name. B batch, T tokens, C width.
 
@@ -23,6 +24,9 @@ This is the configuration that the engine's own benchmark builds, name for name.
                                   out [256,256]; gate_up [1536,256], down [256,768]; final RMSNorm
     stage III                     rows = 16 visual tokens, then 48 text tokens; rows 15..62 predict the 48 text tokens,
                                   mean cross entropy; every part trained; batch 64; 7,839,168 parameters
+    vit_small                     contrastive with a tower of 224x224 images, patch 16 -> T = 196; C 384, 12 blocks, 6 heads
+                                  of 64, MLP 1536; batch 16; 23,622,913 parameters
+    vit_small_features            that tower alone, forward, without gradients
     AdamW                         rate 1e-3, betas 0.9 and 0.95, eps 1e-8, decay 0.1 on matrices and tables, 0 on
                                   vectors; no clip
     initial values                matrices, tables and positions N(0, 0.02); norm weights 1; biases 0
@@ -36,6 +40,8 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import time
+from typing import Callable, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,30 +50,49 @@ from torch import Tensor, nn
 from measure import emit, measure_calls, peak_rss_mib, run_child, summary
 
 RSS_AT_IMPORT = peak_rss_mib()
-IMAGE, PATCH, WIDTH, HEADS, MLP, SHARED = 64, 8, 192, 3, 768, 128
+IMAGE, PATCH, WIDTH, HEADS, SHARED = 64, 8, 192, 3, 128
 VISION_LAYERS, TEXT_LAYERS, CONTEXT, VOCABULARY = 6, 4, 32, 512
 PATCHES = (IMAGE // PATCH) ** 2
 DECODER_WIDTH, DECODER_LAYERS, DECODER_HEADS, KV_HEADS, HEAD_DIM, DECODER_MLP = 256, 6, 4, 2, 64, 768
 VISUAL_TOKENS, TEXT_TOKENS = PATCHES // 4, 48
-STEPS = ["contrastive", "stage_three"]
+STEPS = ["contrastive", "stage_three", "vit_small", "vit_small_features"]
+
+
+class Tower(NamedTuple):
+    """Sizes of a tower of images."""
+
+    image: int
+    patch: int
+    width: int
+    layers: int
+    heads: int
+
+    @property
+    def patches(self) -> int:
+        """Tokens of an image."""
+        return (self.image // self.patch) ** 2
+
+
+LEAD = Tower(IMAGE, PATCH, WIDTH, VISION_LAYERS, HEADS)
+VIT_SMALL = Tower(224, 16, 384, 12, 6)
 
 
 class Block(nn.Module):
     """A pre-norm block of the classic form, [B,T,C] -> [B,T,C]."""
 
-    def __init__(self, is_causal: bool):
+    def __init__(self, is_causal: bool, width: int = WIDTH, heads: int = HEADS):
         super().__init__()
-        self.is_causal = is_causal
-        self.norm1 = nn.LayerNorm(WIDTH, eps=1e-6)
-        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
-        self.out = nn.Linear(WIDTH, WIDTH)
-        self.norm2 = nn.LayerNorm(WIDTH, eps=1e-6)
-        self.fc1 = nn.Linear(WIDTH, MLP)
-        self.fc2 = nn.Linear(MLP, WIDTH)
+        self.is_causal, self.heads = is_causal, heads
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
-        qkv = self.qkv(self.norm1(x)).view(batch, tokens, 3, HEADS, width // HEADS)
+        qkv = self.qkv(self.norm1(x)).view(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = (t.transpose(1, 2) for t in qkv.unbind(2))
         y = F.scaled_dot_product_attention(query, key, value, is_causal=self.is_causal)
         x = x + self.out(y.transpose(1, 2).reshape(batch, tokens, width))
@@ -75,14 +100,14 @@ class Block(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Images [B,3,64,64] -> features [B,64,C]."""
+    """Images [B,3,S,S] -> features [B,T,C]."""
 
-    def __init__(self):
+    def __init__(self, sizes: Tower = LEAD):
         super().__init__()
-        self.patch_embed = nn.Conv2d(3, WIDTH, PATCH, stride=PATCH)
-        self.position = nn.Parameter(torch.empty(PATCHES, WIDTH))
-        self.blocks = nn.ModuleList(Block(is_causal=False) for _ in range(VISION_LAYERS))
-        self.final_norm = nn.LayerNorm(WIDTH, eps=1e-6)
+        self.patch_embed = nn.Conv2d(3, sizes.width, sizes.patch, stride=sizes.patch)
+        self.position = nn.Parameter(torch.empty(sizes.patches, sizes.width))
+        self.blocks = nn.ModuleList(Block(False, sizes.width, sizes.heads) for _ in range(sizes.layers))
+        self.final_norm = nn.LayerNorm(sizes.width, eps=1e-6)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images).flatten(2).transpose(1, 2) + self.position
@@ -111,10 +136,10 @@ class TextTower(nn.Module):
 class Contrastive(nn.Module):
     """The step of the warm start: both towers and InfoNCE."""
 
-    def __init__(self):
+    def __init__(self, sizes: Tower = LEAD):
         super().__init__()
-        self.vision, self.text = VisionTower(), TextTower()
-        self.image_projection = nn.Linear(WIDTH, SHARED, bias=False)
+        self.vision, self.text = VisionTower(sizes), TextTower()
+        self.image_projection = nn.Linear(sizes.width, SHARED, bias=False)
         self.text_projection = nn.Linear(WIDTH, SHARED, bias=False)
         self.log_scale = nn.Parameter(torch.empty(1))
 
@@ -204,17 +229,32 @@ def build(step: str) -> tuple[nn.Module, tuple[Tensor, ...], int, int]:
             torch.randint(CONTEXT, (128,)),
         )
         return Contrastive(), inputs, 128, 4_652_353
+    if step.startswith("vit_small"):
+        images = torch.randn(16, 3, VIT_SMALL.image, VIT_SMALL.image)
+        if step == "vit_small_features":
+            return VisionTower(VIT_SMALL), (images,), 16, 21_664_896
+        inputs = (images, torch.randint(VOCABULARY, (16, CONTEXT)), torch.randint(CONTEXT, (16,)))
+        return Contrastive(VIT_SMALL), inputs, 16, 23_622_913
     inputs = (torch.randn(64, 3, IMAGE, IMAGE), torch.randint(VOCABULARY, (64, TEXT_TOKENS)))
     return StageThree(), inputs, 64, 7_839_168
 
 
+def tower_flop(sizes: Tower) -> float:
+    """Of one image, forward."""
+    block = 2 * 12 * sizes.width**2 + 4 * sizes.patches * sizes.width
+    return sizes.patches * (2 * 3 * sizes.patch**2 * sizes.width + sizes.layers * block)
+
+
 def step_gflop(step: str) -> float:
     """Multiply-adds of products and attention counted twice, backward as twice the forward, whole causal squares."""
-    block = 2 * (4 * WIDTH * WIDTH + 2 * WIDTH * MLP)
-    vision = PATCHES * (2 * 3 * PATCH * PATCH * WIDTH + VISION_LAYERS * (block + 4 * PATCHES * WIDTH))
-    if step == "contrastive":
-        text = CONTEXT * TEXT_LAYERS * (block + 4 * CONTEXT * WIDTH)
-        return 3e-9 * 128 * (vision + text + 4 * WIDTH * SHARED + 2 * 128 * SHARED)
+    if step == "vit_small_features":
+        return 1e-9 * 16 * tower_flop(VIT_SMALL)
+    sizes = VIT_SMALL if step == "vit_small" else LEAD
+    vision = tower_flop(sizes)
+    if step != "stage_three":
+        batch = 16 if step == "vit_small" else 128
+        text = CONTEXT * TEXT_LAYERS * (2 * 12 * WIDTH**2 + 4 * CONTEXT * WIDTH)
+        return 3e-9 * batch * (vision + text + 2 * (sizes.width + WIDTH) * SHARED + 2 * batch * SHARED)
     tokens = VISUAL_TOKENS + TEXT_TOKENS
     connector = 2 * VISUAL_TOKENS * (4 * WIDTH * DECODER_WIDTH + DECODER_WIDTH**2)
     projections = (2 * DECODER_HEADS + 2 * KV_HEADS) * HEAD_DIM * DECODER_WIDTH
@@ -223,20 +263,27 @@ def step_gflop(step: str) -> float:
     return 3e-9 * 64 * (vision + connector + tokens * DECODER_LAYERS * layer + head)
 
 
-def measure(step: str, arguments: argparse.Namespace) -> None:
-    """Runs one step in this process and prints its line."""
+def prepare(step: str, arguments: argparse.Namespace) -> tuple[Callable[[], None], list[float], int, int]:
+    """What runs one step, the losses it makes, images a step, and parameters."""
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     model, inputs, images, promised = build(step)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert parameters == promised, f"{step}: {parameters:,} parameters, wanted {promised:,}"
     initialise(model)
+    forward = torch.compile(model) if arguments.compile else model
+    losses: list[float] = []
+
+    def use() -> None:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16):
+            losses.append(forward(*inputs).sum().item())
+
+    if step.endswith("_features"):
+        return use, losses, images, parameters
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     plain = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, fused=True)
-    forward = torch.compile(model) if arguments.compile else model
-    losses: list[float] = []
 
     def run() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -246,6 +293,25 @@ def measure(step: str, arguments: argparse.Namespace) -> None:
         optimizer.step()
         losses.append(loss.item())
 
+    return run, losses, images, parameters
+
+
+def serve(step: str, arguments: argparse.Namespace) -> None:
+    """Runs a step for each line of input and answers with its wall time and the processor time of all threads."""
+    run, *_ = prepare(step, arguments)
+    for _ in range(arguments.warm_up):
+        run()
+    emit({"peer": f"pytorch {torch.__version__}"})
+    for _ in sys.stdin:
+        start, before = time.perf_counter(), time.process_time()
+        run()
+        ms, processor_ms = (time.perf_counter() - start) * 1e3, (time.process_time() - before) * 1e3
+        emit({"ms": ms, "processor_ms": processor_ms, "rss_peak_mib": peak_rss_mib()})
+
+
+def measure(step: str, arguments: argparse.Namespace) -> None:
+    """Runs one step in this process and prints its line."""
+    run, losses, images, parameters = prepare(step, arguments)
     calls = measure_calls(run, arguments.warm_up, arguments.repeats, arguments.patience)
     gflop = step_gflop(step)
     result = summary(calls)
@@ -285,8 +351,12 @@ def main() -> int:
     parser.add_argument("--warm-up", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for calls that nobody disturbs")
+    parser.add_argument("--serve", action="store_true", help="a step for each line of input")
     parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.serve and arguments.in_this_process:
+        serve(arguments.step, arguments)
+        return 0
     if arguments.in_this_process:
         measure(arguments.step, arguments)
         return 0
@@ -295,6 +365,7 @@ def main() -> int:
     forms = [[], ["--tuned"], ["--bf16"], ["--compile"], ["--compile", "--bf16"]] if arguments.forms else [given]
     counts = ["--threads", str(arguments.threads), "--warm-up", str(arguments.warm_up)]
     counts += ["--repeats", str(arguments.repeats), "--patience", str(arguments.patience), "--in-this-process"]
+    counts += ["--serve"] if arguments.serve else []
     for step in STEPS if arguments.step == "all" else [arguments.step]:
         for form in forms:
             run_child(__file__, [step, *form, *counts], arguments.threads, "--tuned" in form)

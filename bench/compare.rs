@@ -1,0 +1,220 @@
+//! Training steps beside PyTorch's: every program is loaded once, and then they take turns, a burst of steps each, so that
+//! what else the machine does falls on all of them. Beside wall time stands the processor time of all threads, which waiting
+//! for a core does not lengthen.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Instant;
+
+use keel::executor::SelectedDevice;
+use rustix::time::{ClockId, clock_gettime};
+use serde_json::{Value, json};
+
+use super::lead::{FEATURES, PUBLISHED_STEP, STEPS, load};
+use super::peer::peer;
+use super::{WARM_UP, peak_flops, peak_memory, threads};
+
+/// Bursts of each program.
+const BURSTS: usize = 9;
+
+/// Seconds that all threads of this process have computed.
+fn processor_seconds() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
+/// Loads a step and runs one for each line of input. Answers each with a line of JSON, the first of which says that it is
+/// ready.
+pub fn serve(step: &str) {
+    let mut lead = load(step, &SelectedDevice::processor(threads()));
+    (0..WARM_UP).for_each(|_| lead.run());
+    let flops = lead.session.program().cost().flops;
+    let planned_mib = lead.planned_bytes as f64 / (1 << 20) as f64;
+    println!(
+        "{}",
+        json!({ "flops": flops, "planned_mib": planned_mib, "device": lead.executor.describe() })
+    );
+    for line in std::io::stdin().lines() {
+        line.expect("the comparison writes lines");
+        // The roof at this moment: what others take of the cores, they take of both.
+        let peak = peak_flops();
+        let (start, before) = (Instant::now(), processor_seconds());
+        lead.run();
+        println!(
+            "{}",
+            json!({
+                "ms": start.elapsed().as_secs_f64() * 1e3,
+                "processor_ms": (processor_seconds() - before) * 1e3,
+                "peak_flops": peak,
+                "rss_peak_mib": peak_memory(),
+            })
+        );
+    }
+}
+
+/// A program that runs bursts.
+struct Program {
+    name: String,
+    process: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+    ready: Value,
+    bursts: Vec<Value>,
+}
+
+impl Program {
+    fn start(name: &str, mut command: Command) -> Result<Program, String> {
+        let mut process = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|problem| format!("{name}: {problem}; {NEEDS}"))?;
+        let to = process.stdin.take().expect("it is piped");
+        let from = BufReader::new(process.stdout.take().expect("it is piped"));
+        let mut program = Program {
+            name: name.to_owned(),
+            process,
+            to,
+            from,
+            ready: Value::Null,
+            bursts: Vec::new(),
+        };
+        program.ready = program.answer()?;
+        Ok(program)
+    }
+
+    /// The next line of JSON.
+    fn answer(&mut self) -> Result<Value, String> {
+        let mut line = String::new();
+        while !line.starts_with('{') {
+            line.clear();
+            match self.from.read_line(&mut line) {
+                Ok(0) => return Err(format!("{} ended without an answer; {NEEDS}", self.name)),
+                Ok(_) => {}
+                Err(problem) => return Err(format!("{}: {problem}", self.name)),
+            }
+        }
+        serde_json::from_str(&line).map_err(|problem| format!("{}: {problem}", self.name))
+    }
+
+    fn burst(&mut self) -> Result<(), String> {
+        writeln!(self.to).map_err(|problem| format!("{}: {problem}", self.name))?;
+        let burst = self.answer()?;
+        self.bursts.push(burst);
+        Ok(())
+    }
+
+    /// The numbers of that name, in order.
+    fn sorted(&self, key: &str) -> Vec<f64> {
+        let mut values: Vec<f64> = self.bursts.iter().filter_map(|b| b[key].as_f64()).collect();
+        values.sort_by(f64::total_cmp);
+        values
+    }
+
+    fn median(&self, key: &str) -> f64 {
+        let values = self.sorted(key);
+        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
+    /// `median (least–most)` of the wall time.
+    fn spread(&self) -> String {
+        let values = self.sorted("ms");
+        let (least, most) = (values.first(), values.last());
+        format!(
+            "{:.0} ms ({:.0}–{:.0})",
+            self.median("ms"),
+            least.unwrap_or(&f64::NAN),
+            most.unwrap_or(&f64::NAN)
+        )
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Already ended where its input was closed; otherwise nothing of it is wanted any more.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// What a missing Python or package is answered with.
+const NEEDS: &str = "give the python of an environment with bench/peers/requirements.txt";
+
+/// PyTorch's forms: the words of the tables, and its option.
+const FORMS: [(&str, Option<&str>); 3] = [
+    ("eager f32", None),
+    ("eager f32 tuned", Some("--tuned")),
+    ("eager bf16", Some("--bf16")),
+];
+
+/// Runs Keel and PyTorch in turn and prints both with the ratios, then every row for bench/results.
+pub fn compare(python: &str) -> Result<(), String> {
+    println!(
+        "| step | Keel f32 | processor time | of peak | PyTorch eager f32 | processor time | wall ratio | processor ratio | tuned allocator | eager bf16 | peak memory: Keel (plan) | PyTorch |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
+    let steps = STEPS.into_iter().chain([PUBLISHED_STEP]);
+    let mut rows = Vec::new();
+    for step in steps.map(|(step, _)| step).chain([FEATURES]) {
+        let [keel, peers @ ..] = run(step, python)?;
+        let [ours, of_threads] = ["ms", "processor_ms"].map(|key| keel.median(key));
+        let eager = &peers[0];
+        let share = keel.ready["flops"].as_f64().unwrap_or(f64::NAN)
+            / (ours / 1e3)
+            / keel.median("peak_flops");
+        let ratio = |peer: &Program| format!("{}, {:.2}×", peer.spread(), peer.median("ms") / ours);
+        println!(
+            "| {step} | {} | {of_threads:.0} ms | {:.0} % | {} | {:.0} ms | **{:.2}×** | **{:.2}×** | {} | {} | {:.0} MiB ({:.0} MiB) | {:.0} MiB |",
+            keel.spread(),
+            100.0 * share,
+            eager.spread(),
+            eager.median("processor_ms"),
+            eager.median("ms") / ours,
+            eager.median("processor_ms") / of_threads,
+            ratio(&peers[1]),
+            ratio(&peers[2]),
+            keel.median("rss_peak_mib"),
+            keel.ready["planned_mib"].as_f64().unwrap_or(f64::NAN),
+            eager.median("rss_peak_mib"),
+        );
+        let named = [("keel", "f32")]
+            .into_iter()
+            .chain(FORMS.map(|(form, _)| ("pytorch", form)));
+        for ((program, form), measured) in named.zip([&keel].into_iter().chain(&peers)) {
+            let [times, processor] = ["ms", "processor_ms"].map(|key| measured.sorted(key));
+            rows.push(format!(
+                "{program},{step},{form},{:.1},{:.1},{:.1},{:.1},{:.0}",
+                measured.median("ms"),
+                times.first().unwrap_or(&f64::NAN),
+                times.last().unwrap_or(&f64::NAN),
+                processor.get(processor.len() / 2).unwrap_or(&f64::NAN),
+                measured.median("rss_peak_mib"),
+            ));
+        }
+    }
+    println!("\nprogram,step,form,median_ms,least_ms,most_ms,processor_ms,peak_memory_mib");
+    rows.iter().for_each(|row| println!("{row}"));
+    Ok(())
+}
+
+/// Every program with its bursts: Keel's, then PyTorch's in the order of [`FORMS`].
+fn run(step: &str, python: &str) -> Result<[Program; 4], String> {
+    let own = std::env::current_exe().map_err(|problem| problem.to_string())?;
+    let mut keel = Command::new(own);
+    keel.args(["--serve", step]);
+    let mut programs = vec![Program::start("keel", keel)?];
+    for (form, option) in FORMS {
+        let mut command = peer(python, "steps.py");
+        let counts = ["--warm-up", &WARM_UP.to_string(), "--serve"].map(str::to_owned);
+        command.arg(step).args(counts).args(option);
+        programs.push(Program::start(&format!("PyTorch, {form}"), command)?);
+    }
+    for _ in 0..BURSTS {
+        for program in &mut programs {
+            program.burst()?;
+        }
+    }
+    programs
+        .try_into()
+        .map_err(|_| "four programs run".to_owned())
+}
