@@ -108,6 +108,23 @@ def runs_bmp(palette, codes, bits):
     return struct.pack("<2sIHHI", b"BM", start + len(codes), 0, 0, start) + info + colours.tobytes() + codes
 
 
+def palette_tiff(random, bits, order):
+    """A TIFF of numbers of colours of `bits` bits, 13 pixels by 9, in byte order "<" or ">"."""
+    width, height, count = 13, 9, 1 << bits
+    numbers = random.integers(0, count, (height, width), dtype=np.uint8)
+    spread = np.unpackbits(numbers[..., None], axis=-1)[..., 8 - bits :].reshape(height, -1)
+    rows = np.packbits(spread, axis=-1).tobytes()
+    colours = random.integers(0, 1 << 16, 3 * count).astype(order + "u2").tobytes()
+    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, 3)]
+    directory = 8 + len(rows) + len(colours)
+    tags += [(273, 4, 1, 8), (278, 3, 1, height), (279, 4, 1, len(rows)), (320, 3, 3 * count, 8 + len(rows))]
+    file = struct.pack(order + "2sHI", b"II" if order == "<" else b"MM", 42, directory) + rows + colours
+    file += struct.pack(order + "H", len(tags))
+    for tag, kind, values, value in tags:
+        file += struct.pack(order + ("HHIHH" if kind == 3 and values == 1 else "HHII"), *(tag, kind, values, value, 0)[: 5 if kind == 3 and values == 1 else 4])
+    return file + struct.pack(order + "I", 0)
+
+
 def framed(random):
     """What is read beside the plain kinds: name to bytes."""
     picture = smooth(random, 13, 9)
@@ -172,6 +189,11 @@ def framed(random):
     raw = b"\nexif\n%8d\n%s\n" % (len(digits) // 2, lines)
     packed = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(raw))
     yield "png_turned_raw_profile", plain[:end] + packed + plain[end:]
+    for compression in ("raw", "tiff_lzw", "packbits"):
+        yield f"tiff_palette_{compression}", saved(palette, "TIFF", compression=compression)
+    for bits in (1, 2, 4, 8):
+        for order, name in (("<", "little"), (">", "big")):
+            yield f"tiff_palette_{bits}_{name}", palette_tiff(random, bits, order)
 
 
 def write(target, tensors):

@@ -29,7 +29,7 @@ fn frames() -> Vec<(String, Vec<u8>, Image)> {
         })
         .collect();
     frames.sort_by(|(one, ..), (other, ..)| one.cmp(other));
-    assert_eq!(frames.len(), 46);
+    assert_eq!(frames.len(), 57);
     frames
 }
 

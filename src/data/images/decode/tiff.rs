@@ -23,7 +23,11 @@ pub(super) fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<Decoded, Refu
     };
     let (width, height) = (side(Tag::ImageWidth)?, side(Tag::ImageLength)?);
     let pixels = checked_pixels(width.into(), height.into(), limits)?;
-    let mut decoder = Decoder::new(Cursor::new(bytes)).map_err(said)?;
+    // The reader knows no tables of colours: it is shown numbers of colours as if they were grey.
+    let palette = Palette::of(&directory)?;
+    let as_grey = palette.as_ref().map(|palette| palette.as_grey(bytes));
+    let mut decoder =
+        Decoder::new(Cursor::new(as_grey.as_deref().unwrap_or(bytes))).map_err(said)?;
     if decoder.dimensions().ok() != Some((width, height)) {
         return Err(Refusal::damaged("its size contradicts itself"));
     }
@@ -42,11 +46,16 @@ pub(super) fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<Decoded, Refu
     };
     let high = |value: u16| (value >> 8) as u8;
     let rgba = match colours {
-        ColorType::Gray(bits @ (1 | 2 | 4)) => spread(&narrow, bits, width)
-            .iter()
-            .flat_map(|grey| [grey, grey, grey, &255])
-            .copied()
-            .collect(),
+        ColorType::Gray(bits) if palette.is_some() => {
+            let palette = palette.expect("it was just looked at");
+            palette.colours(&narrow, bits, width)?
+        }
+        ColorType::Gray(bits @ (1 | 2 | 4)) => {
+            let most = (1u16 << bits) - 1;
+            let greys = spread(&narrow, bits, width);
+            let greys = greys.map(|value| (u16::from(value) * (255 / most)) as u8);
+            greys.flat_map(|grey| [grey, grey, grey, 255]).collect()
+        }
         ColorType::Gray(8) => to_rgba(&narrow, |p: &[u8; 1]| [p[0], p[0], p[0], 255]),
         ColorType::Gray(16) => {
             let grey = |value: &u16| [grey_of_16_bits(*value); 3];
@@ -128,16 +137,78 @@ fn said(problem: TiffError) -> Refusal {
     }
 }
 
-/// Grey values of fewer than 8 bits, each a byte from 0 to 255; rows are padded to whole bytes.
-fn spread(packed: &[u8], bits: u8, width: u32) -> Vec<u8> {
+/// Values of fewer than 8 bits, each a byte; rows are padded to whole bytes.
+fn spread(packed: &[u8], bits: u8, width: u32) -> impl Iterator<Item = u8> {
     let (per_byte, most) = (8 / u32::from(bits), (1u16 << bits) - 1);
     let row = width.div_ceil(per_byte).max(1) as usize;
-    let value = |row: &[u8], x: u32| {
+    let value = move |row: &[u8], x: u32| {
         let shift = 8 - u32::from(bits) * (x % per_byte + 1);
-        let value = u16::from(row[(x / per_byte) as usize]) >> shift & most;
-        (value * (255 / most)) as u8
+        (u16::from(row[(x / per_byte) as usize]) >> shift & most) as u8
     };
     let rows = packed.chunks_exact(row);
-    rows.flat_map(|row| (0..width).map(move |x| value(row, x)))
-        .collect()
+    rows.flat_map(move |row| (0..width).map(move |x| value(row, x)))
+}
+
+/// Of a file whose pixels are numbers in a table of colours.
+struct Palette {
+    /// Where the file says so.
+    place: usize,
+    is_big_endian: bool,
+    /// All red values, all green ones, all blue ones.
+    values: Vec<u16>,
+}
+
+/// What the tag of a file's colours says of such a file, and of a grey one.
+const BY_NUMBER: u32 = 3;
+const GREY: u16 = 1;
+
+impl Palette {
+    /// The table of a file that has one.
+    fn of(directory: &Directory) -> Result<Option<Palette>, Refusal> {
+        let kind = Tag::PhotometricInterpretation.to_u16();
+        if directory.number(kind) != Some(BY_NUMBER) {
+            return Ok(None);
+        }
+        let place = directory.value_place(kind);
+        let values = directory.shorts(Tag::ColorMap.to_u16());
+        let found = place.zip(values).map(|(place, values)| Palette {
+            place,
+            is_big_endian: directory.is_big_endian(),
+            values,
+        });
+        let missing = || Refusal::damaged("it has no table of colours");
+        found.map(Some).ok_or_else(missing)
+    }
+
+    /// The file as one of grey values.
+    fn as_grey(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        let grey = if self.is_big_endian {
+            GREY.to_be_bytes()
+        } else {
+            GREY.to_le_bytes()
+        };
+        bytes[self.place..self.place + 2].copy_from_slice(&grey);
+        bytes
+    }
+
+    /// The colours of pixels, by the upper bytes of the table's values, as Pillow takes them.
+    fn colours(&self, numbers: &[u8], bits: u8, width: u32) -> Result<Vec<u8>, Refusal> {
+        let count = self.values.len() / 3;
+        if !matches!(bits, 1 | 2 | 4 | 8) || self.values.len() != 3 << bits {
+            let problem =
+                format!("its table of {count} colours is not one for pixels of {bits} bits");
+            return Err(Refusal::new(problem, "save it again as a PNG"));
+        }
+        let of = |number: u8| {
+            let channel =
+                |channel: usize| (self.values[channel * count + usize::from(number)] >> 8) as u8;
+            [channel(0), channel(1), channel(2), 255]
+        };
+        Ok(if bits == 8 {
+            numbers.iter().flat_map(|number| of(*number)).collect()
+        } else {
+            spread(numbers, bits, width).flat_map(of).collect()
+        })
+    }
 }

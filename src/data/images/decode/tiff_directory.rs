@@ -12,6 +12,8 @@ pub(super) struct Directory<'a> {
     stream: &'a [u8],
     /// Twelve bytes each: tag, type, count, value or its place.
     entries: &'a [u8],
+    /// Where they begin in the stream.
+    first: usize,
     is_big_endian: bool,
 }
 
@@ -26,11 +28,13 @@ impl<'a> Directory<'a> {
         let mut directory = Directory {
             stream,
             entries: &[],
+            first: 0,
             is_big_endian,
         };
         let start = directory.word(stream.get(4..)?)? as usize;
         let body = stream.get(start..)?;
         let size = 12 * usize::from(directory.half(body)?);
+        directory.first = start + 2;
         directory.entries = body.get(2..)?.get(..size)?;
         Some(directory)
     }
@@ -85,5 +89,30 @@ impl<'a> Directory<'a> {
         let size = self.word(&entry[4..])? as usize;
         let start = self.word(&entry[8..])? as usize;
         self.stream.get(start..)?.get(..size)
+    }
+
+    /// Whether the larger byte of a number comes first.
+    pub fn is_big_endian(&self) -> bool {
+        self.is_big_endian
+    }
+
+    /// Where in the stream the value of a tag of one short number stands.
+    pub fn value_place(&self, tag: u16) -> Option<usize> {
+        let mut entries = self.entries.chunks_exact(12);
+        let index = entries.position(|entry| self.half(entry) == Some(tag))?;
+        let is_short = self.half(&self.entries[12 * index + 2..]) == Some(SHORT);
+        is_short.then_some(self.first + 12 * index + 8)
+    }
+
+    /// The short numbers of a tag that keeps more than two of them.
+    pub fn shorts(&self, tag: u16) -> Option<Vec<u16>> {
+        let entry = self.entry(tag)?;
+        let count = self.word(&entry[4..])? as usize;
+        if self.half(&entry[2..])? != SHORT || count < 3 {
+            return None;
+        }
+        let start = self.word(&entry[8..])? as usize;
+        let bytes = self.stream.get(start..)?.get(..count.checked_mul(2)?)?;
+        bytes.chunks_exact(2).map(|pair| self.half(pair)).collect()
     }
 }
