@@ -210,11 +210,22 @@ fn images_without_pixels_are_refused() {
 
 #[test]
 fn other_files_are_named_for_what_they_are() {
-    let cases: [(&[u8], &str); 9] = [
+    let pictures: [(&[u8], &str); 7] = [
+        (b"\xff\x0a........", "it is a JPEG XL"),
+        (b"\0\0\0\x20ftypavif", "it is an AVIF"),
+        (b"\0\0\0\x20ftypavis", "it is an AVIF"),
+        (b"\0\0\0\x20ftypheic", "it is a HEIC"),
+        (b"\0\0\0\x0cjP  ", "it is a JPEG 2000"),
+        (b"II+\0", "it is a BigTIFF"),
+        (b"8BPS", "it is a Photoshop file"),
+    ];
+    for (bytes, what) in pictures {
+        let text = message(bytes);
+        let forward = format!("{what}; convert it to PNG, JPEG or WebP");
+        assert!(text.contains(&forward), "{text}");
+    }
+    let cases: [(&[u8], &str); 6] = [
         (b"", "an empty file"),
-        (b"\xff\x0a........", "a JPEG XL"),
-        (b"\0\0\0\x20ftypavif", "an AVIF"),
-        (b"\0\0\0\x20ftypheic", "a HEIC"),
         (b"\0\0\0\x20ftypisom", "a video"),
         (
             b"\0\x05\x16\x07\0\x02\0\0Mac OS X",

@@ -59,7 +59,7 @@ fn data_that_are_not_there_or_of_no_known_kind_are_refused_by_name() {
         text.contains("holds 2 .tar files and no images; name the shards themselves"),
         "{text}"
     );
-    assert!(refused("pipe:touch x").contains("cannot open"));
+    assert!(refused("pipe:touch x").contains("a command, and none is ever run"));
     assert!(!Path::new("x").exists());
 }
 
@@ -75,6 +75,38 @@ fn forty() -> Vec<u8> {
             .concat()
         })
         .collect()
+}
+
+#[test]
+fn images_of_kinds_that_are_not_read_are_counted_in_folders_and_shards() {
+    let png = &images()[0].1;
+    let names: Vec<String> = (0..40).map(|index| format!("red/{index}.png")).collect();
+    let mut files: Vec<(&str, &[u8])> = names.iter().map(|name| (&name[..], &png[..])).collect();
+    files.push(("red/new.AVIF", b"\0\0\0\x20ftypavif"));
+    let bytes = [
+        forty(),
+        file("z.heic", png),
+        file("z.txt", b"a phone's"),
+        END.to_vec(),
+    ]
+    .concat();
+    files.push(("s.tar", &bytes));
+    let root = folder(&files);
+    for (data, said) in [
+        (
+            root.path().to_owned(),
+            "new.AVIF: it is an AVIF; convert it to PNG, JPEG or WebP",
+        ),
+        (
+            root.path().join("s.tar"),
+            "z: it is a HEIC; convert it to PNG, JPEG or WebP",
+        ),
+    ] {
+        let pairs = open(data).unwrap();
+        let skips = pairs.opening_skips();
+        assert_eq!((pairs.len(), skips.skipped_for(Reason::BadImage)), (40, 1));
+        assert!(skips.summary().contains(said), "{}", skips.summary());
+    }
 }
 
 #[test]

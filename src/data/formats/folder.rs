@@ -12,7 +12,7 @@ use super::archive::InputFile;
 use super::digest;
 use super::files::is_passed_over;
 use super::image_place::lies_below;
-use super::limits::{IMAGE_ENDINGS, MAX_TEXT_BYTES};
+use super::limits::{IMAGE_ENDINGS, MAX_TEXT_BYTES, unread};
 use super::record_text::bad;
 use super::records;
 use super::rows::next_row;
@@ -64,6 +64,8 @@ const METADATA: [&str; 3] = ["metadata.jsonl", "metadata.csv", "metadata.parquet
 pub(crate) struct Listing {
     /// Paths of images, sorted.
     images: Vec<PathBuf>,
+    /// Paths of images of kinds that are not read, sorted.
+    unread: Vec<PathBuf>,
     shards: usize,
     /// Lists of what images show, the first kind of each folder that has one, sorted.
     pub metadata: Vec<PathBuf>,
@@ -75,6 +77,7 @@ impl Listing {
         let mut listing = Listing::default();
         listing.walk(root, root, &mut HashSet::new())?;
         listing.images.sort();
+        listing.unread.sort();
         listing.metadata.sort();
         Ok(listing)
     }
@@ -97,6 +100,8 @@ impl Listing {
                 self.walk(root, &path, visited)?;
             } else if IMAGE_ENDINGS.contains(&ending) {
                 self.images.push(path);
+            } else if unread("", ending).is_some() {
+                self.unread.push(path);
             } else if ending == "tar" {
                 self.shards += 1;
             } else if rank(&path) < METADATA.len() {
@@ -155,10 +160,9 @@ pub(crate) fn open(root: &Path, listing: &Listing, skips: &SkipLog) -> Result<Fo
                 "name the shards themselves, as in shards-{000..009}.tar",
             ));
         }
-        images
-            .par_iter()
-            .map(|path| captioned(root, path))
-            .collect()
+        let read = images.par_iter().map(|path| captioned(root, path));
+        let unread = listing.unread.par_iter().filter_map(|path| not_read(path));
+        read.chain(unread).collect()
     };
     let mut pairs = Vec::new();
     for outcome in outcomes {
@@ -178,6 +182,13 @@ pub(crate) fn open(root: &Path, listing: &Listing, skips: &SkipLog) -> Result<Fo
 }
 
 type Outcome = Result<FolderPair, (Reason, Error)>;
+
+/// An image of a kind that is not read.
+fn not_read(path: &Path) -> Option<Outcome> {
+    let ending = path.extension()?.to_ascii_lowercase();
+    let error = unread(&path.display().to_string(), ending.to_str()?)?;
+    Some(Err((Reason::BadImage, error)))
+}
 
 /// An image with the text file beside it, or the name of its sub-folder.
 fn captioned(root: &Path, path: &Path) -> Outcome {

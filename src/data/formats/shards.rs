@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::archive::InputFile;
 use super::digest;
-use super::limits::{IMAGE_ENDINGS, MAX_TEXT_BYTES, PairLimits};
+use super::limits::{IMAGE_ENDINGS, MAX_TEXT_BYTES, PairLimits, unread};
 use super::records;
 use super::skips::{Note, RAISE, Reason, SkipLog};
 use super::sums::Checks;
@@ -286,3 +286,7 @@ fn shard_pair(
     };
     Ok((pair, words.is_trimmed))
 }
+        let mut members = sample.members.iter();
+        if let Some(error) = members.find_map(|member| unread(&name, &member.ending)) {
+            return Err((Reason::BadImage, error));
+        }

@@ -52,10 +52,7 @@ pub(crate) fn decode(name: &str, bytes: &[u8], limits: &ImageLimits) -> Result<D
             };
             Ok(Decoded { image, ..decoded })
         }
-        None => Err(Refusal::new(
-            unknown_kind(bytes),
-            "give a PNG, JPEG, WebP, GIF, BMP or TIFF file",
-        )),
+        None => Err(unknown_kind(bytes)),
     });
     let refusal = match outcome {
         Some(Ok(decoded)) => return Ok(decoded),
@@ -123,27 +120,44 @@ impl FileFormat {
     }
 }
 
-/// What a file without a known beginning most likely is.
-fn unknown_kind(bytes: &[u8]) -> String {
+/// What to do with a picture of a kind that is not read.
+pub(crate) const CONVERT: &str =
+    "convert it to PNG, JPEG or WebP (Pillow and ImageMagick read it and write those)";
+
+/// Refuses a file without a known beginning by what it most likely is.
+fn unknown_kind(bytes: &[u8]) -> Refusal {
+    let picture = match bytes {
+        _ if bytes.get(4..8) == Some(b"ftyp") => match bytes.get(8..12) {
+            Some(b"avif" | b"avis") => Some("an AVIF"),
+            Some(b"heic" | b"heix" | b"hevc" | b"mif1" | b"msf1") => Some("a HEIC"),
+            _ => None,
+        },
+        _ if bytes.starts_with(b"\xff\x0a") || bytes.starts_with(b"\0\0\0\x0cJXL ") => {
+            Some("a JPEG XL")
+        }
+        _ if bytes.starts_with(b"\0\0\0\x0cjP  ") => Some("a JPEG 2000"),
+        _ if bytes.starts_with(b"II+\0") || bytes.starts_with(b"MM\0+") => Some("a BigTIFF"),
+        _ if bytes.starts_with(b"8BPS") => Some("a Photoshop file"),
+        _ => None,
+    };
+    if let Some(picture) = picture {
+        return Refusal::new(format!("it is {picture}"), CONVERT);
+    }
     let guess = match bytes {
         [] => "an empty file",
-        _ if bytes.get(4..8) == Some(b"ftyp") => match bytes.get(8..12) {
-            Some(b"avif" | b"avis") => "an AVIF",
-            Some(b"heic" | b"heix" | b"mif1" | b"msf1") => "a HEIC",
-            _ => "a video (MP4 or one of its kind)",
-        },
+        _ if bytes.get(4..8) == Some(b"ftyp") => "a video (MP4 or one of its kind)",
         _ if bytes.starts_with(b"version https://git-lfs") => {
             "a Git LFS pointer, not the image itself"
         }
-        _ if bytes.starts_with(b"\xff\x0a") || bytes.starts_with(b"\0\0\0\x0cJXL ") => "a JPEG XL",
-        _ if bytes.starts_with(b"\0\0\0\x0cjP  ") => "a JPEG 2000",
-        _ if bytes.starts_with(b"II+\0") || bytes.starts_with(b"MM\0+") => "a BigTIFF",
         // What the Finder leaves beside each file (`._name`).
         _ if bytes.starts_with(b"\0\x05\x16\x07") => "an AppleDouble file of macOS, not an image",
         _ if bytes.starts_with(b"<") => "text (HTML, XML or SVG)",
         _ => "no image that is known here",
     };
-    format!("it is {guess}")
+    Refusal::new(
+        format!("it is {guess}"),
+        "give a PNG, JPEG, WebP, GIF, BMP or TIFF file",
+    )
 }
 
 /// Why a file is refused, before it is known what the file is called.
