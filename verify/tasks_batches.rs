@@ -295,7 +295,41 @@ fn a_sample_that_does_not_fit_is_refused_and_never_cut() {
     assert!(!fits(&long, &shape, tokenizer));
     let error = assemble(&[long], &shape, TokenWeighting::Token, tokenizer).unwrap_err();
     assert!(error.to_string().contains("tokens, 12 fit"), "{error}");
-    let long_caption = sample(some_view(), "", "", "a", &"zq".repeat(20));
-    let error = assemble(&[long_caption], &shape, TokenWeighting::Token, tokenizer).unwrap_err();
-    assert!(error.to_string().contains("caption"), "{error}");
+}
+
+#[test]
+fn a_long_caption_is_cut_for_the_contrastive_side_alone_as_clip_cuts_it() {
+    let shape = |caption_tokens| BatchShape {
+        tiling: keel::data::tiles::Tiling::NONE,
+        pack: 1,
+        batch: 1,
+        image_size: 8,
+        image_tokens: 2,
+        tokens: 12,
+        caption_tokens,
+        image_id: ChatTokenizer::embedded().image(),
+        pixels: Pixels::default(),
+    };
+    let tokenizer = ChatTokenizer::embedded();
+    let long = sample(some_view(), "", "", "a", &"zq".repeat(20));
+    assert!(fits(&long, &shape(4), tokenizer));
+    let batch = |tokens| {
+        let samples = std::slice::from_ref(&long);
+        assemble(samples, &shape(tokens), TokenWeighting::Token, tokenizer).unwrap()
+    };
+    let (cut, whole) = (batch(4), batch(64));
+    let caption = tokenizer.caption(&long.caption);
+    assert!(caption.len() > 4);
+    let end = caption[caption.len() - 1];
+    assert_eq!(cut.caption_tokens, [&caption[..3], &[end]].concat());
+    assert_eq!(
+        (cut.caption_end, &cut.caption_weights),
+        (vec![3], &vec![0.25; 4])
+    );
+    assert_eq!(whole.caption_tokens[..caption.len()], caption);
+    // What is learnt by next-token loss does not know of it.
+    assert_eq!(
+        (cut.tokens, cut.targets, cut.weights),
+        (whole.tokens, whole.targets, whole.weights)
+    );
 }

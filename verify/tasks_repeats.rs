@@ -123,6 +123,67 @@ fn an_epoch_of_repeated_answers_trains_on_every_sample() {
     );
 }
 
+#[test]
+fn a_long_answer_is_trained_on_with_a_contrastive_loss_or_without() {
+    let folder = tempfile::tempdir().unwrap();
+    let records: Vec<_> = (0..40)
+        .map(|index| {
+            let image = format!("{index}.png");
+            fs::write(folder.path().join(&image), plain(index)).unwrap();
+            // Twice as long as a caption may be, and within the sequence, for every other one.
+            let long = "zq ".repeat(if index % 2 == 0 {
+                SHAPE.caption_tokens
+            } else {
+                1
+            });
+            json!({"image": image, "question": "?", "answer": format!("{index} {long}")})
+        })
+        .collect();
+    fs::write(folder.path().join("list.json"), json!(records).to_string()).unwrap();
+    let shape = |caption_tokens| BatchShape {
+        batch: 8,
+        image_size: 32,
+        tokens: 256,
+        caption_tokens,
+        ..SHAPE
+    };
+    let drawn = |caption_tokens, contrastive| {
+        let pairs = Arc::new(open(folder.path().join("list.json")).unwrap());
+        let settings = MixtureSettings {
+            contrastive,
+            ..settings(&[(Task::SAMPLES, 1.0)], shape(caption_tokens))
+        };
+        let mixture = made(Some(pairs.clone()), &SAMPLES, settings).unwrap();
+        let batches: Vec<Batch> = (0..5).map(|step| mixture.batch(step).unwrap()).collect();
+        (batches, pairs)
+    };
+    let (whole, _) = drawn(256, true);
+    let (without, quiet) = drawn(SHAPE.caption_tokens, false);
+    let (with, noted) = drawn(SHAPE.caption_tokens, true);
+    let learnt = |batch: &Batch| {
+        let keys: Vec<String> = batch
+            .samples
+            .iter()
+            .map(|sample| sample.key.clone())
+            .collect();
+        (
+            keys,
+            batch.tokens.clone(),
+            batch.targets.clone(),
+            batch.weights.clone(),
+        )
+    };
+    for ((whole, without), with) in whole.iter().zip(&without).zip(&with) {
+        assert_eq!(learnt(whole), learnt(without));
+        assert_eq!(without, with);
+        assert_eq!((with.skipped.too_long, with.pairs), (0, 8));
+    }
+    assert_eq!(quiet.notes(), Vec::<String>::new(), "nothing is contrasted");
+    let notes = noted.notes().join("; ");
+    let said = "20 contrasted by the first max_caption_tokens of its caption alone (";
+    assert!(notes.contains(said), "{notes}");
+}
+
 /// Four pairs under one key: two images, and two texts, in all combinations.
 struct SameKey;
 

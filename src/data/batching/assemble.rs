@@ -1,5 +1,6 @@
 //! From samples to numbers: the layout of a sequence, its targets and weights, the caption side of the contrastive loss,
-//! and the drawn images. A sample that does not fit is refused here, never cut.
+//! and the drawn images. A sample whose sequence does not fit is refused here, never cut. Its caption is, for the contrastive side
+//! alone: as CLIP's and SigLIP's tokenisers do.
 
 use super::batch::{Batch, BatchShape, IGNORED, SampleInfo, Skipped, TokenWeighting};
 use super::identities::identities;
@@ -11,14 +12,24 @@ use crate::images::tiles;
 use crate::text::chat::{ChatTokenizer, Sequence};
 use keel_base::error::{Error, Result};
 
-/// Whether a sample fits the shape, both as a sequence and as a caption.
+/// Whether a sample fits the shape as a sequence.
 pub fn fits(sample: &Sample, shape: &BatchShape, tokenizer: &ChatTokenizer) -> bool {
-    tokenizer
-        .sequence(&sample.conversation(shape.image_tokens))
-        .ids
-        .len()
-        <= shape.tokens
-        && tokenizer.caption(&sample.caption).len() <= shape.caption_tokens
+    let conversation = sample.conversation(shape.image_tokens);
+    tokenizer.sequence(&conversation).ids.len() <= shape.tokens
+}
+
+/// Whether a sample's caption is read whole by a contrastive loss.
+pub fn caption_fits(sample: &Sample, shape: &BatchShape, tokenizer: &ChatTokenizer) -> bool {
+    tokenizer.caption(&sample.caption).len() <= shape.caption_tokens
+}
+
+/// A caption of at most so many tokens, the last of which is still its end.
+fn cut(mut caption: Vec<i32>, most: usize) -> Vec<i32> {
+    if caption.len() > most {
+        caption.swap_remove(most - 1);
+        caption.truncate(most);
+    }
+    caption
 }
 
 /// Turns exactly `shape.batch` samples into a batch and draws their images. They are put in the order of [`Packing`]:
@@ -84,7 +95,7 @@ struct BatchPlan {
     grids: Vec<[u32; 2]>,
     /// Each sample's ids, with the image tokens of its tiles.
     sequences: Vec<Sequence>,
-    /// Each sample's caption and its end.
+    /// Each sample's caption and its end, as far as the contrastive side reads it.
     captions: Vec<Vec<i32>>,
     /// The samples in the order of the batch.
     packing: Packing,
@@ -105,11 +116,10 @@ impl BatchPlan {
         }
         let captions: Vec<Vec<i32>> = samples
             .iter()
-            .map(|s| tokenizer.caption(&s.caption))
+            .map(|s| cut(tokenizer.caption(&s.caption), shape.caption_tokens))
             .collect();
-        for ((sample, sequence), caption) in samples.iter().zip(&sequences).zip(&captions) {
-            check_length(sample, "sequence", sequence.ids.len(), shape.tokens)?;
-            check_length(sample, "caption", caption.len(), shape.caption_tokens)?;
+        for (sample, sequence) in samples.iter().zip(&sequences) {
+            check_length(sample, sequence.ids.len(), shape.tokens)?;
         }
         let seen: Vec<bool> = samples.iter().map(|s| s.view.is_one()).collect();
         let packing = match shape.pack {
@@ -251,14 +261,14 @@ fn draw_images(samples: &[Sample], shape: &BatchShape, plan: &BatchPlan) -> Resu
     Ok(images)
 }
 
-fn check_length(sample: &Sample, what: &str, length: usize, limit: usize) -> Result<()> {
+fn check_length(sample: &Sample, length: usize, limit: usize) -> Result<()> {
     if length <= limit {
         return Ok(());
     }
     Err(Error::content(
         format!("sample {}", sample.key),
-        format!("its {what} has {length} tokens, {limit} fit"),
-        "raise the stage's token limits or shorten the text",
+        format!("its sequence has {length} tokens, {limit} fit"),
+        "raise the stage's max_tokens or shorten the text",
     ))
 }
 

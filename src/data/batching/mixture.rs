@@ -5,20 +5,23 @@
 //! a shuffled order, a new one every epoch, so every item comes once an epoch. A sample that does not fit the token
 //! limits is made anew in a shorter form, as far as its source has one; then another item drawn for that very place
 //! takes it. The same holds for an unreadable image. Each skip is counted in the batch; after [`MOST_ATTEMPTS`] the batch is
-//! refused.
+//! refused. No sample of the user's is left out for a caption that is longer than a contrastive loss reads: it is cut there.
 //!
 //! What a stage minimises has no part in this: with a contrastive loss the same samples come in the same order. Those that
 //! repeat an image or a caption inside a batch are marked there ([`super::identities`]), for the loss to leave out.
 
 use std::sync::Arc;
 
-use super::assemble::{assemble, fits};
+use rayon::prelude::*;
+
+use super::assemble::{assemble, caption_fits, fits};
 use super::batch::{Batch, BatchShape, Skipped, TokenWeighting};
 use super::sample::Sample;
 use super::schedule::Schedule;
 use super::source::{Draw, TaskSource};
 use super::task::Task;
-use crate::formats::skips::Reason;
+use crate::formats::remote::with_readers;
+use crate::formats::skips::{Note, Reason};
 use crate::images::image_view::ImageCache;
 use crate::text::chat::ChatTokenizer;
 use keel_base::error::{Error, Result};
@@ -175,7 +178,12 @@ impl Mixture {
             (number << 56) | position,
         );
         let mut item = Permutation::new(items, self.seed, number, epoch).at(position) as usize;
-        let fits = |sample: &Sample| fits(sample, &self.settings.shape, &self.tokenizer);
+        let (shape, tokenizer) = (&self.settings.shape, &self.tokenizer);
+        let is_users = task == Task::SAMPLES;
+        let has_whole_caption = |sample: &Sample| caption_fits(sample, shape, tokenizer);
+        let fits = |sample: &Sample| {
+            fits(sample, shape, tokenizer) && (is_users || has_whole_caption(sample))
+        };
         let (mut form, mut last_problem) = (0, String::new());
         for attempt in 0..MOST_ATTEMPTS {
             let address = (number << 56) | (position << 8) | attempt as u64;
@@ -219,6 +227,9 @@ impl Mixture {
         ))
     }
 }
+                    if self.settings.contrastive && is_users && !has_whole_caption(&sample) {
+                        source.note(item, Note::CutCaption, &sample.key);
+                    }
 
 /// Refuses a task with nothing to draw from.
 fn nothing_to_draw(task: Task) -> Error {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::sample::Sample;
 use super::task::Task;
-use crate::formats::skips::Reason;
+use crate::formats::skips::{Note, Reason};
 use crate::images::augment::Augmentation;
 use crate::images::image_view::ImageCache;
 use keel_base::error::Result;
@@ -70,3 +70,6 @@ pub trait TaskSource: Send + Sync {
         Ok(())
     }
 }
+
+    /// Hears what was done to an item that is used, called `name`.
+    fn note(&self, _item: usize, _note: Note, _name: &str) {}

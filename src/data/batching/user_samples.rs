@@ -6,7 +6,7 @@ use super::sample::{Sample, View};
 use super::source::{Draw, SampleSettings, TaskSource};
 use super::task::Task;
 use crate::formats::pair::{Pair, PairRules, PairSource};
-use crate::formats::skips::Reason;
+use crate::formats::skips::{Note, Reason};
 use crate::images::augment::Augmentation;
 use crate::images::image::Image;
 use crate::images::image_view::{ImageOrigin, ImageSource, ImageView};
@@ -152,3 +152,7 @@ impl TaskSource for UserSamples {
         self.pairs.count(item, left_out)
     }
 }
+
+    fn note(&self, item: usize, note: Note, name: &str) {
+        self.pairs.note(item, note, name);
+    }

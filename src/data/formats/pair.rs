@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::digest::DataDigest;
 use super::record_text::RecordText;
-use super::skips::Reason;
+use super::skips::{Note, Reason};
 use crate::images::image::Image;
 use crate::images::image_view::ImageSource;
 use crate::text::chat::Turn;
@@ -136,6 +136,9 @@ pub trait PairSource: Send + Sync {
         Vec::new()
     }
 }
+    /// Hears what was done to a pair that training uses, called `name`.
+    fn note(&self, _index: usize, _note: Note, _name: &str) {}
+
 
 impl ImageSource for Arc<dyn PairSource> {
     fn image(&self, item: usize) -> Result<Image> {

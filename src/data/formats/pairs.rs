@@ -469,6 +469,10 @@ impl PairSource for Pairs {
             Reader::Joined(joined) => joined.first_of(index),
             _ => index,
         }
+    fn note(&self, _: usize, note: Note, name: &str) {
+        self.drawing_skips.count_note(note, name);
+    }
+
     }
 }
 

@@ -81,6 +81,8 @@ pub enum Note {
     FirstFrame,
 }
 
+    /// A caption is longer than a contrastive loss reads.
+    CutCaption,
 impl fmt::Display for Note {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
@@ -88,6 +90,7 @@ impl fmt::Display for Note {
             Note::FirstFrame => "shown by the first frame alone",
         })
     }
+            Note::CutCaption => "contrasted by the first max_caption_tokens of its caption alone",
 }
 
 /// How much may be left out.

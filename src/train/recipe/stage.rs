@@ -136,8 +136,8 @@ pub struct Stage {
     /// - Range: 1 to 64; 1 in a stage that puts no images into conversations
     #[serde(default = "one_usize", skip_serializing_if = "is_one")]
     pub max_images: usize,
-    /// Length Tc of a caption on the text side of the contrastive loss. In a warm start it must be the text tower's
-    /// `context_length`.
+    /// Length Tc of a caption on the text side of the contrastive loss. A user's longer one is cut there, as CLIP's tokenizer
+    /// does, and counted; next-token loss learns it whole. In a warm start it must be the text tower's `context_length`.
     ///
     /// - Unit: tokens
     /// - Range: at least 4
