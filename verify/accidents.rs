@@ -10,6 +10,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use keel::data::pairs::{PairLimits, PairSource, Pairs};
 use keel::executor::{CpuExecutor, Executor};
 use keel::model::declare;
 use keel::program::escape;
@@ -18,6 +19,7 @@ use tempfile::TempDir;
 
 use crate::bad_input::{DRAWS_PAIRS, everything_in, pairs, place, train};
 use crate::command::{Answer, checkpoint, checkpoints, command, keel, tiny_recipe};
+use crate::data_webdataset::{END, file};
 
 /// A run of two steps of the warm-up, with a checkpoint between them and none after.
 fn stopped_run() -> TempDir {
@@ -286,6 +288,50 @@ fn data_that_changed_since_the_checkpoint_are_named_and_refused_unless_asked_for
     let answer = resume(path, &[&moved[..], &["--accept-changes"]].concat()).fine();
     let said = "changed since that checkpoint: the data moved were 40 samples";
     assert!(answer.stdout.contains(said), "{answer:#?}");
+}
+
+#[test]
+fn images_that_changed_under_the_same_name_and_size_are_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    pairs(path, 40, 40);
+    let image = fs::read(path.join("pairs/006.png")).unwrap();
+    let member = |name: &str, bytes: &[u8]| file(name, bytes);
+    let shard = |image: &[u8]| {
+        [
+            member("a.png", image),
+            member("a.txt", b"one"),
+            END.to_vec(),
+        ]
+        .concat()
+    };
+    fs::write(
+        path.join("list.jsonl"),
+        r#"{"image": "pairs/006.png", "caption": "six"}"#,
+    )
+    .unwrap();
+    fs::write(path.join("one.tar"), shard(&image)).unwrap();
+    let told = |name: &str| {
+        let data = path.join(name);
+        let pairs = Pairs::open(data.to_str().unwrap(), PairLimits::default()).unwrap();
+        pairs.digests().unwrap()
+    };
+    let of_all = || ["pairs", "list.jsonl", "one.tar"].map(told);
+    let before = of_all();
+    assert_eq!(of_all(), before);
+    // One byte of the pixels, of which the file keeps no other count.
+    let mut other = image.clone();
+    let middle = other.len() / 2;
+    other[middle] ^= 1;
+    fs::write(path.join("pairs/006.png"), &other).unwrap();
+    fs::write(path.join("one.tar"), shard(&other)).unwrap();
+    for (was, is) in before.iter().zip(&of_all()) {
+        assert_eq!((&was[0].name, was[0].samples), (&is[0].name, is[0].samples));
+        assert_ne!(was[0].digest, is[0].digest, "{}", was[0].name);
+    }
+    fs::write(path.join("pairs/006.png"), &image).unwrap();
+    fs::write(path.join("one.tar"), shard(&image)).unwrap();
+    assert_eq!(of_all(), before);
 }
 
 #[test]

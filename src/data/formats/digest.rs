@@ -2,7 +2,8 @@
 //! ends with other bits, and an ablation whose arms read different data compares nothing.
 //!
 //! Reading every image again would cost what an epoch costs. So an image in a file of its own counts by its name and size, one
-//! in a shard by its key, place and size; texts and lists count by their content. `keel data sums` is for the rest.
+//! in a shard by its key, place and size, and up to 1,024 of a source, evenly spaced, by the content of their first MiB too: of a
+//! source with no more, all of them. Texts and lists count by their content. `keel data sums` is for the rest.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -76,6 +77,26 @@ pub(super) fn add_file(hasher: &mut blake3::Hasher, path: &Path) -> Result<()> {
 }
 
 /// Takes in a text so that it cannot run into the next.
+/// What an object of a store is told by: its size, and its tag or the time of its last change.
+pub(super) fn version_of(object: &Object) -> String {
+    format!("{} bytes, {}", object.size(), object.version())
+}
+
+/// Images of a source whose content counts.
+const IMAGES: usize = 1024;
+
+/// Bytes of an image that count.
+pub(super) const IMAGE_BYTES: u64 = 1 << 20;
+
+/// Which of `count` samples have images that count by their content: all, or so many, evenly spaced with the first and the last.
+pub(super) fn looked_at(count: usize) -> Vec<usize> {
+    if count <= IMAGES {
+        return (0..count).collect();
+    }
+    let place = |number: usize| number * (count - 1) / (IMAGES - 1);
+    (0..IMAGES).map(place).collect()
+}
+
 pub(super) fn add_text(hasher: &mut blake3::Hasher, text: &[u8]) {
     hasher.update(&(text.len() as u64).to_le_bytes());
     hasher.update(text);

@@ -382,6 +382,52 @@ impl Pairs {
 impl PairSource for Pairs {
     fn len(&self) -> usize {
         match &self.reader {
+    /// Takes in the content of images that lie in local files of their own, or in local shards; [`digest`] says which. What
+    /// stands in a list, a table or a file of rows has counted with it, and an object by its version.
+    fn add_images(&self, hasher: &mut blake3::Hasher) {
+        if self.is_remote() {
+            return;
+        }
+        let content = |index: &usize| -> Vec<blake3::Hash> {
+            // A sample that cannot be read is counted when it is drawn.
+            let encoded = self.encoded(*index, true).map(|(_, encoded)| encoded);
+            let encoded = encoded.unwrap_or_default().into_iter();
+            let bytes = encoded.filter_map(|one| one.beginning().transpose());
+            bytes
+                .map(|bytes| blake3::hash(&bytes.unwrap_or_default()))
+                .collect()
+        };
+        let chosen = digest::looked_at(self.len());
+        let hashes: Vec<Vec<blake3::Hash>> = chosen.par_iter().map(content).collect();
+        for hash in hashes.iter().flatten() {
+            hasher.update(hash.as_bytes());
+        }
+    }
+
+    /// The objects of stores that these pairs are read from.
+    fn objects(&self) -> Vec<&Object> {
+        match &self.reader {
+            Reader::Folder(_) => Vec::new(),
+            Reader::Shards(shards) => shards.objects().collect(),
+            Reader::Lines(lines) => lines.source().object().into_iter().collect(),
+            Reader::Table(table) => table.source().object().into_iter().collect(),
+            Reader::Parquet(parquet) => parquet.object().into_iter().collect(),
+            Reader::Joined(joined) => joined.parts().flat_map(Pairs::objects).collect(),
+        }
+    }
+
+    /// A sentence about requests that had to be made again.
+    fn made_again(&self) -> Option<String> {
+        let objects = self.objects().into_iter();
+        let counts = objects.map(|object| (object.name(), object.made_again()));
+        let counts: Vec<_> = counts.filter(|(_, (count, _))| *count > 0).collect();
+        let (name, (_, problem)) = counts.first()?;
+        let all: u64 = counts.iter().map(|(_, (count, _))| count).sum();
+        Some(format!(
+            "{all} requests to stores were made again, of {name} for example: {problem}"
+        ))
+    }
+
             Reader::Folder(folder) => folder.pairs.len(),
             Reader::Shards(shards) => shards.pairs.len(),
             Reader::Lines(lines) => lines.places.len(),
@@ -470,6 +516,7 @@ impl PairSource for Pairs {
             _ => index,
         }
     fn note(&self, _: usize, note: Note, name: &str) {
+        self.add_images(&mut hasher);
         self.drawing_skips.count_note(note, name);
     }
 
@@ -562,3 +609,16 @@ fn read_image(path: &Path, limits: &PairLimits) -> Result<(Decoded, Vec<u8>)> {
     let decoded = decode(&source.name, &bytes, &limits.image)?;
     Ok((decoded, bytes))
 }
+    /// The first bytes of an image that lies in a file of its own, or in a shard.
+    fn beginning(&self) -> Result<Option<Vec<u8>>> {
+        let most = digest::IMAGE_BYTES;
+        match self {
+            Encoded::Bytes(..) => Ok(None),
+            Encoded::Member(_, shards, index) => shards.beginning(*index, most).map(Some),
+            Encoded::File(path, _) => {
+                let file = InputFile::open(path)?;
+                file.read(0, file.len().min(most)).map(Some)
+            }
+        }
+    }
+

@@ -109,6 +109,13 @@ struct Scan {
     skipped: Vec<(Reason, Error)>,
     damage: Option<Error>,
 }
+    /// The first bytes of a pair's image file, at most so many.
+    pub fn beginning(&self, index: usize, most: u64) -> Result<Vec<u8>> {
+        let pair = &self.pairs[index];
+        let (offset, size) = pair.image;
+        self.shards[pair.shard].read_at(offset, size.min(most))
+    }
+
 
 /// Opens shards and looks at every sample once.
 ///
