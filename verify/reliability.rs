@@ -1,8 +1,9 @@
 //! What a long run survives: signals, rotation of checkpoints, losses that break away.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,12 +24,21 @@ struct Running {
 impl Running {
     /// Starts `keel train` with `settings` added, and waits until its log has `sign`.
     fn until(sign: &str, settings: &[&str]) -> Running {
+        Running::started_by(command, sign, settings)
+    }
+
+    /// As [`Running::until`], with another way to start the program in a folder.
+    fn started_by(
+        start: impl Fn(&Path, &[&str]) -> Command,
+        sign: &str,
+        settings: &[&str],
+    ) -> Running {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("one.toml"), tiny_recipe(&["warm-up"])).unwrap();
         let mut args = vec!["train", "--recipe", "one.toml", "--out", "run"];
         args.extend(["--no-evaluation", "--threads", "1"]);
         args.extend(settings);
-        let child = command(folder.path(), &args)
+        let child = start(folder.path(), &args)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -166,6 +176,65 @@ fn a_run_whose_folder_is_removed_ends_at_the_next_save() {
         parts.iter().all(|part| answer.stderr.contains(part)),
         "{answer:#?}"
     );
+}
+
+/// The program as somebody whom the permissions of a folder bind, where root starts it too; nothing where that cannot be had.
+fn bound_by_permissions() -> Option<fn(&Path, &[&str]) -> Command> {
+    fn without_privileges(folder: &Path, args: &[&str]) -> Command {
+        let plain = command(folder, args);
+        let mut bound = Command::new("setpriv");
+        bound
+            .arg("--bounding-set=-dac_override,-dac_read_search")
+            .arg(plain.get_program())
+            .args(args)
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .env_remove("RUST_BACKTRACE");
+        bound
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Some(command);
+    }
+    let tried = without_privileges(Path::new("."), &["--version"]).output();
+    tried
+        .is_ok_and(|output| output.status.success())
+        .then_some(without_privileges)
+}
+
+#[test]
+fn a_run_whose_folder_becomes_read_only_ends_at_the_next_save() {
+    let Some(start) = bound_by_permissions() else {
+        eprintln!("nothing binds root here: the test is for other users");
+        return;
+    };
+    let settings = ["--save-every", "2", "--set", "stage.warm-up.steps=1000000"];
+    let mut running = Running::started_by(start, "1/1000000", &settings);
+    let run = running.run();
+    let allow = |mode: u32| {
+        for folder in [run.join("checkpoints"), run.clone()] {
+            fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
+        }
+    };
+    allow(0o555);
+    let answer = running.ended();
+    allow(0o755);
+    let parts = [
+        "run run: its folder is gone or can no longer be written",
+        "Permission denied",
+        "--resume",
+    ];
+    let answer = answer.code_is(1);
+    assert!(
+        parts.iter().all(|part| answer.stderr.contains(part)),
+        "{answer:#?}"
+    );
+    // What had been saved is there.
+    for name in checkpoints(&run)
+        .iter()
+        .filter(|name| name.ends_with(".safetensors"))
+    {
+        read_position(&run.join("checkpoints").join(name)).unwrap();
+    }
 }
 
 #[test]
