@@ -13,5 +13,6 @@ pub use keel_eval as eval;
 pub use keel_model as model;
 pub use keel_ranks as ranks;
 pub use keel_report as report;
+pub use keel_stores as stores;
 pub use keel_train as train;
 pub use keel_weights as weights;

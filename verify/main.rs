@@ -52,6 +52,7 @@ mod report;
 mod runs;
 mod simt;
 mod simulation;
+mod stores;
 mod tape;
 mod tasks_batches;
 mod tasks_eval_sets;

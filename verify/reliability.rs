@@ -423,6 +423,7 @@ fn doctor_says_what_there_is_and_what_missing_things_would_give() {
         ("GPU ", "--device cuda"),
         ("GPU kernels", "cargo tool nvcc"),
         ("emulator", "without a GPU"),
+        ("data stores", "--features stores"),
     ] {
         let (found, advice) = line(what);
         let missing = found.contains(" none");

@@ -140,7 +140,7 @@ fn sums(args: &SumsArgs) -> Result<()> {
 
 fn check(args: &CheckArgs) -> Result<()> {
     let pairs = Pairs::open_all(&args.data, pair_limits(args.max_bad_samples))?;
-    let census = census(&pairs);
+    let census = census(&pairs)?;
     if args.json {
         print_line(serde_json::to_string_pretty(&census).expect("counts are plain data"))?;
         return pairs.drawing_skips().check();

@@ -9,6 +9,7 @@ use keel_cpu::simd::{Level, detected};
 use keel_engine::executor::kernel_table::IMAGES;
 use keel_engine::executor::simt::Emulator;
 use keel_engine::executor::{Device, SelectedDevice, cuda, usable_cores};
+use keel_stores::HAS_NETWORK;
 use keel_train::free_bytes;
 
 /// Options of `keel doctor`.
@@ -31,6 +32,7 @@ pub(super) fn run(_: &DoctorArgs) -> Result<()> {
         driver(),
         images(),
         emulator(),
+        stores(),
         disk()?,
         chosen()?,
     ];
@@ -163,6 +165,22 @@ fn emulator() -> Finding {
         what: "emulator",
         found,
         advice,
+    }
+}
+
+fn stores() -> Finding {
+    let (found, advice) = if HAS_NETWORK {
+        ("s3://, gs://, az://, http:// and https:// are read", None)
+    } else {
+        (
+            "none in this program: it was built without the feature stores",
+            Some("they give data that are not on this machine: build with --features stores"),
+        )
+    };
+    Finding {
+        what: "data stores",
+        found: found.to_owned(),
+        advice: advice.map(str::to_owned),
     }
 }
 

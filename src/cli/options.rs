@@ -148,8 +148,8 @@ impl WeightsArgs {
 #[derive(Clone, Debug, Args)]
 pub(super) struct DataArgs {
     /// Your own data: an image folder with captions, WebDataset shards such as pairs-{000..009}.tar, a .json or .jsonl list of
-    /// captions or conversations, an InternVL data mixture, or a .tsv, .csv or .parquet table. SPEC=2 repeats its samples
-    /// twice an epoch; may be repeated. Stages draw from them as the task `samples`.
+    /// captions or conversations, an InternVL data mixture, or a .tsv, .csv or .parquet table; all but folders may be addresses
+    /// (s3://, gs://, az://, https://). SPEC=2 repeats its samples twice an epoch; may be repeated. Stages draw from them as the task `samples`.
     #[arg(long = "data", value_name = "SPEC", help_heading = heading::DATA)]
     pub specs: Vec<String>,
     /// Share of the samples of --data that may be unusable before the run ends. Each is counted and named either way.
@@ -159,7 +159,10 @@ pub(super) struct DataArgs {
 
 /// The usual limits on data, with this share of samples that may be bad.
 pub(super) fn pair_limits(max_bad_samples: f64) -> PairLimits {
-    let mut limits = PairLimits::default();
+    let mut limits = PairLimits {
+        keeps_indexes: true,
+        ..PairLimits::default()
+    };
     limits.skips.max_bad_fraction = max_bad_samples;
     limits
 }

@@ -3,7 +3,8 @@
 //! Five rooms, each a trade of its own; imports go from the later ones to the earlier ones and never back. From outside,
 //! their files are reached by name alone: `data::image`, `data::mixture`.
 //!
-//! Nothing here starts a process, opens a connection or writes a file.
+//! Nothing here starts a process. Connections are opened to the addresses that the user names as data, and files are written in the
+//! folder of caches alone: the indexes of remote shards.
 #![deny(unsafe_code)]
 
 mod batching;

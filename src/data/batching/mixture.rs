@@ -146,15 +146,27 @@ impl Mixture {
 
     /// The samples of the batch of `step`, before they become numbers, and what was skipped for them.
     pub fn samples(&self, step: u64) -> Result<(Vec<Sample>, Skipped)> {
-        let rows = self.settings.shape.batch;
-        let mut samples: Vec<Sample> = Vec::with_capacity(rows);
-        let mut skipped = Skipped::default();
-        for row in 0..rows as u64 {
-            let (place, turn) = self.schedule.at(step * rows as u64 + row);
-            let source = self.sources[place].as_ref();
-            samples.push(self.sample(step, source, turn, &mut skipped)?);
+        let rows = self.settings.shape.batch as u64;
+        let one = |row: u64| {
+            let (place, turn) = self.schedule.at(step * rows + row);
+            let mut skipped = Skipped::default();
+            let sample = self.sample(step, self.sources[place].as_ref(), turn, &mut skipped)?;
+            Ok((sample, skipped))
+        };
+        // Samples have nothing to do with each other, so those that wait for a network wait together.
+        let made: Vec<(Sample, Skipped)> = if self.sources.iter().any(|source| source.is_remote()) {
+            let all = || (0..rows).into_par_iter().map(one).collect::<Vec<_>>();
+            let made = with_readers(true, all)?.into_iter();
+            made.collect::<Result<_>>()?
+        } else {
+            (0..rows).map(one).collect::<Result<_>>()?
+        };
+        let mut all = Skipped::default();
+        for (_, skipped) in &made {
+            all.unreadable += skipped.unreadable;
+            all.too_long += skipped.too_long;
         }
-        Ok((samples, skipped))
+        Ok((made.into_iter().map(|(sample, _)| sample).collect(), all))
     }
 
     /// The sample of a task's `turn`-th slot.
@@ -198,6 +210,8 @@ impl Mixture {
                 },
             );
             match made {
+                // What cannot be reached is not left out: which samples come must not depend on a network.
+                Err(error @ Error::Stopped { .. }) => return Err(error),
                 Err(error) => {
                     skipped.unreadable += 1;
                     last_problem = error.to_string();
@@ -213,6 +227,9 @@ impl Mixture {
                 }
                 Ok(sample) => {
                     source.count(item, None)?;
+                    if self.settings.contrastive && is_users && !has_whole_caption(&sample) {
+                        source.note(item, Note::CutCaption, &sample.key);
+                    }
                     return Ok(sample);
                 }
             }
@@ -227,9 +244,6 @@ impl Mixture {
         ))
     }
 }
-                    if self.settings.contrastive && is_users && !has_whole_caption(&sample) {
-                        source.note(item, Note::CutCaption, &sample.key);
-                    }
 
 /// Refuses a task with nothing to draw from.
 fn nothing_to_draw(task: Task) -> Error {

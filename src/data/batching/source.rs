@@ -50,6 +50,11 @@ pub trait TaskSource: Send + Sync {
         self.len() == 0
     }
 
+    /// Whether making a sample waits for a network, so that it pays to make many at once.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
     /// Forms of one item, each shorter than the one before, that are tried before another item takes its place.
     fn forms(&self) -> usize {
         1
@@ -59,7 +64,8 @@ pub trait TaskSource: Send + Sync {
     ///
     /// # Errors
     /// [`Error::Io`](keel_base::error::Error::Io) or [`Error::Content`](keel_base::error::Error::Content) naming the item when it
-    /// cannot be used; another one then takes its place.
+    /// cannot be used; another one then takes its place. [`Error::Stopped`](keel_base::error::Error::Stopped) when none can be
+    /// made, because what items are read from does not answer.
     fn sample(&self, item: usize, draw: &mut Draw<'_>) -> Result<Sample>;
 
     /// Hears what became of an item that was drawn: used, or left out and why.
@@ -69,7 +75,7 @@ pub trait TaskSource: Send + Sync {
     fn count(&self, _item: usize, _left_out: Option<(Reason, &str)>) -> Result<()> {
         Ok(())
     }
-}
 
     /// Hears what was done to an item that is used, called `name`.
     fn note(&self, _item: usize, _note: Note, _name: &str) {}
+}

@@ -102,6 +102,10 @@ impl TaskSource for UserSamples {
         self.pairs.len()
     }
 
+    fn is_remote(&self) -> bool {
+        self.pairs.is_remote()
+    }
+
     fn sample(&self, item: usize, draw: &mut Draw<'_>) -> Result<Sample> {
         let origin = ImageOrigin {
             kept: draw.kept.clone(),
@@ -151,8 +155,8 @@ impl TaskSource for UserSamples {
     fn count(&self, item: usize, left_out: Option<(Reason, &str)>) -> Result<()> {
         self.pairs.count(item, left_out)
     }
-}
 
     fn note(&self, item: usize, note: Note, name: &str) {
         self.pairs.note(item, note, name);
     }
+}

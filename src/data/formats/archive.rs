@@ -8,9 +8,12 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::files::open_file;
+use super::remote;
 use keel_base::error::{Error, Result};
+use keel_stores::{Object, Windows};
 
 /// The unit of the format: headers are one block, contents are padded to whole blocks.
 const BLOCK: u64 = 512;
@@ -18,7 +21,7 @@ const BLOCK: u64 = 512;
 /// Largest long name or PAX header believed, bytes.
 const MAX_EXTENSION_BYTES: u64 = 1 << 20;
 
-/// Bytes that can be read from any place by any thread: a file, or memory.
+/// Bytes that can be read from any place by any thread: a file, an object of a store, or memory.
 #[derive(Debug)]
 pub struct InputFile {
     /// What the bytes are called in messages.
@@ -31,15 +34,26 @@ pub struct InputFile {
 enum Bytes {
     /// A file, open or to be opened for every read.
     File(PathBuf, Option<File>),
+    /// An object, and what is held of it while it is walked over.
+    Remote(Arc<Object>, Option<Mutex<Windows>>),
     Memory(Vec<u8>),
 }
 
 impl InputFile {
-    /// Opens a file for reading.
+    /// Opens a file or an object for reading.
     ///
     /// # Errors
-    /// [`Error::Io`] when it cannot be opened, [`Error::Content`] when it is not a regular file.
+    /// [`Error::Io`] when it cannot be opened, [`Error::Content`] when it is not a regular file, [`Error::Stopped`] when a
+    /// store does not answer.
     pub fn open(path: &Path) -> Result<InputFile> {
+        if let Some(address) = remote::address_of(path) {
+            let object = remote::open(address)?;
+            return Ok(InputFile {
+                name: object.name().to_owned(),
+                len: object.size(),
+                bytes: Bytes::Remote(object, None),
+            });
+        }
         let (file, metadata) = open_file(path)?;
         Ok(InputFile {
             name: path.display().to_string(),
@@ -64,6 +78,28 @@ impl InputFile {
         }
     }
 
+    /// Reads on from the beginning, with gaps, until [`InputFile::end_walk`]: of an object more is fetched than is asked for.
+    pub fn begin_walk(&mut self) {
+        if let Bytes::Remote(object, windows) = &mut self.bytes {
+            *windows = Some(Mutex::new(Windows::new(object.clone())));
+        }
+    }
+
+    /// Lets go of what was fetched ahead.
+    pub fn end_walk(&mut self) {
+        if let Bytes::Remote(_, windows) = &mut self.bytes {
+            *windows = None;
+        }
+    }
+
+    /// The object that these are the bytes of.
+    pub fn object(&self) -> Option<&Object> {
+        match &self.bytes {
+            Bytes::Remote(object, _) => Some(object),
+            _ => None,
+        }
+    }
+
     /// How many bytes there are.
     pub fn len(&self) -> u64 {
         self.len
@@ -78,7 +114,8 @@ impl InputFile {
     ///
     /// # Errors
     /// [`Error::Content`] when they lie outside (nothing is allocated then), [`Error::Io`] when reading fails, also
-    /// because the file has become shorter since it was opened.
+    /// because the file has become shorter since it was opened; [`Error::Stopped`] when an object cannot be read, or is not
+    /// the one that was opened.
     pub fn read(&self, offset: u64, size: u64) -> Result<Vec<u8>> {
         if offset.checked_add(size).is_none_or(|end| end > self.len) {
             return Err(Error::content(
@@ -92,6 +129,17 @@ impl InputFile {
         }
         match &self.bytes {
             Bytes::Memory(bytes) => Ok(bytes[offset as usize..(offset + size) as usize].to_vec()),
+            Bytes::Remote(object, windows) => {
+                let read = match windows {
+                    Some(windows) => {
+                        // What is held is whole after every read.
+                        let mut windows = windows.lock().unwrap_or_else(PoisonError::into_inner);
+                        windows.read(offset, size)
+                    }
+                    None => object.read(offset, size),
+                };
+                read.map_err(|failure| remote::stopped(&self.name, failure))
+            }
             Bytes::File(path, file) => {
                 let mut bytes = vec![0; size as usize];
                 let outcome = match file {

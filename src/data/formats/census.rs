@@ -7,8 +7,10 @@ use serde::Serialize;
 
 use super::pair::{Pair, PairSource};
 use super::pairs::{ImageFiles, Pairs};
+use super::remote::with_readers;
 use super::skips::Reason;
 use crate::text::chat::{ChatTokenizer, Conversation};
+use keel_base::error::{Error, Result};
 
 /// Pairs of duplicates that are named.
 const EXAMPLES: usize = 3;
@@ -84,20 +86,27 @@ struct Seen {
 }
 
 /// Reads every sample once on all cores. What cannot be used is counted in the pairs' own record of draws.
-pub fn census(pairs: &Pairs) -> Census {
-    let seen: Vec<Option<Seen>> = (0..pairs.len())
-        .into_par_iter()
-        .map(|index| match pairs.read(index) {
-            Ok((pair, file)) => {
-                pairs.drawing_skips().count_good();
-                Some(look(pair, file))
-            }
-            Err(error) => {
-                pairs.count_broken(index, Reason::of(&error), &error.to_string());
-                None
-            }
-        })
-        .collect();
+///
+/// # Errors
+/// [`Error::Stopped`] when a store does not give what was opened.
+pub fn census(pairs: &Pairs) -> Result<Census> {
+    let look_at = |index: usize| match pairs.read(index) {
+        Ok((pair, file)) => {
+            pairs.drawing_skips().count_good();
+            Ok(Some(look(pair, file)))
+        }
+        Err(error @ Error::Stopped { .. }) => Err(error),
+        Err(error) => {
+            pairs.count_broken(index, Reason::of(&error), &error.to_string());
+            Ok(None)
+        }
+    };
+    let seen: Vec<Option<Seen>> = with_readers(pairs.is_remote(), || {
+        (0..pairs.len())
+            .into_par_iter()
+            .map(look_at)
+            .collect::<Result<_>>()
+    })??;
     let opening = pairs.opening_logs().into_iter();
     let left_out: Vec<String> = opening
         .filter(|skips| skips.skipped() > 0)
@@ -149,7 +158,7 @@ pub fn census(pairs: &Pairs) -> Census {
     if let (Some(first), Some(last)) = (sizes.first(), sizes.last()) {
         all.images.sizes = [*first, sizes[sizes.len() / 2], *last];
     }
-    all
+    Ok(all)
 }
 
 fn look(pair: Pair, file: Option<ImageFiles>) -> Seen {

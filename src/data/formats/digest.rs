@@ -12,6 +12,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use keel_base::error::{Error, Result};
+use keel_stores::Object;
 
 /// One source of samples: a folder, the shards of one pattern, a list or a table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,7 +77,6 @@ pub(super) fn add_file(hasher: &mut blake3::Hasher, path: &Path) -> Result<()> {
     read().map_err(|problem| Error::io(path, "read", problem))
 }
 
-/// Takes in a text so that it cannot run into the next.
 /// What an object of a store is told by: its size, and its tag or the time of its last change.
 pub(super) fn version_of(object: &Object) -> String {
     format!("{} bytes, {}", object.size(), object.version())
@@ -97,6 +97,7 @@ pub(super) fn looked_at(count: usize) -> Vec<usize> {
     (0..IMAGES).map(place).collect()
 }
 
+/// Takes in a text so that it cannot run into the next.
 pub(super) fn add_text(hasher: &mut blake3::Hasher, text: &[u8]) {
     hasher.update(&(text.len() as u64).to_le_bytes());
     hasher.update(text);

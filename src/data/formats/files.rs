@@ -1,8 +1,10 @@
 //! Which files are opened, and which are not looked at.
 
 use std::fs::{File, Metadata};
+use std::io::Read;
 use std::path::{Component, Path};
 
+use super::remote;
 use keel_base::error::{Error, Result};
 
 /// Opens a file for reading.
@@ -21,6 +23,17 @@ pub(crate) fn open_file(path: &Path) -> Result<(File, Metadata)> {
     }
     let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
     Ok((file, metadata))
+}
+
+/// A file or an object from its beginning to its end.
+///
+/// # Errors
+/// As [`open_file`] and [`remote::open`].
+pub(crate) fn open_reader(path: &Path) -> Result<Box<dyn Read + Send>> {
+    match remote::address_of(path) {
+        Some(address) => Ok(Box::new(remote::reader(address)?)),
+        None => Ok(Box::new(open_file(path)?.0)),
+    }
 }
 
 /// Whether a path below the data's folder holds nothing of the user's: what begins with a dot, and what macOS adds to a zip

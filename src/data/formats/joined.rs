@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::files::open_file;
+use super::archive::InputFile;
+use super::files::open_reader;
 use super::pair::{PairRules, PairSource};
+use super::remote;
 use keel_base::error::{Error, Result};
 
 /// The most pairs of an epoch.
@@ -105,12 +107,20 @@ impl<P: PairSource> Joined<P> {
     }
 }
 
+/// Endings of objects after which a number of repeats may stand.
+const ENDINGS: [&str; 10] = [
+    ".tar", ".tar.gz", ".tgz", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", "}",
+];
+
 /// `data=2.5` as its source and how often it comes; nothing where the whole text names a source.
 pub(super) fn repeat_of(data: &str) -> Result<Option<(&str, f64)>> {
     let Some((source, repeat)) = data.rsplit_once('=') else {
         return Ok(None);
     };
-    if Path::new(data).exists() {
+    // What stands behind the last sign in an address may be part of its own: only after an ending is it a number of repeats.
+    let is_named = remote::address_of(Path::new(data)).is_none()
+        || ENDINGS.iter().any(|ending| source.ends_with(ending));
+    if Path::new(data).exists() || !is_named {
         return Ok(None);
     }
     match repeat.parse::<f64>() {
@@ -127,10 +137,9 @@ pub(super) fn repeat_of(data: &str) -> Result<Option<(&str, f64)>> {
 /// The first letter of a JSON file: `[` of a list, `{` of a mixture or of lines.
 pub(super) fn first_letter(path: &Path) -> Result<Option<u8>> {
     let mut first = [0; 4096];
-    let size = open_file(path)?
-        .0
+    let size = open_reader(path)?
         .read(&mut first)
-        .map_err(|error| Error::io(path, "read", error))?;
+        .map_err(|error| Error::io(remote::name_of(path), "read", error))?;
     // What is not ASCII is a byte-order mark.
     let mut letters = first[..size]
         .iter()
@@ -160,9 +169,9 @@ const KEYS: &str = "root, annotation, repeat_time, length, data_augment or max_d
 /// Reads a mixture: an object of `name: {"root": …, "annotation": …, "repeat_time": …}`. Paths are relative to the mixture's
 /// folder; every annotation is a list, of lines or in one array, whose images lie below root.
 pub(super) fn read_mixture(path: &Path) -> Result<Vec<MixturePart>> {
-    let what = path.display().to_string();
-    let (mut file, metadata) = open_file(path)?;
-    let size = metadata.len();
+    let what = remote::name_of(path);
+    let file = InputFile::open(path)?;
+    let size = file.len();
     if size > MAX_MIXTURE_BYTES {
         let problem = format!("it is one object of {size} bytes");
         return Err(Error::content(
@@ -171,17 +180,15 @@ pub(super) fn read_mixture(path: &Path) -> Result<Vec<MixturePart>> {
             "a list of records begins with [",
         ));
     }
-    let mut text = Vec::new();
-    file.read_to_end(&mut text)
-        .map_err(|e| Error::io(path, "read", e))?;
+    let text = file.read(0, size)?;
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
     let mixture: Map<String, Value> = serde_json::from_slice(text).map_err(|problem| {
         Error::content(&what, format!("it is not JSON ({problem})"), "mend it")
     })?;
-    let folder = path.parent().unwrap_or(Path::new(""));
+    let folder = remote::folder_of(path);
     let parts = mixture.iter();
     parts
-        .map(|(name, part)| mixture_part(format!("{what}: {name}"), part, folder))
+        .map(|(name, part)| mixture_part(format!("{what}: {name}"), part, &folder))
         .collect()
 }
 

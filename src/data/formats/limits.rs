@@ -4,13 +4,13 @@ use super::skips::SkipLimits;
 use super::webdataset::ShardLimits;
 use crate::images::decode::CONVERT;
 use crate::images::image::ImageLimits;
+use keel_base::error::Error;
 
 /// Endings of files taken for images, lower case.
 pub(crate) const IMAGE_ENDINGS: [&str; 9] = [
     "png", "jpg", "jpeg", "jfif", "webp", "gif", "bmp", "tif", "tiff",
 ];
 
-/// Largest caption, or sum of all words of a record, bytes.
 /// Endings of images that are not read, lower case, and what they are: they are counted and named, and never passed over.
 pub(crate) const UNREAD_ENDINGS: [(&str, &str); 8] = [
     ("avif", "an AVIF"),
@@ -29,6 +29,7 @@ pub(crate) fn unread(name: &str, ending: &str) -> Option<Error> {
     Some(Error::content(name, format!("it is {kind}"), CONVERT))
 }
 
+/// Largest caption, or sum of all words of a record, bytes.
 pub(crate) const MAX_TEXT_BYTES: u64 = 1 << 20;
 
 /// Largest record or row, bytes: an image of the largest size in base64, and its words.
@@ -43,4 +44,7 @@ pub struct PairLimits {
     pub shard: ShardLimits,
     /// How many samples may be bad.
     pub skips: SkipLimits,
+    /// Whether the indexes of remote shards are kept from run to run, in the folder that `KEEL_CACHE` names or in the user's
+    /// folder of caches.
+    pub keeps_indexes: bool,
 }

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::archive::InputFile;
-use super::files::open_file;
+use super::files::open_reader;
 use super::image_place::ImagePlace;
 use super::limits::MAX_RECORD_BYTES;
 use super::record_text::{Problem, RecordText, bad};
 use super::records;
+use super::remote;
 use super::skips::{Note, Reason, SkipLog};
 use super::turns;
 use keel_base::error::{Error, Result};
@@ -64,6 +65,11 @@ impl Lines {
         &self.source.name
     }
 
+    /// The file or object that the list is.
+    pub fn source(&self) -> &InputFile {
+        &self.source
+    }
+
     /// Reads a record again, with the name that messages call it by.
     pub fn record(&self, place: &LinePlace) -> Result<(String, Record)> {
         let name = self.name_of(place);
@@ -102,8 +108,8 @@ impl Lines {
 /// Reads a file of lines once, checking every line; images are looked for, below `folder`, when they are drawn.
 pub(crate) fn open(path: &Path, folder: PathBuf, skips: &SkipLog) -> Result<Lines> {
     let mut lines = Lines::new(path, "line", folder)?;
-    let io = |error| Error::io(path, "read", error);
-    let mut reader = BufReader::new(open_file(path)?.0);
+    let io = |error| Error::io(remote::name_of(path), "read", error);
+    let mut reader = BufReader::new(open_reader(path)?);
     let (mut offset, mut line) = (0, Vec::new());
     for number in 1.. {
         line.clear();
@@ -137,10 +143,10 @@ pub(crate) fn open(path: &Path, folder: PathBuf, skips: &SkipLog) -> Result<Line
 /// Reads a file of one JSON list once, record by record; never more than one record is held.
 pub(crate) fn open_list(path: &Path, folder: PathBuf, skips: &SkipLog) -> Result<Lines> {
     let mut lines = Lines::new(path, "record", folder)?;
-    let what = path.display().to_string();
+    let what = remote::name_of(path);
     let cut = |problem: &str| Error::content(&what, problem, "copy the file anew");
-    let io = |error| Error::io(path, "read", error);
-    let mut reader = BufReader::with_capacity(1 << 16, open_file(path)?.0);
+    let io = |error| Error::io(remote::name_of(path), "read", error);
+    let mut reader = BufReader::with_capacity(1 << 16, open_reader(path)?);
     let mut walk = ListWalk::default();
     let mut offset = 0;
     let (mut size, mut record) = (0, Vec::new());

@@ -105,6 +105,16 @@ pub trait PairSource: Send + Sync {
         })
     }
 
+    /// What has happened since the last time that cannot wait for [`PairSource::notes`], a sentence once.
+    fn news(&self) -> Option<String> {
+        None
+    }
+
+    /// Whether reading a pair waits for a network, so that it pays to read many at once.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
     /// The first index of the same pair, where an epoch has it several times.
     fn first_of(&self, index: usize) -> usize {
         index
@@ -126,6 +136,9 @@ pub trait PairSource: Send + Sync {
         Ok(())
     }
 
+    /// Hears what was done to a pair that training uses, called `name`.
+    fn note(&self, _index: usize, _note: Note, _name: &str) {}
+
     /// How many were left out and why; `None` when none was.
     fn left_out(&self) -> Option<String> {
         None
@@ -136,9 +149,6 @@ pub trait PairSource: Send + Sync {
         Vec::new()
     }
 }
-    /// Hears what was done to a pair that training uses, called `name`.
-    fn note(&self, _index: usize, _note: Note, _name: &str) {}
-
 
 impl ImageSource for Arc<dyn PairSource> {
     fn image(&self, item: usize) -> Result<Image> {

@@ -2,10 +2,12 @@
 //! thread.
 //!
 //! Opening looks at every sample once and keeps only where it lies, except that a folder's captions are held in memory.
-//! What cannot be used is counted in a [`SkipLog`], never dropped in silence. Nothing is written and nothing is fetched:
-//! a name in the data is a key or a path below the data's own folder, never a command or an address.
+//! What cannot be used is counted in a [`SkipLog`], never dropped in silence. Nothing is fetched but from the addresses that the
+//! user names: a name in the data is a key or a path below the data's own folder, never a command or an address. Nothing is
+//! written but the indexes of remote shards.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use super::limits::PairLimits;
 pub use super::pair::{Pair, PairRules, PairSource};
@@ -18,12 +20,15 @@ use super::joined::{self, Joined, MixturePart, Repeat};
 use super::lines;
 use super::parquet::{self, Parquet};
 use super::records;
+use super::remote;
 use super::shards::{self, Shards};
 use super::skips::{Note, Reason, SkipLog};
 use super::table;
 use super::webdataset::expand_braces;
 use crate::images::decode::{Decoded, decode};
 use keel_base::error::{Error, Result};
+use keel_stores::{Object, is_address};
+use rayon::prelude::*;
 
 /// A source whose pairs come once an epoch.
 const ONCE: Repeat = Repeat::Spread(1.0);
@@ -37,6 +42,8 @@ pub struct Pairs {
     drawing_skips: SkipLog,
     /// What a mixture says about how these are to be trained on.
     rules: PairRules,
+    /// Whether it was said that requests were made again.
+    has_told: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -57,12 +64,14 @@ impl Pairs {
             opening_skips,
             drawing_skips: SkipLog::new(limits.skips),
             rules: PairRules::default(),
+            has_told: AtomicBool::new(false),
         }
     }
 
     /// Opens a folder of images; a tar shard or a pattern such as `shards-{000..009}.tar`, also gzipped; a `.jsonl` list or a
     /// pattern of them; a `.json` list as LLaVA's, or a mixture of lists as InternVL's; a `.csv` or `.tsv` table; a `.parquet`
-    /// file or a pattern of them. `SPEC=2.5` repeats its pairs two and a half times an epoch.
+    /// file or a pattern of them. All but folders may be objects of a store or files of a web server, named by their address.
+    /// `SPEC=2.5` repeats its pairs two and a half times an epoch.
     ///
     /// # Errors
     /// [`Error::Io`] when something named cannot be read, [`Error::Content`] when it is of no known kind, a single shard
@@ -152,14 +161,20 @@ impl Pairs {
     fn open_one(data: &str, limits: PairLimits) -> Result<Pairs> {
         let path = Path::new(data);
         let skips = SkipLog::new(limits.skips);
-        let ending = path.extension().map(|ending| ending.to_ascii_lowercase());
-        let ending = ending.as_deref().and_then(|ending| ending.to_str());
-        let folder = || path.parent().map(Path::to_owned).unwrap_or_default();
+        refuse_commands(data)?;
+        let ending = remote::ending_of(data);
+        let ending = ending.as_deref();
+        let folder = || remote::folder_of(path);
         let is_lines = matches!(ending, Some("jsonl" | "ndjson"));
         let reader = if data.contains('{') && (is_lines || ending == Some("parquet")) {
-            let files = expand_braces(data)?.into_iter();
-            let parts = files.map(|file| Ok((Pairs::open_one(&file, limits)?, ONCE)));
-            return Pairs::joined(data, parts.collect::<Result<Vec<_>>>()?, limits);
+            let files = expand_braces(data)?;
+            let open = |file: &String| Ok((Pairs::open_one(file, limits)?, ONCE));
+            let parts: Vec<Result<_>> = if is_address(data) {
+                remote::with_readers(true, || files.par_iter().map(open).collect())?
+            } else {
+                files.iter().map(open).collect()
+            };
+            return Pairs::joined(data, parts.into_iter().collect::<Result<Vec<_>>>()?, limits);
         } else if data.contains('{') {
             Reader::Shards(shards::open(&expand_braces(data)?, limits, &skips)?)
         } else if path.is_dir() {
@@ -190,7 +205,7 @@ impl Pairs {
             return Err(Error::content(
                 data,
                 "it is no kind of pairs that is known here",
-                "give a folder of images, a .tar shard (or shards-{000..009}.tar), a .jsonl or .json list, a .tsv table, or a .parquet file",
+                "give a folder of images, a .tar shard (or shards-{000..009}.tar), a .jsonl or .json list, a .tsv table, or a .parquet file; all but folders may be addresses (s3://, gs://, az://, https://)",
             ));
         };
         let pairs = Pairs::of(reader, limits, skips);
@@ -248,6 +263,7 @@ impl Pairs {
                     self.count(index, None)?;
                     return Ok(pair);
                 }
+                Err(error @ Error::Stopped { .. }) => return Err(error),
                 Err(error) => {
                     self.count(index, Some((Reason::of(&error), &error.to_string())))?;
                 }
@@ -279,7 +295,7 @@ impl Pairs {
     /// # Errors
     /// As [`PairSource::get`].
     pub(super) fn read(&self, index: usize) -> Result<(Pair, Option<ImageFiles>)> {
-        let (mut pair, encoded) = self.encoded(index)?;
+        let (mut pair, encoded) = self.encoded(index, true)?;
         let mut files: Option<ImageFiles> = None;
         for one in encoded {
             let (decoded, bytes) = self.decoded(one)?;
@@ -308,8 +324,8 @@ impl Pairs {
         Ok((decoded, bytes))
     }
 
-    /// A pair's words, and where its images are, in order.
-    fn encoded(&self, index: usize) -> Result<(Pair, Vec<Encoded<'_>>)> {
+    /// A pair's words, and where its images are, in order; `with_images` where they are to be looked at next.
+    fn encoded(&self, index: usize, with_images: bool) -> Result<(Pair, Vec<Encoded<'_>>)> {
         if index >= self.len() {
             return Err(Error::setting(
                 "pair index",
@@ -325,8 +341,11 @@ impl Pairs {
                 (path.display().to_string(), words, vec![file])
             }
             Reader::Shards(shards) => {
-                let (name, words) = shards.words(index)?;
-                let member = Encoded::Member(name, shards, index);
+                let (name, words, image) = shards.words(index, with_images)?;
+                let member = match image {
+                    Some(image) => Encoded::Bytes(name, image),
+                    None => Encoded::Member(name, shards, index),
+                };
                 (shards.key(index), words, vec![member])
             }
             Reader::Lines(lines) => {
@@ -354,7 +373,7 @@ impl Pairs {
             }
             Reader::Joined(joined) => {
                 let (part, index) = joined.at(index);
-                return part.encoded(index);
+                return part.encoded(index, with_images);
             }
         };
         let mut pair = Pair::of(key, words);
@@ -363,25 +382,6 @@ impl Pairs {
         Ok((pair, encoded))
     }
 
-    /// The shard, list or folder that a pair comes from.
-    fn origin(&self, index: usize) -> &str {
-        match &self.reader {
-            Reader::Folder(folder) => folder.name(),
-            Reader::Shards(shards) => shards.origin(index),
-            Reader::Lines(lines) => lines.name(),
-            Reader::Table(table) => table.name(),
-            Reader::Parquet(parquet) => parquet.name(),
-            Reader::Joined(joined) => {
-                let (part, index) = joined.at(index);
-                part.origin(index)
-            }
-        }
-    }
-}
-
-impl PairSource for Pairs {
-    fn len(&self) -> usize {
-        match &self.reader {
     /// Takes in the content of images that lie in local files of their own, or in local shards; [`digest`] says which. What
     /// stands in a list, a table or a file of rows has counted with it, and an object by its version.
     fn add_images(&self, hasher: &mut blake3::Hasher) {
@@ -428,6 +428,25 @@ impl PairSource for Pairs {
         ))
     }
 
+    /// The shard, list or folder that a pair comes from.
+    fn origin(&self, index: usize) -> &str {
+        match &self.reader {
+            Reader::Folder(folder) => folder.name(),
+            Reader::Shards(shards) => shards.origin(index),
+            Reader::Lines(lines) => lines.name(),
+            Reader::Table(table) => table.name(),
+            Reader::Parquet(parquet) => parquet.name(),
+            Reader::Joined(joined) => {
+                let (part, index) = joined.at(index);
+                part.origin(index)
+            }
+        }
+    }
+}
+
+impl PairSource for Pairs {
+    fn len(&self) -> usize {
+        match &self.reader {
             Reader::Folder(folder) => folder.pairs.len(),
             Reader::Shards(shards) => shards.pairs.len(),
             Reader::Lines(lines) => lines.places.len(),
@@ -450,6 +469,10 @@ impl PairSource for Pairs {
         }
     }
 
+    fn note(&self, _: usize, note: Note, name: &str) {
+        self.drawing_skips.count_note(note, name);
+    }
+
     fn left_out(&self) -> Option<String> {
         let opening = self.opening_logs().into_iter();
         let logs = opening.map(|skips| ("samples when the data were opened", skips));
@@ -467,7 +490,8 @@ impl PairSource for Pairs {
     fn notes(&self) -> Vec<String> {
         let opening = self.opening_logs().into_iter();
         let logs = opening.chain([&self.drawing_skips]);
-        logs.flat_map(SkipLog::notes).collect()
+        let notes = logs.flat_map(SkipLog::notes);
+        notes.chain(self.made_again()).collect()
     }
 
     fn digests(&self) -> Result<Vec<DataDigest>> {
@@ -487,8 +511,12 @@ impl PairSource for Pairs {
             Reader::Parquet(parquet) => parquet.name(),
         };
         if !matches!(self.reader, Reader::Folder(_) | Reader::Shards(_)) {
-            digest::add_file(&mut hasher, Path::new(name))?;
+            match self.objects()[..] {
+                [object] => digest::add_text(&mut hasher, digest::version_of(object).as_bytes()),
+                _ => digest::add_file(&mut hasher, Path::new(name))?,
+            }
         }
+        self.add_images(&mut hasher);
         let samples = self.len() as u64;
         Ok(vec![DataDigest {
             name: name.to_owned(),
@@ -506,8 +534,23 @@ impl PairSource for Pairs {
         Ok(pair)
     }
 
+    fn news(&self) -> Option<String> {
+        let has_told = || self.has_told.load(Ordering::Relaxed);
+        let news = self.made_again().filter(|_| !has_told())?;
+        self.has_told.store(true, Ordering::Relaxed);
+        Some(news)
+    }
+
+    fn is_remote(&self) -> bool {
+        match &self.reader {
+            Reader::Shards(shards) => shards.is_remote(),
+            Reader::Joined(joined) => joined.parts().any(Pairs::is_remote),
+            _ => !self.objects().is_empty(),
+        }
+    }
+
     fn words(&self, index: usize) -> Result<Pair> {
-        self.encoded(index).map(|(pair, _)| pair)
+        self.encoded(index, false).map(|(pair, _)| pair)
     }
 
     fn first_of(&self, index: usize) -> usize {
@@ -515,11 +558,6 @@ impl PairSource for Pairs {
             Reader::Joined(joined) => joined.first_of(index),
             _ => index,
         }
-    fn note(&self, _: usize, note: Note, name: &str) {
-        self.add_images(&mut hasher);
-        self.drawing_skips.count_note(note, name);
-    }
-
     }
 }
 
@@ -534,6 +572,18 @@ fn digests_of_parts(joined: &Joined<Pairs>) -> Result<Vec<DataDigest>> {
         }));
     }
     Ok(all)
+}
+
+/// Refuses what WebDataset's own loader would run as a command.
+fn refuse_commands(data: &str) -> Result<()> {
+    if !data.starts_with("pipe:") || Path::new(data).exists() {
+        return Ok(());
+    }
+    Err(Error::setting(
+        format!("--data {data}"),
+        "the address of the shards themselves, as in s3://bucket/shards-{000..009}.tar (or gs://, az://, https://)",
+        "a command, and none is ever run",
+    ))
 }
 
 /// Where a pair's image is.
@@ -559,6 +609,19 @@ fn open_lines(path: &Path, folder: PathBuf, skips: &SkipLog) -> Result<lines::Li
 const ROW: &str = "repair or remove the row";
 
 impl Encoded<'_> {
+    /// The first bytes of an image that lies in a file of its own, or in a shard.
+    fn beginning(&self) -> Result<Option<Vec<u8>>> {
+        let most = digest::IMAGE_BYTES;
+        match self {
+            Encoded::Bytes(..) => Ok(None),
+            Encoded::Member(_, shards, index) => shards.beginning(*index, most).map(Some),
+            Encoded::File(path, _) => {
+                let file = InputFile::open(path)?;
+                file.read(0, file.len().min(most)).map(Some)
+            }
+        }
+    }
+
     /// The image of the record or row `name`, whose paths lie below `folder`.
     fn of(name: &str, image: ImagePlace, folder: &Path, remedy: &'static str) -> Encoded<'static> {
         match image {
@@ -587,13 +650,14 @@ fn within(name: &str, error: Error, remedy: &str) -> Error {
             action,
             source,
         } => Error::io(format!("{name}: {}", path.display()), action, source),
+        stopped @ Error::Stopped { .. } => stopped,
         other => Error::content(name, other, remedy),
     }
 }
 
 /// Reads and decodes an image file no larger than a shard's member may be; gives its bytes too.
 fn read_image(path: &Path, limits: &PairLimits) -> Result<(Decoded, Vec<u8>)> {
-    let source = InputFile::open(path)?;
+    let source = InputFile::open(path).map_err(remote::but_missing)?;
     if source.len() > limits.shard.member_bytes {
         return Err(Error::content(
             &source.name,
@@ -609,16 +673,3 @@ fn read_image(path: &Path, limits: &PairLimits) -> Result<(Decoded, Vec<u8>)> {
     let decoded = decode(&source.name, &bytes, &limits.image)?;
     Ok((decoded, bytes))
 }
-    /// The first bytes of an image that lies in a file of its own, or in a shard.
-    fn beginning(&self) -> Result<Option<Vec<u8>>> {
-        let most = digest::IMAGE_BYTES;
-        match self {
-            Encoded::Bytes(..) => Ok(None),
-            Encoded::Member(_, shards, index) => shards.beginning(*index, most).map(Some),
-            Encoded::File(path, _) => {
-                let file = InputFile::open(path)?;
-                file.read(0, file.len().min(most)).map(Some)
-            }
-        }
-    }
-

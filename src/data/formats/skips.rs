@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use keel_base::error::{Error, Result};
 
 /// What to do when too much is bad.
@@ -15,7 +17,7 @@ pub(super) const RAISE: &str =
 const EXAMPLES: usize = 3;
 
 /// Why a sample was left out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Reason {
     /// A file is missing or cannot be read.
     Unreadable,
@@ -79,18 +81,18 @@ pub enum Note {
     Trimmed,
     /// An image has further frames, which are not shown.
     FirstFrame,
-}
-
     /// A caption is longer than a contrastive loss reads.
     CutCaption,
+}
+
 impl fmt::Display for Note {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Note::Trimmed => "trimmed to whole questions with answers",
             Note::FirstFrame => "shown by the first frame alone",
+            Note::CutCaption => "contrasted by the first max_caption_tokens of its caption alone",
         })
     }
-            Note::CutCaption => "contrasted by the first max_caption_tokens of its caption alone",
 }
 
 /// How much may be left out.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::open_file;
 use keel_base::error::{Error, Result};
+use keel_stores::{is_address, shown};
 
 /// Shards without a checksum that are named.
 const EXAMPLES: usize = 3;
@@ -104,6 +105,10 @@ fn sum_of(file: &Path) -> Result<blake3::Hash> {
 pub fn summed(paths: &[String]) -> Result<Vec<(PathBuf, String)>> {
     let mut folders: BTreeMap<PathBuf, Sums> = BTreeMap::new();
     for path in paths {
+        if is_address(path) {
+            let want = "shards on this machine: stores keep checksums of their own";
+            return Err(Error::setting("keel data sums", want, shown(path)));
+        }
         let path = Path::new(path);
         let Some((folder, name)) = split(path) else {
             let want = "a shard";

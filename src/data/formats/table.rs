@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::archive::InputFile;
-use super::files::open_file;
+use super::files::open_reader;
 use super::image_place::ImagePlace;
 use super::limits::MAX_RECORD_BYTES;
 use super::record_text::{Problem, RecordText, bad};
 use super::records;
+use super::remote;
 use super::rows::{Row, RowDefect, next_row};
 use super::skips::{Reason, SkipLog};
 use keel_base::error::{Error, Result};
@@ -77,6 +78,11 @@ struct Columns {
 impl Table {
     pub fn name(&self) -> &str {
         &self.source.name
+    }
+
+    /// The file or object that the table is.
+    pub fn source(&self) -> &InputFile {
+        &self.source
     }
 
     /// Reads a row again, with the name that messages call it by.
@@ -172,12 +178,13 @@ impl Columns {
 
 /// The separator of a table and what its heading says.
 fn heading(path: &Path, preferred: u8) -> Result<(u8, Columns)> {
-    let what = path.display().to_string();
+    let what = remote::name_of(path);
     let others = SEPARATORS.into_iter().filter(|other| *other != preferred);
     let mut first_problem = None;
     for separator in [preferred].into_iter().chain(others) {
-        let mut reader = BufReader::new(open_file(path)?.0);
-        let row = next_row(&mut reader, separator).map_err(|e| Error::io(path, "read", e))?;
+        let mut reader = BufReader::new(open_reader(path)?);
+        let row = next_row(&mut reader, separator)
+            .map_err(|e| Error::io(remote::name_of(path), "read", e))?;
         let Some(row) = row else {
             return Err(Error::content(
                 &what,
@@ -196,10 +203,12 @@ fn heading(path: &Path, preferred: u8) -> Result<(u8, Columns)> {
 /// Reads a table once, checking every row; images are looked for when they are drawn.
 pub(crate) fn open(path: &Path, preferred: u8, skips: &SkipLog) -> Result<Table> {
     let source = InputFile::open(path)?;
-    let what = path.display().to_string();
+    let what = remote::name_of(path);
     let (separator, columns) = heading(path, preferred)?;
-    let mut reader = BufReader::with_capacity(1 << 16, open_file(path)?.0);
-    let mut next = || next_row(&mut reader, separator).map_err(|e| Error::io(path, "read", e));
+    let mut reader = BufReader::with_capacity(1 << 16, open_reader(path)?);
+    let mut next = || {
+        next_row(&mut reader, separator).map_err(|e| Error::io(remote::name_of(path), "read", e))
+    };
     let heading = next()?.unwrap_or_default();
     let width = heading.fields.len();
     let mut offset = heading.size;
@@ -228,7 +237,7 @@ pub(crate) fn open(path: &Path, preferred: u8, skips: &SkipLog) -> Result<Table>
         source,
         separator,
         columns,
-        folder: path.parent().map(Path::to_owned).unwrap_or_default(),
+        folder: remote::folder_of(path),
         rows,
     })
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 use super::archive::{ArchiveEntry, ArchiveItem, Entries, InputFile};
 use super::files::is_passed_over;
 use keel_base::error::{Error, Result};
+use keel_stores::Object;
 
 /// Bounds on what one shard may ask for.
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +88,7 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Opens an uncompressed tar file; its entries are looked at by [`Shard::samples`].
+    /// Opens an uncompressed tar file or object; its entries are looked at by [`Shard::samples`].
     ///
     /// # Errors
     /// As [`InputFile::open`].
@@ -105,6 +106,21 @@ impl Shard {
     /// As [`InputFile::release_handle`].
     pub fn release_handle(&mut self) {
         self.source.release_handle();
+    }
+
+    /// As [`InputFile::begin_walk`].
+    pub fn begin_walk(&mut self) {
+        self.source.begin_walk();
+    }
+
+    /// As [`InputFile::end_walk`].
+    pub fn end_walk(&mut self) {
+        self.source.end_walk();
+    }
+
+    /// As [`InputFile::object`].
+    pub fn object(&self) -> Option<&Object> {
+        self.source.object()
     }
 
     /// What the shard is called in messages.

@@ -182,6 +182,9 @@ impl<'a> StageLoop<'a> {
         let mut accumulated = GradientAccumulator::default();
         for micro in 0..count {
             let (mut batch, weight) = feed.next(session)?;
+            if let Some(news) = self.run.pairs.as_ref().and_then(|pairs| pairs.news()) {
+                self.run.warn(&format!("data: {news}"))?;
+            }
             let skipped = batch.skipped;
             let left_out = skipped.unreadable + skipped.too_long + skipped.without_room;
             self.state.skipped += u64::from(left_out);

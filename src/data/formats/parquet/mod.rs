@@ -9,10 +9,10 @@ mod column;
 mod damage;
 mod leaf;
 mod pages;
+mod source;
 
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use parquet::data_type::ByteArray;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::{Map, Value, json};
@@ -20,14 +20,15 @@ use serde_json::{Map, Value, json};
 use self::column::Column;
 use self::damage::{Problem, broken, guarded};
 use self::leaf::{Field, Leaf, leaves};
-use super::archive::InputFile;
+use self::source::Source;
 use super::image_place::ImagePlace;
 use super::limits::MAX_TEXT_BYTES;
 use super::records::{self, RecordText};
+use super::remote;
 use super::skips::{Note, Reason, SkipLog};
 use super::turns;
 use keel_base::error::{Error, Result};
-use keel_base::mapped_file::MappedFile;
+use keel_stores::Object;
 
 /// Columns that images are looked for in, best first.
 const IMAGES: [&str; 9] = [
@@ -64,8 +65,8 @@ const CHECKED: u32 = 4096;
 /// An opened file.
 pub(crate) struct Parquet {
     name: String,
-    /// Mapped: a page is unpacked from where the system keeps it.
-    file: SerializedFileReader<Bytes>,
+    source: Source,
+    file: SerializedFileReader<Source>,
     columns: Columns,
     /// Rows before each group.
     before: Vec<i64>,
@@ -118,6 +119,11 @@ impl Parquet {
         &self.name
     }
 
+    /// The object that the file is, where it is one.
+    pub fn object(&self) -> Option<&Object> {
+        self.source.object()
+    }
+
     /// Reads a row again, with the name that messages call it by.
     pub fn row(&self, place: RowOfGroup) -> Result<(String, Vec<ImagePlace>, RecordText)> {
         let name = self.name_of(place);
@@ -128,7 +134,7 @@ impl Parquet {
         });
         let (images, words) = read
             .and_then(|row| understand(&name, row, true))
-            .map_err(|(_, error)| error)?;
+            .map_err(|(_, error)| self.source.failed().unwrap_or(error))?;
         Ok((name, images, words))
     }
 
@@ -171,7 +177,7 @@ impl Parquet {
             Ok(())
         });
         self.rows.extend(found);
-        walked.map_err(|(_, error)| error)
+        walked.map_err(|(_, error)| self.source.failed().unwrap_or(error))
     }
 }
 
@@ -393,14 +399,12 @@ fn understand(name: &str, row: Row<'_>, looked_for: bool) -> Read {
 
 /// Opens a file and checks the words of every row.
 pub(crate) fn open(path: &Path, skips: &SkipLog) -> Result<Parquet> {
-    let name = path.display().to_string();
-    // What is no regular file is refused before it is mapped.
-    InputFile::open(path)?;
-    let bytes = Bytes::from_owner(MappedFile::open(path)?);
+    let name = remote::name_of(path);
+    let source = Source::open(path)?;
     let opened = guarded(&name, || {
-        SerializedFileReader::new(bytes).map_err(|e| broken(&name, e))
+        SerializedFileReader::new(source.clone()).map_err(|e| broken(&name, e))
     });
-    let file = opened.map_err(|(_, error)| error)?;
+    let file = opened.map_err(|(_, error)| source.failed().unwrap_or(error))?;
     let metadata = file.metadata();
     let mut total = 0i64;
     let mut before = Vec::new();
@@ -418,10 +422,11 @@ pub(crate) fn open(path: &Path, skips: &SkipLog) -> Result<Parquet> {
     let columns = Columns::of(&name, leaves(schema.root_schema()))?;
     let mut parquet = Parquet {
         name,
+        source,
         file,
         columns,
         before,
-        folder: path.parent().map(Path::to_owned).unwrap_or_default(),
+        folder: remote::folder_of(path),
         rows: Vec::new(),
     };
     for group in 0..groups {
