@@ -12,11 +12,26 @@
 // Where images or texts of a batch are equal, `images` and `texts` i32 [N] number those that are: a score off the diagonal
 // whose rows agree in either number, and not by 0, is masked. It is −∞ to the log-sums, adds nothing to the sigmoid sum, and
 // has no gradient. Numbers are compared in the tile, so that no mask is stored. Without them (null) nothing is masked.
+//
+// Over several ranks u and v are gathered from all of them, `share` rows from each (share < N), and `pairs` i32 [ranks + 1] says
+// how many of each rank's rows are pairs, the first ones, and then how many there are in all. A rank computes its own rows of
+// S, and of Sᵀ for the columns, and leaves out the scores of rows that are no pairs. With share = N all is one rank's.
 #include "activation.cuh"
 #include "scores.cuh"
 
 // How many of N rows are pairs.
 DEVICE int pairs_of(const int* pairs, int n) { return pairs ? min(max(pairs[0], 0), n) : n; }
+
+// Which of N rows are pairs, of which each rank has `share`.
+struct Pairs {
+    const int* counts;
+    int n, share;
+    DEVICE_MEMBER bool is_of_ranks() const { return share < n; }
+    // Beyond this row there is no pair.
+    DEVICE_MEMBER int end() const { return is_of_ranks() ? n : pairs_of(counts, n); }
+    DEVICE_MEMBER int count() const { return is_of_ranks() ? counts[n / share] : end(); }
+    DEVICE_MEMBER bool takes_part(int row) const { return !is_of_ranks() || row % share < counts[row / share]; }
+};
 
 // Which images and which texts are equal.
 struct Identities {
@@ -59,6 +74,22 @@ DEVICE void mask_equal(Accumulators<Shape>& scores, Identities identities, Produ
     }
 }
 
+// Sets the scores of columns that are no pairs of their rank to −∞.
+template <class Shape>
+DEVICE void mask_absent(Accumulators<Shape>& scores, Pairs pairs, ProductPlace place) {
+    if (!pairs.is_of_ranks()) return;
+    UNROLL
+    for (int j = 0; j < Shape::kFragmentsN; ++j) {
+        UNROLL
+        for (int e = 0; e < 2; ++e) {
+            const int column = place.n + warp_column<Shape>() + j * kFragmentColumns + accumulator_column(e);
+            if (column >= pairs.n || pairs.takes_part(column)) continue;
+            UNROLL
+            for (int i = 0; i < Shape::kFragmentsM; ++i) scores[i][j][e] = scores[i][j][2 + e] = -INFINITY;
+        }
+    }
+}
+
 // The rows [first_row, first_row + rows) of S as operands.
 template <class T>
 DEVICE RowsOperand<T> rows_of(const T* x, int e, int first_row, int rows) {
@@ -82,7 +113,7 @@ struct InfoNceStorage {
 
 // contrastive_loss_info_nce_forward: log-sums of the rows and columns of each tile of a row block of S, and the diagonal of S.
 // Math     : S = e^a·u·vᵀ, −∞ where masked     row_part(i, tile) = log-sum of S(i, tile's columns)     column_part(tile, j) likewise
-// Tensors  : u, v elem [N,E] | log_scale f32 [1] | pairs i32 [1] or null | images, texts i32 [N] or null
+// Tensors  : u, v elem [N,E] | log_scale f32 [1] | pairs i32 [1], [ranks + 1] or null | images, texts i32 [N] or null
 //            row_part f32 [rows, ⌈N/128⌉, 2] | column_part f32 [⌈rows/128⌉, N, 2]
 //            own f32 [N], of which those of the block are written
 // Grid     : tiles of the row block, 128×128      Block: bf16 128 threads, f32 256
@@ -94,7 +125,7 @@ struct InfoNceStorage {
 // Source   : Radford et al. 2021; the merge of log-sums is Milakov and Gimelshein 2018
 template <class T>
 DEVICE void info_nce_forward(float* row_part, float* column_part, float* own, const T* u, const T* v, const float* log_scale,
-                             const int* pairs, Identities identities, int n, int e, int first_row, int rows) {
+                             Pairs pairs, Identities identities, int n, int e, int first_row, int rows) {
     using Shape = ScoreShape<T>;
     SHARED_STORAGE(InfoNceStorage<T>, storage);
     const ProductPlace place = product_place<Shape>(rows, n);
@@ -115,7 +146,8 @@ DEVICE void info_nce_forward(float* row_part, float* column_part, float* own, co
         }
     }
     mask_equal<Shape>(acc, identities, place, n, first_row, rows);
-    const int m = pairs_of(pairs, n);
+    mask_absent<Shape>(acc, pairs, place);
+    const int m = pairs.end();
     row_log_sums(storage.rows, acc, m - place.n);
     column_log_sums(storage.columns, acc, min(rows, m - first_row) - place.m);
     if (!PLANTED_BUG("info_nce_forward: no barrier before the warps' log-sums are merged")) {
@@ -141,7 +173,7 @@ struct SumStorage {
 
 // contrastive_loss_sigmoid_forward: the sum of the losses of each tile of a row block.
 // Math     : S = e^a·u·vᵀ + b     part(tile) += Σ softplus(S) − Σ over the diagonal of S, but for masked scores
-// Tensors  : u, v elem [N,E] | log_scale, bias f32 [1] | pairs i32 [1] or null | images, texts i32 [N] or null
+// Tensors  : u, v elem [N,E] | log_scale, bias f32 [1] | pairs i32 [1], [ranks + 1] or null | images, texts i32 [N] or null
 //            part f32 [blocks], added to unless is_first
 // Grid     : tiles of the row block      Block: as contrastive_loss_info_nce_forward
 // Smem     : bf16 80 KB, f32 72 KB
@@ -151,7 +183,7 @@ struct SumStorage {
 // Order    : deterministic: a thread's elements, lanes, warps; row blocks ascending
 // Source   : Zhai et al. 2023
 template <class T>
-DEVICE void sigmoid_forward(float* part, const T* u, const T* v, const float* log_scale, const float* bias, const int* pairs,
+DEVICE void sigmoid_forward(float* part, const T* u, const T* v, const float* log_scale, const float* bias, Pairs pairs,
                             Identities identities, int n, int e, int first_row, int rows, int is_first) {
     using Shape = ScoreShape<T>;
     using Storage = SumStorage<T, 1>;
@@ -161,8 +193,9 @@ DEVICE void sigmoid_forward(float* part, const T* u, const T* v, const float* lo
     similarities(acc, storage.product, u, v, place, n, e, first_row, rows);
     // Before the scale, which may have underflowed to 0: 0·−∞ is no number.
     mask_equal<Shape>(acc, identities, place, n, first_row, rows);
+    mask_absent<Shape>(acc, pairs, place);
     const float scale = expf(log_scale[0]), shift = bias[0];
-    const int m = pairs_of(pairs, n), last_row = min(rows, m - first_row);
+    const int m = pairs.end(), last_row = min(rows, m - first_row);
     float sum[1] = {};
     UNROLL
     for (int i = 0; i < Shape::kFragmentsM; ++i) {
@@ -174,7 +207,8 @@ DEVICE void sigmoid_forward(float* part, const T* u, const T* v, const float* lo
                 const int column = place.n + warp_column<Shape>() + j * kFragmentColumns + accumulator_column(k);
                 const float score = scale * acc[i][j][k] + shift;
                 const float loss = fmaxf(score, 0.0f) + log1pf(expf(-fabsf(score)));
-                if (row < last_row && column < m && acc[i][j][k] != -INFINITY) sum[0] += first_row + row == column ? loss - score : loss;
+                const bool takes_part = row < last_row && column < m && acc[i][j][k] != -INFINITY;
+                if (takes_part && pairs.takes_part(first_row + row)) sum[0] += first_row + row == column ? loss - score : loss;
             }
         }
     }
@@ -231,8 +265,8 @@ struct TotalStorage {
 };
 
 // contrastive_loss_info_nce_total: the loss.
-// Math     : L = Σ over i < M of ((r(i) − own(i)) + (c(i) − own(i))) / 2M; 0 without pairs
-// Tensors  : row, column, own f32 [N] | pairs i32 [1] or null | loss f32 [1]
+// Math     : L = Σ over i < M of ((r(i) − own(i)) + (c(i) − own(i))) / 2K; 0 without pairs
+// Tensors  : row, column, own f32 [N] | pairs i32 [1], M, or null | all_pairs i32 [1], K, or null for M | loss f32 [1]
 // Grid     : 1 block      Block: 1024 threads
 // Smem     : 128 B
 // Work     : 4·N flop; reads 12·N B     bound: launch
@@ -243,13 +277,14 @@ struct TotalStorage {
 extern "C" __global__ void __launch_bounds__(kTotalThreads) contrastive_loss_info_nce_total_f32(float* loss, const float* row,
                                                                                                const float* column,
                                                                                                const float* own,
-                                                                                               const int* pairs, int n) {
+                                                                                               const int* pairs,
+                                                                                               const int* all_pairs, int n) {
     SHARED_STORAGE(TotalStorage, storage);
     const int m = pairs_of(pairs, n);
     float sum[1] = {};
     for (int i = threadIdx.x; i < m; i += kTotalThreads) sum[0] += (row[i] - own[i]) + (column[i] - own[i]);
     block_sum(sum, storage.partial);
-    if (threadIdx.x == 0) loss[0] = sum[0] / (2.0f * float(max(m, 1)));
+    if (threadIdx.x == 0) loss[0] = sum[0] / (2.0f * float(max(all_pairs ? all_pairs[0] : m, 1)));
 }
 KERNEL(contrastive_loss_info_nce_total_f32, kTotalThreads, TotalStorage)
 
@@ -278,7 +313,7 @@ KERNEL(contrastive_loss_total_f32, kTotalThreads, TotalStorage)
 //            and where masked
 //            gradient = e^a·G     scale_part(tile) += Σ G·e^a·u·vᵀ     bias_part(tile) += Σ G
 // Tensors  : u, v elem [N,E] | log_scale, bias, dloss f32 [1] | row, column f32 [N]: InfoNCE, else null; bias: sigmoid, else null
-//            pairs i32 [1] or null | images, texts i32 [N] or null
+//            pairs i32 [1], [ranks + 1] or null | images, texts i32 [N] or null
 //            gradient elem [rows,N] | scale_part, bias_part f32 [blocks], added to unless is_first; bias_part may be null
 // Grid     : tiles of the row block      Block: as contrastive_loss_info_nce_forward
 // Smem     : bf16 80 KB, f32 72 KB
@@ -291,14 +326,14 @@ KERNEL(contrastive_loss_total_f32, kTotalThreads, TotalStorage)
 template <class T, bool kIsSigmoid>
 DEVICE void contrastive_backward(T* gradient, float* scale_part, float* bias_part, const T* u, const T* v, const float* log_scale,
                                  const float* bias, const float* row_sums, const float* column_sums, const float* dloss,
-                                 const int* pairs, Identities identities, int n, int e, int first_row, int rows, int is_first) {
+                                 Pairs pairs, Identities identities, int n, int e, int first_row, int rows, int is_first) {
     using Shape = ScoreShape<T>;
     using Storage = SumStorage<T, 2>;
     SHARED_STORAGE(Storage, storage);
     constexpr int kWidth = kVector<T>;
     const float scale = expf(log_scale[0]), shift = kIsSigmoid ? bias[0] : 0.0f;
-    const int m = pairs_of(pairs, n);
-    const float factor = dloss[0] / (kIsSigmoid ? float(max(m, 1)) : 2.0f * float(max(m, 1)));
+    const int m = pairs.end(), count = max(pairs.count(), 1);
+    const float factor = dloss[0] / (kIsSigmoid ? float(count) : 2.0f * float(count));
     const bool vectors = has_vectors(gradient, n);
     float sums[2] = {};  // of the scale and of the bias
     product<kWidth, Shape>(
@@ -312,6 +347,7 @@ DEVICE void contrastive_backward(T* gradient, float* scale_part, float* bias_par
                 const bool is_own = first_row + row == column + i;
                 values[i] = 0.0f;
                 if (column + i >= m || first_row + row >= m) continue;
+                if (!pairs.takes_part(first_row + row) || !pairs.takes_part(column + i)) continue;
                 if (own.is_shared() && !is_own && are_equal(own, identity_of(identities, column + i))) continue;
                 float change;
                 if constexpr (kIsSigmoid)
@@ -334,29 +370,29 @@ DEVICE void contrastive_backward(T* gradient, float* scale_part, float* bias_par
 #define CONTRASTIVE_SCORES(T, suffix) \
     extern "C" __global__ void PRODUCT_BOUNDS(ScoreShape<T>) contrastive_loss_info_nce_forward##suffix( \
         float* row_part, float* column_part, float* own, const T* u, const T* v, const float* log_scale, const int* pairs, \
-        const int* images, const int* texts, int n, int e, int first_row, int rows) { \
-        info_nce_forward(row_part, column_part, own, u, v, log_scale, pairs, Identities{images, texts}, n, e, first_row, rows); \
+        const int* images, const int* texts, int n, int share, int e, int first_row, int rows) { \
+        info_nce_forward(row_part, column_part, own, u, v, log_scale, Pairs{pairs, n, share}, Identities{images, texts}, n, e, first_row, rows); \
     } \
     KERNEL(contrastive_loss_info_nce_forward##suffix, ScoreShape<T>::kThreads, InfoNceStorage<T>) \
     extern "C" __global__ void PRODUCT_BOUNDS(ScoreShape<T>) contrastive_loss_sigmoid_forward##suffix( \
         float* part, const T* u, const T* v, const float* log_scale, const float* bias, const int* pairs, const int* images, \
-        const int* texts, int n, int e, int first_row, int rows, int is_first) { \
-        sigmoid_forward(part, u, v, log_scale, bias, pairs, Identities{images, texts}, n, e, first_row, rows, is_first); \
+        const int* texts, int n, int share, int e, int first_row, int rows, int is_first) { \
+        sigmoid_forward(part, u, v, log_scale, bias, Pairs{pairs, n, share}, Identities{images, texts}, n, e, first_row, rows, is_first); \
     } \
     KERNEL(contrastive_loss_sigmoid_forward##suffix, ScoreShape<T>::kThreads, SumStorage<T, 1>) \
     extern "C" __global__ void PRODUCT_BOUNDS(ScoreShape<T>) contrastive_loss_info_nce_backward##suffix( \
         T* gradient, float* scale_part, const T* u, const T* v, const float* log_scale, const float* row, const float* column, \
-        const float* dloss, const int* pairs, const int* images, const int* texts, int n, int e, int first_row, int rows, \
-        int is_first) { \
-        contrastive_backward<T, false>(gradient, scale_part, nullptr, u, v, log_scale, nullptr, row, column, dloss, pairs, \
+        const float* dloss, const int* pairs, const int* images, const int* texts, int n, int share, int e, int first_row, \
+        int rows, int is_first) { \
+        contrastive_backward<T, false>(gradient, scale_part, nullptr, u, v, log_scale, nullptr, row, column, dloss, Pairs{pairs, n, share}, \
                                        Identities{images, texts}, n, e, first_row, rows, is_first); \
     } \
     KERNEL(contrastive_loss_info_nce_backward##suffix, ScoreShape<T>::kThreads, SumStorage<T, 2>) \
     extern "C" __global__ void PRODUCT_BOUNDS(ScoreShape<T>) contrastive_loss_sigmoid_backward##suffix( \
         T* gradient, float* scale_part, float* bias_part, const T* u, const T* v, const float* log_scale, const float* bias, \
-        const float* dloss, const int* pairs, const int* images, const int* texts, int n, int e, int first_row, int rows, \
-        int is_first) { \
-        contrastive_backward<T, true>(gradient, scale_part, bias_part, u, v, log_scale, bias, nullptr, nullptr, dloss, pairs, \
+        const float* dloss, const int* pairs, const int* images, const int* texts, int n, int share, int e, int first_row, \
+        int rows, int is_first) { \
+        contrastive_backward<T, true>(gradient, scale_part, bias_part, u, v, log_scale, bias, nullptr, nullptr, dloss, Pairs{pairs, n, share}, \
                                       Identities{images, texts}, n, e, first_row, rows, is_first); \
     } \
     KERNEL(contrastive_loss_sigmoid_backward##suffix, ScoreShape<T>::kThreads, SumStorage<T, 2>)

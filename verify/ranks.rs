@@ -1,8 +1,10 @@
 //! Ranks: what they own, the order of their sums, and threads as ranks.
 
 use keel::ranks::order::{ATOM, Cut, tree_sum};
-use keel::ranks::{Collective, Kind, Received, Seat, Sent, local};
+use keel::ranks::{Collective, Kind, Received, Sent};
 use proptest::prelude::*;
+
+use crate::harness::on_ranks;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
@@ -52,24 +54,10 @@ fn nothing_adds_to_nothing() {
     assert_eq!(tree_sum(std::iter::empty::<f32>()), None);
 }
 
-/// Runs `of_rank` on a thread each.
-fn on_threads<T: Send>(ranks: usize, of_rank: impl Fn(Seat) -> T + Sync) -> Vec<T> {
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = local::seats(ranks)
-            .into_iter()
-            .map(|rank| scope.spawn(|| of_rank(rank)))
-            .collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap())
-            .collect()
-    })
-}
-
 #[test]
 fn threads_exchange_and_gather_in_the_order_of_ranks() {
     for ranks in 1..=5usize {
-        let received = on_threads(ranks, |seat| {
+        let received = on_ranks(ranks, |seat| {
             let rank = seat.world().rank as u8;
             let mut engine = seat.engine().unwrap().lock().unwrap();
             let exchange = Collective {
@@ -109,7 +97,7 @@ fn threads_exchange_and_gather_in_the_order_of_ranks() {
 
 #[test]
 fn a_rank_that_ends_ends_those_that_wait_for_it() {
-    let outcomes = on_threads(3, |seat| {
+    let outcomes = on_ranks(3, |seat| {
         if seat.world().rank == 1 {
             seat.votes().give_up("its disk is full");
             return String::new();
@@ -137,7 +125,7 @@ fn a_rank_that_ends_ends_those_that_wait_for_it() {
 
 #[test]
 fn ranks_that_come_to_different_collectives_are_told_apart() {
-    let outcomes = on_threads(2, |seat| {
+    let outcomes = on_ranks(2, |seat| {
         let slice = 1 + seat.world().rank;
         let mut engine = seat.engine().unwrap().lock().unwrap();
         let gather = Collective {
@@ -160,7 +148,7 @@ fn ranks_that_come_to_different_collectives_are_told_apart() {
 
 #[test]
 fn votes_of_any_length_reach_all_ranks() {
-    let heard = on_threads(3, |seat| {
+    let heard = on_ranks(3, |seat| {
         let own = vec![7u8; seat.world().rank];
         let votes = seat.votes();
         let first = votes.gather("lengths", &own).unwrap();

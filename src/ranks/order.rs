@@ -13,7 +13,7 @@ pub const ATOM: usize = 16 * 1024;
 pub const BUCKET: usize = 64 << 20;
 
 /// The most ranks of a run: the depth of the tree by which their parts are added is bounded by it.
-pub const MOST_RANKS: usize = 1 << 16;
+pub const MOST_RANKS: usize = 1024;
 
 /// A flat range of elements, cut for some ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

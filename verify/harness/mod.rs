@@ -7,6 +7,7 @@ mod golden;
 mod gpu;
 mod gradcheck;
 mod random;
+mod ranks;
 
 use keel::error::Result;
 use keel::launch::Launch;
@@ -17,6 +18,7 @@ pub use case::{Case, aux, check, check_golden, on_every_executor, out};
 pub use golden::{Golden, goldens};
 pub use gpu::{Gpu, gpu, images};
 pub use random::Random;
+pub use ranks::{RankOn, on_ranks};
 
 /// The launches of the op that was recorded last.
 pub fn last_launches(tape: &Tape) -> Result<Vec<Launch>> {

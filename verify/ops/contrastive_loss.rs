@@ -494,12 +494,13 @@ fn row_blocks_of_scores_cover_every_row_once_and_never_hold_all_pairs() {
             {
                 continue;
             }
-            // The last four arguments: pairs, width, first row, rows.
+            // The last five arguments: pairs, those of a rank, width, first row, rows.
             let numbers: Vec<i32> = launch.arguments.iter().filter_map(number).collect();
-            let [pairs, 8, first, rows] = numbers[..] else {
+            let [pairs, share, 8, first, rows] = numbers[..] else {
                 panic!("{numbers:?}");
             };
-            assert_eq!([pairs as usize, first as usize], [n, next]);
+            assert_eq!([pairs, share].map(|count| count as usize), [n; 2]);
+            assert_eq!(first as usize, next);
             assert!(rows > 0 && first % 128 == 0 && (n <= 128 || (rows as usize) < n));
             next += rows as usize;
         }

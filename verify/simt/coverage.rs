@@ -15,12 +15,14 @@ use keel::ops::{
     UpdateOptions,
 };
 use keel::program::{CompileOptions, Program};
+use keel::ranks::order::BUCKET;
+use keel::ranks::{Seat, World};
 use keel::tape::{Add, Copy, Fill, Init, ParameterLayout, ParameterSpec, Tape, Target, Value};
 use keel::tensor::{DType, Shape, TensorType};
 use keel_kernel_report::{self as kernels, Direction, Size};
 
 use super::emulator;
-use crate::harness::Random;
+use crate::harness::{Random, on_ranks};
 
 /// Records a program of one op or a few and returns its result.
 type Record = fn(&mut Inputs<'_>) -> Result<Value>;
@@ -189,6 +191,10 @@ const PROGRAMS: &[(&str, Record)] = &[
         let (a, b) = (t.x([1]), t.x([1]));
         ops::weighted_sum(t.0, &[(a, 1.0), (b, 0.5)])
     }),
+    ("tree_sum", |t| {
+        let x = t.x([6, 20]);
+        ops::tree_sum(t.0, x, 3)
+    }),
     ("contrastive_loss, InfoNCE", |t| {
         contrastive(t, Contrastive::InfoNce, false)
     }),
@@ -227,7 +233,7 @@ fn program(record: Record, precision: DType) -> Result<Program> {
 }
 
 /// An update of two parameters, one of them clamped between two numbers.
-fn update() -> (Program, usize) {
+fn update(world: World) -> (Program, usize) {
     let specs = ["a.matrix", "a.scale"].map(|name| ParameterSpec {
         name: name.into(),
         shape: Shape::new(match name {
@@ -238,7 +244,8 @@ fn update() -> (Program, usize) {
         decays: true,
     });
     let layout = Arc::new(ParameterLayout::new(&specs));
-    let mut tape = Tape::new(layout.clone(), |_| true);
+    let tape = Tape::new(layout.clone(), |_| true);
+    let mut tape = tape.over_ranks(world, BUCKET);
     let mut seeds = Vec::new();
     for (index, spec) in specs.iter().enumerate() {
         let parameter = tape.parameter(spec.clone()).expect("it is laid out");
@@ -265,9 +272,13 @@ fn names(program: &Program) -> Result<Vec<String>> {
 }
 
 /// Runs on numbers drawn at random, and returns the kernels that ran.
-fn run(what: &str, program: Program, elements: usize) -> Vec<String> {
+fn run(what: &str, program: Program, elements: usize, seat: &Seat) -> Vec<String> {
     let kernels = names(&program).unwrap_or_else(|problem| panic!("{what}: {problem}"));
-    let executor = SimtExecutor::new(elements, Options::default()).expect("the emulator is there");
+    let executor = SimtExecutor::new(elements, Options::default());
+    let mut executor = executor.expect("the emulator is there");
+    if let Some(engine) = seat.engine() {
+        executor.join(engine.clone()).expect("it takes an engine");
+    }
     let mut session = executor
         .load(Arc::new(program))
         .unwrap_or_else(|problem| panic!("{what}: {problem}"));
@@ -299,7 +310,7 @@ fn every_kernel_is_launched_by_some_program() {
             let what = format!("{what} in {precision}");
             let program =
                 program(*record, precision).unwrap_or_else(|problem| panic!("{what}: {problem}"));
-            launched.extend(run(&what, program, 0));
+            launched.extend(run(&what, program, 0, &Seat::default()));
         }
         // Kernels for tiles that only large products have: launched at the shapes they are for, which the emulator would
         // take hours over; verify/simt/product.rs runs the kernels themselves.
@@ -312,8 +323,13 @@ fn every_kernel_is_launched_by_some_program() {
             launched.extend(names);
         }
     }
-    let (program, elements) = update();
-    launched.extend(run("an update", program, elements));
+    for ranks in [1, 2] {
+        let launched_by = on_ranks(ranks, |seat| {
+            let (program, elements) = update(seat.world());
+            run("an update", program, elements, &seat)
+        });
+        launched.extend(launched_by.into_iter().flatten());
+    }
     let left_over: Vec<&str> = KERNELS
         .iter()
         .map(|kernel| kernel.name)

@@ -1,6 +1,7 @@
 //! Executors run programs. All are of equal rank: the same program, the same inputs, the same readable outputs.
 
 mod arena;
+mod collectives;
 pub mod cpu;
 pub mod cuda;
 mod inputs;
@@ -12,12 +13,13 @@ mod selected_device;
 mod session_arenas;
 pub mod simt;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use crate::program::Program;
 use crate::tape::{Arena, CompileTarget};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
+use keel_ranks::SharedEngine;
 
 pub use cpu::CpuExecutor;
 pub use cuda::CudaExecutor;
@@ -47,6 +49,22 @@ pub trait Executor: Send + Sync {
     /// results. Whoever runs programs shows it.
     fn take_warnings(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Takes the engine by which programs of a rank among several reach the others.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when programs on this device cannot use such an engine.
+    fn join(&mut self, engine: SharedEngine) -> Result<()> {
+        let engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
+        Err(Error::Device {
+            device: self.describe(),
+            problem: format!(
+                "its programs cannot reach other ranks over {}",
+                engine.name()
+            ),
+            remedy: "train on one rank, or with --device cpu".into(),
+        })
     }
 
     /// Readies a program to run. Gradients, optimiser state and cache start as zeros.
@@ -87,7 +105,7 @@ pub trait Session: Send {
     /// [`Error::Device`] when a device fails. The processor cannot fail here otherwise.
     fn run(&mut self) -> Result<()>;
 
-    /// Runs the program up to its update, so that the gradients of several batches accumulate before it. The program must be of a
+    /// Runs the program up to its update, and without what it sends for it, so that the gradients of several batches accumulate before it. The program must be of a
     /// tape that adds gradients ([`crate::tape::Tape::accumulating_gradients`]); the last batch is run with [`Session::run`].
     ///
     /// # Errors

@@ -5,20 +5,26 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::collectives::Collectives;
 use super::inputs::UnwrittenInputs;
 use super::session_arenas::SessionArenas;
 use super::{Executor, Session, expect_arena, expect_declared, expect_input};
 use crate::program::{Place, Program};
-use crate::tape::{Arena, Array, ArrayData, CompileTarget, ReferenceArgs, Target, Value};
+use crate::tape::{
+    Arena, Array, ArrayData, CollectivePart, CompileTarget, Instruction, ReferenceArgs, Target,
+    Value,
+};
 use crate::tensor::DType;
 use keel_base::error::Result;
 use keel_base::random::scramble;
+use keel_ranks::SharedEngine;
 
 /// Runs programs in f64. See the module's documentation.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ReferenceExecutor {
     parameters: Arc<Mutex<Parameters>>,
     rounding: Option<u64>,
+    engine: Option<SharedEngine>,
 }
 
 /// Masters, and the same rounded to bf16.
@@ -41,6 +47,7 @@ impl ReferenceExecutor {
                 bf16_copies: vec![0.0; elements],
             })),
             rounding: None,
+            engine: None,
         }
     }
 
@@ -64,6 +71,11 @@ impl Executor for ReferenceExecutor {
         Target::Reference.into()
     }
 
+    fn join(&mut self, engine: SharedEngine) -> Result<()> {
+        self.engine = Some(engine);
+        Ok(())
+    }
+
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
         Ok(Box::new(ReferenceSession {
             parameters: self.parameters.clone(),
@@ -71,6 +83,7 @@ impl Executor for ReferenceExecutor {
             unwritten: UnwrittenInputs::of(&program),
             arrays: vec![None; program.values().len()],
             rounding: self.rounding,
+            collectives: Collectives::new("reference", self.engine.as_ref(), &program)?,
             program,
         }))
     }
@@ -113,6 +126,7 @@ struct ReferenceSession {
     arrays: Vec<Option<Array>>,
     /// The state of the random roundings, where results are rounded.
     rounding: Option<u64>,
+    collectives: Collectives,
 }
 
 /// Moves every number by up to half a unit in the last place of `dtype`, relative to its size.
@@ -179,8 +193,40 @@ impl ReferenceSession {
         self.arrays[value.index()] = Some(array);
     }
 
-    fn run_op(&mut self, program: &Program, index: usize) {
+    /// Hands a part of a collective to the engine: floats as f64, whatever their type is elsewhere.
+    fn run_collective(
+        &mut self,
+        instruction: &Instruction,
+        (number, part): (usize, CollectivePart),
+    ) -> Result<()> {
+        match part {
+            CollectivePart::Begin(kind) => {
+                let sent = self.load(instruction.inputs[0]);
+                let bytes = match &sent.data {
+                    ArrayData::Float(values) => bytemuck::cast_slice(values),
+                    ArrayData::Int(values) => bytemuck::cast_slice(values),
+                };
+                self.collectives.begin(number, kind, bytes)
+            }
+            CollectivePart::Finish => {
+                let value = instruction.outputs[0];
+                let mut arrived = Array::zeros(&self.program.ty(value));
+                let bytes = match &mut arrived.data {
+                    ArrayData::Float(values) => bytemuck::cast_slice_mut(values),
+                    ArrayData::Int(values) => bytemuck::cast_slice_mut(values),
+                };
+                self.collectives.finish(number, bytes)?;
+                self.store(value, arrived);
+                Ok(())
+            }
+        }
+    }
+
+    fn run_op(&mut self, program: &Program, index: usize) -> Result<()> {
         let instruction = &program.ops()[index].instruction;
+        if let Some(part) = instruction.op.collective() {
+            return self.run_collective(instruction, part);
+        }
         let inputs: Vec<Array> = instruction.inputs.iter().map(|v| self.load(*v)).collect();
         let inputs: Vec<&Array> = inputs.iter().collect();
         let mut outputs: Vec<Array> = instruction
@@ -198,6 +244,7 @@ impl ReferenceSession {
             }
             self.store(*value, array);
         }
+        Ok(())
     }
 }
 
@@ -209,19 +256,14 @@ impl Session for ReferenceSession {
     fn run(&mut self) -> Result<()> {
         self.unwritten.expect_none()?;
         let program = self.program.clone();
-        for index in 0..program.ops().len() {
-            self.run_op(&program, index);
-        }
-        Ok(())
+        (0..program.ops().len()).try_for_each(|index| self.run_op(&program, index))
     }
 
     fn run_gradients(&mut self) -> Result<()> {
         self.unwritten.expect_none_before_update()?;
         let program = self.program.clone();
-        for index in 0..program.gradient_ops() {
-            self.run_op(&program, index);
-        }
-        Ok(())
+        let mut gradients = (0..program.gradient_ops()).filter(|op| !program.is_exchange(*op));
+        gradients.try_for_each(|index| self.run_op(&program, index))
     }
 
     fn run_timed(&mut self, seconds: &mut [f64]) -> Result<()> {
@@ -229,7 +271,7 @@ impl Session for ReferenceSession {
         let program = self.program.clone();
         for (index, seconds) in seconds.iter_mut().enumerate() {
             let start = Instant::now();
-            self.run_op(&program, index);
+            self.run_op(&program, index)?;
             *seconds += start.elapsed().as_secs_f64();
         }
         Ok(())

@@ -18,6 +18,7 @@ use rayon::prelude::*;
 
 use super::grad_norm::GradNorm;
 use super::parameter_groups::{GROUP_SCALARS, ParameterGroups};
+use super::sharded_update::record_sharded_update;
 use crate::launch::kernels::constants::adamw::{ADAMW_ELEMENTS, ADAMW_THREADS};
 use crate::launch::{Argument, Launch, blocks, kernels};
 use crate::tape::{
@@ -115,7 +116,9 @@ pub struct UpdateOptions {
 /// Records the update of everything that [`Tape::backward`] made gradients for: one gradient norm, then one AdamW for
 /// each contiguous range of parameters of one group.
 ///
-/// On a tape that adds gradients ([`Tape::accumulating_gradients`]) it leaves the gradient arena at zero.
+/// On a tape that adds gradients ([`Tape::accumulating_gradients`]) it leaves the gradient arena at zero. On a tape over
+/// several ranks ([`Tape::over_ranks`]) gradients are summed over all of them first, each rank updates its share, and the
+/// gradient arena holds parameters afterwards, or zeros.
 ///
 /// Inputs: [`OptimizerInput::ALL`]. State: [`ADAMW_STATE`]. Outputs: `gradient_norm` `[1]`, `clip_scale` `[1]`, of the
 /// gradients times their scale.
@@ -136,6 +139,9 @@ pub fn record_update(
             "none",
         ));
     };
+    if tape.world().ranks > 1 {
+        return record_sharded_update(tape, layout, groups, options);
+    }
     let elements = last.gradients + last.elements;
     let trained: Vec<String> = tape
         .gradient_entries()
@@ -198,16 +204,16 @@ pub fn record_update(
 }
 
 /// A contiguous range of parameters of one group.
-struct Run {
-    parameters: usize,
-    gradients: usize,
-    elements: usize,
-    group: usize,
+pub(super) struct Run {
+    pub parameters: usize,
+    pub gradients: usize,
+    pub elements: usize,
+    pub group: usize,
 }
 
 /// The trained parameters in as few runs as they make, in arena order. The layout puts what one group takes side by side, so
 /// there are a handful of runs and not one op a tensor.
-fn runs(
+pub(super) fn runs(
     tape: &Tape,
     layout: &crate::tape::ParameterLayout,
     groups: &ParameterGroups,
@@ -242,14 +248,14 @@ fn runs(
 /// Inputs parameters, gradients, first and second moments [n], the shared scalars, the groups' scalars, clip factor, and the
 /// parameters' bf16 copy where a program reads it; outputs the new parameters and moments, then the new bf16 copy.
 #[derive(Clone, Copy, Debug)]
-struct AdamW {
+pub(super) struct AdamW {
     /// The row of the groups' scalars.
-    group: usize,
-    writes_bf16_copy: bool,
+    pub group: usize,
+    pub writes_bf16_copy: bool,
     /// The seed.
-    random_rounding: Option<u64>,
+    pub random_rounding: Option<u64>,
     /// The range's first element in the parameter arena.
-    first: usize,
+    pub first: usize,
 }
 
 /// Inputs before the bf16 copy.
@@ -505,9 +511,9 @@ impl Op for AdamW {
 
 /// Clamps a scalar parameter between two numbers.
 #[derive(Clone, Copy, Debug)]
-struct Clamp {
-    least: f32,
-    most: f32,
+pub(super) struct Clamp {
+    pub least: f32,
+    pub most: f32,
 }
 
 impl Op for Clamp {

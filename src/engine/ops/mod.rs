@@ -7,6 +7,7 @@
 mod adamw;
 mod attention;
 mod cast;
+mod collective;
 mod contrastive_loss;
 mod embedding;
 mod grad_norm;
@@ -24,9 +25,11 @@ mod qk_norm;
 mod rope;
 mod rows;
 mod shapes;
+mod sharded_update;
 mod special;
 mod splice;
 mod swiglu;
+mod tree_sum;
 mod weighted_sum;
 
 pub use adamw::{
@@ -34,8 +37,10 @@ pub use adamw::{
 };
 pub use attention::{Heads, Mask, attention, cross_attention};
 pub use cast::cast;
+pub use collective::{all_gather, exchange};
 pub use contrastive_loss::{
-    Contrastive, ContrastiveMask, contrastive_loss, contrastive_loss_in_row_blocks,
+    Contrastive, ContrastiveMask, RankPairs, contrastive_loss, contrastive_loss_in_row_blocks,
+    contrastive_loss_over_ranks,
 };
 pub use embedding::embedding;
 pub use l2_normalize::l2_normalize;
@@ -52,4 +57,5 @@ pub use rope::{Positions, rope};
 pub use special::dot;
 pub use splice::{splice, splice_into_cache};
 pub use swiglu::swiglu;
+pub use tree_sum::tree_sum;
 pub use weighted_sum::weighted_sum;

@@ -13,11 +13,13 @@ use std::collections::HashMap;
 use self::lifetimes::Laid;
 use crate::plan;
 use crate::tape::{
-    Arena, CompileTarget, Cost, GradientEntry, Instruction, OptimizerState, ParameterSpec, Storage,
-    Tape, UPDATE, Value, ValueInfo, root,
+    Arena, CollectivePart, CompileTarget, Cost, EXCHANGE, GradientEntry, Instruction,
+    OptimizerState, ParameterSpec, Storage, Tape, UPDATE, Value, ValueInfo, root,
 };
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result, nearest};
+use keel_ranks::order::Cut;
+use keel_ranks::{Collective, Kind, World};
 
 pub use lifetimes::{Class, PlannedBytes};
 pub use report::MemoryReport;
@@ -92,6 +94,8 @@ pub struct Program {
     gradient_entries: Vec<GradientEntry>,
     gradient_elements: usize,
     cache_elements: usize,
+    world: World,
+    shards: Option<Cut>,
     optimizer_state: Vec<OptimizerState>,
     accumulates_gradients: bool,
     arena_bytes: usize,
@@ -115,6 +119,7 @@ impl Program {
         };
         // Fusing first: what it merges must neither be counted as needed nor be planned.
         tape.fuse();
+        tape.hoist();
         let kept = kept_values(&tape, options)?;
         // Dropping shows in lifetimes: a value whose one reader nobody needs must not live until that reader.
         let needed = needed_instructions(&tape, &kept);
@@ -148,6 +153,7 @@ impl Program {
             .filter(|(_, info)| info.is_input)
             .filter_map(|(index, info)| Some((info.name.clone()?, Value(index as u32))))
             .collect();
+        let world = tape.world();
         Ok(Program {
             compile_target: options.compile_target,
             values,
@@ -159,6 +165,8 @@ impl Program {
             gradient_entries: tape.gradient_entries,
             gradient_elements: tape.gradient_elements,
             cache_elements: tape.cache_elements,
+            world,
+            shards: tape.shards,
             optimizer_state: tape.optimizer_state,
             accumulates_gradients: tape.accumulates_gradients,
             arena_bytes: placement.arena as usize,
@@ -257,8 +265,12 @@ impl Program {
     pub fn session_arenas(&self) -> impl Iterator<Item = (&'static str, Arena)> {
         let state = self.optimizer_state.iter();
         let state = state.map(|state| (state.name, state.arena));
+        let shard = self
+            .shards
+            .map(|_| ("gradients of this rank", Arena::GradientShard));
         [("gradients", Arena::Gradients), ("cache", Arena::Cache)]
             .into_iter()
+            .chain(shard)
             .chain(state)
     }
 
@@ -268,9 +280,43 @@ impl Program {
             Arena::Parameters => parameter_elements,
             Arena::ParametersBf16 if self.has_bf16_parameters() => parameter_elements,
             Arena::ParametersBf16 => 0,
-            Arena::Gradients | Arena::OptimizerState(_) => self.gradient_elements,
+            Arena::Gradients => self.gradient_elements,
+            Arena::OptimizerState(_) => self
+                .shards
+                .map_or(self.gradient_elements, |cut| cut.owned()),
+            Arena::GradientShard => self.shards.map_or(0, |cut| cut.owned()),
             Arena::Cache => self.cache_elements,
         }
+    }
+
+    /// Where the rank stands that runs it.
+    pub fn world(&self) -> World {
+        self.world
+    }
+
+    /// How the gradients are cut for the ranks, where several train. Each rank keeps the optimiser's state of its own slices.
+    pub fn shards(&self) -> Option<&Cut> {
+        self.shards.as_ref()
+    }
+
+    /// The collective that an op begins, for an executor that stores values in their own types.
+    pub fn collective(&self, op: &PlannedOp) -> Option<Collective> {
+        let (_, CollectivePart::Begin(kind)) = op.instruction.op.collective()? else {
+            return None;
+        };
+        let bytes = self.ty(op.instruction.inputs[0]).bytes();
+        Some(Collective {
+            kind,
+            slice: match kind {
+                Kind::AllGather => bytes,
+                Kind::Exchange => bytes / self.world.ranks,
+            },
+        })
+    }
+
+    /// Whether a run up to the update leaves an op out ([`EXCHANGE`]).
+    pub(crate) fn is_exchange(&self, op: usize) -> bool {
+        &*self.ops[op].instruction.scope == EXCHANGE
     }
 
     /// Whether any parameter is read in bf16.

@@ -74,7 +74,7 @@ pub(super) fn spend(
     let mut single: Vec<(usize, f64, f64)> = instructions
         .iter()
         .enumerate()
-        .filter(|(_, i)| !i.is_backward && !i.op.is_matrix_product() && !i.op.is_view())
+        .filter(|(_, i)| is_repeatable(i) && !i.op.is_matrix_product() && !i.op.is_view())
         .map(|(index, i)| {
             let bytes = saved_bytes(i, values, &saved) as f64;
             (index, work(i, values), bytes)
@@ -122,6 +122,11 @@ fn bound_with(
     let (mut values, instructions) = rewritten(values, instructions, selected);
     let laid = lifetimes::lay_out(&mut values, &instructions, kept, options)?;
     Ok(plan::lower_bound(&laid.buffers)?.bytes)
+}
+
+/// Whether an op may be computed again in the backward part. A collective may not: other ranks have a part in it.
+fn is_repeatable(instruction: &Instruction) -> bool {
+    !instruction.is_backward && instruction.op.collective().is_none()
 }
 
 /// The ops of the chosen candidates.
@@ -239,7 +244,7 @@ fn candidates(values: &[ValueInfo], instructions: &[Instruction]) -> Vec<Candida
     let (saved, leaves) = saved_and_leaving(instructions);
     let mut scopes: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (index, instruction) in instructions.iter().enumerate() {
-        if !instruction.is_backward && !leaves.contains(&index) {
+        if is_repeatable(instruction) && !leaves.contains(&index) {
             scopes.entry(&instruction.scope).or_default().push(index);
         }
     }

@@ -63,7 +63,7 @@ impl MemoryReport {
             .map_or(String::new(), |op| op.instruction.label());
         MemoryReport {
             parameters: arena(Arena::Parameters) + arena(Arena::ParametersBf16),
-            gradients: arena(Arena::Gradients),
+            gradients: arena(Arena::Gradients) + arena(Arena::GradientShard),
             moments: state.iter().map(|state| arena(state.arena)).sum(),
             arena: program.arena_bytes() as u64,
             lower_bound: program.lower_bound(),

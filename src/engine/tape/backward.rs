@@ -106,6 +106,14 @@ impl Tape {
         self.record_one(Add, &[so_far, gradient])
     }
 
+    /// The number of the instruction that makes each value.
+    fn made_at(&self) -> HashMap<Value, usize> {
+        let instructions = self.instructions.iter().enumerate();
+        instructions
+            .flat_map(|(index, made)| made.outputs.iter().map(move |output| (*output, index)))
+            .collect()
+    }
+
     /// Gives every trained parameter's gradient its place in the gradient arena, in parameter order, and names the
     /// gradients that were asked for.
     fn bind_gradients(&mut self, gradients: &HashMap<Value, Value>) -> Result<()> {
@@ -126,6 +134,7 @@ impl Tape {
         // In the order of the layout, whatever the order of use: neighbours among the parameters are neighbours among
         // the gradients, and an update covers them in one pass.
         trained.sort_by_key(|(index, ..)| *index);
+        let made_at = self.made_at();
         let mut bound: Vec<Value> = Vec::new();
         for (_, name, value, reserved) in trained {
             let offset = self.gradient_elements;
@@ -135,6 +144,7 @@ impl Tape {
             );
             let mut gradient = gradients[&value];
             let source = root(&self.values, gradient);
+            let ready = made_at.get(&source).copied().unwrap_or_default();
             // Only a value of its own can be placed in the arena: a gradient that two parameters share (an addition
             // hands dy on to both), one that the host feeds and one that is itself a forward value are copied.
             if self.accumulates_gradients {
@@ -153,6 +163,7 @@ impl Tape {
                 parameter: name,
                 offset,
                 reserved,
+                ready,
             });
             self.gradient_elements += reserved;
         }

@@ -8,6 +8,7 @@ mod arguments;
 mod backward;
 mod basic;
 mod fuse;
+mod hoist;
 mod op;
 mod parameters;
 
@@ -16,11 +17,13 @@ use std::sync::Arc;
 
 pub use arguments::{Array, ArrayData, CpuArgs, Input, Inputs, Output, Outputs, ReferenceArgs};
 pub use basic::{Add, Copy, Fill, View};
-pub use op::{Backward, CompileTarget, Cost, Op, Target, Tier};
+pub use op::{Backward, CollectivePart, CompileTarget, Cost, Op, Target, Tier};
 pub use parameters::{Init, ParameterEntry, ParameterLayout, ParameterSpec};
 
 use crate::tensor::{DType, Shape, TensorType};
 use keel_base::error::{Error, Result};
+use keel_ranks::World;
+use keel_ranks::order::{BUCKET, Cut};
 
 /// A symbolic value of one tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,8 +46,12 @@ pub enum Arena {
     ParametersBf16,
     /// Gradients of what this program trains.
     Gradients,
-    /// What the optimiser keeps of each trained number in one of its slots, laid out like the gradients.
+    /// What the optimiser keeps of each trained number in one of its slots, laid out like the gradients, or over several
+    /// ranks like [`Arena::GradientShard`].
     OptimizerState(StateSlot),
+    /// Over several ranks: the sums over all of them of the gradients whose parameters this rank updates, its slices of all
+    /// buckets one after the other. After the update it carries the parameters to the other ranks.
+    GradientShard,
     /// What a program keeps from run to run, such as keys and values of tokens it has seen.
     Cache,
 }
@@ -172,6 +179,10 @@ impl Instruction {
 /// The scope of the ops that update parameters, which come last.
 pub const UPDATE: &str = "update";
 
+/// The scope of the ops that send gradients to other ranks. They are part of the update, and stand as early as what they
+/// send is complete: a run up to the update leaves them out.
+pub const EXCHANGE: &str = "exchange";
+
 /// Decides from a parameter's name whether this tape trains it.
 pub type Trains = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
@@ -194,6 +205,11 @@ pub struct Tape {
     pub(crate) gradient_entries: Vec<GradientEntry>,
     pub(crate) optimizer_state: Vec<OptimizerState>,
     pub(crate) cache_elements: usize,
+    world: World,
+    bucket: usize,
+    /// How the gradients are cut for the ranks, once an update over several is recorded.
+    pub(crate) shards: Option<Cut>,
+    collectives: usize,
 }
 
 /// The place of one parameter's gradient and of what the optimiser keeps of it.
@@ -205,6 +221,8 @@ pub struct GradientEntry {
     pub offset: usize,
     /// Elements reserved, padding included.
     pub reserved: usize,
+    /// The backward op, by its number among those recorded, that completes it.
+    pub ready: usize,
 }
 
 impl std::fmt::Debug for Tape {
@@ -247,6 +265,10 @@ impl Tape {
             gradient_entries: Vec::new(),
             optimizer_state: Vec::new(),
             cache_elements: 0,
+            world: World::ALONE,
+            bucket: BUCKET,
+            shards: None,
+            collectives: 0,
         }
     }
 
@@ -267,6 +289,33 @@ impl Tape {
     pub fn accumulating_gradients(mut self) -> Tape {
         self.accumulates_gradients = true;
         self
+    }
+
+    /// The tape of one rank among several, which sums gradients over all of them and updates its share of the parameters.
+    /// Gradients are sent in buckets of about `bucket` elements.
+    pub fn over_ranks(mut self, world: World, bucket: usize) -> Tape {
+        self.world = world;
+        self.bucket = bucket;
+        self
+    }
+
+    /// Where the rank stands that the tape is recorded for.
+    pub fn world(&self) -> World {
+        self.world
+    }
+
+    /// Cuts the gradients recorded so far for the tape's ranks; their arena grows by the padding.
+    pub(crate) fn cut_gradients(&mut self) -> Cut {
+        let cut = Cut::new(self.gradient_elements, self.world.ranks, self.bucket);
+        self.gradient_elements = cut.padded();
+        self.shards = Some(cut);
+        cut
+    }
+
+    /// A number for another collective.
+    pub(crate) fn next_collective(&mut self) -> usize {
+        self.collectives += 1;
+        self.collectives - 1
     }
 
     /// See [`Tape::accumulating_gradients`].

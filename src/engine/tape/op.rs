@@ -11,6 +11,7 @@ use keel_base::error::{Error, Result};
 
 use crate::launch::Launch;
 use crate::tensor::{DType, TensorType};
+use keel_ranks::Kind;
 
 /// What one run of an op costs. Feeds the plan, the benches, the profile and the share of peak.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -106,6 +107,16 @@ impl From<Target> for CompileTarget {
     }
 }
 
+/// The part of a collective over ranks that an op is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CollectivePart {
+    /// Hands its one input to the engine. Its one output is where what arrives goes; it holds nothing before the finish.
+    Begin(Kind),
+    /// Waits for what arrives. Its inputs are what [`CollectivePart::Begin`] makes and what it sends, so that both live until
+    /// here; its output is what has arrived.
+    Finish,
+}
+
 /// One operation: shape rule, meaning, kernels, derivative and cost.
 pub trait Op: Any + fmt::Debug + Send + Sync {
     /// The op's name in plans, profiles and errors, for example `layer_norm`.
@@ -189,6 +200,11 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     /// Whether the single output is the single input under another shape: nothing runs.
     fn is_view(&self) -> bool {
         false
+    }
+
+    /// Which part of which of the tape's collectives the op is. Such an op has no kernel: an executor hands it to its engine.
+    fn collective(&self) -> Option<(usize, CollectivePart)> {
+        None
     }
 
     /// Whether the op multiplies matrices: the recompute pass keeps such results in preference to others.

@@ -5,13 +5,18 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::super::arena::ByteArena;
+use super::super::collectives::Collectives;
 use super::super::inputs::UnwrittenInputs;
 use super::super::session_arenas::SessionArenas;
 use super::super::{Executor, Session, expect_arena, expect_declared, expect_input};
 use crate::program::{Place, Program};
-use crate::tape::{Arena, CompileTarget, CpuArgs, Input, Inputs, Output, Outputs, Target, Value};
+use crate::tape::{
+    Arena, CollectivePart, CompileTarget, CpuArgs, Input, Inputs, Instruction, Output, Outputs,
+    Target, Value,
+};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
+use keel_ranks::SharedEngine;
 
 /// The most inputs or outputs an op may have; slices for them are built on the stack.
 const MAX_ARGUMENTS: usize = 12;
@@ -21,6 +26,7 @@ pub struct CpuExecutor {
     parameters: Arc<Mutex<ByteArena>>,
     pool: Arc<rayon::ThreadPool>,
     peak: OnceLock<f64>,
+    engine: Option<SharedEngine>,
 }
 
 impl CpuExecutor {
@@ -44,6 +50,7 @@ impl CpuExecutor {
             parameters: Arc::new(Mutex::new(parameters)),
             pool: Arc::new(pool),
             peak: OnceLock::new(),
+            engine: None,
         })
     }
 
@@ -87,6 +94,11 @@ impl Executor for CpuExecutor {
         self.pool.install(keel_cpu::measure_bandwidth)
     }
 
+    fn join(&mut self, engine: SharedEngine) -> Result<()> {
+        self.engine = Some(engine);
+        Ok(())
+    }
+
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
         if let Some(value) = program.values().iter().find(|v| v.ty.dtype == DType::Bf16) {
             return Err(Error::Device {
@@ -122,6 +134,7 @@ impl Executor for CpuExecutor {
             pool: self.pool.clone(),
             types,
             unwritten: UnwrittenInputs::of(&program),
+            collectives: Mutex::new(Collectives::new("cpu", self.engine.as_ref(), &program)?),
             program,
         }))
     }
@@ -183,15 +196,57 @@ struct CpuSession {
     /// Of each op.
     types: Vec<OpTypes>,
     unwritten: UnwrittenInputs,
+    collectives: Mutex<Collectives>,
+}
+
+/// Which ops of a program run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// All.
+    Whole,
+    /// Those up to the update that send nothing for it.
+    Gradients,
 }
 
 impl CpuSession {
-    fn run_op(&self, index: usize, parameters: &ByteArena) {
+    /// Hands a part of a collective to the engine.
+    fn run_collective(
+        &self,
+        instruction: &Instruction,
+        (number, part): (usize, CollectivePart),
+        parameters: &ByteArena,
+    ) -> Result<()> {
+        let value = match part {
+            CollectivePart::Begin(_) => instruction.inputs[0],
+            CollectivePart::Finish => instruction.outputs[0],
+        };
+        let (arena, offset) = self.memory.locate(self.program.place(value), parameters);
+        let bytes = self.program.ty(value).bytes();
+        let collectives = self.collectives.lock();
+        let mut collectives = collectives.unwrap_or_else(PoisonError::into_inner);
+        match part {
+            CollectivePart::Begin(kind) => {
+                // SAFETY: no other op runs meanwhile, and this one writes nothing.
+                let sent = unsafe { arena.slice::<u8>(offset, bytes) };
+                collectives.begin(number, kind, sent)
+            }
+            CollectivePart::Finish => {
+                // SAFETY: no other op runs meanwhile, and this one reads nothing: what was begun has been read.
+                let received = unsafe { arena.slice_mut::<u8>(offset, bytes) };
+                collectives.finish(number, received)
+            }
+        }
+    }
+
+    fn run_op(&self, index: usize, parameters: &ByteArena) -> Result<()> {
         let op = &self.program.ops()[index];
         let types = &self.types[index];
         let instruction = &op.instruction;
         if instruction.op.is_view() {
-            return;
+            return Ok(());
+        }
+        if let Some(part) = instruction.op.collective() {
+            return self.run_collective(instruction, part, parameters);
         }
         // Arrays on the stack and not vectors: a step allocates nothing.
         let mut inputs = [const { Input::F32(&[]) }; MAX_ARGUMENTS];
@@ -240,10 +295,15 @@ impl CpuSession {
             input_types: &types.inputs,
             output_types: &types.outputs,
         });
+        Ok(())
     }
 
-    /// Runs the first `count` ops, and `after` each with its number and the time at which it began.
-    fn run_first(&mut self, count: usize, mut after: impl FnMut(usize, Instant) + Send) {
+    /// Runs ops, and `after` each with its number and the time at which it began.
+    fn run_ops(
+        &mut self,
+        extent: Extent,
+        mut after: impl FnMut(usize, Instant) + Send,
+    ) -> Result<()> {
         // Shared from here on: the pool's threads only read the session; what they write are the arenas' bytes, apart
         // by the plan.
         let this = &*self;
@@ -254,12 +314,20 @@ impl CpuSession {
         let parameters: &ByteArena = &parameters;
         // One hand-over to the pool for the whole step: each would cost more than a small op computes.
         this.pool.install(|| {
+            let count = match extent {
+                Extent::Whole => this.types.len(),
+                Extent::Gradients => this.program.gradient_ops(),
+            };
             for index in 0..count {
+                if extent == Extent::Gradients && this.program.is_exchange(index) {
+                    continue;
+                }
                 let start = Instant::now();
-                this.run_op(index, parameters);
+                this.run_op(index, parameters)?;
                 after(index, start);
             }
-        });
+            Ok(())
+        })
     }
 
     fn locked<T>(&self, with: impl FnOnce(&ByteArena) -> T) -> T {
@@ -304,22 +372,19 @@ impl Session for CpuSession {
 
     fn run(&mut self) -> Result<()> {
         self.unwritten.expect_none()?;
-        self.run_first(self.types.len(), |_, _| {});
-        Ok(())
+        self.run_ops(Extent::Whole, |_, _| {})
     }
 
     fn run_gradients(&mut self) -> Result<()> {
         self.unwritten.expect_none_before_update()?;
-        self.run_first(self.program.gradient_ops(), |_, _| {});
-        Ok(())
+        self.run_ops(Extent::Gradients, |_, _| {})
     }
 
     fn run_timed(&mut self, seconds: &mut [f64]) -> Result<()> {
         self.unwritten.expect_none()?;
-        self.run_first(seconds.len(), |index, start| {
+        self.run_ops(Extent::Whole, |index, start| {
             seconds[index] += start.elapsed().as_secs_f64();
-        });
-        Ok(())
+        })
     }
 
     fn write_f32(&mut self, input: &str, values: &[f32]) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::super::collectives::Collectives;
 use super::super::kernel_table::{IMAGES, KernelImage};
 use super::super::resolved::to_bytes;
 use super::super::{Executor, Session};
@@ -113,6 +114,8 @@ impl Executor for CudaExecutor {
     }
 
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
+        // Without an engine here a collective would be passed over: such programs are refused.
+        Collectives::new("cuda", None, &program)?;
         Ok(Box::new(self.load_session(program)?))
     }
 

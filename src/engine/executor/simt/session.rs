@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use super::super::collectives::Collectives;
 use super::super::inputs::UnwrittenInputs;
 use super::super::resolved::{
     ByteRange, ResolvedArgument, ResolvedStep, Space, range, read_singles, resolve, to_bytes,
@@ -13,9 +14,10 @@ use super::super::session_arenas::SessionArenas;
 use super::super::{Executor, Session, expect_arena, expect_declared, expect_input};
 use super::{Argument, Buffer, Element, Emulator, Kernel, Options};
 use crate::program::Program;
-use crate::tape::{Arena, CompileTarget, Target};
+use crate::tape::{Arena, CollectivePart, CompileTarget, Target};
 use crate::tensor::DType;
 use keel_base::error::{Error, Result};
+use keel_ranks::SharedEngine;
 
 /// Runs programs on the emulator. See [`super`].
 pub struct SimtExecutor {
@@ -24,6 +26,7 @@ pub struct SimtExecutor {
     options: Options<'static>,
     isolates: bool,
     precision: DType,
+    engine: Option<SharedEngine>,
 }
 
 /// Masters and their bf16 copies.
@@ -52,6 +55,7 @@ impl SimtExecutor {
             options,
             isolates: false,
             precision: DType::F32,
+            engine: None,
         })
     }
 
@@ -93,6 +97,11 @@ impl Executor for SimtExecutor {
         }
     }
 
+    fn join(&mut self, engine: SharedEngine) -> Result<()> {
+        self.engine = Some(engine);
+        Ok(())
+    }
+
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
         let resolved = resolve(&program)?;
         let mut kernels: BTreeMap<&'static str, Kernel> = BTreeMap::new();
@@ -113,6 +122,7 @@ impl Executor for SimtExecutor {
             resolved,
             kernels,
             unwritten: UnwrittenInputs::of(&program),
+            collectives: Collectives::new("simt", self.engine.as_ref(), &program)?,
             program,
         }))
     }
@@ -203,14 +213,52 @@ struct SimtSession {
     resolved: Vec<ResolvedStep>,
     kernels: BTreeMap<&'static str, Kernel>,
     unwritten: UnwrittenInputs,
+    collectives: Collectives,
 }
 
 impl SimtSession {
+    /// Hands a part of a collective to the engine.
+    fn run_collective(
+        &mut self,
+        index: usize,
+        (number, part): (usize, CollectivePart),
+        parameters: &Parameters,
+    ) -> Result<()> {
+        let instruction = &self.program.ops()[index].instruction;
+        let value = match part {
+            CollectivePart::Begin(_) => instruction.inputs[0],
+            CollectivePart::Finish => instruction.outputs[0],
+        };
+        let ty = self.program.ty(value);
+        let range = range(self.program.place(value), ty.dtype, ty.bytes());
+        let range = range.expect("an op that runs has all its values placed");
+        let mut bytes = vec![0; range.bytes];
+        match part {
+            CollectivePart::Begin(kind) => {
+                let (buffer, offset) = self.memory.locate(parameters, range);
+                buffer.read_bytes(offset, &mut bytes)?;
+                self.collectives.begin(number, kind, &bytes)
+            }
+            CollectivePart::Finish => {
+                self.collectives.finish(number, &mut bytes)?;
+                let (buffer, offset) = match range.space {
+                    Space::Activations => self.memory.activations_mut(range.offset),
+                    // What arrives is no parameter.
+                    Space::Fixed(arena) => (self.memory.fixed.get_mut(arena), range.offset),
+                };
+                buffer.write_bytes(offset, &bytes)
+            }
+        }
+    }
+
     fn run_op(&mut self, index: usize, parameters: &Parameters) -> Result<()> {
         // What an op leaves unwritten must show: nothing of an earlier op or run may be left there.
         for undefined in &self.resolved[index].undefined {
             let (buffer, offset) = self.memory.activations_mut(undefined.offset);
             buffer.write_bytes(offset, &vec![0xff; undefined.bytes])?;
+        }
+        if let Some(part) = self.program.ops()[index].instruction.op.collective() {
+            return self.run_collective(index, part, parameters);
         }
         for launch in &self.resolved[index].launches {
             let kernel = &self.kernels[launch.kernel.name];
@@ -252,11 +300,11 @@ impl SimtSession {
         Ok(())
     }
 
-    /// Runs the first `count` ops.
-    fn run_first(&mut self, count: usize, mut after: impl FnMut(usize, f64)) -> Result<()> {
+    /// Runs all ops.
+    fn run_all(&mut self, mut after: impl FnMut(usize, f64)) -> Result<()> {
         let parameters = self.parameters.clone();
         let parameters = lock(&parameters);
-        for index in 0..count {
+        for index in 0..self.resolved.len() {
             let start = Instant::now();
             self.run_op(index, &parameters)?;
             after(index, start.elapsed().as_secs_f64());
@@ -290,19 +338,21 @@ impl Session for SimtSession {
 
     fn run(&mut self) -> Result<()> {
         self.unwritten.expect_none()?;
-        self.run_first(self.resolved.len(), |_, _| {})
+        self.run_all(|_, _| {})
     }
 
     fn run_gradients(&mut self) -> Result<()> {
         self.unwritten.expect_none_before_update()?;
-        self.run_first(self.program.gradient_ops(), |_, _| {})
+        let parameters = self.parameters.clone();
+        let parameters = lock(&parameters);
+        let program = self.program.clone();
+        let mut gradients = (0..program.gradient_ops()).filter(|op| !program.is_exchange(*op));
+        gradients.try_for_each(|index| self.run_op(index, &parameters))
     }
 
     fn run_timed(&mut self, seconds: &mut [f64]) -> Result<()> {
         self.unwritten.expect_none()?;
-        self.run_first(self.resolved.len(), |index, elapsed| {
-            seconds[index] += elapsed
-        })
+        self.run_all(|index, elapsed| seconds[index] += elapsed)
     }
 
     fn write_f32(&mut self, input: &str, values: &[f32]) -> Result<()> {

@@ -39,16 +39,16 @@ impl ContrastiveLossBackward {
 }
 
 /// What the gradient of a tile of scores is made of on the processor.
-struct ScoreGradient<'a> {
-    sweep: &'a Sweep<'a>,
-    dloss: f32,
+pub(super) struct ScoreGradient<'a> {
+    pub sweep: &'a Sweep<'a>,
+    pub dloss: f32,
     /// The log-sums of the rows and of the columns of S (InfoNCE); nothing in the sigmoid form.
-    log_sums: Option<[&'a [f32]; 2]>,
+    pub log_sums: Option<[&'a [f32]; 2]>,
 }
 
 impl ScoreGradient<'_> {
     /// dx = eᵃ G y, where G's rows belong to x and the log-sums are those of G's rows and columns.
-    fn features(&self, [x, y]: [&[f32]; 2], dx: &mut [f32], scratch: &mut [f32]) {
+    pub fn features(&self, [x, y]: [&[f32]; 2], dx: &mut [f32], scratch: &mut [f32]) {
         let e = self.sweep.e;
         self.sweep.tiles(
             x,
@@ -74,9 +74,9 @@ impl ScoreGradient<'_> {
     /// Turns a tile of S, whose first score is of row and column `first`, into that of G. A masked score is −∞, and becomes
     /// 0 in both forms.
     fn of_tile(&self, tile: &mut [f32], columns: usize, first: [usize; 2]) {
-        let n = self.sweep.n as f32;
+        let n = self.sweep.pairs as f32;
         for (row, tile) in tile.chunks_mut(columns).enumerate() {
-            let row = first[0] + row;
+            let row = self.sweep.first + first[0] + row;
             match self.log_sums {
                 Some([own, other]) => {
                     let factor = self.dloss / (2.0 * n);
@@ -98,7 +98,7 @@ impl ScoreGradient<'_> {
     }
 
     /// ∂b = Σ G of the sigmoid form. From S once more, because ∂u and ∂v leave no G behind.
-    fn bias(&self, [u, v]: [&[f32]; 2], workspace: &mut [f32]) -> f64 {
+    pub fn bias(&self, [u, v]: [&[f32]; 2], workspace: &mut [f32]) -> f64 {
         let n = self.sweep.n;
         let (sums, scratch) = workspace.split_at_mut(n);
         self.sweep
@@ -107,6 +107,7 @@ impl ScoreGradient<'_> {
                     .iter()
                     .map(|s| 1.0 / (1.0 + f64::from(-*s).exp()))
                     .sum();
+                let row = self.sweep.first + row;
                 let own = if (first..first + tile.len()).contains(&row) {
                     1.0
                 } else {
@@ -115,7 +116,7 @@ impl ScoreGradient<'_> {
                 sum[0] += (sigmoids - own) as f32;
             });
         let sum: f64 = sums.iter().map(|x| f64::from(*x)).sum();
-        sum * f64::from(self.dloss) / n.max(1) as f64
+        sum * f64::from(self.dloss) / self.sweep.pairs.max(1) as f64
     }
 }
 
@@ -191,8 +192,13 @@ impl Op for ContrastiveLossBackward {
         let features = [args.inputs.f32(0), args.inputs.f32(1)];
         let shape = args.input_types[0].shape;
         let integers = |index| args.inputs.i32(index);
+        let pairs = self.mask_places().pairs(shape.rows(), integers);
         let sweep = Sweep {
-            n: self.mask_places().pairs(shape.rows(), integers),
+            n: pairs,
+            columns: pairs,
+            first: 0,
+            pairs,
+            counts: None,
             e: shape.columns(),
             scale: args.inputs.f32(2)[0].exp(),
             bias: if self.is_sigmoid() {

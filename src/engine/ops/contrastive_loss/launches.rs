@@ -14,9 +14,9 @@ use crate::tensor::{DType, TensorType};
 use keel_base::error::Result;
 
 /// Scores of a row block, where N leaves room: 128 MiB of bf16.
-const BLOCK_SCORES: usize = 1 << 26;
+pub(super) const BLOCK_SCORES: usize = 1 << 26;
 /// The fewest rows of a block where N leaves no room: each block reads and writes all of ∂v once.
-const FEWEST_ROWS: usize = 1024;
+pub(super) const FEWEST_ROWS: usize = 1024;
 /// Rows of a block, at most: as many as there is room for.
 pub(super) const BLOCK_ROWS: usize = usize::MAX;
 
@@ -53,6 +53,8 @@ fn row_blocks(n: usize, most: usize) -> impl Iterator<Item = RowBlock> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Problem {
     n: usize,
+    /// Rows of N that are this rank's: all of one rank's own.
+    share: usize,
     e: usize,
     dtype: DType,
     kind: Contrastive,
@@ -62,12 +64,17 @@ pub(super) struct Problem {
 
 /// Hands out ranges of the workspace.
 #[derive(Default)]
-struct Layout {
+pub(super) struct Layout {
     end: usize,
 }
 
 impl Layout {
-    fn take(&mut self, elements: usize, element: DType) -> Argument {
+    /// All bytes handed out so far.
+    pub fn bytes(&self) -> usize {
+        self.end
+    }
+
+    pub fn take(&mut self, elements: usize, element: DType) -> Argument {
         let offset = self.end.next_multiple_of(256);
         self.end = offset + elements * element.size();
         Argument::Workspace { offset, element }
@@ -105,6 +112,7 @@ impl Problem {
     ) -> Problem {
         Problem {
             n: inputs[0].shape.rows(),
+            share: inputs[0].shape.rows(),
             e: inputs[0].shape.columns(),
             dtype: inputs[0].dtype,
             kind,
@@ -158,7 +166,7 @@ impl Problem {
             column_part,
             state,
             own,
-            bytes: layout.end,
+            bytes: layout.bytes(),
         }
     }
 
@@ -189,7 +197,7 @@ impl Problem {
             image_part: floats(image * self.e),
             text_part: floats(text * self.e),
             text_sum: floats(own_sum * self.e),
-            bytes: layout.end,
+            bytes: layout.bytes(),
         }
     }
 
@@ -203,10 +211,11 @@ impl Problem {
         self.gradients().bytes
     }
 
-    /// n, e, the block's first row and its rows.
-    fn sizes(&self, kernel: &KernelEntry, block: RowBlock) -> Result<[Argument; 4]> {
+    /// n, the rows of it that are this rank's, e, the block's first row and its rows.
+    fn sizes(&self, kernel: &KernelEntry, block: RowBlock) -> Result<[Argument; 5]> {
         Ok([
             size(kernel, "the number of pairs", self.n)?,
+            size(kernel, "the number of pairs of a rank", self.share)?,
             size(kernel, "the width", self.e)?,
             size(kernel, "the first row", block.first)?,
             size(kernel, "the number of rows", block.rows)?,
@@ -245,7 +254,7 @@ impl Problem {
                 let kernel = kernels::CONTRASTIVE_LOSS_INFO_NCE_TOTAL_F32;
                 let n = size(kernel, "the number of pairs", self.n)?;
                 let [loss, row, column] = [0, 1, 2].map(Argument::output);
-                let arguments = vec![loss, row, column, work.own, mask[0], n];
+                let arguments = vec![loss, row, column, work.own, mask[0], Argument::Null, n];
                 Launch::new(kernel, 1, arguments)
             }
             Contrastive::Sigmoid => total(
@@ -313,7 +322,8 @@ impl Problem {
             }
         }
         if self.dtype != DType::F32 && self.e > 0 {
-            launches.push(self.finish(Argument::output(1), text, self.n, 1)?);
+            let places = [Argument::output(1), text];
+            launches.push(finish(self.dtype, places, self.n * self.e, 1)?);
         }
         let tiles = self.tiles(block_height(self.n, self.block_rows));
         let mut sum = |out, part| -> Result<()> {
@@ -370,8 +380,9 @@ impl Problem {
             index: 0,
             offset: block.first * self.e * self.dtype.size(),
         };
-        let finish = self.finish(out, work.image_part, block.rows, tiling.splits)?;
-        Ok([product, finish])
+        let places = [out, work.image_part];
+        let sum = finish(self.dtype, places, block.rows * self.e, tiling.splits)?;
+        Ok([product, sum])
     }
 
     /// ∂v += (e^a·G)ᵀ·u, by the kernels of a linear layer's weight.
@@ -421,25 +432,29 @@ impl Problem {
         );
         Ok(vec![product, add])
     }
+}
 
-    /// Rows of features' gradients from their parts.
-    fn finish(&self, out: Argument, part: Argument, rows: usize, parts: usize) -> Result<Launch> {
-        let kernel = kernels::CONTRASTIVE_LOSS_FINISH.of(self.dtype)?;
-        let count = rows * self.e;
-        let each = REDUCE_THREADS * vector(TensorType::new(self.dtype, [count]));
-        let grid = blocks(kernel, count, each)?;
-        let arguments = vec![
-            out,
-            part,
-            Argument::I64(count as i64),
-            Argument::I32(parts as i32),
-        ];
-        Ok(Launch::new(kernel, grid, arguments))
-    }
+/// `count` elements of features' gradients from their parts, `out` and `part`.
+pub(super) fn finish(
+    dtype: DType,
+    [out, part]: [Argument; 2],
+    count: usize,
+    parts: usize,
+) -> Result<Launch> {
+    let kernel = kernels::CONTRASTIVE_LOSS_FINISH.of(dtype)?;
+    let each = REDUCE_THREADS * vector(TensorType::new(dtype, [count]));
+    let grid = blocks(kernel, count, each)?;
+    let arguments = vec![
+        out,
+        part,
+        Argument::I64(count as i64),
+        Argument::I32(parts as i32),
+    ];
+    Ok(Launch::new(kernel, grid, arguments))
 }
 
 /// A scalar from the sums of blocks, divided by the number of pairs, where there is one, and else by `divisor`.
-fn total(
+pub(super) fn total(
     out: Argument,
     [part, pairs]: [Argument; 2],
     count: usize,

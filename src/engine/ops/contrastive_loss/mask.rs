@@ -33,8 +33,8 @@ impl ContrastiveMask {
 /// Which inputs of a mask an op has, behind its own.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MaskInputs {
-    counts_pairs: bool,
-    has_identities: bool,
+    pub counts_pairs: bool,
+    pub has_identities: bool,
 }
 
 impl MaskInputs {

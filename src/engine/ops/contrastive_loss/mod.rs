@@ -23,6 +23,8 @@
 mod backward;
 mod launches;
 mod mask;
+mod over_ranks;
+mod rank_launches;
 mod sweep;
 
 use serde::{Deserialize, Serialize};
@@ -33,6 +35,7 @@ use mask::{Identities, MaskInputs};
 use sweep::{Sweep, workspace_bytes};
 
 pub use mask::ContrastiveMask;
+pub use over_ranks::{RankPairs, contrastive_loss_over_ranks};
 
 use crate::launch::Launch;
 use crate::ops::special::dot;
@@ -237,8 +240,13 @@ impl Op for ContrastiveLoss {
         let shape = args.input_types[0].shape;
         let mask = self.mask.behind(self.kind.inputs());
         let integers = |index| args.inputs.i32(index);
+        let pairs = mask.pairs(shape.rows(), integers);
         let sweep = Sweep {
-            n: mask.pairs(shape.rows(), integers),
+            n: pairs,
+            columns: pairs,
+            first: 0,
+            pairs,
+            counts: None,
             e: shape.columns(),
             scale: args.inputs.f32(2)[0].exp(),
             bias: if self.kind == Contrastive::Sigmoid {

@@ -24,9 +24,49 @@ pub(super) fn workspace_bytes(inputs: &[TensorType], target: Target) -> usize {
     }
 }
 
-/// The scores of N rows with N others, tile by tile.
+/// How many rows of each rank are pairs, the first of them.
+#[derive(Clone, Copy)]
+pub(super) struct Counts<'a> {
+    /// One number a rank, and their sum.
+    pub counts: &'a [i32],
+    /// Rows of each rank.
+    pub share: usize,
+}
+
+impl Counts<'_> {
+    /// The rows of all ranks.
+    pub fn rows(&self) -> usize {
+        (self.counts.len() - 1) * self.share
+    }
+
+    /// The pairs of a rank.
+    pub fn of(&self, rank: usize) -> usize {
+        self.counts[rank].clamp(0, self.share as i32) as usize
+    }
+
+    /// The pairs of all ranks.
+    pub fn all(&self) -> usize {
+        self.counts.last().map_or(0, |all| (*all).max(0) as usize)
+    }
+
+    /// Whether a row of all ranks is a pair.
+    pub fn takes_part(&self, row: usize) -> bool {
+        row % self.share < self.of(row / self.share)
+    }
+}
+
+/// The scores of n rows with others, tile by tile.
 pub(super) struct Sweep<'a> {
+    /// Rows of one side.
     pub n: usize,
+    /// Rows of the other: as many, or those of all ranks.
+    pub columns: usize,
+    /// Where the rows stand among the columns.
+    pub first: usize,
+    /// The pairs that the loss is divided by.
+    pub pairs: usize,
+    /// Which of the columns are pairs, where not all are. The scores of others are −∞.
+    pub counts: Option<Counts<'a>>,
     pub e: usize,
     pub scale: f32,
     pub bias: f32,
@@ -93,7 +133,7 @@ impl Sweep<'_> {
         scratch: &mut [f32],
         visit: impl Fn(&mut [f32], usize, usize, usize, &mut [f32], &mut [f32]) + Sync,
     ) {
-        let (n, e, lane_rows) = (self.n, self.e, self.lane_rows());
+        let (all, e, lane_rows) = (self.columns, self.e, self.lane_rows());
         out.par_chunks_mut(lane_rows * width)
             .zip(scratch.par_chunks_mut(Self::scratch(e)))
             .enumerate()
@@ -103,8 +143,8 @@ impl Sweep<'_> {
                 for (block, out) in out.chunks_mut(TILE_ROWS * width).enumerate() {
                     let first_row = lane * lane_rows + block * TILE_ROWS;
                     let rows = out.len() / width;
-                    for first in (0..n).step_by(TILE_COLUMNS) {
-                        let columns = TILE_COLUMNS.min(n - first);
+                    for first in (0..all).step_by(TILE_COLUMNS) {
+                        let columns = TILE_COLUMNS.min(all - first);
                         let tile = &mut tile[..rows * columns];
                         product(
                             self.scale,
@@ -118,12 +158,22 @@ impl Sweep<'_> {
                             tile.iter_mut().for_each(|s| *s += self.bias);
                         }
                         if let Some(identities) = &self.identities {
-                            identities.apply(tile, columns, [first_row, first]);
+                            identities.apply(tile, columns, [self.first + first_row, first]);
                         }
+                        self.leave_out(tile, columns, first);
                         visit(tile, columns, first_row, first, out, scratch);
                     }
                 }
             });
+    }
+
+    /// Sets the scores of columns from `first` on that are no pairs to −∞.
+    fn leave_out(&self, tile: &mut [f32], columns: usize, first: usize) {
+        let Some(counts) = &self.counts else { return };
+        for column in (0..columns).filter(|column| !counts.takes_part(first + column)) {
+            let scores = tile.iter_mut().skip(column).step_by(columns);
+            scores.for_each(|score| *score = f32::NEG_INFINITY);
+        }
     }
 
     /// out_i = log Σ_j e^(S_ij), by a running maximum and sum.

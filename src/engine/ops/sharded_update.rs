@@ -1,0 +1,227 @@
+//! The recording of an update over several ranks: gradients summed over all of them, moments in shards.
+//!
+//! The gradient arena is cut into buckets, and each bucket into a slice for every rank ([`keel_ranks::order::Cut`]). As soon
+//! as the backward part has completed a bucket, its slices are exchanged, and each rank adds those it receives in a tree
+//! ([`super::tree_sum`]). It then updates the parameters of its own slices with moments that no other rank keeps, and the
+//! updated parameters are gathered, through the gradient arena, which nobody needs any more. The norm is that of the whole
+//! gradient, the same bits on all ranks.
+
+use super::adamw::{AdamW, Clamp, Run, runs};
+use super::cast::cast;
+use super::collective::{Begun, all_gather, begin, finish};
+use super::grad_norm::{AtomSquares, NormOfAtoms};
+use super::tree_sum::tree_sum;
+use super::{
+    ADAMW_STATE, OPTIMIZER_SCALARS, OptimizerInput, ParameterGroups, UpdateOptions,
+    parameter_groups::GROUP_SCALARS,
+};
+use crate::tape::{Arena, Copy, EXCHANGE, Fill, ParameterLayout, Tape, UPDATE, Value};
+use crate::tensor::{DType, TensorType};
+use keel_base::error::{Error, Result};
+use keel_ranks::Kind;
+use keel_ranks::order::Cut;
+
+/// Buckets that are on their way at once. Each has memory of its own for what arrives.
+const UNDER_WAY: usize = 2;
+
+/// Part of a run of parameters that this rank owns.
+struct Stretch {
+    parameters: usize,
+    /// First element in the shard.
+    shard: usize,
+    elements: usize,
+    group: usize,
+}
+
+/// See the module's documentation. As [`super::record_update`], on a tape over several ranks.
+pub(super) fn record_sharded_update(
+    tape: &mut Tape,
+    layout: &ParameterLayout,
+    groups: &ParameterGroups,
+    options: &UpdateOptions,
+) -> Result<()> {
+    if options.random_rounding.is_some() {
+        return Err(Error::setting(
+            "stochastic_rounding",
+            "off with several ranks, which round what they gather to nearest",
+            "on",
+        ));
+    }
+    let runs = runs(tape, layout, groups)?;
+    let cut = tape.cut_gradients();
+    let last = tape.scoped(EXCHANGE, |tape| sum_buckets(tape, &cut))?;
+    tape.scoped(UPDATE, |tape| {
+        for (bucket, begun) in last {
+            sum_bucket(tape, &cut, bucket, begun)?;
+        }
+        let stretches = stretches(&runs, &cut, tape.world().rank);
+        update(tape, &cut, &stretches, groups)?;
+        gather_parameters(tape, &cut, &runs, &stretches)?;
+        clamp(tape, layout, options)?;
+        // Cleared by the step that used them, so that the first batch of the next finds zeros.
+        if tape.accumulates_gradients() {
+            let ty = TensorType::f32([cut.padded()]);
+            let cleared = tape.record_one(Fill { ty, value: 0.0 }, &[])?;
+            tape.bind(cleared, Arena::Gradients, 0);
+        }
+        Ok(())
+    })
+}
+
+/// Records the exchange of all buckets in the order in which the backward part completes them, and the sums of all but the
+/// last few, which are returned as they are on their way.
+fn sum_buckets(tape: &mut Tape, cut: &Cut) -> Result<Vec<(usize, Begun)>> {
+    let ready = |bucket: usize| {
+        let range = cut.bucket(bucket);
+        let entries = tape.gradient_entries().iter();
+        let inside = entries.filter(|entry| {
+            entry.offset < range.end && range.start < entry.offset + entry.reserved
+        });
+        inside.map(|entry| entry.ready).max().unwrap_or_default()
+    };
+    let mut order: Vec<(usize, usize)> = (0..cut.buckets())
+        .map(|bucket| (ready(bucket), bucket))
+        .collect();
+    order.sort_unstable();
+    let mut under_way = Vec::new();
+    for (_, bucket) in order {
+        let range = cut.bucket(bucket);
+        let sent = tape.arena_range(Arena::Gradients, range.start, range.len());
+        under_way.push((bucket, begin(tape, Kind::Exchange, sent)?));
+        // What arrives has a place from begin to finish: not all of it at once.
+        if under_way.len() > UNDER_WAY {
+            let (bucket, begun) = under_way.remove(0);
+            sum_bucket(tape, cut, bucket, begun)?;
+        }
+    }
+    Ok(under_way)
+}
+
+/// Records the sum of the slices of a bucket that this rank receives.
+fn sum_bucket(tape: &mut Tape, cut: &Cut, bucket: usize, begun: Begun) -> Result<()> {
+    let parts = tape.world().ranks;
+    let received = finish(tape, begun)?;
+    let sum = tree_sum(tape, received, parts)?;
+    tape.bind(sum, Arena::GradientShard, bucket * cut.slice());
+    Ok(())
+}
+
+/// What of the runs this rank owns, in the order of its shard.
+fn stretches(runs: &[Run], cut: &Cut, rank: usize) -> Vec<Stretch> {
+    let mut found = Vec::new();
+    for bucket in 0..cut.buckets() {
+        let slice = cut.slice_of(bucket, rank);
+        for run in runs {
+            let first = slice.start.max(run.gradients);
+            let end = slice.end.min(run.gradients + run.elements);
+            if first < end {
+                found.push(Stretch {
+                    parameters: run.parameters + first - run.gradients,
+                    shard: bucket * cut.slice() + first - slice.start,
+                    elements: end - first,
+                    group: run.group,
+                });
+            }
+        }
+    }
+    found
+}
+
+/// Records the norm of the whole gradient, and AdamW over what this rank owns.
+fn update(
+    tape: &mut Tape,
+    cut: &Cut,
+    stretches: &[Stretch],
+    groups: &ParameterGroups,
+) -> Result<()> {
+    let shared = TensorType::f32([OPTIMIZER_SCALARS]);
+    let shared = tape.input(OptimizerInput::Scalars, shared);
+    let each = TensorType::f32([groups.groups().len(), GROUP_SCALARS]);
+    let each = tape.input(OptimizerInput::GroupScalars, each);
+    let [first, second] = ADAMW_STATE.map(|name| tape.optimizer_state(name, DType::F32));
+    let shard = tape.arena_range(Arena::GradientShard, 0, cut.owned());
+    let squares = tape.record_one(AtomSquares, &[shard])?;
+    let squares = all_gather(tape, squares)?;
+    let op = NormOfAtoms {
+        ranks: tape.world().ranks,
+        cut: *cut,
+    };
+    let norm = tape.record(op, &[squares, shared])?;
+    tape.output(norm[0], "gradient_norm");
+    tape.output(norm[1], "clip_scale");
+    for stretch in stretches {
+        let range =
+            |tape: &mut Tape, arena, offset| tape.arena_range(arena, offset, stretch.elements);
+        let inputs = [
+            range(tape, Arena::Parameters, stretch.parameters),
+            range(tape, Arena::GradientShard, stretch.shard),
+            range(tape, first, stretch.shard),
+            range(tape, second, stretch.shard),
+            shared,
+            each,
+            norm[1],
+        ];
+        let op = AdamW {
+            group: stretch.group,
+            // Every rank rounds what it has gathered.
+            writes_bf16_copy: false,
+            random_rounding: None,
+            first: stretch.parameters,
+        };
+        tape.record_update(op, &inputs)?;
+    }
+    Ok(())
+}
+
+/// Records how the updated parameters reach all ranks: own stretches into the shard, shards into the gradient arena, and
+/// from there to their places.
+fn gather_parameters(
+    tape: &mut Tape,
+    cut: &Cut,
+    runs: &[Run],
+    stretches: &[Stretch],
+) -> Result<()> {
+    for stretch in stretches {
+        let own = tape.arena_range(Arena::Parameters, stretch.parameters, stretch.elements);
+        moved(tape, own, Arena::GradientShard, stretch.shard)?;
+    }
+    let mut under_way = Vec::new();
+    for bucket in 0..cut.buckets() {
+        let first = bucket * cut.slice();
+        let own = tape.arena_range(Arena::GradientShard, first, cut.slice());
+        under_way.push(begin(tape, Kind::AllGather, own)?);
+    }
+    for (bucket, begun) in under_way.into_iter().enumerate() {
+        let gathered = finish(tape, begun)?;
+        tape.bind(gathered, Arena::Gradients, cut.bucket(bucket).start);
+    }
+    for run in runs {
+        let gathered = tape.arena_range(Arena::Gradients, run.gradients, run.elements);
+        moved(tape, gathered, Arena::Parameters, run.parameters)?;
+        if tape.precision() == DType::Bf16 {
+            let rounded = cast(tape, gathered, DType::Bf16)?;
+            tape.bind(rounded, Arena::ParametersBf16, run.parameters);
+        }
+    }
+    Ok(())
+}
+
+/// Records a copy of x in a fixed arena.
+fn moved(tape: &mut Tape, x: Value, arena: Arena, offset: usize) -> Result<()> {
+    let copy = tape.record_one(Copy, &[x])?;
+    tape.bind(copy, arena, offset);
+    Ok(())
+}
+
+/// Records the clamps, on every rank.
+fn clamp(tape: &mut Tape, layout: &ParameterLayout, options: &UpdateOptions) -> Result<()> {
+    for &(name, least, most) in &options.clamps {
+        let mut entries = tape.gradient_entries().iter();
+        if entries.any(|entry| entry.parameter == name) {
+            let parameter = layout.get(name).expect("trained parameters are laid out");
+            let value = tape.arena_range(Arena::Parameters, parameter.offset, 1);
+            tape.record_update(Clamp { least, most }, &[value])?;
+        }
+    }
+    Ok(())
+}

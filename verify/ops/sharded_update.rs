@@ -1,0 +1,350 @@
+//! The update over ranks: gradients in tree order, moments in shards, parameters the same everywhere.
+
+use std::sync::Arc;
+
+use keel::executor::{Executor, Session};
+use keel::ops::{OPTIMIZER_SCALARS, OptimizerInput, ParameterGroups, UpdateOptions, record_update};
+use keel::program::Program;
+use keel::ranks::Seat;
+use keel::ranks::order::{ATOM, Cut, tree_sum};
+use keel::tape::{Arena, Init, ParameterLayout, ParameterSpec, Tape};
+use keel::tensor::{DType, TensorType};
+
+use crate::harness::{Random, RankOn, on_ranks};
+
+/// Parameters of several modules, more than three atoms in all, some that end inside one.
+const SIZES: [(&str, usize); 4] = [
+    ("a.matrix", 2 * ATOM + 700),
+    ("a.scale", 1),
+    ("b.matrix", ATOM + 12),
+    ("b.vector", 33),
+];
+
+/// β₁, β₂, ε, largest norm, both corrections, 1 − β₁, 1 − β₂, t, gradient scale.
+const SHARED: [f32; OPTIMIZER_SCALARS] = [0.9, 0.999, 1e-8, 1.0, 0.1, 0.001, 0.1, 0.001, 1.0, 0.25];
+
+struct Rank {
+    layout: Arc<ParameterLayout>,
+    executor: Box<dyn Executor>,
+    session: Box<dyn Session>,
+}
+
+impl Rank {
+    /// A program whose gradients are its inputs, in buckets of `bucket` elements.
+    fn load(on: RankOn, seat: &Seat, precision: DType, bucket: usize, accumulates: bool) -> Rank {
+        let specs = SIZES.map(|(name, size)| ParameterSpec {
+            name: name.into(),
+            shape: [size].into(),
+            init: Init::Constant(0.0),
+            decays: name.ends_with("matrix"),
+        });
+        let layout = Arc::new(ParameterLayout::new(&specs));
+        let tape = Tape::new(layout.clone(), |_| true).in_precision(precision);
+        let mut tape = tape.over_ranks(seat.world(), bucket);
+        if accumulates {
+            tape = tape.accumulating_gradients();
+        }
+        let mut seeds = Vec::new();
+        for spec in specs {
+            let (name, ty) = (format!("g.{}", spec.name), TensorType::f32(spec.shape));
+            let parameter = tape.parameter(spec).unwrap();
+            seeds.push((parameter, tape.input(name, ty)));
+        }
+        tape.backward_from(&seeds).unwrap();
+        let options = UpdateOptions {
+            clamps: vec![("a.scale", -0.01, 0.01)],
+            random_rounding: None,
+        };
+        record_update(
+            &mut tape,
+            &layout,
+            &ParameterGroups::decaying(0.1),
+            &options,
+        )
+        .unwrap();
+        let program = Program::compile(tape, &on.options()).unwrap();
+        let executor = on.executor(layout.elements(), seat);
+        let session = executor.load(Arc::new(program)).unwrap();
+        let mut rank = Rank {
+            layout,
+            executor,
+            session,
+        };
+        rank.session
+            .write_f32(OptimizerInput::Scalars.name(), &SHARED)
+            .unwrap();
+        rank.session
+            .write_f32(OptimizerInput::GroupScalars.name(), &[0.1, 0.1, 0.1, 0.0])
+            .unwrap();
+        rank
+    }
+
+    fn write_gradients(&mut self, of: impl Fn(usize) -> Vec<f32>) {
+        for (index, (name, _)) in SIZES.iter().enumerate() {
+            self.session
+                .write_f32(&format!("g.{name}"), &of(index))
+                .unwrap();
+        }
+    }
+
+    fn parameters(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.layout.elements()];
+        self.executor.read_parameters(0, &mut values).unwrap();
+        values
+    }
+}
+
+/// The gradient of parameter `index` on `rank` in `step`. On the reference they are small whole numbers, whose sums are the same
+/// in f32 and f64.
+fn gradient(on: RankOn, index: usize, rank: usize, step: usize) -> Vec<f32> {
+    let mut random = Random::new((index + 10 * rank + 1000 * step) as u64);
+    let elements = SIZES[index].1;
+    match on {
+        RankOn::Reference => random
+            .integers(elements, 9)
+            .into_iter()
+            .map(|x| x as f32 - 4.0)
+            .collect(),
+        _ => random.normals(elements, 1.0),
+    }
+}
+
+/// The same summed over ranks, in the order of the tree.
+fn summed(on: RankOn, index: usize, ranks: usize, step: usize) -> Vec<f32> {
+    let parts: Vec<Vec<f32>> = (0..ranks)
+        .map(|rank| gradient(on, index, rank, step))
+        .collect();
+    (0..SIZES[index].1)
+        .map(|i| tree_sum(parts.iter().map(|part| part[i])).unwrap())
+        .collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn ranks_update_as_one_rank_does_with_the_sum_of_their_gradients_bit_for_bit() {
+    for on in [RankOn::Cpu, RankOn::Reference] {
+        for (ranks, bucket) in [(2, usize::MAX), (2, 2 * ATOM), (3, ATOM), (4, usize::MAX)] {
+            let mut alone = Rank::load(on, &Seat::default(), DType::F32, bucket, false);
+            let mut norms = Vec::new();
+            for step in 0..2 {
+                alone.write_gradients(|index| summed(on, index, ranks, step));
+                alone.session.run().unwrap();
+                norms.push(alone.session.read_f32("gradient_norm").unwrap());
+            }
+            let of_ranks = on_ranks(ranks, |seat| {
+                let mut rank = Rank::load(on, &seat, DType::F32, bucket, false);
+                let mut norms = Vec::new();
+                for step in 0..2 {
+                    rank.write_gradients(|index| gradient(on, index, seat.world().rank, step));
+                    rank.session.run().unwrap();
+                    norms.push(rank.session.read_f32("gradient_norm").unwrap());
+                }
+                (rank.parameters(), norms)
+            });
+            let want = alone.parameters();
+            assert!(want.iter().any(|x| *x != 0.0));
+            for (rank, (parameters, of_rank)) in of_ranks.into_iter().enumerate() {
+                let what = format!("{on:?}, rank {rank} of {ranks}, buckets of {bucket}");
+                if on == RankOn::Cpu {
+                    assert_eq!(bits(&parameters), bits(&want), "{what}");
+                    assert_eq!(of_rank, norms, "{what}");
+                    continue;
+                }
+                // The reference adds in f64, where the tree was added in f32 before.
+                for (want, got) in want.iter().zip(parameters) {
+                    assert!(
+                        (want - got).abs() <= 4.0 * f32::EPSILON * want.abs().max(0.1),
+                        "{what}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_kernels_update_over_ranks_as_the_processor_does() {
+    if !RankOn::all().contains(&RankOn::Simt) {
+        return;
+    }
+    for precision in [DType::F32, DType::Bf16] {
+        let of = |on: RankOn, precision| {
+            on_ranks(2, |seat| {
+                let mut rank = Rank::load(on, &seat, precision, 2 * ATOM, false);
+                rank.write_gradients(|index| gradient(on, index, seat.world().rank, 0));
+                rank.session.run().unwrap();
+                let copies = (precision == DType::Bf16)
+                    .then(|| rank.session.read_arena(Arena::ParametersBf16).unwrap());
+                (rank.parameters(), copies)
+            })
+        };
+        let (want, got) = (of(RankOn::Cpu, DType::F32), of(RankOn::Simt, precision));
+        for ((want, _), (got, copies)) in want.iter().zip(&got) {
+            for (want, got) in want.iter().zip(got) {
+                assert!((want - got).abs() <= 4.0 * f32::EPSILON * want.abs().max(0.1));
+            }
+            if let Some(copies) = copies {
+                // A clamp changes the parameter and not its copy, which nothing reads of a scalar.
+                let clamped = 2 * ATOM + 704;
+                for (index, (got, copy)) in got.iter().zip(copies).enumerate() {
+                    assert!(index == clamped || half::bf16::from_f32(*got).to_f32() == *copy);
+                }
+            }
+        }
+        assert_eq!(
+            bits(&got[0].0),
+            bits(&got[1].0),
+            "both ranks hold the same parameters"
+        );
+    }
+}
+
+#[test]
+fn several_micro_batches_are_sent_once_and_leave_nothing_behind() {
+    // Small whole numbers: their sums are exact in any order.
+    let draw = |index: usize, seed: usize| -> Vec<f32> {
+        (0..SIZES[index].1)
+            .map(|i| ((i * 31 + seed * 7 + index) % 23) as f32 - 11.0)
+            .collect()
+    };
+    for on in RankOn::all() {
+        let of_ranks = on_ranks(2, |seat| {
+            let mut rank = Rank::load(on, &seat, DType::F32, ATOM, true);
+            for step in 0..2 {
+                for micro in 0..2 {
+                    let seed = 4 * step + 2 * seat.world().rank + micro;
+                    rank.write_gradients(|index| draw(index, seed));
+                    match micro {
+                        0 => rank.session.run_gradients().unwrap(),
+                        _ => rank.session.run().unwrap(),
+                    }
+                }
+                let left = rank.session.read_arena(Arena::Gradients).unwrap();
+                assert!(left.iter().all(|x| *x == 0.0), "{on:?}");
+            }
+            rank.parameters()
+        });
+        let mut alone = Rank::load(on, &Seat::default(), DType::F32, ATOM, true);
+        for step in 0..2 {
+            for micro in 0..4 {
+                alone.write_gradients(|index| draw(index, 4 * step + micro));
+                match micro {
+                    3 => alone.session.run().unwrap(),
+                    _ => alone.session.run_gradients().unwrap(),
+                }
+            }
+        }
+        let want = alone.parameters();
+        for got in of_ranks {
+            for (want, got) in want.iter().zip(&got) {
+                // The emulator's two norms are added in different orders.
+                assert!(
+                    (want - got).abs() <= 4.0 * f32::EPSILON * want.abs().max(0.1),
+                    "{on:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_any() {
+    for on in RankOn::all() {
+        let outcomes = on_ranks(3, |seat| {
+            let mut rank = Rank::load(on, &seat, DType::F32, usize::MAX, false);
+            rank.executor.write_parameters(0, &[0.5; 8]).unwrap();
+            let before = rank.parameters();
+            rank.write_gradients(|index| {
+                let mut values = gradient(on, index, seat.world().rank, 0);
+                if (index, seat.world().rank) == (2, 1) {
+                    values[5] = f32::NAN;
+                }
+                values
+            });
+            rank.session.run().unwrap();
+            let norm = rank.session.read_f64("gradient_norm").unwrap()[0];
+            (norm, before == rank.parameters())
+        });
+        for (norm, is_same) in outcomes {
+            assert!(norm.is_nan() && is_same, "{on:?}");
+        }
+    }
+}
+
+#[test]
+fn a_bucket_is_sent_as_soon_as_its_last_gradient_is_complete() {
+    on_ranks(2, |seat| {
+        let rank = Rank::load(RankOn::Cpu, &seat, DType::F32, ATOM, false);
+        let names = rank.session.program().ops().iter();
+        let names: Vec<&str> = names.map(|op| op.instruction.op.name()).collect();
+        let first_sent = names
+            .iter()
+            .position(|name| *name == "exchange_begin")
+            .unwrap();
+        // Gradients are copies of inputs here, and the update begins behind the last of them.
+        let norm = names
+            .iter()
+            .position(|name| *name == "atom_squares")
+            .unwrap();
+        let last_gradient = names[..norm]
+            .iter()
+            .rposition(|name| *name == "copy")
+            .unwrap();
+        assert!(first_sent < last_gradient, "{names:?}");
+        // And no more of them are under way than have memory.
+        let mut under_way = 0;
+        for name in &names[..norm] {
+            under_way +=
+                i32::from(*name == "exchange_begin") - i32::from(*name == "exchange_finish");
+            assert!((0..=3).contains(&under_way), "{names:?}");
+        }
+    });
+}
+
+#[test]
+fn each_rank_keeps_the_moments_of_its_own_slices_alone() {
+    let elements = on_ranks(4, |seat| {
+        let rank = Rank::load(RankOn::Cpu, &seat, DType::F32, usize::MAX, false);
+        let program = rank.session.program();
+        let state = program.optimizer_state()[0].arena;
+        (program.arena_elements(state, 0), *program.shards().unwrap())
+    });
+    let whole: usize = SIZES
+        .iter()
+        .map(|(_, size)| size.next_multiple_of(16))
+        .sum();
+    for (kept, cut) in elements {
+        assert_eq!(kept, cut.owned());
+        assert_eq!(cut, Cut::new(whole, 4, usize::MAX));
+    }
+}
+
+#[test]
+fn stochastic_rounding_over_ranks_is_refused_by_name() {
+    let layout = Arc::new(ParameterLayout::new(&[ParameterSpec {
+        name: "a.b".into(),
+        shape: [4].into(),
+        init: Init::Constant(0.0),
+        decays: false,
+    }]));
+    let world = keel::ranks::World::of_one_host(0, 2);
+    let mut tape = Tape::new(layout.clone(), |_| true).over_ranks(world, ATOM);
+    let parameter = tape.parameter(layout.entries()[0].spec.clone()).unwrap();
+    let gradient = tape.input("g", TensorType::f32([4]));
+    tape.backward_from(&[(parameter, gradient)]).unwrap();
+    let options = UpdateOptions {
+        random_rounding: Some(1),
+        ..UpdateOptions::default()
+    };
+    let groups = ParameterGroups::decaying(0.1);
+    let problem = record_update(&mut tape, &layout, &groups, &options).unwrap_err();
+    assert!(
+        problem
+            .to_string()
+            .starts_with("stochastic_rounding: expected off"),
+        "{problem}"
+    );
+}
