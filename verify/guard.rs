@@ -121,7 +121,7 @@ fn a_stage_goes_back_a_few_times_and_stops_at_once_where_that_cannot_help() {
 
 /// What a [`Faulty`] executor does wrong in some runs of its programs.
 #[derive(Clone, Copy, PartialEq)]
-enum Fault {
+pub enum Fault {
     /// The weights of the loss are no numbers: neither are loss and gradient.
     NotFinite,
     /// The loss is read as a thousandfold.
@@ -131,12 +131,25 @@ enum Fault {
 }
 
 /// A processor that computes wrongly in runs `from..to`, counted from 0 over all its programs.
-struct Faulty {
+pub struct Faulty {
     inner: CpuExecutor,
     fault: Fault,
     from: u64,
     to: u64,
     runs: Arc<AtomicU64>,
+}
+
+impl Faulty {
+    /// `inner`, with a fault in these runs.
+    pub fn new(inner: CpuExecutor, fault: Fault, runs: std::ops::Range<u64>) -> Faulty {
+        Faulty {
+            inner,
+            fault,
+            from: runs.start,
+            to: runs.end,
+            runs: Arc::default(),
+        }
+    }
 }
 
 impl Executor for Faulty {
@@ -291,13 +304,8 @@ fn go_on(
     every: [u64; 2],
 ) -> Result<()> {
     let layout = declare(&recipe.model, recipe.contrastive_loss).unwrap();
-    let faulty = Faulty {
-        inner: CpuExecutor::new(layout.elements(), 1).unwrap(),
-        fault,
-        from,
-        to,
-        runs: Arc::default(),
-    };
+    let executor = CpuExecutor::new(layout.elements(), 1).unwrap();
+    let faulty = Faulty::new(executor, fault, from..to);
     let trainer = Trainer::new(recipe.clone(), options(run, every[0], every[1]), None)?;
     trainer.computing_on(Box::new(faulty)).run().map(drop)
 }

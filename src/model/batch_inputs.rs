@@ -11,7 +11,6 @@ use keel_engine::program::Program;
 enum Values<'a> {
     F32(&'a [f32]),
     I32(&'a [i32]),
-    Count(usize),
 }
 
 /// Finds it.
@@ -30,10 +29,11 @@ fn array_of(input: ModelInput) -> Option<Array> {
         ModelInput::CaptionTokens => |batch| Values::I32(&batch.caption_tokens),
         ModelInput::CaptionEnd => |batch| Values::I32(&batch.caption_end),
         ModelInput::CaptionWeights => |batch| Values::F32(&batch.caption_weights),
-        ModelInput::Pairs => |batch| Values::Count(batch.pairs),
+        ModelInput::Pairs => |batch| Values::I32(&batch.pair_counts),
         ModelInput::ImageIdentities => |batch| Values::I32(&batch.image_identities),
         ModelInput::CaptionIdentities => |batch| Values::I32(&batch.caption_identities),
         ModelInput::LossWeight
+        | ModelInput::ContrastiveWeight
         | ModelInput::ClassToken
         | ModelInput::Features
         | ModelInput::Token
@@ -69,7 +69,6 @@ impl BatchInputs {
             match array(batch) {
                 Values::F32(values) => session.write_f32(input.name(), values)?,
                 Values::I32(values) => session.write_i32(input.name(), values)?,
-                Values::Count(count) => session.write_i32(input.name(), &[count as i32])?,
             }
         }
         Ok(())

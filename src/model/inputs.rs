@@ -20,8 +20,9 @@ use keel_engine::program::Program;
 /// | one with the language model | [`CaptionTokens`](ModelInput::CaptionTokens), [`CaptionWeights`](ModelInput::CaptionWeights) |
 /// | one of either, and samples without an image | [`Pairs`](ModelInput::Pairs) too |
 /// | several micro-batches a step | [`LossWeight`](ModelInput::LossWeight) |
+/// | several ranks | [`LossWeight`](ModelInput::LossWeight) with a next-token loss, [`ContrastiveWeight`](ModelInput::ContrastiveWeight) with a contrastive one |
 ///
-/// A batch has all of these arrays but the last. Those that a stage's row does not name are not read there, and only those.
+/// A batch has all of these arrays but the two weights of losses. Those that a stage's row does not name are not read there, and only those.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ModelInput {
     /// f32 [N + B, 3, S, S]: N tiles first, then the samples' whole images.
@@ -44,14 +45,17 @@ pub enum ModelInput {
     CaptionEnd,
     /// f32 [B, Tc]: the weight of each token in its caption's mean.
     CaptionWeights,
-    /// i32 `[1]`: how many samples have an image, the first of the batch.
+    /// i32 `[1]`: how many samples have an image, the first of the batch. Over several ranks i32 [ranks + 1], of each and of
+    /// all, always.
     Pairs,
-    /// i32 `[B]`: samples of the same number show equal images; 0 is like no other.
+    /// i32 `[B]`: samples of the same number show equal images; 0 is like no other. Over several ranks i32 [ranks · B].
     ImageIdentities,
-    /// i32 `[B]`: samples of the same number have equal captions; 0 is like no other.
+    /// i32 `[B]`: samples of the same number have equal captions; 0 is like no other. Over several ranks i32 [ranks · B].
     CaptionIdentities,
     /// f32 `[1]`: the weight of a micro-batch's loss among those of its step.
     LossWeight,
+    /// f32 `[1]`: over several ranks, the weight of the contrastive loss that their micro-batches have together.
+    ContrastiveWeight,
     /// i32 `[B]`: where the class token stands, 0, for pooling by it.
     ClassToken,
     /// f32 [B, T, C]: a tower's output, for programs that begin behind it.
@@ -68,7 +72,7 @@ pub enum ModelInput {
 
 impl ModelInput {
     /// All of them.
-    pub const ALL: [ModelInput; 20] = [
+    pub const ALL: [ModelInput; 21] = [
         ModelInput::Images,
         ModelInput::Tokens,
         ModelInput::Targets,
@@ -83,6 +87,7 @@ impl ModelInput {
         ModelInput::ImageIdentities,
         ModelInput::CaptionIdentities,
         ModelInput::LossWeight,
+        ModelInput::ContrastiveWeight,
         ModelInput::ClassToken,
         ModelInput::Features,
         ModelInput::Token,
@@ -108,6 +113,7 @@ impl ModelInput {
             ModelInput::ImageIdentities => "image_identities",
             ModelInput::CaptionIdentities => "caption_identities",
             ModelInput::LossWeight => "loss_weight",
+            ModelInput::ContrastiveWeight => "contrastive_weight",
             ModelInput::ClassToken => "class_token",
             ModelInput::Features => "features",
             ModelInput::Token => "token",

@@ -9,7 +9,7 @@ use super::vision::{patch_tokens, vision_tower};
 use super::{Alignment, ModelConfig, Scope};
 use keel_base::error::{Error, Result};
 use keel_data::batch::BatchShape;
-use keel_engine::ops::{self, Contrastive, ContrastiveMask};
+use keel_engine::ops::{self, Contrastive, ContrastiveMask, RankPairs};
 use keel_engine::tape::{Init, Tape, Value};
 use keel_engine::tensor::TensorType;
 
@@ -54,6 +54,15 @@ struct Pooled {
     text: Value,
 }
 
+/// The losses of one batch `[1]`, as far as there are any, each with its weight.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Losses {
+    /// The next-token loss.
+    pub next_token: Option<(Value, f32)>,
+    /// The contrastive loss; over several ranks this one's part of it.
+    pub contrastive: Option<(Value, f32)>,
+}
+
 /// Records the losses of one batch and returns their weighted sum `[1]`.
 ///
 /// Inputs: those of [`ModelInput`] that the objectives need. Outputs: `loss`, `loss.next_token`, `loss.contrastive`.
@@ -66,7 +75,29 @@ pub fn record_objectives(
     objectives: &Objectives,
     shape: &BatchShape,
 ) -> Result<Value> {
-    let mut terms = Vec::new();
+    let losses = record_losses(tape, config, objectives, shape)?;
+    let terms: Vec<(Value, f32)> = [losses.next_token, losses.contrastive]
+        .into_iter()
+        .flatten()
+        .collect();
+    let loss = ops::weighted_sum(tape, &terms)?;
+    tape.output(loss, "loss");
+    Ok(loss)
+}
+
+/// Records the losses of one batch. On a tape over several ranks the contrastive one is over the pairs of all of them.
+///
+/// Inputs: those of [`ModelInput`] that the objectives need. Outputs: `loss.next_token`, `loss.contrastive`.
+///
+/// # Errors
+/// As [`record_objectives`].
+pub fn record_losses(
+    tape: &mut Tape,
+    config: &ModelConfig,
+    objectives: &Objectives,
+    shape: &BatchShape,
+) -> Result<Losses> {
+    let mut losses = Losses::default();
     let needs_images = objectives.contrastive != 0.0 || objectives.splices_images;
     let features = if needs_images {
         Some(record_features(tape, config, shape)?)
@@ -95,7 +126,7 @@ pub fn record_objectives(
             ops::linear_cross_entropy(tape, hidden, head.weight, targets, weights)
         })?;
         tape.output(loss, "loss.next_token");
-        terms.push((loss, objectives.next_token));
+        losses.next_token = Some((loss, objectives.next_token));
     }
     if objectives.contrastive != 0.0 {
         let features = features.expect("the contrastive loss needs images");
@@ -115,18 +146,16 @@ pub fn record_objectives(
         };
         let loss = record_contrastive(tape, config, objectives, shape, pooled)?;
         tape.output(loss, "loss.contrastive");
-        terms.push((loss, objectives.contrastive));
+        losses.contrastive = Some((loss, objectives.contrastive));
     }
-    if terms.is_empty() {
+    if losses.next_token.or(losses.contrastive).is_none() {
         return Err(Error::setting(
             "objectives",
             "a weight above zero",
             "next_token = contrastive = 0",
         ));
     }
-    let loss = ops::weighted_sum(tape, &terms)?;
-    tape.output(loss, "loss");
-    Ok(loss)
+    Ok(losses)
 }
 
 fn record_features(tape: &mut Tape, config: &ModelConfig, shape: &BatchShape) -> Result<Value> {
@@ -270,17 +299,26 @@ fn record_contrastive(
             Contrastive::InfoNce => None,
             Contrastive::Sigmoid => Some(scope.plain(tape, "bias", [1], Init::Constant(-10.0))?),
         };
+        let ranks = tape.world().ranks;
+        let identities = [ModelInput::ImageIdentities, ModelInput::CaptionIdentities];
+        let of_rows = TensorType::i32([ranks * shape.batch]);
+        let features = [image, text, log_scale];
+        if ranks > 1 {
+            let pairs = RankPairs {
+                counts: tape.input(ModelInput::Pairs, TensorType::i32([ranks + 1])),
+                identities: identities.map(|input| tape.input(input, of_rows)),
+            };
+            let kind = objectives.kind;
+            return ops::contrastive_loss_over_ranks(tape, features, bias, pairs, kind);
+        }
         let count = TensorType::i32([1]);
         let pairs = objectives
             .holds_text_alone
             .then(|| tape.input(ModelInput::Pairs, count));
-        let identities = [ModelInput::ImageIdentities, ModelInput::CaptionIdentities];
-        let of_rows = TensorType::i32([shape.batch]);
         let mask = ContrastiveMask {
             pairs,
             identities: Some(identities.map(|input| tape.input(input, of_rows))),
         };
-        let features = [image, text, log_scale];
         ops::contrastive_loss(tape, features, bias, mask, objectives.kind)
     })
 }

@@ -92,6 +92,7 @@ fn a_program_with_an_input_that_nobody_feeds_is_refused_when_it_is_loaded() {
     }
     for input in [
         ModelInput::LossWeight.name(),
+        ModelInput::ContrastiveWeight.name(),
         OptimizerInput::Scalars.name(),
     ] {
         batch_inputs(&program(input)).expect("the loop of steps writes it");

@@ -3,7 +3,7 @@
 //! alone: as CLIP's and SigLIP's tokenisers do.
 
 use super::batch::{Batch, BatchShape, IGNORED, SampleInfo, Skipped, TokenWeighting};
-use super::identities::identities;
+use super::identities::{contents, identities};
 use super::image_slots::{mark_places, place};
 use super::packing::{Packing, Room};
 use super::sample::Sample;
@@ -67,6 +67,8 @@ pub fn assemble(
     // By tokens, which is what the text side reads: texts that only differ in what a tokeniser drops are equal to it.
     let captions = plan.of_pairs(samples, |sample| Some(&plan.captions[sample]));
     batch.caption_identities = identities(&captions);
+    batch.pair_counts = vec![batch.pairs as i32];
+    batch.contents = contents(&image_contents, &captions);
     batch.images = draw_images(samples, shape, &plan)?;
     for (row, packed) in plan.packing.samples.iter().enumerate() {
         let (sample, sequence) = (&samples[packed.sample], &plan.sequences[packed.sample]);
@@ -210,6 +212,8 @@ fn empty(shape: &BatchShape, tokenizer: &ChatTokenizer) -> Batch {
         caption_end: vec![0; b],
         caption_weights: vec![0.0; b * tc],
         pairs: 0,
+        pair_counts: Vec::new(),
+        contents: Vec::new(),
         image_identities: Vec::new(),
         caption_identities: Vec::new(),
         samples: Vec::with_capacity(b),

@@ -121,10 +121,15 @@ pub struct Batch {
     pub caption_end: Vec<i32>,
     /// 1/n on the caption's n tokens, its end among them, else 0, `[B, Tc]`; all 0 without a caption.
     pub caption_weights: Vec<f32>,
+    /// The number of pairs for a loss: that below. A rank among several has one for each rank here and their sum.
+    pub pair_counts: Vec<i32>,
+    /// What tells rows of batches apart that are made apart: numbers of the image and of the caption of each pair, as
+    /// [`contents`](super::identities::contents) makes them, `[B]`.
+    pub contents: Vec<[u64; 2]>,
     /// How many samples have one image: the first, M. The others have no part in a contrastive loss.
     pub pairs: usize,
     /// Which of the first M samples show equal images, as [`identities`](super::identities::identities) numbers them, `[B]`;
-    /// 0 for the others.
+    /// 0 for the others. A rank among several has those of all ranks here, one rank's after the other's.
     pub image_identities: Vec<i32>,
     /// Which of the first M samples have equal captions, likewise, `[B]`.
     pub caption_identities: Vec<i32>,

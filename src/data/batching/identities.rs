@@ -39,6 +39,45 @@ pub fn identities<T: Eq + Hash>(contents: &[Option<T>]) -> Vec<i32> {
     rows
 }
 
+/// For each row a number of its image and one of its caption: equal contents have equal numbers, whoever makes the batch. A row
+/// without content has 0.
+pub fn contents(
+    images: &[Option<ImageContent<'_>>],
+    captions: &[Option<&Vec<i32>>],
+) -> Vec<[u64; 2]> {
+    let image = |content: &ImageContent<'_>| match content {
+        ImageContent::Drawn(key) => number(b"drawn", key.bytes()),
+        ImageContent::Pixels(pixels) => number(b"pixels", pixels.to_le_bytes()),
+    };
+    let caption =
+        |tokens: &&Vec<i32>| number(b"caption", tokens.iter().flat_map(|t| t.to_le_bytes()));
+    let rows = images.iter().zip(captions);
+    rows.map(|(of, said)| {
+        [
+            of.as_ref().map_or(0, image),
+            said.as_ref().map_or(0, caption),
+        ]
+    })
+    .collect()
+}
+
+/// A number above 0 of some bytes: 64 bits of their hash, so that different ones have different numbers but by an accident
+/// that no run lives to see.
+fn number(kind: &[u8], bytes: impl IntoIterator<Item = u8>) -> u64 {
+    let bytes: Vec<u8> = kind.iter().copied().chain(bytes).collect();
+    let hash = blake3::hash(&bytes);
+    let first = hash.as_bytes().first_chunk().expect("a hash has 32 bytes");
+    u64::from_le_bytes(*first).max(1)
+}
+
+/// As [`identities`], of numbers that [`contents`] made.
+pub fn identities_of(numbers: impl Iterator<Item = u64>) -> Vec<i32> {
+    let rows: Vec<Option<u64>> = numbers
+        .map(|number| (number != 0).then_some(number))
+        .collect();
+    identities(&rows)
+}
+
 /// How many of the scores between the images and the captions of some batches a contrastive loss leaves out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MaskedShare {
@@ -56,7 +95,8 @@ impl MaskedShare {
         let both = rows().map(|(image, text)| [*image, *text]);
         let both = same_as_others(both.filter(|[image, text]| *image > 0 && *text > 0));
         self.masked += images + captions - both;
-        let pairs = batch.pairs as u64;
+        // Of all ranks, where there are several.
+        let pairs = batch.pair_counts.last().map_or(0, |count| *count as u64);
         self.scores += pairs * pairs.saturating_sub(1);
     }
 
