@@ -44,6 +44,7 @@ mod power_cuts;
 mod presets;
 mod profile;
 mod program;
+mod rank_runs;
 mod ranks;
 mod recipes;
 mod reliability;

@@ -67,6 +67,13 @@ impl Failure {
         }
     }
 
+    /// What went wrong, in a sentence.
+    pub(super) fn text(&self) -> &str {
+        self.text
+            .as_deref()
+            .unwrap_or("the reader of its output is gone")
+    }
+
     /// Says what went wrong on the error stream; returns the exit code.
     pub fn report(&self) -> ExitCode {
         if let Some(text) = &self.text {

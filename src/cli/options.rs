@@ -70,7 +70,16 @@ impl ComputeArgs {
     /// # Errors
     /// As [`SelectedDevice::new`].
     pub fn choose(&self) -> Result<SelectedDevice> {
-        SelectedDevice::new(self.device, self.threads(), self.precision)
+        self.choose_for(1)
+    }
+
+    /// What each of `ranks` ranks of this process computes with: the threads are divided among them.
+    ///
+    /// # Errors
+    /// As [`SelectedDevice::new`].
+    pub fn choose_for(&self, ranks: usize) -> Result<SelectedDevice> {
+        let threads = (self.threads() / ranks).max(1);
+        SelectedDevice::new(self.device, threads, self.precision)
     }
 
     /// What programs are made for, whether the device is there or not.

@@ -1,7 +1,7 @@
 //! `keel train`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
 
@@ -11,10 +11,12 @@ use super::{
     ComputeArgs, DataArgs, Failure, RecipeArgs, WeightsArgs, announce, heading, open_pairs,
     print_line,
 };
-use keel_base::clock::Clock;
+use keel_base::clock::{Clock, Stopwatch};
 use keel_base::error::{Error, Result};
 use keel_base::units::{bytes, duration};
+use keel_data::pairs::PairSource;
 use keel_engine::executor::SelectedDevice;
+use keel_ranks::{Seat, local};
 use keel_report::stage_table;
 use keel_train::{
     Beginning, LocalDisk, PublishedWeights, Recipe, Signals, TrainOptions, Trainer, recipe_in,
@@ -31,6 +33,10 @@ pub(super) struct TrainArgs {
     /// Run an eighth of the steps: under two minutes for the default recipe.
     #[arg(long, help_heading = heading::RUN)]
     quick: bool,
+    /// Train on N ranks, threads of this process that share its cores: data-parallel training, to try it out on one machine.
+    #[arg(long, value_name = "N", value_parser = at_least_one, default_value = "1", conflicts_with = "fit",
+        help_heading = heading::RUN)]
+    ranks: u64,
     /// Print the settings and the memory plan, train nothing.
     #[arg(long, help_heading = heading::RUN)]
     dry_run: bool,
@@ -176,13 +182,15 @@ impl TrainArgs {
             clock: Clock::default(),
             disk: Arc::new(LocalDisk),
             signals: Signals::heed()?,
+            seat: Seat::default(),
         })
     }
 }
 
 pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     let under_way = Clock::default().start();
-    let compute = args.compute.choose()?;
+    let ranks = args.ranks as usize;
+    let compute = args.compute.choose_for(ranks)?;
     let (mut recipe, evaluation_size) = args.recipe()?;
     let pairs = open_pairs(&args.data.specs, args.data.max_bad_samples)?;
     if let (true, Some(limit)) = (args.fit, args.memory_limit) {
@@ -195,7 +203,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     if args.dry_run {
         print_line(format!("\n{}", recipe.to_toml()))?;
         let plans = super::plan::Plans {
-            recipe: &recipe,
+            recipe: &recipe.of_rank(ranks)?,
             batch: None,
             compile_target: compute.compile_target(),
             memory_budget: args.memory_budget,
@@ -204,6 +212,71 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
         return Ok(plans.print(None, None)?);
     }
     let options = args.options(compute, evaluation_size)?;
+    if ranks == 1 {
+        return train(recipe, options, pairs, &under_way);
+    }
+    print_line(format!("ranks: {ranks}, threads of this process"))?;
+    train_on_ranks(ranks, &recipe, &options, pairs, &under_way)
+}
+
+/// The stack of a rank's thread: that of a process's first thread.
+const STACK: usize = 8 << 20;
+
+/// Trains on threads as ranks. Where one of them fails, the others end too, and what it failed of is returned.
+fn train_on_ranks(
+    ranks: usize,
+    recipe: &Recipe,
+    options: &TrainOptions,
+    pairs: Option<Arc<dyn PairSource>>,
+    under_way: &Stopwatch,
+) -> Result<(), Failure> {
+    let first = Mutex::new(None);
+    let failed = |seat: &Seat, failure: Failure| {
+        let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
+        // Kept before the others hear of it, and end because of it.
+        let failure = first.get_or_insert(failure);
+        seat.votes().give_up(failure.text());
+    };
+    std::thread::scope(|scope| -> Result<(), Failure> {
+        for seat in local::seats(ranks) {
+            let (recipe, pairs, failed) = (recipe.clone(), pairs.clone(), &failed);
+            let options = TrainOptions {
+                seat: seat.clone(),
+                ..options.clone()
+            };
+            let of_rank = move || {
+                let outcome = if seat.world().is_first() {
+                    train(recipe, options, pairs, under_way)
+                } else {
+                    let trained = Trainer::new(recipe, options, pairs);
+                    trained
+                        .map_err(Failure::from)
+                        .and_then(|mut trainer| trainer.run().map_err(Failure::while_running))
+                        .map(drop)
+                };
+                if let Err(failure) = outcome {
+                    failed(&seat, failure);
+                }
+            };
+            let thread = std::thread::Builder::new().stack_size(STACK);
+            let begun = thread.spawn_scoped(scope, of_rank);
+            begun.map_err(|problem| {
+                Error::stopped("the thread of a rank", problem, "choose fewer --ranks")
+            })?;
+        }
+        Ok(())
+    })?;
+    let first = first.into_inner().unwrap_or_else(PoisonError::into_inner);
+    first.map_or(Ok(()), Err)
+}
+
+/// Trains, writes the report and says where everything is.
+fn train(
+    recipe: Recipe,
+    options: TrainOptions,
+    pairs: Option<Arc<dyn PairSource>>,
+    under_way: &Stopwatch,
+) -> Result<(), Failure> {
     let mut trainer = Trainer::new(recipe, options, pairs)?;
     print_line(format!("run: {}", trainer.folder().display()))?;
     let outcome = trainer.run();

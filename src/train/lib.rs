@@ -25,8 +25,8 @@ pub use ablation::{
 };
 pub use chat_template::{FolderChat, folder_chat_template};
 pub use checkpoint::{
-    Checkpoint, Disk, LocalDisk, OpenFile, Position, Snapshot, folder_inside, free_bytes, load,
-    read_position, save, write_durably,
+    Checkpoint, Disk, LocalDisk, OpenFile, Position, ShardFile, Snapshot, folder_inside,
+    free_bytes, load, read_position, save, write_durably,
 };
 pub use evaluate::{
     EvalRun, EvalTower, ExportOptions, ExportPart, Exported, Measured, Profile, ProfiledOp, export,
@@ -49,7 +49,7 @@ pub use run::{
 };
 pub use scaling::{Cluster, RankMemory, RankStep, Sharding, Sizes, check_division};
 pub use step_program::{
-    OptimizerScalars, batch_inputs, compile_step, optimizer_scalars, parameter_groups, record_step,
-    whole_step_flops,
+    OptimizerScalars, batch_inputs, compile_rank_step, compile_step, optimizer_scalars,
+    parameter_groups, record_rank_step, record_step, whole_step_flops,
 };
 pub use trainer::Trainer;

@@ -10,7 +10,9 @@ use keel_engine::ops::{self, OptimizerInput, ParameterGroups, StepSettings, Upda
 use keel_engine::program::{CompileOptions, PlannedOp, Program};
 use keel_engine::tape::{CompileTarget, ParameterLayout, Tape};
 use keel_engine::tensor::{DType, TensorType};
-use keel_model::{BatchInputs, ModelInput, record_objectives};
+use keel_model::{BatchInputs, ModelInput, Objectives, record_losses, record_objectives};
+use keel_ranks::World;
+use keel_ranks::order::BUCKET;
 
 /// Largest log of the contrastive scale: e^this is 100 (Radford et al. 2021, §2.5).
 const MOST_LOG_SCALE: f32 = 4.605_170_2;
@@ -27,6 +29,23 @@ pub fn record_step(
     shape: &BatchShape,
     precision: DType,
 ) -> Result<Tape> {
+    record_rank_step(recipe, stage, layout, shape, precision, World::ALONE)
+}
+
+/// As [`record_step`], for one of several ranks: `recipe` and `stage` are its share ([`Recipe::of_rank`]). Gradients are summed
+/// over all ranks, and so have to be losses: the next-token loss is weighted by [`ModelInput::LossWeight`], and this rank's
+/// part of the contrastive loss over all ranks' pairs by [`ModelInput::ContrastiveWeight`].
+///
+/// # Errors
+/// Whatever recording reports.
+pub fn record_rank_step(
+    recipe: &Recipe,
+    stage: &Stage,
+    layout: &Arc<ParameterLayout>,
+    shape: &BatchShape,
+    precision: DType,
+    world: World,
+) -> Result<Tape> {
     let trained = stage.clone();
     let mut tape = Tape::new(layout.clone(), move |parameter| trained.trains(parameter))
         .in_precision(precision);
@@ -35,12 +54,17 @@ pub fn record_step(
         tape = tape.accumulating_gradients();
     }
     let objectives = stage.objectives(recipe.contrastive_loss);
-    let loss = record_objectives(&mut tape, &recipe.model, &objectives, shape)?;
-    if is_divided {
-        let weight = tape.input(ModelInput::LossWeight, TensorType::f32([1]));
-        tape.backward_from(&[(loss, weight)])?;
+    if world.ranks > 1 {
+        tape = tape.over_ranks(world, BUCKET);
+        record_weighted_losses(&mut tape, recipe, &objectives, shape)?;
     } else {
-        tape.backward(loss)?;
+        let loss = record_objectives(&mut tape, &recipe.model, &objectives, shape)?;
+        if is_divided {
+            let weight = tape.input(ModelInput::LossWeight, TensorType::f32([1]));
+            tape.backward_from(&[(loss, weight)])?;
+        } else {
+            tape.backward(loss)?;
+        }
     }
     let clamps =
         ["contrastive.log_scale", "align.log_scale"].map(|name| (name, 0.0, MOST_LOG_SCALE));
@@ -56,6 +80,27 @@ pub fn record_step(
     Ok(tape)
 }
 
+/// Records the losses of a rank among several and their gradients, each with a weight of its own.
+fn record_weighted_losses(
+    tape: &mut Tape,
+    recipe: &Recipe,
+    objectives: &Objectives,
+    shape: &BatchShape,
+) -> Result<()> {
+    let losses = record_losses(tape, &recipe.model, objectives, shape)?;
+    let mut seeds = Vec::new();
+    for (loss, input) in [
+        (losses.next_token, ModelInput::LossWeight),
+        (losses.contrastive, ModelInput::ContrastiveWeight),
+    ] {
+        if let Some(term) = loss {
+            let loss = ops::weighted_sum(tape, &[term])?;
+            seeds.push((loss, tape.input(input, TensorType::f32([1]))));
+        }
+    }
+    tape.backward_from(&seeds)
+}
+
 /// Records and plans a whole training step of a stage.
 ///
 /// # Errors
@@ -68,8 +113,34 @@ pub fn compile_step(
     compile_target: impl Into<CompileTarget>,
     memory_budget: Option<u64>,
 ) -> Result<Program> {
+    let world = World::ALONE;
+    compile_rank_step(
+        recipe,
+        stage,
+        layout,
+        shape,
+        compile_target,
+        memory_budget,
+        world,
+    )
+}
+
+/// As [`compile_step`], for one of several ranks: `recipe` and `stage` are its share ([`Recipe::of_rank`]).
+///
+/// # Errors
+/// Whatever recording or planning reports.
+pub fn compile_rank_step(
+    recipe: &Recipe,
+    stage: &Stage,
+    layout: &Arc<ParameterLayout>,
+    shape: &BatchShape,
+    compile_target: impl Into<CompileTarget>,
+    memory_budget: Option<u64>,
+    world: World,
+) -> Result<Program> {
     let compile_target = compile_target.into();
-    let tape = record_step(recipe, stage, layout, shape, compile_target.precision)?;
+    let precision = compile_target.precision;
+    let tape = record_rank_step(recipe, stage, layout, shape, precision, world)?;
     Program::compile(
         tape,
         &CompileOptions {
@@ -88,11 +159,16 @@ pub fn compile_step(
     })
 }
 
-/// Floating-point operations of a whole step: every micro-batch, and one update.
+/// Floating-point operations of a whole step: every micro-batch, of all ranks where the program is of one among several, and
+/// one update.
 pub fn whole_step_flops(program: &Program, stage: &Stage) -> f64 {
     let (gradients, update) = program.ops().split_at(program.gradient_ops());
     let flops = |ops: &[PlannedOp]| ops.iter().map(|op| program.op_cost(op).flops).sum::<f64>();
-    stage.micro_batches() as f64 * flops(gradients) + flops(update)
+    let runs = match stage.micro_batch_size {
+        Some(_) => stage.micro_batches(),
+        None => program.world().ranks,
+    };
+    runs as f64 * flops(gradients) + flops(update)
 }
 
 /// How a stage's parameters are updated: matrices decay, vectors and tables of positions do not, and all have one rate.
@@ -154,7 +230,10 @@ pub fn optimizer_scalars(
 /// # Errors
 /// [`keel_base::error::Error::Setting`] naming an input that nobody would write.
 pub fn batch_inputs(program: &Program) -> Result<BatchInputs> {
-    let mut by_the_loop = vec![ModelInput::LossWeight.name()];
+    let mut by_the_loop = vec![
+        ModelInput::LossWeight.name(),
+        ModelInput::ContrastiveWeight.name(),
+    ];
     by_the_loop.extend(OptimizerInput::ALL.map(OptimizerInput::name));
     BatchInputs::of(program, &by_the_loop)
 }

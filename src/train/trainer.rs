@@ -2,6 +2,8 @@
 //! is fixed about it is in run/state.rs, the steps of one stage are in stage/stage_loop.rs, its checkpoints in
 //! checkpoint/checkpointer.rs.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,10 +17,10 @@ use super::observer::{Evaluated, Event, Observers, RunBegins};
 use super::recipe::{Recipe, Stage};
 use super::run::{
     InitialWeights, Run, RunFolder, RunInputs, RunRecorder, RunState, TrainOptions, changes,
-    moved_stages,
+    moved_stages, told_by_first,
 };
 use super::stage::StageLoop;
-use super::step_program::compile_step;
+use super::step_program::compile_rank_step;
 use keel_base::error::{Error, Result};
 use keel_data::chat::ChatTokenizer;
 use keel_data::image_view::ImageCache;
@@ -31,9 +33,6 @@ use keel_engine::program::{MemoryReport, Program};
 use keel_engine::tape::ParameterLayout;
 use keel_eval::{Evaluation, Evaluator, Measurements, Metric};
 use keel_model::declare;
-
-/// The one process that trains a run. Several would be ranks from 0 up.
-const RANK: usize = 0;
 
 /// A run, ready to be run: what is fixed about it, what moves, and what saves it.
 pub struct Trainer {
@@ -86,15 +85,20 @@ impl Trainer {
             let elements = initial.parameters.len();
             assert_eq!(elements, layout.elements(), "another model's weights");
         }
-        let executor = options.compute.open(layout.elements())?;
+        let (seat, world) = (options.seat.clone(), options.seat.world());
+        let share = recipe.of_rank(world.ranks)?;
+        let mut executor = options.compute.open(layout.elements())?;
+        if let Some(engine) = seat.engine() {
+            executor.join(engine.clone())?;
+        }
         let resumed = match &options.resume {
-            Some(path) => Some(RunFolder::resume(options.disk.clone(), path)?),
-            None => None,
+            Some(path) if world.is_first() => Some(RunFolder::resume(options.disk.clone(), path)?),
+            _ => None,
         };
         // A run that stopped before its first checkpoint is begun again.
         let mut passed_over = Vec::new();
-        let start = match &resumed {
-            Some(folder) => newest_valid(folder.path(), &mut passed_over)?,
+        let start = match &options.resume {
+            Some(path) => told_by_first(&seat, || newest_valid(path, &mut passed_over))?,
             None => None,
         };
         let inputs = RunInputs::new(&options, pairs.as_deref())?;
@@ -103,20 +107,21 @@ impl Trainer {
         }
         let begins_at = initial.as_ref().map_or(0, |initial| initial.stage);
         let first = start.as_ref().map_or(begins_at, |(at, _)| at.stage);
-        let programs = plan_stages(&recipe, first, &layout, &tokenizer, &options)?;
-        let folder = match resumed {
-            Some(folder) => folder,
-            // Only now: a run that is refused leaves no folder.
-            None => RunFolder::create(options.disk.clone(), options.out.as_deref(), &recipe.name)?,
-        };
-        let folder = Arc::new(folder);
-        let recorder = Arc::new(RunRecorder::open(folder.clone(), options.clock.clone())?);
-        let observers = Observers::new(RANK, vec![options.observer.clone(), recorder]);
+        let programs = plan_stages(&share, first, &layout, &tokenizer, &options)?;
+        // Only now: a run that is refused leaves no folder.
+        let folder = Arc::new(open_folder(resumed, &options, &recipe.name)?);
+        let mut observers = vec![options.observer.clone()];
+        if world.is_first() {
+            let recorder = RunRecorder::open(folder.clone(), options.clock.clone())?;
+            observers.push(Arc::new(recorder));
+        }
+        let observers = Observers::new(world.rank, observers);
         let checkpoints = Checkpointer::new(options.clock.clone());
         let run = Run {
             kept: Arc::new(ImageCache::new(options.image_cache)),
             emoji: EmojiSet::embedded(),
             recipe,
+            share,
             options,
             layout,
             executor,
@@ -207,6 +212,9 @@ impl Trainer {
             step = 0;
             self.state.guard = Guard::default();
         }
+        if !self.run.is_first() {
+            return Ok(evaluations);
+        }
         let left_out = self.run.pairs.as_ref().and_then(|pairs| pairs.left_out());
         if let Some(left_out) = left_out {
             let line = format!("\nleft out of the data: {left_out}");
@@ -220,7 +228,9 @@ impl Trainer {
 
     /// Begins a new run: its settings on the disk, its first parameters in the executor.
     fn begin(&self) -> Result<Entry> {
-        self.run.write_settings()?;
+        if self.run.is_first() {
+            self.run.write_settings()?;
+        }
         let initial = self.run.initial.as_ref();
         let stage = initial.map_or(0, |initial| initial.stage);
         self.run.write_initial(stage)?;
@@ -253,10 +263,14 @@ impl Trainer {
     }
 
     fn tell_begin(&self, resumed_at: Option<&str>, changes: &[String]) -> Result<()> {
+        let mut device = self.run.executor.describe();
+        if self.run.ranks() > 1 {
+            device = format!("{} ranks, each on {device}", self.run.ranks());
+        }
         self.run.tell(&Event::RunBegins(RunBegins {
             recipe: &self.run.recipe,
             folder: self.run.folder.path(),
-            device: &self.run.executor.describe(),
+            device: &device,
             inputs: &self.run.inputs,
             resumed_at,
             changes,
@@ -297,7 +311,7 @@ impl Trainer {
     /// Evaluates the parameters as stage `index` left them; nothing after a stage that sees no images.
     fn evaluate(&self, index: usize) -> Result<Option<Evaluation>> {
         let (run, stage) = (&self.run, &self.run.recipe.stages[index]);
-        if !run.options.evaluate {
+        if !run.options.evaluate || !run.is_first() {
             return Ok(None);
         }
         let Some(settings) = evaluation_settings(stage, run.options.evaluation_size) else {
@@ -316,6 +330,34 @@ impl Trainer {
         }))?;
         Ok(Some(evaluation))
     }
+}
+
+/// The folder of the run: `resumed`, a new one, or the one that the first rank tells of.
+fn open_folder(
+    resumed: Option<RunFolder>,
+    options: &TrainOptions,
+    name: &str,
+) -> Result<RunFolder> {
+    let (world, votes) = (options.seat.world(), options.seat.votes());
+    let disk = options.disk.clone();
+    let folder = match resumed {
+        Some(folder) => Some(folder),
+        None if world.is_first() => {
+            let folder = RunFolder::create(disk.clone(), options.out.as_deref(), name)?;
+            Some(folder)
+        }
+        None => None,
+    };
+    if world.ranks == 1 {
+        return Ok(folder.expect("the first rank has it"));
+    }
+    let path = folder.as_ref().map(|folder| folder.path().as_os_str());
+    let path = path.map_or(&[][..], OsStr::as_bytes);
+    let told = votes.gather("the run's folder", path)?;
+    Ok(folder.unwrap_or_else(|| {
+        let path = PathBuf::from(OsStr::from_bytes(&told[0]));
+        RunFolder::of_another_rank(disk, path)
+    }))
 }
 
 /// Refuses to go on from `position` with other data than it was reached with, or with stages that are not where they were:
@@ -394,12 +436,13 @@ fn compile_stage(
 ) -> Result<Program> {
     let shape = recipe.batch_shape(stage, tokenizer.image());
     let compile_target = options.compute.compile_target();
-    compile_step(
+    compile_rank_step(
         recipe,
         stage,
         layout,
         &shape,
         compile_target,
         options.memory_budget,
+        options.seat.world(),
     )
 }

@@ -3,21 +3,47 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::disk::uninterrupted;
+use super::disk::Disk;
 use super::file::{self, Position, Snapshot};
 use super::optimizer_state::OptimizerValues;
 use super::saver::Saver;
+use super::shard::{OptimizerShard, ShardFile, remove_checkpoint, shard_path};
 use crate::run::{Run, RunState, inside_stage, newest_first, stage_label, step_label};
 use keel_base::clock::Clock;
 use keel_base::error::{Error, Result};
 use keel_engine::executor::Session;
+use keel_ranks::World;
 
 /// Writes a run's checkpoints: those inside stages while the next steps run, those after stages at once. What is saved
 /// belongs to the [`Run`] and the [`RunState`] that are handed over; of its own it has only the one on its way.
+///
+/// Of several ranks each saves its part of the optimiser's state. When all parts are there, which ranks tell one another
+/// between two steps, the first writes the checkpoint's own file.
 #[derive(Debug)]
 pub(crate) struct Checkpointer {
     saver: Saver,
+    /// The checkpoint of several ranks whose parts are on their way.
+    pending: Option<Pending>,
+    /// One that could not be written.
+    failed: Option<(PathBuf, Error)>,
 }
+
+/// A checkpoint of several ranks until all have saved their parts.
+#[derive(Debug)]
+struct Pending {
+    path: PathBuf,
+    /// What the first rank writes then.
+    snapshot: Option<Snapshot>,
+    /// How this rank's part fared.
+    own: Option<Result<String>>,
+}
+
+/// What a rank tells of its part of a checkpoint.
+const UNDER_WAY: u8 = 0;
+/// Followed by the hash.
+const SAVED: u8 = 1;
+/// Followed by the reason.
+const FAILED: u8 = 2;
 
 fn position(run: &Run, state: &RunState, stage: usize, step: u64) -> Position {
     let name = run.recipe.stages.get(stage).map(|stage| stage.name.clone());
@@ -31,6 +57,7 @@ fn position(run: &Run, state: &RunState, stage: usize, step: u64) -> Position {
         recipe: run.recipe.to_toml(),
         inputs: run.inputs.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
+        shards: Vec::new(),
     }
 }
 
@@ -39,6 +66,8 @@ impl Checkpointer {
     pub fn new(clock: Clock) -> Checkpointer {
         Checkpointer {
             saver: Saver::new(clock),
+            pending: None,
+            failed: None,
         }
     }
 
@@ -47,10 +76,13 @@ impl Checkpointer {
     /// # Errors
     /// [`Error::Io`] naming the file; whatever the executor reports.
     pub fn save_stage(&mut self, run: &Run, state: &RunState, index: usize) -> Result<()> {
-        let position = position(run, state, index + 1, 0);
-        let path = after_stage(run, index);
-        let snapshot = Snapshot::take(position, &run.layout, run.executor.as_ref(), None)?;
-        snapshot.write(run.folder.disk().as_ref(), &path)
+        if run.is_first() {
+            let position = position(run, state, index + 1, 0);
+            let path = after_stage(run, index);
+            let snapshot = Snapshot::take(position, &run.layout, run.executor.as_ref(), None)?;
+            snapshot.write(run.folder.disk().as_ref(), &path)?;
+        }
+        run.meet("the checkpoint after a stage")
     }
 
     /// Saves after `step` steps of stage `index` and waits until it is on the disk. Returns the file.
@@ -65,15 +97,12 @@ impl Checkpointer {
         step: u64,
         session: &dyn Session,
     ) -> Result<PathBuf> {
-        self.finish(run, state, index)?;
-        let path = inside(run, index, step);
-        let position = position(run, state, index, step);
-        let executor = run.executor.as_ref();
-        let snapshot = Snapshot::take(position, &run.layout, executor, Some(session))?;
-        snapshot.write(run.folder.disk().as_ref(), &path)?;
-        // Only once the new one is safe.
-        rotate(run, state, index)?;
-        Ok(path)
+        self.begin_step(run, state, index, step, session)?;
+        if let Some((_, problem)) = self.settle(run, state, index)? {
+            return Err(problem);
+        }
+        run.meet("a checkpoint")?;
+        Ok(inside(run, index, step))
     }
 
     /// Begins to save after `step` steps of stage `index`, while the next steps run.
@@ -91,9 +120,96 @@ impl Checkpointer {
         self.finish(run, state, index)?;
         let path = inside(run, index, step);
         let position = position(run, state, index, step);
-        self.saver.begin(run.folder.disk(), &path, || {
-            Snapshot::take(position, &run.layout, run.executor.as_ref(), Some(session))
-        })
+        let disk = run.folder.disk().clone();
+        let executor = run.executor.as_ref();
+        if run.ranks() == 1 {
+            let to = path.clone();
+            return self.saver.begin(&path, || {
+                let snapshot = Snapshot::take(position, &run.layout, executor, Some(session))?;
+                Ok(move || written(&snapshot, disk.as_ref(), &to))
+            });
+        }
+        let own = shard_path(&path, run.options.seat.world());
+        let to = own.clone();
+        self.saver.begin(&own, || {
+            let shard = OptimizerShard::take(session, &run.layout)?;
+            Ok(move || shard.write(disk.as_ref(), &to))
+        })?;
+        let snapshot = match run.is_first() {
+            true => Some(Snapshot::take(position, &run.layout, executor, None)?),
+            false => None,
+        };
+        self.pending = Some(Pending {
+            path,
+            snapshot,
+            own: None,
+        });
+        Ok(())
+    }
+
+    /// Looks between two steps whether the parts of all ranks are there, and has the first rank begin with the rest.
+    ///
+    /// # Errors
+    /// Whatever the votes report; [`Error::Stopped`] where no thread can be had.
+    pub fn look(&mut self, run: &Run) -> Result<()> {
+        if self.pending.is_some() {
+            self.gather_parts(run, false)?;
+        }
+        Ok(())
+    }
+
+    fn gather_parts(&mut self, run: &Run, waits: bool) -> Result<()> {
+        let pending = self.pending.as_mut().expect("its caller has looked");
+        if pending.own.is_none() && (waits || self.saver.is_done()) {
+            pending.own = self.saver.wait().map(|saved| saved.outcome);
+        }
+        let (state, said) = match &pending.own {
+            None => (UNDER_WAY, String::new()),
+            Some(Ok(hash)) => (SAVED, hash.clone()),
+            Some(Err(problem)) => (FAILED, problem.to_string()),
+        };
+        let told = [&[state][..], said.as_bytes()].concat();
+        let heard = run
+            .options
+            .seat
+            .votes()
+            .gather("the parts of a checkpoint", &told)?;
+        if heard.iter().any(|told| told[0] == UNDER_WAY) {
+            return Ok(());
+        }
+        let Some(pending) = self.pending.take() else {
+            return Ok(());
+        };
+        let said = |told: &[u8]| String::from_utf8_lossy(&told[1..]).into_owned();
+        let world = run.options.seat.world();
+        if let Some(rank) = heard.iter().position(|told| told[0] == FAILED) {
+            if state == SAVED {
+                // Without the others it is no use; what cannot be removed now is when the run is taken up.
+                let _ = run.folder.disk().remove(&shard_path(&pending.path, world));
+            }
+            let remedy = "make room for it, and go on from the newest checkpoint with --resume";
+            let problem = Error::stopped(format!("rank {rank}"), said(&heard[rank]), remedy);
+            self.failed = Some((pending.path, problem));
+            return Ok(());
+        }
+        let Some(mut snapshot) = pending.snapshot else {
+            return Ok(());
+        };
+        let file = |(rank, told): (usize, &Vec<u8>)| {
+            let path = shard_path(&pending.path, World { rank, ..world });
+            ShardFile {
+                name: path
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned(),
+                blake3: said(told),
+            }
+        };
+        snapshot.position.shards = heard.iter().enumerate().map(file).collect();
+        let (disk, to) = (run.folder.disk().clone(), pending.path.clone());
+        let write = move || written(&snapshot, disk.as_ref(), &to);
+        self.saver.begin(&pending.path, || Ok(write))
     }
 
     /// Waits for the checkpoint under way. One for which there was no room costs itself alone: the run says so and goes on.
@@ -102,20 +218,36 @@ impl Checkpointer {
     /// [`Error::Stopped`] where the run's folder is gone or may not be written any more: nothing that is trained from here on
     /// would be kept. [`Error::Io`] where an old checkpoint cannot be removed; whatever an observer ends the run for.
     pub fn finish(&mut self, run: &Run, state: &RunState, index: usize) -> Result<()> {
+        match self.settle(run, state, index)? {
+            Some((path, problem)) if run.is_first() => run.warn(&format!(
+                "{} was not saved, and the run goes on: {problem}",
+                path.display()
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for the checkpoint under way; returns the one that could not be written, where that is no reason to end.
+    fn settle(
+        &mut self,
+        run: &Run,
+        state: &RunState,
+        index: usize,
+    ) -> Result<Option<(PathBuf, Error)>> {
+        if self.pending.is_some() {
+            self.gather_parts(run, true)?;
+        }
         let Some(saved) = self.saver.wait() else {
-            return Ok(());
+            return Ok(self.failed.take());
         };
         match saved.outcome {
-            Ok(()) => rotate(run, state, index),
+            Ok(_) => rotate(run, state, index).map(|()| None),
             Err(problem) if is_lost(&problem) => Err(Error::stopped(
                 format!("run {}", run.folder.path().display()),
                 format!("its folder is gone or can no longer be written ({problem})"),
                 "bring it back, and go on from its newest checkpoint with --resume",
             )),
-            Err(problem) => run.warn(&format!(
-                "{} was not saved, and the run goes on: {problem}",
-                saved.path.display()
-            )),
+            Err(problem) => Ok(Some((saved.path, problem))),
         }
     }
 
@@ -123,6 +255,11 @@ impl Checkpointer {
     pub fn take_waited(&mut self) -> (u64, f64) {
         self.saver.take_waited()
     }
+}
+
+/// Writes a checkpoint's own file, which has its hash inside.
+fn written(snapshot: &Snapshot, disk: &dyn Disk, path: &Path) -> Result<String> {
+    snapshot.write(disk, path).map(|()| String::new())
 }
 
 /// Whether a checkpoint could not be written because of where it goes, and no later one can be either.
@@ -188,8 +325,7 @@ pub(crate) fn newest_well(run: &Run, index: usize) -> Result<Option<(Position, P
         match file::check(&path) {
             Ok(position) if position.guard.is_well() => return Ok(Some((position, path))),
             _ => {
-                let removed = uninterrupted(|| run.folder.disk().remove(&path));
-                removed.map_err(|problem| Error::io(&path, "remove the file", problem))?;
+                remove_checkpoint(run.folder.disk().as_ref(), &path)?;
             }
         }
     }

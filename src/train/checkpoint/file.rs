@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::disk::{Disk, LocalDisk, has_room, write_durably_with};
 use super::optimizer_state::OptimizerValues;
+use super::shard::{ShardFile, load_shards, open_shards};
 use crate::guard::Guard;
 use crate::run::RunInputs;
 use keel_base::error::{Error, Result};
@@ -47,6 +48,9 @@ pub struct Position {
     pub inputs: RunInputs,
     /// The program that wrote the file.
     pub version: String,
+    /// The files with the optimiser's state, where several ranks have saved it; otherwise it is in this one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shards: Vec<ShardFile>,
 }
 
 /// What a checkpoint holds beside parameters.
@@ -65,7 +69,7 @@ const KEY: &str = "keel.position";
 /// A checkpoint's content, copied out of a run at one step.
 #[derive(Debug)]
 pub struct Snapshot {
-    position: Position,
+    pub(super) position: Position,
     /// Names, shapes and places of parameters.
     layout: Arc<ParameterLayout>,
     /// All parameters in arena order.
@@ -85,8 +89,6 @@ impl Snapshot {
         executor: &dyn Executor,
         session: Option<&dyn Session>,
     ) -> Result<Snapshot> {
-        let mut parameters = vec![0.0f32; layout.elements()];
-        executor.read_parameters(0, &mut parameters)?;
         let optimizer = match session {
             Some(session) => {
                 let entries = session.program().gradient_entries().to_vec();
@@ -94,6 +96,8 @@ impl Snapshot {
             }
             None => None,
         };
+        let mut parameters = vec![0.0f32; layout.elements()];
+        executor.read_parameters(0, &mut parameters)?;
         Ok(Snapshot {
             position,
             layout: layout.clone(),
@@ -133,7 +137,7 @@ impl Snapshot {
             views.iter().map(|(name, view)| (name.as_str(), view)),
         );
         views.sort_by(|(one, _), (other, _)| one.cmp(other));
-        let header = header(&views, format!("{sum} {text}"));
+        let header = header(&views, Some(format!("{sum} {text}")));
         let bytes: usize = views.iter().map(|(_, view)| view.data().len()).sum();
         has_room(path, (header.len() + bytes) as u64)?;
         // Tensor by tensor: the file is never in memory beside the values.
@@ -148,9 +152,11 @@ impl Snapshot {
 
 /// What stands before the tensors in a safetensors file that holds `views` one after the other: the length of the rest, then
 /// JSON, padded so that the tensors begin at a multiple of eight.
-fn header(views: &[(String, TensorView<'_>)], position: String) -> Vec<u8> {
+pub(super) fn header(views: &[(String, TensorView<'_>)], position: Option<String>) -> Vec<u8> {
     let mut json = serde_json::Map::new();
-    json.insert("__metadata__".into(), json!({ KEY: position }));
+    if let Some(position) = position {
+        json.insert("__metadata__".into(), json!({ KEY: position }));
+    }
     let mut offset = 0;
     for (name, view) in views {
         let end = offset + view.data().len();
@@ -194,7 +200,7 @@ fn checksum<'a>(
     hasher.finalize().to_hex().to_string()
 }
 
-fn view<'a>(dims: &[usize], values: &'a [f32]) -> TensorView<'a> {
+pub(super) fn view<'a>(dims: &[usize], values: &'a [f32]) -> TensorView<'a> {
     TensorView::new(Dtype::F32, dims.to_vec(), bytemuck::cast_slice(values))
         .expect("the layout's shapes count their elements")
 }
@@ -246,7 +252,7 @@ pub type Sink<'a> = &'a mut dyn FnMut(usize, &[f32]) -> Result<()>;
 /// Elements that are handed on at once.
 const PIECE: usize = 1 << 20;
 
-fn damaged(path: &Path, problem: impl Display) -> Error {
+pub(super) fn damaged(path: &Path, problem: impl Display) -> Error {
     Error::content(
         path.display(),
         format!("the checkpoint is damaged: {problem}"),
@@ -301,7 +307,7 @@ fn position_of(path: &Path, text: &str) -> Result<Position> {
     serde_json::from_str(text).map_err(|problem| damaged(path, problem))
 }
 
-/// Reads a checkpoint whole and holds its content to its checksum; returns the position.
+/// Reads a checkpoint whole, with the files of its ranks, and holds its content to its checksums; returns the position.
 ///
 /// # Errors
 /// [`Error::Io`] or [`Error::Content`] naming the file.
@@ -309,7 +315,9 @@ pub fn check(path: &Path) -> Result<Position> {
     let bytes = read_bytes(path)?;
     let (wanted, text) = header_of(path, &bytes)?;
     hold_checksum(path, &bytes, &wanted, &text)?;
-    position_of(path, &text)
+    let position = position_of(path, &text)?;
+    open_shards(path, &position.shards)?;
+    Ok(position)
 }
 
 fn hold_checksum<'a>(
@@ -397,8 +405,15 @@ pub fn load(
         });
         of_entries.any(|name| tensors.tensor(&name).is_ok())
     };
-    let optimizer = match program.filter(|program| has_state(program)) {
+    let shards = &position.shards;
+    let has_any = |program: &&Program| !shards.is_empty() || has_state(program);
+    let optimizer = match program.filter(has_any) {
         None => None,
+        Some(program) if !shards.is_empty() => {
+            let elements = program.arena_elements(Arena::Gradients, layout.elements());
+            let slots = load_shards(path, shards, layout, program, elements)?;
+            Some(OptimizerValues::new(slots).of_rank(program))
+        }
         Some(program) => {
             let elements = program.arena_elements(Arena::Gradients, layout.elements());
             let mut slots = Vec::new();
@@ -415,7 +430,7 @@ pub fn load(
                 }
                 slots.push((*slot, values));
             }
-            Some(OptimizerValues::new(slots))
+            Some(OptimizerValues::new(slots).of_rank(program))
         }
     };
     Ok(Checkpoint {

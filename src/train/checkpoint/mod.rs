@@ -6,6 +6,7 @@ mod file;
 mod model;
 mod optimizer_state;
 mod saver;
+mod shard;
 
 pub(super) use checkpointer::{Checkpointer, after_stage, newest_valid, newest_well, restore};
 pub use disk::{Disk, LocalDisk, OpenFile, folder_inside, free_bytes, write_durably};
@@ -17,3 +18,5 @@ pub(super) use file::parameters;
 pub use file::{Checkpoint, Position, Sink, Snapshot, load, read_position, save};
 pub(super) use model::CheckpointModel;
 pub(super) use optimizer_state::OptimizerValues;
+pub use shard::ShardFile;
+pub(super) use shard::{checkpoint_of_shard, remove_checkpoint};

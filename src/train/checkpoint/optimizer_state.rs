@@ -2,9 +2,10 @@
 
 use keel_base::error::Result;
 use keel_engine::executor::Session;
+use keel_engine::program::Program;
 use keel_engine::tape::OptimizerState;
 
-/// The contents of every slot, in the order in which the program declares them.
+/// The contents of every slot, as one session holds them: of a rank among several its own slices. In the order in which the program declares them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OptimizerValues(Vec<(OptimizerState, Vec<f32>)>);
 
@@ -22,6 +23,20 @@ impl OptimizerValues {
         let slots = session.program().optimizer_state().iter();
         let slots = slots.map(|slot| Ok((*slot, session.read_arena(slot.arena)?)));
         Ok(OptimizerValues(slots.collect::<Result<_>>()?))
+    }
+
+    /// Of whole slots what the rank of `program` keeps.
+    pub fn of_rank(self, program: &Program) -> OptimizerValues {
+        let Some(cut) = program.shards() else {
+            return self;
+        };
+        let rank = program.world().rank;
+        let own = |values: Vec<f32>| -> Vec<f32> {
+            let slices = (0..cut.buckets()).map(|bucket| cut.slice_of(bucket, rank));
+            slices.flat_map(|slice| values[slice].to_vec()).collect()
+        };
+        let slots = self.0.into_iter();
+        OptimizerValues(slots.map(|(slot, values)| (slot, own(values))).collect())
     }
 
     /// Puts them back.

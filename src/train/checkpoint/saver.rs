@@ -1,11 +1,8 @@
 //! Saves checkpoints while training goes on: what is to be saved is copied at the step, and written by a thread of its own.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use super::disk::Disk;
-use super::file::Snapshot;
 use keel_base::clock::Clock;
 use keel_base::error::{Error, Result};
 
@@ -13,7 +10,7 @@ use keel_base::error::{Error, Result};
 #[derive(Debug)]
 pub(crate) struct Saver {
     clock: Clock,
-    under_way: Option<(PathBuf, JoinHandle<Result<()>>)>,
+    under_way: Option<(PathBuf, JoinHandle<Result<String>>)>,
     /// Checkpoints begun since the last [`Saver::take_waited`].
     count: u64,
     /// Seconds that training waited for copies and for an earlier checkpoint.
@@ -33,8 +30,8 @@ impl Drop for Saver {
 pub(crate) struct Saved {
     /// Its file.
     pub path: PathBuf,
-    /// Whether it is there.
-    pub outcome: Result<()>,
+    /// Whether it is there, and the hash of its content where whoever wrote it gives one.
+    pub outcome: Result<String>,
 }
 
 impl Saver {
@@ -48,23 +45,20 @@ impl Saver {
         }
     }
 
-    /// Begins to write what `copy` makes to `path` on `disk`. There must be none under way.
+    /// Has `copy` copy what is to be saved, and what it returns write that to `path`. There must be none under way.
     ///
     /// # Errors
     /// Whatever `copy` reports; [`Error::Stopped`] where no thread can be had.
-    pub fn begin(
-        &mut self,
-        disk: &Arc<dyn Disk>,
-        path: &Path,
-        copy: impl FnOnce() -> Result<Snapshot>,
-    ) -> Result<()> {
+    pub fn begin<W>(&mut self, path: &Path, copy: impl FnOnce() -> Result<W>) -> Result<()>
+    where
+        W: FnOnce() -> Result<String> + Send + 'static,
+    {
         assert!(self.under_way.is_none(), "one checkpoint at a time");
         let waiting = self.clock.start();
-        let snapshot = copy()?;
-        let (disk, to) = (disk.clone(), path.to_owned());
+        let write = copy()?;
         let thread = std::thread::Builder::new()
             .name("keel-save".into())
-            .spawn(move || snapshot.write(disk.as_ref(), &to))
+            .spawn(write)
             .map_err(|problem| {
                 Error::stopped("saving a checkpoint", problem, "end other programs")
             })?;
@@ -72,6 +66,12 @@ impl Saver {
         self.count += 1;
         self.waited += waiting.seconds();
         Ok(())
+    }
+
+    /// Whether nothing is under way any more that has to be waited for.
+    pub fn is_done(&self) -> bool {
+        let thread = self.under_way.as_ref().map(|(_, thread)| thread);
+        thread.is_none_or(JoinHandle::is_finished)
     }
 
     /// Waits for the checkpoint that is under way, if there is one.

@@ -3,7 +3,7 @@
 use crate::checkpoint::OptimizerValues;
 use crate::recipe::Stage;
 use crate::run::Run;
-use crate::stage::{run_micro_batch, write_micro_batch};
+use crate::stage::{MicroWeight, run_micro_batch, write_micro_batch};
 use crate::step_program::OptimizerScalars;
 use keel_base::error::{Error, Result};
 use keel_data::batch::Batch;
@@ -43,7 +43,7 @@ impl StepState {
 /// Everything that a step has to be done again with.
 pub(crate) struct Recheck {
     before: StepState,
-    batches: Vec<(Batch, f32, OptimizerScalars)>,
+    batches: Vec<(Batch, MicroWeight, OptimizerScalars)>,
 }
 
 impl Recheck {
@@ -59,7 +59,7 @@ impl Recheck {
     }
 
     /// Remembers a micro-batch of the step, with its weight and the numbers of the update.
-    pub fn keep(&mut self, batch: Batch, weight: f32, scalars: OptimizerScalars) {
+    pub fn keep(&mut self, batch: Batch, weight: MicroWeight, scalars: OptimizerScalars) {
         self.batches.push((batch, weight, scalars));
     }
 

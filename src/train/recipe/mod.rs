@@ -3,6 +3,7 @@
 //! The doc comments of what is deserialised here are the recipe reference: `cargo tool reference --write` makes docs/recipes.md
 //! of them. A key's list items `Unit:`, `Range:` and `Source:` become columns and citations there.
 
+mod division;
 pub(super) mod locate;
 mod overrides;
 mod renamed;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::checkpoint::{
-    Disk, LocalDisk, Position, create_folders, create_inside, parent_of, read_position,
-    remove_unfinished, uninterrupted, write_durably_on,
+    Disk, LocalDisk, Position, checkpoint_of_shard, create_folders, create_inside, parent_of,
+    read_position, remove_checkpoint, remove_unfinished, uninterrupted, write_durably_on,
 };
 use crate::out_folder::refuse_foreign;
 use crate::recipe::Recipe;
@@ -47,7 +47,8 @@ pub(crate) fn held(folder: &Path, what: &str) -> Result<File> {
 pub struct RunFolder {
     path: PathBuf,
     disk: Arc<dyn Disk>,
-    _lock: File,
+    /// Held by the rank that writes the folder.
+    _lock: Option<File>,
 }
 
 impl RunFolder {
@@ -78,6 +79,15 @@ impl RunFolder {
         Ok(folder)
     }
 
+    /// The folder `path` of a run that another rank writes.
+    pub(crate) fn of_another_rank(disk: Arc<dyn Disk>, path: PathBuf) -> RunFolder {
+        RunFolder {
+            path,
+            disk,
+            _lock: None,
+        }
+    }
+
     /// Opens the folder of an existing run to continue it.
     ///
     /// # Errors
@@ -92,11 +102,13 @@ impl RunFolder {
         let checkpoints = create_inside(disk.as_ref(), &path, "checkpoints")?;
         let lock = held(&path, "run folder")?;
         remove_unfinished(disk.as_ref(), &checkpoints, |name| {
-            name.strip_suffix(".safetensors")
-                .is_some_and(|stem| place_of(stem).is_some())
+            let is_shard = checkpoint_of_shard(Path::new(name)).is_some();
+            let stem = name.strip_suffix(".safetensors");
+            is_shard || stem.is_some_and(|stem| place_of(stem).is_some())
         })?;
+        remove_orphans(disk.as_ref(), &checkpoints)?;
         Ok(RunFolder {
-            _lock: lock,
+            _lock: Some(lock),
             disk,
             path,
         })
@@ -147,8 +159,7 @@ impl RunFolder {
         };
         let old = all.iter().enumerate().skip(newest as usize);
         for (_, path) in old.filter(|(index, _)| !stays(*index)) {
-            let removed = uninterrupted(|| self.disk.remove(path));
-            removed.map_err(|problem| Error::io(path, "remove the file", problem))?;
+            remove_checkpoint(self.disk.as_ref(), path)?;
         }
         Ok(())
     }
@@ -353,6 +364,19 @@ fn checkpoints_by_place(run: &Path) -> Result<Vec<((u64, u64), PathBuf)>> {
         .collect();
     found.sort();
     Ok(found)
+}
+
+/// Removes the files of ranks whose checkpoint was never written.
+fn remove_orphans(disk: &dyn Disk, checkpoints: &Path) -> Result<()> {
+    let entries = std::fs::read_dir(checkpoints);
+    let entries = entries.map_err(|problem| Error::io(checkpoints, "read the folder", problem))?;
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if checkpoint_of_shard(&path).is_some_and(|checkpoint| !checkpoint.exists()) {
+            let removed = uninterrupted(|| disk.remove(&path));
+            removed.map_err(|problem| Error::io(&path, "remove the file", problem))?;
+        }
+    }
+    Ok(())
 }
 
 /// How the checkpoint after a stage, `number` from 1, is called.

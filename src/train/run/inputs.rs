@@ -22,6 +22,17 @@ pub struct RunInputs {
     pub precision: String,
     /// As [`SelectedDevice::instructions`].
     pub instructions: String,
+    /// The ranks that train together.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub ranks: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(ranks: &usize) -> bool {
+    *ranks == 1
 }
 
 /// In what two runs differ, a sentence each.
@@ -41,6 +52,7 @@ impl RunInputs {
     pub(crate) fn new(options: &TrainOptions, pairs: Option<&dyn PairSource>) -> Result<RunInputs> {
         Ok(RunInputs {
             overfit_one_batch: options.overfit_one_batch,
+            ranks: options.seat.world().ranks,
             ..RunInputs::of(&options.compute, pairs)?
         })
     }
@@ -59,6 +71,7 @@ impl RunInputs {
             device: compute.device().name().to_owned(),
             precision: compute.compile_target().precision.name().to_owned(),
             instructions: compute.instructions(),
+            ranks: 1,
         })
     }
 
@@ -93,6 +106,8 @@ impl RunInputs {
         let other = "other bits from here on";
         changed("the device", &self.device, &after.device, other);
         changed("the precision", &self.precision, &after.precision, other);
+        let (was, is) = (self.ranks.to_string(), after.ranks.to_string());
+        changed("the number of ranks", &was, &is, other);
         let (was, is) = (&self.instructions, &after.instructions);
         let bits = if fuses(was) && fuses(is) {
             "the same bits"

@@ -22,4 +22,4 @@ pub(super) use progress_log::{ProgressLog, StepNumbers, StepSize};
 pub(super) use recipe_changes::{changes, moved_stages};
 pub(super) use recorder::RunRecorder;
 pub use signals::{Signals, Stop};
-pub(super) use state::{Run, RunState};
+pub(super) use state::{Asked, Run, RunState, told_by_first};

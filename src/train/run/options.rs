@@ -8,6 +8,7 @@ use crate::checkpoint::{Disk, LocalDisk};
 use crate::observer::{Observer, Silent};
 use keel_base::clock::Clock;
 use keel_engine::executor::SelectedDevice;
+use keel_ranks::Seat;
 
 /// What the command line adds to a recipe.
 #[derive(Clone, Debug)]
@@ -52,6 +53,9 @@ pub struct TrainOptions {
     pub disk: Arc<dyn Disk>,
     /// What the user may signal meanwhile.
     pub signals: Signals,
+    /// This rank's place among those that train the run. The first writes the folder, evaluates and tells of it; of the others
+    /// only warnings are heard.
+    pub seat: Seat,
 }
 
 impl TrainOptions {
@@ -79,6 +83,7 @@ impl TrainOptions {
             clock: Clock::default(),
             disk: Arc::new(LocalDisk),
             signals: Signals::default(),
+            seat: Seat::default(),
         }
     }
 }

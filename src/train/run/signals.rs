@@ -28,6 +28,9 @@ pub enum Stop {
 }
 
 impl Stop {
+    /// All of them.
+    pub const ALL: [Stop; 3] = [Stop::Terminate, Stop::Interrupt, Stop::HangUp];
+
     /// Its name without the prefix.
     pub fn name(self) -> &'static str {
         match self {

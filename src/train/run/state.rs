@@ -1,11 +1,16 @@
 //! What a run consists of: what is fixed from its first step to its last, and the little that moves with the steps beside
 //! parameters and the optimiser's state, which the executor and its sessions hold.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::folder::{RunFolder, TOKENIZER};
 use super::inputs::RunInputs;
 use super::options::{InitialWeights, TrainOptions};
+use super::signals::Stop;
+use crate::checkpoint::{Position, read_position};
 use crate::evaluate::eval_context;
 use crate::guard::Guard;
 use crate::observer::{Event, Observer, Observers};
@@ -22,6 +27,7 @@ use keel_engine::program::Program;
 use keel_engine::tape::ParameterLayout;
 use keel_eval::EvalContext;
 use keel_model::initialise_one;
+use keel_ranks::{Seat, World};
 
 /// What is fixed. Everything that trains, saves or evaluates borrows it, and none of them changes it.
 pub(crate) struct Run {
@@ -41,12 +47,44 @@ pub(crate) struct Run {
     /// Images that need not be decoded again.
     pub kept: Arc<ImageCache>,
     pub folder: Arc<RunFolder>,
+    /// The recipe as this rank computes it, its share of every step.
+    pub share: Recipe,
     /// The program of each stage that is still to be run.
     pub programs: Vec<Option<Arc<Program>>>,
     /// What the run begins with that does not begin with first values.
     pub initial: Option<InitialWeights>,
     /// Who hears what it tells.
     pub observers: Observers,
+}
+
+/// What the user asks a run for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// To end.
+    pub stop: Option<Stop>,
+    /// For a checkpoint.
+    pub save: bool,
+}
+
+/// See [`Run::told_by_first`].
+pub(crate) fn told_by_first(
+    seat: &Seat,
+    find: impl FnOnce() -> Result<Option<(Position, PathBuf)>>,
+) -> Result<Option<(Position, PathBuf)>> {
+    let world = seat.world();
+    if world.ranks == 1 {
+        return find();
+    }
+    let found = if world.is_first() { find()? } else { None };
+    let path = found.as_ref().map(|(_, path)| path.as_os_str().as_bytes());
+    let heard = seat
+        .votes()
+        .gather("the newest checkpoint", path.unwrap_or_default())?;
+    if found.is_some() || heard[0].is_empty() {
+        return Ok(found);
+    }
+    let path = PathBuf::from(OsStr::from_bytes(&heard[0]));
+    Ok(Some((read_position(&path)?, path)))
 }
 
 /// What moves with the steps.
@@ -75,12 +113,78 @@ impl Run {
         self.tell(&Event::Note(line))
     }
 
-    /// Tells something wrong that the run goes on after.
+    /// Tells something wrong that the run goes on after, and of several ranks which of them it is.
     ///
     /// # Errors
     /// As [`Run::tell`].
     pub fn warn(&self, line: &str) -> Result<()> {
-        self.tell(&Event::Warning(line))
+        match self.options.seat.world() {
+            World { ranks: 1, .. } => self.tell(&Event::Warning(line)),
+            World { rank, .. } => self.tell(&Event::Warning(&format!("rank {rank}: {line}"))),
+        }
+    }
+
+    /// How many ranks train the run.
+    pub fn ranks(&self) -> usize {
+        self.options.seat.world().ranks
+    }
+
+    /// Whether this rank writes the folder, evaluates and tells of the run.
+    pub fn is_first(&self) -> bool {
+        self.options.seat.world().is_first()
+    }
+
+    /// What the user asks for, of any rank: all ranks hear the same.
+    ///
+    /// # Errors
+    /// Whatever the votes report.
+    pub fn asked(&self) -> Result<Asked> {
+        let signals = &self.options.signals;
+        let own = Asked {
+            stop: signals.stop(),
+            save: signals.take_save(),
+        };
+        if self.ranks() == 1 {
+            return Ok(own);
+        }
+        let places = Stop::ALL.iter().map(|stop| own.stop == Some(*stop));
+        let place = places
+            .clone()
+            .position(|is_it| is_it)
+            .map_or(0, |at| at + 1);
+        let told = [place as u8, own.save.into()];
+        let heard = self.options.seat.votes().gather("signals", &told)?;
+        let stop = heard
+            .iter()
+            .map(|told| usize::from(told[0]))
+            .max()
+            .unwrap_or(0);
+        Ok(Asked {
+            stop: stop.checked_sub(1).map(|at| Stop::ALL[at]),
+            save: heard.iter().any(|told| told[1] != 0),
+        })
+    }
+
+    /// The checkpoint that the first rank finds, told to all.
+    ///
+    /// # Errors
+    /// Whatever `find` reports on the first rank, reading on the others, and the votes.
+    pub fn told_by_first(
+        &self,
+        find: impl FnOnce() -> Result<Option<(Position, PathBuf)>>,
+    ) -> Result<Option<(Position, PathBuf)>> {
+        told_by_first(&self.options.seat, find)
+    }
+
+    /// Waits until all ranks have come here, to what the first has done meanwhile.
+    ///
+    /// # Errors
+    /// Whatever the votes report.
+    pub fn meet(&self, what: &'static str) -> Result<()> {
+        if self.ranks() > 1 {
+            self.options.seat.votes().gather(what, &[])?;
+        }
+        Ok(())
     }
 
     /// Hands on what the device had to say since it was last asked.
@@ -97,7 +201,11 @@ impl Run {
     /// # Errors
     /// [`Error::Interrupted`] where the user did.
     pub fn stop_if_asked(&self, place: &str) -> Result<()> {
-        let Some(signal) = self.options.signals.stop() else {
+        let stop = match self.ranks() {
+            1 => self.options.signals.stop(),
+            _ => self.asked()?.stop,
+        };
+        let Some(signal) = stop else {
             return Ok(());
         };
         let problem = Error::Interrupted {
@@ -187,7 +295,7 @@ impl Run {
     /// Whatever the mixture reports.
     pub fn mixture(&self, index: usize) -> Result<Mixture> {
         let pairs = self.pairs.as_ref();
-        let mixture = stage_mixture(&self.recipe, &self.emoji, pairs, &self.tokenizer, index)?;
+        let mixture = stage_mixture(&self.share, &self.emoji, pairs, &self.tokenizer, index)?;
         Ok(mixture.keeping(self.kept.clone()))
     }
 

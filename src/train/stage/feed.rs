@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::rank_batch::{MicroWeight, meet};
 use super::stage_loop::write_micro_batch;
 use crate::gradient_accumulator::weight;
 use crate::guard::Guard;
@@ -13,6 +14,7 @@ use keel_data::mixture::Mixture;
 use keel_data::prefetch::Prefetcher;
 use keel_engine::executor::Session;
 use keel_model::BatchInputs;
+use keel_ranks::Votes;
 
 /// Batches that are made before they are wanted, at least.
 const BATCHES_AHEAD: usize = 4;
@@ -24,7 +26,9 @@ pub(super) struct Feed<'a> {
     /// What the session's program reads of a batch.
     inputs: Arc<BatchInputs>,
     /// What was handed over before it was asked for, or what was wrong with it.
-    ahead: Option<Result<(Batch, f32)>>,
+    ahead: Option<Result<(Batch, MicroWeight)>>,
+    /// What this rank tells the others of its batches.
+    votes: &'a dyn Votes,
 }
 
 /// Which batches a feed gives.
@@ -49,12 +53,13 @@ struct FirstBatch {
 }
 
 impl FirstBatch {
-    fn micro_batch(&self, mixture: &Mixture, step: u64, micro: u64) -> Result<Batch> {
+    /// Micro-batch `micro` of this rank, `number` among those of all.
+    fn micro_batch(&self, mixture: &Mixture, step: u64, micro: u64, number: u64) -> Result<Batch> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let mut batch = match made.get(&micro) {
             Some(batch) => batch.clone(),
             None => {
-                let batch = mixture.batch(micro)?;
+                let batch = mixture.batch(number)?;
                 made.insert(micro, batch.clone());
                 batch
             }
@@ -76,6 +81,7 @@ impl<'a> Feed<'a> {
         stage: &'a Stage,
         mixture: Arc<Mixture>,
         inputs: Arc<BatchInputs>,
+        votes: &'a dyn Votes,
         plan: FeedPlan,
     ) -> Feed<'a> {
         let FeedPlan {
@@ -86,6 +92,9 @@ impl<'a> Feed<'a> {
             cores_are_free,
         } = plan;
         let count = stage.micro_batches() as u64;
+        let world = votes.world();
+        // Ranks take turns, so that those that compute at the same time have neighbours.
+        let number_of = move |micro: u64| micro * world.ranks as u64 + world.rank as u64;
         let workers = if cores_are_free {
             std::thread::available_parallelism().map_or(1, usize::from)
         } else {
@@ -100,9 +109,9 @@ impl<'a> Feed<'a> {
                 return Err(Error::setting("step", format!("below {steps}"), step));
             }
             if one_batch {
-                return first_batch.micro_batch(&mixture, step, micro);
+                return first_batch.micro_batch(&mixture, step, micro, number_of(micro));
             }
-            mixture.batch(guard.batch_of(step) * count + micro)
+            mixture.batch(number_of(guard.batch_of(step) * count + micro))
         };
         let depth = BATCHES_AHEAD.max(workers);
         Feed {
@@ -110,6 +119,7 @@ impl<'a> Feed<'a> {
             inputs,
             batches: Prefetcher::new(Arc::new(make), first * count, workers, depth),
             ahead: None,
+            votes,
         }
     }
 
@@ -117,7 +127,7 @@ impl<'a> Feed<'a> {
     ///
     /// # Errors
     /// What is wrong with the batch; whatever the session reports.
-    pub fn next(&mut self, session: &mut dyn Session) -> Result<(Batch, f32)> {
+    pub fn next(&mut self, session: &mut dyn Session) -> Result<(Batch, MicroWeight)> {
         match self.ahead.take() {
             Some(ahead) => ahead,
             None => self.write(session),
@@ -131,9 +141,10 @@ impl<'a> Feed<'a> {
         self.ahead = Some(self.write(session));
     }
 
-    fn write(&mut self, session: &mut dyn Session) -> Result<(Batch, f32)> {
-        let (_, batch) = self.batches.next_batch()?;
-        let weight = weight(self.stage, &batch);
+    fn write(&mut self, session: &mut dyn Session) -> Result<(Batch, MicroWeight)> {
+        let (_, mut batch) = self.batches.next_batch()?;
+        let own = weight(self.stage, &batch, self.votes.world().ranks);
+        let weight = meet(self.votes, self.stage, &mut batch, own)?;
         write_micro_batch(session, self.stage, &self.inputs, &batch, weight)?;
         Ok((batch, weight))
     }

@@ -4,12 +4,13 @@
 use std::sync::Arc;
 
 use super::feed::{Feed, FeedPlan};
+use super::rank_batch::MicroWeight;
 use crate::checkpoint::{Checkpointer, OptimizerValues, after_stage, load, newest_well, restore};
 use crate::gradient_accumulator::GradientAccumulator;
 use crate::guard::{Guard, MOST_STRIKES, Recheck, Verdict};
 use crate::observer::{Event, StageBegins, StepReport, StepsBegin};
 use crate::recipe::{Stage, StageKind};
-use crate::run::{ProgressLog, Run, RunState, StepNumbers, StepSize};
+use crate::run::{Asked, ProgressLog, Run, RunState, StepNumbers, StepSize};
 use crate::step_program::{OptimizerScalars, batch_inputs, optimizer_scalars, whole_step_flops};
 use keel_base::clock::Stopwatch;
 use keel_base::error::{Error, Result};
@@ -32,6 +33,7 @@ pub(crate) struct StageLoop<'a> {
     checkpoints: &'a mut Checkpointer,
     /// The stage's index in the recipe.
     index: usize,
+    /// This rank's share of it.
     stage: &'a Stage,
     mixture: Arc<Mixture>,
     /// All steps of the stage.
@@ -66,15 +68,15 @@ impl<'a> StageLoop<'a> {
         index: usize,
         optimizer: Option<OptimizerValues>,
     ) -> Result<StageLoop<'a>> {
-        let stage = &run.recipe.stages[index];
+        let (whole, stage) = (&run.recipe.stages[index], &run.share.stages[index]);
         let program = run.programs[index].clone();
         let program = program.expect("every stage to be run is planned");
         let mixture = Arc::new(run.mixture(index)?);
-        let steps = run.steps(stage, &mixture);
+        let steps = run.steps(whole, &mixture);
         let memory = MemoryReport::new(&program, &run.layout);
         run.tell(&Event::StageBegins(StageBegins {
             number: index + 1,
-            stage,
+            stage: whole,
             steps,
             trained: run.trained(stage),
             program: &program,
@@ -139,7 +141,9 @@ impl<'a> StageLoop<'a> {
             guard: self.state.guard.clone(),
             cores_are_free: self.session.takes_inputs_early(),
         };
-        let mut feed = Feed::new(self.stage, self.mixture.clone(), self.inputs.clone(), plan);
+        let votes = self.run.options.seat.votes();
+        let (mixture, inputs) = (self.mixture.clone(), self.inputs.clone());
+        let mut feed = Feed::new(self.stage, mixture, inputs, votes, plan);
         let mut log = ProgressLog::new(self.step_size(), &self.run.options.clock);
         let mut packing = PackingStats::default();
         self.masked = MaskedShare::default();
@@ -185,10 +189,9 @@ impl<'a> StageLoop<'a> {
             if let Some(news) = self.run.pairs.as_ref().and_then(|pairs| pairs.news()) {
                 self.run.warn(&format!("data: {news}"))?;
             }
-            let skipped = batch.skipped;
-            let left_out = skipped.unreadable + skipped.too_long + skipped.without_room;
-            self.state.skipped += u64::from(left_out);
-            packing.add(&batch.segments, batch.samples.len(), skipped.without_room);
+            self.state.skipped += weight.left_out;
+            let without_room = batch.skipped.without_room;
+            packing.add(&batch.segments, batch.samples.len(), without_room);
             if self.stage.contrastive_weight > 0.0 {
                 self.masked.add(&batch);
             }
@@ -209,6 +212,7 @@ impl<'a> StageLoop<'a> {
                 recheck.keep(batch, weight, scalars);
             }
         }
+        accumulated.add_ranks(self.run.options.seat.votes())?;
         let numbers = accumulated.numbers(session, self.stage, [step, self.steps], &under_way)?;
         if let Some(recheck) = recheck {
             recheck.compare(self.run, self.stage, step, &self.inputs, session)?;
@@ -272,12 +276,16 @@ impl<'a> StageLoop<'a> {
 
     /// Saves after `done` steps where that is due or asked for, and ends the run where that is asked for.
     fn save_where_due(&mut self, done: u64) -> Result<()> {
+        self.checkpoints.look(self.run)?;
         let every = self.run.options.save_every;
         // While losses are bad, what there is to go back to is worth more than what was just trained.
         let is_due = every > 0 && done.is_multiple_of(every) && self.state.guard.is_well();
-        let is_asked = self.run.options.signals.take_save();
+        let Asked {
+            save: is_asked,
+            stop,
+        } = self.run.asked()?;
         let (run, index, session) = (self.run, self.index, self.session.as_ref());
-        if is_asked || run.options.signals.stop().is_some() {
+        if is_asked || stop.is_some() {
             let path = self
                 .checkpoints
                 .save_step(run, self.state, index, done, session)?;
@@ -297,7 +305,12 @@ impl<'a> StageLoop<'a> {
     fn sum_up(&mut self, under_way: &Stopwatch, packing: &PackingStats) -> Result<()> {
         let name = &self.stage.name;
         if self.stage.samples_per_sequence > 1 {
-            self.run.note(&format!("stage {name}: {packing}"))?;
+            let world = self.run.options.seat.world();
+            let of = match world.ranks {
+                1 => String::new(),
+                ranks => format!(", rank 0 of {ranks}"),
+            };
+            self.run.note(&format!("stage {name}{of}: {packing}"))?;
         }
         if self.masked.share() > MASKED_SHARE_TO_SAY {
             self.run.note(&format!("stage {name}: {}", self.masked))?;
@@ -317,7 +330,7 @@ impl<'a> StageLoop<'a> {
     }
 
     fn step_size(&self) -> StepSize {
-        let (run, stage) = (self.run, self.stage);
+        let (run, stage) = (self.run, &self.run.recipe.stages[self.index]);
         let has_images = stage.kind != StageKind::WarmStart || stage.contrastive_weight > 0.0;
         let image_tokens = if has_images {
             run.recipe.model.image_tokens()
@@ -334,7 +347,7 @@ impl<'a> StageLoop<'a> {
             images: if has_images { stage.batch_size } else { 0 },
             tokens,
             flops: whole_step_flops(self.session.program(), stage),
-            peak: run.executor.peak_flops(),
+            peak: run.ranks() as f64 * run.executor.peak_flops(),
         }
     }
 
@@ -343,7 +356,8 @@ impl<'a> StageLoop<'a> {
     fn go_back(&mut self, last: u64) -> Result<u64> {
         let run = self.run;
         self.checkpoints.finish(run, self.state, self.index)?;
-        let (step, healthy, from) = match newest_well(run, self.index)? {
+        let newest = run.told_by_first(|| newest_well(run, self.index))?;
+        let (step, healthy, from) = match newest {
             Some((position, path)) => {
                 let Some(state) = restore(run, &path, &position)? else {
                     return Err(Error::content(
@@ -393,11 +407,15 @@ pub(crate) fn write_micro_batch(
     stage: &Stage,
     inputs: &BatchInputs,
     batch: &Batch,
-    weight: f32,
+    weight: MicroWeight,
 ) -> Result<()> {
     inputs.write(session, batch)?;
-    if stage.micro_batches() > 1 {
-        session.write_f32(ModelInput::LossWeight.name(), &[weight])?;
+    let is_alone = session.program().world().ranks == 1;
+    if is_alone && stage.micro_batches() > 1 || !is_alone && stage.next_token_weight > 0.0 {
+        session.write_f32(ModelInput::LossWeight.name(), &[weight.own])?;
+    }
+    if !is_alone && stage.contrastive_weight > 0.0 {
+        session.write_f32(ModelInput::ContrastiveWeight.name(), &[weight.all])?;
     }
     Ok(())
 }
