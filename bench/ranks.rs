@@ -1,0 +1,99 @@
+//! What ranks that are threads of one process cost: steps of one, two and four ranks with the same total batch on the same
+//! cores, in turn.
+//!
+//!     cargo bench --bench ranks              the rows of bench/results/ranks.csv, without date and machine
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use keel::error::Result;
+use keel::executor::SelectedDevice;
+use keel::ranks::{Seat, local};
+use keel::train::{Event, Observer, Recipe, TrainOptions, Trainer};
+
+/// Recipes with the stage that is timed and its steps.
+const STEPS: [(&str, &str, u64); 2] = [
+    ("tiny", "world-knowledge", 24),
+    ("emoji", "world-knowledge", 8),
+];
+/// Numbers of ranks.
+const RANKS: [usize; 3] = [1, 2, 4];
+/// Steps that are not counted, at the start of each run.
+const WARM_UP: usize = 2;
+/// Times that each number of ranks has its turn.
+const ROUNDS: usize = 3;
+
+/// Notes when each step was done.
+#[derive(Debug, Default)]
+struct Clock(Mutex<Vec<Instant>>);
+
+impl Observer for Clock {
+    fn observe(&self, event: &Event<'_>) -> Result<()> {
+        if let Event::StepDone(_) = event {
+            self.0
+                .lock()
+                .expect("nobody panics with it")
+                .push(Instant::now());
+        }
+        Ok(())
+    }
+}
+
+/// Seconds of each step but the first of a run of `recipe` over the seats, on `threads` threads in all.
+fn run(recipe: &Recipe, steps: u64, ranks: usize, threads: usize, out: &Path) -> Vec<f64> {
+    let clock = Arc::new(Clock::default());
+    let train = |seat: Seat| {
+        let options = TrainOptions {
+            out: Some(out.to_owned()),
+            max_steps: Some(steps),
+            observer: clock.clone(),
+            seat,
+            ..TrainOptions::new(SelectedDevice::processor((threads / ranks).max(1)))
+        };
+        let trained = Trainer::new(recipe.clone(), options, None).and_then(|mut t| t.run());
+        trained.expect("a run of a built-in recipe");
+    };
+    if ranks == 1 {
+        train(Seat::default());
+    } else {
+        std::thread::scope(|scope| {
+            for seat in local::seats(ranks) {
+                scope.spawn(|| train(seat));
+            }
+        });
+    }
+    let done = clock.0.lock().expect("nobody panics with it");
+    let seconds = done
+        .windows(2)
+        .map(|pair| (pair[1] - pair[0]).as_secs_f64());
+    seconds.skip(WARM_UP).collect()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    println!("recipe,stage,batch,threads,ranks,median_ms,over_one_rank");
+    for (name, stage, steps) in STEPS {
+        let mut recipe = Recipe::load(name, &[]).expect("a built-in recipe");
+        recipe.stages.retain(|known| known.name == stage);
+        let mut seconds = RANKS.map(|_| Vec::new());
+        for round in 0..ROUNDS {
+            for (ranks, seconds) in RANKS.into_iter().zip(&mut seconds) {
+                let folder = tempfile::tempdir().expect("a temporary folder");
+                let out = folder.path().join(format!("{ranks}-{round}"));
+                seconds.extend(run(&recipe, steps, ranks, threads, &out));
+            }
+        }
+        let medians = seconds.map(median);
+        for (ranks, seconds) in RANKS.into_iter().zip(medians) {
+            let batch = recipe.stages[0].batch_size;
+            let (ms, ratio) = (1e3 * seconds, seconds / medians[0]);
+            println!("{name},{stage},{batch},{threads},{ranks},{ms:.2},{ratio:.2}");
+        }
+    }
+}
