@@ -1,7 +1,7 @@
 //! What ranks that are threads of one process cost: steps of one, two and four ranks with the same total batch on the same
 //! cores, in turn.
 //!
-//!     cargo bench --bench ranks              the rows of bench/results/ranks.csv, without date and machine
+//!     cargo bench --bench ranks              a row for each recipe and number of ranks
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
