@@ -6,6 +6,39 @@ use crate::program::Program;
 use keel_base::error::{Error, Result};
 use keel_ranks::{Collective, Engine, Kind, Received, Sent, SharedEngine, Ticket};
 
+/// Holds an executor's engine to a program that it is to run.
+///
+/// # Errors
+/// [`Error::Device`] when the program is of a rank among several and there is no engine, or that of another rank or for
+/// another kind of memory.
+pub(super) fn expect_engine(
+    device: &str,
+    engine: Option<&SharedEngine>,
+    program: &Program,
+    for_devices: bool,
+) -> Result<()> {
+    let world = program.world();
+    let is_met = match engine {
+        _ if world.ranks == 1 => true,
+        Some(engine) => {
+            let engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
+            engine.world() == world && engine.is_for_devices() == for_devices
+        }
+        None => false,
+    };
+    if is_met {
+        return Ok(());
+    }
+    Err(Error::Device {
+        device: device.to_owned(),
+        problem: format!(
+            "the program is of rank {} of {}, and nothing here reaches the other ranks",
+            world.rank, world.ranks
+        ),
+        remedy: "give the executor the engine of that rank".to_owned(),
+    })
+}
+
 /// Hands the collectives of one session's program to the engine of its executor, in host memory.
 #[derive(Default)]
 pub(super) struct Collectives {
@@ -17,34 +50,16 @@ pub(super) struct Collectives {
 
 impl Collectives {
     /// # Errors
-    /// [`Error::Device`] when the program is of a rank among several and the executor has no engine, or that of another rank.
+    /// As [`expect_engine`].
     pub fn new(
         device: &str,
         engine: Option<&SharedEngine>,
         program: &Program,
     ) -> Result<Collectives> {
-        let world = program.world();
-        let is_met = match engine {
-            _ if world.ranks == 1 => true,
-            Some(engine) => {
-                let engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
-                engine.world() == world && !engine.is_for_devices()
-            }
-            None => false,
-        };
-        if !is_met {
-            return Err(Error::Device {
-                device: device.to_owned(),
-                problem: format!(
-                    "the program is of rank {} of {}, and nothing here reaches the other ranks",
-                    world.rank, world.ranks
-                ),
-                remedy: "give the executor the engine of that rank".to_owned(),
-            });
-        }
+        expect_engine(device, engine, program, false)?;
         Ok(Collectives {
             engine: engine.cloned(),
-            ranks: world.ranks,
+            ranks: program.world().ranks,
             under_way: Vec::new(),
         })
     }

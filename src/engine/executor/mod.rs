@@ -56,15 +56,7 @@ pub trait Executor: Send + Sync {
     /// # Errors
     /// [`Error::Device`] when programs on this device cannot use such an engine.
     fn join(&mut self, engine: SharedEngine) -> Result<()> {
-        let engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
-        Err(Error::Device {
-            device: self.describe(),
-            problem: format!(
-                "its programs cannot reach other ranks over {}",
-                engine.name()
-            ),
-            remedy: "train on one rank, or with --device cpu".into(),
-        })
+        Err(refuse_engine(&self.describe(), &engine))
     }
 
     /// Readies a program to run. Gradients, optimiser state and cache start as zeros.
@@ -168,6 +160,19 @@ pub trait Session: Send {
     /// # Errors
     /// [`Error::Setting`] when the number of elements differs.
     fn write_arena(&mut self, arena: Arena, values: &[f32]) -> Result<()>;
+}
+
+/// What an executor says of an engine that its programs cannot use.
+fn refuse_engine(device: &str, engine: &SharedEngine) -> Error {
+    let engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
+    Error::Device {
+        device: device.to_owned(),
+        problem: format!(
+            "its programs cannot reach other ranks over {}",
+            engine.name()
+        ),
+        remedy: "train on one rank, or with --device cpu".into(),
+    }
 }
 
 /// Checks that an arena of optimiser state is one of the program's: every program has all the others.

@@ -1,11 +1,11 @@
 //! The executor of a GPU: the parameters that all its programs share, and the kernels they are made of.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
-use super::super::collectives::Collectives;
+use super::super::collectives::expect_engine;
 use super::super::kernel_table::{IMAGES, KernelImage};
 use super::super::resolved::to_bytes;
-use super::super::{Executor, Session};
+use super::super::{Executor, Session, refuse_engine};
 use super::gpu::Gpu;
 use super::kernels::Kernels;
 use super::memory::DeviceMemory;
@@ -15,6 +15,7 @@ use crate::program::Program;
 use crate::tape::{CompileTarget, Target, Tier};
 use crate::tensor::DType;
 use keel_base::error::Result;
+use keel_ranks::SharedEngine;
 
 /// Masters in f32 and their bf16 copies, which programs in bf16 read and their update keeps.
 pub(super) struct Parameters {
@@ -28,6 +29,7 @@ pub struct CudaExecutor {
     kernels: Kernels,
     parameters: Arc<Parameters>,
     precision: DType,
+    engine: Option<SharedEngine>,
 }
 
 impl CudaExecutor {
@@ -60,6 +62,7 @@ impl CudaExecutor {
             }),
             gpu,
             precision: DType::Bf16,
+            engine: None,
         })
     }
 
@@ -71,7 +74,9 @@ impl CudaExecutor {
 
     /// As [`Executor::load`], for callers that need more of a session than every executor's has.
     pub(super) fn load_session(&self, program: Arc<Program>) -> Result<CudaSession> {
-        CudaSession::new(&self.gpu, &self.kernels, &self.parameters, program)
+        let engine = self.engine.as_ref();
+        expect_engine("cuda", engine, &program, true)?;
+        CudaSession::new(&self.gpu, &self.kernels, &self.parameters, engine, program)
     }
 }
 
@@ -113,9 +118,20 @@ impl Executor for CudaExecutor {
         self.gpu.take_warnings()
     }
 
+    /// An engine that takes addresses of the device.
+    fn join(&mut self, engine: SharedEngine) -> Result<()> {
+        let is_for_devices = {
+            let engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
+            engine.is_for_devices()
+        };
+        if !is_for_devices {
+            return Err(refuse_engine(&self.describe(), &engine));
+        }
+        self.engine = Some(engine);
+        Ok(())
+    }
+
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
-        // Without an engine here a collective would be passed over: such programs are refused.
-        Collectives::new("cuda", None, &program)?;
         Ok(Box::new(self.load_session(program)?))
     }
 

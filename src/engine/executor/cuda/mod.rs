@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod clock;
+mod collectives;
 #[cfg(all(feature = "cust", target_os = "linux"))]
 pub mod cust;
 mod driver;

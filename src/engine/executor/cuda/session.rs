@@ -8,6 +8,7 @@ use super::super::resolved::{
 };
 use super::super::session_arenas::SessionArenas;
 use super::super::{Session, expect_arena, expect_declared, expect_input};
+use super::collectives::DeviceCollectives;
 use super::executor::Parameters;
 use super::gpu::{Event, Gpu};
 use super::graph::Graph;
@@ -19,6 +20,7 @@ use crate::program::Program;
 use crate::tape::Arena;
 use crate::tensor::DType;
 use keel_base::error::Result;
+use keel_ranks::SharedEngine;
 
 /// The arenas of one session, and the parameters' that all sessions share.
 pub(super) struct Memory {
@@ -56,6 +58,7 @@ impl Memory {
 /// See the module's documentation.
 pub(super) struct CudaSession {
     program: Arc<Program>,
+    collectives: DeviceCollectives,
     pub gpu: Arc<Gpu>,
     // Fields go in this order: graphs before the launches, which keep the images that graphs refer to, and all of them
     // before the memory.
@@ -78,6 +81,7 @@ impl CudaSession {
         gpu: &Arc<Gpu>,
         kernels: &Kernels,
         parameters: &Arc<Parameters>,
+        engine: Option<&SharedEngine>,
         program: Arc<Program>,
     ) -> Result<CudaSession> {
         gpu.bind()?;
@@ -96,11 +100,12 @@ impl CudaSession {
             launches.push(prepared.collect::<Result<Vec<_>>>()?);
         }
         let staging = Staging::new(gpu, &program)?;
+        let collectives = DeviceCollectives::new(engine, &program, &memory)?;
         // Hundreds of launches as one: the host would otherwise spend as long on them as a small model's GPU on
         // computing. Not where each launch is waited for, which a graph cannot do.
         let captured = |ops: &[Vec<Arc<PreparedLaunch>>]| -> Result<Option<Graph>> {
             let all: Vec<Arc<PreparedLaunch>> = ops.iter().flatten().cloned().collect();
-            if gpu.is_synchronous || all.is_empty() {
+            if gpu.is_synchronous || all.is_empty() || !collectives.is_empty() {
                 Ok(None)
             } else {
                 Graph::capture(gpu, &all)
@@ -114,6 +119,7 @@ impl CudaSession {
         };
         Ok(CudaSession {
             unwritten: UnwrittenInputs::of(&program),
+            collectives,
             program,
             gpu: gpu.clone(),
             launches,
@@ -127,6 +133,9 @@ impl CudaSession {
 
     /// Starts one op's launches; waits for each when asked to.
     fn run_op(&self, index: usize) -> Result<()> {
+        if self.collectives.run(index, &self.gpu)? {
+            return Ok(());
+        }
         for launch in &self.launches[index] {
             self.start(launch)?;
         }
@@ -199,7 +208,11 @@ impl Session for CudaSession {
         self.submit_inputs()?;
         match &self.gradient_graph {
             Some(graph) => graph.launch(),
-            None => (0..self.program.gradient_ops()).try_for_each(|index| self.run_op(index)),
+            None => {
+                let all = 0..self.program.gradient_ops();
+                let mut gradients = all.filter(|op| !self.program.is_exchange(*op));
+                gradients.try_for_each(|index| self.run_op(index))
+            }
         }
     }
 
