@@ -7,6 +7,7 @@
 
 mod board;
 mod collective;
+pub mod control;
 pub mod launch;
 pub mod local;
 pub mod order;
