@@ -115,7 +115,10 @@ pub enum Meeting {
         port: u16,
     },
     /// Rank 0 listens where it likes and tells the others over MPI.
-    Mpi,
+    Mpi {
+        /// What they reach its host by, where the environment says.
+        host: Option<String>,
+    },
 }
 
 /// A rank's place in its job, as its launcher says.
@@ -426,7 +429,8 @@ impl Environment {
             return Ok(Meeting::Alone);
         }
         if claim.launcher.is_mpi() && with_mpi {
-            return Ok(Meeting::Mpi);
+            let host = self.get("MASTER_ADDR").map(str::to_owned);
+            return Ok(Meeting::Mpi { host });
         }
         let (mut host, mut port) = (
             self.get("MASTER_ADDR").map(str::to_owned),

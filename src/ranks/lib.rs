@@ -8,8 +8,12 @@
 mod board;
 mod collective;
 pub mod control;
+pub mod join;
 pub mod launch;
 pub mod local;
+#[cfg(feature = "mpi")]
+pub mod mpi;
+pub mod nccl;
 pub mod order;
 mod seat;
 pub mod simulate;

@@ -14,6 +14,7 @@
 //     version=13000 devices=1 capability=90 memory=1073741824 mode=0   what there is
 //     clock=1000000          the highest clock in kHz; 0: not told
 //     sm_clock=0             the clock in MHz that the management library sees; 0: it does not know the device
+//     machine=0              tells this machine's devices from another's
 //     late                   queued work runs as late as allowed
 //     fail=NAME:N:CODE       the N-th call of function NAME returns CODE
 //     fault=N:CODE           the N-th kernel that runs breaks the context with CODE, as an illegal address does
@@ -44,7 +45,7 @@ namespace {
 
 enum Code { kOk = 0, kInvalidValue = 1, kOutOfMemory = 2, kStub = 34, kNoDevice = 100, kInvalidImage = 200,
             kInvalidContext = 201, kEcc = 214, kNotFound = 500, kNotReady = 600, kLaunchFailed = 719, kCaptureUnsupported = 900,
-            kCaptureInvalidated = 901 };
+            kCaptureInvalidated = 901, kCaptureUnjoined = 904 };
 
 struct Stream;
 struct Module;
@@ -52,6 +53,8 @@ struct Event {
     uint64_t asked = 0, done = 0;
     Stream* stream = nullptr;
     double seconds = 0;
+    uint64_t capture = 0;  // the number of the one that it was recorded in, behind so many operations
+    size_t position = 0;
 };
 struct Operation {
     std::function<void()> act;
@@ -61,6 +64,11 @@ struct Operation {
 struct Graph {
     std::vector<Operation> operations;
     std::set<Module*> modules;  // that its kernels are of
+    Stream* origin = nullptr;   // where its capture began
+    uint64_t number = 0;
+    // Streams that an event drew into the capture: behind how many operations their last stands, and up to where the origin
+    // waits for them.
+    std::map<Stream*, std::pair<size_t, size_t>> forks;
 };
 struct Stream {
     std::deque<Operation> queue;
@@ -88,6 +96,7 @@ struct Driver {
     Stream null_stream;
     std::set<Stream*> streams;
     std::set<Graph*> executables;
+    std::map<uint64_t, Graph*> captures;  // under way
     size_t used = 0, capacity = 0;
     int events = 0, graphs = 0, modules = 0, contexts = 0;
     uintptr_t context = 0;  // the one there is; another each time it is made
@@ -189,8 +198,9 @@ void drain(Stream& stream, Event* until = nullptr, uint64_t generation = 0) {
 }
 int enqueue(Stream* stream, Operation operation) {
     if (!stream) stream = &driver().null_stream;
-    if (stream->capture) {
-        stream->capture->operations.push_back(operation);
+    if (Graph* graph = stream->capture) {
+        graph->operations.push_back(operation);
+        if (stream != graph->origin) graph->forks[stream].first = graph->operations.size();
         return kOk;
     }
     if (stream == &driver().null_stream) {
@@ -260,6 +270,12 @@ EXPORT int cuDeviceGetName(char* name, int length, int device) {
     snprintf(name, size_t(length), "Emulated GPU %d", device);
     return kOk;
 }
+EXPORT int cuDeviceGetUuid_v2(char* uuid, int device) {
+    ENTER("cuDeviceGetUuid_v2", kNothing);
+    memset(uuid, 0, 16);
+    snprintf(uuid, 16, "GPU %s.%d", driver().setting("machine", "0"), device);
+    return kOk;
+}
 EXPORT int cuDeviceTotalMem_v2(size_t* bytes, int) {
     ENTER("cuDeviceTotalMem_v2", kNothing);
     *bytes = driver().capacity;
@@ -294,7 +310,8 @@ EXPORT int cuGetErrorName(int code, const char** name) {
         {kEcc, "CUDA_ERROR_ECC_UNCORRECTABLE"}, {kNotFound, "CUDA_ERROR_NOT_FOUND"},
         {700, "CUDA_ERROR_ILLEGAL_ADDRESS"}, {kLaunchFailed, "CUDA_ERROR_LAUNCH_FAILED"},
         {kCaptureUnsupported, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"},
-        {kCaptureInvalidated, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"}};
+        {kCaptureInvalidated, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"},
+        {kCaptureUnjoined, "CUDA_ERROR_STREAM_CAPTURE_UNJOINED"}};
     auto found = names.find(code);
     *name = found == names.end() ? nullptr : found->second;
     return *name ? kOk : kInvalidValue;
@@ -521,6 +538,15 @@ EXPORT int cuStreamSynchronize(Stream* stream) {
 EXPORT int cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
     ENTER("cuStreamWaitEvent", kContext);
     if (event->asked == 0) return kOk;
+    auto capture = driver().captures.find(event->capture);
+    if (capture != driver().captures.end()) {
+        Graph* graph = capture->second;
+        // An event of a capture draws the stream that waits for it in; the origin, which is in, joins the event's stream.
+        if (!stream->capture) stream->capture = graph;
+        if (stream->capture != graph) return kInvalidValue;
+        if (stream == graph->origin && event->stream != graph->origin)
+            graph->forks[event->stream].second = event->position;
+    }
     return enqueue(stream, {nullptr, event, event->asked});
 }
 EXPORT int cuEventCreate(Event** event, unsigned) {
@@ -540,6 +566,9 @@ EXPORT int cuEventRecord(Event* event, Stream* stream) {
     ENTER("cuEventRecord", kContext);
     uint64_t generation = ++event->asked;
     event->stream = stream ? stream : &driver().null_stream;
+    Graph* graph = event->stream->capture;
+    event->capture = graph ? graph->number : 0;
+    event->position = graph ? graph->operations.size() + 1 : 0;
     return enqueue(stream, {[=] { event->done = generation; event->seconds = now(); }, nullptr, generation});
 }
 EXPORT int cuEventSynchronize(Event* event) {
@@ -557,7 +586,11 @@ EXPORT int cuEventElapsedTime(float* milliseconds, Event* start, Event* end) {
 EXPORT int cuStreamBeginCapture_v2(Stream* stream, int mode) {
     ENTER("cuStreamBeginCapture_v2", kContext);
     if (!stream || stream->capture) return kInvalidValue;
+    static uint64_t captured = 0;
     stream->capture = new Graph;
+    stream->capture->origin = stream;
+    stream->capture->number = ++captured;
+    driver().captures[captured] = stream->capture;
     stream->captures_for_all = mode == 0;
     driver().captures_for_all += mode == 0;
     // In the relaxed mode nobody is held to anything.
@@ -574,6 +607,13 @@ EXPORT int cuStreamEndCapture(Stream* stream, Graph** graph) {
     }
     stream->capture = nullptr;
     int code = enter("cuStreamEndCapture", kContext);
+    if (*graph) {
+        driver().captures.erase((*graph)->number);
+        for (auto& [fork, reached] : (*graph)->forks) {
+            fork->capture = nullptr;
+            if (reached.second < reached.first) code = kCaptureUnjoined;
+        }
+    }
     if (code) {
         delete *graph;
         *graph = nullptr;
@@ -611,6 +651,11 @@ EXPORT int cuGraphExecDestroy(Graph* executable) {
     --driver().graphs;
     delete executable;
     return kOk;
+}
+
+EXPORT int cuLaunchHostFunc(Stream* stream, void (*function)(void*), void* data) {
+    ENTER("cuLaunchHostFunc", kContext);
+    return enqueue(stream, {[=] { function(data); }});
 }
 
 // ---- Launches ----

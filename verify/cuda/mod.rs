@@ -25,7 +25,7 @@ use crate::harness::images;
 const CHILD: &str = "KEEL_VERIFY_CHILD";
 
 /// A folder of this program's own for libraries, apart from those of other builds.
-fn folder(name: &str) -> PathBuf {
+pub(crate) fn folder(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
         .join("drivers")
         .join(name);
@@ -46,7 +46,7 @@ fn install(folder: &Path, make: impl FnOnce(&Path)) {
     std::fs::remove_file(&partial).expect("it was just made");
 }
 
-fn compile(arguments: &[&str], to: &Path) {
+pub(crate) fn compile(arguments: &[&str], to: &Path) {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let output = Command::new(&compiler)
         .args(["-std=c++17", "-O1", "-fPIC", "-shared", "-s", "-pthread"])
@@ -60,7 +60,7 @@ fn compile(arguments: &[&str], to: &Path) {
 }
 
 /// The folder of the driver that executes; `None` where this program was built without the emulator.
-pub fn executing_driver() -> Option<&'static Path> {
+pub(crate) fn executing_driver() -> Option<&'static Path> {
     static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
     let made = FOLDER.get_or_init(|| {
         let emulator = Path::new(BUILD_FOLDER).join("libkeel_simt.a");

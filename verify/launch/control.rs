@@ -24,7 +24,7 @@ fn place(rank: usize, ranks: usize) -> Place {
         ranks,
         local_rank: rank,
         local_ranks: None,
-        meeting: Meeting::Mpi,
+        meeting: Meeting::Mpi { host: None },
         job: "a test".into(),
         ..Place::alone()
     }

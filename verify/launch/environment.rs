@@ -121,7 +121,7 @@ proptest! {
         prop_assert_eq!(place.local_ranks, Some(per_host));
         let meeting = match launcher {
             _ if hosts * per_host == 1 => Meeting::Alone,
-            Launcher::OpenMpi | Launcher::Mpich if with_mpi => Meeting::Mpi,
+            Launcher::OpenMpi | Launcher::Mpich if with_mpi => Meeting::Mpi { host: Some("node-a".into()) },
             Launcher::Slurm => Meeting::Address { host: "node-a".into(), port: 20_016 },
             // torchrun's agent may hold its port itself.
             _ => Meeting::Address { host: "node-a".into(), port: 29_500 },

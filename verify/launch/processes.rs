@@ -96,32 +96,39 @@ fn child() {
 }
 
 /// A port that nothing listens at.
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }
 
-/// A rank as a process; `port` is torchrun's, one below the door.
+/// Sets what torchrun sets for a rank; rank 0's door is at `port`.
+pub(super) fn as_rank(command: &mut Command, rank: usize, ranks: usize, port: u16) {
+    command
+        .env("RANK", rank.to_string())
+        .env("WORLD_SIZE", ranks.to_string())
+        .env("LOCAL_RANK", rank.to_string())
+        .env("LOCAL_WORLD_SIZE", ranks.to_string())
+        .env("MASTER_ADDR", "127.0.0.1")
+        // One below the door: torchrun's agent may hold its port itself.
+        .env("MASTER_PORT", (port - 1).to_string());
+}
+
+/// A rank as a process that does `act`.
 fn rank(rank: usize, ranks: usize, port: u16, act: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
+    command.args([
+        "--exact",
+        "launch::processes::child",
+        "--nocapture",
+        "--test-threads=1",
+    ]);
+    as_rank(&mut command, rank, ranks, port);
     command
-        .args([
-            "--exact",
-            "launch::processes::child",
-            "--nocapture",
-            "--test-threads=1",
-        ])
         .env(ACT, act)
         .env(
             "KEEL_VERIFY_HOST",
             format!("node-{}", ["a", "b"][rank / 2 % 2]),
         )
-        .env("RANK", rank.to_string())
-        .env("WORLD_SIZE", ranks.to_string())
-        .env("LOCAL_RANK", (rank % 2).to_string())
-        .env("LOCAL_WORLD_SIZE", "2")
-        .env("MASTER_ADDR", "127.0.0.1")
-        .env("MASTER_PORT", (port - 1).to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
