@@ -205,7 +205,9 @@ fn run(step: &str, python: &str) -> Result<[Program; 4], String> {
     let mut programs = vec![Program::start("keel", keel)?];
     for (form, option) in FORMS {
         let mut command = peer(python, "steps.py");
-        let counts = ["--warm-up", &WARM_UP.to_string(), "--serve"].map(str::to_owned);
+        // As many threads as Keel takes: those of the cores that `taskset` leaves.
+        let (warm_up, threads) = (WARM_UP.to_string(), threads().to_string());
+        let counts = ["--warm-up", &warm_up, "--threads", &threads, "--serve"];
         command.arg(step).args(counts).args(option);
         programs.push(Program::start(&format!("PyTorch, {form}"), command)?);
     }
