@@ -13,6 +13,7 @@ use sys::{
     CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUgraph, CUgraphExec, CUmodule, CUstream,
 };
 
+use super::super::kernel_table::{IMAGES, KernelImage};
 use super::probe::unusable;
 use keel_base::error::{Error, Result};
 
@@ -93,7 +94,10 @@ fn require<F: Copy>(name: &str) -> Result<F> {
     find(name).ok_or_else(|| {
         unusable(
             format!("the CUDA driver library lacks the function {name}"),
-            "install the NVIDIA driver, 525 or newer, and see that no other libcuda stands before it in LD_LIBRARY_PATH",
+            format!(
+                "install the NVIDIA driver{}, and see that no other libcuda stands before it in LD_LIBRARY_PATH",
+                release(needed())
+            ),
         )
     })
 }
@@ -204,7 +208,10 @@ impl Driver {
         if !unsafe { sys::is_culib_present() } {
             return Err(unusable(
                 "no CUDA driver library (libcuda.so.1) can be loaded",
-                "install the NVIDIA driver, 525 or newer, or choose --device cpu",
+                format!(
+                    "install the NVIDIA driver{}, or choose --device cpu",
+                    release(needed())
+                ),
             ));
         }
         type Init = unsafe extern "C" fn(c_uint) -> c_int;
@@ -218,7 +225,7 @@ impl Driver {
         Code::of(unsafe { get_version(&mut version) }).map_err(cannot_tell)?;
         // Before the functions are looked for: that the driver is old says more than which function it lacks.
         if version < OLDEST_DRIVER {
-            return Err(too_old(version, OLDEST_DRIVER));
+            return Err(too_old(version, needed()));
         }
         if let Some(driver) = DRIVER.get() {
             return Ok((driver, version));
@@ -239,6 +246,18 @@ impl Driver {
             None => Ok(()),
         }
     }
+}
+
+/// The version of CUDA whose drivers run this program's images on the chips that they hold machine code for.
+fn needed() -> i32 {
+    machine_code_needs(IMAGES).max(OLDEST_DRIVER)
+}
+
+/// The version of CUDA that a driver must be for to run the machine code of images: that of one major version runs on every
+/// driver of that version or a later one (CUDA Compatibility, "Minor Version Compatibility").
+pub(super) fn machine_code_needs(images: &[KernelImage]) -> i32 {
+    let toolkit = images.iter().map(|image| image.toolkit).max();
+    toolkit.unwrap_or(0) / 1000 * 1000
 }
 
 /// A driver for CUDA `found`, where `needed` is needed.

@@ -6,7 +6,9 @@ use std::fmt;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 
 use super::super::kernel_table::{self, KernelImage};
-use super::driver::{Driver, NO_DEVICE, SEE_DEVICES, cannot_tell, too_old, version};
+use super::driver::{
+    Driver, NO_DEVICE, SEE_DEVICES, cannot_tell, machine_code_needs, too_old, version,
+};
 use keel_base::error::{Error, Result};
 
 /// Ampere: asynchronous copies, and matrix instructions that take bf16.
@@ -83,14 +85,12 @@ pub fn probe_driver() -> Result<Found> {
 /// # Errors
 /// [`Error::Device`] with both versions.
 pub(super) fn expect_driver(found: &Found, images: &[KernelImage]) -> Result<()> {
-    let toolkit = images.iter().map(|image| image.toolkit).max().unwrap_or(0);
-    // Machine code of one major version of CUDA runs on every driver of that version or a later one (CUDA Compatibility,
-    // "Minor Version Compatibility"). PTX must be known to the driver that compiles it.
+    // Other chips get PTX, which must be known to the driver that compiles it.
     let has_machine_code = matches!(found.compute_capability, (8, _) | (9, 0));
     let needed = if has_machine_code {
-        toolkit / 1000 * 1000
+        machine_code_needs(images)
     } else {
-        toolkit
+        images.iter().map(|image| image.toolkit).max().unwrap_or(0)
     };
     if found.driver < needed {
         return Err(too_old(found.driver, needed));
