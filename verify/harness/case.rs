@@ -558,6 +558,65 @@ pub fn check(case: &Case, seed: u64) {
     }
 }
 
+/// As [`check`], of a case that would take the emulator too long: the GPU alone is held to the reference, where there is one.
+pub fn check_on_gpu(case: &Case, seed: u64) {
+    let is_written = matches!(expected(), Expected::Written(_));
+    if !is_written && gpu().is_none() {
+        return;
+    }
+    for precision in [DType::F32, DType::Bf16] {
+        let prepared = match expected() {
+            Expected::Read(records) => Prepared::read(records, case, precision, seed),
+            _ => Prepared::new(case, precision, seed),
+        };
+        match (expected(), gpu()) {
+            (Expected::Written(file), _) => {
+                expected::write(file, prepared.key(), &prepared.values());
+            }
+            (_, Some(gpu)) => prepared.check_on_gpu(gpu),
+            (_, None) => unreachable!("looked for above"),
+        }
+    }
+}
+
+/// Of a case of whole numbers, with cotangents of whole numbers, of which every sum is exact in f32: the kernels on the GPU,
+/// where there is one, must leave the processor's results, rounded once to their storage type. For shapes at which the
+/// reference would take too long.
+pub fn check_exact_on_gpu(case: &Case, seed: u64) {
+    if matches!(expected(), Expected::Written(_)) {
+        return;
+    }
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(!seed);
+    let (mut prepared, _) = Prepared::inputs(case, DType::F32, seed);
+    for (name, values) in &mut prepared.floats {
+        if name.starts_with("cotangent.") {
+            let whole = random.whole(values.len());
+            *values = whole.into_iter().map(f64::from).collect();
+        }
+    }
+    let threads = 2;
+    let cpu = CpuExecutor::new(0, threads).expect("threads can be had");
+    let mut cpu = prepared.load(&cpu, Target::Cpu { threads });
+    let exact = cpu.run(&prepared.floats);
+    for precision in [DType::F32, DType::Bf16] {
+        let what = format!("{} in {precision} on {}", case.name, gpu.found.name);
+        let mut loaded = Loaded::try_new(case, &gpu.executor, Target::Cuda, precision)
+            .unwrap_or_else(|problem| panic!("{what}: {problem}"));
+        gpu.note(&case.name, loaded.session.program());
+        for (name, (ty, found)) in loaded.run(&prepared.floats) {
+            let want: Vec<f32> = exact[&name].1.iter().map(|x| *x as f32).collect();
+            let want = stored(&want, ty);
+            if let Some(at) = found.iter().zip(&want).position(|(a, b)| a != b) {
+                panic!(
+                    "{what}: element {at} of {name} {} is {}, and {} is exact",
+                    ty.shape, found[at], want[at]
+                );
+            }
+        }
+    }
+}
+
 /// The f64 reference is held against central differences; the processor, with one thread and with three (same bits), and
 /// the kernels on the emulator, in f32 and in bf16 and under six schedules (same bits), and on the GPU where there is one
 /// (twice, same bits), are held against the reference under the derived budget, which must itself refuse four kinds of wrong

@@ -14,7 +14,9 @@ use keel::launch::Launch;
 use keel::tape::{Tape, Target};
 
 pub use budget::{Budget, DRAWS, derive_budget, moved};
-pub use case::{Case, aux, check, check_golden, on_every_executor, out};
+pub use case::{
+    Case, aux, check, check_exact_on_gpu, check_golden, check_on_gpu, on_every_executor, out,
+};
 pub use golden::{Golden, goldens};
 pub use gpu::{Gpu, gpu, images};
 pub use random::Random;

@@ -32,6 +32,11 @@ impl Random {
         (0..count).map(|_| (self.normal() * scale) as f32).collect()
     }
 
+    /// `count` whole numbers in −2..=2.
+    pub fn whole(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.below(5) as f32 - 2.0).collect()
+    }
+
     /// `count` integers in 0..limit.
     pub fn integers(&mut self, count: usize, limit: usize) -> Vec<i32> {
         (0..count).map(|_| self.below(limit) as i32).collect()

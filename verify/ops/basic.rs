@@ -1,9 +1,21 @@
 //! The tape's own ops: view, copy, add.
 
-use keel::tape::{Add, Copy};
+use keel::tape::{Add, Copy, Fill};
 use proptest::prelude::*;
 
 use crate::harness::{Case, Random, check, out};
+
+#[test]
+fn fills_of_every_type_match_the_reference() {
+    let mut random = Random::new(41);
+    let case = Case::new("a + 0.5", |tape, v| {
+        let ty = tape.ty(v[0]);
+        let filled = tape.record_one(Fill { ty, value: 0.5 }, &[])?;
+        Ok(vec![out("y", tape.record_one(Add, &[v[0], filled])?)])
+    })
+    .input("a", [5, 67], random.normals(5 * 67, 1.0));
+    check(&case, 41);
+}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(8))]

@@ -14,7 +14,7 @@ use keel::tape::{Instruction, ParameterLayout, Tape, Target, Value};
 use keel::tensor::{DType, TensorType};
 use proptest::prelude::*;
 
-use crate::harness::{Case, Golden, Random, check, check_golden, gpu, out};
+use crate::harness::{Case, Golden, Random, check, check_golden, check_on_gpu, gpu, out};
 
 /// Raw features, so that the gradient also goes through normalisation.
 fn case(kind: Contrastive, n: usize, e: usize, log_scale: f32, random: &mut Random) -> Case {
@@ -554,6 +554,14 @@ fn losses_match_across_tile_borders() {
     for kind in [Contrastive::InfoNce, Contrastive::Sigmoid] {
         check(&case(kind, 300, 8, 1.0, &mut random), 5);
     }
+}
+
+#[test]
+fn losses_of_large_batches_match_the_reference_on_a_gpu() {
+    // As many pairs as make the products of the gradients take the large kernels.
+    let mut random = Random::new(37);
+    let kind = Contrastive::InfoNce;
+    check_on_gpu(&case(kind, 1700, 24, 1.0, &mut random), 37);
 }
 
 #[test]

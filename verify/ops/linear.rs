@@ -10,7 +10,7 @@ use keel::tape::{Add, ParameterLayout, Tape, Target, Value};
 use keel::tensor::{DType, TensorType};
 use proptest::prelude::*;
 
-use crate::harness::{Case, Golden, Random, check, check_golden, out};
+use crate::harness::{Case, Golden, Random, check, check_exact_on_gpu, check_golden, out};
 
 const ACTIVATIONS: [Activation; 3] = [
     Activation::GeluErf,
@@ -237,6 +237,21 @@ fn gradients_over_many_rows_are_summed_in_parts() {
                 .input("weight", [n, k], weight)
         };
         check(&case.input("bias", [n], random.normals(n, 1.0)), 17);
+    }
+}
+
+#[test]
+fn products_by_large_tiles_of_whole_numbers_are_exact_on_a_gpu() {
+    // As many tiles of 128 × 128 as make every product of one of these take the large kernels, with ragged ends.
+    for (rows, k, n) in [(2100, 40, 1370), (2100, 1370, 40)] {
+        let mut random = Random::new(29);
+        let case = Case::new(format!("large product {rows}, {k}, {n}"), |tape, v| {
+            Ok(vec![out("y", linear(tape, v[0], v[1], Some(v[2]))?)])
+        })
+        .input("x", [rows, k], random.whole(rows * k))
+        .input("weight", [n, k], random.whole(n * k))
+        .input("bias", [n], random.whole(n));
+        check_exact_on_gpu(&case, 29);
     }
 }
 

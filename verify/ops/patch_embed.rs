@@ -7,7 +7,7 @@ use keel::tape::{ParameterLayout, Tape};
 use keel::tensor::TensorType;
 use proptest::prelude::*;
 
-use crate::harness::{Case, Golden, Random, check, check_golden, out};
+use crate::harness::{Case, Golden, Random, check, check_exact_on_gpu, check_golden, out};
 
 /// A case over images [B, 3, h, w] with `images_owe` a gradient.
 fn case(
@@ -73,6 +73,31 @@ proptest! {
 fn patch_embed_of_more_patches_than_a_task_takes_matches_the_reference() {
     let mut random = Random::new(51);
     check(&case((3, 22, 14, 2, 9), true, true, true, &mut random), 51);
+}
+
+#[test]
+fn patches_by_large_tiles_of_whole_numbers_are_exact_on_a_gpu() {
+    // 42 × 42 patches: of 12 numbers by 1370 channels, and of 1200 numbers by 8 channels.
+    for (patch, channels) in [(2, 1370), (20, 8)] {
+        let mut random = Random::new(31);
+        let (side, pixels) = (42 * patch, 3 * patch * patch);
+        let case = Case::new(
+            format!("patches of {patch} by {channels}"),
+            move |tape, v| {
+                let y = patch_embed(tape, v[0], v[1], Some(v[2]), None, patch)?;
+                Ok(vec![out("y", y)])
+            },
+        )
+        .input("images", [1, 3, side, side], random.whole(3 * side * side))
+        .stays_f32("images")
+        .input(
+            "weight",
+            [channels, pixels],
+            random.whole(channels * pixels),
+        )
+        .input("bias", [channels], random.whole(channels));
+        check_exact_on_gpu(&case, 31);
+    }
 }
 
 #[test]
