@@ -98,6 +98,11 @@ impl ProgressLog {
         self.for_line.push(step);
     }
 
+    /// Takes the machine's peak as it is known now: a GPU's follows the clock that it runs at under load.
+    pub fn set_peak(&mut self, peak: f64) {
+        self.size.peak = peak;
+    }
+
     /// What is due after step `done` (from 1). Nothing is due of steps that were not applied: they have no averages.
     pub fn due(&mut self, done: u64, is_last: bool) -> Due {
         let mut due = Due::default();

@@ -257,6 +257,7 @@ impl<'a> StageLoop<'a> {
     /// Tells how things stand after `done` steps.
     fn report(&self, done: u64, log: &mut ProgressLog) -> Result<()> {
         self.run.tell(&Event::StepDone(done))?;
+        log.set_peak(self.run.executor.peak_flops());
         let due = log.due(done, done == self.steps);
         let report = |averages| StepReport {
             stage: &self.stage.name,
