@@ -548,6 +548,10 @@ fn of_several_answers_the_one_that_most_gave_is_learnt() {
             "{text}"
         );
     }
+    // Objects without an `answer`, as of another data set's.
+    let record = json!({"image": "a.png", "question": "q", "answers": [{"text": "four"}]});
+    let (_root, path) = list(&json!([record]));
+    assert!(refusal(path).contains("its answers is not a string"));
     let root = folder(&[
         ("a.png", &images()[0].1),
         ("t.csv", b"image,question,answer\na.png,q,\n"),

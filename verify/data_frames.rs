@@ -149,3 +149,66 @@ proptest! {
         }
     }
 }
+
+/// Found by tools/differential.py: libwebp passes over metadata that the file's first chunk does not announce.
+#[test]
+fn a_webp_is_turned_only_by_metadata_that_it_announces() {
+    for (name, kind) in [("webp_turned", 0x08), ("webp_turned_xmp", 0x04)] {
+        let frames = frames();
+        let (_, file, turned) = frames.iter().find(|(known, ..)| known == name).unwrap();
+        assert_eq!(&file[12..16], b"VP8X");
+        let mut silent = file.clone();
+        silent[20] &= !kind;
+        let image = decode(&silent).unwrap();
+        assert_eq!(
+            [image.height, image.width],
+            [turned.width, turned.height],
+            "{name}"
+        );
+    }
+}
+
+/// Found by tools/differential.py: Pillow reads what is there of a directory that claims more entries, and passes over an
+/// orientation that claims to be several.
+#[test]
+fn an_orientation_counts_where_it_is_one_number_also_before_entries_that_are_missing() {
+    let frames = frames();
+    let (_, file, turned) = frames
+        .iter()
+        .find(|(name, ..)| name == "png_turned")
+        .unwrap();
+    // A chunk `eXIf`: a big-endian TIFF header, then the count of the first directory's entries.
+    let at = file
+        .windows(6)
+        .position(|bytes| bytes == b"eXIfMM")
+        .unwrap();
+    let length = u32::from_be_bytes(file[at - 4..at].try_into().unwrap()) as usize;
+    let with = |place: usize, was: u8, value: u8| {
+        let mut file = file.clone();
+        assert_eq!(file[at + place], was);
+        file[at + place] = value;
+        let end = at + 4 + length;
+        let mut crc = flate2::Crc::new();
+        crc.update(&file[at..end]);
+        file[end..end + 4].copy_from_slice(&crc.sum().to_be_bytes());
+        decode(&file).unwrap()
+    };
+    assert_eq!(with(13, 1, 127), *turned);
+    // The second byte of the tag's count.
+    let image = with(19, 0, 1);
+    assert_eq!([image.height, image.width], [turned.width, turned.height]);
+}
+
+/// Found by tools/differential.py: such a file was read as pixels from its first byte on.
+#[test]
+fn a_bmp_whose_pixels_begin_within_its_header_is_refused() {
+    let frames = frames();
+    for name in ["bmp_rgb", "bmp_runs_8"] {
+        let (_, file, _) = frames.iter().find(|(known, ..)| known == name).unwrap();
+        for offset in [0, 53] {
+            let mut file = file.clone();
+            file[10..14].copy_from_slice(&u32::to_le_bytes(offset));
+            assert!(message(&file).contains("its pixels begin within its header"));
+        }
+    }
+}

@@ -499,3 +499,63 @@ fn braces_count_with_their_leading_zeros() {
         assert!(text.starts_with("data pattern: expected "), "{text}");
     }
 }
+
+/// A PAX header of kind `x` or `g` with one record.
+fn pax(kind: u8, record: &str) -> Vec<u8> {
+    let length = format!("{:02} {record}\n", record.len() + 4);
+    entry(
+        "PaxHeaders/x",
+        kind,
+        &octal(length.len()),
+        length.as_bytes(),
+    )
+}
+
+/// Found by tools/differential.py: other readers saw other files.
+#[test]
+fn what_readers_take_differently_hides_no_file() {
+    // What a link, a device or a folder claims to hold is not there: the next header comes at once.
+    for kind in *b"123456" {
+        let claiming = entry("a.txt", kind, &octal(512), b"");
+        let walk = walk([claiming, file("b.txt", b"fine"), END.to_vec()].concat());
+        assert!(walk.error.is_none(), "{walk:?}");
+        assert_eq!(keys(&walk), ["b"]);
+    }
+    // A file with holes, in the form that PAX has for it.
+    let sparse = [pax(b'x', "GNU.sparse.size=9"), file("a.txt", b"4\n0\n")].concat();
+    let found = walk([sparse, file("b.txt", b"fine"), END.to_vec()].concat());
+    assert_eq!(keys(&found), ["b"]);
+    assert_eq!(found.skipped[0].1, "a.txt: it is a sparse file");
+    // Names and sizes that are said twice, or of all entries at once.
+    let [path, size] = ["path=b.txt", "size=1"].map(|record| pax(b'x', record));
+    let all = pax(b'g', "path=b.txt");
+    let twice = |header: &[u8]| [header, header].concat();
+    for (headers, problem) in [
+        (
+            twice(&path),
+            "a second name in the extended header at byte 1024",
+        ),
+        (
+            twice(&size),
+            "a second size in the extended header at byte 1024",
+        ),
+        (
+            all,
+            "what only one entry can have is said of all in the extended header at byte 0",
+        ),
+    ] {
+        let walk = walk([headers, file("a.txt", b"fine"), END.to_vec()].concat());
+        assert!(
+            walk.error.is_some_and(|error| error.contains(problem)),
+            "{problem}"
+        );
+    }
+    // Anything else may be said of all.
+    let comment = pax(b'g', "comment=hello");
+    assert_eq!(
+        keys(&walk(
+            [comment, file("a.txt", b"fine"), END.to_vec()].concat()
+        )),
+        ["a"]
+    );
+}

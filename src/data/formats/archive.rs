@@ -208,18 +208,25 @@ impl<'a> Entries<'a> {
                 return Ok(None);
             };
             let offset = self.position + BLOCK;
-            let size = extended.size.unwrap_or(header.size);
+            let size = match header.kind {
+                // Links, devices and folders have no content, whatever is claimed: as Python's tarfile has it.
+                b'1'..=b'6' => 0,
+                // What was said ahead is of the entry, not of another header before it.
+                b'L' | b'x' | b'g' | b'K' => header.size,
+                _ => extended.size.unwrap_or(header.size),
+            };
             let name = extended.name.as_ref().unwrap_or(&header.name);
             let end = self.end_of(name, offset, size)?;
             // The padding of the last entry may be missing only together with the end marker.
             self.position = end.next_multiple_of(BLOCK);
             match header.kind {
-                b'L' | b'x' => self.extend(&mut extended, header.kind, offset, size)?,
-                // Global PAX headers and GNU long link targets say nothing that is used here.
-                b'g' | b'K' => {}
+                b'L' | b'x' | b'g' => self.extend(&mut extended, header.kind, offset, size)?,
+                // GNU long link targets say nothing that is used here.
+                b'K' => {}
                 // A folder. Before ustar, it was a file whose name ends in a slash.
                 b'5' => extended = Extension::default(),
                 b'0' | 0 | b'7' if name.ends_with(b"/") => extended = Extension::default(),
+                _ if extended.is_sparse => return Ok(Some(item(b'S', name, offset, size))),
                 kind => return Ok(Some(item(kind, name, offset, size))),
             }
         }
@@ -266,7 +273,8 @@ impl<'a> Entries<'a> {
         })
     }
 
-    /// Takes in what a header of kind `L` or `x` says about the entry after it.
+    /// Takes in what a header of kind `L` or `x` says about the entry after it, or one of kind `g` about all of them. What
+    /// readers would take differently is refused, or one of them would see other files than another.
     fn extend(&self, extended: &mut Extension, kind: u8, offset: u64, size: u64) -> Result<()> {
         let place = offset - BLOCK;
         if size > MAX_EXTENSION_BYTES {
@@ -274,11 +282,19 @@ impl<'a> Entries<'a> {
             return Err(self.damaged(problem, "pack it again with ordinary names"));
         }
         let bytes = self.source.read(offset, size)?;
-        if kind == b'L' {
-            extended.name = Some(until_zero(&bytes).to_vec());
-            return Ok(());
-        }
-        extended.add_pax(&bytes).map_err(|problem| {
+        let mut said = Extension::default();
+        let outcome = if kind == b'L' {
+            said.name = Some(until_zero(&bytes).to_vec());
+            Ok(())
+        } else {
+            said.add_pax(&bytes)
+        };
+        let outcome = outcome.and_then(|()| match kind {
+            b'g' if said.is_of_one_entry() => Err("what only one entry can have is said of all"),
+            b'g' => Ok(()),
+            _ => extended.add(said),
+        });
+        outcome.map_err(|problem| {
             let problem = format!("{problem} in the extended header at byte {place}");
             self.damaged(problem, "pack it again")
         })
@@ -413,9 +429,29 @@ impl Header {
 struct Extension {
     name: Option<Vec<u8>>,
     size: Option<u64>,
+    /// Its content is a map of a file with holes, and what lies between them.
+    is_sparse: bool,
 }
 
 impl Extension {
+    fn is_of_one_entry(&self) -> bool {
+        self.name.is_some() || self.size.is_some() || self.is_sparse
+    }
+
+    /// Takes in what another header says of the same entry.
+    fn add(&mut self, other: Extension) -> Result<(), &'static str> {
+        if self.name.is_some() && other.name.is_some() {
+            return Err("a second name");
+        }
+        if self.size.is_some() && other.size.is_some() {
+            return Err("a second size");
+        }
+        self.name = self.name.take().or(other.name);
+        self.size = self.size.or(other.size);
+        self.is_sparse |= other.is_sparse;
+        Ok(())
+    }
+
     /// Takes `path` and `size` from records of the form "length key=value\n" (POSIX.1-2001).
     fn add_pax(&mut self, mut bytes: &[u8]) -> Result<(), &'static str> {
         while !until_zero(bytes).is_empty() {
@@ -444,6 +480,7 @@ impl Extension {
                         .and_then(|digits| digits.parse().ok());
                     self.size = Some(size.ok_or("the size is not a number")?);
                 }
+                key if key.starts_with(b"GNU.sparse.") => self.is_sparse = true,
                 _ => {}
             }
             bytes = &bytes[length..];

@@ -177,19 +177,15 @@ fn chosen_answer<'a>(name: &str, key: &str, value: &'a Value) -> Result<Option<&
     let mut counts: Vec<(&str, usize)> = Vec::new();
     for value in values {
         let answer = match value {
-            Value::String(text) => text,
-            Value::Object(answer) if answer["answer"].is_string() => {
-                answer["answer"].as_str().unwrap_or_default()
-            }
+            Value::String(text) => Some(text.as_str()),
+            Value::Object(answer) => answer.get("answer").and_then(Value::as_str),
             Value::Null => continue,
-            _ => {
-                return Err(bad(
-                    name,
-                    format!("its {key} is not a string"),
-                    "make it one",
-                ));
-            }
+            _ => None,
         };
+        let answer = answer.ok_or_else(|| {
+            let problem = format!("its {key} is not a string");
+            bad(name, problem, "make it one")
+        })?;
         let answer = answer.trim();
         match counts.iter_mut().find(|(other, _)| *other == answer) {
             Some((_, count)) => *count += 1,

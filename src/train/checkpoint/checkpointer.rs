@@ -301,7 +301,7 @@ fn rotate(run: &Run, state: &RunState, index: usize) -> Result<()> {
 /// inside a stage.
 ///
 /// # Errors
-/// As [`file::load`].
+/// As [`file::load`]; [`Error::Content`] naming a file of the middle of a stage without it.
 pub(crate) fn restore(
     run: &Run,
     path: &Path,
@@ -312,7 +312,21 @@ pub(crate) fn restore(
         _ => None,
     };
     let sink = &mut |offset, values: &[f32]| run.executor.write_parameters(offset, values);
-    Ok(file::load(path, &run.layout, program, sink)?.optimizer)
+    let optimizer = file::load(path, &run.layout, program, sink)?.optimizer;
+    // Going on without it would be another run, with nothing said.
+    if program.is_some() && optimizer.is_none() {
+        return Err(without_optimizer(path));
+    }
+    Ok(optimizer)
+}
+
+/// What is wrong with a checkpoint that a run cannot go on from in the middle of a stage.
+pub(crate) fn without_optimizer(path: &Path) -> Error {
+    Error::content(
+        path.display(),
+        "it is of the middle of a stage and holds nothing of the optimiser",
+        "remove it, and the run goes on from the one before",
+    )
 }
 
 /// The newest checkpoint inside stage `index` at which the run was well. Newer ones, from among bad steps or damaged, are

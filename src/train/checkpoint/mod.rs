@@ -8,7 +8,9 @@ mod optimizer_state;
 mod saver;
 mod shard;
 
-pub(super) use checkpointer::{Checkpointer, after_stage, newest_valid, newest_well, restore};
+pub(super) use checkpointer::{
+    Checkpointer, after_stage, newest_valid, newest_well, restore, without_optimizer,
+};
 pub use disk::{Disk, LocalDisk, OpenFile, folder_inside, free_bytes, write_durably};
 pub(super) use disk::{
     create_folders, create_inside, parent_of, remove_unfinished, uninterrupted, write_all,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::feed::{Feed, FeedPlan};
 use super::rank_batch::MicroWeight;
-use crate::checkpoint::{Checkpointer, OptimizerValues, after_stage, load, newest_well, restore};
+use crate::checkpoint::{
+    Checkpointer, OptimizerValues, after_stage, load, newest_well, restore, without_optimizer,
+};
 use crate::gradient_accumulator::GradientAccumulator;
 use crate::guard::{Guard, MOST_STRIKES, Recheck, Verdict};
 use crate::observer::{Event, StageBegins, StepReport, StepsBegin};
@@ -360,13 +362,8 @@ impl<'a> StageLoop<'a> {
         let newest = run.told_by_first(|| newest_well(run, self.index))?;
         let (step, healthy, from) = match newest {
             Some((position, path)) => {
-                let Some(state) = restore(run, &path, &position)? else {
-                    return Err(Error::content(
-                        path.display(),
-                        "it is of the middle of a stage and holds nothing of the optimiser",
-                        "remove it, and the run goes on from the one before",
-                    ));
-                };
+                let state = restore(run, &path, &position)?;
+                let state = state.ok_or_else(|| without_optimizer(&path))?;
                 state.write(self.session.as_mut())?;
                 self.state.skipped = position.skipped;
                 (position.step, position.guard, path.display().to_string())

@@ -18,6 +18,9 @@ pub(super) fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<Decoded, Refu
     let header = Header::of(bytes).ok_or_else(|| Refusal::damaged("its header is cut short"))?;
     let (width, height) = (header.width, header.height);
     let pixels = checked_pixels(width.into(), height.into(), limits)?;
+    if header.offset < header.end {
+        return Err(Refusal::damaged("its pixels begin within its header"));
+    }
     let stored = bytes.get(header.offset..).unwrap_or_default();
     let rows = match header.compression {
         compression::RUNS_OF_8 if header.bits == 8 => header.coloured(&runs(&header, stored)?),
@@ -42,6 +45,8 @@ pub(super) fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<Decoded, Refu
 struct Header {
     /// Where the pixels begin.
     offset: usize,
+    /// Where the header ends.
+    end: usize,
     width: u32,
     height: u32,
     is_from_top: bool,
@@ -98,6 +103,7 @@ impl Header {
         }
         Some(Header {
             offset,
+            end: 14 + size,
             width,
             height: height.unsigned_abs(),
             is_from_top: height < 0,

@@ -133,18 +133,23 @@ fn raw_profile(text: &[u8], is_packed: bool) -> Vec<u8> {
     pairs.iter().map(|[high, low]| high << 4 | low).collect()
 }
 
-/// Exif and XMP stand in chunks of their own (RFC 9649, section 2.7.1.5).
+/// Exif and XMP stand in chunks of their own (RFC 9649, section 2.7.1.5). Only files that begin with a VP8X have them, and only
+/// the kinds that it announces: libwebp passes over others.
 pub(super) fn in_webp(bytes: &[u8]) -> Option<u8> {
     let mut metadata = Metadata::default();
     let mut rest = bytes.get(12..)?;
+    let announced = match rest.get(..4)? {
+        b"VP8X" => *rest.get(8)?,
+        _ => return None,
+    };
     while let Some((kind, tail)) = rest.split_first_chunk::<4>()
         && let Some((size, body)) = tail.split_first_chunk::<4>()
     {
         let size = u32::from_le_bytes(*size) as usize;
         let content = body.get(..size).unwrap_or_default();
         match kind {
-            b"EXIF" => metadata.add_exif(content),
-            b"XMP " => metadata.add_xmp(content),
+            b"EXIF" if announced & 0x08 != 0 => metadata.add_exif(content),
+            b"XMP " if announced & 0x04 != 0 => metadata.add_xmp(content),
             _ => {}
         }
         rest = body.get(size.next_multiple_of(2)..).unwrap_or_default();
@@ -164,7 +169,8 @@ pub(super) fn in_tiff(bytes: &[u8]) -> Option<u8> {
 
 /// The orientation in the first directory of a TIFF stream.
 fn in_directory(tiff: &[u8]) -> Option<u8> {
-    let value = Directory::of(tiff)?.number(ORIENTATION)?;
+    let (directory, _) = Directory::begun(tiff)?;
+    let value = directory.number(ORIENTATION)?;
     u8::try_from(value).ok()
 }
 

@@ -18,8 +18,15 @@ pub(super) struct Directory<'a> {
 }
 
 impl<'a> Directory<'a> {
-    /// Reads where the entries are; nothing where the stream is no TIFF, or has none.
+    /// Reads where the entries are; nothing where the stream is no TIFF, or has fewer than it claims.
     pub fn of(stream: &'a [u8]) -> Option<Directory<'a>> {
+        let (directory, is_whole) = Directory::begun(stream)?;
+        is_whole.then_some(directory)
+    }
+
+    /// As [`Directory::of`], with those entries that are there where more are claimed, and whether all are: metadata are read as
+    /// far as they go.
+    pub fn begun(stream: &'a [u8]) -> Option<(Directory<'a>, bool)> {
         let is_big_endian = match stream.get(..4)? {
             b"II*\0" => false,
             b"MM\0*" => true,
@@ -35,8 +42,9 @@ impl<'a> Directory<'a> {
         let body = stream.get(start..)?;
         let size = 12 * usize::from(directory.half(body)?);
         directory.first = start + 2;
-        directory.entries = body.get(2..)?.get(..size)?;
-        Some(directory)
+        let entries = body.get(2..)?;
+        directory.entries = &entries[..size.min(entries.len())];
+        Some((directory, size <= entries.len()))
     }
 
     fn half(&self, bytes: &[u8]) -> Option<u16> {
@@ -65,6 +73,9 @@ impl<'a> Directory<'a> {
     /// The value of a tag of one number, short or long.
     pub fn number(&self, tag: u16) -> Option<u32> {
         let entry = self.entry(tag)?;
+        if self.word(&entry[4..])? != 1 {
+            return None;
+        }
         match self.half(&entry[2..])? {
             SHORT => self.half(&entry[8..]).map(u32::from),
             LONG => self.word(&entry[8..]),
