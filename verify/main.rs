@@ -18,6 +18,7 @@ mod data_frames;
 mod data_image;
 mod data_image_bad;
 mod data_image_view;
+mod data_inside;
 mod data_mutation;
 mod data_pairs;
 mod data_pairs_bad;
