@@ -224,9 +224,34 @@ fn the_target_trains_the_language_model_of_the_warm_start() {
         assert_eq!(none.metrics[name], refined.metrics[name], "{name}");
     }
     let losses = [none, refined].map(|unit| unit.metrics["answer_loss.seen_style"]);
-    // The connectors' fresh values come from another stage number: another draw of the same distribution.
-    assert!((losses[0] - losses[1]).abs() < 0.2, "{losses:?}");
+    assert_eq!(losses[0], losses[1]);
     assert!(refined.refinement_flops > 0.0 && none.refinement_flops == 0.0);
+}
+
+/// A difference of arms is one of towers: nothing else that the target does hangs on the stages before it.
+#[test]
+fn arms_with_equal_towers_have_equal_targets_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let (plan, _) = PLAN.split_once("[[arm]]\nname = \"all of it\"").unwrap();
+    let arm = r#"[[arm]]
+name = "the connector alone"
+stages = ["warm-up"]
+set = ["stage.warm-up.trains=['connector']", "stage.warm-up.contrastive_weight=0"]
+against = "none"
+"#;
+    fs::write(folder.path().join("plan.toml"), format!("{plan}{arm}")).unwrap();
+    let args = ["ablate", "plan.toml", "--quick", "--out", "out"];
+    keel(folder.path(), &args).fine();
+    let results = results(&folder.path().join("out"));
+    for units in results.units.chunks(2) {
+        let [none, other] = units else {
+            panic!("two arms of a seed");
+        };
+        assert_eq!(none.seed, other.seed);
+        assert!(other.refinement_flops > 0.0 && none.refinement_flops == 0.0);
+        assert_eq!(none.metrics, other.metrics, "seed {}", none.seed);
+    }
+    assert_eq!(results.units.len(), 4);
 }
 
 #[test]

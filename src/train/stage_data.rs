@@ -50,7 +50,7 @@ pub(super) fn stage_mixture(
     };
     let settings = MixtureSettings {
         seed: recipe.seed,
-        stage: index as u64,
+        stage: stage.number(),
         weights: stage.tasks(),
         shape: recipe.batch_shape(stage, tokenizer.image()),
         weighting: stage.token_weighting,

@@ -35,7 +35,7 @@ pub const MOST_ATTEMPTS: usize = 64;
 pub struct MixtureSettings {
     /// Seed of the run.
     pub seed: u64,
-    /// Number of the stage, so that stages do not repeat each other's draws.
+    /// What stands for the stage, so that stages do not repeat each other's draws.
     pub stage: u64,
     /// Tasks with their weights, in any scale.
     pub weights: Vec<(Task, f64)>,

@@ -313,6 +313,13 @@ impl Stage {
         self.batch_size / self.micro_batch()
     }
 
+    /// What stands for the stage in every draw that it makes: a hash of its name, which no other stage of a recipe has. Stages
+    /// before it change none of its draws, so that runs that differ only in these can be compared draw by draw.
+    pub fn number(&self) -> u64 {
+        let hash = blake3::hash(self.name.as_bytes());
+        u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("eight bytes"))
+    }
+
     /// The learning rate of step `step` (from 0) of `steps`.
     pub fn learning_rate_at(&self, step: u64, steps: u64) -> f64 {
         let rise = (self.warmup_ratio * steps as f64).round();

@@ -17,6 +17,7 @@ use crate::observer::{Event, Observer, Observers};
 use crate::recipe::{Recipe, Stage};
 use crate::stage_data::stage_mixture;
 use keel_base::error::{Error, Result};
+use keel_base::random::scramble;
 use keel_data::chat::ChatTokenizer;
 use keel_data::image_view::ImageCache;
 use keel_data::mixture::Mixture;
@@ -272,14 +273,15 @@ impl Run {
         }
     }
 
-    /// Gives modules that stage `index` starts afresh new first values: the same ones whenever it begins.
+    /// Gives modules that stage `index` starts afresh new first values: the same ones whenever it begins, by the run's seed and
+    /// the stage's name.
     ///
     /// # Errors
     /// Whatever the executor reports.
     pub fn reinitialise(&self, index: usize) -> Result<()> {
-        let fresh = &self.recipe.stages[index].reinitialize;
-        let is_fresh = |name: &str| fresh.iter().any(|module| module == name);
-        let seed = self.recipe.seed.wrapping_add(1000 * (index as u64 + 1));
+        let stage = &self.recipe.stages[index];
+        let is_fresh = |name: &str| stage.reinitialize.iter().any(|module| module == name);
+        let seed = scramble(self.recipe.seed ^ scramble(stage.number()));
         let entries = self.layout.entries().iter();
         for entry in entries.filter(|entry| is_fresh(entry.spec.module())) {
             let mut values = vec![0.0; entry.spec.shape.numel()];
