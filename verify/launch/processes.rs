@@ -351,7 +351,7 @@ fn a_connection_that_is_cut_is_told_at_both_ends() {
         let outcome = far
             .try_wait()
             .unwrap()
-            .map_or_else(|| far.wait().unwrap(), |status| status);
+            .unwrap_or_else(|| far.wait().unwrap());
         let mut said = String::new();
         far.stderr
             .take()
