@@ -189,8 +189,9 @@ fn the_gpu_script_runs_as_on_a_gpu_on_the_driver_of_the_tests_and_does_not_claim
 fn a_part_that_hangs_costs_its_time_and_no_fact() {
     let place = Place::with_stubs("echo '{\"kind\":\"fact\"}'; exec sleep 1000");
     let start = Instant::now();
-    let output = output_of(place.script(&["--device", "simt", "--seconds", "4"]));
-    assert!(start.elapsed() < Duration::from_secs(30), "{output:#?}");
+    // Time for a busy machine to come to the first part; the rest of it is waited, and costs nothing.
+    let output = output_of(place.script(&["--device", "simt", "--seconds", "10"]));
+    assert!(start.elapsed() < Duration::from_secs(60), "{output:#?}");
     assert_eq!(output.status.code(), Some(1), "{output:#?}");
     let rows = place.rows("simt.jsonl");
     assert_eq!(rows[1]["kind"], "fact", "{rows:#?}");
@@ -201,7 +202,7 @@ fn a_part_that_hangs_costs_its_time_and_no_fact() {
     for kind in ["cases", "time-linear-bf16", "time-update-f32"] {
         let row = row(&rows, kind);
         assert_eq!(
-            row["status"], "left out: no time left of 4 seconds",
+            row["status"], "left out: no time left of 10 seconds",
             "{row}"
         );
     }
