@@ -2,6 +2,7 @@
 
 mod budget;
 mod case;
+mod executors;
 pub mod expected;
 mod golden;
 mod gpu;
@@ -14,9 +15,8 @@ use keel::launch::Launch;
 use keel::tape::{Tape, Target};
 
 pub use budget::{Budget, DRAWS, derive_budget, moved};
-pub use case::{
-    Case, aux, check, check_exact_on_gpu, check_golden, check_on_gpu, on_every_executor, out,
-};
+pub use case::{Case, aux, check, check_exact_on_gpu, check_golden, check_on_gpu, out};
+pub use executors::on_every_executor;
 pub use golden::{Golden, goldens};
 pub use gpu::{Gpu, gpu, images};
 pub use random::Random;
