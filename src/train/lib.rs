@@ -47,7 +47,7 @@ pub use run::{
     InitialWeights, RunFolder, RunInputs, Signals, StepAverages, Stop, TrainOptions,
     newest_checkpoint, recipe_in, recipe_of, stage_checkpoints,
 };
-pub use scaling::{Cluster, RankMemory, RankStep, Sharding, Sizes, check_division};
+pub use scaling::{Cluster, RankMemory, RankStep, Sharding, Sizes};
 pub use step_program::{
     OptimizerScalars, batch_inputs, compile_rank_step, compile_step, optimizer_scalars,
     parameter_groups, record_rank_step, record_step, whole_step_flops,

@@ -3,17 +3,18 @@
 //! It reads the planned program of one rank: how long each op takes by the work it does, and which op writes the last gradient
 //! of each bucket, which is when the bucket can be sent.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::recipe::{Recipe, Stage};
-use super::step_program::{compile_step, whole_step_flops};
-use keel_base::error::{Error, Result};
+use super::step_program::{compile_rank_step, whole_step_flops};
+use keel_base::error::Result;
 use keel_data::chat::ChatTokenizer;
 use keel_engine::program::{MemoryReport, Place, PlannedOp, Program};
-use keel_engine::tape::{Arena, CompileTarget, ParameterLayout};
+use keel_engine::tape::{Arena, CollectivePart, CompileTarget, ParameterLayout};
 use keel_ranks::order::{BUCKET, Cut};
 use keel_ranks::simulate::{Event, Links, Simulated, simulate};
-use keel_ranks::{Collective, Kind};
+use keel_ranks::{Collective, Kind, World};
 
 /// Devices and links of a cluster, as a simulation assumes them.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,9 +52,9 @@ impl Cluster {
 pub enum Sharding {
     /// Nothing: each rank has all of everything.
     Nothing,
-    /// Master weights and moments.
+    /// Moments, and the sums of gradients that update them: what training over ranks does.
     Moments,
-    /// Gradients too.
+    /// Master weights and gradients too.
     Gradients,
 }
 
@@ -140,13 +141,16 @@ impl Sizes {
         let in_flight = 2.min(cut.buckets() as u64) * bucket;
         let (parameters, masters) = match (sharding, self.is_bf16) {
             (_, false) => (4 * self.parameters, 0),
-            (Sharding::Nothing, true) => (2 * self.parameters, 4 * self.parameters),
-            (_, true) => (2 * self.parameters + 4 * self.vectors, 4 * owned),
+            // Vectors are read in f32, and every rank has them whole.
+            (Sharding::Gradients, true) => (2 * self.parameters + 4 * self.vectors, 4 * owned),
+            (_, true) => (2 * self.parameters, 4 * self.parameters),
         };
         let (gradients, buckets) = match sharding {
             _ if ranks == 1 => (4 * self.trained, 0),
             Sharding::Gradients => (4 * owned, bucket.min(4 * all) + in_flight),
-            _ => (4 * all, in_flight),
+            // Beside a rank's own gradients, the sums of its slices.
+            Sharding::Moments => (4 * all + 4 * owned, in_flight),
+            Sharding::Nothing => (4 * all, in_flight),
         };
         RankMemory {
             parameters,
@@ -163,55 +167,94 @@ impl Sizes {
 /// A stage's step, planned for one of many ranks.
 #[derive(Clone, Debug)]
 pub struct RankStep {
+    /// What the rank runs: with its collectives, where there are other ranks.
     program: Program,
+    /// The same micro-batch on one device alone.
+    alone: Program,
+    /// The rank's share of the stage.
     stage: Stage,
     ranks: usize,
     sizes: Sizes,
+    /// What the rank takes, by the arenas of its program.
+    planned: RankMemory,
 }
 
 impl RankStep {
-    /// Plans what one of `ranks` ranks does in a step of `stage`: a run of its micro-batches.
+    /// Plans what one of `ranks` ranks does in a step of stage `name`: its share of the micro-batches.
     ///
     /// # Errors
-    /// [`Error::Setting`] where the ranks cannot have equal numbers of micro-batches; whatever planning reports.
+    /// [`keel_base::error::Error::Setting`] where the ranks cannot have equal shares; whatever planning reports.
     pub fn plan(
         recipe: &Recipe,
-        stage: &Stage,
+        name: &str,
         layout: &Arc<ParameterLayout>,
         compile_target: CompileTarget,
         memory_budget: Option<u64>,
         ranks: usize,
     ) -> Result<RankStep> {
-        check_division(stage, ranks)?;
+        let of_stage = Recipe {
+            stages: vec![recipe.stage(name)?.clone()],
+            ..recipe.clone()
+        };
+        let share = of_stage.of_rank(ranks)?;
+        let stage = &share.stages[0];
         // Which id stands for an image token changes no size.
-        let shape = recipe.batch_shape(stage, ChatTokenizer::embedded().image());
-        let program = compile_step(recipe, stage, layout, &shape, compile_target, memory_budget)?;
+        let shape = share.batch_shape(stage, ChatTokenizer::embedded().image());
+        let compile = |ranks| {
+            let world = World::of_one_host(0, ranks);
+            compile_rank_step(
+                &share,
+                stage,
+                layout,
+                &shape,
+                compile_target,
+                memory_budget,
+                world,
+            )
+        };
+        let (program, alone) = (compile(ranks)?, compile(1)?);
+        let sizes = Sizes::of(&alone, layout);
+        let report = MemoryReport::new(&program, layout);
+        let read = if sizes.is_bf16 { 2 } else { 4 } * sizes.parameters;
+        let sent = report.arena.saturating_sub(sizes.activations);
         Ok(RankStep {
-            sizes: Sizes::of(&program, layout),
+            planned: RankMemory {
+                parameters: read,
+                masters: report.parameters - read,
+                gradients: report.gradients,
+                moments: report.moments,
+                buckets: sent,
+                activations: report.arena - sent,
+                engine: 0,
+            },
             stage: stage.clone(),
             program,
+            alone,
             ranks,
+            sizes,
         })
     }
 
-    /// The program of one micro-batch and the update.
-    pub fn program(&self) -> &Program {
-        &self.program
-    }
-
-    /// What the program takes on one device alone.
-    pub fn alone(&self, layout: &ParameterLayout) -> MemoryReport {
-        MemoryReport::new(&self.program, layout)
-    }
-
-    /// What each rank takes.
+    /// What each rank takes: by its program's arenas where moments are sharded, which is what training does, and by formulas
+    /// otherwise.
     pub fn memory(&self, sharding: Sharding, engine: u64) -> RankMemory {
-        self.sizes.of_rank(sharding, self.ranks, engine)
+        match sharding {
+            Sharding::Moments if self.ranks > 1 => RankMemory {
+                engine,
+                ..self.planned
+            },
+            _ => self.sizes.of_rank(sharding, self.ranks, engine),
+        }
+    }
+
+    /// Floating-point operations of a whole step, of all ranks together.
+    pub fn flops(&self) -> f64 {
+        self.ranks as f64 * whole_step_flops(&self.alone, &self.stage)
     }
 
     /// Micro-batches of each rank.
     pub fn micro_batches(&self) -> usize {
-        self.stage.micro_batches() / self.ranks
+        self.stage.micro_batches()
     }
 
     /// How long it takes.
@@ -219,10 +262,48 @@ impl RankStep {
         simulate(&self.events(sharding, cluster), &cluster.links, self.ranks)
     }
 
-    /// What a rank does in a step, in its order.
+    /// What a rank does in a step, in its order: by its program where moments are sharded.
     pub fn events(&self, sharding: Sharding, cluster: &Cluster) -> Vec<Event> {
-        let seconds = self.seconds(cluster);
-        let (gradients, update) = seconds.split_at(self.program.gradient_ops());
+        match sharding {
+            Sharding::Moments => self.recorded_events(cluster),
+            _ => self.supposed_events(sharding, cluster),
+        }
+    }
+
+    /// What the rank's program does: collectives begin and end where they are recorded.
+    fn recorded_events(&self, cluster: &Cluster) -> Vec<Event> {
+        let seconds = self.seconds(&self.program, cluster);
+        let gradient_ops = self.program.gradient_ops();
+        let mut events = Events::default();
+        for run in 1..=self.micro_batches() {
+            let is_last = run == self.micro_batches();
+            let mut under_way: HashMap<usize, usize> = HashMap::new();
+            for (index, op) in self.program.ops().iter().enumerate() {
+                // Only the last run sends gradients and updates.
+                if !is_last && (index >= gradient_ops || self.program.is_exchange(index)) {
+                    continue;
+                }
+                match op.instruction.op.collective() {
+                    None => events.compute(&seconds[index..=index]),
+                    Some((number, CollectivePart::Begin(_))) => {
+                        let collective = self.program.collective(op).expect("it begins one");
+                        under_way.insert(number, events.begin(collective));
+                    }
+                    Some((number, CollectivePart::Finish)) => {
+                        let begun = under_way[&number];
+                        events.list.push(Event::Finish(begun));
+                        events.finished = events.finished.max(begun + 1);
+                    }
+                }
+            }
+        }
+        events.list
+    }
+
+    /// What it would do with nothing or with gradients sharded.
+    fn supposed_events(&self, sharding: Sharding, cluster: &Cluster) -> Vec<Event> {
+        let seconds = self.seconds(&self.alone, cluster);
+        let (gradients, update) = seconds.split_at(self.alone.gradient_ops());
         let cut = Cut::new(self.sizes.trained as usize, self.ranks, BUCKET);
         let ready = self.buckets_ready(&cut);
         let mut events = Events::default();
@@ -231,50 +312,54 @@ impl RankStep {
             let mut first = 0;
             for &(op, _) in ready.iter().filter(|_| is_sent(run) && self.ranks > 1) {
                 events.compute(&gradients[first..op + 1]);
-                events.begin(Kind::Exchange, cut.slice() * 4);
+                events.begin(Collective {
+                    kind: Kind::Exchange,
+                    slice: cut.slice() * 4,
+                });
                 first = op + 1;
             }
             events.compute(&gradients[first..]);
             events.finish();
         }
-        let share = match sharding {
-            Sharding::Nothing => {
-                // Every rank adds its slice, and all need all sums.
-                events.gather(&cut, 4, self.ranks);
-                1.0
-            }
-            _ => 1.0 / self.ranks as f64,
-        };
         let update: f64 = update.iter().sum();
+        let (gathered, share) = match sharding {
+            // Every rank adds its slice, all need all sums, and each updates everything.
+            Sharding::Nothing => (true, 1.0),
+            _ => (false, 1.0 / self.ranks as f64),
+        };
+        if gathered {
+            events.gather(&cut, self.ranks);
+        }
         events.compute(&[share * update]);
-        if sharding != Sharding::Nothing {
-            let element = if self.sizes.is_bf16 { 2 } else { 4 };
-            events.gather(&cut, element, self.ranks);
+        if !gathered {
+            events.gather(&cut, self.ranks);
         }
         events.list
     }
 
     /// Seconds of each op: the share that its work or its traffic has of the step's, and the step by the share of the peak that
     /// is reached. No op is faster than the device at its best.
-    fn seconds(&self, cluster: &Cluster) -> Vec<f64> {
+    fn seconds(&self, program: &Program, cluster: &Cluster) -> Vec<f64> {
         let at_best = |op: &PlannedOp| {
-            let cost = self.program.op_cost(op);
+            let cost = program.op_cost(op);
             let traffic = (cost.bytes_read + cost.bytes_written) / cluster.memory_bandwidth;
-            traffic.max(cost.flops / cluster.peak_flops)
+            match op.instruction.op.collective() {
+                Some(_) => 0.0,
+                None => traffic.max(cost.flops / cluster.peak_flops),
+            }
         };
-        let ops = self.program.ops();
-        let best: Vec<f64> = ops.iter().map(at_best).collect();
-        let (runs, update) = best.split_at(self.program.gradient_ops());
+        let best: Vec<f64> = program.ops().iter().map(at_best).collect();
+        let gradient_ops = program.gradient_ops();
+        let (runs, update) = best.split_at(gradient_ops);
         let sum = |seconds: &[f64]| seconds.iter().sum::<f64>();
         let runs = self.stage.micro_batches() as f64 * sum(runs);
         let reached = cluster.share_of_peak * cluster.peak_flops;
-        let expected = whole_step_flops(&self.program, &self.stage) / reached - sum(update);
+        let expected = whole_step_flops(program, &self.stage) / reached - sum(update);
         let slower = if runs > 0.0 {
             (expected / runs).max(1.0)
         } else {
             1.0
         };
-        let gradient_ops = self.program.gradient_ops();
         let scaled = best.iter().enumerate().map(|(op, seconds)| {
             let slower = if op < gradient_ops { slower } else { 1.0 };
             slower * seconds
@@ -285,14 +370,14 @@ impl RankStep {
     /// For each bucket the op that writes its last gradient, in the order in which they come.
     fn buckets_ready(&self, cut: &Cut) -> Vec<(usize, usize)> {
         let mut ready: Vec<(usize, usize)> = (0..cut.buckets()).map(|bucket| (0, bucket)).collect();
-        let ops = &self.program.ops()[..self.program.gradient_ops()];
+        let ops = &self.alone.ops()[..self.alone.gradient_ops()];
         let size = (cut.slice() * self.ranks).max(1);
         for (index, op) in ops.iter().enumerate() {
             for output in &op.instruction.outputs {
-                let Place::Fixed(Arena::Gradients, first) = self.program.place(*output) else {
+                let Place::Fixed(Arena::Gradients, first) = self.alone.place(*output) else {
                     continue;
                 };
-                let last = first + self.program.ty(*output).numel().max(1) - 1;
+                let last = first + self.alone.ty(*output).numel().max(1) - 1;
                 for bucket in first / size..=(last / size).min(cut.buckets() - 1) {
                     ready[bucket].0 = index;
                 }
@@ -301,43 +386,6 @@ impl RankStep {
         ready.sort_unstable();
         ready
     }
-}
-
-/// Refuses ranks that would have unequal numbers of micro-batches.
-///
-/// # Errors
-/// [`Error::Setting`] naming the numbers of ranks that divide them.
-pub fn check_division(stage: &Stage, ranks: usize) -> Result<()> {
-    let all = stage.micro_batches();
-    if all.is_multiple_of(ranks) {
-        return Ok(());
-    }
-    let divisors: Vec<String> = (1..=all)
-        .filter(|ranks| all.is_multiple_of(*ranks))
-        .map(|ranks| ranks.to_string())
-        .collect();
-    let one = stage.samples_per_sequence;
-    // The largest micro-batch of which every rank gets as many as the others.
-    let fitting = (1..=stage.micro_batch())
-        .rev()
-        .find(|size| size.is_multiple_of(one) && stage.batch_size.is_multiple_of(size * ranks));
-    let offer = match fitting {
-        Some(size) => format!(", or stage.{}.micro_batch_size={size}", stage.name),
-        None => format!(
-            ", or stage.{}.batch_size a multiple of {}",
-            stage.name,
-            ranks * one
-        ),
-    };
-    Err(Error::setting(
-        format!("--ranks {ranks}"),
-        format!(
-            "a divisor of the {all} micro-batches of a step of stage {} ({}){offer}",
-            stage.name,
-            divisors.join(", ")
-        ),
-        ranks,
-    ))
 }
 
 /// Events under way.
@@ -356,9 +404,11 @@ impl Events {
         }
     }
 
-    fn begin(&mut self, kind: Kind, slice: usize) {
-        self.list.push(Event::Begin(Collective { kind, slice }));
+    /// Begins a collective; returns the how-many-eth it is.
+    fn begin(&mut self, collective: Collective) -> usize {
+        self.list.push(Event::Begin(collective));
         self.begun += 1;
+        self.begun - 1
     }
 
     /// Waits for all that were begun.
@@ -368,13 +418,16 @@ impl Events {
         self.finished = self.begun;
     }
 
-    /// Gathers every bucket, its elements `bytes` each, and waits.
-    fn gather(&mut self, cut: &Cut, bytes: usize, ranks: usize) {
+    /// Gathers every bucket in f32, and waits.
+    fn gather(&mut self, cut: &Cut, ranks: usize) {
         if ranks == 1 {
             return;
         }
         for _ in 0..cut.buckets() {
-            self.begin(Kind::AllGather, cut.slice() * bytes);
+            self.begin(Collective {
+                kind: Kind::AllGather,
+                slice: cut.slice() * 4,
+            });
         }
         self.finish();
     }

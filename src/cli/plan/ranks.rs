@@ -13,7 +13,7 @@ use keel_base::units::{bytes, counted, flops};
 use keel_engine::tape::{ParameterLayout, Target};
 use keel_model::declare;
 use keel_report::table::Table;
-use keel_train::{Cluster, RankStep, Sharding, Stage, whole_step_flops};
+use keel_train::{Cluster, RankStep, Recipe, Sharding, Stage};
 
 /// The memory of an H100, the card that seconds are computed for.
 const CARD: u64 = 80 << 30;
@@ -118,7 +118,11 @@ fn of_stage(
 ) -> Result<String> {
     let plan = |stage: &Stage| {
         let (target, budget) = (plans.compile_target, plans.memory_budget);
-        RankStep::plan(plans.recipe, stage, layout, target, budget, ranks)
+        let recipe = Recipe {
+            stages: vec![stage.clone()],
+            ..plans.recipe.clone()
+        };
+        RankStep::plan(&recipe, &stage.name, layout, target, budget, ranks)
     };
     let step = plan(stage)?;
     let mut text = format!(
@@ -126,9 +130,12 @@ fn of_stage(
         stage.name,
         stage.trains.join(" + "),
         counted(stage.batch_size as u64, "sample"),
-        flops(whole_step_flops(step.program(), stage)),
+        flops(step.flops()),
         step.micro_batches(),
-        counted(stage.micro_batch() as u64, "sample"),
+        counted(
+            (stage.batch_size / ranks / step.micro_batches()) as u64,
+            "sample"
+        ),
     );
     let engine = if is_modelled(plans) {
         args.engine_memory
@@ -183,7 +190,7 @@ fn named(sharding: Sharding) -> String {
     let what = match sharding {
         Sharding::Nothing => "all whole",
         Sharding::Moments => "moments sharded",
-        Sharding::Gradients => "gradients too",
+        Sharding::Gradients => "masters and gradients too",
     };
     format!("{} {what}", sharding.level())
 }
@@ -256,8 +263,8 @@ fn assumptions(cluster: &Cluster) -> String {
     format!(
         "\nassumed, not measured: H100 cards, {:.0} TFLOP/s each, of which {:.0} % are reached, {:.2} TB/s of memory; a rank \
          sends {:.0} GB/s within a node ({:.0} µs a message) and {:.0} GB/s between nodes ({:.0} µs); gradients are sent in f32, \
-         each slice straight to the rank that adds it, while the last micro-batch goes back; all ranks are equally fast, and \
-         what a contrast gathers is left out\n",
+         each slice straight to the rank that adds it, while the last micro-batch goes back, and parameters in f32 after the update; level \
+         1 is the program that keel train runs, 0 and 2 are formulas; all ranks are equally fast\n",
         cluster.peak_flops / 1e12,
         100.0 * cluster.share_of_peak,
         cluster.memory_bandwidth / 1e12,

@@ -315,7 +315,7 @@ impl Program {
     }
 
     /// Whether a run up to the update leaves an op out ([`EXCHANGE`]).
-    pub(crate) fn is_exchange(&self, op: usize) -> bool {
+    pub fn is_exchange(&self, op: usize) -> bool {
         &*self.ops[op].instruction.scope == EXCHANGE
     }
 
