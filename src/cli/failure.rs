@@ -12,7 +12,8 @@ Exit codes:
   1    failed while running: a full disk, a device fault, a run that stopped itself, data that fail their check
   2    refused: an unknown option or setting, or files, weights or a device that cannot be used
   130  interrupted by Ctrl-C, after a checkpoint was saved (143 by SIGTERM, 129 by SIGHUP)
-  141  whoever read the output closed the pipe";
+  141  whoever read the output closed the pipe
+  75   another of several ranks ended, which the message names: start again with --resume";
 
 /// Something went wrong while running.
 pub(super) const FAILED: u8 = 1;
@@ -72,6 +73,22 @@ impl Failure {
         self.text
             .as_deref()
             .unwrap_or("the reader of its output is gone")
+    }
+
+    /// The same, without the mark of an error.
+    pub(super) fn sentence(&self) -> &str {
+        let text = self.text();
+        text.strip_prefix("error: ").unwrap_or(text)
+    }
+
+    /// The exit code.
+    pub(super) fn code(&self) -> u8 {
+        self.code
+    }
+
+    /// Whether a signal asked for the end: codes are 128 and its number.
+    pub(super) fn was_asked_for(&self) -> bool {
+        self.code > 128 && self.code != READER_GONE
     }
 
     /// Says what went wrong on the error stream; returns the exit code.

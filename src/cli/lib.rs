@@ -11,6 +11,7 @@ mod export;
 mod failure;
 mod inspect;
 mod kernels;
+mod launched;
 mod memory;
 mod options;
 mod plan;

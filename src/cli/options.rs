@@ -82,6 +82,15 @@ impl ComputeArgs {
         SelectedDevice::new(self.device, threads, self.precision)
     }
 
+    /// What computes, with so many threads where the user does not say.
+    ///
+    /// # Errors
+    /// As [`SelectedDevice::new`].
+    pub fn choose_with(&self, threads: usize) -> Result<SelectedDevice> {
+        let threads = self.threads.unwrap_or(threads);
+        SelectedDevice::new(self.device, threads, self.precision)
+    }
+
     /// What programs are made for, whether the device is there or not.
     ///
     /// # Errors

@@ -2,11 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use clap::Args;
 
+use super::launched;
 use super::terminal::Terminal;
-use super::values::{at_least_one, evaluation_images, seed, size, size_or_none, threshold, whole};
+use super::values::{
+    at_least_one, evaluation_images, named, seed, size, size_or_none, threshold, whole,
+};
 use super::{
     ComputeArgs, DataArgs, Failure, RecipeArgs, WeightsArgs, announce, heading, open_pairs,
     print_line,
@@ -16,6 +20,8 @@ use keel_base::error::{Error, Result};
 use keel_base::units::{bytes, duration};
 use keel_data::pairs::PairSource;
 use keel_engine::executor::SelectedDevice;
+use keel_ranks::join::Joined;
+use keel_ranks::launch::{Launcher, Place, RanksFrom};
 use keel_ranks::{Seat, local};
 use keel_report::stage_table;
 use keel_train::{
@@ -37,6 +43,13 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "N", value_parser = at_least_one, default_value = "1", conflicts_with = "fit",
         help_heading = heading::RUN)]
     ranks: u64,
+    /// The launcher whose environment says how many ranks there are and which this process is; none for one rank [default: whichever
+    /// started it].
+    #[arg(long, value_name = "LAUNCHER", value_parser = named(&RanksFrom::CHOICES, RanksFrom::name), help_heading = heading::RANKS)]
+    ranks_from: Option<RanksFrom>,
+    /// How long another rank may be silent before the run ends, in seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = at_least_one, default_value = "15", help_heading = heading::RANKS)]
+    patience: u64,
     /// Print the settings and the memory plan, train nothing.
     #[arg(long, help_heading = heading::RUN)]
     dry_run: bool,
@@ -105,6 +118,17 @@ pub(super) struct TrainArgs {
 const QUICK: u64 = 8;
 
 impl TrainArgs {
+    /// An option that is given and means nothing to one of several processes.
+    fn refused_of_launched(&self) -> Option<&'static str> {
+        let options = [
+            ("--ranks", self.ranks > 1),
+            ("--fit", self.fit),
+            ("--dry-run", self.dry_run),
+        ];
+        let given = options.into_iter().find(|(_, is_given)| *is_given);
+        given.map(|(option, _)| option)
+    }
+
     /// The settings of the run, which begin from the weights that were given, and the images of each evaluation set. Says
     /// what the weights change.
     fn recipe(&self) -> Result<(Recipe, usize)> {
@@ -189,6 +213,10 @@ impl TrainArgs {
 
 pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     let under_way = Clock::default().start();
+    let place = launched::place(args.ranks_from)?;
+    if place.ranks > 1 {
+        return run_launched(args, &place, &under_way);
+    }
     let ranks = args.ranks as usize;
     let compute = args.compute.choose_for(ranks)?;
     let (mut recipe, evaluation_size) = args.recipe()?;
@@ -217,6 +245,43 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     }
     print_line(format!("ranks: {ranks}, threads of this process"))?;
     train_on_ranks(ranks, &recipe, &options, pairs, &under_way)
+}
+
+/// Trains as the rank that a launcher says this process is. Rank 0 prints.
+fn run_launched(args: &TrainArgs, place: &Place, under_way: &Stopwatch) -> Result<(), Failure> {
+    if let Some(option) = args.refused_of_launched() {
+        let launcher = place.launcher.map_or("a launcher", Launcher::name);
+        let found = format!("it where {launcher} started {} ranks", place.ranks);
+        return Err(Error::setting(option, "no such option, or --ranks-from none", found).into());
+    }
+    let device = args.compute.choose()?.device();
+    let silence = Duration::from_secs(args.patience);
+    let joined = launched::take_seat(args.ranks_from, device, silence)?;
+    let outcome = train_launched(args, &joined, under_way);
+    launched::leave(&joined, outcome)
+}
+
+fn train_launched(args: &TrainArgs, joined: &Joined, under_way: &Stopwatch) -> Result<(), Failure> {
+    let compute = args.compute.choose_with(launched::threads(joined))?;
+    let compute = compute.for_rank(joined.place.local_rank)?;
+    let (recipe, evaluation_size) = args.recipe()?;
+    let pairs = open_pairs(&args.data.specs, args.data.max_bad_samples)?;
+    launched::check(joined, &recipe, &compute, pairs.as_deref())?;
+    let is_first = joined.seat.world().is_first();
+    if is_first {
+        announce(&compute)?;
+        print_line(launched::described(joined))?;
+        print_line(format!("recipe: {} (seed {})", recipe.name, recipe.seed))?;
+    }
+    let options = TrainOptions {
+        seat: joined.seat.clone(),
+        ..args.options(compute, evaluation_size)?
+    };
+    if is_first {
+        return train(recipe, options, pairs, under_way);
+    }
+    let mut trainer = Trainer::new(recipe, options, pairs)?;
+    trainer.run().map(drop).map_err(Failure::while_running)
 }
 
 /// The stack of a rank's thread: that of a process's first thread.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use crate::World;
+use crate::control::Phase;
 use keel_base::error::Result;
 
 /// Which way bytes go.
@@ -142,4 +143,12 @@ pub trait Votes: Send + Sync {
 
     /// Tells all others that this rank ends with `problem`; they end with a sentence that names both. Nothing is awaited.
     fn give_up(&self, problem: &str);
+
+    /// Notes which part of a run this rank is in, for the others to know when it does not go on; no step leaves it as it was.
+    fn note(&self, _phase: Phase, _step: Option<u64>) {}
+
+    /// What is worth a warning of how the ranks go on, each once.
+    fn take_warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
 }

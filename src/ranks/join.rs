@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use crate::control::{Control, Door, End, Patience};
+use rustix::thread::{CpuSet, sched_getaffinity};
+
+use crate::control::{Control, Door, End, Patience, machine};
 use crate::launch::{Environment, Meeting, Place, RanksFrom};
 use crate::{Engine, Seat, Votes, nccl};
 use keel_base::error::{Error, Result};
@@ -25,6 +27,8 @@ pub struct Joined {
     pub control: Option<Arc<Control>>,
     /// Its place, as its launcher says.
     pub place: Place,
+    /// How many ranks may use the same cores, this one among them.
+    pub sharers: usize,
 }
 
 /// Whether this build can join ranks over MPI.
@@ -42,6 +46,7 @@ pub fn join(from: RanksFrom, memory: Memory, patience: Patience, end: End) -> Re
             seat: Seat::default(),
             control: None,
             place,
+            sharers: 1,
         });
     }
     let host = host(&place, memory);
@@ -69,12 +74,42 @@ fn seated(
     engine: impl FnOnce(&Control) -> Result<Box<dyn Engine>>,
 ) -> Result<Joined> {
     let control = Arc::new(control);
-    let engine = engine(&control).inspect_err(|problem| control.give_up(&problem.to_string()))?;
+    let made = engine(&control).and_then(|engine| Ok((engine, sharers(&control)?)));
+    let (engine, sharers) = made.inspect_err(|problem| control.give_up(&problem.to_string()))?;
     Ok(Joined {
         seat: Seat::new(control.watch(engine), control.clone()),
         control: Some(control),
         place,
+        sharers,
     })
+}
+
+/// How many ranks of this host may use cores that this one may use too.
+fn sharers(control: &Control) -> Result<usize> {
+    let own = cores();
+    let all = control.gather("which cores they may use", &own)?;
+    let hosts = control.hosts();
+    let rank = control.world().rank;
+    let is_here = |other: &usize| machine(&hosts[*other]) == machine(&hosts[rank]);
+    let shares = |other: &usize| {
+        all[*other]
+            .iter()
+            .zip(&own)
+            .any(|(one, other)| one & other != 0)
+    };
+    let here = (0..all.len()).filter(is_here);
+    Ok(here.filter(|other| *other == rank || shares(other)).count())
+}
+
+/// The cores that this process may use, a bit each; none where the system does not say.
+fn cores() -> Vec<u8> {
+    let mut bytes = vec![0; CpuSet::MAX_CPU / 8];
+    if let Ok(set) = sched_getaffinity(None) {
+        for core in (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)) {
+            bytes[core / 8] |= 1 << (core % 8);
+        }
+    }
+    bytes
 }
 
 fn on_gpus(place: Place, host: &str, patience: Patience, end: End) -> Result<Joined> {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::World;
-use keel_base::error::{Error, Result, with_near_miss};
+use keel_base::error::{Error, Result};
 
 /// What started the ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,19 +48,6 @@ impl Launcher {
             Launcher::Torchrun => "torchrun",
             Launcher::Slurm => "slurm",
         }
-    }
-
-    /// The launcher of that name.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] listing the names there are.
-    pub fn named(name: &str) -> Result<Launcher> {
-        let names = Launcher::ALL.map(Launcher::name);
-        let found = Launcher::ALL.into_iter().find(|one| one.name() == name);
-        found.ok_or_else(|| {
-            let found = with_near_miss(name, &names);
-            Error::setting("launcher", format!("one of {}", names.join(", ")), found)
-        })
     }
 
     /// Whether it starts ranks of MPI.
@@ -175,6 +162,26 @@ pub enum RanksFrom {
     Only(Launcher),
     /// None: one rank.
     Nothing,
+}
+
+impl RanksFrom {
+    /// What can be asked for by name.
+    pub const CHOICES: [RanksFrom; 5] = [
+        RanksFrom::Only(Launcher::OpenMpi),
+        RanksFrom::Only(Launcher::Mpich),
+        RanksFrom::Only(Launcher::Torchrun),
+        RanksFrom::Only(Launcher::Slurm),
+        RanksFrom::Nothing,
+    ];
+
+    /// Its name in `--ranks-from`.
+    pub fn name(self) -> &'static str {
+        match self {
+            RanksFrom::Any => "any",
+            RanksFrom::Only(launcher) => launcher.name(),
+            RanksFrom::Nothing => "none",
+        }
+    }
 }
 
 /// The environment variables of a process.

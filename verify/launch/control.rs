@@ -178,7 +178,7 @@ fn a_rank_that_is_gone_is_named_within_a_second_of_signs_of_life() {
     let began = Instant::now();
     let outcomes = on_ranks(&places(4), patience(), |control| {
         let control = control.unwrap();
-        control.progress().enter(Phase::Step, 7);
+        control.progress().enter(Phase::Step, Some(7));
         control.gather("a step", &[]).unwrap();
         if control.world().rank == 2 {
             // Its process ends: the connection closes without a word.
@@ -296,6 +296,7 @@ fn doing(phase: Phase, step: u64, waits_in: Option<Wait>, moves: u64) -> Doing {
         step,
         waits_in,
         moves,
+        waited: Duration::ZERO,
     }
 }
 
@@ -423,4 +424,36 @@ fn the_rank_that_waits_least_is_the_slowest() {
     stragglers.note(&[9, 90, 80, 85].map(Duration::from_millis), step);
     assert!((0..9).all(|_| stragglers.note(&waited, step).is_none()));
     assert!((0..99).all(|_| stragglers.note(&waited, SECOND).is_none()));
+}
+
+#[test]
+fn waits_are_compared_where_all_ranks_are_in_steps() {
+    let (mut watch, now) = watch();
+    let tell = |watch: &mut Watch, second: u32, phase| {
+        let waited = [4, 1, 3].map(|tenths| SECOND * second * tenths / 10);
+        for (rank, waited) in waited.into_iter().enumerate() {
+            let doing = Doing {
+                waited,
+                ..doing(phase, 1, None, u64::from(second))
+            };
+            watch.does(rank, doing, now + SECOND * second);
+        }
+        watch.take_waits(now + SECOND * second)
+    };
+    assert_eq!(
+        tell(&mut watch, 9, Phase::Step),
+        None,
+        "ten seconds are a while"
+    );
+    assert_eq!(
+        tell(&mut watch, 10, Phase::Step),
+        None,
+        "it began otherwise"
+    );
+    let waits = [4, 1, 3].map(|tenths| SECOND * tenths);
+    assert_eq!(
+        tell(&mut watch, 20, Phase::Step),
+        Some((waits.to_vec(), SECOND * 10))
+    );
+    assert_eq!(tell(&mut watch, 30, Phase::Save), None);
 }

@@ -8,4 +8,5 @@ mod mpi;
 mod nccl;
 mod processes;
 mod rounds;
+mod runs;
 mod simulate;

@@ -10,36 +10,41 @@ use keel::ranks::control::{ANOTHER_RANK, Patience, end_process};
 use keel::ranks::join::{Memory, join};
 use keel::ranks::launch::{Launcher, Meeting, RanksFrom};
 
+use keel::train::stage_checkpoints;
+
 use super::rounds::{received, received_by_a_thread, rounds};
+use crate::command::tensors;
 
 /// Set in children: what they do.
 const CHILD: &str = "KEEL_VERIFY_MPI";
 
-/// `ranks` ranks of this program, doing `act`, under the mpirun that there is.
-fn mpirun(ranks: usize, act: &str) -> Output {
+/// `ranks` processes of a program, under the mpirun that there is.
+fn under_mpirun(ranks: usize, program: &Path) -> Command {
     let mut command = Command::new("mpirun");
-    let said = Command::new("mpirun")
-        .arg("--version")
-        .output()
-        .expect("feature mpi needs mpirun");
+    let said = Command::new("mpirun").arg("--version").output();
+    let said = said.expect("the feature mpi needs mpirun");
     if String::from_utf8_lossy(&said.stdout).contains("Open MPI") {
         // More ranks than cores, and a container's only user.
         command.args(["--oversubscribe", "--allow-run-as-root"]);
     }
-    let program = std::env::current_exe().expect("this program has a path");
     command
         .args(["-n", &ranks.to_string()])
-        .arg(Path::new(&program))
-        .args([
-            "--exact",
-            "launch::mpi::child",
-            "--nocapture",
-            "--test-threads=1",
-        ])
-        .env(CHILD, act)
-        .stdin(Stdio::null())
-        .output()
-        .expect("mpirun starts")
+        .arg(program)
+        .stdin(Stdio::null());
+    command
+}
+
+/// `ranks` ranks of this program that do `act`.
+fn mpirun(ranks: usize, act: &str) -> Output {
+    let program = std::env::current_exe().expect("this program has a path");
+    let mut command = under_mpirun(ranks, &program);
+    command.args([
+        "--exact",
+        "launch::mpi::child",
+        "--nocapture",
+        "--test-threads=1",
+    ]);
+    command.env(CHILD, act).output().expect("mpirun starts")
 }
 
 /// A rank under mpirun; nothing in the test's own process.
@@ -90,4 +95,43 @@ fn a_rank_that_is_killed_under_mpirun_ends_all() {
         code.is_some_and(|code| [137, ANOTHER_RANK, 9].contains(&code)),
         "{output:?}"
     );
+}
+
+/// Trains in `folder` with `args`, under mpirun where ranks are processes.
+fn train(folder: &Path, processes: Option<usize>, more: &[&str]) {
+    let program = env!("CARGO_BIN_EXE_keel");
+    let mut command = match processes {
+        Some(ranks) => under_mpirun(ranks, Path::new(program)),
+        None => Command::new(program),
+    };
+    let args = [
+        "train",
+        "--recipe",
+        "tiny",
+        "--max-steps",
+        "2",
+        "--no-evaluation",
+        "--device",
+        "cpu",
+    ];
+    let output = command
+        .current_dir(folder)
+        .args(args)
+        .args(more)
+        .output()
+        .expect("it starts");
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn training_under_mpirun_gives_the_bits_of_training_on_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    train(folder.path(), Some(2), &["--out", "processes"]);
+    train(folder.path(), None, &["--ranks", "2", "--out", "threads"]);
+    let stages = |run: &str| stage_checkpoints(&folder.path().join(run)).unwrap();
+    let (processes, threads) = (stages("processes"), stages("threads"));
+    assert!(threads.len() >= 4 && processes.len() == threads.len());
+    for ((stage, found), (_, want)) in processes.iter().zip(&threads) {
+        assert!(tensors(found) == tensors(want), "{stage} has other bits");
+    }
 }

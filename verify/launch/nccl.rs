@@ -3,19 +3,26 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use keel::executor::{CudaExecutor, Executor, cuda};
+use keel::ops::{all_gather, exchange, tree_sum};
+use keel::program::{CompileOptions, Program};
 use keel::ranks::control::{Patience, end_process};
 use keel::ranks::join::{Memory, join};
 use keel::ranks::launch::RanksFrom;
 use keel::ranks::nccl::Library;
+use keel::ranks::order::BUCKET;
 use keel::ranks::{Collective, Kind, Received, Seat, Sent, Votes};
+use keel::tape::{ParameterLayout, Tape, Target};
+use keel::tensor::{DType, TensorType};
 
 use super::device::Device;
 use super::processes::{as_rank, free_port};
 use super::rounds::{received_by_a_thread, rounds, sent};
 use crate::cuda::{compile, executing_driver, folder};
+use crate::harness::images;
 
 /// Set in children: what they do.
 const ACT: &str = "KEEL_VERIFY_NCCL";
@@ -120,6 +127,7 @@ fn child() {
             agree_one_by_one(&seat);
             agree_in_a_graph(&seat);
             refuse_what_is_not_joined(&seat);
+            agree_as_a_program(&seat, place.local_rank);
             Ok(())
         }
     };
@@ -231,6 +239,46 @@ fn agree_in_a_graph(seat: &Seat) {
                 "launch {launch}, collective {index}"
             );
         }
+    }
+}
+
+/// A program that sums over ranks and gives all of them the sum, on the executor of GPUs: kernels and collectives in turn.
+fn agree_as_a_program(seat: &Seat, ordinal: usize) {
+    const ROWS: usize = 37;
+    let ranks = seat.world().ranks;
+    let tape = Tape::new(ParameterLayout::default().into(), |_| false);
+    let mut tape = tape.over_ranks(seat.world(), BUCKET);
+    let x = tape.input("x", TensorType::f32([ranks * ROWS, 3]));
+    let parts = exchange(&mut tape, x).unwrap();
+    let sum = tree_sum(&mut tape, parts, ranks).unwrap();
+    let all = all_gather(&mut tape, sum).unwrap();
+    tape.output(all, "sum");
+    let program = Arc::new(Program::compile(tape, &CompileOptions::new(Target::Cuda)).unwrap());
+    let found = cuda::probe_ordinal(ordinal).unwrap();
+    let executor = CudaExecutor::with_images(found, 4, images()).unwrap();
+    let mut executor = executor.in_precision(DType::F32);
+    assert!(
+        executor.load(program.clone()).is_err(),
+        "it has no engine yet"
+    );
+    executor.join(seat.engine().unwrap().clone()).unwrap();
+    let mut session = executor.load(program).unwrap();
+    // Small whole numbers are added exactly in any order.
+    let x = |rank: usize, run: usize| {
+        let numbers =
+            (0..ranks * ROWS * 3).map(move |i| ((i * 7 + rank * 31 + run * 13) % 101) as f32);
+        numbers.collect::<Vec<f32>>()
+    };
+    for run in 0..3 {
+        session.write_f32("x", &x(seat.world().rank, run)).unwrap();
+        session.run().unwrap();
+        let mut want = x(0, run);
+        for rank in 1..ranks {
+            want.iter_mut()
+                .zip(x(rank, run))
+                .for_each(|(sum, x)| *sum += x);
+        }
+        assert!(session.read_f32("sum").unwrap() == want, "run {run}");
     }
 }
 

@@ -62,7 +62,7 @@ fn child() {
     let control = Arc::new(control);
     let mut random = Stream::of_seed(place.rank as u64);
     for step in 0..STEPS {
-        control.progress().enter(Phase::Data, step);
+        control.progress().enter(Phase::Data, Some(step));
         if step == at {
             match act {
                 "kill" => kill_process(getpid(), Signal::KILL).unwrap(),
@@ -86,7 +86,7 @@ fn child() {
         if act == "late" {
             std::thread::sleep(Duration::from_millis(random.below(40) as u64));
         }
-        control.progress().enter(Phase::Step, step);
+        control.progress().enter(Phase::Step, Some(step));
         let parts = control.gather("a step", &step.to_le_bytes()).unwrap();
         assert!(parts.iter().all(|part| *part == step.to_le_bytes()));
         println!("step {step}");

@@ -207,6 +207,20 @@ impl SelectedDevice {
         })
     }
 
+    /// The same for a rank of this host, which has the GPU with its number.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when there is none of that number.
+    pub fn for_rank(self, local_rank: usize) -> Result<SelectedDevice> {
+        match self.runner {
+            Runner::Gpu(_) => Ok(SelectedDevice {
+                runner: Runner::Gpu(cuda::probe_ordinal(local_rank)?),
+                ..self
+            }),
+            _ => Ok(self),
+        }
+    }
+
     /// The target that programs for it are compiled for.
     pub fn compile_target(&self) -> CompileTarget {
         self.compile_target

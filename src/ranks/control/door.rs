@@ -87,7 +87,7 @@ fn closed(host: &str, port: u16, problem: &io::Error) -> Error {
 }
 
 /// Where one rank's host and device are named together, the host.
-pub(super) fn machine(host: &str) -> &str {
+pub(crate) fn machine(host: &str) -> &str {
     host.split(',').next().unwrap_or(host)
 }
 

@@ -30,6 +30,7 @@ use keel_base::error::{Error, Result};
 pub use alike::{Fact, check_alike};
 pub use cause::{ANOTHER_RANK, COPIES_DIFFER, Cause, NOT_ALIKE};
 pub use door::Door;
+pub(crate) use door::machine;
 pub use progress::{Doing, Phase, Progress, Wait};
 pub use straggler::{Straggler, Stragglers, slowest};
 pub use watch::{Patience, Watch};
@@ -41,7 +42,11 @@ pub type End = Box<dyn Fn(&Cause, i32) + Send + Sync>;
 /// Says the cause on the error stream and ends the process without running anything else: destructors of engines hang when a
 /// peer is gone.
 pub fn end_process(cause: &Cause, code: i32) {
-    let _ = writeln!(std::io::stderr(), "error: {}", cause.sentence);
+    let remedy = match code {
+        ANOTHER_RANK => "; all ranks end; go on from the newest checkpoint with --resume",
+        _ => "",
+    };
+    let _ = writeln!(std::io::stderr(), "error: {}{remedy}", cause.sentence);
     signal_hook::low_level::exit(code)
 }
 
@@ -92,6 +97,9 @@ struct State {
     rounds: HashMap<u64, Round>,
     /// Votes that are complete.
     answers: HashMap<u64, Vec<Vec<u8>>>,
+    /// Who makes the others wait, at rank 0, and what was not said of it yet.
+    stragglers: Stragglers,
+    warnings: Vec<String>,
 }
 
 /// A vote that parts come in for.
@@ -114,7 +122,7 @@ impl Control {
         end: End,
     ) -> Result<Control> {
         let met = door::meet(place, door, host, &patience)?;
-        let local = |host: &&String| door::machine(host) == door::machine(&met.hosts[place.rank]);
+        let local = |host: &&String| machine(host) == machine(&met.hosts[place.rank]);
         let local_ranks = met.hosts.iter().filter(local).count();
         let now = Instant::now();
         let shared = Arc::new(Shared {
@@ -130,6 +138,8 @@ impl Control {
                 closed: 0,
                 rounds: HashMap::new(),
                 answers: HashMap::new(),
+                stragglers: Stragglers::default(),
+                warnings: Vec::new(),
             }),
             hosts: met.hosts,
             changed: Condvar::new(),
@@ -244,6 +254,14 @@ impl Votes for Control {
 
     fn give_up(&self, problem: &str) {
         self.give_up_with(problem, 1);
+    }
+
+    fn note(&self, phase: Phase, step: Option<u64>) {
+        self.shared.progress.enter(phase, step);
+    }
+
+    fn take_warnings(&self) -> Vec<String> {
+        std::mem::take(&mut self.shared.lock().warnings)
     }
 }
 
@@ -459,6 +477,7 @@ impl Shared {
             last = now;
             let found = if self.world.is_first() {
                 state.watch.does(0, self.progress.doing(), now);
+                self.look_for_stragglers(&mut state, now);
                 state.watch.judge(now)
             } else {
                 state.watch.judge_first(now)
@@ -473,6 +492,18 @@ impl Shared {
         drop(state);
         if let Some(cause) = cause {
             self.end_with(&cause);
+        }
+    }
+
+    fn look_for_stragglers(&self, state: &mut State, now: Instant) {
+        let Some((waits, time)) = state.watch.take_waits(now) else {
+            return;
+        };
+        if let Some(Straggler { rank, by }) = state.stragglers.note(&waits, time) {
+            let share = 100.0 * by.as_secs_f64() / time.as_secs_f64();
+            let who = cause::placed(&[rank], &self.hosts);
+            let line = format!("the other ranks wait for {who}: {share:.0} % of their time");
+            state.warnings.push(line);
         }
     }
 

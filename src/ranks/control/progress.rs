@@ -90,6 +90,8 @@ pub struct Doing {
     pub waits_in: Option<Wait>,
     /// Grows with everything that it does: where it stands still, the rank does.
     pub moves: u64,
+    /// How long it has waited for others in all.
+    pub waited: Duration,
 }
 
 /// Where a rank's threads write what they do. Writing is a few stores: it is done in every step.
@@ -103,10 +105,12 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Enters a part of the run.
-    pub fn enter(&self, phase: Phase, step: u64) {
+    /// Enters a part of the run, at the step that it was at where none is given.
+    pub fn enter(&self, phase: Phase, step: Option<u64>) {
         self.phase.store(phase as u32, Ordering::Relaxed);
-        self.step.store(step, Ordering::Relaxed);
+        if let Some(step) = step {
+            self.step.store(step, Ordering::Relaxed);
+        }
         self.moved();
     }
 
@@ -127,11 +131,6 @@ impl Progress {
         result
     }
 
-    /// How long the rank has waited for others since this was asked last.
-    pub fn take_waited(&self) -> Duration {
-        Duration::from_nanos(self.waited_nanoseconds.swap(0, Ordering::Relaxed))
-    }
-
     /// What the rank does now.
     pub fn doing(&self) -> Doing {
         let phase = self.phase.load(Ordering::Relaxed) as usize;
@@ -140,6 +139,7 @@ impl Progress {
             step: self.step.load(Ordering::Relaxed),
             waits_in: Wait::unpacked(self.waits_in.load(Ordering::Relaxed)),
             moves: self.moves.load(Ordering::Relaxed),
+            waited: Duration::from_nanos(self.waited_nanoseconds.load(Ordering::Relaxed)),
         }
     }
 }

@@ -10,38 +10,38 @@ use std::time::Duration;
 pub struct Straggler {
     /// The rank.
     pub rank: usize,
-    /// How long the middle one of the others waits for it in a step.
+    /// How long the middle one of the others waits for it in that time.
     pub by: Duration,
 }
 
-/// Looks for a rank that is the slowest in step after step.
+/// Looks for a rank that is the slowest again and again.
 #[derive(Clone, Debug, Default)]
 pub struct Stragglers {
-    /// The slowest of the last steps, and for how many steps it has been.
+    /// The slowest of the last time, and how often in a row it has been.
     slowest: Option<(usize, u32)>,
 }
 
-/// So many steps in a row, and it is no accident.
-const STEPS: u32 = 10;
+/// So many times in a row, and it is no accident.
+const TIMES: u32 = 10;
 
-/// Less than this share of a step is not worth a word.
+/// Less than this share of the time is not worth a word.
 const SHARE: f64 = 0.1;
 
 impl Stragglers {
-    /// Takes how long each rank waited in a step of `step` seconds. Names a rank once it has been the slowest for ten steps in a row
-    /// by a tenth of the step, and again every ten steps.
-    pub fn note(&mut self, waited: &[Duration], step: Duration) -> Option<Straggler> {
-        let found = slowest(waited).filter(|one| one.by.as_secs_f64() > SHARE * step.as_secs_f64());
+    /// Takes how long each rank waited in some time. Names a rank once it has been the slowest ten times in a row by a tenth
+    /// of the time, and again every ten times.
+    pub fn note(&mut self, waited: &[Duration], time: Duration) -> Option<Straggler> {
+        let found = slowest(waited).filter(|one| one.by.as_secs_f64() > SHARE * time.as_secs_f64());
         let Some(one) = found else {
             self.slowest = None;
             return None;
         };
-        let steps = match self.slowest {
-            Some((rank, steps)) if rank == one.rank => steps + 1,
+        let times = match self.slowest {
+            Some((rank, times)) if rank == one.rank => times + 1,
             _ => 1,
         };
-        self.slowest = Some((one.rank, steps));
-        steps.is_multiple_of(STEPS).then_some(one)
+        self.slowest = Some((one.rank, times));
+        times.is_multiple_of(TIMES).then_some(one)
     }
 }
 

@@ -41,6 +41,9 @@ impl Default for Patience {
 /// A step may last this many times the median.
 const STEPS: u32 = 10;
 
+/// Over so long waits are compared.
+const WHILE: Duration = Duration::from_secs(10);
+
 /// Steps of which the median is taken.
 const RECENT: usize = 50;
 
@@ -52,6 +55,8 @@ struct Seen {
     has_left: bool,
     doing: Doing,
     moved: Instant,
+    /// How long it had waited when the while under way began.
+    waited_before: Duration,
 }
 
 /// See the module's documentation.
@@ -63,6 +68,9 @@ pub struct Watch {
     /// When the step that rank 0 is in began, and how long the last ones took.
     step_began: Instant,
     steps: VecDeque<Duration>,
+    /// When the while began over which waits are compared, and whether all ranks were in steps then.
+    while_began: Instant,
+    all_stepped: bool,
 }
 
 impl Watch {
@@ -74,6 +82,7 @@ impl Watch {
             has_left: false,
             doing: Doing::default(),
             moved: now,
+            waited_before: Duration::ZERO,
         };
         Watch {
             patience,
@@ -81,6 +90,8 @@ impl Watch {
             hosts,
             step_began: now,
             steps: VecDeque::new(),
+            while_began: now,
+            all_stepped: false,
         }
     }
 
@@ -94,7 +105,7 @@ impl Watch {
         self.heard(rank, now);
         let seen = &mut self.ranks[rank];
         let before = std::mem::replace(&mut seen.doing, doing);
-        if before != doing {
+        if (before.moves, before.waits_in) != (doing.moves, doing.waits_in) {
             seen.moved = now;
         }
         if rank == 0 && before.step != doing.step {
@@ -116,6 +127,25 @@ impl Watch {
     /// A rank's connection ended.
     pub fn closed(&mut self, rank: usize, now: Instant) {
         self.ranks[rank].closed.get_or_insert(now);
+    }
+
+    /// Once a while has passed, how long each rank has waited for others in it, and how long it was. Nothing where a rank did
+    /// anything but steps, in which all wait for one another.
+    pub fn take_waits(&mut self, now: Instant) -> Option<(Vec<Duration>, Duration)> {
+        let passed = now.saturating_duration_since(self.while_began);
+        if passed < WHILE {
+            return None;
+        }
+        self.while_began = now;
+        let waits = self.ranks.iter_mut().map(|seen| {
+            let before = std::mem::replace(&mut seen.waited_before, seen.doing.waited);
+            seen.doing.waited.saturating_sub(before)
+        });
+        let waits: Vec<Duration> = waits.collect();
+        let is_step = |seen: &Seen| seen.doing.phase == Phase::Step && !seen.has_left;
+        let all_step = self.ranks.iter().all(is_step);
+        let was_step = std::mem::replace(&mut self.all_stepped, all_step);
+        (all_step && was_step).then_some((waits, passed))
     }
 
     /// The first thing that is wrong; `None` while nothing is.

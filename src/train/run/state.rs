@@ -28,6 +28,7 @@ use keel_engine::program::Program;
 use keel_engine::tape::ParameterLayout;
 use keel_eval::EvalContext;
 use keel_model::initialise_one;
+use keel_ranks::control::Phase;
 use keel_ranks::{Seat, World};
 
 /// What is fixed. Everything that trains, saves or evaluates borrows it, and none of them changes it.
@@ -103,7 +104,23 @@ impl Run {
     /// # Errors
     /// Whatever an observer ends the run for.
     pub fn tell(&self, event: &Event<'_>) -> Result<()> {
-        self.observers.observe(event)
+        let votes = self.options.seat.votes();
+        match event {
+            Event::StageBegins(_) => votes.note(Phase::Load, None),
+            Event::StepsBegin(steps) => votes.note(Phase::Step, Some(steps.done)),
+            Event::StepDone(step) => votes.note(Phase::Step, Some(*step)),
+            // Its checkpoint and its evaluation follow.
+            Event::StepsEnd => votes.note(Phase::Save, None),
+            _ => {}
+        }
+        self.observers.observe(event)?;
+        if matches!(event, Event::StepDone(_)) {
+            let warnings = votes.take_warnings();
+            return warnings
+                .iter()
+                .try_for_each(|line| self.observers.observe(&Event::Warning(line)));
+        }
+        Ok(())
     }
 
     /// Tells something worth a line.

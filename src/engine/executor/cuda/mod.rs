@@ -22,4 +22,4 @@ mod session;
 mod staging;
 
 pub use executor::CudaExecutor;
-pub use probe::{Found, probe, probe_driver};
+pub use probe::{Found, probe, probe_driver, probe_ordinal};

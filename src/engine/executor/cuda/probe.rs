@@ -106,37 +106,64 @@ pub(super) fn unusable(problem: impl ToString, remedy: impl ToString) -> Error {
     }
 }
 
-fn first_device(driver: &Driver, version: i32) -> Result<Found> {
+/// As [`probe_driver`], of the device with a number of its own: a rank's GPU among those of its host.
+///
+/// # Errors
+/// As [`probe_driver`]; [`Error::Device`] when there are fewer.
+pub fn probe_ordinal(ordinal: usize) -> Result<Found> {
+    let (driver, version) = Driver::start()?;
+    let count = count(driver)?;
+    match i32::try_from(ordinal) {
+        Ok(ordinal) if ordinal < count => usable(driver, version, ordinal),
+        _ => Err(unusable(
+            format!("rank {ordinal} of this host has no GPU: there are {count}"),
+            "start one rank for each GPU of a host, or show more of them by CUDA_VISIBLE_DEVICES",
+        )),
+    }
+}
+
+fn count(driver: &Driver) -> Result<i32> {
     let mut count = 0;
     // SAFETY: the pointer is to a live integer.
     unsafe { driver.device_get_count(&mut count) }.map_err(cannot_tell)?;
+    Ok(count)
+}
+
+fn first_device(driver: &Driver, version: i32) -> Result<Found> {
     let mut refused = None;
-    for ordinal in 0..count {
-        let (found, is_prohibited) = device(driver, version, ordinal)?;
-        let problem = if found.compute_capability < LEAST_CAPABILITY {
-            let ((major, minor), (want_major, want_minor)) =
-                (found.compute_capability, LEAST_CAPABILITY);
-            unusable(
-                format!(
-                    "the {} has compute capability {major}.{minor}, and the kernels need {want_major}.{want_minor}",
-                    found.name
-                ),
-                "use a GPU of the Ampere generation or newer, or choose --device cpu",
-            )
-        } else if is_prohibited {
-            unusable(
-                format!(
-                    "nobody may compute on the {}: its compute mode is Prohibited",
-                    found.name
-                ),
-                "allow it with `nvidia-smi -c DEFAULT` as administrator, or choose --device cpu",
-            )
-        } else {
-            return Ok(found);
+    for ordinal in 0..count(driver)? {
+        match usable(driver, version, ordinal) {
+            Err(problem) => refused.get_or_insert(problem),
+            found => return found,
         };
-        refused.get_or_insert(problem);
     }
     Err(refused.unwrap_or_else(|| unusable(NO_DEVICE, SEE_DEVICES)))
+}
+
+/// One device, where the kernels run on it.
+fn usable(driver: &Driver, version: i32, ordinal: i32) -> Result<Found> {
+    let (found, is_prohibited) = device(driver, version, ordinal)?;
+    if found.compute_capability < LEAST_CAPABILITY {
+        let ((major, minor), (want_major, want_minor)) =
+            (found.compute_capability, LEAST_CAPABILITY);
+        return Err(unusable(
+            format!(
+                "the {} has compute capability {major}.{minor}, and the kernels need {want_major}.{want_minor}",
+                found.name
+            ),
+            "use a GPU of the Ampere generation or newer, or choose --device cpu",
+        ));
+    }
+    if is_prohibited {
+        return Err(unusable(
+            format!(
+                "nobody may compute on the {}: its compute mode is Prohibited",
+                found.name
+            ),
+            "allow it with `nvidia-smi -c DEFAULT` as administrator, or choose --device cpu",
+        ));
+    }
+    Ok(found)
 }
 
 /// One device, and whether its compute mode prohibits contexts.
