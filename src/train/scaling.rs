@@ -337,8 +337,8 @@ impl RankStep {
         events.list
     }
 
-    /// Seconds of each op: the share that its work or its traffic has of the step's, and the step by the share of the peak that
-    /// is reached. No op is faster than the device at its best.
+    /// Seconds of each op. Those of a micro-batch reach the share of the peak together, each by the share that its work or its
+    /// traffic has; the update moves memory at its best. No op is faster than the device.
     fn seconds(&self, program: &Program, cluster: &Cluster) -> Vec<f64> {
         let at_best = |op: &PlannedOp| {
             let cost = program.op_cost(op);
@@ -348,21 +348,27 @@ impl RankStep {
                 None => traffic.max(cost.flops / cluster.peak_flops),
             }
         };
-        let best: Vec<f64> = program.ops().iter().map(at_best).collect();
         let gradient_ops = program.gradient_ops();
-        let (runs, update) = best.split_at(gradient_ops);
-        let sum = |seconds: &[f64]| seconds.iter().sum::<f64>();
-        let runs = self.stage.micro_batches() as f64 * sum(runs);
-        let reached = cluster.share_of_peak * cluster.peak_flops;
-        let expected = whole_step_flops(program, &self.stage) / reached - sum(update);
-        let slower = if runs > 0.0 {
-            (expected / runs).max(1.0)
+        // What sends gradients stands among them, and is the update's.
+        let is_run = |index: usize| index < gradient_ops && !program.is_exchange(index);
+        let run = || {
+            program
+                .ops()
+                .iter()
+                .enumerate()
+                .filter(|(index, _)| is_run(*index))
+        };
+        let flops: f64 = run().map(|(_, op)| program.op_cost(op).flops).sum();
+        let best: f64 = run().map(|(_, op)| at_best(op)).sum();
+        let expected = flops / (cluster.share_of_peak * cluster.peak_flops);
+        let slower = if best > 0.0 {
+            (expected / best).max(1.0)
         } else {
             1.0
         };
-        let scaled = best.iter().enumerate().map(|(op, seconds)| {
-            let slower = if op < gradient_ops { slower } else { 1.0 };
-            slower * seconds
+        let scaled = program.ops().iter().enumerate().map(|(index, op)| {
+            let slower = if is_run(index) { slower } else { 1.0 };
+            slower * at_best(op)
         });
         scaled.collect()
     }
