@@ -3,11 +3,15 @@
 //! of ours: the processor executor and the ops' kernels call it.
 #![deny(unsafe_code)]
 
+mod bf16_products;
 pub mod matmul;
 pub mod parallel;
 mod peak;
 pub mod reduce;
 pub mod simd;
+mod storage;
 pub mod vector_math;
 
-pub use peak::{measure as measure_peak, measure_bandwidth};
+pub use bf16_products::{Bf16Products, bf16_products, set_bf16_products};
+pub use peak::{measure as measure_peak, measure_bandwidth, measure_bf16 as measure_bf16_peak};
+pub use storage::{Stored, round, widen};

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
-use super::simd::{LANES, Simd, Task, dispatch};
+use super::bf16_products::{Bf16Products, bf16_products};
+use super::simd::{LANES, Simd, Task, dispatch, dispatch_pairs};
 
 /// Multiply-adds of each sum between looks at the clock.
 const ROUNDS: usize = 4096;
@@ -16,6 +17,18 @@ const MOST_RUNS: usize = 1 << 13;
 /// Floating-point operations a second that the threads of the current pool reach together, in registers alone; 0 where the
 /// clock saw no time pass.
 pub fn measure() -> f64 {
+    on_all_threads(one::<false>)
+}
+
+/// As [`measure`], of what multiplies bf16 numbers on the current thread: pairs, or widened numbers as f32.
+pub fn measure_bf16() -> f64 {
+    match bf16_products() {
+        Bf16Products::Pairs => on_all_threads(one::<true>),
+        Bf16Products::Widened => measure(),
+    }
+}
+
+fn on_all_threads(one: fn() -> f64) -> f64 {
     let threads = rayon::current_num_threads();
     let rates: Vec<f64> = (0..threads)
         .into_par_iter()
@@ -27,7 +40,7 @@ pub fn measure() -> f64 {
 
 /// The median of many short runs on this thread: what others take of the core, they take of what is compared with it too, and
 /// the best run of a shared core is one that nothing else ever has.
-fn one() -> f64 {
+fn one<const PAIRS: bool>() -> f64 {
     let start = Instant::now();
     let mut rates = Vec::new();
     for _ in 0..MOST_RUNS {
@@ -35,7 +48,11 @@ fn one() -> f64 {
             break;
         }
         let before = Instant::now();
-        let (sum, flops) = dispatch(MultiplyAdd);
+        let (sum, flops) = if PAIRS {
+            dispatch_pairs(MultiplyAdd::<PAIRS>)
+        } else {
+            dispatch(MultiplyAdd::<PAIRS>)
+        };
         let seconds = before.elapsed().as_secs_f64();
         // The sum is used, so that it must be computed.
         if sum.is_finite() && seconds > 0.0 {
@@ -77,9 +94,9 @@ pub fn measure_bandwidth() -> f64 {
     best
 }
 
-struct MultiplyAdd;
+struct MultiplyAdd<const PAIRS: bool>;
 
-impl Task for MultiplyAdd {
+impl<const PAIRS: bool> Task for MultiplyAdd<PAIRS> {
     /// The sums added up, and the floating-point operations that made them.
     type Output = (f32, f64);
 
@@ -87,23 +104,28 @@ impl Task for MultiplyAdd {
     fn run<S: Simd>(self, simd: S) -> (f32, f64) {
         // As many sums as registers hold: a multiply-add takes four or five cycles, and two may start in each.
         if S::TILE_ROWS * S::TILE_VECTORS >= 16 {
-            chains::<S, 16>(simd)
+            chains::<S, 16, PAIRS>(simd)
         } else {
-            chains::<S, 6>(simd)
+            chains::<S, 6, PAIRS>(simd)
         }
     }
 }
 
 #[inline(always)]
-fn chains<S: Simd, const SUMS: usize>(simd: S) -> (f32, f64) {
+fn chains<S: Simd, const SUMS: usize, const PAIRS: bool>(simd: S) -> (f32, f64) {
     let factor = simd.splat(std::hint::black_box(0.999));
     let mut sums = [simd.splat(1.0); SUMS];
     for _ in 0..ROUNDS {
         for sum in &mut sums {
-            *sum = simd.mul_add(*sum, factor, factor);
+            *sum = if PAIRS {
+                simd.dot_pairs(factor, factor, *sum)
+            } else {
+                simd.mul_add(*sum, factor, factor)
+            };
         }
     }
     let total = sums.into_iter().reduce(|a, b| simd.add(a, b));
     let total = simd.sum(total.expect("there are sums"));
-    (total, (2 * LANES * SUMS * ROUNDS) as f64)
+    let terms = if PAIRS { 2 } else { 1 };
+    (total, (2 * terms * LANES * SUMS * ROUNDS) as f64)
 }

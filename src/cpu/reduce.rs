@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::matmul::Rows;
 use super::parallel::{Shared, for_each, share};
 use super::simd::{LANES, Simd, Task, dispatch};
+use super::storage::Stored;
 use super::vector_math::{load, store};
 
 /// Chunks aimed at.
@@ -94,7 +95,12 @@ impl Task for AddPartials<'_> {
 ///
 /// Shapes: x [rows, width], sums `[width]`. Panics where shapes do not fit or the workspace is smaller than
 /// [`sum_over_rows_workspace`] of (rows, width, width).
-pub fn column_sums(x: Rows<'_>, sums: &mut [f32], accumulate: bool, workspace: &mut [f32]) {
+pub fn column_sums<T: Stored>(
+    x: Rows<'_, T>,
+    sums: &mut [f32],
+    accumulate: bool,
+    workspace: &mut [f32],
+) {
     assert_eq!(x.width(), sums.len(), "columns and sums");
     sum_over_rows(
         (x.count(), x.width()),
@@ -146,14 +152,14 @@ pub fn column_dots(
 }
 
 /// Adds rows of x, or of x · y, to `sums`, one after the other.
-struct AddRows<'a> {
-    x: Rows<'a>,
-    y: Option<Rows<'a>>,
+struct AddRows<'a, T> {
+    x: Rows<'a, T>,
+    y: Option<Rows<'a, T>>,
     rows: Range<usize>,
     sums: &'a mut [f32],
 }
 
-impl Task for AddRows<'_> {
+impl<T: Stored> Task for AddRows<'_, T> {
     type Output = ();
 
     #[inline(always)]

@@ -1,5 +1,6 @@
 //! The CPU executor's primitives against f64 loops, on every instruction path and thread count.
 
+mod bf16;
 mod functions;
 mod products;
 

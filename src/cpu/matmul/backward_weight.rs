@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use super::linear::Factor;
 use super::matrix::{Rows, RowsMut};
 use super::tile::{Ahead, Tile};
 use super::{WIDEST, pack};
@@ -13,7 +14,7 @@ use crate::simd::{LANES, Simd, Task, dispatch};
 use crate::vector_math::{load, store};
 
 /// Rows packed at a time: a panel of x and a panel of dy stay in the first-level cache (128 · 32 and 128 · 16 floats, 24 KiB).
-const DEPTH: usize = 128;
+pub(super) const DEPTH: usize = 128;
 /// Most outputs (rows of dW) of a block: fourteen tiles of fourteen rows, whose packed dy takes 112 KiB.
 const BLOCK_OUTPUTS: usize = 196;
 /// Most inputs (columns of dW) of a block.
@@ -31,13 +32,13 @@ const SLICE_ROWS: usize = 512;
 
 /// How a weight gradient is cut.
 #[derive(Clone, Copy)]
-struct Cut {
-    rows: usize,
-    inputs: usize,
-    outputs: usize,
-    output_blocks: usize,
-    input_blocks: usize,
-    slices: usize,
+pub struct Cut {
+    pub(super) rows: usize,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    pub(super) output_blocks: usize,
+    pub(super) input_blocks: usize,
+    pub(super) slices: usize,
 }
 
 impl Cut {
@@ -85,7 +86,7 @@ impl Cut {
     }
 
     /// Distance of rows in a partial: no multiple of 2 KiB, at which the rows of a tile would compete for cache sets.
-    fn stride(&self) -> usize {
+    pub(super) fn stride(&self) -> usize {
         let stride = self.inputs.next_multiple_of(LANES);
         if stride.is_multiple_of(512) {
             stride + LANES
@@ -95,17 +96,17 @@ impl Cut {
     }
 
     /// Where the bias sums follow the weight's in a partial.
-    fn bias_offset(&self) -> usize {
+    pub(super) fn bias_offset(&self) -> usize {
         self.outputs * self.stride()
     }
 
     /// Floats of the partial weight and bias gradients.
-    fn partials(&self) -> usize {
+    pub(super) fn partials(&self) -> usize {
         self.slices * (self.bias_offset() + self.outputs).next_multiple_of(LANES)
     }
 
     /// Floats a task packs into: panels of dy, one panel of x, and the lanes that whole-vector stores spill over.
-    fn packing(&self) -> usize {
+    pub(super) fn packing(&self) -> usize {
         let outputs = self.outputs.div_ceil(self.output_blocks);
         let dy_panels = [14, 6, 4].map(|tall| outputs.div_ceil(tall) * panel_rows(tall));
         let widest = dy_panels.into_iter().max().unwrap_or(0);
@@ -114,7 +115,7 @@ impl Cut {
 }
 
 /// Elements from one row of a panel of dy to the next, for tiles of `tall` rows.
-fn panel_rows(tall: usize) -> usize {
+pub(super) fn panel_rows(tall: usize) -> usize {
     tall.next_multiple_of(8)
 }
 
@@ -128,9 +129,9 @@ pub fn linear_backward_weight_workspace(rows: usize, inputs: usize, outputs: usi
 ///
 /// Shapes: dy [M, N], x [M, K], dw [N, K], db `[N]`. Runs on the current rayon pool. Panics where shapes do not fit or
 /// the workspace is smaller than [`linear_backward_weight_workspace`].
-pub fn linear_backward_weight(
-    dy: Rows<'_>,
-    x: Rows<'_>,
+pub fn linear_backward_weight<T: Factor>(
+    dy: Rows<'_, T>,
+    x: Rows<'_, T>,
     mut dw: RowsMut<'_>,
     db: Option<&mut [f32]>,
     accumulate: bool,
@@ -155,6 +156,18 @@ pub fn linear_backward_weight(
     );
     let (partials, packing) = workspace.split_at_mut(cut.partials());
     let wants_bias = db.is_some();
+    T::weight_partials((dy, x), cut, partials, packing, wants_bias);
+    add_partials(&cut, partials, &mut dw, db, accumulate);
+}
+
+/// The partials of a weight gradient in f32.
+pub(super) fn partials_of_f32(
+    (dy, x): (Rows<'_>, Rows<'_>),
+    cut: Cut,
+    partials: &mut [f32],
+    packing: &mut [f32],
+    wants_bias: bool,
+) {
     dispatch(Products {
         dy,
         x,
@@ -163,7 +176,6 @@ pub fn linear_backward_weight(
         packing: Shared::new(packing),
         wants_bias,
     });
-    add_partials(&cut, partials, &mut dw, db, accumulate);
 }
 
 /// Adds the slices' partials in order.

@@ -3,61 +3,65 @@
 use super::matrix::{Rows, RowsMut};
 use super::tile::{get, put};
 use crate::simd::{LANES, Simd, Task};
+use crate::storage::Stored;
 use crate::vector_math::Activation;
 use crate::vector_math::activation::{Curve, with_curve};
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// What is added to a layer's output at the end.
 #[derive(Default)]
-pub enum Residual<'a> {
+pub enum Residual<'a, T = f32> {
     /// Nothing.
     #[default]
     None,
     /// A tensor [M, N].
-    From(Rows<'a>),
+    From(Rows<'a, T>),
     /// What the output holds already.
     InPlace,
 }
 
 /// What follows the product of a linear layer: y = residual + scale · activation(x Wᵀ + bias).
 #[derive(Default)]
-pub struct Epilogue<'a> {
+pub struct Epilogue<'a, T = f32> {
     /// Added to each row, `[N]`.
     pub bias: Option<&'a [f32]>,
     /// Receives x Wᵀ + bias, [M, N], for the backward pass.
-    pub pre_activation: Option<RowsMut<'a>>,
+    pub pre_activation: Option<RowsMut<'a, T>>,
     /// Applied to each element.
     pub activation: Option<Activation>,
     /// LayerScale: multiplied into each row, `[N]`.
     pub scale: Option<&'a [f32]>,
     /// Added last.
-    pub residual: Residual<'a>,
+    pub residual: Residual<'a, T>,
 }
 
 /// The activation in front of a layer, seen from behind: its kind and its argument z [M, K].
 #[derive(Clone, Copy)]
-pub struct Slope<'a> {
+pub struct Slope<'a, T = f32> {
     /// Which activation.
     pub activation: Activation,
     /// Its argument, saved by the forward pass.
-    pub pre_activation: Rows<'a>,
+    pub pre_activation: Rows<'a, T>,
 }
 
 /// A matrix that a tile reads or writes elementwise: start and row distance.
 #[derive(Clone, Copy)]
-pub(super) struct Plane {
-    start: *mut f32,
+pub struct Plane<T = f32> {
+    start: *mut T,
     stride: usize,
 }
 
-impl Plane {
-    pub fn read(rows: Rows<'_>) -> Self {
+impl<T: Stored> Plane<T> {
+    pub fn read(rows: Rows<'_, T>) -> Self {
         Self {
             start: rows.start.cast_mut(),
             stride: rows.stride,
         }
     }
 
-    pub fn write(rows: &RowsMut<'_>) -> Self {
+    pub fn write(rows: &RowsMut<'_, T>) -> Self {
         Self {
             start: rows.start,
             stride: rows.stride,
@@ -65,7 +69,7 @@ impl Plane {
     }
 
     #[inline(always)]
-    pub fn at(self, row: usize, column: usize) -> *mut f32 {
+    pub fn at(self, row: usize, column: usize) -> *mut T {
         self.start.wrapping_add(row * self.stride + column)
     }
 
@@ -76,24 +80,24 @@ impl Plane {
 
 /// The epilogue as raw parts, shared by all tasks of a product.
 #[derive(Clone, Copy)]
-pub(super) struct Finish {
+pub struct Finish<T = f32> {
     pub bias: Option<*const f32>,
-    pub pre_activation: Option<Plane>,
+    pub pre_activation: Option<Plane<T>>,
     pub activation: Option<Activation>,
     pub scale: Option<*const f32>,
-    pub residual: Option<Plane>,
-    pub slope: Option<(Activation, Plane)>,
-    pub output: Plane,
+    pub residual: Option<Plane<T>>,
+    pub slope: Option<(Activation, Plane<T>)>,
+    pub output: Plane<T>,
 }
 
 // SAFETY: each task reads and writes only its own rows and columns through these pointers.
-unsafe impl Send for Finish {}
+unsafe impl<T: Stored> Send for Finish<T> {}
 // SAFETY: as above.
-unsafe impl Sync for Finish {}
+unsafe impl<T: Stored> Sync for Finish<T> {}
 
-impl Finish {
+impl<T: Stored> Finish<T> {
     /// Only stores to `output`.
-    pub fn plain(output: &RowsMut<'_>) -> Self {
+    pub fn plain(output: &RowsMut<'_, T>) -> Self {
         Self {
             bias: None,
             pre_activation: None,
@@ -120,7 +124,7 @@ impl Finish {
     }
 }
 
-impl Finish {
+impl<T: Stored> Finish<T> {
     /// Asks for a tile of everything the epilogue reads and writes, before the product that takes long enough for it to
     /// arrive: rows of a tile are too short and too far apart for the processor to see them coming.
     #[inline(always)]
@@ -137,8 +141,8 @@ impl Finish {
         for plane in [Some(self.output), self.pre_activation, residual, argument] {
             let Some(plane) = plane else { continue };
             for r in row..row + rows {
-                for c in (column..column + columns).step_by(LANES) {
-                    simd.prefetch(plane.at(r, c));
+                for c in (column..column + columns).step_by(LINE / size_of::<T>()) {
+                    simd.prefetch(plane.at(r, c).cast());
                 }
             }
         }
@@ -146,8 +150,8 @@ impl Finish {
 }
 
 /// Finishes one tile of products.
-pub(super) struct FinishTile<'a> {
-    pub finish: &'a Finish,
+pub(super) struct FinishTile<'a, T = f32> {
+    pub finish: &'a Finish<T>,
     /// The products, rows `products_stride` apart.
     pub products: *const f32,
     pub products_stride: usize,
@@ -173,7 +177,7 @@ impl Curve for Identity {
     }
 }
 
-impl FinishTile<'_> {
+impl<T: Stored> FinishTile<'_, T> {
     #[inline(always)]
     fn forward<S: Simd, C: Curve>(&self, simd: S, curve: C) {
         let f = self.finish;
@@ -207,7 +211,7 @@ impl FinishTile<'_> {
     }
 
     #[inline(always)]
-    fn backward<S: Simd, C: Curve>(&self, simd: S, curve: C, argument: Plane) {
+    fn backward<S: Simd, C: Curve>(&self, simd: S, curve: C, argument: Plane<T>) {
         let f = self.finish;
         for (r, c) in self.vectors() {
             let (row, column) = (self.row + r, self.column + c);
@@ -233,7 +237,7 @@ impl FinishTile<'_> {
     }
 }
 
-impl Task for FinishTile<'_> {
+impl<T: Stored> Task for FinishTile<'_, T> {
     type Output = ();
 
     #[inline(always)]

@@ -1,21 +1,23 @@
 //! The two products of a linear layer with rows on the left: forward and input gradient.
 
 use super::WIDEST;
+use super::backward_weight::{Cut, partials_of_f32};
 use super::finish::{Epilogue, Finish, FinishTile, Plane, Residual, Slope};
 use super::matrix::{Operand, Rows, RowsMut};
 use super::pack;
 use super::tile::{Ahead, Tile};
 use crate::parallel::{Shared, for_each};
 use crate::simd::{LANES, Simd, Task, dispatch};
+use crate::storage::Stored;
 
 /// Elements of the left factor that a block of rows may hold: leaves half of a 1 MiB second-level cache to the weight.
-const BLOCK_ELEMENTS: usize = 96 * 1024;
+pub(super) const BLOCK_ELEMENTS: usize = 96 * 1024;
 
 /// Most rows of a block.
-const BLOCK_ROWS: usize = 112;
+pub(super) const BLOCK_ROWS: usize = 112;
 
 /// Tasks below which a product with few rows is cut along its columns as well.
-const FEW_TASKS: usize = 16;
+pub(super) const FEW_TASKS: usize = 16;
 
 /// Floats of workspace for [`linear`] with `inputs` K and `outputs` N: the packed weight.
 pub fn linear_workspace(inputs: usize, outputs: usize) -> usize {
@@ -31,11 +33,11 @@ pub fn linear_backward_input_workspace(inputs: usize, outputs: usize) -> usize {
 ///
 /// Shapes: x [M, K], w [N, K], y [M, N]; bias and scale `[N]`; pre-activation and residual [M, N]. Runs on the current
 /// rayon pool. Panics where shapes do not fit or the workspace is smaller than [`linear_workspace`].
-pub fn linear(
-    x: Rows<'_>,
-    w: Rows<'_>,
-    y: RowsMut<'_>,
-    epilogue: Epilogue<'_>,
+pub fn linear<T: Factor>(
+    x: Rows<'_, T>,
+    w: Rows<'_, T>,
+    y: RowsMut<'_, T>,
+    epilogue: Epilogue<'_, T>,
     workspace: &mut [f32],
 ) {
     let (m, n) = (x.rows, w.rows);
@@ -66,19 +68,19 @@ pub fn linear(
             Some(Plane::read(rows))
         }
     };
-    rows_times_panels(x, w.transposed(), finish, workspace);
+    T::rows_times_panels(x, w.transposed(), finish, workspace);
 }
 
 /// dx = dy W, multiplied by the slope of the activation in front where one is given; added to dx where `accumulate`.
 ///
 /// Shapes: dy [M, N], w [N, K], dx [M, K], the slope's pre-activation [M, K]. Runs on the current rayon pool. Panics
 /// where shapes do not fit or the workspace is smaller than [`linear_backward_input_workspace`].
-pub fn linear_backward_input(
-    dy: Rows<'_>,
-    w: Rows<'_>,
-    dx: RowsMut<'_>,
+pub fn linear_backward_input<T: Factor>(
+    dy: Rows<'_, T>,
+    w: Rows<'_, T>,
+    dx: RowsMut<'_, T>,
     accumulate: bool,
-    slope: Option<Slope<'_>>,
+    slope: Option<Slope<'_, T>>,
     workspace: &mut [f32],
 ) {
     let shape = (dy.rows, w.width);
@@ -91,7 +93,44 @@ pub fn linear_backward_input(
         assert_eq!((z.rows, z.width), shape, "shape of the pre-activation");
         (slope.activation, Plane::read(z))
     });
-    rows_times_panels(dy, w.into(), finish, workspace);
+    T::rows_times_panels(dy, w.into(), finish, workspace);
+}
+
+/// A number that linear layers are written for, each type with products of its own.
+pub trait Factor: Stored {
+    /// output = finish(a · b).
+    #[doc(hidden)]
+    fn rows_times_panels(
+        a: Rows<'_, Self>,
+        b: Operand<'_, Self>,
+        finish: Finish<Self>,
+        workspace: &mut [f32],
+    );
+    /// The partials of the weight gradient of `factors` dy and x, cut like this; `packing` is scratch memory.
+    #[doc(hidden)]
+    fn weight_partials(
+        factors: (Rows<'_, Self>, Rows<'_, Self>),
+        cut: Cut,
+        partials: &mut [f32],
+        packing: &mut [f32],
+        wants_bias: bool,
+    );
+}
+
+impl Factor for f32 {
+    fn rows_times_panels(a: Rows<'_>, b: Operand<'_>, finish: Finish, workspace: &mut [f32]) {
+        rows_times_panels(a, b, finish, workspace);
+    }
+
+    fn weight_partials(
+        factors: (Rows<'_>, Rows<'_>),
+        cut: Cut,
+        partials: &mut [f32],
+        packing: &mut [f32],
+        wants_bias: bool,
+    ) {
+        partials_of_f32(factors, cut, partials, packing, wants_bias);
+    }
 }
 
 /// output = finish(a · b): packs b once, then blocks of rows as tasks.
@@ -171,7 +210,7 @@ impl Task for Products<'_> {
 /// At a multiple of the 4 KiB that a way of the first-level cache holds, all rows compete for one set of 12 lines (8 on
 /// other machines); a shorter tile stays below that.
 #[inline(always)]
-fn tile_rows<S: Simd>(stride: usize) -> usize {
+pub(super) fn tile_rows<S: Simd>(stride: usize) -> usize {
     if stride.is_multiple_of(1024) {
         S::TILE_ROWS.min(8)
     } else {

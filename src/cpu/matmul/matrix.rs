@@ -2,35 +2,38 @@
 
 use std::marker::PhantomData;
 
-use crate::simd::{LANES, Simd};
+use half::bf16;
+
+use crate::simd::Simd;
+use crate::storage::Stored;
 
 /// A read-only matrix [rows, width] whose rows lie `stride` elements apart.
 #[derive(Clone, Copy)]
-pub struct Rows<'a> {
-    pub(super) start: *const f32,
+pub struct Rows<'a, T = f32> {
+    pub(super) start: *const T,
     pub(super) rows: usize,
     pub(super) width: usize,
     pub(super) stride: usize,
-    borrow: PhantomData<&'a [f32]>,
+    borrow: PhantomData<&'a [T]>,
 }
 
 /// A writable matrix [rows, width] whose rows lie `stride` elements apart.
-pub struct RowsMut<'a> {
-    pub(super) start: *mut f32,
+pub struct RowsMut<'a, T = f32> {
+    pub(super) start: *mut T,
     pub(super) rows: usize,
     pub(super) width: usize,
     pub(super) stride: usize,
-    borrow: PhantomData<&'a mut [f32]>,
+    borrow: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: a view is a shared borrow of f32.
-unsafe impl Send for Rows<'_> {}
-// SAFETY: a view is a shared borrow of f32.
-unsafe impl Sync for Rows<'_> {}
-// SAFETY: a view is an exclusive borrow of f32.
-unsafe impl Send for RowsMut<'_> {}
+// SAFETY: a view is a shared borrow of numbers.
+unsafe impl<T: Stored> Send for Rows<'_, T> {}
+// SAFETY: a view is a shared borrow of numbers.
+unsafe impl<T: Stored> Sync for Rows<'_, T> {}
+// SAFETY: a view is an exclusive borrow of numbers.
+unsafe impl<T: Stored> Send for RowsMut<'_, T> {}
 // SAFETY: writing through a view needs `&mut` or an unsafe block.
-unsafe impl Sync for RowsMut<'_> {}
+unsafe impl<T: Stored> Sync for RowsMut<'_, T> {}
 
 /// Elements from the first of the first row to the last of the last one.
 fn span(rows: usize, width: usize, stride: usize) -> usize {
@@ -41,16 +44,16 @@ fn span(rows: usize, width: usize, stride: usize) -> usize {
     }
 }
 
-impl<'a> Rows<'a> {
+impl<'a, T: Stored> Rows<'a, T> {
     /// A whole matrix [rows, width].
     #[inline]
-    pub fn new(data: &'a [f32], rows: usize, width: usize) -> Self {
+    pub fn new(data: &'a [T], rows: usize, width: usize) -> Self {
         Self::strided(data, rows, width, width)
     }
 
     /// A matrix [rows, width] that starts at `data[0]` with rows `stride` apart. Panics where `data` is too short.
     #[inline]
-    pub fn strided(data: &'a [f32], rows: usize, width: usize, stride: usize) -> Self {
+    pub fn strided(data: &'a [T], rows: usize, width: usize, stride: usize) -> Self {
         let need = span(rows, width, stride);
         assert!(
             data.len() >= need,
@@ -95,7 +98,7 @@ impl<'a> Rows<'a> {
 
     /// Row `index` as a slice.
     #[inline]
-    pub fn row(self, index: usize) -> &'a [f32] {
+    pub fn row(self, index: usize) -> &'a [T] {
         assert!(index < self.rows, "row {index} of {}", self.rows);
         // SAFETY: the constructor checked that every row lies inside the borrowed data.
         unsafe { std::slice::from_raw_parts(self.start.add(index * self.stride), self.width) }
@@ -103,17 +106,12 @@ impl<'a> Rows<'a> {
 
     /// Where it lies.
     pub fn hint(self) -> Hint {
-        Hint {
-            start: self.start,
-            rows: self.rows,
-            width: self.width,
-            stride: self.stride,
-        }
+        Hint::of(self.start, [self.rows, self.width, self.stride])
     }
 
     /// Read as its transpose [width, rows].
     #[inline]
-    pub fn transposed(self) -> Operand<'a> {
+    pub fn transposed(self) -> Operand<'a, T> {
         Operand {
             rows: self,
             transposed: true,
@@ -121,17 +119,38 @@ impl<'a> Rows<'a> {
     }
 }
 
-impl<'a> RowsMut<'a> {
+impl<'a> Rows<'a, bf16> {
+    /// Whether the rows can be read as rows of [`Rows::as_cells`].
+    pub(super) fn are_cells(self) -> bool {
+        self.width.is_multiple_of(2)
+            && (self.stride.is_multiple_of(2) || self.rows <= 1)
+            && self.start.addr().is_multiple_of(align_of::<f32>())
+    }
+
+    /// The same rows of half as many numbers of 32 bits, each of them two neighbours.
+    pub(super) fn as_cells(self) -> Rows<'a> {
+        debug_assert!(self.are_cells());
+        Rows {
+            start: self.start.cast(),
+            rows: self.rows,
+            width: self.width / 2,
+            stride: self.stride / 2,
+            borrow: PhantomData,
+        }
+    }
+}
+
+impl<'a, T: Stored> RowsMut<'a, T> {
     /// A whole matrix [rows, width].
     #[inline]
-    pub fn new(data: &'a mut [f32], rows: usize, width: usize) -> Self {
+    pub fn new(data: &'a mut [T], rows: usize, width: usize) -> Self {
         Self::strided(data, rows, width, width)
     }
 
     /// A matrix [rows, width] that starts at `data[0]` with rows `stride` apart. Panics where `data` is too short or
     /// where rows would overlap.
     #[inline]
-    pub fn strided(data: &'a mut [f32], rows: usize, width: usize, stride: usize) -> Self {
+    pub fn strided(data: &'a mut [T], rows: usize, width: usize, stride: usize) -> Self {
         let need = span(rows, width, stride);
         assert!(
             data.len() >= need,
@@ -156,7 +175,7 @@ impl<'a> RowsMut<'a> {
     /// # Safety
     /// 1. Rows of `width` at `start`, `stride` apart, are valid for `'a`; 2. nothing else reads or writes those
     ///    elements meanwhile; 3. `stride >= width` unless there is at most one row.
-    pub unsafe fn from_raw(start: *mut f32, rows: usize, width: usize, stride: usize) -> Self {
+    pub unsafe fn from_raw(start: *mut T, rows: usize, width: usize, stride: usize) -> Self {
         Self {
             start,
             rows,
@@ -168,7 +187,7 @@ impl<'a> RowsMut<'a> {
 
     /// The same view for a shorter time.
     #[inline]
-    pub fn reborrow(&mut self) -> RowsMut<'_> {
+    pub fn reborrow(&mut self) -> RowsMut<'_, T> {
         RowsMut {
             borrow: PhantomData,
             ..*self
@@ -176,7 +195,7 @@ impl<'a> RowsMut<'a> {
     }
 
     /// Rows `..at` and the rest.
-    pub fn split_at_row(self, at: usize) -> (RowsMut<'a>, RowsMut<'a>) {
+    pub fn split_at_row(self, at: usize) -> (RowsMut<'a, T>, RowsMut<'a, T>) {
         assert!(at <= self.rows, "row {at} of {}", self.rows);
         let rest = RowsMut {
             start: self.start.wrapping_add(at * self.stride),
@@ -187,7 +206,7 @@ impl<'a> RowsMut<'a> {
     }
 
     /// Columns `..at` and the rest.
-    pub fn split_at_column(self, at: usize) -> (RowsMut<'a>, RowsMut<'a>) {
+    pub fn split_at_column(self, at: usize) -> (RowsMut<'a, T>, RowsMut<'a, T>) {
         assert!(at <= self.width, "column {at} of {}", self.width);
         let rest = RowsMut {
             start: self.start.wrapping_add(at),
@@ -203,7 +222,7 @@ impl<'a> RowsMut<'a> {
         &mut self,
         (row, rows): (usize, usize),
         (column, width): (usize, usize),
-    ) -> RowsMut<'_> {
+    ) -> RowsMut<'_, T> {
         assert!(
             row + rows <= self.rows && column + width <= self.width,
             "rows {row}+{rows} of {} and columns {column}+{width} of {}",
@@ -221,17 +240,13 @@ impl<'a> RowsMut<'a> {
 
     /// Where `rows` rows from `row` and `width` columns from `column` lie, whether they are inside or not.
     pub fn hint(&self, (row, rows): (usize, usize), (column, width): (usize, usize)) -> Hint {
-        Hint {
-            start: self.start.wrapping_add(row * self.stride + column),
-            rows,
-            width,
-            stride: self.stride,
-        }
+        let start = self.start.wrapping_add(row * self.stride + column);
+        Hint::of(start, [rows, width, self.stride])
     }
 
     /// The same view, read-only.
     #[inline]
-    pub fn as_rows(&self) -> Rows<'_> {
+    pub fn as_rows(&self) -> Rows<'_, T> {
         Rows {
             start: self.start,
             rows: self.rows,
@@ -241,9 +256,21 @@ impl<'a> RowsMut<'a> {
         }
     }
 
+    /// All elements of a matrix whose rows lie one after the other. Panics where they do not.
+    pub fn as_mut_slice(&mut self) -> &mut [T] {
+        assert!(
+            self.stride == self.width || self.rows <= 1,
+            "rows of {} lie {} apart",
+            self.width,
+            self.stride
+        );
+        // SAFETY: the constructor checked that the rows, which are one range here, lie inside the borrowed data.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.rows * self.width) }
+    }
+
     /// Row `index` as a slice.
     #[inline]
-    pub fn row(&mut self, index: usize) -> &mut [f32] {
+    pub fn row(&mut self, index: usize) -> &mut [T] {
         assert!(index < self.rows, "row {index} of {}", self.rows);
         // SAFETY: the constructor checked that every row lies inside the borrowed data; rows do not overlap.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(index * self.stride), self.width) }
@@ -253,11 +280,16 @@ impl<'a> RowsMut<'a> {
 /// Where a matrix lies, to ask for its rows before they are used; nothing can be read or written through it.
 #[derive(Clone, Copy)]
 pub struct Hint {
-    start: *const f32,
+    start: *const u8,
     rows: usize,
+    /// Bytes of a row.
     width: usize,
+    /// Bytes from a row to the next.
     stride: usize,
 }
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 impl Hint {
     /// Nowhere.
@@ -268,13 +300,23 @@ impl Hint {
         stride: 0,
     };
 
+    /// Of rows of `width` numbers, `stride` apart.
+    fn of<T>(start: *const T, [rows, width, stride]: [usize; 3]) -> Hint {
+        Hint {
+            start: start.cast(),
+            rows,
+            width: width * size_of::<T>(),
+            stride: stride * size_of::<T>(),
+        }
+    }
+
     /// Asks for row `index`, if it has one, for a use soon but not next.
     #[inline(always)]
     pub fn ask<S: Simd>(self, simd: S, index: usize) {
         if index < self.rows {
             let start = self.start.wrapping_add(index * self.stride);
-            for column in (0..self.width).step_by(LANES) {
-                simd.prefetch(start.wrapping_add(column));
+            for byte in (0..self.width).step_by(LINE) {
+                simd.prefetch(start.wrapping_add(byte).cast());
             }
         }
     }
@@ -282,13 +324,13 @@ impl Hint {
 
 /// A factor of a product: a matrix, or the transpose of one.
 #[derive(Clone, Copy)]
-pub struct Operand<'a> {
-    pub(super) rows: Rows<'a>,
+pub struct Operand<'a, T = f32> {
+    pub(super) rows: Rows<'a, T>,
     pub(super) transposed: bool,
 }
 
-impl<'a> From<Rows<'a>> for Operand<'a> {
-    fn from(rows: Rows<'a>) -> Self {
+impl<'a, T> From<Rows<'a, T>> for Operand<'a, T> {
+    fn from(rows: Rows<'a, T>) -> Self {
         Self {
             rows,
             transposed: false,
@@ -296,7 +338,7 @@ impl<'a> From<Rows<'a>> for Operand<'a> {
     }
 }
 
-impl Operand<'_> {
+impl<T: Stored> Operand<'_, T> {
     /// (rows, columns) as the product sees them.
     pub(super) fn shape(&self) -> (usize, usize) {
         if self.transposed {

@@ -15,17 +15,21 @@
 #![allow(unsafe_code)]
 
 mod backward_weight;
+mod bf16;
+mod bf16_weight;
 mod finish;
 mod linear;
 mod matrix;
 mod pack;
+mod pairs;
 mod product;
 mod tile;
 
 pub use backward_weight::{linear_backward_weight, linear_backward_weight_workspace};
+pub use bf16::widened_rows_workspace;
 pub use finish::{Epilogue, Residual};
 pub use linear::{
-    linear, linear_backward_input, linear_backward_input_workspace, linear_workspace,
+    Factor, linear, linear_backward_input, linear_backward_input_workspace, linear_workspace,
 };
 pub use matrix::{Hint, Operand, Rows, RowsMut};
 pub use product::{Extent, READ_BEYOND, Stairs, product, product_within, product_workspace};

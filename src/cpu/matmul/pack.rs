@@ -2,6 +2,7 @@
 
 use super::matrix::Operand;
 use crate::simd::{LANES, Simd};
+use crate::storage::Stored;
 
 /// Packs columns `column..column + count` of `b` [depth, columns], rows `row..row + depth`, into `panel`, whose rows
 /// are `width` long.
@@ -10,9 +11,9 @@ use crate::simd::{LANES, Simd};
 /// 1. The range lies inside `b`; 2. `count <= width`, a multiple of 16; 3. `panel` is writable for `depth` · `width`
 ///    and overlaps nothing else.
 #[inline(always)]
-pub(super) unsafe fn panel<S: Simd>(
+pub(super) unsafe fn panel<S: Simd, T: Stored>(
     simd: S,
-    b: Operand<'_>,
+    b: Operand<'_, T>,
     (row, depth): (usize, usize),
     (column, count): (usize, usize),
     panel: *mut f32,
@@ -26,7 +27,7 @@ pub(super) unsafe fn panel<S: Simd>(
                 for v in 0..S::TILE_VECTORS {
                     // SAFETY: `width` lanes lie inside row `row + k` of B and inside the panel's row.
                     unsafe {
-                        let x = simd.load(start.add(k * stride + v * LANES));
+                        let x = T::load(simd, start.add(k * stride + v * LANES));
                         simd.store(panel.add(k * width + v * LANES), x);
                     }
                 }
@@ -55,7 +56,7 @@ pub(super) unsafe fn panel<S: Simd>(
                 // SAFETY: sixteen stored rows and sixteen of their columns lie inside; so does the panel's block.
                 unsafe {
                     let from = start.add(first * stride + k);
-                    simd.transpose(from, stride, panel.add(k * width + first), width);
+                    transpose(simd, from, stride, panel.add(k * width + first), width);
                 }
                 k += LANES;
             }
@@ -65,12 +66,39 @@ pub(super) unsafe fn panel<S: Simd>(
                 // SAFETY: columns below `present` lie inside B; the panel's row holds `width`.
                 unsafe {
                     *panel.add(k * width + first + j) = if j < present {
-                        *start.add((first + j) * stride + k)
+                        (*start.add((first + j) * stride + k)).widen()
                     } else {
                         0.0
                     };
                 }
             }
         }
+    }
+}
+
+/// Writes the transpose of a 16 × 16 block in f32.
+///
+/// # Safety
+/// 1. Sixteen rows of sixteen numbers, `from_stride` apart, are readable; 2. the same at `to` is writable.
+#[inline(always)]
+unsafe fn transpose<S: Simd, T: Stored>(
+    simd: S,
+    from: *const T,
+    from_stride: usize,
+    to: *mut f32,
+    to_stride: usize,
+) {
+    // SAFETY: the caller's contract; a block that is widened first lies in the array.
+    unsafe {
+        if T::IS_F32 {
+            simd.transpose(from.cast(), from_stride, to, to_stride);
+            return;
+        }
+        let mut block = [0.0f32; LANES * LANES];
+        for row in 0..LANES {
+            let x = T::load(simd, from.add(row * from_stride));
+            simd.store(block.as_mut_ptr().add(row * LANES), x);
+        }
+        simd.transpose(block.as_ptr(), LANES, to, to_stride);
     }
 }

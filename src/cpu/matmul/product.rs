@@ -5,6 +5,7 @@ use super::matrix::{Operand, RowsMut};
 use super::pack;
 use super::tile::{Ahead, Tile};
 use crate::simd::{LANES, Simd, Task, dispatch};
+use crate::storage::Stored;
 
 /// The corner of a matrix that a causal mask leaves: row i has elements in the columns below max(`floor`, i + `shift`).
 #[derive(Clone, Copy, Debug)]
@@ -57,12 +58,12 @@ pub fn product_workspace(depth: usize, columns: usize) -> usize {
 /// C = alpha · A · B + beta · C on the calling thread; at beta 0, C is not read.
 ///
 /// Shapes: A [M, K], B [K, N], C [M, N]; either factor may be the transpose of stored rows. B is read where it lies in
-/// whole vectors of a stored row, and packed where it is transposed. Panics where shapes do not fit or the workspace is
+/// whole vectors of a stored row of f32, and packed in f32 where it is transposed or bf16. Panics where shapes do not fit or the workspace is
 /// smaller than [`product_workspace`].
-pub fn product<'a>(
+pub fn product<'a, T: Stored>(
     alpha: f32,
     a: impl Into<Operand<'a>>,
-    b: impl Into<Operand<'a>>,
+    b: impl Into<Operand<'a, T>>,
     beta: f32,
     c: RowsMut<'_>,
     workspace: &mut [f32],
@@ -71,11 +72,11 @@ pub fn product<'a>(
 }
 
 /// As [`product`], as far as `extent` says: the same bits there, for the work of a part.
-pub fn product_within<'a>(
+pub fn product_within<'a, T: Stored>(
     extent: Extent,
     alpha: f32,
     a: impl Into<Operand<'a>>,
-    b: impl Into<Operand<'a>>,
+    b: impl Into<Operand<'a, T>>,
     beta: f32,
     c: RowsMut<'_>,
     workspace: &mut [f32],
@@ -104,17 +105,17 @@ pub fn product_within<'a>(
     });
 }
 
-struct Product<'a, 'c> {
+struct Product<'a, 'c, T> {
     alpha: f32,
     a: Operand<'a>,
-    b: Operand<'a>,
+    b: Operand<'a, T>,
     beta: f32,
     c: RowsMut<'c>,
     extent: Extent,
     workspace: &'c mut [f32],
 }
 
-impl Task for Product<'_, '_> {
+impl<T: Stored> Task for Product<'_, '_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -143,8 +144,8 @@ impl Task for Product<'_, '_> {
             let columns = width.min(n - column);
             // Reading B where it lies saves the packing, which a product of one head would not earn back; it needs
             // whole vectors, because the tile loads nothing less.
-            let (panel, b_depth) = if !b.transposed && columns.is_multiple_of(LANES) {
-                (b.rows.start.wrapping_add(column), b.rows.stride)
+            let (panel, b_depth) = if T::IS_F32 && !b.transposed && columns.is_multiple_of(LANES) {
+                (b.rows.start.wrapping_add(column).cast(), b.rows.stride)
             } else {
                 // SAFETY: the columns lie inside B, and the workspace holds a panel of `depth` rows of `width`.
                 unsafe {

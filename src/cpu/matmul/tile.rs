@@ -15,6 +15,7 @@
 //! | AVX2, 6 × 16, dW | 95/48 = 1.98 | 24/12 = 2.00 |
 
 use crate::simd::{LANES, Simd, Task};
+use crate::storage::Stored;
 
 /// Cache lines that a tile asks for while it computes, one in every four steps of its reduction: where it reads A across,
 /// which is where it is short.
@@ -154,6 +155,8 @@ macro_rules! for_rows {
     };
 }
 
+pub(super) use for_rows;
+
 impl<const ROWS: usize, const VECTORS: usize, const ACROSS: bool> Task
     for Instance<'_, ROWS, VECTORS, ACROSS>
 {
@@ -252,7 +255,7 @@ impl Tile<'_> {
     /// # Safety
     /// 1. As for [`Tile::compute`], with `row` and `column` inside the tile.
     #[inline(always)]
-    unsafe fn finish<S: Simd>(
+    pub(super) unsafe fn finish<S: Simd>(
         &self,
         simd: S,
         row: usize,
@@ -280,13 +283,13 @@ impl Tile<'_> {
 /// # Safety
 /// 1. `from..from + count` is readable; 2. `count <= 16`.
 #[inline(always)]
-pub(super) unsafe fn get<S: Simd>(simd: S, from: *const f32, count: usize) -> S::Vector {
+pub(super) unsafe fn get<S: Simd, T: Stored>(simd: S, from: *const T, count: usize) -> S::Vector {
     // SAFETY: the caller's contract.
     unsafe {
         if count == LANES {
-            simd.load(from)
+            T::load(simd, from)
         } else {
-            simd.load_first(from, count)
+            T::load_first(simd, from, count)
         }
     }
 }
@@ -296,13 +299,13 @@ pub(super) unsafe fn get<S: Simd>(simd: S, from: *const f32, count: usize) -> S:
 /// # Safety
 /// 1. `to..to + count` is writable; 2. `count <= 16`.
 #[inline(always)]
-pub(super) unsafe fn put<S: Simd>(simd: S, to: *mut f32, count: usize, x: S::Vector) {
+pub(super) unsafe fn put<S: Simd, T: Stored>(simd: S, to: *mut T, count: usize, x: S::Vector) {
     // SAFETY: the caller's contract.
     unsafe {
         if count == LANES {
-            simd.store(to, x)
+            T::store(simd, to, x)
         } else {
-            simd.store_first(to, count, x)
+            T::store_first(simd, to, count, x)
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::{Simd, Task};
+use half::bf16;
+
+use super::{LANES, Simd, Task};
 
 /// Proof that the machine has AVX2 and FMA.
 #[derive(Clone, Copy)]
@@ -154,6 +156,37 @@ unsafe fn copy_sign8(magnitude: __m256, sign: __m256) -> __m256 {
     }
 }
 
+/// Eight bf16 numbers in f32.
+///
+/// # Safety
+/// 1. The machine has AVX2; 2. `from..from + 8` is readable.
+#[inline(always)]
+unsafe fn widen8(from: *const bf16) -> __m256 {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+    }
+}
+
+/// Eight numbers rounded to bf16, one in each 32 bits.
+///
+/// # Safety
+/// 1. The machine has AVX2.
+#[inline(always)]
+unsafe fn narrow8(x: __m256) -> __m256i {
+    // SAFETY: the caller vouches for AVX2.
+    unsafe {
+        let bits = _mm256_castps_si256(x);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+        let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+        let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+        let kept = _mm256_blendv_epi8(_mm256_add_epi32(bits, bias), quiet, is_nan);
+        _mm256_srli_epi32::<16>(kept)
+    }
+}
+
 type Pair = [__m256; 2];
 
 impl Simd for Avx2 {
@@ -203,6 +236,40 @@ impl Simd for Avx2 {
             let mask = first(count);
             _mm256_maskstore_ps(to, mask[0], x[0]);
             _mm256_maskstore_ps(to.wrapping_add(8), mask[1], x[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const bf16) -> Pair {
+        // SAFETY: the caller vouches for sixteen lanes.
+        unsafe { [widen8(from), widen8(from.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn load_first_bf16(self, from: *const bf16, count: usize) -> Pair {
+        debug_assert!(count <= LANES);
+        let mut lanes = [bf16::ZERO; LANES];
+        // SAFETY: the caller vouches for `count` lanes, and the array holds sixteen.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), count);
+            self.load_bf16(lanes.as_ptr())
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16, x: Pair) {
+        // SAFETY: the caller vouches for sixteen lanes. The pack works on each half of its registers, which the permutation
+        // puts in order.
+        unsafe {
+            let packed = _mm256_packus_epi32(narrow8(x[0]), narrow8(x[1]));
+            _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0xd8>(packed));
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_first_bf16(self, to: *mut bf16, count: usize, x: Pair) {
+        debug_assert!(count <= LANES);
+        let mut lanes = [bf16::ZERO; LANES];
+        // SAFETY: the caller vouches for `count` lanes, and the array holds sixteen.
+        unsafe {
+            self.store_bf16(lanes.as_mut_ptr(), x);
+            std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, count);
         }
     }
     #[inline(always)]

@@ -2,17 +2,19 @@
 
 use std::arch::{asm, x86_64::*};
 
+use half::bf16;
+
 use super::{Simd, Task};
 
-/// Proof that the machine has AVX-512 F, BW, DQ and VL, AVX2 and FMA.
+/// Proof that the machine has AVX-512 F, BW, DQ and VL, AVX2 and FMA; with `PAIRS`, that it has AVX512-BF16 too.
 #[derive(Clone, Copy)]
-pub struct Avx512(());
+pub struct Avx512<const PAIRS: bool>(());
 
-impl Avx512 {
+impl<const PAIRS: bool> Avx512<PAIRS> {
     /// Makes the proof.
     ///
     /// # Safety
-    /// 1. The machine has AVX-512 F, BW, DQ, VL, AVX2 and FMA.
+    /// 1. The machine has AVX-512 F, BW, DQ, VL, AVX2 and FMA; 2. with `PAIRS`, AVX512-BF16.
     pub unsafe fn assume() -> Self {
         Self(())
     }
@@ -20,7 +22,13 @@ impl Avx512 {
 
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-fn enter<T: Task>(simd: Avx512, task: T) -> T::Output {
+fn enter<T: Task, const PAIRS: bool>(simd: Avx512<PAIRS>, task: T) -> T::Output {
+    task.run(simd)
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+fn enter_with_pairs<T: Task, const PAIRS: bool>(simd: Avx512<PAIRS>, task: T) -> T::Output {
     task.run(simd)
 }
 
@@ -106,7 +114,42 @@ macro_rules! instructions {
     };
 }
 
-impl Simd for Avx512 {
+/// The same bits as pairs of bf16 numbers.
+#[inline(always)]
+fn pairs(x: __m512) -> __m512bh {
+    // SAFETY: both are 64 bytes of which any bits are a value.
+    unsafe { std::mem::transmute(x) }
+}
+
+/// Sixteen bf16 numbers in f32.
+///
+/// # Safety
+/// 1. The machine has AVX-512 F.
+#[inline(always)]
+unsafe fn widen(x: __m256i) -> __m512 {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))) }
+}
+
+/// Sixteen numbers rounded to bf16. In integers and not by `vcvtneps2bf16`, which makes zeros of subnormal numbers.
+///
+/// # Safety
+/// 1. The machine has AVX-512 F.
+#[inline(always)]
+unsafe fn narrow(x: __m512) -> __m256i {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe {
+        let bits = _mm512_castps_si512(x);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+        let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+        let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+        let kept = _mm512_mask_blend_epi32(is_nan, _mm512_add_epi32(bits, bias), quiet);
+        _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(kept))
+    }
+}
+
+impl<const PAIRS: bool> Simd for Avx512<PAIRS> {
     type Vector = __m512;
     type Mask = __mmask16;
     const TILE_ROWS: usize = 14;
@@ -114,8 +157,14 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn call<T: Task>(self, task: T) -> T::Output {
-        // SAFETY: the token proves the features that `enter` is compiled for.
-        unsafe { enter(self, task) }
+        // SAFETY: the token proves the features that the function is compiled for.
+        unsafe {
+            if PAIRS {
+                enter_with_pairs(self, task)
+            } else {
+                enter(self, task)
+            }
+        }
     }
 
     #[inline(always)]
@@ -162,6 +211,46 @@ impl Simd for Avx512 {
     unsafe fn store_first(self, to: *mut f32, count: usize, x: __m512) {
         // SAFETY: the caller vouches for `count` lanes; masked lanes are not touched.
         unsafe { _mm512_mask_storeu_ps(to, first(count), x) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const bf16) -> __m512 {
+        // SAFETY: the caller vouches for the range.
+        unsafe { widen(_mm256_loadu_si256(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_first_bf16(self, from: *const bf16, count: usize) -> __m512 {
+        // SAFETY: the caller vouches for `count` lanes; masked lanes are not touched.
+        unsafe { widen(_mm256_maskz_loadu_epi16(first(count), from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16, x: __m512) {
+        // SAFETY: the caller vouches for the range.
+        unsafe { _mm256_storeu_si256(to.cast(), narrow(x)) }
+    }
+    #[inline(always)]
+    unsafe fn store_first_bf16(self, to: *mut bf16, count: usize, x: __m512) {
+        // SAFETY: the caller vouches for `count` lanes; masked lanes are not touched.
+        unsafe { _mm256_mask_storeu_epi16(to.cast(), first(count), narrow(x)) }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(self, even: *const bf16, odd: *const bf16, count: usize) -> __m512 {
+        // SAFETY: the caller vouches for `count` lanes; masked lanes are not touched.
+        unsafe {
+            let low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(count), even.cast()));
+            if odd.is_null() {
+                return _mm512_castsi512_ps(low);
+            }
+            let high = _mm512_castps_si512(self.load_first_bf16(odd, count));
+            _mm512_castsi512_ps(_mm512_or_si512(low, high))
+        }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, a: __m512, b: __m512, sum: __m512) -> __m512 {
+        if PAIRS {
+            instructions!(_mm512_dpbf16_ps(sum, pairs(a), pairs(b)))
+        } else {
+            super::model_dot_pairs(self, a, b, sum)
+        }
     }
     #[inline(always)]
     fn prefetch(self, address: *const f32) {

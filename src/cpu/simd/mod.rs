@@ -23,6 +23,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 pub use portable::Portable;
 
+use half::bf16;
+
+use crate::storage::Stored;
+
 /// Lanes of a vector on every path.
 pub const LANES: usize = 16;
 
@@ -98,6 +102,84 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// 1. `to..to + count` is writable; 2. `count <= 16`.
     unsafe fn store_first(self, to: *mut f32, count: usize, x: Self::Vector);
+    /// Reads sixteen bf16 numbers, widened.
+    ///
+    /// # Safety
+    /// 1. `from..from + 16` is readable.
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const bf16) -> Self::Vector {
+        // SAFETY: the caller's contract.
+        unsafe { self.load_first_bf16(from, LANES) }
+    }
+    /// Reads the first `count` bf16 numbers, widened, and sets the other lanes to zero.
+    ///
+    /// # Safety
+    /// 1. `from..from + count` is readable; 2. `count <= 16`.
+    #[inline(always)]
+    unsafe fn load_first_bf16(self, from: *const bf16, count: usize) -> Self::Vector {
+        let mut lanes = [0.0; LANES];
+        for (index, lane) in lanes.iter_mut().enumerate().take(count) {
+            // SAFETY: the caller vouches for `count` numbers.
+            *lane = unsafe { from.add(index).read() }.widen();
+        }
+        // SAFETY: sixteen lanes lie in the array.
+        unsafe { self.load(lanes.as_ptr()) }
+    }
+    /// Writes sixteen lanes as bf16, rounded to the nearest, ties to even.
+    ///
+    /// # Safety
+    /// 1. `to..to + 16` is writable.
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16, x: Self::Vector) {
+        // SAFETY: the caller's contract.
+        unsafe { self.store_first_bf16(to, LANES, x) }
+    }
+    /// Writes the first `count` lanes as bf16, rounded to the nearest, ties to even.
+    ///
+    /// # Safety
+    /// 1. `to..to + count` is writable; 2. `count <= 16`.
+    #[inline(always)]
+    unsafe fn store_first_bf16(self, to: *mut bf16, count: usize, x: Self::Vector) {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: sixteen lanes lie in the array, and the caller vouches for `count` numbers.
+        unsafe {
+            self.store(lanes.as_mut_ptr(), x);
+            for (index, lane) in lanes.iter().enumerate().take(count) {
+                to.add(index).write(bf16::rounded(*lane));
+            }
+        }
+    }
+    /// Reads `count` pairs of bf16 numbers as the bits of as many lanes, those at `even` in the lower halves and those at
+    /// `odd`, or zeros where it is null, in the upper ones; the other lanes are zero.
+    ///
+    /// # Safety
+    /// 1. `even..even + count` is readable, and so is `odd..odd + count` unless `odd` is null; 2. `count <= 16`.
+    #[inline(always)]
+    unsafe fn load_pairs(self, even: *const bf16, odd: *const bf16, count: usize) -> Self::Vector {
+        let mut lanes = [0.0; LANES];
+        for (index, lane) in lanes.iter_mut().enumerate().take(count) {
+            // SAFETY: the caller vouches for `count` numbers on both sides.
+            let (low, high) = unsafe {
+                let high = if odd.is_null() {
+                    bf16::ZERO
+                } else {
+                    odd.add(index).read()
+                };
+                (even.add(index).read(), high)
+            };
+            *lane = f32::from_bits(u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16);
+        }
+        // SAFETY: sixteen lanes lie in the array.
+        unsafe { self.load(lanes.as_ptr()) }
+    }
+    /// sum + a · b over the two bf16 numbers in each lane of `a` and `b`: the upper halves are multiplied and added first,
+    /// then the lower ones, each in one rounding to nearest; subnormal operands and results become zero. That is what
+    /// `vdpbf16ps` computes (Intel's manual, volume 2C; the same bits on AMD's Zen 5), and this is its model where there is
+    /// no such instruction.
+    #[inline(always)]
+    fn dot_pairs(self, a: Self::Vector, b: Self::Vector, sum: Self::Vector) -> Self::Vector {
+        model_dot_pairs(self, a, b, sum)
+    }
     /// Asks for the cache line at `address`, for a use soon but not next. Any address will do.
     fn prefetch(self, address: *const f32);
     /// Writes the transpose of a 16 × 16 block.
@@ -144,6 +226,38 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn sum(self, x: Self::Vector) -> f32;
     /// The largest lane by the same tree of [`Simd::max`].
     fn largest(self, x: Self::Vector) -> f32;
+}
+
+/// [`Simd::dot_pairs`] lane by lane.
+#[inline(always)]
+fn model_dot_pairs<S: Simd>(simd: S, a: S::Vector, b: S::Vector, sum: S::Vector) -> S::Vector {
+    let mut lanes = [[0.0; LANES]; 3];
+    // SAFETY: sixteen lanes lie in each array.
+    unsafe {
+        for (lanes, x) in lanes.iter_mut().zip([a, b, sum]) {
+            simd.store(lanes.as_mut_ptr(), x);
+        }
+        let [a, b, mut sum] = lanes;
+        for ((sum, a), b) in sum.iter_mut().zip(a).zip(b) {
+            *sum = dot_pair(a.to_bits(), b.to_bits(), *sum);
+        }
+        simd.load(sum.as_ptr())
+    }
+}
+
+/// One lane of [`Simd::dot_pairs`].
+fn dot_pair(a: u32, b: u32, sum: f32) -> f32 {
+    let normal = |x: f32| {
+        if x.is_subnormal() {
+            0.0f32.copysign(x)
+        } else {
+            x
+        }
+    };
+    let high = |bits: u32| normal(f32::from_bits(bits & 0xffff_0000));
+    let low = |bits: u32| normal(f32::from_bits(bits << 16));
+    let sum = normal(high(a).mul_add(high(b), normal(sum)));
+    normal(low(a).mul_add(low(b), sum))
 }
 
 /// Work that can run on any path.
@@ -258,7 +372,7 @@ pub fn dispatch<T: Task>(task: T) -> T::Output {
     match level() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `level` is at most what `detect` found, so every feature the token stands for is there.
-        Level::Avx512 => unsafe { avx512::Avx512::assume() }.call(task),
+        Level::Avx512 => unsafe { avx512::Avx512::<false>::assume() }.call(task),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above, for AVX2 and FMA.
         Level::Avx2 => unsafe { avx2::Avx2::assume() }.call(task),
@@ -266,4 +380,23 @@ pub fn dispatch<T: Task>(task: T) -> T::Output {
         Level::Neon => neon::Neon.call(task),
         _ => Portable.call(task),
     }
+}
+
+/// Whether [`Simd::dot_pairs`] is an instruction of this machine that this thread may use.
+pub fn has_pairs() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has_instruction = is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    let has_instruction = false;
+    has_instruction && level() == Level::Avx512
+}
+
+/// Runs `task` on the path in use, with the instruction for [`Simd::dot_pairs`] where [`has_pairs`].
+pub fn dispatch_pairs<T: Task>(task: T) -> T::Output {
+    #[cfg(target_arch = "x86_64")]
+    if has_pairs() {
+        // SAFETY: `has_pairs` has found what the token stands for: AVX-512 by the level, and AVX512-BF16.
+        return unsafe { avx512::Avx512::<true>::assume() }.call(task);
+    }
+    dispatch(task)
 }

@@ -1,4 +1,4 @@
-//! Elementwise and row-wise f32 math on slices, vectorised over [`simd`](super::simd).
+//! Elementwise and row-wise math on slices, in f32, vectorised over [`simd`](super::simd).
 //!
 //! [`functions`] are the vector forms for kernels that fuse more; the slice forms here and in [`rows`] cost one choice
 //! of path per call. All are single-threaded: the caller cuts its tensors into tasks. A NaN goes through everything;
@@ -11,33 +11,34 @@ pub mod rows;
 
 use self::activation::{Curve, with_curve};
 use super::simd::{LANES, Simd, Task, dispatch};
+use super::storage::Stored;
 
 pub use self::activation::Activation;
 
 /// Reads lanes `at..` of `x`, at most sixteen; the others are zero.
 #[inline(always)]
-pub fn load<S: Simd>(simd: S, x: &[f32], at: usize) -> S::Vector {
+pub fn load<S: Simd, T: Stored>(simd: S, x: &[T], at: usize) -> S::Vector {
     let rest = &x[at..];
     // SAFETY: `rest` holds the lanes read.
     unsafe {
         if rest.len() >= LANES {
-            simd.load(rest.as_ptr())
+            T::load(simd, rest.as_ptr())
         } else {
-            simd.load_first(rest.as_ptr(), rest.len())
+            T::load_first(simd, rest.as_ptr(), rest.len())
         }
     }
 }
 
 /// Writes lanes `at..` of `y`, at most sixteen.
 #[inline(always)]
-pub fn store<S: Simd>(simd: S, y: &mut [f32], at: usize, x: S::Vector) {
+pub fn store<S: Simd, T: Stored>(simd: S, y: &mut [T], at: usize, x: S::Vector) {
     let rest = &mut y[at..];
     // SAFETY: `rest` holds the lanes written.
     unsafe {
         if rest.len() >= LANES {
-            simd.store(rest.as_mut_ptr(), x)
+            T::store(simd, rest.as_mut_ptr(), x)
         } else {
-            simd.store_first(rest.as_mut_ptr(), rest.len(), x)
+            T::store_first(simd, rest.as_mut_ptr(), rest.len(), x)
         }
     }
 }
@@ -120,9 +121,9 @@ pub fn activate(activation: Activation, z: &[f32], y: &mut [f32]) {
 }
 
 /// gradient ← gradient · activation′(z). Panics where lengths differ.
-pub fn activation_backward(activation: Activation, z: &[f32], gradient: &mut [f32]) {
-    struct Backward<'a>(Activation, &'a [f32], &'a mut [f32]);
-    impl Backward<'_> {
+pub fn activation_backward<T: Stored>(activation: Activation, z: &[T], gradient: &mut [T]) {
+    struct Backward<'a, T>(Activation, &'a [T], &'a mut [T]);
+    impl<T: Stored> Backward<'_, T> {
         #[inline(always)]
         fn each<S: Simd, C: Curve>(self, simd: S, curve: C) {
             for at in (0..self.1.len()).step_by(LANES) {
@@ -132,7 +133,7 @@ pub fn activation_backward(activation: Activation, z: &[f32], gradient: &mut [f3
             }
         }
     }
-    impl Task for Backward<'_> {
+    impl<T: Stored> Task for Backward<'_, T> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
@@ -144,9 +145,9 @@ pub fn activation_backward(activation: Activation, z: &[f32], gradient: &mut [f3
 }
 
 /// y = silu(gate) · up. Panics where lengths differ.
-pub fn swiglu(gate: &[f32], up: &[f32], y: &mut [f32]) {
-    struct Forward<'a>(&'a [f32], &'a [f32], &'a mut [f32]);
-    impl Task for Forward<'_> {
+pub fn swiglu<T: Stored>(gate: &[T], up: &[T], y: &mut [T]) {
+    struct Forward<'a, T>(&'a [T], &'a [T], &'a mut [T]);
+    impl<T: Stored> Task for Forward<'_, T> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
@@ -161,9 +162,9 @@ pub fn swiglu(gate: &[f32], up: &[f32], y: &mut [f32]) {
 }
 
 /// gate ← dgate = dy · up · silu′(gate) and up ← dup = dy · silu(gate), from one exponential. Panics where lengths differ.
-pub fn swiglu_backward(dy: &[f32], gate: &mut [f32], up: &mut [f32]) {
-    struct Backward<'a>(&'a [f32], &'a mut [f32], &'a mut [f32]);
-    impl Task for Backward<'_> {
+pub fn swiglu_backward<T: Stored>(dy: &[T], gate: &mut [T], up: &mut [T]) {
+    struct Backward<'a, T>(&'a [T], &'a mut [T], &'a mut [T]);
+    impl<T: Stored> Task for Backward<'_, T> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {

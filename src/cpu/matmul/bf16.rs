@@ -1,0 +1,307 @@
+//! Linear layers whose numbers are stored in bf16: rows times a packed weight, sums in f32.
+//!
+//! Where the machine multiplies bf16 in pairs, and faster than f32, the weight is packed in pairs and the left factor is read
+//! where it lies ([`super::pairs`]). Elsewhere the weight is widened while it is packed, and a block of rows of the left factor is widened into memory of its thread,
+//! where it stays in the second-level cache while it meets every panel. Each element is one chain of multiply-adds on either
+//! path, so its bits do not depend on threads; on the second it is that of the f32 product of the widened numbers, whose bits
+//! do not depend on the vector width either. It is rounded once, on its way out of the epilogue.
+
+use half::bf16;
+
+use super::WIDEST;
+use super::backward_weight::Cut;
+use super::finish::{Finish, FinishTile};
+use super::linear::{BLOCK_ELEMENTS, BLOCK_ROWS, FEW_TASKS, Factor, tile_rows};
+use super::matrix::{Operand, Rows};
+use super::tile::{Ahead, Tile};
+use super::{bf16_weight, pack, pairs};
+use crate::bf16_products::{Bf16Products, bf16_products};
+use crate::parallel::{Shared, for_each};
+use crate::simd::{LANES, Simd, Task, dispatch, dispatch_pairs};
+use crate::vector_math::{load, store};
+
+/// Rows of the tallest tile of any path.
+const TALLEST: usize = 14;
+
+/// Distance of widened rows: no multiple of 4 KiB, at which the rows of a tile would compete for cache sets.
+fn widened_stride(depth: usize) -> usize {
+    let stride = depth.next_multiple_of(LANES);
+    if stride.is_multiple_of(1024) {
+        stride + LANES
+    } else {
+        stride
+    }
+}
+
+/// Floats in which one thread widens a block of rows.
+fn widened_elements(depth: usize) -> usize {
+    let stride = widened_stride(depth);
+    (BLOCK_ELEMENTS / depth.max(1)).clamp(TALLEST, BLOCK_ROWS) * stride
+}
+
+/// Floats of workspace that a linear layer of bf16 takes besides its packed weight, where a reduction has `depth` elements:
+/// rows that each of `threads` threads widens.
+pub fn widened_rows_workspace(depth: usize, threads: usize) -> usize {
+    threads * widened_elements(depth)
+}
+
+impl Factor for bf16 {
+    fn rows_times_panels(
+        a: Rows<'_, bf16>,
+        b: Operand<'_, bf16>,
+        finish: Finish<bf16>,
+        workspace: &mut [f32],
+    ) {
+        let (depth, columns) = b.shape();
+        let (packed, threads) = (
+            depth * columns.next_multiple_of(WIDEST),
+            rayon::current_num_threads(),
+        );
+        let need = packed + widened_rows_workspace(depth, threads);
+        assert!(
+            workspace.len() >= need,
+            "workspace of {}, needs {need} for {threads} threads",
+            workspace.len()
+        );
+        if a.rows == 0 || columns == 0 {
+            return;
+        }
+        let (panels, widened) = workspace.split_at_mut(packed);
+        let products = Products::<false> {
+            a,
+            b,
+            finish,
+            panels: Shared::new(panels),
+            widened: Shared::new(widened),
+        };
+        // Of an odd number of terms the last would be half a pair, with the next row's first beside it.
+        let are_cells = a.are_cells() && (!b.transposed || b.rows.are_cells());
+        if bf16_products() == Bf16Products::Pairs && are_cells {
+            dispatch_pairs(products.in_pairs());
+        } else {
+            dispatch(products);
+        }
+    }
+
+    fn weight_partials(
+        factors: (Rows<'_, bf16>, Rows<'_, bf16>),
+        cut: Cut,
+        partials: &mut [f32],
+        packing: &mut [f32],
+        wants_bias: bool,
+    ) {
+        bf16_weight::partials(factors, cut, partials, packing, wants_bias);
+    }
+}
+
+/// A product about to be cut into tasks on some path; with `PAIRS`, of cells.
+struct Products<'a, const PAIRS: bool> {
+    a: Rows<'a, bf16>,
+    b: Operand<'a, bf16>,
+    finish: Finish<bf16>,
+    panels: Shared<f32>,
+    /// The blocks of the threads, one after the other.
+    widened: Shared<f32>,
+}
+
+impl<'a> Products<'a, false> {
+    fn in_pairs(self) -> Products<'a, true> {
+        let Products {
+            a,
+            b,
+            finish,
+            panels,
+            widened,
+        } = self;
+        Products {
+            a,
+            b,
+            finish,
+            panels,
+            widened,
+        }
+    }
+}
+
+impl<const PAIRS: bool> Products<'_, PAIRS> {
+    /// Rows of a packed panel.
+    fn panel_rows(&self) -> usize {
+        let (depth, _) = self.b.shape();
+        if PAIRS { pairs::cells(depth) } else { depth }
+    }
+
+    /// Rows of a tile. Cells are read where they lie, widened rows never at a distance that asks for a shorter tile.
+    #[inline(always)]
+    fn tile_rows<S: Simd>(&self) -> usize {
+        if PAIRS {
+            tile_rows::<S>(self.a.stride / 2)
+        } else {
+            S::TILE_ROWS
+        }
+    }
+}
+
+impl<const PAIRS: bool> Task for Products<'_, PAIRS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let (depth, columns) = self.b.shape();
+        let panel_count = columns.div_ceil(S::TILE_VECTORS * LANES);
+        for_each(panel_count, |panel| {
+            simd.call(PackPanel {
+                products: &self,
+                panel,
+            });
+        });
+        // Cut as in f32: from the shape alone.
+        let wanted = (BLOCK_ELEMENTS / depth.max(1)).min(self.a.rows.div_ceil(FEW_TASKS));
+        let tile_rows = self.tile_rows::<S>();
+        let tiles = (wanted / tile_rows).clamp(1, BLOCK_ROWS / tile_rows);
+        let block_rows = tiles * tile_rows;
+        let blocks = self.a.rows.div_ceil(block_rows);
+        let groups = (FEW_TASKS / blocks).clamp(1, panel_count);
+        for_each(blocks * groups, |task| {
+            let first = task / groups * block_rows;
+            let panels = (task % groups * panel_count / groups)
+                ..((task % groups + 1) * panel_count / groups);
+            simd.call(Block {
+                products: &self,
+                row: first,
+                rows: block_rows.min(self.a.rows - first),
+                panels,
+            });
+        });
+    }
+}
+
+struct PackPanel<'a, const PAIRS: bool> {
+    products: &'a Products<'a, PAIRS>,
+    panel: usize,
+}
+
+impl<const PAIRS: bool> Task for PackPanel<'_, PAIRS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Products { b, panels, .. } = self.products;
+        let ((depth, columns), width) = (b.shape(), S::TILE_VECTORS * LANES);
+        let (column, rows) = (self.panel * width, self.products.panel_rows());
+        let count = width.min(columns - column);
+        // SAFETY: each panel is its own part of the workspace, which the caller of the tasks borrows; the columns lie inside
+        // B, and the panel holds `depth` rows of `width`.
+        unsafe {
+            let panel = panels.part(self.panel * rows * width, rows * width);
+            let panel = panel.as_mut_ptr();
+            if PAIRS {
+                pairs::panel(simd, *b, (0, depth), (column, count), panel, width);
+            } else {
+                pack::panel(simd, *b, (0, depth), (column, count), panel, width);
+            }
+        }
+    }
+}
+
+/// A block of rows times a range of panels.
+struct Block<'a, const PAIRS: bool> {
+    products: &'a Products<'a, PAIRS>,
+    row: usize,
+    rows: usize,
+    panels: std::ops::Range<usize>,
+}
+
+/// The products of one tile on their way to the epilogue.
+#[repr(align(64))]
+struct Scratch([f32; TALLEST * WIDEST]);
+
+impl<const PAIRS: bool> Block<'_, PAIRS> {
+    /// Widens the block's rows of A into the thread's memory; gives their start and distance there.
+    #[inline(always)]
+    fn widen<S: Simd>(&self, simd: S) -> (*const f32, usize) {
+        let Products { a, b, widened, .. } = self.products;
+        let (depth, _) = b.shape();
+        let (stride, size) = (widened_stride(depth), widened_elements(depth));
+        let thread = rayon::current_thread_index().unwrap_or(0);
+        // SAFETY: a thread runs one task at a time, and each thread has its own part of the borrowed workspace.
+        let to = unsafe { widened.part(thread * size, size) };
+        for row in 0..self.rows {
+            let from = a.row(self.row + row);
+            let to = &mut to[row * stride..][..depth];
+            for at in (0..depth).step_by(LANES) {
+                store(simd, to, at, load(simd, from, at));
+            }
+        }
+        (to.as_ptr(), stride)
+    }
+}
+
+impl<const PAIRS: bool> Task for Block<'_, PAIRS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Products {
+            a,
+            b,
+            finish,
+            panels,
+            ..
+        } = self.products;
+        let (_, columns) = b.shape();
+        let (width, depth) = (S::TILE_VECTORS * LANES, self.products.panel_rows());
+        let (left, stride) = if PAIRS {
+            let cells = a.part(self.row, self.rows).as_cells();
+            (cells.start, cells.stride)
+        } else {
+            self.widen(simd)
+        };
+        let tile_rows = self.products.tile_rows::<S>();
+        let ahead = Ahead::new();
+        let mut scratch = Scratch([0.0; TALLEST * WIDEST]);
+        for panel in self.panels {
+            let column = panel * width;
+            let count = width.min(columns - column);
+            // SAFETY: the panels were packed before and are only read now.
+            let packed = unsafe { panels.part(panel * depth * width, depth * width) };
+            for row in (0..self.rows).step_by(tile_rows) {
+                let rows = tile_rows.min(self.rows - row);
+                finish.prefetch(simd, (self.row + row, rows), (column, count));
+                let tile = Tile {
+                    depth,
+                    a: left.wrapping_add(row * stride),
+                    a_row: stride,
+                    a_depth: 1,
+                    b: packed.as_ptr(),
+                    b_depth: width,
+                    c: scratch.0.as_mut_ptr(),
+                    c_row: width,
+                    rows,
+                    columns: count,
+                    alpha: 1.0,
+                    beta: 0.0,
+                    bias: None,
+                    ahead: &ahead,
+                };
+                // SAFETY: the rows lie inside A, or were widened just now, and the panel holds `depth` whole rows; C is the
+                // scratch.
+                unsafe {
+                    if PAIRS {
+                        tile.compute_pairs(simd);
+                    } else {
+                        tile.compute(simd);
+                    }
+                }
+                simd.call(FinishTile {
+                    finish,
+                    products: scratch.0.as_ptr(),
+                    products_stride: width,
+                    row: self.row + row,
+                    rows,
+                    column,
+                    columns: count,
+                });
+            }
+        }
+    }
+}
