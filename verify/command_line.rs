@@ -241,7 +241,53 @@ fn every_command_knows_the_same_devices() {
         "--precision",
         "bf16",
     ];
-    keel(path, &half).refused(&["--precision: expected f32 on the CPU", "found bf16"]);
+    let half = keel(path, &half).fine().stdout;
+    assert!(half.starts_with("planned for cpu, "), "{half}");
+    assert!(half.lines().next().unwrap().ends_with("bf16"), "{half}");
+}
+
+#[test]
+fn a_plan_in_bf16_takes_half_the_activations_on_the_processor_too() {
+    let folder = place();
+    // The activations of all stages together, in MiB.
+    let activations = |precision: &str| -> f64 {
+        let args = "plan --device cpu --threads 2 --precision";
+        let args: Vec<&str> = args.split(' ').chain([precision]).collect();
+        let said = keel(folder.path(), &args).fine().stdout;
+        let lines = said.lines().map(str::split_whitespace);
+        let of_line = |mut words: std::str::SplitWhitespace<'_>| {
+            (words.next()? == "activations").then(|| words.next()?.parse::<f64>().ok())?
+        };
+        let all: Vec<f64> = lines.filter_map(of_line).collect();
+        assert_eq!(all.len(), 6, "{said}");
+        all.iter().sum()
+    };
+    // All but statistics and the products' scratch memory, which are f32.
+    let share = activations("bf16") / activations("f32");
+    assert!((0.45..=0.52).contains(&share), "{share}");
+}
+
+#[test]
+fn precision_auto_takes_the_type_whose_products_are_faster_and_says_so() {
+    let folder = place();
+    let args = "train --dry-run --recipe one.toml --device cpu --precision auto";
+    let said = keel(folder.path(), &args.split(' ').collect::<Vec<_>>())
+        .fine()
+        .stdout;
+    let faster = match keel::cpu::bf16_products() {
+        keel::cpu::Bf16Products::Pairs => "bf16",
+        keel::cpu::Bf16Products::Widened => "f32",
+    };
+    assert!(
+        said.contains(&format!("; {faster} is faster here)")),
+        "{said}"
+    );
+    // Whoever does not ask gets f32, on every machine.
+    let args = "train --dry-run --recipe one.toml --device cpu";
+    let said = keel(folder.path(), &args.split(' ').collect::<Vec<_>>())
+        .fine()
+        .stdout;
+    assert!(said.contains(", f32 (as asked)"), "{said}");
 }
 
 #[test]

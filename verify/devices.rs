@@ -225,14 +225,14 @@ fn follows_on_cpu(
     truth: &Trace,
     budgets: &[BTreeMap<String, Budget>],
 ) {
-    if precision != DType::F32 {
-        return;
-    }
     let executor = CpuExecutor::new(tiny.layout.elements(), 2).expect("threads can be had");
+    let executor = executor.in_precision(precision);
     let steps = truth.len() as u64;
-    let (found, _) =
+    let (found, parameters) =
         train(tiny, stage, executor.compile_target(), &executor, steps).expect("cpu runs");
-    compare(&format!("{} on cpu", stage.name), truth, budgets, &found);
+    let what = format!("{} on cpu in {precision}", stage.name);
+    compare(&what, truth, budgets, &found);
+    check_frozen(tiny, stage, &what, &parameters);
 }
 
 /// The kernels on the GPU: within the budgets, frozen parameters untouched, and the same bits again.

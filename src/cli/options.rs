@@ -10,9 +10,8 @@ use super::values::{count, described, device, named, percent, threads};
 use keel_base::error::Result;
 use keel_data::chat::ChatTemplate;
 use keel_data::pairs::{PairLimits, PairSource, Pairs};
-use keel_engine::executor::{Device, SelectedDevice, usable_cores};
+use keel_engine::executor::{Device, Precision, SelectedDevice, usable_cores};
 use keel_engine::tape::CompileTarget;
-use keel_engine::tensor::DType;
 use keel_train::PublishedWeights;
 
 /// The headings of help, in the order in which `keel train --help` has them.
@@ -35,16 +34,6 @@ pub(super) mod heading {
     pub const EXPERT: &str = "Expert";
 }
 
-/// Precisions that can be asked for.
-const PRECISIONS: [DType; 2] = [DType::F32, DType::Bf16];
-
-fn about_precision(precision: DType) -> &'static str {
-    match precision {
-        DType::Bf16 => "bfloat16; master weights, optimizer state, sums and losses stay f32",
-        _ => "single precision",
-    }
-}
-
 /// Options of every command that computes or plans.
 #[derive(Clone, Debug, Args)]
 pub(super) struct ComputeArgs {
@@ -55,9 +44,9 @@ pub(super) struct ComputeArgs {
     #[arg(long, value_name = "N", value_parser = threads, help_heading = heading::RUN)]
     threads: Option<usize>,
     /// Storage precision of weights and activations [default: bf16 on a GPU and in the emulator, f32 on the CPU].
-    #[arg(long, value_name = "TYPE", value_parser = described(&PRECISIONS, DType::name, about_precision),
+    #[arg(long, value_name = "TYPE", value_parser = described(&Precision::ALL, Precision::name, Precision::about),
         help_heading = heading::RUN)]
-    pub precision: Option<DType>,
+    precision: Option<Precision>,
 }
 
 impl ComputeArgs {
@@ -92,10 +81,7 @@ impl ComputeArgs {
     }
 
     /// What programs are made for, whether the device is there or not.
-    ///
-    /// # Errors
-    /// As [`Device::compile_target`].
-    pub fn compile_target(&self) -> Result<CompileTarget> {
+    pub fn compile_target(&self) -> CompileTarget {
         self.device.compile_target(self.threads(), self.precision)
     }
 }

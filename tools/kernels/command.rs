@@ -123,7 +123,7 @@ pub fn run(
 /// Runs the examples and prints a line for each op.
 fn time_examples(options: &Options, print: &mut dyn FnMut(String) -> Result<()>) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let selected = SelectedDevice::new(options.device, threads, options.precision)?;
+    let selected = SelectedDevice::new(options.device, threads, options.precision.map(Into::into))?;
     let device = selected.describe();
     if !options.json {
         print(format!("device: {device}"))?;

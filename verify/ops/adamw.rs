@@ -28,8 +28,8 @@ const SECOND: &str = ADAMW_STATE[1];
 
 const NAMES: [&str; 2] = ["a.decayed", "a.plain"];
 
-/// The program on every executor present, in both precisions where it has two; the emulator under every schedule, and the
-/// GPU where there is one.
+/// The program on every executor present, in both precisions; the emulator under every schedule, and the GPU where there is
+/// one.
 fn updates(sizes: [usize; 2], options: &UpdateOptions) -> Vec<Update> {
     updates_of(sizes, &ParameterGroups::decaying(0.1), options, |tape| tape)
 }
@@ -49,12 +49,13 @@ fn updates_of(
     });
     let layout = Arc::new(ParameterLayout::new(&specs));
     let elements = layout.elements();
-    let mut executors: Vec<(Box<dyn Executor>, Target, DType)> = vec![(
-        Box::new(CpuExecutor::new(elements, 2).unwrap()),
-        Target::Cpu { threads: 2 },
-        DType::F32,
-    )];
+    let mut executors: Vec<(Box<dyn Executor>, Target, DType)> = Vec::new();
     for precision in [DType::F32, DType::Bf16] {
+        executors.push((
+            Box::new(CpuExecutor::new(elements, 2).unwrap()),
+            Target::Cpu { threads: 2 },
+            precision,
+        ));
         executors.push((
             Box::new(ReferenceExecutor::new(elements)),
             Target::Reference,

@@ -8,6 +8,7 @@ use crate::tape::{CompileTarget, Target, Tier};
 use crate::tensor::DType;
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_cpu::simd::detected;
+use keel_cpu::{Bf16Products, bf16_products};
 
 /// What can be asked for. The one vocabulary of every command that computes or plans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,10 +51,7 @@ impl Device {
 
     /// The target that programs for it are compiled for, whether or not this machine has it: all that planning needs. [`Device::Auto`] is
     /// what it would come to here. `precision` is the device's own by default.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] when the device does not know the precision.
-    pub fn compile_target(self, threads: usize, precision: Option<DType>) -> Result<CompileTarget> {
+    pub fn compile_target(self, threads: usize, precision: Option<Precision>) -> CompileTarget {
         let is_cpu = match self {
             Device::Auto => cuda::probe().is_err(),
             Device::Cpu => true,
@@ -62,10 +60,80 @@ impl Device {
         if is_cpu {
             return cpu_target(threads, precision);
         }
-        Ok(CompileTarget {
-            precision: precision.unwrap_or(DType::Bf16),
+        CompileTarget {
+            precision: precision.map_or(DType::Bf16, Precision::on_gpu),
             ..Target::Cuda.into()
-        })
+        }
+    }
+}
+
+/// What values are stored in, as it can be asked for. The one vocabulary of every command that computes or plans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// Whichever computes faster.
+    Auto,
+    /// Single precision.
+    F32,
+    /// bfloat16 for activations and for the matrices among the parameters.
+    Bf16,
+}
+
+impl Precision {
+    /// All of them.
+    pub const ALL: [Precision; 3] = [Precision::Auto, Precision::F32, Precision::Bf16];
+
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Precision::Auto => "auto",
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        }
+    }
+
+    /// What it is, in a few words.
+    pub const fn about(self) -> &'static str {
+        match self {
+            Precision::Auto => {
+                "bf16 on a GPU, and on a CPU that multiplies bf16 faster than f32; otherwise f32"
+            }
+            Precision::F32 => "single precision",
+            Precision::Bf16 => {
+                "bfloat16; master weights, optimizer state, sums and losses stay f32"
+            }
+        }
+    }
+
+    /// The type on the processor.
+    fn on_processor(self) -> DType {
+        match self {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::Bf16,
+            Precision::Auto => match bf16_products() {
+                Bf16Products::Pairs => DType::Bf16,
+                Bf16Products::Widened => DType::F32,
+            },
+        }
+    }
+
+    /// The type on a GPU or its emulator.
+    fn on_gpu(self) -> DType {
+        match self {
+            Precision::F32 => DType::F32,
+            Precision::Auto | Precision::Bf16 => DType::Bf16,
+        }
+    }
+}
+
+impl From<DType> for Precision {
+    /// # Panics
+    /// For integers, in which nothing is computed.
+    fn from(dtype: DType) -> Precision {
+        match dtype {
+            DType::F32 => Precision::F32,
+            DType::Bf16 => Precision::Bf16,
+            DType::I32 => panic!("a precision is a float type"),
+        }
     }
 }
 
@@ -89,15 +157,11 @@ impl FromStr for Device {
     }
 }
 
-/// The processor in the one precision that it knows.
-fn cpu_target(threads: usize, precision: Option<DType>) -> Result<CompileTarget> {
-    match precision {
-        None | Some(DType::F32) => Ok(Target::Cpu { threads }.into()),
-        Some(precision) => Err(Error::setting(
-            "--precision",
-            "f32 on the CPU (bf16 needs --device cuda or simt)",
-            precision,
-        )),
+/// The processor, in f32 by default: its results are the same bits on every processor that fuses multiply-adds.
+fn cpu_target(threads: usize, precision: Option<Precision>) -> CompileTarget {
+    CompileTarget {
+        precision: precision.map_or(DType::F32, Precision::on_processor),
+        ..Target::Cpu { threads }.into()
     }
 }
 
@@ -132,8 +196,12 @@ impl SelectedDevice {
     /// in each other's queues. On two cores, 1024 threads took fifty times the processor time of two.
     ///
     /// # Errors
-    /// [`Error::Device`] when the device is not there, [`Error::Setting`] when it does not know the precision.
-    pub fn new(device: Device, threads: usize, precision: Option<DType>) -> Result<SelectedDevice> {
+    /// [`Error::Device`] when the device is not there.
+    pub fn new(
+        device: Device,
+        threads: usize,
+        precision: Option<Precision>,
+    ) -> Result<SelectedDevice> {
         let selected = SelectedDevice::of(device, threads.min(usable_cores()), precision)?;
         Ok(SelectedDevice {
             asked: threads,
@@ -141,19 +209,20 @@ impl SelectedDevice {
         })
     }
 
-    fn of(device: Device, threads: usize, precision: Option<DType>) -> Result<SelectedDevice> {
+    fn of(device: Device, threads: usize, precision: Option<Precision>) -> Result<SelectedDevice> {
         match device {
             Device::Auto => match cuda::probe() {
                 Ok(found) => Ok(SelectedDevice::gpu(found, threads, precision, "found")),
                 Err(problem) => {
-                    SelectedDevice::cpu(threads, precision, &format!("no GPU: {}", reason(problem)))
+                    let why = format!("no GPU: {}", reason(problem));
+                    Ok(SelectedDevice::cpu(threads, precision, &why))
                 }
             },
-            Device::Cpu => SelectedDevice::cpu(threads, precision, "as asked"),
+            Device::Cpu => Ok(SelectedDevice::cpu(threads, precision, "as asked")),
             Device::Simt => {
                 Emulator::new()?;
                 Ok(SelectedDevice {
-                    compile_target: device.compile_target(threads, precision)?,
+                    compile_target: device.compile_target(threads, precision),
                     runner: Runner::Emulator,
                     threads,
                     asked: threads,
@@ -183,13 +252,13 @@ impl SelectedDevice {
     fn gpu(
         found: cuda::Found,
         threads: usize,
-        precision: Option<DType>,
+        precision: Option<Precision>,
         why: &str,
     ) -> SelectedDevice {
         SelectedDevice {
             compile_target: CompileTarget {
                 target: Target::Cuda,
-                precision: precision.unwrap_or(DType::Bf16),
+                precision: precision.map_or(DType::Bf16, Precision::on_gpu),
                 tier: Tier::of(found.compute_capability),
             },
             runner: Runner::Gpu(found),
@@ -199,12 +268,17 @@ impl SelectedDevice {
         }
     }
 
-    fn cpu(threads: usize, precision: Option<DType>, why: &str) -> Result<SelectedDevice> {
-        Ok(SelectedDevice {
-            compile_target: cpu_target(threads, precision)?,
-            why: why.to_owned(),
+    fn cpu(threads: usize, precision: Option<Precision>, why: &str) -> SelectedDevice {
+        let compile_target = cpu_target(threads, precision);
+        let why = match precision {
+            Some(Precision::Auto) => format!("{why}; {} is faster here", compile_target.precision),
+            _ => why.to_owned(),
+        };
+        SelectedDevice {
+            compile_target,
+            why,
             ..SelectedDevice::processor(threads)
-        })
+        }
     }
 
     /// The same for a rank of this host, which has the GPU with its number.
@@ -226,6 +300,12 @@ impl SelectedDevice {
         self.compile_target
     }
 
+    /// How products are computed, where that is not said by device and precision.
+    fn products(&self) -> Option<Bf16Products> {
+        let is_bf16 = self.compile_target.precision == DType::Bf16;
+        (is_bf16 && matches!(self.runner, Runner::Processor)).then(bf16_products)
+    }
+
     /// One line: device, size, precision, and why it was chosen.
     pub fn describe(&self) -> String {
         let plural = if self.threads == 1 { "" } else { "s" };
@@ -238,7 +318,10 @@ impl SelectedDevice {
             Runner::Processor => format!("cpu, {} thread{plural}{capped}", self.threads),
             Runner::Gpu(found) => format!("cuda, {found}"),
         };
-        format!("{device}, {} ({})", self.compile_target.precision, self.why)
+        let products = self.products();
+        let products = products.map_or(String::new(), |products| format!(", {}", products.name()));
+        let precision = self.compile_target.precision;
+        format!("{device}, {precision}{products} ({})", self.why)
     }
 
     /// The kind of device that computes, never [`Device::Auto`].
@@ -252,10 +335,13 @@ impl SelectedDevice {
 
     /// The instructions that it computes with: of the processor, which also prepares images, and of the chip where there is one.
     /// Other instructions may give other bits. `avx2`, `avx512` and `neon` give the same; `portable` multiplies and adds in
-    /// two roundings where they take one.
+    /// two roundings where they take one, and `avx512 with vdpbf16ps` adds the terms of a bf16 product in another order.
     pub fn instructions(&self) -> String {
         let processor = detected().name();
         match &self.runner {
+            Runner::Processor if self.products() == Some(Bf16Products::Pairs) => {
+                format!("{processor} with vdpbf16ps")
+            }
             Runner::Processor | Runner::Emulator => processor.to_owned(),
             Runner::Gpu(found) => {
                 let (major, minor) = found.compute_capability;
@@ -270,7 +356,12 @@ impl SelectedDevice {
     /// When memory or threads cannot be had.
     pub fn open(&self, elements: usize) -> Result<Box<dyn Executor>> {
         match &self.runner {
-            Runner::Processor => Ok(Box::new(CpuExecutor::new(elements, self.threads)?)),
+            Runner::Processor => {
+                let executor = CpuExecutor::new(elements, self.threads)?;
+                Ok(Box::new(
+                    executor.in_precision(self.compile_target.precision),
+                ))
+            }
             Runner::Emulator => {
                 let options = Options {
                     workers: self.threads as u32,

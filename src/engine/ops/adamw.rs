@@ -14,6 +14,7 @@
 //! those of SplitMix64 (Steele et al. 2014) as a function of seed, t and the place in the arena, so that a step gives the
 //! same bits however its work is divided and whenever it is repeated.
 
+use half::bf16;
 use rayon::prelude::*;
 
 use super::grad_norm::GradNorm;
@@ -22,11 +23,12 @@ use super::sharded_update::record_sharded_update;
 use crate::launch::kernels::constants::adamw::{ADAMW_ELEMENTS, ADAMW_THREADS};
 use crate::launch::{Argument, Launch, blocks, kernels};
 use crate::tape::{
-    Arena, CompileTarget, Cost, CpuArgs, Fill, Op, Output, ReferenceArgs, Tape, UPDATE,
+    Arena, CompileTarget, Cost, CpuArgs, Element, Fill, Op, Output, ReferenceArgs, Tape, UPDATE,
 };
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 use keel_base::random::scramble;
+use keel_cpu::{Stored, round};
 
 /// Numbers of the input [`OptimizerInput::Scalars`].
 pub const OPTIMIZER_SCALARS: usize = 10;
@@ -264,20 +266,44 @@ const INPUTS: usize = 7;
 /// What SplitMix64 adds for every number it draws.
 const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// `value` rounded to bf16 at random: element `element` of the arena in step `step`.
-fn rounded_at_random(value: f32, seed: u64, step: u64, element: usize) -> f32 {
+/// What the random numbers of step `step` are made from. A function of seed, step and place, and no generator with a
+/// state: tasks, threads and a repeated step draw the same numbers.
+fn key(seed: u64, step: u64) -> u64 {
+    scramble(seed.wrapping_add(step.wrapping_mul(GAMMA)))
+}
+
+/// One draw serves four neighbours of the arena with sixteen bits each.
+fn draw(key: u64, neighbours: u64) -> u64 {
+    scramble(key.wrapping_add(neighbours.wrapping_mul(GAMMA)))
+}
+
+/// `value` rounded to bf16 at random: element `element` of the arena, of whose neighbours this is the draw.
+fn rounded_at_random(value: f32, draw: u64, element: usize) -> f32 {
     if !value.is_finite() {
         return value;
     }
-    // A function of seed, step and place, and no generator with a state: tasks, threads and a repeated step draw the
-    // same numbers.
-    let key = scramble(seed.wrapping_add(step.wrapping_mul(GAMMA)));
-    // One draw serves four neighbours with sixteen bits each.
-    let draw = scramble(key.wrapping_add((element as u64 / 4).wrapping_mul(GAMMA)));
     let random = (draw >> (16 * (element % 4))) as u32 & 0xffff;
     // Adding sixteen random bits below those that stay carries into them with the probability of the part cut off,
     // which keeps the mean; the sign bit is apart, so this is upwards in magnitude.
     f32::from_bits(value.to_bits().wrapping_add(random) & 0xffff_0000)
+}
+
+/// `out`, with `before` in it where that does not lie there already.
+fn in_its_place<'a, T: Element>(out: &'a mut [T], before: Option<&[T]>) -> &'a mut [T] {
+    if let Some(before) = before {
+        out.copy_from_slice(before);
+    }
+    out
+}
+
+/// to = from, rounded at random: the elements of the arena from `first` on, a multiple of four.
+fn round_at_random(from: &[f32], to: &mut [bf16], key: u64, first: usize) {
+    for (neighbours, (from, to)) in from.chunks(4).zip(to.chunks_mut(4)).enumerate() {
+        let draw = draw(key, (first / 4 + neighbours) as u64);
+        for (element, (from, to)) in from.iter().zip(to).enumerate() {
+            *to = bf16::rounded(rounded_at_random(*from, draw, element));
+        }
+    }
 }
 
 impl AdamW {
@@ -396,7 +422,8 @@ impl Op for AdamW {
                     _ if !scale.is_finite() => before.float()[i],
                     None => p_out,
                     Some(seed) => {
-                        f64::from(rounded_at_random(p_out as f32, seed, count as u64, element))
+                        let draw = draw(key(seed, count as u64), element as u64 / 4);
+                        f64::from(rounded_at_random(p_out as f32, draw, element))
                     }
                 };
             }
@@ -414,7 +441,7 @@ impl Op for AdamW {
             correction2,
             rest1,
             rest2,
-            _,
+            count,
             _,
         ] = args.inputs.f32(4)
         else {
@@ -424,15 +451,12 @@ impl Op for AdamW {
         let scale = args.inputs.f32(6)[0];
         // Outside a program the moments and parameters may come in memory of their own.
         let before = [0, 2, 3].map(|input| args.inputs.f32_or_in_place(input));
-        let outputs: [&mut [f32]; 3] = args.outputs.f32();
-        let mut outputs = outputs.into_iter().zip(before).map(|(out, before)| {
-            if let Some(before) = before {
-                out.copy_from_slice(before);
-            }
-            out
+        let mut outputs = args.outputs.in_order();
+        let [p, m, v] = before.map(|before| in_its_place(outputs.next::<f32>(), before));
+        let bf16_copy = self.writes_bf16_copy.then(|| {
+            let before = args.inputs.of_or_in_place::<bf16>(INPUTS);
+            in_its_place(outputs.next::<bf16>(), before)
         });
-        let mut next = || outputs.next().expect("three outputs");
-        let (p, m, v) = (next(), next(), next());
         // The copies above stand: parameters and moments stay what they were, and the step has not happened.
         if !scale.is_finite() {
             return;
@@ -444,16 +468,34 @@ impl Op for AdamW {
         // Both corrections leave the loop: η / (1 − β₁ᵗ) is one factor, and √(v / c) is √v · c^(−½): one division an
         // element instead of three.
         let (rate, root) = (rate / correction1, 1.0 / correction2.sqrt());
-        p.par_chunks_mut(ELEMENTS_PER_TASK)
+        let update = |p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]| {
+            for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
+                let g = g * scale;
+                *m = beta1 * *m + rest1 * g;
+                *v = beta2 * *v + rest2 * (g * g);
+                *p = *p * keep - rate * *m / (v.sqrt() * root + epsilon);
+            }
+        };
+        let chunks = p
+            .par_chunks_mut(ELEMENTS_PER_TASK)
             .zip(m.par_chunks_mut(ELEMENTS_PER_TASK))
             .zip(v.par_chunks_mut(ELEMENTS_PER_TASK))
-            .zip(gradients.par_chunks(ELEMENTS_PER_TASK))
-            .for_each(|(((p, m), v), g)| {
-                for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
-                    let g = g * scale;
-                    *m = beta1 * *m + rest1 * g;
-                    *v = beta2 * *v + rest2 * (g * g);
-                    *p = *p * keep - rate * *m / (v.sqrt() * root + epsilon);
+            .zip(gradients.par_chunks(ELEMENTS_PER_TASK));
+        let Some(bf16_copy) = bf16_copy else {
+            return chunks.for_each(|(((p, m), v), g)| update(p, m, v, g));
+        };
+        let key = self.random_rounding.map(|seed| key(seed, count as u64));
+        chunks
+            .zip(bf16_copy.par_chunks_mut(ELEMENTS_PER_TASK))
+            .enumerate()
+            .for_each(|(task, ((((p, m), v), g), bf16_copy))| {
+                update(p, m, v, g);
+                match key {
+                    None => round(p, bf16_copy),
+                    Some(key) => {
+                        let first = self.first + task * ELEMENTS_PER_TASK;
+                        round_at_random(p, bf16_copy, key, first);
+                    }
                 }
             });
     }

@@ -3,11 +3,18 @@
 //! y = x, rounded to nearest (ties to even) where the type is narrower; dx = dy in x's type. The reference holds every
 //! float in f64 and leaves the rounding to whoever stores y. Nothing is saved; bound by memory.
 
+use half::bf16;
+use rayon::prelude::*;
+
 use crate::launch::kernels::constants::cast::{CAST_ELEMENTS, CAST_THREADS};
 use crate::launch::{Argument, Launch, blocks, kernels};
 use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
+use keel_cpu::{round, widen};
+
+/// Elements that one task converts.
+const ELEMENTS_PER_TASK: usize = 16 * 1024;
 
 /// Records x in the type `dtype`; x itself where it has that type already.
 ///
@@ -46,8 +53,22 @@ impl Op for Cast {
         y.data = x.data.clone();
     }
 
-    fn cpu(&self, _args: CpuArgs<'_>) {
-        unreachable!("programs for the processor hold f32, and one of the two types is another")
+    fn cpu(&self, args: CpuArgs<'_>) {
+        // Two float types, and one of them is not the other.
+        match self.dtype {
+            DType::Bf16 => {
+                let (x, y) = (args.inputs.f32(0), args.outputs.in_order().next::<bf16>());
+                y.par_chunks_mut(ELEMENTS_PER_TASK)
+                    .zip(x.par_chunks(ELEMENTS_PER_TASK))
+                    .for_each(|(y, x)| round(x, y));
+            }
+            _ => {
+                let (x, y) = (args.inputs.of::<bf16>(0), args.outputs.in_order().next());
+                y.par_chunks_mut(ELEMENTS_PER_TASK)
+                    .zip(x.par_chunks(ELEMENTS_PER_TASK))
+                    .for_each(|(y, x)| widen(x, y));
+            }
+        }
     }
 
     fn launches(

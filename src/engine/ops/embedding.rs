@@ -13,7 +13,10 @@ use crate::launch::kernels::constants::embedding::{CHUNK_PLACES, ORDER_THREADS, 
 use crate::launch::kernels::constants::{kernel::WARP_LANES, moves::MOVE_THREADS};
 use crate::launch::{Argument, Launch, blocks, index, kernels, move_blocks, vector};
 use crate::ops::rows::rows_per_task;
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tape::{
+    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Tape, Target, Value,
+    with_element,
+};
 use crate::tensor::{DType, Shape, TensorType};
 use keel_base::error::{Error, Result};
 
@@ -75,6 +78,27 @@ struct EmbeddingBackward {
     accumulates: bool,
 }
 
+impl Embedding {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let (table, ids) = (args.inputs.of::<T>(0), args.inputs.i32(1));
+        let y = args.outputs.in_order().next::<T>();
+        let width = args.input_types[0].shape.columns();
+        let rows = args.input_types[0].shape.rows();
+        let block = rows_per_task(width);
+        y.par_chunks_mut(block * width)
+            .zip(ids.par_chunks(block))
+            .for_each(|(y, ids)| {
+                for (y, id) in y.chunks_exact_mut(width).zip(ids) {
+                    match row(*id, rows) {
+                        Some(row) => y.copy_from_slice(&table[row * width..][..width]),
+                        None => y.fill(T::default()),
+                    }
+                }
+            });
+    }
+}
+
 impl Op for Embedding {
     fn name(&self) -> &'static str {
         "embedding"
@@ -108,21 +132,7 @@ impl Op for Embedding {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let (table, ids) = (args.inputs.f32(0), args.inputs.i32(1));
-        let [y] = args.outputs.f32();
-        let width = args.input_types[0].shape.columns();
-        let rows = args.input_types[0].shape.rows();
-        let block = rows_per_task(width);
-        y.par_chunks_mut(block * width)
-            .zip(ids.par_chunks(block))
-            .for_each(|(y, ids)| {
-                for (y, id) in y.chunks_exact_mut(width).zip(ids) {
-                    match row(*id, rows) {
-                        Some(row) => y.copy_from_slice(&table[row * width..][..width]),
-                        None => y.fill(0.0),
-                    }
-                }
-            });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -161,6 +171,44 @@ impl Op for Embedding {
     }
 }
 
+impl EmbeddingBackward {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let (dy, ids) = (args.inputs.of::<T>(0), args.inputs.i32(1));
+        let sum = if self.accumulates {
+            args.inputs.f32_or_in_place(2)
+        } else {
+            None
+        };
+        let [d_table] = args.outputs.f32();
+        let width = args.input_types[0].shape.columns();
+        // Each task owns a range of the table and reads all ids: cheap beside the rows, and the order stays fixed.
+        let block = self.vocabulary.div_ceil(32).max(4);
+        d_table
+            .par_chunks_mut(block * width)
+            .enumerate()
+            .for_each(|(task, d_table)| {
+                let first = task * block;
+                match sum {
+                    Some(sum) => d_table.copy_from_slice(&sum[first * width..][..d_table.len()]),
+                    None if self.accumulates => {}
+                    None => d_table.fill(0.0),
+                }
+                let rows = first..first + d_table.len() / width;
+                for (place, id) in ids.iter().enumerate() {
+                    let Some(row) = row(*id, self.vocabulary).filter(|row| rows.contains(row))
+                    else {
+                        continue;
+                    };
+                    let to = &mut d_table[(row - first) * width..][..width];
+                    for (sum, dy) in to.iter_mut().zip(&dy[place * width..][..width]) {
+                        *sum += dy.widen();
+                    }
+                }
+            });
+    }
+}
+
 impl Op for EmbeddingBackward {
     fn name(&self) -> &'static str {
         "embedding_backward"
@@ -193,38 +241,7 @@ impl Op for EmbeddingBackward {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let (dy, ids) = (args.inputs.f32(0), args.inputs.i32(1));
-        let sum = if self.accumulates {
-            args.inputs.f32_or_in_place(2)
-        } else {
-            None
-        };
-        let [d_table] = args.outputs.f32();
-        let width = args.input_types[0].shape.columns();
-        // Each task owns a range of the table and reads all ids: cheap beside the rows, and the order stays fixed.
-        let block = self.vocabulary.div_ceil(32).max(4);
-        d_table
-            .par_chunks_mut(block * width)
-            .enumerate()
-            .for_each(|(task, d_table)| {
-                let first = task * block;
-                match sum {
-                    Some(sum) => d_table.copy_from_slice(&sum[first * width..][..d_table.len()]),
-                    None if self.accumulates => {}
-                    None => d_table.fill(0.0),
-                }
-                let rows = first..first + d_table.len() / width;
-                for (place, id) in ids.iter().enumerate() {
-                    let Some(row) = row(*id, self.vocabulary).filter(|row| rows.contains(row))
-                    else {
-                        continue;
-                    };
-                    let to = &mut d_table[(row - first) * width..][..width];
-                    for (sum, dy) in to.iter_mut().zip(&dy[place * width..][..width]) {
-                        *sum += dy;
-                    }
-                }
-            });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(

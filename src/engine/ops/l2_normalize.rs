@@ -9,9 +9,12 @@ use rayon::prelude::*;
 use crate::launch::{Argument, Launch, Widths, index, kernels};
 use crate::ops::rows::{RowKernel, dot, rows_per_task};
 use crate::ops::special;
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
+use crate::tape::{
+    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Tape, Value, with_element,
+};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
+use keel_cpu::Stored;
 
 /// y = x / max(‖x‖₂, `epsilon`) for each row.
 ///
@@ -59,6 +62,51 @@ struct L2NormalizeBackward {
     epsilon: f32,
 }
 
+impl L2Normalize {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let x = args.inputs.of_or_in_place::<T>(0);
+        let width = args.input_types[0].shape.columns();
+        let block = rows_per_task(width);
+        let load = |task: usize, y: &mut [T]| {
+            if let Some(x) = x {
+                y.copy_from_slice(&x[task * block * width..][..y.len()]);
+            }
+        };
+        let divide = |y: &mut [T]| {
+            let norm = length(y);
+            let divisor = norm.max(self.epsilon);
+            for y in y {
+                *y = T::rounded(y.widen() / divisor);
+            }
+            norm
+        };
+        if self.saves {
+            let mut outputs = args.outputs.in_order();
+            let (y, norms) = (outputs.next::<T>(), outputs.next::<f32>());
+            y.par_chunks_mut(block * width)
+                .zip(norms.par_chunks_mut(block))
+                .enumerate()
+                .for_each(|(task, (y, norms))| {
+                    load(task, y);
+                    for (y, norm) in y.chunks_exact_mut(width).zip(norms) {
+                        *norm = divide(y);
+                    }
+                });
+        } else {
+            let y = args.outputs.in_order().next::<T>();
+            y.par_chunks_mut(block * width)
+                .enumerate()
+                .for_each(|(task, y)| {
+                    load(task, y);
+                    for y in y.chunks_exact_mut(width) {
+                        divide(y);
+                    }
+                });
+        }
+    }
+}
+
 impl Op for L2Normalize {
     fn name(&self) -> &'static str {
         "l2_normalize"
@@ -98,42 +146,7 @@ impl Op for L2Normalize {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let x = args.inputs.f32_or_in_place(0);
-        let width = args.input_types[0].shape.columns();
-        let block = rows_per_task(width);
-        let load = |task: usize, y: &mut [f32]| {
-            if let Some(x) = x {
-                y.copy_from_slice(&x[task * block * width..][..y.len()]);
-            }
-        };
-        let divide = |y: &mut [f32]| {
-            let norm = length(y);
-            let divisor = norm.max(self.epsilon);
-            y.iter_mut().for_each(|y| *y /= divisor);
-            norm
-        };
-        if self.saves {
-            let [y, norms] = args.outputs.f32();
-            y.par_chunks_mut(block * width)
-                .zip(norms.par_chunks_mut(block))
-                .enumerate()
-                .for_each(|(task, (y, norms))| {
-                    load(task, y);
-                    for (y, norm) in y.chunks_exact_mut(width).zip(norms) {
-                        *norm = divide(y);
-                    }
-                });
-        } else {
-            let [y] = args.outputs.f32();
-            y.par_chunks_mut(block * width)
-                .enumerate()
-                .for_each(|(task, y)| {
-                    load(task, y);
-                    for y in y.chunks_exact_mut(width) {
-                        divide(y);
-                    }
-                });
-        }
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -178,19 +191,55 @@ impl Op for L2Normalize {
 }
 
 /// ‖x‖₂; rows whose squares leave the range of f32 are measured in units of their largest element.
-fn length(x: &[f32]) -> f32 {
+fn length<T: Stored>(x: &[T]) -> f32 {
     // The usual row takes one pass. Beyond this range the squares have lost digits or become ∞, and scaling by the
     // largest element brings them back.
     let sum = dot(x, x);
     if sum > 1e-30 && sum.is_finite() {
         return sum.sqrt();
     }
-    let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    let sizes = x.iter().map(|x| x.widen().abs());
+    let largest = sizes.clone().fold(0.0f32, f32::max);
     if largest == 0.0 || !largest.is_finite() {
         return largest;
     }
-    let sum: f32 = x.iter().map(|x| (x / largest) * (x / largest)).sum();
+    let sum: f32 = sizes.map(|x| (x / largest) * (x / largest)).sum();
     largest * sum.sqrt()
+}
+
+impl L2NormalizeBackward {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let (y, norms) = (args.inputs.of::<T>(0), args.inputs.f32(1));
+        let dy = args.inputs.of_or_in_place::<T>(2);
+        let dx = args.outputs.in_order().next::<T>();
+        let width = args.input_types[0].shape.columns();
+        let block = rows_per_task(width);
+        dx.par_chunks_mut(block * width)
+            .zip(y.par_chunks(block * width))
+            .zip(norms.par_chunks(block))
+            .enumerate()
+            .for_each(|(task, ((dx, y), norms))| {
+                if let Some(dy) = dy {
+                    dx.copy_from_slice(&dy[task * block * width..][..dx.len()]);
+                }
+                let rows = dx.chunks_exact_mut(width).zip(y.chunks_exact(width));
+                for ((dx, y), norm) in rows.zip(norms) {
+                    if *norm > self.epsilon {
+                        let (along, factor) = (dot(y, dx), 1.0 / norm);
+                        for (dx, y) in dx.iter_mut().zip(y) {
+                            *dx = T::rounded((dx.widen() - y.widen() * along) * factor);
+                        }
+                    } else {
+                        // Below ε the divisor is a constant, and the direction of x has no part in the gradient.
+                        let factor = 1.0 / self.epsilon;
+                        for dx in dx {
+                            *dx = T::rounded(dx.widen() * factor);
+                        }
+                    }
+                }
+            });
+    }
 }
 
 impl Op for L2NormalizeBackward {
@@ -228,33 +277,7 @@ impl Op for L2NormalizeBackward {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let (y, norms) = (args.inputs.f32(0), args.inputs.f32(1));
-        let dy = args.inputs.f32_or_in_place(2);
-        let [dx] = args.outputs.f32();
-        let width = args.input_types[0].shape.columns();
-        let block = rows_per_task(width);
-        dx.par_chunks_mut(block * width)
-            .zip(y.par_chunks(block * width))
-            .zip(norms.par_chunks(block))
-            .enumerate()
-            .for_each(|(task, ((dx, y), norms))| {
-                if let Some(dy) = dy {
-                    dx.copy_from_slice(&dy[task * block * width..][..dx.len()]);
-                }
-                let rows = dx.chunks_exact_mut(width).zip(y.chunks_exact(width));
-                for ((dx, y), norm) in rows.zip(norms) {
-                    if *norm > self.epsilon {
-                        let (along, factor) = (dot(y, dx), 1.0 / norm);
-                        for (dx, y) in dx.iter_mut().zip(y) {
-                            *dx = (*dx - y * along) * factor;
-                        }
-                    } else {
-                        // Below ε the divisor is a constant, and the direction of x has no part in the gradient.
-                        let factor = 1.0 / self.epsilon;
-                        dx.iter_mut().for_each(|dx| *dx *= factor);
-                    }
-                }
-            });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(

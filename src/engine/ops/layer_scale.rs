@@ -8,7 +8,9 @@ use rayon::prelude::*;
 
 use crate::launch::kernels::constants::partials::PARTIAL_COLUMNS;
 use crate::launch::{Argument, Launch, blocks, index, kernels, vector};
-use crate::tape::{CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tape::{
+    CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Tape, Target, Value, with_element,
+};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 
@@ -56,6 +58,43 @@ fn tiles_and_chunks(x: TensorType) -> (usize, usize) {
     (tiles, chunks.clamp(1, (1056 / tiles).max(1)))
 }
 
+impl LayerScaleBackward {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let (x, dy) = (args.inputs.of::<T>(0), args.inputs.of::<T>(2));
+        let gamma = args.inputs.f32(1);
+        let mut outputs = args.outputs.in_order();
+        let (dx, dgamma) = (outputs.next::<T>(), outputs.next::<f32>());
+        let channels = gamma.len();
+        let task = ROWS_PER_TASK * channels;
+        dx.par_chunks_mut(task)
+            .zip(args.workspace.par_chunks_mut(channels))
+            .zip(x.par_chunks(task).zip(dy.par_chunks(task)))
+            .for_each(|((dx, sums), (x, dy))| {
+                // ∂γ of 64 rows at a time, in the workspace, and then those sums in order: one sum for all tasks would
+                // take its order from the threads.
+                sums.fill(0.0);
+                let rows = dx
+                    .chunks_mut(channels)
+                    .zip(x.chunks(channels).zip(dy.chunks(channels)));
+                for (dx, (x, dy)) in rows {
+                    for (channel, (dx, (x, dy))) in dx.iter_mut().zip(x.iter().zip(dy)).enumerate()
+                    {
+                        *dx = T::rounded(gamma[channel] * dy.widen());
+                        sums[channel] += x.widen() * dy.widen();
+                    }
+                }
+            });
+        let tasks = x.len().div_ceil(task);
+        dgamma.fill(0.0);
+        for sums in args.workspace.chunks(channels).take(tasks) {
+            for (dgamma, sum) in dgamma.iter_mut().zip(sums) {
+                *dgamma += sum;
+            }
+        }
+    }
+}
+
 impl Op for LayerScaleBackward {
     fn name(&self) -> &'static str {
         "layer_scale_backward"
@@ -76,35 +115,7 @@ impl Op for LayerScaleBackward {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let (x, gamma, dy) = (args.inputs.f32(0), args.inputs.f32(1), args.inputs.f32(2));
-        let [dx, dgamma] = args.outputs.f32();
-        let channels = gamma.len();
-        let task = ROWS_PER_TASK * channels;
-        dx.par_chunks_mut(task)
-            .zip(args.workspace.par_chunks_mut(channels))
-            .zip(x.par_chunks(task).zip(dy.par_chunks(task)))
-            .for_each(|((dx, sums), (x, dy))| {
-                // ∂γ of 64 rows at a time, in the workspace, and then those sums in order: one sum for all tasks would
-                // take its order from the threads.
-                sums.fill(0.0);
-                let rows = dx
-                    .chunks_mut(channels)
-                    .zip(x.chunks(channels).zip(dy.chunks(channels)));
-                for (dx, (x, dy)) in rows {
-                    for (channel, (dx, (x, dy))) in dx.iter_mut().zip(x.iter().zip(dy)).enumerate()
-                    {
-                        *dx = gamma[channel] * dy;
-                        sums[channel] += x * dy;
-                    }
-                }
-            });
-        let tasks = x.len().div_ceil(task);
-        dgamma.fill(0.0);
-        for sums in args.workspace.chunks(channels).take(tasks) {
-            for (dgamma, sum) in dgamma.iter_mut().zip(sums) {
-                *dgamma += sum;
-            }
-        }
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(

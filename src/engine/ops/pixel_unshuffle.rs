@@ -9,7 +9,9 @@
 use rayon::prelude::*;
 
 use crate::launch::{Argument, Launch, index, kernels, move_blocks};
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
+use crate::tape::{
+    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Tape, Value, with_element,
+};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 
@@ -72,6 +74,26 @@ impl PixelUnshuffle {
             Direction::Merge => input.shape.columns(),
             Direction::Spread => input.shape.columns() / (self.factor * self.factor),
         }
+    }
+}
+
+impl PixelUnshuffle {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let x = args.inputs.of::<T>(0);
+        let y = args.outputs.in_order().next::<T>();
+        let columns = self.columns(&args.input_types[0]);
+        let run = self.factor * columns;
+        // A task is one row of squares; both sides hold it in one piece.
+        let squares = self.factor * self.width * columns;
+        y.par_chunks_mut(squares)
+            .zip(x.par_chunks(squares))
+            .for_each(|(y, x)| {
+                self.runs(columns, |fine, merged| match self.direction {
+                    Direction::Merge => y[merged..][..run].copy_from_slice(&x[fine..][..run]),
+                    Direction::Spread => y[fine..][..run].copy_from_slice(&x[merged..][..run]),
+                });
+            });
     }
 }
 
@@ -143,20 +165,7 @@ impl Op for PixelUnshuffle {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let x = args.inputs.f32(0);
-        let [y] = args.outputs.f32();
-        let columns = self.columns(&args.input_types[0]);
-        let run = self.factor * columns;
-        // A task is one row of squares; both sides hold it in one piece.
-        let squares = self.factor * self.width * columns;
-        y.par_chunks_mut(squares)
-            .zip(x.par_chunks(squares))
-            .for_each(|(y, x)| {
-                self.runs(columns, |fine, merged| match self.direction {
-                    Direction::Merge => y[merged..][..run].copy_from_slice(&x[fine..][..run]),
-                    Direction::Spread => y[fine..][..run].copy_from_slice(&x[merged..][..run]),
-                });
-            });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(

@@ -11,10 +11,12 @@ use crate::launch::kernels::constants::kernel::WARP_LANES;
 use crate::launch::{Argument, Launch, blocks, index, kernels, move_blocks, vector};
 use crate::ops::rows::add_scaled;
 use crate::tape::{
-    Array, Backward, CompileTarget, Cost, CpuArgs, Inputs, Op, ReferenceArgs, Tape, Value,
+    Array, Backward, CompileTarget, Cost, CpuArgs, Element, Inputs, Op, ReferenceArgs, Tape, Value,
+    with_element,
 };
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
+use keel_cpu::round;
 
 /// The mean of the tokens, or their sum with given weights.
 ///
@@ -46,6 +48,9 @@ pub fn select_token(tape: &mut Tape, x: Value, index: Value) -> Result<Value> {
 }
 
 const NAME: &str = "pooling";
+
+/// Columns of a row that are summed at a time, in f32.
+const BAND: usize = 256;
 
 /// Inputs: x, then the weights or the index. Output: y.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -136,6 +141,34 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let x = args.inputs.of::<T>(0);
+        let y = args.outputs.in_order().next::<T>();
+        let shape = args.input_types[0].shape;
+        let (columns, tokens) = (shape.columns(), shape.dims()[1]);
+        let factors = self.fast(&args.inputs, tokens);
+        y.par_chunks_mut(columns)
+            .zip(x.par_chunks(tokens * columns))
+            .enumerate()
+            .for_each(|(batch, (y, x))| {
+                for (band, y) in y.chunks_mut(BAND).enumerate() {
+                    let mut sums = [0.0; BAND];
+                    let sums = &mut sums[..y.len()];
+                    for (token, x) in x.chunks_exact(columns).enumerate() {
+                        let factor = factors.of(batch, token, tokens);
+                        // A token that does not count is not read: 0 · ∞ would not be 0.
+                        if factor != 0.0 {
+                            add_scaled(sums, factor as f32, &x[band * BAND..][..sums.len()]);
+                        }
+                    }
+                    round(sums, y);
+                }
+            });
+    }
+}
+
 impl Op for Pool {
     fn name(&self) -> &'static str {
         NAME
@@ -167,24 +200,7 @@ impl Op for Pool {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let x = args.inputs.f32(0);
-        let [y] = args.outputs.f32();
-        let shape = args.input_types[0].shape;
-        let (columns, tokens) = (shape.columns(), shape.dims()[1]);
-        let factors = self.fast(&args.inputs, tokens);
-        y.par_chunks_mut(columns)
-            .zip(x.par_chunks(tokens * columns))
-            .enumerate()
-            .for_each(|(batch, (y, x))| {
-                y.fill(0.0);
-                for (token, x) in x.chunks_exact(columns).enumerate() {
-                    let factor = factors.of(batch, token, tokens);
-                    // A token that does not count is not read: 0 · ∞ would not be 0.
-                    if factor != 0.0 {
-                        add_scaled(y, factor as f32, x);
-                    }
-                }
-            });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -235,6 +251,38 @@ impl Op for Pool {
     }
 }
 
+impl PoolBackward {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let dy = args.inputs.of::<T>(0);
+        let sum = if self.accumulates {
+            args.inputs
+                .of_or_in_place::<T>(1 + self.pool.factor_inputs())
+        } else {
+            None
+        };
+        let dx = args.outputs.in_order().next::<T>();
+        let (columns, tokens) = (args.input_types[0].shape.columns(), self.tokens);
+        let factors = self.pool.fast(&args.inputs, tokens);
+        dx.par_chunks_mut(tokens * columns)
+            .zip(dy.par_chunks(columns))
+            .enumerate()
+            .for_each(|(batch, (dx, dy))| {
+                match sum {
+                    Some(sum) => dx.copy_from_slice(&sum[batch * tokens * columns..][..dx.len()]),
+                    None if self.accumulates => {}
+                    None => dx.fill(T::default()),
+                }
+                for (token, dx) in dx.chunks_exact_mut(columns).enumerate() {
+                    let factor = factors.of(batch, token, tokens);
+                    if factor != 0.0 {
+                        add_scaled(dx, factor as f32, dy);
+                    }
+                }
+            });
+    }
+}
+
 impl Op for PoolBackward {
     fn name(&self) -> &'static str {
         "pooling_backward"
@@ -267,31 +315,7 @@ impl Op for PoolBackward {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let dy = args.inputs.f32(0);
-        let sum = if self.accumulates {
-            args.inputs.f32_or_in_place(1 + self.pool.factor_inputs())
-        } else {
-            None
-        };
-        let [dx] = args.outputs.f32();
-        let (columns, tokens) = (args.input_types[0].shape.columns(), self.tokens);
-        let factors = self.pool.fast(&args.inputs, tokens);
-        dx.par_chunks_mut(tokens * columns)
-            .zip(dy.par_chunks(columns))
-            .enumerate()
-            .for_each(|(batch, (dx, dy))| {
-                match sum {
-                    Some(sum) => dx.copy_from_slice(&sum[batch * tokens * columns..][..dx.len()]),
-                    None if self.accumulates => {}
-                    None => dx.fill(0.0),
-                }
-                for (token, dx) in dx.chunks_exact_mut(columns).enumerate() {
-                    let factor = factors.of(batch, token, tokens);
-                    if factor != 0.0 {
-                        add_scaled(dx, factor as f32, dy);
-                    }
-                }
-            });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(

@@ -8,7 +8,9 @@
 use rayon::prelude::*;
 
 use crate::launch::{Argument, Launch, index, kernels, move_blocks};
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
+use crate::tape::{
+    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Tape, Value, with_element,
+};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 
@@ -69,6 +71,34 @@ struct AddPosition {
     class_token: bool,
 }
 
+impl AddPosition {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let &[_, t, c] = args.input_types[0].shape.dims() else {
+            unreachable!("inferred")
+        };
+        let position = args.inputs.of::<T>(1);
+        let class_token = self.class_token.then(|| args.inputs.f32(2));
+        let x = args.inputs.of_or_in_place::<T>(0);
+        let y = args.outputs.in_order().next::<T>();
+        let tokens = t + usize::from(self.class_token);
+        y.par_chunks_mut(tokens * c).enumerate().for_each(|(b, y)| {
+            let (first, rest) = y.split_at_mut((tokens - t) * c);
+            if let Some(class_token) = class_token {
+                for ((y, content), position) in first.iter_mut().zip(class_token).zip(position) {
+                    *y = T::rounded(content + position.widen());
+                }
+            }
+            if let Some(x) = x {
+                rest.copy_from_slice(&x[b * t * c..][..t * c]);
+            }
+            for (y, position) in rest.iter_mut().zip(&position[first.len()..]) {
+                *y = T::rounded(y.widen() + position.widen());
+            }
+        });
+    }
+}
+
 impl Op for AddPosition {
     fn name(&self) -> &'static str {
         "add_position"
@@ -117,26 +147,7 @@ impl Op for AddPosition {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let &[_, t, c] = args.input_types[0].shape.dims() else {
-            unreachable!("inferred")
-        };
-        let position = args.inputs.f32(1);
-        let class_token = self.class_token.then(|| args.inputs.f32(2));
-        let x = args.inputs.f32_or_in_place(0);
-        let [y] = args.outputs.f32();
-        let tokens = t + usize::from(self.class_token);
-        y.par_chunks_mut(tokens * c).enumerate().for_each(|(b, y)| {
-            let (first, rest) = y.split_at_mut((tokens - t) * c);
-            if let Some(class_token) = class_token {
-                first.copy_from_slice(class_token);
-            }
-            if let Some(x) = x {
-                rest.copy_from_slice(&x[b * t * c..][..t * c]);
-            }
-            for (y, position) in y.iter_mut().zip(position) {
-                *y += position;
-            }
-        });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -206,6 +217,43 @@ struct BackwardPosition {
     class_token: bool,
 }
 
+impl BackwardPosition {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let &[_, t, c] = args.input_types[0].shape.dims() else {
+            unreachable!("inferred")
+        };
+        let dy = args.inputs.of::<T>(0);
+        let sum = |position: &mut [f32]| {
+            position
+                .par_chunks_mut(c)
+                .enumerate()
+                .for_each(|(token, sum)| {
+                    // A task has one token's row and goes through the batch in order: one writer, a fixed order of
+                    // additions.
+                    sum.fill(0.0);
+                    // The table may be longer than the sequence; its further rows get no gradient.
+                    if token >= t {
+                        return;
+                    }
+                    for sample in dy.chunks(t * c) {
+                        for (sum, dy) in sum.iter_mut().zip(&sample[token * c..]) {
+                            *sum += dy.widen();
+                        }
+                    }
+                });
+        };
+        if self.class_token {
+            let [position, class_token] = args.outputs.f32();
+            sum(position);
+            class_token.copy_from_slice(&position[..c]);
+        } else {
+            let [position] = args.outputs.f32();
+            sum(position);
+        }
+    }
+}
+
 impl Op for BackwardPosition {
     fn name(&self) -> &'static str {
         "add_position_backward"
@@ -235,37 +283,7 @@ impl Op for BackwardPosition {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let &[_, t, c] = args.input_types[0].shape.dims() else {
-            unreachable!("inferred")
-        };
-        let dy = args.inputs.f32(0);
-        let sum = |position: &mut [f32]| {
-            position
-                .par_chunks_mut(c)
-                .enumerate()
-                .for_each(|(token, sum)| {
-                    // A task has one token's row and goes through the batch in order: one writer, a fixed order of
-                    // additions.
-                    sum.fill(0.0);
-                    // The table may be longer than the sequence; its further rows get no gradient.
-                    if token >= t {
-                        return;
-                    }
-                    for sample in dy.chunks(t * c) {
-                        for (sum, dy) in sum.iter_mut().zip(&sample[token * c..]) {
-                            *sum += dy;
-                        }
-                    }
-                });
-        };
-        if self.class_token {
-            let [position, class_token] = args.outputs.f32();
-            sum(position);
-            class_token.copy_from_slice(&position[..c]);
-        } else {
-            let [position] = args.outputs.f32();
-            sum(position);
-        }
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -308,6 +326,20 @@ struct DropTokens {
     first: usize,
 }
 
+impl DropTokens {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let &[_, from, c] = args.input_types[0].shape.dims() else {
+            unreachable!("inferred")
+        };
+        let x = args.inputs.of::<T>(0);
+        let y = args.outputs.in_order().next::<T>();
+        y.par_chunks_mut((from - self.first) * c)
+            .zip(x.par_chunks(from * c))
+            .for_each(|(y, x)| y.copy_from_slice(&x[self.first * c..]));
+    }
+}
+
 impl Op for DropTokens {
     fn name(&self) -> &'static str {
         "drop_tokens"
@@ -338,14 +370,7 @@ impl Op for DropTokens {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let &[_, from, c] = args.input_types[0].shape.dims() else {
-            unreachable!("inferred")
-        };
-        let x = args.inputs.f32(0);
-        let [y] = args.outputs.f32();
-        y.par_chunks_mut((from - self.first) * c)
-            .zip(x.par_chunks(from * c))
-            .for_each(|(y, x)| y.copy_from_slice(&x[self.first * c..]));
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -377,6 +402,24 @@ struct PadTokens {
     first: usize,
 }
 
+impl PadTokens {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let &[_, from, c] = args.input_types[0].shape.dims() else {
+            unreachable!("inferred")
+        };
+        let dy = args.inputs.of::<T>(0);
+        let dx = args.outputs.in_order().next::<T>();
+        dx.par_chunks_mut((from + self.first) * c)
+            .zip(dy.par_chunks(from * c))
+            .for_each(|(dx, dy)| {
+                let (zeros, rest) = dx.split_at_mut(self.first * c);
+                zeros.fill(T::default());
+                rest.copy_from_slice(dy);
+            });
+    }
+}
+
 impl Op for PadTokens {
     fn name(&self) -> &'static str {
         "drop_tokens_backward"
@@ -403,18 +446,7 @@ impl Op for PadTokens {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let &[_, from, c] = args.input_types[0].shape.dims() else {
-            unreachable!("inferred")
-        };
-        let dy = args.inputs.f32(0);
-        let [dx] = args.outputs.f32();
-        dx.par_chunks_mut((from + self.first) * c)
-            .zip(dy.par_chunks(from * c))
-            .for_each(|(dx, dy)| {
-                let (zeros, rest) = dx.split_at_mut(self.first * c);
-                zeros.fill(0.0);
-                rest.copy_from_slice(dy);
-            });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(

@@ -17,7 +17,10 @@ use crate::launch::kernels::constants::partials::PARTIAL_COLUMNS;
 use crate::launch::kernels::constants::qk_norm::{QK_BLOCKS, QK_THREADS};
 use crate::launch::{Argument, KernelEntry, Launch, blocks, index, kernels};
 use crate::ops::rows::{add_scaled, dot, rows_per_task};
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tape::{
+    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Tape, Target, Value,
+    with_element,
+};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 
@@ -63,7 +66,7 @@ impl QkNorm {
         usize::from(head >= self.heads.query)
     }
 
-    fn scale(&self, x: &[f32]) -> f32 {
+    fn scale<T: Element>(&self, x: &[T]) -> f32 {
         1.0 / (dot(x, x) / x.len() as f32 + self.epsilon).sqrt()
     }
 
@@ -149,6 +152,32 @@ impl QkNormBackward {
     }
 }
 
+impl QkNorm {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let qkv = args.inputs.of_or_in_place::<T>(0);
+        let weights = [args.inputs.f32(1), args.inputs.f32(2)];
+        let y = args.outputs.in_order().next::<T>();
+        let (width, dim) = (self.heads.packed_width(), self.heads.dim);
+        let block = rows_per_task(width);
+        y.par_chunks_mut(block * width)
+            .enumerate()
+            .for_each(|(task, y)| {
+                if let Some(qkv) = qkv {
+                    y.copy_from_slice(&qkv[task * block * width..][..y.len()]);
+                }
+                for y in y.chunks_exact_mut(width) {
+                    for (head, y) in y.chunks_exact_mut(dim).take(self.normed()).enumerate() {
+                        let scale = self.scale(y);
+                        for (y, weight) in y.iter_mut().zip(weights[self.kind(head)]) {
+                            *y = T::rounded(y.widen() * (scale * weight));
+                        }
+                    }
+                }
+            });
+    }
+}
+
 impl Op for QkNorm {
     fn name(&self) -> &'static str {
         "qk_norm"
@@ -175,26 +204,7 @@ impl Op for QkNorm {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let qkv = args.inputs.f32_or_in_place(0);
-        let weights = [args.inputs.f32(1), args.inputs.f32(2)];
-        let [y] = args.outputs.f32();
-        let (width, dim) = (self.heads.packed_width(), self.heads.dim);
-        let block = rows_per_task(width);
-        y.par_chunks_mut(block * width)
-            .enumerate()
-            .for_each(|(task, y)| {
-                if let Some(qkv) = qkv {
-                    y.copy_from_slice(&qkv[task * block * width..][..y.len()]);
-                }
-                for y in y.chunks_exact_mut(width) {
-                    for (head, y) in y.chunks_exact_mut(dim).take(self.normed()).enumerate() {
-                        let scale = self.scale(y);
-                        for (y, weight) in y.iter_mut().zip(weights[self.kind(head)]) {
-                            *y *= scale * weight;
-                        }
-                    }
-                }
-            });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -237,6 +247,71 @@ impl Op for QkNorm {
 
     fn in_place(&self) -> &'static [(usize, usize)] {
         &[(0, 0)]
+    }
+}
+
+impl QkNormBackward {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let qkv = args.inputs.of::<T>(0);
+        let weights = [args.inputs.f32(1), args.inputs.f32(2)];
+        let dy = args.inputs.of_or_in_place::<T>(3);
+        let heads = self.norm.heads;
+        let (width, dim) = (heads.packed_width(), heads.dim);
+        let block = self.norm.block(args.input_types[0].shape.rows());
+        // dx of one row, which holds dy; adds to the partial sums [2, D] of the weights' gradients.
+        let one = |x: &[T], dx: &mut [T], partial: &mut [f32]| {
+            let x_heads = x.chunks_exact(dim).take(self.norm.normed());
+            for (head, (x, dx)) in x_heads.zip(dx.chunks_exact_mut(dim)).enumerate() {
+                let kind = self.norm.kind(head);
+                let scale = self.norm.scale(x);
+                // The weights' gradients before dx: it overwrites dy in its place.
+                if self.owes_weights {
+                    let sums = partial[kind * dim..][..dim].iter_mut();
+                    for ((sum, x), dy) in sums.zip(x).zip(&*dx) {
+                        *sum += dy.widen() * x.widen() * scale;
+                    }
+                }
+                let along = weighted_dot(dx, weights[kind], x) / dim as f32 * scale * scale;
+                for ((dx, x), weight) in dx.iter_mut().zip(x).zip(weights[kind]) {
+                    let g = dx.widen() * weight;
+                    *dx = T::rounded(scale * (g - x.widen() * along));
+                }
+            }
+        };
+        let rows_of = |(task, dx): (usize, &mut [T]), partial: &mut [f32]| {
+            let first = task * block * width;
+            if let Some(dy) = dy {
+                dx.copy_from_slice(&dy[first..][..dx.len()]);
+            }
+            partial.fill(0.0);
+            let x = qkv[first..].chunks_exact(width);
+            for (x, dx) in x.zip(dx.chunks_exact_mut(width)) {
+                one(x, dx, partial);
+            }
+        };
+        if !self.owes_weights {
+            let dx = args.outputs.in_order().next::<T>();
+            dx.par_chunks_mut(block * width)
+                .enumerate()
+                .for_each(|chunk| rows_of(chunk, &mut []));
+            return;
+        }
+        let mut outputs = args.outputs.in_order();
+        let dx = outputs.next::<T>();
+        let (d_query, d_key) = (outputs.next::<f32>(), outputs.next::<f32>());
+        let partials = &mut *args.workspace;
+        dx.par_chunks_mut(block * width)
+            .enumerate()
+            .zip(partials.par_chunks_mut(2 * dim))
+            .for_each(|(chunk, partial)| rows_of(chunk, partial));
+        d_query.fill(0.0);
+        d_key.fill(0.0);
+        let blocks = (qkv.len() / width).div_ceil(block);
+        for partial in partials.chunks_exact(2 * dim).take(blocks) {
+            add_scaled(d_query, 1.0, &partial[..dim]);
+            add_scaled(d_key, 1.0, &partial[dim..]);
+        }
     }
 }
 
@@ -283,66 +358,7 @@ impl Op for QkNormBackward {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let qkv = args.inputs.f32(0);
-        let weights = [args.inputs.f32(1), args.inputs.f32(2)];
-        let dy = args.inputs.f32_or_in_place(3);
-        let heads = self.norm.heads;
-        let (width, dim) = (heads.packed_width(), heads.dim);
-        let block = self.norm.block(args.input_types[0].shape.rows());
-        // dx of one row, which holds dy; adds to the partial sums [2, D] of the weights' gradients.
-        let one = |x: &[f32], dx: &mut [f32], partial: &mut [f32]| {
-            let x_heads = x.chunks_exact(dim).take(self.norm.normed());
-            for (head, (x, dx)) in x_heads.zip(dx.chunks_exact_mut(dim)).enumerate() {
-                let kind = self.norm.kind(head);
-                let scale = self.norm.scale(x);
-                // The weights' gradients before dx: it overwrites dy in its place.
-                if self.owes_weights {
-                    let sums = partial[kind * dim..][..dim].iter_mut();
-                    for ((sum, x), dy) in sums.zip(x).zip(&*dx) {
-                        *sum += dy * x * scale;
-                    }
-                }
-                for (dx, weight) in dx.iter_mut().zip(weights[kind]) {
-                    *dx *= weight;
-                }
-                // By now dx holds g = dy·w, so the mean of g·x is one more product.
-                let along = dot(dx, x) / dim as f32 * scale * scale;
-                for (dx, x) in dx.iter_mut().zip(x) {
-                    *dx = scale * (*dx - x * along);
-                }
-            }
-        };
-        let rows_of = |(task, dx): (usize, &mut [f32]), partial: &mut [f32]| {
-            let first = task * block * width;
-            if let Some(dy) = dy {
-                dx.copy_from_slice(&dy[first..][..dx.len()]);
-            }
-            partial.fill(0.0);
-            let x = qkv[first..].chunks_exact(width);
-            for (x, dx) in x.zip(dx.chunks_exact_mut(width)) {
-                one(x, dx, partial);
-            }
-        };
-        if !self.owes_weights {
-            let [dx] = args.outputs.f32();
-            dx.par_chunks_mut(block * width)
-                .enumerate()
-                .for_each(|chunk| rows_of(chunk, &mut []));
-            return;
-        }
-        let [dx, d_query, d_key] = args.outputs.f32();
-        let partials = &mut *args.workspace;
-        dx.par_chunks_mut(block * width)
-            .enumerate()
-            .zip(partials.par_chunks_mut(2 * dim))
-            .for_each(|(chunk, partial)| rows_of(chunk, partial));
-        d_query.fill(0.0);
-        d_key.fill(0.0);
-        let blocks = (qkv.len() / width).div_ceil(block);
-        for partial in partials.chunks_exact(2 * dim).take(blocks) {
-            add_scaled(d_query, 1.0, &partial[..dim]);
-            add_scaled(d_key, 1.0, &partial[dim..]);
-        }
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -412,4 +428,22 @@ impl Op for QkNormBackward {
             Target::Reference => 0,
         }
     }
+}
+
+/// Σ dy·w·x in the order of [`dot`]: g = dy·w is not stored between, where it would be rounded.
+fn weighted_dot<T: Element>(dy: &[T], weight: &[f32], x: &[T]) -> f32 {
+    let (dy_whole, dy_rest) = dy.as_chunks::<8>();
+    let (weight_whole, weight_rest) = weight.as_chunks::<8>();
+    let (x_whole, x_rest) = x.as_chunks::<8>();
+    let mut sums = [0.0f32; 8];
+    for ((dy, weight), x) in dy_whole.iter().zip(weight_whole).zip(x_whole) {
+        for lane in 0..8 {
+            sums[lane] += dy[lane].widen() * weight[lane] * x[lane].widen();
+        }
+    }
+    let rest = dy_rest.iter().zip(weight_rest).zip(x_rest);
+    let rest: f32 = rest
+        .map(|((dy, weight), x)| dy.widen() * weight * x.widen())
+        .sum();
+    sums.iter().sum::<f32>() + rest
 }

@@ -15,7 +15,10 @@ use super::attention::{Heads, check_heads, rows};
 use crate::launch::kernels::constants::rope::{ROPE_PAIRS, ROPE_ROWS};
 use crate::launch::{Argument, Launch, blocks, index, kernels};
 use crate::ops::rows::rows_per_task;
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tape::{
+    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Tape, Target, Value,
+    with_element,
+};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 
@@ -153,6 +156,56 @@ impl Rope {
     }
 }
 
+impl Rope {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let qkv = args.inputs.of_or_in_place::<T>(0);
+        let positions = match self.form {
+            Form::Given => args.inputs.i32(1),
+            _ => &[],
+        };
+        let y = args.outputs.in_order().next::<T>();
+        let angles = self.angles(positions, args.input_types);
+        let (width, dim) = (self.heads.packed_width(), self.heads.dim);
+        // Sines and cosines once for each position and not for each head of each batch row: they cost far more than the
+        // turning. A table row holds the cosines, then the sines of one row's pairs.
+        let distinct = self.distinct_rows(args.input_types);
+        let table = &mut args.workspace[..distinct * dim];
+        let block = rows_per_task(16 * dim);
+        table
+            .par_chunks_mut(block * dim)
+            .enumerate()
+            .for_each(|(task, table)| {
+                for pair in 0..dim / 2 {
+                    let frequency = angles.frequency(pair);
+                    for (row, table) in table.chunks_exact_mut(dim).enumerate() {
+                        // In f64: a position in the thousands times a frequency leaves f32 no digits of the angle.
+                        let angle = angles.position(task * block + row, pair) * frequency;
+                        let (sine, cosine) = angle.sin_cos();
+                        table[pair] = cosine as f32;
+                        table[pair + dim / 2] = sine as f32;
+                    }
+                }
+            });
+        let table = &*table;
+        let block = rows_per_task(width);
+        y.par_chunks_mut(block * width)
+            .enumerate()
+            .for_each(|(task, y)| {
+                if let Some(qkv) = qkv {
+                    y.copy_from_slice(&qkv[task * block * width..][..y.len()]);
+                }
+                for (row, y) in y.chunks_exact_mut(width).enumerate() {
+                    let row = (task * block + row) % distinct;
+                    let (cosines, sines) = table[row * dim..][..dim].split_at(dim / 2);
+                    for y in y.chunks_exact_mut(dim).take(self.turning()) {
+                        turn(y, cosines, sines);
+                    }
+                }
+            });
+    }
+}
+
 impl Op for Rope {
     fn name(&self) -> &'static str {
         "rope"
@@ -214,50 +267,7 @@ impl Op for Rope {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let qkv = args.inputs.f32_or_in_place(0);
-        let positions = match self.form {
-            Form::Given => args.inputs.i32(1),
-            _ => &[],
-        };
-        let [y] = args.outputs.f32();
-        let angles = self.angles(positions, args.input_types);
-        let (width, dim) = (self.heads.packed_width(), self.heads.dim);
-        // Sines and cosines once for each position and not for each head of each batch row: they cost far more than the
-        // turning. A table row holds the cosines, then the sines of one row's pairs.
-        let distinct = self.distinct_rows(args.input_types);
-        let table = &mut args.workspace[..distinct * dim];
-        let block = rows_per_task(16 * dim);
-        table
-            .par_chunks_mut(block * dim)
-            .enumerate()
-            .for_each(|(task, table)| {
-                for pair in 0..dim / 2 {
-                    let frequency = angles.frequency(pair);
-                    for (row, table) in table.chunks_exact_mut(dim).enumerate() {
-                        // In f64: a position in the thousands times a frequency leaves f32 no digits of the angle.
-                        let angle = angles.position(task * block + row, pair) * frequency;
-                        let (sine, cosine) = angle.sin_cos();
-                        table[pair] = cosine as f32;
-                        table[pair + dim / 2] = sine as f32;
-                    }
-                }
-            });
-        let table = &*table;
-        let block = rows_per_task(width);
-        y.par_chunks_mut(block * width)
-            .enumerate()
-            .for_each(|(task, y)| {
-                if let Some(qkv) = qkv {
-                    y.copy_from_slice(&qkv[task * block * width..][..y.len()]);
-                }
-                for (row, y) in y.chunks_exact_mut(width).enumerate() {
-                    let row = (task * block + row) % distinct;
-                    let (cosines, sines) = table[row * dim..][..dim].split_at(dim / 2);
-                    for y in y.chunks_exact_mut(dim).take(self.turning()) {
-                        turn(y, cosines, sines);
-                    }
-                }
-            });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -333,12 +343,12 @@ impl Op for Rope {
 }
 
 /// Turns one head in its place.
-fn turn(head: &mut [f32], cosines: &[f32], sines: &[f32]) {
+fn turn<T: Element>(head: &mut [T], cosines: &[f32], sines: &[f32]) {
     let (first, second) = head.split_at_mut(cosines.len());
     let pairs = first.iter_mut().zip(second).zip(cosines).zip(sines);
     for (((first, second), cosine), sine) in pairs {
-        let (x, y) = (*first, *second);
-        *first = x * cosine - y * sine;
-        *second = y * cosine + x * sine;
+        let (x, y) = (first.widen(), second.widen());
+        *first = T::rounded(x * cosine - y * sine);
+        *second = T::rounded(y * cosine + x * sine);
     }
 }

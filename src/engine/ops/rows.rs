@@ -7,6 +7,7 @@ use crate::launch::kernels::constants::rows::{
 use crate::launch::{KernelEntry, Widths, blocks};
 use crate::tensor::DType;
 use keel_base::error::{Error, Result};
+use keel_cpu::Stored;
 
 /// Elements that one task works on: long enough to hide the hand-over, short enough to share among cores.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
@@ -16,26 +17,27 @@ pub(super) fn rows_per_task(columns: usize) -> usize {
     (ELEMENTS_PER_TASK / columns.max(1)).max(1)
 }
 
-/// to += factor · from.
-pub(super) fn add_scaled(to: &mut [f32], factor: f32, from: &[f32]) {
+/// to += factor · from, each sum rounded once.
+pub(super) fn add_scaled<T: Stored, U: Stored>(to: &mut [T], factor: f32, from: &[U]) {
     debug_assert_eq!(to.len(), from.len());
     for (to, from) in to.iter_mut().zip(from) {
-        *to += factor * from;
+        *to = T::rounded(to.widen() + factor * from.widen());
     }
 }
 
 /// Σ a·b in eight interleaved sums, so that it vectorises; the order depends on the length alone.
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn dot<T: Stored, U: Stored>(a: &[T], b: &[U]) -> f32 {
     debug_assert_eq!(a.len(), b.len());
     let (a_whole, a_rest) = a.as_chunks::<8>();
     let (b_whole, b_rest) = b.as_chunks::<8>();
     let mut sums = [0.0f32; 8];
     for (a, b) in a_whole.iter().zip(b_whole) {
         for lane in 0..8 {
-            sums[lane] += a[lane] * b[lane];
+            sums[lane] += a[lane].widen() * b[lane].widen();
         }
     }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    let rest = a_rest.iter().zip(b_rest);
+    let rest: f32 = rest.map(|(a, b)| a.widen() * b.widen()).sum();
     sums.iter().sum::<f32>() + rest
 }
 

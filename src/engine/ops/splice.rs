@@ -11,7 +11,9 @@ use rayon::prelude::*;
 
 use crate::launch::kernels::constants::splice::SPLICE_WARPS;
 use crate::launch::{Argument, Family, Launch, blocks, index, kernels};
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
+use crate::tape::{
+    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Tape, Value, with_element,
+};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 
@@ -127,6 +129,34 @@ fn sizes(op: &'static str, tensor: &str, rows: TensorType, ids: TensorType) -> R
     }
 }
 
+impl Splice {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let text = args.inputs.of_or_in_place::<T>(0);
+        let (ids, image) = (args.inputs.i32(1), args.inputs.of::<T>(2));
+        let y = args.outputs.in_order().next::<T>();
+        let (width, tokens) = (
+            args.input_types[0].shape.columns(),
+            args.input_types[1].shape.columns(),
+        );
+        let image_tokens = args.input_types[2].shape.dims()[1];
+        y.par_chunks_mut(tokens * width)
+            .zip(ids.par_chunks(tokens))
+            .zip(image.par_chunks(image_tokens * width))
+            .enumerate()
+            .for_each(|(batch, ((y, ids), image))| {
+                if let Some(text) = text {
+                    y.copy_from_slice(&text[batch * tokens * width..][..tokens * width]);
+                }
+                // Text everywhere first, image tokens over it: placeholders without an image token keep their text.
+                let images = image.chunks_exact(width);
+                for (place, image) in places(ids, self.image_id, image_tokens).zip(images) {
+                    y[place * width..][..width].copy_from_slice(image);
+                }
+            });
+    }
+}
+
 impl Op for Splice {
     fn name(&self) -> &'static str {
         "splice"
@@ -166,28 +196,7 @@ impl Op for Splice {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let text = args.inputs.f32_or_in_place(0);
-        let (ids, image) = (args.inputs.i32(1), args.inputs.f32(2));
-        let [y] = args.outputs.f32();
-        let (width, tokens) = (
-            args.input_types[0].shape.columns(),
-            args.input_types[1].shape.columns(),
-        );
-        let image_tokens = args.input_types[2].shape.dims()[1];
-        y.par_chunks_mut(tokens * width)
-            .zip(ids.par_chunks(tokens))
-            .zip(image.par_chunks(image_tokens * width))
-            .enumerate()
-            .for_each(|(batch, ((y, ids), image))| {
-                if let Some(text) = text {
-                    y.copy_from_slice(&text[batch * tokens * width..][..tokens * width]);
-                }
-                // Text everywhere first, image tokens over it: placeholders without an image token keep their text.
-                let images = image.chunks_exact(width);
-                for (place, image) in places(ids, self.image_id, image_tokens).zip(images) {
-                    y[place * width..][..width].copy_from_slice(image);
-                }
-            });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -245,6 +254,30 @@ impl Op for Splice {
     }
 }
 
+impl SpliceText {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let (dy, ids) = (args.inputs.of_or_in_place::<T>(0), args.inputs.i32(1));
+        let d_text = args.outputs.in_order().next::<T>();
+        let (width, tokens) = (
+            args.input_types[0].shape.columns(),
+            args.input_types[1].shape.columns(),
+        );
+        d_text
+            .par_chunks_mut(tokens * width)
+            .zip(ids.par_chunks(tokens))
+            .enumerate()
+            .for_each(|(batch, (d_text, ids))| {
+                if let Some(dy) = dy {
+                    d_text.copy_from_slice(&dy[batch * tokens * width..][..tokens * width]);
+                }
+                for place in places(ids, self.image_id, self.image_tokens) {
+                    d_text[place * width..][..width].fill(T::default());
+                }
+            });
+    }
+}
+
 impl Op for SpliceText {
     fn name(&self) -> &'static str {
         "splice_backward_text"
@@ -268,24 +301,7 @@ impl Op for SpliceText {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let (dy, ids) = (args.inputs.f32_or_in_place(0), args.inputs.i32(1));
-        let [d_text] = args.outputs.f32();
-        let (width, tokens) = (
-            args.input_types[0].shape.columns(),
-            args.input_types[1].shape.columns(),
-        );
-        d_text
-            .par_chunks_mut(tokens * width)
-            .zip(ids.par_chunks(tokens))
-            .enumerate()
-            .for_each(|(batch, (d_text, ids))| {
-                if let Some(dy) = dy {
-                    d_text.copy_from_slice(&dy[batch * tokens * width..][..tokens * width]);
-                }
-                for place in places(ids, self.image_id, self.image_tokens) {
-                    d_text[place * width..][..width].fill(0.0);
-                }
-            });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -306,6 +322,43 @@ impl Op for SpliceText {
 
     fn in_place(&self) -> &'static [(usize, usize)] {
         &[(0, 0)]
+    }
+}
+
+impl SpliceImage {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let (dy, ids) = (args.inputs.of::<T>(0), args.inputs.i32(1));
+        let sum = if self.accumulates {
+            args.inputs.of_or_in_place::<T>(2)
+        } else {
+            None
+        };
+        let d_image = args.outputs.in_order().next::<T>();
+        let (width, tokens) = (
+            args.input_types[0].shape.columns(),
+            args.input_types[1].shape.columns(),
+        );
+        let one = self.image_tokens * width;
+        d_image
+            .par_chunks_mut(one)
+            .zip(ids.par_chunks(tokens))
+            .zip(dy.par_chunks(tokens * width))
+            .enumerate()
+            .for_each(|(batch, ((d_image, ids), dy))| {
+                match sum {
+                    Some(sum) => d_image.copy_from_slice(&sum[batch * one..][..one]),
+                    None if self.accumulates => {}
+                    None => d_image.fill(T::default()),
+                }
+                let images = d_image.chunks_exact_mut(width);
+                let places = places(ids, self.image_id, self.image_tokens);
+                for (d_image, place) in images.zip(places) {
+                    for (sum, dy) in d_image.iter_mut().zip(&dy[place * width..]) {
+                        *sum = T::rounded(sum.widen() + dy.widen());
+                    }
+                }
+            });
     }
 }
 
@@ -338,37 +391,7 @@ impl Op for SpliceImage {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let (dy, ids) = (args.inputs.f32(0), args.inputs.i32(1));
-        let sum = if self.accumulates {
-            args.inputs.f32_or_in_place(2)
-        } else {
-            None
-        };
-        let [d_image] = args.outputs.f32();
-        let (width, tokens) = (
-            args.input_types[0].shape.columns(),
-            args.input_types[1].shape.columns(),
-        );
-        let one = self.image_tokens * width;
-        d_image
-            .par_chunks_mut(one)
-            .zip(ids.par_chunks(tokens))
-            .zip(dy.par_chunks(tokens * width))
-            .enumerate()
-            .for_each(|(batch, ((d_image, ids), dy))| {
-                match sum {
-                    Some(sum) => d_image.copy_from_slice(&sum[batch * one..][..one]),
-                    None if self.accumulates => {}
-                    None => d_image.fill(0.0),
-                }
-                let images = d_image.chunks_exact_mut(width);
-                let places = places(ids, self.image_id, self.image_tokens);
-                for (d_image, place) in images.zip(places) {
-                    for (sum, dy) in d_image.iter_mut().zip(&dy[place * width..]) {
-                        *sum += dy;
-                    }
-                }
-            });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(

@@ -12,7 +12,9 @@ use crate::launch::{Argument, Family, Launch, blocks, index, kernels};
 use crate::ops::rows::rows_per_block;
 use crate::ops::shapes::{expect_float, expect_inputs, expect_type, with_columns};
 use crate::ops::special::sigmoid;
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
+use crate::tape::{
+    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Tape, Value, with_element,
+};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 use keel_cpu::vector_math;
@@ -46,6 +48,30 @@ fn launch(family: Family, y: TensorType, tensors: &[Argument]) -> Result<Vec<Lau
 #[derive(Clone, Copy, Debug)]
 struct Swiglu;
 
+impl Swiglu {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let width = args.output_types[0].shape.columns();
+        let gate_up = args.inputs.of::<T>(0);
+        let y = args.outputs.in_order().next::<T>();
+        if y.is_empty() {
+            return;
+        }
+        let rows = (ELEMENTS_PER_TASK / width).max(1);
+        y.par_chunks_mut(rows * width)
+            .zip(gate_up.par_chunks(rows * 2 * width))
+            .for_each(|(y, gate_up)| {
+                let rows = y
+                    .chunks_exact_mut(width)
+                    .zip(gate_up.chunks_exact(2 * width));
+                for (y, gate_up) in rows {
+                    let (gate, up) = gate_up.split_at(width);
+                    vector_math::swiglu(gate, up, y);
+                }
+            });
+    }
+}
+
 impl Op for Swiglu {
     fn name(&self) -> &'static str {
         "swiglu"
@@ -74,24 +100,7 @@ impl Op for Swiglu {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let width = args.output_types[0].shape.columns();
-        let gate_up = args.inputs.f32(0);
-        let [y] = args.outputs.f32();
-        if y.is_empty() {
-            return;
-        }
-        let rows = (ELEMENTS_PER_TASK / width).max(1);
-        y.par_chunks_mut(rows * width)
-            .zip(gate_up.par_chunks(rows * 2 * width))
-            .for_each(|(y, gate_up)| {
-                let rows = y
-                    .chunks_exact_mut(width)
-                    .zip(gate_up.chunks_exact(2 * width));
-                for (y, gate_up) in rows {
-                    let (gate, up) = gate_up.split_at(width);
-                    vector_math::swiglu(gate, up, y);
-                }
-            });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -120,6 +129,40 @@ impl Op for Swiglu {
 #[derive(Clone, Copy, Debug)]
 struct SwigluBackward;
 
+impl SwigluBackward {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let width = args.input_types[0].shape.columns();
+        let dy = args.inputs.of::<T>(0);
+        let gate_up = args.inputs.of_or_in_place::<T>(1);
+        let gradient = args.outputs.in_order().next::<T>();
+        if dy.is_empty() {
+            return;
+        }
+        let rows = (ELEMENTS_PER_TASK / width).max(1);
+        let chunk = rows * 2 * width;
+        gradient
+            .par_chunks_mut(chunk)
+            .zip(dy.par_chunks(rows * width))
+            .enumerate()
+            .for_each(|(task, (gradient, dy))| {
+                let rows = gradient
+                    .chunks_exact_mut(2 * width)
+                    .zip(dy.chunks_exact(width));
+                for (row, (gradient, dy)) in rows.enumerate() {
+                    // Row by row into the gradient's own memory, where both halves are overwritten at once: one loop
+                    // whether or not gate_up lies there already.
+                    if let Some(gate_up) = gate_up {
+                        let at = task * chunk + row * 2 * width;
+                        gradient.copy_from_slice(&gate_up[at..][..2 * width]);
+                    }
+                    let (gate, up) = gradient.split_at_mut(width);
+                    vector_math::swiglu_backward(dy, gate, up);
+                }
+            });
+    }
+}
+
 impl Op for SwigluBackward {
     fn name(&self) -> &'static str {
         "swiglu_backward"
@@ -147,34 +190,7 @@ impl Op for SwigluBackward {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let width = args.input_types[0].shape.columns();
-        let dy = args.inputs.f32(0);
-        let gate_up = args.inputs.f32_or_in_place(1);
-        let [gradient] = args.outputs.f32();
-        if dy.is_empty() {
-            return;
-        }
-        let rows = (ELEMENTS_PER_TASK / width).max(1);
-        let chunk = rows * 2 * width;
-        gradient
-            .par_chunks_mut(chunk)
-            .zip(dy.par_chunks(rows * width))
-            .enumerate()
-            .for_each(|(task, (gradient, dy))| {
-                let rows = gradient
-                    .chunks_exact_mut(2 * width)
-                    .zip(dy.chunks_exact(width));
-                for (row, (gradient, dy)) in rows.enumerate() {
-                    // Row by row into the gradient's own memory, where both halves are overwritten at once: one loop
-                    // whether or not gate_up lies there already.
-                    if let Some(gate_up) = gate_up {
-                        let at = task * chunk + row * 2 * width;
-                        gradient.copy_from_slice(&gate_up[at..][..2 * width]);
-                    }
-                    let (gate, up) = gradient.split_at_mut(width);
-                    vector_math::swiglu_backward(dy, gate, up);
-                }
-            });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(

@@ -1,5 +1,8 @@
 //! What an executor hands to an op when it runs: its inputs, outputs and scratch memory.
 
+use half::bf16;
+use keel_cpu::matmul::Factor;
+
 use crate::tensor::{Shape, TensorType};
 
 /// A dense array of the reference executor. Every float type is held as `f64`.
@@ -113,11 +116,70 @@ impl<'a> ReferenceArgs<'a> {
     }
 }
 
+/// A float type in which the values of a program are stored, as the processor's kernels name it.
+pub trait Element: Factor + bytemuck::Pod {
+    /// The elements of an input of this type.
+    fn of_input<'a>(input: Input<'a>) -> Option<&'a [Self]>;
+    /// The elements of an output of this type.
+    fn of_output<'a, 'b>(output: &'b mut Output<'a>) -> Option<&'b mut [Self]>;
+}
+
+impl Element for f32 {
+    fn of_input<'a>(input: Input<'a>) -> Option<&'a [f32]> {
+        match input {
+            Input::F32(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    fn of_output<'a, 'b>(output: &'b mut Output<'a>) -> Option<&'b mut [f32]> {
+        match output {
+            Output::F32(values) => Some(values),
+            _ => None,
+        }
+    }
+}
+
+impl Element for bf16 {
+    fn of_input<'a>(input: Input<'a>) -> Option<&'a [bf16]> {
+        match input {
+            Input::Bf16(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    fn of_output<'a, 'b>(output: &'b mut Output<'a>) -> Option<&'b mut [bf16]> {
+        match output {
+            Output::Bf16(values) => Some(values),
+            _ => None,
+        }
+    }
+}
+
+/// Evaluates `$body` with `$element` as the [`Element`] of the float type `$dtype`.
+macro_rules! with_element {
+    ($dtype:expr, $element:ident => $body:expr) => {
+        match $dtype {
+            $crate::tensor::DType::Bf16 => {
+                type $element = half::bf16;
+                $body
+            }
+            _ => {
+                type $element = f32;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_element;
+
 /// One input of a CPU kernel.
 #[derive(Clone, Copy, Debug)]
 pub enum Input<'a> {
-    /// Float elements.
+    /// Elements of type f32.
     F32(&'a [f32]),
+    /// Elements of type bf16.
+    Bf16(&'a [bf16]),
     /// Integer elements.
     I32(&'a [i32]),
     /// The input lies in the place of the output with this index: read it there.
@@ -127,8 +189,10 @@ pub enum Input<'a> {
 /// One output of a CPU kernel. Its memory holds anything, unless an input lies in its place.
 #[derive(Debug)]
 pub enum Output<'a> {
-    /// Float elements.
+    /// Elements of type f32.
     F32(&'a mut [f32]),
+    /// Elements of type bf16.
+    Bf16(&'a mut [bf16]),
     /// Integer elements.
     I32(&'a mut [i32]),
 }
@@ -138,7 +202,7 @@ pub enum Output<'a> {
 pub struct CpuArgs<'a> {
     /// The inputs.
     pub inputs: Inputs<'a>,
-    /// The outputs; take them with [`Outputs::f32`].
+    /// The outputs; take them with [`Outputs::f32`] or [`Outputs::in_order`].
     pub outputs: Outputs<'a>,
     /// Scratch memory of the size that [`super::Op::workspace`] asked for, 64-byte aligned; holds anything.
     pub workspace: &'a mut [f32],
@@ -153,28 +217,45 @@ pub struct CpuArgs<'a> {
 pub struct Inputs<'a>(pub &'a [Input<'a>]);
 
 impl<'a> Inputs<'a> {
-    /// Float input `index`.
+    /// Float input `index`, stored as `T`.
     ///
     /// # Panics
-    /// When the input is of another type or lies in an output's place; ops that allow that use [`Inputs::f32_or_in_place`].
-    pub fn f32(&self, index: usize) -> &'a [f32] {
-        match self.0[index] {
-            Input::F32(values) => values,
-            Input::I32(_) => panic!("infer admits only f32 at input {index}"),
-            Input::InPlace(_) => panic!("input {index} lies in an output's place"),
+    /// When the input is of another type or lies in an output's place; ops that allow that use [`Inputs::of_or_in_place`].
+    pub fn of<T: Element>(&self, index: usize) -> &'a [T] {
+        match self.of_or_in_place(index) {
+            Some(values) => values,
+            None => panic!("input {index} lies in an output's place"),
         }
     }
 
-    /// Float input `index`, or `None` when the output already holds it.
+    /// Float input `index`, stored as `T`, or `None` when the output already holds it.
     ///
     /// # Panics
     /// When the input is of another type, which [`super::Op::infer`] has excluded.
-    pub fn f32_or_in_place(&self, index: usize) -> Option<&'a [f32]> {
+    pub fn of_or_in_place<T: Element>(&self, index: usize) -> Option<&'a [T]> {
         match self.0[index] {
-            Input::F32(values) => Some(values),
             Input::InPlace(_) => None,
-            Input::I32(_) => panic!("infer admits only f32 at input {index}"),
+            input => match T::of_input(input) {
+                Some(values) => Some(values),
+                None => panic!("infer admits only another type at input {index}"),
+            },
         }
+    }
+
+    /// Input `index` of type f32.
+    ///
+    /// # Panics
+    /// As [`Inputs::of`].
+    pub fn f32(&self, index: usize) -> &'a [f32] {
+        self.of(index)
+    }
+
+    /// Input `index` of type f32, or `None` when the output already holds it.
+    ///
+    /// # Panics
+    /// As [`Inputs::of_or_in_place`].
+    pub fn f32_or_in_place(&self, index: usize) -> Option<&'a [f32]> {
+        self.of_or_in_place(index)
     }
 
     /// Integer input `index`.
@@ -204,16 +285,18 @@ impl<'a> Inputs<'a> {
 pub struct Outputs<'a>(pub &'a mut [Output<'a>]);
 
 impl<'a> Outputs<'a> {
-    /// The first `O` outputs, all of float type.
+    /// The first `O` outputs, all of type f32.
     ///
     /// # Panics
-    /// When the op has fewer outputs or one of them holds integers, which [`super::Op::infer`] has excluded.
+    /// When the op has fewer outputs or one of them is of another type, which [`super::Op::infer`] has excluded.
     pub fn f32<const O: usize>(self) -> [&'a mut [f32]; O] {
-        let mut outputs = self.0.iter_mut();
-        std::array::from_fn(|index| match outputs.next() {
-            Some(Output::F32(values)) => &mut **values,
-            _ => panic!("infer makes output {index} an f32 value"),
-        })
+        let mut outputs = self.in_order();
+        std::array::from_fn(|_| outputs.next())
+    }
+
+    /// The outputs one after the other, each by its type.
+    pub fn in_order(self) -> OutputsInOrder<'a> {
+        OutputsInOrder(self.0.iter_mut())
     }
 
     /// The first output, of integer type.
@@ -225,5 +308,22 @@ impl<'a> Outputs<'a> {
             Some(Output::I32(values)) => values,
             _ => panic!("infer makes the output an i32 value"),
         }
+    }
+}
+
+/// The outputs of a CPU kernel that have not been taken yet.
+#[derive(Debug)]
+pub struct OutputsInOrder<'a>(std::slice::IterMut<'a, Output<'a>>);
+
+impl<'a> OutputsInOrder<'a> {
+    /// The next output, stored as `T`.
+    ///
+    /// # Panics
+    /// When there is none or it is of another type, which [`super::Op::infer`] has excluded.
+    // Not an iterator: each call says the type of what it takes.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next<T: Element>(&mut self) -> &'a mut [T] {
+        let output = self.0.next().and_then(T::of_output);
+        output.expect("infer makes the output of this type")
     }
 }

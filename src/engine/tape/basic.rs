@@ -2,7 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Value};
+use super::{
+    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Value, with_element,
+};
 use crate::launch::kernels::constants::basic::BASIC_THREADS;
 use crate::launch::{Argument, Family, Launch, blocks, kernels, vector};
 use crate::tensor::{Shape, TensorType};
@@ -85,6 +87,14 @@ pub struct Fill {
     pub value: f32,
 }
 
+impl Fill {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let y = args.outputs.in_order().next::<T>();
+        y.fill(T::rounded(self.value));
+    }
+}
+
 impl Op for Fill {
     fn name(&self) -> &'static str {
         "fill"
@@ -100,8 +110,7 @@ impl Op for Fill {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let [y] = args.outputs.f32();
-        y.fill(self.value);
+        with_element!(args.output_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -136,6 +145,17 @@ impl Op for Fill {
 #[derive(Clone, Copy, Debug)]
 pub struct Copy;
 
+impl Copy {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let x = args.inputs.of::<T>(0);
+        let y = args.outputs.in_order().next::<T>();
+        y.par_chunks_mut(ELEMENTS_PER_TASK)
+            .zip(x.par_chunks(ELEMENTS_PER_TASK))
+            .for_each(|(y, x)| y.copy_from_slice(x));
+    }
+}
+
 impl Op for Copy {
     fn name(&self) -> &'static str {
         "copy"
@@ -151,11 +171,7 @@ impl Op for Copy {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let x = args.inputs.f32(0);
-        let [y] = args.outputs.f32();
-        y.par_chunks_mut(ELEMENTS_PER_TASK)
-            .zip(x.par_chunks(ELEMENTS_PER_TASK))
-            .for_each(|(y, x)| y.copy_from_slice(x));
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -180,6 +196,44 @@ impl Op for Copy {
 #[derive(Clone, Copy, Debug)]
 pub struct Add;
 
+impl Add {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let a = args.inputs.of_or_in_place::<T>(0);
+        let b = args.inputs.of_or_in_place::<T>(1);
+        let y = args.outputs.in_order().next::<T>();
+        let chunks = y.par_chunks_mut(ELEMENTS_PER_TASK);
+        match (a, b) {
+            (Some(a), Some(b)) => chunks
+                .zip(
+                    a.par_chunks(ELEMENTS_PER_TASK)
+                        .zip(b.par_chunks(ELEMENTS_PER_TASK)),
+                )
+                .for_each(|(y, (a, b))| {
+                    for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+                        *y = T::rounded(a.widen() + b.widen());
+                    }
+                }),
+            // Addition commutes bit for bit, so it does not matter which of the two lies in the output.
+            (Some(other), None) | (None, Some(other)) => {
+                chunks
+                    .zip(other.par_chunks(ELEMENTS_PER_TASK))
+                    .for_each(|(y, other)| {
+                        for (y, other) in y.iter_mut().zip(other) {
+                            *y = T::rounded(y.widen() + other.widen());
+                        }
+                    });
+            }
+            // Both operands are one value, and it lies in the output: y = 2 y.
+            (None, None) => chunks.for_each(|y| {
+                for y in y {
+                    *y = T::rounded(y.widen() + y.widen());
+                }
+            }),
+        }
+    }
+}
+
 impl Op for Add {
     fn name(&self) -> &'static str {
         "add"
@@ -203,38 +257,7 @@ impl Op for Add {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let a = args.inputs.f32_or_in_place(0);
-        let b = args.inputs.f32_or_in_place(1);
-        let [y] = args.outputs.f32();
-        let chunks = y.par_chunks_mut(ELEMENTS_PER_TASK);
-        match (a, b) {
-            (Some(a), Some(b)) => chunks
-                .zip(
-                    a.par_chunks(ELEMENTS_PER_TASK)
-                        .zip(b.par_chunks(ELEMENTS_PER_TASK)),
-                )
-                .for_each(|(y, (a, b))| {
-                    for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
-                        *y = a + b;
-                    }
-                }),
-            // Addition commutes bit for bit, so it does not matter which of the two lies in the output.
-            (Some(other), None) | (None, Some(other)) => {
-                chunks
-                    .zip(other.par_chunks(ELEMENTS_PER_TASK))
-                    .for_each(|(y, other)| {
-                        for (y, other) in y.iter_mut().zip(other) {
-                            *y += other;
-                        }
-                    });
-            }
-            // Both operands are one value, and it lies in the output: y = 2 y.
-            (None, None) => chunks.for_each(|y| {
-                for y in y {
-                    *y += *y;
-                }
-            }),
-        }
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(

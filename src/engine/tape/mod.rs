@@ -15,7 +15,11 @@ mod parameters;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-pub use arguments::{Array, ArrayData, CpuArgs, Input, Inputs, Output, Outputs, ReferenceArgs};
+pub(crate) use arguments::with_element;
+pub use arguments::{
+    Array, ArrayData, CpuArgs, Element, Input, Inputs, Output, Outputs, OutputsInOrder,
+    ReferenceArgs,
+};
 pub use basic::{Add, Copy, Fill, View};
 pub use op::{Backward, CollectivePart, CompileTarget, Cost, Op, Target, Tier};
 pub use parameters::{Init, ParameterEntry, ParameterLayout, ParameterSpec};

@@ -131,7 +131,7 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     /// The definition of the op in plain f64 loops.
     fn reference(&self, args: ReferenceArgs<'_>);
 
-    /// The f32 kernel for the processor. It runs inside a rayon pool, splits its work by shape only (the same bits for
+    /// The kernel for the processor, which computes in f32 and stores what the types say. It runs inside a rayon pool, splits its work by shape only (the same bits for
     /// any number of threads) and allocates nothing.
     fn cpu(&self, args: CpuArgs<'_>);
 

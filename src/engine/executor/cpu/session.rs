@@ -4,6 +4,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
+use half::bf16;
+use keel_cpu::{Bf16Products, round, set_bf16_products};
+
 use super::super::arena::ByteArena;
 use super::super::collectives::Collectives;
 use super::super::inputs::UnwrittenInputs;
@@ -21,12 +24,49 @@ use keel_ranks::SharedEngine;
 /// The most inputs or outputs an op may have; slices for them are built on the stack.
 const MAX_ARGUMENTS: usize = 12;
 
-/// Runs programs in f32 on all cores. See [`super`].
+/// Runs programs on all cores. See [`super`].
 pub struct CpuExecutor {
-    parameters: Arc<Mutex<ByteArena>>,
+    parameters: Arc<Mutex<Parameters>>,
     pool: Arc<rayon::ThreadPool>,
     peak: OnceLock<f64>,
     engine: Option<SharedEngine>,
+    precision: DType,
+}
+
+/// Masters, and the same rounded to bf16 once a program was loaded that reads them so.
+struct Parameters {
+    masters: ByteArena,
+    bf16_copies: Option<ByteArena>,
+}
+
+impl Parameters {
+    fn masters(&self) -> &[f32] {
+        let elements = self.masters.bytes() / size_of::<f32>();
+        // SAFETY: whoever has the parameters holds their lock, and writing them takes `&mut self` or a session that holds
+        // it too.
+        unsafe { self.masters.slice(0, elements) }
+    }
+
+    /// Copies the masters from `offset` on, where copies are kept.
+    fn copy_masters(&mut self, offset: usize, elements: usize) {
+        let Some(copies) = &self.bf16_copies else {
+            return;
+        };
+        // SAFETY: `&mut self` excludes every other user.
+        let copies = unsafe { copies.slice_mut::<bf16>(offset * size_of::<bf16>(), elements) };
+        round(&self.masters()[offset..][..elements], copies);
+    }
+
+    /// Keeps bf16 copies from now on.
+    fn keep_bf16_copies(&mut self) -> Result<()> {
+        if self.bf16_copies.is_none() {
+            let elements = self.masters.bytes() / size_of::<f32>();
+            let bytes = elements * size_of::<bf16>();
+            self.bf16_copies = Some(ByteArena::new("parameters in bf16", bytes)?);
+            self.copy_masters(0, elements);
+        }
+        Ok(())
+    }
 }
 
 impl CpuExecutor {
@@ -45,13 +85,28 @@ impl CpuExecutor {
         // A thread registers itself with the pool when it first looks for work, and that allocates: waiting here until
         // every thread has answered keeps it out of the steps.
         pool.broadcast(|_| ());
-        let parameters = ByteArena::new("parameters", elements * size_of::<f32>())?;
+        let parameters = Parameters {
+            masters: ByteArena::new("parameters", elements * size_of::<f32>())?,
+            bf16_copies: None,
+        };
         Ok(CpuExecutor {
             parameters: Arc::new(Mutex::new(parameters)),
             pool: Arc::new(pool),
             peak: OnceLock::new(),
             engine: None,
+            precision: DType::F32,
         })
+    }
+
+    /// The executor with `precision` for its programs, f32 by default.
+    pub fn in_precision(self, precision: DType) -> CpuExecutor {
+        CpuExecutor { precision, ..self }
+    }
+
+    /// The executor with products of bf16 numbers computed this way, the faster one of the machine by default.
+    pub fn with_bf16_products(self, products: Bf16Products) -> CpuExecutor {
+        self.pool.broadcast(|_| set_bf16_products(products));
+        self
     }
 
     /// The threads that compute.
@@ -59,7 +114,7 @@ impl CpuExecutor {
         self.pool.current_num_threads()
     }
 
-    fn lock(&self) -> MutexGuard<'_, ByteArena> {
+    fn lock(&self) -> MutexGuard<'_, Parameters> {
         self.parameters
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -70,23 +125,28 @@ impl Executor for CpuExecutor {
     fn describe(&self) -> String {
         let threads = self.threads();
         format!(
-            "cpu, {threads} thread{}, f32",
-            if threads == 1 { "" } else { "s" }
+            "cpu, {threads} thread{}, {}",
+            if threads == 1 { "" } else { "s" },
+            self.precision
         )
     }
 
     fn compile_target(&self) -> CompileTarget {
-        Target::Cpu {
+        let target = Target::Cpu {
             threads: self.threads(),
+        };
+        CompileTarget {
+            precision: self.precision,
+            ..target.into()
         }
-        .into()
     }
 
     /// Measured once.
     fn peak_flops(&self) -> f64 {
-        *self
-            .peak
-            .get_or_init(|| self.pool.install(keel_cpu::measure_peak))
+        *self.peak.get_or_init(|| match self.precision {
+            DType::Bf16 => self.pool.install(keel_cpu::measure_bf16_peak),
+            _ => self.pool.install(keel_cpu::measure_peak),
+        })
     }
 
     /// Measured anew each time.
@@ -100,15 +160,8 @@ impl Executor for CpuExecutor {
     }
 
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
-        if let Some(value) = program.values().iter().find(|v| v.ty.dtype == DType::Bf16) {
-            return Err(Error::Device {
-                device: "cpu".into(),
-                problem: format!(
-                    "the program holds bf16 values ({}), and the processor computes in f32",
-                    value.name.as_deref().unwrap_or("without a name")
-                ),
-                remedy: "use --precision f32 or another --device".into(),
-            });
+        if program.has_bf16_parameters() {
+            self.lock().keep_bf16_copies()?;
         }
         let fixed = SessionArenas::new(&program, |what, arena, elements| {
             ByteArena::new(what, elements * arena.element().size())
@@ -140,18 +193,18 @@ impl Executor for CpuExecutor {
     }
 
     fn write_parameters(&self, offset: usize, values: &[f32]) -> Result<()> {
-        let parameters = self.lock();
+        let mut parameters = self.lock();
+        let start = offset * size_of::<f32>();
         // SAFETY: the lock is held, so nobody else looks at the parameter arena.
-        let place = unsafe { parameters.slice_mut(offset * size_of::<f32>(), values.len()) };
+        let place = unsafe { parameters.masters.slice_mut(start, values.len()) };
         place.copy_from_slice(values);
+        parameters.copy_masters(offset, values.len());
         Ok(())
     }
 
     fn read_parameters(&self, offset: usize, values: &mut [f32]) -> Result<()> {
         let parameters = self.lock();
-        // SAFETY: the lock is held, so nobody else writes to the parameter arena.
-        let place = unsafe { parameters.slice(offset * size_of::<f32>(), values.len()) };
-        values.copy_from_slice(place);
+        values.copy_from_slice(&parameters.masters()[offset..][..values.len()]);
         Ok(())
     }
 }
@@ -168,21 +221,25 @@ struct Memory {
 }
 
 impl Memory {
-    fn fixed<'a>(&'a self, arena: Arena, parameters: &'a ByteArena) -> &'a ByteArena {
+    fn fixed<'a>(&'a self, arena: Arena, parameters: &'a Parameters) -> &'a ByteArena {
         match arena {
-            Arena::Parameters => parameters,
-            Arena::ParametersBf16 => unreachable!("programs for the processor hold f32"),
+            Arena::Parameters => &parameters.masters,
+            Arena::ParametersBf16 => {
+                let copies = parameters.bf16_copies.as_ref();
+                copies.expect("they are kept from the loading of such a program on")
+            }
             _ => self.fixed.get(arena),
         }
     }
 
     /// The arena and first byte of a value.
-    fn locate<'a>(&'a self, place: Place, parameters: &'a ByteArena) -> (&'a ByteArena, usize) {
+    fn locate<'a>(&'a self, place: Place, parameters: &'a Parameters) -> (&'a ByteArena, usize) {
         match place {
             Place::Activations(offset) => (&self.activations, offset),
-            Place::Fixed(arena, element) => {
-                (self.fixed(arena, parameters), element * size_of::<f32>())
-            }
+            Place::Fixed(arena, element) => (
+                self.fixed(arena, parameters),
+                element * arena.element().size(),
+            ),
             Place::Dropped => unreachable!("an op that runs has all its values placed"),
         }
     }
@@ -191,7 +248,7 @@ impl Memory {
 struct CpuSession {
     program: Arc<Program>,
     memory: Memory,
-    parameters: Arc<Mutex<ByteArena>>,
+    parameters: Arc<Mutex<Parameters>>,
     pool: Arc<rayon::ThreadPool>,
     /// Of each op.
     types: Vec<OpTypes>,
@@ -214,7 +271,7 @@ impl CpuSession {
         &self,
         instruction: &Instruction,
         (number, part): (usize, CollectivePart),
-        parameters: &ByteArena,
+        parameters: &Parameters,
     ) -> Result<()> {
         let value = match part {
             CollectivePart::Begin(_) => instruction.inputs[0],
@@ -238,7 +295,7 @@ impl CpuSession {
         }
     }
 
-    fn run_op(&self, index: usize, parameters: &ByteArena) -> Result<()> {
+    fn run_op(&self, index: usize, parameters: &Parameters) -> Result<()> {
         let op = &self.program.ops()[index];
         let types = &self.types[index];
         let instruction = &op.instruction;
@@ -264,7 +321,8 @@ impl CpuSession {
                 DType::F32 => Input::F32(unsafe { arena.slice(offset, ty.numel()) }),
                 // SAFETY: as above.
                 DType::I32 => Input::I32(unsafe { arena.slice(offset, ty.numel()) }),
-                DType::Bf16 => unreachable!("programs for the processor hold f32"),
+                // SAFETY: as above.
+                DType::Bf16 => Input::Bf16(unsafe { arena.slice(offset, ty.numel()) }),
             };
         }
         let mut outputs: [Output<'_>; MAX_ARGUMENTS] =
@@ -278,7 +336,8 @@ impl CpuSession {
                 DType::F32 => Output::F32(unsafe { arena.slice_mut(offset, ty.numel()) }),
                 // SAFETY: as above.
                 DType::I32 => Output::I32(unsafe { arena.slice_mut(offset, ty.numel()) }),
-                DType::Bf16 => unreachable!("programs for the processor hold f32"),
+                // SAFETY: as above.
+                DType::Bf16 => Output::Bf16(unsafe { arena.slice_mut(offset, ty.numel()) }),
             };
         }
         let (offset, bytes) = op.workspace;
@@ -311,7 +370,7 @@ impl CpuSession {
             .parameters
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let parameters: &ByteArena = &parameters;
+        let parameters: &Parameters = &parameters;
         // One hand-over to the pool for the whole step: each would cost more than a small op computes.
         this.pool.install(|| {
             let count = match extent {
@@ -330,7 +389,7 @@ impl CpuSession {
         })
     }
 
-    fn locked<T>(&self, with: impl FnOnce(&ByteArena) -> T) -> T {
+    fn locked<T>(&self, with: impl FnOnce(&Parameters) -> T) -> T {
         with(
             &self
                 .parameters
@@ -388,6 +447,11 @@ impl Session for CpuSession {
     }
 
     fn write_f32(&mut self, input: &str, values: &[f32]) -> Result<()> {
+        if self.program.ty(self.program.input(input)?).dtype == DType::Bf16 {
+            let mut rounded = vec![bf16::ZERO; values.len()];
+            round(values, &mut rounded);
+            return self.write(input, DType::Bf16, &rounded);
+        }
         self.write(input, DType::F32, values)
     }
 
@@ -398,29 +462,45 @@ impl Session for CpuSession {
     fn read_f32(&self, output: &str) -> Result<Vec<f32>> {
         let value = self.program.output(output)?;
         Ok(match self.program.ty(value).dtype {
-            DType::I32 => self
-                .read::<i32>(value)
-                .into_iter()
-                .map(|x| x as f32)
+            DType::F32 => self.read(value),
+            DType::Bf16 => self
+                .read::<bf16>(value)
+                .iter()
+                .map(|x| x.to_f32())
                 .collect(),
-            _ => self.read::<f32>(value),
+            DType::I32 => self.read::<i32>(value).iter().map(|x| *x as f32).collect(),
         })
     }
 
     fn read_f64(&self, output: &str) -> Result<Vec<f64>> {
         let value = self.program.output(output)?;
         Ok(match self.program.ty(value).dtype {
+            DType::F32 => self.read::<f32>(value).into_iter().map(f64::from).collect(),
+            DType::Bf16 => self
+                .read::<bf16>(value)
+                .iter()
+                .map(|x| x.to_f64())
+                .collect(),
             DType::I32 => self.read::<i32>(value).into_iter().map(f64::from).collect(),
-            _ => self.read::<f32>(value).into_iter().map(f64::from).collect(),
         })
     }
 
     fn read_arena(&self, arena: Arena) -> Result<Vec<f32>> {
         expect_declared(&self.program, arena)?;
         Ok(self.locked(|parameters| {
-            let arena = self.memory.fixed(arena, parameters);
+            let place = self.memory.fixed(arena, parameters);
+            let elements = place.bytes() / arena.element().size();
             // SAFETY: writing needs `&mut self` or the parameter lock, which is held.
-            unsafe { arena.slice::<f32>(0, arena.bytes() / size_of::<f32>()) }.to_vec()
+            unsafe {
+                match arena.element() {
+                    DType::Bf16 => place
+                        .slice::<bf16>(0, elements)
+                        .iter()
+                        .map(|x| x.to_f32())
+                        .collect(),
+                    _ => place.slice::<f32>(0, elements).to_vec(),
+                }
+            }
         }))
     }
 
@@ -428,9 +508,17 @@ impl Session for CpuSession {
         expect_declared(&self.program, arena)?;
         self.locked(|parameters| {
             let place = self.memory.fixed(arena, parameters);
-            expect_arena(arena, place.bytes() / size_of::<f32>(), values.len())?;
+            let element = arena.element();
+            expect_arena(arena, place.bytes() / element.size(), values.len())?;
             // SAFETY: `&mut self` and the parameter lock exclude every other user.
-            unsafe { place.slice_mut::<f32>(0, values.len()) }.copy_from_slice(values);
+            unsafe {
+                match element {
+                    DType::Bf16 => round(values, place.slice_mut::<bf16>(0, values.len())),
+                    _ => place
+                        .slice_mut::<f32>(0, values.len())
+                        .copy_from_slice(values),
+                }
+            }
             Ok(())
         })
     }

@@ -3,7 +3,9 @@
 use super::geometry::{Form, Geometry};
 use super::{Heads, Mask, cpu, launches, reference};
 use crate::launch::Launch;
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
+use crate::tape::{
+    Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target, Value, with_element,
+};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 
@@ -68,7 +70,7 @@ impl Op for Attention {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        cpu::forward(self, args);
+        with_element!(args.input_types[0].dtype, T => cpu::forward::<T>(self, args));
     }
 
     fn launches(
@@ -116,7 +118,11 @@ impl Op for Attention {
         _outputs: &[TensorType],
         compile_target: CompileTarget,
     ) -> usize {
-        cpu::forward_workspace(&self.geometry(inputs), compile_target.target)
+        cpu::forward_workspace(
+            &self.geometry(inputs),
+            inputs[0].dtype,
+            compile_target.target,
+        )
     }
 }
 
@@ -149,7 +155,7 @@ impl Op for AttentionBackward {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        cpu::backward(self, args);
+        with_element!(args.input_types[0].dtype, T => cpu::backward::<T>(self, args));
     }
 
     fn launches(
@@ -175,7 +181,7 @@ impl Op for AttentionBackward {
         let geometry = self.geometry(inputs);
         match compile_target.target {
             Target::Cuda => launches::backward_workspace(&geometry),
-            _ => cpu::backward_workspace(&geometry, compile_target.target),
+            _ => cpu::backward_workspace(&geometry, inputs[0].dtype, compile_target.target),
         }
     }
 }

@@ -6,9 +6,10 @@ use super::sweep::{Sweep, workspace_bytes};
 use super::{Contrastive, infer_features, scores};
 use crate::launch::Launch;
 use crate::ops::special::dot;
-use crate::tape::{CompileTarget, Cost, CpuArgs, Op, Output, ReferenceArgs, Target};
+use crate::tape::{CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Target, with_element};
 use crate::tensor::TensorType;
 use keel_base::error::Result;
+use keel_cpu::Stored;
 use keel_cpu::matmul::{Rows, RowsMut, product};
 
 /// Inputs: u, v, log_scale; r and c (InfoNCE) or the bias; dL; those of the mask.
@@ -48,7 +49,7 @@ pub(super) struct ScoreGradient<'a> {
 
 impl ScoreGradient<'_> {
     /// dx = eᵃ G y, where G's rows belong to x and the log-sums are those of G's rows and columns.
-    pub fn features(&self, [x, y]: [&[f32]; 2], dx: &mut [f32], scratch: &mut [f32]) {
+    pub fn features<T: Stored>(&self, [x, y]: [&[T]; 2], dx: &mut [f32], scratch: &mut [f32]) {
         let e = self.sweep.e;
         self.sweep.tiles(
             x,
@@ -98,7 +99,7 @@ impl ScoreGradient<'_> {
     }
 
     /// ∂b = Σ G of the sigmoid form. From S once more, because ∂u and ∂v leave no G behind.
-    pub fn bias(&self, [u, v]: [&[f32]; 2], workspace: &mut [f32]) -> f64 {
+    pub fn bias<T: Stored>(&self, [u, v]: [&[T]; 2], workspace: &mut [f32]) -> f64 {
         let n = self.sweep.n;
         let (sums, scratch) = workspace.split_at_mut(n);
         self.sweep
@@ -117,6 +118,65 @@ impl ScoreGradient<'_> {
             });
         let sum: f64 = sums.iter().map(|x| f64::from(*x)).sum();
         sum * f64::from(self.dloss) / self.sweep.pairs.max(1) as f64
+    }
+}
+
+impl ContrastiveLossBackward {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let features = [args.inputs.of::<T>(0), args.inputs.of::<T>(1)];
+        let shape = args.input_types[0].shape;
+        let integers = |index| args.inputs.i32(index);
+        let pairs = self.mask_places().pairs(shape.rows(), integers);
+        let sweep = Sweep {
+            n: pairs,
+            columns: pairs,
+            first: 0,
+            pairs,
+            counts: None,
+            e: shape.columns(),
+            scale: args.inputs.f32(2)[0].exp(),
+            bias: if self.is_sigmoid() {
+                args.inputs.f32(3)[0]
+            } else {
+                0.0
+            },
+            identities: self.mask_places().identities(integers),
+        };
+        let of_images = ScoreGradient {
+            sweep: &sweep,
+            dloss: args.inputs.f32(self.gradient_input())[0],
+            log_sums: (!self.is_sigmoid()).then(|| [args.inputs.f32(3), args.inputs.f32(4)]),
+        };
+        // Of the texts, the rows of Gᵀ are the columns of G.
+        let of_texts = ScoreGradient {
+            log_sums: of_images.log_sums.map(|[row, column]| [column, row]),
+            ..of_images
+        };
+        let mut outputs = args.outputs.in_order();
+        let (du, dv) = (outputs.next::<T>(), outputs.next::<T>());
+        let ([u, v], [n, e]) = (features, [sweep.n, sweep.e]);
+        let (unrounded, workspace) = args.workspace.split_at_mut(T::scratch(n * e));
+        let mut dscale = 0.0;
+        for (gradient, features, dx) in [(&of_texts, [v, u], dv), (&of_images, [u, v], du)] {
+            let (dx, others) = dx.split_at_mut(n * e);
+            others.fill(T::default());
+            let mut dx = RowsMut::new(dx, n, e);
+            let mut target = T::target(dx.reborrow(), unrounded);
+            let of_features = target.as_mut_slice();
+            gradient.features(features, of_features, workspace);
+            // Of the side that comes last, the images, and from sums that nobody has rounded.
+            dscale = features[0]
+                .iter()
+                .zip(&*of_features)
+                .map(|(x, dx)| f64::from(x.widen()) * f64::from(*dx))
+                .sum();
+            T::settle(dx, unrounded);
+        }
+        outputs.next::<f32>()[0] = dscale as f32;
+        if self.is_sigmoid() {
+            outputs.next::<f32>()[0] = of_images.bias(features, workspace) as f32;
+        }
     }
 }
 
@@ -189,59 +249,7 @@ impl Op for ContrastiveLossBackward {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let features = [args.inputs.f32(0), args.inputs.f32(1)];
-        let shape = args.input_types[0].shape;
-        let integers = |index| args.inputs.i32(index);
-        let pairs = self.mask_places().pairs(shape.rows(), integers);
-        let sweep = Sweep {
-            n: pairs,
-            columns: pairs,
-            first: 0,
-            pairs,
-            counts: None,
-            e: shape.columns(),
-            scale: args.inputs.f32(2)[0].exp(),
-            bias: if self.is_sigmoid() {
-                args.inputs.f32(3)[0]
-            } else {
-                0.0
-            },
-            identities: self.mask_places().identities(integers),
-        };
-        let of_images = ScoreGradient {
-            sweep: &sweep,
-            dloss: args.inputs.f32(self.gradient_input())[0],
-            log_sums: (!self.is_sigmoid()).then(|| [args.inputs.f32(3), args.inputs.f32(4)]),
-        };
-        // Of the texts, the rows of Gᵀ are the columns of G.
-        let of_texts = ScoreGradient {
-            log_sums: of_images.log_sums.map(|[row, column]| [column, row]),
-            ..of_images
-        };
-        let [Output::F32(du), Output::F32(dv), scalars @ ..] = args.outputs.0 else {
-            unreachable!("infer makes f32 outputs")
-        };
-        let ([u, v], pairs) = (features, sweep.n * sweep.e);
-        for (gradient, features, dx) in [(&of_images, [u, v], &mut *du), (&of_texts, [v, u], dv)] {
-            let (dx, others) = dx.split_at_mut(pairs);
-            others.fill(0.0);
-            gradient.features(features, dx, args.workspace);
-        }
-        let dscale: f64 = u
-            .iter()
-            .zip(du[..pairs].iter())
-            .map(|(u, d)| f64::from(*u) * f64::from(*d))
-            .sum();
-        let mut scalars = scalars.iter_mut();
-        let mut set = |value: f64| {
-            if let Some(Output::F32(place)) = scalars.next() {
-                place[0] = value as f32;
-            }
-        };
-        set(dscale);
-        if self.is_sigmoid() {
-            set(of_images.bias(features, args.workspace));
-        }
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {

@@ -39,7 +39,10 @@ pub use over_ranks::{RankPairs, contrastive_loss_over_ranks};
 
 use crate::launch::Launch;
 use crate::ops::special::dot;
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tape::{
+    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Tape, Target, Value,
+    with_element,
+};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 
@@ -186,6 +189,60 @@ fn scores(
     s
 }
 
+impl ContrastiveLoss {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let (u, v) = (args.inputs.of::<T>(0), args.inputs.of::<T>(1));
+        let shape = args.input_types[0].shape;
+        let mask = self.mask.behind(self.kind.inputs());
+        let integers = |index| args.inputs.i32(index);
+        let pairs = mask.pairs(shape.rows(), integers);
+        let sweep = Sweep {
+            n: pairs,
+            columns: pairs,
+            first: 0,
+            pairs,
+            counts: None,
+            e: shape.columns(),
+            scale: args.inputs.f32(2)[0].exp(),
+            bias: if self.kind == Contrastive::Sigmoid {
+                args.inputs.f32(3)[0]
+            } else {
+                0.0
+            },
+            identities: mask.identities(integers),
+        };
+        let n = sweep.n;
+        match self.kind {
+            Contrastive::InfoNce => {
+                let [loss, row, column] = args.outputs.f32();
+                let (row, others) = row.split_at_mut(n);
+                others.fill(0.0);
+                let (column, others) = column.split_at_mut(n);
+                others.fill(0.0);
+                sweep.log_sums(u, v, row, args.workspace);
+                sweep.log_sums(v, u, column, args.workspace);
+                let mut sum = 0.0;
+                for i in 0..n {
+                    let own = f64::from(sweep.own(u, v, i));
+                    sum += (f64::from(row[i]) - own) + (f64::from(column[i]) - own);
+                }
+                loss[0] = (sum / (2 * n.max(1)) as f64) as f32;
+            }
+            Contrastive::Sigmoid => {
+                let [loss] = args.outputs.f32();
+                let (sums, scratch) = args.workspace.split_at_mut(n);
+                sweep.rows(u, v, sums, 1, scratch, |tile, _, _, sum| {
+                    sum[0] += tile.iter().map(|x| softplus(f64::from(*x))).sum::<f64>() as f32;
+                });
+                let all: f64 = sums.iter().map(|x| f64::from(*x)).sum();
+                let own: f64 = (0..n).map(|i| f64::from(sweep.own(u, v, i))).sum();
+                loss[0] = ((all - own) / n.max(1) as f64) as f32;
+            }
+        }
+    }
+}
+
 impl Op for ContrastiveLoss {
     fn name(&self) -> &'static str {
         "contrastive_loss"
@@ -236,54 +293,7 @@ impl Op for ContrastiveLoss {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let (u, v) = (args.inputs.f32(0), args.inputs.f32(1));
-        let shape = args.input_types[0].shape;
-        let mask = self.mask.behind(self.kind.inputs());
-        let integers = |index| args.inputs.i32(index);
-        let pairs = mask.pairs(shape.rows(), integers);
-        let sweep = Sweep {
-            n: pairs,
-            columns: pairs,
-            first: 0,
-            pairs,
-            counts: None,
-            e: shape.columns(),
-            scale: args.inputs.f32(2)[0].exp(),
-            bias: if self.kind == Contrastive::Sigmoid {
-                args.inputs.f32(3)[0]
-            } else {
-                0.0
-            },
-            identities: mask.identities(integers),
-        };
-        let n = sweep.n;
-        match self.kind {
-            Contrastive::InfoNce => {
-                let [loss, row, column] = args.outputs.f32();
-                let (row, others) = row.split_at_mut(n);
-                others.fill(0.0);
-                let (column, others) = column.split_at_mut(n);
-                others.fill(0.0);
-                sweep.log_sums(u, v, row, args.workspace);
-                sweep.log_sums(v, u, column, args.workspace);
-                let mut sum = 0.0;
-                for i in 0..n {
-                    let own = f64::from(sweep.own(u, v, i));
-                    sum += (f64::from(row[i]) - own) + (f64::from(column[i]) - own);
-                }
-                loss[0] = (sum / (2 * n.max(1)) as f64) as f32;
-            }
-            Contrastive::Sigmoid => {
-                let [loss] = args.outputs.f32();
-                let (sums, scratch) = args.workspace.split_at_mut(n);
-                sweep.rows(u, v, sums, 1, scratch, |tile, _, _, sum| {
-                    sum[0] += tile.iter().map(|x| softplus(f64::from(*x))).sum::<f64>() as f32;
-                });
-                let all: f64 = sums.iter().map(|x| f64::from(*x)).sum();
-                let own: f64 = (0..n).map(|i| f64::from(sweep.own(u, v, i))).sum();
-                loss[0] = ((all - own) / n.max(1) as f64) as f32;
-            }
-        }
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

@@ -17,10 +17,12 @@ use crate::launch::Launch;
 use crate::ops::collective::all_gather;
 use crate::ops::special::dot;
 use crate::tape::{
-    Array, Backward, CompileTarget, Cost, CpuArgs, Op, Output, ReferenceArgs, Tape, Target, Value,
+    Array, Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Tape, Target, Value,
+    with_element,
 };
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
+use keel_cpu::matmul::RowsMut;
 use keel_ranks::World;
 
 use super::backward::ScoreGradient;
@@ -183,6 +185,49 @@ impl RankLoss {
     }
 }
 
+impl RankLoss {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let [u, v] = [args.inputs.of::<T>(2), args.inputs.of::<T>(3)];
+        let share = args.input_types[0].shape.rows();
+        let own = self.own(share, |index| args.inputs.i32(index));
+        let is_sigmoid = self.kind == Contrastive::Sigmoid;
+        let bias = if is_sigmoid {
+            args.inputs.f32(5)[0]
+        } else {
+            0.0
+        };
+        let e = args.input_types[0].shape.columns();
+        let sweep = sweep(own, e, [args.inputs.f32(4)[0].exp(), bias]);
+        let (first, pairs) = (own.first * e, own.pairs);
+        let same = |i: usize| f64::from(sweep.own(u, v, own.first + i));
+        let count = sweep.pairs.max(1) as f64;
+        if is_sigmoid {
+            let [loss] = args.outputs.f32();
+            let (sums, scratch) = args.workspace.split_at_mut(pairs);
+            sweep.rows(&u[first..], v, sums, 1, scratch, |tile, _, _, sum| {
+                sum[0] += tile.iter().map(|x| softplus(f64::from(*x))).sum::<f64>() as f32;
+            });
+            let all: f64 = sums.iter().map(|x| f64::from(*x)).sum();
+            let own: f64 = (0..pairs).map(same).sum();
+            loss[0] = ((all - own) / count) as f32;
+            return;
+        }
+        let [loss, row, column] = args.outputs.f32();
+        let (row, others) = row.split_at_mut(pairs);
+        others.fill(0.0);
+        let (column, others) = column.split_at_mut(pairs);
+        others.fill(0.0);
+        sweep.log_sums(&u[first..], v, row, args.workspace);
+        sweep.log_sums(&v[first..], u, column, args.workspace);
+        let sums = row.iter().zip(column).enumerate();
+        let sum: f64 = sums
+            .map(|(i, (row, column))| (f64::from(*row) - same(i)) + (f64::from(*column) - same(i)))
+            .sum();
+        loss[0] = (sum / (2.0 * count)) as f32;
+    }
+}
+
 impl Op for RankLoss {
     fn name(&self) -> &'static str {
         "contrastive_loss_over_ranks"
@@ -235,43 +280,7 @@ impl Op for RankLoss {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let [u, v] = [args.inputs.f32(2), args.inputs.f32(3)];
-        let share = args.input_types[0].shape.rows();
-        let own = self.own(share, |index| args.inputs.i32(index));
-        let is_sigmoid = self.kind == Contrastive::Sigmoid;
-        let bias = if is_sigmoid {
-            args.inputs.f32(5)[0]
-        } else {
-            0.0
-        };
-        let e = args.input_types[0].shape.columns();
-        let sweep = sweep(own, e, [args.inputs.f32(4)[0].exp(), bias]);
-        let (first, pairs) = (own.first * e, own.pairs);
-        let same = |i: usize| f64::from(sweep.own(u, v, own.first + i));
-        let count = sweep.pairs.max(1) as f64;
-        if is_sigmoid {
-            let [loss] = args.outputs.f32();
-            let (sums, scratch) = args.workspace.split_at_mut(pairs);
-            sweep.rows(&u[first..], v, sums, 1, scratch, |tile, _, _, sum| {
-                sum[0] += tile.iter().map(|x| softplus(f64::from(*x))).sum::<f64>() as f32;
-            });
-            let all: f64 = sums.iter().map(|x| f64::from(*x)).sum();
-            let own: f64 = (0..pairs).map(same).sum();
-            loss[0] = ((all - own) / count) as f32;
-            return;
-        }
-        let [loss, row, column] = args.outputs.f32();
-        let (row, others) = row.split_at_mut(pairs);
-        others.fill(0.0);
-        let (column, others) = column.split_at_mut(pairs);
-        others.fill(0.0);
-        sweep.log_sums(&u[first..], v, row, args.workspace);
-        sweep.log_sums(&v[first..], u, column, args.workspace);
-        let sums = row.iter().zip(column).enumerate();
-        let sum: f64 = sums
-            .map(|(i, (row, column))| (f64::from(*row) - same(i)) + (f64::from(*column) - same(i)))
-            .sum();
-        loss[0] = (sum / (2.0 * count)) as f32;
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -395,6 +404,56 @@ impl RankLossBackward {
     }
 }
 
+impl RankLossBackward {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let [u, v] = [args.inputs.of::<T>(2), args.inputs.of::<T>(3)];
+        let shape = args.input_types[0].shape;
+        let (share, e) = (shape.rows(), shape.columns());
+        let own = self.own(share, |index| args.inputs.i32(index));
+        let bias = if self.is_sigmoid() {
+            args.inputs.f32(5)[0]
+        } else {
+            0.0
+        };
+        let sweep = sweep(own, e, [args.inputs.f32(4)[0].exp(), bias]);
+        let of_images = ScoreGradient {
+            sweep: &sweep,
+            dloss: args.inputs.f32(self.gradient_input())[0],
+            log_sums: (!self.is_sigmoid()).then(|| [args.inputs.f32(5), args.inputs.f32(6)]),
+        };
+        // Of the texts, the rows of Gᵀ are the columns of G.
+        let of_texts = ScoreGradient {
+            log_sums: of_images.log_sums.map(|[row, column]| [column, row]),
+            ..of_images
+        };
+        let mut outputs = args.outputs.in_order();
+        let (du, dv) = (outputs.next::<T>(), outputs.next::<T>());
+        let (first, pairs) = (own.first * e, own.pairs * e);
+        let (unrounded, workspace) = args.workspace.split_at_mut(T::scratch(pairs));
+        let mut dscale = 0.0;
+        for (gradient, [x, y], dx) in [(&of_texts, [v, u], dv), (&of_images, [u, v], du)] {
+            let (dx, others) = dx.split_at_mut(pairs);
+            others.fill(T::default());
+            let mut dx = RowsMut::new(dx, own.pairs, e);
+            let mut target = T::target(dx.reborrow(), unrounded);
+            let of_features = target.as_mut_slice();
+            gradient.features([&x[first..], y], of_features, workspace);
+            // Of the side that comes last, the images, and from sums that nobody has rounded.
+            let products = x[first..].iter().zip(&*of_features);
+            dscale = products
+                .map(|(x, dx)| f64::from(x.widen()) * f64::from(*dx))
+                .sum();
+            T::settle(dx, unrounded);
+        }
+        outputs.next::<f32>()[0] = dscale as f32;
+        if self.is_sigmoid() {
+            let dbias = of_images.bias([&u[first..], v], workspace);
+            outputs.next::<f32>()[0] = dbias as f32;
+        }
+    }
+}
+
 impl Op for RankLossBackward {
     fn name(&self) -> &'static str {
         "contrastive_loss_over_ranks_backward"
@@ -450,46 +509,7 @@ impl Op for RankLossBackward {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let [u, v] = [args.inputs.f32(2), args.inputs.f32(3)];
-        let shape = args.input_types[0].shape;
-        let (share, e) = (shape.rows(), shape.columns());
-        let own = self.own(share, |index| args.inputs.i32(index));
-        let bias = if self.is_sigmoid() {
-            args.inputs.f32(5)[0]
-        } else {
-            0.0
-        };
-        let sweep = sweep(own, e, [args.inputs.f32(4)[0].exp(), bias]);
-        let of_images = ScoreGradient {
-            sweep: &sweep,
-            dloss: args.inputs.f32(self.gradient_input())[0],
-            log_sums: (!self.is_sigmoid()).then(|| [args.inputs.f32(5), args.inputs.f32(6)]),
-        };
-        // Of the texts, the rows of Gᵀ are the columns of G.
-        let of_texts = ScoreGradient {
-            log_sums: of_images.log_sums.map(|[row, column]| [column, row]),
-            ..of_images
-        };
-        let [Output::F32(du), Output::F32(dv), scalars @ ..] = args.outputs.0 else {
-            unreachable!("infer makes f32 outputs")
-        };
-        let (first, pairs) = (own.first * e, own.pairs * e);
-        for (gradient, [x, y], dx) in [(&of_images, [u, v], &mut *du), (&of_texts, [v, u], dv)] {
-            let (dx, others) = dx.split_at_mut(pairs);
-            others.fill(0.0);
-            gradient.features([&x[first..], y], dx, args.workspace);
-        }
-        let products = u[first..].iter().zip(du[..pairs].iter());
-        let dscale: f64 = products.map(|(u, d)| f64::from(*u) * f64::from(*d)).sum();
-        let mut values = vec![dscale];
-        if self.is_sigmoid() {
-            values.push(of_images.bias([&u[first..], v], args.workspace));
-        }
-        for (place, value) in scalars.iter_mut().zip(values) {
-            if let Output::F32(place) = place {
-                place[0] = value as f32;
-            }
-        }
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(

@@ -3,8 +3,9 @@
 use rayon::prelude::*;
 
 use super::mask::Identities;
-use crate::tape::Target;
+use crate::tape::{Target, with_element};
 use crate::tensor::TensorType;
+use keel_cpu::Stored;
 use keel_cpu::matmul::{Rows, RowsMut, product, product_workspace};
 
 /// Rows of one tile of scores.
@@ -18,7 +19,10 @@ pub(super) fn workspace_bytes(inputs: &[TensorType], target: Target) -> usize {
     match target {
         Target::Cpu { .. } => {
             let (n, e) = (inputs[0].shape.rows(), inputs[0].shape.columns());
-            (2 * n + LANES * Sweep::scratch(e)) * size_of::<f32>()
+            let lane = with_element!(inputs[0].dtype, T => Sweep::scratch::<T>(e));
+            // Besides, for the backward pass of features in bf16: one side's gradient before it is rounded.
+            let gradient = with_element!(inputs[0].dtype, T => <T as Stored>::scratch(n * e));
+            (2 * n + LANES * lane + gradient) * size_of::<f32>()
         }
         _ => 0,
     }
@@ -75,18 +79,19 @@ pub(super) struct Sweep<'a> {
 }
 
 impl Sweep<'_> {
-    /// Floats of scratch memory of one lane: a tile and the product's own, for the scores and the gradient.
-    fn scratch(e: usize) -> usize {
+    /// Floats of scratch memory of one lane: a tile, rows in f32 where they are stored in bf16, and the product's own, for
+    /// the scores and the gradient.
+    fn scratch<T: Stored>(e: usize) -> usize {
         let products = product_workspace(e, TILE_COLUMNS).max(product_workspace(TILE_COLUMNS, e));
-        TILE_ROWS * TILE_COLUMNS + products
+        TILE_ROWS * TILE_COLUMNS + T::scratch(TILE_ROWS * e) + products
     }
 
-    pub fn own(&self, u: &[f32], v: &[f32], i: usize) -> f32 {
+    pub fn own<T: Stored>(&self, u: &[T], v: &[T], i: usize) -> f32 {
         let (u, v) = (&u[i * self.e..][..self.e], &v[i * self.e..][..self.e]);
         let dot: f64 = u
             .iter()
             .zip(v)
-            .map(|(u, v)| f64::from(*u) * f64::from(*v))
+            .map(|(u, v)| f64::from(u.widen()) * f64::from(v.widen()))
             .sum();
         (f64::from(self.scale) * dot + f64::from(self.bias)) as f32
     }
@@ -98,10 +103,10 @@ impl Sweep<'_> {
 
     /// Calls `visit(scores of one row with a run of columns, row, first column, the row's output)` for every row,
     /// columns in rising order; `out` has `width` numbers a row, zeroed first.
-    pub fn rows(
+    pub fn rows<T: Stored>(
         &self,
-        x: &[f32],
-        y: &[f32],
+        x: &[T],
+        y: &[T],
         out: &mut [f32],
         width: usize,
         scratch: &mut [f32],
@@ -124,10 +129,10 @@ impl Sweep<'_> {
     }
 
     /// Calls `visit(tile [rows, columns], columns, first row, first column, outputs of these rows, scratch)`.
-    pub fn tiles(
+    pub fn tiles<T: Stored>(
         &self,
-        x: &[f32],
-        y: &[f32],
+        x: &[T],
+        y: &[T],
         out: &mut [f32],
         width: usize,
         scratch: &mut [f32],
@@ -135,20 +140,22 @@ impl Sweep<'_> {
     ) {
         let (all, e, lane_rows) = (self.columns, self.e, self.lane_rows());
         out.par_chunks_mut(lane_rows * width)
-            .zip(scratch.par_chunks_mut(Self::scratch(e)))
+            .zip(scratch.par_chunks_mut(Self::scratch::<T>(e)))
             .enumerate()
             .for_each(|(lane, (out, scratch))| {
                 out.fill(0.0);
                 let (tile, scratch) = scratch.split_at_mut(TILE_ROWS * TILE_COLUMNS);
+                let (widened, scratch) = scratch.split_at_mut(T::scratch(TILE_ROWS * e));
                 for (block, out) in out.chunks_mut(TILE_ROWS * width).enumerate() {
                     let first_row = lane * lane_rows + block * TILE_ROWS;
                     let rows = out.len() / width;
+                    let x = T::view(Rows::new(&x[first_row * e..], rows, e), widened);
                     for first in (0..all).step_by(TILE_COLUMNS) {
                         let columns = TILE_COLUMNS.min(all - first);
                         let tile = &mut tile[..rows * columns];
                         product(
                             self.scale,
-                            Rows::new(&x[first_row * e..], rows, e),
+                            x,
                             Rows::new(&y[first * e..], columns, e).transposed(),
                             0.0,
                             RowsMut::new(tile, rows, columns),
@@ -177,7 +184,7 @@ impl Sweep<'_> {
     }
 
     /// out_i = log Σ_j e^(S_ij), by a running maximum and sum.
-    pub fn log_sums(&self, x: &[f32], y: &[f32], out: &mut [f32], workspace: &mut [f32]) {
+    pub fn log_sums<T: Stored>(&self, x: &[T], y: &[T], out: &mut [f32], workspace: &mut [f32]) {
         let (state, scratch) = workspace.split_at_mut(2 * self.n);
         self.rows(x, y, state, 2, scratch, |tile, _, first, state| {
             let most = tile.iter().fold(f32::NEG_INFINITY, |m, s| m.max(*s));

@@ -6,7 +6,7 @@ use crate::launch::kernels::constants::linear::ELEMENTWISE_THREADS;
 use crate::launch::{Argument, Launch, blocks, kernels, vector};
 use crate::ops::shapes::{expect_float, expect_inputs, expect_type};
 use crate::ops::special::{erfc, sigmoid};
-use crate::tape::{CompileTarget, Cost, CpuArgs, Op, ReferenceArgs};
+use crate::tape::{CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, with_element};
 use crate::tensor::TensorType;
 use keel_base::error::Result;
 use keel_cpu::vector_math;
@@ -108,6 +108,25 @@ pub(super) struct ActivationBackward {
     pub activation: Activation,
 }
 
+impl ActivationBackward {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let dy = args.inputs.of_or_in_place::<T>(0);
+        let z = args.inputs.of::<T>(1);
+        let dz = args.outputs.in_order().next::<T>();
+        dz.par_chunks_mut(ELEMENTS_PER_TASK)
+            .enumerate()
+            .for_each(|(task, dz)| {
+                let first = task * ELEMENTS_PER_TASK;
+                if let Some(dy) = dy {
+                    dz.copy_from_slice(&dy[first..][..dz.len()]);
+                }
+                let z = &z[first..][..dz.len()];
+                vector_math::activation_backward(self.activation.curve(), z, dz);
+            });
+    }
+}
+
 impl Op for ActivationBackward {
     fn name(&self) -> &'static str {
         "linear_backward_activation"
@@ -128,19 +147,7 @@ impl Op for ActivationBackward {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let dy = args.inputs.f32_or_in_place(0);
-        let z = args.inputs.f32(1);
-        let [dz] = args.outputs.f32();
-        dz.par_chunks_mut(ELEMENTS_PER_TASK)
-            .enumerate()
-            .for_each(|(task, dz)| {
-                let first = task * ELEMENTS_PER_TASK;
-                if let Some(dy) = dy {
-                    dz.copy_from_slice(&dy[first..][..dz.len()]);
-                }
-                let z = &z[first..][..dz.len()];
-                vector_math::activation_backward(self.activation.curve(), z, dz);
-            });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(

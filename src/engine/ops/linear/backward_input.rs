@@ -7,9 +7,10 @@ use rayon::prelude::*;
 use super::Activation;
 use super::activation::ActivationBackward;
 use super::tiles::{Tiling, size};
+use super::widened_rows;
 use crate::launch::{Argument, Launch, kernels};
 use crate::ops::shapes::{expect_float, expect_type, with_columns};
-use crate::tape::{CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target};
+use crate::tape::{CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Target, with_element};
 use crate::tensor::TensorType;
 use keel_base::error::Result;
 use keel_cpu::matmul::{self, Rows, RowsMut, Slope};
@@ -23,6 +24,32 @@ const ELEMENTS_PER_TASK: usize = 16 * 1024;
 pub(super) struct LinearBackwardInput {
     pub activation: Option<Activation>,
     pub accumulates: bool,
+}
+
+impl LinearBackwardInput {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let (rows, columns) = (
+            args.input_types[0].shape.rows(),
+            args.input_types[0].shape.columns(),
+        );
+        let inner = args.output_types[0].shape.columns();
+        let dy = Rows::new(args.inputs.of::<T>(0), rows, columns);
+        let weight = Rows::new(args.inputs.of::<T>(1), columns, inner);
+        let slope = self.activation.map(|activation| Slope {
+            activation: activation.curve(),
+            pre_activation: Rows::new(args.inputs.of::<T>(2), rows, inner),
+        });
+        // Three cases: nothing to add; the sum lies in dx already; or it is elsewhere and is copied there first, so
+        // that the product has one way of accumulating.
+        let sum = self.accumulates.then(|| args.inputs.of_or_in_place::<T>(2));
+        let dx = args.outputs.in_order().next::<T>();
+        if let Some(Some(sum)) = sum {
+            copy(sum, dx);
+        }
+        let dx = RowsMut::new(dx, rows, inner);
+        matmul::linear_backward_input(dy, weight, dx, self.accumulates, slope, args.workspace);
+    }
 }
 
 impl Op for LinearBackwardInput {
@@ -69,26 +96,7 @@ impl Op for LinearBackwardInput {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let (rows, columns) = (
-            args.input_types[0].shape.rows(),
-            args.input_types[0].shape.columns(),
-        );
-        let inner = args.output_types[0].shape.columns();
-        let dy = Rows::new(args.inputs.f32(0), rows, columns);
-        let weight = Rows::new(args.inputs.f32(1), columns, inner);
-        let slope = self.activation.map(|activation| Slope {
-            activation: activation.curve(),
-            pre_activation: Rows::new(args.inputs.f32(2), rows, inner),
-        });
-        // Three cases: nothing to add; the sum lies in dx already; or it is elsewhere and is copied there first, so
-        // that the product has one way of accumulating.
-        let sum = self.accumulates.then(|| args.inputs.f32_or_in_place(2));
-        let [dx] = args.outputs.f32();
-        if let Some(Some(sum)) = sum {
-            copy(sum, dx);
-        }
-        let dx = RowsMut::new(dx, rows, inner);
-        matmul::linear_backward_input(dy, weight, dx, self.accumulates, slope, args.workspace);
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -136,9 +144,10 @@ impl Op for LinearBackwardInput {
         compile_target: CompileTarget,
     ) -> usize {
         match compile_target.target {
-            Target::Cpu { .. } => {
+            Target::Cpu { threads } => {
                 let (inner, columns) = (outputs[0].shape.columns(), inputs[0].shape.columns());
-                matmul::linear_backward_input_workspace(inner, columns) * size_of::<f32>()
+                let packed = matmul::linear_backward_input_workspace(inner, columns);
+                (packed + widened_rows(inputs[0].dtype, columns, threads)) * size_of::<f32>()
             }
             Target::Reference | Target::Cuda => 0,
         }
@@ -171,7 +180,7 @@ impl Op for LinearBackwardInput {
 }
 
 /// to = from, on all threads.
-pub(super) fn copy(from: &[f32], to: &mut [f32]) {
+pub(super) fn copy<T: Element>(from: &[T], to: &mut [T]) {
     to.par_chunks_mut(ELEMENTS_PER_TASK)
         .zip(from.par_chunks(ELEMENTS_PER_TASK))
         .for_each(|(to, from)| to.copy_from_slice(from));

@@ -6,7 +6,7 @@ use crate::launch::kernels::constants::kernel::{MULTIPROCESSORS, WARP_LANES};
 use crate::launch::kernels::constants::linear::ELEMENTWISE_THREADS;
 use crate::launch::{Argument, KernelEntry, Launch, blocks, index, kernels, vector};
 use crate::ops::shapes::expect_float;
-use crate::tape::{CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target};
+use crate::tape::{CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Target, with_element};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 use keel_cpu::matmul::{self, Rows, RowsMut};
@@ -18,6 +18,41 @@ use keel_cpu::reduce;
 pub(super) struct LinearBackwardWeight {
     pub has_bias: bool,
     pub accumulates: bool,
+}
+
+impl LinearBackwardWeight {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let (dy, x) = (args.inputs.of::<T>(0), args.inputs.of::<T>(1));
+        let sum = self.accumulates.then(|| args.inputs.f32_or_in_place(2));
+        let rows = args.input_types[0].shape.rows();
+        let (columns, inner) = (
+            args.input_types[0].shape.columns(),
+            args.input_types[1].shape.columns(),
+        );
+        let (dw, mut db) = if self.has_bias {
+            let [dw, db] = args.outputs.f32();
+            (dw, Some(db))
+        } else {
+            let [dw] = args.outputs.f32();
+            (dw, None)
+        };
+        if let Some(Some(sum)) = sum {
+            copy(sum, dw);
+        }
+        if let (true, Some(db)) = (self.accumulates, &mut db) {
+            // The product adds to both; only dW has something to be added to.
+            db.fill(0.0);
+        }
+        matmul::linear_backward_weight(
+            Rows::new(dy, rows, columns),
+            Rows::new(x, rows, inner),
+            RowsMut::new(dw, columns, inner),
+            db,
+            self.accumulates,
+            args.workspace,
+        );
+    }
 }
 
 impl Op for LinearBackwardWeight {
@@ -76,35 +111,7 @@ impl Op for LinearBackwardWeight {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let (dy, x) = (args.inputs.f32(0), args.inputs.f32(1));
-        let sum = self.accumulates.then(|| args.inputs.f32_or_in_place(2));
-        let rows = args.input_types[0].shape.rows();
-        let (columns, inner) = (
-            args.input_types[0].shape.columns(),
-            args.input_types[1].shape.columns(),
-        );
-        let (dw, mut db) = if self.has_bias {
-            let [dw, db] = args.outputs.f32();
-            (dw, Some(db))
-        } else {
-            let [dw] = args.outputs.f32();
-            (dw, None)
-        };
-        if let Some(Some(sum)) = sum {
-            copy(sum, dw);
-        }
-        if let (true, Some(db)) = (self.accumulates, &mut db) {
-            // The product adds to both; only dW has something to be added to.
-            db.fill(0.0);
-        }
-        matmul::linear_backward_weight(
-            Rows::new(dy, rows, columns),
-            Rows::new(x, rows, inner),
-            RowsMut::new(dw, columns, inner),
-            db,
-            self.accumulates,
-            args.workspace,
-        );
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -319,6 +326,16 @@ fn sum(
     ))
 }
 
+impl ColumnSum {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let shape = args.input_types[0].shape;
+        let dy = Rows::new(args.inputs.of::<T>(0), shape.rows(), shape.columns());
+        let [db] = args.outputs.f32();
+        reduce::column_sums(dy, db, false, args.workspace);
+    }
+}
+
 impl Op for ColumnSum {
     fn name(&self) -> &'static str {
         "linear_backward_bias"
@@ -338,10 +355,7 @@ impl Op for ColumnSum {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let shape = args.input_types[0].shape;
-        let dy = Rows::new(args.inputs.f32(0), shape.rows(), shape.columns());
-        let [db] = args.outputs.f32();
-        reduce::column_sums(dy, db, false, args.workspace);
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(

@@ -5,11 +5,14 @@ use super::activation::ActivationBackward;
 use super::backward_input::LinearBackwardInput;
 use super::backward_weight::{ColumnSum, LinearBackwardWeight};
 use super::tiles::{Tiling, size};
+use super::widened_rows;
 use crate::launch::{Argument, Launch, kernels};
 use crate::ops::layer_scale::layer_scale_backward;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector, with_columns};
 use crate::ops::special::dot;
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
+use crate::tape::{
+    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Target, Value, with_element,
+};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::Result;
 use keel_cpu::matmul::{self, Epilogue, Residual, Rows, RowsMut};
@@ -36,6 +39,39 @@ impl Linear {
     fn scale(&self) -> Option<usize> {
         let before = usize::from(self.has_bias) + usize::from(self.has_residual);
         self.has_scale.then_some(2 + before)
+    }
+}
+
+impl Linear {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let (rows, inner) = (
+            args.input_types[0].shape.rows(),
+            args.input_types[0].shape.columns(),
+        );
+        let columns = args.output_types[0].shape.columns();
+        let x = Rows::new(args.inputs.of::<T>(0), rows, inner);
+        let weight = Rows::new(args.inputs.of::<T>(1), columns, inner);
+        let residual = self
+            .residual()
+            .map(|index| args.inputs.of_or_in_place::<T>(index));
+        let mut epilogue = Epilogue {
+            bias: self.bias().map(|index| args.inputs.f32(index)),
+            activation: self.activation.map(Activation::curve),
+            scale: self.scale().map(|index| args.inputs.f32(index)),
+            residual: match residual {
+                None => Residual::None,
+                Some(None) => Residual::InPlace,
+                Some(Some(residual)) => Residual::From(Rows::new(residual, rows, columns)),
+            },
+            ..Epilogue::default()
+        };
+        let mut outputs = args.outputs.in_order();
+        let y = RowsMut::new(outputs.next::<T>(), rows, columns);
+        if self.saves_pre_activation {
+            epilogue.pre_activation = Some(RowsMut::new(outputs.next::<T>(), rows, columns));
+        }
+        matmul::linear(x, weight, y, epilogue, args.workspace);
     }
 }
 
@@ -90,37 +126,7 @@ impl Op for Linear {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let (rows, inner) = (
-            args.input_types[0].shape.rows(),
-            args.input_types[0].shape.columns(),
-        );
-        let columns = args.output_types[0].shape.columns();
-        let x = Rows::new(args.inputs.f32(0), rows, inner);
-        let weight = Rows::new(args.inputs.f32(1), columns, inner);
-        let residual = self
-            .residual()
-            .map(|index| args.inputs.f32_or_in_place(index));
-        let mut epilogue = Epilogue {
-            bias: self.bias().map(|index| args.inputs.f32(index)),
-            activation: self.activation.map(Activation::curve),
-            scale: self.scale().map(|index| args.inputs.f32(index)),
-            residual: match residual {
-                None => Residual::None,
-                Some(None) => Residual::InPlace,
-                Some(Some(residual)) => Residual::From(Rows::new(residual, rows, columns)),
-            },
-            ..Epilogue::default()
-        };
-        let y = if self.saves_pre_activation {
-            let [y, z] = args.outputs.f32();
-            epilogue.pre_activation = Some(RowsMut::new(z, rows, columns));
-            y
-        } else {
-            let [y] = args.outputs.f32();
-            y
-        };
-        let y = RowsMut::new(y, rows, columns);
-        matmul::linear(x, weight, y, epilogue, args.workspace);
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -233,9 +239,10 @@ impl Op for Linear {
         compile_target: CompileTarget,
     ) -> usize {
         match compile_target.target {
-            Target::Cpu { .. } => {
+            Target::Cpu { threads } => {
                 let (inner, columns) = (inputs[0].shape.columns(), outputs[0].shape.columns());
-                matmul::linear_workspace(inner, columns) * size_of::<f32>()
+                let packed = matmul::linear_workspace(inner, columns);
+                (packed + widened_rows(inputs[0].dtype, inner, threads)) * size_of::<f32>()
             }
             Target::Reference | Target::Cuda => 0,
         }

@@ -18,10 +18,21 @@ mod forward;
 pub(super) mod tiles;
 
 use crate::tape::{Tape, Value};
+use crate::tensor::DType;
 use keel_base::error::Result;
+use keel_cpu::matmul;
 
 pub use activation::Activation;
 use forward::Linear;
+
+/// Floats of workspace that a product of rows of `dtype` takes on the processor besides its packed weight, where it sums
+/// over `inner` elements.
+pub(super) fn widened_rows(dtype: DType, inner: usize, threads: usize) -> usize {
+    match dtype {
+        DType::Bf16 => matmul::widened_rows_workspace(inner, threads),
+        _ => 0,
+    }
+}
 
 /// y [.., N] = x·Wᵀ + b for x [.., K], weight [N, K], bias `[N]`.
 ///

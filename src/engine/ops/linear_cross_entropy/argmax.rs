@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::launches::Sizes;
 use super::tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
-use super::{check_product, logits, outer};
+use super::{Element, check_product, logits, outer, with_element};
 use crate::launch::Launch;
 use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::TensorType;
@@ -21,6 +21,39 @@ pub fn linear_argmax(tape: &mut Tape, hidden: Value, weight: Value) -> Result<Va
 
 #[derive(Clone, Copy, Debug)]
 struct LinearArgmax;
+
+impl LinearArgmax {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let head = Head::<T>::of(&args);
+        let worker_rows = head.worker_rows();
+        let scratch = args.workspace;
+        let next = args.outputs.i32();
+        next.par_chunks_mut(worker_rows)
+            .zip(scratch.par_chunks_mut(head.scratch()))
+            .enumerate()
+            .for_each(|(worker, (next, scratch))| {
+                let first = worker * worker_rows;
+                head.supervised(first..first + next.len(), scratch, |rows, h, scratch| {
+                    let mut best = [(f32::NEG_INFINITY, 0i32); TILE_ROWS];
+                    head.words(h, rows.len(), 0..head.v, scratch, |z, words, _| {
+                        for (best, z) in best.iter_mut().zip(z.chunks(words.len())) {
+                            for (word, z) in words.clone().zip(z) {
+                                // Words come in rising order, and only a larger logit replaces: ties go to the smaller
+                                // word.
+                                if *z > best.0 {
+                                    *best = (*z, word as i32);
+                                }
+                            }
+                        }
+                    });
+                    for (row, best) in rows.iter().zip(best) {
+                        next[row - first] = best.1;
+                    }
+                });
+            });
+    }
+}
 
 impl Op for LinearArgmax {
     fn name(&self) -> &'static str {
@@ -51,33 +84,7 @@ impl Op for LinearArgmax {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let head = Head::of(&args);
-        let worker_rows = head.worker_rows();
-        let scratch = args.workspace;
-        let next = args.outputs.i32();
-        next.par_chunks_mut(worker_rows)
-            .zip(scratch.par_chunks_mut(head.scratch()))
-            .enumerate()
-            .for_each(|(worker, (next, scratch))| {
-                let first = worker * worker_rows;
-                head.supervised(first..first + next.len(), scratch, |rows, h, scratch| {
-                    let mut best = [(f32::NEG_INFINITY, 0i32); TILE_ROWS];
-                    head.words(h, rows.len(), 0..head.v, scratch, |z, words, _| {
-                        for (best, z) in best.iter_mut().zip(z.chunks(words.len())) {
-                            for (word, z) in words.clone().zip(z) {
-                                // Words come in rising order, and only a larger logit replaces: ties go to the smaller
-                                // word.
-                                if *z > best.0 {
-                                    *best = (*z, word as i32);
-                                }
-                            }
-                        }
-                    });
-                    for (row, best) in rows.iter().zip(best) {
-                        next[row - first] = best.1;
-                    }
-                });
-            });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(

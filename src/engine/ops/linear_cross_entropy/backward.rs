@@ -4,12 +4,13 @@ use rayon::prelude::*;
 
 use super::launches::Sizes;
 use super::tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
-use super::{infer_loss, logits};
+use super::{Element, infer_loss, logits, with_element};
 use crate::launch::Launch;
 use crate::tape::{CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 use keel_cpu::matmul::{Rows, RowsMut, product};
+use keel_cpu::round;
 
 /// What both gradients are given: h, W, targets, weights, lse, Σ w, dL.
 struct Softmax<'a> {
@@ -93,6 +94,44 @@ fn reference_gradient(inputs: &[&crate::tape::Array], row: usize) -> Option<Vec<
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BackwardHidden;
 
+impl BackwardHidden {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let (head, softmax) = (Head::<T>::of(&args), Softmax::of(&args));
+        let (worker_rows, d) = (head.worker_rows(), head.d);
+        let scratch = args.workspace;
+        let dh = args.outputs.in_order().next::<T>();
+        dh.par_chunks_mut(worker_rows * d)
+            .zip(scratch.par_chunks_mut(head.scratch()))
+            .enumerate()
+            .for_each(|(worker, (dh, scratch))| {
+                // Rows that are not supervised get no gradient, and nothing below visits them.
+                dh.fill(T::default());
+                let first = worker * worker_rows;
+                head.supervised(first..first + dh.len() / d, scratch, |rows, h, scratch| {
+                    let (gradient, scratch) = scratch.split_at_mut(TILE_ROWS * d);
+                    let gradient = &mut gradient[..rows.len() * d];
+                    head.words(h, rows.len(), 0..head.v, scratch, |z, words, scratch| {
+                        softmax.differentiate(z, &words, rows, head.targets);
+                        product(
+                            1.0,
+                            Rows::new(z, rows.len(), words.len()),
+                            Rows::new(&head.w[words.start * d..], words.len(), d),
+                            // Summed over the tiles of words in rising order; the first overwrites.
+                            if words.start == 0 { 0.0 } else { 1.0 },
+                            RowsMut::new(gradient, rows.len(), d),
+                            scratch,
+                        );
+                    });
+                    // The tile's rows were packed together; here they go back to where they came from.
+                    for (row, gradient) in rows.iter().zip(gradient.chunks(d)) {
+                        round(gradient, &mut dh[(row - first) * d..][..d]);
+                    }
+                });
+            });
+    }
+}
+
 impl Op for BackwardHidden {
     fn name(&self) -> &'static str {
         "linear_cross_entropy_backward_hidden"
@@ -119,38 +158,7 @@ impl Op for BackwardHidden {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let (head, softmax) = (Head::of(&args), Softmax::of(&args));
-        let (worker_rows, d) = (head.worker_rows(), head.d);
-        let scratch = args.workspace;
-        let [dh] = args.outputs.f32();
-        dh.par_chunks_mut(worker_rows * d)
-            .zip(scratch.par_chunks_mut(head.scratch()))
-            .enumerate()
-            .for_each(|(worker, (dh, scratch))| {
-                // Rows that are not supervised get no gradient, and nothing below visits them.
-                dh.fill(0.0);
-                let first = worker * worker_rows;
-                head.supervised(first..first + dh.len() / d, scratch, |rows, h, scratch| {
-                    let (gradient, scratch) = scratch.split_at_mut(TILE_ROWS * d);
-                    let gradient = &mut gradient[..rows.len() * d];
-                    head.words(h, rows.len(), 0..head.v, scratch, |z, words, scratch| {
-                        softmax.differentiate(z, &words, rows, head.targets);
-                        product(
-                            1.0,
-                            Rows::new(z, rows.len(), words.len()),
-                            Rows::new(&head.w[words.start * d..], words.len(), d),
-                            // Summed over the tiles of words in rising order; the first overwrites.
-                            if words.start == 0 { 0.0 } else { 1.0 },
-                            RowsMut::new(gradient, rows.len(), d),
-                            scratch,
-                        );
-                    });
-                    // The tile's rows were packed together; here they go back to where they came from.
-                    for (row, gradient) in rows.iter().zip(gradient.chunks(d)) {
-                        dh[(row - first) * d..][..d].copy_from_slice(gradient);
-                    }
-                });
-            });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -184,36 +192,10 @@ pub(super) struct BackwardWeight {
     pub(super) accumulates: bool,
 }
 
-impl Op for BackwardWeight {
-    fn name(&self) -> &'static str {
-        "linear_cross_entropy_backward_weight"
-    }
-
-    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        infer_gradient(inputs)?;
-        Ok(vec![TensorType::f32(inputs[1].shape)])
-    }
-
-    fn reference(&self, args: ReferenceArgs<'_>) {
-        let (h, d) = (args.inputs[0].float(), args.inputs[0].columns());
-        let dw = args.outputs[0].float_mut();
-        if self.accumulates {
-            dw.copy_from_slice(args.inputs[7].float());
-        }
-        for (row, h) in h.chunks(d).enumerate() {
-            let Some(dz) = reference_gradient(args.inputs, row) else {
-                continue;
-            };
-            for (dz, dw) in dz.iter().zip(dw.chunks_mut(d)) {
-                for (dw, h) in dw.iter_mut().zip(h) {
-                    *dw += dz * h;
-                }
-            }
-        }
-    }
-
-    fn cpu(&self, args: CpuArgs<'_>) {
-        let (head, softmax) = (Head::of(&args), Softmax::of(&args));
+impl BackwardWeight {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let (head, softmax) = (Head::<T>::of(&args), Softmax::of(&args));
         let (worker_words, d) = (head.worker_words(), head.d);
         let before = if self.accumulates {
             args.inputs
@@ -253,6 +235,39 @@ impl Op for BackwardWeight {
                     });
                 });
             });
+    }
+}
+
+impl Op for BackwardWeight {
+    fn name(&self) -> &'static str {
+        "linear_cross_entropy_backward_weight"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        infer_gradient(inputs)?;
+        Ok(vec![TensorType::f32(inputs[1].shape)])
+    }
+
+    fn reference(&self, args: ReferenceArgs<'_>) {
+        let (h, d) = (args.inputs[0].float(), args.inputs[0].columns());
+        let dw = args.outputs[0].float_mut();
+        if self.accumulates {
+            dw.copy_from_slice(args.inputs[7].float());
+        }
+        for (row, h) in h.chunks(d).enumerate() {
+            let Some(dz) = reference_gradient(args.inputs, row) else {
+                continue;
+            };
+            for (dz, dw) in dz.iter().zip(dw.chunks_mut(d)) {
+                for (dw, h) in dw.iter_mut().zip(h) {
+                    *dw += dz * h;
+                }
+            }
+        }
+    }
+
+    fn cpu(&self, args: CpuArgs<'_>) {
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(

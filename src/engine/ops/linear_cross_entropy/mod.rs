@@ -21,7 +21,10 @@ use tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
 
 use crate::launch::Launch;
 use crate::ops::special::dot;
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
+use crate::tape::{
+    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Tape, Target, Value,
+    with_element,
+};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
 
@@ -99,40 +102,10 @@ fn log_sum_exp(z: &[f64]) -> f64 {
 #[derive(Clone, Copy, Debug)]
 struct LinearCrossEntropy;
 
-impl Op for LinearCrossEntropy {
-    fn name(&self) -> &'static str {
-        "linear_cross_entropy"
-    }
-
-    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let n = infer_loss(inputs)?;
-        Ok(vec![
-            TensorType::f32([1]),
-            TensorType::f32([n]),
-            TensorType::f32([1]),
-        ])
-    }
-
-    fn reference(&self, args: ReferenceArgs<'_>) {
-        let ([h, w, targets, weights], [loss, lse, total]) = args.split();
-        let d = h.columns();
-        let (mut sum, mut all) = (0.0, 0.0);
-        for (row, (target, weight)) in targets.int().iter().zip(weights.float()).enumerate() {
-            if *target < 0 {
-                continue;
-            }
-            let z = logits(h.float(), w.float(), row, d);
-            let own = z.get(*target as usize).copied().unwrap_or(f64::NAN);
-            lse.float_mut()[row] = log_sum_exp(&z);
-            sum += weight * (lse.float()[row] - own);
-            all += weight;
-        }
-        loss.float_mut()[0] = if all == 0.0 { 0.0 } else { sum / all };
-        total.float_mut()[0] = all;
-    }
-
-    fn cpu(&self, args: CpuArgs<'_>) {
-        let head = Head::of(&args);
+impl LinearCrossEntropy {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let head = Head::<T>::of(&args);
         let weights = args.inputs.f32(3);
         let (sums, scratch) = args.workspace.split_at_mut(head.n);
         let [loss, lse, total] = args.outputs.f32();
@@ -184,6 +157,43 @@ impl Op for LinearCrossEntropy {
         }
         loss[0] = if all == 0.0 { 0.0 } else { (sum / all) as f32 };
         total[0] = all as f32;
+    }
+}
+
+impl Op for LinearCrossEntropy {
+    fn name(&self) -> &'static str {
+        "linear_cross_entropy"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        let n = infer_loss(inputs)?;
+        Ok(vec![
+            TensorType::f32([1]),
+            TensorType::f32([n]),
+            TensorType::f32([1]),
+        ])
+    }
+
+    fn reference(&self, args: ReferenceArgs<'_>) {
+        let ([h, w, targets, weights], [loss, lse, total]) = args.split();
+        let d = h.columns();
+        let (mut sum, mut all) = (0.0, 0.0);
+        for (row, (target, weight)) in targets.int().iter().zip(weights.float()).enumerate() {
+            if *target < 0 {
+                continue;
+            }
+            let z = logits(h.float(), w.float(), row, d);
+            let own = z.get(*target as usize).copied().unwrap_or(f64::NAN);
+            lse.float_mut()[row] = log_sum_exp(&z);
+            sum += weight * (lse.float()[row] - own);
+            all += weight;
+        }
+        loss.float_mut()[0] = if all == 0.0 { 0.0 } else { sum / all };
+        total.float_mut()[0] = all;
+    }
+
+    fn cpu(&self, args: CpuArgs<'_>) {
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(

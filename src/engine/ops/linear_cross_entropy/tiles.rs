@@ -1,8 +1,9 @@
 //! The output product in tiles: supervised rows packed together, words in runs.
 
-use crate::tape::{CpuArgs, Target};
+use crate::tape::{CpuArgs, Element, Target};
 use crate::tensor::TensorType;
 use keel_cpu::matmul::{Rows, RowsMut, product, product_workspace};
+use keel_cpu::widen;
 
 /// Supervised rows of one tile.
 pub(super) const TILE_ROWS: usize = 128;
@@ -20,7 +21,7 @@ pub(super) fn product_size(inputs: &[TensorType]) -> f64 {
 pub(super) fn workspace_bytes(inputs: &[TensorType], target: Target) -> usize {
     match target {
         Target::Cpu { .. } => {
-            let head = Head {
+            let head = Head::<f32> {
                 h: &[],
                 w: &[],
                 targets: &[],
@@ -35,21 +36,21 @@ pub(super) fn workspace_bytes(inputs: &[TensorType], target: Target) -> usize {
 }
 
 /// The output product's operands.
-pub(super) struct Head<'a> {
-    pub(super) h: &'a [f32],
-    pub(super) w: &'a [f32],
+pub(super) struct Head<'a, T> {
+    pub(super) h: &'a [T],
+    pub(super) w: &'a [T],
     pub(super) targets: &'a [i32],
     pub(super) n: usize,
     pub(super) d: usize,
     pub(super) v: usize,
 }
 
-impl<'a> Head<'a> {
-    pub(super) fn of(args: &CpuArgs<'a>) -> Head<'a> {
+impl<'a, T: Element> Head<'a, T> {
+    pub(super) fn of(args: &CpuArgs<'a>) -> Head<'a, T> {
         let types = args.input_types;
         Head {
-            h: args.inputs.f32(0),
-            w: args.inputs.f32(1),
+            h: args.inputs.of(0),
+            w: args.inputs.of(1),
             targets: if args.inputs.len() > 2 {
                 args.inputs.i32(2)
             } else {
@@ -82,7 +83,7 @@ impl<'a> Head<'a> {
             .max(LEAST_WORDS)
     }
 
-    /// Packs the supervised rows of a range together, up to [`TILE_ROWS`] at a time, and calls `visit(rows, h, scratch)`.
+    /// Packs the supervised rows of a range together in f32, up to [`TILE_ROWS`] at a time, and calls `visit(rows, h, scratch)`.
     pub(super) fn supervised(
         &self,
         range: std::ops::Range<usize>,
@@ -98,8 +99,8 @@ impl<'a> Head<'a> {
             // Copied side by side first: in a conversation most rows are prompt or image, and a product over them would
             // be thrown away. Without targets, as for answers, every row counts.
             if self.targets.get(row).is_none_or(|target| *target >= 0) {
-                packed[count * self.d..][..self.d]
-                    .copy_from_slice(&self.h[row * self.d..][..self.d]);
+                let packed = &mut packed[count * self.d..][..self.d];
+                widen(&self.h[row * self.d..][..self.d], packed);
                 rows[count] = row;
                 count += 1;
             }

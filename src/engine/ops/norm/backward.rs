@@ -8,7 +8,7 @@ use crate::launch::{Argument, Launch, blocks, index, kernels};
 use crate::ops::rows::RowKernel;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
 use crate::ops::special::dot;
-use crate::tape::{CompileTarget, Cost, CpuArgs, Op, Output, ReferenceArgs, Target};
+use crate::tape::{CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Target, with_element};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::Result;
 use keel_cpu::simd::dispatch;
@@ -50,6 +50,68 @@ impl NormBackward {
 /// Rows of one task, from the shape alone.
 fn rows_per_task(rows: usize) -> usize {
     rows.div_ceil(TASKS).max(ROWS_PER_TASK)
+}
+
+impl NormBackward {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let shape = args.input_types[0].shape;
+        let columns = shape.columns();
+        let (dy, x) = (args.inputs.of::<T>(0), args.inputs.of::<T>(1));
+        let (weight, statistics) = (args.inputs.f32(2), args.inputs.f32(3));
+        let sum = self.accumulates.then(|| args.inputs.of_or_in_place::<T>(4));
+        let mut outputs = args.outputs.in_order();
+        let dx = outputs.next::<T>();
+        let rows = rows_per_task(shape.rows());
+        let chunk = rows * columns;
+        // A task has partial sums of its own for dweight and dbias, however many threads there are: they are added in
+        // the order of the tasks below.
+        let run = |task: usize, dx: &mut [T], partial: &mut [f32]| {
+            let first = task * chunk;
+            let sum = match sum {
+                None => kernel::Sum::None,
+                Some(None) => kernel::Sum::InPlace,
+                Some(Some(sum)) => kernel::Sum::From(&sum[first..][..dx.len()]),
+            };
+            let statistics = &statistics[2 * task * rows..][..2 * dx.len() / columns];
+            partial.fill(0.0);
+            dispatch(kernel::Backward {
+                kind: self.kind,
+                dy: &dy[first..][..dx.len()],
+                x: &x[first..][..dx.len()],
+                weight,
+                statistics,
+                sum,
+                dx,
+                partial,
+            });
+        };
+        if chunk == 0 {
+            return;
+        }
+        let size = self.parameters() * columns;
+        if size == 0 {
+            dx.par_chunks_mut(chunk)
+                .enumerate()
+                .for_each(|(task, dx)| run(task, dx, &mut []));
+            return;
+        }
+        let tasks = dx.len().div_ceil(chunk);
+        let partials = &mut args.workspace[..tasks * size];
+        (dx.par_chunks_mut(chunk), partials.par_chunks_mut(size))
+            .into_par_iter()
+            .enumerate()
+            .for_each(|(task, (dx, partial))| run(task, dx, partial));
+        for index in 0..self.parameters() {
+            let total = outputs.next::<f32>();
+            total.fill(0.0);
+            for partial in partials.chunks_exact(size) {
+                for (total, partial) in total.iter_mut().zip(&partial[index * columns..]) {
+                    *total += partial;
+                }
+            }
+        }
+    }
 }
 
 impl Op for NormBackward {
@@ -111,64 +173,7 @@ impl Op for NormBackward {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let shape = args.input_types[0].shape;
-        let columns = shape.columns();
-        let (dy, x) = (args.inputs.f32(0), args.inputs.f32(1));
-        let (weight, statistics) = (args.inputs.f32(2), args.inputs.f32(3));
-        let sum = self.accumulates.then(|| args.inputs.f32_or_in_place(4));
-        let mut outputs = args.outputs.0.iter_mut().map(|output| match output {
-            Output::F32(values) => &mut **values,
-            Output::I32(_) => unreachable!("infer makes every output f32"),
-        });
-        let dx = outputs.next().expect("dx is always there");
-        let rows = rows_per_task(shape.rows());
-        let chunk = rows * columns;
-        // A task has partial sums of its own for dweight and dbias, however many threads there are: they are added in
-        // the order of the tasks below.
-        let run = |task: usize, dx: &mut [f32], partial: &mut [f32]| {
-            let first = task * chunk;
-            let sum = match sum {
-                None => kernel::Sum::None,
-                Some(None) => kernel::Sum::InPlace,
-                Some(Some(sum)) => kernel::Sum::From(&sum[first..][..dx.len()]),
-            };
-            let statistics = &statistics[2 * task * rows..][..2 * dx.len() / columns];
-            partial.fill(0.0);
-            dispatch(kernel::Backward {
-                kind: self.kind,
-                dy: &dy[first..][..dx.len()],
-                x: &x[first..][..dx.len()],
-                weight,
-                statistics,
-                sum,
-                dx,
-                partial,
-            });
-        };
-        if chunk == 0 {
-            return;
-        }
-        let size = self.parameters() * columns;
-        if size == 0 {
-            dx.par_chunks_mut(chunk)
-                .enumerate()
-                .for_each(|(task, dx)| run(task, dx, &mut []));
-            return;
-        }
-        let tasks = dx.len().div_ceil(chunk);
-        let partials = &mut args.workspace[..tasks * size];
-        (dx.par_chunks_mut(chunk), partials.par_chunks_mut(size))
-            .into_par_iter()
-            .enumerate()
-            .for_each(|(task, (dx, partial))| run(task, dx, partial));
-        for (index, total) in outputs.enumerate() {
-            total.fill(0.0);
-            for partial in partials.chunks_exact(size) {
-                for (total, partial) in total.iter_mut().zip(&partial[index * columns..]) {
-                    *total += partial;
-                }
-            }
-        }
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(

@@ -8,7 +8,9 @@ use super::kernel;
 use crate::launch::{Argument, Launch, index, kernels};
 use crate::ops::rows::RowKernel;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Value};
+use crate::tape::{
+    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Value, with_element,
+};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::Result;
 use keel_cpu::simd::dispatch;
@@ -32,6 +34,65 @@ impl Norm {
 
     fn bias(&self) -> Option<usize> {
         (self.kind == Kind::Layer).then(|| self.weight() + 1)
+    }
+}
+
+impl Norm {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let columns = args.input_types[0].shape.columns();
+        if args.input_types[0].numel() == 0 {
+            return;
+        }
+        let scale = kernel::Scale {
+            weight: args.inputs.f32(self.weight()),
+            bias: self.bias().map(|index| args.inputs.f32(index)),
+            epsilon: self.epsilon,
+        };
+        let rows = (ELEMENTS_PER_TASK / columns).max(1);
+        let chunk = rows * columns;
+        let x = args.inputs.of_or_in_place::<T>(0);
+        let mut outputs = args.outputs.in_order();
+        if !self.has_residual {
+            let (y, statistics) = (outputs.next::<T>(), outputs.next::<f32>());
+            (y.par_chunks_mut(chunk), statistics.par_chunks_mut(2 * rows))
+                .into_par_iter()
+                .enumerate()
+                .for_each(|(task, (y, statistics))| {
+                    let x = x.map(|x| &x[task * chunk..][..y.len()]);
+                    dispatch(kernel::Forward {
+                        kind: self.kind,
+                        x,
+                        y,
+                        statistics,
+                        scale,
+                    });
+                });
+            return;
+        }
+        // The sum is made task by task, next to the rows that read it: it is still in cache when it is normalised.
+        let residual = args.inputs.of_or_in_place::<T>(1);
+        let (sum, y) = (outputs.next::<T>(), outputs.next::<T>());
+        let statistics = outputs.next::<f32>();
+        (
+            sum.par_chunks_mut(chunk),
+            y.par_chunks_mut(chunk),
+            statistics.par_chunks_mut(2 * rows),
+        )
+            .into_par_iter()
+            .enumerate()
+            .for_each(|(task, (sum, y, statistics))| {
+                let x = x.map(|x| &x[task * chunk..][..sum.len()]);
+                let residual = residual.map(|r| &r[task * chunk..][..sum.len()]);
+                kernel::add(sum, x, residual);
+                dispatch(kernel::Forward {
+                    kind: self.kind,
+                    x: Some(sum),
+                    y,
+                    statistics,
+                    scale,
+                });
+            });
     }
 }
 
@@ -94,57 +155,7 @@ impl Op for Norm {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let columns = args.input_types[0].shape.columns();
-        if args.input_types[0].numel() == 0 {
-            return;
-        }
-        let scale = kernel::Scale {
-            weight: args.inputs.f32(self.weight()),
-            bias: self.bias().map(|index| args.inputs.f32(index)),
-            epsilon: self.epsilon,
-        };
-        let rows = (ELEMENTS_PER_TASK / columns).max(1);
-        let chunk = rows * columns;
-        let x = args.inputs.f32_or_in_place(0);
-        if !self.has_residual {
-            let [y, statistics] = args.outputs.f32();
-            (y.par_chunks_mut(chunk), statistics.par_chunks_mut(2 * rows))
-                .into_par_iter()
-                .enumerate()
-                .for_each(|(task, (y, statistics))| {
-                    let x = x.map(|x| &x[task * chunk..][..y.len()]);
-                    dispatch(kernel::Forward {
-                        kind: self.kind,
-                        x,
-                        y,
-                        statistics,
-                        scale,
-                    });
-                });
-            return;
-        }
-        // The sum is made task by task, next to the rows that read it: it is still in cache when it is normalised.
-        let residual = args.inputs.f32_or_in_place(1);
-        let [sum, y, statistics] = args.outputs.f32();
-        (
-            sum.par_chunks_mut(chunk),
-            y.par_chunks_mut(chunk),
-            statistics.par_chunks_mut(2 * rows),
-        )
-            .into_par_iter()
-            .enumerate()
-            .for_each(|(task, (sum, y, statistics))| {
-                let x = x.map(|x| &x[task * chunk..][..sum.len()]);
-                let residual = residual.map(|r| &r[task * chunk..][..sum.len()]);
-                kernel::add(sum, x, residual);
-                dispatch(kernel::Forward {
-                    kind: self.kind,
-                    x: Some(sum),
-                    y,
-                    statistics,
-                    scale,
-                });
-            });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(

@@ -3,6 +3,7 @@
 //! [`dispatch`](keel_cpu::simd::dispatch) they are compiled for the widest vectors the machine has.
 
 use super::Kind;
+use keel_cpu::Stored;
 use keel_cpu::simd::{Simd, Task};
 
 /// Lanes of a sum.
@@ -21,26 +22,26 @@ pub(super) struct Scale<'a> {
 
 /// What dx is added to.
 #[derive(Clone, Copy)]
-pub(super) enum Sum<'a> {
+pub(super) enum Sum<'a, T> {
     /// Nothing.
     None,
     /// What dx holds.
     InPlace,
     /// Rows like dx's.
-    From(&'a [f32]),
+    From(&'a [T]),
 }
 
 /// sum = a + b, where an absent addend lies in the sum's place.
-pub(super) fn add(sum: &mut [f32], a: Option<&[f32]>, b: Option<&[f32]>) {
+pub(super) fn add<T: Stored>(sum: &mut [T], a: Option<&[T]>, b: Option<&[T]>) {
     match (a, b) {
         (Some(a), Some(b)) => {
             for ((sum, a), b) in sum.iter_mut().zip(a).zip(b) {
-                *sum = a + b;
+                *sum = T::rounded(a.widen() + b.widen());
             }
         }
         (Some(other), None) | (None, Some(other)) => {
             for (sum, other) in sum.iter_mut().zip(other) {
-                *sum += other;
+                *sum = T::rounded(sum.widen() + other.widen());
             }
         }
         (None, None) => unreachable!("one output takes the place of one input"),
@@ -48,18 +49,18 @@ pub(super) fn add(sum: &mut [f32], a: Option<&[f32]>, b: Option<&[f32]>) {
 }
 
 /// Whole rows to normalise.
-pub(super) struct Forward<'a> {
+pub(super) struct Forward<'a, T> {
     pub kind: Kind,
     /// [rows, C]; in y's place where absent.
-    pub x: Option<&'a [f32]>,
+    pub x: Option<&'a [T]>,
     /// [rows, C].
-    pub y: &'a mut [f32],
+    pub y: &'a mut [T],
     /// [rows, 2]: receives mean and rstd.
     pub statistics: &'a mut [f32],
     pub scale: Scale<'a>,
 }
 
-impl Task for Forward<'_> {
+impl<T: Stored> Task for Forward<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -94,12 +95,12 @@ impl Task for Forward<'_> {
             match scale.bias {
                 Some(bias) => {
                     for ((y, weight), bias) in y.iter_mut().zip(scale.weight).zip(bias) {
-                        *y = (*y - mean) * rstd * weight + bias;
+                        *y = T::rounded((y.widen() - mean) * rstd * weight + bias);
                     }
                 }
                 None => {
                     for (y, weight) in y.iter_mut().zip(scale.weight) {
-                        *y = (*y - mean) * rstd * weight;
+                        *y = T::rounded((y.widen() - mean) * rstd * weight);
                     }
                 }
             }
@@ -108,25 +109,25 @@ impl Task for Forward<'_> {
 }
 
 /// Whole rows to differentiate.
-pub(super) struct Backward<'a> {
+pub(super) struct Backward<'a, T> {
     pub kind: Kind,
     /// [rows, C].
-    pub dy: &'a [f32],
+    pub dy: &'a [T],
     /// [rows, C].
-    pub x: &'a [f32],
+    pub x: &'a [T],
     /// [C].
     pub weight: &'a [f32],
     /// [rows, 2].
     pub statistics: &'a [f32],
     /// What dx is added to.
-    pub sum: Sum<'a>,
+    pub sum: Sum<'a, T>,
     /// [rows, C].
-    pub dx: &'a mut [f32],
+    pub dx: &'a mut [T],
     /// dweight [C] and dbias [C], dweight alone or nothing: added to.
     pub partial: &'a mut [f32],
 }
 
-impl Task for Backward<'_> {
+impl<T: Stored> Task for Backward<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -160,10 +161,10 @@ impl Task for Backward<'_> {
             // Both sums of the row before any dx: every dx needs them.
             let (sum_g, sum_gd) = gradient_sums(dy, x, weight, mean);
             for ((dweight, dy), x) in dweight.iter_mut().zip(dy).zip(x) {
-                *dweight += dy * ((x - mean) * rstd);
+                *dweight += dy.widen() * ((x.widen() - mean) * rstd);
             }
             for (dbias, dy) in dbias.iter_mut().zip(dy) {
-                *dbias += dy;
+                *dbias += dy.widen();
             }
             let mean_g = match kind {
                 Kind::Layer => sum_g / columns as f32,
@@ -171,24 +172,25 @@ impl Task for Backward<'_> {
             };
             // h·mean(g ⊙ h) = (x − μ)·r²·mean(g ⊙ (x − μ)).
             let slope = rstd * rstd * (sum_gd / columns as f32);
-            let dx_of =
-                |dy: f32, x: f32, weight: f32| rstd * (dy * weight - mean_g - (x - mean) * slope);
+            let dx_of = |dy: T, x: T, weight: f32| {
+                rstd * (dy.widen() * weight - mean_g - (x.widen() - mean) * slope)
+            };
             let row_of = dy.iter().zip(x).zip(weight);
             match sum {
                 Sum::None => {
                     for (dx, ((dy, x), weight)) in dx.iter_mut().zip(row_of) {
-                        *dx = dx_of(*dy, *x, *weight);
+                        *dx = T::rounded(dx_of(*dy, *x, *weight));
                     }
                 }
                 Sum::InPlace => {
                     for (dx, ((dy, x), weight)) in dx.iter_mut().zip(row_of) {
-                        *dx += dx_of(*dy, *x, *weight);
+                        *dx = T::rounded(dx.widen() + dx_of(*dy, *x, *weight));
                     }
                 }
                 Sum::From(sum) => {
                     let sum = &sum[row * columns..][..columns];
                     for ((dx, sum), ((dy, x), weight)) in dx.iter_mut().zip(sum).zip(row_of) {
-                        *dx = sum + dx_of(*dy, *x, *weight);
+                        *dx = T::rounded(sum.widen() + dx_of(*dy, *x, *weight));
                     }
                 }
             }
@@ -198,7 +200,7 @@ impl Task for Backward<'_> {
 
 /// Mean (zero for RMSNorm) and rstd of a row.
 #[inline(always)]
-fn moments(kind: Kind, x: &[f32], epsilon: f32) -> (f32, f32) {
+fn moments<T: Stored>(kind: Kind, x: &[T], epsilon: f32) -> (f32, f32) {
     let count = x.len() as f32;
     let mean = match kind {
         Kind::Layer => lane_sum(x, |x| x) / count,
@@ -212,36 +214,36 @@ fn moments(kind: Kind, x: &[f32], epsilon: f32) -> (f32, f32) {
 
 /// Σ f(x) in lanes.
 #[inline(always)]
-fn lane_sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+fn lane_sum<T: Stored>(x: &[T], f: impl Fn(f32) -> f32) -> f32 {
     let (chunks, rest) = x.as_chunks::<LANES>();
     let mut lanes = [0.0; LANES];
     for chunk in chunks {
         for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane += f(*x);
+            *lane += f(x.widen());
         }
     }
-    let rest: f32 = rest.iter().map(|x| f(*x)).sum();
+    let rest: f32 = rest.iter().map(|x| f(x.widen())).sum();
     tree(lanes) + rest
 }
 
 /// Σ dy·weight and Σ dy·weight·(x − mean) in lanes.
 #[inline(always)]
-fn gradient_sums(dy: &[f32], x: &[f32], weight: &[f32], mean: f32) -> (f32, f32) {
+fn gradient_sums<T: Stored>(dy: &[T], x: &[T], weight: &[f32], mean: f32) -> (f32, f32) {
     let (dy_chunks, dy_rest) = dy.as_chunks::<LANES>();
     let (x_chunks, x_rest) = x.as_chunks::<LANES>();
     let (weight_chunks, weight_rest) = weight.as_chunks::<LANES>();
     let (mut g_lanes, mut gd_lanes) = ([0.0; LANES], [0.0; LANES]);
     for ((dy, x), weight) in dy_chunks.iter().zip(x_chunks).zip(weight_chunks) {
         for lane in 0..LANES {
-            let g = dy[lane] * weight[lane];
+            let g = dy[lane].widen() * weight[lane];
             g_lanes[lane] += g;
-            gd_lanes[lane] += g * (x[lane] - mean);
+            gd_lanes[lane] += g * (x[lane].widen() - mean);
         }
     }
     let (mut g_sum, mut gd_sum) = (tree(g_lanes), tree(gd_lanes));
     for ((dy, x), weight) in dy_rest.iter().zip(x_rest).zip(weight_rest) {
-        g_sum += dy * weight;
-        gd_sum += dy * weight * (x - mean);
+        g_sum += dy.widen() * weight;
+        gd_sum += dy.widen() * weight * (x.widen() - mean);
     }
     (g_sum, gd_sum)
 }

@@ -8,9 +8,10 @@ use crate::launch::{Argument, Launch, blocks, kernels, vector};
 use crate::ops::linear::backward_weight::BackwardWeight;
 use crate::ops::linear::tiles::{Tiling, size};
 use crate::ops::shapes::{expect_float, expect_type};
-use crate::tape::{CompileTarget, Cost, CpuArgs, Op, Output, ReferenceArgs, Target};
+use crate::tape::{CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Target, with_element};
 use crate::tensor::{Shape, TensorType};
 use keel_base::error::{Error, Result};
+use keel_cpu::Stored;
 use keel_cpu::matmul::{self, Rows, RowsMut};
 
 /// Elements of a band of the positions that one task sums over the batch.
@@ -42,6 +43,44 @@ impl PatchEmbedBackward {
 
     fn grid(&self, images: Shape) -> Grid {
         Grid::new(images, self.patch).expect("the forward op has made this grid")
+    }
+}
+
+impl PatchEmbedBackward {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let grid = self.grid(args.input_types[1].shape);
+        let (dy, images) = (args.inputs.of::<T>(0), args.inputs.f32(1));
+        let sum = self.accumulates.then(|| args.inputs.f32_or_in_place(2));
+        let (rows, pixels) = (grid.rows(), grid.pixels());
+        let width = args.input_types[0].shape.columns();
+        let mut outputs = args.outputs.in_order();
+        let dweight = outputs.next::<f32>();
+        let mut dbias = self.has_bias.then(|| outputs.next::<f32>());
+        if let Some(dbias) = &mut dbias {
+            // The product adds to both where it accumulates; only dweight has something to be added to.
+            dbias.fill(0.0);
+        }
+        if self.has_position {
+            sum_batch(dy, outputs.next::<f32>());
+        }
+        if let Some(Some(sum)) = sum {
+            dweight.copy_from_slice(sum);
+        }
+        // Patches as rows make the gradient a product like any other; they are laid out again, since keeping them from
+        // forward would hold as many bytes as the images for the whole step.
+        let gathered = grid.gathered(args.input_types[0].dtype);
+        let (patches, workspace) = args.workspace.split_at_mut(gathered);
+        let patches: &mut [T] = &mut bytemuck::cast_slice_mut(patches)[..rows * pixels];
+        grid.gather(images, patches);
+        matmul::linear_backward_weight(
+            Rows::new(dy, rows, width),
+            Rows::new(patches, rows, pixels),
+            RowsMut::new(dweight, width, pixels),
+            dbias,
+            self.accumulates,
+            workspace,
+        );
     }
 }
 
@@ -112,39 +151,7 @@ impl Op for PatchEmbedBackward {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let grid = self.grid(args.input_types[1].shape);
-        let (dy, images) = (args.inputs.f32(0), args.inputs.f32(1));
-        let sum = self.accumulates.then(|| args.inputs.f32_or_in_place(2));
-        let (rows, pixels) = (grid.rows(), grid.pixels());
-        let width = args.input_types[0].shape.columns();
-        let mut outputs = args.outputs.0.iter_mut().map(|output| match output {
-            Output::F32(values) => &mut **values,
-            Output::I32(_) => unreachable!("infer makes every output f32"),
-        });
-        let dweight = outputs.next().expect("dweight is always there");
-        let mut dbias = self.has_bias.then(|| outputs.next()).flatten();
-        if let Some(dbias) = &mut dbias {
-            // The product adds to both where it accumulates; only dweight has something to be added to.
-            dbias.fill(0.0);
-        }
-        if let Some(dposition) = outputs.next() {
-            sum_batch(dy, dposition);
-        }
-        if let Some(Some(sum)) = sum {
-            dweight.copy_from_slice(sum);
-        }
-        // Patches as rows make the gradient a product like any other; they are laid out again, since keeping them from
-        // forward would hold as many bytes as the images for the whole step.
-        let (patches, workspace) = args.workspace.split_at_mut(rows * pixels);
-        grid.gather(images, patches);
-        matmul::linear_backward_weight(
-            Rows::new(dy, rows, width),
-            Rows::new(patches, rows, pixels),
-            RowsMut::new(dweight, width, pixels),
-            dbias,
-            self.accumulates,
-            workspace,
-        );
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -197,7 +204,7 @@ impl Op for PatchEmbedBackward {
         let (rows, pixels) = (grid.rows(), grid.pixels());
         let product = matmul::linear_backward_weight_workspace(rows, pixels, width);
         match compile_target.target {
-            Target::Cpu { .. } => (rows * pixels + product) * size_of::<f32>(),
+            Target::Cpu { .. } => (grid.gathered(inputs[0].dtype) + product) * size_of::<f32>(),
             Target::Cuda => self.product(inputs[0], inputs[1]).workspace(),
             Target::Reference => 0,
         }
@@ -228,6 +235,37 @@ pub(super) struct BackwardImage {
 impl BackwardImage {
     fn grid(&self) -> Grid {
         Grid::new(self.images, self.patch).expect("the forward op has made this grid")
+    }
+}
+
+impl BackwardImage {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let grid = self.grid();
+        let (rows, pixels) = (grid.rows(), grid.pixels());
+        let width = args.input_types[0].shape.columns();
+        let dy = Rows::new(args.inputs.of::<T>(0), rows, width);
+        let weight = Rows::new(args.inputs.of::<T>(1), width, pixels);
+        let sum = self.accumulates.then(|| args.inputs.f32_or_in_place(2));
+        let [images] = args.outputs.f32();
+        if images.is_empty() {
+            return;
+        }
+        match sum {
+            Some(Some(sum)) => images.copy_from_slice(sum),
+            Some(None) => {}
+            None => images.fill(0.0),
+        }
+        let (patches, workspace) = args.workspace.split_at_mut(rows * pixels);
+        let target = RowsMut::new(patches, rows, pixels);
+        // The gradient of images is f32 in every program, so its product is one of f32: of widened factors, which only
+        // those pay who ask for this gradient.
+        let (widened, workspace) = workspace.split_at_mut(T::scratch(rows * width));
+        let dy = T::view(dy, widened);
+        let (widened, workspace) = workspace.split_at_mut(T::scratch(width * pixels));
+        let weight = T::view(weight, widened);
+        matmul::linear_backward_input(dy, weight, target, false, None, workspace);
+        grid.scatter(patches, images);
     }
 }
 
@@ -280,25 +318,7 @@ impl Op for BackwardImage {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let grid = self.grid();
-        let (rows, pixels) = (grid.rows(), grid.pixels());
-        let width = args.input_types[0].shape.columns();
-        let dy = Rows::new(args.inputs.f32(0), rows, width);
-        let weight = Rows::new(args.inputs.f32(1), width, pixels);
-        let sum = self.accumulates.then(|| args.inputs.f32_or_in_place(2));
-        let [images] = args.outputs.f32();
-        if images.is_empty() {
-            return;
-        }
-        match sum {
-            Some(Some(sum)) => images.copy_from_slice(sum),
-            Some(None) => {}
-            None => images.fill(0.0),
-        }
-        let (patches, workspace) = args.workspace.split_at_mut(rows * pixels);
-        let target = RowsMut::new(patches, rows, pixels);
-        matmul::linear_backward_input(dy, weight, target, false, None, workspace);
-        grid.scatter(patches, images);
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -369,9 +389,12 @@ impl Op for BackwardImage {
         compile_target: CompileTarget,
     ) -> usize {
         let (grid, width) = (self.grid(), inputs[0].shape.columns());
-        let product = matmul::linear_backward_input_workspace(grid.pixels(), width);
+        let (rows, pixels) = (grid.rows(), grid.pixels());
+        let product = matmul::linear_backward_input_workspace(pixels, width);
+        let factors = (rows + pixels) * width;
+        let widened = with_element!(inputs[0].dtype, T => <T as Stored>::scratch(factors));
         match compile_target.target {
-            Target::Cpu { .. } => (grid.rows() * grid.pixels() + product) * size_of::<f32>(),
+            Target::Cpu { .. } => (rows * pixels + widened + product) * size_of::<f32>(),
             Target::Reference | Target::Cuda => 0,
         }
     }
@@ -391,7 +414,7 @@ impl Op for BackwardImage {
 }
 
 /// Sums the blocks of `dy` [B, sum's elements]: each task takes a band of every block, in order.
-fn sum_batch(dy: &[f32], sum: &mut [f32]) {
+fn sum_batch<T: Element>(dy: &[T], sum: &mut [f32]) {
     let block = sum.len();
     sum.par_chunks_mut(ELEMENTS_PER_TASK)
         .enumerate()
@@ -399,7 +422,7 @@ fn sum_batch(dy: &[f32], sum: &mut [f32]) {
             sum.fill(0.0);
             for dy in dy.chunks_exact(block) {
                 for (sum, dy) in sum.iter_mut().zip(&dy[task * ELEMENTS_PER_TASK..]) {
-                    *sum += dy;
+                    *sum += dy.widen();
                 }
             }
         });

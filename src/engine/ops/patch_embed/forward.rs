@@ -6,9 +6,12 @@ use super::backward::{BackwardImage, PatchEmbedBackward};
 use super::patches::Grid;
 use crate::launch::{Argument, Launch, kernels};
 use crate::ops::linear::tiles::{Tiling, size};
+use crate::ops::linear::widened_rows;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector};
 use crate::ops::special::dot;
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target, Value};
+use crate::tape::{
+    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Target, Value, with_element,
+};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 use keel_cpu::matmul::{self, Epilogue, Residual, Rows, RowsMut};
@@ -32,6 +35,44 @@ impl PatchEmbed {
 
     fn grid(&self, images: TensorType) -> Grid {
         Grid::new(images.shape, self.patch).expect("infer admits only images with room for a patch")
+    }
+}
+
+impl PatchEmbed {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let grid = self.grid(args.input_types[0]);
+        let (rows, pixels) = (grid.rows(), grid.pixels());
+        let width = args.output_types[0].shape.columns();
+        let weight = Rows::new(args.inputs.of::<T>(1), width, pixels);
+        let position = self.position().map(|index| args.inputs.of::<T>(index));
+        let bias = self.bias().map(|index| args.inputs.f32(index));
+        let images = args.inputs.f32(0);
+        let y = args.outputs.in_order().next::<T>();
+        if y.is_empty() {
+            return;
+        }
+        let gathered = grid.gathered(args.input_types[1].dtype);
+        let (patches, workspace) = args.workspace.split_at_mut(gathered);
+        let patches: &mut [T] = &mut bytemuck::cast_slice_mut(patches)[..rows * pixels];
+        grid.gather(images, patches);
+        // Positions are put into y first and the product adds to them: the epilogue knows residuals of y's shape, not
+        // of one image's.
+        if let Some(position) = position {
+            y.par_chunks_mut(position.len())
+                .for_each(|y| y.copy_from_slice(position));
+        }
+        let epilogue = Epilogue {
+            bias,
+            residual: match position {
+                Some(_) => Residual::InPlace,
+                None => Residual::None,
+            },
+            ..Epilogue::default()
+        };
+        let patches = Rows::new(patches, rows, pixels);
+        let y = RowsMut::new(y, rows, width);
+        matmul::linear(patches, weight, y, epilogue, workspace);
     }
 }
 
@@ -94,36 +135,7 @@ impl Op for PatchEmbed {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let grid = self.grid(args.input_types[0]);
-        let (rows, pixels) = (grid.rows(), grid.pixels());
-        let width = args.output_types[0].shape.columns();
-        let weight = Rows::new(args.inputs.f32(1), width, pixels);
-        let position = self.position().map(|index| args.inputs.f32(index));
-        let bias = self.bias().map(|index| args.inputs.f32(index));
-        let images = args.inputs.f32(0);
-        let [y] = args.outputs.f32();
-        if y.is_empty() {
-            return;
-        }
-        let (patches, workspace) = args.workspace.split_at_mut(rows * pixels);
-        grid.gather(images, patches);
-        // Positions are put into y first and the product adds to them: the epilogue knows residuals of y's shape, not
-        // of one image's.
-        if let Some(position) = position {
-            y.par_chunks_mut(position.len())
-                .for_each(|y| y.copy_from_slice(position));
-        }
-        let epilogue = Epilogue {
-            bias,
-            residual: match position {
-                Some(_) => Residual::InPlace,
-                None => Residual::None,
-            },
-            ..Epilogue::default()
-        };
-        let patches = Rows::new(patches, rows, pixels);
-        let y = RowsMut::new(y, rows, width);
-        matmul::linear(patches, weight, y, epilogue, workspace);
+        with_element!(args.input_types[1].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -199,7 +211,11 @@ impl Op for PatchEmbed {
         let grid = self.grid(inputs[0]);
         let product = matmul::linear_workspace(grid.pixels(), outputs[0].shape.columns());
         match compile_target.target {
-            Target::Cpu { .. } => (grid.rows() * grid.pixels() + product) * size_of::<f32>(),
+            Target::Cpu { threads } => {
+                let dtype = inputs[1].dtype;
+                let widened = widened_rows(dtype, grid.pixels(), threads);
+                (grid.gathered(dtype) + product + widened) * size_of::<f32>()
+            }
             Target::Reference | Target::Cuda => 0,
         }
     }

@@ -4,8 +4,9 @@ use rayon::prelude::*;
 
 use crate::launch::{Argument, KernelEntry};
 use crate::ops::linear::tiles::size;
-use crate::tensor::Shape;
+use crate::tensor::{DType, Shape};
 use keel_base::error::Result;
+use keel_cpu::{Stored, round};
 
 /// Patches that one task lays out.
 const ROWS_PER_TASK: usize = 64;
@@ -50,6 +51,11 @@ impl Grid {
         self.colours * self.patch * self.patch
     }
 
+    /// Floats of memory that hold the patches of all images as numbers of `dtype`.
+    pub fn gathered(&self, dtype: DType) -> usize {
+        (self.rows() * self.pixels() * dtype.size()).div_ceil(size_of::<f32>())
+    }
+
     /// The images' sizes as the kernels of `cuda/patch_embed.cu` take them: B, Ci, h, w, P.
     ///
     /// # Errors
@@ -80,14 +86,14 @@ impl Grid {
         })
     }
 
-    /// Lays the patches of all images out as the rows of `to` [B·T, Ci·P·P].
-    pub fn gather(self, images: &[f32], to: &mut [f32]) {
+    /// Lays the patches of all images out as the rows of `to` [B·T, Ci·P·P], rounded where that is stored in bf16.
+    pub fn gather<T: Stored>(self, images: &[f32], to: &mut [T]) {
         let chunk = ROWS_PER_TASK * self.pixels();
         to.par_chunks_mut(chunk).enumerate().for_each(|(task, to)| {
             for (row, to) in to.chunks_exact_mut(self.pixels()).enumerate() {
                 let runs = self.runs(task * ROWS_PER_TASK + row);
                 for (start, to) in runs.zip(to.chunks_exact_mut(self.patch)) {
-                    to.copy_from_slice(&images[start..][..self.patch]);
+                    round(&images[start..][..self.patch], to);
                 }
             }
         });

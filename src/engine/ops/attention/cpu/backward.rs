@@ -11,13 +11,21 @@ use super::{
 };
 use crate::ops::attention::geometry::Form;
 use crate::ops::attention::op::AttentionBackward;
-use crate::ops::rows::{add_scaled, dot};
-use crate::tape::{CpuArgs, Target};
+use crate::ops::rows::dot;
+use crate::tape::{CpuArgs, Element, Target, with_element};
+use crate::tensor::DType;
 use keel_cpu::matmul::{Extent, Hint, Rows, RowsMut, product_within};
 
-/// Floats of scratch memory of one worker: scores, their gradient, the products' panel and δ.
-fn worker_elements(geometry: &Geometry) -> usize {
-    2 * QUERIES * score_stride(KEYS) + panel_elements(geometry.heads.dim) + QUERIES
+/// Floats of scratch memory of one worker: scores, their gradient, the products' panel, δ, and a head in f32.
+fn worker_elements<T: Element>(geometry: &Geometry) -> usize {
+    let own = 2 * QUERIES * score_stride(KEYS) + panel_elements(geometry.heads.dim) + QUERIES;
+    own + head_elements::<T>(geometry)
+}
+
+/// Floats of one head where it is stored in bf16: query, output and the gradients of both, key, value and theirs.
+fn head_elements<T: Element>(geometry: &Geometry) -> usize {
+    let rows = 4 * (geometry.query_tokens + geometry.key_tokens);
+    T::scratch(rows * geometry.heads.dim)
 }
 
 /// Floats in which a query that all batch rows share keeps its gradient for each of them, until they are added up.
@@ -29,31 +37,34 @@ fn shared_elements(geometry: &Geometry) -> usize {
 }
 
 /// Bytes of scratch memory for [`backward`].
-pub(in crate::ops::attention) fn backward_workspace(geometry: &Geometry, target: Target) -> usize {
+pub(in crate::ops::attention) fn backward_workspace(
+    geometry: &Geometry,
+    dtype: DType,
+    target: Target,
+) -> usize {
     let items = geometry.batch * geometry.heads.key_value;
+    let each = with_element!(dtype, T => worker_elements::<T>(geometry));
     match workers(items, target) {
         0 => 0,
-        workers => {
-            (shared_elements(geometry) + workers * worker_elements(geometry)) * size_of::<f32>()
-        }
+        workers => (shared_elements(geometry) + workers * each) * size_of::<f32>(),
     }
 }
 
 /// The output of the forward pass, what was saved, and the output's gradient.
 #[derive(Clone, Copy)]
-struct Saved<'a> {
-    sources: Sources<'a>,
+struct Saved<'a, T> {
+    sources: Sources<'a, T>,
     /// [B · Tq, H·D].
-    output: &'a [f32],
+    output: &'a [T],
     /// [B, H, Tq].
     log_sum_exp: &'a [f32],
     /// [B · Tq, H·D].
-    d_output: &'a [f32],
+    d_output: &'a [T],
 }
 
-impl<'a> Saved<'a> {
+impl<'a, T: Element> Saved<'a, T> {
     /// The rows [Tq, D] of a query head in the output or its gradient.
-    fn head(&self, data: &'a [f32], batch: usize, head: usize) -> Rows<'a> {
+    fn head(&self, data: &'a [T], batch: usize, head: usize) -> Rows<'a, T> {
         let g = &self.sources.geometry;
         let (width, dim) = (g.heads.query_width(), g.heads.dim);
         let start = batch * g.query_tokens * width + head * dim;
@@ -61,7 +72,7 @@ impl<'a> Saved<'a> {
     }
 }
 
-impl Saved<'_> {
+impl<T: Element> Saved<'_, T> {
     /// What a query head reads.
     fn hints(&self, [batch, head]: [usize; 2]) -> Soon {
         let [query, key, value] = self.sources.of([batch, head]).map(Rows::hint);
@@ -73,18 +84,18 @@ impl Saved<'_> {
 }
 
 /// The part of the gradients that one worker writes; its heads are key heads.
-struct Part<'a> {
+struct Part<'a, Q, T> {
     geometry: Geometry,
     share: Share,
     /// [batch rows · Tq, query heads · D].
-    query: RowsMut<'a>,
+    query: RowsMut<'a, Q>,
     /// [batch rows · T, key heads · D].
-    key: RowsMut<'a>,
+    key: RowsMut<'a, T>,
     /// [batch rows · T, key heads · D].
-    value: RowsMut<'a>,
+    value: RowsMut<'a, T>,
 }
 
-impl Divide for Part<'_> {
+impl<Q: Element, T: Element> Divide for Part<'_, Q, T> {
     fn items(&self) -> usize {
         match self.share.batches.len() {
             1 => self.share.heads.len(),
@@ -131,15 +142,14 @@ impl Divide for Part<'_> {
     }
 }
 
-pub(in crate::ops::attention) fn backward(op: &AttentionBackward, args: CpuArgs<'_>) {
+pub(in crate::ops::attention) fn backward<T: Element>(op: &AttentionBackward, args: CpuArgs<'_>) {
     let geometry = op.geometry(args.input_types);
     let first = op.form.sources();
-    let [output, log_sum_exp, d_output] = [0, 1, 2].map(|index| args.inputs.f32(first + index));
-    let saved = Saved {
+    let saved = Saved::<T> {
         sources: Sources::new(geometry, op.form, &args, first + 3),
-        output,
-        log_sum_exp,
-        d_output,
+        output: args.inputs.of(first),
+        log_sum_exp: args.inputs.f32(first + 1),
+        d_output: args.inputs.of(first + 2),
     };
     if geometry.batch == 0 {
         return;
@@ -153,52 +163,92 @@ pub(in crate::ops::attention) fn backward(op: &AttentionBackward, args: CpuArgs<
     let (query_width, dim) = (geometry.heads.query_width(), geometry.heads.dim);
     let key_width = geometry.heads.key_value * dim;
     let (shared, scratch) = args.workspace.split_at_mut(shared_elements(&geometry));
-    let elements = worker_elements(&geometry);
-    let run = |query, key, value, scratch: &mut [f32]| {
-        let whole = Part {
-            geometry,
-            share: share.clone(),
-            query,
-            key,
-            value,
-        };
-        run_workers(whole, scratch, elements, &|part: Part<'_>, scratch| {
-            part.compute(&saved, scratch);
-        });
-    };
+    let mut outputs = args.outputs.in_order();
     match op.form {
         Form::Packed => {
-            let [gradient] = args.outputs.f32();
+            let gradient = outputs.next::<T>();
             let whole = RowsMut::new(gradient, rows, geometry.heads.packed_width());
             let (query, rest) = whole.split_at_column(query_width);
             let (key, value) = rest.split_at_column(key_width);
-            run(query, key, value, scratch);
+            run(&saved, share, [query, key, value], scratch);
         }
         Form::Cross => {
-            let [d_query, d_key_value] = args.outputs.f32();
+            let (d_query, d_key_value) = (outputs.next::<T>(), outputs.next::<T>());
             let whole = RowsMut::new(d_key_value, key_rows, 2 * key_width);
             let (key, value) = whole.split_at_column(key_width);
             if shared.is_empty() {
                 let query = RowsMut::new(d_query, rows, query_width);
-                run(query, key, value, scratch);
+                run(&saved, share, [query, key, value], scratch);
                 return;
             }
             // One query for all batch rows: each worker would add to the same gradient, in an order that depends on the
-            // threads. They write one copy for each batch row instead, which are added up in order.
-            let query = RowsMut::new(shared, rows, query_width);
-            run(query, key, value, scratch);
-            d_query.fill(0.0);
-            for of_row in shared.chunks_exact(d_query.len()) {
-                add_scaled(d_query, 1.0, of_row);
+            // threads. They write one copy for each batch row instead, in f32, which are added up in order.
+            let part = Part {
+                geometry,
+                share,
+                query: RowsMut::<f32>::new(shared, rows, query_width),
+                key,
+                value,
+            };
+            run_part(part, &saved, scratch);
+            for (index, d_query) in d_query.iter_mut().enumerate() {
+                let of_rows = shared
+                    .iter()
+                    .skip(index)
+                    .step_by(geometry.query_tokens * query_width);
+                *d_query = T::rounded(of_rows.fold(0.0, |sum, of_row| sum + of_row));
             }
         }
     }
 }
 
-impl Part<'_> {
-    fn compute(mut self, saved: &Saved<'_>, scratch: &mut [f32]) {
+/// Computes gradients that are all of one type.
+fn run<T: Element>(
+    saved: &Saved<'_, T>,
+    share: Share,
+    [query, key, value]: [RowsMut<'_, T>; 3],
+    scratch: &mut [f32],
+) {
+    let part = Part {
+        geometry: saved.sources.geometry,
+        share,
+        query,
+        key,
+        value,
+    };
+    run_part(part, saved, scratch);
+}
+
+fn run_part<Q: Element, T: Element>(
+    whole: Part<'_, Q, T>,
+    saved: &Saved<'_, T>,
+    scratch: &mut [f32],
+) {
+    let elements = worker_elements::<T>(&saved.sources.geometry);
+    run_workers(
+        whole,
+        scratch,
+        elements,
+        &|part: Part<'_, Q, T>, scratch| {
+            part.compute(saved, scratch);
+        },
+    );
+}
+
+impl<Q: Element, T: Element> Part<'_, Q, T> {
+    fn compute(mut self, saved: &Saved<'_, T>, scratch: &mut [f32]) {
         let g = self.geometry;
         let (dim, tokens, keys) = (g.heads.dim, g.query_tokens, g.key_tokens);
+        let sources = &saved.sources;
+        // Where a head stored in bf16 is in f32: four of the query's size, then four of the key's.
+        let (of_head, scratch) = scratch.split_at_mut(head_elements::<T>(&g));
+        let (of_query, of_key) = of_head.split_at_mut(T::scratch(4 * tokens * dim));
+        let (query_memory, of_query) = of_query.split_at_mut(T::scratch(tokens * dim));
+        let (output_memory, of_query) = of_query.split_at_mut(T::scratch(tokens * dim));
+        let (d_output_memory, d_query_memory) = of_query.split_at_mut(T::scratch(tokens * dim));
+        let (key_memory, of_key) = of_key.split_at_mut(T::scratch(keys * dim));
+        let (value_memory, of_key) = of_key.split_at_mut(T::scratch(keys * dim));
+        let (d_key_memory, d_value_memory) = of_key.split_at_mut(T::scratch(keys * dim));
         let Share { batches, heads } = self.share.clone();
         for (row, batch) in batches.clone().enumerate() {
             for (column, shared) in heads.clone().enumerate() {
@@ -209,28 +259,49 @@ impl Part<'_> {
                 let place = ((row * keys, keys), (column * dim, dim));
                 let mut key = self.key.part(place.0, place.1);
                 let mut value = self.value.part(place.0, place.1);
+                let mut d_key = T::target(key.reborrow(), d_key_memory);
+                let mut d_value = T::target(value.reborrow(), d_value_memory);
                 // Zeroed, and added to afterwards: several query heads, and blocks of queries within each, contribute
                 // to one key head.
-                ClearRows(key.reborrow()).run();
-                ClearRows(value.reborrow()).run();
+                ClearRows(d_key.reborrow()).run();
+                ClearRows(d_value.reborrow()).run();
+                let of_keys = [
+                    T::view(sources.key(batch, shared), key_memory),
+                    T::view(sources.value(batch, shared), value_memory),
+                ];
                 // One after the other: their order is the order of the sums in dk and dv.
                 for member in 0..g.group() {
                     let columns = ((column * g.group() + member) * dim, dim);
-                    let query = self.query.part((row * tokens, tokens), columns);
+                    let mut query = self.query.part((row * tokens, tokens), columns);
                     let head = shared * g.group() + member;
                     let soon = match member + 1 < g.group() {
                         true => saved.hints([batch, head + 1]),
                         false => next_shared,
                     };
-                    let gradients = [query, key.reborrow(), value.reborrow()];
-                    one_head(saved, [batch, head], &soon, gradients, scratch);
+                    let start = (batch * g.heads.query + head) * tokens;
+                    let of_head = Head {
+                        geometry: &g,
+                        segments: sources.segments(batch),
+                        query: T::view(sources.query(batch, head), query_memory),
+                        key: of_keys[0],
+                        value: of_keys[1],
+                        output: T::view(saved.head(saved.output, batch, head), output_memory),
+                        d_output: T::view(saved.head(saved.d_output, batch, head), d_output_memory),
+                        log_sum_exp: &saved.log_sum_exp[start..][..tokens],
+                    };
+                    let d_query = Q::target(query.reborrow(), d_query_memory);
+                    let gradients = [d_query, d_key.reborrow(), d_value.reborrow()];
+                    one_head(&of_head, &soon, gradients, scratch);
+                    Q::settle(query, d_query_memory);
                 }
+                T::settle(key, d_key_memory);
+                T::settle(value, d_value_memory);
             }
         }
     }
 
     /// What the first query head of a key head reads and writes, if the part has it.
-    fn soon(&self, saved: &Saved<'_>, [row, column]: [usize; 2]) -> Soon {
+    fn soon(&self, saved: &Saved<'_, T>, [row, column]: [usize; 2]) -> Soon {
         let g = &self.geometry;
         let Share { batches, heads } = &self.share;
         if batches.start + row >= batches.end {
@@ -248,25 +319,36 @@ impl Part<'_> {
     }
 }
 
-/// One query head of one batch row: writes its query's gradient and adds to those of its key head.
+/// What one query head of one batch row reads, in f32.
+struct Head<'a> {
+    geometry: &'a Geometry,
+    segments: Option<&'a [i32]>,
+    query: Rows<'a>,
+    key: Rows<'a>,
+    value: Rows<'a>,
+    output: Rows<'a>,
+    d_output: Rows<'a>,
+    log_sum_exp: &'a [f32],
+}
+
+/// Writes the gradient of the head's query and adds to those of its key head; asks for what is needed `soon`.
 fn one_head(
-    saved: &Saved<'_>,
-    [batch, head]: [usize; 2],
+    of_head: &Head<'_>,
     soon: &Soon,
     [mut d_query, mut d_key, mut d_value]: [RowsMut<'_>; 3],
     scratch: &mut [f32],
 ) {
-    let sources = &saved.sources;
-    let geometry = &sources.geometry;
+    let &Head {
+        geometry,
+        segments,
+        query,
+        key,
+        value,
+        output,
+        d_output,
+        log_sum_exp,
+    } = of_head;
     let (dim, scale) = (geometry.heads.dim, geometry.scale() as f32);
-    let segments = sources.segments(batch);
-    let query = sources.query(batch, head);
-    let key = sources.key(batch, head / geometry.group());
-    let value = sources.value(batch, head / geometry.group());
-    let output = saved.head(saved.output, batch, head);
-    let d_output = saved.head(saved.d_output, batch, head);
-    let start = (batch * geometry.heads.query + head) * geometry.query_tokens;
-    let log_sum_exp = &saved.log_sum_exp[start..][..geometry.query_tokens];
     let (scores, rest) = scratch.split_at_mut(QUERIES * score_stride(KEYS));
     let (gradient, rest) = rest.split_at_mut(QUERIES * score_stride(KEYS));
     let (deltas, panel) = rest.split_at_mut(QUERIES);

@@ -8,31 +8,44 @@ use super::{
     run_workers, workers,
 };
 use crate::ops::attention::op::Attention;
-use crate::tape::{CpuArgs, Target};
+use crate::tape::{CpuArgs, Element, Target, with_element};
+use crate::tensor::DType;
 use keel_cpu::matmul::{Extent, Hint, Rows, RowsMut, product_within};
 
-/// Floats of scratch memory of one worker: scores, the products' panel, and three numbers a query.
-fn worker_elements(geometry: &Geometry) -> usize {
-    QUERIES * score_stride(KEYS) + panel_elements(geometry.heads.dim) + 3 * QUERIES
+/// Floats of scratch memory of one worker: scores, the products' panel, three numbers a query, and a head in f32.
+fn worker_elements<T: Element>(geometry: &Geometry) -> usize {
+    let own = QUERIES * score_stride(KEYS) + panel_elements(geometry.heads.dim) + 3 * QUERIES;
+    own + head_elements::<T>(geometry)
+}
+
+/// Floats of one head's query, key, value and output, where they are stored in bf16.
+fn head_elements<T: Element>(geometry: &Geometry) -> usize {
+    let rows = 2 * (geometry.query_tokens + geometry.key_tokens);
+    T::scratch(rows * geometry.heads.dim)
 }
 
 /// Bytes of scratch memory for [`forward`].
-pub(in crate::ops::attention) fn forward_workspace(geometry: &Geometry, target: Target) -> usize {
+pub(in crate::ops::attention) fn forward_workspace(
+    geometry: &Geometry,
+    dtype: DType,
+    target: Target,
+) -> usize {
     let items = geometry.batch * geometry.heads.query;
-    workers(items, target) * worker_elements(geometry) * size_of::<f32>()
+    let each = with_element!(dtype, T => worker_elements::<T>(geometry));
+    workers(items, target) * each * size_of::<f32>()
 }
 
 /// The part of the outputs that one worker writes.
-struct Part<'a> {
+struct Part<'a, T> {
     geometry: Geometry,
     share: Share,
     /// [batch rows · Tq, heads · D].
-    output: RowsMut<'a>,
+    output: RowsMut<'a, T>,
     /// [batch rows, heads, Tq], or nothing where it is not saved.
     log_sum_exp: &'a mut [f32],
 }
 
-impl Divide for Part<'_> {
+impl<T: Element> Divide for Part<'_, T> {
     fn items(&self) -> usize {
         match self.share.batches.len() {
             1 => self.share.heads.len(),
@@ -86,16 +99,12 @@ impl Divide for Part<'_> {
     }
 }
 
-pub(in crate::ops::attention) fn forward(op: &Attention, args: CpuArgs<'_>) {
+pub(in crate::ops::attention) fn forward<T: Element>(op: &Attention, args: CpuArgs<'_>) {
     let geometry = op.geometry(args.input_types);
-    let sources = Sources::new(geometry, op.form, &args, op.form.sources());
-    let (output, log_sum_exp): (&mut [f32], &mut [f32]) = if op.saves {
-        let [output, log_sum_exp] = args.outputs.f32();
-        (output, log_sum_exp)
-    } else {
-        let [output] = args.outputs.f32();
-        (output, &mut [])
-    };
+    let sources = Sources::<T>::new(geometry, op.form, &args, op.form.sources());
+    let mut outputs = args.outputs.in_order();
+    let output = outputs.next::<T>();
+    let log_sum_exp: &mut [f32] = if op.saves { outputs.next() } else { &mut [] };
     let rows = geometry.batch * geometry.query_tokens;
     let whole = Part {
         geometry,
@@ -109,15 +118,19 @@ pub(in crate::ops::attention) fn forward(op: &Attention, args: CpuArgs<'_>) {
     if rows == 0 {
         return;
     }
-    let elements = worker_elements(&geometry);
+    let elements = worker_elements::<T>(&geometry);
     run_workers(whole, args.workspace, elements, &|part, scratch| {
         part.compute(&sources, scratch);
     });
 }
 
-impl Part<'_> {
-    fn compute(mut self, sources: &Sources<'_>, scratch: &mut [f32]) {
+impl<T: Element> Part<'_, T> {
+    fn compute(mut self, sources: &Sources<'_, T>, scratch: &mut [f32]) {
         let (dim, tokens) = (self.geometry.heads.dim, self.geometry.query_tokens);
+        let (of_head, scratch) = scratch.split_at_mut(head_elements::<T>(&self.geometry));
+        let (result, of_head) = of_head.split_at_mut(T::scratch(tokens * dim));
+        let (query, of_head) = of_head.split_at_mut(T::scratch(tokens * dim));
+        let (key, value) = of_head.split_at_mut(of_head.len() / 2);
         let Share { batches, heads } = self.share.clone();
         for (row, batch) in batches.clone().enumerate() {
             for (column, head) in heads.clone().enumerate() {
@@ -132,28 +145,50 @@ impl Part<'_> {
                     let [query, key, value] = sources.of(next).map(Rows::hint);
                     soon[1..4].copy_from_slice(&[query, key, value]);
                 }
-                let output = self.output.part(place.0, place.1);
+                let mut output = self.output.part(place.0, place.1);
                 let at = (row * heads.len() + column) * tokens;
                 let log_sum_exp = self.log_sum_exp.get_mut(at..at + tokens);
-                one_head(sources, [batch, head], &soon, output, log_sum_exp, scratch);
+                let [of_query, of_key, of_value] = sources.of([batch, head]);
+                let of_head = Head {
+                    geometry: &self.geometry,
+                    segments: sources.segments(batch),
+                    query: T::view(of_query, query),
+                    key: T::view(of_key, key),
+                    value: T::view(of_value, value),
+                };
+                let target = T::target(output.reborrow(), result);
+                one_head(&of_head, &soon, target, log_sum_exp, scratch);
+                T::settle(output, result);
             }
         }
     }
 }
 
+/// What one query head of one batch row reads, in f32.
+struct Head<'a> {
+    geometry: &'a Geometry,
+    segments: Option<&'a [i32]>,
+    query: Rows<'a>,
+    key: Rows<'a>,
+    value: Rows<'a>,
+}
+
 /// One query head of one batch row; asks for what is needed `soon`.
 fn one_head(
-    sources: &Sources<'_>,
-    [batch, head]: [usize; 2],
+    of_head: &Head<'_>,
     soon: &Soon,
     mut output: RowsMut<'_>,
     mut log_sum_exp: Option<&mut [f32]>,
     scratch: &mut [f32],
 ) {
-    let geometry = &sources.geometry;
+    let &Head {
+        geometry,
+        segments,
+        query,
+        key,
+        value,
+    } = of_head;
     let (dim, scale) = (geometry.heads.dim, geometry.scale() as f32);
-    let segments = sources.segments(batch);
-    let [query, key, value] = sources.of([batch, head]);
     let (scores, rest) = scratch.split_at_mut(QUERIES * score_stride(KEYS));
     let (largest, rest) = rest.split_at_mut(QUERIES);
     let (sums, rest) = rest.split_at_mut(QUERIES);

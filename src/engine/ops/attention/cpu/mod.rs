@@ -5,6 +5,9 @@
 //! batch rows where there are enough, and heads within a batch row otherwise; those of a gradient get the heads that
 //! share a key head.
 //!
+//! Heads stored in bf16 are widened into the worker's memory, where the f32 arithmetic meets them, and results are rounded
+//! once on their way back.
+//!
 //! What needs an order of its own is in [`forward`] and [`backward`]; [`block`] has the arithmetic on a block of scores.
 
 mod backward;
@@ -14,7 +17,7 @@ mod forward;
 use std::ops::Range;
 
 use super::geometry::{Form, Geometry, Layout};
-use crate::tape::{CpuArgs, Target};
+use crate::tape::{CpuArgs, Element, Target};
 use keel_cpu::matmul::{Rows, product_workspace};
 
 pub(super) use backward::{backward, backward_workspace};
@@ -38,29 +41,29 @@ struct Share {
 
 /// Query, key and value as slices, with the segments.
 #[derive(Clone, Copy)]
-struct Sources<'a> {
+struct Sources<'a, T> {
     geometry: Geometry,
-    query: &'a [f32],
-    key_value: &'a [f32],
+    query: &'a [T],
+    key_value: &'a [T],
     segments: Option<&'a [i32]>,
 }
 
-impl<'a> Sources<'a> {
+impl<'a, T: Element> Sources<'a, T> {
     /// The inputs of an op whose segments, where it has them, are input `segments`.
-    fn new(geometry: Geometry, form: Form, args: &CpuArgs<'a>, segments: usize) -> Sources<'a> {
-        let query = args.inputs.f32(0);
+    fn new(geometry: Geometry, form: Form, args: &CpuArgs<'a>, segments: usize) -> Self {
+        let query = args.inputs.of::<T>(0);
         Sources {
             geometry,
             query,
             key_value: match form {
                 Form::Packed => query,
-                Form::Cross => args.inputs.f32(1),
+                Form::Cross => args.inputs.of::<T>(1),
             },
             segments: (args.inputs.len() > segments).then(|| args.inputs.i32(segments)),
         }
     }
 
-    fn head(&self, data: &'a [f32], layout: Layout, at: [usize; 2], tokens: usize) -> Rows<'a> {
+    fn head(&self, data: &'a [T], layout: Layout, at: [usize; 2], tokens: usize) -> Rows<'a, T> {
         let [batch, head] = at;
         let dim = self.geometry.heads.dim;
         Rows::strided(
@@ -72,25 +75,25 @@ impl<'a> Sources<'a> {
     }
 
     /// The queries [Tq, D] of a query head.
-    fn query(&self, batch: usize, head: usize) -> Rows<'a> {
+    fn query(&self, batch: usize, head: usize) -> Rows<'a, T> {
         let g = &self.geometry;
         self.head(self.query, g.query, [batch, head], g.query_tokens)
     }
 
     /// The keys [T, D] of a key head.
-    fn key(&self, batch: usize, head: usize) -> Rows<'a> {
+    fn key(&self, batch: usize, head: usize) -> Rows<'a, T> {
         let g = &self.geometry;
         self.head(self.key_value, g.key, [batch, head], g.key_tokens)
     }
 
     /// The values [T, D] of a key head.
-    fn value(&self, batch: usize, head: usize) -> Rows<'a> {
+    fn value(&self, batch: usize, head: usize) -> Rows<'a, T> {
         let g = &self.geometry;
         self.head(self.key_value, g.value, [batch, head], g.key_tokens)
     }
 
     /// Query, key and value of a query head.
-    fn of(&self, [batch, head]: [usize; 2]) -> [Rows<'a>; 3] {
+    fn of(&self, [batch, head]: [usize; 2]) -> [Rows<'a, T>; 3] {
         let shared = head / self.geometry.group();
         [
             self.query(batch, head),
