@@ -18,7 +18,7 @@ use super::{WARM_UP, peak_flops, peak_memory, threads};
 const BURSTS: usize = 9;
 
 /// Seconds that all threads of this process have computed.
-fn processor_seconds() -> f64 {
+pub fn processor_seconds() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }

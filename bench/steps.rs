@@ -1,8 +1,9 @@
 //! Whole training steps: timed by criterion, profiled op by op, or side by side with PyTorch.
 //!
 //!     cargo bench --bench steps                                  criterion
-//!     cargo bench --bench steps -- --profile                     where the time of a step goes
+//!     cargo bench --bench steps -- --profile [--precision bf16]  where the time of a step goes
 //!     cargo bench --bench steps -- --against-pytorch [PYTHON]    both, burst by burst in turn, with ratios
+//!     cargo bench --bench steps -- --precisions                  f32 and bf16 in turn, with wall and processor time
 //!     steps --one STEP --device cpu|simt|cuda                    one line of JSON, on any device
 //!     steps --serve STEP                                         a burst of steps for each line of input
 //!     steps --list-steps DEVICE                                  the steps that the device is timed with
@@ -10,6 +11,7 @@
 mod compare;
 mod lead;
 mod peer;
+mod precisions;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -17,7 +19,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput};
 use keel::executor::Executor;
 
-use keel::executor::{CpuExecutor, Device, SelectedDevice};
+use keel::executor::{CpuExecutor, Device, Precision, SelectedDevice};
 use keel::report::profile_table;
 use keel::train::Profile;
 use lead::{GPU_STEP, PUBLISHED_STEP, STEPS, load};
@@ -59,9 +61,20 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
+    if arguments.iter().any(|a| a == "--precisions") {
+        return match precisions::compare() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(problem) => {
+                eprintln!("error: {problem}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     if arguments.iter().any(|a| a == "--profile") {
+        let precision = after("--precision").flatten().map(String::as_str);
+        let selected = processor(precision);
         let steps = STEPS.into_iter().chain([PUBLISHED_STEP]);
-        steps.for_each(|(step, _)| profile(step));
+        steps.for_each(|(step, _)| profile(step, &selected));
         return ExitCode::SUCCESS;
     }
     if let Some(python) = after("--against-pytorch") {
@@ -164,9 +177,19 @@ fn measure(step: &str, selected: &SelectedDevice) -> serde_json::Value {
     })
 }
 
+/// The processor, in f32 or, where asked, in bf16.
+fn processor(precision: Option<&str>) -> SelectedDevice {
+    let precision = match precision {
+        Some("bf16") => Precision::Bf16,
+        _ => Precision::F32,
+    };
+    let selected = SelectedDevice::new(Device::Cpu, threads(), Some(precision));
+    selected.expect("the processor is always there")
+}
+
 /// Prints where the time of a step goes.
-fn profile(step: &str) {
-    let mut lead = load(step, &SelectedDevice::processor(threads()));
+fn profile(step: &str, selected: &SelectedDevice) {
+    let mut lead = load(step, selected);
     let (session, executor) = (lead.session.as_mut(), lead.executor.as_ref());
     let profile = Profile::of_session(session, executor, &lead.stage, REPEATS);
     print!(
