@@ -203,7 +203,9 @@ fn nothing_below_the_command_line_prints() {
             "stderr()",
             "indicatif",
         ] {
-            assert!(!text.contains(way), "{path} has {way}");
+            // What ends a process for another rank's sake has nothing above it left to print by.
+            let may = way == "stderr()" && path.ends_with("src/ranks/control/mod.rs");
+            assert!(may || !text.contains(way), "{path} has {way}");
         }
     }
 }

@@ -8,7 +8,9 @@ use rayon::prelude::*;
 
 use crate::launch::kernels::constants::tree_sum::TREE_SUM_THREADS;
 use crate::launch::{Argument, Launch, blocks, index, kernels, vector};
-use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value};
+use crate::tape::{
+    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Tape, Value, with_element,
+};
 use crate::tensor::{Shape, TensorType};
 use keel_base::error::{Error, Result};
 use keel_ranks::order;
@@ -31,17 +33,24 @@ pub(super) struct TreeSum {
     pub parts: usize,
 }
 
-/// out = the tree sum of the parts `first..first + count`, of which `part(index)` is one.
-fn add<'a>(out: &mut [f32], part: &impl Fn(usize) -> &'a [f32], [first, count]: [usize; 2]) {
+/// out = the tree sum of the parts `first..first + count`, of which `part(index)` is one. In f32, whatever parts are stored as.
+fn add<'a, T: Element>(
+    out: &mut [f32],
+    part: &impl Fn(usize) -> &'a [T],
+    [first, count]: [usize; 2],
+) {
     if count == 1 {
-        return out.copy_from_slice(part(first));
+        for (out, x) in out.iter_mut().zip(part(first)) {
+            *out = x.widen();
+        }
+        return;
     }
     // The left subtree is the largest complete one.
     let left = count.next_power_of_two() / 2;
     add(out, part, [first, left]);
     if left + 1 == count {
         for (out, x) in out.iter_mut().zip(part(first + left)) {
-            *out += x;
+            *out += x.widen();
         }
         return;
     }
@@ -50,6 +59,27 @@ fn add<'a>(out: &mut [f32], part: &impl Fn(usize) -> &'a [f32], [first, count]: 
     add(right, part, [first + left, count - left]);
     for (out, x) in out.iter_mut().zip(right) {
         *out += *x;
+    }
+}
+
+impl TreeSum {
+    /// The processor's kernel for values stored as `T`, rounded once at the end.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let x = args.inputs.of::<T>(0);
+        let y = args.outputs.in_order().next::<T>();
+        let n = y.len();
+        y.par_chunks_mut(ELEMENTS_PER_TASK)
+            .enumerate()
+            .for_each(|(task, y)| {
+                let (first, count) = (task * ELEMENTS_PER_TASK, y.len());
+                let part = |part: usize| &x[part * n + first..][..count];
+                let mut sums = [0.0f32; ELEMENTS_PER_TASK];
+                let sums = &mut sums[..count];
+                add::<T>(sums, &part, [0, self.parts]);
+                for (y, sum) in y.iter_mut().zip(sums) {
+                    *y = T::rounded(*sum);
+                }
+            });
     }
 }
 
@@ -94,16 +124,7 @@ impl Op for TreeSum {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let x = args.inputs.f32(0);
-        let [y] = args.outputs.f32();
-        let n = y.len();
-        y.par_chunks_mut(ELEMENTS_PER_TASK)
-            .enumerate()
-            .for_each(|(task, y)| {
-                let (first, count) = (task * ELEMENTS_PER_TASK, y.len());
-                let part = |part: usize| &x[part * n + first..][..count];
-                add(y, &part, [0, self.parts]);
-            });
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
     }
 
     fn launches(
@@ -165,10 +186,13 @@ impl Op for TreeSumBackward {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        let dy = args.inputs.f32(0);
-        let [dx] = args.outputs.f32();
-        dx.par_chunks_mut(dy.len().max(1))
-            .for_each(|dx| dx.copy_from_slice(dy));
+        fn copy<T: Element>(args: CpuArgs<'_>) {
+            let dy = args.inputs.of::<T>(0);
+            let dx = args.outputs.in_order().next::<T>();
+            dx.par_chunks_mut(dy.len().max(1))
+                .for_each(|dx| dx.copy_from_slice(dy));
+        }
+        with_element!(args.input_types[0].dtype, T => copy::<T>(args));
     }
 
     fn launches(

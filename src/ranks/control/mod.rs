@@ -53,8 +53,8 @@ pub fn end_process(cause: &Cause, code: i32) {
 /// How long a rank that has told the others why it ends may take to end by itself.
 const OWN_END: Duration = Duration::from_secs(5);
 
-/// How long a rank may take to take in a cause.
-const LAST_WORD: Duration = Duration::from_millis(100);
+/// How long a rank may take to take in a cause, and a message before it to be written.
+const LAST_WORD: Duration = Duration::from_millis(500);
 
 /// How long rank 0 waits for the others to hear of a cause.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -304,11 +304,17 @@ impl Link {
         }
     }
 
-    /// The last message: a rank that does not take it at once must not keep the others from hearing it.
+    /// The last message: a rank that does not take it in time must not keep the others from hearing it. It waits for a message
+    /// that is being written, such as a sign of life, which is over at once unless that rank takes nothing.
     fn send_last(&self, message: &Message) {
         let _ = self.stream.set_write_timeout(Some(LAST_WORD));
-        if !self.send_now(message) {
-            let _ = self.stream.shutdown(Shutdown::Both);
+        let until = Instant::now() + LAST_WORD;
+        while !self.send_now(message) {
+            if Instant::now() >= until {
+                let _ = self.stream.shutdown(Shutdown::Both);
+                return;
+            }
+            thread::sleep(LAST_WORD / 100);
         }
     }
 }
