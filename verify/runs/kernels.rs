@@ -88,7 +88,7 @@ fn a_run_in_bf16_goes_on_on_another_device_within_what_bf16_can_tell() {
             let allowed = keel::tensor::DType::Bf16.epsilon() * want.abs();
             assert!(
                 (after - want).abs() <= allowed,
-                "{first} then {second}: {all:?}"
+                "{first} then {second}: {all:?}, and {first} alone: {whole:?}"
             );
         }
     }
