@@ -20,7 +20,7 @@ pub struct Patience {
     pub load: Duration,
     /// Without progress while saving.
     pub save: Duration,
-    /// Without progress in a step, at least; steps that last longer are allowed [`STEPS`] of them.
+    /// Without progress in a step, at least; where steps last longer, ten times their median.
     pub step: Duration,
 }
 
