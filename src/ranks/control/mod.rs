@@ -87,6 +87,8 @@ struct Link {
 struct State {
     watch: Watch,
     cause: Option<Cause>,
+    /// Whether the cause went out to all that this rank reaches.
+    is_told: bool,
     /// Whether this rank has nothing more to say.
     has_left: bool,
     /// Whether [`End`] has come back.
@@ -133,6 +135,7 @@ impl Control {
             state: Mutex::new(State {
                 watch: Watch::new(patience, met.hosts.clone(), now),
                 cause: None,
+                is_told: false,
                 has_left: false,
                 has_ended: false,
                 closed: 0,
@@ -444,6 +447,7 @@ impl Shared {
         for link in &self.links {
             link.send_last(&Message::End(cause.clone()));
         }
+        self.lock().is_told = true;
         self.changed.notify_all();
     }
 
@@ -495,6 +499,10 @@ impl Shared {
             }
         }
         let cause = state.cause.clone();
+        // Whoever found the cause may still be telling it, and connections that are closed before lose it.
+        while cause.is_some() && !state.is_told {
+            state = self.wait(state, LAST_WORD);
+        }
         drop(state);
         if let Some(cause) = cause {
             self.end_with(&cause);
