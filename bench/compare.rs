@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
-use keel::executor::SelectedDevice;
+use keel::executor::{Precision, SelectedDevice};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
@@ -25,8 +25,8 @@ pub fn processor_seconds() -> f64 {
 
 /// Loads a step and runs one for each line of input. Answers each with a line of JSON, the first of which says that it is
 /// ready.
-pub fn serve(step: &str) {
-    let mut lead = load(step, &SelectedDevice::processor(threads()));
+pub fn serve(step: &str, selected: &SelectedDevice) {
+    let mut lead = load(step, selected);
     (0..WARM_UP).for_each(|_| lead.run());
     let flops = lead.session.program().cost().flops;
     let planned_mib = lead.planned_bytes as f64 / (1 << 20) as f64;
@@ -54,7 +54,9 @@ pub fn serve(step: &str) {
 
 /// A program that runs bursts.
 struct Program {
-    name: String,
+    name: &'static str,
+    /// Its precision, and what else tells it from others of the name.
+    form: String,
     process: Child,
     to: ChildStdin,
     from: BufReader<ChildStdout>,
@@ -63,16 +65,17 @@ struct Program {
 }
 
 impl Program {
-    fn start(name: &str, mut command: Command) -> Result<Program, String> {
+    fn start(name: &'static str, form: &str, mut command: Command) -> Result<Program, String> {
         let mut process = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .map_err(|problem| format!("{name}: {problem}; {NEEDS}"))?;
+            .map_err(|problem| format!("{name} {form}: {problem}; {NEEDS}"))?;
         let to = process.stdin.take().expect("it is piped");
         let from = BufReader::new(process.stdout.take().expect("it is piped"));
         let mut program = Program {
-            name: name.to_owned(),
+            name,
+            form: form.to_owned(),
             process,
             to,
             from,
@@ -89,16 +92,26 @@ impl Program {
         while !line.starts_with('{') {
             line.clear();
             match self.from.read_line(&mut line) {
-                Ok(0) => return Err(format!("{} ended without an answer; {NEEDS}", self.name)),
+                Ok(0) => {
+                    return Err(format!(
+                        "{} ended without an answer; {NEEDS}",
+                        self.called()
+                    ));
+                }
                 Ok(_) => {}
-                Err(problem) => return Err(format!("{}: {problem}", self.name)),
+                Err(problem) => return Err(format!("{}: {problem}", self.called())),
             }
         }
-        serde_json::from_str(&line).map_err(|problem| format!("{}: {problem}", self.name))
+        serde_json::from_str(&line).map_err(|problem| format!("{}: {problem}", self.called()))
+    }
+
+    /// What errors call it.
+    fn called(&self) -> String {
+        format!("{} {}", self.name, self.form)
     }
 
     fn burst(&mut self) -> Result<(), String> {
-        writeln!(self.to).map_err(|problem| format!("{}: {problem}", self.name))?;
+        writeln!(self.to).map_err(|problem| format!("{}: {problem}", self.called()))?;
         let burst = self.answer()?;
         self.bursts.push(burst);
         Ok(())
@@ -140,6 +153,9 @@ impl Drop for Program {
 /// What a missing Python or package is answered with.
 const NEEDS: &str = "give the python of an environment with bench/peers/requirements.txt";
 
+/// Keel's precisions: the words of the tables.
+const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
+
 /// PyTorch's forms: the words of the tables, and its option.
 const FORMS: [(&str, Option<&str>); 3] = [
     ("eager f32", None),
@@ -150,66 +166,90 @@ const FORMS: [(&str, Option<&str>); 3] = [
 /// Runs Keel and PyTorch in turn and prints both with the ratios, then every row for bench/results.
 pub fn compare(python: &str) -> Result<(), String> {
     println!(
-        "| step | Keel f32 | processor time | of peak | PyTorch eager f32 | processor time | wall ratio | processor ratio | tuned allocator | eager bf16 | peak memory: Keel (plan) | PyTorch |"
+        "| step | Keel f32 | of peak | processor | PyTorch f32 | tuned allocator | PyTorch bf16 | Keel bf16 | processor | f32 ÷ f32 | bf16 ÷ better PyTorch | peak MiB: Keel f32 (plan), bf16 (plan) | PyTorch f32, bf16 |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     let steps = STEPS.into_iter().chain([PUBLISHED_STEP]);
     let mut rows = Vec::new();
     for step in steps.map(|(step, _)| step).chain([FEATURES]) {
-        let [keel, peers @ ..] = run(step, python)?;
-        let [ours, of_threads] = ["ms", "processor_ms"].map(|key| keel.median(key));
-        let eager = &peers[0];
-        let share = keel.ready["flops"].as_f64().unwrap_or(f64::NAN)
-            / (ours / 1e3)
-            / keel.median("peak_flops");
-        let ratio = |peer: &Program| format!("{}, {:.2}×", peer.spread(), peer.median("ms") / ours);
-        println!(
-            "| {step} | {} | {of_threads:.0} ms | {:.0} % | {} | {:.0} ms | **{:.2}×** | **{:.2}×** | {} | {} | {:.0} MiB ({:.0} MiB) | {:.0} MiB |",
-            keel.spread(),
-            100.0 * share,
-            eager.spread(),
-            eager.median("processor_ms"),
-            eager.median("ms") / ours,
-            eager.median("processor_ms") / of_threads,
-            ratio(&peers[1]),
-            ratio(&peers[2]),
-            keel.median("rss_peak_mib"),
-            keel.ready["planned_mib"].as_f64().unwrap_or(f64::NAN),
-            eager.median("rss_peak_mib"),
-        );
-        let named = [("keel", "f32")]
-            .into_iter()
-            .chain(FORMS.map(|(form, _)| ("pytorch", form)));
-        for ((program, form), measured) in named.zip([&keel].into_iter().chain(&peers)) {
-            let [times, processor] = ["ms", "processor_ms"].map(|key| measured.sorted(key));
-            rows.push(format!(
-                "{program},{step},{form},{:.1},{:.1},{:.1},{:.1},{:.0}",
-                measured.median("ms"),
-                times.first().unwrap_or(&f64::NAN),
-                times.last().unwrap_or(&f64::NAN),
-                processor.get(processor.len() / 2).unwrap_or(&f64::NAN),
-                measured.median("rss_peak_mib"),
-            ));
-        }
+        let programs = run(step, python)?;
+        println!("{}", line(step, &programs));
+        rows.extend(programs.iter().map(|program| row(step, program)));
     }
     println!("\nprogram,step,form,median_ms,least_ms,most_ms,processor_ms,peak_memory_mib");
     rows.iter().for_each(|row| println!("{row}"));
     Ok(())
 }
 
-/// Every program with its bursts: Keel's, then PyTorch's in the order of [`FORMS`].
-fn run(step: &str, python: &str) -> Result<[Program; 4], String> {
+/// A step's line of the table: wall times, and every ratio in wall time (in processor time).
+fn line(step: &str, programs: &[Program; 5]) -> String {
+    let [single, half, eager, tuned, eager_half] = programs;
+    let share = single.ready["flops"].as_f64().unwrap_or(f64::NAN)
+        / (single.median("ms") / 1e3)
+        / single.median("peak_flops");
+    // How many times as fast as the peers' fastest a program of ours is.
+    let lead = |ours: &Program, peers: &[&Program]| {
+        let [wall, processor] = ["ms", "processor_ms"].map(|key| {
+            let fastest = peers.iter().map(|peer| peer.median(key));
+            fastest.fold(f64::INFINITY, f64::min) / ours.median(key)
+        });
+        format!("**{wall:.2}×** ({processor:.2}×)")
+    };
+    let memory = |program: &Program| format!("{:.0}", program.median("rss_peak_mib"));
+    let planned = |program: &Program| {
+        let plan = program.ready["planned_mib"].as_f64().unwrap_or(f64::NAN);
+        format!("{} ({plan:.0})", memory(program))
+    };
+    let cells = [
+        step.to_owned(),
+        single.spread(),
+        format!("{:.0} %", 100.0 * share),
+        format!("{:.0} ms", single.median("processor_ms")),
+        eager.spread(),
+        tuned.spread(),
+        eager_half.spread(),
+        half.spread(),
+        format!("{:.0} ms", half.median("processor_ms")),
+        lead(single, &[eager]),
+        lead(half, &[eager, tuned, eager_half]),
+        format!("{}, {}", planned(single), planned(half)),
+        format!("{}, {}", memory(eager), memory(eager_half)),
+    ];
+    format!("| {} |", cells.join(" | "))
+}
+
+/// A program's row of bench/results.
+fn row(step: &str, program: &Program) -> String {
+    let [times, processor] = ["ms", "processor_ms"].map(|key| program.sorted(key));
+    format!(
+        "{},{step},{},{:.1},{:.1},{:.1},{:.1},{:.0}",
+        program.name,
+        program.form,
+        program.median("ms"),
+        times.first().unwrap_or(&f64::NAN),
+        times.last().unwrap_or(&f64::NAN),
+        processor.get(processor.len() / 2).unwrap_or(&f64::NAN),
+        program.median("rss_peak_mib"),
+    )
+}
+
+/// Every program with its bursts: Keel's in the order of [`PRECISIONS`], then PyTorch's in the order of [`FORMS`].
+fn run(step: &str, python: &str) -> Result<[Program; 5], String> {
     let own = std::env::current_exe().map_err(|problem| problem.to_string())?;
-    let mut keel = Command::new(own);
-    keel.args(["--serve", step]);
-    let mut programs = vec![Program::start("keel", keel)?];
+    let mut programs = Vec::new();
+    for precision in PRECISIONS {
+        let mut keel = Command::new(&own);
+        let precision = precision.name();
+        keel.args(["--serve", step, "--precision", precision]);
+        programs.push(Program::start("keel", precision, keel)?);
+    }
     for (form, option) in FORMS {
         let mut command = peer(python, "steps.py");
         // As many threads as Keel takes: those of the cores that `taskset` leaves.
         let (warm_up, threads) = (WARM_UP.to_string(), threads().to_string());
         let counts = ["--warm-up", &warm_up, "--threads", &threads, "--serve"];
         command.arg(step).args(counts).args(option);
-        programs.push(Program::start(&format!("PyTorch, {form}"), command)?);
+        programs.push(Program::start("pytorch", form, command)?);
     }
     for _ in 0..BURSTS {
         for program in &mut programs {
@@ -218,5 +258,5 @@ fn run(step: &str, python: &str) -> Result<[Program; 4], String> {
     }
     programs
         .try_into()
-        .map_err(|_| "four programs run".to_owned())
+        .map_err(|_| "five programs run".to_owned())
 }

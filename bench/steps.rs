@@ -5,7 +5,7 @@
 //!     cargo bench --bench steps -- --against-pytorch [PYTHON]    both, burst by burst in turn, with ratios
 //!     cargo bench --bench steps -- --precisions                  f32 and bf16 in turn, with wall and processor time
 //!     steps --one STEP --device cpu|simt|cuda                    one line of JSON, on any device
-//!     steps --serve STEP                                         a burst of steps for each line of input
+//!     steps --serve STEP [--precision bf16]                      a burst of steps for each line of input
 //!     steps --list-steps DEVICE                                  the steps that the device is timed with
 
 mod compare;
@@ -51,7 +51,9 @@ fn main() -> ExitCode {
         };
     }
     if let Some(step) = after("--serve") {
-        compare::serve(step.expect("--serve is followed by a step's name"));
+        let precision = after("--precision").flatten().map(String::as_str);
+        let step = step.expect("--serve is followed by a step's name");
+        compare::serve(step, &processor(precision));
         return ExitCode::SUCCESS;
     }
     if let Some(device) = after("--list-steps") {
