@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::family::LengthLimit;
+use super::family::{LanguageForm, LengthLimit};
 use super::key::{Key, plain};
 use super::names::Names;
 use crate::hf_config::Settings;
@@ -25,6 +25,40 @@ pub(super) const FORM: LanguageConfig = LanguageConfig {
     qk_norm: false,
     tied_embeddings: false,
 };
+
+/// What all of them share. Families say what is empty here: title, class, keys, and what is written.
+pub(super) const DECODER: LanguageForm = LanguageForm {
+    title: "",
+    model_type: "",
+    architecture: "",
+    form: FORM,
+    keys: &[],
+    written: &[],
+    names: NAMES,
+    probes: PROBES,
+    ignored: IGNORED,
+    trunk: "model.",
+    head: "lm_head.weight",
+    length_limit: |_| Ok(None),
+};
+
+/// The keys that every family writes: its class and sizes, and then, after a head dim where one is written, the rest.
+pub(super) const WRITTEN_SIZES: &[&str] = &[
+    "architectures",
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+];
+pub(super) const WRITTEN_FORM: &[&str] = &[
+    "intermediate_size",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_theta",
+    "tie_word_embeddings",
+];
 
 /// A decoder's sizes where its settings do not say them, as a family's code has them.
 pub(super) struct Defaults {
@@ -198,12 +232,11 @@ pub(super) fn rope_limit<const LONGEST: usize>(settings: &Settings) -> Result<Op
     Ok(limit)
 }
 
-pub(super) const PROBES: &[&str] = &["embed_tokens.weight"];
+const PROBES: &[&str] = &["embed_tokens.weight"];
 
-pub(super) const IGNORED: &[(&str, &str)] =
-    &[("rotary_emb.inv_freq", "rotary frequencies counted out")];
+const IGNORED: &[(&str, &str)] = &[("rotary_emb.inv_freq", "rotary frequencies counted out")];
 
-pub(super) const NAMES: &[Names] = &[
+const NAMES: &[Names] = &[
     ("embedding", &[&["embed_tokens.weight"]]),
     ("blocks.{l}.norm1", &[&["layers.{l}.input_layernorm"]]),
     (

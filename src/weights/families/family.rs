@@ -136,7 +136,7 @@ pub(crate) struct LanguageForm {
     /// As [`VisionForm::keys`].
     pub keys: Keys<LanguageConfig>,
     /// The keys that are written, in order.
-    pub written: &'static [&'static str],
+    pub written: &'static [&'static [&'static str]],
     pub names: &'static [Names],
     /// The tensor by which the decoder's place among others is found.
     pub probes: &'static [&'static str],
@@ -162,7 +162,7 @@ impl LanguageForm {
     /// `config.json`.
     pub fn write(&self, config: &LanguageConfig) -> Map<String, Json> {
         let kind = (self.architecture, self.model_type);
-        write_keys(self.keys, config, kind, self.written)
+        write_keys(self.keys, config, kind, &self.written.concat())
     }
 }
 

@@ -2,7 +2,7 @@
 //! Mistral (Jiang et al. 2023), which is that form with a window of attention.
 
 use super::decoder::{
-    Defaults, FIRST, FORM, FULL_ATTENTION, HEAD_DIM, IGNORED, NAMES, PROBES, SHARED, rope,
+    DECODER, Defaults, FIRST, FULL_ATTENTION, HEAD_DIM, SHARED, WRITTEN_FORM, WRITTEN_SIZES, rope,
     rope_limit, sizes,
 };
 use super::family::{LanguageForm, LengthLimit};
@@ -19,7 +19,6 @@ pub(super) const FORMS: &[LanguageForm] = &[
         title: "Llama language model",
         model_type: "llama",
         architecture: "LlamaForCausalLM",
-        form: FORM,
         keys: &[
             FIRST,
             &[HEAD_DIM],
@@ -57,35 +56,18 @@ pub(super) const FORMS: &[LanguageForm] = &[
             ],
         ],
         written: &[
-            "architectures",
-            "model_type",
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "intermediate_size",
-            "hidden_act",
-            "rms_norm_eps",
-            "rope_theta",
-            "tie_word_embeddings",
-            "max_position_embeddings",
-            "attention_bias",
-            "mlp_bias",
+            WRITTEN_SIZES,
+            &["head_dim"],
+            WRITTEN_FORM,
+            &["max_position_embeddings", "attention_bias", "mlp_bias"],
         ],
-        names: NAMES,
-        probes: PROBES,
-        ignored: IGNORED,
-        trunk: "model.",
-        head: "lm_head.weight",
         length_limit: rope_limit::<LLAMA_LONGEST>,
+        ..DECODER
     },
     LanguageForm {
         title: "Mistral language model",
         model_type: "mistral",
         architecture: "MistralForCausalLM",
-        form: FORM,
         keys: &[
             FIRST,
             &[HEAD_DIM],
@@ -112,28 +94,13 @@ pub(super) const FORMS: &[LanguageForm] = &[
             ],
         ],
         written: &[
-            "architectures",
-            "model_type",
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "intermediate_size",
-            "hidden_act",
-            "rms_norm_eps",
-            "rope_theta",
-            "tie_word_embeddings",
-            "max_position_embeddings",
-            "sliding_window",
+            WRITTEN_SIZES,
+            &["head_dim"],
+            WRITTEN_FORM,
+            &["max_position_embeddings", "sliding_window"],
         ],
-        names: NAMES,
-        probes: PROBES,
-        ignored: IGNORED,
-        trunk: "model.",
-        head: "lm_head.weight",
         length_limit: window_limit,
+        ..DECODER
     },
 ];
 

@@ -1,8 +1,8 @@
 //! Qwen2, Qwen2.5, which has its form, and Qwen3 (their technical reports).
 
 use super::decoder::{
-    Defaults, FIRST, FORM, FULL_ATTENTION, HEAD_DIM, IGNORED, NAMES, PROBES, SHARED, rope,
-    rope_limit, sizes,
+    DECODER, Defaults, FIRST, FORM, FULL_ATTENTION, HEAD_DIM, SHARED, WRITTEN_FORM, WRITTEN_SIZES,
+    rope, rope_limit, sizes,
 };
 use super::family::LanguageForm;
 use super::idle::Idle;
@@ -30,27 +30,12 @@ pub(super) const FORMS: &[LanguageForm] = &[
             &[Key::Idle(Idle::any("attention_bias"))],
         ],
         written: &[
-            "architectures",
-            "model_type",
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "intermediate_size",
-            "hidden_act",
-            "rms_norm_eps",
-            "rope_theta",
-            "tie_word_embeddings",
-            "use_sliding_window",
-            "max_position_embeddings",
+            WRITTEN_SIZES,
+            WRITTEN_FORM,
+            &["use_sliding_window", "max_position_embeddings"],
         ],
-        names: NAMES,
-        probes: PROBES,
-        ignored: IGNORED,
-        trunk: "model.",
-        head: "lm_head.weight",
         length_limit: rope_limit::<LONGEST>,
+        ..DECODER
     },
     LanguageForm {
         title: "Qwen3 language model",
@@ -78,29 +63,17 @@ pub(super) const FORMS: &[LanguageForm] = &[
             }],
         ],
         written: &[
-            "architectures",
-            "model_type",
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "intermediate_size",
-            "hidden_act",
-            "rms_norm_eps",
-            "rope_theta",
-            "tie_word_embeddings",
-            "use_sliding_window",
-            "max_position_embeddings",
-            "head_dim",
-            "attention_bias",
+            WRITTEN_SIZES,
+            WRITTEN_FORM,
+            &[
+                "use_sliding_window",
+                "max_position_embeddings",
+                "head_dim",
+                "attention_bias",
+            ],
         ],
-        names: NAMES,
-        probes: PROBES,
-        ignored: IGNORED,
-        trunk: "model.",
-        head: "lm_head.weight",
         length_limit: rope_limit::<LONGEST>,
+        ..DECODER
     },
 ];
 
