@@ -20,10 +20,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
-    Aimv2VisionConfig, Aimv2VisionModel, CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model,
-    InternVLVisionConfig, InternVLVisionModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM,
+    Aimv2VisionConfig, Aimv2VisionModel, CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model, IJepaConfig,
+    IJepaModel, InternVLVisionConfig, InternVLVisionModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM,
     Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, Siglip2VisionConfig, Siglip2VisionModel,
-    SiglipVisionConfig, SiglipVisionModel,
+    SiglipVisionConfig, SiglipVisionModel, ViTConfig, ViTMAEConfig, ViTMAEModel, ViTModel,
 )
 
 HUB = Path(__file__).resolve().parent.parent / "verify/goldens/hub"
@@ -76,7 +76,9 @@ def save_pooled(family: str, model, folder: Path) -> None:
     """What the tower makes of an image as one row, and the gradients of that."""
     model.zero_grad()
     pixels = picture(100 + len(family))
-    pooled = model(**seen(family, pixels)).pooler_output
+    output = model(**seen(family, pixels))
+    # Classifiers on a plain ViT read its class token, whether or not it has a pooler.
+    pooled = output.last_hidden_state[:, 0] if family.startswith("vit") else output.pooler_output
     tensors = {"input.images": pixels, "input.cotangent": pull_back(pooled), "value.pooled": pooled}
     tensors = {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in tensors.items()}
     made_by = {"torch": torch.__version__, "transformers": transformers.__version__, "config": "{}"}
@@ -107,7 +109,12 @@ def seen(family: str, pixels: torch.Tensor) -> dict:
             "pixel_attention_mask": torch.ones(1, grid * grid, dtype=torch.int64),
             "spatial_shapes": torch.tensor([[grid, grid]]),
         }
-    return {"pixel_values": pixels} | ({"interpolate_pos_encoding": True} if family in ("clip", "siglip") else {})
+    if family == "vit-mae":
+        # In order, not shuffled; and none is masked.
+        order = torch.arange((pixels.shape[-1] // 8) ** 2).unsqueeze(0)
+        return {"pixel_values": pixels, "noise": order, "interpolate_pos_encoding": True}
+    scales = family in ("clip", "siglip", "vit", "ijepa")
+    return {"pixel_values": pixels} | ({"interpolate_pos_encoding": True} if scales else {})
 
 
 def at_other_sizes(family: str, model, final) -> dict[str, torch.Tensor]:
@@ -125,10 +132,11 @@ def at_other_sizes(family: str, model, final) -> dict[str, torch.Tensor]:
 def vision(family: str, model, dtype: torch.dtype, final=None, kept: int = 3) -> Path:
     """`final` turns what transformers calls the last hidden state into what Keel calls features."""
     pixels = picture(len(family))
-    model = model.to(torch.float64).eval()
+    # MAE's positions stay what they are in pre-training; here they learn.
+    model = model.to(torch.float64).eval().requires_grad_()
     randomise(model, dtype)
     blocks: list[torch.Tensor] = []
-    encoder = model.encoder
+    encoder = getattr(model, "encoder", model)
     layers = encoder.layers if hasattr(encoder, "layers") else encoder.layer
     for layer in layers:
         layer.register_forward_hook(lambda _, __, y: blocks.append(y[0] if isinstance(y, tuple) else y))
@@ -139,7 +147,7 @@ def vision(family: str, model, dtype: torch.dtype, final=None, kept: int = 3) ->
         values["value.vision.features"] = features
     cotangent = pull_back(features if kept == 3 else blocks[-1])
     folder = save(family, model, dtype, {"input.images": pixels, "input.cotangent": cotangent} | values)
-    if not family.startswith("internvl") and family != "dinov2-giant":  # which pool nothing, or as their siblings
+    if not family.startswith("internvl") and family not in ("dinov2-giant", "ijepa"):  # which pool nothing, or as their siblings
         save_pooled(family, model, folder)
     if family != "aimv2":  # transformers does not scale its positions
         tensors = {name: tensor.to(torch.float32).contiguous() for name, tensor in at_other_sizes(family, model, final).items()}
@@ -248,6 +256,10 @@ def main() -> None:
     sizes = {k: v for k, v in SIZES.items() if k != "intermediate_size"}
     vision("dinov2", Dinov2Model(Dinov2Config(**sizes, **PICTURE, mlp_ratio=2)), half)
     vision("dinov2-giant", Dinov2Model(Dinov2Config(**sizes, **PICTURE, mlp_ratio=2, use_swiglu_ffn=True)), half)
+    vision("vit", ViTModel(ViTConfig(**SIZES, **PICTURE)), half)
+    mae = ViTMAEConfig(**SIZES, **PICTURE, mask_ratio=0.0)
+    vision("vit-mae", ViTMAEModel(mae), torch.float32)
+    vision("ijepa", IJepaModel(IJepaConfig(**SIZES, **PICTURE)), brain)
     decoder = SIZES | {"vocab_size": 64, "num_key_value_heads": 1, "max_position_embeddings": 128}
     rope = {"rope_theta": 1e6, "rope_type": "default"}
     language("qwen2", Qwen2ForCausalLM(Qwen2Config(**decoder, rope_parameters=rope, tie_word_embeddings=True)), brain)

@@ -299,6 +299,21 @@ fn a_dinov2_folder_of_the_gated_form_gives_the_hidden_states_and_gradients_of_tr
 }
 
 #[test]
+fn a_vit_folder_gives_the_hidden_states_and_gradients_of_transformers() {
+    check_on("vit", "vit", true);
+}
+
+#[test]
+fn an_mae_folder_gives_the_hidden_states_and_gradients_of_transformers() {
+    check("vit-mae", "vit-mae");
+}
+
+#[test]
+fn an_ijepa_folder_without_a_class_token_gives_the_hidden_states_and_gradients_of_transformers() {
+    check("ijepa", "ijepa");
+}
+
+#[test]
 fn a_tied_qwen2_folder_gives_the_hidden_states_logits_and_gradients_of_transformers() {
     check("qwen2", "qwen2");
 }

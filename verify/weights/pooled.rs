@@ -96,6 +96,11 @@ fn a_dinov2_folder_gives_the_pooled_output_of_transformers_and_its_gradients() {
     check("dinov2", VisionHead::ClassToken, false);
 }
 
+#[test]
+fn a_vit_folder_gives_the_class_token_that_its_classifiers_read_and_its_gradients() {
+    check("vit", VisionHead::ClassToken, false);
+}
+
 /// What a folder that holds only a part of its head is told.
 #[test]
 fn a_head_that_lacks_a_tensor_is_refused_by_the_name_of_the_tensor() {

@@ -58,6 +58,9 @@ fn positions_are_scaled_as_transformers_scales_them() {
         "internvl",
         "dinov2",
         "dinov2-giant",
+        "vit",
+        "vit-mae",
+        "ijepa",
     ] {
         let cases = Golden::open(&format!("hub/{family}/resized")).cases();
         assert_eq!(cases.len(), 3, "{family}");

@@ -29,6 +29,7 @@ mod llama;
 mod names;
 mod qwen;
 mod siglip;
+mod vit;
 
 pub use family::LengthLimit;
 pub(super) use family::{ImageProcessor, LanguageForm, Layout, Pooling, VisionForm};
@@ -44,6 +45,7 @@ const VISION: &[&[VisionForm]] = &[
     siglip::FORMS,
     internvit::FORMS,
     dinov2::FORMS,
+    vit::FORMS,
 ];
 
 /// The families of decoders.
