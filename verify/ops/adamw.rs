@@ -389,7 +389,7 @@ fn accumulated_gradients_update_as_their_mean_does_and_leave_nothing_behind() {
 fn each_group_learns_at_its_own_rate_and_decays_by_its_own_factor() {
     // Both parameters decay here, whatever they are declared to do, and each has a rate of its own.
     let of = |pattern: &str, learning_rate_factor: f64, weight_decay: f64| ParameterGroup {
-        pattern: pattern.into(),
+        patterns: vec![pattern.into()],
         decays: None,
         learning_rate_factor,
         weight_decay,
@@ -427,7 +427,7 @@ fn a_parameter_belongs_to_the_first_group_that_takes_it() {
         decays,
     };
     let group = |pattern: &str, decays: Option<bool>| ParameterGroup {
-        pattern: pattern.into(),
+        patterns: vec![pattern.into()],
         decays,
         learning_rate_factor: 1.0,
         weight_decay: 0.0,

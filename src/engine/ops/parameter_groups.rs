@@ -13,8 +13,8 @@ pub const GROUP_SCALARS: usize = 2;
 /// Parameters that are updated alike.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParameterGroup {
-    /// Names of the parameters it takes; `*` stands for any run of characters, as in `vision.blocks.3.*`.
-    pub pattern: String,
+    /// Names of the parameters it takes, any of these; `*` stands for any run of characters, as in `vision.blocks.3.*`.
+    pub patterns: Vec<String>,
     /// Takes only parameters that are declared to decay, or only those that are not; `None` takes both.
     pub decays: Option<bool>,
     /// Factor of the step's learning rate.
@@ -27,7 +27,8 @@ impl ParameterGroup {
     /// Whether the group takes this parameter.
     pub fn takes(&self, parameter: &ParameterSpec) -> bool {
         let decays = self.decays.unwrap_or(parameter.decays);
-        decays == parameter.decays && matches(&self.pattern, &parameter.name)
+        let mut patterns = self.patterns.iter();
+        decays == parameter.decays && patterns.any(|pattern| matches(pattern, &parameter.name))
     }
 }
 
@@ -52,7 +53,7 @@ impl ParameterGroups {
     /// Two groups at one learning rate: what is declared to decay, by `weight_decay`, and the rest, not at all.
     pub fn decaying(weight_decay: f64) -> ParameterGroups {
         let group = |decays: bool| ParameterGroup {
-            pattern: "*".into(),
+            patterns: vec!["*".into()],
             decays: Some(decays),
             learning_rate_factor: 1.0,
             weight_decay: if decays { weight_decay } else { 0.0 },
@@ -74,7 +75,8 @@ impl ParameterGroups {
     pub fn index_of(&self, parameter: &ParameterSpec) -> Result<usize> {
         let found = self.groups.iter().position(|group| group.takes(parameter));
         found.ok_or_else(|| {
-            let patterns: Vec<&str> = self.groups.iter().map(|g| g.pattern.as_str()).collect();
+            let patterns = self.groups.iter().flat_map(|group| &group.patterns);
+            let patterns: Vec<&str> = patterns.map(String::as_str).collect();
             Error::setting(
                 format!("the parameter group of {}", parameter.name),
                 "a group that takes it; a last one of the pattern * takes what is left",
