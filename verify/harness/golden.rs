@@ -111,7 +111,9 @@ impl Golden {
             .filter_map(|entry| {
                 let name = entry.ok()?.file_name().into_string().ok()?;
                 let stem = name.strip_suffix(".safetensors")?;
-                (stem.starts_with("op_") || stem.starts_with("model_")).then(|| stem.to_owned())
+                let mut kinds = ["op_", "optimizer_", "model_"].into_iter();
+                let is_ours = kinds.any(|kind| stem.starts_with(kind));
+                is_ours.then(|| stem.to_owned())
             })
             .collect();
         stems.sort();
