@@ -87,7 +87,9 @@ pub fn load(name: &str, selected: &SelectedDevice) -> Lead {
         .unwrap_or_else(|problem| panic!("{problem}"));
     fill(session.as_mut(), stage.max_tokens);
     if !is_features {
-        optimizer_scalars(stage, [0, 1], 1.0)
+        let groups = stage.parameter_groups(&layout);
+        let groups = groups.expect("a stage trains something");
+        optimizer_scalars(stage, &groups, [0, 1], 1.0)
             .write(session.as_mut())
             .expect("every step has the inputs");
     }

@@ -39,6 +39,7 @@ mod metrics;
 mod micro_batches;
 mod models;
 mod ops;
+mod optimizer;
 mod packing;
 mod plan;
 mod power_cuts;

@@ -119,7 +119,8 @@ pub fn losses_and_gradients(
     let mut session = executor.load(Arc::new(program)).unwrap();
     let inputs = batch_inputs(session.program()).unwrap();
     inputs.write(&mut *session, batch).unwrap();
-    let scalars = optimizer_scalars(stage, [0, 10], 1.0);
+    let groups = stage.parameter_groups(&tiny.layout).unwrap();
+    let scalars = optimizer_scalars(stage, &groups, [0, 10], 1.0);
     scalars.write(&mut *session).unwrap();
     session.run().unwrap();
     let names = session.program().output_names().map(str::to_owned);

@@ -19,7 +19,7 @@ use crate::guard::{Fault, Faulty};
 use crate::harness::Random;
 
 /// The tiny recipe with one of its stages alone, and these settings of it.
-fn one_stage(stage: &str, settings: &[&str]) -> Recipe {
+pub fn one_stage(stage: &str, settings: &[&str]) -> Recipe {
     let (_, text) = BUILT_IN.iter().find(|(name, _)| *name == "tiny").unwrap();
     let sets = settings.iter().map(|set| format!("stage.{stage}.{set}"));
     let mut recipe = Recipe::parse("tiny", text, &sets.collect::<Vec<_>>()).unwrap();
@@ -28,7 +28,7 @@ fn one_stage(stage: &str, settings: &[&str]) -> Recipe {
     recipe
 }
 
-fn options(out: &Path, threads: usize) -> TrainOptions {
+pub fn options(out: &Path, threads: usize) -> TrainOptions {
     TrainOptions {
         out: Some(out.to_owned()),
         max_steps: Some(2),
@@ -61,7 +61,7 @@ fn on_ranks(ranks: usize, of: impl Fn(Seat) -> Result<Trainer> + Sync) -> Vec<Re
     })
 }
 
-fn train(ranks: usize, recipe: &Recipe, options: &TrainOptions) {
+pub fn train(ranks: usize, recipe: &Recipe, options: &TrainOptions) {
     let outcomes = on_ranks(ranks, |seat| {
         let options = TrainOptions {
             seat,
@@ -125,7 +125,7 @@ fn shards(run: &Path, label: &str) -> Vec<PathBuf> {
 }
 
 /// Holds the first step of two runs of one stage to each other: loss, norm, and first moments, which are a tenth of the gradient.
-fn assert_same_step(what: &str, [one, other]: [&Path; 2], stage: &str) {
+pub fn assert_same_step(what: &str, [one, other]: [&Path; 2], stage: &str) {
     for key in ["loss", "gradient_norm"] {
         let [one, other] = [one, other].map(|run| of_steps(run, key));
         assert_eq!([one.len(), other.len()], [2, 2], "{what}");
@@ -235,7 +235,7 @@ fn the_same_number_of_ranks_leaves_the_same_bits_whatever_the_threads() {
 }
 
 /// A copy of `run` as it was after `step` steps.
-fn cut(run: &Path, to: &Path, step: u64) -> PathBuf {
+pub fn cut(run: &Path, to: &Path, step: u64) -> PathBuf {
     fs::create_dir_all(to.join("checkpoints")).unwrap();
     fs::copy(run.join("recipe.toml"), to.join("recipe.toml")).unwrap();
     let label = format!("1-world-knowledge.step-{step}");

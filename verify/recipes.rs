@@ -1,5 +1,6 @@
 //! Recipes: built-in ones hold, every mistake is refused in one sentence that names file, line, key and a near miss.
 
+mod patterns;
 mod reference;
 mod renamed;
 mod settings;

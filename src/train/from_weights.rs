@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Sink;
 use super::recipe::locate::key_of;
-use super::recipe::{Recipe, Stage, StageKind, validate_recipe};
+use super::recipe::{Recipe, Stage, StageKind, validate_patterns, validate_recipe};
 use keel_base::error::{Error, Result};
 use keel_data::chat::ChatTemplate;
 use keel_data::pixels::{Fit, Pixels};
@@ -145,6 +145,7 @@ impl Recipe {
             !goes
         });
         validate_recipe(self)?;
+        validate_patterns(self, |_, stage| format!("stage {}: ", stage.name))?;
         // What can be refused before anything runs.
         self.starting_parts()?;
         Ok(Beginning { left_out, notes })

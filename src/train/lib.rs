@@ -40,8 +40,8 @@ pub use observer::{
     UnitBegins,
 };
 pub use recipe::{
-    BUILT_IN, ChatSettings, MODULES, RENAMED_PLAN_KEYS, RENAMED_RECIPE_KEYS, Recipe, Renamed,
-    Schedule, Stage, StageKind,
+    BUILT_IN, ChatSettings, DecayShape, MODULES, RENAMED_PLAN_KEYS, RENAMED_RECIPE_KEYS, Recipe,
+    Renamed, Schedule, Stage, StageKind,
 };
 pub use run::{
     InitialWeights, RunFolder, RunInputs, Signals, StepAverages, Stop, TrainOptions,
@@ -50,6 +50,6 @@ pub use run::{
 pub use scaling::{Cluster, RankMemory, RankStep, Sharding, Sizes};
 pub use step_program::{
     OptimizerScalars, batch_inputs, compile_rank_step, compile_step, optimizer_scalars,
-    parameter_groups, record_rank_step, record_step, whole_step_flops,
+    record_rank_step, record_step, whole_step_flops,
 };
 pub use trainer::Trainer;

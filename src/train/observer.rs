@@ -187,7 +187,7 @@ impl StageBegins<'_> {
         format!(
             "\nstage {}: trains {} ({}), {} of {}, {} and {} of activations a step",
             self.stage.name,
-            self.stage.trains.join(" + "),
+            self.stage.trained_parts(),
             counted(self.trained as u64, "parameter"),
             counted(self.steps, "step"),
             counted(self.stage.batch_size as u64, "sample"),

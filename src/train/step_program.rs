@@ -71,7 +71,7 @@ pub fn record_rank_step(
     ops::record_update(
         &mut tape,
         layout,
-        &parameter_groups(stage),
+        &stage.parameter_groups(layout)?,
         &UpdateOptions {
             clamps: clamps.to_vec(),
             random_rounding: recipe.stochastic_rounding.then_some(recipe.seed),
@@ -171,11 +171,6 @@ pub fn whole_step_flops(program: &Program, stage: &Stage) -> f64 {
     runs as f64 * flops(gradients) + flops(update)
 }
 
-/// How a stage's parameters are updated: matrices decay, vectors and tables of positions do not, and all have one rate.
-pub fn parameter_groups(stage: &Stage) -> ParameterGroups {
-    ParameterGroups::decaying(stage.weight_decay)
-}
-
 /// What one optimiser step is told by its host.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OptimizerScalars {
@@ -206,9 +201,11 @@ impl OptimizerScalars {
     }
 }
 
-/// What the optimiser is told in step `step` of `steps` (from 0), with the scale of what was accumulated.
+/// What the optimiser is told in step `step` of `steps` (from 0), with the scale of what was accumulated. `groups` are those of
+/// the stage, [`Stage::parameter_groups`].
 pub fn optimizer_scalars(
     stage: &Stage,
+    groups: &ParameterGroups,
     [step, steps]: [u64; 2],
     gradient_scale: f64,
 ) -> OptimizerScalars {
@@ -221,7 +218,7 @@ pub fn optimizer_scalars(
     let rate = stage.learning_rate_at(step, steps);
     OptimizerScalars {
         shared: settings.scalars(step),
-        groups: parameter_groups(stage).scalars(rate),
+        groups: groups.scalars(rate),
     }
 }
 

@@ -296,7 +296,7 @@ impl Trainer {
         assert_eq!(
             frozen,
             run.frozen_checksums(stage)?,
-            "a frozen module was changed"
+            "a frozen parameter was changed"
         );
         self.state.guard = Guard::default();
         self.checkpoints.save_stage(run, &self.state, index)?;

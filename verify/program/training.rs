@@ -92,7 +92,9 @@ impl Tiny {
 
     /// Writes what step `step` reads, drawn from its number.
     pub fn write_inputs(&self, session: &mut dyn Session, stage: &Stage, step: u64) {
-        optimizer_scalars(stage, [step, STEPS.max(10)], 1.0)
+        let groups = stage.parameter_groups(&self.layout);
+        let groups = groups.expect("the stage trains something");
+        optimizer_scalars(stage, &groups, [step, STEPS.max(10)], 1.0)
             .write(session)
             .expect("every step has an optimiser");
         self.write_batch(session, stage, step);

@@ -106,9 +106,10 @@ impl Plans<'_> {
                 text,
                 "\nstage {}: trains {}; {samples} and {} a step",
                 stage.name,
-                stage.trains.join(" + "),
+                stage.trained_parts(),
                 flops(whole_step_flops(&program, stage)),
             );
+            text.push_str(&peak_rates(stage, &layout)?);
             let _ = writeln!(text, "{}", report.to_string().trim_end());
             text.extend(self.saving(stage, &layout, &report)?);
             text.extend(self.largest(stage, &layout));
@@ -185,6 +186,7 @@ impl Plans<'_> {
     ) -> Result<Option<String>> {
         let mut unfrozen = stage.clone();
         unfrozen.trains = layout.modules().into_iter().map(str::to_owned).collect();
+        unfrozen.freeze.clear();
         let unfrozen = MemoryReport::new(&self.compile(&unfrozen, layout)?, layout);
         Ok((unfrozen.total() > report.total()).then(|| {
             format!(
@@ -194,6 +196,20 @@ impl Plans<'_> {
             )
         }))
     }
+}
+
+/// A line for the learning rates of modules, where they are not all the stage's.
+fn peak_rates(stage: &Stage, layout: &ParameterLayout) -> Result<String> {
+    let rates = stage.peak_rates(layout)?.into_iter();
+    let rates = rates.map(|(module, [least, most])| match least == most {
+        true => format!("{module} {most:.2e}"),
+        false => format!("{module} {least:.2e} to {most:.2e}"),
+    });
+    let rates: Vec<String> = rates.collect();
+    Ok(match rates.is_empty() {
+        true => String::new(),
+        false => format!("  learning rates  {}\n", rates.join(", ")),
+    })
 }
 
 /// What programs are made for, in words.

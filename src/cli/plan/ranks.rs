@@ -128,7 +128,7 @@ fn of_stage(
     let mut text = format!(
         "\nstage {}: trains {}; {} and {} a step, {} of {} a rank\n",
         stage.name,
-        stage.trains.join(" + "),
+        stage.trained_parts(),
         counted(stage.batch_size as u64, "sample"),
         flops(step.flops()),
         step.micro_batches(),

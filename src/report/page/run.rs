@@ -131,7 +131,7 @@ fn summary(record: &RunRecord) -> String {
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
         rows.push(vec![
             stage.name.clone(),
-            stage.trains.join(" + "),
+            stage.trained_parts(),
             or_dash(number("parameters_trained").map(|count| grouped(count as u64))),
             match record.planned(&stage.name) {
                 Some(steps) => format!("{done} of {steps}"),

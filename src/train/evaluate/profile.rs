@@ -91,7 +91,8 @@ impl Profile {
         let mut session = executor.load(Arc::new(program))?;
         batch_inputs(session.program())?.write(session.as_mut(), &mixture.batch(0)?)?;
         let steps = (WARM_UP + runs) as u64;
-        optimizer_scalars(stage, [0, steps], 1.0).write(session.as_mut())?;
+        let groups = stage.parameter_groups(&layout)?;
+        optimizer_scalars(stage, &groups, [0, steps], 1.0).write(session.as_mut())?;
         if stage.micro_batches() > 1 {
             session.write_f32(ModelInput::LossWeight.name(), &[1.0])?;
         }

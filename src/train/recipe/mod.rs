@@ -6,17 +6,22 @@
 mod division;
 pub(super) mod locate;
 mod overrides;
+mod parameters;
+mod pattern;
 mod renamed;
+mod schedule;
 mod stage;
 mod validate;
 
 use serde::{Deserialize, Serialize};
 
 use self::locate::{KeyFinder, named_text};
-use self::overrides::{apply_set, expand_presets};
+use self::overrides::{apply_set, expand_presets, flatten_patterns};
+pub(super) use self::parameters::validate_patterns;
 pub(super) use self::renamed::refuse_old_names;
 pub use self::renamed::{RENAMED_PLAN_KEYS, RENAMED_RECIPE_KEYS, Renamed};
-pub use self::stage::{MODULES, Schedule, Stage, StageKind};
+pub use self::schedule::{DecayShape, Schedule};
+pub use self::stage::{MODULES, Stage, StageKind};
 pub(super) use self::validate::validate_recipe;
 use crate::from_weights::{Beginning, PublishedWeights};
 use keel_base::error::{Error, Result, with_near_miss};
@@ -143,7 +148,9 @@ impl Recipe {
     /// [`Error::Setting`] with origin, line and key.
     pub fn parse(origin: &str, text: &str, sets: &[String]) -> Result<Recipe> {
         let (recipe, finder) = Recipe::parse_unchecked(origin, text, sets)?;
-        validate_recipe(&recipe).map_err(|problem| finder.place(problem))?;
+        let path = |index, _: &Stage| format!("stage.{index}.");
+        let checked = validate_recipe(&recipe).and_then(|()| validate_patterns(&recipe, path));
+        checked.map_err(|problem| finder.place(problem))?;
         Ok(recipe)
     }
 
@@ -194,6 +201,7 @@ impl Recipe {
         }
         refuse_old_names(RENAMED_RECIPE_KEYS, &table, &finder)?;
         expand_presets(&mut table, &finder)?;
+        flatten_patterns(&mut table);
         let recipe: Recipe = finder.typed(table)?;
         Ok((recipe, finder))
     }

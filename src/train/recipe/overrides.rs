@@ -46,6 +46,41 @@ pub(super) fn expand_presets(table: &mut Table, finder: &KeyFinder<'_>) -> Resul
     Ok(())
 }
 
+/// Keys of stages that are tables of numbers by pattern.
+const BY_PATTERN: [&str; 2] = ["learning_rates", "weight_decays"];
+
+/// Joins what TOML and `--set` take apart at the dots of a pattern: `learning_rates.vision.blocks.0-5 = 1e-6` is one number,
+/// of the pattern `vision.blocks.0-5`.
+pub(super) fn flatten_patterns(table: &mut Table) {
+    let Some(Value::Array(stages)) = table.get_mut("stage") else {
+        return;
+    };
+    for stage in stages.iter_mut().filter_map(Value::as_table_mut) {
+        for key in BY_PATTERN {
+            if let Some(Value::Table(numbers)) = stage.get_mut(key) {
+                let mut flat = Table::new();
+                flatten("", std::mem::take(numbers), &mut flat);
+                *numbers = flat;
+            }
+        }
+    }
+}
+
+fn flatten(above: &str, table: Table, into: &mut Table) {
+    for (key, value) in table {
+        let path = match above {
+            "" => key,
+            above => format!("{above}.{key}"),
+        };
+        match value {
+            Value::Table(below) => flatten(&path, below, into),
+            value => {
+                into.insert(path, value);
+            }
+        }
+    }
+}
+
 fn as_value(config: impl Serialize) -> Value {
     Value::try_from(config).expect("a configuration is made of numbers and names")
 }

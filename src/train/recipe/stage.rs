@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::{DecayShape, Schedule};
+
 use keel_data::batch::TokenWeighting;
 use keel_data::task::Task;
 use keel_data::tiles::Tiling;
@@ -24,16 +26,6 @@ pub enum StageKind {
     Target,
 }
 
-/// What the learning rate does after its linear warmup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Schedule {
-    /// It stays at `learning_rate`.
-    Constant,
-    /// It falls to zero along half a cosine (Loshchilov and Hutter 2017, eq. 5, without restarts).
-    Cosine,
-}
-
 /// One stage of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -51,6 +43,13 @@ pub struct Stage {
     /// - Source: stage I `connector`, stage II `vision` too, stage III all (SAIL-VL2 report, arXiv 2509.14033, §2.1.1); `align`
     ///   belongs to this project's contrastive loss
     pub trains: Vec<String>,
+    /// Parts of the modules in `trains` that stay frozen, by [pattern](controls.md#patterns): `vision.blocks.0-5`. They have
+    /// neither gradients nor moments.
+    ///
+    /// - Range: each takes parameters of `trains`, and leaves some of every module
+    /// - Source: LiT freezes a whole tower (Zhai et al. 2022); lower layers are frozen by `--lock-image-unlocked-groups` of OpenCLIP
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub freeze: Vec<String>,
     /// The tasks it draws from, each with its weight in the mixture. Weights are relative: they need not add up to 1.
     ///
     /// - Range: at least one task, weights above 0
@@ -144,11 +143,30 @@ pub struct Stage {
     /// - Source: 77 in CLIP's published models (Radford et al. 2021), 64 in SigLIP's (Zhai et al. 2023)
     #[serde(default = "max_caption_tokens")]
     pub max_caption_tokens: usize,
-    /// Peak learning rate, reached at the end of the warmup.
+    /// Peak learning rate, reached at the end of the warmup, of all parameters that `learning_rates` does not name.
     ///
     /// - Range: above 0, below 1
     /// - Source: 2·10⁻⁴, 2·10⁻⁵ and 10⁻⁵ in stages I, II and III (SAIL-VL2 report, §2.1.1)
     pub learning_rate: f64,
+    /// Peak learning rates of their own, by [pattern](controls.md#patterns): `{ vision = 2e-6, connector = 2e-5 }`.
+    ///
+    /// - Range: above 0, below 1; each takes parameters that the stage trains, and none that another takes
+    /// - Source: LLaVA-NeXT and LLaVA-OneVision train the tower at 2·10⁻⁶ beside 10⁻⁵ (their training scripts)
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub learning_rates: BTreeMap<String, f64>,
+    /// Layer-wise decay of the learning rate, by module: block l of L, from 1, learns at `layer_decay`^(L + 1 − l) of the
+    /// module's rate, what comes before the blocks as block 0, what comes after them at the rate itself.
+    ///
+    /// - Range: `vision`, `text` and `language`, above 0, at most 1
+    /// - Source: Clark et al. 2020 (ELECTRA, §3.2); 0.65 and 0.75 in BEiT's fine-tuning (Bao et al. 2022), 0.9 in DINOv2's default configuration
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub layer_decay: BTreeMap<String, f64>,
+    /// Factor of the learning rate of `vision.patch_embed`, beside `layer_decay`.
+    ///
+    /// - Range: above 0, at most 1
+    /// - Source: 0.2 in DINOv2's default configuration (`patch_embed_lr_mult`)
+    #[serde(default = "one_f64", skip_serializing_if = "is_one_f64")]
+    pub patch_embed_factor: f64,
     /// Fraction of the steps over which the learning rate rises linearly from zero.
     ///
     /// - Range: 0 to 1
@@ -160,12 +178,33 @@ pub struct Stage {
     /// - Source: cosine in all stages (InternVL 2.5, training scripts); not published for SAILViT
     #[serde(default = "cosine")]
     pub schedule: Schedule,
+    /// The fraction of the peak learning rate that the schedule falls to.
+    ///
+    /// - Range: 0 to 1; 0 with a constant schedule
+    /// - Source: 0.1 in LLaMA (Touvron et al. 2023, §2.3)
+    #[serde(default, skip_serializing_if = "is_zero_f64")]
+    pub min_learning_rate_ratio: f64,
+    /// Fraction of the steps over which the learning rate falls at the end. Without it 0.1. For `warmup_stable_decay` alone.
+    ///
+    /// - Range: above 0, at most 1 − `warmup_ratio`
+    /// - Source: 0.1 (Hu et al. 2024, MiniCPM, §4), 0.2 (Hägele et al. 2024, §3)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay_ratio: Option<f64>,
+    /// The form of that fall. Without it `linear`. For `warmup_stable_decay` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay_shape: Option<DecayShape>,
     /// Decoupled weight decay of AdamW, on matrices only: vectors and scalars do not decay.
     ///
     /// - Range: at least 0, below 1
     /// - Source: method of Loshchilov and Hutter 2019; 0.01, 0.05 and 0.01 in stages 1, 1.5 and 2 of InternVL 2.5 (training scripts)
     #[serde(default)]
     pub weight_decay: f64,
+    /// Weight decays of their own, by [pattern](controls.md#patterns): `{ vision = 0.05, "language.blocks" = 0.1 }`. Of what a
+    /// pattern takes, matrices decay; where there are none, as with `language.embedding`, all of it does.
+    ///
+    /// - Range: at least 0, below 1; each takes parameters that the stage trains, and none that another takes
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weight_decays: BTreeMap<String, f64>,
     /// β₁ and β₂ of AdamW.
     ///
     /// - Range: at least 0, below 1
@@ -213,6 +252,12 @@ fn is_one(count: &usize) -> bool {
 fn is_zero(count: &usize) -> bool {
     *count == 0
 }
+fn is_one_f64(number: &f64) -> bool {
+    *number == 1.0
+}
+fn is_zero_f64(number: &f64) -> bool {
+    *number == 0.0
+}
 fn one_usize() -> usize {
     1
 }
@@ -253,12 +298,6 @@ const ORDER_IN_MIXTURE: [Task; TASKS.len()] = [
 ];
 
 impl Stage {
-    /// Whether the stage trains the parameter of that name.
-    pub fn trains(&self, parameter: &str) -> bool {
-        let module = parameter.split('.').next().unwrap_or(parameter);
-        self.trains.iter().any(|name| name == module)
-    }
-
     /// What the stage minimises.
     pub fn objectives(&self, kind: Contrastive) -> Objectives {
         let warm = self.kind == StageKind::WarmStart;
@@ -318,22 +357,6 @@ impl Stage {
     pub fn number(&self) -> u64 {
         let hash = blake3::hash(self.name.as_bytes());
         u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("eight bytes"))
-    }
-
-    /// The learning rate of step `step` (from 0) of `steps`.
-    pub fn learning_rate_at(&self, step: u64, steps: u64) -> f64 {
-        let rise = (self.warmup_ratio * steps as f64).round();
-        let done = step as f64 + 1.0;
-        if done <= rise {
-            return self.learning_rate * done / rise;
-        }
-        match self.schedule {
-            Schedule::Constant => self.learning_rate,
-            Schedule::Cosine => {
-                let part = (step as f64 - rise) / (steps as f64 - rise).max(1.0);
-                self.learning_rate * 0.5 * (1.0 + (std::f64::consts::PI * part).cos())
-            }
-        }
     }
 }
 

@@ -1,7 +1,10 @@
 //! What a recipe's values must be, alone and together. Subjects of errors are paths of settings joined by dots, which
 //! the recipe's reader turns into file, line and name.
 
-use super::{MODULES, Recipe, Stage, StageKind};
+use std::collections::BTreeMap;
+
+use super::schedule::DECAY_RATIO;
+use super::{MODULES, Recipe, Schedule, Stage, StageKind};
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_data::records::MOST_IMAGES;
 use keel_data::tokenizer;
@@ -90,6 +93,8 @@ fn validate_stage(recipe: &Recipe, stage: &Stage) -> Result<()> {
     }
     validate_data(stage)?;
     validate_sizes(recipe, stage)?;
+    validate_rates(stage)?;
+    validate_schedule(stage)?;
     validate_optimiser(stage)
 }
 
@@ -257,27 +262,70 @@ fn validate_sizes(recipe: &Recipe, stage: &Stage) -> Result<()> {
     require("epochs", holds, "above 0 and at most a million", epochs)
 }
 
-fn validate_optimiser(stage: &Stage) -> Result<()> {
-    let share = 0.0..1.0;
-    let is_rate = stage.learning_rate > 0.0 && stage.learning_rate < 1.0;
-    require(
-        "learning_rate",
-        is_rate,
-        "between 0 and 1",
-        stage.learning_rate,
-    )?;
+/// Numbers of learning rates and weight decays; whose they are is held to the model's parameters elsewhere.
+fn validate_rates(stage: &Stage) -> Result<()> {
+    let own = |key: &str, numbers: &BTreeMap<String, f64>| -> Vec<(String, f64)> {
+        let numbers = numbers.iter();
+        let numbers = numbers.map(|(name, number)| (format!("{key}.{name}"), *number));
+        numbers.collect()
+    };
+    let mut rates = own("learning_rates", &stage.learning_rates);
+    rates.push(("learning_rate".to_owned(), stage.learning_rate));
+    for (key, rate) in rates {
+        require(&key, rate > 0.0 && rate < 1.0, "between 0 and 1", rate)?;
+    }
+    let mut decays = own("weight_decays", &stage.weight_decays);
+    decays.push(("weight_decay".to_owned(), stage.weight_decay));
+    for (key, decay) in decays {
+        let holds = (0.0..1.0).contains(&decay);
+        require(&key, holds, "from 0 to below 1", decay)?;
+    }
+    let mut factors = own("layer_decay", &stage.layer_decay);
+    factors.push(("patch_embed_factor".to_owned(), stage.patch_embed_factor));
+    for (key, factor) in factors {
+        let holds = factor > 0.0 && factor <= 1.0;
+        require(&key, holds, "above 0 and at most 1", factor)?;
+    }
+    Ok(())
+}
+
+fn validate_schedule(stage: &Stage) -> Result<()> {
+    let share = 0.0..=1.0;
     require(
         "warmup_ratio",
-        (0.0..=1.0).contains(&stage.warmup_ratio),
+        share.contains(&stage.warmup_ratio),
         "a share between 0 and 1",
         stage.warmup_ratio,
     )?;
+    let key = "min_learning_rate_ratio";
+    let least = stage.min_learning_rate_ratio;
     require(
-        "weight_decay",
-        share.contains(&stage.weight_decay),
-        "from 0 to below 1",
-        stage.weight_decay,
+        key,
+        share.contains(&least),
+        "a share between 0 and 1",
+        least,
     )?;
+    let falls = stage.schedule != Schedule::Constant || least == 0.0;
+    require(key, falls, "0 with a constant schedule", least)?;
+    let decay_ratio = stage.decay_ratio.unwrap_or(DECAY_RATIO);
+    if stage.schedule == Schedule::WarmupStableDecay {
+        let room = 1.0 - stage.warmup_ratio;
+        let holds = decay_ratio > 0.0 && decay_ratio <= room;
+        let want = format!("above 0 and at most {room}, which the warmup leaves");
+        return require("decay_ratio", holds, want, decay_ratio);
+    }
+    let want = "left out without schedule = \"warmup_stable_decay\"";
+    require(
+        "decay_ratio",
+        stage.decay_ratio.is_none(),
+        want,
+        decay_ratio,
+    )?;
+    require("decay_shape", stage.decay_shape.is_none(), want, "given")
+}
+
+fn validate_optimiser(stage: &Stage) -> Result<()> {
+    let share = 0.0..1.0;
     for beta in stage.betas {
         require("betas", share.contains(&beta), "from 0 to below 1", beta)?;
     }

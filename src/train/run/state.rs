@@ -334,30 +334,28 @@ impl Run {
 
     /// Parameters that a stage trains.
     pub fn trained(&self, stage: &Stage) -> usize {
-        self.layout.count(|module| stage.trains(module))
+        let specs = self.layout.entries().iter().map(|entry| &entry.spec);
+        let trained = specs.filter(|spec| stage.trains(&spec.name));
+        trained.map(|spec| spec.shape.numel()).sum()
     }
 
-    /// A hash of each module that a stage freezes: those bytes must not change.
+    /// A hash of what a stage freezes of each module: those bytes must not change.
     ///
     /// # Errors
     /// Whatever the executor reports.
     pub fn frozen_checksums(&self, stage: &Stage) -> Result<Vec<(String, blake3::Hash)>> {
-        self.layout
-            .modules()
-            .into_iter()
-            .filter(|module| !stage.trains(module))
-            .map(|module| Ok((module.to_owned(), self.checksum(module)?)))
-            .collect()
-    }
-
-    fn checksum(&self, module: &str) -> Result<blake3::Hash> {
-        let mut hasher = blake3::Hasher::new();
-        let entries = self.layout.entries().iter();
-        for entry in entries.filter(|entry| entry.spec.module() == module) {
-            let mut values = vec![0.0f32; entry.spec.shape.numel()];
-            self.executor.read_parameters(entry.offset, &mut values)?;
-            hasher.update(bytemuck::cast_slice(&values));
+        let mut checksums = Vec::new();
+        for module in self.layout.modules() {
+            let mut hasher = blake3::Hasher::new();
+            let entries = self.layout.entries().iter();
+            let entries = entries.filter(|entry| entry.spec.module() == module);
+            for entry in entries.filter(|entry| !stage.trains(&entry.spec.name)) {
+                let mut values = vec![0.0f32; entry.spec.shape.numel()];
+                self.executor.read_parameters(entry.offset, &mut values)?;
+                hasher.update(bytemuck::cast_slice(&values));
+            }
+            checksums.push((module.to_owned(), hasher.finalize()));
         }
-        Ok(hasher.finalize())
+        Ok(checksums)
     }
 }

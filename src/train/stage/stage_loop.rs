@@ -21,6 +21,7 @@ use keel_data::identities::MaskedShare;
 use keel_data::mixture::Mixture;
 use keel_data::packing::PackingStats;
 use keel_engine::executor::Session;
+use keel_engine::ops::ParameterGroups;
 use keel_engine::program::MemoryReport;
 use keel_model::{BatchInputs, ModelInput};
 
@@ -40,6 +41,8 @@ pub(crate) struct StageLoop<'a> {
     mixture: Arc<Mixture>,
     /// All steps of the stage.
     steps: u64,
+    /// Which parameters learn at what rate.
+    groups: ParameterGroups,
     session: Box<dyn Session>,
     /// What its program reads of a batch.
     inputs: Arc<BatchInputs>,
@@ -98,6 +101,7 @@ impl<'a> StageLoop<'a> {
             stage,
             mixture,
             steps,
+            groups: stage.parameter_groups(&run.layout)?,
             session,
             inputs,
             memory,
@@ -201,7 +205,7 @@ impl<'a> StageLoop<'a> {
             let is_last = micro + 1 == count;
             // The scale counts the micro-batches so far, and only the last one's, which counts all, is used.
             let scale = accumulated.gradient_scale();
-            let scalars = optimizer_scalars(self.stage, [step, self.steps], scale);
+            let scalars = optimizer_scalars(self.stage, &self.groups, [step, self.steps], scale);
             run_micro_batch(session, is_last, &scalars)?;
             // The next is on its way while this one computes. Not into a step that is about to be done again: that hands over
             // the same inputs once more, and the next step's would be lost.

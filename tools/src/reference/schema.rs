@@ -345,7 +345,8 @@ impl Schema {
                 });
                 Absent::Value(variant.ok_or_else(|| format!("{of}: {name} has no default"))?)
             }
-            Kind::Numbers(_) | Kind::Weights => return Err(format!("{of}: its default")),
+            Kind::Weights => Absent::Value("{}".to_owned()),
+            Kind::Numbers(_) => return Err(format!("{of}: its default")),
         })
     }
 
