@@ -84,7 +84,11 @@ impl Norm {
             .for_each(|(task, (sum, y, statistics))| {
                 let x = x.map(|x| &x[task * chunk..][..sum.len()]);
                 let residual = residual.map(|r| &r[task * chunk..][..sum.len()]);
-                kernel::add(sum, x, residual);
+                dispatch(kernel::Add {
+                    sum,
+                    a: x,
+                    b: residual,
+                });
                 dispatch(kernel::Forward {
                     kind: self.kind,
                     x: Some(sum),

@@ -1,13 +1,15 @@
 //! The row kernels of the processor. Sums run in sixteen lanes in index order, then over the lanes, then the rest: the
-//! same bits on every machine and for any number of threads. The loops are plain; run through
+//! same bits on every machine and for any number of threads. The loops of the gradient are plain; run through
 //! [`dispatch`](keel_cpu::simd::dispatch) they are compiled for the widest vectors the machine has.
 
 use super::Kind;
 use keel_cpu::Stored;
-use keel_cpu::simd::{Simd, Task};
+use keel_cpu::simd::{LANES, Simd, Task};
+use keel_cpu::vector_math::{load, store};
 
-/// Lanes of a sum.
-const LANES: usize = 16;
+/// Rows that are normalised at once. The sum of a row is one chain of additions, each waiting for the last, so that a single
+/// row would leave most of the processor idle; the order of a row's sum is the same for any number of them.
+const ROWS_AT_ONCE: usize = 4;
 
 /// What scales a normalised row.
 #[derive(Clone, Copy)]
@@ -32,19 +34,33 @@ pub(super) enum Sum<'a, T> {
 }
 
 /// sum = a + b, where an absent addend lies in the sum's place.
-pub(super) fn add<T: Stored>(sum: &mut [T], a: Option<&[T]>, b: Option<&[T]>) {
-    match (a, b) {
-        (Some(a), Some(b)) => {
-            for ((sum, a), b) in sum.iter_mut().zip(a).zip(b) {
-                *sum = T::rounded(a.widen() + b.widen());
+pub(super) struct Add<'a, T> {
+    pub sum: &'a mut [T],
+    pub a: Option<&'a [T]>,
+    pub b: Option<&'a [T]>,
+}
+
+impl<T: Stored> Task for Add<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Add { sum, a, b } = self;
+        match (a, b) {
+            (Some(a), Some(b)) => {
+                for at in (0..sum.len()).step_by(LANES) {
+                    let x = simd.add(load(simd, a, at), load(simd, b, at));
+                    store(simd, sum, at, x);
+                }
             }
-        }
-        (Some(other), None) | (None, Some(other)) => {
-            for (sum, other) in sum.iter_mut().zip(other) {
-                *sum = T::rounded(sum.widen() + other.widen());
+            (Some(other), None) | (None, Some(other)) => {
+                for at in (0..sum.len()).step_by(LANES) {
+                    let x = simd.add(load(simd, sum, at), load(simd, other, at));
+                    store(simd, sum, at, x);
+                }
             }
+            (None, None) => unreachable!("one output takes the place of one input"),
         }
-        (None, None) => unreachable!("one output takes the place of one input"),
     }
 }
 
@@ -64,46 +80,63 @@ impl<T: Stored> Task for Forward<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _simd: S) {
-        let Forward {
-            kind,
-            x,
-            y,
-            statistics,
-            scale,
-        } = self;
-        let columns = scale.weight.len();
-        let rows = y.len() / columns;
+    fn run<S: Simd>(self, simd: S) {
+        let columns = self.scale.weight.len();
+        let rows = self.y.len() / columns;
         assert_eq!(
-            (y.len(), statistics.len()),
+            (self.y.len(), self.statistics.len()),
             (rows * columns, 2 * rows),
             "whole rows, with two numbers each"
         );
-        for (row, (y, statistics)) in y
-            .chunks_exact_mut(columns)
-            .zip(statistics.chunks_exact_mut(2))
-            .enumerate()
-        {
-            let x = x.map(|x| &x[row * columns..][..columns]);
-            let (mean, rstd) = moments(kind, x.unwrap_or(y), scale.epsilon);
-            statistics.copy_from_slice(&[mean, rstd]);
-            // Copied and scaled in place: one loop for rows that are elsewhere and rows that lie here already.
-            if let Some(x) = x {
-                y.copy_from_slice(x);
+        let group = ROWS_AT_ONCE * columns;
+        let groups = self.y.chunks_mut(group);
+        let groups = groups.zip(self.statistics.chunks_mut(2 * ROWS_AT_ONCE));
+        for (index, (y, statistics)) in groups.enumerate() {
+            let x = self.x.map(|x| &x[index * group..][..y.len()]);
+            if y.len() == group {
+                normalise::<S, T, ROWS_AT_ONCE>(simd, self.kind, x, y, statistics, self.scale);
+                continue;
             }
-            // Two loops and not a test in one: a choice inside keeps the compiler from vectorising.
-            match scale.bias {
-                Some(bias) => {
-                    for ((y, weight), bias) in y.iter_mut().zip(scale.weight).zip(bias) {
-                        *y = T::rounded((y.widen() - mean) * rstd * weight + bias);
-                    }
-                }
-                None => {
-                    for (y, weight) in y.iter_mut().zip(scale.weight) {
-                        *y = T::rounded((y.widen() - mean) * rstd * weight);
-                    }
-                }
+            let rest = y.chunks_mut(columns).zip(statistics.chunks_mut(2));
+            for (row, (y, statistics)) in rest.enumerate() {
+                let x = x.map(|x| &x[row * columns..][..columns]);
+                normalise::<S, T, 1>(simd, self.kind, x, y, statistics, self.scale);
             }
+        }
+    }
+}
+
+/// Normalises ROWS rows: of x, or of y where they lie there.
+#[inline(always)]
+fn normalise<S: Simd, T: Stored, const ROWS: usize>(
+    simd: S,
+    kind: Kind,
+    x: Option<&[T]>,
+    y: &mut [T],
+    statistics: &mut [f32],
+    scale: Scale<'_>,
+) {
+    let columns = scale.weight.len();
+    let (mean, rstd) = moments::<S, T, ROWS>(simd, kind, x.unwrap_or(y), columns, scale.epsilon);
+    for (row, statistics) in statistics.chunks_exact_mut(2).enumerate() {
+        statistics.copy_from_slice(&[mean[row], rstd[row]]);
+    }
+    for at in (0..columns).step_by(LANES) {
+        let weight = load(simd, scale.weight, at);
+        let bias = scale.bias.map(|bias| load(simd, bias, at));
+        for row in 0..ROWS {
+            let of_row = row * columns..(row + 1) * columns;
+            let value = match x {
+                Some(x) => load(simd, &x[of_row.clone()], at),
+                None => load(simd, &y[of_row.clone()], at),
+            };
+            let centred = simd.sub(value, simd.splat(mean[row]));
+            let scaled = simd.mul(simd.mul(centred, simd.splat(rstd[row])), weight);
+            let result = match bias {
+                Some(bias) => simd.add(scaled, bias),
+                None => scaled,
+            };
+            store(simd, &mut y[of_row], at, result);
         }
     }
 }
@@ -198,32 +231,67 @@ impl<T: Stored> Task for Backward<'_, T> {
     }
 }
 
-/// Mean (zero for RMSNorm) and rstd of a row.
+/// Mean (zero for RMSNorm) and rstd of each of ROWS rows of `columns`.
 #[inline(always)]
-fn moments<T: Stored>(kind: Kind, x: &[T], epsilon: f32) -> (f32, f32) {
-    let count = x.len() as f32;
+fn moments<S: Simd, T: Stored, const ROWS: usize>(
+    simd: S,
+    kind: Kind,
+    x: &[T],
+    columns: usize,
+    epsilon: f32,
+) -> ([f32; ROWS], [f32; ROWS]) {
+    let count = columns as f32;
     let mean = match kind {
-        Kind::Layer => lane_sum(x, |x| x) / count,
-        Kind::Rms => 0.0,
+        Kind::Layer => lane_sums::<S, T, ROWS, false>(simd, x, columns, [0.0; ROWS]),
+        Kind::Rms => [0.0; ROWS],
     };
-    // Of differences from the mean, a second pass over a row in cache. E[x²] − E[x]² would take one pass and cancel
+    let mean = mean.map(|sum| sum / count);
+    // Of differences from the mean, a second pass over rows in cache. E[x²] − E[x]² would take one pass and cancel
     // where the mean is large.
-    let variance = lane_sum(x, |x| (x - mean) * (x - mean)) / count;
-    (mean, 1.0 / (variance + epsilon).sqrt())
+    let squares = lane_sums::<S, T, ROWS, true>(simd, x, columns, mean);
+    let rstd = squares.map(|sum| 1.0 / (sum / count + epsilon).sqrt());
+    (mean, rstd)
 }
 
-/// Σ f(x) in lanes.
+/// Σ x of each of ROWS rows in lanes; Σ (x − mean)² where SQUARES.
 #[inline(always)]
-fn lane_sum<T: Stored>(x: &[T], f: impl Fn(f32) -> f32) -> f32 {
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    let mut lanes = [0.0; LANES];
-    for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane += f(x.widen());
+fn lane_sums<S: Simd, T: Stored, const ROWS: usize, const SQUARES: bool>(
+    simd: S,
+    x: &[T],
+    columns: usize,
+    mean: [f32; ROWS],
+) -> [f32; ROWS] {
+    let mut lanes = [simd.splat(0.0); ROWS];
+    let mut rows: [(&[[T; LANES]], &[T]); ROWS] = [(&[], &[]); ROWS];
+    for (row, parts) in rows.iter_mut().enumerate() {
+        *parts = x[row * columns..][..columns].as_chunks();
+    }
+    for chunk in 0..columns / LANES {
+        for row in 0..ROWS {
+            let x = load(simd, &rows[row].0[chunk], 0);
+            let term = if SQUARES {
+                let centred = simd.sub(x, simd.splat(mean[row]));
+                simd.mul(centred, centred)
+            } else {
+                x
+            };
+            lanes[row] = simd.add(lanes[row], term);
         }
     }
-    let rest: f32 = rest.iter().map(|x| f(x.widen())).sum();
-    tree(lanes) + rest
+    let mut sums = [0.0; ROWS];
+    for row in 0..ROWS {
+        let mut rest = 0.0;
+        for x in rows[row].1 {
+            let centred = x.widen() - mean[row];
+            rest += if SQUARES {
+                centred * centred
+            } else {
+                x.widen()
+            };
+        }
+        sums[row] = simd.sum(lanes[row]) + rest;
+    }
+    sums
 }
 
 /// Σ dy·weight and Σ dy·weight·(x − mean) in lanes.
