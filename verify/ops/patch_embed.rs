@@ -76,6 +76,15 @@ fn patch_embed_of_more_patches_than_a_task_takes_matches_the_reference() {
 }
 
 #[test]
+fn patch_embed_of_the_usual_patches_matches_the_reference() {
+    for patch in [8, 14, 16, 32] {
+        let mut random = Random::new(52);
+        let sizes = (2, patch + 3, 2 * patch + 1, patch, 5);
+        check(&case(sizes, true, true, false, &mut random), 52);
+    }
+}
+
+#[test]
 fn patches_by_large_tiles_of_whole_numbers_are_exact_on_a_gpu() {
     // 42 × 42 patches: of 12 numbers by 1370 channels, and of 1200 numbers by 8 channels.
     for (patch, channels) in [(2, 1370), (20, 8)] {

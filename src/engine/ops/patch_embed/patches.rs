@@ -6,9 +6,10 @@ use crate::launch::{Argument, KernelEntry};
 use crate::ops::linear::tiles::size;
 use crate::tensor::{DType, Shape};
 use keel_base::error::Result;
-use keel_cpu::{Stored, round};
+use keel_cpu::Stored;
+use keel_cpu::simd::{Simd, Task, dispatch};
 
-/// Patches that one task lays out.
+/// Patches that one task lays out, in whole lines of the grid.
 const ROWS_PER_TASK: usize = 64;
 
 /// The grid of patches over images [B, Ci, h, w].
@@ -86,16 +87,29 @@ impl Grid {
         })
     }
 
+    /// The first elements in the images of the lines of pixels that line `line` of the grids of all images covers: those of
+    /// the runs of its first patch.
+    fn lines(self, line: usize) -> impl Iterator<Item = usize> {
+        let down = self.height / self.patch;
+        let (sample, top) = (line / down, line % down * self.patch);
+        (0..self.colours).flat_map(move |colour| {
+            let first = (sample * self.colours + colour) * self.height + top;
+            (0..self.patch).map(move |line| (first + line) * self.width)
+        })
+    }
+
     /// Lays the patches of all images out as the rows of `to` [B·T, Ci·P·P], rounded where that is stored in bf16.
     pub fn gather<T: Stored>(self, images: &[f32], to: &mut [T]) {
-        let chunk = ROWS_PER_TASK * self.pixels();
+        let across = self.width / self.patch;
+        let lines = (ROWS_PER_TASK / across).max(1);
+        let chunk = lines * across * self.pixels();
         to.par_chunks_mut(chunk).enumerate().for_each(|(task, to)| {
-            for (row, to) in to.chunks_exact_mut(self.pixels()).enumerate() {
-                let runs = self.runs(task * ROWS_PER_TASK + row);
-                for (start, to) in runs.zip(to.chunks_exact_mut(self.patch)) {
-                    round(&images[start..][..self.patch], to);
-                }
-            }
+            dispatch(Gather {
+                grid: self,
+                images,
+                line: task * lines,
+                to,
+            });
         });
     }
 
@@ -119,5 +133,69 @@ impl Grid {
                     }
                 }
             });
+    }
+}
+
+/// Whole lines of the grid to lay out, the first of which is `line` of all images.
+struct Gather<'a, T> {
+    grid: Grid,
+    images: &'a [f32],
+    line: usize,
+    to: &'a mut [T],
+}
+
+impl<T: Stored> Task for Gather<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) {
+        // Runs are so short that a loop over a number of pixels that is not known to the compiler takes longer to begin and
+        // end than to do its work: the usual sizes have code of their own.
+        match self.grid.patch {
+            8 => self.in_runs::<8>(),
+            14 => self.in_runs::<14>(),
+            16 => self.in_runs::<16>(),
+            32 => self.in_runs::<32>(),
+            _ => self.in_any_runs(),
+        }
+    }
+}
+
+impl<T: Stored> Gather<'_, T> {
+    /// Lays out patches of P pixels a side.
+    #[inline(always)]
+    fn in_runs<const P: usize>(self) {
+        let Grid { width, .. } = self.grid;
+        let (across, pixels, images) = (width / P, self.grid.pixels(), self.images);
+        let lines = self.to.chunks_exact_mut(across * pixels);
+        for (line, to) in lines.enumerate() {
+            for (run, start) in self.grid.lines(self.line + line).enumerate() {
+                let (from, _) = images[start..][..across * P].as_chunks::<P>();
+                for (from, to) in from.iter().zip(to.chunks_exact_mut(pixels)) {
+                    let to: &mut [T; P] = (&mut to[run * P..][..P]).try_into().expect("P long");
+                    for (to, from) in to.iter_mut().zip(from) {
+                        *to = T::rounded(*from);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lays out patches of any size.
+    #[inline(always)]
+    fn in_any_runs(self) {
+        let Grid { width, patch, .. } = self.grid;
+        let (across, pixels, images) = (width / patch, self.grid.pixels(), self.images);
+        let lines = self.to.chunks_exact_mut(across * pixels);
+        for (line, to) in lines.enumerate() {
+            for (run, start) in self.grid.lines(self.line + line).enumerate() {
+                let from = images[start..][..across * patch].chunks_exact(patch);
+                for (from, to) in from.zip(to.chunks_exact_mut(pixels)) {
+                    for (to, from) in to[run * patch..][..patch].iter_mut().zip(from) {
+                        *to = T::rounded(*from);
+                    }
+                }
+            }
+        }
     }
 }
