@@ -212,3 +212,13 @@ fn a_bmp_whose_pixels_begin_within_its_header_is_refused() {
         }
     }
 }
+
+/// Found by libFuzzer: rows of no bytes could not be cut from the file.
+#[test]
+fn a_bmp_of_pixels_of_no_bits_is_refused() {
+    let frames = frames();
+    let (_, mut file, _) = frames.into_iter().find(|(n, ..)| n == "bmp_rgb").unwrap();
+    file[28..30].copy_from_slice(&[0, 0]);
+    let problem = message(&file);
+    assert!(!problem.contains("gave up"), "{problem}");
+}

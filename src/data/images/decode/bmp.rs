@@ -130,6 +130,9 @@ impl Header {
 
     /// Rows of pixels that are stored without run lengths, each padded to four bytes.
     fn plain(&self, stored: &[u8]) -> Result<Vec<u8>, Refusal> {
+        if ![1, 4, 8, 16, 24, 32].contains(&self.bits) {
+            return Err(Refusal::unread_colours());
+        }
         let padded = (u64::from(self.width) * u64::from(self.bits)).div_ceil(32) * 4;
         let size = padded.checked_mul(self.height.into());
         let stored = size.and_then(|size| stored.get(..usize::try_from(size).ok()?));
@@ -159,7 +162,7 @@ impl Header {
                     let pixels = pixels.iter().take(width);
                     rgba.extend(pixels.flat_map(|[b, g, r]| [*r, *g, *b, 255]));
                 }
-                32 => {
+                _ => {
                     let (pixels, _) = row.as_chunks::<4>();
                     rgba.extend(
                         pixels
@@ -167,7 +170,6 @@ impl Header {
                             .flat_map(|p| self.masked(u32::from_le_bytes(*p))),
                     );
                 }
-                _ => return Err(Refusal::unread_colours()),
             }
         }
         Ok(rgba)
