@@ -1,14 +1,17 @@
-"""The goldens of what surrounds an update: learning-rate schedules, and parameter groups with rates of their own.
+"""The goldens of what surrounds an update: learning-rate schedules, parameter groups with rates of their own, averages, Muon.
 
 PyTorch's own schedulers and optimizers are called; the few formulas written out here say where they come from.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import torch
+import torch.optim._muon
 from torch.optim import lr_scheduler as schedulers
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from golden_file import Golden
 
@@ -145,4 +148,94 @@ def groups() -> Golden:
     return golden
 
 
-OPTIMIZERS = [schedules, groups]
+def ema() -> Golden:
+    """torch.optim.swa_utils.AveragedModel with an exponential moving average beside AdamW.
+
+    The first update of an AveragedModel copies: it is made before the first step, as the average begins as the parameters.
+    Parameters [n] and gradients [steps,n]; values after each step, parameters and averages [steps,n].
+    """
+    golden = optimizer("ema")
+    for case, decay in [("fast", 0.9), ("slow", 0.999)]:
+        steps = 4
+        settings = {"steps": steps, "rate": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "ema_decay": decay}
+        golden.config["cases"][case] = settings
+        model = torch.nn.ParameterDict()
+        gradients = {}
+        for name, size in [("decayed", 19), ("plain", 5)]:
+            start, gradients[name] = golden.normal(size), golden.normal(steps, size)
+            golden.store_exact(f"{case}/input.{name}", start)
+            golden.store_exact(f"{case}/input.{name}_gradients", gradients[name])
+            model[name] = torch.nn.Parameter(start.clone())
+        adamw = torch.optim.AdamW(model.values(), lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        average.update_parameters(model)
+        history: dict[str, list[torch.Tensor]] = {}
+        for step in range(steps):
+            for name, parameter in model.items():
+                parameter.grad = gradients[name][step].clone()
+            adamw.step()
+            average.update_parameters(model)
+            for name in gradients:
+                history.setdefault(name, []).append(model[name].detach().clone())
+                history.setdefault(f"{name}_average", []).append(average.module[name].detach().clone())
+        for name, values in history.items():
+            golden.store_result(f"{case}/value.{name}", torch.stack(values))
+    return golden
+
+
+def muon() -> Golden:
+    """torch.optim.Muon for matrices beside AdamW for a vector, and its Newton-Schulz steps alone.
+
+    PyTorch casts what it orthogonalises to bf16. Here that cast is left out, so that everything is f64: what rounds to
+    bf16, and where, is each implementation's own. `orthogonal.<name>` is that of `input.<name>` alone.
+    """
+    golden = optimizer("muon")
+    source = inspect.getsource(torch.optim._muon._zeropower_via_newtonschulz)
+    cast = "grad.to(dtype=torch.bfloat16, copy=True)"
+    assert source.count(cast) == 1, "PyTorch has changed where it casts"
+    scope = dict(vars(torch.optim._muon))
+    exec(source.replace(cast, "grad.clone()"), scope)  # noqa: S102
+    torch.optim._muon._zeropower_via_newtonschulz = scope["_zeropower_via_newtonschulz"]
+    steps, shapes = 3, {"wide": (6, 20), "tall": (24, 7), "square": (9, 9)}
+    settings = {
+        "steps": steps,
+        "rate": 2e-2,
+        "weight_decay": 0.1,
+        "momentum": 0.95,
+        "shapes": {name: list(shape) for name, shape in shapes.items()},
+    }
+    golden.config["cases"]["update"] = settings
+    parameters, gradients = {}, {}
+    for name, shape in shapes.items():
+        start, gradients[name] = golden.normal(*shape), golden.normal(steps, *shape)
+        golden.store_exact(f"update/input.{name}", start)
+        golden.store_exact(f"update/input.{name}_gradients", gradients[name])
+        parameters[name] = torch.nn.Parameter(start.clone())
+    optimizer_ = torch.optim.Muon(
+        parameters.values(),
+        lr=settings["rate"],
+        weight_decay=settings["weight_decay"],
+        momentum=settings["momentum"],
+        adjust_lr_fn="match_rms_adamw",
+    )
+    history: dict[str, list[torch.Tensor]] = {}
+    for step in range(steps):
+        for name, parameter in parameters.items():
+            parameter.grad = gradients[name][step].clone()
+        optimizer_.step()
+        for name, parameter in parameters.items():
+            buffer = optimizer_.state[parameter]["momentum_buffer"]
+            history.setdefault(name, []).append(parameter.detach().clone())
+            history.setdefault(f"{name}_momentum", []).append(buffer.clone())
+    for name, values in history.items():
+        golden.store_result(f"update/value.{name}", torch.stack(values))
+    for name, shape in shapes.items():
+        golden.config["cases"][f"orthogonal_{name}"] = {"shape": list(shape)}
+        u = golden.normal(*shape)
+        golden.store_exact(f"orthogonal_{name}/input.u", u)
+        x = torch.optim._muon._zeropower_via_newtonschulz(u, (3.4445, -4.7750, 2.0315), 5, 1e-7)
+        golden.store_result(f"orthogonal_{name}/value.x", x)
+    return golden
+
+
+OPTIMIZERS = [schedules, groups, ema, muon]

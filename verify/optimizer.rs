@@ -1,6 +1,7 @@
 //! What surrounds an update: rates and decays by module, pattern and layer, and schedules, against PyTorch; and whole runs
 //! with them.
 
+mod averages;
 mod runs;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use keel::train::{DecayShape, Recipe, Schedule, Stage, optimizer_scalars};
 use crate::harness::{Golden, gpu};
 
 /// A stage of the tiny recipe to set rates of.
-fn stage() -> Stage {
+pub fn stage() -> Stage {
     let recipe = Recipe::load("tiny", &[]).unwrap();
     recipe.stage("world-knowledge").unwrap().clone()
 }
@@ -59,7 +60,7 @@ fn schedules_are_those_of_pytorch() {
 }
 
 /// The executors of this machine that train, each with what its programs are compiled for.
-fn executors(elements: usize) -> Vec<(Box<dyn Executor>, Target)> {
+pub fn executors(elements: usize) -> Vec<(Box<dyn Executor>, Target)> {
     let mut all: Vec<(Box<dyn Executor>, Target)> = vec![
         (
             Box::new(ReferenceExecutor::new(elements)),
@@ -80,7 +81,7 @@ fn executors(elements: usize) -> Vec<(Box<dyn Executor>, Target)> {
 }
 
 /// An update of parameters whose gradients are inputs, `g.NAME`.
-fn loaded(
+pub fn loaded(
     stage: &Stage,
     layout: &Arc<ParameterLayout>,
     executor: &dyn Executor,
@@ -99,7 +100,11 @@ fn loaded(
     seeds.retain(|(parameter, _)| tape.requires_gradient(*parameter));
     tape.backward_from(&seeds).unwrap();
     let groups = stage.parameter_groups(layout).unwrap();
-    record_update(&mut tape, layout, &groups, &UpdateOptions::default()).unwrap();
+    let options = UpdateOptions {
+        ema_decay: stage.ema_decay,
+        ..UpdateOptions::default()
+    };
+    record_update(&mut tape, layout, &groups, &options).unwrap();
     let program = Program::compile(tape, &CompileOptions::new(target)).unwrap();
     executor.load(Arc::new(program)).unwrap()
 }

@@ -84,7 +84,7 @@ fn of_steps(run: &Path, key: &str) -> Vec<f64> {
     steps.map(|row| row[key].as_f64().unwrap()).collect()
 }
 
-fn floats(bytes: &[u8]) -> Vec<f32> {
+pub fn floats(bytes: &[u8]) -> Vec<f32> {
     let numbers = bytes.chunks_exact(4);
     numbers
         .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
@@ -92,7 +92,7 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 }
 
 /// The tensors of a checkpoint, put together from the pieces of its ranks where several have saved it.
-fn whole_tensors(run: &Path, label: &str) -> BTreeMap<String, Vec<u8>> {
+pub fn whole_tensors(run: &Path, label: &str) -> BTreeMap<String, Vec<u8>> {
     let mut all = tensors(&checkpoint(run, label));
     let mut pieces: BTreeMap<String, BTreeMap<usize, Vec<u8>>> = BTreeMap::new();
     for shard in shards(run, label) {

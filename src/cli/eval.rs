@@ -23,6 +23,10 @@ pub(super) struct EvalArgs {
     /// Evaluate the checkpoint at the end of this stage instead of the newest one.
     #[arg(long, value_name = "STAGE", help_heading = heading::EVALUATION)]
     stage: Option<String>,
+    /// Evaluate the exponential moving average of the weights that the checkpoint's stage trained, which a stage with ema_decay
+    /// keeps.
+    #[arg(long, help_heading = heading::EVALUATION)]
+    ema: bool,
     /// Metrics to measure in place of the stage table, separated by commas: retrieval, zero-shot, neighbours, linear-probe,
     /// two-layer-probe, attentive-probe, captions, questions, distances, space, cka, drift, robustness; or all. The results
     /// are also written to the run's folder evaluations/.
@@ -66,6 +70,13 @@ fn run_tower(
             args.run.display(),
         ));
     }
+    if args.ema {
+        return Err(Error::setting(
+            "--ema",
+            "a run of Keel, whose stages can keep averages",
+            args.run.display(),
+        ));
+    }
     let is_all = args
         .metrics
         .as_deref()
@@ -101,6 +112,10 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
         Some(stage) => EvalRun::open_stage(&args.run, stage, &compute)?,
         None => EvalRun::open(&args.run, &compute)?,
     };
+    let run = match args.ema {
+        true => run.with_averages()?,
+        false => run,
+    };
     let outcome = run_checkpoint(args, metrics, &compute, &run);
     print_warnings(&run.take_warnings());
     outcome
@@ -115,7 +130,8 @@ fn run_checkpoint(
 ) -> Result<()> {
     let say_where = || -> Result<()> {
         announce(compute)?;
-        print_line(format!("checkpoint: {}\n", run.path().display()))
+        let averages = if args.ema { ", averages" } else { "" };
+        print_line(format!("checkpoint: {}{averages}\n", run.path().display()))
     };
     if let Some(bench) = &args.bench {
         let wording = args.wording.unwrap_or(run.default_wording());
@@ -150,7 +166,7 @@ fn run_checkpoint(
     // Probes share a table.
     for group in metrics.chunk_by(|a, b| a.is_probe() && b.is_probe()) {
         let measured = run.measure(group, args.images as usize, is_all)?;
-        let kept = write_measurements(run.path(), &measured.measurements)?;
+        let kept = write_measurements(&run.result_path(), &measured.measurements)?;
         all.update(&measured.measurements);
         if args.json {
             continue;

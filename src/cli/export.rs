@@ -61,6 +61,10 @@ pub(super) struct ExportArgs {
     #[arg(long, value_name = "TYPE", value_parser = described(&TYPES, name_of_type, about_type),
         help_heading = heading::WEIGHTS)]
     dtype: Option<Dtype>,
+    /// Export the exponential moving average of the weights that the checkpoint's stage trained, which a stage with ema_decay
+    /// keeps.
+    #[arg(long, help_heading = heading::WEIGHTS)]
+    ema: bool,
     /// Upper limit on the size of one weights file.
     #[arg(long, value_name = "BYTES", value_parser = size, default_value = "5G", help_heading = heading::EXPERT)]
     shard_size: u64,
@@ -72,6 +76,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
         layout: args.layout,
         dtype: args.dtype,
         shard_bytes: args.shard_size,
+        averages: args.ema,
     };
     let exported = export(&args.run, &args.out, &options)?;
     let kind = match exported.model_type.as_str() {

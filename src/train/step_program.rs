@@ -75,6 +75,7 @@ pub fn record_rank_step(
         &UpdateOptions {
             clamps: clamps.to_vec(),
             random_rounding: recipe.stochastic_rounding.then_some(recipe.seed),
+            ema_decay: stage.ema_decay,
         },
     )?;
     Ok(tape)

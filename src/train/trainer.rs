@@ -292,14 +292,20 @@ impl Trainer {
         let frozen = run.frozen_checksums(stage)?;
         let (state, checkpoints) = (&mut self.state, &mut self.checkpoints);
         // The session goes with the loop: its memory is free before the evaluation takes its own.
-        StageLoop::load(run, state, checkpoints, index, optimizer)?.train(first)?;
+        let averages = {
+            let mut steps = StageLoop::load(run, state, checkpoints, index, optimizer)?;
+            steps.train(first)?;
+            steps.averages()?
+        };
         assert_eq!(
             frozen,
             run.frozen_checksums(stage)?,
             "a frozen parameter was changed"
         );
         self.state.guard = Guard::default();
-        self.checkpoints.save_stage(run, &self.state, index)?;
+        let averages = averages.as_ref();
+        self.checkpoints
+            .save_stage(run, &self.state, index, averages)?;
         run.stop_if_asked(&format!(
             "the end of stage {} (not evaluated: keel eval {} does)",
             stage.name,

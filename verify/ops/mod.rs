@@ -7,6 +7,7 @@ mod cast;
 mod collective;
 mod contrast_over_ranks;
 mod contrastive_loss;
+mod ema;
 mod embedding;
 mod l2_normalize;
 mod layer_scale;

@@ -54,6 +54,7 @@ impl Rank {
         let options = UpdateOptions {
             clamps: vec![("a.scale", -0.01, 0.01)],
             random_rounding: None,
+            ema_decay: None,
         };
         record_update(
             &mut tape,

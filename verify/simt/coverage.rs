@@ -256,6 +256,7 @@ fn update(world: World) -> (Program, usize) {
     let options = UpdateOptions {
         clamps: vec![("a.scale", -1.0, 1.0)],
         random_rounding: None,
+        ema_decay: None,
     };
     let groups = ParameterGroups::decaying(0.1);
     ops::record_update(&mut tape, &layout, &groups, &options).expect("something is trained");

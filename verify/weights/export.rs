@@ -23,6 +23,7 @@ const AS_IT_CAME: ExportOptions = ExportOptions {
     layout: None,
     dtype: None,
     shard_bytes: u64::MAX,
+    averages: false,
 };
 
 /// All tensors of a folder: type, shape, bytes.

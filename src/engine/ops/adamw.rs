@@ -17,6 +17,7 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::ema::{EMA_STATE, Ema};
 use super::grad_norm::GradNorm;
 use super::parameter_groups::{GROUP_SCALARS, ParameterGroups};
 use super::sharded_update::record_sharded_update;
@@ -70,6 +71,9 @@ impl From<OptimizerInput> for String {
 /// The slots of AdamW's state: m, and v.
 pub const ADAMW_STATE: [&str; 2] = ["first_moment", "second_moment"];
 
+/// The slots of everything that an update can keep.
+pub const OPTIMIZER_STATE: [&str; 3] = [ADAMW_STATE[0], ADAMW_STATE[1], EMA_STATE];
+
 /// Elements of one task.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
 
@@ -113,6 +117,8 @@ pub struct UpdateOptions {
     pub clamps: Vec<(&'static str, f32, f32)>,
     /// Rounds the bf16 copies at random, with this seed, instead of to nearest.
     pub random_rounding: Option<u64>,
+    /// Keeps an exponential moving average of what is trained, with this decay.
+    pub ema_decay: Option<f64>,
 }
 
 /// Records the update of everything that [`Tape::backward`] made gradients for: one gradient norm, then one AdamW for
@@ -122,7 +128,8 @@ pub struct UpdateOptions {
 /// several ranks ([`Tape::over_ranks`]) gradients are summed over all of them first, each rank updates its share, and the
 /// gradient arena holds parameters afterwards, or zeros.
 ///
-/// Inputs: [`OptimizerInput::ALL`]. State: [`ADAMW_STATE`]. Outputs: `gradient_norm` `[1]`, `clip_scale` `[1]`, of the
+/// Inputs: [`OptimizerInput::ALL`]. State: [`ADAMW_STATE`], and [`EMA_STATE`] where averages are kept, which whoever loads the
+/// program begins with the parameters. Outputs: `gradient_norm` `[1]`, `clip_scale` `[1]`, of the
 /// gradients times their scale.
 ///
 /// # Errors
@@ -162,7 +169,7 @@ pub fn record_update(
         tape.output(norm[0], "gradient_norm");
         tape.output(norm[1], "clip_scale");
         // One op for each run and not for each tensor: a launch has a price, and most tensors are vectors.
-        for run in runs {
+        for run in &runs {
             let range =
                 |tape: &mut Tape, arena, offset| tape.arena_range(arena, offset, run.elements);
             let mut inputs = vec![
@@ -192,6 +199,17 @@ pub fn record_update(
                 let parameter = layout.get(name).expect("trained parameters are laid out");
                 let value = tape.arena_range(Arena::Parameters, parameter.offset, 1);
                 tape.record_update(Clamp { least, most }, &[value])?;
+            }
+        }
+        if let Some(decay) = options.ema_decay {
+            let average = tape.optimizer_state(EMA_STATE, DType::F32);
+            for run in &runs {
+                let inputs = [
+                    tape.arena_range(average, run.gradients, run.elements),
+                    tape.arena_range(Arena::Parameters, run.parameters, run.elements),
+                    norm[1],
+                ];
+                tape.record_update(Ema::new(decay), &inputs)?;
             }
         }
         // Cleared by the step that used them, so that the first batch of the next finds zeros without a rule of its

@@ -9,6 +9,7 @@ mod attention;
 mod cast;
 mod collective;
 mod contrastive_loss;
+mod ema;
 mod embedding;
 mod grad_norm;
 mod l2_normalize;
@@ -33,7 +34,8 @@ mod tree_sum;
 mod weighted_sum;
 
 pub use adamw::{
-    ADAMW_STATE, OPTIMIZER_SCALARS, OptimizerInput, StepSettings, UpdateOptions, record_update,
+    ADAMW_STATE, OPTIMIZER_SCALARS, OPTIMIZER_STATE, OptimizerInput, StepSettings, UpdateOptions,
+    record_update,
 };
 pub use attention::{Heads, Mask, attention, cross_attention};
 pub use cast::cast;
@@ -42,6 +44,7 @@ pub use contrastive_loss::{
     Contrastive, ContrastiveMask, RankPairs, contrastive_loss, contrastive_loss_in_row_blocks,
     contrastive_loss_over_ranks,
 };
+pub use ema::EMA_STATE;
 pub use embedding::embedding;
 pub use l2_normalize::l2_normalize;
 pub use linear::{Activation, linear, linear_activation, linear_layer_scale, linear_residual};

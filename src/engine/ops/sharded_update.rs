@@ -9,6 +9,7 @@
 use super::adamw::{AdamW, Clamp, Run, runs};
 use super::cast::cast;
 use super::collective::{Begun, all_gather, begin, finish};
+use super::ema::{EMA_STATE, Ema};
 use super::grad_norm::{AtomSquares, NormOfAtoms};
 use super::tree_sum::tree_sum;
 use super::{
@@ -55,9 +56,12 @@ pub(super) fn record_sharded_update(
             sum_bucket(tape, &cut, bucket, begun)?;
         }
         let stretches = stretches(&runs, &cut, tape.world().rank);
-        update(tape, &cut, &stretches, groups)?;
+        let scale = update(tape, &cut, &stretches, groups)?;
         gather_parameters(tape, &cut, &runs, &stretches)?;
         clamp(tape, layout, options)?;
+        if let Some(decay) = options.ema_decay {
+            average(tape, &stretches, decay, scale)?;
+        }
         // Cleared by the step that used them, so that the first batch of the next finds zeros.
         if tape.accumulates_gradients() {
             let ty = TensorType::f32([cut.padded()]);
@@ -127,13 +131,13 @@ fn stretches(runs: &[Run], cut: &Cut, rank: usize) -> Vec<Stretch> {
     found
 }
 
-/// Records the norm of the whole gradient, and AdamW over what this rank owns.
+/// Records the norm of the whole gradient, and AdamW over what this rank owns. Returns the clip factor.
 fn update(
     tape: &mut Tape,
     cut: &Cut,
     stretches: &[Stretch],
     groups: &ParameterGroups,
-) -> Result<()> {
+) -> Result<Value> {
     let shared = TensorType::f32([OPTIMIZER_SCALARS]);
     let shared = tape.input(OptimizerInput::Scalars, shared);
     let each = TensorType::f32([groups.groups().len(), GROUP_SCALARS]);
@@ -169,6 +173,20 @@ fn update(
             first: stretch.parameters,
         };
         tape.record_update(op, &inputs)?;
+    }
+    Ok(norm[1])
+}
+
+/// Records the averages of what this rank owns.
+fn average(tape: &mut Tape, stretches: &[Stretch], decay: f64, scale: Value) -> Result<()> {
+    let average = tape.optimizer_state(EMA_STATE, DType::F32);
+    for stretch in stretches {
+        let inputs = [
+            tape.arena_range(average, stretch.shard, stretch.elements),
+            tape.arena_range(Arena::Parameters, stretch.parameters, stretch.elements),
+            scale,
+        ];
+        tape.record_update(Ema::new(decay), &inputs)?;
     }
     Ok(())
 }

@@ -13,8 +13,10 @@ pub struct MemoryReport {
     pub parameters: u64,
     /// Gradients of what is trained.
     pub gradients: u64,
-    /// What the optimiser keeps from step to step: both moments of AdamW.
+    /// What the optimiser keeps from step to step: both moments of AdamW, and what it keeps beside them.
     pub moments: u64,
+    /// Its slots, by name.
+    pub state: Vec<(&'static str, u64)>,
     /// The arena of activations.
     pub arena: u64,
     /// The largest sum of live bytes at any op: no arena can be smaller.
@@ -65,6 +67,10 @@ impl MemoryReport {
             parameters: arena(Arena::Parameters) + arena(Arena::ParametersBf16),
             gradients: arena(Arena::Gradients) + arena(Arena::GradientShard),
             moments: state.iter().map(|state| arena(state.arena)).sum(),
+            state: state
+                .iter()
+                .map(|state| (state.name, arena(state.arena)))
+                .collect(),
             arena: program.arena_bytes() as u64,
             lower_bound: program.lower_bound(),
             at_peak,
@@ -96,7 +102,16 @@ impl fmt::Display for MemoryReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "  parameters   {:>11}", bytes(self.parameters))?;
         writeln!(f, "  gradients    {:>11}", bytes(self.gradients))?;
-        writeln!(f, "  moments      {:>11}", bytes(self.moments))?;
+        write!(f, "  moments      {:>11}", bytes(self.moments))?;
+        // Two moments of one size say nothing more.
+        if self.state.len() > 2 {
+            let slots = self.state.iter();
+            let slots: Vec<String> = slots
+                .map(|(name, count)| format!("{name} {}", bytes(*count)))
+                .collect();
+            write!(f, "   {}", slots.join(", "))?;
+        }
+        writeln!(f)?;
         writeln!(
             f,
             "  activations  {:>11}   lower bound {}, ratio {:.3}",

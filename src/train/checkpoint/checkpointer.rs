@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::disk::Disk;
 use super::file::{self, Position, Snapshot};
@@ -12,6 +13,7 @@ use crate::run::{Run, RunState, inside_stage, newest_first, stage_label, step_la
 use keel_base::clock::Clock;
 use keel_base::error::{Error, Result};
 use keel_engine::executor::Session;
+use keel_engine::program::Program;
 use keel_ranks::World;
 
 /// Writes a run's checkpoints: those inside stages while the next steps run, those after stages at once. What is saved
@@ -37,6 +39,9 @@ struct Pending {
     /// How this rank's part fared.
     own: Option<Result<String>>,
 }
+
+/// The averages of a stage, as a rank keeps them, with the program that says where each parameter's lie.
+pub(crate) type Averages = (OptimizerValues, Arc<Program>);
 
 /// What a rank tells of its part of a checkpoint.
 const UNDER_WAY: u8 = 0;
@@ -71,15 +76,31 @@ impl Checkpointer {
         }
     }
 
-    /// Saves after stage `index` and waits until it is on the disk. Nothing of the optimiser is in it: the next stage begins with its own.
+    /// Saves after stage `index` and waits until it is on the disk. Of what the optimiser kept only the averages are in it: the
+    /// next stage begins with its own.
     ///
     /// # Errors
     /// [`Error::Io`] naming the file; whatever the executor reports.
-    pub fn save_stage(&mut self, run: &Run, state: &RunState, index: usize) -> Result<()> {
+    pub fn save_stage(
+        &mut self,
+        run: &Run,
+        state: &RunState,
+        index: usize,
+        averages: Option<&Averages>,
+    ) -> Result<()> {
+        let path = after_stage(run, index);
+        let mut position = position(run, state, index + 1, 0);
+        let mut own = averages;
+        if let (Some((values, program)), true) = (averages, run.ranks() > 1) {
+            position.shards = save_shards(run, &path, values, program)?;
+            own = None;
+        }
         if run.is_first() {
-            let position = position(run, state, index + 1, 0);
-            let path = after_stage(run, index);
-            let snapshot = Snapshot::take(position, &run.layout, run.executor.as_ref(), None)?;
+            let (layout, executor) = (&run.layout, run.executor.as_ref());
+            let mut snapshot = Snapshot::take(position, layout, executor, None)?;
+            if let Some((values, program)) = own {
+                snapshot.keep(values.clone(), program);
+            }
             snapshot.write(run.folder.disk().as_ref(), &path)?;
         }
         run.meet("the checkpoint after a stage")
@@ -196,15 +217,7 @@ impl Checkpointer {
             return Ok(());
         };
         let file = |(rank, told): (usize, &Vec<u8>)| {
-            let path = shard_path(&pending.path, World { rank, ..world });
-            ShardFile {
-                name: path
-                    .file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned(),
-                blake3: said(told),
-            }
+            shard_file(&pending.path, World { rank, ..world }, &told[1..])
         };
         snapshot.position.shards = heard.iter().enumerate().map(file).collect();
         let (disk, to) = (run.folder.disk().clone(), pending.path.clone());
@@ -254,6 +267,43 @@ impl Checkpointer {
     /// Checkpoints inside stages, and the seconds that training waited for them, since this was last asked.
     pub fn take_waited(&mut self) -> (u64, f64) {
         self.saver.take_waited()
+    }
+}
+
+/// Has every rank write its part of the averages after a stage; returns the files of all.
+fn save_shards(
+    run: &Run,
+    path: &Path,
+    values: &OptimizerValues,
+    program: &Program,
+) -> Result<Vec<ShardFile>> {
+    let seat = &run.options.seat;
+    let shard = OptimizerShard::of(values, program, &run.layout);
+    let hash = shard.write(run.folder.disk().as_ref(), &shard_path(path, seat.world()))?;
+    let votes = seat.votes();
+    let heard = votes.gather("the averages after a stage", hash.as_bytes())?;
+    let told = heard.iter().enumerate();
+    Ok(told
+        .map(|(rank, hash)| {
+            shard_file(
+                path,
+                World {
+                    rank,
+                    ..seat.world()
+                },
+                hash,
+            )
+        })
+        .collect())
+}
+
+/// The file of a rank's part of the checkpoint `path`, as the checkpoint names it.
+fn shard_file(path: &Path, world: World, hash: &[u8]) -> ShardFile {
+    let path = shard_path(path, world);
+    let name = path.file_name().unwrap_or_default();
+    ShardFile {
+        name: name.to_string_lossy().into_owned(),
+        blake3: String::from_utf8_lossy(hash).into_owned(),
     }
 }
 

@@ -21,7 +21,7 @@ use keel_base::error::{Error, Result};
 use keel_base::files::open_regular;
 use keel_base::mapped_file::MappedFile;
 use keel_engine::executor::{Executor, Session};
-use keel_engine::ops::ADAMW_STATE;
+use keel_engine::ops::{EMA_STATE, OPTIMIZER_STATE};
 use keel_engine::program::Program;
 use keel_engine::tape::{Arena, GradientEntry, ParameterLayout};
 
@@ -104,6 +104,11 @@ impl Snapshot {
             parameters,
             optimizer,
         })
+    }
+
+    /// Adds what an optimiser of `program` has kept.
+    pub(super) fn keep(&mut self, values: OptimizerValues, program: &Program) {
+        self.optimizer = Some((values, program.gradient_entries().to_vec()));
     }
 
     /// Writes the checkpoint.
@@ -380,7 +385,7 @@ pub fn load(
         Ok(())
     };
     let foreign = all.iter().find(|(name, _)| {
-        let slots = ADAMW_STATE.iter();
+        let slots = OPTIMIZER_STATE.iter();
         let mut of = slots.filter_map(|slot| name.strip_prefix(slot)?.strip_prefix('.'));
         layout.get(of.next().unwrap_or(name)).is_none()
     });
@@ -437,6 +442,49 @@ pub fn load(
         position,
         optimizer,
     })
+}
+
+/// Gives `sink` the averages in a checkpoint, where its stage has kept any, and the parameters of what that stage did not train.
+///
+/// # Errors
+/// As [`load`]; [`Error::Setting`] naming a checkpoint without averages.
+pub fn load_averages(path: &Path, layout: &ParameterLayout, sink: Sink<'_>) -> Result<()> {
+    let position = load(path, layout, None, &mut *sink)?.position;
+    let own = (path.to_owned(), read_bytes(path)?);
+    let mut files = open_shards(path, &position.shards)?;
+    files.push(own);
+    let mut found = 0;
+    for (file, bytes) in &files {
+        let tensors = SafeTensors::deserialize(bytes).map_err(|problem| damaged(file, problem))?;
+        for (name, tensor) in tensors.iter() {
+            let name = name.strip_prefix(EMA_STATE);
+            let Some(name) = name.and_then(|name| name.strip_prefix('.')) else {
+                continue;
+            };
+            // Whole in the checkpoint's own file, in pieces in those of ranks.
+            let (parameter, first) = name.split_once('@').unwrap_or((name, "0"));
+            let first: usize = first.parse().map_err(|problem| damaged(file, problem))?;
+            let fours = tensor.data().as_chunks::<4>().0;
+            let known = layout.get(parameter).filter(|entry| {
+                first.saturating_add(fours.len()) <= entry.spec.shape.numel()
+                    && tensor.dtype() == Dtype::F32
+            });
+            let entry = known.ok_or_else(|| {
+                damaged(file, format!("the average {name} is not of its parameter"))
+            })?;
+            let values = fours.iter().map(|bytes| f32::from_le_bytes(*bytes));
+            sink(entry.offset + first, &values.collect::<Vec<f32>>())?;
+            found += 1;
+        }
+    }
+    if found == 0 {
+        return Err(Error::setting(
+            "--ema",
+            "a checkpoint of a stage with ema_decay, which keeps averages",
+            format!("{}, which has none", path.display()),
+        ));
+    }
+    Ok(())
 }
 
 /// A checkpoint's parameters in arena order.

@@ -9,15 +9,15 @@ mod saver;
 mod shard;
 
 pub(super) use checkpointer::{
-    Checkpointer, after_stage, newest_valid, newest_well, restore, without_optimizer,
+    Averages, Checkpointer, after_stage, newest_valid, newest_well, restore, without_optimizer,
 };
 pub use disk::{Disk, LocalDisk, OpenFile, folder_inside, free_bytes, write_durably};
 pub(super) use disk::{
     create_folders, create_inside, parent_of, remove_unfinished, uninterrupted, write_all,
     write_durably_on,
 };
-pub(super) use file::parameters;
 pub use file::{Checkpoint, Position, Sink, Snapshot, load, read_position, save};
+pub(super) use file::parameters;
 pub(super) use model::CheckpointModel;
 pub(super) use optimizer_state::OptimizerValues;
 pub use shard::ShardFile;

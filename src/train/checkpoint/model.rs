@@ -75,4 +75,17 @@ impl CheckpointModel {
     pub fn parameters(&self) -> Result<Vec<f32>> {
         file::parameters(&self.path, &self.layout)
     }
+
+    /// All parameters in arena order, averages in the place of those that the stage trained.
+    ///
+    /// # Errors
+    /// As [`file::load_averages`].
+    pub fn averages(&self) -> Result<Vec<f32>> {
+        let mut averages = vec![0.0f32; self.layout.elements()];
+        file::load_averages(&self.path, &self.layout, &mut |offset, values| {
+            averages[offset..offset + values.len()].copy_from_slice(values);
+            Ok(())
+        })?;
+        Ok(averages)
+    }
 }

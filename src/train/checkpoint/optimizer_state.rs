@@ -1,9 +1,10 @@
 //! What an optimiser keeps from step to step, copied out of a session: whatever slots its program declares.
 
 use keel_base::error::Result;
-use keel_engine::executor::Session;
+use keel_engine::executor::{Executor, Session};
+use keel_engine::ops::EMA_STATE;
 use keel_engine::program::Program;
-use keel_engine::tape::OptimizerState;
+use keel_engine::tape::{Arena, OptimizerState, ParameterLayout};
 
 /// The contents of every slot, as one session holds them: of a rank among several its own slices. In the order in which the program declares them.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,16 +49,44 @@ impl OptimizerValues {
         slots.try_for_each(|(slot, values)| session.write_arena(slot.arena, values))
     }
 
-    /// Sets what `session` holds to zero, as it is before the first step.
+    /// Gives `session` what a stage begins with: averages are the parameters as `executor` holds them, all else is zero.
+    ///
+    /// # Errors
+    /// Whatever session and executor report.
+    pub fn begin(
+        session: &mut dyn Session,
+        layout: &ParameterLayout,
+        executor: &dyn Executor,
+    ) -> Result<()> {
+        let program = session.program();
+        let elements = program.arena_elements(Arena::Gradients, layout.elements());
+        let mut slots = Vec::new();
+        for slot in program.optimizer_state() {
+            let mut values = vec![0.0f32; elements];
+            if slot.name == EMA_STATE {
+                for entry in program.gradient_entries() {
+                    let known = layout.get(&entry.parameter);
+                    let known = known.expect("trained parameters are laid out");
+                    let place = &mut values[entry.offset..][..known.spec.shape.numel()];
+                    executor.read_parameters(known.offset, place)?;
+                }
+            }
+            slots.push((*slot, values));
+        }
+        OptimizerValues::new(slots).of_rank(program).write(session)
+    }
+
+    /// The averages alone; nothing where the program keeps none.
     ///
     /// # Errors
     /// Whatever the session reports.
-    pub fn clear(session: &mut dyn Session) -> Result<()> {
-        let mut values = OptimizerValues::read(session)?;
-        for (_, values) in &mut values.0 {
-            values.fill(0.0);
-        }
-        values.write(session)
+    pub fn averages(session: &dyn Session) -> Result<Option<OptimizerValues>> {
+        let mut slots = session.program().optimizer_state().iter();
+        let Some(slot) = slots.find(|slot| slot.name == EMA_STATE) else {
+            return Ok(None);
+        };
+        let values = session.read_arena(slot.arena)?;
+        Ok(Some(OptimizerValues(vec![(*slot, values)])))
     }
 
     /// The slots by name, with their contents.

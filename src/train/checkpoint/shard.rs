@@ -78,10 +78,18 @@ impl OptimizerShard {
     /// # Errors
     /// Whatever the session reports.
     pub fn take(session: &dyn Session, layout: &ParameterLayout) -> Result<OptimizerShard> {
-        let program = session.program();
+        let values = OptimizerValues::read(session)?;
+        Ok(OptimizerShard::of(&values, session.program(), layout))
+    }
+
+    /// Of what a rank keeps of slots of `program`.
+    pub fn of(
+        values: &OptimizerValues,
+        program: &Program,
+        layout: &ParameterLayout,
+    ) -> OptimizerShard {
         let cut = *program.shards().expect("ranks keep their own slices");
         let rank = program.world().rank;
-        let values = OptimizerValues::read(session)?;
         let mut pieces = Vec::new();
         for (slot, values) in values.slots() {
             for bucket in 0..cut.buckets() {
@@ -100,7 +108,7 @@ impl OptimizerShard {
             }
         }
         pieces.sort_by(|(one, _), (other, _)| one.cmp(other));
-        Ok(OptimizerShard { pieces })
+        OptimizerShard { pieces }
     }
 
     /// Writes the file; returns the hash of its bytes.

@@ -31,7 +31,7 @@ impl EvalRun {
                 .to_string_lossy()
                 .into_owned()
         };
-        let name = format!("{}.{}.jsonl", stem(self.path()), stem(benchmark));
+        let name = format!("{}.{}.jsonl", stem(&self.result_path()), stem(benchmark));
         Ok(folder.join(name))
     }
 

@@ -27,6 +27,8 @@ pub struct EvalRun {
     pub(super) stored: CheckpointModel,
     pub(super) executor: Box<dyn Executor>,
     pub(super) compute: SelectedDevice,
+    /// Whether averages have taken the parameters' place.
+    pub(super) is_averaged: bool,
 }
 
 impl EvalRun {
@@ -42,7 +44,19 @@ impl EvalRun {
             stored,
             executor,
             compute: compute.clone(),
+            is_averaged: false,
         })
+    }
+
+    /// The same with the averages (EMA) that the checkpoint's stage has kept, in the place of the parameters that it trained.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming a checkpoint without any; as [`EvalRun::open`].
+    pub fn with_averages(mut self) -> Result<EvalRun> {
+        self.executor
+            .write_parameters(0, &self.stored.averages()?)?;
+        self.is_averaged = true;
+        Ok(self)
     }
 
     /// Opens the checkpoint that a run wrote after the stage `stage`.
@@ -97,6 +111,14 @@ impl EvalRun {
     /// The checkpoint's file.
     pub fn path(&self) -> &Path {
         &self.stored.path
+    }
+
+    /// What results are named after: the checkpoint's file, with `ema` in its name where averages are measured.
+    pub fn result_path(&self) -> PathBuf {
+        match self.is_averaged {
+            true => self.path().with_extension("ema.safetensors"),
+            false => self.path().to_owned(),
+        }
     }
 
     /// The index of the stage the checkpoint was written in or after.

@@ -75,6 +75,8 @@ pub struct ExportOptions {
     pub dtype: Option<Dtype>,
     /// Bytes of tensors in one file, at most, unless one tensor is larger.
     pub shard_bytes: u64,
+    /// Whether averages (EMA) take the place of the parameters that the checkpoint's stage trained.
+    pub averages: bool,
 }
 
 /// What was written.
@@ -115,13 +117,17 @@ struct Page {
 /// or empty: its files appear at once, when all are written.
 ///
 /// # Errors
-/// [`Error::Setting`] when the layout cannot say the model's settings or `out` has files in it; [`Error::Io`] and
+/// [`Error::Setting`] when the layout cannot say the model's settings, `out` has files in it, or averages are asked of a
+/// checkpoint without any; [`Error::Io`] and
 /// [`Error::Content`] naming the file that cannot be read or written.
 pub fn export(run: &Path, out: &Path, options: &ExportOptions) -> Result<Exported> {
     refuse_foreign(out, |_| false)?;
     let stored = CheckpointModel::open(run)?;
     let model = Model {
-        values: stored.parameters()?,
+        values: match options.averages {
+            true => stored.averages()?,
+            false => stored.parameters()?,
+        },
         stored,
     };
     let came_from = model.came_from(options)?;

@@ -122,8 +122,15 @@ impl EvalRun {
             .any(|stage| stage.kind != StageKind::WarmStart)
     }
 
-    /// Refuses a metric that looks through a language model that has not seen images.
+    /// Refuses a metric of the parameters where averages are measured, and one that looks through a language model that has not seen images.
     fn refuse(&self, metric: Metric) -> Result<()> {
+        if metric == Metric::Drift && self.is_averaged {
+            return Err(Error::setting(
+                "metric drift",
+                "the parameters of checkpoints, which training went through",
+                "averages of them, with --ema",
+            ));
+        }
         if !metric.needs_language() || self.is_connected() {
             return Ok(());
         }

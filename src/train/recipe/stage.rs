@@ -217,6 +217,14 @@ pub struct Stage {
     /// - Source: 10⁻⁸ (Kingma and Ba 2015, algorithm 1)
     #[serde(default = "epsilon")]
     pub epsilon: f64,
+    /// Decay d of an exponential moving average (EMA) of what the stage trains: e ← e + (1 − d)(p − e) after every step, from the
+    /// parameters that the stage begins with. `keel eval --ema` and `keel export --ema` take the averages; training goes on from
+    /// the parameters. Without it none is kept.
+    ///
+    /// - Range: above 0, below 1
+    /// - Source: Polyak and Juditsky 1992; 0.9999 in DeiT (Touvron et al. 2021) and ConvNeXt (Liu et al. 2022), over some 10⁵ steps
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema_decay: Option<f64>,
     /// Norm of all gradients together above which they are scaled down to it (gradient clipping).
     ///
     /// - Range: 0 (off) to 10³⁰

@@ -332,6 +332,10 @@ fn validate_optimiser(stage: &Stage) -> Result<()> {
     // The smallest number that f32, in which the update is computed, still has in full.
     let holds = stage.epsilon >= f64::from(f32::MIN_POSITIVE) && stage.epsilon < 1.0;
     require("epsilon", holds, "between 1.2e-38 and 1", stage.epsilon)?;
+    if let Some(decay) = stage.ema_decay {
+        let holds = decay > 0.0 && decay < 1.0;
+        require("ema_decay", holds, "above 0 and below 1", decay)?;
+    }
     let holds = (0.0..=1e30).contains(&stage.max_grad_norm);
     require(
         "max_grad_norm",

@@ -360,6 +360,7 @@ fn checkpoints_by_place(run: &Path) -> Result<Vec<((u64, u64), PathBuf)>> {
         .flatten()
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
+        .filter(|path| checkpoint_of_shard(path).is_none())
         .filter_map(|path| Some((place_of(path.file_stem()?.to_str()?)?, path)))
         .collect();
     found.sort();

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::feed::{Feed, FeedPlan};
 use super::rank_batch::MicroWeight;
 use crate::checkpoint::{
-    Checkpointer, OptimizerValues, after_stage, load, newest_well, restore, without_optimizer,
+    Averages, Checkpointer, OptimizerValues, after_stage, load, newest_well, restore,
+    without_optimizer,
 };
 use crate::gradient_accumulator::GradientAccumulator;
 use crate::guard::{Guard, MOST_STRIKES, Recheck, Verdict};
@@ -89,8 +90,13 @@ impl<'a> StageLoop<'a> {
         }))?;
         let mut session = run.executor.load(program)?;
         let inputs = Arc::new(batch_inputs(session.program())?);
-        if let Some(state) = optimizer {
-            state.write(session.as_mut())?;
+        match optimizer {
+            Some(state) => state.write(session.as_mut())?,
+            None if stage.ema_decay.is_some() => {
+                OptimizerValues::begin(session.as_mut(), &run.layout, run.executor.as_ref())?;
+            }
+            // A session's state is zero when it is loaded.
+            None => {}
         }
         run.tell_device_warnings()?;
         Ok(StageLoop {
@@ -135,6 +141,16 @@ impl<'a> StageLoop<'a> {
                 None => return Ok(()),
             }
         }
+    }
+
+    /// The averages that the stage has kept, with the program that says where they lie; nothing where it keeps none.
+    ///
+    /// # Errors
+    /// Whatever the session reports.
+    pub fn averages(&self) -> Result<Option<Averages>> {
+        let values = OptimizerValues::averages(self.session.as_ref())?;
+        let program = self.run.programs[self.index].clone();
+        Ok(values.zip(program))
     }
 
     /// Runs steps from `first` on, in a stage that `under_way` measures; returns the last of several bad steps after which the run has to go back.
@@ -399,7 +415,8 @@ impl<'a> StageLoop<'a> {
             before.position.skipped
         };
         run.reinitialise(index)?;
-        OptimizerValues::clear(self.session.as_mut())
+        let (layout, executor) = (&run.layout, run.executor.as_ref());
+        OptimizerValues::begin(self.session.as_mut(), layout, executor)
     }
 }
 
