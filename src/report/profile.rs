@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use super::table::Table;
 use keel_base::units::{counted, flops};
 use keel_engine::program::escape;
+use keel_engine::tape::UPDATE;
 use keel_train::{Profile, ProfiledOp};
 
 /// Kinds of op in the table, at most; the rest are summed.
@@ -93,7 +94,7 @@ fn table(first: &str, sums: Vec<(String, Sum)>, all: f64) -> String {
 /// The direction an op works in.
 fn direction(op: &ProfiledOp) -> &'static str {
     match (op.is_backward, op.name.as_str()) {
-        (_, "adamw" | "grad_norm") => "update",
+        _ if op.scope == UPDATE => "update",
         (true, _) => "backward",
         (false, _) => "forward",
     }

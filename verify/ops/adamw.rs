@@ -5,8 +5,8 @@ use std::sync::Arc;
 use keel::executor::simt::Options;
 use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, Session, SimtExecutor};
 use keel::ops::{
-    ADAMW_STATE, OPTIMIZER_SCALARS, OptimizerInput, ParameterGroup, ParameterGroups, UpdateOptions,
-    record_update,
+    ADAMW_STATE, OPTIMIZER_SCALARS, Optimizer, OptimizerInput, ParameterGroup, ParameterGroups,
+    UpdateOptions, record_update,
 };
 use keel::program::{CompileOptions, Program};
 use keel::tape::{Arena, Init, ParameterLayout, ParameterSpec, Tape, Target};
@@ -393,6 +393,7 @@ fn each_group_learns_at_its_own_rate_and_decays_by_its_own_factor() {
         decays: None,
         learning_rate_factor,
         weight_decay,
+        optimizer: Optimizer::AdamW,
     };
     let groups = [of("a.pl*n", 0.5, 0.25), of("*", 2.0, 0.5)];
     let groups = ParameterGroups::new(groups.to_vec()).unwrap();
@@ -431,6 +432,7 @@ fn a_parameter_belongs_to_the_first_group_that_takes_it() {
         decays,
         learning_rate_factor: 1.0,
         weight_decay: 0.0,
+        optimizer: Optimizer::AdamW,
     };
     let groups = ParameterGroups::new(vec![
         group("vision.blocks.1.*", Some(true)),

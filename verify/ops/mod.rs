@@ -13,6 +13,7 @@ mod l2_normalize;
 mod layer_scale;
 mod linear;
 mod linear_cross_entropy;
+mod muon;
 mod norm;
 mod patch_embed;
 mod pixel_unshuffle;

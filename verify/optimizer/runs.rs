@@ -25,6 +25,8 @@ fn recipe() -> Recipe {
             "learning_rates={ vision = 1e-4, \"language.blocks\" = 5e-4 }",
             "layer_decay={ vision = 0.75, language = 0.9 }",
             "patch_embed_factor=0.2",
+            "muon=[\"vision.blocks\", \"language.blocks\"]",
+            "muon_momentum=0.9",
             "weight_decays={ vision = 0.1, \"language.embedding\" = 0.01 }",
             "schedule=warmup_stable_decay",
             "decay_ratio=0.5",

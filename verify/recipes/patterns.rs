@@ -210,6 +210,19 @@ fn numbers_of_rates_and_schedules_out_of_range_are_refused() {
             &["decay_shape", "left out without schedule"],
         ),
         ("schedule=cosin", &["schedule", "did you mean cosine?"]),
+        (
+            "muon=[\"vision.position\"]",
+            &[
+                "parts with matrices that the stage trains",
+                "vision.position, which has none",
+            ],
+        ),
+        (
+            "muon=[\"text.blocks\"]",
+            &["muon", "text.blocks, which has none"],
+        ),
+        ("muon_momentum=0.9", &["left out in a stage without muon"]),
+        ("ema_decay=1", &["ema_decay", "above 0 and below 1"]),
     ] {
         refused_set(&format!("stage.world-knowledge.{set}"), parts);
     }
@@ -235,7 +248,20 @@ fn numbers_of_rates_and_schedules_out_of_range_are_refused() {
         "at most 0.5, which the warmup leaves",
     );
     refused(
+        &["muon=[\"language.blocks\"]", "muon_momentum=1"],
+        "from 0 to below 1",
+    );
+    refused(
         &["schedule=warmup_stable_decay", "decay_shape=square"],
         "decay_shape",
+    );
+    let rounded = [
+        "stochastic_rounding=true",
+        "stage.target.muon=[\"language.blocks\"]",
+    ];
+    let problem = parse(tiny(), &rounded).unwrap_err();
+    assert!(
+        problem.contains("no Muon with stochastic_rounding"),
+        "{problem}"
     );
 }

@@ -11,8 +11,8 @@ use keel::executor::resolved::resolve;
 use keel::executor::simt::Options;
 use keel::executor::{Executor, SimtExecutor};
 use keel::ops::{
-    self, Activation, Contrastive, ContrastiveMask, Heads, Mask, ParameterGroups, Positions,
-    UpdateOptions,
+    self, Activation, Contrastive, ContrastiveMask, Heads, Mask, Optimizer, ParameterGroup,
+    ParameterGroups, Positions, UpdateOptions,
 };
 use keel::program::{CompileOptions, Program};
 use keel::ranks::order::BUCKET;
@@ -232,33 +232,43 @@ fn program(record: Record, precision: DType) -> Result<Program> {
     Program::compile(tape, &CompileOptions::new(Target::Cuda))
 }
 
-/// An update of two parameters, one of them clamped between two numbers.
-fn update(world: World) -> (Program, usize) {
-    let specs = ["a.matrix", "a.scale"].map(|name| ParameterSpec {
+/// An update of three parameters, one of them by Muon and one clamped between two numbers, with averages.
+fn update(world: World, precision: DType) -> (Program, usize) {
+    let specs = ["a.matrix", "a.tall", "a.scale"].map(|name| ParameterSpec {
         name: name.into(),
         shape: Shape::new(match name {
             "a.scale" => &[1],
+            "a.tall" => &[12, 5],
             _ => &[5, 20],
         }),
         init: Init::Constant(0.0),
         decays: true,
     });
     let layout = Arc::new(ParameterLayout::new(&specs));
-    let tape = Tape::new(layout.clone(), |_| true);
+    let tape = Tape::new(layout.clone(), |_| true).in_precision(precision);
     let mut tape = tape.over_ranks(world, BUCKET);
     let mut seeds = Vec::new();
     for (index, spec) in specs.iter().enumerate() {
         let parameter = tape.parameter(spec.clone()).expect("it is laid out");
-        let ty = tape.ty(parameter);
+        let ty = TensorType::f32(spec.shape);
         seeds.push((parameter, tape.input(format!("g{index}"), ty)));
     }
     tape.backward_from(&seeds).expect("both are trained");
     let options = UpdateOptions {
         clamps: vec![("a.scale", -1.0, 1.0)],
         random_rounding: None,
-        ema_decay: None,
+        ema_decay: Some(0.5),
     };
-    let groups = ParameterGroups::decaying(0.1);
+    let mut groups = ParameterGroups::decaying(0.1).groups().to_vec();
+    groups.insert(
+        0,
+        ParameterGroup {
+            patterns: vec!["a.tall".into()],
+            optimizer: Optimizer::Muon { momentum: 0.95 },
+            ..groups[0].clone()
+        },
+    );
+    let groups = ParameterGroups::new(groups).expect("three");
     ops::record_update(&mut tape, &layout, &groups, &options).expect("something is trained");
     let program = Program::compile(tape, &CompileOptions::new(Target::Cuda)).expect("it is small");
     (program, layout.elements())
@@ -326,8 +336,11 @@ fn every_kernel_is_launched_by_some_program() {
     }
     for ranks in [1, 2] {
         let launched_by = on_ranks(ranks, |seat| {
-            let (program, elements) = update(seat.world());
-            run("an update", program, elements, &seat)
+            let run_in = |precision| {
+                let (program, elements) = update(seat.world(), precision);
+                run("an update", program, elements, &seat)
+            };
+            [DType::F32, DType::Bf16].map(run_in).concat()
         });
         launched.extend(launched_by.into_iter().flatten());
     }

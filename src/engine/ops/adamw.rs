@@ -19,7 +19,8 @@ use rayon::prelude::*;
 
 use super::ema::{EMA_STATE, Ema};
 use super::grad_norm::GradNorm;
-use super::parameter_groups::{GROUP_SCALARS, ParameterGroups};
+use super::muon::{self, MuonMomentum};
+use super::parameter_groups::{GROUP_SCALARS, Optimizer, ParameterGroups};
 use super::sharded_update::record_sharded_update;
 use crate::launch::kernels::constants::adamw::{ADAMW_ELEMENTS, ADAMW_THREADS};
 use crate::launch::{Argument, Launch, blocks, kernels};
@@ -122,7 +123,7 @@ pub struct UpdateOptions {
 }
 
 /// Records the update of everything that [`Tape::backward`] made gradients for: one gradient norm, then one AdamW for
-/// each contiguous range of parameters of one group.
+/// each contiguous range of parameters of one group, and Muon for each matrix of a group that asks for it.
 ///
 /// On a tape that adds gradients ([`Tape::accumulating_gradients`]) it leaves the gradient arena at zero. On a tape over
 /// several ranks ([`Tape::over_ranks`]) gradients are summed over all of them first, each rank updates its share, and the
@@ -133,7 +134,7 @@ pub struct UpdateOptions {
 /// gradients times their scale.
 ///
 /// # Errors
-/// [`Error::Setting`] when nothing is trained, or no group takes a trained parameter.
+/// [`Error::Setting`] when nothing is trained, no group takes a trained parameter, or Muon is asked for what is no matrix.
 pub fn record_update(
     tape: &mut Tape,
     layout: &crate::tape::ParameterLayout,
@@ -141,6 +142,11 @@ pub fn record_update(
     options: &UpdateOptions,
 ) -> Result<()> {
     let runs = runs(tape, layout, groups)?;
+    let mut used = runs.iter().map(|run| groups.groups()[run.group].optimizer);
+    if options.random_rounding.is_some() && used.any(|optimizer| optimizer != Optimizer::AdamW) {
+        let want = "off with Muon, which rounds its bf16 copies to nearest";
+        return Err(Error::setting("stochastic_rounding", want, "on"));
+    }
     let Some(last) = runs.last() else {
         return Err(Error::setting(
             "update",
@@ -172,10 +178,19 @@ pub fn record_update(
         for run in &runs {
             let range =
                 |tape: &mut Tape, arena, offset| tape.arena_range(arena, offset, run.elements);
+            let gradients = range(tape, Arena::Gradients, run.gradients);
+            let momentum = range(tape, first, run.gradients);
+            if let Optimizer::Muon { momentum: decay } = groups.groups()[run.group].optimizer {
+                // The directions take the gradients' place.
+                let inputs = [gradients, momentum, norm[1]];
+                tape.record_update(MuonMomentum::new(decay), &inputs)?;
+                muon::record_steps(tape, layout, run, [each, norm[1]])?;
+                continue;
+            }
             let mut inputs = vec![
                 range(tape, Arena::Parameters, run.parameters),
-                range(tape, Arena::Gradients, run.gradients),
-                range(tape, first, run.gradients),
+                gradients,
+                momentum,
                 range(tape, second, run.gradients),
                 shared,
                 each,

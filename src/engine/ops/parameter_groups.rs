@@ -10,6 +10,19 @@ use keel_base::error::{Error, Result};
 /// Numbers of a group in the input [`super::OptimizerInput::GroupScalars`]: learning rate η and weight decay λ.
 pub const GROUP_SCALARS: usize = 2;
 
+/// How a parameter is updated.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Optimizer {
+    /// By AdamW.
+    #[default]
+    AdamW,
+    /// By Muon, which takes matrices alone.
+    Muon {
+        /// μ.
+        momentum: f64,
+    },
+}
+
 /// Parameters that are updated alike.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParameterGroup {
@@ -21,6 +34,8 @@ pub struct ParameterGroup {
     pub learning_rate_factor: f64,
     /// Decoupled weight decay λ.
     pub weight_decay: f64,
+    /// By what they are updated.
+    pub optimizer: Optimizer,
 }
 
 impl ParameterGroup {
@@ -57,6 +72,7 @@ impl ParameterGroups {
             decays: Some(decays),
             learning_rate_factor: 1.0,
             weight_decay: if decays { weight_decay } else { 0.0 },
+            optimizer: Optimizer::AdamW,
         };
         ParameterGroups {
             groups: vec![group(true), group(false)],

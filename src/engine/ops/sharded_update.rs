@@ -11,10 +11,11 @@ use super::cast::cast;
 use super::collective::{Begun, all_gather, begin, finish};
 use super::ema::{EMA_STATE, Ema};
 use super::grad_norm::{AtomSquares, NormOfAtoms};
+use super::muon::{self, MuonMomentum};
 use super::tree_sum::tree_sum;
 use super::{
     ADAMW_STATE, OPTIMIZER_SCALARS, OptimizerInput, ParameterGroups, UpdateOptions,
-    parameter_groups::GROUP_SCALARS,
+    parameter_groups::{GROUP_SCALARS, Optimizer},
 };
 use crate::tape::{Arena, Copy, EXCHANGE, Fill, ParameterLayout, Tape, UPDATE, Value};
 use crate::tensor::{DType, TensorType};
@@ -56,8 +57,15 @@ pub(super) fn record_sharded_update(
             sum_bucket(tape, &cut, bucket, begun)?;
         }
         let stretches = stretches(&runs, &cut, tape.world().rank);
-        let scale = update(tape, &cut, &stretches, groups)?;
-        gather_parameters(tape, &cut, &runs, &stretches)?;
+        let [each, scale] = update(tape, &cut, &stretches, groups)?;
+        gather(tape, &cut, &stretches, groups)?;
+        for run in &runs {
+            match groups.groups()[run.group].optimizer {
+                Optimizer::AdamW => place_parameters(tape, run)?,
+                // On every rank: a matrix is orthogonalised whole.
+                Optimizer::Muon { .. } => muon::record_steps(tape, layout, run, [each, scale])?,
+            }
+        }
         clamp(tape, layout, options)?;
         if let Some(decay) = options.ema_decay {
             average(tape, &stretches, decay, scale)?;
@@ -131,13 +139,14 @@ fn stretches(runs: &[Run], cut: &Cut, rank: usize) -> Vec<Stretch> {
     found
 }
 
-/// Records the norm of the whole gradient, and AdamW over what this rank owns. Returns the clip factor.
+/// Records the norm of the whole gradient, and over what this rank owns AdamW, or Muon's momentum, which leaves directions in
+/// the gradients' place. Returns the groups' scalars and the clip factor.
 fn update(
     tape: &mut Tape,
     cut: &Cut,
     stretches: &[Stretch],
     groups: &ParameterGroups,
-) -> Result<Value> {
+) -> Result<[Value; 2]> {
     let shared = TensorType::f32([OPTIMIZER_SCALARS]);
     let shared = tape.input(OptimizerInput::Scalars, shared);
     let each = TensorType::f32([groups.groups().len(), GROUP_SCALARS]);
@@ -156,10 +165,17 @@ fn update(
     for stretch in stretches {
         let range =
             |tape: &mut Tape, arena, offset| tape.arena_range(arena, offset, stretch.elements);
+        let gradients = range(tape, Arena::GradientShard, stretch.shard);
+        let momentum = range(tape, first, stretch.shard);
+        if let Optimizer::Muon { momentum: decay } = groups.groups()[stretch.group].optimizer {
+            let inputs = [gradients, momentum, norm[1]];
+            tape.record_update(MuonMomentum::new(decay), &inputs)?;
+            continue;
+        }
         let inputs = [
             range(tape, Arena::Parameters, stretch.parameters),
-            range(tape, Arena::GradientShard, stretch.shard),
-            range(tape, first, stretch.shard),
+            gradients,
+            momentum,
             range(tape, second, stretch.shard),
             shared,
             each,
@@ -174,7 +190,7 @@ fn update(
         };
         tape.record_update(op, &inputs)?;
     }
-    Ok(norm[1])
+    Ok([each, norm[1]])
 }
 
 /// Records the averages of what this rank owns.
@@ -191,15 +207,17 @@ fn average(tape: &mut Tape, stretches: &[Stretch], decay: f64, scale: Value) -> 
     Ok(())
 }
 
-/// Records how the updated parameters reach all ranks: own stretches into the shard, shards into the gradient arena, and
-/// from there to their places.
-fn gather_parameters(
+/// Records how updated parameters and directions reach all ranks: own parameters into the shard, where directions are, and
+/// shards into the gradient arena.
+fn gather(
     tape: &mut Tape,
     cut: &Cut,
-    runs: &[Run],
     stretches: &[Stretch],
+    groups: &ParameterGroups,
 ) -> Result<()> {
-    for stretch in stretches {
+    let by_adamw =
+        |stretch: &&Stretch| groups.groups()[stretch.group].optimizer == Optimizer::AdamW;
+    for stretch in stretches.iter().filter(by_adamw) {
         let own = tape.arena_range(Arena::Parameters, stretch.parameters, stretch.elements);
         moved(tape, own, Arena::GradientShard, stretch.shard)?;
     }
@@ -213,13 +231,16 @@ fn gather_parameters(
         let gathered = finish(tape, begun)?;
         tape.bind(gathered, Arena::Gradients, cut.bucket(bucket).start);
     }
-    for run in runs {
-        let gathered = tape.arena_range(Arena::Gradients, run.gradients, run.elements);
-        moved(tape, gathered, Arena::Parameters, run.parameters)?;
-        if tape.precision() == DType::Bf16 {
-            let rounded = cast(tape, gathered, DType::Bf16)?;
-            tape.bind(rounded, Arena::ParametersBf16, run.parameters);
-        }
+    Ok(())
+}
+
+/// Records how gathered parameters reach their places.
+fn place_parameters(tape: &mut Tape, run: &Run) -> Result<()> {
+    let gathered = tape.arena_range(Arena::Gradients, run.gradients, run.elements);
+    moved(tape, gathered, Arena::Parameters, run.parameters)?;
+    if tape.precision() == DType::Bf16 {
+        let rounded = cast(tape, gathered, DType::Bf16)?;
+        tape.bind(rounded, Arena::ParametersBf16, run.parameters);
     }
     Ok(())
 }

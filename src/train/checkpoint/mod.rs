@@ -16,8 +16,8 @@ pub(super) use disk::{
     create_folders, create_inside, parent_of, remove_unfinished, uninterrupted, write_all,
     write_durably_on,
 };
-pub use file::{Checkpoint, Position, Sink, Snapshot, load, read_position, save};
 pub(super) use file::parameters;
+pub use file::{Checkpoint, Position, Sink, Snapshot, load, read_position, save};
 pub(super) use model::CheckpointModel;
 pub(super) use optimizer_state::OptimizerValues;
 pub use shard::ShardFile;

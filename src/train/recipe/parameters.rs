@@ -6,9 +6,12 @@ use std::collections::BTreeMap;
 use super::pattern::ParameterPattern;
 use super::{Recipe, Stage};
 use keel_base::error::{Error, Result, with_near_miss};
-use keel_engine::ops::{ParameterGroup, ParameterGroups};
+use keel_engine::ops::{Optimizer, ParameterGroup, ParameterGroups};
 use keel_engine::tape::{ParameterLayout, ParameterSpec};
 use keel_model::declare;
+
+/// Muon's momentum where `muon_momentum` is left out.
+const MUON_MOMENTUM: f64 = 0.95;
 
 /// The modules that are made of blocks, one after the other.
 const LAYERED: &[&str] = &["vision", "text", "language"];
@@ -70,6 +73,7 @@ impl Stage {
         let is_plain = self.learning_rates.is_empty()
             && self.weight_decays.is_empty()
             && self.layer_decay.is_empty()
+            && self.muon.is_empty()
             && self.patch_embed_factor == 1.0;
         if is_plain {
             return Ok(ParameterGroups::decaying(self.weight_decay));
@@ -86,9 +90,16 @@ impl Stage {
                 None if spec.decays => self.weight_decay,
                 _ => 0.0,
             };
+            let optimizer = match self.uses_muon(spec) {
+                true => Optimizer::Muon {
+                    momentum: self.muon_momentum.unwrap_or(MUON_MOMENTUM),
+                },
+                false => Optimizer::AdamW,
+            };
             let is_its = |group: &&mut ParameterGroup| {
                 group.learning_rate_factor == learning_rate_factor
                     && group.weight_decay == weight_decay
+                    && group.optimizer == optimizer
             };
             match groups.iter_mut().find(is_its) {
                 Some(group) => group.patterns.push(spec.name.clone()),
@@ -97,6 +108,7 @@ impl Stage {
                     decays: None,
                     learning_rate_factor,
                     weight_decay,
+                    optimizer,
                 }),
             }
         }
@@ -126,6 +138,13 @@ impl Stage {
             rates.clear();
         }
         Ok(rates)
+    }
+
+    /// Whether Muon updates a parameter: the matrices of what `muon` names.
+    fn uses_muon(&self, spec: &ParameterSpec) -> bool {
+        let mut patterns = self.muon.iter();
+        let is_matrix = spec.decays && spec.shape.rank() == 2;
+        is_matrix && patterns.any(|text| ParameterPattern::new(text).takes(&spec.name))
     }
 
     fn rate_factor(&self, spec: &ParameterSpec, rates: &Claims<'_>, layers: &Layers<'_>) -> f64 {
@@ -211,6 +230,7 @@ pub(crate) fn validate_patterns(
             && stage.learning_rates.is_empty()
             && stage.weight_decays.is_empty()
             && stage.layer_decay.is_empty()
+            && stage.muon.is_empty()
             && stage.patch_embed_factor == 1.0)
     };
     if !recipe.stages.iter().any(asks) {
@@ -223,7 +243,8 @@ pub(crate) fn validate_patterns(
         let checked = check_freeze(stage, &names)
             .and_then(|()| check_claims("learning_rates", &stage.learning_rates, stage, &names))
             .and_then(|()| check_claims("weight_decays", &stage.weight_decays, stage, &names))
-            .and_then(|()| check_layers(stage, &names));
+            .and_then(|()| check_layers(stage, &names))
+            .and_then(|()| check_muon(stage, &layout, &names));
         checked.map_err(|problem| match problem {
             Error::Setting { what, want, found } => {
                 Error::setting(path(index, stage) + &what, want, found)
@@ -307,6 +328,26 @@ fn check_claims(
                 let found = format!("{name}, which {other} takes too");
                 return Err(Error::setting(key, "parameters of its own", found));
             }
+        }
+    }
+    Ok(())
+}
+
+fn check_muon(stage: &Stage, layout: &ParameterLayout, names: &[&str]) -> Result<()> {
+    for pattern in &stage.muon {
+        let taken = taken("muon", pattern, names)?;
+        let specs = taken.iter().filter_map(|name| layout.get(name));
+        let mut trained = specs.filter(|entry| stage.trains(&entry.spec.name));
+        if !trained.any(|entry| stage.uses_muon(&entry.spec)) {
+            let want = format!(
+                "parts with matrices that the stage trains: {}",
+                stage.trained_parts()
+            );
+            return Err(Error::setting(
+                "muon",
+                want,
+                format!("{pattern}, which has none"),
+            ));
         }
     }
     Ok(())

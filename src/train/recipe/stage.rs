@@ -205,6 +205,20 @@ pub struct Stage {
     /// - Range: at least 0, below 1; each takes parameters that the stage trains, and none that another takes
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub weight_decays: BTreeMap<String, f64>,
+    /// Parts of what the stage trains, by [pattern](controls.md#patterns), whose matrices Muon updates: `["vision.blocks",
+    /// "language.blocks"]`. Everything else is AdamW's. Both go by the same learning rates and weight decays: a step of Muon is scaled to
+    /// the size of AdamW's.
+    ///
+    /// - Range: each takes matrices that the stage trains
+    /// - Source: Jordan et al. 2024; the scale is that of Moonlight (Liu et al. 2025, arXiv 2502.16982, §2.2)
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub muon: Vec<String>,
+    /// Momentum μ of Muon, in Nesterov's form. Without it 0.95. For a stage with `muon` alone.
+    ///
+    /// - Range: at least 0, below 1
+    /// - Source: 0.95 (Jordan et al. 2024)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub muon_momentum: Option<f64>,
     /// β₁ and β₂ of AdamW.
     ///
     /// - Range: at least 0, below 1

@@ -73,6 +73,11 @@ pub(crate) fn validate_recipe(recipe: &Recipe) -> Result<()> {
         let want = "another name for each stage";
         require("name", is_new, want, &stage.name).map_err(in_stage)?;
         validate_stage(recipe, stage).map_err(in_stage)?;
+        if recipe.stochastic_rounding && !stage.muon.is_empty() {
+            let want = "no Muon with stochastic_rounding: it rounds to nearest";
+            let found = stage.muon.join(", ");
+            return Err(in_stage(Error::setting("muon", want, found)));
+        }
     }
     Ok(())
 }
@@ -332,6 +337,12 @@ fn validate_optimiser(stage: &Stage) -> Result<()> {
     // The smallest number that f32, in which the update is computed, still has in full.
     let holds = stage.epsilon >= f64::from(f32::MIN_POSITIVE) && stage.epsilon < 1.0;
     require("epsilon", holds, "between 1.2e-38 and 1", stage.epsilon)?;
+    if let Some(momentum) = stage.muon_momentum {
+        let holds = share.contains(&momentum);
+        require("muon_momentum", holds, "from 0 to below 1", momentum)?;
+        let want = "left out in a stage without muon";
+        require("muon_momentum", !stage.muon.is_empty(), want, momentum)?;
+    }
     if let Some(decay) = stage.ema_decay {
         let holds = decay > 0.0 && decay < 1.0;
         require("ema_decay", holds, "above 0 and below 1", decay)?;

@@ -23,6 +23,8 @@ use keel_base::error::Result;
 use keel_cpu::matmul;
 
 pub use activation::Activation;
+use backward_input::LinearBackwardInput;
+use backward_weight::LinearBackwardWeight;
 use forward::Linear;
 
 /// Floats of workspace that a product of rows of `dtype` takes on the processor besides its packed weight, where it sums
@@ -48,6 +50,16 @@ pub fn linear(tape: &mut Tape, x: Value, weight: Value, bias: Option<Value>) -> 
         .flatten()
         .collect();
     tape.record_one(op, &inputs)
+}
+
+/// a·b for a [M, N] and b [N, K].
+pub(super) fn product(tape: &mut Tape, a: Value, b: Value) -> Result<Value> {
+    tape.record_one(LinearBackwardInput::default(), &[a, b])
+}
+
+/// aᵀ·b f32 for a [M, N] and b [M, K].
+pub(super) fn transposed_product(tape: &mut Tape, a: Value, b: Value) -> Result<Value> {
+    tape.record_one(LinearBackwardWeight::default(), &[a, b])
 }
 
 /// y [.., N] = activation(x·Wᵀ + b) for x [.., K], weight [N, K], bias `[N]`.
