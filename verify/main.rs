@@ -66,4 +66,5 @@ mod tasks_questions;
 mod tasks_repeats;
 mod tasks_tokenizer;
 mod tiles;
+mod validation;
 mod weights;

@@ -12,7 +12,7 @@ use keel_engine::executor::{Device, SelectedDevice, usable_cores};
 use keel_ranks::control::{Fact, Patience, check_alike, end_process};
 use keel_ranks::join::{HAS_MPI, Joined, Memory, join};
 use keel_ranks::launch::{Environment, Launcher, Place, RanksFrom};
-use keel_train::Recipe;
+use keel_train::{HeldOutPairs, Recipe};
 
 /// This process's place, as its launcher says.
 ///
@@ -62,17 +62,21 @@ pub(super) fn check(
     recipe: &Recipe,
     compute: &SelectedDevice,
     pairs: Option<&dyn PairSource>,
+    held_out: Option<&HeldOutPairs>,
 ) -> Result<()> {
     let Some(control) = &joined.control else {
         return Ok(());
     };
     let digests = pairs.map_or(Ok(Vec::new()), PairSource::digests)?;
     let data: Vec<String> = digests.iter().map(|digest| digest.text()).collect();
+    let held_out = held_out.map(HeldOutPairs::inputs).transpose()?;
+    let held_out = held_out.map_or("none".to_owned(), |inputs| inputs.text());
     let target = compute.compile_target();
     let facts = [
         Fact::new("program", program()?),
         Fact::new("recipe", short(recipe.to_toml().as_bytes())),
         Fact::new("data", data.join(", ")),
+        Fact::new("held-out samples", held_out),
         Fact::new(
             "device",
             format!("{} in {}", compute.device().name(), target.precision),

@@ -31,7 +31,9 @@ pub use failure::Failure;
 use keel_base::error::{Error, Result};
 use keel_train::Signals;
 pub use memory::EndsWithoutMemory;
-use options::{ComputeArgs, DataArgs, RecipeArgs, WeightsArgs, announce, heading, open_pairs};
+use options::{
+    ComputeArgs, DataArgs, RecipeArgs, WeightsArgs, announce, heading, open_held_out, open_pairs,
+};
 
 /// Trains visual backbones for multimodal language models by gradual feature refinement.
 #[derive(Debug, Parser)]

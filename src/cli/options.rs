@@ -182,6 +182,18 @@ pub(super) fn open_pairs(
     if specs.is_empty() {
         return Ok(None);
     }
+    open_named("data", specs, max_bad_samples).map(Some)
+}
+
+/// Opens held-out pairs and says how many there are.
+///
+/// # Errors
+/// As [`Pairs::open`].
+pub(super) fn open_held_out(spec: &str, max_bad_samples: f64) -> Result<Arc<dyn PairSource>> {
+    open_named("held-out data", &[spec.to_owned()], max_bad_samples)
+}
+
+fn open_named(what: &str, specs: &[String], max_bad_samples: f64) -> Result<Arc<dyn PairSource>> {
     let pairs = Pairs::open_all(specs, pair_limits(max_bad_samples))?;
     let left_out = match pairs.left_out() {
         Some(left_out) => format!("; left out {left_out}"),
@@ -189,11 +201,11 @@ pub(super) fn open_pairs(
     };
     let named = specs.join(", ");
     print_line(format!(
-        "data: {} samples of {named}{left_out}",
+        "{what}: {} samples of {named}{left_out}",
         pairs.len()
     ))?;
     for note in pairs.notes() {
-        print_line(format!("data: {note}"))?;
+        print_line(format!("{what}: {note}"))?;
     }
-    Ok(Some(Arc::new(pairs)))
+    Ok(Arc::new(pairs))
 }

@@ -9,23 +9,26 @@ use clap::Args;
 use super::launched;
 use super::terminal::Terminal;
 use super::values::{
-    at_least_one, evaluation_images, named, seed, size, size_or_none, threshold, whole,
+    Validate, at_least_one, evaluation_images, named, seed, size, size_or_none, threshold,
+    validate, whole,
 };
 use super::{
-    ComputeArgs, DataArgs, Failure, RecipeArgs, WeightsArgs, announce, heading, open_pairs,
-    print_line,
+    ComputeArgs, DataArgs, Failure, RecipeArgs, WeightsArgs, announce, heading, open_held_out,
+    open_pairs, print_line,
 };
 use keel_base::clock::{Clock, Stopwatch};
 use keel_base::error::{Error, Result};
 use keel_base::units::{bytes, duration};
 use keel_data::pairs::PairSource;
+use keel_data::split::{SplitPairs, percent as percent_of, split};
 use keel_engine::executor::SelectedDevice;
 use keel_ranks::join::Joined;
 use keel_ranks::launch::{Launcher, Place, RanksFrom};
 use keel_ranks::{Seat, local};
-use keel_report::stage_table;
+use keel_report::{RunRecord, stage_table, validation_table};
 use keel_train::{
-    Beginning, LocalDisk, PublishedWeights, Recipe, Signals, TrainOptions, Trainer, recipe_in,
+    Beginning, HeldOutPairs, LocalDisk, PublishedWeights, Recipe, Signals, TrainOptions, Trainer,
+    recipe_in,
 };
 use keel_weights::Folder;
 
@@ -68,6 +71,10 @@ pub(super) struct TrainArgs {
     /// Memory for a cache of decoded and resized images; 0 disables it. Not counted by --memory-limit.
     #[arg(long, value_name = "BYTES", value_parser = size_or_none, default_value = "256M", help_heading = heading::DATA)]
     image_cache: u64,
+    /// Validate stages on held-out samples: a share of --data, split off by the samples' keys (2%), or data of their own. Before the
+    /// first step of a stage, after its last one, and in between as its `validation` in the recipe says.
+    #[arg(long, value_name = "SHARE|SPEC", value_parser = validate, help_heading = heading::DATA)]
+    validate: Option<Validate>,
     #[command(flatten)]
     weights: WeightsArgs,
     /// Upper limit on the memory of a stage: parameters, gradients, optimizer state and activations, for example 2G. A stage
@@ -183,6 +190,47 @@ impl TrainArgs {
         Ok(())
     }
 
+    /// The samples to train on and those to validate on.
+    fn data(&self) -> Result<(Option<Arc<dyn PairSource>>, Option<HeldOutPairs>)> {
+        let bad = self.data.max_bad_samples;
+        let pairs = open_pairs(&self.data.specs, bad)?;
+        match &self.validate {
+            None => Ok((pairs, None)),
+            Some(Validate::Data(spec)) => {
+                let held_out = open_held_out(spec, bad)?;
+                Ok((
+                    pairs,
+                    Some(HeldOutPairs {
+                        pairs: held_out,
+                        share: None,
+                    }),
+                ))
+            }
+            Some(Validate::Share(share)) => {
+                let Some(pairs) = pairs else {
+                    let want =
+                        "data to hold a share of, given with --data, or held-out data of their own";
+                    let found = format!("--validate {} alone", percent_of(*share));
+                    return Err(Error::setting("--validate", want, found));
+                };
+                let whole = pairs.len();
+                let SplitPairs { trained, held_out } = split(pairs, *share)?;
+                print_line(format!(
+                    "data: {} of {whole} samples held out by their keys",
+                    held_out.len()
+                ))?;
+                let share = Some(*share);
+                Ok((
+                    Some(trained),
+                    Some(HeldOutPairs {
+                        pairs: held_out,
+                        share,
+                    }),
+                ))
+            }
+        }
+    }
+
     /// How the run is run; from here on the process's signals are the run's.
     fn options(&self, compute: SelectedDevice, evaluation_size: usize) -> Result<TrainOptions> {
         Ok(TrainOptions {
@@ -199,6 +247,7 @@ impl TrainArgs {
             recheck_every: self.recheck_every,
             evaluation_size,
             evaluate: !self.no_evaluation,
+            held_out: None,
             keep: self.keep,
             keep_every: self.keep_every,
             observer: Arc::new(Terminal::default()),
@@ -220,7 +269,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     let ranks = args.ranks as usize;
     let compute = args.compute.choose_for(ranks)?;
     let (mut recipe, evaluation_size) = args.recipe()?;
-    let pairs = open_pairs(&args.data.specs, args.data.max_bad_samples)?;
+    let (pairs, held_out) = args.data()?;
     if let (true, Some(limit)) = (args.fit, args.memory_limit) {
         for set in recipe.fit(compute.compile_target(), limit, args.memory_budget)? {
             print_line(format!("set to fit {}: {set}", bytes(limit)))?;
@@ -236,10 +285,14 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
             compile_target: compute.compile_target(),
             memory_budget: args.memory_budget,
             memory_limit: args.memory_limit,
+            validates: args.validate.is_some(),
         };
         return Ok(plans.print(None, None)?);
     }
-    let options = args.options(compute, evaluation_size)?;
+    let options = TrainOptions {
+        held_out,
+        ..args.options(compute, evaluation_size)?
+    };
     if ranks == 1 {
         return train(recipe, options, pairs, &under_way);
     }
@@ -265,8 +318,14 @@ fn train_launched(args: &TrainArgs, joined: &Joined, under_way: &Stopwatch) -> R
     let compute = args.compute.choose_with(launched::threads(joined))?;
     let compute = compute.for_rank(joined.place.local_rank)?;
     let (recipe, evaluation_size) = args.recipe()?;
-    let pairs = open_pairs(&args.data.specs, args.data.max_bad_samples)?;
-    launched::check(joined, &recipe, &compute, pairs.as_deref())?;
+    let (pairs, held_out) = args.data()?;
+    launched::check(
+        joined,
+        &recipe,
+        &compute,
+        pairs.as_deref(),
+        held_out.as_ref(),
+    )?;
     let is_first = joined.seat.world().is_first();
     if is_first {
         announce(&compute)?;
@@ -275,6 +334,7 @@ fn train_launched(args: &TrainArgs, joined: &Joined, under_way: &Stopwatch) -> R
     }
     let options = TrainOptions {
         seat: joined.seat.clone(),
+        held_out,
         ..args.options(compute, evaluation_size)?
     };
     if is_first {
@@ -350,6 +410,10 @@ fn train(
     let evaluations = outcome.map_err(Failure::while_running)?;
     if !evaluations.is_empty() {
         let table = stage_table(&evaluations);
+        trainer.note(&format!("\n{table}"))?;
+    }
+    let record = RunRecord::open(trainer.folder()).map_err(Failure::while_running)?;
+    if let Some(table) = validation_table(&record) {
         trainer.note(&format!("\n{table}"))?;
     }
     let report = report.map_err(Failure::while_running)?;

@@ -87,6 +87,31 @@ pub(super) fn percent(text: &str) -> Result<f64, Expected> {
     }
 }
 
+/// Which samples a run is validated on.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Validate {
+    /// A share of its own data, above 0 and below 1.
+    Share(f64),
+    /// Data of their own.
+    Data(String),
+}
+
+/// A share, as 2% or 0.02, or data.
+pub(super) fn validate(text: &str) -> Result<Validate, Expected> {
+    let want = "a share above 0% and below 100%, such as 2%, or data as --data takes them";
+    let is_share = text.ends_with('%') || text.parse::<f64>().is_ok();
+    if !is_share {
+        return match text.is_empty() {
+            true => expected(want),
+            false => Ok(Validate::Data(text.to_owned())),
+        };
+    }
+    match percent(text) {
+        Ok(share) if share > 0.0 && share < 1.0 => Ok(Validate::Share(share)),
+        _ => expected(want),
+    }
+}
+
 /// Gigabytes a second: any number above 0.
 pub(super) fn rate(text: &str) -> Result<f64, Expected> {
     match text.parse::<f64>() {

@@ -14,10 +14,12 @@ mod images;
 mod text;
 
 pub use batching::{
-    assemble, batch, identities, image_slots, mixture, packing, prefetch, sample, source, task,
-    user_samples,
+    assemble, batch, held_out, identities, image_slots, mixture, packing, prefetch, sample, source,
+    task, user_samples,
 };
 pub use evaluation::{batches, blind_baseline, eval_set};
-pub use formats::{archive, benchmark, census, digest, pairs, records, skips, sums, webdataset};
+pub use formats::{
+    archive, benchmark, census, digest, pairs, records, skips, split, sums, webdataset,
+};
 pub use images::{augment, corruption, frame, image, image_view, pixels, prepare, resample, tiles};
 pub use text::{chat, tokenizer};

@@ -9,7 +9,7 @@ use keel_data::pixels::Pixels;
 use keel_data::tiles::Tiling;
 use keel_engine::executor::{Executor, Session};
 use keel_engine::program::{CompileOptions, Program};
-use keel_engine::tape::{ParameterLayout, Tape};
+use keel_engine::tape::{CompileTarget, ParameterLayout, Tape};
 use keel_model::{ModelConfig, VisionHead};
 
 /// What is measured.
@@ -50,26 +50,37 @@ impl EvalContext<'_> {
     }
 }
 
-/// Loads the program that `record` records, which trains nothing. The values named in `keep` can be read after a run.
+/// Plans the program that `record` records, which trains nothing. The values named in `keep` can be read after a run.
 ///
 /// # Errors
-/// Whatever recording or loading reports.
+/// Whatever recording or planning reports.
+pub fn plan_forward(
+    layout: &Arc<ParameterLayout>,
+    compile_target: CompileTarget,
+    keep: Vec<String>,
+    record: impl FnOnce(&mut Tape) -> Result<()>,
+) -> Result<Arc<Program>> {
+    let mut tape = Tape::new(layout.clone(), |_| false).in_precision(compile_target.precision);
+    record(&mut tape)?;
+    let options = CompileOptions {
+        keep,
+        ..CompileOptions::new(compile_target)
+    };
+    Ok(Arc::new(Program::compile(tape, &options)?))
+}
+
+/// Plans and loads such a program.
+///
+/// # Errors
+/// As [`plan_forward`]; whatever loading reports.
 pub(super) fn load_forward(
     context: EvalContext<'_>,
     keep: Vec<String>,
     record: impl FnOnce(&mut Tape) -> Result<()>,
 ) -> Result<Box<dyn Session>> {
     let compile_target = context.executor.compile_target();
-    let mut tape =
-        Tape::new(context.layout.clone(), |_| false).in_precision(compile_target.precision);
-    record(&mut tape)?;
-    let options = CompileOptions {
-        keep,
-        ..CompileOptions::new(compile_target)
-    };
-    context
-        .executor
-        .load(Arc::new(Program::compile(tape, &options)?))
+    let program = plan_forward(context.layout, compile_target, keep, record)?;
+    context.executor.load(program)
 }
 
 /// The embeddings of text tokens [n, D], without control tokens and without rows beyond the tokenizer's.

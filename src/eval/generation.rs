@@ -1,13 +1,18 @@
 //! Generation with a cache of keys and values: one pass over images and prompts, then one small pass a token.
 
-use super::context::{EvalContext, load_forward};
+use std::sync::Arc;
+
+use super::context::{EvalContext, plan_forward};
 use keel_base::error::{Error, Result};
 use keel_base::random::{Purpose, Stream};
 use keel_data::batch::BatchShape;
 use keel_data::image_slots::{mark_places, place};
 use keel_engine::executor::Session;
-use keel_engine::tape::Arena;
-use keel_model::{ModelInput, NextToken, cached_rows, record_next_token, record_prompt};
+use keel_engine::program::Program;
+use keel_engine::tape::{Arena, CompileTarget, ParameterLayout};
+use keel_model::{
+    ModelConfig, ModelInput, NextToken, cached_rows, record_next_token, record_prompt,
+};
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -55,8 +60,54 @@ pub struct Generator {
     end: i32,
 }
 
+/// The two programs of a generator, planned.
+#[derive(Clone)]
+pub struct GenerationPrograms {
+    /// Reads images and prompts.
+    pub prompt: Arc<Program>,
+    /// Reads one more token of each row.
+    pub step: Arc<Program>,
+    shape: BatchShape,
+    sampling: Sampling,
+}
+
+impl GenerationPrograms {
+    /// Plans both for `shape.batch` rows of at most `shape.tokens` tokens.
+    ///
+    /// # Errors
+    /// Whatever recording or planning reports.
+    pub fn new(
+        config: &ModelConfig,
+        layout: &Arc<ParameterLayout>,
+        compile_target: CompileTarget,
+        shape: BatchShape,
+        sampling: Sampling,
+    ) -> Result<GenerationPrograms> {
+        let next = match sampling {
+            Sampling::Greedy => NextToken::Likeliest,
+            Sampling::Random { .. } => NextToken::Logits,
+        };
+        let keep = (0..config.language.depth).map(cached_rows).collect();
+        Ok(GenerationPrograms {
+            prompt: plan_forward(layout, compile_target, keep, |tape| {
+                record_prompt(tape, config, &shape, next)
+            })?,
+            step: plan_forward(layout, compile_target, Vec::new(), |tape| {
+                record_next_token(tape, config, &shape, next)
+            })?,
+            shape,
+            sampling,
+        })
+    }
+
+    /// The sizes that they are planned for.
+    pub fn shape(&self) -> &BatchShape {
+        &self.shape
+    }
+}
+
 impl Generator {
-    /// Loads both programs for `shape.batch` rows of at most `shape.tokens` tokens.
+    /// Plans and loads both programs for `shape.batch` rows of at most `shape.tokens` tokens.
     ///
     /// # Errors
     /// Whatever recording or loading reports.
@@ -65,24 +116,24 @@ impl Generator {
         shape: BatchShape,
         sampling: Sampling,
     ) -> Result<Generator> {
-        let next = match sampling {
-            Sampling::Greedy => NextToken::Likeliest,
-            Sampling::Random { .. } => NextToken::Logits,
-        };
-        let config = context.config;
-        let layers = config.language.depth;
-        let keep = (0..layers).map(cached_rows).collect();
+        let target = context.executor.compile_target();
+        let (config, layout) = (context.config, context.layout);
+        let programs = GenerationPrograms::new(config, layout, target, shape, sampling)?;
+        Generator::of(context, &programs)
+    }
+
+    /// Loads programs that were planned for the context's model and device.
+    ///
+    /// # Errors
+    /// Whatever loading reports.
+    pub fn of(context: EvalContext<'_>, programs: &GenerationPrograms) -> Result<Generator> {
         Ok(Generator {
-            prompt: load_forward(context, keep, |tape| {
-                record_prompt(tape, config, &shape, next)
-            })?,
-            step: load_forward(context, Vec::new(), |tape| {
-                record_next_token(tape, config, &shape, next)
-            })?,
-            shape,
-            layers,
-            image_tokens: config.image_tokens(),
-            sampling,
+            prompt: context.executor.load(programs.prompt.clone())?,
+            step: context.executor.load(programs.step.clone())?,
+            shape: programs.shape,
+            layers: context.config.language.depth,
+            image_tokens: context.config.image_tokens(),
+            sampling: programs.sampling,
             pad: context.tokenizer.pad(),
             end: context.tokenizer.end(),
         })

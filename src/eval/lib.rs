@@ -33,13 +33,13 @@ pub use answers::{Answerer, exact_answers};
 pub use benchmark::{AnswerKind, AnsweredItem, BenchmarkScore, Score, Wording, is_right};
 pub use benchmark_rules::{chosen_option, short_answers_match, yes_or_no};
 pub use comparable::{COMPARED, Compared, comparable};
-pub use context::EvalContext;
+pub use context::{EvalContext, plan_forward};
 pub use distances::{
     Sinkhorn, exact_wasserstein, mean_distance, nearest_neighbour_distance, sinkhorn_divergence,
     sliced_wasserstein, sliced_wasserstein_along,
 };
 pub use evaluator::{EvaluationSettings, Evaluator};
-pub use generation::{Generator, PromptImage, Sampling, draw_token};
+pub use generation::{GenerationPrograms, Generator, PromptImage, Sampling, draw_token};
 pub use linear_map::LinearMap;
 pub use linear_probe::LinearProbe;
 pub use measure::{

@@ -36,6 +36,7 @@ pub use text::text_tower;
 pub use vision::vision_tower;
 pub use vision_head::{VisionHead, vision_head};
 pub use vlm_losses::{
-    ContrastivePair, Losses, NextToken, Objectives, record_contrastive_features, record_losses,
-    record_next_token, record_objectives, record_prompt, record_vision_language,
+    ContrastivePair, Losses, NextToken, Objectives, contrasted_features,
+    record_contrastive_features, record_losses, record_next_token, record_objectives,
+    record_prompt, record_vision_language,
 };

@@ -260,17 +260,16 @@ fn project(
     side: &str,
     pooled: Value,
 ) -> Result<Value> {
-    let module = module_of(pair);
     if pair == ContrastivePair::LanguageModel && config.align == Alignment::Embeddings {
-        tape.name(pooled, format!("{module}.{side}_feature"));
+        tape.name(pooled, contrasted_feature(pair, side));
         return ops::l2_normalize(tape, pooled, 1e-12);
     }
     let columns = tape.shape(pooled).columns();
     let name = format!("{side}_projection");
     let shape = [config.embed_dim, columns];
-    let weight = Scope::module(module).matrix(tape, &name, shape, Init::XavierUniform)?;
+    let weight = Scope::module(module_of(pair)).matrix(tape, &name, shape, Init::XavierUniform)?;
     let projected = ops::linear(tape, pooled, weight, None)?;
-    tape.name(projected, format!("{module}.{side}_feature"));
+    tape.name(projected, contrasted_feature(pair, side));
     ops::l2_normalize(tape, projected, 1e-12)
 }
 
@@ -279,6 +278,16 @@ fn module_of(pair: ContrastivePair) -> &'static str {
         ContrastivePair::TextTower => "contrastive",
         ContrastivePair::LanguageModel => "align",
     }
+}
+
+/// The names of the values [B, E or D] that a recorded contrastive loss compares, of images and of texts, before they are brought to
+/// unit length.
+pub fn contrasted_features(pair: ContrastivePair) -> [String; 2] {
+    ["image", "text"].map(|side| contrasted_feature(pair, side))
+}
+
+fn contrasted_feature(pair: ContrastivePair, side: &str) -> String {
+    format!("{}.{side}_feature", module_of(pair))
 }
 
 fn record_contrastive(

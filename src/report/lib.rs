@@ -8,6 +8,7 @@ mod page;
 mod profile;
 mod sheet;
 pub mod table;
+mod validation;
 
 pub use ablation::ablation_table;
 pub use benchmark::benchmark_table;
@@ -16,3 +17,4 @@ pub use page::{RunRecord, comparison_page, run_page};
 pub use profile::{profile_drawing, profile_table, profile_trace};
 pub use sheet::contact_sheet;
 pub use table::stage_table;
+pub use validation::validation_table;

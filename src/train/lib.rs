@@ -18,6 +18,7 @@ mod stage;
 mod stage_data;
 mod step_program;
 mod trainer;
+mod validation;
 
 pub use ablation::{
     Ablation, AblationOptions, AblationPlan, AblationResults, Arm, ArmSummary, BUILT_IN_PLANS,
@@ -37,11 +38,11 @@ pub use guard::{Guard, MOST_RETURNS, MOST_STRIKES, Verdict};
 pub use memory_limit::largest_micro_batch;
 pub use observer::{
     Evaluated, Event, Observer, Observers, RunBegins, Silent, StageBegins, StepReport, StepsBegin,
-    UnitBegins,
+    UnitBegins, Validated,
 };
 pub use recipe::{
     BUILT_IN, ChatSettings, DecayShape, MODULES, RENAMED_PLAN_KEYS, RENAMED_RECIPE_KEYS, Recipe,
-    Renamed, Schedule, Stage, StageKind,
+    Renamed, Schedule, Stage, StageKind, ValidationMetric, ValidationSettings,
 };
 pub use run::{
     InitialWeights, RunFolder, RunInputs, Signals, StepAverages, Stop, TrainOptions,
@@ -53,3 +54,7 @@ pub use step_program::{
     record_rank_step, record_step, whole_step_flops,
 };
 pub use trainer::Trainer;
+pub use validation::{
+    GeneratedAnswer, HeldOutInputs, HeldOutPairs, ValidationHistory, ValidationMeasures,
+    ValidationPlan,
+};

@@ -176,6 +176,33 @@ impl Recipe {
     }
 }
 
+/// Refuses a stage that takes more than `limit` bytes while it is validated, which takes `validation` bytes beside `report`.
+///
+/// # Errors
+/// [`Error::Setting`] with what both take.
+pub(super) fn hold_validation_to_limit(
+    stage: &Stage,
+    report: &MemoryReport,
+    validation: u64,
+    limit: u64,
+) -> Result<()> {
+    let total = report.total() + validation;
+    if total <= limit {
+        return Ok(());
+    }
+    Err(Error::setting(
+        format!("--memory-limit {}", bytes(limit)),
+        format!(
+            "{} for stage {} while it is validated ({} of its own and {} for the validation, which a smaller micro_batch_size makes smaller)",
+            bytes(total),
+            stage.name,
+            bytes(report.total()),
+            bytes(validation),
+        ),
+        "less",
+    ))
+}
+
 /// Refuses a stage that takes more than `limit` bytes by `report`, naming settings that would fit.
 ///
 /// # Errors

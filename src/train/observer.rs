@@ -12,6 +12,7 @@ use super::ablation::Unit;
 use super::recipe::{Recipe, Stage};
 use super::run::{RunInputs, StepAverages};
 use super::step_program::whole_step_flops;
+use super::validation::ValidationMeasures;
 use keel_base::error::{Error, Result};
 use keel_base::units::{bytes, counted, flops};
 use keel_engine::program::{MemoryReport, Program};
@@ -44,6 +45,8 @@ pub enum Event<'a> {
     Progress(StepReport<'a>),
     /// The steps of a stage end, whatever ended them.
     StepsEnd,
+    /// A stage was validated on held-out samples.
+    Validated(Validated<'a>),
     /// A stage was evaluated.
     Evaluated(Evaluated<'a>),
     /// A unit of an ablation is about to run, or has a result already.
@@ -88,6 +91,8 @@ pub struct StageBegins<'a> {
     pub program: &'a Program,
     /// The memory that it takes by its plan.
     pub memory: &'a MemoryReport,
+    /// Bytes that a validation takes beside it; 0 where there is none.
+    pub validation_bytes: u64,
 }
 
 /// The steps ahead.
@@ -116,6 +121,25 @@ pub struct StepReport<'a> {
     pub averages: &'a StepAverages,
     /// Samples that the run has left out so far.
     pub skipped: u64,
+}
+
+/// How the stage under way does on held-out samples.
+#[derive(Clone, Copy, Debug)]
+pub struct Validated<'a> {
+    /// The stage's name.
+    pub stage: &'a str,
+    /// Steps that are done.
+    pub step: u64,
+    /// All steps of the stage.
+    pub steps: u64,
+    /// What was measured.
+    pub measures: &'a ValidationMeasures,
+    /// Whether it is the best so far by the stage's `best_by`; nothing where the stage has none, and before its first step.
+    pub is_best: Option<bool>,
+    /// Whether the stage ends here, before its last step, since nothing becomes better.
+    pub ends_stage: bool,
+    /// Seconds it took.
+    pub seconds: f64,
 }
 
 /// What a stage was worth.
@@ -154,6 +178,7 @@ impl Event<'_> {
                 let (step, steps) = (report.step, report.steps);
                 Some(report.averages.line(report.stage, step, steps))
             }
+            Event::Validated(validated) => Some(validated.text()),
             Event::Evaluated(evaluated) => {
                 let line = evaluated.evaluation.line(&evaluated.evaluation.stage);
                 Some(format!("{line}  ({:.1} s)", evaluated.seconds))
@@ -163,6 +188,37 @@ impl Event<'_> {
             Event::Interrupted(problem) => Some(problem.to_string()),
             Event::StepsBegin(_) | Event::StepDone(_) | Event::Metrics(_) | Event::StepsEnd => None,
         }
+    }
+}
+
+impl Validated<'_> {
+    /// All numbers by name, for trackers.
+    pub fn scalars(&self) -> Vec<(String, f64)> {
+        let values = self.measures.values.iter();
+        let tag = |name: &str| format!("{}/validation/{name}", self.stage);
+        values
+            .map(|(metric, value)| (tag(metric.name()), *value))
+            .collect()
+    }
+
+    fn text(&self) -> String {
+        let left_out = match self.measures.left_out {
+            0 => String::new(),
+            some => format!(", {some} left out"),
+        };
+        let best = match self.is_best {
+            Some(true) => "; the best so far",
+            _ => "",
+        };
+        format!(
+            "{} {}/{}  on {} held-out samples{left_out}: {}{best}  ({:.1} s)",
+            self.stage,
+            self.step,
+            self.steps,
+            self.measures.samples,
+            self.measures.text(),
+            self.seconds
+        )
     }
 }
 

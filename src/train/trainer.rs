@@ -12,7 +12,7 @@ use super::checkpoint::{
 };
 use super::evaluate::{evaluation_settings, measure_after};
 use super::guard::Guard;
-use super::memory_limit::hold_to_limit;
+use super::memory_limit::{hold_to_limit, hold_validation_to_limit};
 use super::observer::{Evaluated, Event, Observers, RunBegins};
 use super::recipe::{Recipe, Stage};
 use super::run::{
@@ -21,6 +21,7 @@ use super::run::{
 };
 use super::stage::StageLoop;
 use super::step_program::compile_rank_step;
+use super::validation::{ValidationHistory, ValidationPlan};
 use keel_base::error::{Error, Result};
 use keel_data::chat::ChatTokenizer;
 use keel_data::image_view::ImageCache;
@@ -33,6 +34,9 @@ use keel_engine::program::{MemoryReport, Program};
 use keel_engine::tape::ParameterLayout;
 use keel_eval::{Evaluation, Evaluator, Measurements, Metric};
 use keel_model::declare;
+
+/// The part of the memory for images that those of held-out samples get, as its divisor.
+const HELD_OUT_CACHE: u64 = 4;
 
 /// A run, ready to be run: what is fixed about it, what moves, and what saves it.
 pub struct Trainer {
@@ -79,6 +83,7 @@ impl Trainer {
         initial: Option<InitialWeights>,
     ) -> Result<Trainer> {
         check_pairs(&recipe, pairs.is_some())?;
+        check_validation(&recipe, options.held_out.is_some())?;
         let tokenizer = recipe.chat_tokenizer(options.resume.as_deref())?;
         let layout = declare(&recipe.model, recipe.contrastive_loss)?;
         if let Some(initial) = &initial {
@@ -108,6 +113,7 @@ impl Trainer {
         let begins_at = initial.as_ref().map_or(0, |initial| initial.stage);
         let first = start.as_ref().map_or(begins_at, |(at, _)| at.stage);
         let programs = plan_stages(&share, first, &layout, &tokenizer, &options)?;
+        let validations = plan_validations(&share, &programs, &layout, &tokenizer, &options)?;
         // Only now: a run that is refused leaves no folder.
         let folder = Arc::new(open_folder(resumed, &options, &recipe.name)?);
         let mut observers = vec![options.observer.clone()];
@@ -117,8 +123,14 @@ impl Trainer {
         }
         let observers = Observers::new(world.rank, observers);
         let checkpoints = Checkpointer::new(options.clock.clone());
+        // Places in the held-out samples are none in the others: each keeps its images apart.
+        let kept_held_out = match options.held_out {
+            Some(_) => options.image_cache / HELD_OUT_CACHE,
+            None => 0,
+        };
         let run = Run {
-            kept: Arc::new(ImageCache::new(options.image_cache)),
+            kept: Arc::new(ImageCache::new(options.image_cache - kept_held_out)),
+            kept_held_out: Arc::new(ImageCache::new(kept_held_out)),
             emoji: EmojiSet::embedded(),
             recipe,
             share,
@@ -130,6 +142,7 @@ impl Trainer {
             pairs,
             folder,
             programs,
+            validations,
             initial,
             observers,
         };
@@ -255,6 +268,7 @@ impl Trainer {
         changes.extend(differences.arithmetic);
         self.tell_begin(Some(&place), &changes)?;
         (self.state.skipped, self.state.guard) = (position.skipped, position.guard);
+        self.state.validations = position.validations;
         Ok(Entry {
             stage: position.stage,
             step: position.step,
@@ -303,6 +317,7 @@ impl Trainer {
             "a frozen parameter was changed"
         );
         self.state.guard = Guard::default();
+        self.state.validations = ValidationHistory::default();
         let averages = averages.as_ref();
         self.checkpoints
             .save_stage(run, &self.state, index, averages)?;
@@ -410,6 +425,50 @@ fn plan_stages(
         }
     }
     Ok(programs)
+}
+
+/// Plans the validation of every stage that is planned itself and validated, on the rank that validates; holds both together to
+/// the limit on memory, where there is one.
+fn plan_validations(
+    recipe: &Recipe,
+    programs: &[Option<Arc<Program>>],
+    layout: &Arc<ParameterLayout>,
+    tokenizer: &ChatTokenizer,
+    options: &TrainOptions,
+) -> Result<Vec<Option<ValidationPlan>>> {
+    let held_out = options.held_out.as_ref();
+    let held_out = held_out.filter(|_| options.seat.world().is_first());
+    let target = options.compute.compile_target();
+    let plan = |(stage, program): (&Stage, &Option<Arc<Program>>)| {
+        let (Some(held_out), Some(program)) = (held_out, program) else {
+            return Ok(None);
+        };
+        let Some(settings) = stage.validated() else {
+            return Ok(None);
+        };
+        let samples = settings.samples.min(held_out.pairs.len());
+        let image = tokenizer.image();
+        let plan = ValidationPlan::new(recipe, stage, layout, image, target, samples)?;
+        if let Some(limit) = options.memory_limit {
+            let memory = MemoryReport::new(program, layout);
+            hold_validation_to_limit(stage, &memory, plan.bytes(), limit)?;
+        }
+        Ok(Some(plan))
+    };
+    recipe.stages.iter().zip(programs).map(plan).collect()
+}
+
+/// Refuses settings of validation where there is nothing to validate on.
+fn check_validation(recipe: &Recipe, given: bool) -> Result<()> {
+    let mut stages = recipe.stages.iter();
+    match stages.find(|stage| stage.validation.is_some()) {
+        Some(stage) if !given => Err(Error::setting(
+            format!("stage {}: validation", stage.name),
+            "held-out samples, given with --validate",
+            "none given",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses pairs that no stage uses, and stages that use pairs where there are none.

@@ -41,6 +41,7 @@ fn kind(event: &Event<'_>) -> &'static str {
         Event::Metrics(_) => "step",
         Event::Progress(_) => "progress",
         Event::StepsEnd => "steps end",
+        Event::Validated(_) => "validation",
         Event::Evaluated(_) => "evaluation",
         Event::UnitBegins(_) => "unit",
         Event::Note(_) => "note",

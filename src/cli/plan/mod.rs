@@ -18,7 +18,8 @@ use keel_engine::program::{MemoryReport, Program, draw_memory};
 use keel_engine::tape::{CompileTarget, ParameterLayout, Target};
 use keel_model::declare;
 use keel_train::{
-    Recipe, Stage, compile_step, largest_micro_batch, whole_step_flops, write_durably,
+    Recipe, Stage, ValidationPlan, compile_step, largest_micro_batch, whole_step_flops,
+    write_durably,
 };
 
 /// Options of `keel plan`.
@@ -44,6 +45,9 @@ pub(super) struct PlanArgs {
     /// Draw the memory of each stage, address by time, as PATH-<stage>.svg.
     #[arg(long, value_name = "PATH", help_heading = heading::MEMORY)]
     svg: Option<PathBuf>,
+    /// Also show what a validation takes beside each stage, as keel train --validate runs it.
+    #[arg(long, help_heading = heading::MEMORY)]
+    validate: bool,
     #[command(flatten)]
     ranks: RanksArgs,
 }
@@ -56,6 +60,7 @@ pub(super) fn run(args: &PlanArgs) -> Result<()> {
         compile_target: args.compute.compile_target(),
         memory_budget: args.memory_budget,
         memory_limit: args.memory_limit,
+        validates: args.validate,
     };
     match args.ranks.ranks {
         None => plans.print(args.stage.as_deref(), args.svg.as_deref()),
@@ -78,6 +83,8 @@ pub(super) struct Plans<'a> {
     pub compile_target: CompileTarget,
     pub memory_budget: Option<u64>,
     pub memory_limit: Option<u64>,
+    /// Whether validations are planned too.
+    pub validates: bool,
 }
 
 impl Plans<'_> {
@@ -111,6 +118,7 @@ impl Plans<'_> {
             );
             text.push_str(&peak_rates(stage, &layout)?);
             let _ = writeln!(text, "{}", report.to_string().trim_end());
+            text.extend(self.validation(stage, &layout)?);
             text.extend(self.saving(stage, &layout, &report)?);
             text.extend(self.largest(stage, &layout));
             if let Some(path) = svg {
@@ -175,6 +183,20 @@ impl Plans<'_> {
             ),
             None => format!("  not one sample fits {within}\n"),
         })
+    }
+
+    /// A line for what a validation of the stage takes, where that is asked for.
+    fn validation(&self, stage: &Stage, layout: &Arc<ParameterLayout>) -> Result<Option<String>> {
+        let Some(settings) = stage.validated().filter(|_| self.validates) else {
+            return Ok(None);
+        };
+        let image = ChatTokenizer::embedded().image();
+        let (target, samples) = (self.compile_target, settings.samples);
+        let plan = ValidationPlan::new(self.recipe, stage, layout, image, target, samples)?;
+        let taken = bytes(plan.bytes());
+        Ok(Some(format!(
+            "  validation   {taken:>11}   beside the total, while the stage is validated\n"
+        )))
     }
 
     /// A line for what freezing the other modules saves against training every module the stage uses.

@@ -2,6 +2,7 @@
 
 pub mod assemble;
 pub mod batch;
+pub mod held_out;
 pub mod identities;
 pub mod image_slots;
 pub mod mixture;

@@ -20,6 +20,7 @@ mod rows;
 mod shard_index;
 mod shards;
 pub mod skips;
+pub mod split;
 pub mod sums;
 mod table;
 mod turns;

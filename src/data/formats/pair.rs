@@ -115,6 +115,15 @@ pub trait PairSource: Send + Sync {
         false
     }
 
+    /// What says on which side of a split a pair lies, wherever its data are and whatever else is in them: the path of its image
+    /// below the data's folder or its key in a shard, else what it holds, else its file's name and row.
+    ///
+    /// # Errors
+    /// As [`PairSource::words`].
+    fn split_key(&self, index: usize) -> Result<String> {
+        self.words(index).map(|pair| pair.key)
+    }
+
     /// The first index of the same pair, where an epoch has it several times.
     fn first_of(&self, index: usize) -> usize {
         index

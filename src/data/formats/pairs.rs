@@ -23,6 +23,7 @@ use super::records;
 use super::remote;
 use super::shards::{self, Shards};
 use super::skips::{Note, Reason, SkipLog};
+use super::split::last_part;
 use super::table;
 use super::webdataset::expand_braces;
 use crate::images::decode::{Decoded, decode};
@@ -553,12 +554,61 @@ impl PairSource for Pairs {
         self.encoded(index, false).map(|(pair, _)| pair)
     }
 
+    fn split_key(&self, index: usize) -> Result<String> {
+        Ok(match &self.reader {
+            Reader::Folder(folder) => folder.pairs[index].path.display().to_string(),
+            Reader::Shards(shards) => shards.key(index),
+            Reader::Lines(lines) => {
+                let (_, record) = lines.record(&lines.places[index])?;
+                split_key_of(&record.images, &record.words)
+            }
+            Reader::Table(table) => {
+                let (_, image, words) = table.row(&table.rows[index])?;
+                split_key_of(&[image], &words)
+            }
+            // To look at what a row holds would be to read the whole file.
+            Reader::Parquet(parquet) => last_part(&parquet.name_of(parquet.rows[index])),
+            Reader::Joined(joined) => {
+                let (part, index) = joined.at(index);
+                return part.split_key(index);
+            }
+        })
+    }
+
     fn first_of(&self, index: usize) -> usize {
         match &self.reader {
             Reader::Joined(joined) => joined.first_of(index),
             _ => index,
         }
     }
+}
+
+/// The split key of a record: the paths of its images, or what it holds where it names none.
+fn split_key_of(images: &[ImagePlace], words: &records::RecordText) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let mut paths = Vec::new();
+    for image in images {
+        match image {
+            ImagePlace::Path(path) => paths.push(path.as_str()),
+            ImagePlace::Bytes(bytes) => digest::add_text(&mut hasher, bytes),
+        }
+    }
+    if !paths.is_empty() {
+        return paths.join("\n");
+    }
+    // Images that lie in the record tell it apart; a conversation without one is told by its words.
+    if images.is_empty() {
+        digest::add_text(&mut hasher, words.caption.as_bytes());
+        digest::add_text(
+            &mut hasher,
+            words.prompt.as_deref().unwrap_or("").as_bytes(),
+        );
+        for turn in &words.further {
+            digest::add_text(&mut hasher, turn.question.as_bytes());
+            digest::add_text(&mut hasher, turn.answer.as_bytes());
+        }
+    }
+    hasher.finalize().to_hex().to_string()
 }
 
 /// What each part is told by, with how often an epoch draws from it.

@@ -7,6 +7,7 @@ mod qualitative;
 mod record;
 mod results;
 mod run;
+mod validation;
 
 pub use comparison::comparison_page;
 pub use record::RunRecord;

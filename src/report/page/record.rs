@@ -25,6 +25,8 @@ pub struct RunRecord {
     pub stages: BTreeMap<String, Value>,
     /// Numbers of steps by stage and step.
     pub steps: BTreeMap<String, BTreeMap<u64, Value>>,
+    /// Numbers of validations by stage and step.
+    pub validations: BTreeMap<String, BTreeMap<u64, Value>>,
     /// Evaluations in the order of stages.
     pub evaluations: Vec<Evaluation>,
     /// QualitativeSamples in the order of stages.
@@ -54,6 +56,7 @@ impl RunRecord {
             starts: Vec::new(),
             stages: BTreeMap::new(),
             steps: BTreeMap::new(),
+            validations: BTreeMap::new(),
             evaluations: Vec::new(),
             qualitative: Vec::new(),
             memory: Vec::new(),
@@ -124,6 +127,12 @@ impl RunRecord {
                     steps.split_off(&step);
                     steps.insert(step, row);
                 }
+                Some("validation") => {
+                    let step = row["step"].as_u64().unwrap_or(0);
+                    let validations = self.validations.entry(stage).or_default();
+                    validations.split_off(&step);
+                    validations.insert(step, row);
+                }
                 Some("evaluation") => {
                     if let Ok(evaluation) = serde_json::from_value::<Evaluation>(row) {
                         self.evaluations.retain(|old| old.stage != evaluation.stage);
@@ -151,6 +160,12 @@ impl RunRecord {
         self.stages.get(stage)?["steps"].as_u64()
     }
 
+    /// The step at which a stage ended early by its validations.
+    pub(super) fn ended_early(&self, stage: &str) -> Option<u64> {
+        let (step, row) = self.validations.get(stage)?.last_key_value()?;
+        (row["ends_stage"] == true).then_some(*step)
+    }
+
     /// The last step of a stage that was reported, and its numbers.
     pub(super) fn last_step(&self, stage: &str) -> Option<(u64, &Value)> {
         let (step, row) = self.steps.get(stage)?.last_key_value()?;
@@ -174,9 +189,23 @@ impl RunRecord {
 
     /// A number of every step that has it, a piece a stage, along all steps.
     pub(super) fn pieces(&self, key: &str, factor: f64) -> Vec<Vec<[f64; 2]>> {
+        self.pieces_of(&self.steps, key, factor)
+    }
+
+    /// As [`RunRecord::pieces`], of validations.
+    pub(super) fn validation_pieces(&self, key: &str, factor: f64) -> Vec<Vec<[f64; 2]>> {
+        self.pieces_of(&self.validations, key, factor)
+    }
+
+    fn pieces_of(
+        &self,
+        rows: &BTreeMap<String, BTreeMap<u64, Value>>,
+        key: &str,
+        factor: f64,
+    ) -> Vec<Vec<[f64; 2]>> {
         let bands = self.bands();
         let pieces = bands.iter().filter_map(|(stage, [from, _])| {
-            let steps = self.steps.get(stage)?.iter();
+            let steps = rows.get(stage)?.iter();
             let points = steps.filter_map(|(step, row)| {
                 let value = row.get(key)?;
                 // A number that is not finite is written as null.

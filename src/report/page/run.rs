@@ -6,6 +6,7 @@ use super::html::{Section, data_address, details, page, table};
 use super::qualitative::{attention, clouds, finds};
 use super::record::RunRecord;
 use super::results::{curves, evaluations, tiles};
+use super::validation::validations;
 use crate::measurement_tables;
 use crate::table::Table;
 use keel_base::units::{bytes, flops, grouped};
@@ -25,6 +26,7 @@ pub fn run_page(record: &RunRecord) -> String {
     };
     add("summary", "In short", summary(record));
     add("training", "Training", training(record));
+    add("held-out", "On held-out samples", validations(record));
     add(
         "worth",
         "What each stage was worth",
@@ -84,7 +86,8 @@ fn instructions(start: &serde_json::Value) -> Option<&str> {
 fn is_whole(record: &RunRecord) -> bool {
     record.recipe.stages.iter().all(|stage| {
         let done = record.last_step(&stage.name).map(|(step, _)| step);
-        done.is_some() && record.planned(&stage.name) == done
+        let ended = record.ended_early(&stage.name);
+        done.is_some() && (record.planned(&stage.name) == done || ended == done)
     })
 }
 
@@ -167,6 +170,13 @@ fn memory(record: &RunRecord) -> String {
         .map(str::to_owned)
         .to_vec(),
     ];
+    let validates = record
+        .stages
+        .values()
+        .any(|row| row.get("validation_bytes").is_some());
+    if validates {
+        rows[0].push("validation beside it".to_owned());
+    }
     for stage in &record.recipe.stages {
         let Some(row) = record.stages.get(&stage.name) else {
             continue;
@@ -184,6 +194,9 @@ fn memory(record: &RunRecord) -> String {
         cells.extend(parts.map(bytes));
         cells.push(format!("{:.3}", parts[3] as f64 / bound));
         cells.push(bytes(parts.iter().sum()));
+        if validates {
+            cells.push(bytes(number("validation_bytes")));
+        }
         rows.push(cells);
     }
     if rows.len() == 1 {

@@ -9,7 +9,7 @@ use super::file::{self, Position, Snapshot};
 use super::optimizer_state::OptimizerValues;
 use super::saver::Saver;
 use super::shard::{OptimizerShard, ShardFile, remove_checkpoint, shard_path};
-use crate::run::{Run, RunState, inside_stage, newest_first, stage_label, step_label};
+use crate::run::{Run, RunState, best_label, inside_stage, newest_first, stage_label, step_label};
 use keel_base::clock::Clock;
 use keel_base::error::{Error, Result};
 use keel_engine::executor::Session;
@@ -59,6 +59,7 @@ fn position(run: &Run, state: &RunState, stage: usize, step: u64) -> Position {
         seed: run.recipe.seed,
         skipped: state.skipped,
         guard: state.guard.clone(),
+        validations: state.validations.clone(),
         recipe: run.recipe.to_toml(),
         inputs: run.inputs.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -104,6 +105,25 @@ impl Checkpointer {
             snapshot.write(run.folder.disk().as_ref(), &path)?;
         }
         run.meet("the checkpoint after a stage")
+    }
+
+    /// Saves the parameters after `step` steps of stage `index` as its best ones so far, and waits until they are on the disk.
+    /// Nothing of the optimiser is with them: no run goes on from there. Returns the file. Called on the first rank alone.
+    ///
+    /// # Errors
+    /// As [`Checkpointer::save_stage`].
+    pub fn save_best(
+        &mut self,
+        run: &Run,
+        state: &RunState,
+        index: usize,
+        step: u64,
+    ) -> Result<PathBuf> {
+        let position = position(run, state, index, step);
+        let path = best_of(run, index);
+        let snapshot = Snapshot::take(position, &run.layout, run.executor.as_ref(), None)?;
+        snapshot.write(run.folder.disk().as_ref(), &path)?;
+        Ok(path)
     }
 
     /// Saves after `step` steps of stage `index` and waits until it is on the disk. Returns the file.
@@ -329,6 +349,12 @@ fn is_lost(problem: &Error) -> bool {
 fn inside(run: &Run, index: usize, step: u64) -> PathBuf {
     let name = &run.recipe.stages[index].name;
     run.folder.checkpoint(&step_label(index + 1, name, step))
+}
+
+/// The best checkpoint of stage `index` by its validations.
+fn best_of(run: &Run, index: usize) -> PathBuf {
+    let name = &run.recipe.stages[index].name;
+    run.folder.checkpoint(&best_label(index + 1, name))
 }
 
 /// The checkpoint after stage `index`.

@@ -17,6 +17,7 @@ use super::optimizer_state::OptimizerValues;
 use super::shard::{ShardFile, load_shards, open_shards};
 use crate::guard::Guard;
 use crate::run::RunInputs;
+use crate::validation::ValidationHistory;
 use keel_base::error::{Error, Result};
 use keel_base::files::open_regular;
 use keel_base::mapped_file::MappedFile;
@@ -41,6 +42,9 @@ pub struct Position {
     /// What is known of the losses of the stage under way.
     #[serde(default)]
     pub guard: Guard,
+    /// What is known of the validations of the stage under way.
+    #[serde(default, skip_serializing_if = "ValidationHistory::is_empty")]
+    pub validations: ValidationHistory,
     /// The recipe, every default written out.
     pub recipe: String,
     /// What the bits depend on beside it.

@@ -12,6 +12,7 @@ mod renamed;
 mod schedule;
 mod stage;
 mod validate;
+mod validation;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,7 @@ pub use self::renamed::{RENAMED_PLAN_KEYS, RENAMED_RECIPE_KEYS, Renamed};
 pub use self::schedule::{DecayShape, Schedule};
 pub use self::stage::{MODULES, Stage, StageKind};
 pub(super) use self::validate::validate_recipe;
+pub use self::validation::{ValidationMetric, ValidationSettings};
 use crate::from_weights::{Beginning, PublishedWeights};
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_data::chat::ChatTemplate;

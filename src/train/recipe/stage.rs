@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::validation::ValidationSettings;
 use super::{DecayShape, Schedule};
 
 use keel_data::batch::TokenWeighting;
@@ -266,6 +267,9 @@ pub struct Stage {
     /// - Source: SAIL-VL2's basic pre-training starts from a randomly initialised connector (report, arXiv 2509.14033)
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reinitialize: Vec<String>,
+    /// How the stage is validated on held-out samples, which `keel train --validate` gives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationSettings>,
 }
 
 fn is_one(count: &usize) -> bool {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::schedule::DECAY_RATIO;
+use super::validation::validate_validation;
 use super::{MODULES, Recipe, Schedule, Stage, StageKind};
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_data::records::MOST_IMAGES;
@@ -100,7 +101,8 @@ fn validate_stage(recipe: &Recipe, stage: &Stage) -> Result<()> {
     validate_sizes(recipe, stage)?;
     validate_rates(stage)?;
     validate_schedule(stage)?;
-    validate_optimiser(stage)
+    validate_optimiser(stage)?;
+    validate_validation(stage)
 }
 
 /// Names become names of files and folders.

@@ -133,12 +133,17 @@ fn second_of(name: &str) -> Option<u64> {
 fn first_beyond(bytes: &[u8], stage: &str, done: u64) -> Option<usize> {
     // The first number of every report of steps, and of no evaluation.
     let tag = format!("{stage}/loss");
+    // Of every validation. That before the first step comes again with the stage.
+    let of_validation = format!("{stage}/validation/loss");
     let mut rest = bytes;
     while let Some((length, _)) = rest.split_first_chunk::<8>() {
         let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
         let end = length.checked_add(12)?;
         let event = rest.get(12..end)?;
-        if first_tag(event) == Some(tag.as_bytes()) && step_of(event) > done {
+        let (tag_of, step) = (first_tag(event), step_of(event));
+        let is_step = tag_of == Some(tag.as_bytes()) && step > done;
+        let is_validation = tag_of == Some(of_validation.as_bytes());
+        if is_step || is_validation && (step > done || done == 0) {
             return Some(bytes.len() - rest.len());
         }
         rest = rest.get(end + 4..)?;

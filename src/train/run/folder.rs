@@ -104,7 +104,8 @@ impl RunFolder {
         remove_unfinished(disk.as_ref(), &checkpoints, |name| {
             let is_shard = checkpoint_of_shard(Path::new(name)).is_some();
             let stem = name.strip_suffix(".safetensors");
-            is_shard || stem.is_some_and(|stem| place_of(stem).is_some())
+            let is_own = |stem: &str| place_of(stem).is_some() || stem.ends_with(BEST);
+            is_shard || stem.is_some_and(is_own)
         })?;
         remove_orphans(disk.as_ref(), &checkpoints)?;
         Ok(RunFolder {
@@ -390,11 +391,23 @@ pub(crate) fn step_label(number: usize, name: &str, step: u64) -> String {
     format!("{number}-{name}.step-{step}")
 }
 
+/// How the best checkpoint of a stage, `number` from 1, is called.
+pub(crate) fn best_label(number: usize, name: &str) -> String {
+    format!("{number}-{name}{BEST}")
+}
+
+/// How the names of best checkpoints end, which no name of a stage does.
+const BEST: &str = ".best";
+
 /// The step of the checkpoint after a stage's last.
 const STAGE_END: u64 = u64::MAX;
 
-/// Stage number and step of a checkpoint called `2-warm-up.step-40`, or `2-warm-up` after the stage's last step.
+/// Stage number and step of a checkpoint called `2-warm-up.step-40`, or `2-warm-up` after the stage's last step; nothing for
+/// one that no run goes on from.
 fn place_of(stem: &str) -> Option<(u64, u64)> {
+    if stem.ends_with(BEST) {
+        return None;
+    }
     let (stage, _) = stem.split_once('-')?;
     let step = match stem.rsplit_once(".step-") {
         Some((_, step)) => step.parse().ok()?,

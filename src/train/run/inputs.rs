@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::options::TrainOptions;
+use crate::validation::{HeldOutInputs, HeldOutPairs};
 use keel_base::error::Result;
 use keel_data::digest::DataDigest;
 use keel_data::pairs::PairSource;
@@ -14,6 +15,9 @@ use keel_engine::executor::SelectedDevice;
 pub struct RunInputs {
     /// The user's own data, a source after the other; empty where no stage draws from them.
     pub data: Vec<DataDigest>,
+    /// The samples that stages are validated on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<HeldOutInputs>,
     /// Whether every step of a stage trains on its first batch.
     pub overfit_one_batch: bool,
     /// The kind of device: `cpu`, `cuda` or `simt`. Empty where an older version wrote a checkpoint and nothing is known.
@@ -50,7 +54,9 @@ impl RunInputs {
     /// # Errors
     /// Whatever reading the data reports.
     pub(crate) fn new(options: &TrainOptions, pairs: Option<&dyn PairSource>) -> Result<RunInputs> {
+        let held_out = options.held_out.as_ref();
         Ok(RunInputs {
+            held_out: held_out.map(HeldOutPairs::inputs).transpose()?,
             overfit_one_batch: options.overfit_one_batch,
             ranks: options.seat.world().ranks,
             ..RunInputs::of(&options.compute, pairs)?
@@ -67,6 +73,7 @@ impl RunInputs {
     ) -> Result<RunInputs> {
         Ok(RunInputs {
             data: pairs.map_or(Ok(Vec::new()), PairSource::digests)?,
+            held_out: None,
             overfit_one_batch: false,
             device: compute.device().name().to_owned(),
             precision: compute.compile_target().precision.name().to_owned(),
@@ -90,6 +97,17 @@ impl RunInputs {
                 let line = format!("the data {} were {was}, are {is}", named.name);
                 found.data.push(line);
             }
+        }
+        let (was, is) = (self.held_out.as_ref(), after.held_out.as_ref());
+        let is_same = match (was, is) {
+            (Some(was), Some(is)) => was.is_same(is),
+            (was, is) => was.is_none() && is.is_none(),
+        };
+        if !is_same {
+            let text = |one: Option<&HeldOutInputs>| one.map_or("none".into(), HeldOutInputs::text);
+            let (was, is) = (text(was), text(is));
+            let line = format!("the samples of --validate were {was}, are {is}");
+            found.data.push(line);
         }
         if self.overfit_one_batch != after.overfit_one_batch {
             let word = |is_on| if is_on { "given" } else { "left out" };

@@ -12,8 +12,8 @@ mod state;
 
 pub use folder::{RunFolder, newest_checkpoint, recipe_in, recipe_of, stage_checkpoints};
 pub(super) use folder::{
-    TOKENIZER, evaluations_folder, held, inside_stage, newest_first, run_of, stage_label,
-    step_label,
+    TOKENIZER, best_label, evaluations_folder, held, inside_stage, newest_first, run_of,
+    stage_label, step_label,
 };
 pub use inputs::RunInputs;
 pub use options::{InitialWeights, TrainOptions};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::signals::Signals;
 use crate::checkpoint::{Disk, LocalDisk};
 use crate::observer::{Observer, Silent};
+use crate::validation::HeldOutPairs;
 use keel_base::clock::Clock;
 use keel_engine::executor::SelectedDevice;
 use keel_ranks::Seat;
@@ -43,6 +44,8 @@ pub struct TrainOptions {
     pub evaluation_size: usize,
     /// Whether stages are evaluated.
     pub evaluate: bool,
+    /// Samples that stages are validated on; none are where there are none.
+    pub held_out: Option<HeldOutPairs>,
     /// Bytes of the pairs' images, decoded and scaled, that are kept for their next draw; 0 keeps none.
     pub image_cache: u64,
     /// Who hears what the run tells, beside its own folder.
@@ -78,6 +81,7 @@ impl TrainOptions {
             keep_every: 0,
             evaluation_size: 0,
             evaluate: false,
+            held_out: None,
             image_cache: 0,
             observer: Arc::new(Silent),
             clock: Clock::default(),

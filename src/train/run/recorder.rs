@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::event_file::EventFile;
 use super::folder::{RunFolder, stage_label};
 use crate::checkpoint::{Disk, OpenFile, uninterrupted, write_all};
-use crate::observer::{Evaluated, Event, Observer, RunBegins, StageBegins, StepReport};
+use crate::observer::{Evaluated, Event, Observer, RunBegins, StageBegins, StepReport, Validated};
 use keel_base::clock::Clock;
 use keel_base::error::{Error, Result};
 use keel_base::files::read_own;
@@ -91,7 +91,7 @@ impl RunRecorder {
 
     fn begin_stage(&self, files: &mut Files, begins: &StageBegins<'_>) -> Result<()> {
         let (stage, memory) = (begins.stage, begins.memory);
-        let row = json!({
+        let mut row = json!({
             "kind": "stage",
             "stage": stage.name,
             "steps": begins.steps,
@@ -106,6 +106,9 @@ impl RunRecorder {
             "activation_bytes": memory.arena,
             "lower_bound_bytes": memory.lower_bound,
         });
+        if begins.validation_bytes > 0 {
+            row["validation_bytes"] = begins.validation_bytes.into();
+        }
         self.metric(files, &row)?;
         let title = format!("Memory of one step of {}", stage.name);
         let drawing = draw_memory(begins.program, &title);
@@ -121,6 +124,32 @@ impl RunRecorder {
             .map(|(tag, value)| (format!("{stage}/{tag}"), value))
             .collect();
         files.events.scalars(step, &tagged)
+    }
+
+    fn validated(&self, files: &mut Files, validated: &Validated<'_>) -> Result<()> {
+        let measures = validated.measures;
+        let mut row = json!({
+            "kind": "validation",
+            "stage": validated.stage,
+            "step": validated.step,
+            "samples": measures.samples,
+            "left_out": measures.left_out,
+        });
+        for (metric, value) in &measures.values {
+            row[metric.name()] = (*value).into();
+        }
+        if let Some(is_best) = validated.is_best {
+            row["is_best"] = is_best.into();
+        }
+        if validated.ends_stage {
+            row["ends_stage"] = true.into();
+        }
+        if !measures.generated.is_empty() {
+            let generated = serde_json::to_value(&measures.generated);
+            row["generated"] = generated.expect("answers are plain data");
+        }
+        self.metric(files, &row)?;
+        files.events.scalars(validated.step, &validated.scalars())
     }
 
     fn evaluated(&self, files: &mut Files, evaluated: &Evaluated<'_>) -> Result<()> {
@@ -151,6 +180,7 @@ impl Observer for RunRecorder {
             Event::RunBegins(begins) => self.begin_run(&mut files, begins),
             Event::StageBegins(begins) => self.begin_stage(&mut files, begins),
             Event::Metrics(report) => self.steps(&mut files, report),
+            Event::Validated(validated) => self.validated(&mut files, validated),
             Event::Evaluated(evaluated) => self.evaluated(&mut files, evaluated),
             Event::Warning(text) => {
                 let row = json!({"kind": "warning", "text": text.trim()});

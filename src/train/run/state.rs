@@ -16,6 +16,7 @@ use crate::guard::Guard;
 use crate::observer::{Event, Observer, Observers};
 use crate::recipe::{Recipe, Stage};
 use crate::stage_data::stage_mixture;
+use crate::validation::{ValidationHistory, ValidationPlan};
 use keel_base::error::{Error, Result};
 use keel_base::random::scramble;
 use keel_data::chat::ChatTokenizer;
@@ -53,6 +54,10 @@ pub(crate) struct Run {
     pub share: Recipe,
     /// The program of each stage that is still to be run.
     pub programs: Vec<Option<Arc<Program>>>,
+    /// What the validation of each of these stages runs, on the rank that validates.
+    pub validations: Vec<Option<ValidationPlan>>,
+    /// Images of held-out samples that need not be decoded again.
+    pub kept_held_out: Arc<ImageCache>,
     /// What the run begins with that does not begin with first values.
     pub initial: Option<InitialWeights>,
     /// Who hears what it tells.
@@ -96,6 +101,8 @@ pub(crate) struct RunState {
     pub skipped: u64,
     /// What is known of the losses of the stage under way.
     pub guard: Guard,
+    /// What is known of its validations.
+    pub validations: ValidationHistory,
 }
 
 impl Run {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::feed::{Feed, FeedPlan};
 use super::rank_batch::MicroWeight;
+use super::validation::StageValidation;
 use crate::checkpoint::{
     Averages, Checkpointer, OptimizerValues, after_stage, load, newest_well, restore,
     without_optimizer,
@@ -15,6 +16,7 @@ use crate::observer::{Event, StageBegins, StepReport, StepsBegin};
 use crate::recipe::{Stage, StageKind};
 use crate::run::{Asked, ProgressLog, Run, RunState, StepNumbers, StepSize};
 use crate::step_program::{OptimizerScalars, batch_inputs, optimizer_scalars, whole_step_flops};
+use crate::validation::{ValidationHistory, ValidationPlan};
 use keel_base::clock::Stopwatch;
 use keel_base::error::{Error, Result};
 use keel_data::batch::Batch;
@@ -48,6 +50,7 @@ pub(crate) struct StageLoop<'a> {
     /// What its program reads of a batch.
     inputs: Arc<BatchInputs>,
     memory: MemoryReport,
+    validation: Option<StageValidation>,
     /// What the contrastive loss has left out of its batches so far.
     masked: MaskedShare,
 }
@@ -80,6 +83,8 @@ impl<'a> StageLoop<'a> {
         let mixture = Arc::new(run.mixture(index)?);
         let steps = run.steps(whole, &mixture);
         let memory = MemoryReport::new(&program, &run.layout);
+        let validation = StageValidation::load(run, index)?;
+        let planned = run.validations[index].as_ref();
         run.tell(&Event::StageBegins(StageBegins {
             number: index + 1,
             stage: whole,
@@ -87,6 +92,7 @@ impl<'a> StageLoop<'a> {
             trained: run.trained(stage),
             program: &program,
             memory: &memory,
+            validation_bytes: planned.map_or(0, ValidationPlan::bytes),
         }))?;
         let mut session = run.executor.load(program)?;
         let inputs = Arc::new(batch_inputs(session.program())?);
@@ -111,6 +117,7 @@ impl<'a> StageLoop<'a> {
             session,
             inputs,
             memory,
+            validation,
             masked: MaskedShare::default(),
         })
     }
@@ -169,7 +176,13 @@ impl<'a> StageLoop<'a> {
         let mut log = ProgressLog::new(self.step_size(), &self.run.options.clock);
         let mut packing = PackingStats::default();
         self.masked = MaskedShare::default();
-        for step in first..self.steps {
+        // One that goes on after some steps was validated when these were done.
+        if first == 0 {
+            self.validate(0)?;
+        }
+        let mut done = first;
+        while done < self.steps {
+            let step = done;
             let stepped = self.step(step, &mut feed, &mut packing)?;
             match self.judge(step, &stepped)? {
                 Verdict::Well => log.add(stepped.numbers),
@@ -178,15 +191,32 @@ impl<'a> StageLoop<'a> {
                 Verdict::GoBack(_) => return Ok(Some(step)),
                 Verdict::Stop(_) => return Err(self.hopeless(step)?),
             }
-            self.report(step + 1, &mut log)?;
+            done = step + 1;
+            self.report(done, &mut log)?;
+            if self.validate(done)? {
+                self.tell_due(done, true, &mut log)?;
+                break;
+            }
             // The checkpoint after the stage takes the place of one after its last step.
-            if step + 1 < self.steps {
-                self.save_where_due(step + 1)?;
+            if done < self.steps {
+                self.save_where_due(done)?;
             }
         }
         self.checkpoints.finish(self.run, self.state, self.index)?;
         self.sum_up(under_way, &packing)?;
+        if let Some(validation) = &self.validation {
+            validation.sum_up((self.run, self.state), self.index, [done, self.steps])?;
+        }
         Ok(None)
+    }
+
+    /// Validates the stage after `done` steps, where that is due; returns whether it ends here.
+    fn validate(&mut self, done: u64) -> Result<bool> {
+        let Some(validation) = &self.validation else {
+            return Ok(false);
+        };
+        let run = (self.run, &mut *self.state);
+        validation.run_where_due(run, self.checkpoints, self.index, [done, self.steps])
     }
 
     /// One optimiser step: its micro-batches, and the update with the last of them.
@@ -279,8 +309,13 @@ impl<'a> StageLoop<'a> {
     /// Tells how things stand after `done` steps.
     fn report(&self, done: u64, log: &mut ProgressLog) -> Result<()> {
         self.run.tell(&Event::StepDone(done))?;
+        self.tell_due(done, done == self.steps, log)
+    }
+
+    /// Tells what is due of the averages after `done` steps; all of them after the last.
+    fn tell_due(&self, done: u64, is_last: bool, log: &mut ProgressLog) -> Result<()> {
         log.set_peak(self.run.executor.peak_flops());
-        let due = log.due(done, done == self.steps);
+        let due = log.due(done, is_last);
         let report = |averages| StepReport {
             stage: &self.stage.name,
             step: done,
@@ -386,6 +421,7 @@ impl<'a> StageLoop<'a> {
                 let state = state.ok_or_else(|| without_optimizer(&path))?;
                 state.write(self.session.as_mut())?;
                 self.state.skipped = position.skipped;
+                self.state.validations = position.validations;
                 (position.step, position.guard, path.display().to_string())
             }
             None => {
@@ -406,6 +442,7 @@ impl<'a> StageLoop<'a> {
     /// Puts back the parameters, the optimiser's state and the count of skipped samples that the stage began with.
     fn restart(&mut self) -> Result<()> {
         let (run, index) = (self.run, self.index);
+        self.state.validations = ValidationHistory::default();
         self.state.skipped = if index == 0 || run.begins_given(index) {
             run.write_initial(index)?;
             0

@@ -139,7 +139,7 @@ impl Parquet {
     }
 
     /// Rows are counted from 1 through the file's groups.
-    fn name_of(&self, place: RowOfGroup) -> String {
+    pub fn name_of(&self, place: RowOfGroup) -> String {
         let number = self.before[place.group as usize] + i64::from(place.row) + 1;
         format!("{}, row {number}", self.name)
     }
