@@ -49,6 +49,7 @@ mod program;
 mod rank_runs;
 mod ranks;
 mod recipes;
+mod regularisation;
 mod reliability;
 mod repo;
 mod report;

@@ -122,6 +122,45 @@ fn every_metric_is_measured_kept_and_the_same_on_any_number_of_threads() {
 }
 
 #[test]
+fn every_block_of_the_tower_is_probed_and_held_against_text() {
+    let answer = eval(&[
+        "--metrics",
+        "layers,linear-probe",
+        "--stage",
+        "fine-grained",
+        "--json",
+    ]);
+    let measured: Measurements = serde_json::from_str(&answer.fine().stdout).unwrap();
+    let blocks: Vec<usize> = measured.layers.iter().map(|layer| layer.block).collect();
+    assert_eq!(blocks, [0, 1]);
+    for layer in &measured.layers {
+        // The sets that the probe of the output is tested on, in their order.
+        let sets: Vec<_> = layer.linear_probe.iter().map(|(set, _)| set).collect();
+        let of_output: Vec<_> = measured.probes.iter().map(|probe| &probe.set).collect();
+        assert_eq!(sets, of_output);
+        let mut shares = layer.linear_probe.iter().map(|(_, share)| *share);
+        assert!(shares.all(|share| (0.0..=1.0).contains(&share)));
+        assert!(layer.plane_nearest.unwrap() > 0.0);
+    }
+    // A tower that has met no language model has no text to be near.
+    let answer = eval(&[
+        "--metrics",
+        "layers",
+        "--stage",
+        "warm-start-vision",
+        "--json",
+    ]);
+    let alone: Measurements = serde_json::from_str(&answer.fine().stdout).unwrap();
+    assert_eq!(alone.layers.len(), 2);
+    assert!(
+        alone
+            .layers
+            .iter()
+            .all(|layer| layer.plane_nearest.is_none())
+    );
+}
+
+#[test]
 fn a_stage_is_chosen_by_name_and_gives_what_it_can() {
     let answer = eval(&["--metrics", "zero-shot,drift", "--stage", "warm-up"]).fine();
     for part in [

@@ -10,8 +10,8 @@ mod compare;
 
 use keel::data::batch::BatchShape;
 use keel::model::{
-    Alignment, ContrastivePair, ModelConfig, Objectives, Scope, embed_tokens, language_head,
-    language_trunk, record_objectives, text_tower, vision_tower,
+    Alignment, ContrastivePair, ModelConfig, Objectives, Regularisation, Scope, embed_tokens,
+    language_head, language_trunk, record_objectives, text_tower, vision_tower,
 };
 use keel::ops::{self, Contrastive, ContrastiveMask};
 use keel::tape::{Init, Tape, Value};
@@ -135,6 +135,7 @@ fn check_three_parts(stage: &str) {
         text: None,
         connector: keel::model::ConnectorConfig {
             unshuffle_factor: 2,
+            select_layer: -1,
         },
         language: language_config(&settings["language"]),
         embed_dim: 24,
@@ -151,6 +152,7 @@ fn check_three_parts(stage: &str) {
         kind: Contrastive::InfoNce,
         pair: ContrastivePair::LanguageModel,
         holds_text_alone: false,
+        regularisation: Regularisation::default(),
     };
     let record = move |tape: &mut Tape| {
         let loss = record_objectives(tape, &config, &objectives, &shape)?;
@@ -199,6 +201,7 @@ fn the_sigmoid_pair_of_towers_agrees_with_pytorch() {
         text: Some(text_config(&golden.config["text"])),
         connector: keel::model::ConnectorConfig {
             unshuffle_factor: 3,
+            select_layer: -1,
         },
         language: absent_language(),
         embed_dim: 24,
@@ -212,6 +215,7 @@ fn the_sigmoid_pair_of_towers_agrees_with_pytorch() {
         kind: Contrastive::Sigmoid,
         pair: ContrastivePair::TextTower,
         holds_text_alone: false,
+        regularisation: Regularisation::default(),
     };
     let shape = BatchShape {
         pack: 1,

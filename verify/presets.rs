@@ -55,6 +55,7 @@ fn connector_between(vision: &str, language: &str) -> usize {
         text: None,
         connector: ConnectorConfig {
             unshuffle_factor: 2,
+            select_layer: -1,
         },
         language: language_preset(language).expect("a preset"),
         embed_dim: 1024,

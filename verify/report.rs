@@ -74,7 +74,7 @@ fn a_run_leaves_a_whole_page_that_a_browser_draws() {
         "run",
         &["--max-steps", "3", "--evaluation-images", "12"],
     );
-    let measured = ["eval", "run", "--metrics", "drift"];
+    let measured = ["eval", "run", "--metrics", "drift,layers"];
     keel(folder.path(), &measured).fine();
     let html = fs::read_to_string(run.join("report.html")).unwrap();
     check_page(&html);
@@ -109,6 +109,10 @@ fn a_run_leaves_a_whole_page_that_a_browser_draws() {
     keel(folder.path(), &["report", "run"]).fine();
     let again = fs::read_to_string(run.join("report.html")).unwrap();
     check_page(&again);
+    assert!(
+        again.contains("Where in the tower it pays") && again.contains("after target"),
+        "what every block is worth is missing"
+    );
     assert!(
         again.contains("Measured later") && again.contains("warm-start-vision"),
         "what was measured later is missing"

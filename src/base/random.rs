@@ -21,6 +21,10 @@ pub enum Purpose {
     Evaluation = 5,
     /// Which task gets which slot of a batch.
     Schedule = 6,
+    /// Which residual branches of an image a training step drops.
+    DropPath = 7,
+    /// Which patches of an image a training step leaves out.
+    PatchDropout = 8,
 }
 
 /// Random numbers for one purpose and one sample (ChaCha with 8 rounds, keyed by the whole address).

@@ -27,8 +27,8 @@ use keel_ranks::launch::{Launcher, Place, RanksFrom};
 use keel_ranks::{Seat, local};
 use keel_report::{RunRecord, stage_table, validation_table};
 use keel_train::{
-    Beginning, HeldOutPairs, LocalDisk, PublishedWeights, Recipe, Signals, TrainOptions, Trainer,
-    recipe_in,
+    Beginning, HeldOutPairs, LocalDisk, PublishedWeights, Recipe, Signals, Stage, TrainOptions,
+    Trainer, recipe_in,
 };
 use keel_weights::Folder;
 
@@ -121,6 +121,14 @@ pub(super) struct TrainArgs {
     recheck_every: u64,
 }
 
+/// The user's samples, as a run takes them.
+struct RunData {
+    /// To train on.
+    pairs: Option<Arc<dyn PairSource>>,
+    /// To validate on.
+    held_out: Option<HeldOutPairs>,
+}
+
 /// How much shorter a quick run is.
 const QUICK: u64 = 8;
 
@@ -178,10 +186,19 @@ impl TrainArgs {
         for note in &begun.notes {
             print_line(note)?;
         }
-        let tiles = match &weights.vision {
-            Some(folder) => Folder::open(folder)?.most_tiles(),
-            None => 0,
+        let (tiles, rate) = match &weights.vision {
+            Some(folder) => {
+                let folder = Folder::open(folder)?;
+                (folder.most_tiles(), folder.drop_path_rate())
+            }
+            None => (0, 0.0),
         };
+        let drops = |stage: &Stage| stage.regularisation().drop_path_rate > 0.0;
+        if rate > 0.0 && !recipe.stages.iter().any(drops) {
+            print_line(format!(
+                "the folder's tower was trained with a drop_path_rate of {rate}; here no branch is dropped, unless a stage that trains it says so: --set stage.NAME.drop_path_rate={rate}"
+            ))?;
+        }
         if tiles > 0 && recipe.most_tiles() == 0 {
             print_line(format!(
                 "the folder's model is shown images in up to {tiles} tiles; here they stay whole, unless a stage is given max_tiles: --set stage.NAME.max_tiles={tiles}"
@@ -191,21 +208,17 @@ impl TrainArgs {
     }
 
     /// The samples to train on and those to validate on.
-    fn data(&self) -> Result<(Option<Arc<dyn PairSource>>, Option<HeldOutPairs>)> {
+    fn data(&self) -> Result<RunData> {
         let bad = self.data.max_bad_samples;
         let pairs = open_pairs(&self.data.specs, bad)?;
-        match &self.validate {
-            None => Ok((pairs, None)),
-            Some(Validate::Data(spec)) => {
-                let held_out = open_held_out(spec, bad)?;
-                Ok((
+        let (pairs, held_out, share) = match &self.validate {
+            None => {
+                return Ok(RunData {
                     pairs,
-                    Some(HeldOutPairs {
-                        pairs: held_out,
-                        share: None,
-                    }),
-                ))
+                    held_out: None,
+                });
             }
+            Some(Validate::Data(spec)) => (pairs, open_held_out(spec, bad)?, None),
             Some(Validate::Share(share)) => {
                 let Some(pairs) = pairs else {
                     let want =
@@ -219,16 +232,17 @@ impl TrainArgs {
                     "data: {} of {whole} samples held out by their keys",
                     held_out.len()
                 ))?;
-                let share = Some(*share);
-                Ok((
-                    Some(trained),
-                    Some(HeldOutPairs {
-                        pairs: held_out,
-                        share,
-                    }),
-                ))
+                (Some(trained), held_out, Some(*share))
             }
-        }
+        };
+        let held_out = HeldOutPairs {
+            pairs: held_out,
+            share,
+        };
+        Ok(RunData {
+            pairs,
+            held_out: Some(held_out),
+        })
     }
 
     /// How the run is run; from here on the process's signals are the run's.
@@ -269,7 +283,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Failure> {
     let ranks = args.ranks as usize;
     let compute = args.compute.choose_for(ranks)?;
     let (mut recipe, evaluation_size) = args.recipe()?;
-    let (pairs, held_out) = args.data()?;
+    let RunData { pairs, held_out } = args.data()?;
     if let (true, Some(limit)) = (args.fit, args.memory_limit) {
         for set in recipe.fit(compute.compile_target(), limit, args.memory_budget)? {
             print_line(format!("set to fit {}: {set}", bytes(limit)))?;
@@ -318,7 +332,7 @@ fn train_launched(args: &TrainArgs, joined: &Joined, under_way: &Stopwatch) -> R
     let compute = args.compute.choose_with(launched::threads(joined))?;
     let compute = compute.for_rank(joined.place.local_rank)?;
     let (recipe, evaluation_size) = args.recipe()?;
-    let (pairs, held_out) = args.data()?;
+    let RunData { pairs, held_out } = args.data()?;
     launched::check(
         joined,
         &recipe,

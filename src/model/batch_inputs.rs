@@ -34,6 +34,7 @@ fn array_of(input: ModelInput) -> Option<Array> {
         ModelInput::CaptionIdentities => |batch| Values::I32(&batch.caption_identities),
         ModelInput::LossWeight
         | ModelInput::ContrastiveWeight
+        | ModelInput::KeptPatches
         | ModelInput::ClassToken
         | ModelInput::Features
         | ModelInput::Token

@@ -3,10 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Scope;
+use super::{Scope, drop_path};
 use keel_base::error::Result;
 use keel_engine::ops::{self, Activation, Heads, Mask, Positions};
-use keel_engine::tape::{Init, Tape, Value};
+use keel_engine::tape::{Fill, Init, Tape, Value};
 use keel_engine::tensor::DType;
 
 /// The kind of every norm of a tower.
@@ -129,6 +129,30 @@ pub(super) fn block(
     })
 }
 
+/// Records a block of a vision tower, whose tokens all attend to each other. `dropped` scales its two branches image by image, f32
+/// [B, 1] each, where some are dropped.
+///
+/// # Errors
+/// Whatever recording reports.
+pub(super) fn vision_block(
+    tape: &mut Tape,
+    scope: &Scope,
+    x: Value,
+    config: &BlockConfig,
+    dropped: Option<[Value; 2]>,
+) -> Result<Value> {
+    let Some([of_attention, of_mlp]) = dropped else {
+        let positions = Positions::Sequential;
+        return block(tape, scope, x, config, Mask::Full, None, positions);
+    };
+    tape.scoped(scope.path(), |tape| {
+        let qkv = queries_keys_values(tape, scope, x, config, Positions::Sequential)?;
+        let y = ops::attention(tape, qkv, config.heads, Mask::Full, None)?;
+        let attended = attention_output(tape, scope, y, x, config, Some(of_attention))?;
+        mlp_branch(tape, scope, attended, config, Some(of_mlp))
+    })
+}
+
 /// Standard deviation of a projection that ends in the residual stream: Glorot's, divided by √(2·depth) so that the
 /// stream's variance does not grow with depth (Radford et al. 2019, §2.3).
 fn residual_init(rows: usize, columns: usize, depth: usize) -> Init {
@@ -165,7 +189,7 @@ pub(super) fn cached_block(
         let y = ops::attention(tape, seen, config.heads, Mask::Causal, None)?;
         let y = ops::select_token(tape, y, place.index)?;
         let y = tape.reshape(y, [batch, 1, config.heads.query_width()])?;
-        let attended = attention_output(tape, scope, y, x, config)?;
+        let attended = attention_output(tape, scope, y, x, config, None)?;
         feed_forward(tape, scope, attended, config)
     })
 }
@@ -194,7 +218,7 @@ fn attention(
 ) -> Result<Value> {
     let qkv = queries_keys_values(tape, scope, x, config, positions)?;
     let y = ops::attention(tape, qkv, config.heads, mask, segments)?;
-    attention_output(tape, scope, y, x, config)
+    attention_output(tape, scope, y, x, config, None)
 }
 
 /// The packed rows that attention reads, `<scope>.attended`: normed, projected, turned.
@@ -236,20 +260,22 @@ fn queries_keys_values(
     Ok(qkv)
 }
 
-/// x + [scale ⊙] the projection of what attention gave, `y` [B, T, H·D].
+/// x + [scale ⊙] the projection of what attention gave, `y` [B, T, H·D], scaled image by image too where some are `dropped`.
 fn attention_output(
     tape: &mut Tape,
     scope: &Scope,
     y: Value,
     x: Value,
     config: &BlockConfig,
+    dropped: Option<Value>,
 ) -> Result<Value> {
     let BlockConfig { width, heads, .. } = *config;
     let inner = scope.child("attention");
     let columns = heads.query * heads.dim;
     let init = residual_init(width, columns, config.depth);
     let (weight, bias) = projection(tape, &inner, "out", [width, columns], init, config.bias)?;
-    add_branch(tape, scope, "layer_scale1", config, (y, weight, bias), x)
+    let branch = (y, weight, bias);
+    add_branch(tape, scope, "layer_scale1", config, branch, (x, dropped))
 }
 
 /// x + mlp(norm2(x)), the second half of a block. `x` [.., C].
@@ -261,6 +287,17 @@ pub(super) fn feed_forward(
     scope: &Scope,
     x: Value,
     config: &BlockConfig,
+) -> Result<Value> {
+    mlp_branch(tape, scope, x, config, None)
+}
+
+/// As [`feed_forward`], scaled image by image where some are `dropped`.
+fn mlp_branch(
+    tape: &mut Tape,
+    scope: &Scope,
+    x: Value,
+    config: &BlockConfig,
+    dropped: Option<Value>,
 ) -> Result<Value> {
     let BlockConfig {
         width, mlp_width, ..
@@ -298,18 +335,31 @@ pub(super) fn feed_forward(
     };
     let init = residual_init(width, mlp_width, config.depth);
     let (weight, bias) = projection(tape, &inner, last, [width, mlp_width], init, config.bias)?;
-    add_branch(tape, scope, "layer_scale2", config, (y, weight, bias), x)
+    let branch = (y, weight, bias);
+    add_branch(tape, scope, "layer_scale2", config, branch, (x, dropped))
 }
 
-/// residual + [scale ⊙] (y·Wᵀ + b).
+/// residual + [scale ⊙] (y·Wᵀ + b), and that scaled image by image too where some are `dropped`.
 fn add_branch(
     tape: &mut Tape,
     scope: &Scope,
     scale: &str,
     config: &BlockConfig,
     (y, weight, bias): (Value, Value, Option<Value>),
-    residual: Value,
+    (residual, dropped): (Value, Option<Value>),
 ) -> Result<Value> {
+    if let Some(dropped) = dropped {
+        let branch = match config.layer_scale {
+            None => ops::linear(tape, y, weight, bias)?,
+            Some(first) => {
+                let gamma = scope.plain(tape, scale, [config.width], Init::Constant(first))?;
+                let ty = tape.ty(residual);
+                let zeros = tape.record_one(Fill { ty, value: 0.0 }, &[])?;
+                ops::linear_layer_scale(tape, y, weight, bias, gamma, zeros)?
+            }
+        };
+        return drop_path(tape, residual, branch, dropped);
+    }
     match config.layer_scale {
         None => ops::linear_residual(tape, y, weight, bias, residual),
         Some(first) => {

@@ -241,6 +241,25 @@ pub struct ConnectorConfig {
     /// - Range: a divisor of the side of the patch grid
     /// - Source: 2, so that a 448-pixel image has 256 tokens (InternVL 1.5, Chen et al. 2024, §3.1; SAIL-VL2)
     pub unshuffle_factor: usize,
+    /// The layer of the vision tower whose features it takes: −1 for the tower's output, its final norm included; −2 for the output of
+    /// the block before the last, without that norm, and so on. Blocks behind it are neither computed nor trained in stages that go
+    /// through the connector.
+    ///
+    /// - Range: −1 to minus `model.vision.depth`
+    /// - Source: −2 (LLaVA 1.5, `vision_feature_layer`), −1 (InternVL, `select_layer`)
+    #[serde(default = "output_layer", skip_serializing_if = "is_output_layer")]
+    pub select_layer: i64,
+}
+
+/// The layer that is a tower's output.
+pub const OUTPUT_LAYER: i64 = -1;
+
+fn output_layer() -> i64 {
+    -1
+}
+
+fn is_output_layer(layer: &i64) -> bool {
+    *layer == OUTPUT_LAYER
 }
 
 /// A decoder in the Qwen2.5 form (`qkv_bias`) or the Qwen3 form (`qk_norm`).
@@ -430,6 +449,12 @@ impl ModelConfig {
                 format!("a divisor of the patch grid's side, {}", self.vision.grid()),
                 self.connector.unshuffle_factor,
             ));
+        }
+        let (layer, depth) = (self.connector.select_layer, self.vision.depth as i64);
+        if !(-depth..=OUTPUT_LAYER).contains(&layer) {
+            let want =
+                format!("{OUTPUT_LAYER} for the tower's output, to -{depth} for its first block");
+            return Err(Error::setting("connector.select_layer", want, layer));
         }
         Ok(())
     }

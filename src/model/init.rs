@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::ModelConfig;
 use super::vlm_losses::{ContrastivePair, Objectives, record_objectives};
+use super::{ModelConfig, Regularisation};
 use keel_base::error::Result;
 use keel_base::random::Stream;
 use keel_data::batch::BatchShape;
@@ -40,6 +40,7 @@ pub fn declare(config: &ModelConfig, kind: Contrastive) -> Result<Arc<ParameterL
         kind,
         pair: ContrastivePair::LanguageModel,
         holds_text_alone: false,
+        regularisation: Regularisation::default(),
     };
     // Recorded as a step would be, on a tape that only declares: parameters are listed nowhere else, so the list cannot
     // disagree.

@@ -18,6 +18,7 @@ use keel_engine::program::Program;
 /// | a contrastive loss | [`ImageIdentities`](ModelInput::ImageIdentities), [`CaptionIdentities`](ModelInput::CaptionIdentities) |
 /// | one with the text tower | [`CaptionTokens`](ModelInput::CaptionTokens), [`CaptionEnd`](ModelInput::CaptionEnd) |
 /// | one with the language model | [`CaptionTokens`](ModelInput::CaptionTokens), [`CaptionWeights`](ModelInput::CaptionWeights) |
+/// | patch dropout | [`KeptPatches`](ModelInput::KeptPatches) |
 /// | one of either, and samples without an image | [`Pairs`](ModelInput::Pairs) too |
 /// | several micro-batches a step | [`LossWeight`](ModelInput::LossWeight) |
 /// | several ranks | [`LossWeight`](ModelInput::LossWeight) with a next-token loss, [`ContrastiveWeight`](ModelInput::ContrastiveWeight) with a contrastive one |
@@ -56,6 +57,8 @@ pub enum ModelInput {
     LossWeight,
     /// f32 `[1]`: over several ranks, the weight of the contrastive loss that their micro-batches have together.
     ContrastiveWeight,
+    /// i32 [B, K]: the numbers of the tokens that patch dropout leaves in each image, among all tokens of the batch.
+    KeptPatches,
     /// i32 `[B]`: where the class token stands, 0, for pooling by it.
     ClassToken,
     /// f32 [B, T, C]: a tower's output, for programs that begin behind it.
@@ -72,7 +75,7 @@ pub enum ModelInput {
 
 impl ModelInput {
     /// All of them.
-    pub const ALL: [ModelInput; 21] = [
+    pub const ALL: [ModelInput; 22] = [
         ModelInput::Images,
         ModelInput::Tokens,
         ModelInput::Targets,
@@ -88,6 +91,7 @@ impl ModelInput {
         ModelInput::CaptionIdentities,
         ModelInput::LossWeight,
         ModelInput::ContrastiveWeight,
+        ModelInput::KeptPatches,
         ModelInput::ClassToken,
         ModelInput::Features,
         ModelInput::Token,
@@ -114,6 +118,7 @@ impl ModelInput {
             ModelInput::CaptionIdentities => "caption_identities",
             ModelInput::LossWeight => "loss_weight",
             ModelInput::ContrastiveWeight => "contrastive_weight",
+            ModelInput::KeptPatches => "kept_patches",
             ModelInput::ClassToken => "class_token",
             ModelInput::Features => "features",
             ModelInput::Token => "token",

@@ -13,6 +13,7 @@ mod init;
 mod inputs;
 mod language;
 mod presets;
+mod regularisation;
 mod scope;
 mod text;
 mod vision;
@@ -22,7 +23,7 @@ mod vlm_losses;
 pub use batch_inputs::BatchInputs;
 pub use block::{BlockConfig, MlpKind, NormKind};
 pub use config::{
-    Alignment, ConnectorConfig, LanguageConfig, ModelConfig, TextConfig, VisionConfig,
+    Alignment, ConnectorConfig, LanguageConfig, ModelConfig, OUTPUT_LAYER, TextConfig, VisionConfig,
 };
 pub use connector::connector;
 pub use init::{declare, initialise, initialise_one};
@@ -31,9 +32,10 @@ pub use language::{
     LanguageHead, cached_rows, embed_tokens, language_head, language_step, language_trunk,
 };
 pub use presets::{LANGUAGE_PRESETS, VISION_PRESETS, language_preset, vision_preset};
+pub use regularisation::{DROP_PATH, Regularisation, drop_path, keep_tokens};
 pub use scope::Scope;
 pub use text::text_tower;
-pub use vision::vision_tower;
+pub use vision::{TowerFeatures, vision_layers, vision_tower};
 pub use vision_head::{VisionHead, vision_head};
 pub use vlm_losses::{
     ContrastivePair, Losses, NextToken, Objectives, contrasted_features,

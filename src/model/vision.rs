@@ -2,10 +2,11 @@
 //!
 //! Sources: AIMv2 (Fini et al. 2024), ViT (Dosovitskiy et al. 2021), CLIP (Radford et al. 2021).
 
-use super::block::{block, norm};
-use super::{Scope, VisionConfig};
+use super::block::{norm, vision_block};
+use super::regularisation::{keep_tokens, kept_input, scales};
+use super::{OUTPUT_LAYER, Regularisation, Scope, VisionConfig};
 use keel_base::error::Result;
-use keel_engine::ops::{self, Mask, Positions};
+use keel_engine::ops;
 use keel_engine::tape::{Init, Tape, Value};
 
 /// Records the tower. `images` f32 [B, 3, S, S] → features [B, T, C], the class token first where there is one.
@@ -15,6 +16,48 @@ use keel_engine::tape::{Init, Tape, Value};
 /// # Errors
 /// Whatever recording reports.
 pub fn vision_tower(tape: &mut Tape, config: &VisionConfig, images: Value) -> Result<Value> {
+    Ok(vision_layers(tape, config, images, &Regularisation::default())?.output)
+}
+
+/// What a tower makes of images, layer by layer.
+#[derive(Clone, Debug)]
+pub struct TowerFeatures {
+    /// The tower's output [B, T, C], through its final norm where it has one.
+    pub output: Value,
+    /// The output of each block [B, T, C].
+    pub layers: Vec<Value>,
+}
+
+impl TowerFeatures {
+    /// The features of a layer as [`ConnectorConfig::select_layer`](super::ConnectorConfig) counts them: −1 for the output, −2 for the block
+    /// before the last.
+    ///
+    /// # Panics
+    /// When the tower has no such layer, which the settings' check refuses.
+    pub fn selected(&self, layer: i64) -> Value {
+        if layer == OUTPUT_LAYER {
+            return self.output;
+        }
+        let place = self.layers.len() as i64 + layer;
+        self.layers[usize::try_from(place).expect("the settings were checked")]
+    }
+}
+
+/// As [`vision_tower`], with the features of every block, and with what a step leaves out at random. Patch dropout leaves
+/// features [B, K, C] of K tokens, the class token first where there is one.
+///
+/// Inputs: [`ModelInput::KeptPatches`](super::ModelInput::KeptPatches) and [`Regularisation::scale_input`], as far as anything
+/// is left out.
+///
+/// # Errors
+/// Whatever recording reports.
+pub fn vision_layers(
+    tape: &mut Tape,
+    config: &VisionConfig,
+    images: Value,
+    regularisation: &Regularisation,
+) -> Result<TowerFeatures> {
+    let count = tape.shape(images).dims()[0];
     let scope = Scope::module("vision");
     let (width, patch) = (config.width, config.patch_size);
     let mut x = tape.scoped("vision.patch_embed", |tape| {
@@ -52,6 +95,13 @@ pub fn vision_tower(tape: &mut Tape, config: &VisionConfig, images: Value) -> Re
         ops::add_position(tape, x, position, class_token)
     })?;
     tape.name(x, "vision.patches");
+    // After positions were added: a patch that stays knows where it was.
+    if regularisation.patch_dropout > 0.0 {
+        let class = usize::from(config.class_token);
+        let kept = class + regularisation.kept_patches(config.patches());
+        let kept = kept_input(tape, count, kept);
+        x = keep_tokens(tape, x, kept)?;
+    }
     if config.pre_norm {
         x = norm(
             tape,
@@ -63,18 +113,13 @@ pub fn vision_tower(tape: &mut Tape, config: &VisionConfig, images: Value) -> Re
         )?;
     }
     let settings = config.block();
+    let mut layers = Vec::with_capacity(config.depth);
     for layer in 0..config.depth {
         let part = scope.child("blocks").child(layer);
-        x = block(
-            tape,
-            &part,
-            x,
-            &settings,
-            Mask::Full,
-            None,
-            Positions::Sequential,
-        )?;
+        let dropped = scales(tape, count, layer, config.depth, regularisation);
+        x = vision_block(tape, &part, x, &settings, dropped)?;
         tape.name(x, part.path());
+        layers.push(x);
     }
     if config.final_norm {
         x = norm(
@@ -87,7 +132,7 @@ pub fn vision_tower(tape: &mut Tape, config: &VisionConfig, images: Value) -> Re
         )?;
         tape.name(x, "vision.features");
     }
-    Ok(x)
+    Ok(TowerFeatures { output: x, layers })
 }
 
 /// The patch tokens [B, Tp, C] of a tower's output [B, T, C]: all but the class token.

@@ -5,8 +5,8 @@ use super::conversation::{record_conversation, whole_images};
 use super::inputs::ModelInput;
 use super::language::{embed_tokens, language_head, language_step, language_trunk};
 use super::text::text_tower;
-use super::vision::{patch_tokens, vision_tower};
-use super::{Alignment, ModelConfig, Scope};
+use super::vision::{TowerFeatures, patch_tokens, vision_layers};
+use super::{Alignment, ModelConfig, Regularisation, Scope};
 use keel_base::error::{Error, Result};
 use keel_data::batch::BatchShape;
 use keel_engine::ops::{self, Contrastive, ContrastiveMask, RankPairs};
@@ -46,6 +46,8 @@ pub struct Objectives {
     pub pair: ContrastivePair,
     /// Whether a batch may hold samples without an image, which have no part in the contrastive loss.
     pub holds_text_alone: bool,
+    /// What is left out of the vision tower at random.
+    pub regularisation: Regularisation,
 }
 
 /// Pooled and projected features of both sides.
@@ -100,14 +102,20 @@ pub fn record_losses(
     let mut losses = Losses::default();
     let needs_images = objectives.contrastive != 0.0 || objectives.splices_images;
     let features = if needs_images {
-        Some(record_features(tape, config, shape)?)
+        Some(record_features_in_training(
+            tape,
+            config,
+            shape,
+            &objectives.regularisation,
+        )?)
     } else {
         None
     };
     let through_connector = objectives.splices_images
         || (objectives.contrastive != 0.0 && objectives.pair == ContrastivePair::LanguageModel);
-    let image_tokens = match (features, through_connector) {
-        (Some(features), true) => Some(connector(tape, config, features)?),
+    let selected = config.connector.select_layer;
+    let image_tokens = match (&features, through_connector) {
+        (Some(features), true) => Some(connector(tape, config, features.selected(selected))?),
         _ => None,
     };
     if objectives.next_token != 0.0 {
@@ -135,7 +143,7 @@ pub fn record_losses(
             None => None,
         };
         let pooled = match objectives.pair {
-            ContrastivePair::TextTower => pool_towers(tape, config, shape, features)?,
+            ContrastivePair::TextTower => pool_towers(tape, config, shape, features.output)?,
             ContrastivePair::LanguageModel => {
                 let tokens = image_tokens.expect("the language pair goes through the connector");
                 match config.align {
@@ -158,11 +166,24 @@ pub fn record_losses(
     Ok(losses)
 }
 
-fn record_features(tape: &mut Tape, config: &ModelConfig, shape: &BatchShape) -> Result<Value> {
+fn record_features(
+    tape: &mut Tape,
+    config: &ModelConfig,
+    shape: &BatchShape,
+) -> Result<TowerFeatures> {
+    record_features_in_training(tape, config, shape, &Regularisation::default())
+}
+
+fn record_features_in_training(
+    tape: &mut Tape,
+    config: &ModelConfig,
+    shape: &BatchShape,
+    regularisation: &Regularisation,
+) -> Result<TowerFeatures> {
     let side = config.vision.image_size;
     let count = shape.tiling.slots + shape.batch;
     let images = tape.input(ModelInput::Images, TensorType::f32([count, 3, side, side]));
-    vision_tower(tape, &config.vision, images)
+    vision_layers(tape, &config.vision, images, regularisation)
 }
 
 fn pool_image(tape: &mut Tape, config: &ModelConfig, features: Value) -> Result<Value> {
@@ -353,8 +374,9 @@ pub fn record_contrastive_features(
     let (side, pooled) = if images {
         let features = record_features(tape, config, shape)?;
         let pooled = match pair {
-            ContrastivePair::TextTower => pool_image(tape, config, features)?,
+            ContrastivePair::TextTower => pool_image(tape, config, features.output)?,
             ContrastivePair::LanguageModel => {
+                let features = features.selected(config.connector.select_layer);
                 let patches = patch_tokens(tape, &config.vision, features)?;
                 tape.output(patches, "image.patches");
                 let tokens = connector(tape, config, features)?;
@@ -400,7 +422,8 @@ pub fn record_vision_language(
 ) -> Result<()> {
     let image_tokens = if with_images {
         let features = record_features(tape, config, shape)?;
-        Some(connector(tape, config, features)?)
+        let selected = features.selected(config.connector.select_layer);
+        Some(connector(tape, config, selected)?)
     } else {
         None
     };
@@ -465,7 +488,8 @@ pub fn record_prompt(
     next: NextToken,
 ) -> Result<()> {
     let features = record_features(tape, config, shape)?;
-    let image_tokens = connector(tape, config, features)?;
+    let selected = features.selected(config.connector.select_layer);
+    let image_tokens = connector(tape, config, selected)?;
     let hidden = record_conversation(tape, config, shape, Some(image_tokens))?;
     let index = tape.input(ModelInput::Index, TensorType::i32([shape.batch]));
     let last = ops::select_token(tape, hidden, index)?;

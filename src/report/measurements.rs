@@ -31,6 +31,7 @@ pub fn measurement_tables(measurements: &Measurements) -> String {
         distances(measurements),
         spaces(measurements),
         cka(measurements),
+        layers(measurements),
         drift(measurements),
         robustness(measurements),
     ];
@@ -235,6 +236,27 @@ fn cka(measurements: &Measurements) -> (String, Table) {
         "Likeness of mean tokens (linear CKA)".to_owned(),
         Table { rows },
     )
+}
+
+fn layers(measurements: &Measurements) -> (String, Table) {
+    let mut rows = Vec::new();
+    if let Some(first) = measurements.layers.first() {
+        let sets = first.linear_probe.iter().map(|(name, _)| set(name));
+        let mut heads = row(std::iter::once("block".to_owned()).chain(sets));
+        if first.plane_nearest.is_some() {
+            heads.push("distance from text in the plane".to_owned());
+        }
+        rows.push(heads);
+    }
+    for measure in &measurements.layers {
+        let shares = measure.linear_probe.iter();
+        let shares = shares.map(|(_, share)| percent(*share));
+        let mut cells = row(std::iter::once(measure.block.to_string()).chain(shares));
+        cells.extend(measure.plane_nearest.map(|near| format!("{near:.4}")));
+        rows.push(cells);
+    }
+    let title = "Each block of the tower: classes by a linear probe, and distance from text";
+    (title.to_owned(), Table { rows })
 }
 
 fn robustness(measurements: &Measurements) -> (String, Table) {

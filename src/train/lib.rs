@@ -49,6 +49,7 @@ pub use run::{
     newest_checkpoint, recipe_in, recipe_of, stage_checkpoints,
 };
 pub use scaling::{Cluster, RankMemory, RankStep, Sharding, Sizes};
+pub use stage::LeftOut;
 pub use step_program::{
     OptimizerScalars, batch_inputs, compile_rank_step, compile_step, optimizer_scalars,
     record_rank_step, record_step, whole_step_flops,

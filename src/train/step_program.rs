@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::recipe::{Recipe, Stage};
+use super::stage::is_left_out;
 use keel_base::error::{Error, Result};
 use keel_data::batch::BatchShape;
 use keel_engine::executor::Session;
@@ -223,7 +224,8 @@ pub fn optimizer_scalars(
     }
 }
 
-/// What the step of a stage reads of a batch. The rest is its loop's to write: the loss's weight and the optimiser's numbers.
+/// What the step of a stage reads of a batch. The rest is its loop's to write: the loss's weight, what is left out at random, and
+/// the optimiser's numbers.
 ///
 /// # Errors
 /// [`keel_base::error::Error::Setting`] naming an input that nobody would write.
@@ -233,5 +235,6 @@ pub fn batch_inputs(program: &Program) -> Result<BatchInputs> {
         ModelInput::ContrastiveWeight.name(),
     ];
     by_the_loop.extend(OptimizerInput::ALL.map(OptimizerInput::name));
+    by_the_loop.extend(program.input_names().filter(|name| is_left_out(name)));
     BatchInputs::of(program, &by_the_loop)
 }

@@ -8,8 +8,8 @@ use serde_json::{Map, Value as Json};
 use super::families::{Idle, IdleAt, shared, shared_names};
 use keel_base::error::{Error, Result, nearest};
 
-/// Shares of units that training elsewhere drops at random. They change nothing of what a trained model computes, and Keel
-/// trains without them.
+/// Shares of units that training elsewhere drops at random. They change nothing of what a trained model computes. Of these Keel
+/// trains with `drop_path_rate`, where a stage says so, and a run that begins from the folder tells of it.
 const REGULARISERS: &[&str] = &[
     "attention_dropout",
     "attention_probs_dropout_prob",
@@ -166,11 +166,17 @@ impl<'a> Settings<'a> {
         }
     }
 
-    /// Refuses another whole number, which may be below 0; `want` where the key is absent.
-    pub fn only_integer(&self, key: &'static str, want: i64) -> Result<()> {
+    /// A layer counted from the end, −1 the last and the default.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the key where it holds anything else.
+    pub fn layer(&self, key: &'static str) -> Result<i64> {
         match self.get(key) {
-            Some(value) if value.as_i64() != Some(want) => Err(self.refuse(key, want, value)),
-            _ => Ok(()),
+            None => Ok(-1),
+            Some(value) => match value.as_i64() {
+                Some(layer) if layer < 0 => Ok(layer),
+                _ => Err(self.refuse(key, "a layer counted from the end, such as -1 or -2", value)),
+            },
         }
     }
 

@@ -135,8 +135,10 @@ fn a_connector_that_keel_has_no_code_for_is_left_aside_with_a_word() {
         }
         why
     };
-    set(&whole, "vision_feature_layer", json!(-2));
-    left(&["vision_feature_layer", "-1", "-2"]);
+    set(&whole, "vision_feature_layer", json!(1));
+    left(&["vision_feature_layer", "counted from the end"]);
+    set(&whole, "vision_feature_layer", json!(-99));
+    left(&["select_layer", "-99"]);
     set(&whole, "vision_feature_layer", json!(-1));
     set(&whole, "vision_feature_select_strategy", json!("full"));
     left(&["vision_feature_select_strategy", "full"]);

@@ -8,7 +8,7 @@ use keel_data::batches::{batch_of, batches};
 use keel_data::sample::Sample;
 use keel_engine::executor::Session;
 use keel_engine::tensor::TensorType;
-use keel_model::{ModelInput, VisionHead, connector, vision_head, vision_tower};
+use keel_model::{ModelInput, Regularisation, VisionHead, connector, vision_head, vision_layers};
 
 /// What a pass over images is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,14 +96,17 @@ impl Measurer<'_> {
         let keep = blocks.map(|layer| format!("vision.blocks.{layer}"));
         load_forward(self.context, keep.collect(), |tape| {
             let images = tape.input(ModelInput::Images, TensorType::f32([BATCH, 3, side, side]));
-            let features = vision_tower(tape, &config.vision, images)?;
+            let nothing = Regularisation::default();
+            let layers = vision_layers(tape, &config.vision, images, &nothing)?;
+            let features = layers.output;
             tape.output(features, "tower");
             if let Some(head) = self.context.head.filter(|_| wanted.pooled) {
                 let pooled = vision_head(tape, &config.vision, head, features)?;
                 tape.output(pooled, "pooled");
             }
             if wanted.connected {
-                let tokens = connector(tape, config, features)?;
+                let selected = layers.selected(config.connector.select_layer);
+                let tokens = connector(tape, config, selected)?;
                 tape.output(tokens, "connected");
             }
             Ok(())
@@ -161,6 +164,27 @@ impl Measurer<'_> {
             }
         }
         Ok(all)
+    }
+
+    /// Patch tokens after each block [L][N, T, C] of a few images, at most a batch of them.
+    pub(super) fn layer_tokens(&self, samples: &[Sample]) -> Result<Vec<Vec<f32>>> {
+        let config = &self.context.config.vision;
+        let shape = self.batch_shape();
+        let mut session = self.feature_session(Wanted {
+            layers: true,
+            ..Wanted::default()
+        })?;
+        let (batch, count) = batch_of(samples, 0, &shape, self.context.tokenizer)?;
+        session.write_f32(ModelInput::Images.name(), &batch.images)?;
+        session.run()?;
+        let skip = usize::from(config.class_token) * config.width;
+        let mut layers = Vec::with_capacity(config.depth);
+        for layer in 0..config.depth {
+            let tokens = session.read_f32(&format!("vision.blocks.{layer}"))?;
+            let images = tokens.chunks_exact(tokens.len() / BATCH).take(count);
+            layers.push(images.flat_map(|image| &image[skip..]).copied().collect());
+        }
+        Ok(layers)
     }
 
     /// Mean tokens of every layer for the images that layers are compared on.

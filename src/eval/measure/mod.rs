@@ -2,6 +2,7 @@
 
 mod answers;
 mod features;
+mod layers;
 mod robustness;
 mod spaces;
 mod towers;
@@ -47,6 +48,8 @@ pub enum Metric {
     Space,
     /// Likeness of layers to each other and to those of the stages before.
     Cka,
+    /// What each block of the tower is worth: a linear probe, and the distance of its tokens from text tokens.
+    Layers,
     /// How far parameters moved from stage to stage.
     Drift,
     /// What corrupted images cost.
@@ -55,7 +58,7 @@ pub enum Metric {
 
 impl Metric {
     /// All, in the order of reports.
-    pub const ALL: [Metric; 13] = [
+    pub const ALL: [Metric; 14] = [
         Metric::Retrieval,
         Metric::ZeroShot,
         Metric::Neighbours,
@@ -67,6 +70,7 @@ impl Metric {
         Metric::Distances,
         Metric::Space,
         Metric::Cka,
+        Metric::Layers,
         Metric::Drift,
         Metric::Robustness,
     ];
@@ -85,6 +89,7 @@ impl Metric {
             Metric::Distances => "distances",
             Metric::Space => "space",
             Metric::Cka => "cka",
+            Metric::Layers => "layers",
             Metric::Drift => "drift",
             Metric::Robustness => "robustness",
         }
@@ -100,7 +105,7 @@ impl Metric {
 
     /// Whether it asks nothing of a model but its tower.
     pub fn needs_tower_alone(self) -> bool {
-        self.is_probe() || self == Metric::Cka
+        self.is_probe() || matches!(self, Metric::Cka | Metric::Layers)
     }
 
     /// Whether it classifies one row an image, without training steps.
@@ -142,6 +147,8 @@ pub struct Measurements {
     pub spaces: Vec<SpaceMeasure>,
     /// Likeness of layers.
     pub cka: Option<CkaMeasure>,
+    /// What each block of the tower is worth.
+    pub layers: Vec<LayerMeasure>,
     /// Drift of parameters, stage by stage.
     pub drift: Vec<StageDrift>,
     /// What corruptions cost.
@@ -174,6 +181,7 @@ impl Measurements {
         if new.cka.is_some() {
             self.cka.clone_from(&new.cka);
         }
+        take(&mut self.layers, &new.layers);
         take(&mut self.drift, &new.drift);
         take(&mut self.robustness, &new.robustness);
     }
@@ -306,6 +314,18 @@ pub struct CkaMeasure {
     pub stages: Vec<(String, Vec<f64>)>,
 }
 
+/// What one block of the tower is worth.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerMeasure {
+    /// The block, from 0.
+    pub block: usize,
+    /// Share classified rightly by a linear probe on its mean tokens, by set, as [`Metric::LinearProbe`] on the tower's output.
+    pub linear_probe: Vec<(SetName, f64)>,
+    /// Mean distance of its tokens from the nearest text token, each cloud on its own two principal components, as the `plane` of
+    /// [`Metric::Distances`]; nothing without a language model that has been trained with the tower.
+    pub plane_nearest: Option<f64>,
+}
+
 /// How far parameters moved in one stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageDrift {
@@ -404,6 +424,7 @@ impl<'a> Measurer<'a> {
                     stages: before,
                 });
             }
+            Metric::Layers => all.layers = self.layers()?,
             // Drift compares checkpoints, which a measurer of one does not have: whoever has both fills it in.
             Metric::Drift => {}
             Metric::Robustness => all.robustness = self.robustness()?,

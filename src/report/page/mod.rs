@@ -3,6 +3,7 @@
 mod chart;
 mod comparison;
 mod html;
+mod layers;
 mod qualitative;
 mod record;
 mod results;

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::html::{Section, data_address, details, page, table};
+use super::layers::layers;
 use super::qualitative::{attention, clouds, finds};
 use super::record::RunRecord;
 use super::results::{curves, evaluations, tiles};
@@ -51,6 +52,7 @@ pub fn run_page(record: &RunRecord) -> String {
         "Visual tokens on their way to text",
         clouds(&record.qualitative),
     );
+    add("layers", "Where in the tower it pays", layers(record));
     add("memory", "Memory", memory(record));
     add("profile", "Where a step's time goes", profiles(record));
     add("measured", "Measured later", measured(record));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::recipe::{Recipe, Stage};
+use crate::stage::LeftOut;
 use crate::stage_data::stage_mixture;
 use crate::step_program::{batch_inputs, compile_step, optimizer_scalars};
 use keel_base::error::Result;
@@ -90,6 +91,7 @@ impl Profile {
         recipe.write_first_values(&layout, executor.as_ref(), Vec::new())?;
         let mut session = executor.load(Arc::new(program))?;
         batch_inputs(session.program())?.write(session.as_mut(), &mixture.batch(0)?)?;
+        LeftOut::new(recipe, stage).write(session.as_mut(), 0)?;
         let steps = (WARM_UP + runs) as u64;
         let groups = stage.parameter_groups(&layout)?;
         optimizer_scalars(stage, &groups, [0, steps], 1.0).write(session.as_mut())?;

@@ -3,7 +3,7 @@
 use crate::checkpoint::OptimizerValues;
 use crate::recipe::Stage;
 use crate::run::Run;
-use crate::stage::{MicroWeight, run_micro_batch, write_micro_batch};
+use crate::stage::{LeftOut, MicroWeight, run_micro_batch, write_micro_batch};
 use crate::step_program::OptimizerScalars;
 use keel_base::error::{Error, Result};
 use keel_data::batch::Batch;
@@ -78,8 +78,9 @@ impl Recheck {
         assert_eq!(self.batches.len(), stage.micro_batches(), "the whole step");
         let once = StepState::read(run, session)?;
         self.before.write(run, session)?;
+        let left_out = LeftOut::new(&run.recipe, stage);
         for (index, (batch, weight, scalars)) in self.batches.iter().enumerate() {
-            write_micro_batch(session, stage, inputs, batch, *weight)?;
+            write_micro_batch(session, stage, (inputs, &left_out), batch, *weight)?;
             run_micro_batch(session, index + 1 == self.batches.len(), scalars)?;
         }
         if once.is_same(&StepState::read(run, session)?) {

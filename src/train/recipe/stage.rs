@@ -12,7 +12,7 @@ use keel_data::task::Task;
 use keel_data::tiles::Tiling;
 use keel_emoji::tasks::{DENSE_CAPTIONS, FACTS, OCR, SHORT_CAPTIONS, TASKS, VQA};
 use keel_engine::ops::Contrastive;
-use keel_model::{ContrastivePair, Objectives};
+use keel_model::{ContrastivePair, Objectives, Regularisation};
 
 /// What a stage is for. It decides what the contrastive loss compares and whether images are spliced into conversations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -262,6 +262,21 @@ pub struct Stage {
     /// - Range: 0 to 1
     #[serde(default = "one_f32")]
     pub augmentation: f32,
+    /// Share of images for which the residual branches of the vision tower's last block are dropped while it is trained
+    /// (stochastic depth, drop path); it rises linearly from 0 in the first block. What stays is scaled up, so that the expected
+    /// output is that without.
+    ///
+    /// - Range: 0 to below 1; above 0 in a stage that trains `vision`
+    /// - Source: method of Huang et al. 2016; 0.1 in InternVL 2's settings of InternViT (`drop_path_rate`)
+    #[serde(default, skip_serializing_if = "is_zero_f64")]
+    pub drop_path_rate: f64,
+    /// Share of patches that is left out of every image while the tower is trained; the others are contrasted. Costs are those of
+    /// the patches that stay.
+    ///
+    /// - Range: 0 to below 1; above 0 in a warm start that trains `vision` by contrastive loss: a connector needs all patches
+    /// - Source: method of Li et al. 2023 (FLIP), who leave out 0.5 and 0.75
+    #[serde(default, skip_serializing_if = "is_zero_f64")]
+    pub patch_dropout: f64,
     /// Modules that start this stage from new initial parameters, as the connector does where a backbone is put to a new use.
     ///
     /// - Source: SAIL-VL2's basic pre-training starts from a randomly initialised connector (report, arXiv 2509.14033)
@@ -338,6 +353,18 @@ impl Stage {
                 ContrastivePair::LanguageModel
             },
             holds_text_alone: self.holds_text_alone(),
+            regularisation: self.regularisation(),
+        }
+    }
+
+    /// What the stage leaves out of the vision tower at random; nothing where it does not train the tower.
+    pub fn regularisation(&self) -> Regularisation {
+        if !self.trains("vision") {
+            return Regularisation::default();
+        }
+        Regularisation {
+            drop_path_rate: self.drop_path_rate,
+            patch_dropout: self.patch_dropout,
         }
     }
 

@@ -102,6 +102,7 @@ fn validate_stage(recipe: &Recipe, stage: &Stage) -> Result<()> {
     validate_rates(stage)?;
     validate_schedule(stage)?;
     validate_optimiser(stage)?;
+    validate_regularisation(stage)?;
     validate_validation(stage)
 }
 
@@ -370,6 +371,22 @@ fn validate_optimiser(stage: &Stage) -> Result<()> {
         "above 0 where contrastive_weight is 0",
         stage.next_token_weight,
     )
+}
+
+fn validate_regularisation(stage: &Stage) -> Result<()> {
+    for (key, share) in [
+        ("drop_path_rate", stage.drop_path_rate),
+        ("patch_dropout", stage.patch_dropout),
+    ] {
+        require(key, (0.0..1.0).contains(&share), "from 0 to below 1", share)?;
+        let want = "0 in a stage that does not train vision";
+        require(key, share == 0.0 || stage.trains("vision"), want, share)?;
+    }
+    let keeps_grid = stage.kind != StageKind::WarmStart;
+    let want =
+        "0 in a stage that shows images to the language model, whose connector needs all patches";
+    let share = stage.patch_dropout;
+    require("patch_dropout", share == 0.0 || !keeps_grid, want, share)
 }
 
 /// Holds a number of things to 1 and more, and `most`.

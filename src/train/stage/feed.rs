@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::left_out::LeftOut;
 use super::rank_batch::{MicroWeight, meet};
 use super::stage_loop::write_micro_batch;
 use crate::gradient_accumulator::weight;
@@ -25,6 +26,8 @@ pub(super) struct Feed<'a> {
     batches: Prefetcher,
     /// What the session's program reads of a batch.
     inputs: Arc<BatchInputs>,
+    /// What its steps leave out of the vision tower.
+    left_out: LeftOut,
     /// What was handed over before it was asked for, or what was wrong with it.
     ahead: Option<Result<(Batch, MicroWeight)>>,
     /// What this rank tells the others of its batches.
@@ -80,7 +83,7 @@ impl<'a> Feed<'a> {
     pub fn new(
         stage: &'a Stage,
         mixture: Arc<Mixture>,
-        inputs: Arc<BatchInputs>,
+        (inputs, left_out): (Arc<BatchInputs>, LeftOut),
         votes: &'a dyn Votes,
         plan: FeedPlan,
     ) -> Feed<'a> {
@@ -117,6 +120,7 @@ impl<'a> Feed<'a> {
         Feed {
             stage,
             inputs,
+            left_out,
             batches: Prefetcher::new(Arc::new(make), first * count, workers, depth),
             ahead: None,
             votes,
@@ -142,10 +146,13 @@ impl<'a> Feed<'a> {
     }
 
     fn write(&mut self, session: &mut dyn Session) -> Result<(Batch, MicroWeight)> {
-        let (_, mut batch) = self.batches.next_batch()?;
+        let (number, mut batch) = self.batches.next_batch()?;
+        let world = self.votes.world();
+        let number = number * world.ranks as u64 + world.rank as u64;
         let own = weight(self.stage, &batch, self.votes.world().ranks);
-        let weight = meet(self.votes, self.stage, &mut batch, own)?;
-        write_micro_batch(session, self.stage, &self.inputs, &batch, weight)?;
+        let weight = meet(self.votes, self.stage, &mut batch, (own, number))?;
+        let inputs = (&*self.inputs, &self.left_out);
+        write_micro_batch(session, self.stage, inputs, &batch, weight)?;
         Ok((batch, weight))
     }
 }

@@ -16,6 +16,8 @@ pub(crate) struct MicroWeight {
     pub all: f32,
     /// Samples that were left out for them.
     pub left_out: u64,
+    /// This rank's micro-batch among those of the stage, of all ranks.
+    pub number: u64,
 }
 
 /// Samples that were left out of a batch.
@@ -33,12 +35,17 @@ pub(super) fn meet(
     votes: &dyn Votes,
     stage: &Stage,
     batch: &mut Batch,
-    own: f32,
+    (own, number): (f32, u64),
 ) -> Result<MicroWeight> {
     let left_out = left_out(batch);
     if votes.world().ranks == 1 {
         let all = own;
-        return Ok(MicroWeight { own, all, left_out });
+        return Ok(MicroWeight {
+            own,
+            all,
+            left_out,
+            number,
+        });
     }
     let mut told = Vec::new();
     told.extend(own.to_le_bytes());
@@ -73,6 +80,7 @@ pub(super) fn meet(
         own,
         all,
         left_out: heard.iter().map(|rank| rank.left_out).sum(),
+        number,
     })
 }
 

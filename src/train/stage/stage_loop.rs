@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::feed::{Feed, FeedPlan};
+use super::left_out::LeftOut;
 use super::rank_batch::MicroWeight;
 use super::validation::StageValidation;
 use crate::checkpoint::{
@@ -172,7 +173,8 @@ impl<'a> StageLoop<'a> {
         };
         let votes = self.run.options.seat.votes();
         let (mixture, inputs) = (self.mixture.clone(), self.inputs.clone());
-        let mut feed = Feed::new(self.stage, mixture, inputs, votes, plan);
+        let left_out = LeftOut::new(&self.run.recipe, self.stage);
+        let mut feed = Feed::new(self.stage, mixture, (inputs, left_out), votes, plan);
         let mut log = ProgressLog::new(self.step_size(), &self.run.options.clock);
         let mut packing = PackingStats::default();
         self.masked = MaskedShare::default();
@@ -457,15 +459,16 @@ impl<'a> StageLoop<'a> {
     }
 }
 
-/// Hands a micro-batch to the session, and its weight where the step has several.
+/// Hands a micro-batch to the session with what its step leaves out, and its weight where the step has several.
 pub(crate) fn write_micro_batch(
     session: &mut dyn Session,
     stage: &Stage,
-    inputs: &BatchInputs,
+    (inputs, left_out): (&BatchInputs, &LeftOut),
     batch: &Batch,
     weight: MicroWeight,
 ) -> Result<()> {
     inputs.write(session, batch)?;
+    left_out.write(session, weight.number)?;
     let is_alone = session.program().world().ranks == 1;
     if is_alone && stage.micro_batches() > 1 || !is_alone && stage.next_token_weight > 0.0 {
         session.write_f32(ModelInput::LossWeight.name(), &[weight.own])?;

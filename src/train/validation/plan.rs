@@ -9,7 +9,7 @@ use keel_data::tiles::Tiling;
 use keel_engine::program::Program;
 use keel_engine::tape::{CompileTarget, ParameterLayout};
 use keel_eval::{GenerationPrograms, Sampling, plan_forward};
-use keel_model::{ContrastivePair, contrasted_features, record_objectives};
+use keel_model::{ContrastivePair, Regularisation, contrasted_features, record_objectives};
 
 /// Samples that the model is asked about.
 const GENERATED: usize = 4;
@@ -60,6 +60,7 @@ impl ValidationPlan {
         };
         let mut objectives = stage.objectives(recipe.contrastive_loss);
         objectives.holds_text_alone = true;
+        objectives.regularisation = Regularisation::default();
         let pair = is_contrastive.then_some(objectives.pair);
         let keep = pair.map_or(Vec::new(), |pair| contrasted_features(pair).to_vec());
         let losses = plan_forward(layout, compile_target, keep, |tape| {

@@ -7,7 +7,7 @@ use super::super::hf_config::Settings;
 use super::key::{Key, Keys, read_keys, write_key};
 use super::names::Names;
 use keel_base::error::Result;
-use keel_model::ConnectorConfig;
+use keel_model::{ConnectorConfig, OUTPUT_LAYER};
 
 /// The key of the tower's settings, as in other models of several parts.
 pub(crate) const VISION_KEY: &str = "vision_config";
@@ -37,6 +37,7 @@ impl ConnectorForm {
     pub fn read(&self, settings: &Settings) -> Result<ConnectorConfig> {
         let form = ConnectorConfig {
             unshuffle_factor: 1,
+            select_layer: OUTPUT_LAYER,
         };
         read_keys(self.keys, &form, settings)
     }
@@ -55,9 +56,14 @@ pub(crate) const OWN: ConnectorForm = ConnectorForm {
                 default: "v1",
             },
         ],
-        &[Key::Check(|settings, _| {
-            settings.only_integer("select_layer", -1)
-        })],
+        &[Key::Own {
+            name: "select_layer",
+            read: |settings, config| {
+                config.select_layer = settings.layer("select_layer")?;
+                Ok(())
+            },
+            write: |config| json!(config.select_layer),
+        }],
     ],
     stem: "mlp1.",
     probe: "mlp1.0.weight",
@@ -79,7 +85,14 @@ const TRANSFORMERS: ConnectorForm = ConnectorForm {
             want: "default",
             default: "default",
         },
-        Key::Check(|settings, _| settings.only_integer("vision_feature_layer", -1)),
+        Key::Own {
+            name: "vision_feature_layer",
+            read: |settings, config| {
+                config.select_layer = settings.layer("vision_feature_layer")?;
+                Ok(())
+            },
+            write: |config| json!(config.select_layer),
+        },
     ]],
     stem: "multi_modal_projector.",
     probe: "multi_modal_projector.layer_norm.weight",
@@ -122,9 +135,13 @@ const DOWNSAMPLE_RATIO: Key<ConnectorConfig> = Key::Own {
 
 /// `config.json` of a connector alone.
 pub fn connector_config(config: &ConnectorConfig) -> Map<String, Json> {
-    let keys = ["downsample_ratio", "ps_version"];
-    keys.map(|name| (name.to_owned(), write_key(OWN.keys, config, name)))
-        .into_iter()
+    let mut keys = vec!["downsample_ratio", "ps_version"];
+    if config.select_layer != OUTPUT_LAYER {
+        keys.push("select_layer");
+    }
+    let written = keys.into_iter();
+    written
+        .map(|name| (name.to_owned(), write_key(OWN.keys, config, name)))
         .collect()
 }
 
@@ -143,7 +160,7 @@ pub fn whole_config(
     for (key, value) in connector_config(connector) {
         say(&key, value);
     }
-    say("select_layer", json!(-1));
+    say("select_layer", json!(connector.select_layer));
     say(SIZE_KEY, json!(image_size));
     say(TILED_KEY, json!(tiles > 0));
     say("use_thumbnail", json!(tiles > 0));
@@ -164,6 +181,14 @@ const TILED_KEY: &str = "dynamic_image_size";
 const TILES_KEY: &str = "max_dynamic_patch";
 
 impl Folder {
+    /// The rate of drop path that the folder's tower was last trained with (`drop_path_rate`); 0 where it does not say.
+    pub fn drop_path_rate(&self) -> f64 {
+        let config = self.config();
+        let tower = config.get(VISION_KEY).and_then(Json::as_object);
+        let rate = tower.unwrap_or(config).get("drop_path_rate");
+        rate.and_then(Json::as_f64).unwrap_or(0.0)
+    }
+
     /// The most tiles that images are cut into for the model in it (InternVL's `dynamic_image_size`); 0 where they are not.
     pub fn most_tiles(&self) -> usize {
         let is_cut = self.config().get(TILED_KEY).and_then(Json::as_bool);

@@ -360,6 +360,9 @@ impl Schema {
                 Lit::Bool(switch) => Ok(switch.value.to_string()),
                 _ => Err(unknown()),
             },
+            Expr::Unary(negative) if matches!(negative.op, syn::UnOp::Neg(_)) => {
+                Ok(format!("-{}", self.value(&negative.expr, of)?))
+            }
             Expr::Array(list) => self.values(list.elems.iter(), of),
             // vec![…]
             Expr::Macro(list) if list.mac.path.is_ident("vec") => {
@@ -475,7 +478,7 @@ fn kind(of: &Type) -> Option<(Kind, bool)> {
                 ("Option", Some((inner, _))) => return Some((inner, true)),
                 ("Vec", Some((inner, _))) => Kind::List(Box::new(inner)),
                 ("BTreeMap", Some((Kind::Number, _))) => Kind::Weights,
-                ("u32" | "u64" | "usize", None) => Kind::Whole,
+                ("u32" | "u64" | "usize" | "i64", None) => Kind::Whole,
                 ("f32" | "f64", None) => Kind::Number,
                 ("bool", None) => Kind::Switch,
                 ("String" | "PathBuf", None) => Kind::Text,
