@@ -46,6 +46,7 @@ mod power_cuts;
 mod presets;
 mod profile;
 mod program;
+mod ptx;
 mod rank_runs;
 mod ranks;
 mod recipes;

@@ -9,6 +9,10 @@ use keel_engine::executor::kernel_header::header;
 use keel_engine::executor::kernel_table::{IMAGES, KERNELS, KernelEntry};
 use keel_report::table::Table;
 
+/// What each kernel executes at the shapes of large examples, in thousands over all blocks, counted from its PTX
+/// (`cargo tool ptx --counts`).
+const COUNTS: &str = include_str!("../../cuda/counts.toml");
+
 /// Options of `keel kernels`.
 #[derive(Debug, Args)]
 pub(super) struct KernelsArgs {
@@ -74,5 +78,18 @@ fn details(kernel: &KernelEntry) -> String {
             text += &format!("\n  {field:<9} {value}");
         }
     }
+    for (example, counts) in counted(kernel.name) {
+        text += &format!("\n  {:<9} {example}: {counts} (thousands)", "counted");
+    }
     text
+}
+
+/// The examples that `kernel` was counted in, and the counts: `instructions 12.5, tensor 4.1, …`.
+fn counted(kernel: &str) -> impl Iterator<Item = (&str, String)> {
+    COUNTS.lines().filter_map(move |line| {
+        let (key, counts) = line.strip_prefix('"')?.split_once("\" = { ")?;
+        let example = key.strip_suffix(kernel)?.strip_suffix(": ")?;
+        let counts = counts.trim_end_matches(" }").replace(" = ", " ");
+        Some((example, counts))
+    })
 }

@@ -8,7 +8,10 @@ use std::str::FromStr;
 use clap::Parser;
 
 use super::text::{kernel_json, kernel_markdown, kernel_text, outcome_json, outcome_text};
-use super::{Budget, Catalogue, Choice, Size, catalogue, time, works};
+use super::{
+    Budget, Catalogue, Choice, CountBudget, Size, catalogue, count, counted_markdown, counted_text,
+    time, works,
+};
 use keel_base::error::{Error, Result, nearest, with_near_miss};
 use keel_engine::executor::{Device, SelectedDevice};
 use keel_engine::tensor::DType;
@@ -47,9 +50,14 @@ struct Options {
     /// Fail if a kernel takes more than this file allows, spills, or uses local memory.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "json", "markdown"])]
     budget: Option<PathBuf>,
-    /// Rewrite the budget file: what the kernels take now.
-    #[arg(long, requires = "budget")]
+    /// Rewrite the budget file, or with --counts the file of counts and the page docs/reference/counts.md: what the kernels
+    /// take now.
+    #[arg(long)]
     write: bool,
+    /// Count what the kernels execute at the shapes of the examples, print it with predicted times, and fail if it is more
+    /// than this file allows.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "json", "markdown", "budget", "time"])]
+    counts: Option<PathBuf>,
 }
 
 fn precision(text: &str) -> Result<DType> {
@@ -91,6 +99,13 @@ pub fn run(
     let mut catalogue = catalogue();
     if let Some(path) = &options.budget {
         return hold_to_budget(&catalogue, path, options.write, &mut print);
+    }
+    if let Some(path) = &options.counts {
+        return hold_to_counts(&options, path, &mut print);
+    }
+    if options.write {
+        let want = "a file to write, given by --budget or --counts";
+        return Err(Error::setting("--write", want, "none"));
     }
     if options.time {
         return time_examples(&options, &mut print);
@@ -157,6 +172,44 @@ fn missing(catalogue: &Catalogue) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// Counts what the kernels execute and compares it with what was agreed, or writes this anew.
+fn hold_to_counts(
+    options: &Options,
+    path: &Path,
+    print: &mut dyn FnMut(String) -> Result<()>,
+) -> Result<()> {
+    let all = count(options.shapes, options.precision.unwrap_or(DType::Bf16))?;
+    print(counted_text(&all))?;
+    if options.write {
+        let page = Path::new("docs/reference/counts.md");
+        for (path, text) in [
+            (path, CountBudget::of(&all).write()),
+            (page, counted_markdown(&all)),
+        ] {
+            std::fs::write(path, text).map_err(|e| Error::io(path, "write", e))?;
+        }
+        return print(format!("{}: the counts as they are", path.display()));
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
+    let problems = CountBudget::read(&path.display().to_string(), &text)?.problems(&all);
+    for problem in &problems {
+        print(problem.clone())?;
+    }
+    if problems.is_empty() {
+        let kernels: usize = all.iter().map(|counted| counted.kernels.len()).sum();
+        return print(format!(
+            "{kernels} kernels of {} ops keep to {}",
+            all.len(),
+            path.display()
+        ));
+    }
+    Err(Error::content(
+        path.display(),
+        format!("the kernels execute more in {} places", problems.len()),
+        "mend the kernel, or agree to the new counts with cargo tool ptx --counts --write",
+    ))
 }
 
 /// Compares the images with the agreed numbers, or writes these anew.

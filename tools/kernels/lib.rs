@@ -7,6 +7,8 @@
 mod budget;
 mod chips;
 pub mod command;
+mod counted;
+mod counted_text;
 mod examples;
 mod ptxas;
 mod roofline;
@@ -17,6 +19,10 @@ pub use keel_build::sass;
 
 pub use budget::{Agreed, Budget};
 pub use chips::{CHIPS, Chip, Occupancy};
+pub use counted::{
+    Conflict, CountedKernel, CountedWork, Limit, Predicted, SPEEDS, Speed, Sums, count,
+};
+pub use counted_text::{AgreedCounts, CountBudget, counted_markdown, counted_text};
 pub use examples::{Direction, Example, Size, examples, record_update, update_shape};
 pub use keel_engine::executor::kernel_header::{FIELDS, Header, header, headers};
 pub use ptxas::{Assembled, Report, read as read_assembler};

@@ -6,6 +6,7 @@ mod emoji;
 mod kernels;
 mod nvcc;
 mod palette;
+mod ptx;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -15,10 +16,11 @@ fn main() {
         Some("emoji") => emoji::run(&arguments[1..]),
         Some("kernels") => kernels::run(&arguments[1..]),
         Some("nvcc") => nvcc::run(&arguments[1..]),
+        Some("ptx") => ptx::run(&arguments[1..]),
         Some("reference") => tools::reference::run(&arguments[1..]),
         _ => {
             eprintln!(
-                "usage: cargo tool bundle [--profile NAME] | check | emoji | kernels [--write] | nvcc | reference [--write]"
+                "usage: cargo tool bundle [--profile NAME] | check | emoji | kernels [--write] | nvcc | ptx [--all | --record FILE | --counts [--write]] | reference [--write]"
             );
             std::process::exit(2);
         }

@@ -11,6 +11,8 @@ use keel::program::{CompileOptions, Program};
 use keel::tape::{ParameterLayout, Tape, Target, Value};
 use keel::tensor::{DType, Shape, TensorType};
 
+mod without_gpu;
+
 use super::budget::Budget;
 use super::expected::{self, Expected, expected};
 use super::golden::Golden;
@@ -529,27 +531,6 @@ impl<'a> Prepared<'a> {
             }
         }
     }
-
-    /// The kernels on the emulator, under every schedule and copy timing: the same bits each time, within the budget.
-    fn check_on_simt(&self, seed: u64) {
-        let mut first: Option<Readable> = None;
-        for options in Options::proof(seed) {
-            let Ok(executor) = SimtExecutor::isolating(0, options) else {
-                return;
-            };
-            let what = format!("{}: simt with {options:?}", self.what);
-            let mut simt = Loaded::try_new(self.case, &executor, Target::Cuda, self.precision)
-                .unwrap_or_else(|problem| panic!("{what}: {problem}"));
-            let found = simt.run(&self.floats);
-            match &first {
-                None => {
-                    self.compare("simt", &found);
-                    first = Some(found);
-                }
-                Some(first) => assert_eq!(bits(first), bits(&found), "{what} gives other bits"),
-            }
-        }
-    }
 }
 
 /// The values as they are once stored in a tensor of type `ty`.
@@ -679,6 +660,7 @@ fn check_everywhere(case: &Case, seed: u64) {
     }
     let check_kernels = |prepared: &Prepared| {
         prepared.check_on_simt(seed);
+        prepared.check_on_ptx(seed);
         if let Some(gpu) = gpu() {
             prepared.check_on_gpu(gpu);
         }

@@ -7,6 +7,7 @@ pub mod expected;
 mod golden;
 mod gpu;
 mod gradcheck;
+pub mod ptx;
 mod random;
 mod ranks;
 

@@ -34,6 +34,11 @@ fn the_program_names_every_kernel_and_shows_the_header_of_one() {
     assert_eq!(says_what_is_missing, IMAGES.is_empty());
     let one = keel(folder.path(), &["kernels", KERNELS[0].name]).fine();
     assert!(one.stdout.contains("Math"), "its header is shown: {one:?}");
+    // What it executes, from the file that counts are held to.
+    let counted = keel(folder.path(), &["kernels", "linear_backward_input_bf16"]).fine();
+    for part in ["\n  counted   linear ", ": instructions ", ", wavefronts "] {
+        assert!(counted.stdout.contains(part), "{counted:?}");
+    }
     keel(folder.path(), &["kernels", "layer_morn"]).refused(&["layer_morn", "such as"]);
 }
 

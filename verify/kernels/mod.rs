@@ -3,6 +3,7 @@
 
 mod budget;
 mod command;
+mod counted;
 mod gpu_run;
 mod readers;
 mod roofline;

@@ -12,7 +12,8 @@ use keel::program::{CompileOptions, Program};
 use keel::tape::{Arena, Init, ParameterLayout, ParameterSpec, Tape, Target};
 use keel::tensor::{DType, TensorType};
 
-use crate::harness::{Golden, gpu};
+use crate::harness::{Golden, gpu, ptx};
+use keel_ptx::PtxExecutor;
 
 /// A program whose gradients are its inputs: parameters `a.decayed` [n] and `a.plain` [m].
 struct Update {
@@ -69,6 +70,11 @@ fn updates_of(
         if let Some(gpu) = gpu() {
             let executor = gpu.executor(elements);
             executors.push((Box::new(executor), Target::Cuda, precision));
+        }
+        if let Some(seen) = ptx::seen() {
+            let record = seen.record.clone();
+            let executor = PtxExecutor::new(elements, keel_ptx::Options::default(), record);
+            executors.push((Box::new(executor.unwrap()), Target::Cuda, precision));
         }
     }
     executors

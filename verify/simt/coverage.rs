@@ -25,12 +25,17 @@ use super::emulator;
 use crate::harness::{Random, on_ranks};
 
 /// Records a program of one op or a few and returns its result.
-type Record = fn(&mut Inputs<'_>) -> Result<Value>;
+pub type Record = fn(&mut Inputs<'_>) -> Result<Value>;
 
 /// A tape, and inputs by the rule of every program: matrices in its precision, vectors and images in f32.
-struct Inputs<'a>(&'a mut Tape);
+pub struct Inputs<'a>(&'a mut Tape);
 
 impl Inputs<'_> {
+    /// The tape they are recorded on.
+    pub fn tape(&mut self) -> &mut Tape {
+        self.0
+    }
+
     fn add(&mut self, ty: TensorType, has_gradient: bool) -> Value {
         let name = format!("input.{}", self.0.values().len());
         if has_gradient {
@@ -41,7 +46,7 @@ impl Inputs<'_> {
     }
 
     /// Floats that owe a gradient.
-    fn x<const R: usize>(&mut self, shape: [usize; R]) -> Value {
+    pub fn x<const R: usize>(&mut self, shape: [usize; R]) -> Value {
         let dtype = match R {
             2 | 3 => self.0.precision(),
             _ => DType::F32,
@@ -50,13 +55,13 @@ impl Inputs<'_> {
     }
 
     /// A matrix that owes none.
-    fn frozen<const R: usize>(&mut self, shape: [usize; R]) -> Value {
+    pub fn frozen<const R: usize>(&mut self, shape: [usize; R]) -> Value {
         let dtype = self.0.precision();
         self.add(TensorType::new(dtype, shape), false)
     }
 
     /// Numbers that are f32 in every precision and owe none.
-    fn constant<const R: usize>(&mut self, shape: [usize; R]) -> Value {
+    pub fn constant<const R: usize>(&mut self, shape: [usize; R]) -> Value {
         self.add(TensorType::f32(shape), false)
     }
 
@@ -72,12 +77,12 @@ const HEADS: Heads = Heads {
     dim: 8,
 };
 
-fn linear(t: &mut Inputs<'_>, rows: usize, inner: usize, columns: usize) -> Result<Value> {
+pub fn linear(t: &mut Inputs<'_>, rows: usize, inner: usize, columns: usize) -> Result<Value> {
     let (x, w, b) = (t.x([rows, inner]), t.x([columns, inner]), t.x([columns]));
     ops::linear(t.0, x, w, Some(b))
 }
 
-fn norms(t: &mut Inputs<'_>, columns: usize) -> Result<Value> {
+pub fn norms(t: &mut Inputs<'_>, columns: usize) -> Result<Value> {
     let (x, w, b) = (t.x([2, columns]), t.x([columns]), t.x([columns]));
     let y = ops::layer_norm(t.0, x, w, b, 1e-6)?;
     let y = ops::rms_norm(t.0, y, w, 1e-6)?;
@@ -90,20 +95,29 @@ fn attention(t: &mut Inputs<'_>, dim: usize) -> Result<Value> {
     ops::attention(t.0, qkv, heads, Mask::Causal, None)
 }
 
-/// Images of 9 × 9 in patches of 4: a column and a row are left over.
-fn patch_embed(t: &mut Inputs<'_>, images: usize, width: usize) -> Result<Value> {
-    let (images, w) = (t.x([images, 3, 9, 9]), t.x([width, 48]));
-    let (b, position) = (t.x([width]), t.x([4, width]));
-    ops::patch_embed(t.0, images, w, Some(b), Some(position), 4)
+/// Square images in patches; a side of 9 leaves a column and a row of patches of 4 over.
+pub fn patch_embed(t: &mut Inputs<'_>, [images, side, patch, width]: [usize; 4]) -> Result<Value> {
+    let patches = (side / patch).pow(2);
+    let (images, w) = (
+        t.x([images, 3, side, side]),
+        t.x([width, 3 * patch * patch]),
+    );
+    let (b, position) = (t.x([width]), t.x([patches, width]));
+    ops::patch_embed(t.0, images, w, Some(b), Some(position), patch)
 }
 
-fn contrastive(t: &mut Inputs<'_>, kind: Contrastive, is_masked: bool) -> Result<Value> {
-    let features = [t.x([5, 12]), t.x([5, 12]), t.x([1])];
+pub fn contrastive(
+    t: &mut Inputs<'_>,
+    [pairs, width]: [usize; 2],
+    kind: Contrastive,
+    is_masked: bool,
+) -> Result<Value> {
+    let features = [t.x([pairs, width]), t.x([pairs, width]), t.x([1])];
     let bias = (kind == Contrastive::Sigmoid).then(|| t.x([1]));
     let mask = if is_masked {
         ContrastiveMask {
             pairs: Some(t.integers([1])),
-            identities: Some([t.integers([5]), t.integers([5])]),
+            identities: Some([t.integers([pairs]), t.integers([pairs])]),
         }
     } else {
         ContrastiveMask::default()
@@ -112,7 +126,7 @@ fn contrastive(t: &mut Inputs<'_>, kind: Contrastive, is_masked: bool) -> Result
 }
 
 /// What to run, smallest shapes first.
-const PROGRAMS: &[(&str, Record)] = &[
+pub const PROGRAMS: &[(&str, Record)] = &[
     ("linear", |t| linear(t, 5, 20, 7)),
     ("linear with a split sum", |t| linear(t, 600, 8, 7)),
     ("linear with only its bias trained", |t| {
@@ -152,7 +166,7 @@ const PROGRAMS: &[(&str, Record)] = &[
         let (query, key_value) = (t.x([1, width]), t.x([2, 3, 2 * width]));
         ops::cross_attention(t.0, query, key_value, heads)
     }),
-    ("patch_embed", |t| patch_embed(t, 2, 12)),
+    ("patch_embed", |t| patch_embed(t, [2, 9, 4, 12])),
     ("embedding and splice", |t| {
         let (table, ids, image) = (t.x([6, 20]), t.integers([2, 5]), t.x([2, 2, 20]));
         let text = ops::embedding(t.0, table, ids)?;
@@ -196,16 +210,16 @@ const PROGRAMS: &[(&str, Record)] = &[
         ops::tree_sum(t.0, x, 3)
     }),
     ("contrastive_loss, InfoNCE", |t| {
-        contrastive(t, Contrastive::InfoNce, false)
+        contrastive(t, [5, 12], Contrastive::InfoNce, false)
     }),
     ("contrastive_loss, sigmoid", |t| {
-        contrastive(t, Contrastive::Sigmoid, false)
+        contrastive(t, [5, 12], Contrastive::Sigmoid, false)
     }),
     ("contrastive_loss of some, InfoNCE", |t| {
-        contrastive(t, Contrastive::InfoNce, true)
+        contrastive(t, [5, 12], Contrastive::InfoNce, true)
     }),
     ("contrastive_loss of some, sigmoid", |t| {
-        contrastive(t, Contrastive::Sigmoid, true)
+        contrastive(t, [5, 12], Contrastive::Sigmoid, true)
     }),
     ("linear_cross_entropy", |t| {
         let (hidden, w) = (t.x([5, 20]), t.x([30, 20]));
@@ -219,21 +233,37 @@ const PROGRAMS: &[(&str, Record)] = &[
 ];
 
 /// The program, with the gradients of everything that owes one.
-fn program(record: Record, precision: DType) -> Result<Program> {
+pub fn program(record: Record, precision: DType) -> Result<Program> {
+    compiled(record, precision, true)
+}
+
+/// The gradients alone: what only the result needs is not computed.
+pub fn gradients(record: Record, precision: DType) -> Result<Program> {
+    compiled(record, precision, false)
+}
+
+fn compiled(record: Record, precision: DType, gives_result: bool) -> Result<Program> {
     let mut tape =
         Tape::new(Arc::new(ParameterLayout::default()), |_| false).in_precision(precision);
     let y = record(&mut Inputs(&mut tape))?;
-    tape.output(y, "y");
+    if gives_result {
+        tape.output(y, "y");
+    }
     if tape.requires_gradient(y) {
         let ty = tape.ty(y);
         let cotangent = tape.input("cotangent", ty);
         tape.backward_from(&[(y, cotangent)])?;
     }
-    Program::compile(tape, &CompileOptions::new(Target::Cuda))
+    let options = CompileOptions {
+        // So that a machine may give every value memory of its own.
+        share_memory: false,
+        ..CompileOptions::new(Target::Cuda)
+    };
+    Program::compile(tape, &options)
 }
 
 /// An update of three parameters, one of them by Muon and one clamped between two numbers, with averages.
-fn update(world: World, precision: DType) -> (Program, usize) {
+pub fn update(world: World, precision: DType) -> (Program, usize) {
     let specs = ["a.matrix", "a.tall", "a.scale"].map(|name| ParameterSpec {
         name: name.into(),
         shape: Shape::new(match name {
@@ -290,24 +320,24 @@ fn run(what: &str, program: Program, elements: usize, seat: &Seat) -> Vec<String
     if let Some(engine) = seat.engine() {
         executor.join(engine.clone()).expect("it takes an engine");
     }
-    let mut session = executor
-        .load(Arc::new(program))
-        .unwrap_or_else(|problem| panic!("{what}: {problem}"));
+    run_on(&executor, program).unwrap_or_else(|problem| panic!("{what}: {problem}"));
+    kernels
+}
+
+/// Runs `program` on numbers drawn at random.
+pub fn run_on(executor: &dyn Executor, program: Program) -> Result<()> {
+    let mut session = executor.load(Arc::new(program))?;
     let mut random = Random::new(11);
     let inputs: Vec<String> = session.program().input_names().map(str::to_owned).collect();
     for input in inputs {
         let value = session.program().input(&input).expect("listed");
         let ty = session.program().ty(value);
         match ty.dtype {
-            DType::I32 => session.write_i32(&input, &random.integers(ty.numel(), 2)),
-            _ => session.write_f32(&input, &random.normals(ty.numel(), 1.0)),
+            DType::I32 => session.write_i32(&input, &random.integers(ty.numel(), 2))?,
+            _ => session.write_f32(&input, &random.normals(ty.numel(), 1.0))?,
         }
-        .expect("an input of its size");
     }
-    session
-        .run()
-        .unwrap_or_else(|problem| panic!("{what}: {problem}"));
-    kernels
+    session.run()
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod attention;
 mod contrastive_loss;
-mod coverage;
+pub mod coverage;
 mod fragment;
 mod launches;
 mod planted;

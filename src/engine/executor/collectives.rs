@@ -41,7 +41,7 @@ pub(super) fn expect_engine(
 
 /// Hands the collectives of one session's program to the engine of its executor, in host memory.
 #[derive(Default)]
-pub(super) struct Collectives {
+pub struct Collectives {
     engine: Option<SharedEngine>,
     ranks: usize,
     /// What was begun, by the collective's number in the program.
@@ -49,8 +49,11 @@ pub(super) struct Collectives {
 }
 
 impl Collectives {
+    /// The collectives of one session of `program` on `device`, by `engine` where the program is of a rank among several.
+    ///
     /// # Errors
-    /// As [`expect_engine`].
+    /// [`Error::Device`] when the program is of a rank among several and there is no engine, or that of another rank or one
+    /// for memory of devices.
     pub fn new(
         device: &str,
         engine: Option<&SharedEngine>,

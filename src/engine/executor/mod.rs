@@ -1,7 +1,7 @@
 //! Executors run programs. All are of equal rank: the same program, the same inputs, the same readable outputs.
 
 mod arena;
-mod collectives;
+pub mod collectives;
 pub mod cpu;
 pub mod cuda;
 mod inputs;

@@ -1,0 +1,6 @@
+//! The machine that executes the kernels' PTX: what it refuses, that every kernel agrees with the emulator on it, and that it
+//! notices changes of the text. Op cases run on it from the harness.
+
+mod coverage;
+mod machine;
+mod mutations;
