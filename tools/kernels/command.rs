@@ -9,8 +9,8 @@ use clap::Parser;
 
 use super::text::{kernel_json, kernel_markdown, kernel_text, outcome_json, outcome_text};
 use super::{
-    Budget, Catalogue, Choice, CountBudget, Size, catalogue, count, counted_markdown, counted_text,
-    time, works,
+    Budget, Catalogue, Choice, CountBudget, Measured, Size, catalogue, count, counted_markdown,
+    counted_text, time, works,
 };
 use keel_base::error::{Error, Result, nearest, with_near_miss};
 use keel_engine::executor::{Device, SelectedDevice};
@@ -181,12 +181,13 @@ fn hold_to_counts(
     print: &mut dyn FnMut(String) -> Result<()>,
 ) -> Result<()> {
     let all = count(options.shapes, options.precision.unwrap_or(DType::Bf16))?;
-    print(counted_text(&all))?;
+    let measured = Measured::read_all(Path::new("bench/results"))?;
+    print(counted_text(&all, &measured))?;
     if options.write {
         let page = Path::new("docs/reference/counts.md");
         for (path, text) in [
             (path, CountBudget::of(&all).write()),
-            (page, counted_markdown(&all)),
+            (page, counted_markdown(&all, &measured)),
         ] {
             std::fs::write(path, text).map_err(|e| Error::io(path, "write", e))?;
         }

@@ -6,6 +6,8 @@
 //! uncovered, what the second-level cache keeps, and clocks under load.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use keel_base::error::{Error, Result};
 use keel_engine::program::{CompileOptions, Program};
@@ -15,7 +17,7 @@ use keel_ptx::Counted;
 use keel_ptx::form::{Class, Op};
 
 use super::Size;
-use super::roofline::{Work, record_all, works_of};
+use super::roofline::{Recorded, Work, record_all, works_of};
 
 /// Examples whose kernels go other ways for other values, which counting on zeros would not show.
 const BY_VALUE: [&str; 1] = ["embedding"];
@@ -355,28 +357,59 @@ pub fn count(size: Size, precision: DType) -> Result<Vec<CountedWork>> {
         share_memory: false,
         ..CompileOptions::new(Target::Cuda)
     };
-    let mut all: Vec<CountedWork> = Vec::new();
-    for mut recorded in record_all(size, precision)? {
-        if BY_VALUE.contains(&recorded.example) {
-            continue;
-        }
-        let tape = std::mem::replace(&mut recorded.tape, Tape::declaring());
-        let program = Program::compile(tape, &options)?;
-        let works = works_of(&recorded, &program);
-        let counted = keel_ptx::count(&program).map_err(Error::kernel)?;
-        for (work, launches) in works.into_iter().zip(counted) {
-            let Some(work) = work.filter(|_| !launches.is_empty()) else {
-                continue;
+    let recorded = record_all(size, precision)?;
+    let recorded = recorded.into_iter();
+    let recorded = recorded.filter(|recorded| !BY_VALUE.contains(&recorded.example));
+    let recorded: Vec<Mutex<Recorded>> = recorded.map(Mutex::new).collect();
+    let counted: Vec<Mutex<Vec<CountedWork>>> = recorded.iter().map(|_| Mutex::default()).collect();
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<()> {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(recorded) = recorded.get(index) else {
+                return Ok(());
             };
-            if all.iter().all(|known| known.work != work) {
-                all.push(CountedWork {
-                    work,
-                    kernels: kernels(&launches),
-                });
+            let mut recorded = recorded.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = count_example(&mut recorded, &options)?;
+            *counted[index]
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = found;
+        }
+    };
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let mut ended = workers.into_iter().map(|worker| worker.join());
+        ended.try_for_each(|ended| ended.expect("counting reports what goes wrong"))
+    })?;
+    let mut all: Vec<CountedWork> = Vec::new();
+    for counted in counted {
+        for counted in counted.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            // A layer of another form has the same backward.
+            if all.iter().all(|known| known.work != counted.work) {
+                all.push(counted);
             }
         }
     }
     Ok(all)
+}
+
+/// Counts the ops of one example.
+fn count_example(recorded: &mut Recorded, options: &CompileOptions) -> Result<Vec<CountedWork>> {
+    let tape = std::mem::replace(&mut recorded.tape, Tape::declaring());
+    let program = Program::compile(tape, options)?;
+    let works = works_of(recorded, &program);
+    let counted = keel_ptx::count(&program).map_err(Error::kernel)?;
+    let counted = works
+        .into_iter()
+        .zip(counted)
+        .filter_map(|(work, launches)| {
+            Some(CountedWork {
+                work: work.filter(|_| !launches.is_empty())?,
+                kernels: kernels(&launches),
+            })
+        });
+    Ok(counted.collect())
 }
 
 /// The launches of an op by kernel.

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use serde::Deserialize;
 
+use super::Measured;
 use super::counted::{CountedKernel, CountedWork, SPEEDS};
 use keel_base::error::{Error, Result};
 use keel_report::table::Table;
@@ -162,7 +163,7 @@ fn times(counted: f64, ideal: f64) -> String {
     }
 }
 
-fn rows(all: &[CountedWork]) -> Vec<Vec<String>> {
+fn rows(all: &[CountedWork], measured: &[Measured]) -> Vec<Vec<String>> {
     let mut header: Vec<String> = [
         "example",
         "op, kernel",
@@ -180,6 +181,9 @@ fn rows(all: &[CountedWork]) -> Vec<Vec<String>> {
     .map(str::to_owned)
     .to_vec();
     header.extend(SPEEDS.map(|speed| format!("{} µs", speed.name)));
+    let devices = measured.iter().map(|measured| &measured.device);
+    header.extend(devices.map(|device| format!("{device}, measured µs")));
+    let columns = header.len();
     let mut rows = vec![header];
     for counted in all {
         let work = &counted.work;
@@ -197,6 +201,7 @@ fn rows(all: &[CountedWork]) -> Vec<Vec<String>> {
                 predicted.limit.name()
             )
         }));
+        row.extend(measured.iter().map(|measured| measured.cell(counted)));
         rows.push(row);
         for kernel in &counted.kernels {
             let sums = &kernel.sums;
@@ -214,7 +219,7 @@ fn rows(all: &[CountedWork]) -> Vec<Vec<String>> {
                 millions(sums.exponentials),
                 millions(sums.barriers),
             ];
-            row.resize(12 + SPEEDS.len(), String::new());
+            row.resize(columns, String::new());
             rows.push(row);
         }
     }
@@ -222,8 +227,9 @@ fn rows(all: &[CountedWork]) -> Vec<Vec<String>> {
 }
 
 /// The table, and of each kernel the lines that meet banks twice.
-pub fn counted_text(all: &[CountedWork]) -> String {
-    let mut text = Table { rows: rows(all) }.render();
+pub fn counted_text(all: &[CountedWork], measured: &[Measured]) -> String {
+    let rows = rows(all, measured);
+    let mut text = Table { rows }.render();
     text.push_str("\n\npredicted µs, (least µs), and what binds; sums over all blocks\n");
     for counted in all {
         for kernel in counted.kernels.iter().filter(|k| !k.conflicts.is_empty()) {
@@ -247,19 +253,23 @@ const PAGE: &str = "\
 # What the kernels execute
 
 Written by `cargo tool ptx --counts --write`. Each kernel's PTX was executed for neighbouring blocks from the middle of the launch,
-up to 96 and fewer where they execute much, at the shapes of the large examples in bf16, and counted; sums are scaled to all blocks.
+up to 64 and fewer where they execute much, at the shapes of the large examples in bf16, and counted; sums are scaled to all blocks.
 So tiles of a head are met as often as they are there, but tiles at the edge of a large grid, which have less to do, count as full
 ones. Predicted times are in microseconds, with the least that the counted work allows in brackets and the part of the chip that
-binds. **Nothing here was measured on a GPU.** The model knows how much work each part of a multiprocessor has. It does not know how ptxas schedules and fuses
+binds. The model knows how much work each part of a multiprocessor has. It does not know how ptxas schedules and fuses
 instructions, latency that too few warps leave uncovered, what the second-level cache keeps, or clocks under load. Kernels whose
 way depends on values (`embedding`) are not counted.
 
 ";
 
 /// The page `docs/reference/counts.md`.
-pub fn counted_markdown(all: &[CountedWork]) -> String {
+pub fn counted_markdown(all: &[CountedWork], measured: &[Measured]) -> String {
     let mut text = PAGE.to_owned();
-    let rows = rows(all);
+    text.push_str(match measured {
+        [] => "**Nothing here was measured on a GPU.**\n\n",
+        _ => "The last columns are what `tools/gpu-run.sh` measured, and how many times that is the prediction.\n\n",
+    });
+    let rows = rows(all, measured);
     for (index, row) in rows.iter().enumerate() {
         let cells: Vec<String> = row.iter().map(|cell| cell.replace('|', "\\|")).collect();
         writeln!(text, "| {} |", cells.join(" | ")).expect("writing to a string cannot fail");

@@ -10,6 +10,7 @@ pub mod command;
 mod counted;
 mod counted_text;
 mod examples;
+mod measured;
 mod ptxas;
 mod roofline;
 mod text;
@@ -25,6 +26,7 @@ pub use counted::{
 pub use counted_text::{AgreedCounts, CountBudget, counted_markdown, counted_text};
 pub use examples::{Direction, Example, Size, examples, record_update, update_shape};
 pub use keel_engine::executor::kernel_header::{FIELDS, Header, header, headers};
+pub use measured::Measured;
 pub use ptxas::{Assembled, Report, read as read_assembler};
 pub use roofline::{Bound, Work, works};
 pub use timing::{Choice, Outcome, Timed, fill, time};

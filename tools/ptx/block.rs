@@ -1,5 +1,6 @@
 //! Blocks: warps that run until they wait for each other, barriers between them, and faults with their place.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 pub use super::arithmetic::Approximation;
@@ -121,6 +122,7 @@ pub fn launch(
             warps: warps
                 .map(|first| Warp::new(code, first, launch.arguments, &around))
                 .collect(),
+            arrived: BTreeMap::new(),
             steps: 0,
         };
         running
@@ -149,6 +151,8 @@ impl fmt::Display for Fault {
 
 struct Block {
     warps: Vec<Warp>,
+    /// Threads that were counted at a barrier, for so many threads, and went on.
+    arrived: BTreeMap<(u32, u32), u32>,
     steps: u64,
 }
 
@@ -164,8 +168,30 @@ impl Block {
             if self.warps.iter().all(|warp| warp.groups.is_empty()) {
                 return Ok(());
             }
-            self.release()?;
+            // An arrival may have let a warp go on whose turn was over.
+            let can_run = |warp: &Warp| !warp.groups.is_empty() && warp.barrier.is_none();
+            if !self.warps.iter().any(can_run) {
+                self.release()?;
+            }
         }
+    }
+
+    /// Lets those go on who wait at a barrier for `threads` threads (0: all), if these have come.
+    fn complete(&mut self, barrier: u32, threads: u32) -> bool {
+        let here = Some((barrier, threads));
+        let waiting = self.warps.iter().filter(|warp| warp.barrier == here);
+        let waiting: u32 = waiting.map(|warp| warp.live().count_ones()).sum();
+        let passed = self.arrived.get(&(barrier, threads)).copied().unwrap_or(0);
+        let all: u32 = self.warps.iter().map(|warp| warp.lanes.count_ones()).sum();
+        let wanted = if threads == 0 { all } else { threads };
+        if waiting + passed != wanted {
+            return false;
+        }
+        self.arrived.remove(&(barrier, threads));
+        for warp in self.warps.iter_mut().filter(|warp| warp.barrier == here) {
+            warp.barrier = None;
+        }
+        true
     }
 
     /// Lets those go on whose barrier is complete.
@@ -175,23 +201,7 @@ impl Block {
         waiting.dedup();
         let mut has_released = false;
         for (barrier, threads) in &waiting {
-            let here = |warp: &&Warp| warp.barrier == Some((*barrier, *threads));
-            let arrived: u32 = self
-                .warps
-                .iter()
-                .filter(here)
-                .map(|w| w.live().count_ones())
-                .sum();
-            let all: u32 = self.warps.iter().map(|warp| warp.lanes.count_ones()).sum();
-            let wanted = if *threads == 0 { all } else { *threads };
-            if arrived == wanted {
-                has_released = true;
-                for warp in &mut self.warps {
-                    if warp.barrier == Some((*barrier, *threads)) {
-                        warp.barrier = None;
-                    }
-                }
-            }
+            has_released |= self.complete(*barrier, *threads);
         }
         if has_released {
             return Ok(());
@@ -215,8 +225,11 @@ impl Block {
 
     /// Runs a warp until it waits at a barrier or its lanes have returned.
     fn run_warp(&mut self, number: usize, env: &mut Environment<'_, '_>) -> Result<(), Fault> {
-        let warp = &mut self.warps[number];
-        while !warp.groups.is_empty() && warp.barrier.is_none() {
+        loop {
+            let warp = &mut self.warps[number];
+            if warp.groups.is_empty() || warp.barrier.is_some() {
+                return Ok(());
+            }
             let Some(selected) = warp.select() else {
                 let waiting: Vec<String> = warp
                     .groups
@@ -261,8 +274,12 @@ impl Block {
                 instruction: Some(text(code, group.at)),
                 problem,
             })?;
+            if let Flow::Arrival(barrier, threads) = flow {
+                let lanes = group.lanes.count_ones();
+                *self.arrived.entry((barrier, threads)).or_default() += lanes;
+                self.complete(barrier, threads);
+            }
         }
-        Ok(())
     }
 }
 
@@ -278,7 +295,7 @@ fn text(code: &Code, at: u32) -> String {
 fn advance(warp: &mut Warp, selected: usize, group: Group, flow: Flow) -> Result<(), String> {
     let slot = &mut warp.groups[selected];
     match flow {
-        Flow::Next => slot.at += 1,
+        Flow::Next | Flow::Arrival(..) => slot.at += 1,
         Flow::Wait => slot.waits = true,
         Flow::Barrier(barrier, threads) => {
             slot.at += 1;

@@ -492,6 +492,10 @@ impl<'a> Decoder<'a> {
                     out.b = self.source(threads, Bank::Word, false)?;
                 }
             }
+            (Op::BarrierArrival, [id, threads]) => {
+                out.a = self.source(id, Bank::Word, false)?;
+                out.b = self.source(threads, Bank::Word, false)?;
+            }
             (
                 Op::Load {
                     space,

@@ -29,6 +29,8 @@ pub enum Flow {
     Branch(u32, u32),
     /// To the block's barrier of this number, for so many threads (0: all).
     Barrier(u32, u32),
+    /// Counted at that barrier, and on.
+    Arrival(u32, u32),
     Return(u32),
     /// Not before other lanes of the warp are here too.
     Wait,
@@ -89,6 +91,7 @@ impl Warp {
             // Nobody takes part.
             _ if active == 0 => return Ok(Flow::Next),
             Op::Barrier
+            | Op::BarrierArrival
             | Op::WarpBarrier
             | Op::MultiplyMatrices
             | Op::LoadMatrix { .. }
@@ -122,6 +125,12 @@ impl Warp {
                 for lane in each(active) {
                     let open = i.value as usize;
                     self.copies[lane].wait(open, env.timing, env.global, env.shared)?;
+                }
+            }
+            Op::CopyWaitAll => {
+                for lane in each(active) {
+                    self.copies[lane].commit();
+                    self.copies[lane].wait(0, env.timing, env.global, env.shared)?;
                 }
             }
             Op::Compare(relation, compared) => self.compare(i, active, relation, compared),
@@ -428,7 +437,7 @@ impl Warp {
     ) -> Result<Flow, String> {
         let wanted = match i.op {
             Op::MultiplyMatrices | Op::LoadMatrix { .. } => ALL,
-            Op::Barrier => self.live(),
+            Op::Barrier | Op::BarrierArrival => self.live(),
             Op::WarpBarrier => self.mask(i.a, active),
             Op::Shuffle(_) => self.mask(i.d, active),
             _ => self.mask(i.b, active),
@@ -442,10 +451,14 @@ impl Warp {
             return Ok(Flow::Wait);
         }
         match i.op {
-            Op::Barrier => {
+            Op::Barrier | Op::BarrierArrival => {
                 let all = |lanes: &Lanes| lanes[active.trailing_zeros() as usize];
                 let threads = if i.b == NONE { 0 } else { all(self.word(i.b)) };
-                return Ok(Flow::Barrier(all(self.word(i.a)), threads));
+                let barrier = all(self.word(i.a));
+                return Ok(match i.op {
+                    Op::Barrier => Flow::Barrier(barrier, threads),
+                    _ => Flow::Arrival(barrier, threads),
+                });
             }
             Op::WarpBarrier => {}
             Op::MultiplyMatrices => {

@@ -220,6 +220,7 @@ pub enum Op {
     CopyAsync,
     CopyCommit,
     CopyWait,
+    CopyWaitAll,
     LoadMatrix {
         count: u8,
         is_transposed: bool,
@@ -232,6 +233,8 @@ pub enum Op {
     ReduceMaxS32,
     Ballot,
     Barrier,
+    /// A thread is counted at a barrier and goes on.
+    BarrierArrival,
     WarpBarrier,
     Branch,
     Return,
@@ -390,6 +393,7 @@ const FORMS: &[(&str, Op, &str)] = {
         ("redux.sync.max.s32", ReduceMaxS32, "w=ww"),
         ("vote.sync.ballot.b32", Ballot, "w=pw"),
         ("bar.warp.sync", WarpBarrier, "=w"),
+        ("cp.async.wait_all", CopyWaitAll, "="),
         ("ret", Return, "="),
     ]
 };
@@ -399,6 +403,7 @@ const SHAPED: &[(&str, Op)] = &[
     ("bra", Op::Branch),
     ("bra.uni", Op::Branch),
     ("bar.sync", Op::Barrier),
+    ("bar.arrive", Op::BarrierArrival),
     ("cp.async.ca.shared.global", Op::CopyAsync),
     ("cp.async.cg.shared.global", Op::CopyAsync),
     ("cp.async.commit_group", Op::CopyCommit),
@@ -580,7 +585,9 @@ impl Op {
                 Space::Global => Class::Global,
             },
             CopyAsync => Class::Copy,
-            CopyCommit | CopyWait | Barrier | WarpBarrier => Class::Barrier,
+            CopyCommit | CopyWait | CopyWaitAll | Barrier | BarrierArrival | WarpBarrier => {
+                Class::Barrier
+            }
             Shuffle(_) | Ballot | ReduceMinU32 | ReduceMaxU32 | ReduceMinS32 | ReduceMaxS32 => {
                 Class::Exchange
             }

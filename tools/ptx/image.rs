@@ -24,14 +24,31 @@ pub fn texts() -> Result<&'static BTreeMap<&'static str, String>, String> {
                     .to_owned(),
             );
         }
-        let target = Path::new(BUILD_FOLDER).ancestors().nth(4);
-        let target = target.expect("cargo builds under the target folder");
+        let target = target_folder();
         let text = |image: &keel_engine::executor::kernel_table::KernelImage| {
             text(target, image.fatbin).map(|text| (image.stem, text))
         };
         IMAGES.iter().map(text).collect()
     });
     texts.as_ref().map_err(Clone::clone)
+}
+
+/// The text of `cuda/simt/zoo/wrappers.cu`, in which each wrapper of `cuda/ptx` has a kernel of its own.
+///
+/// # Errors
+/// As [`texts`].
+pub fn wrappers_text() -> Result<String, String> {
+    texts()?;
+    let path = Path::new(BUILD_FOLDER).join("wrappers.fatbin");
+    let said = |problem| format!("cannot read {}: {problem}", path.display());
+    let fatbin = std::fs::read(&path).map_err(said)?;
+    text(target_folder(), &fatbin)
+}
+
+/// Where cargo builds.
+fn target_folder() -> &'static Path {
+    let target = Path::new(BUILD_FOLDER).ancestors().nth(4);
+    target.expect("cargo builds under the target folder")
 }
 
 /// The PTX of one image.

@@ -35,7 +35,7 @@ pub use block::{Approximation, CopyTiming, Launch, Options, launch};
 pub use code::Code;
 pub use counts::Counts;
 pub use executor::PtxExecutor;
-pub use image::{Kernels, texts};
+pub use image::{Kernels, texts, wrappers_text};
 pub use memory::{Allocation, Extent, Memory};
 pub use program::{Counted, count};
 pub use source::{Entry, Module, Place};

@@ -17,7 +17,7 @@ use super::image::Kernels;
 use super::memory::{Extent, Memory};
 
 /// Blocks of a launch that are run at the most: whole heads of up to 32 tiles.
-const NEIGHBOURS: u64 = 96;
+const NEIGHBOURS: u64 = 64;
 
 /// Blocks that are run at the least.
 const FEWEST: u64 = 4;
@@ -104,7 +104,7 @@ fn sample(blocks: u64) -> std::ops::Range<u64> {
     first..blocks.min(first + NEIGHBOURS)
 }
 
-/// What each op of `program` launches, with up to 96 blocks of each launch executed, fewer where they execute much.
+/// What each op of `program` launches, with up to 64 blocks of each launch executed, fewer where they execute much.
 /// Launches of an op that differ in their pointers alone are one, with how many there are.
 ///
 /// # Errors

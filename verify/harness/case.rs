@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use keel::cpu::Bf16Products;
 use keel::error::Result;
-use keel::executor::simt::Options;
-use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, Session, SimtExecutor};
+use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, Session};
 use keel::program::{CompileOptions, Program};
 use keel::tape::{ParameterLayout, Tape, Target, Value};
 use keel::tensor::{DType, Shape, TensorType};

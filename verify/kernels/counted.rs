@@ -1,7 +1,9 @@
 //! What the kernels are counted to execute: the arithmetic of their sizes, and the file that counts are held to.
 
 use keel::tensor::DType;
-use keel_kernel_report::{CountBudget, CountedWork, Limit, SPEEDS, Size, count};
+use keel_kernel_report::{
+    CountBudget, CountedWork, Limit, Measured, SPEEDS, Size, count, counted_markdown,
+};
 
 /// The tiny examples; none where there is no PTX.
 fn tiny() -> Option<Vec<CountedWork>> {
@@ -91,4 +93,43 @@ fn predictions_follow_the_part_that_takes_longest() {
     assert_eq!(bound.limit, Limit::Shared);
     let alone = 1e12 / (f64::from(h100.multiprocessors) * h100.clock);
     assert!(bound.seconds >= alone && bound.least < alone);
+}
+
+#[test]
+fn what_a_gpu_took_stands_beside_what_was_predicted() {
+    let Some(all) = tiny() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let nothing = Measured::read_all(&folder.path().join("none")).unwrap();
+    assert!(counted_markdown(&all, &nothing).contains("Nothing here was measured"));
+    let counted = &all[0];
+    let h200 = SPEEDS.iter().find(|speed| speed.name == "H200").unwrap();
+    let predicted = h200.predict(counted).seconds;
+    let row = serde_json::json!({
+        "kind": "op",
+        "example": counted.work.example,
+        "shape": counted.work.shape,
+        "op": counted.work.op,
+        "precision": "bf16",
+        "median_ms": 2e3 * predicted,
+    });
+    let file = |tiny: u8| {
+        format!(
+            "{{\"kind\":\"machine\",\"device\":\"NVIDIA H200\",\"tiny\":{tiny}}}\n{{\"kind\":\"part\",\"name\":\"probe\"}}\n{row}\n"
+        )
+    };
+    let path = folder.path().join("nvidia-h200.jsonl");
+    std::fs::write(&path, file(0)).unwrap();
+    let measured = Measured::read_all(folder.path()).unwrap();
+    let page = counted_markdown(&all, &measured);
+    assert!(page.contains("NVIDIA H200, measured µs"), "{page}");
+    assert_eq!(page.matches("(2.00×)").count(), 1, "{page}");
+    // Times of tiny shapes say nothing of the large ones.
+    std::fs::write(&path, file(1)).unwrap();
+    assert_eq!(Measured::read_all(folder.path()).unwrap(), nothing);
+    std::fs::write(&path, "half a line").unwrap();
+    let problem = Measured::read_all(folder.path()).unwrap_err().to_string();
+    assert!(
+        problem.contains("nvidia-h200.jsonl") && problem.contains("line 1"),
+        "{problem}"
+    );
 }

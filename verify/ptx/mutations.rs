@@ -58,6 +58,15 @@ fn replaced(instruction: &str, old: &str, new: &str) -> Option<String> {
         .then(|| instruction.replace(old, new))
 }
 
+/// A guarded instruction that is executed where it was not, and not where it was.
+fn negated(instruction: &str) -> Option<String> {
+    let guard = instruction.strip_prefix('@')?;
+    Some(match guard.strip_prefix('!') {
+        Some(plain) => format!("@{plain}"),
+        None => format!("@!{guard}"),
+    })
+}
+
 fn split(list: &str) -> Vec<String> {
     let (mut parts, mut depth) = (vec![String::new()], 0);
     for c in list.chars() {
@@ -116,6 +125,11 @@ const PRODUCT: &[(&str, Change)] = &[
     ("no barrier", |i| {
         replaced(i, "bar.sync 0;", "mov.u32 %r1, %r1;")
     }),
+    ("every guard the other way round", negated),
+    ("a distance of twice as many bytes", |i| {
+        let found = i.starts_with("shl.b64 ") && i.ends_with(", 1;");
+        found.then(|| i.replace(", 1;", ", 2;"))
+    }),
 ];
 
 /// Of rows that only copies of 4 bytes fit.
@@ -148,6 +162,11 @@ const ROWS: &[(&str, Change)] = &[
     }),
     ("no barrier", |i| {
         replaced(i, "bar.sync 0;", "mov.u32 %r1, %r1;")
+    }),
+    ("every guard the other way round", negated),
+    ("the next element's place", |i| {
+        let found = i.starts_with("add.s32 ") && i.ends_with(", 512;");
+        found.then(|| i.replace(", 512;", ", 513;"))
     }),
 ];
 
