@@ -1,5 +1,6 @@
 // A CUDA driver without a GPU: the functions that src/engine/executor/cuda calls, on the host's memory, with the kernel
-// emulator to run what is launched. Linked with the emulator's library into a libcuda.so.1 that the tests put before any other.
+// emulator to run what is launched. Linked with the emulator's library into a libcuda.so.1 that the tests put before any other;
+// libcuda.so is a link to it, so that whoever loads either has the same driver.
 //
 // Work on a stream is queued. With `late` it runs only when something waits for it, as late as the driver's contract
 // allows, so that a missing wait, or host memory reused too early, changes results instead of passing by luck. Copies
@@ -557,7 +558,8 @@ EXPORT int cuEventCreate(Event** event, unsigned) {
 }
 EXPORT int cuEventDestroy_v2(Event* event) {
     ENTER("cuEventDestroy_v2", kContextEvenBroken);
-    if (event->stream) drain(*event->stream, event, event->asked);
+    // A stream that was destroyed has nothing left to run.
+    if (driver().streams.count(event->stream)) drain(*event->stream, event, event->asked);
     --driver().events;
     delete event;
     return kOk;

@@ -37,10 +37,14 @@ pub(crate) fn folder(name: &str) -> PathBuf {
 fn install(folder: &Path, make: impl FnOnce(&Path)) {
     let partial = folder.join(format!("partial.{}", std::process::id()));
     make(&partial);
-    for name in ["libcuda.so", "libcuda.so.1", "libnvidia-ml.so.1"] {
+    for name in ["libcuda.so", "libnvidia-ml.so.1", "libcuda.so.1"] {
         let copy = partial.with_extension(format!("{name}.{}", std::process::id()));
-        std::fs::copy(&partial, &copy)
-            .and_then(|_| std::fs::rename(&copy, folder.join(name)))
+        let made = match name {
+            // One library under both names, as NVIDIA installs it.
+            "libcuda.so" => std::os::unix::fs::symlink("libcuda.so.1", &copy),
+            _ => std::fs::copy(&partial, &copy).map(drop),
+        };
+        made.and_then(|()| std::fs::rename(&copy, folder.join(name)))
             .expect("the target folder can be written");
     }
     std::fs::remove_file(&partial).expect("it was just made");

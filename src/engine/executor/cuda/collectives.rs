@@ -1,17 +1,24 @@
 //! The collectives of a session on a GPU: what its engine has under way, on addresses of the device.
 //!
 //! The engine orders its own work behind that of the computing stream when a collective begins, and has that stream wait when
-//! it finishes; the host waits for neither. A program with collectives is started op by op, without a graph.
+//! it finishes; the host waits for neither. On a stream that is captured both become part of its graph. All ranks run a program as
+//! a graph or none does, which they tell one another when it is loaded.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::sys;
 
 use super::super::resolved::range;
 use super::gpu::Gpu;
+use super::memory::DeviceMemory;
 use super::session::Memory;
 use crate::program::Program;
 use crate::tape::{CollectivePart, Value};
 use keel_base::error::{Error, Result};
-use keel_ranks::{Collective, Received, Sent, SharedEngine, Ticket};
+use keel_ranks::{Collective, Kind, Received, Sent, SharedEngine, Ticket};
+
+/// Bytes before what arrives of a vote: it begins where any type may.
+const VOTE: usize = 256;
 
 /// One part of a collective of the program, by the collective's number.
 #[derive(Clone, Copy)]
@@ -30,6 +37,7 @@ enum Part {
 /// See the module's documentation.
 pub(super) struct DeviceCollectives {
     engine: Option<SharedEngine>,
+    ranks: usize,
     /// Of each op of the program.
     parts: Vec<Option<Part>>,
     under_way: Mutex<Vec<(usize, Ticket)>>,
@@ -79,6 +87,7 @@ impl DeviceCollectives {
         }
         Ok(DeviceCollectives {
             engine: engine.cloned(),
+            ranks: program.world().ranks,
             parts,
             under_way: Mutex::new(Vec::new()),
         })
@@ -89,11 +98,34 @@ impl DeviceCollectives {
         self.parts.iter().all(Option::is_none)
     }
 
-    /// Hands op `index` to the engine; returns whether it was for it.
+    /// Whether all ranks say yes. Of a program without collectives, its own answer.
+    ///
+    /// # Errors
+    /// Whatever the engine or the device reports.
+    pub fn all_agree(&self, gpu: &Arc<Gpu>, own: bool) -> Result<bool> {
+        let Some(engine) = self.engine.as_ref().filter(|_| !self.is_empty()) else {
+            return Ok(own);
+        };
+        let vote = DeviceMemory::new(gpu, "a vote of the ranks", VOTE + self.ranks, 0)?;
+        vote.upload(0, &[u8::from(own)])?;
+        let order = gpu.in_order();
+        let mut engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
+        let (from, stream) = (vote.address(), gpu.compute() as usize);
+        let (to, kind) = (from + VOTE as u64, Kind::AllGather);
+        let sent = Sent::Device { from, to, stream };
+        let ticket = engine.begin(Collective { kind, slice: 1 }, sent)?;
+        engine.finish(ticket, Received::Device { stream })?;
+        drop((engine, order));
+        let mut votes = vec![0; self.ranks];
+        vote.download(VOTE, &mut votes)?;
+        Ok(votes.iter().all(|vote| *vote != 0))
+    }
+
+    /// Hands op `index` to the engine, with the work of `stream`; returns whether it was for it.
     ///
     /// # Errors
     /// Whatever the engine reports.
-    pub fn run(&self, index: usize, gpu: &Gpu) -> Result<bool> {
+    pub fn run_on(&self, index: usize, stream: sys::CUstream) -> Result<bool> {
         let Some(part) = self.parts[index] else {
             return Ok(false);
         };
@@ -102,8 +134,7 @@ impl DeviceCollectives {
         let mut engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
         let under_way = self.under_way.lock();
         let mut under_way = under_way.unwrap_or_else(PoisonError::into_inner);
-        let _order = gpu.in_order();
-        let stream = gpu.compute() as usize;
+        let stream = stream as usize;
         match part {
             Part::Begin {
                 number,

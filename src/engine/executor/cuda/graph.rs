@@ -7,7 +7,7 @@ use cudarc::driver::sys;
 use super::driver::{Code, Driver};
 use super::gpu::{Gpu, Handle, new_stream};
 use super::launch::PreparedLaunch;
-use keel_base::error::Result;
+use keel_base::error::{Error, Result};
 
 /// See the module's documentation. It refers to its kernels without keeping them: whoever owns it keeps the launches, and
 /// with them the images, until it is gone.
@@ -21,19 +21,29 @@ enum Captured {
     Graph(sys::CUgraphExec),
     /// The driver cannot capture.
     Impossible(Code),
-    /// A launch is refused for a reason of its own.
-    Refused(usize, Code),
+    /// Part of the step is refused for a reason of its own.
+    Refused(Refusal),
 }
 
+/// A part of a step that could not be queued.
+pub(super) enum Refusal {
+    Launch(Arc<PreparedLaunch>, Code),
+    /// A collective, in the words of its engine.
+    Collective(Error),
+}
+
+/// Queues a step on the stream that it is given.
+pub(super) type Enqueue<'a> = &'a dyn Fn(sys::CUstream) -> Result<(), Refusal>;
+
 impl Graph {
-    /// Captures `launches` without running them. `None`, and a warning, when the driver cannot capture.
+    /// Captures what `enqueue` queues, without running it. `None`, and a warning, when the driver cannot capture.
     ///
     /// # Errors
-    /// When a launch is refused for a reason of its own.
-    pub fn capture(gpu: &Arc<Gpu>, launches: &[Arc<PreparedLaunch>]) -> Result<Option<Graph>> {
+    /// When a launch or a collective is refused for a reason of its own.
+    pub fn capture(gpu: &Arc<Gpu>, enqueue: Enqueue<'_>) -> Result<Option<Graph>> {
         // A stream of its own: what other sessions ask of the computing stream meanwhile must not become part of the graph.
         let stream = gpu.check(new_stream(gpu.driver))?;
-        let captured = capture_on(gpu, stream, launches);
+        let captured = capture_on(gpu, stream, enqueue);
         // SAFETY: made above, destroyed once; a captured stream has nothing under way.
         unsafe { gpu.driver.stream_destroy(stream) }.ok();
         match captured {
@@ -46,7 +56,10 @@ impl Graph {
                 gpu.check(unsafe { gpu.driver.graph_upload(raw, gpu.compute()) })?;
                 Ok(Some(graph))
             }
-            Captured::Refused(launch, problem) => Err(gpu.launch_error(&launches[launch], problem)),
+            Captured::Refused(Refusal::Launch(launch, problem)) => {
+                Err(gpu.launch_error(&launch, problem))
+            }
+            Captured::Refused(Refusal::Collective(problem)) => Err(problem),
             Captured::Impossible(problem) => {
                 gpu.warn(format!(
                     "device cuda: the step cannot be captured as a graph ({problem}); its kernels are launched one by one, \
@@ -74,7 +87,7 @@ impl Drop for Graph {
     }
 }
 
-fn capture_on(gpu: &Gpu, stream: sys::CUstream, launches: &[Arc<PreparedLaunch>]) -> Captured {
+fn capture_on(gpu: &Gpu, stream: sys::CUstream, enqueue: Enqueue<'_>) -> Captured {
     let driver = gpu.driver;
     // Only this thread's calls are held to what may be captured: other sessions allocate and copy meanwhile.
     let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as u32;
@@ -82,19 +95,17 @@ fn capture_on(gpu: &Gpu, stream: sys::CUstream, launches: &[Arc<PreparedLaunch>]
     if let Err(problem) = unsafe { driver.stream_begin_capture(stream, mode) } {
         return Captured::Impossible(problem);
     }
-    let refused = launches.iter().enumerate().find_map(|(index, launch)| {
-        let problem = launch.enqueue_on(gpu, stream).err()?;
-        Some((index, problem))
-    });
+    let refused = enqueue(stream).err();
     let mut graph = std::ptr::null_mut();
     // SAFETY: capturing began just above; it ends on every way. The pointer is to a live value.
     let ended = unsafe { driver.stream_end_capture(stream, &mut graph) };
     let captured = match (refused, ended) {
-        (Some((launch, problem)), _) if !problem.is_about_capturing() => {
-            // Launching it on its own would not be better.
-            Captured::Refused(launch, problem)
+        (Some(Refusal::Launch(_, problem)), _) if problem.is_about_capturing() => {
+            Captured::Impossible(problem)
         }
-        (Some((_, problem)), _) | (None, Err(problem)) => Captured::Impossible(problem),
+        // Launching it on its own would not be better.
+        (Some(refusal), _) => Captured::Refused(refusal),
+        (None, Err(problem)) => Captured::Impossible(problem),
         (None, Ok(())) => match instantiate(driver, graph) {
             Ok(executable) => Captured::Graph(executable),
             Err(problem) => Captured::Impossible(problem),

@@ -11,7 +11,7 @@ use super::super::{Session, expect_arena, expect_declared, expect_input};
 use super::collectives::DeviceCollectives;
 use super::executor::Parameters;
 use super::gpu::{Event, Gpu};
-use super::graph::Graph;
+use super::graph::{Graph, Refusal};
 use super::kernels::Kernels;
 use super::launch::PreparedLaunch;
 use super::memory::DeviceMemory;
@@ -101,41 +101,68 @@ impl CudaSession {
         }
         let staging = Staging::new(gpu, &program)?;
         let collectives = DeviceCollectives::new(engine, &program, &memory)?;
-        // Hundreds of launches as one: the host would otherwise spend as long on them as a small model's GPU on
-        // computing. Not where each launch is waited for, which a graph cannot do.
-        let captured = |ops: &[Vec<Arc<PreparedLaunch>>]| -> Result<Option<Graph>> {
-            let all: Vec<Arc<PreparedLaunch>> = ops.iter().flatten().cloned().collect();
-            if gpu.is_synchronous || all.is_empty() || !collectives.is_empty() {
-                Ok(None)
-            } else {
-                Graph::capture(gpu, &all)
-            }
-        };
-        let graph = captured(&launches)?;
-        let gradient_graph = if program.accumulates_gradients() {
-            captured(&launches[..program.gradient_ops()])?
-        } else {
-            None
-        };
-        Ok(CudaSession {
+        let mut session = CudaSession {
             unwritten: UnwrittenInputs::of(&program),
             collectives,
             program,
             gpu: gpu.clone(),
             launches,
-            graph,
-            gradient_graph,
+            graph: None,
+            gradient_graph: None,
             staging,
             marks: Vec::new(),
             memory,
+        };
+        session.capture()?;
+        Ok(session)
+    }
+
+    /// Captures the step as a graph. Hundreds of launches as one: the host would otherwise spend as long on them as a small
+    /// model's GPU on computing. Not where each launch is waited for, which a graph cannot do, and not where another rank cannot.
+    fn capture(&mut self) -> Result<()> {
+        let all = 0..self.launches.len();
+        self.graph = self.captured(all)?;
+        if self.program.accumulates_gradients() {
+            let gradients = 0..self.program.gradient_ops();
+            let sends_later = |op: &usize| !self.program.is_exchange(*op);
+            self.gradient_graph = self.captured(gradients.filter(sends_later))?;
+        }
+        let lacks_gradients = self.program.accumulates_gradients() && self.gradient_graph.is_none();
+        let is_whole = self.graph.is_some() && !lacks_gradients;
+        if !self.collectives.is_empty() && !self.collectives.all_agree(&self.gpu, is_whole)? {
+            (self.graph, self.gradient_graph) = (None, None);
+        }
+        Ok(())
+    }
+
+    /// A graph of these ops; none where there is nothing to launch or the driver cannot capture.
+    fn captured(&self, ops: impl Iterator<Item = usize>) -> Result<Option<Graph>> {
+        let ops: Vec<usize> = ops.collect();
+        if self.gpu.is_synchronous || ops.iter().all(|op| self.launches[*op].is_empty()) {
+            return Ok(None);
+        }
+        Graph::capture(&self.gpu, &|stream| {
+            for op in &ops {
+                let ran = self.collectives.run_on(*op, stream);
+                if ran.map_err(Refusal::Collective)? {
+                    continue;
+                }
+                for launch in &self.launches[*op] {
+                    let queued = launch.enqueue_on(&self.gpu, stream);
+                    queued.map_err(|problem| Refusal::Launch(launch.clone(), problem))?;
+                }
+            }
+            Ok(())
         })
     }
 
     /// Starts one op's launches; waits for each when asked to.
     fn run_op(&self, index: usize) -> Result<()> {
-        if self.collectives.run(index, &self.gpu)? {
+        let order = self.gpu.in_order();
+        if self.collectives.run_on(index, self.gpu.compute())? {
             return Ok(());
         }
+        drop(order);
         for launch in &self.launches[index] {
             self.start(launch)?;
         }
