@@ -338,6 +338,19 @@ fn a_host_that_falls_silent_is_named_once_patience_ends() {
         said.contains("nothing was heard of rank 0 (node-a) for 15 s"),
         "{said}"
     );
+    // However short the patience, nobody is named who was heard just now.
+    let patience = Patience {
+        silence: SECOND * 2,
+        ..Patience::default()
+    };
+    let hosts = ["node-a", "node-b", "node-b"].map(str::to_owned);
+    let mut short = Watch::new(patience, hosts.to_vec(), now);
+    let (said, after) = beats(&mut short, now, &[2], step);
+    assert_eq!(after, 2);
+    assert!(
+        said.starts_with("nothing was heard of rank 2 (node-b) for 2.0 s"),
+        "{said}"
+    );
     // A machine that slept was not left alone.
     others.forgive(now + SECOND * 15);
     assert_eq!(others.judge_first(now + SECOND * 16), None);

@@ -213,8 +213,9 @@ impl Watch {
         if longest < self.patience.silence {
             return None;
         }
-        // What fell silent together is named together.
+        // What fell silent together is named together, and nobody who was heard just now however short the patience.
         let together = self.patience.silence.saturating_sub(self.patience.beat * 2);
+        let together = together.max(self.patience.silence / 2);
         let silent: Vec<usize> = there.filter(|rank| silence(rank) >= together).collect();
         Some(self.end(format!(
             "nothing was heard of {} for {}, {}",
