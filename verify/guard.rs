@@ -126,8 +126,10 @@ pub enum Fault {
     NotFinite,
     /// The loss is read as a thousandfold.
     Spike,
-    /// One bit of one parameter is another.
+    /// One bit of one moment is another.
     WrongBit,
+    /// From the first faulty run on, one bit of the first parameter is read as another.
+    WrongCopy,
 }
 
 /// A processor that computes wrongly in runs `from..to`, counted from 0 over all its programs.
@@ -175,7 +177,12 @@ impl Executor for Faulty {
     }
 
     fn read_parameters(&self, offset: usize, values: &mut [f32]) -> Result<()> {
-        self.inner.read_parameters(offset, values)
+        self.inner.read_parameters(offset, values)?;
+        let has_run = self.runs.load(Ordering::Relaxed) > self.from;
+        if self.fault == Fault::WrongCopy && has_run && offset == 0 {
+            values[0] = f32::from_bits(values[0].to_bits() ^ 1);
+        }
+        Ok(())
     }
 }
 

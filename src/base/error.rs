@@ -59,6 +59,17 @@ pub enum Error {
         /// What the user can do.
         remedy: String,
     },
+    /// Ranks of a run hold different parameters.
+    #[error(
+        "{place}: {found}, so one of these does not compute reliably, and nothing was saved of them; go on from the newest \
+         checkpoint with --resume, without that machine"
+    )]
+    CopiesDiffer {
+        /// Stage and step.
+        place: String,
+        /// Which ranks hold other parameters than which.
+        found: String,
+    },
     /// A signal ended a run after it saved.
     #[error("ended by {signal} at {place}, which is saved; keel train --resume {run} goes on")]
     Interrupted {
@@ -139,7 +150,10 @@ impl Error {
                     | ErrorKind::InvalidInput
                     | ErrorKind::ReadOnlyFilesystem
             ),
-            Error::Stopped { .. } | Error::Interrupted { .. } | Error::Kernel { .. } => false,
+            Error::Stopped { .. }
+            | Error::CopiesDiffer { .. }
+            | Error::Interrupted { .. }
+            | Error::Kernel { .. } => false,
         }
     }
 

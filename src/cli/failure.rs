@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use keel_base::error::Error;
+use keel_ranks::control::COPIES_DIFFER;
 
 /// What `keel --help` says of exit codes.
 pub(super) const EXIT_CODES: &str = "\
@@ -13,7 +14,8 @@ Exit codes:
   2    refused: an unknown option or setting, or files, weights or a device that cannot be used
   130  interrupted by Ctrl-C, after a checkpoint was saved (143 by SIGTERM, 129 by SIGHUP)
   141  whoever read the output closed the pipe
-  75   another of several ranks ended, which the message names: start again with --resume";
+  75   another of several ranks ended, which the message names: start again with --resume
+  76   several ranks came to different parameters: a machine that the message names does not compute reliably";
 
 /// Something went wrong while running.
 pub(super) const FAILED: u8 = 1;
@@ -21,6 +23,9 @@ pub(super) const FAILED: u8 = 1;
 const REFUSED: u8 = 2;
 /// The reader of the output went away: 128 + SIGPIPE.
 pub(super) const READER_GONE: u8 = 141;
+
+/// Ranks hold different parameters.
+const RANKS_DIFFER: u8 = COPIES_DIFFER as u8;
 
 /// Why a command ends without having done what it was asked.
 #[derive(Debug)]
@@ -61,6 +66,10 @@ impl Failure {
                 code,
                 text: Some(problem.to_string()),
             },
+            Error::CopiesDiffer { .. } => Failure {
+                code: RANKS_DIFFER,
+                text: Some(format!("error: {problem}")),
+            },
             problem => Failure {
                 code,
                 text: Some(format!("error: {problem}")),
@@ -86,9 +95,10 @@ impl Failure {
         self.code
     }
 
-    /// Whether a signal asked for the end: codes are 128 and its number.
-    pub(super) fn was_asked_for(&self) -> bool {
-        self.code > 128 && self.code != READER_GONE
+    /// Whether all ranks end alike and at the same step: where a signal asked for it (codes are 128 and its number), and where
+    /// they found their parameters to differ.
+    pub(super) fn is_shared(&self) -> bool {
+        self.code > 128 && self.code != READER_GONE || self.code == RANKS_DIFFER
     }
 
     /// Says what went wrong on the error stream; returns the exit code.

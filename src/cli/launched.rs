@@ -109,14 +109,13 @@ fn short(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex()[..12].to_owned()
 }
 
-/// Ends this rank's part of the job, with all others where it went well or where all were asked to end, and otherwise by telling them
-/// why.
+/// Ends this rank's part of the job, with all others where it went well or where all end alike, and otherwise by telling them why.
 pub(super) fn leave(joined: &Joined, outcome: Result<(), Failure>) -> Result<(), Failure> {
     let Some(control) = &joined.control else {
         return outcome;
     };
     match &outcome {
-        Err(failure) if !failure.was_asked_for() => {
+        Err(failure) if !failure.is_shared() => {
             control.give_up_with(failure.sentence(), failure.code().into());
         }
         // All ranks come here at the same step.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use crate::World;
-use crate::control::Phase;
+use crate::control::{Phase, named};
 use keel_base::error::Result;
 
 /// Which way bytes go.
@@ -146,6 +146,11 @@ pub trait Votes: Send + Sync {
 
     /// Notes which part of a run this rank is in, for the others to know when it does not go on; no step leaves it as it was.
     fn note(&self, _phase: Phase, _step: Option<u64>) {}
+
+    /// These ranks in words, with their hosts where ranks have hosts of their own: `ranks 0, 1 (node-a)`.
+    fn named(&self, ranks: &[usize]) -> String {
+        named(ranks)
+    }
 
     /// What is worth a warning of how the ranks go on, each once.
     fn take_warnings(&self) -> Vec<String> {

@@ -28,6 +28,7 @@ use crate::{Votes, World};
 use keel_base::error::{Error, Result};
 
 pub use alike::{Fact, check_alike};
+pub(crate) use cause::named;
 pub use cause::{ANOTHER_RANK, COPIES_DIFFER, Cause, NOT_ALIKE};
 pub use door::Door;
 pub(crate) use door::machine;
@@ -261,6 +262,10 @@ impl Votes for Control {
 
     fn note(&self, phase: Phase, step: Option<u64>) {
         self.shared.progress.enter(phase, step);
+    }
+
+    fn named(&self, ranks: &[usize]) -> String {
+        cause::placed(ranks, &self.shared.hosts)
     }
 
     fn take_warnings(&self) -> Vec<String> {

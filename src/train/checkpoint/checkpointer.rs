@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::copies::hold_alike;
 use super::disk::Disk;
 use super::file::{self, Position, Snapshot};
 use super::optimizer_state::OptimizerValues;
@@ -81,7 +82,7 @@ impl Checkpointer {
     /// next stage begins with its own.
     ///
     /// # Errors
-    /// [`Error::Io`] naming the file; whatever the executor reports.
+    /// [`Error::Io`] naming the file; [`Error::CopiesDiffer`] where ranks hold different parameters; whatever the executor reports.
     pub fn save_stage(
         &mut self,
         run: &Run,
@@ -89,6 +90,10 @@ impl Checkpointer {
         index: usize,
         averages: Option<&Averages>,
     ) -> Result<()> {
+        hold_alike(
+            run,
+            &format!("the end of stage {}", run.recipe.stages[index].name),
+        )?;
         let path = after_stage(run, index);
         let mut position = position(run, state, index + 1, 0);
         let mut own = averages;
@@ -149,7 +154,8 @@ impl Checkpointer {
     /// Begins to save after `step` steps of stage `index`, while the next steps run.
     ///
     /// # Errors
-    /// Whatever the executor reports; [`Error::Stopped`] where no thread can be had.
+    /// [`Error::CopiesDiffer`] where ranks hold different parameters; whatever the executor reports; [`Error::Stopped`] where no
+    /// thread can be had.
     pub fn begin_step(
         &mut self,
         run: &Run,
@@ -159,6 +165,8 @@ impl Checkpointer {
         session: &dyn Session,
     ) -> Result<()> {
         self.finish(run, state, index)?;
+        let stage = &run.recipe.stages[index].name;
+        hold_alike(run, &format!("stage {stage}, step {step}"))?;
         let path = inside(run, index, step);
         let position = position(run, state, index, step);
         let disk = run.folder.disk().clone();

@@ -1,6 +1,7 @@
 //! Checkpoints: the file, how it reaches the disk, when a run writes one and which it keeps, and a file's model.
 
 mod checkpointer;
+mod copies;
 mod disk;
 mod file;
 mod model;
