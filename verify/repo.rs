@@ -31,11 +31,12 @@ fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
 }
 
 /// What the ops share: no op of its own.
-const SHARED: [&str; 6] = [
+const SHARED: [&str; 7] = [
     "mod",
     "parameter_groups",
     "rows",
     "shapes",
+    "sharded_gradients",
     "sharded_update",
     "special",
 ];

@@ -52,9 +52,9 @@ impl Cluster {
 pub enum Sharding {
     /// Nothing: each rank has all of everything.
     Nothing,
-    /// Moments, and the sums of gradients that update them: what training over ranks does.
+    /// Moments, and the sums of gradients that update them: what training over ranks does by default.
     Moments,
-    /// Master weights and gradients too.
+    /// Gradients too: `zero_stage = 2`.
     Gradients,
 }
 
@@ -100,8 +100,6 @@ impl RankMemory {
 pub struct Sizes {
     /// Elements of all parameters of the model.
     pub parameters: u64,
-    /// Of these, what the step reads in f32 although its matrices are bf16: vectors.
-    pub vectors: u64,
     /// Whether matrices are read in bf16.
     pub is_bf16: bool,
     /// Elements that are trained.
@@ -116,12 +114,8 @@ impl Sizes {
     /// Of a planned step.
     pub fn of(program: &Program, layout: &ParameterLayout) -> Sizes {
         let elements = |place: Arena| program.arena_elements(place, layout.elements()) as u64;
-        let is_vector = |value| matches!(program.place(value), Place::Fixed(Arena::Parameters, _));
-        let read = program.parameters().iter();
-        let vectors = read.filter(|(_, value)| is_vector(*value));
         Sizes {
             parameters: layout.elements() as u64,
-            vectors: vectors.map(|(spec, _)| spec.shape.numel() as u64).sum(),
             is_bf16: program.has_bf16_parameters(),
             trained: elements(Arena::Gradients),
             states: program.optimizer_state().len() as u64,
@@ -139,15 +133,14 @@ impl Sizes {
         let bucket = (cut.slice() * ranks * 4) as u64;
         // A bucket arrives while the next one is being sent; kept whole, it is received beside what was sent.
         let in_flight = 2.min(cut.buckets() as u64) * bucket;
-        let (parameters, masters) = match (sharding, self.is_bf16) {
-            (_, false) => (4 * self.parameters, 0),
-            // Vectors are read in f32, and every rank has them whole.
-            (Sharding::Gradients, true) => (2 * self.parameters + 4 * self.vectors, 4 * owned),
-            (_, true) => (2 * self.parameters, 4 * self.parameters),
+        let (parameters, masters) = match self.is_bf16 {
+            false => (4 * self.parameters, 0),
+            true => (2 * self.parameters, 4 * self.parameters),
         };
         let (gradients, buckets) = match sharding {
             _ if ranks == 1 => (4 * self.trained, 0),
-            Sharding::Gradients => (4 * owned, bucket.min(4 * all) + in_flight),
+            // What is sent lies in three buckets: two under way, and one that is filled.
+            Sharding::Gradients => (4 * owned + 3.min(cut.buckets() as u64) * bucket, in_flight),
             // Beside a rank's own gradients, the sums of its slices.
             Sharding::Moments => (4 * all + 4 * owned, in_flight),
             Sharding::Nothing => (4 * all, in_flight),
@@ -167,16 +160,16 @@ impl Sizes {
 /// A stage's step, planned for one of many ranks.
 #[derive(Clone, Debug)]
 pub struct RankStep {
-    /// What the rank runs: with its collectives, where there are other ranks.
-    program: Program,
+    /// What the rank runs, with its collectives where there are other ranks: moments in shards, and gradients too.
+    programs: [Program; 2],
     /// The same micro-batch on one device alone.
     alone: Program,
     /// The rank's share of the stage.
     stage: Stage,
     ranks: usize,
     sizes: Sizes,
-    /// What the rank takes, by the arenas of its program.
-    planned: RankMemory,
+    /// What the rank takes, by the arenas of these programs.
+    planned: [RankMemory; 2],
 }
 
 impl RankStep {
@@ -200,8 +193,12 @@ impl RankStep {
         let stage = &share.stages[0];
         // Which id stands for an image token changes no size.
         let shape = share.batch_shape(stage, ChatTokenizer::embedded().image());
-        let compile = |ranks| {
+        let compile = |ranks, zero_stage| {
             let world = World::of_one_host(0, ranks);
+            let share = Recipe {
+                zero_stage,
+                ..share.clone()
+            };
             compile_rank_step(
                 &share,
                 stage,
@@ -212,13 +209,14 @@ impl RankStep {
                 world,
             )
         };
-        let (program, alone) = (compile(ranks)?, compile(1)?);
+        let alone = compile(1, 1)?;
+        let programs = [compile(ranks, 1)?, compile(ranks, 2)?];
         let sizes = Sizes::of(&alone, layout);
-        let report = MemoryReport::new(&program, layout);
-        let read = if sizes.is_bf16 { 2 } else { 4 } * sizes.parameters;
-        let sent = report.arena.saturating_sub(sizes.activations);
-        Ok(RankStep {
-            planned: RankMemory {
+        let planned = programs.each_ref().map(|program| {
+            let report = MemoryReport::new(program, layout);
+            let read = if sizes.is_bf16 { 2 } else { 4 } * sizes.parameters;
+            let sent = report.arena.saturating_sub(sizes.activations);
+            RankMemory {
                 parameters: read,
                 masters: report.parameters - read,
                 gradients: report.gradients,
@@ -226,22 +224,24 @@ impl RankStep {
                 buckets: sent,
                 activations: report.arena - sent,
                 engine: 0,
-            },
+            }
+        });
+        Ok(RankStep {
+            planned,
             stage: stage.clone(),
-            program,
+            programs,
             alone,
             ranks,
             sizes,
         })
     }
 
-    /// What each rank takes: by its program's arenas where moments are sharded, which is what training does, and by formulas
-    /// otherwise.
+    /// What each rank takes: by its program's arenas, and where nothing is sharded, for which there is none, by formulas.
     pub fn memory(&self, sharding: Sharding, engine: u64) -> RankMemory {
-        match sharding {
-            Sharding::Moments if self.ranks > 1 => RankMemory {
+        match sharding.level().checked_sub(1) {
+            Some(level) if self.ranks > 1 => RankMemory {
                 engine,
-                ..self.planned
+                ..self.planned[level]
             },
             _ => self.sizes.of_rank(sharding, self.ranks, engine),
         }
@@ -262,31 +262,31 @@ impl RankStep {
         simulate(&self.events(sharding, cluster), &cluster.links, self.ranks)
     }
 
-    /// What a rank does in a step, in its order: by its program where moments are sharded.
+    /// What a rank does in a step, in its order: by its program where there is one.
     pub fn events(&self, sharding: Sharding, cluster: &Cluster) -> Vec<Event> {
-        match sharding {
-            Sharding::Moments => self.recorded_events(cluster),
-            _ => self.supposed_events(sharding, cluster),
+        match sharding.level().checked_sub(1) {
+            Some(level) => self.recorded_events(&self.programs[level], cluster),
+            None => self.supposed_events(cluster),
         }
     }
 
     /// What the rank's program does: collectives begin and end where they are recorded.
-    fn recorded_events(&self, cluster: &Cluster) -> Vec<Event> {
-        let seconds = self.seconds(&self.program, cluster);
-        let gradient_ops = self.program.gradient_ops();
+    fn recorded_events(&self, program: &Program, cluster: &Cluster) -> Vec<Event> {
+        let seconds = self.seconds(program, cluster);
+        let gradient_ops = program.gradient_ops();
         let mut events = Events::default();
         for run in 1..=self.micro_batches() {
             let is_last = run == self.micro_batches();
             let mut under_way: HashMap<usize, usize> = HashMap::new();
-            for (index, op) in self.program.ops().iter().enumerate() {
-                // Only the last run sends gradients and updates.
-                if !is_last && (index >= gradient_ops || self.program.is_exchange(index)) {
+            for (index, op) in program.ops().iter().enumerate() {
+                // Only the last run updates, and sends gradients that are kept whole.
+                if !is_last && (index >= gradient_ops || program.is_exchange(index)) {
                     continue;
                 }
                 match op.instruction.op.collective() {
                     None => events.compute(&seconds[index..=index]),
                     Some((number, CollectivePart::Begin(_))) => {
-                        let collective = self.program.collective(op).expect("it begins one");
+                        let collective = program.collective(op).expect("it begins one");
                         under_way.insert(number, events.begin(collective));
                     }
                     Some((number, CollectivePart::Finish)) => {
@@ -300,17 +300,17 @@ impl RankStep {
         events.list
     }
 
-    /// What it would do with nothing or with gradients sharded.
-    fn supposed_events(&self, sharding: Sharding, cluster: &Cluster) -> Vec<Event> {
+    /// What it would do with nothing sharded.
+    fn supposed_events(&self, cluster: &Cluster) -> Vec<Event> {
         let seconds = self.seconds(&self.alone, cluster);
         let (gradients, update) = seconds.split_at(self.alone.gradient_ops());
         let cut = Cut::new(self.sizes.trained as usize, self.ranks, BUCKET);
         let ready = self.buckets_ready(&cut);
         let mut events = Events::default();
-        let is_sent = |run| sharding == Sharding::Gradients || run + 1 == self.micro_batches();
-        for run in 0..self.micro_batches() {
+        for run in 1..=self.micro_batches() {
+            let is_sent = run == self.micro_batches() && self.ranks > 1;
             let mut first = 0;
-            for &(op, _) in ready.iter().filter(|_| is_sent(run) && self.ranks > 1) {
+            for &(op, _) in ready.iter().filter(|_| is_sent) {
                 events.compute(&gradients[first..op + 1]);
                 events.begin(Collective {
                     kind: Kind::Exchange,
@@ -321,19 +321,9 @@ impl RankStep {
             events.compute(&gradients[first..]);
             events.finish();
         }
-        let update: f64 = update.iter().sum();
-        let (gathered, share) = match sharding {
-            // Every rank adds its slice, all need all sums, and each updates everything.
-            Sharding::Nothing => (true, 1.0),
-            _ => (false, 1.0 / self.ranks as f64),
-        };
-        if gathered {
-            events.gather(&cut, self.ranks);
-        }
-        events.compute(&[share * update]);
-        if !gathered {
-            events.gather(&cut, self.ranks);
-        }
+        // Every rank adds its slice, all need all sums, and each updates everything.
+        events.gather(&cut, self.ranks);
+        events.compute(update);
         events.list
     }
 

@@ -57,6 +57,9 @@ pub fn record_rank_step(
     let objectives = stage.objectives(recipe.contrastive_loss);
     if world.ranks > 1 {
         tape = tape.over_ranks(world, BUCKET);
+        if recipe.zero_stage == 2 {
+            tape = tape.sharding_gradients();
+        }
         record_weighted_losses(&mut tape, recipe, &objectives, shape)?;
     } else {
         let loss = record_objectives(&mut tape, &recipe.model, &objectives, shape)?;

@@ -1,6 +1,7 @@
-//! The tape's own ops: view, copy, add.
+//! The tape's own ops: view, copy, slice, add.
 
-use keel::tape::{Add, Copy, Fill};
+use keel::tape::{Add, Copy, Fill, Slice, Tape};
+use keel::tensor::TensorType;
 use proptest::prelude::*;
 
 use crate::harness::{Case, Random, check, out};
@@ -15,6 +16,26 @@ fn fills_of_every_type_match_the_reference() {
     })
     .input("a", [5, 67], random.normals(5 * 67, 1.0));
     check(&case, 41);
+}
+
+#[test]
+fn slices_match_the_reference_and_those_outside_are_refused() {
+    for (first, elements) in [(0, 7), (16, 300), (320, 15)] {
+        let mut random = Random::new(43);
+        let case = Case::new("x[first..]", move |tape, v| {
+            let x = tape.record_one(Copy, &[v[0]])?;
+            let part = Slice { first, elements };
+            Ok(vec![out("y", tape.record_one(part, &[x])?)])
+        })
+        .constant("x", [5, 67], random.normals(5 * 67, 1.0));
+        check(&case, 43);
+    }
+    let mut tape = Tape::declaring();
+    let x = tape.input("x", TensorType::f32([64]));
+    for (first, elements) in [(48, 17), (8, 8)] {
+        let refused = tape.record(Slice { first, elements }, &[x]);
+        assert!(refused.is_err(), "{first}, {elements}");
+    }
 }
 
 proptest! {

@@ -12,9 +12,9 @@ use keel::tensor::{DType, TensorType};
 
 use crate::harness::{Random, RankOn, on_ranks};
 
-/// Parameters of several modules, more than three atoms in all, some that end inside one.
+/// Parameters of several modules, more than six atoms in all, some that end inside one.
 const SIZES: [(&str, usize); 4] = [
-    ("a.matrix", 2 * ATOM + 700),
+    ("a.matrix", 5 * ATOM + 700),
     ("a.scale", 1),
     ("b.matrix", ATOM + 12),
     ("b.vector", 33),
@@ -31,7 +31,14 @@ struct Rank {
 
 impl Rank {
     /// A program whose gradients are its inputs, in buckets of `bucket` elements.
-    fn load(on: RankOn, seat: &Seat, precision: DType, bucket: usize, accumulates: bool) -> Rank {
+    fn load(
+        on: RankOn,
+        seat: &Seat,
+        precision: DType,
+        bucket: usize,
+        accumulates: bool,
+        zero_stage: usize,
+    ) -> Rank {
         let specs = SIZES.map(|(name, size)| ParameterSpec {
             name: name.into(),
             shape: [size].into(),
@@ -43,6 +50,9 @@ impl Rank {
         let mut tape = tape.over_ranks(seat.world(), bucket);
         if accumulates {
             tape = tape.accumulating_gradients();
+        }
+        if zero_stage == 2 {
+            tape = tape.sharding_gradients();
         }
         let mut seeds = Vec::new();
         for spec in specs {
@@ -128,27 +138,33 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn ranks_update_as_one_rank_does_with_the_sum_of_their_gradients_bit_for_bit() {
     for on in [RankOn::Cpu, RankOn::Reference] {
         for (ranks, bucket) in [(2, usize::MAX), (2, 2 * ATOM), (3, ATOM), (4, usize::MAX)] {
-            let mut alone = Rank::load(on, &Seat::default(), DType::F32, bucket, false);
+            let mut alone = Rank::load(on, &Seat::default(), DType::F32, bucket, false, 1);
             let mut norms = Vec::new();
             for step in 0..2 {
                 alone.write_gradients(|index| summed(on, index, ranks, step));
                 alone.session.run().unwrap();
                 norms.push(alone.session.read_f32("gradient_norm").unwrap());
             }
-            let of_ranks = on_ranks(ranks, |seat| {
-                let mut rank = Rank::load(on, &seat, DType::F32, bucket, false);
-                let mut norms = Vec::new();
-                for step in 0..2 {
-                    rank.write_gradients(|index| gradient(on, index, seat.world().rank, step));
-                    rank.session.run().unwrap();
-                    norms.push(rank.session.read_f32("gradient_norm").unwrap());
-                }
-                (rank.parameters(), norms)
-            });
+            let of_stage = |zero_stage| {
+                on_ranks(ranks, |seat| {
+                    let mut rank = Rank::load(on, &seat, DType::F32, bucket, false, zero_stage);
+                    let mut norms = Vec::new();
+                    for step in 0..2 {
+                        rank.write_gradients(|index| gradient(on, index, seat.world().rank, step));
+                        rank.session.run().unwrap();
+                        norms.push(rank.session.read_f32("gradient_norm").unwrap());
+                    }
+                    (rank.parameters(), norms)
+                })
+            };
             let want = alone.parameters();
             assert!(want.iter().any(|x| *x != 0.0));
-            for (rank, (parameters, of_rank)) in of_ranks.into_iter().enumerate() {
-                let what = format!("{on:?}, rank {rank} of {ranks}, buckets of {bucket}");
+            let of_ranks = [1, 2].into_iter().flat_map(of_stage);
+            for (rank, (parameters, of_rank)) in of_ranks.enumerate() {
+                let (zero_stage, rank) = (1 + rank / ranks, rank % ranks);
+                let what = format!(
+                    "{on:?}, stage {zero_stage}, rank {rank} of {ranks}, buckets of {bucket}"
+                );
                 if on == RankOn::Cpu {
                     assert_eq!(bits(&parameters), bits(&want), "{what}");
                     assert_eq!(of_rank, norms, "{what}");
@@ -171,10 +187,10 @@ fn the_kernels_update_over_ranks_as_the_processor_does() {
     if !RankOn::all().contains(&RankOn::Simt) {
         return;
     }
-    for precision in [DType::F32, DType::Bf16] {
+    for (precision, zero_stage) in [(DType::F32, 1), (DType::Bf16, 1), (DType::Bf16, 2)] {
         let of = |on: RankOn, precision| {
             on_ranks(2, |seat| {
-                let mut rank = Rank::load(on, &seat, precision, 2 * ATOM, false);
+                let mut rank = Rank::load(on, &seat, precision, 2 * ATOM, false, zero_stage);
                 rank.write_gradients(|index| gradient(on, index, seat.world().rank, 0));
                 rank.session.run().unwrap();
                 let copies = (precision == DType::Bf16)
@@ -189,7 +205,7 @@ fn the_kernels_update_over_ranks_as_the_processor_does() {
             }
             if let Some(copies) = copies {
                 // A clamp changes the parameter and not its copy, which nothing reads of a scalar.
-                let clamped = 2 * ATOM + 704;
+                let clamped = 5 * ATOM + 704;
                 for (index, (got, copy)) in got.iter().zip(copies).enumerate() {
                     assert!(index == clamped || half::bf16::from_f32(*got).to_f32() == *copy);
                 }
@@ -204,16 +220,17 @@ fn the_kernels_update_over_ranks_as_the_processor_does() {
 }
 
 #[test]
-fn several_micro_batches_are_sent_once_and_leave_nothing_behind() {
+fn several_micro_batches_add_up_and_leave_nothing_behind() {
     // Small whole numbers: their sums are exact in any order.
     let draw = |index: usize, seed: usize| -> Vec<f32> {
         (0..SIZES[index].1)
             .map(|i| ((i * 31 + seed * 7 + index) % 23) as f32 - 11.0)
             .collect()
     };
-    for on in RankOn::all() {
+    let all = RankOn::all().into_iter();
+    for (on, zero_stage) in all.flat_map(|on| [(on, 1), (on, 2)]) {
         let of_ranks = on_ranks(2, |seat| {
-            let mut rank = Rank::load(on, &seat, DType::F32, ATOM, true);
+            let mut rank = Rank::load(on, &seat, DType::F32, ATOM, true, zero_stage);
             for step in 0..2 {
                 for micro in 0..2 {
                     let seed = 4 * step + 2 * seat.world().rank + micro;
@@ -223,12 +240,13 @@ fn several_micro_batches_are_sent_once_and_leave_nothing_behind() {
                         _ => rank.session.run().unwrap(),
                     }
                 }
-                let left = rank.session.read_arena(Arena::Gradients).unwrap();
-                assert!(left.iter().all(|x| *x == 0.0), "{on:?}");
+                let arena = [Arena::Gradients, Arena::GradientShard][zero_stage - 1];
+                let left = rank.session.read_arena(arena).unwrap();
+                assert!(left.iter().all(|x| *x == 0.0), "{on:?}, stage {zero_stage}");
             }
             rank.parameters()
         });
-        let mut alone = Rank::load(on, &Seat::default(), DType::F32, ATOM, true);
+        let mut alone = Rank::load(on, &Seat::default(), DType::F32, ATOM, true, 1);
         for step in 0..2 {
             for micro in 0..4 {
                 alone.write_gradients(|index| draw(index, 4 * step + micro));
@@ -253,9 +271,10 @@ fn several_micro_batches_are_sent_once_and_leave_nothing_behind() {
 
 #[test]
 fn a_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_any() {
-    for on in RankOn::all() {
+    let all = RankOn::all().into_iter();
+    for (on, zero_stage) in all.flat_map(|on| [(on, 1), (on, 2)]) {
         let outcomes = on_ranks(3, |seat| {
-            let mut rank = Rank::load(on, &seat, DType::F32, usize::MAX, false);
+            let mut rank = Rank::load(on, &seat, DType::F32, usize::MAX, false, zero_stage);
             rank.executor.write_parameters(0, &[0.5; 8]).unwrap();
             let before = rank.parameters();
             rank.write_gradients(|index| {
@@ -277,38 +296,47 @@ fn a_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_any() {
 
 #[test]
 fn a_bucket_is_sent_as_soon_as_its_last_gradient_is_complete() {
-    on_ranks(2, |seat| {
-        let rank = Rank::load(RankOn::Cpu, &seat, DType::F32, ATOM, false);
-        let names = rank.session.program().ops().iter();
-        let names: Vec<&str> = names.map(|op| op.instruction.op.name()).collect();
-        let first_sent = names
-            .iter()
-            .position(|name| *name == "exchange_begin")
-            .unwrap();
-        // Gradients are copies of inputs here, and the update begins behind the last of them.
-        let norm = names
-            .iter()
-            .position(|name| *name == "atom_squares")
-            .unwrap();
-        let last_gradient = names[..norm]
-            .iter()
-            .rposition(|name| *name == "copy")
-            .unwrap();
-        assert!(first_sent < last_gradient, "{names:?}");
-        // And no more of them are under way than have memory.
-        let mut under_way = 0;
-        for name in &names[..norm] {
-            under_way +=
-                i32::from(*name == "exchange_begin") - i32::from(*name == "exchange_finish");
-            assert!((0..=3).contains(&under_way), "{names:?}");
-        }
-    });
+    for zero_stage in [1, 2] {
+        on_ranks(2, |seat| {
+            let rank = Rank::load(RankOn::Cpu, &seat, DType::F32, ATOM, false, zero_stage);
+            let program = rank.session.program();
+            let names = program.ops().iter().map(|op| op.instruction.op.name());
+            let names: Vec<&str> = names.collect();
+            let place = |name| names.iter().position(|known| *known == name).unwrap();
+            // Gradients are copies of inputs here, and the update begins behind the last of them.
+            let norm = place("atom_squares");
+            let copy = ["copy", "slice"][zero_stage - 1];
+            let last_gradient = names[..norm].iter().rposition(|name| *name == copy);
+            assert!(
+                place("exchange_begin") < last_gradient.unwrap(),
+                "{names:?}"
+            );
+            // And no more of them are under way than have memory.
+            let mut under_way = 0;
+            for name in &names[..norm] {
+                under_way +=
+                    i32::from(*name == "exchange_begin") - i32::from(*name == "exchange_finish");
+                assert!((0..=3).contains(&under_way), "{names:?}");
+            }
+            let kept = program.arena_elements(Arena::Gradients, 0);
+            let cut = program.shards().unwrap();
+            let want = match zero_stage {
+                1 => cut.padded(),
+                // Those that are under way, and the one that is filled.
+                _ => 3 * cut.bucket(0).len(),
+            };
+            assert!(
+                cut.buckets() > 3 && kept == want,
+                "{kept} in stage {zero_stage}"
+            );
+        });
+    }
 }
 
 #[test]
 fn each_rank_keeps_the_moments_of_its_own_slices_alone() {
     let elements = on_ranks(4, |seat| {
-        let rank = Rank::load(RankOn::Cpu, &seat, DType::F32, usize::MAX, false);
+        let rank = Rank::load(RankOn::Cpu, &seat, DType::F32, usize::MAX, false, 1);
         let program = rank.session.program();
         let state = program.optimizer_state()[0].arena;
         (program.arena_elements(state, 0), *program.shards().unwrap())

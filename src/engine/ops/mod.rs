@@ -27,6 +27,7 @@ mod qk_norm;
 mod rope;
 mod rows;
 mod shapes;
+mod sharded_gradients;
 mod sharded_update;
 mod special;
 mod splice;

@@ -5,6 +5,8 @@
 //! ([`super::tree_sum`]). It then updates the parameters of its own slices with moments that no other rank keeps, and the
 //! updated parameters are gathered, through the gradient arena, which nobody needs any more. The norm is that of the whole
 //! gradient, the same bits on all ranks.
+//!
+//! Gradients that are in shards too ([`Tape::sharding_gradients`]) have no arena of their own: [`super::sharded_gradients`].
 
 use super::adamw::{AdamW, Clamp, Run, runs};
 use super::cast::cast;
@@ -12,26 +14,27 @@ use super::collective::{Begun, all_gather, begin, finish};
 use super::ema::{EMA_STATE, Ema};
 use super::grad_norm::{AtomSquares, NormOfAtoms};
 use super::muon::{self, MuonMomentum};
+use super::sharded_gradients::{gather_slices, reduce};
 use super::tree_sum::tree_sum;
 use super::{
     ADAMW_STATE, OPTIMIZER_SCALARS, OptimizerInput, ParameterGroups, UpdateOptions,
     parameter_groups::{GROUP_SCALARS, Optimizer},
 };
-use crate::tape::{Arena, Copy, EXCHANGE, Fill, ParameterLayout, Tape, UPDATE, Value};
+use crate::tape::{Arena, Copy, EXCHANGE, Fill, ParameterLayout, REDUCE, Tape, UPDATE, Value};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 use keel_ranks::Kind;
 use keel_ranks::order::Cut;
 
 /// Buckets that are on their way at once. Each has memory of its own for what arrives.
-const UNDER_WAY: usize = 2;
+pub(super) const UNDER_WAY: usize = 2;
 
 /// Part of a run of parameters that this rank owns.
-struct Stretch {
-    parameters: usize,
+pub(super) struct Stretch {
+    pub parameters: usize,
     /// First element in the shard.
-    shard: usize,
-    elements: usize,
+    pub shard: usize,
+    pub elements: usize,
     group: usize,
 }
 
@@ -51,19 +54,39 @@ pub(super) fn record_sharded_update(
     }
     let runs = runs(tape, layout, groups)?;
     let cut = tape.cut_gradients();
-    let last = tape.scoped(EXCHANGE, |tape| sum_buckets(tape, &cut))?;
+    let in_shards = tape.shards_gradients();
+    let by_muon = |run: &Run| groups.groups()[run.group].optimizer != Optimizer::AdamW;
+    if in_shards && runs.iter().any(by_muon) {
+        return Err(Error::setting(
+            "zero_stage",
+            "1 with Muon, which needs whole matrices on every rank",
+            2,
+        ));
+    }
+    let last = if in_shards {
+        tape.scoped(REDUCE, |tape| reduce(tape, layout, &cut))?;
+        Vec::new()
+    } else {
+        tape.scoped(EXCHANGE, |tape| sum_buckets(tape, &cut))?
+    };
     tape.scoped(UPDATE, |tape| {
         for (bucket, begun) in last {
             sum_bucket(tape, &cut, bucket, begun)?;
         }
         let stretches = stretches(&runs, &cut, tape.world().rank);
         let [each, scale] = update(tape, &cut, &stretches, groups)?;
-        gather(tape, &cut, &stretches, groups)?;
-        for run in &runs {
-            match groups.groups()[run.group].optimizer {
-                Optimizer::AdamW => place_parameters(tape, run)?,
-                // On every rank: a matrix is orthogonalised whole.
-                Optimizer::Muon { .. } => muon::record_steps(tape, layout, run, [each, scale])?,
+        if in_shards {
+            gather_slices(tape, &cut, &runs, &stretches)?;
+        } else {
+            gather(tape, &cut, &stretches, groups)?;
+            for run in &runs {
+                match groups.groups()[run.group].optimizer {
+                    Optimizer::AdamW => place_parameters(tape, run)?,
+                    // On every rank: a matrix is orthogonalised whole.
+                    Optimizer::Muon { .. } => {
+                        muon::record_steps(tape, layout, run, [each, scale])?;
+                    }
+                }
             }
         }
         clamp(tape, layout, options)?;
@@ -72,17 +95,20 @@ pub(super) fn record_sharded_update(
         }
         // Cleared by the step that used them, so that the first batch of the next finds zeros.
         if tape.accumulates_gradients() {
-            let ty = TensorType::f32([cut.padded()]);
+            let (arena, elements) = match in_shards {
+                true => (Arena::GradientShard, cut.owned()),
+                false => (Arena::Gradients, cut.padded()),
+            };
+            let ty = TensorType::f32([elements]);
             let cleared = tape.record_one(Fill { ty, value: 0.0 }, &[])?;
-            tape.bind(cleared, Arena::Gradients, 0);
+            tape.bind(cleared, arena, 0);
         }
         Ok(())
     })
 }
 
-/// Records the exchange of all buckets in the order in which the backward part completes them, and the sums of all but the
-/// last few, which are returned as they are on their way.
-fn sum_buckets(tape: &mut Tape, cut: &Cut) -> Result<Vec<(usize, Begun)>> {
+/// The buckets in the order in which the backward part completes them.
+pub(super) fn as_completed(tape: &Tape, cut: &Cut) -> Vec<usize> {
     let ready = |bucket: usize| {
         let range = cut.bucket(bucket);
         let entries = tape.gradient_entries().iter();
@@ -95,8 +121,14 @@ fn sum_buckets(tape: &mut Tape, cut: &Cut) -> Result<Vec<(usize, Begun)>> {
         .map(|bucket| (ready(bucket), bucket))
         .collect();
     order.sort_unstable();
+    order.into_iter().map(|(_, bucket)| bucket).collect()
+}
+
+/// Records the exchange of all buckets in the order in which the backward part completes them, and the sums of all but the
+/// last few, which are returned as they are on their way.
+fn sum_buckets(tape: &mut Tape, cut: &Cut) -> Result<Vec<(usize, Begun)>> {
     let mut under_way = Vec::new();
-    for (_, bucket) in order {
+    for bucket in as_completed(tape, cut) {
         let range = cut.bucket(bucket);
         let sent = tape.arena_range(Arena::Gradients, range.start, range.len());
         under_way.push((bucket, begin(tape, Kind::Exchange, sent)?));
@@ -246,7 +278,7 @@ fn place_parameters(tape: &mut Tape, run: &Run) -> Result<()> {
 }
 
 /// Records a copy of x in a fixed arena.
-fn moved(tape: &mut Tape, x: Value, arena: Arena, offset: usize) -> Result<()> {
+pub(super) fn moved(tape: &mut Tape, x: Value, arena: Arena, offset: usize) -> Result<()> {
     let copy = tape.record_one(Copy, &[x])?;
     tape.bind(copy, arena, offset);
     Ok(())

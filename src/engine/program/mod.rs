@@ -93,6 +93,7 @@ pub struct Program {
     parameters: Vec<(ParameterSpec, Value)>,
     gradient_entries: Vec<GradientEntry>,
     gradient_elements: usize,
+    sent_elements: Option<usize>,
     cache_elements: usize,
     world: World,
     shards: Option<Cut>,
@@ -164,6 +165,7 @@ impl Program {
             parameters: tape.parameters,
             gradient_entries: tape.gradient_entries,
             gradient_elements: tape.gradient_elements,
+            sent_elements: tape.sent_elements,
             cache_elements: tape.cache_elements,
             world,
             shards: tape.shards,
@@ -280,13 +282,18 @@ impl Program {
             Arena::Parameters => parameter_elements,
             Arena::ParametersBf16 if self.has_bf16_parameters() => parameter_elements,
             Arena::ParametersBf16 => 0,
-            Arena::Gradients => self.gradient_elements,
+            Arena::Gradients => self.sent_elements.unwrap_or(self.gradient_elements),
             Arena::OptimizerState(_) => self
                 .shards
                 .map_or(self.gradient_elements, |cut| cut.owned()),
             Arena::GradientShard => self.shards.map_or(0, |cut| cut.owned()),
             Arena::Cache => self.cache_elements,
         }
+    }
+
+    /// Elements of what is trained, padding included, of all ranks together.
+    pub fn trained_elements(&self) -> usize {
+        self.gradient_elements
     }
 
     /// Where the rank stands that runs it.

@@ -145,6 +145,18 @@ impl Tape {
             let mut gradient = gradients[&value];
             let source = root(&self.values, gradient);
             let ready = made_at.get(&source).copied().unwrap_or_default();
+            self.gradient_entries.push(GradientEntry {
+                parameter: name.clone(),
+                offset,
+                reserved,
+                ready,
+            });
+            self.gradient_elements += reserved;
+            // They leave as they are complete, and have no place to be read from.
+            if self.shards_gradients() {
+                self.gradient_values.push(gradient);
+                continue;
+            }
             // Only a value of its own can be placed in the arena: a gradient that two parameters share (an addition
             // hands dy on to both), one that the host feeds and one that is itself a forward value are copied.
             if self.accumulates_gradients {
@@ -159,13 +171,6 @@ impl Tape {
             bound.push(placed);
             self.values[placed.index()].storage = Storage::Fixed(Arena::Gradients, offset);
             self.output(gradient, format!("gradient.{name}"));
-            self.gradient_entries.push(GradientEntry {
-                parameter: name,
-                offset,
-                reserved,
-                ready,
-            });
-            self.gradient_elements += reserved;
         }
         let inputs: Vec<(String, Value)> = self
             .values

@@ -1,9 +1,10 @@
-//! The four ops the tape itself needs: a view, a constant, a copy and a sum.
+//! The five ops the tape itself needs: a view, a constant, a copy, a part and a sum.
 
 use rayon::prelude::*;
 
 use super::{
-    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Value, with_element,
+    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ParameterLayout, ReferenceArgs, Value,
+    with_element,
 };
 use crate::launch::kernels::constants::basic::BASIC_THREADS;
 use crate::launch::{Argument, Family, Launch, blocks, kernels, vector};
@@ -189,6 +190,72 @@ impl Op for Copy {
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
         Cost::streaming(0.0, inputs, outputs)
+    }
+}
+
+/// y = x[first .. first + elements], of x in a row.
+#[derive(Clone, Copy, Debug)]
+pub struct Slice {
+    /// The first element.
+    pub first: usize,
+    /// How many.
+    pub elements: usize,
+}
+
+impl Slice {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        let x = &args.inputs.of::<T>(0)[self.first..][..self.elements];
+        let y = args.outputs.in_order().next::<T>();
+        y.par_chunks_mut(ELEMENTS_PER_TASK)
+            .zip(x.par_chunks(ELEMENTS_PER_TASK))
+            .for_each(|(y, x)| y.copy_from_slice(x));
+    }
+}
+
+impl Op for Slice {
+    fn name(&self) -> &'static str {
+        "slice"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        let x = inputs[0];
+        let is_inside = self.first + self.elements <= x.numel();
+        if !is_inside || !self.first.is_multiple_of(ParameterLayout::ALIGNMENT) {
+            let want = format!(
+                "of {} elements or more behind the first {}, which are a multiple of {}",
+                self.elements,
+                self.first,
+                ParameterLayout::ALIGNMENT
+            );
+            return Err(Error::shape("slice", "x", want, x));
+        }
+        Ok(vec![TensorType::new(x.dtype, [self.elements])])
+    }
+
+    fn reference(&self, args: ReferenceArgs<'_>) {
+        let ([x], [y]) = args.split();
+        y.float_mut()
+            .copy_from_slice(&x.float()[self.first..][..self.elements]);
+    }
+
+    fn cpu(&self, args: CpuArgs<'_>) {
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
+    }
+
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        _: CompileTarget,
+    ) -> Result<Vec<Launch>> {
+        let offset = self.first * inputs[0].dtype.size();
+        let part = Argument::Input { index: 0, offset };
+        elementwise(kernels::COPY, outputs[0], &[part])
+    }
+
+    fn cost(&self, _: &[TensorType], outputs: &[TensorType]) -> Cost {
+        Cost::streaming(0.0, outputs, outputs)
     }
 }
 

@@ -20,7 +20,7 @@ pub use arguments::{
     Array, ArrayData, CpuArgs, Element, Input, Inputs, Output, Outputs, OutputsInOrder,
     ReferenceArgs,
 };
-pub use basic::{Add, Copy, Fill, View};
+pub use basic::{Add, Copy, Fill, Slice, View};
 pub use op::{Backward, CollectivePart, CompileTarget, Cost, Op, Target, Tier};
 pub use parameters::{Init, ParameterEntry, ParameterLayout, ParameterSpec};
 
@@ -48,7 +48,7 @@ pub enum Arena {
     /// The same weights rounded to bf16, laid out alike: what the products of a bf16 program read. The update writes
     /// both; [`crate::executor::Executor::write_parameters`] too.
     ParametersBf16,
-    /// Gradients of what this program trains.
+    /// Gradients of what this program trains; where they are in shards, those that are being sent.
     Gradients,
     /// What the optimiser keeps of each trained number in one of its slots, laid out like the gradients, or over several
     /// ranks like [`Arena::GradientShard`].
@@ -187,6 +187,10 @@ pub const UPDATE: &str = "update";
 /// send is complete: a run up to the update leaves them out.
 pub const EXCHANGE: &str = "exchange";
 
+/// The scope of the ops that send gradients to other ranks where these are in shards: part of every run, and as early as what they
+/// send is complete.
+pub const REDUCE: &str = "reduce";
+
 /// Decides from a parameter's name whether this tape trains it.
 pub type Trains = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
@@ -211,6 +215,11 @@ pub struct Tape {
     pub(crate) cache_elements: usize,
     world: World,
     bucket: usize,
+    shards_gradients: bool,
+    /// Where gradients are in shards: those of [`Tape::gradient_entries`], in their order.
+    pub(crate) gradient_values: Vec<Value>,
+    /// Where gradients are in shards: elements of their arena, which holds what is being sent.
+    pub(crate) sent_elements: Option<usize>,
     /// How the gradients are cut for the ranks, once an update over several is recorded.
     pub(crate) shards: Option<Cut>,
     collectives: usize,
@@ -271,6 +280,9 @@ impl Tape {
             cache_elements: 0,
             world: World::ALONE,
             bucket: BUCKET,
+            shards_gradients: false,
+            gradient_values: Vec::new(),
+            sent_elements: None,
             shards: None,
             collectives: 0,
         }
@@ -301,6 +313,18 @@ impl Tape {
         self.world = world;
         self.bucket = bucket;
         self
+    }
+
+    /// The tape of a rank that keeps the gradients of its own slices alone: each run, of every micro-batch, sends those of the
+    /// others as they are complete. They cannot be read afterwards.
+    pub fn sharding_gradients(mut self) -> Tape {
+        self.shards_gradients = true;
+        self
+    }
+
+    /// See [`Tape::sharding_gradients`].
+    pub(crate) fn shards_gradients(&self) -> bool {
+        self.shards_gradients && self.world.ranks > 1
     }
 
     /// Where the rank stands that the tape is recorded for.

@@ -24,7 +24,7 @@ use keel_base::mapped_file::MappedFile;
 use keel_engine::executor::{Executor, Session};
 use keel_engine::ops::{EMA_STATE, OPTIMIZER_STATE};
 use keel_engine::program::Program;
-use keel_engine::tape::{Arena, GradientEntry, ParameterLayout};
+use keel_engine::tape::{GradientEntry, ParameterLayout};
 
 /// Where a run stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -419,12 +419,12 @@ pub fn load(
     let optimizer = match program.filter(has_any) {
         None => None,
         Some(program) if !shards.is_empty() => {
-            let elements = program.arena_elements(Arena::Gradients, layout.elements());
+            let elements = program.trained_elements();
             let slots = load_shards(path, shards, layout, program, elements)?;
             Some(OptimizerValues::new(slots).of_rank(program))
         }
         Some(program) => {
-            let elements = program.arena_elements(Arena::Gradients, layout.elements());
+            let elements = program.trained_elements();
             let mut slots = Vec::new();
             for slot in program.optimizer_state() {
                 let mut values = vec![0.0f32; elements];

@@ -71,6 +71,13 @@ pub struct Recipe {
     /// - Source: Gupta et al. 2015 (arXiv 1502.02551), §3.1
     #[serde(default, skip_serializing_if = "is_false")]
     pub stochastic_rounding: bool,
+    /// What each of several ranks keeps only its own part of, as ZeRO counts it: 1, the moments; 2, gradients too, which are
+    /// sent after every micro-batch. No effect on one rank.
+    ///
+    /// - Range: 1 or 2
+    /// - Source: Rajbhandari et al. 2020 (arXiv 1910.02054), §5
+    #[serde(default = "shards_moments", skip_serializing_if = "is_moments")]
+    pub zero_stage: usize,
     /// A Hugging Face folder with the initial weights of the vision tower; `model.vision` must agree with its settings.
     /// `--vision` sets both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -113,6 +120,14 @@ pub struct ChatSettings {
 
 fn is_false(switch: &bool) -> bool {
     !switch
+}
+
+fn shards_moments() -> usize {
+    1
+}
+
+fn is_moments(zero_stage: &usize) -> bool {
+    *zero_stage == 1
 }
 
 fn info_nce() -> Contrastive {

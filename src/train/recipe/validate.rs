@@ -32,6 +32,8 @@ pub(crate) fn validate_recipe(recipe: &Recipe) -> Result<()> {
     let most_seed = i64::MAX as u64;
     let want = format!("at most {most_seed}, the largest number TOML holds");
     require("seed", recipe.seed <= most_seed, want, recipe.seed)?;
+    let is_known = (1..=2).contains(&recipe.zero_stage);
+    require("zero_stage", is_known, "1 or 2", recipe.zero_stage)?;
     recipe
         .model
         .validate()
