@@ -47,6 +47,7 @@ mod presets;
 mod profile;
 mod program;
 mod ptx;
+mod rank_failures;
 mod rank_runs;
 mod ranks;
 mod recipes;

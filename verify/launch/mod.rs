@@ -3,6 +3,7 @@
 mod control;
 mod device;
 mod environment;
+mod gpu_runs;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod nccl;

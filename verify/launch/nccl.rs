@@ -28,7 +28,7 @@ use crate::harness::images;
 const ACT: &str = "KEEL_VERIFY_NCCL";
 
 /// The folder of the stand-in for NCCL under the one name that NVIDIA's wheels give it.
-fn library() -> &'static Path {
+pub(super) fn library() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("verify/launch/nccl.cpp");
