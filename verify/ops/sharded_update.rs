@@ -29,16 +29,35 @@ struct Rank {
     session: Box<dyn Session>,
 }
 
+/// What is special about an update.
+#[derive(Clone, Copy)]
+struct How {
+    on: RankOn,
+    precision: DType,
+    /// Elements of a bucket.
+    bucket: usize,
+    accumulates: bool,
+    zero_stage: usize,
+    rounding: Option<u64>,
+}
+
+impl How {
+    fn new(on: RankOn, bucket: usize) -> How {
+        How {
+            on,
+            precision: DType::F32,
+            bucket,
+            accumulates: false,
+            zero_stage: 1,
+            rounding: None,
+        }
+    }
+}
+
 impl Rank {
-    /// A program whose gradients are its inputs, in buckets of `bucket` elements.
-    fn load(
-        on: RankOn,
-        seat: &Seat,
-        precision: DType,
-        bucket: usize,
-        accumulates: bool,
-        zero_stage: usize,
-    ) -> Rank {
+    /// A program whose gradients are its inputs.
+    fn load(how: How, seat: &Seat) -> Rank {
+        let How { on, precision, .. } = how;
         let specs = SIZES.map(|(name, size)| ParameterSpec {
             name: name.into(),
             shape: [size].into(),
@@ -47,11 +66,11 @@ impl Rank {
         });
         let layout = Arc::new(ParameterLayout::new(&specs));
         let tape = Tape::new(layout.clone(), |_| true).in_precision(precision);
-        let mut tape = tape.over_ranks(seat.world(), bucket);
-        if accumulates {
+        let mut tape = tape.over_ranks(seat.world(), how.bucket);
+        if how.accumulates {
             tape = tape.accumulating_gradients();
         }
-        if zero_stage == 2 {
+        if how.zero_stage == 2 {
             tape = tape.sharding_gradients();
         }
         let mut seeds = Vec::new();
@@ -63,7 +82,7 @@ impl Rank {
         tape.backward_from(&seeds).unwrap();
         let options = UpdateOptions {
             clamps: vec![("a.scale", -0.01, 0.01)],
-            random_rounding: None,
+            random_rounding: how.rounding,
             ema_decay: None,
         };
         record_update(
@@ -138,7 +157,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn ranks_update_as_one_rank_does_with_the_sum_of_their_gradients_bit_for_bit() {
     for on in [RankOn::Cpu, RankOn::Reference] {
         for (ranks, bucket) in [(2, usize::MAX), (2, 2 * ATOM), (3, ATOM), (4, usize::MAX)] {
-            let mut alone = Rank::load(on, &Seat::default(), DType::F32, bucket, false, 1);
+            let mut alone = Rank::load(How::new(on, bucket), &Seat::default());
             let mut norms = Vec::new();
             for step in 0..2 {
                 alone.write_gradients(|index| summed(on, index, ranks, step));
@@ -147,7 +166,13 @@ fn ranks_update_as_one_rank_does_with_the_sum_of_their_gradients_bit_for_bit() {
             }
             let of_stage = |zero_stage| {
                 on_ranks(ranks, |seat| {
-                    let mut rank = Rank::load(on, &seat, DType::F32, bucket, false, zero_stage);
+                    let mut rank = Rank::load(
+                        How {
+                            zero_stage,
+                            ..How::new(on, bucket)
+                        },
+                        &seat,
+                    );
                     let mut norms = Vec::new();
                     for step in 0..2 {
                         rank.write_gradients(|index| gradient(on, index, seat.world().rank, step));
@@ -190,7 +215,14 @@ fn the_kernels_update_over_ranks_as_the_processor_does() {
     for (precision, zero_stage) in [(DType::F32, 1), (DType::Bf16, 1), (DType::Bf16, 2)] {
         let of = |on: RankOn, precision| {
             on_ranks(2, |seat| {
-                let mut rank = Rank::load(on, &seat, precision, 2 * ATOM, false, zero_stage);
+                let mut rank = Rank::load(
+                    How {
+                        precision,
+                        zero_stage,
+                        ..How::new(on, 2 * ATOM)
+                    },
+                    &seat,
+                );
                 rank.write_gradients(|index| gradient(on, index, seat.world().rank, 0));
                 rank.session.run().unwrap();
                 let copies = (precision == DType::Bf16)
@@ -230,7 +262,14 @@ fn several_micro_batches_add_up_and_leave_nothing_behind() {
     let all = RankOn::all().into_iter();
     for (on, zero_stage) in all.flat_map(|on| [(on, 1), (on, 2)]) {
         let of_ranks = on_ranks(2, |seat| {
-            let mut rank = Rank::load(on, &seat, DType::F32, ATOM, true, zero_stage);
+            let mut rank = Rank::load(
+                How {
+                    accumulates: true,
+                    zero_stage,
+                    ..How::new(on, ATOM)
+                },
+                &seat,
+            );
             for step in 0..2 {
                 for micro in 0..2 {
                     let seed = 4 * step + 2 * seat.world().rank + micro;
@@ -246,7 +285,13 @@ fn several_micro_batches_add_up_and_leave_nothing_behind() {
             }
             rank.parameters()
         });
-        let mut alone = Rank::load(on, &Seat::default(), DType::F32, ATOM, true, 1);
+        let mut alone = Rank::load(
+            How {
+                accumulates: true,
+                ..How::new(on, ATOM)
+            },
+            &Seat::default(),
+        );
         for step in 0..2 {
             for micro in 0..4 {
                 alone.write_gradients(|index| draw(index, 4 * step + micro));
@@ -274,7 +319,13 @@ fn a_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_any() {
     let all = RankOn::all().into_iter();
     for (on, zero_stage) in all.flat_map(|on| [(on, 1), (on, 2)]) {
         let outcomes = on_ranks(3, |seat| {
-            let mut rank = Rank::load(on, &seat, DType::F32, usize::MAX, false, zero_stage);
+            let mut rank = Rank::load(
+                How {
+                    zero_stage,
+                    ..How::new(on, usize::MAX)
+                },
+                &seat,
+            );
             rank.executor.write_parameters(0, &[0.5; 8]).unwrap();
             let before = rank.parameters();
             rank.write_gradients(|index| {
@@ -298,7 +349,13 @@ fn a_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_any() {
 fn a_bucket_is_sent_as_soon_as_its_last_gradient_is_complete() {
     for zero_stage in [1, 2] {
         on_ranks(2, |seat| {
-            let rank = Rank::load(RankOn::Cpu, &seat, DType::F32, ATOM, false, zero_stage);
+            let rank = Rank::load(
+                How {
+                    zero_stage,
+                    ..How::new(RankOn::Cpu, ATOM)
+                },
+                &seat,
+            );
             let program = rank.session.program();
             let names = program.ops().iter().map(|op| op.instruction.op.name());
             let names: Vec<&str> = names.collect();
@@ -336,7 +393,7 @@ fn a_bucket_is_sent_as_soon_as_its_last_gradient_is_complete() {
 #[test]
 fn each_rank_keeps_the_moments_of_its_own_slices_alone() {
     let elements = on_ranks(4, |seat| {
-        let rank = Rank::load(RankOn::Cpu, &seat, DType::F32, usize::MAX, false, 1);
+        let rank = Rank::load(How::new(RankOn::Cpu, usize::MAX), &seat);
         let program = rank.session.program();
         let state = program.optimizer_state()[0].arena;
         (program.arena_elements(state, 0), *program.shards().unwrap())
@@ -352,28 +409,42 @@ fn each_rank_keeps_the_moments_of_its_own_slices_alone() {
 }
 
 #[test]
-fn stochastic_rounding_over_ranks_is_refused_by_name() {
-    let layout = Arc::new(ParameterLayout::new(&[ParameterSpec {
-        name: "a.b".into(),
-        shape: [4].into(),
-        init: Init::Constant(0.0),
-        decays: false,
-    }]));
-    let world = keel::ranks::World::of_one_host(0, 2);
-    let mut tape = Tape::new(layout.clone(), |_| true).over_ranks(world, ATOM);
-    let parameter = tape.parameter(layout.entries()[0].spec.clone()).unwrap();
-    let gradient = tape.input("g", TensorType::f32([4]));
-    tape.backward_from(&[(parameter, gradient)]).unwrap();
-    let options = UpdateOptions {
-        random_rounding: Some(1),
-        ..UpdateOptions::default()
+fn stochastic_rounding_over_ranks_is_that_of_one_rank_bit_for_bit() {
+    let how = |on, zero_stage| How {
+        precision: DType::Bf16,
+        zero_stage,
+        rounding: Some(5),
+        ..How::new(on, ATOM)
     };
-    let groups = ParameterGroups::decaying(0.1);
-    let problem = record_update(&mut tape, &layout, &groups, &options).unwrap_err();
-    assert!(
-        problem
-            .to_string()
-            .starts_with("stochastic_rounding: expected off"),
-        "{problem}"
-    );
+    let copies = |rank: &Rank| bits(&rank.session.read_arena(Arena::ParametersBf16).unwrap());
+    for (ranks, zero_stage) in [(2, 1), (3, 1), (2, 2)] {
+        let trained = |on| {
+            on_ranks(ranks, |seat| {
+                let mut rank = Rank::load(how(on, zero_stage), &seat);
+                for step in 0..2 {
+                    rank.write_gradients(|index| gradient(on, index, seat.world().rank, step));
+                    rank.session.run().unwrap();
+                }
+                (bits(&rank.parameters()), copies(&rank))
+            })
+        };
+        let mut alone = Rank::load(how(RankOn::Cpu, 1), &Seat::default());
+        for step in 0..2 {
+            alone.write_gradients(|index| summed(RankOn::Cpu, index, ranks, step));
+            alone.session.run().unwrap();
+        }
+        let want = (bits(&alone.parameters()), copies(&alone));
+        for got in trained(RankOn::Cpu) {
+            assert!(got == want, "{ranks} ranks, stage {zero_stage}: other bits");
+        }
+        if RankOn::all().contains(&RankOn::Simt) {
+            let of_ranks = trained(RankOn::Simt);
+            let is_same = of_ranks.iter().all(|rank| *rank == of_ranks[0]);
+            assert!(is_same, "{ranks} ranks, stage {zero_stage}: copies differ");
+            // The norm's last bits may be others there: draws are the same, and so are all copies but those on an edge.
+            let pairs = of_ranks[0].1.iter().zip(&want.1);
+            let differ = pairs.filter(|(one, other)| one != other).count();
+            assert!(differ < want.1.len() / 1000, "{differ} copies");
+        }
+    }
 }

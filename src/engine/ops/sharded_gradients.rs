@@ -6,12 +6,11 @@
 //! before micro-batches and not after them.
 
 use super::adamw::Run;
-use super::cast::cast;
 use super::collective::{Begun, begin, finish};
-use super::sharded_update::{Stretch, UNDER_WAY, as_completed, moved};
+use super::sharded_update::{UNDER_WAY, as_completed};
 use super::tree_sum::tree_sum;
 use crate::tape::{Add, Arena, Fill, ParameterLayout, Slice, Tape, Value};
-use crate::tensor::{DType, TensorType};
+use crate::tensor::TensorType;
 use keel_base::error::Result;
 use keel_ranks::Kind;
 use keel_ranks::order::Cut;
@@ -88,57 +87,48 @@ fn add_to_shard(tape: &mut Tape, cut: &Cut, bucket: usize, begun: Begun) -> Resu
     Ok(())
 }
 
-/// Records how the updated parameters reach all ranks, a few buckets at a time: own stretches into the shard, from there to all,
-/// and out of what arrives to their places.
-pub(super) fn gather_slices(
+/// Records how what ranks keep in the arena `shards`, slices of all buckets, reaches its places in the arena `whole` of all
+/// ranks, a few buckets at a time.
+pub(super) fn gather_shards(
     tape: &mut Tape,
     cut: &Cut,
     runs: &[Run],
-    stretches: &[Stretch],
+    [shards, whole]: [Arena; 2],
 ) -> Result<()> {
-    for stretch in stretches {
-        let own = tape.arena_range(Arena::Parameters, stretch.parameters, stretch.elements);
-        moved(tape, own, Arena::GradientShard, stretch.shard)?;
-    }
     let mut under_way = Vec::new();
     for bucket in 0..cut.buckets() {
-        let own = tape.arena_range(Arena::GradientShard, bucket * cut.slice(), cut.slice());
+        let own = tape.arena_range(shards, bucket * cut.slice(), cut.slice());
         under_way.push((bucket, begin(tape, Kind::AllGather, own)?));
         if under_way.len() > UNDER_WAY {
             let (bucket, begun) = under_way.remove(0);
-            put_in_place(tape, cut, runs, bucket, begun)?;
+            put_in_place(tape, cut, runs, bucket, begun, whole)?;
         }
     }
     let mut last = under_way.into_iter();
-    last.try_for_each(|(bucket, begun)| put_in_place(tape, cut, runs, bucket, begun))
+    last.try_for_each(|(bucket, begun)| put_in_place(tape, cut, runs, bucket, begun, whole))
 }
 
-/// Records copies of the parameters of a bucket to their places, in every type that they are read in.
+/// Records copies of the parameters of a bucket to their places in the arena `whole`.
 fn put_in_place(
     tape: &mut Tape,
     cut: &Cut,
     runs: &[Run],
     bucket: usize,
     begun: Begun,
+    whole: Arena,
 ) -> Result<()> {
     let gathered = finish(tape, begun)?;
     let range = cut.bucket(bucket);
     for run in runs {
         let first = range.start.max(run.gradients);
         let end = range.end.min(run.gradients + run.elements);
-        if first >= end {
-            continue;
-        }
-        let part = Slice {
-            first: first - range.start,
-            elements: end - first,
-        };
-        let place = run.parameters + first - run.gradients;
-        let updated = tape.record_one(part, &[gathered])?;
-        tape.bind(updated, Arena::Parameters, place);
-        if tape.precision() == DType::Bf16 {
-            let rounded = cast(tape, updated, DType::Bf16)?;
-            tape.bind(rounded, Arena::ParametersBf16, place);
+        if first < end {
+            let part = Slice {
+                first: first - range.start,
+                elements: end - first,
+            };
+            let copied = tape.record_one(part, &[gathered])?;
+            tape.bind(copied, whole, run.parameters + first - run.gradients);
         }
     }
     Ok(())

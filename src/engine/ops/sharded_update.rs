@@ -14,7 +14,7 @@ use super::collective::{Begun, all_gather, begin, finish};
 use super::ema::{EMA_STATE, Ema};
 use super::grad_norm::{AtomSquares, NormOfAtoms};
 use super::muon::{self, MuonMomentum};
-use super::sharded_gradients::{gather_slices, reduce};
+use super::sharded_gradients::{gather_shards, reduce};
 use super::tree_sum::tree_sum;
 use super::{
     ADAMW_STATE, OPTIMIZER_SCALARS, OptimizerInput, ParameterGroups, UpdateOptions,
@@ -30,11 +30,11 @@ use keel_ranks::order::Cut;
 pub(super) const UNDER_WAY: usize = 2;
 
 /// Part of a run of parameters that this rank owns.
-pub(super) struct Stretch {
-    pub parameters: usize,
+struct Stretch {
+    parameters: usize,
     /// First element in the shard.
-    pub shard: usize,
-    pub elements: usize,
+    shard: usize,
+    elements: usize,
     group: usize,
 }
 
@@ -45,13 +45,6 @@ pub(super) fn record_sharded_update(
     groups: &ParameterGroups,
     options: &UpdateOptions,
 ) -> Result<()> {
-    if options.random_rounding.is_some() {
-        return Err(Error::setting(
-            "stochastic_rounding",
-            "off with several ranks, which round what they gather to nearest",
-            "on",
-        ));
-    }
     let runs = runs(tape, layout, groups)?;
     let cut = tape.cut_gradients();
     let in_shards = tape.shards_gradients();
@@ -74,20 +67,37 @@ pub(super) fn record_sharded_update(
             sum_bucket(tape, &cut, bucket, begun)?;
         }
         let stretches = stretches(&runs, &cut, tape.world().rank);
-        let [each, scale] = update(tape, &cut, &stretches, groups)?;
+        let is_bf16 = tape.precision() == DType::Bf16;
+        // Who updates a parameter draws for it, and sends the copy too: 2 bytes more of each.
+        let rounding = options.random_rounding.filter(|_| is_bf16);
+        let [each, scale] = update(tape, &cut, &stretches, groups, rounding)?;
+        let is_by_adamw = |group: usize| groups.groups()[group].optimizer == Optimizer::AdamW;
+        // Where Muon updates, directions are in the shard already.
+        for stretch in stretches.iter().filter(|stretch| is_by_adamw(stretch.group)) {
+            let own = tape.arena_range(Arena::Parameters, stretch.parameters, stretch.elements);
+            moved(tape, own, Arena::GradientShard, stretch.shard)?;
+        }
         if in_shards {
-            gather_slices(tape, &cut, &runs, &stretches)?;
+            gather_shards(tape, &cut, &runs, [Arena::GradientShard, Arena::Parameters])?;
         } else {
-            gather(tape, &cut, &stretches, groups)?;
+            gather(tape, &cut)?;
             for run in &runs {
-                match groups.groups()[run.group].optimizer {
-                    Optimizer::AdamW => place_parameters(tape, run)?,
+                if is_by_adamw(run.group) {
+                    let gathered = tape.arena_range(Arena::Gradients, run.gradients, run.elements);
+                    moved(tape, gathered, Arena::Parameters, run.parameters)?;
+                } else {
                     // On every rank: a matrix is orthogonalised whole.
-                    Optimizer::Muon { .. } => {
-                        muon::record_steps(tape, layout, run, [each, scale])?;
-                    }
+                    muon::record_steps(tape, layout, run, [each, scale])?;
                 }
             }
+        }
+        match rounding {
+            Some(_) => gather_rounded(tape, &cut, &runs, &stretches)?,
+            None if is_bf16 => {
+                let mut by_adamw = runs.iter().filter(|run| is_by_adamw(run.group));
+                by_adamw.try_for_each(|run| round_copy(tape, run))?;
+            }
+            None => {}
         }
         clamp(tape, layout, options)?;
         if let Some(decay) = options.ema_decay {
@@ -178,6 +188,7 @@ fn update(
     cut: &Cut,
     stretches: &[Stretch],
     groups: &ParameterGroups,
+    rounding: Option<u64>,
 ) -> Result<[Value; 2]> {
     let shared = TensorType::f32([OPTIMIZER_SCALARS]);
     let shared = tape.input(OptimizerInput::Scalars, shared);
@@ -204,7 +215,7 @@ fn update(
             tape.record_update(MuonMomentum::new(decay), &inputs)?;
             continue;
         }
-        let inputs = [
+        let mut inputs = vec![
             range(tape, Arena::Parameters, stretch.parameters),
             gradients,
             momentum,
@@ -213,11 +224,14 @@ fn update(
             each,
             norm[1],
         ];
+        // To nearest, every rank rounds what it has gathered.
+        if rounding.is_some() {
+            inputs.push(range(tape, Arena::ParametersBf16, stretch.parameters));
+        }
         let op = AdamW {
             group: stretch.group,
-            // Every rank rounds what it has gathered.
-            writes_bf16_copy: false,
-            random_rounding: None,
+            writes_bf16_copy: rounding.is_some(),
+            random_rounding: rounding,
             first: stretch.parameters,
         };
         tape.record_update(op, &inputs)?;
@@ -239,20 +253,8 @@ fn average(tape: &mut Tape, stretches: &[Stretch], decay: f64, scale: Value) -> 
     Ok(())
 }
 
-/// Records how updated parameters and directions reach all ranks: own parameters into the shard, where directions are, and
-/// shards into the gradient arena.
-fn gather(
-    tape: &mut Tape,
-    cut: &Cut,
-    stretches: &[Stretch],
-    groups: &ParameterGroups,
-) -> Result<()> {
-    let by_adamw =
-        |stretch: &&Stretch| groups.groups()[stretch.group].optimizer == Optimizer::AdamW;
-    for stretch in stretches.iter().filter(by_adamw) {
-        let own = tape.arena_range(Arena::Parameters, stretch.parameters, stretch.elements);
-        moved(tape, own, Arena::GradientShard, stretch.shard)?;
-    }
+/// Records how the updated parameters and directions in the shards reach all ranks: into the gradient arena.
+fn gather(tape: &mut Tape, cut: &Cut) -> Result<()> {
     let mut under_way = Vec::new();
     for bucket in 0..cut.buckets() {
         let first = bucket * cut.slice();
@@ -266,19 +268,31 @@ fn gather(
     Ok(())
 }
 
-/// Records how gathered parameters reach their places.
-fn place_parameters(tape: &mut Tape, run: &Run) -> Result<()> {
-    let gathered = tape.arena_range(Arena::Gradients, run.gradients, run.elements);
-    moved(tape, gathered, Arena::Parameters, run.parameters)?;
-    if tape.precision() == DType::Bf16 {
-        let rounded = cast(tape, gathered, DType::Bf16)?;
-        tape.bind(rounded, Arena::ParametersBf16, run.parameters);
-    }
+/// Records the rounding of the updated parameters of a run to nearest.
+fn round_copy(tape: &mut Tape, run: &Run) -> Result<()> {
+    let updated = tape.arena_range(Arena::Parameters, run.parameters, run.elements);
+    let rounded = cast(tape, updated, DType::Bf16)?;
+    tape.bind(rounded, Arena::ParametersBf16, run.parameters);
     Ok(())
 }
 
+/// Records how copies that were rounded at random reach all ranks.
+fn gather_rounded(tape: &mut Tape, cut: &Cut, runs: &[Run], stretches: &[Stretch]) -> Result<()> {
+    for stretch in stretches {
+        let (first, elements) = (stretch.parameters, stretch.elements);
+        let own = tape.arena_range(Arena::ParametersBf16, first, elements);
+        moved(tape, own, Arena::RoundedShard, stretch.shard)?;
+    }
+    gather_shards(
+        tape,
+        cut,
+        runs,
+        [Arena::RoundedShard, Arena::ParametersBf16],
+    )
+}
+
 /// Records a copy of x in a fixed arena.
-pub(super) fn moved(tape: &mut Tape, x: Value, arena: Arena, offset: usize) -> Result<()> {
+fn moved(tape: &mut Tape, x: Value, arena: Arena, offset: usize) -> Result<()> {
     let copy = tape.record_one(Copy, &[x])?;
     tape.bind(copy, arena, offset);
     Ok(())

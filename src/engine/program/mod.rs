@@ -270,9 +270,13 @@ impl Program {
         let shard = self
             .shards
             .map(|_| ("gradients of this rank", Arena::GradientShard));
+        let rounded = self
+            .lies_in(Arena::RoundedShard)
+            .then_some(("rounded parameters of this rank", Arena::RoundedShard));
         [("gradients", Arena::Gradients), ("cache", Arena::Cache)]
             .into_iter()
             .chain(shard)
+            .chain(rounded)
             .chain(state)
     }
 
@@ -287,6 +291,8 @@ impl Program {
                 .shards
                 .map_or(self.gradient_elements, |cut| cut.owned()),
             Arena::GradientShard => self.shards.map_or(0, |cut| cut.owned()),
+            Arena::RoundedShard if !self.lies_in(Arena::RoundedShard) => 0,
+            Arena::RoundedShard => self.shards.map_or(0, |cut| cut.owned()),
             Arena::Cache => self.cache_elements,
         }
     }
@@ -328,9 +334,13 @@ impl Program {
 
     /// Whether any parameter is read in bf16.
     pub fn has_bf16_parameters(&self) -> bool {
-        self.places
-            .iter()
-            .any(|place| matches!(place, Place::Fixed(Arena::ParametersBf16, _)))
+        self.lies_in(Arena::ParametersBf16)
+    }
+
+    /// Whether any value lies in a fixed arena.
+    fn lies_in(&self, arena: Arena) -> bool {
+        let is_there = |place: &Place| matches!(place, Place::Fixed(there, _) if *there == arena);
+        self.places.iter().any(is_there)
     }
 
     /// Bytes of the arena of activations.

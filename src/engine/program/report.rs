@@ -9,7 +9,7 @@ use keel_base::units::bytes;
 /// What a program takes, by class.
 #[derive(Clone, Debug)]
 pub struct MemoryReport {
-    /// All parameters of the model, with their bf16 copies where the program reads those.
+    /// All parameters of the model, with their bf16 copies where the program reads those, also on their way to other ranks.
     pub parameters: u64,
     /// Gradients of what is trained.
     pub gradients: u64,
@@ -64,7 +64,9 @@ impl MemoryReport {
             .get(peak.op as usize)
             .map_or(String::new(), |op| op.instruction.label());
         MemoryReport {
-            parameters: arena(Arena::Parameters) + arena(Arena::ParametersBf16),
+            parameters: arena(Arena::Parameters)
+                + arena(Arena::ParametersBf16)
+                + arena(Arena::RoundedShard),
             gradients: arena(Arena::Gradients) + arena(Arena::GradientShard),
             moments: state.iter().map(|state| arena(state.arena)).sum(),
             state: state

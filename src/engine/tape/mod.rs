@@ -56,6 +56,9 @@ pub enum Arena {
     /// Over several ranks: the sums over all of them of the gradients whose parameters this rank updates, its slices of all
     /// buckets one after the other. After the update it carries the parameters to the other ranks.
     GradientShard,
+    /// Over several ranks that round the bf16 copies at random: those of the parameters that this rank updates, laid out like
+    /// [`Arena::GradientShard`], on their way to the other ranks.
+    RoundedShard,
     /// What a program keeps from run to run, such as keys and values of tokens it has seen.
     Cache,
 }
@@ -64,7 +67,7 @@ impl Arena {
     /// The type of the arena's elements.
     pub const fn element(self) -> DType {
         match self {
-            Arena::ParametersBf16 => DType::Bf16,
+            Arena::ParametersBf16 | Arena::RoundedShard => DType::Bf16,
             Arena::OptimizerState(slot) => slot.element,
             _ => DType::F32,
         }
