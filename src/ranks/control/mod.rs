@@ -210,13 +210,16 @@ impl Control {
         Ok(())
     }
 
-    /// As [`Votes::give_up`], for a rank that ends with `code`.
+    /// As [`Votes::give_up`], for a rank that ends with `code`. Where it is refused all are: starting again would change nothing.
     pub fn give_up_with(&self, problem: &str, code: i32) {
         let rank = self.shared.world.rank;
         self.shared.settle(Cause {
             rank: Some((rank, code)),
             sentence: format!("rank {rank} ({}) ended: {problem}", self.shared.hosts[rank]),
-            code: ANOTHER_RANK,
+            code: match code {
+                NOT_ALIKE => NOT_ALIKE,
+                _ => ANOTHER_RANK,
+            },
         });
     }
 }
