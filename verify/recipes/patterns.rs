@@ -255,13 +255,15 @@ fn numbers_of_rates_and_schedules_out_of_range_are_refused() {
         &["schedule=warmup_stable_decay", "decay_shape=square"],
         "decay_shape",
     );
-    let rounded = [
-        "stochastic_rounding=true",
-        "stage.target.muon=[\"language.blocks\"]",
-    ];
-    let problem = parse(tiny(), &rounded).unwrap_err();
-    assert!(
-        problem.contains("no Muon with stochastic_rounding"),
-        "{problem}"
-    );
+    for (setting, unfit) in [
+        (
+            "stochastic_rounding=true",
+            "no Muon with stochastic_rounding",
+        ),
+        ("zero_stage=2", "no Muon with zero_stage = 2"),
+    ] {
+        let muon = "stage.target.muon=[\"language.blocks\"]";
+        let problem = parse(tiny(), &[setting, muon]).unwrap_err();
+        assert!(problem.contains(unfit), "{problem}");
+    }
 }

@@ -73,7 +73,10 @@ pub(super) fn record_sharded_update(
         let [each, scale] = update(tape, &cut, &stretches, groups, rounding)?;
         let is_by_adamw = |group: usize| groups.groups()[group].optimizer == Optimizer::AdamW;
         // Where Muon updates, directions are in the shard already.
-        for stretch in stretches.iter().filter(|stretch| is_by_adamw(stretch.group)) {
+        for stretch in stretches
+            .iter()
+            .filter(|stretch| is_by_adamw(stretch.group))
+        {
             let own = tape.arena_range(Arena::Parameters, stretch.parameters, stretch.elements);
             moved(tape, own, Arena::GradientShard, stretch.shard)?;
         }

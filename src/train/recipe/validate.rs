@@ -76,8 +76,14 @@ pub(crate) fn validate_recipe(recipe: &Recipe) -> Result<()> {
         let want = "another name for each stage";
         require("name", is_new, want, &stage.name).map_err(in_stage)?;
         validate_stage(recipe, stage).map_err(in_stage)?;
-        if recipe.stochastic_rounding && !stage.muon.is_empty() {
-            let want = "no Muon with stochastic_rounding: it rounds to nearest";
+        let unfit = if recipe.stochastic_rounding {
+            Some("no Muon with stochastic_rounding: it rounds to nearest")
+        } else if recipe.zero_stage == 2 {
+            Some("no Muon with zero_stage = 2: it needs whole matrices on every rank")
+        } else {
+            None
+        };
+        if let (Some(want), false) = (unfit, stage.muon.is_empty()) {
             let found = stage.muon.join(", ");
             return Err(in_stage(Error::setting("muon", want, found)));
         }
