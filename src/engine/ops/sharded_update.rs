@@ -48,13 +48,10 @@ pub(super) fn record_sharded_update(
     let runs = runs(tape, layout, groups)?;
     let cut = tape.cut_gradients();
     let in_shards = tape.shards_gradients();
-    let by_muon = |run: &Run| groups.groups()[run.group].optimizer != Optimizer::AdamW;
-    if in_shards && runs.iter().any(by_muon) {
-        return Err(Error::setting(
-            "zero_stage",
-            "1 with Muon, which needs whole matrices on every rank",
-            2,
-        ));
+    let by_adamw = |group: usize| groups.groups()[group].optimizer == Optimizer::AdamW;
+    if in_shards && !runs.iter().all(|run| by_adamw(run.group)) {
+        let want = "1 where Muon updates, whose matrices are whole on every rank";
+        return Err(Error::setting("zero_stage", want, 2));
     }
     let last = if in_shards {
         tape.scoped(REDUCE, |tape| reduce(tape, layout, &cut))?;
@@ -71,12 +68,8 @@ pub(super) fn record_sharded_update(
         // Who updates a parameter draws for it, and sends the copy too: 2 bytes more of each.
         let rounding = options.random_rounding.filter(|_| is_bf16);
         let [each, scale] = update(tape, &cut, &stretches, groups, rounding)?;
-        let is_by_adamw = |group: usize| groups.groups()[group].optimizer == Optimizer::AdamW;
-        // Where Muon updates, directions are in the shard already.
-        for stretch in stretches
-            .iter()
-            .filter(|stretch| is_by_adamw(stretch.group))
-        {
+        // Of what Muon updates, directions are there already.
+        for stretch in stretches.iter().filter(|stretch| by_adamw(stretch.group)) {
             let own = tape.arena_range(Arena::Parameters, stretch.parameters, stretch.elements);
             moved(tape, own, Arena::GradientShard, stretch.shard)?;
         }
@@ -85,7 +78,7 @@ pub(super) fn record_sharded_update(
         } else {
             gather(tape, &cut)?;
             for run in &runs {
-                if is_by_adamw(run.group) {
+                if by_adamw(run.group) {
                     let gathered = tape.arena_range(Arena::Gradients, run.gradients, run.elements);
                     moved(tape, gathered, Arena::Parameters, run.parameters)?;
                 } else {
@@ -97,8 +90,8 @@ pub(super) fn record_sharded_update(
         match rounding {
             Some(_) => gather_rounded(tape, &cut, &runs, &stretches)?,
             None if is_bf16 => {
-                let mut by_adamw = runs.iter().filter(|run| is_by_adamw(run.group));
-                by_adamw.try_for_each(|run| round_copy(tape, run))?;
+                let mut runs = runs.iter().filter(|run| by_adamw(run.group));
+                runs.try_for_each(|run| round_copies(tape, run))?;
             }
             None => {}
         }
@@ -256,7 +249,7 @@ fn average(tape: &mut Tape, stretches: &[Stretch], decay: f64, scale: Value) -> 
     Ok(())
 }
 
-/// Records how the updated parameters and directions in the shards reach all ranks: into the gradient arena.
+/// Records how what is in the shards, updated parameters and directions, reaches all ranks: into the gradient arena.
 fn gather(tape: &mut Tape, cut: &Cut) -> Result<()> {
     let mut under_way = Vec::new();
     for bucket in 0..cut.buckets() {
@@ -271,8 +264,8 @@ fn gather(tape: &mut Tape, cut: &Cut) -> Result<()> {
     Ok(())
 }
 
-/// Records the rounding of the updated parameters of a run to nearest.
-fn round_copy(tape: &mut Tape, run: &Run) -> Result<()> {
+/// Records the rounding of updated parameters to nearest.
+fn round_copies(tape: &mut Tape, run: &Run) -> Result<()> {
     let updated = tape.arena_range(Arena::Parameters, run.parameters, run.elements);
     let rounded = cast(tape, updated, DType::Bf16)?;
     tape.bind(rounded, Arena::ParametersBf16, run.parameters);

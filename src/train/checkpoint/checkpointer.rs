@@ -90,10 +90,8 @@ impl Checkpointer {
         index: usize,
         averages: Option<&Averages>,
     ) -> Result<()> {
-        hold_alike(
-            run,
-            &format!("the end of stage {}", run.recipe.stages[index].name),
-        )?;
+        let stage = &run.recipe.stages[index].name;
+        hold_alike(run, &format!("the end of stage {stage}"))?;
         let path = after_stage(run, index);
         let mut position = position(run, state, index + 1, 0);
         let mut own = averages;

@@ -4,7 +4,7 @@ use keel_base::error::Result;
 use keel_engine::executor::{Executor, Session};
 use keel_engine::ops::EMA_STATE;
 use keel_engine::program::Program;
-use keel_engine::tape::{Arena, OptimizerState, ParameterLayout};
+use keel_engine::tape::{OptimizerState, ParameterLayout};
 
 /// The contents of every slot, as one session holds them: of a rank among several its own slices. In the order in which the program declares them.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,7 +59,7 @@ impl OptimizerValues {
         executor: &dyn Executor,
     ) -> Result<()> {
         let program = session.program();
-        let elements = program.arena_elements(Arena::Gradients, layout.elements());
+        let elements = program.trained_elements();
         let mut slots = Vec::new();
         for slot in program.optimizer_state() {
             let mut values = vec![0.0f32; elements];
