@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::simd::{LANES, Simd, Task, dispatch_pairs, has_pairs};
 
-/// How the products of linear layers that are stored in bf16 are computed.
+/// How the products of linear layers and of attention are computed where they are stored in bf16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bf16Products {
     /// Widened to f32 on the way into fused multiply-adds: on every machine, with the same bits wherever those of f32 are.

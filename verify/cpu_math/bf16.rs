@@ -135,6 +135,65 @@ fn the_instruction_for_pairs_computes_what_its_model_says() {
     assert_eq!(sums[0], 2.0f32.powi(24) + 2.0);
 }
 
+/// Rounds numbers to terms: side by side in cells, and the second of each pair in a row.
+struct Terms<'a>([&'a [f32]; 2], &'a mut [f32], &'a mut [bf16]);
+
+impl Task for Terms<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for at in (0..self.1.len()).step_by(LANES) {
+            let [even, odd] = self.0.map(|x| keel::cpu::vector_math::load(simd, x, at));
+            keel::cpu::vector_math::store(simd, self.1, at, simd.pair(even, odd));
+            keel::cpu::vector_math::store_terms(simd, self.2, at, odd);
+        }
+    }
+}
+
+#[test]
+fn the_instruction_for_rounding_to_pairs_computes_what_its_model_says() {
+    let mut random = Random::new(44);
+    let mut numbers = |count: usize| -> Vec<f32> {
+        let half = |random: &mut Random| random.below(1 << 16) as u32;
+        // Any bits, NaN and subnormal numbers among them.
+        let any = (0..count).map(|_| f32::from_bits(half(&mut random) | half(&mut random) << 16));
+        any.collect()
+    };
+    let (mut even, odd) = (numbers(4096), numbers(4096));
+    // The largest subnormal number, which rounding alone would make normal, and ties to either side.
+    let special = [
+        0x007f_ffff,
+        0x807f_ffff,
+        0x3f80_8000,
+        0x3f81_8000,
+        0x7f7f_ffff,
+    ];
+    for (number, bits) in even.iter_mut().zip(special) {
+        *number = f32::from_bits(bits);
+    }
+    let run = |level| {
+        with_threads(1, level, || {
+            let (mut cells, mut row) = (vec![0.0; even.len()], vec![bf16::ZERO; even.len()]);
+            dispatch_pairs(Terms([&even, &odd], &mut cells, &mut row));
+            (bits(&cells), bits_of(&row))
+        })
+    };
+    let (cells, row) = run(Level::Avx512);
+    assert_eq!((&cells, &row), (&run(Level::Avx2).0, &run(Level::Avx2).1));
+    for (index, (cell, odd)) in cells.iter().zip(&odd).enumerate() {
+        let wanted = if odd.is_subnormal() {
+            bf16::ZERO.copysign(bf16::from_f32(*odd))
+        } else {
+            bf16::from_f32(*odd)
+        };
+        assert_eq!(cell >> 16, u32::from(wanted.to_bits()), "{index}: {odd:e}");
+        assert_eq!(row[index], wanted.to_bits(), "{index}: {odd:e}");
+    }
+    let first: Vec<u32> = cells[..5].iter().map(|cell| cell & 0xffff).collect();
+    assert_eq!(first, [0x0000, 0x8000, 0x3f80, 0x3f82, 0x7f80]);
+}
+
 /// Everything that the three products make of a shape.
 #[derive(PartialEq, Debug)]
 struct Made {

@@ -2,7 +2,7 @@
 //!
 //! Three threaded forms carry a linear layer through a step: [`linear`] (y = x Wᵀ and what follows it),
 //! [`linear_backward_input`] (dx = dy W) and [`linear_backward_weight`] (dW = dyᵀ x, db). [`product`] is one
-//! single-threaded strided product for tiles of other kernels.
+//! single-threaded strided product for tiles of other kernels, and [`product_of_pairs`] one of bf16 numbers in pairs.
 //!
 //! The products are written here and not taken from the `gemm` crate, which they were measured against: that crate
 //! allocates its packing buffers on every call, packs the weight again for every block of rows, and cannot fuse what
@@ -21,6 +21,7 @@ mod finish;
 mod linear;
 mod matrix;
 mod pack;
+mod pair_product;
 mod pairs;
 mod product;
 mod tile;
@@ -32,6 +33,7 @@ pub use linear::{
     Factor, linear, linear_backward_input, linear_backward_input_workspace, linear_workspace,
 };
 pub use matrix::{Hint, Operand, Rows, RowsMut};
+pub use pair_product::{Cells, Panels, panels_workspace, product_of_pairs};
 pub use product::{Extent, READ_BEYOND, Stairs, product, product_within, product_workspace};
 
 /// Widest tile of any path, in columns: what workspaces are rounded up to.

@@ -26,7 +26,7 @@ impl Stairs {
 
     /// The first row that has column `column`.
     #[inline(always)]
-    fn first_row(self, column: usize) -> usize {
+    pub(super) fn first_row(self, column: usize) -> usize {
         if column < self.floor {
             return 0;
         }
@@ -34,8 +34,9 @@ impl Stairs {
     }
 }
 
-/// Columns beyond the stairs that a product may read of a row of A: other rows of the same tile reach them.
-pub const READ_BEYOND: usize = 13;
+/// Columns beyond the stairs that a product may read of a row of A: other rows of the same tile reach them, and of a product
+/// in pairs, the other half of the last pair.
+pub const READ_BEYOND: usize = 14;
 
 /// What of a product has to be computed.
 #[derive(Clone, Copy, Debug)]

@@ -121,6 +121,16 @@ fn pairs(x: __m512) -> __m512bh {
     unsafe { std::mem::transmute(x) }
 }
 
+/// Sixteen numbers rounded to bf16 by the instruction for it, which makes zeros of subnormal numbers.
+///
+/// # Safety
+/// 1. The machine has AVX512-BF16.
+#[inline(always)]
+unsafe fn rounded(x: __m512) -> __m256i {
+    // SAFETY: the caller vouches for the instruction; both types are 32 bytes of which any bits are a value.
+    unsafe { std::mem::transmute(_mm512_cvtneps_pbh(x)) }
+}
+
 /// Sixteen bf16 numbers in f32.
 ///
 /// # Safety
@@ -250,6 +260,28 @@ impl<const PAIRS: bool> Simd for Avx512<PAIRS> {
             instructions!(_mm512_dpbf16_ps(sum, pairs(a), pairs(b)))
         } else {
             super::model_dot_pairs(self, a, b, sum)
+        }
+    }
+    #[inline(always)]
+    fn pair(self, even: __m512, odd: __m512) -> __m512 {
+        if !PAIRS {
+            return super::model_pair(self, even, odd);
+        }
+        instructions!({
+            let low = _mm512_cvtepu16_epi32(rounded(even));
+            let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded(odd)));
+            _mm512_castsi512_ps(_mm512_or_si512(low, high))
+        })
+    }
+    #[inline(always)]
+    unsafe fn store_terms(self, to: *mut bf16, x: __m512) {
+        // SAFETY: the caller vouches for the range, and `PAIRS` for the instruction.
+        unsafe {
+            if PAIRS {
+                _mm256_storeu_si256(to.cast(), rounded(x));
+            } else {
+                super::model_store_terms(self, to, x);
+            }
         }
     }
     #[inline(always)]

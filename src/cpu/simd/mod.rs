@@ -180,6 +180,22 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn dot_pairs(self, a: Self::Vector, b: Self::Vector, sum: Self::Vector) -> Self::Vector {
         model_dot_pairs(self, a, b, sum)
     }
+    /// Rounds `even` and `odd` to bf16, to the nearest with ties to even and subnormal numbers to zero, and puts them side by
+    /// side in each lane, as [`Simd::load_pairs`] does: operands of [`Simd::dot_pairs`], which takes subnormal numbers as zero.
+    /// That is the rounding of `vcvtneps2bf16`, and this is its model where there is no such instruction.
+    #[inline(always)]
+    fn pair(self, even: Self::Vector, odd: Self::Vector) -> Self::Vector {
+        model_pair(self, even, odd)
+    }
+    /// Writes sixteen lanes as bf16, rounded as by [`Simd::pair`].
+    ///
+    /// # Safety
+    /// 1. `to..to + 16` is writable.
+    #[inline(always)]
+    unsafe fn store_terms(self, to: *mut bf16, x: Self::Vector) {
+        // SAFETY: the caller's contract.
+        unsafe { model_store_terms(self, to, x) }
+    }
     /// Asks for the cache line at `address`, for a use soon but not next. Any address will do.
     fn prefetch(self, address: *const f32);
     /// Writes the transpose of a 16 × 16 block.
@@ -245,15 +261,56 @@ fn model_dot_pairs<S: Simd>(simd: S, a: S::Vector, b: S::Vector, sum: S::Vector)
     }
 }
 
+/// [`Simd::pair`] lane by lane.
+#[inline(always)]
+fn model_pair<S: Simd>(simd: S, even: S::Vector, odd: S::Vector) -> S::Vector {
+    let mut lanes = [[0.0; LANES]; 2];
+    // SAFETY: sixteen lanes lie in each array.
+    unsafe {
+        for (lanes, x) in lanes.iter_mut().zip([even, odd]) {
+            simd.store(lanes.as_mut_ptr(), x);
+        }
+        let [mut even, odd] = lanes;
+        for (even, odd) in even.iter_mut().zip(odd) {
+            let (low, high) = (rounded_term(*even), rounded_term(odd));
+            *even = f32::from_bits(u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16);
+        }
+        simd.load(even.as_ptr())
+    }
+}
+
+/// [`Simd::store_terms`] lane by lane.
+///
+/// # Safety
+/// 1. As there.
+#[inline(always)]
+unsafe fn model_store_terms<S: Simd>(simd: S, to: *mut bf16, x: S::Vector) {
+    let mut lanes = [0.0; LANES];
+    // SAFETY: sixteen lanes lie in the array, and the caller vouches for as many numbers.
+    unsafe {
+        simd.store(lanes.as_mut_ptr(), x);
+        for (index, lane) in lanes.iter().enumerate() {
+            to.add(index).write(rounded_term(*lane));
+        }
+    }
+}
+
+/// x, or zero of its sign where it is subnormal.
+fn normal(x: f32) -> f32 {
+    if x.is_subnormal() {
+        0.0f32.copysign(x)
+    } else {
+        x
+    }
+}
+
+/// One number of [`Simd::pair`].
+fn rounded_term(x: f32) -> bf16 {
+    bf16::rounded(normal(x))
+}
+
 /// One lane of [`Simd::dot_pairs`].
 fn dot_pair(a: u32, b: u32, sum: f32) -> f32 {
-    let normal = |x: f32| {
-        if x.is_subnormal() {
-            0.0f32.copysign(x)
-        } else {
-            x
-        }
-    };
     let high = |bits: u32| normal(f32::from_bits(bits & 0xffff_0000));
     let low = |bits: u32| normal(f32::from_bits(bits << 16));
     let sum = normal(high(a).mul_add(high(b), normal(sum)));

@@ -9,6 +9,8 @@ pub(crate) mod activation;
 pub mod functions;
 pub mod rows;
 
+use half::bf16;
+
 use self::activation::{Curve, with_curve};
 use super::simd::{LANES, Simd, Task, dispatch};
 use super::storage::Stored;
@@ -41,6 +43,14 @@ pub fn store<S: Simd, T: Stored>(simd: S, y: &mut [T], at: usize, x: S::Vector) 
             T::store_first(simd, rest.as_mut_ptr(), rest.len(), x)
         }
     }
+}
+
+/// Writes lanes `at..` of `y` as terms of products in pairs ([`Simd::store_terms`]). Panics where there are no sixteen.
+#[inline(always)]
+pub fn store_terms<S: Simd>(simd: S, y: &mut [bf16], at: usize, x: S::Vector) {
+    let to = &mut y[at..][..LANES];
+    // SAFETY: the slice holds the lanes written.
+    unsafe { simd.store_terms(to.as_mut_ptr(), x) }
 }
 
 /// A slice function of one argument: its name, its vector form and what it says.

@@ -70,7 +70,11 @@ impl Op for Attention {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        with_element!(args.input_types[0].dtype, T => cpu::forward::<T>(self, args));
+        let dtype = args.input_types[0].dtype;
+        if cpu::are_pairs(dtype) {
+            return cpu::forward_in_pairs(self, args);
+        }
+        with_element!(dtype, T => cpu::forward::<T>(self, args));
     }
 
     fn launches(
@@ -155,7 +159,11 @@ impl Op for AttentionBackward {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        with_element!(args.input_types[0].dtype, T => cpu::backward::<T>(self, args));
+        let dtype = args.input_types[0].dtype;
+        if cpu::are_pairs(dtype) {
+            return cpu::backward_in_pairs(self, args);
+        }
+        with_element!(dtype, T => cpu::backward::<T>(self, args));
     }
 
     fn launches(

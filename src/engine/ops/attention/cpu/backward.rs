@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use super::block::{Block, ClearRows, ScoreGradient, Soon, score_stride};
 use super::{
-    Divide, Geometry, KEYS, QUERIES, Share, Sources, for_each_block, panel_elements, query_blocks,
-    run_workers, workers,
+    Divide, Geometry, KEYS, QUERIES, Share, Sources, backward_in_pairs, for_each_block,
+    panel_elements, query_blocks, run_workers, workers,
 };
 use crate::ops::attention::geometry::Form;
 use crate::ops::attention::op::AttentionBackward;
@@ -19,7 +19,9 @@ use keel_cpu::matmul::{Extent, Hint, Rows, RowsMut, product_within};
 /// Floats of scratch memory of one worker: scores, their gradient, the products' panel, δ, and a head in f32.
 fn worker_elements<T: Element>(geometry: &Geometry) -> usize {
     let own = 2 * QUERIES * score_stride(KEYS) + panel_elements(geometry.heads.dim) + QUERIES;
-    own + head_elements::<T>(geometry)
+    let widened = own + head_elements::<T>(geometry);
+    // The plan does not know which way the products will go.
+    widened.max(T::scratch(backward_in_pairs::worker_elements(geometry)))
 }
 
 /// Floats of one head where it is stored in bf16: query, output and the gradients of both, key, value and theirs.
@@ -52,19 +54,19 @@ pub(in crate::ops::attention) fn backward_workspace(
 
 /// The output of the forward pass, what was saved, and the output's gradient.
 #[derive(Clone, Copy)]
-struct Saved<'a, T> {
-    sources: Sources<'a, T>,
+pub(super) struct Saved<'a, T> {
+    pub sources: Sources<'a, T>,
     /// [B · Tq, H·D].
-    output: &'a [T],
+    pub output: &'a [T],
     /// [B, H, Tq].
-    log_sum_exp: &'a [f32],
+    pub log_sum_exp: &'a [f32],
     /// [B · Tq, H·D].
-    d_output: &'a [T],
+    pub d_output: &'a [T],
 }
 
 impl<'a, T: Element> Saved<'a, T> {
     /// The rows [Tq, D] of a query head in the output or its gradient.
-    fn head(&self, data: &'a [T], batch: usize, head: usize) -> Rows<'a, T> {
+    pub fn head(&self, data: &'a [T], batch: usize, head: usize) -> Rows<'a, T> {
         let g = &self.sources.geometry;
         let (width, dim) = (g.heads.query_width(), g.heads.dim);
         let start = batch * g.query_tokens * width + head * dim;
@@ -74,7 +76,7 @@ impl<'a, T: Element> Saved<'a, T> {
 
 impl<T: Element> Saved<'_, T> {
     /// What a query head reads.
-    fn hints(&self, [batch, head]: [usize; 2]) -> Soon {
+    pub fn hints(&self, [batch, head]: [usize; 2]) -> Soon {
         let [query, key, value] = self.sources.of([batch, head]).map(Rows::hint);
         let [output, d_output] =
             [self.output, self.d_output].map(|data| self.head(data, batch, head).hint());
@@ -84,15 +86,15 @@ impl<T: Element> Saved<'_, T> {
 }
 
 /// The part of the gradients that one worker writes; its heads are key heads.
-struct Part<'a, Q, T> {
-    geometry: Geometry,
-    share: Share,
+pub(super) struct Part<'a, Q, T> {
+    pub geometry: Geometry,
+    pub share: Share,
     /// [batch rows · Tq, query heads · D].
-    query: RowsMut<'a, Q>,
+    pub query: RowsMut<'a, Q>,
     /// [batch rows · T, key heads · D].
-    key: RowsMut<'a, T>,
+    pub key: RowsMut<'a, T>,
     /// [batch rows · T, key heads · D].
-    value: RowsMut<'a, T>,
+    pub value: RowsMut<'a, T>,
 }
 
 impl<Q: Element, T: Element> Divide for Part<'_, Q, T> {
@@ -142,7 +144,28 @@ impl<Q: Element, T: Element> Divide for Part<'_, Q, T> {
     }
 }
 
+/// How parts of gradients are computed from numbers stored as `T`.
+pub(super) trait Way<T> {
+    /// Computes a part with the scratch memory of a worker.
+    fn compute<Q: Element>(part: Part<'_, Q, T>, saved: &Saved<'_, T>, scratch: &mut [f32]);
+}
+
+/// Products in f32.
+struct InF32;
+
+impl<T: Element> Way<T> for InF32 {
+    fn compute<Q: Element>(part: Part<'_, Q, T>, saved: &Saved<'_, T>, scratch: &mut [f32]) {
+        part.compute(saved, scratch);
+    }
+}
+
+/// Computes the op in f32 from numbers stored as `T`.
 pub(in crate::ops::attention) fn backward<T: Element>(op: &AttentionBackward, args: CpuArgs<'_>) {
+    in_parts::<T, InF32>(op, args);
+}
+
+/// Computes the op from numbers stored as `T`, each part of it by `W`.
+pub(super) fn in_parts<T: Element, W: Way<T>>(op: &AttentionBackward, args: CpuArgs<'_>) {
     let geometry = op.geometry(args.input_types);
     let first = op.form.sources();
     let saved = Saved::<T> {
@@ -170,7 +193,7 @@ pub(in crate::ops::attention) fn backward<T: Element>(op: &AttentionBackward, ar
             let whole = RowsMut::new(gradient, rows, geometry.heads.packed_width());
             let (query, rest) = whole.split_at_column(query_width);
             let (key, value) = rest.split_at_column(key_width);
-            run(&saved, share, [query, key, value], scratch);
+            run::<T, W>(&saved, share, [query, key, value], scratch);
         }
         Form::Cross => {
             let (d_query, d_key_value) = (outputs.next::<T>(), outputs.next::<T>());
@@ -178,7 +201,7 @@ pub(in crate::ops::attention) fn backward<T: Element>(op: &AttentionBackward, ar
             let (key, value) = whole.split_at_column(key_width);
             if shared.is_empty() {
                 let query = RowsMut::new(d_query, rows, query_width);
-                run(&saved, share, [query, key, value], scratch);
+                run::<T, W>(&saved, share, [query, key, value], scratch);
                 return;
             }
             // One query for all batch rows: each worker would add to the same gradient, in an order that depends on the
@@ -190,7 +213,7 @@ pub(in crate::ops::attention) fn backward<T: Element>(op: &AttentionBackward, ar
                 key,
                 value,
             };
-            run_part(part, &saved, scratch);
+            run_part::<_, T, W>(part, &saved, scratch);
             for (index, d_query) in d_query.iter_mut().enumerate() {
                 let of_rows = shared
                     .iter()
@@ -203,7 +226,7 @@ pub(in crate::ops::attention) fn backward<T: Element>(op: &AttentionBackward, ar
 }
 
 /// Computes gradients that are all of one type.
-fn run<T: Element>(
+fn run<T: Element, W: Way<T>>(
     saved: &Saved<'_, T>,
     share: Share,
     [query, key, value]: [RowsMut<'_, T>; 3],
@@ -216,10 +239,10 @@ fn run<T: Element>(
         key,
         value,
     };
-    run_part(part, saved, scratch);
+    run_part::<_, T, W>(part, saved, scratch);
 }
 
-fn run_part<Q: Element, T: Element>(
+fn run_part<Q: Element, T: Element, W: Way<T>>(
     whole: Part<'_, Q, T>,
     saved: &Saved<'_, T>,
     scratch: &mut [f32],
@@ -230,7 +253,7 @@ fn run_part<Q: Element, T: Element>(
         scratch,
         elements,
         &|part: Part<'_, Q, T>, scratch| {
-            part.compute(saved, scratch);
+            W::compute(part, saved, scratch);
         },
     );
 }
@@ -301,7 +324,7 @@ impl<Q: Element, T: Element> Part<'_, Q, T> {
     }
 
     /// What the first query head of a key head reads and writes, if the part has it.
-    fn soon(&self, saved: &Saved<'_, T>, [row, column]: [usize; 2]) -> Soon {
+    pub fn soon(&self, saved: &Saved<'_, T>, [row, column]: [usize; 2]) -> Soon {
         let g = &self.geometry;
         let Share { batches, heads } = &self.share;
         if batches.start + row >= batches.end {

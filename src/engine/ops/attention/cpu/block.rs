@@ -54,7 +54,7 @@ impl Block<'_> {
 
     /// Sets to −∞ what query `row` of the block does not see for its segment, among the first `seen` keys.
     #[inline(always)]
-    fn mask_segments(&self, row: usize, scores: &mut [f32], seen: usize) {
+    pub fn mask_segments(&self, row: usize, scores: &mut [f32], seen: usize) {
         let Some(segments) = self.segments else {
             return;
         };
@@ -78,7 +78,7 @@ fn split_at_seen(row: &mut [f32], seen: usize) -> (Vectors<'_>, Vectors<'_>) {
 
 /// A vector of scores of which `count` are seen; the others become −∞.
 #[inline(always)]
-fn seen_lanes<S: Simd>(simd: S, scores: &[f32; LANES], count: usize) -> S::Vector {
+pub(super) fn seen_lanes<S: Simd>(simd: S, scores: &[f32; LANES], count: usize) -> S::Vector {
     let is_seen = simd.less(load(simd, &LANE, 0), simd.splat(count as f32));
     simd.select(
         is_seen,
@@ -101,9 +101,23 @@ fn clear_beyond<S: Simd>(simd: S, row: &mut [f32], seen: usize, whole: usize) {
 pub(super) type Soon = [Hint; 8];
 
 #[inline(always)]
-fn ask<S: Simd>(simd: S, soon: &Soon, row: usize) {
+pub(super) fn ask<S: Simd>(simd: S, soon: &Soon, row: usize) {
     for hint in soon {
         hint.ask(simd, row);
+    }
+}
+
+/// What the output so far is multiplied with when the maximum of its scores moves.
+#[inline(always)]
+pub(super) fn rescaling(before: f32, largest: f32) -> f32 {
+    // Exactly 1 where the maximum did not move: the output is then not scaled at all. Where nothing was seen before,
+    // e^(−∞ − m) = 0 drops the output of that time.
+    if before == largest {
+        1.0
+    } else if before == f32::NEG_INFINITY {
+        0.0
+    } else {
+        (before - largest).exp()
     }
 }
 
@@ -171,15 +185,7 @@ impl Task for SoftmaxStep<'_> {
                 store(simd, x, 0, y);
                 sum = simd.add(sum, y);
             }
-            // Exactly 1 where the maximum did not move: the output is then not scaled at all. Where nothing was seen
-            // before, e^(−∞ − m) = 0 drops the output of that time.
-            let factor = if before == largest {
-                1.0
-            } else if before == f32::NEG_INFINITY {
-                0.0
-            } else {
-                (before - largest).exp()
-            };
+            let factor = rescaling(before, largest);
             self.largest[row] = largest;
             self.sums[row] = self.sums[row] * factor + simd.sum(sum);
             self.factors[row] = factor;

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::block::{Block, ScaleRows, SoftmaxStep, Soon, score_stride};
 use super::{
-    Divide, Geometry, KEYS, QUERIES, Share, Sources, for_each_block, panel_elements, query_blocks,
-    run_workers, workers,
+    Divide, Geometry, KEYS, QUERIES, Share, Sources, for_each_block, forward_in_pairs,
+    panel_elements, query_blocks, run_workers, workers,
 };
 use crate::ops::attention::op::Attention;
 use crate::tape::{CpuArgs, Element, Target, with_element};
@@ -15,7 +15,9 @@ use keel_cpu::matmul::{Extent, Hint, Rows, RowsMut, product_within};
 /// Floats of scratch memory of one worker: scores, the products' panel, three numbers a query, and a head in f32.
 fn worker_elements<T: Element>(geometry: &Geometry) -> usize {
     let own = QUERIES * score_stride(KEYS) + panel_elements(geometry.heads.dim) + 3 * QUERIES;
-    own + head_elements::<T>(geometry)
+    let widened = own + head_elements::<T>(geometry);
+    // The plan does not know which way the products will go.
+    widened.max(T::scratch(forward_in_pairs::worker_elements(geometry)))
 }
 
 /// Floats of one head's query, key, value and output, where they are stored in bf16.
@@ -36,13 +38,13 @@ pub(in crate::ops::attention) fn forward_workspace(
 }
 
 /// The part of the outputs that one worker writes.
-struct Part<'a, T> {
-    geometry: Geometry,
-    share: Share,
+pub(super) struct Part<'a, T> {
+    pub geometry: Geometry,
+    pub share: Share,
     /// [batch rows · Tq, heads · D].
-    output: RowsMut<'a, T>,
+    pub output: RowsMut<'a, T>,
     /// [batch rows, heads, Tq], or nothing where it is not saved.
-    log_sum_exp: &'a mut [f32],
+    pub log_sum_exp: &'a mut [f32],
 }
 
 impl<T: Element> Divide for Part<'_, T> {
@@ -99,7 +101,12 @@ impl<T: Element> Divide for Part<'_, T> {
     }
 }
 
-pub(in crate::ops::attention) fn forward<T: Element>(op: &Attention, args: CpuArgs<'_>) {
+/// Computes the op from numbers stored as `T`, each part of it by `compute` with the memory of a worker.
+pub(super) fn in_parts<T: Element>(
+    op: &Attention,
+    args: CpuArgs<'_>,
+    compute: &(impl Fn(Part<'_, T>, &Sources<'_, T>, &mut [f32]) + Sync),
+) {
     let geometry = op.geometry(args.input_types);
     let sources = Sources::<T>::new(geometry, op.form, &args, op.form.sources());
     let mut outputs = args.outputs.in_order();
@@ -119,12 +126,49 @@ pub(in crate::ops::attention) fn forward<T: Element>(op: &Attention, args: CpuAr
         return;
     }
     let elements = worker_elements::<T>(&geometry);
-    run_workers(whole, args.workspace, elements, &|part, scratch| {
-        part.compute(&sources, scratch);
+    run_workers(
+        whole,
+        args.workspace,
+        elements,
+        &|part: Part<'_, T>, scratch: &mut [f32]| compute(part, &sources, scratch),
+    );
+}
+
+/// Computes the op in f32 from numbers stored as `T`.
+pub(in crate::ops::attention) fn forward<T: Element>(op: &Attention, args: CpuArgs<'_>) {
+    in_parts::<T>(op, args, &|part, sources, scratch| {
+        part.compute(sources, scratch);
     });
 }
 
 impl<T: Element> Part<'_, T> {
+    /// What a query head of a batch row, counted from the part's first, writes: the place of its output, and its log-sum-exps.
+    pub fn place(&self, [row, column]: [usize; 2]) -> (Place, Range<usize>) {
+        let (dim, tokens) = (self.geometry.heads.dim, self.geometry.query_tokens);
+        let at = (row * self.share.heads.len() + column) * tokens;
+        (
+            ((row * tokens, tokens), (column * dim, dim)),
+            at..at + tokens,
+        )
+    }
+
+    /// What this head writes and the next one reads.
+    pub fn soon(&self, sources: &Sources<'_, T>, [batch, head]: [usize; 2]) -> Soon {
+        let Share { batches, heads } = &self.share;
+        let next = match head + 1 < heads.end {
+            true => [batch, head + 1],
+            false => [batch + 1, heads.start],
+        };
+        let mut soon = [Hint::NONE; 8];
+        let (place, _) = self.place([batch - batches.start, head - heads.start]);
+        soon[0] = self.output.hint(place.0, place.1);
+        if next[0] < batches.end {
+            let [query, key, value] = sources.of(next).map(Rows::hint);
+            soon[1..4].copy_from_slice(&[query, key, value]);
+        }
+        soon
+    }
+
     fn compute(mut self, sources: &Sources<'_, T>, scratch: &mut [f32]) {
         let (dim, tokens) = (self.geometry.heads.dim, self.geometry.query_tokens);
         let (of_head, scratch) = scratch.split_at_mut(head_elements::<T>(&self.geometry));
@@ -134,20 +178,10 @@ impl<T: Element> Part<'_, T> {
         let Share { batches, heads } = self.share.clone();
         for (row, batch) in batches.clone().enumerate() {
             for (column, head) in heads.clone().enumerate() {
-                let next = match head + 1 < heads.end {
-                    true => [batch, head + 1],
-                    false => [batch + 1, heads.start],
-                };
-                let mut soon = [Hint::NONE; 8];
-                let place = ((row * tokens, tokens), (column * dim, dim));
-                soon[0] = self.output.hint(place.0, place.1);
-                if next[0] < batches.end {
-                    let [query, key, value] = sources.of(next).map(Rows::hint);
-                    soon[1..4].copy_from_slice(&[query, key, value]);
-                }
+                let soon = self.soon(sources, [batch, head]);
+                let (place, range) = self.place([row, column]);
                 let mut output = self.output.part(place.0, place.1);
-                let at = (row * heads.len() + column) * tokens;
-                let log_sum_exp = self.log_sum_exp.get_mut(at..at + tokens);
+                let log_sum_exp = self.log_sum_exp.get_mut(range);
                 let [of_query, of_key, of_value] = sources.of([batch, head]);
                 let of_head = Head {
                     geometry: &self.geometry,
@@ -163,6 +197,9 @@ impl<T: Element> Part<'_, T> {
         }
     }
 }
+
+/// Rows and columns of a matrix: the first, and how many.
+pub(super) type Place = ((usize, usize), (usize, usize));
 
 /// What one query head of one batch row reads, in f32.
 struct Head<'a> {
