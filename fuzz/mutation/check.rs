@@ -11,7 +11,7 @@ use keel::executor::SelectedDevice;
 use keel::model::declare;
 use keel::report::{RunRecord, run_page};
 use keel::train::{BUILT_IN, Recipe, TrainOptions, Trainer, load, read_position};
-use keel::weights::{Folder, SubModel};
+use keel::weights::{Folder, ImageSize, SubModel};
 use tempfile::TempDir;
 
 use crate::{Choices, archive, checkpoint, image, parquet, records, valid_images, weights};
@@ -144,7 +144,8 @@ pub fn weight_folders(choices: &[u8]) -> bool {
     write(folder.path(), "model.safetensors", &made.tensors);
     let opened = Folder::open(folder.path());
     let parts = opened.as_ref().ok().and_then(|opened| {
-        let _ = opened.processor(224);
+        let _ = opened.processor(ImageSize::Fixed(224));
+        let _ = opened.processor(ImageSize::OfProcessor(518));
         let _ = SubModel::connector(opened);
         SubModel::all(opened).ok()
     });

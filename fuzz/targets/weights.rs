@@ -1,7 +1,7 @@
 //! Folders of weights: config.json up to the first zero byte, safetensors after it.
 #![no_main]
 
-use keel::weights::{Folder, SubModel};
+use keel::weights::{Folder, ImageSize, SubModel};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -15,7 +15,8 @@ fuzz_target!(|bytes: &[u8]| {
     write("preprocessor_config.json", config);
     write("model.safetensors", rest.get(1..).unwrap_or_default());
     if let Ok(opened) = Folder::open(folder.path()) {
-        let _ = opened.processor(224);
+        let _ = opened.processor(ImageSize::Fixed(224));
+        let _ = opened.processor(ImageSize::OfProcessor(518));
         let _ = SubModel::all(&opened);
         let _ = SubModel::connector(&opened);
     }

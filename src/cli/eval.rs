@@ -91,7 +91,11 @@ fn run_tower(
         return print_line(text.expect("measurements are plain data"));
     }
     announce(compute)?;
-    print_line(format!("tower: {}\n", args.run.display()))?;
+    print_line(format!(
+        "tower: {}, images of {} pixels\n",
+        args.run.display(),
+        tower.image_size()
+    ))?;
     print_line(measurement_tables(&measured.measurements))
 }
 

@@ -40,7 +40,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         print_part(part)?;
         hold_values(part, &folder)?;
         match part.config() {
-            SubModelConfig::Vision(config) => print_images(&folder, config)?,
+            SubModelConfig::Vision(config) => print_images(part, &folder, config)?,
             SubModelConfig::Language(config) => print_chat(part, &folder, config)?,
             SubModelConfig::Connector(_) | SubModelConfig::Head(..) => {}
         }
@@ -72,9 +72,10 @@ fn hold_values(part: &SubModel, folder: &Folder) -> Result<()> {
 }
 
 /// How the tower's images are prepared, and what other sizes and connectors go with it.
-fn print_images(folder: &Folder, config: &VisionConfig) -> Result<()> {
-    let side = config.image_size;
-    print_line(match folder.processor(side)? {
+fn print_images(part: &SubModel, folder: &Folder, config: &VisionConfig) -> Result<()> {
+    let processor = part.processor(folder)?;
+    let side = processor.map_or(config.image_size, |processor| processor.side);
+    print_line(match processor {
         None => "  images: scaled as the recipe says, there being no preprocessor_config.json"
             .to_owned(),
         Some(processor) => format!(
@@ -92,27 +93,33 @@ fn print_images(folder: &Folder, config: &VisionConfig) -> Result<()> {
             processor.deviation,
         ),
     })?;
-    let (grid, patch) = (config.grid(), config.patch_size);
-    let factors = (1..=grid).filter(|factor| grid.is_multiple_of(*factor));
-    let factors: Vec<String> = factors
-        .take(FACTORS)
-        .map(|factor| factor.to_string())
-        .collect();
+    if side != config.image_size {
+        print_line(format!(
+            "  trained at those {side} pixels, its positions interpolated; --image-size {} trains at their own",
+            config.image_size
+        ))?;
+    }
+    let seen = VisionConfig {
+        image_size: side,
+        ..config.clone()
+    };
+    let (grid, patch) = (seen.grid(), seen.patch_size);
+    let list = |numbers: &[usize], between: &str| {
+        let words: Vec<String> = numbers.iter().map(usize::to_string).collect();
+        words.join(between)
+    };
+    let factors = seen.unshuffle_factors();
     print_line(format!(
         "  grid of {grid} × {grid} patches: goes with model.connector.unshuffle_factor {}, and --image-size with a multiple of \
          {patch} times the factor",
-        factors.join(", "),
+        list(&factors[..factors.len().min(FACTORS)], ", "),
     ))?;
     if grid.is_multiple_of(USUAL_FACTOR) {
         return Ok(());
     }
-    let step = patch * USUAL_FACTOR;
-    let below = side / step * step;
-    let sizes = [below, below + step].map(|size| size.to_string());
-    let sizes = if below == 0 { &sizes[1..] } else { &sizes[..] };
     print_line(format!(
         "  the recipes' factor of {USUAL_FACTOR} needs --image-size {}",
-        sizes.join(" or ")
+        list(&seen.sizes_for(USUAL_FACTOR), " or ")
     ))
 }
 

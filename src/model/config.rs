@@ -88,6 +88,42 @@ impl VisionConfig {
         self.grid() * self.grid()
     }
 
+    /// The factors of a connector that go with its grid, smallest first.
+    ///
+    /// - Unit: patches along one side of what becomes one image token
+    pub fn unshuffle_factors(&self) -> Vec<usize> {
+        let grid = self.grid();
+        (1..=grid)
+            .filter(|factor| grid.is_multiple_of(*factor))
+            .collect()
+    }
+
+    /// The image sizes next to its own whose grids go with a connector's `factor`, in pixels.
+    pub fn sizes_for(&self, factor: usize) -> Vec<usize> {
+        let step = self.patch_size.saturating_mul(factor);
+        let below = self.image_size / step * step;
+        let above = (below < self.image_size).then_some(below.saturating_add(step));
+        let sizes = [Some(below), above].into_iter().flatten();
+        sizes.filter(|size| (1..=MOST).contains(size)).collect()
+    }
+
+    /// What goes where `factor` does not: other factors, and other image sizes.
+    fn other_than(&self, factor: usize) -> String {
+        let words = |numbers: &[usize]| {
+            let words: Vec<String> = numbers.iter().map(usize::to_string).collect();
+            words.join(" or ")
+        };
+        let divisors = words(&self.unshuffle_factors());
+        let sizes = match &self.sizes_for(factor)[..] {
+            [] => String::new(),
+            sizes => format!(", or images of {} pixels", words(sizes)),
+        };
+        format!(
+            "a divisor of the patch grid's side, {} ({divisors}){sizes}",
+            self.grid()
+        )
+    }
+
     /// The settings of its blocks.
     pub fn block(&self) -> BlockConfig {
         BlockConfig {
@@ -446,7 +482,7 @@ impl ModelConfig {
         {
             return Err(Error::setting(
                 "connector.unshuffle_factor",
-                format!("a divisor of the patch grid's side, {}", self.vision.grid()),
+                self.vision.other_than(self.connector.unshuffle_factor),
                 self.connector.unshuffle_factor,
             ));
         }

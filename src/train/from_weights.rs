@@ -23,8 +23,8 @@ pub struct PublishedWeights {
     /// A Hugging Face folder whose vision tower runs start from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vision: Option<PathBuf>,
-    /// Height and width of the images, where they are not the tower's own: its position embeddings are interpolated. Needs
-    /// `vision`.
+    /// Height and width of the images, where they are not those of the tower's processor: its position embeddings are
+    /// interpolated. Needs `vision`.
     ///
     /// - Unit: pixels
     /// - Range: a patch grid whose side `model.connector.unshuffle_factor` divides
@@ -94,12 +94,22 @@ impl Recipe {
             let folder = Folder::open(path)?;
             let (part, own) = SubModel::vision(&folder)?;
             let own = own.image_size;
-            let side = weights.image_size.unwrap_or(own);
+            let processor = part.processor(&folder)?;
+            let prepared = processor.map_or(own, |processor| processor.side);
+            let side = weights.image_size.unwrap_or(prepared);
+            if weights.image_size.is_none() && prepared != own {
+                notes.push(format!(
+                    "images are of {prepared} pixels, as preprocessor_config.json of {} prepares them, and the positions of \
+                     {own} are interpolated to that, as transformers does; --image-size {own} trains at their own",
+                    path.display()
+                ));
+            }
             self.model.vision = vision_of(&part.at_size(side)?);
-            self.pixels = folder.processor(own)?.map(|mut processor| {
-                let scaled = |edge: usize| (edge * side + own / 2) / own;
+            self.pixels = processor.map(|mut processor| {
+                let scaled = |edge: usize| (edge * side + prepared / 2) / prepared;
                 processor.shortest_edge = processor.shortest_edge.map(scaled);
-                pixels_of(&processor, side)
+                processor.side = side;
+                pixels_of(&processor)
             });
             self.vision_weights = Some(absolute(path).map_err(|e| Error::io(path, "find", e))?);
             there.push("vision");
@@ -296,14 +306,14 @@ fn vision_of(part: &SubModel) -> VisionConfig {
     }
 }
 
-/// A processor's settings as a recipe has them, for a tower of `side` pixels.
-fn pixels_of(processor: &Processor, side: usize) -> Pixels {
+/// A processor's settings as a recipe has them.
+fn pixels_of(processor: &Processor) -> Pixels {
     Pixels {
         mean: processor.mean,
         std: processor.deviation,
         fit: match processor.shortest_edge {
             None => Fit::Stretch,
-            Some(edge) if edge == side => Fit::Crop,
+            Some(edge) if edge == processor.side => Fit::Crop,
             Some(edge) => Fit::CropFrom(edge as u32),
         },
         filter: if processor.is_bicubic {

@@ -22,6 +22,6 @@ pub use families::{LengthLimit, connector_config, whole_config};
 pub use folder::{Folder, TensorPlace};
 pub use hf_export::{VisionLayout, connector_tensors, language_config, language_tensors};
 pub use output_tensor::{Content, OutputTensor, write_tensors};
-pub use processor::{Processor, processor_config};
+pub use processor::{ImageSize, Processor, processor_config};
 pub use recognise::{PartSettings, part_settings};
 pub use sub_model::{FolderConnector, IgnoredTensors, SubModel, SubModelConfig};

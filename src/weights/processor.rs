@@ -10,22 +10,23 @@ use super::folder::{Folder, read_json};
 use keel_base::error::{Error, Result};
 
 impl Folder {
-    /// What the folder's `preprocessor_config.json` does with images for a tower of `side` pixels; nothing where there is no
-    /// such file.
+    /// What the folder's `preprocessor_config.json` does with images for a tower of `size`; nothing where there is no such
+    /// file.
     ///
     /// # Errors
     /// [`Error::Setting`] naming the key that is not understood or does not go with the tower; [`Error::Io`] or
     /// [`Error::Content`] when the file cannot be read.
-    pub fn processor(&self, side: usize) -> Result<Option<Processor>> {
+    pub fn processor(&self, size: ImageSize) -> Result<Option<Processor>> {
         let path = self.path().join("preprocessor_config.json");
         if !path.exists() {
             return Ok(None);
         }
         let config = read_json(&path)?;
-        let (shortest_edge, is_bicubic) = scaling(&config, &path, side)?;
+        let (side, shortest_edge, is_bicubic) = scaling(&config, &path, size)?;
         let processor = |mean, deviation| Processor {
             mean,
             deviation,
+            side,
             shortest_edge,
             is_bicubic,
         };
@@ -72,6 +73,15 @@ impl Folder {
     }
 }
 
+/// The image size that a tower's positions are for, and whether others go with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageSize {
+    /// This one alone, pixels: the file has to agree.
+    Fixed(usize),
+    /// Whichever the file says, since the family's own code scales the positions to it; this one where it says none.
+    OfProcessor(usize),
+}
+
 /// How a tower's images are prepared.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Processor {
@@ -79,6 +89,8 @@ pub struct Processor {
     pub mean: [f32; 3],
     /// What each colour is divided by after that.
     pub deviation: [f32; 3],
+    /// Height and width of what comes out, pixels.
+    pub side: usize,
     /// The length that the shorter edge is scaled to before the middle is cut out; nothing where both edges are scaled to the
     /// square.
     pub shortest_edge: Option<usize>,
@@ -86,8 +98,12 @@ pub struct Processor {
     pub is_bicubic: bool,
 }
 
-/// How a processor scales images for a tower of `side` pixels: [`Processor::shortest_edge`] and [`Processor::is_bicubic`].
-fn scaling(config: &Map<String, Json>, path: &Path, side: usize) -> Result<(Option<usize>, bool)> {
+/// How a processor scales images: [`Processor::side`], [`Processor::shortest_edge`] and [`Processor::is_bicubic`].
+fn scaling(
+    config: &Map<String, Json>,
+    path: &Path,
+    size: ImageSize,
+) -> Result<(usize, Option<usize>, bool)> {
     let name = |key: &str| format!("{}: {key}", path.display());
     let refuse = |key: &str, want: String| {
         let found = config.get(key).unwrap_or(&Json::Null);
@@ -122,22 +138,27 @@ fn scaling(config: &Map<String, Json>, path: &Path, side: usize) -> Result<(Opti
         size => size.get("shortest_edge").and_then(number),
     });
     let crops = flag("do_center_crop").unwrap_or(config.contains_key("crop_size"));
+    let goes = |[height, width]: [usize; 2]| match size {
+        ImageSize::Fixed(side) => [height, width] == [side; 2],
+        ImageSize::OfProcessor(_) => height == width && height > 0,
+    };
+    let (own, wanted) = match size {
+        ImageSize::Fixed(side) => (side, format!("the tower's {side}")),
+        ImageSize::OfProcessor(side) => (side, "a square".to_owned()),
+    };
     match (shorter, edges("size")) {
         (Some(edge), _) => match edges("crop_size").filter(|_| crops) {
-            Some(crop) if crop == [side; 2] && edge >= side => Ok((Some(edge), is_bicubic)),
-            Some(_) => refuse(
-                "crop_size",
-                format!("the tower's {side}, and no more than size"),
-            ),
+            Some(crop) if goes(crop) && edge >= crop[0] => Ok((crop[0], Some(edge), is_bicubic)),
+            Some(_) => refuse("crop_size", format!("{wanted}, and no more than size")),
             None => refuse(
                 "do_center_crop",
                 "true where size is a shortest_edge".to_owned(),
             ),
         },
-        (None, Some(edges)) if edges == [side; 2] => Ok((None, is_bicubic)),
-        (None, Some(_)) => refuse("size", format!("the tower's {side}")),
+        (None, Some(edges)) if goes(edges) => Ok((edges[0], None, is_bicubic)),
+        (None, Some(_)) => refuse("size", wanted),
         // No size at all: the tower's own, cut out of the middle.
-        (None, None) if !config.contains_key("size") => Ok((Some(side), is_bicubic)),
+        (None, None) if !config.contains_key("size") => Ok((own, Some(own), is_bicubic)),
         (None, None) => refuse(
             "size",
             "a number, height and width, or a shortest_edge".to_owned(),
@@ -147,12 +168,12 @@ fn scaling(config: &Map<String, Json>, path: &Path, side: usize) -> Result<(Opti
 
 /// How the images were prepared in training: `preprocessor_config.json`. The class is the first of the families' that scales
 /// images so.
-pub fn processor_config(image_size: usize, processor: &Processor) -> Map<String, Json> {
+pub fn processor_config(processor: &Processor) -> Map<String, Json> {
     let mut classes = processors();
     let by_shorter_edge = processor.shortest_edge.is_some();
     let class = classes.find(|class| class.by_shorter_edge == by_shorter_edge);
     let class = class.expect("there are families of both sorts").class;
-    let square = json!({ "height": image_size, "width": image_size });
+    let square = json!({ "height": processor.side, "width": processor.side });
     let mut map = Map::new();
     let mut say = |key: &str, value: Json| map.insert(key.to_owned(), value);
     say("image_processor_type", json!(class));

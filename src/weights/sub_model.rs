@@ -9,6 +9,7 @@ use super::families::internvl::{self, ConnectorForm};
 use super::families::{Pooling, VisionForm};
 use super::hf_config::Settings;
 use super::pos_embed_interp::Scaling;
+use super::processor::{ImageSize, Processor};
 use super::recognise::{Part, PartModel, parts_of, unread_parts};
 use super::tensor_resolver::{TensorResolver, Wanted, nearest_of, prefix};
 use super::{Folder, TensorPlace};
@@ -226,6 +227,37 @@ impl SubModel {
         self.layout = vision_layout(config)?;
         self.own_grid = Some(self.own_grid.unwrap_or(own));
         Ok(self)
+    }
+
+    /// How the folder's `preprocessor_config.json` prepares images for this vision tower; nothing where there is no such file.
+    ///
+    /// # Errors
+    /// As [`Folder::processor`], and when the images that come out are no multiple of the tower's patch.
+    pub fn processor(&self, folder: &Folder) -> Result<Option<Processor>> {
+        let SubModelConfig::Vision(config) = &self.config else {
+            return Ok(None);
+        };
+        let takes_any_size = self.form.is_some_and(|form| form.takes_any_size);
+        let size = match takes_any_size {
+            true => ImageSize::OfProcessor(config.image_size),
+            false => ImageSize::Fixed(config.image_size),
+        };
+        let processor = folder.processor(size)?;
+        match processor {
+            Some(found) if !found.side.is_multiple_of(config.patch_size) => Err(Error::setting(
+                folder
+                    .path()
+                    .join("preprocessor_config.json")
+                    .display()
+                    .to_string(),
+                format!(
+                    "images of a multiple of the tower's patch, {}",
+                    config.patch_size
+                ),
+                format!("{} pixels", found.side),
+            )),
+            _ => Ok(processor),
+        }
     }
 
     /// How learned positions are scaled.

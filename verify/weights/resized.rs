@@ -2,6 +2,7 @@
 //! such a size, and its tower exported, are the same tower.
 
 use std::fs;
+use std::path::Path;
 
 use keel::executor::{Executor, ReferenceExecutor};
 use keel::model::vision_tower;
@@ -10,7 +11,9 @@ use keel::tape::{Tape, Target};
 use keel::tensor::TensorType;
 use keel::train::{ExportOptions, ExportPart, export};
 use keel::weights::{Folder, SubModel, SubModelConfig};
-use serde_json::Value as Json;
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use serde_json::{Value as Json, json};
 
 use super::export::hold_values;
 use super::{hub, values};
@@ -167,5 +170,125 @@ fn a_run_at_another_size_leaves_as_a_tower_of_that_size() {
         "--image-size",
         "a multiple of the tower's patch, 8",
         "50",
+    ]);
+}
+
+/// The small DINOv2 tower as its conversion lays published ones out: positions of a grid of 37, whose size is not that of its
+/// processor. 296, 36 and 32 pixels in patches of 8 stand for 518, 256 and 224 in patches of 14.
+fn dinov2_as_published(folder: &Path, crop: usize) {
+    const ROWS: usize = 1 + 37 * 37;
+    fs::create_dir(folder).unwrap();
+    let text = fs::read(hub("dinov2").join("config.json")).unwrap();
+    let mut config: Json = serde_json::from_slice(&text).unwrap();
+    config["image_size"] = json!(296);
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let processor = json!({
+        "image_processor_type": "BitImageProcessor", "do_center_crop": true, "crop_size": {"height": crop, "width": crop},
+        "do_resize": true, "size": {"shortest_edge": 36}, "resample": 3, "do_rescale": true, "rescale_factor": 1.0 / 255.0,
+        "do_normalize": true, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]
+    });
+    fs::write(
+        folder.join("preprocessor_config.json"),
+        processor.to_string(),
+    )
+    .unwrap();
+    let bytes = fs::read(hub("dinov2").join("model.safetensors")).unwrap();
+    let all = SafeTensors::deserialize(&bytes).unwrap();
+    let name = "embeddings.position_embeddings";
+    let table = all.tensor(name).unwrap();
+    let (rows, width) = (table.shape()[1], table.shape()[2]);
+    let row = table.data().len() / rows;
+    let table_of_37: Vec<u8> = table
+        .data()
+        .iter()
+        .cycle()
+        .take(ROWS * row)
+        .copied()
+        .collect();
+    let views = all.iter().map(|(other, view)| {
+        if other != name {
+            return (other, view);
+        }
+        let view = TensorView::new(view.dtype(), vec![1, ROWS, width], &table_of_37);
+        (other, view.unwrap())
+    });
+    let bytes = safetensors::serialize(views, None).unwrap();
+    fs::write(folder.join("model.safetensors"), bytes).unwrap();
+}
+
+#[test]
+fn a_dinov2_folder_as_published_is_trained_at_the_size_that_its_processor_makes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    fs::write(path.join("my.toml"), tiny_recipe(&["warm-up"])).unwrap();
+    dinov2_as_published(&path.join("tower"), 32);
+    let said = keel(path, &["inspect", "tower"]).fine().stdout;
+    for words in [
+        "296 × 296 pixels in patches of 8: 1370 tokens",
+        "shorter edge to 36 pixels, the middle 32 cut out, bicubic",
+        "trained at those 32 pixels, its positions interpolated; --image-size 296 trains at their own",
+        "grid of 4 × 4 patches: goes with model.connector.unshuffle_factor 1, 2, 4",
+        "Keel can train it",
+    ] {
+        assert!(said.contains(words), "no {words:?} in: {said}");
+    }
+    let train = |more: &[&str]| {
+        let train = [
+            "train", "--device", "cpu", "--recipe", "my.toml", "--vision", "tower",
+        ];
+        keel(path, &[&train[..], more].concat())
+    };
+    let said = train(&["--dry-run"]).fine().stdout;
+    for words in [
+        "images are of 32 pixels, as preprocessor_config.json of tower prepares them",
+        "image_size = 32",
+        "crop_from = 36",
+    ] {
+        assert!(said.contains(words), "no {words:?} in: {said}");
+    }
+    // At other sizes as much is cut away.
+    let said = train(&["--dry-run", "--image-size", "48"]).fine().stdout;
+    assert!(said.contains("crop_from = 54"), "{said}");
+    // The positions' own grid is odd: which factors and which sizes go is said, and both are taken.
+    train(&["--dry-run", "--image-size", "296"]).refused(&[
+        "model.connector.unshuffle_factor",
+        "37 (1 or 37), or images of 288 or 304 pixels",
+    ]);
+    train(&["--dry-run", "--image-size", "304"]).fine();
+    let factor = "model.connector.unshuffle_factor=37";
+    train(&["--dry-run", "--image-size", "296", "--set", factor]).fine();
+
+    // A tower alone is measured at that size, and leaves a run as a tower of that size.
+    let eval = [
+        "eval",
+        "tower",
+        "--images",
+        "4",
+        "--metrics",
+        "cka",
+        "--device",
+        "cpu",
+    ];
+    let said = keel(path, &eval).fine().stdout;
+    assert!(said.contains("tower: tower, images of 32 pixels"), "{said}");
+    train(&["--no-evaluation", "--max-steps", "1", "--out", "run"]).fine();
+    keel(path, &["export", "run", "--out", "refined"]).fine();
+    let own = Folder::open(&path.join("tower")).unwrap();
+    let part = SubModel::vision(&own).unwrap().0.at_size(32).unwrap();
+    let exported = Folder::open(&path.join("refined")).unwrap();
+    let again = SubModel::vision(&exported).unwrap().0;
+    assert_eq!(again.config(), part.config());
+    hold_values(&part, &values(&own, &part), &values(&exported, &again));
+    let text = fs::read(path.join("refined/preprocessor_config.json")).unwrap();
+    let processor: Json = serde_json::from_slice(&text).unwrap();
+    assert_eq!(processor["size"]["shortest_edge"], 36);
+    assert_eq!(processor["crop_size"]["height"], 32);
+
+    // Images that no whole number of patches covers.
+    dinov2_as_published(&path.join("uneven"), 30);
+    keel(path, &["inspect", "uneven"]).refused(&[
+        "preprocessor_config.json",
+        "a multiple of the tower's patch, 8",
+        "30 pixels",
     ]);
 }

@@ -42,7 +42,7 @@ impl EvalTower {
         path.join("config.json").is_file() && !path.join("recipe.toml").exists()
     }
 
-    /// Opens a folder's vision tower, for images of its own size or of `image_size` pixels.
+    /// Opens a folder's vision tower, for images of the size that its processor makes or of `image_size` pixels.
     ///
     /// # Errors
     /// As [`Recipe::begin_from`]; whatever the device reports.
@@ -83,6 +83,11 @@ impl EvalTower {
             executor,
             compute: compute.clone(),
         })
+    }
+
+    /// Height and width of the images that it is shown, pixels.
+    pub fn image_size(&self) -> usize {
+        self.recipe.model.vision.image_size
     }
 
     /// What the device had to say since this was last asked, such as that it computes slower than it could.

@@ -79,6 +79,7 @@ pub(super) const FORMS: &[VisionForm] = &[VisionForm {
     patches_by_pixel: false,
     size_key: "image_size",
     scaling: Scaling::Bicubic,
+    takes_any_size: false,
     pooling: Some(Pooling {
         head: VisionHead::Query,
         names: HEAD,

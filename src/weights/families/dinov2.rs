@@ -79,6 +79,7 @@ pub(super) const FORMS: &[VisionForm] = &[VisionForm {
     patches_by_pixel: false,
     size_key: "image_size",
     scaling: Scaling::Bicubic,
+    takes_any_size: true,
     pooling: Some(Pooling::CLASS_TOKEN),
     processor: &ImageProcessor {
         class: "BitImageProcessor",

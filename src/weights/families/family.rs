@@ -35,6 +35,8 @@ pub(crate) struct VisionForm {
     pub size_key: &'static str,
     /// How learned positions are scaled to another image size.
     pub scaling: Scaling,
+    /// Whether the published code scales them to whatever images come, so that `preprocessor_config.json` decides about the size.
+    pub takes_any_size: bool,
     /// How the tower pools its tokens, where it does.
     pub pooling: Option<Pooling>,
     /// What prepares its images.
