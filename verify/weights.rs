@@ -4,6 +4,7 @@
 //!
 //! The golden is held like one more executor: transformers normalises in f32 even where everything else is f64.
 
+mod cards;
 mod chats;
 mod connectors;
 mod export;

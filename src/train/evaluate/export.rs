@@ -8,6 +8,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::export_chat::{tell_chat, write_json};
 use super::export_folder::{ExportFolder, sync};
+use super::model_card::ModelCard;
 use crate::checkpoint::CheckpointModel;
 use crate::out_folder::refuse_foreign;
 use crate::run::TOKENIZER;
@@ -153,7 +154,16 @@ pub fn export(run: &Path, out: &Path, options: &ExportOptions) -> Result<Exporte
         lacks_tokenizer: page.has_tokenizer && model.stored.tokenizer.to_json().is_none(),
     };
     let folder = ExportFolder::begin(out)?;
-    let outcome = model.write(folder.path(), &page, &tensors, options);
+    let name = out.components().next_back();
+    let name = name.map_or("model".into(), |name| name.as_os_str().to_string_lossy());
+    let card = ModelCard {
+        part: options.part,
+        stored: &model.stored,
+        config: &page.config,
+        elements: written.elements,
+        name: &name,
+    };
+    let outcome = model.write(folder.path(), &page, &tensors, (options, &card));
     let (files, notes) = outcome.inspect_err(|_| folder.abandon())?;
     folder.finish()?;
     Ok(Exported {
@@ -326,7 +336,7 @@ impl Model {
         folder: &Path,
         page: &Page,
         tensors: &[OutputTensor<'_>],
-        options: &ExportOptions,
+        (options, card): (&ExportOptions, &ModelCard<'_>),
     ) -> Result<(usize, Vec<String>)> {
         if let Some(source) = &page.source {
             copy_beside(source, folder)?;
@@ -338,6 +348,7 @@ impl Model {
             let processor = Processor {
                 mean: pixels.mean,
                 deviation: pixels.std,
+                side: size,
                 shortest_edge: match pixels.fit {
                     Fit::Stretch => None,
                     Fit::Crop => Some(size),
@@ -345,7 +356,7 @@ impl Model {
                 },
                 is_bicubic: pixels.filter == Filter::Bicubic,
             };
-            let config = processor_config(size, &processor);
+            let config = processor_config(&processor);
             write_json(&folder.join("preprocessor_config.json"), &config)?;
         }
         if let Some(text) = self
@@ -361,6 +372,7 @@ impl Model {
         if page.has_tokenizer {
             notes = tell_chat(folder, &self.stored.tokenizer)?;
         }
+        card.write(folder)?;
         let files = write_tensors(folder, tensors, options.shard_bytes)?;
         let entries = fs::read_dir(folder).map_err(|e| Error::io(folder, "read the folder", e))?;
         for entry in entries {

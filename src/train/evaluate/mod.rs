@@ -7,6 +7,7 @@ mod export;
 mod export_chat;
 mod export_folder;
 mod measuring;
+mod model_card;
 mod profile;
 mod settings;
 
