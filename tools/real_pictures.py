@@ -291,9 +291,9 @@ def written(pictures: list[Picture], folder: Path, what: str, licence: str) -> s
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     questions, blind = write_questions(parts["held-out"], parts["train"], folder)
     said = [
-        f"{len(kept)} pictures, of which {len(parts['held-out'])} are held out by series",
+        f"{len(kept)} images, of which {len(parts['held-out'])} are held out by series",
         f"{counts['train']} samples to train on",
-        f"{questions} questions about held-out pictures, of which the usual answers answer {blind}",
+        f"{questions} questions about held-out images, of which the usual answers answer {blind}",
     ]
     if broken:
         said.append(f"{len(broken)} drawings left out, which cannot be read: {', '.join(broken[:3])}")
@@ -304,7 +304,7 @@ def written(pictures: list[Picture], folder: Path, what: str, licence: str) -> s
         {"image": f"images/{one.file}", "kind": one.picture.kind, "caption": one.picture.caption, "is_held_out": one.is_held_out}
         for one in kept
     ]
-    (folder / "pictures.json").write_text(json.dumps(pictures, indent=1) + "\n")
+    (folder / "images.json").write_text(json.dumps(pictures, indent=1) + "\n")
     return "; ".join(said) + f"; {licence}"
 
 

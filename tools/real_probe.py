@@ -1,8 +1,8 @@
-"""What a tower alone knows of the kinds of the pictures that tools/real.py took.
+"""What a tower alone knows of the kinds of the images that tools/real.py took.
 
     python tools/real_probe.py [--real FOLDER] [--size PIXELS] TOWER ...
 
-Each TOWER is a folder that transformers loads, such as runs/real/dinov2-small or what `keel export` wrote. Mean tokens of the pictures
+Each TOWER is a folder that transformers loads, such as runs/real/dinov2-small or what `keel export` wrote. Mean tokens of the images
 that are trained on stand for their kinds; the kinds of the held-out ones are then told by the 20 nearest and by ridge regression,
 both as `keel eval` defines them (docs/evaluation.md). Images are of --size pixels for all towers, whatever their own size is.
 """
@@ -70,14 +70,14 @@ def main() -> None:
     pictures = [
         picture | {"path": arguments.real / name / picture["image"]}
         for name in ("stamps", "clip-art")
-        for picture in json.loads((arguments.real / name / "pictures.json").read_text())
+        for picture in json.loads((arguments.real / name / "images.json").read_text())
     ]
     held_out = np.array([picture["is_held_out"] for picture in pictures])
     kinds = [picture["kind"] for picture in pictures]
     known = [kind for kind, is_held_out in zip(kinds, held_out) if not is_held_out]
     asked = [kind for kind, is_held_out in zip(kinds, held_out) if is_held_out]
     usual = Counter(known).most_common(1)[0][0]
-    print(f"{len(asked)} held-out pictures of {len(set(kinds))} kinds; the most frequent kind is {asked.count(usual) / len(asked):.1%} of them")
+    print(f"{len(asked)} held-out images of {len(set(kinds))} kinds; the most frequent kind is {asked.count(usual) / len(asked):.1%} of them")
     for tower in arguments.towers:
         all_features = features(tower, [picture["path"] for picture in pictures], arguments.size)
         train, test = all_features[~held_out], all_features[held_out]

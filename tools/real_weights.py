@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -219,7 +221,9 @@ def hold_decoder(file: Path, folder: Path) -> str:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    theirs = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).state_dict()
+    # Its progress bar is of no use to anybody.
+    with contextlib.redirect_stderr(io.StringIO()):
+        theirs = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).state_dict()
     model = loaded(AutoModelForCausalLM, folder, dtype=torch.float32)
     ours = model.state_dict()
     others = [name for name in theirs.keys() | ours.keys() if name not in ours or name not in theirs or not torch.equal(ours[name], theirs[name])]

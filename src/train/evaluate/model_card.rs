@@ -218,7 +218,7 @@ impl ModelCard<'_> {
         if position.step > 0 {
             let _ = write!(text, ", {} steps before this checkpoint", position.step);
         }
-        text += ", on pictures that were held out of training where it says so. Recall at 1 is images → captions | captions → images.\n\n";
+        text += ", on images that were held out of training where it says so. Recall at 1 is images → captions | captions → images.\n\n";
         text += "| images | number | R@1 | zero-shot | caption loss |\n|---|---|---|---|---|\n";
         for set in &found.sets {
             let percent = |share: f64| format!("{:.1} %", 100.0 * share);
@@ -297,7 +297,7 @@ impl ModelCard<'_> {
             }
         }
         if draws(false) {
-            text += "- Keel's embedded pictures: Noto Emoji under Apache-2.0, Twemoji under CC BY 4.0, the latter in evaluation only.\n";
+            text += "- Keel's embedded emoji: Noto Emoji under Apache-2.0, Twemoji under CC BY 4.0, the latter in evaluation only.\n";
         }
         if !files.is_empty() {
             let names: Vec<String> = files
