@@ -259,11 +259,11 @@ impl ModelCard<'_> {
         let rows = String::from_utf8_lossy(&rows);
         // Most rows are of steps.
         let named = rows.lines().filter(|line| line.contains(kind));
-        let rows = named.filter_map(|line| {
+        let mut rows = named.filter_map(|line| {
             let row: Json = serde_json::from_str(line).ok()?;
             (row["kind"] == kind && row["stage"] == stage).then_some(row)
         });
-        rows.last()
+        rows.next_back()
     }
 
     fn licences(&self, origins: &[Origin], files: &BTreeSet<String>) -> String {
