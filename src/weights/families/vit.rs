@@ -72,6 +72,7 @@ const VIT: VisionForm = VisionForm {
     patches_by_pixel: false,
     size_key: "image_size",
     scaling: Scaling::Bicubic,
+    takes_any_size: false,
     pooling: None,
     processor: &ImageProcessor {
         class: "ViTImageProcessor",
