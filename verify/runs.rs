@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 use bytemuck::cast_slice;
 use keel::executor::{CpuExecutor, Executor};
 use keel::model::{declare, initialise};
+use keel::tape::ParameterLayout;
 use keel::train::{Recipe, load, newest_checkpoint, read_position, save};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -515,6 +516,39 @@ fn with_a_damaged_newest_checkpoint_a_run_goes_on_from_the_one_before_and_says_s
     keel(folder.path(), &resume).refused(&["3-warm-up.safetensors", "damaged", "remove it"]);
 }
 
+/// Writes a checkpoint anew, its parameters changed and without the optimiser's state; returns its path.
+fn saved_again(
+    run: &Path,
+    label: &str,
+    change: impl Fn(&ParameterLayout, &CpuExecutor),
+) -> PathBuf {
+    let recipe = Recipe::load(run.join("recipe.toml").to_str().unwrap(), &[]).unwrap();
+    let layout = declare(&recipe.model, recipe.contrastive_loss).unwrap();
+    let path = checkpoint(run, label);
+    let executor = CpuExecutor::new(layout.elements(), 1).unwrap();
+    let sink = &mut |offset, values: &[f32]| executor.write_parameters(offset, values);
+    let loaded = load(&path, &layout, None, sink).unwrap();
+    change(&layout, &executor);
+    save(&path, &loaded.position, &layout, &executor, None).unwrap();
+    path
+}
+
+/// Found by files changed inside: such a run went on with moments of zero, and nothing was said.
+#[test]
+fn a_checkpoint_inside_a_stage_without_the_optimisers_state_is_refused() {
+    let whole = stepwise_run("1", "7");
+    let label = "2-fine-grained.step-2";
+    let folder = cut(&whole.path().join("run"), &["1-warm-up", label]);
+    let path = saved_again(&folder.path().join("run"), label, |_, _| {});
+    let before = fs::read(&path).unwrap();
+    keel(folder.path(), &["train", "--resume", "run"]).refused(&[
+        "2-fine-grained.step-2.safetensors",
+        "holds nothing of the optimiser",
+        "remove it",
+    ]);
+    assert_eq!(fs::read(&path).unwrap(), before);
+}
+
 #[test]
 fn a_loss_that_is_not_finite_costs_no_parameter_and_ends_the_run_after_five_steps() {
     let whole = stepwise_run("1", "7");
@@ -523,19 +557,13 @@ fn a_loss_that_is_not_finite_costs_no_parameter_and_ends_the_run_after_five_step
     let folder = cut(&whole, &["1-warm-up"]);
     let run = folder.path().join("run");
     // A checkpoint whose frozen language model has one value that is no number.
-    let recipe = Recipe::load(run.join("recipe.toml").to_str().unwrap(), &[]).unwrap();
-    let layout = declare(&recipe.model, recipe.contrastive_loss).unwrap();
-    let path = checkpoint(&run, "1-warm-up");
-    let executor = CpuExecutor::new(layout.elements(), 1).unwrap();
-    let sink = &mut |offset, values: &[f32]| executor.write_parameters(offset, values);
-    let loaded = load(&path, &layout, None, sink).unwrap();
-    let norm = layout
-        .entries()
-        .iter()
-        .find(|entry| entry.spec.name.starts_with("language.") && entry.spec.name.contains("norm"))
-        .expect("a language model has norms");
-    executor.write_parameters(norm.offset, &[f32::NAN]).unwrap();
-    save(&path, &loaded.position, &layout, &executor, None).unwrap();
+    let path = saved_again(&run, "1-warm-up", |layout, executor| {
+        let mut entries = layout.entries().iter();
+        let is_norm = |name: &str| name.starts_with("language.") && name.contains("norm");
+        let norm = entries.find(|entry| is_norm(&entry.spec.name));
+        let norm = norm.expect("a language model has norms");
+        executor.write_parameters(norm.offset, &[f32::NAN]).unwrap();
+    });
     let before = fs::read(&path).unwrap();
 
     let args = [
