@@ -304,3 +304,44 @@ impl Task for ScaleRows<'_> {
         }
     }
 }
+
+/// What the online softmax knows of a block of queries once all its keys have passed.
+pub(super) struct SoftmaxEnd<'a> {
+    /// Maxima [queries].
+    pub largest: &'a [f32],
+    /// Sums of exponentials [queries].
+    pub sums: &'a [f32],
+    /// Whether any key has passed.
+    pub has_seen: bool,
+}
+
+impl SoftmaxEnd<'_> {
+    /// Writes what each row of `output` has still to be multiplied with into `factors` [queries], and where they are wanted,
+    /// the logarithms of the sums of exponentials. Rows that see nothing become zeros.
+    ///
+    /// Rows are divided once at the end and not in each block: the sum is known only now.
+    pub fn run(
+        &self,
+        output: &mut RowsMut<'_>,
+        factors: &mut [f32],
+        mut log_sum_exp: Option<&mut [f32]>,
+    ) {
+        for (row, factor) in factors.iter_mut().enumerate() {
+            let sum = self.sums[row];
+            *factor = if self.has_seen && sum > 0.0 {
+                1.0 / sum
+            } else {
+                output.row(row).fill(0.0);
+                1.0
+            };
+            if let Some(log_sum_exp) = &mut log_sum_exp {
+                // Of padding 0: finite, so that a probability of 0 stays one.
+                log_sum_exp[row] = if sum > 0.0 {
+                    self.largest[row] + sum.ln()
+                } else {
+                    0.0
+                };
+            }
+        }
+    }
+}

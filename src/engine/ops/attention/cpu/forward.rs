@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::block::{Block, ScaleRows, SoftmaxStep, Soon, score_stride};
+use super::block::{Block, ScaleRows, SoftmaxEnd, SoftmaxStep, Soon, score_stride};
 use super::{
     Divide, Geometry, KEYS, QUERIES, Share, Sources, for_each_block, forward_in_pairs,
     panel_elements, query_blocks, run_workers, workers,
@@ -275,25 +275,15 @@ fn one_head(
             product_within(left, 1.0, p, v, beta, to, panel);
             is_first = false;
         });
-        // Divided by the sum once at the end and not in each block: the sum is known only now.
-        for row in 0..count {
-            let sum = sums[row];
-            factors[row] = if !is_first && sum > 0.0 {
-                1.0 / sum
-            } else {
-                output.row(row).fill(0.0);
-                1.0
-            };
-            if let Some(log_sum_exp) = &mut log_sum_exp {
-                // Of padding 0: finite, so that a probability of 0 stays one.
-                log_sum_exp[first + row] = if sum > 0.0 {
-                    largest[row] + sum.ln()
-                } else {
-                    0.0
-                };
-            }
+        let factors = &mut factors[..count];
+        let own = log_sum_exp.as_deref_mut();
+        let own = own.map(|all| &mut all[first..first + count]);
+        SoftmaxEnd {
+            largest,
+            sums,
+            has_seen: !is_first,
         }
-        let factors = &factors[..count];
+        .run(&mut output, factors, own);
         ScaleRows {
             rows: output,
             factors,

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::block::{Block, ScaleRows, Soon};
+use super::block::{Block, ScaleRows, SoftmaxEnd, Soon};
 use super::forward::{Part, in_parts};
 use super::pairs::{FinishRows, SoftmaxInPairs, equal_blocks, score_elements};
 use super::{Geometry, QUERIES, Sources, for_each_block};
@@ -138,26 +138,18 @@ fn one_head(
             product_of_pairs(Extent::Left(stairs), 1.0, p, v, beta, result.reborrow());
             is_first = false;
         });
-        for row in 0..count {
-            let sum = sums[row];
-            factors[row] = if !is_first && sum > 0.0 {
-                1.0 / sum
-            } else {
-                result.row(row).fill(0.0);
-                1.0
-            };
-            if let Some(log_sum_exp) = &mut log_sum_exp {
-                // Of padding 0: finite, so that a probability of 0 stays one.
-                log_sum_exp[first + row] = if sum > 0.0 {
-                    largest[row] + sum.ln()
-                } else {
-                    0.0
-                };
-            }
+        let factors = &mut factors[..count];
+        let own = log_sum_exp.as_deref_mut();
+        let own = own.map(|all| &mut all[first..first + count]);
+        SoftmaxEnd {
+            largest,
+            sums,
+            has_seen: !is_first,
         }
+        .run(&mut result, factors, own);
         FinishRows {
             from: result.as_rows(),
-            factors: &factors[..count],
+            factors,
             to: output.part((first, count), (0, dim)),
         }
         .run();
