@@ -11,6 +11,7 @@ pub use keel_emoji as emoji;
 pub use keel_engine::{executor, launch, ops, plan, program, tape, tensor};
 pub use keel_eval as eval;
 pub use keel_model as model;
+pub use keel_panels as panels;
 pub use keel_ranks as ranks;
 pub use keel_report as report;
 pub use keel_stores as stores;

@@ -65,6 +65,7 @@ mod tasks_eval_sets;
 mod tasks_images;
 mod tasks_mixture;
 mod tasks_ocr;
+mod tasks_panels;
 mod tasks_questions;
 mod tasks_repeats;
 mod tasks_tokenizer;

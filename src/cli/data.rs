@@ -24,10 +24,8 @@ use keel_data::tiles::Tiling;
 use keel_data::webdataset::expand_braces;
 use keel_emoji::corpus::learn_tokenizer;
 use keel_emoji::emoji_set::EmojiSet;
-use keel_emoji::sources::task_sources;
-use keel_emoji::tasks::TASKS;
 use keel_report::contact_sheet;
-use keel_train::write_durably;
+use keel_train::{TASKS, task_sources, write_durably};
 
 /// Options of `keel data`.
 #[derive(Debug, Args)]

@@ -100,7 +100,7 @@ pub(super) const DEFAULT_RECIPE: &str = "emoji";
 /// Which recipe, with which changes.
 #[derive(Clone, Debug, Args)]
 pub(super) struct RecipeArgs {
-    /// A built-in recipe (emoji, tiny, sailvit-large, sailvit-huge) or the path of a TOML file.
+    /// A built-in recipe (emoji, tiny, panels, sailvit-large, sailvit-huge) or the path of a TOML file.
     #[arg(long, default_value = DEFAULT_RECIPE, value_name = "NAME|FILE", help_heading = heading::RUN)]
     pub recipe: String,
     /// Override one setting of the recipe, for example stage.fine-grained.learning_rate=1e-4 or model.vision.depth=4; may be

@@ -1,4 +1,4 @@
-//! The tasks of the emoji world, and all that a recipe can name.
+//! The tasks of the emoji world.
 
 use keel_data::task::Task;
 
@@ -39,18 +39,3 @@ pub const FACTS: Task = Task {
 
 /// The tasks of this world.
 pub const EMOJI_TASKS: [Task; 5] = [SHORT_CAPTIONS, DENSE_CAPTIONS, OCR, VQA, FACTS];
-
-/// All tasks that a recipe can give a weight: those of this world and the user's own samples.
-pub const TASKS: [Task; 6] = [
-    SHORT_CAPTIONS,
-    DENSE_CAPTIONS,
-    OCR,
-    VQA,
-    FACTS,
-    Task::SAMPLES,
-];
-
-/// The task of this name.
-pub fn task_named(name: &str) -> Option<Task> {
-    TASKS.into_iter().find(|task| task.name == name)
-}

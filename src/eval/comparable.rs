@@ -39,8 +39,26 @@ const fn loss(name: &'static str, heading: &'static str) -> Compared {
 pub const COMPARED: &[Compared] = &[
     share("questions.seen_style", "questions, seen style"),
     share("questions.new_style", "questions, new style"),
+    share("questions.new_concepts", "questions, new combinations"),
+    share(
+        "questions.new_both",
+        "questions, new style and combinations",
+    ),
     loss("answer_loss.seen_style", "answer loss, seen style"),
     loss("answer_loss.new_style", "answer loss, new style"),
+    loss("answer_loss.new_concepts", "answer loss, new combinations"),
+    loss(
+        "answer_loss.new_both",
+        "answer loss, new style and combinations",
+    ),
+    share("shape_at.seen_style", "shape at a place"),
+    share("colour_at.seen_style", "colour at a place"),
+    share("digit_at.seen_style", "digit at a place"),
+    share("colour_of.seen_style", "colour of a shape"),
+    share("digit_of.seen_style", "digit on a shape"),
+    share("row_of.seen_style", "row of a shape"),
+    share("column_of.seen_style", "column of a shape"),
+    share("count.seen_style", "count of a colour"),
     share("recall_1.seen_style", "R@1, seen style"),
     share("recall_1.new_style", "R@1, new style"),
     share("recall_1.new_concepts", "R@1, new concepts"),
@@ -53,6 +71,18 @@ pub const COMPARED: &[Compared] = &[
     share("neighbours.new_concepts", "neighbours, new concepts"),
     share("linear-probe.new_style", "linear probe, new style"),
     share("linear-probe.new_concepts", "linear probe, new concepts"),
+    share(
+        "linear-probe, shape.seen_style",
+        "linear probe of panels, shape",
+    ),
+    share(
+        "linear-probe, colour.seen_style",
+        "linear probe of panels, colour",
+    ),
+    share(
+        "linear-probe, digit.seen_style",
+        "linear probe of panels, digit",
+    ),
     share("two-layer-probe.new_style", "two-layer probe, new style"),
     share(
         "two-layer-probe.new_concepts",
@@ -71,11 +101,16 @@ pub const COMPARED: &[Compared] = &[
     loss("plane.exact", "Wasserstein-1 in the plane"),
 ];
 
+/// Whether a set's images are of the panels.
+fn is_of_panels(vendor: &str) -> bool {
+    matches!(vendor, "panels" | "dark panels")
+}
+
 /// The name of a set: what of it was never trained on.
 fn set_name(vendor: &str, split: &str) -> &'static str {
     match (vendor, split) {
-        ("noto", "train") => "seen_style",
-        ("noto", _) => "new_concepts",
+        ("noto" | "panels", "train") => "seen_style",
+        ("noto" | "panels", _) => "new_concepts",
         (_, "train") => "new_style",
         _ => "new_both",
     }
@@ -97,7 +132,15 @@ pub fn comparable(evaluation: &Evaluation, measurements: &Measurements) -> BTree
         }
     }
     for asked in &evaluation.questions {
-        let name = set_name(&asked.vendor, "train");
+        let split = match asked.split.as_str() {
+            "" => "train",
+            split => split,
+        };
+        let name = set_name(&asked.vendor, split);
+        if is_of_panels(&asked.vendor) {
+            let kinds = asked.by_kind.iter();
+            numbers.extend(kinds.map(|(kind, (share, _))| (format!("{kind}.{name}"), *share)));
+        }
         numbers.insert(format!("questions.{name}"), asked.accuracy);
         if let Some(loss) = asked.answer_loss {
             numbers.insert(format!("answer_loss.{name}"), loss);

@@ -7,6 +7,7 @@ mod answer_match;
 mod answers;
 mod benchmark;
 mod benchmark_rules;
+mod closed_answers;
 mod comparable;
 mod context;
 mod distances;
@@ -32,6 +33,7 @@ pub use answer_match::{answers_match, normalise_answer};
 pub use answers::{Answerer, exact_answers};
 pub use benchmark::{AnswerKind, AnsweredItem, BenchmarkScore, Score, Wording, is_right};
 pub use benchmark_rules::{chosen_option, short_answers_match, yes_or_no};
+pub use closed_answers::{ClosedAnswer, ClosedSets, answer_closed};
 pub use comparable::{COMPARED, Compared, comparable};
 pub use context::{EvalContext, plan_forward};
 pub use distances::{
@@ -105,17 +107,30 @@ pub struct SetEvaluation {
 pub struct QuestionEvaluation {
     /// Where the images come from: a drawing style, or the name of a data set.
     pub vendor: String,
+    /// Whether what they show was trained on; empty in files of versions that asked of nothing else.
+    #[serde(default)]
+    pub split: String,
     /// Questions.
     pub count: usize,
-    /// Share answered exactly.
+    /// Share answered exactly, or by the likeliest answer of a closed set where there is one.
     pub accuracy: f64,
     /// What the blind baseline reaches, which sees no image.
     pub text_only: f64,
-    /// Loss of the answers given images and questions, nats a token.
+    /// Loss of the answers given images and questions: nats a token, and nats an answer where all answers are of closed sets.
     #[serde(default)]
     pub answer_loss: Option<f64>,
     /// Share answered exactly by kind, with that of the blind baseline.
     pub by_kind: BTreeMap<String, (f64, f64)>,
+}
+
+impl QuestionEvaluation {
+    /// What the set is called beside others: by its images, and by what was never trained on.
+    pub fn set(&self) -> String {
+        match self.split.as_str() {
+            "" | "train" => self.vendor.clone(),
+            split => format!("{}, {split}", self.vendor),
+        }
+    }
 }
 
 impl Evaluation {
@@ -134,7 +149,7 @@ impl Evaluation {
         }
         for question in &self.questions {
             add(
-                format!("questions.{}", question.vendor),
+                format!("questions.{}", question.set()),
                 Some(question.accuracy),
             );
         }
@@ -170,7 +185,7 @@ impl Evaluation {
         for asked in &self.questions {
             parts.push(format!(
                 "{} questions {:.1} % (blind baseline {:.1} %)",
-                asked.vendor,
+                asked.set(),
                 100.0 * asked.accuracy,
                 100.0 * asked.text_only
             ));

@@ -40,5 +40,5 @@ pub use vision_head::{VisionHead, vision_head};
 pub use vlm_losses::{
     ContrastivePair, Losses, NextToken, Objectives, contrasted_features,
     record_contrastive_features, record_losses, record_next_token, record_objectives,
-    record_prompt, record_vision_language,
+    record_prompt, record_text_prompt, record_vision_language,
 };

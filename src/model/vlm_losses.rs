@@ -490,7 +490,30 @@ pub fn record_prompt(
     let features = record_features(tape, config, shape)?;
     let selected = features.selected(config.connector.select_layer);
     let image_tokens = connector(tape, config, selected)?;
-    let hidden = record_conversation(tape, config, shape, Some(image_tokens))?;
+    record_prompt_with(tape, config, shape, next, Some(image_tokens))
+}
+
+/// As [`record_prompt`], of prompts without images.
+///
+/// # Errors
+/// Whatever recording reports.
+pub fn record_text_prompt(
+    tape: &mut Tape,
+    config: &ModelConfig,
+    shape: &BatchShape,
+    next: NextToken,
+) -> Result<()> {
+    record_prompt_with(tape, config, shape, next, None)
+}
+
+fn record_prompt_with(
+    tape: &mut Tape,
+    config: &ModelConfig,
+    shape: &BatchShape,
+    next: NextToken,
+    image_tokens: Option<Value>,
+) -> Result<()> {
+    let hidden = record_conversation(tape, config, shape, image_tokens)?;
     let index = tape.input(ModelInput::Index, TensorType::i32([shape.batch]));
     let last = ops::select_token(tape, hidden, index)?;
     record_next(tape, config, last, next)

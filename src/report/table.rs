@@ -139,7 +139,7 @@ pub(super) fn questions(evaluations: &[Evaluation]) -> Table {
         })
         .collect();
     for (stage, question) in &asked {
-        header.push(format!("{stage}, {}", question.vendor));
+        header.push(format!("{stage}, {}", question.set()));
         for kind in question.by_kind.keys() {
             if !kinds.contains(kind) {
                 kinds.push(kind.clone());

@@ -19,6 +19,7 @@ mod stage_data;
 mod step_program;
 mod trainer;
 mod validation;
+mod worlds;
 
 pub use ablation::{
     Ablation, AblationOptions, AblationPlan, AblationResults, Arm, ArmSummary, BUILT_IN_PLANS,
@@ -41,8 +42,9 @@ pub use observer::{
     UnitBegins, Validated,
 };
 pub use recipe::{
-    BUILT_IN, ChatSettings, DecayShape, MODULES, RENAMED_PLAN_KEYS, RENAMED_RECIPE_KEYS, Recipe,
-    Renamed, Schedule, Stage, StageKind, ValidationMetric, ValidationSettings,
+    BUILT_IN, ChatSettings, ContrastWith, DecayShape, MODULES, RENAMED_PLAN_KEYS,
+    RENAMED_RECIPE_KEYS, Recipe, Renamed, Schedule, Stage, StageKind, ValidationMetric,
+    ValidationSettings,
 };
 pub use run::{
     InitialWeights, RunFolder, RunInputs, Signals, StepAverages, Stop, TrainOptions,
@@ -59,3 +61,4 @@ pub use validation::{
     GeneratedAnswer, HeldOutInputs, HeldOutPairs, ValidationHistory, ValidationMeasures,
     ValidationPlan,
 };
+pub use worlds::{TASKS, task_sources};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::recipe::{Recipe, Stage};
+use super::worlds::task_sources;
 use keel_base::error::Result;
 use keel_data::augment::Augmentation;
 use keel_data::batch::BatchShape;
@@ -11,7 +12,6 @@ use keel_data::mixture::{Mixture, MixtureSettings};
 use keel_data::pairs::PairSource;
 use keel_data::source::SampleSettings;
 use keel_emoji::emoji_set::EmojiSet;
-use keel_emoji::sources::task_sources;
 
 impl Recipe {
     /// The sizes of what `stage` computes at once, where `image_id` stands for an image token.

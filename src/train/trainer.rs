@@ -22,13 +22,13 @@ use super::run::{
 use super::stage::StageLoop;
 use super::step_program::compile_rank_step;
 use super::validation::{ValidationHistory, ValidationPlan};
+use super::worlds::eval_suite;
 use keel_base::error::{Error, Result};
 use keel_data::chat::ChatTokenizer;
 use keel_data::image_view::ImageCache;
 use keel_data::pairs::PairSource;
 use keel_data::task::Task;
 use keel_emoji::emoji_set::EmojiSet;
-use keel_emoji::eval_sets::eval_suite;
 use keel_engine::executor::Executor;
 use keel_engine::program::{MemoryReport, Program};
 use keel_engine::tape::ParameterLayout;
@@ -197,7 +197,14 @@ impl Trainer {
             return Ok(Measurements::default());
         };
         let compute = &self.run.options.compute;
-        measure_after(stage, self.run.model(), compute, metrics, images)
+        measure_after(
+            &self.run.recipe,
+            stage,
+            self.run.model(),
+            compute,
+            metrics,
+            images,
+        )
     }
 
     /// Runs every stage that is still to be run; returns the evaluations by stage.
@@ -339,7 +346,7 @@ impl Trainer {
             return Ok(None);
         };
         let under_way = run.options.clock.start();
-        let suite = eval_suite(&run.emoji);
+        let suite = eval_suite(&run.recipe);
         let evaluator = Evaluator::new(run.model(), &suite);
         let (evaluation, qualitative) = evaluator.show(&stage.name, &settings)?;
         run.tell_device_warnings()?;

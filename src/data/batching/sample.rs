@@ -136,13 +136,17 @@ pub struct Sample {
     pub further: Vec<Turn>,
     /// What the system says first, in place of the chat's own words.
     pub system: Option<String>,
-    /// Answers that are read and not learnt, by their place in the conversation.
+    /// Answers that are read and not learnt, by their place in the conversation; of a text without an image, where there are
+    /// any, the context and the questions are not learnt either.
     pub unsupervised: Vec<usize>,
     /// The text for the contrastive side; empty in text-only samples.
     pub caption: String,
 }
 
 impl Sample {
+    /// In [`Sample::unsupervised`], the place of no answer: all answers are learnt, and nothing else is.
+    pub const ANSWERS_ALONE: usize = usize::MAX;
+
     /// What its one image shows; nothing where there is no image, or several.
     pub fn image_content(&self) -> Option<ImageContent<'_>> {
         match &self.view {

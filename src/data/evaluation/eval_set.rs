@@ -3,6 +3,7 @@
 //!
 //! A set gives the same samples in every run, on any machine, so that numbers of different stages and runs compare.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,35 @@ pub struct Classes {
     pub templates: usize,
     /// All prompts, class by class: `prompts[class * templates + template]`.
     pub prompts: Vec<String>,
+}
+
+/// A kind of question whose answers are all known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClosedAnswers {
+    /// The kind, as [`Sample::question_kind`] names it.
+    pub kind: Cow<'static, str>,
+    /// Every answer that there is. No two begin with the same token.
+    pub answers: Vec<String>,
+}
+
+/// Labels of the parts of images.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Regions {
+    /// Regions along each side of an image: it has the square of that.
+    pub across: usize,
+    /// What is known of each region.
+    pub facts: Vec<RegionFact>,
+}
+
+/// One label of each region.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegionFact {
+    /// What it says.
+    pub fact: Cow<'static, str>,
+    /// Labels are below this.
+    pub classes: usize,
+    /// Image by image, row by row: `labels[(image * across + row) * across + column]`.
+    pub labels: Vec<usize>,
 }
 
 /// Samples with what can be asked of a model about them. Only captions are asked for; what a set does not have is not
@@ -60,6 +90,18 @@ pub trait EvalSet: Send + Sync {
     /// who asks. Nothing where the set has no questions.
     fn questions(&self, per_kind: usize, fits: &dyn Fn(&Sample) -> bool) -> Option<Vec<Sample>> {
         let _ = (per_kind, fits);
+        None
+    }
+
+    /// The kinds of questions whose answers are known in advance: those are scored by the likeliest of these answers, and all
+    /// others by what a model generates.
+    fn closed_answers(&self) -> Vec<ClosedAnswers> {
+        Vec::new()
+    }
+
+    /// What the parts of each of `samples` show, which [`EvalSet::captioned`] or [`EvalSet::questions`] gave.
+    fn regions(&self, samples: &[Sample]) -> Option<Regions> {
+        let _ = samples;
         None
     }
 

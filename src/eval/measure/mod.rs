@@ -3,6 +3,7 @@
 mod answers;
 mod features;
 mod layers;
+mod regions;
 mod robustness;
 mod spaces;
 mod towers;
@@ -32,7 +33,8 @@ pub enum Metric {
     ZeroShot,
     /// Classes by the nearest training features.
     Neighbours,
-    /// Classes by a linear map of features, in closed form.
+    /// Classes by a linear map of features, in closed form; where images have labelled regions and no classes, what the regions
+    /// show.
     LinearProbe,
     /// Classes by SAIL-VL2's two-layer probe on mean tokens.
     TwoLayerProbe,
@@ -405,9 +407,7 @@ impl<'a> Measurer<'a> {
             | Metric::LinearProbe
             | Metric::TwoLayerProbe
             | Metric::AttentiveProbe => {
-                let own = |probe: &str| {
-                    probe.strip_suffix(towers::OF_HEAD).unwrap_or(probe) == metric.name()
-                };
+                let own = |probe: &str| probe.split(", ").next() == Some(metric.name());
                 all.probes.retain(|probe| !own(&probe.probe));
                 all.probes.extend(self.probe(metric)?);
             }

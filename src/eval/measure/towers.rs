@@ -164,6 +164,12 @@ impl Measurer<'_> {
 
     /// Fits a probe on all of the set for that, tests it on the others of its classes.
     pub(super) fn probe(&self, metric: Metric) -> Result<Vec<ProbeMeasure>> {
+        if metric == Metric::LinearProbe
+            && self.suite.fitted().classes().is_none()
+            && let Some(measures) = self.region_probes()?
+        {
+            return Ok(measures);
+        }
         let tokens = metric == Metric::AttentiveProbe;
         let wanted = Wanted {
             tokens,

@@ -131,11 +131,11 @@ pub(super) fn evaluations(all: &[Evaluation]) -> String {
     let zero_shot = of_sets(&|set| Some(100.0 * set.zero_shot?));
     let captions = of_sets(&|set| set.caption_loss);
     let vendors: Vec<String> = all.last().map_or(Vec::new(), |e| {
-        e.questions.iter().map(|q| q.vendor.clone()).collect()
+        e.questions.iter().map(|q| q.set()).collect()
     });
     let mut asked = Vec::new();
     for vendor in &vendors {
-        let found = |e: &Evaluation| e.questions.iter().find(|q| q.vendor == *vendor).cloned();
+        let found = |e: &Evaluation| e.questions.iter().find(|q| q.set() == *vendor).cloned();
         asked.push(over_stages(all, vendor.clone(), |e| {
             Some(100.0 * found(e)?.accuracy)
         }));
@@ -203,7 +203,7 @@ pub(super) fn tiles(all: &[Evaluation]) -> Vec<(String, String)> {
             percent(question.accuracy),
             format!(
                 "of questions on {} scenes answered exactly; {} by guessing without the image",
-                question.vendor,
+                question.set(),
                 percent(question.text_only)
             ),
         ));

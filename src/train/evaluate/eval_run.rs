@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 use super::settings::{eval_context, evaluation_settings};
 use crate::checkpoint::CheckpointModel;
 use crate::run::{recipe_of, stage_checkpoints};
+use crate::worlds::eval_suite;
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_data::batch::BatchShape;
 use keel_data::chat::{Conversation, MARK, marked_before};
 use keel_data::image::{Image, ImageLimits};
 use keel_data::pixels::Pixels;
 use keel_data::tiles::{self, Tiling};
-use keel_emoji::emoji_set::EmojiSet;
-use keel_emoji::eval_sets::eval_suite;
 use keel_engine::executor::{Executor, SelectedDevice};
 use keel_eval::{EvalContext, Evaluation, Evaluator, Generator, PromptImage, Sampling};
 
@@ -142,7 +141,7 @@ impl EvalRun {
                 format!("stage {}, which trained on text alone", stage.name),
             ));
         };
-        let suite = eval_suite(&EmojiSet::embedded());
+        let suite = eval_suite(&self.stored.recipe);
         let evaluator = Evaluator::new(self.eval_context(), &suite);
         evaluator.evaluate(&stage.name, &settings)
     }

@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use super::eval_run::EvalRun;
 use super::settings::evaluation_settings;
 use crate::checkpoint::{parameters, write_durably};
-use crate::recipe::{Stage, StageKind};
+use crate::recipe::{Recipe, Stage, StageKind};
 use crate::run::{evaluations_folder, run_of, stage_checkpoints};
+use crate::worlds::eval_suite;
 use keel_base::error::{Error, Result};
-use keel_emoji::emoji_set::EmojiSet;
-use keel_emoji::eval_sets::eval_suite;
 use keel_engine::executor::SelectedDevice;
 use keel_eval::{
     EvalContext, MeasureSettings, Measurements, Measurer, Metric, StageDrift, weight_drift,
@@ -27,11 +26,12 @@ fn settings_after(stage: &Stage, images: usize, is_connected: bool) -> Option<Me
     })
 }
 
-/// Measures a model as `stage` left it.
+/// Measures a model of `recipe` as `stage` left it.
 ///
 /// # Errors
 /// Whatever recording, loading or the data report.
 pub(crate) fn measure_after(
+    recipe: &Recipe,
     stage: &Stage,
     model: EvalContext<'_>,
     compute: &SelectedDevice,
@@ -44,7 +44,7 @@ pub(crate) fn measure_after(
     };
     let is_connected = stage.kind != StageKind::WarmStart;
     if let Some(settings) = settings_after(stage, images, is_connected) {
-        let suite = eval_suite(&EmojiSet::embedded());
+        let suite = eval_suite(recipe);
         let measurer = Measurer::new(model, compute, &suite, settings);
         for metric in metrics {
             measurer.measure(*metric, &mut all)?;
@@ -99,7 +99,7 @@ impl EvalRun {
                 format!("stage {}, which trained on text alone", stage.name),
             )
         })?;
-        let suite = eval_suite(&EmojiSet::embedded());
+        let suite = eval_suite(&self.stored.recipe);
         let measurer = Measurer::new(self.eval_context(), &self.compute, &suite, settings);
         let all = Measurements {
             stage: stage.name.clone(),

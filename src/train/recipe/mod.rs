@@ -22,7 +22,7 @@ pub(super) use self::parameters::validate_patterns;
 pub(super) use self::renamed::refuse_old_names;
 pub use self::renamed::{RENAMED_PLAN_KEYS, RENAMED_RECIPE_KEYS, Renamed};
 pub use self::schedule::{DecayShape, Schedule};
-pub use self::stage::{MODULES, Stage, StageKind};
+pub use self::stage::{ContrastWith, MODULES, Stage, StageKind};
 pub(super) use self::validate::validate_recipe;
 pub use self::validation::{ValidationMetric, ValidationSettings};
 use crate::from_weights::{Beginning, PublishedWeights};
@@ -37,6 +37,7 @@ use keel_model::ModelConfig;
 pub const BUILT_IN: &[(&str, &str)] = &[
     ("emoji", include_str!("../../../recipes/emoji.toml")),
     ("tiny", include_str!("../../../recipes/tiny.toml")),
+    ("panels", include_str!("../../../recipes/panels.toml")),
     (
         "sailvit-large",
         include_str!("../../../recipes/sailvit-large.toml"),

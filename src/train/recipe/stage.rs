@@ -6,13 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use super::validation::ValidationSettings;
 use super::{DecayShape, Schedule};
+use crate::worlds::TASKS;
 
 use keel_data::batch::TokenWeighting;
 use keel_data::task::Task;
 use keel_data::tiles::Tiling;
-use keel_emoji::tasks::{DENSE_CAPTIONS, FACTS, OCR, SHORT_CAPTIONS, TASKS, VQA};
+use keel_emoji::tasks::{DENSE_CAPTIONS, FACTS, OCR, SHORT_CAPTIONS, VQA};
 use keel_engine::ops::Contrastive;
 use keel_model::{ContrastivePair, Objectives, Regularisation};
+use keel_panels::tasks::{PANELS_DENSE, PANELS_FACTS, PANELS_QUESTIONS, PANELS_SHORT};
 
 /// What a stage is for. It decides what the contrastive loss compares and whether images are spliced into conversations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +27,16 @@ pub enum StageKind {
     Refine,
     /// What users do next with the backbone, to measure it: a new connector and the language model on the refined tower.
     Target,
+}
+
+/// What a contrastive loss compares images with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContrastWith {
+    /// Captions through the text tower, as in a contrastive pre-training.
+    TextTower,
+    /// Captions in the language model's space, as `model.align` says.
+    LanguageModel,
 }
 
 /// One stage of a run.
@@ -55,8 +67,8 @@ pub struct Stage {
     ///
     /// - Range: at least one task, weights above 0
     pub data: BTreeMap<String, f64>,
-    /// The share of the embedded training concepts that the stage sees, chosen by the seed. Every smaller share is part of
-    /// every larger one.
+    /// The share of the embedded training concepts, or of the scenes of panels, that the stage sees, chosen by the seed. Every
+    /// smaller share is part of every larger one.
     ///
     /// - Range: above 0, at most 1
     #[serde(default = "one_f64")]
@@ -73,6 +85,10 @@ pub struct Stage {
     /// - Source: 0, as published; the built-in recipes' weights are this project's own
     #[serde(default)]
     pub contrastive_weight: f32,
+    /// What the contrastive loss compares images with. Without it, the text tower in a warm start, where nothing else can be,
+    /// and the language model elsewhere. A stage of another kind with the text tower has no next-token loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contrast_with: Option<ContrastWith>,
     /// Length of the stage. Give either this or `epochs`.
     ///
     /// - Unit: optimiser steps
@@ -257,7 +273,8 @@ pub struct Stage {
     /// - Source: `square` (InternVL 2.5, training scripts); not published for SAILViT
     #[serde(default = "square")]
     pub token_weighting: TokenWeighting,
-    /// Strength of the augmentation of images: shift, scale, rotation, mirroring and colour. 0 shows them as they are.
+    /// Strength of the augmentation of images: shift, scale, rotation, mirroring and colour; of panels shift, background and
+    /// noise. 0 shows them as they are.
     ///
     /// - Range: 0 to 1
     #[serde(default = "one_f32")]
@@ -336,18 +353,22 @@ const ORDER_IN_MIXTURE: [Task; TASKS.len()] = [
     OCR,
     VQA,
     SHORT_CAPTIONS,
+    PANELS_DENSE,
+    PANELS_FACTS,
+    PANELS_QUESTIONS,
+    PANELS_SHORT,
 ];
 
 impl Stage {
     /// What the stage minimises.
     pub fn objectives(&self, kind: Contrastive) -> Objectives {
-        let warm = self.kind == StageKind::WarmStart;
+        let has_text_tower = self.contrasts_with_text_tower();
         Objectives {
             next_token: self.next_token_weight,
-            splices_images: !warm,
+            splices_images: !has_text_tower,
             contrastive: self.contrastive_weight,
             kind,
-            pair: if warm {
+            pair: if has_text_tower {
                 ContrastivePair::TextTower
             } else {
                 ContrastivePair::LanguageModel
@@ -366,6 +387,16 @@ impl Stage {
             drop_path_rate: self.drop_path_rate,
             patch_dropout: self.patch_dropout,
         }
+    }
+
+    /// Whether images are contrasted with the text tower and not with the language model. Such a stage puts no images into
+    /// conversations.
+    pub fn contrasts_with_text_tower(&self) -> bool {
+        let by_kind = match self.kind {
+            StageKind::WarmStart => ContrastWith::TextTower,
+            StageKind::Refine | StageKind::Target => ContrastWith::LanguageModel,
+        };
+        self.contrast_with.unwrap_or(by_kind) == ContrastWith::TextTower
     }
 
     /// Whether some of its samples may have no image: those of a task of text, and a user's pairs.

@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 
 use super::schedule::DECAY_RATIO;
+use super::stage::ContrastWith;
 use super::validation::validate_validation;
 use super::{MODULES, Recipe, Schedule, Stage, StageKind};
+use crate::worlds::{TASKS, task_named};
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_data::records::MOST_IMAGES;
 use keel_data::tokenizer;
-use keel_emoji::tasks::{TASKS, task_named};
 
 /// Rows of a batch, B·T, are counted in 32 bits by the kernels' index inputs.
 const MOST_ROWS: usize = i32::MAX as usize;
@@ -106,6 +107,7 @@ fn validate_stage(recipe: &Recipe, stage: &Stage) -> Result<()> {
         }
     }
     validate_data(stage)?;
+    validate_contrast(stage)?;
     validate_sizes(recipe, stage)?;
     validate_rates(stage)?;
     validate_schedule(stage)?;
@@ -149,6 +151,26 @@ fn validate_data(stage: &Stage) -> Result<()> {
         "a task with images in a stage with a contrastive loss",
         "text only",
     )
+}
+
+/// A stage contrasts with one text side, and one with the text tower learns nothing but that.
+fn validate_contrast(stage: &Stage) -> Result<()> {
+    let is_warm = stage.kind == StageKind::WarmStart;
+    match stage.contrast_with {
+        Some(ContrastWith::LanguageModel) if is_warm => {
+            let want = "text_tower in a warm start";
+            Err(Error::setting("contrast_with", want, "language_model"))
+        }
+        Some(ContrastWith::TextTower) if !is_warm => {
+            let want = "above 0 in a stage with contrast_with";
+            let weight = stage.contrastive_weight;
+            require("contrastive_weight", weight > 0.0, want, weight)?;
+            let want = "0 in a stage of refinement that contrasts with the text tower";
+            let weight = stage.next_token_weight;
+            require("next_token_weight", weight == 0.0, want, weight)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn validate_images(stage: &Stage) -> Result<()> {
@@ -249,7 +271,7 @@ fn validate_sizes(recipe: &Recipe, stage: &Stage) -> Result<()> {
         let want = format!("at most {MOST_ROWS} ÷ the samples computed at once");
         require(key, holds, want, tokens)?;
     }
-    if is_warm && stage.contrastive_weight > 0.0 {
+    if stage.contrasts_with_text_tower() && stage.contrastive_weight > 0.0 {
         let Some(text) = &recipe.model.text else {
             return Err(Error::setting(
                 "contrastive_weight",
