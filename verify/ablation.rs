@@ -61,6 +61,14 @@ fn arms_of_every_built_in_plan_cost_the_same_but_those_that_say_otherwise() {
                 let arm = plan.arms.iter().find(|arm| arm.name == unit.arm).unwrap();
                 let spent = match arm.spend {
                     Spend::AsIs => continue,
+                    Spend::Target => {
+                        let plain = &plan.recipe_of(arm).unwrap().stages.pop().unwrap();
+                        let target = &unit.targets[0];
+                        let steps = target.stage.steps.unwrap();
+                        let ratio = if quick { plan.quick.target_ratio } else { 1.0 };
+                        let short = (plain.steps.unwrap() as f64 * ratio).round();
+                        target.flops * (1.0 - short / steps as f64)
+                    }
                     Spend::Refinement => unit.refinement_flops,
                     Spend::WarmStart => {
                         let plain = |other: &&keel::train::Unit| {
@@ -252,6 +260,213 @@ against = "none"
         assert_eq!(none.metrics, other.metrics, "seed {}", none.seed);
     }
     assert_eq!(results.units.len(), 4);
+}
+
+/// A plan on panels that is over in seconds.
+const PANELS: &str = r#"
+name = "panels-trial"
+question = "Is the control equal?"
+recipe = "panels"
+set = [
+    "model.vision.image_size=32", "model.vision.width=32", "model.vision.depth=1", "model.vision.heads=1",
+    "model.vision.mlp_width=32", "model.text.width=32", "model.text.depth=1", "model.text.heads=1",
+    "model.language.width=32", "model.language.depth=1", "model.language.heads=1", "model.language.key_value_heads=1",
+    "model.language.mlp_width=32", "model.embed_dim=32",
+    "stage.warm-start-vision.steps=2", "stage.warm-start-vision.batch_size=4", "stage.warm-start-language.steps=2",
+    "stage.warm-start-language.batch_size=4", "stage.warm-up.steps=2", "stage.warm-up.batch_size=4",
+    "stage.fine-grained.steps=2", "stage.fine-grained.batch_size=4", "stage.world-knowledge.steps=2",
+    "stage.world-knowledge.batch_size=4", "stage.target.steps=2", "stage.target.batch_size=4",
+]
+seeds = [1, 2]
+max_images = 8
+expected_sd = 0.02
+smallest_effect = 0.03
+
+[[test]]
+arm = "contrast"
+against = "none"
+metric = "questions.seen_style"
+
+[[test]]
+arm = "contrast"
+against = "none"
+metric = "co-trained/questions.seen_style"
+
+[[target]]
+name = "frozen"
+draws = 2
+
+[[target]]
+name = "co-trained"
+set = ["stage.target.trains=['vision', 'connector', 'language']"]
+arms = ["none", "contrast"]
+
+[[arm]]
+name = "none"
+stages = []
+spend = "as_is"
+
+[[arm]]
+name = "contrast"
+stages = ["fine-grained"]
+set = [
+    "stage.fine-grained.trains=['vision', 'text', 'contrastive']",
+    "stage.fine-grained.reinitialize=['text', 'contrastive']",
+    "stage.fine-grained.data={ panels_dense = 1.0 }",
+    "stage.fine-grained.contrast_with='text_tower'",
+    "stage.fine-grained.contrastive_weight=1.0",
+    "stage.fine-grained.next_token_weight=0.0",
+]
+against = "none"
+
+[[arm]]
+name = "tower frozen"
+stages = ["warm-up", "fine-grained", "world-knowledge"]
+set = [
+    "stage.fine-grained.trains=['connector', 'align']",
+    "stage.fine-grained.learning_rates={}",
+    "stage.world-knowledge.trains=['connector', 'language', 'align']",
+    "stage.world-knowledge.learning_rates={}",
+]
+against = "none"
+equals = "none"
+
+[quick]
+seeds = [1]
+draws = 1
+targets = ["frozen"]
+arms = ["none", "tower frozen"]
+warm_start_ratio = 1.0
+refinement_ratio = 1.0
+target_ratio = 1.0
+"#;
+
+/// The control of the comparison: whatever connector and language model went through, an equal tower gives equal numbers.
+#[test]
+fn an_arm_whose_tower_learns_nothing_equals_the_arm_without_refinement_in_every_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("plan.toml"), PANELS).unwrap();
+    let args = ["ablate", "plan.toml", "--out", "out", "--threads", "2"];
+    let answer = keel(folder.path(), &args).fine();
+    let equal = "Control: tower frozen equals none to the bit in all";
+    assert!(answer.stdout.contains(equal), "{answer:#?}");
+    assert!(
+        answer.stdout.contains("### Target co-trained"),
+        "{answer:#?}"
+    );
+    let results = results(&folder.path().join("out"));
+    let [held] = &results.equal[..] else {
+        panic!("one control");
+    };
+    assert!(held.seeds == 2 && held.numbers > 60, "{held:?}");
+    assert!(held.differing.is_empty(), "{held:?}");
+    let of = |arm: &str| {
+        let mut units = results.units.iter();
+        &units
+            .find(|unit| unit.arm == arm && unit.seed == 1)
+            .unwrap()
+            .metrics
+    };
+    // Neither its tower nor its numbers moved; the other arm's did, in both forms of the target.
+    assert_eq!(of("tower frozen")["drift.vision"], 0.0);
+    assert_eq!(of("tower frozen")["cka.vision"], of("none")["cka.vision"]);
+    assert!(of("contrast")["drift.vision"] > 0.0);
+    for name in [
+        "answer_loss.seen_style",
+        "co-trained/answer_loss.seen_style",
+    ] {
+        assert_ne!(of("none")[name], of("contrast")[name], "{name}");
+    }
+    assert!(!of("tower frozen").contains_key("co-trained/answer_loss.seen_style"));
+    assert_eq!(results.primary.len(), 2);
+    for primary in &results.primary {
+        assert_eq!(primary.test.unwrap().difference.count, 2);
+    }
+
+    // A control that does differ is an error, and the tables say so.
+    let path = folder.path().join("out/results/tower-frozen-seed-2.json");
+    let mut result: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    result["metrics"]["count.seen_style"] = 2.0.into();
+    fs::write(&path, result.to_string()).unwrap();
+    let parts = [
+        "the control tower frozen",
+        "count.seen_style",
+        "do not read",
+    ];
+    let answer = keel(folder.path(), &args);
+    assert_ne!(answer.code, Some(0));
+    for part in parts {
+        assert!(answer.stderr.contains(part), "{answer:#?}");
+    }
+    assert!(
+        answer.stdout.contains("The comparison is broken"),
+        "{answer:#?}"
+    );
+
+    // What the plan could show is told without running anything.
+    let answer = keel(folder.path(), &["ablate", "plan.toml", "--power"]).fine();
+    for part in ["2 seeds, 2 primary tests", "2 ←", "power for 3.0 %"] {
+        assert!(answer.stdout.contains(part), "{answer:#?}");
+    }
+    let answer = keel(
+        folder.path(),
+        &["ablate", "plan.toml", "--quick", "--dry-run"],
+    )
+    .fine();
+    assert_eq!(
+        answer.stdout.matches("target frozen: 1 × 2 steps").count(),
+        2
+    );
+    assert!(!answer.stdout.contains("contrast, seed"), "{answer:#?}");
+    keel(folder.path(), &["ablate", "strategies", "--power"]).refused(&["expected_sd"]);
+
+    for (from, to, parts) in [
+        (
+            "against = \"none\"\nmetric",
+            "against = \"nome\"\nmetric",
+            &["test.0.against", "did you mean none?"][..],
+        ),
+        (
+            "questions.seen_style",
+            "qestions.seen_style",
+            &["test.0.metric", "did you mean questions.seen_style?"],
+        ),
+        (
+            "co-trained/q",
+            "co-traned/q",
+            &["test.1.metric", "did you mean co-trained?"],
+        ),
+        ("draws = 2", "draws = 0", &["target.0.draws", "1 to 64"]),
+        (
+            "equals = \"none\"",
+            "equals = \"nine\"",
+            &["arm.2.equals", "did you mean none?"],
+        ),
+        (
+            "arms = [\"none\", \"contrast\"]",
+            "arms = [\"nonne\"]",
+            &["target.1.arms", "did you mean none?"],
+        ),
+        (
+            "expected_sd = 0.02",
+            "expected_sd = 0.0",
+            &["expected_sd", "above 0"],
+        ),
+        (
+            "stage.fine-grained.next_token_weight=0.0",
+            "stage.fine-grained.next_token_weight=0.5",
+            &["next_token_weight", "contrasts with the text tower"],
+        ),
+    ] {
+        assert!(PANELS.contains(from), "{from}");
+        fs::write(
+            folder.path().join("wrong.toml"),
+            PANELS.replacen(from, to, 1),
+        )
+        .unwrap();
+        keel(folder.path(), &["ablate", "wrong.toml"]).refused(parts);
+    }
 }
 
 #[test]

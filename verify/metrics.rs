@@ -3,11 +3,12 @@
 
 use keel::eval::{
     LinearProbe, Neighbours, Principal, Sinkhorn, accuracy, alignment, answers_match,
-    class_features, classify_among, exact_wasserstein, interval, linear_cka, mean_distance,
-    modality_gap, nearest_neighbour_distance, normalise_answer, paired_test, rank_positives,
-    recall, sinkhorn_divergence, sliced_wasserstein, sliced_wasserstein_along, student_quantile,
-    uniformity, weight_drift,
+    class_features, classify_among, detectable_effect, exact_wasserstein, holm, interval,
+    linear_cka, mean_distance, modality_gap, nearest_neighbour_distance, normalise_answer,
+    paired_test, power, rank_positives, recall, sinkhorn_divergence, sliced_wasserstein,
+    sliced_wasserstein_along, student_quantile, uniformity, weight_drift,
 };
+use keel::random::Stream;
 use keel::tape::{Init, ParameterLayout, ParameterSpec};
 use serde_json::Value;
 
@@ -222,6 +223,65 @@ fn answers_are_compared_as_the_independent_rules_say() {
         assert_eq!(normalise_answer(answer), want.as_str().unwrap(), "{answer}");
     }
     assert!(answers_match("The Owl.", "owl") && !answers_match("owl", "eagle owl"));
+}
+
+/// Power is what it says: how often the test finds an effect that is there.
+#[test]
+fn power_is_how_often_simulated_experiments_find_an_effect() {
+    const RUNS: usize = 4000;
+    let mut stream = Stream::of_seed(2);
+    for (effect, count) in [(0.0, 5), (1.0, 4), (0.9, 12)] {
+        let found = (0..RUNS).filter(|_| {
+            let differences: Vec<f64> = (0..count).map(|_| effect + stream.normal()).collect();
+            let test = paired_test(&differences, &vec![0.0; count]);
+            test.p.is_some_and(|p| p < 0.05)
+        });
+        let (found, wanted) = (
+            found.count() as f64 / RUNS as f64,
+            power(effect, count, 0.05),
+        );
+        // Four standard errors of a share of the runs.
+        let budget = 4.0 * (wanted * (1.0 - wanted) / RUNS as f64).sqrt();
+        assert!(
+            (found - wanted).abs() < budget,
+            "{count} seeds, {effect}: {found}, {wanted}"
+        );
+    }
+    assert!(
+        (power(0.0, 7, 0.05) - 0.05).abs() < 1e-6,
+        "without an effect, the level"
+    );
+    for count in [2, 3, 8, 24] {
+        for level in [0.05, 0.025] {
+            let effect = detectable_effect(count, level, 0.8);
+            assert!((power(effect, count, level) - 0.8).abs() < 1e-6);
+        }
+    }
+    // In a test it is in the units of the differences, from their spread.
+    let test = paired_test(&[1.0, 2.0, 3.0], &[0.0; 3]);
+    let wanted = detectable_effect(3, 0.05, 0.8);
+    assert!(
+        (test.detectable.unwrap() - wanted).abs() < 1e-9,
+        "a deviation of 1"
+    );
+    assert_eq!(paired_test(&[1.0, 2.0], &[0.0, 1.0]).detectable, None);
+}
+
+#[test]
+fn holm_multiplies_each_p_by_the_tests_that_are_left() {
+    let same = |p: &[Option<f64>], want: &[Option<f64>]| {
+        for (found, want) in holm(p).iter().zip(want) {
+            match (found, want) {
+                (Some(found), Some(want)) => assert!((found - want).abs() < 1e-12),
+                other => assert_eq!(other, (&None, &None)),
+            }
+        }
+    };
+    // By hand: 0.01 · 4, 0.02 · 3, then 0.03 · 2 = 0.06 and 0.04 · 1, which is not below the one before it.
+    let p = [0.04, 0.01, 0.03, 0.02].map(Some);
+    same(&p, &[0.06, 0.04, 0.06, 0.06].map(Some));
+    same(&[Some(0.7), Some(0.6)], &[Some(1.0), Some(1.0)]);
+    same(&[None, Some(0.02)], &[None, Some(0.04)]);
 }
 
 #[test]

@@ -12,13 +12,13 @@ use super::{
 use keel_base::clock::Clock;
 use keel_base::error::{Error, Result};
 use keel_base::units::{duration, flops};
-use keel_report::ablation_table;
+use keel_report::{ablation_table, power_table};
 use keel_train::{Ablation, AblationOptions, AblationPlan, AblationResults, write_results};
 
 /// Options of `keel ablate`.
 #[derive(Debug, Args)]
 pub(super) struct AblateArgs {
-    /// A built-in plan (strategies, sizes, architectures, data-scales) or the path of a TOML file.
+    /// A built-in plan (strategies, sizes, architectures, data-scales, panels) or the path of a TOML file.
     #[arg(value_name = "PLAN")]
     plan: String,
     #[command(flatten)]
@@ -38,6 +38,9 @@ pub(super) struct AblateArgs {
     /// refused.
     #[arg(long, help_heading = heading::EXPERT)]
     accept_changes: bool,
+    /// Print which differences the plan's seeds can show, run nothing.
+    #[arg(long, conflicts_with = "dry_run", help_heading = heading::RUN)]
+    power: bool,
     /// Print what would be run and its compute, run nothing.
     #[arg(long, help_heading = heading::RUN)]
     dry_run: bool,
@@ -70,6 +73,11 @@ pub(super) fn run(args: &AblateArgs) -> Result<(), Failure> {
     };
     let pairs = open_pairs(&plan.data, args.data.max_bad_samples)?;
     let ablation = Ablation::new(plan, options, pairs)?;
+    if args.power {
+        let table = power_table(ablation.plan(), args.quick, &ablation.results()?)?;
+        print_line(table)?;
+        return Ok(());
+    }
     if args.dry_run {
         return Ok(print_units(&ablation)?);
     }
@@ -98,7 +106,24 @@ pub(super) fn run(args: &AblateArgs) -> Result<(), Failure> {
         duration(seconds),
         out.display()
     ))?;
-    Ok(())
+    refuse_broken_controls(&results)
+}
+
+/// An arm that cannot differ from another and does shows that the arms were not compared as they should have been.
+fn refuse_broken_controls(results: &AblationResults) -> Result<(), Failure> {
+    let broken = results.equal.iter().find(|held| !held.differing.is_empty());
+    let Some(held) = broken else {
+        return Ok(());
+    };
+    Err(Failure::while_running(Error::stopped(
+        format!("the control {}", held.arm),
+        format!(
+            "it differs from {}, which has the same towers, in {}",
+            held.equals,
+            held.differing.join(", ")
+        ),
+        "do not read the other differences before the cause is known",
+    )))
 }
 
 fn print_units(ablation: &Ablation) -> Result<()> {
@@ -109,13 +134,20 @@ fn print_units(ablation: &Ablation) -> Result<()> {
             .iter()
             .map(|stage| format!("{} {}", stage.name, stage.steps.unwrap_or(0)))
             .collect();
+        let named = unit.targets.iter().filter(|form| !form.name.is_empty());
+        let forms = named.map(|form| {
+            let steps = form.stage.steps.unwrap_or(0);
+            format!("; target {}: {} × {steps} steps", form.name, form.draws)
+        });
+        let forms: Vec<String> = forms.collect();
         print_line(format!(
-            "{}, seed {}: {} before the target stage ({} in refinement); steps: {}",
+            "{}, seed {}: {} before the target stage ({} in refinement); steps: {}{}",
             unit.arm,
             unit.seed,
             flops(unit.warm_flops + unit.refinement_flops),
             flops(unit.refinement_flops),
-            steps.join(", ")
+            steps.join(", "),
+            forms.concat()
         ))?;
     }
     Ok(())

@@ -35,8 +35,21 @@ const fn loss(name: &'static str, heading: &'static str) -> Compared {
     }
 }
 
-/// Every number of [`comparable`], in the order of tables.
+/// Share of the questions of a kind that a language model has to answer from text for the kind to count.
+pub const ANSWERABLE: f64 = 0.95;
+
+/// Every number of [`comparable`], and of ablations of panels beside it, in the order of tables.
 pub const COMPARED: &[Compared] = &[
+    share("answerable.seen_style", "answerable questions, seen style"),
+    share("answerable.new_style", "answerable questions, new style"),
+    share(
+        "answerable.new_concepts",
+        "answerable questions, new combinations",
+    ),
+    share(
+        "answerable.new_both",
+        "answerable questions, new style and combinations",
+    ),
     share("questions.seen_style", "questions, seen style"),
     share("questions.new_style", "questions, new style"),
     share("questions.new_concepts", "questions, new combinations"),
@@ -95,11 +108,35 @@ pub const COMPARED: &[Compared] = &[
     ),
     loss("caption_loss.seen_style", "caption loss, seen style"),
     loss("caption_loss.new_style", "caption loss, new style"),
+    share("ceiling", "from text: questions"),
+    share("ceiling.shape_at", "from text: shape at a place"),
+    share("ceiling.colour_at", "from text: colour at a place"),
+    share("ceiling.digit_at", "from text: digit at a place"),
+    share("ceiling.colour_of", "from text: colour of a shape"),
+    share("ceiling.digit_of", "from text: digit on a shape"),
+    share("ceiling.row_of", "from text: row of a shape"),
+    share("ceiling.column_of", "from text: column of a shape"),
+    share("ceiling.count", "from text: count of a colour"),
+    loss("drift.vision", "drift of the tower"),
+    Compared {
+        name: "cka.vision",
+        heading: "CKA with the tower as it came",
+        more_is_better: true,
+        is_share: false,
+    },
     loss("nearest_neighbour", "nearest text token"),
     loss("sliced_wasserstein", "sliced Wasserstein"),
     loss("plane.nearest", "nearest text token in the plane"),
     loss("plane.exact", "Wasserstein-1 in the plane"),
 ];
+
+/// The split of questions; files of versions that asked of nothing else do not name it.
+fn split_of(split: &str) -> &str {
+    match split {
+        "" => "train",
+        split => split,
+    }
+}
 
 /// Whether a set's images are of the panels.
 fn is_of_panels(vendor: &str) -> bool {
@@ -114,6 +151,27 @@ fn set_name(vendor: &str, split: &str) -> &'static str {
         (_, "train") => "new_style",
         _ => "new_both",
     }
+}
+
+/// The mean share of right answers over the kinds that the language model answers from text alone at [`ANSWERABLE`] or better,
+/// for each set of `evaluation` by name: a kind that it cannot answer says nothing about towers. `ceilings` are the shares by
+/// kind from text. Nothing where it can answer none.
+pub fn answerable(
+    evaluation: &Evaluation,
+    ceilings: &BTreeMap<String, f64>,
+) -> BTreeMap<String, f64> {
+    let can = |kind: &String| ceilings.get(kind).is_some_and(|share| *share >= ANSWERABLE);
+    let mut numbers = BTreeMap::new();
+    for asked in &evaluation.questions {
+        let kinds = asked.by_kind.iter().filter(|(kind, _)| can(kind));
+        let shares: Vec<f64> = kinds.map(|(_, (share, _))| *share).collect();
+        if !shares.is_empty() {
+            let mean = shares.iter().sum::<f64>() / shares.len() as f64;
+            let name = set_name(&asked.vendor, split_of(&asked.split));
+            numbers.insert(format!("answerable.{name}"), mean);
+        }
+    }
+    numbers
 }
 
 /// The numbers of `evaluation` and `measurements` by name; those they do not have are left out.
@@ -132,11 +190,7 @@ pub fn comparable(evaluation: &Evaluation, measurements: &Measurements) -> BTree
         }
     }
     for asked in &evaluation.questions {
-        let split = match asked.split.as_str() {
-            "" => "train",
-            split => split,
-        };
-        let name = set_name(&asked.vendor, split);
+        let name = set_name(&asked.vendor, split_of(&asked.split));
         if is_of_panels(&asked.vendor) {
             let kinds = asked.by_kind.iter();
             numbers.extend(kinds.map(|(kind, (share, _))| (format!("{kind}.{name}"), *share)));

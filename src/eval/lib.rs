@@ -17,6 +17,7 @@ mod linear_map;
 mod linear_probe;
 mod measure;
 mod neighbours;
+mod power;
 mod principal;
 mod probe;
 mod qualitative;
@@ -34,7 +35,7 @@ pub use answers::{Answerer, exact_answers};
 pub use benchmark::{AnswerKind, AnsweredItem, BenchmarkScore, Score, Wording, is_right};
 pub use benchmark_rules::{chosen_option, short_answers_match, yes_or_no};
 pub use closed_answers::{ClosedAnswer, ClosedSets, answer_closed};
-pub use comparable::{COMPARED, Compared, comparable};
+pub use comparable::{ANSWERABLE, COMPARED, Compared, answerable, comparable};
 pub use context::{EvalContext, plan_forward};
 pub use distances::{
     Sinkhorn, exact_wasserstein, mean_distance, nearest_neighbour_distance, sinkhorn_divergence,
@@ -50,6 +51,7 @@ pub use measure::{
     RobustnessMeasure, SpaceMeasure, StageDrift, ZeroShotMeasure, metrics_of,
 };
 pub use neighbours::{Neighbours, accuracy};
+pub use power::{detectable_effect, holm, power};
 pub use principal::Principal;
 pub use probe::{Labelled, ProbeForm, ProbeSettings, TrainedProbe};
 pub use qualitative::{
@@ -61,7 +63,7 @@ pub use retrieval::{
     recall,
 };
 pub use spaces::{alignment, linear_cka, modality_gap, uniformity};
-pub use statistics::{Interval, PairedTest, interval, paired_test, student_quantile};
+pub use statistics::{Interval, LEVEL, POWER, PairedTest, interval, paired_test, student_quantile};
 pub use weight_drift::{WeightDrift, weight_drift};
 
 /// What one stage's model can do.

@@ -10,7 +10,7 @@ mod sheet;
 pub mod table;
 mod validation;
 
-pub use ablation::ablation_table;
+pub use ablation::{ablation_table, power_table};
 pub use benchmark::benchmark_table;
 pub use measurements::measurement_tables;
 pub use page::{RunRecord, comparison_page, run_page};

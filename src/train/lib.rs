@@ -23,7 +23,8 @@ mod worlds;
 
 pub use ablation::{
     Ablation, AblationOptions, AblationPlan, AblationResults, Arm, ArmSummary, BUILT_IN_PLANS,
-    MetricSummary, Quick, Spend, Unit, UnitResult, step_flops, units, write_results,
+    EqualArms, MetricSummary, PrimaryResult, PrimaryTest, Quick, Spend, TargetForm, Unit,
+    UnitResult, UnitTarget, form_and_metric, step_flops, units, write_results,
 };
 pub use chat_template::{FolderChat, folder_chat_template};
 pub use checkpoint::{

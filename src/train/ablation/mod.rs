@@ -10,7 +10,11 @@ mod results;
 mod runner;
 mod schedule;
 
-pub use plan::{AblationPlan, Arm, BUILT_IN_PLANS, Quick, Spend};
-pub use results::{AblationResults, ArmSummary, MetricSummary, UnitResult};
+pub use plan::{
+    AblationPlan, Arm, BUILT_IN_PLANS, PrimaryTest, Quick, Spend, TargetForm, form_and_metric,
+};
+pub use results::{
+    AblationResults, ArmSummary, EqualArms, MetricSummary, PrimaryResult, UnitResult,
+};
 pub use runner::{Ablation, AblationOptions, write_results};
-pub use schedule::{Unit, step_flops, units};
+pub use schedule::{Unit, UnitTarget, step_flops, units};

@@ -8,6 +8,7 @@ use crate::from_weights::{Beginning, PublishedWeights};
 use crate::recipe::locate::{KeyFinder, named_text};
 use crate::recipe::{RENAMED_PLAN_KEYS, Recipe, Stage, StageKind, refuse_old_names};
 use keel_base::error::{Error, Result, with_near_miss};
+use keel_eval::COMPARED;
 
 /// The built-in plans: name and text.
 pub const BUILT_IN_PLANS: &[(&str, &str)] = &[
@@ -26,6 +27,10 @@ pub const BUILT_IN_PLANS: &[(&str, &str)] = &[
     (
         "data-scales",
         include_str!("../../../recipes/ablations/data-scales.toml"),
+    ),
+    (
+        "panels",
+        include_str!("../../../recipes/ablations/panels.toml"),
     ),
 ];
 
@@ -61,9 +66,28 @@ pub struct AblationPlan {
     /// - Range: 1 to 65,536
     #[serde(default = "max_images")]
     pub max_images: usize,
+    /// The tests that the plan is decided by, fixed before anything is run. Holm's correction is over all of them; everything
+    /// else in the tables is description.
+    #[serde(default, rename = "test", skip_serializing_if = "Vec::is_empty")]
+    pub tests: Vec<PrimaryTest>,
+    /// The standard deviation, between seeds, of the differences that the tests are about, as far as it is known before the
+    /// run: from a pilot whose seeds are not the plan's. `--power` says what it allows to see.
+    ///
+    /// - Range: above 0
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_sd: Option<f64>,
+    /// The smallest difference that would matter.
+    ///
+    /// - Range: above 0
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub smallest_effect: Option<f64>,
     /// What `keel ablate --quick` changes.
     #[serde(default)]
     pub quick: Quick,
+    /// The forms of the target training that towers go through, each from the same tower. Without any there is one, the
+    /// recipe's.
+    #[serde(default, rename = "target", skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<TargetForm>,
     /// The arms, which are compared.
     ///
     /// - Range: at least one, each with a name of its own
@@ -103,6 +127,16 @@ pub struct Quick {
     ///
     /// - Range: at least one, each once
     pub seeds: Vec<u64>,
+    /// The arms that run, by name. Empty for all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub arms: Vec<String>,
+    /// The forms of the target that run, by name. Empty for all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<String>,
+    /// Most draws of a target form.
+    ///
+    /// - Range: 1 to 64
+    pub draws: usize,
 }
 
 impl Default for Quick {
@@ -113,6 +147,9 @@ impl Default for Quick {
             target_ratio: 0.2,
             max_images: 100,
             seeds: vec![1, 2, 3],
+            arms: vec![],
+            targets: vec![],
+            draws: 64,
         }
     }
 }
@@ -128,8 +165,51 @@ pub enum Spend {
     /// The warm start of the vision tower goes on for as long as refinement would have cost: from published weights, where
     /// they stand in its place.
     WarmStart,
+    /// The target training is made longer by what refinement would have cost, in every form that the arm goes through.
+    Target,
     /// Steps stay as they are, and the arm costs what it costs.
     AsIs,
+}
+
+/// A form of the target training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetForm {
+    /// Its name in tables.
+    ///
+    /// - Range: another name for each form
+    pub name: String,
+    /// Its settings, each as `keel train --set` takes it. Only the target stage's count.
+    #[serde(default)]
+    pub set: Vec<String>,
+    /// How often it runs from a tower, each time with other first values of what it reinitialises and other batches. An arm has
+    /// the mean of them: what is not the tower's averages out. All arms of a seed have the same draws.
+    ///
+    /// - Range: 1 to 64
+    #[serde(default = "one_draw")]
+    pub draws: usize,
+    /// The arms that go through it, by name. Empty for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub arms: Vec<String>,
+}
+
+/// Most draws of a target form.
+const MOST_DRAWS: usize = 64;
+
+fn one_draw() -> usize {
+    1
+}
+
+/// A test that a plan is decided by: whether two arms differ in a number, over all seeds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrimaryTest {
+    /// The arm.
+    pub arm: String,
+    /// The arm that it is compared with.
+    pub against: String,
+    /// The number, by its name in `results.json`.
+    pub metric: String,
 }
 
 /// One way to refine.
@@ -141,7 +221,7 @@ pub struct Arm {
     /// - Range: another name for each arm
     pub name: String,
     /// The recipe's stages of refinement that it runs, by name. They run in the recipe's order. Empty for an arm without
-    /// refinement, which needs a `spend` of `warm_start` or `as_is`.
+    /// refinement, which needs a `spend` of `warm_start`, `target` or `as_is`.
     pub stages: Vec<String>,
     /// Further settings of this arm, each as `keel train --set` takes it.
     #[serde(default)]
@@ -152,6 +232,10 @@ pub struct Arm {
     /// The name of the arm that it is compared with, seed by seed. Without it the arm is a baseline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub against: Option<String>,
+    /// The name of an arm whose towers it cannot differ from, nor its numbers: a control of the comparison itself. An ablation
+    /// whose control differs ends in an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub equals: Option<String>,
 }
 
 impl AblationPlan {
@@ -177,8 +261,7 @@ impl AblationPlan {
     }
 
     fn check(&self) -> Result<()> {
-        let is_plain = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
-        if self.name.is_empty() || !self.name.chars().all(is_plain) {
+        if !is_plain(&self.name) {
             let want = "letters, digits, - and _";
             return Err(Error::setting("name", want, format!("{:?}", self.name)));
         }
@@ -215,6 +298,8 @@ impl AblationPlan {
             let want = "weights.language beside it";
             return Err(Error::setting("weights.chat", want, "none"));
         }
+        self.check_tests()?;
+        self.check_targets()?;
         if self.arms.is_empty() {
             return Err(Error::setting("arm", "at least one", "none"));
         }
@@ -225,23 +310,18 @@ impl AblationPlan {
                 let want = "another name for each arm";
                 return Err(Error::setting(key("name"), want, format!("{:?}", arm.name)));
             }
-            if let Some(other) = &arm.against {
-                let others: Vec<&str> = names
-                    .iter()
-                    .copied()
-                    .filter(|name| *name != arm.name)
-                    .collect();
-                if !others.contains(&other.as_str()) {
-                    let want = format!("another arm, one of {}", others.join(", "));
-                    return Err(Error::setting(
-                        key("against"),
-                        want,
-                        with_near_miss(other, &others),
-                    ));
+            let mut others = names.clone();
+            others.retain(|name| *name != arm.name);
+            for (name, other) in [("against", &arm.against), ("equals", &arm.equals)] {
+                if let Some(other) = other {
+                    one_of(&key(name), "another arm, one of", other, &others)?;
                 }
             }
             let recipe = self.recipe_of(arm)?;
             check_stages(&recipe, arm, &key("stages"))?;
+            for form in self.forms_of(arm, false) {
+                self.recipe_in_form(arm, &form)?;
+            }
             if arm.spend == Spend::WarmStart {
                 self.warm_start_of_vision(arm)?.ok_or_else(|| {
                     let want =
@@ -251,6 +331,118 @@ impl AblationPlan {
             }
         }
         Ok(())
+    }
+
+    fn check_tests(&self) -> Result<()> {
+        let arms: Vec<&str> = self.arms.iter().map(|arm| arm.name.as_str()).collect();
+        for (index, test) in self.tests.iter().enumerate() {
+            let key = |name: &str| format!("test.{index}.{name}");
+            one_of(&key("arm"), "one of", &test.arm, &arms)?;
+            one_of(&key("against"), "one of", &test.against, &arms)?;
+            let (form, metric) = form_and_metric(&test.metric);
+            let known: Vec<&str> = COMPARED.iter().map(|compared| compared.name).collect();
+            one_of(&key("metric"), "one of", metric, &known)?;
+            // The first form's numbers have no name before them.
+            let forms: Vec<&str> = self
+                .targets
+                .iter()
+                .skip(1)
+                .map(|f| f.name.as_str())
+                .collect();
+            if let Some(form) = form {
+                one_of(&key("metric"), "a form of the target, one of", form, &forms)?;
+            }
+        }
+        for (key, value) in [
+            ("expected_sd", self.expected_sd),
+            ("smallest_effect", self.smallest_effect),
+        ] {
+            if let Some(value) = value.filter(|value| !(*value > 0.0 && value.is_finite())) {
+                return Err(Error::setting(key, "above 0", value));
+            }
+        }
+        let quick = self.quick.arms.iter().enumerate();
+        for (index, name) in quick {
+            one_of(&format!("quick.arms.{index}"), "one of", name, &arms)?;
+        }
+        Ok(())
+    }
+
+    fn check_targets(&self) -> Result<()> {
+        let arms: Vec<&str> = self.arms.iter().map(|arm| arm.name.as_str()).collect();
+        let names: Vec<&str> = self.targets.iter().map(|form| form.name.as_str()).collect();
+        let draws = |key: &str, draws: usize| match draws {
+            1..=MOST_DRAWS => Ok(()),
+            other => Err(Error::setting(key, format!("1 to {MOST_DRAWS}"), other)),
+        };
+        for (index, form) in self.targets.iter().enumerate() {
+            let key = |name: &str| format!("target.{index}.{name}");
+            if names[..index].contains(&names[index]) || !is_plain(&form.name) {
+                let want = "letters, digits, - and _, another name for each form";
+                return Err(Error::setting(
+                    key("name"),
+                    want,
+                    format!("{:?}", form.name),
+                ));
+            }
+            draws(&key("draws"), form.draws)?;
+            for arm in &form.arms {
+                one_of(&key("arms"), "one of", arm, &arms)?;
+            }
+        }
+        for form in &self.quick.targets {
+            one_of("quick.targets", "one of", form, &names)?;
+        }
+        draws("quick.draws", self.quick.draws)?;
+        for (index, arm) in self.arms.iter().enumerate() {
+            for quick in [false, true] {
+                if !self.runs(arm, quick) || !self.forms_of(arm, quick).is_empty() {
+                    continue;
+                }
+                let want = "an arm that goes through a form of the target, or another quick.arms";
+                return Err(Error::setting(format!("arm.{index}.name"), want, &arm.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an arm runs.
+    pub fn runs(&self, arm: &Arm, quick: bool) -> bool {
+        !quick || self.quick.arms.is_empty() || self.quick.arms.contains(&arm.name)
+    }
+
+    /// The forms of the target that an arm goes through, in the plan's order. Without forms in the plan, one without a name.
+    pub(super) fn forms_of(&self, arm: &Arm, quick: bool) -> Vec<TargetForm> {
+        if self.targets.is_empty() {
+            return vec![TargetForm {
+                name: String::new(),
+                set: Vec::new(),
+                draws: 1,
+                arms: Vec::new(),
+            }];
+        }
+        let chosen = |names: &[String], name: &String| names.is_empty() || names.contains(name);
+        let forms = self.targets.iter().filter(|form| {
+            let runs = !quick || chosen(&self.quick.targets, &form.name);
+            runs && chosen(&form.arms, &arm.name)
+        });
+        let most = if quick { self.quick.draws } else { MOST_DRAWS };
+        forms
+            .map(|form| TargetForm {
+                draws: form.draws.min(most),
+                ..form.clone()
+            })
+            .collect()
+    }
+
+    /// The recipe of an arm in a form of its target.
+    ///
+    /// # Errors
+    /// As [`AblationPlan::recipe_of`].
+    pub(super) fn recipe_in_form(&self, arm: &Arm, form: &TargetForm) -> Result<Recipe> {
+        let mut sets = self.sets(arm, |_| true);
+        sets.extend(form.set.iter().cloned());
+        Ok(self.recipe_from(arm, &sets, &self.weights)?.0)
     }
 
     /// The warm start of the vision tower, also where published weights stand in its place.
@@ -320,6 +512,29 @@ impl AblationPlan {
     }
 }
 
+/// Whether a name can be part of a file's name.
+fn is_plain(name: &str) -> bool {
+    let is_plain = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
+    !name.is_empty() && name.chars().all(is_plain)
+}
+
+/// A number's form of the target, where it is not of the first, and its name: `co-trained/questions.seen_style`.
+pub fn form_and_metric(name: &str) -> (Option<&str>, &str) {
+    match name.split_once('/') {
+        Some((form, metric)) => (Some(form), metric),
+        None => (None, name),
+    }
+}
+
+/// Refuses a name that is none of `among`.
+fn one_of(key: &str, want: &str, name: &str, among: &[&str]) -> Result<()> {
+    if among.contains(&name) {
+        return Ok(());
+    }
+    let want = format!("{want} {}", among.join(", "));
+    Err(Error::setting(key, want, with_near_miss(name, among)))
+}
+
 fn of_arm(arm: &Arm, problem: Error) -> Error {
     match problem {
         Error::Setting { what, want, found } => {
@@ -348,7 +563,7 @@ fn check_stages(recipe: &Recipe, arm: &Arm, key: &str) -> Result<()> {
         }
     }
     if arm.stages.is_empty() && arm.spend == Spend::Refinement {
-        let want = "at least one stage, or spend = \"as_is\" or \"warm_start\"";
+        let want = "at least one stage, or spend = \"as_is\", \"warm_start\" or \"target\"";
         return Err(Error::setting(key, want, "none"));
     }
     let want = "a recipe with a stage of kind target at its end";

@@ -6,19 +6,22 @@ use std::sync::{Arc, OnceLock};
 
 use super::plan::AblationPlan;
 use super::results::{AblationResults, UnitResult};
-use super::schedule::{Unit, units};
+use super::schedule::{Unit, UnitTarget, units};
 use crate::checkpoint::{LocalDisk, create_folders, create_inside, write_durably};
+use crate::evaluate::{text_ceilings, tower_change};
 use crate::observer::{Event, Observer, UnitBegins};
 use crate::out_folder::refuse_foreign;
 use crate::recipe::{Recipe, StageKind};
 use crate::run::{InitialWeights, RunInputs, TrainOptions, held};
 use crate::trainer::{Trainer, check_pairs};
+use crate::worlds::is_of_panels;
 use keel_base::clock::Clock;
 use keel_base::error::{Error, Result};
+use keel_base::random::scramble;
 use keel_data::pairs::PairSource;
 use keel_engine::executor::SelectedDevice;
 use keel_engine::tape::ParameterLayout;
-use keel_eval::{Metric, comparable};
+use keel_eval::{Evaluation, Measurements, Metric, answerable, comparable};
 use keel_model::declare;
 use keel_weights::Folder;
 
@@ -43,6 +46,12 @@ const MEASURED_QUICKLY: [Metric; 4] = [
 
 /// How long each unit took.
 const TIMES: &str = "times.json";
+
+/// Questions of each kind that a language model is asked about facts in text.
+const TEXT_QUESTIONS: usize = 128;
+
+/// What is measured of towers that were trained on panels, which have no classes.
+const MEASURED_OF_PANELS: [Metric; 2] = [Metric::LinearProbe, Metric::Distances];
 
 /// What an ablation's folder holds before anything is run.
 const FOLDERS: [&str; 3] = ["results", "warm-starts", "units"];
@@ -108,6 +117,11 @@ impl Ablation {
             inputs: OnceLock::new(),
             units,
         })
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &AblationPlan {
+        &self.plan
     }
 
     /// The units in the order they are run.
@@ -294,34 +308,60 @@ impl Ablation {
         }
         // The target's language model is the one before refinement: only the tower tells arms apart.
         copy_module(&layout, "language", &warm, &mut parameters);
-        let initial = InitialWeights {
-            stage: target,
-            parameters,
-        };
-        let path = self.place(&format!("{folder}/target"))?;
-        // Short, and without its evaluation of no use: one that was stopped is begun again.
-        remove(&path)?;
-        let recipe = unit.recipe.clone();
-        let mut trainer = self.trainer(recipe, path, Some(initial), Some(unit.images))?;
-        let evaluation = trainer.run()?.pop();
-        let evaluation = evaluation.expect("a target stage is evaluated");
-        let metrics = if self.options.quick {
-            &MEASURED_QUICKLY[..]
-        } else {
-            &MEASURED
-        };
-        let measurements = trainer.measure(metrics, unit.images)?;
-        drop(trainer);
-        for part in ["refinement", "target"] {
-            remove(
-                &self
-                    .options
-                    .out
-                    .join(&folder)
-                    .join(part)
-                    .join("checkpoints"),
-            )?;
+        let compute = &self.options.compute;
+        let mut metrics = BTreeMap::new();
+        let mut ceilings = BTreeMap::new();
+        if is_of_panels(&unit.recipe) {
+            ceilings = text_ceilings(&unit.recipe, compute, &warm, TEXT_QUESTIONS)?;
+            let of_kinds = ceilings.iter();
+            metrics.extend(of_kinds.map(|(kind, share)| (format!("ceiling.{kind}"), *share)));
+            let mean = ceilings.values().sum::<f64>() / ceilings.len().max(1) as f64;
+            metrics.insert("ceiling".to_owned(), mean);
+            let [drift, cka] =
+                tower_change(&unit.recipe, compute, [&warm, &parameters], unit.images)?;
+            metrics.extend([
+                ("drift.vision".to_owned(), drift),
+                ("cka.vision".to_owned(), cka),
+            ]);
         }
+        let mut first = None;
+        for of_form in &unit.targets {
+            let mut draws = Vec::new();
+            for draw in 0..of_form.draws {
+                let place = match of_form.name.as_str() {
+                    "" => format!("{folder}/target"),
+                    name => format!("{folder}/target-{}-{draw}", slug(name)),
+                };
+                let is_first = first.is_none();
+                let (evaluation, measurements) =
+                    self.run_target(unit, of_form, draw, &parameters, (&place, is_first))?;
+                let mut numbers = comparable(&evaluation, &measurements);
+                numbers.extend(answerable(&evaluation, &ceilings));
+                draws.push(numbers);
+                first.get_or_insert((evaluation, measurements));
+            }
+            for (name, value) in means(&draws) {
+                let is_first = self
+                    .plan
+                    .targets
+                    .first()
+                    .is_none_or(|form| form.name == of_form.name);
+                let name = match is_first {
+                    true => name,
+                    false => format!("{}/{name}", of_form.name),
+                };
+                metrics.insert(name, value);
+            }
+        }
+        let (evaluation, measurements) =
+            first.expect("every arm goes through a form of the target");
+        remove(
+            &self
+                .options
+                .out
+                .join(&folder)
+                .join("refinement/checkpoints"),
+        )?;
         let stages = unit.recipe.stages.iter();
         Ok(UnitResult {
             arm: unit.arm.clone(),
@@ -329,16 +369,56 @@ impl Ablation {
             key,
             warm_flops: unit.warm_flops,
             refinement_flops: unit.refinement_flops,
+            target_flops: unit
+                .targets
+                .iter()
+                .map(|form| (form.name.clone(), form.flops))
+                .collect(),
             settings: short_hash(&settings_of(unit)),
             inputs: self.inputs()?.run.clone(),
             weights: self.inputs()?.weights.clone(),
             steps: stages
                 .map(|stage| (stage.name.clone(), stage.steps.unwrap_or(0)))
                 .collect(),
-            metrics: comparable(&evaluation, &measurements),
+            metrics,
             evaluation,
             measurements,
         })
+    }
+
+    /// Trains one draw of a form of the target from `parameters` and evaluates it; the first of a unit is measured too.
+    fn run_target(
+        &self,
+        unit: &Unit,
+        form: &UnitTarget,
+        draw: usize,
+        parameters: &[f32],
+        (place, is_first): (&str, bool),
+    ) -> Result<(Evaluation, Measurements)> {
+        let mut recipe = unit.recipe.clone();
+        let target = recipe.stages.len() - 1;
+        recipe.stages[target] = form.stage.clone();
+        recipe.seed = seed_of_draw(unit.seed, draw);
+        let initial = InitialWeights {
+            stage: target,
+            parameters: parameters.to_vec(),
+        };
+        let path = self.place(place)?;
+        // Short, and without its evaluation of no use: one that was stopped is begun again.
+        remove(&path)?;
+        let measured = match is_of_panels(&recipe) {
+            true => &MEASURED_OF_PANELS[..],
+            false if self.options.quick => &MEASURED_QUICKLY,
+            false => &MEASURED,
+        };
+        let mut trainer = self.trainer(recipe, path.clone(), Some(initial), Some(unit.images))?;
+        let evaluation = trainer.run()?.pop();
+        let evaluation = evaluation.expect("a target stage is evaluated");
+        let measured = if is_first { measured } else { &[] };
+        let measurements = trainer.measure(measured, unit.images)?;
+        drop(trainer);
+        remove(&path.join("checkpoints"))?;
+        Ok((evaluation, measurements))
     }
 
     /// All parameters after the warm start, which arms that agree on it share.
@@ -407,7 +487,34 @@ fn remove(folder: &Path) -> Result<()> {
 
 /// A unit's own settings in one text.
 fn settings_of(unit: &Unit) -> String {
-    format!("{}\n{}", unit.images, unit.recipe.to_toml())
+    let mut text = format!("{}\n{}", unit.images, unit.recipe.to_toml());
+    // Where the plan has no forms of the target, the recipe says it all.
+    for form in unit.targets.iter().filter(|form| !form.name.is_empty()) {
+        let mut recipe = unit.recipe.clone();
+        recipe.stages = vec![form.stage.clone()];
+        text += &format!("\n{} {}\n{}", form.name, form.draws, recipe.to_toml());
+    }
+    text
+}
+
+/// The seed of a draw of the target: the unit's own for the first. All arms of a seed have the same ones.
+fn seed_of_draw(seed: u64, draw: usize) -> u64 {
+    match draw {
+        0 => seed,
+        // Within what a recipe's seed can be.
+        draw => scramble(seed ^ ((draw as u64) << 48)) >> 1,
+    }
+}
+
+/// The mean of each number over the draws that have it.
+fn means(draws: &[BTreeMap<String, f64>]) -> BTreeMap<String, f64> {
+    let mut sums: BTreeMap<String, (f64, usize)> = BTreeMap::new();
+    for (name, value) in draws.iter().flatten() {
+        let sum = sums.entry(name.clone()).or_default();
+        *sum = (sum.0 + value, sum.1 + 1);
+    }
+    let of = |(name, (sum, count)): (String, (f64, usize))| (name, sum / count as f64);
+    sums.into_iter().map(of).collect()
 }
 
 fn short_hash(text: &str) -> String {

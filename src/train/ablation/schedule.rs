@@ -30,6 +30,21 @@ pub struct Unit {
     pub budget: f64,
     /// Images of each evaluation set, at most.
     pub images: usize,
+    /// What the tower goes through after that.
+    pub targets: Vec<UnitTarget>,
+}
+
+/// A form of the target training of a unit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UnitTarget {
+    /// The form's name; empty where the plan has no forms.
+    pub name: String,
+    /// The stage.
+    pub stage: Stage,
+    /// How often it is run.
+    pub draws: usize,
+    /// Floating-point operations of one run.
+    pub flops: f64,
 }
 
 /// Floating-point operations of one training step, from the costs of its ops.
@@ -72,9 +87,8 @@ pub fn units(plan: &AblationPlan, quick: bool) -> Result<Vec<Unit>> {
     } else {
         (&plan.seeds, plan.max_images)
     };
-    let arms = plan
-        .arms
-        .iter()
+    let arms = plan.arms.iter().filter(|arm| plan.runs(arm, quick));
+    let arms = arms
         .map(|arm| unit_of(plan, arm, quick))
         .collect::<Result<Vec<Unit>>>()?;
     let mut units = Vec::new();
@@ -130,8 +144,27 @@ fn unit_of(plan: &AblationPlan, arm: &Arm, quick: bool) -> Result<Unit> {
     let is_warm = |stage: &&Stage| stage.kind == StageKind::WarmStart;
     let warm = recipe.stages.iter().filter(is_warm).count();
     let last = recipe.stages.len() - 1;
+    let mut targets = Vec::new();
+    for form in plan.forms_of(arm, quick) {
+        let mut of_form = plan.recipe_in_form(arm, &form)?;
+        shorten(&mut of_form);
+        let mut stage = of_form.stages.pop().expect("the plan was checked");
+        let layout = declare(&of_form.model, of_form.contrastive_loss)?;
+        let of_step = step_flops(&of_form, &stage, &layout)?;
+        if arm.spend == Spend::Target {
+            let further = (budget / of_step).round() as u64;
+            stage.steps = stage.steps.map(|steps| steps + further);
+        }
+        targets.push(UnitTarget {
+            name: form.name,
+            draws: form.draws,
+            flops: of_step * stage.steps.unwrap_or(0) as f64,
+            stage,
+        });
+    }
     match arm.spend {
-        Spend::AsIs => {}
+        // What the target takes is in its forms.
+        Spend::AsIs | Spend::Target => {}
         Spend::Refinement => {
             let factor = budget / flops(&recipe, &recipe.stages[warm..last])?;
             for stage in &mut recipe.stages[warm..last] {
@@ -157,5 +190,6 @@ fn unit_of(plan: &AblationPlan, arm: &Arm, quick: bool) -> Result<Unit> {
         budget,
         recipe,
         images: 0,
+        targets,
     })
 }

@@ -9,6 +9,7 @@ mod export_folder;
 mod measuring;
 mod model_card;
 mod profile;
+mod reader;
 mod settings;
 
 pub use eval_run::EvalRun;
@@ -17,4 +18,5 @@ pub use export::{ExportOptions, ExportPart, Exported, export};
 pub(super) use measuring::measure_after;
 pub use measuring::{Measured, write_measurements};
 pub use profile::{Profile, ProfiledOp};
+pub(super) use reader::{text_ceilings, tower_change};
 pub(super) use settings::{eval_context, evaluation_settings};

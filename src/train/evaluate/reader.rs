@@ -1,0 +1,91 @@
+//! What an experiment on towers has to know beside them: what their reader could answer at best, and how far a tower went.
+
+use std::collections::BTreeMap;
+
+use super::settings::{eval_context, evaluation_settings};
+use crate::recipe::Recipe;
+use crate::worlds::eval_suite;
+use keel_base::error::Result;
+use keel_engine::executor::SelectedDevice;
+use keel_eval::{ClosedSets, EvalContext, MeasureSettings, Measurer, answer_closed, weight_drift};
+use keel_model::declare;
+use keel_panels::eval_sets::{closed_answers, text_questions};
+
+/// For each kind of question about panels, the share of `per_kind` questions that the language model in `parameters` answers
+/// rightly where the facts are given as text: no tower can make it answer more.
+///
+/// # Errors
+/// Whatever the device, recording or running reports.
+pub(crate) fn text_ceilings(
+    recipe: &Recipe,
+    compute: &SelectedDevice,
+    parameters: &[f32],
+    per_kind: usize,
+) -> Result<BTreeMap<String, f64>> {
+    with_model(recipe, compute, parameters, |model| {
+        let sets = ClosedSets::new(model, &closed_answers());
+        let mut samples = text_questions(per_kind);
+        samples.retain(|sample| sets.of(sample).is_some());
+        let answers = answer_closed(model, &sets, &samples)?;
+        let mut counts: BTreeMap<String, [usize; 2]> = BTreeMap::new();
+        for (sample, answer) in samples.iter().zip(&answers) {
+            let kind = sample.question_kind.clone().unwrap_or_default();
+            let [right, asked] = counts.entry(kind.into_owned()).or_default();
+            *right += usize::from(answer.is_right);
+            *asked += 1;
+        }
+        let share = |[right, asked]: [usize; 2]| right as f64 / asked as f64;
+        Ok(counts
+            .into_iter()
+            .map(|(kind, count)| (kind, share(count)))
+            .collect())
+    })
+}
+
+/// How far the tower of the second parameters is from that of the first: its weight drift, ‖θ − θ₀‖ / ‖θ₀‖, and the linear CKA
+/// of the last block's mean tokens on at most `images` images.
+///
+/// # Errors
+/// As [`text_ceilings`].
+pub(crate) fn tower_change(
+    recipe: &Recipe,
+    compute: &SelectedDevice,
+    [before, after]: [&[f32]; 2],
+    images: usize,
+) -> Result<[f64; 2]> {
+    let layout = declare(&recipe.model, recipe.contrastive_loss)?;
+    let drifts = weight_drift(&layout, before, after);
+    let drift = drifts.iter().find(|drift| drift.group == "vision");
+    let drift = drift.map_or(0.0, |drift| drift.relative);
+    let stage = recipe.stages.last().expect("a recipe has stages");
+    let sizes = evaluation_settings(stage, images).expect("a target stage sees images");
+    let settings = MeasureSettings {
+        images,
+        questions_per_kind: sizes.questions_per_kind,
+        tokens: sizes.tokens,
+        caption_tokens: sizes.caption_tokens,
+        is_connected: false,
+    };
+    let suite = eval_suite(recipe);
+    let features = |parameters: &[f32]| {
+        with_model(recipe, compute, parameters, |model| {
+            Measurer::new(model, compute, &suite, settings).layer_features()
+        })
+    };
+    let likeness = features(before)?.layer_by_layer(&features(after)?);
+    Ok([drift, likeness.last().copied().unwrap_or(1.0)])
+}
+
+/// Opens the device for a model with these parameters.
+fn with_model<T>(
+    recipe: &Recipe,
+    compute: &SelectedDevice,
+    parameters: &[f32],
+    ask: impl FnOnce(EvalContext<'_>) -> Result<T>,
+) -> Result<T> {
+    let layout = declare(&recipe.model, recipe.contrastive_loss)?;
+    let tokenizer = recipe.chat_tokenizer(None)?;
+    let executor = compute.open(layout.elements())?;
+    executor.write_parameters(0, parameters)?;
+    ask(eval_context(recipe, &layout, executor.as_ref(), &tokenizer))
+}
