@@ -32,7 +32,8 @@ pub fn run(arguments: &[String]) -> Result<(), String> {
             ));
         }
     };
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = tools.parent().expect("tools/ stands in the repository");
     let folder = root.join("target/gpu");
     std::fs::create_dir_all(&folder)
         .map_err(|problem| format!("cannot create {}: {problem}", folder.display()))?;
@@ -44,7 +45,7 @@ pub fn run(arguments: &[String]) -> Result<(), String> {
     ] {
         let arguments = [arguments, &["--profile", profile]].concat();
         println!("— cargo {}", arguments.join(" "));
-        let program = executable(&root, name, &arguments)?;
+        let program = executable(root, name, &arguments)?;
         expect_success(
             Command::new("strip")
                 .arg("-s")
@@ -60,19 +61,19 @@ pub fn run(arguments: &[String]) -> Result<(), String> {
         Command::new(folder.join("verify"))
             .arg("--quiet")
             .args(CASES)
-            .current_dir(&root)
+            .current_dir(root)
             .env("KEEL_EXPECTED", format!("write:{}", expected.display()))
             .env("PROPTEST_RNG_SEED", SEED),
     )?;
     let commit = Command::new("git")
         .args(["rev-parse", "--short", "HEAD"])
-        .current_dir(&root)
+        .current_dir(root)
         .output()
         .map_err(|problem| format!("cannot run git: {problem}"))?;
     std::fs::write(folder.join("commit"), commit.stdout)
         .map_err(|problem| format!("cannot write into {}: {problem}", folder.display()))?;
     let archive = root.join("target/keel-gpu.tar.xz");
-    let bytes = pack(&root, &archive)?;
+    let bytes = pack(root, &archive)?;
     let size = format!("{} has {:.1} MB", archive.display(), bytes as f64 / 1e6);
     if bytes > LARGEST_BYTES {
         return Err(format!(
