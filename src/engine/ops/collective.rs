@@ -9,6 +9,7 @@
 //! A collective is two ops, begin and finish, so that a rank computes what stands between them while bytes travel. Neither
 //! has a kernel. One rank alone has all there is, and records nothing.
 
+use super::shapes::expect_inputs;
 use crate::launch::Launch;
 use crate::tape::{
     Backward, CollectivePart, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Value,
@@ -103,14 +104,7 @@ impl Op for Begin {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [x] = inputs else {
-            return Err(Error::shape(
-                self.name(),
-                "inputs",
-                "one value",
-                inputs.len(),
-            ));
-        };
+        let [x] = &expect_inputs(self.name(), inputs)?;
         let rows = x.shape.dims().first().copied().unwrap_or(0);
         let is_whole = match self.kind {
             Kind::AllGather => x.shape.rank() > 0,
@@ -181,14 +175,7 @@ impl Op for Finish {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [arriving, _] = inputs else {
-            return Err(Error::shape(
-                self.name(),
-                "inputs",
-                "two values",
-                inputs.len(),
-            ));
-        };
+        let [arriving, _] = &expect_inputs(self.name(), inputs)?;
         Ok(vec![*arriving])
     }
 

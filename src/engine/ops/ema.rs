@@ -6,6 +6,7 @@
 
 use rayon::prelude::*;
 
+use super::shapes::expect_inputs;
 use crate::launch::kernels::constants::ema::{EMA_ELEMENTS, EMA_THREADS};
 use crate::launch::{Argument, Launch, blocks, kernels};
 use crate::tape::{CompileTarget, Cost, CpuArgs, Op, ReferenceArgs};
@@ -40,9 +41,7 @@ impl Op for Ema {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [average, parameters, scale] = inputs else {
-            return Err(Error::shape("ema", "inputs", "3 values", inputs.len()));
-        };
+        let [average, parameters, scale] = &expect_inputs("ema", inputs)?;
         if *average != TensorType::f32(average.shape) {
             let want = TensorType::f32(average.shape);
             return Err(Error::shape("ema", "averages", want, average));

@@ -12,6 +12,7 @@
 use rayon::prelude::*;
 
 use super::adamw::{GRADIENT_SCALE, LARGEST_NORM, OPTIMIZER_SCALARS};
+use super::shapes::expect_inputs;
 use crate::launch::kernels::constants::grad_norm::{NORM_BLOCK_ELEMENTS, NORM_BLOCKS};
 use crate::launch::{Argument, Launch, kernels};
 use crate::tape::{CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target};
@@ -107,14 +108,7 @@ impl Op for GradNorm {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [_, scalars] = inputs else {
-            return Err(Error::shape(
-                "grad_norm",
-                "inputs",
-                "two values",
-                inputs.len(),
-            ));
-        };
+        let [_, scalars] = &expect_inputs("grad_norm", inputs)?;
         let want = TensorType::f32([OPTIMIZER_SCALARS]);
         if *scalars != want {
             return Err(Error::shape(
@@ -199,14 +193,7 @@ impl Op for AtomSquares {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [g] = inputs else {
-            return Err(Error::shape(
-                "atom_squares",
-                "inputs",
-                "one value",
-                inputs.len(),
-            ));
-        };
+        let [g] = &expect_inputs("atom_squares", inputs)?;
         let elements = g.numel();
         if *g != TensorType::f32([elements]) || !elements.is_multiple_of(ATOM) {
             let want = format!("f32 [n] with n a multiple of {ATOM}");
@@ -260,14 +247,7 @@ impl Op for NormOfAtoms {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [sums, scalars] = inputs else {
-            return Err(Error::shape(
-                "norm_of_atoms",
-                "inputs",
-                "two values",
-                inputs.len(),
-            ));
-        };
+        let [sums, scalars] = &expect_inputs("norm_of_atoms", inputs)?;
         let atoms = self.cut.padded() / ATOM;
         for (name, ty, want) in [
             ("sums", sums, TensorType::f32([atoms, 2])),

@@ -13,12 +13,13 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::OPTIMIZER_SCALARS;
 use super::adamw::Run;
 use super::cast::cast;
 use super::grad_norm::GradNorm;
 use super::linear::{linear, product, transposed_product};
 use super::parameter_groups::GROUP_SCALARS;
-use super::{OPTIMIZER_SCALARS, shapes::expect_type};
+use super::shapes::{expect_inputs, expect_type};
 use crate::launch::kernels::constants::muon::{MUON_ELEMENTS, MUON_THREADS};
 use crate::launch::{Argument, KernelEntry, Launch, blocks, index, kernels};
 use crate::tape::{
@@ -163,14 +164,7 @@ impl Op for MuonMomentum {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [gradients, momentum, scale] = inputs else {
-            return Err(Error::shape(
-                self.name(),
-                "inputs",
-                "3 values",
-                inputs.len(),
-            ));
-        };
+        let [gradients, momentum, scale] = &expect_inputs(self.name(), inputs)?;
         let want = TensorType::f32(gradients.shape);
         expect_type(self.name(), "gradients", "f32", want, *gradients)?;
         expect_type(
@@ -279,14 +273,7 @@ impl Op for Normalize {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [u, norm] = inputs else {
-            return Err(Error::shape(
-                self.name(),
-                "inputs",
-                "2 values",
-                inputs.len(),
-            ));
-        };
+        let [u, norm] = &expect_inputs(self.name(), inputs)?;
         if u.shape.rank() != 2 || u.dtype != DType::F32 {
             return Err(Error::shape(self.name(), "direction", "f32 [R, C]", u));
         }
@@ -358,14 +345,7 @@ impl Op for Polynomial {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [gram, square] = inputs else {
-            return Err(Error::shape(
-                self.name(),
-                "inputs",
-                "2 values",
-                inputs.len(),
-            ));
-        };
+        let [gram, square] = &expect_inputs(self.name(), inputs)?;
         let k = gram.shape.columns();
         let want = TensorType::new(gram.dtype, [k, k]);
         if gram != &want || !gram.dtype.is_float() {

@@ -6,6 +6,7 @@
 
 use rayon::prelude::*;
 
+use super::shapes::expect_inputs;
 use crate::launch::kernels::constants::tree_sum::TREE_SUM_THREADS;
 use crate::launch::{Argument, Launch, blocks, index, kernels, vector};
 use crate::tape::{
@@ -89,14 +90,7 @@ impl Op for TreeSum {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [x] = inputs else {
-            return Err(Error::shape(
-                "tree_sum",
-                "inputs",
-                "one value",
-                inputs.len(),
-            ));
-        };
+        let [x] = &expect_inputs("tree_sum", inputs)?;
         let rows = x.shape.dims().first().copied().unwrap_or(0);
         let is_known = (1..=order::MOST_RANKS).contains(&self.parts);
         let is_cut = x.shape.rank() > 0 && is_known && rows.is_multiple_of(self.parts);
