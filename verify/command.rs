@@ -147,7 +147,12 @@ pub fn tiny_run(more: &[&str]) -> (PathBuf, Answer) {
 
 /// The text of the tiny recipe with only these of its stages.
 pub fn tiny_recipe(stages: &[&str]) -> String {
-    let (_, text) = BUILT_IN.iter().find(|(name, _)| *name == "tiny").unwrap();
+    built_in_recipe("tiny", stages)
+}
+
+/// The text of a built-in recipe with only these of its stages.
+pub fn built_in_recipe(name: &str, stages: &[&str]) -> String {
+    let (_, text) = BUILT_IN.iter().find(|(of, _)| *of == name).unwrap();
     let mut parts = text.split("[[stage]]");
     let mut kept = parts.next().unwrap().to_owned();
     let parts: Vec<&str> = parts.collect();
@@ -155,7 +160,7 @@ pub fn tiny_recipe(stages: &[&str]) -> String {
         let name = format!("name = \"{stage}\"\n");
         let part = parts.iter().find(|part| part.contains(&name));
         kept += "[[stage]]";
-        kept += part.expect("a stage of the tiny recipe");
+        kept += part.expect("a stage of the recipe");
     }
     kept
 }

@@ -9,7 +9,7 @@ use keel::eval::{
 };
 use keel::executor::SelectedDevice;
 
-use crate::command::{Answer, keel, tiny_run};
+use crate::command::{Answer, built_in_recipe, keel, tiny_run};
 use crate::harness::Random;
 
 /// A run of every stage of the tiny recipe, made once.
@@ -392,4 +392,43 @@ fn a_tower_alone_is_worth_what_it_is_worth_in_its_run() {
     keel(folder.path(), &bench).refused(&["--bench: expected a run of Keel"]);
     let sized = ["eval", &run, "--image-size", "48"];
     keel(folder.path(), &sized).refused(&["--image-size: expected a Hugging Face folder"]);
+}
+
+/// Asked after a warm start on text, which no other metric can be.
+#[test]
+fn a_language_model_is_asked_about_facts_as_text_before_any_stage_sees_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("text.toml");
+    fs::write(&file, built_in_recipe("panels", &["warm-start-language"])).unwrap();
+    let (file, run) = (file.to_str().unwrap(), folder.path().join("run"));
+    let run = run.to_str().unwrap();
+    let trained = [
+        "train",
+        "--recipe",
+        file,
+        "--out",
+        run,
+        "--max-steps",
+        "2",
+        "--set",
+        "model.language.depth=1",
+    ];
+    keel(folder.path(), &trained).fine();
+    let asked = ["eval", run, "--metrics", "text-questions", "--json"];
+    let answer = keel(folder.path(), &asked).fine();
+    let all: Measurements = serde_json::from_str(&answer.stdout).unwrap();
+    assert_eq!(all.text_questions.len(), 8, "kinds of questions");
+    for measure in &all.text_questions {
+        assert_eq!(measure.count, 128);
+        // After two steps it cannot read: nothing is near the 95 % that count as answerable.
+        assert!(measure.share < 0.95, "{measure:?}");
+    }
+    let tables = keel(folder.path(), &asked[..4]).fine().stdout;
+    assert!(
+        tables.contains("Questions, answered from the facts as text"),
+        "{tables}"
+    );
+    let both = ["eval", run, "--metrics", "text-questions,retrieval"];
+    keel(folder.path(), &both).refused(&["seen images", "warm-start-language"]);
+    eval(&["--metrics", "text-questions"]).refused(&["metric text-questions", "a run on panels"]);
 }

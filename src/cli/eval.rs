@@ -28,7 +28,7 @@ pub(super) struct EvalArgs {
     #[arg(long, help_heading = heading::EVALUATION)]
     ema: bool,
     /// Metrics to measure in place of the stage table, separated by commas: retrieval, zero-shot, neighbours, linear-probe,
-    /// two-layer-probe, attentive-probe, captions, questions, distances, space, cka, layers, drift, robustness; or all. The results
+    /// two-layer-probe, attentive-probe, captions, questions, text-questions, distances, space, cka, layers, drift, robustness; or all. The results
     /// are also written to the run's folder evaluations/.
     #[arg(long, value_name = "LIST", help_heading = heading::EVALUATION)]
     metrics: Option<String>,

@@ -15,7 +15,9 @@ use super::words::{COLOURS, DIGITS, SHAPES};
 use keel_base::random::{Purpose, Stream};
 use keel_data::blind_baseline::QuestionAnswer;
 use keel_data::chat::Turn;
-use keel_data::eval_set::{ClosedAnswers, EvalSet, EvalSuite, RegionFact, Regions, SetName};
+use keel_data::eval_set::{
+    ClosedAnswers, EvalSet, EvalSuite, RegionFact, Regions, SetName, TextQuestions,
+};
 use keel_data::sample::Sample;
 use keel_data::task::Task;
 
@@ -42,7 +44,12 @@ pub fn eval_suite() -> EvalSuite {
     ];
     let sets =
         sets.map(|(style, split)| -> Arc<dyn EvalSet> { Arc::new(PanelsEvalSet { style, split }) });
-    EvalSuite::new(sets.into(), 0, 1).expect("the sets are part of the program and tested with it")
+    EvalSuite::new(sets.into(), 0, 1)
+        .expect("the sets are part of the program and tested with it")
+        .with_text_questions(TextQuestions {
+            samples: text_questions,
+            closed_answers,
+        })
 }
 
 /// Questions about facts that are given as text, `per_kind` of each kind: what a language model answers without any picture is

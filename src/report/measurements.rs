@@ -28,6 +28,7 @@ pub fn measurement_tables(measurements: &Measurements) -> String {
         probes(measurements),
         captions(measurements),
         questions(measurements),
+        text_questions(measurements),
         distances(measurements),
         spaces(measurements),
         cka(measurements),
@@ -157,6 +158,21 @@ fn questions(measurements: &Measurements) -> (String, Table) {
     }));
     (
         "Questions, answered by greedy generation".to_owned(),
+        Table { rows },
+    )
+}
+
+fn text_questions(measurements: &Measurements) -> (String, Table) {
+    let mut rows = vec![header(&["question", "count", "right"])];
+    rows.extend(measurements.text_questions.iter().map(|measure| {
+        row([
+            measure.kind.replace('_', " "),
+            measure.count.to_string(),
+            percent(measure.share),
+        ])
+    }));
+    (
+        "Questions, answered from the facts as text".to_owned(),
         Table { rows },
     )
 }

@@ -141,6 +141,17 @@ pub struct EvalSuite {
     sets: Vec<Arc<dyn EvalSet>>,
     fitted: usize,
     shown: usize,
+    text_questions: Option<TextQuestions>,
+}
+
+/// Questions whose facts are given as text, so many of each kind, and the answers that there are: what a language model answers
+/// without any image is the most that it could answer with one.
+#[derive(Clone, Copy)]
+pub struct TextQuestions {
+    /// The questions, so many of each kind.
+    pub samples: fn(per_kind: usize) -> Vec<Sample>,
+    /// The answers of each kind.
+    pub closed_answers: fn() -> Vec<ClosedAnswers>,
 }
 
 impl EvalSuite {
@@ -168,7 +179,21 @@ impl EvalSuite {
             sets,
             fitted,
             shown,
+            text_questions: None,
         })
+    }
+
+    /// The same suite with `questions` whose facts are given as text.
+    pub fn with_text_questions(self, questions: TextQuestions) -> EvalSuite {
+        EvalSuite {
+            text_questions: Some(questions),
+            ..self
+        }
+    }
+
+    /// The questions whose facts are given as text, where the world has them.
+    pub fn text_questions(&self) -> Option<TextQuestions> {
+        self.text_questions
     }
 
     /// All sets, in the order of reports.

@@ -3,14 +3,17 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::{BATCH, CaptionMeasure, Measurer, QuestionMeasure};
-use crate::{Answerer, Generator, Sampling, answers_match};
-use keel_base::error::Result;
+use super::{BATCH, CaptionMeasure, Measurer, QuestionMeasure, TextQuestionMeasure};
+use crate::{Answerer, ClosedSets, Generator, Sampling, answer_closed, answers_match};
+use keel_base::error::{Error, Result};
 use keel_data::assemble::fits;
 use keel_data::batch::{Batch, BatchShape, IGNORED};
 use keel_data::batches::{batch_of, batches};
 use keel_data::blind_baseline::{QuestionAnswer, blind_baseline};
 use keel_data::sample::Sample;
+
+/// Questions of each kind about facts as text: a pass scores them all, so many cost a second.
+const TEXT_QUESTIONS: usize = 128;
 
 impl Measurer<'_> {
     pub(super) fn captions(&self) -> Result<Vec<CaptionMeasure>> {
@@ -62,6 +65,37 @@ impl Measurer<'_> {
             }));
         }
         Ok(measures)
+    }
+
+    /// # Errors
+    /// [`Error::Setting`] where the world gives no facts as text.
+    pub(super) fn text_questions(&self) -> Result<Vec<TextQuestionMeasure>> {
+        let Some(questions) = self.suite.text_questions() else {
+            return Err(Error::setting(
+                "metric text-questions",
+                "a run on panels, whose facts can be given as text",
+                "a run on other tasks",
+            ));
+        };
+        let sets = ClosedSets::new(self.context, &(questions.closed_answers)());
+        let mut samples = (questions.samples)(TEXT_QUESTIONS);
+        samples.retain(|sample| sets.of(sample).is_some());
+        let answers = answer_closed(self.context, &sets, &samples)?;
+        let mut kinds: BTreeMap<&str, [usize; 2]> = BTreeMap::new();
+        for (sample, answer) in samples.iter().zip(&answers) {
+            let kind = sample.question_kind.as_deref().unwrap_or_default();
+            let [right, asked] = kinds.entry(kind).or_default();
+            *right += usize::from(answer.is_right);
+            *asked += 1;
+        }
+        let measures = kinds
+            .into_iter()
+            .map(|(kind, [right, count])| TextQuestionMeasure {
+                kind: kind.to_owned(),
+                count,
+                share: right as f64 / count as f64,
+            });
+        Ok(measures.collect())
     }
 
     /// What the model generates for each of `samples`.

@@ -44,6 +44,8 @@ pub enum Metric {
     Captions,
     /// Questions answered by kind.
     Questions,
+    /// Questions answered by kind where the facts are given as text, without an image.
+    TextQuestions,
     /// Distances of visual from text tokens.
     Distances,
     /// Modality gap, alignment, uniformity.
@@ -60,7 +62,7 @@ pub enum Metric {
 
 impl Metric {
     /// All, in the order of reports.
-    pub const ALL: [Metric; 14] = [
+    pub const ALL: [Metric; 15] = [
         Metric::Retrieval,
         Metric::ZeroShot,
         Metric::Neighbours,
@@ -69,6 +71,7 @@ impl Metric {
         Metric::AttentiveProbe,
         Metric::Captions,
         Metric::Questions,
+        Metric::TextQuestions,
         Metric::Distances,
         Metric::Space,
         Metric::Cka,
@@ -88,6 +91,7 @@ impl Metric {
             Metric::AttentiveProbe => "attentive-probe",
             Metric::Captions => "captions",
             Metric::Questions => "questions",
+            Metric::TextQuestions => "text-questions",
             Metric::Distances => "distances",
             Metric::Space => "space",
             Metric::Cka => "cka",
@@ -103,6 +107,11 @@ impl Metric {
             self,
             Metric::Captions | Metric::Questions | Metric::Distances
         )
+    }
+
+    /// Whether it asks nothing of a model but its language model, which need not have seen images.
+    pub fn needs_text_alone(self) -> bool {
+        self == Metric::TextQuestions
     }
 
     /// Whether it asks nothing of a model but its tower.
@@ -143,6 +152,8 @@ pub struct Measurements {
     pub captions: Vec<CaptionMeasure>,
     /// Questions by set and kind.
     pub questions: Vec<QuestionMeasure>,
+    /// Questions about facts as text, by kind.
+    pub text_questions: Vec<TextQuestionMeasure>,
     /// Distances by space.
     pub distances: Vec<DistanceMeasure>,
     /// Contrastive spaces.
@@ -178,6 +189,7 @@ impl Measurements {
         }
         take(&mut self.captions, &new.captions);
         take(&mut self.questions, &new.questions);
+        take(&mut self.text_questions, &new.text_questions);
         take(&mut self.distances, &new.distances);
         take(&mut self.spaces, &new.spaces);
         if new.cka.is_some() {
@@ -264,6 +276,17 @@ pub struct QuestionMeasure {
     pub normalised: f64,
     /// What the blind baseline reaches, which sees no image, letter for letter.
     pub text_only: f64,
+}
+
+/// Questions of one kind about facts that are given as text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TextQuestionMeasure {
+    /// Kind of question.
+    pub kind: String,
+    /// Questions.
+    pub count: usize,
+    /// Share whose right answer is the likeliest of the kind's closed set.
+    pub share: f64,
 }
 
 /// Distances of visual from text tokens in one space.
@@ -413,6 +436,7 @@ impl<'a> Measurer<'a> {
             }
             Metric::Captions => all.captions = self.captions()?,
             Metric::Questions => all.questions = self.questions()?,
+            Metric::TextQuestions => all.text_questions = self.text_questions()?,
             Metric::Distances => all.distances = self.distances()?,
             Metric::Space => all.spaces = self.contrastive_spaces()?,
             Metric::Cka => {

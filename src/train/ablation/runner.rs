@@ -47,9 +47,6 @@ const MEASURED_QUICKLY: [Metric; 4] = [
 /// How long each unit took.
 const TIMES: &str = "times.json";
 
-/// Questions of each kind that a language model is asked about facts in text.
-const TEXT_QUESTIONS: usize = 128;
-
 /// What is measured of towers that were trained on panels, which have no classes.
 const MEASURED_OF_PANELS: [Metric; 2] = [Metric::LinearProbe, Metric::Distances];
 
@@ -312,7 +309,7 @@ impl Ablation {
         let mut metrics = BTreeMap::new();
         let mut ceilings = BTreeMap::new();
         if is_of_panels(&unit.recipe) {
-            ceilings = text_ceilings(&unit.recipe, compute, &warm, TEXT_QUESTIONS)?;
+            ceilings = text_ceilings(&unit.recipe, compute, &warm)?;
             let of_kinds = ceilings.iter();
             metrics.extend(of_kinds.map(|(kind, share)| (format!("ceiling.{kind}"), *share)));
             let mean = ceilings.values().sum::<f64>() / ceilings.len().max(1) as f64;

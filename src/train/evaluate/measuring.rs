@@ -92,7 +92,18 @@ impl EvalRun {
     /// [`Error::Setting`] naming the metric; whatever recording, loading or the data report.
     pub fn measure(&self, metrics: &[Metric], images: usize, lenient: bool) -> Result<Measured> {
         let stage = &self.stored.recipe.stages[self.stage()];
-        let settings = settings_after(stage, images, self.is_connected()).ok_or_else(|| {
+        let mut settings = settings_after(stage, images, self.is_connected());
+        if metrics.iter().all(|metric| metric.needs_text_alone()) {
+            // A stage that has seen no images is no obstacle to asking about text; questions bring their own sizes.
+            settings = settings.or(Some(MeasureSettings {
+                images,
+                questions_per_kind: 0,
+                tokens: stage.max_tokens,
+                caption_tokens: stage.max_caption_tokens,
+                is_connected: false,
+            }));
+        }
+        let settings = settings.ok_or_else(|| {
             Error::setting(
                 format!("checkpoint {}", self.stored.path.display()),
                 "one after a stage that has seen images",

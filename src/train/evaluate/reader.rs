@@ -7,12 +7,11 @@ use crate::recipe::Recipe;
 use crate::worlds::eval_suite;
 use keel_base::error::Result;
 use keel_engine::executor::SelectedDevice;
-use keel_eval::{ClosedSets, EvalContext, MeasureSettings, Measurer, answer_closed, weight_drift};
+use keel_eval::{EvalContext, MeasureSettings, Measurements, Measurer, Metric, weight_drift};
 use keel_model::declare;
-use keel_panels::eval_sets::{closed_answers, text_questions};
 
-/// For each kind of question about panels, the share of `per_kind` questions that the language model in `parameters` answers
-/// rightly where the facts are given as text: no tower can make it answer more.
+/// For each kind of question about panels, the share that the language model in `parameters` answers rightly where the facts are
+/// given as text ([`Metric::TextQuestions`]): no tower can make it answer more.
 ///
 /// # Errors
 /// Whatever the device, recording or running reports.
@@ -20,26 +19,17 @@ pub(crate) fn text_ceilings(
     recipe: &Recipe,
     compute: &SelectedDevice,
     parameters: &[f32],
-    per_kind: usize,
 ) -> Result<BTreeMap<String, f64>> {
+    let suite = eval_suite(recipe);
+    let mut all = Measurements::default();
     with_model(recipe, compute, parameters, |model| {
-        let sets = ClosedSets::new(model, &closed_answers());
-        let mut samples = text_questions(per_kind);
-        samples.retain(|sample| sets.of(sample).is_some());
-        let answers = answer_closed(model, &sets, &samples)?;
-        let mut counts: BTreeMap<String, [usize; 2]> = BTreeMap::new();
-        for (sample, answer) in samples.iter().zip(&answers) {
-            let kind = sample.question_kind.clone().unwrap_or_default();
-            let [right, asked] = counts.entry(kind.into_owned()).or_default();
-            *right += usize::from(answer.is_right);
-            *asked += 1;
-        }
-        let share = |[right, asked]: [usize; 2]| right as f64 / asked as f64;
-        Ok(counts
-            .into_iter()
-            .map(|(kind, count)| (kind, share(count)))
-            .collect())
-    })
+        let measurer = Measurer::new(model, compute, &suite, target_settings(recipe, 1));
+        measurer.measure(Metric::TextQuestions, &mut all)
+    })?;
+    let measures = all.text_questions.into_iter();
+    Ok(measures
+        .map(|measure| (measure.kind, measure.share))
+        .collect())
 }
 
 /// How far the tower of the second parameters is from that of the first: its weight drift, ‖θ − θ₀‖ / ‖θ₀‖, and the linear CKA
@@ -57,15 +47,7 @@ pub(crate) fn tower_change(
     let drifts = weight_drift(&layout, before, after);
     let drift = drifts.iter().find(|drift| drift.group == "vision");
     let drift = drift.map_or(0.0, |drift| drift.relative);
-    let stage = recipe.stages.last().expect("a recipe has stages");
-    let sizes = evaluation_settings(stage, images).expect("a target stage sees images");
-    let settings = MeasureSettings {
-        images,
-        questions_per_kind: sizes.questions_per_kind,
-        tokens: sizes.tokens,
-        caption_tokens: sizes.caption_tokens,
-        is_connected: false,
-    };
+    let settings = target_settings(recipe, images);
     let suite = eval_suite(recipe);
     let features = |parameters: &[f32]| {
         with_model(recipe, compute, parameters, |model| {
@@ -74,6 +56,19 @@ pub(crate) fn tower_change(
     };
     let likeness = features(before)?.layer_by_layer(&features(after)?);
     Ok([drift, likeness.last().copied().unwrap_or(1.0)])
+}
+
+/// What is measured of the target on sets of `images` images, by the tower or the language model alone.
+fn target_settings(recipe: &Recipe, images: usize) -> MeasureSettings {
+    let stage = recipe.stages.last().expect("a recipe has stages");
+    let sizes = evaluation_settings(stage, images).expect("a target stage sees images");
+    MeasureSettings {
+        images,
+        questions_per_kind: sizes.questions_per_kind,
+        tokens: sizes.tokens,
+        caption_tokens: sizes.caption_tokens,
+        is_connected: false,
+    }
 }
 
 /// Opens the device for a model with these parameters.
