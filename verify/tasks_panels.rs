@@ -1,4 +1,4 @@
-//! The panels world: what is said of a picture is what its pixels show, nothing held out is trained on, and answers are read off
+//! The panels world: what is said of an image is what its pixels show, nothing held out is trained on, and answers are read off
 //! by their first tokens.
 
 use std::collections::HashSet;
@@ -20,7 +20,7 @@ use keel::executor::{CpuExecutor, Executor};
 use keel::model::{declare, initialise};
 use keel::panels::eval_sets::{PanelsEvalSet, closed_answers, text_questions};
 use keel::panels::held_out::held_out_digit;
-use keel::panels::picture::{Look, PALETTE, Picture, Style};
+use keel::panels::image::{Look, PALETTE, PanelsImage, Style};
 use keel::panels::question_kind::QuestionKind;
 use keel::panels::scene::{PANELS, Panel, Scene, Split};
 use keel::panels::sources::task_sources;
@@ -31,7 +31,7 @@ use keel::train::Recipe;
 
 use crate::tasks_mixture::{SAMPLES, SHAPE};
 
-/// Pixels along a picture's and a panel's side.
+/// Pixels along an image's and a panel's side.
 const SIDE: usize = 64;
 const PANEL: usize = SIDE / 2;
 
@@ -55,9 +55,9 @@ const FONT: [&str; 10] = [
 /// The colour [r, g, b] of each pixel of a panel, 0..255.
 type Pixel = [f32; 3];
 
-fn drawn(picture: &Picture) -> Vec<f32> {
+fn drawn(image: &PanelsImage) -> Vec<f32> {
     let mut planes = vec![0.0; 3 * SIDE * SIDE];
-    picture.draw(SIDE, &mut planes);
+    image.draw(SIDE, &mut planes);
     planes
 }
 
@@ -151,7 +151,7 @@ fn reference_masks() -> Vec<Vec<Vec<bool>>> {
             digit,
         });
         let look = Look::draw(Style::Light, 0.0, &mut Stream::of_seed(1));
-        let planes = drawn(&Picture {
+        let planes = drawn(&PanelsImage {
             scene: Scene { panels },
             look,
         });
@@ -167,11 +167,11 @@ fn reference_masks() -> Vec<Vec<Vec<bool>>> {
         .collect()
 }
 
-/// What the pixels of a picture show, panel by panel.
-fn read(picture: &Picture, masks: &[Vec<Vec<bool>>]) -> [Panel; PANELS] {
-    let planes = drawn(picture);
+/// What the pixels of an image show, panel by panel.
+fn read(image: &PanelsImage, masks: &[Vec<Vec<bool>>]) -> [Panel; PANELS] {
+    let planes = drawn(image);
     let [background, ink] =
-        [picture.look.background, picture.look.style.ink()].map(|colour| colour.map(f32::from));
+        [image.look.background, image.look.style.ink()].map(|colour| colour.map(f32::from));
     let palette = PALETTE.map(|colour| colour.map(f32::from));
     [0, 1, 2, 3].map(|place| {
         let pixels = panel_of(&planes, place);
@@ -210,12 +210,8 @@ fn what_is_drawn_in_either_style_is_what_the_scene_says() {
             let split = [Split::Train, Split::HeldOut][number % 2];
             let scene = Scene::draw(&mut stream, split);
             let look = Look::draw(style, 1.0, &mut stream);
-            let picture = Picture { scene, look };
-            assert_eq!(
-                read(&picture, &masks),
-                scene.panels,
-                "{style:?} {picture:?}"
-            );
+            let image = PanelsImage { scene, look };
+            assert_eq!(read(&image, &masks), scene.panels, "{style:?} {image:?}");
         }
     }
 }
@@ -300,7 +296,7 @@ fn sample(source: &dyn TaskSource, item: usize, seed: u64) -> Sample {
 }
 
 #[test]
-fn every_training_text_is_true_of_its_picture_and_tells_nothing_held_out() {
+fn every_training_text_is_true_of_its_image_and_tells_nothing_held_out() {
     let settings = SampleSettings {
         turns: 4,
         ..SAMPLES
@@ -309,10 +305,10 @@ fn every_training_text_is_true_of_its_picture_and_tells_nothing_held_out() {
     for source in task_sources(3, &settings) {
         for item in 0..300 {
             let sample = sample(source.as_ref(), item, 3);
-            let scene = match Picture::of(&sample.view) {
-                Some(picture) => {
-                    assert_eq!(picture.look.style, Style::Light);
-                    picture.scene
+            let scene = match PanelsImage::of(&sample.view) {
+                Some(image) => {
+                    assert_eq!(image.look.style, Style::Light);
+                    image.scene
                 }
                 None => Scene::of_training(3, item as u64),
             };
@@ -382,15 +378,15 @@ fn a_tenth_of_all_combinations_is_held_out_and_evaluated_apart() {
             let questions = set.questions(10, &fits).unwrap();
             assert_eq!(questions.len(), 10 * QuestionKind::ALL.len());
             for sample in captioned.iter().chain(&questions) {
-                let picture = Picture::of(&sample.view).unwrap();
-                assert_eq!(picture.look.style, style);
-                for panel in picture.scene.panels {
+                let image = PanelsImage::of(&sample.view).unwrap();
+                assert_eq!(image.look.style, style);
+                for panel in image.scene.panels {
                     let is_held_out = panel.digit == held_out_digit(panel.shape, panel.colour);
                     assert_eq!(is_held_out, split == Split::HeldOut);
                 }
             }
             for sample in &questions {
-                let scene = Picture::of(&sample.view).unwrap().scene;
+                let scene = PanelsImage::of(&sample.view).unwrap().scene;
                 assert_eq!(sample.answer, answer(&sample.question, &scene));
             }
             // A set of fewer is the beginning of one of more.
@@ -400,7 +396,7 @@ fn a_tenth_of_all_combinations_is_held_out_and_evaluated_apart() {
             assert_eq!(keys(&again), keys(&captioned[..7]));
             let regions = set.regions(&again).unwrap();
             assert_eq!(regions.facts[2].labels.len(), 7 * PANELS);
-            let last = Picture::of(&again[6].view).unwrap().scene.panels[3];
+            let last = PanelsImage::of(&again[6].view).unwrap().scene.panels[3];
             assert_eq!(regions.facts[2].labels[6 * PANELS + 3], last.digit);
         }
     }
@@ -428,7 +424,7 @@ fn equal_seeds_give_equal_pixels_and_others_other_ones() {
         let sample = sample(sources[1].as_ref(), 5, seed);
         let mut planes = vec![0.0; 3 * SIDE * SIDE];
         let View::Drawn(drawing) = &sample.view else {
-            panic!("a picture");
+            panic!("an image");
         };
         drawing.draw(SIDE, &mut planes);
         planes
@@ -456,7 +452,7 @@ fn no_question_of_a_conversation_gives_the_answer_to_another() {
     let sources = task_sources(9, &settings);
     for item in 0..200 {
         let sample = sample(sources[2].as_ref(), item, 9);
-        let scene = Picture::of(&sample.view).unwrap().scene;
+        let scene = PanelsImage::of(&sample.view).unwrap().scene;
         // What each question is about: the place and whether its shape, colour or digit; every colour where it counts.
         let mut facts: Vec<(usize, &str)> = Vec::new();
         let further = sample.further.iter().map(|turn| turn.question.as_str());
@@ -519,7 +515,7 @@ fn every_answer_is_one_token_unlike_the_others_of_its_kind() {
     }
 }
 
-/// One pass over the question scores what the loss of the whole sequence says of the answer, for pictures and for texts.
+/// One pass over the question scores what the loss of the whole sequence says of the answer, for images and for texts.
 #[test]
 fn closed_answers_are_those_of_a_pass_over_whole_sequences() {
     let recipe = Recipe::load("tiny", &[]).unwrap();

@@ -1,10 +1,10 @@
-//! The evaluation sets of the panels world: the same pictures and questions in every run, on any machine, of scenes that no
+//! The evaluation sets of the panels world: the same images and questions in every run, on any machine, of scenes that no
 //! training draws.
 
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
 
-use super::picture::{Look, Picture, Style};
+use super::image::{Look, PanelsImage, Style};
 use super::question_kind::QuestionKind;
 use super::questions::ask;
 use super::scene::{PANELS, Panel, Scene, Split};
@@ -27,7 +27,7 @@ const EVALUATION_SEED: u64 = 0x7061_6e65;
 /// Different short captions: four shapes out of twelve.
 const CAPTIONS: usize = 495;
 
-/// Pictures that are drawn for each caption that is wanted, at most. Those of the last captions are rare.
+/// Images that are drawn for each caption that is wanted, at most. Those of the last captions are rare.
 const DRAWS: usize = 32;
 
 /// Training questions of each kind that blind baselines are fitted on.
@@ -52,7 +52,7 @@ pub fn eval_suite() -> EvalSuite {
         })
 }
 
-/// Questions about facts that are given as text, `per_kind` of each kind: what a language model answers without any picture is
+/// Questions about facts that are given as text, `per_kind` of each kind: what a language model answers without any image is
 /// the most that it could answer with one.
 pub fn text_questions(per_kind: usize) -> Vec<Sample> {
     let asker = Asker {
@@ -67,7 +67,7 @@ pub fn text_questions(per_kind: usize) -> Vec<Sample> {
             stream.shuffle(&mut order);
             Sample {
                 context: facts(&scene, order),
-                // The prompt is all that comes before the answer, as where a picture stands.
+                // The prompt is all that comes before the answer, as where an image stands.
                 unsupervised: vec![Sample::ANSWERS_ALONE],
                 ..asked(tasks::PANELS_FACTS, kind, &scene, turn)
             }
@@ -90,7 +90,7 @@ pub fn closed_answers() -> Vec<ClosedAnswers> {
         .collect()
 }
 
-/// Pictures of one style, of scenes of one split. See the module's documentation.
+/// Images of one style, of scenes of one split. See the module's documentation.
 pub struct PanelsEvalSet {
     /// How they are drawn.
     pub style: Style,
@@ -115,7 +115,7 @@ impl EvalSet for PanelsEvalSet {
         }
     }
 
-    /// Pictures with short captions, of which there are 495.
+    /// Images with short captions, of which there are 495.
     fn captioned(&self, most: usize) -> Vec<Sample> {
         let mut samples = Vec::new();
         let mut known = HashSet::new();
@@ -138,7 +138,7 @@ impl EvalSet for PanelsEvalSet {
         samples
     }
 
-    /// Of every kind, each about a picture of its own.
+    /// Of every kind, each about an image of its own.
     fn questions(&self, per_kind: usize, fits: &dyn Fn(&Sample) -> bool) -> Option<Vec<Sample>> {
         let asker = Asker {
             draws: 2,
@@ -185,8 +185,8 @@ impl EvalSet for PanelsEvalSet {
         let panels: Vec<Panel> = samples
             .iter()
             .flat_map(|sample| {
-                let picture = Picture::of(&sample.view);
-                picture
+                let image = PanelsImage::of(&sample.view);
+                image
                     .expect("a set is asked about its own samples")
                     .scene
                     .panels

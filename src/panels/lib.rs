@@ -1,4 +1,4 @@
-//! The panels world: pictures that are drawn by code from a seed, so that every fact about them is known exactly. A picture is
+//! The panels world: images that are drawn by code from a seed, so that every fact about them is known exactly. An image is
 //! two rows of two panels, each with a shape, its colour and a digit on it. Captions leave a known part of that out, so that
 //! what a tower was never taught is known too, and every question has its answer in a small closed set of single words: one
 //! forward pass scores it, against a known chance.
@@ -8,7 +8,7 @@
 
 pub mod eval_sets;
 pub mod held_out;
-pub mod picture;
+pub mod image;
 pub mod question_kind;
 pub mod questions;
 pub mod scene;

@@ -1,10 +1,10 @@
-//! What a picture shows: the facts, before anything is drawn or said.
+//! What an image shows: the facts, before anything is drawn or said.
 
 use super::held_out::held_out_digit;
 use super::words::{COLOURS, DIGITS, SHAPES};
 use keel_base::random::{Purpose, Stream};
 
-/// Panels of a picture.
+/// Panels of an image.
 pub const PANELS: usize = 4;
 
 /// Names the draws of scenes among all draws of their purpose.
@@ -40,7 +40,7 @@ pub struct Panel {
     pub digit: usize,
 }
 
-/// The panels of a picture in reading order: top left, top right, bottom left, bottom right. No two have the same shape.
+/// The panels of an image in reading order: top left, top right, bottom left, bottom right. No two have the same shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Scene {
     /// The panels.

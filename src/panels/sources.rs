@@ -1,9 +1,9 @@
 //! The tasks' samples. All of them are made of the same scenes, those of the run's seed: the share of the data that a recipe
-//! takes is one of pictures, whatever is said of them.
+//! takes is one of images, whatever is said of them.
 
 use std::sync::Arc;
 
-use super::picture::{Look, Style};
+use super::image::{Look, Style};
 use super::questions::ask_several;
 use super::scene::{PANELS, Scene};
 use super::tasks::{self, PANELS_TASKS};
@@ -108,7 +108,7 @@ impl PanelsTask {
 /// A sample of `task` that says nothing yet.
 pub(super) fn said(task: Task, scene: &Scene) -> Sample {
     Sample {
-        // What the picture shows, however it is drawn.
+        // What the image shows, however it is drawn.
         key: dense_caption(scene).trim_start().to_owned(),
         task,
         question_kind: None,

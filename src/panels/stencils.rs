@@ -67,7 +67,7 @@ impl Stencils {
             .collect();
         Stencils {
             side,
-            // At the 28 pixels of a picture of 64 a dot has three, and the digit stays inside of every shape.
+            // At the 28 pixels of an image of 64 a dot has three, and the digit stays inside of every shape.
             dot: (3 * side / 28).max(1),
             room: (panel - side) / 2,
             coverage,

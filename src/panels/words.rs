@@ -15,10 +15,10 @@ pub const COLOURS: [&str; 8] = [
 /// The digits. They have no space before them: a space and a digit are two tokens, of which the second is this one.
 pub const DIGITS: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
 
-/// The rows of a picture, from above.
+/// The rows of an image, from above.
 pub const ROWS: [&str; 2] = [" top", " bottom"];
 
-/// The columns of a picture, from the left.
+/// The columns of an image, from the left.
 pub const COLUMNS: [&str; 2] = [" left", " right"];
 
 /// How often a colour can occur.

@@ -72,7 +72,7 @@ impl Style {
     }
 }
 
-/// What of a picture is not told: its style and what varies in it.
+/// What of an image is not told: its style and what varies in it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Look {
     /// The style.
@@ -102,29 +102,29 @@ impl Look {
         }
     }
 
-    /// A picture of `scene` as a sample shows it.
+    /// An image of `scene` as a sample shows it.
     pub fn view(self, scene: Scene) -> View {
-        View::Drawn(Arc::new(Picture { scene, look: self }))
+        View::Drawn(Arc::new(PanelsImage { scene, look: self }))
     }
 }
 
-/// A scene and how it is drawn. A picture of any size can be made of it, the same one every time.
+/// A scene and how it is drawn. An image of any size can be made of it, the same one every time.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Picture {
+pub struct PanelsImage {
     /// What it shows.
     pub scene: Scene,
     /// How it shows that.
     pub look: Look,
 }
 
-impl Picture {
-    /// The picture that a view shows; nothing where it shows none.
-    pub fn of(view: &View) -> Option<&Picture> {
+impl PanelsImage {
+    /// The image that a view shows; nothing where it shows none.
+    pub fn of(view: &View) -> Option<&PanelsImage> {
         let View::Drawn(drawing) = view else {
             return None;
         };
         let drawing: &dyn Any = drawing.as_ref();
-        drawing.downcast_ref::<Picture>()
+        drawing.downcast_ref::<PanelsImage>()
     }
 
     /// How far the shape at a place is shifted, in pixels, where it can be shifted by `room`.
@@ -191,7 +191,7 @@ impl Picture {
     }
 }
 
-impl Drawing for Picture {
+impl Drawing for PanelsImage {
     fn draw(&self, side: usize, out: &mut [f32]) {
         let mut frame = Frame::new(side, self.look.background);
         for place in 0..self.scene.panels.len() {
