@@ -10,7 +10,7 @@ use keel::executor::{Precision, SelectedDevice};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
-use super::lead::{FEATURES, PUBLISHED_STEP, STEPS, load};
+use super::lead::{BUDGETED, FEATURES, PUBLISHED_STEP, STEPS, load, peer_step};
 use super::peer::peer;
 use super::{WARM_UP, peak_flops, peak_memory, threads};
 
@@ -171,7 +171,7 @@ pub fn compare(python: &str) -> Result<(), String> {
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     let steps = STEPS.into_iter().chain([PUBLISHED_STEP]);
     let mut rows = Vec::new();
-    for step in steps.map(|(step, _)| step).chain([FEATURES]) {
+    for step in steps.map(|(step, _)| step).chain([BUDGETED, FEATURES]) {
         let programs = run(step, python)?;
         println!("{}", line(step, &programs));
         rows.extend(programs.iter().map(|program| row(step, program)));
@@ -248,7 +248,7 @@ fn run(step: &str, python: &str) -> Result<[Program; 5], String> {
         // As many threads as Keel takes: those of the cores that `taskset` leaves.
         let (warm_up, threads) = (WARM_UP.to_string(), threads().to_string());
         let counts = ["--warm-up", &warm_up, "--threads", &threads, "--serve"];
-        command.arg(step).args(counts).args(option);
+        command.arg(peer_step(step)).args(counts).args(option);
         programs.push(Program::start("pytorch", form, command)?);
     }
     for _ in 0..BURSTS {
