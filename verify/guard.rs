@@ -34,7 +34,7 @@ fn calm(guard: &mut Guard, level: f64, noise: f64, steps: usize, seed: u64) {
 proptest! {
     #[test]
     fn noise_is_never_a_spike_and_a_loss_far_above_it_always_is(
-        level in 0.01f64..100.0, noise in 0.0f64..0.5, steps in 24usize..200, seed: u64
+        level in 0.4f64..100.0, noise in 0.0f64..0.5, steps in 24usize..200, seed: u64
     ) {
         let mut guard = Guard::default();
         calm(&mut guard, level, noise, steps, seed);
@@ -43,6 +43,20 @@ proptest! {
         prop_assert!(matches!(verdict, Verdict::Bad(_)), "{verdict:?}");
         // A fall is no spike, however steep.
         prop_assert_eq!(guard.judge(level / 100.0, 1.0, 10.0), Verdict::Well);
+    }
+
+    /// What a contrastive loss does when it has been learnt: batches differ by many times the median, and none by a tenth of a nat.
+    #[test]
+    fn no_loss_near_zero_is_a_spike_and_a_rise_by_more_than_a_tenth_of_a_nat_is(
+        level in 1e-4f64..5e-3, harder in 2.0f64..20.0, every in 3usize..9, steps in 24usize..200
+    ) {
+        let mut guard = Guard::default();
+        for step in 0..steps {
+            let loss = if step % every == 0 { level * harder } else { level };
+            prop_assert_eq!(guard.judge(loss, 1.0, 10.0), Verdict::Well);
+        }
+        let risen = guard.judge(level * harder + 0.11, 1.0, 10.0);
+        prop_assert!(matches!(risen, Verdict::Bad(_)), "{risen:?}");
     }
 
     #[test]

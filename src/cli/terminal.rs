@@ -1,6 +1,7 @@
 //! What a run tells, on a terminal: its lines on standard output, and a progress bar under them where standard error is a
 //! terminal.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
@@ -50,6 +51,7 @@ impl Observer for Terminal {
             }
             // The program says it when it ends.
             Event::Interrupted(_) => {}
+            Event::Warning(text) => print(display.as_ref(), &shortened(text)),
             event => {
                 if let Some(text) = event.text() {
                     print(display.as_ref(), &text);
@@ -57,6 +59,17 @@ impl Observer for Terminal {
             }
         }
         Ok(())
+    }
+}
+
+/// Characters of a warning that are shown.
+const WARNING: usize = 400;
+
+/// A warning without what a screen has no room for: of a bad step it names every sample.
+fn shortened(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(WARNING) {
+        None => text.into(),
+        Some((end, _)) => format!("{}… (log.txt has all of it)", &text[..end]).into(),
     }
 }
 

@@ -2,7 +2,7 @@
 //! the run goes back to where it was well and leaves the data of those steps out; where that does not help, it stops.
 //!
 //! The measure is robust: median and median absolute deviation of losses that were well (Hampel 1974), so that neither a
-//! NaN nor the spike itself can move it. Leaving data out is how PaLM got past its spikes (Chowdhery et al. 2022, section
+//! NaN nor the spike itself can move it, with a least rise in nats for losses near zero. Leaving data out is how PaLM got past its spikes (Chowdhery et al. 2022, section
 //! 5.1). Everything it knows is part of a checkpoint's position: a resumed run judges as the first would have.
 
 mod recheck;
@@ -25,6 +25,9 @@ const FEWEST: usize = 24;
 const TO_DEVIATION: f64 = 1.4826;
 /// A deviation counts as at least this share of the median: losses that hardly vary must not make noise a spike.
 const LEAST_DEVIATION: f64 = 0.02;
+/// Nats that a spike rises above the median, at least. A contrastive loss that has been learnt lies at a thousandth of what chance
+/// gives, and batches differ by ten times that: a ratio of their noise would call each of them a spike, and end the run.
+const LEAST_RISE: f64 = 0.1;
 
 /// What a guard knows of one stage.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -107,7 +110,7 @@ impl Guard {
             .map(|loss| (loss - middle).abs())
             .collect();
         let deviation = (TO_DEVIATION * median(&mut off)).max(LEAST_DEVIATION * middle.abs());
-        Some(middle + threshold * deviation)
+        Some(middle + (threshold * deviation).max(LEAST_RISE))
     }
 
     /// The median of the losses of late; nothing as long as too little is known.
