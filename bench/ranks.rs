@@ -14,10 +14,47 @@ use keel::ranks::{Seat, local};
 use keel::train::{Event, Observer, Recipe, TrainOptions, Trainer};
 use rustix::time::{ClockId, clock_gettime};
 
-/// Recipes with the stage that is timed and its steps.
-const STEPS: [(&str, &str, u64); 2] = [
-    ("tiny", "world-knowledge", 24),
-    ("emoji", "world-knowledge", 7),
+/// What is timed.
+struct Case {
+    recipe: &'static str,
+    /// Its stage.
+    stage: &'static str,
+    steps: u64,
+    /// Samples that a rank computes at once, where that does not depend on the ranks.
+    micro_batch: Option<usize>,
+    /// Whether the gradients of micro-batches are added to the same bits on any number of ranks.
+    is_reproducible: bool,
+}
+
+const CASES: [Case; 4] = [
+    Case {
+        recipe: "tiny",
+        stage: "world-knowledge",
+        steps: 24,
+        micro_batch: None,
+        is_reproducible: false,
+    },
+    Case {
+        recipe: "emoji",
+        stage: "world-knowledge",
+        steps: 7,
+        micro_batch: None,
+        is_reproducible: false,
+    },
+    Case {
+        recipe: "emoji",
+        stage: "world-knowledge",
+        steps: 7,
+        micro_batch: Some(4),
+        is_reproducible: false,
+    },
+    Case {
+        recipe: "emoji",
+        stage: "world-knowledge",
+        steps: 7,
+        micro_batch: Some(4),
+        is_reproducible: true,
+    },
 ];
 /// Numbers of ranks.
 const RANKS: [usize; 3] = [1, 2, 4];
@@ -101,10 +138,17 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn main() {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    println!("recipe,stage,batch,threads,ranks,processor_ms,over_one_rank,wall_ms");
-    for (name, stage, steps) in STEPS {
+    println!(
+        "recipe,stage,batch,micro_batch,reproducible,threads,ranks,processor_ms,over_one_rank,wall_ms"
+    );
+    for case in CASES {
+        let (name, stage, steps) = (case.recipe, case.stage, case.steps);
         let mut recipe = Recipe::load(name, &[]).expect("a built-in recipe");
         recipe.stages.retain(|known| known.name == stage);
+        recipe.stages[0].micro_batch_size = case.micro_batch;
+        recipe.reproducible_across_ranks = case.is_reproducible;
+        let micro_batch = case.micro_batch.map_or("whole".into(), |n| n.to_string());
+        let reproducible = if case.is_reproducible { "yes" } else { "no" };
         let mut seconds = RANKS.map(|_| Vec::new());
         for round in 0..ROUNDS {
             for (ranks, seconds) in RANKS.into_iter().zip(&mut seconds) {
@@ -120,7 +164,7 @@ fn main() {
             let batch = recipe.stages[0].batch_size;
             let ratio = processor / medians[0][0];
             println!(
-                "{name},{stage},{batch},{threads},{ranks},{processor:.2},{ratio:.2},{wall:.2}"
+                "{name},{stage},{batch},{micro_batch},{reproducible},{threads},{ranks},{processor:.2},{ratio:.2},{wall:.2}"
             );
         }
     }

@@ -55,6 +55,7 @@ mod regularisation;
 mod reliability;
 mod repo;
 mod report;
+mod reproducible_ranks;
 mod runs;
 mod simt;
 mod simulation;

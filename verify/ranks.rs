@@ -1,10 +1,10 @@
 //! Ranks: what they own, the order of their sums, and threads as ranks.
 
-use keel::ranks::order::{ATOM, Cut, tree_sum};
+use keel::ranks::order::{ATOM, Cut, blocks_are_subtrees, tree_sum};
 use keel::ranks::{Collective, Kind, Received, Sent};
 use proptest::prelude::*;
 
-use crate::harness::on_ranks;
+use crate::harness::{Random, on_ranks};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
@@ -36,6 +36,16 @@ proptest! {
             let of_rank = |part: &[f32]| tree_sum(part.iter().copied()).unwrap();
             let sums = parts.chunks(64 / ranks).map(of_rank);
             prop_assert_eq!(tree_sum(sums).unwrap().to_bits(), whole.to_bits());
+        }
+    }
+
+    #[test]
+    fn blocks_that_are_subtrees_add_to_the_whole_tree(blocks in 1usize..20, each in 1usize..20, seed: u64) {
+        let parts = Random::new(seed).normals(blocks * each, 1e6);
+        let of_block = |part: &[f32]| tree_sum(part.iter().copied()).unwrap();
+        let sums = parts.chunks(each).map(of_block);
+        if blocks_are_subtrees(blocks, each) {
+            prop_assert_eq!(tree_sum(sums).unwrap().to_bits(), of_block(&parts).to_bits());
         }
     }
 

@@ -21,7 +21,7 @@ use keel_engine::program::Program;
 /// | patch dropout | [`KeptPatches`](ModelInput::KeptPatches) |
 /// | one of either, and samples without an image | [`Pairs`](ModelInput::Pairs) too |
 /// | several micro-batches a step | [`LossWeight`](ModelInput::LossWeight) |
-/// | several ranks | [`LossWeight`](ModelInput::LossWeight) with a next-token loss, [`ContrastiveWeight`](ModelInput::ContrastiveWeight) with a contrastive one |
+/// | several ranks, or `reproducible_across_ranks` | [`LossWeight`](ModelInput::LossWeight) with a next-token loss, [`ContrastiveWeight`](ModelInput::ContrastiveWeight) with a contrastive one |
 ///
 /// A batch has all of these arrays but the two weights of losses. Those that a stage's row does not name are not read there, and only those.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,8 +46,8 @@ pub enum ModelInput {
     CaptionEnd,
     /// f32 [B, Tc]: the weight of each token in its caption's mean.
     CaptionWeights,
-    /// i32 `[1]`: how many samples have an image, the first of the batch. Over several ranks i32 [ranks + 1], of each and of
-    /// all, always.
+    /// i32 `[1]`: how many samples have an image, the first of the batch. Where several ranks compare their pairs i32 [ranks + 1],
+    /// of each and of all, always.
     Pairs,
     /// i32 `[B]`: samples of the same number show equal images; 0 is like no other. Over several ranks i32 [ranks · B].
     ImageIdentities,
@@ -55,7 +55,7 @@ pub enum ModelInput {
     CaptionIdentities,
     /// f32 `[1]`: the weight of a micro-batch's loss among those of its step.
     LossWeight,
-    /// f32 `[1]`: over several ranks, the weight of the contrastive loss that their micro-batches have together.
+    /// f32 `[1]`: the weight of the contrastive loss where it has one of its own, of the micro-batches that it compares.
     ContrastiveWeight,
     /// i32 [B, K]: the numbers of the tokens that patch dropout leaves in each image, among all tokens of the batch.
     KeptPatches,

@@ -329,7 +329,7 @@ fn record_contrastive(
             Contrastive::InfoNce => None,
             Contrastive::Sigmoid => Some(scope.plain(tape, "bias", [1], Init::Constant(-10.0))?),
         };
-        let ranks = tape.world().ranks;
+        let ranks = tape.contrasted_ranks();
         let identities = [ModelInput::ImageIdentities, ModelInput::CaptionIdentities];
         let of_rows = TensorType::i32([ranks * shape.batch]);
         let features = [image, text, log_scale];

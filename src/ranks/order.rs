@@ -93,3 +93,15 @@ pub fn tree_sum<T: Copy + Add<Output = T>>(parts: impl IntoIterator<Item = T>) -
     let subtrees = sums.into_iter().flatten();
     subtrees.reduce(|right, left| left + right)
 }
+
+/// Sums of complete subtrees that wait at once, at most, while `count` parts come one after the other to be added by
+/// [`tree_sum`]: ⌈log₂ count⌉.
+pub fn partial_sums(count: usize) -> usize {
+    count.max(1).next_power_of_two().ilog2() as usize
+}
+
+/// Whether `blocks` of `parts` parts each, added one by one and then together, give the bits of [`tree_sum`] over all of them:
+/// each block has to be a subtree.
+pub fn blocks_are_subtrees(blocks: usize, parts: usize) -> bool {
+    blocks == 1 || parts.is_power_of_two()
+}

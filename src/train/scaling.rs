@@ -12,7 +12,7 @@ use keel_base::error::Result;
 use keel_data::chat::ChatTokenizer;
 use keel_engine::program::{MemoryReport, Place, PlannedOp, Program};
 use keel_engine::tape::{Arena, CollectivePart, CompileTarget, ParameterLayout};
-use keel_ranks::order::{BUCKET, Cut};
+use keel_ranks::order::{BUCKET, Cut, partial_sums};
 use keel_ranks::simulate::{Event, Links, Simulated, simulate};
 use keel_ranks::{Collective, Kind, World};
 
@@ -104,6 +104,8 @@ pub struct Sizes {
     pub is_bf16: bool,
     /// Elements that are trained.
     pub trained: u64,
+    /// Sums of gradients, whole ones, that wait while those of micro-batches are added in a tree.
+    pub partial_sums: u64,
     /// Numbers that the optimiser keeps for each of them.
     pub states: u64,
     /// Bytes of the arena of activations.
@@ -118,6 +120,7 @@ impl Sizes {
             parameters: layout.elements() as u64,
             is_bf16: program.has_bf16_parameters(),
             trained: elements(Arena::Gradients),
+            partial_sums: partial_sums(program.tree().unwrap_or(1)) as u64,
             states: program.optimizer_state().len() as u64,
             activations: program.arena_bytes() as u64,
         }
@@ -138,12 +141,15 @@ impl Sizes {
             true => (2 * self.parameters, 4 * self.parameters),
         };
         let (gradients, buckets) = match sharding {
-            _ if ranks == 1 => (4 * self.trained, 0),
+            _ if ranks == 1 => (4 * self.trained * (1 + self.partial_sums), 0),
             // What is sent lies in three buckets: two under way, and one that is filled.
-            Sharding::Gradients => (4 * owned + 3.min(cut.buckets() as u64) * bucket, in_flight),
+            Sharding::Gradients => (
+                4 * owned * (1 + self.partial_sums) + 3.min(cut.buckets() as u64) * bucket,
+                in_flight,
+            ),
             // Beside a rank's own gradients, the sums of its slices.
-            Sharding::Moments => (4 * all + 4 * owned, in_flight),
-            Sharding::Nothing => (4 * all, in_flight),
+            Sharding::Moments => (4 * all * (1 + self.partial_sums) + 4 * owned, in_flight),
+            Sharding::Nothing => (4 * all * (1 + self.partial_sums), in_flight),
         };
         RankMemory {
             parameters,

@@ -51,7 +51,9 @@ pub fn record_rank_step(
     let mut tape = Tape::new(layout.clone(), move |parameter| trained.trains(parameter))
         .in_precision(precision);
     let is_divided = stage.micro_batches() > 1;
-    if is_divided {
+    if recipe.reproducible_across_ranks {
+        tape = tape.adding_in_tree(stage.micro_batches());
+    } else if is_divided {
         tape = tape.accumulating_gradients();
     }
     let objectives = stage.objectives(recipe.contrastive_loss);
@@ -60,6 +62,8 @@ pub fn record_rank_step(
         if recipe.zero_stage == 2 {
             tape = tape.sharding_gradients();
         }
+    }
+    if weighs_losses_apart(world, recipe.reproducible_across_ranks) {
         record_weighted_losses(&mut tape, recipe, &objectives, shape)?;
     } else {
         let loss = record_objectives(&mut tape, &recipe.model, &objectives, shape)?;
@@ -83,6 +87,11 @@ pub fn record_rank_step(
         },
     )?;
     Ok(tape)
+}
+
+/// Whether each loss of a step has a weight of its own: over several ranks, and where one rank is to leave their bits.
+pub(crate) fn weighs_losses_apart(world: World, in_tree: bool) -> bool {
+    world.ranks > 1 || in_tree
 }
 
 /// Records the losses of a rank among several and their gradients, each with a weight of its own.
@@ -236,6 +245,7 @@ pub fn batch_inputs(program: &Program) -> Result<BatchInputs> {
     let mut by_the_loop = vec![
         ModelInput::LossWeight.name(),
         ModelInput::ContrastiveWeight.name(),
+        ops::MICRO_BATCH_INDEX,
     ];
     by_the_loop.extend(OptimizerInput::ALL.map(OptimizerInput::name));
     by_the_loop.extend(program.input_names().filter(|name| is_left_out(name)));

@@ -270,7 +270,8 @@ impl Trainer {
             None => "the end: nothing is left to train".to_owned(),
         };
         let mut changes = changes(&position.recipe, &self.run.recipe.to_toml());
-        let differences = position.inputs.differences(&self.run.inputs);
+        let keeps_bits = self.run.recipe.reproducible_across_ranks;
+        let differences = position.inputs.differences(&self.run.inputs, keeps_bits);
         changes.extend(differences.data);
         changes.extend(differences.arithmetic);
         self.tell_begin(Some(&place), &changes)?;
@@ -391,7 +392,7 @@ fn open_folder(
 /// Refuses to go on from `position` with other data than it was reached with, or with stages that are not where they were:
 /// neither a resume nor an uninterrupted run would be what it is taken for.
 fn refuse_changes(position: &Position, recipe: &Recipe, inputs: &RunInputs) -> Result<()> {
-    let mut found = position.inputs.differences(inputs).data;
+    let mut found = position.inputs.differences(inputs, false).data;
     let begun = position.stage + usize::from(position.step > 0);
     found.extend(moved_stages(&position.recipe, &recipe.to_toml(), begun));
     if found.is_empty() {

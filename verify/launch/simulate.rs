@@ -105,7 +105,7 @@ proptest! {
     #[test]
     fn a_rank_s_bytes_are_those_of_the_formulas(atoms in 1..4_usize, ranks in prop::sample::select(vec![1_usize, 2, 4, 8, 64])) {
         let trained = (atoms * ranks * ATOM) as u64;
-        let sizes = Sizes { parameters: trained, is_bf16: true, trained, states: 2, activations: 77 };
+        let sizes = Sizes { parameters: trained, is_bf16: true, trained, partial_sums: 0, states: 2, activations: 77 };
         let share = trained / ranks as u64;
         let cut = Cut::new(trained as usize, ranks, BUCKET);
         prop_assert_eq!(cut.padded() as u64, trained);
@@ -207,6 +207,7 @@ fn planned_sizes(alone: &RankStep) -> Sizes {
         parameters: memory.parameters / 2,
         is_bf16: true,
         trained,
+        partial_sums: 0,
         states: memory.moments / 4 / trained,
         activations: memory.activations,
     }

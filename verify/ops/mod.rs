@@ -23,5 +23,6 @@ mod qk_norm;
 mod rope;
 mod sharded_update;
 mod swiglu;
+mod tree_accumulate;
 mod tree_sum;
 mod weighted_sum;

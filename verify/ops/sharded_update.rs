@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use keel::executor::{Executor, Session};
-use keel::ops::{OPTIMIZER_SCALARS, OptimizerInput, ParameterGroups, UpdateOptions, record_update};
+use keel::ops::{
+    MICRO_BATCH_INDEX, OPTIMIZER_SCALARS, OptimizerInput, ParameterGroups, UpdateOptions,
+    record_update,
+};
 use keel::program::Program;
 use keel::ranks::Seat;
 use keel::ranks::order::{ATOM, Cut, tree_sum};
@@ -39,6 +42,8 @@ struct How {
     accumulates: bool,
     zero_stage: usize,
     rounding: Option<u64>,
+    /// Micro-batches of a rank, where their gradients are added in a tree.
+    tree: Option<usize>,
 }
 
 impl How {
@@ -50,6 +55,7 @@ impl How {
             accumulates: false,
             zero_stage: 1,
             rounding: None,
+            tree: None,
         }
     }
 }
@@ -69,6 +75,9 @@ impl Rank {
         let mut tape = tape.over_ranks(seat.world(), how.bucket);
         if how.accumulates {
             tape = tape.accumulating_gradients();
+        }
+        if let Some(count) = how.tree {
+            tape = tape.adding_in_tree(count);
         }
         if how.zero_stage == 2 {
             tape = tape.sharding_gradients();
@@ -309,6 +318,66 @@ fn several_micro_batches_add_up_and_leave_nothing_behind() {
                     (want - got).abs() <= 4.0 * f32::EPSILON * want.abs().max(0.1),
                     "{on:?}"
                 );
+            }
+        }
+    }
+}
+
+/// Parameters and norms of two steps of four micro-batches that are added in a tree, on the ranks that there are.
+fn in_tree(on: RankOn, [ranks, zero_stage]: [usize; 2], precision: DType) -> Vec<(Vec<u32>, u32)> {
+    const MICRO_BATCHES: usize = 4;
+    let each = MICRO_BATCHES / ranks;
+    let of_rank = |seat: Seat| {
+        let rank = seat.world().rank;
+        let how = How {
+            zero_stage,
+            precision,
+            tree: Some(each),
+            ..How::new(on, 2 * ATOM)
+        };
+        let mut loaded = Rank::load(how, &seat);
+        for step in 0..2 {
+            for own in 0..each {
+                let number = match zero_stage {
+                    1 => rank * each + own,
+                    _ => own * ranks + rank,
+                };
+                loaded.write_gradients(|index| gradient(on, index, number, step));
+                if each > 1 {
+                    let index = [own as i32];
+                    loaded.session.write_i32(MICRO_BATCH_INDEX, &index).unwrap();
+                }
+                match own + 1 == each {
+                    true => loaded.session.run().unwrap(),
+                    false => loaded.session.run_gradients().unwrap(),
+                }
+            }
+        }
+        let norm = loaded.session.read_f32("gradient_norm").unwrap()[0];
+        (bits(&loaded.parameters()), norm.to_bits())
+    };
+    match ranks {
+        1 => vec![of_rank(Seat::default())],
+        _ => on_ranks(ranks, of_rank),
+    }
+}
+
+#[test]
+fn micro_batches_in_a_tree_leave_the_bits_of_one_rank_on_every_executor() {
+    for on in RankOn::all() {
+        let precision = match on {
+            RankOn::Simt => DType::Bf16,
+            _ => DType::F32,
+        };
+        let want = &in_tree(on, [1, 1], precision)[0];
+        assert!(want.0.iter().any(|bits| *bits != 0));
+        for [ranks, zero_stage] in [[2, 1], [4, 1], [2, 2], [4, 2]] {
+            for (rank, got) in in_tree(on, [ranks, zero_stage], precision)
+                .iter()
+                .enumerate()
+            {
+                let what = format!("{on:?}, stage {zero_stage}, rank {rank} of {ranks}");
+                assert!(got == want, "{what}: other bits");
             }
         }
     }

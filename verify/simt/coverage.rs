@@ -205,6 +205,16 @@ pub const PROGRAMS: &[(&str, Record)] = &[
         let (a, b) = (t.x([1]), t.x([1]));
         ops::weighted_sum(t.0, &[(a, 1.0), (b, 0.5)])
     }),
+    ("tree_accumulate", |t| {
+        let types = [
+            TensorType::f32([20]),
+            TensorType::f32([40]),
+            TensorType::i32([1]),
+        ];
+        let inputs = types.map(|ty| t.add(ty, false));
+        let [sum, _] = ops::tree_accumulate(t.tape(), inputs, 4)?;
+        Ok(sum)
+    }),
     ("tree_sum", |t| {
         let x = t.x([6, 20]);
         ops::tree_sum(t.0, x, 3)

@@ -18,14 +18,16 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::ema::{EMA_STATE, Ema};
-use super::grad_norm::GradNorm;
+use super::grad_norm::{GradNorm, norm_of_atoms};
 use super::muon::{self, MuonMomentum};
 use super::parameter_groups::{GROUP_SCALARS, Optimizer, ParameterGroups};
 use super::sharded_update::record_sharded_update;
+use super::tree_accumulate::Tree;
 use crate::launch::kernels::constants::adamw::{ADAMW_ELEMENTS, ADAMW_THREADS};
 use crate::launch::{Argument, Launch, blocks, kernels};
 use crate::tape::{
-    Arena, CompileTarget, Cost, CpuArgs, Element, Fill, Op, Output, ReferenceArgs, Tape, UPDATE,
+    Arena, CompileTarget, Cost, CpuArgs, Element, Fill, Op, Output, REDUCE, ReferenceArgs, Tape,
+    UPDATE,
 };
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
@@ -125,9 +127,10 @@ pub struct UpdateOptions {
 /// Records the update of everything that [`Tape::backward`] made gradients for: one gradient norm, then one AdamW for
 /// each contiguous range of parameters of one group, and Muon for each matrix of a group that asks for it.
 ///
-/// On a tape that adds gradients ([`Tape::accumulating_gradients`]) it leaves the gradient arena at zero. On a tape over
-/// several ranks ([`Tape::over_ranks`]) gradients are summed over all of them first, each rank updates its share, and the
-/// gradient arena holds parameters afterwards, or zeros.
+/// On a tape that adds gradients ([`Tape::accumulating_gradients`]) it leaves the gradient arena at zero. On one that adds
+/// them in a tree ([`Tape::adding_in_tree`]) that is recorded first, and nothing is cleared. On a tape over several ranks
+/// ([`Tape::over_ranks`]) gradients are summed over all of them first, each rank updates its share, and the gradient arena holds
+/// parameters afterwards, or zeros.
 ///
 /// Inputs: [`OptimizerInput::ALL`]. State: [`ADAMW_STATE`], and [`EMA_STATE`] where averages are kept, which whoever loads the
 /// program begins with the parameters. Outputs: `gradient_norm` `[1]`, `clip_scale` `[1]`, of the
@@ -158,6 +161,13 @@ pub fn record_update(
         return record_sharded_update(tape, layout, groups, options);
     }
     let elements = last.gradients + last.elements;
+    let cut = tape.tree().map(|_| tape.pad_gradients());
+    if let Some(cut) = cut {
+        tape.scoped(REDUCE, |tape| {
+            let mut tree = Tree::begin(tape);
+            tree.add(tape, Arena::Gradients, 0..cut.padded())
+        })?;
+    }
     let trained: Vec<String> = tape
         .gradient_entries()
         .iter()
@@ -169,9 +179,17 @@ pub fn record_update(
         let each = TensorType::f32([groups.groups().len(), GROUP_SCALARS]);
         let each = tape.input(OptimizerInput::GroupScalars, each);
         let [first, second] = ADAMW_STATE.map(|name| tape.optimizer_state(name, DType::F32));
-        let gradients = tape.arena_range(Arena::Gradients, 0, elements);
         // One norm over everything before the first update: the factor that clips must be the same for all parameters.
-        let norm = tape.record(GradNorm, &[gradients, shared])?;
+        let norm = match cut {
+            Some(cut) => {
+                let gradients = tape.arena_range(Arena::Gradients, 0, cut.padded());
+                norm_of_atoms(tape, gradients, &cut, shared)?
+            }
+            None => {
+                let gradients = tape.arena_range(Arena::Gradients, 0, elements);
+                tape.record(GradNorm, &[gradients, shared])?
+            }
+        };
         tape.output(norm[0], "gradient_norm");
         tape.output(norm[1], "clip_scale");
         // One op for each run and not for each tensor: a launch has a price, and most tensors are vectors.
@@ -229,7 +247,7 @@ pub fn record_update(
         }
         // Cleared by the step that used them, so that the first batch of the next finds zeros without a rule of its
         // own.
-        if tape.accumulates_gradients() {
+        if tape.adds_to_arena() {
             let ty = TensorType::f32([elements]);
             let cleared = tape.record_one(Fill { ty, value: 0.0 }, &[])?;
             tape.bind(cleared, Arena::Gradients, 0);

@@ -12,10 +12,11 @@
 use rayon::prelude::*;
 
 use super::adamw::{GRADIENT_SCALE, LARGEST_NORM, OPTIMIZER_SCALARS};
+use super::collective::all_gather;
 use super::shapes::expect_inputs;
 use crate::launch::kernels::constants::grad_norm::{NORM_BLOCK_ELEMENTS, NORM_BLOCKS};
 use crate::launch::{Argument, Launch, kernels};
-use crate::tape::{CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target};
+use crate::tape::{CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 use keel_ranks::order::{ATOM, Cut};
@@ -45,15 +46,15 @@ fn factor(norm: f64, largest: f64, scale: f64) -> f64 {
 /// Input: the gradients that this rank owns, [n] of whole atoms. Output: [n / ATOM, 2], the sum of squares of each atom in
 /// f64, in the bytes of two floats; in the reference, where floats are f64, the first of the two.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct AtomSquares;
+struct AtomSquares;
 
 /// Inputs: what [`AtomSquares`] made on every rank, in the order of the ranks; optimiser scalars [10]. Outputs as
 /// [`GradNorm`].
 #[derive(Clone, Copy, Debug)]
-pub(super) struct NormOfAtoms {
-    pub ranks: usize,
+struct NormOfAtoms {
+    ranks: usize,
     /// How the gradients are cut.
-    pub cut: Cut,
+    cut: Cut,
 }
 
 impl NormOfAtoms {
@@ -71,6 +72,20 @@ impl NormOfAtoms {
             (0..ranks).flat_map(of_rank)
         })
     }
+}
+
+/// Records norm and factor of the gradients of which `own` are this rank's, [n] of whole atoms. The same bits for any number of
+/// ranks.
+pub(super) fn norm_of_atoms(
+    tape: &mut Tape,
+    own: Value,
+    cut: &Cut,
+    scalars: Value,
+) -> Result<Vec<Value>> {
+    let squares = tape.record_one(AtomSquares, &[own])?;
+    let squares = all_gather(tape, squares)?;
+    let ranks = tape.world().ranks;
+    tape.record(NormOfAtoms { ranks, cut: *cut }, &[squares, scalars])
 }
 
 /// The sum of the squares, in sixteen sums side by side: one would wait for its own addition every time. Their number is

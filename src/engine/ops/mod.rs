@@ -32,6 +32,7 @@ mod sharded_update;
 mod special;
 mod splice;
 mod swiglu;
+mod tree_accumulate;
 mod tree_sum;
 mod weighted_sum;
 
@@ -63,5 +64,6 @@ pub use rope::{Positions, rope};
 pub use special::dot;
 pub use splice::{splice, splice_into_cache};
 pub use swiglu::swiglu;
+pub use tree_accumulate::{MICRO_BATCH_INDEX, tree_accumulate};
 pub use tree_sum::tree_sum;
 pub use weighted_sum::weighted_sum;

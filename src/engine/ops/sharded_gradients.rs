@@ -3,11 +3,12 @@
 //! As soon as all gradients of a bucket are complete, they are put side by side in the gradient arena, which has room for the few
 //! buckets that are under way, exchanged, added in a tree over ranks, and added to what earlier micro-batches left in the rank's
 //! shard. Bits are those of gradients that are kept whole where a rank has one micro-batch; with several, ranks are summed
-//! before micro-batches and not after them.
+//! before micro-batches and not after them, unless both are added in one tree ([`super::tree_accumulate`]).
 
 use super::adamw::Run;
 use super::collective::{Begun, begin, finish};
 use super::sharded_update::{UNDER_WAY, as_completed};
+use super::tree_accumulate::Tree;
 use super::tree_sum::tree_sum;
 use crate::tape::{Add, Arena, Fill, ParameterLayout, Slice, Tape, Value};
 use crate::tensor::TensorType;
@@ -23,6 +24,7 @@ pub(super) fn reduce(tape: &mut Tape, layout: &ParameterLayout, cut: &Cut) -> Re
     let elements = cut.bucket(0).len();
     tape.sent_elements = Some(SLOTS.min(cut.buckets()) * elements);
     let mut under_way = Vec::new();
+    let mut tree = Tree::begin(tape);
     for (position, bucket) in as_completed(tape, cut).into_iter().enumerate() {
         // The bucket that lay there before has arrived.
         let place = position % SLOTS * elements;
@@ -31,11 +33,11 @@ pub(super) fn reduce(tape: &mut Tape, layout: &ParameterLayout, cut: &Cut) -> Re
         under_way.push((bucket, begin(tape, Kind::Exchange, sent)?));
         if under_way.len() > UNDER_WAY {
             let (bucket, begun) = under_way.remove(0);
-            add_to_shard(tape, cut, bucket, begun)?;
+            add_to_shard(tape, &mut tree, cut, bucket, begun)?;
         }
     }
     let mut last = under_way.into_iter();
-    last.try_for_each(|(bucket, begun)| add_to_shard(tape, cut, bucket, begun))
+    last.try_for_each(|(bucket, begun)| add_to_shard(tape, &mut tree, cut, bucket, begun))
 }
 
 /// Records copies of a bucket's gradients to their places behind element `place` of the gradient arena, and zeros between them.
@@ -74,17 +76,23 @@ fn put_together(
 }
 
 /// Records the sum over ranks of the slices of a bucket that this rank receives, on top of earlier micro-batches.
-fn add_to_shard(tape: &mut Tape, cut: &Cut, bucket: usize, begun: Begun) -> Result<()> {
+fn add_to_shard(
+    tape: &mut Tape,
+    tree: &mut Tree,
+    cut: &Cut,
+    bucket: usize,
+    begun: Begun,
+) -> Result<()> {
     let parts = tape.world().ranks;
     let received = finish(tape, begun)?;
     let mut sum = tree_sum(tape, received, parts)?;
     let place = bucket * cut.slice();
-    if tape.accumulates_gradients() {
+    if tape.adds_to_arena() {
         let so_far = tape.arena_range(Arena::GradientShard, place, cut.slice());
         sum = tape.record_one(Add, &[so_far, sum])?;
     }
     tape.bind(sum, Arena::GradientShard, place);
-    Ok(())
+    tree.add(tape, Arena::GradientShard, place..place + cut.slice())
 }
 
 /// Records how what ranks keep in the arena `shards`, slices of all buckets, reaches its places in the arena `whole` of all

@@ -6,15 +6,19 @@
 //! updated parameters are gathered, through the gradient arena, which nobody needs any more. The norm is that of the whole
 //! gradient, the same bits on all ranks.
 //!
+//! Where the gradients of micro-batches are added in a tree ([`Tape::adding_in_tree`]), each run adds its own to those that wait in
+//! [`Arena::PartialSums`], bucket by bucket, and what is exchanged with the last is the sum of this rank's subtree.
+//!
 //! Gradients that are in shards too ([`Tape::sharding_gradients`]) have no arena of their own: [`super::sharded_gradients`].
 
 use super::adamw::{AdamW, Clamp, Run, runs};
 use super::cast::cast;
-use super::collective::{Begun, all_gather, begin, finish};
+use super::collective::{Begun, begin, finish};
 use super::ema::{EMA_STATE, Ema};
-use super::grad_norm::{AtomSquares, NormOfAtoms};
+use super::grad_norm::norm_of_atoms;
 use super::muon::{self, MuonMomentum};
 use super::sharded_gradients::{gather_shards, reduce};
+use super::tree_accumulate::Tree;
 use super::tree_sum::tree_sum;
 use super::{
     ADAMW_STATE, OPTIMIZER_SCALARS, OptimizerInput, ParameterGroups, UpdateOptions,
@@ -100,7 +104,7 @@ pub(super) fn record_sharded_update(
             average(tape, &stretches, decay, scale)?;
         }
         // Cleared by the step that used them, so that the first batch of the next finds zeros.
-        if tape.accumulates_gradients() {
+        if tape.adds_to_arena() {
             let (arena, elements) = match in_shards {
                 true => (Arena::GradientShard, cut.owned()),
                 false => (Arena::Gradients, cut.padded()),
@@ -134,8 +138,13 @@ pub(super) fn as_completed(tape: &Tape, cut: &Cut) -> Vec<usize> {
 /// last few, which are returned as they are on their way.
 fn sum_buckets(tape: &mut Tape, cut: &Cut) -> Result<Vec<(usize, Begun)>> {
     let mut under_way = Vec::new();
+    let mut tree = Tree::begin(tape);
     for bucket in as_completed(tape, cut) {
         let range = cut.bucket(bucket);
+        // In every run, and not in that alone which sends.
+        tape.scoped(REDUCE, |tape| {
+            tree.add(tape, Arena::Gradients, range.clone())
+        })?;
         let sent = tape.arena_range(Arena::Gradients, range.start, range.len());
         under_way.push((bucket, begin(tape, Kind::Exchange, sent)?));
         // What arrives has a place from begin to finish: not all of it at once.
@@ -192,13 +201,7 @@ fn update(
     let each = tape.input(OptimizerInput::GroupScalars, each);
     let [first, second] = ADAMW_STATE.map(|name| tape.optimizer_state(name, DType::F32));
     let shard = tape.arena_range(Arena::GradientShard, 0, cut.owned());
-    let squares = tape.record_one(AtomSquares, &[shard])?;
-    let squares = all_gather(tape, squares)?;
-    let op = NormOfAtoms {
-        ranks: tape.world().ranks,
-        cut: *cut,
-    };
-    let norm = tape.record(op, &[squares, shared])?;
+    let norm = norm_of_atoms(tape, shard, cut, shared)?;
     tape.output(norm[0], "gradient_norm");
     tape.output(norm[1], "clip_scale");
     for stretch in stretches {

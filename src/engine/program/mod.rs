@@ -18,7 +18,7 @@ use crate::tape::{
 };
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result, nearest};
-use keel_ranks::order::Cut;
+use keel_ranks::order::{Cut, partial_sums};
 use keel_ranks::{Collective, Kind, World};
 
 pub use lifetimes::{Class, PlannedBytes};
@@ -99,6 +99,7 @@ pub struct Program {
     shards: Option<Cut>,
     optimizer_state: Vec<OptimizerState>,
     accumulates_gradients: bool,
+    tree: Option<usize>,
     arena_bytes: usize,
     planned: Vec<PlannedBytes>,
     lower_bound: u64,
@@ -154,7 +155,7 @@ impl Program {
             .filter(|(_, info)| info.is_input)
             .filter_map(|(index, info)| Some((info.name.clone()?, Value(index as u32))))
             .collect();
-        let world = tape.world();
+        let (world, tree) = (tape.world(), tape.tree());
         Ok(Program {
             compile_target: options.compile_target,
             values,
@@ -171,6 +172,7 @@ impl Program {
             shards: tape.shards,
             optimizer_state: tape.optimizer_state,
             accumulates_gradients: tape.accumulates_gradients,
+            tree,
             arena_bytes: placement.arena as usize,
             planned,
             lower_bound,
@@ -191,6 +193,11 @@ impl Program {
     /// See [`Tape::accumulating_gradients`].
     pub fn accumulates_gradients(&self) -> bool {
         self.accumulates_gradients
+    }
+
+    /// Micro-batches of its rank in a step, where their gradients are added in a tree ([`Tape::adding_in_tree`]).
+    pub fn tree(&self) -> Option<usize> {
+        self.tree
     }
 
     /// The ops before the update: those that [`crate::executor::Session::run_gradients`] runs.
@@ -273,8 +280,12 @@ impl Program {
         let rounded = self
             .lies_in(Arena::RoundedShard)
             .then_some(("rounded parameters of this rank", Arena::RoundedShard));
+        let waiting = self
+            .lies_in(Arena::PartialSums)
+            .then_some(("partial sums of gradients", Arena::PartialSums));
         [("gradients", Arena::Gradients), ("cache", Arena::Cache)]
             .into_iter()
+            .chain(waiting)
             .chain(shard)
             .chain(rounded)
             .chain(state)
@@ -293,6 +304,15 @@ impl Program {
             Arena::GradientShard => self.shards.map_or(0, |cut| cut.owned()),
             Arena::RoundedShard if !self.lies_in(Arena::RoundedShard) => 0,
             Arena::RoundedShard => self.shards.map_or(0, |cut| cut.owned()),
+            Arena::PartialSums if !self.lies_in(Arena::PartialSums) => 0,
+            // Of what is added up: the slices of this rank, where what it sends is in shards.
+            Arena::PartialSums => {
+                let each = match (self.sent_elements, self.shards) {
+                    (Some(_), Some(cut)) => cut.owned(),
+                    _ => self.gradient_elements,
+                };
+                partial_sums(self.tree.unwrap_or(1)) * each
+            }
             Arena::Cache => self.cache_elements,
         }
     }

@@ -11,7 +11,7 @@ use keel_base::units::bytes;
 pub struct MemoryReport {
     /// All parameters of the model, with their bf16 copies where the program reads those, also on their way to other ranks.
     pub parameters: u64,
-    /// Gradients of what is trained.
+    /// Gradients of what is trained, and their sums over some of the micro-batches where these are added in a tree.
     pub gradients: u64,
     /// What the optimiser keeps from step to step: both moments of AdamW, and what it keeps beside them.
     pub moments: u64,
@@ -67,7 +67,9 @@ impl MemoryReport {
             parameters: arena(Arena::Parameters)
                 + arena(Arena::ParametersBf16)
                 + arena(Arena::RoundedShard),
-            gradients: arena(Arena::Gradients) + arena(Arena::GradientShard),
+            gradients: arena(Arena::Gradients)
+                + arena(Arena::GradientShard)
+                + arena(Arena::PartialSums),
             moments: state.iter().map(|state| arena(state.arena)).sum(),
             state: state
                 .iter()

@@ -159,7 +159,7 @@ impl Tape {
             }
             // Only a value of its own can be placed in the arena: a gradient that two parameters share (an addition
             // hands dy on to both), one that the host feeds and one that is itself a forward value are copied.
-            if self.accumulates_gradients {
+            if self.adds_to_arena() {
                 gradient = self.add_to_arena(gradient, offset)?;
             } else if bound.contains(&source)
                 || self.values[source.index()].is_input

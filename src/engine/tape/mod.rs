@@ -59,6 +59,9 @@ pub enum Arena {
     /// Over several ranks that round the bf16 copies at random: those of the parameters that this rank updates, laid out like
     /// [`Arena::GradientShard`], on their way to the other ranks.
     RoundedShard,
+    /// Where the gradients of micro-batches are added in a tree ([`Tape::adding_in_tree`]): sums of complete subtrees that wait
+    /// for their neighbours, the levels of each bucket one after the other.
+    PartialSums,
     /// What a program keeps from run to run, such as keys and values of tokens it has seen.
     Cache,
 }
@@ -190,8 +193,8 @@ pub const UPDATE: &str = "update";
 /// send is complete: a run up to the update leaves them out.
 pub const EXCHANGE: &str = "exchange";
 
-/// The scope of the ops that send gradients to other ranks where these are in shards: part of every run, and as early as what they
-/// send is complete.
+/// The scope of the ops that add gradients in every run: that send them to other ranks where these are in shards, and that add
+/// those of micro-batches in a tree ([`Tape::adding_in_tree`]). They stand as early as what they read is complete.
 pub const REDUCE: &str = "reduce";
 
 /// Decides from a parameter's name whether this tape trains it.
@@ -219,6 +222,8 @@ pub struct Tape {
     world: World,
     bucket: usize,
     shards_gradients: bool,
+    /// Micro-batches of this rank in a step, where their gradients are added in a tree.
+    tree: Option<usize>,
     /// Where gradients are in shards: those of [`Tape::gradient_entries`], in their order.
     pub(crate) gradient_values: Vec<Value>,
     /// Where gradients are in shards: elements of their arena, which holds what is being sent.
@@ -284,6 +289,7 @@ impl Tape {
             world: World::ALONE,
             bucket: BUCKET,
             shards_gradients: false,
+            tree: None,
             gradient_values: Vec::new(),
             sent_elements: None,
             shards: None,
@@ -325,6 +331,35 @@ impl Tape {
         self
     }
 
+    /// The tape with the gradients of a step's micro-batches, of which each rank has `micro_batches`, added in one balanced binary
+    /// tree, whatever the number of ranks: the same bits for each that divides the tree. Every micro-batch is then a loss of its
+    /// own, and a contrastive one compares no pairs of other ranks. Runs up to the update
+    /// ([`crate::executor::Session::run_gradients`]) add one micro-batch each, told by the input
+    /// [`crate::ops::MICRO_BATCH_INDEX`].
+    pub fn adding_in_tree(mut self, micro_batches: usize) -> Tape {
+        self.tree = Some(micro_batches);
+        self.accumulates_gradients = micro_batches > 1;
+        self
+    }
+
+    /// Micro-batches of this rank in a step, where their gradients are added in a tree.
+    pub fn tree(&self) -> Option<usize> {
+        self.tree
+    }
+
+    /// Whether a run finds in the gradient arena what earlier ones have added up there.
+    pub(crate) fn adds_to_arena(&self) -> bool {
+        self.accumulates_gradients && self.tree.is_none()
+    }
+
+    /// Ranks whose pairs a contrastive loss compares.
+    pub fn contrasted_ranks(&self) -> usize {
+        match self.tree {
+            Some(_) => 1,
+            None => self.world.ranks,
+        }
+    }
+
     /// See [`Tape::sharding_gradients`].
     pub(crate) fn shards_gradients(&self) -> bool {
         self.shards_gradients && self.world.ranks > 1
@@ -340,6 +375,14 @@ impl Tape {
         let cut = Cut::new(self.gradient_elements, self.world.ranks, self.bucket);
         self.gradient_elements = cut.padded();
         self.shards = Some(cut);
+        cut
+    }
+
+    /// Fills the gradients recorded so far up to whole atoms, on one rank alone: as they are cut for several.
+    pub(crate) fn pad_gradients(&mut self) -> Cut {
+        assert_eq!(self.world.ranks, 1, "several ranks cut what they share");
+        let cut = Cut::new(self.gradient_elements, 1, self.bucket);
+        self.gradient_elements = cut.padded();
         cut
     }
 

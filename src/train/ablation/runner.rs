@@ -239,7 +239,7 @@ impl Ablation {
                 continue;
             }
             let now = self.inputs()?;
-            let found = result.inputs.differences(&now.run);
+            let found = result.inputs.differences(&now.run, false);
             let mut found = [found.data, found.arithmetic].concat();
             let changed = result.weights.iter().zip(&now.weights);
             let changed = changed.filter(|((_, was), (_, is))| was != is);

@@ -9,6 +9,7 @@ use crate::step_program::{batch_inputs, compile_step, optimizer_scalars};
 use keel_base::error::Result;
 use keel_emoji::emoji_set::EmojiSet;
 use keel_engine::executor::{Executor, SelectedDevice, Session};
+use keel_engine::ops::MICRO_BATCH_INDEX;
 use keel_engine::tape::Cost;
 use keel_model::{ModelInput, declare};
 
@@ -95,8 +96,15 @@ impl Profile {
         let steps = (WARM_UP + runs) as u64;
         let groups = stage.parameter_groups(&layout)?;
         optimizer_scalars(stage, &groups, [0, steps], 1.0).write(session.as_mut())?;
-        if stage.micro_batches() > 1 {
-            session.write_f32(ModelInput::LossWeight.name(), &[1.0])?;
+        let weights = [ModelInput::LossWeight, ModelInput::ContrastiveWeight];
+        for weight in weights.map(ModelInput::name) {
+            if session.program().input(weight).is_ok() {
+                session.write_f32(weight, &[1.0])?;
+            }
+        }
+        if session.program().input(MICRO_BATCH_INDEX).is_ok() {
+            // That of the last, with which the step updates.
+            session.write_i32(MICRO_BATCH_INDEX, &[stage.micro_batches() as i32 - 1])?;
         }
         Profile::of_session(session.as_mut(), executor.as_ref(), stage, runs)
     }

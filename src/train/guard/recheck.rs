@@ -80,7 +80,7 @@ impl Recheck {
         self.before.write(run, session)?;
         let left_out = LeftOut::new(&run.recipe, stage);
         for (index, (batch, weight, scalars)) in self.batches.iter().enumerate() {
-            write_micro_batch(session, stage, (inputs, &left_out), batch, *weight)?;
+            write_micro_batch(session, stage, (inputs, &left_out), batch, weight)?;
             run_micro_batch(session, index + 1 == self.batches.len(), scalars)?;
         }
         if once.is_same(&StepState::read(run, session)?) {

@@ -16,6 +16,7 @@ mod validation;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::division::Dealing;
 use self::locate::{KeyFinder, named_text};
 use self::overrides::{apply_set, expand_presets, flatten_patterns};
 pub(super) use self::parameters::validate_patterns;
@@ -79,6 +80,11 @@ pub struct Recipe {
     /// - Source: Rajbhandari et al. 2020 (arXiv 1910.02054), §5
     #[serde(default = "shards_moments", skip_serializing_if = "is_moments")]
     pub zero_stage: usize,
+    /// Whether a run leaves the same bits on any number of ranks, one included. Gradients of micro-batches are added in one
+    /// balanced binary tree, and a contrastive loss compares the pairs of a micro-batch alone, so every stage has to say its
+    /// `micro_batch_size`. Costs memory: up to one more copy of the gradients for each halving of the micro-batches of a rank.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub reproducible_across_ranks: bool,
     /// A Hugging Face folder with the initial weights of the vision tower; `model.vision` must agree with its settings.
     /// `--vision` sets both.
     #[serde(default, skip_serializing_if = "Option::is_none")]

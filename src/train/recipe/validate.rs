@@ -77,6 +77,10 @@ pub(crate) fn validate_recipe(recipe: &Recipe) -> Result<()> {
         let want = "another name for each stage";
         require("name", is_new, want, &stage.name).map_err(in_stage)?;
         validate_stage(recipe, stage).map_err(in_stage)?;
+        if recipe.reproducible_across_ranks && stage.micro_batch_size.is_none() {
+            let want = "given with reproducible_across_ranks: a micro-batch that depends on the number of ranks leaves other bits";
+            return Err(in_stage(Error::setting("micro_batch_size", want, "none")));
+        }
         let unfit = if recipe.stochastic_rounding {
             Some("no Muon with stochastic_rounding: it rounds to nearest")
         } else if recipe.zero_stage == 2 {

@@ -82,8 +82,9 @@ impl RunInputs {
         })
     }
 
-    /// In what `after` differs from these. Nothing where it is not known what these were.
-    pub(crate) fn differences(&self, after: &RunInputs) -> Differences {
+    /// In what `after` differs from these; `ranks_keep_bits` says whether its bits are those of any number of ranks. Nothing where
+    /// it is not known what these were.
+    pub(crate) fn differences(&self, after: &RunInputs, ranks_keep_bits: bool) -> Differences {
         let mut found = Differences::default();
         if self.device.is_empty() {
             return found;
@@ -125,13 +126,11 @@ impl RunInputs {
         changed("the device", &self.device, &after.device, other);
         changed("the precision", &self.precision, &after.precision, other);
         let (was, is) = (self.ranks.to_string(), after.ranks.to_string());
-        changed("the number of ranks", &was, &is, other);
+        let same = "the same bits";
+        let bits = if ranks_keep_bits { same } else { other };
+        changed("the number of ranks", &was, &is, bits);
         let (was, is) = (&self.instructions, &after.instructions);
-        let bits = if fuses(was) && fuses(is) {
-            "the same bits"
-        } else {
-            other
-        };
+        let bits = if fuses(was) && fuses(is) { same } else { other };
         changed("the instruction path", was, is, bits);
         found
     }

@@ -8,7 +8,7 @@ use super::rank_batch::{MicroWeight, meet};
 use super::stage_loop::write_micro_batch;
 use crate::gradient_accumulator::weight;
 use crate::guard::Guard;
-use crate::recipe::Stage;
+use crate::recipe::{Dealing, Stage};
 use keel_base::error::{Error, Result};
 use keel_data::batch::{Batch, Skipped};
 use keel_data::mixture::Mixture;
@@ -32,6 +32,8 @@ pub(super) struct Feed<'a> {
     ahead: Option<Result<(Batch, MicroWeight)>>,
     /// What this rank tells the others of its batches.
     votes: &'a dyn Votes,
+    dealing: Dealing,
+    in_tree: bool,
 }
 
 /// Which batches a feed gives.
@@ -46,6 +48,10 @@ pub(super) struct FeedPlan {
     pub guard: Guard,
     /// Whether a device computes, which leaves the processor's cores to the data.
     pub cores_are_free: bool,
+    /// Which micro-batches are this rank's.
+    pub dealing: Dealing,
+    /// Whether their gradients are added in a tree.
+    pub in_tree: bool,
 }
 
 /// The micro-batches of a stage's first batch, for steps that all train on it. They are made once: what cannot be used of them
@@ -93,11 +99,12 @@ impl<'a> Feed<'a> {
             one_batch,
             guard,
             cores_are_free,
+            dealing,
+            in_tree,
         } = plan;
         let count = stage.micro_batches() as u64;
         let world = votes.world();
-        // Ranks take turns, so that those that compute at the same time have neighbours.
-        let number_of = move |micro: u64| micro * world.ranks as u64 + world.rank as u64;
+        let number_of = move |micro: u64| dealing.number(world, count, micro);
         let workers = if cores_are_free {
             std::thread::available_parallelism().map_or(1, usize::from)
         } else {
@@ -124,6 +131,8 @@ impl<'a> Feed<'a> {
             batches: Prefetcher::new(Arc::new(make), first * count, workers, depth),
             ahead: None,
             votes,
+            dealing,
+            in_tree,
         }
     }
 
@@ -147,12 +156,15 @@ impl<'a> Feed<'a> {
 
     fn write(&mut self, session: &mut dyn Session) -> Result<(Batch, MicroWeight)> {
         let (number, mut batch) = self.batches.next_batch()?;
-        let world = self.votes.world();
-        let number = number * world.ranks as u64 + world.rank as u64;
-        let own = weight(self.stage, &batch, self.votes.world().ranks);
-        let weight = meet(self.votes, self.stage, &mut batch, (own, number))?;
+        let (world, count) = (self.votes.world(), self.stage.micro_batches() as u64);
+        let number = self.dealing.number(world, count, number);
+        let own = MicroWeight {
+            place: self.dealing.place(world.ranks, count, number) as i32,
+            ..MicroWeight::alone(weight(self.stage, &batch, world.ranks), number)
+        };
+        let weight = meet(self.votes, self.stage, &mut batch, own, self.in_tree)?;
         let inputs = (&*self.inputs, &self.left_out);
-        write_micro_batch(session, self.stage, inputs, &batch, weight)?;
+        write_micro_batch(session, self.stage, inputs, &batch, &weight)?;
         Ok((batch, weight))
     }
 }

@@ -8,16 +8,36 @@ use keel_data::identities::identities_of;
 use keel_ranks::Votes;
 
 /// What a micro-batch weighs in its step.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct MicroWeight {
     /// This rank's micro-batch.
     pub own: f32,
     /// Those of all ranks together; of one rank alone, its own.
     pub all: f32,
+    /// Those of each rank, where their gradients are added in a tree and their order must not depend on the ranks.
+    pub each: Vec<f32>,
+    /// The contrastive loss that it is compared in: its own, or that of all ranks.
+    pub contrastive: f32,
     /// Samples that were left out for them.
     pub left_out: u64,
     /// This rank's micro-batch among those of the stage, of all ranks.
     pub number: u64,
+    /// Which of this rank's micro-batches of the step it is, from 0.
+    pub place: i32,
+}
+
+impl MicroWeight {
+    /// Of micro-batch `number` of one rank alone.
+    pub fn alone(own: f32, number: u64) -> MicroWeight {
+        MicroWeight {
+            own,
+            all: own,
+            each: vec![own],
+            contrastive: own,
+            number,
+            ..MicroWeight::default()
+        }
+    }
 }
 
 /// Samples that were left out of a batch.
@@ -27,7 +47,8 @@ fn left_out(batch: &Batch) -> u64 {
 }
 
 /// Exchanges what ranks have to know of their micro-batches. `batch` then counts the pairs of all ranks, and tells all their
-/// rows apart; `own` is this one's weight.
+/// rows apart, unless their gradients are added `in_tree`, where each is compared within itself; `alone` is what this one
+/// weighs alone.
 ///
 /// # Errors
 /// Whatever the votes report.
@@ -35,23 +56,18 @@ pub(super) fn meet(
     votes: &dyn Votes,
     stage: &Stage,
     batch: &mut Batch,
-    (own, number): (f32, u64),
+    alone: MicroWeight,
+    in_tree: bool,
 ) -> Result<MicroWeight> {
-    let left_out = left_out(batch);
+    let (own, left_out) = (alone.own, left_out(batch));
     if votes.world().ranks == 1 {
-        let all = own;
-        return Ok(MicroWeight {
-            own,
-            all,
-            left_out,
-            number,
-        });
+        return Ok(MicroWeight { left_out, ..alone });
     }
     let mut told = Vec::new();
     told.extend(own.to_le_bytes());
     told.extend(left_out.to_le_bytes());
     told.extend(batch.pair_counts[0].to_le_bytes());
-    let is_contrastive = stage.contrastive_weight > 0.0;
+    let is_contrastive = stage.contrastive_weight > 0.0 && !in_tree;
     if is_contrastive {
         told.extend(
             batch
@@ -77,10 +93,11 @@ pub(super) fn meet(
         batch.caption_identities = identities_of(rows().map(|[_, caption]| *caption));
     }
     Ok(MicroWeight {
-        own,
         all,
+        each: heard.iter().map(|rank| rank.weight).collect(),
+        contrastive: if in_tree { own } else { all },
         left_out: heard.iter().map(|rank| rank.left_out).sum(),
-        number,
+        ..alone
     })
 }
 

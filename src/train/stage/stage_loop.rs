@@ -16,7 +16,9 @@ use crate::guard::{Guard, MOST_STRIKES, Recheck, Verdict};
 use crate::observer::{Event, StageBegins, StepReport, StepsBegin};
 use crate::recipe::{Stage, StageKind};
 use crate::run::{Asked, ProgressLog, Run, RunState, StepNumbers, StepSize};
-use crate::step_program::{OptimizerScalars, batch_inputs, optimizer_scalars, whole_step_flops};
+use crate::step_program::{
+    OptimizerScalars, batch_inputs, optimizer_scalars, weighs_losses_apart, whole_step_flops,
+};
 use crate::validation::{ValidationHistory, ValidationPlan};
 use keel_base::clock::Stopwatch;
 use keel_base::error::{Error, Result};
@@ -25,7 +27,7 @@ use keel_data::identities::MaskedShare;
 use keel_data::mixture::Mixture;
 use keel_data::packing::PackingStats;
 use keel_engine::executor::Session;
-use keel_engine::ops::ParameterGroups;
+use keel_engine::ops::{MICRO_BATCH_INDEX, ParameterGroups};
 use keel_engine::program::MemoryReport;
 use keel_model::{BatchInputs, ModelInput};
 
@@ -170,6 +172,8 @@ impl<'a> StageLoop<'a> {
             // As it is now: going back leaves out more, and makes a feed anew.
             guard: self.state.guard.clone(),
             cores_are_free: self.session.takes_inputs_early(),
+            dealing: self.run.recipe.dealing(),
+            in_tree: self.session.program().tree().is_some(),
         };
         let votes = self.run.options.seat.votes();
         let (mixture, inputs) = (self.mixture.clone(), self.inputs.clone());
@@ -237,7 +241,8 @@ impl<'a> StageLoop<'a> {
             None
         };
         let count = self.stage.micro_batches();
-        let mut accumulated = GradientAccumulator::default();
+        let in_tree = session.program().tree().is_some();
+        let mut accumulated = GradientAccumulator::new(in_tree, self.run.recipe.dealing());
         for micro in 0..count {
             let (mut batch, weight) = feed.next(session)?;
             if let Some(news) = self.run.pairs.as_ref().and_then(|pairs| pairs.news()) {
@@ -249,7 +254,7 @@ impl<'a> StageLoop<'a> {
             if self.stage.contrastive_weight > 0.0 {
                 self.masked.add(&batch);
             }
-            accumulated.take(weight, std::mem::take(&mut batch.samples));
+            accumulated.take(&weight, std::mem::take(&mut batch.samples));
             let is_last = micro + 1 == count;
             // The scale counts the micro-batches so far, and only the last one's, which counts all, is used.
             let scale = accumulated.gradient_scale();
@@ -261,7 +266,7 @@ impl<'a> StageLoop<'a> {
             if session.takes_inputs_early() && goes_on {
                 feed.go_ahead(session);
             }
-            accumulated.read(session, self.stage, weight)?;
+            accumulated.read(session, self.stage, &weight)?;
             if let Some(recheck) = &mut recheck {
                 recheck.keep(batch, weight, scalars);
             }
@@ -465,16 +470,20 @@ pub(crate) fn write_micro_batch(
     stage: &Stage,
     (inputs, left_out): (&BatchInputs, &LeftOut),
     batch: &Batch,
-    weight: MicroWeight,
+    weight: &MicroWeight,
 ) -> Result<()> {
     inputs.write(session, batch)?;
     left_out.write(session, weight.number)?;
-    let is_alone = session.program().world().ranks == 1;
-    if is_alone && stage.micro_batches() > 1 || !is_alone && stage.next_token_weight > 0.0 {
+    let (world, tree) = (session.program().world(), session.program().tree());
+    let has_own = weighs_losses_apart(world, tree.is_some());
+    if !has_own && stage.micro_batches() > 1 || has_own && stage.next_token_weight > 0.0 {
         session.write_f32(ModelInput::LossWeight.name(), &[weight.own])?;
     }
-    if !is_alone && stage.contrastive_weight > 0.0 {
-        session.write_f32(ModelInput::ContrastiveWeight.name(), &[weight.all])?;
+    if has_own && stage.contrastive_weight > 0.0 {
+        session.write_f32(ModelInput::ContrastiveWeight.name(), &[weight.contrastive])?;
+    }
+    if tree.is_some_and(|count| count > 1) {
+        session.write_i32(MICRO_BATCH_INDEX, &[weight.place])?;
     }
     Ok(())
 }
