@@ -240,6 +240,17 @@ fn ranks_that_do_not_come_are_named_when_patience_ends() {
             "{said}"
         );
     }
+    // Somebody is behind this door, and says nothing.
+    let (Door::Open(listener), port) = Door::anywhere().unwrap() else {
+        panic!("a door of rank 0");
+    };
+    let door = Door::At("127.0.0.1".into(), port);
+    let end = Box::new(|_: &Cause, _| ());
+    let silent = Control::join(&place(1, 2), door, "node-b", short, end).err();
+    let said = silent.unwrap().to_string();
+    let want = format!("rank 0 at 127.0.0.1:{port} let rank 1 in and said nothing for 2.0 s");
+    assert!(said.contains(&want), "{said}");
+    drop(listener);
     // Nobody is behind this door.
     let (Door::Open(listener), port) = Door::anywhere().unwrap() else {
         panic!("a door of rank 0");

@@ -273,7 +273,7 @@ fn knock(own: &Hello, host: &str, port: u16, patience: &Patience) -> Result<Met>
     let place = format!("{} at {host}:{port}", placed(&[0], &[host.to_owned()]));
     let mut last;
     loop {
-        match knock_once(own, host, port, until) {
+        match knock_once(own, (host, port), until, patience) {
             Ok(Ok((hosts, stream, reader))) => {
                 return Ok(Met {
                     hosts,
@@ -303,9 +303,9 @@ type Welcomed = (Vec<String>, TcpStream, BufReader<TcpStream>);
 /// One try. An error may pass: the door may not be open yet.
 fn knock_once(
     own: &Hello,
-    host: &str,
-    port: u16,
+    (host, port): (&str, u16),
     until: Instant,
+    patience: &Patience,
 ) -> io::Result<std::result::Result<Welcomed, Cause>> {
     let left = || until.saturating_duration_since(Instant::now()).max(AGAIN);
     let mut problem = io::ErrorKind::NotFound.into();
@@ -314,10 +314,18 @@ fn knock_once(
             Ok(stream) => {
                 stream.set_write_timeout(Some(INTRODUCTION))?;
                 Message::Hello(own.clone()).write(&mut &stream)?;
-                // The others may come late.
-                stream.set_read_timeout(Some(left()))?;
+                // The others may come late. How long they may is rank 0's to say, whose patience began when its door opened: by this
+                // rank's own clock it would give up a moment before it is told which ranks are missing.
+                let time = patience.joining + patience.joining.min(INTRODUCTION);
+                stream.set_read_timeout(Some(time))?;
                 let mut reader = BufReader::new(stream.try_clone()?);
-                return match Message::read(&mut reader)? {
+                let answer = match Message::read(&mut reader) {
+                    Err(problem) if is_over(&problem) => {
+                        return Ok(Err(silent(own, host, port, time)));
+                    }
+                    answer => answer?,
+                };
+                return match answer {
                     Some(Message::Welcome(hosts)) if hosts.len() == own.ranks => {
                         Ok(Ok((hosts, stream, reader)))
                     }
@@ -329,4 +337,23 @@ fn knock_once(
         }
     }
     Err(problem)
+}
+
+/// Whether a read has waited as long as it may.
+fn is_over(problem: &io::Error) -> bool {
+    [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut].contains(&problem.kind())
+}
+
+/// What a rank ends with that rank 0 has let in and then told nothing.
+fn silent(own: &Hello, host: &str, port: u16, time: Duration) -> Cause {
+    let sentence = format!(
+        "rank 0 at {host}:{port} let rank {} in and said nothing for {}: it hangs, or something else listens there",
+        own.rank,
+        seconds(time)
+    );
+    Cause {
+        rank: None,
+        sentence,
+        code: ANOTHER_RANK,
+    }
 }
