@@ -117,7 +117,7 @@ struct InfoNceStorage {
 //            row_part f32 [rows, ⌈N/128⌉, 2] | column_part f32 [⌈rows/128⌉, N, 2]
 //            own f32 [N], of which those of the block are written
 // Grid     : tiles of the row block, 128×128      Block: bf16 128 threads, f32 256
-// Smem     : bf16 84 KB, f32 78 KB
+// Smem     : bf16 72 KB, f32 78 KB
 // Work     : 2·rows·N·E flop and two exponentials an element; reads (rows + N)·E·e     bound: tensor cores from E of 128 on
 // Accuracy : products as linear_forward; log-sums in f32, relative to the largest score
 // Ragged   : any N, E
@@ -176,7 +176,7 @@ struct SumStorage {
 // Tensors  : u, v elem [N,E] | log_scale, bias f32 [1] | pairs i32 [1], [ranks + 1] or null | images, texts i32 [N] or null
 //            part f32 [blocks], added to unless is_first
 // Grid     : tiles of the row block      Block: as contrastive_loss_info_nce_forward
-// Smem     : bf16 80 KB, f32 72 KB
+// Smem     : bf16 68 KB, f32 72 KB
 // Work     : 2·rows·N·E flop, one exponential and one logarithm an element; reads (rows + N)·E·e     bound: tensor cores
 // Accuracy : f32 sums of at most 128 terms a thread, then a tree
 // Ragged   : any N, E
@@ -316,7 +316,7 @@ KERNEL(contrastive_loss_total_f32, kTotalThreads, TotalStorage)
 //            pairs i32 [1], [ranks + 1] or null | images, texts i32 [N] or null
 //            gradient elem [rows,N] | scale_part, bias_part f32 [blocks], added to unless is_first; bias_part may be null
 // Grid     : tiles of the row block      Block: as contrastive_loss_info_nce_forward
-// Smem     : bf16 80 KB, f32 72 KB
+// Smem     : bf16 68 KB, f32 72 KB
 // Work     : 2·rows·N·E flop, two exponentials an element; reads (rows + N)·E·e, writes rows·N·e     bound: tensor cores from E of
 //            about 256 on, the block's traffic below
 // Accuracy : S has the bits of the forward pass; G in f32, rounded once to elem

@@ -25,15 +25,31 @@ constexpr int kFragmentDepth = 16;    // k of one product
 
 // ---- Tiles in shared memory ----
 
-// kRows × kColumns elements. The pad at the end of each row spreads the rows over the banks: with it no ldmatrix and no
-// 16-byte copy meets a bank twice. For f32, 8 suits fragments along k and 4 those of transposed loads; the other kind then
-// takes two turns.
+// kRows × kColumns elements. The rows of a tile are spread over the banks so that an ldmatrix, which reads the same 16 bytes of
+// eight rows, meets no bank twice: by a pad at the end of each row, or, with kPad_ 0, by exchanging the 16-byte pieces of a
+// row of 64 or 128 bytes among each other (an XOR with the row's number). A pad makes 16-byte copies of rows shorter than 128
+// bytes meet a bank twice, because it comes between rows that are copied at once; the exchange does not. For f32 a pad of 8
+// suits fragments along k and 4 those of transposed loads; the other kind then takes two turns.
 template <class T, int kRows_, int kColumns_, int kPad_ = 8>
 struct Tile {
     using Element = T;
     static constexpr int kRows = kRows_, kColumns = kColumns_, kPitch = kColumns_ + kPad_;
+    static constexpr bool kIsExchanged = kPad_ == 0;
+    static constexpr int kPieces = kColumns / kVector<T>;
     static_assert(kColumns % 16 == 0 && kPad_ % kVector<T> == 0, "rows are aligned to 16 bytes");
+    static_assert(!kIsExchanged || kPieces == 4 || kPieces == 8, "rows are exchanged within the 128 bytes of all banks");
     alignas(16) T element[kRows][kPitch];
+
+    // Where the element (row, column) lies, and its place in its row. The 16 bytes that begin at a multiple of them stay together.
+    DEVICE_MEMBER T* at(int row, int column) { return &element[row][place(row, column)]; }
+    DEVICE_MEMBER const T* at(int row, int column) const { return &element[row][place(row, column)]; }
+    DEVICE_MEMBER static int place(int row, int column) {
+        if constexpr (kIsExchanged) {
+            // Two rows of 64 bytes lie side by side in the banks, so two have the same exchange.
+            return column ^ (row / (8 / kPieces) % kPieces) * kVector<T>;
+        }
+        return column;
+    }
 };
 
 // A row-major matrix in global memory, as the tile loader wants it.
@@ -87,9 +103,12 @@ DEVICE void copy_tile(SharedTile& tile, const Matrix<T>& from, int first_row, in
         const int row = thread / kAcross, column = thread % kAcross * kElements, rows = from.rows - first_row - row;
         const uint32_t bytes = bytes_inside<kBytes, T>(from.columns - (first_column + column));
         const T* source = from.data + int64_t(first_row + row) * from.pitch + first_column + column;
+        // Eight rows further on the pieces of a row are exchanged as here.
+        static_assert(!SharedTile::kIsExchanged || kDown % 8 == 0, "a thread's pieces lie below each other");
+        const int place = SharedTile::place(row, column);
         UNROLL
         for (int turn = 0; turn < SharedTile::kRows; turn += kDown, source += kDown * from.pitch)
-            copy_piece<kBytes>(&tile.element[row + turn][column], source, turn < rows ? bytes : 0 FOR_CALLER);
+            copy_piece<kBytes>(&tile.element[row + turn][place], source, turn < rows ? bytes : 0 FOR_CALLER);
     } else {
         // Not unrolled: so many addresses at once would fill the registers.
         ROLLED
@@ -97,7 +116,7 @@ DEVICE void copy_tile(SharedTile& tile, const Matrix<T>& from, int first_row, in
             const int row = piece / kAcross, column = piece % kAcross * kElements;
             const T* source = from.data + int64_t(first_row + row) * from.pitch + first_column + column;
             const int inside = first_row + row < from.rows ? from.columns - (first_column + column) : 0;
-            copy_piece<kBytes>(&tile.element[row][column], source, bytes_inside<kBytes, T>(inside) FOR_CALLER);
+            copy_piece<kBytes>(tile.at(row, column), source, bytes_inside<kBytes, T>(inside) FOR_CALLER);
         }
     }
 }
@@ -154,7 +173,7 @@ template <class SharedTile>
 DEVICE uint32_t matrix_row(const SharedTile& tile, int row, int column, bool down_first CALLER) {
     const int lane = int(threadIdx.x) % kWarpLanes, q = lane / 8;
     const int down = down_first ? q % 2 : q / 2, across = down_first ? q / 2 : q % 2;
-    return shared_address(&tile.element[row + down * 8 + lane % 8][column + across * 8] FOR_CALLER);
+    return shared_address(tile.at(row + down * 8 + lane % 8, column + across * 8) FOR_CALLER);
 }
 
 // A from tile[m][k] at row m = `row`, column k.
@@ -198,7 +217,7 @@ DEVICE void load_b_pair(FragmentB<bf16> (&b)[2], const Tile<bf16, kRows, kColumn
 template <int kRows, int kColumns, int kPad>
 DEVICE void load_b(FragmentB<bf16>& b, const Tile<bf16, kRows, kColumns, kPad>& tile, int n, int k CALLER) {
     const int lane = int(threadIdx.x) % 16;  // the other lanes' addresses are not used
-    ldmatrix_x2(b.part[0], shared_address(&tile.element[n + lane % 8][k + lane / 8 * 8] FOR_CALLER) FOR_CALLER);
+    ldmatrix_x2(b.part[0], shared_address(tile.at(n + lane % 8, k + lane / 8 * 8) FOR_CALLER) FOR_CALLER);
 }
 template <class T, int kRows, int kColumns, int kPad>
 DEVICE void load_b(FragmentB<T>& b, const Tile<float, kRows, kColumns, kPad>& tile, int n, int k) {
@@ -227,7 +246,7 @@ DEVICE void load_b_pair_transposed(FragmentB<bf16> (&b)[2], const Tile<bf16, kRo
 template <int kRows, int kColumns, int kPad>
 DEVICE void load_b_transposed(FragmentB<bf16>& b, const Tile<bf16, kRows, kColumns, kPad>& tile, int n, int k CALLER) {
     const int lane = int(threadIdx.x) % 16;  // the other lanes' addresses are not used
-    ldmatrix_x2_transposed(b.part[0], shared_address(&tile.element[k + lane][n] FOR_CALLER) FOR_CALLER);
+    ldmatrix_x2_transposed(b.part[0], shared_address(tile.at(k + lane, n) FOR_CALLER) FOR_CALLER);
 }
 template <class T, int kRows, int kColumns, int kPad>
 DEVICE void load_b_transposed(FragmentB<T>& b, const Tile<float, kRows, kColumns, kPad>& tile, int n, int k) {

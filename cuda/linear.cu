@@ -9,7 +9,7 @@
 // Tensors  : x elem [M,K] | weight elem [N,K] | bias, scale f32 [N] or null | residual, y elem [M,N] | z elem [M,N] or null
 //            residual may be null or y itself: each element is read by the thread that then writes it
 // Grid     : tiles of the result      Block: bf16 128 threads; f32 256, small 128
-// Smem     : the stages of product.cuh: bf16 80 KB, f32 72 KB; small bf16 40 KB, f32 48 KB
+// Smem     : the stages of product.cuh: bf16 68 KB, f32 72 KB; small bf16 32 KB, f32 48 KB
 // Work     : 2·M·N·K flop; reads (M·K + N·K)·e, writes M·N·e, twice with z     bound: tensor cores from M, N, K of about 500 on
 // Accuracy : f32 accumulators; bf16: rounded once, at the end; f32: three-way split, errors as of f32 products
 // Ragged   : any M, N, K; rows that are not whole multiples of 16 bytes take narrower copies
@@ -56,7 +56,7 @@ DEVICE void linear_forward(T* y, T* z, const T* x, const T* weight, const float*
 // Math     : dx(r,k) = Σ over n of dy(r,n)·W(n,k)     with an activation · f′(other(r,k)), else + other(r,k)
 // Tensors  : dy elem [M,N] | weight elem [N,K] | other elem [M,K] or null, dx itself where it is added | dx elem [M,K]
 // Grid     : tiles of dx      Block: as linear_forward
-// Smem     : the stages of product.cuh: bf16 74 KB, f32 68 KB; small bf16 39 KB, f32 41 KB
+// Smem     : the stages of product.cuh: bf16 68 KB, f32 68 KB; small bf16 34 KB, f32 41 KB
 // Work     : 2·M·N·K flop; reads (M·N + N·K)·e and other, writes M·K·e     bound: tensor cores
 // Accuracy : as linear_forward; f′ in f32 of the stored z
 // Ragged   : any M, N, K

@@ -56,7 +56,7 @@ DEVICE void gather_pieces(SharedTile& tile, const Patches& from, int first_row, 
     for (int row = thread / kAcross; row < SharedTile::kRows; row += kDown) {
         const bool inside = pixel < from.pixels && first_row + row < from.rows;
         const int64_t offset = inside ? from.row_offset(first_row + row) : 0;
-        copy_piece<kBytes>(&tile.element[row][column], source + offset, inside ? kBytes : 0);
+        copy_piece<kBytes>(tile.at(row, column), source + offset, inside ? kBytes : 0);
     }
 }
 
@@ -105,7 +105,7 @@ template <> struct PatchShapes<bf16> {
 // Tensors  : images f32 [B,Ci,h,w] | weight elem [C,Ci·P·P] | bias f32 [C] or null | position elem [T,C] or null |
 //            y elem [B,T,C]
 // Grid     : tiles of y      Block: bf16 128 threads; f32 256, small 128
-// Smem     : the stages of product.cuh: bf16 90 KB, f32 72 KB; small bf16 45 KB, f32 48 KB
+// Smem     : the stages of product.cuh: bf16 84 KB, f32 72 KB; small bf16 42 KB, f32 48 KB
 // Work     : 2·B·T·C·Ci·P·P flop; reads images·4 + weight·e, writes y·e     bound: tensor cores; with P % 4 != 0 the
 //            gather's addresses take about as many issue slots as the products
 // Accuracy : f32 accumulators, rounded once; bf16 rounds pixels to bf16
@@ -164,7 +164,7 @@ DEVICE void patch_embed_backward(float* dw, float* sums, const float* addend, co
 // Tensors  : dy elem [B·T,C] | weight elem [C,Ci·P·P] | addend f32 [B,Ci,h,w] or null, dimages itself too |
 //            dimages f32 [B,Ci,h,w]
 // Grid     : tiles of [B·T,Ci·P·P]      Block: as patch_embed_forward
-// Smem     : the stages of product.cuh: bf16 68 KB, f32 68 KB; small bf16 29 KB, f32 41 KB
+// Smem     : the stages of product.cuh: bf16 68 KB, f32 68 KB; small bf16 26 KB, f32 41 KB
 // Work     : 2·B·T·C·Ci·P·P flop; reads dy·e + W·e, writes images·4     bound: tensor cores
 // Accuracy : f32 accumulators
 // Ragged   : any sizes; pixels of no patch are patch_embed_backward_image_rest's

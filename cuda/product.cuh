@@ -74,10 +74,12 @@ struct ColumnsOperand {
     }
 };
 
-// The shared tile of an operand: kOuter places along m or n, kDepth along k. The pad is the one that suits the way it is read.
+// The shared tile of an operand: kOuter places along m or n, kDepth along k, spread over the banks in the way that suits how it
+// is read: the short rows of bf16 by exchange, as a pad would cost each copy a second turn.
 template <class Operand, int kOuter, int kDepth, bool kAcross = Operand::kAcross>
 struct OperandTileOf {
-    using Type = Tile<typename Operand::Element, kOuter, kDepth>;
+    using Element = typename Operand::Element;
+    using Type = Tile<Element, kOuter, kDepth, sizeof(Element) == 2 ? 0 : 8>;
 };
 template <class Operand, int kOuter, int kDepth>
 struct OperandTileOf<Operand, kOuter, kDepth, true> {
