@@ -351,7 +351,7 @@ DEVICE void contrastive_backward(T* gradient, float* scale_part, float* bias_par
                 if (own.is_shared() && !is_own && are_equal(own, identity_of(identities, column + i))) continue;
                 float change;
                 if constexpr (kIsSigmoid)
-                    change = factor * (sigmoid(dot + shift) - (is_own ? 1.0f : 0.0f));
+                    change = factor * (sigmoid<float>(dot + shift) - (is_own ? 1.0f : 0.0f));
                 else
                     change = factor * ((expf(dot - row_sum) - (is_own ? 1.0f : 0.0f)) +
                                        (expf(dot - column_sums[column + i]) - (is_own ? 1.0f : 0.0f)));

@@ -11,7 +11,8 @@
 // Grid     : tiles of the result      Block: bf16 128 threads; f32 256, small 128
 // Smem     : the stages of product.cuh: bf16 68 KB, f32 72 KB; small bf16 32 KB, f32 48 KB
 // Work     : 2·M·N·K flop; reads (M·K + N·K)·e, writes M·N·e, twice with z     bound: tensor cores from M, N, K of about 500 on
-// Accuracy : f32 accumulators; bf16: rounded once, at the end; f32: three-way split, errors as of f32 products
+// Accuracy : f32 accumulators; bf16: f(z) by approximate instructions (activation.cuh), rounded once, at the end; f32:
+//            three-way split, errors as of f32 products
 // Ragged   : any M, N, K; rows that are not whole multiples of 16 bytes take narrower copies
 // Order    : deterministic, one accumulator an element, k ascending
 // Source   : Hendrycks and Gimpel 2016, section 2; the scale: Touvron et al. 2021, eq. 4
@@ -23,24 +24,27 @@ DEVICE void linear_forward(T* y, T* z, const T* x, const T* weight, const float*
     SHARED_STORAGE(Storage, storage);
     constexpr int kWidth = kVector<T>;
     const bool vectors = has_vectors(y, n) && has_vectors(z, n) && has_vectors(residual, n);
+    const bool factor_vectors = n % kWidth == 0 && has_vectors(bias, n) && has_vectors(scale, n);
     product<kWidth, Shape>(
         storage, Operand{matrix(x, m, k)}, Operand{matrix(weight, n, k)}, product_place<Shape>(m, n), m, n, 0,
         (k + Shape::kTileK - 1) / Shape::kTileK, NothingBesides{}, [&](int row, int column, float (&values)[kWidth]) {
             const int64_t offset = int64_t(row) * n;
             if (bias) {
+                float shift[kWidth];
+                load_floats(shift, bias, column, n, factor_vectors);
                 UNROLL
-                for (int i = 0; i < kWidth; ++i)
-                    if (column + i < n) values[i] += bias[column + i];
+                for (int i = 0; i < kWidth; ++i) values[i] += shift[i];
             }
             if (z) store_columns(z + offset, values, column, n, vectors);
             if (activation != kNoActivation) {
                 UNROLL
-                for (int i = 0; i < kWidth; ++i) values[i] = activate(activation, values[i]);
+                for (int i = 0; i < kWidth; ++i) values[i] = activate<T>(activation, values[i]);
             }
             if (scale) {
+                float factor[kWidth];
+                load_floats(factor, scale, column, n, factor_vectors);
                 UNROLL
-                for (int i = 0; i < kWidth; ++i)
-                    if (column + i < n) values[i] *= scale[column + i];
+                for (int i = 0; i < kWidth; ++i) values[i] *= factor[i];
             }
             if (residual) {
                 float before[kWidth];
@@ -58,7 +62,7 @@ DEVICE void linear_forward(T* y, T* z, const T* x, const T* weight, const float*
 // Grid     : tiles of dx      Block: as linear_forward
 // Smem     : the stages of product.cuh: bf16 68 KB, f32 68 KB; small bf16 34 KB, f32 41 KB
 // Work     : 2·M·N·K flop; reads (M·N + N·K)·e and other, writes M·K·e     bound: tensor cores
-// Accuracy : as linear_forward; f′ in f32 of the stored z
+// Accuracy : as linear_forward; f′ in f32 of the stored z, for bf16 by approximate instructions
 // Ragged   : any M, N, K
 // Order    : deterministic
 // Source   : -
@@ -80,7 +84,7 @@ DEVICE void linear_backward_input(T* dx, const T* dy, const T* weight, const T* 
                 UNROLL
                 for (int i = 0; i < kWidth; ++i) {
                     if (activation != kNoActivation)
-                        values[i] *= activation_derivative(activation, operand[i]);
+                        values[i] *= activation_derivative<T>(activation, operand[i]);
                     else
                         values[i] += operand[i];
                 }
@@ -224,7 +228,7 @@ KERNEL(linear_backward_bias_bf16, kSumWarps* kWarpLanes, ColumnSumStorage<bf16>)
 // Grid     : ⌈count / (256 · 16 bytes)⌉ blocks      Block: 256 threads
 // Smem     : none
 // Work     : about 30 flop an element; reads 2·e, writes e an element     bound: memory
-// Accuracy : f′ in f32, rounded once
+// Accuracy : f′ in f32, for bf16 by approximate instructions (activation.cuh), rounded once
 // Ragged   : any count
 // Order    : deterministic
 // Source   : -
@@ -239,7 +243,7 @@ DEVICE void linear_backward_activation(T* dz, const T* dy, const T* z, int64_t c
     load_columns(gradient, dy + first, 0, left, vectors);
     load_columns(values, z + first, 0, left, vectors);
     UNROLL
-    for (int i = 0; i < kWidth; ++i) gradient[i] *= activation_derivative(activation, values[i]);
+    for (int i = 0; i < kWidth; ++i) gradient[i] *= activation_derivative<T>(activation, values[i]);
     store_columns(dz + first, gradient, 0, left, vectors);
 }
 extern "C" __global__ void __launch_bounds__(kElementwiseThreads) linear_backward_activation_f32(

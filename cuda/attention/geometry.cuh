@@ -3,7 +3,6 @@
 #include "../fragment.cuh"
 #include "../ptx/math.cuh"
 
-constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kMinusInfinity = -__builtin_huge_valf();
 
 // The sizes of one attention, as src/engine/ops/attention/geometry.rs has them.

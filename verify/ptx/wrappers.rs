@@ -54,6 +54,16 @@ const WRAPPERS: &[Wrapper] = &[
         // The error that the ISA states, and the rounding of what is right.
         relative_error: 1.0 / (1 << 22) as f64 + 1.0 / (1 << 24) as f64,
     },
+    Wrapper {
+        name: "reciprocal_approximate",
+        input: exponents,
+        right: |input| {
+            let one_over = |x: &u32| (1.0 / f64::from(f32::from_bits(*x)) as f32).to_bits();
+            input[..128].iter().map(one_over).collect()
+        },
+        // One unit in the last place, and the rounding of what is right.
+        relative_error: 1.0 / (1 << 23) as f64 + 1.0 / (1 << 24) as f64,
+    },
     exact("cp_async_16", numbers, |input| {
         let word = |i: usize| cut(input[i], i / 4 % 17, i % 4);
         by_neighbour(word)

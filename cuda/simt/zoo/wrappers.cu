@@ -26,6 +26,9 @@ KERNEL(zoo_wrapper_bf16_pair_bits, 128)
 WRAPPER(exp2_approximate) { out[threadIdx.x] = __float_as_uint(exp2_approximate(__uint_as_float(in[threadIdx.x]))); }
 KERNEL(zoo_wrapper_exp2_approximate, 128)
 
+WRAPPER(reciprocal_approximate) { out[threadIdx.x] = __float_as_uint(reciprocal_approximate(__uint_as_float(in[threadIdx.x]))); }
+KERNEL(zoo_wrapper_reciprocal_approximate, 128)
+
 // The distance of every word from the first, in bytes.
 WRAPPER(shared_address) {
     SHARED_STORAGE(Words, shared);
