@@ -37,6 +37,7 @@ DEVICE void norm_forward(T* sum, T* y, float* statistics, const T* x, const T* r
         load_row<kWarps>(addend, residual + start, columns);
         UNROLL
         for (int j = 0; j < kRowRegVectors<T>; ++j) {
+            if (!is_inside<T, kWarps>(j, columns)) continue;
             UNROLL
             for (int i = 0; i < kVector<T>; ++i) regs[j][i] = to_float(from_float<T>(regs[j][i] + addend[j][i]));
         }
@@ -48,6 +49,7 @@ DEVICE void norm_forward(T* sum, T* y, float* statistics, const T* x, const T* r
         float total[1] = {0.0f};
         UNROLL
         for (int j = 0; j < kRowRegVectors<T>; ++j) {
+            if (!is_inside<T, kWarps>(j, columns)) continue;
             UNROLL
             for (int i = 0; i < kVector<T>; ++i) total[0] += regs[j][i];
         }
@@ -57,6 +59,7 @@ DEVICE void norm_forward(T* sum, T* y, float* statistics, const T* x, const T* r
     float squares[1] = {0.0f};
     UNROLL
     for (int j = 0; j < kRowRegVectors<T>; ++j) {
+        if (!is_inside<T, kWarps>(j, columns)) continue;
         UNROLL
         for (int i = 0; i < kVector<T>; ++i) {
             // Past the end a row holds zeros, which lie `mean` away from the mean.
@@ -75,6 +78,7 @@ DEVICE void norm_forward(T* sum, T* y, float* statistics, const T* x, const T* r
     UNROLL
     for (int j = 0; j < kRowRegVectors<T>; ++j) {
         const int column = row_column<T, kWarps>(j);
+        if (!is_inside<T, kWarps>(j, columns)) continue;
         float scale[kVector<T>];
         load_floats(scale, weight, column, columns, vectors);
         UNROLL
@@ -107,7 +111,7 @@ DEVICE void store_partial(NormBackwardStorage<kWarps, kIsLayer>& storage, float*
     if constexpr (kWarps > 1) {
         UNROLL
         for (int j = 0; j < kRowRegVectors<T>; ++j)
-            store_floats(partial, sums[j], row_column<T, kWarps>(j), columns, vectors);
+            if (is_inside<T, kWarps>(j, columns)) store_floats(partial, sums[j], row_column<T, kWarps>(j), columns, vectors);
     } else {
         using Group = RowGroup<1>;
         const int team = int(threadIdx.x) / Group::kThreads;
@@ -153,9 +157,9 @@ DEVICE void norm_backward(T* dx, float* partials, const T* __restrict__ dy, cons
     RowRegs<T> scale, dweight, dbias;
     UNROLL
     for (int j = 0; j < kRowRegVectors<T>; ++j) {
-        load_floats(scale[j], weight, row_column<T, kWarps>(j), columns, vectors);
         UNROLL
-        for (int i = 0; i < kVector<T>; ++i) dweight[j][i] = dbias[j][i] = 0.0f;
+        for (int i = 0; i < kVector<T>; ++i) scale[j][i] = dweight[j][i] = dbias[j][i] = 0.0f;
+        if (is_inside<T, kWarps>(j, columns)) load_floats(scale[j], weight, row_column<T, kWarps>(j), columns, vectors);
     }
     int turn = 0;
     const int64_t step = int64_t(gridDim.x) * Group::kGroups;
@@ -168,6 +172,7 @@ DEVICE void norm_backward(T* dx, float* partials, const T* __restrict__ dy, cons
         float sums[kIsLayer ? 2 : 1] = {};  // of g·h, and of g
         UNROLL
         for (int j = 0; j < kRowRegVectors<T>; ++j) {
+            if (!is_inside<T, kWarps>(j, columns)) continue;
             UNROLL
             for (int i = 0; i < kVector<T>; ++i) {
                 h[j][i] = (h[j][i] - mean) * rstd;
@@ -187,6 +192,7 @@ DEVICE void norm_backward(T* dx, float* partials, const T* __restrict__ dy, cons
         UNROLL
         for (int j = 0; j < kRowRegVectors<T>; ++j) {
             const int column = row_column<T, kWarps>(j);
+            if (!is_inside<T, kWarps>(j, columns)) continue;
             UNROLL
             for (int i = 0; i < kVector<T>; ++i) g[j][i] = rstd * (g[j][i] - mean_g - h[j][i] * mean_gh);
             if (addend != nullptr) {

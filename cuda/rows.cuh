@@ -39,6 +39,13 @@ DEVICE int row_column(int vector) {
     return (vector * kThreads + int(threadIdx.x) % kThreads) * kVector<T>;
 }
 
+// Whether a thread's vector lies in a row of `columns` elements at all. Work on vectors is skipped where it does not: a row of
+// 1024 leaves half of a usual group's vectors empty, and one of 768 a whole warp of the rest.
+template <class T, int kWarps>
+DEVICE bool is_inside(int vector, int columns) {
+    return row_column<T, kWarps>(vector) < columns;
+}
+
 // Whether rows of `columns` elements can be accessed in whole vectors.
 template <class T>
 DEVICE bool has_whole_vectors(int columns) {
@@ -50,14 +57,19 @@ template <int kWarps, class T>
 DEVICE void load_row(RowRegs<T>& regs, const T* row, int columns) {
     const bool vectors = has_whole_vectors<T>(columns);
     UNROLL
-    for (int j = 0; j < kRowRegVectors<T>; ++j) load_columns(regs[j], row, row_column<T, kWarps>(j), columns, vectors);
+    for (int j = 0; j < kRowRegVectors<T>; ++j) {
+        UNROLL
+        for (int i = 0; i < kVector<T>; ++i) regs[j][i] = 0.0f;
+        if (is_inside<T, kWarps>(j, columns)) load_columns(regs[j], row, row_column<T, kWarps>(j), columns, vectors);
+    }
 }
 
 template <int kWarps, class T>
 DEVICE void store_row(T* row, const RowRegs<T>& regs, int columns) {
     const bool vectors = has_whole_vectors<T>(columns);
     UNROLL
-    for (int j = 0; j < kRowRegVectors<T>; ++j) store_columns(row, regs[j], row_column<T, kWarps>(j), columns, vectors);
+    for (int j = 0; j < kRowRegVectors<T>; ++j)
+        if (is_inside<T, kWarps>(j, columns)) store_columns(row, regs[j], row_column<T, kWarps>(j), columns, vectors);
 }
 
 // Each of `values` becomes its sum over the group, for every thread of it; `partial` as block_sum wants it.
