@@ -31,10 +31,11 @@ struct RunningSoftmax {
     float largest[kRowFragments][2], sum[kRowFragments][2];
 };
 
-// Replaces scores by their exponentials against the largest so far, and brings sum and output to that.
-template <int kRowFragments, int kColumnFragments, int kDimFragments>
+// Replaces scores by their exponentials against the largest so far, and brings sum and output to that. Of columns in no group
+// (products.cuh) nobody asks for the exponentials.
+template <bool kWhole, int kRowFragments, int kColumnFragments, int kDimFragments>
 DEVICE void softmax_step(RunningSoftmax<kRowFragments>& softmax, float (&scores)[kRowFragments][kColumnFragments][4],
-                         float (&output)[kRowFragments][kDimFragments][4], float scale_log2) {
+                         float (&output)[kRowFragments][kDimFragments][4], float scale_log2, uint32_t groups) {
     UNROLL
     for (int r = 0; r < kRowFragments; ++r) {
         UNROLL
@@ -53,6 +54,7 @@ DEVICE void softmax_step(RunningSoftmax<kRowFragments>& softmax, float (&scores)
             float sum = softmax.sum[r][half] * factor;
             UNROLL
             for (int j = 0; j < kColumnFragments; ++j) {
+                if (!kWhole && !(groups >> j / 2 & 1)) continue;
                 UNROLL
                 for (int i = 2 * half; i < 2 * half + 2; ++i) {
                     scores[r][j][i] = exp2_approximate(fmaf(scores[r][j][i], scale_log2, -shift));
@@ -141,7 +143,15 @@ DEVICE void attention_forward(T* o, float* log_sum_exp, const T* query, const T*
         if (tile < limit) load_tile_async<kThreads>(shared.key, keys, tile, 0, thread);
         cp_async_commit();
 
-        if (groups) softmax_step(softmax, scores, output, scale * kLog2E);
+        if constexpr (kDim <= 64) {
+            if (whole)
+                softmax_step<true>(softmax, scores, output, scale * kLog2E, groups);
+            else if (groups)
+                softmax_step<false>(softmax, scores, output, scale * kLog2E, groups);
+        } else if (groups) {
+            // One text for both: of wider heads the registers are full.
+            softmax_step<true>(softmax, scores, output, scale * kLog2E, groups);
+        }
         if (whole)
             multiply_along_columns<true, T>(output, scores, shared.value, groups);
         else if (groups)
