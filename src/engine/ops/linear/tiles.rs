@@ -6,11 +6,25 @@ use crate::launch::{Argument, KernelEntry, Sizes, blocks};
 use crate::tensor::DType;
 use keel_base::error::{Error, Result};
 
-/// Blocks that share a multiprocessor, where a sum is split to fill them.
+/// Blocks that a multiprocessor works on at the least where a sum can be split so far: with one alone nothing is computed
+/// while it waits.
 const BLOCKS_EACH: usize = 2;
+
+/// Cycles that a step of a large tile takes a multiprocessor: 2·128²·32 operations of bf16 at the 0.62 of Hopper's 4096 a cycle
+/// that `mma.sync` reaches. The six products of an f32 step have half its depth.
+const STEP_CYCLES: f64 = 413.0;
+
+/// Bytes that the chip's memory moves in a cycle: 3.35 TB/s at 1.83 GHz.
+const BYTES_A_CYCLE: f64 = 1830.0;
+
+/// How much longer than the best number of splits a smaller one may take: parts of a sum need memory of their own.
+const SLOWER: f64 = 1.05;
 
 /// The fewest steps of a split: below that, writing and adding the parts costs more than it saves.
 const FEWEST_STEPS: usize = 4;
+
+/// The most splits that are looked at beyond those that fill the multiprocessors.
+const MOST_SPLITS: usize = 2 * MULTIPROCESSORS;
 
 /// Places by which the sizes of a product stay below 2³¹: kernels count up to a tile past the end.
 const MARGIN: usize = 1024;
@@ -45,12 +59,15 @@ impl Tiling {
     /// A product whose sum may be split, where there are fewer tiles than places for blocks.
     pub fn split([rows, columns, inner]: [usize; 3], dtype: DType) -> Tiling {
         let of = |tile| {
-            let whole = Tiling::new([rows, columns, inner], dtype, tile, 1);
-            // The number of multiprocessors is a constant, not the chip's: where a sum is split decides its bits, and
-            // those must not depend on the chip.
-            let places = MULTIPROCESSORS * BLOCKS_EACH / (whole.down * whole.across).max(1);
-            let splits = places.clamp(1, (whole.steps / FEWEST_STEPS).max(1));
-            Tiling::new([rows, columns, inner], dtype, tile, splits)
+            let product = [rows, columns, inner];
+            let whole = Tiling::new(product, dtype, tile, 1);
+            let tiles = (whole.down * whole.across).max(1);
+            let most = (whole.steps / FEWEST_STEPS).clamp(1, MOST_SPLITS);
+            let fewest = (BLOCKS_EACH * MULTIPROCESSORS / tiles).clamp(1, most);
+            let cycles = |splits| Tiling::new(product, dtype, tile, splits).cycles(product, dtype, tile);
+            let best = (fewest..=most).map(cycles).fold(f64::INFINITY, f64::min);
+            let splits = (fewest..=most).find(|splits| cycles(*splits) <= SLOWER * best);
+            Tiling::new(product, dtype, tile, splits.unwrap_or(fewest))
         };
         let large = of(LARGE_TILE);
         if large.down * large.across * large.splits >= MULTIPROCESSORS {
@@ -72,6 +89,19 @@ impl Tiling {
             splits: all_steps.div_ceil(steps).max(1),
             steps,
         }
+    }
+
+    /// Cycles that a chip takes: the blocks that its fullest multiprocessor gets, one after the other, and the parts of the sums
+    /// on their way through memory. The number of multiprocessors is a constant, not the chip's: where a sum is split decides
+    /// its bits, and those must not depend on the chip.
+    fn cycles(&self, [rows, columns, _]: [usize; 3], dtype: DType, tile: usize) -> f64 {
+        let blocks = self.down * self.across * self.splits;
+        let area = (tile * tile) as f64 / (LARGE_TILE * LARGE_TILE) as f64;
+        let products = if dtype == DType::Bf16 { 1.0 } else { 3.0 };
+        let steps = (blocks.div_ceil(MULTIPROCESSORS) * self.steps) as f64;
+        let parts = if self.splits > 1 { 2 * self.splits } else { 0 };
+        let bytes = (parts * rows * columns * DType::F32.size()) as f64;
+        steps * STEP_CYCLES * area * products + bytes / BYTES_A_CYCLE
     }
 
     /// The kernel of this size for operands of `dtype`.
