@@ -92,7 +92,7 @@ fn written(parameter: &Parameter) -> String {
     }
 }
 
-/// Kernels whose names differ in the storage type alone, and those that differ in `_small`, in `_narrow` and `_wide`, or in
+/// Kernels whose names differ in the storage type alone, and those that differ in `_small`, in `_narrow` to `_wide`, or in
 /// `_d<number>` besides.
 fn families(text: &mut String, kernels: &[&Kernel]) {
     let mut members: BTreeMap<&str, Vec<(&str, &Kernel)>> = BTreeMap::new();
@@ -155,7 +155,7 @@ fn families(text: &mut String, kernels: &[&Kernel]) {
             push(
                 text,
                 &format!(
-                    "pub const {name}_WIDTHS: Widths = Widths {{ narrow: {name}_NARROW, usual: {name}, wide: {name}_WIDE }};"
+                    "pub const {name}_WIDTHS: Widths = Widths {{ narrow: {name}_NARROW, middle: {name}_MIDDLE, usual: {name}, broad: {name}_BROAD, wide: {name}_WIDE }};"
                 ),
             );
         }

@@ -1,4 +1,5 @@
-// Rows divided by their length, and the gradient. Widths as in norm.cu: `_narrow` a warp a row, plain four, `_wide` sixteen.
+// Rows divided by their length, and the gradient. Widths as in norm.cu: `_narrow` a warp a row, `_middle` two, plain four,
+// `_broad` eight, `_wide` sixteen.
 #include "rows.cuh"
 
 template <int kWarps>
@@ -6,10 +7,11 @@ struct L2Storage {
     float squares[1][kWarps], largest[kWarps], scaled[1][kWarps];
 };
 
-// l2_normalize_forward<|_narrow|_wide>_<f32|bf16>: y = x / max(|x|, eps).
+// l2_normalize_forward<|_narrow|_middle|_broad|_wide>_<f32|bf16>: y = x / max(|x|, eps).
 // Math     : n = sqrt(sum x^2), y = x / max(n, eps)
 // Tensors  : y, x elem [N,C], y may be x | norms f32 [N] or null                                      alignment: 16 B
-// Grid     : N blocks, narrow ceil(N / 4)       Block: 128 threads = one row, narrow 4 rows; wide 512 threads
+// Grid     : N blocks, narrow ceil(N / 4)
+// Block    : 128 threads = one row, narrow 4 rows; middle 64 threads, broad 256, wide 512
 // Smem     : 48 B, narrow 12 B, wide 192 B      Registers: the row, 16 a thread; <= 64, no spills
 // Work     : 3·N·C flop; reads N·C·e, writes N·C·e + 4·N B                                            bound: memory
 // Accuracy : sums in f32; rows whose squares leave the range of f32 are measured in units of their largest element
@@ -72,7 +74,7 @@ struct L2BackwardStorage {
     float along[1][kWarps];
 };
 
-// l2_normalize_backward<|_narrow|_wide>_<f32|bf16>: dx of a row divided by its length.
+// l2_normalize_backward<|_narrow|_middle|_broad|_wide>_<f32|bf16>: dx of a row divided by its length.
 // Math     : dx = (dy - y <y, dy>) / n where n > eps, else dy / eps
 // Tensors  : dx, y, dy elem [N,C], dx may be dy | norms f32 [N]                                       alignment: 16 B
 // Grid     : as forward                         Block: as forward
@@ -122,7 +124,9 @@ DEVICE void l2_normalize_backward(T* dx, const T* y, const float* norms, const T
     KERNEL(l2_normalize_backward##width##_##dtype, RowGroup<warps>::kBlockThreads, L2BackwardStorage<warps>)
 #define L2_WIDTHS(T, dtype)                     \
     L2_KERNELS(_narrow, kNarrowWarps, T, dtype) \
+    L2_KERNELS(_middle, kMiddleWarps, T, dtype) \
     L2_KERNELS(, kUsualWarps, T, dtype)         \
+    L2_KERNELS(_broad, kBroadWarps, T, dtype)   \
     L2_KERNELS(_wide, kWideWarps, T, dtype)
 L2_WIDTHS(float, f32)
 L2_WIDTHS(bf16, bf16)

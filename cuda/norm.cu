@@ -1,22 +1,60 @@
-// LayerNorm and RMSNorm, with or without a residual added before, and their gradients. Every kernel comes in three widths:
-// `_narrow` gives a row to one warp (C <= 512), the plain one to four (C <= 2048), `_wide` to sixteen (C <= 8192).
+// LayerNorm and RMSNorm, with or without a residual added before, and their gradients. Every kernel comes in five widths:
+// `_narrow` gives a row to one warp (C <= 512), `_middle` to two (C <= 1024), the plain one to four (C <= 2048), `_broad` to
+// eight (C <= 4096), `_wide` to sixteen (C <= 8192).
 #include "partials.cuh"
 #include "rows.cuh"
 
 template <int kWarps>
 struct NormForwardStorage {
-    float mean[1][kWarps], variance[1][kWarps];
+    float partial[2][1][kWarps];  // in turn for one sum and the next
 };
 
-// <layer|rms>_norm_forward<|_narrow|_wide>_<f32|bf16>: normalises every row and keeps its statistics.
+// Adds a row to one in registers, rounded as it will be stored.
+template <class T, int kWarps>
+DEVICE void add_residual(RowRegs<T>& regs, const T* residual, int columns) {
+    RowRegs<T> addend;
+    load_row<kWarps>(addend, residual, columns);
+    UNROLL
+    for (int j = 0; j < kRowRegVectors<T>; ++j) {
+        if (!is_inside<T, kWarps>(j, columns)) continue;
+        UNROLL
+        for (int i = 0; i < kVector<T>; ++i) regs[j][i] = to_float(from_float<T>(regs[j][i] + addend[j][i]));
+    }
+}
+
+// A thread's part of the sum of squared distances from `mean`.
+template <class T, int kWarps>
+DEVICE float squares_around(const RowRegs<T>& regs, float mean, int columns) {
+    const bool vectors = has_whole_vectors<T>(columns);
+    float squares = 0.0f;
+    UNROLL
+    for (int j = 0; j < kRowRegVectors<T>; ++j) {
+        if (!is_inside<T, kWarps>(j, columns)) continue;
+        // Past the end a row holds zeros, which lie `mean` away from the mean; whole vectors need not ask for each element.
+        const int inside = columns - row_column<T, kWarps>(j);
+        if (vectors) {
+            UNROLL
+            for (int i = 0; i < kVector<T>; ++i) squares += (regs[j][i] - mean) * (regs[j][i] - mean);
+        } else {
+            UNROLL
+            for (int i = 0; i < kVector<T>; ++i)
+                if (i < inside) squares += (regs[j][i] - mean) * (regs[j][i] - mean);
+        }
+    }
+    return squares;
+}
+
+// <layer|rms>_norm_forward<|_narrow|_middle|_broad|_wide>_<f32|bf16>: normalises every row and keeps its statistics.
 // Math     : s = x + residual; y = (s - mean(s)) * rstd * weight + bias        rstd = 1/sqrt(var + eps), var biased
 //            RMSNorm: mean = 0, no bias
 // Tensors  : x, residual, sum, y elem [N,C] | weight, bias f32 [C] | statistics f32 [N,2] = (mean, rstd)
 //            residual and sum null without a residual; sum may be x or residual, y may be x       alignment: 16 B
-// Grid     : N blocks, narrow ceil(N / 4)       Block: 128 threads = one row, narrow 4 rows; wide 512 threads
-// Smem     : 32 B, narrow 8 B, wide 128 B       Registers: the row, 16 a thread; <= 64, no spills
-// Work     : 8·N·C flop; reads (N·C + 2·C)·e B, writes N·C·e + 8·N B; with a residual N·C·e B more either way
-//            bound: memory
+// Grid     : ceil(N / 8) blocks that take rows in turn, up to N where those would not fill a chip; narrow a fourth of that
+// Block    : 128 threads = one row, narrow 4 rows; middle 64 threads, broad 256, wide 512
+// Smem     : 32 B, narrow 8 B, wide 128 B       Registers: row, weight and bias, 48 a thread; <= 96, no spills
+// Work     : 8·N·C flop; reads N·C·e + 8·blocks·C B, writes N·C·e + 8·N B; with a residual N·C·e B more either way
+//            bound: memory. Weight and bias stay in registers from row to row: read for every row, they would be twice the
+//            bytes of the row itself in bf16, and the second-level cache would bind
 // Accuracy : sums in f32, variance in two passes over the registers; y is made from the sum as it is stored, so that
 //            backward differentiates what was computed
 // Ragged   : any N; C that is not a multiple of 16 bytes goes element by element
@@ -27,69 +65,53 @@ DEVICE void norm_forward(T* sum, T* y, float* statistics, const T* x, const T* r
                          const float* __restrict__ bias, float epsilon, int64_t rows, int columns) {
     using Group = RowGroup<kWarps>;
     SHARED_STORAGE(NormForwardStorage<kWarps>, storage);
-    const int64_t row = int64_t(blockIdx.x) * Group::kGroups + int(threadIdx.x) / Group::kThreads;
-    if (row >= rows) return;  // a whole group, which owes no other a barrier
-    const int64_t start = row * columns;
-    RowRegs<T> regs;
-    load_row<kWarps>(regs, x + start, columns);
-    if (residual != nullptr) {
-        RowRegs<T> addend;
-        load_row<kWarps>(addend, residual + start, columns);
-        UNROLL
-        for (int j = 0; j < kRowRegVectors<T>; ++j) {
-            if (!is_inside<T, kWarps>(j, columns)) continue;
-            UNROLL
-            for (int i = 0; i < kVector<T>; ++i) regs[j][i] = to_float(from_float<T>(regs[j][i] + addend[j][i]));
-        }
-        store_row<kWarps>(sum + start, regs, columns);
-    }
-
-    float mean = 0.0f;
-    if constexpr (kIsLayer) {
-        float total[1] = {0.0f};
-        UNROLL
-        for (int j = 0; j < kRowRegVectors<T>; ++j) {
-            if (!is_inside<T, kWarps>(j, columns)) continue;
-            UNROLL
-            for (int i = 0; i < kVector<T>; ++i) total[0] += regs[j][i];
-        }
-        group_sum<kWarps>(total, storage.mean);
-        mean = total[0] / float(columns);
-    }
-    float squares[1] = {0.0f};
-    UNROLL
-    for (int j = 0; j < kRowRegVectors<T>; ++j) {
-        if (!is_inside<T, kWarps>(j, columns)) continue;
-        UNROLL
-        for (int i = 0; i < kVector<T>; ++i) {
-            // Past the end a row holds zeros, which lie `mean` away from the mean.
-            const float deviation = row_column<T, kWarps>(j) + i < columns ? regs[j][i] - mean : 0.0f;
-            squares[0] += deviation * deviation;
-        }
-    }
-    group_sum<kWarps>(squares, storage.variance);
-    const float rstd = 1.0f / sqrtf(squares[0] / float(columns) + epsilon);
-    if (int(threadIdx.x) % Group::kThreads == 0) {
-        statistics[2 * row] = mean;
-        statistics[2 * row + 1] = rstd;
-    }
-
     const bool vectors = has_whole_vectors<T>(columns);
-    UNROLL
-    for (int j = 0; j < kRowRegVectors<T>; ++j) {
-        const int column = row_column<T, kWarps>(j);
-        if (!is_inside<T, kWarps>(j, columns)) continue;
-        float scale[kVector<T>];
-        load_floats(scale, weight, column, columns, vectors);
-        UNROLL
-        for (int i = 0; i < kVector<T>; ++i) regs[j][i] = (regs[j][i] - mean) * rstd * scale[i];
-        if constexpr (kIsLayer) {
-            float shift[kVector<T>];
-            load_floats(shift, bias, column, columns, vectors);
-            UNROLL
-            for (int i = 0; i < kVector<T>; ++i) regs[j][i] += shift[i];
+    RowRegs<T> scale, shift;
+    load_row_floats<T, kWarps>(scale, weight, columns);
+    if constexpr (kIsLayer) load_row_floats<T, kWarps>(shift, bias, columns);
+    int turn = 0;
+    const int64_t step = int64_t(gridDim.x) * Group::kGroups;
+    for (int64_t row = int64_t(blockIdx.x) * Group::kGroups + int(threadIdx.x) / Group::kThreads; row < rows; row += step) {
+        const int64_t start = row * columns;
+        RowRegs<T> regs;
+        load_row<kWarps>(regs, x + start, columns);
+        if (residual != nullptr) {
+            add_residual<T, kWarps>(regs, residual + start, columns);
+            store_row<kWarps>(sum + start, regs, columns);
         }
-        store_columns(y + start, regs[j], column, columns, vectors);
+        // Two arrays in turn, for a row's two sums or for RMSNorm's one and the next row's: who is ahead writes the one while
+        // others still read the other.
+        float mean = 0.0f;
+        if constexpr (kIsLayer) {
+            float total[1] = {0.0f};
+            UNROLL
+            for (int j = 0; j < kRowRegVectors<T>; ++j) {
+                if (!is_inside<T, kWarps>(j, columns)) continue;
+                UNROLL
+                for (int i = 0; i < kVector<T>; ++i) total[0] += regs[j][i];
+            }
+            group_sum<kWarps>(total, storage.partial[turn]);
+            turn ^= 1;
+            mean = total[0] / float(columns);
+        }
+        float squares[1] = {squares_around<T, kWarps>(regs, mean, columns)};
+        group_sum<kWarps>(squares, storage.partial[PLANTED_BUG("norm: the same partial sums for every sum") ? 0 : turn]);
+        turn ^= 1;
+        const float rstd = 1.0f / sqrtf(squares[0] / float(columns) + epsilon);
+        if (int(threadIdx.x) % Group::kThreads == 0) {
+            statistics[2 * row] = mean;
+            statistics[2 * row + 1] = rstd;
+        }
+        UNROLL
+        for (int j = 0; j < kRowRegVectors<T>; ++j) {
+            if (!is_inside<T, kWarps>(j, columns)) continue;
+            UNROLL
+            for (int i = 0; i < kVector<T>; ++i) {
+                regs[j][i] = (regs[j][i] - mean) * rstd * scale[j][i];
+                if constexpr (kIsLayer) regs[j][i] += shift[j][i];
+            }
+            store_columns(y + start, regs[j], row_column<T, kWarps>(j), columns, vectors);
+        }
     }
 }
 
@@ -133,13 +155,13 @@ DEVICE void store_partial(NormBackwardStorage<kWarps, kIsLayer>& storage, float*
     }
 }
 
-// <layer|rms>_norm_backward<|_narrow|_wide>_<f32|bf16>: dx, and each block's part of dweight and dbias.
+// <layer|rms>_norm_backward<|_narrow|_middle|_broad|_wide>_<f32|bf16>: dx, and each block's part of dweight and dbias.
 // Math     : h = (x - mean) * rstd, g = dy * weight; dx = rstd * (g - mean(g) - h * mean(g*h)) + addend
 //            dweight = sum over rows of dy * h, dbias = sum over rows of dy; RMSNorm: without mean(g) and dbias
 // Tensors  : dx, dy, x, addend elem [N,C], addend null or dx where nothing else is added to | weight f32 [C] |
 //            statistics f32 [N,2] | partials f32 [blocks, 2 or 1, C], null where no parameter is owed   alignment: 16 B
-// Grid     : persistent: at most 528 blocks (wide 132) that take rows in turn, by shape alone
-// Block    : 128 threads = one row at a time, narrow 4 rows; wide 512 threads
+// Grid     : persistent: at most 528 blocks (middle 1056, broad 264, wide 132) that take rows in turn, by shape alone
+// Block    : as forward
 // Smem     : 64 B, narrow 8 KiB, wide 256 B     Registers: x, dy, weight and two sums, 80 a thread; <= 128, no spills
 // Work     : 14·N·C flop; reads 2·N·C·e, writes N·C·e B, and 8·blocks·C B of partial sums              bound: memory
 // Accuracy : sums in f32, of at most ceil(N / blocks) rows at a time
@@ -155,11 +177,11 @@ DEVICE void norm_backward(T* dx, float* partials, const T* __restrict__ dy, cons
     SHARED_STORAGE(Storage, storage);
     const bool vectors = has_whole_vectors<T>(columns);
     RowRegs<T> scale, dweight, dbias;
+    load_row_floats<T, kWarps>(scale, weight, columns);
     UNROLL
     for (int j = 0; j < kRowRegVectors<T>; ++j) {
         UNROLL
-        for (int i = 0; i < kVector<T>; ++i) scale[j][i] = dweight[j][i] = dbias[j][i] = 0.0f;
-        if (is_inside<T, kWarps>(j, columns)) load_floats(scale[j], weight, row_column<T, kWarps>(j), columns, vectors);
+        for (int i = 0; i < kVector<T>; ++i) dweight[j][i] = dbias[j][i] = 0.0f;
     }
     int turn = 0;
     const int64_t step = int64_t(gridDim.x) * Group::kGroups;
@@ -225,7 +247,9 @@ DEVICE void norm_backward(T* dx, float* partials, const T* __restrict__ dy, cons
     KERNEL(norm##_backward##width##_##dtype, RowGroup<warps>::kBlockThreads, NormBackwardStorage<warps, is_layer>)
 #define NORM_WIDTHS(norm, is_layer, T, dtype)                      \
     NORM_KERNELS(norm, is_layer, _narrow, kNarrowWarps, T, dtype)  \
+    NORM_KERNELS(norm, is_layer, _middle, kMiddleWarps, T, dtype)  \
     NORM_KERNELS(norm, is_layer, , kUsualWarps, T, dtype)          \
+    NORM_KERNELS(norm, is_layer, _broad, kBroadWarps, T, dtype)    \
     NORM_KERNELS(norm, is_layer, _wide, kWideWarps, T, dtype)
 
 NORM_WIDTHS(layer_norm, true, float, f32)

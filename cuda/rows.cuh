@@ -1,6 +1,6 @@
 // Rows held in registers: a group of kWarps warps takes one row, 16 elements a thread, so that a row is read once however
-// often its sums are needed. One warp holds 512 columns, 4 warps 2048, 16 warps 8192; the host chooses
-// (src/engine/ops/rows.rs). Thread t of a group holds the 16-byte vectors t, t + threads, t + 2·threads, ... of its row.
+// often its sums are needed. One warp holds 512 columns, 2 warps 1024, 4 warps 2048, 8 warps 4096, 16 warps 8192; the host
+// takes the fewest (src/engine/ops/rows.rs), because what a warp does for a sum it does for few columns as for many. Thread t of a group holds the 16-byte vectors t, t + threads, t + 2·threads, ... of its row.
 #pragma once
 #include "elem.cuh"
 #include "reduce.cuh"
@@ -9,21 +9,23 @@
 constexpr int kRowRegElements = 16;
 
 // The widths in use: warps of a group, and the columns they hold.
-constexpr int kNarrowWarps = 1, kUsualWarps = 4, kWideWarps = 16;
+constexpr int kNarrowWarps = 1, kMiddleWarps = 2, kUsualWarps = 4, kBroadWarps = 8, kWideWarps = 16;
 HOST_CONSTANT int kNarrowColumns = kNarrowWarps * kWarpLanes * kRowRegElements;
+HOST_CONSTANT int kMiddleColumns = kMiddleWarps * kWarpLanes * kRowRegElements;
 HOST_CONSTANT int kUsualColumns = kUsualWarps * kWarpLanes * kRowRegElements;
+HOST_CONSTANT int kBroadColumns = kBroadWarps * kWarpLanes * kRowRegElements;
 HOST_CONSTANT int kWideColumns = kWideWarps * kWarpLanes * kRowRegElements;
-// Rows that a block takes at a time: a narrow group shares its block with others, as no block has fewer warps than a usual one.
+// Rows that a block takes at a time: narrow groups share a block of the usual size, as a multiprocessor has room for no more
+// than 32 blocks. Blocks of two warps fill it even so, and a block of one group needs no barrier narrower than its own.
 HOST_CONSTANT int kNarrowTeams = kUsualWarps / kNarrowWarps;
-// Blocks that a multiprocessor holds of the usual size and of the wide one, in kernels whose blocks take rows in turn.
-HOST_CONSTANT int kUsualResident = 4, kWideResident = 1;
+// Blocks that a multiprocessor holds of each size, in kernels whose blocks take rows in turn.
+HOST_CONSTANT int kMiddleResident = 8, kUsualResident = 4, kBroadResident = 2, kWideResident = 1;
 
 // How a block of threads is divided among rows.
 template <int kWarps>
 struct RowGroup {
     static constexpr int kThreads = kWarps * kWarpLanes;
-    // Never less than four warps a block: a chip has room for few blocks.
-    static constexpr int kBlockThreads = kThreads < kUsualWarps * kWarpLanes ? kUsualWarps * kWarpLanes : kThreads;
+    static constexpr int kBlockThreads = kWarps == kNarrowWarps ? kNarrowTeams * kThreads : kThreads;
     static constexpr int kGroups = kBlockThreads / kThreads;
     static constexpr int kColumns = kThreads * kRowRegElements;
 };
@@ -40,7 +42,7 @@ DEVICE int row_column(int vector) {
 }
 
 // Whether a thread's vector lies in a row of `columns` elements at all. Work on vectors is skipped where it does not: a row of
-// 1024 leaves half of a usual group's vectors empty, and one of 768 a whole warp of the rest.
+// 768 leaves half of the second vectors of a group of two warps empty, which is one whole warp's.
 template <class T, int kWarps>
 DEVICE bool is_inside(int vector, int columns) {
     return row_column<T, kWarps>(vector) < columns;
@@ -61,6 +63,18 @@ DEVICE void load_row(RowRegs<T>& regs, const T* row, int columns) {
         UNROLL
         for (int i = 0; i < kVector<T>; ++i) regs[j][i] = 0.0f;
         if (is_inside<T, kWarps>(j, columns)) load_columns(regs[j], row, row_column<T, kWarps>(j), columns, vectors);
+    }
+}
+
+// This thread's part of `columns` f32 that belong to the columns of rows of T; zeros past the end.
+template <class T, int kWarps>
+DEVICE void load_row_floats(RowRegs<T>& regs, const float* from, int columns) {
+    const bool vectors = has_whole_vectors<T>(columns);
+    UNROLL
+    for (int j = 0; j < kRowRegVectors<T>; ++j) {
+        UNROLL
+        for (int i = 0; i < kVector<T>; ++i) regs[j][i] = 0.0f;
+        if (is_inside<T, kWarps>(j, columns)) load_floats(regs[j], from, row_column<T, kWarps>(j), columns, vectors);
     }
 }
 

@@ -233,7 +233,7 @@ const TRIALS: &[Trial] = &[
         program: |t| coverage::norms(t, 520),
         precision: DType::F32,
         stem: "norm",
-        kernel: "layer_norm_forward_f32",
+        kernel: "layer_norm_forward_middle_f32",
         changes: ROWS,
     },
     Trial {

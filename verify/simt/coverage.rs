@@ -138,8 +138,10 @@ pub const PROGRAMS: &[(&str, Record)] = &[
         ops::linear_activation(t.0, x, w, None, Activation::GeluErf)
     }),
     ("norms, narrow", |t| norms(t, 20)),
-    ("norms", |t| norms(t, 520)),
-    ("norms, wide", |t| norms(t, 2056)),
+    ("norms, middle", |t| norms(t, 520)),
+    ("norms", |t| norms(t, 1032)),
+    ("norms, broad", |t| norms(t, 2056)),
+    ("norms, wide", |t| norms(t, 4104)),
     ("layer_scale", |t| {
         let (x, w, gamma, residual) = (t.x([5, 20]), t.x([7, 20]), t.x([7]), t.x([5, 7]));
         ops::linear_layer_scale(t.0, x, w, None, gamma, residual)

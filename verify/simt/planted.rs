@@ -302,6 +302,32 @@ fn kernels_may_write_in_the_place_of_what_they_read() {
 }
 
 #[test]
+fn a_norm_has_the_same_bits_however_many_rows_a_block_takes() {
+    let Some(emulator) = emulator() else { return };
+    for kernel in [
+        "layer_norm_forward_narrow_f32",
+        "layer_norm_forward_middle_f32",
+        "rms_norm_forward_narrow_f32",
+        "rms_norm_forward_middle_f32",
+        "rms_norm_forward_f32",
+    ] {
+        let mut one_each = layer_norm_forward(kernel, 11, 517);
+        if kernel.contains("narrow") {
+            one_each = layer_norm_forward(kernel, 11, 130);
+        }
+        if kernel.starts_with("rms") {
+            one_each.parts[6] = Part::Null;
+        }
+        let mut in_turn = one_each.clone();
+        in_turn.grid = [2, 1, 1];
+        let right = one_each.run(&emulator, &Options::default()).unwrap();
+        for options in Options::proof(5) {
+            assert_eq!(in_turn.run(&emulator, &options).unwrap(), right, "{kernel}");
+        }
+    }
+}
+
+#[test]
 fn bugs_planted_in_the_norms_are_caught() {
     let Some(emulator) = emulator() else { return };
     layer_norm_forward("layer_norm_forward_f32", 3, 600).must_catch(
@@ -310,6 +336,9 @@ fn bugs_planted_in_the_norms_are_caught() {
     );
     layer_norm_backward("layer_norm_backward_f32", 6, 600)
         .must_catch(&emulator, "norm: the same partial sums for every row");
+    let mut in_turn = layer_norm_forward("layer_norm_forward_middle_f32", 6, 600);
+    in_turn.grid = [2, 1, 1];
+    in_turn.must_catch(&emulator, "norm: the same partial sums for every sum");
     for bug in [
         "norm: no barrier before the teams' sums are added",
         "norm: no barrier before the sums are written again",

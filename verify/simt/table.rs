@@ -35,6 +35,10 @@ fn constants_families_and_sizes_name_their_kernels() {
         of(kernels::LAYER_NORM_FORWARD_WIDTHS.wide, DType::F32).unwrap(),
         "layer_norm_forward_wide_f32"
     );
+    assert_eq!(
+        of(kernels::LAYER_NORM_FORWARD_WIDTHS.middle, DType::F32).unwrap(),
+        "layer_norm_forward_middle_f32"
+    );
     let dims: Vec<usize> = kernels::ATTENTION_FORWARD
         .iter()
         .map(|(dim, _)| *dim)

@@ -160,8 +160,12 @@ pub struct Sizes {
 pub struct Widths {
     /// Several rows a block, each held by one warp.
     pub narrow: Family,
+    /// A row a block of two warps.
+    pub middle: Family,
     /// A row a block of the usual size.
     pub usual: Family,
+    /// A row a block of twice that.
+    pub broad: Family,
     /// A row a block of the largest size.
     pub wide: Family,
 }

@@ -2,7 +2,8 @@
 
 use crate::launch::kernels::constants::kernel::MULTIPROCESSORS;
 use crate::launch::kernels::constants::rows::{
-    NARROW_COLUMNS, NARROW_TEAMS, USUAL_COLUMNS, USUAL_RESIDENT, WIDE_COLUMNS, WIDE_RESIDENT,
+    BROAD_COLUMNS, BROAD_RESIDENT, MIDDLE_COLUMNS, MIDDLE_RESIDENT, NARROW_COLUMNS, NARROW_TEAMS,
+    USUAL_COLUMNS, USUAL_RESIDENT, WIDE_COLUMNS, WIDE_RESIDENT,
 };
 use crate::launch::{KernelEntry, Widths, blocks};
 use crate::tensor::DType;
@@ -60,8 +61,12 @@ impl RowKernel {
     pub fn new(kernels: Widths, columns: usize, dtype: DType) -> Result<RowKernel> {
         let (family, rows, resident) = if columns <= NARROW_COLUMNS {
             (kernels.narrow, NARROW_TEAMS, USUAL_RESIDENT)
+        } else if columns <= MIDDLE_COLUMNS {
+            (kernels.middle, 1, MIDDLE_RESIDENT)
         } else if columns <= USUAL_COLUMNS {
             (kernels.usual, 1, USUAL_RESIDENT)
+        } else if columns <= BROAD_COLUMNS {
+            (kernels.broad, 1, BROAD_RESIDENT)
         } else if columns <= WIDE_COLUMNS {
             (kernels.wide, 1, WIDE_RESIDENT)
         } else {
@@ -83,6 +88,17 @@ impl RowKernel {
     /// [`Error::Kernel`] when they are more than a grid may have.
     pub fn blocks(&self, rows: usize) -> Result<u32> {
         blocks(self.entry, rows, self.rows)
+    }
+
+    /// Blocks that take `rows` rows in turn to read once what all rows share: up to eight rows a team, as many blocks as fill a
+    /// large chip at the least. A row's result does not depend on it.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when they are more than a grid may have.
+    pub fn sharing_blocks(&self, rows: usize) -> Result<u32> {
+        let teams = rows.div_ceil(self.rows);
+        let each = (teams / (MULTIPROCESSORS * self.resident)).clamp(1, 8);
+        blocks(self.entry, teams, each)
     }
 
     /// Blocks that take `rows` rows in turn, each with sums of its own: as many as fill a large chip, and fewer where a

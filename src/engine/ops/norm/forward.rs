@@ -192,7 +192,7 @@ impl Op for Norm {
             Argument::I64(rows as i64),
             index(kernel.entry, "the number of columns", columns)?,
         ];
-        let blocks = kernel.blocks(rows)?;
+        let blocks = kernel.sharing_blocks(rows)?;
         Ok(vec![Launch::new(kernel.entry, blocks, arguments)])
     }
 
