@@ -45,7 +45,8 @@ DEVICE void attention_delta(float* delta, const T* o, const T* d_output, int64_t
 // Math     : p = exp(s − lse)    dS = p ∘ (do vᵀ − δ)    dq = D^-1/2 dS k      with s as in attention.cu
 // Tensors  : d_query elem, in the layout of query; or partial f32 [B,Tq,H,D] where all batch rows share their queries (else
 //            null) | d_output elem [B,Tq,H,D] | log_sum_exp, delta f32 [B,H,Tq] | the rest as in attention.cu
-// Grid     : B·H·ceil(Tq / rows) blocks      Block: 128 threads = 4 warps of 16 queries; f32 of D > 96: 64 threads
+// Grid     : B·H·ceil(Tq / rows) blocks      Block: bf16 64 threads = 2 warps of 32 queries; f32 128 = 4 of 16,
+//            of D > 96 64
 // Smem     : sizeof(QueryGradientStorage) = (2 rows + 4 tile)·(D + 8)·e: bf16 55 KB for D 64, 70 KB for D 128; f32 at most
 //            80 KB (D 96): all below the 99 KB of the smallest sm_8x
 // Work     : 6·D flop a visible pair (s and dp anew, dq); reads q, do, lse, δ once, k and v once a block; writes dq
@@ -57,7 +58,7 @@ DEVICE void attention_delta(float* delta, const T* o, const T* d_output, int64_t
 // Order    : deterministic: keys in order within a block
 // Source   : Dao 2023 (FlashAttention-2), algorithm 2, with the loops the other way round for dq
 #define ATTENTION_BACKWARD_QUERY(T, kDim) \
-    extern "C" __global__ void __launch_bounds__(BackwardShape<ELEMENT_##T, kDim>::kThreads, 1) \
+    extern "C" __global__ void __launch_bounds__(BackwardShape<ELEMENT_##T, kDim>::kQueryThreads, 1) \
         attention_backward_query_d##kDim##_##T(ELEMENT_##T* d_query, float* partial, const ELEMENT_##T* query, \
                                                const ELEMENT_##T* key, const ELEMENT_##T* value, \
                                                const ELEMENT_##T* d_output, const float* log_sum_exp, const float* delta, \
@@ -65,7 +66,7 @@ DEVICE void attention_delta(float* delta, const T* o, const T* d_output, int64_t
         query_gradient<ELEMENT_##T, kDim>(d_query, partial, query, key, value, {d_output, log_sum_exp, delta}, scale, \
                                           GEOMETRY); \
     } \
-    KERNEL(attention_backward_query_d##kDim##_##T, (BackwardShape<ELEMENT_##T, kDim>::kThreads), \
+    KERNEL(attention_backward_query_d##kDim##_##T, (BackwardShape<ELEMENT_##T, kDim>::kQueryThreads), \
            QueryGradientStorage<ELEMENT_##T, kDim>)
 
 // attention_backward_key_value_d<32|64|96|128>_<f32|bf16>: the gradients of the keys and values.

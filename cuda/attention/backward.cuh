@@ -6,17 +6,23 @@
 // Rows of a block where it is not split, and into how many parts an f32 head of more than kUnsplitDim columns is.
 HOST_CONSTANT int kBackwardRows = 64, kBackwardSplit = 2, kUnsplitDim = 96;
 
-// How the work is cut: `kRows` rows belong to a block (queries in one kernel, keys in the other), 16 to a warp, and tiles of
-// `kTile` rows of the other side stream past them through two stages. Where the gradients of keys and values are too many for
-// the registers of a warp, kSplit warps share 16 keys: each computes all their scores and a part of the gradients' columns.
+// How the work is cut: `kRows` rows belong to a block (queries in one kernel, keys in the other), and tiles of `kTile` rows of the
+// other side stream past them through two stages. A warp of bf16 has two fragments of 16 rows, so that what it reads from
+// shared memory serves both: with one, those reads take longer than the products. f32, and the keys of wide heads, have
+// registers for one. Where the gradients of keys and values are too many for the registers of a warp even so, kSplit warps
+// share 16 keys: each computes all their scores and a part of the gradients' columns.
 template <class T, int kDim>
 struct BackwardShape {
     static constexpr int kSplit = sizeof(T) == 4 && kDim > kUnsplitDim ? kBackwardSplit : 1;
     static constexpr int kRows = kBackwardRows / kSplit;
-    static constexpr int kWarps = kRows / kFragmentRows, kThreads = kWarps * kWarpLanes;
-    static constexpr int kKeyValueThreads = kThreads * kSplit;
-    static constexpr int kTile = (kDim <= 64 ? 64 : 32) / (sizeof(T) == 4 ? 2 : 1);
-    static constexpr bool kHolds = sizeof(T) == 2 && kDim <= 64;
+    static constexpr int kQueryFragments = sizeof(T) == 2 ? 2 : 1, kKeyFragments = sizeof(T) == 2 && kDim <= 64 ? 2 : 1;
+    static constexpr int kQueryThreads = kRows / (kQueryFragments * kFragmentRows) * kWarpLanes;
+    static constexpr int kKeyValueThreads = kRows / (kKeyFragments * kFragmentRows) * kWarpLanes * kSplit;
+    static constexpr int kTile = sizeof(T) == 2 || kDim <= 64 ? 32 : 16;
+    // Columns of the block's own rows that stay in registers as left operands: of queries and of their output's gradients;
+    // of keys, as many as two kinds of gradients leave room for; of values none.
+    static constexpr int kQueryHeld = sizeof(T) == 2 && kDim <= 64 ? kDim : 0;
+    static constexpr int kKeyHeld = sizeof(T) == 2 && kDim <= 64 ? 16 : 0;
     // Whether tiles that everybody sees whole get code of their own, without branches and masks. In f32 there are one or two
     // groups to branch over, and a mask is little next to six products.
     static constexpr bool kSplitsWhole = sizeof(T) == 2;
@@ -57,19 +63,19 @@ DEVICE void query_gradient(T* d_query, float* partial, const T* query, const T* 
                            float scale, const Geometry& g) {
     using Shape = BackwardShape<T, kDim>;
     using Storage = QueryGradientStorage<T, kDim>;
-    constexpr int kThreads = Shape::kThreads, kTile = Shape::kTile;
+    constexpr int kThreads = Shape::kQueryThreads, kTile = Shape::kTile;
+    constexpr int kFragments = Shape::kQueryFragments, kWarpRows = kFragments * kFragmentRows;
     SHARED_STORAGE(Storage, shared);
-    const int thread = threadIdx.x, row = thread / kWarpLanes * kFragmentRows;  // the warp's first in the tile
+    const int thread = threadIdx.x, row = thread / kWarpLanes * kWarpRows;  // the warp's first in the tile
     const Place at = place(g.heads, (g.query_tokens + Shape::kRows - 1) / Shape::kRows);
     const int first = at.tile * Shape::kRows, last = min(first + Shape::kRows, g.query_tokens) - 1;
-    const int warp_first = first + row, warp_last = min(warp_first + kFragmentRows, g.query_tokens) - 1;
+    const int warp_first = first + row, warp_last = min(warp_first + kWarpRows, g.query_tokens) - 1;
     const bool works = warp_first < g.query_tokens;
     const int limit = g.limit(last), least_limit = g.limit(warp_first), warp_limit = works ? g.limit(warp_last) : 0;
-    const int64_t pitch = int64_t(g.heads) * g.dim;  // of rows like the output's
-    const int64_t output_head = int64_t(at.row) * g.query_tokens * pitch + int64_t(at.head) * g.dim;
     const int64_t key_head = g.key_head(at.row, at.head / g.group);
     const Matrix<T> queries = head_rows(query + g.query_head(at.row, at.head), g.query_pitch, g.query_tokens, g.dim);
-    const Matrix<T> d_outputs = head_rows(saved.d_output + output_head, pitch, g.query_tokens, g.dim);
+    const Matrix<T> d_outputs =
+        head_rows(saved.d_output + g.output_head(at.row, at.head), g.output_pitch(), g.query_tokens, g.dim);
     const Matrix<T> keys = head_rows(key + key_head, g.key_pitch, g.key_tokens, g.dim);
     const Matrix<T> values = head_rows(value + key_head, g.key_pitch, g.key_tokens, g.dim);
     const int32_t* segments = g.segments_of(at.row);
@@ -85,16 +91,19 @@ DEVICE void query_gradient(T* d_query, float* partial, const T* query, const T* 
         load_tile_async<kThreads>(shared.stage[stage].second, values, tile, 0, thread);
     };
 
-    float shift[2], delta[2];  // of this lane's two rows
+    float shift[kFragments][2], delta[kFragments][2];  // of this lane's two rows of each fragment
     UNROLL
-    for (int half = 0; half < 2; ++half) {
-        const int token = warp_first + accumulator_row(2 * half);
-        const int64_t statistics = g.statistics(at.row, at.head) + token;
-        shift[half] = token < g.query_tokens ? saved.log_sum_exp[statistics] * -kLog2E : 0.0f;
-        delta[half] = token < g.query_tokens ? saved.delta[statistics] : 0.0f;
+    for (int r = 0; r < kFragments; ++r) {
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            const int token = warp_first + r * kFragmentRows + accumulator_row(2 * half);
+            const int64_t statistics = g.statistics(at.row, at.head) + token;
+            shift[r][half] = token < g.query_tokens ? saved.log_sum_exp[statistics] * -kLog2E : 0.0f;
+            delta[r][half] = token < g.query_tokens ? saved.delta[statistics] : 0.0f;
+        }
     }
-    float gradient[1][kDim / kFragmentColumns][4] = {};
-    LeftRows<T, kDim, 1, Shape::kHolds, decltype(shared.query)> left(shared.query, row), d_left(shared.d_output, row);
+    float gradient[kFragments][kDim / kFragmentColumns][4] = {};
+    LeftRows<T, kFragments, Shape::kQueryHeld, decltype(shared.query)> left(shared.query, row), d_left(shared.d_output, row);
 
     int tile = visible(0);
     if (tile < limit) {
@@ -121,7 +130,7 @@ DEVICE void query_gradient(T* d_query, float* partial, const T* query, const T* 
         const uint32_t groups = seen > 0 ? (1u << (seen + 15) / 16) - 1 : 0;
         const auto& key_tile = shared.stage[stage].first;
         const auto& value_tile = shared.stage[stage].second;
-        float p[1][kTile / kFragmentColumns][4] = {}, dp[1][kTile / kFragmentColumns][4] = {};
+        float p[kFragments][kTile / kFragmentColumns][4] = {}, dp[kFragments][kTile / kFragmentColumns][4] = {};
         if (whole) {
             multiply_along_dim<true, kDim, T>(p, left, key_tile, groups);
             multiply_along_dim<true, kDim, T>(dp, d_left, value_tile, groups);
@@ -133,10 +142,14 @@ DEVICE void query_gradient(T* d_query, float* partial, const T* query, const T* 
         // e^x as 2^(x·log2 e): the chip's own instruction is exp2, and the factor joins the scale in one multiply-add.
         // Masked scores are −inf, whose power is 0, so that dS needs no mask of its own.
         UNROLL
-        for (int j = 0; j < kTile / kFragmentColumns; ++j) {
+        for (int r = 0; r < kFragments; ++r) {
             UNROLL
-            for (int i = 0; i < 4; ++i)
-                p[0][j][i] = exp2_approximate(fmaf(p[0][j][i], scale * kLog2E, shift[i / 2])) * (dp[0][j][i] - delta[i / 2]);
+            for (int j = 0; j < kTile / kFragmentColumns; ++j) {
+                UNROLL
+                for (int i = 0; i < 4; ++i)
+                    p[r][j][i] = exp2_approximate(fmaf(p[r][j][i], scale * kLog2E, shift[r][i / 2])) *
+                                 (dp[r][j][i] - delta[r][i / 2]);
+            }
         }
         if (whole)
             multiply_along_columns<true, T>(gradient, p, key_tile, groups);
@@ -146,19 +159,25 @@ DEVICE void query_gradient(T* d_query, float* partial, const T* query, const T* 
     }
     if (!works) return;
 
-    const float factor[1][2] = {{scale, scale}};
+    float factor[kFragments][2];
+    UNROLL
+    for (int r = 0; r < kFragments; ++r) factor[r][0] = factor[r][1] = scale;
     if (partial == nullptr) {
         T* to = d_query + g.query_head(at.row, at.head) + warp_first * g.query_pitch;
         store_rows(to, g.query_pitch, warp_last - warp_first + 1, g.dim, shared.query, row, gradient, factor);
         return;
     }
     UNROLL
-    for (int n = 0; n < kDim / kFragmentColumns; ++n) {
+    for (int r = 0; r < kFragments; ++r) {
         UNROLL
-        for (int i = 0; i < 4; ++i) {
-            const int token = warp_first + accumulator_row(i), column = n * kFragmentColumns + accumulator_column(i);
-            if (token < g.query_tokens && column < g.dim)
-                partial[output_head + token * pitch + column] = gradient[0][n][i] * scale;
+        for (int n = 0; n < kDim / kFragmentColumns; ++n) {
+            UNROLL
+            for (int i = 0; i < 4; ++i) {
+                const int token = warp_first + r * kFragmentRows + accumulator_row(i);
+                const int column = n * kFragmentColumns + accumulator_column(i);
+                if (token < g.query_tokens && column < g.dim)
+                    partial[g.output_head(at.row, at.head) + token * g.output_pitch() + column] = gradient[r][n][i] * scale;
+            }
         }
     }
 }
@@ -172,14 +191,15 @@ DEVICE void key_value_gradient(T* d_key, T* d_value, const T* query, const T* ke
     using Storage = KeyValueGradientStorage<T, kDim>;
     constexpr int kThreads = Shape::kKeyValueThreads, kTile = Shape::kTile;
     constexpr int kSplit = Shape::kSplit, kOwnDim = kDim / kSplit;
+    constexpr int kFragments = Shape::kKeyFragments, kWarpRows = kFragments * kFragmentRows;
     SHARED_STORAGE(Storage, shared);
     const int thread = threadIdx.x, warp = thread / kWarpLanes;
-    const int row = warp / kSplit * kFragmentRows, own_dim = warp % kSplit * kOwnDim;  // the first of each in the tile
+    const int row = warp / kSplit * kWarpRows, own_dim = warp % kSplit * kOwnDim;  // the first of each in the tile
     const Place at = place(g.heads / g.group, (g.key_tokens + Shape::kRows - 1) / Shape::kRows);
     const int first = at.tile * Shape::kRows, last = min(first + Shape::kRows, g.key_tokens) - 1;
-    const int warp_first = first + row, warp_last = min(warp_first + kFragmentRows, g.key_tokens) - 1;
+    const int warp_first = first + row, warp_last = min(warp_first + kWarpRows, g.key_tokens) - 1;
     const bool works = warp_first < g.key_tokens;
-    const int64_t pitch = int64_t(g.heads) * g.dim, key_head = g.key_head(at.row, at.head);
+    const int64_t key_head = g.key_head(at.row, at.head);
     const Matrix<T> keys = head_rows(key + key_head, g.key_pitch, g.key_tokens, g.dim);
     const Matrix<T> values = head_rows(value + key_head, g.key_pitch, g.key_tokens, g.dim);
     const int32_t* segments = g.segments_of(at.row);
@@ -205,10 +225,10 @@ DEVICE void key_value_gradient(T* d_key, T* d_value, const T* query, const T* ke
         return step;
     };
     const auto load = [&](int stage, Step step) {
-        const int64_t output_head = int64_t(at.row) * g.query_tokens * pitch + int64_t(step.head) * g.dim;
         const Matrix<T> queries =
             head_rows(query + g.query_head(at.row, step.head), g.query_pitch, g.query_tokens, g.dim);
-        const Matrix<T> d_outputs = head_rows(saved.d_output + output_head, pitch, g.query_tokens, g.dim);
+        const Matrix<T> d_outputs =
+            head_rows(saved.d_output + g.output_head(at.row, step.head), g.output_pitch(), g.query_tokens, g.dim);
         load_tile_async<kThreads>(shared.stage[stage].first, queries, step.tile, 0, thread);
         load_tile_async<kThreads>(shared.stage[stage].second, d_outputs, step.tile, 0, thread);
         if (thread < kTile) {
@@ -220,8 +240,10 @@ DEVICE void key_value_gradient(T* d_key, T* d_value, const T* query, const T* ke
         }
     };
 
-    float key_gradient[1][kOwnDim / kFragmentColumns][4] = {}, value_gradient[1][kOwnDim / kFragmentColumns][4] = {};
-    LeftRows<T, kDim, 1, Shape::kHolds, decltype(shared.key)> left(shared.key, row), value_left(shared.value, row);
+    float key_gradient[kFragments][kOwnDim / kFragmentColumns][4] = {};
+    float value_gradient[kFragments][kOwnDim / kFragmentColumns][4] = {};
+    LeftRows<T, kFragments, Shape::kKeyHeld, decltype(shared.key)> left(shared.key, row);
+    const LeftRows<T, kFragments, 0, decltype(shared.value)> value_left(shared.value, row);
 
     Step step = visible({at.head * g.group, start});
     if (step.head < end_head) {
@@ -232,7 +254,6 @@ DEVICE void key_value_gradient(T* d_key, T* d_value, const T* query, const T* ke
         cp_async_wait<0>();
         __syncthreads();  // the keys and values are there
         left.hold();
-        value_left.hold();
     }
     for (int stage = 0; step.head < end_head; stage ^= 1) {
         const Step next = visible({step.head, step.tile + kTile});
@@ -253,7 +274,7 @@ DEVICE void key_value_gradient(T* d_key, T* d_value, const T* query, const T* ke
         }
         const auto& query_tile = shared.stage[stage].first;
         const auto& d_output_tile = shared.stage[stage].second;
-        float p[1][kTile / kFragmentColumns][4] = {}, dp[1][kTile / kFragmentColumns][4] = {};
+        float p[kFragments][kTile / kFragmentColumns][4] = {}, dp[kFragments][kTile / kFragmentColumns][4] = {};
         if (whole) {
             multiply_along_dim<true, kDim, T>(p, left, query_tile, groups);
             multiply_along_dim<true, kDim, T>(dp, value_left, d_output_tile, groups);
@@ -265,11 +286,17 @@ DEVICE void key_value_gradient(T* d_key, T* d_value, const T* query, const T* ke
         UNROLL
         for (int j = 0; j < kTile / kFragmentColumns; ++j) {
             UNROLL
-            for (int i = 0; i < 4; ++i) {
+            for (int i = 0; i < 2; ++i) {
                 const int column = j * kFragmentColumns + accumulator_column(i);
-                const float shift = shared.log_sum_exp[stage][column] * -kLog2E;
-                p[0][j][i] = exp2_approximate(fmaf(p[0][j][i], scale * kLog2E, shift));
-                dp[0][j][i] = p[0][j][i] * (dp[0][j][i] - shared.delta[stage][column]);
+                const float shift = shared.log_sum_exp[stage][column] * -kLog2E, delta = shared.delta[stage][column];
+                UNROLL
+                for (int r = 0; r < kFragments; ++r) {
+                    UNROLL
+                    for (int at = i; at < 4; at += 2) {
+                        p[r][j][at] = exp2_approximate(fmaf(p[r][j][at], scale * kLog2E, shift));
+                        dp[r][j][at] = p[r][j][at] * (dp[r][j][at] - delta);
+                    }
+                }
             }
         }
         if (whole) {
@@ -284,7 +311,12 @@ DEVICE void key_value_gradient(T* d_key, T* d_value, const T* query, const T* ke
     if (kSplit > 1) __syncthreads();  // the warps that share rows of keys and values have read them
     if (!works) return;
 
-    const float key_factor[1][2] = {{scale, scale}}, value_factor[1][2] = {{1.0f, 1.0f}};
+    float key_factor[kFragments][2], value_factor[kFragments][2];
+    UNROLL
+    for (int r = 0; r < kFragments; ++r) {
+        key_factor[r][0] = key_factor[r][1] = scale;
+        value_factor[r][0] = value_factor[r][1] = 1.0f;
+    }
     const int64_t to = key_head + warp_first * g.key_pitch;
     const int rows = warp_last - warp_first + 1;
     store_rows(d_key + to, g.key_pitch, rows, g.dim, shared.key, row, key_gradient, key_factor, own_dim);

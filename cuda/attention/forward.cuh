@@ -13,7 +13,8 @@ struct ForwardShape {
     static constexpr int kQueries = sizeof(T) == 2 ? kForwardQueriesBf16 : kForwardQueriesF32;
     static constexpr int kWarpQueries = kQueries / kWarps, kRowFragments = kWarpQueries / kFragmentRows;
     static constexpr int kKeys = sizeof(T) == 4 ? 32 : kDim <= 64 ? 64 : kDim == 96 ? 48 : 32;
-    static constexpr bool kHoldsQueries = sizeof(T) == 2 && kDim <= 64;
+    // Columns of the queries that stay in registers.
+    static constexpr int kHeld = sizeof(T) == 2 && kDim <= 64 ? kDim : 0;
 };
 
 template <class T, int kDim>
@@ -106,7 +107,7 @@ DEVICE void attention_forward(T* o, float* log_sum_exp, const T* query, const T*
         softmax.largest[r][0] = softmax.largest[r][1] = kMinusInfinity;
         softmax.sum[r][0] = softmax.sum[r][1] = 0.0f;
     }
-    LeftRows<T, kDim, kRowFragments, Shape::kHoldsQueries, decltype(shared.query)> left(shared.query, row);
+    LeftRows<T, kRowFragments, Shape::kHeld, decltype(shared.query)> left(shared.query, row);
 
     int tile = visible(0);
     if (tile < limit) {

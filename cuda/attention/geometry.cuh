@@ -19,6 +19,12 @@ struct Geometry {
     // The first element of a head that lies in a tensor like the queries, or like the keys.
     DEVICE_MEMBER int64_t query_head(int row, int head) const { return row * query_batch + int64_t(head) * dim; }
     DEVICE_MEMBER int64_t key_head(int row, int head) const { return row * key_batch + int64_t(head) * dim; }
+    // The same of tensors [B, Tq, H, D], and their pitch. Made anew where it is needed: kept, it would take registers that the
+    // gradients lack.
+    DEVICE_MEMBER int64_t output_pitch() const { return int64_t(heads) * dim; }
+    DEVICE_MEMBER int64_t output_head(int row, int head) const {
+        return ((int64_t(row) * query_tokens) * heads + head) * dim;
+    }
     // The first row of a query head in tensors [B, H, Tq].
     DEVICE_MEMBER int64_t statistics(int row, int head) const { return (int64_t(row) * heads + head) * query_tokens; }
     DEVICE_MEMBER const int32_t* segments_of(int row) const {

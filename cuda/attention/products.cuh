@@ -4,32 +4,28 @@
 #pragma once
 #include "geometry.cuh"
 
-// Rows of a tile as left operand: kept in registers from `hold` on where they fit (kHeld), else read every time.
-template <class T, int kDim, int kRowFragments, bool kHeld, class SharedTile>
+// Rows of a tile as left operand: the first kHeld columns are kept in registers from `hold` on, the others read every time.
+template <class T, int kRowFragments, int kHeld, class SharedTile>
 struct LeftRows {
     const SharedTile& tile;
     int row;
-    FragmentA<T> regs[kHeld ? kRowFragments : 1][kHeld ? kDim / kFragmentDepth : 1];
+    FragmentA<T> regs[kRowFragments][kHeld > 0 ? kHeld / kFragmentDepth : 1];
 
     DEVICE_MEMBER LeftRows(const SharedTile& tile, int row) : tile(tile), row(row) {}
     DEVICE_MEMBER void hold() {
-        if constexpr (kHeld) {
+        UNROLL
+        for (int r = 0; r < kRowFragments; ++r) {
             UNROLL
-            for (int r = 0; r < kRowFragments; ++r) {
-                UNROLL
-                for (int k = 0; k < kDim / kFragmentDepth; ++k)
-                    load_a(regs[r][k], tile, row + r * kFragmentRows, k * kFragmentDepth);
-            }
+            for (int k = 0; k < kHeld / kFragmentDepth; ++k)
+                load_a(regs[r][k], tile, row + r * kFragmentRows, k * kFragmentDepth);
         }
     }
+    // `k` is a constant where loops are unrolled.
     DEVICE_MEMBER FragmentA<T> fragment(int r, int k) const {
-        if constexpr (kHeld) {
-            return regs[r][k];
-        } else {
-            FragmentA<T> a;
-            load_a(a, tile, row + r * kFragmentRows, k * kFragmentDepth);
-            return a;
-        }
+        if (k < kHeld / kFragmentDepth) return regs[r][k];
+        FragmentA<T> a;
+        load_a(a, tile, row + r * kFragmentRows, k * kFragmentDepth);
+        return a;
     }
 };
 
