@@ -98,19 +98,26 @@ template <int kBytes, int kThreads, class SharedTile, class T>
 DEVICE void copy_tile(SharedTile& tile, const Matrix<T>& from, int first_row, int first_column, int thread CALLER) {
     constexpr int kElements = kBytes / int(sizeof(T)), kAcross = SharedTile::kColumns / kElements;
     constexpr int kDown = kThreads / kAcross, kPieces = SharedTile::kRows * kAcross;
-    if constexpr (kBytes == 16 && kThreads % kAcross == 0 && SharedTile::kRows % kDown == 0) {
+    // Eight rows further on the pieces of a row are exchanged as here.
+    constexpr bool kIsBelow = !SharedTile::kIsExchanged || kDown % 8 == 0;
+    if constexpr (kBytes >= 8 && kIsBelow && kThreads % kAcross == 0 && SharedTile::kRows % kDown == 0) {
         // Each thread stays in its column of pieces and takes every kDown-th row, by additions alone.
         const int row = thread / kAcross, column = thread % kAcross * kElements, rows = from.rows - first_row - row;
         const uint32_t bytes = bytes_inside<kBytes, T>(from.columns - (first_column + column));
         const T* source = from.data + int64_t(first_row + row) * from.pitch + first_column + column;
-        // Eight rows further on the pieces of a row are exchanged as here.
-        static_assert(!SharedTile::kIsExchanged || kDown % 8 == 0, "a thread's pieces lie below each other");
         const int place = SharedTile::place(row, column);
-        UNROLL
-        for (int turn = 0; turn < SharedTile::kRows; turn += kDown, source += kDown * from.pitch)
-            copy_piece<kBytes>(&tile.element[row + turn][place], source, turn < rows ? bytes : 0 FOR_CALLER);
+        if constexpr (kBytes == 16) {
+            UNROLL
+            for (int turn = 0; turn < SharedTile::kRows; turn += kDown, source += kDown * from.pitch)
+                copy_piece<kBytes>(&tile.element[row + turn][place], source, turn < rows ? bytes : 0 FOR_CALLER);
+        } else {
+            // Not unrolled, as every kernel has this text besides the usual one.
+            ROLLED
+            for (int turn = 0; turn < SharedTile::kRows; turn += kDown, source += kDown * from.pitch)
+                copy_piece<kBytes>(&tile.element[row + turn][place], source, turn < rows ? bytes : 0 FOR_CALLER);
+        }
     } else {
-        // Not unrolled: so many addresses at once would fill the registers.
+        // What narrow copies need is not kept from step to step, and they are not unrolled: registers would be full.
         ROLLED
         for (int piece = thread; piece < kPieces; piece += kThreads) {
             const int row = piece / kAcross, column = piece % kAcross * kElements;

@@ -51,7 +51,7 @@ DEVICE float squares_around(const RowRegs<T>& regs, float mean, int columns) {
 //            residual and sum null without a residual; sum may be x or residual, y may be x       alignment: 16 B
 // Grid     : ceil(N / 8) blocks that take rows in turn, up to N where those would not fill a chip; narrow a fourth of that
 // Block    : 128 threads = one row, narrow 4 rows; middle 64 threads, broad 256, wide 512
-// Smem     : 32 B, narrow 8 B, wide 128 B       Registers: row, weight and bias, 48 a thread; <= 96, no spills
+// Smem     : 32 B, narrow 8 B, wide 128 B       Registers: row, weight and bias, 48 a thread; <= 112, no spills
 // Work     : 8·N·C flop; reads N·C·e + 8·blocks·C B, writes N·C·e + 8·N B; with a residual N·C·e B more either way
 //            bound: memory. Weight and bias stay in registers from row to row: read for every row, they would be twice the
 //            bytes of the row itself in bf16, and the second-level cache would bind
@@ -233,13 +233,13 @@ DEVICE void norm_backward(T* dx, float* partials, const T* __restrict__ dy, cons
 }
 
 #define NORM_KERNELS(norm, is_layer, width, warps, T, dtype)                                                              \
-    extern "C" __global__ void __launch_bounds__(RowGroup<warps>::kBlockThreads) norm##_forward##width##_##dtype(          \
+    extern "C" __global__ void ROW_BOUNDS(warps) norm##_forward##width##_##dtype(                                         \
         T* sum, T* y, float* statistics, const T* x, const T* residual, const float* weight, const float* bias,           \
         float epsilon, int64_t rows, int columns) {                                                                       \
         norm_forward<T, is_layer, warps>(sum, y, statistics, x, residual, weight, bias, epsilon, rows, columns);          \
     }                                                                                                                     \
     KERNEL(norm##_forward##width##_##dtype, RowGroup<warps>::kBlockThreads, NormForwardStorage<warps>)                     \
-    extern "C" __global__ void __launch_bounds__(RowGroup<warps>::kBlockThreads) norm##_backward##width##_##dtype(         \
+    extern "C" __global__ void ROW_BOUNDS(warps) norm##_backward##width##_##dtype(                                        \
         T* dx, float* partials, const T* dy, const T* x, const float* weight, const float* statistics, const T* addend,   \
         int64_t rows, int columns) {                                                                                      \
         norm_backward<T, is_layer, warps>(dx, partials, dy, x, weight, statistics, addend, rows, columns);                \

@@ -30,6 +30,10 @@ struct RowGroup {
     static constexpr int kColumns = kThreads * kRowRegElements;
 };
 
+// What ptxas may assume of kernels whose blocks take rows in turn: 128 registers a thread. Told nothing, it spills a few of
+// them to fit one block more.
+#define ROW_BOUNDS(warps) __launch_bounds__(RowGroup<warps>::kBlockThreads, 512 / RowGroup<warps>::kBlockThreads)
+
 // A thread's part of a row, as f32.
 template <class T> constexpr int kRowRegVectors = kRowRegElements / kVector<T>;
 template <class T> using RowRegs = float[kRowRegVectors<T>][kVector<T>];

@@ -132,7 +132,17 @@ fn norm_of_equal_and_of_zero_rows_matches_the_reference() {
 #[test]
 fn norm_in_every_width_of_its_kernels_matches_the_reference() {
     // Whole vectors and ragged rows; more rows than one team takes.
-    for (rows, columns) in [(67, 512), (19, 513), (11, 768), (9, 1024), (9, 1025), (9, 2048), (3, 2049), (9, 2056), (9, 4104)] {
+    for (rows, columns) in [
+        (67, 512),
+        (19, 513),
+        (11, 768),
+        (9, 1024),
+        (9, 1025),
+        (9, 2048),
+        (3, 2049),
+        (9, 2056),
+        (9, 4104),
+    ] {
         for is_layer in [true, false] {
             let mut random = Random::new(columns as u64);
             let x = random.normals(rows * columns, 2.0);

@@ -64,7 +64,8 @@ impl Tiling {
             let tiles = (whole.down * whole.across).max(1);
             let most = (whole.steps / FEWEST_STEPS).clamp(1, MOST_SPLITS);
             let fewest = (BLOCKS_EACH * MULTIPROCESSORS / tiles).clamp(1, most);
-            let cycles = |splits| Tiling::new(product, dtype, tile, splits).cycles(product, dtype, tile);
+            let cycles =
+                |splits| Tiling::new(product, dtype, tile, splits).cycles(product, dtype, tile);
             let best = (fewest..=most).map(cycles).fold(f64::INFINITY, f64::min);
             let splits = (fewest..=most).find(|splits| cycles(*splits) <= SLOWER * best);
             Tiling::new(product, dtype, tile, splits.unwrap_or(fewest))
