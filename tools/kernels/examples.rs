@@ -2,7 +2,7 @@
 //! rooflines are computed for.
 //!
 //! Sizes: `Tiny` take no time anywhere; `Small` are the lead steps of this repository (B 128, T 64, C 192); `Large` are ViT-L/14 at 224 pixels with
-//! B 256 (T 257, so N = 65,792 rows of C 1024), its contrastive loss over 32,768 pairs, and a 1.5 B language model (N 8192
+//! B 256 (T 257, so N = 65,792 rows of C 1024), its attention over 1024 tokens, its contrastive loss over 32,768 pairs, and a 1.5 B language model (N 8192
 //! rows of C 1536, V 151,936).
 
 use std::sync::Arc;
@@ -140,6 +140,8 @@ pub const fn update_shape(size: Size) -> (usize, usize) {
 struct Sizes {
     /// Tower: images, tokens, width, heads (of D 64), feed-forward width.
     tower: [usize; 5],
+    /// Images and tokens of the tower's attention at a higher resolution, where it is looked at.
+    long: Option<[usize; 2]>,
     /// Images: pixels a side, patch.
     image: [usize; 2],
     /// Language model: batch, tokens, width, feed-forward width, vocabulary.
@@ -152,6 +154,7 @@ struct Sizes {
 
 const TINY: Sizes = Sizes {
     tower: [2, 5, 64, 1, 96],
+    long: None,
     image: [16, 8],
     language: [2, 6, 48, 40, 40],
     heads: Heads {
@@ -164,6 +167,7 @@ const TINY: Sizes = Sizes {
 
 const SMALL: Sizes = Sizes {
     tower: [128, 64, 192, 3, 768],
+    long: None,
     image: [64, 8],
     language: [64, 64, 256, 768, 512],
     heads: Heads {
@@ -176,6 +180,7 @@ const SMALL: Sizes = Sizes {
 
 const LARGE: Sizes = Sizes {
     tower: [256, 257, 1024, 16, 4096],
+    long: Some([64, 1024]),
     image: [224, 14],
     language: [4, 2048, 1536, 8960, 151_936],
     heads: Heads {
@@ -241,7 +246,16 @@ fn tower_blocks(sizes: &Sizes) -> Vec<Example> {
         dim: 64,
     };
     let product = |n: usize, k: usize, m: usize| format!("[{n},{k}]x[{m},{k}]");
-    vec![
+    let attention = |images: usize, tokens: usize| {
+        example(
+            "attention",
+            format!("full B{images} T{tokens} H{} D64", heads.query),
+            true,
+            vec![f32s([images, tokens, heads.packed_width()])],
+            move |t, v| ops::attention(t, v[0], heads, Mask::Full, None),
+        )
+    };
+    let mut blocks = vec![
         example(
             "linear",
             product(rows, width, 3 * width),
@@ -272,13 +286,7 @@ fn tower_blocks(sizes: &Sizes) -> Vec<Example> {
             ],
             |t, v| ops::linear_residual(t, v[0], v[1], Some(v[2]), v[3]),
         ),
-        example(
-            "attention",
-            format!("full B{images} T{tokens} H{} D64", heads.query),
-            true,
-            vec![f32s([images, tokens, heads.packed_width()])],
-            move |t, v| ops::attention(t, v[0], heads, Mask::Full, None),
-        ),
+        attention(images, tokens),
         example(
             "layer_norm",
             format!("[{rows},{width}]"),
@@ -286,7 +294,9 @@ fn tower_blocks(sizes: &Sizes) -> Vec<Example> {
             vec![f32s([rows, width]), f32s([width]), f32s([width])],
             |t, v| ops::layer_norm(t, v[0], v[1], v[2], 1e-6),
         ),
-    ]
+    ];
+    blocks.extend(sizes.long.map(|[images, tokens]| attention(images, tokens)));
+    blocks
 }
 
 /// The ops before and behind a vision tower's blocks.

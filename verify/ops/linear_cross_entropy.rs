@@ -64,6 +64,41 @@ fn loss_matches_across_tile_borders_and_refuses_wrong_answers() {
     check(&case(300, 16, 530, 0.4, &mut random), 3);
 }
 
+/// Two losses through one matrix, whose gradients are summed. Where one of hidden states and matrix is frozen, the other's gradient
+/// is an op of its own.
+#[test]
+fn both_gradients_and_either_alone_match_the_reference_and_are_summed() {
+    for (hidden_is_frozen, weight_is_frozen) in [(false, false), (false, true), (true, false)] {
+        let mut random = Random::new(5);
+        let (n, d, v) = (40, 24, 150);
+        let targets = |random: &mut Random| (0..n).map(|_| random.below(v) as i32 - 9).collect();
+        let mut case = Case::new("two losses", |tape, x| {
+            let first = linear_cross_entropy(tape, x[0], x[1], x[2], x[3])?;
+            let second = linear_cross_entropy(tape, x[0], x[1], x[4], x[5])?;
+            Ok(vec![out("first", first), out("second", second)])
+        })
+        .rounds_operands();
+        for (name, shape, is_frozen) in [
+            ("hidden", [n, d], hidden_is_frozen),
+            ("weight", [v, d], weight_is_frozen),
+        ] {
+            let values = random.normals(shape[0] * shape[1], 0.7);
+            case = if is_frozen {
+                case.constant(name, shape, values)
+            } else {
+                case.input(name, shape, values)
+            };
+        }
+        for (targets_name, weights_name) in [("targets", "weights"), ("others", "other weights")] {
+            let weights = (0..n).map(|_| 0.1 + random.uniform() as f32).collect();
+            case = case
+                .integers(targets_name, [n], targets(&mut random))
+                .constant(weights_name, [n], weights);
+        }
+        check(&case, 5);
+    }
+}
+
 #[test]
 fn a_batch_without_supervised_rows_has_loss_and_gradient_zero() {
     let mut random = Random::new(4);

@@ -1,4 +1,4 @@
-//! The gradients of the hidden states and of the output product, each from logits made again.
+//! The gradients of the hidden states and of the output product, from logits made again.
 
 use rayon::prelude::*;
 
@@ -91,46 +91,131 @@ fn reference_gradient(inputs: &[&crate::tape::Array], row: usize) -> Option<Vec<
     Some(z)
 }
 
-#[derive(Clone, Copy, Debug)]
-pub(super) struct BackwardHidden;
+/// ∂h on the processor, for values stored as `T`.
+fn hidden_gradient<T: Element>(
+    head: &Head<'_, T>,
+    softmax: &Softmax<'_>,
+    dh: &mut [T],
+    scratch: &mut [f32],
+) {
+    let (worker_rows, d) = (head.worker_rows(), head.d);
+    dh.par_chunks_mut(worker_rows * d)
+        .zip(scratch.par_chunks_mut(head.scratch()))
+        .enumerate()
+        .for_each(|(worker, (dh, scratch))| {
+            // Rows that are not supervised get no gradient, and nothing below visits them.
+            dh.fill(T::default());
+            let first = worker * worker_rows;
+            head.supervised(first..first + dh.len() / d, scratch, |rows, h, scratch| {
+                let (gradient, scratch) = scratch.split_at_mut(TILE_ROWS * d);
+                let gradient = &mut gradient[..rows.len() * d];
+                head.words(h, rows.len(), 0..head.v, scratch, |z, words, scratch| {
+                    softmax.differentiate(z, &words, rows, head.targets);
+                    product(
+                        1.0,
+                        Rows::new(z, rows.len(), words.len()),
+                        Rows::new(&head.w[words.start * d..], words.len(), d),
+                        // Summed over the tiles of words in rising order; the first overwrites.
+                        if words.start == 0 { 0.0 } else { 1.0 },
+                        RowsMut::new(gradient, rows.len(), d),
+                        scratch,
+                    );
+                });
+                // The tile's rows were packed together; here they go back to where they came from.
+                for (row, gradient) in rows.iter().zip(gradient.chunks(d)) {
+                    round(gradient, &mut dh[(row - first) * d..][..d]);
+                }
+            });
+        });
+}
 
-impl BackwardHidden {
-    /// The processor's kernel for values stored as `T`.
-    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
-        let (head, softmax) = (Head::<T>::of(&args), Softmax::of(&args));
-        let (worker_rows, d) = (head.worker_rows(), head.d);
-        let scratch = args.workspace;
-        let dh = args.outputs.in_order().next::<T>();
-        dh.par_chunks_mut(worker_rows * d)
-            .zip(scratch.par_chunks_mut(head.scratch()))
-            .enumerate()
-            .for_each(|(worker, (dh, scratch))| {
-                // Rows that are not supervised get no gradient, and nothing below visits them.
-                dh.fill(T::default());
-                let first = worker * worker_rows;
-                head.supervised(first..first + dh.len() / d, scratch, |rows, h, scratch| {
-                    let (gradient, scratch) = scratch.split_at_mut(TILE_ROWS * d);
-                    let gradient = &mut gradient[..rows.len() * d];
-                    head.words(h, rows.len(), 0..head.v, scratch, |z, words, scratch| {
-                        softmax.differentiate(z, &words, rows, head.targets);
-                        product(
-                            1.0,
-                            Rows::new(z, rows.len(), words.len()),
-                            Rows::new(&head.w[words.start * d..], words.len(), d),
-                            // Summed over the tiles of words in rising order; the first overwrites.
-                            if words.start == 0 { 0.0 } else { 1.0 },
-                            RowsMut::new(gradient, rows.len(), d),
-                            scratch,
-                        );
-                    });
-                    // The tile's rows were packed together; here they go back to where they came from.
-                    for (row, gradient) in rows.iter().zip(gradient.chunks(d)) {
-                        round(gradient, &mut dh[(row - first) * d..][..d]);
-                    }
+/// ∂W on the processor, for values stored as `T`.
+fn weight_gradient<T: Element>(
+    head: &Head<'_, T>,
+    softmax: &Softmax<'_>,
+    before: Before<'_>,
+    dw: &mut [f32],
+    scratch: &mut [f32],
+) {
+    let (worker_words, d) = (head.worker_words(), head.d);
+    dw.par_chunks_mut(worker_words * d)
+        .zip(scratch.par_chunks_mut(head.scratch()))
+        .enumerate()
+        .for_each(|(worker, (dw, scratch))| {
+            let first = worker * worker_words;
+            match before {
+                Before::Nothing => dw.fill(0.0),
+                Before::Elsewhere(sum) => dw.copy_from_slice(&sum[first * d..][..dw.len()]),
+                Before::InPlace => {}
+            }
+            // Here workers own words and visit all rows, as above they own rows and visit all words: each gradient
+            // has one writer, and its sums run in order. Logits are made once for either, which is the price.
+            let own = first..first + dw.len() / d;
+            head.supervised(0..head.n, scratch, |rows, h, scratch| {
+                head.words(h, rows.len(), own.clone(), scratch, |z, words, scratch| {
+                    softmax.differentiate(z, &words, rows, head.targets);
+                    let place = (words.start - first) * d..(words.end - first) * d;
+                    product(
+                        1.0,
+                        Rows::new(z, rows.len(), words.len()).transposed(),
+                        Rows::new(h, rows.len(), d),
+                        1.0,
+                        RowsMut::new(&mut dw[place], words.len(), d),
+                        scratch,
+                    );
                 });
             });
+        });
+}
+
+/// What a weight gradient is added to.
+#[derive(Clone, Copy)]
+enum Before<'a> {
+    Nothing,
+    InPlace,
+    Elsewhere(&'a [f32]),
+}
+
+impl<'a> Before<'a> {
+    /// Input 7 where there is one.
+    fn of(args: &CpuArgs<'a>, accumulates: bool) -> Before<'a> {
+        match accumulates.then(|| args.inputs.f32_or_in_place(7)) {
+            None => Before::Nothing,
+            Some(None) => Before::InPlace,
+            Some(Some(sum)) => Before::Elsewhere(sum),
+        }
     }
 }
+
+/// ∂h += ∂z·W of one row, in f64.
+fn add_hidden(dz: &[f64], w: &[f64], dh: &mut [f64]) {
+    for (dz, w) in dz.iter().zip(w.chunks(dh.len())) {
+        for (dh, w) in dh.iter_mut().zip(w) {
+            *dh += dz * w;
+        }
+    }
+}
+
+/// ∂W += ∂zᵀ·h of one row, in f64.
+fn add_weight(dz: &[f64], h: &[f64], dw: &mut [f64]) {
+    for (dz, dw) in dz.iter().zip(dw.chunks_mut(h.len())) {
+        for (dw, h) in dw.iter_mut().zip(h) {
+            *dw += dz * h;
+        }
+    }
+}
+
+/// Scratch memory of any of the gradients.
+fn workspace(inputs: &[TensorType], compile_target: CompileTarget) -> usize {
+    match compile_target.target {
+        Target::Cuda => Sizes::of(inputs).gradient_workspace(),
+        _ => workspace_bytes(inputs, compile_target.target),
+    }
+}
+
+/// ∂h alone, where the output matrix is frozen.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BackwardHidden;
 
 impl Op for BackwardHidden {
     fn name(&self) -> &'static str {
@@ -146,19 +231,18 @@ impl Op for BackwardHidden {
         let d = args.inputs[0].columns();
         let w = args.inputs[1].float();
         for (row, dh) in args.outputs[0].float_mut().chunks_mut(d).enumerate() {
-            let Some(dz) = reference_gradient(args.inputs, row) else {
-                continue;
-            };
-            for (dz, w) in dz.iter().zip(w.chunks(d)) {
-                for (dh, w) in dh.iter_mut().zip(w) {
-                    *dh += dz * w;
-                }
+            if let Some(dz) = reference_gradient(args.inputs, row) {
+                add_hidden(&dz, w, dh);
             }
         }
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
+        with_element!(args.input_types[0].dtype, T => {
+            let (head, softmax) = (Head::<T>::of(&args), Softmax::of(&args));
+            let dh = args.outputs.in_order().next::<T>();
+            hidden_gradient(&head, &softmax, dh, args.workspace);
+        });
     }
 
     fn launches(
@@ -180,62 +264,14 @@ impl Op for BackwardHidden {
         _: &[TensorType],
         compile_target: CompileTarget,
     ) -> usize {
-        match compile_target.target {
-            Target::Cuda => Sizes::of(inputs).gradient_workspace(),
-            _ => workspace_bytes(inputs, compile_target.target),
-        }
+        workspace(inputs, compile_target)
     }
 }
 
+/// ∂W alone, where nothing below the output product is trained.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BackwardWeight {
     pub(super) accumulates: bool,
-}
-
-impl BackwardWeight {
-    /// The processor's kernel for values stored as `T`.
-    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
-        let (head, softmax) = (Head::<T>::of(&args), Softmax::of(&args));
-        let (worker_words, d) = (head.worker_words(), head.d);
-        let before = if self.accumulates {
-            args.inputs
-                .f32_or_in_place(7)
-                .map(Before::Elsewhere)
-                .unwrap_or(Before::InPlace)
-        } else {
-            Before::Nothing
-        };
-        let scratch = args.workspace;
-        let [dw] = args.outputs.f32();
-        dw.par_chunks_mut(worker_words * d)
-            .zip(scratch.par_chunks_mut(head.scratch()))
-            .enumerate()
-            .for_each(|(worker, (dw, scratch))| {
-                let first = worker * worker_words;
-                match before {
-                    Before::Nothing => dw.fill(0.0),
-                    Before::Elsewhere(sum) => dw.copy_from_slice(&sum[first * d..][..dw.len()]),
-                    Before::InPlace => {}
-                }
-                // Here workers own words and visit all rows, as above they own rows and visit all words: each gradient
-                // has one writer, and its sums run in order. Logits are made once for either, which is the price.
-                let own = first..first + dw.len() / d;
-                head.supervised(0..head.n, scratch, |rows, h, scratch| {
-                    head.words(h, rows.len(), own.clone(), scratch, |z, words, scratch| {
-                        softmax.differentiate(z, &words, rows, head.targets);
-                        let place = (words.start - first) * d..(words.end - first) * d;
-                        product(
-                            1.0,
-                            Rows::new(z, rows.len(), words.len()).transposed(),
-                            Rows::new(h, rows.len(), d),
-                            1.0,
-                            RowsMut::new(&mut dw[place], words.len(), d),
-                            scratch,
-                        );
-                    });
-                });
-            });
-    }
 }
 
 impl Op for BackwardWeight {
@@ -255,19 +291,19 @@ impl Op for BackwardWeight {
             dw.copy_from_slice(args.inputs[7].float());
         }
         for (row, h) in h.chunks(d).enumerate() {
-            let Some(dz) = reference_gradient(args.inputs, row) else {
-                continue;
-            };
-            for (dz, dw) in dz.iter().zip(dw.chunks_mut(d)) {
-                for (dw, h) in dw.iter_mut().zip(h) {
-                    *dw += dz * h;
-                }
+            if let Some(dz) = reference_gradient(args.inputs, row) {
+                add_weight(&dz, h, dw);
             }
         }
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
+        with_element!(args.input_types[0].dtype, T => {
+            let (head, softmax) = (Head::<T>::of(&args), Softmax::of(&args));
+            let before = Before::of(&args, self.accumulates);
+            let [dw] = args.outputs.f32();
+            weight_gradient(&head, &softmax, before, dw, args.workspace);
+        });
     }
 
     fn launches(
@@ -289,10 +325,7 @@ impl Op for BackwardWeight {
         _: &[TensorType],
         compile_target: CompileTarget,
     ) -> usize {
-        match compile_target.target {
-            Target::Cuda => Sizes::of(inputs).gradient_workspace(),
-            _ => workspace_bytes(inputs, compile_target.target),
-        }
+        workspace(inputs, compile_target)
     }
 
     fn in_place(&self) -> &'static [(usize, usize)] {
@@ -304,10 +337,81 @@ impl Op for BackwardWeight {
     }
 }
 
-/// What a weight gradient is added to.
-#[derive(Clone, Copy)]
-enum Before<'a> {
-    Nothing,
-    InPlace,
-    Elsewhere(&'a [f32]),
+/// Outputs ∂W and ∂h. On a GPU a block of rows of ∂z goes into both, so that it is made once; the processor makes its logits for
+/// each of them. ∂W comes first, because it is what gradients made elsewhere are added to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BackwardBoth {
+    pub(super) accumulates: bool,
+}
+
+impl Op for BackwardBoth {
+    fn name(&self) -> &'static str {
+        "linear_cross_entropy_backward"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        infer_gradient(inputs)?;
+        Ok(vec![TensorType::f32(inputs[1].shape), inputs[0]])
+    }
+
+    fn reference(&self, args: ReferenceArgs<'_>) {
+        let (h, w) = (args.inputs[0].float(), args.inputs[1].float());
+        let d = args.inputs[0].columns();
+        let [dw, dh] = args.outputs else {
+            unreachable!("inferred")
+        };
+        let dw = dw.float_mut();
+        if self.accumulates {
+            dw.copy_from_slice(args.inputs[7].float());
+        }
+        let rows = h.chunks(d).zip(dh.float_mut().chunks_mut(d));
+        for (row, (h, dh)) in rows.enumerate() {
+            if let Some(dz) = reference_gradient(args.inputs, row) {
+                add_weight(&dz, h, dw);
+                add_hidden(&dz, w, dh);
+            }
+        }
+    }
+
+    fn cpu(&self, args: CpuArgs<'_>) {
+        with_element!(args.input_types[0].dtype, T => {
+            let (head, softmax) = (Head::<T>::of(&args), Softmax::of(&args));
+            let before = Before::of(&args, self.accumulates);
+            let mut outputs = args.outputs.in_order();
+            let (dw, dh) = (outputs.next::<f32>(), outputs.next::<T>());
+            weight_gradient(&head, &softmax, before, dw, args.workspace);
+            hidden_gradient(&head, &softmax, dh, args.workspace);
+        });
+    }
+
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: CompileTarget,
+    ) -> Result<Vec<Launch>> {
+        Sizes::of(inputs).both_gradients(self.accumulates)
+    }
+
+    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+        // What a GPU does; the processor's second logits are its own affair, and count as no work done.
+        Cost::streaming(6.0 * product_size(inputs), inputs, outputs)
+    }
+
+    fn workspace(
+        &self,
+        inputs: &[TensorType],
+        _: &[TensorType],
+        compile_target: CompileTarget,
+    ) -> usize {
+        workspace(inputs, compile_target)
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 7)]
+    }
+
+    fn accumulating(&self) -> Option<Box<dyn Op>> {
+        (!self.accumulates).then(|| Box::new(BackwardBoth { accumulates: true }) as Box<dyn Op>)
+    }
 }

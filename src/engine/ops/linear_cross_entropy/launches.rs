@@ -1,5 +1,6 @@
 //! The launches of `cuda/linear_cross_entropy.cu`, and the scratch memory between them.
 
+use crate::launch::kernels::constants::kernel::MULTIPROCESSORS;
 use crate::launch::kernels::constants::product::LARGE_TILE as TILE;
 use crate::launch::kernels::constants::scores::REDUCE_WARPS;
 use crate::launch::{Argument, KernelEntry, Launch, blocks, kernels};
@@ -97,8 +98,19 @@ impl Sizes {
     fn block_rows(&self) -> usize {
         // The gradient of a block of rows goes through memory between two kernels. As large as the operands it costs
         // about as much traffic as they do; whole rows of tiles, so that no tile is computed twice.
-        let rows = (self.n + self.v) * self.d / self.v.max(1);
-        (rows / TILE * TILE).max(TILE).min(self.n)
+        let most = ((self.n + self.v) * self.d / self.v.max(1) / TILE).max(1);
+        // ∂h of a block has few tiles and a long sum: twelve rows of twelve tiles would keep 132 multiprocessors busy for two
+        // turns, the second of which has twelve to do. Where there is a turn's worth, a block is as many rows as fill its
+        // turns best, but not below half of what memory allows.
+        let waves = |down: usize| {
+            let tiles = down * self.d.div_ceil(TILE);
+            tiles as f64 / tiles.next_multiple_of(MULTIPROCESSORS) as f64
+        };
+        let down = (most.div_ceil(2)..=most)
+            .filter(|_| most * self.d.div_ceil(TILE) >= MULTIPROCESSORS)
+            .max_by(|a, b| waves(*a).total_cmp(&waves(*b)))
+            .unwrap_or(most);
+        (down * TILE).min(self.n)
     }
 
     /// Bytes of the gradient of one block of rows.
@@ -106,11 +118,11 @@ impl Sizes {
         self.block_rows() * self.v * self.dtype.size()
     }
 
-    /// For each block of rows, its gradient in the workspace, and what `product` makes of it, given the block's first row and
+    /// For each block of rows, its gradient in the workspace, and what `products` make of it, given the block's first row and
     /// number of rows.
     fn by_row_blocks(
         &self,
-        product: impl Fn(usize, usize) -> Result<Launch>,
+        products: &[&dyn Fn(usize, usize) -> Result<Launch>],
     ) -> Result<Vec<Launch>> {
         let mut launches = Vec::new();
         for first in (0..self.n).step_by(self.block_rows().max(1)) {
@@ -126,63 +138,79 @@ impl Sizes {
                 d,
             ]);
             launches.push(self.over_tiles(kernel, rows, arguments)?);
-            launches.push(product(first, rows)?);
+            for product in products {
+                launches.push(product(first, rows)?);
+            }
         }
         Ok(launches)
     }
 
-    /// ∂h, block of rows by block of rows: the block's gradient · W.
+    /// ∂h, block of rows by block of rows.
     pub fn hidden_gradient(&self) -> Result<Vec<Launch>> {
-        self.by_row_blocks(|first, rows| {
-            let tiling = Tiling::whole([rows, self.d, self.v], self.dtype);
-            let kernel = tiling.kernel(kernels::LINEAR_BACKWARD_INPUT_SIZES, self.dtype)?;
-            let [_, v, d] = self.arguments(kernel)?;
-            let offset = first * self.d * self.dtype.size();
-            let arguments = vec![
-                Argument::Output { index: 0, offset },
-                scratch(0, self.dtype),
-                Argument::input(1),
-                Argument::Null,
-                size(kernel, "the number of rows", rows)?,
-                v,
-                d,
-                crate::ops::Activation::argument(None),
-            ];
-            let grid = tiling.grid(kernel)?;
-            Ok(Launch::on_grid(kernel, grid, arguments))
-        })
+        self.by_row_blocks(&[&|first, rows| self.hidden_product(0, first, rows)])
     }
 
-    /// ∂W in f32, growing with each block of rows: the block's gradientᵀ · h. The first is added to input 7 where `accumulates`.
+    /// ∂W in f32, growing with each block of rows. The first is added to input 7 where `accumulates`.
     pub fn weight_gradient(&self, accumulates: bool) -> Result<Vec<Launch>> {
-        self.by_row_blocks(|first, rows| {
-            let tiling = Tiling::whole([self.v, self.d, rows], self.dtype);
-            let kernel = tiling.kernel(kernels::LINEAR_BACKWARD_WEIGHT_SIZES, self.dtype)?;
-            let [_, v, d] = self.arguments(kernel)?;
-            // One block of rows after the other on one stream, so each adds to what the one before has left: in order,
-            // without atomics.
-            let addend = match (first, accumulates) {
-                (0, true) => Argument::input(7),
-                (0, false) => Argument::Null,
-                _ => Argument::output(0),
-            };
-            let arguments = vec![
-                Argument::output(0),
-                Argument::Null,
-                addend,
-                scratch(0, self.dtype),
-                Argument::Input {
-                    index: 0,
-                    offset: first * self.d * self.dtype.size(),
-                },
-                size(kernel, "the number of rows", rows)?,
-                v,
-                d,
-                size(kernel, "the number of steps", tiling.steps)?,
-            ];
-            let grid = tiling.grid(kernel)?;
-            Ok(Launch::on_grid(kernel, grid, arguments))
-        })
+        self.by_row_blocks(&[&|first, rows| self.weight_product(accumulates, first, rows)])
+    }
+
+    /// Both, ∂W first among the outputs, from one gradient of each block of rows.
+    pub fn both_gradients(&self, accumulates: bool) -> Result<Vec<Launch>> {
+        self.by_row_blocks(&[
+            &|first, rows| self.weight_product(accumulates, first, rows),
+            &|first, rows| self.hidden_product(1, first, rows),
+        ])
+    }
+
+    /// Output `index`, ∂h, of a block of rows: its gradient · W.
+    fn hidden_product(&self, index: usize, first: usize, rows: usize) -> Result<Launch> {
+        let tiling = Tiling::whole([rows, self.d, self.v], self.dtype);
+        let kernel = tiling.kernel(kernels::LINEAR_BACKWARD_INPUT_SIZES, self.dtype)?;
+        let [_, v, d] = self.arguments(kernel)?;
+        let offset = first * self.d * self.dtype.size();
+        let arguments = vec![
+            Argument::Output { index, offset },
+            scratch(0, self.dtype),
+            Argument::input(1),
+            Argument::Null,
+            size(kernel, "the number of rows", rows)?,
+            v,
+            d,
+            crate::ops::Activation::argument(None),
+        ];
+        let grid = tiling.grid(kernel)?;
+        Ok(Launch::on_grid(kernel, grid, arguments))
+    }
+
+    /// Output 0, ∂W, with a block of rows more: its gradientᵀ · h.
+    fn weight_product(&self, accumulates: bool, first: usize, rows: usize) -> Result<Launch> {
+        let tiling = Tiling::whole([self.v, self.d, rows], self.dtype);
+        let kernel = tiling.kernel(kernels::LINEAR_BACKWARD_WEIGHT_SIZES, self.dtype)?;
+        let [_, v, d] = self.arguments(kernel)?;
+        // One block of rows after the other on one stream, so each adds to what the one before has left: in order,
+        // without atomics.
+        let addend = match (first, accumulates) {
+            (0, true) => Argument::input(7),
+            (0, false) => Argument::Null,
+            _ => Argument::output(0),
+        };
+        let arguments = vec![
+            Argument::output(0),
+            Argument::Null,
+            addend,
+            scratch(0, self.dtype),
+            Argument::Input {
+                index: 0,
+                offset: first * self.d * self.dtype.size(),
+            },
+            size(kernel, "the number of rows", rows)?,
+            v,
+            d,
+            size(kernel, "the number of steps", tiling.steps)?,
+        ];
+        let grid = tiling.grid(kernel)?;
+        Ok(Launch::on_grid(kernel, grid, arguments))
     }
 
     /// Bytes between the kernels of the largest word: a logit and a word for each row and tile.

@@ -3,8 +3,8 @@
 //! h [N, D], W [V, D], targets i32 [N] (negative: not supervised), weights f32 [N]:
 //! L = Σ w_t (lse_t − z_t[target]) / Σ w_t over supervised t, with z = h Wᵀ and lse = log Σ_v e^z_v; 0 where Σ w is 0.
 //! ∂z = (softmax(z) − onehot) w_t / Σ w · dL, ∂h = ∂z W, ∂W = ∂zᵀ h. Saved: lse [N] and Σ w [1].
-//! Rows that are not supervised are left out before the product. Forward 2·N·V·D flops, backward 8·N·V·D: logits are
-//! made again for ∂h and for ∂W, which is what not storing N·V of them costs.
+//! Rows that are not supervised are left out before the product. Forward 2·N·V·D flops, backward 6·N·V·D: logits are
+//! made once again for ∂h and ∂W, which is what not storing N·V of them costs. The processor makes them for each of the two.
 //! A target of V or above makes the loss NaN, which stops a run: it must not pass for an unsupervised row.
 
 mod argmax;
@@ -15,7 +15,7 @@ mod tiles;
 pub use argmax::linear_argmax;
 use rayon::prelude::*;
 
-use backward::{BackwardHidden, BackwardWeight};
+use backward::{BackwardBoth, BackwardHidden, BackwardWeight};
 use launches::Sizes;
 use tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
 
@@ -218,19 +218,20 @@ impl Op for LinearCrossEntropy {
             dloss,
         ];
         let inputs = [[*h, *w].as_slice(), &shared].concat();
-        let dw = if backward.needs(1) {
-            Some(
-                backward
-                    .tape
-                    .record_one(BackwardWeight { accumulates: false }, &inputs)?,
-            )
-        } else {
-            None
-        };
-        let dh = if backward.needs(0) {
-            Some(backward.tape.record_one(BackwardHidden, &inputs)?)
-        } else {
-            None
+        let accumulates = false;
+        let (needs_hidden, needs_weight) = (backward.needs(0), backward.needs(1));
+        let tape = &mut *backward.tape;
+        let [dh, dw] = match (needs_hidden, needs_weight) {
+            (true, true) => {
+                let made = tape.record(BackwardBoth { accumulates }, &inputs)?;
+                [Some(made[1]), Some(made[0])]
+            }
+            (true, false) => [Some(tape.record_one(BackwardHidden, &inputs)?), None],
+            (false, true) => {
+                let dw = tape.record_one(BackwardWeight { accumulates }, &inputs)?;
+                [None, Some(dw)]
+            }
+            (false, false) => [None, None],
         };
         Ok(vec![dh, dw, None, None])
     }
