@@ -137,7 +137,7 @@ DEVICE void query_gradient(T* d_query, float* partial, const T* query, const T* 
         } else if (groups) {
             multiply_along_dim<false, kDim, T>(p, left, key_tile, groups);
             multiply_along_dim<false, kDim, T>(dp, d_left, value_tile, groups);
-            mask<true>(p, g, segments, warp_first, tile);
+            mask<true>(p, g, segments, warp_first, tile, kAllGroups);
         }
         // e^x as 2^(x·log2 e): the chip's own instruction is exp2, and the factor joins the scale in one multiply-add.
         // Masked scores are −inf, whose power is 0, so that dS needs no mask of its own.
@@ -281,7 +281,7 @@ DEVICE void key_value_gradient(T* d_key, T* d_value, const T* query, const T* ke
         } else if (groups) {
             multiply_along_dim<false, kDim, T>(p, left, query_tile, groups);
             multiply_along_dim<false, kDim, T>(dp, value_left, d_output_tile, groups);
-            mask<false>(p, g, segments, warp_first, step.tile);
+            mask<false>(p, g, segments, warp_first, step.tile, kAllGroups);
         }
         UNROLL
         for (int j = 0; j < kTile / kFragmentColumns; ++j) {

@@ -44,8 +44,10 @@ DEVICE void softmax_step(RunningSoftmax<kRowFragments>& softmax, float (&scores)
             const float before = softmax.largest[r][half];
             float largest = before;
             UNROLL
-            for (int j = 0; j < kColumnFragments; ++j)
+            for (int j = 0; j < kColumnFragments; ++j) {
+                if (!kWhole && !(groups >> j / 2 & 1)) continue;
                 largest = fmaxf(largest, fmaxf(scores[r][j][2 * half], scores[r][j][2 * half + 1]));
+            }
             // The four lanes of a row.
             largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
             largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
@@ -133,7 +135,7 @@ DEVICE void attention_forward(T* o, float* log_sum_exp, const T* query, const T*
             multiply_along_dim<true, kDim, T>(scores, left, shared.key, groups);
         } else if (groups) {
             multiply_along_dim<false, kDim, T>(scores, left, shared.key, groups);
-            mask<true>(scores, g, segments, warp_first, tile);
+            mask<true>(scores, g, segments, warp_first, tile, kDim <= 64 ? groups : kAllGroups);
         }
 
         cp_async_wait<0>();

@@ -96,11 +96,14 @@ DEVICE Line key_line(const Geometry& g, const int32_t* segments, int key) {
 }
 DEVICE bool sees(Line query, Line key) { return key.position < query.position && query.segment == key.segment; }
 
-// Sets to −∞ the scores of pairs that do not see each other. Rows are queries and columns keys, or the other way round;
-// `row` and `column` are the numbers of the first of each.
+// Every group, for kernels whose registers have no room for the branches that leaving some out takes.
+constexpr uint32_t kAllGroups = ~0u;
+
+// Sets to −∞ the scores of pairs that do not see each other, in the groups of 16 columns that are asked for (products.cuh). Rows
+// are queries and columns keys, or the other way round; `row` and `column` are the numbers of the first of each.
 template <bool kQueryRows, int kRowFragments, int kColumnFragments>
 DEVICE void mask(float (&scores)[kRowFragments][kColumnFragments][4], const Geometry& g, const int32_t* segments, int row,
-                 int column) {
+                 int column, uint32_t groups) {
     Line down[kRowFragments][2];
     UNROLL
     for (int r = 0; r < kRowFragments; ++r) {
@@ -112,6 +115,7 @@ DEVICE void mask(float (&scores)[kRowFragments][kColumnFragments][4], const Geom
     }
     UNROLL
     for (int j = 0; j < kColumnFragments; ++j) {
+        if (!(groups >> j / 2 & 1)) continue;
         UNROLL
         for (int i = 0; i < 2; ++i) {
             const int at = column + j * kFragmentColumns + accumulator_column(i);
