@@ -10,12 +10,37 @@ use keel_base::error::{Error, Result};
 /// while it waits.
 const BLOCKS_EACH: usize = 2;
 
-/// Cycles that a step of a large tile takes a multiprocessor: 2·128²·32 operations of bf16 at the 0.62 of Hopper's 4096 a cycle
-/// that `mma.sync` reaches. The six products of an f32 step have half its depth.
-const STEP_CYCLES: f64 = 413.0;
+/// A chip, as far as it decides how often a sum is split.
+struct Chip {
+    multiprocessors: usize,
+    /// Cycles that a multiprocessor takes for a step of a large tile in bf16, 2·128²·32 operations.
+    step: f64,
+    /// Bytes that its memory moves in a cycle.
+    bytes: f64,
+}
 
-/// Bytes that the chip's memory moves in a cycle: 3.35 TB/s at 1.83 GHz.
-const BYTES_A_CYCLE: f64 = 1830.0;
+/// The chips that splits are weighed for. They are constants and not the chip at hand: where a sum is split decides its bits.
+/// Speeds from NVIDIA's data sheets; of Hopper's tensor cores `mma.sync` reaches 0.62 (Luo et al. 2024, table 7).
+const CHIPS: [Chip; 3] = [
+    // A100: 2048 operations a cycle, 2.04 TB/s at 1.41 GHz.
+    Chip {
+        multiprocessors: 108,
+        step: 512.0,
+        bytes: 1446.0,
+    },
+    // H100: 4096, 3.35 TB/s at 1.83 GHz.
+    Chip {
+        multiprocessors: 132,
+        step: 413.0,
+        bytes: 1830.0,
+    },
+    // RTX 4090: 512, 1.01 TB/s at 2.52 GHz.
+    Chip {
+        multiprocessors: 128,
+        step: 2048.0,
+        bytes: 400.0,
+    },
+];
 
 /// How much longer than the best number of splits a smaller one may take: parts of a sum need memory of their own.
 const SLOWER: f64 = 1.05;
@@ -64,10 +89,10 @@ impl Tiling {
             let tiles = (whole.down * whole.across).max(1);
             let most = (whole.steps / FEWEST_STEPS).clamp(1, MOST_SPLITS);
             let fewest = (BLOCKS_EACH * MULTIPROCESSORS / tiles).clamp(1, most);
-            let cycles =
-                |splits| Tiling::new(product, dtype, tile, splits).cycles(product, dtype, tile);
-            let best = (fewest..=most).map(cycles).fold(f64::INFINITY, f64::min);
-            let splits = (fewest..=most).find(|splits| cycles(*splits) <= SLOWER * best);
+            let time =
+                |splits| Tiling::new(product, dtype, tile, splits).time(product, dtype, tile);
+            let best = (fewest..=most).map(time).fold(f64::INFINITY, f64::min);
+            let splits = (fewest..=most).find(|splits| time(*splits) <= SLOWER * best);
             Tiling::new(product, dtype, tile, splits.unwrap_or(fewest))
         };
         let large = of(LARGE_TILE);
@@ -92,17 +117,24 @@ impl Tiling {
         }
     }
 
-    /// Cycles that a chip takes: the blocks that its fullest multiprocessor gets, one after the other, and the parts of the sums
-    /// on their way through memory. The number of multiprocessors is a constant, not the chip's: where a sum is split decides
-    /// its bits, and those must not depend on the chip.
-    fn cycles(&self, [rows, columns, _]: [usize; 3], dtype: DType, tile: usize) -> f64 {
-        let blocks = self.down * self.across * self.splits;
+    /// The time on the chip that it suits least, in units of what that chip would take if the work were spread evenly and sums
+    /// were whole: the blocks that the fullest multiprocessor gets, one after the other, and the parts of the sums on their way
+    /// through memory.
+    fn time(&self, [rows, columns, inner]: [usize; 3], dtype: DType, tile: usize) -> f64 {
+        let tiles = self.down * self.across;
+        let all_steps = tiles * inner.div_ceil(STEP_BYTES / dtype.size()).max(1);
         let area = (tile * tile) as f64 / (LARGE_TILE * LARGE_TILE) as f64;
+        // The six products of an f32 step have half the depth.
         let products = if dtype == DType::Bf16 { 1.0 } else { 3.0 };
-        let steps = (blocks.div_ceil(MULTIPROCESSORS) * self.steps) as f64;
         let parts = if self.splits > 1 { 2 * self.splits } else { 0 };
         let bytes = (parts * rows * columns * DType::F32.size()) as f64;
-        steps * STEP_CYCLES * area * products + bytes / BYTES_A_CYCLE
+        let of = |chip: &Chip| {
+            let step = chip.step * area * products;
+            let steps = (tiles * self.splits).div_ceil(chip.multiprocessors) * self.steps;
+            let even = all_steps as f64 / chip.multiprocessors as f64 * step;
+            (steps as f64 * step + bytes / chip.bytes) / even
+        };
+        CHIPS.iter().map(of).fold(0.0, f64::max)
     }
 
     /// The kernel of this size for operands of `dtype`.
