@@ -19,7 +19,7 @@ struct Chip {
     bytes: f64,
 }
 
-/// The chips that splits are weighed for. They are constants and not the chip at hand: where a sum is split decides its bits.
+/// The chips that the cut of a product is weighed for. They are constants and not the chip at hand: where a sum is split decides its bits.
 /// Speeds from NVIDIA's data sheets; of Hopper's tensor cores `mma.sync` reaches 0.62 (Luo et al. 2024, table 7).
 const CHIPS: [Chip; 3] = [
     // A100: 2048 operations a cycle, 2.04 TB/s at 1.41 GHz.
@@ -161,6 +161,18 @@ impl Tiling {
             self.splits as u32,
         ])
     }
+}
+
+/// How much longer than evenly spread work `launches` of equal blocks take, one after the other, on the chip that they suit
+/// least.
+pub(crate) fn unevenness(launches: impl Iterator<Item = usize> + Clone) -> f64 {
+    let blocks: usize = launches.clone().sum();
+    let of = |chip: &Chip| {
+        let turns = |blocks: usize| blocks.div_ceil(chip.multiprocessors);
+        let turns: usize = launches.clone().map(turns).sum();
+        (turns * chip.multiprocessors) as f64 / blocks.max(1) as f64
+    };
+    CHIPS.iter().map(of).fold(0.0, f64::max)
 }
 
 /// A size of a product as an argument.

@@ -1,10 +1,9 @@
 //! The launches of `cuda/linear_cross_entropy.cu`, and the scratch memory between them.
 
-use crate::launch::kernels::constants::kernel::MULTIPROCESSORS;
 use crate::launch::kernels::constants::product::LARGE_TILE as TILE;
 use crate::launch::kernels::constants::scores::REDUCE_WARPS;
 use crate::launch::{Argument, KernelEntry, Launch, blocks, kernels};
-use crate::ops::linear::tiles::{Tiling, size};
+use crate::ops::linear::tiles::{Tiling, size, unevenness};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::Result;
 
@@ -98,17 +97,20 @@ impl Sizes {
     fn block_rows(&self) -> usize {
         // The gradient of a block of rows goes through memory between two kernels. As large as the operands it costs
         // about as much traffic as they do; whole rows of tiles, so that no tile is computed twice.
-        let most = ((self.n + self.v) * self.d / self.v.max(1) / TILE).max(1);
+        let most = (self.n + self.v) * self.d / self.v.max(1) / TILE;
         // ∂h of a block has few tiles and a long sum: twelve rows of twelve tiles would keep 132 multiprocessors busy for two
-        // turns, the second of which has twelve to do. Where there is a turn's worth, a block is as many rows as fill its
-        // turns best, but not below half of what memory allows.
-        let waves = |down: usize| {
-            let tiles = down * self.d.div_ceil(TILE);
-            tiles as f64 / tiles.next_multiple_of(MULTIPROCESSORS) as f64
+        // turns, the second of which has twelve to do. So a block has the number of rows that fills its turns best, but not
+        // less than half of what memory allows.
+        let (all, across) = (self.n.div_ceil(TILE), self.d.div_ceil(TILE));
+        let most = most.clamp(1, all.max(1));
+        let lost = |down: usize| {
+            let launches = (0..all).step_by(down);
+            unevenness(launches.map(|first| down.min(all - first) * across))
         };
+        // Of equals the first, which is the largest.
         let down = (most.div_ceil(2)..=most)
-            .filter(|_| most * self.d.div_ceil(TILE) >= MULTIPROCESSORS)
-            .max_by(|a, b| waves(*a).total_cmp(&waves(*b)))
+            .rev()
+            .min_by(|a, b| lost(*a).total_cmp(&lost(*b)))
             .unwrap_or(most);
         (down * TILE).min(self.n)
     }
@@ -125,8 +127,9 @@ impl Sizes {
         products: &[&dyn Fn(usize, usize) -> Result<Launch>],
     ) -> Result<Vec<Launch>> {
         let mut launches = Vec::new();
-        for first in (0..self.n).step_by(self.block_rows().max(1)) {
-            let rows = self.block_rows().min(self.n - first);
+        let block_rows = self.block_rows();
+        for first in (0..self.n).step_by(block_rows.max(1)) {
+            let rows = block_rows.min(self.n - first);
             let kernel = kernels::LINEAR_CROSS_ENTROPY_BACKWARD.of(self.dtype)?;
             let [_, v, d] = self.arguments(kernel)?;
             let mut arguments = vec![scratch(0, self.dtype)];
