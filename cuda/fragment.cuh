@@ -159,6 +159,10 @@ template <class T> struct FragmentB { uint32_t part[kParts<T>][2]; };
 DEVICE int accumulator_row(int i) { return int(threadIdx.x) % kWarpLanes / 4 + i / 2 * 8; }
 DEVICE int accumulator_column(int i) { return int(threadIdx.x) % 4 * 2 + i % 2; }
 
+// Writes elements 0 and 1, or 2 and 3, of an accumulator in one access: neighbours in a row, aligned to their size.
+DEVICE void store_pair(float* to, float low, float high) { *reinterpret_cast<float2*>(to) = make_float2(low, high); }
+DEVICE void store_pair(bf16* to, float low, float high) { *reinterpret_cast<uint32_t*>(to) = bf16_pair_bits(low, high); }
+
 // Puts two f32 into register `i` of a fragment: bf16 rounds them, f32 splits them into three parts. The split is exact unless
 // the value is beyond the largest bf16 (3.39e38, infinity too: the result is NaN) or so small that its last bits are below
 // 2^-133.

@@ -89,10 +89,10 @@ DEVICE void store_rows(T* to, int64_t pitch, int rows, int dim, SharedTile& tile
         UNROLL
         for (int n = 0; n < kDimFragments; ++n) {
             UNROLL
-            for (int i = 0; i < 4; ++i) {
-                const int column = first_dim + n * kFragmentColumns + accumulator_column(i);
-                tile.element[row + r * kFragmentRows + accumulator_row(i)][column] =
-                    from_float<T>(acc[r][n][i] * factor[r][i / 2]);
+            for (int half = 0; half < 2; ++half) {
+                const int column = first_dim + n * kFragmentColumns + accumulator_column(0);
+                store_pair(&tile.element[row + r * kFragmentRows + accumulator_row(2 * half)][column],
+                           acc[r][n][2 * half] * factor[r][half], acc[r][n][2 * half + 1] * factor[r][half]);
             }
         }
     }
