@@ -47,12 +47,12 @@ DEVICE void attention_delta(float* delta, const T* o, const T* d_output, int64_t
 //            null) | d_output elem [B,Tq,H,D] | log_sum_exp, delta f32 [B,H,Tq] | the rest as in attention.cu
 // Grid     : B·H·ceil(Tq / rows) blocks      Block: bf16 64 threads = 2 warps of 32 queries; f32 128 = 4 of 16,
 //            of D > 96 64
-// Smem     : sizeof(QueryGradientStorage) = (2 rows + 4 tile)·(D + 8)·e: bf16 55 KB for D 64, 70 KB for D 128; f32 at most
+// Smem     : sizeof(QueryGradientStorage) = (2 rows + 4 tile)·(D + 8)·e: bf16 37 KB for D 64, 70 KB for D 128; f32 at most
 //            80 KB (D 96): all below the 99 KB of the smallest sm_8x
 // Work     : 6·D flop a visible pair (s and dp anew, dq); reads q, do, lse, δ once, k and v once a block; writes dq
-//            bound: shared memory: a fragment of keys serves 16 queries, 512 bytes for two products, which is as long as the
-//            products take. Expected on H100, bf16, T >= 1024: 0.3 of the dense peak (half of what mma.sync reaches);
-//            f32: a tenth of that (six products of parts, and the splitting of operands)
+//            bound: tensor cores in bf16, as a fragment of keys serves 32 queries: with 16, shared memory would bind. f32
+//            takes about ten times as long (six products of parts, and the splitting of operands). Predicted times:
+//            docs/reference/counts.md
 // Accuracy : sums in f32; bf16 rounds dS once before dS·k
 // Ragged   : as attention forward
 // Order    : deterministic: keys in order within a block
@@ -72,11 +72,12 @@ DEVICE void attention_delta(float* delta, const T* o, const T* d_output, int64_t
 // attention_backward_key_value_d<32|64|96|128>_<f32|bf16>: the gradients of the keys and values.
 // Math     : dv = pᵀ do    dk = D^-1/2 dSᵀ q      summed over the query heads that share a key head; p, dS as above
 // Tensors  : d_key, d_value elem, in the layout of key and value | the rest as above
-// Grid     : B·Hk·ceil(T / rows) blocks      Block: 128 threads = 4 warps of 16 keys; f32 of D > 96: two warps for 16 keys,
-//            each with all their scores and half the gradients' columns, which do not fit the registers of one
+// Grid     : B·Hk·ceil(T / rows) blocks      Block: bf16 of D <= 64 64 threads = 2 warps of 32 keys; else 128 = 4 of 16;
+//            f32 of D > 96 two warps for 16 keys, each with all their scores and half the gradients' columns, which do not
+//            fit the registers of one
 // Smem     : sizeof(KeyValueGradientStorage): as above and 16 B for each row of a tile
 // Work     : 8·D flop a visible pair (s and dp anew, dk, dv); reads k, v once, q, do, lse, δ once a block; writes dk, dv
-//            bound: shared memory, as above; together the two kernels do 14·D flop a pair where 10·D are needed: the price of
+//            bound: bf16 of D <= 64 as above, else shared memory; together the two kernels do 14·D flop a pair where 10·D are needed: the price of
 //            sums in a fixed order without a [T,T] matrix or atomic additions
 // Accuracy : sums in f32; bf16 rounds p and dS once before the products
 // Ragged   : as attention forward; queries past the end are zeros
