@@ -391,9 +391,11 @@ impl Program {
             .fold(Cost::default(), |a, b| a + b)
     }
 
-    /// Work and traffic of one op of the program.
+    /// Work and traffic of one op of the program, on its target.
     pub fn op_cost(&self, op: &PlannedOp) -> Cost {
-        op.instruction.cost(&self.values)
+        let [inputs, outputs] = op.instruction.types(&self.values);
+        let target = self.compile_target.target;
+        op.instruction.op.cost_on(&inputs, &outputs, target)
     }
 }
 

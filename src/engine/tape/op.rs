@@ -167,8 +167,14 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
         )
     }
 
-    /// Work and traffic of one run.
+    /// Work and traffic of one run, on the processor where targets differ. Arms of an ablation are made equal in it, so it hangs on
+    /// no device.
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost;
+
+    /// Work and traffic of one run on `target`, where its kernels do another amount of work.
+    fn cost_on(&self, inputs: &[TensorType], outputs: &[TensorType], _target: Target) -> Cost {
+        self.cost(inputs, outputs)
+    }
 
     /// Pairs (output, input): the output may take the input's place when nobody needs the input afterwards.
     fn in_place(&self) -> &'static [(usize, usize)] {

@@ -394,8 +394,15 @@ impl Op for BackwardBoth {
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
-        // What a GPU does; the processor's second logits are its own affair, and count as no work done.
-        Cost::streaming(6.0 * product_size(inputs), inputs, outputs)
+        Cost::streaming(8.0 * product_size(inputs), inputs, outputs)
+    }
+
+    fn cost_on(&self, inputs: &[TensorType], outputs: &[TensorType], target: Target) -> Cost {
+        match target {
+            // Logits are made once for both.
+            Target::Cuda => Cost::streaming(6.0 * product_size(inputs), inputs, outputs),
+            _ => self.cost(inputs, outputs),
+        }
     }
 
     fn workspace(

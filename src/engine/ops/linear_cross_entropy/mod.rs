@@ -3,8 +3,9 @@
 //! h [N, D], W [V, D], targets i32 [N] (negative: not supervised), weights f32 [N]:
 //! L = Σ w_t (lse_t − z_t[target]) / Σ w_t over supervised t, with z = h Wᵀ and lse = log Σ_v e^z_v; 0 where Σ w is 0.
 //! ∂z = (softmax(z) − onehot) w_t / Σ w · dL, ∂h = ∂z W, ∂W = ∂zᵀ h. Saved: lse [N] and Σ w [1].
-//! Rows that are not supervised are left out before the product. Forward 2·N·V·D flops, backward 6·N·V·D: logits are
-//! made once again for ∂h and ∂W, which is what not storing N·V of them costs. The processor makes them for each of the two.
+//! Rows that are not supervised are left out before the product. Forward 2·N·V·D flops, backward 6·N·V·D on a GPU: logits are
+//! made once again for ∂h and ∂W, which is what not storing N·V of them costs. The processor makes them for each of the two:
+//! 8·N·V·D.
 //! A target of V or above makes the loss NaN, which stops a run: it must not pass for an unsupervised row.
 
 mod argmax;
