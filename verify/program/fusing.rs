@@ -13,11 +13,11 @@ use super::{Tiny, on_cpu, shape_of};
 /// Ops of each stage of the tiny recipe, planned for two threads; and in bf16 for a GPU, each batch in two parts.
 const OPS: [(&str, [usize; 2]); 6] = [
     ("warm-start-vision", [101, 103]),
-    ("warm-start-language", [58, 69]),
+    ("warm-start-language", [57, 68]),
     ("warm-up", [118, 124]),
     ("fine-grained", [153, 170]),
-    ("world-knowledge", [202, 236]),
-    ("target", [93, 108]),
+    ("world-knowledge", [201, 235]),
+    ("target", [92, 107]),
 ];
 
 #[test]
