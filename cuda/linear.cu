@@ -222,6 +222,40 @@ extern "C" __global__ void __launch_bounds__(kSumWarps* kWarpLanes) linear_backw
 }
 KERNEL(linear_backward_bias_bf16, kSumWarps* kWarpLanes, ColumnSumStorage<bf16>)
 
+// linear_forward_activation: y = f(z), where no single product makes z.
+// Math     : y = f(z)
+// Tensors  : z, y elem [count]
+// Grid     : ⌈count / (256 · 16 bytes)⌉ blocks      Block: 256 threads
+// Smem     : none
+// Work     : about 20 flop an element; reads e, writes e an element       bound: memory
+// Accuracy : f in f32, rounded once
+// Ragged   : any count
+// Order    : deterministic
+// Source   : -
+template <class T>
+DEVICE void linear_forward_activation(T* y, const T* z, int64_t count, int activation) {
+    constexpr int kWidth = kVector<T>;
+    const int64_t first = (int64_t(blockIdx.x) * kElementwiseThreads + threadIdx.x) * kWidth;
+    if (first >= count) return;
+    const int left = int(min(count - first, int64_t(kWidth)));
+    const bool vectors = left == kWidth && has_vectors(y, kWidth) && has_vectors(z, kWidth);
+    float values[kWidth];
+    load_columns(values, z + first, 0, left, vectors);
+    UNROLL
+    for (int i = 0; i < kWidth; ++i) values[i] = activate(activation, values[i]);
+    store_columns(y + first, values, 0, left, vectors);
+}
+extern "C" __global__ void __launch_bounds__(kElementwiseThreads) linear_forward_activation_f32(
+    float* y, const float* z, int64_t count, int activation) {
+    linear_forward_activation(y, z, count, activation);
+}
+KERNEL(linear_forward_activation_f32, kElementwiseThreads)
+extern "C" __global__ void __launch_bounds__(kElementwiseThreads) linear_forward_activation_bf16(
+    bf16* y, const bf16* z, int64_t count, int activation) {
+    linear_forward_activation(y, z, count, activation);
+}
+KERNEL(linear_forward_activation_bf16, kElementwiseThreads)
+
 // linear_backward_activation: dz = dy ⊙ f′(z), where no product could do that on the way.
 // Math     : dz = dy · f′(z)
 // Tensors  : dy, z, dz elem [count]; dz may be dy: each element is read by the thread that writes it

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use keel::error::Result;
 use keel::launch::{Argument, Launch};
-use keel::ops::{Activation, linear, linear_activation, linear_residual};
+use keel::ops::{Activation, activation, linear, linear_activation, linear_residual};
 use keel::program::{CompileOptions, Program};
 use keel::tape::{Add, ParameterLayout, Tape, Target, Value};
 use keel::tensor::{DType, TensorType};
@@ -71,6 +71,18 @@ proptest! {
         if has_bias {
             case = case.input("bias", [n], random.normals(n, 1.0));
         }
+        check(&case, seed);
+    }
+
+    #[test]
+    fn an_activation_of_a_sum_of_products_matches_the_reference(
+        rows in 1usize..150, n in 1usize..50, form in 0usize..3, seed: u64,
+    ) {
+        let mut random = Random::new(seed);
+        let case = Case::new(format!("{:?} alone", ACTIVATIONS[form]), move |tape, v| {
+            Ok(vec![out("y", activation(tape, v[0], ACTIVATIONS[form])?)])
+        })
+        .input("z", [rows, n], random.normals(rows * n, 2.0));
         check(&case, seed);
     }
 

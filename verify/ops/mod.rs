@@ -1,6 +1,7 @@
 //! The cases of every op, one file an op.
 
 mod adamw;
+mod add_columns;
 mod attention;
 mod basic;
 mod cast;

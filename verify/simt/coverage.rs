@@ -137,6 +137,14 @@ pub const PROGRAMS: &[(&str, Record)] = &[
         let (x, w) = (t.x([5, 20]), t.x([7, 20]));
         ops::linear_activation(t.0, x, w, None, Activation::GeluErf)
     }),
+    ("activation", |t| {
+        let x = t.x([5, 20]);
+        ops::activation(t.0, x, Activation::GeluErf)
+    }),
+    ("add_columns", |t| {
+        let (x, part) = (t.x([5, 20]), t.x([5, 8]));
+        ops::add_columns(t.0, x, part, 8)
+    }),
     ("norms, narrow", |t| norms(t, 20)),
     ("norms, middle", |t| norms(t, 520)),
     ("norms", |t| norms(t, 1032)),

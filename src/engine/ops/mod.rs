@@ -5,6 +5,7 @@
 //! processor).
 
 mod adamw;
+mod add_columns;
 mod attention;
 mod cast;
 mod collective;
@@ -40,6 +41,7 @@ pub use adamw::{
     ADAMW_STATE, OPTIMIZER_SCALARS, OPTIMIZER_STATE, OptimizerInput, StepSettings, UpdateOptions,
     record_update,
 };
+pub use add_columns::add_columns;
 pub use attention::{Heads, Mask, attention, cross_attention};
 pub use cast::cast;
 pub use collective::{all_gather, exchange};
@@ -50,7 +52,9 @@ pub use contrastive_loss::{
 pub use ema::EMA_STATE;
 pub use embedding::embedding;
 pub use l2_normalize::l2_normalize;
-pub use linear::{Activation, linear, linear_activation, linear_layer_scale, linear_residual};
+pub use linear::{
+    Activation, activation, linear, linear_activation, linear_layer_scale, linear_residual,
+};
 pub use linear_cross_entropy::{linear_argmax, linear_cross_entropy};
 pub use muon::orthogonalize;
 pub use norm::{layer_norm, layer_norm_residual, rms_norm, rms_norm_residual};

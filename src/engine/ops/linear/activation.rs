@@ -1,4 +1,4 @@
-//! The activations that follow a product, and dz = dy ⊙ f′(z) where no product can do that on the way.
+//! The activations that follow a product, and y = f(z) and dz = dy ⊙ f′(z) where no product can do that on the way.
 
 use rayon::prelude::*;
 
@@ -6,7 +6,9 @@ use crate::launch::kernels::constants::linear::ELEMENTWISE_THREADS;
 use crate::launch::{Argument, Launch, blocks, kernels, vector};
 use crate::ops::shapes::{expect_float, expect_inputs, expect_type};
 use crate::ops::special::{erfc, sigmoid};
-use crate::tape::{CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, with_element};
+use crate::tape::{
+    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Tape, Value, with_element,
+};
 use crate::tensor::TensorType;
 use keel_base::error::Result;
 use keel_cpu::vector_math;
@@ -100,6 +102,98 @@ impl Activation {
 /// Φ(x), the distribution function of the normal distribution.
 fn normal_distribution(x: f64) -> f64 {
     0.5 * erfc(-x * std::f64::consts::FRAC_1_SQRT_2)
+}
+
+/// Records y = f(z), elementwise, for z that no single product makes: where one does, `linear_activation` computes both.
+///
+/// # Errors
+/// [`keel_base::error::Error::Shape`] when z is not of floats.
+pub fn activation(tape: &mut Tape, z: Value, activation: Activation) -> Result<Value> {
+    tape.record_one(ActivationForward { activation }, &[z])
+}
+
+/// y = f(z). Input z, output y; z is kept for the backward pass.
+#[derive(Clone, Copy, Debug)]
+struct ActivationForward {
+    activation: Activation,
+}
+
+impl ActivationForward {
+    /// The processor's kernel for values stored as `T`.
+    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+        /// Elements that are widened at once.
+        const PIECE: usize = 256;
+        let z = args.inputs.of::<T>(0);
+        let y = args.outputs.in_order().next::<T>();
+        y.par_chunks_mut(ELEMENTS_PER_TASK)
+            .zip(z.par_chunks(ELEMENTS_PER_TASK))
+            .for_each(|(y, z)| {
+                let (mut wide, mut result) = ([0.0; PIECE], [0.0; PIECE]);
+                for (y, z) in y.chunks_mut(PIECE).zip(z.chunks(PIECE)) {
+                    let (wide, result) = (&mut wide[..z.len()], &mut result[..z.len()]);
+                    for (wide, z) in wide.iter_mut().zip(z) {
+                        *wide = z.widen();
+                    }
+                    vector_math::activate(self.activation.curve(), wide, result);
+                    for (y, result) in y.iter_mut().zip(result) {
+                        *y = T::rounded(*result);
+                    }
+                }
+            });
+    }
+}
+
+impl Op for ActivationForward {
+    fn name(&self) -> &'static str {
+        "linear_forward_activation"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        let [z] = expect_inputs(self.name(), inputs)?;
+        expect_float(self.name(), "z", 0, z)?;
+        Ok(vec![z])
+    }
+
+    fn reference(&self, args: ReferenceArgs<'_>) {
+        let ([z], [y]) = args.split();
+        for (y, z) in y.float_mut().iter_mut().zip(z.float()) {
+            *y = self.activation.value(*z);
+        }
+    }
+
+    fn cpu(&self, args: CpuArgs<'_>) {
+        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
+    }
+
+    fn launches(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        _: CompileTarget,
+    ) -> Result<Vec<Launch>> {
+        let ty = inputs[0];
+        let kernel = kernels::LINEAR_FORWARD_ACTIVATION.of(ty.dtype)?;
+        let blocks = blocks(kernel, ty.numel(), ELEMENTWISE_THREADS * vector(ty))?;
+        let arguments = vec![
+            Argument::output(0),
+            Argument::input(0),
+            Argument::I64(ty.numel() as i64),
+            Activation::argument(Some(self.activation)),
+        ];
+        Ok(vec![Launch::new(kernel, blocks, arguments)])
+    }
+
+    fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
+        let (dy, z) = (backward.gradient(0), backward.inputs[0]);
+        let activation = self.activation;
+        let op = ActivationBackward { activation };
+        Ok(vec![Some(backward.tape.record_one(op, &[dy, z])?)])
+    }
+
+    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+        let flops = self.activation.flops() * outputs[0].numel() as f64;
+        Cost::streaming(flops, inputs, outputs)
+    }
 }
 
 /// dz = dy ⊙ f′(z). Inputs dy, z of one shape; dz may take dy's place.

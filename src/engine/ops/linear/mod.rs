@@ -22,7 +22,7 @@ use crate::tensor::DType;
 use keel_base::error::Result;
 use keel_cpu::matmul;
 
-pub use activation::Activation;
+pub use activation::{Activation, activation};
 use backward_input::LinearBackwardInput;
 use backward_weight::LinearBackwardWeight;
 use forward::Linear;
