@@ -1,6 +1,7 @@
 //! What surrounds an update: rates and decays by module, pattern and layer, and schedules, against PyTorch; and whole runs
 //! with them.
 
+mod adapters;
 mod averages;
 mod runs;
 

@@ -9,6 +9,7 @@ mod chats;
 mod connectors;
 mod export;
 mod inspecting;
+mod lora;
 mod pooled;
 mod processors;
 mod published;
@@ -70,7 +71,11 @@ struct Case<'a> {
 }
 
 fn record_part(tape: &mut Tape, part: &SubModel, golden: &Golden) -> Value {
-    match part.config() {
+    record(tape, part.config(), golden)
+}
+
+fn record(tape: &mut Tape, config: &SubModelConfig, golden: &Golden) -> Value {
+    match config {
         SubModelConfig::Vision(config) => {
             let images = tape.input("images", TensorType::f32(golden.shape("input.images")));
             vision_tower(tape, config, images).expect("a tower records")

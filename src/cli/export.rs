@@ -10,7 +10,7 @@ use super::values::{described, named, size};
 use super::{heading, print_line};
 use keel_base::error::Result;
 use keel_base::units::{counted, grouped};
-use keel_train::{ExportOptions, ExportPart, export};
+use keel_train::{ExportOptions, ExportPart, LoraExport, export};
 use keel_weights::VisionLayout;
 
 /// Types that can be asked for.
@@ -65,6 +65,10 @@ pub(super) struct ExportArgs {
     /// keeps.
     #[arg(long, help_heading = heading::WEIGHTS)]
     ema: bool,
+    /// What becomes of the low-rank adapters of the part: to be said where it has any.
+    #[arg(long, value_name = "WHAT", value_parser = described(&LoraExport::ALL, LoraExport::name, LoraExport::about),
+        help_heading = heading::WEIGHTS)]
+    lora: Option<LoraExport>,
     /// Upper limit on the size of one weights file.
     #[arg(long, value_name = "BYTES", value_parser = size, default_value = "5G", help_heading = heading::EXPERT)]
     shard_size: u64,
@@ -77,6 +81,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
         dtype: args.dtype,
         shard_bytes: args.shard_size,
         averages: args.ema,
+        lora: args.lora,
     };
     let exported = export(&args.run, &args.out, &options)?;
     let kind = match exported.model_type.as_str() {

@@ -52,7 +52,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Train a model by a recipe, stage by stage, with an evaluation after each.
-    Train(train::TrainArgs),
+    Train(Box<train::TrainArgs>),
     /// Show the memory and the compute of every stage without running it.
     Plan(plan::PlanArgs),
     /// Time one training step, op by op.

@@ -125,6 +125,12 @@ pub(super) struct WeightsArgs {
     #[arg(long, value_name = "TEMPLATE", value_parser = named(&ChatTemplate::ALL, ChatTemplate::name), requires = "language",
         help_heading = heading::WEIGHTS)]
     chat: Option<ChatTemplate>,
+    /// Folder of PEFT whose low-rank adapters (LoRA) the vision tower starts with.
+    #[arg(long, value_name = "DIR", help_heading = heading::WEIGHTS)]
+    pub vision_adapter: Option<PathBuf>,
+    /// Folder of PEFT whose low-rank adapters (LoRA) the language model starts with.
+    #[arg(long, value_name = "DIR", help_heading = heading::WEIGHTS)]
+    pub language_adapter: Option<PathBuf>,
 }
 
 impl WeightsArgs {
@@ -144,6 +150,8 @@ impl WeightsArgs {
             image_size,
             language,
             chat,
+            vision_adapter: self.vision_adapter.clone().or(plan.vision_adapter),
+            language_adapter: self.language_adapter.clone().or(plan.language_adapter),
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::lora::{Adapter, LoraConfig, adapt, adapters, packed_parts};
 use super::{Scope, drop_path};
 use keel_base::error::Result;
 use keel_engine::ops::{self, Activation, Heads, Mask, Positions};
@@ -36,7 +37,7 @@ pub enum MlpKind {
 }
 
 /// What one block is made of. F = `mlp_width`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct BlockConfig {
     /// Model width C.
     pub width: usize,
@@ -62,6 +63,8 @@ pub struct BlockConfig {
     pub rope_theta: Option<f32>,
     /// Blocks of the tower: branches that end in the residual stream start smaller in deeper towers.
     pub depth: usize,
+    /// Low-rank adapters of the projections, where there are any.
+    pub lora: Option<LoraConfig>,
 }
 
 /// A norm with its parameters `<name>.weight` and, where it has one, `<name>.bias`.
@@ -241,7 +244,11 @@ fn queries_keys_values(
         Init::XavierUniform,
         config.qkv_bias,
     )?;
-    let mut qkv = ops::linear(tape, y, weight, bias)?;
+    let parts = packed_parts(config, "qkv");
+    let lora = config.lora.as_ref();
+    let adapters = adapters(tape, &inner.child("qkv"), lora, y, (rows, &parts))?;
+    let qkv = ops::linear(tape, y, weight, bias)?;
+    let mut qkv = adapt(tape, qkv, &adapters, None)?;
     if config.qk_norm {
         let one = Init::Constant(1.0);
         let query = inner
@@ -274,7 +281,9 @@ fn attention_output(
     let columns = heads.query * heads.dim;
     let init = residual_init(width, columns, config.depth);
     let (weight, bias) = projection(tape, &inner, "out", [width, columns], init, config.bias)?;
-    let branch = (y, weight, bias);
+    let lora = config.lora.as_ref();
+    let adapters = adapters(tape, &inner.child("out"), lora, y, (width, &[]))?;
+    let branch = (y, weight, bias, &adapters[..]);
     add_branch(tape, scope, "layer_scale1", config, branch, (x, dropped))
 }
 
@@ -303,6 +312,7 @@ fn mlp_branch(
         width, mlp_width, ..
     } = *config;
     let inner = scope.child("mlp");
+    let lora = config.lora.as_ref();
     let y = norm(tape, scope, "norm2", x, config.norm, config.norm_epsilon)?;
     let xavier = Init::XavierUniform;
     let activation = match config.mlp {
@@ -321,50 +331,64 @@ fn mlp_branch(
                 xavier,
                 config.bias,
             )?;
+            let parts = packed_parts(config, "gate_up");
+            let module = inner.child("gate_up");
+            let adapters = adapters(tape, &module, lora, y, (2 * mlp_width, &parts))?;
             let gate_up = ops::linear(tape, y, weight, bias)?;
+            let gate_up = adapt(tape, gate_up, &adapters, None)?;
             (ops::swiglu(tape, gate_up)?, "down")
         }
         Some(activation) => {
             let (weight, bias) =
                 projection(tape, &inner, "fc1", [mlp_width, width], xavier, config.bias)?;
-            (
-                ops::linear_activation(tape, y, weight, bias, activation)?,
-                "fc2",
-            )
+            let adapters = adapters(tape, &inner.child("fc1"), lora, y, (mlp_width, &[]))?;
+            // One product applies the activation on its way out; a sum of two needs an op for it.
+            let hidden = if adapters.is_empty() {
+                ops::linear_activation(tape, y, weight, bias, activation)?
+            } else {
+                let z = ops::linear(tape, y, weight, bias)?;
+                let z = adapt(tape, z, &adapters, None)?;
+                ops::activation(tape, z, activation)?
+            };
+            (hidden, "fc2")
         }
     };
     let init = residual_init(width, mlp_width, config.depth);
     let (weight, bias) = projection(tape, &inner, last, [width, mlp_width], init, config.bias)?;
-    let branch = (y, weight, bias);
+    let adapters = adapters(tape, &inner.child(last), lora, y, (width, &[]))?;
+    let branch = (y, weight, bias, &adapters[..]);
     add_branch(tape, scope, "layer_scale2", config, branch, (x, dropped))
 }
 
-/// residual + [scale ⊙] (y·Wᵀ + b), and that scaled image by image too where some are `dropped`.
+/// residual + [scale ⊙] (y·Wᵀ + b), with what adapters add to the product, and that scaled image by image too where some are
+/// `dropped`.
 fn add_branch(
     tape: &mut Tape,
     scope: &Scope,
     scale: &str,
     config: &BlockConfig,
-    (y, weight, bias): (Value, Value, Option<Value>),
+    (y, weight, bias, adapters): (Value, Value, Option<Value>, &[Adapter]),
     (residual, dropped): (Value, Option<Value>),
 ) -> Result<Value> {
+    let gamma = match config.layer_scale {
+        Some(first) => Some(scope.plain(tape, scale, [config.width], Init::Constant(first))?),
+        None => None,
+    };
     if let Some(dropped) = dropped {
-        let branch = match config.layer_scale {
+        let branch = match gamma {
             None => ops::linear(tape, y, weight, bias)?,
-            Some(first) => {
-                let gamma = scope.plain(tape, scale, [config.width], Init::Constant(first))?;
+            Some(gamma) => {
                 let ty = tape.ty(residual);
                 let zeros = tape.record_one(Fill { ty, value: 0.0 }, &[])?;
                 ops::linear_layer_scale(tape, y, weight, bias, gamma, zeros)?
             }
         };
+        let branch = adapt(tape, branch, adapters, gamma)?;
         return drop_path(tape, residual, branch, dropped);
     }
-    match config.layer_scale {
-        None => ops::linear_residual(tape, y, weight, bias, residual),
-        Some(first) => {
-            let gamma = scope.plain(tape, scale, [config.width], Init::Constant(first))?;
-            ops::linear_layer_scale(tape, y, weight, bias, gamma, residual)
-        }
-    }
+    let sum = match gamma {
+        None => ops::linear_residual(tape, y, weight, bias, residual)?,
+        Some(gamma) => ops::linear_layer_scale(tape, y, weight, bias, gamma, residual)?,
+    };
+    adapt(tape, sum, adapters, gamma)
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::block::{BlockConfig, MlpKind, NormKind};
+use super::lora::LoraConfig;
 use keel_base::error::{Error, Result};
 use keel_engine::ops::Heads;
 
@@ -75,6 +76,9 @@ pub struct VisionConfig {
     /// - Source: LayerScale (Touvron et al. 2021); 0.1 (InternViT-300M)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer_scale: Option<f32>,
+    /// Low-rank adapters of its linear modules. Without it there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
 }
 
 impl VisionConfig {
@@ -143,6 +147,15 @@ impl VisionConfig {
             qk_norm: false,
             rope_theta: None,
             depth: self.depth,
+            lora: self.lora.clone(),
+        }
+    }
+
+    /// The same tower without adapters: what folders hold, and what settings of published towers are compared as.
+    pub fn without_lora(&self) -> VisionConfig {
+        VisionConfig {
+            lora: None,
+            ..self.clone()
         }
     }
 
@@ -165,6 +178,9 @@ impl VisionConfig {
         positive_number("vision.norm_epsilon", self.norm_epsilon)?;
         if let Some(scale) = self.layer_scale.filter(|scale| !scale.is_finite()) {
             return Err(Error::setting("vision.layer_scale", "finite", scale));
+        }
+        if let Some(lora) = &self.lora {
+            lora.validate("vision")?;
         }
         head_dim("vision", self.width, self.heads)
     }
@@ -249,6 +265,7 @@ impl TextConfig {
             qk_norm: false,
             rope_theta: None,
             depth: self.depth,
+            lora: None,
         }
     }
 
@@ -360,6 +377,9 @@ pub struct LanguageConfig {
     pub qk_norm: bool,
     /// Whether the output projection is the embedding table, as in the small Qwen2.5 and Qwen3 models.
     pub tied_embeddings: bool,
+    /// Low-rank adapters of its linear modules. Without it there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
 }
 
 impl LanguageConfig {
@@ -382,6 +402,15 @@ impl LanguageConfig {
             qk_norm: self.qk_norm,
             rope_theta: Some(self.rope_theta),
             depth: self.depth,
+            lora: self.lora.clone(),
+        }
+    }
+
+    /// The same decoder without adapters: what folders hold, and what settings of published decoders are compared as.
+    pub fn without_lora(&self) -> LanguageConfig {
+        LanguageConfig {
+            lora: None,
+            ..self.clone()
         }
     }
 
@@ -405,6 +434,9 @@ impl LanguageConfig {
         }
         positive_number("language.rope_theta", self.rope_theta)?;
         positive_number("language.norm_epsilon", self.norm_epsilon)?;
+        if let Some(lora) = &self.lora {
+            lora.validate("language")?;
+        }
         positive("language.head_dim", self.head_dim)?;
         if !self.head_dim.is_multiple_of(8) {
             return Err(Error::setting(

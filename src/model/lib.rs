@@ -12,6 +12,8 @@ mod conversation;
 mod init;
 mod inputs;
 mod language;
+mod lora;
+mod pattern;
 mod presets;
 mod regularisation;
 mod scope;
@@ -31,6 +33,8 @@ pub use inputs::{ModelInput, unfed};
 pub use language::{
     LanguageHead, cached_rows, embed_tokens, language_head, language_step, language_trunk,
 };
+pub use lora::{LORA, LoraConfig, merge_adapters, packed_parts};
+pub use pattern::ParameterPattern;
 pub use presets::{LANGUAGE_PRESETS, VISION_PRESETS, language_preset, vision_preset};
 pub use regularisation::{DROP_PATH, Regularisation, drop_path, keep_tokens};
 pub use scope::Scope;

@@ -42,6 +42,7 @@ fn aimv2(width: usize, heads: usize, mlp_width: usize) -> VisionConfig {
         qkv_bias: false,
         bias: false,
         layer_scale: None,
+        lora: None,
     }
 }
 
@@ -65,6 +66,7 @@ fn classic(image_size: usize, width: usize, depth: usize, heads: usize) -> Visio
         qkv_bias: true,
         bias: true,
         layer_scale: None,
+        lora: None,
     }
 }
 
@@ -124,6 +126,7 @@ pub fn language_preset(name: &str) -> Result<LanguageConfig> {
         qkv_bias: true,
         qk_norm: false,
         tied_embeddings: true,
+        lora: None,
     };
     let qwen3 = |config| LanguageConfig {
         qkv_bias: false,

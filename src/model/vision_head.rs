@@ -71,6 +71,7 @@ pub fn vision_head(
                 norm: NormKind::Layer,
                 bias: true,
                 layer_scale: None,
+                lora: None,
                 ..config.block()
             };
             feed_forward(tape, &scope, pooled, &settings)

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::adapters::Tower;
 use super::checkpoint::Sink;
 use super::recipe::locate::key_of;
 use super::recipe::{Recipe, Stage, StageKind, validate_patterns, validate_recipe};
@@ -13,7 +14,7 @@ use keel_data::pixels::{Fit, Pixels};
 use keel_data::resample::Filter;
 use keel_engine::executor::Executor;
 use keel_engine::tape::{ParameterEntry, ParameterLayout};
-use keel_model::{VisionConfig, initialise_one};
+use keel_model::{LORA, LanguageConfig, VisionConfig, initialise_one};
 use keel_weights::{Folder, FolderConnector, LengthLimit, Processor, SubModel, SubModelConfig};
 
 /// Published weights that runs begin from.
@@ -36,6 +37,12 @@ pub struct PublishedWeights {
     /// Its chat template, where the folder does not say. Needs `language`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat: Option<ChatTemplate>,
+    /// A folder of PEFT whose adapters the vision tower starts with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vision_adapter: Option<PathBuf>,
+    /// A folder of PEFT whose adapters the language model starts with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language_adapter: Option<PathBuf>,
 }
 
 /// What came of beginning from published weights.
@@ -50,7 +57,13 @@ pub struct Beginning {
 impl PublishedWeights {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.vision.is_none() && self.language.is_none()
+        let folders = [
+            &self.vision,
+            &self.language,
+            &self.vision_adapter,
+            &self.language_adapter,
+        ];
+        folders.into_iter().all(Option::is_none)
     }
 
     /// Refuses settings, as `--set` takes them, of a model whose settings come with its weights.
@@ -65,7 +78,9 @@ impl PublishedWeights {
                 .strip_prefix("model.")
                 .and_then(|rest| rest.split('.').next());
             let of_module = given.iter().find(|(name, _)| Some(*name) == module);
-            if let Some((_, Some(folder))) = of_module {
+            // Adapters are none of the folder's settings.
+            let is_lora = key.split('.').nth(2) == Some(LORA);
+            if let Some((_, Some(folder))) = of_module.filter(|_| !is_lora) {
                 let folder = folder.display();
                 let want = format!("the settings that come with the weights in {folder}");
                 return Err(Error::setting(key, want, format!("{set:?}")));
@@ -104,7 +119,10 @@ impl Recipe {
                     path.display()
                 ));
             }
-            self.model.vision = vision_of(&part.at_size(side)?);
+            self.model.vision = VisionConfig {
+                lora: self.model.vision.lora.take(),
+                ..vision_of(&part.at_size(side)?)
+            };
             self.pixels = processor.map(|mut processor| {
                 let scaled = |edge: usize| (edge * side + prepared / 2) / prepared;
                 processor.shortest_edge = processor.shortest_edge.map(scaled);
@@ -117,7 +135,10 @@ impl Recipe {
         if let Some(path) = &weights.language {
             let folder = Folder::open(path)?;
             let (part, config) = SubModel::language(&folder)?;
-            self.model.language = config;
+            self.model.language = LanguageConfig {
+                lora: self.model.language.lora.take(),
+                ..config
+            };
             notes.extend(self.adopt_tokenizer(&folder, weights.chat)?);
             if let Some(limit) = part.length_limit() {
                 self.hold_lengths(&folder, limit)?;
@@ -130,6 +151,19 @@ impl Recipe {
             }
             self.language_weights = Some(absolute(path).map_err(|e| Error::io(path, "find", e))?);
             there.push("language");
+        }
+        for (tower, path) in [
+            (Tower::Vision, &weights.vision_adapter),
+            (Tower::Language, &weights.language_adapter),
+        ] {
+            if let Some(path) = path {
+                self.begin_with_adapter(tower, path)?;
+                let path = absolute(path).map_err(|e| Error::io(path, "find", e))?;
+                match tower {
+                    Tower::Vision => self.vision_adapter = Some(path),
+                    Tower::Language => self.language_adapter = Some(path),
+                }
+            }
         }
         if let (Some(vision), Some(language)) = (&self.vision_weights, &self.language_weights)
             && vision == language
@@ -194,7 +228,7 @@ impl Recipe {
             let folder = Folder::open(Path::new(path))?;
             let part = SubModel::vision(&folder)?.0;
             let part = part.at_size(self.model.vision.image_size)?;
-            if vision_of(&part) != self.model.vision {
+            if vision_of(&part) != self.model.vision.without_lora() {
                 return Err(differs("vision", path));
             }
             parts.push((folder, part));
@@ -207,7 +241,7 @@ impl Recipe {
                 // Rows of tokens that images need.
                 config.vocabulary = self.model.language.vocabulary;
             }
-            if config != self.model.language {
+            if config != self.model.language.without_lora() {
                 return Err(differs("language", path));
             }
             parts.push((folder, part));
@@ -270,6 +304,7 @@ impl Recipe {
     ) -> Result<()> {
         let mut parts = self.starting_parts()?;
         parts.extend(further);
+        let adapted = self.give_adapters(layout, sink)?;
         let is_read = |entry: &ParameterEntry| {
             let mut layouts = parts.iter().map(|(_, part)| part.layout());
             layouts.any(|part| {
@@ -277,6 +312,7 @@ impl Recipe {
                 own.is_some_and(|own| own.spec.shape == entry.spec.shape)
             })
         };
+        let is_read = |entry: &ParameterEntry| adapted.contains(&entry.spec.name) || is_read(entry);
         for entry in layout.entries().iter().filter(|entry| !is_read(entry)) {
             let mut values = vec![0.0; entry.spec.shape.numel()];
             initialise_one(&entry.spec, self.seed, &mut values);

@@ -52,6 +52,8 @@ pub struct Folder {
 const LFS: &[u8] = b"version https://git-lfs";
 
 pub(super) const WHOLE: &str = "model.safetensors";
+pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
+pub(super) const ADAPTERS: &str = "adapter_model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 impl Folder {
@@ -86,6 +88,29 @@ impl Folder {
                 "save the model as safetensors",
             ));
         }
+        Ok(folder)
+    }
+
+    /// Opens a folder of adapters, as PEFT saves them.
+    ///
+    /// # Errors
+    /// As [`Folder::open`].
+    pub(super) fn open_adapters(path: &Path) -> Result<Folder> {
+        let is_one = path.join(ADAPTER_CONFIG).is_file();
+        if !is_one || !path.join(ADAPTERS).is_file() {
+            return Err(Error::content(
+                path.display(),
+                format!("is no folder of {ADAPTER_CONFIG} and {ADAPTERS}"),
+                "give a folder that PEFT has saved as safetensors",
+            ));
+        }
+        let mut folder = Folder {
+            path: path.to_owned(),
+            config: read_json(&path.join(ADAPTER_CONFIG))?,
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+        };
+        folder.add_file(ADAPTERS)?;
         Ok(folder)
     }
 

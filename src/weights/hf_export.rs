@@ -8,12 +8,14 @@ use std::fmt;
 use safetensors::Dtype;
 use serde_json::{Map, Value as Json};
 
+use super::adapter::{LinearModule, is_linear};
 use super::families::{
     LanguageForm, Layout, Names, VisionForm, internvl, language_forms, row, rows_of, vision_forms,
     write_key,
 };
 use super::hf_config::Settings;
 use super::output_tensor::{Content, OutputTensor};
+use super::sub_model::Source;
 use super::{Folder, SubModel, SubModelConfig, TensorPlace};
 use keel_base::error::{Error, Result};
 use keel_engine::ops::Heads;
@@ -68,11 +70,33 @@ impl VisionLayout {
     /// # Errors
     /// [`Error::Setting`] naming what the layout cannot say.
     pub fn config(self, config: &VisionConfig) -> Result<Map<String, Json>> {
+        let config = &config.without_lora();
         let json = self.form.write(self.layout, config);
         let what = format!("the layout {}", self.name());
         let again = self.form.read(&Settings::new(what.clone(), &json))?;
         hold_equal(&what, "model.vision", config, &again)?;
         Ok(json)
+    }
+
+    /// The linear modules of a tower's blocks.
+    pub fn linear_modules(
+        self,
+        config: &VisionConfig,
+        layout: &ParameterLayout,
+    ) -> Vec<LinearModule> {
+        let namer = self.namer(config, "");
+        let weights = entries_of(layout, "vision").filter(|entry| is_linear(&entry.spec.name));
+        weights.map(|entry| namer.module(entry)).collect()
+    }
+
+    fn namer<'p>(self, config: &VisionConfig, prefix: &'p str) -> Namer<'p> {
+        Namer {
+            names: self.form.names,
+            way: self.layout.naming,
+            prefix,
+            heads: config.block().heads,
+            patch: config.patch_size,
+        }
     }
 
     /// The tensors of a tower with the values that `value_of` gives by parameter.
@@ -84,13 +108,7 @@ impl VisionLayout {
         dtype: Dtype,
         value_of: &dyn Fn(&ParameterEntry) -> &'a [f32],
     ) -> Vec<OutputTensor<'a>> {
-        let namer = Namer {
-            names: self.form.names,
-            way: self.layout.naming,
-            prefix,
-            heads: config.block().heads,
-            patch: config.patch_size,
-        };
+        let namer = self.namer(config, prefix);
         entries_of(layout, "vision")
             .flat_map(|entry| namer.tensors(entry, value_of(entry), dtype))
             .collect()
@@ -113,6 +131,7 @@ pub fn language_config(config: &LanguageConfig) -> Result<Map<String, Json>> {
 
 /// The first form that can say a decoder's settings, with the settings in it.
 fn form_of(config: &LanguageConfig) -> Result<(&'static LanguageForm, Map<String, Json>)> {
+    let config = &config.without_lora();
     let mut nearest: Option<Error> = None;
     for form in language_forms() {
         let json = form.write(config);
@@ -128,6 +147,26 @@ fn form_of(config: &LanguageConfig) -> Result<(&'static LanguageForm, Map<String
         }
     }
     Err(nearest.expect("there are forms of decoders"))
+}
+
+/// The linear modules of a decoder's blocks.
+///
+/// # Errors
+/// As [`language_config`].
+pub fn language_modules(
+    config: &LanguageConfig,
+    layout: &ParameterLayout,
+) -> Result<Vec<LinearModule>> {
+    let (form, _) = form_of(config)?;
+    let namer = Namer {
+        names: form.names,
+        way: 0,
+        prefix: form.trunk,
+        heads: config.block().heads,
+        patch: 0,
+    };
+    let weights = entries_of(layout, "language").filter(|entry| is_linear(&entry.spec.name));
+    Ok(weights.map(|entry| namer.module(entry)).collect())
 }
 
 /// The tensors of a decoder; names stand behind `prefix`.
@@ -248,6 +287,18 @@ impl SubModel {
         .collect()
     }
 
+    /// The linear modules of its blocks, under the names of the folder.
+    pub fn linear_modules(&self) -> Vec<LinearModule> {
+        let entries = self.layout().entries().iter().zip(&self.sources);
+        let weights = entries.filter(|(entry, _)| is_linear(&entry.spec.name));
+        let module = |(entry, source): (&ParameterEntry, &Source)| {
+            let tensors = source.tensors.iter();
+            let names = tensors.map(|(name, place)| (name.clone(), place.shape[0]));
+            LinearModule::new(&entry.spec.name, names.collect())
+        };
+        weights.map(module).collect()
+    }
+
     /// Writes the image size into the settings that the sub-model came from, `config.json` of its folder, where it is another.
     pub fn tell_size(&self, config: &mut Map<String, Json>) {
         let (SubModelConfig::Vision(tower), Some(form), Some(_)) =
@@ -320,6 +371,24 @@ struct Namer<'a> {
 }
 
 impl Namer<'_> {
+    /// The names of the tensors of one parameter, with the rows of each.
+    fn names(&self, parameter: &str, dims: &[usize]) -> Vec<(String, usize)> {
+        let (stem, layer, ending) = row(parameter);
+        let ways = self.names.iter().find(|(row, _)| *row == stem);
+        let ways = ways.map_or(&[][..], |(_, ways)| ways);
+        let way = ways.get(self.way).or(ways.last());
+        let way = way.expect("a layout that reads back as the settings names all their parameters");
+        let rows = rows_of(way.len(), dims, self.heads);
+        let name = |name: &&str| format!("{}{}{ending}", self.prefix, name.replace("{l}", &layer));
+        way.iter().map(name).zip(rows).collect()
+    }
+
+    /// A linear module by its weight.
+    fn module(&self, entry: &ParameterEntry) -> LinearModule {
+        let names = self.names(&entry.spec.name, entry.spec.shape.dims());
+        LinearModule::new(&entry.spec.name, names)
+    }
+
     /// The tensors of one parameter.
     fn tensors<'a>(
         &self,
@@ -328,15 +397,10 @@ impl Namer<'_> {
         dtype: Dtype,
     ) -> Vec<OutputTensor<'a>> {
         let dims = entry.spec.shape.dims();
-        let (stem, layer, ending) = row(&entry.spec.name);
-        let ways = self.names.iter().find(|(row, _)| *row == stem);
-        let ways = ways.map_or(&[][..], |(_, ways)| ways);
-        let way = ways.get(self.way).or(ways.last());
-        let way = way.expect("a layout that reads back as the settings names all their parameters");
+        let (stem, _, ending) = row(&entry.spec.name);
         let mut first = 0;
         let mut tensors = Vec::new();
-        for (name, rows) in way.iter().zip(rows_of(way.len(), dims, self.heads)) {
-            let name = format!("{}{}{ending}", self.prefix, name.replace("{l}", &layer));
+        for (name, rows) in self.names(&entry.spec.name, dims) {
             let count = rows * dims[1..].iter().product::<usize>();
             let inner = [&[rows], &dims[1..]].concat();
             let shape = match stem.as_str() {

@@ -5,6 +5,7 @@
 //! stands in one file of `families`, whose head says how one is added.
 #![deny(unsafe_code)]
 
+mod adapter;
 mod families;
 mod folder;
 mod head;
@@ -18,9 +19,12 @@ mod sub_model;
 mod tensor_reader;
 mod tensor_resolver;
 
+pub use adapter::{AdapterFolder, LinearModule, adapter_tensors, write_adapters};
 pub use families::{LengthLimit, connector_config, whole_config};
 pub use folder::{Folder, TensorPlace};
-pub use hf_export::{VisionLayout, connector_tensors, language_config, language_tensors};
+pub use hf_export::{
+    VisionLayout, connector_tensors, language_config, language_modules, language_tensors,
+};
 pub use output_tensor::{Content, OutputTensor, write_tensors};
 pub use processor::{ImageSize, Processor, processor_config};
 pub use recognise::{PartSettings, part_settings};

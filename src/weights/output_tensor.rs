@@ -92,6 +92,15 @@ fn colours_last(row: &[f32], pixels: usize) -> impl Iterator<Item = f32> {
     (0..row.len()).map(move |i| row[(i % 3) * pixels + i / 3])
 }
 
+/// Lets everybody read a file of tensors: it is written under a temporary name that only its owner may read.
+///
+/// # Errors
+/// [`Error::Io`] naming the file.
+pub(super) fn open_to_all(path: &Path) -> Result<()> {
+    let open = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(path, open).map_err(|e| Error::io(path, "open to all", e))
+}
+
 /// Writes `tensors` into `folder`, in files of at most `shard_bytes` bytes of tensors unless one tensor is larger. Returns
 /// the number of files of tensors.
 ///
@@ -130,9 +139,7 @@ pub fn write_tensors(
                 "make room",
             )
         })?;
-        // OutputTensor under a temporary name that only its owner may read.
-        let open = std::fs::Permissions::from_mode(0o644);
-        std::fs::set_permissions(&path, open).map_err(|e| Error::io(&path, "open to all", e))?;
+        open_to_all(&path)?;
         index.extend(
             shard
                 .iter()

@@ -92,7 +92,7 @@ impl SubModel {
     }
 }
 
-fn element_size(folder: &Folder, name: &str, place: &TensorPlace) -> Result<usize> {
+pub(super) fn element_size(folder: &Folder, name: &str, place: &TensorPlace) -> Result<usize> {
     match place.dtype {
         Dtype::F32 => Ok(4),
         Dtype::F16 | Dtype::BF16 => Ok(2),
@@ -105,7 +105,7 @@ fn element_size(folder: &Folder, name: &str, place: &TensorPlace) -> Result<usiz
 }
 
 /// `bytes` of whole elements of a type that [`element_size`] knows.
-fn widen(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+pub(super) fn widen(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     let pairs = || bytes.as_chunks::<2>().0.iter();
     match dtype {
         Dtype::F16 => pairs().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),

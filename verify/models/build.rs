@@ -65,6 +65,7 @@ pub fn vision_config(config: &Json) -> VisionConfig {
         qkv_bias: switch(config, "qkv_bias"),
         bias: bias(config),
         layer_scale: switch(config, "layer_scale").then_some(1.0),
+        lora: None,
     };
     vision.validate().expect("the golden's tower is possible");
     vision
@@ -101,6 +102,7 @@ pub fn language_config(config: &Json) -> LanguageConfig {
         qkv_bias: switch(config, "qkv_bias"),
         qk_norm: switch(config, "qk_norm"),
         tied_embeddings: switch(config, "tied"),
+        lora: None,
     };
     language
         .validate()

@@ -123,6 +123,7 @@ fn averages_are_evaluated_and_exported_on_request_and_refused_where_there_are_no
             dtype: None,
             shard_bytes: u64::MAX,
             averages,
+            lora: None,
         };
         export(&at.join(run), &at.join(out), &options)
     };

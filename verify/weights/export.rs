@@ -24,6 +24,7 @@ const AS_IT_CAME: ExportOptions = ExportOptions {
     dtype: None,
     shard_bytes: u64::MAX,
     averages: false,
+    lora: None,
 };
 
 /// All tensors of a folder: type, shape, bytes.

@@ -129,6 +129,7 @@ fn a_run_at_another_size_leaves_as_a_tower_of_that_size() {
             dtype: Some(safetensors::Dtype::F32),
             shard_bytes: u64::MAX,
             averages: false,
+            lora: None,
         };
         export(&run, &out, &options).unwrap_or_else(|e| panic!("{family}: {e}"));
         // The connector alone was trained, so the tower is what the folder gives at that size.

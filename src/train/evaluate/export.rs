@@ -9,17 +9,21 @@ use serde_json::{Map, Value as Json, json};
 use super::export_chat::{tell_chat, write_json};
 use super::export_folder::{ExportFolder, sync};
 use super::model_card::ModelCard;
+use crate::adapters::Tower;
 use crate::checkpoint::CheckpointModel;
 use crate::out_folder::refuse_foreign;
+use crate::recipe::Recipe;
 use crate::run::TOKENIZER;
 use keel_base::error::{Error, Result};
 use keel_data::chat::ChatTemplate;
 use keel_data::pixels::Fit;
 use keel_data::resample::Filter;
 use keel_engine::tape::ParameterEntry;
+use keel_model::merge_adapters;
 use keel_weights::{
-    Folder, OutputTensor, Processor, SubModel, VisionLayout, connector_config, connector_tensors,
-    language_config, language_tensors, processor_config, whole_config, write_tensors,
+    Folder, OutputTensor, Processor, SubModel, VisionLayout, adapter_tensors, connector_config,
+    connector_tensors, language_config, language_tensors, processor_config, whole_config,
+    write_adapters, write_tensors,
 };
 
 /// What of a model is written.
@@ -65,6 +69,40 @@ impl ExportPart {
     }
 }
 
+/// What becomes of a tower's low-rank adapters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoraExport {
+    /// They are added to the weights that they belong to.
+    Merged,
+    /// They are written alone, in the form of PEFT.
+    Adapter,
+    /// They are left out.
+    Base,
+}
+
+impl LoraExport {
+    /// All of them.
+    pub const ALL: [LoraExport; 3] = [LoraExport::Merged, LoraExport::Adapter, LoraExport::Base];
+
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            LoraExport::Merged => "merged",
+            LoraExport::Adapter => "adapter",
+            LoraExport::Base => "base",
+        }
+    }
+
+    /// What it is, in a few words.
+    pub const fn about(self) -> &'static str {
+        match self {
+            LoraExport::Merged => "the weights with the adapters added to them",
+            LoraExport::Adapter => "the adapters alone, in the form of PEFT",
+            LoraExport::Base => "the weights without the adapters",
+        }
+    }
+}
+
 /// How a model is written.
 #[derive(Clone, Copy, Debug)]
 pub struct ExportOptions {
@@ -78,6 +116,8 @@ pub struct ExportOptions {
     pub shard_bytes: u64,
     /// Whether averages (EMA) take the place of the parameters that the checkpoint's stage trained.
     pub averages: bool,
+    /// What becomes of low-rank adapters. To be said of a part that has any, and of no other.
+    pub lora: Option<LoraExport>,
 }
 
 /// What was written.
@@ -124,13 +164,18 @@ struct Page {
 pub fn export(run: &Path, out: &Path, options: &ExportOptions) -> Result<Exported> {
     refuse_foreign(out, |_| false)?;
     let stored = CheckpointModel::open(run)?;
-    let model = Model {
-        values: match options.averages {
-            true => stored.averages()?,
-            false => stored.parameters()?,
-        },
-        stored,
+    hold_lora(&stored.recipe, options)?;
+    let mut values = match options.averages {
+        true => stored.averages()?,
+        false => stored.parameters()?,
     };
+    if options.lora == Some(LoraExport::Merged) {
+        merge_adapters(&stored.recipe.model, &stored.layout, &mut values);
+    }
+    let model = Model { values, stored };
+    if options.lora == Some(LoraExport::Adapter) {
+        return model.write_adapter(out, options);
+    }
     let came_from = model.came_from(options)?;
     let (page, tensors) = match &came_from {
         Some((folder, parts)) => model.again(folder, parts, options),
@@ -154,14 +199,14 @@ pub fn export(run: &Path, out: &Path, options: &ExportOptions) -> Result<Exporte
         lacks_tokenizer: page.has_tokenizer && model.stored.tokenizer.to_json().is_none(),
     };
     let folder = ExportFolder::begin(out)?;
-    let name = out.components().next_back();
-    let name = name.map_or("model".into(), |name| name.as_os_str().to_string_lossy());
+    let name = name_of(out);
     let card = ModelCard {
         part: options.part,
         stored: &model.stored,
         config: &page.config,
         elements: written.elements,
         name: &name,
+        is_adapter: false,
     };
     let outcome = model.write(folder.path(), &page, &tensors, (options, &card));
     let (files, notes) = outcome.inspect_err(|_| folder.abandon())?;
@@ -173,7 +218,91 @@ pub fn export(run: &Path, out: &Path, options: &ExportOptions) -> Result<Exporte
     })
 }
 
+/// What a folder is called.
+fn name_of(out: &Path) -> String {
+    let name = out.components().next_back();
+    name.map_or("model".into(), |name| {
+        name.as_os_str().to_string_lossy().into_owned()
+    })
+}
+
+/// Refuses adapters that nothing is said of, and words about adapters that are not there.
+fn hold_lora(recipe: &Recipe, options: &ExportOptions) -> Result<()> {
+    let (vision, language) = (
+        recipe.model.vision.lora.is_some(),
+        recipe.model.language.lora.is_some(),
+    );
+    let has_any = match options.part {
+        ExportPart::Vision => vision,
+        ExportPart::Language => language,
+        ExportPart::Connector => false,
+        ExportPart::Model => vision || language,
+    };
+    let part = options.part.name();
+    match options.lora {
+        None if has_any => Err(Error::setting(
+            "--lora",
+            format!("merged, adapter or base, as part {part} has adapters"),
+            "nothing",
+        )),
+        Some(_) if !has_any => Err(Error::setting(
+            "--lora",
+            format!("left out, as part {part} has no adapters"),
+            options.lora.map_or("", LoraExport::name),
+        )),
+        Some(LoraExport::Adapter) if options.part == ExportPart::Model => Err(Error::setting(
+            "--lora adapter",
+            "--part vision or --part language, whose adapters are files of their own",
+            format!("--part {part}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
 impl Model {
+    /// Writes a tower's adapters alone.
+    fn write_adapter(&self, out: &Path, options: &ExportOptions) -> Result<Exported> {
+        let recipe = &self.stored.recipe;
+        let (tower, base, task) = match options.part {
+            ExportPart::Language => (Tower::Language, &recipe.language_weights, Some("CAUSAL_LM")),
+            _ => (Tower::Vision, &recipe.vision_weights, None),
+        };
+        let modules = recipe.linear_modules(tower, options.layout)?;
+        let value_of = |entry: &ParameterEntry| self.value_of(entry);
+        let adapters = adapter_tensors(
+            &recipe.block(tower),
+            &modules,
+            &self.stored.layout,
+            &value_of,
+            (base.as_deref(), task),
+        );
+        let folder = ExportFolder::begin(out)?;
+        let name = name_of(out);
+        let card = ModelCard {
+            part: options.part,
+            stored: &self.stored,
+            config: &adapters.config,
+            elements: adapters.elements(),
+            name: &name,
+            is_adapter: true,
+        };
+        let dtype = options.dtype.unwrap_or(Dtype::F32);
+        let written = write_adapters(folder.path(), &adapters, dtype)
+            .and_then(|()| card.write(folder.path()))
+            .and_then(|()| sync_all(folder.path()));
+        written.inspect_err(|_| folder.abandon())?;
+        folder.finish()?;
+        Ok(Exported {
+            checkpoint: self.stored.path.clone(),
+            model_type: "adapter".to_owned(),
+            tensors: adapters.count(),
+            elements: adapters.elements(),
+            files: 1,
+            lacks_tokenizer: false,
+            notes: Vec::new(),
+        })
+    }
+
     fn value_of<'a>(&'a self, entry: &ParameterEntry) -> &'a [f32] {
         let own = self.stored.layout.get(&entry.spec.name);
         let own = own.expect("parts have the model's settings, so its parameters");
@@ -374,17 +503,18 @@ impl Model {
         }
         card.write(folder)?;
         let files = write_tensors(folder, tensors, options.shard_bytes)?;
-        let entries = fs::read_dir(folder).map_err(|e| Error::io(folder, "read the folder", e))?;
-        for entry in entries {
-            sync(
-                &entry
-                    .map_err(|e| Error::io(folder, "read the folder", e))?
-                    .path(),
-            )?;
-        }
-        sync(folder)?;
+        sync_all(folder)?;
         Ok((files, notes))
     }
+}
+
+/// Flushes a folder and its files to the disk.
+fn sync_all(folder: &Path) -> Result<()> {
+    let io = |problem| Error::io(folder, "read the folder", problem);
+    for entry in fs::read_dir(folder).map_err(io)? {
+        sync(&entry.map_err(io)?.path())?;
+    }
+    sync(folder)
 }
 
 /// Copies the small files of a folder that are neither weights nor what is written anew: tokeniser files, generation

@@ -14,7 +14,7 @@ mod settings;
 
 pub use eval_run::EvalRun;
 pub use eval_tower::EvalTower;
-pub use export::{ExportOptions, ExportPart, Exported, export};
+pub use export::{ExportOptions, ExportPart, Exported, LoraExport, export};
 pub(super) use measuring::measure_after;
 pub use measuring::{Measured, write_measurements};
 pub use profile::{Profile, ProfiledOp};

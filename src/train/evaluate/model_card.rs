@@ -37,6 +37,8 @@ pub(super) struct ModelCard<'a> {
     pub elements: usize,
     /// What the folder is to be called.
     pub name: &'a str,
+    /// Whether the folder holds the part's adapters and not its weights.
+    pub is_adapter: bool,
 }
 
 /// A folder that the model began from.
@@ -94,7 +96,9 @@ impl ModelCard<'_> {
         if let Some(task) = task {
             let _ = writeln!(text, "pipeline_tag: {task}");
         }
-        if self.class().is_some() {
+        if self.is_adapter {
+            text += "library_name: peft\n";
+        } else if self.class().is_some() {
             text += "library_name: transformers\n";
         }
         // One licence for all is the model's own; of several the user has to choose.
@@ -133,6 +137,10 @@ impl ModelCard<'_> {
             ExportPart::Language => language,
             ExportPart::Connector => connector,
             ExportPart::Model => format!("{tower}, {connector}, and {language}"),
+        };
+        let what = match self.is_adapter {
+            true => format!("low-rank adapters (LoRA), in the form of PEFT, of {what}"),
+            false => what,
         };
         let checkpoint = self.stored.path.file_stem().unwrap_or_default();
         format!(
@@ -329,6 +337,13 @@ impl ModelCard<'_> {
     }
 
     fn loading(&self) -> String {
+        if self.is_adapter {
+            let option = self.part.name();
+            return format!(
+                "```python\nfrom peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base, \"FOLDER\")\n```\n\n\
+                 `base` is the model that they belong to. `keel train --{option} … --{option}-adapter` goes on from them.\n"
+            );
+        }
         let again = "`keel inspect` says what the folder holds, and `keel train";
         let again = match self.part {
             ExportPart::Vision => format!("{again} --vision` goes on from it"),

@@ -7,7 +7,6 @@ mod division;
 pub(super) mod locate;
 mod overrides;
 mod parameters;
-mod pattern;
 mod renamed;
 mod schedule;
 mod stage;
@@ -97,6 +96,14 @@ pub struct Recipe {
     /// `--vision` and `--language` name the same folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connector_weights: Option<String>,
+    /// A folder of PEFT with the first values of the vision tower's adapters; `model.vision.lora` must agree with its settings.
+    /// `--vision-adapter` sets both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vision_adapter: Option<String>,
+    /// A folder of PEFT with the first values of the language model's adapters; `model.language.lora` must agree with its settings.
+    /// `--language-adapter` sets both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language_adapter: Option<String>,
     /// How images are resized and normalised. Without it mean and std are 0.5, and images are cropped and scaled as
     /// `pixels.fit` and `pixels.filter` do by default.
     ///
@@ -206,11 +213,15 @@ impl Recipe {
         Ok((recipe, begun))
     }
 
-    /// Whether only the tower of the weights can say what is wrong with `key`.
+    /// Whether only the tower, or the adapters, of the weights can say what is wrong with `key`.
     fn awaits_tower(&self, weights: &PublishedWeights, key: &str) -> bool {
         let factor = self.model.connector.unshuffle_factor;
         let is_possible = (1..=MOST_FACTOR).contains(&factor);
-        weights.vision.is_some() && key == "model.connector.unshuffle_factor" && is_possible
+        let is_factor = key == "model.connector.unshuffle_factor" && is_possible;
+        let adapters = [&weights.vision_adapter, &weights.language_adapter];
+        let brings_adapters = adapters.into_iter().any(Option::is_some);
+        let is_trains = key.starts_with("stage.") && key.ends_with(".trains");
+        weights.vision.is_some() && is_factor || brings_adapters && is_trains
     }
 
     fn parse_unchecked<'a>(

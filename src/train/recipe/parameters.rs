@@ -3,12 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use super::pattern::ParameterPattern;
 use super::{Recipe, Stage};
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_engine::ops::{Optimizer, ParameterGroup, ParameterGroups};
 use keel_engine::tape::{ParameterLayout, ParameterSpec};
-use keel_model::declare;
+use keel_model::{LORA, LoraConfig, ParameterPattern, declare};
 
 /// Muon's momentum where `muon_momentum` is left out.
 const MUON_MOMENTUM: f64 = 0.95;
@@ -233,6 +232,7 @@ pub(crate) fn validate_patterns(
             && stage.muon.is_empty()
             && stage.patch_embed_factor == 1.0)
     };
+    check_adapters(recipe)?;
     if !recipe.stages.iter().any(asks) {
         return Ok(());
     }
@@ -251,6 +251,54 @@ pub(crate) fn validate_patterns(
             }
             other => other,
         })?;
+    }
+    Ok(())
+}
+
+/// Refuses patterns of adapters that take no linear module of their tower.
+fn check_adapters(recipe: &Recipe) -> Result<()> {
+    let model = &recipe.model;
+    for (tower, lora) in [
+        ("vision", &model.vision.lora),
+        ("language", &model.language.lora),
+    ] {
+        let Some(lora) = lora else { continue };
+        // Every module that there could be an adapter of: those of packed products apart, and the products.
+        let everything = |fused: bool| {
+            let mut model = model.clone();
+            let all = LoraConfig {
+                targets: vec![tower.to_owned()],
+                fused: fused.then(|| tower.to_owned()).into_iter().collect(),
+                ..lora.clone()
+            };
+            match tower {
+                "vision" => model.vision.lora = Some(all),
+                _ => model.language.lora = Some(all),
+            }
+            declare(&model, recipe.contrastive_loss)
+        };
+        let (apart, whole) = (everything(false)?, everything(true)?);
+        let modules = |layout: &ParameterLayout| -> Vec<String> {
+            let names = layout.entries().iter().map(|entry| &entry.spec.name);
+            let modules = names.filter_map(|name| {
+                let name = name.strip_prefix(LORA)?.strip_prefix('.')?;
+                name.strip_suffix(".a").map(str::to_owned)
+            });
+            modules.filter(|name| module(name) == tower).collect()
+        };
+        let (apart, whole) = (modules(&apart), modules(&whole));
+        let all: Vec<&str> = apart.iter().chain(&whole).map(String::as_str).collect();
+        for target in &lora.targets {
+            taken(&format!("model.{tower}.lora.targets"), target, &all)?;
+        }
+        let packed: Vec<&str> = whole
+            .iter()
+            .filter(|name| !apart.contains(name))
+            .map(String::as_str)
+            .collect();
+        for pattern in &lora.fused {
+            taken(&format!("model.{tower}.lora.fused"), pattern, &packed)?;
+        }
     }
     Ok(())
 }

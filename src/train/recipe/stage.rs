@@ -49,8 +49,8 @@ pub struct Stage {
     pub name: String,
     /// What the stage is for.
     pub kind: StageKind,
-    /// The modules it trains: out of `vision`, `text`, `contrastive`, `connector`, `align` and `language`. All others are
-    /// frozen, bit for bit.
+    /// The modules it trains: out of `vision`, `text`, `contrastive`, `connector`, `align`, `language` and `lora`, the adapters of
+    /// tower and language model. All others are frozen, bit for bit.
     ///
     /// - Range: at least one
     /// - Source: stage I `connector`, stage II `vision` too, stage III all (SAIL-VL2 report, arXiv 2509.14033, §2.1.1); `align`
@@ -452,4 +452,5 @@ pub const MODULES: &[&str] = &[
     "connector",
     "align",
     "language",
+    "lora",
 ];

@@ -11,6 +11,7 @@ use crate::worlds::{TASKS, task_named};
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_data::records::MOST_IMAGES;
 use keel_data::tokenizer;
+use keel_model::LORA;
 
 /// Rows of a batch, B·T, are counted in 32 bits by the kernels' index inputs.
 const MOST_ROWS: usize = i32::MAX as usize;
@@ -110,6 +111,11 @@ fn validate_stage(recipe: &Recipe, stage: &Stage) -> Result<()> {
             }
         }
     }
+    let model = &recipe.model;
+    let has_adapters = model.vision.lora.is_some() || model.language.lora.is_some();
+    let trains_them = stage.trains.iter().any(|module| module == LORA);
+    let want = "modules of the model, which has no adapters without [model.language.lora] or [model.vision.lora]";
+    require("trains", has_adapters || !trains_them, want, LORA)?;
     validate_data(stage)?;
     validate_contrast(stage)?;
     validate_sizes(recipe, stage)?;

@@ -24,6 +24,7 @@ pub(super) const FORM: LanguageConfig = LanguageConfig {
     qkv_bias: false,
     qk_norm: false,
     tied_embeddings: false,
+    lora: None,
 };
 
 /// What all of them share. Families say what is empty here: title, class, keys, and what is written.

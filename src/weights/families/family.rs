@@ -187,6 +187,7 @@ pub(super) const CLASSIC: VisionConfig = VisionConfig {
     qkv_bias: true,
     bias: true,
     layer_scale: None,
+    lora: None,
 };
 
 /// All towers see three colours.

@@ -3,7 +3,7 @@
 /// A pattern of parameter names: parts joined by dots. `*` stands for any run of characters, and a part `A-B` for the whole
 /// numbers from A to B. A pattern takes the parameter of that name and all below it, so that `vision` takes a whole module.
 #[derive(Clone, Debug)]
-pub(crate) struct ParameterPattern<'a> {
+pub struct ParameterPattern<'a> {
     text: &'a str,
     /// What stands between the stars.
     segments: Vec<Vec<Piece<'a>>>,
