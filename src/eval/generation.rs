@@ -280,8 +280,9 @@ impl Generator {
         let places = as_i32(places);
         self.step.write_i32(ModelInput::Token.name(), next)?;
         self.step.write_i32(ModelInput::Slots.name(), slots)?;
+        let seen = seen_up_to(&places, self.shape.tokens);
+        self.step.write_i32(ModelInput::Seen.name(), &seen)?;
         self.step.write_i32(ModelInput::Position.name(), &places)?;
-        self.step.write_i32(ModelInput::Index.name(), &places)?;
         self.step.run()
     }
 
@@ -300,6 +301,15 @@ impl Generator {
 /// rows, and a row of padding alone would have no last token to go on from.
 fn prompt_of(row: usize, prompts: &[Vec<i32>]) -> usize {
     if row < prompts.len() { row } else { 0 }
+}
+
+/// For each of `places` what the token there sees of its row, [rows, tokens]: 0 up to the place, −1 beyond.
+pub(super) fn seen_up_to(places: &[i32], tokens: usize) -> Vec<i32> {
+    let row = |place: &i32| {
+        let place = *place as usize;
+        (0..tokens).map(move |at| if at <= place { 0 } else { -1 })
+    };
+    places.iter().flat_map(row).collect()
 }
 
 fn as_i32(places: &[usize]) -> Vec<i32> {

@@ -40,7 +40,8 @@ fn array_of(input: ModelInput) -> Option<Array> {
         | ModelInput::Token
         | ModelInput::Slots
         | ModelInput::Position
-        | ModelInput::Index => return None,
+        | ModelInput::Index
+        | ModelInput::Seen => return None,
     })
 }
 

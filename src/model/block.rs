@@ -188,10 +188,7 @@ pub(super) fn cached_block(
         let own = ops::cast(tape, qkv, DType::F32)?;
         let seen = ops::splice_into_cache(tape, cache, place.slots, own, 1)?;
         let seen = ops::cast(tape, seen, dtype)?;
-        // All rows of the cache attend and one is read: the rest is the price of a program whose shapes are fixed.
-        let y = ops::attention(tape, seen, config.heads, Mask::Causal, None)?;
-        let y = ops::select_token(tape, y, place.index)?;
-        let y = tape.reshape(y, [batch, 1, config.heads.query_width()])?;
+        let y = ops::next_attention(tape, qkv, seen, config.heads, place.seen)?;
         let attended = attention_output(tape, scope, y, x, config, None)?;
         feed_forward(tape, scope, attended, config)
     })
@@ -206,8 +203,8 @@ pub(super) struct NextPlace {
     pub slots: Value,
     /// The place, i32 [B, 1].
     pub position: Value,
-    /// The place, i32 [B].
-    pub index: Value,
+    /// i32 [B, T]: 0 at the places up to the token's, −1 beyond.
+    pub seen: Value,
 }
 
 fn attention(

@@ -67,6 +67,8 @@ pub enum ModelInput {
     Token,
     /// i32 [B, T]: 1 at that token's place and 0 elsewhere.
     Slots,
+    /// i32 [B, T]: 0 at the places up to that token's and −1 beyond.
+    Seen,
     /// i32 [B, 1]: that token's position.
     Position,
     /// i32 `[B]`: the token of each row whose successor is asked for.
@@ -75,7 +77,7 @@ pub enum ModelInput {
 
 impl ModelInput {
     /// All of them.
-    pub const ALL: [ModelInput; 22] = [
+    pub const ALL: [ModelInput; 23] = [
         ModelInput::Images,
         ModelInput::Tokens,
         ModelInput::Targets,
@@ -96,6 +98,7 @@ impl ModelInput {
         ModelInput::Features,
         ModelInput::Token,
         ModelInput::Slots,
+        ModelInput::Seen,
         ModelInput::Position,
         ModelInput::Index,
     ];
@@ -123,6 +126,7 @@ impl ModelInput {
             ModelInput::Features => "features",
             ModelInput::Token => "token",
             ModelInput::Slots => "slots",
+            ModelInput::Seen => "seen",
             ModelInput::Position => "position",
             ModelInput::Index => "index",
         }

@@ -72,12 +72,11 @@ pub fn language_trunk(
 /// Records the blocks and the final norm for the next token of each row. `x` [B, 1, D] → hidden states [B, 1, D].
 ///
 /// Each layer keeps the queries, keys and values of the tokens before in a cache [B, T, (H+2Hk)·D] of the program
-/// ([`Tape::cached`], in the layers' order), writes its own token's row there and attends to the rows up to it. The cost
-/// beyond one token's products is one attention over the cache, T²/2 pairs a head: small beside what running all T tokens
-/// again would take as long as T is below the model's width.
+/// ([`Tape::cached`], in the layers' order), writes its own token's row there and attends to the rows up to it: T pairs a
+/// head at most.
 ///
-/// Inputs: `slots` i32 [B, T], 1 at the token's place and 0 elsewhere; `position` i32 [B, 1] and `index` i32 `[B]`, the
-/// place twice.
+/// Inputs: `slots` i32 [B, T], 1 at the token's place and 0 elsewhere; `seen` i32 [B, T], 0 up to that place and −1 beyond;
+/// `position` i32 [B, 1], the place.
 ///
 /// # Errors
 /// Whatever recording reports.
@@ -92,7 +91,7 @@ pub fn language_step(
         tokens,
         slots: tape.input(ModelInput::Slots, TensorType::i32([batch, tokens])),
         position: tape.input(ModelInput::Position, TensorType::i32([batch, 1])),
-        index: tape.input(ModelInput::Index, TensorType::i32([batch])),
+        seen: tape.input(ModelInput::Seen, TensorType::i32([batch, tokens])),
     };
     let settings = config.block();
     let mut x = x;

@@ -1,11 +1,13 @@
 //! Attention over packed rows and over separate ones.
 
-use keel::ops::{Heads, Mask, attention, cross_attention};
+use keel::executor::{CpuExecutor, Executor};
+use keel::ops::{Heads, Mask, attention, cross_attention, next_attention, select_token};
+use keel::program::{CompileOptions, Program};
 use keel::tape::{ParameterLayout, Tape};
-use keel::tensor::TensorType;
+use keel::tensor::{DType, TensorType};
 use proptest::prelude::*;
 
-use crate::harness::{Case, Golden, Random, check, check_golden, out};
+use crate::harness::{Case, Golden, Random, aux, check, check_golden, out};
 
 /// Query heads, key heads: alone, grouped, and all keys shared.
 const GROUPS: [(usize, usize); 4] = [(1, 1), (2, 1), (4, 2), (3, 3)];
@@ -97,6 +99,89 @@ fn cross_attention_case(
     };
     let key_value = random.normals(batch * tokens * 2 * width, 1.0);
     case.input("key_value", [batch, tokens, 2 * width], key_value)
+}
+
+/// What a token at each of `places` sees of `tokens` rows.
+fn seen_up_to(places: &[usize], tokens: usize) -> Vec<i32> {
+    let row = |place: &usize| {
+        let place = *place;
+        (0..tokens).map(move |at| if at <= place { 0 } else { -1 })
+    };
+    places.iter().flat_map(row).collect()
+}
+
+fn next_attention_case(places: &[usize], tokens: usize, heads: Heads, seed: u64) -> Case {
+    let (width, batch) = (heads.packed_width(), places.len());
+    let mut random = Random::new(seed);
+    Case::new(
+        format!("next_attention {heads:?} at {places:?} of {tokens}"),
+        move |tape, v| {
+            let y = next_attention(tape, v[0], v[1], heads, v[2])?;
+            Ok(vec![aux("y", y)])
+        },
+    )
+    .input("qkv", [batch, 1, width], random.normals(batch * width, 1.0))
+    .input(
+        "cache",
+        [batch, tokens, width],
+        random.normals(batch * tokens * width, 1.0),
+    )
+    .integers("seen", [batch, tokens], seen_up_to(places, tokens))
+}
+
+#[test]
+fn next_attention_matches_the_reference_at_every_place_of_a_cache() {
+    for (seed, places, tokens, group, dim) in [
+        (1, &[0, 4, 8][..], 9, 0, 8),
+        (2, &[5, 6], 11, 1, 40),
+        (3, &[130, 127, 128], 150, 2, 24),
+        (4, &[70], 71, 3, 72),
+    ] {
+        let heads = heads(GROUPS[group], dim);
+        check(&next_attention_case(places, tokens, heads, seed), seed);
+    }
+}
+
+#[test]
+fn next_attention_gives_the_bits_of_the_row_of_the_whole() {
+    let heads = heads((4, 2), 24);
+    let (tokens, width) = (150, heads.packed_width());
+    let places = [0usize, 15, 127, 128, 149];
+    let rows = TensorType::f32([places.len(), tokens, width]);
+    let mut random = Random::new(9);
+    let cache = random.normals(places.len() * tokens * width, 1.0);
+    let one_of = |row: usize, place: usize| &cache[(row * tokens + place) * width..][..width];
+    let own = places.iter().enumerate();
+    let own: Vec<f32> = own
+        .flat_map(|(row, place)| one_of(row, *place).to_vec())
+        .collect();
+    let index: Vec<i32> = places.iter().map(|place| *place as i32).collect();
+    let cpu = CpuExecutor::new(0, 2).unwrap();
+    let mut tape = Tape::new(ParameterLayout::default().into(), |_| false);
+    let all = tape.input("cache", rows);
+    let qkv = tape.input("qkv", TensorType::f32([places.len(), 1, width]));
+    let seen = tape.input("seen", TensorType::i32([places.len(), tokens]));
+    let at = tape.input("index", TensorType::i32([places.len()]));
+    let whole = attention(&mut tape, all, heads, Mask::Causal, None).unwrap();
+    let whole = select_token(&mut tape, whole, at).unwrap();
+    tape.output(whole, "whole");
+    let next = next_attention(&mut tape, qkv, all, heads, seen).unwrap();
+    tape.output(next, "next");
+    let options = CompileOptions::new(cpu.compile_target());
+    let program = Program::compile(tape, &options).unwrap();
+    let mut session = cpu.load(program.into()).unwrap();
+    session.write_f32("cache", &cache).unwrap();
+    session.write_f32("qkv", &own).unwrap();
+    session
+        .write_i32("seen", &seen_up_to(&places, tokens))
+        .unwrap();
+    session.write_i32("index", &index).unwrap();
+    session.run().unwrap();
+    let bits = |name: &str| -> Vec<u32> {
+        let values = session.read_f32(name).unwrap();
+        values.into_iter().map(f32::to_bits).collect()
+    };
+    assert_eq!(bits("next"), bits("whole"));
 }
 
 // A single key gets all the weight, so that the true gradient of its query is zero and only rounding is left to compare:
@@ -327,4 +412,32 @@ fn attention_matches_pytorch() {
             check_golden(&case, &golden);
         }
     }
+}
+
+#[test]
+fn next_attention_refuses_wrong_shapes() {
+    let refuses = |heads: Heads, types: [TensorType; 3], names: &str| {
+        let mut tape = Tape::new(ParameterLayout::default().into(), |_| false);
+        let [qkv, cache, seen] = ["qkv", "cache", "seen"];
+        let qkv = tape.input(qkv, types[0]);
+        let cache = tape.input(cache, types[1]);
+        let seen = tape.input(seen, types[2]);
+        let problem = next_attention(&mut tape, qkv, cache, heads, seen)
+            .expect_err("the shapes do not fit")
+            .to_string();
+        assert!(problem.contains(names), "{problem}");
+    };
+    let good = heads((4, 2), 16);
+    let qkv = TensorType::f32([2, 1, 128]);
+    let cache = TensorType::f32([2, 5, 128]);
+    let seen = TensorType::i32([2, 5]);
+    refuses(heads((4, 3), 16), [qkv, cache, seen], "heads");
+    refuses(good, [TensorType::f32([2, 2, 128]), cache, seen], "qkv");
+    refuses(
+        good,
+        [TensorType::new(DType::Bf16, [2, 1, 128]), cache, seen],
+        "qkv",
+    );
+    refuses(good, [qkv, TensorType::f32([2, 5, 64]), seen], "cache");
+    refuses(good, [qkv, cache, TensorType::i32([2, 4])], "segments");
 }

@@ -176,6 +176,12 @@ pub const PROGRAMS: &[(&str, Record)] = &[
         let (query, key_value) = (t.x([1, width]), t.x([2, 3, 2 * width]));
         ops::cross_attention(t.0, query, key_value, heads)
     }),
+    ("attention of the next token", |t| {
+        let width = HEADS.packed_width();
+        let (qkv, cache) = (t.constant([2, 1, width]), t.constant([2, 5, width]));
+        let seen = t.integers([2, 5]);
+        ops::next_attention(t.0, qkv, cache, HEADS, seen)
+    }),
     ("patch_embed", |t| patch_embed(t, [2, 9, 4, 12])),
     ("embedding and splice", |t| {
         let (table, ids, image) = (t.x([6, 20]), t.integers([2, 5]), t.x([2, 2, 20]));

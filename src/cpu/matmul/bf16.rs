@@ -148,12 +148,6 @@ impl<const PAIRS: bool> Task for Products<'_, PAIRS> {
     fn run<S: Simd>(self, simd: S) {
         let (depth, columns) = self.b.shape();
         let panel_count = columns.div_ceil(S::TILE_VECTORS * LANES);
-        for_each(panel_count, |panel| {
-            simd.call(PackPanel {
-                products: &self,
-                panel,
-            });
-        });
         // Cut as in f32: from the shape alone.
         let wanted = (BLOCK_ELEMENTS / depth.max(1)).min(self.a.rows.div_ceil(FEW_TASKS));
         let tile_rows = self.tile_rows::<S>();
@@ -161,6 +155,16 @@ impl<const PAIRS: bool> Task for Products<'_, PAIRS> {
         let block_rows = tiles * tile_rows;
         let blocks = self.a.rows.div_ceil(block_rows);
         let groups = (FEW_TASKS / blocks).clamp(1, panel_count);
+        let is_alone = blocks == 1;
+        if !is_alone {
+            for_each(panel_count, |panel| {
+                simd.call(PackPanel {
+                    products: &self,
+                    panel,
+                    place: panel,
+                });
+            });
+        }
         for_each(blocks * groups, |task| {
             let first = task / groups * block_rows;
             let panels = (task % groups * panel_count / groups)
@@ -170,6 +174,7 @@ impl<const PAIRS: bool> Task for Products<'_, PAIRS> {
                 row: first,
                 rows: block_rows.min(self.a.rows - first),
                 panels,
+                is_alone,
             });
         });
     }
@@ -178,6 +183,8 @@ impl<const PAIRS: bool> Task for Products<'_, PAIRS> {
 struct PackPanel<'a, const PAIRS: bool> {
     products: &'a Products<'a, PAIRS>,
     panel: usize,
+    /// The panel in whose place it is packed.
+    place: usize,
 }
 
 impl<const PAIRS: bool> Task for PackPanel<'_, PAIRS> {
@@ -189,10 +196,10 @@ impl<const PAIRS: bool> Task for PackPanel<'_, PAIRS> {
         let ((depth, columns), width) = (b.shape(), S::TILE_VECTORS * LANES);
         let (column, rows) = (self.panel * width, self.products.panel_rows());
         let count = width.min(columns - column);
-        // SAFETY: each panel is its own part of the workspace, which the caller of the tasks borrows; the columns lie inside
-        // B, and the panel holds `depth` rows of `width`.
+        // SAFETY: each place is its own part of the workspace, which the caller of the tasks borrows and one task at a time packs
+        // into; the columns lie inside B, and the panel holds `depth` rows of `width`.
         unsafe {
-            let panel = panels.part(self.panel * rows * width, rows * width);
+            let panel = panels.part(self.place * rows * width, rows * width);
             let panel = panel.as_mut_ptr();
             if PAIRS {
                 pairs::panel(simd, *b, (0, depth), (column, count), panel, width);
@@ -209,6 +216,8 @@ struct Block<'a, const PAIRS: bool> {
     row: usize,
     rows: usize,
     panels: std::ops::Range<usize>,
+    /// As in f32: whether there is no other block, and this one packs its panels itself.
+    is_alone: bool,
 }
 
 /// The products of one tile on their way to the epilogue.
@@ -259,11 +268,20 @@ impl<const PAIRS: bool> Task for Block<'_, PAIRS> {
         let tile_rows = self.products.tile_rows::<S>();
         let ahead = Ahead::new();
         let mut scratch = Scratch([0.0; TALLEST * WIDEST]);
+        let own = self.panels.start;
         for panel in self.panels {
             let column = panel * width;
             let count = width.min(columns - column);
-            // SAFETY: the panels were packed before and are only read now.
-            let packed = unsafe { panels.part(panel * depth * width, depth * width) };
+            let place = if self.is_alone { own } else { panel };
+            if self.is_alone {
+                simd.call(PackPanel {
+                    products: self.products,
+                    panel,
+                    place,
+                });
+            }
+            // SAFETY: the panel was packed before, by this task or by all, and is only read now.
+            let packed = unsafe { panels.part(place * depth * width, depth * width) };
             for row in (0..self.rows).step_by(tile_rows) {
                 let rows = tile_rows.min(self.rows - row);
                 finish.prefetch(simd, (self.row + row, rows), (column, count));

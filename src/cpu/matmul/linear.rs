@@ -169,19 +169,7 @@ impl Task for Products<'_> {
     fn run<S: Simd>(self, simd: S) {
         let (depth, columns) = self.b.shape();
         let width = S::TILE_VECTORS * LANES;
-        // Packing is a pass of its own with a barrier behind it: every block of rows reads every panel, and packing
-        // inside a block would repeat it for each.
         let panel_count = columns.div_ceil(width);
-        for_each(panel_count, |panel| {
-            let (b, panels) = (self.b, self.panels);
-            simd.call(PackPanel {
-                b,
-                panels,
-                panel,
-                depth,
-                columns,
-            });
-        });
         let tile_rows = tile_rows::<S>(self.a.stride);
         // As many rows as the cache takes, but no fewer than FEW_TASKS blocks where there are rows enough; where there
         // are not, the panels are divided as well. From the shape alone, as all cuts.
@@ -190,6 +178,14 @@ impl Task for Products<'_> {
         let block_rows = tiles * tile_rows;
         let blocks = self.a.rows.div_ceil(block_rows);
         let groups = (FEW_TASKS / blocks).clamp(1, panel_count);
+        let is_alone = blocks == 1;
+        if !is_alone {
+            // Packing is a pass of its own with a barrier behind it: every block of rows reads every panel, and packing
+            // inside a block would repeat it for each.
+            for_each(panel_count, |panel| {
+                simd.call(self.pack(panel, panel));
+            });
+        }
         for_each(blocks * groups, |task| {
             let first = task / groups * block_rows;
             let panels = (task % groups * panel_count / groups)
@@ -200,6 +196,7 @@ impl Task for Products<'_> {
                 rows: block_rows.min(self.a.rows - first),
                 panels,
                 tile_rows,
+                is_alone,
             });
         });
     }
@@ -218,10 +215,26 @@ pub(super) fn tile_rows<S: Simd>(stride: usize) -> usize {
     }
 }
 
+impl<'a> Products<'a> {
+    /// The packing of panel `panel` into the place of panel `place`.
+    fn pack(&self, panel: usize, place: usize) -> PackPanel<'a> {
+        let (depth, columns) = self.b.shape();
+        PackPanel {
+            b: self.b,
+            panels: self.panels,
+            panel,
+            place,
+            depth,
+            columns,
+        }
+    }
+}
+
 struct PackPanel<'a> {
     b: Operand<'a>,
     panels: Shared<f32>,
     panel: usize,
+    place: usize,
     depth: usize,
     columns: usize,
 }
@@ -234,10 +247,11 @@ impl Task for PackPanel<'_> {
         let width = S::TILE_VECTORS * LANES;
         let column = self.panel * width;
         let count = width.min(self.columns - column);
-        // SAFETY: each panel is its own part of the workspace, which the caller of the tasks borrows.
+        // SAFETY: each place is its own part of the workspace, which the caller of the tasks borrows, and one task at a time
+        // packs into it.
         let panel = unsafe {
             self.panels
-                .part(self.panel * self.depth * width, self.depth * width)
+                .part(self.place * self.depth * width, self.depth * width)
         };
         // SAFETY: the columns lie inside B, and the panel holds `depth` rows of `width`.
         unsafe {
@@ -260,6 +274,9 @@ struct Block<'a> {
     rows: usize,
     panels: std::ops::Range<usize>,
     tile_rows: usize,
+    /// Whether there is no other block: it packs each panel itself, into one place of its own, which stays in cache. The matrix is
+    /// then read once and nothing of it is written, which is all that a product of few rows costs.
+    is_alone: bool,
 }
 
 /// The products of one tile on their way to the epilogue.
@@ -284,11 +301,16 @@ impl Task for Block<'_> {
         let ahead = Ahead::new();
         // Panels outside, tiles of rows inside: a panel stays in the first-level cache for all rows of the block, whose
         // rows stay in the second-level cache for all panels.
+        let own = self.panels.start;
         for panel in self.panels {
             let column = panel * width;
             let count = width.min(columns - column);
-            // SAFETY: the panels were packed before and are only read now.
-            let packed = unsafe { panels.part(panel * depth * width, depth * width) };
+            let place = if self.is_alone { own } else { panel };
+            if self.is_alone {
+                simd.call(self.products.pack(panel, place));
+            }
+            // SAFETY: the panel was packed before, by this task or by all, and is only read now.
+            let packed = unsafe { panels.part(place * depth * width, depth * width) };
             for row in (self.row..self.row + self.rows).step_by(self.tile_rows) {
                 let rows = self.tile_rows.min(self.row + self.rows - row);
                 finish.prefetch(simd, (row, rows), (column, count));

@@ -13,6 +13,7 @@ mod selected_device;
 mod session_arenas;
 pub mod simt;
 
+use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
 use crate::program::Program;
@@ -160,6 +161,17 @@ pub trait Session: Send {
     /// # Errors
     /// [`Error::Setting`] when the number of elements differs.
     fn write_arena(&mut self, arena: Arena, values: &[f32]) -> Result<()>;
+
+    /// Overwrites elements of a fixed arena of this session from element `first` on.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when the arena ends before the values do; as [`Session::read_arena`].
+    fn write_arena_from(&mut self, arena: Arena, first: usize, values: &[f32]) -> Result<()> {
+        let mut all = self.read_arena(arena)?;
+        expect_inside(arena, all.len(), first..first + values.len())?;
+        all[first..first + values.len()].copy_from_slice(values);
+        self.write_arena(arena, &all)
+    }
 }
 
 /// What an executor says of an engine that its programs cannot use.
@@ -195,6 +207,17 @@ fn expect_input(input: &str, ty: TensorType, dtype: DType, elements: usize) -> R
     if ty.dtype != dtype || ty.numel() != elements {
         let found = format!("{elements} elements of type {dtype}");
         return Err(Error::setting(format!("program input {input}"), ty, found));
+    }
+    Ok(())
+}
+
+fn expect_inside(arena: Arena, elements: usize, range: Range<usize>) -> Result<()> {
+    if range.end > elements {
+        return Err(Error::setting(
+            format!("{arena:?} arena"),
+            format!("elements of its {elements}"),
+            format!("{range:?}"),
+        ));
     }
     Ok(())
 }

@@ -42,7 +42,7 @@ pub use adamw::{
     record_update,
 };
 pub use add_columns::add_columns;
-pub use attention::{Heads, Mask, attention, cross_attention};
+pub use attention::{Heads, Mask, attention, cross_attention, next_attention};
 pub use cast::cast;
 pub use collective::{all_gather, exchange};
 pub use contrastive_loss::{

@@ -11,7 +11,7 @@ use super::super::arena::ByteArena;
 use super::super::collectives::Collectives;
 use super::super::inputs::UnwrittenInputs;
 use super::super::session_arenas::SessionArenas;
-use super::super::{Executor, Session, expect_arena, expect_declared, expect_input};
+use super::super::{Executor, Session, expect_arena, expect_declared, expect_input, expect_inside};
 use crate::program::{Place, Program};
 use crate::tape::{
     Arena, CollectivePart, CompileTarget, CpuArgs, Input, Inputs, Instruction, Output, Outputs,
@@ -506,16 +506,26 @@ impl Session for CpuSession {
 
     fn write_arena(&mut self, arena: Arena, values: &[f32]) -> Result<()> {
         expect_declared(&self.program, arena)?;
+        let bytes = self.locked(|parameters| self.memory.fixed(arena, parameters).bytes());
+        expect_arena(arena, bytes / arena.element().size(), values.len())?;
+        self.write_arena_from(arena, 0, values)
+    }
+
+    fn write_arena_from(&mut self, arena: Arena, first: usize, values: &[f32]) -> Result<()> {
+        expect_declared(&self.program, arena)?;
         self.locked(|parameters| {
             let place = self.memory.fixed(arena, parameters);
             let element = arena.element();
-            expect_arena(arena, place.bytes() / element.size(), values.len())?;
-            // SAFETY: `&mut self` and the parameter lock exclude every other user.
+            let elements = place.bytes() / element.size();
+            expect_inside(arena, elements, first..first + values.len())?;
+            // SAFETY: `&mut self` and the parameter lock exclude every other user, and the elements lie inside the arena.
             unsafe {
                 match element {
-                    DType::Bf16 => round(values, place.slice_mut::<bf16>(0, values.len())),
-                    _ => place
-                        .slice_mut::<f32>(0, values.len())
+                    DType::Bf16 => {
+                        let all = place.slice_mut::<bf16>(0, elements);
+                        round(values, &mut all[first..first + values.len()]);
+                    }
+                    _ => place.slice_mut::<f32>(0, elements)[first..first + values.len()]
                         .copy_from_slice(values),
                 }
             }

@@ -7,7 +7,7 @@ use super::super::resolved::{
     ByteRange, Space, range, read_singles, resolve, to_bytes, to_doubles,
 };
 use super::super::session_arenas::SessionArenas;
-use super::super::{Session, expect_arena, expect_declared, expect_input};
+use super::super::{Session, expect_arena, expect_declared, expect_input, expect_inside};
 use super::collectives::DeviceCollectives;
 use super::executor::Parameters;
 use super::gpu::{Event, Gpu};
@@ -320,6 +320,15 @@ impl Session for CudaSession {
         let memory = self.memory.space(Space::Fixed(arena));
         expect_arena(arena, memory.bytes() / arena.element().size(), values.len())?;
         memory.upload(0, &to_bytes(values, arena.element()))
+    }
+
+    fn write_arena_from(&mut self, arena: Arena, first: usize, values: &[f32]) -> Result<()> {
+        expect_declared(&self.program, arena)?;
+        let memory = self.memory.space(Space::Fixed(arena));
+        let element = arena.element();
+        let elements = memory.bytes() / element.size();
+        expect_inside(arena, elements, first..first + values.len())?;
+        memory.upload(first * element.size(), &to_bytes(values, element))
     }
 }
 

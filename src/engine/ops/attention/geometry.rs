@@ -9,6 +9,8 @@ use keel_base::error::{Error, Result};
 pub(super) enum Form {
     /// One tensor [B, T, (H+2Hk)·D].
     Packed,
+    /// A tensor [B, 1, (H+2Hk)·D] whose queries ask, and one [B, T, (H+2Hk)·D] whose keys and values answer.
+    Next,
     /// A query tensor [B, Tq, H·D] or [Tq, H·D], and a tensor [B, T, 2·H·D] of keys and values.
     Cross,
 }
@@ -18,13 +20,14 @@ impl Form {
     pub fn sources(self) -> usize {
         match self {
             Form::Packed => 1,
-            Form::Cross => 2,
+            Form::Next | Form::Cross => 2,
         }
     }
 
     pub fn name(self) -> &'static str {
         match self {
             Form::Packed => "attention",
+            Form::Next => "next_attention",
             Form::Cross => "cross_attention",
         }
     }
@@ -75,6 +78,22 @@ impl Geometry {
                 };
                 let (key, value) = (heads.query, heads.query + heads.key_value);
                 (batch, tokens, tokens, at(0), at(key), at(value))
+            }
+            Form::Next => {
+                let width = heads.packed_width();
+                let [batch, key_tokens] = rows("next_attention", "cache", inputs[1], width)?;
+                let own = TensorType::new(inputs[1].dtype, [batch, 1, width]);
+                if inputs[0] != own {
+                    return Err(Error::shape("next_attention", "qkv", own, inputs[0]));
+                }
+                let at = |head: usize, tokens: usize| Layout {
+                    start: head * dim,
+                    row: width,
+                    batch: tokens * width,
+                };
+                let (key, value) = (heads.query, heads.query + heads.key_value);
+                let [key, value] = [key, value].map(|head| at(head, key_tokens));
+                (batch, 1, key_tokens, at(0, 1), key, value)
             }
             Form::Cross => {
                 if heads.key_value != heads.query {

@@ -109,3 +109,27 @@ pub fn cross_attention(
     };
     tape.record_one(op, &[query, key_value])
 }
+
+/// Attention of the next token of each row to the tokens up to it, whose rows lie in a cache.
+///
+/// Shapes: `qkv` [B, 1, (H+2Hk)·D] as in [`attention`], of which the query heads are read; `cache` [B, T, (H+2Hk)·D], of which
+/// the key and value heads are read, the token's own row among them; `seen` i32 [B, T] is 0 at the places up to the token's and
+/// −1 beyond. The result is [B, 1, H·D], the bits of the token's row of [`attention`] over the cache. It has no gradient.
+///
+/// # Errors
+/// [`keel_base::error::Error::Shape`] when H is not a multiple of Hk, D is not a multiple of 8, or a shape differs.
+pub fn next_attention(
+    tape: &mut Tape,
+    qkv: Value,
+    cache: Value,
+    heads: Heads,
+    seen: Value,
+) -> Result<Value> {
+    let op = Attention {
+        heads,
+        mask: Mask::Full,
+        form: Form::Next,
+        saves: false,
+    };
+    tape.record_one(op, &[qkv, cache, seen])
+}

@@ -87,6 +87,9 @@ impl Op for Attention {
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {
+        if self.form == Form::Next {
+            return Ok(vec![None; backward.inputs.len()]);
+        }
         let sources = self.form.sources();
         let op = AttentionBackward {
             heads: self.heads,
@@ -135,6 +138,7 @@ impl Op for AttentionBackward {
         match self.form {
             Form::Packed => "attention_backward",
             Form::Cross => "cross_attention_backward",
+            Form::Next => unreachable!("it has no gradient"),
         }
     }
 

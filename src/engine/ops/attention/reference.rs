@@ -24,7 +24,7 @@ impl<'a> Elements<'a> {
     ) -> Self {
         let key_value = match form {
             Form::Packed => inputs[0].float(),
-            Form::Cross => inputs[1].float(),
+            Form::Next | Form::Cross => inputs[1].float(),
         };
         Elements {
             geometry,

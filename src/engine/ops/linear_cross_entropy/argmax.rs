@@ -1,9 +1,11 @@
 //! The word of the largest logit, without storing logits: for answers and captions.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::launches::Sizes;
-use super::tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
+use super::tiles::{Head, TILE_ROWS, WORKERS, product_size, workspace_bytes};
 use super::{Element, check_product, logits, outer, with_element};
 use crate::launch::Launch;
 use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
@@ -26,32 +28,76 @@ impl LinearArgmax {
     /// The processor's kernel for values stored as `T`.
     fn compute<T: Element>(&self, args: CpuArgs<'_>) {
         let head = Head::<T>::of(&args);
-        let worker_rows = head.worker_rows();
         let scratch = args.workspace;
         let next = args.outputs.i32();
+        if head.n <= TILE_ROWS {
+            return few_rows(&head, next, scratch);
+        }
+        let worker_rows = head.worker_rows();
         next.par_chunks_mut(worker_rows)
             .zip(scratch.par_chunks_mut(head.scratch()))
             .enumerate()
             .for_each(|(worker, (next, scratch))| {
                 let first = worker * worker_rows;
                 head.supervised(first..first + next.len(), scratch, |rows, h, scratch| {
-                    let mut best = [(f32::NEG_INFINITY, 0i32); TILE_ROWS];
-                    head.words(h, rows.len(), 0..head.v, scratch, |z, words, _| {
-                        for (best, z) in best.iter_mut().zip(z.chunks(words.len())) {
-                            for (word, z) in words.clone().zip(z) {
-                                // Words come in rising order, and only a larger logit replaces: ties go to the smaller
-                                // word.
-                                if *z > best.0 {
-                                    *best = (*z, word as i32);
-                                }
-                            }
-                        }
-                    });
+                    let mut best = NOTHING;
+                    find_best(&head, (h, rows.len()), 0..head.v, scratch, &mut best);
                     for (row, best) in rows.iter().zip(best) {
                         next[row - first] = best.1;
                     }
                 });
             });
+    }
+}
+
+/// The largest logit of each row and its word.
+type Best = [(f32, i32); TILE_ROWS];
+
+const NOTHING: Best = [(f32::NEG_INFINITY, 0); TILE_ROWS];
+
+/// Finds the largest logit of `count` rows `h` among the words of a range.
+fn find_best<T: Element>(
+    head: &Head<'_, T>,
+    (h, count): (&[f32], usize),
+    range: Range<usize>,
+    scratch: &mut [f32],
+    best: &mut Best,
+) {
+    head.words(h, count, range, scratch, |z, words, _| {
+        for (best, z) in best.iter_mut().zip(z.chunks(words.len())) {
+            for (word, z) in words.clone().zip(z) {
+                // Words come in rising order, and only a larger logit replaces: ties go to the smaller word.
+                if *z > best.0 {
+                    *best = (*z, word as i32);
+                }
+            }
+        }
+    });
+}
+
+/// As generation asks for it: too few rows to be divided, so that the words are.
+fn few_rows<T: Element>(head: &Head<'_, T>, next: &mut [i32], scratch: &mut [f32]) {
+    let words = head.worker_words();
+    let mut found = [NOTHING; WORKERS];
+    found
+        .par_iter_mut()
+        .zip(scratch.par_chunks_mut(head.scratch()))
+        .enumerate()
+        .take(head.v.div_ceil(words))
+        .for_each(|(worker, (best, scratch))| {
+            let range = worker * words..head.v.min((worker + 1) * words);
+            head.supervised(0..head.n, scratch, |rows, h, scratch| {
+                find_best(head, (h, rows.len()), range.clone(), scratch, best);
+            });
+        });
+    for (row, next) in next.iter_mut().enumerate() {
+        let mut best = NOTHING[row];
+        for found in &found {
+            if found[row].0 > best.0 {
+                best = found[row];
+            }
+        }
+        *next = best.1;
     }
 }
 

@@ -195,6 +195,7 @@ pub(super) fn in_parts<T: Element, W: Way<T>>(op: &AttentionBackward, args: CpuA
             let (key, value) = rest.split_at_column(key_width);
             run::<T, W>(&saved, share, [query, key, value], scratch);
         }
+        Form::Next => unreachable!("it has no gradient"),
         Form::Cross => {
             let (d_query, d_key_value) = (outputs.next::<T>(), outputs.next::<T>());
             let whole = RowsMut::new(d_key_value, key_rows, 2 * key_width);

@@ -66,7 +66,7 @@ impl<'a, T: Element> Sources<'a, T> {
             query,
             key_value: match form {
                 Form::Packed => query,
-                Form::Cross => args.inputs.of::<T>(1),
+                Form::Next | Form::Cross => args.inputs.of::<T>(1),
             },
             segments: (args.inputs.len() > segments).then(|| args.inputs.i32(segments)),
         }
