@@ -218,14 +218,24 @@ fn a_benchmark_is_answered_scored_and_kept() {
     assert_eq!(answered.len(), 4);
     assert!(answered[..3].iter().all(|item| item.prediction.is_some()));
     assert_eq!(answered[3].prediction, None);
-    let mut wanted = BenchmarkScore::default();
-    answered.iter().for_each(|item| wanted.add(item));
+    let wanted = BenchmarkScore::of(&answered);
     let json = eval(&["small.tsv", "--json"]).fine();
     let score: BenchmarkScore = serde_json::from_str(&json.stdout).unwrap();
     assert_eq!(score, wanted);
     assert_eq!(
         (score.all.count, score.all.too_long, score.all.chance),
         (4, 1, 1.5)
+    );
+    // Against itself nothing differs, and there is nothing to be tested.
+    let same = eval(&["small.tsv", "--against", "run"]).fine();
+    assert!(
+        same.stdout
+            .contains("run less run: +0.0 ± 0.0 points, by a paired test"),
+        "{same:#?}"
+    );
+    assert!(
+        same.stdout.contains("alone: 0; in run alone: 0"),
+        "{same:#?}"
     );
     // The same in either wording where the question fits; another wording is another answer or none.
     eval(&["small.tsv", "--wording", "vlmevalkit"]).fine();

@@ -3,10 +3,11 @@
 
 use keel::eval::{
     LinearProbe, Neighbours, Principal, Sinkhorn, accuracy, alignment, answers_match,
-    class_features, classify_among, detectable_effect, exact_wasserstein, holm, interval,
-    linear_cka, mean_distance, modality_gap, nearest_neighbour_distance, normalise_answer,
-    paired_test, power, rank_positives, recall, sinkhorn_divergence, sliced_wasserstein,
-    sliced_wasserstein_along, student_quantile, uniformity, weight_drift,
+    class_features, classify_among, clustered_interval, clustered_test, detectable_effect,
+    exact_wasserstein, holm, interval, linear_cka, mean_distance, modality_gap,
+    nearest_neighbour_distance, normalise_answer, paired_test, power, rank_positives, recall,
+    sinkhorn_divergence, sliced_wasserstein, sliced_wasserstein_along, student_quantile,
+    uniformity, weight_drift,
 };
 use keel::random::Stream;
 use keel::tape::{Init, ParameterLayout, ParameterSpec};
@@ -340,4 +341,43 @@ fn drift_is_told_by_module_and_block() {
             ("language", 0.0, 0.0),
         ]
     );
+}
+
+#[test]
+fn intervals_take_the_values_of_one_name_as_one_draw() {
+    let values = [0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0];
+    let names: Vec<String> = (0..8).map(|index| index.to_string()).collect();
+    let alone = names.iter().map(String::as_str).zip(values);
+    let (plain, named) = (interval(&values), clustered_interval(alone));
+    assert_eq!((plain.count, plain.mean), (named.count, named.mean));
+    let close = |a: Option<f64>, b: Option<f64>| (a.unwrap() - b.unwrap()).abs() < 1e-12;
+    assert!(close(plain.half_width, named.half_width));
+    // Every value twice under one name says no more than once: the same interval, and not one by √2 narrower.
+    let twice = names.iter().map(String::as_str).zip(values);
+    let twice = twice.flat_map(|pair| [pair, pair]);
+    let twice = clustered_interval(twice);
+    assert_eq!(twice.count, 16);
+    assert!(close(plain.half_width, twice.half_width));
+    // By hand: three pictures with sums of deviations −1, 0.5 and 0.5 from a mean of 1/2, of 6 answers.
+    let by_hand = [
+        ("a", 0.0),
+        ("a", 0.0),
+        ("b", 1.0),
+        ("b", 0.5),
+        ("c", 1.0),
+        ("c", 0.5),
+    ];
+    let error = (3.0f64 / 2.0 * (1.0 + 0.25 + 0.25)).sqrt() / 6.0;
+    let wanted = student_quantile(0.975, 2.0) * error;
+    assert!(close(
+        clustered_interval(by_hand.into_iter()).half_width,
+        Some(wanted)
+    ));
+    let test = clustered_test(by_hand.into_iter());
+    assert!(test.p.unwrap() > 0.05 && close(test.difference.half_width, Some(wanted)));
+    assert_eq!(
+        clustered_interval([("a", 1.0), ("a", 0.0)].into_iter()).half_width,
+        None
+    );
+    assert_eq!(clustered_test([("a", 0.0), ("b", 0.0)].into_iter()).p, None);
 }

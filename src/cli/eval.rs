@@ -1,6 +1,6 @@
 //! `keel eval`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -8,9 +8,9 @@ use super::values::{count, evaluation_images, named};
 use super::{ComputeArgs, announce, heading, print_line, print_warnings};
 use keel_base::error::{Error, Result};
 use keel_engine::executor::SelectedDevice;
-use keel_eval::{Measurements, Metric, Wording, metrics_of};
-use keel_report::{benchmark_table, measurement_tables, stage_table};
-use keel_train::{EvalRun, EvalTower, write_measurements};
+use keel_eval::{BenchmarkComparison, Measurements, Metric, Wording, metrics_of};
+use keel_report::{benchmark_table, comparison_text, measurement_tables, stage_table};
+use keel_train::{AnsweredBenchmark, EvalRun, EvalTower, write_measurements};
 
 /// Options of `keel eval`.
 #[derive(Debug, Args)]
@@ -41,6 +41,9 @@ pub(super) struct EvalArgs {
     #[arg(long, value_name = "STYLE", value_parser = named(&Wording::ALL, Wording::name), requires = "bench",
         help_heading = heading::EVALUATION)]
     wording: Option<Wording>,
+    /// Answer the benchmark with this run too, and compare the two question by question.
+    #[arg(long, value_name = "RUN", requires = "bench", help_heading = heading::EVALUATION)]
+    against: Option<PathBuf>,
     /// Images per evaluation set, at most.
     #[arg(long, value_name = "N", value_parser = evaluation_images, default_value = "200", help_heading = heading::EVALUATION)]
     images: u64,
@@ -125,6 +128,35 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     outcome
 }
 
+/// Answers a benchmark with another run too, and compares the two.
+fn compare(
+    args: &EvalArgs,
+    (run, answered): (&EvalRun, &AnsweredBenchmark),
+    against: &Path,
+    (bench, wording, compute): (&Path, Wording, &SelectedDevice),
+) -> Result<()> {
+    let other = EvalRun::open(against, compute)?;
+    let second = other.answer_benchmark(bench, wording)?;
+    print_warnings(&other.take_warnings());
+    let compared = BenchmarkComparison::of(&answered.items, &second.items);
+    if args.json {
+        let all = serde_json::json!({
+            "first": answered.score(),
+            "second": second.score(),
+            "comparison": compared,
+        });
+        return print_line(serde_json::to_string_pretty(&all).expect("scores are plain data"));
+    }
+    announce(compute)?;
+    for (run, answered) in [(run, answered), (&other, &second)] {
+        print_line(format!("checkpoint: {}\n", run.path().display()))?;
+        print_line(benchmark_table(&answered.score()))?;
+        print_line(format!("\nanswers in {}\n", answered.kept.display()))?;
+    }
+    let name = |path: &Path| path.display().to_string();
+    print_line(comparison_text(&name(&args.run), &name(against), &compared))
+}
+
 /// Measures a run's checkpoint.
 fn run_checkpoint(
     args: &EvalArgs,
@@ -139,14 +171,17 @@ fn run_checkpoint(
     };
     if let Some(bench) = &args.bench {
         let wording = args.wording.unwrap_or(run.default_wording());
-        let (score, kept) = run.answer_benchmark(bench, wording)?;
+        let answered = run.answer_benchmark(bench, wording)?;
+        if let Some(against) = &args.against {
+            return compare(args, (run, &answered), against, (bench, wording, compute));
+        }
         if args.json {
-            let text = serde_json::to_string_pretty(&score);
+            let text = serde_json::to_string_pretty(&answered.score());
             return print_line(text.expect("a score is plain data"));
         }
         say_where()?;
-        print_line(benchmark_table(&score))?;
-        return print_line(format!("\nanswers in {}", kept.display()));
+        print_line(benchmark_table(&answered.score()))?;
+        return print_line(format!("\nanswers in {}", answered.kept.display()));
     }
     let Some(metrics) = metrics else {
         let evaluation = run.evaluate(args.images as usize)?;

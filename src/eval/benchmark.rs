@@ -1,11 +1,12 @@
 //! Benchmarks in VLMEvalKit's layout: how a question is put, and when an answer counts as right, by the rules that
 //! VLMEvalKit applies where no other model is asked to judge (`exact_matching`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::benchmark_rules::{chosen_option, short_answers_match, yes_or_no};
+use super::statistics::{PairedTest, clustered_interval, clustered_test};
 use keel_data::benchmark::BenchmarkItem;
 
 /// How questions are put.
@@ -134,6 +135,9 @@ pub struct AnsweredItem {
     pub is_right: bool,
     /// Share that guessing gets right: one by the number of options, a half for yes or no, 0 for words.
     pub chance: f64,
+    /// What its image is told from others by; empty in files of versions that did not say.
+    #[serde(default)]
+    pub image: String,
 }
 
 /// Questions of one category or kind.
@@ -147,14 +151,24 @@ pub struct Score {
     pub too_long: usize,
     /// Right by guessing, on average.
     pub chance: f64,
+    /// Half the width of the 95 % confidence interval of the share that is right, with the questions about one image as one
+    /// draw; nothing where all are about the same image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub half_width: Option<f64>,
 }
 
 impl Score {
-    fn add(&mut self, item: &AnsweredItem) {
-        self.count += 1;
-        self.right += usize::from(item.is_right);
-        self.too_long += usize::from(item.prediction.is_none());
-        self.chance += item.chance;
+    fn of<'a>(items: impl Iterator<Item = &'a AnsweredItem> + Clone) -> Score {
+        let mut score = Score::default();
+        for item in items.clone() {
+            score.count += 1;
+            score.right += usize::from(item.is_right);
+            score.too_long += usize::from(item.prediction.is_none());
+            score.chance += item.chance;
+        }
+        let right = items.map(|item| (item.image.as_str(), f64::from(u8::from(item.is_right))));
+        score.half_width = clustered_interval(right).half_width;
+        score
     }
 }
 
@@ -170,14 +184,67 @@ pub struct BenchmarkScore {
 }
 
 impl BenchmarkScore {
-    /// Adds an answered question.
-    pub fn add(&mut self, item: &AnsweredItem) {
-        self.all.add(item);
-        let kind = item.kind.name().to_owned();
-        self.by_kind.entry(kind).or_default().add(item);
-        if !item.category.is_empty() {
-            let category = item.category.clone();
-            self.by_category.entry(category).or_default().add(item);
+    /// Of answered questions.
+    pub fn of(items: &[AnsweredItem]) -> BenchmarkScore {
+        let kinds: BTreeSet<&str> = items.iter().map(|item| item.kind.name()).collect();
+        let categories: BTreeSet<&str> = items.iter().map(|item| item.category.as_str()).collect();
+        let of_kind = |kind: &str| Score::of(items.iter().filter(|item| item.kind.name() == kind));
+        let of_category =
+            |category: &str| Score::of(items.iter().filter(|item| item.category == category));
+        BenchmarkScore {
+            all: Score::of(items.iter()),
+            by_kind: kinds
+                .into_iter()
+                .map(|kind| (kind.to_owned(), of_kind(kind)))
+                .collect(),
+            by_category: categories
+                .into_iter()
+                .filter(|category| !category.is_empty())
+                .map(|category| (category.to_owned(), of_category(category)))
+                .collect(),
+        }
+    }
+}
+
+/// Two models' answers to the same questions.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BenchmarkComparison {
+    /// Questions that the first answers rightly and the second does not.
+    pub only_first: usize,
+    /// Questions that the second answers rightly and the first does not.
+    pub only_second: usize,
+    /// The first's share of right answers less the second's, and its test, with the questions about one image as one draw.
+    pub test: PairedTest,
+}
+
+impl BenchmarkComparison {
+    /// Of answers to the same questions in the same order.
+    ///
+    /// # Panics
+    /// When the questions differ.
+    pub fn of(first: &[AnsweredItem], second: &[AnsweredItem]) -> BenchmarkComparison {
+        let indexes = |items: &[AnsweredItem]| -> Vec<String> {
+            items.iter().map(|item| item.index.clone()).collect()
+        };
+        assert_eq!(
+            indexes(first),
+            indexes(second),
+            "answers to the same questions"
+        );
+        let pairs = || first.iter().zip(second);
+        let only = |wanted: [bool; 2]| {
+            let is_so =
+                |(a, b): &(&AnsweredItem, &AnsweredItem)| [a.is_right, b.is_right] == wanted;
+            pairs().filter(is_so).count()
+        };
+        let differences = pairs().map(|(a, b)| {
+            let right = |item: &AnsweredItem| f64::from(u8::from(item.is_right));
+            (a.image.as_str(), right(a) - right(b))
+        });
+        BenchmarkComparison {
+            only_first: only([true, false]),
+            only_second: only([false, true]),
+            test: clustered_test(differences),
         }
     }
 }

@@ -24,7 +24,9 @@ mod qualitative;
 mod retrieval;
 mod spaces;
 mod statistics;
+mod streams;
 mod weight_drift;
+mod word_looks;
 
 use std::collections::BTreeMap;
 
@@ -32,7 +34,9 @@ use serde::{Deserialize, Serialize};
 
 pub use answer_match::{answers_match, normalise_answer};
 pub use answers::{Answerer, exact_answers};
-pub use benchmark::{AnswerKind, AnsweredItem, BenchmarkScore, Score, Wording, is_right};
+pub use benchmark::{
+    AnswerKind, AnsweredItem, BenchmarkComparison, BenchmarkScore, Score, Wording, is_right,
+};
 pub use benchmark_rules::{chosen_option, short_answers_match, yes_or_no};
 pub use closed_answers::{ClosedAnswer, ClosedSets, answer_closed};
 pub use comparable::{ANSWERABLE, COMPARED, Compared, answerable, comparable};
@@ -56,15 +60,20 @@ pub use principal::Principal;
 pub use probe::{Labelled, ProbeForm, ProbeSettings, TrainedProbe};
 pub use qualitative::{
     AttentionSample, Confusion, QualitativeSamples, RetrievalExample, RetrievalSamples,
-    TokenClouds, floats_of, floats_text, rgb_of,
+    TokenClouds, floats_of, floats_text, rgb_of, rgb_text,
 };
 pub use retrieval::{
     Ranking, Recall, class_features, classify, classify_among, normalise_rows, rank_positives,
     recall,
 };
 pub use spaces::{alignment, linear_cka, modality_gap, uniformity};
-pub use statistics::{Interval, LEVEL, POWER, PairedTest, interval, paired_test, student_quantile};
+pub use statistics::{
+    Interval, LEVEL, POWER, PairedTest, clustered_interval, clustered_test, interval, paired_test,
+    student_quantile,
+};
+pub use streams::{Begun, Reading, StreamPrompt, StreamShape, Streams};
 pub use weight_drift::{WeightDrift, weight_drift};
+pub use word_looks::{WordLook, word_looks};
 
 /// What one stage's model can do.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -149,7 +149,7 @@ pub fn floats_of(text: &str) -> Option<Vec<f32>> {
 }
 
 /// An image [3, S, S] as base64 of bytes [S, S, 3].
-fn rgb_text(image: &[f32], pixels: Pixels) -> String {
+pub fn rgb_text(image: &[f32], pixels: Pixels) -> String {
     let mut image = image.to_vec();
     pixels.undo(&mut image);
     let plane = image.len() / 3;

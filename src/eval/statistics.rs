@@ -81,6 +81,52 @@ pub fn paired_test(a: &[f64], b: &[f64]) -> PairedTest {
     }
 }
 
+/// Values of which those with the same name hang together, such as answers about one image: how many, their mean, and the
+/// standard error of the mean with the number of names.
+fn clustered<'a>(
+    values: impl Iterator<Item = (&'a str, f64)> + Clone,
+) -> (usize, f64, Option<f64>, usize) {
+    let count = values.clone().count();
+    let mean = values.clone().map(|(_, x)| x).sum::<f64>() / count.max(1) as f64;
+    let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
+    for (name, x) in values {
+        *sums.entry(name).or_default() += x - mean;
+    }
+    let clusters = sums.len();
+    let squares: f64 = sums.values().map(|sum| sum * sum).sum();
+    let of_few = clusters as f64 / (clusters as f64 - 1.0);
+    let error = (clusters >= 2).then(|| (of_few * squares).sqrt() / count as f64);
+    (count, mean, error, clusters)
+}
+
+/// The mean of named values and its interval, with the values of one name as one draw: their deviations are added before they
+/// are squared (Liang and Zeger 1986; for benchmarks Miller 2024). Where every name has one value it is [`interval`].
+pub fn clustered_interval<'a>(values: impl Iterator<Item = (&'a str, f64)> + Clone) -> Interval {
+    let (count, mean, error, clusters) = clustered(values);
+    let half_width = error.map(|error| student_quantile(0.975, clusters as f64 - 1.0) * error);
+    Interval {
+        count,
+        mean,
+        half_width,
+    }
+}
+
+/// Whether named differences are other than 0 on average, with those of one name as one draw.
+pub fn clustered_test<'a>(differences: impl Iterator<Item = (&'a str, f64)> + Clone) -> PairedTest {
+    let difference = clustered_interval(differences.clone());
+    let (_, mean, error, clusters) = clustered(differences);
+    let error = error.filter(|error| *error > 4.0 * f64::EPSILON);
+    PairedTest {
+        difference,
+        p: error.map(|error| {
+            let freedom = clusters as f64 - 1.0;
+            2.0 * (1.0 - student_probability((mean / error).abs(), freedom))
+        }),
+        detectable: error
+            .map(|error| detectable_deviations(clusters) * error * (clusters as f64).sqrt()),
+    }
+}
+
 /// What `count` seeds find at [`LEVEL`] with [`POWER`], in standard deviations of a difference. Tables ask for the same few
 /// counts again and again.
 fn detectable_deviations(count: usize) -> f64 {

@@ -11,7 +11,7 @@ pub mod table;
 mod validation;
 
 pub use ablation::{ablation_table, power_table};
-pub use benchmark::benchmark_table;
+pub use benchmark::{benchmark_table, comparison_text};
 pub use measurements::measurement_tables;
 pub use page::{RunRecord, comparison_page, run_page};
 pub use profile::{profile_drawing, profile_table, profile_trace};

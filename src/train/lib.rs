@@ -33,8 +33,8 @@ pub use checkpoint::{
     free_bytes, load, read_position, save, write_durably,
 };
 pub use evaluate::{
-    EvalRun, EvalTower, ExportOptions, ExportPart, Exported, LoraExport, Measured, Profile,
-    ProfiledOp, export, write_measurements,
+    AnsweredBenchmark, Chat, EvalRun, EvalTower, ExportOptions, ExportPart, Exported, LoraExport,
+    Measured, Profile, ProfiledOp, export, write_measurements,
 };
 pub use from_weights::{Beginning, PublishedWeights};
 pub use guard::{Guard, MOST_RETURNS, MOST_STRIKES, Verdict};

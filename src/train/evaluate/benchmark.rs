@@ -13,6 +13,22 @@ use keel_eval::{AnswerKind, AnsweredItem, BenchmarkScore, Generator, Sampling, W
 /// Questions that are answered together.
 const BATCH: usize = 16;
 
+/// A benchmark that was answered.
+#[derive(Clone, Debug)]
+pub struct AnsweredBenchmark {
+    /// Every question with its answer, in the file's order.
+    pub items: Vec<AnsweredItem>,
+    /// The file that keeps them.
+    pub kept: PathBuf,
+}
+
+impl AnsweredBenchmark {
+    /// What it gave.
+    pub fn score(&self) -> BenchmarkScore {
+        BenchmarkScore::of(&self.items)
+    }
+}
+
 impl EvalRun {
     /// How questions are put by default: bare to a model that speaks the embedded tokeniser, which has learnt nothing else.
     pub fn default_wording(&self) -> Wording {
@@ -35,23 +51,19 @@ impl EvalRun {
         Ok(folder.join(name))
     }
 
-    /// Answers every question of a benchmark greedily; returns the score and the file with the answers, which holds all
-    /// up to the row where an error stopped it.
+    /// Answers every question of a benchmark greedily; the file with the answers holds all up to the row where an error stopped
+    /// it.
     ///
     /// # Errors
     /// What is wrong with a row, by its number and index; whatever the executor reports.
-    pub fn answer_benchmark(
-        &self,
-        path: &Path,
-        wording: Wording,
-    ) -> Result<(BenchmarkScore, PathBuf)> {
+    pub fn answer_benchmark(&self, path: &Path, wording: Wording) -> Result<AnsweredBenchmark> {
         let benchmark = Benchmark::open(path)?;
         let name = benchmark.name().to_owned();
         let kept = self.answers_path(path)?;
         let io = |problem| Error::io(&kept, "write", problem);
         let mut file = open_own(&kept, Writing::Replace).map_err(io)?;
         let mut generator = self.generator(BATCH, self.tiles(), Sampling::Greedy)?;
-        let mut score = BenchmarkScore::default();
+        let mut all = Vec::new();
         let mut rows = benchmark.fuse();
         let mut problem = None;
         while problem.is_none() {
@@ -69,14 +81,14 @@ impl EvalRun {
                 break;
             }
             for answered in self.answer(&name, &items, wording, &mut generator)? {
-                score.add(&answered);
                 let line = serde_json::to_string(&answered).expect("an answer is plain data");
                 writeln!(file, "{line}").map_err(io)?;
+                all.push(answered);
             }
         }
         match problem {
             Some(problem) => Err(problem),
-            None => Ok((score, kept)),
+            None => Ok(AnsweredBenchmark { items: all, kept }),
         }
     }
 
@@ -121,6 +133,7 @@ impl EvalRun {
                     AnswerKind::YesNo => 0.5,
                     AnswerKind::Short => 0.0,
                 },
+                image: blake3::hash(&item.image).to_hex()[..16].to_owned(),
             }
         });
         Ok(answered.collect())

@@ -1,6 +1,7 @@
 //! A finished or stopped run, opened to be measured or asked.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::settings::{eval_context, evaluation_settings};
 use crate::checkpoint::CheckpointModel;
@@ -24,7 +25,7 @@ const NO_CAPTION: usize = 8;
 /// See the module's documentation.
 pub struct EvalRun {
     pub(super) stored: CheckpointModel,
-    pub(super) executor: Box<dyn Executor>,
+    pub(super) executor: Arc<dyn Executor>,
     pub(super) compute: SelectedDevice,
     /// Whether averages have taken the parameters' place.
     pub(super) is_averaged: bool,
@@ -37,7 +38,7 @@ impl EvalRun {
     /// [`Error::Io`], [`Error::Content`] or [`Error::Setting`] naming the file.
     pub fn open(path: &Path, compute: &SelectedDevice) -> Result<EvalRun> {
         let stored = CheckpointModel::open(path)?;
-        let executor = compute.open(stored.layout.elements())?;
+        let executor: Arc<dyn Executor> = Arc::from(compute.open(stored.layout.elements())?);
         stored.write_parameters(executor.as_ref())?;
         Ok(EvalRun {
             stored,
@@ -212,7 +213,7 @@ impl EvalRun {
 
     /// Several images as the model was shown them in training, whole: the last in the place of the whole image, the others
     /// before it.
-    fn shown_together(&self, images: &[Image]) -> PromptImage {
+    pub(super) fn shown_together(&self, images: &[Image]) -> PromptImage {
         let mut squares: Vec<Vec<f32>> = images.iter().map(|one| self.whole(one)).collect();
         PromptImage {
             whole: squares.pop().unwrap_or_default(),
@@ -223,9 +224,14 @@ impl EvalRun {
     /// An image as the model was shown images in training, in as many tiles as leave room for the question and the
     /// beginning of an answer.
     pub(super) fn shown(&self, image: &Image, question: &str) -> PromptImage {
+        self.shown_beside(image, self.prompt(question, 0).len())
+    }
+
+    /// The same, beside a conversation of so many tokens, those of the whole image among them.
+    pub(super) fn shown_beside(&self, image: &Image, taken: usize) -> PromptImage {
         let tiles = match self.tiles() {
             0 => Vec::new(),
-            most => self.cut(image, question, most),
+            most => self.cut(image, taken + ANSWER_TOKENS, most),
         };
         PromptImage {
             whole: self.whole(image),
@@ -233,9 +239,8 @@ impl EvalRun {
         }
     }
 
-    /// An image's tiles [n, 3, S, S], at most `most` of them.
-    fn cut(&self, image: &Image, question: &str, most: usize) -> Vec<f32> {
-        let taken = self.prompt(question, 0).len() + ANSWER_TOKENS;
+    /// An image's tiles [n, 3, S, S], at most `most` of them, where so many tokens are taken.
+    fn cut(&self, image: &Image, taken: usize, most: usize) -> Vec<f32> {
         let room = self.tokens().saturating_sub(taken);
         let most = most.min(room / self.stored.recipe.model.image_tokens());
         let grid = tiles::grid([image.width, image.height], most, self.side());
@@ -251,7 +256,7 @@ impl EvalRun {
     }
 
     /// The most tokens of a conversation that the model was trained on.
-    pub(super) fn tokens(&self) -> usize {
+    pub fn tokens(&self) -> usize {
         let stages = self.stored.recipe.stages.iter();
         stages.map(|stage| stage.max_tokens).max().unwrap_or(0)
     }

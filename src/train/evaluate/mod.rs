@@ -1,6 +1,7 @@
 //! What is done with a model between and after its stages: evaluating, measuring, asking, profiling and exporting it.
 
 mod benchmark;
+mod chat;
 mod eval_run;
 mod eval_tower;
 mod export;
@@ -12,6 +13,8 @@ mod profile;
 mod reader;
 mod settings;
 
+pub use benchmark::AnsweredBenchmark;
+pub use chat::Chat;
 pub use eval_run::EvalRun;
 pub use eval_tower::EvalTower;
 pub use export::{ExportOptions, ExportPart, Exported, LoraExport, export};
