@@ -14,6 +14,7 @@ pub use keel_model as model;
 pub use keel_panels as panels;
 pub use keel_ranks as ranks;
 pub use keel_report as report;
+pub use keel_serve as serve;
 pub use keel_stores as stores;
 pub use keel_train as train;
 pub use keel_weights as weights;

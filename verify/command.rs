@@ -111,7 +111,7 @@ pub fn keel(folder: &Path, args: &[&str]) -> Answer {
 const SHARED: &str = "keel-verify-";
 
 /// A folder that stays as long as the process. Those of processes that are gone are removed.
-fn shared_folder() -> PathBuf {
+pub fn shared_folder() -> PathBuf {
     let root = std::env::temp_dir();
     for entry in fs::read_dir(&root).into_iter().flatten().flatten() {
         let name = entry.file_name();

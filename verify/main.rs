@@ -57,6 +57,7 @@ mod repo;
 mod report;
 mod reproducible_ranks;
 mod runs;
+mod serve;
 mod simt;
 mod simulation;
 mod stores;

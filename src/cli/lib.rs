@@ -17,6 +17,7 @@ mod options;
 mod plan;
 mod profile;
 mod report;
+mod serve;
 mod shell;
 mod terminal;
 mod train;
@@ -65,6 +66,8 @@ enum Command {
     Ablate(ablate::AblateArgs),
     /// Describe an image, or answer a question about it.
     Caption(caption::CaptionArgs),
+    /// Answer questions over HTTP, for clients of OpenAI's chat completions and on a page of its own.
+    Serve(serve::ServeArgs),
     /// Look at training data: show samples, check your own data, write checksums of shards.
     Data(data::DataArgs),
     /// Export the vision tower, the language model or the whole model as a Hugging Face folder.
@@ -175,6 +178,7 @@ pub fn run() -> Result<(), Failure> {
         Command::Report(args) => report::run(&args)?,
         Command::Ablate(args) => ablate::run(&args)?,
         Command::Caption(args) => caption::run(&args)?,
+        Command::Serve(args) => serve::run(&args)?,
         Command::Data(args) => data::run(&args)?,
         Command::Export(args) => export::run(&args)?,
         Command::Inspect(args) => inspect::run(&args)?,
