@@ -8,16 +8,14 @@ writes them; images with conversations stand beside them, some of them wide, and
 refines them in three stages, the last on images cut into tiles, two samples to a sequence, with a contrastive loss beside text;
 `keel export` writes them back, and transformers loads what was written. Both then answer questions about images and about two
 at once, greedily, transformers on the tiles of its own processor: every answer must be the same, token by token, as far as it goes or for 24
-tokens. With a checkout of VLMEvalKit (`tools/vlmevalkit.py` says what it needs), its `run.py` evaluates the exported model on
-a benchmark of multiple choice, and `keel eval --bench` answers the same file: the answers and the score must be the same.
-Exits with an error where one is not.
+tokens. With a checkout of VLMEvalKit, its `run.py` asks `keel serve` a benchmark of multiple choice, and `keel eval --bench` answers the
+same file: the answers and the score must be the same (`tools/kits.py`, which needs openai too). Exits with an error where one is not.
 """
 
 import argparse
 import base64
 import csv
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -154,7 +152,7 @@ def answers_of_transformers(folder: Path, checkpoint: str, asked: list[tuple[lis
 
 
 def evaluate(folder: Path, checkpoint: str, checkout: Path) -> None:
-    """VLMEvalKit's evaluation of the exported model against `keel eval --bench`, answer by answer."""
+    """VLMEvalKit's evaluation of the served model against `keel eval --bench`, answer by answer."""
     data = folder / "LMUData"
     data.mkdir()
     rows = []
@@ -170,28 +168,9 @@ def evaluate(folder: Path, checkpoint: str, checkout: Path) -> None:
         writer = csv.DictWriter(file, rows[0], delimiter="\t")
         writer.writeheader()
         writer.writerows(rows)
-    command = [sys.executable, Path(__file__).parent / "vlmevalkit.py", checkout.resolve(), "model", "--data", BENCHMARK]
-    command += ["--work-dir", "outputs", "--judge", "exact_matching"]
-    environment = os.environ | {"LMUData": str(data.resolve()), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"VLMEvalKit\n{done.stdout}{done.stderr}")
-    import pandas
-
-    left = next((folder / "outputs" / "model").glob("T*"))
-    predictions = pandas.read_excel(left / f"model_{BENCHMARK}.xlsx", dtype=str, keep_default_na=False)
-    theirs = dict(zip(predictions["index"], predictions["prediction"]))
-    score = pandas.read_csv(left / f"model_{BENCHMARK}_acc.csv")["Overall"][0]
-    printed = keel(folder, "eval", checkpoint, "--bench", str(table.resolve()), "--wording", "vlmevalkit", "--json")
-    kept = next((folder / "run" / "evaluations").glob(f"*{BENCHMARK}.jsonl")).read_text().splitlines()
-    wrong = [row for row in map(json.loads, kept) if row["prediction"] != theirs[row["index"]]]
-    for row in wrong:
-        print(f"question {row['index']}: {row['prediction']!r}, VLMEvalKit {theirs[row['index']]!r}")
-    counted = json.loads(printed)["all"]
-    ours = counted["right"] / counted["count"]
-    if wrong or abs(ours - score) > 1e-9:
-        sys.exit(f"{len(wrong)} of {CHOICES} answers differ from VLMEvalKit's; score {ours:.4f}, there {score:.4f}")
-    print(f"{CHOICES} of {CHOICES} answers are VLMEvalKit's, and so is the score: {score:.1%} where guessing has 25.0%")
+    kits = [sys.executable, Path(__file__).parent / "kits.py", folder / checkpoint, "--bench", table]
+    kits += ["--keel", ROOT / "target" / "release" / "keel", "--vlmevalkit", checkout]
+    subprocess.run(kits, check=True)
 
 
 def main() -> None:

@@ -175,6 +175,16 @@ impl ChatTokenizer {
         sequence
     }
 
+    /// The ids up to the last answer of a conversation, which is left empty: what a model is given to go on from, with
+    /// images or without.
+    pub fn open_prompt(&self, conversation: &Conversation<'_>) -> Vec<i32> {
+        let mut ids = self.sequence(conversation).ids;
+        // Behind an empty answer stands nothing but what ends it, which is no text of anybody's.
+        let end = ids.iter().rposition(|id| *id == self.end());
+        ids.truncate(end.unwrap_or(ids.len()));
+        ids
+    }
+
     /// The ids up to the first answer of a conversation with an image: what a model is given to go on from.
     pub fn prompt(&self, conversation: &Conversation<'_>) -> Vec<i32> {
         let mut sequence = self.sequence(conversation);
