@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use keel::eval::AnsweredItem;
+use keel::serve::AnswerText;
 use serde_json::{Value as Json, json};
 
 use crate::command::keel;
@@ -505,4 +506,31 @@ fn memory_stays_as_it_is_over_many_requests() {
     let after = several(120);
     // An image of the tests takes 12 KiB prepared: kept, those of all requests would be 1.5 MiB and their texts as much.
     assert!(after < before + (1 << 20), "{before} bytes, then {after}");
+}
+
+#[test]
+fn a_text_is_sent_as_far_as_it_stays_and_ends_before_a_stop() {
+    let stops = ["END".to_owned(), "ok".to_owned()];
+    let mut text = AnswerText::new(stops.to_vec());
+    let mut sent = Vec::new();
+    // A character comes in two tokens; the beginning of a stop turns out to be none, and later a stop comes in pieces.
+    for all in [
+        "a",
+        "a\u{fffd}",
+        "aé",
+        "aéE",
+        "aéEN",
+        "aéENt",
+        "aéENt o",
+        "aéENt ok!",
+    ] {
+        let growth = text.grow(all, false);
+        sent.push(growth.text);
+        assert_eq!(growth.is_stopped, all.ends_with('!'), "{all}");
+    }
+    assert_eq!(sent, ["a", "", "é", "", "", "ENt", " ", ""]);
+    // What was held back is sent when nothing follows.
+    let mut text = AnswerText::new(stops.to_vec());
+    assert_eq!(text.grow("so E", false).text, "so ");
+    assert_eq!(text.grow("so E\u{fffd}", true).text, "E\u{fffd}");
 }

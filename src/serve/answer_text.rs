@@ -2,14 +2,14 @@
 
 /// See the module's documentation.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct AnswerText {
+pub struct AnswerText {
     stops: Vec<String>,
     sent: String,
 }
 
 /// What a further token brought.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Growth {
+pub struct Growth {
     /// The text that may now be sent.
     pub text: String,
     /// Whether a stop was found: the answer ends before it.
@@ -17,6 +17,7 @@ pub(crate) struct Growth {
 }
 
 impl AnswerText {
+    /// Of an answer that each of `stops` ends.
     pub fn new(stops: Vec<String>) -> AnswerText {
         AnswerText {
             stops,

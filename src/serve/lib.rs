@@ -24,6 +24,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+pub use answer_text::{AnswerText, Growth};
 use engine::AnswerEngine;
 use keel_base::error::{Error, Result};
 use keel_engine::executor::SelectedDevice;
