@@ -439,16 +439,15 @@ fn readers_that_leave_or_dawdle_and_many_connections_hold_nobody_up() {
     drop(idle);
     // Places are free again once the server has seen them close.
     let until = Instant::now() + Duration::from_secs(20);
-    let status = loop {
+    loop {
         let mut stream = connect(address);
         let sent = stream.write_all(&request("GET", "/health", ""));
         let mut some = [0; 12];
         if sent.is_ok() && stream.read_exact(&mut some).is_ok() && some == *b"HTTP/1.1 200" {
-            break 200;
+            break;
         }
         assert!(Instant::now() < until, "the server does not come back");
-    };
-    assert_eq!(status, 200);
+    }
     // What dawdled is read to its end.
     let mut rest = String::new();
     dawdling.read_to_string(&mut rest).unwrap();
