@@ -15,6 +15,8 @@ struct RopeTable {
 struct RopePositions {
     const int32_t* given;  // [N, axes], or null
     int64_t tokens;        // rows after which positions begin again
+    int before;            // rows before the grid, which do not turn
+    int height;            // of the grid, whose places are centres; 0: they are counted
     int width;             // of the grid; 0: one axis
 };
 
@@ -23,7 +25,12 @@ DEVICE double rope_position(const RopePositions& positions, int64_t row, int axe
     if (positions.given != nullptr) return double(positions.given[row * axes + axis]);
     const int64_t token = row % positions.tokens;
     if (positions.width == 0) return double(token);
-    return double(axis == 0 ? token / positions.width : token % positions.width);
+    if (positions.height == 0) return double(axis == 0 ? token / positions.width : token % positions.width);
+    if (token < positions.before) return 0.0;
+    constexpr double kTurn = 6.283185307179586;  // 2π
+    const int64_t patch = token - positions.before;
+    const int64_t place = axis == 0 ? patch / positions.width : patch % positions.width;
+    return kTurn * (double(2 * place + 1) / double(axis == 0 ? positions.height : positions.width) - 1.0);
 }
 
 // Turns kCount pairs: `first` and `second` point to their halves, in the input and in the output.
@@ -55,7 +62,8 @@ DEVICE void turn_rows(const RopeTable& table, T* y, const T* x, int here, int he
 
 // rope_<f32|bf16>: turns the queries and keys of packed rows by their positions, or back; values are copied.
 // Math     : phi = position * theta^(-i/(D/2/axes)) for pair i of its axis;
-//            y[i] = x[i] cos phi - x[i+D/2] sin phi, y[i+D/2] = x[i+D/2] cos phi + x[i] sin phi; backward by -phi
+//            y[i] = x[i] cos phi - x[i+D/2] sin phi, y[i+D/2] = x[i+D/2] cos phi + x[i] sin phi; backward by -phi;
+//            position = 2 pi ((2 place + 1) / count - 1) on a centred grid, and 0 before it
 // Tensors  : y, x elem [N, (turning+rest)·D], y may be x | given i32 [N, axes] or null                alignment: 16 B
 // Grid     : ceil(N / 8) blocks                           Block: 256 threads, eight rows
 // Smem     : sizeof(RopeTable) = 8 KiB                    Registers: <= 64, no spills
@@ -64,7 +72,7 @@ DEVICE void turn_rows(const RopeTable& table, T* y, const T* x, int here, int he
 //            digits; then sincospi (1 ulp)
 // Ragged   : any N; D a multiple of 8 up to 256; bf16 heads of odd multiples of 8 take 8-byte accesses
 // Order    : every element by one thread, read before it is written
-// Source   : Su et al. 2021, section 3.2.2, in the rotate-half order of GPT-NeoX
+// Source   : Su et al. 2021, section 3.2.2, in the rotate-half order of GPT-NeoX; Siméoni et al. 2025, section 3.2
 template <class T>
 DEVICE void rope(T* y, const T* x, const RopePositions& positions, int axes, double log2_theta, float sign, int turning,
                  int rest, int dim, int64_t rows) {
@@ -101,10 +109,10 @@ DEVICE void rope(T* y, const T* x, const RopePositions& positions, int axes, dou
 }
 #define ROPE_KERNEL(T, dtype)                                                                                             \
     extern "C" __global__ void __launch_bounds__(kRopeThreads)                                                            \
-        rope_##dtype(T* y, const T* x, const int32_t* given, int64_t tokens, int grid_width, int axes,                    \
-                     int64_t log2_theta_bits, float sign, int turning, int rest, int dim, int64_t rows) {                 \
-        rope(y, x, RopePositions{given, tokens, grid_width}, axes, __longlong_as_double(log2_theta_bits), sign, turning,  \
-             rest, dim, rows);                                                                                            \
+        rope_##dtype(T* y, const T* x, const int32_t* given, int64_t tokens, int before, int grid_height, int grid_width, \
+                     int axes, int64_t log2_theta_bits, float sign, int turning, int rest, int dim, int64_t rows) {       \
+        const RopePositions positions{given, tokens, before, grid_height, grid_width};                                    \
+        rope(y, x, positions, axes, __longlong_as_double(log2_theta_bits), sign, turning, rest, dim, rows);               \
     }                                                                                                                     \
     KERNEL(rope_##dtype, kRopeThreads, RopeTable)
 ROPE_KERNEL(float, f32)

@@ -1,7 +1,9 @@
 //! Rotary positions on packed rows.
 
+use keel::executor::{Executor, ReferenceExecutor};
 use keel::ops::{Heads, Positions, rope};
-use keel::tape::{Add, ParameterLayout, Tape};
+use keel::program::{CompileOptions, Program};
+use keel::tape::{Add, ParameterLayout, Tape, Target};
 use keel::tensor::TensorType;
 use proptest::prelude::*;
 
@@ -16,16 +18,18 @@ proptest! {
     #[test]
     fn rope_matches_the_reference(
         batch in 1usize..4, height in 1usize..5, columns in 1usize..5, query in 1usize..3,
-        dim in 0usize..4, form in 0usize..4, seed: u64,
+        dim in 0usize..4, form in 0usize..5, before in 0usize..3, seed: u64,
     ) {
         let heads = Heads { query: 2 * query, key_value: query, dim: DIMS[dim] };
-        let (tokens, width) = (height * columns, heads.packed_width());
+        let before = if form == 4 { before } else { 0 };
+        let (tokens, width) = (before + height * columns, heads.packed_width());
         let mut random = Random::new(seed);
         let name = format!("rope {form} B {batch} T {height} × {columns} {heads:?}");
         let case = Case::new(name, move |tape, v| {
             let positions = match form {
                 0 => Positions::Sequential,
                 1 => Positions::Grid { height, width: columns },
+                4 => Positions::CentredGrid { before, height, width: columns },
                 _ => Positions::Given(v[1]),
             };
             // Added first, so that the result may take the sum's place.
@@ -78,6 +82,40 @@ fn rope_on_a_grid_is_rope_at_its_rows_and_columns() {
         .integers("positions", [1, 6, 2], positions)
         .without_wrong_answers();
     check(&case, 1);
+}
+
+/// A grid of odd sides has its middle at the origin, which does not turn; neither do the tokens before it.
+#[test]
+fn rope_on_a_centred_grid_leaves_its_middle_and_what_stands_before_it() {
+    let heads = Heads {
+        query: 1,
+        key_value: 1,
+        dim: 16,
+    };
+    let grid = Positions::CentredGrid {
+        before: 2,
+        height: 3,
+        width: 1,
+    };
+    let mut tape = Tape::new(ParameterLayout::default().into(), |_| false);
+    let qkv = tape.input("qkv", TensorType::f32([1, 5, 48]));
+    let y = rope(&mut tape, qkv, heads, 100.0, grid).unwrap();
+    tape.output(y, "y");
+    let program = Program::compile(tape, &CompileOptions::new(Target::Reference)).unwrap();
+    let mut session = ReferenceExecutor::new(0).load(program.into()).unwrap();
+    let ones = vec![1.0; 5 * 48];
+    session.write_f64("qkv", &ones).unwrap();
+    session.run().unwrap();
+    let y = session.read_f64("y").unwrap();
+    let row = |token: usize| &y[token * 48..][..48];
+    for token in [0, 1, 3] {
+        assert_eq!(row(token), &ones[..48], "token {token}");
+    }
+    // The upper third is centred on −2/3: the first pair of the rows' axis turns by −4π/3.
+    let (sine, cosine) = (-4.0 * std::f64::consts::PI / 3.0).sin_cos();
+    assert!((row(2)[0] - (cosine - sine)).abs() < 1e-12);
+    assert!((row(4)[0] - (cosine + sine)).abs() < 1e-12);
+    assert!((row(2)[4] - 1.0).abs() < 1e-12, "one column is the middle");
 }
 
 #[test]
@@ -134,7 +172,13 @@ fn rope_refuses_wrong_shapes() {
         height: 2,
         width: 4,
     };
+    let centred = Positions::CentredGrid {
+        before: 1,
+        height: 2,
+        width: 3,
+    };
     for (qkv, theta, positions, names) in [
+        (qkv, 1e4, centred, "grid"),
         (narrow, 1e4, Positions::Sequential, "qkv"),
         (qkv, 0.0, Positions::Sequential, "theta"),
         (qkv, f32::NAN, Positions::Sequential, "theta"),

@@ -200,6 +200,10 @@ pub const PROGRAMS: &[(&str, Record)] = &[
         let (x, position, class) = (t.x([2, 4, 20]), t.x([5, 20]), t.x([20]));
         ops::add_position(t.0, x, position, Some(class))
     }),
+    ("insert_tokens", |t| {
+        let (x, tokens) = (t.x([2, 4, 20]), t.x([3, 20]));
+        ops::insert_tokens(t.0, x, tokens, 1)
+    }),
     ("the tape's own", |t| {
         let (x, ids) = (t.x([5, 20]), t.integers([4]));
         let ty = t.0.ty(x);

@@ -180,6 +180,8 @@ fn rope(rows: usize) -> Trial {
         Part::Null,
         Part::I64(rows as i64),
         Part::I32(0),
+        Part::I32(0),
+        Part::I32(0),
         Part::I32(1),
         Part::I64(f64::log2(1e4).to_bits().cast_signed()),
         Part::F32(1.0),

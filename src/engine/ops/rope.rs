@@ -3,11 +3,15 @@
 //! The pair (x[i], x[i + D/2]) of every query and key head turns by an angle φ of its token:
 //!   y[i] = x[i] cos φ − x[i + D/2] sin φ      y[i + D/2] = x[i + D/2] cos φ + x[i] sin φ      0 ≤ i < D/2
 //! One axis: φ = position · θ^(−2i/D). Two axes: the pairs 0..D/4 turn by row · θ^(−2i/(D/2)), and the pairs D/4..D/2 by
-//! column with the same frequencies, as in the vision tower of Qwen2-VL. Backward turns by −φ. Values are copied.
+//! column with the same frequencies, as in the vision tower of Qwen2-VL. Where a grid is centred, rows and columns are those
+//! of the patches' centres, 2π · (2·(place + ½)/count − 1), so that a grid of any size spans the same angles, as in DINOv3.
+//! Backward turns by −φ. Values are copied.
 //!
 //! Shapes: qkv and y [B, T, (H+2Hk)·D]. Saved: the positions, when they are given. 3·D flops a query or key head of a
 //! row; every byte once, none when the output takes the input's place except those that turn.
-//! Source: Su et al. 2021, section 3.2.2, in the rotate-half order of GPT-NeoX.
+//! Sources: Su et al. 2021, section 3.2.2, in the rotate-half order of GPT-NeoX; Siméoni et al. 2025 (DINOv3), section 3.2.
+
+use std::f64::consts::TAU;
 
 use rayon::prelude::*;
 
@@ -34,6 +38,15 @@ pub enum Positions {
     Given(Value),
     /// A row-major grid of T = height·width tokens: two axes.
     Grid {
+        /// Rows of the grid.
+        height: usize,
+        /// Columns of the grid.
+        width: usize,
+    },
+    /// A row-major grid of height·width patches by their centres, behind tokens that do not turn: two axes.
+    CentredGrid {
+        /// Tokens before the grid.
+        before: usize,
         /// Rows of the grid.
         height: usize,
         /// Columns of the grid.
@@ -66,6 +79,18 @@ pub fn rope(
         Positions::Grid { height, width } => {
             tape.record_one(op(Form::Grid { height, width }), &[qkv])
         }
+        Positions::CentredGrid {
+            before,
+            height,
+            width,
+        } => {
+            let form = Form::CentredGrid {
+                before,
+                height,
+                width,
+            };
+            tape.record_one(op(form), &[qkv])
+        }
     }
 }
 
@@ -75,6 +100,11 @@ enum Form {
     /// Two axes when the positions have three dimensions.
     Given,
     Grid {
+        height: usize,
+        width: usize,
+    },
+    CentredGrid {
+        before: usize,
         height: usize,
         width: usize,
     },
@@ -117,9 +147,23 @@ impl Angles<'_> {
             Form::Given => f64::from(self.positions[row * self.axes + axis]),
             Form::Grid { width, .. } if axis == 0 => (row / width) as f64,
             Form::Grid { width, .. } => (row % width) as f64,
+            Form::CentredGrid { before, .. } if row < before => 0.0,
+            Form::CentredGrid {
+                before,
+                height,
+                width,
+            } => match axis {
+                0 => centre((row - before) / width, height),
+                _ => centre((row - before) % width, width),
+            },
         };
         position * self.sign
     }
+}
+
+/// 2π times the centre of the place `place` of `count` on an axis from −1 to 1.
+fn centre(place: usize, count: usize) -> f64 {
+    TAU * ((2 * place + 1) as f64 / count as f64 - 1.0)
 }
 
 impl Rope {
@@ -138,7 +182,7 @@ impl Rope {
         match self.form {
             Form::Sequential => 1,
             Form::Given => inputs[1].shape.rank() - 1,
-            Form::Grid { .. } => 2,
+            Form::Grid { .. } | Form::CentredGrid { .. } => 2,
         }
     }
 
@@ -230,11 +274,15 @@ impl Op for Rope {
                 }
             }
             Form::Grid { height, width } => {
-                if height * width != tokens {
-                    let got = format!("{height} × {width}");
-                    let want = format!("of {tokens} tokens");
-                    return Err(Error::shape(self.name(), "the grid", want, got));
-                }
+                hold_grid(self.name(), tokens, (height, width))?;
+            }
+            Form::CentredGrid {
+                before,
+                height,
+                width,
+            } => {
+                let patches = tokens.saturating_sub(before);
+                hold_grid(self.name(), patches, (height, width))?;
             }
         }
         Ok(vec![inputs[0]])
@@ -283,10 +331,19 @@ impl Op for Rope {
                 self.heads.dim
             )));
         }
-        let (positions, grid_width) = match self.form {
-            Form::Sequential => (Argument::Null, 0),
-            Form::Given => (Argument::input(1), 0),
-            Form::Grid { width, .. } => (Argument::Null, width),
+        let positions = match self.form {
+            Form::Given => Argument::input(1),
+            _ => Argument::Null,
+        };
+        // A height is told where the grid is centred.
+        let [before, grid_height, grid_width] = match self.form {
+            Form::Sequential | Form::Given => [0; 3],
+            Form::Grid { width, .. } => [0, 0, width],
+            Form::CentredGrid {
+                before,
+                height,
+                width,
+            } => [before, height, width],
         };
         let rows = inputs[0].shape.rows();
         // In f64, as its bits: arguments are no wider than f32 otherwise.
@@ -296,6 +353,8 @@ impl Op for Rope {
             Argument::input(0),
             positions,
             Argument::I64(self.distinct_rows(inputs) as i64),
+            index(kernel, "the tokens before the grid", before)?,
+            index(kernel, "the height of the grid", grid_height)?,
             index(kernel, "the width of the grid", grid_width)?,
             Argument::I32(self.axes(inputs) as i32),
             Argument::I64(log2_theta.to_bits().cast_signed()),
@@ -340,6 +399,16 @@ impl Op for Rope {
             _ => 0,
         }
     }
+}
+
+/// Refuses a grid of another number of tokens.
+fn hold_grid(op: &'static str, tokens: usize, (height, width): (usize, usize)) -> Result<()> {
+    if height * width == tokens {
+        return Ok(());
+    }
+    let want = format!("of {tokens} tokens");
+    let got = format!("{height} × {width}");
+    Err(Error::shape(op, "the grid", want, got))
 }
 
 /// Turns one head in its place.
