@@ -405,6 +405,18 @@ fn what_cannot_be_left_out_or_selected_is_refused_by_name() {
         "stage.warm-start-vision.patch_dropout=-0.5",
         &["patch_dropout", "from 0"],
     );
+    let set = [
+        "stage.warm-start-vision.patch_dropout=0.5",
+        "model.vision.rope_theta=100",
+    ];
+    let [dropout, turning] = set.map(|set| ["--set", set]);
+    let args = [
+        &["train", "--recipe", "tiny", "--dry-run"],
+        &dropout[..],
+        &turning,
+    ]
+    .concat();
+    keel(folder.path(), &args).refused(&["patch_dropout", "rotary positions"]);
     refused(
         "model.connector.select_layer=0",
         &["select_layer", "-1", "-2"],

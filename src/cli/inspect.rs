@@ -178,7 +178,7 @@ fn print_part(part: &SubModel) -> Result<()> {
             config.image_size,
             config.image_size,
             config.patch_size,
-            config.patches() + usize::from(config.class_token),
+            config.tokens(),
             config.width,
             config.depth,
             config.heads,
@@ -205,7 +205,7 @@ fn print_part(part: &SubModel) -> Result<()> {
         ))?,
         SubModelConfig::Head(config, _) => print_line(format!(
             "  {} tokens become one row of {}, which keel eval measures",
-            config.patches() + usize::from(config.class_token),
+            config.tokens(),
             config.width,
         ))?,
     }

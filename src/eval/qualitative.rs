@@ -16,7 +16,7 @@ use keel_data::eval_set::{Classes, EvalSet, SetName};
 use keel_data::pixels::Pixels;
 use keel_data::sample::Sample;
 use keel_engine::tensor::TensorType;
-use keel_model::{ModelInput, vision_tower};
+use keel_model::{ModelInput, VisionConfig, vision_tower};
 
 /// Images of each kind of example.
 const EXAMPLES: usize = 4;
@@ -368,12 +368,12 @@ pub(super) fn attention(
     let (qkv, mut tower) = (session.read_f32(&attended)?, session.read_f32("tower")?);
     normalise_rows(&mut tower, config.width);
     let tokens = tower.len() / samples.len() / config.width;
-    let skip = usize::from(config.class_token);
+    let skip = config.prefix_tokens();
     let image = 3 * side * side;
     let qualitative = samples.iter().enumerate().map(|(row, sample)| {
         let packed = &qkv[row * tokens * 3 * config.width..][..tokens * 3 * config.width];
         let heads: Vec<Vec<f32>> = (0..config.heads)
-            .map(|head| received(packed, tokens, head, config.heads, skip))
+            .map(|head| received(packed, tokens, head, config))
             .collect();
         // The patch that all heads together look at most is the one whose likeness to the others is drawn.
         let total = |patch: usize| heads.iter().map(|head| head[patch]).sum::<f32>();
@@ -399,13 +399,14 @@ pub(super) fn attention(
 
 /// The attention that each patch receives in one head of `packed` queries, keys and values [T, 3·H·D]: softmax of
 /// q·k/√D, of the class token or the mean over all queries.
-fn received(packed: &[f32], tokens: usize, head: usize, heads: usize, skip: usize) -> Vec<f32> {
+fn received(packed: &[f32], tokens: usize, head: usize, config: &VisionConfig) -> Vec<f32> {
+    let (heads, skip) = (config.heads, config.prefix_tokens());
     let row = packed.len() / tokens;
     let dim = row / 3 / heads;
     let part =
         |token: usize, which: usize| &packed[token * row + (which * heads + head) * dim..][..dim];
     // With a class token, where it looks; without one, where all tokens look on average.
-    let queries = if skip > 0 { 0..1 } else { 0..tokens };
+    let queries = if config.class_token { 0..1 } else { 0..tokens };
     let count = queries.len() as f32;
     let mut sums = vec![0.0f32; tokens];
     for query in queries {

@@ -8,7 +8,7 @@ use super::{Scope, drop_path};
 use keel_base::error::Result;
 use keel_engine::ops::{self, Activation, Heads, Mask, Positions};
 use keel_engine::tape::{Fill, Init, Tape, Value};
-use keel_engine::tensor::DType;
+use keel_engine::tensor::{DType, TensorType};
 
 /// The kind of every norm of a tower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +53,8 @@ pub struct BlockConfig {
     pub mlp: MlpKind,
     /// Whether the packed query, key and value projection has a bias.
     pub qkv_bias: bool,
+    /// Whether keys have a bias where queries and values have one.
+    pub key_bias: bool,
     /// Whether the other projections have biases.
     pub bias: bool,
     /// First value of the per-channel scales of both residual branches (Touvron et al. 2021), where there are any.
@@ -132,7 +134,8 @@ pub(super) fn block(
     })
 }
 
-/// Records a block of a vision tower, whose tokens all attend to each other. `dropped` scales its two branches image by image, f32
+/// Records a block of a vision tower, whose tokens all attend to each other; `positions` are those of its rotary positions, where it
+/// has any. `dropped` scales its two branches image by image, f32
 /// [B, 1] each, where some are dropped.
 ///
 /// # Errors
@@ -142,14 +145,14 @@ pub(super) fn vision_block(
     scope: &Scope,
     x: Value,
     config: &BlockConfig,
+    positions: Positions,
     dropped: Option<[Value; 2]>,
 ) -> Result<Value> {
     let Some([of_attention, of_mlp]) = dropped else {
-        let positions = Positions::Sequential;
         return block(tape, scope, x, config, Mask::Full, None, positions);
     };
     tape.scoped(scope.path(), |tape| {
-        let qkv = queries_keys_values(tape, scope, x, config, Positions::Sequential)?;
+        let qkv = queries_keys_values(tape, scope, x, config, positions)?;
         let y = ops::attention(tape, qkv, config.heads, Mask::Full, None)?;
         let attended = attention_output(tape, scope, y, x, config, Some(of_attention))?;
         mlp_branch(tape, scope, attended, config, Some(of_mlp))
@@ -233,14 +236,19 @@ fn queries_keys_values(
     let inner = scope.child("attention");
     let y = norm(tape, scope, "norm1", x, config.norm, config.norm_epsilon)?;
     let rows = (heads.query + 2 * heads.key_value) * heads.dim;
+    let has_bias = config.qkv_bias && config.key_bias;
     let (weight, bias) = projection(
         tape,
         &inner,
         "qkv",
         [rows, width],
         Init::XavierUniform,
-        config.qkv_bias,
+        has_bias,
     )?;
+    let bias = match bias {
+        None if config.qkv_bias => Some(bias_without_keys(tape, &inner, heads)?),
+        bias => bias,
+    };
     let parts = packed_parts(config, "qkv");
     let lora = config.lora.as_ref();
     let adapters = adapters(tape, &inner.child("qkv"), lora, y, (rows, &parts))?;
@@ -262,6 +270,22 @@ fn queries_keys_values(
     // After norm and rotation: what attention is computed from, so that it can be looked at.
     tape.name(qkv, scope.full("attended"));
     Ok(qkv)
+}
+
+/// The bias of queries and values with zeros for the keys between them, which nothing trains: f32 `[(H + 2Hk)·D]`.
+///
+/// # Errors
+/// Whatever recording reports.
+fn bias_without_keys(tape: &mut Tape, scope: &Scope, heads: Heads) -> Result<Value> {
+    let (query, rest) = (heads.query_width(), heads.key_value * heads.dim);
+    let scope = scope.child("query_value");
+    let bias = scope.plain(tape, "bias", [query + rest], Init::Constant(0.0))?;
+    // Heads are the rows of a sequence here, and the keys' are put among them.
+    let rows = tape.reshape(bias, [1, heads.query + heads.key_value, heads.dim])?;
+    let ty = TensorType::f32([heads.key_value, heads.dim]);
+    let zeros = tape.record_one(Fill { ty, value: 0.0 }, &[])?;
+    let all = ops::insert_tokens(tape, rows, zeros, heads.query)?;
+    tape.reshape(all, [query + 2 * rest])
 }
 
 /// x + [scale ⊙] the projection of what attention gave, `y` [B, T, H·D], scaled image by image too where some are `dropped`.

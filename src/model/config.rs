@@ -7,7 +7,7 @@ use super::lora::LoraConfig;
 use keel_base::error::{Error, Result};
 use keel_engine::ops::Heads;
 
-/// A vision tower: the AIMv2 form, which SAILViT has, or the classic one of CLIP, SigLIP, DINOv2 and InternViT.
+/// A vision tower: the AIMv2 form, which SAILViT has, or the classic one of CLIP, SigLIP, DINO, ViT and InternViT.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VisionConfig {
@@ -76,9 +76,60 @@ pub struct VisionConfig {
     /// - Source: LayerScale (Touvron et al. 2021); 0.1 (InternViT-300M)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer_scale: Option<f32>,
+    /// Learned tokens that no patch gives, behind the class token: registers, or the distillation token of DeiT.
+    ///
+    /// - Unit: tokens
+    /// - Range: 0 to 2²⁰
+    /// - Source: 4 (Darcet et al. 2024; DINOv3), 1 (DeiT; Touvron et al. 2021)
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub registers: usize,
+    /// Which tokens have a learned position, added before the first block.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub learned_positions: LearnedPositions,
+    /// Base θ of rotary positions over the rows and columns of patches, from the centre of the image. Without it, queries and keys
+    /// are not turned.
+    ///
+    /// - Range: above 0
+    /// - Source: 100 (DINOv3; Siméoni et al. 2025, §3.2)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_theta: Option<f32>,
+    /// Whether keys have a bias where queries and values have one. DINOv3's have none.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub key_bias: bool,
     /// Low-rank adapters of its linear modules. Without it there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
+}
+
+/// The tokens of a vision tower that have a learned position.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LearnedPositions {
+    /// The patches and the class token.
+    #[default]
+    ClassTokenAndPatches,
+    /// All tokens, registers among them, as in DeiT with distillation.
+    AllTokens,
+    /// The patches alone.
+    Patches,
+    /// None, as in DINOv3, where rotary positions stand in for them.
+    None,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(switch: &bool) -> bool {
+    *switch
 }
 
 impl VisionConfig {
@@ -90,6 +141,28 @@ impl VisionConfig {
     /// Patch tokens of an image.
     pub fn patches(&self) -> usize {
         self.grid() * self.grid()
+    }
+
+    /// The tokens before the patches: the class token and the registers.
+    pub fn prefix_tokens(&self) -> usize {
+        usize::from(self.class_token) + self.registers
+    }
+
+    /// The tokens of an image, those before the patches among them.
+    pub fn tokens(&self) -> usize {
+        self.prefix_tokens() + self.patches()
+    }
+
+    /// The tokens that have a learned position.
+    pub fn positions(&self) -> usize {
+        match self.learned_positions {
+            LearnedPositions::ClassTokenAndPatches => {
+                usize::from(self.class_token) + self.patches()
+            }
+            LearnedPositions::AllTokens => self.tokens(),
+            LearnedPositions::Patches => self.patches(),
+            LearnedPositions::None => 0,
+        }
     }
 
     /// The factors of a connector that go with its grid, smallest first.
@@ -142,10 +215,11 @@ impl VisionConfig {
             norm_epsilon: self.norm_epsilon,
             mlp: self.mlp,
             qkv_bias: self.qkv_bias,
+            key_bias: self.key_bias,
             bias: self.bias,
             layer_scale: self.layer_scale,
             qk_norm: false,
-            rope_theta: None,
+            rope_theta: self.rope_theta,
             depth: self.depth,
             lora: self.lora.clone(),
         }
@@ -178,6 +252,13 @@ impl VisionConfig {
         positive_number("vision.norm_epsilon", self.norm_epsilon)?;
         if let Some(scale) = self.layer_scale.filter(|scale| !scale.is_finite()) {
             return Err(Error::setting("vision.layer_scale", "finite", scale));
+        }
+        if self.registers > MOST {
+            let want = format!("at most {MOST}");
+            return Err(Error::setting("vision.registers", want, self.registers));
+        }
+        if let Some(theta) = self.rope_theta {
+            positive_number("vision.rope_theta", theta)?;
         }
         if let Some(lora) = &self.lora {
             lora.validate("vision")?;
@@ -260,6 +341,7 @@ impl TextConfig {
             norm_epsilon: self.norm_epsilon,
             mlp: self.mlp,
             qkv_bias: true,
+            key_bias: true,
             bias: true,
             layer_scale: None,
             qk_norm: false,
@@ -397,6 +479,7 @@ impl LanguageConfig {
             norm_epsilon: self.norm_epsilon,
             mlp: MlpKind::SwiGlu,
             qkv_bias: self.qkv_bias,
+            key_bias: true,
             bias: false,
             layer_scale: None,
             qk_norm: self.qk_norm,

@@ -25,7 +25,8 @@ mod vlm_losses;
 pub use batch_inputs::BatchInputs;
 pub use block::{BlockConfig, MlpKind, NormKind};
 pub use config::{
-    Alignment, ConnectorConfig, LanguageConfig, ModelConfig, OUTPUT_LAYER, TextConfig, VisionConfig,
+    Alignment, ConnectorConfig, LanguageConfig, LearnedPositions, ModelConfig, OUTPUT_LAYER,
+    TextConfig, VisionConfig,
 };
 pub use connector::connector;
 pub use init::{declare, initialise, initialise_one};

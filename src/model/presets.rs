@@ -1,6 +1,6 @@
 //! Published model sizes, and the small ones that the built-in recipes train from nothing.
 
-use super::{LanguageConfig, MlpKind, NormKind, VisionConfig};
+use super::{LanguageConfig, LearnedPositions, MlpKind, NormKind, VisionConfig};
 use keel_base::error::{Error, Result};
 
 /// A published vision tower. With it no other key is required: one that stands beside it overrides the preset's value.
@@ -42,6 +42,10 @@ fn aimv2(width: usize, heads: usize, mlp_width: usize) -> VisionConfig {
         qkv_bias: false,
         bias: false,
         layer_scale: None,
+        registers: 0,
+        learned_positions: LearnedPositions::ClassTokenAndPatches,
+        rope_theta: None,
+        key_bias: true,
         lora: None,
     }
 }
@@ -66,6 +70,10 @@ fn classic(image_size: usize, width: usize, depth: usize, heads: usize) -> Visio
         qkv_bias: true,
         bias: true,
         layer_scale: None,
+        registers: 0,
+        learned_positions: LearnedPositions::ClassTokenAndPatches,
+        rope_theta: None,
+        key_bias: true,
         lora: None,
     }
 }

@@ -4,12 +4,13 @@
 
 use super::block::{norm, vision_block};
 use super::regularisation::{keep_tokens, kept_input, scales};
-use super::{OUTPUT_LAYER, Regularisation, Scope, VisionConfig};
+use super::{LearnedPositions, OUTPUT_LAYER, Regularisation, Scope, VisionConfig};
 use keel_base::error::Result;
-use keel_engine::ops;
+use keel_engine::ops::{self, Positions};
 use keel_engine::tape::{Init, Tape, Value};
 
-/// Records the tower. `images` f32 [B, 3, S, S] → features [B, T, C], the class token first where there is one.
+/// Records the tower. `images` f32 [B, 3, S, S] → features [B, T, C], the class token first where there is one,
+/// then the registers.
 ///
 /// Named values: `vision.patches`, `vision.blocks.<l>` and, where there is a final norm, `vision.features`.
 ///
@@ -59,46 +60,13 @@ pub fn vision_layers(
 ) -> Result<TowerFeatures> {
     let count = tape.shape(images).dims()[0];
     let scope = Scope::module("vision");
-    let (width, patch) = (config.width, config.patch_size);
     let mut x = tape.scoped("vision.patch_embed", |tape| {
-        let part = scope.child("patch_embed");
-        let kernel = [width, 3 * patch * patch];
-        let weight = part.matrix(tape, "weight", kernel, Init::XavierUniform)?;
-        let bias = if config.patch_bias {
-            Some(part.plain(tape, "bias", [width], Init::Constant(0.0))?)
-        } else {
-            None
-        };
-        let tokens = config.patches() + usize::from(config.class_token);
-        let position = scope.plain(tape, "position", [tokens, width], Init::Normal(0.02))?;
-        // Nothing stands between patches and positions: the product adds them on its way out, which saves a pass over
-        // all tokens.
-        if !config.patch_norm && !config.class_token {
-            return ops::patch_embed(tape, images, weight, bias, Some(position), patch);
-        }
-        let mut x = ops::patch_embed(tape, images, weight, bias, None, patch)?;
-        if config.patch_norm {
-            x = norm(
-                tape,
-                &scope,
-                "patch_norm",
-                x,
-                config.norm,
-                config.norm_epsilon,
-            )?;
-        }
-        let class_token = if config.class_token {
-            Some(scope.plain(tape, "class_token", [width], Init::Normal(0.02))?)
-        } else {
-            None
-        };
-        ops::add_position(tape, x, position, class_token)
+        embedded(tape, &scope, config, images)
     })?;
     tape.name(x, "vision.patches");
     // After positions were added: a patch that stays knows where it was.
     if regularisation.patch_dropout > 0.0 {
-        let class = usize::from(config.class_token);
-        let kept = class + regularisation.kept_patches(config.patches());
+        let kept = config.prefix_tokens() + regularisation.kept_patches(config.patches());
         let kept = kept_input(tape, count, kept);
         x = keep_tokens(tape, x, kept)?;
     }
@@ -113,11 +81,16 @@ pub fn vision_layers(
         )?;
     }
     let settings = config.block();
+    let positions = Positions::CentredGrid {
+        before: config.prefix_tokens(),
+        height: config.grid(),
+        width: config.grid(),
+    };
     let mut layers = Vec::with_capacity(config.depth);
     for layer in 0..config.depth {
         let part = scope.child("blocks").child(layer);
         let dropped = scales(tape, count, layer, config.depth, regularisation);
-        x = vision_block(tape, &part, x, &settings, dropped)?;
+        x = vision_block(tape, &part, x, &settings, positions, dropped)?;
         tape.name(x, part.path());
         layers.push(x);
     }
@@ -135,7 +108,68 @@ pub fn vision_layers(
     Ok(TowerFeatures { output: x, layers })
 }
 
-/// The patch tokens [B, Tp, C] of a tower's output [B, T, C]: all but the class token.
+/// The tokens of the images [B, T, C] before the first block: patches, class token and registers, with the learned positions.
+///
+/// # Errors
+/// Whatever recording reports.
+fn embedded(tape: &mut Tape, scope: &Scope, config: &VisionConfig, images: Value) -> Result<Value> {
+    let (width, patch) = (config.width, config.patch_size);
+    let part = scope.child("patch_embed");
+    let kernel = [width, 3 * patch * patch];
+    let weight = part.matrix(tape, "weight", kernel, Init::XavierUniform)?;
+    let bias = if config.patch_bias {
+        Some(part.plain(tape, "bias", [width], Init::Constant(0.0))?)
+    } else {
+        None
+    };
+    let table = |tape: &mut Tape, name: &str, rows: usize| {
+        let init = Init::Normal(0.02);
+        let found = (rows > 0).then(|| scope.plain(tape, name, [rows, width], init));
+        found.transpose()
+    };
+    let position = table(tape, "position", config.positions())?;
+    // Nothing stands between patches and positions: the product adds them on its way out, which saves a pass over
+    // all tokens.
+    let is_direct = !config.patch_norm && config.positions() == config.patches();
+    let direct = position.filter(|_| is_direct);
+    let mut x = ops::patch_embed(tape, images, weight, bias, direct, patch)?;
+    if config.patch_norm {
+        let (kind, epsilon) = (config.norm, config.norm_epsilon);
+        x = norm(tape, scope, "patch_norm", x, kind, epsilon)?;
+    }
+    let class_token = if config.class_token {
+        Some(scope.plain(tape, "class_token", [width], Init::Normal(0.02))?)
+    } else {
+        None
+    };
+    let registers = table(tape, "registers", config.registers)?;
+    let places = config.learned_positions;
+    if let Some(registers) = registers.filter(|_| places == LearnedPositions::AllTokens) {
+        x = ops::insert_tokens(tape, x, registers, 0)?;
+    }
+    // A class token without a position of its own comes last, before all others.
+    let is_placed = matches!(
+        places,
+        LearnedPositions::AllTokens | LearnedPositions::ClassTokenAndPatches
+    );
+    if let Some(position) = position.filter(|_| !is_direct) {
+        let placed = class_token.filter(|_| is_placed);
+        x = ops::add_position(tape, x, position, placed)?;
+    }
+    if let Some(registers) = registers.filter(|_| places != LearnedPositions::AllTokens) {
+        let before = usize::from(config.class_token && is_placed);
+        x = ops::insert_tokens(tape, x, registers, before)?;
+    }
+    if let Some(class_token) = class_token.filter(|_| !is_placed) {
+        let row = tape.reshape(class_token, [1, width])?;
+        let row = ops::cast(tape, row, tape.ty(x).dtype)?;
+        x = ops::insert_tokens(tape, x, row, 0)?;
+    }
+    Ok(x)
+}
+
+/// The patch tokens [B, Tp, C] of a tower's output [B, T, C]: all but those before
+/// them.
 ///
 /// # Errors
 /// Whatever recording reports.
@@ -144,9 +178,8 @@ pub(super) fn patch_tokens(
     config: &VisionConfig,
     features: Value,
 ) -> Result<Value> {
-    if config.class_token {
-        ops::drop_tokens(tape, features, 1)
-    } else {
-        Ok(features)
+    match config.prefix_tokens() {
+        0 => Ok(features),
+        before => ops::drop_tokens(tape, features, before),
     }
 }

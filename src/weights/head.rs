@@ -29,7 +29,7 @@ impl SubModel {
             return Ok(None);
         }
         let mut tape = Tape::declaring();
-        let tokens = config.patches() + usize::from(config.class_token);
+        let tokens = config.tokens();
         let features = TensorType::f32([1, tokens, config.width]);
         let features = tape.input(ModelInput::Features, features);
         vision_head(&mut tape, config, head, features)?;

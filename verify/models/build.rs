@@ -1,6 +1,6 @@
 //! The engine's configurations from those of the goldens.
 
-use keel::model::{LanguageConfig, MlpKind, NormKind, TextConfig, VisionConfig};
+use keel::model::{LanguageConfig, LearnedPositions, MlpKind, NormKind, TextConfig, VisionConfig};
 use serde_json::Value as Json;
 
 fn number(config: &Json, key: &str) -> usize {
@@ -65,6 +65,10 @@ pub fn vision_config(config: &Json) -> VisionConfig {
         qkv_bias: switch(config, "qkv_bias"),
         bias: bias(config),
         layer_scale: switch(config, "layer_scale").then_some(1.0),
+        registers: 0,
+        learned_positions: LearnedPositions::default(),
+        rope_theta: None,
+        key_bias: true,
         lora: None,
     };
     vision.validate().expect("the golden's tower is possible");

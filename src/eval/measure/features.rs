@@ -123,7 +123,7 @@ impl Measurer<'_> {
             session.write_i32(ModelInput::ClassToken.name(), &[0; BATCH])?;
         }
         let width = config.vision.width;
-        let skip = usize::from(config.vision.class_token);
+        let skip = config.vision.prefix_tokens();
         let mut all = Features {
             layers: vec![
                 Vec::new();
@@ -177,7 +177,7 @@ impl Measurer<'_> {
         let (batch, count) = batch_of(samples, 0, &shape, self.context.tokenizer)?;
         session.write_f32(ModelInput::Images.name(), &batch.images)?;
         session.run()?;
-        let skip = usize::from(config.class_token) * config.width;
+        let skip = config.prefix_tokens() * config.width;
         let mut layers = Vec::with_capacity(config.depth);
         for layer in 0..config.depth {
             let tokens = session.read_f32(&format!("vision.blocks.{layer}"))?;

@@ -122,7 +122,7 @@ fn validate_stage(recipe: &Recipe, stage: &Stage) -> Result<()> {
     validate_rates(stage)?;
     validate_schedule(stage)?;
     validate_optimiser(stage)?;
-    validate_regularisation(stage)?;
+    validate_regularisation(recipe, stage)?;
     validate_validation(stage)
 }
 
@@ -413,7 +413,7 @@ fn validate_optimiser(stage: &Stage) -> Result<()> {
     )
 }
 
-fn validate_regularisation(stage: &Stage) -> Result<()> {
+fn validate_regularisation(recipe: &Recipe, stage: &Stage) -> Result<()> {
     for (key, share) in [
         ("drop_path_rate", stage.drop_path_rate),
         ("patch_dropout", stage.patch_dropout),
@@ -426,7 +426,11 @@ fn validate_regularisation(stage: &Stage) -> Result<()> {
     let want =
         "0 in a stage that shows images to the language model, whose connector needs all patches";
     let share = stage.patch_dropout;
-    require("patch_dropout", share == 0.0 || !keeps_grid, want, share)
+    require("patch_dropout", share == 0.0 || !keeps_grid, want, share)?;
+    // Which patches stay would have to be told to every block.
+    let turns = recipe.model.vision.rope_theta.is_some();
+    let want = "0 for a tower with rotary positions, which go by the whole grid of patches";
+    require("patch_dropout", share == 0.0 || !turns, want, share)
 }
 
 /// Holds a number of things to 1 and more, and `most`.

@@ -16,7 +16,8 @@ pub struct LeftOut {
     seed: u64,
     depth: usize,
     patches: usize,
-    has_class_token: bool,
+    /// Tokens before the patches, which all stay.
+    before: usize,
     /// Images of a micro-batch, tiles among them.
     images: usize,
 }
@@ -30,7 +31,7 @@ impl LeftOut {
             seed: scramble(recipe.seed ^ scramble(stage.number())),
             depth: vision.depth,
             patches: vision.patches(),
-            has_class_token: vision.class_token,
+            before: vision.prefix_tokens(),
             images: stage.tiling(stage.micro_batch()).slots + stage.micro_batch(),
         }
     }
@@ -61,22 +62,23 @@ impl LeftOut {
         named.map(|(_, name, scales)| (name, scales)).collect()
     }
 
-    /// The tokens that stay in each image of micro-batch `number`, all of them counted over the batch, the class token first.
+    /// The tokens that stay in each image of micro-batch `number`, all of them counted over the batch, those before the patches
+    /// first.
     pub fn kept(&self, number: u64) -> Vec<i32> {
-        let class = usize::from(self.has_class_token);
-        let tokens = self.patches + class;
+        let before = self.before;
+        let tokens = self.patches + before;
         let kept = self.regularisation.kept_patches(self.patches);
-        let mut all = Vec::with_capacity(self.images * (class + kept));
+        let mut all = Vec::with_capacity(self.images * (before + kept));
         for row in 0..self.images {
             let mut draws = self.stream(Purpose::PatchDropout, number, row);
-            let mut order: Vec<usize> = (class..tokens).collect();
+            let mut order: Vec<usize> = (before..tokens).collect();
             // The first places of a shuffle (Fisher and Yates), which need no more of it.
             for place in 0..kept {
                 order.swap(place, place + draws.below(self.patches - place));
             }
             order.truncate(kept);
             order.sort_unstable();
-            let own = (0..class).chain(order);
+            let own = (0..before).chain(order);
             all.extend(own.map(|token| (row * tokens + token) as i32));
         }
         all

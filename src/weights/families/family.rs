@@ -4,10 +4,10 @@ use serde_json::{Map, Value as Json, json};
 
 use super::super::hf_config::Settings;
 use super::super::pos_embed_interp::Scaling;
-use super::key::{Key, Keys, read_keys, write_keys};
+use super::key::{Key, Keys, plain, read_keys, write_keys};
 use super::names::Names;
 use keel_base::error::Result;
-use keel_model::{LanguageConfig, MlpKind, NormKind, VisionConfig, VisionHead};
+use keel_model::{LanguageConfig, LearnedPositions, MlpKind, NormKind, VisionConfig, VisionHead};
 
 /// One form in which a family's towers are published: what its `config.json` means and how its tensors are called.
 #[derive(Debug)]
@@ -187,6 +187,10 @@ pub(super) const CLASSIC: VisionConfig = VisionConfig {
     qkv_bias: true,
     bias: true,
     layer_scale: None,
+    registers: 0,
+    learned_positions: LearnedPositions::ClassTokenAndPatches,
+    rope_theta: None,
+    key_bias: true,
     lora: None,
 };
 
@@ -244,6 +248,25 @@ pub(super) const fn norm_epsilon(name: &'static str, default: f64) -> Key<Vision
         field: |config| &mut config.norm_epsilon,
     }
 }
+
+/// The key of the number of registers.
+pub(super) const fn registers(name: &'static str, default: usize) -> Key<VisionConfig> {
+    Key::Count {
+        name,
+        default,
+        field: |config| &mut config.registers,
+    }
+}
+
+/// The key of the first value of the scales of branches, which DINO's towers always have.
+pub(super) const LAYER_SCALE: Key<VisionConfig> = Key::Own {
+    name: "layerscale_value",
+    read: |settings, config| {
+        config.layer_scale = Some(settings.float("layerscale_value", 1.0)?);
+        Ok(())
+    },
+    write: |config| plain(config.layer_scale.unwrap_or(0.0)),
+};
 
 /// What files call the activations; the first name of each is the one that is written.
 const ACTIVATIONS: &[(&str, MlpKind)] = &[
