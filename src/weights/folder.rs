@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value as Json};
 
+use super::foreign_format::{file_instead_of_folder, other_weights};
 use keel_base::error::{Error, Result};
 use keel_base::mapped_file::MappedFile;
 
@@ -64,11 +65,13 @@ impl Folder {
     /// pointer, is missing though the index names it, or has a header that lies.
     pub fn open(path: &Path) -> Result<Folder> {
         if !path.is_dir() {
-            return Err(Error::content(
-                path.display(),
-                "is not a folder",
-                "give a folder with config.json and model.safetensors",
-            ));
+            return Err(file_instead_of_folder(path));
+        }
+        if !path.join("config.json").exists()
+            && !path.join(WHOLE).exists()
+            && let Some(problem) = other_weights(path)
+        {
+            return Err(problem);
         }
         let config = read_json(&path.join("config.json"))?;
         let mut folder = Folder {
@@ -81,6 +84,8 @@ impl Folder {
             folder.add_file(WHOLE)?;
         } else if path.join(INDEX).exists() {
             folder.add_shards()?;
+        } else if let Some(problem) = other_weights(path) {
+            return Err(problem);
         } else {
             return Err(Error::content(
                 path.display(),

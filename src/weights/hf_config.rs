@@ -6,18 +6,28 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value as Json};
 
 use super::families::{Idle, IdleAt, shared, shared_names};
-use keel_base::error::{Error, Result, nearest};
+use super::foreign_format::quantisation;
+use keel_base::error::{Error, Result, near_miss};
 
-/// Shares of units that training elsewhere drops at random. They change nothing of what a trained model computes. Of these Keel
+/// Shares of units that training elsewhere drops at random, and other chance of it. They change nothing of what a trained model computes. Of these Keel
 /// trains with `drop_path_rate`, where a stage says so, and a run that begins from the folder tells of it.
 const REGULARISERS: &[&str] = &[
     "attention_dropout",
     "attention_probs_dropout_prob",
     "drop_path_rate",
     "dropout",
+    "embd_pdrop",
     "hidden_dropout_prob",
+    // DINOv3 moves and stretches the coordinates of its rotary positions.
+    "pos_embed_jitter",
+    "pos_embed_rescale",
+    "pos_embed_shift",
     "projection_dropout",
+    "resid_pdrop",
 ];
+
+/// Keys that say how numbers are stored by other types than Keel reads, in transformers and in MLX.
+const QUANTISED: &[&str] = &["quantization_config", "quantization"];
 
 /// One object of `config.json`.
 pub(super) struct Settings<'a> {
@@ -212,20 +222,27 @@ impl<'a> Settings<'a> {
             if read.contains(key.as_str()) {
                 continue;
             }
+            if QUANTISED.contains(&key.as_str())
+                && let Some(found) = quantisation(value)
+            {
+                let want = "weights as F32, F16 or BF16: give the folder that was quantised";
+                return Err(Error::setting(self.name(key), want, found));
+            }
             match shared(key) {
                 Some(at) if at.holds(value) => {}
                 Some(_) => return Err(self.refuse(key, IdleAt::wanted(value), value)),
                 None => {
                     let names = read.iter().copied().chain(shared_names());
-                    let near = nearest(key, names).unwrap_or_default();
-                    return Err(Error::setting(
-                        self.name(key),
-                        format!(
-                            "only settings that Keel knows for this model, the nearest being {near}; take it out if it does not \
-                             change what the model computes"
-                        ),
-                        value,
-                    ));
+                    let names: Vec<&str> = names.collect();
+                    let near = match near_miss(key, &names) {
+                        Some(near) => format!(", the nearest being {near}"),
+                        None => String::new(),
+                    };
+                    let want = format!(
+                        "only settings that Keel knows for this model{near}; take it out if it does not change what the model \
+                         computes"
+                    );
+                    return Err(Error::setting(self.name(key), want, value));
                 }
             }
         }

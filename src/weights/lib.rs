@@ -8,6 +8,7 @@
 mod adapter;
 mod families;
 mod folder;
+mod foreign_format;
 mod head;
 mod hf_config;
 mod hf_export;

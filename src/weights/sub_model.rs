@@ -376,7 +376,7 @@ impl SubModel {
         };
         config.validate()?;
         let mut tape = Tape::declaring();
-        let tokens = vision.patches() + usize::from(vision.class_token);
+        let tokens = vision.tokens();
         let features = tape.input(
             ModelInput::Features,
             TensorType::f32([1, tokens, vision.width]),
@@ -420,6 +420,10 @@ impl SubModel {
                 continue;
             }
             let elements = place.shape.iter().product();
+            // Registers of a tower without any, for example: nothing that could be missed.
+            if elements == 0 {
+                continue;
+            }
             let is_head = resolver.decoder.is_some_and(|form| {
                 let before = name.strip_suffix(form.head);
                 before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
@@ -446,9 +450,7 @@ impl SubModel {
                 let near = nearest_of(name, used.iter().map(String::as_str));
                 return Err(Error::content(
                     resolver.folder.path().display(),
-                    format!(
-                        "tensor {name} has no place in this model, where the nearest name is {near}"
-                    ),
+                    format!("tensor {name} has no place in this model{near}"),
                     "check that config.json and the weights belong together",
                 ));
             } else {

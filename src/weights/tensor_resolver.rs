@@ -3,7 +3,7 @@
 use super::families::{LanguageForm, Names, row, rows_of};
 use super::sub_model::Source;
 use super::{Folder, TensorPlace};
-use keel_base::error::{Error, Result, nearest};
+use keel_base::error::{Error, Result, near_miss};
 use keel_engine::ops::Heads;
 use keel_engine::tape::ParameterEntry;
 
@@ -144,7 +144,7 @@ impl TensorResolver<'_> {
             let near = nearest_of(name, self.folder.tensors().keys().map(String::as_str));
             Error::content(
                 self.folder.path().display(),
-                format!("tensor {name} is missing, and the nearest name is {near}"),
+                format!("tensor {name} is missing{near}"),
                 "check that config.json and the weights belong together",
             )
         })
@@ -172,8 +172,13 @@ impl TensorResolver<'_> {
     }
 }
 
-pub(super) fn nearest_of<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> &'a str {
-    nearest(name, names).unwrap_or("nothing")
+/// The rest of a sentence on a tensor `name` that tells the name among `names` that is near it, if one is.
+pub(super) fn nearest_of<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<&str> = names.collect();
+    match near_miss(name, &names) {
+        Some(near) => format!(", and the nearest name is {near}"),
+        None => String::new(),
+    }
 }
 
 /// What stands before the names of the part whose first tensor ends in one of `probes`.
@@ -194,10 +199,7 @@ pub(super) fn prefix(folder: &Folder, probes: &[&str]) -> Result<String> {
             let near = nearest_of(probes[0], folder.tensors().keys().map(String::as_str));
             Err(Error::content(
                 folder.path().display(),
-                format!(
-                    "tensor {} is missing, and the nearest name is {near}",
-                    probes.join(" or ")
-                ),
+                format!("tensor {} is missing{near}", probes.join(" or ")),
                 "check that config.json and the weights belong together",
             ))
         }

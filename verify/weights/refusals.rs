@@ -159,6 +159,8 @@ fn settings_that_change_the_maths_are_refused_by_name() {
         ("clip", "hiden_size", json!(32), "nearest being hidden_size"),
         ("clip", "model_type", json!("convnext"), "convnext"),
         ("siglip", "patch_size", json!([8, 16]), "patch_size"),
+        ("dinov3-gated", "hidden_act", json!("gelu"), "silu"),
+        ("dinov3", "rope_theta", json!(0), "rope_theta"),
     ];
     for (family, key, value, word) in cases {
         Spoilt::of(family)
@@ -199,6 +201,70 @@ fn a_pointer_a_lying_header_and_an_empty_file_are_refused_by_file() {
     let spoilt = Spoilt::of("clip");
     fs::remove_file(spoilt.path("model.safetensors")).expect("a copy");
     spoilt.says(&["holds neither model.safetensors nor"]);
+}
+
+#[test]
+fn another_format_is_named_for_what_it_is_with_the_way_forward() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let said = |path: &Path, words: &[&str]| {
+        let problem = Folder::open(path).expect_err("no such folder").to_string();
+        assert_eq!(problem.lines().count(), 1, "{problem}");
+        for word in words {
+            assert!(problem.contains(word), "no {word:?} in: {problem}");
+        }
+    };
+    for (name, what, way) in [
+        ("model-Q4_K_M.gguf", "GGUF", "converted from"),
+        ("pytorch_model.bin", "pickled by PyTorch", "safetensors"),
+        ("epoch_3.PT", "pickled by PyTorch", "safetensors"),
+        ("tf_model.h5", "TensorFlow", "safetensors"),
+        ("model.onnx", "ONNX", "exported from"),
+    ] {
+        let inner = folder.path().join(name.replace('.', "-"));
+        fs::create_dir(&inner).expect("room");
+        fs::write(inner.join(name), "x").expect("room");
+        said(&inner, &[what, name, way]);
+        said(&inner.join(name), &[what, way]);
+        // With settings beside it, too.
+        fs::copy(hub("clip").join("config.json"), inner.join("config.json")).expect("a copy");
+        said(&inner, &[what, name, way]);
+    }
+    said(
+        &hub("clip").join("model.safetensors"),
+        &["a file of a folder", "give the folder"],
+    );
+    said(&folder.path().join("nowhere.gguf"), &["is not a folder"]);
+    for (key, value, words) in [
+        (
+            "quantization_config",
+            json!({"quant_method": "gptq", "bits": 4, "sym": true}),
+            "gptq, 4 bits",
+        ),
+        (
+            "quantization_config",
+            json!({"quant_method": "bitsandbytes", "load_in_4bit": true}),
+            "bitsandbytes, 4 bits",
+        ),
+        (
+            "quantization",
+            json!({"group_size": 64, "bits": 8}),
+            "quantised, 8 bits",
+        ),
+    ] {
+        let spoilt = Spoilt::of("qwen2").set(key, value);
+        spoilt.says(&[
+            key,
+            words,
+            "F32, F16 or BF16",
+            "the folder that was quantised",
+        ]);
+    }
+    // What is near nothing is compared with nothing.
+    let problem = Spoilt::of("clip").set("xyz", json!(1)).problem();
+    assert!(
+        problem.contains("xyz: expected only settings that Keel knows for this model; take it out"),
+        "{problem}"
+    );
 }
 
 #[test]
