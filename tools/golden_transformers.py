@@ -20,9 +20,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
-    Aimv2VisionConfig, Aimv2VisionModel, CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model, IJepaConfig,
+    Aimv2VisionConfig, Aimv2VisionModel, CLIPVisionConfig, CLIPVisionModel, DeiTConfig, DeiTModel, DINOv3ViTConfig, DINOv3ViTModel,
+    Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel, IJepaConfig,
     IJepaModel, InternVLVisionConfig, InternVLVisionModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM,
-    Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, Siglip2VisionConfig, Siglip2VisionModel,
+    Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, Siglip2VisionConfig, Siglip2VisionModel,
     SiglipVisionConfig, SiglipVisionModel, ViTConfig, ViTMAEConfig, ViTMAEModel, ViTModel,
 )
 
@@ -78,7 +79,7 @@ def save_pooled(family: str, model, folder: Path) -> None:
     pixels = picture(100 + len(family))
     output = model(**seen(family, pixels))
     # Classifiers on a plain ViT read its class token, whether or not it has a pooler.
-    pooled = output.last_hidden_state[:, 0] if family.startswith("vit") else output.pooler_output
+    pooled = output.last_hidden_state[:, 0] if family.startswith(("vit", "deit")) else output.pooler_output
     tensors = {"input.images": pixels, "input.cotangent": pull_back(pooled), "value.pooled": pooled}
     tensors = {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in tensors.items()}
     made_by = {"torch": torch.__version__, "transformers": transformers.__version__, "config": "{}"}
@@ -113,7 +114,7 @@ def seen(family: str, pixels: torch.Tensor) -> dict:
         # In order, not shuffled; and none is masked.
         order = torch.arange((pixels.shape[-1] // 8) ** 2).unsqueeze(0)
         return {"pixel_values": pixels, "noise": order, "interpolate_pos_encoding": True}
-    scales = family in ("clip", "siglip", "vit", "ijepa")
+    scales = family in ("clip", "siglip", "vit", "ijepa", "deit")
     return {"pixel_values": pixels} | ({"interpolate_pos_encoding": True} if scales else {})
 
 
@@ -136,7 +137,7 @@ def vision(family: str, model, dtype: torch.dtype, final=None, kept: int = 3) ->
     model = model.to(torch.float64).eval().requires_grad_()
     randomise(model, dtype)
     blocks: list[torch.Tensor] = []
-    encoder = getattr(model, "encoder", model)
+    encoder = getattr(model, "encoder", getattr(model, "model", model))
     layers = encoder.layers if hasattr(encoder, "layers") else encoder.layer
     for layer in layers:
         layer.register_forward_hook(lambda _, __, y: blocks.append(y[0] if isinstance(y, tuple) else y))
@@ -147,7 +148,7 @@ def vision(family: str, model, dtype: torch.dtype, final=None, kept: int = 3) ->
         values["value.vision.features"] = features
     cotangent = pull_back(features if kept == 3 else blocks[-1])
     folder = save(family, model, dtype, {"input.images": pixels, "input.cotangent": cotangent} | values)
-    if not family.startswith("internvl") and family not in ("dinov2-giant", "ijepa"):  # which pool nothing, or as their siblings
+    if not family.startswith("internvl") and family not in ("dinov2-giant", "dinov3-gated", "ijepa"):  # which pool nothing, or as their siblings
         save_pooled(family, model, folder)
     if family != "aimv2":  # transformers does not scale its positions
         tensors = {name: tensor.to(torch.float32).contiguous() for name, tensor in at_other_sizes(family, model, final).items()}
@@ -256,6 +257,12 @@ def main() -> None:
     sizes = {k: v for k, v in SIZES.items() if k != "intermediate_size"}
     vision("dinov2", Dinov2Model(Dinov2Config(**sizes, **PICTURE, mlp_ratio=2)), half)
     vision("dinov2-giant", Dinov2Model(Dinov2Config(**sizes, **PICTURE, mlp_ratio=2, use_swiglu_ffn=True)), half)
+    registers = Dinov2WithRegistersConfig(**sizes, **PICTURE, mlp_ratio=2, num_register_tokens=3)
+    vision("dinov2-registers", Dinov2WithRegistersModel(registers), half)
+    dinov3 = SIZES | PICTURE | {"num_register_tokens": 3}
+    vision("dinov3", DINOv3ViTModel(DINOv3ViTConfig(**dinov3)), torch.float32)
+    vision("dinov3-gated", DINOv3ViTModel(DINOv3ViTConfig(**dinov3, use_gated_mlp=True, hidden_act="silu")), brain)
+    vision("deit", DeiTModel(DeiTConfig(**SIZES, **PICTURE)), half)
     vision("vit", ViTModel(ViTConfig(**SIZES, **PICTURE)), half)
     mae = ViTMAEConfig(**SIZES, **PICTURE, mask_ratio=0.0)
     vision("vit-mae", ViTMAEModel(mae), torch.float32)
@@ -272,6 +279,8 @@ def main() -> None:
     # Sequences of 7 tokens do not fill the window.
     window = {"sliding_window": 8, "head_dim": 24, "rope_parameters": rope}
     language("mistral", MistralForCausalLM(MistralConfig(**decoder, **window)), half)
+    phi3 = Phi3Config(**decoder | {"num_key_value_heads": 2}, sliding_window=128, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    language("phi3", Phi3ForCausalLM(phi3), brain)
 
 
 if __name__ == "__main__":

@@ -305,6 +305,26 @@ fn a_dinov2_folder_of_the_gated_form_gives_the_hidden_states_and_gradients_of_tr
 }
 
 #[test]
+fn a_dinov2_folder_with_registers_gives_the_hidden_states_and_gradients_of_transformers() {
+    check_on("dinov2-registers", "dinov2-registers", true);
+}
+
+#[test]
+fn a_dinov3_folder_gives_the_hidden_states_and_gradients_of_transformers() {
+    check_on("dinov3", "dinov3", true);
+}
+
+#[test]
+fn a_dinov3_folder_of_the_gated_form_gives_the_hidden_states_and_gradients_of_transformers() {
+    check("dinov3-gated", "dinov3-gated");
+}
+
+#[test]
+fn a_distilled_deit_folder_gives_the_hidden_states_and_gradients_of_transformers() {
+    check("deit", "deit");
+}
+
+#[test]
 fn a_vit_folder_gives_the_hidden_states_and_gradients_of_transformers() {
     check_on("vit", "vit", true);
 }
@@ -340,4 +360,9 @@ fn a_tied_llama_folder_with_grouped_queries_gives_the_hidden_states_logits_and_g
 fn a_mistral_folder_within_its_window_gives_the_hidden_states_logits_and_gradients_of_transformers()
 {
     check("mistral", "mistral");
+}
+
+#[test]
+fn a_phi3_folder_of_fused_products_gives_the_hidden_states_logits_and_gradients_of_transformers() {
+    check("phi3", "phi3");
 }

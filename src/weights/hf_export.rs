@@ -407,6 +407,7 @@ impl Namer<'_> {
                 "patch_embed" if ending == ".weight" => vec![rows, 3, self.patch, self.patch],
                 // Modules of their own hold plain rows; tensors that stand alone are broadcast over the batch.
                 "position" if !name.ends_with(".weight") => [&[1], &inner[..]].concat(),
+                "registers" => [&[1], &inner[..]].concat(),
                 "class_token" if name.ends_with("cls_token") => [&[1, 1], &inner[..]].concat(),
                 _ => inner,
             };

@@ -1,13 +1,16 @@
 //! Learned positions at another image size: the table's grid is scaled as the towers' published codes scale it.
 //!
 //! Sources: PyTorch's `interpolate` with `align_corners=False`, as transformers calls it in `interpolate_pos_encoding`:
-//! bicubic (Keys 1981, a = −0.75) without a filter for smaller grids; SigLIP 2's NaFlex towers bilinear with one.
+//! bicubic (Keys 1981, a = −0.75) without a filter for smaller grids; SigLIP 2's NaFlex towers bilinear with one, and DINOv2's with
+//! registers bicubic with one, for which PyTorch takes a = −0.5.
 
 /// How a table is scaled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scaling {
     /// Four neighbours along each axis, whatever the scale.
     Bicubic,
+    /// As many neighbours as four of the larger of the two grids' steps hold.
+    FilteredBicubic,
     /// A triangle as wide as the larger of the two grids' steps.
     FilteredBilinear,
 }
@@ -24,39 +27,52 @@ fn shares(scaling: Scaling, old: usize, new: usize) -> Vec<Vec<(usize, f64)>> {
                 let fraction = centre - 0.5 - from;
                 let share = |tap: i64| {
                     let place = (from as i64 + tap).clamp(0, old as i64 - 1);
-                    (place as usize, cubic(tap as f64 - fraction))
+                    (place as usize, cubic(-0.75, tap as f64 - fraction))
                 };
                 (-1..=2).map(share).collect()
             }
             Scaling::FilteredBilinear => {
-                let reach = step.max(1.0);
-                let first = (centre - reach + 0.5).max(0.0) as usize;
-                let end = ((centre + reach + 0.5) as usize).min(old);
-                let weight = |place: usize| {
-                    let distance = (place as f64 + 0.5 - centre).abs() / reach;
-                    (1.0 - distance).max(0.0)
-                };
-                let sum: f64 = (first..end).map(weight).sum();
-                let share = |place| (place, weight(place) / sum);
-                (first..end).map(share).collect::<Vec<_>>()
+                let triangle = |distance: f64| (1.0 - distance.abs()).max(0.0);
+                filtered(centre, step.max(1.0), 1.0, old, triangle)
+            }
+            Scaling::FilteredBicubic => {
+                let kernel = |distance: f64| cubic(-0.5, distance);
+                filtered(centre, step.max(1.0), 2.0, old, kernel)
             }
         }
     });
     places.collect()
 }
 
-/// Keys' kernel with a = −0.75.
-fn cubic(distance: f64) -> f64 {
-    const A: f64 = -0.75;
+/// The shares of a new place at `centre`: `kernel` over `reach` steps of `step` old places on both sides, as far as the old grid goes.
+fn filtered(
+    centre: f64,
+    step: f64,
+    reach: f64,
+    old: usize,
+    kernel: impl Fn(f64) -> f64,
+) -> Vec<(usize, f64)> {
+    let reach = reach * step;
+    let first = (centre - reach + 0.5).max(0.0) as usize;
+    let end = ((centre + reach + 0.5) as usize).min(old);
+    let weight = |place: usize| kernel((place as f64 + 0.5 - centre) / step);
+    let sum: f64 = (first..end).map(weight).sum();
+    (first..end)
+        .map(|place| (place, weight(place) / sum))
+        .collect()
+}
+
+/// Keys' kernel with his `a`.
+fn cubic(a: f64, distance: f64) -> f64 {
     let x = distance.abs();
     match x {
-        _ if x <= 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
-        _ if x < 2.0 => ((A * x - 5.0 * A) * x + 8.0 * A) * x - 4.0 * A,
+        _ if x <= 1.0 => ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0,
+        _ if x < 2.0 => ((a * x - 5.0 * a) * x + 8.0 * a) * x - 4.0 * a,
         _ => 0.0,
     }
 }
 
-/// A table [K + old², C] as [K + new², C]: the first K rows, those of a class token, stay as they are.
+/// A table [K + old², C] as [K + new², C]: the first K rows, those of class and other tokens before the patches, stay as they are.
 pub(super) fn resized(
     scaling: Scaling,
     table: &[f32],

@@ -94,6 +94,10 @@ fn towers_of_every_family_leave_with_the_bits_they_came_with() {
         "internvl",
         "dinov2",
         "dinov2-giant",
+        "dinov2-registers",
+        "dinov3",
+        "dinov3-gated",
+        "deit",
         "vit",
         "vit-mae",
         "ijepa",
@@ -197,7 +201,12 @@ fn language_models_leave_with_the_bits_they_came_with_and_their_tokeniser() {
         ..AS_IT_CAME
     };
     // Tied, with the embedded tokeniser; untied, with one of its own and room for the tokens of images.
-    for (family, rows) in [("qwen2", 512), ("qwen3", 429), ("llama", 512)] {
+    for (family, rows) in [
+        ("qwen2", 512),
+        ("qwen3", 429),
+        ("llama", 512),
+        ("phi3", 512),
+    ] {
         let source = path.join(family);
         language_with_rows(family, &source, rows);
         let tokenizer =
@@ -255,6 +264,10 @@ fn every_layout_that_can_say_a_towers_settings_reads_back_as_the_tower() {
         "internvit",
         "dinov2",
         "dinov2-giant",
+        "dinov2-registers",
+        "dinov3",
+        "dinov3-gated",
+        "deit",
         "vit",
         "vit-mae",
         "ijepa",
@@ -295,8 +308,12 @@ fn every_layout_that_can_say_a_towers_settings_reads_back_as_the_tower() {
     assert_eq!(layouts("siglip"), "siglip ijepa");
     assert_eq!(layouts("internvl"), "internvit");
     assert_eq!(layouts("internvit"), "internvit");
-    assert_eq!(layouts("dinov2"), "dinov2 internvit");
-    assert_eq!(layouts("dinov2-giant"), "dinov2");
+    assert_eq!(layouts("dinov2"), "dinov2 dinov2-registers internvit");
+    assert_eq!(layouts("dinov2-giant"), "dinov2 dinov2-registers");
+    assert_eq!(layouts("dinov2-registers"), "dinov2-registers");
+    assert_eq!(layouts("dinov3"), "dinov3");
+    assert_eq!(layouts("dinov3-gated"), "dinov3");
+    assert_eq!(layouts("deit"), "deit");
     assert_eq!(layouts("vit"), "vit vit-mae");
     assert_eq!(layouts("vit-mae"), "vit vit-mae");
     assert_eq!(layouts("ijepa"), "siglip ijepa");

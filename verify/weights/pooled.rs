@@ -97,6 +97,17 @@ fn a_dinov2_folder_gives_the_pooled_output_of_transformers_and_its_gradients() {
 }
 
 #[test]
+fn dinov3_and_dinov2_with_registers_give_the_class_token_before_their_registers() {
+    check("dinov3", VisionHead::ClassToken, false);
+    check("dinov2-registers", VisionHead::ClassToken, false);
+}
+
+#[test]
+fn a_distilled_deit_folder_gives_its_class_token_and_its_gradients() {
+    check("deit", VisionHead::ClassToken, false);
+}
+
+#[test]
 fn a_vit_folder_gives_the_class_token_that_its_classifiers_read_and_its_gradients() {
     check("vit", VisionHead::ClassToken, false);
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use keel::model::{LanguageConfig, VisionConfig};
+use keel::model::{LanguageConfig, LearnedPositions, VisionConfig};
 use keel::weights::{LengthLimit, PartSettings, SubModelConfig, part_settings};
 use serde_json::{Map, Value as Json, json};
 
@@ -60,10 +60,20 @@ fn vision(config: &VisionConfig) -> String {
         (config.qkv_bias, "qkv-bias"),
         (config.bias, "bias"),
         (config.layer_scale.is_some(), "layer-scale"),
+        (!config.key_bias, "no-key-bias"),
     ] {
         if is_on {
             write!(text, " {name}").unwrap();
         }
+    }
+    if config.registers > 0 {
+        write!(text, " registers {}", config.registers).unwrap();
+    }
+    if config.learned_positions != LearnedPositions::default() {
+        write!(text, " positions {:?}", config.learned_positions).unwrap();
+    }
+    if let Some(theta) = config.rope_theta {
+        write!(text, " theta {theta}").unwrap();
     }
     text
 }
@@ -156,6 +166,20 @@ fn keys_that_change_nothing_are_taken_at_the_values_at_which_they_do() {
             json!({"bits": 4}),
         ),
         ("siglip", "num_positions", json!(16), json!(256)),
+        (
+            "dinov2-registers",
+            "interpolate_antialias",
+            json!(true),
+            json!(false),
+        ),
+        (
+            "dinov2-registers",
+            "interpolate_offset",
+            json!(0.0),
+            json!(0.1),
+        ),
+        ("dinov3", "value_bias", json!(true), json!(false)),
+        ("dinov3", "mlp_bias", json!(true), json!(false)),
     ] {
         same(family, key, off);
         let problem = line(&with(family, key, on));

@@ -233,6 +233,26 @@ pub(super) fn rope_limit<const LONGEST: usize>(settings: &Settings) -> Result<Op
     Ok(limit)
 }
 
+/// As [`rope_limit`], in a family with a window of `sliding_window` tokens, `window` where the file does not say it; a null switches it
+/// off. A window leaves sequences alone that fit in it: every token sees all before it.
+pub(super) fn window_limit<const LONGEST: usize>(
+    settings: &Settings,
+    window: Option<usize>,
+) -> Result<Option<LengthLimit>> {
+    let rope = rope_limit::<LONGEST>(settings)?;
+    let tokens = match settings.has("sliding_window") {
+        true => Some(settings.number("sliding_window", 0)?),
+        false if settings.is_null("sliding_window") => None,
+        false => window,
+    };
+    let window = tokens.map(|tokens| LengthLimit {
+        tokens,
+        key: "sliding_window",
+    });
+    let limits = rope.into_iter().chain(window);
+    Ok(limits.min_by_key(|limit| limit.tokens))
+}
+
 const PROBES: &[&str] = &["embed_tokens.weight"];
 
 const IGNORED: &[(&str, &str)] = &[("rotary_emb.inv_freq", "rotary frequencies counted out")];

@@ -1,17 +1,108 @@
-//! DINOv2 (Oquab et al. 2024), in the classic form and in the gated one of its largest tower.
+//! DINOv2 (Oquab et al. 2024), in the classic form and in the gated one of its largest tower, and with registers (Darcet et al. 2024).
 
 use serde_json::json;
 
 use super::family::{
-    CLASSIC, COLOURS, ImageProcessor, Layout, Pooling, VisionForm, activation_name,
-    classic_activation, norm_epsilon, sizes,
+    CLASSIC, COLOURS, ImageProcessor, LAYER_SCALE, Layout, Pooling, VisionForm, activation_name,
+    classic_activation, norm_epsilon, registers, sizes,
 };
-use super::key::{Key, plain};
+use super::idle::Idle;
+use super::key::Key;
 use super::names::Names;
 use crate::pos_embed_interp::Scaling;
 use keel_model::{MlpKind, VisionConfig};
 
-pub(super) const FORMS: &[VisionForm] = &[VisionForm {
+pub(super) const FORMS: &[VisionForm] = &[
+    VisionForm {
+        keys: &[
+            &[
+                COLOURS,
+                Key::IdleSwitch {
+                    name: "use_mask_token",
+                },
+            ],
+            SIZES,
+            FEED_FORWARD,
+            REST,
+        ],
+        layouts: &[Layout {
+            name: "dinov2",
+            architecture: "Dinov2Model",
+            model_type: "dinov2",
+            naming: 0,
+            keys: &[
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "use_mask_token",
+                "image_size",
+                "patch_size",
+                "num_channels",
+                "hidden_act",
+                "architectures",
+                "model_type",
+                "layer_norm_eps",
+                "mlp_ratio",
+                "use_swiglu_ffn",
+                "qkv_bias",
+                "layerscale_value",
+            ],
+            is_general: false,
+        }],
+        ..DINOV2
+    },
+    VisionForm {
+        title: "DINOv2 vision tower (with registers)",
+        model_types: &["dinov2_with_registers"],
+        keys: &[
+            &[COLOURS, registers("num_register_tokens", 4)],
+            INTERPOLATION,
+            SIZES,
+            FEED_FORWARD,
+            REST,
+        ],
+        layouts: &[Layout {
+            name: "dinov2-registers",
+            architecture: "Dinov2WithRegistersModel",
+            model_type: "dinov2_with_registers",
+            naming: 0,
+            keys: &[
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "num_register_tokens",
+                "image_size",
+                "patch_size",
+                "num_channels",
+                "hidden_act",
+                "architectures",
+                "model_type",
+                "layer_norm_eps",
+                "mlp_ratio",
+                "use_swiglu_ffn",
+                "qkv_bias",
+                "layerscale_value",
+            ],
+            is_general: false,
+        }],
+        // Its code smooths where it makes the table smaller, which DINOv2's does not.
+        scaling: Scaling::FilteredBicubic,
+        ..DINOV2
+    },
+];
+
+/// How files of the first conversion say that positions are scaled, before the code did so always.
+const INTERPOLATION: &[Key<VisionConfig>] = &[
+    Key::OnlySwitch {
+        name: "interpolate_antialias",
+        want: true,
+        default: true,
+    },
+    Key::Idle(Idle::off("interpolate_offset")),
+];
+
+/// What both share.
+const DINOV2: VisionForm = VisionForm {
     title: "DINOv2 vision tower",
     model_types: &["dinov2"],
     pair_type: None,
@@ -19,57 +110,8 @@ pub(super) const FORMS: &[VisionForm] = &[VisionForm {
         class_token: true,
         ..CLASSIC
     },
-    keys: &[
-        &[
-            COLOURS,
-            Key::IdleSwitch {
-                name: "use_mask_token",
-            },
-        ],
-        // The feed-forward width is a ratio, and intermediate_size no key of these files.
-        &sizes([768, 12, 12, 0], [224, 14]),
-        FEED_FORWARD,
-        &[
-            norm_epsilon("layer_norm_eps", 1e-6),
-            Key::Switch {
-                name: "qkv_bias",
-                default: true,
-                field: |config| &mut config.qkv_bias,
-            },
-            Key::Own {
-                name: "layerscale_value",
-                read: |settings, config| {
-                    config.layer_scale = Some(settings.float("layerscale_value", 1.0)?);
-                    Ok(())
-                },
-                write: |config| plain(config.layer_scale.unwrap_or(0.0)),
-            },
-        ],
-    ],
-    layouts: &[Layout {
-        name: "dinov2",
-        architecture: "Dinov2Model",
-        model_type: "dinov2",
-        naming: 0,
-        keys: &[
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "use_mask_token",
-            "image_size",
-            "patch_size",
-            "num_channels",
-            "hidden_act",
-            "architectures",
-            "model_type",
-            "layer_norm_eps",
-            "mlp_ratio",
-            "use_swiglu_ffn",
-            "qkv_bias",
-            "layerscale_value",
-        ],
-        is_general: false,
-    }],
+    keys: &[],
+    layouts: &[],
     names: NAMES,
     probes: &["embeddings.patch_embeddings.projection.weight"],
     ignored: &[
@@ -86,7 +128,20 @@ pub(super) const FORMS: &[VisionForm] = &[VisionForm {
         marker: "Bit",
         by_shorter_edge: true,
     },
-}];
+};
+
+// The feed-forward width is a ratio, and intermediate_size no key of these files.
+const SIZES: &[Key<VisionConfig>] = &sizes([768, 12, 12, 0], [224, 14]);
+
+const REST: &[Key<VisionConfig>] = &[
+    norm_epsilon("layer_norm_eps", 1e-6),
+    Key::Switch {
+        name: "qkv_bias",
+        default: true,
+        field: |config| &mut config.qkv_bias,
+    },
+    LAYER_SCALE,
+];
 
 /// The feed-forward width, whether it is gated, and the activation: each row goes by what those before it have read.
 const FEED_FORWARD: &[Key<VisionConfig>] = &[
@@ -160,6 +215,7 @@ const NAMES: &[Names] = &[
     ),
     ("position", &[&["embeddings.position_embeddings"]]),
     ("class_token", &[&["embeddings.cls_token"]]),
+    ("registers", &[&["embeddings.register_tokens"]]),
     ("blocks.{l}.norm1", &[&["encoder.layer.{l}.norm1"]]),
     (
         "blocks.{l}.attention.qkv",

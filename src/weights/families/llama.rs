@@ -3,15 +3,13 @@
 
 use super::decoder::{
     DECODER, Defaults, FIRST, FULL_ATTENTION, HEAD_DIM, SHARED, WRITTEN_FORM, WRITTEN_SIZES, rope,
-    rope_limit, sizes,
+    rope_limit, sizes, window_limit,
 };
-use super::family::{LanguageForm, LengthLimit};
+use super::family::LanguageForm;
 use super::idle::Idle;
 use super::key::Key;
 use serde_json::Value as Json;
 
-use crate::hf_config::Settings;
-use keel_base::error::Result;
 use keel_model::LanguageConfig;
 
 pub(super) const FORMS: &[LanguageForm] = &[
@@ -99,7 +97,7 @@ pub(super) const FORMS: &[LanguageForm] = &[
             WRITTEN_FORM,
             &["max_position_embeddings", "sliding_window"],
         ],
-        length_limit: window_limit,
+        length_limit: |settings| window_limit::<MISTRAL_LONGEST>(settings, Some(WINDOW)),
         ..DECODER
     },
 ];
@@ -119,20 +117,3 @@ const KEY_VALUE_HEADS: Key<LanguageConfig> = Key::Own {
     },
     write: |config| config.key_value_heads.into(),
 };
-
-/// A window leaves sequences alone that fit in it: every token sees all before it.
-fn window_limit(settings: &Settings) -> Result<Option<LengthLimit>> {
-    let rope = rope_limit::<MISTRAL_LONGEST>(settings)?;
-    let window = if settings.is_null("sliding_window") {
-        None
-    } else {
-        Some(LengthLimit {
-            tokens: settings.number("sliding_window", WINDOW)?,
-            key: "sliding_window",
-        })
-    };
-    Ok(rope
-        .into_iter()
-        .chain(window)
-        .min_by_key(|limit| limit.tokens))
-}

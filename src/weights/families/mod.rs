@@ -20,6 +20,7 @@ mod aimv2;
 mod clip;
 mod decoder;
 mod dinov2;
+mod dinov3;
 mod family;
 mod idle;
 mod internvit;
@@ -27,6 +28,7 @@ pub(super) mod internvl;
 mod key;
 mod llama;
 mod names;
+mod phi;
 mod qwen;
 mod siglip;
 mod vit;
@@ -45,11 +47,12 @@ const VISION: &[&[VisionForm]] = &[
     siglip::FORMS,
     internvit::FORMS,
     dinov2::FORMS,
+    dinov3::FORMS,
     vit::FORMS,
 ];
 
 /// The families of decoders.
-const LANGUAGE: &[&[LanguageForm]] = &[qwen::FORMS, llama::FORMS];
+const LANGUAGE: &[&[LanguageForm]] = &[qwen::FORMS, llama::FORMS, phi::FORMS];
 
 /// Every form of vision towers.
 pub(super) fn vision_forms() -> impl Iterator<Item = &'static VisionForm> {

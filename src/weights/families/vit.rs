@@ -1,4 +1,4 @@
-//! The plain ViT (Dosovitskiy et al. 2021), which DeiT without distillation has too, and towers that were trained by other
+//! The plain ViT (Dosovitskiy et al. 2021), which DeiT without distillation has too; DeiT with it (Touvron et al. 2021); and towers that were trained by other
 //! means in that form: the encoders of MAE (He et al. 2022) and of I-JEPA (Assran et al. 2023), the last without a class token.
 
 use super::family::{
@@ -9,7 +9,7 @@ use super::idle::Idle;
 use super::key::Key;
 use super::names::Names;
 use crate::pos_embed_interp::Scaling;
-use keel_model::VisionConfig;
+use keel_model::{LearnedPositions, VisionConfig};
 
 pub(super) const FORMS: &[VisionForm] = &[
     VisionForm {
@@ -23,6 +23,29 @@ pub(super) const FORMS: &[VisionForm] = &[
             ..LAYOUT
         }],
         pooling: Some(Pooling::CLASS_TOKEN),
+        ..VIT
+    },
+    VisionForm {
+        title: "DeiT vision tower (distilled)",
+        model_types: &["deit"],
+        // The distillation token stands behind the class token, each with a position of its own.
+        form: VisionConfig {
+            registers: 1,
+            learned_positions: LearnedPositions::AllTokens,
+            ..WITH_CLASS_TOKEN
+        },
+        layouts: &[Layout {
+            name: "deit",
+            architecture: "DeiTModel",
+            model_type: "deit",
+            ..LAYOUT
+        }],
+        pooling: Some(Pooling::CLASS_TOKEN),
+        processor: &ImageProcessor {
+            class: "DeiTImageProcessor",
+            marker: "DeiT",
+            by_shorter_edge: false,
+        },
         ..VIT
     },
     VisionForm {
@@ -52,7 +75,7 @@ pub(super) const FORMS: &[VisionForm] = &[
     },
 ];
 
-/// What the three share.
+/// What they share.
 const VIT: VisionForm = VisionForm {
     title: "",
     model_types: &[],
@@ -67,6 +90,8 @@ const VIT: VisionForm = VisionForm {
         // A product and tanh of the class token, which classifiers do without.
         ("pooler.", "pooler of pre-training"),
         ("classifier.", "classifier"),
+        ("cls_classifier.", "classifier"),
+        ("distillation_classifier.", "classifier"),
         ("decoder.", "decoder of pre-training"),
     ],
     patches_by_pixel: false,
@@ -154,6 +179,7 @@ const NAMES: &[Names] = &[
     ),
     ("position", &[&["embeddings.position_embeddings"]]),
     ("class_token", &[&["embeddings.cls_token"]]),
+    ("registers", &[&["embeddings.distillation_token"]]),
     (
         "blocks.{l}.norm1",
         &[
