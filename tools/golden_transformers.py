@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     Aimv2VisionConfig, Aimv2VisionModel, CLIPVisionConfig, CLIPVisionModel, DeiTConfig, DeiTModel, DINOv3ViTConfig, DINOv3ViTModel,
     Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel, IJepaConfig,
-    IJepaModel, InternVLVisionConfig, InternVLVisionModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM,
+    IJepaModel, InternVLVisionConfig, InternVLVisionModel, LlamaConfig, LlamaForCausalLM, MetaClip2VisionConfig, MetaClip2VisionModel, MistralConfig,
+    MistralForCausalLM,
     Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, Siglip2VisionConfig, Siglip2VisionModel,
     SiglipVisionConfig, SiglipVisionModel, ViTConfig, ViTMAEConfig, ViTMAEModel, ViTModel,
 )
@@ -114,7 +115,7 @@ def seen(family: str, pixels: torch.Tensor) -> dict:
         # In order, not shuffled; and none is masked.
         order = torch.arange((pixels.shape[-1] // 8) ** 2).unsqueeze(0)
         return {"pixel_values": pixels, "noise": order, "interpolate_pos_encoding": True}
-    scales = family in ("clip", "siglip", "vit", "ijepa", "deit")
+    scales = family in ("clip", "metaclip2", "siglip", "vit", "ijepa", "deit")
     return {"pixel_values": pixels} | ({"interpolate_pos_encoding": True} if scales else {})
 
 
@@ -243,6 +244,7 @@ def main() -> None:
     renamed(aimv2, "sailvit", own, aimv2_name)
     norm = lambda model: model.post_layernorm
     vision("clip", CLIPVisionModel(CLIPVisionConfig(**SIZES, **PICTURE)), half, norm)
+    vision("metaclip2", MetaClip2VisionModel(MetaClip2VisionConfig(**SIZES, **PICTURE)), torch.float32, norm)
     vision("siglip", SiglipVisionModel(SiglipVisionConfig(**SIZES, **PICTURE)), half)
     naflex = Siglip2VisionConfig(**SIZES, patch_size=8, num_patches=16)
     vision("siglip2-naflex", Siglip2VisionModel(naflex), brain)

@@ -340,6 +340,25 @@ fn an_ijepa_folder_without_a_class_token_gives_the_hidden_states_and_gradients_o
 }
 
 #[test]
+fn a_metaclip2_folder_gives_the_hidden_states_and_gradients_of_transformers() {
+    check("metaclip2", "metaclip2");
+}
+
+#[test]
+fn folders_of_timm_give_the_hidden_states_and_gradients_of_timm() {
+    check("timm-vit", "timm-vit");
+    check("timm-dinov2-registers", "timm-dinov2-registers");
+    check("timm-dinov3", "timm-dinov3");
+    check("timm-clip", "timm-clip");
+    check("timm-siglip", "timm-siglip");
+}
+
+#[test]
+fn an_open_clip_folder_gives_the_hidden_states_and_gradients_of_open_clip() {
+    check_on("open-clip", "open-clip", true);
+}
+
+#[test]
 fn a_tied_qwen2_folder_gives_the_hidden_states_logits_and_gradients_of_transformers() {
     check("qwen2", "qwen2");
 }

@@ -40,11 +40,13 @@ impl TensorPlace {
     }
 }
 
-/// A folder with `config.json` and safetensors, its files mapped and their headers read.
+/// A folder with `config.json`, or open_clip's name for it, and safetensors, its files mapped and their headers read.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
     config: Map<String, Json>,
+    config_file: &'static str,
+    weights_file: &'static str,
     files: Vec<(String, MappedFile)>,
     tensors: BTreeMap<String, TensorPlace>,
 }
@@ -52,7 +54,12 @@ pub struct Folder {
 /// Every git-LFS pointer begins so.
 const LFS: &[u8] = b"version https://git-lfs";
 
-pub(super) const WHOLE: &str = "model.safetensors";
+/// The file of a folder's tensors, where it is one.
+pub const WHOLE: &str = "model.safetensors";
+const CONFIG: &str = "config.json";
+/// What open_clip calls its files.
+pub const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
+const OPEN_CLIP_WEIGHTS: &str = "open_clip_model.safetensors";
 pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
 pub(super) const ADAPTERS: &str = "adapter_model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
@@ -67,22 +74,36 @@ impl Folder {
         if !path.is_dir() {
             return Err(file_instead_of_folder(path));
         }
-        if !path.join("config.json").exists()
-            && !path.join(WHOLE).exists()
+        let has = |name: &str| path.join(name).exists();
+        // Where it holds both forms, that of transformers, which more programs read.
+        let is_typed = has(CONFIG) && (has(WHOLE) || has(INDEX));
+        let is_open_clip = has(OPEN_CLIP_CONFIG) && !is_typed;
+        let config_file = match is_open_clip {
+            true => OPEN_CLIP_CONFIG,
+            false => CONFIG,
+        };
+        let weights_file = match is_open_clip && has(OPEN_CLIP_WEIGHTS) {
+            true => OPEN_CLIP_WEIGHTS,
+            false => WHOLE,
+        };
+        if !has(config_file)
+            && !has(WHOLE)
             && let Some(problem) = other_weights(path)
         {
             return Err(problem);
         }
-        let config = read_json(&path.join("config.json"))?;
+        let config = read_json(&path.join(config_file))?;
         let mut folder = Folder {
             path: path.to_owned(),
             config,
+            config_file,
+            weights_file,
             files: Vec::new(),
             tensors: BTreeMap::new(),
         };
-        if path.join(WHOLE).exists() {
-            folder.add_file(WHOLE)?;
-        } else if path.join(INDEX).exists() {
+        if has(weights_file) {
+            folder.add_file(weights_file)?;
+        } else if has(INDEX) {
             folder.add_shards()?;
         } else if let Some(problem) = other_weights(path) {
             return Err(problem);
@@ -124,7 +145,17 @@ impl Folder {
         &self.path
     }
 
-    /// What `config.json` says.
+    /// The name of the file of its settings.
+    pub fn config_file(&self) -> &'static str {
+        self.config_file
+    }
+
+    /// The name of the file of its tensors, where it is one.
+    pub fn weights_file(&self) -> &'static str {
+        self.weights_file
+    }
+
+    /// What the file of its settings says.
     pub fn config(&self) -> &Map<String, Json> {
         &self.config
     }

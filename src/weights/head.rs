@@ -24,7 +24,9 @@ impl SubModel {
         };
         let Pooling { head, names } = *pooling;
         // Folders of towers alone often leave it out.
-        let beginning = format!("{prefix}head.");
+        let first = names.first().map_or("", |(_, ways)| ways[0][0]);
+        let module = first.split('.').next().unwrap_or_default();
+        let beginning = format!("{prefix}{module}.");
         if !names.is_empty() && !folder.tensors().keys().any(|t| t.starts_with(&beginning)) {
             return Ok(None);
         }

@@ -12,12 +12,18 @@ use keel_base::error::{Error, Result, near_miss};
 /// Shares of units that training elsewhere drops at random, and other chance of it. They change nothing of what a trained model computes. Of these Keel
 /// trains with `drop_path_rate`, where a stage says so, and a run that begins from the folder tells of it.
 const REGULARISERS: &[&str] = &[
+    "attn_drop_rate",
     "attention_dropout",
     "attention_probs_dropout_prob",
     "drop_path_rate",
+    "drop_rate",
     "dropout",
     "embd_pdrop",
     "hidden_dropout_prob",
+    "patch_drop_rate",
+    "patch_dropout",
+    "pos_drop_rate",
+    "proj_drop_rate",
     // DINOv3 moves and stretches the coordinates of its rotary positions.
     "pos_embed_jitter",
     "pos_embed_rescale",
@@ -34,6 +40,8 @@ pub(super) struct Settings<'a> {
     what: String,
     map: &'a Map<String, Json>,
     read: RefCell<BTreeSet<&'static str>>,
+    /// Regularisers that objects inside have on.
+    noted: RefCell<Vec<String>>,
 }
 
 impl<'a> Settings<'a> {
@@ -43,6 +51,7 @@ impl<'a> Settings<'a> {
             what,
             map,
             read: RefCell::default(),
+            noted: RefCell::default(),
         }
     }
 
@@ -208,10 +217,15 @@ impl<'a> Settings<'a> {
         }
     }
 
+    /// Takes the regularisers that an object inside this one has on.
+    pub fn note(&self, regularisers: Vec<String>) {
+        self.noted.borrow_mut().extend(regularisers);
+    }
+
     /// Refuses keys that nobody read and that may change what the model computes. Returns the regularisers that are on.
     pub fn finish(self) -> Result<Vec<String>> {
         let read = self.read.borrow();
-        let mut on = Vec::new();
+        let mut on = self.noted.take();
         for (key, value) in self.map {
             if REGULARISERS.contains(&key.as_str()) {
                 if value.as_f64().is_some_and(|share| share > 0.0) {

@@ -306,6 +306,10 @@ impl SubModel {
         else {
             return;
         };
+        if let Some(tell) = form.tell_size {
+            tell(tower.image_size, config);
+            return;
+        }
         if config.contains_key(internvl::SIZE_KEY) {
             config.insert(internvl::SIZE_KEY.into(), tower.image_size.into());
         }

@@ -12,6 +12,7 @@ mod foreign_format;
 mod head;
 mod hf_config;
 mod hf_export;
+mod image_settings;
 mod output_tensor;
 mod pos_embed_interp;
 mod processor;
@@ -22,7 +23,7 @@ mod tensor_resolver;
 
 pub use adapter::{AdapterFolder, LinearModule, adapter_tensors, write_adapters};
 pub use families::{LengthLimit, connector_config, whole_config};
-pub use folder::{Folder, TensorPlace};
+pub use folder::{Folder, OPEN_CLIP_CONFIG, TensorPlace, WHOLE};
 pub use hf_export::{
     VisionLayout, connector_tensors, language_config, language_modules, language_tensors,
 };

@@ -11,7 +11,7 @@ use safetensors::tensor::View;
 use safetensors::{Dtype, serialize_to_file};
 use serde_json::{Map, json};
 
-use super::folder::{INDEX, WHOLE};
+use super::folder::INDEX;
 use keel_base::error::{Error, Result};
 
 /// A tensor to be written.
@@ -101,13 +101,14 @@ pub(super) fn open_to_all(path: &Path) -> Result<()> {
     std::fs::set_permissions(path, open).map_err(|e| Error::io(path, "open to all", e))
 }
 
-/// Writes `tensors` into `folder`, in files of at most `shard_bytes` bytes of tensors unless one tensor is larger. Returns
+/// Writes `tensors` into `folder`, in `whole` or in files of at most `shard_bytes` bytes of tensors unless one tensor is larger. Returns
 /// the number of files of tensors.
 ///
 /// # Errors
 /// [`Error::Io`] or [`Error::Content`] naming the file that cannot be written.
 pub fn write_tensors(
     folder: &Path,
+    whole: &str,
     tensors: &[OutputTensor<'_>],
     shard_bytes: u64,
 ) -> Result<usize> {
@@ -126,7 +127,7 @@ pub fn write_tensors(
     let mut index = Map::new();
     for (number, (_, shard)) in shards.iter().enumerate() {
         let name = match count {
-            1 => WHOLE.to_owned(),
+            1 => whole.to_owned(),
             _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
         };
         let path = folder.join(&name);

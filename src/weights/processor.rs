@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::families::{ImageProcessor, plain, vision_forms};
 use super::folder::{Folder, read_json};
+use super::image_settings::inner_processor;
 use keel_base::error::{Error, Result};
 
 impl Folder {
@@ -19,7 +20,7 @@ impl Folder {
     pub fn processor(&self, size: ImageSize) -> Result<Option<Processor>> {
         let path = self.path().join("preprocessor_config.json");
         if !path.exists() {
-            return Ok(None);
+            return inner_processor(self, size);
         }
         let config = read_json(&path)?;
         let (side, shortest_edge, is_bicubic) = scaling(&config, &path, size)?;
@@ -49,28 +50,35 @@ impl Folder {
         if is_off("do_normalize") {
             return Ok(Some(processor([0.0; 3], [1.0; 3])));
         }
-        let three = |key: &str| -> Result<[f32; 3]> {
-            let numbers = config.get(key).and_then(Json::as_array);
-            let numbers: Option<Vec<f32>> =
-                numbers.and_then(|list| list.iter().map(|x| Some(x.as_f64()? as f32)).collect());
-            let numbers = numbers.and_then(|list| <[f32; 3]>::try_from(list).ok());
-            numbers
-                .filter(|list| list.iter().all(|x| x.is_finite()))
-                .ok_or_else(|| {
-                    let found = config.get(key).unwrap_or(&Json::Null);
-                    Error::setting(name(key), "three numbers", found)
-                })
-        };
-        let (mean, deviation) = (three("image_mean")?, three("image_std")?);
-        if deviation.iter().all(|x| *x > 0.0) {
-            return Ok(Some(processor(mean, deviation)));
-        }
-        Err(Error::setting(
-            name("image_std"),
-            "three numbers above 0",
-            "others",
-        ))
+        let what = path.display().to_string();
+        let mean = three(&config, &what, "image_mean")?;
+        let deviation = three_above_0(&config, &what, "image_std")?;
+        Ok(Some(processor(mean, deviation)))
     }
+}
+
+/// The three numbers of `key` in `config`, which messages call `what`.
+pub(super) fn three(config: &Map<String, Json>, what: &str, key: &str) -> Result<[f32; 3]> {
+    let numbers = config.get(key).and_then(Json::as_array);
+    let numbers: Option<Vec<f32>> =
+        numbers.and_then(|list| list.iter().map(|x| Some(x.as_f64()? as f32)).collect());
+    let numbers = numbers.and_then(|list| <[f32; 3]>::try_from(list).ok());
+    numbers
+        .filter(|list| list.iter().all(|x| x.is_finite()))
+        .ok_or_else(|| {
+            let found = config.get(key).unwrap_or(&Json::Null);
+            Error::setting(format!("{what}: {key}"), "three numbers", found)
+        })
+}
+
+/// As [`three`], by which colours are divided.
+pub(super) fn three_above_0(config: &Map<String, Json>, what: &str, key: &str) -> Result<[f32; 3]> {
+    let numbers = three(config, what, key)?;
+    if numbers.iter().all(|x| *x > 0.0) {
+        return Ok(numbers);
+    }
+    let want = "three numbers above 0";
+    Err(Error::setting(format!("{what}: {key}"), want, "others"))
 }
 
 /// The image size that a tower's positions are for, and whether others go with it.

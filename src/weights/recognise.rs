@@ -5,7 +5,8 @@ use serde_json::{Map, Value as Json};
 use super::SubModelConfig;
 use super::families::LengthLimit;
 use super::families::{
-    LanguageForm, Pooling, VisionForm, internvl, language_form, model_types, shared, vision_form,
+    LanguageForm, Pooling, VisionForm, internvl, language_form, model_types, shared, untyped_form,
+    vision_form,
 };
 use super::hf_config::Settings;
 use keel_base::error::{Error, Result};
@@ -87,6 +88,14 @@ pub(super) fn parts_of(what: &str, config: &Map<String, Json>) -> Result<Vec<Par
         if let Some(form) = language_form(kind) {
             return Ok(vec![language_part(form, settings, true)?]);
         }
+        if let Some((form, object, inner)) = untyped_form(config) {
+            let what = match object {
+                Some(object) => format!("{what}: {object}"),
+                None => what.to_owned(),
+            };
+            let settings = Settings::new(what, inner);
+            return Ok(vec![vision_part(form, settings, object.is_none())?]);
+        }
     }
     let mut found = Vec::new();
     if let Some((key, inner)) = inner_vision
@@ -113,7 +122,9 @@ pub(super) fn parts_of(what: &str, config: &Map<String, Json>) -> Result<Vec<Par
     let kind = if kind.is_empty() { "none" } else { kind };
     Err(Error::setting(
         format!("{what}: model_type"),
-        format!("one of {vision}, {language}, or a model made of these"),
+        format!(
+            "one of {vision}, {language}, a model made of these, or a ViT of timm or open_clip"
+        ),
         format!("{kind}{unread}"),
     ))
 }

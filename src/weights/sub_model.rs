@@ -503,5 +503,9 @@ fn both(towers: &[SubModel]) -> Option<(&VisionConfig, &LanguageConfig)> {
 }
 
 fn config_name(folder: &Folder) -> String {
-    folder.path().join("config.json").display().to_string()
+    folder
+        .path()
+        .join(folder.config_file())
+        .display()
+        .to_string()
 }

@@ -94,7 +94,7 @@ impl TensorResolver<'_> {
         })
     }
 
-    /// The rows of the queries, or of keys and values, of dimensions `dims`, out of the tensor that stacks all three.
+    /// The rows of the queries, of keys and values, or all, of dimensions `dims`, out of the tensor that stacks all three.
     fn stacked(&self, name: &str, stem: &str, dims: &[usize]) -> Result<(String, TensorPlace)> {
         let name = name.replace(&format!("{STACKED}."), &format!("{STACKED}_"));
         let place = self.tensor(&name)?;
@@ -102,6 +102,7 @@ impl TensorResolver<'_> {
         self.hold_shape(&name, &place, &all)?;
         let first = match stem {
             "query" => 0,
+            _ if dims[0] == self.heads.packed_width() => 0,
             _ => self.heads.query_width(),
         };
         let rows = place.rows(first, dims[0]);

@@ -163,6 +163,15 @@ fn a_connector_that_keel_has_no_code_for_is_left_aside_with_a_word() {
         "{trained}"
     );
 
+    // The run's connector has no place in the folder, whose own would stand there untrained.
+    let export = ["export", "run", "--out", "out", "--part"];
+    keel(path, &[&export[..], &["model"]].concat()).refused(&[
+        "whole",
+        "another form than this run's",
+        "--part vision",
+    ]);
+    keel(path, &[&export[..], &["connector"]].concat()).fine();
+
     let other = tempfile::tempdir().unwrap();
     let llava = [("model.multi_modal_projector.linear_1.weight", vec![32, 32])];
     let folder = Folder::open(&self::whole(other.path(), &llava)).unwrap();

@@ -112,6 +112,13 @@ fn a_vit_folder_gives_the_class_token_that_its_classifiers_read_and_its_gradient
     check("vit", VisionHead::ClassToken, false);
 }
 
+#[test]
+fn folders_of_timm_and_open_clip_give_their_pooled_outputs_and_gradients() {
+    check("timm-vit", VisionHead::ClassToken, false);
+    check("timm-siglip", VisionHead::Probe, false);
+    check("open-clip", VisionHead::ClassToken, false);
+}
+
 /// What a folder that holds only a part of its head is told.
 #[test]
 fn a_head_that_lacks_a_tensor_is_refused_by_the_name_of_the_tensor() {

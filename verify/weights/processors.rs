@@ -4,8 +4,11 @@ use std::fs;
 use std::path::PathBuf;
 
 use keel::data::image::Image;
+use keel::data::pixels::Fit;
+use keel::data::resample::Filter;
 use keel::train::{PublishedWeights, Recipe};
 use safetensors::SafeTensors;
+use serde_json::{Value as Json, json};
 
 use super::hub;
 
@@ -30,6 +33,95 @@ fn recipe(processor: &str) -> keel::error::Result<Recipe> {
         ..PublishedWeights::default()
     })?;
     Ok(recipe)
+}
+
+/// A recipe on a golden folder whose settings are changed at `key` of their object of images.
+fn recipe_of(
+    family: &str,
+    object: &str,
+    change: Option<(&str, Json)>,
+) -> keel::error::Result<Recipe> {
+    let tower = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(hub(family)).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            fs::copy(&path, tower.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    if let Some((key, value)) = change {
+        let names = ["config.json", "open_clip_config.json"].map(|name| tower.path().join(name));
+        let path = names.iter().find(|path| path.exists()).unwrap();
+        let mut config: Json = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        config[object][key] = value;
+        fs::write(path, config.to_string()).unwrap();
+    }
+    let mut recipe = Recipe::load("tiny", &[]).unwrap();
+    recipe.begin_from(&PublishedWeights {
+        vision: Some(tower.path().to_owned()),
+        ..PublishedWeights::default()
+    })?;
+    Ok(recipe)
+}
+
+#[test]
+fn settings_of_timm_and_open_clip_say_how_images_are_prepared() {
+    let (timm, open_clip) = ("pretrained_cfg", "preprocess_cfg");
+    // 32 pixels are nine tenths of 35.
+    let pixels = recipe_of("timm-vit", timm, None).unwrap().pixels();
+    assert_eq!(pixels.fit, Fit::CropFrom(35));
+    assert_eq!((pixels.mean, pixels.std), ([0.5; 3], [0.5; 3]));
+    assert_eq!(pixels.filter, Filter::Bicubic);
+    let pixels = recipe_of("open-clip", open_clip, None).unwrap().pixels();
+    assert_eq!(pixels.fit, Fit::Crop);
+    assert_eq!(pixels.mean[0], 0.481_454_66);
+    for (family, object, key, value, fit, filter) in [
+        (
+            "timm-vit",
+            timm,
+            "crop_pct",
+            json!(1.0),
+            Fit::Crop,
+            Filter::Bicubic,
+        ),
+        (
+            "timm-vit",
+            timm,
+            "interpolation",
+            json!("bilinear"),
+            Fit::CropFrom(35),
+            Filter::Bilinear,
+        ),
+        (
+            "open-clip",
+            open_clip,
+            "resize_mode",
+            json!("squash"),
+            Fit::Stretch,
+            Filter::Bicubic,
+        ),
+    ] {
+        let pixels = recipe_of(family, object, Some((key, value)))
+            .unwrap()
+            .pixels();
+        assert_eq!((pixels.fit, pixels.filter), (fit, filter), "{key}");
+    }
+    for (family, object, key, value) in [
+        ("timm-vit", timm, "crop_mode", json!("border")),
+        ("timm-vit", timm, "crop_pct", json!(1.5)),
+        ("timm-vit", timm, "interpolation", json!("random")),
+        ("timm-vit", timm, "input_size", json!([3, 48, 48])),
+        ("timm-vit", timm, "std", json!([0.5, 0.0, 0.5])),
+        ("open-clip", open_clip, "resize_mode", json!("longest")),
+        ("open-clip", open_clip, "size", json!(48)),
+    ] {
+        let problem = recipe_of(family, object, Some((key, value)))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            problem.contains(&format!("{object}: {key}: expected")),
+            "{problem}"
+        );
+    }
 }
 
 #[test]

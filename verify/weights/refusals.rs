@@ -159,6 +159,30 @@ fn settings_that_change_the_maths_are_refused_by_name() {
         ("clip", "hiden_size", json!(32), "nearest being hidden_size"),
         ("clip", "model_type", json!("convnext"), "convnext"),
         ("siglip", "patch_size", json!([8, 16]), "patch_size"),
+        (
+            "timm-vit",
+            "architecture",
+            json!("vit_base_r50_s16_224"),
+            "architecture: expected a ViT of timm's",
+        ),
+        (
+            "timm-vit",
+            "model_args",
+            json!({"qk_norm": true}),
+            "model_args: qk_norm",
+        ),
+        (
+            "timm-siglip",
+            "model_args",
+            json!({"class_token": true}),
+            "model_args: class_token",
+        ),
+        (
+            "timm-clip",
+            "model_args",
+            json!({"global_pool": "map"}),
+            "global_pool",
+        ),
         ("dinov3-gated", "hidden_act", json!("gelu"), "silu"),
         ("dinov3", "rope_theta", json!(0), "rope_theta"),
     ];

@@ -64,6 +64,12 @@ fn positions_are_scaled_as_transformers_scales_them() {
         "dinov2-registers",
         "dinov3",
         "deit",
+        "metaclip2",
+        "timm-vit",
+        "timm-dinov2-registers",
+        "timm-dinov3",
+        "timm-siglip",
+        "open-clip",
         "vit",
         "vit-mae",
         "ijepa",
@@ -127,6 +133,8 @@ fn a_run_at_another_size_leaves_as_a_tower_of_that_size() {
         "sailvit",
         "dinov3",
         "deit",
+        "timm-vit",
+        "open-clip",
     ] {
         let source = hub(family).display().to_string();
         let args = "train --device cpu --recipe my.toml --no-evaluation --max-steps 1 --image-size 48 --vision";

@@ -322,6 +322,31 @@ fn a_window_is_taken_for_sequences_that_fit_in_it() {
     assert_eq!(parts(&config).unwrap()[0].length_limit, window(4096));
 }
 
+/// What open_clip computes otherwise is refused where it stands.
+#[test]
+fn settings_of_open_clip_that_change_the_maths_are_refused_by_name() {
+    let path = hub("open-clip").join("open_clip_config.json");
+    let config = Json::Object(read(&path));
+    let line_with = |key: &str, value: Json| {
+        let mut config = config.clone();
+        *config.pointer_mut("/model_cfg/vision_cfg").unwrap() = json!({"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8, key: value});
+        line(config.as_object().unwrap())
+    };
+    assert!(line_with("patch_dropout", json!(0.5)).starts_with("vision 32px/8 32x2 heads 2"));
+    for (key, value) in [
+        ("attentional_pool", json!(true)),
+        ("final_ln_after_pool", json!(true)),
+        ("pool_type", json!("avg")),
+        ("pos_embed_type", json!("sin_cos_2d")),
+        ("timm_model_name", json!("convnext_base")),
+        ("norm_kwargs", json!({"eps": 1e-6})),
+    ] {
+        let problem = line_with(key, value);
+        let named = format!("refused: config.json: model_cfg.vision_cfg: {key}: expected");
+        assert!(problem.starts_with(&named), "{problem}");
+    }
+}
+
 #[test]
 fn a_pair_that_says_its_tower_twice_and_differently_is_refused() {
     let mut config = read(&published().join("clip-vit-large-patch14.json"));

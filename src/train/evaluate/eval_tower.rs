@@ -16,7 +16,7 @@ use keel_engine::tape::{ParameterLayout, ParameterSpec};
 use keel_eval::{EvalContext, MeasureSettings, Measurements, Measurer, Metric};
 use keel_model::{VisionHead, declare};
 
-use keel_weights::{Folder, SubModel};
+use keel_weights::{Folder, OPEN_CLIP_CONFIG, SubModel};
 
 /// Tokens of the captions that samples come with, though nothing reads them.
 const WORDS: usize = 256;
@@ -39,7 +39,8 @@ pub struct EvalTower {
 impl EvalTower {
     /// Whether `path` is a Hugging Face folder, and no run.
     pub fn is_one(path: &Path) -> bool {
-        path.join("config.json").is_file() && !path.join("recipe.toml").exists()
+        let has = |name: &str| path.join(name).is_file();
+        (has("config.json") || has(OPEN_CLIP_CONFIG)) && !has("recipe.toml")
     }
 
     /// Opens a folder's vision tower, for images of the size that its processor makes or of `image_size` pixels.

@@ -21,9 +21,9 @@ use keel_data::resample::Filter;
 use keel_engine::tape::ParameterEntry;
 use keel_model::merge_adapters;
 use keel_weights::{
-    Folder, OutputTensor, Processor, SubModel, VisionLayout, adapter_tensors, connector_config,
-    connector_tensors, language_config, language_tensors, processor_config, whole_config,
-    write_adapters, write_tensors,
+    Folder, FolderConnector, OutputTensor, Processor, SubModel, VisionLayout, WHOLE,
+    adapter_tensors, connector_config, connector_tensors, language_config, language_tensors,
+    processor_config, whole_config, write_adapters, write_tensors,
 };
 
 /// What of a model is written.
@@ -152,6 +152,8 @@ struct Page {
     source: Option<PathBuf>,
     has_images: bool,
     has_tokenizer: bool,
+    /// The names of the files of settings and of tensors.
+    files: [&'static str; 2],
 }
 
 /// Writes the model of a run's newest checkpoint, or of the checkpoint that `run` names, to the folder `out`, which must be new
@@ -338,7 +340,18 @@ impl Model {
         // One part of a folder of several stands under names and settings that are not its own.
         let is_alone = parts.len() == 1;
         if options.part == ExportPart::Model {
-            parts.extend(SubModel::connector(&folder)?.map(|(part, _)| part));
+            match SubModel::connector_or_why(&folder)? {
+                FolderConnector::Taken(taken) => parts.push(taken.0),
+                FolderConnector::Absent => {}
+                // It began with a new one, which the folder has no place for: its own would stand there untrained.
+                FolderConnector::Left(why) => {
+                    return Err(Error::content(
+                        folder.path().display(),
+                        format!("has a connector of another form than this run's ({why})"),
+                        "export --part vision, language and connector, or a whole model in InternVL's form with --layout",
+                    ));
+                }
+            }
         }
         Ok((is_alone || options.part == ExportPart::Model).then_some((folder, parts)))
     }
@@ -382,6 +395,7 @@ impl Model {
             source: Some(folder.path().to_owned()),
             has_images: options.part != ExportPart::Language,
             has_tokenizer: options.part != ExportPart::Vision,
+            files: [folder.config_file(), folder.weights_file()],
         };
         (
             page,
@@ -404,6 +418,7 @@ impl Model {
             source: language.filter(|_| has_tokenizer).map(PathBuf::from),
             has_images: options.part != ExportPart::Language,
             has_tokenizer,
+            files: ["config.json", WHOLE],
         };
         let tensors = match options.part {
             ExportPart::Vision => {
@@ -470,7 +485,8 @@ impl Model {
         if let Some(source) = &page.source {
             copy_beside(source, folder)?;
         }
-        write_json(&folder.join("config.json"), &page.config)?;
+        let [config, weights] = page.files;
+        write_json(&folder.join(config), &page.config)?;
         if page.has_images {
             let pixels = self.stored.recipe.pixels();
             let size = self.stored.recipe.model.vision.image_size;
@@ -502,7 +518,7 @@ impl Model {
             notes = tell_chat(folder, &self.stored.tokenizer)?;
         }
         card.write(folder)?;
-        let files = write_tensors(folder, tensors, options.shard_bytes)?;
+        let files = write_tensors(folder, weights, tensors, options.shard_bytes)?;
         sync_all(folder)?;
         Ok((files, notes))
     }

@@ -78,6 +78,7 @@ pub(super) const FORMS: &[VisionForm] = &[VisionForm {
     ignored: &[("head.", "attention pooling head")],
     patches_by_pixel: false,
     size_key: "image_size",
+    tell_size: None,
     scaling: Scaling::Bicubic,
     takes_any_size: false,
     pooling: Some(Pooling {

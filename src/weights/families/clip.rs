@@ -11,7 +11,8 @@ use keel_model::VisionConfig;
 
 pub(super) const FORMS: &[VisionForm] = &[VisionForm {
     title: "CLIP vision tower",
-    model_types: &["clip_vision_model"],
+    // MetaCLIP 2 has its form.
+    model_types: &["clip_vision_model", "metaclip_2_vision_model"],
     pair_type: Some("clip"),
     form: VisionConfig {
         patch_bias: false,
@@ -59,6 +60,7 @@ pub(super) const FORMS: &[VisionForm] = &[VisionForm {
     ],
     patches_by_pixel: false,
     size_key: "image_size",
+    tell_size: None,
     scaling: Scaling::Bicubic,
     takes_any_size: false,
     pooling: Some(Pooling::CLASS_TOKEN),

@@ -120,6 +120,7 @@ const DINOV2: VisionForm = VisionForm {
     ],
     patches_by_pixel: false,
     size_key: "image_size",
+    tell_size: None,
     scaling: Scaling::Bicubic,
     takes_any_size: true,
     pooling: Some(Pooling::CLASS_TOKEN),

@@ -74,6 +74,7 @@ pub(super) const FORMS: &[VisionForm] = &[VisionForm {
     ignored: &[("embeddings.mask_token", "mask token of pre-training")],
     patches_by_pixel: false,
     size_key: "image_size",
+    tell_size: None,
     // It has no table of positions.
     scaling: Scaling::Bicubic,
     takes_any_size: true,

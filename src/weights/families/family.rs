@@ -9,6 +9,9 @@ use super::names::Names;
 use keel_base::error::Result;
 use keel_model::{LanguageConfig, LearnedPositions, MlpKind, NormKind, VisionConfig, VisionHead};
 
+/// Writes an image size, in pixels, into a folder's settings.
+pub(crate) type TellSize = fn(usize, &mut Map<String, Json>);
+
 /// One form in which a family's towers are published: what its `config.json` means and how its tensors are called.
 #[derive(Debug)]
 pub(crate) struct VisionForm {
@@ -33,6 +36,8 @@ pub(crate) struct VisionForm {
     pub patches_by_pixel: bool,
     /// The key that says for what image size the tower's positions are.
     pub size_key: &'static str,
+    /// Writes another size into the settings of a folder, where it does not stand under that key alone.
+    pub tell_size: Option<TellSize>,
     /// How learned positions are scaled to another image size.
     pub scaling: Scaling,
     /// Whether the published code scales them to whatever images come, so that `preprocessor_config.json` decides about the size.

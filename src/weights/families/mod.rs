@@ -28,9 +28,11 @@ pub(super) mod internvl;
 mod key;
 mod llama;
 mod names;
+mod open_clip;
 mod phi;
 mod qwen;
 mod siglip;
+mod timm;
 mod vit;
 
 pub use family::LengthLimit;
@@ -39,6 +41,7 @@ pub(super) use idle::{Idle, IdleAt, shared, shared_names};
 pub use internvl::{connector_config, whole_config};
 pub(super) use key::{plain, write_key};
 pub(super) use names::{Names, row, rows_of};
+use serde_json::{Map, Value as Json};
 
 /// The families of vision towers, in the order in which messages list them.
 const VISION: &[&[VisionForm]] = &[
@@ -49,6 +52,8 @@ const VISION: &[&[VisionForm]] = &[
     dinov2::FORMS,
     dinov3::FORMS,
     vit::FORMS,
+    timm::FORMS,
+    open_clip::FORMS,
 ];
 
 /// The families of decoders.
@@ -73,14 +78,39 @@ pub(super) fn vision_form(model_type: &str, pair: Option<&str>) -> Option<&'stat
     })
 }
 
+/// The form of a folder that says it by other keys than a `model_type`, the name of the object that its settings are in where they are
+/// not the file itself, and the settings; nothing for any other folder.
+pub(super) fn untyped_form(config: &Map<String, Json>) -> Option<Untyped<'_>> {
+    let form = |kind| vision_form(kind, None).expect("the family has the form");
+    if let Some(kind) = timm::kind_of(config) {
+        return Some((form(kind), None, config));
+    }
+    let (kind, settings) = open_clip::settings_of(config)?;
+    Some((form(kind), Some("model_cfg"), settings))
+}
+
+/// A form, the name of the object of its settings, and these.
+pub(super) type Untyped<'a> = (
+    &'static VisionForm,
+    Option<&'static str>,
+    &'a Map<String, Json>,
+);
+
 /// The form of the decoders of that `model_type`.
 pub(super) fn language_form(model_type: &str) -> Option<&'static LanguageForm> {
     language_forms().find(|form| form.model_type == model_type)
 }
 
+/// Whether a family's folders have no `model_type`.
+fn is_untyped(forms: &[VisionForm]) -> bool {
+    forms.iter().all(|form| form.tell_size.is_some())
+}
+
 /// The `model_type`s of all towers, and those of all decoders, for messages.
 pub(super) fn model_types() -> [String; 2] {
-    let vision: Vec<&str> = vision_forms()
+    let typed = VISION.iter().copied().filter(|forms| !is_untyped(forms));
+    let vision: Vec<&str> = typed
+        .flatten()
         .flat_map(|form| form.model_types)
         .copied()
         .collect();

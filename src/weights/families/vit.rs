@@ -96,6 +96,7 @@ const VIT: VisionForm = VisionForm {
     ],
     patches_by_pixel: false,
     size_key: "image_size",
+    tell_size: None,
     scaling: Scaling::Bicubic,
     takes_any_size: false,
     pooling: None,
