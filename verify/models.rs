@@ -134,6 +134,7 @@ fn check_three_parts(stage: &str) {
         vision: vision_config(&settings["vision"]),
         text: None,
         connector: keel::model::ConnectorConfig {
+            norm: true,
             unshuffle_factor: 2,
             select_layer: -1,
         },
@@ -200,6 +201,7 @@ fn the_sigmoid_pair_of_towers_agrees_with_pytorch() {
         vision: vision_config(&golden.config["vision"]),
         text: Some(text_config(&golden.config["text"])),
         connector: keel::model::ConnectorConfig {
+            norm: true,
             unshuffle_factor: 3,
             select_layer: -1,
         },

@@ -54,6 +54,7 @@ fn connector_between(vision: &str, language: &str) -> usize {
         vision: vision_preset(vision).expect("a preset"),
         text: None,
         connector: ConnectorConfig {
+            norm: true,
             unshuffle_factor: 2,
             select_layer: -1,
         },

@@ -366,7 +366,7 @@ impl TextConfig {
 }
 
 /// The connector: pixel unshuffle, LayerNorm, and a two-layer MLP into the language model's width (as InternVL's and
-/// SAIL-VL2's).
+/// SAIL-VL2's), or that MLP alone (LLaVA 1.5's).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConnectorConfig {
@@ -384,6 +384,9 @@ pub struct ConnectorConfig {
     /// - Source: −2 (LLaVA 1.5, `vision_feature_layer`), −1 (InternVL, `select_layer`)
     #[serde(default = "output_layer", skip_serializing_if = "is_output_layer")]
     pub select_layer: i64,
+    /// Whether a LayerNorm stands before its two products. LLaVA's has none.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub norm: bool,
 }
 
 /// The layer that is a tower's output.

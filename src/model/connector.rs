@@ -1,4 +1,5 @@
-//! The connector: 2×2 neighbours concatenated, LayerNorm, Linear, exact GELU, Linear (Chen et al. 2024, InternVL).
+//! The connector: 2×2 neighbours concatenated, LayerNorm, Linear, exact GELU, Linear (Chen et al. 2024, InternVL); without unshuffle
+//! and norm the projector of LLaVA 1.5 (Liu et al. 2024).
 
 use super::block::{norm, projection};
 use super::vision::patch_tokens;
@@ -21,7 +22,10 @@ pub fn connector(tape: &mut Tape, config: &ModelConfig, features: Value) -> Resu
         let side = vision.grid();
         let x = ops::pixel_unshuffle(tape, patches, side, side, config.connector.unshuffle_factor)?;
         let columns = tape.shape(x).columns();
-        let x = norm(tape, &scope, "norm", x, NormKind::Layer, 1e-5)?;
+        let x = match config.connector.norm {
+            true => norm(tape, &scope, "norm", x, NormKind::Layer, 1e-5)?,
+            false => x,
+        };
         let xavier = Init::XavierUniform;
         let (weight, bias) = projection(tape, &scope, "fc1", [width, columns], xavier, true)?;
         let x = ops::linear_activation(tape, x, weight, bias, Activation::GeluErf)?;

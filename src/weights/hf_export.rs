@@ -9,6 +9,7 @@ use safetensors::Dtype;
 use serde_json::{Map, Value as Json};
 
 use super::adapter::{LinearModule, is_linear};
+use super::families::llava::LLAVA;
 use super::families::{
     LanguageForm, Layout, Names, VisionForm, internvl, language_forms, row, rows_of, vision_forms,
     write_key,
@@ -207,16 +208,20 @@ pub fn language_tensors<'a>(
     Ok(tensors.collect())
 }
 
-/// The tensors of a connector, as InternVL and SAIL-VL name them.
+/// The tensors of a connector, as InternVL and SAIL-VL name them, or as LLaVA does where it has no norm.
 pub fn connector_tensors<'a>(
     layout: &ParameterLayout,
     dtype: Dtype,
     value_of: &dyn Fn(&ParameterEntry) -> &'a [f32],
 ) -> Vec<OutputTensor<'a>> {
+    let form = match layout.get("connector.norm.weight") {
+        Some(_) => &internvl::OWN,
+        None => &LLAVA,
+    };
     let namer = Namer {
-        names: internvl::OWN.names,
+        names: form.names,
         way: 0,
-        prefix: internvl::OWN.stem,
+        prefix: form.stem,
         heads: Heads {
             query: 0,
             key_value: 0,

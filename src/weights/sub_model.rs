@@ -13,6 +13,8 @@ use super::processor::{ImageSize, Processor};
 use super::recognise::{Part, PartModel, parts_of, unread_parts};
 use super::tensor_resolver::{TensorResolver, Wanted, nearest_of, prefix};
 use super::{Folder, TensorPlace};
+use serde_json::Value as Json;
+
 use keel_base::error::{Error, Result};
 use keel_engine::tape::{ParameterLayout, Tape};
 use keel_engine::tensor::TensorType;
@@ -132,7 +134,11 @@ impl SubModel {
                 before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
             })
         };
-        let Some(form) = internvl::CONNECTORS.iter().find(is_there) else {
+        let kind = folder.config().get("model_type").and_then(Json::as_str);
+        let is_of = |form: &&&ConnectorForm| {
+            is_there(form) && form.model_type.is_none_or(|wanted| kind == Some(wanted))
+        };
+        let Some(form) = internvl::CONNECTORS.iter().find(is_of) else {
             return Ok(None);
         };
         SubModel::connector_of(folder, form, vision, language).map(Some)
@@ -158,7 +164,7 @@ impl SubModel {
                 let mut names = folder.tensors().keys();
                 Ok(match names.find(|name| name.split('.').any(is_module)) {
                     Some(name) => FolderConnector::Left(format!(
-                        "tensor {name} belongs to a connector of another form than InternVL's"
+                        "tensor {name} belongs to a connector of another form than InternVL's and LLaVA 1.5's"
                     )),
                     None => FolderConnector::Absent,
                 })
@@ -392,7 +398,7 @@ impl SubModel {
             decoder: None,
         };
         let found = SubModel::bare(
-            "Connector (pixel unshuffle and mlp1)",
+            form.title,
             SubModelConfig::Connector(Box::new(config.clone())),
             Arc::new(ParameterLayout::new(&tape.specs())),
         );

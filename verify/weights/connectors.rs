@@ -60,6 +60,22 @@ fn whole(folder: &Path, further: &[(&str, Vec<usize>)]) -> PathBuf {
     out
 }
 
+/// The projector of LLaVA 1.5 for it.
+fn projector() -> Vec<(&'static str, Vec<usize>)> {
+    let connector = connector().into_iter().skip(2);
+    let mut tensors: Vec<_> = connector.collect();
+    tensors[0].1 = vec![32, 32];
+    tensors
+}
+
+/// A whole folder of LLaVA's form.
+fn llava(folder: &Path, further: &[(&str, Vec<usize>)]) -> PathBuf {
+    let whole = whole(folder, further);
+    set(&whole, "model_type", json!("llava"));
+    set(&whole, "vision_feature_layer", json!(-2));
+    whole
+}
+
 fn set(folder: &Path, key: &str, value: Json) {
     let path = folder.join("config.json");
     let mut config: Json = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -115,6 +131,77 @@ fn a_connector_under_the_names_of_transformers_comes_along() {
             saved.tensor(&entry.spec.name).unwrap().data() == cast_slice::<f32, u8>(ours),
             "{}",
             entry.spec.name
+        );
+    }
+}
+
+/// From LLaVA's weights into a run, and out again under its names.
+#[test]
+fn the_connector_of_llava_comes_along_and_leaves_as_it_came() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let whole = llava(path, &projector());
+    let source = Folder::open(&whole).unwrap_or_else(|e| panic!("{e}"));
+    let (part, config) = SubModel::connector(&source).unwrap().expect("it is there");
+    let settings = &config.connector;
+    assert_eq!((settings.unshuffle_factor, settings.select_layer), (1, -2));
+    assert!(!settings.norm && part.layout().entries().len() == 4);
+    let wanted = values(&source, &part);
+    let said = keel(path, &["inspect", "whole"]).fine().stdout;
+    for words in ["Connector (two products, LLaVA 1.5)", "16 image tokens"] {
+        assert!(said.contains(words), "no {words:?} in: {said}");
+    }
+    fs::write(path.join("my.toml"), tiny_recipe(&["warm-up"])).unwrap();
+    let args: Vec<&str> = TRAIN.split_whitespace().collect();
+    let room = ["--set", "stage.warm-up.max_tokens=200"];
+    keel(path, &[&args[..], &room].concat()).fine();
+    let export = ["export", "run", "--out", "out", "--part"];
+    keel(path, &[&export[..], &["model"]].concat()).refused(&["LLaVA's form", "--part vision"]);
+    keel(
+        path,
+        &[&export[..], &["model", "--layout", "internvit"]].concat(),
+    )
+    .refused(&["model.connector.norm"]);
+    keel(path, &[&export[..], &["connector"]].concat()).fine();
+    let bytes = fs::read(path.join("out/model.safetensors")).unwrap();
+    let written = SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(written.len(), 4);
+    for entry in part.layout().entries() {
+        let name = entry
+            .spec
+            .name
+            .replace("connector.fc", "multi_modal_projector.linear_");
+        let ours = &wanted[entry.offset..entry.offset + entry.spec.shape.numel()];
+        let found = written.tensor(&name).unwrap();
+        assert!(found.data() == cast_slice::<f32, u8>(ours), "{name}");
+    }
+    let text = fs::read(path.join("out/config.json")).unwrap();
+    let config: Json = serde_json::from_slice(&text).unwrap();
+    assert_eq!(
+        (&config["model_type"], &config["vision_feature_layer"]),
+        (&json!("llava"), &json!(-2))
+    );
+    // Others name their tensors so, too.
+    for (key, value, word) in [
+        ("model_type", json!("llava_next"), "another form"),
+        (
+            "multimodal_projector_bias",
+            json!(false),
+            "multimodal_projector_bias",
+        ),
+        (
+            "vision_feature_layer",
+            json!([-2, -5]),
+            "vision_feature_layer",
+        ),
+    ] {
+        let other = tempfile::tempdir().unwrap();
+        let whole = llava(other.path(), &projector());
+        set(&whole, key, value);
+        let found = SubModel::connector_or_why(&Folder::open(&whole).unwrap()).unwrap();
+        assert!(
+            matches!(&found, FolderConnector::Left(why) if why.contains(word)),
+            "{found:?}"
         );
     }
 }

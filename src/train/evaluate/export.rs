@@ -341,7 +341,14 @@ impl Model {
         let is_alone = parts.len() == 1;
         if options.part == ExportPart::Model {
             match SubModel::connector_or_why(&folder)? {
-                FolderConnector::Taken(taken) => parts.push(taken.0),
+                FolderConnector::Taken(taken) if taken.1.connector.norm => parts.push(taken.0),
+                FolderConnector::Taken(_) => {
+                    return Err(Error::content(
+                        folder.path().display(),
+                        "is of LLaVA's form, whose processor places images otherwise than the chats of this run",
+                        "export --part vision, language and connector",
+                    ));
+                }
                 FolderConnector::Absent => {}
                 // It began with a new one, which the folder has no place for: its own would stand there untrained.
                 FolderConnector::Left(why) => {
@@ -431,7 +438,7 @@ impl Model {
                 language_tensors(&config.language, &self.stored.layout, "", dtype, &value_of)?
             }
             ExportPart::Connector => {
-                page.config = connector_config(&config.connector);
+                page.config = connector_config(&config.connector)?;
                 page.has_images = false;
                 connector_tensors(&self.stored.layout, dtype, &value_of)
             }
@@ -443,7 +450,7 @@ impl Model {
                     &config.connector,
                     (config.vision.image_size, self.stored.recipe.most_tiles()),
                     self.template(),
-                );
+                )?;
                 let vision = "vision_model.";
                 let mut all = layout.tensors(
                     &config.vision,

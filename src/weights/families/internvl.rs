@@ -5,8 +5,10 @@ use serde_json::{Map, Value as Json, json};
 use super::super::Folder;
 use super::super::hf_config::Settings;
 use super::key::{Key, Keys, read_keys, write_key};
+use super::llava;
+use super::llava::LLAVA;
 use super::names::Names;
-use keel_base::error::Result;
+use keel_base::error::{Error, Result};
 use keel_model::{ConnectorConfig, OUTPUT_LAYER};
 
 /// The key of the tower's settings, as in other models of several parts.
@@ -21,7 +23,13 @@ pub(crate) const SIZE_KEY: &str = "force_image_size";
 /// One form in which connectors are published.
 #[derive(Debug)]
 pub(crate) struct ConnectorForm {
-    keys: Keys<ConnectorConfig>,
+    /// What it is, in a few words.
+    pub title: &'static str,
+    /// The `model_type` of the models that have it, where its tensors alone do not tell.
+    pub model_type: Option<&'static str>,
+    /// Whether a norm stands before its products.
+    pub has_norm: bool,
+    pub(super) keys: Keys<ConnectorConfig>,
     /// What stands before the names of its tensors, behind that of the model around it.
     pub stem: &'static str,
     /// The tensor by which folders that hold one are told from others.
@@ -38,6 +46,7 @@ impl ConnectorForm {
         let form = ConnectorConfig {
             unshuffle_factor: 1,
             select_layer: OUTPUT_LAYER,
+            norm: self.has_norm,
         };
         read_keys(self.keys, &form, settings)
     }
@@ -46,6 +55,9 @@ impl ConnectorForm {
 /// The form of InternVL's and SAIL-VL's own code: norm and two products of a list of modules, the activation being the one that
 /// has no tensor.
 pub(crate) const OWN: ConnectorForm = ConnectorForm {
+    title: "Connector (pixel unshuffle and mlp1)",
+    model_type: None,
+    has_norm: true,
     keys: &[
         &[
             DOWNSAMPLE_RATIO,
@@ -72,6 +84,9 @@ pub(crate) const OWN: ConnectorForm = ConnectorForm {
 
 /// The form of InternVL in transformers, which unshuffles as the second version does.
 const TRANSFORMERS: ConnectorForm = ConnectorForm {
+    title: "Connector (pixel unshuffle and mlp1)",
+    model_type: None,
+    has_norm: true,
     keys: &[&[
         DOWNSAMPLE_RATIO,
         Key::OnlyText {
@@ -104,7 +119,7 @@ const TRANSFORMERS: ConnectorForm = ConnectorForm {
 };
 
 /// Every form of connectors.
-pub(crate) const CONNECTORS: [&ConnectorForm; 2] = [&OWN, &TRANSFORMERS];
+pub(crate) const CONNECTORS: [&ConnectorForm; 3] = [&OWN, &TRANSFORMERS, &LLAVA];
 
 /// How modules are called that stand between tower and decoder in the models of others.
 pub(crate) const OTHER_CONNECTORS: &[&str] = &[
@@ -134,30 +149,42 @@ const DOWNSAMPLE_RATIO: Key<ConnectorConfig> = Key::Own {
 };
 
 /// `config.json` of a connector alone.
-pub fn connector_config(config: &ConnectorConfig) -> Map<String, Json> {
+///
+/// # Errors
+/// [`Error::Setting`] naming the setting that neither form can say.
+pub fn connector_config(config: &ConnectorConfig) -> Result<Map<String, Json>> {
+    if !config.norm {
+        return llava::connector_config(config);
+    }
     let mut keys = vec!["downsample_ratio", "ps_version"];
     if config.select_layer != OUTPUT_LAYER {
         keys.push("select_layer");
     }
     let written = keys.into_iter();
-    written
-        .map(|name| (name.to_owned(), write_key(OWN.keys, config, name)))
-        .collect()
+    let written = written.map(|name| (name.to_owned(), write_key(OWN.keys, config, name)));
+    Ok(written.collect())
 }
 
 /// `config.json` of a whole model, which is shown images of `image_size` pixels in up to `tiles` tiles.
+///
+/// # Errors
+/// [`Error::Setting`] where the connector is not of its form.
 pub fn whole_config(
     vision: Map<String, Json>,
     language: Map<String, Json>,
     connector: &ConnectorConfig,
     (image_size, tiles): (usize, usize),
     template: &str,
-) -> Map<String, Json> {
+) -> Result<Map<String, Json>> {
+    if !connector.norm {
+        let want = "true, which is all that a whole model of InternVL's form can say: export --part vision, language and connector";
+        return Err(Error::setting("model.connector.norm", want, false));
+    }
     let mut map = Map::new();
     let mut say = |key: &str, value: Json| map.insert(key.to_owned(), value);
     say("architectures", json!(["InternVLChatModel"]));
     say("model_type", json!("internvl_chat"));
-    for (key, value) in connector_config(connector) {
+    for (key, value) in connector_config(connector)? {
         say(&key, value);
     }
     say("select_layer", json!(connector.select_layer));
@@ -171,7 +198,7 @@ pub fn whole_config(
     say("tie_word_embeddings", tied.unwrap_or_default());
     say(VISION_KEY, vision.into());
     say(LANGUAGE_KEYS[0], language.into());
-    map
+    Ok(map)
 }
 
 /// Whether images are cut into tiles.

@@ -27,6 +27,7 @@ mod internvit;
 pub(super) mod internvl;
 mod key;
 mod llama;
+pub(super) mod llava;
 mod names;
 mod open_clip;
 mod phi;
