@@ -228,7 +228,7 @@ KERNEL(linear_backward_bias_bf16, kSumWarps* kWarpLanes, ColumnSumStorage<bf16>)
 // Grid     : ⌈count / (256 · 16 bytes)⌉ blocks      Block: 256 threads
 // Smem     : none
 // Work     : about 20 flop an element; reads e, writes e an element       bound: memory
-// Accuracy : f in f32, rounded once
+// Accuracy : f as activate<T>, rounded once
 // Ragged   : any count
 // Order    : deterministic
 // Source   : -
@@ -242,7 +242,7 @@ DEVICE void linear_forward_activation(T* y, const T* z, int64_t count, int activ
     float values[kWidth];
     load_columns(values, z + first, 0, left, vectors);
     UNROLL
-    for (int i = 0; i < kWidth; ++i) values[i] = activate(activation, values[i]);
+    for (int i = 0; i < kWidth; ++i) values[i] = activate<T>(activation, values[i]);
     store_columns(y + first, values, 0, left, vectors);
 }
 extern "C" __global__ void __launch_bounds__(kElementwiseThreads) linear_forward_activation_f32(

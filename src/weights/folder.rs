@@ -133,6 +133,8 @@ impl Folder {
         let mut folder = Folder {
             path: path.to_owned(),
             config: read_json(&path.join(ADAPTER_CONFIG))?,
+            config_file: ADAPTER_CONFIG,
+            weights_file: ADAPTERS,
             files: Vec::new(),
             tensors: BTreeMap::new(),
         };
