@@ -1,8 +1,8 @@
 """Tokens a second of answers, by `keel serve` and by transformers on the same weights, in turns on the same machine.
 
     keel train --recipe tiny --language FOLDER --max-steps 1 --no-evaluation --out runs/asked --set stage.warm-up.max_tokens=512
-    python bench/peers/generation.py runs/asked [--stage warm-up] [--tokens 128] [--rounds 5] [--threads 2] [--keel PROGRAM]
-        [--machine NAME --out FILE.csv]
+    python bench/peers/generation.py runs/asked [--stage warm-up] [--tokens 128] [--rounds 5] [--threads 2] [--answers 1,4]
+        [--precisions f32,bf16] [--keel PROGRAM] [--machine NAME --out bench/results/generation.csv]
 
 FOLDER is a Hugging Face folder of a decoder. The run's language model is exported and loaded by transformers, so that both answer with
 the same numbers. Counted is what follows the first token: the prompt is read before, by both. The answers have to be the same text in f32.
@@ -22,7 +22,6 @@ import time
 from pathlib import Path
 
 QUESTION = "Write a long story about a fox who learns to paint, with every detail of what it paints and whom it meets."
-ANSWERS = [1, 4]
 FIELDS = ["date", "machine", "threads", "program", "precision", "answers_at_once", "median_tokens_per_second", "least", "most"]
 
 
@@ -31,7 +30,7 @@ class Keel:
 
     def __init__(self, arguments, precision: str):
         command = [arguments.keel, "serve", str(arguments.run), "--name", "asked", "--port", "0", "--device", "cpu"]
-        command += ["--threads", str(arguments.threads), "--precision", precision, "--streams", str(max(ANSWERS))]
+        command += ["--threads", str(arguments.threads), "--precision", precision, "--streams", str(max(arguments.answers))]
         if arguments.stage:
             command += ["--stage", arguments.stage]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -121,6 +120,14 @@ class Transformers:
         return text, answers * (len(ids) - 1) / (all_of_them - first)
 
 
+def write(path: Path, rows: list):
+    """All that was measured so far."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(FIELDS)
+        writer.writerows(rows)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -129,6 +136,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keel", default="keel")
+    parser.add_argument("--answers", type=lambda text: [int(part) for part in text.split(",")], default=[1, 4])
     parser.add_argument("--precisions", default="f32,bf16")
     parser.add_argument("--machine", default="unnamed")
     parser.add_argument("--out", type=Path)
@@ -148,7 +156,7 @@ def main():
                 "keel": Keel(arguments, precision),
                 f"transformers {transformers.__version__}": Transformers(exported, arguments.threads, precision),
             }
-            for answers in ANSWERS:
+            for answers in arguments.answers:
                 rates = {name: [] for name in programs}
                 texts = {}
                 for turn in range(arguments.rounds + 1):
@@ -168,12 +176,9 @@ def main():
                 print(f"{precision}, {answers} at once: the answers are {'the same' if same else 'different'}", flush=True)
                 if precision == "f32" and not same:
                     raise SystemExit(f"keel:\n{one}\ntransformers:\n{other}")
+                if arguments.out:
+                    write(arguments.out, rows)
             programs["keel"].close()
-    if arguments.out:
-        with arguments.out.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(FIELDS)
-            writer.writerows(rows)
 
 
 if __name__ == "__main__":
