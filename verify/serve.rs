@@ -430,8 +430,9 @@ fn readers_that_leave_or_dawdle_and_many_connections_hold_nobody_up() {
     let whole = request("POST", "/v1/chat/completions", &long_body().to_string());
     let mut half = connect(address);
     half.write_all(&whole[..whole.len() / 2]).unwrap();
-    // A thousand connections that say nothing; those beyond the limit are told so or closed.
-    let idle: Vec<_> = (0..1000)
+    // More connections that say nothing than are served; those beyond the limit are told so or closed. No more than that: other
+    // tests of this process open files too, of which it may have no more than 1,024.
+    let idle: Vec<_> = (0..700)
         .filter_map(|_| std::net::TcpStream::connect(address).ok())
         .collect();
     assert!(idle.len() > 500, "{}", idle.len());
