@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::eval_run::EvalRun;
 use crate::checkpoint::CheckpointModel;
+use crate::recipe::StageKind;
 use crate::run::stage_checkpoints;
 use keel_base::error::{Error, Result};
 use keel_data::chat::{Conversation, MARK};
@@ -182,7 +183,8 @@ impl EvalRun {
         word_looks(self.eval_context(), &reading, &whole.ids, prompt.ids.len())
     }
 
-    /// The checkpoints of the run's stages before this one, with the stages' names; none where the checkpoint lies outside a run.
+    /// The checkpoints of the run's stages before this one that have brought images to the language model, with the stages' names;
+    /// none where the checkpoint lies outside a run.
     pub fn stages_before(&self) -> Vec<(String, PathBuf)> {
         let CheckpointModel { recipe, path, .. } = &self.stored;
         let folder = path.parent().and_then(|folder| folder.parent());
@@ -193,6 +195,11 @@ impl EvalRun {
         let mut stages = stage_checkpoints(folder).unwrap_or_default();
         let end = stages.iter().position(|(name, _)| name == own);
         stages.truncate(end.unwrap_or(stages.len()));
+        // Before a stage brings images to it, what the language model says of one means nothing.
+        let mut seen = recipe.stages.iter();
+        let first = seen.position(|stage| stage.kind != StageKind::WarmStart);
+        let connected = &recipe.stages[first.unwrap_or(recipe.stages.len())..];
+        stages.retain(|(name, _)| connected.iter().any(|stage| stage.name == *name));
         stages
     }
 
