@@ -280,6 +280,11 @@ fn every_layout_that_can_say_a_towers_settings_reads_back_as_the_tower() {
         "vit",
         "vit-mae",
         "ijepa",
+        "timm-vit",
+        "timm-dinov3",
+        "timm-clip",
+        "timm-siglip",
+        "open-clip",
     ] {
         let source = Folder::open(&hub(family)).unwrap();
         let (part, config) = SubModel::vision(&source).unwrap();
@@ -324,6 +329,12 @@ fn every_layout_that_can_say_a_towers_settings_reads_back_as_the_tower() {
     assert_eq!(layouts("dinov3"), "dinov3");
     assert_eq!(layouts("dinov3-gated"), "dinov3");
     assert_eq!(layouts("deit"), "deit");
+    // Which is how a tower of timm or open_clip becomes one that transformers loads.
+    assert_eq!(layouts("timm-vit"), "vit vit-mae");
+    assert_eq!(layouts("timm-dinov3"), "dinov3");
+    assert_eq!(layouts("timm-clip"), "clip");
+    assert_eq!(layouts("timm-siglip"), "siglip ijepa");
+    assert_eq!(layouts("open-clip"), "clip");
     assert_eq!(layouts("vit"), "vit vit-mae");
     assert_eq!(layouts("vit-mae"), "vit vit-mae");
     assert_eq!(layouts("ijepa"), "siglip ijepa");

@@ -59,7 +59,7 @@ const KEYS: &[Key<VisionConfig>] = &[
             }
             Ok(())
         },
-        write: |config| json!(config.mlp == MlpKind::GeluQuick),
+        write: |_| Json::Null,
     },
     Key::Own {
         name: "vision_cfg",
@@ -72,7 +72,8 @@ const KEYS: &[Key<VisionConfig>] = &[
             settings.note(vision.finish()?);
             Ok(())
         },
-        write: |config| json!(config.image_size),
+        // There is no layout that is written: that of transformers is.
+        write: |_| Json::Null,
     },
     // Of the contrastive space, and of the text tower and what else stands beside.
     Key::Idle(Idle::any("custom_text")),

@@ -76,6 +76,7 @@ const TIMM: VisionForm = VisionForm {
         class: "ViTImageProcessor",
         marker: "ViT",
         by_shorter_edge: false,
+        cuts_of_both: false,
     },
 };
 
@@ -83,7 +84,8 @@ const KEYS: &[Key<VisionConfig>] = &[
     Key::Own {
         name: "architecture",
         read: read_architecture,
-        write: |config| json!(config.image_size),
+        // There is no layout that is written: transformers' are.
+        write: |_| Json::Null,
     },
     Key::Idle(Idle::any("num_classes")),
     Key::Idle(Idle::any("num_features")),
