@@ -12,16 +12,18 @@ from PIL import Image
 from safetensors.numpy import save_file
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 FOLDER = Path("verify/goldens/processors")
 SIDE = 32
 SQUARE = {"height": SIDE, "width": SIDE}
-# Of CLIP and AIMv2; of SigLIP; of DINOv2, which cuts its square out of a larger image.
+# Of CLIP and AIMv2; of SigLIP; of DINOv2, which cuts its square out of a larger image; of DeiT, which stretches first.
 PROCESSORS = {
     "clip": CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SQUARE),
     "siglip": SiglipImageProcessorPil(size=SQUARE),
     "dinov2": BitImageProcessorPil(size={"shortest_edge": 36}, crop_size=SQUARE),
+    "deit": DeiTImageProcessorPil(size={"height": 36, "width": 36}, crop_size=SQUARE, resample=3),
     "bilinear": SiglipImageProcessorPil(size=SQUARE, resample=2),
 }
 # Width and height: upright and lying, larger and smaller than the square, of odd and even difference.

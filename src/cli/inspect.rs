@@ -9,7 +9,7 @@ use keel_base::error::Result;
 use keel_base::units::{counted, grouped};
 use keel_model::{LanguageConfig, VisionConfig, VisionHead};
 use keel_train::FolderChat;
-use keel_weights::{Folder, FolderConnector, SubModel, SubModelConfig};
+use keel_weights::{Folder, FolderConnector, Resized, SubModel, SubModelConfig};
 
 /// Options of `keel inspect`.
 #[derive(Debug, Args)]
@@ -80,9 +80,12 @@ fn print_images(part: &SubModel, folder: &Folder, config: &VisionConfig) -> Resu
             .to_owned(),
         Some(processor) => format!(
             "  images: {}, {}; mean {:?}, deviation {:?}",
-            match processor.shortest_edge {
-                Some(edge) => format!("shorter edge to {edge} pixels, the middle {side} cut out"),
-                None => format!("both edges to {side} pixels"),
+            match processor.resized {
+                Resized::ShorterTo(edge) =>
+                    format!("shorter edge to {edge} pixels, the middle {side} cut out"),
+                Resized::BothTo(edge) =>
+                    format!("both edges to {edge} pixels, the middle {side} cut out"),
+                Resized::Both => format!("both edges to {side} pixels"),
             },
             if processor.is_bicubic {
                 "bicubic"

@@ -15,7 +15,9 @@ use keel_data::resample::Filter;
 use keel_engine::executor::Executor;
 use keel_engine::tape::{ParameterEntry, ParameterLayout};
 use keel_model::{LORA, LanguageConfig, VisionConfig, initialise_one};
-use keel_weights::{Folder, FolderConnector, LengthLimit, Processor, SubModel, SubModelConfig};
+use keel_weights::{
+    Folder, FolderConnector, LengthLimit, Processor, Resized, SubModel, SubModelConfig,
+};
 
 /// Published weights that runs begin from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,7 +127,7 @@ impl Recipe {
             };
             self.pixels = processor.map(|mut processor| {
                 let scaled = |edge: usize| (edge * side + prepared / 2) / prepared;
-                processor.shortest_edge = processor.shortest_edge.map(scaled);
+                processor.resized = processor.resized.map(scaled);
                 processor.side = side;
                 pixels_of(&processor)
             });
@@ -347,10 +349,11 @@ fn pixels_of(processor: &Processor) -> Pixels {
     Pixels {
         mean: processor.mean,
         std: processor.deviation,
-        fit: match processor.shortest_edge {
-            None => Fit::Stretch,
-            Some(edge) if edge == processor.side => Fit::Crop,
-            Some(edge) => Fit::CropFrom(edge as u32),
+        fit: match processor.resized {
+            Resized::Both => Fit::Stretch,
+            Resized::BothTo(edge) => Fit::StretchFrom(edge as u32),
+            Resized::ShorterTo(edge) if edge == processor.side => Fit::Crop,
+            Resized::ShorterTo(edge) => Fit::CropFrom(edge as u32),
         },
         filter: if processor.is_bicubic {
             Filter::Bicubic

@@ -5,7 +5,7 @@
 use serde_json::{Map, Value as Json};
 
 use super::folder::Folder;
-use super::processor::{ImageSize, Processor, three, three_above_0};
+use super::processor::{ImageSize, Processor, Resized, three, three_above_0};
 use keel_base::error::{Error, Result};
 
 /// What the settings of a folder's model say of images; nothing where they say nothing.
@@ -79,19 +79,19 @@ impl ImageSettings<'_> {
         }
     }
 
-    fn processor(&self, shortest_edge: Option<usize>) -> Result<Processor> {
+    fn processor(&self, resized: Resized) -> Result<Processor> {
         let settings = self.settings;
         Ok(Processor {
             mean: three(settings, &self.what, "mean")?,
             deviation: three_above_0(settings, &self.what, "std")?,
             side: self.side,
-            shortest_edge,
+            resized,
             is_bicubic: self.is_bicubic()?,
         })
     }
 }
 
-/// The shorter edge is scaled to the size divided by `crop_pct`, and the middle cut out.
+/// The shorter edge, or both where it squashes, are scaled to the size divided by `crop_pct`, and the middle cut out.
 fn of_timm(images: &ImageSettings) -> Result<Processor> {
     // Where it is not fixed, the tower's own.
     if images
@@ -109,21 +109,20 @@ fn of_timm(images: &ImageSettings) -> Result<Processor> {
     if !(0.01..=1.0).contains(&share) {
         return Err(images.refuse("crop_pct", "a number up to 1"));
     }
+    let edge = (images.side as f64 / share).floor() as usize;
     match images.text("crop_mode", "center")? {
-        "center" => {
-            let edge = (images.side as f64 / share).floor() as usize;
-            images.processor(Some(edge))
-        }
-        "squash" if share == 1.0 => images.processor(None),
-        _ => Err(images.refuse("crop_mode", "center, or squash where crop_pct is 1")),
+        "center" => images.processor(Resized::ShorterTo(edge)),
+        "squash" if edge == images.side => images.processor(Resized::Both),
+        "squash" => images.processor(Resized::BothTo(edge)),
+        _ => Err(images.refuse("crop_mode", "center or squash")),
     }
 }
 
 fn of_open_clip(images: &ImageSettings) -> Result<Processor> {
     images.hold_side("size")?;
     match images.text("resize_mode", "shortest")? {
-        "shortest" => images.processor(Some(images.side)),
-        "squash" => images.processor(None),
+        "shortest" => images.processor(Resized::ShorterTo(images.side)),
+        "squash" => images.processor(Resized::Both),
         _ => Err(images.refuse("resize_mode", "shortest or squash")),
     }
 }

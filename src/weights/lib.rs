@@ -28,6 +28,6 @@ pub use hf_export::{
     VisionLayout, connector_tensors, language_config, language_modules, language_tensors,
 };
 pub use output_tensor::{Content, OutputTensor, write_tensors};
-pub use processor::{ImageSize, Processor, processor_config};
+pub use processor::{ImageSize, Processor, Resized, processor_config};
 pub use recognise::{PartSettings, part_settings};
 pub use sub_model::{FolderConnector, IgnoredTensors, SubModel, SubModelConfig};

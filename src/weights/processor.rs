@@ -23,12 +23,12 @@ impl Folder {
             return inner_processor(self, size);
         }
         let config = read_json(&path)?;
-        let (side, shortest_edge, is_bicubic) = scaling(&config, &path, size)?;
+        let (side, resized, is_bicubic) = scaling(&config, &path, size)?;
         let processor = |mean, deviation| Processor {
             mean,
             deviation,
             side,
-            shortest_edge,
+            resized,
             is_bicubic,
         };
         let name = |key: &str| format!("{}: {key}", path.display());
@@ -99,19 +99,40 @@ pub struct Processor {
     pub deviation: [f32; 3],
     /// Height and width of what comes out, pixels.
     pub side: usize,
-    /// The length that the shorter edge is scaled to before the middle is cut out; nothing where both edges are scaled to the
-    /// square.
-    pub shortest_edge: Option<usize>,
+    /// How the image is scaled to that.
+    pub resized: Resized,
     /// Whether scaling is bicubic, else bilinear.
     pub is_bicubic: bool,
 }
 
-/// How a processor scales images: [`Processor::side`], [`Processor::shortest_edge`] and [`Processor::is_bicubic`].
+/// How an image is scaled to a square.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resized {
+    /// Both edges to the square's.
+    Both,
+    /// Both edges to this many pixels, and the middle cut out.
+    BothTo(usize),
+    /// The shorter edge to this many pixels, and the middle cut out.
+    ShorterTo(usize),
+}
+
+impl Resized {
+    /// The same with `scaled` lengths.
+    pub fn map(self, scaled: impl Fn(usize) -> usize) -> Resized {
+        match self {
+            Resized::Both => Resized::Both,
+            Resized::BothTo(edge) => Resized::BothTo(scaled(edge)),
+            Resized::ShorterTo(edge) => Resized::ShorterTo(scaled(edge)),
+        }
+    }
+}
+
+/// How a processor scales images: [`Processor::side`], [`Processor::resized`] and [`Processor::is_bicubic`].
 fn scaling(
     config: &Map<String, Json>,
     path: &Path,
     size: ImageSize,
-) -> Result<(usize, Option<usize>, bool)> {
+) -> Result<(usize, Resized, bool)> {
     let name = |key: &str| format!("{}: {key}", path.display());
     let refuse = |key: &str, want: String| {
         let found = config.get(key).unwrap_or(&Json::Null);
@@ -154,19 +175,29 @@ fn scaling(
         ImageSize::Fixed(side) => (side, format!("the tower's {side}")),
         ImageSize::OfProcessor(side) => (side, "a square".to_owned()),
     };
+    let cut = edges("crop_size").filter(|crop| crops && goes(*crop));
+    let cut = cut.map(|[side, _]| side);
     match (shorter, edges("size")) {
         (Some(edge), _) => match edges("crop_size").filter(|_| crops) {
-            Some(crop) if goes(crop) && edge >= crop[0] => Ok((crop[0], Some(edge), is_bicubic)),
+            Some(crop) if goes(crop) && edge >= crop[0] => {
+                Ok((crop[0], Resized::ShorterTo(edge), is_bicubic))
+            }
             Some(_) => refuse("crop_size", format!("{wanted}, and no more than size")),
             None => refuse(
                 "do_center_crop",
                 "true where size is a shortest_edge".to_owned(),
             ),
         },
-        (None, Some(edges)) if goes(edges) => Ok((edges[0], None, is_bicubic)),
+        (None, Some([height, width])) if height == width && cut.is_some_and(|cut| height > cut) => {
+            let side = cut.unwrap_or(own);
+            Ok((side, Resized::BothTo(height), is_bicubic))
+        }
+        (None, Some(edges)) if goes(edges) => Ok((edges[0], Resized::Both, is_bicubic)),
         (None, Some(_)) => refuse("size", wanted),
         // No size at all: the tower's own, cut out of the middle.
-        (None, None) if !config.contains_key("size") => Ok((own, Some(own), is_bicubic)),
+        (None, None) if !config.contains_key("size") => {
+            Ok((own, Resized::ShorterTo(own), is_bicubic))
+        }
         (None, None) => refuse(
             "size",
             "a number, height and width, or a shortest_edge".to_owned(),
@@ -178,10 +209,14 @@ fn scaling(
 /// images so.
 pub fn processor_config(processor: &Processor) -> Map<String, Json> {
     let mut classes = processors();
-    let by_shorter_edge = processor.shortest_edge.is_some();
-    let class = classes.find(|class| class.by_shorter_edge == by_shorter_edge);
-    let class = class.expect("there are families of both sorts").class;
-    let square = json!({ "height": processor.side, "width": processor.side });
+    let cuts = processor.resized != Resized::Both;
+    let class = classes.find(|class| match processor.resized {
+        Resized::Both => !class.by_shorter_edge,
+        Resized::BothTo(_) => class.cuts_of_both,
+        Resized::ShorterTo(_) => class.by_shorter_edge,
+    });
+    let class = class.expect("there are families of all sorts").class;
+    let square = |side: usize| json!({ "height": side, "width": side });
     let mut map = Map::new();
     let mut say = |key: &str, value: Json| map.insert(key.to_owned(), value);
     say("image_processor_type", json!(class));
@@ -189,9 +224,10 @@ pub fn processor_config(processor: &Processor) -> Map<String, Json> {
     say("do_resize", json!(true));
     say(
         "size",
-        match processor.shortest_edge {
-            Some(edge) => json!({ "shortest_edge": edge }),
-            None => square.clone(),
+        match processor.resized {
+            Resized::ShorterTo(edge) => json!({ "shortest_edge": edge }),
+            Resized::BothTo(edge) => square(edge),
+            Resized::Both => square(processor.side),
         },
     );
     say("resample", json!(if processor.is_bicubic { 3 } else { 2 }));
@@ -200,9 +236,9 @@ pub fn processor_config(processor: &Processor) -> Map<String, Json> {
     say("do_normalize", json!(true));
     say("image_mean", json!(processor.mean.map(plain)));
     say("image_std", json!(processor.deviation.map(plain)));
-    if by_shorter_edge {
+    if cuts {
         say("do_center_crop", json!(true));
-        say("crop_size", square);
+        say("crop_size", square(processor.side));
     }
     map
 }

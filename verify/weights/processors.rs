@@ -92,6 +92,14 @@ fn settings_of_timm_and_open_clip_say_how_images_are_prepared() {
             Filter::Bilinear,
         ),
         (
+            "timm-vit",
+            timm,
+            "crop_mode",
+            json!("squash"),
+            Fit::StretchFrom(35),
+            Filter::Bicubic,
+        ),
+        (
             "open-clip",
             open_clip,
             "resize_mode",
@@ -133,7 +141,7 @@ fn images_become_the_numbers_that_published_processors_make_of_them() {
         .filter_map(|name| name.strip_prefix("input."))
         .collect();
     assert_eq!(inputs.len(), 5);
-    for kind in ["clip", "siglip", "dinov2", "bilinear"] {
+    for kind in ["clip", "siglip", "dinov2", "deit", "bilinear"] {
         let pixels = recipe(&fs::read_to_string(settings(kind)).unwrap())
             .unwrap()
             .pixels();

@@ -16,6 +16,8 @@ pub enum Fit {
     CropFrom(u32),
     /// Both edges resized to the square, without regard to the aspect ratio (SigLIP, InternViT).
     Stretch,
+    /// Both edges resized to this many pixels, more than the square's, then a centre crop (DeiT).
+    StretchFrom(u32),
 }
 
 /// How images become numbers: resized to the tower's square, then (value − mean) / std of each channel, with values from 0

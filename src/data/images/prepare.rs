@@ -12,12 +12,12 @@ impl Pixels {
     /// The image as a tower of `side` pixels sees it, with what is transparent laid over the plain background.
     pub fn prepared(&self, image: &Image, side: u32) -> Image {
         let image = on_plain_background(image);
-        let edge = match self.fit {
+        let [width, height] = match self.fit {
             Fit::Stretch => return image.resize(side, side, self.filter),
-            Fit::Crop => side,
-            Fit::CropFrom(edge) => edge,
+            Fit::StretchFrom(edge) => [edge; 2],
+            Fit::Crop => image.scaled_to_shortest_edge(side),
+            Fit::CropFrom(edge) => image.scaled_to_shortest_edge(edge),
         };
-        let [width, height] = image.scaled_to_shortest_edge(edge);
         if width < side || height < side {
             let scaled = image.resize(width, height, self.filter);
             return scaled.centre_crop(side, side);

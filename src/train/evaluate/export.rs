@@ -21,7 +21,7 @@ use keel_data::resample::Filter;
 use keel_engine::tape::ParameterEntry;
 use keel_model::merge_adapters;
 use keel_weights::{
-    Folder, FolderConnector, OutputTensor, Processor, SubModel, VisionLayout, WHOLE,
+    Folder, FolderConnector, OutputTensor, Processor, Resized, SubModel, VisionLayout, WHOLE,
     adapter_tensors, connector_config, connector_tensors, language_config, language_tensors,
     processor_config, whole_config, write_adapters, write_tensors,
 };
@@ -501,10 +501,11 @@ impl Model {
                 mean: pixels.mean,
                 deviation: pixels.std,
                 side: size,
-                shortest_edge: match pixels.fit {
-                    Fit::Stretch => None,
-                    Fit::Crop => Some(size),
-                    Fit::CropFrom(edge) => Some(edge as usize),
+                resized: match pixels.fit {
+                    Fit::Stretch => Resized::Both,
+                    Fit::StretchFrom(edge) => Resized::BothTo(edge as usize),
+                    Fit::Crop => Resized::ShorterTo(size),
+                    Fit::CropFrom(edge) => Resized::ShorterTo(edge as usize),
                 },
                 is_bicubic: pixels.filter == Filter::Bicubic,
             };

@@ -72,6 +72,7 @@ pub(super) const PROCESSOR: ImageProcessor = ImageProcessor {
     class: "CLIPImageProcessor",
     marker: "CLIP",
     by_shorter_edge: true,
+    cuts_of_both: false,
 };
 
 /// SigLIP names its tensors the same way.

@@ -128,6 +128,7 @@ const DINOV2: VisionForm = VisionForm {
         class: "BitImageProcessor",
         marker: "Bit",
         by_shorter_edge: true,
+        cuts_of_both: false,
     },
 };
 

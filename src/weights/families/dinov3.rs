@@ -83,6 +83,7 @@ pub(super) const FORMS: &[VisionForm] = &[VisionForm {
         class: "DINOv3ViTImageProcessor",
         marker: "DINOv3ViT",
         by_shorter_edge: false,
+        cuts_of_both: false,
     },
 }];
 

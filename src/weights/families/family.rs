@@ -120,6 +120,8 @@ pub(crate) struct ImageProcessor {
     /// Whether images are scaled along their shorter edge and their middle cut out, so that a size without names is the
     /// shorter edge. Else both edges are scaled, and it is both.
     pub by_shorter_edge: bool,
+    /// Whether it may cut out the middle after it has scaled both edges.
+    pub cuts_of_both: bool,
 }
 
 /// The length of a sequence beyond which a decoder's settings ask for something that Keel does not compute.

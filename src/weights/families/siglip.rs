@@ -128,6 +128,7 @@ const PROCESSOR: ImageProcessor = ImageProcessor {
     class: "SiglipImageProcessor",
     marker: "Siglip",
     by_shorter_edge: false,
+    cuts_of_both: false,
 };
 
 const POOLING: Pooling = Pooling {

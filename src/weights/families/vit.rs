@@ -45,6 +45,7 @@ pub(super) const FORMS: &[VisionForm] = &[
             class: "DeiTImageProcessor",
             marker: "DeiT",
             by_shorter_edge: false,
+            cuts_of_both: true,
         },
         ..VIT
     },
@@ -104,6 +105,7 @@ const VIT: VisionForm = VisionForm {
         class: "ViTImageProcessor",
         marker: "ViT",
         by_shorter_edge: false,
+        cuts_of_both: false,
     },
 };
 
