@@ -28,10 +28,16 @@ use crate::cuda::executing_driver;
 use crate::harness::images;
 
 /// Set in children: the folder of the run that they train.
-const OUT: &str = "KEEL_VERIFY_GPU_RUN";
+pub(super) const OUT: &str = "KEEL_VERIFY_GPU_RUN";
+
+/// Set in children of a run that is to be cut off: the seconds of silence and of standing still that its ranks bear.
+pub(super) const PATIENCE: &str = "KEEL_VERIFY_GPU_PATIENCE";
+
+/// Steps of each stage of a run that is to be cut off: more than it comes to.
+const MANY: u64 = 2000;
 
 /// Where standard output and errors of processes go that are not looked at.
-const QUIET: &str = "--exact --nocapture --test-threads=1 launch::gpu_runs::child";
+pub(super) const QUIET: &str = "--exact --nocapture --test-threads=1 launch::gpu_runs::child";
 
 /// Stages of [`recipe`], of which the second has micro-batches: two of each rank of two.
 const STAGES: [&str; 2] = ["1-warm-up", "2-world-knowledge"];
@@ -62,14 +68,34 @@ fn child() {
         return;
     };
     let end = Box::new(end_process);
-    let joined = join(RanksFrom::Any, Memory::Gpu, Patience::default(), end).unwrap();
-    let (recipe, seat) = (recipe(), joined.seat);
+    let seconds = std::env::var(PATIENCE).map(|text| text.parse().expect("seconds"));
+    let patience = match seconds.map(Duration::from_secs) {
+        Ok(silence) => Patience {
+            beat: Duration::from_millis(100),
+            silence,
+            step: silence,
+            ..Patience::default()
+        },
+        Err(_) => Patience::default(),
+    };
+    let joined = join(RanksFrom::Any, Memory::Gpu, patience, end).unwrap();
+    let (mut recipe, seat) = (recipe(), joined.seat);
+    let mut options = options(Path::new(&out), seat.clone());
+    if std::env::var(PATIENCE).is_ok() {
+        recipe
+            .stages
+            .iter_mut()
+            .for_each(|stage| stage.steps = Some(MANY));
+        (options.max_steps, options.save_every) = (None, 2);
+        // All of them.
+        options.keep = MANY;
+    }
     let layout = declare(&recipe.model, recipe.contrastive_loss).unwrap();
     let found = cuda::probe_ordinal(joined.place.local_rank).unwrap();
     let executor = CudaExecutor::with_images(found, layout.elements(), images()).unwrap();
     let mut executor = executor.in_precision(DType::F32);
     executor.join(seat.engine().unwrap().clone()).unwrap();
-    let trainer = Trainer::new(recipe, options(Path::new(&out), seat), None).unwrap();
+    let trainer = Trainer::new(recipe, options, None).unwrap();
     let mut trainer = trainer.computing_on(Box::new(executor));
     trainer.run().unwrap();
     drop(trainer);
@@ -77,7 +103,13 @@ fn child() {
 }
 
 /// Sets what a rank of two finds: its place, and both stand-ins.
-fn on_stand_ins(command: &mut Command, rank: usize, port: u16, driver: &Path, settings: &str) {
+pub(super) fn on_stand_ins(
+    command: &mut Command,
+    rank: usize,
+    port: u16,
+    driver: &Path,
+    settings: &str,
+) {
     as_rank(command, rank, 2, port);
     let paths = format!("{}:{}", library().display(), driver.display());
     command

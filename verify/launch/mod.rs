@@ -11,3 +11,4 @@ mod processes;
 mod rounds;
 mod runs;
 mod simulate;
+mod whole_runs;
