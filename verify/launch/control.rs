@@ -368,6 +368,20 @@ fn a_host_that_falls_silent_is_named_once_patience_ends() {
 }
 
 #[test]
+fn ranks_that_stand_still_together_are_named_together() {
+    let (mut watch, now) = watch();
+    // In a collective on their devices, of which the host sees nothing: the last sign of each came a second after another's.
+    let step = |rank: usize, second: u32| {
+        let moves = second.min(rank as u32 + 1);
+        doing(Phase::Step, 9, None, u64::from(moves))
+    };
+    let (said, after) = beats(&mut watch, now, &[], step);
+    assert_eq!(after, 61);
+    let want = "ranks 0–2 (node-a, node-b) did nothing for 60 s, at step 9";
+    assert!(said.contains(want), "{said}");
+}
+
+#[test]
 fn a_rank_that_hangs_while_others_wait_is_named_with_what_it_was_doing() {
     let (mut watch, now) = watch();
     let (said, after) = beats(&mut watch, now, &[], |rank, _| match rank {

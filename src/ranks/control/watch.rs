@@ -230,20 +230,25 @@ impl Watch {
         let still = |seen: &Seen| now.saturating_duration_since(seen.moved);
         let is_waiting = |seen: &Seen| Self::is_there(seen) && seen.doing.waits_in.is_some();
         let waiting = self.those(is_waiting);
-        let stuck = self.those(|seen| {
+        let is_still = |seen: &Seen, for_long: &dyn Fn(Duration) -> Duration| {
             let limit = self.limit(seen.doing.phase);
-            Self::is_there(seen) && !is_waiting(seen) && still(seen) >= limit
-        });
-        if let Some(first) = stuck.first() {
-            let (they, time) = (
-                placed(&stuck, &self.hosts),
-                seconds(still(&self.ranks[*first])),
-            );
+            Self::is_there(seen) && !is_waiting(seen) && still(seen) >= for_long(limit)
+        };
+        if self.ranks.iter().any(|seen| is_still(seen, &|limit| limit)) {
+            // What came to stand still together is named together: in a collective on their devices, of which the host sees
+            // nothing, no rank is known to wait for another.
+            let together = |limit: Duration| {
+                let less = (limit / 10).max(self.patience.beat * 2);
+                limit.saturating_sub(less).max(limit / 2)
+            };
+            let stuck = self.those(|seen| is_still(seen, &together));
+            let longest = stuck.iter().map(|rank| still(&self.ranks[*rank])).max()?;
+            let (they, time) = (placed(&stuck, &self.hosts), seconds(longest));
             let others = match self.waits(&waiting) {
                 Some(waits) => format!("; {waits}"),
                 None => String::new(),
             };
-            let place = self.doing(*first);
+            let place = self.doing(stuck[0]);
             return Some(self.end(format!("{they} did nothing for {time}, {place}{others}")));
         }
         // All wait, and nothing comes: not for one another, where they wait in the same place.
