@@ -24,6 +24,7 @@ mod position;
 mod qk_norm;
 mod rope;
 mod sharded_update;
+mod squared_error;
 mod swiglu;
 mod tree_accumulate;
 mod tree_sum;

@@ -235,6 +235,10 @@ pub const PROGRAMS: &[(&str, Record)] = &[
         let [sum, _] = ops::tree_accumulate(t.tape(), inputs, 4)?;
         Ok(sum)
     }),
+    ("squared_error", |t| {
+        let (x, y) = (t.x([5, 20]), t.x([5, 20]));
+        ops::squared_error(t.0, x, y)
+    }),
     ("tree_sum", |t| {
         let x = t.x([6, 20]);
         ops::tree_sum(t.0, x, 3)
