@@ -45,6 +45,8 @@ pub struct StepAverages {
     pub gradient_norm: f64,
     /// The last learning rate.
     pub learning_rate: f64,
+    /// The least and the largest learning rate of each module at that time; nothing where all have one.
+    pub module_rates: Vec<(String, [f64; 2])>,
     /// Images a second; 0 when unknown, as the other rates.
     pub images_per_second: f64,
     /// Text tokens a second.
@@ -56,6 +58,8 @@ pub struct StepAverages {
 /// Averages steps between the reports that are due.
 pub(crate) struct ProgressLog {
     size: StepSize,
+    /// The least and the largest rate of each module, over the stage's; nothing where all have that.
+    module_factors: Vec<(String, [f64; 2])>,
     /// Since the last row.
     for_row: Vec<StepNumbers>,
     /// Since the last line.
@@ -81,10 +85,16 @@ const ROWS: Duration = Duration::from_secs(1);
 const MOST_STEPS: usize = 4096;
 
 impl ProgressLog {
-    /// A log of steps of this size, by the time of `clock`; none are in it.
-    pub fn new(size: StepSize, clock: &Clock) -> ProgressLog {
+    /// A log of steps of this size, by the time of `clock`; none are in it. `module_factors` are the least and the largest learning
+    /// rate of each module, over the stage's, where modules have rates of their own.
+    pub fn new(
+        size: StepSize,
+        module_factors: Vec<(String, [f64; 2])>,
+        clock: &Clock,
+    ) -> ProgressLog {
         ProgressLog {
             size,
+            module_factors,
             for_row: Vec::new(),
             for_line: Vec::new(),
             since_row: clock.start(),
@@ -141,6 +151,11 @@ impl ProgressLog {
             terms,
             gradient_norm: mean(&|step| step.gradient_norm),
             learning_rate: last.learning_rate,
+            module_rates: self
+                .module_factors
+                .iter()
+                .map(|(module, ends)| (module.clone(), ends.map(|end| end * last.learning_rate)))
+                .collect(),
             images_per_second: per_second(self.size.images as f64, seconds),
             tokens_per_second: per_second(self.size.tokens as f64, seconds),
             share_of_peak: match self.size.peak {
@@ -178,8 +193,20 @@ impl StepAverages {
                 .collect();
             line += &format!(" ({})", terms.join(", "));
         }
+        let modules = self.module_rates.iter().map(|(module, [least, most])| {
+            if least == most {
+                format!("{module} {most:.2e}")
+            } else {
+                format!("{module} {least:.2e} to {most:.2e}")
+            }
+        });
+        let modules: Vec<String> = modules.collect();
+        let modules = match &modules[..] {
+            [] => String::new(),
+            modules => format!(" ({})", modules.join(", ")),
+        };
         line + &format!(
-            "  grad {:.3}  lr {:.2e}  {}",
+            "  grad {:.3}  lr {:.2e}{modules}  {}",
             self.gradient_norm,
             self.learning_rate,
             self.rates()
@@ -200,6 +227,12 @@ impl StepAverages {
         .into();
         let terms = self.terms.iter();
         scalars.extend(terms.map(|(name, value)| (format!("loss.{name}"), *value)));
+        for (module, [least, most]) in &self.module_rates {
+            scalars.push((format!("learning_rate.{module}"), *most));
+            if least != most {
+                scalars.push((format!("learning_rate.{module}.least"), *least));
+            }
+        }
         scalars
     }
 

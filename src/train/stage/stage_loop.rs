@@ -179,7 +179,11 @@ impl<'a> StageLoop<'a> {
         let (mixture, inputs) = (self.mixture.clone(), self.inputs.clone());
         let left_out = LeftOut::new(&self.run.recipe, self.stage);
         let mut feed = Feed::new(self.stage, mixture, (inputs, left_out), votes, plan);
-        let mut log = ProgressLog::new(self.step_size(), &self.run.options.clock);
+        let rates = self.stage.peak_rates(&self.run.layout)?.into_iter();
+        let over_own = |rate: f64| rate / self.stage.learning_rate;
+        let factors = rates.map(|(module, ends)| (module.to_owned(), ends.map(over_own)));
+        let clock = &self.run.options.clock;
+        let mut log = ProgressLog::new(self.step_size(), factors.collect(), clock);
         let mut packing = PackingStats::default();
         self.masked = MaskedShare::default();
         // One that goes on after some steps was validated when these were done.
