@@ -139,6 +139,7 @@ fn check_three_parts(stage: &str) {
             select_layer: -1,
         },
         language: language_config(&settings["language"]),
+        teacher: None,
         embed_dim: 24,
         align: match settings["align"].as_str() {
             Some("embeddings") => Alignment::Embeddings,
@@ -154,6 +155,7 @@ fn check_three_parts(stage: &str) {
         pair: ContrastivePair::LanguageModel,
         holds_text_alone: false,
         regularisation: Regularisation::default(),
+        distillation: Default::default(),
     };
     let record = move |tape: &mut Tape| {
         let loss = record_objectives(tape, &config, &objectives, &shape)?;
@@ -206,6 +208,7 @@ fn the_sigmoid_pair_of_towers_agrees_with_pytorch() {
             select_layer: -1,
         },
         language: absent_language(),
+        teacher: None,
         embed_dim: 24,
         align: Alignment::Hidden,
     };
@@ -218,6 +221,7 @@ fn the_sigmoid_pair_of_towers_agrees_with_pytorch() {
         pair: ContrastivePair::TextTower,
         holds_text_alone: false,
         regularisation: Regularisation::default(),
+        distillation: Default::default(),
     };
     let shape = BatchShape {
         pack: 1,

@@ -3,6 +3,7 @@
 
 mod adapters;
 mod averages;
+mod distillation;
 mod runs;
 
 use std::collections::BTreeMap;

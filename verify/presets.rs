@@ -59,6 +59,7 @@ fn connector_between(vision: &str, language: &str) -> usize {
             select_layer: -1,
         },
         language: language_preset(language).expect("a preset"),
+        teacher: None,
         embed_dim: 1024,
         align: Alignment::default(),
     };

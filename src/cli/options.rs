@@ -125,6 +125,9 @@ pub(super) struct WeightsArgs {
     #[arg(long, value_name = "TEMPLATE", value_parser = named(&ChatTemplate::ALL, ChatTemplate::name), requires = "language",
         help_heading = heading::WEIGHTS)]
     chat: Option<ChatTemplate>,
+    /// Hugging Face folder whose vision tower is the teacher of stages with distillation_weight (settings and weights).
+    #[arg(long, value_name = "DIR", help_heading = heading::WEIGHTS)]
+    pub teacher: Option<PathBuf>,
     /// Folder of PEFT whose low-rank adapters (LoRA) the vision tower starts with.
     #[arg(long, value_name = "DIR", help_heading = heading::WEIGHTS)]
     pub vision_adapter: Option<PathBuf>,
@@ -150,6 +153,7 @@ impl WeightsArgs {
             image_size,
             language,
             chat,
+            teacher: self.teacher.clone().or(plan.teacher),
             vision_adapter: self.vision_adapter.clone().or(plan.vision_adapter),
             language_adapter: self.language_adapter.clone().or(plan.language_adapter),
         }

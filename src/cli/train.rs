@@ -64,7 +64,7 @@ pub(super) struct TrainArgs {
     out: Option<PathBuf>,
     /// Continue the run in this folder from its newest checkpoint, with the recipe stored there; repeat the other options.
     #[arg(long, value_name = "RUN", help_heading = heading::RUN,
-        conflicts_with_all = ["recipe", "out", "seed", "quick", "vision", "language", "vision_adapter", "language_adapter"])]
+        conflicts_with_all = ["recipe", "out", "seed", "quick", "vision", "language", "teacher", "vision_adapter", "language_adapter"])]
     resume: Option<PathBuf>,
     #[command(flatten)]
     data: DataArgs,

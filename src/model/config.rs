@@ -548,6 +548,10 @@ pub struct ModelConfig {
     pub connector: ConnectorConfig,
     /// The language model.
     pub language: LanguageConfig,
+    /// The teacher whose features a stage with `distillation_weight` holds the vision tower's to. An empty table makes it a frozen copy
+    /// of the tower.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<TeacherConfig>,
     /// Width E of the contrastive features.
     ///
     /// - Unit: channels
@@ -557,6 +561,16 @@ pub struct ModelConfig {
     /// Where the `align` module contrasts images with captions, in stages that go through the connector.
     #[serde(default)]
     pub align: Alignment,
+}
+
+/// The teacher of feature distillation: a vision tower that no stage trains.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TeacherConfig {
+    /// The settings of another tower, for the same images in the same patches. Without it the teacher is the vision tower as the first
+    /// stage that distills found it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tower: Option<VisionConfig>,
 }
 
 /// Where images and captions are contrasted in stages that go through the connector.
@@ -578,6 +592,53 @@ impl ModelConfig {
             / (self.connector.unshuffle_factor * self.connector.unshuffle_factor).max(1)
     }
 
+    /// The settings of the teacher's tower, where there is one.
+    pub fn teacher_tower(&self) -> Option<VisionConfig> {
+        let teacher = self.teacher.as_ref()?;
+        let copy = || self.vision.without_lora();
+        Some(teacher.tower.clone().unwrap_or_else(copy))
+    }
+
+    /// Whether features of the tower have to be projected into the teacher's width.
+    pub fn projects_features(&self) -> bool {
+        let teacher = self.teacher_tower();
+        teacher.is_some_and(|teacher| teacher.width != self.vision.width)
+    }
+
+    /// Refuses a teacher whose features are not of the same patches of the same images.
+    fn validate_teacher(&self) -> Result<()> {
+        let Some(tower) = self
+            .teacher
+            .as_ref()
+            .and_then(|teacher| teacher.tower.as_ref())
+        else {
+            return Ok(());
+        };
+        tower.validate().map_err(|problem| match problem {
+            Error::Setting { what, want, found } => {
+                Error::setting(what.replacen("vision", "teacher.tower", 1), want, found)
+            }
+            other => other,
+        })?;
+        let (own, of_tower) = (
+            [self.vision.image_size, self.vision.patch_size],
+            [tower.image_size, tower.patch_size],
+        );
+        if own != of_tower {
+            let words = |[side, patch]: [usize; 2]| format!("{side} pixels in patches of {patch}");
+            let want = format!("a tower for the vision tower's images, {}", words(own));
+            return Err(Error::setting("teacher.tower", want, words(of_tower)));
+        }
+        match &tower.lora {
+            None => Ok(()),
+            Some(_) => Err(Error::setting(
+                "teacher.tower.lora",
+                "none: nothing of it is trained",
+                "adapters",
+            )),
+        }
+    }
+
     /// Refuses settings that cannot be, alone or together.
     ///
     /// # Errors
@@ -588,6 +649,7 @@ impl ModelConfig {
         if let Some(text) = &self.text {
             text.validate()?;
         }
+        self.validate_teacher()?;
         positive("embed_dim", self.embed_dim)?;
         positive(
             "connector.unshuffle_factor",

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::vlm_losses::{ContrastivePair, Objectives, record_objectives};
-use super::{ModelConfig, Regularisation};
+use super::{Distillation, ModelConfig, Regularisation};
 use keel_base::error::Result;
 use keel_base::random::Stream;
 use keel_data::batch::BatchShape;
@@ -41,12 +41,17 @@ pub fn declare(config: &ModelConfig, kind: Contrastive) -> Result<Arc<ParameterL
         pair: ContrastivePair::LanguageModel,
         holds_text_alone: false,
         regularisation: Regularisation::default(),
+        distillation: Distillation {
+            weight: if config.teacher.is_some() { 1.0 } else { 0.0 },
+            ..Distillation::default()
+        },
     };
     // Recorded as a step would be, on a tape that only declares: parameters are listed nowhere else, so the list cannot
     // disagree.
     record_objectives(&mut tape, config, &objectives, &shape)?;
     if config.text.is_some() {
         let mut towers = Tape::declaring();
+        objectives.distillation = Distillation::default();
         objectives.next_token = 0.0;
         objectives.splices_images = false;
         objectives.pair = ContrastivePair::TextTower;

@@ -21,7 +21,7 @@ use keel_engine::program::Program;
 /// | patch dropout | [`KeptPatches`](ModelInput::KeptPatches) |
 /// | one of either, and samples without an image | [`Pairs`](ModelInput::Pairs) too |
 /// | several micro-batches a step | [`LossWeight`](ModelInput::LossWeight) |
-/// | several ranks, or `reproducible_across_ranks` | [`LossWeight`](ModelInput::LossWeight) with a next-token loss, [`ContrastiveWeight`](ModelInput::ContrastiveWeight) with a contrastive one |
+/// | several ranks, or `reproducible_across_ranks` | [`LossWeight`](ModelInput::LossWeight) with a next-token loss, [`ContrastiveWeight`](ModelInput::ContrastiveWeight) with a contrastive one or distillation |
 ///
 /// A batch has all of these arrays but the two weights of losses. Those that a stage's row does not name are not read there, and only those.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,7 +55,8 @@ pub enum ModelInput {
     CaptionIdentities,
     /// f32 `[1]`: the weight of a micro-batch's loss among those of its step.
     LossWeight,
-    /// f32 `[1]`: the weight of the contrastive loss where it has one of its own, of the micro-batches that it compares.
+    /// f32 `[1]`: the weight of the contrastive loss where it has one of its own, of the micro-batches that it compares, and of the loss
+    /// of distillation.
     ContrastiveWeight,
     /// i32 [B, K]: the numbers of the tokens that patch dropout leaves in each image, among all tokens of the batch.
     KeptPatches,

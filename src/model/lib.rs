@@ -9,6 +9,7 @@ mod block;
 mod config;
 mod connector;
 mod conversation;
+mod distillation;
 mod init;
 mod inputs;
 mod language;
@@ -26,9 +27,10 @@ pub use batch_inputs::BatchInputs;
 pub use block::{BlockConfig, MlpKind, NormKind};
 pub use config::{
     Alignment, ConnectorConfig, LanguageConfig, LearnedPositions, ModelConfig, OUTPUT_LAYER,
-    TextConfig, VisionConfig,
+    TeacherConfig, TextConfig, VisionConfig,
 };
 pub use connector::connector;
+pub use distillation::{DISTILLATION, Distillation, DistillationLoss, TEACHER};
 pub use init::{declare, initialise, initialise_one};
 pub use inputs::{ModelInput, unfed};
 pub use language::{

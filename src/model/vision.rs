@@ -58,12 +58,25 @@ pub fn vision_layers(
     images: Value,
     regularisation: &Regularisation,
 ) -> Result<TowerFeatures> {
+    tower_layers(tape, (config, "vision"), images, regularisation)
+}
+
+/// As [`vision_layers`], of a tower whose parameters and values are named after `module`.
+///
+/// # Errors
+/// Whatever recording reports.
+pub(super) fn tower_layers(
+    tape: &mut Tape,
+    (config, module): (&VisionConfig, &str),
+    images: Value,
+    regularisation: &Regularisation,
+) -> Result<TowerFeatures> {
     let count = tape.shape(images).dims()[0];
-    let scope = Scope::module("vision");
-    let mut x = tape.scoped("vision.patch_embed", |tape| {
+    let scope = Scope::module(module);
+    let mut x = tape.scoped(&scope.full("patch_embed"), |tape| {
         embedded(tape, &scope, config, images)
     })?;
-    tape.name(x, "vision.patches");
+    tape.name(x, scope.full("patches"));
     // After positions were added: a patch that stays knows where it was.
     if regularisation.patch_dropout > 0.0 {
         let kept = config.prefix_tokens() + regularisation.kept_patches(config.patches());
@@ -103,7 +116,7 @@ pub fn vision_layers(
             config.norm,
             config.norm_epsilon,
         )?;
-        tape.name(x, "vision.features");
+        tape.name(x, scope.full("features"));
     }
     Ok(TowerFeatures { output: x, layers })
 }

@@ -2,11 +2,12 @@
 
 use super::connector::connector;
 use super::conversation::{record_conversation, whole_images};
+use super::distillation::distill;
 use super::inputs::ModelInput;
 use super::language::{embed_tokens, language_head, language_step, language_trunk};
 use super::text::text_tower;
 use super::vision::{TowerFeatures, patch_tokens, vision_layers};
-use super::{Alignment, ModelConfig, Regularisation, Scope};
+use super::{Alignment, Distillation, ModelConfig, Regularisation, Scope};
 use keel_base::error::{Error, Result};
 use keel_data::batch::BatchShape;
 use keel_engine::ops::{self, Contrastive, ContrastiveMask, RankPairs};
@@ -48,6 +49,8 @@ pub struct Objectives {
     pub holds_text_alone: bool,
     /// What is left out of the vision tower at random.
     pub regularisation: Regularisation,
+    /// How the tower's features are held to the teacher's.
+    pub distillation: Distillation,
 }
 
 /// Pooled and projected features of both sides.
@@ -63,11 +66,13 @@ pub struct Losses {
     pub next_token: Option<(Value, f32)>,
     /// The contrastive loss; over several ranks this one's part of it.
     pub contrastive: Option<(Value, f32)>,
+    /// The loss of distillation.
+    pub distillation: Option<(Value, f32)>,
 }
 
 /// Records the losses of one batch and returns their weighted sum `[1]`.
 ///
-/// Inputs: those of [`ModelInput`] that the objectives need. Outputs: `loss`, `loss.next_token`, `loss.contrastive`.
+/// Inputs: those of [`ModelInput`] that the objectives need. Outputs: `loss`, `loss.next_token`, `loss.contrastive`, `loss.distillation`.
 ///
 /// # Errors
 /// [`Error::Setting`] when both weights are zero or a tower that the objectives need is missing.
@@ -78,7 +83,7 @@ pub fn record_objectives(
     shape: &BatchShape,
 ) -> Result<Value> {
     let losses = record_losses(tape, config, objectives, shape)?;
-    let terms: Vec<(Value, f32)> = [losses.next_token, losses.contrastive]
+    let terms: Vec<(Value, f32)> = [losses.next_token, losses.contrastive, losses.distillation]
         .into_iter()
         .flatten()
         .collect();
@@ -89,7 +94,7 @@ pub fn record_objectives(
 
 /// Records the losses of one batch. On a tape over several ranks the contrastive one is over the pairs of all of them.
 ///
-/// Inputs: those of [`ModelInput`] that the objectives need. Outputs: `loss.next_token`, `loss.contrastive`.
+/// Inputs: those of [`ModelInput`] that the objectives need. Outputs: `loss.next_token`, `loss.contrastive`, `loss.distillation`.
 ///
 /// # Errors
 /// As [`record_objectives`].
@@ -100,14 +105,19 @@ pub fn record_losses(
     shape: &BatchShape,
 ) -> Result<Losses> {
     let mut losses = Losses::default();
-    let needs_images = objectives.contrastive != 0.0 || objectives.splices_images;
+    let distills = objectives.distillation.weight != 0.0;
+    let needs_images = objectives.contrastive != 0.0 || objectives.splices_images || distills;
     let features = if needs_images {
-        Some(record_features_in_training(
-            tape,
-            config,
-            shape,
-            &objectives.regularisation,
-        )?)
+        let images = images_input(tape, config, shape);
+        let regularisation = &objectives.regularisation;
+        let features = vision_layers(tape, &config.vision, images, regularisation)?;
+        if distills {
+            let Distillation { weight, loss } = objectives.distillation;
+            let loss = distill(tape, config, images, &features, loss)?;
+            tape.output(loss, "loss.distillation");
+            losses.distillation = Some((loss, weight));
+        }
+        Some(features)
     } else {
         None
     };
@@ -166,24 +176,19 @@ pub fn record_losses(
     Ok(losses)
 }
 
+fn images_input(tape: &mut Tape, config: &ModelConfig, shape: &BatchShape) -> Value {
+    let side = config.vision.image_size;
+    let count = shape.tiling.slots + shape.batch;
+    tape.input(ModelInput::Images, TensorType::f32([count, 3, side, side]))
+}
+
 fn record_features(
     tape: &mut Tape,
     config: &ModelConfig,
     shape: &BatchShape,
 ) -> Result<TowerFeatures> {
-    record_features_in_training(tape, config, shape, &Regularisation::default())
-}
-
-fn record_features_in_training(
-    tape: &mut Tape,
-    config: &ModelConfig,
-    shape: &BatchShape,
-    regularisation: &Regularisation,
-) -> Result<TowerFeatures> {
-    let side = config.vision.image_size;
-    let count = shape.tiling.slots + shape.batch;
-    let images = tape.input(ModelInput::Images, TensorType::f32([count, 3, side, side]));
-    vision_layers(tape, &config.vision, images, regularisation)
+    let images = images_input(tape, config, shape);
+    vision_layers(tape, &config.vision, images, &Regularisation::default())
 }
 
 fn pool_image(tape: &mut Tape, config: &ModelConfig, features: Value) -> Result<Value> {

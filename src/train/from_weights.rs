@@ -39,6 +39,9 @@ pub struct PublishedWeights {
     /// Its chat template, where the folder does not say. Needs `language`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat: Option<ChatTemplate>,
+    /// A Hugging Face folder whose vision tower is the teacher of stages that distill.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<PathBuf>,
     /// A folder of PEFT whose adapters the vision tower starts with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vision_adapter: Option<PathBuf>,
@@ -62,6 +65,7 @@ impl PublishedWeights {
         let folders = [
             &self.vision,
             &self.language,
+            &self.teacher,
             &self.vision_adapter,
             &self.language_adapter,
         ];
@@ -153,6 +157,10 @@ impl Recipe {
             }
             self.language_weights = Some(absolute(path).map_err(|e| Error::io(path, "find", e))?);
             there.push("language");
+        }
+        if let Some(path) = &weights.teacher {
+            self.begin_with_teacher(path)?;
+            self.teacher_weights = Some(absolute(path).map_err(|e| Error::io(path, "find", e))?);
         }
         for (tower, path) in [
             (Tower::Vision, &weights.vision_adapter),
@@ -306,7 +314,8 @@ impl Recipe {
     ) -> Result<()> {
         let mut parts = self.starting_parts()?;
         parts.extend(further);
-        let adapted = self.give_adapters(layout, sink)?;
+        let mut given = self.give_adapters(layout, sink)?;
+        given.extend(self.give_teacher(layout, sink)?);
         let is_read = |entry: &ParameterEntry| {
             let mut layouts = parts.iter().map(|(_, part)| part.layout());
             layouts.any(|part| {
@@ -314,7 +323,7 @@ impl Recipe {
                 own.is_some_and(|own| own.spec.shape == entry.spec.shape)
             })
         };
-        let is_read = |entry: &ParameterEntry| adapted.contains(&entry.spec.name) || is_read(entry);
+        let is_read = |entry: &ParameterEntry| given.contains(&entry.spec.name) || is_read(entry);
         for entry in layout.entries().iter().filter(|entry| !is_read(entry)) {
             let mut values = vec![0.0; entry.spec.shape.numel()];
             initialise_one(&entry.spec, self.seed, &mut values);
@@ -337,7 +346,7 @@ impl Recipe {
     }
 }
 
-fn vision_of(part: &SubModel) -> VisionConfig {
+pub(super) fn vision_of(part: &SubModel) -> VisionConfig {
     match part.config() {
         SubModelConfig::Vision(config) => config.clone(),
         _ => unreachable!("only asked of what SubModel::vision found"),
@@ -345,7 +354,7 @@ fn vision_of(part: &SubModel) -> VisionConfig {
 }
 
 /// A processor's settings as a recipe has them.
-fn pixels_of(processor: &Processor) -> Pixels {
+pub(super) fn pixels_of(processor: &Processor) -> Pixels {
     Pixels {
         mean: processor.mean,
         std: processor.deviation,

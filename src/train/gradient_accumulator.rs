@@ -149,9 +149,16 @@ impl GradientAccumulator {
         if is_alone {
             self.loss += f64::from(weight.own) * scalar("loss")?;
         }
+        // A mean over a rank's images: of that over the images of all ranks it is an equal part, of its own micro-batch's the whole.
+        let ranks = match &self.parts {
+            Some(_) => 1,
+            None => session.program().world().ranks,
+        };
+        let of_images = weight.contrastive / ranks as f32;
         for (name, factor, weight) in [
             ("next_token", stage.next_token_weight, weight.own),
             ("contrastive", stage.contrastive_weight, weight.contrastive),
+            ("distillation", stage.distillation_weight, of_images),
         ] {
             if factor > 0.0 {
                 let term = f64::from(weight) * scalar(&format!("loss.{name}"))?;

@@ -18,6 +18,7 @@ mod scaling;
 mod stage;
 mod stage_data;
 mod step_program;
+mod teacher;
 mod trainer;
 mod validation;
 mod worlds;

@@ -9,7 +9,7 @@ use keel_data::batch::BatchShape;
 use keel_engine::executor::Session;
 use keel_engine::ops::{self, OptimizerInput, ParameterGroups, StepSettings, UpdateOptions};
 use keel_engine::program::{CompileOptions, PlannedOp, Program};
-use keel_engine::tape::{CompileTarget, ParameterLayout, Tape};
+use keel_engine::tape::{CompileTarget, ParameterLayout, Tape, Value};
 use keel_engine::tensor::{DType, TensorType};
 use keel_model::{BatchInputs, ModelInput, Objectives, record_losses, record_objectives};
 use keel_ranks::World;
@@ -102,13 +102,23 @@ fn record_weighted_losses(
     shape: &BatchShape,
 ) -> Result<()> {
     let losses = record_losses(tape, &recipe.model, objectives, shape)?;
+    // That of distillation is a mean over the rank's own images, of which all ranks have equally many: an equal part of the mean
+    // over all of them, which weighs as the contrastive loss over all of them does. In a tree both are of one micro-batch.
+    let ranks = match tape.tree() {
+        Some(_) => 1.0,
+        None => tape.world().ranks as f32,
+    };
+    let distillation = losses.distillation;
+    let distillation = distillation.map(|(loss, factor)| (loss, factor / ranks));
+    let next_token: Vec<(Value, f32)> = losses.next_token.into_iter().collect();
+    let of_all = losses.contrastive.into_iter().chain(distillation).collect();
     let mut seeds = Vec::new();
-    for (loss, input) in [
-        (losses.next_token, ModelInput::LossWeight),
-        (losses.contrastive, ModelInput::ContrastiveWeight),
+    for (terms, input) in [
+        (next_token, ModelInput::LossWeight),
+        (of_all, ModelInput::ContrastiveWeight),
     ] {
-        if let Some(term) = loss {
-            let loss = ops::weighted_sum(tape, &[term])?;
+        if !terms.is_empty() {
+            let loss = ops::weighted_sum(tape, &terms)?;
             seeds.push((loss, tape.input(input, TensorType::f32([1]))));
         }
     }

@@ -377,6 +377,7 @@ impl SubModel {
             text: None,
             connector: form.read(&settings)?,
             language: language.clone(),
+            teacher: None,
             embed_dim: 1,
             align: Alignment::default(),
         };

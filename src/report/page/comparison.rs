@@ -133,6 +133,7 @@ fn losses(records: &[RunRecord], names: &[String]) -> String {
         for (key, what) in [
             ("loss.next_token", "next token"),
             ("loss.contrastive", "contrastive"),
+            ("loss.distillation", "distillation"),
         ] {
             let line = |(record, name): (&RunRecord, &String)| {
                 let steps = record.steps.get(stage)?.iter();

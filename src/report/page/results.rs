@@ -33,6 +33,7 @@ pub(super) fn curves(record: &RunRecord) -> String {
             vec![
                 line("next token", "loss.next_token", 1.0),
                 line("contrastive", "loss.contrastive", 1.0),
+                line("distillation", "loss.distillation", 1.0),
             ],
         ),
         chart(

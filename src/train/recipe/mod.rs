@@ -96,6 +96,10 @@ pub struct Recipe {
     /// `--vision` and `--language` name the same folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connector_weights: Option<String>,
+    /// A Hugging Face folder with the weights of the teacher of feature distillation; `model.teacher.tower` must agree with its
+    /// settings. `--teacher` sets both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_weights: Option<String>,
     /// A folder of PEFT with the first values of the vision tower's adapters; `model.vision.lora` must agree with its settings.
     /// `--vision-adapter` sets both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -220,8 +224,11 @@ impl Recipe {
         let is_factor = key == "model.connector.unshuffle_factor" && is_possible;
         let adapters = [&weights.vision_adapter, &weights.language_adapter];
         let brings_adapters = adapters.into_iter().any(Option::is_some);
-        let is_trains = key.starts_with("stage.") && key.ends_with(".trains");
-        weights.vision.is_some() && is_factor || brings_adapters && is_trains
+        let is_of_stage = |name: &str| key.starts_with("stage.") && key.ends_with(name);
+        weights.vision.is_some() && is_factor
+            || (brings_adapters || weights.teacher.is_some()) && is_of_stage(".trains")
+            || weights.teacher.is_some()
+                && (is_of_stage(".distillation_weight") || key.starts_with("model.teacher"))
     }
 
     fn parse_unchecked<'a>(

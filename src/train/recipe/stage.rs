@@ -13,7 +13,7 @@ use keel_data::task::Task;
 use keel_data::tiles::Tiling;
 use keel_emoji::tasks::{DENSE_CAPTIONS, FACTS, OCR, SHORT_CAPTIONS, VQA};
 use keel_engine::ops::Contrastive;
-use keel_model::{ContrastivePair, Objectives, Regularisation};
+use keel_model::{ContrastivePair, Distillation, DistillationLoss, Objectives, Regularisation};
 use keel_panels::tasks::{PANELS_DENSE, PANELS_FACTS, PANELS_QUESTIONS, PANELS_SHORT};
 
 /// What a stage is for. It decides what the contrastive loss compares and whether images are spliced into conversations.
@@ -49,8 +49,8 @@ pub struct Stage {
     pub name: String,
     /// What the stage is for.
     pub kind: StageKind,
-    /// The modules it trains: out of `vision`, `text`, `contrastive`, `connector`, `align`, `language` and `lora`, the adapters of
-    /// tower and language model. All others are frozen, bit for bit.
+    /// The modules it trains: out of `vision`, `text`, `contrastive`, `connector`, `align`, `language`, `lora`, the adapters of
+    /// tower and language model, and `distillation`, the projection into the width of the teacher. All others are frozen, bit for bit.
     ///
     /// - Range: at least one
     /// - Source: stage I `connector`, stage II `vision` too, stage III all (SAIL-VL2 report, arXiv 2509.14033, §2.1.1); `align`
@@ -85,6 +85,16 @@ pub struct Stage {
     /// - Source: 0, as published; the built-in recipes' weights are this project's own
     #[serde(default)]
     pub contrastive_weight: f32,
+    /// Weight of the loss by which features of the vision tower are held to those of the teacher, `[model.teacher]`: the remedy where
+    /// training makes the tower forget. The teacher's forward pass is part of every step. Beside another loss alone.
+    ///
+    /// - Range: 0 (off) to 10⁶; above 0 in a stage that trains `vision` or its adapters, without `patch_dropout`
+    /// - Source: method of FitNets (Romero et al. 2015)
+    #[serde(default, skip_serializing_if = "is_zero_f32")]
+    pub distillation_weight: f32,
+    /// The form of that loss. Without it `cosine`. For a stage with `distillation_weight` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distillation_loss: Option<DistillationLoss>,
     /// What the contrastive loss compares images with. Without it, the text tower in a warm start, where nothing else can be,
     /// and the language model elsewhere. A stage of another kind with the text tower has no next-token loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -313,6 +323,9 @@ fn is_zero(count: &usize) -> bool {
 fn is_one_f64(number: &f64) -> bool {
     *number == 1.0
 }
+fn is_zero_f32(number: &f32) -> bool {
+    *number == 0.0
+}
 fn is_zero_f64(number: &f64) -> bool {
     *number == 0.0
 }
@@ -375,6 +388,10 @@ impl Stage {
             },
             holds_text_alone: self.holds_text_alone(),
             regularisation: self.regularisation(),
+            distillation: Distillation {
+                weight: self.distillation_weight,
+                loss: self.distillation_loss.unwrap_or_default(),
+            },
         }
     }
 
@@ -453,4 +470,5 @@ pub const MODULES: &[&str] = &[
     "align",
     "language",
     "lora",
+    "distillation",
 ];

@@ -11,7 +11,7 @@ use crate::worlds::{TASKS, task_named};
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_data::records::MOST_IMAGES;
 use keel_data::tokenizer;
-use keel_model::LORA;
+use keel_model::{DISTILLATION, LORA};
 
 /// Rows of a batch, B·T, are counted in 32 bits by the kernels' index inputs.
 const MOST_ROWS: usize = i32::MAX as usize;
@@ -116,6 +116,7 @@ fn validate_stage(recipe: &Recipe, stage: &Stage) -> Result<()> {
     let trains_them = stage.trains.iter().any(|module| module == LORA);
     let want = "modules of the model, which has no adapters without [model.language.lora] or [model.vision.lora]";
     require("trains", has_adapters || !trains_them, want, LORA)?;
+    validate_distillation(recipe, stage)?;
     validate_data(stage)?;
     validate_contrast(stage)?;
     validate_sizes(recipe, stage)?;
@@ -181,6 +182,55 @@ fn validate_contrast(stage: &Stage) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// A teacher is needed where a stage distills, and a stage that distills where there is something only that would train.
+fn validate_distillation(recipe: &Recipe, stage: &Stage) -> Result<()> {
+    let (model, weight) = (&recipe.model, stage.distillation_weight);
+    let key = "distillation_weight";
+    require(key, (0.0..=1e6).contains(&weight), "0 or above", weight)?;
+    let trains = |module: &str| stage.trains.iter().any(|trained| trained == module);
+    if weight == 0.0 {
+        let want = "left out in a stage without distillation_weight";
+        require(
+            "distillation_loss",
+            stage.distillation_loss.is_none(),
+            want,
+            "given",
+        )?;
+        let want = "modules of the stage, which distills nothing without distillation_weight";
+        return require("trains", !trains(DISTILLATION), want, DISTILLATION);
+    }
+    let want = "0 in a recipe without a teacher, [model.teacher]";
+    require(key, model.teacher.is_some(), want, weight)?;
+    let learns = trains("vision") || trains(LORA) && model.vision.lora.is_some();
+    let want = "0 in a stage that trains neither vision nor adapters of it";
+    require(key, learns, want, weight)?;
+    let want = "0 in a stage that distills, whose teacher sees all patches";
+    require(
+        "patch_dropout",
+        stage.patch_dropout == 0.0,
+        want,
+        stage.patch_dropout,
+    )?;
+    let (projects, own) = (model.projects_features(), model.vision.width);
+    let theirs = model.teacher_tower().map_or(own, |tower| tower.width);
+    let want = format!(
+        "{DISTILLATION} among them, the projection of the tower's width, {own}, into the teacher's, {theirs}"
+    );
+    require(
+        "trains",
+        !projects || trains(DISTILLATION),
+        want,
+        "without it",
+    )?;
+    let want = "modules of the model, in which tower and teacher are equally wide and nothing is projected";
+    require(
+        "trains",
+        projects || !trains(DISTILLATION),
+        want,
+        DISTILLATION,
+    )
 }
 
 fn validate_images(stage: &Stage) -> Result<()> {

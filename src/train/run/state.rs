@@ -298,7 +298,7 @@ impl Run {
     }
 
     /// Gives modules that stage `index` starts afresh new first values: the same ones whenever it begins, by the run's seed and
-    /// the stage's name.
+    /// the stage's name; and makes the teacher a copy of the tower where that is due.
     ///
     /// # Errors
     /// Whatever the executor reports.
@@ -312,7 +312,8 @@ impl Run {
             initialise_one(&entry.spec, seed, &mut values);
             self.executor.write_parameters(entry.offset, &values)?;
         }
-        Ok(())
+        self.recipe
+            .copy_teacher(index, &self.layout, self.executor.as_ref())
     }
 
     /// The data of stage `index`.

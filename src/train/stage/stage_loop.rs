@@ -483,7 +483,7 @@ pub(crate) fn write_micro_batch(
     if !has_own && stage.micro_batches() > 1 || has_own && stage.next_token_weight > 0.0 {
         session.write_f32(ModelInput::LossWeight.name(), &[weight.own])?;
     }
-    if has_own && stage.contrastive_weight > 0.0 {
+    if has_own && (stage.contrastive_weight > 0.0 || stage.distillation_weight > 0.0) {
         session.write_f32(ModelInput::ContrastiveWeight.name(), &[weight.contrastive])?;
     }
     if tree.is_some_and(|count| count > 1) {
