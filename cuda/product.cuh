@@ -192,6 +192,22 @@ DEVICE void product_sums(Accumulators<Shape>& acc, ProductStorage<Shape, A, B>& 
     }
 }
 
+// A lane's part of a row of results; neighbouring lanes have neighbouring parts.
+DEVICE void load_result(float (&values)[4], const float* from) { load_elements(values, from); }
+// Eight lanes read at once, 16 bytes each, and the eight elements of a lane are 32: four of the lanes begin with their second
+// half, so that no bank is met twice.
+DEVICE void load_result(float (&values)[8], const float* from) {
+    const bool is_turned = threadIdx.x / 4 % 2 == 1;
+    float first[4], second[4];
+    load_elements(first, from + (is_turned ? 4 : 0));
+    load_elements(second, from + (is_turned ? 0 : 4));
+    UNROLL
+    for (int i = 0; i < 4; ++i) {
+        values[i] = is_turned ? second[i] : first[i];
+        values[4 + i] = is_turned ? first[i] : second[i];
+    }
+}
+
 // The tile of C at `place`, as product_sums makes it. `finish(row, column, values)` is called for each group of kWidth
 // neighbouring columns of the tile that begins within C [rows, columns], once, by one thread; the last group of a row may
 // reach past the end. All threads of the block take part. The storage may be used again behind a barrier.
@@ -226,14 +242,7 @@ DEVICE void product(ProductStorage<Shape, A, B>& storage, const A& a, const B& b
         const int row = i / kAcross, column = i % kAcross * kWidth;
         if (place.m + row >= rows || place.n + column >= columns) continue;
         float values[kWidth];
-        UNROLL
-        for (int v = 0; v < kWidth; v += 4) {
-            const uint4 raw = load_16_bytes(&storage.result.element[row][column + v]);
-            values[v] = __uint_as_float(raw.x);
-            values[v + 1] = __uint_as_float(raw.y);
-            values[v + 2] = __uint_as_float(raw.z);
-            values[v + 3] = __uint_as_float(raw.w);
-        }
+        load_result(values, &storage.result.element[row][column]);
         finish(place.m + row, place.n + column, values);
     }
 }
