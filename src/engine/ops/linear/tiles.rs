@@ -19,7 +19,7 @@ struct Chip {
     bytes: f64,
 }
 
-/// The chips that the cut of a product is weighed for. They are constants and not the chip at hand: where a sum is split decides its bits.
+/// The chips that the cut of a product is weighed for, the smallest first. They are constants and not the chip at hand: where a sum is split decides its bits.
 /// Speeds from NVIDIA's data sheets; of Hopper's tensor cores `mma.sync` reaches 0.62 (Luo et al. 2024, table 7).
 const CHIPS: [Chip; 3] = [
     // A100: 2048 operations a cycle, 2.04 TB/s at 1.41 GHz.
@@ -72,9 +72,9 @@ impl Tiling {
     /// A product whose sum every block takes whole.
     pub fn whole([rows, columns, inner]: [usize; 3], dtype: DType) -> Tiling {
         let large = Tiling::new([rows, columns, inner], dtype, LARGE_TILE, 1);
-        // Large tiles read each operand less often, but only if there is one for every multiprocessor; otherwise half
-        // the chip would stand by.
-        if large.down * large.across >= MULTIPROCESSORS {
+        // Large tiles read each operand less often, and a product takes half as long again with small ones; but only if there
+        // is one for every multiprocessor of the smallest chip. Otherwise half the chip would stand by.
+        if large.down * large.across >= CHIPS[0].multiprocessors {
             large
         } else {
             Tiling::new([rows, columns, inner], dtype, SMALL_TILE, 1)
