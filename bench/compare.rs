@@ -163,15 +163,22 @@ const FORMS: [(&str, Option<&str>); 3] = [
     ("eager bf16", Some("--bf16")),
 ];
 
-/// Runs Keel and PyTorch in turn and prints both with the ratios, then every row for bench/results.
-pub fn compare(python: &str) -> Result<(), String> {
+/// Runs Keel and PyTorch in turn, on every step or `only` one, and prints both with the ratios, then every row for bench/results.
+pub fn compare(python: &str, only: Option<&str>) -> Result<(), String> {
+    let steps = STEPS.into_iter().chain([PUBLISHED_STEP]);
+    let mut steps: Vec<&str> = steps.map(|(step, _)| step).collect();
+    steps.extend([BUDGETED, FEATURES]);
+    if let Some(only) = only.filter(|only| !steps.contains(only)) {
+        let known = steps.join(", ");
+        return Err(format!("--step takes one of {known}, not {only}"));
+    }
+    steps.retain(|step| only.is_none_or(|only| only == *step));
     println!(
         "| step | Keel f32 | of peak | processor | PyTorch f32 | tuned allocator | PyTorch bf16 | Keel bf16 | processor | f32 ÷ f32 | bf16 ÷ better PyTorch | peak MiB: Keel f32 (plan), bf16 (plan) | PyTorch f32, bf16 |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|");
-    let steps = STEPS.into_iter().chain([PUBLISHED_STEP]);
     let mut rows = Vec::new();
-    for step in steps.map(|(step, _)| step).chain([BUDGETED, FEATURES]) {
+    for step in steps {
         let programs = run(step, python)?;
         println!("{}", line(step, &programs));
         rows.extend(programs.iter().map(|program| row(step, program)));

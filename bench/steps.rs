@@ -2,7 +2,7 @@
 //!
 //!     cargo bench --bench steps                                  criterion
 //!     cargo bench --bench steps -- --profile [--precision bf16]  where the time of a step goes
-//!     cargo bench --bench steps -- --against-pytorch [PYTHON]    both, burst by burst in turn, with ratios
+//!     cargo bench --bench steps -- --against-pytorch [PYTHON]    both, burst by burst in turn, with ratios; --step STEP: one step
 //!     cargo bench --bench steps -- --precisions                  f32 and bf16 in turn, with wall and processor time
 //!     steps --one STEP --device cpu|simt|cuda                    one line of JSON, on any device
 //!     steps --serve STEP [--precision bf16]                      a burst of steps for each line of input
@@ -83,7 +83,8 @@ fn main() -> ExitCode {
         let python = python
             .filter(|p| !p.starts_with("--"))
             .map_or("python3", String::as_str);
-        return match compare::compare(python) {
+        let only = after("--step").flatten().map(String::as_str);
+        return match compare::compare(python, only) {
             Ok(()) => ExitCode::SUCCESS,
             Err(problem) => {
                 eprintln!("error: {problem}");
