@@ -65,18 +65,29 @@ impl Recipe {
         }
     }
 
-    /// Takes the settings of a folder of adapters.
+    /// Takes the settings of a folder of adapters. Returns what is worth saying of those that are not taken.
     ///
     /// # Errors
     /// As [`AdapterFolder::open`] and [`AdapterFolder::lora`].
-    pub(crate) fn begin_with_adapter(&mut self, tower: Tower, path: &Path) -> Result<()> {
+    pub(crate) fn begin_with_adapter(
+        &mut self,
+        tower: Tower,
+        path: &Path,
+    ) -> Result<Option<String>> {
         let modules = self.linear_modules(tower, None)?;
-        let lora = AdapterFolder::open(path)?.lora(&self.block(tower), &modules)?;
+        let folder = AdapterFolder::open(path)?;
+        let lora = folder.lora(&self.block(tower), &modules)?;
         match tower {
             Tower::Vision => self.model.vision.lora = Some(lora),
             Tower::Language => self.model.language.lora = Some(lora),
         }
-        Ok(())
+        let dropout = folder.dropout();
+        Ok((dropout != 0.0).then(|| {
+            format!(
+                "the adapters in {} were trained with lora_dropout {dropout}, and are trained without it here",
+                path.display()
+            )
+        }))
     }
 
     /// Gives the values of the adapters that the recipe's folders hold; returns the names of their parameters.

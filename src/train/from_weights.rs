@@ -167,7 +167,7 @@ impl Recipe {
             (Tower::Language, &weights.language_adapter),
         ] {
             if let Some(path) = path {
-                self.begin_with_adapter(tower, path)?;
+                notes.extend(self.begin_with_adapter(tower, path)?);
                 let path = absolute(path).map_err(|e| Error::io(path, "find", e))?;
                 match tower {
                     Tower::Vision => self.vision_adapter = Some(path),

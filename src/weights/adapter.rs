@@ -282,6 +282,13 @@ impl AdapterFolder {
         Ok(folder)
     }
 
+    /// The share of their inputs that was left out at random while the adapters were trained (`lora_dropout`); 0 where the folder
+    /// does not say. It changes nothing of what they compute.
+    pub fn dropout(&self) -> f64 {
+        let rate = self.folder.config().get("lora_dropout");
+        rate.and_then(Json::as_f64).unwrap_or(0.0)
+    }
+
     /// The settings of the adapters for a tower, `vision` or `language`, whose blocks are `block` and whose modules the folder of
     /// weights calls `modules`.
     ///

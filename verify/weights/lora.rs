@@ -290,6 +290,15 @@ fn adapters_that_do_not_fit_are_refused_by_name() {
             .unwrap_err()
             .to_string()
     };
+    let came = AdapterFolder::open(&hub("qwen2").join("lora")).unwrap();
+    assert_eq!(came.dropout(), 0.0);
+    let ranked = |config: &mut Json| {
+        config["lora_dropout"] = json!(0.05);
+        config["r"] = json!(4);
+    };
+    refused(&ranked);
+    let dropped = AdapterFolder::open(folder.path()).unwrap();
+    assert_eq!(dropped.dropout(), 0.05, "told, and no reason to refuse");
     let shape = refused(&|config| config["r"] = json!(4));
     assert!(
         shape.contains("lora_A.weight") && shape.contains("4 is wanted"),
