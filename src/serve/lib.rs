@@ -1,6 +1,6 @@
 //! Answers of a run over HTTP, as clients of OpenAI's chat completions ask for them, and a page to ask with.
 //!
-//! One thread computes ([`engine`]); connections only wait for it. Nothing is fetched from an address that a request names, and
+//! One thread computes (`engine`); connections only wait for it. Nothing is fetched from an address that a request names, and
 //! no file is read for one.
 #![deny(unsafe_code)]
 

@@ -28,7 +28,7 @@ pub const MICRO_BATCH_INDEX: &str = "micro_batch_index";
 /// Elements of one task.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
 
-/// Records the addition of a part f32 [n] to what waits, f32 [levels · n] with levels = [`partial_sums`] of `count`, as part
+/// Records the addition of a part f32 `[n]` to what waits, f32 `[levels · n]` with levels = [`partial_sums`] of `count`, as part
 /// `index`, i32 `[1]`. Returns the sum so far of the subtree that the part has completed, which with the last part is the sum
 /// of all, and what waits then.
 ///
