@@ -160,6 +160,7 @@ def main():
             if not line:
                 raise SystemExit("keel serve did not start")
         address = line.split("a page at ")[1].strip()
+        arguments.out.mkdir(parents=True, exist_ok=True)
         for name, width, height in [("page.png", 1180, 800), ("page-phone.png", 390, 800)]:
             browser = Browser(width, height, name != "page.png")
             out = arguments.out / name
