@@ -15,7 +15,11 @@ use keel_eval::{
 };
 
 /// The sizes to measure with after a stage; nothing after one that sees no images.
-fn settings_after(stage: &Stage, images: usize, is_connected: bool) -> Option<MeasureSettings> {
+pub(super) fn settings_after(
+    stage: &Stage,
+    images: usize,
+    is_connected: bool,
+) -> Option<MeasureSettings> {
     let settings = evaluation_settings(stage, images)?;
     Some(MeasureSettings {
         images,

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::settings::{eval_context, evaluation_settings};
+use super::measuring::settings_after;
+use super::settings::eval_context;
 use crate::recipe::Recipe;
 use crate::worlds::eval_suite;
 use keel_base::error::Result;
@@ -61,14 +62,7 @@ pub(crate) fn tower_change(
 /// What is measured of the target on sets of `images` images, by the tower or the language model alone.
 fn target_settings(recipe: &Recipe, images: usize) -> MeasureSettings {
     let stage = recipe.stages.last().expect("a recipe has stages");
-    let sizes = evaluation_settings(stage, images).expect("a target stage sees images");
-    MeasureSettings {
-        images,
-        questions_per_kind: sizes.questions_per_kind,
-        tokens: sizes.tokens,
-        caption_tokens: sizes.caption_tokens,
-        is_connected: false,
-    }
+    settings_after(stage, images, false).expect("a target stage sees images")
 }
 
 /// Opens the device for a model with these parameters.
