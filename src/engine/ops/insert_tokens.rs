@@ -5,6 +5,8 @@
 
 use rayon::prelude::*;
 
+use super::position::sum_over_batch;
+use super::shapes::expect_tokens;
 use crate::launch::{Argument, Launch, index, kernels, move_blocks};
 use crate::tape::{
     Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Tape, Value, with_element,
@@ -19,13 +21,6 @@ use keel_base::error::{Error, Result};
 /// [`Error::Shape`] when the widths differ or a row has no place `at`.
 pub fn insert_tokens(tape: &mut Tape, x: Value, tokens: Value, at: usize) -> Result<Value> {
     tape.record_one(InsertTokens { at }, &[x, tokens])
-}
-
-fn three_dims(op: &'static str, name: &str, ty: &TensorType) -> Result<[usize; 3]> {
-    match *ty.shape.dims() {
-        [b, t, c] if ty.dtype.is_float() => Ok([b, t, c]),
-        _ => Err(Error::shape(op, name, "floats [B, T, C]", ty)),
-    }
 }
 
 /// Inputs: x, tokens. Output: y.
@@ -61,7 +56,7 @@ impl Op for InsertTokens {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [b, t, c] = three_dims(self.name(), "x", &inputs[0])?;
+        let [b, t, c] = expect_tokens(self.name(), "x", inputs[0])?;
         if self.at > t {
             let want = format!("at least {} tokens", self.at);
             return Err(Error::shape(self.name(), "x", want, inputs[0]));
@@ -172,7 +167,7 @@ impl Op for RemoveTokens {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [b, t, c] = three_dims(self.name(), "dy", &inputs[0])?;
+        let [b, t, c] = expect_tokens(self.name(), "dy", inputs[0])?;
         let shape = [b, t - self.count, c];
         Ok(vec![TensorType::new(inputs[0].dtype, shape)])
     }
@@ -234,18 +229,7 @@ impl SumTokens {
         };
         let dy = args.inputs.of::<T>(0);
         let [tokens] = args.outputs.f32();
-        // A task has one token's row and goes through the batch in order: one writer, a fixed order of additions.
-        tokens
-            .par_chunks_mut(c)
-            .enumerate()
-            .for_each(|(token, sum)| {
-                sum.fill(0.0);
-                for sample in dy.chunks(t * c) {
-                    for (sum, dy) in sum.iter_mut().zip(&sample[(self.at + token) * c..]) {
-                        *sum += dy.widen();
-                    }
-                }
-            });
+        sum_over_batch(dy, [t, c], self.at, tokens);
     }
 }
 
@@ -255,7 +239,7 @@ impl Op for SumTokens {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [_, _, c] = three_dims(self.name(), "dy", &inputs[0])?;
+        let [_, _, c] = expect_tokens(self.name(), "dy", inputs[0])?;
         Ok(vec![TensorType::f32([self.count, c])])
     }
 

@@ -7,6 +7,7 @@
 
 use rayon::prelude::*;
 
+use super::shapes::expect_tokens;
 use crate::launch::{Argument, Launch, index, kernels, move_blocks};
 use crate::tape::{
     Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Tape, Value, with_element,
@@ -41,13 +42,6 @@ pub fn add_position(
 /// [`Error::Shape`] when nothing would be left.
 pub fn drop_tokens(tape: &mut Tape, x: Value, first: usize) -> Result<Value> {
     tape.record_one(DropTokens { first }, &[x])
-}
-
-fn three_dims(op: &'static str, name: &str, ty: &TensorType) -> Result<[usize; 3]> {
-    match *ty.shape.dims() {
-        [b, t, c] if ty.dtype.is_float() => Ok([b, t, c]),
-        _ => Err(Error::shape(op, name, "floats [B, T, C]", ty)),
-    }
 }
 
 /// The launch of `position_shift`: y [B, T, C] takes the tokens of x moved by `shift` places.
@@ -106,7 +100,7 @@ impl Op for AddPosition {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
         const OP: &str = "add_position";
-        let [b, t, c] = three_dims(OP, "x", &inputs[0])?;
+        let [b, t, c] = expect_tokens(OP, "x", inputs[0])?;
         let tokens = t + usize::from(self.class_token);
         match *inputs[1].shape.dims() {
             [rows, width] if rows >= tokens && width == c && inputs[1].dtype == inputs[0].dtype => {
@@ -210,6 +204,28 @@ impl Op for AddPosition {
     }
 }
 
+/// Sums over the batch the tokens of dy [B, T, C] from `first` on: sums f32 [rows, C], with zeros where the tokens have ended.
+pub(super) fn sum_over_batch<T: Element>(
+    dy: &[T],
+    [t, c]: [usize; 2],
+    first: usize,
+    sums: &mut [f32],
+) {
+    // A task has one token's row and goes through the batch in order: one writer, a fixed order of additions.
+    sums.par_chunks_mut(c).enumerate().for_each(|(row, sum)| {
+        sum.fill(0.0);
+        let token = first + row;
+        if token >= t {
+            return;
+        }
+        for sample in dy.chunks(t * c) {
+            for (sum, dy) in sum.iter_mut().zip(&sample[token * c..]) {
+                *sum += dy.widen();
+            }
+        }
+    });
+}
+
 /// Sums dy [B, T, C] over the batch: ∂p [rows, C], and a copy of its first row for the class token.
 #[derive(Clone, Copy, Debug)]
 struct BackwardPosition {
@@ -224,32 +240,13 @@ impl BackwardPosition {
             unreachable!("inferred")
         };
         let dy = args.inputs.of::<T>(0);
-        let sum = |position: &mut [f32]| {
-            position
-                .par_chunks_mut(c)
-                .enumerate()
-                .for_each(|(token, sum)| {
-                    // A task has one token's row and goes through the batch in order: one writer, a fixed order of
-                    // additions.
-                    sum.fill(0.0);
-                    // The table may be longer than the sequence; its further rows get no gradient.
-                    if token >= t {
-                        return;
-                    }
-                    for sample in dy.chunks(t * c) {
-                        for (sum, dy) in sum.iter_mut().zip(&sample[token * c..]) {
-                            *sum += dy.widen();
-                        }
-                    }
-                });
-        };
         if self.class_token {
             let [position, class_token] = args.outputs.f32();
-            sum(position);
+            sum_over_batch(dy, [t, c], 0, position);
             class_token.copy_from_slice(&position[..c]);
         } else {
             let [position] = args.outputs.f32();
-            sum(position);
+            sum_over_batch(dy, [t, c], 0, position);
         }
     }
 }
@@ -260,7 +257,7 @@ impl Op for BackwardPosition {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [_, _, c] = three_dims(self.name(), "dy", &inputs[0])?;
+        let [_, _, c] = expect_tokens(self.name(), "dy", inputs[0])?;
         let mut outputs = vec![TensorType::f32([self.rows, c])];
         if self.class_token {
             outputs.push(TensorType::f32([c]));
@@ -346,7 +343,7 @@ impl Op for DropTokens {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [b, t, c] = three_dims("drop_tokens", "x", &inputs[0])?;
+        let [b, t, c] = expect_tokens("drop_tokens", "x", inputs[0])?;
         if self.first >= t {
             let want = format!("more than {} tokens", self.first);
             return Err(Error::shape("drop_tokens", "x", want, inputs[0]));
@@ -426,7 +423,7 @@ impl Op for PadTokens {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
-        let [b, t, c] = three_dims(self.name(), "dy", &inputs[0])?;
+        let [b, t, c] = expect_tokens(self.name(), "dy", inputs[0])?;
         let shape = [b, t + self.first, c];
         Ok(vec![TensorType::new(inputs[0].dtype, shape)])
     }

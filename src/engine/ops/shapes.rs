@@ -28,6 +28,14 @@ pub(super) fn expect_float(
     Ok(())
 }
 
+/// `got` holds floats [B, T, C]: T tokens of C columns in each of B batch rows. Returns B, T and C.
+pub(super) fn expect_tokens(op: &'static str, tensor: &str, got: TensorType) -> Result<[usize; 3]> {
+    match *got.shape.dims() {
+        [b, t, c] if got.dtype.is_float() => Ok([b, t, c]),
+        _ => Err(Error::shape(op, tensor, "floats [B, T, C]", got)),
+    }
+}
+
 /// `got` is of this type and shape; `rule` says why in the letters of the op's documentation.
 pub(super) fn expect_type(
     op: &'static str,
