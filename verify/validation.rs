@@ -426,6 +426,34 @@ fn what_cannot_be_validated_is_refused_by_name() {
 }
 
 #[test]
+fn held_out_samples_that_share_sequences_have_the_losses_of_samples_apart() {
+    let folder = prepared(&["warm-up"]);
+    // Sequences of so many tokens that not every batch holds all samples that it could.
+    let of = |pack: &str, run: &str| {
+        let set = format!("stage.warm-up.samples_per_sequence={pack}");
+        let more = [
+            "--validate",
+            "held",
+            "--max-steps",
+            "1",
+            "--set",
+            "stage.warm-up.contrastive_weight=0",
+            "--set",
+            &set,
+        ];
+        train(folder.path(), run, &more).fine();
+        validations(&folder.path().join(run)).swap_remove(0)
+    };
+    let (apart, packed) = (of("1", "apart"), of("4", "packed"));
+    assert_eq!(apart["samples"], 9);
+    assert_eq!(packed["samples"], 9);
+    let loss = |row: &Value| row["loss.captions"].as_f64().unwrap();
+    // The same sums in other shapes: a few roundings of f32 for each of the values that a loss goes through.
+    let error = (loss(&packed) / loss(&apart) - 1.0).abs();
+    assert!(error < 64.0 * f64::from(f32::EPSILON), "{apart} {packed}");
+}
+
+#[test]
 fn memory_of_a_validation_is_planned_and_held_to_the_limit() {
     let folder = prepared(&["warm-up"]);
     let plan = ["plan", "--recipe", "recipe.toml", "--threads", "1"];

@@ -47,11 +47,6 @@ pub fn assemble(
     weighting: TokenWeighting,
     tokenizer: &ChatTokenizer,
 ) -> Result<Batch> {
-    assert_eq!(
-        shape.image_id,
-        tokenizer.image(),
-        "a shape is made for one tokeniser"
-    );
     if samples.len() != shape.batch {
         return Err(Error::content(
             "a batch",
@@ -59,6 +54,29 @@ pub fn assemble(
             "give as many samples as the batch has rows",
         ));
     }
+    assemble_at_most(samples, shape, weighting, tokenizer)
+}
+
+/// As [`assemble`], with fewer samples than the batch has rows, or as many. Rows without a sample are padding alone: nothing in them
+/// weighs, and they have no part in a contrastive loss.
+///
+/// # Errors
+/// As [`assemble`], but for the number of samples.
+///
+/// # Panics
+/// When there are more samples than rows; as [`assemble`].
+pub(super) fn assemble_at_most(
+    samples: &[Sample],
+    shape: &BatchShape,
+    weighting: TokenWeighting,
+    tokenizer: &ChatTokenizer,
+) -> Result<Batch> {
+    assert_eq!(
+        shape.image_id,
+        tokenizer.image(),
+        "a shape is made for one tokeniser"
+    );
+    assert!(samples.len() <= shape.batch, "more samples than rows");
     let plan = BatchPlan::new(samples, shape, tokenizer)?;
     let mut batch = empty(shape, tokenizer);
     batch.pairs = samples.iter().filter(|s| s.view.is_one()).count();
@@ -69,6 +87,8 @@ pub fn assemble(
     batch.caption_identities = identities(&captions);
     batch.pair_counts = vec![batch.pairs as i32];
     batch.contents = contents(&image_contents, &captions);
+    batch.image_identities.resize(shape.batch, 0);
+    batch.caption_identities.resize(shape.batch, 0);
     batch.images = draw_images(samples, shape, &plan)?;
     for (row, packed) in plan.packing.samples.iter().enumerate() {
         let (sample, sequence) = (&samples[packed.sample], &plan.sequences[packed.sample]);

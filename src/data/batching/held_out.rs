@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::assemble::{assemble, fits};
-use super::batch::{Batch, BatchShape, IGNORED, TokenWeighting};
-use super::sample::{Sample, View};
+use super::assemble::{assemble_at_most, fits};
+use super::batch::{Batch, BatchShape, TokenWeighting};
+use super::packing::Packing;
+use super::sample::Sample;
 use super::source::{Draw, SampleSettings, TaskSource};
 use super::user_samples::UserSamples;
 use crate::formats::pair::PairSource;
@@ -53,7 +54,7 @@ impl HeldOutKind {
 /// How held-out samples are laid out.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HeldOutSettings {
-    /// Sizes of a batch, which must not pack.
+    /// Sizes of a batch. One that packs is filled as far as every sample of it finds room: none is left out.
     pub shape: BatchShape,
     /// How tokens share the loss.
     pub weighting: TokenWeighting,
@@ -84,7 +85,7 @@ impl fmt::Debug for HeldOut {
 pub struct HeldOutBatch {
     /// The kind.
     pub kind: HeldOutKind,
-    /// The batch; rows from `count` on fill it up and weigh nothing.
+    /// The batch; what no sample takes of it is padding.
     pub batch: Batch,
     /// Samples in it, of which the first [`Batch::pairs`] have one image.
     pub count: usize,
@@ -105,16 +106,12 @@ impl HeldOut {
     ///
     /// # Errors
     /// What is wrong with a pair whose key has to be read.
-    ///
-    /// # Panics
-    /// When the shape packs.
     pub fn new(
         pairs: &Arc<dyn PairSource>,
         settings: HeldOutSettings,
         tokenizer: Arc<ChatTokenizer>,
         kept: Arc<ImageCache>,
     ) -> Result<HeldOut> {
-        assert_eq!(settings.shape.pack, 1, "held-out samples are not packed");
         let is_remote = pairs.is_remote();
         let once = (0..pairs.len()).filter(|index| pairs.first_of(*index) == *index);
         let once: Vec<usize> = once.collect();
@@ -197,10 +194,10 @@ impl HeldOut {
         &self,
         mut take: impl FnMut(HeldOutBatch) -> Result<()>,
     ) -> Result<HeldOutSkips> {
-        let rows = self.settings.shape.batch;
+        let most = self.settings.shape.batch;
         let mut skips = HeldOutSkips::default();
         let mut waiting: [Vec<Sample>; 3] = [const { Vec::new() }; 3];
-        for items in self.items.chunks(rows) {
+        for items in self.items.chunks(most) {
             for sample in self.made(items)? {
                 let sample = match sample {
                     Ok(sample) => sample,
@@ -216,8 +213,9 @@ impl HeldOut {
                 let kind = HeldOutKind::of(&sample);
                 let of_kind = &mut waiting[kind as usize];
                 of_kind.push(sample);
-                if of_kind.len() == rows {
-                    take(self.laid_out(kind, std::mem::take(of_kind))?)?;
+                if !self.has_room(of_kind) {
+                    let last = of_kind.pop().expect("it was put there");
+                    take(self.laid_out(kind, std::mem::replace(of_kind, vec![last]))?)?;
                 }
             }
         }
@@ -229,31 +227,34 @@ impl HeldOut {
         Ok(skips)
     }
 
-    fn laid_out(&self, kind: HeldOutKind, mut samples: Vec<Sample>) -> Result<HeldOutBatch> {
+    /// Whether a batch holds all these samples. One holds any that fits by itself.
+    fn has_room(&self, samples: &[Sample]) -> bool {
+        let shape = &self.settings.shape;
+        if samples.len() > shape.batch {
+            return false;
+        }
+        if shape.pack == 1 {
+            return true;
+        }
+        let length = |sample: &Sample| {
+            let conversation = sample.conversation(shape.image_tokens);
+            self.tokenizer.sequence(&conversation).ids.len()
+        };
+        let lengths: Vec<usize> = samples.iter().map(length).collect();
+        let seen = vec![true; samples.len()];
+        let packing = Packing::new(&lengths, &seen, shape.rows(), shape.tokens);
+        packing.samples.iter().all(|packed| packed.place.is_some())
+    }
+
+    fn laid_out(&self, kind: HeldOutKind, samples: Vec<Sample>) -> Result<HeldOutBatch> {
         let HeldOutSettings {
             shape, weighting, ..
         } = self.settings;
-        let count = samples.len();
-        let first = &samples[0];
-        let filler = Sample {
-            key: String::new(),
-            task: first.task,
-            question_kind: None,
-            view: View::None,
-            context: String::new(),
-            question: String::new(),
-            answer: first.answer.clone(),
-            further: Vec::new(),
-            system: None,
-            unsupervised: Vec::new(),
-            caption: String::new(),
-        };
-        // Without an image a row has no part in a contrastive loss, and stands behind all that have one.
-        samples.resize(shape.batch, filler);
-        let mut batch = assemble(&samples, &shape, weighting, &self.tokenizer)?;
-        batch.weights[count * shape.tokens..].fill(0.0);
-        batch.targets[count * shape.tokens..].fill(IGNORED);
-        Ok(HeldOutBatch { kind, batch, count })
+        Ok(HeldOutBatch {
+            kind,
+            batch: assemble_at_most(&samples, &shape, weighting, &self.tokenizer)?,
+            count: samples.len(),
+        })
     }
 
     /// The first samples, at most `most`, that show one image each and satisfy `wanted`.

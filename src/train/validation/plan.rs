@@ -45,18 +45,27 @@ impl ValidationPlan {
         samples: usize,
     ) -> Result<ValidationPlan> {
         let is_contrastive = stage.contrastive_weight > 0.0;
-        // As many rows at once as a step has; a contrastive loss is comparable where it compares as many pairs.
+        let of_step = recipe.batch_shape(stage, image_id);
+        // Samples share sequences as they do in a step, or rows that are mostly padding would take most of the time. Not so those of
+        // a contrastive loss, which is comparable where it compares as many pairs, nor those of several images or tiles, whose
+        // number differs from batch to batch.
+        let pack = if is_contrastive || of_step.tiling.is_on() {
+            1
+        } else {
+            stage.samples_per_sequence
+        };
+        // As many rows at once as a step has.
         let rows = if is_contrastive {
             stage.micro_batch()
         } else {
             stage.micro_batch() / stage.samples_per_sequence
         };
-        let batch = rows.min(samples).max(1);
+        let batch = rows.min(samples.div_ceil(pack)).max(1) * pack;
         let shape = BatchShape {
             batch,
-            pack: 1,
+            pack,
             tiling: stage.tiling(batch),
-            ..recipe.batch_shape(stage, image_id)
+            ..of_step
         };
         let mut objectives = stage.objectives(recipe.contrastive_loss);
         objectives.holds_text_alone = true;
@@ -71,6 +80,7 @@ impl ValidationPlan {
             let most = shape.image_tokens + GENERATED_TOKENS;
             let shape = BatchShape {
                 batch: GENERATED.min(samples).max(1),
+                pack: 1,
                 tiling: Tiling::NONE,
                 tokens: stage.max_tokens.min(most),
                 ..shape
