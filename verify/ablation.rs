@@ -14,6 +14,7 @@ use keel::train::{
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::benchmark::benchmark;
 use crate::command::{keel, tiny_recipe};
 use crate::data_image::png_file;
 use crate::harness::goldens;
@@ -649,7 +650,7 @@ fn arms_begin_from_a_published_tower_and_train_on_the_users_pairs() {
             observer: Arc::new(Silent),
         };
         let ablation =
-            Ablation::new(plan.unwrap(), options, Some(Arc::new(pairs.unwrap()))).unwrap();
+            Ablation::new(plan.unwrap(), options, Some(Arc::new(pairs.unwrap())), None).unwrap();
         ablation.results().unwrap().units.len()
     };
     assert_eq!(results_there(), 3);
@@ -663,6 +664,78 @@ fn arms_begin_from_a_published_tower_and_train_on_the_users_pairs() {
     fs::write(path.join("plan.toml"), plan_from_weights("")).unwrap();
     let answer = keel(path, &[&args_of_plan[..], &given].concat());
     answer.refused(&["a stage that draws from samples"]);
+}
+
+#[test]
+fn arms_are_compared_by_held_out_samples_and_a_benchmark_of_the_users_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    fs::create_dir(path.join("held")).unwrap();
+    for name in 0..4u8 {
+        let file = png_file(2, 2, png::ColorType::Grayscale, &[0, 20 * name, 160, 240]);
+        fs::write(path.join(format!("held/{name}.png")), file).unwrap();
+        fs::write(
+            path.join(format!("held/{name}.txt")),
+            format!("square {name}"),
+        )
+        .unwrap();
+    }
+    fs::write(path.join("asked.tsv"), benchmark()).unwrap();
+    let test = "[[test]]\narm = \"all of it\"\nagainst = \"none\"\nmetric = ";
+    let plan = |metric: &str| {
+        let (head, arms) = PLAN.split_once("[[arm]]").unwrap();
+        let head = head.replace("seeds = [3, 4]", "seeds = [1, 2]");
+        let own = "validate = \"held\"\nbenchmark = \"asked.tsv\"\nwording = \"plain\"\n";
+        let text = format!("{own}{head}{test}\"{metric}\"\n\n[[arm]]{arms}");
+        fs::write(path.join("plan.toml"), text).unwrap();
+    };
+    let run = ["ablate", "plan.toml", "--quick", "--out", "out"];
+    plan("questions.seen_style");
+    keel(path, &run).refused(&["metric", "validation.loss", "benchmark"]);
+    plan("validation.loss.captions");
+    let answer = keel(path, &run).fine();
+    let said = "held-out data: 4 samples of held";
+    assert!(answer.stdout.contains(said), "{answer:#?}");
+    let found = results(&path.join("out"));
+    assert_eq!(found.units.len(), 4);
+    let names: Vec<&str> = found.units[0].metrics.keys().map(String::as_str).collect();
+    let wanted = [
+        "benchmark",
+        "benchmark.animals",
+        "benchmark.presence",
+        "validation.loss",
+        "validation.loss.captions",
+        "validation.loss.next_token",
+    ];
+    assert_eq!(names, wanted);
+    // Nothing is measured on the embedded sets.
+    assert!(
+        found
+            .units
+            .iter()
+            .all(|unit| unit.evaluation.sets.is_empty())
+    );
+    let test = found.primary[0].test.as_ref().unwrap();
+    assert_eq!(test.difference.count, 2);
+    assert_ne!(test.difference.mean, 0.0);
+    let table = fs::read_to_string(path.join("out/table.md")).unwrap();
+    for part in [
+        "held out held, asked asked.tsv, seeds 1, 2; 4 of 4 runs done",
+        "held-out loss.captions ↓",
+        "benchmark, animals ↑",
+    ] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+
+    // What is there is not run again; what was answered to other questions is no result of these.
+    let again = keel(path, &run).fine();
+    assert!(!again.stdout.contains("step"), "{again:#?}");
+    fs::write(path.join("asked.tsv"), benchmark().replace("cat", "cow")).unwrap();
+    keel(path, &run).refused(&["the benchmark asked.tsv is another", "--accept-changes"]);
+    keel(path, &["ablate", "tiny-plan", "--wording", "plain"]).refused(&["tiny-plan"]);
+    let unasked = PLAN.replacen("max_images", "wording = \"plain\"\nmax_images", 1);
+    fs::write(path.join("plan.toml"), unasked).unwrap();
+    keel(path, &run).refused(&["wording", "a benchmark beside it"]);
 }
 
 #[test]

@@ -155,7 +155,7 @@ fn questions_are_put_as_vlmevalkit_puts_them() {
 const HEADING: &str = "index\timage\tquestion\tA\tB\tanswer\tcategory\n";
 
 /// Two images; the third row shares the first one's; the last does not fit into any context.
-fn benchmark() -> String {
+pub(crate) fn benchmark() -> String {
     let files = images();
     let image = |index: usize| STANDARD.encode(&files[index].1);
     let long = "very ".repeat(300);

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use clap::Args;
 
+use super::run_data::RunData;
 use super::terminal::Terminal;
-use super::{
-    ComputeArgs, DataArgs, Failure, WeightsArgs, announce, heading, open_pairs, print_line,
-};
+use super::values::{Validate, named, validate};
+use super::{ComputeArgs, DataArgs, Failure, WeightsArgs, announce, heading, print_line};
 use keel_base::clock::Clock;
 use keel_base::error::{Error, Result};
 use keel_base::units::{duration, flops};
+use keel_eval::Wording;
 use keel_report::{ablation_table, power_table};
 use keel_train::{Ablation, AblationOptions, AblationPlan, AblationResults, write_results};
 
@@ -25,6 +26,16 @@ pub(super) struct AblateArgs {
     weights: WeightsArgs,
     #[command(flatten)]
     data: DataArgs,
+    /// Compare arms by held-out samples, in place of the embedded sets: a share of --data, split off by the samples' keys (2%), or data
+    /// of their own. What the target stage is validated on at its end.
+    #[arg(long, value_name = "SHARE|SPEC", value_parser = validate, help_heading = heading::DATA)]
+    validate: Option<Validate>,
+    /// Compare arms by a benchmark in VLMEvalKit's layout (.tsv) too, or instead, answered after every target stage.
+    #[arg(long, value_name = "FILE", help_heading = heading::EVALUATION)]
+    bench: Option<PathBuf>,
+    /// Prompt style of benchmark questions: plain, or vlmevalkit with its options and instruction [default: as keel eval].
+    #[arg(long, value_name = "STYLE", value_parser = named(&Wording::ALL, Wording::name), help_heading = heading::EVALUATION)]
+    wording: Option<Wording>,
     #[command(flatten)]
     compute: ComputeArgs,
     /// Run the plan's short form: under a quarter of an hour on 2 cores for the built-in ones.
@@ -54,6 +65,11 @@ pub(super) fn run(args: &AblateArgs) -> Result<(), Failure> {
         if !args.data.specs.is_empty() {
             plan.data.clone_from(&args.data.specs);
         }
+        if let Some(given) = &args.validate {
+            plan.validate = Some(given.to_string());
+        }
+        plan.benchmark = args.bench.clone().or(plan.benchmark.take());
+        plan.wording = args.wording.or(plan.wording);
     })?;
     let out = args.out.clone().unwrap_or_else(|| {
         let quick = if args.quick { "-quick" } else { "" };
@@ -71,8 +87,15 @@ pub(super) fn run(args: &AblateArgs) -> Result<(), Failure> {
         accept_changes: args.accept_changes,
         observer: Arc::new(Terminal::default()),
     };
-    let pairs = open_pairs(&plan.data, args.data.max_bad_samples)?;
-    let ablation = Ablation::new(plan, options, pairs)?;
+    let held_out = match &plan.validate {
+        Some(text) => Some(validate(text).map_err(|problem| {
+            Error::setting(format!("plan {}: validate", plan.name), problem.want, text)
+        })?),
+        None => None,
+    };
+    let bad = args.data.max_bad_samples;
+    let RunData { pairs, held_out } = RunData::open(&plan.data, bad, held_out.as_ref())?;
+    let ablation = Ablation::new(plan, options, pairs, held_out)?;
     if args.power {
         let table = power_table(ablation.plan(), args.quick, &ablation.results()?)?;
         print_line(table)?;

@@ -17,6 +17,7 @@ mod options;
 mod plan;
 mod profile;
 mod report;
+mod run_data;
 mod serve;
 mod shell;
 mod terminal;
@@ -32,9 +33,7 @@ pub use failure::Failure;
 use keel_base::error::{Error, Result};
 use keel_train::Signals;
 pub use memory::EndsWithoutMemory;
-use options::{
-    ComputeArgs, DataArgs, RecipeArgs, WeightsArgs, announce, heading, open_held_out, open_pairs,
-};
+use options::{ComputeArgs, DataArgs, RecipeArgs, WeightsArgs, announce, heading};
 
 /// Trains visual backbones for multimodal language models by gradual feature refinement.
 #[derive(Debug, Parser)]

@@ -7,28 +7,27 @@ use std::time::Duration;
 use clap::Args;
 
 use super::launched;
+use super::run_data::RunData;
 use super::terminal::Terminal;
 use super::values::{
     Validate, at_least_one, evaluation_images, named, seed, size, size_or_none, threshold,
     validate, whole,
 };
 use super::{
-    ComputeArgs, DataArgs, Failure, RecipeArgs, WeightsArgs, announce, heading, open_held_out,
-    open_pairs, print_line,
+    ComputeArgs, DataArgs, Failure, RecipeArgs, WeightsArgs, announce, heading, print_line,
 };
 use keel_base::clock::{Clock, Stopwatch};
 use keel_base::error::{Error, Result};
 use keel_base::units::{bytes, duration};
 use keel_data::pairs::PairSource;
-use keel_data::split::{SplitPairs, percent as percent_of, split};
 use keel_engine::executor::SelectedDevice;
 use keel_ranks::join::Joined;
 use keel_ranks::launch::{Launcher, Place, RanksFrom};
 use keel_ranks::{Seat, local};
 use keel_report::{RunRecord, stage_table, validation_table};
 use keel_train::{
-    Beginning, HeldOutPairs, LocalDisk, PublishedWeights, Recipe, Signals, Stage, TrainOptions,
-    Trainer, recipe_in,
+    Beginning, LocalDisk, PublishedWeights, Recipe, Signals, Stage, TrainOptions, Trainer,
+    recipe_in,
 };
 use keel_weights::Folder;
 
@@ -121,14 +120,6 @@ pub(super) struct TrainArgs {
     recheck_every: u64,
 }
 
-/// The user's samples, as a run takes them.
-struct RunData {
-    /// To train on.
-    pairs: Option<Arc<dyn PairSource>>,
-    /// To validate on.
-    held_out: Option<HeldOutPairs>,
-}
-
 /// How much shorter a quick run is.
 const QUICK: u64 = 8;
 
@@ -209,40 +200,11 @@ impl TrainArgs {
 
     /// The samples to train on and those to validate on.
     fn data(&self) -> Result<RunData> {
-        let bad = self.data.max_bad_samples;
-        let pairs = open_pairs(&self.data.specs, bad)?;
-        let (pairs, held_out, share) = match &self.validate {
-            None => {
-                return Ok(RunData {
-                    pairs,
-                    held_out: None,
-                });
-            }
-            Some(Validate::Data(spec)) => (pairs, open_held_out(spec, bad)?, None),
-            Some(Validate::Share(share)) => {
-                let Some(pairs) = pairs else {
-                    let want =
-                        "data to hold a share of, given with --data, or held-out data of their own";
-                    let found = format!("--validate {} alone", percent_of(*share));
-                    return Err(Error::setting("--validate", want, found));
-                };
-                let whole = pairs.len();
-                let SplitPairs { trained, held_out } = split(pairs, *share)?;
-                print_line(format!(
-                    "data: {} of {whole} samples held out by their keys",
-                    held_out.len()
-                ))?;
-                (Some(trained), held_out, Some(*share))
-            }
-        };
-        let held_out = HeldOutPairs {
-            pairs: held_out,
-            share,
-        };
-        Ok(RunData {
-            pairs,
-            held_out: Some(held_out),
-        })
+        RunData::open(
+            &self.data.specs,
+            self.data.max_bad_samples,
+            self.validate.as_ref(),
+        )
     }
 
     /// How the run is run; from here on the process's signals are the run's.

@@ -96,6 +96,15 @@ pub(super) enum Validate {
     Data(String),
 }
 
+impl fmt::Display for Validate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Validate::Share(share) => write!(f, "{share}"),
+            Validate::Data(spec) => f.write_str(spec),
+        }
+    }
+}
+
 /// A share, as 2% or 0.02, or data.
 pub(super) fn validate(text: &str) -> Result<Validate, Expected> {
     let want = "a share above 0% and below 100%, such as 2%, or data as --data takes them";

@@ -10,7 +10,8 @@ use super::statistics::{PairedTest, clustered_interval, clustered_test};
 use keel_data::benchmark::BenchmarkItem;
 
 /// How questions are put.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Wording {
     /// The bare question.
     Plain,
@@ -169,6 +170,11 @@ impl Score {
         let right = items.map(|item| (item.image.as_str(), f64::from(u8::from(item.is_right))));
         score.half_width = clustered_interval(right).half_width;
         score
+    }
+
+    /// The share of right answers; nothing is answered right where nothing is asked.
+    pub fn share(&self) -> f64 {
+        self.right as f64 / self.count.max(1) as f64
     }
 }
 

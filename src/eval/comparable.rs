@@ -1,26 +1,75 @@
 //! The numbers of an evaluation by which models are compared, under names.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::{Evaluation, Measurements};
+use super::{BenchmarkScore, Evaluation, Measurements};
 
 /// A number that models are compared by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compared {
     /// Its name in results.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Its heading in tables.
-    pub heading: &'static str,
+    pub heading: Cow<'static, str>,
     /// Whether more of it is better.
     pub more_is_better: bool,
     /// Whether it is a share, shown in percent.
     pub is_share: bool,
 }
 
+/// What stands before the names of numbers of held-out samples.
+const HELD_OUT: &str = "validation.";
+
+/// The number of all questions of a benchmark; those of a category have its name after it.
+const BENCHMARK: &str = "benchmark";
+
+impl Compared {
+    /// The number of this name: one of [`COMPARED`], a metric of a validation on held-out samples such as
+    /// `validation.loss.questions`, or the share of right answers to a benchmark or to a category of it, `benchmark.colour`.
+    pub fn named(name: &str) -> Option<Compared> {
+        if let Some(known) = COMPARED.iter().find(|known| known.name == name) {
+            return Some(known.clone());
+        }
+        let of = |heading: String, is_loss: bool| Compared {
+            name: Cow::Owned(name.to_owned()),
+            heading: Cow::Owned(heading),
+            more_is_better: !is_loss,
+            is_share: !is_loss,
+        };
+        if let Some(metric) = name.strip_prefix(HELD_OUT) {
+            return Some(of(format!("held-out {metric}"), metric.starts_with("loss")));
+        }
+        match name.strip_prefix(BENCHMARK)? {
+            "" => Some(of("benchmark, all questions".to_owned(), false)),
+            category => {
+                let category = category.strip_prefix('.')?;
+                Some(of(format!("benchmark, {category}"), false))
+            }
+        }
+    }
+
+    /// The name of a metric of a validation on held-out samples.
+    pub fn of_held_out(metric: &str) -> String {
+        format!("{HELD_OUT}{metric}")
+    }
+}
+
+/// The numbers of an answered benchmark by name: shares of right answers, of all questions and by category.
+pub fn of_benchmark(score: &BenchmarkScore) -> BTreeMap<String, f64> {
+    let all = (BENCHMARK.to_owned(), score.all.share());
+    let of_category = score.by_category.iter().map(|(category, score)| {
+        // A number's form of the target stands before a slash.
+        let category = category.replace('/', "-");
+        (format!("{BENCHMARK}.{category}"), score.share())
+    });
+    std::iter::once(all).chain(of_category).collect()
+}
+
 const fn share(name: &'static str, heading: &'static str) -> Compared {
     Compared {
-        name,
-        heading,
+        name: Cow::Borrowed(name),
+        heading: Cow::Borrowed(heading),
         more_is_better: true,
         is_share: true,
     }
@@ -28,8 +77,8 @@ const fn share(name: &'static str, heading: &'static str) -> Compared {
 
 const fn loss(name: &'static str, heading: &'static str) -> Compared {
     Compared {
-        name,
-        heading,
+        name: Cow::Borrowed(name),
+        heading: Cow::Borrowed(heading),
         more_is_better: false,
         is_share: false,
     }
@@ -119,8 +168,8 @@ pub const COMPARED: &[Compared] = &[
     share("ceiling.count", "from text: count of a colour"),
     loss("drift.vision", "drift of the tower"),
     Compared {
-        name: "cka.vision",
-        heading: "CKA with the tower as it came",
+        name: Cow::Borrowed("cka.vision"),
+        heading: Cow::Borrowed("CKA with the tower as it came"),
         more_is_better: true,
         is_share: false,
     },

@@ -39,7 +39,7 @@ pub use benchmark::{
 };
 pub use benchmark_rules::{chosen_option, short_answers_match, yes_or_no};
 pub use closed_answers::{ClosedAnswer, ClosedSets, answer_closed};
-pub use comparable::{ANSWERABLE, COMPARED, Compared, answerable, comparable};
+pub use comparable::{ANSWERABLE, COMPARED, Compared, answerable, comparable, of_benchmark};
 pub use context::{EvalContext, plan_forward};
 pub use distances::{
     Sinkhorn, exact_wasserstein, mean_distance, nearest_neighbour_distance, sinkhorn_divergence,

@@ -1,5 +1,7 @@
 //! The tables of an ablation, as markdown.
 
+use std::collections::BTreeSet;
+
 use keel_base::error::{Error, Result};
 use keel_eval::{COMPARED, Compared, Interval, LEVEL, POWER, PairedTest, detectable_effect, power};
 use keel_train::{
@@ -29,6 +31,12 @@ pub fn ablation_table(results: &AblationResults) -> String {
     }
     if !plan.data.is_empty() {
         begun += &format!(", pairs of {}", plan.data.join(" and "));
+    }
+    if let Some(held_out) = &plan.validate {
+        begun += &format!(", held out {held_out}");
+    }
+    if let Some(benchmark) = &plan.benchmark {
+        begun += &format!(", asked {}", benchmark.display());
     }
     text += &format!(
         "Recipe {}{begun}, seeds {}; {} of {} runs done. Means over seeds with 95 % intervals (Student); the arrow says which way \
@@ -89,11 +97,10 @@ fn primary(tests: &[PrimaryResult]) -> String {
     } in tests
     {
         let (form, metric) = form_and_metric(&planned.metric);
-        let compared = COMPARED.iter().find(|compared| compared.name == metric);
-        let compared = compared.expect("the plan was checked");
+        let compared = &Compared::named(metric).expect("the plan was checked");
         let number = match form {
             Some(form) => format!("{}, {form}", compared.heading),
-            None => compared.heading.to_owned(),
+            None => compared.heading.to_string(),
         };
         let p = |p: Option<f64>| p.map_or("–".to_owned(), |p| format!("{p:.3}"));
         let of_test = |of: &dyn Fn(&PairedTest) -> String| test.as_ref().map_or("–".into(), of);
@@ -180,8 +187,7 @@ pub fn power_table(plan: &AblationPlan, quick: bool, results: &AblationResults) 
     let test = plan.tests.first();
     let test = test.ok_or_else(|| Error::setting("test", "at least one", "none"))?;
     let (_, metric) = form_and_metric(&test.metric);
-    let compared = COMPARED.iter().find(|compared| compared.name == metric);
-    let compared = compared.expect("the plan was checked");
+    let compared = &Compared::named(metric).expect("the plan was checked");
     let shown = |x: f64| number(x, compared) + unit(compared);
     let seeds = if quick {
         plan.quick.seeds.len()
@@ -256,26 +262,32 @@ fn by_metric(
     form: Option<&str>,
     cell: impl Fn(&MetricSummary, &Compared) -> String,
 ) -> Vec<Vec<String>> {
-    let name = |compared: &Compared| match form {
-        Some(form) => format!("{form}/{}", compared.name),
-        None => compared.name.to_owned(),
-    };
-    COMPARED
+    let prefix = form.map_or(String::new(), |form| format!("{form}/"));
+    let measured: BTreeSet<&str> = arms
         .iter()
-        .filter(|compared| {
-            let name = name(compared);
-            arms.iter().any(|arm| arm.metrics.contains_key(&name))
-        })
+        .flat_map(|arm| arm.metrics.keys())
+        .filter_map(|name| name.strip_prefix(prefix.as_str()))
+        .filter(|name| !name.contains('/'))
+        .collect();
+    let known = COMPARED
+        .iter()
+        .filter(|known| measured.contains(&*known.name));
+    let is_known = |name: &str| COMPARED.iter().any(|known| known.name == name);
+    let own = measured.iter().filter(|name| !is_known(name));
+    let own = own.filter_map(|name| Compared::named(name));
+    known
+        .cloned()
+        .chain(own)
         .map(|compared| {
-            let name = name(compared);
             let arrow = if compared.more_is_better {
                 '↑'
             } else {
                 '↓'
             };
+            let name = format!("{prefix}{}", compared.name);
             let cells = arms.iter().map(|arm| {
                 let metric = arm.metrics.get(&name);
-                metric.map_or("–".into(), |metric| cell(metric, compared))
+                metric.map_or("–".into(), |metric| cell(metric, &compared))
             });
             header(&format!("{} {arrow}", compared.heading), cells)
         })

@@ -25,8 +25,8 @@ mod worlds;
 
 pub use ablation::{
     Ablation, AblationOptions, AblationPlan, AblationResults, Arm, ArmSummary, BUILT_IN_PLANS,
-    EqualArms, MetricSummary, PrimaryResult, PrimaryTest, Quick, Spend, TargetForm, Unit,
-    UnitResult, UnitTarget, form_and_metric, step_flops, units, write_results,
+    BenchmarkInputs, EqualArms, MetricSummary, PrimaryResult, PrimaryTest, Quick, Spend,
+    TargetForm, Unit, UnitResult, UnitTarget, form_and_metric, step_flops, units, write_results,
 };
 pub use chat_template::{FolderChat, folder_chat_template};
 pub use checkpoint::{

@@ -5,11 +5,13 @@
 //! language model as the warm start left it, so that only what happened to the tower tells arms apart. Results lie in
 //! files of their own, so that an ablation that was stopped goes on where it was.
 
+mod own_data;
 mod plan;
 mod results;
 mod runner;
 mod schedule;
 
+pub use own_data::BenchmarkInputs;
 pub use plan::{
     AblationPlan, Arm, BUILT_IN_PLANS, PrimaryTest, Quick, Spend, TargetForm, form_and_metric,
 };

@@ -1,14 +1,16 @@
 //! What an ablation compares: arms that refine one recipe in different ways. Every key is checked before anything runs.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::from_weights::{Beginning, PublishedWeights};
+use crate::recipe::ValidationMetric;
 use crate::recipe::locate::{KeyFinder, named_text};
 use crate::recipe::{RENAMED_PLAN_KEYS, Recipe, Stage, StageKind, refuse_old_names};
 use keel_base::error::{Error, Result, with_near_miss};
-use keel_eval::COMPARED;
+use keel_eval::{COMPARED, Compared, Wording};
 
 /// The built-in plans: name and text.
 pub const BUILT_IN_PLANS: &[(&str, &str)] = &[
@@ -56,6 +58,16 @@ pub struct AblationPlan {
     /// The user's own samples, for the task `samples` of the recipe's stages, each as `keel train --data` takes it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<String>,
+    /// Held-out samples, as `keel train --validate` takes them: what the target stage is validated on at its end. With them, or with a
+    /// `benchmark`, arms are compared by these numbers and not by those of the embedded sets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validate: Option<String>,
+    /// A benchmark in VLMEvalKit's layout (.tsv), as `keel eval --bench` takes it, answered after every target stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub benchmark: Option<PathBuf>,
+    /// How its questions are put: `plain` or `vlmevalkit`. Without it, as `keel eval --bench` does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wording: Option<Wording>,
     /// The seeds. Every arm runs once with each.
     ///
     /// - Range: at least one, each once
@@ -298,6 +310,9 @@ impl AblationPlan {
             let want = "weights.language beside it";
             return Err(Error::setting("weights.chat", want, "none"));
         }
+        if self.wording.is_some() && self.benchmark.is_none() {
+            return Err(Error::setting("wording", "a benchmark beside it", "none"));
+        }
         self.check_tests()?;
         self.check_targets()?;
         if self.arms.is_empty() {
@@ -340,8 +355,7 @@ impl AblationPlan {
             one_of(&key("arm"), "one of", &test.arm, &arms)?;
             one_of(&key("against"), "one of", &test.against, &arms)?;
             let (form, metric) = form_and_metric(&test.metric);
-            let known: Vec<&str> = COMPARED.iter().map(|compared| compared.name).collect();
-            one_of(&key("metric"), "one of", metric, &known)?;
+            self.check_metric(&key("metric"), metric)?;
             // The first form's numbers have no name before them.
             let forms: Vec<&str> = self
                 .targets
@@ -366,6 +380,29 @@ impl AblationPlan {
             one_of(&format!("quick.arms.{index}"), "one of", name, &arms)?;
         }
         Ok(())
+    }
+
+    /// Refuses a number that this plan's arms do not have.
+    fn check_metric(&self, key: &str, metric: &str) -> Result<()> {
+        if self.is_of_own_data() {
+            let held_out = self.validate.iter().flat_map(|_| ValidationMetric::ALL);
+            let known = held_out.map(|metric| Compared::of_held_out(metric.name()));
+            let mut known: Vec<String> = known.collect();
+            if self.benchmark.is_some() {
+                // Its categories are known when it is read.
+                let category = metric.starts_with("benchmark.").then(|| metric.to_owned());
+                known.extend(std::iter::once("benchmark".to_owned()).chain(category));
+            }
+            let known: Vec<&str> = known.iter().map(String::as_str).collect();
+            return one_of(key, "one of", metric, &known);
+        }
+        let known: Vec<&str> = COMPARED.iter().map(|compared| &*compared.name).collect();
+        one_of(key, "one of", metric, &known)
+    }
+
+    /// Whether arms are compared by data of the plan's own, and not by the embedded sets.
+    pub fn is_of_own_data(&self) -> bool {
+        self.validate.is_some() || self.benchmark.is_some()
     }
 
     fn check_targets(&self) -> Result<()> {

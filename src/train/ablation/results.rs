@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::own_data::BenchmarkInputs;
 use super::plan::{AblationPlan, PrimaryTest};
 use crate::run::RunInputs;
 use keel_eval::{Evaluation, Interval, Measurements, PairedTest, holm, interval, paired_test};
@@ -33,6 +34,9 @@ pub struct UnitResult {
     /// Checksums of the published weights that it began from, with their folders.
     #[serde(default)]
     pub weights: Vec<(String, String)>,
+    /// The benchmark that it answered, where the plan has one.
+    #[serde(default)]
+    pub benchmark: Option<BenchmarkInputs>,
     /// Steps of each stage that was run.
     pub steps: Vec<(String, u64)>,
     /// Every number that is compared: those of the first form of the target under their names, those of another form with its

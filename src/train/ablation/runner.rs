@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use super::own_data::{BenchmarkInputs, LastValidation, OwnData, answered, validated_at_ends};
 use super::plan::AblationPlan;
 use super::results::{AblationResults, UnitResult};
 use super::schedule::{Unit, UnitTarget, units};
@@ -14,6 +15,7 @@ use crate::out_folder::refuse_foreign;
 use crate::recipe::{Recipe, StageKind};
 use crate::run::{InitialWeights, RunInputs, TrainOptions, held};
 use crate::trainer::{Trainer, check_pairs};
+use crate::validation::HeldOutPairs;
 use crate::worlds::is_of_panels;
 use keel_base::clock::Clock;
 use keel_base::error::{Error, Result};
@@ -74,6 +76,7 @@ pub struct Ablation {
     plan: AblationPlan,
     options: AblationOptions,
     pairs: Option<Arc<dyn PairSource>>,
+    own_data: Option<OwnData>,
     inputs: OnceLock<Inputs>,
     units: Vec<Unit>,
     /// What an arm is called in names of files.
@@ -86,12 +89,15 @@ struct Inputs {
     run: RunInputs,
     /// The folders of weights and their checksums.
     weights: Vec<(String, String)>,
+    /// The benchmark that is answered after every target stage.
+    benchmark: Option<BenchmarkInputs>,
     /// All of it and the version in one text.
     text: String,
 }
 
 impl Ablation {
-    /// Sets everything up; nothing is run or written. `pairs` are those of the plan's `data`, where it has any.
+    /// Sets everything up; nothing is run or written. `pairs` are those of the plan's `data`, where it has any, and `held_out` those of
+    /// its `validate`.
     ///
     /// # Errors
     /// Whatever the arms' recipes report; [`Error::Setting`] when there are pairs that no stage draws from, or none for one
@@ -100,6 +106,7 @@ impl Ablation {
         plan: AblationPlan,
         options: AblationOptions,
         pairs: Option<Arc<dyn PairSource>>,
+        held_out: Option<HeldOutPairs>,
     ) -> Result<Ablation> {
         let units = units(&plan, options.quick)?;
         let using = units
@@ -108,6 +115,10 @@ impl Ablation {
         check_pairs(&using.unwrap_or(&units[0]).recipe, pairs.is_some())?;
         Ok(Ablation {
             names: file_names(plan.arms.iter().map(|arm| arm.name.as_str())),
+            own_data: plan.is_of_own_data().then(|| OwnData {
+                held_out,
+                benchmark: plan.benchmark.clone().map(|file| (file, plan.wording)),
+            }),
             plan,
             options,
             pairs,
@@ -205,7 +216,13 @@ impl Ablation {
             let checksum = Folder::open(folder)?.checksum().to_string();
             weights.push((folder.display().to_string(), checksum));
         }
-        let run = RunInputs::of(&self.options.compute, self.pairs.as_deref())?;
+        let mut run = RunInputs::of(&self.options.compute, self.pairs.as_deref())?;
+        let own_data = self.own_data.as_ref();
+        let held_out = own_data.and_then(|own| own.held_out.as_ref());
+        run.held_out = held_out.map(HeldOutPairs::inputs).transpose()?;
+        let benchmark = own_data.and_then(|own| own.benchmark.as_ref());
+        let benchmark = benchmark.map(|(file, wording)| BenchmarkInputs::of(file, *wording));
+        let benchmark = benchmark.transpose()?;
         let mut text = env!("CARGO_PKG_VERSION").to_owned();
         // Not where they lie: the same data and weights elsewhere give the same numbers.
         for (_, checksum) in &weights {
@@ -215,7 +232,18 @@ impl Ablation {
             text += &format!("\n{} {} {}", data.samples, data.drawn, data.digest);
         }
         text += &format!("\n{} {} {}", run.device, run.precision, run.instructions);
-        Ok(self.inputs.get_or_init(|| Inputs { run, weights, text }))
+        if let Some(held_out) = &run.held_out {
+            text += &format!("\nheld out {}", held_out.content());
+        }
+        if let Some(benchmark) = &benchmark {
+            text += &format!("\nbenchmark {}", benchmark.text());
+        }
+        Ok(self.inputs.get_or_init(|| Inputs {
+            run,
+            weights,
+            benchmark,
+            text,
+        }))
     }
 
     /// What the unit's files are called, without an ending.
@@ -246,6 +274,11 @@ impl Ablation {
             found.extend(
                 changed.map(|(_, (folder, _))| format!("the weights of {folder} are others")),
             );
+            if let (Some(was), Some(is)) = (&result.benchmark, &now.benchmark)
+                && !was.is_same(is)
+            {
+                found.push(format!("the benchmark {} is another", is.file.display()));
+            }
             if !found.is_empty() {
                 return Err(Error::setting(
                     format!("--out {}", self.options.out.display()),
@@ -299,7 +332,7 @@ impl Ablation {
                 parameters,
             };
             let path = self.place(&format!("{folder}/refinement"))?;
-            let mut trainer = self.trainer(recipe, path, Some(initial), None)?;
+            let mut trainer = self.trainer(recipe, path, Some(initial), None, None)?;
             trainer.run()?;
             parameters = trainer.parameters()?;
         }
@@ -330,8 +363,14 @@ impl Ablation {
                     name => format!("{folder}/target-{}-{draw}", slug(name)),
                 };
                 let is_first = first.is_none();
+                let recipe = target_recipe(unit, of_form, draw);
+                if let Some(own_data) = &self.own_data {
+                    draws.push(self.run_target_on(own_data, recipe, &parameters, &place)?);
+                    first.get_or_insert_default();
+                    continue;
+                }
                 let (evaluation, measurements) =
-                    self.run_target(unit, of_form, draw, &parameters, (&place, is_first))?;
+                    self.run_target(unit, recipe, &parameters, (&place, is_first))?;
                 let mut numbers = comparable(&evaluation, &measurements);
                 numbers.extend(answerable(&evaluation, &ceilings));
                 draws.push(numbers);
@@ -374,6 +413,7 @@ impl Ablation {
             settings: short_hash(&settings_of(unit)),
             inputs: self.inputs()?.run.clone(),
             weights: self.inputs()?.weights.clone(),
+            benchmark: self.inputs()?.benchmark.clone(),
             steps: stages
                 .map(|stage| (stage.name.clone(), stage.steps.unwrap_or(0)))
                 .collect(),
@@ -383,32 +423,22 @@ impl Ablation {
         })
     }
 
-    /// Trains one draw of a form of the target from `parameters` and evaluates it; the first of a unit is measured too.
+    /// Trains the last stage of `recipe`, the target, from `parameters` and evaluates it; the first of a unit is measured too.
     fn run_target(
         &self,
         unit: &Unit,
-        form: &UnitTarget,
-        draw: usize,
+        recipe: Recipe,
         parameters: &[f32],
         (place, is_first): (&str, bool),
     ) -> Result<(Evaluation, Measurements)> {
-        let mut recipe = unit.recipe.clone();
-        let target = recipe.stages.len() - 1;
-        recipe.stages[target] = form.stage.clone();
-        recipe.seed = seed_of_draw(unit.seed, draw);
-        let initial = InitialWeights {
-            stage: target,
-            parameters: parameters.to_vec(),
-        };
-        let path = self.place(place)?;
-        // Short, and without its evaluation of no use: one that was stopped is begun again.
-        remove(&path)?;
+        let (initial, path) = self.target_begins(&recipe, parameters, place)?;
         let measured = match is_of_panels(&recipe) {
             true => &MEASURED_OF_PANELS[..],
             false if self.options.quick => &MEASURED_QUICKLY,
             false => &MEASURED,
         };
-        let mut trainer = self.trainer(recipe, path.clone(), Some(initial), Some(unit.images))?;
+        let mut trainer =
+            self.trainer(recipe, path.clone(), Some(initial), Some(unit.images), None)?;
         let evaluation = trainer.run()?.pop();
         let evaluation = evaluation.expect("a target stage is evaluated");
         let measured = if is_first { measured } else { &[] };
@@ -416,6 +446,53 @@ impl Ablation {
         drop(trainer);
         remove(&path.join("checkpoints"))?;
         Ok((evaluation, measurements))
+    }
+
+    /// Trains the target as [`Ablation::run_target`] does and measures it by the plan's own data.
+    fn run_target_on(
+        &self,
+        own_data: &OwnData,
+        mut recipe: Recipe,
+        parameters: &[f32],
+        place: &str,
+    ) -> Result<BTreeMap<String, f64>> {
+        let (initial, path) = self.target_begins(&recipe, parameters, place)?;
+        let heard = Arc::new(LastValidation::before(self.options.observer.clone()));
+        if own_data.held_out.is_some() {
+            validated_at_ends(&mut recipe.stages[initial.stage]);
+        }
+        let watched = (
+            own_data.held_out.clone(),
+            heard.clone() as Arc<dyn Observer>,
+        );
+        let mut trainer = self.trainer(recipe, path.clone(), Some(initial), None, Some(watched))?;
+        trainer.run()?;
+        // Its parameters are in the checkpoint, and a second executor takes as much memory.
+        drop(trainer);
+        let mut numbers = heard.numbers();
+        if let Some((benchmark, wording)) = &own_data.benchmark {
+            let compute = &self.options.compute;
+            numbers.extend(answered(&path, (benchmark, *wording), compute)?);
+        }
+        remove(&path.join("checkpoints"))?;
+        Ok(numbers)
+    }
+
+    /// What the last stage of `recipe` begins from, and an empty folder for it.
+    fn target_begins(
+        &self,
+        recipe: &Recipe,
+        parameters: &[f32],
+        place: &str,
+    ) -> Result<(InitialWeights, PathBuf)> {
+        let initial = InitialWeights {
+            stage: recipe.stages.len() - 1,
+            parameters: parameters.to_vec(),
+        };
+        let path = self.place(place)?;
+        // Short, and without its evaluation of no use: one that was stopped is begun again.
+        remove(&path)?;
+        Ok((initial, path))
     }
 
     /// All parameters after the warm start, which arms that agree on it share.
@@ -430,7 +507,7 @@ impl Ablation {
         let key = self.hash(&recipe.to_toml())?;
         let path = self.place(&format!("warm-starts/seed-{}-{key}", unit.seed))?;
         // A run that is at its end restores its parameters and trains nothing.
-        let mut trainer = self.trainer(recipe, path, None, None)?;
+        let mut trainer = self.trainer(recipe, path, None, None, None)?;
         trainer.run()?;
         trainer.parameters()
     }
@@ -453,21 +530,25 @@ impl Ablation {
         write_durably(&path, text.as_bytes())
     }
 
-    /// A run in `path`, continued where there is one.
+    /// A run in `path`, continued where there is one: evaluated on so many images, or validated on held-out samples before another
+    /// observer.
     fn trainer(
         &self,
         recipe: Recipe,
         path: PathBuf,
         initial: Option<InitialWeights>,
         images: Option<usize>,
+        watched: Option<(Option<HeldOutPairs>, Arc<dyn Observer>)>,
     ) -> Result<Trainer> {
         let is_there = path.join("recipe.toml").exists();
+        let (held_out, observer) = watched.unwrap_or_else(|| (None, self.options.observer.clone()));
         let options = TrainOptions {
             out: (!is_there).then(|| path.clone()),
             resume: is_there.then_some(path),
             evaluation_size: images.unwrap_or(0),
             evaluate: images.is_some(),
-            observer: self.options.observer.clone(),
+            held_out,
+            observer,
             ..TrainOptions::new(self.options.compute.clone())
         };
         let pairs = recipe.stage_of_pairs().and(self.pairs.clone());
@@ -492,6 +573,15 @@ fn settings_of(unit: &Unit) -> String {
         text += &format!("\n{} {}\n{}", form.name, form.draws, recipe.to_toml());
     }
     text
+}
+
+/// The recipe of one draw of a form of the target.
+fn target_recipe(unit: &Unit, form: &UnitTarget, draw: usize) -> Recipe {
+    let mut recipe = unit.recipe.clone();
+    let target = recipe.stages.len() - 1;
+    recipe.stages[target] = form.stage.clone();
+    recipe.seed = seed_of_draw(unit.seed, draw);
+    recipe
 }
 
 /// The seed of a draw of the target: the unit's own for the first. All arms of a seed have the same ones.

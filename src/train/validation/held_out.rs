@@ -62,6 +62,19 @@ impl HeldOutInputs {
         }
     }
 
+    /// What the samples hold, wherever they lie: part of what results are told by.
+    pub(crate) fn content(&self) -> String {
+        match self {
+            HeldOutInputs::Share(share) => share.clone(),
+            HeldOutInputs::Data(data) => {
+                let data = data
+                    .iter()
+                    .map(|data| format!("{} {} {}", data.samples, data.drawn, data.digest));
+                data.collect::<Vec<String>>().join(" ")
+            }
+        }
+    }
+
     /// In a few words.
     pub fn text(&self) -> String {
         match self {
