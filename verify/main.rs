@@ -60,6 +60,7 @@ mod runs;
 mod serve;
 mod simt;
 mod simulation;
+mod stage_origins;
 mod stores;
 mod tape;
 mod tasks_batches;

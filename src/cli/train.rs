@@ -24,7 +24,7 @@ use keel_engine::executor::SelectedDevice;
 use keel_ranks::join::Joined;
 use keel_ranks::launch::{Launcher, Place, RanksFrom};
 use keel_ranks::{Seat, local};
-use keel_report::{RunRecord, stage_table, validation_table};
+use keel_report::{RunRecord, refinement_lines, stage_table, validation_table};
 use keel_train::{
     Beginning, LocalDisk, PublishedWeights, Recipe, Signals, Stage, TrainOptions, Trainer,
     recipe_in,
@@ -389,6 +389,9 @@ fn train(
         trainer.note(&format!("\n{table}"))?;
     }
     let record = RunRecord::open(trainer.folder()).map_err(Failure::while_running)?;
+    for line in refinement_lines(&record.recipe, &record.evaluations) {
+        trainer.note(&format!("\n{line}"))?;
+    }
     if let Some(table) = validation_table(&record) {
         trainer.note(&format!("\n{table}"))?;
     }

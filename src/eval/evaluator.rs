@@ -312,5 +312,10 @@ fn summarise(
         text_only: text_only / samples.len().max(1) as f64,
         answer_loss: None,
         by_kind,
+        answers: samples
+            .iter()
+            .zip(right)
+            .map(|(sample, is_right)| (sample.key.clone(), *is_right))
+            .collect(),
     }
 }

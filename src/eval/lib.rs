@@ -132,6 +132,10 @@ pub struct QuestionEvaluation {
     pub answer_loss: Option<f64>,
     /// Share answered exactly by kind, with that of the blind baseline.
     pub by_kind: BTreeMap<String, (f64, f64)>,
+    /// Each question's image and whether it was answered rightly, in the set's order, which is the same for every model; empty in files
+    /// of versions that did not keep them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<(String, bool)>,
 }
 
 impl QuestionEvaluation {

@@ -198,6 +198,7 @@ impl Recipe {
             }
             !goes
         });
+        self.restore_initial_for(&left_out);
         validate_recipe(self)?;
         validate_patterns(self, |_, stage| format!("stage {}: ", stage.name))?;
         // What can be refused before anything runs.
@@ -306,7 +307,7 @@ impl Recipe {
         Ok(values)
     }
 
-    fn give_first_values(
+    pub(crate) fn give_first_values(
         &self,
         layout: &ParameterLayout,
         further: Vec<(Folder, SubModel)>,

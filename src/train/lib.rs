@@ -45,7 +45,7 @@ pub use observer::{
     UnitBegins, Validated,
 };
 pub use recipe::{
-    BUILT_IN, ChatSettings, ContrastWith, DecayShape, MODULES, RENAMED_PLAN_KEYS,
+    BUILT_IN, ChatSettings, ContrastWith, DecayShape, INITIAL, MODULES, RENAMED_PLAN_KEYS,
     RENAMED_RECIPE_KEYS, Recipe, Renamed, Schedule, Stage, StageKind, ValidationMetric,
     ValidationSettings,
 };

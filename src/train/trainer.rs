@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::checkpoint::{
-    Checkpointer, OptimizerValues, Position, after_stage, newest_valid, restore,
+    Checkpointer, OptimizerValues, Position, after_stage, begin_stage, newest_valid, restore,
 };
 use super::evaluate::{evaluation_settings, measure_after};
 use super::guard::Guard;
@@ -309,7 +309,7 @@ impl Trainer {
         let run = &self.run;
         let stage = &run.recipe.stages[index];
         if first == 0 {
-            run.reinitialise(index)?;
+            begin_stage(run, index)?;
         }
         let frozen = run.frozen_checksums(stage)?;
         let (state, checkpoints) = (&mut self.state, &mut self.checkpoints);

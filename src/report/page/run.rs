@@ -9,6 +9,7 @@ use super::record::RunRecord;
 use super::results::{curves, evaluations, tiles};
 use super::validation::validations;
 use crate::measurement_tables;
+use crate::refinement::refinement_lines;
 use crate::table::Table;
 use keel_base::units::{bytes, flops, grouped};
 use keel_engine::program::escape;
@@ -113,6 +114,9 @@ fn summary(record: &RunRecord) -> String {
             );
         }
         html += "</ul>\n";
+    }
+    for line in refinement_lines(&record.recipe, &record.evaluations) {
+        let _ = writeln!(html, "<p>{}.</p>", escape(&line));
     }
     let mut rows = vec![
         [

@@ -535,6 +535,10 @@ impl AblationPlan {
         weights: &PublishedWeights,
     ) -> Result<(Recipe, Beginning)> {
         let begun = Recipe::load_from(&self.recipe, sets, weights);
+        let begun = begun.map(|(mut recipe, beginning)| {
+            recipe.leave_out_controls();
+            (recipe, beginning)
+        });
         begun.map_err(|problem| match problem {
             Error::Setting { what, want, found } if what == "--recipe" => {
                 Error::setting("recipe", want, found)

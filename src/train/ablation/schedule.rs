@@ -109,7 +109,7 @@ fn unit_of(plan: &AblationPlan, arm: &Arm, quick: bool) -> Result<Unit> {
                 let factor = match stage.kind {
                     StageKind::WarmStart => plan.quick.warm_start_ratio,
                     StageKind::Refine => plan.quick.refinement_ratio,
-                    StageKind::Target => plan.quick.target_ratio,
+                    StageKind::Target | StageKind::Control => plan.quick.target_ratio,
                 };
                 stretch(stage, factor);
             }
@@ -139,7 +139,7 @@ fn unit_of(plan: &AblationPlan, arm: &Arm, quick: bool) -> Result<Unit> {
     recipe.stages.sort_by_key(|stage| match stage.kind {
         StageKind::WarmStart => 0,
         StageKind::Refine => 1,
-        StageKind::Target => 2,
+        StageKind::Target | StageKind::Control => 2,
     });
     let is_warm = |stage: &&Stage| stage.kind == StageKind::WarmStart;
     let warm = recipe.stages.iter().filter(is_warm).count();

@@ -6,6 +6,7 @@ mod disk;
 mod file;
 mod model;
 mod optimizer_state;
+mod origins;
 mod saver;
 mod shard;
 
@@ -21,5 +22,6 @@ pub(super) use file::parameters;
 pub use file::{Checkpoint, Position, Sink, Snapshot, load, read_position, save};
 pub(super) use model::CheckpointModel;
 pub(super) use optimizer_state::OptimizerValues;
+pub(super) use origins::begin_stage;
 pub use shard::ShardFile;
 pub(super) use shard::{checkpoint_of_shard, remove_checkpoint};

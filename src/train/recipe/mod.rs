@@ -5,6 +5,7 @@
 
 mod division;
 pub(super) mod locate;
+mod origins;
 mod overrides;
 mod parameters;
 mod renamed;
@@ -17,12 +18,13 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::division::Dealing;
 use self::locate::{KeyFinder, named_text};
+use self::origins::{complete_controls, validate_origins};
 use self::overrides::{apply_set, expand_presets, flatten_patterns};
 pub(super) use self::parameters::validate_patterns;
 pub(super) use self::renamed::refuse_old_names;
 pub use self::renamed::{RENAMED_PLAN_KEYS, RENAMED_RECIPE_KEYS, Renamed};
 pub use self::schedule::{DecayShape, Schedule};
-pub use self::stage::{ContrastWith, MODULES, Stage, StageKind};
+pub use self::stage::{ContrastWith, INITIAL, MODULES, Stage, StageKind};
 pub(super) use self::validate::validate_recipe;
 pub use self::validation::{ValidationMetric, ValidationSettings};
 use crate::from_weights::{Beginning, PublishedWeights};
@@ -242,6 +244,7 @@ impl Recipe {
             apply_set(&mut table, set)?;
         }
         refuse_old_names(RENAMED_RECIPE_KEYS, &table, &finder)?;
+        complete_controls(&mut table);
         expand_presets(&mut table, &finder)?;
         flatten_patterns(&mut table);
         let recipe: Recipe = finder.typed(table)?;

@@ -27,6 +27,9 @@ pub enum StageKind {
     Refine,
     /// What users do next with the backbone, to measure it: a new connector and the language model on the refined tower.
     Target,
+    /// The target stage over again from modules as they were earlier, which `restore` says: what the target comes to without
+    /// refinement. Ablations, whose arms are controls of each other, leave it out.
+    Control,
 }
 
 /// What a contrastive loss compares images with.
@@ -309,6 +312,19 @@ pub struct Stage {
     /// - Source: SAIL-VL2's basic pre-training starts from a randomly initialised connector (report, arXiv 2509.14033)
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reinitialize: Vec<String>,
+    /// Modules that start this stage as they were earlier in the run, each with the name of the stage that left them so, or `initial`
+    /// for what the run began with: `{ vision = "warm-start-vision" }`. Published weights take the place of a warm start that they stand
+    /// in for.
+    ///
+    /// - Range: stages before this one; no module that `reinitialize` names
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub restore: BTreeMap<String, String>,
+    /// The target stage that a stage of kind `control` is held against: the same settings and the same draws, but other modules
+    /// at its start. The run ends with the difference of the two, question by question.
+    ///
+    /// - Range: a stage of kind `target` with the same settings in everything but `restore`; for a control alone
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_of: Option<String>,
     /// How the stage is validated on held-out samples, which `keel train --validate` gives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<ValidationSettings>,
@@ -411,7 +427,9 @@ impl Stage {
     pub fn contrasts_with_text_tower(&self) -> bool {
         let by_kind = match self.kind {
             StageKind::WarmStart => ContrastWith::TextTower,
-            StageKind::Refine | StageKind::Target => ContrastWith::LanguageModel,
+            StageKind::Refine | StageKind::Target | StageKind::Control => {
+                ContrastWith::LanguageModel
+            }
         };
         self.contrast_with.unwrap_or(by_kind) == ContrastWith::TextTower
     }
@@ -454,12 +472,17 @@ impl Stage {
     }
 
     /// What stands for the stage in every draw that it makes: a hash of its name, which no other stage of a recipe has. Stages
-    /// before it change none of its draws, so that runs that differ only in these can be compared draw by draw.
+    /// before it change none of its draws, so that runs that differ only in these can be compared draw by draw. A control has
+    /// the draws of its target.
     pub fn number(&self) -> u64 {
-        let hash = blake3::hash(self.name.as_bytes());
+        let name = self.control_of.as_ref().unwrap_or(&self.name);
+        let hash = blake3::hash(name.as_bytes());
         u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("eight bytes"))
     }
 }
+
+/// What `restore` calls the values that a run began with.
+pub const INITIAL: &str = "initial";
 
 /// The modules that a stage can train.
 pub const MODULES: &[&str] = &[

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::schedule::DECAY_RATIO;
 use super::stage::ContrastWith;
 use super::validation::validate_validation;
-use super::{MODULES, Recipe, Schedule, Stage, StageKind};
+use super::{MODULES, Recipe, Schedule, Stage, StageKind, validate_origins};
 use crate::worlds::{TASKS, task_named};
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_data::records::MOST_IMAGES;
@@ -94,7 +94,7 @@ pub(crate) fn validate_recipe(recipe: &Recipe) -> Result<()> {
             return Err(in_stage(Error::setting("muon", want, found)));
         }
     }
-    Ok(())
+    validate_origins(recipe)
 }
 
 fn validate_stage(recipe: &Recipe, stage: &Stage) -> Result<()> {

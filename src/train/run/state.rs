@@ -10,7 +10,7 @@ use super::folder::{RunFolder, TOKENIZER};
 use super::inputs::RunInputs;
 use super::options::{InitialWeights, TrainOptions};
 use super::signals::Stop;
-use crate::checkpoint::{Position, read_position};
+use crate::checkpoint::{Position, Sink, read_position};
 use crate::evaluate::eval_context;
 use crate::guard::Guard;
 use crate::observer::{Event, Observer, Observers};
@@ -295,6 +295,15 @@ impl Run {
                 .recipe
                 .write_first_values(&self.layout, self.executor.as_ref(), Vec::new()),
         }
+    }
+
+    /// Gives the parameters that the run began with to `sink`: the first values of its recipe.
+    ///
+    /// # Errors
+    /// Whatever the weights' folders and `sink` report.
+    pub fn give_initial(&self, sink: Sink<'_>) -> Result<()> {
+        self.recipe
+            .give_first_values(&self.layout, Vec::new(), sink)
     }
 
     /// Gives modules that stage `index` starts afresh new first values: the same ones whenever it begins, by the run's seed and

@@ -8,7 +8,7 @@ use super::left_out::LeftOut;
 use super::rank_batch::MicroWeight;
 use super::validation::StageValidation;
 use crate::checkpoint::{
-    Averages, Checkpointer, OptimizerValues, after_stage, load, newest_well, restore,
+    Averages, Checkpointer, OptimizerValues, after_stage, begin_stage, load, newest_well, restore,
     without_optimizer,
 };
 use crate::gradient_accumulator::GradientAccumulator;
@@ -462,7 +462,7 @@ impl<'a> StageLoop<'a> {
             let before = load(&after_stage(run, index - 1), &run.layout, None, sink)?;
             before.position.skipped
         };
-        run.reinitialise(index)?;
+        begin_stage(run, index)?;
         let (layout, executor) = (&run.layout, run.executor.as_ref());
         OptimizerValues::begin(self.session.as_mut(), layout, executor)
     }

@@ -159,6 +159,7 @@ impl Page<'_> {
             Kind::Text => "text".to_owned(),
             Kind::Numbers(length) => format!("list of {length} numbers"),
             Kind::Weights => "table of numbers".to_owned(),
+            Kind::Names => "table of text".to_owned(),
             Kind::List(inner) => match &**inner {
                 Kind::Named(_) => "list of tables".to_owned(),
                 Kind::Whole => "list of whole numbers".to_owned(),

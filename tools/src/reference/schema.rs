@@ -29,6 +29,8 @@ pub enum Kind {
     Numbers(usize),
     /// A table from names to numbers.
     Weights,
+    /// A table from names to texts.
+    Names,
     List(Box<Kind>),
     /// Of the schema, by name.
     Named(String),
@@ -345,7 +347,7 @@ impl Schema {
                 });
                 Absent::Value(variant.ok_or_else(|| format!("{of}: {name} has no default"))?)
             }
-            Kind::Weights => Absent::Value("{}".to_owned()),
+            Kind::Weights | Kind::Names => Absent::Value("{}".to_owned()),
             Kind::Numbers(_) => return Err(format!("{of}: its default")),
         })
     }
@@ -444,6 +446,7 @@ fn written(item: &ItemEnum, variant: &syn::Variant) -> String {
             }
             snake
         }
+        Some("lowercase") => name.to_lowercase(),
         _ => name,
     }
 }
@@ -478,6 +481,7 @@ fn kind(of: &Type) -> Option<(Kind, bool)> {
                 ("Option", Some((inner, _))) => return Some((inner, true)),
                 ("Vec", Some((inner, _))) => Kind::List(Box::new(inner)),
                 ("BTreeMap", Some((Kind::Number, _))) => Kind::Weights,
+                ("BTreeMap", Some((Kind::Text, _))) => Kind::Names,
                 ("u32" | "u64" | "usize" | "i64", None) => Kind::Whole,
                 ("f32" | "f64", None) => Kind::Number,
                 ("bool", None) => Kind::Switch,
