@@ -37,14 +37,17 @@ pub fn run() {
         .map(|path| source::read(&cuda, path))
         .collect();
     emulator::build(root, &out, &cache, &sources, &read);
-    let wrappers = cuda.join("simt/zoo/wrappers.cu");
-    let compiled = [sources.as_slice(), &[wrappers]].concat();
+    let wrappers = ["wrappers", "wrappers_sm90"];
+    let wrapper_sources = wrappers.map(|stem| cuda.join(format!("simt/zoo/{stem}.cu")));
+    let compiled = [sources.as_slice(), &wrapper_sources].concat();
     let mut images = nvcc::build(root, &cache, &compiled);
     // The wrappers' own kernels are for tests: they find them beside the table, which does not name them.
-    let aside = out.join("wrappers.fatbin");
-    match images.pop() {
-        Some(image) => cache.store(&image.fatbin, &aside),
-        None => drop(std::fs::remove_file(&aside)),
+    for stem in wrappers.iter().rev() {
+        let aside = out.join(format!("{stem}.fatbin"));
+        match images.pop() {
+            Some(image) => cache.store(&image.fatbin, &aside),
+            None => drop(std::fs::remove_file(&aside)),
+        }
     }
     write(&out.join("kernels.rs"), &table::kernels(&read));
     write(

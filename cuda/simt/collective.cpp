@@ -42,6 +42,35 @@ void collect(uint32_t mask, uint32_t key, void* operand, WarpOperation operation
     park();
 }
 
+void require_whole_warp(Warp& warp, uint32_t lanes, const char* what) {
+    if (lanes == ~0u) return;
+    Fiber& first = *warp.fibers[__builtin_ctz(lanes)];
+    fail_as(first, first.at, "%s needs all 32 lanes of the warp, but only %08x take part", what, lanes);
+}
+
+void meet_warp(uint32_t key, const char* activity, Location at) {
+    WarpOperation meet = [](Warp& warp, uint32_t lanes) {
+        require_whole_warp(warp, lanes, warp.fibers[__builtin_ctz(lanes)]->activity);
+    };
+    collect(~0u, key, nullptr, meet, activity, at);
+}
+
+// By the priority schedule any lane, the same in a whole launch.
+static void run_elect(Warp& warp, uint32_t lanes) {
+    require_whole_warp(warp, lanes, "elect.sync");
+    const KeelOptions& options = warp.block->launch->options;
+    Random random{options.seed};
+    uint32_t elected = options.schedule == KEEL_SCHEDULE_PRIORITY ? random.below(kLanes) : 0;
+    for (uint32_t lane = 0; lane < kLanes; ++lane)
+        *static_cast<bool*>(warp.fibers[lane]->operand) = lane == elected;
+}
+
+bool elect_one(uint32_t mask, Location at) {
+    bool is_elected = false;
+    collect(mask, 0x600, &is_elected, run_elect, "elect.sync", at);
+    return is_elected;
+}
+
 void check_collectives_after_exit(Warp& warp) {
     for (uint32_t set = warp.arrived; set; set &= set - 1) {
         Fiber& fiber = *warp.fibers[__builtin_ctz(set)];

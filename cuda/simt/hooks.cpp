@@ -30,7 +30,7 @@ static inline void access(const void* pointer, size_t bytes, bool write, const v
         }
         return maybe_preempt(fiber);
     }
-    if (size_t(address - block.stacks) < block.stacks_bytes) return;
+    if (size_t(address - block.stacks) < block.stacks_bytes) return checker::stack_access(fiber, address, bytes, write, code);
     checker::global_access(fiber, pointer, bytes, write, code, fiber.at);
 }
 

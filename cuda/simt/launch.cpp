@@ -21,21 +21,19 @@ void note_planted_bug() { running()->block->launch->planted_bug_reached.store(tr
 static std::mutex pool_lock;
 static std::vector<Block*> pool;
 
-static Block* take_block() {
-    {
-        std::lock_guard<std::mutex> guard(pool_lock);
-        if (!pool.empty()) {
-            Block* block = pool.back();
-            pool.pop_back();
-            return block;
-        }
+static void take_blocks(Cluster& cluster) {
+    std::lock_guard<std::mutex> guard(pool_lock);
+    for (uint32_t rank = 0; rank < cluster.size; ++rank) {
+        if (pool.empty()) pool.push_back(new Block);
+        cluster.blocks[rank] = pool.back();
+        pool.pop_back();
     }
-    return new Block;
 }
 
-static void give_block(Block* block) {
+static void give_blocks(Cluster& cluster) {
     std::lock_guard<std::mutex> guard(pool_lock);
-    pool.push_back(block);
+    // The last taken lies on top again, so that the same block is used again and again.
+    for (uint32_t rank = cluster.size; rank-- > 0;) pool.push_back(cluster.blocks[rank]);
 }
 
 static void fiber_main() {
@@ -64,11 +62,19 @@ static void prepare_warps(Block& block) {
         warp.exited = ~warp.lanes;
         warp.last_lane = downwards ? 0 : 31;
         warp.priority = block.random.next();
+        warp.registers = warp.wanted_registers = 0;
     }
 }
 
-static void prepare_block(Block& block, Launch& launch, uint64_t linear) {
+static void prepare_block(Block& block, Cluster& cluster, uint32_t rank, uint64_t linear) {
+    Launch& launch = *cluster.launch;
     block.launch = &launch;
+    block.cluster = &cluster;
+    block.rank = rank;
+    block.agents.barriers.clear();
+    block.agents.groups.clear();
+    block.agents.remote.clear();
+    block.agents.has_register_plan = false;
     block.index = position(linear, launch.grid);
     block.threads = launch.block.x * launch.block.y * launch.block.z;
     block.live = block.threads;
@@ -95,6 +101,7 @@ static void prepare_block(Block& block, Launch& launch, uint64_t linear) {
         fiber.warp = &block.warps[i / kLanes];
         fiber.warp->fibers[i % kLanes] = &fiber;
         fiber.index = i;
+        fiber.slot = rank * block.threads + i;
         fiber.lane = i % kLanes;
         fiber.finished = false;
         fiber.activity = "its start";
@@ -102,19 +109,28 @@ static void prepare_block(Block& block, Launch& launch, uint64_t linear) {
         fiber.at = {nullptr, 0};
         fiber.copies.clear();
         fiber.group_ends.clear();
+        fiber.agents.reset();
     }
 }
 
-static bool run_block(Block& block, Launch& launch, uint64_t linear) {
-    prepare_block(block, launch, linear);
-    if (!block.stacks || !block.arena) return false;
-    for (uint32_t i = 0; i < block.threads; ++i)
-        block.fibers[i].stack_pointer = first_frame(block.fibers[i].stack_high, fiber_main);
-    poison_shared(block);
-    if constexpr (kChecked) checker::begin_block(block);
-    Fiber* first = choose(block, nullptr);
+static bool run_cluster(Cluster& cluster, uint64_t number) {
+    cluster.random = cluster.launch->options.seed * 0xd1342543de82ef95ull + number;
+    cluster.copies.clear();
+    cluster.waiting.clear();
+    cluster.arrived = 0;
+    cluster.phase = 0;
+    for (uint32_t rank = 0; rank < cluster.size; ++rank) {
+        Block& block = *cluster.blocks[rank];
+        prepare_block(block, cluster, rank, number * cluster.size + rank);
+        if (!block.stacks || !block.arena) return false;
+        for (uint32_t i = 0; i < block.threads; ++i)
+            block.fibers[i].stack_pointer = first_frame(block.fibers[i].stack_high, fiber_main);
+        poison_shared(block);
+    }
+    if constexpr (kChecked) checker::begin_cluster(cluster);
+    Fiber* first = choose(*cluster.blocks[0], nullptr);
     current = first;
-    switch_stack(&block.host_stack, first->stack_pointer);
+    switch_stack(&cluster.host_stack, first->stack_pointer);
     return true;
 }
 
@@ -124,31 +140,36 @@ static void canary_main() {
     Block& block = *running()->block;
     current = nullptr;
     void* gone;
-    switch_stack(&gone, block.host_stack);
+    switch_stack(&gone, block.cluster->host_stack);
 }
 
 static void run_canary_check(Block& block) {
     Fiber& first = block.fibers[0];
     current = &first;
-    switch_stack(&block.host_stack, first_frame(first.stack_high, canary_main));
+    switch_stack(&block.cluster->host_stack, first_frame(first.stack_high, canary_main));
 }
 
 static void work(Launch& launch) {
     FaultStack fault_stack;
     WorkerMark mark(launch);
-    Block* block = take_block();
+    Cluster& cluster = *new Cluster;
+    cluster.launch = &launch;
+    cluster.size = launch.cluster;
+    take_blocks(cluster);
     while (!launch.stop.load(std::memory_order_relaxed)) {
-        uint64_t i = launch.next_block.fetch_add(1, std::memory_order_relaxed);
-        if (i >= launch.blocks) break;
-        if (!run_block(*block, launch, (launch.stride * i + launch.offset) % launch.blocks)) {
+        uint64_t i = launch.next_cluster.fetch_add(1, std::memory_order_relaxed);
+        if (i >= launch.clusters) break;
+        if (!run_cluster(cluster, (launch.stride * i + launch.offset) % launch.clusters)) {
             std::lock_guard<std::mutex> guard(launch.report_lock);
             launch.report.present = true;
             launch.report.text = "the system has no memory for the emulator's stacks";
             break;
         }
-        if (!block->failed) run_canary_check(*block);
+        for (uint32_t rank = 0; rank < cluster.size && !launch.stop.load(std::memory_order_relaxed); ++rank)
+            run_canary_check(*cluster.blocks[rank]);
     }
-    give_block(block);
+    give_blocks(cluster);
+    delete &cluster;
 }
 
 static void run_grid(Launch& launch) {
@@ -156,10 +177,10 @@ static void run_grid(Launch& launch) {
     uint64_t workers = launch.options.workers;
     if (workers == 0) workers = std::thread::hardware_concurrency();
     // A host thread costs about as much as 1000 fibers: small grids run where they are.
-    uint64_t threads = launch.blocks * launch.block.x * launch.block.y * launch.block.z;
+    uint64_t threads = launch.clusters * launch.cluster * launch.block.x * launch.block.y * launch.block.z;
     uint64_t worthwhile = 1 + threads / 1024;
     if (workers > worthwhile) workers = worthwhile;
-    if (workers > launch.blocks) workers = launch.blocks;
+    if (workers > launch.clusters) workers = launch.clusters;
     std::vector<std::thread> helpers;
     for (uint64_t i = 1; i < workers; ++i) helpers.emplace_back([&launch] { work(launch); });
     work(launch);
@@ -175,17 +196,17 @@ static uint64_t common_divisor(uint64_t a, uint64_t b) {
     return a;
 }
 
-// Seed 0 and 1 take blocks in order and backwards; other seeds scatter them.
-static void order_blocks(Launch& launch) {
+// Seed 0 and 1 take clusters in order and backwards; other seeds scatter them.
+static void order_clusters(Launch& launch) {
     launch.stride = 1;
     launch.offset = 0;
     uint64_t seed = launch.options.seed;
-    if (seed == 0 || launch.blocks < 2) return;
+    if (seed == 0 || launch.clusters < 2) return;
     Random random{seed};
-    launch.stride = seed == 1 ? launch.blocks - 1 : 1 + random.next() % launch.blocks;
+    launch.stride = seed == 1 ? launch.clusters - 1 : 1 + random.next() % launch.clusters;
     // A stride without a common divisor visits every block once, without a list of them.
-    while (common_divisor(launch.stride, launch.blocks) != 1) ++launch.stride;
-    launch.offset = seed == 1 ? launch.blocks - 1 : random.next() % launch.blocks;
+    while (common_divisor(launch.stride, launch.clusters) != 1) ++launch.stride;
+    launch.offset = seed == 1 ? launch.clusters - 1 : random.next() % launch.clusters;
 }
 
 static std::string refusal(const Launch& launch) {
@@ -199,6 +220,9 @@ static std::string refusal(const Launch& launch) {
     } else if (threads == 0 || threads > kMaxThreads || launch.block.z > 64) {
         snprintf(text, sizeof(text), "the block (%u,%u,%u) must have 1..1024 threads and at most 64 in z", launch.block.x,
                  launch.block.y, launch.block.z);
+    } else if (launch.cluster == 0 || launch.cluster > kClusterBlocks || launch.grid.x % launch.cluster) {
+        snprintf(text, sizeof(text), "a grid of %u blocks in x does not divide into clusters of %u, which have 1..%u",
+                 launch.grid.x, launch.cluster, kClusterBlocks);
     } else if (kernel.threads && threads != kernel.threads) {
         snprintf(text, sizeof(text), "the kernel is written for blocks of %u threads, but the launch has %llu",
                  kernel.threads, (unsigned long long)threads);
@@ -215,9 +239,17 @@ static std::string refusal(const Launch& launch) {
 // Collects the allocations behind the pointer arguments; refuses a pointer that leads nowhere.
 static std::string find_allocations(Launch& launch) {
     for (uint32_t i = 0; i < launch.kernel->parameter_count; ++i) {
-        if (launch.kernel->parameters[i].kind != KEEL_PARAMETER_POINTER) continue;
+        uint8_t kind = launch.kernel->parameters[i].kind;
+        if (kind != KEEL_PARAMETER_POINTER && kind != KEEL_PARAMETER_MAP) continue;
         const void* pointer;
-        memcpy(&pointer, launch.arguments[i], sizeof(pointer));
+        if (kind == KEEL_PARAMETER_MAP) {
+            TensorMap map;
+            memcpy(&map, launch.arguments[i], sizeof(map));
+            if (map.mark != kTensorMapMark) return "argument " + std::to_string(i) + " is no tensor map";
+            pointer = reinterpret_cast<const void*>(map.address);
+        } else {
+            memcpy(&pointer, launch.arguments[i], sizeof(pointer));
+        }
         if (!pointer) continue;
         Allocation allocation;
         if (!find_allocation(pointer, &allocation))
@@ -258,6 +290,12 @@ extern "C" int keel_simt_planted_bug_reached(void) { return last_planted_bug_rea
 extern "C" int keel_simt_launch(const KeelKernel* kernel, const uint32_t grid[3], const uint32_t block[3],
                                 uint32_t shared_bytes, void** arguments, const KeelOptions* options,
                                 const KeelExtent* extents, uint32_t extent_count) {
+    return keel_simt_launch_clusters(kernel, 1, grid, block, shared_bytes, arguments, options, extents, extent_count);
+}
+
+extern "C" int keel_simt_launch_clusters(const KeelKernel* kernel, uint32_t cluster, const uint32_t grid[3],
+                                         const uint32_t block[3], uint32_t shared_bytes, void** arguments,
+                                         const KeelOptions* options, const KeelExtent* extents, uint32_t extent_count) {
     static std::once_flag once;
     std::call_once(once, [] {
         install_fault_handlers();
@@ -268,11 +306,11 @@ extern "C" int keel_simt_launch(const KeelKernel* kernel, const uint32_t grid[3]
     launch.arguments = arguments;
     launch.grid = {grid[0], grid[1], grid[2]};
     launch.block = {block[0], block[1], block[2]};
+    launch.cluster = cluster;
     launch.shared_bytes = shared_bytes;
     launch.options = *options;
     if (launch.options.time_limit_ms == 0) launch.options.time_limit_ms = 60 * 1000;
     if (launch.options.shared_limit == 0) launch.options.shared_limit = 227 * 1024;
-    launch.blocks = uint64_t(grid[0]) * grid[1] * grid[2];
     launch.extents.assign(extents, extents + extent_count);
     last_planted_bug_reached = false;
     std::string problem = refusal(launch);
@@ -281,7 +319,8 @@ extern "C" int keel_simt_launch(const KeelKernel* kernel, const uint32_t grid[3]
         last_error = std::string("kernel ") + kernel->name + ": " + problem;
         return 1;
     }
-    order_blocks(launch);
+    launch.clusters = uint64_t(grid[0]) * grid[1] * grid[2] / cluster;
+    order_clusters(launch);
     run_grid(launch);
     return conclude(launch);
 }

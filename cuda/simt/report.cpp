@@ -44,7 +44,7 @@ void abandon(Block& block) {
     block.failed = true;
     current = nullptr;
     void* gone;
-    switch_stack(&gone, block.host_stack);
+    switch_stack(&gone, block.cluster->host_stack);
     __builtin_unreachable();
 }
 

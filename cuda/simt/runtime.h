@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "agents.h"
 #include "device.h"
 
 namespace simt {
@@ -55,6 +56,7 @@ struct Fiber : Self {
     Block* block;
     Warp* warp;
     uint32_t index;  // in the block
+    uint32_t slot;   // in the cluster
     uint32_t lane;
     bool finished;
     // What it last asked the emulator for, and where.
@@ -70,6 +72,7 @@ struct Fiber : Self {
     // Asynchronous copies, oldest first, and the end of each committed group in that list.
     std::vector<Copy> copies;
     std::vector<uint32_t> group_ends;
+    ThreadAgents agents;
 };
 
 struct Warp {
@@ -81,6 +84,8 @@ struct Warp {
     uint32_t exited;
     uint32_t last_lane;
     uint32_t priority;
+    uint32_t registers;  // of a thread, as setmaxnreg leaves them
+    uint32_t wanted_registers;
     Fiber* fibers[kLanes];
 };
 
@@ -108,11 +113,12 @@ struct Random {
 // Everything one worker needs to run a block; kept and used again for the next.
 struct Block {
     Launch* launch = nullptr;
+    Cluster* cluster = nullptr;
+    uint32_t rank = 0;
     uint3 index{};
     uint32_t threads = 0, warp_count = 0, live = 0;
     uint32_t ready_warps = 0;
     bool failed = false;
-    void* host_stack = nullptr;  // the worker's own stack pointer while fibers run
     Random random{};
     char* arena = nullptr;
     uint32_t shared_start = 0, shared_bytes = 0;
@@ -122,6 +128,7 @@ struct Block {
     std::vector<Fiber> fibers;
     Warp warps[kMaxThreads / kLanes];
     Barrier barriers[kBarriers];
+    BlockAgents agents;
     checker::Shadow* shadow = nullptr;
 };
 
@@ -148,11 +155,12 @@ struct Launch {
     const KeelKernel* kernel;
     void** arguments;
     dim3 grid, block;
+    uint32_t cluster;
     uint32_t shared_bytes;
     KeelOptions options;
-    uint64_t blocks;
-    uint64_t stride, offset;  // the order of blocks: (stride * i + offset) % blocks
-    std::atomic<uint64_t> next_block{0};
+    uint64_t clusters;
+    uint64_t stride, offset;  // the order of clusters: (stride * i + offset) % clusters
+    std::atomic<uint64_t> next_cluster{0};
     std::atomic<bool> stop{false};
     std::atomic<bool> late{false};
     std::atomic<bool> planted_bug_reached{false};
@@ -172,6 +180,7 @@ void prepare_stacks(Block& block);
 void prepare_arena(Block& block);
 
 // ---- schedule.cpp
+// Who runs after a thread of `block`; null when nobody of its cluster can, and no copy is on its way.
 Fiber* choose(Block& block, Warp* last);
 // Gives the worker to another fiber; returns when this one is chosen again. The caller has cleared its ready bit.
 void park();
@@ -181,6 +190,10 @@ void wake(Fiber& fiber);
 
 // ---- collective.cpp, barrier.cpp
 void collect(uint32_t mask, uint32_t key, void* operand, WarpOperation operation, const char* activity, Location at);
+// Fails unless all lanes of a warp take part in `what`.
+void require_whole_warp(Warp& warp, uint32_t lanes, const char* what);
+// Makes the lanes of the running thread's warp meet in an instruction that all of them owe.
+void meet_warp(uint32_t key, const char* activity, Location at);
 void check_collectives_after_exit(Warp& warp);
 void check_barriers_on_exit(Fiber& fiber);
 
@@ -188,6 +201,7 @@ void check_barriers_on_exit(Fiber& fiber);
 void poison_shared(Block& block);
 void check_shared_canary(Block& block);
 char* shared_range(uint32_t address, uint32_t bytes, uint32_t alignment, const char* what, Location at);
+char* shared_range(const Block& block, uint32_t address, uint32_t bytes, uint32_t alignment, const char* what, Location at);
 
 // ---- copy.cpp
 void check_copies_on_exit(Fiber& fiber);
@@ -233,8 +247,7 @@ struct WorkerMark {
 
 // ---- checker.cpp: happens-before of shared memory; called only in the checked build
 namespace checker {
-void begin_block(Block& block);
-void end_context(Block& block);
+void begin_cluster(Cluster& cluster);
 void barrier(Block& block, const Barrier& barrier);
 void warp_join(Warp& warp, uint32_t lanes);
 void read(Fiber& fiber, uint32_t offset, uint32_t bytes, const void* code, Location at);
@@ -243,6 +256,32 @@ void atomic(Fiber& fiber, uint32_t offset, uint32_t bytes, Location at);
 void copy_issued(Fiber& fiber, uint32_t offset, uint32_t bytes, Location at);
 void copy_landed(Fiber& fiber, uint32_t offset, uint32_t bytes, Location at);
 void global_access(Fiber& fiber, const void* pointer, uint64_t bytes, bool write, const void* code, Location at);
+
+// A clock of its own for something that is no thread; 0 means that it has none yet.
+uint32_t add_column(Cluster& cluster);
+// What a thread knows goes into `into`; what `from` holds becomes known to a thread.
+void release(Fiber& fiber, std::vector<uint32_t>& into);
+void acquire(Fiber& fiber, const std::vector<uint32_t>& from);
+// Makes a count of a column known to a thread.
+void learn(Fiber& fiber, uint32_t column, uint32_t count);
+void raise(std::vector<uint32_t>& vector, uint32_t column, uint32_t count);
+void proxy_fence(Fiber& fiber);
+uint32_t clock_of(Fiber& fiber);
+bool is_known_in_block(Block& block, uint32_t slot, uint32_t clock);
+void cluster_barrier(Cluster& cluster);
+// Eight bytes become a barrier, are used as one, and become memory again.
+void barrier_made(Fiber& fiber, uint32_t offset, Location at);
+void barrier_used(Fiber& fiber, Block& block, uint32_t offset, const char* what, Location at);
+void barrier_removed(Fiber& fiber, uint32_t offset);
+// A copy writes shared memory of `block` in the phase that ends with the column's `count`.
+void agent_writes(Fiber& fiber, Block& block, uint32_t offset, uint32_t bytes, uint32_t column, uint32_t count, Location at);
+// A store reads on behalf of a thread, a product on behalf of a warpgroup, until those know the column's `count`.
+void agent_reads(Fiber& fiber, uint32_t offset, uint32_t bytes, uint32_t column, uint32_t count, Location at);
+// Begins and ends reads for all threads of the warpgroup whose first thread is `first`.
+void begin_group_reads(Fiber& first);
+void group_reads(Fiber& first, uint32_t offset, uint32_t bytes, uint32_t column, uint32_t count, Location at);
+// An access to a thread's own stack: is it to registers that a product owns?
+void stack_access(Fiber& fiber, const char* address, size_t bytes, bool write, const void* code);
 }  // namespace checker
 
 }  // namespace simt

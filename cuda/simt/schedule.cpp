@@ -25,8 +25,7 @@ static Warp& highest_priority(Block& block, Warp* last, uint32_t draw) {
     return *best;
 }
 
-Fiber* choose(Block& block, Warp* last) {
-    if (!block.ready_warps) return nullptr;
+static Fiber* choose_in(Block& block, Warp* last) {
     const KeelOptions& options = block.launch->options;
     if (options.schedule == KEEL_SCHEDULE_PRIORITY) {
         // One draw for both, and the lane that follows a drawn place, likelier after a gap than an even draw would have it: this
@@ -45,13 +44,40 @@ Fiber* choose(Block& block, Warp* last) {
     return warp->fibers[warp->last_lane];
 }
 
+// A block of the cluster with a thread that can run: this one until it blocks, or by the priority schedule another now and then.
+static Block* choose_block(Block& block) {
+    Cluster& cluster = *block.cluster;
+    const KeelOptions& options = block.launch->options;
+    uint32_t from = block.rank;
+    if (block.ready_warps && (options.schedule != KEEL_SCHEDULE_PRIORITY || block.random.below(8) != 0)) return &block;
+    for (uint32_t i = 1; i <= cluster.size; ++i) {
+        uint32_t step = options.seed & 1 ? cluster.size - i : i;
+        Block& other = *cluster.blocks[(from + step) % cluster.size];
+        if (other.ready_warps) return &other;
+    }
+    return nullptr;
+}
+
+Fiber* choose(Block& block, Warp* last) {
+    do {
+        // Most kernels have no clusters, and this is asked at every wait of every thread.
+        if (block.cluster->size == 1) {
+            if (block.ready_warps) return choose_in(block, last);
+        } else if (Block* chosen = choose_block(block)) {
+            return choose_in(*chosen, chosen == &block ? last : nullptr);
+        }
+        // The latest that a copy may land is when nobody can go on without it.
+    } while (land_one(*block.cluster));
+    return nullptr;
+}
+
 static std::string where(Location at) {
     return at.file ? std::string(at.file) + ":" + std::to_string(at.line) : std::string("its first line");
 }
 
 // Says for every run of threads in the same place what they wait for.
-static std::string deadlock_report(const Block& block) {
-    std::string text = "deadlock: no thread of the block can run";
+static std::string waiting_threads(const Block& block) {
+    std::string text;
     constexpr int kMaxLines = 12;
     int lines = 0;
     for (uint32_t i = 0; i < block.threads;) {
@@ -73,6 +99,15 @@ static std::string deadlock_report(const Block& block) {
             text += "\n    barrier " + std::to_string(id) + " has " + std::to_string(barrier.size()) + " of " +
                     std::to_string(barrier.expected) + " threads";
     }
+    return text + waiting_barriers(block);
+}
+
+static std::string deadlock_report(const Block& block) {
+    const Cluster& cluster = *block.cluster;
+    std::string text = "deadlock: no thread of the block can run";
+    if (cluster.size == 1) return text + waiting_threads(block);
+    for (uint32_t rank = 0; rank < cluster.size; ++rank)
+        text += "\n    block " + std::to_string(rank) + " of the cluster:" + waiting_threads(*cluster.blocks[rank]);
     return text;
 }
 
@@ -113,15 +148,19 @@ void finish() {
     Block& block = *me.block;
     check_copies_on_exit(me);
     check_barriers_on_exit(me);
+    check_agents_on_exit(me);
     me.finished = true;
     --block.live;
     sleep(me, "nothing", me.at);
     me.warp->exited |= 1u << me.lane;
     check_collectives_after_exit(*me.warp);
     void* gone;
-    if (block.live == 0) {
+    const Cluster& cluster = *block.cluster;
+    bool is_over = true;
+    for (uint32_t rank = 0; rank < cluster.size; ++rank) is_over &= cluster.blocks[rank]->live == 0;
+    if (is_over) {
         current = nullptr;
-        switch_stack(&gone, block.host_stack);
+        switch_stack(&gone, cluster.host_stack);
     }
     if (block.launch->stop.load(std::memory_order_relaxed)) abandon(block);
     Fiber* next = choose(block, me.warp);

@@ -49,7 +49,10 @@ uint32_t address_in_shared(const void* pointer, Location at) {
 }
 
 char* shared_range(uint32_t address, uint32_t bytes, uint32_t alignment, const char* what, Location at) {
-    const Block& block = *running()->block;
+    return shared_range(*running()->block, address, bytes, alignment, what, at);
+}
+
+char* shared_range(const Block& block, uint32_t address, uint32_t bytes, uint32_t alignment, const char* what, Location at) {
     int64_t offset = int64_t(address) - block.shared_start;
     if (address % alignment)
         fail(at, "%s: byte %lld of the shared storage is not aligned to %u bytes", what, (long long)offset, alignment);

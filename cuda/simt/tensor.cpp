@@ -1,4 +1,4 @@
-// ldmatrix and the bf16 tensor product, by the lane maps of the PTX ISA ("Warp Level Matrix Instructions").
+// ldmatrix, stmatrix and the bf16 tensor product, by the lane maps of the PTX ISA ("Warp Level Matrix Instructions").
 // With g = lane / 4 and t = lane % 4, mma.m16n8k16 holds
 //   A [16,16]: a0 (g, 2t..)  a1 (g+8, 2t..)  a2 (g, 2t+8..)  a3 (g+8, 2t+8..)      two neighbouring columns a register
 //   B [16,8]:  b0 (2t.., g)  b1 (2t+8.., g)                                        two neighbouring rows a register
@@ -7,12 +7,6 @@
 #include "runtime.h"
 
 namespace simt {
-
-static void require_whole_warp(Warp& warp, uint32_t lanes, const char* what) {
-    if (lanes == ~0u) return;
-    Fiber& first = *warp.fibers[__builtin_ctz(lanes)];
-    fail_as(first, first.at, "%s needs all 32 lanes of the warp, but only %08x take part", what, lanes);
-}
 
 struct MatricesOperand {
     uint32_t* registers;
@@ -53,6 +47,36 @@ void load_matrices(uint32_t* registers, uint32_t count, bool transposed, uint32_
     }
     MatricesOperand operand{registers, count, transposed, row_address};
     collect(~0u, 0x400 + count * 2 + transposed, &operand, run_load_matrices, "ldmatrix", at);
+}
+
+static void run_store_matrices(Warp& warp, uint32_t lanes) {
+    require_whole_warp(warp, lanes, "stmatrix");
+    const Block& block = *warp.block;
+    auto operand_of = [&](uint32_t lane) -> MatricesOperand& {
+        return *static_cast<MatricesOperand*>(warp.fibers[lane]->operand);
+    };
+    uint32_t count = operand_of(0).count;
+    bool transposed = operand_of(0).transposed;
+    for (uint32_t matrix = 0; matrix < count; ++matrix) {
+        uint16_t elements[8][8];
+        for (uint32_t lane = 0; lane < kLanes; ++lane) {
+            uint32_t g = lane / 4, t = lane % 4, both = operand_of(lane).registers[matrix];
+            (transposed ? elements[2 * t][g] : elements[g][2 * t]) = uint16_t(both);
+            (transposed ? elements[2 * t + 1][g] : elements[g][2 * t + 1]) = uint16_t(both >> 16);
+        }
+        for (uint32_t row = 0; row < 8; ++row)
+            memcpy(block.arena + operand_of(8 * matrix + row).row_address, elements[row], 16);
+    }
+}
+
+void store_matrices(const uint32_t* registers, uint32_t count, bool transposed, uint32_t row_address, Location at) {
+    Fiber& me = *running();
+    if (me.lane < 8 * count) {
+        shared_range(row_address, 16, 16, "stmatrix", at);
+        if constexpr (kChecked) checker::write(me, row_address, 16, nullptr, at);
+    }
+    MatricesOperand operand{const_cast<uint32_t*>(registers), count, transposed, row_address};
+    collect(~0u, 0x440 + count * 2 + transposed, &operand, run_store_matrices, "stmatrix", at);
 }
 
 struct ProductOperand {

@@ -2,6 +2,7 @@
 //! notices changes of the text; and each wrapper of cuda/ptx by itself. Op cases run on it from the harness.
 
 mod coverage;
+mod hopper;
 mod machine;
 mod mutations;
 mod wrappers;

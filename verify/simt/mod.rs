@@ -4,6 +4,7 @@ mod attention;
 mod contrastive_loss;
 pub mod coverage;
 mod fragment;
+mod hopper;
 mod launches;
 mod planted;
 mod product;

@@ -1,4 +1,4 @@
-//! The emulator's C interface, declaration by declaration as `cuda/simt/abi.h` has it.
+//! The emulator's C interface, declaration by declaration as `cuda/simt/abi.h` and `cuda/simt/hopper.h` have it.
 
 use std::ffi::{c_char, c_int, c_void};
 
@@ -48,6 +48,7 @@ pub struct KeelOptions {
 
 type Launch = unsafe extern "C" fn(
     kernel: *const KeelKernel,
+    cluster: u32,
     grid: *const u32,
     block: *const u32,
     shared_bytes: u32,
@@ -84,7 +85,7 @@ pub fn library() -> Option<&'static Library> {
         kernel_count: linked::keel_simt_kernel_count,
         kernel: linked::keel_simt_kernel,
         is_checked: linked::keel_simt_is_checked,
-        launch: linked::keel_simt_launch,
+        launch: linked::keel_simt_launch_clusters,
         last_error: linked::keel_simt_last_error,
         planted_bug_reached: linked::keel_simt_planted_bug_reached,
         allocate: linked::keel_simt_allocate,
@@ -102,8 +103,9 @@ mod linked {
         pub fn keel_simt_kernel_count() -> u32;
         pub fn keel_simt_kernel(index: u32) -> *const KeelKernel;
         pub fn keel_simt_is_checked() -> c_int;
-        pub fn keel_simt_launch(
+        pub fn keel_simt_launch_clusters(
             kernel: *const KeelKernel,
+            cluster: u32,
             grid: *const u32,
             block: *const u32,
             shared_bytes: u32,

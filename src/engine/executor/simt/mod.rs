@@ -171,9 +171,27 @@ impl Emulator {
         arguments: &[Argument<'_>],
         options: &Options<'_>,
     ) -> Result<()> {
+        self.launch_clusters(kernel, 1, grid, block, shared_bytes, arguments, options)
+    }
+
+    /// As [`Emulator::launch`], with clusters of `cluster` blocks in x, which run at the same time.
+    ///
+    /// # Errors
+    /// As [`Emulator::launch`], and where the grid does not divide into such clusters.
+    #[allow(clippy::too_many_arguments)]
+    pub fn launch_clusters(
+        &self,
+        kernel: &Kernel,
+        cluster: u32,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared_bytes: u32,
+        arguments: &[Argument<'_>],
+        options: &Options<'_>,
+    ) -> Result<()> {
         kernel.check(arguments)?;
-        // Each value in eight bytes, of which the entry point reads as many as its parameter has.
-        let mut values: Vec<u64> = arguments.iter().map(Argument::bits).collect();
+        // Each value in its words, of which the entry point reads as many bytes as its parameter has.
+        let mut values: Vec<signature::Words> = arguments.iter().map(Argument::words).collect();
         let mut pointers: Vec<*mut c_void> = values
             .iter_mut()
             .map(|value| std::ptr::from_mut(value).cast::<c_void>())
@@ -188,12 +206,13 @@ impl Emulator {
             shared_limit: options.shared_limit,
             planted_bug: options.planted_bug.map_or(0, bug_code),
         };
-        // SAFETY: `pointers` holds one pointer to an eight-byte value for each parameter of the entry point, whose kinds
+        // SAFETY: `pointers` holds one pointer to 128 aligned bytes for each parameter of the entry point, whose kinds
         // were checked above; every pointer value lies in a live buffer; the arrays outlive the call, which returns only
         // when no thread of the launch runs any more.
         let code = unsafe {
             (self.library.launch)(
                 kernel.raw,
+                cluster,
                 grid.as_ptr(),
                 block.as_ptr(),
                 shared_bytes,
@@ -240,15 +259,22 @@ impl Emulator {
 fn extents(kernel: &Kernel, arguments: &[Argument<'_>]) -> Vec<ffi::KeelExtent> {
     let mut extents = Vec::new();
     for (i, (argument, parameter)) in arguments.iter().zip(&kernel.parameters).enumerate() {
-        let (Argument::Slice { bytes, .. }, Parameter::Pointer { is_const, .. }) =
-            (argument, parameter)
-        else {
-            continue;
+        let (bytes, is_writable) = match (argument, parameter) {
+            (Argument::Slice { bytes, .. }, Parameter::Pointer { is_const, .. }) => {
+                (*bytes, !is_const)
+            }
+            (
+                Argument::TensorMap {
+                    bytes, is_writable, ..
+                },
+                Parameter::TensorMap,
+            ) => (*bytes, *is_writable),
+            _ => continue,
         };
         extents.push(ffi::KeelExtent {
             start: argument.bits() as *const c_void,
-            bytes: *bytes as u64,
-            writable: (!is_const).into(),
+            bytes: bytes as u64,
+            writable: is_writable.into(),
             argument: i as u32,
         });
     }

@@ -2,7 +2,7 @@
 
 use super::buffer::Buffer;
 use super::ffi;
-use crate::launch::{Element, Parameter, Passed, check_arguments};
+use crate::launch::{Element, MAX_DIMS, Parameter, Passed, TensorMap, check_arguments};
 use keel_base::error::{Error, Result};
 use std::ffi::CStr;
 use std::fmt;
@@ -14,6 +14,14 @@ fn element(code: u8) -> Option<Element> {
         .get(usize::from(code).checked_sub(1)?)
         .copied()
 }
+
+/// The words of an argument, in an order of bytes and an alignment that every type of parameter can be read from.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Words([u64; 16]);
+
+/// `simt::kTensorMapMark` in `cuda/simt/hopper.h`.
+const TENSOR_MAP_MARK: u64 = 0x7061_6d74;
 
 /// One argument of a launch.
 #[derive(Clone, Copy)]
@@ -41,6 +49,19 @@ pub enum Argument<'a> {
     U64(u64),
     /// A 32-bit float.
     F32(f32),
+    /// A tensor map of a buffer.
+    TensorMap {
+        /// The memory.
+        buffer: &'a Buffer,
+        /// The first of its bytes that the kernel may touch, where the map starts.
+        offset: usize,
+        /// How many bytes it may touch.
+        bytes: usize,
+        /// The map; what memory of an op it is of is not looked at.
+        map: TensorMap,
+        /// Whether the kernel may store through it.
+        is_writable: bool,
+    },
 }
 
 impl<'a> Argument<'a> {
@@ -54,10 +75,33 @@ impl<'a> Argument<'a> {
         }
     }
 
-    /// The value as a launch passes it: little-endian in eight bytes.
+    /// The value as a launch passes it: a tensor map as `simt::TensorMap`, all else little-endian in eight bytes.
+    pub(super) fn words(&self) -> Words {
+        let mut words = [0; 16];
+        words[0] = self.bits();
+        if let Argument::TensorMap { map, .. } = self {
+            let shape = map.shape();
+            let element = map.element().size() as u64;
+            let span = shape.swizzle.span().unwrap_or(0);
+            words[1] = words[0];
+            words[0] =
+                TENSOR_MAP_MARK | (shape.dims.len() as u64) << 32 | element << 40 | span << 48;
+            words[2..][..shape.dims.len()].copy_from_slice(shape.dims);
+            words[2 + MAX_DIMS] = element;
+            words[3 + MAX_DIMS..][..shape.strides.len()].copy_from_slice(shape.strides);
+            for (axis, extent) in shape.box_dims.iter().enumerate() {
+                words[2 + 2 * MAX_DIMS + axis / 2] |= u64::from(*extent) << (axis % 2 * 32);
+            }
+        }
+        Words(words)
+    }
+
+    /// The value in eight bytes; of what lies in a buffer, its address.
     pub(super) fn bits(&self) -> u64 {
         match *self {
-            Argument::Slice { buffer, offset, .. } => buffer.address() as u64 + offset as u64,
+            Argument::Slice { buffer, offset, .. } | Argument::TensorMap { buffer, offset, .. } => {
+                buffer.address() as u64 + offset as u64
+            }
             Argument::Null => 0,
             Argument::I32(value) => u64::from(value as u32),
             Argument::I64(value) => value as u64,
@@ -80,6 +124,7 @@ impl Passed for Argument<'_> {
             (Argument::U32(_), Parameter::Unsigned(4)) => true,
             (Argument::U64(_), Parameter::Unsigned(8)) => true,
             (Argument::F32(_), Parameter::Float(4)) => true,
+            (Argument::TensorMap { .. }, Parameter::TensorMap) => true,
             _ => false,
         }
     }
@@ -97,6 +142,7 @@ impl fmt::Display for Argument<'_> {
             Argument::U32(value) => write!(f, "{value}u32"),
             Argument::U64(value) => write!(f, "{value}u64"),
             Argument::F32(value) => write!(f, "{value}f32"),
+            Argument::TensorMap { map, .. } => map.fmt(f),
         }
     }
 }
@@ -133,6 +179,7 @@ impl Kernel {
             1 => Parameter::Signed(p.bytes),
             2 => Parameter::Unsigned(p.bytes),
             3 => Parameter::Float(p.bytes),
+            5 => Parameter::TensorMap,
             _ => Parameter::Struct(p.bytes),
         });
         Kernel {
@@ -148,6 +195,28 @@ impl Kernel {
     pub(super) fn check(&self, arguments: &[Argument<'_>]) -> Result<()> {
         check_arguments(self.name, &self.parameters, arguments)?;
         for (i, argument) in arguments.iter().enumerate() {
+            if let Argument::TensorMap {
+                buffer,
+                offset,
+                bytes,
+                map,
+                ..
+            } = *argument
+            {
+                let end = offset.checked_add(bytes);
+                let reach = map.bytes();
+                if end.is_none_or(|end| end > buffer.bytes())
+                    || !offset.is_multiple_of(16)
+                    || reach.is_none_or(|reach| reach > bytes as u64)
+                {
+                    return Err(Error::kernel(format!(
+                        "kernel {}, argument {i}: {map} from byte {offset} on, which is a multiple of 16, does not lie in \
+                         {bytes} bytes of a buffer of {} bytes",
+                        self.name,
+                        buffer.bytes()
+                    )));
+                }
+            }
             if let Argument::Slice {
                 buffer,
                 offset,
