@@ -141,6 +141,23 @@ const CLEAN: [(&str, fn() -> Vec<f32>); 7] = [
     ("clean_registers", ones),
 ];
 
+/// Kernels of clusters of two blocks.
+const CLUSTERS: &[&str] = &[
+    "clean_cluster",
+    "no_first_barrier",
+    "no_last_barrier",
+    "own_release_only",
+    "empty_of_one_block",
+    "mask_too_wide",
+    "peer_too_far",
+    "not_mapped",
+    "no_remote_fence",
+    "arrive_twice",
+    "wait_first",
+    "return_inside",
+    "expect_half",
+];
+
 // ---- Operands and what is right: whole numbers that bf16 and all sums hold exactly ----
 
 fn a(row: usize, k: usize) -> f32 {
@@ -233,11 +250,7 @@ fn run(emulator: &Emulator, name: &str, options: &Options<'_>) -> Result<Vec<f32
         whole(&right, map(DType::Bf16, [ROWS_OF_B, K], [64, 32])?, false),
         whole(&output, map(DType::F32, OUT, [32, 64])?, true),
     ];
-    let is_cluster = FAULTS
-        .iter()
-        .any(|fault| fault.kernel == name && fault.right as usize == cluster as usize)
-        || name == "clean_cluster";
-    let size = if is_cluster { 2 } else { 1 };
+    let size = if CLUSTERS.contains(&name) { 2 } else { 1 };
     let block = [kernel.threads.expect("its blocks are fixed"), 1, 1];
     left.read_only(|| {
         right.read_only(|| {
