@@ -2,6 +2,7 @@
 // issue (early) or at the wait that covers it (late), and until then its accumulators hold NaN.
 // PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions: wgmma", "Matrix Descriptor Format", "setmaxnreg".
 #include <algorithm>
+#include <memory>
 
 #include "runtime.h"
 
@@ -140,7 +141,9 @@ static void execute(const Block& block, IssuedProduct& product) {
     if (product.is_done) return;
     product.is_done = true;
     const WarpgroupProduct& shape = product.shape;
-    static thread_local Operands operands;
+    // Too large for a fiber's stack, and for what a library that is loaded late may have of each thread's own memory.
+    const std::unique_ptr<Operands> held(new Operands);
+    Operands& operands = *held;
     Location nowhere{nullptr, 0};
     if (shape.a_registers) {
         read_fragments(operands, product);
