@@ -131,7 +131,10 @@ const FAULTS: &[Fault] = &[
     fault("row_outside", Report, &["outside the shared storage"], ones),
 ];
 
-const CLEAN: [(&str, fn() -> Vec<f32>); 7] = [
+/// A kernel without a mistake, and what it leaves.
+type Clean = (&'static str, fn() -> Vec<f32>);
+
+const CLEAN: [Clean; 7] = [
     ("clean_ring", ring),
     ("clean_staged", staged),
     ("clean_fragment", staged),
