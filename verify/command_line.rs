@@ -6,7 +6,7 @@ use std::fs;
 use keel::units::{bytes, counted, duration, flops, grouped};
 
 use crate::bad_input::{DRAWS_PAIRS, everything_in, pairs, place, train};
-use crate::command::{Answer, keel, tiny_recipe};
+use crate::command::{Answer, command, keel, tiny_recipe};
 use crate::data_pairs::images;
 
 #[test]
@@ -275,7 +275,7 @@ fn precision_auto_takes_the_type_whose_products_are_faster_and_says_so() {
         .fine()
         .stdout;
     let faster = match keel::cpu::bf16_products() {
-        keel::cpu::Bf16Products::Pairs => "bf16",
+        keel::cpu::Bf16Products::Pairs | keel::cpu::Bf16Products::Tiles => "bf16",
         keel::cpu::Bf16Products::Widened => "f32",
     };
     assert!(
@@ -288,6 +288,34 @@ fn precision_auto_takes_the_type_whose_products_are_faster_and_says_so() {
         .fine()
         .stdout;
     assert!(said.contains(", f32 (as asked)"), "{said}");
+}
+
+#[test]
+fn a_way_of_computing_products_is_taken_from_the_environment_or_refused_by_name() {
+    let folder = place();
+    let run = |args: &str, value: &str| {
+        let args: Vec<&str> = args.split(' ').collect();
+        let mut command = command(folder.path(), &args);
+        let command = command.env(keel::cpu::BF16_PRODUCTS_VARIABLE, value);
+        Answer::of(command.output().expect("the program starts"))
+    };
+    let train = "train --dry-run --recipe one.toml --device cpu --precision";
+    let said = run(&format!("{train} bf16"), "f32").fine().stdout;
+    assert!(said.contains(", bf16, products in f32 "), "{said}");
+    // What decides which type is faster is the way that products are computed.
+    let said = run(&format!("{train} auto"), "f32").fine().stdout;
+    assert!(said.contains("; f32 is faster here)"), "{said}");
+    let plan = "plan --recipe one.toml --device cpu --precision auto".to_owned();
+    let mut wrong = vec!["tensor cores"];
+    if keel::cpu::tile_unit::Amx::find().is_err() {
+        wrong.push("amx");
+    }
+    for value in wrong {
+        for args in [format!("{train} bf16"), plan.clone()] {
+            let want = "KEEL_BF16_PRODUCTS: expected auto, or one of f32, vdpbf16ps, amx that this processor has";
+            run(&args, value).refused(&[want, &format!("found {value}")]);
+        }
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::values::{count, described, device, named, percent, threads};
 use keel_base::error::Result;
 use keel_data::chat::ChatTemplate;
 use keel_data::pairs::{PairLimits, PairSource, Pairs};
-use keel_engine::executor::{Device, Precision, SelectedDevice, usable_cores};
+use keel_engine::executor::{Device, Precision, SelectedDevice, check_products, usable_cores};
 use keel_engine::tape::CompileTarget;
 use keel_train::PublishedWeights;
 
@@ -81,8 +81,12 @@ impl ComputeArgs {
     }
 
     /// What programs are made for, whether the device is there or not.
-    pub fn compile_target(&self) -> CompileTarget {
-        self.device.compile_target(self.threads(), self.precision)
+    ///
+    /// # Errors
+    /// As [`check_products`].
+    pub fn compile_target(&self) -> Result<CompileTarget> {
+        check_products()?;
+        Ok(self.device.compile_target(self.threads(), self.precision))
     }
 }
 

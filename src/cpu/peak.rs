@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
-use super::bf16_products::{Bf16Products, bf16_products};
-use super::simd::{LANES, Simd, Task, dispatch, dispatch_pairs};
+use super::bf16_products::{Bf16Products, TILE_TERMS, bf16_products, multiply_tiles};
+use super::simd::{LANES, Simd, Task, dispatch_pairs};
+use super::tile_unit::{Model, Tiles, amx};
 
 /// Multiply-adds of each sum between looks at the clock.
 const ROUNDS: usize = 4096;
@@ -17,18 +18,20 @@ const MOST_RUNS: usize = 1 << 13;
 /// Floating-point operations a second that the threads of the current pool reach together, in registers alone; 0 where the
 /// clock saw no time pass.
 pub fn measure() -> f64 {
-    on_all_threads(one::<false>)
+    on_all_threads(|| one(MultiplyAdd::<false>))
 }
 
-/// As [`measure`], of what multiplies bf16 numbers on the current thread: pairs, or widened numbers as f32.
+/// As [`measure`], of what multiplies bf16 numbers on the current thread: tiles, pairs, or widened numbers as f32.
 pub fn measure_bf16() -> f64 {
-    match bf16_products() {
-        Bf16Products::Pairs => on_all_threads(one::<true>),
-        Bf16Products::Widened => measure(),
+    match (bf16_products(), amx()) {
+        (Bf16Products::Tiles, Some(amx)) => on_all_threads(|| one(MultiplyTiles(amx))),
+        (Bf16Products::Tiles, None) => on_all_threads(|| one(MultiplyTiles(Model))),
+        (Bf16Products::Pairs, _) => on_all_threads(|| one(MultiplyAdd::<true>)),
+        (Bf16Products::Widened, _) => measure(),
     }
 }
 
-fn on_all_threads(one: fn() -> f64) -> f64 {
+fn on_all_threads(one: impl Fn() -> f64 + Sync) -> f64 {
     let threads = rayon::current_num_threads();
     let rates: Vec<f64> = (0..threads)
         .into_par_iter()
@@ -40,7 +43,7 @@ fn on_all_threads(one: fn() -> f64) -> f64 {
 
 /// The median of many short runs on this thread: what others take of the core, they take of what is compared with it too, and
 /// the best run of a shared core is one that nothing else ever has.
-fn one<const PAIRS: bool>() -> f64 {
+fn one(burst: impl Task<Output = (f32, f64)> + Copy) -> f64 {
     let start = Instant::now();
     let mut rates = Vec::new();
     for _ in 0..MOST_RUNS {
@@ -48,11 +51,7 @@ fn one<const PAIRS: bool>() -> f64 {
             break;
         }
         let before = Instant::now();
-        let (sum, flops) = if PAIRS {
-            dispatch_pairs(MultiplyAdd::<PAIRS>)
-        } else {
-            dispatch(MultiplyAdd::<PAIRS>)
-        };
+        let (sum, flops) = dispatch_pairs(burst);
         let seconds = before.elapsed().as_secs_f64();
         // The sum is used, so that it must be computed.
         if sum.is_finite() && seconds > 0.0 {
@@ -94,6 +93,23 @@ pub fn measure_bandwidth() -> f64 {
     best
 }
 
+/// Rounds of tiles between looks at the clock, sixty-four cycles each at best.
+const TILE_ROUNDS: usize = 256;
+
+#[derive(Clone, Copy)]
+struct MultiplyTiles<T>(T);
+
+impl<T: Tiles> Task for MultiplyTiles<T> {
+    type Output = (f32, f64);
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> (f32, f64) {
+        let sum = multiply_tiles(simd, self.0, TILE_ROUNDS);
+        (sum, (2 * TILE_TERMS * TILE_ROUNDS) as f64)
+    }
+}
+
+#[derive(Clone, Copy)]
 struct MultiplyAdd<const PAIRS: bool>;
 
 impl<const PAIRS: bool> Task for MultiplyAdd<PAIRS> {

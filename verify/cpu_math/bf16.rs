@@ -287,15 +287,15 @@ impl Layer {
 fn products_in_bf16_have_the_same_bits_for_any_threads_and_widened_ones_on_any_path() {
     for shape in SHAPES {
         let layer = Layer::new(shape);
-        for products in [Bf16Products::Widened, Bf16Products::Pairs] {
+        for products in Bf16Products::ALL {
             let one = layer.run(1, Level::Avx512, products);
             assert_eq!(
                 one,
                 layer.run(3, Level::Avx512, products),
                 "{shape:?} {products:?}"
             );
-            if has_pairs() || products == Bf16Products::Widened {
-                // Of pairs, the model in place of the instruction.
+            if has_pairs() || products != Bf16Products::Pairs {
+                // Of pairs, and of tiles where there is AMX, the model in place of the instruction.
                 assert_eq!(
                     one,
                     layer.run(2, Level::Avx2, products),
@@ -346,15 +346,19 @@ fn widened_products_are_those_of_f32_rounded_once() {
 }
 
 #[test]
-fn products_in_pairs_are_as_close_to_f64_as_a_chain_of_f32_is() {
-    for shape in SHAPES {
+fn products_in_pairs_and_in_tiles_are_as_close_to_f64_as_a_chain_of_f32_is() {
+    for (shape, products) in SHAPES
+        .into_iter()
+        .flat_map(|shape| [Bf16Products::Pairs, Bf16Products::Tiles].map(|way| (shape, way)))
+    {
         let layer = Layer::new(shape);
         let [rows, inputs, outputs] = shape;
-        let made = layer.run(2, Level::Avx512, Bf16Products::Pairs);
+        let made = layer.run(2, Level::Avx512, products);
         let f64s = |values: &[bf16]| -> Vec<f64> { values.iter().map(|x| x.to_f64()).collect() };
         let (x, w, dy) = (f64s(&layer.x), f64s(&layer.w), f64s(&layer.dy));
-        // A sum in f64, and how far a chain of as many roundings may be from it; what the instruction makes zero is far
-        // smaller than the smallest normal number of f32 for each term.
+        // A sum in f64, and how far a chain of as many roundings may be from it: in tiles a term passes through no more, at most
+        // sixteen multiply-adds, one addition, and one more for every 32 terms. What either instruction makes zero is far smaller than
+        // the smallest normal number of f32 for each term.
         let chain = |terms: &mut dyn Iterator<Item = f64>, count: usize, bias: f64| {
             let (sum, size) = terms.fold((bias, bias.abs()), |(sum, size), term| {
                 (sum + term, size + term.abs())
@@ -371,7 +375,7 @@ fn products_in_pairs_are_as_close_to_f64_as_a_chain_of_f32_is() {
                 let bound = bound + HALF_UNIT * (want.abs() + bound);
                 assert!(
                     (got - want).abs() <= bound,
-                    "{shape:?} z {row} {output}: {got} {want}"
+                    "{shape:?} {products:?} z {row} {output}: {got} {want}"
                 );
             }
         }
@@ -382,7 +386,7 @@ fn products_in_pairs_are_as_close_to_f64_as_a_chain_of_f32_is() {
                 let got = f64::from(f32::from_bits(made.dw[output * inputs + input]));
                 assert!(
                     (got - want).abs() <= bound,
-                    "{shape:?} dw {output} {input}: {got} {want}"
+                    "{shape:?} {products:?} dw {output} {input}: {got} {want}"
                 );
             }
         }

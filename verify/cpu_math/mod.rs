@@ -3,6 +3,7 @@
 mod bf16;
 mod functions;
 mod products;
+mod tile_units;
 
 use keel::cpu::simd::{Level, detected, limit};
 

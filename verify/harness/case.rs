@@ -670,8 +670,8 @@ fn check_everywhere(case: &Case, seed: u64) {
         if case.checks_wrong_answers {
             prepared.must_refuse_wrong_answers();
         }
-        // Where the machine has no instruction for pairs, its model takes its place.
-        for products in [Bf16Products::Widened, Bf16Products::Pairs] {
+        // Where the machine has no instruction for pairs, or for tiles of them, its model takes its place.
+        for products in Bf16Products::ALL {
             prepared.check_on_cpu(products);
         }
         check_kernels(&prepared);

@@ -57,7 +57,7 @@ pub(super) fn run(args: &PlanArgs) -> Result<()> {
     let plans = Plans {
         recipe: &recipe,
         batch: args.batch,
-        compile_target: args.compute.compile_target(),
+        compile_target: args.compute.compile_target()?,
         memory_budget: args.memory_budget,
         memory_limit: args.memory_limit,
         validates: args.validate,

@@ -1,26 +1,30 @@
 //! Linear layers whose numbers are stored in bf16: rows times a packed weight, sums in f32.
 //!
-//! Where the machine multiplies bf16 in pairs, and faster than f32, the weight is packed in pairs and the left factor is read
-//! where it lies ([`super::pairs`]). Elsewhere the weight is widened while it is packed, and a block of rows of the left factor is widened into memory of its thread,
-//! where it stays in the second-level cache while it meets every panel. Each element is one chain of multiply-adds on either
-//! path, so its bits do not depend on threads; on the second it is that of the f32 product of the widened numbers, whose bits
-//! do not depend on the vector width either. It is rounded once, on its way out of the epilogue.
+//! Where the machine multiplies bf16 in pairs or on a unit for tiles, and faster than f32, the weight is packed in pairs and the left
+//! factor is read where it lies ([`super::pairs`]). Elsewhere the weight is widened while it is packed, and a block of rows of the
+//! left factor is widened into memory of its thread, where it stays in the second-level cache while it meets every panel. The order
+//! of an element's sum follows from the reduction's length in every way, so its bits do not depend on threads; widened, it is one chain of
+//! multiply-adds, that of the f32 product of the widened numbers, whose bits do not depend on the vector width either. It is rounded once,
+//! on its way out of the epilogue.
+
+use std::marker::PhantomData;
 
 use half::bf16;
 
 use super::WIDEST;
 use super::backward_weight::Cut;
 use super::finish::{Finish, FinishTile};
-use super::linear::{BLOCK_ELEMENTS, BLOCK_ROWS, FEW_TASKS, Factor, tile_rows};
+use super::linear::{BLOCK_ELEMENTS, BLOCK_ROWS, FEW_TASKS, Factor};
 use super::matrix::{Operand, Rows};
 use super::tile::{Ahead, Tile};
-use super::{bf16_weight, pack, pairs};
+use super::way::{Way, WayTask, dispatch_cells, dispatch_widened, length};
+use super::{bf16_weight, pack, pairs, unit_tile};
 use crate::bf16_products::{Bf16Products, bf16_products};
 use crate::parallel::{Shared, for_each};
-use crate::simd::{LANES, Simd, Task, dispatch, dispatch_pairs};
+use crate::simd::{LANES, Simd, Task};
 use crate::vector_math::{load, store};
 
-/// Rows of the tallest tile of any path.
+/// Rows of the tallest tile of any path that reads widened rows.
 const TALLEST: usize = 14;
 
 /// Distance of widened rows: no multiple of 4 KiB, at which the rows of a tile would compete for cache sets.
@@ -67,7 +71,7 @@ impl Factor for bf16 {
             return;
         }
         let (panels, widened) = workspace.split_at_mut(packed);
-        let products = Products::<false> {
+        let products = Products {
             a,
             b,
             finish,
@@ -76,10 +80,11 @@ impl Factor for bf16 {
         };
         // Of an odd number of terms the last would be half a pair, with the next row's first beside it.
         let are_cells = a.are_cells() && (!b.transposed || b.rows.are_cells());
-        if bf16_products() == Bf16Products::Pairs && are_cells {
-            dispatch_pairs(products.in_pairs());
-        } else {
-            dispatch(products);
+        match bf16_products() {
+            way @ (Bf16Products::Pairs | Bf16Products::Tiles) if are_cells => {
+                dispatch_cells(way, products);
+            }
+            _ => dispatch_widened(products),
         }
     }
 
@@ -94,8 +99,8 @@ impl Factor for bf16 {
     }
 }
 
-/// A product about to be cut into tasks on some path; with `PAIRS`, of cells.
-struct Products<'a, const PAIRS: bool> {
+/// A product about to be cut into tasks on some path.
+struct Products<'a> {
     a: Rows<'a, bf16>,
     b: Operand<'a, bf16>,
     finish: Finish<bf16>,
@@ -104,53 +109,28 @@ struct Products<'a, const PAIRS: bool> {
     widened: Shared<f32>,
 }
 
-impl<'a> Products<'a, false> {
-    fn in_pairs(self) -> Products<'a, true> {
-        let Products {
-            a,
-            b,
-            finish,
-            panels,
-            widened,
-        } = self;
-        Products {
-            a,
-            b,
-            finish,
-            panels,
-            widened,
-        }
-    }
-}
-
-impl<const PAIRS: bool> Products<'_, PAIRS> {
-    /// Rows of a packed panel.
-    fn panel_rows(&self) -> usize {
-        let (depth, _) = self.b.shape();
-        if PAIRS { pairs::cells(depth) } else { depth }
-    }
-
+impl Products<'_> {
     /// Rows of a tile. Cells are read where they lie, widened rows never at a distance that asks for a shorter tile.
     #[inline(always)]
-    fn tile_rows<S: Simd>(&self) -> usize {
-        if PAIRS {
-            tile_rows::<S>(self.a.stride / 2)
+    fn tile_rows<S: Simd, W: Way>(&self) -> usize {
+        if W::HAS_CELLS {
+            W::rows_at::<S>(self.a.stride)
         } else {
-            S::TILE_ROWS
+            W::rows::<S>()
         }
     }
 }
 
-impl<const PAIRS: bool> Task for Products<'_, PAIRS> {
+impl WayTask for Products<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+    fn run<S: Simd, W: Way>(self, simd: S, way: W) {
         let (depth, columns) = self.b.shape();
-        let panel_count = columns.div_ceil(S::TILE_VECTORS * LANES);
+        let panel_count = columns.div_ceil(W::columns::<S>());
         // Cut as in f32: from the shape alone.
         let wanted = (BLOCK_ELEMENTS / depth.max(1)).min(self.a.rows.div_ceil(FEW_TASKS));
-        let tile_rows = self.tile_rows::<S>();
+        let tile_rows = self.tile_rows::<S, W>();
         let tiles = (wanted / tile_rows).clamp(1, BLOCK_ROWS / tile_rows);
         let block_rows = tiles * tile_rows;
         let blocks = self.a.rows.div_ceil(block_rows);
@@ -162,6 +142,7 @@ impl<const PAIRS: bool> Task for Products<'_, PAIRS> {
                     products: &self,
                     panel,
                     place: panel,
+                    way: PhantomData::<W>,
                 });
             });
         }
@@ -175,33 +156,35 @@ impl<const PAIRS: bool> Task for Products<'_, PAIRS> {
                 rows: block_rows.min(self.a.rows - first),
                 panels,
                 is_alone,
+                way,
             });
         });
     }
 }
 
-struct PackPanel<'a, const PAIRS: bool> {
-    products: &'a Products<'a, PAIRS>,
+struct PackPanel<'a, W> {
+    products: &'a Products<'a>,
     panel: usize,
     /// The panel in whose place it is packed.
     place: usize,
+    way: PhantomData<W>,
 }
 
-impl<const PAIRS: bool> Task for PackPanel<'_, PAIRS> {
+impl<W: Way> Task for PackPanel<'_, W> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Products { b, panels, .. } = self.products;
-        let ((depth, columns), width) = (b.shape(), S::TILE_VECTORS * LANES);
-        let (column, rows) = (self.panel * width, self.products.panel_rows());
+        let ((depth, columns), width) = (b.shape(), W::columns::<S>());
+        let (column, rows) = (self.panel * width, length::<W>(depth));
         let count = width.min(columns - column);
         // SAFETY: each place is its own part of the workspace, which the caller of the tasks borrows and one task at a time packs
         // into; the columns lie inside B, and the panel holds `depth` rows of `width`.
         unsafe {
             let panel = panels.part(self.place * rows * width, rows * width);
             let panel = panel.as_mut_ptr();
-            if PAIRS {
+            if W::HAS_CELLS {
                 pairs::panel(simd, *b, (0, depth), (column, count), panel, width);
             } else {
                 pack::panel(simd, *b, (0, depth), (column, count), panel, width);
@@ -211,20 +194,21 @@ impl<const PAIRS: bool> Task for PackPanel<'_, PAIRS> {
 }
 
 /// A block of rows times a range of panels.
-struct Block<'a, const PAIRS: bool> {
-    products: &'a Products<'a, PAIRS>,
+struct Block<'a, W> {
+    products: &'a Products<'a>,
     row: usize,
     rows: usize,
     panels: std::ops::Range<usize>,
     /// As in f32: whether there is no other block, and this one packs its panels itself.
     is_alone: bool,
+    way: W,
 }
 
 /// The products of one tile on their way to the epilogue.
 #[repr(align(64))]
-struct Scratch([f32; TALLEST * WIDEST]);
+struct Scratch([f32; unit_tile::ROWS * WIDEST]);
 
-impl<const PAIRS: bool> Block<'_, PAIRS> {
+impl<W: Way> Block<'_, W> {
     /// Widens the block's rows of A into the thread's memory; gives their start and distance there.
     #[inline(always)]
     fn widen<S: Simd>(&self, simd: S) -> (*const f32, usize) {
@@ -245,7 +229,7 @@ impl<const PAIRS: bool> Block<'_, PAIRS> {
     }
 }
 
-impl<const PAIRS: bool> Task for Block<'_, PAIRS> {
+impl<W: Way> Task for Block<'_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -257,17 +241,18 @@ impl<const PAIRS: bool> Task for Block<'_, PAIRS> {
             panels,
             ..
         } = self.products;
-        let (_, columns) = b.shape();
-        let (width, depth) = (S::TILE_VECTORS * LANES, self.products.panel_rows());
-        let (left, stride) = if PAIRS {
+        let (terms, columns) = b.shape();
+        let (width, depth) = (W::columns::<S>(), length::<W>(terms));
+        let (left, stride) = if W::HAS_CELLS {
             let cells = a.part(self.row, self.rows).as_cells();
             (cells.start, cells.stride)
         } else {
             self.widen(simd)
         };
-        let tile_rows = self.products.tile_rows::<S>();
+        let tile_rows = self.products.tile_rows::<S, W>();
         let ahead = Ahead::new();
-        let mut scratch = Scratch([0.0; TALLEST * WIDEST]);
+        let mut scratch = Scratch([0.0; unit_tile::ROWS * WIDEST]);
+        let mut unit = self.way.take();
         let own = self.panels.start;
         for panel in self.panels {
             let column = panel * width;
@@ -278,6 +263,7 @@ impl<const PAIRS: bool> Task for Block<'_, PAIRS> {
                     products: self.products,
                     panel,
                     place,
+                    way: PhantomData::<W>,
                 });
             }
             // SAFETY: the panel was packed before, by this task or by all, and is only read now.
@@ -303,13 +289,7 @@ impl<const PAIRS: bool> Task for Block<'_, PAIRS> {
                 };
                 // SAFETY: the rows lie inside A, or were widened just now, and the panel holds `depth` whole rows; C is the
                 // scratch.
-                unsafe {
-                    if PAIRS {
-                        tile.compute_pairs(simd);
-                    } else {
-                        tile.compute(simd);
-                    }
-                }
+                unsafe { W::compute(&mut unit, simd, tile) };
                 simd.call(FinishTile {
                     finish,
                     products: scratch.0.as_ptr(),

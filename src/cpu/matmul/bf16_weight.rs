@@ -1,7 +1,8 @@
 //! The weight gradient dW = dyᵀ x of factors that are stored in bf16: sums in f32, as is dW.
 //!
 //! It is cut as in f32, so its slices, and with them the order of its sums, follow from the shape. Both factors are packed
-//! either way: widened, or two rows in a row of cells where products are in pairs ([`super::pairs`]).
+//! every way: widened, or two rows in a row of cells where products are in pairs or on a unit for tiles ([`super::pairs`]), for which dy
+//! is turned, too.
 
 use std::ops::Range;
 
@@ -10,10 +11,11 @@ use half::bf16;
 use super::backward_weight::{Cut, DEPTH, panel_rows};
 use super::matrix::Rows;
 use super::tile::{Ahead, Tile};
+use super::way::{Way, WayTask, dispatch_cells, dispatch_widened, length};
 use super::{WIDEST, pack, pairs};
 use crate::bf16_products::{Bf16Products, bf16_products};
 use crate::parallel::{Shared, for_each, share};
-use crate::simd::{LANES, Simd, Task, dispatch, dispatch_pairs};
+use crate::simd::{LANES, Simd, Task};
 use crate::storage::Stored;
 use crate::vector_math::{load, store};
 
@@ -37,8 +39,8 @@ pub(super) fn partials(
         wants_bias,
     };
     match bf16_products() {
-        Bf16Products::Pairs => dispatch_pairs(Products::<true>(parts)),
-        Bf16Products::Widened => dispatch(Products::<false>(parts)),
+        Bf16Products::Widened => dispatch_widened(Products(parts)),
+        way => dispatch_cells(way, Products(parts)),
     }
 }
 
@@ -52,28 +54,30 @@ struct Parts<'a> {
     wants_bias: bool,
 }
 
-/// The products about to be cut into tasks on some path; with `PAIRS`, of cells.
-struct Products<'a, const PAIRS: bool>(Parts<'a>);
+/// The products about to be cut into tasks on some path.
+struct Products<'a>(Parts<'a>);
 
-impl<const PAIRS: bool> Task for Products<'_, PAIRS> {
+impl WayTask for Products<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+    fn run<S: Simd, W: Way>(self, simd: S, way: W) {
         let cut = &self.0.cut;
         for_each(cut.slices * cut.output_blocks * cut.input_blocks, |task| {
-            simd.call(Block::<PAIRS> {
+            simd.call(Block {
                 parts: &self.0,
                 task,
+                way,
             });
         });
     }
 }
 
 /// One slice of rows for one block of dW.
-struct Block<'a, const PAIRS: bool> {
+struct Block<'a, W> {
     parts: &'a Parts<'a>,
     task: usize,
+    way: W,
 }
 
 /// A range of the inputs and one of the outputs, with the rows that are summed.
@@ -84,7 +88,7 @@ struct Place {
     inputs: Range<usize>,
 }
 
-impl<const PAIRS: bool> Block<'_, PAIRS> {
+impl<W: Way> Block<'_, W> {
     fn place(&self) -> Place {
         let cut = &self.parts.cut;
         let blocks = cut.output_blocks * cut.input_blocks;
@@ -126,7 +130,7 @@ impl<const PAIRS: bool> Block<'_, PAIRS> {
     }
 
     /// Packs `count` rows of dy from `first` on into panels, one per tile row of dW, and adds the rows to the bias sums on
-    /// the way, one after the other.
+    /// the way, one after the other. Gives the elements of a panel, and the distances of its rows and of what follows in a row.
     #[inline(always)]
     fn pack_dy<S: Simd>(
         &self,
@@ -134,38 +138,33 @@ impl<const PAIRS: bool> Block<'_, PAIRS> {
         place: &Place,
         (first, count): (usize, usize),
         (panels, tall): (&mut [f32], usize),
-    ) {
-        let (dy, width) = (self.parts.dy, panel_rows(tall));
-        let depth = if PAIRS { pairs::cells(count) } else { count };
+    ) -> [usize; 3] {
+        let dy = self.parts.dy;
+        let start = first * dy.stride + place.outputs.start;
+        let from = dy.start.wrapping_add(start);
         // SAFETY: held here alone.
-        let mut sums = unsafe { self.bias_sums(place) };
-        let tile_rows = place.outputs.len().div_ceil(tall);
-        assert!(panels.len() >= tile_rows * depth * width + LANES);
-        for tile_row in 0..tile_rows {
-            let at = tile_row * tall;
-            let present = LANES.min(place.outputs.len() - at);
-            let start = first * dy.stride + place.outputs.start + at;
-            let from = dy.start.wrapping_add(start);
-            let to = panels[tile_row * depth * width..].as_mut_ptr();
-            // SAFETY: `present` numbers lie inside each of the rows. Whole vectors are stored: what goes beyond `width` is
-            // overwritten by the next row or panel, and the assertion leaves room for it after the last one.
-            unsafe {
-                if PAIRS {
-                    pairs::interleave(simd, (from, dy.stride), count, present, (to, width));
-                } else {
-                    for row in 0..count {
-                        let x = bf16::load_first(simd, from.add(row * dy.stride), present);
-                        simd.store(to.add(row * width), x);
-                    }
-                }
-                let Some(sums) = &mut sums else { continue };
+        if let Some(sums) = unsafe { self.bias_sums(place) } {
+            for at in (0..sums.len()).step_by(LANES) {
+                let present = LANES.min(sums.len() - at);
                 let mut sum = load(simd, sums, at);
                 for row in 0..count {
-                    let x = bf16::load_first(simd, from.add(row * dy.stride), present);
+                    // SAFETY: `present` numbers lie inside each of the rows.
+                    let x =
+                        unsafe { bf16::load_first(simd, from.add(row * dy.stride + at), present) };
                     sum = simd.add(sum, x);
                 }
-                let end = (at + tall).min(sums.len());
-                store(simd, &mut sums[..end], at, sum);
+                store(simd, sums, at, sum);
+            }
+        }
+        let (outputs, source) = (place.outputs.len(), (from, dy.stride));
+        // SAFETY: the rows and outputs lie inside dy.
+        unsafe {
+            if W::PACKS_LEFT_IN_ROWS {
+                let distance = pack_in_rows(simd, source, (count, outputs), panels);
+                [tall * distance, distance, 1]
+            } else {
+                let depth = pack_across::<S, W>(simd, source, (count, outputs), (panels, tall));
+                [depth * panel_rows(tall), 1, panel_rows(tall)]
             }
         }
     }
@@ -182,7 +181,7 @@ impl<const PAIRS: bool> Block<'_, PAIRS> {
         let (x, to) = (self.parts.x, panel.as_mut_ptr());
         // SAFETY: the rows and columns lie inside x; the panel holds `DEPTH` rows of `width`, and as many of cells.
         unsafe {
-            if PAIRS {
+            if W::HAS_CELLS {
                 let from = x.start.wrapping_add(first * x.stride + column);
                 pairs::panel_of_rows(simd, (from, x.stride), count, columns, (to, width));
             } else {
@@ -211,7 +210,7 @@ impl<const PAIRS: bool> Block<'_, PAIRS> {
     }
 }
 
-impl<const PAIRS: bool> Task for Block<'_, PAIRS> {
+impl<W: Way> Task for Block<'_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -235,20 +234,19 @@ impl<const PAIRS: bool> Task for Block<'_, PAIRS> {
         // SAFETY: every task has its own packing memory, inside the borrowed workspace.
         let packing = unsafe { self.parts.packing.part(self.task * pack_size, pack_size) };
         let (panel, dy_panels) = packing.split_at_mut(DEPTH * WIDEST);
-        let width = S::TILE_VECTORS * LANES;
-        let ahead = Ahead::new();
-        // Equal tiles rather than full ones and a small rest.
-        let tile_rows = place.outputs.len().div_ceil(S::TILE_ROWS);
-        let tall = place.outputs.len().div_ceil(tile_rows);
-        let tiles = tile_rows * place.inputs.len().div_ceil(width);
+        let width = W::columns::<S>();
+        let (ahead, mut unit) = (Ahead::new(), self.way.take());
+        let tall = W::equal_rows::<S>(place.outputs.len());
+        let tiles = place.outputs.len().div_ceil(tall) * place.inputs.len().div_ceil(width);
         // Rows outermost: dy and x are each read from memory once, and dW, which is small, is added to once for every
         // turn. Cells are half as many, so a turn takes twice the rows.
-        let turn = if PAIRS { 2 * DEPTH } else { DEPTH };
+        let turn = if W::HAS_CELLS { 2 * DEPTH } else { DEPTH };
         for first in place.rows.clone().step_by(turn) {
             let count = turn.min(place.rows.end - first);
-            let depth = if PAIRS { pairs::cells(count) } else { count };
+            let depth = length::<W>(count);
             let next = first + count..place.rows.end.min(first + count + turn);
-            self.pack_dy(simd, &place, (first, count), (dy_panels, tall));
+            let [panel_size, a_row, a_depth] =
+                self.pack_dy(simd, &place, (first, count), (dy_panels, tall));
             let mut tile_index = 0;
             for column in place.inputs.clone().step_by(width) {
                 let columns = width.min(place.inputs.end - column);
@@ -258,9 +256,9 @@ impl<const PAIRS: bool> Task for Block<'_, PAIRS> {
                     tile_index += 1;
                     let tile = Tile {
                         depth,
-                        a: dy_panels[tile_row * depth * panel_rows(tall)..].as_ptr(),
-                        a_row: 1,
-                        a_depth: panel_rows(tall),
+                        a: dy_panels[tile_row * panel_size..].as_ptr(),
+                        a_row,
+                        a_depth,
                         b: panel.as_ptr(),
                         b_depth: width,
                         c: partial.wrapping_add(output * cut.stride() + column),
@@ -274,15 +272,80 @@ impl<const PAIRS: bool> Task for Block<'_, PAIRS> {
                         ahead: &ahead,
                     };
                     // SAFETY: both panels were just packed; the tile of the partial is this task's.
-                    unsafe {
-                        if PAIRS {
-                            tile.compute_pairs(simd);
-                        } else {
-                            tile.compute(simd);
-                        }
-                    }
+                    unsafe { W::compute(&mut unit, simd, tile) };
                 }
             }
         }
     }
+}
+
+/// Packs `count` rows of `outputs` numbers into panels, one for each `tall` outputs: rows along the outputs, of cells or of widened
+/// numbers. Gives the rows of a panel.
+///
+/// # Safety
+/// 1. The numbers are readable.
+#[inline(always)]
+unsafe fn pack_across<S: Simd, W: Way>(
+    simd: S,
+    (from, stride): (*const bf16, usize),
+    (count, outputs): (usize, usize),
+    (panels, tall): (&mut [f32], usize),
+) -> usize {
+    let (depth, width) = (length::<W>(count), panel_rows(tall));
+    let tile_rows = outputs.div_ceil(tall);
+    assert!(panels.len() >= tile_rows * depth * width + LANES);
+    for tile_row in 0..tile_rows {
+        let at = tile_row * tall;
+        let present = LANES.min(outputs - at);
+        let from = from.wrapping_add(at);
+        let to = panels[tile_row * depth * width..].as_mut_ptr();
+        // SAFETY: `present` numbers lie inside each of the rows. Whole vectors are stored: what goes beyond `width` is
+        // overwritten by the next row or panel, and the assertion leaves room for it after the last one.
+        unsafe {
+            if W::HAS_CELLS {
+                pairs::interleave(simd, (from, stride), count, present, (to, width));
+            } else {
+                for row in 0..count {
+                    let x = bf16::load_first(simd, from.add(row * stride), present);
+                    simd.store(to.add(row * width), x);
+                }
+            }
+        }
+    }
+    depth
+}
+
+/// Packs `count` rows of `outputs` numbers as rows of cells, one for each output, sixteen outputs at a time. Gives their distance.
+///
+/// # Safety
+/// 1. The numbers are readable.
+#[inline(always)]
+unsafe fn pack_in_rows<S: Simd>(
+    simd: S,
+    (from, stride): (*const bf16, usize),
+    (count, outputs): (usize, usize),
+    panels: &mut [f32],
+) -> usize {
+    /// Terms of sixteen cells.
+    const TERMS: usize = 2 * LANES;
+    let distance = pairs::cells(count).next_multiple_of(LANES);
+    assert!(panels.len() >= outputs.next_multiple_of(LANES) * distance);
+    let mut block = [[0.0f32; LANES]; LANES];
+    for at in (0..outputs).step_by(LANES) {
+        let present = LANES.min(outputs - at);
+        for first in (0..count).step_by(TERMS) {
+            let here = TERMS.min(count - first);
+            block[pairs::cells(here)..].fill([0.0; LANES]);
+            let from = from.wrapping_add(first * stride + at);
+            let to = panels[at * distance + first / 2..].as_mut_ptr();
+            // SAFETY: `here` rows of `present` numbers are readable; the block holds sixteen rows of sixteen cells, and so do the
+            // panels from here on, by the assertion.
+            unsafe {
+                let cells = block.as_mut_ptr().cast::<f32>();
+                pairs::interleave(simd, (from, stride), here, present, (cells, LANES));
+                simd.transpose(cells, LANES, to, distance);
+            }
+        }
+    }
+    distance
 }

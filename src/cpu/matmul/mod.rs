@@ -2,7 +2,7 @@
 //!
 //! Three threaded forms carry a linear layer through a step: [`linear`] (y = x Wᵀ and what follows it),
 //! [`linear_backward_input`] (dx = dy W) and [`linear_backward_weight`] (dW = dyᵀ x, db). [`product`] is one
-//! single-threaded strided product for tiles of other kernels, and [`product_of_pairs`] one of bf16 numbers in pairs.
+//! single-threaded strided product for tiles of other kernels, and [`product_of_pairs`] one of bf16 numbers in pairs or on a unit for tiles.
 //!
 //! The products are written here and not taken from the `gemm` crate, which they were measured against: that crate
 //! allocates its packing buffers on every call, packs the weight again for every block of rows, and cannot fuse what
@@ -25,6 +25,8 @@ mod pair_product;
 mod pairs;
 mod product;
 mod tile;
+mod unit_tile;
+mod way;
 
 pub use backward_weight::{linear_backward_weight, linear_backward_weight_workspace};
 pub use bf16::widened_rows_workspace;

@@ -1,7 +1,7 @@
 //! One product of bf16 numbers in pairs, in one task: heads of attention.
 //!
-//! Both factors are cells of two terms ([`super::pairs`]), sums are f32. An element is one chain over the cells in index order,
-//! whatever the tiling.
+//! Both factors are cells of two terms ([`super::pairs`]), sums are f32. An element is summed over the cells in index order, by the
+//! instruction for pairs or a unit for tiles, whatever the tiling.
 
 use half::bf16;
 
@@ -10,7 +10,10 @@ use super::matrix::{Operand, Rows, RowsMut};
 use super::pairs::{self, cells};
 use super::product::Extent;
 use super::tile::{Ahead, Tile};
-use crate::simd::{LANES, Simd, Task, dispatch_pairs};
+use super::way::{Way, WayTask, dispatch_cells};
+use crate::bf16_products::bf16_products;
+use crate::simd::{LANES, Simd};
+use crate::tile_unit::SIDE;
 
 /// The left factor [M, K] of a product in pairs.
 #[derive(Clone, Copy)]
@@ -44,7 +47,9 @@ pub fn panels_workspace(depth: usize, columns: usize) -> usize {
 #[derive(Clone, Copy)]
 pub struct Panels<'a> {
     memory: &'a [f32],
-    /// Cells of a whole panel.
+    /// Columns of a panel.
+    width: usize,
+    /// Cells of a column of a whole panel.
     panel_cells: usize,
     /// First row of the part; even.
     row: usize,
@@ -74,12 +79,16 @@ impl<'a> Panels<'a> {
             b.rows.width,
             b.rows.stride
         );
-        dispatch_pairs(Pack {
-            b,
-            memory: &mut *memory,
-        });
+        let width = dispatch_cells(
+            bf16_products(),
+            Pack {
+                b,
+                memory: &mut *memory,
+            },
+        );
         Self {
             memory,
+            width,
             panel_cells: cells(depth),
             row: 0,
             depth,
@@ -116,8 +125,9 @@ impl<'a> Panels<'a> {
         }
     }
 
-    /// The cells of the part from column `column` on, a multiple of `width`, the columns of a panel.
-    fn at(&self, column: usize, width: usize) -> &[f32] {
+    /// The cells of the part from column `column` on, a multiple of a panel's.
+    fn at(&self, column: usize) -> &[f32] {
+        let width = self.width;
         let panel = (self.column + column) / width * self.panel_cells;
         let first = (panel + self.row / 2) * width;
         &self.memory[first..][..cells(self.depth) * width]
@@ -129,12 +139,13 @@ struct Pack<'a, 'b> {
     memory: &'a mut [f32],
 }
 
-impl Task for Pack<'_, '_> {
-    type Output = ();
+impl WayTask for Pack<'_, '_> {
+    /// Columns of a panel.
+    type Output = usize;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let ((depth, columns), width) = (self.b.shape(), S::TILE_VECTORS * LANES);
+    fn run<S: Simd, W: Way>(self, simd: S, _: W) -> usize {
+        let ((depth, columns), width) = (self.b.shape(), W::columns::<S>());
         let panels = self.memory.chunks_exact_mut((cells(depth) * width).max(1));
         for (column, panel) in (0..columns).step_by(width).zip(panels) {
             let count = width.min(columns - column);
@@ -144,12 +155,14 @@ impl Task for Pack<'_, '_> {
                 pairs::panel(simd, self.b, (0, depth), (column, count), panel, width);
             }
         }
+        width
     }
 }
 
 /// C = alpha · A · B + beta · C on the calling thread, as far as `extent` says; at beta 0, C is not read.
 ///
-/// Shapes: A [M, K], B [K, N], C [M, N]. The extent counts terms. Panics where shapes do not fit.
+/// Shapes: A [M, K], B [K, N], C [M, N]. The extent counts terms. Panics where shapes do not fit, or where B was packed for products
+/// computed in another way.
 pub fn product_of_pairs(
     extent: Extent,
     alpha: f32,
@@ -164,14 +177,17 @@ pub fn product_of_pairs(
         (depth, m, b.columns),
         "cells of B and the shape of C"
     );
-    dispatch_pairs(Product {
-        extent,
-        alpha,
-        a: a.0,
-        b,
-        beta,
-        c,
-    });
+    dispatch_cells(
+        bf16_products(),
+        Product {
+            extent,
+            alpha,
+            a: a.0,
+            b,
+            beta,
+            c,
+        },
+    );
 }
 
 struct Product<'a, 'c> {
@@ -206,11 +222,11 @@ impl Product<'_, '_> {
     }
 }
 
-impl Task for Product<'_, '_> {
+impl WayTask for Product<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+    fn run<S: Simd, W: Way>(self, simd: S, way: W) {
         let (m, n) = (self.c.rows, self.c.width);
         let (a, c) = (self.a.rows, &self.c);
         let (a_row, a_depth) = if self.a.transposed {
@@ -218,12 +234,16 @@ impl Task for Product<'_, '_> {
         } else {
             (a.stride, 1)
         };
-        let (width, ahead) = (S::TILE_VECTORS * LANES, Ahead::new());
-        // Equal tiles rather than full ones and a small rest.
-        let tiles = m.div_ceil(S::TILE_ROWS).max(1);
-        let tile_rows = m.div_ceil(tiles).max(1);
+        let (ahead, mut unit) = (Ahead::new(), way.take());
+        let width = self.b.width;
+        assert_eq!(width, W::columns::<S>(), "columns of a panel on this path");
+        let tile_rows = match self.extent {
+            Extent::Whole => W::equal_rows::<S>(m),
+            // A tile reads as far as its last row reaches: READ_BEYOND allows for sixteen.
+            _ => W::equal_rows::<S>(m).min(SIDE),
+        };
         for column in (0..n).step_by(width) {
-            let panel = self.b.at(column, width).as_ptr();
+            let panel = self.b.at(column).as_ptr();
             for row in (0..m).step_by(tile_rows) {
                 let rows = tile_rows.min(m - row);
                 let [first, end, columns] = self.within(row, rows, column, width.min(n - column));
@@ -247,7 +267,7 @@ impl Task for Product<'_, '_> {
                     ahead: &ahead,
                 };
                 // SAFETY: the tile lies inside A and C, and the panel holds whole rows of its cells.
-                unsafe { tile.compute_pairs(simd) };
+                unsafe { W::compute(&mut unit, simd, tile) };
             }
         }
     }

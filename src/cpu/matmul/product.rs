@@ -36,7 +36,7 @@ impl Stairs {
 
 /// Columns beyond the stairs that a product may read of a row of A: other rows of the same tile reach them, and of a product
 /// in pairs, the other half of the last pair.
-pub const READ_BEYOND: usize = 14;
+pub const READ_BEYOND: usize = 16;
 
 /// What of a product has to be computed.
 #[derive(Clone, Copy, Debug)]

@@ -25,7 +25,7 @@ use keel_ranks::SharedEngine;
 pub use cpu::CpuExecutor;
 pub use cuda::CudaExecutor;
 pub use reference::ReferenceExecutor;
-pub use selected_device::{Device, Precision, SelectedDevice, usable_cores};
+pub use selected_device::{Device, Precision, SelectedDevice, check_products, usable_cores};
 pub use simt::SimtExecutor;
 
 /// Holds a model's parameters and loads programs that use them. Several threads may use one executor.

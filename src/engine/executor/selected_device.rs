@@ -8,7 +8,7 @@ use crate::tape::{CompileTarget, Target, Tier};
 use crate::tensor::DType;
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_cpu::simd::detected;
-use keel_cpu::{Bf16Products, bf16_products};
+use keel_cpu::{BF16_PRODUCTS_VARIABLE, Bf16Products, bf16_products, bf16_products_of_environment};
 
 /// What can be asked for. The one vocabulary of every command that computes or plans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +110,7 @@ impl Precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::Bf16,
             Precision::Auto => match bf16_products() {
-                Bf16Products::Pairs => DType::Bf16,
+                Bf16Products::Pairs | Bf16Products::Tiles => DType::Bf16,
                 Bf16Products::Widened => DType::F32,
             },
         }
@@ -165,6 +165,24 @@ fn cpu_target(threads: usize, precision: Option<Precision>) -> CompileTarget {
     }
 }
 
+/// Refuses a way of computing products of bf16 that the environment asks for and the processor has not.
+///
+/// # Errors
+/// [`Error::Setting`].
+pub fn check_products() -> Result<()> {
+    let problem = match bf16_products_of_environment() {
+        Ok(_) => return Ok(()),
+        Err(problem) => problem,
+    };
+    let names = Bf16Products::ALL.map(Bf16Products::setting).join(", ");
+    let want = format!("auto, or one of {names} that this processor has");
+    Err(Error::setting(
+        BF16_PRODUCTS_VARIABLE,
+        want,
+        problem.to_string(),
+    ))
+}
+
 /// Who runs the programs.
 #[derive(Clone, Debug)]
 enum Runner {
@@ -196,12 +214,13 @@ impl SelectedDevice {
     /// in each other's queues. On two cores, 1024 threads took fifty times the processor time of two.
     ///
     /// # Errors
-    /// [`Error::Device`] when the device is not there.
+    /// [`Error::Device`] when the device is not there; [`check_products`].
     pub fn new(
         device: Device,
         threads: usize,
         precision: Option<Precision>,
     ) -> Result<SelectedDevice> {
+        check_products()?;
         let selected = SelectedDevice::of(device, threads.min(usable_cores()), precision)?;
         Ok(SelectedDevice {
             asked: threads,
@@ -335,14 +354,15 @@ impl SelectedDevice {
 
     /// The instructions that it computes with: of the processor, which also prepares images, and of the chip where there is one.
     /// Other instructions may give other bits. `avx2`, `avx512` and `neon` give the same; `portable` multiplies and adds in
-    /// two roundings where they take one, and `avx512 with vdpbf16ps` adds the terms of a bf16 product in another order.
+    /// two roundings where they take one, and `avx512 with vdpbf16ps` and `avx512 with AMX` add the terms of a bf16 product in orders of their own.
     pub fn instructions(&self) -> String {
         let processor = detected().name();
         match &self.runner {
-            Runner::Processor if self.products() == Some(Bf16Products::Pairs) => {
-                format!("{processor} with vdpbf16ps")
-            }
-            Runner::Processor | Runner::Emulator => processor.to_owned(),
+            Runner::Processor => match self.products().and_then(Bf16Products::instructions) {
+                Some(added) => format!("{processor} with {added}"),
+                None => processor.to_owned(),
+            },
+            Runner::Emulator => processor.to_owned(),
             Runner::Gpu(found) => {
                 let (major, minor) = found.compute_capability;
                 format!("sm_{major}{minor}, {processor}")

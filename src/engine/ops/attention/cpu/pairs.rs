@@ -16,9 +16,9 @@ use keel_cpu::vector_math::functions::exp;
 use keel_cpu::vector_math::{load, store, store_terms};
 use keel_cpu::{Bf16Products, bf16_products};
 
-/// Whether heads of numbers of `dtype` are multiplied in pairs here.
+/// Whether heads of numbers of `dtype` are multiplied in pairs here, or in tiles of them.
 pub(in crate::ops::attention) fn are_pairs(dtype: DType) -> bool {
-    dtype == DType::Bf16 && bf16_products() == Bf16Products::Pairs
+    dtype == DType::Bf16 && bf16_products() != Bf16Products::Widened
 }
 
 /// Queries of a block: as many in each, so that none is too small for a tile, and an even number, so that pairs of them stay
