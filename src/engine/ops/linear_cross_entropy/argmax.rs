@@ -5,8 +5,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::launches::Sizes;
+use super::products::{Products, with_products};
 use super::tiles::{Head, TILE_ROWS, WORKERS, product_size, workspace_bytes};
-use super::{Element, check_product, logits, outer, with_element};
+use super::{Element, check_product, logits, outer};
 use crate::launch::Launch;
 use crate::tape::{Backward, CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Tape, Target, Value};
 use crate::tensor::TensorType;
@@ -26,12 +27,12 @@ struct LinearArgmax;
 
 impl LinearArgmax {
     /// The processor's kernel for values stored as `T`.
-    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+    fn compute<T: Element, P: Products<T>>(&self, args: CpuArgs<'_>) {
         let head = Head::<T>::of(&args);
         let scratch = args.workspace;
         let next = args.outputs.i32();
         if head.n <= TILE_ROWS {
-            return few_rows(&head, next, scratch);
+            return few_rows::<T, P>(&head, next, scratch);
         }
         let worker_rows = head.worker_rows();
         next.par_chunks_mut(worker_rows)
@@ -39,9 +40,9 @@ impl LinearArgmax {
             .enumerate()
             .for_each(|(worker, (next, scratch))| {
                 let first = worker * worker_rows;
-                head.supervised(first..first + next.len(), scratch, |rows, h, scratch| {
+                head.supervised::<P>(first..first + next.len(), scratch, |rows, h, scratch| {
                     let mut best = NOTHING;
-                    find_best(&head, (h, rows.len()), 0..head.v, scratch, &mut best);
+                    find_best::<T, P>(&head, (h, rows.len()), 0..head.v, scratch, &mut best);
                     for (row, best) in rows.iter().zip(best) {
                         next[row - first] = best.1;
                     }
@@ -56,14 +57,14 @@ type Best = [(f32, i32); TILE_ROWS];
 const NOTHING: Best = [(f32::NEG_INFINITY, 0); TILE_ROWS];
 
 /// Finds the largest logit of `count` rows `h` among the words of a range.
-fn find_best<T: Element>(
+fn find_best<T: Element, P: Products<T>>(
     head: &Head<'_, T>,
-    (h, count): (&[f32], usize),
+    (h, count): (&[P::Term], usize),
     range: Range<usize>,
     scratch: &mut [f32],
     best: &mut Best,
 ) {
-    head.words(h, count, range, scratch, |z, words, _| {
+    head.words::<P>(h, count, range, scratch, |z, words, _| {
         for (best, z) in best.iter_mut().zip(z.chunks(words.len())) {
             for (word, z) in words.clone().zip(z) {
                 // Words come in rising order, and only a larger logit replaces: ties go to the smaller word.
@@ -76,7 +77,7 @@ fn find_best<T: Element>(
 }
 
 /// As generation asks for it: too few rows to be divided, so that the words are.
-fn few_rows<T: Element>(head: &Head<'_, T>, next: &mut [i32], scratch: &mut [f32]) {
+fn few_rows<T: Element, P: Products<T>>(head: &Head<'_, T>, next: &mut [i32], scratch: &mut [f32]) {
     let words = head.worker_words();
     let mut found = [NOTHING; WORKERS];
     found
@@ -86,8 +87,8 @@ fn few_rows<T: Element>(head: &Head<'_, T>, next: &mut [i32], scratch: &mut [f32
         .take(head.v.div_ceil(words))
         .for_each(|(worker, (best, scratch))| {
             let range = worker * words..head.v.min((worker + 1) * words);
-            head.supervised(0..head.n, scratch, |rows, h, scratch| {
-                find_best(head, (h, rows.len()), range.clone(), scratch, best);
+            head.supervised::<P>(0..head.n, scratch, |rows, h, scratch| {
+                find_best::<T, P>(head, (h, rows.len()), range.clone(), scratch, best);
             });
         });
     for (row, next) in next.iter_mut().enumerate() {
@@ -130,7 +131,7 @@ impl Op for LinearArgmax {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
+        with_products!(args, T, P => self.compute::<T, P>(args));
     }
 
     fn launches(

@@ -3,13 +3,13 @@
 use rayon::prelude::*;
 
 use super::launches::Sizes;
+use super::products::{Products, RowGradient, with_products};
 use super::tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
-use super::{Element, infer_loss, logits, with_element};
+use super::{Element, infer_loss, logits};
 use crate::launch::Launch;
 use crate::tape::{CompileTarget, Cost, CpuArgs, Op, ReferenceArgs, Target};
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
-use keel_cpu::matmul::{Rows, RowsMut, product};
 use keel_cpu::round;
 
 /// What both gradients are given: h, W, targets, weights, lse, Σ w, dL.
@@ -30,24 +30,28 @@ impl<'a> Softmax<'a> {
         }
     }
 
-    /// Turns logits [rows, words] into their gradient.
-    fn differentiate(
+    /// What the gradient of the logits of `rows` takes, of the words at hand.
+    fn rows(
         &self,
-        z: &mut [f32],
-        words: &std::ops::Range<usize>,
         rows: &[usize],
+        words: &std::ops::Range<usize>,
         targets: &[i32],
-    ) {
-        for (z, row) in z.chunks_mut(words.len()).zip(rows) {
-            let (lse, factor) = (self.lse[*row], self.factor * self.weights[*row]);
-            for z in z.iter_mut() {
-                *z = factor * (*z - lse).exp();
-            }
+    ) -> [RowGradient; TILE_ROWS] {
+        let nothing = RowGradient {
+            lse: 0.0,
+            factor: 0.0,
+            target: None,
+        };
+        let mut all = [nothing; TILE_ROWS];
+        for (of_row, row) in all.iter_mut().zip(rows) {
             let target = targets[*row] as usize;
-            if words.contains(&target) {
-                z[target - words.start] -= factor;
-            }
+            *of_row = RowGradient {
+                lse: self.lse[*row],
+                factor: self.factor * self.weights[*row],
+                target: words.contains(&target).then(|| target - words.start),
+            };
         }
+        all
     }
 }
 
@@ -92,7 +96,7 @@ fn reference_gradient(inputs: &[&crate::tape::Array], row: usize) -> Option<Vec<
 }
 
 /// ∂h on the processor, for values stored as `T`.
-fn hidden_gradient<T: Element>(
+fn hidden_gradient<T: Element, P: Products<T>>(
     head: &Head<'_, T>,
     softmax: &Softmax<'_>,
     dh: &mut [T],
@@ -106,20 +110,15 @@ fn hidden_gradient<T: Element>(
             // Rows that are not supervised get no gradient, and nothing below visits them.
             dh.fill(T::default());
             let first = worker * worker_rows;
-            head.supervised(first..first + dh.len() / d, scratch, |rows, h, scratch| {
+            head.supervised::<P>(first..first + dh.len() / d, scratch, |rows, h, scratch| {
                 let (gradient, scratch) = scratch.split_at_mut(TILE_ROWS * d);
                 let gradient = &mut gradient[..rows.len() * d];
-                head.words(h, rows.len(), 0..head.v, scratch, |z, words, scratch| {
-                    softmax.differentiate(z, &words, rows, head.targets);
-                    product(
-                        1.0,
-                        Rows::new(z, rows.len(), words.len()),
-                        Rows::new(&head.w[words.start * d..], words.len(), d),
-                        // Summed over the tiles of words in rising order; the first overwrites.
-                        if words.start == 0 { 0.0 } else { 1.0 },
-                        RowsMut::new(gradient, rows.len(), d),
-                        scratch,
-                    );
+                head.words::<P>(h, rows.len(), 0..head.v, scratch, |z, words, scratch| {
+                    let of_rows = softmax.rows(rows, &words, head.targets);
+                    // Summed over the tiles of words in rising order; the first overwrites.
+                    let accumulates = words.start > 0;
+                    let (of_rows, w) = (&of_rows[..rows.len()], head.of_words(&words));
+                    P::hidden_gradient(z, of_rows, w, accumulates, gradient, scratch);
                 });
                 // The tile's rows were packed together; here they go back to where they came from.
                 for (row, gradient) in rows.iter().zip(gradient.chunks(d)) {
@@ -130,7 +129,7 @@ fn hidden_gradient<T: Element>(
 }
 
 /// ∂W on the processor, for values stored as `T`.
-fn weight_gradient<T: Element>(
+fn weight_gradient<T: Element, P: Products<T>>(
     head: &Head<'_, T>,
     softmax: &Softmax<'_>,
     before: Before<'_>,
@@ -151,18 +150,12 @@ fn weight_gradient<T: Element>(
             // Here workers own words and visit all rows, as above they own rows and visit all words: each gradient
             // has one writer, and its sums run in order. Logits are made once for either, which is the price.
             let own = first..first + dw.len() / d;
-            head.supervised(0..head.n, scratch, |rows, h, scratch| {
-                head.words(h, rows.len(), own.clone(), scratch, |z, words, scratch| {
-                    softmax.differentiate(z, &words, rows, head.targets);
+            head.supervised::<P>(0..head.n, scratch, |rows, h, scratch| {
+                head.words::<P>(h, rows.len(), own.clone(), scratch, |z, words, scratch| {
+                    let of_rows = softmax.rows(rows, &words, head.targets);
                     let place = (words.start - first) * d..(words.end - first) * d;
-                    product(
-                        1.0,
-                        Rows::new(z, rows.len(), words.len()).transposed(),
-                        Rows::new(h, rows.len(), d),
-                        1.0,
-                        RowsMut::new(&mut dw[place], words.len(), d),
-                        scratch,
-                    );
+                    let of_rows = &of_rows[..rows.len()];
+                    P::weight_gradient(z, of_rows, h, &mut dw[place], scratch);
                 });
             });
         });
@@ -238,10 +231,10 @@ impl Op for BackwardHidden {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        with_element!(args.input_types[0].dtype, T => {
+        with_products!(args, T, P => {
             let (head, softmax) = (Head::<T>::of(&args), Softmax::of(&args));
             let dh = args.outputs.in_order().next::<T>();
-            hidden_gradient(&head, &softmax, dh, args.workspace);
+            hidden_gradient::<T, P>(&head, &softmax, dh, args.workspace);
         });
     }
 
@@ -298,11 +291,11 @@ impl Op for BackwardWeight {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        with_element!(args.input_types[0].dtype, T => {
+        with_products!(args, T, P => {
             let (head, softmax) = (Head::<T>::of(&args), Softmax::of(&args));
             let before = Before::of(&args, self.accumulates);
             let [dw] = args.outputs.f32();
-            weight_gradient(&head, &softmax, before, dw, args.workspace);
+            weight_gradient::<T, P>(&head, &softmax, before, dw, args.workspace);
         });
     }
 
@@ -374,13 +367,13 @@ impl Op for BackwardBoth {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        with_element!(args.input_types[0].dtype, T => {
+        with_products!(args, T, P => {
             let (head, softmax) = (Head::<T>::of(&args), Softmax::of(&args));
             let before = Before::of(&args, self.accumulates);
             let mut outputs = args.outputs.in_order();
             let (dw, dh) = (outputs.next::<f32>(), outputs.next::<T>());
-            weight_gradient(&head, &softmax, before, dw, args.workspace);
-            hidden_gradient(&head, &softmax, dh, args.workspace);
+            weight_gradient::<T, P>(&head, &softmax, before, dw, args.workspace);
+            hidden_gradient::<T, P>(&head, &softmax, dh, args.workspace);
         });
     }
 

@@ -11,6 +11,7 @@
 mod argmax;
 mod backward;
 mod launches;
+mod products;
 mod tiles;
 
 pub use argmax::linear_argmax;
@@ -18,13 +19,13 @@ use rayon::prelude::*;
 
 use backward::{BackwardBoth, BackwardHidden, BackwardWeight};
 use launches::Sizes;
+use products::{Online, Products, with_products};
 use tiles::{Head, TILE_ROWS, product_size, workspace_bytes};
 
 use crate::launch::Launch;
 use crate::ops::special::dot;
 use crate::tape::{
     Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Tape, Target, Value,
-    with_element,
 };
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result};
@@ -105,7 +106,7 @@ struct LinearCrossEntropy;
 
 impl LinearCrossEntropy {
     /// The processor's kernel for values stored as `T`.
-    fn compute<T: Element>(&self, args: CpuArgs<'_>) {
+    fn compute<T: Element, P: Products<T>>(&self, args: CpuArgs<'_>) {
         let head = Head::<T>::of(&args);
         let weights = args.inputs.f32(3);
         let (sums, scratch) = args.workspace.split_at_mut(head.n);
@@ -119,31 +120,22 @@ impl LinearCrossEntropy {
                 lse.fill(0.0);
                 losses.fill(0.0);
                 let first = worker * worker_rows;
-                head.supervised(first..first + lse.len(), scratch, |rows, h, scratch| {
-                    // The online log-sum-exp: no row ever has all its logits, so maximum and sum grow tile by tile.
-                    let mut top = [f32::NEG_INFINITY; TILE_ROWS];
-                    let mut sum = [0.0f32; TILE_ROWS];
+                head.supervised::<P>(first..first + lse.len(), scratch, |rows, h, scratch| {
+                    let mut online = Online::new();
                     // NaN until the target's tile comes by: a target outside the vocabulary has none, and must not
                     // pass.
                     let mut own = [f32::NAN; TILE_ROWS];
-                    head.words(h, rows.len(), 0..head.v, scratch, |z, words, _| {
+                    head.words::<P>(h, rows.len(), 0..head.v, scratch, |z, words, _| {
                         for (slot, z) in z.chunks(words.len()).enumerate() {
-                            let most = z.iter().fold(top[slot], |m, z| m.max(*z));
-                            let here: f32 = z.iter().map(|z| (z - most).exp()).sum();
-                            // There is nothing to bring along from before the first tile.
-                            let kept = match sum[slot] {
-                                0.0 => 0.0,
-                                sum => sum * (top[slot] - most).exp(),
-                            };
-                            (top[slot], sum[slot]) = (most, kept + here);
                             let target = head.targets[rows[slot]] as usize;
                             if words.contains(&target) {
                                 own[slot] = z[target - words.start];
                             }
                         }
+                        P::add_exponentials(&mut online, z, words.len());
                     });
                     for (slot, row) in rows.iter().enumerate() {
-                        lse[row - first] = top[slot] + sum[slot].ln();
+                        lse[row - first] = online.top[slot] + online.sum[slot].ln();
                         losses[row - first] = lse[row - first] - own[slot];
                     }
                 });
@@ -194,7 +186,7 @@ impl Op for LinearCrossEntropy {
     }
 
     fn cpu(&self, args: CpuArgs<'_>) {
-        with_element!(args.input_types[0].dtype, T => self.compute::<T>(args));
+        with_products!(args, T, P => self.compute::<T, P>(args));
     }
 
     fn launches(

@@ -1,9 +1,8 @@
 //! The output product in tiles: supervised rows packed together, words in runs.
 
+use super::products::{Products, scratch};
 use crate::tape::{CpuArgs, Element, Target};
-use crate::tensor::TensorType;
-use keel_cpu::matmul::{Rows, RowsMut, product, product_workspace};
-use keel_cpu::widen;
+use crate::tensor::{DType, TensorType};
 
 /// Supervised rows of one tile.
 pub(super) const TILE_ROWS: usize = 128;
@@ -21,15 +20,8 @@ pub(super) fn product_size(inputs: &[TensorType]) -> f64 {
 pub(super) fn workspace_bytes(inputs: &[TensorType], target: Target) -> usize {
     match target {
         Target::Cpu { .. } => {
-            let head = Head::<f32> {
-                h: &[],
-                w: &[],
-                targets: &[],
-                n: inputs[0].shape.rows(),
-                d: inputs[0].shape.columns(),
-                v: inputs[1].shape.rows(),
-            };
-            (head.n + WORKERS * head.scratch()) * size_of::<f32>()
+            let (rows, d) = (inputs[0].shape.rows(), inputs[0].shape.columns());
+            (rows + WORKERS * scratch(d, inputs[0].dtype)) * size_of::<f32>()
         }
         _ => 0,
     }
@@ -43,6 +35,7 @@ pub(super) struct Head<'a, T> {
     pub(super) n: usize,
     pub(super) d: usize,
     pub(super) v: usize,
+    pub(super) dtype: DType,
 }
 
 impl<'a, T: Element> Head<'a, T> {
@@ -59,15 +52,13 @@ impl<'a, T: Element> Head<'a, T> {
             n: types[0].shape.rows(),
             d: types[0].shape.columns(),
             v: types[1].shape.rows(),
+            dtype: types[0].dtype,
         }
     }
 
-    /// Floats of one worker: rows of h, a gradient of as many, a tile of logits, the product's own.
+    /// Floats of one worker.
     pub(super) fn scratch(&self) -> usize {
-        let own = product_workspace(self.d, TILE_WORDS)
-            .max(product_workspace(TILE_WORDS, self.d))
-            .max(product_workspace(TILE_ROWS, self.d));
-        2 * TILE_ROWS * self.d + TILE_ROWS * TILE_WORDS + own
+        scratch(self.d, self.dtype)
     }
 
     /// Rows that one worker owns.
@@ -83,15 +74,17 @@ impl<'a, T: Element> Head<'a, T> {
             .max(LEAST_WORDS)
     }
 
-    /// Packs the supervised rows of a range together in f32, up to [`TILE_ROWS`] at a time, and calls `visit(rows, h, scratch)`.
-    pub(super) fn supervised(
+    /// Packs the supervised rows of a range together, up to [`TILE_ROWS`] at a time, and calls `visit(rows, h, scratch)`.
+    pub(super) fn supervised<P: Products<T>>(
         &self,
         range: std::ops::Range<usize>,
         scratch: &mut [f32],
-        mut visit: impl FnMut(&[usize], &[f32], &mut [f32]),
+        mut visit: impl FnMut(&[usize], &[P::Term], &mut [f32]),
     ) {
         assert!(range.end <= self.n, "rows {range:?} of {}", self.n);
-        let (packed, scratch) = scratch.split_at_mut(TILE_ROWS * self.d);
+        let size = TILE_ROWS * self.d * size_of::<P::Term>() / size_of::<f32>();
+        let (packed, scratch) = scratch.split_at_mut(size);
+        let packed: &mut [P::Term] = bytemuck::cast_slice_mut(packed);
         let mut rows = [0usize; TILE_ROWS];
         let mut count = 0;
         let last = range.end;
@@ -100,7 +93,7 @@ impl<'a, T: Element> Head<'a, T> {
             // be thrown away. Without targets, as for answers, every row counts.
             if self.targets.get(row).is_none_or(|target| *target >= 0) {
                 let packed = &mut packed[count * self.d..][..self.d];
-                widen(&self.h[row * self.d..][..self.d], packed);
+                P::pack(&self.h[row * self.d..][..self.d], packed);
                 rows[count] = row;
                 count += 1;
             }
@@ -112,9 +105,9 @@ impl<'a, T: Element> Head<'a, T> {
     }
 
     /// Calls `visit(logits [rows, words], words, scratch)` for every run of the words in `range`, in rising order.
-    pub(super) fn words(
+    pub(super) fn words<P: Products<T>>(
         &self,
-        h: &[f32],
+        h: &[P::Term],
         rows: usize,
         range: std::ops::Range<usize>,
         scratch: &mut [f32],
@@ -129,15 +122,13 @@ impl<'a, T: Element> Head<'a, T> {
         for first in range.clone().step_by(TILE_WORDS) {
             let words = first..range.end.min(first + TILE_WORDS);
             let tile = &mut tile[..rows * words.len()];
-            product(
-                1.0,
-                Rows::new(h, rows, self.d),
-                Rows::new(&self.w[words.start * self.d..], words.len(), self.d).transposed(),
-                0.0,
-                RowsMut::new(tile, rows, words.len()),
-                scratch,
-            );
+            P::logits(h, self.of_words(&words), self.d, tile, scratch);
             visit(tile, words, scratch);
         }
+    }
+
+    /// The rows of W of some words.
+    pub(super) fn of_words(&self, words: &std::ops::Range<usize>) -> &'a [T] {
+        &self.w[words.start * self.d..words.end * self.d]
     }
 }
