@@ -259,7 +259,7 @@ fn a_plan_in_bf16_takes_half_the_activations_on_the_processor_too() {
             (words.next()? == "activations").then(|| words.next()?.parse::<f64>().ok())?
         };
         let all: Vec<f64> = lines.filter_map(of_line).collect();
-        assert_eq!(all.len(), 6, "{said}");
+        assert_eq!(all.len(), 7, "{said}");
         all.iter().sum()
     };
     // All but statistics and the products' scratch memory, which are f32.
