@@ -230,6 +230,21 @@ impl Layer {
         }
     }
 
+    /// The same layer of its first rows alone.
+    fn first(&self, rows: usize) -> Layer {
+        let [_, inputs, outputs] = self.shape;
+        let of = |values: &[bf16], width: usize| values[..rows * width].to_vec();
+        Layer {
+            shape: [rows, inputs, outputs],
+            x: of(&self.x, inputs),
+            w: self.w.clone(),
+            dy: of(&self.dy, outputs),
+            z: of(&self.z, inputs),
+            residual: of(&self.residual, outputs),
+            bias: self.bias.clone(),
+        }
+    }
+
     /// Forward with bias, activation and residual; dx through an activation; dW and db.
     fn run(&self, threads: usize, level: Level, products: Bf16Products) -> Made {
         let [rows, inputs, outputs] = self.shape;
@@ -301,6 +316,25 @@ fn products_in_bf16_have_the_same_bits_for_any_threads_and_widened_ones_on_any_p
                     layer.run(2, Level::Avx2, products),
                     "{shape:?} {products:?}"
                 );
+            }
+        }
+    }
+}
+
+#[test]
+fn few_rows_in_bf16_have_the_bits_that_they_have_among_many() {
+    let outputs = 67;
+    for inputs in [1, 64, 130, 391] {
+        let all = Layer::new([40, inputs, outputs]);
+        for products in [Bf16Products::Widened, Bf16Products::Pairs] {
+            for level in [Level::Avx512, Level::Avx2] {
+                let want = all.run(2, level, products);
+                for rows in [1, 2, 3, 4, 5, 14] {
+                    let made = all.first(rows).run(2, level, products);
+                    let what = format!("{rows} rows of {inputs}, {level:?} {products:?}");
+                    assert_eq!(made.y, want.y[..rows * outputs], "{what}");
+                    assert_eq!(made.z, want.z[..rows * outputs], "{what}");
+                }
             }
         }
     }

@@ -389,6 +389,44 @@ fn within(stairs: Stairs, mut data: Vec<f32>, width: usize) -> Vec<f32> {
 }
 
 #[test]
+fn few_rows_have_the_bits_that_they_have_among_many() {
+    let (many, outputs) = (40, 67);
+    let mut random = Random::new(71);
+    for inputs in [1, 63, 64, 65, 391] {
+        let (x, w) = (
+            draw(&mut random, many * inputs),
+            draw(&mut random, outputs * inputs),
+        );
+        let before = draw(&mut random, many * outputs);
+        let w = Rows::new(&w, outputs, inputs);
+        // A linear layer, and a product of one task that adds to what is there.
+        let made = |rows: usize, level: Level| {
+            with_threads(2, level, || {
+                let x = Rows::new(&x[..rows * inputs], rows, inputs);
+                let mut y = vec![f32::NAN; rows * outputs];
+                let to = RowsMut::new(&mut y, rows, outputs);
+                let mut scratch = vec![f32::NAN; linear_workspace(inputs, outputs)];
+                linear(x, w, to, Epilogue::default(), &mut scratch);
+                let mut sum = before[..rows * outputs].to_vec();
+                let to = RowsMut::new(&mut sum, rows, outputs);
+                let mut scratch = vec![f32::NAN; product_workspace(inputs, outputs)];
+                product(0.7, x, w.transposed(), 0.3, to, &mut scratch);
+                [bits(&y), bits(&sum)]
+            })
+        };
+        let want = made(many, Level::Avx512);
+        for rows in [1, 2, 3, 4, 5, 14] {
+            for level in [Level::Avx512, Level::Avx2] {
+                let what = format!("{rows} rows of {inputs}, {level:?}");
+                for (made, want) in made(rows, level).iter().zip(&want) {
+                    assert_eq!(made[..], want[..rows * outputs], "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_product_within_stairs_has_the_bits_of_the_whole_one() {
     on_every_path(1, |level| {
         for (case, &(m, n, k)) in [(64, 64, 48), (33, 130, 17), (77, 40, 40), (1, 5, 3)]

@@ -13,6 +13,7 @@ use half::bf16;
 
 use super::WIDEST;
 use super::backward_weight::Cut;
+use super::few_rows::{FEW, few_rows};
 use super::finish::{Finish, FinishTile};
 use super::linear::{BLOCK_ELEMENTS, BLOCK_ROWS, FEW_TASKS, Factor};
 use super::matrix::{Operand, Rows};
@@ -70,7 +71,20 @@ impl Factor for bf16 {
         if a.rows == 0 || columns == 0 {
             return;
         }
+        // Of an odd number of terms the last would be half a pair, with the next row's first beside it.
+        let are_cells = a.are_cells() && (!b.transposed || b.rows.are_cells());
+        let in_pairs = bf16_products() == Bf16Products::Pairs && are_cells;
         let (panels, widened) = workspace.split_at_mut(packed);
+        if a.rows <= FEW && b.transposed {
+            // Tiles would be empty but for these rows, and memory is the limit either way.
+            if in_pairs {
+                let (a, b) = (a.as_cells(), b.rows.as_cells());
+                few_rows::<f32, bf16, true>(a, b, finish, panels);
+            } else {
+                few_rows::<bf16, bf16, false>(widen_rows(a, widened), b.rows, finish, panels);
+            }
+            return;
+        }
         let products = Products {
             a,
             b,
@@ -78,8 +92,6 @@ impl Factor for bf16 {
             panels: Shared::new(panels),
             widened: Shared::new(widened),
         };
-        // Of an odd number of terms the last would be half a pair, with the next row's first beside it.
-        let are_cells = a.are_cells() && (!b.transposed || b.rows.are_cells());
         match bf16_products() {
             way @ (Bf16Products::Pairs | Bf16Products::Tiles) if are_cells => {
                 dispatch_cells(way, products);
@@ -97,6 +109,15 @@ impl Factor for bf16 {
     ) {
         bf16_weight::partials(factors, cut, partials, packing, wants_bias);
     }
+}
+
+/// Widens few rows, all of them, into the memory of the first threads.
+fn widen_rows<'a>(a: Rows<'_, bf16>, widened: &'a mut [f32]) -> Rows<'a> {
+    let stride = widened_stride(a.width);
+    for row in 0..a.rows {
+        crate::widen(a.row(row), &mut widened[row * stride..][..a.width]);
+    }
+    Rows::strided(widened, a.rows, a.width, stride)
 }
 
 /// A product about to be cut into tasks on some path.

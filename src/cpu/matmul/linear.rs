@@ -2,6 +2,7 @@
 
 use super::WIDEST;
 use super::backward_weight::{Cut, partials_of_f32};
+use super::few_rows::{FEW, few_rows};
 use super::finish::{Epilogue, Finish, FinishTile, Plane, Residual, Slope};
 use super::matrix::{Operand, Rows, RowsMut};
 use super::pack;
@@ -143,6 +144,10 @@ fn rows_times_panels(a: Rows<'_>, b: Operand<'_>, finish: Finish, workspace: &mu
         workspace.len()
     );
     if rows == 0 || columns == 0 {
+        return;
+    }
+    if rows <= FEW && b.transposed {
+        few_rows::<f32, f32, false>(a, b.rows, finish, workspace);
         return;
     }
     let panels = Shared::new(&mut workspace[..packed]);

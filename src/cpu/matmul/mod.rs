@@ -17,6 +17,7 @@
 mod backward_weight;
 mod bf16;
 mod bf16_weight;
+mod few_rows;
 mod finish;
 mod linear;
 mod matrix;

@@ -56,6 +56,11 @@ pub(super) unsafe fn panel<S: Simd, T: Stored>(
                 // SAFETY: sixteen stored rows and sixteen of their columns lie inside; so does the panel's block.
                 unsafe {
                     let from = start.add(first * stride + k);
+                    // The panel behind this one lies in as many rows, too many for the processor to see it coming.
+                    for j in 0..LANES {
+                        let next = start.wrapping_add((first + width + j) * stride + k);
+                        simd.prefetch(next.cast());
+                    }
                     transpose(simd, from, stride, panel.add(k * width + first), width);
                 }
                 k += LANES;

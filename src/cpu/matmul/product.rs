@@ -1,9 +1,10 @@
 //! One strided product in one task: attention heads, tiles of a contrastive loss.
 
 use super::WIDEST;
+use super::few_rows::{FEW, Sums, panel_sums};
 use super::matrix::{Operand, RowsMut};
 use super::pack;
-use super::tile::{Ahead, Tile};
+use super::tile::{Ahead, Tile, get, put};
 use crate::simd::{LANES, Simd, Task, dispatch};
 use crate::storage::Stored;
 
@@ -116,11 +117,50 @@ struct Product<'a, 'c, T> {
     workspace: &'c mut [f32],
 }
 
+impl<T: Stored> Product<'_, '_, T> {
+    /// Whether the product has few rows and a matrix that is packed for them alone: see [`super::few_rows`].
+    fn has_few_rows(&self) -> bool {
+        let is_whole = matches!(self.extent, Extent::Whole);
+        is_whole && self.b.transposed && !self.a.transposed && self.c.rows <= FEW
+    }
+
+    #[inline(always)]
+    fn run_few_rows<S: Simd>(self, simd: S) {
+        let ((rows, _), (_, columns)) = (self.a.shape(), self.b.shape());
+        let width = S::TILE_VECTORS * LANES;
+        let mut sums = Sums([0.0; FEW * WIDEST]);
+        let (alpha, beta) = (simd.splat(self.alpha), simd.splat(self.beta));
+        for column in (0..columns).step_by(width) {
+            let count = width.min(columns - column);
+            let (a, b, columns) = (self.a.rows, self.b, (column, count));
+            panel_sums::<S, T, false>(simd, a, b, columns, self.workspace, &mut sums);
+            for row in 0..rows {
+                for first in (0..count).step_by(LANES) {
+                    let present = LANES.min(count - first);
+                    // SAFETY: the row and the columns lie inside C, and the sums hold whole vectors.
+                    unsafe {
+                        let to = self.c.start.add(row * self.c.stride + column + first);
+                        let sum = simd.load(sums.0[row * width + first..].as_ptr());
+                        let mut product = simd.mul(alpha, sum);
+                        if self.beta != 0.0 {
+                            product = simd.mul_add(beta, get(simd, to, present), product);
+                        }
+                        put(simd, to, present, product);
+                    }
+                }
+            }
+        }
+    }
+}
+
 impl<T: Stored> Task for Product<'_, '_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
+        if self.has_few_rows() {
+            return self.run_few_rows(simd);
+        }
         let Self {
             alpha,
             a,
