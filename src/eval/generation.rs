@@ -51,6 +51,8 @@ impl PromptImage {
 pub struct Generator {
     prompt: Box<dyn Session>,
     step: Box<dyn Session>,
+    /// Where the step's program keeps keys and values.
+    cache: Arena,
     shape: BatchShape,
     layers: usize,
     /// Tokens of an image or tile, Ti.
@@ -130,6 +132,7 @@ impl Generator {
         Ok(Generator {
             prompt: context.executor.load(programs.prompt.clone())?,
             step: context.executor.load(programs.step.clone())?,
+            cache: Arena::cache_of(programs.step.compile_target().precision),
             shape: programs.shape,
             layers: context.config.language.depth,
             image_tokens: context.config.image_tokens(),
@@ -272,7 +275,7 @@ impl Generator {
         for layer in 0..self.layers {
             cache.extend(prompt.read_f32(&cached_rows(layer))?);
         }
-        self.step.write_arena(Arena::Cache, &cache)
+        self.step.write_arena(self.cache, &cache)
     }
 
     /// Reads the token `next` of each row at its place, beside the keys and values of all tokens before it.

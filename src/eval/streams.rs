@@ -271,7 +271,8 @@ impl Streams {
         for (layer, cache) in caches.iter().enumerate() {
             // The caches of the layers lie one after the other, each [rows, T, (H+2Hk)·D].
             let first = (layer * self.rows.len() + row) * cache.len();
-            self.step.write_arena_from(Arena::Cache, first, cache)?;
+            let arena = Arena::cache_of(self.target.precision);
+            self.step.write_arena_from(arena, first, cache)?;
         }
         self.rows[row].read = prompt.ids.clone();
         Ok(self.choose(&[row], true)?[0])

@@ -8,7 +8,7 @@ use super::{Scope, drop_path};
 use keel_base::error::Result;
 use keel_engine::ops::{self, Activation, Heads, Mask, Positions};
 use keel_engine::tape::{Fill, Init, Tape, Value};
-use keel_engine::tensor::{DType, TensorType};
+use keel_engine::tensor::TensorType;
 
 /// The kind of every norm of a tower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,14 +183,10 @@ pub(super) fn cached_block(
     tape.scoped(scope.path(), |tape| {
         let positions = Positions::Given(place.position);
         let qkv = queries_keys_values(tape, scope, x, config, positions)?;
-        let dtype = tape.ty(qkv).dtype;
         let (batch, tokens) = (tape.shape(qkv).dims()[0], place.tokens);
-        // In f32 whatever the program computes in: a cache lies in a fixed arena, and those are f32. A bf16 row goes
-        // there and back without loss.
-        let cache = tape.cached([batch, tokens, config.heads.packed_width()]);
-        let own = ops::cast(tape, qkv, DType::F32)?;
-        let seen = ops::splice_into_cache(tape, cache, place.slots, own, 1)?;
-        let seen = ops::cast(tape, seen, dtype)?;
+        // In the type of the row: all that a row holds is read for each token, so another type would cost a pass over it.
+        let cache = tape.cached_rows([batch, tokens, config.heads.packed_width()]);
+        let seen = ops::splice_into_cache(tape, cache, place.slots, qkv, 1)?;
         let y = ops::next_attention(tape, qkv, seen, config.heads, place.seen)?;
         let attended = attention_output(tape, scope, y, x, config, None)?;
         feed_forward(tape, scope, attended, config)

@@ -94,7 +94,7 @@ pub struct Program {
     gradient_entries: Vec<GradientEntry>,
     gradient_elements: usize,
     sent_elements: Option<usize>,
-    cache_elements: usize,
+    cache_elements: [usize; 2],
     world: World,
     shards: Option<Cut>,
     optimizer_state: Vec<OptimizerState>,
@@ -283,8 +283,12 @@ impl Program {
         let waiting = self
             .lies_in(Arena::PartialSums)
             .then_some(("partial sums of gradients", Arena::PartialSums));
+        let rows = self
+            .lies_in(Arena::CacheBf16)
+            .then_some(("cache in bf16", Arena::CacheBf16));
         [("gradients", Arena::Gradients), ("cache", Arena::Cache)]
             .into_iter()
+            .chain(rows)
             .chain(waiting)
             .chain(shard)
             .chain(rounded)
@@ -313,7 +317,8 @@ impl Program {
                 };
                 partial_sums(self.tree.unwrap_or(1)) * each
             }
-            Arena::Cache => self.cache_elements,
+            Arena::Cache => self.cache_elements[0],
+            Arena::CacheBf16 => self.cache_elements[1],
         }
     }
 

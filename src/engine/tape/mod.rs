@@ -64,13 +64,23 @@ pub enum Arena {
     PartialSums,
     /// What a program keeps from run to run, such as keys and values of tokens it has seen.
     Cache,
+    /// The same, of numbers that are stored in bf16.
+    CacheBf16,
 }
 
 impl Arena {
+    /// What programs of this precision keep their rows of keys and values in.
+    pub const fn cache_of(precision: DType) -> Arena {
+        match precision {
+            DType::Bf16 => Arena::CacheBf16,
+            _ => Arena::Cache,
+        }
+    }
+
     /// The type of the arena's elements.
     pub const fn element(self) -> DType {
         match self {
-            Arena::ParametersBf16 | Arena::RoundedShard => DType::Bf16,
+            Arena::ParametersBf16 | Arena::RoundedShard | Arena::CacheBf16 => DType::Bf16,
             Arena::OptimizerState(slot) => slot.element,
             _ => DType::F32,
         }
@@ -218,7 +228,8 @@ pub struct Tape {
     pub(crate) gradient_elements: usize,
     pub(crate) gradient_entries: Vec<GradientEntry>,
     pub(crate) optimizer_state: Vec<OptimizerState>,
-    pub(crate) cache_elements: usize,
+    /// Elements of [`Arena::Cache`] and of [`Arena::CacheBf16`].
+    pub(crate) cache_elements: [usize; 2],
     world: World,
     bucket: usize,
     shards_gradients: bool,
@@ -285,7 +296,7 @@ impl Tape {
             gradient_elements: 0,
             gradient_entries: Vec::new(),
             optimizer_state: Vec::new(),
-            cache_elements: 0,
+            cache_elements: [0; 2],
             world: World::ALONE,
             bucket: BUCKET,
             shards_gradients: false,
@@ -540,11 +551,21 @@ impl Tape {
     /// A value f32 that keeps its contents from run to run, zero before the first; an op recorded by
     /// [`Tape::record_update`] changes it. Such values lie in [`Arena::Cache`] one after the other, without gaps.
     pub fn cached(&mut self, shape: impl Into<Shape>) -> Value {
+        self.cached_in(Arena::Cache, shape)
+    }
+
+    /// As [`Tape::cached`], of numbers in the program's precision: in bf16 they lie in [`Arena::CacheBf16`].
+    pub fn cached_rows(&mut self, shape: impl Into<Shape>) -> Value {
+        self.cached_in(Arena::cache_of(self.precision), shape)
+    }
+
+    fn cached_in(&mut self, arena: Arena, shape: impl Into<Shape>) -> Value {
         let shape = shape.into();
-        let offset = self.cache_elements;
-        self.cache_elements += shape.numel();
-        let ty = TensorType::new(Arena::Cache.element(), shape);
-        self.push(ValueInfo::fixed(ty, Arena::Cache, offset))
+        let elements = &mut self.cache_elements[usize::from(arena == Arena::CacheBf16)];
+        let offset = *elements;
+        *elements += shape.numel();
+        let ty = TensorType::new(arena.element(), shape);
+        self.push(ValueInfo::fixed(ty, arena, offset))
     }
 
     /// Records an op that updates ranges of fixed arenas: each output that [`Op::in_place`] pairs with an input
