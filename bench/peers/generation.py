@@ -5,7 +5,8 @@
         [--precisions f32,bf16] [--keel PROGRAM] [--machine NAME --out bench/results/generation.csv]
 
 FOLDER is a Hugging Face folder of a decoder. The run's language model is exported and loaded by transformers, so that both answer with
-the same numbers. Counted is what follows the first token: the prompt is read before, by both. The answers have to be the same text in f32.
+the same numbers. Counted is what follows the first token: the prompt is read before, by both. The answers have to be the same text in f32. Beside the rate
+stands the processor time of a token, of all threads, which other work on the machine lengthens less.
 Needs torch and transformers (bench/peers/requirements.txt, tools/real-requirements.txt).
 """
 
@@ -14,6 +15,7 @@ import csv
 import datetime
 import http.client
 import json
+import os
 import statistics
 import subprocess
 import tempfile
@@ -22,7 +24,7 @@ import time
 from pathlib import Path
 
 QUESTION = "Write a long story about a fox who learns to paint, with every detail of what it paints and whom it meets."
-FIELDS = ["date", "machine", "threads", "program", "precision", "answers_at_once", "median_tokens_per_second", "least", "most"]
+FIELDS = ["date", "machine", "threads", "program", "precision", "answers_at_once", "median_tokens_per_second", "least", "most", "median_processor_ms"]
 
 
 class Keel:
@@ -41,8 +43,13 @@ class Keel:
                 raise SystemExit("keel serve did not start")
         self.address = line.split("http://")[1].split("/")[0]
 
+    def processor(self) -> float:
+        """Seconds that its threads have computed."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def one(self, tokens: int):
-        """The answer, its tokens, and when its first and its last came."""
+        """The answer, its tokens, and when its first and its last came, on the clock and in the server's own time."""
         body = {
             "model": "asked",
             "temperature": 0,
@@ -66,11 +73,11 @@ class Keel:
                 continue
             if piece := event["choices"][0]["delta"].get("content"):
                 text += piece
-                times.append(time.perf_counter())
+                times.append((time.perf_counter(), self.processor()))
         return text, count, times[0], times[-1]
 
     def answer(self, answers: int, tokens: int):
-        """The text, and tokens a second of so many answers at once."""
+        """The text, tokens a second of so many answers at once, and processor time of one."""
         found = [None] * answers
         def ask(index):
             found[index] = self.one(tokens)
@@ -81,8 +88,8 @@ class Keel:
             thread.join()
         # From the first token of the last to begin: what the others had by then counts for nobody.
         begin, end = max(one[2] for one in found), max(one[3] for one in found)
-        count = sum((one[1] - 1) * (one[3] - begin) / (one[3] - one[2]) for one in found)
-        return found[0][0], count / (end - begin)
+        count = sum((one[1] - 1) * (one[3][0] - begin[0]) / (one[3][0] - one[2][0]) for one in found)
+        return found[0][0], count / (end[0] - begin[0]), (end[1] - begin[1]) / count
 
     def close(self):
         self.process.terminate()
@@ -106,18 +113,19 @@ class Transformers:
 
     def timed(self, answers: int, tokens: int):
         ids = self.prompt["input_ids"].repeat(answers, 1)
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         with self.torch.inference_mode():
             out = self.model.generate(
                 ids, attention_mask=self.torch.ones_like(ids), do_sample=False, max_new_tokens=tokens, temperature=None, top_p=None
             )
-        return out[0, ids.shape[1]:], time.perf_counter() - start
+        return out[0, ids.shape[1]:], (time.perf_counter() - start[0], time.process_time() - start[1])
 
     def answer(self, answers: int, tokens: int):
         _, first = self.timed(answers, 1)
         ids, all_of_them = self.timed(answers, tokens)
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return text, answers * (len(ids) - 1) / (all_of_them - first)
+        count = answers * (len(ids) - 1)
+        return text, count / (all_of_them[0] - first[0]), (all_of_them[1] - first[1]) / count
 
 
 def write(path: Path, rows: list):
@@ -158,19 +166,23 @@ def main():
             }
             for answers in arguments.answers:
                 rates = {name: [] for name in programs}
+                spent = {name: [] for name in programs}
                 texts = {}
                 for turn in range(arguments.rounds + 1):
                     for name, program in programs.items():
-                        texts[name], rate = program.answer(answers, arguments.tokens)
+                        texts[name], rate, seconds = program.answer(answers, arguments.tokens)
                         # The first turn warms up.
                         if turn:
                             rates[name].append(rate)
+                            spent[name].append(1e3 * seconds)
                 one, other = texts.values()
                 same = one.strip() == other.strip()
                 for name, found in rates.items():
                     middle = statistics.median(found)
-                    print(f"{precision}, {answers} at once, {name}: {middle:.1f} tokens/s ({min(found):.1f} to {max(found):.1f})", flush=True)
-                    numbers = [round(x, 1) for x in (middle, min(found), max(found))]
+                    processor = statistics.median(spent[name])
+                    line = f"{precision}, {answers} at once, {name}: {middle:.1f} tokens/s ({min(found):.1f} to {max(found):.1f})"
+                    print(f"{line}, {processor:.1f} ms of processor time a token", flush=True)
+                    numbers = [round(x, 1) for x in (middle, min(found), max(found), processor)]
                     day = datetime.date.today().isoformat()
                     rows.append([day, arguments.machine, arguments.threads, name, precision, answers, *numbers])
                 print(f"{precision}, {answers} at once: the answers are {'the same' if same else 'different'}", flush=True)
