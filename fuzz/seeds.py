@@ -1,5 +1,6 @@
 """Writes a small corpus for each target into corpus/: what the tests read, and built-in recipes. Needs safetensors."""
 
+import base64
 import json
 import pathlib
 import struct
@@ -58,6 +59,16 @@ def main() -> None:
     seed("archives", "one.tar", bytes(block) + b"words".ljust(512, b"\0") + bytes(1024))
     heading = "index\timage\tquestion\tA\tB\tanswer\tcategory\n"
     seed("benchmarks", "small.tsv", (heading + "1\t" + "QUJD" * 20 + "\twhat?\tcat\tdog\tB\tx\n2\t1\tis it?\t\t\tYes\t\n").encode())
+    files = tensors_of(REPO / "verify/goldens/pictures.safetensors")
+    smallest = sorted((content for name, content in files.items() if name.startswith("file.")), key=len)[:3]
+    urls = [f"data:image/png;base64,{base64.b64encode(content).decode()}" for content in smallest]
+    shown = [{"type": "image_url", "image_url": {"url": url, "detail": "low"}} for url in urls]
+    words = {"type": "text", "text": "what?"}
+    user = [{"role": "user", "content": content} for content in ("what?", [shown[0], words], [shown[1], words, shown[2]], [*shown[:2], {"type": "text", "text": "<image> <image>"}])]
+    system, said = {"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "a fox"}
+    drawn = {"temperature": 0.7, "top_p": 0.9, "seed": -3, "stop": ["END", "."], "max_tokens": 9, "stream": True, "stream_options": {"include_usage": True}}
+    for number, messages in enumerate([[user[0]], [system, user[1], said, user[0]], [user[2]], [user[3]], [user[0], said, user[1]]]):
+        seed("requests", f"chat-{number}.json", json.dumps({"model": "fuzzed", "messages": messages} | (drawn if number % 2 else {})).encode())
 
 
 if __name__ == "__main__":

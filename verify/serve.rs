@@ -4,13 +4,14 @@ mod client;
 mod server;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use keel::eval::AnsweredItem;
 use keel::serve::AnswerText;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::{Value as Json, json};
 
 use crate::command::keel;
@@ -430,12 +431,16 @@ fn readers_that_leave_or_dawdle_and_many_connections_hold_nobody_up() {
     let whole = request("POST", "/v1/chat/completions", &long_body().to_string());
     let mut half = connect(address);
     half.write_all(&whole[..whole.len() / 2]).unwrap();
-    // More connections that say nothing than are served; those beyond the limit are told so or closed. No more than that: other
-    // tests of this process open files too, of which it may have no more than 1,024.
-    let idle: Vec<_> = (0..700)
+    // A thousand connections that say nothing, of which about half are served; those beyond the limit are told so or closed.
+    let mut files = getrlimit(Resource::Nofile);
+    files.current = files
+        .maximum
+        .map_or(Some(4096), |most| Some(most.min(4096)));
+    setrlimit(Resource::Nofile, files).unwrap();
+    let idle: Vec<_> = (0..1000)
         .filter_map(|_| std::net::TcpStream::connect(address).ok())
         .collect();
-    assert!(idle.len() > 500, "{}", idle.len());
+    assert!(idle.len() > 900, "{}", idle.len());
     dawdling.read_exact(&mut [0]).unwrap();
     drop(idle);
     // Places are free again once the server has seen them close.
@@ -453,6 +458,50 @@ fn readers_that_leave_or_dawdle_and_many_connections_hold_nobody_up() {
     let mut rest = String::new();
     dawdling.read_to_string(&mut rest).unwrap();
     assert!(rest.contains("data: [DONE]"), "{rest}");
+}
+
+#[test]
+fn who_sends_a_byte_at_a_time_or_says_no_more_loses_the_connection() {
+    let server = Server::start(short_run(), &["--patience", "1"]);
+    let asked = body(json!("what is this?")).to_string();
+    let whole = request("POST", "/v1/chat/completions", &asked);
+    let body_at = whole.len() - asked.len();
+    // A body that comes a byte at a time, and a head.
+    let senders = [(body_at, true), (20, false)].map(|(first, is_told)| {
+        let mut stream = connect(server.address);
+        let reply = stream.try_clone().unwrap();
+        let reading = std::thread::spawn(move || {
+            let mut all = String::new();
+            let _ = BufReader::new(reply).read_to_string(&mut all);
+            all
+        });
+        stream.write_all(&whole[..first]).unwrap();
+        let whole = whole.clone();
+        let sending = std::thread::spawn(move || {
+            for byte in &whole[first..] {
+                if stream.write_all(&[*byte]).is_err() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(25));
+            }
+        });
+        (sending, reading, is_told)
+    });
+    // Whoever has been answered and asks nothing more is let go as well.
+    let mut kept = connect(server.address);
+    let open = String::from_utf8(whole).unwrap();
+    let open = open.replace("connection: close", "connection: keep-alive");
+    kept.write_all(open.as_bytes()).unwrap();
+    assert!(read(kept).answer().len() > 1);
+    for (sending, reading, is_told) in senders {
+        sending.join().unwrap();
+        let reply = reading.join().unwrap();
+        assert!(!reply.contains("200 OK"), "{reply}");
+        if is_told {
+            assert!(reply.starts_with("HTTP/1.1 408"), "{reply}");
+            assert!(reply.contains("did not arrive in time"), "{reply}");
+        }
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -44,6 +45,9 @@ pub(super) struct ServeArgs {
     /// The largest request, images included; a larger one is refused with status 413.
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "32M", help_heading = heading::RUN)]
     max_request: u64,
+    /// Seconds that a client may take to send a request, and half of those that it may take to read the end of a reply.
+    #[arg(long, value_name = "SECONDS", value_parser = count, default_value = "30", help_heading = heading::RUN)]
+    patience: usize,
     #[command(flatten)]
     compute: ComputeArgs,
 }
@@ -70,6 +74,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
         streams: args.streams,
         queue: args.queue,
         most_request: args.max_request as usize,
+        patience: Duration::from_secs(args.patience as u64),
     };
     let server = Server::open(run, compute.clone(), settings)?;
     print_warnings(&server.take_warnings());

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::fault::Fault;
-use super::pace::{HEAD_LIMIT, Pace, Phase};
+use super::pace::{Pace, Phase};
 use super::reply;
 use super::service::Service;
 
@@ -69,6 +69,7 @@ async fn converse(
     _permit: OwnedSemaphorePermit,
 ) {
     let (pace, mut phase) = Pace::new();
+    let patience = service.patience;
     let answer = service_fn(|request| {
         let (service, pace) = (service.clone(), pace.clone());
         async move {
@@ -83,11 +84,11 @@ async fn converse(
     });
     let mut builder = Builder::new();
     builder.timer(TokioTimer::new());
-    builder.header_read_timeout(HEAD_LIMIT);
+    builder.header_read_timeout(patience.0);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), answer));
     let mut is_ending = false;
     loop {
-        let limit = phase.borrow_and_update().limit();
+        let limit = phase.borrow_and_update().limit(patience);
         let expires = async {
             match limit {
                 Some(limit) => tokio::time::sleep(limit).await,

@@ -7,8 +7,8 @@ use keel_base::error::Error;
 
 /// Why a request is not answered.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Fault {
-    pub status: StatusCode,
+pub struct Fault {
+    pub(crate) status: StatusCode,
     message: String,
     /// The field of the request that is at fault, such as `messages[0].content`.
     param: Option<String>,
@@ -26,7 +26,7 @@ impl Fault {
     }
 
     /// A request that cannot be understood or granted, for its field `param`.
-    pub fn request(param: impl Into<String>, message: impl Into<String>) -> Fault {
+    pub(crate) fn request(param: impl Into<String>, message: impl Into<String>) -> Fault {
         Fault {
             param: Some(param.into()),
             ..Fault::new(StatusCode::BAD_REQUEST, message, None)
@@ -34,7 +34,7 @@ impl Fault {
     }
 
     /// As [`Fault::request`], of a kind that programs tell by `code`.
-    pub fn coded(param: &str, code: &'static str, message: impl Into<String>) -> Fault {
+    pub(crate) fn coded(param: &str, code: &'static str, message: impl Into<String>) -> Fault {
         Fault {
             code: Some(code),
             ..Fault::request(param, message)
@@ -42,24 +42,24 @@ impl Fault {
     }
 
     /// Of a setting that is known and not offered, or not known.
-    pub fn unsupported(param: &str, message: impl Into<String>) -> Fault {
+    pub(crate) fn unsupported(param: &str, message: impl Into<String>) -> Fault {
         Fault::coded(param, "unsupported_parameter", message)
     }
 
     /// A body that is no JSON.
-    pub fn json(problem: impl std::fmt::Display) -> Fault {
+    pub(crate) fn json(problem: impl std::fmt::Display) -> Fault {
         let message = format!("the request's body is no JSON ({problem}); send one JSON object");
         Fault::new(StatusCode::BAD_REQUEST, message, Some("invalid_json"))
     }
 
     /// Another media type than JSON, which pages of other addresses could send without being asked.
-    pub fn media_type(found: &str) -> Fault {
+    pub(crate) fn media_type(found: &str) -> Fault {
         let message = format!("the content type is {found:?}; send application/json");
         Fault::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message, None)
     }
 
     /// A body beyond the limit.
-    pub fn too_large(limit: usize) -> Fault {
+    pub(crate) fn too_large(limit: usize) -> Fault {
         let message = format!(
             "the request is larger than {} MiB; send smaller images, or raise --max-request",
             limit >> 20
@@ -72,19 +72,19 @@ impl Fault {
     }
 
     /// A body that does not come.
-    pub fn too_slow() -> Fault {
+    pub(crate) fn too_slow() -> Fault {
         let message = "the request's body did not arrive in time; send it again";
         Fault::new(StatusCode::REQUEST_TIMEOUT, message, Some("timeout"))
     }
 
     /// A body that breaks off.
-    pub fn cut_off() -> Fault {
+    pub(crate) fn cut_off() -> Fault {
         let message = "the request's body broke off; send it again";
         Fault::new(StatusCode::BAD_REQUEST, message, None)
     }
 
     /// A model that is not the one that is served.
-    pub fn model(found: &str, served: &str) -> Fault {
+    pub(crate) fn model(found: &str, served: &str) -> Fault {
         let message =
             format!("there is no model {found:?} here; this server answers as {served:?}");
         Fault {
@@ -94,7 +94,7 @@ impl Fault {
     }
 
     /// A path that leads nowhere.
-    pub fn path(method: &hyper::Method, path: &str) -> Fault {
+    pub(crate) fn path(method: &hyper::Method, path: &str) -> Fault {
         let message = format!(
             "there is nothing at {method} {path}; there are POST /v1/chat/completions, GET /v1/models and the page at /"
         );
@@ -102,7 +102,7 @@ impl Fault {
     }
 
     /// A known path with a method that it does not have.
-    pub fn method(method: &hyper::Method, path: &str, allowed: &str) -> Fault {
+    pub(crate) fn method(method: &hyper::Method, path: &str, allowed: &str) -> Fault {
         let message = format!("{path} is asked by {allowed}, not by {method}");
         Fault::new(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -112,7 +112,7 @@ impl Fault {
     }
 
     /// More waits than may wait.
-    pub fn queue(most: usize) -> Fault {
+    pub(crate) fn queue(most: usize) -> Fault {
         let message = format!("{most} requests wait already; ask again later, or raise --queue");
         Fault::new(
             StatusCode::TOO_MANY_REQUESTS,
@@ -122,7 +122,7 @@ impl Fault {
     }
 
     /// Bodies of more bytes are being read than memory is kept for.
-    pub fn bodies() -> Fault {
+    pub(crate) fn bodies() -> Fault {
         let message = "too many large requests at once; ask again later";
         Fault::new(
             StatusCode::TOO_MANY_REQUESTS,
@@ -132,24 +132,24 @@ impl Fault {
     }
 
     /// More connections than are served.
-    pub fn connections(most: usize) -> Fault {
+    pub(crate) fn connections(most: usize) -> Fault {
         let message = format!("{most} connections are open already; connect again later");
         Fault::new(StatusCode::SERVICE_UNAVAILABLE, message, Some("overloaded"))
     }
 
     /// The server ends.
-    pub fn ending() -> Fault {
+    pub(crate) fn ending() -> Fault {
         let message = "the server is ending and takes no further requests";
         Fault::new(StatusCode::SERVICE_UNAVAILABLE, message, Some("overloaded"))
     }
 
     /// Something failed that the request is not to blame for.
-    pub fn server(problem: impl std::fmt::Display) -> Fault {
+    pub(crate) fn server(problem: impl std::fmt::Display) -> Fault {
         Fault::new(StatusCode::INTERNAL_SERVER_ERROR, problem.to_string(), None)
     }
 
     /// What a run said of a conversation: a mistake of whoever asks, or a failure of this server.
-    pub fn of_run(problem: Error) -> Fault {
+    pub(crate) fn of_run(problem: Error) -> Fault {
         match problem {
             Error::Setting { .. } => {
                 Fault::coded("messages", "context_length_exceeded", problem.to_string())
@@ -157,6 +157,11 @@ impl Fault {
             Error::Content { .. } => Fault::request("messages", problem.to_string()),
             problem => Fault::server(problem),
         }
+    }
+
+    /// The status it is answered by.
+    pub fn status(&self) -> u16 {
+        self.status.as_u16()
     }
 
     /// OpenAI's form.

@@ -19,6 +19,7 @@ mod service;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,9 +27,12 @@ use tokio::sync::watch;
 
 pub use answer_text::{AnswerText, Growth};
 use engine::AnswerEngine;
+pub use fault::Fault;
 use keel_base::error::{Error, Result};
 use keel_engine::executor::SelectedDevice;
 use keel_train::EvalRun;
+use pace::Patience;
+pub use request::ChatRequest;
 use service::Service;
 
 /// How a run is served.
@@ -44,6 +48,8 @@ pub struct ServeSettings {
     pub queue: usize,
     /// Largest request, bytes.
     pub most_request: usize,
+    /// Time for a client to send the head of a request, and its body; twice as long it may take to read the end of a reply.
+    pub patience: Duration,
 }
 
 /// A server that listens.
@@ -111,7 +117,7 @@ impl Server {
             run,
             settings.model,
             (jobs, settings.queue),
-            settings.most_request,
+            (settings.most_request, Patience(settings.patience)),
             compute,
         ));
         runtime.block_on(async {

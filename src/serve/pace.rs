@@ -5,12 +5,16 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-/// Time for the head of a request, and between two requests.
-pub(crate) const HEAD_LIMIT: Duration = Duration::from_secs(30);
-/// Time for the body of a request.
-pub(crate) const BODY_LIMIT: Duration = Duration::from_secs(30);
-/// Time to read what is left of a reply once it is whole, and to send the next request.
-pub(crate) const READ_LIMIT: Duration = Duration::from_secs(60);
+/// Patience with the body of a request, and with its head.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience(pub Duration);
+
+impl Patience {
+    /// Time to read what is left of a reply once it is whole, and to send the next request.
+    fn with_readers(self) -> Duration {
+        2 * self.0
+    }
+}
 
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,13 +31,13 @@ pub(crate) enum Phase {
 
 impl Phase {
     /// How long it may last.
-    pub fn limit(self) -> Option<Duration> {
+    pub fn limit(self, patience: Patience) -> Option<Duration> {
         match self {
             // The head has its own limit in the HTTP library, which knows when it begins.
-            Phase::Waiting => Some(READ_LIMIT),
+            Phase::Waiting => Some(patience.with_readers()),
             // The reading of the body has its own, and is answered by a status.
             Phase::Receiving | Phase::Working => None,
-            Phase::Sending => Some(READ_LIMIT),
+            Phase::Sending => Some(patience.with_readers()),
         }
     }
 }

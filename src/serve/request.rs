@@ -16,8 +16,10 @@ const MOST_TEMPERATURE: f64 = 2.0;
 
 /// A request for an answer.
 #[derive(Clone, Debug)]
-pub(crate) struct ChatRequest {
+pub struct ChatRequest {
+    /// The conversation.
     pub chat: Chat,
+    /// How tokens are chosen.
     pub sampling: Sampling,
     /// Most tokens of the answer.
     pub most_tokens: Option<usize>,
@@ -66,6 +68,9 @@ fn is_empty(value: &Json) -> bool {
 
 impl ChatRequest {
     /// Reads `body`, for the model `served` that has room for `most_images`.
+    ///
+    /// # Errors
+    /// What is wrong with it, by the field.
     pub fn read(body: &[u8], served: &str, most_images: usize) -> Result<ChatRequest, Fault> {
         let body: Json = serde_json::from_slice(body).map_err(Fault::json)?;
         let Json::Object(fields) = body else {

@@ -16,7 +16,7 @@ use super::completion::Completion;
 use super::engine::{AnswerJob, Heard, Job, LookJob};
 use super::fault::Fault;
 use super::looks::look_json;
-use super::pace::{Pace, Phase};
+use super::pace::{Pace, Patience, Phase};
 use super::reply::{self, EventSender, Reply};
 use super::request::ChatRequest;
 use keel_base::clock::Clock;
@@ -42,6 +42,7 @@ pub(crate) struct Service {
     pub queue: usize,
     /// Largest body, bytes.
     pub most_request: usize,
+    pub patience: Patience,
     pub compute: SelectedDevice,
     pub clock: Clock,
     bodies: Arc<Semaphore>,
@@ -60,7 +61,7 @@ impl Service {
         run: Arc<EvalRun>,
         model: String,
         (jobs, queue): (SyncSender<Job>, usize),
-        most_request: usize,
+        (most_request, patience): (usize, Patience),
         compute: SelectedDevice,
     ) -> Service {
         let permits = LARGEST_AT_ONCE * most_request.div_ceil(LEAST_PERMIT);
@@ -70,6 +71,7 @@ impl Service {
             jobs,
             queue,
             most_request,
+            patience,
             compute,
             clock: Clock::default(),
             bodies: Arc::new(Semaphore::new(permits)),
@@ -173,7 +175,7 @@ impl Service {
         let permit = permit.map_err(|_| Fault::bodies())?;
         pace.set(Phase::Receiving);
         let read = Limited::new(body, self.most_request).collect();
-        let read = tokio::time::timeout(super::pace::BODY_LIMIT, read).await;
+        let read = tokio::time::timeout(self.patience.0, read).await;
         pace.set(Phase::Working);
         match read {
             Err(_) => Err(Fault::too_slow()),
