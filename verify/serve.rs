@@ -14,7 +14,7 @@ use keel::serve::AnswerText;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::{Value as Json, json};
 
-use crate::command::keel;
+use crate::command::{keel, shared_folder, tiny_recipe};
 use crate::data_pairs::images;
 use client::{ask, body, complete, connect, image_part, leave_mid_stream, read, request, text};
 use server::{Server, long_run, short_run};
@@ -243,6 +243,37 @@ fn the_page_is_told_where_the_model_looked_and_what_stages_before_answered() {
     let side = look["side"].as_u64().unwrap() as usize;
     let shown = look["images"][0].as_str().unwrap();
     assert_eq!(STANDARD.decode(shown).unwrap().len(), 3 * side * side);
+    assert!(look["tiles"].is_null(), "{}", look["tiles"]);
+}
+
+#[test]
+fn a_look_at_an_image_in_tiles_says_how_they_lie() {
+    let folder = shared_folder();
+    // Twice as wide as high: two tiles beside each other, and the whole image.
+    let mut wide = Vec::new();
+    let mut encoder = png::Encoder::new(&mut wide, 128, 64);
+    encoder.set_color(png::ColorType::Rgb);
+    let mut writer = encoder.write_header().unwrap();
+    let shades: Vec<u8> = (0..128 * 64 * 3).map(|i| (i % 251) as u8).collect();
+    writer.write_image_data(&shades).unwrap();
+    writer.finish().unwrap();
+    fs::write(folder.join("wide.png"), &wide).unwrap();
+    let line = r#"{"image": "wide.png", "question": "what is this?", "answer": "a cat"}"#;
+    fs::write(folder.join("list.jsonl"), format!("{line}\n").repeat(4)).unwrap();
+    fs::write(folder.join("one.toml"), tiny_recipe(&["world-knowledge"])).unwrap();
+    let args = "train --device cpu --recipe one.toml --data list.jsonl --no-evaluation --max-steps 1 --out run \
+                --set stage.world-knowledge.contrastive_weight=0 --set stage.world-knowledge.max_tiles=4 \
+                --set stage.world-knowledge.data.samples=3 --set stage.world-knowledge.max_tokens=256";
+    keel(&folder, &args.split_whitespace().collect::<Vec<_>>()).fine();
+    let server = Server::start(&folder, &[]);
+    let asked = body(json!([image_part("png", &wide), text("what is this?")]));
+    let asked = with(asked, "answer", json!("a cat"));
+    let look = ask(server.address, "POST", "/look", &asked.to_string()).json();
+    assert_eq!(look["tiles"], json!([2, 1]), "{look:#?}");
+    assert_eq!(look["images"].as_array().unwrap().len(), 3);
+    let grid = look["grid"].as_u64().unwrap() as usize;
+    let shares = look["words"][0]["attention"].as_array().unwrap();
+    assert_eq!(shares.len(), 3 * grid * grid);
 }
 
 /// Changes one field of a request.

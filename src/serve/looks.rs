@@ -5,12 +5,13 @@ use serde_json::{Value as Json, json};
 use keel_eval::{PromptImage, WordLook};
 use keel_train::EvalRun;
 
-/// `look` at the answer of the tokens `ids`, with what the model was shown.
+/// `look` at the answer of the tokens `ids`, with what the model was shown, and columns and rows of its tiles where it was cut.
 pub(crate) fn look_json(
     run: &EvalRun,
     look: &WordLook,
     ids: &[i32],
     shown: Option<&PromptImage>,
+    tiles: Option<[u32; 2]>,
 ) -> Json {
     let mut before = String::new();
     let words = look.attention.iter().enumerate().map(|(index, attention)| {
@@ -30,6 +31,7 @@ pub(crate) fn look_json(
     let images = shown.map_or(Vec::new(), |shown| run.images_of(shown));
     json!({
         "grid": look.grid,
+        "tiles": tiles,
         "words": words,
         "nearest": nearest.collect::<Vec<_>>(),
         "side": run.image_side(),

@@ -236,6 +236,7 @@ impl Service {
     /// `POST /look`: where the model looked for each token of an answer.
     async fn look(&self, request: Request<Incoming>, pace: &Pace) -> Result<Reply, Fault> {
         let Put { request, prompt } = self.put(request, pace).await?;
+        let tiles = self.run.tile_grid(&request.chat, prompt.shown.as_deref());
         let Some(answer) = request.answer else {
             let message = "answer is missing: the text to be looked at";
             return Err(Fault::request("answer", message));
@@ -252,7 +253,7 @@ impl Service {
         let look = heard.await.map_err(|_| Fault::ending())?;
         let look = look.map_err(Fault::server)?;
         let run = self.run.clone();
-        let work = move || look_json(&run, &look, &ids, shown.as_deref());
+        let work = move || look_json(&run, &look, &ids, shown.as_deref(), tiles);
         let json = tokio::task::spawn_blocking(work).await;
         Ok(reply::json(&json.map_err(Fault::server)?))
     }

@@ -10,6 +10,7 @@ use crate::run::stage_checkpoints;
 use keel_base::error::{Error, Result};
 use keel_data::chat::{Conversation, MARK};
 use keel_data::image::Image;
+use keel_data::tiles;
 use keel_eval::{PromptImage, StreamPrompt, StreamShape, Streams, WordLook, rgb_text, word_looks};
 
 /// A conversation whose last answer is asked for.
@@ -148,6 +149,19 @@ impl EvalRun {
             .chain([&shown.whole[..]])
             .map(|image| rgb_text(image, pixels))
             .collect()
+    }
+
+    /// Columns and rows of the tiles that the image of a conversation was cut into, where it was; they come row by row.
+    pub fn tile_grid(&self, chat: &Chat, shown: Option<&PromptImage>) -> Option<[u32; 2]> {
+        let tiles = shown?.count();
+        match &chat.images[..] {
+            // With no more tiles than there are the grid is the same.
+            [image] if !chat.is_marked && tiles > 0 => {
+                let size = [image.width, image.height];
+                Some(tiles::grid(size, tiles, self.image_side() as u32))
+            }
+            _ => None,
+        }
     }
 
     /// The tokens of a text.
