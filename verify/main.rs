@@ -28,6 +28,7 @@ mod data_webdataset;
 mod devices;
 mod documents;
 mod eval_sets;
+mod features;
 mod generation;
 mod guard;
 mod harness;

@@ -9,6 +9,7 @@ mod eval;
 mod explain;
 mod export;
 mod failure;
+mod features;
 mod inspect;
 mod kernels;
 mod launched;
@@ -71,6 +72,8 @@ enum Command {
     Data(data::DataArgs),
     /// Export the vision tower, the language model or the whole model as a Hugging Face folder.
     Export(export::ExportArgs),
+    /// Write what the vision tower of a Hugging Face folder makes of images, as an array of numpy's form.
+    Features(features::FeaturesArgs),
     /// Show what a Hugging Face folder holds, and whether it can be trained.
     Inspect(inspect::InspectArgs),
     /// List the CUDA kernels, or show what one computes and costs.
@@ -180,6 +183,7 @@ pub fn run() -> Result<(), Failure> {
         Command::Serve(args) => serve::run(&args)?,
         Command::Data(args) => data::run(&args)?,
         Command::Export(args) => export::run(&args)?,
+        Command::Features(args) => features::run(&args)?,
         Command::Inspect(args) => inspect::run(&args)?,
         Command::Kernels(args) => kernels::run(&args)?,
         Command::Doctor(args) => doctor::run(&args)?,

@@ -50,9 +50,9 @@ pub use generation::{GenerationPrograms, Generator, PromptImage, Sampling, draw_
 pub use linear_map::LinearMap;
 pub use linear_probe::LinearProbe;
 pub use measure::{
-    CaptionMeasure, CkaMeasure, DistanceMeasure, LayerFeatures, LayerMeasure, MeasureSettings,
-    Measurements, Measurer, Metric, ProbeMeasure, QuestionMeasure, RetrievalMeasure,
-    RobustnessMeasure, SpaceMeasure, StageDrift, ZeroShotMeasure, metrics_of,
+    CaptionMeasure, CkaMeasure, DistanceMeasure, FeatureForm, ImageFeatures, LayerFeatures,
+    LayerMeasure, MeasureSettings, Measurements, Measurer, Metric, ProbeMeasure, QuestionMeasure,
+    RetrievalMeasure, RobustnessMeasure, SpaceMeasure, StageDrift, ZeroShotMeasure, metrics_of,
 };
 pub use neighbours::{Neighbours, accuracy};
 pub use power::{detectable_effect, holm, power};

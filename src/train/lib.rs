@@ -35,7 +35,7 @@ pub use checkpoint::{
 };
 pub use evaluate::{
     AnsweredBenchmark, Chat, EvalRun, EvalTower, ExportOptions, ExportPart, Exported, LoraExport,
-    Measured, Profile, ProfiledOp, export, write_measurements,
+    Measured, Profile, ProfiledOp, TowerFeatures, export, write_measurements,
 };
 pub use from_weights::{Beginning, PublishedWeights};
 pub use guard::{Guard, MOST_RETURNS, MOST_STRIKES, Verdict};

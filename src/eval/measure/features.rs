@@ -1,7 +1,7 @@
 //! Features of the vision tower: tokens and their means, after every block.
 
 use super::{BATCH, Measurer};
-use crate::context::load_forward;
+use crate::context::{EvalContext, load_forward};
 use crate::{linear_cka, normalise_rows};
 use keel_base::error::Result;
 use keel_data::batches::{batch_of, batches};
@@ -69,7 +69,7 @@ impl LayerFeatures {
 }
 
 /// The mean of the patch tokens of each image of `tokens` [N, T, C], less `skip` tokens at the front of each.
-fn means(tokens: &[f32], count: usize, width: usize, skip: usize) -> Vec<f32> {
+pub(super) fn means(tokens: &[f32], count: usize, width: usize, skip: usize) -> Vec<f32> {
     let one = tokens.len() / count;
     let patches = (one / width - skip) as f64;
     tokens
@@ -83,41 +83,45 @@ fn means(tokens: &[f32], count: usize, width: usize, skip: usize) -> Vec<f32> {
         .collect()
 }
 
-impl Measurer<'_> {
-    /// Loads the program that makes features.
-    fn feature_session(&self, wanted: Wanted) -> Result<Box<dyn Session>> {
-        let config = self.context.config;
-        let side = config.vision.image_size;
-        let blocks = 0..if wanted.layers {
-            config.vision.depth
-        } else {
-            0
-        };
-        let keep = blocks.map(|layer| format!("vision.blocks.{layer}"));
-        load_forward(self.context, keep.collect(), |tape| {
-            let images = tape.input(ModelInput::Images, TensorType::f32([BATCH, 3, side, side]));
-            let nothing = Regularisation::default();
-            let layers = vision_layers(tape, &config.vision, images, &nothing)?;
-            let features = layers.output;
-            tape.output(features, "tower");
-            if let Some(head) = self.context.head.filter(|_| wanted.pooled) {
-                let pooled = vision_head(tape, &config.vision, head, features)?;
-                tape.output(pooled, "pooled");
-            }
-            if wanted.connected {
-                let selected = layers.selected(config.connector.select_layer);
-                let tokens = connector(tape, config, selected)?;
-                tape.output(tokens, "connected");
-            }
-            Ok(())
-        })
-    }
+/// Loads the program that makes features of `batch` images.
+pub(super) fn feature_session(
+    context: EvalContext<'_>,
+    wanted: Wanted,
+    batch: usize,
+) -> Result<Box<dyn Session>> {
+    let config = context.config;
+    let side = config.vision.image_size;
+    let blocks = 0..if wanted.layers {
+        config.vision.depth
+    } else {
+        0
+    };
+    let keep = blocks.map(|layer| format!("vision.blocks.{layer}"));
+    load_forward(context, keep.collect(), |tape| {
+        let images = tape.input(ModelInput::Images, TensorType::f32([batch, 3, side, side]));
+        let nothing = Regularisation::default();
+        let layers = vision_layers(tape, &config.vision, images, &nothing)?;
+        let features = layers.output;
+        tape.output(features, "tower");
+        if let Some(head) = context.head.filter(|_| wanted.pooled) {
+            let pooled = vision_head(tape, &config.vision, head, features)?;
+            tape.output(pooled, "pooled");
+        }
+        if wanted.connected {
+            let selected = layers.selected(config.connector.select_layer);
+            let tokens = connector(tape, config, selected)?;
+            tape.output(tokens, "connected");
+        }
+        Ok(())
+    })
+}
 
+impl Measurer<'_> {
     /// Features of `samples`' images.
     pub(super) fn features(&self, samples: &[Sample], wanted: Wanted) -> Result<Features> {
         let config = self.context.config;
         let shape = self.batch_shape();
-        let mut session = self.feature_session(wanted)?;
+        let mut session = feature_session(self.context, wanted, BATCH)?;
         let head = self.context.head.filter(|_| wanted.pooled);
         if head == Some(VisionHead::ClassToken) {
             session.write_i32(ModelInput::ClassToken.name(), &[0; BATCH])?;
@@ -170,10 +174,11 @@ impl Measurer<'_> {
     pub(super) fn layer_tokens(&self, samples: &[Sample]) -> Result<Vec<Vec<f32>>> {
         let config = &self.context.config.vision;
         let shape = self.batch_shape();
-        let mut session = self.feature_session(Wanted {
+        let wanted = Wanted {
             layers: true,
             ..Wanted::default()
-        })?;
+        };
+        let mut session = feature_session(self.context, wanted, BATCH)?;
         let (batch, count) = batch_of(samples, 0, &shape, self.context.tokenizer)?;
         session.write_f32(ModelInput::Images.name(), &batch.images)?;
         session.run()?;

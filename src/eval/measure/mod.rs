@@ -2,6 +2,7 @@
 
 mod answers;
 mod features;
+mod image_features;
 mod layers;
 mod regions;
 mod robustness;
@@ -22,6 +23,7 @@ use keel_data::eval_set::{ClassifiedSet, EvalSuite, SetName};
 use keel_engine::executor::SelectedDevice;
 
 pub use features::LayerFeatures;
+pub use image_features::{FeatureForm, ImageFeatures};
 
 /// A metric that can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

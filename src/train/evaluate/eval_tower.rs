@@ -96,17 +96,21 @@ impl EvalTower {
         self.executor.take_warnings()
     }
 
+    pub(super) fn context(&self) -> EvalContext<'_> {
+        let executor = self.executor.as_ref();
+        EvalContext {
+            head: self.head,
+            ..eval_context(&self.recipe, &self.layout, executor, &self.tokenizer)
+        }
+    }
+
     /// Measures `metrics` on sets of at most `images` images. One that a tower alone cannot give is an error, or left out
     /// where `lenient`.
     ///
     /// # Errors
     /// [`Error::Setting`] naming the metric; whatever recording, loading or the data report.
     pub fn measure(&self, metrics: &[Metric], images: usize, lenient: bool) -> Result<Measured> {
-        let executor = self.executor.as_ref();
-        let context = EvalContext {
-            head: self.head,
-            ..eval_context(&self.recipe, &self.layout, executor, &self.tokenizer)
-        };
+        let context = self.context();
         let settings = MeasureSettings {
             images,
             questions_per_kind: 0,

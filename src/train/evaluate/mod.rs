@@ -12,6 +12,7 @@ mod model_card;
 mod profile;
 mod reader;
 mod settings;
+mod tower_features;
 
 pub use benchmark::AnsweredBenchmark;
 pub use chat::Chat;
@@ -23,3 +24,4 @@ pub use measuring::{Measured, write_measurements};
 pub use profile::{Profile, ProfiledOp};
 pub(super) use reader::{text_ceilings, tower_change};
 pub(super) use settings::{eval_context, evaluation_settings};
+pub use tower_features::TowerFeatures;
