@@ -29,6 +29,8 @@ pub struct Kernel {
     /// The stem of its file.
     pub stem: String,
     pub parameters: Vec<Parameter>,
+    /// Blocks of its clusters in x, of `__cluster_dims__`; 1 where it has none.
+    pub cluster: u32,
 }
 
 /// A HOST_CONSTANT and where it stands, relative to cuda/.
@@ -265,18 +267,22 @@ impl Reader<'_> {
 
     /// The entry points that KERNEL lines name.
     fn kernels(&self, stem: &str) -> Vec<Kernel> {
-        let mut entries: HashMap<&str, Vec<Parameter>> = HashMap::new();
+        let mut entries: HashMap<&str, (Vec<Parameter>, u32)> = HashMap::new();
         let mut kernels = Vec::new();
         let mut at = 0;
         while let Some(token) = self.text.get(at) {
             at += 1;
             match token.text.as_str() {
                 "__global__" => {
+                    let mut cluster = 1;
                     while let Some(next) = self.text.get(at) {
                         match next.text.as_str() {
                             "void" => at += 1,
-                            "__launch_bounds__" | "__cluster_dims__" => {
-                                at = arguments(&self.text, at + 1).1;
+                            "__launch_bounds__" => at = arguments(&self.text, at + 1).1,
+                            "__cluster_dims__" => {
+                                let (list, end) = arguments(&self.text, at + 1);
+                                cluster = cluster_of(&list);
+                                at = end;
                             }
                             _ => break,
                         }
@@ -284,19 +290,21 @@ impl Reader<'_> {
                     let name = &self.text[at].text;
                     let (list, end) = arguments(&self.text, at + 1);
                     let list = list.iter().filter(|one| !one.is_empty());
-                    entries.insert(name, list.map(|one| parameter(name, one)).collect());
+                    let parameters = list.map(|one| parameter(name, one)).collect();
+                    entries.insert(name, (parameters, cluster));
                     at = end;
                 }
                 "KERNEL" => {
                     let (list, end) = arguments(&self.text, at);
                     let name = &list[0][0].text;
-                    let parameters = entries.get(name.as_str()).unwrap_or_else(|| {
+                    let (parameters, cluster) = entries.get(name.as_str()).unwrap_or_else(|| {
                         panic!("KERNEL({name}, ...) in {stem}.cu stands before any entry point of that name")
                     });
                     kernels.push(Kernel {
                         name: name.clone(),
                         stem: stem.to_owned(),
                         parameters: parameters.clone(),
+                        cluster: *cluster,
                     });
                     at = end;
                 }
@@ -356,6 +364,18 @@ impl Reader<'_> {
             }
         }
         constants
+    }
+}
+
+/// The x of `__cluster_dims__(x, 1, 1)`.
+fn cluster_of(list: &[Vec<Token>]) -> u32 {
+    let numbers: Vec<u32> = list
+        .iter()
+        .filter_map(|one| one.first()?.text.parse().ok())
+        .collect();
+    match numbers[..] {
+        [x, 1, 1] if x > 0 => x,
+        _ => panic!("__cluster_dims__ wants (x, 1, 1), x a number"),
     }
 }
 

@@ -21,10 +21,11 @@ pub fn kernels(sources: &[Source]) -> String {
         push(
             &mut text,
             &format!(
-                "    KernelEntry {{ name: {:?}, stem: {:?}, parameters: &[{}] }},",
+                "    KernelEntry {{ name: {:?}, stem: {:?}, parameters: &[{}], cluster: {} }},",
                 kernel.name,
                 kernel.stem,
-                parameters.join(", ")
+                parameters.join(", "),
+                kernel.cluster
             ),
         );
     }

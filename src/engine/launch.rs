@@ -85,7 +85,7 @@ pub struct Launch {
     /// Blocks in x, y, z.
     pub grid: [u32; 3],
     /// Blocks in x that run at the same time on neighbouring multiprocessors and see each other's shared memory (sm_90);
-    /// 1 where every block is on its own. It divides the grid.
+    /// 1 where every block is on its own. It divides the grid, and is what the kernel is written for.
     pub cluster: u32,
     /// Bytes of dynamic shared memory; `None` for those of the kernel's shared storage.
     pub shared_bytes: Option<u32>,
@@ -108,7 +108,7 @@ impl Launch {
         Launch {
             kernel,
             grid,
-            cluster: 1,
+            cluster: kernel.cluster,
             shared_bytes: None,
             arguments,
         }

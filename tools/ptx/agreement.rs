@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use keel_engine::executor::resolved::{ByteRange, ResolvedArgument, ResolvedLaunch, to_doubles};
 use keel_engine::executor::simt::{Argument, Buffer, Element, Emulator, Options};
+use keel_engine::launch::Mapped;
 use keel_engine::tensor::DType;
 
 use super::code::Code;
@@ -129,7 +130,7 @@ pub fn emulate(
     let said = |problem: keel_base::error::Error| format!("the emulator: {problem}");
     let mut buffers: BTreeMap<usize, Buffer> = BTreeMap::new();
     for argument in &launch.arguments {
-        if let ResolvedArgument::ByteRange(range) = argument
+        if let ResolvedArgument::ByteRange(range) | ResolvedArgument::TensorMap(range, _) = argument
             && let Entry::Vacant(place) = buffers.entry(locate(*range).0)
         {
             let held = memory.get(*place.key());
@@ -154,7 +155,17 @@ pub fn emulate(
             ResolvedArgument::I32(value) => Argument::I32(value),
             ResolvedArgument::I64(value) => Argument::I64(value),
             ResolvedArgument::F32(value) => Argument::F32(value),
-            _ => Argument::Null,
+            ResolvedArgument::TensorMap(range, map) => {
+                let (allocation, offset) = locate(range);
+                Argument::TensorMap {
+                    buffer: &buffers[&allocation],
+                    offset,
+                    bytes: range.bytes,
+                    map,
+                    is_writable: !matches!(map.of(), Mapped::Input(_)),
+                }
+            }
+            ResolvedArgument::Null => Argument::Null,
         })
         .collect();
     let kernel = emulator.kernel(launch.kernel.name).map_err(said)?;
@@ -166,7 +177,7 @@ pub fn emulate(
             block,
             kernel.shared_bytes,
             &arguments,
-            &Options::default(),
+            &Options::for_kernel(launch.kernel),
         )
         .map_err(said)?;
     drop(arguments);

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::agents::{self, Agents, GROUP, Product, TensorArgument};
 pub use super::arithmetic::Approximation;
-use super::code::Code;
+use super::code::{Code, NONE};
 pub use super::copies::CopyTiming;
 use super::counts::Counts;
 use super::execute::{Environment, Flow};
+use super::form::Op;
+use super::matrix;
 use super::memory::{Extent, Global, Memory};
 use super::shared::Shared;
 use super::warp::{Group, Surroundings, Warp};
@@ -53,6 +56,8 @@ pub struct Launch<'a> {
     pub arguments: &'a [u64],
     /// What its pointers may touch.
     pub extents: &'a [Extent],
+    /// Its tensor maps; an argument that is one has the bits of [`TensorArgument::bits`].
+    pub maps: &'a [TensorArgument],
 }
 
 impl Launch<'_> {
@@ -103,10 +108,14 @@ pub fn launch(
     for block in order {
         let place = launch.place(block);
         let mut shared = Shared::new(code.shared_bytes as usize);
+        let mut agents = Agents::default();
         let mut environment = Environment {
             code,
             global: &mut global,
             shared: &mut shared,
+            agents: &mut agents,
+            maps: launch.maps,
+            backwards: options.runs_backwards,
             timing: options.copies,
             approximation: options.approximation,
             multiplies: options.multiplies,
@@ -128,6 +137,12 @@ pub fn launch(
         running
             .run(&mut environment, options.runs_backwards)
             .map_err(|fault| format!("kernel {}, block {place:?}, {fault}", code.name))?;
+        if let Some(left) = agents.unfinished() {
+            return Err(format!(
+                "kernel {}, block {place:?}: it ends with {left}",
+                code.name
+            ));
+        }
     }
     Ok(())
 }
@@ -161,6 +176,7 @@ impl Block {
     fn run(&mut self, env: &mut Environment<'_, '_>, backwards: bool) -> Result<(), Fault> {
         let count = self.warps.len();
         loop {
+            let before = self.steps;
             for turn in 0..count {
                 let warp = if backwards { count - 1 - turn } else { turn };
                 self.run_warp(warp, env)?;
@@ -169,9 +185,17 @@ impl Block {
                 return Ok(());
             }
             // An arrival may have let a warp go on whose turn was over.
-            let can_run = |warp: &Warp| !warp.groups.is_empty() && warp.barrier.is_none();
-            if !self.warps.iter().any(can_run) {
-                self.release()?;
+            if self.steps != before || self.meet_at_barriers() {
+                continue;
+            }
+            // The latest that a copy may land is when nobody can go on without it.
+            let landed = env.agents.land(env.global, env.shared);
+            if !landed.map_err(|problem| Fault {
+                warp: 0,
+                instruction: None,
+                problem,
+            })? {
+                return Err(self.stuck(env.code));
             }
         }
     }
@@ -194,40 +218,176 @@ impl Block {
         true
     }
 
-    /// Lets those go on whose barrier is complete.
-    fn release(&mut self) -> Result<(), Fault> {
+    /// Lets those go on whose barrier is complete; whether there are any.
+    fn meet_at_barriers(&mut self) -> bool {
         let mut waiting: Vec<(u32, u32)> = self.warps.iter().filter_map(|w| w.barrier).collect();
         waiting.sort_unstable();
         waiting.dedup();
         let mut has_released = false;
-        for (barrier, threads) in &waiting {
-            has_released |= self.complete(*barrier, *threads);
+        for (barrier, threads) in waiting {
+            has_released |= self.complete(barrier, threads);
         }
-        if has_released {
-            return Ok(());
-        }
-        let stuck = self.warps.iter().position(|warp| warp.barrier.is_some());
+        has_released
+    }
+
+    /// Nobody can go on: who waits for what.
+    fn stuck(&self, code: &Code) -> Fault {
+        let at_barrier = self.warps.iter().position(|warp| warp.barrier.is_some());
         let returned: u32 = self
             .warps
             .iter()
             .map(|w| (w.lanes & !w.live()).count_ones())
             .sum();
-        Err(Fault {
-            warp: stuck.unwrap_or(0),
-            instruction: None,
-            problem: format!(
-                "it waits at barrier {}, to which others never come: {returned} threads of the block have returned, and the \
-                 others wait",
-                waiting.first().map_or(0, |(barrier, _)| *barrier)
-            ),
-        })
+        let stalled = self.warps.iter().position(|warp| !warp.groups.is_empty());
+        match (at_barrier, stalled) {
+            (Some(warp), _) => Fault {
+                warp,
+                instruction: None,
+                problem: format!(
+                    "it waits at barrier {}, to which others never come: {returned} threads of the block have returned, and the \
+                     others wait",
+                    self.warps[warp].barrier.map_or(0, |(barrier, _)| barrier)
+                ),
+            },
+            (None, stalled) => {
+                let warp = stalled.unwrap_or(0);
+                let at = self.warps[warp].groups.first().map_or(0, |group| group.at);
+                Fault {
+                    warp,
+                    instruction: Some(text(code, at)),
+                    problem: "it waits for what never comes: nobody in the block can go on"
+                        .to_owned(),
+                }
+            }
+        }
+    }
+
+    /// The warpgroup of a warp has come to a product: once all four warps have, it is asked for.
+    fn ask_product(
+        &mut self,
+        number: usize,
+        at: u32,
+        env: &mut Environment<'_, '_>,
+    ) -> Result<(), String> {
+        self.warps[number].meets = Some(at);
+        let first = number / GROUP * GROUP;
+        let group = self.warps.get(first..first + GROUP);
+        let group = group.ok_or("a warpgroup is four warps, and the block ends before that")?;
+        if group.iter().any(|warp| warp.meets != Some(at)) {
+            return Ok(());
+        }
+        let i = &env.code.instructions[at as usize];
+        let (descriptors, accumulates) = group[0].group_operands(i)?;
+        for warp in group {
+            if warp.group_operands(i)? != (descriptors, accumulates) {
+                return Err("the warps of a warpgroup multiply different operands".to_owned());
+            }
+        }
+        let open = env.agents.groups.entry(first).or_default();
+        if open
+            .commits
+            .iter()
+            .any(|commits| *commits != open.commits[0])
+        {
+            return Err("the warps of a warpgroup have committed different groups".to_owned());
+        }
+        open.open.push_back(Product {
+            index: at,
+            descriptors,
+            accumulates,
+        });
+        if env.timing == CopyTiming::Early {
+            self.multiply(first, env)?;
+        }
+        for warp in &mut self.warps[first..first + GROUP] {
+            warp.meets = None;
+            for group in &mut warp.groups {
+                group.at += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// The oldest product of a warpgroup happens.
+    fn multiply(&mut self, first: usize, env: &mut Environment<'_, '_>) -> Result<(), String> {
+        let open = env.agents.groups.entry(first).or_default();
+        let product = open.open.pop_front().expect("it was asked for");
+        open.finished += 1;
+        let i = &env.code.instructions[product.index as usize];
+        let Op::GroupMultiply { columns } = i.op else {
+            return Err("only products are asked for".to_owned());
+        };
+        if !env.multiplies {
+            return Ok(());
+        }
+        let columns = usize::from(columns);
+        let is_fragment = i.a == NONE;
+        let b = agents::tile(
+            env.shared,
+            product.descriptors[1],
+            i.value & 2 != 0,
+            columns,
+        )?;
+        let a = match is_fragment {
+            true => Vec::new(),
+            false => agents::tile(env.shared, product.descriptors[0], i.value & 1 != 0, 64)?,
+        };
+        let count = columns / 2 + if is_fragment { 4 } else { 0 };
+        let list = env.code.list(i, count);
+        let (d, fragments) = list.split_at(columns / 2);
+        for (number, warp) in self.warps[first..first + GROUP].iter_mut().enumerate() {
+            let mut left = [[0f32; 16]; 16];
+            match fragments {
+                [] => left.copy_from_slice(&a[16 * number..][..16]),
+                registers => {
+                    left = matrix::fragment(
+                        [0, 1, 2, 3].map(|n| &warp.words[usize::from(registers[n])]),
+                    );
+                }
+            }
+            for (register, name) in d.iter().enumerate() {
+                let values = &mut warp.words[usize::from(*name)];
+                for (lane, value) in values.iter_mut().enumerate() {
+                    let (row, column) = matrix::accumulator(lane, register);
+                    let before = if product.accumulates {
+                        f32::from_bits(*value)
+                    } else {
+                        0.0
+                    };
+                    // k upwards, as the emulator has it; products of bf16 are exact.
+                    let sum = (0..16).fold(before, |sum, k| sum + left[row][k] * b[column][k]);
+                    *value = sum.to_bits();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Finishes all but the youngest `open` groups that a warp's warpgroup has committed.
+    fn wait_products(
+        &mut self,
+        number: usize,
+        open: usize,
+        env: &mut Environment<'_, '_>,
+    ) -> Result<(), String> {
+        let first = number / GROUP * GROUP;
+        let group = env.agents.groups.entry(first).or_default();
+        let committed = group.commits[number - first];
+        let Some(last) = committed.checked_sub(open + 1) else {
+            return Ok(());
+        };
+        let end = group.ends[last];
+        while env.agents.groups[&first].finished < end {
+            self.multiply(first, env)?;
+        }
+        Ok(())
     }
 
     /// Runs a warp until it waits at a barrier or its lanes have returned.
     fn run_warp(&mut self, number: usize, env: &mut Environment<'_, '_>) -> Result<(), Fault> {
         loop {
             let warp = &mut self.warps[number];
-            if warp.groups.is_empty() || warp.barrier.is_some() {
+            if warp.groups.is_empty() || warp.barrier.is_some() || warp.meets.is_some() {
                 return Ok(());
             }
             let Some(selected) = warp.select() else {
@@ -269,11 +429,34 @@ impl Block {
                     instruction: Some(text(code, group.at)),
                     problem,
                 })?;
-            advance(warp, selected, group, flow).map_err(|problem| Fault {
+            let named = |problem| Fault {
                 warp: number,
                 instruction: Some(text(code, group.at)),
                 problem,
-            })?;
+            };
+            match flow {
+                Flow::Stall => {
+                    // Tried again in the warp's next turn.
+                    self.steps -= 1;
+                    return Ok(());
+                }
+                Flow::GroupProduct => {
+                    self.ask_product(number, group.at, env).map_err(named)?;
+                    continue;
+                }
+                Flow::GroupCommit => {
+                    let first = number / GROUP * GROUP;
+                    let open = env.agents.groups.entry(first).or_default();
+                    open.commits[number - first] += 1;
+                    if open.commits[number - first] > open.ends.len() {
+                        open.ends.push(open.finished + open.open.len());
+                    }
+                }
+                Flow::GroupWait(open) => self.wait_products(number, open, env).map_err(named)?,
+                _ => {}
+            }
+            let warp = &mut self.warps[number];
+            advance(warp, selected, group, flow).map_err(named)?;
             if let Flow::Arrival(barrier, threads) = flow {
                 let lanes = group.lanes.count_ones();
                 *self.arrived.entry((barrier, threads)).or_default() += lanes;
@@ -295,7 +478,9 @@ fn text(code: &Code, at: u32) -> String {
 fn advance(warp: &mut Warp, selected: usize, group: Group, flow: Flow) -> Result<(), String> {
     let slot = &mut warp.groups[selected];
     match flow {
-        Flow::Next | Flow::Arrival(..) => slot.at += 1,
+        Flow::Next | Flow::Arrival(..) | Flow::GroupCommit | Flow::GroupWait(_) => slot.at += 1,
+        // Neither moves its warp: the first is tried again, and the second moves four.
+        Flow::Stall | Flow::GroupProduct => {}
         Flow::Wait => slot.waits = true,
         Flow::Barrier(barrier, threads) => {
             slot.at += 1;

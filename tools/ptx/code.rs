@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::form::{self, Bank, Op};
-use super::source::{Entry, Module, Operand, Place, Statement};
+use super::source::{Entry, MAP, Module, Operand, Place, Statement};
 
 /// The start of shared memory in its window: not 0, so that a forgotten address is outside.
 pub const SHARED_START: u32 = 1024;
@@ -128,7 +128,7 @@ impl Code {
         let mut forms: Vec<String> = entry.statements.iter().map(|s| s.opcode.clone()).collect();
         forms.sort();
         forms.dedup();
-        let bytes = |ty: &str| ty[1..].parse::<u8>().map_or(0, |bits| bits / 8);
+        let bytes = |ty: &str| ty[1..].parse::<u32>().map_or(0, |bits| (bits / 8) as u8);
         Ok(Code {
             name: entry.name.clone(),
             threads: entry.threads,
@@ -269,8 +269,12 @@ impl<'a> Decoder<'a> {
                 if let Some(special) = special(name) {
                     return self.fixed(bank, Initial::Special(special));
                 }
-                if name == "keel_shared_storage" {
+                if is_shared_storage(name) {
                     return self.fixed(bank, Initial::Bits(u64::from(SHARED_START)));
+                }
+                let mut parameters = self.entry.parameters.iter();
+                if let Some(index) = parameters.position(|(known, ty)| known == name && ty == MAP) {
+                    return self.fixed(bank, Initial::Parameter(index as u16));
                 }
                 self.register(name, bank)
             }
@@ -562,8 +566,106 @@ impl<'a> Decoder<'a> {
                 out.d = self.source(mask, Bank::Word, false)?;
                 out.value = i64::from(in_range);
             }
+            _ => return self.hopper(op, operands, out),
+        }
+        Ok(())
+    }
+
+    /// Instructions of sm_90a.
+    fn hopper(
+        &mut self,
+        op: Op,
+        operands: &[Operand],
+        out: &mut Instruction,
+    ) -> Result<(), String> {
+        let wanted = || "its operands are not in a form that is executed".to_owned();
+        let is_unused = |operand: &Operand| *operand == Operand::Name("_".to_owned());
+        match (op, operands) {
+            (Op::BarrierInit, [barrier, count]) => {
+                out.a = self.address(barrier, out)?;
+                out.b = self.source(count, Bank::Word, false)?;
+            }
+            (Op::BarrierInvalidate, [barrier]) => out.a = self.address(barrier, out)?,
+            (Op::BarrierCount, [state, barrier, rest @ ..])
+                if is_unused(state) && rest.len() < 2 =>
+            {
+                out.a = self.address(barrier, out)?;
+                if let [bytes] = rest {
+                    out.b = self.source(bytes, Bank::Word, false)?;
+                }
+            }
+            (Op::BarrierTest, [is_done, barrier, parity]) => {
+                out.to = self.target(is_done, Bank::Predicate)?;
+                out.a = self.address(barrier, out)?;
+                out.b = self.source(parity, Bank::Word, false)?;
+            }
+            (Op::TensorLoad, [to, Operand::Box(map, coordinates), barrier]) => {
+                out.b = self.source(map, Bank::Double, false)?;
+                out.d = coordinates.len() as u16;
+                for coordinate in coordinates {
+                    let register = self.source(coordinate, Bank::Word, false)?;
+                    self.lists.push(register);
+                }
+                out.c = self.address(barrier, out)?;
+                out.source_offset = out.value;
+                out.a = self.address(to, out)?;
+            }
+            (Op::TensorStore, [Operand::Box(map, coordinates), from]) => {
+                out.b = self.source(map, Bank::Double, false)?;
+                out.d = coordinates.len() as u16;
+                for coordinate in coordinates {
+                    let register = self.source(coordinate, Bank::Word, false)?;
+                    self.lists.push(register);
+                }
+                out.a = self.address(from, out)?;
+            }
+            (Op::Elect, [Operand::Pair(lane, is_elected), mask]) if lane == "_" => {
+                out.to = self.register(is_elected, Bank::Predicate)?;
+                out.b = self.source(mask, Bank::Word, false)?;
+            }
+            (Op::StoreMatrix { .. }, [to, from]) => {
+                out.a = self.address(to, out)?;
+                self.list(from, Bank::Word, 4)?;
+            }
+            (Op::SetRegisters, [Operand::Immediate(count)]) => out.value = *count as i64,
+            (Op::BulkWait | Op::GroupWait, [Operand::Immediate(open)]) => out.value = *open as i64,
+            (Op::GroupMultiply { columns }, [d, a, b, accumulates, ones @ ..]) => {
+                self.group_product(usize::from(columns), [d, a, b, accumulates], ones, out)?;
+            }
             _ => return Err(wanted()),
         }
+        Ok(())
+    }
+
+    /// `d, a, b, accumulates, 1, 1, trans-a, trans-b`: A by descriptor; or without `trans-a`: A in four registers.
+    fn group_product(
+        &mut self,
+        columns: usize,
+        [d, a, b, accumulates]: [&Operand; 4],
+        flags: &[Operand],
+        out: &mut Instruction,
+    ) -> Result<(), String> {
+        let is_fragment = matches!(a, Operand::List(_));
+        let flags: Vec<u64> = flags
+            .iter()
+            .map(|flag| match flag {
+                Operand::Immediate(value) => Ok(*value),
+                other => Err(format!("{other:?} is no immediate flag")),
+            })
+            .collect::<Result<_, _>>()?;
+        // Whether A and B are transposed, in the lowest bits.
+        out.value = match (flags.as_slice(), is_fragment) {
+            ([1, 1, a @ 0..=1, b @ 0..=1], false) => (a | b << 1) as i64,
+            ([1, 1, b @ 0..=1], true) => (b << 1) as i64,
+            _ => return Err("its flags are not in a form that is executed".to_owned()),
+        };
+        self.list(d, Bank::Word, columns / 2)?;
+        match is_fragment {
+            true => self.list(a, Bank::Word, 4)?,
+            false => out.a = self.source(a, Bank::Double, false)?,
+        }
+        out.b = self.source(b, Bank::Double, false)?;
+        out.c = self.source(accumulates, Bank::Predicate, false)?;
         Ok(())
     }
 
@@ -581,10 +683,15 @@ impl<'a> Decoder<'a> {
         };
         match self.bank_of(name) {
             Some(bank) if bank == want => Ok(()),
-            None if name == "keel_shared_storage" && want == Bank::Word => Ok(()),
+            None if is_shared_storage(name) && want == Bank::Word => Ok(()),
             _ => Err(format!("{name} is no address of this memory")),
         }
     }
+}
+
+/// The variable that a kernel's shared storage begins at: that of `cuda/kernel.cuh`, or of `cuda/hopper.cuh`.
+fn is_shared_storage(name: &str) -> bool {
+    matches!(name, "keel_shared_storage" | "keel_swizzled_storage")
 }
 
 fn place_of(place: char) -> (Bank, bool) {

@@ -1,5 +1,6 @@
 //! One instruction over the lanes of a warp.
 
+use super::agents::{Agents, TensorArgument};
 use super::arithmetic::{self as calc, Approximation};
 use super::code::{Code, Instruction, NONE, WIDE};
 use super::copies::{Asked, CopyTiming};
@@ -15,6 +16,9 @@ pub struct Environment<'a, 'm> {
     pub code: &'a Code,
     pub global: &'a mut Global<'m>,
     pub shared: &'a mut Shared,
+    pub agents: &'a mut Agents,
+    pub maps: &'a [TensorArgument],
+    pub backwards: bool,
     pub timing: CopyTiming,
     pub approximation: Approximation,
     pub multiplies: bool,
@@ -34,6 +38,14 @@ pub enum Flow {
     Return(u32),
     /// Not before other lanes of the warp are here too.
     Wait,
+    /// Not before something else in the block has happened.
+    Stall,
+    /// A product of the warpgroup, for which its warps meet.
+    GroupProduct,
+    /// The warpgroup's products since the last commit become a group.
+    GroupCommit,
+    /// Until so many of the warpgroup's groups are open.
+    GroupWait(usize),
 }
 
 /// Registers of 32 lanes from those of others, lane by lane.
@@ -57,15 +69,15 @@ fn f64_of(bits: u64) -> f64 {
 }
 
 impl Warp {
-    fn word(&self, register: u16) -> &Lanes {
+    pub(super) fn word(&self, register: u16) -> &Lanes {
         &self.words[usize::from(register)]
     }
 
-    fn double(&self, register: u16) -> &[u64; 32] {
+    pub(super) fn double(&self, register: u16) -> &[u64; 32] {
         &self.doubles[usize::from(register)]
     }
 
-    fn predicate(&self, register: u16) -> u32 {
+    pub(super) fn predicate(&self, register: u16) -> u32 {
         self.predicates[usize::from(register)]
     }
 
@@ -90,7 +102,13 @@ impl Warp {
             Op::Return => return Ok(Flow::Return(active)),
             // Nobody takes part.
             _ if active == 0 => return Ok(Flow::Next),
-            Op::Barrier
+            Op::GroupMultiply { .. }
+            | Op::GroupCommit
+            | Op::GroupWait
+            | Op::SetRegisters
+            | Op::Elect
+            | Op::StoreMatrix { .. }
+            | Op::Barrier
             | Op::BarrierArrival
             | Op::WarpBarrier
             | Op::MultiplyMatrices
@@ -133,6 +151,16 @@ impl Warp {
                     self.copies[lane].wait(0, env.timing, env.global, env.shared)?;
                 }
             }
+            Op::BarrierInit
+            | Op::BarrierInvalidate
+            | Op::BarrierCount
+            | Op::BarrierTest
+            | Op::TensorLoad
+            | Op::TensorStore
+            | Op::BulkCommit
+            | Op::BulkWait => return self.agent(i, active, env),
+            Op::Fence => {}
+            Op::Trap => return Err("the kernel stops itself".to_owned()),
             Op::Compare(relation, compared) => self.compare(i, active, relation, compared),
             Op::AndP => self.set_predicate(i.to, self.predicate(i.a) & self.predicate(i.b), active),
             Op::OrP => self.set_predicate(i.to, self.predicate(i.a) | self.predicate(i.b), active),
@@ -436,7 +464,13 @@ impl Warp {
         env: &mut Environment<'_, '_>,
     ) -> Result<Flow, String> {
         let wanted = match i.op {
-            Op::MultiplyMatrices | Op::LoadMatrix { .. } => ALL,
+            Op::MultiplyMatrices
+            | Op::LoadMatrix { .. }
+            | Op::StoreMatrix { .. }
+            | Op::GroupMultiply { .. }
+            | Op::GroupCommit
+            | Op::GroupWait
+            | Op::SetRegisters => ALL,
             Op::Barrier | Op::BarrierArrival => self.live(),
             Op::WarpBarrier => self.mask(i.a, active),
             Op::Shuffle(_) => self.mask(i.d, active),
@@ -461,6 +495,22 @@ impl Warp {
                 });
             }
             Op::WarpBarrier => {}
+            Op::GroupMultiply { .. } => return Ok(Flow::GroupProduct),
+            Op::GroupCommit => return Ok(Flow::GroupCommit),
+            Op::GroupWait => return Ok(Flow::GroupWait(i.value as usize)),
+            Op::SetRegisters => {
+                if !(24..=256).contains(&i.value) || i.value % 8 != 0 {
+                    return Err(format!("a thread cannot have {} registers", i.value));
+                }
+            }
+            Op::Elect => {
+                // Any lane may be it, the same in a whole launch.
+                let elected = if env.backwards { 1 << 31 } else { 1 };
+                self.set_predicate(i.to, elected, active);
+            }
+            Op::StoreMatrix { is_transposed } => {
+                self.store_matrices(index, i, is_transposed, env)?;
+            }
             Op::MultiplyMatrices => {
                 if self.lanes != ALL {
                     return Err("a matrix instruction takes a whole warp".to_owned());
@@ -703,7 +753,7 @@ impl Warp {
         Ok(())
     }
 
-    fn shared_addresses(&self, i: &Instruction) -> Lanes {
+    pub(super) fn shared_addresses(&self, i: &Instruction) -> Lanes {
         let offset = i.value as u32;
         lanes!(|base: u32| base.wrapping_add(offset), self.word(i.a))
     }
@@ -713,13 +763,13 @@ impl Warp {
         lanes!(|base: u64| base.wrapping_add(offset), self.double(base))
     }
 
-    fn of_lane(&self, lane: usize, problem: String) -> String {
+    pub(super) fn of_lane(&self, lane: usize, problem: String) -> String {
         format!("thread {}: {problem}", self.first as usize + lane)
     }
 }
 
 /// The lanes of a mask, lowest first.
-fn each(mut lanes: u32) -> impl Iterator<Item = usize> {
+pub(super) fn each(mut lanes: u32) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let lane = lanes.trailing_zeros();
         lanes &= lanes.wrapping_sub(1);

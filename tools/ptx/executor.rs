@@ -8,23 +8,30 @@ use std::time::Instant;
 use keel_base::error::{Error, Result};
 use keel_engine::executor::collectives::Collectives;
 use keel_engine::executor::resolved::{
-    ByteRange, ResolvedArgument, ResolvedLaunch, ResolvedStep, Space, range, resolve, to_bytes,
-    to_doubles,
+    Abilities, ByteRange, ResolvedArgument, ResolvedLaunch, ResolvedStep, Space, range, resolve,
+    to_bytes, to_doubles,
 };
 use keel_engine::executor::simt::Emulator;
 use keel_engine::executor::{Executor, Session};
-use keel_engine::launch::Parameter;
+use keel_engine::launch::{Mapped, Parameter};
 use keel_engine::program::Program;
 use keel_engine::tape::{Arena, CollectivePart, CompileTarget, Target, Tier};
 use keel_engine::tensor::DType;
 use keel_ranks::SharedEngine;
 
+use super::agents::TensorArgument;
 use super::agreement::{Record, Written, compare};
 use super::block::{Launch, Options, launch};
 use super::code::Code;
 use super::counts::Counts;
 use super::image::Kernels;
 use super::memory::{Extent, Memory};
+
+/// Clusters are not executed.
+const ABILITIES: Abilities = Abilities {
+    launches_clusters: false,
+    passes_maps: true,
+};
 
 /// Runs programs on the machine. See the module's documentation.
 pub struct PtxExecutor {
@@ -36,6 +43,7 @@ pub struct PtxExecutor {
     record: Arc<Mutex<Record>>,
     kernels: Arc<Kernels>,
     precision: DType,
+    tier: Tier,
     is_bounded: bool,
     engine: Option<SharedEngine>,
 }
@@ -72,6 +80,7 @@ impl PtxExecutor {
             record,
             kernels: Kernels::shared(),
             precision: DType::F32,
+            tier: Tier::Portable,
             is_bounded: false,
             engine: None,
         })
@@ -80,6 +89,11 @@ impl PtxExecutor {
     /// The executor with `precision` for its programs, f32 by default.
     pub fn in_precision(self, precision: DType) -> PtxExecutor {
         PtxExecutor { precision, ..self }
+    }
+
+    /// The executor with kernels of `tier` for its programs, portable ones by default.
+    pub fn in_tier(self, tier: Tier) -> PtxExecutor {
+        PtxExecutor { tier, ..self }
     }
 
     /// The executor that also holds launches with fused or approximate instructions to a bound against the emulator, for inputs
@@ -113,7 +127,7 @@ impl Executor for PtxExecutor {
         CompileTarget {
             target: Target::Cuda,
             precision: self.precision,
-            tier: Tier::Portable,
+            tier: self.tier,
         }
     }
 
@@ -127,7 +141,7 @@ impl Executor for PtxExecutor {
         let collectives = Collectives::new("ptx", self.engine.as_ref(), &program)?;
         let mut codes = BTreeMap::new();
         for launch in resolved.iter().flat_map(|step| &step.launches) {
-            launch.require_plain("ptx")?;
+            launch.require("ptx", ABILITIES)?;
             let name = launch.kernel.name;
             let code = self.kernels.code(name).map_err(Error::kernel)?;
             codes.insert(name, code);
@@ -318,6 +332,7 @@ impl PtxSession {
     ) -> std::result::Result<(), String> {
         let code = &self.codes[resolved.kernel.name];
         let (mut arguments, mut extents, mut written) = (Vec::new(), Vec::new(), Vec::new());
+        let mut maps = Vec::new();
         for (argument, parameter) in resolved.arguments.iter().zip(resolved.kernel.parameters) {
             let bits = match *argument {
                 ResolvedArgument::ByteRange(range) => {
@@ -350,7 +365,27 @@ impl PtxSession {
                 ResolvedArgument::I32(value) => u64::from(value as u32),
                 ResolvedArgument::I64(value) => value as u64,
                 ResolvedArgument::F32(value) => u64::from(value.to_bits()),
-                ResolvedArgument::TensorMap(..) => unreachable!("refused when it was loaded"),
+                ResolvedArgument::TensorMap(range, map) => {
+                    let (allocation, offset) = self.places.locate(range);
+                    let is_writable = !matches!(map.of(), Mapped::Input(_));
+                    let address = memory.get(allocation).start + offset as u64;
+                    extents.push(Extent {
+                        start: address,
+                        bytes: range.bytes as u64,
+                        is_writable,
+                        allocation,
+                    });
+                    if is_writable {
+                        written.push(Written {
+                            allocation,
+                            offset,
+                            bytes: range.bytes,
+                            element: range.element,
+                        });
+                    }
+                    maps.push(TensorArgument { address, map });
+                    TensorArgument::bits(maps.len() - 1)
+                }
             };
             arguments.push(bits);
         }
@@ -361,6 +396,7 @@ impl PtxSession {
             threads: if code.threads == 0 { 32 } else { code.threads },
             arguments: &arguments,
             extents: &extents,
+            maps: &maps,
         };
         let mut counts = Counts::of(code);
         let emulated = match &self.emulator {

@@ -240,6 +240,30 @@ pub enum Op {
     Return,
     /// The lower half of a register of 64 bits, where an instruction may be given the whole.
     Narrow,
+    BarrierInit,
+    BarrierInvalidate,
+    /// `mbarrier.arrive`, with or without bytes that are expected.
+    BarrierCount,
+    /// `mbarrier.try_wait.parity`.
+    BarrierTest,
+    TensorLoad,
+    TensorStore,
+    BulkCommit,
+    BulkWait,
+    /// A fence that orders what the machine does in order anyway.
+    Fence,
+    GroupMultiply {
+        columns: u16,
+    },
+    GroupCommit,
+    GroupWait,
+    SetRegisters,
+    Elect,
+    /// The kernel stops itself.
+    Trap,
+    StoreMatrix {
+        is_transposed: bool,
+    },
     /// No instruction.
     Nothing,
 }
@@ -394,6 +418,13 @@ const FORMS: &[(&str, Op, &str)] = {
         ("vote.sync.ballot.b32", Ballot, "w=pw"),
         ("bar.warp.sync", WarpBarrier, "=w"),
         ("cp.async.wait_all", CopyWaitAll, "="),
+        ("cvta.param.u64", Move64, "d=d"),
+        ("fence.mbarrier_init.release.cluster", Fence, "="),
+        ("fence.proxy.async.shared::cta", Fence, "="),
+        ("wgmma.fence.sync.aligned", Fence, "="),
+        ("wgmma.commit_group.sync.aligned", GroupCommit, "="),
+        ("cp.async.bulk.commit_group", BulkCommit, "="),
+        ("trap", Trap, "="),
         ("ret", Return, "="),
     ]
 };
@@ -428,6 +459,74 @@ const SHAPED: &[(&str, Op)] = &[
     ),
 ];
 
+/// Instructions of sm_90a.
+const HOPPER: &[(&str, Op)] = &[
+    ("mbarrier.init.shared::cta.b64", Op::BarrierInit),
+    ("mbarrier.inval.shared::cta.b64", Op::BarrierInvalidate),
+    (
+        "mbarrier.arrive.release.cta.shared::cta.b64",
+        Op::BarrierCount,
+    ),
+    (
+        "mbarrier.arrive.expect_tx.release.cta.shared::cta.b64",
+        Op::BarrierCount,
+    ),
+    (
+        "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64",
+        Op::BarrierTest,
+    ),
+    (
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes",
+        Op::TensorLoad,
+    ),
+    (
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes",
+        Op::TensorLoad,
+    ),
+    (
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes",
+        Op::TensorLoad,
+    ),
+    (
+        "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group",
+        Op::TensorStore,
+    ),
+    ("cp.async.bulk.wait_group", Op::BulkWait),
+    ("cp.async.bulk.wait_group.read", Op::BulkWait),
+    ("wgmma.wait_group.sync.aligned", Op::GroupWait),
+    (
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16",
+        Op::GroupMultiply { columns: 8 },
+    ),
+    (
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16",
+        Op::GroupMultiply { columns: 64 },
+    ),
+    (
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16",
+        Op::GroupMultiply { columns: 128 },
+    ),
+    (
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16",
+        Op::GroupMultiply { columns: 256 },
+    ),
+    ("setmaxnreg.inc.sync.aligned.u32", Op::SetRegisters),
+    ("setmaxnreg.dec.sync.aligned.u32", Op::SetRegisters),
+    ("elect.sync", Op::Elect),
+    (
+        "stmatrix.sync.aligned.m8n8.x4.shared.b16",
+        Op::StoreMatrix {
+            is_transposed: false,
+        },
+    ),
+    (
+        "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16",
+        Op::StoreMatrix {
+            is_transposed: true,
+        },
+    ),
+];
+
 const fn matrix(count: u8, is_transposed: bool) -> Op {
     Op::LoadMatrix {
         count,
@@ -441,7 +540,8 @@ pub fn find(opcode: &str) -> Option<(Op, Option<&'static str>)> {
     if let Some((_, op, places)) = FORMS.iter().find(|(name, ..)| *name == opcode) {
         return Some((*op, Some(places)));
     }
-    if let Some((_, op)) = SHAPED.iter().find(|(name, _)| *name == opcode) {
+    let mut shaped = SHAPED.iter().chain(HOPPER);
+    if let Some((_, op)) = shaped.find(|(name, _)| *name == opcode) {
         return Some((*op, None));
     }
     comparison(opcode)
@@ -578,20 +678,21 @@ impl Op {
             | MaxF64 | F32ToF64 | F64ToF32 | S32ToF64 | S64ToF64 | F64Nearest | F32ToU64 => {
                 Class::Double
             }
-            MultiplyMatrices => Class::Tensor,
-            LoadMatrix { .. } => Class::Shared,
+            MultiplyMatrices | GroupMultiply { .. } => Class::Tensor,
+            LoadMatrix { .. } | StoreMatrix { .. } => Class::Shared,
             Load { space, .. } | Store { space, .. } => match space {
                 Space::Shared => Class::Shared,
                 Space::Global => Class::Global,
             },
-            CopyAsync => Class::Copy,
+            CopyAsync | TensorLoad | TensorStore => Class::Copy,
+            BarrierInit | BarrierInvalidate | BarrierCount | BarrierTest | BulkCommit
+            | BulkWait | Fence | GroupCommit | GroupWait | SetRegisters => Class::Barrier,
             CopyCommit | CopyWait | CopyWaitAll | Barrier | BarrierArrival | WarpBarrier => {
                 Class::Barrier
             }
-            Shuffle(_) | Ballot | ReduceMinU32 | ReduceMaxU32 | ReduceMinS32 | ReduceMaxS32 => {
-                Class::Exchange
-            }
-            Branch | Return => Class::Branch,
+            Shuffle(_) | Ballot | Elect | ReduceMinU32 | ReduceMaxU32 | ReduceMinS32
+            | ReduceMaxS32 => Class::Exchange,
+            Branch | Return | Trap => Class::Branch,
             _ => Class::Integer,
         }
     }

@@ -33,13 +33,14 @@ pub fn texts() -> Result<&'static BTreeMap<&'static str, String>, String> {
     texts.as_ref().map_err(Clone::clone)
 }
 
-/// The text of `cuda/simt/zoo/wrappers.cu`, in which each wrapper of `cuda/ptx` has a kernel of its own.
+/// The text of `cuda/simt/zoo/wrappers.cu`, in which each wrapper of `cuda/ptx` has a kernel of its own, or of
+/// `wrappers_sm90.cu` beside it.
 ///
 /// # Errors
 /// As [`texts`].
-pub fn wrappers_text() -> Result<String, String> {
+pub fn wrappers_text(stem: &str) -> Result<String, String> {
     texts()?;
-    let path = Path::new(BUILD_FOLDER).join("wrappers.fatbin");
+    let path = Path::new(BUILD_FOLDER).join(format!("{stem}.fatbin"));
     let said = |problem| format!("cannot read {}: {problem}", path.display());
     let fatbin = std::fs::read(&path).map_err(said)?;
     text(target_folder(), &fatbin)

@@ -10,9 +10,10 @@
 //! the error that the PTX ISA allows them ([`Approximation`]).
 //!
 //! A form of a newer chip needs a line in [`form`], a case in the execution of a warp, and, where it works asynchronously, an
-//! agent beside that of asynchronous copies.
+//! agent beside that of asynchronous copies. Of Hopper's instructions those of single blocks are executed; clusters are not.
 #![deny(unsafe_code)]
 
+mod agents;
 mod agreement;
 mod arithmetic;
 mod block;
@@ -22,6 +23,7 @@ mod counts;
 mod execute;
 mod executor;
 pub mod form;
+mod hopper;
 mod image;
 mod matrix;
 mod memory;
@@ -30,6 +32,7 @@ mod shared;
 mod source;
 mod warp;
 
+pub use agents::TensorArgument;
 pub use agreement::{Agreement, Record};
 pub use block::{Approximation, CopyTiming, Launch, Options, launch};
 pub use code::Code;

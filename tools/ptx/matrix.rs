@@ -20,6 +20,42 @@ pub fn spread(rows: &[[u8; 16]; 8], is_transposed: bool) -> Lanes {
     })
 }
 
+/// The rows of an 8 × 8 matrix whose elements lanes hold as [`spread`] gives them.
+pub fn gather(lanes: &Lanes, is_transposed: bool) -> [[u8; 16]; 8] {
+    let mut rows = [[0; 16]; 8];
+    for (lane, pair) in lanes.iter().enumerate() {
+        for (half, bytes) in pair.to_le_bytes().chunks(2).enumerate() {
+            let (group, place) = (lane / 4, lane % 4 * 2 + half);
+            let (row, column) = if is_transposed {
+                (place, group)
+            } else {
+                (group, place)
+            };
+            rows[row][2 * column..][..2].copy_from_slice(bytes);
+        }
+    }
+    rows
+}
+
+/// Where a register of a lane's accumulators of `wgmma` stands within its warp's 16 rows: row and column.
+pub fn accumulator(lane: usize, register: usize) -> (usize, usize) {
+    let row = lane / 4 + register % 4 / 2 * 8;
+    (row, register / 4 * 8 + lane % 4 * 2 + register % 2)
+}
+
+/// The 16 × 16 elements of A that a warp holds in four registers.
+pub fn fragment(registers: [&Lanes; 4]) -> [[f32; 16]; 16] {
+    let mut left = [[0f32; 16]; 16];
+    for (register, lanes) in registers.iter().enumerate() {
+        for (lane, pair) in lanes.iter().enumerate() {
+            let (row, column) = (lane / 4 + register % 2 * 8, lane % 4 * 2 + register / 2 * 8);
+            left[row][column] = low(*pair);
+            left[row][column + 1] = high(*pair);
+        }
+    }
+    left
+}
+
 fn low(pair: u32) -> f32 {
     f32::from_bits(pair << 16)
 }

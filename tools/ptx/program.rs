@@ -7,9 +7,10 @@ use std::sync::Arc;
 use keel_engine::executor::resolved::{
     ByteRange, ResolvedArgument, ResolvedLaunch, Space, resolve,
 };
-use keel_engine::launch::Parameter;
+use keel_engine::launch::{Mapped, Parameter};
 use keel_engine::program::Program;
 
+use super::agents::TensorArgument;
 use super::block::{Launch, Options, launch};
 use super::code::Code;
 use super::counts::Counts;
@@ -143,7 +144,7 @@ fn is_alike(one: &ResolvedLaunch, other: &ResolvedLaunch) -> bool {
 
 fn count_launch(resolved: &ResolvedLaunch, addresses: &mut Addresses) -> Result<Counted, String> {
     let code = Kernels::shared().code(resolved.kernel.name)?;
-    let (mut arguments, mut extents) = (Vec::new(), Vec::new());
+    let (mut arguments, mut extents, mut maps) = (Vec::new(), Vec::new(), Vec::new());
     for (argument, parameter) in resolved.arguments.iter().zip(resolved.kernel.parameters) {
         arguments.push(match *argument {
             ResolvedArgument::ByteRange(range) => {
@@ -162,8 +163,14 @@ fn count_launch(resolved: &ResolvedLaunch, addresses: &mut Addresses) -> Result<
             ResolvedArgument::I32(value) => u64::from(value as u32),
             ResolvedArgument::I64(value) => value as u64,
             ResolvedArgument::F32(value) => u64::from(value.to_bits()),
-            ResolvedArgument::TensorMap(..) => {
-                return Err(format!("kernel {} takes a tensor map", resolved.kernel));
+            ResolvedArgument::TensorMap(range, map) => {
+                let extent = addresses.extent(range, !matches!(map.of(), Mapped::Input(_)));
+                extents.push(extent);
+                maps.push(TensorArgument {
+                    address: extent.start,
+                    map,
+                });
+                TensorArgument::bits(maps.len() - 1)
             }
         });
     }
@@ -174,6 +181,7 @@ fn count_launch(resolved: &ResolvedLaunch, addresses: &mut Addresses) -> Result<
         threads,
         arguments: &arguments,
         extents: &extents,
+        maps: &maps,
     };
     let options = Options {
         multiplies: false,

@@ -92,6 +92,11 @@ impl Shared {
         Ok(at)
     }
 
+    /// Where an access lies, whatever is there.
+    pub fn place_of(&self, address: u32, bytes: usize) -> Result<usize, String> {
+        self.place(address, bytes)
+    }
+
     /// What a copy brings arrives, while it is still under way.
     pub fn arrive(&mut self, at: usize, from: &[u8]) {
         self.data[at..][..from.len()].copy_from_slice(from);

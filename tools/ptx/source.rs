@@ -12,6 +12,9 @@ pub struct Module {
     pub files: Arc<BTreeMap<u32, String>>,
 }
 
+/// The type of a parameter that is a tensor map: 1024 bits.
+pub const MAP: &str = "b1024";
+
 /// One entry point.
 #[derive(Clone, Debug, Default)]
 pub struct Entry {
@@ -68,6 +71,8 @@ pub enum Operand {
     List(Vec<Operand>),
     /// `%r1|%p1`.
     Pair(String, String),
+    /// `[%rd1, {%r1, %r2}]`: a tensor map and coordinates.
+    Box(Box<Operand>, Vec<Operand>),
 }
 
 impl Module {
@@ -151,14 +156,20 @@ fn parse_entry(text: &str) -> Result<(Entry, &str), String> {
     };
     for parameter in list.split(',').map(str::trim).filter(|p| !p.is_empty()) {
         let words: Vec<&str> = parameter.split_whitespace().collect();
-        let [".param", ty, name] = words[..] else {
-            return Err(format!(
-                "{}: the parameter {parameter} is not read",
-                entry.name
-            ));
+        let (ty, name) = match words[..] {
+            [".param", ty, name] => (ty.trim_start_matches('.'), name),
+            // A tensor map, by value.
+            [".param", ".align", "64", ".b8", name] if name.ends_with("[128]") => {
+                (MAP, name.trim_end_matches("[128]"))
+            }
+            _ => {
+                return Err(format!(
+                    "{}: the parameter {parameter} is not read",
+                    entry.name
+                ));
+            }
         };
-        let ty = ty.trim_start_matches('.').to_owned();
-        entry.parameters.push((name.to_owned(), ty));
+        entry.parameters.push((name.to_owned(), ty.to_owned()));
     }
     let (_, body) = rest
         .split_once('{')
@@ -222,7 +233,13 @@ impl<'a> Body<'a, '_> {
         let Some(end) = end.filter(|end| *end > 0 && self.rest[*end..].starts_with(':')) else {
             return false;
         };
-        let label = self.rest[..end].to_owned();
+        let mut label = self.rest[..end].to_owned();
+        if let Some(scope) = self.scopes.last_mut() {
+            // As a register of a scope, a label is another one in every scope; those of inline assembly jump backwards.
+            let here = format!("{label}.{}", self.opened);
+            scope.push((label, here.clone()));
+            label = here;
+        }
         self.entry.labels.insert(label, self.entry.statements.len());
         self.rest = &self.rest[end + 1..];
         true
@@ -313,6 +330,12 @@ impl<'a> Body<'a, '_> {
         }
         if let Some(inner) = text.strip_prefix('[') {
             let inner = inner.strip_suffix(']')?;
+            if let [map, coordinates] = split(inner)[..] {
+                let Operand::List(coordinates) = self.operand(coordinates)? else {
+                    return None;
+                };
+                return Some(Operand::Box(Box::new(self.operand(map)?), coordinates));
+            }
             let (base, offset) = match inner.split_once('+') {
                 Some((base, offset)) => (base, offset.trim().parse().ok()?),
                 None => (inner, 0),

@@ -40,6 +40,8 @@ pub struct Warp {
     pub copies: Vec<Copies>,
     /// The barrier that it waits at, and the threads that are to come there; 0: the whole block.
     pub barrier: Option<(u32, u32)>,
+    /// The product at which it waits for the other warps of its warpgroup.
+    pub meets: Option<u32>,
 }
 
 impl Warp {
@@ -54,6 +56,7 @@ impl Warp {
             groups: Vec::new(),
             copies: vec![Copies::default(); 32],
             barrier: None,
+            meets: None,
         };
         for (bank, register, initial) in &code.initial {
             let value = |lane: u32| match *initial {

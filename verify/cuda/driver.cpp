@@ -39,6 +39,7 @@
 #include <vector>
 
 #include "simt/abi.h"
+#include "simt/hopper.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -224,9 +225,14 @@ int enqueue_staged(Stream* stream, void* to, const void* from, size_t bytes) {
     return enqueue(stream, {[=] { memcpy(to, staged->data(), bytes); }});
 }
 
+// An argument as a launch passes it; a tensor map takes all of it.
+struct alignas(64) Value {
+    char bytes[sizeof(TensorMap)];
+};
+
 int memory_limit() { return driver().number("capability", "90") == 80 ? 163 * 1024 : 227 * 1024; }
 
-void run_kernel(const KeelKernel* kernel, const uint32_t* grid, const uint32_t* block, uint32_t shared, uint64_t* values) {
+void run_kernel(const KeelKernel* kernel, const uint32_t* grid, const uint32_t* block, uint32_t shared, Value* values) {
     Driver& d = driver();
     if (++d.kernels_run == d.fault_at) {
         d.broken = d.fault_code;
@@ -674,13 +680,43 @@ EXPORT int cuLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned
     }
     function->is_loaded = true;
     // The values are read now, as a driver does: the caller may reuse the array at once.
-    std::vector<uint64_t> values(kernel->parameter_count + 1);
+    std::vector<Value> values(kernel->parameter_count + 1);
     for (uint32_t i = 0; i < kernel->parameter_count; ++i) memcpy(&values[i], arguments[i], kernel->parameters[i].bytes);
     driver().say("launch %s grid %u,%u,%u block %u shared %u\n", kernel->name, gx, gy, gz, bx * by * bz, shared);
     return enqueue(stream, {[=]() mutable {
         uint32_t grid[3] = {gx, gy, gz}, block[3] = {bx, by, bz};
         run_kernel(kernel, grid, block, shared, values.data());
     }});
+}
+
+// ---- Tensor maps, by the rules of the driver's documentation of this function; what it encodes is the emulator's ----
+
+EXPORT int cuTensorMapEncodeTiled(void* map, unsigned type, unsigned rank, void* address, const uint64_t* dims,
+                                  const uint64_t* strides, const uint32_t* box, const uint32_t* element_strides,
+                                  unsigned interleave, unsigned swizzle, unsigned promotion, unsigned fill) {
+    ENTER("cuTensorMapEncodeTiled", kNothing);
+    static const int bytes_of[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2};
+    if (uintptr_t(map) % 64 || type >= sizeof(bytes_of) / sizeof(int) || rank < 1 || rank > simt::kTensorDims) return kInvalidValue;
+    if (uintptr_t(address) % 16 || interleave || swizzle > 3 || promotion > 3 || fill > 1) return kInvalidValue;
+    TensorMap encoded;
+    memset(&encoded, 0, sizeof(encoded));
+    encoded.mark = simt::kTensorMapMark;
+    encoded.rank = uint8_t(rank);
+    encoded.element_bytes = uint8_t(bytes_of[type]);
+    encoded.swizzle = uint8_t(swizzle ? 16 << swizzle : 0);
+    encoded.address = uintptr_t(address);
+    encoded.strides[0] = encoded.element_bytes;
+    for (unsigned i = 0; i < rank; ++i) {
+        if (dims[i] < 1 || dims[i] > 1ull << 32 || box[i] < 1 || box[i] > 256 || element_strides[i] != 1) return kInvalidValue;
+        if (i && (strides[i - 1] % 16 || strides[i - 1] >= 1ull << 40)) return kInvalidValue;
+        encoded.dims[i] = dims[i];
+        encoded.box[i] = box[i];
+        if (i) encoded.strides[i] = strides[i - 1];
+    }
+    uint32_t row = box[0] * encoded.element_bytes;
+    if (row % 16 || (swizzle && row > encoded.swizzle)) return kInvalidValue;
+    memcpy(map, &encoded, sizeof(encoded));
+    return kOk;
 }
 
 // ---- The management library, which is a copy of this one under another name ----

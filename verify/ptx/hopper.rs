@@ -1,5 +1,5 @@
-//! Each wrapper of `cuda/ptx/hopper` by itself, in the kernels of `cuda/simt/zoo/wrappers_sm90.cu`: what the emulator does for it is
-//! held to what the PTX ISA says. The layouts in shared memory are computed here once more, from the ISA's formulas.
+//! Each wrapper of `cuda/ptx/hopper` by itself, in the kernels of `cuda/simt/zoo/wrappers_sm90.cu`: what the emulator does for it, and
+//! the PTX that nvcc made of it, are held to what the PTX ISA says. The layouts in shared memory are computed here once more, from the ISA's formulas.
 
 use std::collections::BTreeSet;
 
@@ -7,6 +7,9 @@ use keel::error::Result;
 use keel::executor::simt::{Argument, Element, Emulator, Options};
 use keel::launch::{KernelEntry, Mapped, Parameter, Swizzle, TensorMap, TensorMapShape};
 use keel::tensor::DType;
+use keel_ptx::{
+    Code, CopyTiming, Extent, Launch, Memory, Module, TensorArgument, launch, wrappers_text,
+};
 
 use super::wrappers::{WORDS, bf16, declared, numbers};
 
@@ -254,7 +257,13 @@ const WRAPPERS: &[Wrapper] = &[
         input: halves,
         ..alone(
             "wgmma",
-            &["wgmma", "wgmma_fence", "wgmma_commit", "wgmma_wait"],
+            &[
+                "wgmma",
+                "wgmma_fence",
+                "wgmma_commit",
+                "wgmma_wait",
+                "settle_accumulators",
+            ],
             &[
                 tile(0, TILE),
                 tile(
@@ -368,6 +377,7 @@ static KERNEL: KernelEntry = KernelEntry {
     name: "zoo_wrapper",
     stem: "wrappers_sm90",
     parameters: &[Parameter::TensorMap],
+    cluster: 1,
 };
 
 fn on_the_emulator(
@@ -425,6 +435,90 @@ fn each_wrapper_of_the_hopper_tier_does_on_the_emulator_what_the_isa_says() {
                 assert_eq!(
                     found, right,
                     "{}: word {at} under {options:?}",
+                    wrapper.name
+                );
+            }
+        }
+    }
+}
+
+/// The kernel's PTX on the machine, which executes single blocks.
+fn on_the_machine(
+    module: &Module,
+    wrapper: &Wrapper,
+    options: &keel_ptx::Options,
+) -> std::result::Result<Vec<u32>, String> {
+    let code = Code::decode(module, &format!("zoo_wrapper_{}", wrapper.name))?;
+    let mut memory = Memory::default();
+    let [to, from] = [0; 2].map(|_| memory.allocate(4 * WORDS));
+    memory.write(from, 0, bytemuck::cast_slice(&(wrapper.input)()));
+    memory.write(to, 0, &[0; 4 * WORDS]);
+    let extents = [(to, true), (from, false)].map(|(allocation, is_writable)| Extent {
+        start: memory.get(allocation).start,
+        bytes: 4 * WORDS as u64,
+        is_writable,
+        allocation,
+    });
+    let mut arguments: Vec<u64> = extents.iter().map(|extent| extent.start).collect();
+    let mut maps = Vec::new();
+    for map in wrapper.maps {
+        arguments.push(TensorArgument::bits(maps.len()));
+        let start = extents[usize::from(!map.is_of_output)].start;
+        let made = TensorMap::new(
+            &KERNEL,
+            Mapped::Input(0),
+            map.offset,
+            map.element,
+            map.shape,
+        );
+        maps.push(TensorArgument {
+            address: start + map.offset as u64,
+            map: made.map_err(|problem| problem.to_string())?,
+        });
+    }
+    let launched = Launch {
+        code: &code,
+        grid: [1, 1, 1],
+        threads: code.threads,
+        arguments: &arguments,
+        extents: &extents,
+        maps: &maps,
+    };
+    launch(&launched, [0], &mut memory, options, None)?;
+    let words = memory.get(to).data.chunks_exact(4);
+    let words = words.map(|word| u32::from_le_bytes([0, 1, 2, 3].map(|i| word[i])));
+    Ok(words.collect())
+}
+
+#[test]
+fn each_wrapper_of_the_hopper_tier_is_ptx_that_does_what_the_isa_says() {
+    let text = match wrappers_text("wrappers_sm90") {
+        Ok(text) => text,
+        Err(reason) => return eprintln!("PTX is not run: {reason}"),
+    };
+    let module = Module::parse(&text).expect("the machine reads it");
+    let late = keel_ptx::Options::default();
+    let early = keel_ptx::Options {
+        copies: CopyTiming::Early,
+        runs_backwards: true,
+        ..late
+    };
+    for wrapper in WRAPPERS {
+        if wrapper.cluster > 1 {
+            let problem =
+                on_the_machine(&module, wrapper, &late).expect_err("clusters are not executed");
+            assert!(problem.contains("is not"), "{problem}");
+            continue;
+        }
+        let mut right = (wrapper.right)(&(wrapper.input)());
+        right.resize(WORDS, 0);
+        for options in [late, early] {
+            let found = on_the_machine(&module, wrapper, &options)
+                .unwrap_or_else(|problem| panic!("{}: {problem}", wrapper.name));
+            for (at, (found, right)) in found.iter().zip(&right).enumerate() {
+                assert_eq!(
+                    found, right,
+                    "{}: word {at} as PTX, {options:?}",
                     wrapper.name
                 );
             }

@@ -48,6 +48,7 @@ fn counted(body: &str, options: &Options) -> Result<(Vec<u32>, Counts), String> 
         threads: 64,
         arguments: &arguments,
         extents: &extents,
+        maps: &[],
     };
     launch(&trial, [0], &mut memory, options, Some(&mut counts))?;
     let Allocation { data, .. } = memory.get(to);
@@ -75,7 +76,10 @@ fn a_form_that_is_not_executed_is_refused_by_name() {
             "ld.global.v4.f64",
         ),
         ("setp.equ.s32 %p1, %r1, %r2;", "setp.equ.s32"),
-        ("wgmma.fence.sync.aligned;", "wgmma.fence.sync.aligned"),
+        (
+            "barrier.cluster.arrive.release.aligned;",
+            "barrier.cluster.arrive.release.aligned",
+        ),
     ] {
         let problem = code(body).unwrap_err();
         let wanted = format!("kernel trial: the form {form} is not executed");

@@ -297,6 +297,7 @@ fn on_the_machine(
         threads: code.threads,
         arguments: &extents.map(|extent| extent.start),
         extents: &extents,
+        maps: &[],
     };
     launch(&launched, [0], &mut memory, options, None)?;
     let words = memory.get(to).data.chunks_exact(4);
@@ -337,7 +338,7 @@ fn each_wrapper_does_on_the_emulator_what_the_isa_says() {
 
 #[test]
 fn each_wrapper_is_ptx_that_does_what_the_isa_says() {
-    let text = match wrappers_text() {
+    let text = match wrappers_text("wrappers") {
         Ok(text) => text,
         Err(reason) => return eprintln!("PTX is not run: {reason}"),
     };

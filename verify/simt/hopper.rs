@@ -212,6 +212,7 @@ static KERNEL: KernelEntry = KernelEntry {
     name: "zoo_hopper",
     stem: "hopper",
     parameters: &[Parameter::TensorMap],
+    cluster: 1,
 };
 
 /// A map of a matrix of `rows` rows that lie one behind the other, with the 128-byte swizzle.

@@ -7,6 +7,7 @@ static KERNEL: KernelEntry = KernelEntry {
     name: "some_kernel",
     stem: "some_file",
     parameters: &[Parameter::TensorMap],
+    cluster: 1,
 };
 
 /// Rows of 128 bytes in a pitch of 256, boxes of 64 rows.

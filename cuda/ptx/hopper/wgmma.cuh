@@ -30,6 +30,18 @@ DEVICE void wgmma_fence(CALLER_ONLY) {
 #endif
 }
 
+// Behind a wait: keeps a compiler from moving accesses to the accumulators before it, which it may where it sees no more than
+// registers.
+template <int kRegisters>
+DEVICE void settle_accumulators(float (&d)[kRegisters]) {
+#ifdef SIMT_EMULATOR
+    static_cast<void>(d);
+#else
+    UNROLL
+    for (int i = 0; i < kRegisters; ++i) asm volatile("" : "+f"(d[i])::"memory");
+#endif
+}
+
 // Closes the group of the products since the last one.
 DEVICE void wgmma_commit(CALLER_ONLY) {
 #ifdef SIMT_EMULATOR

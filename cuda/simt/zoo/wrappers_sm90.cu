@@ -248,6 +248,7 @@ GROUP_WRAPPER(wgmma) {
     wgmma_commit();
     wgmma_wait<1>();
     wgmma_wait<0>();
+    settle_accumulators(d);
     keep(out, d);
 }
 KERNEL(zoo_wrapper_wgmma, 128, GroupTiles)
@@ -271,6 +272,7 @@ GROUP_WRAPPER(wgmma_fragment) {
     for (int step = 0; step < 4; ++step) wgmma_fragment<64, true>(d, a[step], tile_descriptor(b + 2048 * step), step > 0);
     wgmma_commit();
     wgmma_wait<0>();
+    settle_accumulators(d);
     float kept[4];
     for (int i = 0; i < 4; ++i) kept[i] = d[20 + i];
     keep(out, kept);
@@ -289,6 +291,7 @@ GROUP_WRAPPER(tile_descriptor) {
         wgmma<64, true, true>(d, tile_descriptor(a + 2048 * step, 8192), tile_descriptor(b + 2048 * step, 8192), step > 0);
     wgmma_commit();
     wgmma_wait<0>();
+    settle_accumulators(d);
     float kept[4];
     for (int i = 0; i < 4; ++i) kept[i] = d[4 + i];
     keep(out, kept);

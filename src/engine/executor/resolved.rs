@@ -104,8 +104,8 @@ pub struct ResolvedLaunch {
 }
 
 impl ResolvedLaunch {
-    /// Refuses what no device could launch: a grid beyond every chip's, a cluster that does not divide it, arguments that
-    /// are not the entry point's.
+    /// Refuses what no device could launch: a grid beyond every chip's, a cluster that is not the kernel's or does not divide
+    /// it, arguments that are not the entry point's.
     fn check(&self) -> Result<()> {
         let KernelEntry {
             name, parameters, ..
@@ -126,15 +126,22 @@ impl ResolvedLaunch {
                 self.grid[0], self.cluster
             )));
         }
+        if self.cluster != self.kernel.cluster {
+            return Err(Error::kernel(format!(
+                "kernel {name}: it is written for clusters of {} blocks, but the launch has clusters of {}",
+                self.kernel.cluster, self.cluster
+            )));
+        }
         check_arguments(name, parameters, &self.arguments)
     }
 
-    /// Refuses what `device` cannot launch yet: clusters, shared memory beyond the kernel's own, tensor maps.
+    /// Refuses what `device` cannot launch: shared memory beyond the kernel's own, and of clusters and tensor maps what it
+    /// does not say that it can.
     ///
     /// # Errors
     /// [`Error::Device`] that names the kernel and what it wants.
-    pub fn require_plain(&self, device: &str) -> Result<()> {
-        let wants = if self.cluster > 1 {
+    pub fn require(&self, device: &str, can: Abilities) -> Result<()> {
+        let wants = if self.cluster > 1 && !can.launches_clusters {
             format!("clusters of {} blocks", self.cluster)
         } else if let Some(bytes) = self.shared_bytes {
             format!("{bytes} bytes of shared memory beside those of its source")
@@ -142,6 +149,7 @@ impl ResolvedLaunch {
             .arguments
             .iter()
             .find(|argument| matches!(argument, ResolvedArgument::TensorMap(..)))
+            .filter(|_| !can.passes_maps)
         {
             map.to_string()
         } else {
@@ -156,6 +164,15 @@ impl ResolvedLaunch {
             remedy: "compile the program for the portable tier".to_owned(),
         })
     }
+}
+
+/// What a device can launch beyond kernels for every chip.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Abilities {
+    /// Blocks in clusters.
+    pub launches_clusters: bool,
+    /// Tensor maps as arguments.
+    pub passes_maps: bool,
 }
 
 /// One op of a program: its launches and the ranges it writes that no input lies in.

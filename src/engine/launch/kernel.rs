@@ -111,6 +111,15 @@ pub struct KernelEntry {
     pub stem: &'static str,
     /// What it takes, in order.
     pub parameters: &'static [Parameter],
+    /// Blocks of its clusters in x; 1 where it has none.
+    pub cluster: u32,
+}
+
+impl KernelEntry {
+    /// Whether it is written in instructions that only sm_90a has, as the name of its file says.
+    pub fn is_of_hopper(&self) -> bool {
+        self.stem.ends_with("_sm90")
+    }
 }
 
 impl fmt::Display for KernelEntry {

@@ -186,6 +186,20 @@ functions! {
     module_get_global = "cuModuleGetGlobal_v2"(address: *mut CUdeviceptr, bytes: *mut usize, module: CUmodule, name: *const c_char);
     module_load_data = "cuModuleLoadData"(module: *mut CUmodule, image: *const c_void);
     module_unload = "cuModuleUnload"(module: CUmodule);
+    tensor_map_encode_tiled = "cuTensorMapEncodeTiled"(
+        map: *mut c_void,
+        element: c_uint,
+        rank: c_uint,
+        address: CUdeviceptr,
+        dims: *const u64,
+        strides: *const u64,
+        box_dims: *const c_uint,
+        element_strides: *const c_uint,
+        interleave: c_uint,
+        swizzle: c_uint,
+        promotion: c_uint,
+        fill: c_uint,
+    );
     stream_begin_capture = "cuStreamBeginCapture_v2"(stream: CUstream, mode: c_uint);
     stream_create = "cuStreamCreate"(stream: *mut CUstream, flags: c_uint);
     stream_destroy = "cuStreamDestroy_v2"(stream: CUstream);

@@ -95,7 +95,7 @@ impl CudaSession {
         for (op, resolved) in program.ops().iter().zip(&resolved) {
             let origin = op.instruction.origin();
             let prepared = resolved.launches.iter().map(|launch| {
-                PreparedLaunch::new(kernels, launch, origin.clone(), locate).map(Arc::new)
+                PreparedLaunch::new(gpu, kernels, launch, origin.clone(), locate).map(Arc::new)
             });
             launches.push(prepared.collect::<Result<Vec<_>>>()?);
         }

@@ -10,6 +10,7 @@ mod ffi;
 mod session;
 mod signature;
 
+use crate::launch::KernelEntry;
 pub use crate::launch::{Element, Parameter};
 pub use buffer::Buffer;
 pub use session::SimtExecutor;
@@ -73,7 +74,19 @@ impl Default for Options<'_> {
     }
 }
 
+/// What a block on sm_90 may have of shared memory.
+const HOPPER_SHARED_LIMIT: u32 = 227 * 1024;
+
 impl Options<'static> {
+    /// The default for a kernel: with the shared memory of the chips that it is written for.
+    pub fn for_kernel(kernel: &KernelEntry) -> Options<'static> {
+        let mut options = Options::default();
+        if kernel.is_of_hopper() {
+            options.shared_limit = HOPPER_SHARED_LIMIT;
+        }
+        options
+    }
+
     /// The six combinations every kernel case runs under: running ahead with late and early copies (upwards and
     /// downwards), and priorities by two seeds with each.
     pub fn proof(seed: u64) -> [Options<'static>; 6] {

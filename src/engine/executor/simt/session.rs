@@ -7,17 +7,24 @@ use std::time::Instant;
 use super::super::collectives::Collectives;
 use super::super::inputs::UnwrittenInputs;
 use super::super::resolved::{
-    ByteRange, ResolvedArgument, ResolvedStep, Space, range, read_singles, resolve, to_bytes,
-    to_doubles,
+    Abilities, ByteRange, ResolvedArgument, ResolvedStep, Space, range, read_singles, resolve,
+    to_bytes, to_doubles,
 };
 use super::super::session_arenas::SessionArenas;
 use super::super::{Executor, Session, expect_arena, expect_declared, expect_input};
 use super::{Argument, Buffer, Element, Emulator, Kernel, Options};
+use crate::launch::Mapped;
 use crate::program::Program;
-use crate::tape::{Arena, CollectivePart, CompileTarget, Target};
+use crate::tape::{Arena, CollectivePart, CompileTarget, Target, Tier};
 use crate::tensor::DType;
 use keel_base::error::{Error, Result};
 use keel_ranks::SharedEngine;
+
+/// The emulator launches whatever a GPU can.
+const ABILITIES: Abilities = Abilities {
+    launches_clusters: true,
+    passes_maps: true,
+};
 
 /// Runs programs on the emulator. See [`super`].
 pub struct SimtExecutor {
@@ -26,6 +33,7 @@ pub struct SimtExecutor {
     options: Options<'static>,
     isolates: bool,
     precision: DType,
+    tier: Tier,
     engine: Option<SharedEngine>,
 }
 
@@ -55,6 +63,7 @@ impl SimtExecutor {
             options,
             isolates: false,
             precision: DType::F32,
+            tier: Tier::Portable,
             engine: None,
         })
     }
@@ -62,6 +71,11 @@ impl SimtExecutor {
     /// The executor with `precision` for its programs, f32 by default.
     pub fn in_precision(self, precision: DType) -> SimtExecutor {
         SimtExecutor { precision, ..self }
+    }
+
+    /// The executor with kernels of `tier` for its programs, portable ones by default.
+    pub fn in_tier(self, tier: Tier) -> SimtExecutor {
+        SimtExecutor { tier, ..self }
     }
 
     /// As [`SimtExecutor::new`], but every range of a program's memory is an allocation of its own between unreadable
@@ -92,8 +106,9 @@ impl Executor for SimtExecutor {
 
     fn compile_target(&self) -> CompileTarget {
         CompileTarget {
+            target: Target::Cuda,
             precision: self.precision,
-            ..Target::Cuda.into()
+            tier: self.tier,
         }
     }
 
@@ -107,7 +122,7 @@ impl Executor for SimtExecutor {
         let mut kernels: BTreeMap<&'static str, Kernel> = BTreeMap::new();
         // Everything that could be refused is refused when the program is loaded, and not in the middle of a step.
         for launch in resolved.iter().flat_map(|step| &step.launches) {
-            launch.require_plain("simt")?;
+            launch.require("simt", ABILITIES)?;
             let name = launch.kernel.name;
             if !kernels.contains_key(name) {
                 kernels.insert(name, self.emulator.kernel(name)?);
@@ -280,17 +295,33 @@ impl SimtSession {
                     ResolvedArgument::I32(value) => Argument::I32(value),
                     ResolvedArgument::I64(value) => Argument::I64(value),
                     ResolvedArgument::F32(value) => Argument::F32(value),
-                    ResolvedArgument::TensorMap(..) => unreachable!("refused when it was loaded"),
+                    ResolvedArgument::TensorMap(range, map) => {
+                        let (buffer, offset) = self.memory.locate(parameters, range);
+                        Argument::TensorMap {
+                            buffer,
+                            offset,
+                            bytes: range.bytes,
+                            map,
+                            is_writable: !matches!(map.of(), Mapped::Input(_)),
+                        }
+                    }
                 })
                 .collect();
             self.emulator
-                .launch(
+                .launch_clusters(
                     kernel,
+                    launch.cluster,
                     launch.grid,
                     [threads, 1, 1],
                     kernel.shared_bytes,
                     &arguments,
-                    &self.options,
+                    &Options {
+                        shared_limit: self
+                            .options
+                            .shared_limit
+                            .max(Options::for_kernel(launch.kernel).shared_limit),
+                        ..self.options
+                    },
                 )
                 .map_err(|problem| {
                     let origin = self.program.ops()[index].instruction.origin();
