@@ -7,6 +7,7 @@ use super::print_line;
 use keel_base::error::{Error, Result, nearest};
 use keel_engine::executor::kernel_header::header;
 use keel_engine::executor::kernel_table::{IMAGES, KERNELS, KernelEntry};
+use keel_engine::tape::Tier;
 use keel_report::table::Table;
 
 /// What each kernel executes at the shapes of large examples, in thousands over all blocks, counted from its PTX
@@ -71,7 +72,12 @@ fn table(kernels: &[&KernelEntry]) -> String {
 
 /// One kernel: its header, field by field.
 fn details(kernel: &KernelEntry) -> String {
-    let mut text = format!("{} (cuda/{}.cu)", kernel.name, kernel.stem);
+    let tier = if kernel.is_of_hopper() {
+        Tier::Hopper
+    } else {
+        Tier::Portable
+    };
+    let mut text = format!("{} (cuda/{}.cu, {tier} tier)", kernel.name, kernel.stem);
     if let Some(header) = header(kernel.stem, kernel.name) {
         text += &format!("\n\n{}: {}", header.title, header.sentence);
         for (field, value) in &header.fields {

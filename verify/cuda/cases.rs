@@ -94,6 +94,57 @@ fn cases_on_a_gpu_are_held_to_values_that_were_computed_beforehand() {
 }
 
 #[test]
+fn a_case_of_the_hopper_tier_runs_on_a_gpu_of_that_tier_alone() {
+    let Some(driver) = executing_driver() else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let (values, rows) = (folder.path().join("expected"), folder.path().join("rows"));
+    let test = "ops::linear::linear_on_hopper_matches_the_reference";
+    let write = format!("write:{}", values.display());
+    let output = run(test, Some(&write), &rows, folder.path(), "");
+    assert!(output.status.success(), "{}", said(&output));
+    let read = format!("read:{}", values.display());
+    let output = run(test, Some(&read), &rows, driver, "late");
+    assert!(output.status.success(), "{}", said(&output));
+    let found = taken(&rows);
+    assert_eq!(found.len(), 1, "{found:?}");
+    let kernels = found[0]["kernels"].as_array().expect("a list");
+    assert!(
+        kernels
+            .iter()
+            .any(|name| name == "linear_forward_hopper_bf16")
+    );
+    let output = run(test, Some(&read), &rows, driver, "capability=80");
+    let text = said(&output);
+    assert!(
+        output.status.success() && text.contains("not of the Hopper tier"),
+        "{text}"
+    );
+    assert!(taken(&rows).is_empty());
+    // The driver refuses a map: the sentence names the kernel, the map and the driver's code.
+    let output = run(
+        test,
+        Some(&read),
+        &rows,
+        driver,
+        "fail=cuTensorMapEncodeTiled:2:1",
+    );
+    let text = said(&output);
+    for part in [
+        "linear_forward_hopper_bf16",
+        "argument 1",
+        "tensor map of output",
+        "CUDA_ERROR_INVALID_VALUE",
+    ] {
+        assert!(
+            !output.status.success() && text.contains(part),
+            "{part}: {text}"
+        );
+    }
+}
+
+#[test]
 fn no_case_runs_on_a_gpu_that_is_not_there() {
     let Some(driver) = executing_driver() else {
         return;

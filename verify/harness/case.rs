@@ -7,7 +7,7 @@ use keel::cpu::Bf16Products;
 use keel::error::Result;
 use keel::executor::{CpuExecutor, Executor, ReferenceExecutor, Session};
 use keel::program::{CompileOptions, Program};
-use keel::tape::{ParameterLayout, Tape, Target, Value};
+use keel::tape::{CompileTarget, ParameterLayout, Tape, Target, Tier, Value};
 use keel::tensor::{DType, Shape, TensorType};
 
 mod without_gpu;
@@ -169,7 +169,7 @@ impl Case {
     /// The program of the case: outputs under their names, gradients as `gradient.<input>`.
     fn compile(
         &self,
-        target: Target,
+        target: impl Into<CompileTarget>,
         precision: DType,
     ) -> (Arc<Program>, Vec<(&'static str, TensorType)>) {
         let mut tape =
@@ -203,10 +203,11 @@ impl Case {
             tape.backward_from(&seeds)
                 .unwrap_or_else(|problem| panic!("{}: backward failed: {problem}", self.name));
         }
+        let compile_target = target.into();
         let options = CompileOptions {
             // The emulator gives every value memory of its own.
-            share_memory: target != Target::Cuda,
-            ..CompileOptions::new(target)
+            share_memory: compile_target.target != Target::Cuda,
+            ..CompileOptions::new(compile_target)
         };
         let program = Program::compile(tape, &options)
             .unwrap_or_else(|problem| panic!("{}: planning failed: {problem}", self.name));
@@ -245,7 +246,7 @@ impl<'a> Loaded<'a> {
     fn try_new(
         case: &'a Case,
         executor: &dyn Executor,
-        target: Target,
+        target: impl Into<CompileTarget>,
         precision: DType,
     ) -> Result<Loaded<'a>> {
         let (program, _) = case.compile(target, precision);
@@ -451,9 +452,9 @@ impl<'a> Prepared<'a> {
     }
 
     /// The kernels on the GPU: the same bits each time, within the budget. A row says how much of the budget was used.
-    fn check_on_gpu(&self, gpu: &Gpu) {
+    fn check_on_gpu(&self, gpu: &Gpu, compile_target: impl Into<CompileTarget>) {
         let what = format!("{}: {}", self.what, gpu.found.name);
-        let mut loaded = Loaded::try_new(self.case, &gpu.executor, Target::Cuda, self.precision)
+        let mut loaded = Loaded::try_new(self.case, &gpu.executor, compile_target, self.precision)
             .unwrap_or_else(|problem| panic!("{what}: {problem}"));
         let kernels = kernels_of(loaded.session.program());
         let found = loaded.run(&self.floats);
@@ -543,6 +544,33 @@ fn stored(values: &[f32], ty: TensorType) -> Vec<f64> {
         .collect()
 }
 
+/// Holds the kernels of the Hopper tier to the reference, of a case whose shapes choose them: on the emulator within the budget,
+/// with the same bits under every schedule, or on a GPU of that tier. `kernel` is one that its program must launch.
+pub fn check_on_hopper(case: &Case, kernel: &str, seed: u64) {
+    let precision = DType::Bf16;
+    let compile_target = CompileTarget {
+        target: Target::Cuda,
+        precision,
+        tier: Tier::Hopper,
+    };
+    match expected() {
+        Expected::Computed => {
+            Prepared::new(case, precision, seed).check_on_hopper(compile_target, kernel, seed);
+        }
+        Expected::Written(file) => {
+            let prepared = Prepared::new(case, precision, seed);
+            expected::write(file, prepared.key(), &prepared.values());
+        }
+        Expected::Read(records) => {
+            let gpu = gpu().expect("it says itself what is missing");
+            if Tier::of(gpu.found.compute_capability) != Tier::Hopper {
+                return eprintln!("not run: {} is not of the Hopper tier", gpu.found.name);
+            }
+            Prepared::read(records, case, precision, seed).check_on_gpu(gpu, compile_target);
+        }
+    }
+}
+
 /// Checks a case on every executor present, or does with it what `KEEL_EXPECTED` says. Panics with the first thing that is
 /// wrong.
 pub fn check(case: &Case, seed: u64) {
@@ -562,7 +590,7 @@ pub fn check(case: &Case, seed: u64) {
         Expected::Read(records) => {
             let gpu = gpu().expect("it says itself what is missing");
             for precision in precisions {
-                Prepared::read(records, case, *precision, seed).check_on_gpu(gpu);
+                Prepared::read(records, case, *precision, seed).check_on_gpu(gpu, Target::Cuda);
             }
         }
     }
@@ -583,7 +611,7 @@ pub fn check_on_gpu(case: &Case, seed: u64) {
             (Expected::Written(file), _) => {
                 expected::write(file, prepared.key(), &prepared.values());
             }
-            (_, Some(gpu)) => prepared.check_on_gpu(gpu),
+            (_, Some(gpu)) => prepared.check_on_gpu(gpu, Target::Cuda),
             (_, None) => unreachable!("looked for above"),
         }
     }
@@ -661,7 +689,7 @@ fn check_everywhere(case: &Case, seed: u64) {
         prepared.check_on_simt(seed);
         prepared.check_on_ptx(seed);
         if let Some(gpu) = gpu() {
-            prepared.check_on_gpu(gpu);
+            prepared.check_on_gpu(gpu, Target::Cuda);
         }
     };
     check_kernels(&prepared);

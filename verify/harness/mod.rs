@@ -16,7 +16,9 @@ use keel::launch::Launch;
 use keel::tape::{Tape, Target};
 
 pub use budget::{Budget, DRAWS, derive_budget, moved};
-pub use case::{Case, aux, check, check_exact_on_gpu, check_golden, check_on_gpu, out};
+pub use case::{
+    Case, aux, check, check_exact_on_gpu, check_golden, check_on_gpu, check_on_hopper, out,
+};
 pub use executors::on_every_executor;
 pub use golden::{Golden, goldens};
 pub use gpu::{Gpu, gpu, images};

@@ -6,11 +6,13 @@ use keel::error::Result;
 use keel::launch::{Argument, Launch};
 use keel::ops::{Activation, activation, linear, linear_activation, linear_residual};
 use keel::program::{CompileOptions, Program};
-use keel::tape::{Add, ParameterLayout, Tape, Target, Value};
+use keel::tape::{Add, CompileTarget, ParameterLayout, Tape, Target, Tier, Value};
 use keel::tensor::{DType, TensorType};
 use proptest::prelude::*;
 
-use crate::harness::{Case, Golden, Random, check, check_exact_on_gpu, check_golden, out};
+use crate::harness::{
+    Case, Golden, Random, check, check_exact_on_gpu, check_golden, check_on_hopper, out,
+};
 
 const ACTIVATIONS: [Activation; 3] = [
     Activation::GeluErf,
@@ -33,6 +35,71 @@ fn count(tape: &Tape, name: &str) -> usize {
 
 fn empty_tape() -> Tape {
     Tape::new(Arc::new(ParameterLayout::default()), |_| false)
+}
+
+/// Of 67 tiles, the fewest for which the tier's kernel is chosen.
+#[test]
+fn linear_on_hopper_matches_the_reference() {
+    let [rows, k, n] = [8450, 24, 40];
+    let mut random = Random::new(3);
+    let case = Case::new("linear_activation on Hopper", |tape, v| {
+        let y = linear_activation(tape, v[0], v[1], Some(v[2]), Activation::GeluErf)?;
+        Ok(vec![out("y", y)])
+    })
+    .input("x", [rows, k], random.normals(rows * k, 1.0))
+    .input("weight", [n, k], weights(&mut random, n, k))
+    .input("bias", [n], random.normals(n, 1.0));
+    check_on_hopper(&case, "linear_forward_hopper_bf16", 3);
+}
+
+/// Why a product keeps to the portable kernels: its type, its pitch, its size.
+#[test]
+fn products_that_the_hopper_tier_does_not_take_say_why() {
+    let refusal = |rows: usize, k: usize, n: usize, precision: DType| {
+        let mut tape = empty_tape().in_precision(precision);
+        let [x, w] = [[rows, k], [n, k]].map(|shape| TensorType::new(precision, shape));
+        let (x, w) = (tape.input("x", x), tape.input("w", w));
+        let y = linear(&mut tape, x, w, None).expect("the shapes fit");
+        tape.output(y, "y");
+        let target = CompileTarget {
+            target: Target::Cuda,
+            precision,
+            tier: Tier::Hopper,
+        };
+        let program = Program::compile(tape, &CompileOptions::new(target)).expect("it is planned");
+        let instruction = &program.ops()[0].instruction;
+        let [inputs, outputs] = instruction.types(program.values());
+        let launches = instruction.op.launches(&inputs, &outputs, target);
+        let kernel = launches.expect("there are kernels")[0].kernel.name;
+        let refusal = instruction
+            .op
+            .keeps_portable(&inputs, &outputs, Tier::Hopper);
+        assert_eq!(refusal.is_none(), kernel == "linear_forward_hopper_bf16");
+        refusal
+    };
+    assert_eq!(refusal(8450, 64, 264, DType::Bf16), None);
+    let cases = [
+        ([8450, 64, 264], DType::F32, ["values of f32", "bf16"]),
+        (
+            [8450, 60, 264],
+            DType::Bf16,
+            ["inner length 60", "multiple of 8"],
+        ),
+        (
+            [8450, 64, 260],
+            DType::Bf16,
+            ["columns 260", "multiple of 8"],
+        ),
+        (
+            [4096, 64, 512],
+            DType::Bf16,
+            ["64 tiles of 4096 × 512", "132"],
+        ),
+    ];
+    for ([rows, k, n], precision, says) in cases {
+        let said = refusal(rows, k, n, precision).expect("it keeps to portable kernels");
+        assert!(says.iter().all(|part| said.contains(part)), "{said}");
+    }
 }
 
 proptest! {

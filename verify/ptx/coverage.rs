@@ -26,6 +26,14 @@ const LARGE: &[(&str, Make, coverage::Record)] = &[
         let (x, w) = (t.frozen([1536, 16]), t.frozen([1408, 16]));
         ops::linear(t.tape(), x, w, None)
     }),
+    (
+        "linear of the Hopper tier",
+        coverage::program_on_hopper,
+        |t| {
+            let (x, w) = (t.frozen([8450, 16]), t.frozen([8, 16]));
+            ops::linear(t.tape(), x, w, None)
+        },
+    ),
     ("linear's input", coverage::gradients, |t| {
         let (x, w) = (t.x([1536, 1408]), t.frozen([16, 1408]));
         ops::linear(t.tape(), x, w, None)

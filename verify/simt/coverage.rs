@@ -17,7 +17,9 @@ use keel::ops::{
 use keel::program::{CompileOptions, Program};
 use keel::ranks::order::BUCKET;
 use keel::ranks::{Seat, World};
-use keel::tape::{Add, Copy, Fill, Init, ParameterLayout, ParameterSpec, Tape, Target, Value};
+use keel::tape::{
+    Add, CompileTarget, Copy, Fill, Init, ParameterLayout, ParameterSpec, Tape, Target, Tier, Value,
+};
 use keel::tensor::{DType, Shape, TensorType};
 use keel_kernel_report::{self as kernels, Direction, Size};
 
@@ -278,15 +280,33 @@ pub const PROGRAMS: &[(&str, Record)] = &[
 
 /// The program, with the gradients of everything that owes one.
 pub fn program(record: Record, precision: DType) -> Result<Program> {
-    compiled(record, precision, true)
+    compiled(record, true, CompileOptions::new(Target::Cuda), precision)
+}
+
+/// As [`program`], of the Hopper tier.
+pub fn program_on_hopper(record: Record, precision: DType) -> Result<Program> {
+    compiled(record, true, on_hopper(precision), precision)
+}
+
+fn on_hopper(precision: DType) -> CompileOptions {
+    CompileOptions::new(CompileTarget {
+        target: Target::Cuda,
+        precision,
+        tier: Tier::Hopper,
+    })
 }
 
 /// The gradients alone: what only the result needs is not computed.
 pub fn gradients(record: Record, precision: DType) -> Result<Program> {
-    compiled(record, precision, false)
+    compiled(record, false, CompileOptions::new(Target::Cuda), precision)
 }
 
-fn compiled(record: Record, precision: DType, gives_result: bool) -> Result<Program> {
+fn compiled(
+    record: Record,
+    gives_result: bool,
+    options: CompileOptions,
+    precision: DType,
+) -> Result<Program> {
     let mut tape =
         Tape::new(Arc::new(ParameterLayout::default()), |_| false).in_precision(precision);
     let y = record(&mut Inputs(&mut tape))?;
@@ -301,7 +321,7 @@ fn compiled(record: Record, precision: DType, gives_result: bool) -> Result<Prog
     let options = CompileOptions {
         // So that a machine may give every value memory of its own.
         share_memory: false,
-        ..CompileOptions::new(Target::Cuda)
+        ..options
     };
     Program::compile(tape, &options)
 }
@@ -402,12 +422,14 @@ fn every_kernel_is_launched_by_some_program() {
         // Kernels for tiles that only large products have: launched at the shapes they are for, which the emulator would
         // take hours over; verify/simt/product.rs runs the kernels themselves.
         for example in kernels::examples(Size::Large) {
-            let names = example
-                .record(precision, Direction::Both)
-                .and_then(|tape| Program::compile(tape, &CompileOptions::new(Target::Cuda)))
-                .and_then(|program| names(&program))
-                .unwrap_or_else(|problem| panic!("{}: {problem}", example.op));
-            launched.extend(names);
+            for options in [CompileOptions::new(Target::Cuda), on_hopper(precision)] {
+                let names = example
+                    .record(precision, Direction::Both)
+                    .and_then(|tape| Program::compile(tape, &options))
+                    .and_then(|program| names(&program))
+                    .unwrap_or_else(|problem| panic!("{}: {problem}", example.op));
+                launched.extend(names);
+            }
         }
     }
     for ranks in [1, 2] {

@@ -6,6 +6,7 @@ pub mod coverage;
 mod fragment;
 mod hopper;
 mod launches;
+mod linear_sm90;
 mod planted;
 mod product;
 pub mod refusals;

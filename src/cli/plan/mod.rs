@@ -1,6 +1,7 @@
 //! `keel plan`.
 
 mod ranks;
+mod tier;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use keel_base::error::{Error, Result};
 use keel_base::units::{bytes, counted, flops, grouped};
 use keel_data::chat::ChatTokenizer;
 use keel_engine::program::{MemoryReport, Program, draw_memory};
-use keel_engine::tape::{CompileTarget, ParameterLayout, Target};
+use keel_engine::tape::{CompileTarget, ParameterLayout, Target, Tier};
 use keel_model::declare;
 use keel_train::{
     Recipe, Stage, ValidationPlan, compile_step, largest_micro_batch, whole_step_flops,
@@ -118,6 +119,7 @@ impl Plans<'_> {
             );
             text.push_str(&peak_rates(stage, &layout)?);
             let _ = writeln!(text, "{}", report.to_string().trim_end());
+            text.push_str(&tier::text(&program));
             text.extend(self.validation(stage, &layout)?);
             text.extend(self.saving(stage, &layout, &report)?);
             text.extend(self.largest(stage, &layout));
@@ -242,7 +244,10 @@ fn described(compile_target: CompileTarget) -> String {
             let threads = counted(threads as u64, "thread");
             format!("cpu, {threads}, {precision}")
         }
-        Target::Cuda => format!("cuda, {precision}"),
+        Target::Cuda => match compile_target.tier {
+            Tier::Portable => format!("cuda, {precision}"),
+            tier => format!("cuda, {precision}, kernels of the {tier} tier"),
+        },
         Target::Reference => format!("the reference, {precision}"),
     }
 }

@@ -74,6 +74,15 @@ pub enum Tier {
     Hopper,
 }
 
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Tier::Portable => "portable",
+            Tier::Hopper => "Hopper",
+        })
+    }
+}
+
 impl Tier {
     /// The tier of a chip of this compute capability.
     pub fn of(compute_capability: (i32, i32)) -> Tier {
@@ -150,6 +159,17 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
             problem: format!("the op {} has no kernel there yet", self.name()),
             remedy: "run with --device cpu".into(),
         })
+    }
+
+    /// Why the op's kernels are portable ones in a program of another tier; `None` where they are of that tier, or where the
+    /// tier is the portable one.
+    fn keeps_portable(
+        &self,
+        _inputs: &[TensorType],
+        _outputs: &[TensorType],
+        tier: Tier,
+    ) -> Option<String> {
+        (tier != Tier::Portable).then(|| "no kernel of the tier is written for it".to_owned())
     }
 
     /// Records the gradients of the inputs, given those of the outputs; one entry per input.

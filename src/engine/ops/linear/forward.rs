@@ -4,14 +4,16 @@ use super::Activation;
 use super::activation::ActivationBackward;
 use super::backward_input::LinearBackwardInput;
 use super::backward_weight::{ColumnSum, LinearBackwardWeight};
+use super::hopper::HopperProduct;
 use super::tiles::{Tiling, size};
 use super::widened_rows;
-use crate::launch::{Argument, Launch, kernels};
+use crate::launch::{Argument, Launch, Mapped, kernels};
 use crate::ops::layer_scale::layer_scale_backward;
 use crate::ops::shapes::{expect_float, expect_type, expect_vector, with_columns};
 use crate::ops::special::dot;
 use crate::tape::{
-    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Target, Value, with_element,
+    Backward, CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Target, Tier, Value,
+    with_element,
 };
 use crate::tensor::{DType, TensorType};
 use keel_base::error::Result;
@@ -43,6 +45,30 @@ impl Linear {
 }
 
 impl Linear {
+    /// The launch on Hopper's own instructions. A map that the kernel does not look at is y's.
+    fn launch_on_hopper(&self, product: HopperProduct) -> Result<Launch> {
+        let kernel = kernels::LINEAR_FORWARD_HOPPER_BF16;
+        let optional = |index: Option<usize>| index.map_or(Argument::Null, Argument::input);
+        let z = usize::from(self.saves_pre_activation);
+        let residual = self.residual().map_or(Mapped::Output(0), Mapped::Input);
+        let arguments = vec![
+            Argument::TensorMap(product.result(kernel, Mapped::Output(0))?),
+            Argument::TensorMap(product.result(kernel, Mapped::Output(z))?),
+            Argument::TensorMap(product.x(kernel, Mapped::Input(0))?),
+            Argument::TensorMap(product.weight(kernel, Mapped::Input(1))?),
+            Argument::TensorMap(product.result(kernel, residual)?),
+            optional(self.bias()),
+            optional(self.scale()),
+            size(kernel, "the number of rows", product.rows)?,
+            size(kernel, "the number of columns", product.columns)?,
+            size(kernel, "the inner length", product.inner)?,
+            Activation::argument(self.activation),
+            Argument::I32(i32::from(self.saves_pre_activation)),
+            Argument::I32(i32::from(self.has_residual)),
+        ];
+        Ok(Launch::new(kernel, product.blocks(), arguments))
+    }
+
     /// The processor's kernel for values stored as `T`.
     fn compute<T: Element>(&self, args: CpuArgs<'_>) {
         let (rows, inner) = (
@@ -133,13 +159,21 @@ impl Op for Linear {
         &self,
         inputs: &[TensorType],
         outputs: &[TensorType],
-        _: CompileTarget,
+        compile_target: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let (x, y) = (inputs[0], outputs[0]);
         if y.numel() == 0 {
             return Ok(Vec::new());
         }
         let (rows, columns, inner) = (y.shape.rows(), y.shape.columns(), x.shape.columns());
+        let product = HopperProduct {
+            rows,
+            columns,
+            inner,
+        };
+        if product.is_chosen(x.dtype, compile_target) {
+            return Ok(vec![self.launch_on_hopper(product)?]);
+        }
         let tiling = Tiling::whole([rows, columns, inner], x.dtype);
         let kernel = tiling.kernel(kernels::LINEAR_FORWARD_SIZES, x.dtype)?;
         let optional = |index: Option<usize>| index.map_or(Argument::Null, Argument::input);
@@ -162,6 +196,23 @@ impl Op for Linear {
         ];
         let grid = tiling.grid(kernel)?;
         Ok(vec![Launch::on_grid(kernel, grid, arguments)])
+    }
+
+    fn keeps_portable(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        tier: Tier,
+    ) -> Option<String> {
+        let product = HopperProduct {
+            rows: outputs[0].shape.rows(),
+            columns: outputs[0].shape.columns(),
+            inner: inputs[0].shape.columns(),
+        };
+        match tier {
+            Tier::Portable => None,
+            Tier::Hopper => product.refusal(inputs[0].dtype),
+        }
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

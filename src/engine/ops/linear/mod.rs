@@ -15,6 +15,7 @@ mod activation;
 mod backward_input;
 pub(super) mod backward_weight;
 mod forward;
+mod hopper;
 pub(super) mod tiles;
 
 use crate::tape::{Tape, Value};

@@ -1,0 +1,289 @@
+// The products of linear.cu on Hopper's own instructions: one warpgroup brings tiles by tensor maps into a ring of stages, two
+// multiply them by wgmma. src/engine/ops/linear/hopper.rs says when they are chosen.
+#include "activation.cuh"
+#include "hopper.cuh"
+#include "ptx/barrier.cuh"
+#include "ptx/hopper/tensor_copy.cuh"
+#include "ptx/hopper/warp.cuh"
+#include "ptx/hopper/wgmma.cuh"
+#include "ptx/ldmatrix.cuh"
+
+HOST_CONSTANT int kHopperRows = 128;
+HOST_CONSTANT int kHopperColumns = 256;
+HOST_CONSTANT int kHopperInner = 64;
+// Rows and columns of what a warpgroup stores at once: 128 bytes a row, the span of a swizzle.
+HOST_CONSTANT int kHopperPiece = 64;
+
+constexpr int kConsumers = 2;
+constexpr int kStages = 4;
+constexpr int kBuffers = 2;
+constexpr int kGroupSize = 128;
+constexpr int kHopperThreads = (1 + kConsumers) * kGroupSize;
+constexpr int kRowBytes = 2 * kHopperInner;
+constexpr int kRowsBytes = kHopperRows * kRowBytes;
+constexpr int kColumnsBytes = kHopperColumns * kRowBytes;
+constexpr int kPieceBytes = kHopperPiece * kRowBytes;
+constexpr int kAccumulators = kHopperColumns / 2;
+// Of a block's 65536 registers: 128 · 40 + 256 · 232 = 64512.
+constexpr int kProducerRegisters = 40;
+constexpr int kConsumerRegisters = 232;
+
+struct HopperLinearStorage {
+    alignas(1024) unsigned char x[kStages][kRowsBytes];
+    alignas(1024) unsigned char weight[kStages][kColumnsBytes];
+    alignas(1024) unsigned char piece[kConsumers][kBuffers][kPieceBytes];
+    alignas(8) uint64_t full[kStages], empty[kStages], residual[kConsumers];
+};
+
+// A place in the ring, and the parity of the phase that its barriers are in there.
+struct RingPlace {
+    int stage;
+    uint32_t parity;
+    DEVICE_MEMBER void advance() {
+        if (++stage < kStages) return;
+        stage = 0;
+        parity ^= 1;
+    }
+};
+
+// The tiles of a result, in groups of eight rows of tiles: blocks that run at the same time share columns and rows in the
+// second-level cache.
+struct HopperTiles {
+    int down, across;
+    DEVICE_MEMBER HopperTiles(int m, int n)
+        : down((m + kHopperRows - 1) / kHopperRows), across((n + kHopperColumns - 1) / kHopperColumns) {}
+    DEVICE_MEMBER int count() const { return down * across; }
+    // The first row and column of a tile.
+    DEVICE_MEMBER void place(int tile, int& row, int& column) const {
+        constexpr int kGroup = 8;
+        const int first = tile / (kGroup * across) * kGroup, within = tile % (kGroup * across);
+        const int height = min(kGroup, down - first);
+        row = (first + within % height) * kHopperRows;
+        column = within / height * kHopperColumns;
+    }
+};
+
+// One thread brings the tiles of x and W for every tile of the result that is this block's.
+DEVICE void bring_tiles(HopperLinearStorage& storage, const TensorMap& x, const TensorMap& weight, int m, int n, int steps) {
+    const HopperTiles tiles(m, n);
+    RingPlace place{0, 0};
+    for (int tile = int(blockIdx.x); tile < tiles.count(); tile += int(gridDim.x)) {
+        int row, column;
+        tiles.place(tile, row, column);
+        ROLLED
+        for (int step = 0; step < steps; ++step, place.advance()) {
+            const uint32_t full = shared_address(&storage.full[place.stage]);
+            if (!PLANTED_BUG("linear_forward_hopper: a stage is filled before it is free"))
+                mbarrier_wait(shared_address(&storage.empty[place.stage]), place.parity ^ 1);
+            mbarrier_arrive_expect(full, kRowsBytes + kColumnsBytes);
+            tensor_load_2d(shared_address(storage.x[place.stage]), x, step * kHopperInner, row, full);
+            tensor_load_2d(shared_address(storage.weight[place.stage]), weight, step * kHopperInner, column, full);
+        }
+    }
+}
+
+// d [64, 256] of one consumer: the products of a tile. A stage is given back when the products that read it are done, which is
+// known once those of the next have been asked for.
+DEVICE void multiply_tiles(float (&d)[kAccumulators], HopperLinearStorage& storage, RingPlace& place, int steps, int consumer) {
+    const bool releases = threadIdx.x % kGroupSize == 0;
+    int previous = 0;
+    ROLLED
+    for (int step = 0; step < steps; ++step, place.advance()) {
+        if (!PLANTED_BUG("linear_forward_hopper: a stage is read before it is full"))
+            mbarrier_wait(shared_address(&storage.full[place.stage]), place.parity);
+        const uint32_t x = shared_address(storage.x[place.stage]) + uint32_t(consumer * kPieceBytes);
+        const uint32_t weight = shared_address(storage.weight[place.stage]);
+        wgmma_fence();
+        UNROLL
+        for (int part = 0; part < kHopperInner / 16; ++part)
+            wgmma<kHopperColumns, false, false>(d, tile_descriptor(x + 32 * part), tile_descriptor(weight + 32 * part),
+                                                step + part > 0);
+        wgmma_commit();
+        if (PLANTED_BUG("linear_forward_hopper: a stage is given back while it is read")) {
+            if (releases) mbarrier_arrive(shared_address(&storage.empty[place.stage]));
+            wgmma_wait<1>();
+        } else {
+            wgmma_wait<1>();
+            if (step > 0 && releases) mbarrier_arrive(shared_address(&storage.empty[previous]));
+        }
+        previous = place.stage;
+    }
+    wgmma_wait<0>();
+    settle_accumulators(d);
+    if (!PLANTED_BUG("linear_forward_hopper: a stage is given back while it is read") && releases)
+        mbarrier_arrive(shared_address(&storage.empty[previous]));
+}
+
+// The pieces of 64 × 64 that one consumer stores, through two buffers in turn. All threads of the warpgroup call everything.
+struct PieceBuffers {
+    HopperLinearStorage& storage;
+    int consumer, thread, turn;
+
+    DEVICE_MEMBER uint32_t address() const { return shared_address(storage.piece[consumer][turn]); }
+    // The address of the 16 bytes that this lane gives of tile columns 16·pair.. for ldmatrix and stmatrix: matrices are rows 0..7
+    // and 8..15 of the warp's 16, of eight columns, then of the next eight.
+    DEVICE_MEMBER uint32_t row_address(int pair) const {
+        const int lane = thread % kWarpLanes, matrix = lane / 8;
+        const int row = thread / kWarpLanes * 16 + matrix % 2 * 8 + lane % 8, column = 2 * pair + matrix / 2;
+        return address() + uint32_t(row * kRowBytes + (column ^ row % 8) * 16);
+    }
+    DEVICE_MEMBER void meet() const { barrier_sync(1 + consumer, kGroupSize); }
+    // Waits until the buffer of this turn has been read.
+    DEVICE_MEMBER void begin() const {
+        if (!PLANTED_BUG("linear_forward_hopper: a buffer is written while it is stored") && thread == 0) bulk_wait_read<1>();
+        meet();  // the buffer is free for all
+    }
+    DEVICE_MEMBER void write(const float (&values)[32]) const {
+        UNROLL
+        for (int pair = 0; pair < 4; ++pair) {
+            uint32_t registers[4];
+            UNROLL
+            for (int i = 0; i < 4; ++i)
+                registers[i] = bf16_pair_bits(values[8 * pair + 2 * i], values[8 * pair + 2 * i + 1]);
+            stmatrix_x4(row_address(pair), registers);
+        }
+    }
+    // Hands the buffer to the copy engine, and turns to the other.
+    DEVICE_MEMBER void store(const TensorMap& map, int row, int column) {
+        if (!PLANTED_BUG("linear_forward_hopper: no fence before a piece is stored")) fence_proxy_async();
+        if (!PLANTED_BUG("linear_forward_hopper: a piece is stored before it is written")) meet();  // written and fenced
+        if (thread == 0) {
+            tensor_store_2d(map, column, row, address());
+            bulk_commit();
+        }
+        turn ^= 1;
+    }
+};
+
+// What a finished tile becomes.
+struct HopperEpilogue {
+    const TensorMap &y, &z, &residual;
+    const float *bias, *scale;
+    int n, activation;
+    bool has_z, has_residual;
+};
+
+// Two neighbouring factors of columns; past the end they are zero, and so is nothing that is stored.
+DEVICE void load_pair(float (&pair)[2], const float* from, int column, int n) {
+    pair[0] = column < n ? __ldg(from + column) : 0.0f;
+    pair[1] = column + 1 < n ? __ldg(from + column + 1) : 0.0f;
+}
+
+// One piece of a consumer's rows: bias, z, activation, scale, residual, y. `parity` is that of the residual's barrier.
+DEVICE void finish_piece(float (&values)[32], PieceBuffers& buffers, const HopperEpilogue& epilogue, int row, int column,
+                         uint32_t& parity) {
+    const int first = column + buffers.thread % 4 * 2;
+    if (epilogue.bias) {
+        UNROLL
+        for (int group = 0; group < 8; ++group) {
+            float shift[2];
+            load_pair(shift, epilogue.bias, first + 8 * group, epilogue.n);
+            UNROLL
+            for (int i = 0; i < 4; ++i) values[4 * group + i] += shift[i % 2];
+        }
+    }
+    if (epilogue.has_z) {
+        buffers.begin();
+        buffers.write(values);
+        buffers.store(epilogue.z, row, column);
+    }
+    if (epilogue.activation != kNoActivation) {
+        UNROLL
+        for (int i = 0; i < 32; ++i) values[i] = activate<bf16>(epilogue.activation, values[i]);
+    }
+    if (epilogue.scale) {
+        UNROLL
+        for (int group = 0; group < 8; ++group) {
+            float factor[2];
+            load_pair(factor, epilogue.scale, first + 8 * group, epilogue.n);
+            UNROLL
+            for (int i = 0; i < 4; ++i) values[4 * group + i] *= factor[i % 2];
+        }
+    }
+    buffers.begin();
+    if (epilogue.has_residual) {
+        const uint32_t barrier = shared_address(&buffers.storage.residual[buffers.consumer]);
+        if (buffers.thread == 0) {
+            mbarrier_arrive_expect(barrier, kPieceBytes);
+            tensor_load_2d(buffers.address(), epilogue.residual, column, row, barrier);
+        }
+        if (!PLANTED_BUG("linear_forward_hopper: the residual is read before it is there")) mbarrier_wait(barrier, parity);
+        parity ^= 1;
+        UNROLL
+        for (int pair = 0; pair < 4; ++pair) {
+            uint32_t registers[4];
+            ldmatrix_x4(registers, buffers.row_address(pair));
+            UNROLL
+            for (int i = 0; i < 4; ++i) {
+                values[8 * pair + 2 * i] += low_to_float(registers[i]);
+                values[8 * pair + 2 * i + 1] += high_to_float(registers[i]);
+            }
+        }
+    }
+    buffers.write(values);
+    buffers.store(epilogue.y, row, column);
+}
+
+// What a consumer does: its 64 rows of each of the block's tiles.
+DEVICE void multiply_and_finish(HopperLinearStorage& storage, const HopperEpilogue& epilogue, int m, int steps, int consumer) {
+    const HopperTiles tiles(m, epilogue.n);
+    RingPlace place{0, 0};
+    PieceBuffers buffers{storage, consumer, int(threadIdx.x) % kGroupSize, 0};
+    uint32_t parity = 0;
+    float d[kAccumulators];
+    ROLLED
+    for (int tile = int(blockIdx.x); tile < tiles.count(); tile += int(gridDim.x)) {
+        int row, column;
+        tiles.place(tile, row, column);
+        row += consumer * kHopperPiece;
+        multiply_tiles(d, storage, place, steps, consumer);
+        UNROLL
+        for (int piece = 0; piece < kHopperColumns / kHopperPiece; ++piece) {
+            const int start = column + piece * kHopperPiece;
+            if (start >= epilogue.n || row >= m) continue;
+            float values[32];
+            UNROLL
+            for (int i = 0; i < 32; ++i) values[i] = d[32 * piece + i];
+            finish_piece(values, buffers, epilogue, row, start, parity);
+        }
+    }
+    if (buffers.thread == 0) bulk_wait<0>();
+}
+
+// linear_forward_hopper: y = scale · f(x·Wᵀ + bias) + residual, and z = x·Wᵀ + bias where backward wants it.
+// Math     : z(r,n) = Σ over k of x(r,k)·W(n,k) + bias(n)     y = scale(n) · f(z) + residual
+// Tensors  : by tensor maps, bf16: x [M,K] boxes 128 × 64 | weight [N,K] boxes 256 × 64 | y, z, residual [M,N] boxes 64 × 64;
+//            pitches and starts multiples of 16 bytes | bias, scale f32 [N] or null. z and residual are read only where the
+//            flags say so; residual may be y itself: each piece is read by the block that then writes it
+// Grid     : one block for each of 132 multiprocessors, which take tiles of 128 × 256 in turn      Block: 384 threads = 3 warpgroups
+// Smem     : 4 stages of 48 KB, 4 pieces of 8 KB, barriers: 225.1 KB      Registers: 40 a producer, 232 a consumer
+// Work     : 2·M·N·K flop; reads (M·K + N·K)·2, writes M·N·2 B, twice with z     bound: tensor cores from M, N, K of about 500 on
+// Accuracy : f32 accumulators, f(z) by approximate instructions (activation.cuh), rounded once, at the end
+// Ragged   : any M; N and K multiples of 8, of which copies past the end read zeros and write nothing
+// Order    : deterministic, one accumulator an element, k ascending
+// Source   : Hendrycks and Gimpel 2016, section 2; the scale: Touvron et al. 2021, eq. 4
+extern "C" __global__ void __launch_bounds__(kHopperThreads, 1) linear_forward_hopper_bf16(
+    const __grid_constant__ TensorMap y, const __grid_constant__ TensorMap z, const __grid_constant__ TensorMap x,
+    const __grid_constant__ TensorMap weight, const __grid_constant__ TensorMap residual, const float* bias, const float* scale,
+    int m, int n, int k, int activation, int has_z, int has_residual) {
+    SHARED_STORAGE(HopperLinearStorage, storage);
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < kStages; ++stage) {
+            mbarrier_init(shared_address(&storage.full[stage]), 1);
+            mbarrier_init(shared_address(&storage.empty[stage]), kConsumers);
+        }
+        for (int consumer = 0; consumer < kConsumers; ++consumer) mbarrier_init(shared_address(&storage.residual[consumer]), 1);
+        if (!PLANTED_BUG("linear_forward_hopper: no fence after the barriers are made")) fence_barrier_init();
+    }
+    __syncthreads();  // the barriers are made
+    const int group = int(threadIdx.x) / kGroupSize, steps = (k + kHopperInner - 1) / kHopperInner;
+    if (group == 0) {
+        decrease_registers<kProducerRegisters>();
+        if (threadIdx.x == 0) bring_tiles(storage, x, weight, m, n, steps);
+    } else {
+        increase_registers<kConsumerRegisters>();
+        const HopperEpilogue epilogue{y, z, residual, bias, scale, n, activation, has_z != 0, has_residual != 0};
+        multiply_and_finish(storage, epilogue, m, steps, group - 1);
+    }
+}
+KERNEL(linear_forward_hopper_bf16, kHopperThreads, HopperLinearStorage)

@@ -1,0 +1,355 @@
+//! The forward product of the Hopper tier against the portable one, launch by launch on shapes too small for an op to choose it: the
+//! same bits under every schedule, and every bug planted where its threads and agents wait for each other is caught.
+
+use super::emulator;
+use crate::harness::Random;
+use keel::error::Result;
+use keel::executor::kernel_table::IMAGES;
+use keel::executor::simt::{Argument, Buffer, Element, Emulator, Options};
+use keel::launch::kernels::{LINEAR_FORWARD_HOPPER_BF16, LINEAR_FORWARD_SMALL_BF16};
+use keel::launch::{Mapped, Swizzle, TensorMap, TensorMapShape};
+use keel::tensor::DType;
+
+/// One product: y = scale · f(x·Wᵀ + bias) + residual.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    rows: usize,
+    columns: usize,
+    inner: usize,
+    has_bias: bool,
+    has_z: bool,
+    has_scale: bool,
+    /// None, a tensor of its own, or y itself.
+    residual: Residual,
+    activation: i32,
+    blocks: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Residual {
+    None,
+    Apart,
+    InPlace,
+}
+
+const PLAIN: Trial = Trial {
+    rows: 200,
+    columns: 328,
+    inner: 136,
+    has_bias: false,
+    has_z: false,
+    has_scale: false,
+    residual: Residual::None,
+    activation: 0,
+    blocks: 2,
+};
+
+/// Ragged in every direction, one tile and several a block, with and without each part.
+const TRIALS: [Trial; 7] = [
+    PLAIN,
+    Trial {
+        rows: 1,
+        columns: 8,
+        inner: 8,
+        blocks: 1,
+        has_bias: true,
+        ..PLAIN
+    },
+    Trial {
+        rows: 129,
+        columns: 264,
+        inner: 520,
+        has_bias: true,
+        has_z: true,
+        activation: 1,
+        ..PLAIN
+    },
+    Trial {
+        has_bias: true,
+        has_z: true,
+        has_scale: true,
+        residual: Residual::Apart,
+        blocks: 4,
+        ..PLAIN
+    },
+    Trial {
+        rows: 64,
+        columns: 256,
+        inner: 64,
+        residual: Residual::InPlace,
+        activation: 2,
+        blocks: 1,
+        ..PLAIN
+    },
+    Trial {
+        rows: 1100,
+        columns: 72,
+        inner: 24,
+        has_bias: true,
+        residual: Residual::InPlace,
+        blocks: 3,
+        ..PLAIN
+    },
+    Trial {
+        rows: 65,
+        columns: 520,
+        inner: 72,
+        activation: 3,
+        has_z: true,
+        blocks: 1,
+        ..PLAIN
+    },
+];
+
+/// The memory of a trial.
+struct Tensors {
+    x: Buffer,
+    weight: Buffer,
+    bias: Buffer,
+    scale: Buffer,
+    residual: Buffer,
+    y: Buffer,
+    z: Buffer,
+}
+
+impl Trial {
+    fn tensors(&self, emulator: &Emulator) -> Result<Tensors> {
+        let mut random = Random::new(11);
+        let mut bf16 = |count: usize, scale: f64| -> Result<Buffer> {
+            let mut buffer = emulator.allocate(Element::Bf16, count)?;
+            let values = random.normals(count, scale).into_iter();
+            let bits: Vec<u16> = values.map(|x| half::bf16::from_f32(x).to_bits()).collect();
+            buffer.write(&bits)?;
+            Ok(buffer)
+        };
+        let (x, weight) = (
+            bf16(self.rows * self.inner, 1.0)?,
+            bf16(self.columns * self.inner, (self.inner as f64).powf(-0.5))?,
+        );
+        let size = self.rows * self.columns;
+        let (residual, y, z) = (bf16(size, 1.0)?, bf16(size, 1.0)?, bf16(size, 1.0)?);
+        let mut random = Random::new(12);
+        let mut vector = || -> Result<Buffer> {
+            let mut buffer = emulator.allocate(Element::F32, self.columns)?;
+            buffer.write(&random.normals(self.columns, 1.0))?;
+            Ok(buffer)
+        };
+        Ok(Tensors {
+            bias: vector()?,
+            scale: vector()?,
+            x,
+            weight,
+            residual,
+            y,
+            z,
+        })
+    }
+
+    /// What the kernel leaves in y and, where it is wanted, in z.
+    fn found(&self, tensors: &Tensors) -> Result<Vec<u16>> {
+        let mut found = tensors.y.read::<u16>()?;
+        if self.has_z {
+            found.extend(tensors.z.read::<u16>()?);
+        }
+        Ok(found)
+    }
+
+    fn sizes(&self) -> [Argument<'static>; 4] {
+        let size = |value: usize| Argument::I32(value as i32);
+        [
+            size(self.rows),
+            size(self.columns),
+            size(self.inner),
+            Argument::I32(self.activation),
+        ]
+    }
+
+    fn portable(&self, emulator: &Emulator) -> Result<Vec<u16>> {
+        let tensors = self.tensors(emulator)?;
+        let kernel = emulator.kernel(LINEAR_FORWARD_SMALL_BF16.name)?;
+        let part = |has: bool, buffer| match has {
+            true => Argument::whole(buffer),
+            false => Argument::Null,
+        };
+        let residual = match self.residual {
+            Residual::None => Argument::Null,
+            Residual::Apart => Argument::whole(&tensors.residual),
+            Residual::InPlace => Argument::whole(&tensors.y),
+        };
+        let mut arguments = vec![
+            Argument::whole(&tensors.y),
+            part(self.has_z, &tensors.z),
+            Argument::whole(&tensors.x),
+            Argument::whole(&tensors.weight),
+            part(self.has_bias, &tensors.bias),
+            residual,
+            part(self.has_scale, &tensors.scale),
+        ];
+        arguments.extend(self.sizes());
+        let tiles = self.rows.div_ceil(64) * self.columns.div_ceil(64);
+        let block = [kernel.threads.expect("its blocks are fixed"), 1, 1];
+        emulator.launch(
+            &kernel,
+            [tiles as u32, 1, 1],
+            block,
+            kernel.shared_bytes,
+            &arguments,
+            &Options::default(),
+        )?;
+        self.found(&tensors)
+    }
+
+    fn hopper(&self, emulator: &Emulator, options: &Options<'_>) -> Result<Vec<u16>> {
+        let tensors = self.tensors(emulator)?;
+        let kernel = emulator.kernel(LINEAR_FORWARD_HOPPER_BF16.name)?;
+        let map = |buffer, [rows, columns]: [usize; 2], box_rows: u32, is_writable| {
+            let shape = TensorMapShape {
+                dims: &[columns as u64, rows as u64],
+                strides: &[2 * columns as u64],
+                box_dims: &[64, box_rows],
+                swizzle: Swizzle::Span128,
+            };
+            let entry = LINEAR_FORWARD_HOPPER_BF16;
+            let map = TensorMap::new(entry, Mapped::Input(0), 0, DType::Bf16, shape)?;
+            Ok::<_, keel::error::Error>(Argument::TensorMap {
+                buffer,
+                offset: 0,
+                bytes: Buffer::bytes(buffer),
+                map,
+                is_writable,
+            })
+        };
+        let result = [self.rows, self.columns];
+        let part = |has: bool, buffer| match has {
+            true => Argument::whole(buffer),
+            false => Argument::Null,
+        };
+        let mut arguments = vec![
+            map(&tensors.y, result, 64, true)?,
+            map(
+                if self.has_z { &tensors.z } else { &tensors.y },
+                result,
+                64,
+                true,
+            )?,
+            map(&tensors.x, [self.rows, self.inner], 128, false)?,
+            map(&tensors.weight, [self.columns, self.inner], 256, false)?,
+            match self.residual {
+                Residual::Apart => map(&tensors.residual, result, 64, false)?,
+                _ => map(&tensors.y, result, 64, false)?,
+            },
+            part(self.has_bias, &tensors.bias),
+            part(self.has_scale, &tensors.scale),
+        ];
+        arguments.extend(self.sizes());
+        arguments.push(Argument::I32(i32::from(self.has_z)));
+        arguments.push(Argument::I32(i32::from(self.residual != Residual::None)));
+        let block = [kernel.threads.expect("its blocks are fixed"), 1, 1];
+        let options = Options {
+            shared_limit: Options::for_kernel(LINEAR_FORWARD_HOPPER_BF16).shared_limit,
+            ..*options
+        };
+        let grid = [self.blocks, 1, 1];
+        let bytes = kernel.shared_bytes;
+        emulator.launch(&kernel, grid, block, bytes, &arguments, &options)?;
+        self.found(&tensors)
+    }
+}
+
+#[test]
+fn the_product_on_hopper_has_the_portable_ones_bits_under_every_schedule() {
+    let Some(emulator) = emulator() else { return };
+    for trial in TRIALS {
+        let right = trial.portable(&emulator).expect("the kernel is clean");
+        for options in Options::proof(5) {
+            let found = trial
+                .hopper(&emulator, &options)
+                .unwrap_or_else(|problem| panic!("{trial:?} under {options:?}: {problem}"));
+            assert!(found == right, "{trial:?} under {options:?} has other bits");
+        }
+    }
+}
+
+#[test]
+fn bugs_planted_in_the_product_on_hopper_are_caught() {
+    let Some(emulator) = emulator() else { return };
+    let trial = Trial {
+        rows: 129,
+        columns: 264,
+        inner: 520,
+        has_bias: true,
+        has_z: true,
+        residual: Residual::Apart,
+        ..PLAIN
+    };
+    let right = trial.portable(&emulator).expect("the kernel is clean");
+    let bugs = [
+        "a stage is filled before it is free",
+        "a stage is read before it is full",
+        "a stage is given back while it is read",
+        "a buffer is written while it is stored",
+        "a piece is stored before it is written",
+        "the residual is read before it is there",
+        "no fence after the barriers are made",
+    ];
+    // What copies see of ordinary stores, only the checked build knows.
+    let checked = ["no fence before a piece is stored"];
+    let bugs = bugs
+        .iter()
+        .chain(checked.iter().filter(|_| emulator.is_checked()));
+    for bug in bugs {
+        let bug = format!("linear_forward_hopper: {bug}");
+        let mut caught = 0;
+        for options in Options::proof(5) {
+            let options = Options {
+                planted_bug: Some(&bug),
+                ..options
+            };
+            caught += usize::from(match trial.hopper(&emulator, &options) {
+                Ok(found) => found != right,
+                Err(problem) => !problem.to_string().contains("PLANTED_BUG"),
+            });
+        }
+        assert!(caught > 0, "{bug} is not caught");
+        if emulator.is_checked() {
+            assert_eq!(caught, Options::proof(5).len(), "{bug}");
+        }
+    }
+}
+
+#[test]
+fn its_machine_code_multiplies_by_warpgroups_and_copies_by_tensor_maps() {
+    let image = IMAGES.iter().find(|image| image.stem == "linear_sm90");
+    let Some(image) = image.filter(|image| !image.census.is_empty()) else {
+        return eprintln!("not run: this program was built without nvcc or its disassembler");
+    };
+    let mut lines = image.census.lines();
+    let line = lines.find(|line| line.contains(LINEAR_FORWARD_HOPPER_BF16.name));
+    let line = line.expect("the image holds the kernel");
+    let count = |name: &str| {
+        let found = line.split(' ').filter_map(|word| word.split_once('='));
+        found
+            .filter(|(known, _)| known.split('.').next() == Some(name))
+            .map(|(_, count)| count.parse::<usize>().expect("a number"))
+            .sum::<usize>()
+    };
+    // Of 64 along k four products of 16; two boxes a stage, and the residual's of four pieces; z and y of four pieces.
+    for (name, times) in [
+        ("HGMMA", 4),
+        ("UTMALDG", 6),
+        ("UTMASTG", 8),
+        ("HMMA", 0),
+        ("LDGSTS", 0),
+        ("LDL", 0),
+        ("STL", 0),
+    ] {
+        assert_eq!(count(name), times, "{name} in {line}");
+    }
+    // Of the warnings that products were serialised or register plans ignored: C7504 to C7519.
+    assert!(!image.ptxas.contains("(C75"), "{}", image.ptxas);
+    assert!(
+        image.ptxas.contains("0 bytes spill stores"),
+        "{}",
+        image.ptxas
+    );
+}
