@@ -32,7 +32,7 @@ struct HopperLinearStorage {
     alignas(1024) unsigned char x[kStages][kRowsBytes];
     alignas(1024) unsigned char weight[kStages][kColumnsBytes];
     alignas(1024) unsigned char piece[kConsumers][kBuffers][kPieceBytes];
-    alignas(8) uint64_t full[kStages], empty[kStages], residual[kConsumers];
+    alignas(8) uint64_t full[kStages], empty[kStages], beside[kConsumers];
 };
 
 // A place in the ring, and the parity of the phase that its barriers are in there.
@@ -63,7 +63,9 @@ struct HopperTiles {
     }
 };
 
-// One thread brings the tiles of x and W for every tile of the result that is this block's.
+// One thread brings the tiles of both operands for every tile of the result that is this block's. The left one is [m, inner]; the
+// right one is [n, inner], or transposed [inner, n], of which boxes of 64 columns lie side by side.
+template <bool kTransposed>
 DEVICE void bring_tiles(HopperLinearStorage& storage, const TensorMap& x, const TensorMap& weight, int m, int n, int steps) {
     const HopperTiles tiles(m, n);
     RingPlace place{0, 0};
@@ -73,33 +75,44 @@ DEVICE void bring_tiles(HopperLinearStorage& storage, const TensorMap& x, const 
         ROLLED
         for (int step = 0; step < steps; ++step, place.advance()) {
             const uint32_t full = shared_address(&storage.full[place.stage]);
-            if (!PLANTED_BUG("linear_forward_hopper: a stage is filled before it is free"))
+            if (!PLANTED_BUG("product_hopper: a stage is filled before it is free"))
                 mbarrier_wait(shared_address(&storage.empty[place.stage]), place.parity ^ 1);
             mbarrier_arrive_expect(full, kRowsBytes + kColumnsBytes);
             tensor_load_2d(shared_address(storage.x[place.stage]), x, step * kHopperInner, row, full);
-            tensor_load_2d(shared_address(storage.weight[place.stage]), weight, step * kHopperInner, column, full);
+            const uint32_t right = shared_address(storage.weight[place.stage]);
+            if constexpr (kTransposed) {
+                UNROLL
+                for (int box = 0; box < kHopperColumns / kHopperPiece; ++box)
+                    tensor_load_2d(right + uint32_t(box * kPieceBytes), weight, column + box * kHopperPiece, step * kHopperInner,
+                                   full);
+            } else {
+                tensor_load_2d(right, weight, step * kHopperInner, column, full);
+            }
         }
     }
 }
 
 // d [64, 256] of one consumer: the products of a tile. A stage is given back when the products that read it are done, which is
 // known once those of the next have been asked for.
+template <bool kTransposed>
 DEVICE void multiply_tiles(float (&d)[kAccumulators], HopperLinearStorage& storage, RingPlace& place, int steps, int consumer) {
     const bool releases = threadIdx.x % kGroupSize == 0;
     int previous = 0;
     ROLLED
     for (int step = 0; step < steps; ++step, place.advance()) {
-        if (!PLANTED_BUG("linear_forward_hopper: a stage is read before it is full"))
+        if (!PLANTED_BUG("product_hopper: a stage is read before it is full"))
             mbarrier_wait(shared_address(&storage.full[place.stage]), place.parity);
         const uint32_t x = shared_address(storage.x[place.stage]) + uint32_t(consumer * kPieceBytes);
         const uint32_t weight = shared_address(storage.weight[place.stage]);
         wgmma_fence();
         UNROLL
-        for (int part = 0; part < kHopperInner / 16; ++part)
-            wgmma<kHopperColumns, false, false>(d, tile_descriptor(x + 32 * part), tile_descriptor(weight + 32 * part),
-                                                step + part > 0);
+        for (int part = 0; part < kHopperInner / 16; ++part) {
+            const uint64_t right = kTransposed ? tile_descriptor(weight + 16 * kRowBytes * part, kPieceBytes)
+                                               : tile_descriptor(weight + 32 * part);
+            wgmma<kHopperColumns, false, kTransposed>(d, tile_descriptor(x + 32 * part), right, step + part > 0);
+        }
         wgmma_commit();
-        if (PLANTED_BUG("linear_forward_hopper: a stage is given back while it is read")) {
+        if (PLANTED_BUG("product_hopper: a stage is given back while it is read")) {
             if (releases) mbarrier_arrive(shared_address(&storage.empty[place.stage]));
             wgmma_wait<1>();
         } else {
@@ -110,7 +123,7 @@ DEVICE void multiply_tiles(float (&d)[kAccumulators], HopperLinearStorage& stora
     }
     wgmma_wait<0>();
     settle_accumulators(d);
-    if (!PLANTED_BUG("linear_forward_hopper: a stage is given back while it is read") && releases)
+    if (!PLANTED_BUG("product_hopper: a stage is given back while it is read") && releases)
         mbarrier_arrive(shared_address(&storage.empty[previous]));
 }
 
@@ -130,7 +143,7 @@ struct PieceBuffers {
     DEVICE_MEMBER void meet() const { barrier_sync(1 + consumer, kGroupSize); }
     // Waits until the buffer of this turn has been read.
     DEVICE_MEMBER void begin() const {
-        if (!PLANTED_BUG("linear_forward_hopper: a buffer is written while it is stored") && thread == 0) bulk_wait_read<1>();
+        if (!PLANTED_BUG("product_hopper: a buffer is written while it is stored") && thread == 0) bulk_wait_read<1>();
         meet();  // the buffer is free for all
     }
     DEVICE_MEMBER void write(const float (&values)[32]) const {
@@ -145,8 +158,8 @@ struct PieceBuffers {
     }
     // Hands the buffer to the copy engine, and turns to the other.
     DEVICE_MEMBER void store(const TensorMap& map, int row, int column) {
-        if (!PLANTED_BUG("linear_forward_hopper: no fence before a piece is stored")) fence_proxy_async();
-        if (!PLANTED_BUG("linear_forward_hopper: a piece is stored before it is written")) meet();  // written and fenced
+        if (!PLANTED_BUG("product_hopper: no fence before a piece is stored")) fence_proxy_async();
+        if (!PLANTED_BUG("product_hopper: a piece is stored before it is written")) meet();  // written and fenced
         if (thread == 0) {
             tensor_store_2d(map, column, row, address());
             bulk_commit();
@@ -155,12 +168,47 @@ struct PieceBuffers {
     }
 };
 
-// What a finished tile becomes.
+// Brings a piece of a tensor like the result into the buffer of this turn, and hands each value with its own to `combine`. `parity`
+// is that of the consumer's barrier for it.
+template <class Combine>
+DEVICE void combine_piece(float (&values)[32], const PieceBuffers& buffers, const TensorMap& map, int row, int column,
+                          uint32_t& parity, const Combine& combine) {
+    const uint32_t barrier = shared_address(&buffers.storage.beside[buffers.consumer]);
+    if (buffers.thread == 0) {
+        mbarrier_arrive_expect(barrier, kPieceBytes);
+        tensor_load_2d(buffers.address(), map, column, row, barrier);
+    }
+    if (!PLANTED_BUG("product_hopper: the tensor beside is read before it is there")) mbarrier_wait(barrier, parity);
+    parity ^= 1;
+    UNROLL
+    for (int pair = 0; pair < 4; ++pair) {
+        uint32_t registers[4];
+        ldmatrix_x4(registers, buffers.row_address(pair));
+        UNROLL
+        for (int i = 0; i < 4; ++i) {
+            float& low = values[8 * pair + 2 * i];
+            float& high = values[8 * pair + 2 * i + 1];
+            low = combine(low, low_to_float(registers[i]));
+            high = combine(high, high_to_float(registers[i]));
+        }
+    }
+}
+
+// What a finished tile of the forward product becomes.
 struct HopperEpilogue {
     const TensorMap &y, &z, &residual;
     const float *bias, *scale;
     int n, activation;
     bool has_z, has_residual;
+    DEVICE_MEMBER void finish(float (&values)[32], PieceBuffers& buffers, int row, int column, uint32_t& parity) const;
+};
+
+// ... and of the input's gradient.
+struct HopperGradient {
+    const TensorMap &dx, &other;
+    int n, activation;
+    bool has_other;
+    DEVICE_MEMBER void finish(float (&values)[32], PieceBuffers& buffers, int row, int column, uint32_t& parity) const;
 };
 
 // Two neighbouring factors of columns; past the end they are zero, and so is nothing that is stored.
@@ -169,63 +217,60 @@ DEVICE void load_pair(float (&pair)[2], const float* from, int column, int n) {
     pair[1] = column + 1 < n ? __ldg(from + column + 1) : 0.0f;
 }
 
-// One piece of a consumer's rows: bias, z, activation, scale, residual, y. `parity` is that of the residual's barrier.
-DEVICE void finish_piece(float (&values)[32], PieceBuffers& buffers, const HopperEpilogue& epilogue, int row, int column,
-                         uint32_t& parity) {
+// One piece of a consumer's rows: bias, z, activation, scale, residual, y.
+DEVICE_MEMBER void HopperEpilogue::finish(float (&values)[32], PieceBuffers& buffers, int row, int column,
+                                          uint32_t& parity) const {
     const int first = column + buffers.thread % 4 * 2;
-    if (epilogue.bias) {
+    if (bias) {
         UNROLL
         for (int group = 0; group < 8; ++group) {
             float shift[2];
-            load_pair(shift, epilogue.bias, first + 8 * group, epilogue.n);
+            load_pair(shift, bias, first + 8 * group, n);
             UNROLL
             for (int i = 0; i < 4; ++i) values[4 * group + i] += shift[i % 2];
         }
     }
-    if (epilogue.has_z) {
+    if (has_z) {
         buffers.begin();
         buffers.write(values);
-        buffers.store(epilogue.z, row, column);
+        buffers.store(z, row, column);
     }
-    if (epilogue.activation != kNoActivation) {
+    if (activation != kNoActivation) {
         UNROLL
-        for (int i = 0; i < 32; ++i) values[i] = activate<bf16>(epilogue.activation, values[i]);
+        for (int i = 0; i < 32; ++i) values[i] = activate<bf16>(activation, values[i]);
     }
-    if (epilogue.scale) {
+    if (scale) {
         UNROLL
         for (int group = 0; group < 8; ++group) {
             float factor[2];
-            load_pair(factor, epilogue.scale, first + 8 * group, epilogue.n);
+            load_pair(factor, scale, first + 8 * group, n);
             UNROLL
             for (int i = 0; i < 4; ++i) values[4 * group + i] *= factor[i % 2];
         }
     }
     buffers.begin();
-    if (epilogue.has_residual) {
-        const uint32_t barrier = shared_address(&buffers.storage.residual[buffers.consumer]);
-        if (buffers.thread == 0) {
-            mbarrier_arrive_expect(barrier, kPieceBytes);
-            tensor_load_2d(buffers.address(), epilogue.residual, column, row, barrier);
-        }
-        if (!PLANTED_BUG("linear_forward_hopper: the residual is read before it is there")) mbarrier_wait(barrier, parity);
-        parity ^= 1;
-        UNROLL
-        for (int pair = 0; pair < 4; ++pair) {
-            uint32_t registers[4];
-            ldmatrix_x4(registers, buffers.row_address(pair));
-            UNROLL
-            for (int i = 0; i < 4; ++i) {
-                values[8 * pair + 2 * i] += low_to_float(registers[i]);
-                values[8 * pair + 2 * i + 1] += high_to_float(registers[i]);
-            }
-        }
-    }
+    if (has_residual)
+        combine_piece(values, buffers, residual, row, column, parity, [](float value, float before) { return value + before; });
     buffers.write(values);
-    buffers.store(epilogue.y, row, column);
+    buffers.store(y, row, column);
+}
+
+// dx, ⊙ f′(other) or + other.
+DEVICE_MEMBER void HopperGradient::finish(float (&values)[32], PieceBuffers& buffers, int row, int column,
+                                          uint32_t& parity) const {
+    buffers.begin();
+    if (has_other)
+        combine_piece(values, buffers, other, row, column, parity, [&](float value, float beside) {
+            if (activation != kNoActivation) return value * activation_derivative<bf16>(activation, beside);
+            return value + beside;
+        });
+    buffers.write(values);
+    buffers.store(dx, row, column);
 }
 
 // What a consumer does: its 64 rows of each of the block's tiles.
-DEVICE void multiply_and_finish(HopperLinearStorage& storage, const HopperEpilogue& epilogue, int m, int steps, int consumer) {
+template <bool kTransposed, class Epilogue>
+DEVICE void multiply_and_finish(HopperLinearStorage& storage, const Epilogue& epilogue, int m, int steps, int consumer) {
     const HopperTiles tiles(m, epilogue.n);
     RingPlace place{0, 0};
     PieceBuffers buffers{storage, consumer, int(threadIdx.x) % kGroupSize, 0};
@@ -236,7 +281,7 @@ DEVICE void multiply_and_finish(HopperLinearStorage& storage, const HopperEpilog
         int row, column;
         tiles.place(tile, row, column);
         row += consumer * kHopperPiece;
-        multiply_tiles(d, storage, place, steps, consumer);
+        multiply_tiles<kTransposed>(d, storage, place, steps, consumer);
         UNROLL
         for (int piece = 0; piece < kHopperColumns / kHopperPiece; ++piece) {
             const int start = column + piece * kHopperPiece;
@@ -244,10 +289,33 @@ DEVICE void multiply_and_finish(HopperLinearStorage& storage, const HopperEpilog
             float values[32];
             UNROLL
             for (int i = 0; i < 32; ++i) values[i] = d[32 * piece + i];
-            finish_piece(values, buffers, epilogue, row, start, parity);
+            epilogue.finish(values, buffers, row, start, parity);
         }
     }
     if (buffers.thread == 0) bulk_wait<0>();
+}
+
+// Makes the barriers and gives each warpgroup its part.
+template <bool kTransposed, class Epilogue>
+DEVICE void hopper_product(const TensorMap& left, const TensorMap& right, const Epilogue& epilogue, int m, int inner) {
+    SHARED_STORAGE(HopperLinearStorage, storage);
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < kStages; ++stage) {
+            mbarrier_init(shared_address(&storage.full[stage]), 1);
+            mbarrier_init(shared_address(&storage.empty[stage]), kConsumers);
+        }
+        for (int consumer = 0; consumer < kConsumers; ++consumer) mbarrier_init(shared_address(&storage.beside[consumer]), 1);
+        if (!PLANTED_BUG("product_hopper: no fence after the barriers are made")) fence_barrier_init();
+    }
+    __syncthreads();  // the barriers are made
+    const int group = int(threadIdx.x) / kGroupSize, steps = (inner + kHopperInner - 1) / kHopperInner;
+    if (group == 0) {
+        decrease_registers<kProducerRegisters>();
+        if (threadIdx.x == 0) bring_tiles<kTransposed>(storage, left, right, m, epilogue.n, steps);
+    } else {
+        increase_registers<kConsumerRegisters>();
+        multiply_and_finish<kTransposed>(storage, epilogue, m, steps, group - 1);
+    }
 }
 
 // linear_forward_hopper: y = scale · f(x·Wᵀ + bias) + residual, and z = x·Wᵀ + bias where backward wants it.
@@ -266,24 +334,27 @@ extern "C" __global__ void __launch_bounds__(kHopperThreads, 1) linear_forward_h
     const __grid_constant__ TensorMap y, const __grid_constant__ TensorMap z, const __grid_constant__ TensorMap x,
     const __grid_constant__ TensorMap weight, const __grid_constant__ TensorMap residual, const float* bias, const float* scale,
     int m, int n, int k, int activation, int has_z, int has_residual) {
-    SHARED_STORAGE(HopperLinearStorage, storage);
-    if (threadIdx.x == 0) {
-        for (int stage = 0; stage < kStages; ++stage) {
-            mbarrier_init(shared_address(&storage.full[stage]), 1);
-            mbarrier_init(shared_address(&storage.empty[stage]), kConsumers);
-        }
-        for (int consumer = 0; consumer < kConsumers; ++consumer) mbarrier_init(shared_address(&storage.residual[consumer]), 1);
-        if (!PLANTED_BUG("linear_forward_hopper: no fence after the barriers are made")) fence_barrier_init();
-    }
-    __syncthreads();  // the barriers are made
-    const int group = int(threadIdx.x) / kGroupSize, steps = (k + kHopperInner - 1) / kHopperInner;
-    if (group == 0) {
-        decrease_registers<kProducerRegisters>();
-        if (threadIdx.x == 0) bring_tiles(storage, x, weight, m, n, steps);
-    } else {
-        increase_registers<kConsumerRegisters>();
-        const HopperEpilogue epilogue{y, z, residual, bias, scale, n, activation, has_z != 0, has_residual != 0};
-        multiply_and_finish(storage, epilogue, m, steps, group - 1);
-    }
+    const HopperEpilogue epilogue{y, z, residual, bias, scale, n, activation, has_z != 0, has_residual != 0};
+    hopper_product<false>(x, weight, epilogue, m, k);
 }
 KERNEL(linear_forward_hopper_bf16, kHopperThreads, HopperLinearStorage)
+
+// linear_backward_input_hopper: dx = dy·W, then ⊙ f′(z) or + a gradient that is there already.
+// Math     : dx(r,k) = Σ over n of dy(r,n)·W(n,k)     with an activation · f′(other(r,k)), else + other(r,k)
+// Tensors  : by tensor maps, bf16: dy [M,N] boxes 128 × 64 | weight [N,K] boxes 64 × 64, four side by side | dx, other [M,K] boxes
+//            64 × 64; pitches and starts multiples of 16 bytes. other is read only where the flag says so; it may be dx itself
+//            where it is added
+// Grid     : as linear_forward_hopper      Block: as linear_forward_hopper
+// Smem     : as linear_forward_hopper      Registers: 40 a producer, 232 a consumer
+// Work     : 2·M·N·K flop; reads (M·N + N·K)·2 and other, writes M·K·2 B     bound: tensor cores
+// Accuracy : f32 accumulators; f′ in f32 of the stored z by approximate instructions, rounded once, at the end
+// Ragged   : any M; N and K multiples of 8, of which copies past the end read zeros and write nothing
+// Order    : deterministic, one accumulator an element, n ascending
+// Source   : -
+extern "C" __global__ void __launch_bounds__(kHopperThreads, 1) linear_backward_input_hopper_bf16(
+    const __grid_constant__ TensorMap dx, const __grid_constant__ TensorMap dy, const __grid_constant__ TensorMap weight,
+    const __grid_constant__ TensorMap other, int m, int n, int k, int activation, int has_other) {
+    const HopperGradient epilogue{dx, other, k, activation, has_other != 0};
+    hopper_product<true>(dy, weight, epilogue, m, n);
+}
+KERNEL(linear_backward_input_hopper_bf16, kHopperThreads, HopperLinearStorage)

@@ -366,7 +366,7 @@ pub fn tile(
         ));
     }
     let mut tile = vec![[0.0; 16]; extent];
-    let mut take = |plain: u32| -> Result<[f32; 8], String> {
+    let take = |plain: u32| -> Result<[f32; 8], String> {
         let mut bytes = [0; 16];
         shared.read(swizzled(plain, Swizzle::Span128), &mut bytes)?;
         Ok(std::array::from_fn(|i| {

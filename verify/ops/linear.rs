@@ -52,6 +52,28 @@ fn linear_on_hopper_matches_the_reference() {
     check_on_hopper(&case, "linear_forward_hopper_bf16", 3);
 }
 
+/// With the slope of an activation that makes dy, and with a gradient that is there already.
+#[test]
+fn the_input_gradient_on_hopper_matches_the_reference() {
+    let [rows, k, n] = [8450, 40, 24];
+    let mut random = Random::new(4);
+    let case = Case::new("linear_backward_input on Hopper", |tape, v| {
+        let hidden = activation(tape, v[0], Activation::GeluTanh)?;
+        let (first, second) = (
+            linear(tape, hidden, v[1], None)?,
+            linear(tape, v[2], v[1], None)?,
+        );
+        let again = linear(tape, v[2], v[3], None)?;
+        let sum = tape.record_one(Add, &[second, again])?;
+        Ok(vec![out("y", tape.record_one(Add, &[first, sum])?)])
+    })
+    .input("z", [rows, k], random.normals(rows * k, 1.0))
+    .input("weight", [n, k], weights(&mut random, n, k))
+    .input("x", [rows, k], random.normals(rows * k, 1.0))
+    .input("other_weight", [n, k], weights(&mut random, n, k));
+    check_on_hopper(&case, "linear_backward_input_hopper_bf16", 4);
+}
+
 /// Why a product keeps to the portable kernels: its type, its pitch, its size.
 #[test]
 fn products_that_the_hopper_tier_does_not_take_say_why() {

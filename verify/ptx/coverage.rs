@@ -34,6 +34,14 @@ const LARGE: &[(&str, Make, coverage::Record)] = &[
             ops::linear(t.tape(), x, w, None)
         },
     ),
+    (
+        "linear's input of the Hopper tier",
+        coverage::gradients_on_hopper,
+        |t| {
+            let (x, w) = (t.x([8450, 8]), t.frozen([16, 8]));
+            ops::linear(t.tape(), x, w, None)
+        },
+    ),
     ("linear's input", coverage::gradients, |t| {
         let (x, w) = (t.x([1536, 1408]), t.frozen([16, 1408]));
         ops::linear(t.tape(), x, w, None)

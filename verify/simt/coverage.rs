@@ -288,6 +288,11 @@ pub fn program_on_hopper(record: Record, precision: DType) -> Result<Program> {
     compiled(record, true, on_hopper(precision), precision)
 }
 
+/// As [`gradients`], of the Hopper tier.
+pub fn gradients_on_hopper(record: Record, precision: DType) -> Result<Program> {
+    compiled(record, false, on_hopper(precision), precision)
+}
+
 fn on_hopper(precision: DType) -> CompileOptions {
     CompileOptions::new(CompileTarget {
         target: Target::Cuda,

@@ -6,11 +6,14 @@ use rayon::prelude::*;
 
 use super::Activation;
 use super::activation::ActivationBackward;
+use super::hopper::HopperProduct;
 use super::tiles::{Tiling, size};
 use super::widened_rows;
-use crate::launch::{Argument, Launch, kernels};
+use crate::launch::{Argument, Launch, Mapped, kernels};
 use crate::ops::shapes::{expect_float, expect_type, with_columns};
-use crate::tape::{CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Target, with_element};
+use crate::tape::{
+    CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Target, Tier, with_element,
+};
 use crate::tensor::TensorType;
 use keel_base::error::Result;
 use keel_cpu::matmul::{self, Rows, RowsMut, Slope};
@@ -27,6 +30,27 @@ pub(super) struct LinearBackwardInput {
 }
 
 impl LinearBackwardInput {
+    /// The launch on Hopper's own instructions. Where nothing stands beside, the kernel does not look at its map, which is dx's.
+    fn launch_on_hopper(&self, product: HopperProduct, has_other: bool) -> Result<Launch> {
+        let kernel = kernels::LINEAR_BACKWARD_INPUT_HOPPER_BF16;
+        let other = match has_other {
+            true => Mapped::Input(2),
+            false => Mapped::Output(0),
+        };
+        let arguments = vec![
+            Argument::TensorMap(product.result(kernel, Mapped::Output(0))?),
+            Argument::TensorMap(product.left(kernel, Mapped::Input(0))?),
+            Argument::TensorMap(product.weight_as_it_is(kernel, Mapped::Input(1))?),
+            Argument::TensorMap(product.result(kernel, other)?),
+            size(kernel, "the number of rows", product.rows)?,
+            size(kernel, "the inner length", product.inner)?,
+            size(kernel, "the number of columns", product.columns)?,
+            Activation::argument(self.activation),
+            Argument::I32(i32::from(has_other)),
+        ];
+        Ok(Launch::new(kernel, product.blocks(), arguments))
+    }
+
     /// The processor's kernel for values stored as `T`.
     fn compute<T: Element>(&self, args: CpuArgs<'_>) {
         let (rows, columns) = (
@@ -103,13 +127,21 @@ impl Op for LinearBackwardInput {
         &self,
         inputs: &[TensorType],
         outputs: &[TensorType],
-        _: CompileTarget,
+        compile_target: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let (dy, dx) = (inputs[0], outputs[0]);
         if dx.numel() == 0 {
             return Ok(Vec::new());
         }
         let (rows, columns, inner) = (dx.shape.rows(), dx.shape.columns(), dy.shape.columns());
+        let product = HopperProduct {
+            rows,
+            columns,
+            inner,
+        };
+        if product.is_chosen(dy.dtype, compile_target) {
+            return Ok(vec![self.launch_on_hopper(product, inputs.len() > 2)?]);
+        }
         let tiling = Tiling::whole([rows, columns, inner], dy.dtype);
         let kernel = tiling.kernel(kernels::LINEAR_BACKWARD_INPUT_SIZES, dy.dtype)?;
         let arguments = vec![
@@ -124,6 +156,23 @@ impl Op for LinearBackwardInput {
         ];
         let grid = tiling.grid(kernel)?;
         Ok(vec![Launch::on_grid(kernel, grid, arguments)])
+    }
+
+    fn keeps_portable(
+        &self,
+        inputs: &[TensorType],
+        outputs: &[TensorType],
+        tier: Tier,
+    ) -> Option<String> {
+        let product = HopperProduct {
+            rows: outputs[0].shape.rows(),
+            columns: outputs[0].shape.columns(),
+            inner: inputs[0].shape.columns(),
+        };
+        match tier {
+            Tier::Portable => None,
+            Tier::Hopper => product.refusal(inputs[0].dtype),
+        }
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {

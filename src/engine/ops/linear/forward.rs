@@ -54,7 +54,7 @@ impl Linear {
         let arguments = vec![
             Argument::TensorMap(product.result(kernel, Mapped::Output(0))?),
             Argument::TensorMap(product.result(kernel, Mapped::Output(z))?),
-            Argument::TensorMap(product.x(kernel, Mapped::Input(0))?),
+            Argument::TensorMap(product.left(kernel, Mapped::Input(0))?),
             Argument::TensorMap(product.weight(kernel, Mapped::Input(1))?),
             Argument::TensorMap(product.result(kernel, residual)?),
             optional(self.bias()),

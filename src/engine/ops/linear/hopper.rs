@@ -1,5 +1,5 @@
-//! The forward product on Hopper's own instructions (`cuda/linear_sm90.cu`): when it takes the place of the portable kernels, and
-//! its tensor maps.
+//! The forward product and the input's gradient on Hopper's own instructions (`cuda/linear_sm90.cu`): when they take the place of the
+//! portable kernels, and their tensor maps.
 
 use crate::launch::kernels::constants::kernel::MULTIPROCESSORS;
 use crate::launch::kernels::constants::linear_sm90::{
@@ -13,7 +13,7 @@ use keel_base::error::Result;
 /// What the pitches of tensor maps are multiples of, in elements of bf16.
 const PITCH: usize = 8;
 
-/// A product y [rows, columns] = x [rows, inner] · Wᵀ.
+/// A product [rows, columns] = left [rows, inner] · Wᵀ for W [columns, inner], or left · W for W [inner, columns].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HopperProduct {
     pub rows: usize,
@@ -68,8 +68,8 @@ impl HopperProduct {
         self.tiles().min(MULTIPROCESSORS) as u32
     }
 
-    /// x [rows, inner], a tile's rows at once.
-    pub fn x(self, kernel: &KernelEntry, of: Mapped) -> Result<TensorMap> {
+    /// The left operand [rows, inner], a tile's rows at once.
+    pub fn left(self, kernel: &KernelEntry, of: Mapped) -> Result<TensorMap> {
         matrix(
             kernel,
             of,
@@ -82,6 +82,12 @@ impl HopperProduct {
     pub fn weight(self, kernel: &KernelEntry, of: Mapped) -> Result<TensorMap> {
         let shape = [self.columns, self.inner];
         matrix(kernel, of, shape, [HOPPER_INNER, HOPPER_COLUMNS])
+    }
+
+    /// The weight [inner, columns], of whose columns a tile takes several boxes side by side.
+    pub fn weight_as_it_is(self, kernel: &KernelEntry, of: Mapped) -> Result<TensorMap> {
+        let shape = [self.inner, self.columns];
+        matrix(kernel, of, shape, [HOPPER_PIECE, HOPPER_INNER])
     }
 
     /// The result, or what is like it, in the pieces that a warpgroup stores.
