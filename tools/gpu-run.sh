@@ -133,6 +133,15 @@ times() {
     part "time-$1-$2" "${3:-40}" "$bin/kernel-report" --time --json --device "$device" --precision "$2" --shapes $shapes \
         --repeats $repeats --example "$1"
 }
+# The same with portable kernels, on a chip that has others for some of them.
+portable_times() {
+    if [ "$device" = cuda ]; then
+        KEEL_CUDA_TIER=portable part "time-$1-$2-portable" "${3:-40}" "$bin/kernel-report" --time --json --device cuda \
+            --precision "$2" --shapes $shapes --repeats $repeats --example "$1"
+    else
+        left_out "time-$1-$2-portable" "no GPU"
+    fi
+}
 # Ops and steps in PyTorch.
 peers() {
     local kind=$1 limit=$2 peer=$device
@@ -219,6 +228,7 @@ peers ceilings 60 --only ceilings --no-compile
 eight="linear linear_gelu attention layer_norm linear_cross_entropy contrastive_loss swiglu update"
 if [ "$device" != cpu ]; then
     for example in $eight; do times "$example" bf16; done
+    for example in linear linear_gelu; do portable_times "$example" bf16; done
 else
     for example in $eight; do times "$example" f32; done
 fi

@@ -12,6 +12,18 @@ const STEPS: &str = "devices::steps_in_micro_batches_are_the_same_on_every_execu
 
 /// Runs a test of this program with `KEEL_EXPECTED`; rows go to `rows`.
 fn run(test: &str, expected: Option<&str>, rows: &Path, library: &Path, settings: &str) -> Output {
+    run_in(test, expected, rows, library, settings, None)
+}
+
+/// As [`run`], with `KEEL_CUDA_TIER`.
+fn run_in(
+    test: &str,
+    expected: Option<&str>,
+    rows: &Path,
+    library: &Path,
+    settings: &str,
+    tier: Option<&str>,
+) -> Output {
     let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
     command
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
@@ -20,6 +32,9 @@ fn run(test: &str, expected: Option<&str>, rows: &Path, library: &Path, settings
         .env("KEEL_FAKE_CUDA", settings);
     if let Some(expected) = expected {
         command.env("KEEL_EXPECTED", expected);
+    }
+    if let Some(tier) = tier {
+        command.env("KEEL_CUDA_TIER", tier);
     }
     command.output().expect("this program starts")
 }
@@ -115,10 +130,16 @@ fn a_case_of_the_hopper_tier_runs_on_a_gpu_of_that_tier_alone() {
             .iter()
             .any(|name| name == "linear_forward_hopper_bf16")
     );
-    let output = run(test, Some(&read), &rows, driver, "capability=80");
+    for (settings, tier) in [("capability=80", None), ("", Some("portable"))] {
+        let output = run_in(test, Some(&read), &rows, driver, settings, tier);
+        let text = said(&output);
+        let is_left_out = text.contains("not of the Hopper tier");
+        assert!(output.status.success() && is_left_out, "{text}");
+    }
+    let output = run_in(test, Some(&read), &rows, driver, "", Some("ampere"));
     let text = said(&output);
     assert!(
-        output.status.success() && text.contains("not of the Hopper tier"),
+        !output.status.success() && text.contains("KEEL_CUDA_TIER"),
         "{text}"
     );
     assert!(taken(&rows).is_empty());

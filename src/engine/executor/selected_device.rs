@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use super::simt::{Emulator, Options};
 use super::{CpuExecutor, CudaExecutor, Executor, SimtExecutor, cuda};
-use crate::tape::{CompileTarget, Target, Tier};
+use crate::tape::{CompileTarget, Target};
 use crate::tensor::DType;
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_cpu::simd::detected;
@@ -278,7 +278,7 @@ impl SelectedDevice {
             compile_target: CompileTarget {
                 target: Target::Cuda,
                 precision: precision.map_or(DType::Bf16, Precision::on_gpu),
-                tier: Tier::of(found.compute_capability),
+                tier: found.tier,
             },
             runner: Runner::Gpu(found),
             threads,

@@ -12,7 +12,7 @@ use super::memory::DeviceMemory;
 use super::probe::{Found, expect_driver};
 use super::session::CudaSession;
 use crate::program::Program;
-use crate::tape::{CompileTarget, Target, Tier};
+use crate::tape::{CompileTarget, Target};
 use crate::tensor::DType;
 use keel_base::error::Result;
 use keel_ranks::SharedEngine;
@@ -89,7 +89,7 @@ impl Executor for CudaExecutor {
         CompileTarget {
             target: Target::Cuda,
             precision: self.precision,
-            tier: Tier::of(self.gpu.found.compute_capability),
+            tier: self.gpu.found.tier,
         }
     }
 

@@ -9,6 +9,7 @@ use super::super::kernel_table::{self, KernelImage};
 use super::driver::{
     Driver, NO_DEVICE, SEE_DEVICES, cannot_tell, machine_code_needs, too_old, version,
 };
+use crate::tape::Tier;
 use keel_base::error::{Error, Result};
 
 /// Ampere: asynchronous copies, and matrix instructions that take bf16.
@@ -23,6 +24,8 @@ pub struct Found {
     pub name: String,
     /// Major and minor number.
     pub compute_capability: (i32, i32),
+    /// The kernels that programs take there: the chip's own tier, or the portable one where `KEEL_CUDA_TIER=portable` asks.
+    pub tier: Tier,
     /// The CUDA version of the driver, for example 13000.
     pub driver: i32,
     /// Bytes of its memory.
@@ -201,13 +204,15 @@ fn device(driver: &Driver, version: i32, ordinal: i32) -> Result<(Found, bool)> 
             text.expect("the last byte is a zero that the driver was not allowed to overwrite");
         text.to_string_lossy().into_owned()
     });
+    let compute_capability = (
+        required(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        required(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+    );
     let found = Found {
         ordinal,
         name,
-        compute_capability: (
-            required(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-            required(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-        ),
+        compute_capability,
+        tier: tier(compute_capability)?,
         driver: version,
         memory_bytes: memory_bytes as u64,
         multiprocessors: required(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
@@ -219,6 +224,19 @@ fn device(driver: &Driver, version: i32, ordinal: i32) -> Result<(Found, bool)> 
     };
     let mode = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_MODE).unwrap_or(0);
     Ok((found, mode == PROHIBITED))
+}
+
+/// The tier of a chip's programs, by `KEEL_CUDA_TIER`.
+///
+/// # Errors
+/// [`Error::Setting`] where that variable has another value than `auto` or `portable`.
+fn tier(compute_capability: (i32, i32)) -> Result<Tier> {
+    let asked = std::env::var("KEEL_CUDA_TIER").unwrap_or_default();
+    match asked.as_str() {
+        "" | "auto" => Ok(Tier::of(compute_capability)),
+        "portable" => Ok(Tier::Portable),
+        other => Err(Error::setting("KEEL_CUDA_TIER", "auto or portable", other)),
+    }
 }
 
 /// CU_COMPUTEMODE_PROHIBITED.
