@@ -358,3 +358,163 @@ extern "C" __global__ void __launch_bounds__(kHopperThreads, 1) linear_backward_
     hopper_product<true>(dy, weight, epilogue, m, n);
 }
 KERNEL(linear_backward_input_hopper_bf16, kHopperThreads, HopperLinearStorage)
+
+// ---- The weight's gradient: both operands lie with the summed rows outside, and the sum is split ----
+
+constexpr int kOnesBytes = 8 * kRowBytes;
+
+struct HopperWeightStorage {
+    alignas(1024) unsigned char dy[kStages][kRowsBytes];
+    alignas(1024) unsigned char x[kStages][kColumnsBytes];
+    alignas(1024) unsigned char ones[kOnesBytes];
+    alignas(8) uint64_t full[kStages], empty[kStages];
+};
+
+// What a block does in turn: a tile of dW and the rows that one split of its sum takes, in steps of 64.
+struct HopperUnits {
+    HopperTiles tiles;
+    int steps, all_steps;
+    DEVICE_MEMBER HopperUnits(int m, int n, int k, int steps)
+        : tiles(n, k), steps(steps), all_steps((m + kHopperInner - 1) / kHopperInner) {}
+    DEVICE_MEMBER int splits() const { return (all_steps + steps - 1) / steps; }
+    DEVICE_MEMBER int count() const { return tiles.count() * splits(); }
+    DEVICE_MEMBER int split(int unit) const { return unit / tiles.count(); }
+    DEVICE_MEMBER void place(int unit, int& row, int& column) const { tiles.place(unit % tiles.count(), row, column); }
+    // Steps of a unit; the last split may have fewer.
+    DEVICE_MEMBER int steps_of(int unit) const { return min(steps, all_steps - split(unit) * steps); }
+};
+
+// One thread brings two boxes of dy and four of x, 64 rows each.
+DEVICE void bring_rows(HopperWeightStorage& storage, const TensorMap& dy, const TensorMap& x, const HopperUnits& units) {
+    RingPlace place{0, 0};
+    for (int unit = int(blockIdx.x); unit < units.count(); unit += int(gridDim.x)) {
+        int row, column;
+        units.place(unit, row, column);
+        const int steps = units.steps_of(unit), first = units.split(unit) * units.steps;
+        ROLLED
+        for (int step = 0; step < steps; ++step, place.advance()) {
+            const uint32_t full = shared_address(&storage.full[place.stage]);
+            if (!PLANTED_BUG("weight_hopper: a stage is filled before it is free"))
+                mbarrier_wait(shared_address(&storage.empty[place.stage]), place.parity ^ 1);
+            mbarrier_arrive_expect(full, kRowsBytes + kColumnsBytes);
+            const int at = (first + step) * kHopperInner;
+            const uint32_t left = shared_address(storage.dy[place.stage]), right = shared_address(storage.x[place.stage]);
+            UNROLL
+            for (int box = 0; box < kHopperRows / kHopperPiece; ++box)
+                tensor_load_2d(left + uint32_t(box * kPieceBytes), dy, row + box * kHopperPiece, at, full);
+            UNROLL
+            for (int box = 0; box < kHopperColumns / kHopperPiece; ++box)
+                tensor_load_2d(right + uint32_t(box * kPieceBytes), x, column + box * kHopperPiece, at, full);
+        }
+    }
+}
+
+// d [64, 256] of one consumer, and with `kSums` the sums of its 64 columns of dy, which are products with ones.
+template <bool kSums>
+DEVICE void multiply_rows(float (&d)[kAccumulators], float (&sums)[4], HopperWeightStorage& storage, RingPlace& place, int steps,
+                          int consumer) {
+    const bool releases = threadIdx.x % kGroupSize == 0;
+    const uint64_t ones = tile_descriptor(shared_address(storage.ones));
+    int previous = 0;
+    ROLLED
+    for (int step = 0; step < steps; ++step, place.advance()) {
+        if (!PLANTED_BUG("weight_hopper: a stage is read before it is full"))
+            mbarrier_wait(shared_address(&storage.full[place.stage]), place.parity);
+        const uint32_t left = shared_address(storage.dy[place.stage]) + uint32_t(consumer * kPieceBytes);
+        const uint32_t right = shared_address(storage.x[place.stage]);
+        wgmma_fence();
+        UNROLL
+        for (int part = 0; part < kHopperInner / 16; ++part) {
+            const uint64_t a = tile_descriptor(left + 16 * kRowBytes * part, kPieceBytes);
+            wgmma<kHopperColumns, true, true>(d, a, tile_descriptor(right + 16 * kRowBytes * part, kPieceBytes), step + part > 0);
+            if constexpr (kSums) wgmma<8, true, false>(sums, a, ones, step + part > 0);
+        }
+        wgmma_commit();
+        wgmma_wait<1>();
+        if (step > 0 && releases) mbarrier_arrive(shared_address(&storage.empty[previous]));
+        previous = place.stage;
+    }
+    wgmma_wait<0>();
+    settle_accumulators(d);
+    if constexpr (kSums) settle_accumulators(sums);
+    if (releases) mbarrier_arrive(shared_address(&storage.empty[previous]));
+}
+
+// What a consumer does: 64 rows of dW of each of the block's units, from registers to memory; four lanes fill 32 bytes.
+DEVICE void multiply_and_add(HopperWeightStorage& storage, float* dw, float* part_sums, const float* addend,
+                             const HopperUnits& units, int n, int k, int consumer) {
+    RingPlace place{0, 0};
+    const int thread = int(threadIdx.x) % kGroupSize, lane = thread % kWarpLanes;
+    float d[kAccumulators], sums[4];
+    ROLLED
+    for (int unit = int(blockIdx.x); unit < units.count(); unit += int(gridDim.x)) {
+        int row, column;
+        units.place(unit, row, column);
+        const int split = units.split(unit), first = row + consumer * kHopperPiece + thread / kWarpLanes * 16 + lane / 4;
+        const bool has_sums = part_sums && column == 0;
+        if (has_sums) {
+            multiply_rows<true>(d, sums, storage, place, units.steps_of(unit), consumer);
+            UNROLL
+            for (int half = 0; half < 2; ++half)
+                if (lane % 4 == 0 && first + 8 * half < n) part_sums[int64_t(split) * n + first + 8 * half] = sums[2 * half];
+        } else {
+            multiply_rows<false>(d, sums, storage, place, units.steps_of(unit), consumer);
+        }
+        UNROLL
+        for (int group = 0; group < kHopperColumns / 8; ++group) {
+            const int at = column + 8 * group + lane % 4 * 2;
+            UNROLL
+            for (int half = 0; half < 2; ++half) {
+                const int out = first + 8 * half;
+                if (out >= n || at >= k) continue;
+                float2 pair = make_float2(d[4 * group + 2 * half], d[4 * group + 2 * half + 1]);
+                const int64_t offset = int64_t(out) * k + at;
+                if (addend) {
+                    pair.x += addend[offset];
+                    pair.y += addend[offset + 1];
+                }
+                *reinterpret_cast<float2*>(dw + int64_t(split) * n * k + offset) = pair;
+            }
+        }
+    }
+}
+
+// linear_backward_weight_hopper: dW = dyᵀ·x (+ addend), and parts of db = Σ over rows of dy.
+// Math     : dW(n,k) = Σ over r of dy(r,n)·x(r,k)     db(n) = Σ over r of dy(r,n)
+// Tensors  : by tensor maps, bf16: dy [M,N], x [M,K], boxes 64 × 64; pitches and starts multiples of 16 bytes | addend f32 [N,K] or
+//            null, dw itself too | dw f32 [splits,N,K] | sums f32 [splits,N] or null
+// Grid     : at most one block for each of 132 multiprocessors, which take a tile of 128 × 256 and one split in turn
+//            Block: 384 threads = 3 warpgroups
+// Smem     : 4 stages of 48 KB, 1 KB of ones, barriers: 193.1 KB      Registers: 40 a producer, 232 a consumer
+// Work     : 2·M·N·K flop, 3 % of a tile more with sums; reads (M·N + M·K)·2, writes N·K·4 B a split     bound: tensor cores
+// Accuracy : f32 accumulators over M / splits rows; split parts are summed in f32
+// Ragged   : any M; N and K multiples of 8
+// Order    : deterministic: rows ascending within a split, splits in order (linear_sum_f32)
+// Source   : -
+extern "C" __global__ void __launch_bounds__(kHopperThreads, 1) linear_backward_weight_hopper_bf16(
+    float* dw, float* sums, const float* addend, const __grid_constant__ TensorMap dy, const __grid_constant__ TensorMap x, int m,
+    int n, int k, int steps) {
+    SHARED_STORAGE(HopperWeightStorage, storage);
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < kStages; ++stage) {
+            mbarrier_init(shared_address(&storage.full[stage]), 1);
+            mbarrier_init(shared_address(&storage.empty[stage]), kConsumers);
+        }
+        fence_barrier_init();
+    }
+    constexpr uint32_t kTwoOnes = 0x3f803f80;
+    for (int i = int(threadIdx.x); i < kOnesBytes / 4; i += kHopperThreads)
+        *reinterpret_cast<uint32_t*>(storage.ones + 4 * i) = kTwoOnes;
+    if (!PLANTED_BUG("weight_hopper: no fence after the ones are written")) fence_proxy_async();
+    __syncthreads();  // the barriers are made, the ones are written and fenced
+    const HopperUnits units(m, n, k, steps);
+    const int group = int(threadIdx.x) / kGroupSize;
+    if (group == 0) {
+        decrease_registers<kProducerRegisters>();
+        if (threadIdx.x == 0) bring_rows(storage, dy, x, units);
+    } else {
+        increase_registers<kConsumerRegisters>();
+        multiply_and_add(storage, dw, sums, addend, units, n, k, group - 1);
+    }
+}
+KERNEL(linear_backward_weight_hopper_bf16, kHopperThreads, HopperWeightStorage)

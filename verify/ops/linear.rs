@@ -74,6 +74,20 @@ fn the_input_gradient_on_hopper_matches_the_reference() {
     check_on_hopper(&case, "linear_backward_input_hopper_bf16", 4);
 }
 
+/// Of 34 tiles in two splits each, with db and without a gradient to add to.
+#[test]
+fn the_weight_gradient_on_hopper_matches_the_reference() {
+    let [rows, k, n] = [512, 8, 4304];
+    let mut random = Random::new(5);
+    let case = Case::new("linear_backward_weight on Hopper", |tape, v| {
+        Ok(vec![out("y", linear(tape, v[0], v[1], Some(v[2]))?)])
+    })
+    .input("x", [rows, k], random.normals(rows * k, 1.0))
+    .input("weight", [n, k], weights(&mut random, n, k))
+    .input("bias", [n], random.normals(n, 1.0));
+    check_on_hopper(&case, "linear_backward_weight_hopper_bf16", 5);
+}
+
 /// Why a product keeps to the portable kernels: its type, its pitch, its size.
 #[test]
 fn products_that_the_hopper_tier_does_not_take_say_why() {

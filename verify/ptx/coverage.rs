@@ -42,6 +42,14 @@ const LARGE: &[(&str, Make, coverage::Record)] = &[
             ops::linear(t.tape(), x, w, None)
         },
     ),
+    (
+        "linear's weight of the Hopper tier",
+        coverage::gradients_on_hopper,
+        |t| {
+            let (x, w, b) = (t.frozen([512, 8]), t.x([4304, 8]), t.x([4304]));
+            ops::linear(t.tape(), x, w, Some(b))
+        },
+    ),
     ("linear's input", coverage::gradients, |t| {
         let (x, w) = (t.x([1536, 1408]), t.frozen([16, 1408]));
         ops::linear(t.tape(), x, w, None)

@@ -1,14 +1,14 @@
 //! The products of the Hopper tier against the portable ones, launch by launch on shapes too small for an op to choose them: the
 //! same bits under every schedule, and every bug planted where its threads and agents wait for each other is caught.
 
-use super::emulator;
+use super::{buffer, emulator, product, transposed, whole};
 use crate::harness::Random;
 use keel::error::Result;
 use keel::executor::kernel_table::IMAGES;
 use keel::executor::simt::{Argument, Buffer, Element, Emulator, Kernel, Options};
 use keel::launch::kernels::{
     LINEAR_BACKWARD_INPUT_HOPPER_BF16, LINEAR_BACKWARD_INPUT_SMALL_BF16,
-    LINEAR_FORWARD_HOPPER_BF16, LINEAR_FORWARD_SMALL_BF16,
+    LINEAR_BACKWARD_WEIGHT_HOPPER_BF16, LINEAR_FORWARD_HOPPER_BF16, LINEAR_FORWARD_SMALL_BF16,
 };
 use keel::launch::{Mapped, Swizzle, TensorMap, TensorMapShape};
 use keel::tensor::DType;
@@ -408,6 +408,164 @@ fn bugs_planted_in_the_product_on_hopper_are_caught() {
     }
 }
 
+/// A weight's gradient of whole numbers, of which every sum is exact: dW [columns, inner] and db over `rows`, `steps` of 64 a split.
+#[derive(Clone, Copy, Debug)]
+struct WeightTrial {
+    rows: usize,
+    columns: usize,
+    inner: usize,
+    steps: usize,
+    adds: bool,
+    blocks: u32,
+}
+
+const WEIGHT_TRIALS: [WeightTrial; 4] = [
+    WeightTrial {
+        rows: 200,
+        columns: 328,
+        inner: 136,
+        steps: 2,
+        adds: false,
+        blocks: 5,
+    },
+    WeightTrial {
+        rows: 1,
+        columns: 8,
+        inner: 8,
+        steps: 1,
+        adds: true,
+        blocks: 1,
+    },
+    WeightTrial {
+        rows: 700,
+        columns: 136,
+        inner: 264,
+        steps: 3,
+        adds: false,
+        blocks: 3,
+    },
+    WeightTrial {
+        rows: 256,
+        columns: 64,
+        inner: 520,
+        steps: 4,
+        adds: true,
+        blocks: 2,
+    },
+];
+
+impl WeightTrial {
+    /// dW and db, with their parts added, as they are and as they must be.
+    fn run(&self, emulator: &Emulator, options: &Options<'_>) -> Result<[Vec<f32>; 2]> {
+        let mut random = Random::new(13);
+        let dy = whole(&mut random, self.rows, self.columns, 3, false);
+        let x = whole(&mut random, self.rows, self.inner, 3, false);
+        let before = whole(&mut random, self.columns, self.inner, 9, false);
+        let count = self.columns * self.inner;
+        let mut right = product(
+            &transposed(&dy, self.rows, self.columns),
+            &x,
+            self.columns,
+            self.inner,
+            self.rows,
+        );
+        if self.adds {
+            right
+                .iter_mut()
+                .zip(&before)
+                .for_each(|(sum, before)| *sum += *before as f32);
+        }
+        let db = |n: usize| {
+            (0..self.rows)
+                .map(|r| dy[r * self.columns + n] as f32)
+                .sum::<f32>()
+        };
+        right.extend((0..self.columns).map(db));
+
+        let splits = self.rows.div_ceil(64).div_ceil(self.steps);
+        let (dy, x) = (
+            buffer(emulator, Element::Bf16, &dy)?,
+            buffer(emulator, Element::Bf16, &x)?,
+        );
+        let mut dw = emulator.allocate(Element::F32, splits * count)?;
+        if self.adds {
+            let before: Vec<f32> = before.iter().map(|x| *x as f32).collect();
+            dw.write(&before)?;
+        }
+        let sums = emulator.allocate(Element::F32, splits * self.columns)?;
+        let size = |value: usize| Argument::I32(value as i32);
+        let arguments = [
+            Argument::whole(&dw),
+            Argument::whole(&sums),
+            match self.adds {
+                true => Argument::whole(&dw),
+                false => Argument::Null,
+            },
+            map(&dy, [self.rows, self.columns], 64, false)?,
+            map(&x, [self.rows, self.inner], 64, false)?,
+            size(self.rows),
+            size(self.columns),
+            size(self.inner),
+            size(self.steps),
+        ];
+        let kernel = emulator.kernel(LINEAR_BACKWARD_WEIGHT_HOPPER_BF16.name)?;
+        let block = [kernel.threads.expect("its blocks are fixed"), 1, 1];
+        let options = Options {
+            shared_limit: Options::for_kernel(LINEAR_BACKWARD_WEIGHT_HOPPER_BF16).shared_limit,
+            ..*options
+        };
+        let (grid, bytes) = ([self.blocks, 1, 1], kernel.shared_bytes);
+        emulator.launch(&kernel, grid, block, bytes, &arguments, &options)?;
+        let added = |parts: Vec<f32>, each: usize| -> Vec<f32> {
+            (0..each)
+                .map(|i| parts.iter().skip(i).step_by(each).sum())
+                .collect()
+        };
+        let mut found = added(dw.read()?, count);
+        found.extend(added(sums.read()?, self.columns));
+        Ok([found, right])
+    }
+}
+
+#[test]
+fn the_weight_gradient_on_hopper_is_exact_on_whole_numbers_under_every_schedule() {
+    let Some(emulator) = emulator() else { return };
+    for trial in WEIGHT_TRIALS {
+        for options in Options::proof(7) {
+            let [found, right] = trial
+                .run(&emulator, &options)
+                .unwrap_or_else(|problem| panic!("{trial:?} under {options:?}: {problem}"));
+            assert!(found == right, "{trial:?} under {options:?}");
+        }
+    }
+}
+
+#[test]
+fn bugs_planted_in_the_weight_gradient_on_hopper_are_caught() {
+    let Some(emulator) = emulator() else { return };
+    let bugs = [
+        "a stage is filled before it is free",
+        "a stage is read before it is full",
+    ];
+    let checked = ["no fence after the ones are written"];
+    let checked = checked.iter().filter(|_| emulator.is_checked());
+    for bug in bugs.iter().chain(checked) {
+        let bug = format!("weight_hopper: {bug}");
+        let mut caught = 0;
+        for options in Options::proof(5) {
+            let options = Options {
+                planted_bug: Some(&bug),
+                ..options
+            };
+            caught += usize::from(match WEIGHT_TRIALS[2].run(&emulator, &options) {
+                Ok([found, right]) => found != right,
+                Err(problem) => !problem.to_string().contains("PLANTED_BUG"),
+            });
+        }
+        assert!(caught > 0, "{bug} is not caught");
+    }
+}
+
 #[test]
 fn their_machine_code_multiplies_by_warpgroups_and_copies_by_tensor_maps() {
     let image = IMAGES.iter().find(|image| image.stem == "linear_sm90");
@@ -415,11 +573,13 @@ fn their_machine_code_multiplies_by_warpgroups_and_copies_by_tensor_maps() {
         return eprintln!("not run: this program was built without nvcc or its disassembler");
     };
     // Of 64 along k four products of 16. Boxes of a stage, and what stands beside of four pieces; z and y, or dx, of four pieces.
+    // The weight's gradient has its loop with sums of columns, which are four products more, and without.
     let kernels = [
-        (LINEAR_FORWARD_HOPPER_BF16, 2 + 4, 2 * 4),
-        (LINEAR_BACKWARD_INPUT_HOPPER_BF16, 1 + 4 + 4, 4),
+        (LINEAR_FORWARD_HOPPER_BF16, 4, 2 + 4, 2 * 4),
+        (LINEAR_BACKWARD_INPUT_HOPPER_BF16, 4, 1 + 4 + 4, 4),
+        (LINEAR_BACKWARD_WEIGHT_HOPPER_BF16, 3 * 4, 2 + 4, 0),
     ];
-    for (kernel, loads, stores) in kernels {
+    for (kernel, products, loads, stores) in kernels {
         let mut lines = image.census.lines();
         let line = lines.find(|line| line.split(' ').any(|word| word == kernel.name));
         let line = line.expect("the image holds the kernel");
@@ -431,7 +591,7 @@ fn their_machine_code_multiplies_by_warpgroups_and_copies_by_tensor_maps() {
                 .sum::<usize>()
         };
         for (name, times) in [
-            ("HGMMA", 4),
+            ("HGMMA", products),
             ("UTMALDG", loads),
             ("UTMASTG", stores),
             ("HMMA", 0),
@@ -449,5 +609,5 @@ fn their_machine_code_multiplies_by_warpgroups_and_copies_by_tensor_maps() {
         .ptxas
         .matches(" 0 bytes spill stores, 0 bytes spill loads")
         .count();
-    assert_eq!((spills, without), (2, 2), "{}", image.ptxas);
+    assert_eq!((spills, without), (3, 3), "{}", image.ptxas);
 }

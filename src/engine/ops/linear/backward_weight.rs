@@ -1,12 +1,15 @@
 //! dW = dyᵀ·x with db = Σ over rows of dy, and that sum alone.
 
 use super::backward_input::copy;
+use super::hopper::HopperWeight;
 use super::tiles::{Tiling, size};
 use crate::launch::kernels::constants::kernel::{MULTIPROCESSORS, WARP_LANES};
 use crate::launch::kernels::constants::linear::ELEMENTWISE_THREADS;
-use crate::launch::{Argument, KernelEntry, Launch, blocks, index, kernels, vector};
+use crate::launch::{Argument, KernelEntry, Launch, Mapped, blocks, index, kernels, vector};
 use crate::ops::shapes::expect_float;
-use crate::tape::{CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Target, with_element};
+use crate::tape::{
+    CompileTarget, Cost, CpuArgs, Element, Op, ReferenceArgs, Target, Tier, with_element,
+};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 use keel_cpu::matmul::{self, Rows, RowsMut};
@@ -21,6 +24,53 @@ pub(super) struct LinearBackwardWeight {
 }
 
 impl LinearBackwardWeight {
+    /// The product by its types.
+    fn on_hopper(&self, dy: TensorType, x: TensorType) -> HopperWeight {
+        HopperWeight {
+            rows: dy.shape.rows(),
+            columns: dy.shape.columns(),
+            inner: x.shape.columns(),
+        }
+    }
+
+    /// The launches on Hopper's own instructions: the product, whose parts and sums of columns are then added in order.
+    fn launches_on_hopper(&self, product: HopperWeight) -> Result<Vec<Launch>> {
+        let kernel = kernels::LINEAR_BACKWARD_WEIGHT_HOPPER_BF16;
+        let splits = product.splits();
+        let parts = Argument::workspace(DType::F32);
+        let sums = Argument::Workspace {
+            offset: product.part_elements() * size_of::<f32>(),
+            element: DType::F32,
+        };
+        let addend = if self.accumulates {
+            Argument::input(2)
+        } else {
+            Argument::Null
+        };
+        let is_split = splits > 1;
+        let arguments = vec![
+            if is_split { parts } else { Argument::output(0) },
+            if self.has_bias { sums } else { Argument::Null },
+            if is_split { Argument::Null } else { addend },
+            Argument::TensorMap(product.operand(kernel, Mapped::Input(0), product.columns)?),
+            Argument::TensorMap(product.operand(kernel, Mapped::Input(1), product.inner)?),
+            size(kernel, "the number of rows", product.rows)?,
+            size(kernel, "the number of columns", product.columns)?,
+            size(kernel, "the inner length", product.inner)?,
+            index(kernel, "the number of steps", product.steps())?,
+        ];
+        let mut launches = vec![Launch::new(kernel, product.blocks(), arguments)];
+        if is_split {
+            let count = product.columns * product.inner;
+            launches.push(sum(Argument::output(0), parts, addend, count, splits)?);
+        }
+        if self.has_bias {
+            let (db, count) = (Argument::output(1), product.columns);
+            launches.push(sum(db, sums, Argument::Null, count, splits)?);
+        }
+        Ok(launches)
+    }
+
     /// The processor's kernel for values stored as `T`.
     fn compute<T: Element>(&self, args: CpuArgs<'_>) {
         let (dy, x) = (args.inputs.of::<T>(0), args.inputs.of::<T>(1));
@@ -118,9 +168,13 @@ impl Op for LinearBackwardWeight {
         &self,
         inputs: &[TensorType],
         _outputs: &[TensorType],
-        _: CompileTarget,
+        compile_target: CompileTarget,
     ) -> Result<Vec<Launch>> {
         let (dy, x) = (inputs[0], inputs[1]);
+        let on_hopper = self.on_hopper(dy, x);
+        if on_hopper.is_chosen(dy.dtype, compile_target) {
+            return self.launches_on_hopper(on_hopper);
+        }
         let product = BackwardWeight {
             rows: dy.shape.rows(),
             columns: dy.shape.columns(),
@@ -142,6 +196,20 @@ impl Op for LinearBackwardWeight {
         product.launches(kernel, operands)
     }
 
+    fn keeps_portable(
+        &self,
+        inputs: &[TensorType],
+        _outputs: &[TensorType],
+        tier: Tier,
+    ) -> Option<String> {
+        match tier {
+            Tier::Portable => None,
+            Tier::Hopper => self
+                .on_hopper(inputs[0], inputs[1])
+                .refusal(inputs[0].dtype),
+        }
+    }
+
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
         let product = 2.0 * inputs[0].numel() as f64 * inputs[1].shape.columns() as f64;
         let bias = if self.has_bias { inputs[0].numel() } else { 0 };
@@ -159,7 +227,11 @@ impl Op for LinearBackwardWeight {
         compile_target: CompileTarget,
     ) -> usize {
         let (dy, x) = (inputs[0].shape, inputs[1].shape);
+        let on_hopper = self.on_hopper(inputs[0], inputs[1]);
         match compile_target.target {
+            Target::Cuda if on_hopper.is_chosen(inputs[0].dtype, compile_target) => {
+                on_hopper.workspace(self.has_bias)
+            }
             Target::Cpu { .. } => {
                 let (rows, inner, columns) = (dy.rows(), x.columns(), dy.columns());
                 matmul::linear_backward_weight_workspace(rows, inner, columns) * size_of::<f32>()

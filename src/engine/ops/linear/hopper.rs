@@ -1,5 +1,5 @@
-//! The forward product and the input's gradient on Hopper's own instructions (`cuda/linear_sm90.cu`): when they take the place of the
-//! portable kernels, and their tensor maps.
+//! The products of linear layers on Hopper's own instructions (`cuda/linear_sm90.cu`): when they take the place of the portable kernels,
+//! how a weight's gradient is split, and their tensor maps.
 
 use crate::launch::kernels::constants::kernel::MULTIPROCESSORS;
 use crate::launch::kernels::constants::linear_sm90::{
@@ -34,15 +34,9 @@ impl HopperProduct {
             columns,
             inner,
         } = self;
-        if dtype != DType::Bf16 {
-            return Some(format!("values of {dtype}, where wgmma is used for bf16"));
-        }
-        for (what, size) in [("inner length", inner), ("number of columns", columns)] {
-            if size == 0 || !size.is_multiple_of(PITCH) {
-                return Some(format!(
-                    "{what} {size}, where tensor maps want a multiple of {PITCH}"
-                ));
-            }
+        let pitches = [("inner length", inner), ("number of columns", columns)];
+        if let Some(refusal) = refusal_of(dtype, pitches) {
+            return Some(refusal);
         }
         // Of the portable kernels' tiles of half the size, twice as many run in one turn then, each in half the time.
         if 2 * self.tiles() <= MULTIPROCESSORS {
@@ -94,6 +88,127 @@ impl HopperProduct {
     pub fn result(self, kernel: &KernelEntry, of: Mapped) -> Result<TensorMap> {
         let shape = [self.rows, self.columns];
         matrix(kernel, of, shape, [HOPPER_PIECE; 2])
+    }
+}
+
+/// Why values or pitches keep to the portable kernels.
+fn refusal_of(dtype: DType, pitches: [(&str, usize); 2]) -> Option<String> {
+    if dtype != DType::Bf16 {
+        return Some(format!("values of {dtype}, where wgmma is used for bf16"));
+    }
+    let mut pitches = pitches.into_iter();
+    let wrong = pitches.find(|(_, size)| *size == 0 || !size.is_multiple_of(PITCH));
+    wrong.map(|(what, size)| format!("{what} {size}, where tensor maps want a multiple of {PITCH}"))
+}
+
+/// Clocks in which the tensor cores of a multiprocessor multiply a step of a tile: 2 · 128 · 256 · 64 operations, 4096 a clock.
+const STEP_CLOCKS: f64 = 1024.0;
+
+/// Bytes that an H100's memory moves in a clock: 3.35 TB/s at 1.83 GHz.
+const CLOCK_BYTES: f64 = 1830.0;
+
+/// How much longer than the best number of splits a smaller one may take: parts need memory of their own.
+const SLOWER: f64 = 1.05;
+
+/// The fewest steps of a split: below that, writing and adding the parts costs more than it saves.
+const FEWEST_STEPS: usize = 4;
+
+/// A weight's gradient [columns, inner] as a sum over `rows`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HopperWeight {
+    pub rows: usize,
+    pub columns: usize,
+    pub inner: usize,
+}
+
+impl HopperWeight {
+    fn tiles(self) -> usize {
+        self.columns.div_ceil(HOPPER_ROWS) * self.inner.div_ceil(HOPPER_COLUMNS)
+    }
+
+    fn all_steps(self) -> usize {
+        self.rows.div_ceil(HOPPER_INNER)
+    }
+
+    /// Steps of 64 rows that a split takes; the last may have fewer. From the shape alone and for 132 multiprocessors, as a split
+    /// decides a sum's bits.
+    pub fn steps(self) -> usize {
+        let all = self.all_steps();
+        let most = (all / FEWEST_STEPS).clamp(1, 2 * MULTIPROCESSORS);
+        let time = |splits: usize| {
+            let steps = all.div_ceil(splits);
+            let splits = all.div_ceil(steps.max(1));
+            let turns = (self.tiles() * splits).div_ceil(MULTIPROCESSORS);
+            let parts = if splits > 1 { 2 * splits } else { 0 };
+            let bytes = (parts * self.columns * self.inner * DType::F32.size()) as f64;
+            (turns * steps) as f64 * STEP_CLOCKS + bytes / CLOCK_BYTES
+        };
+        let best = (1..=most).map(time).fold(f64::INFINITY, f64::min);
+        let splits = (1..=most).find(|splits| time(*splits) <= SLOWER * best);
+        all.div_ceil(splits.unwrap_or(1)).max(1)
+    }
+
+    /// How many parts that makes of the sum.
+    pub fn splits(self) -> usize {
+        self.all_steps().div_ceil(self.steps())
+    }
+
+    /// As [`HopperProduct::refusal`].
+    pub fn refusal(self, dtype: DType) -> Option<String> {
+        let HopperWeight {
+            rows,
+            columns,
+            inner,
+        } = self;
+        let pitches = [("inner length", inner), ("number of columns", columns)];
+        if let Some(refusal) = refusal_of(dtype, pitches) {
+            return Some(refusal);
+        }
+        let units = self.tiles() * self.splits();
+        (2 * units <= MULTIPROCESSORS).then(|| {
+            format!(
+                "{units} parts of tiles of {columns} × {inner} over {rows} rows, where {MULTIPROCESSORS} multiprocessors have a \
+                 turn of smaller ones"
+            )
+        })
+    }
+
+    /// Whether a target's program takes the tier's kernel.
+    pub fn is_chosen(self, dtype: DType, compile_target: CompileTarget) -> bool {
+        compile_target.tier == Tier::Hopper && self.refusal(dtype).is_none()
+    }
+
+    /// Blocks, which take a tile and a split in turn.
+    pub fn blocks(self) -> u32 {
+        (self.tiles() * self.splits()).min(MULTIPROCESSORS) as u32
+    }
+
+    /// Elements of the parts of dW in the workspace; none when there is only one. Behind them lie those of db.
+    pub fn part_elements(self) -> usize {
+        match self.splits() {
+            1 => 0,
+            splits => splits * self.columns * self.inner,
+        }
+    }
+
+    /// Bytes of workspace: the parts of dW, then those of db where it is wanted.
+    pub fn workspace(self, has_bias: bool) -> usize {
+        let sums = if has_bias {
+            self.splits() * self.columns
+        } else {
+            0
+        };
+        (self.part_elements() + sums) * DType::F32.size()
+    }
+
+    /// dy [rows, columns] or x [rows, inner], in boxes that lie side by side.
+    pub fn operand(self, kernel: &KernelEntry, of: Mapped, columns: usize) -> Result<TensorMap> {
+        matrix(
+            kernel,
+            of,
+            [self.rows, columns],
+            [HOPPER_PIECE, HOPPER_INNER],
+        )
     }
 }
 
