@@ -15,6 +15,7 @@
 use super::recipe::{Dealing, Stage};
 use super::run::StepNumbers;
 use super::stage::MicroWeight;
+use super::step_program::parts_of_distillation;
 use keel_base::clock::Stopwatch;
 use keel_base::error::Result;
 use keel_data::batch::{Batch, SampleInfo};
@@ -149,12 +150,8 @@ impl GradientAccumulator {
         if is_alone {
             self.loss += f64::from(weight.own) * scalar("loss")?;
         }
-        // A mean over a rank's images: of that over the images of all ranks it is an equal part, of its own micro-batch's the whole.
-        let ranks = match &self.parts {
-            Some(_) => 1,
-            None => session.program().world().ranks,
-        };
-        let of_images = weight.contrastive / ranks as f32;
+        let parts = parts_of_distillation(session.program().world(), self.parts.is_some());
+        let of_images = weight.contrastive / parts;
         for (name, factor, weight) in [
             ("next_token", stage.next_token_weight, weight.own),
             ("contrastive", stage.contrastive_weight, weight.contrastive),

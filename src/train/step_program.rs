@@ -94,6 +94,16 @@ pub(crate) fn weighs_losses_apart(world: World, in_tree: bool) -> bool {
     world.ranks > 1 || in_tree
 }
 
+/// The equal parts that the loss of distillation has over ranks. It is a mean over the rank's own images, of which all ranks have
+/// equally many: an equal part of the mean over all of them, which weighs as the contrastive loss over all of them does. In a tree
+/// both are of one micro-batch.
+pub(crate) fn parts_of_distillation(world: World, in_tree: bool) -> f32 {
+    match in_tree {
+        true => 1.0,
+        false => world.ranks as f32,
+    }
+}
+
 /// Records the losses of a rank among several and their gradients, each with a weight of its own.
 fn record_weighted_losses(
     tape: &mut Tape,
@@ -102,14 +112,9 @@ fn record_weighted_losses(
     shape: &BatchShape,
 ) -> Result<()> {
     let losses = record_losses(tape, &recipe.model, objectives, shape)?;
-    // That of distillation is a mean over the rank's own images, of which all ranks have equally many: an equal part of the mean
-    // over all of them, which weighs as the contrastive loss over all of them does. In a tree both are of one micro-batch.
-    let ranks = match tape.tree() {
-        Some(_) => 1.0,
-        None => tape.world().ranks as f32,
-    };
+    let parts = parts_of_distillation(tape.world(), tape.tree().is_some());
     let distillation = losses.distillation;
-    let distillation = distillation.map(|(loss, factor)| (loss, factor / ranks));
+    let distillation = distillation.map(|(loss, factor)| (loss, factor / parts));
     let next_token: Vec<(Value, f32)> = losses.next_token.into_iter().collect();
     let of_all = losses.contrastive.into_iter().chain(distillation).collect();
     let mut seeds = Vec::new();

@@ -129,7 +129,14 @@ fn distillation_is_refused_where_nothing_teaches_or_nothing_learns() {
     };
     let weight = "stage.world-knowledge.distillation_weight=1.0";
     plan(&[weight]).refused(&["distillation_weight", "[model.teacher]"]);
-    plan(&["model.teacher={}", weight]).fine();
+    let planned = plan(&["model.teacher={}", weight]).fine();
+    // Stage III trains all that it uses but the teacher, which nothing would train.
+    let stage = planned
+        .stdout
+        .split("stage ")
+        .find(|text| text.starts_with(STAGE));
+    let stage = stage.expect("the stage is planned");
+    assert!(!stage.contains("freezing saves"), "{stage}");
     plan(&["model.teacher={}", "stage.target.distillation_weight=1.0"])
         .refused(&["distillation_weight", "trains neither vision"]);
     plan(&[

@@ -17,7 +17,7 @@ use keel_base::units::{bytes, counted, flops, grouped};
 use keel_data::chat::ChatTokenizer;
 use keel_engine::program::{MemoryReport, Program, draw_memory};
 use keel_engine::tape::{CompileTarget, ParameterLayout, Target, Tier};
-use keel_model::declare;
+use keel_model::{TEACHER, declare};
 use keel_train::{
     Recipe, Stage, ValidationPlan, compile_step, largest_micro_batch, whole_step_flops,
     write_durably,
@@ -209,7 +209,10 @@ impl Plans<'_> {
         report: &MemoryReport,
     ) -> Result<Option<String>> {
         let mut unfrozen = stage.clone();
-        unfrozen.trains = layout.modules().into_iter().map(str::to_owned).collect();
+        // The teacher is frozen in every stage.
+        let modules = layout.modules().into_iter();
+        let modules = modules.filter(|module| *module != TEACHER);
+        unfrozen.trains = modules.map(str::to_owned).collect();
         unfrozen.freeze.clear();
         let unfrozen = MemoryReport::new(&self.compile(&unfrozen, layout)?, layout);
         Ok((unfrozen.total() > report.total()).then(|| {
