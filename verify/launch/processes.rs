@@ -87,9 +87,16 @@ fn child() {
             std::thread::sleep(Duration::from_millis(random.below(40) as u64));
         }
         control.progress().enter(Phase::Step, Some(step));
+        // Longer, over all steps, than it takes to be called slow.
+        if act == "straggle" {
+            std::thread::sleep(Duration::from_millis(1100));
+        }
         let parts = control.gather("a step", &step.to_le_bytes()).unwrap();
         assert!(parts.iter().all(|part| *part == step.to_le_bytes()));
         println!("step {step}");
+    }
+    for line in control.take_warnings() {
+        println!("warning: {line}");
     }
     control.leave().unwrap();
     println!("left");
@@ -388,6 +395,57 @@ until grep -q 'step 1' "$2/0" "$2/1"; do sleep 0.05; done
 ip link set va down
 for one in $first $second $third; do code=0; wait $one || code=$?; echo $code; done
 "#;
+
+/// As [`TWO_HOSTS`], joined by a line on which packets are late and lost, until all have left: what it is like comes first. Where the
+/// system cannot delay, a line of 64 kbit/s holds up what it cannot carry, and drops what it cannot hold.
+const BAD_LINE: &str = r#"
+mount -t tmpfs tmpfs /run && mkdir -p /run/netns && ip netns add b || { echo no namespaces; exit 0; }
+ip link add va type veth peer name vb netns b || { echo no cable; exit 0; }
+ip addr add 10.77.0.1/24 dev va && ip link set va up && ip link set lo up
+ip -n b addr add 10.77.0.2/24 dev vb && ip -n b link set vb up
+late='netem delay 20ms 10ms loss 5%' narrow='tbf rate 64kbit burst 1600 limit 3200'
+for line in "$late" "$narrow" none; do
+  [ "$line" = none ] && { echo no bad line; exit 0; }
+  tc qdisc add dev va root $line 2> /dev/null && tc -n b qdisc add dev vb root $line && break
+done
+echo "$line"
+export MASTER_ADDR=10.77.0.1 MASTER_PORT=29600 WORLD_SIZE=3 LOCAL_WORLD_SIZE=2
+run() { "$@" launch::processes::child --exact --nocapture --test-threads=1; }
+RANK=0 LOCAL_RANK=0 KEEL_VERIFY_RANK=0:nothing KEEL_VERIFY_HOST=node-a run "$1" > "$2/0" 2>&1 & first=$!
+RANK=1 LOCAL_RANK=0 KEEL_VERIFY_RANK=0:nothing KEEL_VERIFY_HOST=node-b run ip netns exec b "$1" > "$2/1" 2>&1 & second=$!
+RANK=2 LOCAL_RANK=1 KEEL_VERIFY_RANK=0:straggle KEEL_VERIFY_HOST=node-b run ip netns exec b "$1" > "$2/2" 2>&1 & third=$!
+for one in $first $second $third; do code=0; wait $one || code=$?; echo $code; done
+"#;
+
+#[test]
+fn a_line_that_is_late_and_loses_packets_ends_no_rank_and_the_slow_one_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut script = Command::new("unshare");
+    script.args(["-Urn", "--mount", "sh", "-c", BAD_LINE, "sh"]);
+    script
+        .arg(std::env::current_exe().unwrap())
+        .arg(folder.path());
+    let Ok(output) = script.output() else {
+        eprintln!("not run: this machine has no unshare");
+        return;
+    };
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() || told.starts_with("no ") {
+        eprintln!("not run: this machine gives no such network: {told}{output:?}");
+        return;
+    }
+    let said = |rank: usize| std::fs::read_to_string(folder.path().join(rank.to_string())).unwrap();
+    let all: Vec<String> = (0..3).map(said).collect();
+    let codes: Vec<&str> = told.lines().skip(1).collect();
+    assert_eq!(codes, ["0", "0", "0"], "{told}{all:#?}");
+    for said in &all {
+        // Each has held what came of all others in every step to what was sent.
+        assert_eq!(said.matches("step ").count() as u64, STEPS, "{said}");
+        assert!(said.contains("\nleft\n"), "{said}");
+    }
+    let warned = "warning: the other ranks wait for rank 2 (node-b): ";
+    assert!(all[0].contains(warned), "{all:#?}");
+}
 
 #[test]
 fn a_cable_that_is_pulled_between_two_hosts_is_told_on_both() {
