@@ -13,11 +13,11 @@ use keel::model::{
 use keel::program::{CompileOptions, Program};
 use keel::tape::{ParameterLayout, Tape};
 use keel::tensor::TensorType;
-use keel::train::{BUILT_IN, LeftOut, Recipe};
+use keel::train::{BUILT_IN, LeftOut, PublishedWeights, Recipe};
 use proptest::prelude::*;
 
 use crate::command::{checkpoint, keel, tensors, tiny_recipe};
-use crate::harness::{Case, Random, check, out};
+use crate::harness::{Case, Random, check, goldens, out};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(6))]
@@ -422,4 +422,33 @@ fn what_cannot_be_left_out_or_selected_is_refused_by_name() {
         &["select_layer", "-1", "-2"],
     );
     refused("model.connector.select_layer=-3", &["select_layer", "-2"]);
+}
+
+#[test]
+fn stages_that_train_a_tower_take_the_rate_of_its_folder_where_they_have_none() {
+    let weights = PublishedWeights {
+        vision: Some(goldens().join("hub/internvit")),
+        ..PublishedWeights::default()
+    };
+    let sets = [
+        "stage.fine-grained.drop_path_rate=0",
+        "model.connector.unshuffle_factor=1",
+    ];
+    let (recipe, begun) = Recipe::load_from("tiny", &sets.map(str::to_owned), &weights).unwrap();
+    for stage in &recipe.stages {
+        let want = match stage.name.as_str() {
+            "fine-grained" => 0.0,
+            _ if stage.trains("vision") => 0.1,
+            _ => 0.0,
+        };
+        let name = &stage.name;
+        assert_eq!(stage.regularisation().drop_path_rate, want, "{name}");
+    }
+    let said =
+        |note: &&String| note.contains("drop_path_rate is 0.1 in world-knowledge, as the tower");
+    assert!(
+        begun.notes.iter().any(|note| said(&note)),
+        "{:?}",
+        begun.notes
+    );
 }

@@ -26,8 +26,7 @@ use keel_ranks::launch::{Launcher, Place, RanksFrom};
 use keel_ranks::{Seat, local};
 use keel_report::{RunRecord, refinement_lines, stage_table, validation_table};
 use keel_train::{
-    Beginning, LocalDisk, PublishedWeights, Recipe, Signals, Stage, TrainOptions, Trainer,
-    recipe_in,
+    Beginning, LocalDisk, PublishedWeights, Recipe, Signals, TrainOptions, Trainer, recipe_in,
 };
 use keel_weights::Folder;
 
@@ -177,19 +176,10 @@ impl TrainArgs {
         for note in &begun.notes {
             print_line(note)?;
         }
-        let (tiles, rate) = match &weights.vision {
-            Some(folder) => {
-                let folder = Folder::open(folder)?;
-                (folder.most_tiles(), folder.drop_path_rate())
-            }
-            None => (0, 0.0),
+        let tiles = match &weights.vision {
+            Some(folder) => Folder::open(folder)?.most_tiles(),
+            None => 0,
         };
-        let drops = |stage: &Stage| stage.regularisation().drop_path_rate > 0.0;
-        if rate > 0.0 && !recipe.stages.iter().any(drops) {
-            print_line(format!(
-                "the folder's tower was trained with a drop_path_rate of {rate}; here no branch is dropped, unless a stage that trains it says so: --set stage.NAME.drop_path_rate={rate}"
-            ))?;
-        }
         if tiles > 0 && recipe.most_tiles() == 0 {
             print_line(format!(
                 "the folder's model is shown images in up to {tiles} tiles; here they stay whole, unless a stage is given max_tiles: --set stage.NAME.max_tiles={tiles}"

@@ -199,11 +199,34 @@ impl Recipe {
             !goes
         });
         self.restore_initial_for(&left_out);
+        if let Some(path) = &weights.vision {
+            notes.extend(self.take_drop_path(path)?);
+        }
         validate_recipe(self)?;
         validate_patterns(self, |_, stage| format!("stage {}: ", stage.name))?;
         // What can be refused before anything runs.
         self.starting_parts()?;
         Ok(Beginning { left_out, notes })
+    }
+
+    /// Gives the rate of drop path that the folder's tower was trained with to stages that train it and have none of their own;
+    /// returns what is to be said of that.
+    fn take_drop_path(&mut self, path: &Path) -> Result<Option<String>> {
+        let rate = Folder::open(path)?.drop_path_rate()?;
+        let mut taken = Vec::new();
+        for stage in &mut self.stages {
+            if rate > 0.0 && stage.trains("vision") && stage.drop_path_rate.is_none() {
+                stage.drop_path_rate = Some(rate);
+                taken.push(stage.name.as_str());
+            }
+        }
+        Ok((!taken.is_empty()).then(|| {
+            format!(
+                "drop_path_rate is {rate} in {}, as the tower of {} was trained; --set stage.NAME.drop_path_rate=0 drops no branch",
+                taken.join(", "),
+                path.display()
+            )
+        }))
     }
 
     /// Refuses stages with sequences beyond the limit, where the folder's model computes otherwise than Keel does.

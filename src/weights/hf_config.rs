@@ -10,7 +10,7 @@ use super::foreign_format::quantisation;
 use keel_base::error::{Error, Result, near_miss};
 
 /// Shares of units that training elsewhere drops at random, and other chance of it. They change nothing of what a trained model computes. Of these Keel
-/// trains with `drop_path_rate`, where a stage says so, and a run that begins from the folder tells of it.
+/// trains with `drop_path_rate`: stages that train the folder's tower take it.
 const REGULARISERS: &[&str] = &[
     "attn_drop_rate",
     "attention_dropout",

@@ -294,12 +294,12 @@ pub struct Stage {
     pub augmentation: f32,
     /// Share of images for which the residual branches of the vision tower's last block are dropped while it is trained
     /// (stochastic depth, drop path); it rises linearly from 0 in the first block. What stays is scaled up, so that the expected
-    /// output is that without.
+    /// output is that without. Without it the rate that the tower of `--vision` was trained with, where its folder tells one, and else 0.
     ///
     /// - Range: 0 to below 1; above 0 in a stage that trains `vision`
     /// - Source: method of Huang et al. 2016; 0.1 in InternVL 2's settings of InternViT (`drop_path_rate`)
-    #[serde(default, skip_serializing_if = "is_zero_f64")]
-    pub drop_path_rate: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drop_path_rate: Option<f64>,
     /// Share of patches that is left out of every image while the tower is trained; the others are contrasted. Costs are those of
     /// the patches that stay.
     ///
@@ -417,7 +417,7 @@ impl Stage {
             return Regularisation::default();
         }
         Regularisation {
-            drop_path_rate: self.drop_path_rate,
+            drop_path_rate: self.drop_path_rate.unwrap_or_default(),
             patch_dropout: self.patch_dropout,
         }
     }

@@ -465,7 +465,7 @@ fn validate_optimiser(stage: &Stage) -> Result<()> {
 
 fn validate_regularisation(recipe: &Recipe, stage: &Stage) -> Result<()> {
     for (key, share) in [
-        ("drop_path_rate", stage.drop_path_rate),
+        ("drop_path_rate", stage.drop_path_rate.unwrap_or_default()),
         ("patch_dropout", stage.patch_dropout),
     ] {
         require(key, (0.0..1.0).contains(&share), "from 0 to below 1", share)?;

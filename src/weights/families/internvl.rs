@@ -209,11 +209,20 @@ const TILES_KEY: &str = "max_dynamic_patch";
 
 impl Folder {
     /// The rate of drop path that the folder's tower was last trained with (`drop_path_rate`); 0 where it does not say.
-    pub fn drop_path_rate(&self) -> f64 {
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming what is no such rate.
+    pub fn drop_path_rate(&self) -> Result<f64> {
         let config = self.config();
         let tower = config.get(VISION_KEY).and_then(Json::as_object);
-        let rate = tower.unwrap_or(config).get("drop_path_rate");
-        rate.and_then(Json::as_f64).unwrap_or(0.0)
+        let Some(found) = tower.unwrap_or(config).get("drop_path_rate") else {
+            return Ok(0.0);
+        };
+        let rate = found.as_f64().filter(|rate| (0.0..1.0).contains(rate));
+        rate.ok_or_else(|| {
+            let what = format!("{}: drop_path_rate", self.path().display());
+            Error::setting(what, "from 0 to below 1", found)
+        })
     }
 
     /// The most tiles that images are cut into for the model in it (InternVL's `dynamic_image_size`); 0 where they are not.
