@@ -198,6 +198,10 @@ impl Executor for Faulty {
         }
         Ok(())
     }
+
+    fn hold_in_bf16(&self, in_bf16: &[std::ops::Range<usize>]) -> Result<()> {
+        self.inner.hold_in_bf16(in_bf16)
+    }
 }
 
 struct FaultySession {

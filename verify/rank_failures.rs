@@ -7,8 +7,9 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keel::executor::{CpuExecutor, Executor};
+use keel::executor::{CpuExecutor, Device, Executor, Precision, SelectedDevice};
 use keel::model::declare;
+use keel::tensor::DType;
 use keel::train::{Disk, LocalDisk, OpenFile, Signals, Stop, TrainOptions, Trainer};
 
 use crate::command::{checkpoint, command, tensors, tiny_recipe};
@@ -229,6 +230,45 @@ fn numbers_that_are_not_finite_on_one_rank_take_all_ranks_back() {
             .flat_map(|bytes| floats(bytes))
             .all(f32::is_finite)
     );
+}
+
+#[test]
+fn ranks_with_f32_values_in_shards_go_back_to_the_beginning_as_one_rank_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = ["steps=8", "batch_size=4", "micro_batch_size=2"];
+    let mut recipe = one_stage("fine-grained", &settings);
+    recipe.reproducible_across_ranks = true;
+    recipe.stages[0].reinitialize = vec!["align".into()];
+    let layout = declare(&recipe.model, recipe.contrastive_loss).unwrap();
+    let ended = [1, 2].map(|ranks| {
+        let run = folder.path().join(ranks.to_string());
+        let outcomes = on_ranks(ranks, |seat| {
+            let is_faulty = seat.world().rank + 1 == ranks;
+            let mut executor = CpuExecutor::new(layout.elements(), 1).unwrap();
+            if let Some(engine) = seat.engine() {
+                executor.join(engine.clone()).unwrap();
+            }
+            let options = TrainOptions {
+                compute: SelectedDevice::new(Device::Cpu, 1, Some(Precision::Bf16)).unwrap(),
+                max_steps: None,
+                save_every: 0,
+                seat,
+                ..options(&run, 1)
+            };
+            let faults = if is_faulty { 1..6 } else { 0..0 };
+            let executor = executor.in_precision(DType::Bf16);
+            let faulty = Faulty::new(executor, Fault::NotFinite, faults);
+            Ok(Trainer::new(recipe.clone(), options, None)?.computing_on(Box::new(faulty)))
+        });
+        for outcome in outcomes {
+            outcome.unwrap();
+        }
+        let log = fs::read_to_string(run.join("log.txt")).unwrap();
+        let back = "going back to step 0 (the beginning of the stage)";
+        assert!(log.contains(back), "{log}");
+        tensors(&checkpoint(&run, "1-fine-grained"))
+    });
+    assert!(ended[0] == ended[1], "other bits");
 }
 
 #[test]

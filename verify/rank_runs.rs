@@ -86,7 +86,8 @@ pub fn floats(bytes: &[u8]) -> Vec<f32> {
         .collect()
 }
 
-/// The tensors of a checkpoint, put together from the pieces of its ranks where several have saved it.
+/// The tensors of a checkpoint, put together from the pieces of its ranks where several have saved it; f32 values in shards are
+/// the parameters that they are of.
 pub fn whole_tensors(run: &Path, label: &str) -> BTreeMap<String, Vec<u8>> {
     let mut all = tensors(&checkpoint(run, label));
     let mut pieces: BTreeMap<String, BTreeMap<usize, Vec<u8>>> = BTreeMap::new();
@@ -104,7 +105,11 @@ pub fn whole_tensors(run: &Path, label: &str) -> BTreeMap<String, Vec<u8>> {
             assert_eq!(4 * first, whole.len(), "{name} is saved without a gap");
             whole.extend(bytes);
         }
-        assert!(all.insert(name, whole).is_none());
+        let before = match name.strip_prefix("master.") {
+            Some(parameter) => all.insert(parameter.to_owned(), whole).is_none(),
+            None => all.insert(name, whole).is_some(),
+        };
+        assert!(!before, "values replace a parameter, all else is new");
     }
     all
 }

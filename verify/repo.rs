@@ -31,12 +31,13 @@ fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
 }
 
 /// What the ops share: no op of its own.
-const SHARED: [&str; 7] = [
+const SHARED: [&str; 8] = [
     "mod",
     "parameter_groups",
     "rows",
     "shapes",
     "sharded_gradients",
+    "sharded_masters",
     "sharded_update",
     "special",
 ];

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use keel::clock::{Clock, TimeSource};
 use keel::executor::{Device, Precision, SelectedDevice};
-use keel::train::{Recipe, TrainOptions};
+use keel::model::declare;
+use keel::train::{Recipe, TrainOptions, load};
 use serde_json::Value;
 
-use crate::command::keel;
-use crate::rank_runs::{cut, one_stage, options, train, whole_tensors};
+use crate::command::{checkpoint, keel, tensors};
+use crate::rank_runs::{cut, floats, one_stage, options, shards, train, whole_tensors};
 
 /// A stage whose step is eight micro-batches of two samples, some without images.
 fn recipe(settings: &[&str], zero_stage: usize) -> Recipe {
@@ -94,12 +95,13 @@ fn every_number_of_ranks_leaves_the_bits_of_one_whatever_is_in_shards() {
 fn so_do_ranks_in_bf16_with_random_rounding_and_with_muon() {
     let folder = tempfile::tempdir().unwrap();
     let muon: &[&str] = &[r#"muon=["vision.blocks", "language.blocks"]"#];
-    for (name, settings, precision) in [
-        ("bf16", &[][..], Precision::Bf16),
-        ("muon", muon, Precision::F32),
+    for (name, settings, precision, stochastic_rounding) in [
+        ("bf16", &[][..], Precision::Bf16, true),
+        ("muon", muon, Precision::F32, false),
+        ("muon in bf16", muon, Precision::Bf16, false),
     ] {
         let recipe = Recipe {
-            stochastic_rounding: precision == Precision::Bf16,
+            stochastic_rounding,
             ..recipe(settings, 1)
         };
         let runs = [1, 4].map(|ranks| {
@@ -113,6 +115,65 @@ fn so_do_ranks_in_bf16_with_random_rounding_and_with_muon() {
             (whole_tensors(&run, LABEL), steps(&run))
         });
         assert!(runs[0] == runs[1], "{name}: other bits");
+    }
+}
+
+#[test]
+fn f32_values_in_shards_are_those_of_one_rank_in_checkpoints_and_after_a_resume() {
+    let folder = tempfile::tempdir().unwrap();
+    let in_bf16 = |options: TrainOptions| TrainOptions {
+        compute: SelectedDevice::new(Device::Cpu, 1, Some(Precision::Bf16)).unwrap(),
+        ..whole(options)
+    };
+    let runs = [(1, 1), (4, 1), (2, 2)].map(|(ranks, zero_stage)| {
+        let run = folder.path().join(format!("{ranks}-{zero_stage}"));
+        let recipe = recipe(&["ema_decay=0.9"], zero_stage);
+        train(ranks, &recipe, &in_bf16(options(&run, 1)));
+        (run, recipe)
+    });
+    let end = "1-world-knowledge";
+    let (alone, _) = &runs[0];
+    let want = [LABEL, end].map(|label| whole_tensors(alone, label));
+    for (run, recipe) in &runs[1..] {
+        let is_master = |name: &String| name.starts_with("master.");
+        let in_shards = |label: &str| {
+            let shards = shards(run, label);
+            shards
+                .iter()
+                .any(|shard| tensors(shard).keys().any(is_master))
+        };
+        // Whole again when the stage is over.
+        assert!(in_shards(LABEL) && !in_shards(end));
+        let got = [LABEL, end].map(|label| whole_tensors(run, label));
+        assert!(got == want, "{}: other bits", run.display());
+        // What reads a checkpoint of the middle has the values and not their copies.
+        let layout = declare(&recipe.model, recipe.contrastive_loss).unwrap();
+        let mut read = vec![0.0; layout.elements()];
+        let sink = &mut |first: usize, values: &[f32]| {
+            read[first..first + values.len()].copy_from_slice(values);
+            Ok(())
+        };
+        load(&checkpoint(run, LABEL), &layout, None, sink).unwrap();
+        for entry in layout.entries() {
+            let read = &read[entry.offset..][..entry.spec.shape.numel()];
+            assert!(
+                floats(&want[0][&entry.spec.name]) == read,
+                "{}",
+                entry.spec.name
+            );
+        }
+    }
+    let (four, recipe) = &runs[1];
+    for ranks in [1, 2, 4] {
+        let run = cut(four, &folder.path().join(format!("on-{ranks}")), 2);
+        let resumed = TrainOptions {
+            out: None,
+            resume: Some(run.clone()),
+            ..in_bf16(options(&run, 1))
+        };
+        train(ranks, recipe, &resumed);
+        let got = [LABEL, end].map(|label| whole_tensors(&run, label));
+        assert!(got == want, "{ranks} ranks go on to other bits");
     }
 }
 

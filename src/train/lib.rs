@@ -9,6 +9,7 @@ mod evaluate;
 mod from_weights;
 mod gradient_accumulator;
 mod guard;
+mod masters;
 mod memory_limit;
 mod observer;
 mod out_folder;

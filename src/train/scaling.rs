@@ -4,12 +4,14 @@
 //! of each bucket, which is when the bucket can be sent.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::recipe::{Recipe, Stage};
 use super::step_program::{compile_rank_step, whole_step_flops};
 use keel_base::error::Result;
 use keel_data::chat::ChatTokenizer;
+use keel_engine::ops::MASTER_STATE;
 use keel_engine::program::{MemoryReport, Place, PlannedOp, Program};
 use keel_engine::tape::{Arena, CollectivePart, CompileTarget, ParameterLayout};
 use keel_ranks::order::{BUCKET, Cut, partial_sums};
@@ -73,7 +75,7 @@ impl Sharding {
 pub struct RankMemory {
     /// What the step's ops read of the model.
     pub parameters: u64,
-    /// The f32 weights that the update writes, where they are apart from what is read.
+    /// The f32 weights that the update writes, where they are apart from what is read: whole ones, and the rank's part of the others.
     pub masters: u64,
     /// Gradients.
     pub gradients: u64,
@@ -102,11 +104,13 @@ pub struct Sizes {
     pub parameters: u64,
     /// Whether matrices are read in bf16.
     pub is_bf16: bool,
+    /// Elements of those whose f32 weights are in shards where anything is.
+    pub in_shards: u64,
     /// Elements that are trained.
     pub trained: u64,
     /// Sums of gradients, whole ones, that wait while those of micro-batches are added in a tree.
     pub partial_sums: u64,
-    /// Numbers that the optimiser keeps for each of them.
+    /// Numbers that the optimiser keeps, of all of them together.
     pub states: u64,
     /// Bytes of the arena of activations.
     pub activations: u64,
@@ -119,9 +123,17 @@ impl Sizes {
         Sizes {
             parameters: layout.elements() as u64,
             is_bf16: program.has_bf16_parameters(),
+            in_shards: program
+                .masters_in_shards()
+                .iter()
+                .map(Range::len)
+                .sum::<usize>() as u64,
             trained: elements(Arena::Gradients),
             partial_sums: partial_sums(program.tree().unwrap_or(1)) as u64,
-            states: program.optimizer_state().len() as u64,
+            states: {
+                let state = program.optimizer_state().iter();
+                state.map(|state| elements(state.arena)).sum()
+            },
             activations: program.arena_bytes() as u64,
         }
     }
@@ -136,9 +148,13 @@ impl Sizes {
         let bucket = (cut.slice() * ranks * 4) as u64;
         // A bucket arrives while the next one is being sent; kept whole, it is received beside what was sent.
         let in_flight = 2.min(cut.buckets() as u64) * bucket;
+        let whole = match sharding {
+            Sharding::Nothing => self.parameters,
+            _ => self.parameters - self.in_shards + self.in_shards.div_ceil(ranks as u64),
+        };
         let (parameters, masters) = match self.is_bf16 {
             false => (4 * self.parameters, 0),
-            true => (2 * self.parameters, 4 * self.parameters),
+            true => (2 * self.parameters, 4 * whole),
         };
         let (gradients, buckets) = match sharding {
             _ if ranks == 1 => (4 * self.trained * (1 + self.partial_sums), 0),
@@ -155,7 +171,10 @@ impl Sizes {
             parameters,
             masters,
             gradients,
-            moments: 4 * self.states * owned,
+            // Beyond 64 bits for the largest models.
+            moments: 4
+                * (u128::from(self.states) * u128::from(owned) / u128::from(self.trained.max(1)))
+                    as u64,
             buckets,
             activations: self.activations,
             engine: if ranks == 1 { 0 } else { engine },
@@ -222,12 +241,18 @@ impl RankStep {
             let report = MemoryReport::new(program, layout);
             let read = if sizes.is_bf16 { 2 } else { 4 } * sizes.parameters;
             let sent = report.arena.saturating_sub(sizes.activations);
+            let on_their_way = [Arena::RoundedShard, Arena::WholeShard]
+                .map(|arena| (program.arena_elements(arena, 0) * arena.element().size()) as u64);
+            let on_their_way: u64 = on_their_way.iter().sum();
+            let mut state = report.state.iter();
+            let own = state.find(|(name, _)| *name == MASTER_STATE);
+            let own = own.map_or(0, |(_, bytes)| *bytes);
             RankMemory {
                 parameters: read,
-                masters: report.parameters - read,
+                masters: report.parameters - read - on_their_way + own,
                 gradients: report.gradients,
-                moments: report.moments,
-                buckets: sent,
+                moments: report.moments - own,
+                buckets: sent + on_their_way,
                 activations: report.arena - sent,
                 engine: 0,
             }

@@ -84,6 +84,8 @@ pub fn record_rank_step(
             clamps: clamps.to_vec(),
             random_rounding: recipe.stochastic_rounding.then_some(recipe.seed),
             ema_decay: stage.ema_decay,
+            // The best checkpoint is saved by the first rank alone, with whole values.
+            shards_masters: !stage.keeps_best(),
         },
     )?;
     Ok(tape)

@@ -315,9 +315,8 @@ impl Trainer {
         let (state, checkpoints) = (&mut self.state, &mut self.checkpoints);
         // The session goes with the loop: its memory is free before the evaluation takes its own.
         let averages = {
-            let mut steps = StageLoop::load(run, state, checkpoints, index, optimizer)?;
-            steps.train(first)?;
-            steps.averages()?
+            let steps = StageLoop::load(run, state, checkpoints, index, optimizer)?;
+            steps.train(first)?
         };
         assert_eq!(
             frozen,

@@ -58,14 +58,14 @@ const FAILURES: [(&str, &str, &[&str]); 21] = [
     (
         "fail=cuMemAlloc_v2:2:2",
         "0",
-        &["memory of the parameters in bf16: 32 bytes are refused"],
+        &["memory of activations: 4864 bytes are refused"],
     ),
     (
         "memory=1024",
         "0",
         &[
             "memory of activations",
-            "bytes are refused by the Emulated GPU 0, of whose 1024 bytes 512 are free",
+            "bytes are refused by the Emulated GPU 0, of whose 1024 bytes 768 are free",
         ],
     ),
     (

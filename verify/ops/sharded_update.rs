@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use keel::executor::{Executor, Session};
 use keel::ops::{
-    MICRO_BATCH_INDEX, OPTIMIZER_SCALARS, OptimizerInput, ParameterGroups, UpdateOptions,
-    record_update,
+    EMA_STATE, MASTER_STATE, MICRO_BATCH_INDEX, OPTIMIZER_SCALARS, OptimizerInput, ParameterGroups,
+    UpdateOptions, record_update,
 };
 use keel::program::Program;
 use keel::ranks::Seat;
@@ -44,6 +44,8 @@ struct How {
     rounding: Option<u64>,
     /// Micro-batches of a rank, where their gradients are added in a tree.
     tree: Option<usize>,
+    /// Matrices that are some, with first values and averages: whether their f32 values are in shards.
+    masters: Option<bool>,
 }
 
 impl How {
@@ -56,6 +58,7 @@ impl How {
             zero_stage: 1,
             rounding: None,
             tree: None,
+            masters: None,
         }
     }
 }
@@ -66,7 +69,10 @@ impl Rank {
         let How { on, precision, .. } = how;
         let specs = SIZES.map(|(name, size)| ParameterSpec {
             name: name.into(),
-            shape: [size].into(),
+            shape: match name.ends_with("matrix") && how.masters.is_some() {
+                true => [4, size / 4].into(),
+                false => [size].into(),
+            },
             init: Init::Constant(0.0),
             decays: name.ends_with("matrix"),
         });
@@ -92,7 +98,8 @@ impl Rank {
         let options = UpdateOptions {
             clamps: vec![("a.scale", -0.01, 0.01)],
             random_rounding: how.rounding,
-            ema_decay: None,
+            ema_decay: how.masters.map(|_| 0.5),
+            shards_masters: how.masters.unwrap_or_default(),
         };
         record_update(
             &mut tape,
@@ -103,7 +110,26 @@ impl Rank {
         .unwrap();
         let program = Program::compile(tape, &on.options()).unwrap();
         let executor = on.executor(layout.elements(), seat);
-        let session = executor.load(Arc::new(program)).unwrap();
+        // What is kept free between parameters holds zeros.
+        let mut first = vec![0.0; layout.elements()];
+        for entry in layout.entries() {
+            let own = &mut first[entry.offset..][..entry.spec.shape.numel()];
+            own.copy_from_slice(&Random::new(entry.offset as u64).normals(own.len(), 1.0));
+        }
+        if how.masters.is_some() {
+            executor.write_parameters(0, &first).unwrap();
+            executor.hold_in_bf16(program.masters_in_shards()).unwrap();
+        }
+        let mut session = executor.load(Arc::new(program)).unwrap();
+        let state = session.program().optimizer_state().to_vec();
+        for state in state.iter().filter(|state| state.name == MASTER_STATE) {
+            // Everything is trained: both arenas are laid out alike.
+            let pieces = session.program().state_pieces(state).into_iter();
+            let own: Vec<f32> = pieces
+                .flat_map(|piece| first[piece.gradients].to_vec())
+                .collect();
+            session.write_arena(state.arena, &own).unwrap();
+        }
         let mut rank = Rank {
             layout,
             executor,
@@ -515,5 +541,152 @@ fn stochastic_rounding_over_ranks_is_that_of_one_rank_bit_for_bit() {
             let differ = pairs.filter(|(one, other)| one != other).count();
             assert!(differ < want.1.len() / 1000, "{differ} copies");
         }
+    }
+}
+
+/// What a rank ends with.
+struct Ended {
+    parameters: Vec<u32>,
+    copies: Vec<u32>,
+    averages: Vec<u32>,
+    /// f32 values in shards, by place among all parameters.
+    masters: Vec<(usize, u32)>,
+    /// Elements that are held in f32 by all.
+    held: usize,
+}
+
+/// Holds bits to each other, and names the first that differ.
+fn assert_same(what: &str, of: &str, one: &[u32], other: &[u32]) {
+    assert_eq!(one.len(), other.len(), "{what}: {of}");
+    let differs = one.iter().zip(other).position(|(one, other)| one != other);
+    if let Some(at) = differs {
+        let [one, other] = [one, other].map(|bits| f32::from_bits(bits[at]));
+        panic!("{what}: {of} differ from element {at} on: {one} {other}");
+    }
+}
+
+fn ended(how: How, ranks: usize) -> Vec<Ended> {
+    on_ranks(ranks, |seat| {
+        let mut rank = Rank::load(how, &seat);
+        for step in 0..2 {
+            rank.write_gradients(|index| gradient(how.on, index, seat.world().rank, step));
+            rank.session.run().unwrap();
+        }
+        let (program, session) = (rank.session.program(), &rank.session);
+        let state = |name: &str| {
+            let mut state = program.optimizer_state().iter();
+            state.find(|state| state.name == name)
+        };
+        let read = |arena| bits(&session.read_arena(arena).unwrap());
+        let masters = state(MASTER_STATE).map(|state| {
+            let values = read(state.arena);
+            let pieces = program.state_pieces(state).into_iter();
+            let placed = pieces.flat_map(|piece| {
+                let values = values[piece.at..piece.end()].to_vec();
+                piece.gradients.zip(values)
+            });
+            placed.collect()
+        });
+        let again = rank.executor.hold_in_bf16(&[]);
+        assert!(again.unwrap_err().to_string().contains("no loaded session"));
+        Ended {
+            parameters: bits(&rank.parameters()),
+            copies: read(Arena::ParametersBf16),
+            averages: read(state(EMA_STATE).unwrap().arena),
+            masters: masters.unwrap_or_default(),
+            held: program.arena_elements(Arena::Parameters, rank.layout.elements()),
+        }
+    })
+}
+
+#[test]
+fn f32_values_in_shards_leave_the_bits_of_whole_ones() {
+    // With the places that are kept free behind them.
+    let vectors = [(5 * ATOM + 704, 16), (6 * ATOM + 736, 48)];
+    let is_vector = |element: usize| {
+        let mut vectors = vectors.iter();
+        vectors.any(|(first, size)| (*first..first + size).contains(&element))
+    };
+    for on in RankOn::all() {
+        for (ranks, bucket, zero_stage, rounding) in [
+            (2, 2 * ATOM, 1, None),
+            (3, ATOM, 2, None),
+            (4, usize::MAX, 1, Some(5)),
+            (2, ATOM, 2, Some(5)),
+        ] {
+            if on == RankOn::Simt && ranks > 2 {
+                continue;
+            }
+            let of = |in_shards| {
+                let how = How {
+                    precision: DType::Bf16,
+                    zero_stage,
+                    rounding,
+                    masters: Some(in_shards),
+                    ..How::new(on, bucket)
+                };
+                ended(how, ranks)
+            };
+            let (whole, shards) = (of(false), of(true));
+            let what = format!("{on:?}, {ranks} ranks, stage {zero_stage}, {rounding:?}");
+            let mut seen = 0;
+            for (whole, shards) in whole.iter().zip(&shards) {
+                assert_same(&what, "copies", &whole.copies, &shards.copies);
+                assert_same(&what, "averages", &whole.averages, &shards.averages);
+                for (element, value) in &shards.masters {
+                    assert_eq!(*value, whole.parameters[*element], "{what}: {element}");
+                    assert!(!is_vector(*element), "{what}: vectors are whole");
+                }
+                seen += shards.masters.len();
+                for (element, value) in shards.parameters.iter().enumerate() {
+                    let want = match is_vector(element) {
+                        true => whole.parameters[element],
+                        false => whole.copies[element],
+                    };
+                    assert_eq!(*value, want, "{what}: element {element}");
+                }
+                // A vector of one and one of 33, in their places of 16.
+                assert_eq!(shards.held, 16 + 48, "{what}");
+            }
+            let matrices: usize = SIZES[..1]
+                .iter()
+                .chain(&SIZES[2..3])
+                .map(|(_, n)| n.next_multiple_of(16))
+                .sum();
+            assert_eq!(seen, matrices, "{what}: every value has one rank");
+        }
+    }
+}
+
+#[test]
+fn programs_that_read_what_is_in_shards_in_f32_are_refused() {
+    for on in RankOn::all() {
+        on_ranks(2, |seat| {
+            let how = How {
+                precision: DType::Bf16,
+                masters: Some(true),
+                ..How::new(on, ATOM)
+            };
+            let Rank {
+                layout,
+                executor,
+                session,
+            } = Rank::load(how, &seat);
+            drop(session);
+            let reading = |precision| {
+                let mut tape = Tape::new(layout.clone(), |_| false).in_precision(precision);
+                let matrix = layout.get("b.matrix").unwrap().spec.clone();
+                let matrix = tape.parameter(matrix).unwrap();
+                let copied = tape.record_one(keel::tape::Copy, &[matrix]).unwrap();
+                tape.output(copied, "copied");
+                let program = Program::compile(tape, &on.options()).unwrap();
+                executor.load(Arc::new(program)).map(drop)
+            };
+            reading(DType::Bf16).unwrap();
+            let problem = reading(DType::F32).unwrap_err().to_string();
+            assert!(problem.contains("which are in shards"), "{problem}");
+            executor.hold_in_bf16(&[]).unwrap();
+            reading(DType::F32).unwrap();
+        });
     }
 }

@@ -355,8 +355,8 @@ pub fn update(world: World, precision: DType) -> (Program, usize) {
     tape.backward_from(&seeds).expect("both are trained");
     let options = UpdateOptions {
         clamps: vec![("a.scale", -1.0, 1.0)],
-        random_rounding: None,
         ema_decay: Some(0.5),
+        ..UpdateOptions::default()
     };
     let mut groups = ParameterGroups::decaying(0.1).groups().to_vec();
     groups.insert(

@@ -189,7 +189,7 @@ fn indented(table: &str) -> String {
 fn named(sharding: Sharding) -> String {
     let what = match sharding {
         Sharding::Nothing => "all whole",
-        Sharding::Moments => "moments sharded",
+        Sharding::Moments => "moments and masters sharded",
         Sharding::Gradients => "gradients sharded too",
     };
     format!("{} {what}", sharding.level())
@@ -263,8 +263,8 @@ fn assumptions(cluster: &Cluster) -> String {
     format!(
         "\nassumed, not measured: H100 cards, {:.0} TFLOP/s each, of which {:.0} % are reached, {:.2} TB/s of memory; a rank \
          sends {:.0} GB/s within a node ({:.0} µs a message) and {:.0} GB/s between nodes ({:.0} µs); gradients are sent in f32, \
-         each slice straight to the rank that adds it, while the last micro-batch goes back (level 2: every one), and parameters in f32 \
-         after the update; levels 1 and 2 are the programs that keel train runs with zero_stage 1 and 2, 0 is a formula; all ranks are \
+         each slice straight to the rank that adds it, while the last micro-batch goes back (level 2: every one), and parameters \
+         after the update, matrices as they are read and all else in f32; levels 1 and 2 are the programs that keel train runs with zero_stage 1 and 2, 0 is a formula; all ranks are \
          equally fast\n",
         cluster.peak_flops / 1e12,
         100.0 * cluster.share_of_peak,

@@ -7,6 +7,7 @@ pub mod cuda;
 mod inputs;
 pub mod kernel_header;
 pub mod kernel_table;
+mod masters;
 mod reference;
 pub mod resolved;
 mod selected_device;
@@ -73,11 +74,29 @@ pub trait Executor: Send + Sync {
     /// [`Error::Device`] when a device fails. The processor cannot fail here.
     fn write_parameters(&self, offset: usize, values: &[f32]) -> Result<()>;
 
-    /// Reads parameters from element `offset` on.
+    /// Reads parameters from element `offset` on: of those that are held in bf16 alone the bf16 values.
     ///
     /// # Errors
     /// As [`Executor::write_parameters`].
     fn read_parameters(&self, offset: usize, values: &mut [f32]) -> Result<()>;
+
+    /// Holds parameters of the ranges `in_bf16`, by element and rising, as bf16 copies alone from now on, and all others in f32
+    /// too: for programs that keep those f32 values in shards ([`Program::masters_in_shards`]), and with no ranges afterwards. What comes
+    /// to be held in f32 has the values of its copies until it is written.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the executor holds everything in f32; [`Error::Setting`] when a session is loaded;
+    /// [`Error::Stopped`] when memory runs out; as [`Executor::write_parameters`].
+    fn hold_in_bf16(&self, in_bf16: &[Range<usize>]) -> Result<()> {
+        if in_bf16.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Device {
+            device: self.describe(),
+            problem: "it holds all parameters in f32".into(),
+            remedy: "record the update without shards_masters".into(),
+        })
+    }
 }
 
 /// A loaded program with memory of its own. One thread at a time uses it; it may move from one to another.
@@ -150,7 +169,7 @@ pub trait Session: Send {
             .collect())
     }
 
-    /// Reads a whole fixed arena of this session.
+    /// Reads a whole fixed arena of this session; of the parameters what is held in f32.
     ///
     /// # Errors
     /// [`Error::Device`] when a device fails.

@@ -2,11 +2,13 @@
 //!
 //! It exists to be right and readable; nothing here is fast.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::collectives::Collectives;
 use super::inputs::UnwrittenInputs;
+use super::masters::{HeldMasters, expect_unshared};
 use super::session_arenas::SessionArenas;
 use super::{Executor, Session, expect_arena, expect_declared, expect_input};
 use crate::program::{Place, Program};
@@ -31,6 +33,8 @@ pub struct ReferenceExecutor {
 #[derive(Clone, Debug)]
 struct Parameters {
     masters: Vec<f64>,
+    /// Of what is not, the place among the masters holds NaN: reading it shows.
+    held: HeldMasters,
     bf16_copies: Vec<f64>,
 }
 
@@ -44,6 +48,7 @@ impl ReferenceExecutor {
         ReferenceExecutor {
             parameters: Arc::new(Mutex::new(Parameters {
                 masters: vec![0.0; elements],
+                held: HeldMasters::all(elements),
                 bf16_copies: vec![0.0; elements],
             })),
             rounding: None,
@@ -59,6 +64,12 @@ impl ReferenceExecutor {
             rounding: Some(seed),
             ..ReferenceExecutor::new(elements)
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Parameters> {
+        self.parameters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -77,6 +88,7 @@ impl Executor for ReferenceExecutor {
     }
 
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
+        self.lock().held.expect_held(&program)?;
         Ok(Box::new(ReferenceSession {
             parameters: self.parameters.clone(),
             fixed: SessionArenas::new(&program, |_, _, elements| Ok(vec![0.0; elements]))?,
@@ -89,30 +101,51 @@ impl Executor for ReferenceExecutor {
     }
 
     fn write_parameters(&self, offset: usize, values: &[f32]) -> Result<()> {
-        let mut parameters = self
-            .parameters
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let Parameters {
-            masters,
-            bf16_copies,
-        } = &mut *parameters;
-        let places = masters[offset..].iter_mut().zip(&mut bf16_copies[offset..]);
-        for ((master, bf16_copy), value) in places.zip(values) {
-            *master = f64::from(*value);
-            *bf16_copy = to_bf16(*master);
+        let mut parameters = self.lock();
+        let copies = parameters.bf16_copies[offset..].iter_mut().zip(values);
+        copies.for_each(|(copy, value)| *copy = to_bf16(f64::from(*value)));
+        for (piece, place) in parameters.held.pieces(offset..offset + values.len()) {
+            if place.is_some() {
+                let from = &values[piece.start - offset..piece.end - offset];
+                let masters = parameters.masters[piece].iter_mut().zip(from);
+                masters.for_each(|(master, value)| *master = f64::from(*value));
+            }
         }
         Ok(())
     }
 
     fn read_parameters(&self, offset: usize, values: &mut [f32]) -> Result<()> {
-        let parameters = self
-            .parameters
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        for (value, place) in values.iter_mut().zip(&parameters.masters[offset..]) {
-            *value = *place as f32;
+        let parameters = self.lock();
+        for (piece, place) in parameters.held.pieces(offset..offset + values.len()) {
+            let from = match place {
+                Some(_) => &parameters.masters,
+                None => &parameters.bf16_copies,
+            };
+            let into = &mut values[piece.start - offset..piece.end - offset];
+            let places = into.iter_mut().zip(&from[piece]);
+            places.for_each(|(value, place)| *value = *place as f32);
         }
+        Ok(())
+    }
+
+    fn hold_in_bf16(&self, in_bf16: &[Range<usize>]) -> Result<()> {
+        expect_unshared(&self.parameters)?;
+        let mut parameters = self.lock();
+        let held = parameters.held.but(in_bf16)?;
+        for (piece, place) in parameters.held.pieces(0..held.elements()) {
+            if place.is_none() {
+                let Parameters {
+                    masters,
+                    bf16_copies,
+                    ..
+                } = &mut *parameters;
+                masters[piece.clone()].copy_from_slice(&bf16_copies[piece]);
+            }
+        }
+        for range in in_bf16 {
+            parameters.masters[range.clone()].fill(f64::NAN);
+        }
+        parameters.held = held;
         Ok(())
     }
 }

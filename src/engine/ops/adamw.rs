@@ -14,6 +14,8 @@
 //! those of SplitMix64 (Steele et al. 2014) as a function of seed, t and the place in the arena, so that a step gives the
 //! same bits however its work is divided and whenever it is repeated.
 
+use std::ops::Range;
+
 use half::bf16;
 use rayon::prelude::*;
 
@@ -26,8 +28,8 @@ use super::tree_accumulate::Tree;
 use crate::launch::kernels::constants::adamw::{ADAMW_ELEMENTS, ADAMW_THREADS};
 use crate::launch::{Argument, Launch, blocks, kernels};
 use crate::tape::{
-    Arena, CompileTarget, Cost, CpuArgs, Element, Fill, Op, Output, REDUCE, ReferenceArgs, Tape,
-    UPDATE,
+    Arena, CompileTarget, Cost, CpuArgs, Element, Fill, Op, Output, ParameterSpec, REDUCE,
+    ReferenceArgs, Tape, UPDATE,
 };
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
@@ -74,8 +76,11 @@ impl From<OptimizerInput> for String {
 /// The slots of AdamW's state: m, and v.
 pub const ADAMW_STATE: [&str; 2] = ["first_moment", "second_moment"];
 
+/// The slot of the f32 values that a rank of a bf16 run updates and the others have as bf16 copies alone.
+pub const MASTER_STATE: &str = "master";
+
 /// The slots of everything that an update can keep.
-pub const OPTIMIZER_STATE: [&str; 3] = [ADAMW_STATE[0], ADAMW_STATE[1], EMA_STATE];
+pub const OPTIMIZER_STATE: [&str; 4] = [ADAMW_STATE[0], ADAMW_STATE[1], EMA_STATE, MASTER_STATE];
 
 /// Elements of one task.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
@@ -122,6 +127,8 @@ pub struct UpdateOptions {
     pub random_rounding: Option<u64>,
     /// Keeps an exponential moving average of what is trained, with this decay.
     pub ema_decay: Option<f64>,
+    /// Over several ranks in bf16: keeps of the f32 values of matrices that AdamW updates only a rank's own slices.
+    pub shards_masters: bool,
 }
 
 /// Records the update of everything that [`Tape::backward`] made gradients for: one gradient norm, then one AdamW for
@@ -132,8 +139,8 @@ pub struct UpdateOptions {
 /// ([`Tape::over_ranks`]) gradients are summed over all of them first, each rank updates its share, and the gradient arena holds
 /// parameters afterwards, or zeros.
 ///
-/// Inputs: [`OptimizerInput::ALL`]. State: [`ADAMW_STATE`], and [`EMA_STATE`] where averages are kept, which whoever loads the
-/// program begins with the parameters. Outputs: `gradient_norm` `[1]`, `clip_scale` `[1]`, of the
+/// Inputs: [`OptimizerInput::ALL`]. State: [`ADAMW_STATE`], of which Muon needs the first alone, and [`EMA_STATE`] and [`MASTER_STATE`]
+/// where averages and f32 values in shards are kept, which whoever loads the program begins with the parameters. Outputs: `gradient_norm` `[1]`, `clip_scale` `[1]`, of the
 /// gradients times their scale.
 ///
 /// # Errors
@@ -144,7 +151,7 @@ pub fn record_update(
     groups: &ParameterGroups,
     options: &UpdateOptions,
 ) -> Result<()> {
-    let runs = runs(tape, layout, groups)?;
+    let runs = runs(tape, layout, groups, |_, _| false)?;
     let mut used = runs.iter().map(|run| groups.groups()[run.group].optimizer);
     if options.random_rounding.is_some() && used.any(|optimizer| optimizer != Optimizer::AdamW) {
         let want = "off with Muon, which rounds its bf16 copies to nearest";
@@ -178,7 +185,7 @@ pub fn record_update(
         let shared = tape.input(OptimizerInput::Scalars, shared);
         let each = TensorType::f32([groups.groups().len(), GROUP_SCALARS]);
         let each = tape.input(OptimizerInput::GroupScalars, each);
-        let [first, second] = ADAMW_STATE.map(|name| tape.optimizer_state(name, DType::F32));
+        let [first, second] = moments(tape, &runs, groups);
         // One norm over everything before the first update: the factor that clips must be the same for all parameters.
         let norm = match cut {
             Some(cut) => {
@@ -197,7 +204,7 @@ pub fn record_update(
             let range =
                 |tape: &mut Tape, arena, offset| tape.arena_range(arena, offset, run.elements);
             let gradients = range(tape, Arena::Gradients, run.gradients);
-            let momentum = range(tape, first, run.gradients);
+            let momentum = tape.state_range(first, run.gradients, run.elements);
             if let Optimizer::Muon { momentum: decay } = groups.groups()[run.group].optimizer {
                 // The directions take the gradients' place.
                 let inputs = [gradients, momentum, norm[1]];
@@ -209,7 +216,7 @@ pub fn record_update(
                 range(tape, Arena::Parameters, run.parameters),
                 gradients,
                 momentum,
-                range(tape, second, run.gradients),
+                tape.state_range(second, run.gradients, run.elements),
                 shared,
                 each,
                 norm[1],
@@ -238,7 +245,7 @@ pub fn record_update(
             let average = tape.optimizer_state(EMA_STATE, DType::F32);
             for run in &runs {
                 let inputs = [
-                    tape.arena_range(average, run.gradients, run.elements),
+                    tape.state_range(average, run.gradients, run.elements),
                     tape.arena_range(Arena::Parameters, run.parameters, run.elements),
                     norm[1],
                 ];
@@ -256,20 +263,62 @@ pub fn record_update(
     })
 }
 
+/// Declares the slots of the moments. Muon has one moment: the second is kept of what AdamW updates.
+pub(super) fn moments(tape: &mut Tape, runs: &[Run], groups: &ParameterGroups) -> [Arena; 2] {
+    let [first, second] = ADAMW_STATE;
+    let by_adamw = |run: &&Run| groups.groups()[run.group].optimizer == Optimizer::AdamW;
+    let first = tape.optimizer_state(first, DType::F32);
+    if runs.iter().all(|run| by_adamw(&run)) {
+        return [first, tape.optimizer_state(second, DType::F32)];
+    }
+    let kept = side_by_side(runs.iter().filter(by_adamw).map(Run::in_gradients));
+    [
+        first,
+        tape.partial_optimizer_state(second, DType::F32, kept),
+    ]
+}
+
+/// Ranges that rise, with neighbours as one.
+pub(super) fn side_by_side(ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
+    let mut joined: Vec<Range<usize>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
 /// A contiguous range of parameters of one group.
 pub(super) struct Run {
     pub parameters: usize,
     pub gradients: usize,
     pub elements: usize,
     pub group: usize,
+    /// Whether each rank keeps only its own slices of the f32 values.
+    pub is_in_shards: bool,
+}
+
+impl Run {
+    /// Its elements of the gradient arena.
+    pub fn in_gradients(&self) -> Range<usize> {
+        self.gradients..self.gradients + self.elements
+    }
+
+    /// Its elements of the parameters.
+    pub fn in_parameters(&self) -> Range<usize> {
+        self.parameters..self.parameters + self.elements
+    }
 }
 
 /// The trained parameters in as few runs as they make, in arena order. The layout puts what one group takes side by side, so
-/// there are a handful of runs and not one op a tensor.
+/// there are a handful of runs and not one op a tensor. `in_shards` divides them further, by parameter and group.
 pub(super) fn runs(
     tape: &Tape,
     layout: &crate::tape::ParameterLayout,
     groups: &ParameterGroups,
+    in_shards: impl Fn(&ParameterSpec, usize) -> bool,
 ) -> Result<Vec<Run>> {
     let mut runs: Vec<Run> = Vec::new();
     for entry in tape.gradient_entries() {
@@ -277,11 +326,13 @@ pub(super) fn runs(
             .get(&entry.parameter)
             .expect("trained parameters are laid out");
         let (offset, group) = (parameter.offset, groups.index_of(&parameter.spec)?);
+        let is_in_shards = in_shards(&parameter.spec, group);
         match runs.last_mut() {
             // Both arenas have to go on without a gap: a frozen parameter between two trained ones has a place among the
             // parameters and none among the gradients.
             Some(run)
                 if run.group == group
+                    && run.is_in_shards == is_in_shards
                     && run.parameters + run.elements == offset
                     && run.gradients + run.elements == entry.offset =>
             {
@@ -292,6 +343,7 @@ pub(super) fn runs(
                 gradients: entry.offset,
                 elements: entry.reserved,
                 group,
+                is_in_shards,
             }),
         }
     }

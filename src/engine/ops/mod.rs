@@ -30,6 +30,7 @@ mod rope;
 mod rows;
 mod shapes;
 mod sharded_gradients;
+mod sharded_masters;
 mod sharded_update;
 mod special;
 mod splice;
@@ -40,8 +41,8 @@ mod tree_sum;
 mod weighted_sum;
 
 pub use adamw::{
-    ADAMW_STATE, OPTIMIZER_SCALARS, OPTIMIZER_STATE, OptimizerInput, StepSettings, UpdateOptions,
-    record_update,
+    ADAMW_STATE, MASTER_STATE, OPTIMIZER_SCALARS, OPTIMIZER_STATE, OptimizerInput, StepSettings,
+    UpdateOptions, record_update,
 };
 pub use add_columns::add_columns;
 pub use attention::{Heads, Mask, attention, cross_attention, next_attention};
@@ -68,6 +69,7 @@ pub use pooling::{mean_pool, select_token};
 pub use position::{add_position, drop_tokens};
 pub use qk_norm::qk_norm;
 pub use rope::{Positions, rope};
+pub use sharded_masters::record_whole_masters;
 pub use special::dot;
 pub use splice::{splice, splice_into_cache};
 pub use squared_error::squared_error;

@@ -96,15 +96,20 @@ fn add_to_shard(
 }
 
 /// Records how what ranks keep in the arena `shards`, slices of all buckets, reaches its places in the arena `whole` of all
-/// ranks, a few buckets at a time.
+/// ranks, a few buckets at a time: of those buckets that hold any of `runs`.
 pub(super) fn gather_shards(
     tape: &mut Tape,
     cut: &Cut,
-    runs: &[Run],
+    runs: &[&Run],
     [shards, whole]: [Arena; 2],
 ) -> Result<()> {
     let mut under_way = Vec::new();
-    for bucket in 0..cut.buckets() {
+    let holds = |bucket: &usize| {
+        let range = cut.bucket(*bucket);
+        let mut runs = runs.iter();
+        runs.any(|run| run.gradients < range.end && range.start < run.gradients + run.elements)
+    };
+    for bucket in (0..cut.buckets()).filter(holds) {
         let own = tape.arena_range(shards, bucket * cut.slice(), cut.slice());
         under_way.push((bucket, begin(tape, Kind::AllGather, own)?));
         if under_way.len() > UNDER_WAY {
@@ -120,7 +125,7 @@ pub(super) fn gather_shards(
 fn put_in_place(
     tape: &mut Tape,
     cut: &Cut,
-    runs: &[Run],
+    runs: &[&Run],
     bucket: usize,
     begun: Begun,
     whole: Arena,

@@ -9,9 +9,10 @@
 //! Where the gradients of micro-batches are added in a tree ([`Tape::adding_in_tree`]), each run adds its own to those that wait in
 //! [`Arena::PartialSums`], bucket by bucket, and what is exchanged with the last is the sum of this rank's subtree.
 //!
-//! Gradients that are in shards too ([`Tape::sharding_gradients`]) have no arena of their own: [`super::sharded_gradients`].
+//! Gradients that are in shards too ([`Tape::sharding_gradients`]) have no arena of their own: [`super::sharded_gradients`]. So do f32
+//! values of a bf16 program ([`UpdateOptions::shards_masters`]): [`super::sharded_masters`].
 
-use super::adamw::{AdamW, Clamp, Run, runs};
+use super::adamw::{AdamW, Clamp, Run, moments, runs};
 use super::cast::cast;
 use super::collective::{Begun, begin, finish};
 use super::ema::{EMA_STATE, Ema};
@@ -21,10 +22,13 @@ use super::sharded_gradients::{gather_shards, reduce};
 use super::tree_accumulate::Tree;
 use super::tree_sum::tree_sum;
 use super::{
-    ADAMW_STATE, OPTIMIZER_SCALARS, OptimizerInput, ParameterGroups, UpdateOptions,
+    OPTIMIZER_SCALARS, OptimizerInput, ParameterGroups, UpdateOptions,
     parameter_groups::{GROUP_SCALARS, Optimizer},
+    sharded_masters,
 };
-use crate::tape::{Arena, Copy, EXCHANGE, Fill, ParameterLayout, REDUCE, Tape, UPDATE, Value};
+use crate::tape::{
+    Arena, Copy, EXCHANGE, Fill, ParameterLayout, REDUCE, Tape, UPDATE, Value, is_matrix,
+};
 use crate::tensor::{DType, TensorType};
 use keel_base::error::{Error, Result};
 use keel_ranks::Kind;
@@ -34,12 +38,16 @@ use keel_ranks::order::Cut;
 pub(super) const UNDER_WAY: usize = 2;
 
 /// Part of a run of parameters that this rank owns.
-struct Stretch {
+pub(super) struct Stretch {
     parameters: usize,
+    /// First element of the gradients, among those of all ranks.
+    pub gradients: usize,
     /// First element in the shard.
-    shard: usize,
-    elements: usize,
+    pub shard: usize,
+    pub elements: usize,
     group: usize,
+    /// See [`Run::is_in_shards`].
+    pub is_in_shards: bool,
 }
 
 /// See the module's documentation. As [`super::record_update`], on a tape over several ranks.
@@ -49,10 +57,13 @@ pub(super) fn record_sharded_update(
     groups: &ParameterGroups,
     options: &UpdateOptions,
 ) -> Result<()> {
-    let runs = runs(tape, layout, groups)?;
+    let is_bf16 = tape.precision() == DType::Bf16;
+    let by_adamw = |group: usize| groups.groups()[group].optimizer == Optimizer::AdamW;
+    let runs = runs(tape, layout, groups, |parameter, group| {
+        options.shards_masters && is_bf16 && is_matrix(parameter) && by_adamw(group)
+    })?;
     let cut = tape.cut_gradients();
     let in_shards = tape.shards_gradients();
-    let by_adamw = |group: usize| groups.groups()[group].optimizer == Optimizer::AdamW;
     if in_shards && !runs.iter().all(|run| by_adamw(run.group)) {
         let want = "1 where Muon updates, whose matrices are whole on every rank";
         return Err(Error::setting("zero_stage", want, 2));
@@ -68,40 +79,52 @@ pub(super) fn record_sharded_update(
             sum_bucket(tape, &cut, bucket, begun)?;
         }
         let stretches = stretches(&runs, &cut, tape.world().rank);
-        let is_bf16 = tape.precision() == DType::Bf16;
         // Who updates a parameter draws for it, and sends the copy too: 2 bytes more of each.
         let rounding = options.random_rounding.filter(|_| is_bf16);
-        let [each, scale] = update(tape, &cut, &stretches, groups, rounding)?;
-        // Of what Muon updates, directions are there already.
-        for stretch in stretches.iter().filter(|stretch| by_adamw(stretch.group)) {
-            let own = tape.arena_range(Arena::Parameters, stretch.parameters, stretch.elements);
-            moved(tape, own, Arena::GradientShard, stretch.shard)?;
-        }
-        if in_shards {
-            gather_shards(tape, &cut, &runs, [Arena::GradientShard, Arena::Parameters])?;
+        let state = State {
+            moments: moments(tape, &runs, groups),
+            master: sharded_masters::declare(tape, &runs),
+        };
+        let [each, scale] = update(tape, &cut, &stretches, groups, state, rounding)?;
+        let all: Vec<&Run> = runs.iter().collect();
+        if state.master.is_some() {
+            sharded_masters::gather_whole(tape, &cut, &runs, |run| !by_adamw(run.group))?;
         } else {
-            gather(tape, &cut)?;
-            for run in &runs {
-                if by_adamw(run.group) {
-                    let gathered = tape.arena_range(Arena::Gradients, run.gradients, run.elements);
-                    moved(tape, gathered, Arena::Parameters, run.parameters)?;
-                } else {
-                    // On every rank: a matrix is orthogonalised whole.
-                    muon::record_steps(tape, layout, run, [each, scale])?;
-                }
+            // Of what Muon updates, directions are there already.
+            for stretch in stretches.iter().filter(|stretch| by_adamw(stretch.group)) {
+                let own = tape.arena_range(Arena::Parameters, stretch.parameters, stretch.elements);
+                moved(tape, own, Arena::GradientShard, stretch.shard)?;
+            }
+            if in_shards {
+                gather_shards(tape, &cut, &all, [Arena::GradientShard, Arena::Parameters])?;
+            } else {
+                gather(tape, &cut)?;
             }
         }
-        match rounding {
-            Some(_) => gather_rounded(tape, &cut, &runs, &stretches)?,
-            None if is_bf16 => {
-                let mut runs = runs.iter().filter(|run| by_adamw(run.group));
-                runs.try_for_each(|run| round_copies(tape, run))?;
+        for run in &runs {
+            if !by_adamw(run.group) {
+                // On every rank: a matrix is orthogonalised whole.
+                muon::record_steps(tape, layout, run, [each, scale])?;
+            } else if state.master.is_none() && !in_shards {
+                let gathered = tape.arena_range(Arena::Gradients, run.gradients, run.elements);
+                moved(tape, gathered, Arena::Parameters, run.parameters)?;
             }
-            None => {}
+        }
+        match (rounding, state.master) {
+            (Some(_), _) => gather_rounded(tape, &cut, &all, &stretches)?,
+            (None, master) if is_bf16 => {
+                if let Some(master) = master {
+                    sharded_masters::gather_copies(tape, &cut, &runs, &stretches, master)?;
+                }
+                let is_rounded = |run: &&Run| by_adamw(run.group) && !run.is_in_shards;
+                let mut whole = runs.iter().filter(is_rounded);
+                whole.try_for_each(|run| round_copies(tape, run))?;
+            }
+            (None, _) => {}
         }
         clamp(tape, layout, options)?;
         if let Some(decay) = options.ema_decay {
-            average(tape, &stretches, decay, scale)?;
+            average(tape, &stretches, state, decay, scale)?;
         }
         // Cleared by the step that used them, so that the first batch of the next finds zeros.
         if tape.adds_to_arena() {
@@ -115,6 +138,24 @@ pub(super) fn record_sharded_update(
         }
         Ok(())
     })
+}
+
+/// The slots of what the update keeps.
+#[derive(Clone, Copy)]
+struct State {
+    moments: [Arena; 2],
+    /// f32 values in shards.
+    master: Option<Arena>,
+}
+
+impl State {
+    /// The f32 values of what this rank updates.
+    fn values(self, tape: &mut Tape, stretch: &Stretch) -> Value {
+        match self.master.filter(|_| stretch.is_in_shards) {
+            Some(master) => tape.state_range(master, stretch.gradients, stretch.elements),
+            None => tape.arena_range(Arena::Parameters, stretch.parameters, stretch.elements),
+        }
+    }
 }
 
 /// The buckets in the order in which the backward part completes them.
@@ -176,9 +217,11 @@ fn stretches(runs: &[Run], cut: &Cut, rank: usize) -> Vec<Stretch> {
             if first < end {
                 found.push(Stretch {
                     parameters: run.parameters + first - run.gradients,
+                    gradients: first,
                     shard: bucket * cut.slice() + first - slice.start,
                     elements: end - first,
                     group: run.group,
+                    is_in_shards: run.is_in_shards,
                 });
             }
         }
@@ -193,13 +236,14 @@ fn update(
     cut: &Cut,
     stretches: &[Stretch],
     groups: &ParameterGroups,
+    state: State,
     rounding: Option<u64>,
 ) -> Result<[Value; 2]> {
     let shared = TensorType::f32([OPTIMIZER_SCALARS]);
     let shared = tape.input(OptimizerInput::Scalars, shared);
     let each = TensorType::f32([groups.groups().len(), GROUP_SCALARS]);
     let each = tape.input(OptimizerInput::GroupScalars, each);
-    let [first, second] = ADAMW_STATE.map(|name| tape.optimizer_state(name, DType::F32));
+    let [first, second] = state.moments;
     let shard = tape.arena_range(Arena::GradientShard, 0, cut.owned());
     let norm = norm_of_atoms(tape, shard, cut, shared)?;
     tape.output(norm[0], "gradient_norm");
@@ -208,17 +252,17 @@ fn update(
         let range =
             |tape: &mut Tape, arena, offset| tape.arena_range(arena, offset, stretch.elements);
         let gradients = range(tape, Arena::GradientShard, stretch.shard);
-        let momentum = range(tape, first, stretch.shard);
+        let momentum = tape.state_range(first, stretch.gradients, stretch.elements);
         if let Optimizer::Muon { momentum: decay } = groups.groups()[stretch.group].optimizer {
             let inputs = [gradients, momentum, norm[1]];
             tape.record_update(MuonMomentum::new(decay), &inputs)?;
             continue;
         }
         let mut inputs = vec![
-            range(tape, Arena::Parameters, stretch.parameters),
+            state.values(tape, stretch),
             gradients,
             momentum,
-            range(tape, second, stretch.shard),
+            tape.state_range(second, stretch.gradients, stretch.elements),
             shared,
             each,
             norm[1],
@@ -239,12 +283,18 @@ fn update(
 }
 
 /// Records the averages of what this rank owns.
-fn average(tape: &mut Tape, stretches: &[Stretch], decay: f64, scale: Value) -> Result<()> {
+fn average(
+    tape: &mut Tape,
+    stretches: &[Stretch],
+    state: State,
+    decay: f64,
+    scale: Value,
+) -> Result<()> {
     let average = tape.optimizer_state(EMA_STATE, DType::F32);
     for stretch in stretches {
         let inputs = [
-            tape.arena_range(average, stretch.shard, stretch.elements),
-            tape.arena_range(Arena::Parameters, stretch.parameters, stretch.elements),
+            tape.state_range(average, stretch.gradients, stretch.elements),
+            state.values(tape, stretch),
             scale,
         ];
         tape.record_update(Ema::new(decay), &inputs)?;
@@ -276,7 +326,7 @@ fn round_copies(tape: &mut Tape, run: &Run) -> Result<()> {
 }
 
 /// Records how copies that were rounded at random reach all ranks.
-fn gather_rounded(tape: &mut Tape, cut: &Cut, runs: &[Run], stretches: &[Stretch]) -> Result<()> {
+fn gather_rounded(tape: &mut Tape, cut: &Cut, runs: &[&Run], stretches: &[Stretch]) -> Result<()> {
     for stretch in stretches {
         let (first, elements) = (stretch.parameters, stretch.elements);
         let own = tape.arena_range(Arena::ParametersBf16, first, elements);
@@ -291,7 +341,7 @@ fn gather_rounded(tape: &mut Tape, cut: &Cut, runs: &[Run], stretches: &[Stretch
 }
 
 /// Records a copy of x in a fixed arena.
-fn moved(tape: &mut Tape, x: Value, arena: Arena, offset: usize) -> Result<()> {
+pub(super) fn moved(tape: &mut Tape, x: Value, arena: Arena, offset: usize) -> Result<()> {
     let copy = tape.record_one(Copy, &[x])?;
     tape.bind(copy, arena, offset);
     Ok(())

@@ -9,12 +9,13 @@ mod report;
 mod svg;
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use self::lifetimes::Laid;
 use crate::plan;
 use crate::tape::{
     Arena, CollectivePart, CompileTarget, Cost, EXCHANGE, GradientEntry, Instruction,
-    OptimizerState, ParameterSpec, Storage, Tape, UPDATE, Value, ValueInfo, root,
+    OptimizerState, ParameterSpec, StatePiece, Storage, Tape, UPDATE, Value, ValueInfo, root,
 };
 use crate::tensor::TensorType;
 use keel_base::error::{Error, Result, nearest};
@@ -97,6 +98,8 @@ pub struct Program {
     cache_elements: [usize; 2],
     world: World,
     shards: Option<Cut>,
+    whole_shard_elements: usize,
+    masters_in_shards: Vec<Range<usize>>,
     optimizer_state: Vec<OptimizerState>,
     accumulates_gradients: bool,
     tree: Option<usize>,
@@ -170,6 +173,8 @@ impl Program {
             cache_elements: tape.cache_elements,
             world,
             shards: tape.shards,
+            whole_shard_elements: tape.whole_shard_elements,
+            masters_in_shards: tape.masters_in_shards,
             optimizer_state: tape.optimizer_state,
             accumulates_gradients: tape.accumulates_gradients,
             tree,
@@ -280,6 +285,9 @@ impl Program {
         let rounded = self
             .lies_in(Arena::RoundedShard)
             .then_some(("rounded parameters of this rank", Arena::RoundedShard));
+        let whole = self
+            .lies_in(Arena::WholeShard)
+            .then_some(("whole parameters of this rank", Arena::WholeShard));
         let waiting = self
             .lies_in(Arena::PartialSums)
             .then_some(("partial sums of gradients", Arena::PartialSums));
@@ -292,22 +300,31 @@ impl Program {
             .chain(waiting)
             .chain(shard)
             .chain(rounded)
+            .chain(whole)
             .chain(state)
     }
 
     /// Elements of a fixed arena that this program needs; `parameter_elements` is the layout's size.
     pub fn arena_elements(&self, arena: Arena, parameter_elements: usize) -> usize {
         match arena {
-            Arena::Parameters => parameter_elements,
+            Arena::Parameters => {
+                let elsewhere: usize = self.masters_in_shards.iter().map(Range::len).sum();
+                parameter_elements.saturating_sub(elsewhere)
+            }
             Arena::ParametersBf16 if self.has_bf16_parameters() => parameter_elements,
             Arena::ParametersBf16 => 0,
             Arena::Gradients => self.sent_elements.unwrap_or(self.gradient_elements),
-            Arena::OptimizerState(_) => self
-                .shards
-                .map_or(self.gradient_elements, |cut| cut.owned()),
+            Arena::OptimizerState(_) => {
+                let mut declared = self.optimizer_state.iter();
+                let state = declared.find(|state| state.arena == arena);
+                let pieces = state.map(|state| self.state_pieces(state));
+                let pieces = pieces.unwrap_or_default();
+                pieces.last().map_or(0, StatePiece::end)
+            }
             Arena::GradientShard => self.shards.map_or(0, |cut| cut.owned()),
             Arena::RoundedShard if !self.lies_in(Arena::RoundedShard) => 0,
             Arena::RoundedShard => self.shards.map_or(0, |cut| cut.owned()),
+            Arena::WholeShard => self.whole_shard_elements,
             Arena::PartialSums if !self.lies_in(Arena::PartialSums) => 0,
             // Of what is added up: the slices of this rank, where what it sends is in shards.
             Arena::PartialSums => {
@@ -320,6 +337,18 @@ impl Program {
             Arena::Cache => self.cache_elements[0],
             Arena::CacheBf16 => self.cache_elements[1],
         }
+    }
+
+    /// What of a slot of the optimiser's state this rank keeps, and where in the slot's arena.
+    pub fn state_pieces(&self, state: &OptimizerState) -> Vec<StatePiece> {
+        let own = self.shards.as_ref().map(|cut| (cut, self.world.rank));
+        state.pieces(self.gradient_elements, own)
+    }
+
+    /// Parameters, by place among all and rising, whose f32 values no rank has whole while it runs the program: each keeps those
+    /// that it updates in the slot [`crate::ops::MASTER_STATE`] of the optimiser's state.
+    pub fn masters_in_shards(&self) -> &[Range<usize>] {
+        &self.masters_in_shards
     }
 
     /// Elements of what is trained, padding included, of all ranks together.

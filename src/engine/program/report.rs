@@ -66,7 +66,8 @@ impl MemoryReport {
         MemoryReport {
             parameters: arena(Arena::Parameters)
                 + arena(Arena::ParametersBf16)
-                + arena(Arena::RoundedShard),
+                + arena(Arena::RoundedShard)
+                + arena(Arena::WholeShard),
             gradients: arena(Arena::Gradients)
                 + arena(Arena::GradientShard)
                 + arena(Arena::PartialSums),

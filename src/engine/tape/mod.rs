@@ -11,8 +11,10 @@ mod fuse;
 mod hoist;
 mod op;
 mod parameters;
+mod state;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 pub(crate) use arguments::with_element;
@@ -23,6 +25,7 @@ pub use arguments::{
 pub use basic::{Add, Copy, Fill, Slice, View};
 pub use op::{Backward, CollectivePart, CompileTarget, Cost, Op, Target, Tier};
 pub use parameters::{Init, ParameterEntry, ParameterLayout, ParameterSpec};
+pub use state::{OptimizerState, StatePiece};
 
 use crate::tensor::{DType, Shape, TensorType};
 use keel_base::error::{Error, Result};
@@ -43,15 +46,16 @@ impl Value {
 /// One of the arenas whose contents outlive a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Arena {
-    /// Trained and frozen weights in f32, laid out by [`ParameterLayout`].
+    /// Trained and frozen weights in f32, laid out by [`ParameterLayout`]. Over several ranks, without those that a bf16 program
+    /// keeps in shards, in a slot of the optimiser's state.
     Parameters,
     /// The same weights rounded to bf16, laid out alike: what the products of a bf16 program read. The update writes
     /// both; [`crate::executor::Executor::write_parameters`] too.
     ParametersBf16,
     /// Gradients of what this program trains; where they are in shards, those that are being sent.
     Gradients,
-    /// What the optimiser keeps of each trained number in one of its slots, laid out like the gradients, or over several
-    /// ranks like [`Arena::GradientShard`].
+    /// What the optimiser keeps of each trained number, or of some, in one of its slots, laid out like the gradients, or over
+    /// several ranks like [`Arena::GradientShard`].
     OptimizerState(StateSlot),
     /// Over several ranks: the sums over all of them of the gradients whose parameters this rank updates, its slices of all
     /// buckets one after the other. After the update it carries the parameters to the other ranks.
@@ -59,6 +63,8 @@ pub enum Arena {
     /// Over several ranks that round the bf16 copies at random: those of the parameters that this rank updates, laid out like
     /// [`Arena::GradientShard`], on their way to the other ranks.
     RoundedShard,
+    /// Over several ranks that keep f32 values in shards: what all have whole, of what this rank updates, on its way to the others.
+    WholeShard,
     /// Where the gradients of micro-batches are added in a tree ([`Tape::adding_in_tree`]): sums of complete subtrees that wait
     /// for their neighbours, the levels of each bucket one after the other.
     PartialSums,
@@ -92,15 +98,6 @@ impl Arena {
 pub struct StateSlot {
     index: usize,
     element: DType,
-}
-
-/// An arena of optimiser state, as the op list that updates it declared it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OptimizerState {
-    /// What it holds, such as `first_moment`: also the first part of its tensors' names in a checkpoint.
-    pub name: &'static str,
-    /// Where it lies.
-    pub arena: Arena,
 }
 
 /// Where a value's bytes lie.
@@ -149,6 +146,11 @@ pub(crate) fn root(values: &[ValueInfo], value: Value) -> Value {
         root = other;
     }
     root
+}
+
+/// Whether a parameter is one of those that a bf16 program reads as a bf16 copy: all but vectors.
+pub(crate) fn is_matrix(spec: &ParameterSpec) -> bool {
+    spec.shape.rank() >= 2
 }
 
 /// One recorded op.
@@ -241,6 +243,10 @@ pub struct Tape {
     pub(crate) sent_elements: Option<usize>,
     /// How the gradients are cut for the ranks, once an update over several is recorded.
     pub(crate) shards: Option<Cut>,
+    /// Elements of [`Arena::WholeShard`].
+    pub(crate) whole_shard_elements: usize,
+    /// Parameters whose f32 values are kept in shards, by place among all, rising.
+    pub(crate) masters_in_shards: Vec<Range<usize>>,
     collectives: usize,
 }
 
@@ -304,6 +310,8 @@ impl Tape {
             gradient_values: Vec::new(),
             sent_elements: None,
             shards: None,
+            whole_shard_elements: 0,
+            masters_in_shards: Vec::new(),
             collectives: 0,
         }
     }
@@ -456,7 +464,7 @@ impl Tape {
             return Ok(*value);
         }
         // Vectors stay f32 in either precision: they take few bytes, and their rounding would show in every row.
-        let is_bf16 = self.precision == DType::Bf16 && spec.shape.rank() >= 2;
+        let is_bf16 = self.precision == DType::Bf16 && is_matrix(&spec);
         let (arena, dtype) = if is_bf16 {
             (Arena::ParametersBf16, DType::Bf16)
         } else {
@@ -526,20 +534,6 @@ impl Tape {
             is_backward: self.in_backward,
         });
         Ok(outputs)
-    }
-
-    /// Declares an arena of the optimiser: zero when the program is loaded, laid out like the gradients, changed by the
-    /// update alone. `name` says what it holds; executors and checkpoints know nothing else of it.
-    ///
-    /// # Panics
-    /// When the tape has state of that name.
-    pub fn optimizer_state(&mut self, name: &'static str, element: DType) -> Arena {
-        let is_new = self.optimizer_state.iter().all(|known| known.name != name);
-        assert!(is_new, "optimiser state {name} is declared once");
-        let index = self.optimizer_state.len();
-        let arena = Arena::OptimizerState(StateSlot { index, element });
-        self.optimizer_state.push(OptimizerState { name, arena });
-        arena
     }
 
     /// A range of a fixed arena as a value, for ops that work on whole arenas.

@@ -65,6 +65,7 @@ fn position(run: &Run, state: &RunState, stage: usize, step: u64) -> Position {
         inputs: run.inputs.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
         shards: Vec::new(),
+        has_masters_in_shards: false,
     }
 }
 
@@ -182,6 +183,8 @@ impl Checkpointer {
             let shard = OptimizerShard::take(session, &run.layout)?;
             Ok(move || shard.write(disk.as_ref(), &to))
         })?;
+        let mut position = position;
+        position.has_masters_in_shards = !session.program().masters_in_shards().is_empty();
         let snapshot = match run.is_first() {
             true => Some(Snapshot::take(position, &run.layout, executor, None)?),
             false => None,

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::disk::{Disk, LocalDisk, has_room, write_durably_with};
 use super::optimizer_state::OptimizerValues;
-use super::shard::{ShardFile, load_shards, open_shards};
+use super::shard::{ShardFile, each_piece, expect_whole, load_shards, open_shards, tensors_of};
 use crate::guard::Guard;
 use crate::run::RunInputs;
 use crate::validation::ValidationHistory;
@@ -22,9 +22,9 @@ use keel_base::error::{Error, Result};
 use keel_base::files::open_regular;
 use keel_base::mapped_file::MappedFile;
 use keel_engine::executor::{Executor, Session};
-use keel_engine::ops::{EMA_STATE, OPTIMIZER_STATE};
+use keel_engine::ops::{EMA_STATE, MASTER_STATE, OPTIMIZER_STATE};
 use keel_engine::program::Program;
-use keel_engine::tape::{GradientEntry, ParameterLayout};
+use keel_engine::tape::{GradientEntry, ParameterEntry, ParameterLayout};
 
 /// Where a run stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,6 +55,9 @@ pub struct Position {
     /// The files with the optimiser's state, where several ranks have saved it; otherwise it is in this one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shards: Vec<ShardFile>,
+    /// Whether those files hold the f32 values of parameters too, of which this one has the bf16 copies.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_masters_in_shards: bool,
 }
 
 /// What a checkpoint holds beside parameters.
@@ -130,14 +133,12 @@ impl Snapshot {
             ));
         }
         if let Some((state, entries)) = &self.optimizer {
-            for entry in entries {
-                let known = self.layout.get(&entry.parameter);
+            for piece in state.by_parameter(entries, &self.layout) {
+                let parameter = &piece.entry.parameter;
+                let known = self.layout.get(parameter);
                 let shape = known.expect("trained parameters are laid out").spec.shape;
-                let range = entry.offset..entry.offset + shape.numel();
-                for (slot, values) in state.slots() {
-                    let name = format!("{slot}.{}", entry.parameter);
-                    views.push((name, view(shape.dims(), &values[range.clone()])));
-                }
+                let name = format!("{}.{parameter}", piece.slot);
+                views.push((name, view(shape.dims(), piece.values)));
             }
         }
         let text = serde_json::to_string(&self.position).expect("a position is plain data");
@@ -401,10 +402,29 @@ pub fn load(
     let found = layout.entries().iter();
     let found = found.map(|entry| find(&entry.spec.name, entry.spec.shape.dims()));
     let found = found.collect::<Result<Vec<_>>>()?;
+    let shards = match &position.shards[..] {
+        shards if program.is_some() || position.has_masters_in_shards => open_shards(path, shards)?,
+        _ => Vec::new(),
+    };
+    let shards = tensors_of(&shards)?;
+    if position.has_masters_in_shards {
+        expect_whole(path, &shards, layout, MASTER_STATE)?;
+    }
     for (entry, tensor) in layout.entries().iter().zip(found) {
         for (index, bytes) in tensor.data().chunks(4 * PIECE).enumerate() {
             sink(entry.offset + index * PIECE, &values(bytes))?;
         }
+    }
+    if position.has_masters_in_shards {
+        each_piece(&shards, layout, MASTER_STATE, |entry, first, fours| {
+            for (index, fours) in fours.chunks(PIECE).enumerate() {
+                sink(
+                    entry.offset + first + index * PIECE,
+                    &values(fours.as_flattened()),
+                )?;
+            }
+            Ok(())
+        })?;
     }
     let has_state = |program: &Program| {
         let state = program.optimizer_state().iter();
@@ -414,32 +434,38 @@ pub fn load(
         });
         of_entries.any(|name| tensors.tensor(&name).is_ok())
     };
-    let shards = &position.shards;
     let has_any = |program: &&Program| !shards.is_empty() || has_state(program);
+    let whole = |entry: &ParameterEntry, place: &mut [f32]| {
+        copy(&entry.spec.name, entry.spec.shape.dims(), place)
+    };
     let optimizer = match program.filter(has_any) {
         None => None,
         Some(program) if !shards.is_empty() => {
-            let elements = program.trained_elements();
-            let slots = load_shards(path, shards, layout, program, elements)?;
-            Some(OptimizerValues::new(slots).of_rank(program))
+            let slots = load_shards(path, &shards, layout, program, whole)?;
+            Some(OptimizerValues::of_rank(slots, program))
         }
         Some(program) => {
-            let elements = program.trained_elements();
             let mut slots = Vec::new();
             for slot in program.optimizer_state() {
-                let mut values = vec![0.0f32; elements];
+                let mut values = vec![0.0f32; program.trained_elements()];
                 for entry in program.gradient_entries() {
-                    let known = layout
-                        .get(&entry.parameter)
-                        .expect("trained parameters are laid out");
+                    if !slot.keeps(&(entry.offset..entry.offset + entry.reserved)) {
+                        continue;
+                    }
+                    let known = layout.get(&entry.parameter);
+                    let known = known.expect("trained parameters are laid out");
                     let shape = known.spec.shape;
-                    let name = format!("{}.{}", slot.name, entry.parameter);
                     let place = &mut values[entry.offset..entry.offset + shape.numel()];
-                    copy(&name, shape.dims(), place)?;
+                    if slot.name == MASTER_STATE {
+                        whole(known, place)?;
+                    } else {
+                        let name = format!("{}.{}", slot.name, entry.parameter);
+                        copy(&name, shape.dims(), place)?;
+                    }
                 }
-                slots.push((*slot, values));
+                slots.push((slot.clone(), values));
             }
-            Some(OptimizerValues::new(slots).of_rank(program))
+            Some(OptimizerValues::of_rank(slots, program))
         }
     };
     Ok(Checkpoint {

@@ -1,9 +1,10 @@
 //! The optimiser's state of one rank among several: a file beside the checkpoint's own.
 //!
-//! Each rank writes the moments that it keeps, as pieces named by parameter and first element: `first_moment.vision.blocks.3.mlp.up.weight@1048576`.
+//! Each rank writes the moments that it keeps, and f32 values of parameters where these are in shards too, as pieces named by parameter and first element: `first_moment.vision.blocks.3.mlp.up.weight@1048576`.
 //! The checkpoint's own file, with parameters and position, is written last and names all of them with their hashes. It is
 //! the index: without it there is no checkpoint, and how many ranks wrote the pieces matters to nobody who reads them.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -17,8 +18,9 @@ use super::optimizer_state::OptimizerValues;
 use keel_base::error::{Error, Result};
 use keel_base::mapped_file::MappedFile;
 use keel_engine::executor::Session;
+use keel_engine::ops::MASTER_STATE;
 use keel_engine::program::Program;
-use keel_engine::tape::{OptimizerState, ParameterLayout};
+use keel_engine::tape::{OptimizerState, ParameterEntry, ParameterLayout};
 use keel_ranks::World;
 
 /// A file with a rank's part of the optimiser's state, as the checkpoint's own file names it.
@@ -88,25 +90,12 @@ impl OptimizerShard {
         program: &Program,
         layout: &ParameterLayout,
     ) -> OptimizerShard {
-        let cut = *program.shards().expect("ranks keep their own slices");
-        let rank = program.world().rank;
-        let mut pieces = Vec::new();
-        for (slot, values) in values.slots() {
-            for bucket in 0..cut.buckets() {
-                let slice = cut.slice_of(bucket, rank);
-                for entry in program.gradient_entries() {
-                    let known = layout.get(&entry.parameter);
-                    let known = known.expect("trained parameters are laid out");
-                    let last = entry.offset + known.spec.shape.numel();
-                    let (first, end) = (slice.start.max(entry.offset), slice.end.min(last));
-                    if first < end {
-                        let name = format!("{slot}.{}@{}", entry.parameter, first - entry.offset);
-                        let at = bucket * cut.slice() + first - slice.start;
-                        pieces.push((name, values[at..at + end - first].to_vec()));
-                    }
-                }
-            }
-        }
+        let found = values.by_parameter(program.gradient_entries(), layout);
+        let named = found.into_iter().map(|piece| {
+            let name = format!("{}.{}@{}", piece.slot, piece.entry.parameter, piece.first);
+            (name, piece.values.to_vec())
+        });
+        let mut pieces: Vec<(String, Vec<f32>)> = named.collect();
         pieces.sort_by(|(one, _), (other, _)| one.cmp(other));
         OptimizerShard { pieces }
     }
@@ -160,63 +149,143 @@ pub(super) fn open_shards(path: &Path, shards: &[ShardFile]) -> Result<Vec<(Path
     shards.iter().map(open).collect()
 }
 
-/// Puts together the whole state that `program` keeps from the pieces of the checkpoint `path`.
+/// The tensors in files of ranks.
 ///
 /// # Errors
-/// As [`open_shards`]; [`Error::Content`] where elements are missing.
+/// [`Error::Content`] naming the file.
+pub(super) fn tensors_of(files: &[(PathBuf, MappedFile)]) -> Result<Vec<ShardTensors<'_>>> {
+    let mut all = Vec::new();
+    for (file, bytes) in files {
+        let tensors = SafeTensors::deserialize(bytes);
+        let tensors = tensors.map_err(|problem| damaged(file, problem))?;
+        all.push((file.as_path(), tensors));
+    }
+    Ok(all)
+}
+
+/// A rank's file and what is in it.
+pub(super) type ShardTensors<'a> = (&'a Path, SafeTensors<'a>);
+
+/// Gives `take` each piece of the slot `slot`: its parameter, the first of its elements, and the bytes of each.
+///
+/// # Errors
+/// [`Error::Content`] naming a file with a piece that is not of its parameter; whatever `take` reports.
+pub(super) fn each_piece(
+    files: &[ShardTensors<'_>],
+    layout: &ParameterLayout,
+    slot: &str,
+    mut take: impl FnMut(&ParameterEntry, usize, &[[u8; 4]]) -> Result<()>,
+) -> Result<()> {
+    for (file, tensors) in files {
+        for (name, tensor) in tensors.iter() {
+            let piece = name.strip_prefix(slot);
+            let piece = piece.and_then(|name| name.strip_prefix('.')?.split_once('@'));
+            let Some((parameter, first)) = piece else {
+                continue;
+            };
+            let first: usize = first.parse().map_err(|problem| damaged(file, problem))?;
+            let fours = tensor.data().as_chunks::<4>().0;
+            let known = layout.get(parameter).filter(|entry| {
+                first.saturating_add(fours.len()) <= entry.spec.shape.numel()
+                    && tensor.dtype() == Dtype::F32
+            });
+            let foreign = || damaged(file, format!("the piece {name} is not of its parameter"));
+            take(known.ok_or_else(foreign)?, first, fours)?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses the checkpoint `path` where elements of a parameter are missing in the slot `slot` that others are in.
+///
+/// # Errors
+/// As [`each_piece`]; [`Error::Content`] naming the parameter.
+pub(super) fn expect_whole(
+    path: &Path,
+    files: &[ShardTensors<'_>],
+    layout: &ParameterLayout,
+    slot: &str,
+) -> Result<()> {
+    let mut filled: HashMap<String, usize> = HashMap::new();
+    each_piece(files, layout, slot, |entry, _, fours| {
+        *filled.entry(entry.spec.name.clone()).or_default() += fours.len();
+        Ok(())
+    })?;
+    for (name, filled) in filled {
+        let known = layout.get(&name).expect("its pieces are of it");
+        expect_filled(path, slot, known, filled)?;
+    }
+    Ok(())
+}
+
+fn expect_filled(path: &Path, slot: &str, entry: &ParameterEntry, filled: usize) -> Result<()> {
+    let (name, numel) = (&entry.spec.name, entry.spec.shape.numel());
+    if filled == numel {
+        return Ok(());
+    }
+    let problem = format!("its ranks saved {filled} of the {numel} elements of {slot}.{name}");
+    Err(damaged(path, problem))
+}
+
+/// Puts together the whole state that `program` keeps from the pieces of the checkpoint `path`. `whole` gives a parameter's values
+/// as the checkpoint's own file has them, which are those of [`MASTER_STATE`] where no rank has a part.
+///
+/// # Errors
+/// [`Error::Content`] where elements are missing; whatever `whole` reports.
 pub(super) fn load_shards(
     path: &Path,
-    shards: &[ShardFile],
+    files: &[ShardTensors<'_>],
     layout: &ParameterLayout,
     program: &Program,
-    elements: usize,
+    whole: impl Fn(&ParameterEntry, &mut [f32]) -> Result<()>,
 ) -> Result<Vec<(OptimizerState, Vec<f32>)>> {
-    let opened = open_shards(path, shards)?;
-    let mut files = Vec::new();
-    for (file, bytes) in &opened {
-        let tensors = SafeTensors::deserialize(bytes);
-        files.push((file, tensors.map_err(|problem| damaged(file, problem))?));
-    }
+    let entries = program.gradient_entries().iter();
+    let places: HashMap<&str, usize> = entries
+        .map(|entry| (entry.parameter.as_str(), entry.offset))
+        .collect();
     let mut slots = Vec::new();
     for slot in program.optimizer_state() {
-        let mut values = vec![0.0f32; elements];
-        for entry in program.gradient_entries() {
-            let known = layout.get(&entry.parameter);
-            let numel = known
-                .expect("trained parameters are laid out")
-                .spec
-                .shape
-                .numel();
-            let places = &mut values[entry.offset..entry.offset + numel];
-            let prefix = format!("{}.{}@", slot.name, entry.parameter);
-            let mut filled = 0;
-            for (file, tensors) in &files {
-                for (name, tensor) in tensors.iter() {
-                    let Some(first) = name.strip_prefix(&prefix) else {
-                        continue;
-                    };
-                    let first: usize = first.parse().map_err(|problem| damaged(file, problem))?;
-                    let fours = tensor.data().as_chunks::<4>().0;
-                    let end = first.saturating_add(fours.len());
-                    if tensor.dtype() != Dtype::F32 || end > numel {
-                        return Err(damaged(
-                            file,
-                            format!("the piece {name} is not of its parameter"),
-                        ));
-                    }
-                    for (place, bytes) in places[first..end].iter_mut().zip(fours) {
-                        *place = f32::from_le_bytes(*bytes);
-                    }
-                    filled += fours.len();
-                }
-            }
-            if filled != numel {
-                let problem =
-                    format!("its ranks saved {filled} of the {numel} elements of {prefix}");
-                return Err(damaged(path, problem));
+        let mut values = vec![0.0f32; program.trained_elements()];
+        let mut filled: HashMap<String, usize> = HashMap::new();
+        let kept: Vec<&ParameterEntry> = kept_of(program, slot, layout).collect();
+        if slot.name == MASTER_STATE {
+            for entry in &kept {
+                let first = places[entry.spec.name.as_str()];
+                whole(entry, &mut values[first..][..entry.spec.shape.numel()])?;
             }
         }
-        slots.push((*slot, values));
+        each_piece(files, layout, slot.name, |entry, first, fours| {
+            let name = entry.spec.name.as_str();
+            if let Some(offset) = places.get(name) {
+                let places = &mut values[offset + first..][..fours.len()];
+                for (place, bytes) in places.iter_mut().zip(fours) {
+                    *place = f32::from_le_bytes(*bytes);
+                }
+                *filled.entry(name.to_owned()).or_default() += fours.len();
+            }
+            Ok(())
+        })?;
+        for entry in kept {
+            let filled = filled.get(&entry.spec.name).copied().unwrap_or_default();
+            if filled > 0 || slot.name != MASTER_STATE {
+                expect_filled(path, slot.name, entry, filled)?;
+            }
+        }
+        slots.push((slot.clone(), values));
     }
     Ok(slots)
+}
+
+/// The trained parameters of which `slot` keeps something.
+pub(super) fn kept_of<'a>(
+    program: &'a Program,
+    slot: &'a OptimizerState,
+    layout: &'a ParameterLayout,
+) -> impl Iterator<Item = &'a ParameterEntry> {
+    let entries = program.gradient_entries().iter();
+    let kept = entries.filter(|entry| slot.keeps(&(entry.offset..entry.offset + entry.reserved)));
+    kept.map(|entry| {
+        let known = layout.get(&entry.parameter);
+        known.expect("trained parameters are laid out")
+    })
 }

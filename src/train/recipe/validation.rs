@@ -187,6 +187,12 @@ impl Stage {
         let is_users = self.data.contains_key(Task::SAMPLES.name);
         (sees_images || is_users).then(|| self.validation.clone().unwrap_or_default())
     }
+
+    /// Whether the best checkpoint of the stage is kept.
+    pub fn keeps_best(&self) -> bool {
+        let settings = self.validated();
+        settings.is_some_and(|settings| settings.best_by.is_some())
+    }
 }
 
 /// Refuses what a stage cannot be validated by.

@@ -13,6 +13,7 @@ use crate::checkpoint::{
 };
 use crate::gradient_accumulator::GradientAccumulator;
 use crate::guard::{Guard, MOST_STRIKES, Recheck, Verdict};
+use crate::masters::make_whole;
 use crate::observer::{Event, StageBegins, StepReport, StepsBegin};
 use crate::recipe::{Stage, StageKind};
 use crate::run::{Asked, ProgressLog, Run, RunState, StepNumbers, StepSize};
@@ -27,8 +28,8 @@ use keel_data::identities::MaskedShare;
 use keel_data::mixture::Mixture;
 use keel_data::packing::PackingStats;
 use keel_engine::executor::Session;
-use keel_engine::ops::{MICRO_BATCH_INDEX, ParameterGroups};
-use keel_engine::program::MemoryReport;
+use keel_engine::ops::{EMA_STATE, MASTER_STATE, MICRO_BATCH_INDEX, ParameterGroups};
+use keel_engine::program::{MemoryReport, Program};
 use keel_model::{BatchInputs, ModelInput};
 
 /// The share of masked scores above which a run says so: below it, rows are equal now and then by chance.
@@ -86,6 +87,7 @@ impl<'a> StageLoop<'a> {
         let mixture = Arc::new(run.mixture(index)?);
         let steps = run.steps(whole, &mixture);
         let memory = MemoryReport::new(&program, &run.layout);
+        let begun = begin(run, &program, stage, optimizer)?;
         let validation = StageValidation::load(run, index)?;
         let planned = run.validations[index].as_ref();
         run.tell(&Event::StageBegins(StageBegins {
@@ -99,13 +101,9 @@ impl<'a> StageLoop<'a> {
         }))?;
         let mut session = run.executor.load(program)?;
         let inputs = Arc::new(batch_inputs(session.program())?);
-        match optimizer {
-            Some(state) => state.write(session.as_mut())?,
-            None if stage.ema_decay.is_some() => {
-                OptimizerValues::begin(session.as_mut(), &run.layout, run.executor.as_ref())?;
-            }
-            // A session's state is zero when it is loaded.
-            None => {}
+        // A session's state is zero when it is loaded.
+        if let Some(state) = begun {
+            state.write(session.as_mut())?;
         }
         run.tell_device_warnings()?;
         Ok(StageLoop {
@@ -125,13 +123,14 @@ impl<'a> StageLoop<'a> {
         })
     }
 
-    /// Runs the steps from `first` (from 0) to the end of the stage, as often going back as the guard allows. No checkpoint
-    /// is on its way any more when it returns.
+    /// Runs the steps from `first` (from 0) to the end of the stage, as often going back as the guard allows, and leaves all
+    /// parameters with the executor. No checkpoint is on its way any more when it returns. Returns the averages that the stage has kept, with the
+    /// program that says where they lie; nothing where it keeps none.
     ///
     /// # Errors
     /// [`Error::Stopped`] when losses stay bad, [`Error::Interrupted`] when the user ends the run; whatever data, disk,
     /// device and observers report.
-    pub fn train(&mut self, first: u64) -> Result<()> {
+    pub fn train(mut self, first: u64) -> Result<Option<Averages>> {
         let under_way = self.run.options.clock.start();
         let mut step = first;
         loop {
@@ -147,20 +146,23 @@ impl<'a> StageLoop<'a> {
             let last_bad = outcome?;
             told?;
             match last_bad {
-                Some(last_bad) => step = self.go_back(last_bad)?,
-                None => return Ok(()),
+                Some(last_bad) => (self, step) = self.go_back(last_bad)?,
+                None => return self.end(),
             }
         }
     }
 
-    /// The averages that the stage has kept, with the program that says where they lie; nothing where it keeps none.
-    ///
-    /// # Errors
-    /// Whatever the session reports.
-    pub fn averages(&self) -> Result<Option<Averages>> {
-        let values = OptimizerValues::averages(self.session.as_ref())?;
+    /// Takes out of the session what outlives it.
+    fn end(self) -> Result<Option<Averages>> {
+        let read = |name| OptimizerValues::read_named(self.session.as_ref(), name);
+        let (averages, masters) = (read(EMA_STATE)?, read(MASTER_STATE)?);
         let program = self.run.programs[self.index].clone();
-        Ok(values.zip(program))
+        let program = program.expect("every stage to be run is planned");
+        drop((self.session, self.validation));
+        if let Some(masters) = masters {
+            make_whole(self.run, &program, &masters)?;
+        }
+        Ok(averages.map(|averages| (averages, program)))
     }
 
     /// Runs steps from `first` on, in a stage that `under_way` measures; returns the last of several bad steps after which the run has to go back.
@@ -422,7 +424,7 @@ impl<'a> StageLoop<'a> {
 
     /// Puts the run back to the newest step of the stage at which it was well, with the data of the bad steps, the last of
     /// which was `last`, left out. Returns the step.
-    fn go_back(&mut self, last: u64) -> Result<u64> {
+    fn go_back(mut self, last: u64) -> Result<(StageLoop<'a>, u64)> {
         let run = self.run;
         self.checkpoints.finish(run, self.state, self.index)?;
         let newest = run.told_by_first(|| newest_well(run, self.index))?;
@@ -436,7 +438,7 @@ impl<'a> StageLoop<'a> {
                 (position.step, position.guard, path.display().to_string())
             }
             None => {
-                self.restart()?;
+                self = self.restart()?;
                 (0, Guard::default(), "the beginning of the stage".to_owned())
             }
         };
@@ -447,12 +449,17 @@ impl<'a> StageLoop<'a> {
             "stage {}: {MOST_STRIKES} bad steps in a row; going back to step {step} ({from}) and leaving out the batches {first} to {end}",
             self.stage.name,
         ))?;
-        Ok(step)
+        Ok((self, step))
     }
 
     /// Puts back the parameters, the optimiser's state and the count of skipped samples that the stage began with.
-    fn restart(&mut self) -> Result<()> {
-        let (run, index) = (self.run, self.index);
+    fn restart(self) -> Result<StageLoop<'a>> {
+        let (run, index, stage) = (self.run, self.index, self.stage);
+        let program = run.programs[index].clone();
+        let program = program.expect("every stage to be run is planned");
+        // Where f32 values are in shards, what is put back has to be whole once more.
+        drop((self.session, self.validation));
+        run.executor.hold_in_bf16(&[])?;
         self.state.validations = ValidationHistory::default();
         self.state.skipped = if index == 0 || run.begins_given(index) {
             run.write_initial(index)?;
@@ -463,9 +470,38 @@ impl<'a> StageLoop<'a> {
             before.position.skipped
         };
         begin_stage(run, index)?;
-        let (layout, executor) = (&run.layout, run.executor.as_ref());
-        OptimizerValues::begin(self.session.as_mut(), layout, executor)
+        let begun = begin(run, &program, stage, None)?;
+        let validation = StageValidation::load(run, index)?;
+        let mut session = run.executor.load(program)?;
+        if let Some(state) = begun {
+            state.write(session.as_mut())?;
+        }
+        Ok(StageLoop {
+            session,
+            validation,
+            ..self
+        })
     }
+}
+
+/// The optimiser's state that a stage of `program` goes on with, or begins with where that is not all zero. From here on the
+/// executor holds no f32 values of what the program keeps in shards.
+fn begin(
+    run: &Run,
+    program: &Program,
+    stage: &Stage,
+    optimizer: Option<OptimizerValues>,
+) -> Result<Option<OptimizerValues>> {
+    let in_shards = program.masters_in_shards();
+    let begun = match optimizer {
+        None if stage.ema_decay.is_some() || !in_shards.is_empty() => {
+            let (layout, executor) = (&run.layout, run.executor.as_ref());
+            Some(OptimizerValues::at_start(program, layout, executor)?)
+        }
+        optimizer => optimizer,
+    };
+    run.executor.hold_in_bf16(in_shards)?;
+    Ok(begun)
 }
 
 /// Hands a micro-batch to the session with what its step leaves out, and its weight where the step has several.

@@ -1,6 +1,7 @@
 //! Runs programs on the processor: turns planned offsets into slices and calls each op's kernel.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -10,6 +11,7 @@ use keel_cpu::{Bf16Products, round, set_bf16_products};
 use super::super::arena::ByteArena;
 use super::super::collectives::Collectives;
 use super::super::inputs::UnwrittenInputs;
+use super::super::masters::{HeldMasters, expect_unshared};
 use super::super::session_arenas::SessionArenas;
 use super::super::{Executor, Session, expect_arena, expect_declared, expect_input, expect_inside};
 use crate::program::{Place, Program};
@@ -36,10 +38,20 @@ pub struct CpuExecutor {
 /// Masters, and the same rounded to bf16 once a program was loaded that reads them so.
 struct Parameters {
     masters: ByteArena,
+    held: HeldMasters,
     bf16_copies: Option<ByteArena>,
 }
 
 impl Parameters {
+    /// All of `elements` elements, zero.
+    fn new(elements: usize) -> Result<Parameters> {
+        Ok(Parameters {
+            masters: ByteArena::new("parameters", elements * size_of::<f32>())?,
+            held: HeldMasters::all(elements),
+            bf16_copies: None,
+        })
+    }
+
     fn masters(&self) -> &[f32] {
         let elements = self.masters.bytes() / size_of::<f32>();
         // SAFETY: whoever has the parameters holds their lock, and writing them takes `&mut self` or a session that holds
@@ -47,24 +59,73 @@ impl Parameters {
         unsafe { self.masters.slice(0, elements) }
     }
 
-    /// Copies the masters from `offset` on, where copies are kept.
-    fn copy_masters(&mut self, offset: usize, elements: usize) {
+    fn copies(&self) -> &[bf16] {
         let Some(copies) = &self.bf16_copies else {
-            return;
+            return &[];
         };
-        // SAFETY: `&mut self` excludes every other user.
-        let copies = unsafe { copies.slice_mut::<bf16>(offset * size_of::<bf16>(), elements) };
-        round(&self.masters()[offset..][..elements], copies);
+        // SAFETY: as for `masters`.
+        unsafe { copies.slice(0, copies.bytes() / size_of::<bf16>()) }
+    }
+
+    fn read(&self, offset: usize, values: &mut [f32]) {
+        for (piece, place) in self.held.pieces(offset..offset + values.len()) {
+            let into = &mut values[piece.start - offset..piece.end - offset];
+            match place {
+                Some(place) => into.copy_from_slice(&self.masters()[place..][..piece.len()]),
+                None => {
+                    let copies = &self.copies()[piece];
+                    let places = into.iter_mut().zip(copies);
+                    places.for_each(|(value, copy)| *value = copy.to_f32());
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, offset: usize, values: &[f32]) {
+        for (piece, place) in self.held.pieces(offset..offset + values.len()) {
+            let Some(place) = place else { continue };
+            let from = &values[piece.start - offset..piece.end - offset];
+            // SAFETY: `&mut self` excludes every other user.
+            let masters = unsafe { self.masters.slice_mut(place * size_of::<f32>(), from.len()) };
+            masters.copy_from_slice(from);
+        }
+        if let Some(copies) = &self.bf16_copies {
+            // SAFETY: as above.
+            let copies =
+                unsafe { copies.slice_mut::<bf16>(offset * size_of::<bf16>(), values.len()) };
+            round(values, copies);
+        }
     }
 
     /// Keeps bf16 copies from now on.
     fn keep_bf16_copies(&mut self) -> Result<()> {
         if self.bf16_copies.is_none() {
-            let elements = self.masters.bytes() / size_of::<f32>();
-            let bytes = elements * size_of::<bf16>();
-            self.bf16_copies = Some(ByteArena::new("parameters in bf16", bytes)?);
-            self.copy_masters(0, elements);
+            let elements = self.held.elements();
+            let copies = ByteArena::new("parameters in bf16", elements * size_of::<bf16>())?;
+            // SAFETY: nobody else has it yet.
+            round(self.masters(), unsafe {
+                copies.slice_mut::<bf16>(0, elements)
+            });
+            self.bf16_copies = Some(copies);
         }
+        Ok(())
+    }
+
+    /// See [`Executor::hold_in_bf16`].
+    fn hold_in_bf16(&mut self, in_bf16: &[Range<usize>]) -> Result<()> {
+        let held = self.held.but(in_bf16)?;
+        if held == self.held {
+            return Ok(());
+        }
+        self.keep_bf16_copies()?;
+        let masters = ByteArena::new("parameters", held.count() * size_of::<f32>())?;
+        for (piece, place) in held.pieces(0..held.elements()) {
+            let Some(place) = place else { continue };
+            // SAFETY: nobody else has it yet.
+            let into = unsafe { masters.slice_mut(place * size_of::<f32>(), piece.len()) };
+            self.read(piece.start, into);
+        }
+        (self.masters, self.held) = (masters, held);
         Ok(())
     }
 }
@@ -85,12 +146,8 @@ impl CpuExecutor {
         // A thread registers itself with the pool when it first looks for work, and that allocates: waiting here until
         // every thread has answered keeps it out of the steps.
         pool.broadcast(|_| ());
-        let parameters = Parameters {
-            masters: ByteArena::new("parameters", elements * size_of::<f32>())?,
-            bf16_copies: None,
-        };
         Ok(CpuExecutor {
-            parameters: Arc::new(Mutex::new(parameters)),
+            parameters: Arc::new(Mutex::new(Parameters::new(elements)?)),
             pool: Arc::new(pool),
             peak: OnceLock::new(),
             engine: None,
@@ -160,8 +217,12 @@ impl Executor for CpuExecutor {
     }
 
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
-        if program.has_bf16_parameters() {
-            self.lock().keep_bf16_copies()?;
+        {
+            let mut parameters = self.lock();
+            parameters.held.expect_held(&program)?;
+            if program.has_bf16_parameters() {
+                parameters.keep_bf16_copies()?;
+            }
         }
         let fixed = SessionArenas::new(&program, |what, arena, elements| {
             ByteArena::new(what, elements * arena.element().size())
@@ -193,19 +254,18 @@ impl Executor for CpuExecutor {
     }
 
     fn write_parameters(&self, offset: usize, values: &[f32]) -> Result<()> {
-        let mut parameters = self.lock();
-        let start = offset * size_of::<f32>();
-        // SAFETY: the lock is held, so nobody else looks at the parameter arena.
-        let place = unsafe { parameters.masters.slice_mut(start, values.len()) };
-        place.copy_from_slice(values);
-        parameters.copy_masters(offset, values.len());
+        self.lock().write(offset, values);
         Ok(())
     }
 
     fn read_parameters(&self, offset: usize, values: &mut [f32]) -> Result<()> {
-        let parameters = self.lock();
-        values.copy_from_slice(&parameters.masters()[offset..][..values.len()]);
+        self.lock().read(offset, values);
         Ok(())
+    }
+
+    fn hold_in_bf16(&self, in_bf16: &[Range<usize>]) -> Result<()> {
+        expect_unshared(&self.parameters)?;
+        self.lock().hold_in_bf16(in_bf16)
     }
 }
 
@@ -236,10 +296,14 @@ impl Memory {
     fn locate<'a>(&'a self, place: Place, parameters: &'a Parameters) -> (&'a ByteArena, usize) {
         match place {
             Place::Activations(offset) => (&self.activations, offset),
-            Place::Fixed(arena, element) => (
-                self.fixed(arena, parameters),
-                element * arena.element().size(),
-            ),
+            Place::Fixed(arena, element) => {
+                let element = match arena {
+                    Arena::Parameters => parameters.held.place(element),
+                    _ => element,
+                };
+                let offset = element * arena.element().size();
+                (self.fixed(arena, parameters), offset)
+            }
             Place::Dropped => unreachable!("an op that runs has all its values placed"),
         }
     }

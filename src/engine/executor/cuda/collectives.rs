@@ -57,6 +57,7 @@ impl DeviceCollectives {
             let ty = program.ty(value);
             let range = range(program.place(value), ty.dtype, ty.bytes());
             let range = range.expect("an op that runs has all its values placed");
+            let range = memory.placed(range);
             memory.space(range.space).address() + range.offset as u64
         };
         let mut parts = Vec::with_capacity(program.ops().len());

@@ -1,10 +1,12 @@
 //! The executor of a GPU: the parameters that all its programs share, and the kernels they are made of.
 
-use std::sync::{Arc, PoisonError};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::super::collectives::expect_engine;
 use super::super::kernel_table::{IMAGES, KernelImage};
-use super::super::resolved::to_bytes;
+use super::super::masters::{HeldMasters, expect_unshared};
+use super::super::resolved::{read_singles, to_bytes};
 use super::super::{Executor, Session, refuse_engine};
 use super::gpu::Gpu;
 use super::kernels::Kernels;
@@ -20,14 +22,98 @@ use keel_ranks::SharedEngine;
 /// Masters in f32 and their bf16 copies, which programs in bf16 read and their update keeps.
 pub(super) struct Parameters {
     pub masters: DeviceMemory,
-    pub bf16_copies: DeviceMemory,
+    pub held: HeldMasters,
+    /// Made when the first program in bf16 is loaded.
+    bf16_copies: OnceLock<DeviceMemory>,
 }
+
+/// Elements that pass through the host at once.
+const PIECE: usize = 1 << 20;
+
+impl Parameters {
+    /// The copies, once a program in bf16 is loaded.
+    pub fn bf16_copies(&self) -> &DeviceMemory {
+        let copies = self.bf16_copies.get();
+        copies.expect("they are kept from the loading of such a program on")
+    }
+
+    /// Keeps bf16 copies from now on.
+    fn keep_bf16_copies(&self, gpu: &Arc<Gpu>) -> Result<()> {
+        if self.bf16_copies.get().is_some() {
+            return Ok(());
+        }
+        let (what, size) = ("memory of the parameters in bf16", DType::Bf16.size());
+        let copies = DeviceMemory::new(gpu, what, self.held.elements() * size, 0)?;
+        let mut values = Vec::new();
+        for first in (0..self.held.elements()).step_by(PIECE) {
+            values.resize(PIECE.min(self.held.elements() - first), 0.0);
+            self.read(first, &mut values)?;
+            copies.upload(first * size, &to_bytes(&values, DType::Bf16))?;
+        }
+        // Where another thread was first, its copies are the same.
+        self.bf16_copies.set(copies).ok();
+        Ok(())
+    }
+
+    fn read(&self, offset: usize, values: &mut [f32]) -> Result<()> {
+        for (piece, place) in self.held.pieces(offset..offset + values.len()) {
+            let into = &mut values[piece.start - offset..piece.end - offset];
+            match place {
+                Some(place) => {
+                    let bytes = bytemuck::cast_slice_mut(into);
+                    self.masters.download(place * DType::F32.size(), bytes)?;
+                }
+                None => {
+                    let first = piece.start * DType::Bf16.size();
+                    let read = |bytes: &mut [u8]| self.bf16_copies().download(first, bytes);
+                    into.copy_from_slice(&read_singles(piece.len(), DType::Bf16, read)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: usize, values: &[f32]) -> Result<()> {
+        for (piece, place) in self.held.pieces(offset..offset + values.len()) {
+            let Some(place) = place else { continue };
+            let from = &values[piece.start - offset..piece.end - offset];
+            let bytes = bytemuck::cast_slice(from);
+            self.masters.upload(place * DType::F32.size(), bytes)?;
+        }
+        match self.bf16_copies.get() {
+            Some(copies) => {
+                let rounded = to_bytes(values, DType::Bf16);
+                copies.upload(offset * DType::Bf16.size(), &rounded)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The masters of what `held` holds, in memory of their own.
+    fn masters_of(&self, gpu: &Arc<Gpu>, held: &HeldMasters) -> Result<DeviceMemory> {
+        let size = DType::F32.size();
+        let masters = DeviceMemory::new(gpu, MASTERS, held.count() * size, 0)?;
+        let mut values = Vec::new();
+        for (piece, place) in held.pieces(0..held.elements()) {
+            let Some(place) = place else { continue };
+            for first in piece.clone().step_by(PIECE) {
+                values.resize(PIECE.min(piece.end - first), 0.0);
+                self.read(first, &mut values)?;
+                let at = place + first - piece.start;
+                masters.upload(at * size, bytemuck::cast_slice(&values))?;
+            }
+        }
+        Ok(masters)
+    }
+}
+
+const MASTERS: &str = "memory of the parameters";
 
 /// Runs programs on a GPU. See [`super`].
 pub struct CudaExecutor {
     gpu: Arc<Gpu>,
     kernels: Kernels,
-    parameters: Arc<Parameters>,
+    parameters: Mutex<Arc<Parameters>>,
     precision: DType,
     engine: Option<SharedEngine>,
 }
@@ -53,13 +139,14 @@ impl CudaExecutor {
     ) -> Result<CudaExecutor> {
         expect_driver(&found, images)?;
         let gpu = Gpu::new(found)?;
-        let memory = |what, dtype: DType| DeviceMemory::new(&gpu, what, elements * dtype.size(), 0);
+        let masters = DeviceMemory::new(&gpu, MASTERS, elements * DType::F32.size(), 0)?;
         Ok(CudaExecutor {
             kernels: Kernels::new(&gpu, images),
-            parameters: Arc::new(Parameters {
-                masters: memory("memory of the parameters", DType::F32)?,
-                bf16_copies: memory("memory of the parameters in bf16", DType::Bf16)?,
-            }),
+            parameters: Mutex::new(Arc::new(Parameters {
+                masters,
+                held: HeldMasters::all(elements),
+                bf16_copies: OnceLock::new(),
+            })),
             gpu,
             precision: DType::Bf16,
             engine: None,
@@ -76,7 +163,18 @@ impl CudaExecutor {
     pub(super) fn load_session(&self, program: Arc<Program>) -> Result<CudaSession> {
         let engine = self.engine.as_ref();
         expect_engine("cuda", engine, &program, true)?;
-        CudaSession::new(&self.gpu, &self.kernels, &self.parameters, engine, program)
+        let parameters = self.lock().clone();
+        parameters.held.expect_held(&program)?;
+        if program.has_bf16_parameters() {
+            parameters.keep_bf16_copies(&self.gpu)?;
+        }
+        CudaSession::new(&self.gpu, &self.kernels, &parameters, engine, program)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<Parameters>> {
+        self.parameters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -136,20 +234,25 @@ impl Executor for CudaExecutor {
     }
 
     fn write_parameters(&self, offset: usize, values: &[f32]) -> Result<()> {
-        let parameters = &self.parameters;
-        for (memory, dtype) in [
-            (&parameters.masters, DType::F32),
-            (&parameters.bf16_copies, DType::Bf16),
-        ] {
-            memory.upload(offset * dtype.size(), &to_bytes(values, dtype))?;
-        }
-        Ok(())
+        self.lock().write(offset, values)
     }
 
     fn read_parameters(&self, offset: usize, values: &mut [f32]) -> Result<()> {
-        self.parameters
-            .masters
-            .download(offset * DType::F32.size(), bytemuck::cast_slice_mut(values))
+        self.lock().read(offset, values)
+    }
+
+    fn hold_in_bf16(&self, in_bf16: &[Range<usize>]) -> Result<()> {
+        let mut shared = self.lock();
+        expect_unshared(&shared)?;
+        let held = shared.held.but(in_bf16)?;
+        if held == shared.held {
+            return Ok(());
+        }
+        shared.keep_bf16_copies(&self.gpu)?;
+        let masters = shared.masters_of(&self.gpu, &held)?;
+        let parameters = Arc::get_mut(&mut shared).expect("no session shares them");
+        (parameters.masters, parameters.held) = (masters, held);
+        Ok(())
     }
 }
 

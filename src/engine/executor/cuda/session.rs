@@ -44,12 +44,17 @@ impl Memory {
         })
     }
 
+    /// A range where it lies: of the parameters among those that are held.
+    pub fn placed(&self, range: ByteRange) -> ByteRange {
+        self.parameters.held.placed(range)
+    }
+
     /// The arena of a space.
     pub fn space(&self, space: Space) -> &DeviceMemory {
         match space {
             Space::Activations => &self.activations,
             Space::Fixed(Arena::Parameters) => &self.parameters.masters,
-            Space::Fixed(Arena::ParametersBf16) => &self.parameters.bf16_copies,
+            Space::Fixed(Arena::ParametersBf16) => self.parameters.bf16_copies(),
             Space::Fixed(arena) => self.fixed.get(arena),
         }
     }
@@ -85,7 +90,8 @@ impl CudaSession {
         program: Arc<Program>,
     ) -> Result<CudaSession> {
         gpu.bind()?;
-        let resolved = resolve(&program)?;
+        let mut resolved = resolve(&program)?;
+        parameters.held.place_arguments(&mut resolved);
         let memory = Memory::new(gpu, &program, parameters.clone())?;
         let locate = |range: ByteRange| {
             let arena = memory.space(range.space);
@@ -287,6 +293,7 @@ impl Session for CudaSession {
         let Some(range) = range(self.program.place(value), ty.dtype, ty.bytes()) else {
             return Ok(vec![0.0; ty.numel()]);
         };
+        let range = self.memory.placed(range);
         let mut bytes = vec![0; range.bytes];
         self.memory
             .space(range.space)
@@ -300,6 +307,7 @@ impl Session for CudaSession {
         let Some(range) = range(self.program.place(value), ty.dtype, ty.bytes()) else {
             return Ok(vec![0.0; ty.numel()]);
         };
+        let range = self.memory.placed(range);
         let memory = self.memory.space(range.space);
         read_singles(ty.numel(), ty.dtype, |bytes| {
             memory.download(range.offset, bytes)

@@ -1,11 +1,13 @@
 //! Runs programs on the emulator: the launches a GPU would get, on arenas of guarded memory.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::super::collectives::Collectives;
 use super::super::inputs::UnwrittenInputs;
+use super::super::masters::{HeldMasters, expect_unshared};
 use super::super::resolved::{
     Abilities, ByteRange, ResolvedArgument, ResolvedStep, Space, range, read_singles, resolve,
     to_bytes, to_doubles,
@@ -40,7 +42,42 @@ pub struct SimtExecutor {
 /// Masters and their bf16 copies.
 struct Parameters {
     masters: Buffer,
+    held: HeldMasters,
     bf16_copies: Buffer,
+}
+
+impl Parameters {
+    fn read(&self, offset: usize, values: &mut [f32]) -> Result<()> {
+        for (piece, place) in self.held.pieces(offset..offset + values.len()) {
+            let into = &mut values[piece.start - offset..piece.end - offset];
+            match place {
+                Some(place) => {
+                    let bytes = bytemuck::cast_slice_mut(into);
+                    self.masters.read_bytes(place * DType::F32.size(), bytes)?;
+                }
+                None => {
+                    let copies = read_singles(piece.len(), DType::Bf16, |bytes| {
+                        self.bf16_copies
+                            .read_bytes(piece.start * DType::Bf16.size(), bytes)
+                    })?;
+                    into.copy_from_slice(&copies);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, offset: usize, values: &[f32]) -> Result<()> {
+        for (piece, place) in self.held.pieces(offset..offset + values.len()) {
+            let Some(place) = place else { continue };
+            let from = &values[piece.start - offset..piece.end - offset];
+            let bytes = bytemuck::cast_slice(from);
+            self.masters.write_bytes(place * DType::F32.size(), bytes)?;
+        }
+        let rounded = to_bytes(values, DType::Bf16);
+        self.bf16_copies
+            .write_bytes(offset * DType::Bf16.size(), &rounded)
+    }
 }
 
 impl SimtExecutor {
@@ -58,6 +95,7 @@ impl SimtExecutor {
             emulator,
             parameters: Arc::new(Mutex::new(Parameters {
                 masters,
+                held: HeldMasters::all(elements),
                 bf16_copies,
             })),
             options,
@@ -118,7 +156,12 @@ impl Executor for SimtExecutor {
     }
 
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
-        let resolved = resolve(&program)?;
+        let mut resolved = resolve(&program)?;
+        {
+            let parameters = lock(&self.parameters);
+            parameters.held.expect_held(&program)?;
+            parameters.held.place_arguments(&mut resolved);
+        }
         let mut kernels: BTreeMap<&'static str, Kernel> = BTreeMap::new();
         // Everything that could be refused is refused when the program is loaded, and not in the middle of a step.
         for launch in resolved.iter().flat_map(|step| &step.launches) {
@@ -143,22 +186,27 @@ impl Executor for SimtExecutor {
     }
 
     fn write_parameters(&self, offset: usize, values: &[f32]) -> Result<()> {
-        let mut parameters = lock(&self.parameters);
-        for (element, arena) in [(DType::F32, 0), (DType::Bf16, 1)] {
-            let buffer = match arena {
-                0 => &mut parameters.masters,
-                _ => &mut parameters.bf16_copies,
-            };
-            buffer.write_bytes(offset * element.size(), &to_bytes(values, element))?;
-        }
-        Ok(())
+        lock(&self.parameters).write(offset, values)
     }
 
     fn read_parameters(&self, offset: usize, values: &mut [f32]) -> Result<()> {
-        let parameters = lock(&self.parameters);
-        parameters
-            .masters
-            .read_bytes(offset * DType::F32.size(), bytemuck::cast_slice_mut(values))
+        lock(&self.parameters).read(offset, values)
+    }
+
+    fn hold_in_bf16(&self, in_bf16: &[Range<usize>]) -> Result<()> {
+        expect_unshared(&self.parameters)?;
+        let mut parameters = lock(&self.parameters);
+        let held = parameters.held.but(in_bf16)?;
+        let mut masters = self.emulator.allocate(Element::F32, held.count())?;
+        for (piece, place) in held.pieces(0..held.elements()) {
+            let Some(place) = place else { continue };
+            let mut values = vec![0.0f32; piece.len()];
+            parameters.read(piece.start, &mut values)?;
+            let bytes = bytemuck::cast_slice(&values);
+            masters.write_bytes(place * DType::F32.size(), bytes)?;
+        }
+        (parameters.masters, parameters.held) = (masters, held);
+        Ok(())
     }
 }
 
@@ -193,6 +241,7 @@ impl Memory {
     }
 
     /// The buffer of a range and the range's first byte there.
+    /// Ranges of parameters are told among those that are held.
     fn locate<'a>(&'a self, parameters: &'a Parameters, range: ByteRange) -> (&'a Buffer, usize) {
         match range.space {
             Space::Activations => {
@@ -247,6 +296,7 @@ impl SimtSession {
         let ty = self.program.ty(value);
         let range = range(self.program.place(value), ty.dtype, ty.bytes());
         let range = range.expect("an op that runs has all its values placed");
+        let range = parameters.held.placed(range);
         let mut bytes = vec![0; range.bytes];
         match part {
             CollectivePart::Begin(kind) => {
@@ -411,6 +461,7 @@ impl Session for SimtSession {
             return Ok(vec![0.0; ty.numel()]);
         };
         let parameters = lock(&self.parameters);
+        let range = parameters.held.placed(range);
         let (buffer, offset) = self.memory.locate(&parameters, range);
         let mut bytes = vec![0; range.bytes];
         buffer.read_bytes(offset, &mut bytes)?;
