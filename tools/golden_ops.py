@@ -386,6 +386,21 @@ def l2_normalize() -> Golden:
     return golden
 
 
+def gram() -> Golden:
+    """The Gram loss of DINOv3 (Simeoni et al. 2025, section 4.2) between features x and y [B,T,C] of each image's patches: the
+    mean squared difference of their matrices of cosines, as its gram_loss has it at img_level."""
+    golden = op("gram")
+    for case, (images, tokens, width, other) in {"one": (1, 5, 7, 7), "wider": (3, 9, 12, 20)}.items():
+        inputs = {"x": golden.normal(images, tokens, width), "y": golden.normal(images, tokens, other)}
+
+        def function(v: Values) -> Values:
+            ours, theirs = (F.normalize(v[name], dim=-1) for name in ("x", "y"))
+            return {"loss": F.mse_loss(ours @ ours.mT, theirs @ theirs.mT).reshape(1)}
+
+        record(golden, case, {}, inputs, function)
+    return golden
+
+
 def target_weights(targets: Tensor, samples: Tensor, weighting: str) -> Tensor:
     """w [N] of each row: 1, 1/n or 1/sqrt(n) with n the supervised rows of its sample; 0 where the target is -100."""
     supervised = targets != -100
@@ -509,5 +524,5 @@ def adamw() -> Golden:
 
 OPS = [
     linear, layer_norm, rms_norm, qk_norm, gelu, swiglu, attention, rope, pixel_unshuffle, patch_embed, embedding,
-    pooling, attention_pool, l2_normalize, linear_cross_entropy, contrastive, adamw,
+    pooling, attention_pool, l2_normalize, gram, linear_cross_entropy, contrastive, adamw,
 ]  # fmt: skip

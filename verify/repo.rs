@@ -42,8 +42,9 @@ const SHARED: [&str; 8] = [
     "special",
 ];
 
-/// Ops that no kernel computes: an executor hands them to the engine of its rank.
-const WITHOUT_KERNELS: [&str; 1] = ["collective"];
+/// Ops without kernels of their own: an executor hands those of the first to the engine of its rank, and products of tokens are
+/// launches of the kernels of linear layers.
+const WITHOUT_KERNELS: [&str; 2] = ["collective", "gram"];
 
 /// Ops that only make sense inside another op's case.
 const PROVEN_ELSEWHERE: [(&str, &str); 2] = [("grad_norm", "adamw"), ("splice", "embedding")];

@@ -1,7 +1,8 @@
 //! Feature distillation: a teacher, a vision tower that is not trained, sees the same images, and the features of the tower are held
 //! to its features, patch by patch.
 //!
-//! Where the two are of different widths, the tower's features go through a learned projection first.
+//! Where the two are of different widths, the tower's features go through a learned projection first, unless only the features of
+//! one tower are compared with each other.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +11,7 @@ use super::{ModelConfig, OUTPUT_LAYER, Regularisation, Scope};
 use keel_base::error::{Error, Result};
 use keel_engine::ops;
 use keel_engine::tape::{Init, Tape, Value};
+use keel_engine::tensor::DType;
 
 /// The module of the teacher's parameters, which no stage trains.
 pub const TEACHER: &str = "teacher";
@@ -26,6 +28,17 @@ pub enum DistillationLoss {
     Cosine,
     /// The mean over patches and channels of the squared difference.
     Mse,
+    /// The mean over pairs of patches of one image of the squared difference of their cosines: how alike an image's patches are to
+    /// each other is held, and features themselves are left free, of any width (Gram anchoring; Siméoni et al. 2025, arXiv
+    /// 2508.10104, section 4.2).
+    Gram,
+}
+
+impl DistillationLoss {
+    /// Whether features are compared with the teacher's themselves, so that both have to be equally wide.
+    pub fn compares_features(self) -> bool {
+        self != DistillationLoss::Gram
+    }
 }
 
 /// What a stage distills.
@@ -65,7 +78,7 @@ pub(super) fn distill(
     let ours = patch_tokens(tape, &config.vision, features.selected(layer))?;
     let theirs = patch_tokens(tape, &tower, theirs)?;
     tape.scoped(DISTILLATION, |tape| {
-        let ours = if config.projects_features() {
+        let ours = if config.projects_features() && loss.compares_features() {
             let shape = [tower.width, config.vision.width];
             let scope = Scope::module(DISTILLATION);
             let weight = scope.matrix(tape, "projection", shape, Init::XavierUniform)?;
@@ -81,6 +94,15 @@ pub(super) fn distill(
                 let theirs = ops::l2_normalize(tape, theirs, 1e-12)?;
                 let error = ops::squared_error(tape, ours, theirs)?;
                 ops::weighted_sum(tape, &[(error, tower.width as f32 / 2.0)])
+            }
+            DistillationLoss::Gram => {
+                let [ours, theirs] = [ours, theirs].map(|features| {
+                    // Before they are normalised: a matrix of bf16 numbers would have lost small differences.
+                    let features = ops::cast(tape, features, DType::F32)?;
+                    let features = ops::l2_normalize(tape, features, 1e-12)?;
+                    ops::gram(tape, features)
+                });
+                ops::squared_error(tape, ours?, theirs?)
             }
         }
     })

@@ -10,6 +10,7 @@ mod contrast_over_ranks;
 mod contrastive_loss;
 mod ema;
 mod embedding;
+mod gram;
 mod insert_tokens;
 mod l2_normalize;
 mod layer_scale;

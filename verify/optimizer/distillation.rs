@@ -117,6 +117,43 @@ fn another_tower_teaches_over_ranks_through_a_projection_as_on_one() {
 }
 
 #[test]
+fn how_alike_patches_are_is_held_to_a_tower_of_another_width_without_a_projection() {
+    let folder = tempfile::tempdir().unwrap();
+    let sets = [
+        "stage.world-knowledge.distillation_weight=1.0",
+        "stage.world-knowledge.distillation_loss=gram",
+        "model.vision.width=48",
+        "model.vision.heads=3",
+    ];
+    let weights = PublishedWeights {
+        teacher: Some(goldens().join("hub/siglip")),
+        ..PublishedWeights::default()
+    };
+    let (mut recipe, _) = Recipe::load_from("tiny", &sets.map(str::to_owned), &weights).unwrap();
+    recipe.stages.retain(|known| known.name == STAGE);
+    let [alone, two] = ["alone", "two"].map(|name| folder.path().join(name));
+    train(1, &recipe, &options(&alone, 1));
+    train(2, &recipe, &options(&two, 1));
+    assert_same_step("two ranks", [&alone, &two], STAGE);
+    let [one, other] = [&alone, &two].map(|run| of_steps(run, "loss.distillation")[0]);
+    // Squares of differences of cosines.
+    assert!(
+        (one - other).abs() <= 1e-5 * one && one > 1e-4 && one < 4.0,
+        "{one} {other}"
+    );
+    let trains = "stage.world-knowledge.trains=[\"vision\", \"connector\", \"distillation\"]";
+    let sets = [&sets[..], &[trains]].concat();
+    let sets: Vec<String> = sets.into_iter().map(str::to_owned).collect();
+    let refused = Recipe::load_from("tiny", &sets, &weights)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("compares no features and projects none"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn distillation_is_refused_where_nothing_teaches_or_nothing_learns() {
     let folder = tempfile::tempdir().unwrap();
     let plan = |sets: &[&str]| {

@@ -241,6 +241,11 @@ pub const PROGRAMS: &[(&str, Record)] = &[
         let (x, y) = (t.x([5, 20]), t.x([5, 20]));
         ops::squared_error(t.0, x, y)
     }),
+    ("gram", |t| {
+        let x = t.x([2, 5, 20]);
+        let x = ops::cast(t.0, x, DType::F32)?;
+        ops::gram(t.0, x)
+    }),
     ("tree_sum", |t| {
         let x = t.x([6, 20]);
         ops::tree_sum(t.0, x, 3)

@@ -13,6 +13,7 @@ mod contrastive_loss;
 mod ema;
 mod embedding;
 mod grad_norm;
+mod gram;
 mod insert_tokens;
 mod l2_normalize;
 mod layer_scale;
@@ -54,6 +55,7 @@ pub use contrastive_loss::{
 };
 pub use ema::EMA_STATE;
 pub use embedding::embedding;
+pub use gram::gram;
 pub use insert_tokens::insert_tokens;
 pub use l2_normalize::l2_normalize;
 pub use linear::{

@@ -213,6 +213,21 @@ fn validate_distillation(recipe: &Recipe, stage: &Stage) -> Result<()> {
         want,
         stage.patch_dropout,
     )?;
+    let compares = stage
+        .distillation_loss
+        .unwrap_or_default()
+        .compares_features();
+    let want =
+        "modules of the stage, whose distillation_loss compares no features and projects none";
+    require(
+        "trains",
+        compares || !trains(DISTILLATION),
+        want,
+        DISTILLATION,
+    )?;
+    if !compares {
+        return Ok(());
+    }
     let (projects, own) = (model.projects_features(), model.vision.width);
     let theirs = model.teacher_tower().map_or(own, |tower| tower.width);
     let want = format!(
