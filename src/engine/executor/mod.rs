@@ -85,7 +85,7 @@ pub trait Executor: Send + Sync {
     /// to be held in f32 has the values of its copies until it is written.
     ///
     /// # Errors
-    /// [`Error::Device`] when the executor holds everything in f32; [`Error::Setting`] when a session is loaded;
+    /// [`Error::Device`] when the executor holds everything in f32; [`Error::Setting`] when that changes while a session is loaded;
     /// [`Error::Stopped`] when memory runs out; as [`Executor::write_parameters`].
     fn hold_in_bf16(&self, in_bf16: &[Range<usize>]) -> Result<()> {
         if in_bf16.is_empty() {

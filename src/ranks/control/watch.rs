@@ -22,6 +22,8 @@ pub struct Patience {
     pub save: Duration,
     /// Without progress in a step, at least; where steps last longer, ten times their median.
     pub step: Duration,
+    /// Over so long waits are compared, to tell who makes the others wait.
+    pub comparing: Duration,
 }
 
 impl Default for Patience {
@@ -34,15 +36,13 @@ impl Default for Patience {
             load: seconds(600),
             save: seconds(1800),
             step: seconds(60),
+            comparing: seconds(10),
         }
     }
 }
 
 /// A step may last this many times the median.
 const STEPS: u32 = 10;
-
-/// Over so long waits are compared.
-const WHILE: Duration = Duration::from_secs(10);
 
 /// Steps of which the median is taken.
 const RECENT: usize = 50;
@@ -133,7 +133,7 @@ impl Watch {
     /// anything but steps, in which all wait for one another.
     pub fn take_waits(&mut self, now: Instant) -> Option<(Vec<Duration>, Duration)> {
         let passed = now.saturating_duration_since(self.while_began);
-        if passed < WHILE {
+        if passed < self.patience.comparing {
             return None;
         }
         self.while_began = now;

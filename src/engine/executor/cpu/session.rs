@@ -111,12 +111,8 @@ impl Parameters {
         Ok(())
     }
 
-    /// See [`Executor::hold_in_bf16`].
-    fn hold_in_bf16(&mut self, in_bf16: &[Range<usize>]) -> Result<()> {
-        let held = self.held.but(in_bf16)?;
-        if held == self.held {
-            return Ok(());
-        }
+    /// Holds masters as `held` says from now on. See [`Executor::hold_in_bf16`].
+    fn hold(&mut self, held: HeldMasters) -> Result<()> {
         self.keep_bf16_copies()?;
         let masters = ByteArena::new("parameters", held.count() * size_of::<f32>())?;
         for (piece, place) in held.pieces(0..held.elements()) {
@@ -264,8 +260,12 @@ impl Executor for CpuExecutor {
     }
 
     fn hold_in_bf16(&self, in_bf16: &[Range<usize>]) -> Result<()> {
+        let held = self.lock().held.but(in_bf16)?;
+        if held == self.lock().held {
+            return Ok(());
+        }
         expect_unshared(&self.parameters)?;
-        self.lock().hold_in_bf16(in_bf16)
+        self.lock().hold(held)
     }
 }
 

@@ -243,11 +243,11 @@ impl Executor for CudaExecutor {
 
     fn hold_in_bf16(&self, in_bf16: &[Range<usize>]) -> Result<()> {
         let mut shared = self.lock();
-        expect_unshared(&shared)?;
         let held = shared.held.but(in_bf16)?;
         if held == shared.held {
             return Ok(());
         }
+        expect_unshared(&shared)?;
         shared.keep_bf16_copies(&self.gpu)?;
         let masters = shared.masters_of(&self.gpu, &held)?;
         let parameters = Arc::get_mut(&mut shared).expect("no session shares them");
