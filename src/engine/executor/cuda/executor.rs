@@ -1,6 +1,7 @@
 //! The executor of a GPU: the parameters that all its programs share, and the kernels they are made of.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::super::collectives::expect_engine;
@@ -23,8 +24,10 @@ use keel_ranks::SharedEngine;
 pub(super) struct Parameters {
     pub masters: DeviceMemory,
     pub held: HeldMasters,
-    /// Made when the first program in bf16 is loaded.
+    /// Made for an executor in bf16 and for the first program in bf16.
     bf16_copies: OnceLock<DeviceMemory>,
+    /// Whether neither host nor program has written anything yet.
+    are_zero: AtomicBool,
 }
 
 /// Elements that pass through the host at once.
@@ -45,7 +48,11 @@ impl Parameters {
         let (what, size) = ("memory of the parameters in bf16", DType::Bf16.size());
         let copies = DeviceMemory::new(gpu, what, self.held.elements() * size, 0)?;
         let mut values = Vec::new();
-        for first in (0..self.held.elements()).step_by(PIECE) {
+        let written = match self.are_zero.load(Ordering::Relaxed) {
+            true => 0,
+            false => self.held.elements(),
+        };
+        for first in (0..written).step_by(PIECE) {
             values.resize(PIECE.min(self.held.elements() - first), 0.0);
             self.read(first, &mut values)?;
             copies.upload(first * size, &to_bytes(&values, DType::Bf16))?;
@@ -74,6 +81,7 @@ impl Parameters {
     }
 
     fn write(&self, offset: usize, values: &[f32]) -> Result<()> {
+        self.are_zero.store(false, Ordering::Relaxed);
         for (piece, place) in self.held.pieces(offset..offset + values.len()) {
             let Some(place) = place else { continue };
             let from = &values[piece.start - offset..piece.end - offset];
@@ -146,6 +154,7 @@ impl CudaExecutor {
                 masters,
                 held: HeldMasters::all(elements),
                 bf16_copies: OnceLock::new(),
+                are_zero: AtomicBool::new(true),
             })),
             gpu,
             precision: DType::Bf16,
@@ -168,6 +177,7 @@ impl CudaExecutor {
         if program.has_bf16_parameters() {
             parameters.keep_bf16_copies(&self.gpu)?;
         }
+        parameters.are_zero.store(false, Ordering::Relaxed);
         CudaSession::new(&self.gpu, &self.kernels, &parameters, engine, program)
     }
 
@@ -234,7 +244,12 @@ impl Executor for CudaExecutor {
     }
 
     fn write_parameters(&self, offset: usize, values: &[f32]) -> Result<()> {
-        self.lock().write(offset, values)
+        let parameters = self.lock();
+        if self.precision == DType::Bf16 {
+            // While they are zeros: later they would have to be read back.
+            parameters.keep_bf16_copies(&self.gpu)?;
+        }
+        parameters.write(offset, values)
     }
 
     fn read_parameters(&self, offset: usize, values: &mut [f32]) -> Result<()> {
