@@ -74,8 +74,8 @@ pub struct Recipe {
     /// - Source: Gupta et al. 2015 (arXiv 1502.02551), §3.1
     #[serde(default, skip_serializing_if = "is_false")]
     pub stochastic_rounding: bool,
-    /// What each of several ranks keeps only its own part of, as ZeRO counts it: 1, the moments; 2, gradients too, which are
-    /// sent after every micro-batch. No effect on one rank.
+    /// What each of several ranks keeps only its own part of, as ZeRO counts it: 1, the moments, and in bf16 the f32 weights;
+    /// 2, gradients too, which are sent after every micro-batch. No effect on one rank.
     ///
     /// - Range: 1 or 2
     /// - Source: Rajbhandari et al. 2020 (arXiv 1910.02054), §5
