@@ -283,6 +283,15 @@ impl<'a> Evaluator<'a> {
     }
 }
 
+/// The place of each sample's image among those of the set, in the order in which they come.
+fn numbered(samples: &[Sample]) -> impl Iterator<Item = u32> {
+    let mut places: BTreeMap<&str, u32> = BTreeMap::new();
+    samples.iter().map(move |sample| {
+        let next = places.len() as u32;
+        *places.entry(&sample.key).or_insert(next)
+    })
+}
+
 fn summarise(
     set: &dyn EvalSet,
     samples: &[Sample],
@@ -312,10 +321,6 @@ fn summarise(
         text_only: text_only / samples.len().max(1) as f64,
         answer_loss: None,
         by_kind,
-        answers: samples
-            .iter()
-            .zip(right)
-            .map(|(sample, is_right)| (sample.key.clone(), *is_right))
-            .collect(),
+        answers: numbered(samples).zip(right.iter().copied()).collect(),
     }
 }

@@ -132,10 +132,10 @@ pub struct QuestionEvaluation {
     pub answer_loss: Option<f64>,
     /// Share answered exactly by kind, with that of the blind baseline.
     pub by_kind: BTreeMap<String, (f64, f64)>,
-    /// Each question's image and whether it was answered rightly, in the set's order, which is the same for every model; empty in files
-    /// of versions that did not keep them.
+    /// Each question's image, by its place among the set's, and whether it was answered rightly; in the set's order, which is the same
+    /// for every model. Empty in files of versions that did not keep them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub answers: Vec<(String, bool)>,
+    pub answers: Vec<(u32, bool)>,
 }
 
 impl QuestionEvaluation {
