@@ -270,22 +270,22 @@ def main() -> None:
         time.sleep(min(1.0, arguments.seconds - now))
         memory.append((time.perf_counter() - start, resident(server.pid)))
     spent = time.perf_counter() - start
-    requests, tokens = sum(load.counts.values()), load.tokens
-    # With requests under way.
+    # Until now, with requests under way.
+    counts, tokens = load.counts.copy(), load.tokens
+    full = counts["full"]
+    requests = sum(counts.values()) - full
     load.ended = time.perf_counter()
     load.ends.set()
     server.send_signal(signal.SIGTERM)
     for client in clients:
         client.join(300)
     code = server.wait(300)
-    full = load.counts["full"]
-    requests -= full
     errors = sum(load.errors.values()) + (code != 0)
     middle = memory[len(memory) // 2][1]
     rates = [round(requests / spent, 2), round(tokens / spent, 1)]
     times = [round(quantile(load.seconds, share), 3) for share in (0.5, 0.9, 0.99)] + [round(quantile(load.first, 0.5), 3)]
     mib = [round(memory[0][1], 1), round(memory[-1][1], 1), round(slope(memory), 2)]
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(load.counts.items()))
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
     print(f"{spent:.0f} s, {arguments.clients} clients, {arguments.streams} streams: {requests} requests ({kinds})")
     print(f"{rates[0]} requests/s, {rates[1]} tokens/s of answers")
     print(f"seconds an answer: median {times[0]}, 90 % {times[1]}, 99 % {times[2]}; to the first token of a stream: median {times[3]}")

@@ -178,6 +178,19 @@ fn a_stage_that_cannot_start_so_is_refused_by_name() {
         &[],
         &["control_of", "not of kind control"],
     );
+    refused(
+        vision().replace("language = \"world-knowledge\" }", "}"),
+        &[],
+        &[
+            "stage.target.restore",
+            "language, which the control control changes",
+        ],
+    );
+    refused(
+        vision().replace("name = \"world-knowledge\"", "name = \"initial\""),
+        &[],
+        &["another name"],
+    );
     // What is set for the target holds for its control.
     let recipe = Recipe::parse("it", &vision(), &["stage.target.steps=3".to_owned()]).unwrap();
     assert_eq!(recipe.stage("control").unwrap().steps, Some(3));

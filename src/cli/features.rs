@@ -81,8 +81,9 @@ pub(super) fn run(args: &FeaturesArgs) -> Result<()> {
     let outcome = features
         .of_files(&files, |rows, shape| array.push(rows, shape))
         .and_then(|()| array.finish());
+    print_warnings(&tower.take_warnings());
     if outcome.is_err() {
-        // Half an array reads like a whole one of fewer images.
+        // Nobody should find an array without its end.
         let _ = fs::remove_file(&args.out);
     }
     outcome

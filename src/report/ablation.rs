@@ -33,10 +33,10 @@ pub fn ablation_table(results: &AblationResults) -> String {
         begun += &format!(", pairs of {}", plan.data.join(" and "));
     }
     if let Some(held_out) = &plan.validate {
-        begun += &format!(", held out {held_out}");
+        begun += &format!(", validated on {held_out}");
     }
     if let Some(benchmark) = &plan.benchmark {
-        begun += &format!(", asked {}", benchmark.display());
+        begun += &format!(", benchmark {}", benchmark.display());
     }
     text += &format!(
         "Recipe {}{begun}, seeds {}; {} of {} runs done. Means over seeds with 95 % intervals (Student); the arrow says which way \

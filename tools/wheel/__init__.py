@@ -26,14 +26,18 @@ def features(tower, images, form="mean", *, image_size=None, device=None, thread
     """
     import numpy
 
+    paths = [os.path.abspath(image) for image in images]
+    if unclear := next((path for path in paths if "\n" in path), None):
+        raise ValueError(f"the name {unclear!r} has a line break, which a list of files cannot hold")
     command = [program(), "features", os.fspath(tower), "--form", form]
     for option, value in [("--image-size", image_size), ("--device", device), ("--threads", threads)]:
         if value is not None:
             command += [option, str(value)]
     with tempfile.TemporaryDirectory() as folder:
         listed, out = Path(folder, "images.txt"), Path(folder, "features.npy")
-        listed.write_text("".join(f"{os.path.abspath(image)}\n" for image in images))
+        listed.write_text("".join(f"{path}\n" for path in paths))
         done = subprocess.run([*command, "--list", listed, "--out", out], capture_output=True, text=True)
         if done.returncode != 0:
-            raise RuntimeError(done.stderr.strip().removeprefix("error: "))
+            said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+            raise RuntimeError(said[-1].removeprefix("error: ") if said else done.stderr.strip())
         return numpy.load(out)

@@ -73,11 +73,12 @@ impl Factor for bf16 {
         }
         // Of an odd number of terms the last would be half a pair, with the next row's first beside it.
         let are_cells = a.are_cells() && (!b.transposed || b.rows.are_cells());
-        let in_pairs = bf16_products() == Bf16Products::Pairs && are_cells;
+        let way = bf16_products();
         let (panels, widened) = workspace.split_at_mut(packed);
-        if a.rows <= FEW && b.transposed {
-            // Tiles would be empty but for these rows, and memory is the limit either way.
-            if in_pairs {
+        // Tiles add up in an order of their own, which few rows of them have too.
+        let are_tiles = way == Bf16Products::Tiles && are_cells;
+        if a.rows <= FEW && b.transposed && !are_tiles {
+            if way == Bf16Products::Pairs && are_cells {
                 let (a, b) = (a.as_cells(), b.rows.as_cells());
                 few_rows::<f32, bf16, true>(a, b, finish, panels);
             } else {
@@ -92,7 +93,7 @@ impl Factor for bf16 {
             panels: Shared::new(panels),
             widened: Shared::new(widened),
         };
-        match bf16_products() {
+        match way {
             way @ (Bf16Products::Pairs | Bf16Products::Tiles) if are_cells => {
                 dispatch_cells(way, products);
             }

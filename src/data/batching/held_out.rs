@@ -250,9 +250,11 @@ impl HeldOut {
         let HeldOutSettings {
             shape, weighting, ..
         } = self.settings;
+        let batch = assemble_at_most(&samples, &shape, weighting, &self.tokenizer)?;
+        assert_eq!(batch.skipped.without_room, 0, "it was held to its room");
         Ok(HeldOutBatch {
             kind,
-            batch: assemble_at_most(&samples, &shape, weighting, &self.tokenizer)?,
+            batch,
             count: samples.len(),
         })
     }

@@ -115,10 +115,13 @@ pub(super) fn validated_at_ends(stage: &mut Stage) {
 pub(super) fn answered(
     folder: &Path,
     (benchmark, wording): (&Path, Option<Wording>),
-    compute: &SelectedDevice,
+    (compute, observer): (&SelectedDevice, &dyn Observer),
 ) -> Result<BTreeMap<String, f64>> {
     let run = EvalRun::open(folder, compute)?;
     let wording = wording.unwrap_or(run.default_wording());
     let answered = run.answer_benchmark(benchmark, wording)?;
+    for warning in run.take_warnings() {
+        observer.observe(&Event::Warning(&warning))?;
+    }
     Ok(of_benchmark(&answered.score()))
 }

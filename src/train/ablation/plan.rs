@@ -385,7 +385,12 @@ impl AblationPlan {
     /// Refuses a number that this plan's arms do not have.
     fn check_metric(&self, key: &str, metric: &str) -> Result<()> {
         if self.is_of_own_data() {
+            let target = self.recipe_of(&self.arms[0])?.stages.pop();
+            let is_measured = |metric: &ValidationMetric| {
+                target.as_ref().is_some_and(|stage| metric.is_of(stage))
+            };
             let held_out = self.validate.iter().flat_map(|_| ValidationMetric::ALL);
+            let held_out = held_out.filter(is_measured);
             let known = held_out.map(|metric| Compared::of_held_out(metric.name()));
             let mut known: Vec<String> = known.collect();
             if self.benchmark.is_some() {
@@ -606,6 +611,11 @@ fn check_stages(recipe: &Recipe, arm: &Arm, key: &str) -> Result<()> {
     if arm.stages.is_empty() && arm.spend == Spend::Refinement {
         let want = "at least one stage, or spend = \"as_is\", \"warm_start\" or \"target\"";
         return Err(Error::setting(key, want, "none"));
+    }
+    if let Some(stage) = recipe.stages.iter().find(|stage| !stage.restore.is_empty()) {
+        let want = "none in an ablation, whose arms leave stages out";
+        let key = format!("stage {}: restore", stage.name);
+        return Err(Error::setting(key, want, "modules of other stages"));
     }
     let want = "a recipe with a stage of kind target at its end";
     if of_kind(StageKind::Target).len() != 1

@@ -341,7 +341,7 @@ impl Ablation {
         let compute = &self.options.compute;
         let mut metrics = BTreeMap::new();
         let mut ceilings = BTreeMap::new();
-        if is_of_panels(&unit.recipe) {
+        if is_of_panels(&unit.recipe) && self.own_data.is_none() {
             ceilings = text_ceilings(&unit.recipe, compute, &warm)?;
             let of_kinds = ceilings.iter();
             metrics.extend(of_kinds.map(|(kind, share)| (format!("ceiling.{kind}"), *share)));
@@ -471,8 +471,8 @@ impl Ablation {
         drop(trainer);
         let mut numbers = heard.numbers();
         if let Some((benchmark, wording)) = &own_data.benchmark {
-            let compute = &self.options.compute;
-            numbers.extend(answered(&path, (benchmark, *wording), compute)?);
+            let watched = (&self.options.compute, self.options.observer.as_ref());
+            numbers.extend(answered(&path, (benchmark, *wording), watched)?);
         }
         remove(&path.join("checkpoints"))?;
         Ok(numbers)

@@ -40,7 +40,7 @@ pub(crate) fn begin_stage(run: &Run, index: usize) -> Result<()> {
                 load(&after_stage(run, earlier), &run.layout, None, &mut sink)?;
             }
             None => {
-                debug_assert_eq!(origin, INITIAL, "the recipe was checked");
+                assert_eq!(origin, INITIAL, "the recipe was checked");
                 run.give_initial(&mut sink)?;
             }
         }

@@ -36,6 +36,10 @@ pub(super) fn complete_controls(table: &mut Table) {
 pub(super) fn validate_origins(recipe: &Recipe) -> Result<()> {
     for (index, stage) in recipe.stages.iter().enumerate() {
         let key = |name: &str| format!("stage.{index}.{name}");
+        if stage.name == INITIAL {
+            let want = "another name: restore calls so what the run begins with";
+            return Err(Error::setting(key("name"), want, INITIAL));
+        }
         for (module, origin) in &stage.restore {
             let key = key(&format!("restore.{module}"));
             if !MODULES.contains(&module.as_str()) {
@@ -53,13 +57,14 @@ pub(super) fn validate_origins(recipe: &Recipe) -> Result<()> {
                 return Err(Error::setting(key, want, with_near_miss(origin, &known)));
             }
         }
-        hold_control(recipe, stage, key)?;
+        hold_control(recipe, index, key)?;
     }
     Ok(())
 }
 
 /// Holds a control to its target.
-fn hold_control(recipe: &Recipe, stage: &Stage, key: impl Fn(&str) -> String) -> Result<()> {
+fn hold_control(recipe: &Recipe, index: usize, key: impl Fn(&str) -> String) -> Result<()> {
+    let stage = &recipe.stages[index];
     let is_control = stage.kind == StageKind::Control;
     let Some(name) = &stage.control_of else {
         return match is_control {
@@ -75,17 +80,24 @@ fn hold_control(recipe: &Recipe, stage: &Stage, key: impl Fn(&str) -> String) ->
         let want = "none in a stage that is not of kind control";
         return Err(Error::setting(key("control_of"), want, name));
     }
-    let targets = recipe.stages.iter();
-    let targets: Vec<&Stage> = targets.filter(|s| s.kind == StageKind::Target).collect();
-    let names: Vec<&str> = targets.iter().map(|s| s.name.as_str()).collect();
-    let Some(target) = targets.iter().find(|target| target.name == *name) else {
-        let want = format!("a stage of kind target: one of {}", names.join(", "));
+    // The run ends with its target: what is asked, served and exported is not the control's model.
+    let targets = recipe.stages.iter().enumerate().skip(index + 1);
+    let targets: Vec<(usize, &Stage)> = targets
+        .filter(|(_, stage)| stage.kind == StageKind::Target)
+        .collect();
+    let names: Vec<&str> = targets.iter().map(|(_, s)| s.name.as_str()).collect();
+    let Some((at, target)) = targets.iter().find(|(_, target)| target.name == *name) else {
+        let want = format!(
+            "a stage of kind target after this one: one of {}",
+            names.join(", ")
+        );
         return Err(Error::setting(
             key("control_of"),
             want,
             with_near_miss(name, &names),
         ));
     };
+    hold_target(recipe, stage, (*at, target))?;
     let [own, of_target] = [stage, *target].map(|stage| {
         Table::try_from(stage).expect("a stage is made of tables, numbers and strings")
     });
@@ -104,12 +116,53 @@ fn hold_control(recipe: &Recipe, stage: &Stage, key: impl Fn(&str) -> String) ->
     ))
 }
 
+/// Holds a target to what it is without its control: it starts from nothing that the control has changed.
+fn hold_target(recipe: &Recipe, control: &Stage, (at, target): (usize, &Stage)) -> Result<()> {
+    let changed = control.trains.iter().chain(control.restore.keys());
+    let mut changed = changed.chain(&control.reinitialize);
+    let is_left = |module: &&String| {
+        !target.restore.contains_key(*module) && !target.reinitialize.contains(module)
+    };
+    if let Some(module) = changed.find(is_left) {
+        return Err(Error::setting(
+            format!("stage.{at}.restore"),
+            format!(
+                "{module}, which the control {} changes before it",
+                control.name
+            ),
+            "without it",
+        ));
+    }
+    let copies = recipe.model.teacher.as_ref();
+    let copies = copies.is_some_and(|teacher| teacher.tower.is_none());
+    let mut stages = recipe.stages.iter();
+    let first = stages.find(|stage| stage.distillation_weight > 0.0);
+    if copies && first.is_some_and(|stage| stage.kind == StageKind::Control) {
+        return Err(Error::setting(
+            format!("stage.{at}.distillation_weight"),
+            format!(
+                "0 with the control {}, which would be what the teacher is copied from",
+                control.name
+            ),
+            target.distillation_weight,
+        ));
+    }
+    Ok(())
+}
+
 impl Recipe {
-    /// Leaves controls out, and with them what other stages restore for their sake.
+    /// Leaves controls out, and with them what their targets restore for their sake.
     pub(crate) fn leave_out_controls(&mut self) {
+        let controls = self
+            .stages
+            .iter()
+            .filter_map(|stage| stage.control_of.clone());
+        let controlled: Vec<String> = controls.collect();
         self.stages.retain(|stage| stage.kind != StageKind::Control);
         for stage in &mut self.stages {
-            stage.restore.clear();
+            if controlled.contains(&stage.name) {
+                stage.restore.clear();
+            }
         }
     }
 

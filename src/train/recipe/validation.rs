@@ -112,7 +112,7 @@ impl ValidationMetric {
     }
 
     /// Whether a stage can measure it; of losses by kind the samples have a say too.
-    fn is_of(self, stage: &Stage) -> bool {
+    pub(crate) fn is_of(self, stage: &Stage) -> bool {
         match self {
             ValidationMetric::Loss => true,
             ValidationMetric::NextToken | ValidationMetric::Text => stage.next_token_weight > 0.0,

@@ -215,7 +215,8 @@ impl Folder {
     pub fn drop_path_rate(&self) -> Result<f64> {
         let config = self.config();
         let tower = config.get(VISION_KEY).and_then(Json::as_object);
-        let Some(found) = tower.unwrap_or(config).get("drop_path_rate") else {
+        let told = tower.unwrap_or(config).get("drop_path_rate");
+        let Some(found) = told.filter(|found| !found.is_null()) else {
             return Ok(0.0);
         };
         let rate = found.as_f64().filter(|rate| (0.0..1.0).contains(rate));
