@@ -228,6 +228,7 @@ def internvit_name(name: str):
         "embeddings.cls_token": "embeddings.class_embedding",
         "encoder.layer.": "encoder.layers.", "layernorm_before": "norm1", "layernorm_after": "norm2",
         "attention.q_proj": "attn.qkv", "attention.k_proj": "attn.qkv", "attention.v_proj": "attn.qkv",
+        "attention.q_norm": "attn.q_norm", "attention.k_norm": "attn.k_norm",
         "attention.projection_layer": "attn.proj", "lambda_1": "ls1", "lambda_2": "ls2",
     }), place
 
@@ -256,6 +257,10 @@ def main() -> None:
         "drop_path_rate": 0.1, "initializer_factor": 0.1, "torch_dtype": "bfloat16", "use_flash_attn": True,
     }
     renamed(internvit, "internvit", own, internvit_name)
+    # The form of the 6B tower: RMS norms, and norms of queries and keys over all heads.
+    six = InternVLVisionConfig(**SIZES, image_size=[32, 32], patch_size=[8, 8], norm_type="rms_norm", use_qk_norm=True)
+    internvit = vision("internvl-6b", InternVLVisionModel(six), brain, kept=2)
+    renamed(internvit, "internvit-6b", own | {"qkv_bias": False, "qk_normalization": True, "norm_type": "rms_norm"}, internvit_name)
     sizes = {k: v for k, v in SIZES.items() if k != "intermediate_size"}
     vision("dinov2", Dinov2Model(Dinov2Config(**sizes, **PICTURE, mlp_ratio=2)), half)
     vision("dinov2-giant", Dinov2Model(Dinov2Config(**sizes, **PICTURE, mlp_ratio=2, use_swiglu_ffn=True)), half)

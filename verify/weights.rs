@@ -295,6 +295,13 @@ fn an_internvit_folder_with_its_own_names_gives_the_same_hidden_states_and_gradi
 }
 
 #[test]
+fn internvit_folders_with_query_and_key_norms_over_all_heads_give_the_hidden_states_and_gradients()
+{
+    check_on("internvl-6b", "internvl-6b", true);
+    check("internvit-6b", "internvl-6b");
+}
+
+#[test]
 fn a_dinov2_folder_gives_the_hidden_states_and_gradients_of_transformers() {
     check("dinov2", "dinov2");
 }

@@ -36,6 +36,29 @@ pub enum MlpKind {
     GeluQuick,
 }
 
+/// The RMSNorm of queries and of keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Of each head, with one weight [D] for all of them, as in Qwen3.
+    EachHead,
+    /// Of all heads of a row at once, with a weight [H·D], as in InternViT-6B.
+    AllHeads,
+}
+
+impl QkNorm {
+    /// What is normalised as one, where queries have as many heads as keys if all are.
+    fn heads(self, heads: Heads) -> Heads {
+        match self {
+            QkNorm::EachHead => heads,
+            QkNorm::AllHeads => Heads {
+                query: 1,
+                key_value: 1,
+                dim: heads.query_width(),
+            },
+        }
+    }
+}
+
 /// What one block is made of. F = `mlp_width`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlockConfig {
@@ -59,8 +82,8 @@ pub struct BlockConfig {
     pub bias: bool,
     /// First value of the per-channel scales of both residual branches (Touvron et al. 2021), where there are any.
     pub layer_scale: Option<f32>,
-    /// Whether queries and keys are normalised per head.
-    pub qk_norm: bool,
+    /// How queries and keys are normalised, where they are.
+    pub qk_norm: Option<QkNorm>,
     /// Base of the rotary positions, where there are any.
     pub rope_theta: Option<f32>,
     /// Blocks of the tower: branches that end in the residual stream start smaller in deeper towers.
@@ -250,15 +273,13 @@ fn queries_keys_values(
     let adapters = adapters(tape, &inner.child("qkv"), lora, y, (rows, &parts))?;
     let qkv = ops::linear(tape, y, weight, bias)?;
     let mut qkv = adapt(tape, qkv, &adapters, None)?;
-    if config.qk_norm {
-        let one = Init::Constant(1.0);
-        let query = inner
-            .child("q_norm")
-            .plain(tape, "weight", [heads.dim], one)?;
-        let key = inner
-            .child("k_norm")
-            .plain(tape, "weight", [heads.dim], one)?;
-        qkv = ops::qk_norm(tape, qkv, query, key, heads, config.norm_epsilon)?;
+    if let Some(kind) = config.qk_norm {
+        let (normed, one) = (kind.heads(heads), Init::Constant(1.0));
+        let [query, key] = ["q_norm", "k_norm"].map(|name| {
+            let scope = inner.child(name);
+            scope.plain(tape, "weight", [normed.dim], one)
+        });
+        qkv = ops::qk_norm(tape, qkv, query?, key?, normed, config.norm_epsilon)?;
     }
     if let Some(theta) = config.rope_theta {
         qkv = ops::rope(tape, qkv, heads, theta, positions)?;

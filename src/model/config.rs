@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::block::{BlockConfig, MlpKind, NormKind};
+use super::block::{BlockConfig, MlpKind, NormKind, QkNorm};
 use super::lora::LoraConfig;
 use keel_base::error::{Error, Result};
 use keel_engine::ops::Heads;
@@ -96,6 +96,11 @@ pub struct VisionConfig {
     /// Whether keys have a bias where queries and values have one. DINOv3's have none.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub key_bias: bool,
+    /// Whether queries and keys are normalised before they meet, each by an RMSNorm over all its heads at once.
+    ///
+    /// - Source: InternViT-6B (Chen et al. 2024)
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub qk_norm: bool,
     /// Low-rank adapters of its linear modules. Without it there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
@@ -218,7 +223,7 @@ impl VisionConfig {
             key_bias: self.key_bias,
             bias: self.bias,
             layer_scale: self.layer_scale,
-            qk_norm: false,
+            qk_norm: self.qk_norm.then_some(QkNorm::AllHeads),
             rope_theta: self.rope_theta,
             depth: self.depth,
             lora: self.lora.clone(),
@@ -344,7 +349,7 @@ impl TextConfig {
             key_bias: true,
             bias: true,
             layer_scale: None,
-            qk_norm: false,
+            qk_norm: None,
             rope_theta: None,
             depth: self.depth,
             lora: None,
@@ -485,7 +490,7 @@ impl LanguageConfig {
             key_bias: true,
             bias: false,
             layer_scale: None,
-            qk_norm: self.qk_norm,
+            qk_norm: self.qk_norm.then_some(QkNorm::EachHead),
             rope_theta: Some(self.rope_theta),
             depth: self.depth,
             lora: self.lora.clone(),

@@ -24,7 +24,7 @@ mod vision_head;
 mod vlm_losses;
 
 pub use batch_inputs::BatchInputs;
-pub use block::{BlockConfig, MlpKind, NormKind};
+pub use block::{BlockConfig, MlpKind, NormKind, QkNorm};
 pub use config::{
     Alignment, ConnectorConfig, LanguageConfig, LearnedPositions, ModelConfig, OUTPUT_LAYER,
     TeacherConfig, TextConfig, VisionConfig,

@@ -46,6 +46,7 @@ fn aimv2(width: usize, heads: usize, mlp_width: usize) -> VisionConfig {
         learned_positions: LearnedPositions::ClassTokenAndPatches,
         rope_theta: None,
         key_bias: true,
+        qk_norm: false,
         lora: None,
     }
 }
@@ -74,6 +75,7 @@ fn classic(image_size: usize, width: usize, depth: usize, heads: usize) -> Visio
         learned_positions: LearnedPositions::ClassTokenAndPatches,
         rope_theta: None,
         key_bias: true,
+        qk_norm: false,
         lora: None,
     }
 }

@@ -69,6 +69,7 @@ pub fn vision_config(config: &Json) -> VisionConfig {
         learned_positions: LearnedPositions::default(),
         rope_theta: None,
         key_bias: true,
+        qk_norm: false,
         lora: None,
     };
     vision.validate().expect("the golden's tower is possible");

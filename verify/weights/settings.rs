@@ -61,6 +61,7 @@ fn vision(config: &VisionConfig) -> String {
         (config.bias, "bias"),
         (config.layer_scale.is_some(), "layer-scale"),
         (!config.key_bias, "no-key-bias"),
+        (config.qk_norm, "qk-norm"),
     ] {
         if is_on {
             write!(text, " {name}").unwrap();

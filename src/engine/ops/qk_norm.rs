@@ -87,7 +87,7 @@ impl QkNorm {
             .next_power_of_two();
         if lanes > WARP_LANES {
             return Err(Error::kernel(format!(
-                "kernels of cuda/qk_norm.cu: a head has at most 512 bytes, but {} columns of {} are wanted; use more heads",
+                "kernels of cuda/qk_norm.cu: a head has at most 512 bytes, but {} columns of {} are wanted; use more heads, or --device cpu where a tower normalises all heads at once",
                 self.heads.dim, qkv.dtype
             )));
         }

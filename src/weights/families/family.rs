@@ -198,6 +198,7 @@ pub(super) const CLASSIC: VisionConfig = VisionConfig {
     learned_positions: LearnedPositions::ClassTokenAndPatches,
     rope_theta: None,
     key_bias: true,
+    qk_norm: false,
     lora: None,
 };
 

@@ -34,10 +34,10 @@ pub(super) const FORMS: &[VisionForm] = &[
                     read: |settings, config| read_norm(settings, "rms_norm", config),
                     write: norm_name,
                 },
-                Key::OnlySwitch {
+                Key::Switch {
                     name: "qk_normalization",
-                    want: false,
                     default: true,
+                    field: |config| &mut config.qk_norm,
                 },
                 Key::Switch {
                     name: "qkv_bias",
@@ -138,10 +138,10 @@ const TRANSFORMERS: &[Key<VisionConfig>] = &[
         read: |settings, config| read_norm(settings, "layer_norm", config),
         write: norm_name,
     },
-    Key::OnlySwitch {
+    Key::Switch {
         name: "use_qk_norm",
-        want: false,
         default: false,
+        field: |config| &mut config.qk_norm,
     },
     Key::OnlySwitch {
         name: "use_absolute_position_embeddings",
@@ -181,6 +181,14 @@ const TRANSFORMERS: &[Key<VisionConfig>] = &[
         Ok(())
     }),
     norm_epsilon("layer_norm_eps", 1e-6),
+    // The norms of queries and keys have an ε that no key says.
+    Key::Check(|settings, config| {
+        if config.qk_norm && config.norm_epsilon != QK_EPSILON {
+            let want = "1e-6 where use_qk_norm is true";
+            return Err(settings.refuse("layer_norm_eps", want, config.norm_epsilon));
+        }
+        Ok(())
+    }),
     ACTIVATION,
     Key::Edges {
         name: "image_size",
@@ -213,6 +221,9 @@ const TRANSFORMERS: &[Key<VisionConfig>] = &[
         field: |config| &mut config.mlp_width,
     },
 ];
+
+/// ε of the norms of queries and keys in transformers.
+const QK_EPSILON: f32 = 1e-6;
 
 const ACTIVATION: Key<VisionConfig> = Key::Own {
     name: "hidden_act",
@@ -279,6 +290,20 @@ const NAMES: &[Names] = &[
                 "encoder.layer.{l}.attention.k_proj",
                 "encoder.layer.{l}.attention.v_proj",
             ],
+        ],
+    ),
+    (
+        "blocks.{l}.attention.q_norm",
+        &[
+            &["encoder.layers.{l}.attn.q_norm"],
+            &["encoder.layer.{l}.attention.q_norm"],
+        ],
+    ),
+    (
+        "blocks.{l}.attention.k_norm",
+        &[
+            &["encoder.layers.{l}.attn.k_norm"],
+            &["encoder.layer.{l}.attention.k_norm"],
         ],
     ),
     (
