@@ -125,8 +125,9 @@ impl<T: Stored> Finish<T> {
 }
 
 impl<T: Stored> Finish<T> {
-    /// Asks for a tile of everything the epilogue reads and writes, before the product that takes long enough for it to
-    /// arrive: rows of a tile are too short and too far apart for the processor to see them coming.
+    /// Asks for a tile of everything the epilogue reads, before a product that takes long enough for it to arrive: rows of a tile
+    /// are too short and too far apart for the processor to see them coming. What is only written is not asked for: stores wait for
+    /// nothing, and the requests cost the products of a Zen 5 1 to 3 %.
     #[inline(always)]
     pub fn prefetch<S: Simd>(
         &self,
@@ -135,11 +136,7 @@ impl<T: Stored> Finish<T> {
         (column, columns): (usize, usize),
     ) {
         let argument = self.slope.map(|(_, plane)| plane);
-        let residual = self
-            .residual
-            .filter(|plane| plane.start != self.output.start);
-        for plane in [Some(self.output), self.pre_activation, residual, argument] {
-            let Some(plane) = plane else { continue };
+        for plane in [self.residual, argument].into_iter().flatten() {
             for r in row..row + rows {
                 for c in (column..column + columns).step_by(LINE / size_of::<T>()) {
                     simd.prefetch(plane.at(r, c).cast());

@@ -20,6 +20,9 @@ pub(super) const BLOCK_ROWS: usize = 112;
 /// Tasks below which a product with few rows is cut along its columns as well.
 pub(super) const FEW_TASKS: usize = 16;
 
+/// Elements of panels that the second-level cache keeps for all rows of a block: half of 1 MiB.
+const PANEL_ELEMENTS: usize = 128 * 1024;
+
 /// Floats of workspace for [`linear`] with `inputs` K and `outputs` N: the packed weight.
 pub fn linear_workspace(inputs: usize, outputs: usize) -> usize {
     inputs * outputs.next_multiple_of(WIDEST)
@@ -305,59 +308,74 @@ impl Task for Block<'_> {
         let mut scratch = Scratch([0.0; 14 * WIDEST]);
         let ahead = Ahead::new();
         // Panels outside, tiles of rows inside: a panel stays in the first-level cache for all rows of the block, whose
-        // rows stay in the second-level cache for all panels.
+        // rows stay in the second-level cache for all panels. Where each tile reads the argument of an activation, too, it goes
+        // through several panels before it moves down: so it reads that matrix along its rows, and not 128 bytes in each, for
+        // which it would wait.
+        let group = match finish.slope {
+            Some(_) if !self.is_alone => (PANEL_ELEMENTS / (depth * width).max(1)).max(1),
+            _ => 1,
+        };
         let own = self.panels.start;
-        for panel in self.panels {
-            let column = panel * width;
-            let count = width.min(columns - column);
-            let place = if self.is_alone { own } else { panel };
+        for first in self.panels.clone().step_by(group) {
+            let group = first..self.panels.end.min(first + group);
             if self.is_alone {
-                simd.call(self.products.pack(panel, place));
+                simd.call(self.products.pack(first, own));
             }
-            // SAFETY: the panel was packed before, by this task or by all, and is only read now.
-            let packed = unsafe { panels.part(place * depth * width, depth * width) };
             for row in (self.row..self.row + self.rows).step_by(self.tile_rows) {
                 let rows = self.tile_rows.min(self.row + self.rows - row);
-                finish.prefetch(simd, (row, rows), (column, count));
-                let tile = Tile {
-                    depth,
-                    a: a.start.wrapping_add(row * a.stride),
-                    a_row: a.stride,
-                    a_depth: 1,
-                    b: packed.as_ptr(),
-                    b_depth: width,
-                    c: scratch.0.as_mut_ptr(),
-                    c_row: width,
-                    rows,
-                    columns: count,
-                    alpha: 1.0,
-                    beta: 0.0,
-                    bias: None,
-                    ahead: &ahead,
-                };
-                // SAFETY: the rows lie inside A and the panel holds `depth` whole rows; C is the scratch, or the
-                // output's tile, which belongs to this task alone.
-                unsafe {
-                    match beta {
-                        Some(beta) => Tile {
-                            c: finish.output.at(row, column),
-                            c_row: finish.output.stride(),
-                            beta,
-                            bias: finish.bias.map(|bias| bias.wrapping_add(column)),
-                            ..tile
-                        }
-                        .compute(simd),
-                        None => {
-                            tile.compute(simd);
-                            simd.call(FinishTile {
-                                finish,
-                                products: scratch.0.as_ptr(),
-                                products_stride: width,
-                                row,
-                                rows,
-                                column,
-                                columns: count,
-                            });
+                for panel in group.clone() {
+                    let column = panel * width;
+                    let count = width.min(columns - column);
+                    // In a group the next tile, by which time it has come; alone, the tile at hand.
+                    let soon = match group.len() {
+                        1 => (row, column),
+                        _ if panel + 1 < group.end => (row, column + width),
+                        _ => (row + rows, group.start * width),
+                    };
+                    finish.prefetch(simd, (soon.0, rows), (soon.1, count));
+                    let place = if self.is_alone { own } else { panel };
+                    // SAFETY: the panel was packed before, by this task or by all, and is only read now.
+                    let packed = unsafe { panels.part(place * depth * width, depth * width) };
+                    let tile = Tile {
+                        depth,
+                        a: a.start.wrapping_add(row * a.stride),
+                        a_row: a.stride,
+                        a_depth: 1,
+                        b: packed.as_ptr(),
+                        b_depth: width,
+                        c: scratch.0.as_mut_ptr(),
+                        c_row: width,
+                        rows,
+                        columns: count,
+                        alpha: 1.0,
+                        beta: 0.0,
+                        bias: None,
+                        ahead: &ahead,
+                    };
+                    // SAFETY: the rows lie inside A and the panel holds `depth` whole rows; C is the scratch, or the
+                    // output's tile, which belongs to this task alone.
+                    unsafe {
+                        match beta {
+                            Some(beta) => Tile {
+                                c: finish.output.at(row, column),
+                                c_row: finish.output.stride(),
+                                beta,
+                                bias: finish.bias.map(|bias| bias.wrapping_add(column)),
+                                ..tile
+                            }
+                            .compute(simd),
+                            None => {
+                                tile.compute(simd);
+                                simd.call(FinishTile {
+                                    finish,
+                                    products: scratch.0.as_ptr(),
+                                    products_stride: width,
+                                    row,
+                                    rows,
+                                    column,
+                                    columns: count,
+                                });
+                            }
                         }
                     }
                 }
