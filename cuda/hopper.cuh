@@ -1,5 +1,5 @@
-// What kernels of the Hopper tier (files `*_sm90.cu`) have besides kernel.cuh: shared storage whose swizzled tiles begin where the
-// copy engine wants them, and entry points of clusters.
+// What kernels of the Hopper tier (files `*_sm90.cu`) have besides kernel.cuh: shared storage whose swizzled tiles begin where TMA
+// wants them, and entry points of clusters.
 //
 //     extern "C" __global__ void __cluster_dims__(2, 1, 1) name(…) { … }      blocks run in clusters of two
 //

@@ -156,7 +156,7 @@ struct PieceBuffers {
             stmatrix_x4(row_address(pair), registers);
         }
     }
-    // Hands the buffer to the copy engine, and turns to the other.
+    // Hands the buffer to TMA, and turns to the other.
     DEVICE_MEMBER void store(const TensorMap& map, int row, int column) {
         if (!PLANTED_BUG("product_hopper: no fence before a piece is stored")) fence_proxy_async();
         if (!PLANTED_BUG("product_hopper: a piece is stored before it is written")) meet();  // written and fenced
@@ -211,7 +211,7 @@ struct HopperGradient {
     DEVICE_MEMBER void finish(float (&values)[32], PieceBuffers& buffers, int row, int column, uint32_t& parity) const;
 };
 
-// Two neighbouring factors of columns; past the end they are zero, and so is nothing that is stored.
+// Two neighbouring elements of a vector over columns. They are zero past its end, where no result is stored.
 DEVICE void load_pair(float (&pair)[2], const float* from, int column, int n) {
     pair[0] = column < n ? __ldg(from + column) : 0.0f;
     pair[1] = column + 1 < n ? __ldg(from + column + 1) : 0.0f;
@@ -321,10 +321,11 @@ DEVICE void hopper_product(const TensorMap& left, const TensorMap& right, const 
 // linear_forward_hopper: y = scale · f(x·Wᵀ + bias) + residual, and z = x·Wᵀ + bias where backward wants it.
 // Math     : z(r,n) = Σ over k of x(r,k)·W(n,k) + bias(n)     y = scale(n) · f(z) + residual
 // Tensors  : by tensor maps, bf16: x [M,K] boxes 128 × 64 | weight [N,K] boxes 256 × 64 | y, z, residual [M,N] boxes 64 × 64;
-//            pitches and starts multiples of 16 bytes | bias, scale f32 [N] or null. z and residual are read only where the
-//            flags say so; residual may be y itself: each piece is read by the block that then writes it
+//            pitches and starts multiples of 16 bytes | bias, scale f32 [N] or null. The maps of z and residual
+//            are used only where the flags say so; elsewhere any map will do. residual may be y itself: each piece is read by the
+//            block that then writes it
 // Grid     : one block for each of 132 multiprocessors, which take tiles of 128 × 256 in turn      Block: 384 threads = 3 warpgroups
-// Smem     : 4 stages of 48 KB, 4 pieces of 8 KB, barriers: 225.1 KB      Registers: 40 a producer, 232 a consumer
+// Smem     : 4 stages of 48 KB, 4 pieces of 8 KB, barriers: 225 KB, padded to 1 KB      Registers: 40 a producer, 232 a consumer
 // Work     : 2·M·N·K flop; reads (M·K + N·K)·2, writes M·N·2 B, twice with z     bound: tensor cores from M, N, K of about 500 on
 // Accuracy : f32 accumulators, f(z) by approximate instructions (activation.cuh), rounded once, at the end
 // Ragged   : any M; N and K multiples of 8, of which copies past the end read zeros and write nothing
@@ -342,8 +343,8 @@ KERNEL(linear_forward_hopper_bf16, kHopperThreads, HopperLinearStorage)
 // linear_backward_input_hopper: dx = dy·W, then ⊙ f′(z) or + a gradient that is there already.
 // Math     : dx(r,k) = Σ over n of dy(r,n)·W(n,k)     with an activation · f′(other(r,k)), else + other(r,k)
 // Tensors  : by tensor maps, bf16: dy [M,N] boxes 128 × 64 | weight [N,K] boxes 64 × 64, four side by side | dx, other [M,K] boxes
-//            64 × 64; pitches and starts multiples of 16 bytes. other is read only where the flag says so; it may be dx itself
-//            where it is added
+//            64 × 64; pitches and starts multiples of 16 bytes. The map of other is used only where the flag says so; elsewhere
+//            any map will do. other may be dx itself where it is added
 // Grid     : as linear_forward_hopper      Block: as linear_forward_hopper
 // Smem     : as linear_forward_hopper      Registers: 40 a producer, 232 a consumer
 // Work     : 2·M·N·K flop; reads (M·N + N·K)·2 and other, writes M·K·2 B     bound: tensor cores
@@ -485,7 +486,7 @@ DEVICE void multiply_and_add(HopperWeightStorage& storage, float* dw, float* par
 //            null, dw itself too | dw f32 [splits,N,K] | sums f32 [splits,N] or null
 // Grid     : at most one block for each of 132 multiprocessors, which take a tile of 128 × 256 and one split in turn
 //            Block: 384 threads = 3 warpgroups
-// Smem     : 4 stages of 48 KB, 1 KB of ones, barriers: 193.1 KB      Registers: 40 a producer, 232 a consumer
+// Smem     : 4 stages of 48 KB, 1 KB of ones, barriers: 194 KB, padded to 1 KB      Registers: 40 a producer, 232 a consumer
 // Work     : 2·M·N·K flop, 3 % of a tile more with sums; reads (M·N + M·K)·2, writes N·K·4 B a split     bound: tensor cores
 // Accuracy : f32 accumulators over M / splits rows; split parts are summed in f32
 // Ragged   : any M; N and K multiples of 8

@@ -1,4 +1,4 @@
-// Copies by tensor maps (cp.async.bulk.tensor): one thread asks, and the box comes when the copy engine likes. A load lands at its
+// Copies by tensor maps (cp.async.bulk.tensor): one thread asks, and the box comes when TMA likes. A load lands at its
 // issue (early), when no thread can go on without it (late), or at any call between, in any order (random); a store reads shared
 // memory at its issue or at the wait that covers it. What the checked build holds them to does not depend on when they land.
 // PTX ISA, "Data Movement and Conversion Instructions: cp.async.bulk.tensor", "Tensors: Swizzling Modes".
@@ -12,7 +12,7 @@ static uint32_t box_bytes(const TensorMap& map) {
     return bytes;
 }
 
-// The shared address at which the copy engine puts what a plain box would have at `address`: the 16-byte pieces within the span
+// The shared address at which TMA puts what a plain box would have at `address`: the 16-byte pieces within the span
 // change places by the number of the 128-byte row.
 static uint32_t swizzled(uint32_t address, uint32_t span) {
     uint32_t pieces = span / 16;
@@ -135,8 +135,8 @@ static void load_into(Block& block, uint32_t to, const TensorMap& map, uint32_t 
     require_running(block, me.activity, at);
     MemoryBarrier& barrier = barrier_at(block, address, me.activity, at);
     if (!barrier.is_fenced)
-        fail(at, "%s: the barrier at byte %d of the shared storage was made without fence_barrier_init, so the copy engine need "
-             "not see it", me.activity, int(address) - int(block.shared_start));
+        fail(at, "%s: the barrier at byte %d of the shared storage was made without fence_barrier_init, so TMA need not "
+             "see it", me.activity, int(address) - int(block.shared_start));
     uint32_t bytes = box_bytes(map);
     barrier.copied = uint32_t(barrier.phase) + 1;
     if constexpr (kChecked) {

@@ -108,7 +108,7 @@ impl Boxed {
         pieces
     }
 
-    /// Refuses what the copy engine cannot do.
+    /// Refuses what TMA cannot do.
     fn check(&self) -> Result<(), String> {
         let shape = self.argument.map.shape();
         if shape.dims.len() != self.coordinates.len() {

@@ -25,7 +25,7 @@ DEVICE void mbarrier_invalidate(uint32_t barrier CALLER) {
 #endif
 }
 
-// Lets the copy engine and the other blocks of the cluster see the barriers that this thread has made.
+// Lets TMA and the other blocks of the cluster see the barriers that this thread has made.
 DEVICE void fence_barrier_init(CALLER_ONLY) {
 #ifdef SIMT_EMULATOR
     simt::fence_barrier_init(caller);
@@ -52,7 +52,9 @@ DEVICE void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes CALLER) {
 #endif
 }
 
-// As mbarrier_arrive, at a barrier of another block of the cluster: `mapped` is what map_peer made of its address.
+// Counts this thread at a barrier of another block of the cluster: `mapped` is what map_peer made of its address. It says
+// that memory may be reused: those that wait there may ask for copies onto what this thread has read. Its ordinary writes they
+// need not see, as mbarrier_wait acquires from its own block alone; those are seen past cluster_arrive and cluster_wait.
 DEVICE void mbarrier_arrive_remote(uint32_t mapped CALLER) {
 #ifdef SIMT_EMULATOR
     simt::mbarrier_arrive_remote(mapped, caller);

@@ -360,7 +360,7 @@ impl Resolver<'_> {
         })
     }
 
-    /// Refuses a tensor map that is not of what the range holds, or that reaches beyond it. The copy engine checks neither:
+    /// Refuses a tensor map that is not of what the range holds, or that reaches beyond it. TMA checks neither:
     /// it would read a neighbour's bytes.
     fn check_map(
         &self,

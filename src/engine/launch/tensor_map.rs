@@ -1,6 +1,6 @@
-//! A tensor map: how the copy engine of sm_90 and later finds boxes of a tensor in memory. Here it is plain data, checked against
-//! the rules by which the driver encodes one (`cuTensorMapEncodeTiled` in the CUDA driver API), so that a wrong one is
-//! refused with names and values on every machine, and not by a code from a driver.
+//! A tensor map: how the Tensor Memory Accelerator (TMA) of sm_90 and later finds boxes of a tensor in memory. Here it is plain
+//! data, checked against the rules by which the driver encodes one (`cuTensorMapEncodeTiled` in the CUDA driver API), so that
+//! a wrong one is refused with names and values on every machine, and not by a code from a driver.
 
 use std::fmt;
 
@@ -44,7 +44,7 @@ impl fmt::Display for Mapped {
     }
 }
 
-/// How the copy engine permutes 16-byte pieces of a box in shared memory, so that columns meet different banks.
+/// How TMA permutes 16-byte pieces of a box in shared memory, so that columns meet different banks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Swizzle {
     /// Not at all.

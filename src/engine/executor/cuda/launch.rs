@@ -14,7 +14,7 @@ use crate::launch::{MAX_DIMS, Swizzle, TensorMap};
 use crate::tensor::DType;
 use keel_base::error::{Error, Result};
 
-/// Kernels of clusters have none in the product yet.
+/// No kernel of an op has clusters yet.
 const ABILITIES: Abilities = Abilities {
     launches_clusters: false,
     passes_maps: true,
