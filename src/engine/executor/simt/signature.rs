@@ -203,15 +203,20 @@ impl Kernel {
                 ..
             } = *argument
             {
+                if !offset.is_multiple_of(16) {
+                    return Err(Error::kernel(format!(
+                        "kernel {}, argument {i}: {map} begins at byte {offset} of a buffer, which is not a multiple of 16",
+                        self.name
+                    )));
+                }
                 let end = offset.checked_add(bytes);
                 let reach = map.bytes();
                 if end.is_none_or(|end| end > buffer.bytes())
-                    || !offset.is_multiple_of(16)
                     || reach.is_none_or(|reach| reach > bytes as u64)
                 {
                     return Err(Error::kernel(format!(
-                        "kernel {}, argument {i}: {map} from byte {offset} on, which is a multiple of 16, does not lie in \
-                         {bytes} bytes of a buffer of {} bytes",
+                        "kernel {}, argument {i}: {map} from byte {offset} on reaches past the end of {bytes} bytes of a \
+                         buffer of {} bytes",
                         self.name,
                         buffer.bytes()
                     )));
