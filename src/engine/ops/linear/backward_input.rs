@@ -134,11 +134,7 @@ impl Op for LinearBackwardInput {
             return Ok(Vec::new());
         }
         let (rows, columns, inner) = (dx.shape.rows(), dx.shape.columns(), dy.shape.columns());
-        let product = HopperProduct {
-            rows,
-            columns,
-            inner,
-        };
+        let product = HopperProduct::of(dy, dx);
         if product.is_chosen(dy.dtype, compile_target) {
             return Ok(vec![self.launch_on_hopper(product, inputs.len() > 2)?]);
         }
@@ -164,15 +160,7 @@ impl Op for LinearBackwardInput {
         outputs: &[TensorType],
         tier: Tier,
     ) -> Option<String> {
-        let product = HopperProduct {
-            rows: outputs[0].shape.rows(),
-            columns: outputs[0].shape.columns(),
-            inner: inputs[0].shape.columns(),
-        };
-        match tier {
-            Tier::Portable => None,
-            Tier::Hopper => product.refusal(inputs[0].dtype),
-        }
+        HopperProduct::of(inputs[0], outputs[0]).keeps_portable(inputs[0].dtype, tier)
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {

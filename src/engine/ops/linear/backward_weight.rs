@@ -202,12 +202,8 @@ impl Op for LinearBackwardWeight {
         _outputs: &[TensorType],
         tier: Tier,
     ) -> Option<String> {
-        match tier {
-            Tier::Portable => None,
-            Tier::Hopper => self
-                .on_hopper(inputs[0], inputs[1])
-                .refusal(inputs[0].dtype),
-        }
+        self.on_hopper(inputs[0], inputs[1])
+            .keeps_portable(inputs[0].dtype, tier)
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {

@@ -166,11 +166,7 @@ impl Op for Linear {
             return Ok(Vec::new());
         }
         let (rows, columns, inner) = (y.shape.rows(), y.shape.columns(), x.shape.columns());
-        let product = HopperProduct {
-            rows,
-            columns,
-            inner,
-        };
+        let product = HopperProduct::of(x, y);
         if product.is_chosen(x.dtype, compile_target) {
             return Ok(vec![self.launch_on_hopper(product)?]);
         }
@@ -204,15 +200,7 @@ impl Op for Linear {
         outputs: &[TensorType],
         tier: Tier,
     ) -> Option<String> {
-        let product = HopperProduct {
-            rows: outputs[0].shape.rows(),
-            columns: outputs[0].shape.columns(),
-            inner: inputs[0].shape.columns(),
-        };
-        match tier {
-            Tier::Portable => None,
-            Tier::Hopper => product.refusal(inputs[0].dtype),
-        }
+        HopperProduct::of(inputs[0], outputs[0]).keeps_portable(inputs[0].dtype, tier)
     }
 
     fn backward(&self, backward: &mut Backward<'_>) -> Result<Vec<Option<Value>>> {

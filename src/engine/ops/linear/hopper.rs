@@ -7,7 +7,7 @@ use crate::launch::kernels::constants::linear_sm90::{
 };
 use crate::launch::{KernelEntry, Mapped, Swizzle, TensorMap, TensorMapShape};
 use crate::tape::{CompileTarget, Tier};
-use crate::tensor::DType;
+use crate::tensor::{DType, TensorType};
 use keel_base::error::Result;
 
 /// What the pitches of tensor maps are multiples of, in elements of bf16.
@@ -22,13 +22,22 @@ pub(super) struct HopperProduct {
 }
 
 impl HopperProduct {
+    /// The product by the types of its left operand and its result.
+    pub fn of(left: TensorType, result: TensorType) -> HopperProduct {
+        HopperProduct {
+            rows: result.shape.rows(),
+            columns: result.shape.columns(),
+            inner: left.shape.columns(),
+        }
+    }
+
     fn tiles(self) -> usize {
         self.rows.div_ceil(HOPPER_ROWS) * self.columns.div_ceil(HOPPER_COLUMNS)
     }
 
     /// Why the product keeps to the portable kernels on a target of the Hopper tier; `None` where it takes that tier's. It
     /// follows from type and shape alone, as everything that may decide a sum's order.
-    pub fn refusal(self, dtype: DType) -> Option<String> {
+    fn refusal(self, dtype: DType) -> Option<String> {
         let HopperProduct {
             rows,
             columns,
@@ -50,6 +59,14 @@ impl HopperProduct {
             ));
         }
         None
+    }
+
+    /// As [`Op::keeps_portable`](crate::tape::Op::keeps_portable).
+    pub fn keeps_portable(self, dtype: DType, tier: Tier) -> Option<String> {
+        match tier {
+            Tier::Portable => None,
+            Tier::Hopper => self.refusal(dtype),
+        }
     }
 
     /// Whether a target's program takes the tier's kernel.
@@ -154,7 +171,7 @@ impl HopperWeight {
     }
 
     /// As [`HopperProduct::refusal`].
-    pub fn refusal(self, dtype: DType) -> Option<String> {
+    fn refusal(self, dtype: DType) -> Option<String> {
         let HopperWeight {
             rows,
             columns,
@@ -171,6 +188,14 @@ impl HopperWeight {
                  turn of smaller ones"
             )
         })
+    }
+
+    /// As [`Op::keeps_portable`](crate::tape::Op::keeps_portable).
+    pub fn keeps_portable(self, dtype: DType, tier: Tier) -> Option<String> {
+        match tier {
+            Tier::Portable => None,
+            Tier::Hopper => self.refusal(dtype),
+        }
     }
 
     /// Whether a target's program takes the tier's kernel.
