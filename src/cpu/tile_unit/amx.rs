@@ -175,8 +175,8 @@ pub use of_amx::encodings;
 #[cfg(target_arch = "x86_64")]
 mod of_amx {
     use std::arch::asm;
-    use std::marker::PhantomData;
 
+    use super::super::Taken;
     use super::{Amx, TileUnit, Tiles};
     use crate::simd::Simd;
 
@@ -240,8 +240,7 @@ mod of_amx {
 
     /// This thread's registers. They are given back when it is dropped: a thread that holds them costs more to switch.
     pub struct AmxUnit {
-        /// They belong to the thread.
-        of_thread: PhantomData<*const ()>,
+        _taken: Taken,
     }
 
     impl Tiles for Amx {
@@ -249,7 +248,9 @@ mod of_amx {
 
         #[inline(always)]
         fn take(self) -> AmxUnit {
-            // SAFETY: `Amx` proves that the process may use the instruction, and the configuration is one of palette 1.
+            let taken = Taken::new();
+            // SAFETY: `Amx` proves that the process may use the instruction, the configuration is one of palette 1, and no unit of
+            // this thread lives whose registers it would clear.
             unsafe {
                 asm!(
                     instruction!(configure "{memory}"),
@@ -259,16 +260,14 @@ mod of_amx {
                     options(nostack, preserves_flags),
                 );
             }
-            AmxUnit {
-                of_thread: PhantomData,
-            }
+            AmxUnit { _taken: taken }
         }
     }
 
     impl Drop for AmxUnit {
         #[inline(always)]
         fn drop(&mut self) {
-            // SAFETY: as for `take`, which made this unit.
+            // SAFETY: as for `take`, which made this unit: the thread's only one, until this has run.
             unsafe { asm!(instruction!(release), options(nostack, preserves_flags)) };
         }
     }
@@ -276,7 +275,7 @@ mod of_amx {
     impl TileUnit for AmxUnit {
         #[inline(always)]
         fn zero<const TILE: usize>(&mut self) {
-            // SAFETY: the unit proves that its registers are this thread's.
+            // SAFETY: the unit proves that its registers are this thread's, and its alone.
             unsafe { writing!(TILE, instruction!(zero), tile = const TILE) }
         }
 

@@ -10,6 +10,9 @@
 mod amx;
 mod model;
 
+use std::cell::Cell;
+use std::marker::PhantomData;
+
 use crate::simd::{LANES, Level, Simd, level};
 
 #[cfg(target_arch = "x86_64")]
@@ -28,7 +31,38 @@ pub trait Tiles: Copy + Send + Sync + 'static {
     type Unit: TileUnit;
 
     /// Takes this thread's unit, whose registers then hold zeros. One at a time.
+    ///
+    /// # Panics
+    /// When this thread has one that lives.
     fn take(self) -> Self::Unit;
+}
+
+/// That a thread has taken its unit. There is one at a time: taking another would clear the registers of the first.
+struct Taken {
+    /// It belongs to the thread.
+    of_thread: PhantomData<*const ()>,
+}
+
+thread_local! {
+    static IS_TAKEN: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Taken {
+    fn new() -> Taken {
+        assert!(
+            !IS_TAKEN.replace(true),
+            "a thread takes a second tile unit while it has one"
+        );
+        Taken {
+            of_thread: PhantomData,
+        }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        IS_TAKEN.set(false);
+    }
 }
 
 /// The registers of one thread.

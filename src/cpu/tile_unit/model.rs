@@ -1,6 +1,6 @@
 //! A unit in memory: what the instructions of AMX compute, for machines without them.
 
-use super::{CELLS, SIDE, TileUnit, Tiles};
+use super::{CELLS, SIDE, Taken, TileUnit, Tiles};
 use crate::simd::{LANES, Simd, Task};
 
 /// Registers of a unit.
@@ -13,6 +13,8 @@ pub struct Model;
 /// A unit in memory.
 pub struct ModelUnit {
     registers: Box<[[f32; CELLS]; REGISTERS]>,
+    /// Memory could be had twice; the registers that it stands for could not.
+    _taken: Taken,
 }
 
 impl Tiles for Model {
@@ -21,6 +23,7 @@ impl Tiles for Model {
     fn take(self) -> ModelUnit {
         ModelUnit {
             registers: Box::new([[0.0; CELLS]; REGISTERS]),
+            _taken: Taken::new(),
         }
     }
 }
