@@ -81,6 +81,7 @@ pub(super) fn check(
             "device",
             format!("{} in {}", compute.device().name(), target.precision),
         ),
+        Fact::new("way of computing products", compute.way_of_products()),
     ];
     check_alike(&**control, control.hosts(), &facts)
 }

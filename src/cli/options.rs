@@ -83,10 +83,11 @@ impl ComputeArgs {
     /// What programs are made for, whether the device is there or not.
     ///
     /// # Errors
-    /// As [`check_products`].
+    /// As [`check_products`] and [`Device::compile_target_here`].
     pub fn compile_target(&self) -> Result<CompileTarget> {
         check_products()?;
-        Ok(self.device.compile_target(self.threads(), self.precision))
+        self.device
+            .compile_target_here(self.threads(), self.precision)
     }
 }
 

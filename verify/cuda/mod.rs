@@ -6,6 +6,7 @@ mod cases;
 #[cfg(feature = "cust")]
 mod cust;
 mod failures;
+mod plan;
 mod probe;
 mod steps;
 mod train;

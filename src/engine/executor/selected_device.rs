@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use super::simt::{Emulator, Options};
 use super::{CpuExecutor, CudaExecutor, Executor, SimtExecutor, cuda};
-use crate::tape::{CompileTarget, Target};
+use crate::tape::{CompileTarget, Target, Tier};
 use crate::tensor::DType;
 use keel_base::error::{Error, Result, with_near_miss};
 use keel_cpu::simd::detected;
@@ -49,8 +49,8 @@ impl Device {
         }
     }
 
-    /// The target that programs for it are compiled for, whether or not this machine has it: all that planning needs. [`Device::Auto`] is
-    /// what it would come to here. `precision` is the device's own by default.
+    /// The target that programs for it are compiled for, with portable kernels, whether or not this machine has it. [`Device::Auto`]
+    /// is what it would come to here. `precision` is the device's own by default.
     pub fn compile_target(self, threads: usize, precision: Option<Precision>) -> CompileTarget {
         let is_cpu = match self {
             Device::Auto => cuda::probe().is_err(),
@@ -64,6 +64,32 @@ impl Device {
             precision: precision.map_or(DType::Bf16, Precision::on_gpu),
             ..Target::Cuda.into()
         }
+    }
+
+    /// As [`Device::compile_target`], with the kernels of this machine's GPU where it is meant and has some of its own: all that
+    /// planning needs.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a tier that there is not.
+    pub fn compile_target_here(
+        self,
+        threads: usize,
+        precision: Option<Precision>,
+    ) -> Result<CompileTarget> {
+        let tier = match self {
+            Device::Cpu | Device::Simt => Tier::Portable,
+            // A plan is of the chip, whether or not this program holds code for it.
+            Device::Auto | Device::Cuda => match cuda::probe_driver() {
+                Ok(found) => found.tier,
+                Err(problem @ Error::Setting { .. }) => return Err(problem),
+                Err(_) => Tier::Portable,
+            },
+        };
+        let portable = self.compile_target(threads, precision);
+        Ok(match portable.target {
+            Target::Cuda => CompileTarget { tier, ..portable },
+            _ => portable,
+        })
     }
 }
 
@@ -214,7 +240,7 @@ impl SelectedDevice {
     /// in each other's queues. On two cores, 1024 threads took fifty times the processor time of two.
     ///
     /// # Errors
-    /// [`Error::Device`] when the device is not there; [`check_products`].
+    /// [`Error::Device`] when the device is not there; [`Error::Setting`] for a tier that there is not; [`check_products`].
     pub fn new(
         device: Device,
         threads: usize,
@@ -232,6 +258,7 @@ impl SelectedDevice {
         match device {
             Device::Auto => match cuda::probe() {
                 Ok(found) => Ok(SelectedDevice::gpu(found, threads, precision, "found")),
+                Err(problem @ Error::Setting { .. }) => Err(problem),
                 Err(problem) => {
                     let why = format!("no GPU: {}", reason(problem));
                     Ok(SelectedDevice::cpu(threads, precision, &why))
@@ -306,10 +333,17 @@ impl SelectedDevice {
     /// [`Error::Device`] when there is none of that number.
     pub fn for_rank(self, local_rank: usize) -> Result<SelectedDevice> {
         match self.runner {
-            Runner::Gpu(_) => Ok(SelectedDevice {
-                runner: Runner::Gpu(cuda::probe_ordinal(local_rank)?),
-                ..self
-            }),
+            Runner::Gpu(_) => {
+                let found = cuda::probe_ordinal(local_rank)?;
+                Ok(SelectedDevice {
+                    compile_target: CompileTarget {
+                        tier: found.tier,
+                        ..self.compile_target
+                    },
+                    runner: Runner::Gpu(found),
+                    ..self
+                })
+            }
             _ => Ok(self),
         }
     }
@@ -323,6 +357,17 @@ impl SelectedDevice {
     fn products(&self) -> Option<Bf16Products> {
         let is_bf16 = self.compile_target.precision == DType::Bf16;
         (is_bf16 && matches!(self.runner, Runner::Processor)).then(bf16_products)
+    }
+
+    /// What decides a product's bits besides device and precision, in a few words: the way of a CPU, or the tier of a GPU's kernels.
+    pub fn way_of_products(&self) -> String {
+        match self.runner {
+            Runner::Processor => {
+                let products = self.products().unwrap_or(Bf16Products::Widened);
+                products.name().to_owned()
+            }
+            _ => format!("products of the {} tier", self.compile_target.tier),
+        }
     }
 
     /// One line: device, size, precision, and why it was chosen.
@@ -355,6 +400,7 @@ impl SelectedDevice {
     /// The instructions that it computes with: of the processor, which also prepares images, and of the chip where there is one.
     /// Other instructions may give other bits. `avx2`, `avx512` and `neon` give the same; `portable` multiplies and adds in
     /// two roundings where they take one, and `avx512 with vdpbf16ps` and `avx512 with AMX` add the terms of a bf16 product in orders of their own.
+    /// A chip with a tier of its own is named with the tier that its programs take, as in `sm_90 with portable kernels`.
     pub fn instructions(&self) -> String {
         let processor = detected().name();
         match &self.runner {
@@ -365,7 +411,11 @@ impl SelectedDevice {
             Runner::Emulator => processor.to_owned(),
             Runner::Gpu(found) => {
                 let (major, minor) = found.compute_capability;
-                format!("sm_{major}{minor}, {processor}")
+                let kernels = match Tier::of(found.compute_capability) {
+                    Tier::Portable => String::new(),
+                    Tier::Hopper => format!(" with {} kernels", self.compile_target.tier),
+                };
+                format!("sm_{major}{minor}{kernels}, {processor}")
             }
         }
     }
