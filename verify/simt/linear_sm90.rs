@@ -563,6 +563,9 @@ fn bugs_planted_in_the_weight_gradient_on_hopper_are_caught() {
             });
         }
         assert!(caught > 0, "{bug} is not caught");
+        if emulator.is_checked() {
+            assert_eq!(caught, Options::proof(5).len(), "{bug}");
+        }
     }
 }
 
