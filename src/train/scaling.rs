@@ -7,13 +7,14 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::masters::gathering;
 use super::recipe::{Recipe, Stage};
 use super::step_program::{compile_rank_step, whole_step_flops};
 use keel_base::error::Result;
 use keel_data::chat::ChatTokenizer;
 use keel_engine::ops::MASTER_STATE;
 use keel_engine::program::{MemoryReport, Place, PlannedOp, Program};
-use keel_engine::tape::{Arena, CollectivePart, CompileTarget, ParameterLayout};
+use keel_engine::tape::{Arena, CollectivePart, CompileTarget, ParameterLayout, Target};
 use keel_ranks::order::{BUCKET, Cut, partial_sums};
 use keel_ranks::simulate::{Event, Links, Simulated, simulate};
 use keel_ranks::{Collective, Kind, World};
@@ -75,7 +76,7 @@ impl Sharding {
 pub struct RankMemory {
     /// What the step's ops read of the model.
     pub parameters: u64,
-    /// The f32 weights that the update writes, where they are apart from what is read: whole ones, and the rank's part of the others.
+    /// The master weights, where they are apart from what is read: whole ones, and the rank's part of the others.
     pub masters: u64,
     /// Gradients.
     pub gradients: u64,
@@ -87,13 +88,21 @@ pub struct RankMemory {
     pub activations: u64,
     /// What the engine that moves bytes takes by itself.
     pub engine: u64,
+    /// What is held before and after the stage, in the place of all but the engine's: parameters with all master weights, and what
+    /// gathers sharded ones.
+    pub between_stages: u64,
 }
 
 impl RankMemory {
-    /// All of it.
+    /// All that a step takes.
     pub fn total(&self) -> u64 {
         let planned = self.parameters + self.masters + self.gradients + self.moments;
         planned + self.buckets + self.activations + self.engine
+    }
+
+    /// The most that is held at once: in a step, or before or after the stage.
+    pub fn peak(&self) -> u64 {
+        self.total().max(self.between_stages + self.engine)
     }
 }
 
@@ -104,7 +113,7 @@ pub struct Sizes {
     pub parameters: u64,
     /// Whether matrices are read in bf16.
     pub is_bf16: bool,
-    /// Elements of those whose f32 weights are in shards where anything is.
+    /// Elements of those whose master weights are sharded where anything is.
     pub in_shards: u64,
     /// Elements that are trained.
     pub trained: u64,
@@ -178,7 +187,14 @@ impl Sizes {
             buckets,
             activations: self.activations,
             engine: if ranks == 1 { 0 } else { engine },
+            between_stages: self.unsharded(),
         }
+    }
+
+    /// Bytes of the parameters with all master weights.
+    fn unsharded(&self) -> u64 {
+        let each = if self.is_bf16 { 6 } else { 4 };
+        each * self.parameters
     }
 }
 
@@ -237,7 +253,7 @@ impl RankStep {
         let alone = compile(1, 1)?;
         let programs = [compile(ranks, 1)?, compile(ranks, 2)?];
         let sizes = Sizes::of(&alone, layout);
-        let planned = programs.each_ref().map(|program| {
+        let mut planned = programs.each_ref().map(|program| {
             let report = MemoryReport::new(program, layout);
             let read = if sizes.is_bf16 { 2 } else { 4 } * sizes.parameters;
             let sent = report.arena.saturating_sub(sizes.activations);
@@ -255,8 +271,26 @@ impl RankStep {
                 buckets: sent + on_their_way,
                 activations: report.arena - sent,
                 engine: 0,
+                between_stages: sizes.unsharded(),
             }
         });
+        for (program, memory) in programs.iter().zip(&mut planned) {
+            if !program.masters_in_shards().is_empty() {
+                let world = World::of_one_host(0, ranks);
+                let gather = gathering(layout, program, compile_target, world)?;
+                let own = gather.arena_elements(Arena::GradientShard, 0) * size_of::<f32>();
+                let gathering = (own + gather.arena_bytes()) as u64;
+                // A processor's executor copies the whole ones to other memory beside them.
+                let moving = match compile_target.target {
+                    Target::Cuda => 0,
+                    _ => {
+                        let sharded = program.masters_in_shards().iter().map(Range::len);
+                        4 * (sizes.parameters - sharded.sum::<usize>() as u64)
+                    }
+                };
+                memory.between_stages += gathering.max(moving);
+            }
+        }
         Ok(RankStep {
             planned,
             stage: stage.clone(),

@@ -150,7 +150,7 @@ fn of_stage(
                 micro_batch_size: Some(size),
                 ..stage.clone()
             };
-            let taken = |step: RankStep| step.memory(Sharding::Moments, engine).total();
+            let taken = |step: RankStep| step.memory(Sharding::Moments, engine).peak();
             plan(&stage).is_ok_and(|step| taken(step) <= limit)
         };
         let sizes = shared_micro_batches(stage, ranks);
@@ -159,7 +159,7 @@ fn of_stage(
         let _ = match found {
             Some(size) => writeln!(
                 text,
-                "  largest micro-batch within {}, moments sharded: {size} of {} a rank",
+                "  largest micro-batch within {}, moments and masters sharded: {size} of {} a rank",
                 bytes(limit),
                 stage.batch_size / ranks,
             ),
@@ -206,6 +206,7 @@ fn memory_table(step: &RankStep, engine: u64) -> String {
         "activations",
         "engine",
         "total",
+        "between stages",
     ];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     for sharding in Sharding::ALL {
@@ -219,6 +220,7 @@ fn memory_table(step: &RankStep, engine: u64) -> String {
             memory.activations,
             memory.engine,
             memory.total(),
+            memory.between_stages + memory.engine,
         ];
         let mut row = vec![named(sharding)];
         row.extend(classes.map(bytes));

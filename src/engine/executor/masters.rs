@@ -32,7 +32,7 @@ impl HeldMasters {
     ///
     /// # Errors
     /// [`Error::Setting`] when the ranges do not rise or reach past the parameters.
-    pub fn but(&self, left_out: &[Range<usize>]) -> Result<HeldMasters> {
+    pub fn without(&self, left_out: &[Range<usize>]) -> Result<HeldMasters> {
         let mut end = 0;
         for range in left_out {
             if range.start < end || range.end < range.start || range.end > self.elements {
@@ -62,10 +62,22 @@ impl HeldMasters {
     }
 
     /// The place of an element that is held among those that are.
+    ///
+    /// # Panics
+    /// When it is not held: programs that read such a one are refused when they are loaded.
     pub fn place(&self, element: usize) -> usize {
-        let before = self.left_out.iter();
-        let before = before.take_while(|range| range.end <= element);
-        element - before.map(Range::len).sum::<usize>()
+        let mut before = 0;
+        for range in &self.left_out {
+            if range.start > element {
+                break;
+            }
+            assert!(
+                !range.contains(&element),
+                "element {element} of the parameters is not held in f32"
+            );
+            before += range.len();
+        }
+        element - before
     }
 
     /// `range` in pieces that are held, each with its place, or are not.

@@ -88,9 +88,14 @@ impl Executor for ReferenceExecutor {
     }
 
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
-        self.lock().held.expect_held(&program)?;
+        let parameters = {
+            let parameters = self.lock();
+            parameters.held.expect_held(&program)?;
+            // Shared before the lock is given back, so that nobody moves them in between.
+            self.parameters.clone()
+        };
         Ok(Box::new(ReferenceSession {
-            parameters: self.parameters.clone(),
+            parameters,
             fixed: SessionArenas::new(&program, |_, _, elements| Ok(vec![0.0; elements]))?,
             unwritten: UnwrittenInputs::of(&program),
             arrays: vec![None; program.values().len()],
@@ -130,7 +135,7 @@ impl Executor for ReferenceExecutor {
 
     fn hold_in_bf16(&self, in_bf16: &[Range<usize>]) -> Result<()> {
         let mut parameters = self.lock();
-        let held = parameters.held.but(in_bf16)?;
+        let held = parameters.held.without(in_bf16)?;
         if held == parameters.held {
             return Ok(());
         }

@@ -213,13 +213,15 @@ impl Executor for CpuExecutor {
     }
 
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
-        {
+        let parameters = {
             let mut parameters = self.lock();
             parameters.held.expect_held(&program)?;
             if program.has_bf16_parameters() {
                 parameters.keep_bf16_copies()?;
             }
-        }
+            // Shared before the lock is given back, so that nobody moves them in between.
+            self.parameters.clone()
+        };
         let fixed = SessionArenas::new(&program, |what, arena, elements| {
             ByteArena::new(what, elements * arena.element().size())
         })?;
@@ -240,7 +242,7 @@ impl Executor for CpuExecutor {
                 activations: ByteArena::new("activations", program.arena_bytes())?,
                 fixed,
             },
-            parameters: self.parameters.clone(),
+            parameters,
             pool: self.pool.clone(),
             types,
             unwritten: UnwrittenInputs::of(&program),
@@ -260,12 +262,13 @@ impl Executor for CpuExecutor {
     }
 
     fn hold_in_bf16(&self, in_bf16: &[Range<usize>]) -> Result<()> {
-        let held = self.lock().held.but(in_bf16)?;
-        if held == self.lock().held {
+        let mut parameters = self.lock();
+        let held = parameters.held.without(in_bf16)?;
+        if held == parameters.held {
             return Ok(());
         }
         expect_unshared(&self.parameters)?;
-        self.lock().hold(held)
+        parameters.hold(held)
     }
 }
 

@@ -40,7 +40,7 @@ impl Parameters {
         copies.expect("they are kept from the loading of such a program on")
     }
 
-    /// Keeps bf16 copies from now on.
+    /// Keeps bf16 copies from now on. Whoever asks holds the executor's lock.
     fn keep_bf16_copies(&self, gpu: &Arc<Gpu>) -> Result<()> {
         if self.bf16_copies.get().is_some() {
             return Ok(());
@@ -57,8 +57,8 @@ impl Parameters {
             self.read(first, &mut values)?;
             copies.upload(first * size, &to_bytes(&values, DType::Bf16))?;
         }
-        // Where another thread was first, its copies are the same.
-        self.bf16_copies.set(copies).ok();
+        let set = self.bf16_copies.set(copies);
+        assert!(set.is_ok(), "the lock keeps others from making copies");
         Ok(())
     }
 
@@ -97,21 +97,43 @@ impl Parameters {
         }
     }
 
-    /// The masters of what `held` holds, in memory of their own.
-    fn masters_of(&self, gpu: &Arc<Gpu>, held: &HeldMasters) -> Result<DeviceMemory> {
+    /// Holds masters as `held` says from now on. See [`Executor::hold_in_bf16`]. Those that stay wait on the host, so that
+    /// the device has never both the old masters and the new ones. When memory runs out, none are held.
+    fn hold(&mut self, gpu: &Arc<Gpu>, held: HeldMasters) -> Result<()> {
+        self.keep_bf16_copies(gpu)?;
         let size = DType::F32.size();
-        let masters = DeviceMemory::new(gpu, MASTERS, held.count() * size, 0)?;
-        let mut values = Vec::new();
+        let mut stay = Vec::new();
+        let mut come = Vec::new();
         for (piece, place) in held.pieces(0..held.elements()) {
             let Some(place) = place else { continue };
-            for first in piece.clone().step_by(PIECE) {
-                values.resize(PIECE.min(piece.end - first), 0.0);
+            for (part, before) in self.held.pieces(piece.clone()) {
+                let place = place + part.start - piece.start;
+                if before.is_some() {
+                    let mut values = vec![0.0f32; part.len()];
+                    self.read(part.start, &mut values)?;
+                    stay.push((place, values));
+                } else {
+                    come.push((place, part));
+                }
+            }
+        }
+        self.held = held.without(std::slice::from_ref(&(0..held.elements())))?;
+        self.masters = DeviceMemory::new(gpu, MASTERS, 0, 0)?;
+        let masters = DeviceMemory::new(gpu, MASTERS, held.count() * size, 0)?;
+        for (place, values) in stay {
+            masters.upload(place * size, bytemuck::cast_slice(&values))?;
+        }
+        let mut values = Vec::new();
+        for (place, part) in come {
+            for first in part.clone().step_by(PIECE) {
+                values.resize(PIECE.min(part.end - first), 0.0);
                 self.read(first, &mut values)?;
-                let at = place + first - piece.start;
+                let at = place + first - part.start;
                 masters.upload(at * size, bytemuck::cast_slice(&values))?;
             }
         }
-        Ok(masters)
+        (self.masters, self.held) = (masters, held);
+        Ok(())
     }
 }
 
@@ -172,12 +194,16 @@ impl CudaExecutor {
     pub(super) fn load_session(&self, program: Arc<Program>) -> Result<CudaSession> {
         let engine = self.engine.as_ref();
         expect_engine("cuda", engine, &program, true)?;
-        let parameters = self.lock().clone();
-        parameters.held.expect_held(&program)?;
-        if program.has_bf16_parameters() {
-            parameters.keep_bf16_copies(&self.gpu)?;
-        }
-        parameters.are_zero.store(false, Ordering::Relaxed);
+        let parameters = {
+            // Nobody writes or moves the parameters while copies of them are made.
+            let parameters = self.lock();
+            parameters.held.expect_held(&program)?;
+            if program.has_bf16_parameters() {
+                parameters.keep_bf16_copies(&self.gpu)?;
+            }
+            parameters.are_zero.store(false, Ordering::Relaxed);
+            parameters.clone()
+        };
         CudaSession::new(&self.gpu, &self.kernels, &parameters, engine, program)
     }
 
@@ -258,16 +284,13 @@ impl Executor for CudaExecutor {
 
     fn hold_in_bf16(&self, in_bf16: &[Range<usize>]) -> Result<()> {
         let mut shared = self.lock();
-        let held = shared.held.but(in_bf16)?;
+        let held = shared.held.without(in_bf16)?;
         if held == shared.held {
             return Ok(());
         }
         expect_unshared(&shared)?;
-        shared.keep_bf16_copies(&self.gpu)?;
-        let masters = shared.masters_of(&self.gpu, &held)?;
         let parameters = Arc::get_mut(&mut shared).expect("no session shares them");
-        (parameters.masters, parameters.held) = (masters, held);
-        Ok(())
+        parameters.hold(&self.gpu, held)
     }
 }
 

@@ -157,11 +157,13 @@ impl Executor for SimtExecutor {
 
     fn load(&self, program: Arc<Program>) -> Result<Box<dyn Session>> {
         let mut resolved = resolve(&program)?;
-        {
+        let parameters = {
             let parameters = lock(&self.parameters);
             parameters.held.expect_held(&program)?;
             parameters.held.place_arguments(&mut resolved);
-        }
+            // Shared before the lock is given back, so that nobody moves them in between.
+            self.parameters.clone()
+        };
         let mut kernels: BTreeMap<&'static str, Kernel> = BTreeMap::new();
         // Everything that could be refused is refused when the program is loaded, and not in the middle of a step.
         for launch in resolved.iter().flat_map(|step| &step.launches) {
@@ -175,7 +177,7 @@ impl Executor for SimtExecutor {
         Ok(Box::new(SimtSession {
             emulator: self.emulator,
             options: self.options,
-            parameters: self.parameters.clone(),
+            parameters,
             memory,
             resolved,
             kernels,
@@ -195,7 +197,7 @@ impl Executor for SimtExecutor {
 
     fn hold_in_bf16(&self, in_bf16: &[Range<usize>]) -> Result<()> {
         let mut parameters = lock(&self.parameters);
-        let held = parameters.held.but(in_bf16)?;
+        let held = parameters.held.without(in_bf16)?;
         if held == parameters.held {
             return Ok(());
         }
