@@ -2,15 +2,19 @@
 //! command prints.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use keel::data::chat::ChatTokenizer;
 use keel::executor::Device;
 use keel::model::declare;
+use keel::ops::MASTER_STATE;
 use keel::ranks::order::{ATOM, BUCKET, Cut};
 use keel::ranks::simulate::{Both, Event, Links, Simulated, simulate};
-use keel::ranks::{Collective, Kind};
-use keel::train::{Cluster, RankMemory, RankStep, Recipe, Sharding, Sizes};
+use keel::ranks::{Collective, Kind, World};
+use keel::tape::{CompileTarget, ParameterLayout};
+use keel::train::{Cluster, RankMemory, RankStep, Recipe, Sharding, Sizes, compile_rank_step};
 
 use crate::command::keel;
 
@@ -138,12 +142,17 @@ fn one_rank_sends_nothing_and_waits_for_nothing() {
     assert_eq!(step.efficiency(), 1.0);
 }
 
-/// The step of a recipe's stage, planned for a GPU, on `ranks` ranks.
-fn planned(ranks: usize) -> RankStep {
+/// A recipe, its layout, and a GPU.
+fn to_plan() -> (Recipe, Arc<ParameterLayout>, CompileTarget) {
     let sets = ["stage.world-knowledge.micro_batch_size=2".to_owned()];
     let recipe = Recipe::load("tiny", &sets).unwrap();
     let layout = declare(&recipe.model, recipe.contrastive_loss).unwrap();
-    let target = Device::Cuda.compile_target(1, None);
+    (recipe, layout, Device::Cuda.compile_target(1, None))
+}
+
+/// The step of a recipe's stage, planned for a GPU, on `ranks` ranks.
+fn planned(ranks: usize) -> RankStep {
+    let (recipe, layout, target) = to_plan();
     RankStep::plan(&recipe, "world-knowledge", &layout, target, None, ranks).unwrap()
 }
 
@@ -179,18 +188,63 @@ fn a_stage_s_step_computes_as_long_on_all_ranks_together_as_on_one() {
             "{sharding:?}: {found}, not {want}"
         );
         assert!(recorded.waiting > 0.0 && recorded.seconds > one.computing / ranks as f64);
-        // Its arenas are those of the formulas; what is under way shares memory with activations. Which share of the matrices
-        // lies in a rank's slices is not the same for all.
+        // Its arenas are those of the formulas; what is under way shares memory with activations.
         let memory = step.memory(sharding, 7);
         let formula = planned_sizes(&alone).of_rank(sharding, ranks, 7);
         assert_eq!(arenas(&memory), arenas(&formula), "{sharding:?}");
-        let whole = alone.memory(Sharding::Nothing, 7).masters;
-        assert!(
-            memory.masters < whole * 4 / 5,
-            "{} of {whole}",
-            memory.masters
+        // Which share of the matrices lies in a rank's slices is not the same for all: all ranks together have each once, and
+        // what stays whole as often as there are ranks.
+        let of_ranks = masters_of_ranks(ranks, sharding.level());
+        let own: u64 = of_ranks.iter().map(|masters| masters.own).sum();
+        let [first, ..] = of_ranks[..] else {
+            panic!("there are ranks");
+        };
+        assert!(first.in_shards > 0);
+        assert_eq!(own, first.in_shards, "{sharding:?}");
+        let all = alone.memory(Sharding::Nothing, 7).masters;
+        let whole = all - 4 * first.in_shards;
+        assert_eq!(memory.masters, whole + 4 * first.own, "{sharding:?}");
+        // Before and after the stage each rank has all of them, and its own besides while they are gathered.
+        let unsharded = memory.parameters + all;
+        assert!(memory.between_stages >= unsharded + 4 * first.own);
+        assert_eq!(
+            memory.peak(),
+            memory.total().max(memory.between_stages + memory.engine)
         );
     }
+}
+
+/// Of the master weights of a rank, in elements.
+#[derive(Clone, Copy)]
+struct Masters {
+    /// Those of which each rank has a part.
+    in_shards: u64,
+    /// The rank's part.
+    own: u64,
+}
+
+/// Of each rank's program of the step that [`planned`] plans.
+fn masters_of_ranks(ranks: usize, zero_stage: usize) -> Vec<Masters> {
+    let (recipe, layout, target) = to_plan();
+    let recipe = Recipe {
+        zero_stage,
+        ..recipe.of_rank(ranks).unwrap()
+    };
+    let stage = recipe.stage("world-knowledge").unwrap();
+    let shape = recipe.batch_shape(stage, ChatTokenizer::embedded().image());
+    let of_rank = |rank| {
+        let world = World::of_one_host(rank, ranks);
+        let program =
+            compile_rank_step(&recipe, stage, &layout, &shape, target, None, world).unwrap();
+        let in_shards = program.masters_in_shards().iter().map(|range| range.len());
+        let mut state = program.optimizer_state().iter();
+        let own = state.find(|state| state.name == MASTER_STATE).unwrap();
+        Masters {
+            in_shards: in_shards.sum::<usize>() as u64,
+            own: program.arena_elements(own.arena, 0) as u64,
+        }
+    };
+    (0..ranks).map(of_rank).collect()
 }
 
 /// The bytes of a rank that lie in arenas of their own and are the same for all, and the engine's.

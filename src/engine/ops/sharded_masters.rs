@@ -1,9 +1,9 @@
-//! The recording of f32 values in shards: in a bf16 program each rank keeps those of the matrices that it updates, and all ranks
-//! have their bf16 copies, which is all that the other ops read.
+//! Records sharded master weights. In a bf16 program each rank keeps the f32 values of its own slices of the matrices, and every
+//! rank has the bf16 copies of all of them, which is all that the other ops read.
 //!
-//! After the update the copies of a rank's own slices are sent, 2 bytes a parameter. What stays whole on every rank, vectors
-//! and what Muon updates, is sent in f32 as it is without shards. Bits are those of f32
-//! values that are whole: each rank would round the same numbers.
+//! After the update each rank sends the copies of its own slices, 2 bytes a parameter. Vectors, and matrices that Muon updates,
+//! stay whole on every rank and are sent in f32. The bits are those of unsharded master weights, as every rank would round the
+//! same numbers.
 
 use std::ops::Range;
 
@@ -18,7 +18,7 @@ use keel_base::error::Result;
 use keel_ranks::order::Cut;
 use keel_ranks::{Kind, World};
 
-/// Declares the slot of the values in shards, and tells the tape which parameters no rank has whole; nothing where all are whole.
+/// Declares the slot of the sharded master weights, and tells the tape which they are; nothing where all are whole.
 pub(super) fn declare(tape: &mut Tape, runs: &[Run]) -> Option<Arena> {
     let in_shards = || runs.iter().filter(|run| run.is_in_shards);
     in_shards().next()?;
@@ -45,8 +45,8 @@ pub(super) fn gather_copies(
     gather_shards(tape, cut, &in_shards, arenas)
 }
 
-/// Records how what stays whole reaches all ranks: parameters, and of the runs that `sends_directions` names the directions in the
-/// gradients' place, which are to be in the gradient arena.
+/// Records how master weights that stay whole reach all ranks. Of runs for which `sends_directions` holds, the directions of the
+/// update are sent in their place, and go to the gradient arena.
 pub(super) fn gather_whole(
     tape: &mut Tape,
     cut: &Cut,

@@ -55,7 +55,7 @@ pub struct Position {
     /// The files with the optimiser's state, where several ranks have saved it; otherwise it is in this one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shards: Vec<ShardFile>,
-    /// Whether those files hold the f32 values of parameters too, of which this one has the bf16 copies.
+    /// Whether those files hold sharded master weights too, of which this one has the bf16 copies.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub has_masters_in_shards: bool,
 }
@@ -483,31 +483,19 @@ pub fn load_averages(path: &Path, layout: &ParameterLayout, sink: Sink<'_>) -> R
     let own = (path.to_owned(), read_bytes(path)?);
     let mut files = open_shards(path, &position.shards)?;
     files.push(own);
-    let mut found = 0;
-    for (file, bytes) in &files {
-        let tensors = SafeTensors::deserialize(bytes).map_err(|problem| damaged(file, problem))?;
-        for (name, tensor) in tensors.iter() {
-            let name = name.strip_prefix(EMA_STATE);
-            let Some(name) = name.and_then(|name| name.strip_prefix('.')) else {
-                continue;
-            };
-            // Whole in the checkpoint's own file, in pieces in those of ranks.
-            let (parameter, first) = name.split_once('@').unwrap_or((name, "0"));
-            let first: usize = first.parse().map_err(|problem| damaged(file, problem))?;
-            let fours = tensor.data().as_chunks::<4>().0;
-            let known = layout.get(parameter).filter(|entry| {
-                first.saturating_add(fours.len()) <= entry.spec.shape.numel()
-                    && tensor.dtype() == Dtype::F32
-            });
-            let entry = known.ok_or_else(|| {
-                damaged(file, format!("the average {name} is not of its parameter"))
-            })?;
+    let mut found = false;
+    // Whole in the checkpoint's own file, in pieces in those of ranks.
+    each_piece(
+        &tensors_of(&files)?,
+        layout,
+        EMA_STATE,
+        |entry, first, fours| {
+            found = true;
             let values = fours.iter().map(|bytes| f32::from_le_bytes(*bytes));
-            sink(entry.offset + first, &values.collect::<Vec<f32>>())?;
-            found += 1;
-        }
-    }
-    if found == 0 {
+            sink(entry.offset + first, &values.collect::<Vec<f32>>())
+        },
+    )?;
+    if !found {
         return Err(Error::setting(
             "--ema",
             "a checkpoint of a stage with ema_decay, which keeps averages",

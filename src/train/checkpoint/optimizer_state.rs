@@ -78,8 +78,8 @@ impl OptimizerValues {
         slots.try_for_each(|slot| session.write_arena(slot.state.arena, &slot.values))
     }
 
-    /// What a stage of `program` begins with: averages and values in shards are the parameters as `executor` holds them, all else
-    /// is zero.
+    /// What a stage of `program` begins with: averages and sharded master weights are the parameters as `executor` holds them,
+    /// all else is zero.
     ///
     /// # Errors
     /// Whatever the executor reports.

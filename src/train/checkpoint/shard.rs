@@ -1,6 +1,7 @@
 //! The optimiser's state of one rank among several: a file beside the checkpoint's own.
 //!
-//! Each rank writes the moments that it keeps, and f32 values of parameters where these are in shards too, as pieces named by parameter and first element: `first_moment.vision.blocks.3.mlp.up.weight@1048576`.
+//! Each rank writes the moments that it keeps, and its part of sharded master weights, as pieces named by parameter and first
+//! element: `first_moment.vision.blocks.3.mlp.up.weight@1048576`.
 //! The checkpoint's own file, with parameters and position, is written last and names all of them with their hashes. It is
 //! the index: without it there is no checkpoint, and how many ranks wrote the pieces matters to nobody who reads them.
 
@@ -166,7 +167,8 @@ pub(super) fn tensors_of(files: &[(PathBuf, MappedFile)]) -> Result<Vec<ShardTen
 /// A rank's file and what is in it.
 pub(super) type ShardTensors<'a> = (&'a Path, SafeTensors<'a>);
 
-/// Gives `take` each piece of the slot `slot`: its parameter, the first of its elements, and the bytes of each.
+/// Gives `take` each piece of the slot `slot`: its parameter, the first of its elements, and the bytes of each. A tensor without
+/// a first element in its name, as in a checkpoint's own file, is of the whole parameter.
 ///
 /// # Errors
 /// [`Error::Content`] naming a file with a piece that is not of its parameter; whatever `take` reports.
@@ -179,10 +181,10 @@ pub(super) fn each_piece(
     for (file, tensors) in files {
         for (name, tensor) in tensors.iter() {
             let piece = name.strip_prefix(slot);
-            let piece = piece.and_then(|name| name.strip_prefix('.')?.split_once('@'));
-            let Some((parameter, first)) = piece else {
+            let Some(piece) = piece.and_then(|name| name.strip_prefix('.')) else {
                 continue;
             };
+            let (parameter, first) = piece.split_once('@').unwrap_or((piece, "0"));
             let first: usize = first.parse().map_err(|problem| damaged(file, problem))?;
             let fours = tensor.data().as_chunks::<4>().0;
             let known = layout.get(parameter).filter(|entry| {
