@@ -4,8 +4,8 @@
 //! takes more than the first-level cache holds, and nothing of the next one is asked for meanwhile. So a panel is packed in
 //! pieces that stay there, each multiplied at once, while packing asks for the panel behind it ([`pack::panel`]). The sums
 //! wait between the pieces, and go on in order: each element is one chain of multiply-adds over the whole reduction, as that
-//! of [`super::tile::Tile`], so the bits are those of a product of many rows in the same way. With AMX, few rows are widened instead:
-//! tiles would be empty but for them, and memory is the limit either way.
+//! of [`super::tile::Tile`], so the bits are those of a product of many rows in the same way.
+//! Tiles add up in an order of their own, and few rows go through them as many do.
 
 use super::finish::{Finish, FinishTile};
 use super::linear::FEW_TASKS;
