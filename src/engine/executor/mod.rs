@@ -86,7 +86,8 @@ pub trait Executor: Send + Sync {
     ///
     /// # Errors
     /// [`Error::Device`] when the executor holds everything in f32; [`Error::Setting`] when that changes while a session is loaded;
-    /// [`Error::Stopped`] when memory runs out; as [`Executor::write_parameters`].
+    /// [`Error::Stopped`] when memory runs out, after which a GPU holds all parameters in bf16 alone; as
+    /// [`Executor::write_parameters`].
     fn hold_in_bf16(&self, in_bf16: &[Range<usize>]) -> Result<()> {
         if in_bf16.is_empty() {
             return Ok(());
