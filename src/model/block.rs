@@ -39,7 +39,7 @@ pub enum MlpKind {
 /// The RMSNorm of queries and of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QkNorm {
-    /// Of each head, with one weight [D] for all of them, as in Qwen3.
+    /// Of each head, with one weight `[D]` for all of them, as in Qwen3.
     EachHead,
     /// Of all heads of a row at once, with a weight [H·D], as in InternViT-6B.
     AllHeads,

@@ -9,9 +9,9 @@ use keel_model::{ModelInput, VisionHead};
 /// What is computed of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FeatureForm {
-    /// The mean of its patch tokens [C].
+    /// The mean of its patch tokens `[C]`.
     Mean,
-    /// What the tower itself makes one row of, such as its class token [C].
+    /// What the tower itself makes one row of, such as its class token `[C]`.
     Pooled,
     /// Its patch tokens [T, C].
     Tokens,
@@ -56,7 +56,7 @@ impl ImageFeatures {
         })
     }
 
-    /// The shape of one image's features, of which there are `elements`: [C], or [T, C].
+    /// The shape of one image's features, of which there are `elements`: `[C]`, or `[T, C]`.
     pub fn shape(&self, elements: usize) -> Vec<usize> {
         match self.form {
             FeatureForm::Tokens => vec![elements / self.width, self.width],
