@@ -182,7 +182,7 @@ fn a_stage_that_cannot_start_so_is_refused_by_name() {
         vision().replace("language = \"world-knowledge\" }", "}"),
         &[],
         &[
-            "stage.target.restore",
+            "stage target: restore",
             "language, which the control control changes",
         ],
     );
