@@ -9,19 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::evaluate::EvalRun;
 use crate::observer::{Event, Observer};
 use crate::recipe::Stage;
-use crate::validation::{HeldOutPairs, ValidationMeasures};
+use crate::validation::ValidationMeasures;
 use keel_base::error::{Error, Result};
 use keel_engine::executor::SelectedDevice;
 use keel_eval::{Compared, Wording, of_benchmark};
-
-/// See the module's documentation.
-#[derive(Clone, Debug)]
-pub(super) struct OwnData {
-    /// What the target stage is validated on.
-    pub held_out: Option<HeldOutPairs>,
-    /// A benchmark's file and how its questions are put: as the run would by default where that is not said.
-    pub benchmark: Option<(PathBuf, Option<Wording>)>,
-}
 
 /// What tells one benchmark from another, however its file is called.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use super::own_data::{BenchmarkInputs, LastValidation, OwnData, answered, validated_at_ends};
+use super::own_data::{BenchmarkInputs, LastValidation, answered, validated_at_ends};
 use super::plan::AblationPlan;
 use super::results::{AblationResults, UnitResult};
 use super::schedule::{Unit, UnitTarget, units};
@@ -76,7 +76,7 @@ pub struct Ablation {
     plan: AblationPlan,
     options: AblationOptions,
     pairs: Option<Arc<dyn PairSource>>,
-    own_data: Option<OwnData>,
+    held_out: Option<HeldOutPairs>,
     inputs: OnceLock<Inputs>,
     units: Vec<Unit>,
     /// What an arm is called in names of files.
@@ -115,13 +115,10 @@ impl Ablation {
         check_pairs(&using.unwrap_or(&units[0]).recipe, pairs.is_some())?;
         Ok(Ablation {
             names: file_names(plan.arms.iter().map(|arm| arm.name.as_str())),
-            own_data: plan.is_of_own_data().then(|| OwnData {
-                held_out,
-                benchmark: plan.benchmark.clone().map(|file| (file, plan.wording)),
-            }),
             plan,
             options,
             pairs,
+            held_out,
             inputs: OnceLock::new(),
             units,
         })
@@ -217,11 +214,10 @@ impl Ablation {
             weights.push((folder.display().to_string(), checksum));
         }
         let mut run = RunInputs::of(&self.options.compute, self.pairs.as_deref())?;
-        let own_data = self.own_data.as_ref();
-        let held_out = own_data.and_then(|own| own.held_out.as_ref());
+        let held_out = self.held_out.as_ref();
         run.held_out = held_out.map(HeldOutPairs::inputs).transpose()?;
-        let benchmark = own_data.and_then(|own| own.benchmark.as_ref());
-        let benchmark = benchmark.map(|(file, wording)| BenchmarkInputs::of(file, *wording));
+        let benchmark = self.plan.benchmark.as_ref();
+        let benchmark = benchmark.map(|file| BenchmarkInputs::of(file, self.plan.wording));
         let benchmark = benchmark.transpose()?;
         let mut text = env!("CARGO_PKG_VERSION").to_owned();
         // Not where they lie: the same data and weights elsewhere give the same numbers.
@@ -341,7 +337,7 @@ impl Ablation {
         let compute = &self.options.compute;
         let mut metrics = BTreeMap::new();
         let mut ceilings = BTreeMap::new();
-        if is_of_panels(&unit.recipe) && self.own_data.is_none() {
+        if is_of_panels(&unit.recipe) && !self.plan.is_of_own_data() {
             ceilings = text_ceilings(&unit.recipe, compute, &warm)?;
             let of_kinds = ceilings.iter();
             metrics.extend(of_kinds.map(|(kind, share)| (format!("ceiling.{kind}"), *share)));
@@ -364,8 +360,8 @@ impl Ablation {
                 };
                 let is_first = first.is_none();
                 let recipe = target_recipe(unit, of_form, draw);
-                if let Some(own_data) = &self.own_data {
-                    draws.push(self.run_target_on(own_data, recipe, &parameters, &place)?);
+                if self.plan.is_of_own_data() {
+                    draws.push(self.run_target_on_own_data(recipe, &parameters, &place)?);
                     first.get_or_insert_default();
                     continue;
                 }
@@ -449,30 +445,26 @@ impl Ablation {
     }
 
     /// Trains the target as [`Ablation::run_target`] does and measures it by the plan's own data.
-    fn run_target_on(
+    fn run_target_on_own_data(
         &self,
-        own_data: &OwnData,
         mut recipe: Recipe,
         parameters: &[f32],
         place: &str,
     ) -> Result<BTreeMap<String, f64>> {
         let (initial, path) = self.target_begins(&recipe, parameters, place)?;
         let heard = Arc::new(LastValidation::before(self.options.observer.clone()));
-        if own_data.held_out.is_some() {
+        if self.held_out.is_some() {
             validated_at_ends(&mut recipe.stages[initial.stage]);
         }
-        let watched = (
-            own_data.held_out.clone(),
-            heard.clone() as Arc<dyn Observer>,
-        );
+        let watched = (self.held_out.clone(), heard.clone() as Arc<dyn Observer>);
         let mut trainer = self.trainer(recipe, path.clone(), Some(initial), None, Some(watched))?;
         trainer.run()?;
         // Its parameters are in the checkpoint, and a second executor takes as much memory.
         drop(trainer);
         let mut numbers = heard.numbers();
-        if let Some((benchmark, wording)) = &own_data.benchmark {
+        if let Some(benchmark) = &self.plan.benchmark {
             let watched = (&self.options.compute, self.options.observer.as_ref());
-            numbers.extend(answered(&path, (benchmark, *wording), watched)?);
+            numbers.extend(answered(&path, (benchmark, self.plan.wording), watched)?);
         }
         remove(&path.join("checkpoints"))?;
         Ok(numbers)
