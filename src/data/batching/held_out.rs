@@ -91,6 +91,29 @@ pub struct HeldOutBatch {
     pub count: usize,
 }
 
+/// Samples of one kind that wait for their batch, and the tokens of each.
+#[derive(Default)]
+struct Waiting {
+    samples: Vec<Sample>,
+    lengths: Vec<usize>,
+}
+
+impl Waiting {
+    /// Whether a batch holds these samples and one of `length` tokens. One holds any that fits by itself.
+    fn has_room_for(&self, length: usize, shape: &BatchShape) -> bool {
+        let lengths = [&self.lengths[..], &[length]].concat();
+        if lengths.len() > shape.batch {
+            return false;
+        }
+        if shape.pack == 1 {
+            return true;
+        }
+        let seen = vec![true; lengths.len()];
+        let packing = Packing::new(&lengths, &seen, shape.rows(), shape.tokens);
+        packing.samples.iter().all(|packed| packed.place.is_some())
+    }
+}
+
 /// What a pass could not use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeldOutSkips {
@@ -196,7 +219,7 @@ impl HeldOut {
     ) -> Result<HeldOutSkips> {
         let most = self.settings.shape.batch;
         let mut skips = HeldOutSkips::default();
-        let mut waiting: [Vec<Sample>; 3] = [const { Vec::new() }; 3];
+        let mut waiting: [Waiting; 3] = Default::default();
         for items in self.items.chunks(most) {
             for sample in self.made(items)? {
                 let sample = match sample {
@@ -211,39 +234,27 @@ impl HeldOut {
                     }
                 };
                 let kind = HeldOutKind::of(&sample);
+                let length = self.length(&sample);
                 let of_kind = &mut waiting[kind as usize];
-                of_kind.push(sample);
-                if !self.has_room(of_kind) {
-                    let last = of_kind.pop().expect("it was put there");
-                    take(self.laid_out(kind, std::mem::replace(of_kind, vec![last]))?)?;
+                if !of_kind.has_room_for(length, &self.settings.shape) {
+                    take(self.laid_out(kind, std::mem::take(of_kind).samples)?)?;
                 }
+                of_kind.samples.push(sample);
+                of_kind.lengths.push(length);
             }
         }
-        for (kind, samples) in HeldOutKind::ALL.into_iter().zip(waiting) {
-            if !samples.is_empty() {
-                take(self.laid_out(kind, samples)?)?;
+        for (kind, of_kind) in HeldOutKind::ALL.into_iter().zip(waiting) {
+            if !of_kind.samples.is_empty() {
+                take(self.laid_out(kind, of_kind.samples)?)?;
             }
         }
         Ok(skips)
     }
 
-    /// Whether a batch holds all these samples. One holds any that fits by itself.
-    fn has_room(&self, samples: &[Sample]) -> bool {
-        let shape = &self.settings.shape;
-        if samples.len() > shape.batch {
-            return false;
-        }
-        if shape.pack == 1 {
-            return true;
-        }
-        let length = |sample: &Sample| {
-            let conversation = sample.conversation(shape.image_tokens);
-            self.tokenizer.sequence(&conversation).ids.len()
-        };
-        let lengths: Vec<usize> = samples.iter().map(length).collect();
-        let seen = vec![true; samples.len()];
-        let packing = Packing::new(&lengths, &seen, shape.rows(), shape.tokens);
-        packing.samples.iter().all(|packed| packed.place.is_some())
+    /// Tokens of a sample's sequence.
+    fn length(&self, sample: &Sample) -> usize {
+        let conversation = sample.conversation(self.settings.shape.image_tokens);
+        self.tokenizer.sequence(&conversation).ids.len()
     }
 
     fn laid_out(&self, kind: HeldOutKind, samples: Vec<Sample>) -> Result<HeldOutBatch> {
