@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::Activation;
 use super::activation::ActivationBackward;
-use super::hopper::HopperProduct;
+use super::hopper::{HopperProduct, OnHopper};
 use super::tiles::{Tiling, size};
 use super::widened_rows;
 use crate::launch::{Argument, Launch, Mapped, kernels};

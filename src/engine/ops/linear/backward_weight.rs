@@ -1,7 +1,7 @@
 //! dW = dyᵀ·x with db = Σ over rows of dy, and that sum alone.
 
 use super::backward_input::copy;
-use super::hopper::HopperWeight;
+use super::hopper::{HopperWeight, OnHopper};
 use super::tiles::{Tiling, size};
 use crate::launch::kernels::constants::kernel::{MULTIPROCESSORS, WARP_LANES};
 use crate::launch::kernels::constants::linear::ELEMENTWISE_THREADS;

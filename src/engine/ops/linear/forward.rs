@@ -4,7 +4,7 @@ use super::Activation;
 use super::activation::ActivationBackward;
 use super::backward_input::LinearBackwardInput;
 use super::backward_weight::{ColumnSum, LinearBackwardWeight};
-use super::hopper::HopperProduct;
+use super::hopper::{HopperProduct, OnHopper};
 use super::tiles::{Tiling, size};
 use super::widened_rows;
 use crate::launch::{Argument, Launch, Mapped, kernels};

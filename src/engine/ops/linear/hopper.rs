@@ -13,6 +13,26 @@ use keel_base::error::Result;
 /// What the pitches of tensor maps are multiples of, in elements of bf16.
 const PITCH: usize = 8;
 
+/// A product with a kernel of the tier.
+pub(super) trait OnHopper: Copy {
+    /// Why the product keeps to the portable kernels on a target of the Hopper tier; `None` where it takes that tier's. It
+    /// follows from type and shape alone, as everything that may decide a sum's order.
+    fn refusal(self, dtype: DType) -> Option<String>;
+
+    /// As [`Op::keeps_portable`](crate::tape::Op::keeps_portable).
+    fn keeps_portable(self, dtype: DType, tier: Tier) -> Option<String> {
+        match tier {
+            Tier::Portable => None,
+            Tier::Hopper => self.refusal(dtype),
+        }
+    }
+
+    /// Whether a target's program takes the tier's kernel.
+    fn is_chosen(self, dtype: DType, compile_target: CompileTarget) -> bool {
+        compile_target.tier == Tier::Hopper && self.refusal(dtype).is_none()
+    }
+}
+
 /// A product [rows, columns] = left [rows, inner] · Wᵀ for W [columns, inner], or left · W for W [inner, columns].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HopperProduct {
@@ -33,45 +53,6 @@ impl HopperProduct {
 
     fn tiles(self) -> usize {
         self.rows.div_ceil(HOPPER_ROWS) * self.columns.div_ceil(HOPPER_COLUMNS)
-    }
-
-    /// Why the product keeps to the portable kernels on a target of the Hopper tier; `None` where it takes that tier's. It
-    /// follows from type and shape alone, as everything that may decide a sum's order.
-    fn refusal(self, dtype: DType) -> Option<String> {
-        let HopperProduct {
-            rows,
-            columns,
-            inner,
-        } = self;
-        let pitches = [("inner length", inner), ("number of columns", columns)];
-        if let Some(refusal) = refusal_of(dtype, pitches) {
-            return Some(refusal);
-        }
-        // Of the portable kernels' tiles of half the size, twice as many run in one turn then, each in half the time.
-        if 2 * self.tiles() <= MULTIPROCESSORS {
-            return Some(format!(
-                "{} of {rows} × {columns}, where {} multiprocessors have a turn of smaller ones",
-                match self.tiles() {
-                    1 => "one tile".to_owned(),
-                    tiles => format!("{tiles} tiles"),
-                },
-                MULTIPROCESSORS
-            ));
-        }
-        None
-    }
-
-    /// As [`Op::keeps_portable`](crate::tape::Op::keeps_portable).
-    pub fn keeps_portable(self, dtype: DType, tier: Tier) -> Option<String> {
-        match tier {
-            Tier::Portable => None,
-            Tier::Hopper => self.refusal(dtype),
-        }
-    }
-
-    /// Whether a target's program takes the tier's kernel.
-    pub fn is_chosen(self, dtype: DType, compile_target: CompileTarget) -> bool {
-        compile_target.tier == Tier::Hopper && self.refusal(dtype).is_none()
     }
 
     /// Blocks, which take tiles in turn.
@@ -105,6 +86,32 @@ impl HopperProduct {
     pub fn result(self, kernel: &KernelEntry, of: Mapped) -> Result<TensorMap> {
         let shape = [self.rows, self.columns];
         matrix(kernel, of, shape, [HOPPER_PIECE; 2])
+    }
+}
+
+impl OnHopper for HopperProduct {
+    fn refusal(self, dtype: DType) -> Option<String> {
+        let HopperProduct {
+            rows,
+            columns,
+            inner,
+        } = self;
+        let pitches = [("inner length", inner), ("number of columns", columns)];
+        if let Some(refusal) = refusal_of(dtype, pitches) {
+            return Some(refusal);
+        }
+        // Of the portable kernels' tiles of half the size, twice as many run in one turn then, each in half the time.
+        if 2 * self.tiles() <= MULTIPROCESSORS {
+            return Some(format!(
+                "{} of {rows} × {columns}, where {} multiprocessors have a turn of smaller ones",
+                match self.tiles() {
+                    1 => "one tile".to_owned(),
+                    tiles => format!("{tiles} tiles"),
+                },
+                MULTIPROCESSORS
+            ));
+        }
+        None
     }
 }
 
@@ -170,39 +177,6 @@ impl HopperWeight {
         self.all_steps().div_ceil(self.steps())
     }
 
-    /// As [`HopperProduct::refusal`].
-    fn refusal(self, dtype: DType) -> Option<String> {
-        let HopperWeight {
-            rows,
-            columns,
-            inner,
-        } = self;
-        let pitches = [("inner length", inner), ("number of columns", columns)];
-        if let Some(refusal) = refusal_of(dtype, pitches) {
-            return Some(refusal);
-        }
-        let units = self.tiles() * self.splits();
-        (2 * units <= MULTIPROCESSORS).then(|| {
-            format!(
-                "{units} parts of tiles of {columns} × {inner} over {rows} rows, where {MULTIPROCESSORS} multiprocessors have a \
-                 turn of smaller ones"
-            )
-        })
-    }
-
-    /// As [`Op::keeps_portable`](crate::tape::Op::keeps_portable).
-    pub fn keeps_portable(self, dtype: DType, tier: Tier) -> Option<String> {
-        match tier {
-            Tier::Portable => None,
-            Tier::Hopper => self.refusal(dtype),
-        }
-    }
-
-    /// Whether a target's program takes the tier's kernel.
-    pub fn is_chosen(self, dtype: DType, compile_target: CompileTarget) -> bool {
-        compile_target.tier == Tier::Hopper && self.refusal(dtype).is_none()
-    }
-
     /// Blocks, which take a tile and a split in turn.
     pub fn blocks(self) -> u32 {
         (self.tiles() * self.splits()).min(MULTIPROCESSORS) as u32
@@ -234,6 +208,27 @@ impl HopperWeight {
             [self.rows, columns],
             [HOPPER_PIECE, HOPPER_INNER],
         )
+    }
+}
+
+impl OnHopper for HopperWeight {
+    fn refusal(self, dtype: DType) -> Option<String> {
+        let HopperWeight {
+            rows,
+            columns,
+            inner,
+        } = self;
+        let pitches = [("inner length", inner), ("number of columns", columns)];
+        if let Some(refusal) = refusal_of(dtype, pitches) {
+            return Some(refusal);
+        }
+        let units = self.tiles() * self.splits();
+        (2 * units <= MULTIPROCESSORS).then(|| {
+            format!(
+                "{units} parts of tiles of {columns} × {inner} over {rows} rows, where {MULTIPROCESSORS} multiprocessors have a \
+                 turn of smaller ones"
+            )
+        })
     }
 }
 
