@@ -154,14 +154,7 @@ impl EvalRun {
     /// [`Error::Io`] or [`Error::Content`] when an image cannot be used, [`Error::Setting`] when the question is too long or
     /// marks another number of images.
     pub fn ask(&self, images: &[PathBuf], question: &str, sampling: Sampling) -> Result<String> {
-        let open = |image: &PathBuf| -> Result<Image> {
-            let bytes = std::fs::read(image).map_err(|e| Error::io(image, "read the image", e))?;
-            Image::decode(
-                &image.display().to_string(),
-                &bytes,
-                &ImageLimits::default(),
-            )
-        };
+        let open = |image: &PathBuf| Image::open(image, &ImageLimits::default());
         let images = images.iter().map(open).collect::<Result<Vec<_>>>()?;
         let (shown, prompt) = match &images[..] {
             [image] => {

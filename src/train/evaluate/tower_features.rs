@@ -1,9 +1,9 @@
 //! What a published tower makes of image files.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::eval_tower::EvalTower;
-use keel_base::error::{Error, Result};
+use keel_base::error::Result;
 use keel_data::image::{Image, ImageLimits};
 use keel_data::pixels::Pixels;
 use keel_eval::{FeatureForm, ImageFeatures};
@@ -37,7 +37,7 @@ impl TowerFeatures {
     /// Calls `take` with the features of one batch of `files` after another, and the shape of those of one image.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Content`] naming a file that cannot be read; what the session or `take` reports.
+    /// `Error::Io` or `Error::Content` naming a file that cannot be read; what the session or `take` reports.
     pub fn of_files(
         &mut self,
         files: &[PathBuf],
@@ -54,10 +54,8 @@ impl TowerFeatures {
     }
 
     /// An image as the tower's processor makes it [3, S, S].
-    fn numbers(&self, file: &PathBuf) -> Result<Vec<f32>> {
-        let bytes = std::fs::read(file).map_err(|e| Error::io(file, "read the image", e))?;
-        let name = file.display().to_string();
-        let image = Image::decode(&name, &bytes, &ImageLimits::default())?;
+    fn numbers(&self, file: &Path) -> Result<Vec<f32>> {
+        let image = Image::open(file, &ImageLimits::default())?;
         let square = self.pixels.prepared(&image, self.side);
         Ok(square.to_chw(self.pixels.mean, self.pixels.std))
     }

@@ -15,6 +15,8 @@ mod tiff;
 mod tiff_directory;
 mod webp;
 
+use std::path::Path;
+
 use super::catch_decoder_panic::catch_decoder_panic;
 use super::image::{Image, ImageLimits};
 use keel_base::error::{Error, Result};
@@ -37,6 +39,15 @@ impl Image {
     /// ends early, or holds more pixels than `limits` allow.
     pub fn decode(name: &str, bytes: &[u8], limits: &ImageLimits) -> Result<Image> {
         decode(name, bytes, limits).map(|decoded| decoded.image)
+    }
+
+    /// Reads and decodes an image file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming a file that cannot be read; as [`Image::decode`].
+    pub fn open(path: &Path, limits: &ImageLimits) -> Result<Image> {
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, "read the image", e))?;
+        Image::decode(&path.display().to_string(), &bytes, limits)
     }
 }
 
