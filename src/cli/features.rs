@@ -4,24 +4,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::values::count;
+use super::values::{count, described};
 use super::{ComputeArgs, heading, print_warnings};
 use keel_base::error::{Error, Result};
 use keel_eval::FeatureForm;
 use keel_train::EvalTower;
-
-/// What is written of each image.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Form {
-    /// The mean of its patch tokens.
-    Mean,
-    /// What the tower itself makes one row of, such as its class token.
-    Pooled,
-    /// All patch tokens.
-    Tokens,
-}
 
 /// Options of `keel features`.
 #[derive(Debug, Args)]
@@ -38,8 +27,9 @@ pub(super) struct FeaturesArgs {
     #[arg(long, value_name = "FILE", help_heading = heading::RUN)]
     out: PathBuf,
     /// What is written of each image.
-    #[arg(long, value_enum, default_value = "mean", help_heading = heading::RUN)]
-    form: Form,
+    #[arg(long, value_name = "FORM", default_value = "mean",
+        value_parser = described(&FeatureForm::ALL, FeatureForm::name, FeatureForm::about), help_heading = heading::RUN)]
+    form: FeatureForm,
     /// Image resolution, if it differs from the tower's own.
     #[arg(long, value_name = "PIXELS", value_parser = count, help_heading = heading::RUN)]
     image_size: Option<usize>,
@@ -70,12 +60,7 @@ pub(super) fn run(args: &FeaturesArgs) -> Result<()> {
     let files = args.files()?;
     let compute = args.compute.choose()?;
     let tower = EvalTower::open(&args.tower, args.image_size, &compute)?;
-    let form = match args.form {
-        Form::Mean => FeatureForm::Mean,
-        Form::Pooled => FeatureForm::Pooled,
-        Form::Tokens => FeatureForm::Tokens,
-    };
-    let mut features = tower.features(form)?;
+    let mut features = tower.features(args.form)?;
     print_warnings(&tower.take_warnings());
     let mut array = Array::create(&args.out, files.len())?;
     let outcome = features

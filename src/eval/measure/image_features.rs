@@ -17,6 +17,31 @@ pub enum FeatureForm {
     Tokens,
 }
 
+impl FeatureForm {
+    /// All of them.
+    pub const ALL: [FeatureForm; 3] = [FeatureForm::Mean, FeatureForm::Pooled, FeatureForm::Tokens];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            FeatureForm::Mean => "mean",
+            FeatureForm::Pooled => "pooled",
+            FeatureForm::Tokens => "tokens",
+        }
+    }
+
+    /// What it is, in a few words.
+    pub fn about(self) -> &'static str {
+        match self {
+            FeatureForm::Mean => "The mean of its patch tokens",
+            FeatureForm::Pooled => {
+                "What the tower itself makes one row of, such as its class token"
+            }
+            FeatureForm::Tokens => "All patch tokens",
+        }
+    }
+}
+
 /// See the module's documentation.
 pub struct ImageFeatures {
     session: Box<dyn Session>,
