@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -384,6 +385,24 @@ fn a_connection_that_is_cut_is_told_at_both_ends() {
     );
 }
 
+/// What a script prints that makes a network of its own for this program's ranks, which write into `folder`. Nothing where the machine
+/// gives no such network, which is said.
+fn in_a_network(script: &str, folder: &Path) -> Option<String> {
+    let mut command = Command::new("unshare");
+    command.args(["-Urn", "--mount", "sh", "-c", script, "sh"]);
+    command.arg(std::env::current_exe().unwrap()).arg(folder);
+    let Ok(output) = command.output() else {
+        eprintln!("not run: this machine has no unshare");
+        return None;
+    };
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() || told.starts_with("no ") {
+        eprintln!("not run: this machine gives no such network: {told}{output:?}");
+        return None;
+    }
+    Some(told)
+}
+
 /// Two hosts: this one and another network namespace, joined by a cable. `$1` is the program; ranks 1 and 2 are over there.
 const TWO_HOSTS: &str = r#"
 mount -t tmpfs tmpfs /run && mkdir -p /run/netns && ip netns add b || { echo no namespaces; exit 0; }
@@ -424,20 +443,9 @@ for one in $first $second $third; do code=0; wait $one || code=$?; echo $code; d
 #[test]
 fn a_line_that_is_late_and_loses_packets_ends_no_rank_and_the_slow_one_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    let mut script = Command::new("unshare");
-    script.args(["-Urn", "--mount", "sh", "-c", BAD_LINE, "sh"]);
-    script
-        .arg(std::env::current_exe().unwrap())
-        .arg(folder.path());
-    let Ok(output) = script.output() else {
-        eprintln!("not run: this machine has no unshare");
+    let Some(told) = in_a_network(BAD_LINE, folder.path()) else {
         return;
     };
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !output.status.success() || told.starts_with("no ") {
-        eprintln!("not run: this machine gives no such network: {told}{output:?}");
-        return;
-    }
     let said = |rank: usize| std::fs::read_to_string(folder.path().join(rank.to_string())).unwrap();
     let all: Vec<String> = (0..3).map(said).collect();
     let codes: Vec<&str> = told.lines().skip(1).collect();
@@ -454,24 +462,13 @@ fn a_line_that_is_late_and_loses_packets_ends_no_rank_and_the_slow_one_is_named(
 #[test]
 fn a_cable_that_is_pulled_between_two_hosts_is_told_on_both() {
     let folder = tempfile::tempdir().unwrap();
-    let mut script = Command::new("unshare");
-    script.args(["-Urn", "--mount", "sh", "-c", TWO_HOSTS, "sh"]);
-    script
-        .arg(std::env::current_exe().unwrap())
-        .arg(folder.path());
-    let Ok(output) = script.output() else {
-        eprintln!("not run: this machine has no unshare");
+    let Some(codes) = in_a_network(TWO_HOSTS, folder.path()) else {
         return;
     };
-    let codes = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !output.status.success() || codes.starts_with("no ") {
-        eprintln!("not run: this machine gives no network namespaces: {codes}{output:?}");
-        return;
-    }
     assert_eq!(
         codes.lines().collect::<Vec<_>>(),
         ["75", "75", "75"],
-        "{output:?}"
+        "{codes}"
     );
     let said = |rank: usize| {
         let text = std::fs::read_to_string(folder.path().join(rank.to_string())).unwrap();
